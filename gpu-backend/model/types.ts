@@ -1,0 +1,56 @@
+/**
+ * A model between import and graph: where its weights come from, and what the store keeps of it.
+ * `WeightSource` is what GGUF and safetensors readers give and what architectures read.
+ */
+import { z } from 'zod';
+import { MODEL_HASH_PATTERN } from '../../shared/mask.ts';
+
+/** Hyper-parameters of a Llama-family decoder. Widths in floats, positions in tokens. */
+export const llamaConfigSchema = z.strictObject({
+  architecture: z.literal('llama'),
+  layerCount: z.int().min(1).max(512),
+  hiddenSize: z.int().min(1),
+  ffnSize: z.int().min(1),
+  headCount: z.int().min(1),
+  kvHeadCount: z.int().min(1),
+  headSize: z.int().min(1),
+  vocabularySize: z.int().min(1),
+  contextTokens: z.int().min(1),
+  ropeTheta: z.number().positive(),
+  rmsEpsilon: z.number().positive(),
+  tiedEmbeddings: z.boolean(),
+});
+export type LlamaConfig = z.infer<typeof llamaConfigSchema>;
+export type ModelConfig = LlamaConfig;
+
+/** Dequantized weights by canonical (Hugging Face) names, e.g. `model.layers.0.self_attn.q_proj.weight`. */
+export interface WeightSource {
+  readonly config: ModelConfig;
+  has(name: string): boolean;
+  /** Shape as PyTorch has it: `[out, in]` for a projection. */
+  shape(name: string): readonly number[];
+  /** The whole tensor in fp32, row-major. Rotary is in the half-split ("NeoX") order, whatever the file's. */
+  read(name: string): Promise<Float32Array>;
+}
+
+export const WEIGHT_KINDS = ['q8', 'q4', 'f32'] as const;
+export type WeightKind = (typeof WEIGHT_KINDS)[number];
+
+/** `model.json` in a model's folder in the store, beside `model.onnx`, `weights.bin` and `tokenizer.json`. */
+export const modelManifestSchema = z.strictObject({
+  format: z.literal('maskroute-model-v1'),
+  name: z.string().min(1).max(200),
+  /** SHA-256 of the source's weights file. */
+  hash: z.string().regex(MODEL_HASH_PATTERN),
+  source: z.string(),
+  weights: z.enum(WEIGHT_KINDS),
+  config: llamaConfigSchema,
+  chatTemplate: z.string().nullable(),
+  bosTokenId: z.int().nullable(),
+  /** Ids that end an answer: end of sequence, end of turn. */
+  eosTokenIds: z.array(z.int()).min(1),
+  addBos: z.boolean(),
+  files: z.record(z.string(), z.strictObject({ bytes: z.int(), sha256: z.string() })),
+  importedAt: z.iso.datetime(),
+});
+export type ModelManifest = z.infer<typeof modelManifestSchema>;

@@ -1,0 +1,14 @@
+/** The one interface behind which every encoder stands, at the edge and in calibration. */
+import type { EncoderSpec } from '../mask-set.ts';
+
+export interface Encoder {
+  readonly spec: EncoderSpec;
+  /**
+   * One L2-normalised vector of `spec.dimensions` a text; an empty or unknown text gives the zero vector.
+   * Rejects when the encoder fails or `signal` aborts.
+   */
+  embed(texts: readonly string[], signal?: AbortSignal): Promise<Float32Array[]>;
+}
+
+/** Longer prompts are cut before they are embedded: enough to tell the kind, bounded for the edge's CPU. */
+export const EMBED_CHARS_MAX = 4000;

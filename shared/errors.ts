@@ -1,0 +1,75 @@
+/**
+ * Errors as the wire has them: the OpenAI error object with a stable `code`. Inside, one class carries the
+ * same fields; the boundary (edge or backend) turns it into a response, and anything else into
+ * `internal_error` with no detail.
+ */
+
+/** Every code that a client can meet, with its HTTP status and OpenAI `type`. */
+export const ERROR_CODES = {
+  invalid_json: [400, 'invalid_request_error'],
+  invalid_request: [400, 'invalid_request_error'],
+  context_length_exceeded: [400, 'invalid_request_error'],
+  unknown_mask: [400, 'invalid_request_error'],
+  mask_model_mismatch: [400, 'invalid_request_error'],
+  invalid_mask_set: [400, 'invalid_request_error'],
+  encoder_mismatch: [400, 'invalid_request_error'],
+  invalid_api_key: [401, 'authentication_error'],
+  expired_token: [401, 'authentication_error'],
+  forbidden: [403, 'permission_error'],
+  model_not_found: [404, 'invalid_request_error'],
+  not_found: [404, 'invalid_request_error'],
+  method_not_allowed: [405, 'invalid_request_error'],
+  conflict: [409, 'invalid_request_error'],
+  body_too_large: [413, 'invalid_request_error'],
+  unsupported_media_type: [415, 'invalid_request_error'],
+  rate_limit_exceeded: [429, 'rate_limit_error'],
+  queue_full: [429, 'rate_limit_error'],
+  cancelled: [499, 'invalid_request_error'],
+  internal_error: [500, 'server_error'],
+  engine_failed: [500, 'server_error'],
+  backend_error: [502, 'server_error'],
+  backend_unreachable: [503, 'server_error'],
+  not_ready: [503, 'server_error'],
+  configuration_unavailable: [503, 'server_error'],
+  queue_timeout: [503, 'server_error'],
+} as const satisfies Record<string, readonly [number, string]>;
+export type ErrorCode = keyof typeof ERROR_CODES;
+
+export type WireError = {
+  error: { message: string; type: string; param: string | null; code: ErrorCode };
+};
+
+export class MaskrouteError extends Error {
+  readonly code: ErrorCode;
+  readonly param: string | null;
+  readonly retryAfter_s: number | undefined;
+
+  constructor(
+    code: ErrorCode,
+    message: string,
+    options: { param?: string | null; retryAfter_s?: number; cause?: unknown } = {},
+  ) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = 'MaskrouteError';
+    this.code = code;
+    this.param = options.param ?? null;
+    this.retryAfter_s = options.retryAfter_s;
+  }
+
+  get status(): number {
+    return ERROR_CODES[this.code][0];
+  }
+
+  toWire(): WireError {
+    return {
+      error: { message: this.message, type: ERROR_CODES[this.code][1], param: this.param, code: this.code },
+    };
+  }
+}
+
+/** What a client may see of any thrown value: its own error, or a generic one. */
+export function toMaskrouteError(error: unknown): MaskrouteError {
+  return error instanceof MaskrouteError
+    ? error
+    : new MaskrouteError('internal_error', 'The server met an unexpected condition.', { cause: error });
+}

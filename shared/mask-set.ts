@@ -1,0 +1,104 @@
+/**
+ * A mask set: k centroids and their k masks, with the model and the encoder that they mean something for.
+ * It is immutable; its version is the hash of its content. This schema is what `learn` writes, what the
+ * admin API accepts and what the edge reads back from D1.
+ */
+import { sha256 } from '@noble/hashes/sha2.js';
+import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
+import { z } from 'zod';
+import type { MaskId, ModelHash } from './mask.ts';
+import {
+  BLOCK_COUNT_MAX,
+  MASK_ID_PATTERN,
+  MODEL_HASH_PATTERN,
+  maskFromBits,
+  maskId,
+  sparsity,
+} from './mask.ts';
+
+export const CLUSTER_COUNT_MAX = 256;
+export const DIMENSIONS_MAX = 4096;
+
+export const encoderSpecSchema = z.strictObject({
+  /** For example `static`, `@cf/baai/bge-small-en-v1.5`, `sentence-transformers/all-MiniLM-L6-v2`. */
+  id: z.string().min(1).max(200),
+  /** What exactly computed the vectors: a content hash or a hub revision. */
+  revision: z.string().min(1).max(100),
+  pooling: z.enum(['mean', 'cls', 'weighted-mean']),
+  dimensions: z.int().min(1).max(DIMENSIONS_MAX),
+});
+export type EncoderSpec = z.infer<typeof encoderSpecSchema>;
+
+export const sameEncoder = (a: EncoderSpec, b: EncoderSpec): boolean =>
+  a.id === b.id && a.revision === b.revision && a.pooling === b.pooling && a.dimensions === b.dimensions;
+
+const clusterSchema = z.strictObject({
+  /** The centroid, `dimensions` numbers; vectors are L2-normalised before the distance is taken. */
+  centroid: z.array(z.number()).min(1).max(DIMENSIONS_MAX),
+  /** Bits of the mask as `maskBits` writes them. */
+  bits: z.string().max(BLOCK_COUNT_MAX / 4),
+  mask: z.string().regex(MASK_ID_PATTERN),
+  /** Share of the calibration set that fell into this cluster. */
+  share: z.number().min(0).max(1),
+  /** A few words for people: the kinds of prompt that dominate the cluster. */
+  label: z.string().max(200).optional(),
+});
+
+export const maskSetSchema = z
+  .strictObject({
+    format: z.literal('maskroute-mask-set-v1'),
+    name: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/),
+    model: z.strictObject({
+      name: z.string().min(1).max(200),
+      hash: z.string().regex(MODEL_HASH_PATTERN),
+      blockCount: z.int().min(2).max(BLOCK_COUNT_MAX),
+    }),
+    encoder: encoderSpecSchema,
+    clusters: z.array(clusterSchema).min(1).max(CLUSTER_COUNT_MAX),
+    targetSparsity: z.number().min(0).max(1),
+    /** Mean over clusters, weighted by share. */
+    reachedSparsity: z.number().min(0).max(1),
+    /** Whether skipped blocks are replaced by surrogates. */
+    surrogate: z.boolean(),
+    /** How it was made: method, seed, calibration counts, constants. */
+    learned: z.record(z.string(), z.json()),
+    /** Figures on held-out data, per method where there are several. */
+    heldOut: z.record(z.string(), z.json()),
+    createdAt: z.iso.datetime(),
+  })
+  .superRefine((set, context) => {
+    set.clusters.forEach((cluster, index) => {
+      const fail = (message: string) =>
+        context.addIssue({ code: 'custom', message, path: ['clusters', index] });
+      if (cluster.centroid.length !== set.encoder.dimensions) {
+        fail(`the centroid has ${cluster.centroid.length} dimensions, the encoder ${set.encoder.dimensions}`);
+      }
+      try {
+        const id = maskId(set.model.hash as ModelHash, maskFromBits(set.model.blockCount, cluster.bits));
+        if (id !== cluster.mask) fail(`the mask id is ${cluster.mask}, its bits say ${id}`);
+      } catch (error) {
+        fail((error as Error).message);
+      }
+    });
+  });
+export type MaskSet = z.infer<typeof maskSetSchema>;
+export type MaskSetCluster = MaskSet['clusters'][number];
+
+/** `v_` and 24 hexadecimal digits: the hash of the set's canonical JSON. */
+export function maskSetVersion(set: MaskSet): string {
+  return `v_${bytesToHex(sha256(utf8ToBytes(canonicalJson(set)))).slice(0, 24)}`;
+}
+
+/** JSON with sorted keys, so that equal content has equal text. */
+export function canonicalJson(value: unknown): string {
+  return JSON.stringify(value, (_key, inner: unknown) =>
+    inner !== null && typeof inner === 'object' && !Array.isArray(inner)
+      ? Object.fromEntries(Object.entries(inner).sort(([a], [b]) => (a < b ? -1 : 1)))
+      : inner,
+  );
+}
+
+export const clusterSparsity = (set: MaskSet, cluster: MaskSetCluster): number =>
+  sparsity(maskFromBits(set.model.blockCount, cluster.bits));
+
+export type { MaskId, ModelHash };

@@ -1,0 +1,103 @@
+/**
+ * What the edge and a backend say to each other.
+ *
+ * - The edge forwards the client's body with `mask` set to the id that routing chose and `maskroute` set to
+ *   the routing decision. The backend adds its own part and returns the whole under `maskroute` (in the last
+ *   chunk when streaming), so the edge passes the answer through without reading it.
+ * - The edge authenticates with a short-lived token signed with the backend key (HMAC-SHA256).
+ * - A backend that does not know a mask id asks `GET {edge}/internal/v1/masks/{id}` once, with the backend
+ *   key as bearer, and keeps the answer.
+ */
+import { z } from 'zod';
+import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN } from './mask.ts';
+
+/** Why a request went dense although routing was on. */
+export const FALLBACK_REASONS = [
+  'requested',
+  'no_mask_set',
+  'model_mismatch',
+  'encoder_mismatch',
+  'encoder_failed',
+  'encoder_timeout',
+  'low_similarity',
+  'empty_prompt',
+  'token_prompt',
+  'unknown_mask',
+] as const;
+export type FallbackReason = (typeof FALLBACK_REASONS)[number];
+
+/** The edge's routing decision as it travels in the body and in the `x-maskroute-*` headers. */
+export const routeEchoSchema = z.looseObject({
+  mask_set: z.string().max(200).nullish(),
+  version: z.string().max(100).nullish(),
+  cluster: z.int().min(0).nullish(),
+  similarity: z.number().nullish(),
+  experiment: z.string().max(200).nullish(),
+  variant: z.string().max(200).nullish(),
+  region: z.string().max(100).nullish(),
+  fallback: z.enum(FALLBACK_REASONS).nullish(),
+});
+export type RouteEcho = z.infer<typeof routeEchoSchema>;
+
+/** What the body carries under `maskroute`: the edge's part (absent on direct calls) and the backend's. */
+export type MaskrouteInfo = RouteEcho & {
+  mask: string;
+  sparsity: number;
+  prefill_ms: number;
+  decode_ms: number;
+  queue_ms: number;
+};
+
+/** Response headers on every completion. */
+export const HEADERS = {
+  requestId: 'x-request-id',
+  maskSet: 'x-maskroute-mask-set',
+  version: 'x-maskroute-version',
+  cluster: 'x-maskroute-cluster',
+  mask: 'x-maskroute-mask',
+  sparsity: 'x-maskroute-sparsity',
+  experiment: 'x-maskroute-experiment',
+  variant: 'x-maskroute-variant',
+  region: 'x-maskroute-region',
+  fallback: 'x-maskroute-fallback',
+  serverTiming: 'server-timing',
+} as const;
+
+export const REQUEST_ID_PATTERN = /^[A-Za-z0-9_.:-]{1,128}$/;
+
+export const internalMaskPath = (id: string): string => `/internal/v1/masks/${id}`;
+
+/** The answer of `GET /internal/v1/masks/{id}`. */
+export const maskRecordSchema = z.strictObject({
+  id: z.string().regex(MASK_ID_PATTERN),
+  modelHash: z.string().regex(MODEL_HASH_PATTERN),
+  blockCount: z.int().min(2).max(BLOCK_COUNT_MAX),
+  bits: z.string().max(BLOCK_COUNT_MAX / 4),
+});
+export type MaskRecord = z.infer<typeof maskRecordSchema>;
+
+/** One entry of the backend's `GET /v1/models`, beyond OpenAI's fields. */
+export const modelEntrySchema = z.looseObject({
+  id: z.string(),
+  object: z.literal('model'),
+  created: z.int(),
+  owned_by: z.string(),
+  maskroute: z
+    .looseObject({
+      hash: z.string().regex(MODEL_HASH_PATTERN),
+      block_count: z.int(),
+      context_tokens: z.int(),
+      dense: z.boolean(),
+    })
+    .optional(),
+});
+export const modelListSchema = z.looseObject({ object: z.literal('list'), data: z.array(modelEntrySchema) });
+export type ModelEntry = z.infer<typeof modelEntrySchema>;
+
+/** `<model>:dense` names the unpruned model. */
+export const DENSE_SUFFIX = ':dense';
+export function splitModelName(name: string): { model: string; dense: boolean } {
+  return name.endsWith(DENSE_SUFFIX)
+    ? { model: name.slice(0, -DENSE_SUFFIX.length), dense: true }
+    : { model: name, dense: false };
+}

@@ -1,0 +1,83 @@
+/**
+ * The token that the edge signs for a backend: `mrt1.<payload>.<signature>`, both base64url; the signature is
+ * HMAC-SHA256 with the backend key over everything before the last dot. WebCrypto, so it runs on both sides.
+ */
+import { z } from 'zod';
+import { MaskrouteError } from './errors.ts';
+
+export const TOKEN_PREFIX = 'mrt1.';
+export const TOKEN_LIFETIME_s = 60;
+/** How far the two clocks may be apart. */
+export const TOKEN_SKEW_s = 30;
+const TOKEN_CHARS_MAX = 2048;
+
+const claimsSchema = z.strictObject({
+  /** Tenant id, for the backend's logs and for the cache salt. */
+  tenant: z.string().max(100),
+  issuedAt_s: z.int(),
+  expiresAt_s: z.int(),
+  nonce: z.string().min(8).max(64),
+  /** Where the backend may fetch masks that it does not know. */
+  edge: z.string().max(500),
+});
+export type TokenClaims = z.infer<typeof claimsSchema>;
+
+/** Node and workerd each have a `CryptoKey`; this names whichever is there. */
+export type TokenKey = Awaited<ReturnType<typeof crypto.subtle.importKey>>;
+
+const encoder = new TextEncoder();
+
+/** Import once and keep: importing costs more than signing. */
+export const importTokenKey = (backendKey: string): Promise<TokenKey> =>
+  crypto.subtle.importKey('raw', encoder.encode(backendKey), { name: 'HMAC', hash: 'SHA-256' }, false, [
+    'sign',
+    'verify',
+  ]);
+
+export async function signToken(key: TokenKey, claims: TokenClaims): Promise<string> {
+  const head = TOKEN_PREFIX + toBase64Url(encoder.encode(JSON.stringify(claims)));
+  const signature = await crypto.subtle.sign('HMAC', key, encoder.encode(head));
+  return `${head}.${toBase64Url(new Uint8Array(signature))}`;
+}
+
+/** @throws MaskrouteError `invalid_api_key` for a forged or malformed token, `expired_token` outside its time. */
+export async function verifyToken(key: TokenKey, token: string, now_s: number): Promise<TokenClaims> {
+  const invalid = () => new MaskrouteError('invalid_api_key', 'The service token is not valid.');
+  const parts = token.split('.');
+  if (token.length > TOKEN_CHARS_MAX || parts.length !== 3 || `${parts[0]}.` !== TOKEN_PREFIX)
+    throw invalid();
+  const signature = fromBase64Url(parts[2]!);
+  const payload = fromBase64Url(parts[1]!);
+  if (signature === null || payload === null) throw invalid();
+  const head = encoder.encode(`${parts[0]}.${parts[1]}`);
+  if (!(await crypto.subtle.verify('HMAC', key, signature, head))) throw invalid();
+  let json: unknown;
+  try {
+    json = JSON.parse(new TextDecoder().decode(payload));
+  } catch {
+    throw invalid();
+  }
+  const claims = claimsSchema.safeParse(json);
+  if (!claims.success) throw invalid();
+  if (claims.data.expiresAt_s + TOKEN_SKEW_s < now_s || claims.data.issuedAt_s - TOKEN_SKEW_s > now_s) {
+    throw new MaskrouteError('expired_token', 'The service token is outside its time; check the clocks.');
+  }
+  return claims.data;
+}
+
+function toBase64Url(bytes: Uint8Array): string {
+  return btoa(String.fromCharCode(...bytes))
+    .replaceAll('+', '-')
+    .replaceAll('/', '_')
+    .replaceAll('=', '');
+}
+
+function fromBase64Url(text: string): Uint8Array<ArrayBuffer> | null {
+  try {
+    return Uint8Array.from(atob(text.replaceAll('-', '+').replaceAll('_', '/')), (char) =>
+      char.charCodeAt(0),
+    );
+  } catch {
+    return null;
+  }
+}
