@@ -1,0 +1,151 @@
+/**
+ * A small typed builder of ONNX graphs: plain data (nodes, initializers, inputs, outputs) and functions that
+ * append to it. A graph is encoded to protobuf by `encode.ts`; gradients are emitted as nodes of the same kind.
+ */
+
+/** ONNX `TensorProto.DataType` numbers of the element types in use. */
+export const ELEMENT_TYPES = { f32: 1, u8: 2, i8: 3, i32: 6, i64: 7, bool: 9, f16: 10 } as const;
+export type ElementType = keyof typeof ELEMENT_TYPES;
+
+/** A number is a fixed size, a string a named free size. */
+export type Dimension = number | string;
+
+/** A tensor inside the graph, known by its name. */
+export type Value = { readonly name: string };
+
+export type ValueInfo = {
+  readonly name: string;
+  readonly type: ElementType;
+  readonly shape: readonly Dimension[];
+};
+
+/** Where an initializer's bytes are: in the graph itself, or in a file beside it. */
+export type InitializerData =
+  | { readonly kind: 'inline'; readonly bytes: Uint8Array }
+  | { readonly kind: 'external'; readonly file: string; readonly offset: number; readonly bytes: number };
+
+export type Initializer = ValueInfo & { readonly shape: readonly number[]; readonly data: InitializerData };
+
+export type Attribute =
+  | number
+  | string
+  | readonly number[]
+  | { readonly float: number }
+  | { readonly graph: Graph };
+export type Attributes = { readonly [name: string]: Attribute };
+
+/** Contrib operators (MatMulNBits, RotaryEmbedding, ...) live in this domain. */
+export const MICROSOFT = 'com.microsoft';
+
+export type Node = {
+  readonly op: string;
+  readonly domain: string;
+  /** Names; `''` where an optional input is left out. */
+  readonly inputs: readonly string[];
+  readonly outputs: readonly string[];
+  readonly attributes: Attributes;
+};
+
+export type Graph = {
+  readonly name: string;
+  readonly nodes: Node[];
+  readonly initializers: Initializer[];
+  readonly inputs: ValueInfo[];
+  readonly outputs: ValueInfo[];
+};
+
+export const emptyGraph = (name: string): Graph => ({
+  name,
+  nodes: [],
+  initializers: [],
+  inputs: [],
+  outputs: [],
+});
+
+/** Appends to one graph; subgraphs (branches of `If`) share the counter, so names are unique in the model. */
+export class GraphBuilder {
+  readonly graph: Graph;
+  readonly #names: { next: number };
+
+  constructor(name: string, names: { next: number } = { next: 0 }) {
+    this.graph = emptyGraph(name);
+    this.#names = names;
+  }
+
+  /** A graph input. */
+  input(name: string, type: ElementType, shape: readonly Dimension[]): Value {
+    this.graph.inputs.push({ name, type, shape });
+    return { name };
+  }
+
+  /** Declares a value computed by this graph as its output. */
+  output(value: Value, type: ElementType, shape: readonly Dimension[]): void {
+    this.graph.outputs.push({ name: value.name, type, shape });
+  }
+
+  initializer(name: string, type: ElementType, shape: readonly number[], data: InitializerData): Value {
+    this.graph.initializers.push({ name, type, shape, data });
+    return { name };
+  }
+
+  /** A small constant, stored in the graph. A scalar has shape `[]`. */
+  constant(type: 'f32' | 'i64' | 'i32' | 'bool', shape: readonly number[], values: readonly number[]): Value {
+    const bytes = constantBytes(type, values);
+    return this.initializer(this.fresh('const'), type, shape, { kind: 'inline', bytes });
+  }
+
+  /** One node with one output. `undefined` leaves an optional input out. */
+  op(op: string, inputs: readonly (Value | undefined)[], attributes: Attributes = {}, domain = ''): Value {
+    return this.ops(op, inputs, 1, attributes, domain)[0]!;
+  }
+
+  /** One node with several outputs. */
+  ops(
+    op: string,
+    inputs: readonly (Value | undefined)[],
+    outputCount: number,
+    attributes: Attributes = {},
+    domain = '',
+  ): Value[] {
+    const outputs = Array.from({ length: outputCount }, () => this.fresh(op));
+    this.node(op, inputs, outputs, attributes, domain);
+    return outputs.map((name) => ({ name }));
+  }
+
+  /** One node whose outputs bear given names (graph outputs); `''` leaves an output out. */
+  node(
+    op: string,
+    inputs: readonly (Value | undefined)[],
+    outputs: readonly string[],
+    attributes: Attributes = {},
+    domain = '',
+  ): void {
+    const names = inputs.map((input) => input?.name ?? '');
+    while (names.at(-1) === '') names.pop();
+    this.graph.nodes.push({ op, domain, inputs: names, outputs, attributes });
+  }
+
+  /** A branch: `build` appends to it and names its outputs. Values of the outer graph are visible inside. */
+  subgraph(name: string, build: (branch: GraphBuilder) => void): Graph {
+    const branch = new GraphBuilder(this.fresh(name), this.#names);
+    build(branch);
+    return branch.graph;
+  }
+
+  fresh(prefix: string): string {
+    return `${prefix}_${this.#names.next++}`;
+  }
+}
+
+function constantBytes(type: 'f32' | 'i64' | 'i32' | 'bool', values: readonly number[]): Uint8Array {
+  switch (type) {
+    case 'f32':
+      return new Uint8Array(Float32Array.from(values).buffer);
+    case 'i32':
+      return new Uint8Array(Int32Array.from(values).buffer);
+    case 'i64':
+      return new Uint8Array(BigInt64Array.from(values.map(BigInt)).buffer);
+    case 'bool':
+      return Uint8Array.from(values);
+  }
+}

@@ -1,0 +1,86 @@
+/**
+ * The one file that imports onnxruntime-node. Everything else speaks of sessions and tensors in these terms,
+ * so a change of runtime, provider or version is a change here.
+ *
+ * `run` is one synchronous native call behind an async face: it blocks the thread that calls it.
+ */
+import { InferenceSession, Tensor } from 'onnxruntime-node';
+import type { ElementType } from './graph.ts';
+
+export type RuntimeTensor = Tensor;
+export type Feeds = Record<string, Tensor>;
+/** A name with a tensor is written in place into that tensor's buffer (`engine/kv-cache.ts` rests on it). */
+export type Fetches = Record<string, Tensor | null>;
+export type Outputs = Readonly<Record<string, Tensor>>;
+
+export type SessionOptions = {
+  readonly threads: number;
+  /** Keep scratch memory between runs: faster, and the peak stays resident. */
+  readonly arena?: boolean;
+  /** Where to write a trace of every node's time, for benches. */
+  readonly profileFile?: string;
+};
+
+export type Session = {
+  readonly inputNames: readonly string[];
+  readonly outputNames: readonly string[];
+  run(feeds: Feeds, fetches: Fetches | readonly string[]): Promise<Outputs>;
+  endProfiling(): void;
+  release(): Promise<void>;
+};
+
+/** `model`: a path (external weights lie beside it) or the bytes of a model that needs no other file. */
+export async function createSession(model: string | Uint8Array, options: SessionOptions): Promise<Session> {
+  const settings: InferenceSession.SessionOptions = {
+    executionProviders: ['cpu'],
+    intraOpNumThreads: options.threads,
+    interOpNumThreads: 1,
+    executionMode: 'sequential',
+    graphOptimizationLevel: 'all',
+    enableCpuMemArena: options.arena ?? true,
+    // Patterns are kept for every set of shapes, and the shapes of a growing cache never repeat.
+    enableMemPattern: false,
+    ...(options.profileFile === undefined
+      ? {}
+      : { enableProfiling: true, profileFilePrefix: options.profileFile }),
+  };
+  const session =
+    typeof model === 'string'
+      ? await InferenceSession.create(model, settings)
+      : await InferenceSession.create(model, settings);
+  return {
+    inputNames: session.inputNames,
+    outputNames: session.outputNames,
+    run: (feeds, fetches) => session.run(feeds, fetches as Fetches) as unknown as Promise<Outputs>,
+    endProfiling: () => session.endProfiling(),
+    release: () => session.release(),
+  };
+}
+
+type TensorData = {
+  f32: Float32Array;
+  i64: BigInt64Array;
+  i32: Int32Array;
+  bool: Uint8Array;
+  u8: Uint8Array;
+  i8: Int8Array;
+};
+const RUNTIME_TYPES = {
+  f32: 'float32',
+  i64: 'int64',
+  i32: 'int32',
+  bool: 'bool',
+  u8: 'uint8',
+  i8: 'int8',
+} as const;
+
+/** A tensor over `data` itself, not a copy. */
+export function tensor<T extends keyof TensorData & ElementType>(
+  type: T,
+  data: TensorData[T],
+  dims: readonly number[],
+): Tensor {
+  return new Tensor(RUNTIME_TYPES[type], data as Float32Array, dims as number[]);
+}
+
+export const floats = (value: Tensor): Float32Array => value.data as Float32Array;
