@@ -1,0 +1,138 @@
+/**
+ * The admin API's wire format: what `maskroute publish` and `rollback` send, what the dashboard reads.
+ *
+ * | method and path (under `/admin/v1`) | body | answer |
+ * |---|---|---|
+ * | `POST /tenants`                 | {@link createTenantSchema}  | 201 {@link Tenant}; 409 when the id is taken |
+ * | `GET /tenants`                  |                             | list of {@link Tenant} |
+ * | `POST /keys`                    | {@link createKeySchema}     | 201 {@link CreatedKey}: the only time the key is shown |
+ * | `GET /keys?tenant=`             |                             | list of {@link ApiKey} |
+ * | `DELETE /keys/{id}`             |                             | {@link ApiKey} with `revoked_at`; again is the same |
+ * | `POST /mask-sets?tenant=`       | a mask set                  | 201 {@link MaskSetSummary}; 200 for content already there |
+ * | `GET /mask-sets?tenant=`        |                             | list of {@link MaskSetSummary} |
+ * | `GET /mask-sets/{version}?tenant=` |                          | the mask set itself |
+ * | `POST /publications`            | {@link publishSchema}       | 201 {@link Publication}; 409 when another publisher won |
+ * | `POST /publications/rollback`   | {@link rollbackSchema}      | 201 {@link Publication}; 409 when nothing came before |
+ * | `GET /publications?tenant=`     |                             | list of {@link Publication}, newest first |
+ * | `GET /publications/live?tenant=` |                            | {@link Publication}; 404 when nothing is live |
+ *
+ * `tenant` is a tenant id; absent or empty it means the default that every tenant without its own uses.
+ * A tenant's own admin key needs no `tenant`: it means its own, and every other is refused with 403.
+ */
+import { z } from 'zod';
+import { ROUTING_POLICIES } from './embedding/route-text.ts';
+
+/** The owner of what no tenant owns. */
+export const DEFAULT_TENANT = '';
+export const TENANT_ID_PATTERN = /^[a-z0-9][a-z0-9-]{0,62}$/;
+export const MASK_SET_VERSION_PATTERN = /^v_[0-9a-f]{24}$/;
+export const LIST_COUNT_MAX = 200;
+
+export const API_KEY_KINDS = ['tenant', 'tenant_admin', 'admin'] as const;
+export type ApiKeyKind = (typeof API_KEY_KINDS)[number];
+
+const tenantId = z
+  .string()
+  .regex(TENANT_ID_PATTERN, 'expected lower-case letters, digits and dashes, at most 63');
+const ownerId = z.union([z.literal(DEFAULT_TENANT), tenantId]);
+const version = z.string().regex(MASK_SET_VERSION_PATTERN, 'expected v_ and 24 hexadecimal digits');
+const timestamp = z.iso.datetime();
+
+export const createTenantSchema = z.strictObject({
+  id: tenantId,
+  name: z.string().min(1).max(200),
+  /** Which text of a conversation is embedded. */
+  routing_policy: z.enum(ROUTING_POLICIES).default('first_user'),
+});
+
+export const tenantSchema = z.object({
+  id: z.string(),
+  name: z.string(),
+  routing_policy: z.enum(ROUTING_POLICIES),
+  created_at: timestamp,
+});
+export type Tenant = z.infer<typeof tenantSchema>;
+
+export const createKeySchema = z
+  .strictObject({
+    /** `tenant` sends completions, `tenant_admin` manages one tenant, `admin` manages all. */
+    kind: z.enum(API_KEY_KINDS).default('tenant'),
+    tenant: ownerId.default(DEFAULT_TENANT),
+    name: z.string().min(1).max(200),
+    expires_at: timestamp.optional(),
+  })
+  .refine((key) => (key.kind === 'admin') === (key.tenant === DEFAULT_TENANT), {
+    message: 'a key of kind admin has no tenant, every other kind has one',
+    path: ['tenant'],
+  });
+
+export const apiKeySchema = z.object({
+  id: z.string(),
+  kind: z.enum(API_KEY_KINDS),
+  tenant: z.string(),
+  name: z.string(),
+  /** The first characters of the key, to tell keys apart. */
+  prefix: z.string(),
+  created_at: timestamp,
+  expires_at: timestamp.nullable(),
+  revoked_at: timestamp.nullable(),
+});
+export type ApiKey = z.infer<typeof apiKeySchema>;
+
+export const createdKeySchema = apiKeySchema.extend({ key: z.string() });
+export type CreatedKey = z.infer<typeof createdKeySchema>;
+
+export const maskSetSummarySchema = z.object({
+  version: z.string(),
+  tenant: z.string(),
+  name: z.string(),
+  model: z.object({ name: z.string(), hash: z.string() }),
+  encoder: z.string(),
+  clusters: z.int(),
+  reached_sparsity: z.number(),
+  bytes: z.int(),
+  created_at: timestamp,
+});
+export type MaskSetSummary = z.infer<typeof maskSetSummarySchema>;
+
+/** The version that the caller believes is live; null = nothing is live; absent = whatever is. */
+const expectedVersion = version.nullable().optional();
+
+export const publishSchema = z.strictObject({
+  version,
+  tenant: ownerId.default(DEFAULT_TENANT),
+  expected_version: expectedVersion,
+  /** False checks that the set could go live, and changes nothing. */
+  activate: z.boolean().default(true),
+});
+
+export const rollbackSchema = z.strictObject({
+  tenant: ownerId.default(DEFAULT_TENANT),
+  expected_version: expectedVersion,
+});
+
+export const publicationSchema = z.object({
+  id: z.string(),
+  tenant: z.string(),
+  version: z.string(),
+  /** The version that was live before. */
+  replaced_version: z.string().nullable(),
+  action: z.enum(['activate', 'rollback']),
+  /** The id of the key that did it, or `root`. */
+  actor: z.string(),
+  created_at: timestamp,
+});
+export type Publication = z.infer<typeof publicationSchema>;
+
+/** The answer to a publish request with `activate: false`. */
+export const publishCheckSchema = z.object({ activated: z.literal(false), version: z.string() });
+
+export const listSchema = <T extends z.ZodType>(item: T) =>
+  z.object({ object: z.literal('list'), data: z.array(item) });
+
+export const feedbackSchema = z.strictObject({
+  /** The `id` of the completion. */
+  id: z.string().regex(/^[A-Za-z0-9_.:-]{1,200}$/),
+  rating: z.union([z.literal(1), z.literal(-1)]),
+  comment: z.string().max(2000).optional(),
+});
