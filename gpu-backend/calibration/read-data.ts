@@ -1,0 +1,149 @@
+/**
+ * Calibration data from JSONL files, in every form that people have lying about. A row becomes a short
+ * conversation (to be rendered through the model's chat template) or a plain text, with the text that the edge
+ * would route it by: both sides must see the same prompt, or clusters mean nothing.
+ */
+import { basename } from 'node:path';
+import { z } from 'zod';
+import { chatRouteText, completionRouteText } from '../../shared/embedding/route-text.ts';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { readLines } from './read-lines.ts';
+
+export const ROW_CHARS_MAX = 4_000_000;
+export const ROW_COUNT_MAX = 5_000_000;
+
+export type Turn = { readonly role: 'system' | 'user' | 'assistant'; readonly content: string };
+export type CalibrationRow = {
+  /** The row's own `kind`, or the file's name without its ending: what reports count clusters against. */
+  readonly kind: string;
+  /** What the edge would embed for this request. */
+  readonly routeText: string;
+  readonly content:
+    | { readonly type: 'chat'; readonly turns: readonly Turn[] }
+    | { readonly type: 'text'; readonly text: string };
+};
+
+export type CalibrationData = {
+  readonly rows: CalibrationRow[];
+  /** Rows left out because there is nothing to route them by. */
+  readonly emptyRows: number;
+};
+
+const text = z.string();
+const role = z.enum(['system', 'developer', 'user', 'assistant']);
+const withKind = { kind: z.string().min(1).max(100).optional() };
+const FORMS = {
+  messages: z.looseObject({
+    ...withKind,
+    messages: z.array(z.looseObject({ role, content: text })).min(1),
+  }),
+  prompt: z.looseObject({ ...withKind, prompt: text, completion: text }),
+  question: z.looseObject({ ...withKind, question: text, answer: text }),
+  instruction: z.looseObject({
+    ...withKind,
+    instruction: text,
+    input: text.nullish(),
+    output: text,
+  }),
+  text: z.looseObject({ ...withKind, text }),
+} as const;
+type Form = keyof typeof FORMS;
+const FORM_NAMES = 'messages, prompt + completion, question + answer, instruction + output, or text';
+
+/**
+ * @param rowsMax rows taken from each file, from its start.
+ * @throws MaskrouteError `invalid_data` with file and line of the first row that is wrong, or when nothing is left.
+ */
+export async function readData(
+  paths: readonly string[],
+  rowsMax: number = ROW_COUNT_MAX,
+): Promise<CalibrationData> {
+  const rows: CalibrationRow[] = [];
+  let emptyRows = 0;
+  for (const path of paths) {
+    let taken = 0;
+    for await (const line of readLines(path, ROW_CHARS_MAX)) {
+      const content = line.number === 1 ? line.text.replace(/^\uFEFF/, '') : line.text;
+      if (content.trim() === '') continue;
+      if (taken++ >= rowsMax) break;
+      const row = parseRow(content, kindOf(path), `${basename(path)}:${line.number}`);
+      if (row.routeText === '') emptyRows++;
+      else rows.push(row);
+      if (rows.length > ROW_COUNT_MAX) {
+        throw new MaskrouteError('invalid_data', `The data has more than ${ROW_COUNT_MAX} rows.`);
+      }
+    }
+  }
+  if (rows.length === 0) {
+    throw new MaskrouteError(
+      'invalid_data',
+      `There is no row with a prompt in ${paths.join(', ') || 'no file'}.`,
+    );
+  }
+  return { rows, emptyRows };
+}
+
+/** One JSONL line. `where` (`file:line`) stands before every complaint. */
+export function parseRow(line: string, fileKind: string, where: string): CalibrationRow {
+  const fail = (reason: string) => new MaskrouteError('invalid_data', `${where}: ${reason}`);
+  let json: unknown;
+  try {
+    json = JSON.parse(line);
+  } catch (error) {
+    throw fail(`the line is not JSON (${(error as Error).message})`);
+  }
+  if (json === null || typeof json !== 'object' || Array.isArray(json))
+    throw fail('the line is not an object');
+  const form = (Object.keys(FORMS) as Form[]).find((key) => key in json);
+  if (form === undefined) {
+    throw fail(`the row has none of the known forms (${FORM_NAMES}); it has ${Object.keys(json).join(', ')}`);
+  }
+  const parsed = FORMS[form].safeParse(json);
+  if (!parsed.success) {
+    const issue = parsed.error.issues[0]!;
+    throw fail(`${issue.path.join('.')}: ${issue.message}`);
+  }
+  const content = toContent(form, json);
+  return { kind: parsed.data.kind ?? fileKind, routeText: routeText(content), content };
+}
+
+/** `row` has passed the schema of `form`. */
+function toContent(form: Form, row: object): CalibrationRow['content'] {
+  switch (form) {
+    case 'messages': {
+      const { messages } = row as z.infer<typeof FORMS.messages>;
+      const turns = messages.map((message) => ({
+        role: message.role === 'developer' ? ('system' as const) : message.role,
+        content: message.content,
+      }));
+      return { type: 'chat', turns };
+    }
+    case 'prompt': {
+      const { prompt, completion } = row as z.infer<typeof FORMS.prompt>;
+      return exchange(prompt, completion);
+    }
+    case 'question': {
+      const { question, answer } = row as z.infer<typeof FORMS.question>;
+      return exchange(question, answer);
+    }
+    case 'instruction': {
+      const { instruction, input, output } = row as z.infer<typeof FORMS.instruction>;
+      return exchange(input ? `${instruction}\n\n${input}` : instruction, output);
+    }
+    case 'text':
+      return { type: 'text', text: (row as z.infer<typeof FORMS.text>).text };
+  }
+}
+
+function exchange(user: string, assistant: string): CalibrationRow['content'] {
+  const turns: Turn[] = [{ role: 'user', content: user }];
+  if (assistant !== '') turns.push({ role: 'assistant', content: assistant });
+  return { type: 'chat', turns };
+}
+
+const routeText = (content: CalibrationRow['content']): string =>
+  content.type === 'chat'
+    ? chatRouteText({ messages: content.turns.map((turn) => ({ ...turn })) })
+    : (completionRouteText({ prompt: content.text }) ?? '');
+
+const kindOf = (path: string): string => basename(path).replace(/\.[^.]*$/, '') || basename(path);

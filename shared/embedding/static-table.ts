@@ -1,0 +1,126 @@
+/**
+ * The file of the static encoder: a WordPiece vocabulary and one int8 vector a token, in one self-contained
+ * artefact, so that a table can never meet another vocabulary than the one it was fitted with.
+ *
+ * Layout (little-endian): magic (8 bytes) · version, dimensions, vocabulary size, vocabulary bytes (u32 each) ·
+ * SHA-256 of everything after the header (32 bytes) · scales (f32 `[vocabularySize]`) · vectors
+ * (i8 `[vocabularySize, dimensions]`) · vocabulary (UTF-8, one token a line, in id order).
+ * A token's vector is `scale · int8`; its weight in the mean is part of it.
+ */
+import { sha256 } from '@noble/hashes/sha2.js';
+import { bytesToHex } from '@noble/hashes/utils.js';
+import { MaskrouteError } from '../errors.ts';
+
+const MAGIC = 'MRSTATIC';
+const VERSION = 1;
+const HEADER_BYTES = 56;
+/** What a worker may spend on the table: it stays in the isolate's memory. */
+export const STATIC_TABLE_BYTES_MAX = 8_000_000;
+const DIMENSIONS_MAX = 1024;
+const VOCABULARY_MAX = 200_000;
+
+export type StaticTable = {
+  readonly dimensions: number;
+  /** Tokens in id order. */
+  readonly vocabulary: readonly string[];
+  /** One factor a token. */
+  readonly scales: Float32Array;
+  /** `[vocabulary.length, dimensions]`, row-major. */
+  readonly vectors: Int8Array;
+};
+
+/** A table read back, with the content hash that names it: `t_` and 24 hexadecimal digits. */
+export type LoadedStaticTable = StaticTable & { readonly revision: string };
+
+/** @throws MaskrouteError `invalid_encoder` when the parts do not fit together or the file would be too large. */
+export function encodeStaticTable(table: StaticTable): Uint8Array<ArrayBuffer> {
+  const { dimensions, vocabulary, scales, vectors } = table;
+  const size = vocabulary.length;
+  if (scales.length !== size || vectors.length !== size * dimensions) {
+    throw invalid(
+      `${size} tokens, ${scales.length} scales and ${vectors.length} numbers do not fit together`,
+    );
+  }
+  const words = new TextEncoder().encode(vocabulary.join('\n'));
+  const bytes = new Uint8Array(HEADER_BYTES + size * (4 + dimensions) + words.length);
+  if (bytes.length > STATIC_TABLE_BYTES_MAX) throw invalid(`the table would take ${bytes.length} bytes`);
+  const view = new DataView(bytes.buffer);
+  bytes.set(new TextEncoder().encode(MAGIC));
+  [VERSION, dimensions, size, words.length].forEach((value, i) => {
+    view.setUint32(8 + 4 * i, value, true);
+  });
+  scales.forEach((scale, i) => {
+    view.setFloat32(HEADER_BYTES + 4 * i, scale, true);
+  });
+  bytes.set(new Uint8Array(vectors.buffer, vectors.byteOffset, vectors.length), HEADER_BYTES + 4 * size);
+  bytes.set(words, HEADER_BYTES + size * (4 + dimensions));
+  bytes.set(sha256(bytes.subarray(HEADER_BYTES)), 24);
+  parseStaticTable(bytes);
+  return bytes;
+}
+
+/**
+ * Reads a table; the vectors stay a view on `source`. The sizes that the header claims are checked against the
+ * bytes that are there; the content hash is taken as it stands ({@link verifyStaticTable} checks it).
+ * @throws MaskrouteError `invalid_encoder`.
+ */
+export function parseStaticTable(source: ArrayBuffer | Uint8Array): LoadedStaticTable {
+  const bytes = source instanceof Uint8Array ? source : new Uint8Array(source);
+  if (bytes.length < HEADER_BYTES || new TextDecoder().decode(bytes.subarray(0, 8)) !== MAGIC) {
+    throw invalid('the file is not a static encoder table');
+  }
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const field = (index: number) => view.getUint32(8 + 4 * index, true);
+  const [version, dimensions, size, wordBytes] = [field(0), field(1), field(2), field(3)];
+  if (version !== VERSION) throw invalid(`the table has version ${version}, this code reads ${VERSION}`);
+  if (dimensions < 1 || dimensions > DIMENSIONS_MAX || size < 1 || size > VOCABULARY_MAX) {
+    throw invalid(`the table claims ${size} tokens of ${dimensions} dimensions`);
+  }
+  const expected = HEADER_BYTES + size * (4 + dimensions) + wordBytes;
+  if (bytes.length !== expected)
+    throw invalid(`the table has ${bytes.length} bytes, its header says ${expected}`);
+  const vectorsAt = HEADER_BYTES + 4 * size;
+  return {
+    dimensions,
+    vocabulary: readVocabulary(bytes.subarray(vectorsAt + size * dimensions), size),
+    scales: readScales(view, size),
+    vectors: new Int8Array(bytes.buffer, bytes.byteOffset + vectorsAt, size * dimensions),
+    revision: `t_${bytesToHex(bytes.subarray(24, HEADER_BYTES)).slice(0, 24)}`,
+  };
+}
+
+/** Hashes the content (tens of ms): for those who write, publish or calibrate, not for every cold start. */
+export function verifyStaticTable(source: ArrayBuffer | Uint8Array): void {
+  const bytes = source instanceof Uint8Array ? source : new Uint8Array(source);
+  parseStaticTable(bytes);
+  const claimed = bytesToHex(bytes.subarray(24, HEADER_BYTES));
+  if (bytesToHex(sha256(bytes.subarray(HEADER_BYTES))) !== claimed) {
+    throw invalid('the content of the table does not match its hash; the file is damaged');
+  }
+}
+
+function readScales(view: DataView, size: number): Float32Array {
+  const scales = new Float32Array(size);
+  for (let i = 0; i < size; i++) {
+    scales[i] = view.getFloat32(HEADER_BYTES + 4 * i, true);
+    if (!Number.isFinite(scales[i]!)) throw invalid(`the scale of token ${i} is not a finite number`);
+  }
+  return scales;
+}
+
+function readVocabulary(bytes: Uint8Array, size: number): string[] {
+  let text: string;
+  try {
+    text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch (cause) {
+    throw invalid('the vocabulary is not UTF-8', cause);
+  }
+  const vocabulary = text.split('\n');
+  if (vocabulary.length !== size) {
+    throw invalid(`the vocabulary has ${vocabulary.length} tokens, its header says ${size}`);
+  }
+  return vocabulary;
+}
+
+const invalid = (reason: string, cause?: unknown): MaskrouteError =>
+  new MaskrouteError('invalid_encoder', `The encoder cannot be used: ${reason}.`, { cause });
