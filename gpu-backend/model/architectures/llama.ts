@@ -1,0 +1,261 @@
+/**
+ * The Llama decoder as one ONNX graph that serves every mask.
+ *
+ * Shapes: B = 1 sequence, S = new tokens, W = those that a layer writes K and V of, T = the cache view, H = hidden, F = FFN width,
+ * N/G = query/KV heads, D = head width, V = vocabulary, R = rows whose logits are wanted.
+ *
+ * Every block sits in an `If` on its bit of `runs`. A skipped FFN costs one copy of a zero tensor. A skipped attention
+ * computes K and V of its new tokens and nothing else, or nothing at all when `kv_rows` is 0.
+ * The cache is written through: new K and V are outputs bound in place into the buffers that come back in as
+ * `past_k`/`past_v` (`engine/kv-cache.ts`). Q needs the two splits that write K and V, which puts the writes
+ * before the read of the cache.
+ *
+ * Limits, per decoded token: every weight of a running block is read once; 6 nodes an attention and 5 an FFN,
+ * which at this model's size cost as much as the products.
+ */
+
+import type { Graph, Value } from '../../onnx/graph.ts';
+import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
+import type { Linear, StoredLinear } from '../linear.ts';
+import { linear, multiply, storedRows } from '../linear.ts';
+import { QUANT_BLOCK } from '../quantize.ts';
+import type { LlamaConfig } from '../types.ts';
+import type { WeightRange } from '../weights-file.ts';
+import { external } from '../weights-file.ts';
+
+export type StoredLayer = {
+  /** Rows of Q, K and V, one matrix `[(N + 2G)·D, H]`. */
+  readonly qkv: StoredLinear;
+  readonly output: StoredLinear;
+  /** Rows of gate and up, one matrix `[2F, H]`. */
+  readonly gateUp: StoredLinear;
+  readonly down: StoredLinear;
+  readonly attentionNorm: WeightRange;
+  readonly ffnNorm: WeightRange;
+};
+
+export type StoredLlama = {
+  readonly layers: readonly StoredLayer[];
+  /** `[V, H]`; the same ranges as `head` when the embeddings are tied. */
+  readonly embedding: StoredLinear;
+  readonly head: StoredLinear;
+  readonly finalNorm: WeightRange;
+  /** cos and sin, `[context, D/2]` each. */
+  readonly ropeCos: WeightRange;
+  readonly ropeSin: WeightRange;
+};
+
+/** Values that every block sees. */
+type Shared = {
+  readonly config: LlamaConfig;
+  readonly positions: Value;
+  readonly keyCount: Value;
+  readonly cos: Value;
+  readonly sin: Value;
+  /** `[B, S, H]` of zeros: what a skipped block adds. */
+  readonly zeros: Value;
+  readonly runs: readonly Value[];
+  /** How many new tokens a skipped attention writes K and V of: S, or 0 with `kv: elide`. */
+  readonly kvRows: Value;
+  /** Positions of those tokens, `[1, E]`, E = `kv_rows`. */
+  readonly kvPositions: Value;
+};
+
+export function llamaGraph(config: LlamaConfig, stored: StoredLlama): Graph {
+  const g = new GraphBuilder('llama');
+  const { hiddenSize: H, layerCount: L, vocabularySize: V } = config;
+  const tokenIds = g.input('token_ids', 'i64', [1, 'S']);
+  const logitRows = g.input('logit_rows', 'i64', ['R']);
+  const embedded = embed(g, tokenIds, stored.embedding);
+  const shared = sharedValues(g, config, stored, embedded);
+  let residual = embedded;
+  let branch: Value | undefined;
+  stored.layers.forEach((layer, index) => {
+    [residual, branch] = attention(g, shared, layer, index, residual, branch);
+    [residual, branch] = ffn(g, shared, layer, index, residual, branch);
+  });
+  const final = g.op('Gather', [g.op('Add', [residual, branch!]), logitRows], { axis: 1 });
+  const norm = g.initializer('final_norm', 'f32', [H], external(stored.finalNorm));
+  const normalized = g.op('SimplifiedLayerNormalization', [final, norm], normAttributes(config));
+  const logits = multiply(g, normalized, linear(g, 'head', stored.head));
+  g.output(logits, 'f32', [1, 'R', V]);
+  if (L !== stored.layers.length)
+    throw new RangeError(`${stored.layers.length} layers of weights for ${L} layers`);
+  return g.graph;
+}
+
+function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
+  const { contextTokens, headSize, layerCount: L } = config;
+  const rope = [contextTokens, headSize / 2];
+  const ones = (count: number) => g.constant('i64', [count], Array<number>(count).fill(1));
+  return {
+    config,
+    positions: g.input('positions', 'i64', [1, 'S']),
+    keyCount: g.input('key_count', 'i64', [1]),
+    cos: g.initializer('rope_cos', 'f32', rope, external(stored.ropeCos)),
+    sin: g.initializer('rope_sin', 'f32', rope, external(stored.ropeSin)),
+    zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
+    runs: g.ops('Split', [g.input('runs', 'bool', [2 * L]), ones(2 * L)], 2 * L),
+    kvRows: g.input('kv_rows', 'i64', [1]),
+    kvPositions: g.input('kv_positions', 'i64', [1, 'E']),
+  };
+}
+
+/** One row a token: dequantized from the 8 or 4 bits that the head multiplies by. */
+function embed(g: GraphBuilder, tokenIds: Value, stored: StoredLinear): Value {
+  const { outputs: V, inputs: H } = stored;
+  if (stored.kind === 'f32')
+    return g.op('Gather', [g.initializer('embedding', 'f32', [V, H], external(stored.values)), tokenIds]);
+  const bits = stored.kind === 'q8' ? 8 : 4;
+  const values = g.initializer('embedding.q', 'u8', [V, (H * bits) / 8], external(stored.values));
+  const scales = g.initializer('embedding.scales', 'f32', [V, H / QUANT_BLOCK], external(stored.scales!));
+  const attributes = { gather_axis: 0, quantize_axis: 1, block_size: QUANT_BLOCK, bits };
+  return g.op('GatherBlockQuantized', [values, tokenIds, scales], attributes, MICROSOFT);
+}
+
+const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
+
+/** The residual stream with the last block's output added, and its RMS norm: one node. */
+function addAndNormalize(
+  g: GraphBuilder,
+  config: LlamaConfig,
+  residual: Value,
+  branch: Value | undefined,
+  weight: Value,
+): [Value, Value] {
+  if (branch === undefined)
+    return [residual, g.op('SimplifiedLayerNormalization', [residual, weight], normAttributes(config))];
+  const normalized = g.fresh('norm');
+  const sum = g.fresh('residual');
+  g.node(
+    'SkipSimplifiedLayerNormalization',
+    [residual, branch, weight],
+    [normalized, '', '', sum],
+    { epsilon: { float: config.rmsEpsilon } },
+    MICROSOFT,
+  );
+  return [{ name: sum }, { name: normalized }];
+}
+
+function attention(
+  g: GraphBuilder,
+  shared: Shared,
+  stored: StoredLayer,
+  index: number,
+  before: Value,
+  branch: Value | undefined,
+): [Value, Value] {
+  const { config } = shared;
+  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
+  const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
+  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
+  const qkv = linear(g, `layer_${index}.qkv`, stored.qkv);
+  const kv = linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D));
+  const output = linear(g, `layer_${index}.output`, stored.output);
+  const past = {
+    k: g.input(`past_k_${index}`, 'f32', [1, 'T', G * D]),
+    v: g.input(`past_v_${index}`, 'f32', [1, 'T', G * D]),
+  };
+  const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, x, qkv, output, past));
+  const skip = g.subgraph(`skip_attention_${index}`, (b) => skipAttention(b, shared, x, kv));
+  const out = [g.fresh('attention'), `new_k_${index}`, `new_v_${index}`];
+  g.node('If', [shared.runs[2 * index]], out, { then_branch: { graph: run }, else_branch: { graph: skip } });
+  g.output({ name: out[1]! }, 'f32', [1, 'W', G * D]);
+  g.output({ name: out[2]! }, 'f32', [1, 'W', G * D]);
+  return [residual, { name: out[0]! }];
+}
+
+/** Outputs `[B, S, H]`, K `[B, S, G·D]` after rotary, V `[B, S, G·D]`. */
+function runAttention(
+  b: GraphBuilder,
+  shared: Shared,
+  x: Value,
+  qkv: Linear,
+  output: Linear,
+  past: { k: Value; v: Value },
+): void {
+  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
+  const [qk, v] = b.ops('Split', [multiply(b, x, qkv), b.constant('i64', [2], [(N + G) * D, G * D])], 2, {
+    axis: -1,
+  });
+  const [q, k] = b.ops(
+    'Split',
+    [rotate(b, shared, qk!, shared.positions, N + G), b.constant('i64', [2], [N * D, G * D])],
+    2,
+    { axis: -1 },
+  );
+  const attended = b.op('Attention', [q, past.k, past.v, undefined, undefined, undefined, shared.keyCount], {
+    q_num_heads: N,
+    kv_num_heads: G,
+    is_causal: 1,
+  });
+  declareBranch(b, shared.config, multiply(b, attended, output), k!, v!, 'S');
+}
+
+/**
+ * K and V of the first `kv_rows` new tokens: all of them, or none with `kv: elide`. (A second `If` in here
+ * would be clearer and five times as slow: ONNX Runtime does not prepack weights two branches deep.)
+ */
+function skipAttention(b: GraphBuilder, shared: Shared, x: Value, kv: Linear): void {
+  const { kvHeadCount: G, headSize: D } = shared.config;
+  const rows = b.op('Slice', [x, b.constant('i64', [1], [0]), shared.kvRows, b.constant('i64', [1], [1])]);
+  const [k, v] = b.ops('Split', [multiply(b, rows, kv), b.constant('i64', [2], [G * D, G * D])], 2, {
+    axis: -1,
+  });
+  const rotated = rotate(b, shared, k!, shared.kvPositions, G);
+  declareBranch(b, shared.config, b.op('Identity', [shared.zeros]), rotated, v!, 'E');
+}
+
+function declareBranch(
+  b: GraphBuilder,
+  config: LlamaConfig,
+  out: Value,
+  k: Value,
+  v: Value,
+  kvRows: 'S' | 'E',
+): void {
+  const width = config.kvHeadCount * config.headSize;
+  b.output(out, 'f32', [1, 'S', config.hiddenSize]);
+  b.output(k, 'f32', [1, kvRows, width]);
+  b.output(v, 'f32', [1, kvRows, width]);
+}
+
+/** Rotary embedding of all heads of `x` `[B, S, heads·D]`, half-split order. */
+const rotate = (b: GraphBuilder, shared: Shared, x: Value, positions: Value, heads: number): Value =>
+  b.op(
+    'RotaryEmbedding',
+    [x, positions, shared.cos, shared.sin],
+    { num_heads: heads, rotary_embedding_dim: shared.config.headSize, interleaved: 0 },
+    MICROSOFT,
+  );
+
+function ffn(
+  g: GraphBuilder,
+  shared: Shared,
+  stored: StoredLayer,
+  index: number,
+  before: Value,
+  branch: Value,
+): [Value, Value] {
+  const { config } = shared;
+  const { hiddenSize: H, ffnSize: F } = config;
+  const norm = g.initializer(`layer_${index}.ffn_norm`, 'f32', [H], external(stored.ffnNorm));
+  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
+  const gateUp = linear(g, `layer_${index}.gate_up`, stored.gateUp);
+  const down = linear(g, `layer_${index}.down`, stored.down);
+  const run = g.subgraph(`ffn_${index}`, (b) => {
+    const [gate, up] = b.ops('Split', [multiply(b, x, gateUp), b.constant('i64', [2], [F, F])], 2, {
+      axis: -1,
+    });
+    // QuickGelu with alpha 1 is x·sigmoid(x), SiLU, in one node.
+    const activated = b.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT);
+    b.output(multiply(b, b.op('Mul', [activated, up]), down), 'f32', [1, 'S', H]);
+  });
+  const skip = g.subgraph(`skip_ffn_${index}`, (b) =>
+    b.output(b.op('Identity', [shared.zeros]), 'f32', [1, 'S', H]),
+  );
+  return [
+    residual,
+    g.op('If', [shared.runs[2 * index + 1]], { then_branch: { graph: run }, else_branch: { graph: skip } }),
+  ];
+}

@@ -1,0 +1,46 @@
+/**
+ * `weights.bin`: every large tensor of a model in one file beside the graph, which ONNX Runtime maps into
+ * memory. Tensors are written once, in the order they come; two initializers may share one range.
+ */
+import { closeSync, fsyncSync, openSync, writeSync } from 'node:fs';
+import type { InitializerData } from '../onnx/graph.ts';
+
+/** A page, so that a tensor can be mapped by itself. */
+const ALIGNMENT_bytes = 4096;
+
+export type WeightRange = { readonly file: string; readonly offset: number; readonly bytes: number };
+
+export class WeightsFile {
+  readonly #file: string;
+  readonly #descriptor: number;
+  #offset = 0;
+
+  constructor(path: string, file: string) {
+    this.#file = file;
+    this.#descriptor = openSync(path, 'w');
+  }
+
+  append(data: Uint8Array | Float32Array): WeightRange {
+    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    const offset = Math.ceil(this.#offset / ALIGNMENT_bytes) * ALIGNMENT_bytes;
+    for (let written = 0; written < bytes.length; ) {
+      written += writeSync(this.#descriptor, bytes, written, bytes.length - written, offset + written);
+    }
+    this.#offset = offset + bytes.length;
+    return { file: this.#file, offset, bytes: bytes.length };
+  }
+
+  close(): void {
+    fsyncSync(this.#descriptor);
+    closeSync(this.#descriptor);
+  }
+}
+
+export const external = (range: WeightRange): InitializerData => ({ kind: 'external', ...range });
+
+/** A part of a range: the rows of a matrix from some row on. */
+export const slice = (range: WeightRange, start_bytes: number, bytes: number): WeightRange => ({
+  file: range.file,
+  offset: range.offset + start_bytes,
+  bytes,
+});
