@@ -1,0 +1,103 @@
+/**
+ * The import rules can fail. For each rule a small tree of files breaks it and only it; a rule without such
+ * a tree here fails too, so that none is added unproven.
+ */
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import type { ICruiseResult } from 'dependency-cruiser';
+import { cruise } from 'dependency-cruiser';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { OPTIONS, RESOLVE_OPTIONS, RULES } from '../scripts/import-rules.ts';
+
+/** File → the module that it imports. */
+type Tree = Record<string, string>;
+
+const BREAKING: Record<string, Tree> = {
+  'no-cycles': { 'shared/a.ts': './b.ts', 'shared/b.ts': './a.ts' },
+  resolvable: { 'shared/a.ts': './nowhere.ts' },
+  'shared-is-pure': { 'shared/a.ts': '../workers/b.ts' },
+  'shared-has-no-io': { 'shared/a.ts': 'node:fs' },
+  'workers-know-no-backend': { 'workers/a.ts': '../gpu-backend/b.ts' },
+  'backend-knows-no-workers': { 'gpu-backend/a.ts': '../workers/b.ts' },
+  'one-file-imports-onnxruntime': { 'gpu-backend/onnx/other.ts': 'onnxruntime-node' },
+  'only-db-knows-columns': { 'workers/routes/a.ts': '../db/schema.ts' },
+  'api-serving-engine': { 'gpu-backend/engine/a.ts': '../serving/b.ts' },
+  'serving-below-api': { 'gpu-backend/serving/a.ts': '../api/b.ts' },
+  'offline-calibration-first': { 'gpu-backend/calibration/a.ts': '../training/b.ts' },
+  'offline-training-second': { 'gpu-backend/training/a.ts': '../evaluation/b.ts' },
+  'offline-evaluation-third': { 'gpu-backend/evaluation/a.ts': '../publication/b.ts' },
+  'serving-needs-no-learning': { 'gpu-backend/api/a.ts': '../calibration/b.ts' },
+  'graphs-know-no-server': { 'gpu-backend/onnx/a.ts': '../engine/b.ts' },
+  'wiring-at-entry-points': { 'gpu-backend/api/a.ts': '../commands/b.ts' },
+  'edge-db-below-services': { 'workers/db/a.ts': '../services/b.ts' },
+  'edge-services-below-routes': { 'workers/services/a.ts': '../routes/b.ts' },
+  'no-test-code-in-the-product': { 'gpu-backend/api/a.ts': '../../scripts/b.ts' },
+};
+
+/** What may be imported, as the real tree does it. */
+const KEEPING: Tree = {
+  'shared/mask.ts': '@noble/hashes/sha2.js',
+  'workers/routes/a.ts': '../services/b.ts',
+  'workers/services/b.ts': '../db/queries.ts',
+  'workers/db/queries.ts': './schema.ts',
+  'gpu-backend/api/a.ts': '../serving/b.ts',
+  'gpu-backend/serving/b.ts': '../engine/c.ts',
+  'gpu-backend/engine/c.ts': '../onnx/session.ts',
+  'gpu-backend/onnx/session.ts': 'onnxruntime-node',
+  'gpu-backend/commands/d.ts': '../api/a.ts',
+  'gpu-backend/publication/e.ts': '../calibration/f.ts',
+};
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(path.join(tmpdir(), 'import-rules-'));
+  symlinkSync(path.resolve('node_modules'), path.join(folder, 'node_modules'));
+});
+afterEach(() => rmSync(folder, { recursive: true }));
+
+const plain = (module: string) => `import '${module}';`;
+const typeOnly = (module: string) => `import type { T } from '${module}';`;
+
+async function brokenRules(tree: Tree, statement = plain): Promise<string[]> {
+  const write = (file: string, text: string) => {
+    mkdirSync(path.dirname(path.join(folder, file)), { recursive: true });
+    writeFileSync(path.join(folder, file), text);
+  };
+  for (const [file, imported] of Object.entries(tree)) {
+    // The imported file exists first, so that a tree breaks no rule but its own; a tree's own text wins.
+    const target = path.join(path.dirname(file), imported);
+    if (imported.startsWith('.') && !(target in tree) && !imported.includes('nowhere'))
+      write(target, 'export {};');
+  }
+  for (const [file, imported] of Object.entries(tree)) write(file, statement(imported));
+  const { output } = await cruise(
+    [...new Set(Object.keys(tree).map((file) => file.split('/')[0]!))],
+    { ...OPTIONS, baseDir: folder },
+    RESOLVE_OPTIONS,
+  );
+  return [...new Set((output as ICruiseResult).summary.violations.map((violation) => violation.rule.name))];
+}
+
+describe('each import rule can fail', () => {
+  test('every rule has a tree that breaks it', () => {
+    expect(Object.keys(BREAKING).sort()).toEqual(RULES.map((rule) => rule.name).sort());
+  });
+
+  test.each(Object.entries(BREAKING))('%s', async (name, tree) => {
+    expect(await brokenRules(tree)).toEqual([name]);
+  });
+
+  test('onnxruntime is refused in tests and scripts too', async () => {
+    expect(await brokenRules({ 'test/a.ts': 'onnxruntime-node' })).toEqual(['one-file-imports-onnxruntime']);
+  });
+
+  test('a type-only import counts', async () => {
+    const tree = { 'gpu-backend/a.ts': '../workers/b.ts' };
+    expect(await brokenRules(tree, typeOnly)).toEqual(['backend-knows-no-workers']);
+  });
+
+  test('what the product does is allowed', async () => {
+    expect(await brokenRules(KEEPING)).toEqual([]);
+  });
+});
