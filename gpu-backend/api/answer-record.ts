@@ -1,0 +1,92 @@
+/** One completion from its arrival to its end: cancelling it, and accounting for it exactly once. */
+import type { MaskrouteError } from '../../shared/errors.ts';
+import type { AnswerPlan, RunningAnswer } from './answer.ts';
+import { runAnswer, usageOf } from './answer.ts';
+import type { ApiContext, ApiParts } from './context.ts';
+
+export type AnswerRecord = {
+  run(plan: AnswerPlan): RunningAnswer;
+  firstEvent(): void;
+  elapsed_ms(): number;
+  abort(): void;
+  /** The error is still to be answered, with its own status. */
+  end(error: MaskrouteError | undefined): void;
+  /** The status was already sent. */
+  endLate(error: MaskrouteError | undefined): void;
+};
+
+export function openRecord(parts: ApiParts, c: ApiContext, endpoint: string): AnswerRecord {
+  const arrived = performance.now();
+  const controller = new AbortController();
+  const leave = parts.lifecycle.begin(controller);
+  const clientLeft = c.req.raw.signal;
+  if (clientLeft.aborted) controller.abort();
+  clientLeft.addEventListener('abort', () => controller.abort(), { once: true });
+  const elapsed_ms = () => performance.now() - arrived;
+  let running: RunningAnswer | undefined;
+  let first_ms: number | undefined;
+  let ended = false;
+
+  function close(error: MaskrouteError | undefined, answered: boolean): void {
+    if (ended) return;
+    ended = true;
+    leave();
+    if (answered) parts.metrics.request(endpoint, 200, error?.code ?? 'ok');
+    if (running !== undefined) account(parts, c, endpoint, running, error, first_ms, elapsed_ms());
+  }
+
+  return {
+    run(plan) {
+      running = runAnswer(parts.model, plan, parts.limits, controller.signal);
+      return running;
+    },
+    firstEvent: () => {
+      first_ms = elapsed_ms();
+    },
+    elapsed_ms,
+    abort: () => controller.abort(),
+    end: (error) => close(error, error === undefined),
+    endLate: (error) => close(error, true),
+  };
+}
+
+function account(
+  parts: ApiParts,
+  c: ApiContext,
+  endpoint: string,
+  running: RunningAnswer,
+  error: MaskrouteError | undefined,
+  first_ms: number | undefined,
+  total_ms: number,
+): void {
+  const { plan } = running;
+  const usage = usageOf(running);
+  const figures = {
+    endpoint,
+    mask: plan.mask.id,
+    promptTokens: usage.prompt_tokens,
+    completionTokens: usage.completion_tokens,
+    cachedTokens: usage.prompt_tokens_details.cached_tokens,
+    first_ms,
+    total_ms,
+  };
+  parts.metrics.answer(figures);
+  parts.log.info(
+    {
+      request_id: plan.requestId,
+      tenant: c.get('caller').tenant,
+      endpoint,
+      stream: plan.stream,
+      choices: plan.jobs.length,
+      mask: plan.mask.id,
+      sparsity: plan.mask.sparsity,
+      prompt_tokens: figures.promptTokens,
+      completion_tokens: figures.completionTokens,
+      cached_tokens: figures.cachedTokens,
+      first_ms: first_ms === undefined ? undefined : Math.round(first_ms),
+      total_ms: Math.round(total_ms),
+      outcome: error?.code ?? 'ok',
+    },
+    'answer',
+  );
+}

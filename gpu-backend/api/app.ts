@@ -1,0 +1,82 @@
+/** The HTTP API, composed: open health routes, then everything under `/v1` for authenticated callers. */
+import { randomBytes } from 'node:crypto';
+import { Hono } from 'hono';
+import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
+import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/protocol.ts';
+import { completionRoutes } from './completions.ts';
+import type { ApiContext, ApiEnv, ApiParts } from './context.ts';
+import { modelRoutes } from './models.ts';
+
+/** Paths that exist, and the methods that they take; anything else on them is 405, not 404. */
+const METHODS = {
+  '/healthz': 'GET',
+  '/readyz': 'GET',
+  '/metrics': 'GET',
+  '/v1/models': 'GET',
+  '/v1/models/:id{.+}': 'GET',
+  '/v1/chat/completions': 'POST',
+  '/v1/completions': 'POST',
+} as const;
+
+export function createApp(parts: ApiParts): Hono<ApiEnv> {
+  const app = new Hono<ApiEnv>();
+  app.use(async (c, next) => {
+    const given = c.req.header(HEADERS.requestId) ?? '';
+    const requestId = REQUEST_ID_PATTERN.test(given) ? given : `req_${randomBytes(12).toString('hex')}`;
+    c.set('requestId', requestId);
+    c.header(HEADERS.requestId, requestId);
+    await next();
+  });
+  app.route('/', healthRoutes(parts));
+  app.use('/v1/*', async (c, next) => {
+    c.set('caller', await parts.authenticate(c.req.header('authorization')));
+    await next();
+  });
+  app.route('/', modelRoutes(parts.model));
+  app.route('/', completionRoutes(parts));
+  for (const [path, method] of Object.entries(METHODS)) {
+    app.all(path, (c) => {
+      c.header('allow', method);
+      throw new MaskrouteError('method_not_allowed', `${c.req.path} takes ${method}, not ${c.req.method}.`);
+    });
+  }
+  app.notFound((c) =>
+    errorResponse(parts, c, new MaskrouteError('not_found', `There is nothing at ${c.req.path}.`)),
+  );
+  app.onError((error, c) => errorResponse(parts, c, toMaskrouteError(error)));
+  return app;
+}
+
+function healthRoutes({ lifecycle, metrics, model }: ApiParts): Hono<ApiEnv> {
+  return new Hono<ApiEnv>()
+    .get('/healthz', (c) => c.json({ status: 'ok' }))
+    .get('/readyz', (c) => {
+      if (!lifecycle.draining) return c.json({ status: 'ready', model: model.name });
+      const error = new MaskrouteError('not_ready', 'The server is shutting down.');
+      return c.json(error.toWire(), 503);
+    })
+    .get('/metrics', async (c) =>
+      c.body(await metrics.registry.metrics(), 200, { 'content-type': metrics.registry.contentType }),
+    );
+}
+
+/** Codes whose answer says when to come back, if the error itself does not. */
+const RETRY_AFTER_s: Partial<Record<MaskrouteError['code'], number>> = { queue_full: 1, queue_timeout: 2 };
+
+function errorResponse(parts: ApiParts, c: ApiContext, error: MaskrouteError): Response {
+  const { status, code } = error;
+  const endpoint = c.req.path.startsWith('/v1/') ? (ENDPOINTS[c.req.path] ?? 'other') : 'other';
+  parts.metrics.request(endpoint, status, code);
+  const detail = { request_id: c.get('requestId'), method: c.req.method, endpoint, status, code };
+  if (status >= 500) parts.log.error({ ...detail, err: error.cause ?? error }, 'request failed');
+  else parts.log.info(detail, 'request refused');
+  const retryAfter_s = error.retryAfter_s ?? RETRY_AFTER_s[code];
+  if (retryAfter_s !== undefined) c.header('retry-after', String(Math.ceil(retryAfter_s)));
+  return c.body(JSON.stringify(error.toWire()), status as 400, { 'content-type': 'application/json' });
+}
+
+const ENDPOINTS: Record<string, string> = {
+  '/v1/chat/completions': 'chat',
+  '/v1/completions': 'completions',
+  '/v1/models': 'models',
+};

@@ -1,0 +1,43 @@
+/**
+ * Who may call the backend: holders of the backend key, and the edge with a token signed by that key.
+ * Nobody else, so a backend without a key does not start.
+ */
+import { createHash, timingSafeEqual } from 'node:crypto';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { importTokenKey, TOKEN_PREFIX, verifyToken } from '../../shared/service-token.ts';
+
+export type Caller = {
+  /** From the edge's token; a holder of the key itself has no tenant. */
+  readonly tenant: string | undefined;
+  /** Where unknown masks may be fetched, as the token says. */
+  readonly edge: string | undefined;
+};
+
+export type Authenticate = (authorization: string | undefined) => Promise<Caller>;
+
+/**
+ * `authenticate` rejects with MaskrouteError `invalid_api_key` or `expired_token`.
+ * @throws Error when `backendKey` is empty.
+ */
+export async function createAuthenticator(backendKey: string): Promise<Authenticate> {
+  if (backendKey.trim() === '') {
+    throw new Error('The backend needs a key (MASKROUTE_BACKEND_KEY); it does not serve without one.');
+  }
+  const keyDigest = digest(backendKey);
+  const tokenKey = await importTokenKey(backendKey);
+  return async (authorization) => {
+    const credential = /^Bearer +(\S+)$/i.exec(authorization ?? '')?.[1];
+    if (credential === undefined) {
+      throw new MaskrouteError('invalid_api_key', 'Send the backend key: `Authorization: Bearer KEY`.');
+    }
+    // Digests have one length, so the comparison tells nothing about the key's.
+    if (timingSafeEqual(digest(credential), keyDigest)) return { tenant: undefined, edge: undefined };
+    if (credential.startsWith(TOKEN_PREFIX)) {
+      const { tenant, edge } = await verifyToken(tokenKey, credential, Math.floor(Date.now() / 1000));
+      return { tenant, edge: edge === '' ? undefined : edge };
+    }
+    throw new MaskrouteError('invalid_api_key', 'The backend key is not right.');
+  };
+}
+
+const digest = (text: string): Buffer => createHash('sha256').update(text).digest();

@@ -1,0 +1,94 @@
+/** The two completion endpoints: read, plan, run, and answer whole or as a stream. */
+import { Hono } from 'hono';
+import type { z } from 'zod';
+import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
+import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
+import { HEADERS } from '../../shared/protocol.ts';
+import type { AnswerPlan, RunningAnswer } from './answer.ts';
+import { answerFrames, infoOf, wholeAnswer } from './answer.ts';
+import type { AnswerRecord } from './answer-record.ts';
+import { openRecord } from './answer-record.ts';
+import { readJson } from './body.ts';
+import type { ApiContext, ApiEnv, ApiParts } from './context.ts';
+import type { PlanContext } from './plan.ts';
+import { planChat, planCompletion } from './plan.ts';
+import { sseBody, within } from './sse.ts';
+
+export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
+  return new Hono<ApiEnv>()
+    .post('/v1/chat/completions', (c) => respond(parts, c, 'chat', chatRequestSchema, planChat))
+    .post('/v1/completions', (c) =>
+      respond(parts, c, 'completions', completionRequestSchema, planCompletion),
+    );
+}
+
+async function respond<Schema extends z.ZodType>(
+  parts: ApiParts,
+  c: ApiContext,
+  endpoint: string,
+  schema: Schema,
+  planOf: (context: PlanContext, request: z.infer<Schema>) => Promise<AnswerPlan>,
+): Promise<Response> {
+  if (parts.lifecycle.draining) {
+    throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
+  }
+  const { model, masks, limits } = parts;
+  const record = openRecord(parts, c, endpoint);
+  try {
+    const body = await readJson(c.req.raw, schema, limits.bodyBytesMax);
+    const context = { model, masks, limits, requestId: c.get('requestId'), caller: c.get('caller') };
+    const plan = await planOf(context, body);
+    const running = record.run(plan);
+    // Asked for here, so that a refusal (a full line, say) still has its own HTTP status.
+    const first = running.events.next();
+    first.then(record.firstEvent, () => {});
+    if (plan.stream) return await streamed(parts, c, running, first, record);
+    const whole = await wholeAnswer(model, running, first);
+    record.end(undefined);
+    return c.json(whole, 200, { ...answerHeaders(plan), [HEADERS.serverTiming]: wholeTiming(running) });
+  } catch (thrown) {
+    const error = toMaskrouteError(thrown);
+    record.end(error);
+    throw error;
+  }
+}
+
+async function streamed(
+  parts: ApiParts,
+  c: ApiContext,
+  running: RunningAnswer,
+  first: ReturnType<RunningAnswer['events']['next']>,
+  record: AnswerRecord,
+): Promise<Response> {
+  const { limits } = parts;
+  await within(first, limits.commit_ms);
+  const frames = answerFrames(parts.model, running, first, record.endLate);
+  const body = sseBody(frames, {
+    keepalive_ms: limits.keepalive_ms,
+    stall_ms: limits.stall_ms,
+    onCancel: record.abort,
+    onStall: () => {
+      parts.log.warn({ request_id: running.plan.requestId }, 'a client stopped reading; its request ends');
+      record.abort();
+      c.env?.outgoing?.destroy();
+    },
+  });
+  return c.body(body, 200, {
+    ...answerHeaders(running.plan),
+    'content-type': 'text/event-stream; charset=utf-8',
+    'cache-control': 'no-cache, no-transform',
+    // Some proxies buffer streams unless told not to.
+    'x-accel-buffering': 'no',
+    [HEADERS.serverTiming]: `first;dur=${record.elapsed_ms().toFixed(1)}`,
+  });
+}
+
+const answerHeaders = ({ mask }: AnswerPlan): Record<string, string> => ({
+  [HEADERS.mask]: mask.id,
+  [HEADERS.sparsity]: String(mask.sparsity),
+});
+
+function wholeTiming(running: RunningAnswer): string {
+  const { queue_ms, prefill_ms, decode_ms } = infoOf(running);
+  return `queue;dur=${queue_ms}, prefill;dur=${prefill_ms}, decode;dur=${decode_ms}`;
+}

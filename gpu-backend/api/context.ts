@@ -1,0 +1,28 @@
+/** What routes are given: the parts that `main.ts` wires together, and what middleware learned of a request. */
+import type { HttpBindings } from '@hono/node-server';
+import type { Context } from 'hono';
+import type { Logger } from 'pino';
+import type { MaskRegistry } from '../serving/mask-registry.ts';
+import type { Authenticate, Caller } from './auth.ts';
+import type { Lifecycle } from './lifecycle.ts';
+import type { ApiLimits } from './limits.ts';
+import type { Metrics } from './metrics.ts';
+import type { ServedModel } from './served-model.ts';
+
+export type ApiParts = {
+  readonly model: ServedModel;
+  readonly masks: MaskRegistry;
+  readonly authenticate: Authenticate;
+  readonly metrics: Metrics;
+  readonly lifecycle: Lifecycle;
+  readonly limits: ApiLimits;
+  readonly log: Logger;
+};
+
+export type ApiEnv = {
+  /** Empty when the app is called without a server. */
+  readonly Bindings: Partial<HttpBindings>;
+  Variables: { requestId: string; caller: Caller };
+};
+
+export type ApiContext = Context<ApiEnv>;

@@ -1,0 +1,50 @@
+/** Which completions are under way, so that a stop can wait for them, and after a while end them. */
+import { MaskrouteError } from '../../shared/errors.ts';
+
+/** How long ended requests may take to let go before the stop goes on without them. */
+const ENDING_ms = 3000;
+
+export type Lifecycle = {
+  readonly draining: boolean;
+  readonly running: number;
+  /** Call the result once the answer has ended, however it did. */
+  begin(abort: AbortController): () => void;
+  /** Refuses new completions from now on; resolves when none runs, ending them after `limit_ms`. */
+  drain(limit_ms: number): Promise<void>;
+};
+
+export function createLifecycle(): Lifecycle {
+  const running = new Set<AbortController>();
+  const idle: (() => void)[] = [];
+  let draining = false;
+  return {
+    get draining() {
+      return draining;
+    },
+    get running() {
+      return running.size;
+    },
+    begin(abort) {
+      running.add(abort);
+      return () => {
+        running.delete(abort);
+        if (running.size === 0) for (const resolve of idle.splice(0)) resolve();
+      };
+    },
+    async drain(limit_ms) {
+      draining = true;
+      if (running.size === 0) return;
+      const done = new Promise<void>((resolve) => idle.push(resolve));
+      const shutDown = new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
+      const end = setTimeout(() => {
+        for (const abort of running) abort.abort(shutDown);
+      }, limit_ms);
+      const giveUp = setTimeout(() => {
+        for (const resolve of idle.splice(0)) resolve();
+      }, limit_ms + ENDING_ms);
+      await done;
+      clearTimeout(end);
+      clearTimeout(giveUp);
+    },
+  };
+}

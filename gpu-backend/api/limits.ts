@@ -1,0 +1,31 @@
+/** Every bound and wait of the API in one place; tests shorten the waits. */
+import { BODY_BYTES_MAX } from '../../shared/openai.ts';
+
+export type ApiLimits = {
+  readonly bodyBytesMax: number;
+  /** Prompts times `n` in one request. */
+  readonly choicesMax: number;
+  /** Choices of one request that are in the engine at a time, so that one request cannot fill the line. */
+  readonly choicesAtOnce: number;
+  /** How long a streaming answer waits for its first event before it commits to status 200. */
+  readonly commit_ms: number;
+  /** A comment goes out when a stream has been silent for so long. */
+  readonly keepalive_ms: number;
+  /** A client that takes nothing for so long is gone. */
+  readonly stall_ms: number;
+  /** How long a choice of an admitted request keeps asking for a place in a full line. */
+  readonly readmit_ms: number;
+  /** How long running requests may take to finish after a signal to stop. */
+  readonly drain_ms: number;
+};
+
+export const DEFAULT_LIMITS: ApiLimits = {
+  bodyBytesMax: BODY_BYTES_MAX,
+  choicesMax: 256,
+  choicesAtOnce: 8,
+  commit_ms: 2000,
+  keepalive_ms: 5000,
+  stall_ms: 30_000,
+  readmit_ms: 30_000,
+  drain_ms: 30_000,
+};

@@ -1,0 +1,140 @@
+/** From a checked body to a plan that can run: mask, prompts, choices and sampling of both endpoints. */
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { ChatRequest, CompletionRequest } from '../../shared/openai.ts';
+import type { MaskRegistry } from '../serving/mask-registry.ts';
+import type { AnswerPlan } from './answer.ts';
+import type { Caller } from './auth.ts';
+import type { ChoiceJob } from './choice.ts';
+import type { ApiLimits } from './limits.ts';
+import type { ChosenMask } from './mask-choice.ts';
+import { chooseMask, requireModel } from './mask-choice.ts';
+import type { Prompt } from './prompts.ts';
+import { chatPrompt, completionPrompts } from './prompts.ts';
+import { samplingOf, withChoiceSeed } from './sampling.ts';
+import type { ServedModel } from './served-model.ts';
+import { chatWire, completionWire } from './wire.ts';
+
+export type PlanContext = {
+  readonly model: ServedModel;
+  readonly masks: MaskRegistry;
+  readonly limits: ApiLimits;
+  readonly requestId: string;
+  readonly caller: Caller;
+};
+
+/** Rejects with MaskrouteError. */
+export async function planChat(context: PlanContext, request: ChatRequest): Promise<AnswerPlan> {
+  if (request.top_logprobs != null && request.logprobs !== true) {
+    throw refusal('top_logprobs', 'it needs `logprobs: true`');
+  }
+  return plan(context, request, {
+    prompts: () => [chatPrompt(context.model, request.messages)],
+    maxTokens: request.max_completion_tokens ?? request.max_tokens ?? undefined,
+    logprobs: request.logprobs === true ? (request.top_logprobs ?? 0) : undefined,
+    echo: false,
+    wire: chatWire(context.model.text),
+  });
+}
+
+/** Rejects with MaskrouteError. */
+export async function planCompletion(context: PlanContext, request: CompletionRequest): Promise<AnswerPlan> {
+  if (request.best_of != null && request.best_of !== (request.n ?? 1)) {
+    throw refusal('best_of', 'this server returns every choice that it samples, so it must equal `n`');
+  }
+  return plan(context, request, {
+    prompts: () => completionPrompts(context.model, request),
+    maxTokens: request.max_tokens ?? COMPLETION_TOKENS_DEFAULT,
+    logprobs: request.logprobs ?? undefined,
+    echo: request.echo === true,
+    wire: completionWire(context.model.text),
+  });
+}
+
+/** OpenAI's default for the legacy endpoint; chat answers until the context is full. */
+const COMPLETION_TOKENS_DEFAULT = 16;
+
+type Shape = {
+  /** Called once the cheaper checks have passed. */
+  readonly prompts: () => readonly Prompt[];
+  /** Undefined: until the context is full. */
+  readonly maxTokens: number | undefined;
+  readonly logprobs: number | undefined;
+  readonly echo: boolean;
+  readonly wire: AnswerPlan['wire'];
+};
+
+async function plan(
+  context: PlanContext,
+  request: ChatRequest | CompletionRequest,
+  shape: Shape,
+): Promise<AnswerPlan> {
+  const { model, caller } = context;
+  requireModel(model.name, request.model);
+  const mask = await chooseMask(request, model.engine.model, context.masks, caller.edge);
+  return {
+    requestId: context.requestId,
+    modelName: request.model,
+    mask,
+    route: request.maskroute ?? undefined,
+    wire: shape.wire,
+    jobs: choiceJobs(context, request, shape, mask),
+    withLogprobs: shape.logprobs !== undefined,
+    stream: request.stream === true,
+    includeUsage: request.stream_options?.include_usage === true,
+  };
+}
+
+function choiceJobs(
+  { model, limits, requestId }: PlanContext,
+  request: ChatRequest | CompletionRequest,
+  shape: Shape,
+  mask: ChosenMask,
+): ChoiceJob[] {
+  const { contextTokens, vocabularySize } = model.engine.model;
+  const sampling = samplingOf(request, vocabularySize);
+  const perPrompt = request.n ?? 1;
+  requireCount(request, perPrompt, limits.choicesMax);
+  requireMinTokens(request.min_tokens ?? 0, shape.maxTokens);
+  const stops = request.stop == null ? [] : [request.stop].flat();
+  const endIds = request.ignore_eos === true ? [] : model.endTokenIds;
+  const stopTokenIds = [...new Set([...endIds, ...(request.stop_token_ids ?? [])])];
+  return shape.prompts().flatMap(({ tokenIds, text }, promptIndex) => {
+    const room = contextTokens - tokenIds.length;
+    return Array.from({ length: perPrompt }, (_, choice): ChoiceJob => {
+      const index = promptIndex * perPrompt + choice;
+      return {
+        index,
+        countsPrompt: choice === 0,
+        stops,
+        echo: shape.echo ? text : undefined,
+        request: {
+          requestId: index === 0 ? requestId : `${requestId}.${index}`,
+          promptTokenIds: tokenIds,
+          plan: mask.plan,
+          sampling: withChoiceSeed(sampling, choice),
+          maxTokens: Math.min(shape.maxTokens ?? room, room),
+          minTokens: Math.min(request.min_tokens ?? 0, room),
+          stopTokenIds,
+          logprobs: shape.logprobs,
+          promptLogprobs: shape.echo ? shape.logprobs : undefined,
+        },
+      };
+    });
+  });
+}
+
+function requireCount(request: object, perPrompt: number, choicesMax: number): void {
+  const prompt = 'prompt' in request ? request.prompt : undefined;
+  const several = Array.isArray(prompt) && typeof prompt[0] !== 'number';
+  const count = (several ? prompt.length : 1) * perPrompt;
+  if (count <= choicesMax) return;
+  throw refusal(several ? 'prompt' : 'n', `prompts times n is ${count}, the most is ${choicesMax}`);
+}
+
+function requireMinTokens(minTokens: number, maxTokens: number | undefined): void {
+  if (maxTokens === undefined || minTokens <= maxTokens) return;
+  throw refusal('min_tokens', `${minTokens} is more than max_tokens, ${maxTokens}`);
+}
+
+const refusal = (param: string, why: string): MaskrouteError =>
+  new MaskrouteError('invalid_request', `${param}: ${why}.`, { param });

@@ -1,0 +1,59 @@
+/** The app on a port: time limits for slow senders, and a stop that loses nothing. */
+import { once } from 'node:events';
+import type { Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { createAdaptorServer } from '@hono/node-server';
+import { createApp } from './app.ts';
+import type { ApiParts } from './context.ts';
+
+/** A client gets so long to send its headers, and its whole request. */
+const HEADERS_TIMEOUT_ms = 10_000;
+const REQUEST_TIMEOUT_ms = 60_000;
+/** Longer than common proxies keep idle connections, so that they close first. */
+const KEEP_ALIVE_ms = 75_000;
+/** How long the last bytes may take to reach their clients once every answer has ended. */
+const FLUSH_ms = 2000;
+
+export type RunningServer = {
+  readonly url: string;
+  /**
+   * Readiness turns to 503 and new completions are refused; what runs finishes (bounded by `drain_ms`); then
+   * the port closes.
+   */
+  close(): Promise<void>;
+};
+
+/** `port` 0 picks a free one. Rejects when the port is taken. */
+export async function startServer(
+  parts: ApiParts,
+  { port, hostname }: { readonly port: number; readonly hostname: string },
+): Promise<RunningServer> {
+  const server = createAdaptorServer({
+    fetch: createApp(parts).fetch,
+    overrideGlobalObjects: false,
+    serverOptions: {
+      headersTimeout: HEADERS_TIMEOUT_ms,
+      requestTimeout: REQUEST_TIMEOUT_ms,
+      keepAliveTimeout: KEEP_ALIVE_ms,
+    },
+  }) as Server;
+  server.listen(port, hostname);
+  await once(server, 'listening');
+  const { port: bound } = server.address() as AddressInfo;
+  let closing: Promise<void> | undefined;
+  const stop = async () => {
+    await parts.lifecycle.drain(parts.limits.drain_ms);
+    const closed = once(server, 'close');
+    server.close();
+    const flush = setTimeout(() => server.closeAllConnections(), FLUSH_ms);
+    await closed;
+    clearTimeout(flush);
+  };
+  return {
+    url: `http://${hostname.includes(':') ? `[${hostname}]` : hostname}:${bound}`,
+    close: () => {
+      closing ??= stop();
+      return closing;
+    },
+  };
+}
