@@ -1,0 +1,133 @@
+/** Mask sets and masks in D1: immutable, so every write is an insert that may find its row already there. */
+import { and, desc, eq, inArray } from 'drizzle-orm';
+import { DEFAULT_TENANT, LIST_COUNT_MAX, type MaskSetSummary } from '../../shared/admin.ts';
+import { canonicalJson, type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
+import type { MaskRecord } from '../../shared/protocol.ts';
+import { type Database, isoTime } from './client.ts';
+import { maskSets, masks } from './schema.ts';
+
+/** D1 takes 100 bound parameters a statement; a mask binds four. */
+const MASKS_A_STATEMENT = 25;
+
+const summaryColumns = {
+  owner: maskSets.owner,
+  version: maskSets.version,
+  name: maskSets.name,
+  modelName: maskSets.modelName,
+  modelHash: maskSets.modelHash,
+  encoder: maskSets.encoder,
+  clusterCount: maskSets.clusterCount,
+  reachedSparsity: maskSets.reachedSparsity,
+  content_bytes: maskSets.content_bytes,
+  createdAt_ms: maskSets.createdAt_ms,
+};
+type SummaryRow = Omit<typeof maskSets.$inferSelect, 'content'>;
+
+/** The bytes that a set takes in its row: D1 holds 2 MB a row. */
+export const maskSetBytes = (set: MaskSet): number => new TextEncoder().encode(canonicalJson(set)).length;
+
+/** Stores the set and its masks in one batch. `created` is false when the same content was there. */
+export async function insertMaskSet(
+  db: Database,
+  owner: string,
+  set: MaskSet,
+  now_ms: number,
+): Promise<{ created: boolean; summary: MaskSetSummary }> {
+  const version = maskSetVersion(set);
+  const insertSet = db
+    .insert(maskSets)
+    .values({
+      owner,
+      version,
+      name: set.name,
+      modelName: set.model.name,
+      modelHash: set.model.hash,
+      encoder: set.encoder.id,
+      clusterCount: set.clusters.length,
+      reachedSparsity: set.reachedSparsity,
+      content: canonicalJson(set),
+      content_bytes: maskSetBytes(set),
+      createdAt_ms: now_ms,
+    })
+    .onConflictDoNothing()
+    .returning({ version: maskSets.version });
+  const insertMasks = chunks(maskRecords(set), MASKS_A_STATEMENT).map((rows) =>
+    db.insert(masks).values(rows).onConflictDoNothing(),
+  );
+  const [inserted] = await db.batch([insertSet, ...insertMasks]);
+  const summary = (await findMaskSetSummary(db, owner, version))!;
+  return { created: inserted.length > 0, summary };
+}
+
+async function findMaskSetSummary(
+  db: Database,
+  owner: string,
+  version: string,
+): Promise<MaskSetSummary | null> {
+  const rows = await db
+    .select(summaryColumns)
+    .from(maskSets)
+    .where(and(eq(maskSets.owner, owner), eq(maskSets.version, version)));
+  return rows[0] === undefined ? null : toSummary(rows[0]);
+}
+
+/** The newest {@link LIST_COUNT_MAX} of one owner, without their content. */
+export async function listMaskSets(db: Database, owner: string): Promise<MaskSetSummary[]> {
+  const rows = await db
+    .select(summaryColumns)
+    .from(maskSets)
+    .where(eq(maskSets.owner, owner))
+    .orderBy(desc(maskSets.createdAt_ms), maskSets.version)
+    .limit(LIST_COUNT_MAX);
+  return rows.map(toSummary);
+}
+
+export type StoredMaskSet = { readonly owner: string; readonly version: string; readonly content: string };
+
+/** The JSON text of a set that `tenant` may use: its own, or the default owner's. */
+export async function findMaskSet(
+  db: Database,
+  tenant: string,
+  version: string,
+): Promise<StoredMaskSet | null> {
+  const rows = await db
+    .select({ owner: maskSets.owner, version: maskSets.version, content: maskSets.content })
+    .from(maskSets)
+    .where(and(inArray(maskSets.owner, [tenant, DEFAULT_TENANT]), eq(maskSets.version, version)))
+    .orderBy(desc(maskSets.owner))
+    .limit(1);
+  return rows[0] ?? null;
+}
+
+export async function findMask(db: Database, id: string): Promise<MaskRecord | null> {
+  const rows = await db.select().from(masks).where(eq(masks.id, id)).limit(1);
+  return rows[0] ?? null;
+}
+
+/** One record a distinct mask. Every model's dense mask has the same id and needs no record. */
+export function maskRecords(set: MaskSet): MaskRecord[] {
+  const records = new Map<string, MaskRecord>();
+  for (const { mask, bits } of set.clusters) {
+    if (mask === 'dense') continue;
+    records.set(mask, { id: mask, modelHash: set.model.hash, blockCount: set.model.blockCount, bits });
+  }
+  return [...records.values()];
+}
+
+const toSummary = (row: SummaryRow): MaskSetSummary => ({
+  version: row.version,
+  tenant: row.owner,
+  name: row.name,
+  model: { name: row.modelName, hash: row.modelHash },
+  encoder: row.encoder,
+  clusters: row.clusterCount,
+  reached_sparsity: row.reachedSparsity,
+  bytes: row.content_bytes,
+  created_at: isoTime(row.createdAt_ms),
+});
+
+function chunks<T>(items: readonly T[], size: number): T[][] {
+  const parts: T[][] = [];
+  for (let start = 0; start < items.length; start += size) parts.push(items.slice(start, start + size));
+  return parts;
+}

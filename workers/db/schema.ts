@@ -1,0 +1,99 @@
+/**
+ * The tables of D1. Only this folder knows columns; everything else speaks the types of `shared/` or of the
+ * query files here. Times are milliseconds since the epoch. An empty owner or tenant is the default one.
+ */
+import { index, integer, primaryKey, real, sqliteTable, text } from 'drizzle-orm/sqlite-core';
+import { API_KEY_KINDS } from '../../shared/admin.ts';
+import { ROUTING_POLICIES } from '../../shared/embedding/route-text.ts';
+
+export const tenants = sqliteTable('tenants', {
+  id: text('id').primaryKey(),
+  name: text('name').notNull(),
+  routingPolicy: text('routing_policy', { enum: ROUTING_POLICIES }).notNull(),
+  createdAt_ms: integer('created_at_ms').notNull(),
+});
+
+export const apiKeys = sqliteTable(
+  'api_keys',
+  {
+    id: text('id').primaryKey(),
+    kind: text('kind', { enum: API_KEY_KINDS }).notNull(),
+    tenantId: text('tenant_id').references(() => tenants.id),
+    name: text('name').notNull(),
+    prefix: text('prefix').notNull(),
+    /** Hexadecimal; the key itself is never stored. */
+    sha256: text('sha256').notNull().unique(),
+    createdAt_ms: integer('created_at_ms').notNull(),
+    expiresAt_ms: integer('expires_at_ms'),
+    revokedAt_ms: integer('revoked_at_ms'),
+  },
+  (table) => [index('api_keys_tenant').on(table.tenantId)],
+);
+
+/** Immutable: rows are inserted and read, never updated. The version is the hash of the content. */
+export const maskSets = sqliteTable(
+  'mask_sets',
+  {
+    owner: text('owner').notNull(),
+    version: text('version').notNull(),
+    name: text('name').notNull(),
+    modelName: text('model_name').notNull(),
+    modelHash: text('model_hash').notNull(),
+    encoder: text('encoder').notNull(),
+    clusterCount: integer('cluster_count').notNull(),
+    reachedSparsity: real('reached_sparsity').notNull(),
+    content: text('content').notNull(),
+    content_bytes: integer('content_bytes').notNull(),
+    createdAt_ms: integer('created_at_ms').notNull(),
+  },
+  (table) => [primaryKey({ columns: [table.owner, table.version] })],
+);
+
+/** Content-addressed, so the same mask in many sets is one row. */
+export const masks = sqliteTable('masks', {
+  id: text('id').primaryKey(),
+  modelHash: text('model_hash').notNull(),
+  blockCount: integer('block_count').notNull(),
+  bits: text('bits').notNull(),
+});
+
+/** Every change of what is live, in order. */
+export const publications = sqliteTable(
+  'publications',
+  {
+    sequence: integer('sequence').primaryKey({ autoIncrement: true }),
+    id: text('id').notNull().unique(),
+    tenant: text('tenant').notNull(),
+    owner: text('owner').notNull(),
+    version: text('version').notNull(),
+    replacedVersion: text('replaced_version'),
+    /** The publication that a rollback of this one returns to. */
+    previousId: text('previous_id'),
+    action: text('action', { enum: ['activate', 'rollback'] }).notNull(),
+    actor: text('actor').notNull(),
+    createdAt_ms: integer('created_at_ms').notNull(),
+  },
+  (table) => [index('publications_tenant').on(table.tenant, table.sequence)],
+);
+
+/** The pointer that a publication flips: one row a tenant. */
+export const live = sqliteTable('live', {
+  tenant: text('tenant').primaryKey(),
+  publicationId: text('publication_id')
+    .notNull()
+    .references(() => publications.id),
+});
+
+/** One opinion a caller and completion. */
+export const feedback = sqliteTable(
+  'feedback',
+  {
+    tenantId: text('tenant_id').notNull(),
+    apiKeyId: text('api_key_id').notNull(),
+    completionId: text('completion_id').notNull(),
+    rating: integer('rating').notNull(),
+    comment: text('comment'),
+    createdAt_ms: integer('created_at_ms').notNull(),
+  },
+  (table) => [primaryKey({ columns: [table.tenantId, table.completionId, table.apiKeyId] })],
+);

@@ -1,0 +1,71 @@
+/**
+ * What the platform hands the worker (bindings, variables, secrets) and the configuration parsed from it.
+ * A wrong value is found at the first request, named in the log and by `/readyz`, and answered with
+ * `configuration_unavailable`; it is never guessed around.
+ */
+import { z } from 'zod';
+import { MaskrouteError } from '../shared/errors.ts';
+import { ROUTE_SIMILARITY_MIN } from './limits.ts';
+
+/** The part of Workers AI that embeds. */
+export interface TextEmbeddingBinding {
+  run(model: string, inputs: Record<string, unknown>, options?: Record<string, unknown>): Promise<unknown>;
+}
+
+export interface Env {
+  readonly DB: D1Database;
+  /** The encoder's files; only the worker reads them. */
+  readonly ASSETS?: Pick<Fetcher, 'fetch'>;
+  readonly AI?: TextEmbeddingBinding;
+
+  readonly BACKEND_URL: string;
+  readonly BACKEND_KEY: string;
+  readonly ADMIN_KEY: string;
+  readonly EDGE_URL?: string;
+  readonly ENCODER?: string;
+  readonly EMBED_TIMEOUT_MS?: string | number;
+  readonly BACKEND_TIMEOUT_MS?: string | number;
+  readonly SIMILARITY_MIN?: string | number;
+  readonly HF_TOKEN?: string;
+  readonly HF_MODEL?: string;
+  readonly HF_REVISION?: string;
+  readonly HF_POOLING?: string;
+  readonly HF_DIMENSIONS?: string | number;
+  readonly HF_ENDPOINT_URL?: string;
+}
+
+const SECRET_CHARS_MIN = 16;
+const emptyIsAbsent = (value: unknown): unknown => (value === '' ? undefined : value);
+const optional = <T extends z.ZodType>(schema: T) => z.preprocess(emptyIsAbsent, schema);
+const baseUrl = z.url({ protocol: /^https?$/ }).transform((url) => url.replace(/\/+$/, ''));
+const timeout_ms = (preset: number) => optional(z.coerce.number().int().min(1).max(600_000).default(preset));
+
+const configSchema = z.object({
+  BACKEND_URL: baseUrl,
+  BACKEND_KEY: z.string().min(SECRET_CHARS_MIN),
+  ADMIN_KEY: z.string().min(SECRET_CHARS_MIN),
+  /** How backends reach this edge. Without it a local edge uses the address that the request came to. */
+  EDGE_URL: optional(baseUrl.optional()),
+  ENCODER: optional(z.enum(['static', 'workers-ai', 'huggingface']).default('static')),
+  EMBED_TIMEOUT_MS: timeout_ms(500),
+  /** Until the backend's first byte. */
+  BACKEND_TIMEOUT_MS: timeout_ms(120_000),
+  SIMILARITY_MIN: optional(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
+  HF_TOKEN: optional(z.string().optional()),
+  HF_MODEL: optional(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),
+  HF_REVISION: optional(z.string().default('main')),
+  HF_POOLING: optional(z.enum(['mean', 'cls', 'weighted-mean']).default('mean')),
+  HF_DIMENSIONS: optional(z.coerce.number().int().min(1).max(4096).default(384)),
+  HF_ENDPOINT_URL: optional(baseUrl.optional()),
+});
+export type Config = z.output<typeof configSchema>;
+
+/** @throws MaskrouteError `configuration_unavailable`; its cause names the variables, never their values. */
+export function parseConfig(env: Env): Config {
+  const parsed = configSchema.safeParse(env);
+  if (parsed.success) return parsed.data;
+  const names = [...new Set(parsed.error.issues.map((issue) => String(issue.path[0])))].join(', ');
+  throw new MaskrouteError('configuration_unavailable', 'The edge is not configured.', {
+    cause: new Error(`missing or invalid: ${names}`),
+  });
+}

@@ -1,0 +1,85 @@
+/** Bounds of the edge, each with its reason. Times are milliseconds. */
+
+/**
+ * Configuration of live publications. A new version is seen within 5 s of its activation: 2 s of freshness,
+ * one refresh behind a request, and room for a slow one. Once a version is known no request waits for D1.
+ */
+export const TABLE = {
+  fresh_ms: 2_000,
+  revalidate_ms: Number.POSITIVE_INFINITY,
+  stale_ms: Number.POSITIVE_INFINITY,
+  negative_ms: 0,
+  wait_ms: 1_000,
+  load_ms: 5_000,
+  retry_ms: 1_000,
+  entriesMax: 1_000,
+  negativeEntriesMax: 0,
+  loadsMax: 64,
+} as const;
+
+/**
+ * Keys. A revoked key works for at most 10 s more in an isolate that can reach D1; while D1 is down, keys
+ * seen before work for an hour. A wrong key is remembered for 2 s so that a client in a loop asks D1 rarely.
+ */
+export const KEYS = {
+  fresh_ms: 5_000,
+  revalidate_ms: 10_000,
+  stale_ms: 3_600_000,
+  negative_ms: 2_000,
+  wait_ms: 2_000,
+  load_ms: 5_000,
+  retry_ms: 1_000,
+  entriesMax: 10_000,
+  negativeEntriesMax: 1_000,
+  loadsMax: 64,
+} as const;
+
+/** The backend's model list: it changes when a backend is restarted. */
+export const MODELS = {
+  fresh_ms: 5_000,
+  revalidate_ms: Number.POSITIVE_INFINITY,
+  stale_ms: 300_000,
+  negative_ms: 0,
+  wait_ms: 1_000,
+  load_ms: 3_000,
+  retry_ms: 1_000,
+  entriesMax: 1,
+  negativeEntriesMax: 0,
+  loadsMax: 1,
+} as const;
+
+/** What an admin request, feedback or a backend's question for a mask waits for D1. */
+export const D1_TIMEOUT_ms = 5_000;
+
+/** Decoded mask sets held by an isolate of 128 MB: at 256 clusters of 384 dimensions each takes 0.4 MB. */
+export const DECODED_SETS_MAX = 64;
+
+/** Loading the static table is reading a local asset; it is done once an isolate. */
+export const ENCODER_LOAD_TIMEOUT_ms = 5_000;
+
+/** -1 routes everything: similarity is a cosine. */
+export const ROUTE_SIMILARITY_MIN = -1;
+
+/** A row of D1 holds 2 MB, the other columns and the statement included. */
+export const MASK_SET_BYTES_MAX = 1_900_000;
+
+/** Deeper JSON than this is refused: parsers and serializers recurse. */
+export const JSON_DEPTH_MAX = 64;
+
+/** A refused body is read on up to this size, so that the client gets to read the refusal. */
+export const DRAIN_BYTES_MAX = 32 * 1024 * 1024;
+
+/** An error body of a backend is read whole before it is passed on. */
+export const BACKEND_ERROR_BYTES_MAX = 64 * 1024;
+
+/** How long clients are asked to wait when the backend or the configuration can't be reached. */
+export const RETRY_AFTER_s = 1;
+
+/** Readiness asks the backend; answers are shared for this long. */
+export const READINESS = {
+  ...MODELS,
+  fresh_ms: 1_000,
+  revalidate_ms: 1_000,
+  stale_ms: 0,
+  retry_ms: 0,
+} as const;

@@ -1,0 +1,80 @@
+/** Bodies from outside: bounded before they are read, decoded strictly, and parsed by a schema. */
+import type { z } from 'zod';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { BODY_BYTES_MAX } from '../../shared/openai.ts';
+import { DRAIN_BYTES_MAX, JSON_DEPTH_MAX } from '../limits.ts';
+import { drain, readBounded, TooLargeError } from '../services/bounded.ts';
+
+/**
+ * The JSON value of a request's body.
+ * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, or `invalid_json` (not UTF-8, not JSON,
+ * nested too deeply).
+ */
+export async function readJson(request: Request): Promise<unknown> {
+  const type = request.headers.get('content-type');
+  if (type !== null && !/^application\/(.+\+)?json\b/i.test(type)) {
+    throw new MaskrouteError('unsupported_media_type', 'Send the body as application/json.');
+  }
+  const text = await readText(request);
+  if (isDeeperThan(text, JSON_DEPTH_MAX)) {
+    throw new MaskrouteError('invalid_json', `The body is nested more than ${JSON_DEPTH_MAX} levels deep.`);
+  }
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new MaskrouteError('invalid_json', `The body is not JSON: ${(error as Error).message}.`);
+  }
+}
+
+async function readText(request: Request): Promise<string> {
+  const tooLarge = async () => {
+    await drain(request.body, DRAIN_BYTES_MAX).catch(() => {});
+    return new MaskrouteError('body_too_large', `The body has more than ${BODY_BYTES_MAX} bytes.`);
+  };
+  if (Number(request.headers.get('content-length')) > BODY_BYTES_MAX) throw await tooLarge();
+  try {
+    return await readBounded(request.body, BODY_BYTES_MAX);
+  } catch (error) {
+    if (error instanceof TooLargeError) throw await tooLarge();
+    if (error instanceof TypeError && !request.signal.aborted) {
+      throw new MaskrouteError('invalid_json', 'The body is not valid UTF-8.', { cause: error });
+    }
+    throw new MaskrouteError('cancelled', 'The body ended early.', { cause: error });
+  }
+}
+
+/** Counts open brackets outside of strings; one pass, no recursion. */
+function isDeeperThan(text: string, depthMax: number): boolean {
+  let depth = 0;
+  let inString = false;
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i);
+    if (inString) {
+      if (code === BACKSLASH) i++;
+      else if (code === QUOTE) inString = false;
+    } else if (code === QUOTE) inString = true;
+    else if (code === OPEN_BRACE || code === OPEN_BRACKET) {
+      if (++depth > depthMax) return true;
+    } else if (code === CLOSE_BRACE || code === CLOSE_BRACKET) depth--;
+  }
+  return false;
+}
+
+const [QUOTE, BACKSLASH, OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET] = [
+  0x22, 0x5c, 0x7b, 0x7d, 0x5b, 0x5d,
+];
+
+/** @throws MaskrouteError `code` with the path of the first thing wrong as `param`. */
+export function parse<T extends z.ZodType>(
+  schema: T,
+  value: unknown,
+  code: 'invalid_request' | 'invalid_mask_set' = 'invalid_request',
+): z.output<T> {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0]!;
+  const param = issue.path.join('.');
+  throw new MaskrouteError(code, param === '' ? issue.message : `${param}: ${issue.message}`, {
+    param: param === '' ? null : param,
+  });
+}

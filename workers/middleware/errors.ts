@@ -1,0 +1,32 @@
+/** The boundary where thrown values become the OpenAI error object. What is not ours is told to the log alone. */
+import { type ERROR_CODES, MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
+import type { AppContext } from '../context.ts';
+import { log } from '../services/log.ts';
+
+export function onError(thrown: unknown, c: AppContext): Response {
+  const error = toMaskrouteError(thrown);
+  if (error.status >= 500) {
+    log('error', 'request_failed', {
+      request_id: c.get('requestId'),
+      path: c.req.path,
+      code: error.code,
+      reason: String(error.cause ?? error.message),
+    });
+  }
+  if (error.retryAfter_s !== undefined) c.header('retry-after', String(error.retryAfter_s));
+  return c.json(error.toWire(), error.status as ContentfulStatusCode);
+}
+
+export function onNotFound(c: AppContext): Response {
+  const error = new MaskrouteError('not_found', `There is no ${c.req.method} ${c.req.path}.`);
+  return c.json(error.toWire(), 404);
+}
+
+/** For a known path asked with another method. */
+export const methodNotAllowed =
+  (...allowed: string[]) =>
+  (c: AppContext): Response => {
+    c.header('allow', allowed.join(', '));
+    const error = new MaskrouteError('method_not_allowed', `${c.req.path} takes ${allowed.join(', ')}.`);
+    return c.json(error.toWire(), 405);
+  };

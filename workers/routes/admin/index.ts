@@ -1,0 +1,15 @@
+/** The admin API; `shared/admin.ts` describes it. */
+import { Hono } from 'hono';
+import type { AppEnv } from '../../context.ts';
+import { adminOnly } from '../../middleware/authenticate.ts';
+import { keys } from './keys.ts';
+import { maskSets } from './mask-sets.ts';
+import { publications } from './publications.ts';
+import { tenants } from './tenants.ts';
+
+export const admin = new Hono<AppEnv>()
+  .use(adminOnly)
+  .route('/tenants', tenants)
+  .route('/keys', keys)
+  .route('/mask-sets', maskSets)
+  .route('/publications', publications);

@@ -1,0 +1,50 @@
+/** API keys: made (the key is shown this once), listed and revoked. */
+import { Hono } from 'hono';
+import { type CreatedKey, createKeySchema, DEFAULT_TENANT } from '../../../shared/admin.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import type { AppEnv } from '../../context.ts';
+import { insertApiKey, listApiKeys, revokeApiKey } from '../../db/api-keys.ts';
+import { parse, readJson } from '../../middleware/body.ts';
+import { generateKey } from '../../services/api-keys.ts';
+import { d1 } from '../../services/d1.ts';
+import { randomHex } from '../../services/secrets.ts';
+import { scopedTenant } from './scope.ts';
+
+const ID_RANDOM_BYTES = 8;
+
+export const keys = new Hono<AppEnv>()
+  .post('/', async (c) => {
+    const { db } = c.var.services;
+    const own = c.var.admin.tenant;
+    const raw = await readJson(c.req.raw);
+    // A tenant's administrator need not name the tenant.
+    const filled = own !== undefined && isObject(raw) ? { tenant: own, ...raw } : raw;
+    const { kind, name, tenant: named, expires_at } = parse(createKeySchema, filled);
+    if (own !== undefined && kind === 'admin') {
+      throw new MaskrouteError('forbidden', 'This key administrates its own tenant only.');
+    }
+    const tenant = await scopedTenant(c, named);
+    const { key, sha256, prefix } = generateKey(kind);
+    const id = `k_${randomHex(ID_RANDOM_BYTES)}`;
+    const expiresAt_ms = expires_at === undefined ? null : Date.parse(expires_at);
+    const createdAt_ms = Date.now();
+    const row = { id, kind, tenant, name, prefix, sha256, createdAt_ms, expiresAt_ms };
+    const created = await d1(insertApiKey(db, row));
+    return c.json({ ...created, key } satisfies CreatedKey, 201);
+  })
+  .get('/', async (c) => {
+    const named = c.req.query('tenant');
+    const tenant = await scopedTenant(c, named);
+    const filter = tenant === DEFAULT_TENANT ? undefined : tenant;
+    return c.json({ object: 'list', data: await d1(listApiKeys(c.var.services.db, filter)) });
+  })
+  .delete('/:id', async (c) => {
+    const { db, apiKeys } = c.var.services;
+    const revoked = await d1(revokeApiKey(db, c.req.param('id'), c.var.admin.tenant, Date.now()));
+    if (revoked === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    apiKeys.forget(revoked.sha256);
+    return c.json(revoked.key);
+  });
+
+const isObject = (value: unknown): value is object =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);

@@ -1,0 +1,40 @@
+/** Publications: what is live, how it came to be, and how to change it. */
+import { Hono } from 'hono';
+import { publishSchema, rollbackSchema } from '../../../shared/admin.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import { type AppEnv, holdOf } from '../../context.ts';
+import { findLive, listPublications } from '../../db/publications.ts';
+import { parse, readJson } from '../../middleware/body.ts';
+import { d1 } from '../../services/d1.ts';
+import { checkPublishable, publish, rollback } from '../../services/publish.ts';
+import { scopedTenant } from './scope.ts';
+
+export const publications = new Hono<AppEnv>()
+  .post('/', async (c) => {
+    const body = parse(publishSchema, await readJson(c.req.raw));
+    const { version, expected_version: expected } = body;
+    const tenant = await scopedTenant(c, body.tenant);
+    const request = { tenant, version, expected, actor: c.var.admin.actor, hold: holdOf(c) };
+    if (!body.activate) {
+      await checkPublishable(c.var.services, request);
+      return c.json({ activated: false, version });
+    }
+    return c.json(await publish(c.var.services, request), 201);
+  })
+  .post('/rollback', async (c) => {
+    const body = parse(rollbackSchema, await readJson(c.req.raw));
+    const tenant = await scopedTenant(c, body.tenant);
+    const request = { tenant, expected: body.expected_version, actor: c.var.admin.actor, hold: holdOf(c) };
+    return c.json(await rollback(c.var.services, request), 201);
+  })
+  .get('/', async (c) => {
+    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    return c.json({ object: 'list', data: await d1(listPublications(c.var.services.db, tenant)) });
+  })
+  .get('/live', async (c) => {
+    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    const state = await d1(findLive(c.var.services.db, tenant));
+    if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
+    const { owner: _owner, previousId: _previousId, ...publication } = state;
+    return c.json(publication);
+  });

@@ -1,0 +1,75 @@
+/** The two completion endpoints: route, forward, and let the answer through as it comes. */
+import { Hono } from 'hono';
+import type { ContentfulStatusCode } from 'hono/utils/http-status';
+import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
+import { HEADERS } from '../../shared/protocol.ts';
+import { type AppContext, type AppEnv, holdOf } from '../context.ts';
+import { tenantOnly } from '../middleware/authenticate.ts';
+import { parse, readJson } from '../middleware/body.ts';
+import { methodNotAllowed } from '../middleware/errors.ts';
+import { edgeUrl } from '../services/edge-url.ts';
+import { regionOf } from '../services/region.ts';
+import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../services/routing.ts';
+import { decisionHeaders } from './decision-headers.ts';
+
+export const completions = new Hono<AppEnv>()
+  .post('/chat/completions', tenantOnly, async (c) => {
+    const raw = await readJson(c.req.raw);
+    return await complete(c, raw, { kind: 'chat', body: parse(chatRequestSchema, raw) });
+  })
+  .post('/completions', tenantOnly, async (c) => {
+    const raw = await readJson(c.req.raw);
+    return await complete(c, raw, { kind: 'completion', body: parse(completionRequestSchema, raw) });
+  })
+  .all('/chat/completions', methodNotAllowed('POST'))
+  .all('/completions', methodNotAllowed('POST'));
+
+/** `raw` is the client's own object: fields that this edge does not know reach the backend too. */
+async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Promise<Response> {
+  const { signal } = c.req.raw;
+  const routed = await route(c, routable);
+  // Set before the backend is asked, so that its errors carry the decision too.
+  setHeaders(c, decisionHeaders(routed, undefined));
+  const body = JSON.stringify({
+    ...(raw as object),
+    mask: routed.decision.mask,
+    maskroute: routeEcho(routed),
+  });
+  const { backend, config } = c.get('services');
+  const started_ms = performance.now();
+  const response = await backend.call({
+    path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
+    requestId: c.get('requestId'),
+    tenant: c.get('caller').tenant,
+    edge: edgeUrl(config, c.req.raw),
+    signal,
+    timeout_ms: config.BACKEND_TIMEOUT_MS,
+    body,
+  });
+  setHeaders(c, decisionHeaders(routed, performance.now() - started_ms));
+  setHeaders(c, passedHeaders(response.headers));
+  return c.body(response.body as ReadableStream, response.status as ContentfulStatusCode);
+}
+
+export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> => {
+  const { services, caller } = c.var;
+  return routeRequest(
+    { ...services, similarityMin: services.config.SIMILARITY_MIN },
+    { ...routable, caller, region: regionOf(c.req.raw), signal: c.req.raw.signal, hold: holdOf(c) },
+  );
+};
+
+/** What the backend says of the answer, and what it knows better than the edge: a custom mask's id and sparsity. */
+const PASSED = ['content-type', 'cache-control', 'retry-after', HEADERS.mask, HEADERS.sparsity];
+
+const passedHeaders = (headers: Headers): Record<string, string> =>
+  Object.fromEntries(
+    PASSED.flatMap((name) => {
+      const value = headers.get(name);
+      return value === null ? [] : [[name, value]];
+    }),
+  );
+
+export function setHeaders(c: AppContext, headers: Record<string, string>): void {
+  for (const [name, value] of Object.entries(headers)) c.header(name, value);
+}

@@ -1,0 +1,54 @@
+/** The dry run: the same body, the same decision, no backend. */
+import { Hono } from 'hono';
+import type { DryRun } from '../../shared/dry-run.ts';
+import type { SkippedLayers } from '../../shared/mask.ts';
+import { DENSE_MASK_ID, maskFromBits, skippedLayers } from '../../shared/mask.ts';
+import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
+import type { AppEnv } from '../context.ts';
+import { tenantOnly } from '../middleware/authenticate.ts';
+import { parse, readJson } from '../middleware/body.ts';
+import { methodNotAllowed } from '../middleware/errors.ts';
+import type { Decision } from '../services/route.ts';
+import { type RoutableBody, routeEcho } from '../services/routing.ts';
+import type { RoutingTable } from '../services/routing-table.ts';
+import { route, setHeaders } from './completions.ts';
+import { decisionHeaders } from './decision-headers.ts';
+
+export const dryRun = new Hono<AppEnv>()
+  .post('/route', tenantOnly, async (c) => {
+    const routable = parseEither(await readJson(c.req.raw));
+    const routed = await route(c, routable);
+    const { decision, encoder, timings } = routed;
+    setHeaders(c, decisionHeaders(routed, undefined));
+    const skip = skippedBy(decision, c.var.services.table);
+    return c.json({
+      object: 'maskroute.route',
+      request_id: c.get('requestId'),
+      model: routable.body.model,
+      mask: decision.mask,
+      sparsity: decision.sparsity,
+      skip: skip && { attention: [...skip.skipAttention], ffn: [...skip.skipFfn] },
+      label: decision.cluster === null ? null : (decision.set?.clusters[decision.cluster]?.label ?? null),
+      distance: decision.distance,
+      maskroute: routeEcho(routed),
+      encoder,
+      timings_ms: { assign: timings.assign_ms, embed: timings.embed_ms, route: timings.route_ms },
+    } satisfies DryRun);
+  })
+  .all('/route', methodNotAllowed('POST'));
+
+/** A body with `messages` is a chat, any other a completion. */
+function parseEither(raw: unknown): RoutableBody {
+  return typeof raw === 'object' && raw !== null && 'messages' in raw
+    ? { kind: 'chat', body: parse(chatRequestSchema, raw) }
+    : { kind: 'completion', body: parse(completionRequestSchema, raw) };
+}
+
+function skippedBy({ mask }: Decision, table: RoutingTable): SkippedLayers | null {
+  if (typeof mask !== 'string') return mask;
+  if (mask === DENSE_MASK_ID) return { skipAttention: [], skipFfn: [] };
+  const held = table.findMask(mask);
+  return held === undefined
+    ? null
+    : skippedLayers(maskFromBits(held.set.model.blockCount, held.cluster.bits));
+}

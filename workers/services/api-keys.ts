@@ -1,0 +1,82 @@
+/**
+ * Who is calling. Keys are looked up by their hash in D1 and kept in the isolate; a key that was never seen
+ * is refused while D1 can't be asked. This never fails open.
+ */
+import type { ApiKeyKind } from '../../shared/admin.ts';
+import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { KnownKey } from '../db/api-keys.ts';
+import { KEYS, RETRY_AFTER_s } from '../limits.ts';
+import type { Hold } from './deadline.ts';
+import { randomHex, sha256Hex } from './secrets.ts';
+import { createSwrCache } from './swr-cache.ts';
+
+export type Caller = {
+  readonly keyId: string;
+  readonly kind: ApiKeyKind;
+  /** Empty for a key of kind `admin`. */
+  readonly tenant: string;
+  readonly routingPolicy: RoutingPolicy;
+};
+
+export interface ApiKeys {
+  /**
+   * @throws MaskrouteError `invalid_api_key` for an unknown, revoked or expired key,
+   * `configuration_unavailable` for a key never seen before while D1 can't be asked.
+   */
+  authenticate(key: string, hold: Hold): Promise<Caller>;
+  /** Makes a revocation hold in this isolate at once. */
+  forget(sha256: string): void;
+}
+
+const BEARER = /^Bearer +([\x21-\x7e]{1,512}) *$/i;
+
+/** @throws MaskrouteError `invalid_api_key` when the header is missing or malformed. */
+export function bearerKey(authorization: string | null | undefined): string {
+  const key = BEARER.exec(authorization ?? '')?.[1];
+  if (key === undefined) {
+    throw new MaskrouteError('invalid_api_key', 'Send an API key as "Authorization: Bearer <key>".');
+  }
+  return key;
+}
+
+const KEY_PREFIXES: Record<ApiKeyKind, string> = {
+  tenant: 'mr_live_',
+  tenant_admin: 'mr_tadm_',
+  admin: 'mr_admin_',
+};
+const KEY_RANDOM_BYTES = 24;
+const PREFIX_RANDOM_CHARS = 6;
+
+/** A new key, what is stored of it, and the prefix by which people tell keys apart. */
+export function generateKey(kind: ApiKeyKind): { key: string; sha256: string; prefix: string } {
+  const random = randomHex(KEY_RANDOM_BYTES);
+  const key = KEY_PREFIXES[kind] + random;
+  return { key, sha256: sha256Hex(key), prefix: KEY_PREFIXES[kind] + random.slice(0, PREFIX_RANDOM_CHARS) };
+}
+
+/** `find` gives null for an unknown key. */
+export function createApiKeys(find: (sha256: string) => Promise<KnownKey | null>): ApiKeys {
+  const cache = createSwrCache('API keys', find, KEYS);
+  return {
+    async authenticate(key, hold) {
+      let known: KnownKey | null;
+      try {
+        known = await cache.get(sha256Hex(key), hold);
+      } catch (error) {
+        throw new MaskrouteError('configuration_unavailable', 'API keys cannot be checked right now.', {
+          retryAfter_s: RETRY_AFTER_s,
+          cause: error,
+        });
+      }
+      if (known === null || known.revokedAt_ms !== null) throw invalidKey('The API key is not valid.');
+      if (known.expiresAt_ms !== null && known.expiresAt_ms <= Date.now()) {
+        throw invalidKey('The API key has expired.');
+      }
+      return { keyId: known.id, kind: known.kind, tenant: known.tenant, routingPolicy: known.routingPolicy };
+    },
+    forget: (sha256) => cache.forget(sha256),
+  };
+}
+
+const invalidKey = (message: string): MaskrouteError => new MaskrouteError('invalid_api_key', message);

@@ -1,0 +1,41 @@
+/** Reading bodies whose size nobody promised. */
+
+export class TooLargeError extends Error {}
+
+/**
+ * The body as UTF-8 text. @throws TooLargeError past `bytesMax` (nothing more is read then), TypeError on
+ * invalid UTF-8, and what the stream throws.
+ */
+export async function readBounded(
+  body: ReadableStream<Uint8Array> | null,
+  bytesMax: number,
+): Promise<string> {
+  if (body === null) return '';
+  const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: false });
+  let text = '';
+  let bytes = 0;
+  const reader = body.getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return text + decoder.decode();
+      bytes += value.length;
+      if (bytes > bytesMax) throw new TooLargeError(`the body has more than ${bytesMax} bytes`);
+      text += decoder.decode(value, { stream: true });
+    }
+  } finally {
+    reader.releaseLock();
+  }
+}
+
+/** Reads on and forgets, until the end or `bytesMax`: a client that is still sending does not read answers. */
+export async function drain(body: ReadableStream<Uint8Array> | null, bytesMax: number): Promise<void> {
+  if (body === null) return;
+  const reader = body.getReader();
+  for (let bytes = 0; bytes < bytesMax; ) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    bytes += value.length;
+  }
+  await reader.cancel();
+}

@@ -1,0 +1,19 @@
+/** Where backends reach this edge. */
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { Config } from '../env.ts';
+
+const LOCAL_HOSTS = ['localhost', '127.0.0.1', '[::1]'];
+
+/**
+ * `EDGE_URL`, or the request's own origin when that is this machine. Another host's name is never taken from
+ * a request: whoever forged it would be sent the backend key.
+ * @throws MaskrouteError `configuration_unavailable` when `EDGE_URL` is needed and missing.
+ */
+export function edgeUrl(config: Pick<Config, 'EDGE_URL'>, request: Request): string {
+  if (config.EDGE_URL !== undefined) return config.EDGE_URL;
+  const { hostname, origin } = new URL(request.url);
+  if (LOCAL_HOSTS.includes(hostname)) return origin;
+  throw new MaskrouteError('configuration_unavailable', 'The edge is not configured.', {
+    cause: new Error('EDGE_URL is needed outside of localhost'),
+  });
+}

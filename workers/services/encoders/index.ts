@@ -1,0 +1,19 @@
+/** The one place that picks an encoder: the variable `ENCODER` names it. */
+import type { Encoder } from '../../../shared/embedding/encoder.ts';
+import type { Config, Env } from '../../env.ts';
+import { createHuggingFaceEncoder } from './huggingface.ts';
+import { loadStatic } from './static.ts';
+import { createWorkersAiEncoder } from './workers-ai.ts';
+
+/** @throws Error when a binding or an asset that the encoder needs is missing. */
+export async function loadEncoder(config: Config, env: Env): Promise<Encoder> {
+  switch (config.ENCODER) {
+    case 'static':
+      return await loadStatic(env);
+    case 'workers-ai':
+      if (env.AI === undefined) throw new Error('the binding AI is missing');
+      return createWorkersAiEncoder(env.AI);
+    case 'huggingface':
+      return createHuggingFaceEncoder(config);
+  }
+}

@@ -1,0 +1,68 @@
+/** The services of one isolate, made once from its environment: the only place that wires them together. */
+import { findApiKey } from '../db/api-keys.ts';
+import { type Database, openDatabase } from '../db/client.ts';
+import { findMaskSet } from '../db/mask-sets.ts';
+import { findLive } from '../db/publications.ts';
+import { type Config, type Env, parseConfig } from '../env.ts';
+import { MODELS } from '../limits.ts';
+import { type ApiKeys, createApiKeys } from './api-keys.ts';
+import { type Backend, createBackend } from './backend.ts';
+import { createEmbedder, type Embedder } from './embed.ts';
+import { loadEncoder } from './encoders/index.ts';
+import { createModels, type Models } from './models.ts';
+import { createReadiness, type Readiness } from './readiness.ts';
+import { createRoutingTable, type RoutingTable } from './routing-table.ts';
+
+export type Services = {
+  readonly config: Config;
+  readonly db: Database;
+  readonly apiKeys: ApiKeys;
+  readonly table: RoutingTable;
+  readonly embedder: Embedder;
+  readonly models: Models;
+  readonly backend: Backend;
+  readonly readiness: Readiness;
+};
+
+const made = new WeakMap<Env, Services>();
+
+/** @throws MaskrouteError `configuration_unavailable` when a variable is missing or wrong. */
+export function servicesFor(env: Env): Services {
+  const known = made.get(env);
+  if (known !== undefined) return known;
+  const services = createServices(env);
+  made.set(env, services);
+  return services;
+}
+
+function createServices(env: Env): Services {
+  const config = parseConfig(env);
+  const db = openDatabase(env.DB);
+  const backend = createBackend(config.BACKEND_URL, config.BACKEND_KEY);
+  return {
+    config,
+    db,
+    backend,
+    readiness: createReadiness(backend),
+    apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
+    table: createRoutingTable({
+      findLive: (tenant) => findLive(db, tenant),
+      findMaskSet: (owner, version) => findMaskSet(db, owner, version),
+    }),
+    embedder: createEmbedder(() => loadEncoder(config, env), config.EMBED_TIMEOUT_MS),
+    models: createModels(() => askModels(backend)),
+  };
+}
+
+async function askModels(backend: Backend): Promise<unknown> {
+  const response = await backend.call({
+    path: '/v1/models',
+    requestId: `edge_${crypto.randomUUID()}`,
+    tenant: '',
+    edge: '',
+    signal: new AbortController().signal,
+    timeout_ms: MODELS.load_ms,
+  });
+  if (!response.ok) throw new Error(`the backend answered ${response.status}`);
+  return await response.json();
+}

@@ -1,0 +1,152 @@
+/**
+ * Making a mask set live, and taking it back. Checked first against what the set means something for (the
+ * edge's encoder, the backend's model), then flipped in one batch that only one of two publishers wins.
+ */
+import type { Publication } from '../../shared/admin.ts';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { type EncoderSpec, sameEncoder } from '../../shared/mask-set.ts';
+import type { Database } from '../db/client.ts';
+import { findMaskSet } from '../db/mask-sets.ts';
+import { type Flip, findLive, findPublication, flipLive, type PublicationState } from '../db/publications.ts';
+import { RETRY_AFTER_s } from '../limits.ts';
+import { d1 } from './d1.ts';
+import type { Hold } from './deadline.ts';
+import type { Embedder } from './embed.ts';
+import type { Models } from './models.ts';
+import { decodeMaskSet, type LiveSet, type RoutingTable } from './routing-table.ts';
+
+export type PublishDependencies = {
+  readonly db: Database;
+  readonly table: RoutingTable;
+  readonly embedder: Embedder;
+  readonly models: Models;
+};
+
+export type PublishRequest = {
+  readonly tenant: string;
+  readonly version: string;
+  /** What the publisher believes is live; undefined = whatever is. */
+  readonly expected: string | null | undefined;
+  readonly actor: string;
+  readonly hold: Hold;
+};
+
+/** @throws MaskrouteError `not_found`, `encoder_mismatch`, `mask_model_mismatch`, or why it can't be checked. */
+export async function checkPublishable(
+  dependencies: PublishDependencies,
+  request: Pick<PublishRequest, 'tenant' | 'version' | 'hold'>,
+): Promise<{ owner: string }> {
+  const stored = await d1(findMaskSet(dependencies.db, request.tenant, request.version));
+  if (stored === null) {
+    throw new MaskrouteError('not_found', `There is no mask set ${request.version}.`, { param: 'version' });
+  }
+  const set = decodeMaskSet(stored);
+  await checkEncoder(set, dependencies.embedder, request.hold);
+  await checkModel(set, dependencies.models, request.hold);
+  return { owner: stored.owner };
+}
+
+/** @throws MaskrouteError as `checkPublishable`, and `conflict` when another publisher was faster. */
+export async function publish(
+  dependencies: PublishDependencies,
+  request: PublishRequest,
+): Promise<Publication> {
+  const { owner } = await checkPublishable(dependencies, request);
+  const seen = await seenLive(dependencies.db, request);
+  return await flip(dependencies, request.hold, seen, {
+    ...flipBasics(request, seen),
+    owner,
+    version: request.version,
+    previousId: seen?.id ?? null,
+    action: 'activate',
+  });
+}
+
+/**
+ * Returns to what was live before the live publication; again, to what was before that.
+ * @throws MaskrouteError `conflict` when nothing came before, or another publisher was faster.
+ */
+export async function rollback(
+  dependencies: PublishDependencies,
+  request: Omit<PublishRequest, 'version'>,
+): Promise<Publication> {
+  const seen = await seenLive(dependencies.db, request);
+  const target =
+    seen?.previousId == null ? null : await d1(findPublication(dependencies.db, seen.previousId));
+  if (target === null) throw new MaskrouteError('conflict', 'Nothing was live before.');
+  return await flip(dependencies, request.hold, seen, {
+    ...flipBasics(request, seen),
+    owner: target.owner,
+    version: target.version,
+    previousId: target.previousId,
+    action: 'rollback',
+  });
+}
+
+async function seenLive(
+  db: Database,
+  request: Pick<PublishRequest, 'tenant' | 'expected'>,
+): Promise<PublicationState | null> {
+  const seen = await d1(findLive(db, request.tenant));
+  if (request.expected !== undefined && request.expected !== (seen?.version ?? null)) {
+    throw new MaskrouteError('conflict', `The live version is ${seen?.version ?? 'none'}.`, {
+      param: 'expected_version',
+    });
+  }
+  return seen;
+}
+
+const flipBasics = (request: Omit<PublishRequest, 'version'>, seen: PublicationState | null) => ({
+  id: `p_${crypto.randomUUID()}`,
+  tenant: request.tenant,
+  replaced_version: seen?.version ?? null,
+  actor: request.actor,
+  createdAt_ms: Date.now(),
+});
+
+async function flip(
+  { db, table }: PublishDependencies,
+  hold: Hold,
+  seen: PublicationState | null,
+  change: Flip,
+): Promise<Publication> {
+  const publication = await d1(flipLive(db, change, seen?.id ?? null));
+  if (publication === null) {
+    throw new MaskrouteError('conflict', 'Another publication came first; look at what is live now.');
+  }
+  // It is live whatever happens here; this isolate would else serve it a moment later.
+  await table.refresh(change.tenant, hold).catch(() => {});
+  return publication;
+}
+
+async function checkEncoder(set: LiveSet, embedder: Embedder, hold: Hold): Promise<void> {
+  const { spec } = await embedder.encoder(hold).catch((error) => {
+    throw new MaskrouteError('not_ready', 'The edge cannot load its encoder, so no set can be checked.', {
+      cause: error,
+    });
+  });
+  if (sameEncoder(spec, set.encoder)) return;
+  throw new MaskrouteError(
+    'encoder_mismatch',
+    `The set was made with ${describe(set.encoder)}, the edge embeds with ${describe(spec)}.`,
+    { param: 'version' },
+  );
+}
+
+const describe = ({ id, revision, pooling, dimensions }: EncoderSpec): string =>
+  `${id} (revision ${revision}, ${pooling} pooling, ${dimensions} dimensions)`;
+
+async function checkModel(set: LiveSet, models: Models, hold: Hold): Promise<void> {
+  const served = await models.list(hold).catch((error) => {
+    throw new MaskrouteError('backend_unreachable', 'No backend can say which models are served.', {
+      retryAfter_s: RETRY_AFTER_s,
+      cause: error,
+    });
+  });
+  if (served.some((entry) => entry.maskroute?.hash === set.model.hash)) return;
+  throw new MaskrouteError(
+    'mask_model_mismatch',
+    `The set is for ${set.model.name} (${set.model.hash.slice(0, 12)}…), which no backend serves.`,
+    { param: 'version' },
+  );
+}

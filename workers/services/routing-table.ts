@@ -1,0 +1,123 @@
+/**
+ * The live mask sets, decoded once a version and kept in the isolate. A request takes one `LiveSet` by
+ * reference, so it sees the old version or the new one, never a mixture.
+ */
+import { DEFAULT_TENANT } from '../../shared/admin.ts';
+import {
+  clusterSparsity,
+  type EncoderSpec,
+  type MaskId,
+  type MaskSet,
+  maskSetSchema,
+} from '../../shared/mask-set.ts';
+import { type Centroids, packCentroids } from '../../shared/route.ts';
+import type { StoredMaskSet } from '../db/mask-sets.ts';
+import { DECODED_SETS_MAX, TABLE } from '../limits.ts';
+import type { Hold } from './deadline.ts';
+import { log } from './log.ts';
+import { createSwrCache } from './swr-cache.ts';
+
+export type LiveCluster = {
+  readonly mask: MaskId;
+  readonly bits: string;
+  readonly sparsity: number;
+  readonly label: string | undefined;
+};
+
+export type LiveSet = {
+  readonly version: string;
+  readonly name: string;
+  readonly model: MaskSet['model'];
+  readonly encoder: EncoderSpec;
+  readonly surrogate: boolean;
+  readonly centroids: Centroids;
+  readonly clusters: readonly LiveCluster[];
+};
+
+/** What the table reads from D1. */
+export type TableSource = {
+  /** What is live for exactly this tenant. */
+  findLive(tenant: string): Promise<{ owner: string; version: string } | null>;
+  findMaskSet(owner: string, version: string): Promise<StoredMaskSet | null>;
+};
+
+export interface RoutingTable {
+  /**
+   * The tenant's own live set, or the default one; null when nothing was ever published.
+   * @throws what D1 threw, only while nothing is known yet.
+   */
+  liveFor(tenant: string, hold: Hold): Promise<LiveSet | null>;
+  /** Reads a tenant's pointer now: after a publication the same isolate serves it at once. */
+  refresh(tenant: string, hold: Hold): Promise<void>;
+  /** A decoded set that holds this mask, if there is one. */
+  findMask(id: string): { set: LiveSet; cluster: LiveCluster } | undefined;
+}
+
+export function createRoutingTable(source: TableSource): RoutingTable {
+  /** By owner and version: sets are immutable, so an entry is never wrong, only unused. */
+  const decoded = new Map<string, LiveSet>();
+
+  const load = async (tenant: string): Promise<{ set: LiveSet | null }> => {
+    const live = await source.findLive(tenant);
+    if (live === null) return { set: null };
+    const key = `${live.owner}/${live.version}`;
+    const known = decoded.get(key);
+    if (known !== undefined) return { set: known };
+    const stored = await source.findMaskSet(live.owner, live.version);
+    if (stored === null) throw new Error(`mask set ${live.version} is live but not stored`);
+    const set = decodeMaskSet(stored);
+    if (decoded.size >= DECODED_SETS_MAX) decoded.delete(decoded.keys().next().value!);
+    decoded.set(key, set);
+    log('info', 'mask_set_loaded', { tenant, version: set.version, clusters: set.clusters.length });
+    return { set };
+  };
+
+  const pointers = createSwrCache(
+    'the routing table',
+    (tenant) =>
+      load(tenant).catch((error) => {
+        log('error', 'routing_table_load_failed', { tenant, reason: String(error) });
+        throw error;
+      }),
+    TABLE,
+  );
+
+  return {
+    async liveFor(tenant, hold) {
+      const [own, shared] = await Promise.all([
+        pointers.get(tenant, hold),
+        pointers.get(DEFAULT_TENANT, hold),
+      ]);
+      return own?.set ?? shared?.set ?? null;
+    },
+    async refresh(tenant, hold) {
+      await pointers.refresh(tenant, hold);
+    },
+    findMask(id) {
+      for (const set of decoded.values()) {
+        const cluster = set.clusters.find((candidate) => candidate.mask === id);
+        if (cluster !== undefined) return { set, cluster };
+      }
+      return undefined;
+    },
+  };
+}
+
+/** @throws ZodError or SyntaxError when the stored text is not a mask set. */
+export function decodeMaskSet(stored: StoredMaskSet): LiveSet {
+  const set = maskSetSchema.parse(JSON.parse(stored.content));
+  return {
+    version: stored.version,
+    name: set.name,
+    model: set.model,
+    encoder: set.encoder,
+    surrogate: set.surrogate,
+    centroids: packCentroids(set.clusters.map((cluster) => cluster.centroid)),
+    clusters: set.clusters.map((cluster) => ({
+      mask: cluster.mask as MaskId,
+      bits: cluster.bits,
+      sparsity: clusterSparsity(set, cluster),
+      label: cluster.label,
+    })),
+  };
+}

@@ -1,0 +1,14 @@
+/** Hashing and comparing secrets. */
+import { sha256 } from '@noble/hashes/sha2.js';
+import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
+
+/** 64 hexadecimal digits. */
+export const sha256Hex = (text: string): string => bytesToHex(sha256(utf8ToBytes(text)));
+
+/** Compares digests in constant time, so neither the content nor the length of the secret shows in the time. */
+export function sameSecret(given: string, secret: string): boolean {
+  return crypto.subtle.timingSafeEqual(sha256(utf8ToBytes(given)), sha256(utf8ToBytes(secret)));
+}
+
+/** `bytes` random bytes as hexadecimal. */
+export const randomHex = (bytes: number): string => bytesToHex(crypto.getRandomValues(new Uint8Array(bytes)));

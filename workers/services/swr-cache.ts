@@ -1,0 +1,147 @@
+/**
+ * A bounded stale-while-revalidate cache that lives in the isolate. It is what keeps D1 out of the request
+ * path: a known value is answered at once and refreshed behind the request; a source that stalls or fails
+ * costs nobody a second wait, and the last good value stays.
+ *
+ * Loads are shared between requests. Their I/O belongs to the request that began them, so that request holds
+ * them with `waitUntil`, every waiter has a deadline of its own, and a load that never settles (its request
+ * was torn down) is given up by age.
+ */
+import { DeadlineError, type Hold, withDeadline } from './deadline.ts';
+
+export type SwrPolicy = {
+  /** Younger values are answered without asking the source. */
+  readonly fresh_ms: number;
+  /** Older values are answered only after the source was asked again (or could not be reached). */
+  readonly revalidate_ms: number;
+  /** Older values are not answered even when the source can't be reached. */
+  readonly stale_ms: number;
+  /** How long a source's null is remembered. */
+  readonly negative_ms: number;
+  /** The longest that a request waits. */
+  readonly wait_ms: number;
+  /** The longest that a load may take, waited for or not. */
+  readonly load_ms: number;
+  /** After a failure, nobody asks the source again for this long. */
+  readonly retry_ms: number;
+  readonly entriesMax: number;
+  readonly negativeEntriesMax: number;
+  readonly loadsMax: number;
+};
+
+export interface SwrCache<V> {
+  /** Null: the source says that there is none. @throws what the source threw when no usable value is held. */
+  get(key: string, hold: Hold): Promise<V | null>;
+  /** What is held, however old; undefined when nothing is. */
+  peek(key: string): V | undefined;
+  /** Asks the source now and waits for it. @throws what the source threw. */
+  refresh(key: string, hold: Hold): Promise<V | null>;
+  /** Drops what is held, and what a load under way would bring. */
+  forget(key: string): void;
+}
+
+type Load<V> = { readonly startedAt_ms: number; readonly result: Promise<V | null> };
+
+export function createSwrCache<V>(
+  what: string,
+  source: (key: string) => Promise<V | null>,
+  policy: SwrPolicy,
+  now: () => number = Date.now,
+): SwrCache<V> {
+  const entries = new Map<string, { readonly value: V; readonly loadedAt_ms: number }>();
+  const negativeUntil_ms = new Map<string, number>();
+  const loads = new Map<string, Load<V>>();
+  let failedUntil_ms = 0;
+
+  const store = (key: string, value: V | null): void => {
+    entries.delete(key);
+    negativeUntil_ms.delete(key);
+    if (value === null)
+      setBounded(negativeUntil_ms, key, now() + policy.negative_ms, policy.negativeEntriesMax);
+    else setBounded(entries, key, { value, loadedAt_ms: now() }, policy.entriesMax);
+  };
+
+  const startLoad = (key: string, hold: Hold): Promise<V | null> => {
+    const running = loads.get(key);
+    if (running !== undefined && !isDead(running)) return running.result;
+    if (loads.size >= policy.loadsMax) for (const [k, load] of loads) if (isDead(load)) loads.delete(k);
+    if (loads.size >= policy.loadsMax && !loads.has(key)) {
+      return Promise.reject(new Error(`${what}: too many loads under way`));
+    }
+    const load: Load<V> = { startedAt_ms: now(), result: run() };
+    async function run(): Promise<V | null> {
+      // The first await is before `loads.set`, so that `load` is there whenever this goes on.
+      await null;
+      try {
+        const value = await withDeadline(source(key), policy.load_ms, what);
+        if (loads.get(key) === load) store(key, value);
+        failedUntil_ms = 0;
+        return value;
+      } catch (error) {
+        failedUntil_ms = now() + policy.retry_ms;
+        throw error;
+      } finally {
+        if (loads.get(key) === load) loads.delete(key);
+      }
+    }
+    loads.set(key, load);
+    hold(load.result.catch(() => {}));
+    return load.result;
+  };
+
+  const isDead = (load: Load<V>): boolean => now() - load.startedAt_ms > policy.load_ms + 1_000;
+
+  const waitFor = async (key: string, hold: Hold): Promise<V | null> => {
+    if (now() < failedUntil_ms) throw new Error(`${what}: failed a moment ago`);
+    try {
+      return await withDeadline(startLoad(key, hold), policy.wait_ms, what);
+    } catch (error) {
+      if (error instanceof DeadlineError) failedUntil_ms = now() + policy.retry_ms;
+      throw error;
+    }
+  };
+
+  return {
+    async get(key, hold) {
+      const entry = entries.get(key);
+      if (entry === undefined) {
+        return now() < (negativeUntil_ms.get(key) ?? 0) ? null : await waitFor(key, hold);
+      }
+      touch(entries, key, entry);
+      const age_ms = now() - entry.loadedAt_ms;
+      if (age_ms < policy.fresh_ms) return entry.value;
+      if (age_ms < policy.revalidate_ms) {
+        if (now() >= failedUntil_ms) startLoad(key, hold).catch(() => {});
+        return entry.value;
+      }
+      try {
+        return await waitFor(key, hold);
+      } catch (error) {
+        if (age_ms < policy.stale_ms) return entry.value;
+        throw error;
+      }
+    },
+    peek: (key) => entries.get(key)?.value,
+    async refresh(key, hold) {
+      loads.delete(key);
+      return await withDeadline(startLoad(key, hold), policy.load_ms, what);
+    },
+    forget(key) {
+      entries.delete(key);
+      negativeUntil_ms.delete(key);
+      loads.delete(key);
+    },
+  };
+}
+
+/** Moves an entry to the young end: a Map keeps the order of insertion, so the first key is the oldest used. */
+function touch<T>(map: Map<string, T>, key: string, value: T): void {
+  map.delete(key);
+  map.set(key, value);
+}
+
+function setBounded<T>(map: Map<string, T>, key: string, value: T, entriesMax: number): void {
+  if (entriesMax === 0) return;
+  while (map.size >= entriesMax) map.delete(map.keys().next().value!);
+  map.set(key, value);
+}
