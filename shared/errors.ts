@@ -37,6 +37,12 @@ export const ERROR_CODES = {
   not_ready: [503, 'server_error'],
   configuration_unavailable: [503, 'server_error'],
   queue_timeout: [503, 'server_error'],
+  // Met on the command line only.
+  invalid_argument: [400, 'invalid_request_error'],
+  already_running: [409, 'invalid_request_error'],
+  port_in_use: [409, 'invalid_request_error'],
+  start_failed: [500, 'server_error'],
+  edge_unreachable: [503, 'server_error'],
 } as const satisfies Record<string, readonly [number, string]>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 
