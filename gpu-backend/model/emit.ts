@@ -22,10 +22,10 @@ export async function emitModel(
   const { config } = source;
   const file = new WeightsFile(join(outDir, WEIGHTS_FILE), WEIGHTS_FILE);
   try {
-    const embedding = await storeMatrix(source, file, kind, ['model.embed_tokens.weight']);
+    const embedding = store(file, kind, await stackRows(source, ['model.embed_tokens.weight']));
     const head = config.tiedEmbeddings
       ? embedding
-      : await storeMatrix(source, file, kind, ['lm_head.weight']);
+      : store(file, kind, await stackRows(source, ['lm_head.weight']));
     const layers: StoredLayer[] = [];
     for (let index = 0; index < config.layerCount; index++) {
       layers.push(await storeLayer(source, file, kind, index));
@@ -53,16 +53,20 @@ async function storeLayer(
   kind: WeightKind,
   index: number,
 ): Promise<StoredLayer> {
+  const { config } = source;
   const layer = `model.layers.${index}`;
-  const matrix = (...names: string[]) =>
-    storeMatrix(
+  const read = (...names: string[]) =>
+    stackRows(
       source,
-      file,
-      kind,
       names.map((name) => `${layer}.${name}.weight`),
     );
+  const matrix = async (...names: string[]) => store(file, kind, await read(...names));
   return {
-    qkv: await matrix('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'),
+    qkv: store(
+      file,
+      kind,
+      scaleQueries(config, await read('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')),
+    ),
     output: await matrix('self_attn.o_proj'),
     gateUp: await matrix('mlp.gate_proj', 'mlp.up_proj'),
     down: await matrix('mlp.down_proj'),
@@ -71,13 +75,10 @@ async function storeLayer(
   };
 }
 
-/** Stacks the rows of the named matrices. */
-async function storeMatrix(
-  source: WeightSource,
-  file: WeightsFile,
-  kind: WeightKind,
-  names: readonly string[],
-): Promise<StoredLinear> {
+type Matrix = { readonly rows: Float32Array; readonly outputs: number; readonly inputs: number };
+
+/** The named matrices, one above the other. */
+async function stackRows(source: WeightSource, names: readonly string[]): Promise<Matrix> {
   const inputs = source.shape(names[0]!)[1]!;
   const outputs = names.reduce((sum, name) => sum + source.shape(name)[0]!, 0);
   const rows = new Float32Array(outputs * inputs);
@@ -87,8 +88,19 @@ async function storeMatrix(
     rows.set(part, at);
     at += part.length;
   }
-  return storeLinear(file, kind, rows, outputs, inputs);
+  return { rows, outputs, inputs };
 }
+
+/** Puts the 1/√D of the attention scores into the rows of Q (exact where D is a power of 4). */
+function scaleQueries(config: LlamaConfig, qkv: Matrix): Matrix {
+  const scale = 1 / Math.sqrt(config.headSize);
+  const end = config.headCount * config.headSize * qkv.inputs;
+  for (let i = 0; i < end; i++) qkv.rows[i]! *= scale;
+  return qkv;
+}
+
+const store = (file: WeightsFile, kind: WeightKind, { rows, outputs, inputs }: Matrix): StoredLinear =>
+  storeLinear(file, kind, rows, outputs, inputs);
 
 /** cos and sin of position · theta^(-2i/D), `[context, D/2]` each; computed in double precision. */
 function ropeTables(config: LlamaConfig): [Float32Array, Float32Array] {

@@ -1,11 +1,11 @@
 /**
  * A projection's weight in the graph, in one of the three kinds that the store keeps: MatMulNBits with 8 or
- * 4 bits (fast on CPU: VNNI kernels, activations quantized by blocks of 32), or fp32 as the reference.
+ * 4 bits (fast on CPU: VNNI kernels, activations quantized by blocks too), or fp32 as the reference.
  * Weights stay `[out, in]`, as files have them, so rows can be shared between initializers.
  */
 import type { GraphBuilder, Value } from '../onnx/graph.ts';
 import { MICROSOFT } from '../onnx/graph.ts';
-import { QUANT_BLOCK, quantizeRows } from './quantize.ts';
+import { quantBlock, quantizeRows } from './quantize.ts';
 import type { WeightKind } from './types.ts';
 import type { WeightRange, WeightsFile } from './weights-file.ts';
 import { external, slice } from './weights-file.ts';
@@ -72,34 +72,26 @@ export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Lin
     };
   }
   const bits = BITS[stored.kind];
-  const shape = [outputs, inputs / QUANT_BLOCK, (QUANT_BLOCK * bits) / 8];
+  const block = quantBlock(bits, inputs);
+  const shape = [outputs, inputs / block, (block * bits) / 8];
   return {
     kind: 'nbits',
     bits,
     outputs,
     inputs,
     values: g.initializer(`${name}.q`, 'u8', shape, external(stored.values)),
-    scales: g.initializer(`${name}.scales`, 'f32', [outputs, inputs / QUANT_BLOCK], external(stored.scales!)),
+    scales: g.initializer(`${name}.scales`, 'f32', [outputs, inputs / block], external(stored.scales!)),
   };
 }
 
-/** x `[..., inputs]` → `[..., outputs]`: inputs · outputs multiply-adds a row. */
-export function multiply(g: GraphBuilder, x: Value, weight: Linear): Value {
-  return { name: multiplyInto(g, x, weight, g.fresh('linear')) };
-}
-
-function multiplyInto(g: GraphBuilder, x: Value, weight: Linear, output: string): string {
+/** x `[..., inputs]` → `[..., outputs]`, named `output`: inputs · outputs multiply-adds a row. */
+export function multiply(g: GraphBuilder, x: Value, weight: Linear, output = g.fresh('linear')): Value {
   if (weight.kind === 'f32') {
     g.node('FusedMatMul', [x, weight.values], [output], { transB: 1 }, MICROSOFT);
   } else {
-    const attributes = {
-      K: weight.inputs,
-      N: weight.outputs,
-      bits: weight.bits,
-      block_size: QUANT_BLOCK,
-      accuracy_level: 4,
-    };
+    const { inputs: K, outputs: N, bits } = weight;
+    const attributes = { K, N, bits, block_size: quantBlock(bits, K), accuracy_level: 4 };
     g.node('MatMulNBits', [x, weight.values, weight.scales], [output], attributes, MICROSOFT);
   }
-  return output;
+  return { name: output };
 }
