@@ -1,5 +1,6 @@
 /** The boundary where thrown values become the OpenAI error object. What is not ours is told to the log alone. */
-import { type ERROR_CODES, MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
+import type { ContentfulStatusCode } from 'hono/utils/http-status';
+import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import type { AppContext } from '../context.ts';
 import { log } from '../services/log.ts';
 

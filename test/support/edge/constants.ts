@@ -1,0 +1,23 @@
+/** What the tests of the edge and the servers around it agree on. */
+
+/** What the backend serves; the tests' mask sets are for it. */
+export const MODEL = { id: 'test-model', hash: 'a'.repeat(64), blockCount: 12 } as const;
+
+/** The pause between two chunks of a stream. */
+export const STREAM_PAUSE_ms = 150;
+
+export const BACKEND_KEY = 'test-backend-key-000000000000';
+export const ADMIN_KEY = 'test-admin-key-00000000000000';
+export const EDGE_URL = 'https://edge.test';
+
+/** What the encoder server's vectors are called at the edge. */
+export const ENCODER = { id: 'test/encoder', revision: 'r1', pooling: 'mean', dimensions: 4 } as const;
+
+/** What became of one request, as the backend server saw it: `GET /recorded/{request id}`. */
+export type Recorded = {
+  readonly path: string;
+  readonly headers: Record<string, string>;
+  readonly body: Record<string, unknown> | null;
+  /** Whether the caller hung up before the answer was complete. */
+  hungUp: boolean;
+};

@@ -1,0 +1,20 @@
+/** Starts the servers that stand in for what the edge calls over the network; they speak the real wire. */
+import type { TestProject } from 'vitest/node';
+import { startBackend } from './backend-server.ts';
+import { startEncoder } from './encoder-server.ts';
+
+declare module 'vitest' {
+  interface ProvidedContext {
+    backendUrl: string;
+    encoderUrl: string;
+  }
+}
+
+export default async function setup(project: TestProject): Promise<() => Promise<void>> {
+  const [backend, encoder] = await Promise.all([startBackend(), startEncoder()]);
+  project.provide('backendUrl', backend.url);
+  project.provide('encoderUrl', encoder.url);
+  return async () => {
+    await Promise.all([backend.close(), encoder.close()]);
+  };
+}

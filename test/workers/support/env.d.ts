@@ -1,0 +1,14 @@
+/** What `cloudflare:workers` gives the tests: the worker's own environment, and the migrations. */
+import type { D1Migration } from 'cloudflare:test';
+import type { Env as EdgeEnv } from '../../../workers/env.ts';
+
+declare global {
+  namespace Cloudflare {
+    interface Env extends EdgeEnv {
+      TEST_MIGRATIONS: D1Migration[];
+    }
+    interface GlobalProps {
+      mainModule: typeof import('../../../workers/index.ts');
+    }
+  }
+}

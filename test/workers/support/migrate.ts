@@ -1,0 +1,5 @@
+/** Every test file starts with a fresh D1, brought up by the real migrations. */
+import { applyD1Migrations } from 'cloudflare:test';
+import { env } from 'cloudflare:workers';
+
+await applyD1Migrations(env.DB, env.TEST_MIGRATIONS);

@@ -1,0 +1,51 @@
+/**
+ * Two projects: what runs in Node runs in Node, and the edge runs in workerd, the runtime that it is deployed
+ * to, with the bindings of wrangler.toml, a real D1 and the real migrations.
+ */
+import { cloudflareTest, readD1Migrations } from '@cloudflare/vitest-pool-workers';
+import { defineConfig } from 'vitest/config';
+import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER } from './test/support/edge/constants.ts';
+
+export default defineConfig({
+  test: {
+    projects: [
+      {
+        test: {
+          name: 'node',
+          include: ['test/**/*.test.ts'],
+          exclude: ['test/workers/**'],
+          testTimeout: 30_000,
+        },
+      },
+      {
+        plugins: [
+          cloudflareTest(async ({ inject }) => ({
+            wrangler: { configPath: './wrangler.toml' },
+            remoteBindings: false,
+            miniflare: {
+              bindings: {
+                BACKEND_URL: inject<string>('backendUrl'),
+                EDGE_URL,
+                BACKEND_KEY,
+                ADMIN_KEY,
+                ENCODER: 'huggingface',
+                HF_ENDPOINT_URL: inject<string>('encoderUrl'),
+                HF_MODEL: ENCODER.id,
+                HF_REVISION: ENCODER.revision,
+                HF_POOLING: ENCODER.pooling,
+                HF_DIMENSIONS: String(ENCODER.dimensions),
+                TEST_MIGRATIONS: await readD1Migrations('./migrations'),
+              },
+            },
+          })),
+        ],
+        test: {
+          name: 'workers',
+          include: ['test/workers/**/*.test.ts'],
+          globalSetup: ['test/support/edge/global-setup.ts'],
+          setupFiles: ['test/workers/support/migrate.ts'],
+        },
+      },
+    ],
+  },
+});
