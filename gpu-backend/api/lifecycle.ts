@@ -1,16 +1,13 @@
 /** Which completions are under way, so that a stop can wait for them, and after a while end them. */
 import { MaskrouteError } from '../../shared/errors.ts';
 
-/** How long ended requests may take to let go before the stop goes on without them. */
-const ENDING_ms = 3000;
-
 export type Lifecycle = {
   readonly draining: boolean;
   readonly running: number;
   /** Call the result once the answer has ended, however it did. */
   begin(abort: AbortController): () => void;
-  /** Refuses new completions from now on; resolves when none runs, ending them after `limit_ms`. */
-  drain(limit_ms: number): Promise<void>;
+  /** Refuses new completions from now on; resolves when none runs, ending them after `limit_ms`, or `ending_ms` later. */
+  drain(limit_ms: number, ending_ms: number): Promise<void>;
 };
 
 export function createLifecycle(): Lifecycle {
@@ -31,7 +28,7 @@ export function createLifecycle(): Lifecycle {
         if (running.size === 0) for (const resolve of idle.splice(0)) resolve();
       };
     },
-    async drain(limit_ms) {
+    async drain(limit_ms, ending_ms) {
       draining = true;
       if (running.size === 0) return;
       const done = new Promise<void>((resolve) => idle.push(resolve));
@@ -41,7 +38,7 @@ export function createLifecycle(): Lifecycle {
       }, limit_ms);
       const giveUp = setTimeout(() => {
         for (const resolve of idle.splice(0)) resolve();
-      }, limit_ms + ENDING_ms);
+      }, limit_ms + ending_ms);
       await done;
       clearTimeout(end);
       clearTimeout(giveUp);

@@ -17,6 +17,8 @@ export type ApiLimits = {
   readonly readmit_ms: number;
   /** How long running requests may take to finish after a signal to stop. */
   readonly drain_ms: number;
+  /** How long requests ended by the stop may take to let go before it goes on without them. */
+  readonly ending_ms: number;
 };
 
 export const DEFAULT_LIMITS: ApiLimits = {
@@ -28,4 +30,5 @@ export const DEFAULT_LIMITS: ApiLimits = {
   stall_ms: 30_000,
   readmit_ms: 30_000,
   drain_ms: 30_000,
+  ending_ms: 3000,
 };

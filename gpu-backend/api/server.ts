@@ -13,6 +13,7 @@ const REQUEST_TIMEOUT_ms = 60_000;
 const KEEP_ALIVE_ms = 75_000;
 /** How long the last bytes may take to reach their clients once every answer has ended. */
 const FLUSH_ms = 2000;
+const SWEEP_ms = 20;
 
 export type RunningServer = {
   readonly url: string;
@@ -42,11 +43,14 @@ export async function startServer(
   const { port: bound } = server.address() as AddressInfo;
   let closing: Promise<void> | undefined;
   const stop = async () => {
-    await parts.lifecycle.drain(parts.limits.drain_ms);
+    await parts.lifecycle.drain(parts.limits.drain_ms, parts.limits.ending_ms);
     const closed = once(server, 'close');
     server.close();
+    // Clients keep connections open; each goes once its last answer is out.
+    const sweep = setInterval(() => server.closeIdleConnections(), SWEEP_ms);
     const flush = setTimeout(() => server.closeAllConnections(), FLUSH_ms);
     await closed;
+    clearInterval(sweep);
     clearTimeout(flush);
   };
   return {

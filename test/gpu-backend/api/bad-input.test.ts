@@ -1,0 +1,232 @@
+/** What the client library would never send: every answer is the OpenAI error object with a reason. */
+import { connect } from 'node:net';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { importTokenKey, signToken } from '../../../shared/service-token.ts';
+import type { TestServer } from './harness.ts';
+import { BACKEND_KEY, serveModel } from './harness.ts';
+import type { ScriptedEngine } from './scripted-engine.ts';
+import { bytesOf, END_TOKEN, scriptedEngine, scriptedModel } from './scripted-engine.ts';
+
+let engine: ScriptedEngine;
+let server: TestServer;
+beforeAll(async () => {
+  engine = scriptedEngine({ answer: () => [...bytesOf('ok'), END_TOKEN] });
+  server = await serveModel(scriptedModel(engine));
+});
+afterAll(() => server[Symbol.asyncDispose]());
+
+const CHAT = '/v1/chat/completions';
+const chat = (fields: object = {}) => ({
+  model: 'scripted',
+  messages: [{ role: 'user', content: 'Hi' }],
+  ...fields,
+});
+const raw = (text: string) => text.replace('"HERE"', 'NaN');
+
+async function errorOf(response: Response) {
+  const body = (await response.json()) as { error: { code: string; param: string | null; message: string } };
+  expect(Object.keys(body.error).toSorted()).toEqual(['code', 'message', 'param', 'type']);
+  expect(response.headers.get('content-type')).toContain('application/json');
+  expect(response.headers.get('x-request-id')).toMatch(/^req_[0-9a-f]{24}$/);
+  return { status: response.status, ...body.error };
+}
+
+describe('bodies', () => {
+  it.each<[string, string | object, number, string, string | null]>([
+    ['empty', '', 400, 'invalid_json', null],
+    ['cut off', '{"model": "scripted", "mess', 400, 'invalid_json', null],
+    ['not an object', '[]', 400, 'invalid_request', null],
+    ['null', 'null', 400, 'invalid_request', null],
+    [
+      'NaN as a bare word',
+      raw(JSON.stringify(chat({ temperature: 'HERE' }))),
+      400,
+      'invalid_request',
+      'temperature',
+    ],
+    ['NaN as a string', chat({ temperature: 'NaN' }), 400, 'invalid_request', 'temperature'],
+    [
+      'an overflowing number',
+      JSON.stringify(chat()).replace('}]', '}],"top_p":1e999'),
+      400,
+      'invalid_request',
+      'top_p',
+    ],
+    ['negative max_tokens', chat({ max_tokens: -5 }), 400, 'invalid_request', 'max_tokens'],
+    ['fractional n', chat({ n: 1.5 }), 400, 'invalid_request', 'n'],
+    ['too large n', chat({ n: 1000 }), 400, 'invalid_request', 'n'],
+    ['no messages', chat({ messages: [] }), 400, 'invalid_request', 'messages'],
+    ['messages of the wrong type', chat({ messages: 'Hi' }), 400, 'invalid_request', 'messages'],
+    [
+      'an unknown role',
+      chat({ messages: [{ role: 'king', content: 'x' }] }),
+      400,
+      'invalid_request',
+      'messages[0].role',
+    ],
+    [
+      'an image',
+      chat({ messages: [{ role: 'user', content: [{ type: 'image_url' }] }] }),
+      400,
+      'invalid_request',
+      'messages[0].content[0].type',
+    ],
+    ['a mask that is no id', chat({ mask: 'm_zz' }), 400, 'invalid_request', 'mask'],
+    ['a mask field with unknown keys', chat({ mask: { skip: [1] } }), 400, 'invalid_request', 'mask'],
+    ['too many stop strings', chat({ stop: Array(17).fill('x') }), 400, 'invalid_request', 'stop'],
+    ['no model', { messages: [{ role: 'user', content: 'x' }] }, 400, 'invalid_request', 'model'],
+  ])('%s', async (_, body, status, code, param) => {
+    expect(await errorOf(await server.post(CHAT, body))).toMatchObject({ status, code, param });
+  });
+
+  it.each<[string, unknown, string]>([
+    ['an empty text', '', 'prompt'],
+    ['an empty list', [], 'prompt'],
+    ['a list with an empty text', ['a', ''], 'prompt'],
+    ['mixed types', ['a', 1], 'prompt'],
+    ['an id outside the vocabulary', [1, 258], 'prompt'],
+    ['a negative id', [-1], 'prompt'],
+    ['too many prompts', Array(300).fill('a'), 'prompt'],
+    ['best_of', 'best', 'best_of'],
+  ])('a prompt with %s', async (_, prompt, param) => {
+    const body = { model: 'scripted', prompt, ...(prompt === 'best' ? { best_of: 4 } : {}) };
+    const error = await errorOf(await server.post('/v1/completions', body));
+    expect(error).toMatchObject({ status: 400, code: 'invalid_request' });
+    expect(error.param).toMatch(new RegExp(`^${param}`));
+  });
+
+  it('100,000 token ids', async () => {
+    const body = { model: 'scripted', prompt: Array(100_000).fill(65) };
+    expect(await errorOf(await server.post('/v1/completions', body))).toMatchObject({
+      status: 400,
+      code: 'context_length_exceeded',
+      param: 'prompt',
+    });
+  });
+
+  it('a prompt that fills the context is scored, but leaves no room for an answer', async () => {
+    const body = { model: 'scripted', prompt: Array(512).fill(65), max_tokens: 0 };
+    expect((await server.post('/v1/completions', body)).status).toBe(200);
+    expect(await errorOf(await server.post('/v1/completions', { ...body, max_tokens: 1 }))).toMatchObject({
+      code: 'context_length_exceeded',
+    });
+  });
+
+  it('invalid UTF-8', async () => {
+    const body = Buffer.from(JSON.stringify(chat()));
+    body[body.indexOf('Hi')] = 0xff;
+    expect(await errorOf(await server.post(CHAT, '', { body }))).toMatchObject({
+      status: 400,
+      code: 'invalid_json',
+    });
+  });
+
+  it('10 MB, announced or in chunks', async () => {
+    const body = Buffer.alloc(10 * 1024 * 1024, 'x');
+    expect(await errorOf(await server.post(CHAT, '', { body }))).toMatchObject({
+      status: 413,
+      code: 'body_too_large',
+    });
+    const stream = new Blob([body]).stream();
+    const chunked = { body: stream, duplex: 'half' } as RequestInit;
+    expect(await errorOf(await server.post(CHAT, '', chunked))).toMatchObject({ status: 413 });
+  });
+
+  it('other media types', async () => {
+    for (const type of [
+      'text/plain',
+      'application/x-www-form-urlencoded',
+      'application/json; charset=utf-16',
+    ]) {
+      const headers = { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': type };
+      const response = await server.post(CHAT, chat(), { headers });
+      expect(await errorOf(response)).toMatchObject({ status: 415, code: 'unsupported_media_type' });
+    }
+    const headers = {
+      authorization: `Bearer ${BACKEND_KEY}`,
+      'content-type': 'Application/JSON; Charset="UTF-8"',
+    };
+    expect((await server.post(CHAT, chat(), { headers })).status).toBe(200);
+  });
+
+  it('a body that breaks off in the middle leaves the server well', async () => {
+    const { port } = new URL(server.url);
+    const socket = connect(Number(port), '127.0.0.1');
+    socket.on('error', () => {});
+    socket.write(
+      `POST ${CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${BACKEND_KEY}\r\n` +
+        'content-type: application/json\r\ncontent-length: 1000\r\n\r\n{"model":',
+    );
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    socket.destroy();
+    expect((await server.post(CHAT, chat())).status).toBe(200);
+  });
+});
+
+describe('paths, methods and callers', () => {
+  const authorization = `Bearer ${BACKEND_KEY}`;
+
+  it('404 and 405 in the same shape', async () => {
+    const missing = await fetch(`${server.url}/v1/nothing`, { headers: { authorization } });
+    expect(await errorOf(missing)).toMatchObject({ status: 404, code: 'not_found' });
+    const wrong = await fetch(server.url + CHAT, { headers: { authorization } });
+    expect(wrong.headers.get('allow')).toBe('POST');
+    expect(await errorOf(wrong)).toMatchObject({ status: 405, code: 'method_not_allowed' });
+    const post = await fetch(`${server.url}/healthz`, { method: 'POST' });
+    expect(await errorOf(post)).toMatchObject({ status: 405 });
+  });
+
+  it('health and metrics are open', async () => {
+    for (const path of ['/healthz', '/readyz', '/metrics']) {
+      expect((await fetch(server.url + path)).status).toBe(200);
+    }
+  });
+
+  const claims = (fields: object = {}) => {
+    const now_s = Math.floor(Date.now() / 1000);
+    return {
+      tenant: 't1',
+      issuedAt_s: now_s,
+      expiresAt_s: now_s + 60,
+      nonce: 'nonce-0001',
+      edge: '',
+      ...fields,
+    };
+  };
+  const call = (credential: string | undefined) =>
+    fetch(
+      `${server.url}/v1/models`,
+      credential === undefined ? {} : { headers: { authorization: credential } },
+    );
+
+  it('the key or a signed token, nothing else', async () => {
+    const key = await importTokenKey(BACKEND_KEY);
+    const other = await importTokenKey('another key');
+    const now_s = Math.floor(Date.now() / 1000);
+    const stale = { issuedAt_s: now_s - 500, expiresAt_s: now_s - 400 };
+    expect((await call(`Bearer ${await signToken(key, claims())}`)).status).toBe(200);
+    expect((await call(`bearer ${BACKEND_KEY}`)).status).toBe(200);
+    for (const [credential, code] of [
+      [undefined, 'invalid_api_key'],
+      ['', 'invalid_api_key'],
+      [`Basic ${BACKEND_KEY}`, 'invalid_api_key'],
+      [`Bearer ${BACKEND_KEY}x`, 'invalid_api_key'],
+      [`Bearer ${await signToken(other, claims())}`, 'invalid_api_key'],
+      [`Bearer ${await signToken(key, claims())}x`, 'invalid_api_key'],
+      [`Bearer ${await signToken(key, claims(stale))}`, 'expired_token'],
+    ] as const) {
+      expect(await errorOf(await call(credential))).toMatchObject({ status: 401, code });
+    }
+  });
+
+  it('logs say who and how much, never the prompt or a key', async () => {
+    const token = await signToken(await importTokenKey(BACKEND_KEY), claims({ tenant: 'acme' }));
+    const secret = 'the secret of the prompt';
+    await server.post(CHAT, chat({ messages: [{ role: 'user', content: secret }] }), {
+      headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json' },
+    });
+    expect(server.logs()).toContain('"tenant":"acme"');
+    expect(server.logs()).toContain('"completion_tokens":2');
+    for (const hidden of [secret, token, BACKEND_KEY]) expect(server.logs()).not.toContain(hidden);
+  });
+});

@@ -1,0 +1,106 @@
+/** The real server on a free port, over any engine. */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import OpenAI from 'openai';
+import { pino } from 'pino';
+import { createAuthenticator } from '../../../gpu-backend/api/auth.ts';
+import { createLifecycle } from '../../../gpu-backend/api/lifecycle.ts';
+import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
+import { DEFAULT_LIMITS } from '../../../gpu-backend/api/limits.ts';
+import { createMetrics } from '../../../gpu-backend/api/metrics.ts';
+import type { ServedModel } from '../../../gpu-backend/api/served-model.ts';
+import type { RunningServer } from '../../../gpu-backend/api/server.ts';
+import { startServer } from '../../../gpu-backend/api/server.ts';
+import { createMaskRegistry } from '../../../gpu-backend/serving/mask-registry.ts';
+
+export const BACKEND_KEY = 'test-backend-key-0123456789';
+
+export type TestServer = RunningServer & {
+  readonly client: OpenAI;
+  /** Every log line so far. */
+  readonly logs: () => string;
+  post(path: string, body: unknown, init?: RequestInit): Promise<Response>;
+  [Symbol.asyncDispose](): Promise<void>;
+};
+
+export async function serveModel(model: ServedModel, limits: Partial<ApiLimits> = {}): Promise<TestServer> {
+  const home = await mkdtemp(join(tmpdir(), 'maskroute-api-'));
+  let logs = '';
+  const log = pino(
+    {},
+    {
+      write: (line: string) => {
+        logs += line;
+      },
+    },
+  );
+  const server = await startServer(
+    {
+      model,
+      masks: createMaskRegistry({
+        folder: join(home, 'masks'),
+        model: model.engine.model,
+        backendKey: BACKEND_KEY,
+        edgeUrl: undefined,
+        warn: (message, detail) => log.warn(detail, message),
+      }),
+      authenticate: await createAuthenticator(BACKEND_KEY),
+      metrics: createMetrics(model.engine, model.name),
+      lifecycle: createLifecycle(),
+      limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
+      log,
+    },
+    { port: 0, hostname: '127.0.0.1' },
+  );
+  return {
+    ...server,
+    client: new OpenAI({ baseURL: `${server.url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 }),
+    logs: () => logs,
+    post: (path, body, init) =>
+      fetch(server.url + path, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': 'application/json' },
+        body: typeof body === 'string' ? body : JSON.stringify(body),
+        ...init,
+      }),
+    async [Symbol.asyncDispose]() {
+      await server.close();
+      await rm(home, { recursive: true, force: true });
+    },
+  };
+}
+
+/** Waits until `condition` holds. @throws Error after `limit_ms`. */
+export async function eventually(condition: () => boolean, limit_ms = 2000): Promise<void> {
+  const until = Date.now() + limit_ms;
+  while (!condition()) {
+    if (Date.now() > until) throw new Error(`it did not happen within ${limit_ms} ms`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+export type SseEvent = { readonly event: string | undefined; readonly data: string };
+
+/** Splits a stream's text into events, strictly: every block is one comment or one event. */
+export function parseSse(text: string): { events: SseEvent[]; comments: string[] } {
+  if (!text.endsWith('\n\n')) throw new Error('the stream does not end with an empty line');
+  const events: SseEvent[] = [];
+  const comments: string[] = [];
+  for (const block of text.slice(0, -2).split('\n\n')) {
+    if (block.startsWith(':')) {
+      comments.push(block);
+      continue;
+    }
+    const match = /^(?:event: (\w+)\n)?data: (.*)$/.exec(block);
+    if (match === null) throw new Error(`not an event: ${JSON.stringify(block)}`);
+    events.push({ event: match[1], data: match[2]! });
+  }
+  return { events, comments };
+}
+
+export async function collect<Item>(stream: AsyncIterable<Item>): Promise<Item[]> {
+  const items: Item[] = [];
+  for await (const item of stream) items.push(item);
+  return items;
+}

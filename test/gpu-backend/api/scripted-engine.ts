@@ -1,0 +1,185 @@
+/**
+ * An engine that says what a test tells it to, at the pace and with the faults that it asks for. It keeps the
+ * engine's contract (bounded line, cancellation within a step, one `finished` event), and no more.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { ServedModel, TokenText } from '../../../gpu-backend/api/served-model.ts';
+import type {
+  Engine,
+  EngineEvent,
+  GenerateRequest,
+  TokenLogprob,
+} from '../../../gpu-backend/serving/engine.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import type { ModelHash } from '../../../shared/mask.ts';
+
+export const MODEL_HASH = 'ab'.repeat(32) as ModelHash;
+export const END_TOKEN = 256;
+export const USER_TOKEN = 257;
+const NAMES: Record<number, string> = { [END_TOKEN]: '<|end|>', [USER_TOKEN]: '<|user|>' };
+const VOCABULARY = 258;
+
+export type Script = {
+  /** Token ids of the answer; without an end token it goes on until `maxTokens`, repeating the last. */
+  readonly answer: (request: GenerateRequest) => readonly number[];
+  readonly prefill_ms?: number;
+  readonly step_ms?: number;
+  /** Thrown after so many tokens. */
+  readonly failure?: { readonly afterTokens: number; readonly error: Error };
+  readonly slots?: number;
+  readonly queueCapacity?: number;
+  readonly contextTokens?: number;
+  /** Ignores cancellation: what a hung runtime looks like. */
+  readonly hangs?: boolean;
+};
+
+export type ScriptedEngine = Engine & {
+  readonly requests: GenerateRequest[];
+  readonly ended: { requestId: string; reason: string; tokens: number }[];
+  /** Replaces the script for requests that come from now on. */
+  script: Script;
+};
+
+export const bytesOf = (text: string): number[] => [...new TextEncoder().encode(text)];
+
+export function scriptedEngine(initial: Script): ScriptedEngine {
+  const waiting: (() => void)[] = [];
+  let running = 0;
+  let generated = 0;
+
+  /** Whether the request got a slot; not, when it was cancelled in the line. */
+  async function admit(script: Script, signal: AbortSignal): Promise<boolean> {
+    if (running < (script.slots ?? 8)) {
+      running++;
+      return true;
+    }
+    if (waiting.length >= (script.queueCapacity ?? 16)) {
+      throw new MaskrouteError('queue_full', 'The waiting line is full.', { retryAfter_s: 1 });
+    }
+    return new Promise((resolve) => {
+      // A slot that is handed on stays taken, so `running` does not change.
+      const enter = () => resolve(true);
+      waiting.push(enter);
+      signal.addEventListener('abort', () => {
+        const place = waiting.indexOf(enter);
+        if (place >= 0) waiting.splice(place, 1);
+        resolve(false);
+      });
+    });
+  }
+
+  function leave(): void {
+    const next = waiting.shift();
+    if (next === undefined) running--;
+    else next();
+  }
+
+  const engine: ScriptedEngine = {
+    requests: [],
+    ended: [],
+    script: initial,
+    model: {
+      hash: MODEL_HASH,
+      blockCount: 8,
+      get contextTokens() {
+        return engine.script.contextTokens ?? 512;
+      },
+      vocabularySize: VOCABULARY,
+    },
+    async *generate(request, signal): AsyncGenerator<EngineEvent, void> {
+      const { script } = engine;
+      engine.requests.push(request);
+      const admitted = await admit(script, signal);
+      let tokens = 0;
+      let reason: 'stop' | 'length' | 'cancelled' = 'cancelled';
+      try {
+        if (script.hangs) await new Promise(() => {});
+        if (script.prefill_ms) await sleep(script.prefill_ms, undefined, { signal }).catch(() => {});
+        if (request.promptLogprobs !== undefined && !signal.aborted) {
+          const logprobs = [...request.promptTokenIds].map((id, position) =>
+            position === 0 ? null : logprobOf(id, request.promptLogprobs!),
+          );
+          yield { type: 'prompt', logprobs };
+        }
+        const answer = script.answer(request);
+        for (;;) {
+          if (signal.aborted) break;
+          if (script.failure?.afterTokens === tokens) throw script.failure.error;
+          const tokenId = answer[Math.min(tokens, answer.length - 1)]!;
+          reason = tokens >= request.maxTokens ? 'length' : 'stop';
+          if (reason === 'length' || request.stopTokenIds.includes(tokenId)) break;
+          reason = 'cancelled';
+          if (script.step_ms) await sleep(script.step_ms, undefined, { signal }).catch(() => {});
+          if (signal.aborted) break;
+          tokens++;
+          generated++;
+          const logprob = request.logprobs === undefined ? undefined : logprobOf(tokenId, request.logprobs);
+          yield { type: 'token', tokenId, logprob };
+        }
+        yield {
+          type: 'finished',
+          reason,
+          promptTokens: request.promptTokenIds.length,
+          completionTokens: tokens,
+          cachedTokens: 0,
+          timings: { queue_ms: 1, prefill_ms: 2, decode_ms: 3 },
+        };
+      } finally {
+        if (admitted) leave();
+        engine.ended.push({ requestId: request.requestId, reason, tokens });
+      }
+    },
+    stats: () => ({
+      requestsRunning: running,
+      requestsWaiting: waiting.length,
+      queueCapacity: engine.script.queueCapacity ?? 16,
+      kvCacheUsage: 0.25,
+      stepsTotal: generated,
+      promptTokensTotal: 0,
+      generatedTokensTotal: generated,
+    }),
+    close: async () => {},
+  };
+  return engine;
+}
+
+/** Log-probabilities that tests can predict: minus the id over a hundred, alternatives just below. */
+const logprobOf = (tokenId: number, count: number): TokenLogprob => ({
+  tokenId,
+  logprob: -tokenId / 100,
+  top: Array.from({ length: count }, (_, rank) => ({
+    tokenId: (tokenId + rank) % 256,
+    logprob: -tokenId / 100 - rank,
+  })),
+});
+
+/** One token a byte, and two special ones. */
+export const byteText: TokenText = {
+  tokenBytesMax: 8,
+  encodePrompt: (text) => Int32Array.from(encode(text)),
+  encodeChat: (messages) =>
+    Int32Array.from(messages.flatMap(({ content }) => [USER_TOKEN, ...encode(String(content))])),
+  tokenBytes: (id) => (id < 256 ? Uint8Array.of(id) : new TextEncoder().encode(NAMES[id])),
+  createDecoder({ showSpecial }) {
+    const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+    return {
+      push: (id) =>
+        id < 256 ? decoder.decode(Uint8Array.of(id), { stream: true }) : showSpecial ? NAMES[id]! : '',
+      flush: () => decoder.decode(),
+    };
+  },
+};
+
+const encode = (text: string): number[] =>
+  text.split(/(<\|end\|>|<\|user\|>)/).flatMap((part) => {
+    const special = Object.entries(NAMES).find(([, name]) => name === part);
+    return special === undefined ? bytesOf(part) : [Number(special[0])];
+  });
+
+export const scriptedModel = (engine: Engine): ServedModel => ({
+  name: 'scripted',
+  created_s: 1_700_000_000,
+  engine,
+  text: byteText,
+  endTokenIds: [END_TOKEN],
+});

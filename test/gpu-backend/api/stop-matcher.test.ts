@@ -1,0 +1,61 @@
+import { describe, expect, it } from 'vitest';
+import { createStopMatcher } from '../../../gpu-backend/api/stop-matcher.ts';
+
+function run(pieces: readonly string[], stops: readonly string[]) {
+  const matcher = createStopMatcher(stops);
+  let text = '';
+  for (const piece of pieces) {
+    const result = matcher.push(piece);
+    text += result.text;
+    if (result.stopped) return { text, stopped: true };
+  }
+  return { text: text + matcher.flush(), stopped: false };
+}
+
+describe('stop strings', () => {
+  it('are found across pieces and never shown in part', () => {
+    const matcher = createStopMatcher(['\n\nQ:']);
+    expect(matcher.push('yes\n')).toEqual({ text: 'yes', stopped: false });
+    expect(matcher.push('\n')).toEqual({ text: '', stopped: false });
+    expect(matcher.push('Q')).toEqual({ text: '', stopped: false });
+    expect(matcher.push(': next')).toEqual({ text: '', stopped: true });
+  });
+
+  it('let go of what turns out to be no stop string', () => {
+    expect(run(['a<', 'b', '<', '/s', 'x'], ['</s>'])).toEqual({ text: 'a<b</sx', stopped: false });
+  });
+
+  it('end at the one that is complete first, whatever the order of the list', () => {
+    expect(run(['abcd'], ['abcd', 'bc'])).toEqual({ text: 'a', stopped: true });
+    expect(run(['abcd'], ['bc', 'abcd'])).toEqual({ text: 'a', stopped: true });
+    expect(run(['xabc'], ['bc', 'abc'])).toEqual({ text: 'x', stopped: true });
+  });
+
+  it('give the same answer however the text is cut', () => {
+    let seed = 7;
+    const random = (below: number) => {
+      seed = (seed * 1103515245 + 12345) % 2 ** 31;
+      return seed % below;
+    };
+    const word = (length: number) => Array.from({ length }, () => 'ab'[random(2)]).join('');
+    for (let round = 0; round < 2000; round++) {
+      const text = word(12);
+      const stops = Array.from({ length: 1 + random(3) }, () => word(1 + random(5)));
+      const pieces: string[] = [];
+      for (let at = 0; at < text.length; ) {
+        const length = 1 + random(5);
+        pieces.push(text.slice(at, at + length));
+        at += length;
+      }
+      const naive = () => {
+        for (let end = 1; end <= text.length; end++) {
+          const found = stops.filter((stop) => text.slice(0, end).endsWith(stop));
+          const longest = Math.max(0, ...found.map((stop) => stop.length));
+          if (longest > 0) return { text: text.slice(0, end - longest), stopped: true };
+        }
+        return { text, stopped: false };
+      };
+      expect(run(pieces, stops), `${text} ${stops} ${pieces}`).toEqual(naive());
+    }
+  });
+});

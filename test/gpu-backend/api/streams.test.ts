@@ -1,0 +1,263 @@
+/** Streams that go wrong: clients that leave or do not read, engines that are slow, full or broken, a stop. */
+import { connect } from 'node:net';
+import { describe, expect, it } from 'vitest';
+import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import { BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
+import type { Script } from './scripted-engine.ts';
+import { bytesOf, END_TOKEN, scriptedEngine, scriptedModel } from './scripted-engine.ts';
+
+async function start(script: Script, limits: Partial<ApiLimits> = {}) {
+  const engine = scriptedEngine(script);
+  const server = await serveModel(scriptedModel(engine), limits);
+  const chat = (fields: object = {}, init: RequestInit = {}) =>
+    server.post(
+      '/v1/chat/completions',
+      { model: 'scripted', messages: [{ role: 'user', content: 'Hi' }], stream: true, ...fields },
+      { headers: { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': 'application/json' }, ...init },
+    );
+  return { engine, server, chat, [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() };
+}
+
+const endless: Script = { answer: () => bytesOf('x'), step_ms: 2, contextTokens: 10_000_000 };
+const says = (text: string): Script => ({ answer: () => [...bytesOf(text), END_TOKEN] });
+
+describe('framing', () => {
+  it('is data lines and [DONE], nothing else', async () => {
+    await using api = await start(says('a\nb'));
+    const response = await api.chat();
+    expect(response.headers.get('content-type')).toBe('text/event-stream; charset=utf-8');
+    const { events, comments } = parseSse(await response.text());
+    expect(comments).toEqual([]);
+    expect(events.at(-1)).toEqual({ event: undefined, data: '[DONE]' });
+    const chunks = events.slice(0, -1).map(({ data }) => JSON.parse(data));
+    expect(chunks.map(({ choices }) => choices[0].delta.content ?? '').join('')).toBe('a\nb');
+    expect(chunks.at(-1)).toMatchObject({
+      choices: [{ finish_reason: 'stop' }],
+      maskroute: { mask: 'dense' },
+    });
+    expect(chunks.slice(0, -1).some((chunk) => 'maskroute' in chunk || 'usage' in chunk)).toBe(false);
+  });
+
+  it('keeps a slow start alive with comments', async () => {
+    await using api = await start({ ...says('x'), prefill_ms: 300 }, { commit_ms: 20, keepalive_ms: 50 });
+    const { events, comments } = parseSse(await (await api.chat()).text());
+    expect(comments.length).toBeGreaterThanOrEqual(3);
+    expect(new Set(comments)).toEqual(new Set([': keepalive']));
+    expect(events.at(-1)!.data).toBe('[DONE]');
+  });
+
+  it('sends text as it comes', async () => {
+    await using api = await start({ ...endless, step_ms: 20 });
+    const leave = new AbortController();
+    const reader = (await api.chat({}, { signal: leave.signal })).body!.getReader();
+    await reader.read();
+    await reader.read();
+    expect(api.engine.ended).toEqual([]);
+    leave.abort();
+  });
+});
+
+describe('failures', () => {
+  const broken = new MaskrouteError('engine_failed', 'The runtime failed.');
+
+  it('before the first token have their own status', async () => {
+    await using api = await start({ ...says('x'), failure: { afterTokens: 0, error: broken } });
+    const response = await api.chat();
+    expect(response.status).toBe(500);
+    expect(await response.json()).toMatchObject({ error: { code: 'engine_failed' } });
+  });
+
+  it('later are an error event after what was sent, with the usage when it was asked for', async () => {
+    await using api = await start({ ...says('abc'), failure: { afterTokens: 2, error: broken } });
+    const response = await api.chat({ stream_options: { include_usage: true } });
+    expect(response.status).toBe(200);
+    const { events } = parseSse(await response.text());
+    expect(JSON.parse(events.at(-2)!.data)).toMatchObject({ choices: [], usage: { completion_tokens: 2 } });
+    expect(events.at(-1)!.event).toBe('error');
+    expect(JSON.parse(events.at(-1)!.data)).toEqual({
+      error: { message: 'The runtime failed.', type: 'server_error', param: null, code: 'engine_failed' },
+    });
+    const viaClient = api.server.client.chat.completions.create({
+      model: 'scripted',
+      messages: [{ role: 'user', content: 'Hi' }],
+      stream: true,
+    });
+    await expect(viaClient.then((stream) => collect(stream))).rejects.toMatchObject({
+      code: 'engine_failed',
+    });
+  });
+
+  it('of an unknown kind tell the client nothing', async () => {
+    const error = new Error('password 1234 in /etc');
+    await using api = await start({ ...says('x'), failure: { afterTokens: 0, error } });
+    const response = await api.chat({ stream: false });
+    expect(response.status).toBe(500);
+    expect(await response.text()).not.toContain('1234');
+    expect(api.server.logs()).toContain('password 1234');
+  });
+
+  it('of one choice end the others', async () => {
+    const failing = { afterTokens: 1, error: broken };
+    await using api = await start(endless);
+    // The script is read when a choice starts: the second one fails, the first would go on for ever.
+    api.engine.script = { ...endless, answer: () => bytesOf('x') };
+    Object.defineProperty(api.engine.script, 'failure', {
+      get: () => (api.engine.requests.length > 1 ? failing : undefined),
+    });
+    expect((await api.chat({ n: 2, stream: false })).status).toBe(500);
+    await eventually(() => api.engine.ended.length === 2);
+    expect(api.engine.ended.map(({ reason }) => reason)).toContain('cancelled');
+  });
+
+  it('of a full line are 429 with Retry-After; of a long wait 503', async () => {
+    await using api = await start({ ...endless, slots: 1, queueCapacity: 1 });
+    const leave = new AbortController();
+    const busy = [1, 2].map(() => api.chat({}, { signal: leave.signal }).catch(() => {}));
+    await eventually(() => api.engine.requests.length === 2);
+    const refused = await api.chat();
+    expect(refused.status).toBe(429);
+    expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(0);
+    expect(await refused.json()).toMatchObject({ error: { code: 'queue_full', type: 'rate_limit_error' } });
+    leave.abort();
+    await Promise.all(busy);
+    await eventually(() => api.engine.stats().requestsRunning === 0);
+    const error = new MaskrouteError('queue_timeout', 'Waited too long.');
+    api.engine.script = { ...endless, failure: { afterTokens: 0, error } };
+    const late = await api.chat();
+    expect(late.status).toBe(503);
+    expect(Number(late.headers.get('retry-after'))).toBeGreaterThan(0);
+    await late.text();
+  });
+
+  it('of a full line spare the later choices of a request that is in', async () => {
+    await using api = await start({ ...says('abcdef'), step_ms: 5, slots: 2, queueCapacity: 4 });
+    const [first, second] = await Promise.all([1, 2].map(() => api.chat({ n: 6, stream: false })));
+    const statuses = [first!.status, second!.status].toSorted();
+    expect(statuses[0]).toBe(200);
+    const { choices } = (await (first!.status === 200 ? first! : second!).json()) as { choices: object[] };
+    expect(choices.map((choice) => (choice as { message: { content: string } }).message.content)).toEqual(
+      Array(6).fill('abcdef'),
+    );
+  });
+});
+
+describe('clients that leave', () => {
+  it.each([
+    ['before the first token of a stream', { stream: true }, { ...endless, prefill_ms: 60_000 }],
+    ['before a whole answer', { stream: false }, endless],
+    ['in the middle of a stream', { stream: true }, endless],
+    ['with several choices', { stream: true, n: 4 }, endless],
+  ])('%s', async (_, fields, script) => {
+    await using api = await start(script, { commit_ms: 10 });
+    const leave = new AbortController();
+    const response = api.chat(fields, { signal: leave.signal }).then((answer) => answer.text());
+    response.catch(() => {});
+    const count = 'n' in fields ? fields.n : 1;
+    await eventually(() => api.engine.requests.length === count);
+    await new Promise((resolve) => setTimeout(resolve, 40));
+    leave.abort();
+    const left = performance.now();
+    await eventually(() => api.engine.ended.length === count);
+    expect(performance.now() - left).toBeLessThan(200);
+    expect(api.engine.ended.every(({ reason }) => reason === 'cancelled')).toBe(true);
+    await eventually(() => api.server.logs().includes('"outcome":"cancelled"'));
+  });
+
+  it('their tokens are counted', async () => {
+    await using api = await start(endless);
+    const leave = new AbortController();
+    const reader = (await api.chat({}, { signal: leave.signal })).body!.getReader();
+    for (let chunk = 0; chunk < 5; chunk++) await reader.read();
+    leave.abort();
+    await eventually(() => api.server.logs().includes('"outcome":"cancelled"'));
+    const metrics = await (await fetch(`${api.server.url}/metrics`)).text();
+    const counted = /maskroute_tokens_total\{endpoint="chat",kind="completion",[^}]*\} (\d+)/.exec(metrics);
+    expect(Number(counted?.[1])).toBeGreaterThanOrEqual(4);
+  });
+});
+
+describe('clients that do not read', () => {
+  it('stop the engine by backpressure, and lose their request when they stall', async () => {
+    const fast: Script = { ...endless, step_ms: 0 };
+    await using api = await start(fast, { stall_ms: 400 });
+    const body = JSON.stringify({
+      model: 'scripted',
+      messages: [{ role: 'user', content: 'Hi' }],
+      stream: true,
+    });
+    const socket = connect(Number(new URL(api.server.url).port), '127.0.0.1');
+    socket.on('error', () => {});
+    socket.pause();
+    socket.write(
+      `POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${BACKEND_KEY}\r\n` +
+        `content-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
+    );
+    let tokens = -1;
+    await eventually(() => {
+      const now = api.engine.stats().generatedTokensTotal;
+      const still = now > 0 && now === tokens;
+      tokens = now;
+      return still;
+    }, 10_000);
+    expect(tokens).toBeLessThan(1_000_000);
+    await eventually(() => api.engine.ended.length === 1, 3000);
+    expect(api.engine.ended[0]!.reason).toBe('cancelled');
+    expect(api.server.logs()).toContain('stopped reading');
+    socket.destroy();
+  }, 20_000);
+
+  it('may be slow without losing anything', async () => {
+    await using api = await start(says('0123456789'.repeat(20)), { stall_ms: 500 });
+    const reader = (await api.chat({ max_tokens: 300 })).body!.getReader();
+    let text = '';
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      text += new TextDecoder().decode(value);
+      await new Promise((resolve) => setTimeout(resolve, 3));
+    }
+    const { events } = parseSse(text);
+    const contents = events.slice(0, -1).map(({ data }) => JSON.parse(data).choices[0].delta.content ?? '');
+    expect(contents.join('')).toBe('0123456789'.repeat(20));
+  });
+});
+
+describe('a stop', () => {
+  it('lets running answers finish, refuses new ones, and says so', async () => {
+    await using api = await start({ ...says('abcdefghij'), step_ms: 20 });
+    const running = await api.chat();
+    const closing = api.server.close();
+    const ready = await fetch(`${api.server.url}/readyz`);
+    expect(ready.status).toBe(503);
+    expect((await fetch(`${api.server.url}/healthz`)).status).toBe(200);
+    const refused = await api.chat();
+    expect(refused.status).toBe(503);
+    expect(await refused.json()).toMatchObject({ error: { code: 'not_ready' } });
+    expect(parseSse(await running.text()).events.at(-1)!.data).toBe('[DONE]');
+    await closing;
+    await expect(fetch(`${api.server.url}/healthz`)).rejects.toThrow();
+  });
+
+  it('ends what takes too long, with a reason', async () => {
+    await using api = await start(endless, { drain_ms: 100 });
+    const running = await api.chat();
+    const closing = api.server.close();
+    const { events } = parseSse(await running.text());
+    expect(events.at(-1)).toMatchObject({ event: 'error' });
+    expect(JSON.parse(events.at(-1)!.data).error.code).toBe('not_ready');
+    await closing;
+  });
+
+  it('is not held up by an engine that hangs', async () => {
+    await using api = await start(
+      { ...endless, hangs: true },
+      { drain_ms: 50, ending_ms: 100, commit_ms: 10 },
+    );
+    const running = await api.chat();
+    running.text().catch(() => {});
+    const started = performance.now();
+    await api.server.close();
+    expect(performance.now() - started).toBeLessThan(3000);
+  });
+});
