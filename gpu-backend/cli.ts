@@ -1,0 +1,22 @@
+/**
+ * `maskroute`: every command of the project. A command's parts load when it runs, so that `--help` is quick.
+ * An error that a person can meet is one clear line and exit code 1; anything else shows its stack.
+ */
+import { Command } from 'commander';
+import { MaskrouteError } from '../shared/errors.ts';
+import { addPublicationCommands } from './commands/publication.ts';
+
+const program = new Command('maskroute')
+  .description(
+    'One language model, many block masks, and an edge that picks the right mask for every request.',
+  )
+  .showHelpAfterError('(run with --help for the options)');
+
+addPublicationCommands(program);
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  console.error(error instanceof MaskrouteError ? `error: ${error.message}` : error);
+  process.exitCode = 1;
+}

@@ -1,0 +1,63 @@
+/** `publish` and `rollback`: the command line in front of gpu-backend/publication. */
+import type { Command } from 'commander';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { readDevFile } from '../dev/dev-file.ts';
+import { maskrouteHome } from '../home.ts';
+import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
+import { readMaskSet } from '../publication/mask-set-file.ts';
+import { publishMaskSet, rollBack } from '../publication/publish.ts';
+
+type EdgeFlags = { readonly edge?: string; readonly tenant: string };
+
+const KEY_HELP = `
+The admin key comes from MASKROUTE_ADMIN_KEY, or from a running "npm start" when that is the edge.`;
+
+export function addPublicationCommands(program: Command): void {
+  program
+    .command('publish')
+    .description('store a mask set at an edge, and with --activate make it live')
+    .argument('<file>', 'a mask-set.json')
+    .option('--edge <url>', 'the edge (default: a running "npm start")')
+    .option('--tenant <tenant>', 'whose set it is (default: every tenant without its own)', '')
+    .option('--activate', 'make it live', false)
+    .addHelpText('after', KEY_HELP)
+    .action(async (file: string, flags: EdgeFlags & { activate: boolean }) => {
+      const set = await readMaskSet(file);
+      const client = await adminClient(flags.edge);
+      const { version, state, replacedVersion } = await publishMaskSet(client, set, flags);
+      const replaced = replacedVersion === null ? '' : ` in place of ${replacedVersion}`;
+      console.log(`${set.name} ${version}: ${STATES[state]}${replaced} at ${client.edge}`);
+    });
+
+  program
+    .command('rollback')
+    .description('make the mask set live that was live before')
+    .option('--edge <url>', 'the edge (default: a running "npm start")')
+    .option('--tenant <tenant>', 'whose set it is (default: every tenant without its own)', '')
+    .addHelpText('after', KEY_HELP)
+    .action(async (flags: EdgeFlags) => {
+      const client = await adminClient(flags.edge);
+      const { version, replaced_version } = await rollBack(client, flags.tenant);
+      console.log(`${version}: live again in place of ${replaced_version} at ${client.edge}`);
+    });
+}
+
+const STATES = {
+  stored: 'stored, not live (--activate makes it so)',
+  activated: 'live',
+  already_live: 'is live already',
+};
+
+/** @throws MaskrouteError `invalid_argument` when no edge or no key is named and no `npm start` runs. */
+async function adminClient(edgeFlag: string | undefined): Promise<AdminClient> {
+  const dev = await readDevFile(maskrouteHome());
+  const edge = edgeFlag ?? dev?.edge;
+  if (edge === undefined) {
+    throw new MaskrouteError('invalid_argument', 'Name the edge with --edge, or run "npm start" first.');
+  }
+  if (!URL.canParse(edge)) throw new MaskrouteError('invalid_argument', `--edge: "${edge}" is no URL.`);
+  const isDev = dev !== undefined && new URL(edge).origin === new URL(dev.edge).origin;
+  const key = process.env.MASKROUTE_ADMIN_KEY || (isDev ? dev.adminKey : undefined);
+  if (key !== undefined) return createAdminClient(edge, key);
+  throw new MaskrouteError('invalid_argument', `Set MASKROUTE_ADMIN_KEY to an admin key of ${edge}.`);
+}

@@ -1,0 +1,57 @@
+/**
+ * What `npm start` and its two children say to each other over the IPC channel. Each child is a process of
+ * its own: the backend may crash without the edge, and the edge takes workerd with it when it ends.
+ */
+import { type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
+
+export type ToChild<Config> = { readonly type: 'start'; readonly config: Config } | { readonly type: 'stop' };
+export type FromChild =
+  | { readonly type: 'ready'; readonly url: string }
+  | { readonly type: 'failed'; readonly code: ErrorCode; readonly message: string };
+
+export type Service = { readonly url: string; close(): Promise<void> };
+
+/** How long a child may take to end once its parent is gone. */
+const ORPHAN_CLOSE_ms = 2000;
+
+/**
+ * The child's whole life: start once told to, close when told to, and when the parent is gone (killed,
+ * perhaps) go too. Signals are the parent's business: it decides in which order things stop.
+ */
+export function serveParent<Config>(start: (config: Config) => Promise<Service>): void {
+  let service: Service | undefined;
+  const begin = async (config: Config) => {
+    try {
+      service = await start(config);
+      process.send?.({ type: 'ready', url: service.url } satisfies FromChild);
+    } catch (error) {
+      console.error(error);
+      process.send?.(failure(error), () => process.exit(1));
+    }
+  };
+  const end = async (code: number) => {
+    await service?.close();
+    process.exit(code);
+  };
+  process.on('message', (message: ToChild<Config>) => {
+    switch (message.type) {
+      case 'start':
+        void begin(message.config);
+        return;
+      case 'stop':
+        void end(0);
+    }
+  });
+  process.on('disconnect', () => {
+    setTimeout(() => process.exit(1), ORPHAN_CLOSE_ms);
+    void end(1);
+  });
+  process.on('SIGINT', () => undefined);
+  process.on('SIGTERM', () => undefined);
+}
+
+function failure(error: unknown): FromChild {
+  if (error instanceof MaskrouteError) return { type: 'failed', code: error.code, message: error.message };
+  const { message } = error instanceof Error ? error : toMaskrouteError(error);
+  return { type: 'failed', code: 'start_failed', message };
+}

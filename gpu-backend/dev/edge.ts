@@ -1,0 +1,81 @@
+/** The edge on this machine: the worker bundled as it is deployed, in real workerd with a D1 on disk. */
+import { build } from 'esbuild';
+import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, MiniflareError } from 'miniflare';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { type EdgeConfig, readEdgeConfig } from './edge-config.ts';
+import { applyMigrations } from './migrations.ts';
+
+export type EdgeOptions = {
+  readonly projectFolder: string;
+  /** The local D1 and caches; undefined keeps them in memory. */
+  readonly stateFolder: string | undefined;
+  /** 0 picks a free one. */
+  readonly port: number;
+  /** Beside what wrangler.toml declares: `BACKEND_URL` and the secrets. */
+  readonly bindings: Record<string, string>;
+};
+
+export type Edge = { readonly url: string; readonly close: () => Promise<void> };
+
+/** Listens on the loopback interface only. @throws MaskrouteError `port_in_use`, `start_failed`. */
+export async function startEdge(options: EdgeOptions): Promise<Edge> {
+  const config = await readEdgeConfig(options.projectFolder);
+  const script = await bundleWorker(config);
+  const miniflare = new Miniflare(miniflareOptions(config, script, options));
+  try {
+    const { port } = await miniflare.ready;
+    const database = await miniflare.getD1Database(config.database.binding);
+    await applyMigrations(database, config.database.migrationsFolder);
+    return { url: `http://localhost:${port}`, close: () => miniflare.dispose() };
+  } catch (error) {
+    await miniflare.dispose().catch(() => undefined);
+    if (error instanceof MiniflareError && error.code === 'ERR_ADDRESS_IN_USE') {
+      throw new MaskrouteError('port_in_use', `Port ${options.port} is in use.`, { cause: error });
+    }
+    throw error;
+  }
+}
+
+/** One ES module, as `wrangler deploy` would send it. */
+async function bundleWorker(config: EdgeConfig): Promise<string> {
+  const { outputFiles } = await build({
+    entryPoints: [config.entry],
+    bundle: true,
+    write: false,
+    format: 'esm',
+    target: 'es2024',
+    platform: 'neutral',
+    mainFields: ['module', 'main'],
+    conditions: ['workerd', 'worker', 'browser'],
+    external: ['cloudflare:*', 'node:*'],
+    logLevel: 'silent',
+  });
+  return outputFiles[0]!.text;
+}
+
+const miniflareOptions = (config: EdgeConfig, script: string, options: EdgeOptions) =>
+  convertV4MiniflareOptions({
+    host: '127.0.0.1',
+    port: options.port,
+    log: new Log(LogLevel.ERROR),
+    logRequests: false,
+    // No made-up place: without it every local request would seem to come from one city.
+    cf: {},
+    ...(options.stateFolder === undefined ? {} : { resourcePersistencePath: options.stateFolder }),
+    workers: [
+      {
+        name: config.name,
+        modules: [{ type: 'ESModule', path: 'worker.js', contents: script }],
+        compatibilityDate: config.compatibilityDate,
+        compatibilityFlags: config.compatibilityFlags,
+        bindings: { ...config.vars, ...options.bindings },
+        d1Databases: { [config.database.binding]: config.database.name },
+        assets: {
+          directory: config.assets.folder,
+          binding: config.assets.binding,
+          run_worker_first: true,
+          routerConfig: { has_user_worker: true, invoke_user_worker_ahead_of_assets: true },
+        },
+      },
+    ],
+  });

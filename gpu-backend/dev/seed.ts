@@ -1,0 +1,63 @@
+/**
+ * What a fresh edge lacks: a tenant with a key, and a mask set that is live. All of it through the admin API,
+ * and all of it the same when it is done again.
+ */
+import {
+  createdKeySchema,
+  DEFAULT_TENANT,
+  listSchema,
+  maskSetSummarySchema,
+  tenantSchema,
+} from '../../shared/admin.ts';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
+import type { AdminClient } from '../publication/admin-client.ts';
+import { livePublication, publicationHistory, publishMaskSet } from '../publication/publish.ts';
+
+const TENANT = { id: 'local', name: 'This machine' };
+
+/** The key that was kept when the edge still takes it, else a new one. */
+export async function ensureApiKey(client: AdminClient, kept: string | undefined): Promise<string> {
+  if (kept !== undefined && (await isAccepted(client.edge, kept))) return kept;
+  try {
+    await client.request({ method: 'POST', path: '/tenants', body: TENANT }, tenantSchema);
+  } catch (error) {
+    if (!(error instanceof MaskrouteError) || error.code !== 'conflict') throw error;
+  }
+  const body = { kind: 'tenant', tenant: TENANT.id, name: 'npm start' };
+  return (await client.request({ method: 'POST', path: '/keys', body }, createdKeySchema)).key;
+}
+
+async function isAccepted(edge: string, key: string): Promise<boolean> {
+  const response = await fetch(`${edge}/v1/models`, { headers: { authorization: `Bearer ${key}` } });
+  await response.body?.cancel();
+  return response.status !== 401;
+}
+
+/**
+ * Makes the preset live where nothing is, or where an older preset is. A set that somebody published
+ * themselves stays, and so does their choice to roll back from this one.
+ */
+export async function ensurePreset(
+  client: AdminClient,
+  preset: MaskSet,
+): Promise<'published' | 'live' | 'kept_other'> {
+  const version = maskSetVersion(preset);
+  const live = await livePublication(client, DEFAULT_TENANT);
+  if (live?.version === version) return 'live';
+  const history = await publicationHistory(client, DEFAULT_TENANT);
+  const wasPublished = history.some((publication) => publication.version === version);
+  if (live !== undefined && (wasPublished || (await nameOf(client, live.version)) !== preset.name)) {
+    return 'kept_other';
+  }
+  await publishMaskSet(client, preset, { tenant: DEFAULT_TENANT, activate: true });
+  return 'published';
+}
+
+async function nameOf(client: AdminClient, version: string): Promise<string | undefined> {
+  const { data } = await client.request(
+    { method: 'GET', path: '/mask-sets' },
+    listSchema(maskSetSummarySchema),
+  );
+  return data.find((set) => set.version === version)?.name;
+}

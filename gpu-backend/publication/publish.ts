@@ -1,0 +1,78 @@
+/**
+ * Publishing: the set is stored under its content address, then one pointer is flipped at the edge. Every
+ * step may be repeated; two publishers at once get a `conflict`, never a mixture.
+ */
+import {
+  listSchema,
+  maskSetSummarySchema,
+  type Publication,
+  publicationSchema,
+  publishCheckSchema,
+} from '../../shared/admin.ts';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
+import type { AdminClient } from './admin-client.ts';
+
+export type PublishOutcome = {
+  readonly version: string;
+  /** `stored`: not live; `activated`: live since now; `already_live`: nothing was changed. */
+  readonly state: 'stored' | 'activated' | 'already_live';
+  readonly replacedVersion: string | null;
+};
+
+/** @throws MaskrouteError as the edge words it: another model or encoder, `conflict`, no right to. */
+export async function publishMaskSet(
+  client: AdminClient,
+  set: MaskSet,
+  options: { readonly tenant: string; readonly activate: boolean },
+): Promise<PublishOutcome> {
+  const { tenant, activate } = options;
+  const version = maskSetVersion(set);
+  const live = await livePublication(client, tenant);
+  await client.request(
+    { method: 'POST', path: `/mask-sets${tenantQuery(tenant)}`, body: set },
+    maskSetSummarySchema,
+  );
+  if (live?.version === version) return { version, state: 'already_live', replacedVersion: null };
+
+  const body = { version, tenant, activate, expected_version: live?.version ?? null };
+  const request = { method: 'POST', path: '/publications', body } as const;
+  if (!activate) {
+    await client.request(request, publishCheckSchema);
+    return { version, state: 'stored', replacedVersion: null };
+  }
+  const publication = await client.request(request, publicationSchema);
+  return { version, state: 'activated', replacedVersion: publication.replaced_version };
+}
+
+/** Makes the version live that was live before. @throws MaskrouteError `conflict` when nothing came before. */
+export async function rollBack(client: AdminClient, tenant: string): Promise<Publication> {
+  const live = await livePublication(client, tenant);
+  const body = { tenant, expected_version: live?.version ?? null };
+  return client.request({ method: 'POST', path: '/publications/rollback', body }, publicationSchema);
+}
+
+/** `undefined` when nothing is live. */
+export async function livePublication(client: AdminClient, tenant: string): Promise<Publication | undefined> {
+  try {
+    return await client.request(
+      { method: 'GET', path: `/publications/live${tenantQuery(tenant)}` },
+      publicationSchema,
+    );
+  } catch (error) {
+    if (error instanceof MaskrouteError && error.code === 'not_found') return undefined;
+    throw error;
+  }
+}
+
+/** Newest first. */
+export const publicationHistory = async (client: AdminClient, tenant: string): Promise<Publication[]> =>
+  (
+    await client.request(
+      { method: 'GET', path: `/publications${tenantQuery(tenant)}` },
+      listSchema(publicationSchema),
+    )
+  ).data;
+
+const tenantQuery = (tenant: string): string =>
+  tenant === '' ? '' : `?tenant=${encodeURIComponent(tenant)}`;
