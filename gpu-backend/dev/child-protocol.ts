@@ -43,7 +43,8 @@ export function serveParent<Config>(start: (config: Config) => Promise<Service>)
     }
   });
   process.on('disconnect', () => {
-    setTimeout(() => process.exit(1), ORPHAN_CLOSE_ms);
+    // The child leads a group of its own, so this ends what it has started too.
+    setTimeout(() => process.kill(-process.pid, 'SIGKILL'), ORPHAN_CLOSE_ms);
     void end(1);
   });
   process.on('SIGINT', () => undefined);

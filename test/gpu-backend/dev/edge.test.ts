@@ -1,0 +1,119 @@
+/** The local edge: real workerd, a D1 that lasts, migrations that go forward only, nothing dropped in silence. */
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer, type Server } from 'node:http';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { convertV4MiniflareOptions, Miniflare } from 'miniflare';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
+import { readEdgeConfig } from '../../../gpu-backend/dev/edge-config.ts';
+import { applyMigrations } from '../../../gpu-backend/dev/migrations.ts';
+import { ensureApiKey } from '../../../gpu-backend/dev/seed.ts';
+import { createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
+
+const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
+const projectFolder = path.resolve('.');
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(path.join(tmpdir(), 'edge-'));
+});
+afterEach(() => rmSync(folder, { recursive: true }));
+
+const start = (port = 0): Promise<Edge> =>
+  startEdge({
+    projectFolder,
+    stateFolder: path.join(folder, 'state'),
+    port,
+    bindings: { BACKEND_URL: 'http://127.0.0.1:9', BACKEND_KEY: ADMIN_KEY, ADMIN_KEY },
+  });
+
+const statusOf = async (url: string): Promise<number> => (await fetch(url)).status;
+
+describe('the edge on this machine', () => {
+  test('runs the worker; what it keeps outlives it', async () => {
+    const first = await start();
+    let key: string;
+    try {
+      expect(await statusOf(`${first.url}/healthz`)).toBe(200);
+      expect(await statusOf(`${first.url}/encoder/static.bin`)).toBe(404);
+      key = await ensureApiKey(createAdminClient(first.url, ADMIN_KEY), undefined);
+    } finally {
+      await first.close();
+    }
+    const second = await start();
+    try {
+      const client = createAdminClient(second.url, ADMIN_KEY);
+      expect(await ensureApiKey(client, key)).toBe(key);
+      expect(await ensureApiKey(client, 'mr_live_nobody')).not.toBe(key);
+    } finally {
+      await second.close();
+    }
+  });
+
+  test('says so when its port is taken', async () => {
+    const other: Server = createServer().listen(0, '127.0.0.1');
+    await new Promise((resolve) => other.once('listening', resolve));
+    const { port } = other.address() as { port: number };
+    await expect(start(port)).rejects.toMatchObject({ code: 'port_in_use' });
+    other.close();
+  });
+
+  test('refuses a binding that it cannot give', async () => {
+    const toml = readFileSync('wrangler.toml', 'utf8');
+    writeFileSync(
+      path.join(folder, 'wrangler.toml'),
+      `${toml}\n[[queues.producers]]\nbinding = "Q"\nqueue = "q"\n`,
+    );
+    await expect(readEdgeConfig(folder)).rejects.toThrow(/queues/);
+  });
+});
+
+describe('migrations', () => {
+  let miniflare: Miniflare;
+  const database = () => miniflare.getD1Database('DB');
+  beforeEach(async () => {
+    miniflare = new Miniflare(
+      convertV4MiniflareOptions({
+        modules: [{ type: 'ESModule', path: 'a.js', contents: 'export default {}' }],
+        d1Databases: { DB: 'db' },
+      }),
+    );
+    cpSync('migrations', path.join(folder, 'migrations'), { recursive: true });
+  });
+  afterEach(() => miniflare.dispose());
+
+  const add = (name: string, sql: string) => writeFileSync(path.join(folder, 'migrations', name), sql);
+  const apply = async () => applyMigrations(await database(), path.join(folder, 'migrations'));
+
+  test('each is applied once, later ones on top', async () => {
+    expect((await apply()).length).toBeGreaterThan(0);
+    expect(await apply()).toEqual([]);
+    add(
+      '9999_more.sql',
+      "CREATE TABLE more (a TEXT);\n--> statement-breakpoint\nINSERT INTO more VALUES ('x');",
+    );
+    expect(await apply()).toEqual(['9999_more.sql']);
+    expect(await (await database()).prepare('SELECT a FROM more').all()).toMatchObject({
+      results: [{ a: 'x' }],
+    });
+  });
+
+  test('one that fails half-way leaves nothing, and can be applied once it is right', async () => {
+    await apply();
+    add(
+      '9999_bad.sql',
+      'CREATE TABLE half (a TEXT);\n--> statement-breakpoint\nINSERT INTO nowhere VALUES (1);',
+    );
+    await expect(apply()).rejects.toThrow(/nowhere/);
+    add('9999_bad.sql', 'CREATE TABLE half (a TEXT);');
+    expect(await apply()).toEqual(['9999_bad.sql']);
+  });
+
+  test('a database from a newer version is left alone', async () => {
+    add('9999_future.sql', 'CREATE TABLE future (a TEXT);');
+    await apply();
+    rmSync(path.join(folder, 'migrations', '9999_future.sql'));
+    await expect(apply()).rejects.toThrow(/newer.*9999_future/);
+  });
+});

@@ -1,0 +1,95 @@
+/** Children of `npm start` that are killed, refuse, hang or lose their parent: nothing stays behind. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { type Supervised, supervise } from '../../../gpu-backend/dev/supervise.ts';
+import type { ServiceConfig } from './fixtures/service.ts';
+
+const STOP_ms = 5000;
+let folder: string;
+let running: Supervised | undefined;
+let said: string[];
+beforeEach(() => {
+  folder = mkdtempSync(path.join(tmpdir(), 'supervise-'));
+  said = [];
+});
+afterEach(async () => {
+  await running?.stop(STOP_ms);
+  running = undefined;
+  rmSync(folder, { recursive: true });
+});
+
+const logFile = () => path.join(folder, 'service.log');
+async function start(config: Partial<ServiceConfig> = {}): Promise<Supervised> {
+  const entry = new URL('./fixtures/service.ts', import.meta.url);
+  const full = { port: 0, refuse: false, closes: true, ...config };
+  running = await supervise({ name: 'service', entry, config: full, logFile: logFile() }, (line) =>
+    said.push(line),
+  );
+  return running;
+}
+
+type Pids = { pid: number; below: number };
+const pidsAt = async (url: string): Promise<Pids> => (await fetch(url)).json() as Promise<Pids>;
+const isAlive = (pid: number): boolean => {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
+};
+const allGone = (pids: Pids) =>
+  vi.waitFor(() => expect([isAlive(pids.pid), isAlive(pids.below)]).toEqual([false, false]), 8000);
+
+test('a child that was killed comes back on its port; what it had started is gone', async () => {
+  const { url } = await start();
+  const first = await pidsAt(url);
+  process.kill(first.pid, 'SIGKILL');
+  await allGone(first);
+  const second = await vi.waitFor(() => pidsAt(url), 8000);
+  expect(second.pid).not.toBe(first.pid);
+  await vi.waitFor(() => expect(said.at(-1)).toMatch(/service runs again/), 2000);
+  expect(said[0]).toMatch(/service ended \(signal SIGKILL\)/);
+});
+
+test('a stop ends the child and its group', async () => {
+  const { url, stop } = await start();
+  const pids = await pidsAt(url);
+  await stop(STOP_ms);
+  await allGone(pids);
+  expect(said).toEqual([]);
+});
+
+test('a stop while the child is down does not bring it back', async () => {
+  const { url, stop } = await start();
+  process.kill((await pidsAt(url)).pid, 'SIGKILL');
+  await vi.waitFor(() => expect(said.length).toBe(1));
+  await stop(STOP_ms);
+  await expect(fetch(url)).rejects.toThrow();
+});
+
+test('a child that does not close is killed after the limit', async () => {
+  const { url, stop } = await start({ closes: false });
+  const pids = await pidsAt(url);
+  await stop(100);
+  await allGone(pids);
+});
+
+test('the reason of a refused start is the child’s own', async () => {
+  await expect(start({ refuse: true })).rejects.toMatchObject({
+    code: 'invalid_argument',
+    message: 'This service was told to refuse.',
+  });
+});
+
+test.each(['', 'stuck'])('a killed parent takes everything along %s', async (how) => {
+  const entry = path.resolve(import.meta.dirname, 'fixtures/parent.ts');
+  const parent = spawn(process.execPath, [entry, logFile(), how], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const [line] = (await once(parent.stdout, 'data')) as [Buffer];
+  const pids = await pidsAt(line.toString().trim());
+  parent.kill('SIGKILL');
+  await allGone(pids);
+});
