@@ -8,6 +8,8 @@ import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER } from './test/support/edge/c
 
 export default defineConfig({
   test: {
+    // The edge logs as it does in production; only a failed test's lines are wanted.
+    silent: 'passed-only',
     projects: [
       {
         test: {
@@ -44,6 +46,7 @@ export default defineConfig({
           include: ['test/workers/**/*.test.ts'],
           globalSetup: ['test/support/edge/global-setup.ts'],
           setupFiles: ['test/workers/support/migrate.ts'],
+          testTimeout: 15_000,
         },
       },
     ],

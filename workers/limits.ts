@@ -10,7 +10,8 @@ export const TABLE = {
   stale_ms: Number.POSITIVE_INFINITY,
   negative_ms: 0,
   wait_ms: 1_000,
-  load_ms: 5_000,
+  staleWait_ms: 0,
+  load_ms: 3_000,
   retry_ms: 1_000,
   entriesMax: 1_000,
   negativeEntriesMax: 0,
@@ -19,7 +20,7 @@ export const TABLE = {
 
 /**
  * Keys. A revoked key works for at most 10 s more in an isolate that can reach D1; while D1 is down, keys
- * seen before work for an hour. A wrong key is remembered for 2 s so that a client in a loop asks D1 rarely.
+ * seen before work for an hour, and at most one request a second waits 250 ms to find out. A wrong key is remembered for 2 s so that a client in a loop asks D1 rarely.
  */
 export const KEYS = {
   fresh_ms: 5_000,
@@ -27,7 +28,8 @@ export const KEYS = {
   stale_ms: 3_600_000,
   negative_ms: 2_000,
   wait_ms: 2_000,
-  load_ms: 5_000,
+  staleWait_ms: 250,
+  load_ms: 3_000,
   retry_ms: 1_000,
   entriesMax: 10_000,
   negativeEntriesMax: 1_000,
@@ -41,6 +43,7 @@ export const MODELS = {
   stale_ms: 300_000,
   negative_ms: 0,
   wait_ms: 1_000,
+  staleWait_ms: 0,
   load_ms: 3_000,
   retry_ms: 1_000,
   entriesMax: 1,
@@ -81,5 +84,6 @@ export const READINESS = {
   fresh_ms: 1_000,
   revalidate_ms: 1_000,
   stale_ms: 0,
+  staleWait_ms: MODELS.wait_ms,
   retry_ms: 0,
 } as const;

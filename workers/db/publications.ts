@@ -76,14 +76,16 @@ export async function listPublications(db: Database, tenant: string): Promise<Pu
 export async function flipLive(db: Database, flip: Flip, seenId: string | null): Promise<Publication | null> {
   const liveNow = sql`(select ${live.publicationId} from ${live} where ${live.tenant} = ${flip.tenant})`;
   const [, , written] = await db.batch([
-    db.run(sql`insert into ${publications}
-      (id, tenant, owner, version, replaced_version, previous_id, action, actor, created_at_ms)
-      select ${flip.id}, ${flip.tenant}, ${flip.owner}, ${flip.version}, ${flip.replaced_version},
-        ${flip.previousId}, ${flip.action}, ${flip.actor}, ${flip.createdAt_ms}
+    // The columns are those of the table, in its order; a null sequence is given the next number.
+    db
+      .insert(publications)
+      .select(sql`select null, ${flip.id}, ${flip.tenant}, ${flip.owner}, ${flip.version},
+      ${flip.replaced_version}, ${flip.previousId}, ${flip.action}, ${flip.actor}, ${flip.createdAt_ms}
       where ${liveNow} is ${seenId}`),
-    db.run(sql`insert into ${live} (tenant, publication_id)
-      select tenant, id from ${publications} where id = ${flip.id}
-      on conflict (tenant) do update set publication_id = excluded.publication_id`),
+    db
+      .insert(live)
+      .select(sql`select tenant, id from ${publications} where id = ${flip.id}`)
+      .onConflictDoUpdate({ target: live.tenant, set: { publicationId: sql`excluded.publication_id` } }),
     db
       .select({ publication: publications })
       .from(live)

@@ -2,7 +2,7 @@
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import type { AppContext } from '../context.ts';
-import { log } from '../services/log.ts';
+import { log, reasonOf } from '../services/log.ts';
 
 export function onError(thrown: unknown, c: AppContext): Response {
   const error = toMaskrouteError(thrown);
@@ -11,7 +11,9 @@ export function onError(thrown: unknown, c: AppContext): Response {
       request_id: c.get('requestId'),
       path: c.req.path,
       code: error.code,
-      reason: String(error.cause ?? error.message),
+      reason: reasonOf(error),
+      // Only a bug needs to be traced to its line.
+      ...(error.code === 'internal_error' ? { stack: (error.cause as Error | undefined)?.stack } : {}),
     });
   }
   if (error.retryAfter_s !== undefined) c.header('retry-after', String(error.retryAfter_s));

@@ -3,7 +3,7 @@ import { Hono } from 'hono';
 import { DEFAULT_TENANT } from '../../shared/admin.ts';
 import { type AppContext, type AppEnv, holdOf } from '../context.ts';
 import { servicesFor } from '../services/index.ts';
-import { log } from '../services/log.ts';
+import { log, reasonOf } from '../services/log.ts';
 
 export const health = new Hono<AppEnv>()
   .get('/healthz', (c) => c.json({ status: 'live' }))
@@ -23,7 +23,7 @@ async function readiness(c: AppContext): Promise<Checks> {
       await work();
       return 'ok';
     } catch (error) {
-      log('warn', 'not_ready', { check: name, reason: String((error as Error).cause ?? error) });
+      log('warn', 'not_ready', { check: name, reason: reasonOf(error) });
       return reason;
     }
   };

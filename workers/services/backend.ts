@@ -8,7 +8,7 @@ import { HEADERS } from '../../shared/protocol.ts';
 import { importTokenKey, signToken, TOKEN_LIFETIME_s, type TokenKey } from '../../shared/service-token.ts';
 import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
 import { readBounded } from './bounded.ts';
-import { log } from './log.ts';
+import { log, reasonOf } from './log.ts';
 import { randomHex } from './secrets.ts';
 
 export type BackendRequest = {
@@ -76,7 +76,7 @@ async function send(baseUrl: string, request: BackendRequest, token: string): Pr
     });
   } catch (error) {
     if (request.signal.aborted) throw new MaskrouteError('cancelled', 'The client hung up.');
-    const reason = timeout.signal.aborted ? `no answer within ${request.timeout_ms} ms` : String(error);
+    const reason = timeout.signal.aborted ? `no answer within ${request.timeout_ms} ms` : reasonOf(error);
     log('error', 'backend_unreachable', { request_id: request.requestId, reason });
     throw new MaskrouteError('backend_unreachable', 'The model backend cannot be reached right now.', {
       retryAfter_s: RETRY_AFTER_s,

@@ -4,7 +4,7 @@ import type { EncoderSpec } from '../../shared/mask-set.ts';
 import type { FallbackReason } from '../../shared/protocol.ts';
 import { ENCODER_LOAD_TIMEOUT_ms } from '../limits.ts';
 import { DeadlineError, type Hold, withDeadline } from './deadline.ts';
-import { log } from './log.ts';
+import { log, reasonOf } from './log.ts';
 
 export type Embedding =
   | { readonly ok: true; readonly vector: Float32Array; readonly spec: EncoderSpec }
@@ -31,7 +31,7 @@ export function createEmbedder(load: () => Promise<Encoder>, timeout_ms: number)
         .then((ready) => {
           loaded = ready;
         })
-        .catch((error) => log('error', 'encoder_load_failed', { reason: String(error) }))
+        .catch((error) => log('error', 'encoder_load_failed', { reason: reasonOf(error) }))
         // A rejected load is dropped, so that the next request tries again.
         .finally(() => {
           if (loading === started) loading = undefined;
@@ -52,7 +52,7 @@ export function createEmbedder(load: () => Promise<Encoder>, timeout_ms: number)
         const [vector] = await work.finally(() => timeout.abort());
         return { ok: true, vector: vector!, spec: ready.spec };
       } catch (error) {
-        log('warn', 'embedding_failed', { reason: String(error) });
+        log('warn', 'embedding_failed', { reason: reasonOf(error) });
         return { ok: false, fallback: error instanceof DeadlineError ? 'encoder_timeout' : 'encoder_failed' };
       }
     },

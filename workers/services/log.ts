@@ -7,3 +7,10 @@ export function log(
 ): void {
   console[level](JSON.stringify({ level, event, ...fields }));
 }
+
+/** The innermost cause: database layers wrap it in the statement and its parameters, which are not for logs. */
+export function reasonOf(error: unknown): string {
+  let cause = error;
+  while (cause instanceof Error && cause.cause !== undefined) cause = cause.cause;
+  return String(cause);
+}

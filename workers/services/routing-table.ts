@@ -14,7 +14,7 @@ import { type Centroids, packCentroids } from '../../shared/route.ts';
 import type { StoredMaskSet } from '../db/mask-sets.ts';
 import { DECODED_SETS_MAX, TABLE } from '../limits.ts';
 import type { Hold } from './deadline.ts';
-import { log } from './log.ts';
+import { log, reasonOf } from './log.ts';
 import { createSwrCache } from './swr-cache.ts';
 
 export type LiveCluster = {
@@ -76,7 +76,7 @@ export function createRoutingTable(source: TableSource): RoutingTable {
     'the routing table',
     (tenant) =>
       load(tenant).catch((error) => {
-        log('error', 'routing_table_load_failed', { tenant, reason: String(error) });
+        log('error', 'routing_table_load_failed', { tenant, reason: reasonOf(error) });
         throw error;
       }),
     TABLE,

@@ -8,7 +8,7 @@ import type { Caller } from './api-keys.ts';
 import { type Assignment, assign } from './assign.ts';
 import type { Hold } from './deadline.ts';
 import type { Embedder } from './embed.ts';
-import { log } from './log.ts';
+import { log, reasonOf } from './log.ts';
 import type { Models } from './models.ts';
 import { type Decision, denseDecision, isModelOf, nearestDecision, requestedDecision } from './route.ts';
 import type { LiveSet, RoutingTable } from './routing-table.ts';
@@ -65,7 +65,7 @@ async function decide(
   const [set, list] = await Promise.all([
     table.liveFor(request.caller.tenant, request.hold).catch(() => null),
     models.list(request.hold).catch((error): readonly ModelEntry[] => {
-      log('warn', 'model_list_unavailable', { reason: String(error) });
+      log('warn', 'model_list_unavailable', { reason: reasonOf(error) });
       return [];
     }),
   ]);

@@ -18,8 +18,10 @@ export type SwrPolicy = {
   readonly stale_ms: number;
   /** How long a source's null is remembered. */
   readonly negative_ms: number;
-  /** The longest that a request waits. */
+  /** The longest that a request waits when nothing is held. */
   readonly wait_ms: number;
+  /** The longest that a request waits when an old value is held. */
+  readonly staleWait_ms: number;
   /** The longest that a load may take, waited for or not. */
   readonly load_ms: number;
   /** After a failure, nobody asks the source again for this long. */
@@ -46,7 +48,7 @@ export function createSwrCache<V>(
   what: string,
   source: (key: string) => Promise<V | null>,
   policy: SwrPolicy,
-  now: () => number = Date.now,
+  now: () => number = () => Date.now(),
 ): SwrCache<V> {
   const entries = new Map<string, { readonly value: V; readonly loadedAt_ms: number }>();
   const negativeUntil_ms = new Map<string, number>();
@@ -91,10 +93,10 @@ export function createSwrCache<V>(
 
   const isDead = (load: Load<V>): boolean => now() - load.startedAt_ms > policy.load_ms + 1_000;
 
-  const waitFor = async (key: string, hold: Hold): Promise<V | null> => {
+  const waitFor = async (key: string, wait_ms: number, hold: Hold): Promise<V | null> => {
     if (now() < failedUntil_ms) throw new Error(`${what}: failed a moment ago`);
     try {
-      return await withDeadline(startLoad(key, hold), policy.wait_ms, what);
+      return await withDeadline(startLoad(key, hold), wait_ms, what);
     } catch (error) {
       if (error instanceof DeadlineError) failedUntil_ms = now() + policy.retry_ms;
       throw error;
@@ -105,7 +107,7 @@ export function createSwrCache<V>(
     async get(key, hold) {
       const entry = entries.get(key);
       if (entry === undefined) {
-        return now() < (negativeUntil_ms.get(key) ?? 0) ? null : await waitFor(key, hold);
+        return now() < (negativeUntil_ms.get(key) ?? 0) ? null : await waitFor(key, policy.wait_ms, hold);
       }
       touch(entries, key, entry);
       const age_ms = now() - entry.loadedAt_ms;
@@ -115,7 +117,7 @@ export function createSwrCache<V>(
         return entry.value;
       }
       try {
-        return await waitFor(key, hold);
+        return await waitFor(key, policy.staleWait_ms, hold);
       } catch (error) {
         if (age_ms < policy.stale_ms) return entry.value;
         throw error;

@@ -1,0 +1,161 @@
+/** Who gets in, and for how long. */
+import { afterEach, describe, expect, it, vi } from 'vitest';
+import { ADMIN_KEY, BACKEND_KEY } from '../support/edge/constants.ts';
+import { admin, badD1, call, chat, errorCode, freshIsolate, newKey, newTenant } from './support/edge.ts';
+
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+const later = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
+
+describe('a tenant key', () => {
+  it('lets requests in, and a wrong, missing or malformed one does not', async () => {
+    const { key } = await newTenant();
+    expect((await chat(key)).status).toBe(200);
+    for (const authorization of [`Bearer ${key}x`, 'Bearer', 'Bearer a b', key, `Basic ${key}`, '']) {
+      const answer = call('GET', '/v1/models', { headers: { authorization } });
+      expect(await errorCode(answer), authorization).toBe('401 invalid_api_key');
+    }
+    expect(await errorCode(call('GET', '/v1/models'))).toBe('401 invalid_api_key');
+  });
+
+  it('is stored as a hash only', async () => {
+    const { key } = await newTenant();
+    const list = await (await admin('GET', '/keys')).text();
+    expect(list).not.toContain(key);
+    expect(list).toContain(key.slice(0, 14));
+  });
+
+  it('opens no other door', async () => {
+    const { key } = await newTenant();
+    expect(await errorCode(admin('GET', '/keys', undefined, key))).toBe('403 forbidden');
+    expect(await errorCode(call('GET', '/internal/v1/masks/dense', { key }))).toBe('401 invalid_api_key');
+    for (const other of [ADMIN_KEY, BACKEND_KEY]) {
+      expect(await errorCode(chat(other))).toBe('401 invalid_api_key');
+    }
+    const { key: adminKey } = await newKey({ kind: 'admin' });
+    expect((await admin('GET', '/tenants', undefined, adminKey)).status).toBe(200);
+    expect(await errorCode(chat(adminKey))).toBe('403 forbidden');
+  });
+
+  it('stops at its expiry, though it is cached', async () => {
+    const { tenant } = await newTenant();
+    const { key } = await newKey({ tenant, expires_at: new Date(Date.now() + 3_000).toISOString() });
+    expect((await chat(key)).status).toBe(200);
+    later(3_001);
+    expect(await errorCode(chat(key))).toBe('401 invalid_api_key');
+  });
+});
+
+describe('revocation', () => {
+  it('holds at once in the isolate that did it, and doing it again changes nothing', async () => {
+    const { key, keyId } = await newTenant();
+    expect((await chat(key)).status).toBe(200);
+    const first = await (await admin('DELETE', `/keys/${keyId}`)).json<{ revoked_at: string }>();
+    expect(await errorCode(chat(key))).toBe('401 invalid_api_key');
+    const second = await (await admin('DELETE', `/keys/${keyId}`)).json();
+    expect(second).toEqual(first);
+    expect(first.revoked_at).toBeTypeOf('string');
+    expect(await errorCode(admin('DELETE', '/keys/k_none'))).toBe('404 not_found');
+  });
+
+  it('holds in every other isolate within 10 s, busy or idle', async () => {
+    const { key, keyId } = await newTenant();
+    const [busy, idle] = [freshIsolate(), freshIsolate()];
+    expect((await chat(key, {}, busy)).status).toBe(200);
+    expect((await chat(key, {}, idle)).status).toBe(200);
+    await admin('DELETE', `/keys/${keyId}`);
+    later(5_100);
+    await chat(key, {}, busy);
+    await vi.waitFor(async () => {
+      expect(await errorCode(chat(key, {}, busy))).toBe('401 invalid_api_key');
+    });
+    later(10_100);
+    expect(await errorCode(chat(key, {}, idle))).toBe('401 invalid_api_key');
+  });
+});
+
+describe('while D1 is down', () => {
+  it.each(['failing', 'stalled'] as const)('%s: known keys work, unknown ones get 503', async (mood) => {
+    const { key } = await newTenant();
+    const { key: unseen } = await newTenant();
+    const d1 = badD1();
+    const isolate = freshIsolate({ DB: d1.DB });
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+    d1.be(mood);
+    later(20_000);
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+    const refused = await chat(unseen, {}, isolate);
+    expect(refused.headers.get('retry-after')).toBe('1');
+    expect(await errorCode(refused)).toBe('503 configuration_unavailable');
+    expect(await errorCode(chat('mr_live_made_up', {}, isolate))).toBe('503 configuration_unavailable');
+  });
+
+  it('only the first request waits, and the key works again when D1 does', async () => {
+    const { key } = await newTenant();
+    const d1 = badD1();
+    const isolate = freshIsolate({ DB: d1.DB });
+    await chat(key, {}, isolate);
+    d1.be('stalled');
+    later(20_000);
+    await chat(key, {}, isolate);
+    const started = performance.now();
+    for (let i = 0; i < 10; i++) expect((await chat(key, {}, isolate)).status).toBe(200);
+    expect(performance.now() - started).toBeLessThan(1_000);
+    d1.be('good');
+    later(30_000);
+    const { key: other } = await newTenant();
+    await vi.waitFor(async () => expect((await chat(other, {}, isolate)).status).toBe(200), 8_000);
+  });
+
+  it('a key unseen for an hour is no longer believed', async () => {
+    const { key } = await newTenant();
+    const d1 = badD1();
+    const isolate = freshIsolate({ DB: d1.DB });
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+    d1.be('failing');
+    later(3_600_001);
+    expect(await errorCode(chat(key, {}, isolate))).toBe('503 configuration_unavailable');
+  });
+});
+
+it('a wrong key in a loop asks D1 once in 2 s', async () => {
+  const d1 = badD1();
+  const isolate = freshIsolate({ DB: d1.DB });
+  for (let i = 0; i < 20; i++) {
+    expect(await errorCode(chat('mr_live_wrong', {}, isolate))).toBe('401 invalid_api_key');
+  }
+  expect(d1.asked()).toBe(1);
+});
+
+describe("a tenant's own admin key", () => {
+  it('sees and changes its tenant only', async () => {
+    const [own, other] = [await newTenant(), await newTenant()];
+    const { key } = await newKey({ tenant: own.tenant, kind: 'tenant_admin' });
+    const get = async (path: string) =>
+      await (await admin('GET', path, undefined, key)).json<{ data: { id: string; tenant: string }[] }>();
+    expect((await get('/tenants')).data.map(({ id }) => id)).toEqual([own.tenant]);
+    expect(new Set((await get('/keys')).data.map(({ tenant }) => tenant))).toEqual(new Set([own.tenant]));
+
+    const made = await admin('POST', '/keys', { name: 'mine' }, key);
+    expect(made.status).toBe(201);
+    expect(await made.json()).toMatchObject({ tenant: own.tenant, kind: 'tenant' });
+
+    const refused: [string, string, unknown?][] = [
+      ['POST', '/tenants', { id: 'another', name: 'x' }],
+      ['POST', '/keys', { name: 'x', tenant: other.tenant }],
+      ['GET', `/keys?tenant=${other.tenant}`],
+      ['GET', `/mask-sets?tenant=${other.tenant}`],
+      ['GET', `/publications?tenant=${other.tenant}`],
+      ['POST', '/publications/rollback', { tenant: other.tenant }],
+    ];
+    for (const [method, path, body] of refused) {
+      expect(await errorCode(admin(method, path, body, key)), path).toBe('403 forbidden');
+    }
+    expect(await errorCode(admin('DELETE', `/keys/${other.keyId}`, undefined, key))).toBe('404 not_found');
+    expect((await chat(other.key)).status).toBe(200);
+    const escalation = admin('POST', '/keys', { name: 'x', kind: 'admin', tenant: '' }, key);
+    expect(await errorCode(escalation)).toBe('403 forbidden');
+  });
+});

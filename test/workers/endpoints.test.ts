@@ -1,0 +1,214 @@
+/** The endpoints beside the completions. */
+import { env } from 'cloudflare:workers';
+import { describe, expect, it } from 'vitest';
+import { dryRunSchema } from '../../shared/dry-run.ts';
+import { maskRecordSchema } from '../../shared/protocol.ts';
+import { BACKEND_KEY, ENCODER, MODEL } from '../support/edge/constants.ts';
+import {
+  admin,
+  badD1,
+  CHAT,
+  call,
+  errorCode,
+  freshIsolate,
+  goLive,
+  newKey,
+  newTenant,
+  recorded,
+  say,
+} from './support/edge.ts';
+
+describe('the dry run', () => {
+  it('tells the whole decision and asks no backend for an answer', async () => {
+    const { tenant, key } = await newTenant();
+    const { set, version } = await goLive('compass', tenant);
+    const headers = { 'x-request-id': `dry-${tenant}` };
+    const body = { ...CHAT, ...say('east of here') };
+    const response = await call('POST', '/v1/route', { key, body, headers });
+    expect(response.status).toBe(200);
+    const decision = dryRunSchema.parse(await response.json());
+    expect(decision).toMatchObject({
+      object: 'maskroute.route',
+      request_id: headers['x-request-id'],
+      model: MODEL.id,
+      mask: set.clusters[1]!.mask,
+      skip: { attention: [2], ffn: [2] },
+      label: 'east',
+      distance: 0,
+      encoder: ENCODER,
+      maskroute: { mask_set: 'compass', version, cluster: 1, similarity: 1, fallback: null },
+    });
+    expect(decision.sparsity).toBeCloseTo(1 / 6);
+    expect(response.headers.get('x-maskroute-cluster')).toBe('1');
+    expect(response.headers.get('server-timing')).toMatch(/^assign;.*embed;.*route;dur=[\d.]+$/);
+    expect(await recorded(headers['x-request-id'])).toBeNull();
+  });
+
+  it('decides as a completion does, for both bodies', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('compass', tenant);
+    const route = async (body: object) =>
+      dryRunSchema.parse(await (await call('POST', '/v1/route', { key, body })).json());
+    expect((await route({ model: MODEL.id, prompt: 'south' })).maskroute.cluster).toBe(2);
+    expect((await route({ model: MODEL.id, prompt: [[1, 2]] })).maskroute.fallback).toBe('token_prompt');
+    const dense = await route({ ...CHAT, model: `${MODEL.id}:dense` });
+    expect(dense).toMatchObject({ mask: 'dense', skip: { attention: [], ffn: [] }, encoder: null });
+    const custom = await route({ ...CHAT, mask: { skipAttention: [1] } });
+    expect(custom).toMatchObject({ mask: { skipAttention: [1], skipFfn: [] }, skip: { attention: [1] } });
+    expect(await errorCode(call('POST', '/v1/route', { key, body: { model: 'm' } }))).toBe(
+      '400 invalid_request',
+    );
+    expect(await errorCode(call('POST', '/v1/route', { body: CHAT }))).toBe('401 invalid_api_key');
+  });
+});
+
+describe('the model list', () => {
+  it('has each model and its dense name', async () => {
+    const { key } = await newTenant();
+    const list = await (await call('GET', '/v1/models', { key })).json<{ data: { id: string }[] }>();
+    expect(list).toMatchObject({
+      object: 'list',
+      data: [
+        { id: MODEL.id, maskroute: { dense: false, hash: MODEL.hash } },
+        { id: `${MODEL.id}:dense`, maskroute: { dense: true } },
+      ],
+    });
+    const one = await call('GET', `/v1/models/${MODEL.id}:dense`, { key });
+    expect(await one.json()).toEqual(list.data[1]);
+    expect(await errorCode(call('GET', '/v1/models/nothing', { key }))).toBe('404 model_not_found');
+  });
+
+  it('is 503 when no backend can be asked and none ever was', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ BACKEND_URL: 'http://127.0.0.1:1' });
+    expect(await errorCode(call('GET', '/v1/models', { key }, isolate))).toBe('503 backend_unreachable');
+  });
+});
+
+describe('feedback', () => {
+  it('is taken once a caller and completion', async () => {
+    const { tenant, key } = await newTenant();
+    const send = (body: unknown, by = key) => call('POST', '/v1/feedback', { key: by, body });
+    const first = await send({ id: 'chatcmpl-1', rating: 1, comment: 'good' });
+    expect(first.status).toBe(201);
+    expect(await errorCode(send({ id: 'chatcmpl-1', rating: -1 }))).toBe('409 conflict');
+    const { key: second } = await newKey({ tenant });
+    expect((await send({ id: 'chatcmpl-1', rating: -1 }, second)).status).toBe(201);
+    const { key: stranger } = await newTenant();
+    expect((await send({ id: 'chatcmpl-1', rating: 1 }, stranger)).status).toBe(201);
+    const rows = await env.DB.prepare(
+      'select rating, comment from feedback where tenant_id = ? order by rating',
+    )
+      .bind(tenant)
+      .all();
+    expect(rows.results).toEqual([
+      { rating: -1, comment: null },
+      { rating: 1, comment: 'good' },
+    ]);
+  });
+
+  it('of the wrong form is refused, and lost to nobody when D1 is down', async () => {
+    const { key } = await newTenant();
+    for (const body of [
+      {},
+      { id: 'x', rating: 0 },
+      { id: 'x', rating: '1' },
+      { id: '', rating: 1 },
+      { id: 'a b', rating: 1 },
+    ]) {
+      expect(await errorCode(call('POST', '/v1/feedback', { key, body }))).toBe('400 invalid_request');
+    }
+    const d1 = badD1();
+    const isolate = freshIsolate({ DB: d1.DB });
+    await call('GET', '/v1/models', { key }, isolate);
+    d1.be('failing');
+    const answer = call('POST', '/v1/feedback', { key, body: { id: 'x', rating: 1 } }, isolate);
+    expect(await errorCode(answer)).toBe('503 configuration_unavailable');
+  });
+});
+
+describe('the mask endpoint for backends', () => {
+  it('gives what a mask id means, to holders of the backend key', async () => {
+    const { set } = await goLive('compass');
+    const { mask, bits } = set.clusters[0]!;
+    const ask = (id: string, key = BACKEND_KEY) => call('GET', `/internal/v1/masks/${id}`, { key });
+    const response = await ask(mask);
+    expect(maskRecordSchema.parse(await response.json())).toEqual({
+      id: mask,
+      modelHash: MODEL.hash,
+      blockCount: MODEL.blockCount,
+      bits,
+    });
+    expect(response.headers.get('cache-control')).toContain('immutable');
+    for (const id of [`m_${'0'.repeat(24)}`, 'dense', 'm_1', '..%2f..']) {
+      expect(await errorCode(ask(id)), id).toBe('404 not_found');
+    }
+    const { key } = await newTenant();
+    expect(await errorCode(ask(mask, key))).toBe('401 invalid_api_key');
+  });
+
+  it('answers for live sets while D1 is down, and says 503 for the rest', async () => {
+    const { tenant, key } = await newTenant();
+    const { set } = await goLive('compass', tenant);
+    const d1 = badD1();
+    const isolate = freshIsolate({ DB: d1.DB });
+    await call('POST', '/v1/route', { key, body: CHAT }, isolate);
+    d1.be('failing');
+    const ask = (id: string) => call('GET', `/internal/v1/masks/${id}`, { key: BACKEND_KEY }, isolate);
+    expect((await ask(set.clusters[0]!.mask)).status).toBe(200);
+    expect(await errorCode(ask(`m_${'0'.repeat(24)}`))).toBe('503 configuration_unavailable');
+  });
+});
+
+describe('health', () => {
+  it('tells live from ready, with reasons', async () => {
+    expect(await (await call('GET', '/healthz')).json()).toEqual({ status: 'live' });
+    const ready = await call('GET', '/readyz');
+    expect(ready.status).toBe(200);
+    expect(await ready.json()).toMatchObject({ status: 'ready', checks: { backend: 'ok', encoder: 'ok' } });
+    const checks = async (overrides: Parameters<typeof freshIsolate>[0]) => {
+      const response = await call('GET', '/readyz', {}, freshIsolate(overrides));
+      expect(response.status).toBe(503);
+      return (await response.json<{ checks: Record<string, string> }>()).checks;
+    };
+    const d1 = badD1();
+    d1.be('failing');
+    expect((await checks({ DB: d1.DB })).routing_table).toMatch(/database/);
+    expect((await checks({ BACKEND_URL: 'http://127.0.0.1:1' })).backend).toMatch(/no backend/);
+    expect((await checks({ ENCODER: 'workers-ai' })).encoder).toMatch(/cannot be loaded/);
+    expect((await checks({ ADMIN_KEY: '' })).configuration).toMatch(/variable/);
+  });
+});
+
+describe('the admin API', () => {
+  it('refuses bodies of the wrong form with the field', async () => {
+    const wrong: [string, unknown][] = [
+      ['/tenants', {}],
+      ['/tenants', { id: 'UPPER', name: 'x' }],
+      ['/tenants', { id: 'ok', name: '' }],
+      ['/tenants', { id: 'ok', name: 'x', routing_policy: 'random' }],
+      ['/tenants', { id: 'ok', name: 'x', more: 1 }],
+      ['/keys', { name: 'x' }],
+      ['/keys', { name: 'x', kind: 'admin', tenant: 'a' }],
+      ['/keys', { name: 'x', tenant: 'a', expires_at: 'tomorrow' }],
+      ['/keys', 'null'],
+    ];
+    for (const [path, body] of wrong) {
+      expect(await errorCode(admin('POST', path, body)), JSON.stringify(body)).toBe('400 invalid_request');
+    }
+    expect(await errorCode(admin('POST', '/keys', { name: 'x', tenant: 'nobody' }))).toBe('404 not_found');
+  });
+
+  it('refuses a tenant that is there already', async () => {
+    const { tenant } = await newTenant();
+    const again = admin('POST', '/tenants', { id: tenant, name: 'x' });
+    expect(await errorCode(again)).toBe('409 conflict');
+  });
+
+  it('is closed to everyone without an admin key', async () => {
+    for (const path of ['/tenants', '/keys', '/mask-sets', '/publications']) {
+      expect(await errorCode(call('GET', `/admin/v1${path}`))).toBe('401 invalid_api_key');
+      expect(await errorCode(admin('GET', path, undefined, BACKEND_KEY))).toBe('401 invalid_api_key');
+    }
+  });
+});

@@ -1,0 +1,170 @@
+/** How tests talk to the edge: through its own HTTP interface, with what `npm start` would seed. */
+import { createExecutionContext } from 'cloudflare:test';
+import { env, exports } from 'cloudflare:workers';
+import { expect } from 'vitest';
+import type { CreatedKey, MaskSetSummary, Publication } from '../../../shared/admin.ts';
+import { type ModelHash, maskBits, maskFromSkippedLayers, maskId, sparsity } from '../../../shared/mask.ts';
+import type { MaskSet } from '../../../shared/mask-set.ts';
+import type { Env } from '../../../workers/env.ts';
+import edge from '../../../workers/index.ts';
+import { ADMIN_KEY, EDGE_URL, ENCODER, MODEL, type Recorded } from '../../support/edge/constants.ts';
+
+export type Call = { key?: string; body?: unknown; headers?: Record<string, string>; signal?: AbortSignal };
+type Fetch = (request: Request) => Promise<Response>;
+
+const viaRuntime: Fetch = (request) => exports.default.fetch(request);
+
+/** An isolate of its own: nothing is cached yet, and its bindings are what the test says. */
+export function freshIsolate(overrides: Partial<Env> = {}): Fetch {
+  const isolate: Env = { ...env, ...overrides };
+  return async (request) => await edge.fetch(request as never, isolate, createExecutionContext());
+}
+
+/** A string or bytes go as they are, everything else as JSON. */
+export function call(method: string, path: string, options: Call = {}, fetch: Fetch = viaRuntime) {
+  const { key, body, headers, signal } = options;
+  const isRaw = typeof body === 'string' || body instanceof Uint8Array || body instanceof ReadableStream;
+  return fetch(
+    new Request(EDGE_URL + path, {
+      method,
+      headers: {
+        ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        ...(key === undefined ? {} : { authorization: `Bearer ${key}` }),
+        ...headers,
+      },
+      ...(body === undefined ? {} : { body: isRaw ? (body as BodyInit) : JSON.stringify(body) }),
+      ...(signal === undefined ? {} : { signal }),
+    }),
+  );
+}
+
+export const admin = (method: string, path: string, body?: unknown, key: string = ADMIN_KEY) =>
+  call(method, `/admin/v1${path}`, { key, body });
+
+export const chat = (key: string, body: object = {}, fetch?: Fetch) =>
+  call('POST', '/v1/chat/completions', { key, body: { ...CHAT, ...body } }, fetch);
+
+export const CHAT = { model: MODEL.id, messages: [{ role: 'user', content: 'north is cold' }] };
+export const say = (content: string) => ({ messages: [{ role: 'user', content }] });
+
+let tenants = 0;
+
+/** A new tenant and a key of it. */
+export async function newTenant(): Promise<{ tenant: string; key: string; keyId: string }> {
+  const tenant = `tenant-${++tenants}`;
+  await created(admin('POST', '/tenants', { id: tenant, name: tenant }));
+  const { key, id } = await newKey({ tenant, kind: 'tenant' });
+  return { tenant, key, keyId: id };
+}
+
+export const newKey = (body: object): Promise<CreatedKey> =>
+  created(admin('POST', '/keys', { name: 'test', ...body }));
+
+/** The body of a 201. */
+export async function created<T>(answer: Promise<Response>): Promise<T> {
+  const response = await answer;
+  const text = await response.text();
+  expect(response.status, text).toBe(201);
+  return JSON.parse(text);
+}
+
+const DIRECTIONS = { north: [1, 0, 0, 0], east: [0, 1, 0, 0], south: [0, 0, 1, 0] };
+
+/** Three clusters, each with a mask of its own; `name` makes the version another one. */
+export function makeMaskSet(name: string, change: Partial<MaskSet> = {}): MaskSet {
+  const clusters = Object.entries(DIRECTIONS).map(([label, centroid], index) => {
+    const mask = maskFromSkippedLayers(MODEL.blockCount, { skipAttention: [index + 1], skipFfn: [2] });
+    expect(sparsity(mask)).toBeCloseTo(2 / 12);
+    return {
+      centroid,
+      bits: maskBits(mask),
+      mask: maskId(MODEL.hash as ModelHash, mask),
+      share: 1 / 3,
+      label,
+    };
+  });
+  return {
+    format: 'maskroute-mask-set-v1',
+    name,
+    model: { name: MODEL.id, hash: MODEL.hash, blockCount: MODEL.blockCount },
+    encoder: { ...ENCODER },
+    clusters,
+    targetSparsity: 2 / 12,
+    reachedSparsity: 2 / 12,
+    surrogate: false,
+    learned: { method: 'by hand' },
+    heldOut: {},
+    createdAt: '2026-01-01T00:00:00Z',
+    ...change,
+  };
+}
+
+export const upload = (set: MaskSet, tenant = '', key?: string): Promise<MaskSetSummary> =>
+  created(admin('POST', `/mask-sets?tenant=${tenant}`, set, key));
+
+export const activate = (version: string, more: object = {}): Promise<Publication> =>
+  created(admin('POST', '/publications', { version, ...more }));
+
+/** Uploads a set and makes it live. */
+export async function goLive(name: string, tenant = ''): Promise<{ set: MaskSet; version: string }> {
+  const set = makeMaskSet(name);
+  const { version } = await upload(set, tenant);
+  await activate(version, { tenant });
+  return { set, version };
+}
+
+/** What the backend server saw of a request. */
+export async function recorded(requestId: string): Promise<Recorded | null> {
+  return await (await fetch(`${env.BACKEND_URL}/recorded/${requestId}`)).json();
+}
+
+export async function errorCode(answer: Promise<Response> | Response): Promise<string> {
+  const response = await answer;
+  const body = await response.json<{ error: { code: string; message: string; type: string } }>();
+  expect(body.error.message).toBeTypeOf('string');
+  expect(body.error.type).toBeTypeOf('string');
+  return `${response.status} ${body.error.code}`;
+}
+
+/** D1 as it is on a bad day: questions are never answered, or fail. The real binding is behind it. */
+export function badD1(): { DB: D1Database; be(mood: 'good' | 'stalled' | 'failing'): void; asked(): number } {
+  let mood: 'good' | 'stalled' | 'failing' = 'good';
+  let asked = 0;
+  const trouble = (): Promise<never> | undefined => {
+    asked++;
+    if (mood === 'stalled') return new Promise(() => {});
+    if (mood === 'failing') return Promise.reject(new Error('D1_ERROR: the storage is overloaded'));
+    return undefined;
+  };
+  const wrapped = new WeakMap<object, D1PreparedStatement>();
+  const wrap = (statement: D1PreparedStatement): D1PreparedStatement => {
+    const proxy = new Proxy(statement, {
+      get(target, name) {
+        const value = Reflect.get(target, name, target);
+        if (typeof value !== 'function') return value;
+        if (name === 'bind') return (...values: unknown[]) => wrap(target.bind(...values));
+        return (...values: unknown[]) => trouble() ?? value.apply(target, values);
+      },
+    });
+    wrapped.set(proxy, statement);
+    return proxy;
+  };
+  const DB = new Proxy(env.DB, {
+    get(target, name) {
+      if (name === 'prepare') return (sql: string) => wrap(target.prepare(sql));
+      if (name === 'batch') {
+        return (statements: D1PreparedStatement[]) =>
+          trouble() ?? target.batch(statements.map((statement) => wrapped.get(statement) ?? statement));
+      }
+      const value = Reflect.get(target, name, target);
+      return typeof value === 'function' ? value.bind(target) : value;
+    },
+  });
+  return {
+    DB,
+    be(next) {
+      mood = next;
+    },
+    asked: () => asked,
+  };
+}
