@@ -1,0 +1,174 @@
+/** Publishing to a real edge: workerd, the shipped encoder, a D1 in memory. */
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
+import { ensurePreset } from '../../../gpu-backend/dev/seed.ts';
+import { type AdminClient, createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/mask-set-file.ts';
+import { livePublication, publishMaskSet, rollBack } from '../../../gpu-backend/publication/publish.ts';
+import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
+import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask.ts';
+import { type MaskSet, maskSetVersion } from '../../../shared/mask-set.ts';
+
+const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
+const MODEL = { name: 'tiny', hash: 'ab'.repeat(32) as ModelHash, blockCount: 8 };
+const { spec } = loadStaticEncoder(readFileSync('workers/assets/encoder/static.bin'));
+
+/** A valid set with one cluster that skips one attention block. */
+function maskSet(name: string, skippedLayer = 0): MaskSet {
+  const mask = maskFromSkippedLayers(MODEL.blockCount, { skipAttention: [skippedLayer], skipFfn: [] });
+  const centroid = Array.from({ length: spec.dimensions }, (_, index) => (index === 0 ? 1 : 0));
+  return {
+    format: 'maskroute-mask-set-v1',
+    name,
+    model: MODEL,
+    encoder: spec,
+    clusters: [{ centroid, bits: maskBits(mask), mask: maskId(MODEL.hash, mask), share: 1 }],
+    targetSparsity: 0.125,
+    reachedSparsity: 0.125,
+    surrogate: false,
+    learned: {},
+    heldOut: {},
+    createdAt: '2026-01-01T00:00:00.000Z',
+  };
+}
+
+/** The part of a backend that a publication needs: which models are served. */
+const backend = createServer((_request, response) => {
+  const maskroute = { hash: MODEL.hash, block_count: MODEL.blockCount, context_tokens: 64, dense: false };
+  const entry = { id: MODEL.name, object: 'model', created: 0, owned_by: 'test', maskroute };
+  response.writeHead(200, { 'content-type': 'application/json' });
+  response.end(JSON.stringify({ object: 'list', data: [entry] }));
+});
+
+let edge: Edge;
+let client: AdminClient;
+beforeAll(async () => {
+  await once(backend.listen(0, '127.0.0.1'), 'listening');
+  const BACKEND_URL = `http://127.0.0.1:${(backend.address() as AddressInfo).port}`;
+  const bindings = { BACKEND_URL, BACKEND_KEY: ADMIN_KEY, ADMIN_KEY };
+  edge = await startEdge({ projectFolder: path.resolve('.'), stateFolder: undefined, port: 0, bindings });
+  client = createAdminClient(`${edge.url}/`, ADMIN_KEY);
+});
+afterAll(async () => {
+  await edge?.close();
+  backend.close();
+});
+
+const liveVersion = async (tenant = '') => (await livePublication(client, tenant))?.version;
+const DEFAULT = { tenant: '', activate: true };
+
+describe('a mask set', () => {
+  test('is stored, goes live, goes live again, and is rolled back', async () => {
+    const [first, second] = [maskSet('one', 0), maskSet('one', 1)];
+    expect(await liveVersion()).toBeUndefined();
+    expect(await publishMaskSet(client, first, { tenant: '', activate: false })).toMatchObject({
+      state: 'stored',
+    });
+    expect(await liveVersion()).toBeUndefined();
+
+    expect(await publishMaskSet(client, first, DEFAULT)).toMatchObject({
+      state: 'activated',
+      replacedVersion: null,
+    });
+    expect(await publishMaskSet(client, first, DEFAULT)).toMatchObject({ state: 'already_live' });
+    const replaced = await publishMaskSet(client, second, DEFAULT);
+    expect(replaced).toEqual({
+      version: maskSetVersion(second),
+      state: 'activated',
+      replacedVersion: maskSetVersion(first),
+    });
+    expect(await rollBack(client, '')).toMatchObject({ version: maskSetVersion(first) });
+    expect(await liveVersion()).toBe(maskSetVersion(first));
+  });
+
+  test('made for another encoder is refused with the reason', async () => {
+    const set = maskSet('other-encoder');
+    const other = { ...set, encoder: { ...set.encoder, revision: 'another' } };
+    await expect(publishMaskSet(client, other, DEFAULT)).rejects.toMatchObject({ code: 'encoder_mismatch' });
+  });
+
+  test('made for a model that nobody serves is refused with the reason', async () => {
+    const model = { ...MODEL, hash: 'cd'.repeat(32) as ModelHash };
+    const dense = { bits: 'ff', mask: 'dense' };
+    const set = maskSet('other-model');
+    const other = { ...set, model, clusters: [{ ...set.clusters[0]!, ...dense }] };
+    await expect(publishMaskSet(client, other, DEFAULT)).rejects.toMatchObject({
+      code: 'mask_model_mismatch',
+    });
+  });
+
+  test('of an unknown tenant is refused', async () => {
+    await expect(
+      publishMaskSet(client, maskSet('x'), { tenant: 'nobody', activate: true }),
+    ).rejects.toMatchObject({
+      code: 'not_found',
+    });
+  });
+});
+
+describe('the preset of a fresh start', () => {
+  const [older, newer, own] = [maskSet('preset', 2), maskSet('preset', 3), maskSet('own', 2)];
+  test('goes live once, replaces an older preset, and leaves people’s own choices', async () => {
+    await publishMaskSet(client, older, DEFAULT);
+    expect(await ensurePreset(client, newer)).toBe('published');
+    expect(await ensurePreset(client, newer)).toBe('live');
+    await rollBack(client, '');
+    expect(await ensurePreset(client, newer)).toBe('kept_other');
+    expect(await liveVersion()).toBe(maskSetVersion(older));
+    await publishMaskSet(client, own, DEFAULT);
+    expect(await ensurePreset(client, maskSet('preset', 1))).toBe('kept_other');
+    expect(await liveVersion()).toBe(maskSetVersion(own));
+  });
+});
+
+describe('an edge that is not there', () => {
+  test('nobody listens', async () => {
+    const nobody = createAdminClient('http://127.0.0.1:9', ADMIN_KEY);
+    await expect(rollBack(nobody, '')).rejects.toMatchObject({ code: 'edge_unreachable' });
+  });
+
+  test('a wrong key', async () => {
+    await expect(rollBack(createAdminClient(edge.url, 'wrong'), '')).rejects.toMatchObject({
+      code: 'invalid_api_key',
+    });
+  });
+
+  test.each([200, 404, 500])('something else listens and answers %i', async (status) => {
+    const other = createServer((_request, response) => response.writeHead(status).end('<html>')).listen(0);
+    const { port } = other.address() as AddressInfo;
+    const stranger = createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY);
+    await expect(rollBack(stranger, '')).rejects.toMatchObject({ code: 'backend_error' });
+    other.close();
+  });
+});
+
+describe('a mask set’s file', () => {
+  const folder = mkdtempSync(path.join(tmpdir(), 'mask-set-'));
+  afterAll(() => rmSync(folder, { recursive: true }));
+  const written = (text: string): string => {
+    writeFileSync(path.join(folder, 'set.json'), text);
+    return path.join(folder, 'set.json');
+  };
+
+  test('is read as it is', async () => {
+    expect(await readMaskSet(written(JSON.stringify(maskSet('x'))))).toEqual(maskSet('x'));
+  });
+  test.each([
+    ['{', /is not JSON/],
+    ['{}', /format/],
+    [JSON.stringify({ ...maskSet('x'), model: { ...MODEL, hash: 'cd'.repeat(32) } }), /mask id/],
+    [JSON.stringify({ ...maskSet('x'), reachedSparsity: 2 }), /reachedSparsity/],
+  ])('is refused with the reason %#', async (text, reason) => {
+    await expect(readMaskSet(written(text))).rejects.toThrow(reason);
+  });
+  test('that is missing, or a folder, is named', async () => {
+    await expect(readMaskSet(path.join(folder, 'nowhere'))).rejects.toThrow(/nowhere: cannot be read/);
+    await expect(readMaskSet(folder)).rejects.toThrow(/is not a file/);
+  });
+});
