@@ -28,7 +28,7 @@ export async function planChat(context: PlanContext, request: ChatRequest): Prom
     throw refusal('top_logprobs', 'it needs `logprobs: true`');
   }
   return plan(context, request, {
-    prompts: () => [chatPrompt(context.model, request.messages)],
+    prompts: async () => [chatPrompt(context.model, request.messages)],
     maxTokens: request.max_completion_tokens ?? request.max_tokens ?? undefined,
     logprobs: request.logprobs === true ? (request.top_logprobs ?? 0) : undefined,
     echo: false,
@@ -55,7 +55,7 @@ const COMPLETION_TOKENS_DEFAULT = 16;
 
 type Shape = {
   /** Called once the cheaper checks have passed. */
-  readonly prompts: () => readonly Prompt[];
+  readonly prompts: () => Promise<readonly Prompt[]>;
   /** Undefined: until the context is full. */
   readonly maxTokens: number | undefined;
   readonly logprobs: number | undefined;
@@ -77,19 +77,19 @@ async function plan(
     mask,
     route: request.maskroute ?? undefined,
     wire: shape.wire,
-    jobs: choiceJobs(context, request, shape, mask),
+    jobs: await choiceJobs(context, request, shape, mask),
     withLogprobs: shape.logprobs !== undefined,
     stream: request.stream === true,
     includeUsage: request.stream_options?.include_usage === true,
   };
 }
 
-function choiceJobs(
+async function choiceJobs(
   { model, limits, requestId }: PlanContext,
   request: ChatRequest | CompletionRequest,
   shape: Shape,
   mask: ChosenMask,
-): ChoiceJob[] {
+): Promise<ChoiceJob[]> {
   const { contextTokens, vocabularySize } = model.engine.model;
   const sampling = samplingOf(request, vocabularySize);
   const perPrompt = request.n ?? 1;
@@ -98,7 +98,8 @@ function choiceJobs(
   const stops = request.stop == null ? [] : [request.stop].flat();
   const endIds = request.ignore_eos === true ? [] : model.endTokenIds;
   const stopTokenIds = [...new Set([...endIds, ...(request.stop_token_ids ?? [])])];
-  return shape.prompts().flatMap(({ tokenIds, text }, promptIndex) => {
+  const prompts = await shape.prompts();
+  return prompts.flatMap(({ tokenIds, text }, promptIndex) => {
     const room = contextTokens - tokenIds.length;
     return Array.from({ length: perPrompt }, (_, choice): ChoiceJob => {
       const index = promptIndex * perPrompt + choice;

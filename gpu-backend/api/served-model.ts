@@ -15,7 +15,7 @@ export type TokenDecoder = {
 export type TokenText = {
   /** Special tokens that the text spells out are recognised; the model's BOS is added where it wants one. */
   encodePrompt(text: string): Int32Array;
-  /** A conversation under the model's chat template, ready for the answer. @throws Error when it refuses. */
+  /** Under the model's chat template, ready for the answer. @throws MaskrouteError when it refuses. */
   encodeChat(messages: readonly ChatMessage[]): Int32Array;
   /** The exact bytes of one token; for a special token, those of its name. */
   tokenBytes(tokenId: number): Uint8Array;
