@@ -2,6 +2,7 @@
  * The engine as the API sees it: token ids in, a stream of events out. Everything behind it (scheduler,
  * slots, runner, cache, sampler) runs in a worker thread, because `session.run` blocks its thread.
  */
+import type { MaskrouteError } from '../../shared/errors.ts';
 import type { Mask, ModelHash } from '../../shared/mask.ts';
 
 export type KvMode = 'preserve' | 'elide';
@@ -94,6 +95,8 @@ export interface Engine {
    */
   generate(request: GenerateRequest, signal: AbortSignal): AsyncIterable<EngineEvent>;
   stats(): EngineStats;
+  /** Why the engine has stopped for good; undefined while it lives. */
+  readonly failure: MaskrouteError | undefined;
   /** Finishes what runs, takes nothing new. */
   close(): Promise<void>;
 }

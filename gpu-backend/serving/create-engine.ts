@@ -1,0 +1,143 @@
+/** The engine on the main thread: a worker thread behind the `Engine` interface. */
+import { availableParallelism } from 'node:os';
+import { Worker } from 'node:worker_threads';
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { ModelHash } from '../../shared/mask.ts';
+import type { ModelConfig } from '../model/types.ts';
+import type { Engine, EngineEvent, GenerateRequest } from './engine.ts';
+import { EventQueue } from './event-queue.ts';
+import type { SchedulerLimits } from './scheduler.ts';
+import type { FromThread, ThreadError, ThreadStart, ToThread } from './thread-messages.ts';
+import { newSharedStats, readStats } from './thread-messages.ts';
+
+export type EngineOptions = {
+  readonly modelDir: string;
+  readonly hash: ModelHash;
+  readonly config: ModelConfig;
+  readonly threads?: number;
+  readonly limits?: Partial<SchedulerLimits>;
+  /** Hears of failures with their stack, which the wire never carries. */
+  readonly onError?: (detail: string) => void;
+};
+
+/** Requests that share the engine; each decodes more slowly with more of them. */
+const RUNNING_MAX = 8;
+/** At some 3 ms a token and 100 tokens an answer, the last of 64 waits about 20 s: more would only time out. */
+const WAITING_MAX = 64;
+const QUEUE_TIMEOUT_ms = 30_000;
+/** 128 tokens take some 70 ms on two cores: the longest that a cancel or a neighbour's token waits. */
+const CHUNK_TOKENS = 128;
+
+export async function createEngine(options: EngineOptions): Promise<Engine> {
+  const { config } = options;
+  const limits: SchedulerLimits = {
+    runningMax: RUNNING_MAX,
+    waitingMax: WAITING_MAX,
+    queueTimeout_ms: QUEUE_TIMEOUT_ms,
+    chunkTokens: CHUNK_TOKENS,
+    cacheTokensMax: RUNNING_MAX * config.contextTokens,
+    ...options.limits,
+  };
+  const threads = options.threads ?? availableParallelism();
+  const stats = newSharedStats();
+  const workerData: ThreadStart = { modelDir: options.modelDir, config, threads, limits, stats };
+  const worker = new Worker(new URL('./engine-thread.ts', import.meta.url), { workerData });
+  const queues = new Map<string, EventQueue<EngineEvent>>();
+  const state: { failure: MaskrouteError | undefined } = { failure: undefined };
+
+  worker.on('message', (message: FromThread) => receive(message, queues, options.onError));
+  const exited = new Promise<void>((resolve) => worker.once('exit', () => resolve()));
+  const stop = (detail: string) => {
+    state.failure ??= new MaskrouteError('engine_failed', 'The engine has stopped.');
+    if (queues.size > 0 || detail !== '') options.onError?.(detail);
+    for (const queue of queues.values()) queue.fail(state.failure);
+    queues.clear();
+  };
+  worker.on('error', (error) => stop(error.stack ?? String(error)));
+  worker.on('exit', () => stop(''));
+  await ready(worker);
+
+  const shared = new Float64Array(stats);
+  const post = (message: ToThread) => worker.postMessage(message);
+  return {
+    model: {
+      hash: options.hash,
+      blockCount: 2 * config.layerCount,
+      contextTokens: config.contextTokens,
+      vocabularySize: config.vocabularySize,
+    },
+    generate: (request, signal) => generate(request, signal, queues, state, post),
+    stats: () => ({ ...readStats(shared), queueCapacity: limits.waitingMax }),
+    get failure() {
+      return state.failure;
+    },
+    close: async () => {
+      post({ type: 'close' });
+      await exited;
+    },
+  };
+}
+
+async function* generate(
+  request: GenerateRequest,
+  signal: AbortSignal,
+  queues: Map<string, EventQueue<EngineEvent>>,
+  state: { readonly failure: MaskrouteError | undefined },
+  post: (message: ToThread) => void,
+): AsyncGenerator<EngineEvent> {
+  if (state.failure !== undefined) throw state.failure;
+  const { requestId } = request;
+  const queue = new EventQueue<EngineEvent>();
+  const cancel = () => post({ type: 'cancel', requestId });
+  queues.set(requestId, queue);
+  post({ type: 'generate', request });
+  if (signal.aborted) cancel();
+  signal.addEventListener('abort', cancel, { once: true });
+  let finished = false;
+  try {
+    for await (const event of queue) {
+      finished = event.type === 'finished';
+      yield event;
+      if (finished) return;
+    }
+  } finally {
+    signal.removeEventListener('abort', cancel);
+    queues.delete(requestId);
+    if (!finished) cancel();
+  }
+}
+
+function receive(
+  message: FromThread,
+  queues: Map<string, EventQueue<EngineEvent>>,
+  onError: ((detail: string) => void) | undefined,
+): void {
+  switch (message.type) {
+    case 'ready':
+      return;
+    case 'event':
+      queues.get(message.requestId)?.push(message.event);
+      return;
+    case 'failed':
+      if (message.error.detail !== '') onError?.(message.error.detail);
+      queues.get(message.requestId)?.fail(fromWire(message.error));
+  }
+}
+
+const fromWire = ({ code, message, param, retryAfter_s }: ThreadError): MaskrouteError =>
+  new MaskrouteError(code, message, { param, ...(retryAfter_s === undefined ? {} : { retryAfter_s }) });
+
+/** Resolves with the thread's first message; rejects when the model cannot be opened. */
+function ready(worker: Worker): Promise<void> {
+  return new Promise((resolve, reject) => {
+    worker.once('message', () => resolve());
+    worker.once('error', (error) =>
+      reject(
+        new MaskrouteError('engine_failed', `The engine did not start: ${error.message}`, { cause: error }),
+      ),
+    );
+    worker.once('exit', (code) =>
+      reject(new MaskrouteError('engine_failed', `The engine's thread ended with code ${code}.`)),
+    );
+  });
+}

@@ -1,0 +1,254 @@
+/**
+ * The loop of the engine's thread: step = schedule → run → update. Plain data goes between the scheduler, which
+ * decides, and the runner, which computes; what comes out are events a request.
+ */
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { KvCache } from '../engine/kv-cache.ts';
+import type { Runner } from '../engine/runner.ts';
+import { sample, tokenLogprob } from '../engine/sampler.ts';
+import type { EngineEvent, GenerateRequest } from './engine.ts';
+import type { SchedulerLimits, Step } from './scheduler.ts';
+import { Scheduler } from './scheduler.ts';
+import type { Sequence } from './sequence.ts';
+import {
+  appendToken,
+  finishedEvent,
+  generatedTokens,
+  logitRows,
+  newSequence,
+  promptTokens,
+  samplerState,
+} from './sequence.ts';
+
+export type LoopOutput = {
+  event(requestId: string, event: EngineEvent): void;
+  failed(requestId: string, error: MaskrouteError): void;
+};
+
+export type LoopStats = {
+  requestsRunning: number;
+  requestsWaiting: number;
+  kvCacheUsage: number;
+  stepsTotal: number;
+  promptTokensTotal: number;
+  generatedTokensTotal: number;
+};
+
+/** A freed cache up to this size is kept for the next request; larger ones give their memory back. */
+const KEPT_CACHE_TOKENS_MAX = 1024;
+/** How often the waiting line is checked for requests that waited too long. */
+const EXPIRE_INTERVAL_ms = 100;
+
+export class EngineLoop {
+  readonly #runner: Runner;
+  readonly #limits: SchedulerLimits;
+  readonly #scheduler: Scheduler;
+  readonly #output: LoopOutput;
+  readonly #sequences = new Map<string, Sequence>();
+  readonly #freeCaches: KvCache[] = [];
+  readonly #totals = { steps: 0, promptTokens: 0, generatedTokens: 0 };
+  #expiredAt_ms = 0;
+  #wake: (() => void) | undefined;
+  #closing = false;
+
+  constructor(runner: Runner, limits: SchedulerLimits, output: LoopOutput) {
+    this.#runner = runner;
+    this.#limits = limits;
+    this.#scheduler = new Scheduler(limits);
+    this.#output = output;
+  }
+
+  add(request: GenerateRequest): void {
+    try {
+      if (this.#closing)
+        throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
+      if (this.#sequences.has(request.requestId))
+        throw new Error(`request ${request.requestId} runs already`);
+      checkRequest(request, this.#runner);
+      const sequence = newSequence(request, this.#runner.config.contextTokens, performance.now());
+      this.#sequences.set(request.requestId, sequence);
+      this.#scheduler.add(sequence.scheduled);
+      this.#wake?.();
+    } catch (error) {
+      this.#sequences.delete(request.requestId);
+      this.#output.failed(request.requestId, asEngineError(error));
+    }
+  }
+
+  cancel(requestId: string): void {
+    const sequence = this.#sequences.get(requestId);
+    if (sequence !== undefined) this.#finish(sequence, 'cancelled');
+  }
+
+  /** Takes nothing new; `run` returns once everything has finished. */
+  close(): void {
+    this.#closing = true;
+    this.#wake?.();
+  }
+
+  stats(): LoopStats {
+    return {
+      requestsRunning: this.#scheduler.runningCount,
+      requestsWaiting: this.#scheduler.waitingCount,
+      kvCacheUsage: this.#scheduler.cacheTokensReserved / this.#limits.cacheTokensMax,
+      stepsTotal: this.#totals.steps,
+      promptTokensTotal: this.#totals.promptTokens,
+      generatedTokensTotal: this.#totals.generatedTokens,
+    };
+  }
+
+  /** `afterStep` is called after every step and whenever the loop falls idle. */
+  async run(afterStep: () => void): Promise<void> {
+    for (;;) {
+      this.#expire();
+      const step = this.#scheduler.schedule();
+      if (step !== undefined) await this.#step(step);
+      afterStep();
+      if (step === undefined) {
+        if (this.#closing && this.#sequences.size === 0) return;
+        await new Promise<void>((resolve) => {
+          this.#wake = resolve;
+        });
+        this.#wake = undefined;
+      }
+    }
+  }
+
+  async #step(step: Step): Promise<void> {
+    const sequence = this.#sequences.get(step.request.requestId)!;
+    try {
+      this.#start(sequence);
+      const { computedCount } = sequence.scheduled;
+      const rows = logitRows(sequence, step.tokens);
+      const logits = await this.#runner.run({
+        cache: sequence.cache!,
+        tokenIds: sequence.tokenIds.slice(computedCount, computedCount + step.tokens),
+        plan: sequence.request.plan,
+        logitRows: rows,
+      });
+      this.#totals.steps++;
+      // It may have been cancelled while the runtime held the thread.
+      if (!this.#sequences.has(sequence.scheduled.requestId)) {
+        this.#recycle(sequence);
+        return;
+      }
+      this.#scheduler.update(step);
+      this.#advance(sequence, rows, computedCount, logits);
+    } catch (error) {
+      this.#remove(sequence);
+      this.#output.failed(sequence.scheduled.requestId, asEngineError(error));
+    }
+  }
+
+  #start(sequence: Sequence): void {
+    if (sequence.cache !== undefined) return;
+    sequence.startedAt_ms = performance.now();
+    sequence.cache = this.#freeCaches.pop() ?? this.#runner.newCache();
+    sequence.cache.truncate(0);
+  }
+
+  /** Reads the logits of a step: scores the prompt, then samples once all tokens are computed. */
+  #advance(sequence: Sequence, rows: readonly number[], start: number, logits: Float32Array): void {
+    const { request, scheduled } = sequence;
+    const width = this.#runner.config.vocabularySize;
+    const inPrompt = start < promptTokens(sequence);
+    if (request.promptLogprobs !== undefined && inPrompt) {
+      rows.forEach((row, i) => {
+        const next = start + row + 1;
+        if (next >= promptTokens(sequence)) return;
+        const line = logits.subarray(i * width, (i + 1) * width);
+        sequence.promptLogprobs.push(tokenLogprob(line, sequence.tokenIds[next]!, request.promptLogprobs!));
+      });
+    }
+    if (scheduled.computedCount < scheduled.tokenCount) return;
+    if (inPrompt) this.#promptDone(sequence);
+    if (sequence.generatedMax === 0) this.#finish(sequence, 'length');
+    else this.#sampleOne(sequence, logits.subarray((rows.length - 1) * width, rows.length * width));
+  }
+
+  #promptDone(sequence: Sequence): void {
+    sequence.prefilledAt_ms = performance.now();
+    this.#totals.promptTokens += promptTokens(sequence);
+    if (sequence.request.promptLogprobs !== undefined) {
+      this.#output.event(sequence.scheduled.requestId, { type: 'prompt', logprobs: sequence.promptLogprobs });
+    }
+  }
+
+  #sampleOne(sequence: Sequence, logits: Float32Array): void {
+    const { request } = sequence;
+    // Sampling changes the logits, log-probabilities are the model's own.
+    const own = request.logprobs === undefined ? undefined : logits.slice();
+    const tokenId = sample(logits, request.sampling, samplerState(sequence));
+    if (!Number.isFinite(logits[tokenId])) throw new Error('the model gave no finite logits');
+    if (request.stopTokenIds.includes(tokenId)) {
+      this.#finish(sequence, 'stop');
+      return;
+    }
+    appendToken(sequence, tokenId);
+    this.#totals.generatedTokens++;
+    const logprob = own && tokenLogprob(own, tokenId, request.logprobs!);
+    this.#output.event(request.requestId, { type: 'token', tokenId, logprob });
+    if (generatedTokens(sequence) >= sequence.generatedMax) this.#finish(sequence, 'length');
+  }
+
+  #finish(sequence: Sequence, reason: 'stop' | 'length' | 'cancelled'): void {
+    this.#remove(sequence);
+    this.#output.event(sequence.scheduled.requestId, finishedEvent(sequence, reason, performance.now()));
+  }
+
+  #remove(sequence: Sequence): void {
+    this.#sequences.delete(sequence.scheduled.requestId);
+    this.#scheduler.remove(sequence.scheduled.requestId);
+    this.#recycle(sequence);
+  }
+
+  #recycle(sequence: Sequence): void {
+    const { cache } = sequence;
+    sequence.cache = undefined;
+    if (cache !== undefined && cache.capacity_tokens <= KEPT_CACHE_TOKENS_MAX) this.#freeCaches.push(cache);
+  }
+
+  #expire(): void {
+    const now_ms = performance.now();
+    if (now_ms - this.#expiredAt_ms < EXPIRE_INTERVAL_ms) return;
+    this.#expiredAt_ms = now_ms;
+    for (const { requestId } of this.#scheduler.expire(now_ms)) {
+      this.#sequences.delete(requestId);
+      const message = `The request waited over ${this.#limits.queueTimeout_ms / 1000} s for its turn.`;
+      this.#output.failed(requestId, new MaskrouteError('queue_timeout', message, { retryAfter_s: 1 }));
+    }
+  }
+}
+
+function checkRequest(request: GenerateRequest, { config }: Runner): void {
+  const promptTokens = request.promptTokenIds.length;
+  const room = config.contextTokens - promptTokens;
+  if (promptTokens === 0)
+    throw new MaskrouteError('invalid_request', 'The prompt is empty.', { param: 'prompt' });
+  if (room < 0 || (room === 0 && request.maxTokens > 0)) {
+    throw new MaskrouteError(
+      'context_length_exceeded',
+      `The prompt has ${promptTokens} tokens; the model's context is ${config.contextTokens} with the answer.`,
+    );
+  }
+  if (request.promptTokenIds.some((id) => id < 0 || id >= config.vocabularySize)) {
+    throw new MaskrouteError('invalid_request', `Token ids must be below ${config.vocabularySize}.`, {
+      param: 'prompt',
+    });
+  }
+  if (request.plan.mask.runs.length !== 2 * config.layerCount) {
+    throw new MaskrouteError(
+      'mask_model_mismatch',
+      `The mask has ${request.plan.mask.runs.length} blocks, the model ${2 * config.layerCount}.`,
+      { param: 'mask' },
+    );
+  }
+  if (request.plan.surrogate) {
+    throw new MaskrouteError('invalid_request', 'This model has no surrogates.', { param: 'mask.surrogate' });
+  }
+}
+
+const asEngineError = (error: unknown): MaskrouteError =>
+  error instanceof MaskrouteError
+    ? error
+    : new MaskrouteError('engine_failed', 'The engine failed on this request.', { cause: error });
