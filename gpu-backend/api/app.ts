@@ -51,14 +51,17 @@ function healthRoutes({ lifecycle, metrics, model }: ApiParts): Hono<ApiEnv> {
   return new Hono<ApiEnv>()
     .get('/healthz', (c) => c.json({ status: 'ok' }))
     .get('/readyz', (c) => {
-      if (!lifecycle.draining) return c.json({ status: 'ready', model: model.name });
-      const error = new MaskrouteError('not_ready', 'The server is shutting down.');
-      return c.json(error.toWire(), 503);
+      if (lifecycle.draining) return notReady(c, 'The server is shutting down.');
+      if (model.engine.failure !== undefined) return notReady(c, 'The engine has stopped.');
+      return c.json({ status: 'ready', model: model.name });
     })
     .get('/metrics', async (c) =>
       c.body(await metrics.registry.metrics(), 200, { 'content-type': metrics.registry.contentType }),
     );
 }
+
+const notReady = (c: ApiContext, why: string): Response =>
+  c.json(new MaskrouteError('not_ready', why).toWire(), 503);
 
 /** Codes whose answer says when to come back, if the error itself does not. */
 const RETRY_AFTER_s: Partial<Record<MaskrouteError['code'], number>> = { queue_full: 1, queue_timeout: 2 };

@@ -109,7 +109,7 @@ async function choiceJobs(
         stops,
         echo: shape.echo ? text : undefined,
         request: {
-          requestId: index === 0 ? requestId : `${requestId}.${index}`,
+          requestId: engineRequestId(requestId),
           promptTokenIds: tokenIds,
           plan: mask.plan,
           sampling: withChoiceSeed(sampling, choice),
@@ -123,6 +123,10 @@ async function choiceJobs(
     });
   });
 }
+
+let engineRequests = 0;
+/** Unique in this process: a client may send one request id twice, and every choice is a request to the engine. */
+const engineRequestId = (requestId: string): string => `${requestId}#${++engineRequests}`;
 
 function requireCount(request: object, perPrompt: number, choicesMax: number): void {
   const prompt = 'prompt' in request ? request.prompt : undefined;

@@ -138,6 +138,7 @@ export function scriptedEngine(initial: Script): ScriptedEngine {
       promptTokensTotal: 0,
       generatedTokensTotal: generated,
     }),
+    failure: undefined,
     close: async () => {},
   };
   return engine;

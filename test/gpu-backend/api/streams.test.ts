@@ -177,6 +177,20 @@ describe('clients that leave', () => {
   });
 });
 
+it('requests that share a request id do not meet in the engine', async () => {
+  await using api = await start({ answer: () => [97], step_ms: 1 });
+  const headers = {
+    authorization: `Bearer ${BACKEND_KEY}`,
+    'content-type': 'application/json',
+    'x-request-id': 'same',
+  };
+  const answers = await Promise.all(
+    [1, 2, 3].map(() => api.chat({ stream: false, n: 2, max_tokens: 5 }, { headers })),
+  );
+  expect(answers.map(({ status }) => status)).toEqual([200, 200, 200]);
+  expect(new Set(api.engine.requests.map(({ requestId }) => requestId)).size).toBe(6);
+});
+
 describe('clients that do not read', () => {
   it('stop the engine by backpressure, and lose their request when they stall', async () => {
     const fast: Script = { ...endless, step_ms: 0 };

@@ -1,0 +1,133 @@
+/** The backend, wired: an installed model, its engine, and the HTTP API over it. The one place that knows all. */
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import { pino } from 'pino';
+import { MaskrouteError } from '../shared/errors.ts';
+import type { ModelHash } from '../shared/mask.ts';
+import { createAuthenticator } from './api/auth.ts';
+import { createLifecycle } from './api/lifecycle.ts';
+import type { ApiLimits } from './api/limits.ts';
+import { DEFAULT_LIMITS } from './api/limits.ts';
+import { createMetrics } from './api/metrics.ts';
+import type { ServedModel } from './api/served-model.ts';
+import { startServer } from './api/server.ts';
+import { openModelText } from './model/model-text.ts';
+import { openInstalled } from './model/store.ts';
+import { createEngine } from './serving/create-engine.ts';
+import type { Engine } from './serving/engine.ts';
+import { createMaskRegistry } from './serving/mask-registry.ts';
+
+export type BackendOptions = {
+  /** `MASKROUTE_HOME`: models and kept masks. */
+  readonly home: string;
+  /** An installed model's name. */
+  readonly model: string;
+  /** 0 picks a free one. */
+  readonly port: number;
+  /** Only this machine by default; `0.0.0.0` for every network that it is in. */
+  readonly host?: string;
+  readonly backendKey: string;
+  /** Where unknown masks are fetched; without it, where the caller's token says. */
+  readonly edgeUrl?: string;
+  /** JSON lines on standard output by default. No prompts, no keys. */
+  readonly log?: Logger;
+  readonly limits?: Partial<ApiLimits>;
+};
+
+export type RunningBackend = {
+  readonly url: string;
+  /** Running answers finish, within bounds; then the port and the engine close. Safe to call twice. */
+  close(): Promise<void>;
+};
+
+/**
+ * Resolves once requests are answered. Rejects with MaskrouteError `model_not_found`, `corrupt_model`,
+ * `engine_failed`, or `start_failed` for a missing key or a port that cannot be had.
+ */
+export async function startBackend(options: BackendOptions): Promise<RunningBackend> {
+  const log = options.log ?? pino();
+  if (options.backendKey.trim() === '') {
+    const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
+    throw new MaskrouteError('start_failed', message);
+  }
+  const { engine, model } = await openModel(options, log);
+  try {
+    const server = await startServer(
+      {
+        model,
+        masks: createMaskRegistry({
+          folder: join(options.home, 'masks'),
+          model: engine.model,
+          backendKey: options.backendKey,
+          edgeUrl: options.edgeUrl,
+          warn: (message, detail) => log.warn(detail, message),
+        }),
+        authenticate: await createAuthenticator(options.backendKey),
+        metrics: createMetrics(engine, model.name),
+        lifecycle: createLifecycle(),
+        limits: { ...DEFAULT_LIMITS, ...options.limits },
+        log,
+      },
+      { port: options.port, hostname: options.host ?? '127.0.0.1' },
+    ).catch((cause: Error) => {
+      throw new MaskrouteError('start_failed', `The backend cannot listen: ${cause.message}.`, { cause });
+    });
+    log.info({ url: server.url, model: model.name }, 'ready');
+    return { url: server.url, close: closeOnce(server.close, engine, log) };
+  } catch (error) {
+    await engine.close();
+    throw error;
+  }
+}
+
+async function openModel(
+  { home, model: name }: BackendOptions,
+  log: Logger,
+): Promise<{ engine: Engine; model: ServedModel }> {
+  const { folder, manifest } = await openInstalled(home, name);
+  const text = await openModelText(folder, manifest);
+  const engine = await createEngine({
+    modelDir: folder,
+    hash: manifest.hash as ModelHash,
+    config: manifest.config,
+    onError: (detail) => log.error({ detail }, 'the engine failed'),
+  });
+  const created_s = Math.floor(Date.parse(manifest.importedAt) / 1000);
+  return {
+    engine,
+    model: { name: manifest.name, created_s, engine, text, endTokenIds: manifest.eosTokenIds },
+  };
+}
+
+/** How long the engine may take to end once no answer runs; past that the process ends without it. */
+const ENGINE_CLOSE_ms = 3000;
+
+function closeOnce(closeServer: () => Promise<void>, engine: Engine, log: Logger): () => Promise<void> {
+  let closing: Promise<void> | undefined;
+  const close = async () => {
+    log.info('stopping');
+    await closeServer();
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, ENGINE_CLOSE_ms);
+    });
+    await Promise.race([engine.close(), late]);
+    clearTimeout(timer);
+    log.info('stopped');
+  };
+  return () => {
+    closing ??= close();
+    return closing;
+  };
+}
+
+/** `startBackend` until SIGTERM or SIGINT; then it drains and the process exits with 0. A second signal ends it. */
+export async function serveUntilSignal(options: BackendOptions): Promise<RunningBackend> {
+  const backend = await startBackend(options);
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    process.once(signal, () => {
+      void backend.close().then(() => process.exit(0));
+    });
+  }
+  return backend;
+}
