@@ -1,0 +1,117 @@
+/**
+ * One file over HTTP: into `<target>.part`, resumed from where an earlier try or an earlier run stopped, checked
+ * against its size and hash, then renamed. A file under its own name is therefore whole.
+ */
+import { createWriteStream } from 'node:fs';
+import { rename, rm, stat } from 'node:fs/promises';
+import { Readable, Transform } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import { sha256OfFiles } from '../store.ts';
+
+export type Download = {
+  readonly url: string;
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly bytes: number;
+  /** Undefined where the server publishes none. */
+  readonly sha256: string | undefined;
+  readonly target: string;
+  readonly onBytes: (done: number) => void;
+  readonly signal?: AbortSignal | undefined;
+};
+
+const ATTEMPTS = 5;
+const BACKOFF_ms = 500;
+/** A connection that gives nothing for so long is taken up anew. */
+const IDLE_TIMEOUT_ms = 30_000;
+
+/** @throws MaskrouteError `download_failed`; the part stays for the next try unless its content is wrong. */
+export async function download(file: Download): Promise<void> {
+  const part = `${file.target}.part`;
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await continuePart(file, part);
+      break;
+    } catch (error) {
+      file.signal?.throwIfAborted();
+      if (attempt === ATTEMPTS || isFinal(error)) throw failed(file, error);
+      await sleep(BACKOFF_ms * 2 ** (attempt - 1), undefined, file.signal ? { signal: file.signal } : {});
+    }
+  }
+  const found = file.sha256 === undefined ? undefined : await sha256OfFiles([part], () => {}, file.signal);
+  if (found !== file.sha256) {
+    await rm(part, { force: true });
+    throw new MaskrouteError(
+      'download_failed',
+      `${file.url} brought other content than was announced (SHA-256 ${found} instead of ${file.sha256})`,
+    );
+  }
+  await rename(part, file.target);
+}
+
+/** A status that trying again does not change. */
+class FinalStatus extends Error {}
+
+const isFinal = (error: unknown): boolean =>
+  error instanceof FinalStatus || (error as NodeJS.ErrnoException).code === 'ENOSPC';
+
+async function continuePart(file: Download, part: string): Promise<void> {
+  let start = await sizeOf(part);
+  if (start > file.bytes) {
+    await rm(part, { force: true });
+    start = 0;
+  }
+  if (start === file.bytes && start > 0) return;
+  const idle = new AbortController();
+  const signal = file.signal ? AbortSignal.any([idle.signal, file.signal]) : idle.signal;
+  let timer = setTimeout(() => idle.abort(), IDLE_TIMEOUT_ms);
+  try {
+    const range: Record<string, string> = start > 0 ? { range: `bytes=${start}-` } : {};
+    const response = await fetch(file.url, { headers: { ...file.headers, ...range }, signal });
+    // A server that ignores the range sends the whole file: then the part begins again.
+    const from = response.status === 206 ? start : 0;
+    if (!response.ok || response.body === null) {
+      await response.body?.cancel();
+      const message = `it answered ${response.status}`;
+      throw response.status < 500 && response.status !== 429 ? new FinalStatus(message) : new Error(message);
+    }
+    let done = from;
+    const count = new Transform({
+      transform(chunk: Buffer, _encoding, next) {
+        clearTimeout(timer);
+        timer = setTimeout(() => idle.abort(), IDLE_TIMEOUT_ms);
+        done += chunk.length;
+        if (done > file.bytes)
+          return next(new FinalStatus(`it sends more than the ${file.bytes} bytes announced`));
+        file.onBytes(done);
+        next(null, chunk);
+      },
+    });
+    const out = createWriteStream(part, { flags: from > 0 ? 'r+' : 'w', start: from, flush: true });
+    await pipeline(Readable.fromWeb(response.body), count, out, { signal });
+    if (done < file.bytes) throw new Error(`it ended after ${done} of ${file.bytes} bytes`);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+const sizeOf = (path: string): Promise<number> =>
+  stat(path).then(
+    (found) => found.size,
+    () => 0,
+  );
+
+function failed(file: Download, error: unknown): MaskrouteError {
+  const reason = (error as NodeJS.ErrnoException).code === 'ENOSPC' ? 'the disk is full' : messageOf(error);
+  return new MaskrouteError('download_failed', `${file.url} could not be fetched: ${reason}`, {
+    cause: error,
+  });
+}
+
+/** `fetch` says "fetch failed" and hides why in its cause. */
+export function messageOf(error: unknown): string {
+  const { message, cause } = error as Error;
+  const inner = cause instanceof Error && cause.message !== '' ? ` (${cause.message})` : '';
+  return `${message}${inner}`;
+}

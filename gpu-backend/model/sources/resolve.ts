@@ -1,0 +1,66 @@
+/** What a person writes after `model pull`, and the files on this machine that it leads to. */
+import { stat } from 'node:fs/promises';
+import path from 'node:path';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import type { LocalModel } from '../import-model.ts';
+import type { ImportHooks } from '../progress.ts';
+import { toModelName } from '../store.ts';
+import { DEFAULT_MODEL, fetchDefaultModel } from './default-model.ts';
+import { fetchFromHub } from './hub.ts';
+
+export type ModelSpec =
+  | { readonly kind: 'default' }
+  | { readonly kind: 'hub'; readonly repository: string; readonly file: string | undefined }
+  | { readonly kind: 'file' | 'folder'; readonly path: string };
+
+const HUB_PATTERN = /^hf:([A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*)(?:\/([^/]+\.gguf))?$/;
+
+/** @throws MaskrouteError `invalid_request`, `not_found`. */
+export async function parseModelSpec(spec: string): Promise<ModelSpec> {
+  if (spec === DEFAULT_MODEL) return { kind: 'default' };
+  if (spec.startsWith('hf:')) {
+    const match = HUB_PATTERN.exec(spec);
+    if (match === null) {
+      throw new MaskrouteError('invalid_request', `${spec}: write hf:OWNER/NAME or hf:OWNER/NAME/FILE.gguf.`);
+    }
+    return { kind: 'hub', repository: match[1]!, file: match[2] };
+  }
+  const found = await stat(spec).catch(() => undefined);
+  if (found?.isDirectory()) return { kind: 'folder', path: path.resolve(spec) };
+  if (found?.isFile()) return { kind: 'file', path: path.resolve(spec) };
+  throw new MaskrouteError(
+    'not_found',
+    `There is no file or folder ${spec}, and no model is known by that name (known: ${DEFAULT_MODEL}). ` +
+      'For a model on the Hugging Face hub write hf:OWNER/NAME.',
+  );
+}
+
+/** The name under which a model is installed with 8-bit weights; other kinds get a suffix. */
+export function nameOfSpec(spec: ModelSpec): string {
+  switch (spec.kind) {
+    case 'default':
+      return DEFAULT_MODEL;
+    case 'hub':
+      return toModelName(spec.file === undefined ? spec.repository.split('/')[1]! : stem(spec.file));
+    case 'file':
+      return toModelName(stem(path.basename(spec.path)));
+    case 'folder':
+      return toModelName(path.basename(spec.path));
+  }
+}
+
+const stem = (file: string): string => file.replace(/\.gguf$/i, '');
+
+/** Brings the files to this machine. @throws MaskrouteError `download_failed`. */
+export async function fetchModel(spec: ModelSpec, home: string, hooks: ImportHooks): Promise<LocalModel> {
+  switch (spec.kind) {
+    case 'default':
+      return fetchDefaultModel(home, hooks);
+    case 'hub':
+      return fetchFromHub(spec.repository, spec.file, home, hooks);
+    case 'file':
+      return { kind: 'gguf', path: spec.path, source: `file:${path.basename(spec.path)}` };
+    case 'folder':
+      return { kind: 'folder', path: spec.path, source: `folder:${path.basename(spec.path)}` };
+  }
+}

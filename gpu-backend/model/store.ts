@@ -1,0 +1,177 @@
+/**
+ * The installed models: `models/<name>/` under the home folder, each with model.json, the graph, its weights and
+ * the tokenizer. A model appears by one rename of a finished folder, so what can be seen is whole; folders whose
+ * name begins with a dot are work under way or left by a killed import, and nobody reads them.
+ */
+
+import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { corruptModel } from './model-errors.ts';
+import type { ModelManifest } from './types.ts';
+import { modelManifestSchema } from './types.ts';
+
+export const MANIFEST_FILE = 'model.json';
+/** The most that a manifest can reasonably weigh: its largest part is the chat template. */
+const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
+const NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
+const INCOMING = '.incoming-';
+const OUTGOING = '.outgoing-';
+
+export type InstalledModel = { readonly folder: string; readonly manifest: ModelManifest };
+/** A folder in the store that is no usable model, and why. */
+export type BrokenModel = { readonly name: string; readonly problem: string };
+
+export const modelsFolder = (home: string): string => join(home, 'models');
+
+/** What a folder's or file's own name becomes: characters that are awkward in a path turn into `-`. */
+export function toModelName(text: string): string {
+  const name = text
+    .replace(/[^A-Za-z0-9._-]+/g, '-')
+    .replace(/^[^A-Za-z0-9]+/, '')
+    .slice(0, 128);
+  if (!NAME_PATTERN.test(name)) {
+    throw new MaskrouteError('invalid_request', `"${text}" gives no usable model name; rename it.`);
+  }
+  return name;
+}
+
+/** Every installed model by name, and what is broken beside them. */
+export async function listInstalled(home: string): Promise<(InstalledModel | BrokenModel)[]> {
+  const names = (await readdirOrNone(modelsFolder(home))).filter((name) => NAME_PATTERN.test(name)).sort();
+  return Promise.all(
+    names.map((name) =>
+      openInstalled(home, name).catch((error: Error): BrokenModel => ({ name, problem: error.message })),
+    ),
+  );
+}
+
+/**
+ * An installed model; the sizes of its files are checked, their content is not (`verifyInstalled` does).
+ * @throws MaskrouteError `model_not_found`, `corrupt_model`.
+ */
+export async function openInstalled(home: string, name: string): Promise<InstalledModel> {
+  const folder = join(modelsFolder(home), name);
+  if (!NAME_PATTERN.test(name) || !(await exists(folder))) throw await notFound(home, name);
+  const manifest = await readManifest(folder);
+  for (const [file, { bytes }] of Object.entries(manifest.files)) {
+    const size = await stat(join(folder, file)).then(
+      (found) => found.size,
+      () => undefined,
+    );
+    if (size !== bytes) {
+      const what = size === undefined ? 'is missing' : `has ${size} bytes instead of ${bytes}`;
+      throw corruptModel(`${file} of ${name} ${what}; pull it again with --force`);
+    }
+  }
+  return { folder, manifest };
+}
+
+/** Reads every file of a model and compares hashes. @throws MaskrouteError `corrupt_model`. */
+export async function verifyInstalled({ folder, manifest }: InstalledModel): Promise<void> {
+  for (const [file, { sha256 }] of Object.entries(manifest.files)) {
+    const found = await sha256OfFiles([join(folder, file)]);
+    if (found !== sha256) throw corruptModel(`the content of ${file} of ${manifest.name} has changed`);
+  }
+}
+
+/**
+ * Puts a finished folder in its place, for an older model of that name too. Call with the store locked.
+ * Killed between the two renames, it leaves the older one to `recoverStore`.
+ */
+export async function putInPlace(home: string, name: string, finished: string): Promise<void> {
+  const models = modelsFolder(home);
+  const target = join(models, name);
+  const outgoing = join(models, OUTGOING + name);
+  if (await exists(target)) await rename(target, outgoing);
+  await rename(finished, target);
+  await syncFolder(models);
+  await rm(outgoing, { recursive: true, force: true });
+}
+
+export const incomingFolder = (home: string, name: string): string =>
+  join(modelsFolder(home), `${INCOMING}${name}-${process.pid}`);
+
+/** Clears away what killed imports left. Call with the store locked: then no import is under way. */
+export async function recoverStore(home: string): Promise<void> {
+  const models = modelsFolder(home);
+  for (const entry of await readdirOrNone(models)) {
+    const path = join(models, entry);
+    if (entry.startsWith(INCOMING)) await rm(path, { recursive: true, force: true });
+    if (entry.startsWith(OUTGOING)) {
+      const target = join(models, entry.slice(OUTGOING.length));
+      if (await exists(target)) await rm(path, { recursive: true, force: true });
+      else await rename(path, target);
+    }
+  }
+}
+
+/** SHA-256 over the files' content, one after the other. `onBytes`: how many more were read. */
+export async function sha256OfFiles(
+  paths: readonly string[],
+  onBytes: (bytes: number) => void = () => {},
+  signal?: AbortSignal,
+): Promise<string> {
+  const hash = createHash('sha256');
+  for (const path of paths) {
+    const stream = createReadStream(path, { highWaterMark: 1024 * 1024 });
+    stream.on('data', (chunk) => onBytes(chunk.length));
+    await pipeline(stream, hash, { end: false, ...(signal && { signal }) });
+  }
+  return hash.digest('hex');
+}
+
+/** Makes a file's or folder's content survive a power cut. */
+export async function syncFolder(path: string): Promise<void> {
+  const handle = await open(path, 'r');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+async function readManifest(folder: string): Promise<ModelManifest> {
+  const path = join(folder, MANIFEST_FILE);
+  let json: unknown;
+  try {
+    if ((await stat(path)).size > MANIFEST_BYTES_MAX) throw new Error('it is far too large');
+    json = JSON.parse(await readFile(path, 'utf8'));
+  } catch (error) {
+    throw corruptModel(`${path} cannot be read (${(error as Error).message})`, error);
+  }
+  const parsed = modelManifestSchema.safeParse(json);
+  if (!parsed.success) {
+    const issue = parsed.error.issues[0]!;
+    throw corruptModel(`${path}: ${issue.path.join('.')}: ${issue.message}`);
+  }
+  return parsed.data;
+}
+
+async function notFound(home: string, name: string): Promise<MaskrouteError> {
+  const names = (await readdirOrNone(modelsFolder(home))).filter((entry) => NAME_PATTERN.test(entry)).sort();
+  const there = names.length === 0 ? 'none is installed yet' : `installed: ${names.join(', ')}`;
+  return new MaskrouteError(
+    'model_not_found',
+    `No model named ${JSON.stringify(name.slice(0, 128))} (${there}). Install one with: maskroute model pull NAME`,
+    { param: 'model' },
+  );
+}
+
+const exists = (path: string): Promise<boolean> =>
+  stat(path).then(
+    () => true,
+    () => false,
+  );
+
+async function readdirOrNone(path: string): Promise<string[]> {
+  try {
+    return await readdir(path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw error;
+  }
+}
