@@ -1,8 +1,9 @@
 /** The edge on this machine: the worker bundled as it is deployed, in real workerd with a D1 on disk. */
 import { build } from 'esbuild';
-import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, MiniflareError } from 'miniflare';
+import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type EdgeConfig, readEdgeConfig } from './edge-config.ts';
+import { openFront } from './front.ts';
 import { applyMigrations } from './migrations.ts';
 
 export type EdgeOptions = {
@@ -23,13 +24,20 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
   const script = await bundleWorker(config);
   const miniflare = new Miniflare(miniflareOptions(config, script, options));
   try {
-    const { port } = await miniflare.ready;
+    const port = Number((await miniflare.ready).port);
     const database = await miniflare.getD1Database(config.database.binding);
     await applyMigrations(database, config.database.migrationsFolder);
-    return { url: `http://localhost:${port}`, close: () => miniflare.dispose() };
+    const front = await openFront(options.port, port);
+    return {
+      url: `http://localhost:${front.port}`,
+      close: async () => {
+        await front.close();
+        await miniflare.dispose();
+      },
+    };
   } catch (error) {
     await miniflare.dispose().catch(() => undefined);
-    if (error instanceof MiniflareError && error.code === 'ERR_ADDRESS_IN_USE') {
+    if ((error as NodeJS.ErrnoException).code === 'EADDRINUSE') {
       throw new MaskrouteError('port_in_use', `Port ${options.port} is in use.`, { cause: error });
     }
     throw error;
@@ -56,7 +64,7 @@ async function bundleWorker(config: EdgeConfig): Promise<string> {
 const miniflareOptions = (config: EdgeConfig, script: string, options: EdgeOptions) =>
   convertV4MiniflareOptions({
     host: '127.0.0.1',
-    port: options.port,
+    port: 0,
     log: new Log(LogLevel.ERROR),
     logRequests: false,
     // No made-up place: without it every local request would seem to come from one city.

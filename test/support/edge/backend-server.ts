@@ -2,6 +2,7 @@
  * A small backend that speaks the real protocol over a real socket, records what it is asked, and behaves as
  * the test wishes: the `user` field names the behaviour. Only its answers' text is made up.
  */
+import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import { MODEL, type Recorded, STREAM_PAUSE_ms } from './constants.ts';
 import { listen, type RunningServer, readText } from './http-server.ts';
@@ -19,6 +20,7 @@ export function startBackend(): Promise<RunningServer> {
       headers: request.headers as Record<string, string>,
       body: text === '' ? null : JSON.parse(text),
       hungUp: false,
+      sent_bytes: 0,
     };
     recorded.set(String(request.headers['x-request-id']), entry);
     response.on('close', () => {
@@ -53,6 +55,8 @@ async function answer(behaviour: string, entry: Recorded, response: ServerRespon
       return json(response, 429, wireError('queue_full'));
     case 'unknown-model':
       return json(response, 404, wireError('model_not_found'));
+    case 'flood':
+      return await flood(entry, response);
     case 'stream-forever':
       return await stream(response, Number.POSITIVE_INFINITY);
     case 'die-mid-stream':
@@ -75,6 +79,19 @@ async function stream(response: ServerResponse, chunks: number, die = false): Pr
   }
   if (die) response.destroy();
   else response.end('data: [DONE]\n\n');
+}
+
+const FLOOD_BYTES = 64 * 1024 * 1024;
+
+/** As fast as the other side reads. */
+async function flood(entry: Recorded, response: ServerResponse): Promise<void> {
+  const chunk = `data: ${'x'.repeat(64 * 1024)}\n\n`;
+  response.writeHead(200, { 'content-type': 'text/event-stream' });
+  const closed = once(response, 'close');
+  for (; entry.sent_bytes < FLOOD_BYTES && !response.destroyed; entry.sent_bytes += chunk.length) {
+    if (!response.write(chunk)) await Promise.race([once(response, 'drain'), closed]);
+  }
+  response.end();
 }
 
 const wireError = (code: string) => ({

@@ -20,4 +20,6 @@ export type Recorded = {
   readonly body: Record<string, unknown> | null;
   /** Whether the caller hung up before the answer was complete. */
   hungUp: boolean;
+  /** What a flood was let through so far. */
+  sent_bytes: number;
 };

@@ -1,0 +1,43 @@
+/**
+ * A door in front of local workerd that tells it when a client is gone.
+ *
+ * A client that closes its connection while it waits sends a FIN. workerd can't tell that from a client that
+ * is merely done sending, so until it writes the next byte it goes on, and so does the engine behind it.
+ * A reset it notices at once. Deployed, Cloudflare's own front does this; here it is a pipe that turns the
+ * one into the other, as nginx does. Bytes pass through unread.
+ */
+import { connect, createServer, type Server, type Socket } from 'node:net';
+
+export type Front = { readonly port: number; close(): Promise<void> };
+
+/**
+ * Listens on the loopback interface at `port` (0 picks a free one) and connects everyone to `targetPort`.
+ * Rejects with the system's error when the port is taken.
+ */
+export async function openFront(port: number, targetPort: number): Promise<Front> {
+  const clients = new Set<Socket>();
+  const server: Server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
+    clients.add(client);
+    client.on('close', () => clients.delete(client));
+    join(client, connect({ host: '127.0.0.1', port: targetPort, noDelay: true }));
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject).listen(port, '127.0.0.1', resolve);
+  });
+  return {
+    port: (server.address() as { port: number }).port,
+    close: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve());
+        for (const client of clients) client.destroy();
+      }),
+  };
+}
+
+function join(client: Socket, worker: Socket): void {
+  const hangUp = () => worker.resetAndDestroy();
+  client.on('end', hangUp).on('error', hangUp).on('close', hangUp);
+  worker.on('error', () => client.destroy()).on('close', () => client.destroySoon());
+  client.pipe(worker, { end: false });
+  worker.pipe(client);
+}
