@@ -7,6 +7,9 @@ import { createHash } from 'node:crypto';
 import type { ServerResponse } from 'node:http';
 import { listen, type RunningServer, readText } from './http-server.ts';
 
+/** What the model behind the Workers AI encoder gives. */
+const WORKERS_AI_DIMENSIONS = 384;
+
 /** The first word picks the direction, so tests can choose the cluster; other texts get one from their hash. */
 const DIRECTIONS: Record<string, readonly number[]> = {
   north: [1, 0, 0, 0],
@@ -19,17 +22,23 @@ export const startEncoder = (): Promise<RunningServer> =>
   listen(async (request, response) => {
     const body = JSON.parse(await readText(request)) as { inputs?: string[]; text?: string[] };
     const texts = body.inputs ?? body.text ?? [];
+    const isWorkersAi = request.url?.startsWith('/ai/run/') === true;
     const answer = (vectors: unknown) =>
-      request.url?.startsWith('/ai/run/') === true
-        ? json(response, { shape: [texts.length, 4], data: vectors, pooling: 'cls' })
-        : json(response, vectors);
+      json(
+        response,
+        isWorkersAi
+          ? { shape: [texts.length, WORKERS_AI_DIMENSIONS], data: vectors, pooling: 'cls' }
+          : vectors,
+      );
+    const right = (text: string) =>
+      isWorkersAi ? [...vectorOf(text), ...Array(WORKERS_AI_DIMENSIONS - 4).fill(0)] : vectorOf(text);
     if (texts.some((text) => text.startsWith('!hang'))) return;
     if (texts.some((text) => text.startsWith('!fail'))) {
       response.writeHead(500, { 'content-type': 'application/json' }).end('{"error":"overloaded"}');
     } else if (texts.some((text) => text.startsWith('!short'))) answer(texts.map(() => [1, 2]));
     else if (texts.some((text) => text.startsWith('!missing'))) answer([]);
     else if (texts.some((text) => text.startsWith('!words'))) answer(texts.map(() => ['a', 'b', 'c', 'd']));
-    else answer(texts.map(vectorOf));
+    else answer(texts.map(right));
   });
 
 function vectorOf(text: string): readonly number[] {

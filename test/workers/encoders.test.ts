@@ -1,0 +1,162 @@
+/**
+ * One suite over every encoder: whatever computes the vectors, the edge may rely on the same things. The
+ * remote ones talk to a server that speaks their provider's wire.
+ */
+import { env } from 'cloudflare:workers';
+import { describe, expect, it } from 'vitest';
+import type { Encoder } from '../../shared/embedding/encoder.ts';
+import { encodeStaticTable } from '../../shared/embedding/static-table.ts';
+import { type Env, parseConfig } from '../../workers/env.ts';
+import { loadEncoder } from '../../workers/services/encoders/index.ts';
+import { createRemoteEncoder } from '../../workers/services/encoders/remote.ts';
+
+const URL_OF_PROVIDERS = env.HF_ENDPOINT_URL!;
+
+/** The AI binding as the platform gives it, asking the provider's server over HTTP. */
+const aiBinding: NonNullable<Env['AI']> = {
+  async run(model, inputs, options) {
+    const response = await fetch(`${URL_OF_PROVIDERS}/ai/run/${model}`, {
+      method: 'POST',
+      body: JSON.stringify(inputs),
+      ...(options?.signal instanceof AbortSignal ? { signal: options.signal } : {}),
+    });
+    if (!response.ok) throw new Error(`InferenceUpstreamError: ${response.status}`);
+    return await response.json();
+  },
+};
+
+/** A vocabulary of three pieces; no test text has to know more. */
+const SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'];
+const table = encodeStaticTable({
+  dimensions: 4,
+  vocabulary: [...SPECIAL, 'north', 'east', '##ern'],
+  scales: Float32Array.from([...SPECIAL.map(() => 0), 0.01, 0.02, 0.005]),
+  vectors: Int8Array.from([
+    ...SPECIAL.flatMap(() => [0, 0, 0, 0]),
+    100,
+    0,
+    0,
+    10,
+    0,
+    100,
+    0,
+    0,
+    0,
+    0,
+    50,
+    50,
+  ]),
+});
+
+const load = (overrides: Partial<Env>): Promise<Encoder> => {
+  const changed = { ...env, ...overrides };
+  return loadEncoder(parseConfig(changed), changed);
+};
+
+const suites: [string, Partial<Env>, number][] = [
+  [
+    'static, a small table',
+    { ENCODER: 'static', ASSETS: { fetch: async () => new Response(table) } as never },
+    4,
+  ],
+  ['static, the table that is shipped', { ENCODER: 'static' }, 0],
+  ['workers-ai', { ENCODER: 'workers-ai', AI: aiBinding }, 384],
+  ['huggingface', { ENCODER: 'huggingface' }, 4],
+];
+
+const length = (vector: Float32Array) => Math.hypot(...vector);
+const close = (a: Float32Array, b: Float32Array) =>
+  a.forEach((value, i) => {
+    expect(value).toBeCloseTo(b[i]!, 5);
+  });
+
+describe.each(suites)('%s', (_name, overrides, dimensions) => {
+  it('says what it is', async () => {
+    const { spec } = await load(overrides);
+    expect(spec.dimensions).toBe(dimensions === 0 ? spec.dimensions : dimensions);
+    expect(spec.id).not.toBe('');
+    expect(spec.revision).not.toBe('');
+    expect(spec).toEqual((await load(overrides)).spec);
+  });
+
+  it('gives one vector of length 1 a text', async () => {
+    const encoder = await load(overrides);
+    const vectors = await encoder.embed(['north', 'east', 'northern east']);
+    expect(vectors).toHaveLength(3);
+    for (const vector of vectors) {
+      expect(vector).toBeInstanceOf(Float32Array);
+      expect(vector.length).toBe(encoder.spec.dimensions);
+      expect(length(vector)).toBeCloseTo(1, 5);
+    }
+    expect(vectors[0]).not.toEqual(vectors[1]);
+    expect(await encoder.embed([])).toEqual([]);
+  });
+
+  it('gives the same alone and in a batch, and each time', async () => {
+    const encoder = await load(overrides);
+    const texts = ['north', '', 'east', ...Array.from({ length: 130 }, (_, i) => `north ${i}`)];
+    const batch = await encoder.embed(texts);
+    expect(batch).toHaveLength(texts.length);
+    for (const index of [0, 1, 2, 40, 132]) close((await encoder.embed([texts[index]!]))[0]!, batch[index]!);
+  });
+
+  it('gives the zero vector for nothing', async () => {
+    const encoder = await load(overrides);
+    for (const vector of await encoder.embed(['', '   '])) expect(length(vector)).toBe(0);
+  });
+
+  it('is bounded: what comes after the first thousands of characters changes nothing', async () => {
+    const encoder = await load(overrides);
+    const long = 'north '.repeat(2_000);
+    const [a, b] = await encoder.embed([`${long}`, `${long} east`]);
+    close(a!, b!);
+  });
+
+  it('rejects when it is called off', async () => {
+    const encoder = await load(overrides);
+    await expect(encoder.embed(['north'], AbortSignal.abort())).rejects.toThrow();
+  });
+});
+
+const remotes = suites.filter(([name]) => !name.startsWith('static'));
+
+describe.each(remotes)('%s over its wire', (_name, overrides) => {
+  it('rejects within the time when the provider hangs', async () => {
+    const encoder = await load(overrides);
+    const started_ms = performance.now();
+    await expect(encoder.embed(['!hang'], AbortSignal.timeout(50))).rejects.toThrow();
+    expect(performance.now() - started_ms).toBeLessThan(1_000);
+  });
+
+  it.each(['!fail', '!short', '!missing', '!words'])(
+    'rejects when the provider answers wrongly: %s',
+    async (text) => {
+      await expect((await load(overrides)).embed([text])).rejects.toThrow();
+    },
+  );
+});
+
+it('a provider that answers numbers that are none is not believed', async () => {
+  const spec = { id: 'x', revision: 'x', pooling: 'mean', dimensions: 2 } as const;
+  for (const answer of [
+    [[Number.NaN, 1]],
+    [[Number.POSITIVE_INFINITY, 1]],
+    [[1, null]],
+    [1, 2],
+    null,
+    [[[1, 2]]],
+  ]) {
+    const encoder = createRemoteEncoder(spec, 10, async () => answer);
+    await expect(encoder.embed(['x']), JSON.stringify(answer)).rejects.toThrow();
+  }
+});
+
+it('a static table that is missing or damaged is an error that says so', async () => {
+  const assets = (response: () => Response): Partial<Env> => ({
+    ENCODER: 'static',
+    ASSETS: { fetch: async () => response() } as never,
+  });
+  await expect(load(assets(() => new Response('', { status: 404 })))).rejects.toThrow(/404/);
+  await expect(load(assets(() => new Response(table.slice(0, 60))))).rejects.toThrow();
+  await expect(load(assets(() => new Response('<html>')))).rejects.toThrow();
+});

@@ -1,0 +1,191 @@
+/** The cache that stands between requests and D1: what it answers, when it asks, and what it survives. */
+import { describe, expect, it } from 'vitest';
+import type { Hold } from '../../workers/services/deadline.ts';
+import { createSwrCache, type SwrPolicy } from '../../workers/services/swr-cache.ts';
+
+const POLICY: SwrPolicy = {
+  fresh_ms: 100,
+  revalidate_ms: 200,
+  stale_ms: 1_000,
+  negative_ms: 50,
+  wait_ms: 30,
+  staleWait_ms: 30,
+  load_ms: 60,
+  retry_ms: 40,
+  entriesMax: 3,
+  negativeEntriesMax: 2,
+  loadsMax: 4,
+};
+
+/** A source that the test answers by hand, and a clock that it moves. */
+function setup(policy: Partial<SwrPolicy> = {}) {
+  const asked: { key: string; answer(value: string | null): void; fail(): void }[] = [];
+  let now_ms = 1_000;
+  const held: Promise<unknown>[] = [];
+  const hold: Hold = (work) => void held.push(work);
+  const cache = createSwrCache<string>(
+    'test',
+    (key) =>
+      new Promise((resolve, reject) => {
+        asked.push({ key, answer: resolve, fail: () => reject(new Error('the source fails')) });
+      }),
+    { ...POLICY, ...policy },
+    () => now_ms,
+  );
+  const settle = () => new Promise<void>((resolve) => setTimeout(resolve, 0));
+  const get = (key = 'a') => cache.get(key, hold);
+  /** Asks for a key that is not there and answers it. */
+  const fill = async (key: string, value: string | null) => {
+    const result = get(key);
+    await settle();
+    asked.at(-1)!.answer(value);
+    return await result;
+  };
+  return { cache, asked, get, fill, settle, held, hold, pass: (ms: number) => (now_ms += ms) };
+}
+
+describe('a known value', () => {
+  it('is answered alone while fresh, then also refreshed behind the request, once', async () => {
+    const { get, fill, asked, pass, settle, held } = setup();
+    expect(await fill('a', 'one')).toBe('one');
+    pass(99);
+    expect(await get()).toBe('one');
+    expect(asked).toHaveLength(1);
+    pass(2);
+    expect(await Promise.all([get(), get(), get()])).toEqual(['one', 'one', 'one']);
+    await settle();
+    expect(asked).toHaveLength(2);
+    asked[1]!.answer('two');
+    await Promise.all(held);
+    expect(await get()).toBe('two');
+  });
+
+  it('is asked for again before it is answered once it is old', async () => {
+    const { get, fill, asked, pass, settle } = setup();
+    await fill('a', 'one');
+    pass(201);
+    const result = get();
+    await settle();
+    asked.at(-1)!.answer('two');
+    expect(await result).toBe('two');
+  });
+
+  it('outlives a source that fails or stalls, and only one request waits for it', async () => {
+    const { get, fill, asked, pass, settle } = setup();
+    await fill('a', 'one');
+    pass(201);
+    expect(await get()).toBe('one');
+    const before = asked.length;
+    expect(await get()).toBe('one');
+    expect(asked).toHaveLength(before);
+    pass(41);
+    const result = get();
+    await settle();
+    asked.at(-1)!.fail();
+    expect(await result).toBe('one');
+  });
+
+  it('does not outlive its last use-by time', async () => {
+    const { get, fill, pass } = setup();
+    await fill('a', 'one');
+    pass(1_001);
+    await expect(get()).rejects.toThrow('more than 30 ms');
+  });
+
+  it('goes when the source says that it is gone', async () => {
+    const { fill, get, asked, pass, settle, cache } = setup();
+    await fill('a', 'one');
+    pass(150);
+    await get();
+    await settle();
+    asked.at(-1)!.answer(null);
+    await settle();
+    expect(await get()).toBeNull();
+    expect(cache.peek('a')).toBeUndefined();
+  });
+});
+
+describe('a value that is not known', () => {
+  it('is loaded once for all who ask', async () => {
+    const { get, asked, settle } = setup();
+    const results = [get(), get(), get()];
+    await settle();
+    expect(asked).toHaveLength(1);
+    asked[0]!.answer('one');
+    expect(await Promise.all(results)).toEqual(['one', 'one', 'one']);
+  });
+
+  it('is an error after the wait; after a failure nobody asks for a moment, then it works again', async () => {
+    const { get, asked, fill, pass } = setup();
+    await expect(get()).rejects.toThrow('more than 30 ms');
+    await expect(get('b')).rejects.toThrow('a moment ago');
+    expect(asked).toHaveLength(1);
+    pass(41);
+    expect(await fill('b', 'two')).toBe('two');
+  });
+
+  it('that the source does not have is remembered for a moment', async () => {
+    const { get, fill, asked, pass } = setup();
+    expect(await fill('a', null)).toBeNull();
+    expect(await get()).toBeNull();
+    expect(asked).toHaveLength(1);
+    pass(51);
+    expect(await fill('a', 'there now')).toBe('there now');
+  });
+
+  it('is not waited for longer than the load may take when its request was torn down', async () => {
+    const { get, asked, fill, pass } = setup({ load_ms: 1_000_000 });
+    await expect(get()).rejects.toThrow();
+    pass(1_001_001);
+    expect(await fill('a', 'one')).toBe('one');
+    expect(asked).toHaveLength(2);
+  });
+});
+
+describe('bounds', () => {
+  it('the entries that were used last stay', async () => {
+    const { cache, fill, get } = setup();
+    for (const key of ['a', 'b', 'c']) await fill(key, key);
+    await get('a');
+    await fill('d', 'd');
+    expect(['a', 'b', 'c', 'd'].map((key) => cache.peek(key))).toEqual(['a', undefined, 'c', 'd']);
+  });
+
+  it('a flood of unknown keys does not push known ones out', async () => {
+    const { cache, fill } = setup();
+    await fill('known', 'one');
+    for (let i = 0; i < 20; i++) await fill(`unknown-${i}`, null);
+    expect(cache.peek('known')).toBe('one');
+  });
+
+  it('only so many loads are under way', async () => {
+    const { get, asked, settle } = setup();
+    const results = ['a', 'b', 'c', 'd', 'e'].map((key) => get(key));
+    await expect(results[4]).rejects.toThrow('too many loads');
+    await settle();
+    expect(asked).toHaveLength(4);
+    for (const { key, answer } of asked) answer(key);
+    expect(await Promise.all(results.slice(0, 4))).toEqual(['a', 'b', 'c', 'd']);
+  });
+});
+
+it('what was forgotten does not come back with a load that began before', async () => {
+  const { cache, get, asked, settle, fill } = setup();
+  const result = get();
+  await settle();
+  cache.forget('a');
+  asked[0]!.answer('old');
+  expect(await result).toBe('old');
+  expect(cache.peek('a')).toBeUndefined();
+  expect(await fill('a', 'new')).toBe('new');
+});
+
+it('a refresh asks even when the value is fresh', async () => {
+  const { cache, fill, asked, settle, hold } = setup();
+  await fill('a', 'one');
+  const result = cache.refresh('a', hold);
+  await settle();
+  asked[1]!.answer('two');
+  expect(await result).toBe('two');
+  expect(cache.peek('a')).toBe('two');
+});
