@@ -4,7 +4,9 @@
  */
 import { Command } from 'commander';
 import { MaskrouteError } from '../shared/errors.ts';
+import { addModelCommands } from './commands/model-commands.ts';
 import { addPublicationCommands } from './commands/publication.ts';
+import { addServeCommand } from './commands/serve.ts';
 
 const program = new Command('maskroute')
   .description(
@@ -12,7 +14,9 @@ const program = new Command('maskroute')
   )
   .showHelpAfterError('(run with --help for the options)');
 
+addModelCommands(program);
 addPublicationCommands(program);
+addServeCommand(program);
 
 try {
   await program.parseAsync();

@@ -1,0 +1,112 @@
+/**
+ * `npm run demo`: prompts of several kinds through a running `npm start` (or one that this starts), with the
+ * official client. For each: where routing sent it, which mask it decoded under, the speed and the answer
+ * with that mask and dense.
+ */
+import { OpenAI } from 'openai';
+import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-file.ts';
+import { installModel } from '../gpu-backend/dev/install-model.ts';
+import { startProduct } from '../gpu-backend/dev/product.ts';
+import { maskrouteHome } from '../gpu-backend/home.ts';
+import { dryRunSchema } from '../shared/dry-run.ts';
+import { HEADERS } from '../shared/protocol.ts';
+import { sideBySide } from './side-by-side.ts';
+
+const ANSWER_TOKENS_MAX = 64;
+const COLUMNS_MAX = 120;
+
+const PROMPTS = [
+  ['math', 'A baker sells 12 loaves a day at 3 dollars each. How much does she earn in a week?'],
+  ['code', 'Write a Python function that returns the n-th Fibonacci number.'],
+  [
+    'common sense',
+    'To keep milk fresh for longer, should I put it in the fridge or on the window sill? Why?',
+  ],
+  ['dialogue', 'Hi! I would like to book a table for two at an Italian restaurant tonight at 7 pm.'],
+  ['encyclopedia', 'Describe the history of the Roman aqueducts.'],
+  ['Spanish', '¿Cuál es la capital de Francia y por qué es famosa?'],
+  ['writing', 'Write a short poem about the sea in autumn.'],
+] as const;
+
+type Answer = {
+  readonly text: string;
+  readonly cluster: string;
+  readonly mask: string;
+  readonly sparsity: number;
+  readonly tokensPerSecond: number;
+};
+
+async function ask(client: OpenAI, model: string, prompt: string): Promise<Answer> {
+  const { data, response } = await client.chat.completions
+    .create({
+      model,
+      messages: [{ role: 'user', content: prompt }],
+      max_completion_tokens: ANSWER_TOKENS_MAX,
+      temperature: 0,
+    })
+    .withResponse();
+  const { decode_ms } = (data as unknown as { maskroute: { decode_ms: number } }).maskroute;
+  const header = (name: string): string => response.headers.get(name) ?? '';
+  return {
+    text: data.choices[0]?.message.content ?? '',
+    cluster: header(HEADERS.cluster),
+    mask: header(HEADERS.mask),
+    sparsity: Number(header(HEADERS.sparsity)),
+    tokensPerSecond: (data.usage!.completion_tokens * 1000) / decode_ms,
+  };
+}
+
+/** The label that the mask set's maker gave the cluster. */
+async function labelOf({ edge, apiKey, model }: DevFile, prompt: string): Promise<string> {
+  const response = await fetch(`${edge}/v1/route`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' },
+    body: JSON.stringify({ model, messages: [{ role: 'user', content: prompt }] }),
+  });
+  return dryRunSchema.parse(await response.json()).label ?? 'no label';
+}
+
+async function demo(dev: DevFile): Promise<void> {
+  const client = new OpenAI({ baseURL: `${dev.edge}/v1`, apiKey: dev.apiKey });
+  const columns = Math.min(process.stdout.columns ?? COLUMNS_MAX, COLUMNS_MAX);
+  // The first answer after a start pays for cold caches; it is not the one to show.
+  await ask(client, dev.model, 'Hello!');
+  for (const [kind, prompt] of PROMPTS) {
+    const masked = await ask(client, dev.model, prompt);
+    const dense = await ask(client, `${dev.model}:dense`, prompt);
+    const speed = (answer: Answer) => `${answer.tokensPerSecond.toFixed(1)} tokens/s`;
+    console.log(`\n${'═'.repeat(columns)}\n${kind}: ${prompt}`);
+    console.log(`cluster ${masked.cluster} (${await labelOf(dev, prompt)}), mask ${masked.mask}`);
+    const left = `MASKED, ${(masked.sparsity * 100).toFixed(1)} % of blocks out, ${speed(masked)}`;
+    const right = `DENSE, ${speed(dense)}`;
+    for (const line of sideBySide(`${left}\n\n${masked.text}`, `${right}\n\n${dense.text}`, columns)) {
+      console.log(line);
+    }
+  }
+}
+
+async function isRunning(dev: DevFile): Promise<boolean> {
+  return fetch(`${dev.edge}/healthz`).then(
+    (response) => response.ok,
+    () => false,
+  );
+}
+
+const home = maskrouteHome();
+const dev = await readDevFile(home);
+if (dev !== undefined && (await isRunning(dev))) {
+  await demo(dev);
+} else {
+  console.log('No "npm start" is running; starting one for the demo.');
+  const interrupted = new AbortController();
+  process.once('SIGINT', () => interrupted.abort());
+  const product = await startProduct({
+    home,
+    port: 0,
+    backendPort: 0,
+    say: console.log,
+    ensureModel: (name) => installModel(home, name, interrupted.signal),
+    signal: interrupted.signal,
+  });
+  await demo(product.dev).finally(() => product.stop());
+}

@@ -1,0 +1,161 @@
+/** Starting and stopping: twice, on taken ports, killed half-way, with answers under way, with a dead backend. */
+import { existsSync, readFileSync, statSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import path from 'node:path';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
+import { publicationHistory } from '../../gpu-backend/publication/publish.ts';
+import { createHome, type Run, removeHome, run, start, stop } from './product.ts';
+
+const LIMIT_ms = 180_000;
+
+let home: string;
+let runs: Run[];
+beforeEach(() => {
+  home = createHome();
+  runs = [];
+});
+afterEach(async () => {
+  for (const { process: child, ended } of runs) {
+    child.kill('SIGTERM');
+    await ended;
+  }
+  removeHome(home);
+}, 60_000);
+
+async function started(env: Record<string, string> = {}) {
+  const product = await start(home, env);
+  runs.push(product);
+  return product;
+}
+const hello = (model: string) => ({
+  model,
+  messages: [{ role: 'user' as const, content: 'Hello!' }],
+  max_completion_tokens: 4,
+});
+const portOf = (url: string): string => new URL(url).port;
+
+test(
+  'a start is announced; a second one on the same home is refused; a stop leaves no dev.json and exits with 0',
+  async () => {
+    const product = await started();
+    const { dev } = product;
+    expect(Object.keys(dev).sort()).toEqual(
+      ['adminKey', 'apiKey', 'backend', 'backendKey', 'edge', 'model'].sort(),
+    );
+    expect(statSync(path.join(home, 'dev.json')).mode & 0o777).toBe(0o600);
+    await vi.waitFor(() => expect(product.output()).toContain(`ready at ${dev.edge}`));
+    expect(product.output()).toContain('curl -N');
+    for (const url of [dev.edge, dev.backend]) expect((await fetch(`${url}/readyz`)).status).toBe(200);
+
+    const second = run(home);
+    expect(await second.ended).toBe(1);
+    expect(second.output()).toMatch(/^error: Maskroute is already running on \S+\. .*MASKROUTE_HOME.*\n$/);
+    expect(existsSync(path.join(home, 'dev.json'))).toBe(true);
+
+    expect(await stop(product)).toBe(0);
+    expect(existsSync(path.join(home, 'dev.json'))).toBe(false);
+    for (const url of [dev.edge, dev.backend]) await expect(fetch(url)).rejects.toThrow();
+  },
+  LIMIT_ms,
+);
+
+test(
+  'the next start has the same keys and publishes nothing anew',
+  async () => {
+    const first = await started();
+    const { edge, backend, ...keys } = first.dev;
+    expect(await stop(first, 'SIGINT')).toBe(0);
+    const second = await started();
+    expect(second.dev).toMatchObject(keys);
+    const history = await publicationHistory(createAdminClient(second.dev.edge, second.dev.adminKey), '');
+    expect(history).toHaveLength(1);
+    expect((await second.client.chat.completions.create(hello(second.dev.model))).choices).toHaveLength(1);
+  },
+  LIMIT_ms,
+);
+
+test(
+  'killed half-way and killed when ready: the next start works, on the same ports',
+  async () => {
+    const halfWay = run(home);
+    await vi.waitFor(() => expect(existsSync(path.join(home, 'logs/backend.log'))).toBe(true), 20_000);
+    halfWay.process.kill('SIGKILL');
+    await halfWay.ended;
+    const ready = await start(home);
+    ready.process.kill('SIGKILL');
+    await ready.ended;
+    const env = { PORT: portOf(ready.dev.edge), BACKEND_PORT: portOf(ready.dev.backend) };
+    const next = await started(env);
+    expect(next.dev).toEqual(ready.dev);
+    expect((await next.client.chat.completions.create(hello(next.dev.model))).choices).toHaveLength(1);
+  },
+  LIMIT_ms,
+);
+
+test(
+  'a stop lets an answer that is under way finish',
+  async () => {
+    const product = await started();
+    const stream = await product.client.chat.completions.create({
+      ...hello(product.dev.model),
+      max_completion_tokens: 200,
+      ...{ ignore_eos: true },
+      stream: true,
+      stream_options: { include_usage: true },
+    });
+    let tokens: number | undefined;
+    let exit: Promise<number | string> | undefined;
+    for await (const chunk of stream) {
+      exit ??= stop(product);
+      tokens = chunk.usage?.completion_tokens ?? tokens;
+    }
+    expect(tokens).toBe(200);
+    expect(await exit).toBe(0);
+  },
+  LIMIT_ms,
+);
+
+/** The id of a process's child whose command line holds `entry`. */
+function childOf(parent: number, entry: string): number {
+  const children = readFileSync(`/proc/${parent}/task/${parent}/children`, 'utf8').trim().split(' ');
+  return Number(children.find((pid) => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(entry)));
+}
+
+test.runIf(process.platform === 'linux')(
+  'a backend that dies is answered for with 503, and comes back',
+  async () => {
+    const product = await started();
+    const { edge, apiKey, model } = product.dev;
+    const ask = () =>
+      fetch(`${edge}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' },
+        body: JSON.stringify(hello(model)),
+      });
+    expect((await ask()).status).toBe(200);
+    process.kill(childOf(product.process.pid!, 'backend-process'), 'SIGKILL');
+    const refused = await ask();
+    expect(refused.status).toBe(503);
+    expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(0);
+    expect(await refused.json()).toMatchObject({
+      error: { code: 'backend_unreachable', type: 'server_error' },
+    });
+    await vi.waitFor(async () => expect((await ask()).status).toBe(200), { timeout: 30_000, interval: 200 });
+    expect(product.output()).toMatch(/backend ended \(signal SIGKILL\)/);
+  },
+  LIMIT_ms,
+);
+
+test('a taken port and a wrong one are named', async () => {
+  const other = createServer().listen(0, '127.0.0.1');
+  const { port } = other.address() as AddressInfo;
+  const taken = run(home, { PORT: String(port) });
+  expect(await taken.ended).toBe(1);
+  expect(taken.output()).toMatch(new RegExp(`^error: Port ${port} is in use .*PORT.*\\n$`));
+  other.close();
+  const wrong = run(home, { BACKEND_PORT: '80808' });
+  expect(await wrong.ended).toBe(1);
+  expect(wrong.output()).toMatch(/^error: BACKEND_PORT must be a port .*\n$/);
+});

@@ -1,0 +1,72 @@
+/** `npm start` as a person runs it, on a home and ports of its own. The installed model is linked, not pulled. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { OpenAI } from 'openai';
+import { type DevFile, readDevFile } from '../../gpu-backend/dev/dev-file.ts';
+import { maskrouteHome } from '../../gpu-backend/home.ts';
+import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/default-model.ts';
+
+const READY_WITHIN_ms = 90_000;
+const POLL_ms = 50;
+
+export function createHome(): string {
+  const home = mkdtempSync(path.join(tmpdir(), 'maskroute-e2e-'));
+  const installed = path.join(maskrouteHome(), 'models', DEFAULT_MODEL);
+  if (!existsSync(installed)) throw new Error(`${installed} is missing; "npm test" pulls it`);
+  mkdirSync(path.join(home, 'models'));
+  symlinkSync(installed, path.join(home, 'models', DEFAULT_MODEL));
+  return home;
+}
+
+export const removeHome = (home: string): void => rmSync(home, { recursive: true, force: true });
+
+/** A start that may succeed or not. */
+export type Run = {
+  readonly process: ChildProcess;
+  readonly output: () => string;
+  /** The exit code, or the signal. */
+  readonly ended: Promise<number | string>;
+};
+
+export function run(home: string, env: Record<string, string> = {}): Run {
+  const child = spawn(process.execPath, ['gpu-backend/dev/start.ts'], {
+    env: { ...process.env, MASKROUTE_HOME: home, PORT: '0', BACKEND_PORT: '0', ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let output = '';
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.on('data', (chunk: Buffer) => {
+      output += chunk.toString();
+    });
+  }
+  const ended = once(child, 'close').then(([code, signal]) => (code ?? signal) as number | string);
+  return { process: child, output: () => output, ended };
+}
+
+export type Started = Run & { readonly dev: DevFile; readonly client: OpenAI };
+
+/** Waits for dev.json: the sign that all is ready. */
+export async function start(home: string, env: Record<string, string> = {}): Promise<Started> {
+  const started = run(home, env);
+  const deadline_ms = performance.now() + READY_WITHIN_ms;
+  for (;;) {
+    const dev = await readDevFile(home);
+    if (dev !== undefined) return { ...started, dev, client: clientOf(dev) };
+    const ended = await Promise.race([started.ended, new Promise((resolve) => setTimeout(resolve, POLL_ms))]);
+    if (ended !== undefined || performance.now() > deadline_ms) {
+      throw new Error(`the product did not start (${ended}): ${started.output()}`);
+    }
+  }
+}
+
+export async function stop(started: Run, signal: NodeJS.Signals = 'SIGTERM'): Promise<number | string> {
+  started.process.kill(signal);
+  return started.ended;
+}
+
+/** Without retries, so that a test sees what one request gets. */
+export const clientOf = ({ edge, apiKey }: DevFile): OpenAI =>
+  new OpenAI({ baseURL: `${edge}/v1`, apiKey, maxRetries: 0 });

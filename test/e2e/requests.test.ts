@@ -1,0 +1,202 @@
+/** One request end to end: the official client → the edge in workerd → the backend → the real model. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { APIError } from 'openai';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { dryRunSchema } from '../../shared/dry-run.ts';
+import { HEADERS, type MaskrouteInfo } from '../../shared/protocol.ts';
+import { createHome, removeHome, type Started, start, stop } from './product.ts';
+
+const KINDS = [
+  'A baker sells 12 loaves a day at 3 dollars each. How much does she earn in a week?',
+  'Write a Python function that returns the n-th Fibonacci number.',
+  'I would like to book a table for two at an Italian restaurant tonight at 7 pm.',
+  'Describe the history of the Roman aqueducts.',
+  '¿Cuál es la capital de Francia y por qué es famosa?',
+];
+const PROMPT = KINDS[0]!;
+
+let home: string;
+let product: Started;
+beforeAll(async () => {
+  home = createHome();
+  product = await start(home);
+}, 120_000);
+afterAll(async () => {
+  if (product !== undefined) expect(await stop(product)).toBe(0);
+  removeHome(home);
+}, 60_000);
+
+const messagesOf = (content: string) => [{ role: 'user' as const, content }];
+const chat = (content: string, more: object = {}) =>
+  product.client.chat.completions
+    .create({
+      model: product.dev.model,
+      messages: messagesOf(content),
+      max_completion_tokens: 12,
+      temperature: 0,
+      ...more,
+      stream: false,
+    })
+    .withResponse();
+const infoOf = (body: unknown): MaskrouteInfo => (body as { maskroute: MaskrouteInfo }).maskroute;
+
+async function dryRun(content: string) {
+  const response = await fetch(`${product.dev.edge}/v1/route`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${product.dev.apiKey}`, 'content-type': 'application/json' },
+    body: JSON.stringify({ model: product.dev.model, messages: messagesOf(content) }),
+  });
+  return dryRunSchema.parse(await response.json());
+}
+
+async function gauge(name: string): Promise<number> {
+  const text = await (await fetch(`${product.dev.backend}/metrics`)).text();
+  const line = text.split('\n').find((line) => line.startsWith(`${name}{`) || line.startsWith(`${name} `));
+  return Number(line!.split(' ').at(-1));
+}
+
+describe('a chat', () => {
+  test('is answered under the mask of its cluster, and every header says so', async () => {
+    const { data, response } = await chat(PROMPT);
+    expect(data.choices[0]!.message.content).toMatch(/\w/);
+    expect(data.usage!.completion_tokens).toBeGreaterThan(0);
+    const header = (name: string) => response.headers.get(name);
+    const info = infoOf(data);
+    expect(header(HEADERS.requestId)).toMatch(/^\S+$/);
+    expect(header(HEADERS.maskSet)).toBe(info.mask_set);
+    expect(header(HEADERS.version)).toMatch(/^v_[0-9a-f]{24}$/);
+    expect(header(HEADERS.version)).toBe(info.version);
+    expect(header(HEADERS.cluster)).toBe(String(info.cluster));
+    expect(header(HEADERS.mask)).toMatch(/^m_[0-9a-f]{24}$/);
+    expect(header(HEADERS.mask)).toBe(info.mask);
+    expect(Number(header(HEADERS.sparsity))).toBeCloseTo(info.sparsity, 3);
+    expect(info.sparsity).toBeGreaterThan(0);
+    for (const name of [HEADERS.experiment, HEADERS.variant, HEADERS.region]) {
+      expect(header(name), name).toMatch(/^\S+$/);
+    }
+    expect(header(HEADERS.fallback)).toBeNull();
+    const timing = header(HEADERS.serverTiming)!;
+    for (const name of ['embed', 'route', 'assign', 'backend']) {
+      expect(timing).toMatch(new RegExp(`(^|, )${name};dur=\\d`));
+    }
+  });
+
+  test('streams, with the decision in the last chunk and the usage that was asked for', async () => {
+    const stream = await product.client.chat.completions.create({
+      model: product.dev.model,
+      messages: messagesOf(PROMPT),
+      max_completion_tokens: 40,
+      temperature: 0,
+      stream: true,
+      stream_options: { include_usage: true },
+    });
+    const arrivals_ms: number[] = [];
+    const chunks = [];
+    for await (const chunk of stream) {
+      chunks.push(chunk);
+      arrivals_ms.push(performance.now());
+    }
+    const text = chunks.map((chunk) => chunk.choices[0]?.delta.content ?? '').join('');
+    const whole = await chat(PROMPT, { max_completion_tokens: 40 });
+    expect(text).toBe(whole.data.choices[0]!.message.content);
+    expect(chunks.find((chunk) => chunk.usage != null)?.usage).toEqual(whole.data.usage);
+    expect(infoOf(chunks.at(-1)).mask).toBe(infoOf(whole.data).mask);
+    // Not held back until the end: most of the time lies between the first chunk and the last.
+    expect(chunks.length).toBeGreaterThan(10);
+    expect(arrivals_ms.at(-1)! - arrivals_ms[0]!).toBeGreaterThan(20);
+  });
+
+  test('decodes under exactly the mask that the dry run told', async () => {
+    for (const prompt of KINDS) {
+      const [told, { data }] = [await dryRun(prompt), await chat(prompt)];
+      const used = infoOf(data);
+      expect(used.mask).toBe(told.mask);
+      expect({ ...used, similarity: null }).toMatchObject({ ...told.maskroute, similarity: null });
+      expect(used.sparsity).toBeCloseTo(told.sparsity!, 3);
+    }
+  });
+
+  test('prompts of different kinds reach different clusters', async () => {
+    const clusters = await Promise.all(KINDS.map(async (prompt) => (await dryRun(prompt)).maskroute.cluster));
+    expect(new Set(clusters).size).toBeGreaterThanOrEqual(4);
+  });
+
+  test('under `:dense` runs every block and says who asked for it', async () => {
+    const { data, response } = await chat(PROMPT, { model: `${product.dev.model}:dense` });
+    expect(infoOf(data)).toMatchObject({ mask: 'dense', sparsity: 0, fallback: 'requested' });
+    expect(response.headers.get(HEADERS.fallback)).toBe('requested');
+  });
+
+  test('is the same alone and among others with other masks', async () => {
+    const ask = async (prompt: string) =>
+      (await chat(prompt, { max_completion_tokens: 24 })).data.choices[0]!.message.content;
+    const alone: unknown[] = [];
+    for (const prompt of KINDS) alone.push(await ask(prompt));
+    expect(await Promise.all(KINDS.map(ask))).toEqual(alone);
+  });
+});
+
+describe('a client that hangs up', () => {
+  const idle = () => vi.waitFor(async () => expect(await gauge('num_requests_running')).toBe(0), 2000);
+  const long = { max_completion_tokens: 1500, ignore_eos: true };
+
+  test('in the middle of a stream ends the request in the engine', async () => {
+    const stream = await product.client.chat.completions.create({
+      model: product.dev.model,
+      messages: messagesOf(PROMPT),
+      ...long,
+      stream: true,
+    });
+    for await (const chunk of stream) if ((chunk.choices[0]?.delta.content ?? '') !== '') break;
+    stream.controller.abort();
+    const aborted_ms = performance.now();
+    await idle();
+    expect(performance.now() - aborted_ms).toBeLessThan(1000);
+    await stopsGenerating();
+  });
+
+  test('before the first token ends it too', async () => {
+    const abort = new AbortController();
+    const prompt = 'The quick brown fox jumps over the lazy dog. '.repeat(120);
+    const answer = product.client.chat.completions.create(
+      { model: product.dev.model, messages: messagesOf(prompt), ...long },
+      { signal: abort.signal },
+    );
+    const failed = expect(answer).rejects.toThrow(/abort/i);
+    await vi.waitFor(async () => expect(await gauge('num_requests_running')).toBe(1), { interval: 5 });
+    abort.abort();
+    await failed;
+    await idle();
+    await stopsGenerating();
+  });
+
+  async function stopsGenerating(): Promise<void> {
+    const before = await gauge('maskroute_engine_steps');
+    await sleep(100);
+    expect(await gauge('maskroute_engine_steps')).toBe(before);
+  }
+});
+
+describe('the other endpoints', () => {
+  test('models come with their dense twins', async () => {
+    const ids = (await product.client.models.list()).data.map((model) => model.id);
+    expect(ids).toEqual([product.dev.model, `${product.dev.model}:dense`]);
+  });
+
+  test('a plain completion is routed as well', async () => {
+    const body = { model: product.dev.model, prompt: PROMPT, max_tokens: 8, temperature: 0 };
+    const { data } = await product.client.completions.create(body).withResponse();
+    expect(data.choices[0]!.text).toMatch(/\w/);
+    expect(infoOf(data).cluster).toBe((await dryRun(PROMPT)).maskroute.cluster);
+  });
+
+  test('errors are the client’s own exceptions, with stable codes', async () => {
+    const thrown = async (body: object) => chat(PROMPT, body).catch((error: APIError) => error);
+    expect(await thrown({ temperature: 3 })).toMatchObject({ status: 400, code: 'invalid_request' });
+    expect(await thrown({ model: 'nobody' })).toMatchObject({ status: 404, code: 'model_not_found' });
+    expect(await thrown({ mask: 'm_000000000000000000000000' })).toMatchObject({ code: 'unknown_mask' });
+    const stranger = product.client.withOptions({ apiKey: 'mr_live_nobody' });
+    const refused = await stranger.models.list().catch((error: APIError) => error);
+    expect(refused).toMatchObject({ status: 401, code: 'invalid_api_key' });
+  });
+});
