@@ -15,6 +15,8 @@ export type ChoiceJob = {
   readonly stops: readonly string[];
   /** The prompt as the answer repeats it, when it does. */
   readonly echo: string | undefined;
+  /** Whether a stop token has an entry in the log-probabilities, as the legacy format has it. */
+  readonly scoresStopToken: boolean;
 };
 
 /** What is known of a choice so far; kept up to date while it runs, so that an abort can be accounted for. */
@@ -109,7 +111,8 @@ function createAnswer(text: TokenText, job: ChoiceJob): { take(event: EngineEven
       case 'token':
         return assembler.push(event.tokenId, event.logprob);
       case 'finished':
-        return stopped ? { text: '', pieces: [], stopped } : assembler.finish();
+        if (stopped) return { text: '', pieces: [], stopped };
+        return assembler.finish(job.scoresStopToken ? event.stopLogprob : undefined);
     }
   };
   return {

@@ -32,6 +32,7 @@ export async function planChat(context: PlanContext, request: ChatRequest): Prom
     maxTokens: request.max_completion_tokens ?? request.max_tokens ?? undefined,
     logprobs: request.logprobs === true ? (request.top_logprobs ?? 0) : undefined,
     echo: false,
+    scoresStopToken: false,
     wire: chatWire(context.model.text),
   });
 }
@@ -46,6 +47,8 @@ export async function planCompletion(context: PlanContext, request: CompletionRe
     maxTokens: request.max_tokens ?? COMPLETION_TOKENS_DEFAULT,
     logprobs: request.logprobs ?? undefined,
     echo: request.echo === true,
+    // lm-evaluation-harness takes the last entry for the one token that it let the model generate.
+    scoresStopToken: true,
     wire: completionWire(context.model.text),
   });
 }
@@ -60,6 +63,7 @@ type Shape = {
   readonly maxTokens: number | undefined;
   readonly logprobs: number | undefined;
   readonly echo: boolean;
+  readonly scoresStopToken: boolean;
   readonly wire: AnswerPlan['wire'];
 };
 
@@ -108,6 +112,7 @@ async function choiceJobs(
         countsPrompt: choice === 0,
         stops,
         echo: shape.echo ? text : undefined,
+        scoresStopToken: shape.scoresStopToken,
         request: {
           requestId: engineRequestId(requestId),
           promptTokenIds: tokenIds,

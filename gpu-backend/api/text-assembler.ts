@@ -24,8 +24,8 @@ export type Shown = {
 
 export type TextAssembler = {
   push(tokenId: number, logprob: TokenLogprob | undefined): Shown;
-  /** What was held back, when generation ends by itself. */
-  finish(): Shown;
+  /** What was held back, when generation ends by itself; `last` is of a token without text. */
+  finish(last?: TokenLogprob): Shown;
 };
 
 export type AssemblerOptions = {
@@ -65,8 +65,13 @@ export function createTextAssembler(options: AssemblerOptions): TextAssembler {
       const { text, stopped } = matcher.push(decoded);
       return show(text, stopped);
     },
-    finish() {
+    finish(last) {
       const rest = options.decoder.flush();
+      decodedEnd += rest.length;
+      if (last !== undefined) {
+        const piece = { tokenId: last.tokenId, offset: decodedEnd, logprob: last };
+        waiting.push({ piece, end: decodedEnd });
+      }
       const matched = matcher.push(rest);
       if (matched.stopped) return show(matched.text, true);
       const shown = show(matched.text + matcher.flush(), false);

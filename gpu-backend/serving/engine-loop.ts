@@ -6,7 +6,7 @@ import { MaskrouteError } from '../../shared/errors.ts';
 import type { KvCache } from '../engine/kv-cache.ts';
 import type { Runner } from '../engine/runner.ts';
 import { sample, tokenLogprob } from '../engine/sampler.ts';
-import type { EngineEvent, GenerateRequest } from './engine.ts';
+import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
 import type { SchedulerLimits, Step } from './scheduler.ts';
 import { Scheduler } from './scheduler.ts';
 import type { Sequence } from './sequence.ts';
@@ -180,20 +180,24 @@ export class EngineLoop {
     const own = request.logprobs === undefined ? undefined : logits.slice();
     const tokenId = sample(logits, request.sampling, samplerState(sequence));
     if (!Number.isFinite(logits[tokenId])) throw new Error('the model gave no finite logits');
+    const logprob = own && tokenLogprob(own, tokenId, request.logprobs!);
     if (request.stopTokenIds.includes(tokenId)) {
-      this.#finish(sequence, 'stop');
+      this.#finish(sequence, 'stop', logprob);
       return;
     }
     appendToken(sequence, tokenId);
     this.#totals.generatedTokens++;
-    const logprob = own && tokenLogprob(own, tokenId, request.logprobs!);
     this.#output.event(request.requestId, { type: 'token', tokenId, logprob });
     if (generatedTokens(sequence) >= sequence.generatedMax) this.#finish(sequence, 'length');
   }
 
-  #finish(sequence: Sequence, reason: 'stop' | 'length' | 'cancelled'): void {
+  #finish(sequence: Sequence, reason: 'stop' | 'length' | 'cancelled', stopLogprob?: TokenLogprob): void {
     this.#remove(sequence);
-    this.#output.event(sequence.scheduled.requestId, finishedEvent(sequence, reason, performance.now()));
+    const event = finishedEvent(sequence, reason, performance.now());
+    this.#output.event(
+      sequence.scheduled.requestId,
+      stopLogprob === undefined ? event : { ...event, stopLogprob },
+    );
   }
 
   #remove(sequence: Sequence): void {

@@ -62,6 +62,8 @@ export type EngineEvent =
       readonly type: 'finished';
       /** `stop`: a stop token id came; `length`: maxTokens or the context is full; `cancelled`: by the signal. */
       readonly reason: 'stop' | 'length' | 'cancelled';
+      /** Of the stop token, which is no `token` event, when `logprobs` was asked for. */
+      readonly stopLogprob?: TokenLogprob;
       readonly promptTokens: number;
       readonly completionTokens: number;
       readonly cachedTokens: number;

@@ -282,10 +282,11 @@ describe('completions', () => {
       text: 'abcd',
       finish_reason: 'stop',
       logprobs: {
-        tokens: ['a', 'b', 'c', 'd'],
-        token_logprobs: [null, -0.98, -0.99, -1],
-        text_offset: [0, 1, 2, 3],
-        top_logprobs: [null, { b: -0.98 }, { c: -0.99 }, { d: -1 }],
+        // The token that ended it comes last, as lm-evaluation-harness counts on.
+        tokens: ['a', 'b', 'c', 'd', '<|end|>'],
+        token_logprobs: [null, -0.98, -0.99, -1, -2.56],
+        text_offset: [0, 1, 2, 3, 4],
+        top_logprobs: [null, { b: -0.98 }, { c: -0.99 }, { d: -1 }, { '<|end|>': -2.56 }],
       },
     });
     let text = '';
@@ -294,7 +295,7 @@ describe('completions', () => {
       text += chunk.choices[0]!.text;
       tokens.push(...(chunk.choices[0]!.logprobs?.tokens ?? []));
     }
-    expect([text, tokens]).toEqual(['abcd', ['a', 'b', 'c', 'd']]);
+    expect([text, tokens]).toEqual(['abcd', ['a', 'b', 'c', 'd', '<|end|>']]);
     const plain = await api.client.completions.create({ model: 'scripted', prompt: 'ab', echo: true });
     expect(plain.choices[0]).toMatchObject({ text: 'abcd', logprobs: null });
   });

@@ -102,23 +102,26 @@ export function scriptedEngine(initial: Script): ScriptedEngine {
           yield { type: 'prompt', logprobs };
         }
         const answer = script.answer(request);
+        let stopLogprob: TokenLogprob | undefined;
         for (;;) {
           if (signal.aborted) break;
           if (script.failure?.afterTokens === tokens) throw script.failure.error;
           const tokenId = answer[Math.min(tokens, answer.length - 1)]!;
           reason = tokens >= request.maxTokens ? 'length' : 'stop';
+          const logprob = request.logprobs === undefined ? undefined : logprobOf(tokenId, request.logprobs);
+          if (reason === 'stop' && request.stopTokenIds.includes(tokenId)) stopLogprob = logprob;
           if (reason === 'length' || request.stopTokenIds.includes(tokenId)) break;
           reason = 'cancelled';
           if (script.step_ms) await sleep(script.step_ms, undefined, { signal }).catch(() => {});
           if (signal.aborted) break;
           tokens++;
           generated++;
-          const logprob = request.logprobs === undefined ? undefined : logprobOf(tokenId, request.logprobs);
           yield { type: 'token', tokenId, logprob };
         }
         yield {
           type: 'finished',
           reason,
+          ...(stopLogprob && { stopLogprob }),
           promptTokens: request.promptTokenIds.length,
           completionTokens: tokens,
           cachedTokens: 0,
