@@ -8,6 +8,7 @@ import { emitModel, MODEL_FILE, WEIGHTS_FILE } from './emit.ts';
 import { openGguf } from './gguf-source.ts';
 import type { OpenModelFile } from './open-model.ts';
 import type { ImportHooks } from './progress.ts';
+import { openSafetensorsFolder } from './safetensors-source.ts';
 import type { InstalledModel } from './store.ts';
 import {
   incomingFolder,
@@ -18,10 +19,11 @@ import {
   sha256OfFiles,
   syncFolder,
 } from './store.ts';
-import { tryChatTemplate } from './template-trial.ts';
 import { TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer.ts';
+import { tokenizerFromFolder } from './tokenizer-folder.ts';
 import type { ImportedTokenizer } from './tokenizer-import.ts';
 import { tokenizerFromGguf } from './tokenizer-import.ts';
+import { tryModelText } from './trial.ts';
 import type { ModelManifest, WeightKind } from './types.ts';
 
 export type LocalModel = {
@@ -46,11 +48,14 @@ export async function importModel(local: LocalModel, options: ImportOptions): Pr
     const hash = await hashWeights(weights.weightFiles, options);
     const present = await sameModel(options, hash);
     if (present !== undefined) return present;
-    if (tokenizer.chatTemplate !== null) await tryChatTemplate(tokenizer.chatTemplate);
     const folder = incomingFolder(options.home, options.name);
     await rm(folder, { recursive: true, force: true });
     await mkdir(folder, { recursive: true });
     try {
+      await writeSynced(folder, TOKENIZER_FILE, tokenizer.tokenizerJson);
+      await writeSynced(folder, TOKENIZER_CONFIG_FILE, tokenizer.tokenizerConfig);
+      // Quick checks before the long work.
+      await tryModelText(folder, tokenizer);
       await convert(weights, options, folder);
       const manifest = await describe(local, weights, tokenizer, hash, options, folder);
       await writeSynced(folder, MANIFEST_FILE, manifest);
@@ -67,21 +72,32 @@ export async function importModel(local: LocalModel, options: ImportOptions): Pr
   }
 }
 
-async function openLocal(
-  local: LocalModel,
-): Promise<{ weights: OpenModelFile; tokenizer: ImportedTokenizer }> {
-  switch (local.kind) {
+type OpenedModel = { weights: OpenModelFile; tokenizer: ImportedTokenizer };
+
+async function openLocal({ kind, path }: LocalModel): Promise<OpenedModel> {
+  switch (kind) {
     case 'gguf': {
-      const weights = await openGguf(local.path);
-      try {
-        return { weights, tokenizer: tokenizerFromGguf(weights.metadata, weights.config.vocabularySize) };
-      } catch (error) {
-        await weights.close();
-        throw error;
-      }
+      const weights = await openGguf(path);
+      return withTokenizer(weights, async () =>
+        tokenizerFromGguf(weights.metadata, weights.config.vocabularySize),
+      );
     }
-    case 'folder':
-      throw new Error('folders come next');
+    case 'folder': {
+      const weights = await openSafetensorsFolder(path);
+      return withTokenizer(weights, () => tokenizerFromFolder(path, weights.config.vocabularySize));
+    }
+  }
+}
+
+async function withTokenizer(
+  weights: OpenModelFile,
+  read: () => Promise<ImportedTokenizer>,
+): Promise<OpenedModel> {
+  try {
+    return { weights, tokenizer: await read() };
+  } catch (error) {
+    await weights.close();
+    throw error;
   }
 }
 
@@ -113,7 +129,7 @@ async function convert(weights: OpenModelFile, options: ImportOptions, folder: s
   await syncFile(folder, MODEL_FILE);
 }
 
-/** Writes the tokenizer and sums up what the folder holds. */
+/** Sums up what the folder holds. */
 async function describe(
   local: LocalModel,
   weights: OpenModelFile,
@@ -122,8 +138,6 @@ async function describe(
   options: ImportOptions,
   folder: string,
 ): Promise<ModelManifest> {
-  await writeSynced(folder, TOKENIZER_FILE, tokenizer.tokenizerJson);
-  await writeSynced(folder, TOKENIZER_CONFIG_FILE, tokenizer.tokenizerConfig);
   const files: ModelManifest['files'] = {};
   for (const name of [MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE]) {
     const path = join(folder, name);

@@ -4,7 +4,6 @@ import { messageText } from '../../shared/openai.ts';
 import { createChatTemplate } from './chat-template.ts';
 import type { TokenDecoder, Tokenizer } from './tokenizer.ts';
 import { loadTokenizer } from './tokenizer.ts';
-import type { ModelManifest } from './types.ts';
 
 export type ModelText = {
   readonly tokenizer: Tokenizer;
@@ -17,11 +16,15 @@ export type ModelText = {
   readonly tokenBytesMax: number;
 };
 
+/** What of a model's manifest text depends on. */
+export type TextManifest = {
+  readonly chatTemplate: string | null;
+  readonly bosTokenId: number | null;
+  readonly eosTokenIds: readonly number[];
+};
+
 /** `folder`: the model's in the store. */
-export async function openModelText(
-  folder: string,
-  manifest: Pick<ModelManifest, 'chatTemplate' | 'bosTokenId' | 'eosTokenIds'>,
-): Promise<ModelText> {
+export async function openModelText(folder: string, manifest: TextManifest): Promise<ModelText> {
   const tokenizer = await loadTokenizer(folder);
   const name = (id: number | null | undefined) =>
     id === null || id === undefined ? '' : new TextDecoder().decode(tokenizer.tokenBytes(id));

@@ -125,6 +125,8 @@ const END_OF_ANSWER_NAMES = new Set([
   '</s>',
 ]);
 
+export const isEndOfAnswerName = (name: string): boolean => END_OF_ANSWER_NAMES.has(name);
+
 function endOfAnswerIds(metadata: Metadata, vocabulary: Vocabulary): number[] {
   const ids = new Set<number>();
   for (const kind of ['eos', 'eot', 'eom']) {

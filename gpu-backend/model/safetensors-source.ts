@@ -1,0 +1,78 @@
+/** A folder with config.json and safetensors weights, in one file or several, as a `WeightSource`. */
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { quoted } from './gguf-header.ts';
+import { configFromHuggingFace } from './hf-config.ts';
+import { checkLlamaTensors, llamaTensors } from './llama-tensors.ts';
+import { corruptModel } from './model-errors.ts';
+import type { OpenModelFile } from './open-model.ts';
+import { readJsonFile, requireJsonFile } from './read-json.ts';
+import type { SafetensorsFile } from './safetensors.ts';
+import { openSafetensors } from './safetensors.ts';
+
+const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
+const INDEX_BYTES_MAX = 32 * 1024 * 1024;
+const INDEX_FILE = 'model.safetensors.index.json';
+const SHARD_COUNT_MAX = 1000;
+
+/** @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
+export async function openSafetensorsFolder(folder: string): Promise<OpenModelFile> {
+  const config = configFromHuggingFace(await requireJsonFile(join(folder, 'config.json'), CONFIG_BYTES_MAX));
+  const names = await weightFileNames(folder);
+  const files: SafetensorsFile[] = [];
+  const close = async () => {
+    await Promise.all(files.map((file) => file.close()));
+  };
+  try {
+    for (const name of names) files.push(await openSafetensors(join(folder, name)));
+    const fileOf = new Map<string, SafetensorsFile>();
+    for (const file of files) {
+      for (const name of file.names) {
+        if (fileOf.has(name)) throw corruptModel(`tensor ${quoted(name)} comes twice`);
+        if (!isIgnored(name, config.tiedEmbeddings)) fileOf.set(name, file);
+      }
+    }
+    const shapes = new Map([...fileOf].map(([name, file]) => [name, file.shape(name)]));
+    checkLlamaTensors(llamaTensors(config), shapes, (tensor) => tensor.name);
+    const find = (name: string) => {
+      const file = fileOf.get(name);
+      if (file === undefined) throw new RangeError(`the model has no tensor ${name}`);
+      return file;
+    };
+    return {
+      config,
+      weightFiles: names.map((name) => join(folder, name)),
+      has: (name) => fileOf.has(name),
+      shape: (name) => find(name).shape(name),
+      read: (name) => find(name).read(name),
+      close,
+    };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+/** Old files carry the rotary table, which follows from the configuration; a tied head repeats the embedding. */
+const isIgnored = (name: string, tied: boolean): boolean =>
+  name.endsWith('.rotary_emb.inv_freq') || (tied && name === 'lm_head.weight');
+
+/** Sorted, so that the model's hash does not depend on the order in a folder. */
+async function weightFileNames(folder: string): Promise<string[]> {
+  const entries = new Set(await readdir(folder));
+  const index = await readJsonFile(join(folder, INDEX_FILE), INDEX_BYTES_MAX);
+  if (index === undefined) {
+    if (entries.has('model.safetensors')) return ['model.safetensors'];
+    throw corruptModel('its folder has neither model.safetensors nor its index');
+  }
+  const names = [...new Set(Object.values((index.weight_map as object | undefined) ?? {}))].sort();
+  if (names.length === 0 || names.length > SHARD_COUNT_MAX)
+    throw corruptModel(`${INDEX_FILE} names no files`);
+  for (const name of names) {
+    // A name is looked up in the folder's own list: an index cannot point out of it.
+    if (typeof name !== 'string' || !name.endsWith('.safetensors') || !entries.has(name)) {
+      throw corruptModel(`${INDEX_FILE} names ${quoted(String(name))}, which is not there`);
+    }
+  }
+  return names as string[];
+}
