@@ -4,6 +4,7 @@ import type { AppEnv } from './context.ts';
 import { onError, onNotFound } from './middleware/errors.ts';
 import { requestId } from './middleware/request-id.ts';
 import { services } from './middleware/services.ts';
+import { unreadBody } from './middleware/unread-body.ts';
 import { admin } from './routes/admin/index.ts';
 import { completions } from './routes/completions.ts';
 import { feedback } from './routes/feedback.ts';
@@ -15,6 +16,7 @@ import { dryRun } from './routes/route.ts';
 export const app = new Hono<AppEnv>()
   .onError(onError)
   .notFound(onNotFound)
+  .use(unreadBody)
   .use(requestId)
   .route('/', health)
   .use(services)

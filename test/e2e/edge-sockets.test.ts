@@ -3,6 +3,7 @@
  * business to it. What only sockets show: when bytes arrive, and what happens when one side hangs up.
  */
 import { request as httpRequest, type IncomingMessage } from 'node:http';
+import { connect } from 'node:net';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../gpu-backend/dev/edge.ts';
@@ -110,6 +111,21 @@ describe('a client that hangs up', () => {
     await vi.waitFor(async () => expect((await recorded(id))!.hungUp).toBe(true), 5_000);
     expect(performance.now() - started_ms).toBeLessThan(1_000);
   });
+});
+
+it('keeps the connection of a client that is refused before its body was read', async () => {
+  const socket = connect(Number(new URL(edge.url).port), '127.0.0.1');
+  let received = '';
+  socket.setEncoding('utf8').on('data', (text) => {
+    received += text;
+  });
+  const bytes = 500_000;
+  const refused = `POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: ${bytes}\r\n\r\n`;
+  socket.write(refused + ' '.repeat(bytes));
+  await vi.waitFor(() => expect(received).toContain('HTTP/1.1 401'), 5_000);
+  socket.write('GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n');
+  await vi.waitFor(() => expect(received).toContain('HTTP/1.1 200'), 5_000);
+  socket.destroy();
 });
 
 it('lets a client that sends 10 MB read the refusal', async () => {

@@ -2,8 +2,8 @@
 import type { z } from 'zod';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/openai.ts';
-import { DRAIN_BYTES_MAX, JSON_DEPTH_MAX } from '../limits.ts';
-import { drain, readBounded, TooLargeError } from '../services/bounded.ts';
+import { JSON_DEPTH_MAX } from '../limits.ts';
+import { readBounded, TooLargeError } from '../services/bounded.ts';
 
 /**
  * The JSON value of a request's body.
@@ -27,15 +27,13 @@ export async function readJson(request: Request): Promise<unknown> {
 }
 
 async function readText(request: Request): Promise<string> {
-  const tooLarge = async () => {
-    await drain(request.body, DRAIN_BYTES_MAX).catch(() => {});
-    return new MaskrouteError('body_too_large', `The body has more than ${BODY_BYTES_MAX} bytes.`);
-  };
-  if (Number(request.headers.get('content-length')) > BODY_BYTES_MAX) throw await tooLarge();
+  const tooLarge = () =>
+    new MaskrouteError('body_too_large', `The body has more than ${BODY_BYTES_MAX} bytes.`);
+  if (Number(request.headers.get('content-length')) > BODY_BYTES_MAX) throw tooLarge();
   try {
     return await readBounded(request.body, BODY_BYTES_MAX);
   } catch (error) {
-    if (error instanceof TooLargeError) throw await tooLarge();
+    if (error instanceof TooLargeError) throw tooLarge();
     if (error instanceof TypeError && !request.signal.aborted) {
       throw new MaskrouteError('invalid_json', 'The body is not valid UTF-8.', { cause: error });
     }

@@ -5,7 +5,11 @@ import type { Routed } from '../services/routing.ts';
 /** Stands where nothing was picked: no live mask set, no cluster. */
 const NONE = 'none';
 
-/** `backend_ms` is the time until the backend's first byte; undefined when no backend was asked. */
+/**
+ * The platform's clock moves in whole milliseconds, and once deployed only while the worker waits for I/O:
+ * work that is done in less reads as 0. `backend_ms` is the time until the backend's first byte; undefined when no
+ * backend was asked.
+ */
 export function decisionHeaders(routed: Routed, backend_ms: number | undefined): Record<string, string> {
   const { decision, assignment, timings } = routed;
   const durations: [string, number | undefined][] = [
@@ -26,7 +30,7 @@ export function decisionHeaders(routed: Routed, backend_ms: number | undefined):
     ...(decision.fallback === null ? {} : { [HEADERS.fallback]: decision.fallback }),
     [HEADERS.serverTiming]: durations
       .filter((entry): entry is [string, number] => entry[1] !== undefined)
-      .map(([name, duration_ms]) => `${name};dur=${duration_ms.toFixed(3)}`)
+      .map(([name, duration_ms]) => `${name};dur=${Math.round(duration_ms)}`)
       .join(', '),
   };
 }
