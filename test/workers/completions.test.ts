@@ -49,7 +49,7 @@ describe('a routed completion', () => {
         'x-maskroute-version': version,
         'x-maskroute-cluster': String(cluster),
         'x-maskroute-mask': mask,
-        'x-maskroute-sparsity': '0.1667',
+        'x-maskroute-sparsity': String(2 / 12),
         'x-maskroute-experiment': 'none',
         'x-maskroute-variant': 'live',
         'x-maskroute-region': expect.stringMatching(/^(local|[A-Z0-9]+(\/[A-Z0-9]+)*)$/),
@@ -110,7 +110,7 @@ describe('dense, and why', () => {
     const seen = (await recorded(idOf(response)))!;
     expect(seen.body).toMatchObject({ mask: 'dense' });
     expect(response.headers.get('x-maskroute-mask')).toBe('dense');
-    expect(response.headers.get('x-maskroute-sparsity')).toBe('0.0000');
+    expect(response.headers.get('x-maskroute-sparsity')).toBe('0');
     const reason = response.headers.get('x-maskroute-fallback');
     expect(seen.body).toMatchObject({ maskroute: { fallback: reason } });
     return reason;
@@ -154,6 +154,18 @@ describe('dense, and why', () => {
     expect((await chat(key, say('north'), strict)).headers.get('x-maskroute-cluster')).toBe('0');
   });
 
+  it('says so when the backend cannot use the mask that routing chose, not when the client chose it', async () => {
+    const { tenant, key } = await newTenant();
+    const { set, version } = await goLive('compass', tenant);
+    expect(await fallbackOf(key, { user: 'masks-unknown' })).toBe('unknown_mask');
+    const response = await chat(key, { user: 'masks-unknown' });
+    expect(response.headers.get('x-maskroute-version')).toBe(version);
+    const body = await response.json();
+    expect(body).toMatchObject({ maskroute: { fallback: 'unknown_mask', version } });
+    const asked = chat(key, { user: 'masks-unknown', mask: set.clusters[0]!.mask });
+    expect(await errorCode(asked)).toBe('400 unknown_mask');
+  });
+
   it('passes the mask of a client through as it is', async () => {
     const { tenant, key } = await newTenant();
     const { set } = await goLive('compass', tenant);
@@ -161,7 +173,7 @@ describe('dense, and why', () => {
     const byId = await chat(key, { mask: id });
     expect((await recorded(idOf(byId)))!.body).toMatchObject({ mask: id });
     expect(byId.headers.get('x-maskroute-mask')).toBe(id);
-    expect(byId.headers.get('x-maskroute-sparsity')).toBe('0.1667');
+    expect(byId.headers.get('x-maskroute-sparsity')).toBe(String(2 / 12));
     const layers = { skipAttention: [3], skipFfn: [2] };
     const byLayers = await chat(key, { mask: layers });
     expect((await recorded(idOf(byLayers)))!.body).toMatchObject({ mask: layers });

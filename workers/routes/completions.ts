@@ -9,6 +9,7 @@ import { parse, readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
 import { edgeUrl } from '../services/edge-url.ts';
 import { regionOf } from '../services/region.ts';
+import { denseDecision } from '../services/route.ts';
 import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../services/routing.ts';
 import { decisionHeaders } from './decision-headers.ts';
 
@@ -26,8 +27,34 @@ export const completions = new Hono<AppEnv>()
 
 /** `raw` is the client's own object: fields that this edge does not know reach the backend too. */
 async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Promise<Response> {
-  const { signal } = c.req.raw;
   const routed = await route(c, routable);
+  const response = await forward(c, raw, routable, routed);
+  // The client did not ask for the mask, so a mask that the backend cannot use is no error of the client's.
+  if (routable.body.mask == null && (await isAboutMask(response))) {
+    const decision = denseDecision(routed.decision.set, 'unknown_mask');
+    return answer(c, await forward(c, raw, routable, { ...routed, decision }));
+  }
+  return answer(c, response);
+}
+
+/** Whether the backend refused the request, before it generated anything, for its mask. */
+async function isAboutMask(response: Response): Promise<boolean> {
+  if (response.ok) return false;
+  const body = (await response.clone().json()) as { error: { param?: unknown } };
+  return body.error.param === 'mask';
+}
+
+function answer(c: AppContext, response: Response): Response {
+  setHeaders(c, passedHeaders(response.headers));
+  return c.body(response.body as ReadableStream, response.status as ContentfulStatusCode);
+}
+
+async function forward(
+  c: AppContext,
+  raw: unknown,
+  routable: RoutableBody,
+  routed: Routed,
+): Promise<Response> {
   // Set before the backend is asked, so that its errors carry the decision too.
   setHeaders(c, decisionHeaders(routed, undefined));
   const body = JSON.stringify({
@@ -42,13 +69,12 @@ async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Pr
     requestId: c.get('requestId'),
     tenant: c.get('caller').tenant,
     edge: edgeUrl(config, c.req.raw),
-    signal,
+    signal: c.req.raw.signal,
     timeout_ms: config.BACKEND_TIMEOUT_MS,
     body,
   });
   setHeaders(c, decisionHeaders(routed, performance.now() - started_ms));
-  setHeaders(c, passedHeaders(response.headers));
-  return c.body(response.body as ReadableStream, response.status as ContentfulStatusCode);
+  return response;
 }
 
 export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> => {

@@ -23,7 +23,7 @@ export function decisionHeaders(routed: Routed, backend_ms: number | undefined):
     [HEADERS.version]: decision.set?.version ?? NONE,
     [HEADERS.cluster]: decision.cluster === null ? NONE : String(decision.cluster),
     [HEADERS.mask]: decision.maskId ?? 'custom',
-    ...(decision.sparsity === null ? {} : { [HEADERS.sparsity]: decision.sparsity.toFixed(4) }),
+    ...(decision.sparsity === null ? {} : { [HEADERS.sparsity]: String(decision.sparsity) }),
     [HEADERS.experiment]: assignment.experiment,
     [HEADERS.variant]: assignment.variant,
     [HEADERS.region]: assignment.region,

@@ -53,6 +53,9 @@ async function answer(behaviour: string, entry: Recorded, response: ServerRespon
     case 'queue-full':
       response.setHeader('retry-after', '7');
       return json(response, 429, wireError('queue_full'));
+    case 'masks-unknown':
+      if (entry.body?.mask === 'dense') return json(response, 200, { maskroute: entry.body?.maskroute });
+      return json(response, 400, wireError('unknown_mask', 'mask'));
     case 'unknown-model':
       return json(response, 404, wireError('model_not_found'));
     case 'flood':
@@ -94,8 +97,8 @@ async function flood(entry: Recorded, response: ServerResponse): Promise<void> {
   response.end();
 }
 
-const wireError = (code: string) => ({
-  error: { message: `the backend says ${code}`, type: 'invalid_request_error', param: null, code },
+const wireError = (code: string, param: string | null = null) => ({
+  error: { message: `the backend says ${code}`, type: 'invalid_request_error', param, code },
 });
 
 const modelList = () => ({
