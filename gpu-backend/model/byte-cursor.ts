@@ -69,7 +69,8 @@ export class ByteCursor {
   /** A 64-bit count or size that must not exceed `max`. */
   size(what: string, max: number): number {
     const value = this.u64();
-    if (value > BigInt(max)) throw corruptModel(`${what} is ${value}, more than ${max}`);
+    const bound = Math.floor(max);
+    if (value > BigInt(bound)) throw corruptModel(`${what} is ${value}, more than ${bound}`);
     return Number(value);
   }
 

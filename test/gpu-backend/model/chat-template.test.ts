@@ -1,0 +1,58 @@
+import { describe, expect, test } from 'vitest';
+import { createChatTemplate } from '../../../gpu-backend/model/chat-template.ts';
+
+const tokens = { bos: '<s>', eos: '</s>' };
+const hi = [{ role: 'user', content: 'Hi {{ 1 + 1 }}' }];
+
+describe('createChatTemplate', () => {
+  test('without a template it writes ChatML, and never evaluates a message', () => {
+    expect(createChatTemplate(null, tokens).render(hi)).toBe(
+      '<|im_start|>user\nHi {{ 1 + 1 }}<|im_end|>\n<|im_start|>assistant\n',
+    );
+  });
+
+  test('knows BOS and EOS and trims blocks as transformers does', () => {
+    const source = [
+      '{{ bos_token }}',
+      '{% for message in messages %}',
+      "  {% if message.role == 'user' %}",
+      '[INST] {{ message.content | trim }} [/INST]',
+      '  {% else %}',
+      '{{ message.content }}{{ eos_token }}',
+      '  {% endif %}',
+      '{% endfor %}',
+    ].join('\n');
+    const messages = [...hi, { role: 'assistant', content: 'Yes' }];
+    expect(createChatTemplate(source, tokens).render(messages)).toBe(
+      '<s>\n[INST] Hi {{ 1 + 1 }} [/INST]\nYes</s>\n',
+    );
+  });
+
+  test('a refusal by the template is the client’s error, with the template’s words', () => {
+    const template = createChatTemplate("{{ raise_exception('roles must alternate') }}", tokens);
+    expect(() => template.render(hi)).toThrowError(
+      expect.objectContaining({
+        code: 'invalid_request',
+        status: 400,
+        message: expect.stringContaining('roles must alternate'),
+      }),
+    );
+  });
+
+  test('one that cannot be parsed is refused', () => {
+    expect(() => createChatTemplate('{% if %}', tokens)).toThrowError(
+      expect.objectContaining({ code: 'unsupported_model' }),
+    );
+  });
+
+  test('a template cannot change the messages of the next request', () => {
+    const template = createChatTemplate('{{ messages.pop() }}{{ messages | length }}', tokens);
+    const before = structuredClone(hi);
+    try {
+      template.render(hi);
+    } catch {
+      // Whether `pop` exists is the library's matter.
+    }
+    expect(hi).toEqual(before);
+  });
+});

@@ -1,0 +1,96 @@
+/** What GGUF files give: checked against the tiny file's known content and, for the real one, another reader. */
+import { existsSync } from 'node:fs';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { gguf } from '@huggingface/gguf';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { openGguf } from '../../../gpu-backend/model/gguf-source.ts';
+import { toHalfSplitRotary } from '../../../gpu-backend/model/llama-tensors.ts';
+import { tinyLlama, writeGguf } from '../../support/gguf.ts';
+import { testModelFile } from '../../support/installed-model.ts';
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), 'maskroute-gguf-'));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+async function openBytes(bytes: Uint8Array) {
+  const file = path.join(folder, 'model.gguf');
+  await writeFile(file, bytes);
+  return openGguf(file);
+}
+
+describe('openGguf', () => {
+  test.each([2, 3])('reads configuration, names and shapes of version %i', async (version) => {
+    const model = await openBytes(writeGguf({ ...tinyLlama(), version }));
+    expect(model.config).toEqual({
+      architecture: 'llama',
+      layerCount: 2,
+      hiddenSize: 64,
+      ffnSize: 128,
+      headCount: 4,
+      kvHeadCount: 2,
+      headSize: 16,
+      vocabularySize: 265,
+      contextTokens: 128,
+      ropeTheta: 10_000,
+      rmsEpsilon: 1e-5,
+      tiedEmbeddings: true,
+    });
+    expect(model.shape('model.layers.1.mlp.down_proj.weight')).toEqual([64, 128]);
+    expect(model.has('lm_head.weight')).toBe(false);
+    await model.close();
+  });
+
+  test('gives Q and K in half-split order and everything else as it is stored', async () => {
+    const model = await openBytes(writeGguf(tinyLlama()));
+    const q = await model.read('model.layers.0.self_attn.q_proj.weight');
+    const v = await model.read('model.layers.0.self_attn.v_proj.weight');
+    const stored = (i: number) => Math.fround(((i * 7919) % 1013) / 1013 - 0.5);
+    // Head 1, pair 3: its first row is stored at 16 + 6 and comes out at 16 + 3, its second at 16 + 8 + 3.
+    expect(q[(16 + 3) * 64 + 5]).toBe(stored((16 + 6) * 64 + 5));
+    expect(q[(16 + 8 + 3) * 64 + 5]).toBe(stored((16 + 7) * 64 + 5));
+    expect(v[7 * 64 + 5]).toBe(stored(7 * 64 + 5));
+    await model.close();
+  });
+
+  test('reads an untied output matrix', async () => {
+    const parts = tinyLlama();
+    const embedding = parts.tensors[0]!;
+    const model = await openBytes(
+      writeGguf({ ...parts, tensors: [...parts.tensors, { ...embedding, name: 'output.weight' }] }),
+    );
+    expect(model.config.tiedEmbeddings).toBe(false);
+    expect((await model.read('lm_head.weight')).length).toBe(265 * 64);
+    await model.close();
+  });
+});
+
+test('half-split order is the inverse of the converter’s permutation', () => {
+  // LlamaModel.permute of convert_hf_to_gguf.py: reshape(heads, 2, D/2, columns).swapaxes(1, 2).
+  const heads = 3;
+  const size = 8;
+  const columns = 2;
+  const original = Float32Array.from({ length: heads * size * columns }, (_, i) => i);
+  const permuted = new Float32Array(original.length);
+  for (let h = 0; h < heads; h++)
+    for (let j = 0; j < 2; j++)
+      for (let i = 0; i < size / 2; i++)
+        for (let c = 0; c < columns; c++) {
+          const from = (h * size + j * (size / 2) + i) * columns + c;
+          permuted[(h * size + 2 * i + j) * columns + c] = original[from]!;
+        }
+  expect(toHalfSplitRotary(permuted, heads, columns)).toEqual(original);
+});
+
+test.skipIf(!existsSync(testModelFile))('agrees with @huggingface/gguf on the real file', async () => {
+  const [ours, theirs] = [await openGguf(testModelFile), await gguf(testModelFile, { allowLocalFile: true })];
+  const metadata = Object.fromEntries(ours.metadata);
+  const { version, tensor_count, kv_count, ...expected } = theirs.metadata as Record<string, unknown>;
+  expect([version, tensor_count]).toEqual([3, BigInt(theirs.tensorInfos.length)]);
+  expect(Number(kv_count)).toBe(ours.metadata.size);
+  expect(metadata).toEqual(expected);
+  await ours.close();
+});

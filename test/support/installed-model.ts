@@ -1,0 +1,9 @@
+/** The real default model, which `npm test` installs first. */
+import { maskrouteHome } from '../../gpu-backend/home.ts';
+import { DEFAULT_MODEL, defaultModelFile } from '../../gpu-backend/model/sources/default-model.ts';
+import { openInstalled } from '../../gpu-backend/model/store.ts';
+
+export const testHome = maskrouteHome();
+/** The GGUF file that it was made from, when it came from there. */
+export const testModelFile = defaultModelFile(testHome);
+export const installedModel = () => openInstalled(testHome, DEFAULT_MODEL);
