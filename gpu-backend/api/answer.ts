@@ -21,7 +21,8 @@ export type AnswerPlan = {
   /** As the client wrote it. */
   readonly modelName: string;
   readonly mask: ChosenMask;
-  readonly route: RouteEcho | undefined;
+  /** The edge's decision; empty on a direct call. */
+  readonly route: RouteEcho;
   readonly wire: Wire;
   readonly jobs: readonly ChoiceJob[];
   readonly withLogprobs: boolean;

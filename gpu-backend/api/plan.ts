@@ -1,6 +1,7 @@
 /** From a checked body to a plan that can run: mask, prompts, choices and sampling of both endpoints. */
 import { MaskrouteError } from '../../shared/errors.ts';
 import type { ChatRequest, CompletionRequest } from '../../shared/openai.ts';
+import type { RouteEcho } from '../../shared/protocol.ts';
 import type { MaskRegistry } from '../serving/mask-registry.ts';
 import type { AnswerPlan } from './answer.ts';
 import type { Caller } from './auth.ts';
@@ -56,6 +57,12 @@ export async function planCompletion(context: PlanContext, request: CompletionRe
 /** OpenAI's default for the legacy endpoint; chat answers until the context is full. */
 const COMPLETION_TOKENS_DEFAULT = 16;
 
+/** Echoed as it came, but flat: what a client nests in there could be too deep to write out again. */
+const plainFields = (route: RouteEcho): RouteEcho =>
+  Object.fromEntries(
+    Object.entries(route).filter(([, value]) => value === null || typeof value !== 'object'),
+  );
+
 type Shape = {
   /** Called once the cheaper checks have passed. */
   readonly prompts: () => Promise<readonly Prompt[]>;
@@ -79,7 +86,7 @@ async function plan(
     requestId: context.requestId,
     modelName: request.model,
     mask,
-    route: request.maskroute ?? undefined,
+    route: plainFields(request.maskroute ?? {}),
     wire: shape.wire,
     jobs: await choiceJobs(context, request, shape, mask),
     withLogprobs: shape.logprobs !== undefined,

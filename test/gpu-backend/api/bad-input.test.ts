@@ -132,6 +132,18 @@ describe('bodies', () => {
     expect(await errorOf(await server.post(CHAT, '', chunked))).toMatchObject({ status: 413 });
   });
 
+  it('nesting a hundred thousand deep', async () => {
+    const deep = '['.repeat(100_000) + ']'.repeat(100_000);
+    for (const stream of [false, true]) {
+      const body = JSON.stringify(chat({ stream })).replace('}]', `}],"maskroute":{"x":${deep}},"y":${deep}`);
+      const response = await server.post(CHAT, body);
+      expect(response.status).toBe(200);
+      expect(await response.text()).toContain('"mask":"dense"');
+    }
+    const messages = JSON.stringify(chat()).replace('"Hi"', deep);
+    expect(await errorOf(await server.post(CHAT, messages))).toMatchObject({ code: 'invalid_request' });
+  });
+
   it('other media types', async () => {
     for (const type of [
       'text/plain',
