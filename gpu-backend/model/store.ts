@@ -31,8 +31,8 @@ export const modelsFolder = (home: string): string => join(home, 'models');
 export function toModelName(text: string): string {
   const name = text
     .replace(/[^A-Za-z0-9._-]+/g, '-')
-    .replace(/^[^A-Za-z0-9]+/, '')
-    .slice(0, 128);
+    .slice(0, 128)
+    .replace(/^[^A-Za-z0-9]+|[^A-Za-z0-9]+$/g, '');
   if (!NAME_PATTERN.test(name)) {
     throw new MaskrouteError('invalid_request', `"${text}" gives no usable model name; rename it.`);
   }

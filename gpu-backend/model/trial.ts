@@ -12,9 +12,9 @@ import { unsupportedModel } from './model-errors.ts';
 import type { TextManifest } from './model-text.ts';
 import { openModelText } from './model-text.ts';
 
-const TRIAL_TIMEOUT_ms = 15_000;
+const TRIAL_TIMEOUT_ms = 8000;
 /** Room for the largest tokenizers (a quarter of a million tokens); a template that hoards ends in it. */
-const TRIAL_HEAP_MB = 1024;
+const TRIAL_HEAP_MB = 512;
 const REASON_CHARS_MAX = 300;
 
 /** `folder` holds the tokenizer's files. @throws MaskrouteError `unsupported_model`. */

@@ -1,0 +1,186 @@
+/** Importing into the store: whole or not at all, whoever is killed and whoever comes at the same time. */
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { listModels, pullModel, showModel } from '../../../gpu-backend/commands/model.ts';
+import type { ImportProgress } from '../../../gpu-backend/model/progress.ts';
+import { loadTokenizer } from '../../../gpu-backend/model/tokenizer.ts';
+import type { WeightKind } from '../../../gpu-backend/model/types.ts';
+import { tinyLlama, writeGguf } from '../../support/gguf.ts';
+
+let home: string;
+let file: string;
+beforeEach(async () => {
+  home = await mkdtemp(path.join(tmpdir(), 'maskroute-store-'));
+  file = path.join(home, 'Tiny model (v1).gguf');
+  await writeFile(file, writeGguf(tinyLlama()));
+});
+afterEach(() => rm(home, { recursive: true, force: true }));
+
+const pull = (
+  spec: string,
+  options: {
+    weights?: WeightKind;
+    force?: boolean;
+    signal?: AbortSignal;
+    onProgress?: (p: ImportProgress) => void;
+  } = {},
+) => pullModel(spec, { home, weights: 'q8', onProgress: () => {}, log: () => {}, ...options });
+const inStore = async () =>
+  (await readdir(path.join(home, 'models'))).filter((name) => !name.startsWith('.lock')).sort();
+
+describe('pullModel', () => {
+  test('installs a file under its own name, and everything is there', async () => {
+    const { folder, manifest } = await pull(file);
+    expect(manifest).toMatchObject({
+      name: 'Tiny-model-v1',
+      weights: 'q8',
+      eosTokenIds: [2, 0],
+      addBos: false,
+    });
+    expect((await readdir(folder)).sort()).toEqual(
+      ['model.json', 'model.onnx', 'tokenizer.json', 'tokenizer_config.json', 'weights.bin'].sort(),
+    );
+    expect(await inStore()).toEqual(['Tiny-model-v1']);
+    const tokenizer = await loadTokenizer(folder);
+    expect(tokenizer.decode(tokenizer.encode('hello wörld'))).toBe('hello wörld');
+    expect((await showModel(home, manifest.name, { verify: true })).manifest).toEqual(manifest);
+  });
+
+  test('other weight kinds stand beside it', async () => {
+    await pull(file);
+    await pull(file, { weights: 'f32' });
+    await pull(file, { weights: 'q4' });
+    expect((await listModels(home)).map(({ name, weights }) => [name, weights])).toEqual([
+      ['Tiny-model-v1', 'q8'],
+      ['Tiny-model-v1-f32', 'f32'],
+      ['Tiny-model-v1-q4', 'q4'],
+    ]);
+  });
+
+  test('leaves the same model alone, imports it anew when told to, and replaces another of that name', async () => {
+    const first = await pull(file);
+    expect((await pull(file)).manifest.importedAt).toBe(first.manifest.importedAt);
+    expect((await pull(file, { force: true })).manifest.importedAt).not.toBe(first.manifest.importedAt);
+    await writeFile(
+      file,
+      writeGguf(tinyLlama({ metadata: { 'llama.context_length': { type: 'u32', value: 64 } } })),
+    );
+    const other = await pull(file);
+    expect(other.manifest.hash).not.toBe(first.manifest.hash);
+    expect(other.manifest.config.contextTokens).toBe(64);
+    expect(await inStore()).toEqual(['Tiny-model-v1']);
+  });
+
+  test.each([
+    ['a path that is not there', '/nowhere/x.gguf', 'not_found'],
+    ['a hub name that is none', 'hf:only-an-owner', 'invalid_request'],
+    ['a path out of the hub', 'hf:a/b/../../etc/passwd', 'invalid_request'],
+  ])('refuses %s', async (_, spec, code) => {
+    await expect(pull(spec)).rejects.toMatchObject({ code });
+  });
+
+  test('a refused file leaves nothing', async () => {
+    await writeFile(file, writeGguf(tinyLlama()).subarray(0, -10));
+    await expect(pull(file)).rejects.toMatchObject({ code: 'corrupt_model' });
+    const endless = '{% for a in range(999999999999) %}{{ a }}{% endfor %}';
+    await writeFile(
+      file,
+      writeGguf(tinyLlama({ metadata: { 'tokenizer.chat_template': { type: 'string', value: endless } } })),
+    );
+    await expect(pull(file)).rejects.toMatchObject({
+      code: 'unsupported_model',
+      message: expect.stringContaining('chat template'),
+    });
+    expect(await inStore()).toEqual([]);
+  });
+
+  test('told to stop, it stops and leaves nothing', async () => {
+    const controller = new AbortController();
+    const onProgress = ({ phase }: ImportProgress) => phase === 'convert' && controller.abort();
+    await expect(pull(file, { signal: controller.signal, onProgress })).rejects.toThrow(/abort/i);
+    expect(await inStore()).toEqual([]);
+  });
+});
+
+describe('what is broken', () => {
+  test('is listed with its reason and refused', async () => {
+    const { folder } = await pull(file);
+    await writeFile(path.join(folder, 'weights.bin'), 'short');
+    await mkdir(path.join(home, 'models', 'empty'));
+    const rows = await listModels(home);
+    expect(rows.map(({ name, problem }) => [name, problem])).toEqual([
+      ['Tiny-model-v1', expect.stringMatching(/weights.bin .* has 5 bytes instead of/)],
+      ['empty', expect.stringMatching(/model.json cannot be read/)],
+    ]);
+    await expect(showModel(home, 'Tiny-model-v1')).rejects.toMatchObject({ code: 'corrupt_model' });
+    await expect(showModel(home, '../models/Tiny-model-v1')).rejects.toMatchObject({
+      code: 'model_not_found',
+    });
+    await expect(showModel(home, 'absent')).rejects.toThrow(/installed: Tiny-model-v1, empty/);
+    await pull(file);
+    expect((await showModel(home, 'Tiny-model-v1', { verify: true })).manifest.name).toBe('Tiny-model-v1');
+  });
+
+  test('a byte that changed is found by --verify', async () => {
+    const { folder } = await pull(file);
+    const weights = path.join(folder, 'weights.bin');
+    const bytes = await readFile(weights);
+    bytes[100]! ^= 1;
+    await writeFile(weights, bytes);
+    await showModel(home, 'Tiny-model-v1');
+    await expect(showModel(home, 'Tiny-model-v1', { verify: true })).rejects.toThrow(
+      /weights.bin .* has changed/,
+    );
+  });
+});
+
+const importer = fileURLToPath(new URL('../../support/import-child.ts', import.meta.url));
+
+/** Another process that imports; `stopAt` names the first progress after which it is killed. */
+function importInChild(options: { stopAt?: string }) {
+  const child = spawn(process.execPath, [importer, home, file], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const lines: string[] = [];
+  createInterface({ input: child.stdout }).on('line', (line) => {
+    lines.push(line);
+    if (options.stopAt !== undefined && line.startsWith(options.stopAt)) child.kill('SIGKILL');
+  });
+  return new Promise<{ lines: string[]; status: number | null }>((resolve) =>
+    child.once('close', (status) => resolve({ lines, status })),
+  );
+}
+
+describe('several processes', () => {
+  test('killed half-way, an import leaves no model, and the next one clears up', async () => {
+    const { lines, status } = await importInChild({ stopAt: 'convert' });
+    expect(status).toBe(null);
+    expect(lines).not.toContain('installed');
+    const left = await inStore();
+    expect(left).toEqual([expect.stringMatching(/^\.incoming-Tiny-model-v1-/)]);
+    expect(await listModels(home)).toEqual([]);
+    await pull(file);
+    expect(await inStore()).toEqual(['Tiny-model-v1']);
+  });
+
+  test('an older model whose replacement was killed between the two renames comes back', async () => {
+    const { folder } = await pull(file);
+    await rename(folder, path.join(home, 'models', '.outgoing-Tiny-model-v1'));
+    const other = path.join(home, 'other.gguf');
+    await writeFile(other, writeGguf(tinyLlama()));
+    await pull(other);
+    expect(await inStore()).toEqual(['Tiny-model-v1', 'other']);
+  });
+
+  test('two at once: both end well, and the work is done once', async () => {
+    const results = await Promise.all([importInChild({}), importInChild({})]);
+    expect(results.map(({ status }) => status)).toEqual([0, 0]);
+    expect(results.filter(({ lines }) => lines.some((line) => line.startsWith('convert')))).toHaveLength(1);
+    expect(await inStore()).toEqual(['Tiny-model-v1']);
+    expect(existsSync(path.join(home, 'models', 'Tiny-model-v1', 'model.onnx'))).toBe(true);
+  });
+});
