@@ -42,6 +42,7 @@ export const ERROR_CODES = {
   already_running: [409, 'invalid_request_error'],
   port_in_use: [409, 'invalid_request_error'],
   start_failed: [500, 'server_error'],
+  storage_failed: [500, 'server_error'],
   edge_unreachable: [503, 'server_error'],
 } as const satisfies Record<string, readonly [number, string]>;
 export type ErrorCode = keyof typeof ERROR_CODES;

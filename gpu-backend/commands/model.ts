@@ -1,5 +1,6 @@
 /** `maskroute model pull|list|show` as plain functions; the command line only parses arguments and prints. */
 
+import { MaskrouteError } from '../../shared/errors.ts';
 import { importModel } from '../model/import-model.ts';
 import type { ImportHooks } from '../model/progress.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../model/sources/default-model.ts';
@@ -21,9 +22,24 @@ export type PullOptions = ImportHooks & {
 /**
  * Installs a model. 8-bit weights have the plain name; others stand beside it as `<name>-q4` and `<name>-f32`.
  * A model that is installed already, from the same weights, is left alone.
- * @throws MaskrouteError `download_failed`, `corrupt_model`, `unsupported_model`, `not_found`, `invalid_request`.
+ * @throws MaskrouteError `download_failed`, `corrupt_model`, `unsupported_model`, `not_found`, `invalid_request`,
+ * `storage_failed`.
  */
 export async function pullModel(specText: string, options: PullOptions): Promise<InstalledModel> {
+  try {
+    return await pull(specText, options);
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === undefined || !DISK_ERRORS.has(code)) throw error;
+    throw new MaskrouteError('storage_failed', `The disk does not do what an import needs: ${message}`, {
+      cause: error,
+    });
+  }
+}
+
+const DISK_ERRORS = new Set(['ENOSPC', 'EDQUOT', 'EACCES', 'EPERM', 'EROFS', 'EIO', 'ENOTDIR']);
+
+async function pull(specText: string, options: PullOptions): Promise<InstalledModel> {
   const { home, weights, log, signal, force = false } = options;
   const spec = await parseModelSpec(specText);
   const plainName = nameOfSpec(spec);

@@ -1,0 +1,155 @@
+/** Pulls from the hub, over real HTTP from a server on this machine. */
+import { readdirSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { pullModel } from '../../../gpu-backend/commands/model.ts';
+import { openGguf } from '../../../gpu-backend/model/gguf-source.ts';
+import { llamaTensors } from '../../../gpu-backend/model/llama-tensors.ts';
+import { tokenizerFromGguf } from '../../../gpu-backend/model/tokenizer-import.ts';
+import type { FakeHub, HubOptions } from '../../support/fake-hub.ts';
+import { startFakeHub } from '../../support/fake-hub.ts';
+import { tinyLlama, writeGguf } from '../../support/gguf.ts';
+import { tinyFolder } from '../../support/safetensors.ts';
+
+const REPOSITORY = 'Some-Org/tiny-llama';
+let home: string;
+let hub: FakeHub | undefined;
+const environment = { ...process.env };
+
+beforeEach(async () => {
+  home = await mkdtemp(path.join(tmpdir(), 'maskroute-hub-'));
+  delete process.env.HF_TOKEN;
+});
+afterEach(async () => {
+  process.env = { ...environment };
+  await hub?.close();
+  hub = undefined;
+  await rm(home, { recursive: true, force: true });
+});
+
+async function serve(options: Omit<HubOptions, 'repository'>): Promise<FakeHub> {
+  hub = await startFakeHub({ repository: REPOSITORY, ...options });
+  process.env.HF_ENDPOINT = hub.url;
+  return hub;
+}
+const pull = (spec = `hf:${REPOSITORY}`, signal?: AbortSignal) =>
+  pullModel(spec, { home, weights: 'q8', onProgress: () => {}, log: () => {}, signal });
+const ggufFile = writeGguf(tinyLlama());
+
+describe('hf:OWNER/NAME', () => {
+  test('takes the safetensors where there are any, at one commit', async () => {
+    await serve({
+      files: { ...(await tinyFolder()), 'model.Q8_0.gguf': ggufFile, 'README.md': new Uint8Array(9) },
+    });
+    const { manifest } = await pull();
+    expect(manifest).toMatchObject({
+      name: 'tiny-llama',
+      source: `hf:${REPOSITORY}@0123456789abcdef0123456789abcdef01234567`,
+      config: { layerCount: 2, hiddenSize: 64 },
+      eosTokenIds: [2, 0],
+    });
+    expect(hub!.requests.some((line) => line.includes('README') || line.includes('gguf'))).toBe(false);
+  });
+
+  test('else a GGUF file, or the one that is named', async () => {
+    await serve({
+      files: { 'tiny.Q4_0.gguf': ggufFile, 'tiny.F16.gguf': ggufFile, 'tiny-Q8_0.gguf': ggufFile },
+    });
+    expect((await pull()).manifest.source).toMatch(/tiny-Q8_0\.gguf$/);
+    expect((await pull(`hf:${REPOSITORY}/tiny.F16.gguf`)).manifest.name).toBe('tiny.F16');
+    await expect(pull(`hf:${REPOSITORY}/absent.gguf`)).rejects.toThrow(/has no file absent.gguf/);
+  });
+
+  test('a connection that breaks is taken up where it broke', async () => {
+    await serve({
+      files: { 'tiny.gguf': ggufFile },
+      breaks: { file: 'tiny.gguf', afterBytes: 50_000, times: 1 },
+    });
+    await pull();
+    expect(hub!.requests.filter((line) => line.includes('tiny.gguf')).at(-1)).toMatch(/bytes=50000-$/);
+  });
+
+  test('what an interrupted pull has fetched is not fetched again', async () => {
+    await serve({
+      files: { 'tiny.gguf': ggufFile },
+      breaks: { file: 'tiny.gguf', afterBytes: 60_000, times: 99 },
+    });
+    const controller = new AbortController();
+    const interrupted = pullModel(`hf:${REPOSITORY}`, {
+      home,
+      weights: 'q8',
+      log: () => {},
+      signal: controller.signal,
+      onProgress: ({ done }) => {
+        // While it waits before the next try: what came so far is on the disk.
+        if (done >= 60_000) setTimeout(() => controller.abort(), 200);
+      },
+    });
+    await expect(interrupted).rejects.toThrow(/abort/i);
+    await pull();
+    const fetches = hub!.requests.filter((line) => line.includes('tiny.gguf') && !line.endsWith('bytes=0-0'));
+    expect(fetches).toHaveLength(2);
+    expect(fetches[1]).toMatch(/bytes=60000-$/);
+  });
+
+  test('content that is not what was announced is thrown away', async () => {
+    await serve({ files: { 'tiny.gguf': ggufFile }, wrongHashOf: 'tiny.gguf' });
+    await expect(pull()).rejects.toMatchObject({
+      code: 'download_failed',
+      message: expect.stringMatching(/SHA-256/),
+    });
+    const folder = path.join(home, 'sources', 'hub', REPOSITORY.replace('/', '--'));
+    expect(readdirSync(path.join(folder, readdirSync(folder)[0]!))).toEqual([]);
+  });
+
+  test('the token of the environment opens private models', async () => {
+    await serve({ files: { 'tiny.gguf': ggufFile }, token: 'hf_secret' });
+    await expect(pull()).rejects.toMatchObject({
+      code: 'download_failed',
+      message: expect.stringMatching(/HF_TOKEN/),
+    });
+    process.env.HF_TOKEN = 'hf_secret';
+    expect((await pull()).manifest.name).toBe('tiny-llama');
+  });
+
+  test('says so quickly when the hub cannot be reached', async () => {
+    await serve({ files: {} });
+    await hub!.close();
+    const started = performance.now();
+    await expect(pull()).rejects.toMatchObject({ code: 'download_failed' });
+    expect(performance.now() - started).toBeLessThan(4000);
+  });
+
+  test('a repository with no model in it is refused', async () => {
+    await serve({ files: { 'README.md': new Uint8Array(4), 'pytorch_model.bin': new Uint8Array(4) } });
+    await expect(pull()).rejects.toMatchObject({ code: 'unsupported_model' });
+  });
+});
+
+test('the same model as GGUF and as safetensors gives the same weights and ids', async () => {
+  const { openSafetensorsFolder } = await import('../../../gpu-backend/model/safetensors-source.ts');
+  const { tokenizerFromFolder } = await import('../../../gpu-backend/model/tokenizer-folder.ts');
+  const { createTokenizer } = await import('../../../gpu-backend/model/tokenizer.ts');
+  const { writeFile } = await import('node:fs/promises');
+  for (const [name, bytes] of Object.entries(await tinyFolder()))
+    await writeFile(path.join(home, name), bytes);
+  await writeFile(path.join(home, 'tiny.gguf'), ggufFile);
+  const [a, b] = [await openGguf(path.join(home, 'tiny.gguf')), await openSafetensorsFolder(home)];
+  expect(a.config).toEqual(b.config);
+  for (const { name } of llamaTensors(a.config)) expect(await b.read(name), name).toEqual(await a.read(name));
+  const fromGguf = tokenizerFromGguf(a.metadata, 265);
+  const fromFolder = await tokenizerFromFolder(home, 265);
+  expect({ ...fromFolder, tokenizerJson: 0, tokenizerConfig: 0 }).toEqual({
+    ...fromGguf,
+    tokenizerJson: 0,
+    tokenizerConfig: 0,
+  });
+  const line = 'hello world 12½٣ \u0085\ufeff <|im_end|>';
+  const ids = [fromGguf, fromFolder].map(({ tokenizerJson, tokenizerConfig }) => [
+    ...createTokenizer(tokenizerJson, tokenizerConfig).encode(line),
+  ]);
+  expect(ids[1]).toEqual(ids[0]);
+  await Promise.all([a.close(), b.close()]);
+});

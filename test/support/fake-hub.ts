@@ -1,0 +1,100 @@
+/** A real HTTP server that speaks as much of the Hugging Face hub's protocol as a pull needs, and can misbehave. */
+import { createHash } from 'node:crypto';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+
+const COMMIT = '0123456789abcdef0123456789abcdef01234567';
+
+export type FakeHub = {
+  readonly url: string;
+  /** `METHOD path range` of every request. */
+  readonly requests: string[];
+  close(): Promise<void>;
+};
+
+export type HubOptions = {
+  readonly repository: string;
+  readonly files: Readonly<Record<string, Uint8Array>>;
+  /** Breaks the connection after so many bytes of a file, the first times that it is fetched whole. */
+  readonly breaks?: { readonly file: string; readonly afterBytes: number; times: number };
+  /** Announces another hash than the content's. */
+  readonly wrongHashOf?: string;
+  readonly token?: string;
+};
+
+export async function startFakeHub(options: HubOptions): Promise<FakeHub> {
+  const requests: string[] = [];
+  const server = createServer((request, response) => {
+    requests.push(`${request.method} ${request.url} ${request.headers.range ?? ''}`.trim());
+    answer(options, request, response);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    requests,
+    close: () =>
+      new Promise((resolve) => {
+        server.closeAllConnections();
+        server.close(() => resolve());
+      }),
+  };
+}
+
+function answer(options: HubOptions, request: IncomingMessage, response: ServerResponse): ServerResponse {
+  const { pathname } = new URL(request.url!, 'http://hub');
+  const json = (status: number, body: unknown) => {
+    response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
+    return response;
+  };
+  if (options.token !== undefined && request.headers.authorization !== `Bearer ${options.token}`) {
+    return json(401, { error: 'Invalid credentials' });
+  }
+  if (pathname === `/api/models/${options.repository}/revision/HEAD`) {
+    return json(200, { _id: '1', id: options.repository, sha: COMMIT, private: false, gated: false });
+  }
+  if (pathname === `/api/models/${options.repository}/tree/${COMMIT}`) {
+    return json(
+      200,
+      Object.entries(options.files).map(([path, bytes]) => treeEntry(options, path, bytes)),
+    );
+  }
+  const prefix = `/${options.repository}/resolve/${COMMIT}/`;
+  const name = pathname.startsWith(prefix) ? decodeURIComponent(pathname.slice(prefix.length)) : '';
+  const bytes = options.files[name];
+  if (bytes === undefined) return json(404, { error: 'Not found' });
+  return sendFile(options, name, bytes, request, response);
+}
+
+function treeEntry(options: HubOptions, path: string, bytes: Uint8Array) {
+  const sha256 = createHash('sha256').update(bytes).digest('hex');
+  const oid = path === options.wrongHashOf ? '0'.repeat(64) : sha256;
+  const lfs = /\.(safetensors|gguf)$/.test(path)
+    ? { lfs: { oid, size: bytes.length, pointerSize: 134 } }
+    : {};
+  return { type: 'file', path, size: bytes.length, oid: '0'.repeat(40), ...lfs };
+}
+
+function sendFile(
+  { breaks }: HubOptions,
+  name: string,
+  bytes: Uint8Array,
+  request: IncomingMessage,
+  response: ServerResponse,
+): ServerResponse {
+  const range = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? '');
+  const start = range === null ? 0 : Number(range[1]);
+  const end = range === null || range[2] === '' ? bytes.length : Number(range[2]) + 1;
+  response.writeHead(range === null ? 200 : 206, {
+    etag: '"etag"',
+    'content-length': end - start,
+    ...(range !== null && { 'content-range': `bytes ${start}-${end - 1}/${bytes.length}` }),
+  });
+  const whole = end === bytes.length && start === 0;
+  if (breaks !== undefined && breaks.file === name && whole && breaks.times > 0) {
+    breaks.times--;
+    response.write(bytes.subarray(start, breaks.afterBytes), () => response.destroy());
+    return response;
+  }
+  return response.end(bytes.subarray(start, end));
+}
