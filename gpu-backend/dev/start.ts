@@ -1,4 +1,5 @@
 /** `npm start`: the whole product on this machine until SIGINT or SIGTERM; then it drains and exits with 0. */
+import { once } from 'node:events';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { maskrouteHome } from '../home.ts';
 import type { DevFile } from './dev-file.ts';
@@ -9,27 +10,37 @@ import { startProduct } from './product.ts';
 const EDGE_PORT = 8787;
 const BACKEND_PORT = 8080;
 
+const PARENT_POLL_ms = 500;
+
+/** Aborts at SIGINT, SIGTERM, SIGHUP, or when npm, which started this, was killed and can pass no signal on. */
+function stopSignal(): AbortSignal {
+  const stop = new AbortController();
+  const ask = () => {
+    if (stop.signal.aborted) return;
+    console.log('Stopping: running answers finish first. (Once more ends it at once.)');
+    stop.abort();
+  };
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, ask);
+  if (process.env.npm_lifecycle_event === 'start') {
+    const npm = process.ppid;
+    setInterval(() => process.ppid !== npm && ask(), PARENT_POLL_ms).unref();
+  }
+  return stop.signal;
+}
+
 async function main(): Promise<void> {
-  const stopAsked = new AbortController();
-  const stopped = new Promise<void>((resolve) => {
-    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-      process.once(signal, () => {
-        console.log('Stopping: running answers finish first. (Once more ends it at once.)');
-        stopAsked.abort();
-        resolve();
-      });
-    }
-  });
+  const signal = stopSignal();
+  const stopped = once(signal, 'abort');
   const home = maskrouteHome();
   const product = await startProduct({
     home,
     port: portFrom(process.env, 'PORT', EDGE_PORT),
     backendPort: portFrom(process.env, 'BACKEND_PORT', BACKEND_PORT),
     say: console.log,
-    ensureModel: (name) => installModel(home, name, stopAsked.signal),
-    signal: stopAsked.signal,
+    ensureModel: (name) => installModel(home, name, signal),
+    signal,
   }).catch((error: unknown) => {
-    if (stopAsked.signal.aborted) return undefined;
+    if (signal.aborted) return undefined;
     throw error;
   });
   if (product === undefined) return;
