@@ -21,18 +21,17 @@ const CONFIG: LlamaConfig = {
 
 export type TensorEntry = { dtype: string; shape: readonly number[]; data_offsets: [number, number] };
 
-/** One file; `change` may make the header lie. */
+/** One file; `changes` make its header lie. */
 export function writeSafetensors(
   tensors: ReadonlyMap<string, { shape: readonly number[]; data: Float32Array }>,
-  change: (header: Record<string, TensorEntry>) => void = () => {},
+  changes: Readonly<Record<string, Partial<TensorEntry>>> = {},
 ): Uint8Array {
   const header: Record<string, TensorEntry> = {};
   let end = 0;
   for (const [name, { shape, data }] of tensors) {
-    header[name] = { dtype: 'F32', shape, data_offsets: [end, end + data.byteLength] };
+    header[name] = { dtype: 'F32', shape, data_offsets: [end, end + data.byteLength], ...changes[name] };
     end += data.byteLength;
   }
-  change(header);
   const text = new TextEncoder().encode(JSON.stringify({ __metadata__: { format: 'pt' }, ...header }));
   const file = new Uint8Array(8 + text.length + end);
   new DataView(file.buffer).setBigUint64(0, BigInt(text.length), true);

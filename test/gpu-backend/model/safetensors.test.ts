@@ -1,0 +1,222 @@
+/** Safetensors files and folders: what they give, and what is refused. */
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import fc from 'fast-check';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { openSafetensors } from '../../../gpu-backend/model/safetensors.ts';
+import { openSafetensorsFolder } from '../../../gpu-backend/model/safetensors-source.ts';
+import { tokenizerFromFolder } from '../../../gpu-backend/model/tokenizer-folder.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import type { TensorEntry } from '../../support/safetensors.ts';
+import { TINY_CONFIG_JSON, tinyFolder, tinyWeights, writeSafetensors } from '../../support/safetensors.ts';
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), 'maskroute-safetensors-'));
+});
+afterEach(() => rm(folder, { recursive: true }));
+
+async function openBytes(bytes: Uint8Array) {
+  const file = path.join(folder, 'x.safetensors');
+  await writeFile(file, bytes);
+  return openSafetensors(file);
+}
+
+const two = new Map([
+  ['a', { shape: [2, 3], data: Float32Array.of(1, 2, 3, 4, 5, 6) }],
+  ['b', { shape: [2], data: Float32Array.of(7, 8) }],
+]);
+const lying = (changes: Record<string, Partial<TensorEntry>>) => writeSafetensors(two, changes);
+/** A file whose header is this text. */
+function withHeader(text: string, announced = BigInt(text.length)): Uint8Array {
+  const bytes = new Uint8Array(8 + text.length + 32);
+  new DataView(bytes.buffer).setBigUint64(0, announced, true);
+  bytes.set(new TextEncoder().encode(text), 8);
+  return bytes;
+}
+
+describe('openSafetensors', () => {
+  test('gives names, shapes and values', async () => {
+    const file = await openBytes(writeSafetensors(two));
+    expect(file.names).toEqual(['a', 'b']);
+    expect(file.shape('a')).toEqual([2, 3]);
+    expect([file.has('b'), file.has('c')]).toEqual([true, false]);
+    expect([...(await file.read('a')), ...(await file.read('b'))]).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+    await file.close();
+  });
+
+  test.each([
+    ['BF16', 0x3fc0, 1.5],
+    ['F16', 0x3e00, 1.5],
+  ])('reads %s', async (dtype, bits, value) => {
+    const bytes = lying({ a: { dtype, shape: [4, 3] } });
+    const start = bytes.length - 32;
+    new DataView(bytes.buffer).setUint16(start, bits, true);
+    const file = await openBytes(bytes);
+    expect((await file.read('a'))[0]).toBe(value);
+    await file.close();
+  });
+
+  test.each<[string, Uint8Array, RegExp]>([
+    ['an empty file', new Uint8Array(0), /inside its header/],
+    ['a header of 2^63 bytes', withHeader('{}', 2n ** 63n), /header claims/],
+    ['a header longer than the file', withHeader('{}', 100n), /header claims/],
+    ['a header that is not JSON', withHeader('{"a":'), /not JSON/],
+    ['a header that is a list', withHeader('[1]'), /not a JSON object/],
+    [
+      'a deeply nested header',
+      withHeader(`${'['.repeat(100_000)}${']'.repeat(100_000)}`),
+      /not JSON|not a JSON object/,
+    ],
+    ['an entry without offsets', withHeader('{"a":{"dtype":"F32","shape":[1]}}'), /malformed/],
+    ['a negative dimension', lying({ a: { shape: [-2, -3] } }), /malformed/],
+    ['a dimension of 1e300', lying({ a: { shape: [1e300] } }), /malformed/],
+    ['dimensions that overflow', lying({ a: { shape: [2 ** 31, 2 ** 31] } }), /elements/],
+    ['a shape that is not its bytes', lying({ a: { shape: [3, 3] } }), /not its shape/],
+    ['offsets past the end', lying({ b: { data_offsets: [24, 40] } }), /outside the file/],
+    ['offsets in reverse', lying({ b: { data_offsets: [32, 24] } }), /outside the file/],
+    ['tensors that overlap', lying({ b: { data_offsets: [16, 24] } }), /overlap/],
+    ['a truncated file', writeSafetensors(two).subarray(0, -4), /truncated/],
+  ])('refuses %s', async (_, bytes, reason) => {
+    await expect(openBytes(bytes)).rejects.toMatchObject({
+      code: 'corrupt_model',
+      message: expect.stringMatching(reason),
+    });
+  });
+
+  test('lists other types and refuses to read them', async () => {
+    const file = await openBytes(lying({ a: { dtype: 'I32' } }));
+    expect(file.names).toContain('a');
+    await expect(file.read('a')).rejects.toMatchObject({ code: 'unsupported_model' });
+    await file.close();
+  });
+
+  test('with bytes changed, it is refused or read', async () => {
+    const whole = writeSafetensors(two);
+    const change = fc.record({ at: fc.nat(whole.length - 1), byte: fc.nat(255) });
+    await fc.assert(
+      fc.asyncProperty(fc.array(change, { minLength: 1, maxLength: 3 }), async (changes) => {
+        const bytes = whole.slice();
+        for (const { at, byte } of changes) bytes[at] = byte;
+        try {
+          const file = await openBytes(bytes);
+          for (const name of file.names) await file.read(name).finally(() => undefined);
+          await file.close();
+        } catch (error) {
+          if (!(error instanceof MaskrouteError)) throw error;
+        }
+      }),
+      { seed: 3, numRuns: 300 },
+    );
+  });
+});
+
+async function writeFolder(changes: Record<string, unknown> = {}): Promise<void> {
+  for (const [name, value] of Object.entries({ ...(await tinyFolder()), ...changes })) {
+    if (value === undefined) continue;
+    await writeFile(path.join(folder, name), value instanceof Uint8Array ? value : JSON.stringify(value));
+  }
+}
+
+describe('openSafetensorsFolder', () => {
+  test('reads several files by their index, whatever the order', async () => {
+    const weights = [...tinyWeights()];
+    const parts = [weights.slice(10), weights.slice(0, 10)];
+    const names = ['model-00002-of-00002.safetensors', 'model-00001-of-00002.safetensors'];
+    const map = Object.fromEntries(parts.flatMap((part, i) => part.map(([name]) => [name, names[i]])));
+    await writeFolder({
+      'model.safetensors': undefined,
+      'model.safetensors.index.json': { weight_map: map },
+      [names[0]!]: writeSafetensors(new Map(parts[0])),
+      [names[1]!]: writeSafetensors(new Map(parts[1])),
+    });
+    const model = await openSafetensorsFolder(folder);
+    expect(model.weightFiles.map((file) => path.basename(file))).toEqual(names.toSorted());
+    expect(await model.read('model.norm.weight')).toEqual(tinyWeights().get('model.norm.weight')!.data);
+    await model.close();
+  });
+
+  test('ignores what a tied head and old files repeat', async () => {
+    const weights = tinyWeights();
+    weights.set('lm_head.weight', weights.get('model.embed_tokens.weight')!);
+    weights.set('model.layers.0.self_attn.rotary_emb.inv_freq', { shape: [8], data: new Float32Array(8) });
+    await writeFolder({ 'model.safetensors': writeSafetensors(weights) });
+    const model = await openSafetensorsFolder(folder);
+    expect(model.has('lm_head.weight')).toBe(false);
+    await model.close();
+  });
+
+  const config = (change: object) => ({ 'config.json': { ...TINY_CONFIG_JSON, ...change } });
+  test.each<[string, Record<string, unknown>, string, RegExp]>([
+    [
+      'another architecture',
+      config({ model_type: 'qwen3' }),
+      'unsupported_model',
+      /"qwen3" \(supported: llama\)/,
+    ],
+    [
+      'rope scaling',
+      config({ rope_scaling: { rope_type: 'llama3', factor: 8 } }),
+      'unsupported_model',
+      /"llama3"/,
+    ],
+    [
+      'rope scaling in new files',
+      config({ rope_parameters: { rope_type: 'yarn' } }),
+      'unsupported_model',
+      /"yarn"/,
+    ],
+    ['biases', config({ attention_bias: true }), 'unsupported_model', /biases/],
+    ['another activation', config({ hidden_act: 'gelu' }), 'unsupported_model', /"gelu"/],
+    ['a width that is text', config({ hidden_size: '64' }), 'corrupt_model', /hidden_size/],
+    ['a width that is not the weights’', config({ hidden_size: 32 }), 'corrupt_model', /expected \[/],
+    ['no configuration', { 'config.json': [1] }, 'corrupt_model', /not a JSON object/],
+    ['no weights', { 'model.safetensors.index.json': { weight_map: {} } }, 'corrupt_model', /names no files/],
+    [
+      'an index that points out of the folder',
+      { 'model.safetensors.index.json': { weight_map: { x: '../../etc/model.safetensors' } } },
+      'corrupt_model',
+      /which is not there/,
+    ],
+  ])('refuses %s', async (_, changes, code, reason) => {
+    await writeFolder(changes);
+    await expect(openSafetensorsFolder(folder)).rejects.toMatchObject({
+      code,
+      message: expect.stringMatching(reason),
+    });
+  });
+});
+
+describe('tokenizerFromFolder', () => {
+  test('takes the template and the ends of answers from wherever they stand', async () => {
+    await writeFolder({
+      'generation_config.json': { eos_token_id: [2, 5] },
+      'tokenizer_config.json': {
+        bos_token: '<|im_start|>',
+        chat_template: [
+          { name: 'tool_use', template: 'tools' },
+          { name: 'default', template: 'plain' },
+        ],
+      },
+    });
+    const imported = await tokenizerFromFolder(folder, 265);
+    expect(imported).toMatchObject({
+      chatTemplate: 'plain',
+      eosTokenIds: [2, 5, 0],
+      bosTokenId: 1,
+      addBos: false,
+    });
+    await writeFile(path.join(folder, 'chat_template.jinja'), 'from its own file');
+    expect((await tokenizerFromFolder(folder, 265)).chatTemplate).toBe('from its own file');
+  });
+
+  test('refuses a tokenizer with more ids than rows, of another kind, or none', async () => {
+    await writeFolder();
+    await expect(tokenizerFromFolder(folder, 200)).rejects.toThrow(/id 264, its embedding 200 rows/);
+    await writeFolder({ 'tokenizer.json': { model: { type: 'Unigram', vocab: [] }, decoder: null } });
+    await expect(tokenizerFromFolder(folder, 265)).rejects.toMatchObject({ code: 'unsupported_model' });
+    await rm(path.join(folder, 'tokenizer.json'));
+    await expect(tokenizerFromFolder(folder, 265)).rejects.toThrow(/no tokenizer.json/);
+  });
+});
