@@ -23,12 +23,15 @@ export type PullOptions = ImportHooks & {
  * Installs a model. 8-bit weights have the plain name; others stand beside it as `<name>-q4` and `<name>-f32`.
  * A model that is installed already, from the same weights, is left alone.
  * @throws MaskrouteError `download_failed`, `corrupt_model`, `unsupported_model`, `not_found`, `invalid_request`,
- * `storage_failed`.
+ * `storage_failed`, `cancelled`.
  */
 export async function pullModel(specText: string, options: PullOptions): Promise<InstalledModel> {
   try {
     return await pull(specText, options);
   } catch (error) {
+    if (options.signal?.aborted && !(error instanceof MaskrouteError)) {
+      throw new MaskrouteError('cancelled', 'Stopped; nothing was installed.', { cause: error });
+    }
     const { code, message } = error as NodeJS.ErrnoException;
     if (code === undefined || !DISK_ERRORS.has(code)) throw error;
     throw new MaskrouteError('storage_failed', `The disk does not do what an import needs: ${message}`, {

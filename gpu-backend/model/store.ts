@@ -143,6 +143,9 @@ async function readManifest(folder: string): Promise<ModelManifest> {
   } catch (error) {
     throw corruptModel(`${path} cannot be read (${(error as Error).message})`, error);
   }
+  if ((json as { format?: unknown } | null)?.format !== modelManifestSchema.shape.format.value) {
+    throw corruptModel(`${path} was written by another version of Maskroute; pull the model again`);
+  }
   const parsed = modelManifestSchema.safeParse(json);
   if (!parsed.success) {
     const issue = parsed.error.issues[0]!;

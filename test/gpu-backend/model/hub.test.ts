@@ -87,7 +87,7 @@ describe('hf:OWNER/NAME', () => {
         if (done >= 60_000) setTimeout(() => controller.abort(), 200);
       },
     });
-    await expect(interrupted).rejects.toThrow(/abort/i);
+    await expect(interrupted).rejects.toMatchObject({ code: 'cancelled' });
     await pull();
     const fetches = hub!.requests.filter((line) => line.includes('tiny.gguf') && !line.endsWith('bytes=0-0'));
     expect(fetches).toHaveLength(2);

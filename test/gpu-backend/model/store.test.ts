@@ -103,7 +103,9 @@ describe('pullModel', () => {
   test('told to stop, it stops and leaves nothing', async () => {
     const controller = new AbortController();
     const onProgress = ({ phase }: ImportProgress) => phase === 'convert' && controller.abort();
-    await expect(pull(file, { signal: controller.signal, onProgress })).rejects.toThrow(/abort/i);
+    await expect(pull(file, { signal: controller.signal, onProgress })).rejects.toMatchObject({
+      code: 'cancelled',
+    });
     expect(await inStore()).toEqual([]);
   });
 });
@@ -125,6 +127,18 @@ describe('what is broken', () => {
     await expect(showModel(home, 'absent')).rejects.toThrow(/installed: Tiny-model-v1, empty/);
     await pull(file);
     expect((await showModel(home, 'Tiny-model-v1', { verify: true })).manifest.name).toBe('Tiny-model-v1');
+  });
+
+  test('a model that another version installed is told apart, and pulling mends it', async () => {
+    const { folder } = await pull(file);
+    const manifest = path.join(folder, 'model.json');
+    await writeFile(
+      manifest,
+      (await readFile(manifest, 'utf8')).replace('maskroute-model-v', 'maskroute-model-v0'),
+    );
+    await expect(showModel(home, 'Tiny-model-v1')).rejects.toThrow(/another version of Maskroute; pull/);
+    await pull(file);
+    expect((await showModel(home, 'Tiny-model-v1')).manifest.name).toBe('Tiny-model-v1');
   });
 
   test('a byte that changed is found by --verify', async () => {
