@@ -22,28 +22,24 @@ export function createProgressReporter(out: NodeJS.WriteStream = process.stderr)
 
 function barReporter(out: NodeJS.WriteStream): ProgressReporter {
   let bar: SingleBar | undefined;
-  let phase: ImportPhase | undefined;
+  let shown = '';
   const stop = () => {
     bar?.stop();
     bar = undefined;
-    phase = undefined;
+    shown = '';
   };
   return {
     onProgress(progress) {
-      if (phase !== progress.phase) {
+      const { phase, done, total } = progress;
+      // A bar of unknown length says nothing; its title alone does.
+      const key = total === undefined ? `${phase} …` : phase;
+      if (shown !== key) {
         stop();
-        phase = progress.phase;
-        bar = new SingleBar(
-          {
-            stream: out,
-            format: `${TITLES[progress.phase].padEnd(12)} {bar} {percentage}% · {detail} · {eta_formatted}`,
-          },
-          Presets.shades_classic,
-        );
-        bar.start(progress.total ?? 0, 0, { detail: '' });
+        shown = key;
+        if (total === undefined) out.write(`${TITLES[phase]} …\n`);
+        else bar = startBar(out, phase, total);
       }
-      if (progress.total !== undefined) bar?.setTotal(progress.total);
-      bar?.update(progress.done, { detail: detailOf(progress) });
+      bar?.update(done, { detail: detailOf(progress) });
     },
     log(line) {
       stop();
@@ -53,15 +49,23 @@ function barReporter(out: NodeJS.WriteStream): ProgressReporter {
   };
 }
 
+function startBar(out: NodeJS.WriteStream, phase: ImportPhase, total: number): SingleBar {
+  const format = `${TITLES[phase].padEnd(12)} {bar} {percentage}%{detail} · {eta_formatted}`;
+  const bar = new SingleBar({ stream: out, format, barsize: 30 }, Presets.shades_classic);
+  bar.start(total, 0, { detail: '' });
+  return bar;
+}
+
 function lineReporter(out: NodeJS.WriteStream): ProgressReporter {
   let shown = '';
   return {
     onProgress(progress) {
-      const tenth = progress.total ? Math.floor((10 * progress.done) / progress.total) : 0;
-      const key = `${progress.phase} ${tenth}`;
+      const { phase, done, total } = progress;
+      const tenth = total === undefined ? '…' : `${Math.floor((10 * done) / total) * 10}%`;
+      const key = `${TITLES[phase]} ${tenth}`;
       if (key === shown) return;
       shown = key;
-      out.write(`${TITLES[progress.phase]} ${tenth * 10}% (${detailOf(progress)})\n`);
+      out.write(`${key}${detailOf(progress)}\n`);
     },
     log: (line) => out.write(`${line}\n`),
     stop() {},
@@ -69,7 +73,7 @@ function lineReporter(out: NodeJS.WriteStream): ProgressReporter {
 }
 
 function detailOf({ done, total, unit }: ImportProgress): string {
-  if (unit === 'percent') return `${Math.round(done)} of ${total} percent`;
+  if (unit === 'percent' || total === undefined) return '';
   const megabytes = (bytes: number) => (bytes / 1e6).toFixed(1);
-  return total === undefined ? `${megabytes(done)} MB` : `${megabytes(done)} of ${megabytes(total)} MB`;
+  return ` · ${megabytes(done)} of ${megabytes(total)} MB`;
 }
