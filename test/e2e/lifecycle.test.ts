@@ -6,7 +6,7 @@ import path from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { publicationHistory } from '../../gpu-backend/publication/publish.ts';
-import { createHome, type Run, removeHome, run, start, stop } from './product.ts';
+import { BY_NPM, createHome, type Run, removeHome, run, start, stop } from './product.ts';
 
 const LIMIT_ms = 180_000;
 
@@ -90,6 +90,21 @@ test(
     const next = await started(env);
     expect(next.dev).toEqual(ready.dev);
     expect((await next.client.chat.completions.create(hello(next.dev.model))).choices).toHaveLength(1);
+  },
+  LIMIT_ms,
+);
+
+test(
+  'what `npm start` started ends with npm, told or killed',
+  async () => {
+    const told = await start(home, {}, BY_NPM);
+    expect(await stop(told)).toBe(0);
+    await expect(fetch(told.dev.edge)).rejects.toThrow();
+    const killed = await start(home, {}, BY_NPM);
+    killed.process.kill('SIGKILL');
+    await vi.waitFor(() => expect(existsSync(path.join(home, 'dev.json'))).toBe(false), 10_000);
+    await vi.waitFor(() => expect(fetch(killed.dev.edge)).rejects.toThrow(), 10_000);
+    expect((await started()).dev.apiKey).toBe(told.dev.apiKey);
   },
   LIMIT_ms,
 );

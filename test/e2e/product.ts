@@ -21,7 +21,10 @@ export function createHome(): string {
   return home;
 }
 
-export const removeHome = (home: string): void => rmSync(home, { recursive: true, force: true });
+/** Does nothing for a home that was never made. */
+export function removeHome(home: string | undefined): void {
+  if (home !== undefined) rmSync(home, { recursive: true, force: true });
+}
 
 /** A start that may succeed or not. */
 export type Run = {
@@ -31,8 +34,11 @@ export type Run = {
   readonly ended: Promise<number | string>;
 };
 
-export function run(home: string, env: Record<string, string> = {}): Run {
-  const child = spawn(process.execPath, ['gpu-backend/dev/start.ts'], {
+export const DIRECT = [process.execPath, 'gpu-backend/dev/start.ts'];
+export const BY_NPM = ['npm', 'start'];
+
+export function run(home: string, env: Record<string, string> = {}, command = DIRECT): Run {
+  const child = spawn(command[0]!, command.slice(1), {
     env: { ...process.env, MASKROUTE_HOME: home, PORT: '0', BACKEND_PORT: '0', ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
@@ -49,8 +55,12 @@ export function run(home: string, env: Record<string, string> = {}): Run {
 export type Started = Run & { readonly dev: DevFile; readonly client: OpenAI };
 
 /** Waits for dev.json: the sign that all is ready. */
-export async function start(home: string, env: Record<string, string> = {}): Promise<Started> {
-  const started = run(home, env);
+export async function start(
+  home: string,
+  env: Record<string, string> = {},
+  command = DIRECT,
+): Promise<Started> {
+  const started = run(home, env, command);
   const deadline_ms = performance.now() + READY_WITHIN_ms;
   for (;;) {
     const dev = await readDevFile(home);

@@ -184,7 +184,7 @@ describe('the other endpoints', () => {
   });
 
   test('a plain completion is routed as well', async () => {
-    const body = { model: product.dev.model, prompt: PROMPT, max_tokens: 8, temperature: 0 };
+    const body = { model: product.dev.model, prompt: PROMPT, max_tokens: 8, temperature: 0, min_tokens: 8 };
     const { data } = await product.client.completions.create(body).withResponse();
     expect(data.choices[0]!.text).toMatch(/\w/);
     expect(infoOf(data).cluster).toBe((await dryRun(PROMPT)).maskroute.cluster);
