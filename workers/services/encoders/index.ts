@@ -1,7 +1,6 @@
 /** The one place that picks an encoder: the variable `ENCODER` names it. */
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import type { Config, Env } from '../../env.ts';
-import { createHuggingFaceEncoder } from './huggingface.ts';
 import { loadStatic } from './static.ts';
 import { createWorkersAiEncoder } from './workers-ai.ts';
 
@@ -14,6 +13,7 @@ export async function loadEncoder(config: Config, env: Env): Promise<Encoder> {
       if (env.AI === undefined) throw new Error('the binding AI is missing');
       return createWorkersAiEncoder(env.AI);
     case 'huggingface':
-      return createHuggingFaceEncoder(config);
+      // Its client is large; an isolate that does not use it does not start slower for it.
+      return (await import('./huggingface.ts')).createHuggingFaceEncoder(config);
   }
 }
