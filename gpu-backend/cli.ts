@@ -4,6 +4,7 @@
  */
 import { Command } from 'commander';
 import { MaskrouteError } from '../shared/errors.ts';
+import { addBenchCommands } from './commands/bench.ts';
 import { addModelCommands } from './commands/model-commands.ts';
 import { addPublicationCommands } from './commands/publication.ts';
 import { addServeCommand } from './commands/serve.ts';
@@ -17,6 +18,7 @@ const program = new Command('maskroute')
 addModelCommands(program);
 addPublicationCommands(program);
 addServeCommand(program);
+addBenchCommands(program);
 
 try {
   await program.parseAsync();

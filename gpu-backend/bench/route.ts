@@ -36,6 +36,7 @@ export type RouteBench = {
   readonly median_ms: number;
   readonly p99_ms: number;
   readonly healthz_median_ms: number;
+  readonly healthz_p99_ms: number;
 };
 
 /** `say` gets lines for people. The edge's state is in memory and goes with it. */
@@ -67,9 +68,10 @@ export async function benchRoute(
       median_ms: at(route, 0.5),
       p99_ms: at(route, 0.99),
       healthz_median_ms: at(healthz, 0.5),
+      healthz_p99_ms: at(healthz, 0.99),
     };
     say(`/v1/route, ${promptTokens} tokens: median ${result.median_ms} ms, p99 ${result.p99_ms} ms`);
-    say(`/healthz in turn with it: median ${result.healthz_median_ms} ms`);
+    say(`/healthz in turn with it: median ${result.healthz_median_ms} ms, p99 ${result.healthz_p99_ms} ms`);
     return result;
   } finally {
     await edge.close();

@@ -67,6 +67,8 @@ const miniflareOptions = (config: EdgeConfig, script: string, options: EdgeOptio
     port: 0,
     log: new Log(LogLevel.ERROR),
     logRequests: false,
+    // What the worker logs is for people who look into it; standard output may be for a program.
+    handleStructuredLogs: ({ message }) => console.error(message),
     // No made-up place: without it every local request would seem to come from one city.
     cf: {},
     ...(options.stateFolder === undefined ? {} : { resourcePersistencePath: options.stateFolder }),

@@ -1,0 +1,37 @@
+/** `bench …`: speed, measured. The last line of each is one JSON object; with `--json` it is the only one. */
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { type Command, InvalidArgumentError } from 'commander';
+import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+import { readMaskSet } from '../publication/mask-set-file.ts';
+
+const PRESET = path.join(
+  fileURLToPath(new URL('../presets', import.meta.url)),
+  DEFAULT_MODEL,
+  'mask-set.json',
+);
+
+type BenchFlags = { readonly json: boolean };
+
+export function addBenchCommands(program: Command): void {
+  const bench = program.command('bench').description('measure speed; the last line is one JSON object');
+
+  bench
+    .command('route')
+    .description('what /v1/route takes at the edge in workerd, with a prompt of 60 tokens')
+    .option('--mask-set <file>', 'the set to route by (default: the preset)', PRESET)
+    .option('--requests <count>', 'how many are measured', positiveInteger, 2000)
+    .option('--json', 'nothing but the JSON line', false)
+    .action(async (flags: BenchFlags & { maskSet: string; requests: number }) => {
+      const { benchRoute } = await import('../bench/route.ts');
+      const say = flags.json ? () => undefined : console.log;
+      const result = await benchRoute(await readMaskSet(flags.maskSet), flags.requests, say);
+      console.log(JSON.stringify(result));
+    });
+}
+
+function positiveInteger(text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value > 0) return value;
+  throw new InvalidArgumentError('expected a whole number above 0');
+}
