@@ -17,6 +17,8 @@ const NO_BYTES = new Uint8Array(0);
 
 export type TokenBytes = {
   bytes(tokenId: number): Uint8Array;
+  /** Whether a text begins with a space that the encoder put there. */
+  readonly leadingSpace: boolean;
   /** Of the longest token. */
   readonly max: number;
 };
@@ -27,7 +29,8 @@ export function tokenBytesOf(
   name: (id: number) => string | undefined,
   added: readonly { readonly id: number; readonly content: string }[],
 ): TokenBytes {
-  const convert = byteLevel;
+  const parts = decoderParts((json as { decoder?: DecoderJson | null }).decoder);
+  const convert = parts.some((part) => part.type === 'ByteLevel') ? byteLevel : sentencePiece;
   const table: Uint8Array[] = [];
   for (const token of added) table[token.id] = utf8.encode(token.content);
   let max = 1;
@@ -37,8 +40,18 @@ export function tokenBytesOf(
     if (token !== undefined) table[id] ??= convert(token);
     max = Math.max(max, table[id]?.length ?? 0);
   }
-  return { bytes: (id) => table[id] ?? NO_BYTES, max };
+  const leadingSpace = parts.some((part) => part.type === 'Strip' && (part.start ?? 0) > 0);
+  return { bytes: (id) => table[id] ?? NO_BYTES, leadingSpace, max };
 }
+
+type DecoderJson = {
+  readonly type: string;
+  readonly start?: number;
+  readonly decoders?: readonly DecoderJson[];
+};
+
+const decoderParts = (decoder: DecoderJson | null | undefined): readonly DecoderJson[] =>
+  decoder?.type === 'Sequence' ? (decoder.decoders ?? []) : decoder ? [decoder] : [];
 
 function vocabularyEnd(json: object, added: readonly { readonly id: number }[]): number {
   const { vocab } = (json as { model: { vocab: Record<string, number> } }).model;
@@ -54,4 +67,12 @@ function byteLevel(token: string): Uint8Array {
     else bytes.push(byte);
   }
   return Uint8Array.from(bytes);
+}
+
+/** U+2581 is a space; `<0x0A>` is a byte for what has no token. */
+function sentencePiece(token: string): Uint8Array {
+  const byte = /^<0x([0-9A-F]{2})>$/.exec(token);
+  return byte === null
+    ? utf8.encode(token.replaceAll('\u2581', ' '))
+    : Uint8Array.of(Number.parseInt(byte[1]!, 16));
 }

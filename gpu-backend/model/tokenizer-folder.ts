@@ -19,7 +19,16 @@ const tokenizerSchema = z.looseObject({
     .array(z.looseObject({ id: z.int().min(0), content: z.string(), special: z.boolean() }))
     .default([]),
   pre_tokenizer: z.unknown(),
-  decoder: z.looseObject({ type: z.literal('ByteLevel') }),
+  decoder: z.union([
+    z.looseObject({ type: z.literal('ByteLevel') }),
+    // How SentencePiece vocabularies are written (Llama 2 and its kin).
+    z.looseObject({
+      type: z.literal('Sequence'),
+      decoders: z
+        .array(z.looseObject({ type: z.enum(['Replace', 'ByteFallback', 'Fuse', 'Strip']) }))
+        .refine((parts) => parts.some((part) => part.type === 'ByteFallback')),
+    }),
+  ]),
 });
 
 /** `rows`: the rows of the embedding. @throws MaskrouteError `unsupported_model`, `corrupt_model`. */
@@ -30,7 +39,7 @@ export async function tokenizerFromFolder(folder: string, rows: number): Promise
   if (!parsed.success) {
     const issue = parsed.error.issues[0]!;
     throw unsupportedModel(
-      `${TOKENIZER_FILE} is not a byte-level BPE tokenizer (${issue.path.join('.')}: ${issue.message})`,
+      `${TOKENIZER_FILE} is neither byte-level nor SentencePiece BPE (${issue.path.join('.')}: ${issue.message})`,
     );
   }
   const { model, added_tokens: added } = parsed.data;
@@ -102,6 +111,9 @@ function exactPreTokenizer(json: unknown): unknown {
       return { type: 'Sequence', pretokenizers: [splitPattern(GPT2_PATTERN), byteLevelOnly] };
     case 'Split':
       return part;
+    case 'Metaspace':
+      if (part.split === false) return part;
+      throw unsupportedModel('its pre-tokenizer Metaspace splits at spaces');
     default:
       throw unsupportedModel(`its pre-tokenizer is of the kind ${JSON.stringify(part.type)}`);
   }

@@ -6,6 +6,7 @@ import type { GgufValue } from './gguf-header.ts';
 import { quoted } from './gguf-header.ts';
 import { corruptModel, unsupportedModel } from './model-errors.ts';
 import { byteLevelBpe } from './tokenizer-bpe.ts';
+import { sentencePiece } from './tokenizer-spm.ts';
 import type { Vocabulary } from './vocabulary.ts';
 import { readVocabulary } from './vocabulary.ts';
 
@@ -35,10 +36,15 @@ export function tokenizerFromGguf(metadata: Metadata, rows: number): ImportedTok
         model,
       });
     }
+    case 'llama':
+      return assemble(metadata, vocabulary, true, {
+        pre_tokenizer: null,
+        ...sentencePiece(metadata, vocabulary),
+      });
     case undefined:
       throw unsupportedModel('it holds no tokenizer');
     default:
-      throw unsupportedModel(`its tokenizer is of the kind ${quoted(String(kind))} (supported: gpt2)`);
+      throw unsupportedModel(`its tokenizer is of the kind ${quoted(String(kind))} (supported: gpt2, llama)`);
   }
 }
 

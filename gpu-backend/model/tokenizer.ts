@@ -74,7 +74,9 @@ export function createTokenizer(json: object, config: object): Tokenizer {
     },
     decode(tokenIds, { showSpecial = true } = {}) {
       const decoder = createDecoder({ showSpecial });
-      return Array.from(tokenIds, (id) => decoder.push(id)).join('') + decoder.flush();
+      const text = Array.from(tokenIds, (id) => decoder.push(id)).join('') + decoder.flush();
+      // As a whole, a text is what was encoded; a stream goes on from a prompt and keeps its space.
+      return bytesOf.leadingSpace && text.startsWith(' ') ? text.slice(1) : text;
     },
     tokenBytes: bytesOf.bytes,
     tokenId: (name) => library.token_to_id(name),

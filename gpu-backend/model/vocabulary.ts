@@ -16,6 +16,9 @@ export type Vocabulary = {
 /** Values of `tokenizer.ggml.token_type` (llama.h, `llama_token_type`). */
 export const TOKEN_TYPES = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
 
+/** The longest real ones are runs of spaces or of one sign, some hundred characters. */
+const TOKEN_CHARS_MAX = 1024;
+
 /** `rows`: the rows of the embedding, which no id may pass. @throws MaskrouteError `corrupt_model`. */
 export function readVocabulary(metadata: ReadonlyMap<string, GgufValue>, rows: number): Vocabulary {
   const names = stringArray(metadata, 'tokenizer.ggml.tokens');
@@ -27,6 +30,8 @@ export function readVocabulary(metadata: ReadonlyMap<string, GgufValue>, rows: n
     throw corruptModel('tokenizer.ggml.token_type is shorter than the vocabulary');
   // llama.cpp gives a token without a name one that no text spells.
   const tokens = names.map((name, id) => (name === '' ? `[EMPTY_${id}]` : name));
+  const long = tokens.findIndex((token) => token.length > TOKEN_CHARS_MAX);
+  if (long !== -1) throw corruptModel(`token ${long} has ${tokens[long]!.length} characters`);
   const idOf = new Map<string, number>();
   const added: AddedToken[] = [];
   tokens.forEach((content, id) => {
@@ -35,7 +40,9 @@ export function readVocabulary(metadata: ReadonlyMap<string, GgufValue>, rows: n
     idOf.set(content, id);
     const type = types[id];
     if (names[id] === '') return;
-    if (type === TOKEN_TYPES.control) added.push({ id, content, special: true });
+    // llama.cpp looks for these three kinds in a text (llama-vocab.cpp, cache_special_tokens).
+    if (type === TOKEN_TYPES.control || type === TOKEN_TYPES.unknown)
+      added.push({ id, content, special: true });
     if (type === TOKEN_TYPES.userDefined) added.push({ id, content, special: false });
   });
   return { tokens, idOf, types, added };

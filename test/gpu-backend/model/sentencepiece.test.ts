@@ -1,0 +1,89 @@
+/** SentencePiece vocabularies out of GGUF metadata, against SentencePiece itself. */
+import { readFileSync } from 'node:fs';
+import { describe, expect, test } from 'vitest';
+import type { GgufValue } from '../../../gpu-backend/model/gguf-header.ts';
+import { createTokenizer } from '../../../gpu-backend/model/tokenizer.ts';
+import { tokenizerFromGguf } from '../../../gpu-backend/model/tokenizer-import.ts';
+
+type Fixture = {
+  tokens: string[];
+  scores: number[];
+  types: number[];
+  cases: { text: string; ids: number[] }[];
+};
+const fixture: Fixture = JSON.parse(
+  readFileSync(new URL('fixtures/sentencepiece.json', import.meta.url), 'utf8'),
+);
+
+function importFixture(changes: Record<string, GgufValue> = {}) {
+  const metadata = new Map<string, GgufValue>([
+    ['tokenizer.ggml.model', 'llama'],
+    ['tokenizer.ggml.tokens', fixture.tokens],
+    ['tokenizer.ggml.scores', fixture.scores],
+    ['tokenizer.ggml.token_type', fixture.types],
+    ['tokenizer.ggml.bos_token_id', 1],
+    ['tokenizer.ggml.eos_token_id', 2],
+    ...Object.entries(changes),
+  ]);
+  const imported = tokenizerFromGguf(metadata, fixture.tokens.length);
+  // Through text, as the store keeps it.
+  const json = JSON.parse(JSON.stringify(imported.tokenizerJson));
+  return { imported, tokenizer: createTokenizer(json, imported.tokenizerConfig) };
+}
+
+describe('a SentencePiece tokenizer', () => {
+  const { imported, tokenizer } = importFixture();
+
+  test('gives SentencePiece’s ids and every line back', () => {
+    expect(fixture.cases.length).toBeGreaterThan(90);
+    for (const { text, ids } of fixture.cases) {
+      const found = [...tokenizer.encode(text, { addSpecial: false, parseSpecial: false })];
+      expect(found, JSON.stringify(text)).toEqual(ids);
+      // A U+2581 of the text's own cannot be told from a space.
+      expect(tokenizer.decode(found)).toBe(text.replaceAll('\u2581', ' '));
+    }
+  });
+
+  test('puts BOS first and recognises special tokens, unless told not to', () => {
+    expect(imported).toMatchObject({ addBos: true, bosTokenId: 1, eosTokenIds: [2] });
+    const plain = tokenizer.encode('the fox', { addSpecial: false });
+    expect([...tokenizer.encode('the fox')]).toEqual([1, ...plain]);
+    expect([...tokenizer.encode('the fox</s>', { addSpecial: false })]).toEqual([...plain, 2]);
+    expect([...tokenizer.encode('the fox', { parseSpecial: false })]).toEqual([1, ...plain]);
+  });
+
+  test('a stream joins bytes into characters and keeps the space that follows a prompt', () => {
+    const decoder = tokenizer.createDecoder({ showSpecial: false });
+    const parts = Array.from(tokenizer.encode('漢 fox'), (id) => decoder.push(id));
+    expect(parts.join('') + decoder.flush()).toBe(' 漢 fox');
+    expect(parts.every((part) => !part.includes('\ufffd'))).toBe(true);
+    expect(tokenizer.tokenBytes(fixture.tokens.indexOf('<0xE6>'))).toEqual(Uint8Array.of(0xe6));
+  });
+
+  test('without the prefix no space is added and none is taken away', () => {
+    const bare = importFixture({ 'tokenizer.ggml.add_space_prefix': false }).tokenizer;
+    const ids = bare.encode(' fox', { addSpecial: false });
+    expect(bare.decode(ids)).toBe(' fox');
+    expect(bare.decode(bare.encode('fox', { addSpecial: false }))).toBe('fox');
+  });
+
+  test.each([
+    ['a token of a million characters', ['x'.repeat(1_000_000)]],
+    ['very many long tokens', Array.from({ length: 477 }, (_, i) => `${i}${'x'.repeat(1000)}`)],
+  ])('%s does not hold up an import', (_, tokens) => {
+    const started = performance.now();
+    const all = [...fixture.tokens.slice(0, 3), ...tokens];
+    try {
+      importFixture({ 'tokenizer.ggml.tokens': all });
+    } catch (error) {
+      expect(error).toMatchObject({ code: 'corrupt_model' });
+    }
+    expect(performance.now() - started).toBeLessThan(2000);
+  });
+
+  test('scores that are missing are damage', () => {
+    expect(() => importFixture({ 'tokenizer.ggml.scores': [1, 2] })).toThrowError(
+      expect.objectContaining({ code: 'corrupt_model' }),
+    );
+  });
+});
