@@ -1,6 +1,6 @@
 /**
- * Two projects: what runs in Node runs in Node, and the edge runs in workerd, the runtime that it is deployed
- * to, with the bindings of wrangler.toml, a real D1 and the real migrations.
+ * Three projects: what runs in Node runs in Node; the edge runs in workerd, the runtime that it is deployed to,
+ * with the bindings of wrangler.toml, a real D1 and the real migrations; the whole product runs by itself.
  */
 import { cloudflareTest, readD1Migrations } from '@cloudflare/vitest-pool-workers';
 import { defineConfig } from 'vitest/config';
@@ -15,8 +15,18 @@ export default defineConfig({
         test: {
           name: 'node',
           include: ['test/**/*.test.ts'],
-          exclude: ['test/workers/**'],
+          exclude: ['test/workers/**', 'test/e2e/**'],
           testTimeout: 30_000,
+        },
+      },
+      {
+        // The whole product, one after the other and after everything else: it needs the machine for itself.
+        test: {
+          name: 'e2e',
+          include: ['test/e2e/**/*.test.ts'],
+          fileParallelism: false,
+          sequence: { groupOrder: 1 },
+          testTimeout: 60_000,
         },
       },
       {
