@@ -2,15 +2,26 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
-import type { StoredLayer } from './architectures/llama.ts';
+import type { StoredEmbedding, StoredLayer } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
+import type { Basis, Matrix } from './basis.ts';
+import { fileBasis, rotatedBasis } from './basis.ts';
 import type { StoredLinear } from './linear.ts';
 import { storeLinear } from './linear.ts';
 import type { LlamaConfig, WeightKind, WeightSource } from './types.ts';
+import type { WeightRange } from './weights-file.ts';
 import { WeightsFile } from './weights-file.ts';
 
 export const MODEL_FILE = 'model.onnx';
 export const WEIGHTS_FILE = 'weights.bin';
+
+/** Where tensors come from, where they go, and how they are changed on the way. */
+type Emission = {
+  readonly source: WeightSource;
+  readonly file: WeightsFile;
+  readonly kind: WeightKind;
+  readonly basis: Basis;
+};
 
 /** One layer's tensors are in memory at a time. `onProgress` gets the fraction done, 0 to 1. */
 export async function emitModel(
@@ -21,23 +32,27 @@ export async function emitModel(
 ): Promise<void> {
   const { config } = source;
   const file = new WeightsFile(join(outDir, WEIGHTS_FILE), WEIGHTS_FILE);
+  // fp32 is the reference, so it stays as the file has it; the quantized kinds gain precision from a rotation.
+  const emission = {
+    source,
+    file,
+    kind,
+    basis: kind === 'f32' ? fileBasis : rotatedBasis(config.hiddenSize),
+  };
   try {
-    const embedding = store(file, kind, await stackRows(source, ['model.embed_tokens.weight']));
-    const head = config.tiedEmbeddings
-      ? embedding
-      : store(file, kind, await stackRows(source, ['lm_head.weight']));
+    const finalNorm = await source.read('model.norm.weight');
+    const { embedding, head } = await storeEnds(emission, finalNorm);
     const layers: StoredLayer[] = [];
     for (let index = 0; index < config.layerCount; index++) {
-      layers.push(await storeLayer(source, file, kind, index));
+      layers.push(await storeLayer(emission, index));
       onProgress((index + 1) / config.layerCount);
     }
-    const finalNorm = file.append(await source.read('model.norm.weight'));
     const [cos, sin] = ropeTables(config);
     const stored = {
       layers,
       embedding,
       head,
-      finalNorm,
+      finalNorm: file.append(emission.basis.norm(finalNorm)),
       ropeCos: file.append(cos),
       ropeSin: file.append(sin),
     };
@@ -47,35 +62,45 @@ export async function emitModel(
   }
 }
 
-async function storeLayer(
-  source: WeightSource,
-  file: WeightsFile,
-  kind: WeightKind,
-  index: number,
-): Promise<StoredLayer> {
-  const { config } = source;
+/** Embedding and head; tied ones are stored once, as the head multiplies by them. */
+async function storeEnds(
+  emission: Emission,
+  finalNorm: Float32Array,
+): Promise<{ embedding: StoredEmbedding; head: StoredLinear }> {
+  const { source, file, basis } = emission;
+  const { tiedEmbeddings, hiddenSize } = source.config;
+  const headName = tiedEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight';
+  const head = store(emission, basis.reads(await stackRows(source, [headName]), finalNorm));
+  if (tiedEmbeddings) {
+    const correction = basis.embeddingFromHead(finalNorm);
+    const range = correction && file.append(correction);
+    return { head, embedding: { rows: head, correction: range && { values: range, size: hiddenSize } } };
+  }
+  const rows = store(emission, basis.embeds(await stackRows(source, ['model.embed_tokens.weight'])));
+  return { head, embedding: { rows, correction: undefined } };
+}
+
+async function storeLayer(emission: Emission, index: number): Promise<StoredLayer> {
+  const { source, file, basis } = emission;
   const layer = `model.layers.${index}`;
   const read = (...names: string[]) =>
     stackRows(
       source,
       names.map((name) => `${layer}.${name}.weight`),
     );
-  const matrix = async (...names: string[]) => store(file, kind, await read(...names));
+  const attentionNorm = await source.read(`${layer}.input_layernorm.weight`);
+  const ffnNorm = await source.read(`${layer}.post_attention_layernorm.weight`);
+  const qkv = await read('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
+  const keepNorm = (norm: Float32Array): WeightRange => file.append(basis.norm(norm));
   return {
-    qkv: store(
-      file,
-      kind,
-      scaleQueries(config, await read('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')),
-    ),
-    output: await matrix('self_attn.o_proj'),
-    gateUp: await matrix('mlp.gate_proj', 'mlp.up_proj'),
-    down: await matrix('mlp.down_proj'),
-    attentionNorm: file.append(await source.read(`${layer}.input_layernorm.weight`)),
-    ffnNorm: file.append(await source.read(`${layer}.post_attention_layernorm.weight`)),
+    qkv: store(emission, basis.reads(scaleQueries(source.config, qkv), attentionNorm)),
+    output: store(emission, basis.writes(await read('self_attn.o_proj'))),
+    gateUp: store(emission, basis.reads(await read('mlp.gate_proj', 'mlp.up_proj'), ffnNorm)),
+    down: store(emission, basis.writes(await read('mlp.down_proj'))),
+    attentionNorm: keepNorm(attentionNorm),
+    ffnNorm: keepNorm(ffnNorm),
   };
 }
-
-type Matrix = { readonly rows: Float32Array; readonly outputs: number; readonly inputs: number };
 
 /** The named matrices, one above the other. */
 async function stackRows(source: WeightSource, names: readonly string[]): Promise<Matrix> {
@@ -99,7 +124,7 @@ function scaleQueries(config: LlamaConfig, qkv: Matrix): Matrix {
   return qkv;
 }
 
-const store = (file: WeightsFile, kind: WeightKind, { rows, outputs, inputs }: Matrix): StoredLinear =>
+const store = ({ file, kind }: Emission, { rows, outputs, inputs }: Matrix): StoredLinear =>
   storeLinear(file, kind, rows, outputs, inputs);
 
 /** cos and sin of position · theta^(-2i/D), `[context, D/2]` each; computed in double precision. */

@@ -5,7 +5,7 @@
  */
 import type { GraphBuilder, Value } from '../onnx/graph.ts';
 import { MICROSOFT } from '../onnx/graph.ts';
-import { quantBlock, quantizeRows } from './quantize.ts';
+import { QUANT_BLOCK, quantizeRows } from './quantize.ts';
 import type { WeightKind } from './types.ts';
 import type { WeightRange, WeightsFile } from './weights-file.ts';
 import { external, slice } from './weights-file.ts';
@@ -18,6 +18,7 @@ export type Linear =
       readonly inputs: number;
       readonly values: Value;
       readonly scales: Value;
+      readonly zeroPoints: Value | undefined;
     }
   | { readonly kind: 'f32'; readonly outputs: number; readonly inputs: number; readonly values: Value };
 
@@ -28,6 +29,7 @@ export type StoredLinear = {
   readonly inputs: number;
   readonly values: WeightRange;
   readonly scales: WeightRange | undefined;
+  readonly zeroPoints: WeightRange | undefined;
 };
 
 const BITS = { q8: 8, q4: 4 } as const;
@@ -40,9 +42,17 @@ export function storeLinear(
   outputs: number,
   inputs: number,
 ): StoredLinear {
-  if (kind === 'f32') return { kind, outputs, inputs, values: file.append(weights), scales: undefined };
-  const { values, scales } = quantizeRows(weights, outputs, inputs, BITS[kind]);
-  return { kind, outputs, inputs, values: file.append(values), scales: file.append(scales) };
+  const shape = { kind, outputs, inputs };
+  if (kind === 'f32') {
+    return { ...shape, values: file.append(weights), scales: undefined, zeroPoints: undefined };
+  }
+  const { values, scales, zeroPoints } = quantizeRows(weights, outputs, inputs, BITS[kind]);
+  return {
+    ...shape,
+    values: file.append(values),
+    scales: file.append(scales),
+    zeroPoints: zeroPoints && file.append(zeroPoints),
+  };
 }
 
 /** Rows `from` to `to` of a stored matrix: another view of the same bytes. */
@@ -57,6 +67,7 @@ export function storedRows(stored: StoredLinear, from: number, to: number): Stor
     inputs: stored.inputs,
     values: cut(stored.values),
     scales: stored.scales && cut(stored.scales),
+    zeroPoints: stored.zeroPoints && cut(stored.zeroPoints),
   };
 }
 
@@ -72,16 +83,17 @@ export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Lin
     };
   }
   const bits = BITS[stored.kind];
-  const block = quantBlock(bits, inputs);
-  const shape = [outputs, inputs / block, (block * bits) / 8];
-  return {
-    kind: 'nbits',
-    bits,
-    outputs,
-    inputs,
-    values: g.initializer(`${name}.q`, 'u8', shape, external(stored.values)),
-    scales: g.initializer(`${name}.scales`, 'f32', [outputs, inputs / block], external(stored.scales!)),
-  };
+  const blocks = [outputs, inputs / QUANT_BLOCK];
+  const values = g.initializer(
+    `${name}.q`,
+    'u8',
+    [...blocks, (QUANT_BLOCK * bits) / 8],
+    external(stored.values),
+  );
+  const scales = g.initializer(`${name}.scales`, 'f32', blocks, external(stored.scales!));
+  const zeroPoints =
+    stored.zeroPoints && g.initializer(`${name}.zeros`, 'u8', blocks, external(stored.zeroPoints));
+  return { kind: 'nbits', bits, outputs, inputs, values, scales, zeroPoints };
 }
 
 /** x `[..., inputs]` → `[..., outputs]`, named `output`: inputs · outputs multiply-adds a row. */
@@ -90,8 +102,14 @@ export function multiply(g: GraphBuilder, x: Value, weight: Linear, output = g.f
     g.node('FusedMatMul', [x, weight.values], [output], { transB: 1 }, MICROSOFT);
   } else {
     const { inputs: K, outputs: N, bits } = weight;
-    const attributes = { K, N, bits, block_size: quantBlock(bits, K), accuracy_level: 4 };
-    g.node('MatMulNBits', [x, weight.values, weight.scales], [output], attributes, MICROSOFT);
+    const attributes = { K, N, bits, block_size: QUANT_BLOCK, accuracy_level: 4 };
+    g.node(
+      'MatMulNBits',
+      [x, weight.values, weight.scales, weight.zeroPoints],
+      [output],
+      attributes,
+      MICROSOFT,
+    );
   }
   return { name: output };
 }
