@@ -93,7 +93,8 @@ function sendFile(
   const whole = end === bytes.length && start === 0;
   if (breaks !== undefined && breaks.file === name && whole && breaks.times > 0) {
     breaks.times--;
-    response.write(bytes.subarray(start, breaks.afterBytes), () => response.destroy());
+    // After a moment, so that what was sent has arrived.
+    response.write(bytes.subarray(start, breaks.afterBytes), () => setTimeout(() => response.destroy(), 100));
     return response;
   }
   return response.end(bytes.subarray(start, end));

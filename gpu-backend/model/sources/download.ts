@@ -2,10 +2,7 @@
  * One file over HTTP: into `<target>.part`, resumed from where an earlier try or an earlier run stopped, checked
  * against its size and hash, then renamed. A file under its own name is therefore whole.
  */
-import { createWriteStream } from 'node:fs';
-import { rename, rm, stat } from 'node:fs/promises';
-import { Readable, Transform } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
+import { open, rename, rm, stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import { sha256OfFiles } from '../store.ts';
@@ -64,8 +61,9 @@ async function continuePart(file: Download, part: string): Promise<void> {
   }
   if (start === file.bytes && start > 0) return;
   const idle = new AbortController();
+  const giveUp = () => idle.abort(new Error(`nothing came for ${IDLE_TIMEOUT_ms / 1000} s`));
   const signal = file.signal ? AbortSignal.any([idle.signal, file.signal]) : idle.signal;
-  let timer = setTimeout(() => idle.abort(), IDLE_TIMEOUT_ms);
+  let timer = setTimeout(giveUp, IDLE_TIMEOUT_ms);
   try {
     const range: Record<string, string> = start > 0 ? { range: `bytes=${start}-` } : {};
     const response = await fetch(file.url, { headers: { ...file.headers, ...range }, signal });
@@ -76,23 +74,44 @@ async function continuePart(file: Download, part: string): Promise<void> {
       const message = `it answered ${response.status}`;
       throw response.status < 500 && response.status !== 429 ? new FinalStatus(message) : new Error(message);
     }
-    let done = from;
-    const count = new Transform({
-      transform(chunk: Buffer, _encoding, next) {
-        clearTimeout(timer);
-        timer = setTimeout(() => idle.abort(), IDLE_TIMEOUT_ms);
-        done += chunk.length;
-        if (done > file.bytes)
-          return next(new FinalStatus(`it sends more than the ${file.bytes} bytes announced`));
-        file.onBytes(done);
-        next(null, chunk);
-      },
-    });
-    const out = createWriteStream(part, { flags: from > 0 ? 'r+' : 'w', start: from, flush: true });
-    await pipeline(Readable.fromWeb(response.body), count, out, { signal });
+    const restart = () => {
+      clearTimeout(timer);
+      timer = setTimeout(giveUp, IDLE_TIMEOUT_ms);
+    };
+    const done = await appendTo(part, from, response.body, file, restart);
     if (done < file.bytes) throw new Error(`it ended after ${done} of ${file.bytes} bytes`);
   } finally {
     clearTimeout(timer);
+  }
+}
+
+/** Every piece is on the disk before the next is asked for, so that what came before a failure is kept. */
+async function appendTo(
+  part: string,
+  from: number,
+  body: AsyncIterable<Uint8Array>,
+  file: Download,
+  onData: () => void,
+): Promise<number> {
+  const handle = await open(part, from > 0 ? 'r+' : 'w');
+  try {
+    let done = from;
+    for await (const piece of body) {
+      onData();
+      if (done + piece.length > file.bytes) {
+        throw new FinalStatus(`it sends more than the ${file.bytes} bytes announced`);
+      }
+      for (let written = 0; written < piece.length; ) {
+        const { bytesWritten } = await handle.write(piece, written, piece.length - written, done + written);
+        written += bytesWritten;
+      }
+      done += piece.length;
+      file.onBytes(done);
+    }
+    await handle.sync();
+    return done;
+  } finally {
+    await handle.close();
   }
 }
 
