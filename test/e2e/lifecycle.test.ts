@@ -1,4 +1,5 @@
 /** Starting and stopping: twice, on taken ports, killed half-way, with answers under way, with a dead backend. */
+import { once } from 'node:events';
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -45,7 +46,7 @@ test(
       ['adminKey', 'apiKey', 'backend', 'backendKey', 'edge', 'model'].sort(),
     );
     expect(statSync(path.join(home, 'dev.json')).mode & 0o777).toBe(0o600);
-    await vi.waitFor(() => expect(product.output()).toContain(`ready at ${dev.edge}`));
+    expect(product.output()).toContain(`ready at ${dev.edge}`);
     expect(product.output()).toContain('curl -N');
     for (const url of [dev.edge, dev.backend]) expect((await fetch(`${url}/readyz`)).status).toBe(200);
 
@@ -165,6 +166,7 @@ test.runIf(process.platform === 'linux')(
 
 test('a taken port and a wrong one are named', async () => {
   const other = createServer().listen(0, '127.0.0.1');
+  await once(other, 'listening');
   const { port } = other.address() as AddressInfo;
   const taken = run(home, { PORT: String(port) });
   expect(await taken.ended).toBe(1);

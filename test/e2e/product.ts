@@ -54,7 +54,7 @@ export function run(home: string, env: Record<string, string> = {}, command = DI
 
 export type Started = Run & { readonly dev: DevFile; readonly client: OpenAI };
 
-/** Waits for dev.json: the sign that all is ready. */
+/** Waits for the ready line; dev.json is there by then. (One from a killed run may be there long before.) */
 export async function start(
   home: string,
   env: Record<string, string> = {},
@@ -63,8 +63,10 @@ export async function start(
   const started = run(home, env, command);
   const deadline_ms = performance.now() + READY_WITHIN_ms;
   for (;;) {
-    const dev = await readDevFile(home);
-    if (dev !== undefined) return { ...started, dev, client: clientOf(dev) };
+    if (started.output().includes('is ready at')) {
+      const dev = (await readDevFile(home))!;
+      return { ...started, dev, client: clientOf(dev) };
+    }
     const ended = await Promise.race([started.ended, new Promise((resolve) => setTimeout(resolve, POLL_ms))]);
     if (ended !== undefined || performance.now() > deadline_ms) {
       throw new Error(`the product did not start (${ended}): ${started.output()}`);
