@@ -31,6 +31,8 @@ export type BackendOptions = {
   readonly edgeUrl?: string;
   /** JSON lines on standard output by default. No prompts, no keys. */
   readonly log?: Logger;
+  /** All cores by default. One is slower, but far faster than several on a machine that is busy otherwise. */
+  readonly threads?: number;
   readonly limits?: Partial<ApiLimits>;
 };
 
@@ -81,7 +83,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
 }
 
 async function openModel(
-  { home, model: name }: BackendOptions,
+  { home, model: name, threads }: BackendOptions,
   log: Logger,
 ): Promise<{ engine: Engine; model: ServedModel }> {
   const { folder, manifest } = await openInstalled(home, name);
@@ -90,6 +92,7 @@ async function openModel(
     modelDir: folder,
     hash: manifest.hash as ModelHash,
     config: manifest.config,
+    ...(threads === undefined ? {} : { threads }),
     onError: (detail) => log.error({ detail }, 'the engine failed'),
   });
   const created_s = Math.floor(Date.parse(manifest.importedAt) / 1000);

@@ -72,9 +72,12 @@ export async function serveModel(model: ServedModel, limits: Partial<ApiLimits> 
 }
 
 /** Waits until `condition` holds. @throws Error after `limit_ms`. */
-export async function eventually(condition: () => boolean, limit_ms = 2000): Promise<void> {
+export async function eventually(
+  condition: () => boolean | Promise<boolean>,
+  limit_ms = 2000,
+): Promise<void> {
   const until = Date.now() + limit_ms;
-  while (!condition()) {
+  while (!(await condition())) {
     if (Date.now() > until) throw new Error(`it did not happen within ${limit_ms} ms`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }

@@ -1,0 +1,242 @@
+/** The whole backend over the real model: what only real tokens, masks and times can show. */
+import { mkdtemp, rm, symlink } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import OpenAI from 'openai';
+import { pino } from 'pino';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { RunningBackend } from '../../../gpu-backend/main.ts';
+import { startBackend } from '../../../gpu-backend/main.ts';
+import { openModelText } from '../../../gpu-backend/model/model-text.ts';
+import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
+import type { ModelHash } from '../../../shared/mask.ts';
+import { maskBits, maskFromSkippedLayers, maskId, sparsity } from '../../../shared/mask.ts';
+import { importTokenKey, signToken } from '../../../shared/service-token.ts';
+import { installedModel, testHome } from '../../support/installed-model.ts';
+import { BACKEND_KEY, collect, eventually } from './harness.ts';
+
+let home: string;
+let backend: RunningBackend;
+let client: OpenAI;
+let hash: ModelHash;
+
+beforeAll(async () => {
+  hash = (await installedModel()).manifest.hash as ModelHash;
+  // A home of its own, so that masks of the tests stay out of the user's.
+  home = await mkdtemp(join(tmpdir(), 'maskroute-real-'));
+  await symlink(join(testHome, 'models'), join(home, 'models'));
+  backend = await startBackend({
+    home,
+    model: DEFAULT_MODEL,
+    port: 0,
+    backendKey: BACKEND_KEY,
+    log: pino({ level: 'silent' }),
+    // Other tests run beside this one; threads that wait for each other would crawl.
+    threads: 1,
+  });
+  client = new OpenAI({ baseURL: `${backend.url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 });
+}, 60_000);
+afterAll(async () => {
+  await backend?.close();
+  await rm(home, { recursive: true, force: true });
+});
+
+const ask = (content: string, fields: object = {}) => ({
+  model: DEFAULT_MODEL,
+  messages: [{ role: 'user' as const, content }],
+  temperature: 0,
+  max_tokens: 24,
+  ...fields,
+});
+const textOf = async (request: ReturnType<typeof ask>) =>
+  (await client.chat.completions.create(request)).choices[0]!.message.content!;
+
+async function gauge(name: string): Promise<number> {
+  const metrics = await (await fetch(`${backend.url}/metrics`)).text();
+  return Number(new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, 'm').exec(metrics)?.[1]);
+}
+
+describe('answers', () => {
+  it('know the capital of France, stop by themselves and show no special token', async () => {
+    const { choices, usage } = await client.chat.completions.create(ask('What is the capital of France?'));
+    expect(choices[0]).toMatchObject({ finish_reason: 'stop' });
+    expect(choices[0]!.message.content).toContain('Paris');
+    expect(choices[0]!.message.content).not.toContain('<|');
+    expect(usage!.prompt_tokens).toBeGreaterThan(20);
+  });
+
+  it('are the same streamed, whole, alone or beside others', async () => {
+    const questions = [
+      'Name three colors.',
+      'Write a short poem about the sea.',
+      'What is 2 + 2?',
+      'Say hi.',
+    ];
+    const alone: string[] = [];
+    for (const question of questions) alone.push(await textOf(ask(question)));
+    const together = await Promise.all(questions.map((question) => textOf(ask(question))));
+    expect(together).toEqual(alone);
+    const chunks = await collect(
+      await client.chat.completions.create({ ...ask(questions[1]!), stream: true }),
+    );
+    expect(chunks.map(({ choices }) => choices[0]!.delta.content ?? '').join('')).toBe(alone[1]);
+    expect(chunks.at(-1)).toMatchObject({ maskroute: { mask: 'dense', sparsity: 0 } });
+  });
+
+  it('follow the seed', async () => {
+    const request = ask('Tell me a story.', { temperature: 1, n: 2, seed: 11 });
+    const texts = async (fields: object = {}) =>
+      (await client.chat.completions.create({ ...request, ...fields })).choices.map(
+        ({ message }) => message.content,
+      );
+    const first = await texts();
+    expect(await texts()).toEqual(first);
+    expect(first[0]).not.toBe(first[1]);
+    expect(await texts({ seed: 12, n: 1 })).toEqual([first[1]]);
+    expect(await texts({ seed: 13, n: 1 })).not.toEqual([first[0]]);
+  });
+
+  it('end at a stop string, wherever it lies in the tokens', async () => {
+    const text = await textOf(ask('Count from one to ten in words.'));
+    for (const [start, length] of [
+      [3, 4],
+      [7, 9],
+      [12, 2],
+    ] as const) {
+      const stop = text.slice(start, start + length);
+      const stopped = await textOf(ask('Count from one to ten in words.', { stop }));
+      expect(stopped).toBe(text.slice(0, text.indexOf(stop)));
+    }
+  });
+
+  it('go on past the end token when asked to', async () => {
+    const { choices, usage } = await client.chat.completions.create(
+      ask('What is the capital of France?', { ignore_eos: true, max_tokens: 40 }),
+    );
+    expect(choices[0]!.finish_reason).toBe('length');
+    expect(usage!.completion_tokens).toBe(40);
+    const { usage: least } = await client.chat.completions.create(
+      ask('What is the capital of France?', { min_tokens: 20, max_tokens: 40 }),
+    );
+    expect(least!.completion_tokens).toBeGreaterThanOrEqual(20);
+  });
+});
+
+describe('log-probabilities', () => {
+  it('spell out the text, and the greedy token is the likeliest', async () => {
+    const { choices } = await client.chat.completions.create(
+      ask('Write an emoji of a dog, then one of a cat.', { logprobs: true, top_logprobs: 3 }),
+    );
+    const content = choices[0]!.logprobs!.content!;
+    const bytes = Buffer.from(content.flatMap((token) => token.bytes ?? []));
+    expect(bytes.toString('utf8')).toBe(choices[0]!.message.content);
+    for (const { token, logprob, top_logprobs } of content) {
+      expect(top_logprobs[0]).toMatchObject({ token, logprob });
+      expect(top_logprobs.map((top) => top.logprob)).toEqual(
+        top_logprobs.map((top) => top.logprob).toSorted((a, b) => b - a),
+      );
+    }
+  });
+
+  it('are the same when an answer is scored as a prompt, by text and by token ids', async () => {
+    const request = { model: DEFAULT_MODEL, temperature: 0, logprobs: 1 };
+    const prompt =
+      'The naïve 👋🏽 traveller was asked for the capital of France. He said that the capital is';
+    const said = (await client.completions.create({ ...request, prompt, max_tokens: 8 })).choices[0]!;
+    const { folder, manifest } = await installedModel();
+    const ids = [...(await openModelText(folder, manifest)).encodePrompt(prompt + said.text)];
+    const score = { ...request, max_tokens: 0, echo: true };
+    const byText = (await client.completions.create({ ...score, prompt: prompt + said.text })).choices[0]!;
+    const byIds = (await client.completions.create({ ...score, prompt: ids })).choices[0]!;
+    expect(byText.text).toBe(prompt + said.text);
+    expect(byIds).toEqual(byText);
+
+    const logprobs = byText.logprobs!;
+    const generated = said.logprobs!.token_logprobs!;
+    expect(logprobs.tokens!.slice(-generated.length)).toEqual(said.logprobs!.tokens);
+    const again = logprobs.token_logprobs!.slice(-generated.length);
+    // Within 0.05: 8-bit products of one row and of many rows round differently.
+    for (const [index, value] of generated.entries()) expect(again[index]).toBeCloseTo(value, 1);
+    // Every offset points at its token in the text; a token of half a character has no text of its own.
+    const whole = logprobs.tokens!.map((token, index) => ({ token, offset: logprobs.text_offset![index]! }));
+    expect(whole.some(({ token }) => token.startsWith('bytes:'))).toBe(true);
+    for (const { token, offset } of whole.filter(({ token }) => !token.startsWith('bytes:'))) {
+      expect(byText.text.startsWith(token, offset)).toBe(true);
+    }
+  });
+});
+
+describe('masks', () => {
+  const mask = maskFromSkippedLayers(60, { skipAttention: [10, 20], skipFfn: [12, 15, 18] });
+
+  it('by id come from the edge that the token names, and act as when written out', async () => {
+    const id = maskId(hash, mask);
+    const asked: string[] = [];
+    const edge = createServer((request, response) => {
+      asked.push(`${request.url} ${request.headers.authorization}`);
+      response.end(JSON.stringify({ id, modelHash: hash, blockCount: 60, bits: maskBits(mask) }));
+    });
+    await new Promise<void>((resolve) => edge.listen(0, '127.0.0.1', resolve));
+    const now_s = Math.floor(Date.now() / 1000);
+    const token = await signToken(await importTokenKey(BACKEND_KEY), {
+      tenant: 'acme',
+      issuedAt_s: now_s,
+      expiresAt_s: now_s + 60,
+      nonce: 'nonce-0001',
+      edge: `http://127.0.0.1:${(edge.address() as AddressInfo).port}`,
+    });
+    const viaEdge = new OpenAI({ baseURL: `${backend.url}/v1`, apiKey: token, maxRetries: 0 });
+    const question = 'Explain why the sky is blue.';
+    const byId = await viaEdge.chat.completions.create(ask(question, { mask: id })).withResponse();
+    edge.close();
+    expect(asked).toEqual([`/internal/v1/masks/${id} Bearer ${BACKEND_KEY}`]);
+    expect(byId.response.headers.get('x-maskroute-mask')).toBe(id);
+    expect(Number(byId.response.headers.get('x-maskroute-sparsity'))).toBeCloseTo(sparsity(mask));
+    const masked = byId.data.choices[0]!.message.content;
+    const inline = { skipAttention: [10, 20], skipFfn: [12, 15, 18] };
+    expect(await textOf(ask(question, { mask: inline }))).toBe(masked);
+    expect(await textOf(ask(question, { mask: inline, kv: 'elide' }))).not.toBe('');
+    expect(await textOf(ask(question))).not.toBe(masked);
+    // Known by now, with the edge gone and a caller without one.
+    expect(await textOf(ask(question, { mask: id }))).toBe(masked);
+  });
+});
+
+describe('clients that leave', () => {
+  const left = () => eventually(async () => (await gauge('num_requests_running')) === 0);
+  const words = (count: number) => Array.from({ length: count }, (_, i) => `word${i % 97}`).join(' ');
+
+  it('free the engine in the middle of an answer', async () => {
+    const stream = await client.chat.completions.create({
+      ...ask('Write a long story.', { max_tokens: 4000, ignore_eos: true }),
+      stream: true,
+    });
+    for await (const _ of stream) break;
+    await left();
+    const tokens = await gauge('maskroute_engine_generated_tokens');
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    expect(await gauge('maskroute_engine_generated_tokens')).toBe(tokens);
+  });
+
+  it('free the engine before the first token of a long prompt', async () => {
+    const leave = new AbortController();
+    const pending = client.chat.completions
+      .create({ ...ask(words(1800)), stream: true }, { signal: leave.signal })
+      .catch((error: unknown) => error);
+    await eventually(async () => (await gauge('num_requests_running')) === 1);
+    const before = performance.now();
+    leave.abort();
+    await left();
+    expect(await pending).toBeInstanceOf(OpenAI.APIUserAbortError);
+    expect(performance.now() - before).toBeLessThan(1500);
+  });
+
+  it('do not exist for prompts of 100,000 tokens: those are refused at once', async () => {
+    const before = performance.now();
+    const error = await textOf(ask(words(50_000))).catch((thrown: unknown) => thrown);
+    expect(error).toMatchObject({ code: 'context_length_exceeded', status: 400 });
+    expect(performance.now() - before).toBeLessThan(2000);
+  });
+});
