@@ -13,6 +13,7 @@ import { HEADERS } from '../shared/protocol.ts';
 import { sideBySide } from './side-by-side.ts';
 
 const ANSWER_TOKENS_MAX = 64;
+const ROUNDS = 3;
 const COLUMNS_MAX = 120;
 
 const PROMPTS = [
@@ -52,8 +53,22 @@ async function ask(client: OpenAI, model: string, prompt: string): Promise<Answe
     cluster: header(HEADERS.cluster),
     mask: header(HEADERS.mask),
     sparsity: Number(header(HEADERS.sparsity)),
-    tokensPerSecond: (data.usage!.completion_tokens * 1000) / decode_ms,
+    // The first token is the prefill's.
+    tokensPerSecond: ((data.usage!.completion_tokens - 1) * 1000) / decode_ms,
   };
+}
+
+/** In turns, so that a busy machine slows both; the faster of each is shown (the texts are the same). */
+async function askBoth(client: OpenAI, model: string, prompt: string) {
+  const masked: Answer[] = [];
+  const dense: Answer[] = [];
+  for (let round = 0; round < ROUNDS; round++) {
+    masked.push(await ask(client, model, prompt));
+    dense.push(await ask(client, `${model}:dense`, prompt));
+  }
+  const fastest = (answers: Answer[]): Answer =>
+    answers.reduce((best, answer) => (answer.tokensPerSecond > best.tokensPerSecond ? answer : best));
+  return { masked: fastest(masked), dense: fastest(dense) };
 }
 
 /** The label that the mask set's maker gave the cluster. */
@@ -72,9 +87,8 @@ async function demo(dev: DevFile): Promise<void> {
   // The first answer after a start pays for cold caches; it is not the one to show.
   await ask(client, dev.model, 'Hello!');
   for (const [kind, prompt] of PROMPTS) {
-    const masked = await ask(client, dev.model, prompt);
-    const dense = await ask(client, `${dev.model}:dense`, prompt);
-    const speed = (answer: Answer) => `${answer.tokensPerSecond.toFixed(1)} tokens/s`;
+    const { masked, dense } = await askBoth(client, dev.model, prompt);
+    const speed = ({ tokensPerSecond }: Answer) => `${tokensPerSecond.toFixed(1)} tokens/s`;
     console.log(`\n${'═'.repeat(columns)}\n${kind}: ${prompt}`);
     console.log(`cluster ${masked.cluster} (${await labelOf(dev, prompt)}), mask ${masked.mask}`);
     const left = `MASKED, ${(masked.sparsity * 100).toFixed(1)} % of blocks out, ${speed(masked)}`;

@@ -2,18 +2,22 @@
 
 const GAP = '  │  ';
 
-/** Lines of at most `width` characters; a longer word is cut. */
+/** Lines of at most `width` characters, indented as their paragraph is; a longer word is cut. */
 export function wrap(text: string, width: number): string[] {
   return text.split('\n').flatMap((paragraph) => {
+    const indent = paragraph.match(/^ */)![0].slice(0, width / 2);
     const lines: string[] = [];
     let line = '';
-    for (const word of paragraph.split(' ').flatMap((word) => cut(word, width))) {
-      if (line !== '' && line.length + 1 + word.length > width) {
-        lines.push(line);
+    for (const word of paragraph
+      .trim()
+      .split(/ +/)
+      .flatMap((word) => cut(word, width - indent.length))) {
+      if (line !== '' && indent.length + line.length + 1 + word.length > width) {
+        lines.push(indent + line);
         line = word;
       } else line = line === '' ? word : `${line} ${word}`;
     }
-    return [...lines, line];
+    return [...lines, line === '' ? '' : indent + line];
   });
 }
 

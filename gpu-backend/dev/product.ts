@@ -2,7 +2,7 @@
  * The whole product on one machine: the default model, a backend, the edge in workerd with its own D1, a key,
  * a live mask set. Everything that lasts is under `home`; a killed start leaves nothing that stops the next.
  */
-import { mkdir } from 'node:fs/promises';
+import { mkdir, rename } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
@@ -68,6 +68,7 @@ async function startParts(options: ProductOptions, parts: Parts): Promise<DevFil
   await removeDevFile(home);
   await expectFreePort(options.port, 'PORT');
   await expectFreePort(options.backendPort, 'BACKEND_PORT');
+  for (const name of ['backend', 'edge']) await keepPrevious(logFile(home, name));
   const keys = await loadOrCreateKeys(home);
   await options.ensureModel(DEFAULT_MODEL);
   signal.throwIfAborted();
@@ -99,7 +100,7 @@ const startBackendChild = ({ home, backendPort, say }: ProductOptions, keys: Dev
       name: 'backend',
       entry: new URL('./backend-process.ts', import.meta.url),
       config: { home, model: DEFAULT_MODEL, port: backendPort, backendKey: keys.backendKey },
-      logFile: path.join(home, 'logs', 'backend.log'),
+      logFile: logFile(home, 'backend'),
     },
     say,
   );
@@ -119,10 +120,19 @@ const startEdgeChild = (
         port,
         bindings: { BACKEND_URL: backendUrl, BACKEND_KEY: backendKey, ADMIN_KEY: adminKey },
       },
-      logFile: path.join(home, 'logs', 'edge.log'),
+      logFile: logFile(home, 'edge'),
     },
     say,
   );
+
+const logFile = (home: string, name: string): string => path.join(home, 'logs', `${name}.log`);
+
+/** The last run's log stays beside this one's; older ones go. */
+async function keepPrevious(file: string): Promise<void> {
+  await rename(file, `${file}.previous`).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw error;
+  });
+}
 
 /** The API key that works. */
 async function seed({ home, say }: ProductOptions, keys: DevKeys, edgeUrl: string): Promise<string> {
@@ -131,5 +141,8 @@ async function seed({ home, say }: ProductOptions, keys: DevKeys, edgeUrl: strin
   if (apiKey !== keys.apiKey) await saveKeys(home, { ...keys, apiKey });
   const preset = await ensurePreset(client, await readMaskSet(PRESET_FILE));
   if (preset === 'kept_other') say('A mask set other than the preset is live, and stays live.');
+  if (preset === 'other_model') {
+    say(`The preset mask set is for other weights than these of ${DEFAULT_MODEL}; requests run dense.`);
+  }
   return apiKey;
 }

@@ -36,12 +36,13 @@ async function isAccepted(edge: string, key: string): Promise<boolean> {
 
 /**
  * Makes the preset live where nothing is, or where an older preset is. A set that somebody published
- * themselves stays, and so does their choice to roll back from this one.
+ * themselves stays, and so does their choice to roll back from this one. `other_model`: the same model came
+ * from a source with other bytes, and the preset does not hold for it; requests run dense.
  */
 export async function ensurePreset(
   client: AdminClient,
   preset: MaskSet,
-): Promise<'published' | 'live' | 'kept_other'> {
+): Promise<'published' | 'live' | 'kept_other' | 'other_model'> {
   const version = maskSetVersion(preset);
   const live = await livePublication(client, DEFAULT_TENANT);
   if (live?.version === version) return 'live';
@@ -50,8 +51,13 @@ export async function ensurePreset(
   if (live !== undefined && (wasPublished || (await nameOf(client, live.version)) !== preset.name)) {
     return 'kept_other';
   }
-  await publishMaskSet(client, preset, { tenant: DEFAULT_TENANT, activate: true });
-  return 'published';
+  try {
+    await publishMaskSet(client, preset, { tenant: DEFAULT_TENANT, activate: true });
+    return 'published';
+  } catch (error) {
+    if (error instanceof MaskrouteError && error.code === 'mask_model_mismatch') return 'other_model';
+    throw error;
+  }
 }
 
 async function nameOf(client: AdminClient, version: string): Promise<string | undefined> {

@@ -46,6 +46,11 @@ const backend = createServer((_request, response) => {
   response.end(JSON.stringify({ object: 'list', data: [entry] }));
 });
 
+function forOtherModel(set: MaskSet): MaskSet {
+  const model = { ...MODEL, hash: 'cd'.repeat(32) as ModelHash };
+  return { ...set, model, clusters: [{ ...set.clusters[0]!, bits: 'ff', mask: 'dense' }] };
+}
+
 let edge: Edge;
 let client: AdminClient;
 beforeAll(async () => {
@@ -94,10 +99,7 @@ describe('a mask set', () => {
   });
 
   test('made for a model that nobody serves is refused with the reason', async () => {
-    const model = { ...MODEL, hash: 'cd'.repeat(32) as ModelHash };
-    const dense = { bits: 'ff', mask: 'dense' };
-    const set = maskSet('other-model');
-    const other = { ...set, model, clusters: [{ ...set.clusters[0]!, ...dense }] };
+    const other = forOtherModel(maskSet('other-model'));
     await expect(publishMaskSet(client, other, DEFAULT)).rejects.toMatchObject({
       code: 'mask_model_mismatch',
     });
@@ -118,6 +120,8 @@ describe('the preset of a fresh start', () => {
     await publishMaskSet(client, older, DEFAULT);
     expect(await ensurePreset(client, newer)).toBe('published');
     expect(await ensurePreset(client, newer)).toBe('live');
+    expect(await ensurePreset(client, forOtherModel(newer))).toBe('other_model');
+    expect(await liveVersion()).toBe(maskSetVersion(newer));
     await rollBack(client, '');
     expect(await ensurePreset(client, newer)).toBe('kept_other');
     expect(await liveVersion()).toBe(maskSetVersion(older));
