@@ -1,0 +1,86 @@
+/** `maskroute serve` as a process: what it refuses to start with, and what a signal does to running answers. */
+import type { ChildProcess } from 'node:child_process';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { afterEach, describe, expect, it } from 'vitest';
+import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
+import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
+
+type Served = {
+  readonly child: ChildProcess;
+  readonly output: () => string;
+  readonly exit: Promise<number | null>;
+};
+
+let children: ChildProcess[] = [];
+afterEach(() => {
+  for (const child of children) child.kill('SIGKILL');
+  children = [];
+});
+
+function serve(env: Record<string, string>, model = DEFAULT_MODEL): Served {
+  const cli = new URL('../../../gpu-backend/cli.ts', import.meta.url).pathname;
+  const child = spawn(process.execPath, [cli, 'serve', '--model', model], {
+    env: { ...process.env, BACKEND_PORT: '0', ...env },
+  });
+  children.push(child);
+  let output = '';
+  for (const stream of [child.stdout, child.stderr]) {
+    stream?.setEncoding('utf8').on('data', (text: string) => {
+      output += text;
+    });
+  }
+  const exit = once(child, 'exit').then(([code]) => code as number | null);
+  return { child, output: () => output, exit };
+}
+
+async function ready({ output }: Served): Promise<string> {
+  const url = () => /"url":"([^"]+)"/.exec(output())?.[1];
+  await eventually(() => url() !== undefined, 20_000);
+  return url()!;
+}
+
+const story = (url: string) =>
+  fetch(`${url}/v1/chat/completions`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': 'application/json' },
+    body: JSON.stringify({
+      model: DEFAULT_MODEL,
+      messages: [{ role: 'user', content: 'Tell me a story.' }],
+      stream: true,
+      ignore_eos: true,
+      max_tokens: 60,
+    }),
+  });
+
+describe('serve', () => {
+  it.each([
+    ['a key', { MASKROUTE_BACKEND_KEY: '' }, DEFAULT_MODEL, 'MASKROUTE_BACKEND_KEY'],
+    ['an installed model', { MASKROUTE_BACKEND_KEY: BACKEND_KEY }, 'no-such-model', 'no-such-model'],
+  ])('does not start without %s, and says so in one line', async (_, env, model, expected) => {
+    const served = serve(env, model);
+    expect(await served.exit).toBe(1);
+    expect(served.output().trim().split('\n')).toHaveLength(1);
+    expect(served.output()).toContain(expected);
+  });
+
+  it('finishes running answers on SIGTERM and exits with 0', async () => {
+    const served = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY });
+    const response = await story(await ready(served));
+    served.child.kill('SIGTERM');
+    const { events } = parseSse(await response.text());
+    expect(events.at(-1)!.data).toBe('[DONE]');
+    const tokens = events.filter(({ data }) => /"content":"[^"]/.test(data)).length;
+    expect(tokens).toBeGreaterThan(20);
+    expect(await served.exit).toBe(0);
+    expect(served.output()).not.toContain(BACKEND_KEY);
+  });
+
+  it('says which port it cannot have', async () => {
+    const first = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY });
+    const { port } = new URL(await ready(first));
+    const second = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: port });
+    expect(await second.exit).toBe(1);
+    expect(second.output()).toContain(`EADDRINUSE`);
+  });
+});
