@@ -25,6 +25,7 @@ import type { ImportedTokenizer } from './tokenizer-import.ts';
 import { tokenizerFromGguf } from './tokenizer-import.ts';
 import { tryModelText } from './trial.ts';
 import type { ModelManifest, WeightKind } from './types.ts';
+import { MANIFEST_FORMAT } from './types.ts';
 
 export type LocalModel = {
   readonly kind: 'gguf' | 'folder';
@@ -147,7 +148,7 @@ async function describe(
     };
   }
   return {
-    format: 'maskroute-model-v1',
+    format: MANIFEST_FORMAT,
     name: options.name,
     hash,
     source: local.source,

@@ -36,9 +36,12 @@ export interface WeightSource {
 export const WEIGHT_KINDS = ['q8', 'q4', 'f32'] as const;
 export type WeightKind = (typeof WEIGHT_KINDS)[number];
 
+/** Raised whenever the graph or the weights file changes: models of another format are imported again. */
+export const MANIFEST_FORMAT = 'maskroute-model-v2';
+
 /** `model.json` in a model's folder in the store, beside `model.onnx`, `weights.bin` and `tokenizer.json`. */
 export const modelManifestSchema = z.strictObject({
-  format: z.literal('maskroute-model-v1'),
+  format: z.literal(MANIFEST_FORMAT),
   name: z.string().min(1).max(200),
   /** SHA-256 of the source's weights file. */
   hash: z.string().regex(MODEL_HASH_PATTERN),

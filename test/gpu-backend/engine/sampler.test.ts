@@ -1,0 +1,102 @@
+/** Sampling against its definition, on small rows of logits. */
+import { describe, expect, test } from 'vitest';
+import { seededRandom } from '../../../gpu-backend/engine/random.ts';
+import type { SamplerState } from '../../../gpu-backend/engine/sampler.ts';
+import { sample, tokenLogprob } from '../../../gpu-backend/engine/sampler.ts';
+import type { Sampling } from '../../../gpu-backend/serving/engine.ts';
+
+const PLAIN: Sampling = {
+  temperature: 1,
+  topP: 1,
+  topK: 0,
+  minP: 0,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  repetitionPenalty: 1,
+  logitBias: [],
+  seed: 1,
+};
+const PROBABILITIES = [0.5, 0.25, 0.15, 0.1];
+const LOGITS = PROBABILITIES.map(Math.log);
+
+const state = (changes: Partial<SamplerState> = {}): SamplerState => ({
+  generated: new Map(),
+  prompt: new Set(),
+  forbidden: [],
+  random: seededRandom(1),
+  ...changes,
+});
+
+/** Shares of 20,000 draws: a share's standard error is at most 0.0036. */
+function shares(sampling: Partial<Sampling>, changes: Partial<SamplerState> = {}, logits = LOGITS): number[] {
+  const counts = logits.map(() => 0);
+  const shared = state(changes);
+  for (let i = 0; i < 20_000; i++)
+    counts[sample(Float32Array.from(logits), { ...PLAIN, ...sampling }, shared)]!++;
+  return counts.map((count) => count / 20_000);
+}
+
+function expectShares(found: number[], expected: number[]): void {
+  found.forEach((share, i) => {
+    if (expected[i] === 0) expect(share).toBe(0);
+    else expect(Math.abs(share - expected[i]!)).toBeLessThan(0.015);
+  });
+}
+
+describe('draws follow the distribution', () => {
+  test.each<[string, Partial<Sampling>, number[]]>([
+    ['plain', {}, PROBABILITIES],
+    ['temperature 2', { temperature: 2 }, normalized(PROBABILITIES.map(Math.sqrt))],
+    ['top_k', { topK: 2 }, [2 / 3, 1 / 3, 0, 0]],
+    ['top_k larger than the vocabulary', { topK: 100 }, PROBABILITIES],
+    ['top_p keeps the token that crosses it', { topP: 0.6 }, [2 / 3, 1 / 3, 0, 0]],
+    ['tiny top_p keeps the best', { topP: 1e-9 }, [1, 0, 0, 0]],
+    ['top_p counts within top_k', { topK: 2, topP: 0.5 }, [1, 0, 0, 0]],
+    ['min_p', { minP: 0.4 }, [2 / 3, 1 / 3, 0, 0]],
+    ['min_p with top_p', { minP: 0.25, topP: 0.95 }, normalized([0.5, 0.25, 0.15, 0])],
+    ['bias', { logitBias: [[0, -100]] }, [0, 0.5, 0.3, 0.2]],
+  ])('%s', (_name, sampling, expected) => expectShares(shares(sampling), expected));
+
+  test('penalties on what was generated', () => {
+    const generated = new Map([[0, 2]]);
+    const penalized = normalized([0.5 * Math.exp(-0.5 - 2 * 0.25), 0.25, 0.15, 0.1]);
+    expectShares(shares({ presencePenalty: 0.5, frequencyPenalty: 0.25 }, { generated }), penalized);
+  });
+
+  test('repetition_penalty counts the prompt too, whatever the sign', () => {
+    const logits = [2, -1, 0.5];
+    const expected = normalized([1, -2, 0.5].map(Math.exp));
+    const seen = { prompt: new Set([0]), generated: new Map([[1, 1]]) };
+    expectShares(shares({ repetitionPenalty: 2 }, seen, logits), expected);
+  });
+
+  test('forbidden tokens never come', () =>
+    expectShares(shares({}, { forbidden: [0, 3] }), [0, 0.625, 0.375, 0]));
+});
+
+test('greedy takes the first of equals, and ids outside the vocabulary are harmless', () => {
+  const sampling = { ...PLAIN, temperature: 0, logitBias: [[99, 5]] as const };
+  expect(sample(Float32Array.from([1, 3, 3]), sampling, state({ forbidden: [77] }))).toBe(1);
+});
+
+test('equal seeds give equal draws, neighbouring seeds do not', () => {
+  const draws = (seed: number) => Array.from({ length: 20 }, seededRandom(seed));
+  expect(draws(7)).toEqual(draws(7));
+  expect(draws(7)).not.toEqual(draws(8));
+  expect(draws(1)).not.toEqual(draws(1 + 2 ** 32));
+  const many = Array.from({ length: 10_000 }, seededRandom(3));
+  expect(Math.abs(many.reduce((sum, value) => sum + value, 0) / 10_000 - 0.5)).toBeLessThan(0.02);
+});
+
+test('log-probabilities with the likeliest alternatives, best first', () => {
+  const found = tokenLogprob(Float32Array.from(LOGITS.map((logit) => logit + 3)), 2, 2);
+  expect(found.logprob).toBeCloseTo(Math.log(0.15), 5);
+  expect(found.top.map(({ tokenId }) => tokenId)).toEqual([0, 1]);
+  expect(found.top[0]!.logprob).toBeCloseTo(Math.log(0.5), 5);
+  expect(tokenLogprob(Float32Array.from(LOGITS), 0, 0).top).toEqual([]);
+});
+
+function normalized(weights: number[]): number[] {
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  return weights.map((weight) => weight / total);
+}

@@ -1,0 +1,42 @@
+/** What the builder emits is what ONNX Runtime runs. */
+import { expect, test } from 'vitest';
+import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
+import { GraphBuilder } from '../../../gpu-backend/onnx/graph.ts';
+import { createSession, floats, tensor } from '../../../gpu-backend/onnx/session.ts';
+
+test('constants, attributes, optional inputs and branches survive the way into the runtime', async () => {
+  const g = new GraphBuilder('g');
+  const x = g.input('x', 'f32', ['N', 4]);
+  const condition = g.input('condition', 'bool', []);
+  const branch = (factor: number) =>
+    g.subgraph('branch', (b) =>
+      b.output(b.op('Mul', [x, b.constant('f32', [1], [factor])]), 'f32', ['N', 4]),
+    );
+  const chosen = g.op('If', [condition], {
+    then_branch: { graph: branch(2) },
+    else_branch: { graph: branch(-1) },
+  });
+  // Clip's minimum is left out; Softmax takes an integer attribute, LeakyRelu a float one.
+  const clipped = g.op('Clip', [chosen, undefined, g.constant('f32', [], [5])]);
+  const leaky = g.op('LeakyRelu', [clipped], { alpha: { float: 0.5 } });
+  const [left, right] = g.ops('Split', [leaky, g.constant('i64', [2], [1, 3])], 2, { axis: 1 });
+  g.output(g.op('Concat', [right!, left!], { axis: 1 }), 'f32', ['N', 4]);
+  const session = await createSession(encodeModel(g.graph), { threads: 1 });
+  const run = async (on: number) => {
+    const feeds = {
+      x: tensor('f32', Float32Array.of(1, 2, 3, 4), [1, 4]),
+      condition: tensor('bool', Uint8Array.of(on), []),
+    };
+    return [...floats((await session.run(feeds, session.outputNames))[session.outputNames[0]!]!)];
+  };
+  expect(await run(1)).toEqual([4, 5, 5, 2]);
+  expect(await run(0)).toEqual([-1, -1.5, -2, -0.5]);
+  await session.release();
+});
+
+test('an attribute that is no integer is refused unless it says that it is a float', () => {
+  const g = new GraphBuilder('g');
+  const x = g.input('x', 'f32', [1]);
+  g.output(g.op('Softmax', [x], { axis: 0.5 }), 'f32', [1]);
+  expect(() => encodeModel(g.graph)).toThrow('not an integer');
+});

@@ -1,0 +1,126 @@
+/** The scheduler alone: requests and token counts, no model. */
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import type { ScheduledRequest, SchedulerLimits } from '../../../gpu-backend/serving/scheduler.ts';
+import { Scheduler } from '../../../gpu-backend/serving/scheduler.ts';
+
+const LIMITS: SchedulerLimits = {
+  runningMax: 2,
+  waitingMax: 3,
+  queueTimeout_ms: 1000,
+  chunkTokens: 8,
+  cacheTokensMax: 100,
+};
+
+const request = (
+  requestId: string,
+  tokenCount: number,
+  cacheTokens = tokenCount,
+  arrivedAt_ms = 0,
+): ScheduledRequest => ({
+  requestId,
+  cacheTokens,
+  arrivedAt_ms,
+  tokenCount,
+  computedCount: 0,
+});
+
+function runStep(scheduler: Scheduler): [string, number] | undefined {
+  const step = scheduler.schedule();
+  if (step === undefined) return undefined;
+  scheduler.update(step);
+  return [step.request.requestId, step.tokens];
+}
+
+test('a long prompt is computed in chunks, and others take turns with it', () => {
+  const scheduler = new Scheduler(LIMITS);
+  scheduler.add(request('long', 20));
+  expect(runStep(scheduler)).toEqual(['long', 8]);
+  scheduler.add(request('short', 3));
+  expect(runStep(scheduler)).toEqual(['short', 3]);
+  expect(runStep(scheduler)).toEqual(['long', 8]);
+  scheduler.remove('short');
+  expect(runStep(scheduler)).toEqual(['long', 4]);
+});
+
+test('chunks start at multiples of the chunk size whatever happened before', () => {
+  const scheduler = new Scheduler(LIMITS);
+  const resumed = { ...request('resumed', 20), computedCount: 5 };
+  scheduler.add(resumed);
+  expect(runStep(scheduler)).toEqual(['resumed', 3]);
+  expect(runStep(scheduler)).toEqual(['resumed', 8]);
+});
+
+test('a full line answers at once, and gives way when somebody leaves', () => {
+  const scheduler = new Scheduler(LIMITS);
+  for (const id of ['a', 'b', 'c', 'd', 'e']) scheduler.add(request(id, 1));
+  expect(() => scheduler.add(request('f', 1))).toThrow(expect.objectContaining({ code: 'queue_full' }));
+  expect([scheduler.runningCount, scheduler.waitingCount]).toEqual([2, 3]);
+  scheduler.remove('a');
+  expect([scheduler.runningCount, scheduler.waitingCount]).toEqual([2, 2]);
+  scheduler.add(request('f', 1));
+});
+
+test('cache room is reserved when a request starts, in order of arrival', () => {
+  const scheduler = new Scheduler(LIMITS);
+  scheduler.add(request('a', 1, 70));
+  scheduler.add(request('large', 1, 60));
+  scheduler.add(request('small', 1, 10));
+  expect(scheduler.runningCount).toBe(1);
+  scheduler.remove('a');
+  expect([scheduler.runningCount, scheduler.cacheTokensReserved]).toEqual([2, 70]);
+  expect(() => scheduler.add(request('never', 1, 101))).toThrow(
+    expect.objectContaining({ code: 'context_length_exceeded' }),
+  );
+});
+
+test('who waited too long is taken out; who runs is not', () => {
+  const scheduler = new Scheduler(LIMITS);
+  for (const id of ['a', 'b', 'late']) scheduler.add(request(id, 1, 1, 0));
+  scheduler.add(request('fresh', 1, 1, 900));
+  expect(scheduler.expire(1001).map((late) => late.requestId)).toEqual(['late']);
+  expect([scheduler.runningCount, scheduler.waitingCount]).toEqual([2, 1]);
+});
+
+test('whatever comes and goes: bounds hold, nobody starves, every token is computed once', () => {
+  const arrivals = fc.array(
+    fc.record({
+      tokens: fc.integer({ min: 1, max: 40 }),
+      generated: fc.integer({ min: 0, max: 10 }),
+      cancelledAfter: fc.option(fc.nat(20)),
+    }),
+    { minLength: 1, maxLength: 12 },
+  );
+  fc.assert(
+    fc.property(arrivals, (wanted) => {
+      const scheduler = new Scheduler({ ...LIMITS, waitingMax: 12 });
+      const left = new Map(wanted.map((entry, i) => [`r${i}`, { ...entry, steps: 0, computed: 0 }]));
+      for (const [id, { tokens, generated }] of left) scheduler.add(request(id, tokens, tokens + generated));
+      for (let turn = 0; left.size > 0; turn++) {
+        if (turn > 2000) throw new Error('somebody starves');
+        const step = scheduler.schedule()!;
+        const entry = left.get(step.request.requestId)!;
+        expect(scheduler.runningCount).toBeLessThanOrEqual(LIMITS.runningMax);
+        expect(scheduler.cacheTokensReserved).toBeLessThanOrEqual(LIMITS.cacheTokensMax);
+        expect(step.tokens).toBeGreaterThan(0);
+        expect(step.tokens).toBeLessThanOrEqual(LIMITS.chunkTokens);
+        scheduler.update(step);
+        entry.steps++;
+        entry.computed += step.tokens;
+        const whole = step.request.computedCount === step.request.tokenCount;
+        const done = whole && step.request.tokenCount === entry.tokens + entry.generated;
+        if (whole && !done) step.request.tokenCount++;
+        if (done) expect(entry.computed).toBe(entry.tokens + entry.generated);
+        if (done || entry.steps === entry.cancelledAfter) {
+          scheduler.remove(step.request.requestId);
+          left.delete(step.request.requestId);
+        }
+      }
+      expect([scheduler.runningCount, scheduler.waitingCount]).toEqual([0, 0]);
+    }),
+  );
+});
+
+test('limits that cannot be met are refused at the start', () => {
+  expect(() => new Scheduler({ ...LIMITS, chunkTokens: 0 })).toThrow(RangeError);
+});

@@ -1,0 +1,123 @@
+/**
+ * The naive reference: a Llama in plain loops, one token at a time, every K and V kept, nothing shared with the
+ * engine. The mask may change from token to token.
+ */
+import type { LlamaConfig, WeightSource } from '../../gpu-backend/model/types.ts';
+import type { Mask } from '../../shared/mask.ts';
+
+type Layer = Record<'q' | 'k' | 'v' | 'o' | 'gate' | 'up' | 'down' | 'norm1' | 'norm2', Float32Array>;
+
+export type NaiveLlama = {
+  /** Logits `[V]` after `tokenId`. */
+  next(tokenId: number, mask: Mask): Float64Array;
+};
+
+export async function naiveLlama(source: WeightSource): Promise<NaiveLlama> {
+  const { config } = source;
+  const read = (name: string) => source.read(`model.${name}.weight`);
+  const layers: Layer[] = [];
+  for (let i = 0; i < config.layerCount; i++) {
+    const at = (name: string) => read(`layers.${i}.${name}`);
+    layers.push({
+      q: await at('self_attn.q_proj'),
+      k: await at('self_attn.k_proj'),
+      v: await at('self_attn.v_proj'),
+      o: await at('self_attn.o_proj'),
+      gate: await at('mlp.gate_proj'),
+      up: await at('mlp.up_proj'),
+      down: await at('mlp.down_proj'),
+      norm1: await at('input_layernorm'),
+      norm2: await at('post_attention_layernorm'),
+    });
+  }
+  const embedding = await read('embed_tokens');
+  const head = config.tiedEmbeddings ? embedding : await source.read('lm_head.weight');
+  const finalNorm = await read('norm');
+  const cache = layers.map(() => ({ k: [] as Float64Array[], v: [] as Float64Array[] }));
+  return {
+    next(tokenId, mask) {
+      const position = cache[0]!.k.length;
+      const H = config.hiddenSize;
+      const x = Float64Array.from(embedding.subarray(tokenId * H, (tokenId + 1) * H));
+      layers.forEach((layer, i) => {
+        attention(config, layer, cache[i]!, x, position, mask.runs[2 * i] === 1);
+        if (mask.runs[2 * i + 1] === 1) ffn(config, layer, x);
+      });
+      return product(head, normalize(x, finalNorm, config.rmsEpsilon));
+    },
+  };
+}
+
+function attention(
+  config: LlamaConfig,
+  layer: Layer,
+  cache: { k: Float64Array[]; v: Float64Array[] },
+  x: Float64Array,
+  position: number,
+  runs: boolean,
+): void {
+  const { headCount: N, kvHeadCount: G, headSize: D } = config;
+  const normalized = normalize(x, layer.norm1, config.rmsEpsilon);
+  cache.k.push(rotate(config, product(layer.k, normalized), position));
+  cache.v.push(product(layer.v, normalized));
+  if (!runs) return;
+  const q = rotate(config, product(layer.q, normalized), position);
+  const attended = new Float64Array(N * D);
+  for (let head = 0; head < N; head++) {
+    const group = Math.floor((head * G) / N);
+    const scores = cache.k.map((k) => {
+      let dot = 0;
+      for (let i = 0; i < D; i++) dot += q[head * D + i]! * k[group * D + i]!;
+      return dot / Math.sqrt(D);
+    });
+    const best = Math.max(...scores);
+    const weights = scores.map((score) => Math.exp(score - best));
+    const total = weights.reduce((sum, weight) => sum + weight, 0);
+    weights.forEach((weight, at) => {
+      for (let i = 0; i < D; i++) attended[head * D + i]! += (weight / total) * cache.v[at]![group * D + i]!;
+    });
+  }
+  product(layer.o, attended).forEach((value, i) => {
+    x[i]! += value;
+  });
+}
+
+function ffn(config: LlamaConfig, layer: Layer, x: Float64Array): void {
+  const normalized = normalize(x, layer.norm2, config.rmsEpsilon);
+  const up = product(layer.up, normalized);
+  const hidden = product(layer.gate, normalized).map((g, i) => (g / (1 + Math.exp(-g))) * up[i]!);
+  product(layer.down, hidden).forEach((value, i) => {
+    x[i]! += value;
+  });
+}
+
+function normalize(x: Float64Array, weight: Float32Array, epsilon: number): Float64Array {
+  const meanSquare = x.reduce((sum, value) => sum + value * value, 0) / x.length;
+  return x.map((value, i) => (value / Math.sqrt(meanSquare + epsilon)) * weight[i]!);
+}
+
+/** Half-split rotary embedding of every head. */
+function rotate(config: LlamaConfig, x: Float64Array, position: number): Float64Array {
+  const half = config.headSize / 2;
+  const out = x.slice();
+  for (let start = 0; start < x.length; start += config.headSize) {
+    for (let i = 0; i < half; i++) {
+      const angle = position * config.ropeTheta ** (-i / half);
+      const [a, b] = [x[start + i]!, x[start + half + i]!];
+      out[start + i] = a * Math.cos(angle) - b * Math.sin(angle);
+      out[start + half + i] = b * Math.cos(angle) + a * Math.sin(angle);
+    }
+  }
+  return out;
+}
+
+/** `matrix` is `[out, in]`. */
+function product(matrix: Float32Array, x: Float64Array): Float64Array {
+  const out = new Float64Array(matrix.length / x.length);
+  for (let row = 0; row < out.length; row++) {
+    let sum = 0;
+    for (let i = 0; i < x.length; i++) sum += matrix[row * x.length + i]! * x[i]!;
+    out[row] = sum;
+  }
+  return out;
+}
