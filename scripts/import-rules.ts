@@ -1,30 +1,25 @@
 /**
  * The import rules. Data flows one way, and these rules are what keeps it so; ARCHITECTURE.md says why, and
- * test/import-rules.test.ts proves that each rule can fail. TypeScript is read through swc, because
- * dependency-cruiser does not know TypeScript 7's compiler.
+ * test/import-rules.test.ts proves that each can fail.
  */
+import { findCycle, type Import, readImports } from './import-graph.ts';
 
-import type { ICruiseOptions, IRegularForbiddenRuleType, IResolveOptions } from 'dependency-cruiser';
+/** Patterns of files, or of `node:` and `npm:` names. */
+type Side = { readonly path?: string; readonly pathNot?: string };
+export type Rule = {
+  readonly name: string;
+  readonly why: string;
+  readonly from: Side;
+  readonly to: Side;
+};
 
-const forbid = (
-  name: string,
-  comment: string,
-  from: IRegularForbiddenRuleType['from'],
-  to: IRegularForbiddenRuleType['to'],
-): IRegularForbiddenRuleType => ({ name, comment, severity: 'error', from, to });
+const forbid = (name: string, why: string, from: Side, to: Side): Rule => ({ name, why, from, to });
 
 const ONLINE = '^gpu-backend/(api|serving|engine|onnx|model)/';
 const OFFLINE = '^gpu-backend/(calibration|training|evaluation|publication)/';
 const ENTRY_POINTS = '^gpu-backend/(cli\\.ts|commands/|dev/|bench/)';
 
-export const RULES: IRegularForbiddenRuleType[] = [
-  forbid('no-cycles', 'A cycle hides which of two modules decides.', {}, { circular: true }),
-  forbid(
-    'resolvable',
-    'An import that does not resolve fails only when it runs.',
-    {},
-    { couldNotResolve: true, pathNot: '^cloudflare:' },
-  ),
+export const RULES: readonly Rule[] = [
   forbid(
     'shared-is-pure',
     'Both sides run shared/, so it knows neither of them.',
@@ -35,7 +30,7 @@ export const RULES: IRegularForbiddenRuleType[] = [
     'shared-has-no-io',
     'shared/ computes; reading files or sockets is for the two sides.',
     { path: '^shared/' },
-    { dependencyTypes: ['core'] },
+    { path: '^node:' },
   ),
   forbid(
     'workers-know-no-backend',
@@ -53,13 +48,13 @@ export const RULES: IRegularForbiddenRuleType[] = [
     'one-file-imports-onnxruntime',
     'One file knows the runtime, so that another runtime or version touches one file.',
     { pathNot: '^gpu-backend/onnx/session\\.ts$' },
-    { path: '(^|/)node_modules/onnxruntime-' },
+    { path: '^npm:onnxruntime-' },
   ),
   forbid(
     'only-db-knows-columns',
     'Queries have names outside workers/db; tables and columns do not leave it.',
     { path: '^(workers|shared|gpu-backend)/', pathNot: '^workers/db/' },
-    { path: '^workers/db/schema|(^|/)node_modules/drizzle-orm/' },
+    { path: '^workers/db/schema|^npm:drizzle-orm$' },
   ),
   forbid(
     'api-serving-engine',
@@ -129,15 +124,25 @@ export const RULES: IRegularForbiddenRuleType[] = [
   ),
 ];
 
-export const OPTIONS: ICruiseOptions = {
-  parser: 'swc',
-  tsPreCompilationDeps: true,
-  doNotFollow: { path: 'node_modules' },
-  validate: true,
-  ruleSet: { forbidden: RULES },
-};
+export type Violation = { readonly rule: string; readonly why: string; readonly what: string };
 
-export const RESOLVE_OPTIONS: Partial<IResolveOptions> = {
-  exportsFields: ['exports'],
-  conditionNames: ['import', 'node', 'types', 'default'],
-};
+const isOn = ({ path, pathNot }: Side, name: string): boolean =>
+  (path === undefined || new RegExp(path).test(name)) && !(pathNot && new RegExp(pathNot).test(name));
+
+/** Every import below `folders` that breaks a rule, does not resolve, or closes a cycle. */
+export function checkImports(root: string, folders: readonly string[]): Violation[] {
+  const imports = readImports(root, folders);
+  const arrow = ({ from, to }: Import) => `${from} → ${to}`;
+  const broken = RULES.flatMap(({ name, why, from, to }) =>
+    imports
+      .filter((edge) => isOn(from, edge.from) && isOn(to, edge.to))
+      .map((edge) => ({ rule: name, why, what: arrow(edge) })),
+  );
+  const dangling = imports
+    .filter((edge) => !edge.resolved)
+    .map((edge) => ({ rule: 'resolvable', why: 'There is no such file.', what: arrow(edge) }));
+  const cycle = findCycle(imports);
+  if (cycle === undefined) return [...broken, ...dangling];
+  const why = 'A cycle hides which of its modules decides.';
+  return [...broken, ...dangling, { rule: 'no-cycles', why, what: cycle.join(' → ') }];
+}
