@@ -1,7 +1,8 @@
 /** One completion from its arrival to its end: cancelling it, and accounting for it exactly once. */
 import type { MaskrouteError } from '../../shared/errors.ts';
-import type { AnswerPlan, RunningAnswer } from './answer.ts';
-import { runAnswer, usageOf } from './answer.ts';
+import { runAnswer } from './answer.ts';
+import { usageOf } from './answer-figures.ts';
+import type { AnswerPlan, RunningAnswer } from './answer-plan.ts';
 import type { ApiContext, ApiParts } from './context.ts';
 
 export type AnswerRecord = {

@@ -4,38 +4,15 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
-import type { Usage } from '../../shared/openai.ts';
-import type { MaskrouteInfo, RouteEcho } from '../../shared/protocol.ts';
-import type { ChoiceEvent, ChoiceJob, Progress } from './choice.ts';
+import { infoOf, usageOf } from './answer-figures.ts';
+import type { AnswerPlan, RunningAnswer } from './answer-plan.ts';
+import type { ChoiceEvent, Progress } from './choice.ts';
 import { cancellation, runChoice } from './choice.ts';
 import type { ApiLimits } from './limits.ts';
-import type { ChosenMask } from './mask-choice.ts';
 import { mergeStreams } from './merge-streams.ts';
 import type { ServedModel } from './served-model.ts';
 import { SSE_DONE, sseData, sseError } from './sse.ts';
-import type { WholeChoice, Wire } from './wire.ts';
-
-/** A checked request, ready to run. */
-export type AnswerPlan = {
-  readonly requestId: string;
-  /** As the client wrote it. */
-  readonly modelName: string;
-  readonly mask: ChosenMask;
-  /** The edge's decision; empty on a direct call. */
-  readonly route: RouteEcho;
-  readonly wire: Wire;
-  readonly jobs: readonly ChoiceJob[];
-  readonly withLogprobs: boolean;
-  readonly stream: boolean;
-  readonly includeUsage: boolean;
-};
-
-/** A plan that runs. `progress` is current at any time, also after an abort. */
-export type RunningAnswer = {
-  readonly plan: AnswerPlan;
-  readonly progress: readonly Progress[];
-  readonly events: AsyncGenerator<ChoiceEvent, void>;
-};
+import type { WholeChoice } from './wire.ts';
 
 export function runAnswer(
   model: ServedModel,
@@ -181,42 +158,6 @@ export async function* answerFrames(
     void events.return().catch(() => {});
   }
 }
-
-export function usageOf({ plan, progress }: Pick<RunningAnswer, 'plan' | 'progress'>): Usage {
-  let promptTokens = 0;
-  let cachedTokens = 0;
-  let completionTokens = 0;
-  plan.jobs.forEach((job, position) => {
-    const { completionTokens: tokens, cachedTokens: cached } = progress[position]!;
-    completionTokens += tokens;
-    if (!job.countsPrompt) return;
-    promptTokens += job.request.promptTokenIds.length;
-    cachedTokens += cached;
-  });
-  return {
-    prompt_tokens: promptTokens,
-    completion_tokens: completionTokens,
-    total_tokens: promptTokens + completionTokens,
-    prompt_tokens_details: { cached_tokens: cachedTokens },
-  };
-}
-
-/** Several choices: the longest wait, and the engine's time summed. */
-export function infoOf({ plan, progress }: Pick<RunningAnswer, 'plan' | 'progress'>): MaskrouteInfo {
-  const timings = progress.flatMap((one) => one.timings ?? []);
-  const sum = (pick: (index: number) => number) =>
-    milliseconds(timings.reduce((total, _, index) => total + pick(index), 0));
-  return {
-    ...plan.route,
-    mask: plan.mask.id,
-    sparsity: plan.mask.sparsity,
-    queue_ms: milliseconds(Math.max(0, ...timings.map((one) => one.queue_ms))),
-    prefill_ms: sum((index) => timings[index]!.prefill_ms),
-    decode_ms: sum((index) => timings[index]!.decode_ms),
-  };
-}
-
-const milliseconds = (value: number): number => Math.round(value * 1000) / 1000;
 
 /** The completion's id follows from the request's, so that the edge knows it without reading the answer. */
 const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object => ({

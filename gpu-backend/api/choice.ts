@@ -107,7 +107,7 @@ function createAnswer(text: TokenText, job: ChoiceJob): { take(event: EngineEven
   const takeBody = (event: EngineEvent): Shown => {
     switch (event.type) {
       case 'prompt':
-        return { text: '', pieces: promptPieces(text, job.request, event.logprobs), stopped: false };
+        return { text: '', pieces: promptPieces(text, job, event.logprobs), stopped: false };
       case 'token':
         return assembler.push(event.tokenId, event.logprob);
       case 'finished':
@@ -126,17 +126,16 @@ function createAnswer(text: TokenText, job: ChoiceJob): { take(event: EngineEven
   };
 }
 
-function promptPieces(
-  text: TokenText,
-  request: GenerateRequest,
-  logprobs: readonly (TokenLogprob | null)[],
-): Piece[] {
+/** Offsets are those of the echoed text, in which the BOS that the model wants has no place. */
+function promptPieces(text: TokenText, job: ChoiceJob, logprobs: readonly (TokenLogprob | null)[]): Piece[] {
   const decoder = text.createDecoder({ showSpecial: true });
+  const echo = job.echo ?? '';
   let offset = 0;
   return logprobs.map((logprob, position) => {
-    const tokenId = request.promptTokenIds[position]!;
+    const tokenId = job.request.promptTokenIds[position]!;
     const piece = { tokenId, offset, logprob };
-    offset += decoder.push(tokenId).length;
+    const decoded = decoder.push(tokenId);
+    if (echo.startsWith(decoded, offset)) offset += decoded.length;
     return piece;
   });
 }

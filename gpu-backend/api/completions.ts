@@ -4,8 +4,9 @@ import type { z } from 'zod';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
 import { HEADERS } from '../../shared/protocol.ts';
-import type { AnswerPlan, RunningAnswer } from './answer.ts';
-import { answerFrames, infoOf, wholeAnswer } from './answer.ts';
+import { answerFrames, wholeAnswer } from './answer.ts';
+import { infoOf } from './answer-figures.ts';
+import type { AnswerPlan, RunningAnswer } from './answer-plan.ts';
 import type { AnswerRecord } from './answer-record.ts';
 import { openRecord } from './answer-record.ts';
 import { readJson } from './body.ts';
@@ -33,6 +34,9 @@ async function respond<Schema extends z.ZodType>(
     throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
   }
   const { model, masks, limits } = parts;
+  if (parts.lifecycle.running >= limits.inFlightMax) {
+    throw new MaskrouteError('queue_full', `${limits.inFlightMax} requests are under way already.`);
+  }
   const record = openRecord(parts, c, endpoint);
   try {
     const body = await readJson(c.req.raw, schema, limits.bodyBytesMax);

@@ -3,6 +3,8 @@ import { BODY_BYTES_MAX } from '../../shared/openai.ts';
 
 export type ApiLimits = {
   readonly bodyBytesMax: number;
+  /** Completions that are under way, their bodies included: more than the engine's line holds, yet bounded. */
+  readonly inFlightMax: number;
   /** Prompts times `n` in one request. */
   readonly choicesMax: number;
   /** Choices of one request that are in the engine at a time, so that one request cannot fill the line. */
@@ -23,6 +25,7 @@ export type ApiLimits = {
 
 export const DEFAULT_LIMITS: ApiLimits = {
   bodyBytesMax: BODY_BYTES_MAX,
+  inFlightMax: 256,
   choicesMax: 256,
   choicesAtOnce: 8,
   commit_ms: 2000,

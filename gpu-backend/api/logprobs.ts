@@ -11,7 +11,11 @@ const finite = (logprob: number): number => Math.max(logprob, LOGPROB_MIN);
 export function chatLogprobs(text: TokenText, pieces: readonly Piece[]): ChatLogprobs {
   const entry = (tokenId: number, logprob: number): TopLogprob => {
     const bytes = text.tokenBytes(tokenId);
-    return { token: new TextDecoder().decode(bytes), logprob: finite(logprob), bytes: [...bytes] };
+    return {
+      token: new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes),
+      logprob: finite(logprob),
+      bytes: [...bytes],
+    };
   };
   return {
     content: pieces.flatMap(({ tokenId, logprob }) =>

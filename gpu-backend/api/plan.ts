@@ -3,7 +3,7 @@ import { MaskrouteError } from '../../shared/errors.ts';
 import type { ChatRequest, CompletionRequest } from '../../shared/openai.ts';
 import type { RouteEcho } from '../../shared/protocol.ts';
 import type { MaskRegistry } from '../serving/mask-registry.ts';
-import type { AnswerPlan } from './answer.ts';
+import type { AnswerPlan } from './answer-plan.ts';
 import type { Caller } from './auth.ts';
 import type { ChoiceJob } from './choice.ts';
 import type { ApiLimits } from './limits.ts';

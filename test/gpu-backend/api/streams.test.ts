@@ -130,6 +130,17 @@ describe('failures', () => {
     await late.text();
   });
 
+  it('of a full server come before the body is read', async () => {
+    await using api = await start(endless, { inFlightMax: 2 });
+    const leave = new AbortController();
+    const busy = [1, 2].map(() => api.chat({}, { signal: leave.signal }));
+    await Promise.all(busy);
+    expect((await api.chat({}, { body: '{' })).status).toBe(429);
+    leave.abort();
+    await eventually(() => api.engine.ended.length === 2);
+    expect((await api.chat({}, { body: '{' })).status).toBe(400);
+  });
+
   it('of a full line spare the later choices of a request that is in', async () => {
     await using api = await start({ ...says('abcdef'), step_ms: 5, slots: 2, queueCapacity: 4 });
     const [first, second] = await Promise.all([1, 2].map(() => api.chat({ n: 6, stream: false })));
