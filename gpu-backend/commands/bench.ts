@@ -2,6 +2,7 @@
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError } from 'commander';
+import { maskrouteHome } from '../home.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { readMaskSet } from '../publication/mask-set-file.ts';
 
@@ -15,6 +16,24 @@ type BenchFlags = { readonly json: boolean };
 
 export function addBenchCommands(program: Command): void {
   const bench = program.command('bench').description('measure speed; the last line is one JSON object');
+
+  for (const [name, what] of [
+    ['decode', 'milliseconds a token, dense and masked, against llama.cpp'],
+    ['prefill', 'milliseconds for a prompt of 512 tokens, against llama.cpp'],
+  ] as const) {
+    bench
+      .command(name)
+      .description(what)
+      .option('--rounds <count>', 'interleaved rounds whose median counts', positiveInteger, 7)
+      .option('--json', 'nothing but the JSON line', false)
+      .action(async (flags: BenchFlags & { rounds: number }) => {
+        const { benchDecode, benchPrefill } = await import('../bench/decode.ts');
+        const say = flags.json ? () => undefined : console.log;
+        const options = { home: maskrouteHome(), rounds: flags.rounds, say };
+        const result = await (name === 'decode' ? benchDecode(options) : benchPrefill(options));
+        console.log(JSON.stringify(result));
+      });
+  }
 
   bench
     .command('route')

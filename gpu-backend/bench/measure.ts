@@ -1,0 +1,30 @@
+/** Small pieces that benches share: medians, and rounds in which everything measured takes its turn. */
+
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
+}
+
+export const round = (value: number, digits = 3): number => Number(value.toFixed(digits));
+
+/** A thing to measure: gives one figure a call. */
+export type Subject = { readonly name: string; measure(): Promise<number> };
+
+/**
+ * The median of every subject over `rounds`, each in turn, in reversed order every second round: whatever slows
+ * the machine for a while slows all of them.
+ */
+export async function interleaved(
+  subjects: readonly Subject[],
+  rounds: number,
+): Promise<Map<string, number>> {
+  const found = new Map<string, number[]>(subjects.map(({ name }) => [name, []]));
+  for (const { measure } of subjects) await measure();
+  for (let turn = 0; turn < rounds; turn++) {
+    for (const { name, measure } of turn % 2 === 0 ? subjects : subjects.toReversed()) {
+      found.get(name)!.push(await measure());
+    }
+  }
+  return new Map([...found].map(([name, values]) => [name, median(values)]));
+}
