@@ -7,8 +7,8 @@ import { isDense } from '../../shared/mask.ts';
 import type { ModelConfig } from '../model/types.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
 import { createSession, floats, tensor } from '../onnx/session.ts';
-import type { MaskPlan } from '../serving/engine.ts';
 import { KvCache } from './kv-cache.ts';
+import type { MaskPlan } from './types.ts';
 
 export type RunInput = {
   readonly cache: KvCache;

@@ -3,27 +3,10 @@
  * slots, runner, cache, sampler) runs in a worker thread, because `session.run` blocks its thread.
  */
 import type { MaskrouteError } from '../../shared/errors.ts';
-import type { Mask, ModelHash } from '../../shared/mask.ts';
+import type { ModelHash } from '../../shared/mask.ts';
+import type { MaskPlan, Sampling, TokenLogprob } from '../engine/types.ts';
 
-export type KvMode = 'preserve' | 'elide';
-
-/** What the model may do in this request. `surrogate`: skipped blocks are replaced, not left out. */
-export type MaskPlan = { readonly mask: Mask; readonly kv: KvMode; readonly surrogate: boolean };
-
-export type Sampling = {
-  /** 0 is greedy. */
-  readonly temperature: number;
-  readonly topP: number;
-  /** 0 means no limit. */
-  readonly topK: number;
-  readonly minP: number;
-  readonly presencePenalty: number;
-  readonly frequencyPenalty: number;
-  readonly repetitionPenalty: number;
-  readonly logitBias: readonly (readonly [tokenId: number, bias: number])[];
-  /** Equal seeds give equal tokens; the engine draws one when it is absent. */
-  readonly seed: number | undefined;
-};
+export type { KvMode, MaskPlan, Sampling, TokenLogprob } from '../engine/types.ts';
 
 export type GenerateRequest = {
   readonly requestId: string;
@@ -39,12 +22,6 @@ export type GenerateRequest = {
   readonly logprobs: number | undefined;
   /** The same for the prompt's own tokens (`echo` with `logprobs`). */
   readonly promptLogprobs: number | undefined;
-};
-
-export type TokenLogprob = {
-  readonly tokenId: number;
-  readonly logprob: number;
-  readonly top: readonly { readonly tokenId: number; readonly logprob: number }[];
 };
 
 export type Timings = {
