@@ -1,0 +1,66 @@
+/** Calibration rows as the token sequences that the model would see: rendered through its chat template. */
+import type { ModelText } from '../model/model-text.ts';
+import type { Random } from './random.ts';
+import { permutation } from './random.ts';
+import type { CalibrationRow } from './read-data.ts';
+
+export type Sample = {
+  readonly tokenIds: Int32Array;
+  /** The first position whose next token counts; what is before is the same in every conversation. */
+  readonly scoreFrom: number;
+};
+
+export type SampleOptions = {
+  /** Scored positions wanted in all; fewer when the rows end before. */
+  readonly positions: number;
+  /** Tokens of one sequence, cut at the end: many short texts tell more than one long one. */
+  readonly tokensMax: number;
+};
+
+/** Every position but the last predicts a token. */
+export const scoredPositions = (sample: Sample): number => sample.tokenIds.length - 1 - sample.scoreFrom;
+
+/** Rows in a random order until there are enough positions. @throws MaskrouteError when the template refuses a row. */
+export function drawSamples(
+  rows: readonly CalibrationRow[],
+  text: ModelText,
+  eosTokenId: number,
+  random: Random,
+  { positions, tokensMax }: SampleOptions,
+): Sample[] {
+  const prefix = templatePrefix(text);
+  const samples: Sample[] = [];
+  let total = 0;
+  for (const index of permutation(rows.length, random)) {
+    if (total >= positions) break;
+    const row = rows[index]!;
+    const tokenIds = encodeRow(row, text, eosTokenId).slice(0, tokensMax);
+    const sample = { tokenIds, scoreFrom: row.content.type === 'chat' ? commonLength(tokenIds, prefix) : 0 };
+    if (scoredPositions(sample) < 1) continue;
+    samples.push(sample);
+    total += scoredPositions(sample);
+  }
+  return samples;
+}
+
+/** A last turn of the assistant is an answer to what came before, ended as the model ends its own. */
+export function encodeRow({ content }: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
+  if (content.type === 'text') return text.encodePrompt(content.text);
+  const last = content.turns.at(-1)!;
+  if (last.role !== 'assistant') return text.encodeChat([...content.turns]);
+  const prompt = text.encodeChat(content.turns.slice(0, -1));
+  const answer = text.tokenizer.encode(last.content, { addSpecial: false });
+  return Int32Array.from([...prompt, ...answer, eosTokenId]);
+}
+
+/** What the template writes before any user's first word (often a default system prompt). */
+function templatePrefix(text: ModelText): Int32Array {
+  const [a, b] = ['A', 'zebra'].map((content) => text.encodeChat([{ role: 'user', content }]));
+  return a!.slice(0, commonLength(a!, b!));
+}
+
+function commonLength(a: Int32Array, b: Int32Array): number {
+  let length = 0;
+  while (length < Math.min(a.length, b.length) && a[length] === b[length]) length++;
+  return length;
+}
