@@ -1,0 +1,53 @@
+/** The real encoder against figures from transformers (fp32) and its own tokenizer. */
+import { readFile } from 'node:fs/promises';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { SentenceEncoder } from '../../../gpu-backend/calibration/sentence-encoder.ts';
+import { openTestTeacher, TEACHER_TIMEOUT_ms } from '../../support/teacher.ts';
+
+type Golden = { texts: string[]; vectors: number[][]; tokenization: { text: string; ids: number[] }[] };
+const golden: Golden = JSON.parse(
+  await readFile(new URL('./fixtures/minilm-golden.json', import.meta.url), 'utf8'),
+);
+
+let encoder: SentenceEncoder;
+beforeAll(async () => {
+  encoder = await openTestTeacher();
+}, TEACHER_TIMEOUT_ms);
+afterAll(() => encoder?.close());
+
+const furthest = (vector: Float32Array, expected: readonly number[]) =>
+  vector.reduce((most, value, i) => Math.max(most, Math.abs(value - expected[i]!)), 0);
+
+describe('all-MiniLM-L6-v2', () => {
+  it('gives the vectors that transformers gives, long texts cut at the same token', async () => {
+    const vectors = await encoder.embed(golden.texts);
+    vectors.forEach((vector, i) => {
+      expect(furthest(vector, golden.vectors[i]!)).toBeLessThan(1e-5);
+    });
+  });
+
+  it('gives a text the same vector alone and beside longer ones', async () => {
+    const [text] = golden.texts;
+    const [alone] = await encoder.embed([text!]);
+    expect(furthest(alone!, golden.vectors[0]!)).toBeLessThan(1e-5);
+  });
+
+  it.each(golden.tokenization)('tokenizes $text as the original does', ({ text, ids }) => {
+    expect(encoder.wordPiece.tokenIds(text)).toEqual(ids);
+  });
+
+  it('gives the zero vector for nothing, and stops when it is called off', async () => {
+    const [empty] = await encoder.embed([' \n']);
+    expect(empty!.every((value) => value === 0)).toBe(true);
+    await expect(encoder.embed(['text'], AbortSignal.abort())).rejects.toThrow();
+  });
+
+  it('says what it is', () => {
+    expect(encoder.spec).toEqual({
+      id: 'sentence-transformers/all-MiniLM-L6-v2',
+      revision: '53aa51172d142c89d9012cce',
+      pooling: 'mean',
+      dimensions: 384,
+    });
+  });
+});
