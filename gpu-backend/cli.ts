@@ -5,6 +5,7 @@
 import { Command } from 'commander';
 import { MaskrouteError } from '../shared/errors.ts';
 import { addBenchCommands } from './commands/bench.ts';
+import { addCalibrationCommands } from './commands/calibration.ts';
 import { addModelCommands } from './commands/model-commands.ts';
 import { addPublicationCommands } from './commands/publication.ts';
 import { addServeCommand } from './commands/serve.ts';
@@ -16,6 +17,7 @@ const program = new Command('maskroute')
   .showHelpAfterError('(run with --help for the options)');
 
 addModelCommands(program);
+addCalibrationCommands(program);
 addPublicationCommands(program);
 addServeCommand(program);
 addBenchCommands(program);
@@ -23,6 +25,11 @@ addBenchCommands(program);
 try {
   await program.parseAsync();
 } catch (error) {
-  console.error(error instanceof MaskrouteError ? `error: ${error.message}` : error);
+  console.error(isForPeople(error) ? `error: ${error.message}` : error);
   process.exitCode = 1;
+}
+
+/** Our own errors, and the system's: no such file, no room, no right to. */
+function isForPeople(error: unknown): error is Error {
+  return error instanceof MaskrouteError || (error instanceof Error && 'syscall' in error);
 }
