@@ -36,6 +36,15 @@ export function addBenchCommands(program: Command): void {
   }
 
   bench
+    .command('encode')
+    .description('what embedding takes with the static encoder, tokenization included')
+    .option('--json', 'nothing but the JSON line', false)
+    .action(async ({ json }: BenchFlags) => {
+      const { benchEncode } = await import('../bench/encode.ts');
+      console.log(JSON.stringify(await benchEncode(json ? () => undefined : console.log)));
+    });
+
+  bench
     .command('route')
     .description('what /v1/route takes at the edge in workerd, with a prompt of 60 tokens')
     .option('--mask-set <file>', 'the set to route by (default: the preset)', PRESET)
