@@ -9,7 +9,8 @@
  * The cache is written through: new K and V are outputs bound in place into the buffers that come back in as
  * `past_k`/`past_v` (`engine/kv-cache.ts`). Q needs the two splits that write K and V, which puts the writes
  * before the read of the cache.
- * A branch owns its weights: they are prepacked there, and the `If` has fewer values to hand over.
+ * Weights belong to the outer graph, not to the branches: only there does ONNX Runtime give the mapped file back once
+ * it has prepacked them (130 MB of this model).
  *
  * Limits, per decoded token: every weight of a running block is read once; 6 nodes an attention and 5 an FFN,
  * which at this model's size cost as much as the products.
@@ -17,7 +18,7 @@
 
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
-import type { StoredLinear } from '../linear.ts';
+import type { Linear, StoredLinear } from '../linear.ts';
 import { linear, multiply, storedRows } from '../linear.ts';
 import { QUANT_BLOCK } from '../quantize.ts';
 import type { LlamaConfig } from '../types.ts';
@@ -168,15 +169,21 @@ function attention(
   branch: Value | undefined,
 ): [Value, Value] {
   const { config } = shared;
-  const { kvHeadCount: G, headSize: D, hiddenSize: H } = config;
+  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
   const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
   const [residual, x] = addAndNormalize(g, config, before, branch, norm);
   const past = {
     k: g.input(`past_k_${index}`, 'f32', [1, 'T', G * D]),
     v: g.input(`past_v_${index}`, 'f32', [1, 'T', G * D]),
   };
-  const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, stored, index, x, past));
-  const skip = g.subgraph(`skip_attention_${index}`, (b) => skipAttention(b, shared, stored, index, x));
+  const kvRows = storedRows(stored.qkv, N * D, (N + 2 * G) * D);
+  const weights = {
+    qkv: linear(g, `layer_${index}.qkv`, stored.qkv),
+    kv: linear(g, `layer_${index}.kv`, kvRows),
+    output: linear(g, `layer_${index}.output`, stored.output),
+  };
+  const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, weights, x, past));
+  const skip = g.subgraph(`skip_attention_${index}`, (b) => skipAttention(b, shared, weights, x));
   const out = [g.fresh('attention'), `new_k_${index}`, `new_v_${index}`];
   g.node('If', [shared.runs[2 * index]], out, { then_branch: { graph: run }, else_branch: { graph: skip } });
   g.output({ name: out[1]! }, 'f32', [1, 'W', G * D]);
@@ -184,18 +191,17 @@ function attention(
   return [residual, { name: out[0]! }];
 }
 
+type AttentionWeights = { readonly qkv: Linear; readonly kv: Linear; readonly output: Linear };
+
 /** Outputs `[B, S, H]`, K `[B, S, G·D]` after rotary, V `[B, S, G·D]`. */
 function runAttention(
   b: GraphBuilder,
   shared: Shared,
-  stored: StoredLayer,
-  index: number,
+  { qkv, output }: AttentionWeights,
   x: Value,
   past: { k: Value; v: Value },
 ): void {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
-  const qkv = linear(b, `layer_${index}.qkv`, stored.qkv);
-  const output = linear(b, `layer_${index}.output`, stored.output);
   const [qk, v] = b.ops('Split', [multiply(b, x, qkv), b.constant('i64', [2], [(N + G) * D, G * D])], 2, {
     axis: -1,
   });
@@ -220,9 +226,8 @@ function runAttention(
  * K and V of the first `kv_rows` new tokens: all of them, or none with `kv: elide`. (A second `If` in here
  * would be clearer and five times as slow: ONNX Runtime does not prepack weights two branches deep.)
  */
-function skipAttention(b: GraphBuilder, shared: Shared, stored: StoredLayer, index: number, x: Value): void {
-  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
-  const kv = linear(b, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D));
+function skipAttention(b: GraphBuilder, shared: Shared, { kv }: AttentionWeights, x: Value): void {
+  const { kvHeadCount: G, headSize: D } = shared.config;
   const rows = b.op('Slice', [x, b.constant('i64', [1], [0]), shared.kvRows, b.constant('i64', [1], [1])]);
   const [k, v] = b.ops('Split', [multiply(b, rows, kv), b.constant('i64', [2], [G * D, G * D])], 2, {
     axis: -1,
@@ -266,22 +271,15 @@ function ffn(
   const { hiddenSize: H, ffnSize: F } = config;
   const norm = g.initializer(`layer_${index}.ffn_norm`, 'f32', [H], external(stored.ffnNorm));
   const [residual, x] = addAndNormalize(g, config, before, branch, norm);
+  const gateUp = linear(g, `layer_${index}.gate_up`, stored.gateUp);
+  const down = linear(g, `layer_${index}.down`, stored.down);
   const run = g.subgraph(`ffn_${index}`, (b) => {
-    const [gate, up] = b.ops(
-      'Split',
-      [multiply(b, x, linear(b, `layer_${index}.gate_up`, stored.gateUp)), b.constant('i64', [2], [F, F])],
-      2,
-      {
-        axis: -1,
-      },
-    );
+    const [gate, up] = b.ops('Split', [multiply(b, x, gateUp), b.constant('i64', [2], [F, F])], 2, {
+      axis: -1,
+    });
     // QuickGelu with alpha 1 is x·sigmoid(x), SiLU, in one node.
     const activated = b.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT);
-    b.output(
-      multiply(b, b.op('Mul', [activated, up]), linear(b, `layer_${index}.down`, stored.down)),
-      'f32',
-      [1, 'S', H],
-    );
+    b.output(multiply(b, b.op('Mul', [activated, up]), down), 'f32', [1, 'S', H]);
   });
   const skip = g.subgraph(`skip_ffn_${index}`, (b) =>
     b.output(b.op('Identity', [shared.zeros]), 'f32', [1, 'S', H]),
