@@ -26,16 +26,16 @@ export class KvCache {
   readonly shape: CacheShape;
   /** Tokens whose K and V are written. */
   length = 0;
-  #capacity_tokens: number;
+  #capacity_tokens = 0;
   /** K of layer i at 2i, V at 2i + 1; each `[capacity, width]`. */
   #buffers: Float32Array[];
   #past: { readonly viewTokens: number; readonly tensors: readonly RuntimeTensor[] } | undefined;
   readonly #pastNames: readonly string[];
   readonly #newNames: readonly string[];
 
-  constructor(shape: CacheShape, initialTokens = INITIAL_TOKENS) {
+  /** Takes no memory before the first `reserve`. */
+  constructor(shape: CacheShape) {
     this.shape = shape;
-    this.#capacity_tokens = Math.min(initialTokens, shape.contextTokens);
     const names = (prefix: string) =>
       Array.from(
         { length: 2 * shape.layerCount },
@@ -43,21 +43,21 @@ export class KvCache {
       );
     this.#pastNames = names('past');
     this.#newNames = names('new');
-    this.#buffers = this.#pastNames.map(() => new Float32Array(this.#capacity_tokens * shape.width));
+    this.#buffers = this.#pastNames.map(() => new Float32Array(0));
   }
 
   get capacity_tokens(): number {
     return this.#capacity_tokens;
   }
 
-  /** Makes room for `tokens` more. @throws RangeError past the model's context. */
+  /** Makes room for `tokens` more; asked for what is known to come, it copies nothing later. @throws RangeError past the model's context. */
   reserve(tokens: number): void {
     const needed = this.length + tokens;
     const { contextTokens, width } = this.shape;
     if (needed > contextTokens)
       throw new RangeError(`${needed} tokens do not fit a context of ${contextTokens}`);
     if (needed <= this.#capacity_tokens) return;
-    let capacity = this.#capacity_tokens;
+    let capacity = Math.max(this.#capacity_tokens, INITIAL_TOKENS);
     while (capacity < needed) capacity *= 2;
     this.#capacity_tokens = Math.min(capacity, contextTokens);
     this.#buffers = this.#buffers.map((old) => {

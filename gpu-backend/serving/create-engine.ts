@@ -41,7 +41,10 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   const threads = options.threads ?? availableParallelism();
   const stats = newSharedStats();
   const workerData: ThreadStart = { modelDir: options.modelDir, config, threads, limits, stats };
-  const worker = new Worker(new URL('./engine-thread.ts', import.meta.url), { workerData });
+  const worker = new Worker(new URL('./engine-thread.ts', import.meta.url), {
+    workerData,
+    resourceLimits: { maxYoungGenerationSizeMb: 2 },
+  });
   const queues = new Map<string, EventQueue<EngineEvent>>();
   const state: { failure: MaskrouteError | undefined } = { failure: undefined };
 

@@ -36,6 +36,8 @@ export type LoopStats = {
 
 /** A freed cache up to this size is kept for the next request; larger ones give their memory back. */
 const KEPT_CACHE_TOKENS_MAX = 1024;
+/** Room for a usual answer is made at once; a longer one makes the cache grow. */
+const RESERVED_ANSWER_TOKENS = 256;
 /** How often the waiting line is checked for requests that waited too long. */
 const EXPIRE_INTERVAL_ms = 100;
 
@@ -145,6 +147,8 @@ export class EngineLoop {
     sequence.startedAt_ms = performance.now();
     sequence.cache = this.#freeCaches.pop() ?? this.#runner.newCache();
     sequence.cache.truncate(0);
+    const { cacheTokens, tokenCount } = sequence.scheduled;
+    sequence.cache.reserve(Math.min(cacheTokens, tokenCount + RESERVED_ANSWER_TOKENS));
   }
 
   /** Reads the logits of a step: scores the prompt, then samples once all tokens are computed. */

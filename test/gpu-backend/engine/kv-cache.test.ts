@@ -9,7 +9,7 @@ import { GraphBuilder } from '../../../gpu-backend/onnx/graph.ts';
 import type { Feeds, Fetches, RuntimeTensor } from '../../../gpu-backend/onnx/session.ts';
 import { createSession, floats, tensor } from '../../../gpu-backend/onnx/session.ts';
 
-const SHAPE = { layerCount: 1, width: 4, contextTokens: 40 };
+const SHAPE = { layerCount: 1, width: 4, contextTokens: 600 };
 
 /** new_k = x, new_v = 2x; sum = all of past_k, read after the write. */
 async function openToy() {
@@ -50,22 +50,22 @@ async function step(
 
 test('what a step writes is in the cache that the same step reads, and stays there', async () => {
   const session = await openToy();
-  const cache = new KvCache(SHAPE, 4);
+  const cache = new KvCache(SHAPE);
   const copied: number[] = [];
-  for (let position = 0; position < 40; position += 2) {
+  for (let position = 0; position < 600; position += 2) {
     const values = Array.from({ length: 8 }, (_, i) => position + i);
     copied.push(...values);
     // K holds x and V holds 2x: three times the sum of everything fed so far.
     const expected = 3 * copied.reduce((sum, value) => sum + value, 0);
     expect(await step(session, cache, values)).toBe(expected);
   }
-  expect(cache.length).toBe(40);
+  expect(cache.length).toBe(600);
   await session.release();
 });
 
 test('a slot used again sees nothing of the sequence before', async () => {
   const session = await openToy();
-  const cache = new KvCache(SHAPE, 16);
+  const cache = new KvCache(SHAPE);
   await step(session, cache, Array<number>(16).fill(5));
   cache.truncate(0);
   expect(cache.length).toBe(0);
@@ -80,8 +80,8 @@ test('a slot used again sees nothing of the sequence before', async () => {
 });
 
 test('a cache never outgrows the context', () => {
-  const cache = new KvCache(SHAPE, 4);
-  expect(() => cache.reserve(41)).toThrow(RangeError);
-  cache.reserve(40);
-  expect(cache.capacity_tokens).toBe(40);
+  const cache = new KvCache(SHAPE);
+  expect(() => cache.reserve(601)).toThrow(RangeError);
+  cache.reserve(600);
+  expect(cache.capacity_tokens).toBe(600);
 });
