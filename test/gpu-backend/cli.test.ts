@@ -1,0 +1,73 @@
+/** The command line as a person meets it: one clear line and exit code 1 when something is wrong. */
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+
+const home = mkdtempSync(path.join(tmpdir(), 'cli-'));
+afterAll(() => rmSync(home, { recursive: true }));
+
+function maskroute(...args: string[]) {
+  const env = { ...process.env, MASKROUTE_HOME: home, MASKROUTE_ADMIN_KEY: '', MASKROUTE_BACKEND_KEY: '' };
+  const { status, stdout, stderr } = spawnSync(process.execPath, ['bin/maskroute.js', ...args], {
+    env,
+    encoding: 'utf8',
+  });
+  return { status, stdout, stderr };
+}
+
+const MODEL = ['--model', 'nobody'];
+const LEARN = ['learn', ...MODEL, '--data', 'x', '--out', path.join(home, 'out')];
+const REFUSED: [string, string[], RegExp][] = [
+  ['an unknown command', ['nonsense'], /unknown command 'nonsense'/],
+  ['an unknown option', ['model', 'list', '--nonsense'], /unknown option '--nonsense'/],
+  ['too many arguments', ['model', 'list', 'more'], /too many arguments/],
+  ['a missing option', ['serve'], /required option '--model <name>'/],
+  [
+    'an unknown kind of weights',
+    ['model', 'pull', 'x', '--weights', 'q5'],
+    /Allowed choices are q8, q4, f32/,
+  ],
+  ['a model that is not installed', ['model', 'show', 'nobody'], /No model named "nobody"/],
+  ['a source that is nowhere', ['model', 'pull', 'no/such/file.gguf'], /no\/such\/file.gguf/],
+  ['no backend key', ['serve', ...MODEL], /MASKROUTE_BACKEND_KEY/],
+  ['a mask set that is missing', ['publish', 'no/such.json'], /no\/such.json: cannot be read/],
+  ['no edge', ['rollback'], /Name the edge with --edge/],
+  ['an edge that is no URL', ['rollback', '--edge', 'nonsense'], /"nonsense" is no URL/],
+  ['no admin key', ['rollback', '--edge', 'http://localhost:9'], /Set MASKROUTE_ADMIN_KEY/],
+  ['a sparsity of all', [...LEARN, '--clusters', '2', '--sparsity', '1'], /--sparsity.*from 0 to 1/],
+  ['no clusters', [...LEARN, '--clusters', '0', '--sparsity', '0.1'], /--clusters.*from 1 to 256/],
+  ['a model to learn for that is missing', [...LEARN, '--clusters', '2', '--sparsity', '0.1'], /"nobody"/],
+  ['a count that is none', ['bench', 'route', '--requests', '-5'], /whole number above 0/],
+];
+
+describe('the command line', () => {
+  test.each(REFUSED)('refuses %s', (_what, args, reason) => {
+    const { status, stdout, stderr } = maskroute(...args);
+    expect(stderr).toMatch(reason);
+    expect(stderr).toMatch(/^error: /);
+    expect(stderr.trim().split('\n').length, stderr).toBeLessThanOrEqual(2);
+    expect([status, stdout]).toEqual([1, '']);
+  });
+
+  test('tells of every command', () => {
+    const { status, stdout } = maskroute('--help');
+    expect(status).toBe(0);
+    for (const command of ['model', 'learn', 'distill', 'publish', 'rollback', 'serve', 'bench']) {
+      expect(stdout).toMatch(new RegExp(`^ {2}${command} `, 'm'));
+    }
+  });
+
+  test('answers in JSON where a program asks', () => {
+    expect(JSON.parse(maskroute('model', 'list', '--json').stdout)).toEqual([]);
+  });
+
+  test('does not take a file from a killed run for a running edge’s key', () => {
+    const dev = { edge: 'http://localhost:9', backend: 'http://localhost:9', model: 'm' };
+    const keys = { apiKey: 'a', adminKey: 'b', backendKey: 'c' };
+    writeFileSync(path.join(home, 'dev.json'), JSON.stringify({ ...dev, ...keys }));
+    expect(maskroute('rollback').stderr).toMatch(/^error: No edge answers at http:\/\/localhost:9\.\n$/);
+    expect(maskroute('rollback', '--edge', 'http://localhost:8').stderr).toMatch(/Set MASKROUTE_ADMIN_KEY/);
+  });
+});
