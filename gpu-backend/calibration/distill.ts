@@ -125,13 +125,16 @@ async function firstVectors(
   const counts = new Uint32Array(vocabularySize);
   for (const id of tokenIds) counts[id] = counts[id]! + 1;
   let total = 0;
+  let known = 0;
   for (let id = 0; id < vocabularySize; id++) {
     const frequency = (counts[id]! + 1) / (tokenIds.length + vocabularySize);
     const weight = SIF_A / (SIF_A + frequency);
     const row = values.subarray(id * axes.outputs, (id + 1) * axes.outputs);
     for (let i = 0; i < row.length; i++) row[i] = row[i]! * weight;
-    total += Math.hypot(...row);
+    const length = Math.hypot(...row);
+    total += length;
+    if (length > 0) known++;
   }
-  const factor = (INITIAL_LENGTH * vocabularySize) / total;
+  const factor = (INITIAL_LENGTH * known) / total;
   return values.map((value) => value * factor);
 }

@@ -29,15 +29,25 @@ export const MASK_SET_FILE = 'mask-set.json';
 export const REPORT_FILE = 'report.json';
 const METHOD = 'rank-blocks';
 
-const DEFAULTS = {
-  seed: 1,
-  heldOutShare: 0.1,
+const SEED = 1;
+const HELD_OUT_SHARE = 0.1;
+
+/** How much work goes into a mask; more is slower and surer. */
+export type SearchEffort = {
+  /** Scored positions of each cluster's search. */
+  readonly positions: number;
+  /** Scored positions of each cluster's held-out figures. */
+  readonly heldOutPositions: number;
+  readonly tokensMax: number;
+  /** Blocks that compete at each greedy step, for each block to skip; 1: the ranking alone decides. */
+  readonly candidatesPerSkip: number;
+};
+export const SEARCH_EFFORT: SearchEffort = {
   positions: 512,
   heldOutPositions: 1024,
   tokensMax: 192,
-  /** Blocks that compete at each greedy step, for each block to skip. */
   candidatesPerSkip: 2,
-} as const;
+};
 
 export type LearnOptions = {
   readonly model: InstalledModel;
@@ -54,6 +64,7 @@ export type LearnOptions = {
   /** The mask set's own name. */
   readonly name: string;
   readonly seed?: number;
+  readonly effort?: SearchEffort;
   readonly onProgress: (progress: LearnProgress) => void;
   readonly signal?: AbortSignal;
 };
@@ -71,7 +82,7 @@ export async function learn(options: LearnOptions): Promise<Learned> {
   await mkdir(out, { recursive: true });
   onProgress({ stage: 'read' });
   const { rows } = await readData(options.data, options.rowsMax);
-  const { fit, heldOut } = splitRows(rows, DEFAULTS.heldOutShare);
+  const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
   const open = await openEncoder(options.encoder, options.encoderOptions);
   try {
     onProgress({ stage: 'embed' });
@@ -98,12 +109,12 @@ export async function learn(options: LearnOptions): Promise<Learned> {
   }
 }
 
-function searchSettings({ model, sparsity, seed, encoderOptions }: LearnOptions): SearchSettings {
+function searchSettings({ model, sparsity, seed, effort, encoderOptions }: LearnOptions): SearchSettings {
   const blockCount = 2 * model.manifest.config.layerCount;
   const skipCount = skipCountFor(blockCount, sparsity);
-  const { positions, heldOutPositions, tokensMax, candidatesPerSkip } = DEFAULTS;
+  const { positions, heldOutPositions, tokensMax, candidatesPerSkip } = effort ?? SEARCH_EFFORT;
   return {
-    seed: seed ?? DEFAULTS.seed,
+    seed: seed ?? SEED,
     skipCount,
     candidateCount: Math.min(blockCount, candidatesPerSkip * skipCount),
     positions,
@@ -125,7 +136,7 @@ async function stateKey(
     data: await sha256OfFiles(options.data),
     rowsMax: options.rowsMax ?? null,
     clusterCount: options.clusterCount,
-    heldOutShare: DEFAULTS.heldOutShare,
+    heldOutShare: HELD_OUT_SHARE,
     settings: { ...settings, threads: null },
     encoder,
   };
