@@ -24,7 +24,7 @@ export function gradients(
 ): Value[] {
   const walk: Walk = {
     graph: { ...g.graph, nodes: [...g.graph.nodes] },
-    shapes: inferShapes(g.graph),
+    shapes: inferShapes(g.graph, options.shapes),
     g,
     options,
     resolve: (name) => ({ name }),

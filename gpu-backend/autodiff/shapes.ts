@@ -103,6 +103,8 @@ const TABLE: { readonly [op: string]: Infer } = {
     const axis = axisOf((node.attributes.axis as number) ?? 0, first);
     return indices && [[...first.slice(0, axis), ...indices, ...first.slice(axis + 1)]];
   },
+  GatherBlockQuantized: ({ inputs: [, indices, scales], node }) =>
+    indices && scales && [[...indices, (scales.at(-1) as number) * (node.attributes.block_size as number)]],
   GatherElements: ({ inputs: [, indices] }) => [indices],
   Where: elementwise,
   Split: ({ first, node, integers }) => {

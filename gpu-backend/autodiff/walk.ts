@@ -1,11 +1,13 @@
 /** One graph (the whole, or a branch of an `If`) to walk back through, and where its gradient nodes go. */
 import type { Graph, GraphBuilder, Node, Value } from '../onnx/graph.ts';
-import type { Shapes } from './shapes.ts';
+import type { Shape, Shapes } from './shapes.ts';
 
 /** Where a walk begins: a value, and the loss's gradient by it (of the same shape). */
 export type Seed = { readonly value: Value; readonly gradient: Value };
 
 export type GradientOptions = {
+  /** Shapes of values that `shapes.ts` does not infer, by name. */
+  readonly shapes?: ReadonlyMap<string, Shape>;
   /** For quantized products: x ↦ x·W by the name of W's values. */
   readonly transposed?: ReadonlyMap<string, (g: GraphBuilder, gradient: Value) => Value>;
 };

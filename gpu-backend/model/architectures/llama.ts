@@ -110,7 +110,8 @@ function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama,
   };
 }
 
-function embed(g: GraphBuilder, tokenIds: Value, { rows, correction }: StoredEmbedding): Value {
+/** The first value of the residual stream, `[B, S, H]`. */
+export function embed(g: GraphBuilder, tokenIds: Value, { rows, correction }: StoredEmbedding): Value {
   const embedded = embeddingRows(g, tokenIds, rows);
   if (correction === undefined) return embedded;
   const shape = [correction.size, correction.size];
