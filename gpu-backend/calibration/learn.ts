@@ -6,8 +6,9 @@
 import { createHash } from 'node:crypto';
 import { mkdir, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import { MaskrouteError } from '../../shared/errors.ts';
 import type { EncoderSpec, MaskSet } from '../../shared/mask-set.ts';
-import { canonicalJson } from '../../shared/mask-set.ts';
+import { canonicalJson, maskSetSchema } from '../../shared/mask-set.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { sha256OfFiles } from '../model/store.ts';
 import { assembleMaskSet } from './assemble.ts';
@@ -75,9 +76,10 @@ export type LearnProgress =
 
 export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport };
 
-/** @throws MaskrouteError `invalid_data`, `invalid_encoder`. Rejects when `signal` aborts; the state stays. */
+/** @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_encoder`. Rejects when `signal` aborts; the state stays. */
 export async function learn(options: LearnOptions): Promise<Learned> {
   const { model, out, signal, onProgress, clusterCount } = options;
+  checkName(options.name);
   const settings = searchSettings(options);
   await mkdir(out, { recursive: true });
   onProgress({ stage: 'read' });
@@ -107,6 +109,15 @@ export async function learn(options: LearnOptions): Promise<Learned> {
   } finally {
     await open.close();
   }
+}
+
+/** Before the work, not after it. */
+function checkName(name: string): void {
+  if (maskSetSchema.shape.name.safeParse(name).success) return;
+  throw new MaskrouteError(
+    'invalid_request',
+    `${name} cannot name a mask set: up to 64 letters, digits, . _ -`,
+  );
 }
 
 function searchSettings({ model, sparsity, seed, effort, encoderOptions }: LearnOptions): SearchSettings {

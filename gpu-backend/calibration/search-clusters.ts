@@ -1,4 +1,6 @@
 /** The mask of every cluster, searched on its own prompts, and what it costs on its held-out ones. */
+
+import { MaskrouteError } from '../../shared/errors.ts';
 import { openRunner } from '../engine/runner.ts';
 import { openModelText } from '../model/model-text.ts';
 import type { InstalledModel } from '../model/store.ts';
@@ -58,6 +60,15 @@ export async function searchClusters(
       const random = seededRandom(settings.seed * 1000 + cluster);
       return drawSamples(rows, text, manifest.eosTokenIds[0]!, random, { ...settings, positions });
     };
+    /** A cluster whose prompts are too short to score anything takes the mask that suits everybody. */
+    const samplesOf = (cluster: number): Sample[] => {
+      const own = draw(clusters[cluster]!.fit, cluster, settings.positions);
+      if (own.length > 0) return own;
+      const all = clusters.flatMap((rows) => rows.fit);
+      const shared = draw(all, cluster, settings.positions);
+      if (shared.length > 0) return shared;
+      throw new MaskrouteError('invalid_data', 'No row is long enough to score a mask on.');
+    };
     const perCluster = evaluationCount({ ...settings, blockCount });
     const results: ClusterResult[] = [];
     for (const [cluster, rows] of clusters.entries()) {
@@ -65,7 +76,7 @@ export async function searchClusters(
       const known = state.get(cluster);
       const search =
         known === undefined
-          ? await searchCluster(scorer, draw(rows.fit, cluster, settings.positions), {
+          ? await searchCluster(scorer, samplesOf(cluster), {
               ...settings,
               blockCount,
               onEvaluation: () => onProgress(++done, clusters.length * perCluster),

@@ -1,0 +1,49 @@
+/** The preset belongs to the default model and to the table that ships: else every request would go dense. */
+import { readdir, readFile } from 'node:fs/promises';
+import { describe, expect, it } from 'vitest';
+import { STATIC_TABLE_PATH } from '../../../gpu-backend/calibration/encoders.ts';
+import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../gpu-backend/model/sources/default-model.ts';
+import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
+import { clusterSparsity, maskSetSchema, maskSetVersion } from '../../../shared/mask-set.ts';
+import { nearestCentroid, packCentroids } from '../../../shared/route.ts';
+
+const folder = new URL(`../../../gpu-backend/presets/${DEFAULT_MODEL}/`, import.meta.url);
+const json = async (name: string) => JSON.parse(await readFile(new URL(name, folder), 'utf8'));
+const set = maskSetSchema.parse(await json('mask-set.json'));
+const encoder = loadStaticEncoder(await readFile(STATIC_TABLE_PATH));
+
+describe('the preset', () => {
+  it('is for the default model and the static encoder that ships', () => {
+    expect(set.model.hash).toBe(DEFAULT_MODEL_HASH);
+    expect(set.encoder).toEqual(encoder.spec);
+  });
+
+  it('has 8 clusters at 12.5 % of the blocks, none with half of the traffic', () => {
+    expect(set.clusters).toHaveLength(8);
+    for (const cluster of set.clusters) {
+      expect(clusterSparsity(set, cluster)).toBeCloseTo(8 / 60, 10);
+      expect(cluster.share).toBeLessThan(0.5);
+    }
+    expect(set.clusters.reduce((sum, { share }) => sum + share, 0)).toBeCloseTo(1, 9);
+  });
+
+  it('comes with the report of the same run, and with nothing else', async () => {
+    expect((await json('report.json')).version).toBe(maskSetVersion(set));
+    expect((await readdir(folder)).sort()).toEqual(['clusters.json', 'mask-set.json', 'report.json']);
+  });
+
+  it('sends different kinds of prompt to different clusters', async () => {
+    const prompts = [
+      'Natalia sold clips to 48 of her friends in April, and half as many in May. How many did she sell altogether?',
+      'Write a function to find the similar elements from the given two tuple lists.',
+      'Je voudrais savoir si le train pour Lyon part à huit heures demain matin.',
+      'я не знаю, где находится вокзал',
+      'What is my credit card limit, and can I raise it today?',
+      'Which of these is a renewable source of energy?\nA. coal\nB. wind\nC. oil\nD. natural gas',
+    ];
+    const centroids = packCentroids(set.clusters.map((cluster) => cluster.centroid));
+    const vectors = await encoder.embed(prompts);
+    const clusters = vectors.map((vector) => nearestCentroid(vector, centroids).cluster);
+    expect(new Set(clusters).size).toBe(prompts.length);
+  });
+});
