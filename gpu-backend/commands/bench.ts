@@ -45,6 +45,17 @@ export function addBenchCommands(program: Command): void {
     });
 
   bench
+    .command('learn')
+    .description('milliseconds of a training step of the gates, against PyTorch where Python has it')
+    .option('--rounds <count>', 'interleaved rounds whose median counts', positiveInteger, 5)
+    .option('--json', 'nothing but the JSON line', false)
+    .action(async (flags: BenchFlags & { rounds: number }) => {
+      const { benchLearn } = await import('../bench/learn.ts');
+      const say = flags.json ? () => undefined : console.log;
+      console.log(JSON.stringify(await benchLearn({ home: maskrouteHome(), rounds: flags.rounds, say })));
+    });
+
+  bench
     .command('route')
     .description('what /v1/route takes at the edge in workerd, with a prompt of 60 tokens')
     .option('--mask-set <file>', 'the set to route by (default: the preset)', PRESET)

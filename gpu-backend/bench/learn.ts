@@ -1,0 +1,93 @@
+/**
+ * `bench learn`: milliseconds of one training step of the gates, loss and all 2L gradients, with every gate open
+ * (the slowest case) and with a quarter of them at 0; against PyTorch in fp32 and bf16 where Python has it.
+ *
+ * The limit is the products: each weight multiplies twice a position, forward and back.
+ */
+import { availableParallelism } from 'node:os';
+import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
+import { openInstalled } from '../model/store.ts';
+import type { LlamaConfig } from '../model/types.ts';
+import type { GateSession } from '../training/gate-session.ts';
+import { nextTokenBatch, openGateSession } from '../training/gate-session.ts';
+import { openTorchPeer } from './learn-peer.ts';
+import type { Subject } from './measure.ts';
+import { interleaved, round } from './measure.ts';
+import { quarterMask } from './subjects.ts';
+
+const SEQUENCES = 6;
+const TOKENS = 128;
+const OPEN = 'all gates open';
+const QUARTER = 'a quarter of the gates at 0';
+
+export type LearnBenchOptions = {
+  readonly home: string;
+  readonly rounds: number;
+  readonly say: (line: string) => void;
+};
+
+export async function benchLearn({ home, rounds, say }: LearnBenchOptions): Promise<object> {
+  const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
+  const { config, weights } = manifest;
+  const threads = availableParallelism();
+  const session = await openGateSession(folder, config, weights, { threads });
+  const file = defaultModelFile(home);
+  const peer = await openTorchPeer({ file, sequences: SEQUENCES, tokens: TOKENS, threads });
+  if ('problem' in peer) say(`PyTorch is left out: ${peer.problem}`);
+  else say(`against PyTorch ${peer.version}`);
+  try {
+    const subjects = [...ownSubjects(session, config), ...('problem' in peer ? [] : peer.subjects)];
+    const found = await interleaved(subjects, rounds);
+    for (const [name, ms] of found) say(`${name}: ${ms.toFixed(0)} ms a step`);
+    const open_ms = found.get(OPEN)!;
+    const times = (name: string) => found.has(name) && round(found.get(name)! / open_ms, 2);
+    return {
+      bench: 'learn',
+      model: manifest.name,
+      weights,
+      msPerStep: round(open_ms, 1),
+      quarterAtZero_ms: round(found.get(QUARTER)!, 1),
+      sequences: SEQUENCES,
+      tokens: TOKENS,
+      rounds,
+      threads,
+      products_GMACps: round((2 * multiplyAdds(config) * SEQUENCES * TOKENS) / open_ms / 1e6, 1),
+      ...('problem' in peer
+        ? { torch: null, torchProblem: peer.problem }
+        : {
+            torch: peer.version,
+            torchFp32_ms: round(found.get('fp32')!, 1),
+            torchBf16_ms: round(found.get('bf16')!, 1),
+            timesTorchFp32: times('fp32'),
+            timesTorchBf16: times('bf16'),
+          }),
+    };
+  } finally {
+    if (!('problem' in peer)) peer.close();
+    await session.close();
+  }
+}
+
+function ownSubjects(session: GateSession, config: LlamaConfig): Subject[] {
+  // The peer's ids are made by the same rule.
+  const ids = Array.from({ length: SEQUENCES * TOKENS }, (_, i) => 100 + ((i * 7919) % 40000));
+  const batch = nextTokenBatch(ids, SEQUENCES);
+  const subject = (name: string, gates: ArrayLike<number>): Subject => ({
+    name,
+    async measure() {
+      const start = performance.now();
+      await session.step(batch, gates);
+      return performance.now() - start;
+    },
+  });
+  return [
+    subject(OPEN, Array(session.gateCount).fill(1)),
+    subject(QUARTER, quarterMask(config.layerCount).runs),
+  ];
+}
+
+/** Multiply-adds of all weights for one position. */
+function multiplyAdds(config: LlamaConfig): number {
+  const { layerCount, hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D } = config;
+  return layerCount * (2 * H * N * D + 2 * H * G * D + 3 * H * F) + H * config.vocabularySize;
+}
