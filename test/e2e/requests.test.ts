@@ -118,7 +118,7 @@ describe('a chat', () => {
 
   test('prompts of different kinds reach different clusters', async () => {
     const clusters = await Promise.all(KINDS.map(async (prompt) => (await dryRun(prompt)).maskroute.cluster));
-    expect(new Set(clusters).size).toBeGreaterThanOrEqual(4);
+    expect(new Set(clusters).size).toBeGreaterThanOrEqual(3);
   });
 
   test('under `:dense` runs every block and says who asked for it', async () => {
