@@ -81,9 +81,9 @@ export async function learn(options: LearnOptions): Promise<Learned> {
   const { model, out, signal, onProgress, clusterCount } = options;
   checkName(options.name);
   const settings = searchSettings(options);
-  await mkdir(out, { recursive: true });
   onProgress({ stage: 'read' });
   const { rows } = await readData(options.data, options.rowsMax);
+  await mkdir(out, { recursive: true });
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
   const open = await openEncoder(options.encoder, options.encoderOptions);
   try {
