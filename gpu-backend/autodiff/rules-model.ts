@@ -8,27 +8,22 @@ function refuseTrained(op: string, wanted: boolean): void {
 }
 
 /**
- * RMS norm, y = w · x · r with r = (mean x² + ε)^-½ over the last axis of size H:
- * ∂x = r · (w·g - x · r² · Σ(w·g·x) / H).
+ * RMS norm, y = w · n with n = x · r and r = (mean x² + ε)^-½ over the last axis:
+ * ∂x = r · (w·g - n · mean(w·g·n)). n and r come from the same fused operator, with weights of 1.
  */
 const rmsNorm: Rule = (c) => {
   const { g, node } = c;
   refuseTrained(node.op, c.wants(1));
   const last = c.shape(0).at(-1);
-  const { axis = -1, epsilon = { float: 1e-5 } } = node.attributes;
-  if (axis !== -1 || typeof last !== 'number')
-    throw new Error(`${node.op} is differentiated over a last axis`);
-  const x = c.input(0);
-  const axes = g.constant('i64', [1], [-1]);
+  if ((node.attributes.axis ?? -1) !== -1 || typeof last !== 'number')
+    throw new Error(`${node.op} is differentiated over a last axis of known size`);
+  const ones = g.constant('f32', [last], Array<number>(last).fill(1));
+  const [normalized, inverse] = g.ops(node.op, [c.input(0), ones], 2, node.attributes);
   const weighted = g.op('Mul', [only(c), c.input(1)]);
-  const meanSquare = g.op('Div', [g.op('ReduceSumSquare', [x, axes], { keepdims: 1 }), scalar(g, last)]);
-  const inverse = g.op('Reciprocal', [
-    g.op('Sqrt', [g.op('Add', [meanSquare, scalar(g, (epsilon as { float: number }).float)])]),
-  ]);
-  const sum = g.op('ReduceSum', [g.op('Mul', [weighted, x]), axes], { keepdims: 1 });
-  const squared = g.op('Mul', [inverse, inverse]);
-  const along = g.op('Div', [g.op('Mul', [sum, squared]), scalar(g, last)]);
-  return [g.op('Mul', [inverse, g.op('Sub', [weighted, g.op('Mul', [x, along])])]), undefined];
+  const axes = g.constant('i64', [1], [-1]);
+  const along = g.op('ReduceMean', [g.op('Mul', [weighted, normalized!]), axes], { keepdims: 1 });
+  const across = g.op('Sub', [weighted, g.op('Mul', [normalized!, along])]);
+  return [g.op('Mul', [across, inverse!]), undefined];
 };
 
 /** y = x · σ(αx): ∂x = g · (σ + α · y · (1 - σ)). */
@@ -56,4 +51,5 @@ export const modelRules: { readonly [op: string]: Rule } = {
   QuickGelu: quickGelu,
   RotaryEmbedding: rotary,
   MatMulNBits: quantizedProduct,
+  DynamicQuantizeMatMul: quantizedProduct,
 };

@@ -15,16 +15,15 @@
 import { gradients } from '../autodiff/gradients.ts';
 import type { StoredLlama } from '../model/architectures/llama.ts';
 import { embed } from '../model/architectures/llama.ts';
-import type { StoredLinear } from '../model/linear.ts';
-import { linear, multiply } from '../model/linear.ts';
 import type { LlamaConfig } from '../model/types.ts';
 import type { WeightRange } from '../model/weights-file.ts';
 import { external } from '../model/weights-file.ts';
 import type { Graph, Value } from '../onnx/graph.ts';
 import { ELEMENT_TYPES, GraphBuilder, MICROSOFT } from '../onnx/graph.ts';
+import { multiplyGradient, multiplyStored, weightName } from './products.ts';
+import type { HeadProducts } from './soft-target-loss.ts';
 import { softTargetLoss } from './soft-target-loss.ts';
-import type { LayerLinears } from './transposed-weights.ts';
-import { layerLinears } from './transposed-weights.ts';
+import type { LayerLinear, TrainingLinear, TrainingLinears } from './training-weights.ts';
 
 /** What every block sees. */
 type Shared = {
@@ -41,13 +40,8 @@ type Shared = {
 /**
  * Inputs `token_ids` `[B, S]`, `gates` `[2L]`, `scored_rows` `[R]` (numbers of positions, b·S + s),
  * `target_ids` and `target_probabilities` `[R, K]`; outputs `loss` `[]` and `gate_gradients` `[2L]`.
- * `transposed`: the second copies of quantized weights, by name.
  */
-export function gateGraph(
-  config: LlamaConfig,
-  stored: StoredLlama,
-  transposed: ReadonlyMap<string, StoredLinear>,
-): Graph {
+export function gateGraph(config: LlamaConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
   const g = new GraphBuilder('gates');
   const { layerCount: L, hiddenSize: H } = config;
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
@@ -59,22 +53,25 @@ export function gateGraph(
 
   let h = embed(g, tokenIds, stored.embedding);
   stored.layers.forEach((layer, index) => {
-    const linears = layerLinears(config, layer);
     const name = `layer_${index}`;
+    const project: Project = (b, which, x) => {
+      const full = `${name}.${which}`;
+      return multiplyStored(b, x, full, linears.get(full)!.forward);
+    };
     h = gatedBlock(g, config, runs[2 * index]!, gate[2 * index]!, h, (b, x) => {
       const normalized = normalize(b, config, `${name}.attention_norm`, layer.attentionNorm, x);
-      return attention(b, shared, name, linears, normalized);
+      return attention(b, shared, project, normalized);
     });
     h = gatedBlock(g, config, runs[2 * index + 1]!, gate[2 * index + 1]!, h, (b, x) => {
       const normalized = normalize(b, config, `${name}.ffn_norm`, layer.ffnNorm, x);
-      return ffn(b, name, linears, normalized);
+      return ffn(b, project, normalized);
     });
   });
   const positions = g.op('Reshape', [h, g.constant('i64', [2], [-1, H])]);
   const scored = g.op('Gather', [positions, g.input('scored_rows', 'i64', ['R'])], { axis: 0 });
   const final = normalize(g, config, 'final_norm', stored.finalNorm, scored);
-  const back = backwardProducts(transposed);
-  const loss = softTargetLoss(g, final, linear(g, 'head', stored.head), back.get('head.q'));
+  const back = backwardProducts(linears);
+  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!));
   const [gradient] = gradients(g, [{ value: final, gradient: loss.gradient }], [gates], {
     transposed: back,
     shapes: new Map([[shared.attentionMask.name, ['S', 'S']]]),
@@ -86,14 +83,33 @@ export function gateGraph(
   return g.graph;
 }
 
-/** Products by the transposed copies, by the name of the forward weights' values in the graph. */
-function backwardProducts(transposed: ReadonlyMap<string, StoredLinear>) {
-  const products = [...transposed].map(([name, stored]) => {
-    const product = (g: GraphBuilder, gradient: Value): Value =>
-      multiply(g, gradient, linear(g, g.fresh(`${name}.transposed`), stored));
-    return [`${name}.q`, product] as const;
-  });
-  return new Map(products);
+type Project = (b: GraphBuilder, which: LayerLinear, x: Value) => Value;
+
+/** Products that carry gradients back, by the name of the forward weights' values in the graph. */
+function backwardProducts(linears: TrainingLinears) {
+  const products = new Map<string, (g: GraphBuilder, gradient: Value) => Value>();
+  for (const [name, { back }] of linears) {
+    if (back === undefined) continue;
+    products.set(weightName(name), (g, gradient) =>
+      multiplyGradient(g, gradient, g.fresh(`${name}.back`), back),
+    );
+  }
+  return products;
+}
+
+function headProducts(g: GraphBuilder, { forward, back }: TrainingLinear): HeadProducts {
+  if (back !== undefined) {
+    return {
+      forward: (x) => multiplyStored(g, x, 'head', forward),
+      back: (y) => multiplyStored(g, y, 'head.back', back),
+    };
+  }
+  const { outputs, inputs, values } = forward;
+  const weights = g.initializer('head', 'f32', [outputs, inputs], external(values));
+  return {
+    forward: (x) => g.op('FusedMatMul', [x, weights], { transB: 1 }, MICROSOFT),
+    back: (y) => g.op('MatMul', [y, weights]),
+  };
 }
 
 function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, tokenIds: Value): Shared {
@@ -140,9 +156,8 @@ function normalize(g: GraphBuilder, config: LlamaConfig, name: string, stored: W
   return g.op('SimplifiedLayerNormalization', [x, weight], attributes);
 }
 
-function attention(b: GraphBuilder, shared: Shared, layer: string, stored: LayerLinears, x: Value): Value {
+function attention(b: GraphBuilder, shared: Shared, project: Project, x: Value): Value {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
-  const project = (name: 'q' | 'k' | 'v') => multiply(b, x, linear(b, `${layer}.${name}`, stored[name]));
   const rotate = (value: Value, heads: number) =>
     b.op(
       'RotaryEmbedding',
@@ -155,21 +170,20 @@ function attention(b: GraphBuilder, shared: Shared, layer: string, stored: Layer
     b.op('Transpose', [b.op('Reshape', [value, b.constant('i64', [5], [0, 0, G, perGroup, D])])], {
       perm: [0, 2, 3, 1, 4],
     });
-  const q = byHead(rotate(project('q'), N), N / G);
-  const k = byHead(rotate(project('k'), G), 1);
+  const q = byHead(rotate(project(b, 'q', x), N), N / G);
+  const k = byHead(rotate(project(b, 'k', x), G), 1);
   // Rows of Q carry 1/√D.
   const scores = b.op('FusedMatMul', [q, k], { transB: 1 }, MICROSOFT);
   const masked = b.op('Add', [scores, shared.attentionMask]);
   const probabilities = b.op('Softmax', [masked], { axis: -1 });
-  const attended = b.op('MatMul', [probabilities, byHead(project('v'), 1)]);
+  const attended = b.op('MatMul', [probabilities, byHead(project(b, 'v', x), 1)]);
   const together = b.op('Transpose', [attended], { perm: [0, 3, 1, 2, 4] });
   const flat = b.op('Reshape', [together, b.constant('i64', [3], [0, 0, N * D])]);
-  return multiply(b, flat, linear(b, `${layer}.output`, stored.output));
+  return project(b, 'output', flat);
 }
 
-function ffn(b: GraphBuilder, layer: string, stored: LayerLinears, x: Value): Value {
-  const project = (name: 'gate' | 'up') => multiply(b, x, linear(b, `${layer}.${name}`, stored[name]));
+function ffn(b: GraphBuilder, project: Project, x: Value): Value {
   // QuickGelu with alpha 1 is x·sigmoid(x), SiLU.
-  const activated = b.op('QuickGelu', [project('gate')], { alpha: { float: 1 } }, MICROSOFT);
-  return multiply(b, b.op('Mul', [activated, project('up')]), linear(b, `${layer}.down`, stored.down));
+  const activated = b.op('QuickGelu', [project(b, 'gate', x)], { alpha: { float: 1 } }, MICROSOFT);
+  return project(b, 'down', b.op('Mul', [activated, project(b, 'up', x)]));
 }

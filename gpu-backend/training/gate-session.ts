@@ -6,7 +6,7 @@ import type { Session } from '../onnx/session.ts';
 import { createSession, floats, tensor } from '../onnx/session.ts';
 import { gateGraph } from './gate-graph.ts';
 import { readStoredLlama } from './stored-llama.ts';
-import { namedLinears, transposedWeights } from './transposed-weights.ts';
+import { trainingLinears } from './training-weights.ts';
 import { writeWhole } from './write-whole.ts';
 
 /** B sequences of S tokens, R scored positions with K target tokens each. */
@@ -48,10 +48,10 @@ export async function openGateSession(
   options: GateSessionOptions,
 ): Promise<GateSession> {
   const stored = await readStoredLlama(folder, config, kind);
-  const transposed = await transposedWeights(folder, namedLinears(config, stored));
+  const linears = await trainingLinears(folder, config, stored);
   // External weights are found beside the graph's file.
   const path = join(folder, GRAPH_FILE);
-  await writeWhole(path, encodeModel(gateGraph(config, stored, transposed)));
+  await writeWhole(path, encodeModel(gateGraph(config, stored, linears)));
   const session = await createSession(path, options);
   return {
     gateCount: 2 * config.layerCount,

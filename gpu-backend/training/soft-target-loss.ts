@@ -5,22 +5,25 @@
  * logits = x·Wᵀ, q = softmax(logits), loss = mean_r Σ_k p_rk · (log Σ exp logits_r - logits_r[id_rk]);
  * ∂loss/∂x = (q - p)·W / R, where p sums to 1 in every row.
  */
-import type { Linear } from '../model/linear.ts';
-import { multiply } from '../model/linear.ts';
 import type { GraphBuilder, Value } from '../onnx/graph.ts';
-import { MICROSOFT } from '../onnx/graph.ts';
 
-/** x: `[R, H]`. `back`: y ↦ y·W for a quantized head. */
+export type HeadProducts = {
+  /** `[R, H]` → `[R, V]`: x·Wᵀ. */
+  forward(x: Value): Value;
+  /** `[R, V]` → `[R, H]`: y·W. */
+  back(y: Value): Value;
+};
+
+/** x: `[R, H]`. */
 export function softTargetLoss(
   g: GraphBuilder,
   x: Value,
-  head: Linear,
-  back: ((g: GraphBuilder, y: Value) => Value) | undefined,
+  head: HeadProducts,
 ): { value: Value; gradient: Value } {
   const ids = g.input('target_ids', 'i64', ['R', 'K']);
   const probabilities = g.input('target_probabilities', 'f32', ['R', 'K']);
   const axes = g.constant('i64', [1], [-1]);
-  const logits = multiply(g, x, head);
+  const logits = head.forward(x);
   const predicted = g.op('Softmax', [logits], { axis: -1 });
   // The likeliest token's own probability tells the sum that softmax divided by.
   const most = (value: Value) => g.op('ReduceMax', [value, axes], { keepdims: 1 });
@@ -33,16 +36,5 @@ export function softTargetLoss(
     axis: 1,
     reduction: 'add',
   });
-  return { value, gradient: g.op('Div', [backProduct(g, difference, head, back), rows]) };
-}
-
-function backProduct(
-  g: GraphBuilder,
-  difference: Value,
-  head: Linear,
-  back: ((g: GraphBuilder, y: Value) => Value) | undefined,
-): Value {
-  if (head.kind === 'f32') return g.op('FusedMatMul', [difference, head.values], {}, MICROSOFT);
-  if (back === undefined) throw new Error('the quantized head has no transposed copy');
-  return back(g, difference);
+  return { value, gradient: g.op('Div', [head.back(difference), rows]) };
 }

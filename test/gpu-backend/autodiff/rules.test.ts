@@ -3,14 +3,16 @@
  * (`finite-differences.ts`); a wrong sign, axis or factor errs by 0.1 and more.
  */
 import { describe, expect, test } from 'vitest';
+import { gradients } from '../../../gpu-backend/autodiff/gradients.ts';
 import { RULES } from '../../../gpu-backend/autodiff/rules.ts';
 import { quantizeRows } from '../../../gpu-backend/model/quantize.ts';
 import { transpose } from '../../../gpu-backend/model/rotation.ts';
-import type { GraphBuilder, Value } from '../../../gpu-backend/onnx/graph.ts';
-import { MICROSOFT } from '../../../gpu-backend/onnx/graph.ts';
-import { tensor } from '../../../gpu-backend/onnx/session.ts';
+import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
+import type { Value } from '../../../gpu-backend/onnx/graph.ts';
+import { GraphBuilder, MICROSOFT } from '../../../gpu-backend/onnx/graph.ts';
+import { createSession, floats, tensor } from '../../../gpu-backend/onnx/session.ts';
 import type { Case } from './finite-differences.ts';
-import { worstError } from './finite-differences.ts';
+import { weightedSum, worstError } from './finite-differences.ts';
 
 const BOUND = 2e-3;
 const i64 = (g: GraphBuilder, ...values: number[]) => g.constant('i64', [values.length], values);
@@ -137,9 +139,51 @@ test('MatMulNBits goes back through its transposed copy', async () => {
   expect(error).toBeLessThan(1e-2);
 });
 
+test('DynamicQuantizeMatMul goes back through the product that is given for its weights', async () => {
+  const g = new GraphBuilder('columns');
+  const codes = Int8Array.from({ length: 32 * 8 }, (_, i) => ((i * 37) % 255) - 127);
+  const x = g.input('x', 'f32', [3, 32]);
+  const w = g.initializer('w', 'i8', [32, 8], { kind: 'inline', bytes: new Uint8Array(codes.buffer) });
+  const y = g.op('DynamicQuantizeMatMul', [x, w, g.constant('f32', [1], [0.02])], {}, MICROSOFT);
+  const { seed } = weightedSum(g, y);
+  const back = (b: GraphBuilder, gradient: Value) =>
+    b.op(
+      'FusedMatMul',
+      [
+        gradient,
+        b.constant(
+          'f32',
+          [32, 8],
+          [...codes].map((code) => code * 0.02),
+        ),
+      ],
+      { transB: 1 },
+      MICROSOFT,
+    );
+  const [found] = gradients(g, [seed], [x], { transposed: new Map([['w', back]]) });
+  g.output(found!, 'f32', [3, 32]);
+  g.output(seed.gradient, 'f32', [3, 8]);
+  const session = await createSession(encodeModel(g.graph), { threads: 1 });
+  const outputs = await session.run({ x: tensor('f32', new Float32Array(96).fill(1), [3, 32]) }, [
+    found!.name,
+    seed.gradient.name,
+  ]);
+  await session.release();
+  const c = floats(outputs[seed.gradient.name]!);
+  floats(outputs[found!.name]!).forEach((value, i) => {
+    const [row, input] = [Math.floor(i / 32), i % 32];
+    let expected = 0;
+    for (let k = 0; k < 8; k++) expected += c[row * 8 + k]! * codes[input * 8 + k]! * 0.02;
+    expect(value).toBeCloseTo(expected, 4);
+  });
+});
+
 describe('the table', () => {
   test('every rule is tried', () => {
     const tried = new Set(Object.keys(CASES).map((name) => name.split(/[ ,]/)[0]));
-    expect(Object.keys(RULES).filter((op) => !tried.has(op))).toEqual(['MatMulNBits']);
+    expect(Object.keys(RULES).filter((op) => !tried.has(op))).toEqual([
+      'MatMulNBits',
+      'DynamicQuantizeMatMul',
+    ]);
   });
 });

@@ -126,7 +126,7 @@ describe('a small random model', () => {
 
   test('transposed weights are written once, and again when their index is damaged', async () => {
     const { folder, open } = await emitted('q8', { tiedEmbeddings: false });
-    const copies = join(folder, 'training-v1.bin');
+    const copies = join(folder, 'training-v2.bin');
     const result = async () => {
       const session = await open();
       const step = await session.step(batch, Array(8).fill(0.8));
@@ -135,7 +135,7 @@ describe('a small random model', () => {
     };
     const first = await result();
     expect(await result()).toEqual(first);
-    await writeFile(join(folder, 'training-v1.json'), '{"head": ');
+    await writeFile(join(folder, 'training-v2.json'), '{"head": ');
     const again = await result();
     expect(again.step).toEqual(first.step);
     expect(again.written).toBeGreaterThan(first.written);
