@@ -12,7 +12,8 @@ import { unsupportedModel } from './model-errors.ts';
 import type { TextManifest } from './model-text.ts';
 import { openModelText } from './model-text.ts';
 
-const TRIAL_TIMEOUT_ms = 8000;
+/** A second on an idle machine, several on one with twenty things to do. */
+const TRIAL_TIMEOUT_ms = 20_000;
 /** Room for the largest tokenizers (a quarter of a million tokens); a template that hoards ends in it. */
 const TRIAL_HEAP_MB = 512;
 const REASON_CHARS_MAX = 300;
