@@ -2,9 +2,10 @@
  * What a killed run left behind: the block search of every finished cluster, valid for exactly the same inputs.
  * Everything else is quick to compute again and gives the same result by its seed.
  */
-import { readFile, rename, writeFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { writeWhole } from '../write-whole.ts';
 
 export const STATE_FILE = 'state.json';
 
@@ -44,10 +45,4 @@ async function readClusters(path: string, key: string): Promise<Record<string, S
   } catch {
     return {};
   }
-}
-
-/** A reader sees the old file or the new one. */
-export async function writeWhole(path: string, content: string | Uint8Array): Promise<void> {
-  await writeFile(`${path}.part`, content, { flush: true });
-  await rename(`${path}.part`, path);
 }

@@ -4,10 +4,10 @@ import type { LlamaConfig, WeightKind } from '../model/types.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import type { Session } from '../onnx/session.ts';
 import { createSession, floats, tensor } from '../onnx/session.ts';
+import { writeWhole } from '../write-whole.ts';
 import { gateGraph } from './gate-graph.ts';
 import { readStoredLlama } from './stored-llama.ts';
 import { trainingLinears } from './training-weights.ts';
-import { writeWhole } from './write-whole.ts';
 
 /** B sequences of S tokens, R scored positions with K target tokens each. */
 export type GateBatch = {

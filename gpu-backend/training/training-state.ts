@@ -1,7 +1,7 @@
 /** A training run between two steps, as data: what a checkpoint holds. */
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
-import { writeWhole } from './write-whole.ts';
+import { writeWhole } from '../write-whole.ts';
 
 const numbers = z.array(z.number()).readonly();
 const adamSchema = z.strictObject({ step: z.int().min(0), mean: numbers, square: numbers });

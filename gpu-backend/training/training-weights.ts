@@ -18,10 +18,10 @@ import { storedRows, storeLinear } from '../model/linear.ts';
 import { transpose } from '../model/rotation.ts';
 import type { LlamaConfig } from '../model/types.ts';
 import { WeightsFile } from '../model/weights-file.ts';
+import { partOf, writeWhole } from '../write-whole.ts';
 import { dequantizeLinear } from './dequantize-linear.ts';
 import type { StoredProduct } from './products.ts';
 import { storeColumns } from './products.ts';
-import { partOf, writeWhole } from './write-whole.ts';
 
 /** Raised whenever the copies' layout changes. */
 const VERSION = 2;
