@@ -1,12 +1,11 @@
 /** Clusters and their masks as a mask set, checked by the schema that the edge will check it by. */
 
-import type { ModelHash } from '../../shared/mask.ts';
+import type { Mask, ModelHash } from '../../shared/mask.ts';
 import { maskBits, maskId, sparsity } from '../../shared/mask.ts';
 import type { EncoderSpec, MaskSet } from '../../shared/mask-set.ts';
 import { maskSetSchema } from '../../shared/mask-set.ts';
 import type { Clusters, KindTable } from './cluster.ts';
 import { clusterLabel } from './cluster.ts';
-import type { BlockSearch } from './rank-blocks.ts';
 
 /** Digits of a centroid's numbers: far below what moves a prompt to another cluster. */
 const CENTROID_DIGITS = 6;
@@ -17,7 +16,8 @@ export type MaskSetParts = {
   readonly encoder: EncoderSpec;
   readonly clusters: Clusters;
   readonly kinds: KindTable;
-  readonly searches: readonly Pick<BlockSearch, 'mask'>[];
+  /** One a cluster. */
+  readonly masks: readonly Mask[];
   readonly targetSparsity: number;
   readonly learned: MaskSet['learned'];
   readonly heldOut: MaskSet['heldOut'];
@@ -26,9 +26,9 @@ export type MaskSetParts = {
 
 /** @throws ZodError when the parts contradict each other. */
 export function assembleMaskSet(parts: MaskSetParts): MaskSet {
-  const { clusters, encoder, model, searches } = parts;
+  const { clusters, encoder, masks, model } = parts;
   const total = clusters.sizes.reduce((sum, size) => sum + size, 0);
-  const entries = searches.map(({ mask }, cluster) => ({
+  const entries = masks.map((mask, cluster) => ({
     centroid: Array.from(
       clusters.centroids.subarray(cluster * encoder.dimensions, (cluster + 1) * encoder.dimensions),
       (value) => Number(value.toPrecision(CENTROID_DIGITS)),
@@ -45,7 +45,7 @@ export function assembleMaskSet(parts: MaskSetParts): MaskSet {
     encoder,
     clusters: entries,
     targetSparsity: parts.targetSparsity,
-    reachedSparsity: entries.reduce((sum, { share }, i) => sum + share * sparsity(searches[i]!.mask), 0),
+    reachedSparsity: entries.reduce((sum, { share }, i) => sum + share * sparsity(masks[i]!), 0),
     surrogate: false,
     learned: parts.learned,
     heldOut: parts.heldOut,

@@ -1,4 +1,4 @@
-/** What a cluster's mask costs on prompts that calibrated nothing, in the numbers that a mask set carries. */
+/** What masks cost on prompts that they were not searched on, in the numbers that a mask set carries. */
 import type { Mask } from '../../shared/mask.ts';
 import type { Sample } from './samples.ts';
 import type { MaskScorer, MaskScores } from './score-mask.ts';
@@ -6,22 +6,29 @@ import { densePerplexity } from './score-mask.ts';
 
 export type HeldOutScores = MaskScores & { readonly densePerplexity: number };
 
-/** One sample at a time: the dense distributions of a long set would not fit in memory. `undefined` without samples. */
-export async function scoreHeldOut(
+/**
+ * The scores of each mask over all samples; `undefined` without samples. One sample at a time: the dense
+ * distributions of a long set would not fit in memory.
+ */
+export async function scoreMasks(
   scorer: MaskScorer,
   samples: readonly Sample[],
-  mask: Mask,
+  masks: readonly Mask[],
+  onEvaluation: () => void = () => {},
   signal?: AbortSignal,
-): Promise<HeldOutScores | undefined> {
-  const parts: HeldOutScores[] = [];
+): Promise<HeldOutScores[] | undefined> {
+  if (samples.length === 0) return undefined;
+  const parts = masks.map((): HeldOutScores[] => []);
   for (const sample of samples) {
-    signal?.throwIfAborted();
     const reference = [await scorer.dense(sample)];
-    parts.push({ ...(await scorer.score(reference, mask)), densePerplexity: densePerplexity(reference) });
+    for (const [index, mask] of masks.entries()) {
+      signal?.throwIfAborted();
+      const scores = await scorer.score(reference, mask);
+      parts[index]!.push({ ...scores, densePerplexity: densePerplexity(reference) });
+      onEvaluation();
+    }
   }
-  return parts.length === 0
-    ? undefined
-    : poolScores(parts.map((scores) => ({ scores, weight: scores.positions })));
+  return parts.map((some) => poolScores(some.map((scores) => ({ scores, weight: scores.positions }))));
 }
 
 /** Weighted means; perplexities by their logarithms. Positions add up. */

@@ -23,7 +23,7 @@ import type { CalibrationRow } from './read-data.ts';
 import { readData } from './read-data.ts';
 import type { LearnReport } from './report.ts';
 import { buildReport, heldOutFigures } from './report.ts';
-import type { ClusterResult, ClusterRows, SearchSettings } from './search-clusters.ts';
+import type { ClusterResult, ClusterRows, SearchProgress, SearchSettings } from './search-clusters.ts';
 import { searchClusters } from './search-clusters.ts';
 import { splitRows } from './split.ts';
 
@@ -38,6 +38,8 @@ const HELD_OUT_SHARE = 0.1;
 export type SearchEffort = {
   /** Scored positions of each cluster's search. */
   readonly positions: number;
+  /** Scored positions, of other prompts of the cluster, on which its mask is chosen among all that were found. */
+  readonly choicePositions: number;
   /** Scored positions of each cluster's held-out figures. */
   readonly heldOutPositions: number;
   readonly tokensMax: number;
@@ -45,10 +47,11 @@ export type SearchEffort = {
   readonly candidatesPerSkip: number;
 };
 export const SEARCH_EFFORT: SearchEffort = {
-  positions: 512,
+  positions: 768,
+  choicePositions: 2048,
   heldOutPositions: 1024,
-  tokensMax: 192,
-  candidatesPerSkip: 2,
+  tokensMax: 160,
+  candidatesPerSkip: 1.5,
 };
 
 export type LearnOptions = {
@@ -73,7 +76,7 @@ export type LearnOptions = {
 
 export type LearnProgress =
   | { readonly stage: 'read' | 'embed' }
-  | { readonly stage: 'search'; readonly done: number; readonly total: number };
+  | { readonly stage: 'search' | 'choose' | 'measure'; readonly done: number; readonly total: number };
 
 export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport };
 
@@ -100,7 +103,7 @@ export async function learn(options: LearnOptions): Promise<Learned> {
       fit: fit.filter((_, i) => assigned.fit[i] === cluster),
       heldOut: heldOut.filter((_, i) => assigned.heldOut[i] === cluster),
     }));
-    const report = (done: number, total: number) => onProgress({ stage: 'search', done, total });
+    const report: SearchProgress = (stage, done, total) => onProgress({ stage, done, total });
     const results = await searchClusters(model, byCluster, settings, state, report, signal);
     const learned = finish(options, settings, encoder, clusters, byCluster, results);
     await writeWhole(join(out, REPORT_FILE), `${JSON.stringify(learned.report, null, 1)}\n`);
@@ -124,12 +127,14 @@ function checkName(name: string): void {
 function searchSettings({ model, sparsity, seed, effort, encoderOptions }: LearnOptions): SearchSettings {
   const blockCount = 2 * model.manifest.config.layerCount;
   const skipCount = skipCountFor(blockCount, sparsity);
-  const { positions, heldOutPositions, tokensMax, candidatesPerSkip } = effort ?? SEARCH_EFFORT;
+  const { positions, choicePositions, heldOutPositions, tokensMax, candidatesPerSkip } =
+    effort ?? SEARCH_EFFORT;
   return {
     seed: seed ?? SEED,
     skipCount,
-    candidateCount: Math.min(blockCount, candidatesPerSkip * skipCount),
+    candidateCount: Math.min(blockCount, Math.ceil(candidatesPerSkip * skipCount)),
     positions,
+    choicePositions,
     heldOutPositions,
     tokensMax,
     threads: encoderOptions.threads,
@@ -171,7 +176,7 @@ function finish(
     encoder,
     clusters,
     kinds: tableOf(rows.map((group) => group.fit)),
-    searches: results.map(({ search }) => search),
+    masks: results.map(({ mask }) => mask),
     targetSparsity: options.sparsity,
     learned: {
       method: METHOD,
@@ -181,6 +186,7 @@ function finish(
       heldOutRows: count('heldOut'),
       seed: settings.seed,
       positions: settings.positions,
+      choicePositions: settings.choicePositions,
       tokensMax: settings.tokensMax,
       candidateCount: settings.candidateCount,
     },

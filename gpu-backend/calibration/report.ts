@@ -28,6 +28,8 @@ export type LearnReport = {
     readonly share: number;
     readonly label: string;
     readonly mask: string;
+    /** The cluster on whose prompts the mask was found, or `all`. */
+    readonly source: number | 'all';
     readonly skipAttention: readonly number[];
     readonly skipFfn: readonly number[];
     /** KL to the dense model when one block alone is missing, by block. */
@@ -50,8 +52,9 @@ export function buildReport(
       share,
       label: label ?? '',
       mask,
-      ...skippedLayers(results[i]!.search.mask),
-      alone: results[i]!.search.alone,
+      source: results[i]!.source,
+      ...skippedLayers(results[i]!.mask),
+      alone: results[i]!.alone,
       heldOut: results[i]!.heldOut ?? null,
     })),
   };

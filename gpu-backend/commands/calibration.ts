@@ -74,8 +74,8 @@ async function runLearn({ rows, seed, ...flags }: LearnFlags, signal: AbortSigna
     ...(rows === undefined ? {} : { rowsMax: rows }),
     ...(seed === undefined ? {} : { seed }),
     onProgress: (progress) =>
-      progress.stage === 'search'
-        ? stages.update('search', progress.done, progress.total)
+      'done' in progress
+        ? stages.update(progress.stage, progress.done, progress.total)
         : hooks.log(STAGE_LINES[progress.stage]),
     signal,
   }).finally(() => {

@@ -46,7 +46,7 @@ const options = async (out: string): Promise<LearnOptions> => ({
   sparsity: 0.125,
   encoder: 'static',
   encoderOptions: { home: testHome, threads: 2, hooks: { onProgress: () => {}, log: () => {} } },
-  effort: { positions: 8, heldOutPositions: 8, tokensMax: 48, candidatesPerSkip: 1 },
+  effort: { positions: 8, choicePositions: 8, heldOutPositions: 8, tokensMax: 48, candidatesPerSkip: 1 },
   out: join(folder, out),
   name: 'test-set',
   onProgress: () => {},

@@ -1,6 +1,6 @@
 /** Scores on a small real graph against plain loops in double precision. */
 import { describe, expect, it } from 'vitest';
-import { scoreHeldOut } from '../../../gpu-backend/calibration/held-out.ts';
+import { scoreMasks } from '../../../gpu-backend/calibration/held-out.ts';
 import type { Sample } from '../../../gpu-backend/calibration/samples.ts';
 import { createMaskScorer, densePerplexity } from '../../../gpu-backend/calibration/score-mask.ts';
 import type { Runner } from '../../../gpu-backend/engine/runner.ts';
@@ -60,10 +60,10 @@ describe('scores of a mask', () => {
     expect(scores.perplexity / Math.exp(nll / positions)).toBeCloseTo(1, 5);
     expect(densePerplexity(references) / Math.exp(denseNll / positions)).toBeCloseTo(1, 5);
 
-    const heldOut = await scoreHeldOut(scorer, SAMPLES, MASK);
-    expect(heldOut!.kl).toBeCloseTo(scores.kl, 6);
-    expect(heldOut!.perplexity / scores.perplexity).toBeCloseTo(1, 6);
-    expect(await scoreHeldOut(scorer, [], MASK)).toBeUndefined();
+    const heldOut = await scoreMasks(scorer, SAMPLES, [denseMask(8), MASK]);
+    expect(heldOut![1]!.kl).toBeCloseTo(scores.kl, 6);
+    expect(heldOut![1]!.perplexity / scores.perplexity).toBeCloseTo(1, 6);
+    expect(await scoreMasks(scorer, [], [MASK])).toBeUndefined();
   });
 
   it('of the dense mask are those of no change', async () => {
