@@ -1,9 +1,9 @@
 /** `maskroute distill`: calibration files in, a table for the static encoder out. */
 import { rename, rm, writeFile } from 'node:fs/promises';
+import { openFullEncoder } from '../encoder/full-encoder.ts';
 import type { ImportHooks } from '../model/progress.ts';
 import type { Distilled, DistillOptions } from './distill.ts';
 import { DISTILL_DEFAULTS, distill } from './distill.ts';
-import { openTeacher } from './encoders.ts';
 import { readData } from './read-data.ts';
 import { snippets } from './snippets.ts';
 
@@ -11,7 +11,7 @@ import { snippets } from './snippets.ts';
 const SENTENCES_PER_ROW_MAX = 12;
 
 export type DistillTableOptions = {
-  /** As `openTeacher` takes it. */
+  /** As `openFullEncoder` takes it. */
   readonly encoder: string;
   readonly data: readonly string[];
   readonly out: string;
@@ -28,7 +28,7 @@ export type DistillTableOptions = {
 export async function distillTable(options: DistillTableOptions): Promise<Distilled['report']> {
   const { encoder, data, out, home, threads, hooks, onProgress, signal } = options;
   const { rows } = await readData(data);
-  const teacher = await openTeacher(encoder, { home, threads, hooks });
+  const teacher = await openFullEncoder(encoder, { home, threads, hooks });
   try {
     const settings = {
       dimensions: options.dimensions ?? DISTILL_DEFAULTS.dimensions,

@@ -7,13 +7,13 @@
 import { EMBED_CHARS_MAX } from '../../shared/embedding/encoder.ts';
 import { normalise } from '../../shared/embedding/pool.ts';
 import { encodeStaticTable } from '../../shared/embedding/static-table.ts';
+import type { SentenceEncoder } from '../encoder/sentence-encoder.ts';
 import type { FitTexts } from './fit-vectors.ts';
 import { fitVectors } from './fit-vectors.ts';
 import { packPoints } from './kmeans.ts';
 import type { PrincipalAxes } from './principal-axes.ts';
 import { principalAxes, project } from './principal-axes.ts';
 import { quantiseVectors } from './quantise-vectors.ts';
-import type { SentenceEncoder } from './sentence-encoder.ts';
 
 export type DistillOptions = {
   readonly dimensions: number;

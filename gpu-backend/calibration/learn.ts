@@ -15,7 +15,7 @@ import { writeWhole } from '../write-whole.ts';
 import { assembleMaskSet } from './assemble.ts';
 import type { Clusters } from './cluster.ts';
 import { assignRows, clusterRows, embedRows, kindTable } from './cluster.ts';
-import type { EncoderOptions } from './encoders.ts';
+import type { EncoderOptions } from '../encoder/full-encoder.ts';
 import { openEncoder } from './encoders.ts';
 import { openLearnState, STATE_FILE } from './learn-state.ts';
 import { skipCountFor } from './rank-blocks.ts';

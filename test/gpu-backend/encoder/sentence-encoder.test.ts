@@ -1,7 +1,7 @@
 /** The real encoder against figures from transformers (fp32) and its own tokenizer. */
 import { readFile } from 'node:fs/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { SentenceEncoder } from '../../../gpu-backend/calibration/sentence-encoder.ts';
+import type { SentenceEncoder } from '../../../gpu-backend/encoder/sentence-encoder.ts';
 import { openTestTeacher, TEACHER_TIMEOUT_ms } from '../../support/teacher.ts';
 
 type Golden = { texts: string[]; vectors: number[][]; tokenization: { text: string; ids: number[] }[] };
