@@ -14,7 +14,7 @@
  * | `POST /publications`            | {@link publishSchema}       | 201 {@link Publication}; 409 when another publisher won |
  * | `POST /publications/rollback`   | {@link rollbackSchema}      | 201 {@link Publication}; 409 when nothing came before |
  * | `GET /publications?tenant=`     |                             | list of {@link Publication}, newest first |
- * | `GET /publications/live?tenant=` |                            | {@link Publication}; 404 when nothing is live |
+ * | `GET /publications/live?tenant=` |                            | {@link LivePublication}; 404 when nothing was published |
  *
  * `tenant` is a tenant id; absent or empty it means the default that every tenant without its own uses.
  * A tenant's own admin key needs no `tenant`: it means its own, and every other is refused with 403.
@@ -98,13 +98,54 @@ export type MaskSetSummary = z.infer<typeof maskSetSummarySchema>;
 /** The version that the caller believes is live; null = nothing is live; absent = whatever is. */
 const expectedVersion = version.nullable().optional();
 
+export const ROLLOUT_STEPS_MAX = 20;
+
+const rolloutSchema = z
+  .array(
+    z.strictObject({
+      /** The share of conversations that see the new version during this step. */
+      share: z.number().gt(0).lt(1),
+      duration_s: z
+        .int()
+        .min(1)
+        .max(30 * 86_400),
+    }),
+  )
+  .max(ROLLOUT_STEPS_MAX)
+  .refine((steps) => steps.every(({ share }, i) => i === 0 || share > steps[i - 1]!.share), {
+    message: 'shares must rise from step to step',
+  });
+
+/** When the edge takes a publication back by itself. Compared are the requests since the activation. */
+export const autoRollbackSchema = z
+  .strictObject({
+    /** Highest share of requests that fail for a reason that is not the client's. */
+    error_rate_max: z.number().min(0).lt(1).optional(),
+    /** Highest mean time per token, in milliseconds. */
+    tpot_ms_max: z.number().gt(0).optional(),
+    /** Highest mean time per token, as a multiple of the replaced version's in the same time. */
+    tpot_ratio_max: z.number().gt(1).optional(),
+    /** Nothing is decided on fewer requests than this. */
+    requests_min: z.int().min(1).max(1_000_000).default(100),
+  })
+  .refine(({ requests_min: _, ...bounds }) => Object.values(bounds).some((bound) => bound !== undefined), {
+    message: 'name at least one of error_rate_max, tpot_ms_max and tpot_ratio_max',
+  });
+export type AutoRollback = z.infer<typeof autoRollbackSchema>;
+
 export const publishSchema = z.strictObject({
   version,
   tenant: ownerId.default(DEFAULT_TENANT),
   expected_version: expectedVersion,
   /** False checks that the set could go live, and changes nothing. */
   activate: z.boolean().default(true),
+  /** Until then the version that is live now stays. Absent or past: at once. */
+  activate_at: timestamp.optional(),
+  /** The steps on the way to everyone; without them everyone sees the new version at once. */
+  rollout: rolloutSchema.default([]),
+  auto_rollback: autoRollbackSchema.optional(),
 });
+export type PublishBody = z.input<typeof publishSchema>;
 
 export const rollbackSchema = z.strictObject({
   tenant: ownerId.default(DEFAULT_TENANT),
@@ -118,11 +159,27 @@ export const publicationSchema = z.object({
   /** The version that was live before. */
   replaced_version: z.string().nullable(),
   action: z.enum(['activate', 'rollback']),
-  /** The id of the key that did it, or `root`. */
+  /** The id of the key that did it, `root`, or {@link AUTO_ROLLBACK}. */
   actor: z.string(),
   created_at: timestamp,
+  activate_at: timestamp,
+  rollout: rolloutSchema,
+  auto_rollback: autoRollbackSchema.nullable(),
+  /** Which bound was crossed, when the edge took a version back by itself. */
+  reason: z.string().nullable(),
 });
 export type Publication = z.infer<typeof publicationSchema>;
+
+/** The actor of a rollback that no person asked for. */
+export const AUTO_ROLLBACK = 'auto-rollback';
+
+/** The newest publication, with the share of conversations that see it at this moment. */
+export const livePublicationSchema = publicationSchema.extend({
+  share: z.number().min(0).max(1),
+  /** What the others see; null when this is everyone's, or when nothing came before. */
+  base_version: z.string().nullable(),
+});
+export type LivePublication = z.infer<typeof livePublicationSchema>;
 
 /** The answer to a publish request with `activate: false`. */
 export const publishCheckSchema = z.object({ activated: z.literal(false), version: z.string() });

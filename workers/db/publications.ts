@@ -1,18 +1,29 @@
 /**
  * What is live, and how it came to be. Activating appends to the history and flips the tenant's pointer in
  * one batch that does nothing when the pointer is no longer where the publisher saw it.
+ *
+ * The pointer names the newest publication. Until its schedule is through, readers work out from it and the
+ * clock who sees it and who still sees its base: the last publication that everyone saw.
  */
-import { and, desc, eq, inArray, sql } from 'drizzle-orm';
-import { DEFAULT_TENANT, LIST_COUNT_MAX, type Publication } from '../../shared/admin.ts';
+import { and, desc, eq, sql } from 'drizzle-orm';
+import { alias } from 'drizzle-orm/sqlite-core';
+import { type AutoRollback, LIST_COUNT_MAX, type Publication } from '../../shared/admin.ts';
+import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/rollout.ts';
 import { type Database, isoTime } from './client.ts';
 import { live, publications } from './schema.ts';
 
 type PublicationRow = typeof publications.$inferSelect;
-/** A publication with what a rollback needs. */
+export type VersionOf = { readonly owner: string; readonly version: string };
+
+/** A publication with what readers and a rollback need. */
 export type PublicationState = Publication & {
   readonly owner: string;
+  readonly schedule: Rollout;
+  /** The publication that a rollback returns to: everyone saw it when this one was made. */
   readonly previousId: string | null;
 };
+/** The newest publication of a tenant and what is seen where it is not. */
+export type LiveState = PublicationState & { readonly base: VersionOf | null };
 
 export type Flip = {
   readonly id: string;
@@ -25,32 +36,25 @@ export type Flip = {
   readonly action: Publication['action'];
   readonly actor: string;
   readonly createdAt_ms: number;
+  readonly activateAt_ms: number | null;
+  readonly rollout: readonly RolloutStep[];
+  readonly autoRollback: AutoRollback | null;
+  readonly reason: string | null;
 };
 
-/** The live publication of exactly this tenant (no falling back to the default one). */
-export async function findLive(db: Database, tenant: string): Promise<PublicationState | null> {
+const bases = alias(publications, 'bases');
+const baseColumns = { owner: bases.owner, version: bases.version };
+
+/** The newest publication of exactly this tenant (no falling back to the default one). */
+export async function findLive(db: Database, tenant: string): Promise<LiveState | null> {
   const rows = await db
-    .select({ publication: publications })
+    .select({ publication: publications, base: baseColumns })
     .from(live)
     .innerJoin(publications, eq(publications.id, live.publicationId))
+    .leftJoin(bases, eq(bases.id, publications.previousId))
     .where(eq(live.tenant, tenant))
     .limit(1);
-  return rows[0] === undefined ? null : toState(rows[0].publication);
-}
-
-/** What the requests of `tenant` use: its own live set, or else the default one. */
-export async function findLiveForRequests(
-  db: Database,
-  tenant: string,
-): Promise<{ owner: string; version: string } | null> {
-  const rows = await db
-    .select({ owner: publications.owner, version: publications.version })
-    .from(live)
-    .innerJoin(publications, eq(publications.id, live.publicationId))
-    .where(inArray(live.tenant, [tenant, DEFAULT_TENANT]))
-    .orderBy(desc(live.tenant))
-    .limit(1);
-  return rows[0] ?? null;
+  return rows[0] === undefined ? null : { ...toState(rows[0].publication), base: rows[0].base };
 }
 
 export async function findPublication(db: Database, id: string): Promise<PublicationState | null> {
@@ -69,18 +73,37 @@ export async function listPublications(db: Database, tenant: string): Promise<Pu
   return rows.map((row) => toPublication(row));
 }
 
+/** The newest publications that may be taken back by themselves and are of one of these versions. */
+export async function listGuarded(db: Database, versions: readonly string[]): Promise<LiveState[]> {
+  const rows = await db
+    .select({ publication: publications, base: baseColumns })
+    .from(live)
+    .innerJoin(publications, eq(publications.id, live.publicationId))
+    .leftJoin(bases, eq(bases.id, publications.previousId))
+    .where(
+      and(
+        sql`${publications.autoRollback} is not null`,
+        sql`${publications.version} in (select value from json_each(${JSON.stringify(versions)}))`,
+      ),
+    );
+  return rows.map(({ publication, base }) => ({ ...toState(publication), base }));
+}
+
 /**
- * Makes `flip` live if `seenId` (null: nothing) is still the live publication; null when it is not, and then
+ * Makes `flip` live if `seenId` (null: nothing) is still the newest publication; null when it is not, and then
  * nothing was written. The second statement finds a row only if the first one wrote it.
  */
 export async function flipLive(db: Database, flip: Flip, seenId: string | null): Promise<Publication | null> {
   const liveNow = sql`(select ${live.publicationId} from ${live} where ${live.tenant} = ${flip.tenant})`;
+  const rollout = flip.rollout.length === 0 ? null : JSON.stringify(flip.rollout);
+  const autoRollback = flip.autoRollback === null ? null : JSON.stringify(flip.autoRollback);
   const [, , written] = await db.batch([
     // The columns are those of the table, in its order; a null sequence is given the next number.
     db
       .insert(publications)
       .select(sql`select null, ${flip.id}, ${flip.tenant}, ${flip.owner}, ${flip.version},
-      ${flip.replaced_version}, ${flip.previousId}, ${flip.action}, ${flip.actor}, ${flip.createdAt_ms}
+      ${flip.replaced_version}, ${flip.previousId}, ${flip.action}, ${flip.actor}, ${flip.createdAt_ms},
+      ${flip.activateAt_ms}, ${rollout}, ${autoRollback}, ${flip.reason}
       where ${liveNow} is ${seenId}`),
     db
       .insert(live)
@@ -95,6 +118,12 @@ export async function flipLive(db: Database, flip: Flip, seenId: string | null):
   return written[0] === undefined ? null : toPublication(written[0].publication);
 }
 
+/** The id of the last publication that everyone sees at `now_ms`: this one, or the one that it started from. */
+export const settledId = (state: PublicationState | null, now_ms: number): string | null =>
+  state === null || completesAt_ms(state.schedule) <= now_ms ? (state?.id ?? null) : state.previousId;
+
+const activationOf = (row: PublicationRow): number => row.activateAt_ms ?? row.createdAt_ms;
+
 const toPublication = (row: PublicationRow): Publication => ({
   id: row.id,
   tenant: row.tenant,
@@ -103,10 +132,15 @@ const toPublication = (row: PublicationRow): Publication => ({
   action: row.action,
   actor: row.actor,
   created_at: isoTime(row.createdAt_ms),
+  activate_at: isoTime(activationOf(row)),
+  rollout: [...(row.rollout ?? [])],
+  auto_rollback: row.autoRollback,
+  reason: row.reason,
 });
 
 const toState = (row: PublicationRow): PublicationState => ({
   ...toPublication(row),
   owner: row.owner,
+  schedule: { id: row.id, activateAt_ms: activationOf(row), steps: row.rollout ?? [] },
   previousId: row.previousId,
 });

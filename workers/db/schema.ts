@@ -3,8 +3,9 @@
  * query files here. Times are milliseconds since the epoch. An empty owner or tenant is the default one.
  */
 import { index, integer, primaryKey, real, sqliteTable, text } from 'drizzle-orm/sqlite-core';
-import { API_KEY_KINDS } from '../../shared/admin.ts';
+import { API_KEY_KINDS, type AutoRollback } from '../../shared/admin.ts';
 import { ROUTING_POLICIES } from '../../shared/embedding/route-text.ts';
+import type { RolloutStep } from '../../shared/rollout.ts';
 
 export const tenants = sqliteTable('tenants', {
   id: text('id').primaryKey(),
@@ -72,6 +73,12 @@ export const publications = sqliteTable(
     action: text('action', { enum: ['activate', 'rollback'] }).notNull(),
     actor: text('actor').notNull(),
     createdAt_ms: integer('created_at_ms').notNull(),
+    /** Null: at once. */
+    activateAt_ms: integer('activate_at_ms'),
+    /** The steps on the way to everyone; null: none. */
+    rollout: text('rollout', { mode: 'json' }).$type<readonly RolloutStep[]>(),
+    autoRollback: text('auto_rollback', { mode: 'json' }).$type<AutoRollback>(),
+    reason: text('reason'),
   },
   (table) => [index('publications_tenant').on(table.tenant, table.sequence)],
 );

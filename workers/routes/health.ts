@@ -38,7 +38,11 @@ async function readiness(c: AppContext): Promise<Checks> {
   }
   const { table, embedder, readiness: backend } = servicesFor(c.env);
   const [routing_table, encoder, reachable] = await Promise.all([
-    check('routing_table', () => table.liveFor(DEFAULT_TENANT, hold), 'the database cannot be reached'),
+    check(
+      'routing_table',
+      () => table.liveFor(DEFAULT_TENANT, () => '', hold),
+      'the database cannot be reached',
+    ),
     check('encoder', () => embedder.encoder(hold), 'the encoder cannot be loaded'),
     check('backend', () => backend(hold), 'no backend is ready'),
   ]);

@@ -2,12 +2,20 @@
  * Making a mask set live, and taking it back. Checked first against what the set means something for (the
  * edge's encoder, the backend's model), then flipped in one batch that only one of two publishers wins.
  */
-import type { Publication } from '../../shared/admin.ts';
+import type { AutoRollback, Publication } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type EncoderSpec, sameEncoder } from '../../shared/mask-set.ts';
+import type { RolloutStep } from '../../shared/rollout.ts';
 import type { Database } from '../db/client.ts';
 import { findMaskSet } from '../db/mask-sets.ts';
-import { type Flip, findLive, findPublication, flipLive, type PublicationState } from '../db/publications.ts';
+import {
+  type Flip,
+  findLive,
+  findPublication,
+  flipLive,
+  type PublicationState,
+  settledId,
+} from '../db/publications.ts';
 import { RETRY_AFTER_s } from '../limits.ts';
 import { d1 } from './d1.ts';
 import type { Hold } from './deadline.ts';
@@ -30,6 +38,12 @@ export type PublishRequest = {
   readonly actor: string;
   readonly hold: Hold;
 };
+export type Schedule = {
+  /** Undefined or past: at once. */
+  readonly activateAt_ms: number | undefined;
+  readonly rollout: readonly RolloutStep[];
+  readonly autoRollback: AutoRollback | undefined;
+};
 
 /** @throws MaskrouteError `not_found`, `encoder_mismatch`, `mask_model_mismatch`, or why it can't be checked. */
 export async function checkPublishable(
@@ -49,26 +63,33 @@ export async function checkPublishable(
 /** @throws MaskrouteError as `checkPublishable`, and `conflict` when another publisher was faster. */
 export async function publish(
   dependencies: PublishDependencies,
-  request: PublishRequest,
+  request: PublishRequest & Schedule,
 ): Promise<Publication> {
   const { owner } = await checkPublishable(dependencies, request);
   const seen = await seenLive(dependencies.db, request);
+  const basics = flipBasics(request, seen);
+  const { activateAt_ms = 0, rollout, autoRollback } = request;
   return await flip(dependencies, request.hold, seen, {
-    ...flipBasics(request, seen),
+    ...basics,
     owner,
     version: request.version,
-    previousId: seen?.id ?? null,
+    // A publication that had not reached everyone yet is passed over: this one starts where that one did.
+    previousId: settledId(seen, basics.createdAt_ms),
     action: 'activate',
+    activateAt_ms: activateAt_ms > basics.createdAt_ms ? activateAt_ms : null,
+    rollout,
+    autoRollback: autoRollback ?? null,
   });
 }
 
 /**
- * Returns to what was live before the live publication; again, to what was before that.
+ * Returns, at once, to what everyone saw before the newest publication; again, to what was before that. A
+ * publication that waits for its time or has not reached everyone ends there.
  * @throws MaskrouteError `conflict` when nothing came before, or another publisher was faster.
  */
 export async function rollback(
-  dependencies: PublishDependencies,
-  request: Omit<PublishRequest, 'version'>,
+  dependencies: Pick<PublishDependencies, 'db' | 'table'>,
+  request: Omit<PublishRequest, 'version'> & { readonly reason?: string },
 ): Promise<Publication> {
   const seen = await seenLive(dependencies.db, request);
   const target =
@@ -80,6 +101,10 @@ export async function rollback(
     version: target.version,
     previousId: target.previousId,
     action: 'rollback',
+    activateAt_ms: null,
+    rollout: [],
+    autoRollback: null,
+    reason: request.reason ?? null,
   });
 }
 
@@ -102,10 +127,11 @@ const flipBasics = (request: Omit<PublishRequest, 'version'>, seen: PublicationS
   replaced_version: seen?.version ?? null,
   actor: request.actor,
   createdAt_ms: Date.now(),
+  reason: null,
 });
 
 async function flip(
-  { db, table }: PublishDependencies,
+  { db, table }: Pick<PublishDependencies, 'db' | 'table'>,
   hold: Hold,
   seen: PublicationState | null,
   change: Flip,

@@ -10,8 +10,10 @@ import {
   type MaskSet,
   maskSetSchema,
 } from '../../shared/mask-set.ts';
+import { completesAt_ms, type Rollout, seesNew } from '../../shared/rollout.ts';
 import { type Centroids, packCentroids } from '../../shared/route.ts';
 import type { StoredMaskSet } from '../db/mask-sets.ts';
+import type { LiveState } from '../db/publications.ts';
 import { DECODED_SETS_MAX, TABLE } from '../limits.ts';
 import type { Hold } from './deadline.ts';
 import { log, reasonOf } from './log.ts';
@@ -36,40 +38,55 @@ export type LiveSet = {
 
 /** What the table reads from D1. */
 export type TableSource = {
-  /** What is live for exactly this tenant. */
-  findLive(tenant: string): Promise<{ owner: string; version: string } | null>;
+  /** The newest publication of exactly this tenant, and what those see who do not see it yet. */
+  findLive(tenant: string): Promise<Pick<LiveState, 'owner' | 'version' | 'schedule' | 'base'> | null>;
   findMaskSet(owner: string, version: string): Promise<StoredMaskSet | null>;
 };
 
 export interface RoutingTable {
   /**
-   * The tenant's own live set, or the default one; null when nothing was ever published.
+   * The tenant's own live set, or the default one; null when nothing was ever published. While a publication
+   * takes hold, `stickyKey` says whether this request sees it; it is asked for only then.
    * @throws what D1 threw, only while nothing is known yet.
    */
-  liveFor(tenant: string, hold: Hold): Promise<LiveSet | null>;
+  liveFor(tenant: string, stickyKey: () => string, hold: Hold): Promise<LiveSet | null>;
   /** Reads a tenant's pointer now: after a publication the same isolate serves it at once. */
   refresh(tenant: string, hold: Hold): Promise<void>;
+  /** A stored set, decoded; what was decoded before needs no D1. @throws Error when it is not stored. */
+  versionOf(owner: string, version: string): Promise<LiveSet>;
   /** A decoded set that holds this mask, if there is one. */
   findMask(id: string): { set: LiveSet; cluster: LiveCluster } | undefined;
 }
+
+/** A tenant's newest publication, decoded. `base` is loaded only while somebody may still see it. */
+type Pointer = { readonly schedule: Rollout; readonly set: LiveSet; readonly base: LiveSet | null };
 
 export function createRoutingTable(source: TableSource): RoutingTable {
   /** By owner and version: sets are immutable, so an entry is never wrong, only unused. */
   const decoded = new Map<string, LiveSet>();
 
-  const load = async (tenant: string): Promise<{ set: LiveSet | null }> => {
-    const live = await source.findLive(tenant);
-    if (live === null) return { set: null };
-    const key = `${live.owner}/${live.version}`;
+  const versionOf = async (owner: string, version: string): Promise<LiveSet> => {
+    const key = `${owner}/${version}`;
     const known = decoded.get(key);
-    if (known !== undefined) return { set: known };
-    const stored = await source.findMaskSet(live.owner, live.version);
-    if (stored === null) throw new Error(`mask set ${live.version} is live but not stored`);
+    if (known !== undefined) return known;
+    const stored = await source.findMaskSet(owner, version);
+    if (stored === null) throw new Error(`mask set ${version} is not stored`);
     const set = decodeMaskSet(stored);
     if (decoded.size >= DECODED_SETS_MAX) decoded.delete(decoded.keys().next().value!);
     decoded.set(key, set);
-    log('info', 'mask_set_loaded', { tenant, version: set.version, clusters: set.clusters.length });
-    return { set };
+    log('info', 'mask_set_loaded', { owner, version: set.version, clusters: set.clusters.length });
+    return set;
+  };
+
+  const load = async (tenant: string): Promise<{ pointer: Pointer | null }> => {
+    const live = await source.findLive(tenant);
+    if (live === null) return { pointer: null };
+    const isSettled = completesAt_ms(live.schedule) <= Date.now();
+    const [set, base] = await Promise.all([
+      versionOf(live.owner, live.version),
+      isSettled || live.base === null ? null : versionOf(live.base.owner, live.base.version),
+    ]);
+    return { pointer: { schedule: live.schedule, set, base } };
   };
 
   const pointers = createSwrCache(
@@ -83,16 +100,17 @@ export function createRoutingTable(source: TableSource): RoutingTable {
   );
 
   return {
-    async liveFor(tenant, hold) {
+    async liveFor(tenant, stickyKey, hold) {
       const [own, shared] = await Promise.all([
         pointers.get(tenant, hold),
-        pointers.get(DEFAULT_TENANT, hold),
+        tenant === DEFAULT_TENANT ? null : pointers.get(DEFAULT_TENANT, hold),
       ]);
-      return own?.set ?? shared?.set ?? null;
+      return seenSet(own?.pointer, stickyKey) ?? seenSet(shared?.pointer, stickyKey);
     },
     async refresh(tenant, hold) {
       await pointers.refresh(tenant, hold);
     },
+    versionOf,
     findMask(id) {
       for (const set of decoded.values()) {
         const cluster = set.clusters.find((candidate) => candidate.mask === id);
@@ -101,6 +119,13 @@ export function createRoutingTable(source: TableSource): RoutingTable {
       return undefined;
     },
   };
+}
+
+function seenSet(pointer: Pointer | null | undefined, stickyKey: () => string): LiveSet | null {
+  if (pointer == null) return null;
+  const now_ms = Date.now();
+  const isSettled = completesAt_ms(pointer.schedule) <= now_ms;
+  return isSettled || seesNew(pointer.schedule, stickyKey(), now_ms) ? pointer.set : pointer.base;
 }
 
 /** @throws ZodError or SyntaxError when the stored text is not a mask set. */

@@ -4,6 +4,7 @@ import type { EncoderSpec } from '../../shared/mask-set.ts';
 import type { ChatRequest, CompletionRequest } from '../../shared/openai.ts';
 import type { ModelEntry, RouteEcho } from '../../shared/protocol.ts';
 import { splitModelName } from '../../shared/protocol.ts';
+import { stickyKey } from '../../shared/sticky-key.ts';
 import type { Caller } from './api-keys.ts';
 import { type Assignment, assign } from './assign.ts';
 import type { Hold } from './deadline.ts';
@@ -63,7 +64,9 @@ async function decide(
   const unembedded = (decision: Decision) => ({ decision, encoder: null });
   const { model, dense } = splitModelName(request.body.model);
   const [set, list] = await Promise.all([
-    table.liveFor(request.caller.tenant, request.hold).catch(() => null),
+    table
+      .liveFor(request.caller.tenant, () => stickyKey('conversation', request.caller, request), request.hold)
+      .catch(() => null),
     models.list(request.hold).catch((error): readonly ModelEntry[] => {
       log('warn', 'model_list_unavailable', { reason: reasonOf(error) });
       return [];

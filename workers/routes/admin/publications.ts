@@ -1,9 +1,10 @@
 /** Publications: what is live, how it came to be, and how to change it. */
 import { Hono } from 'hono';
-import { publishSchema, rollbackSchema } from '../../../shared/admin.ts';
+import { type LivePublication, publishSchema, rollbackSchema } from '../../../shared/admin.ts';
 import { MaskrouteError } from '../../../shared/errors.ts';
+import { shareAt } from '../../../shared/rollout.ts';
 import { type AppEnv, holdOf } from '../../context.ts';
-import { findLive, listPublications } from '../../db/publications.ts';
+import { findLive, type LiveState, listPublications } from '../../db/publications.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
 import { checkPublishable, publish, rollback } from '../../services/publish.ts';
@@ -14,7 +15,12 @@ export const publications = new Hono<AppEnv>()
     const body = parse(publishSchema, await readJson(c.req.raw));
     const { version, expected_version: expected } = body;
     const tenant = await scopedTenant(c, body.tenant);
-    const request = { tenant, version, expected, actor: c.var.admin.actor, hold: holdOf(c) };
+    const request = {
+      ...{ tenant, version, expected, actor: c.var.admin.actor, hold: holdOf(c) },
+      activateAt_ms: body.activate_at === undefined ? undefined : Date.parse(body.activate_at),
+      rollout: body.rollout,
+      autoRollback: body.auto_rollback,
+    };
     if (!body.activate) {
       await checkPublishable(c.var.services, request);
       return c.json({ activated: false, version });
@@ -35,6 +41,12 @@ export const publications = new Hono<AppEnv>()
     const tenant = await scopedTenant(c, c.req.query('tenant'));
     const state = await d1(findLive(c.var.services.db, tenant));
     if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
-    const { owner: _owner, previousId: _previousId, ...publication } = state;
-    return c.json(publication);
+    return c.json(livePublication(state, Date.now()));
   });
+
+/** What the wire has of a state: not who owns the set, nor which row a rollback would go to. */
+function livePublication(state: LiveState, now_ms: number): LivePublication {
+  const { owner: _owner, previousId: _previousId, schedule, base, ...publication } = state;
+  const share = shareAt(schedule, now_ms);
+  return { ...publication, share, base_version: share === 1 ? null : (base?.version ?? null) };
+}
