@@ -6,7 +6,7 @@
  * zero points. `speedup25Limit` is what the weights that a mask leaves out allow at most.
  */
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
-import { interleaved, round } from './measure.ts';
+import { interleaved, round } from '../measure.ts';
 import type { Peer } from './subjects.ts';
 import { llamaCppPeer, openEngine, quarterMask, weightsRead } from './subjects.ts';
 

@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
-import type { Subject } from './measure.ts';
+import type { Subject } from '../measure.ts';
 
 const SCRIPT = fileURLToPath(new URL('./learn-peer.py', import.meta.url));
 const readySchema = z.object({ torch: z.string(), transformers: z.string() });

@@ -11,8 +11,8 @@ import type { LlamaConfig } from '../model/types.ts';
 import type { GateSession } from '../training/gate-session.ts';
 import { nextTokenBatch, openGateSession } from '../training/gate-session.ts';
 import { openTorchPeer } from './learn-peer.ts';
-import type { Subject } from './measure.ts';
-import { interleaved, round } from './measure.ts';
+import type { Subject } from '../measure.ts';
+import { interleaved, round } from '../measure.ts';
 import { quarterMask } from './subjects.ts';
 
 const SEQUENCES = 6;

@@ -5,7 +5,7 @@ import type { Runner } from '../engine/runner.ts';
 import { openRunner } from '../engine/runner.ts';
 import { openInstalled } from '../model/store.ts';
 import type { LlamaConfig } from '../model/types.ts';
-import { median } from './measure.ts';
+import { median } from '../measure.ts';
 
 /** Chunks of a prompt, as the server computes them. */
 const CHUNK_TOKENS = 128;

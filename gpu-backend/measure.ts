@@ -1,4 +1,4 @@
-/** Small pieces that benches share: medians, and rounds in which everything measured takes its turn. */
+/** Small pieces that measurements share: medians, and rounds in which everything measured takes its turn. */
 
 export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
