@@ -6,14 +6,16 @@
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
 import { z } from 'zod';
-import type { MaskId, ModelHash } from './mask.ts';
+import type { Mask, MaskId, ModelHash, SurrogatesId } from './mask.ts';
 import {
   BLOCK_COUNT_MAX,
   MASK_ID_PATTERN,
   MODEL_HASH_PATTERN,
   maskFromBits,
   maskId,
+  SURROGATES_ID_PATTERN,
   sparsity,
+  withSurrogates,
 } from './mask.ts';
 
 export const CLUSTER_COUNT_MAX = 256;
@@ -60,6 +62,8 @@ export const maskSetSchema = z
     reachedSparsity: z.number().min(0).max(1),
     /** Whether skipped blocks are replaced by surrogates. */
     surrogate: z.boolean(),
+    /** The table of surrogates that the masks were learned with; there exactly when `surrogate` is true. */
+    surrogates: z.string().regex(SURROGATES_ID_PATTERN).optional(),
     /** How it was made: method, seed, calibration counts, constants. */
     learned: z.record(z.string(), z.json()),
     /** Figures on held-out data, per method where there are several. */
@@ -67,6 +71,10 @@ export const maskSetSchema = z
     createdAt: z.iso.datetime(),
   })
   .superRefine((set, context) => {
+    if (set.surrogate !== (set.surrogates !== undefined)) {
+      const message = set.surrogate ? 'it has surrogates, but no table' : 'it names a table, but uses none';
+      context.addIssue({ code: 'custom', message, path: ['surrogates'] });
+    }
     set.clusters.forEach((cluster, index) => {
       const fail = (message: string) =>
         context.addIssue({ code: 'custom', message, path: ['clusters', index] });
@@ -74,7 +82,7 @@ export const maskSetSchema = z
         fail(`the centroid has ${cluster.centroid.length} dimensions, the encoder ${set.encoder.dimensions}`);
       }
       try {
-        const id = maskId(set.model.hash as ModelHash, maskFromBits(set.model.blockCount, cluster.bits));
+        const id = maskId(set.model.hash as ModelHash, clusterMask(set, cluster));
         if (id !== cluster.mask) fail(`the mask id is ${cluster.mask}, its bits say ${id}`);
       } catch (error) {
         fail((error as Error).message);
@@ -98,7 +106,17 @@ export function canonicalJson(value: unknown): string {
   );
 }
 
+/** A cluster's mask, with the set's surrogates. @throws RangeError when its bits fit no model of that size. */
+export const clusterMask = (
+  set: { readonly model: { readonly blockCount: number }; readonly surrogates?: string | undefined },
+  cluster: { readonly bits: string },
+): Mask =>
+  withSurrogates(
+    maskFromBits(set.model.blockCount, cluster.bits),
+    set.surrogates as SurrogatesId | undefined,
+  );
+
 export const clusterSparsity = (set: MaskSet, cluster: MaskSetCluster): number =>
   sparsity(maskFromBits(set.model.blockCount, cluster.bits));
 
-export type { MaskId, ModelHash };
+export type { MaskId, ModelHash, SurrogatesId };

@@ -3,8 +3,9 @@
  *
  * A block is one attention or one FFN sublayer. Block `2·layer` is the attention of `layer`, block
  * `2·layer + 1` its FFN. A mask holds one bit a block: 1 = the block runs, 0 = it is skipped.
- * Its id is content-addressed (model, block count, bits), so the edge and every backend agree on what an
- * id means without asking each other.
+ * A skipped block leaves a hole, or is replaced by its surrogate from a table that belongs to the model.
+ * The id is content-addressed (model, block count, bits, table of surrogates if any), so the edge and every
+ * backend agree on what an id means without asking each other.
  */
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
@@ -14,16 +15,22 @@ declare const brand: unique symbol;
 export type MaskId = string & { readonly [brand]: 'MaskId' };
 /** SHA-256 of the file that a model was imported from, 64 hexadecimal digits. */
 export type ModelHash = string & { readonly [brand]: 'ModelHash' };
+/** `s_` and 24 hexadecimal digits: the content of a table of surrogates. */
+export type SurrogatesId = string & { readonly [brand]: 'SurrogatesId' };
 
 export const DENSE_MASK_ID = 'dense' as MaskId;
 export const MASK_ID_PATTERN = /^(dense|m_[0-9a-f]{24})$/;
 export const MODEL_HASH_PATTERN = /^[0-9a-f]{64}$/;
+export const SURROGATES_ID_PATTERN = /^s_[0-9a-f]{24}$/;
 
 /** The most blocks a mask may have: room for a model of 512 layers. */
 export const BLOCK_COUNT_MAX = 1024;
 
-/** `runs[block]` is 1 when the block runs, 0 when it is skipped. */
-export type Mask = { readonly runs: Uint8Array };
+/**
+ * `runs[block]` is 1 when the block runs, 0 when it is skipped. `surrogates`: the table whose surrogates stand in
+ * for skipped blocks; without it a skipped block adds nothing.
+ */
+export type Mask = { readonly runs: Uint8Array; readonly surrogates?: SurrogatesId };
 
 export type SkippedLayers = {
   readonly skipAttention: readonly number[];
@@ -59,6 +66,10 @@ export function skippedLayers(mask: Mask): { skipAttention: number[]; skipFfn: n
   });
   return { skipAttention, skipFfn };
 }
+
+/** The same blocks, with surrogates of that table in place of the skipped ones, or with holes. */
+export const withSurrogates = ({ runs }: Mask, surrogates: SurrogatesId | null | undefined): Mask =>
+  surrogates == null ? { runs } : { runs, surrogates };
 
 /** The fraction of blocks skipped, 0 to 1. */
 export function sparsity(mask: Mask): number {
@@ -102,9 +113,10 @@ export function maskFromBits(blockCount: number, bits: string): Mask {
   return { runs };
 }
 
-/** The content address of a mask: equal for equal (model, block count, bits) everywhere. */
+/** The content address of a mask: equal for equal (model, block count, bits, surrogates) everywhere. */
 export function maskId(model: ModelHash, mask: Mask): MaskId {
   if (isDense(mask)) return DENSE_MASK_ID;
-  const text = `maskroute-mask-v1\n${model}\n${mask.runs.length}\n${maskBits(mask)}`;
+  const blocks = `maskroute-mask-v1\n${model}\n${mask.runs.length}\n${maskBits(mask)}`;
+  const text = mask.surrogates === undefined ? blocks : `${blocks}\n${mask.surrogates}`;
   return `m_${bytesToHex(sha256(utf8ToBytes(text))).slice(0, 24)}` as MaskId;
 }

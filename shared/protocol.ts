@@ -9,7 +9,7 @@
  *   key as bearer, and keeps the answer.
  */
 import { z } from 'zod';
-import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN } from './mask.ts';
+import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from './mask.ts';
 
 /** Why a request went dense although routing was on. */
 export const FALLBACK_REASONS = [
@@ -73,6 +73,8 @@ export const maskRecordSchema = z.strictObject({
   modelHash: z.string().regex(MODEL_HASH_PATTERN),
   blockCount: z.int().min(2).max(BLOCK_COUNT_MAX),
   bits: z.string().max(BLOCK_COUNT_MAX / 4),
+  /** The table of surrogates; null for plain skipping. */
+  surrogates: z.string().regex(SURROGATES_ID_PATTERN).nullish(),
 });
 export type MaskRecord = z.infer<typeof maskRecordSchema>;
 
@@ -88,6 +90,8 @@ export const modelEntrySchema = z.looseObject({
       block_count: z.int(),
       context_tokens: z.int(),
       dense: z.boolean(),
+      /** The table of surrogates that this backend serves; null without one. */
+      surrogates: z.string().regex(SURROGATES_ID_PATTERN).nullish(),
     })
     .optional(),
 });

@@ -1,7 +1,7 @@
 /** Which mask a request runs under: from its `mask` field and its model name. */
 import { MaskrouteError } from '../../shared/errors.ts';
-import type { MaskId } from '../../shared/mask.ts';
-import { DENSE_MASK_ID, maskFromSkippedLayers, maskId, sparsity } from '../../shared/mask.ts';
+import type { Mask, MaskId } from '../../shared/mask.ts';
+import { DENSE_MASK_ID, maskFromSkippedLayers, maskId, sparsity, withSurrogates } from '../../shared/mask.ts';
 import type { MaskField } from '../../shared/openai.ts';
 import { DENSE_SUFFIX, splitModelName } from '../../shared/protocol.ts';
 import type { EngineModel, KvMode, MaskPlan } from '../serving/engine.ts';
@@ -35,21 +35,23 @@ export async function chooseMask(
 ): Promise<ChosenMask> {
   const field = request.mask ?? DENSE_MASK_ID;
   const mask =
-    typeof field === 'string'
-      ? await masks.resolve(field as MaskId, edge)
-      : inlineMask(model.blockCount, field);
+    typeof field === 'string' ? await masks.resolve(field as MaskId, edge) : inlineMask(model, field);
   const id = maskId(model.hash, mask);
   if (splitModelName(request.model).dense && id !== DENSE_MASK_ID) {
     const message = `A model name that ends in ${DENSE_SUFFIX} takes no mask but "dense".`;
     throw new MaskrouteError('invalid_request', message, { param: 'mask' });
   }
-  const surrogate = typeof field === 'string' ? false : field.surrogate;
-  return { id, sparsity: sparsity(mask), plan: { mask, kv: request.kv ?? 'preserve', surrogate } };
+  return { id, sparsity: sparsity(mask), plan: { mask, kv: request.kv ?? 'preserve' } };
 }
 
-function inlineMask(blockCount: number, field: Exclude<MaskField, string>) {
+/** `surrogate: true` means those of the table that the served model has. */
+function inlineMask({ blockCount, surrogates }: EngineModel, field: Exclude<MaskField, string>): Mask {
+  if (field.surrogate && surrogates === undefined) {
+    const message = 'This model has no surrogates: ask for "surrogate": false.';
+    throw new MaskrouteError('surrogates_mismatch', message, { param: 'mask.surrogate' });
+  }
   try {
-    return maskFromSkippedLayers(blockCount, field);
+    return withSurrogates(maskFromSkippedLayers(blockCount, field), field.surrogate ? surrogates : null);
   } catch (error) {
     throw new MaskrouteError('invalid_request', `mask: ${(error as Error).message}.`, { param: 'mask' });
   }

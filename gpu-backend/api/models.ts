@@ -18,12 +18,12 @@ export function modelRoutes(model: ServedModel): Hono<ApiEnv> {
 }
 
 function modelEntry(model: ServedModel, dense: boolean): ModelEntry {
-  const { hash, blockCount, contextTokens } = model.engine.model;
+  const { hash, blockCount, contextTokens, surrogates = null } = model.engine.model;
   return {
     id: dense ? model.name + DENSE_SUFFIX : model.name,
     object: 'model',
     created: model.created_s,
     owned_by: 'maskroute',
-    maskroute: { hash, block_count: blockCount, context_tokens: contextTokens, dense },
+    maskroute: { hash, block_count: blockCount, context_tokens: contextTokens, dense, surrogates },
   };
 }

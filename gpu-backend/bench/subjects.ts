@@ -37,7 +37,7 @@ export async function openEngine(home: string, model: string) {
 }
 
 function enginePeer(runner: Runner, name: string, mask: Mask): Peer {
-  const plan = { mask, kv: 'preserve', surrogate: false } as const;
+  const plan = { mask, kv: 'preserve' } as const;
   const { vocabularySize } = runner.config;
   const prefill = async (tokens: number) => {
     const cache = runner.newCache();

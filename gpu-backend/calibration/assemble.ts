@@ -1,7 +1,7 @@
 /** Clusters and their masks as a mask set, checked by the schema that the edge will check it by. */
 
-import type { Mask, ModelHash } from '../../shared/mask.ts';
-import { maskBits, maskId, sparsity } from '../../shared/mask.ts';
+import type { Mask, ModelHash, SurrogatesId } from '../../shared/mask.ts';
+import { maskBits, maskId, sparsity, withSurrogates } from '../../shared/mask.ts';
 import type { EncoderSpec, MaskSet } from '../../shared/mask-set.ts';
 import { maskSetSchema } from '../../shared/mask-set.ts';
 import type { Clusters, KindTable } from './cluster.ts';
@@ -18,6 +18,8 @@ export type MaskSetParts = {
   readonly kinds: KindTable;
   /** One a cluster. */
   readonly masks: readonly Mask[];
+  /** The table that the masks were learned with. */
+  readonly surrogates?: SurrogatesId;
   readonly targetSparsity: number;
   readonly learned: MaskSet['learned'];
   readonly heldOut: MaskSet['heldOut'];
@@ -26,7 +28,7 @@ export type MaskSetParts = {
 
 /** @throws ZodError when the parts contradict each other. */
 export function assembleMaskSet(parts: MaskSetParts): MaskSet {
-  const { clusters, encoder, masks, model } = parts;
+  const { clusters, encoder, masks, model, surrogates } = parts;
   const total = clusters.sizes.reduce((sum, size) => sum + size, 0);
   const entries = masks.map((mask, cluster) => ({
     centroid: Array.from(
@@ -34,7 +36,7 @@ export function assembleMaskSet(parts: MaskSetParts): MaskSet {
       (value) => Number(value.toPrecision(CENTROID_DIGITS)),
     ),
     bits: maskBits(mask),
-    mask: maskId(model.hash as ModelHash, mask),
+    mask: maskId(model.hash as ModelHash, withSurrogates(mask, surrogates)),
     share: clusters.sizes[cluster]! / total,
     label: clusterLabel(parts.kinds, cluster),
   }));
@@ -46,7 +48,8 @@ export function assembleMaskSet(parts: MaskSetParts): MaskSet {
     clusters: entries,
     targetSparsity: parts.targetSparsity,
     reachedSparsity: entries.reduce((sum, { share }, i) => sum + share * sparsity(masks[i]!), 0),
-    surrogate: false,
+    surrogate: surrogates !== undefined,
+    ...(surrogates === undefined ? {} : { surrogates }),
     learned: parts.learned,
     heldOut: parts.heldOut,
     createdAt: parts.createdAt.toISOString(),

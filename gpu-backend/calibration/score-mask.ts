@@ -71,7 +71,7 @@ function logitsOf(runner: Runner, cache: KvCache, sample: Sample, mask: Mask): P
   cache.length = 0;
   const logitRows = Array.from({ length: scoredPositions(sample) }, (_, i) => sample.scoreFrom + i);
   const tokenIds = sample.tokenIds.subarray(0, -1);
-  return runner.run({ cache, tokenIds, logitRows, plan: { mask, kv: 'preserve', surrogate: false } });
+  return runner.run({ cache, tokenIds, logitRows, plan: { mask, kv: 'preserve' } });
 }
 
 function toDenseSample(sample: Sample, logits: Float32Array, vocabularySize: number): DenseSample {

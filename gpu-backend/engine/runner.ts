@@ -3,6 +3,7 @@
  * for. It knows tensors and nothing of requests; the scheduler knows requests and nothing of tensors.
  */
 import { join } from 'node:path';
+import type { SurrogatesId } from '../../shared/mask.ts';
 import { isDense } from '../../shared/mask.ts';
 import type { ModelConfig } from '../model/types.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
@@ -21,13 +22,20 @@ export type RunInput = {
 
 export type Runner = {
   readonly config: ModelConfig;
+  /** The table of surrogates that the graph holds. */
+  readonly surrogates: SurrogatesId | undefined;
   newCache(): KvCache;
   /** Logits, row-major `[logitRows, vocabulary]`; the cache then holds the S tokens. */
   run(input: RunInput): Promise<Float32Array>;
   close(): Promise<void>;
 };
 
-export type RunnerOptions = { readonly threads: number; readonly profileFile?: string };
+export type RunnerOptions = {
+  readonly threads: number;
+  readonly profileFile?: string;
+  /** Of the model's manifest, where its graph has surrogates. */
+  readonly surrogates?: SurrogatesId | undefined;
+};
 
 /** Opens `modelDir/model.onnx`, whose weights are mapped from the file beside it. */
 export async function openRunner(
@@ -44,6 +52,7 @@ export async function openRunner(
   };
   return {
     config,
+    surrogates: options.surrogates,
     newCache: () => new KvCache(cacheShape),
     run: (input) => run(session, config, planTensors, input),
     close: async () => {

@@ -3,8 +3,8 @@ import type { Mask } from '../../shared/mask.ts';
 
 export type KvMode = 'preserve' | 'elide';
 
-/** What the model may do in this request. `surrogate`: skipped blocks are replaced, not left out. */
-export type MaskPlan = { readonly mask: Mask; readonly kv: KvMode; readonly surrogate: boolean };
+/** What the model may do in this request. */
+export type MaskPlan = { readonly mask: Mask; readonly kv: KvMode };
 
 export type Sampling = {
   /** 0 is greedy. */

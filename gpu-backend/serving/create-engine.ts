@@ -2,7 +2,7 @@
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { MaskrouteError } from '../../shared/errors.ts';
-import type { ModelHash } from '../../shared/mask.ts';
+import type { ModelHash, SurrogatesId } from '../../shared/mask.ts';
 import type { ModelConfig } from '../model/types.ts';
 import type { Engine, EngineEvent, GenerateRequest } from './engine.ts';
 import { EventQueue } from './event-queue.ts';
@@ -14,6 +14,7 @@ export type EngineOptions = {
   readonly modelDir: string;
   readonly hash: ModelHash;
   readonly config: ModelConfig;
+  readonly surrogates?: SurrogatesId;
   readonly threads?: number;
   readonly limits?: Partial<SchedulerLimits>;
   /** Hears of failures with their stack, which the wire never carries. */
@@ -40,7 +41,8 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   };
   const threads = options.threads ?? availableParallelism();
   const stats = newSharedStats();
-  const workerData: ThreadStart = { modelDir: options.modelDir, config, threads, limits, stats };
+  const { modelDir, surrogates } = options;
+  const workerData: ThreadStart = { modelDir, config, surrogates, threads, limits, stats };
   const worker = new Worker(new URL('./engine-thread.ts', import.meta.url), {
     workerData,
     resourceLimits: { maxYoungGenerationSizeMb: 2 },
@@ -68,6 +70,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
       blockCount: 2 * config.layerCount,
       contextTokens: config.contextTokens,
       vocabularySize: config.vocabularySize,
+      ...(options.surrogates === undefined ? {} : { surrogates: options.surrogates }),
     },
     generate: (request, signal) => generate(request, signal, queues, state, post),
     stats: () => ({ ...readStats(shared), queueCapacity: limits.waitingMax }),

@@ -3,6 +3,7 @@
  * decides, and the runner, which computes; what comes out are events a request.
  */
 import { MaskrouteError } from '../../shared/errors.ts';
+import type { Mask, SurrogatesId } from '../../shared/mask.ts';
 import type { KvCache } from '../engine/kv-cache.ts';
 import type { Runner } from '../engine/runner.ts';
 import { sample, tokenLogprob } from '../engine/sampler.ts';
@@ -228,7 +229,7 @@ export class EngineLoop {
   }
 }
 
-function checkRequest(request: GenerateRequest, { config }: Runner): void {
+function checkRequest(request: GenerateRequest, { config, surrogates }: Runner): void {
   const promptTokens = request.promptTokenIds.length;
   const room = config.contextTokens - promptTokens;
   if (promptTokens === 0)
@@ -251,9 +252,20 @@ function checkRequest(request: GenerateRequest, { config }: Runner): void {
       { param: 'mask' },
     );
   }
-  if (request.plan.surrogate) {
-    throw new MaskrouteError('invalid_request', 'This model has no surrogates.', { param: 'mask.surrogate' });
-  }
+  checkSurrogates(request.plan.mask, surrogates);
+}
+
+/** A mask that was learned with other surrogates means nothing here. */
+function checkSurrogates({ surrogates: wanted }: Mask, served: SurrogatesId | undefined): void {
+  if (wanted === undefined || wanted === served) return;
+  const has = served === undefined ? 'none' : served;
+  throw new MaskrouteError(
+    'surrogates_mismatch',
+    `The mask wants surrogates ${wanted}; this model has ${has}.`,
+    {
+      param: 'mask',
+    },
+  );
 }
 
 const asEngineError = (error: unknown): MaskrouteError =>

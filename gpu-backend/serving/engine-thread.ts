@@ -10,7 +10,8 @@ const start = workerData as ThreadStart;
 const port = parentPort!;
 const send = (message: FromThread): void => port.postMessage(message);
 
-const runner = await openRunner(start.modelDir, start.config, { threads: start.threads });
+const { modelDir, config, surrogates, threads } = start;
+const runner = await openRunner(modelDir, config, { threads, surrogates });
 const loop = new EngineLoop(runner, start.limits, {
   event: (requestId, event) => send({ type: 'event', requestId, event }),
   failed: (requestId, error) => send({ type: 'failed', requestId, error: wireError(error) }),

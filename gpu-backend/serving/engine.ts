@@ -3,7 +3,7 @@
  * slots, runner, cache, sampler) runs in a worker thread, because `session.run` blocks its thread.
  */
 import type { MaskrouteError } from '../../shared/errors.ts';
-import type { ModelHash } from '../../shared/mask.ts';
+import type { ModelHash, SurrogatesId } from '../../shared/mask.ts';
 import type { MaskPlan, Sampling, TokenLogprob } from '../engine/types.ts';
 
 export type { KvMode, MaskPlan, Sampling, TokenLogprob } from '../engine/types.ts';
@@ -63,6 +63,8 @@ export type EngineModel = {
   readonly blockCount: number;
   readonly contextTokens: number;
   readonly vocabularySize: number;
+  /** The model's table of surrogates, if it has one. */
+  readonly surrogates?: SurrogatesId;
 };
 
 export interface Engine {

@@ -6,8 +6,8 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { MaskrouteError } from '../../shared/errors.ts';
-import type { Mask, MaskId, ModelHash } from '../../shared/mask.ts';
-import { DENSE_MASK_ID, denseMask, maskFromBits, maskId } from '../../shared/mask.ts';
+import type { Mask, MaskId, ModelHash, SurrogatesId } from '../../shared/mask.ts';
+import { DENSE_MASK_ID, denseMask, maskFromBits, maskId, withSurrogates } from '../../shared/mask.ts';
 import type { MaskRecord } from '../../shared/protocol.ts';
 import { internalMaskPath, maskRecordSchema } from '../../shared/protocol.ts';
 
@@ -74,7 +74,7 @@ export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
           param: 'mask',
         });
       }
-      return maskFromBits(record.blockCount, record.bits);
+      return maskOf(record);
     },
   };
 }
@@ -89,10 +89,13 @@ function remember<Key, Value>(map: Map<Key, Value>, key: Key, value: Value, coun
 /** @throws Error with the reason when the text is no record of this id. */
 function checkedRecord(text: string, id: MaskId): MaskRecord {
   const record = maskRecordSchema.parse(JSON.parse(text));
-  const computed = maskId(record.modelHash as ModelHash, maskFromBits(record.blockCount, record.bits));
+  const computed = maskId(record.modelHash as ModelHash, maskOf(record));
   if (record.id !== id || computed !== id) throw new Error(`its content is that of ${computed}`);
   return record;
 }
+
+const maskOf = ({ blockCount, bits, surrogates }: MaskRecord): Mask =>
+  withSurrogates(maskFromBits(blockCount, bits), surrogates as SurrogatesId | null | undefined);
 
 const keptPath = (options: MaskRegistryOptions, id: MaskId): string => join(options.folder, `${id}.json`);
 

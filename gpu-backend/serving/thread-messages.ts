@@ -1,5 +1,6 @@
 /** What goes between the main thread and the engine's thread. Structured clones, so plain data only. */
 import type { ErrorCode } from '../../shared/errors.ts';
+import type { SurrogatesId } from '../../shared/mask.ts';
 import type { ModelConfig } from '../model/types.ts';
 import type { EngineEvent, GenerateRequest } from './engine.ts';
 import type { LoopStats } from './engine-loop.ts';
@@ -8,6 +9,7 @@ import type { SchedulerLimits } from './scheduler.ts';
 export type ThreadStart = {
   readonly modelDir: string;
   readonly config: ModelConfig;
+  readonly surrogates: SurrogatesId | undefined;
   readonly threads: number;
   readonly limits: SchedulerLimits;
   /** Statistics, written by the engine's thread after every step: see `STATS`. */

@@ -6,8 +6,8 @@ import type { MaskRecord } from '../../shared/protocol.ts';
 import { type Database, isoTime } from './client.ts';
 import { maskSets, masks } from './schema.ts';
 
-/** D1 takes 100 bound parameters a statement; a mask binds four. */
-const MASKS_A_STATEMENT = 25;
+/** D1 takes 100 bound parameters a statement; a mask binds five. */
+const MASKS_A_STATEMENT = 20;
 
 const summaryColumns = {
   owner: maskSets.owner,
@@ -109,7 +109,8 @@ export function maskRecords(set: MaskSet): MaskRecord[] {
   const records = new Map<string, MaskRecord>();
   for (const { mask, bits } of set.clusters) {
     if (mask === 'dense') continue;
-    records.set(mask, { id: mask, modelHash: set.model.hash, blockCount: set.model.blockCount, bits });
+    const { hash: modelHash, blockCount } = set.model;
+    records.set(mask, { id: mask, modelHash, blockCount, bits, surrogates: set.surrogates ?? null });
   }
   return [...records.values()];
 }

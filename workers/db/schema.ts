@@ -56,6 +56,8 @@ export const masks = sqliteTable('masks', {
   modelHash: text('model_hash').notNull(),
   blockCount: integer('block_count').notNull(),
   bits: text('bits').notNull(),
+  /** The table of surrogates; null for plain skipping. */
+  surrogates: text('surrogates'),
 });
 
 /** Every change of what is live, in order. */

@@ -23,5 +23,6 @@ function held(table: RoutingTable, id: string): MaskRecord | undefined {
   const found = table.findMask(id);
   if (found === undefined || found.cluster.mask === 'dense') return undefined;
   const { hash, blockCount } = found.set.model;
-  return { id, modelHash: hash, blockCount, bits: found.cluster.bits };
+  const surrogates = found.set.surrogates ?? null;
+  return { id, modelHash: hash, blockCount, bits: found.cluster.bits, surrogates };
 }

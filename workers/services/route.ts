@@ -5,7 +5,9 @@ import {
   type ModelHash,
   maskFromSkippedLayers,
   maskId,
+  type SurrogatesId,
   sparsity,
+  withSurrogates,
 } from '../../shared/mask.ts';
 import { sameEncoder } from '../../shared/mask-set.ts';
 import type { MaskField } from '../../shared/openai.ts';
@@ -59,8 +61,12 @@ function inlineMask(mask: Exclude<MaskField, string>, model: ModelEntry | undefi
   const unknown = { maskId: null, sparsity: null };
   if (model?.maskroute === undefined) return unknown;
   try {
-    const runs = maskFromSkippedLayers(model.maskroute.block_count, mask);
-    return { maskId: maskId(model.maskroute.hash as ModelHash, runs), sparsity: sparsity(runs) };
+    const { block_count, hash, surrogates } = model.maskroute;
+    // The backend refuses surrogates that its model lacks; what it would say is not guessed here.
+    if (mask.surrogate && surrogates == null) return unknown;
+    const runs = maskFromSkippedLayers(block_count, mask);
+    const chosen = withSurrogates(runs, mask.surrogate ? (surrogates as SurrogatesId) : null);
+    return { maskId: maskId(hash as ModelHash, chosen), sparsity: sparsity(chosen) };
   } catch {
     // A layer outside the model: the backend says so better than a guess here.
     return unknown;

@@ -9,6 +9,7 @@ import {
   type MaskId,
   type MaskSet,
   maskSetSchema,
+  type SurrogatesId,
 } from '../../shared/mask-set.ts';
 import { completesAt_ms, type Rollout, seesNew } from '../../shared/rollout.ts';
 import { type Centroids, packCentroids } from '../../shared/route.ts';
@@ -32,6 +33,8 @@ export type LiveSet = {
   readonly model: MaskSet['model'];
   readonly encoder: EncoderSpec;
   readonly surrogate: boolean;
+  /** The table that replaces skipped blocks; undefined with plain skipping. */
+  readonly surrogates: SurrogatesId | undefined;
   readonly centroids: Centroids;
   readonly clusters: readonly LiveCluster[];
 };
@@ -137,6 +140,7 @@ export function decodeMaskSet(stored: StoredMaskSet): LiveSet {
     model: set.model,
     encoder: set.encoder,
     surrogate: set.surrogate,
+    surrogates: set.surrogates as SurrogatesId | undefined,
     centroids: packCentroids(set.clusters.map((cluster) => cluster.centroid)),
     clusters: set.clusters.map((cluster) => ({
       mask: cluster.mask as MaskId,

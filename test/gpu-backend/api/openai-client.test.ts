@@ -213,7 +213,7 @@ describe('chat completions', () => {
         seed: undefined,
       },
       stopTokenIds: [END_TOKEN, 7],
-      plan: { mask, kv: 'elide', surrogate: false },
+      plan: { mask, kv: 'elide' },
     });
     expect(data).toMatchObject({ maskroute: { mask_set: 's', cluster: 4, mask: id, sparsity: 3 / 8 } });
     expect(response.headers.get('x-maskroute-mask')).toBe(id);

@@ -24,7 +24,7 @@ async function logProbabilities(
     cache: runner.newCache(),
     tokenIds: tokenIds.slice(0, -1),
     logitRows: rows,
-    plan: { mask, kv: 'preserve', surrogate: false },
+    plan: { mask, kv: 'preserve' },
   });
   return rows.map((_, row) => {
     const values = [...logits.subarray(row * 320, (row + 1) * 320)];

@@ -23,7 +23,7 @@ async function logitsOf(
   const rows: Float32Array[] = [];
   for (const size of chunks) {
     const tokenIds = TOKENS.slice(cache.length, cache.length + size);
-    const plan = { mask: mask(cache.length), kv, surrogate: false };
+    const plan = { mask: mask(cache.length), kv };
     const logits = await runner.run({ cache, tokenIds, plan, logitRows: tokenIds.map((_, i) => i) });
     for (let i = 0; i < size; i++) rows.push(logits.slice(i * V, (i + 1) * V));
   }

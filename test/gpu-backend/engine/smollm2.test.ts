@@ -47,7 +47,7 @@ async function feed(
   const cache = runner.newCache();
   for (let start = 0; start < tokenIds.length; start += chunk) {
     const part = tokenIds.slice(start, start + chunk);
-    const plan = { mask, kv: 'preserve', surrogate: false } as const;
+    const plan = { mask, kv: 'preserve' } as const;
     const logits = await runner.run({ cache, tokenIds: part, plan, logitRows: part.map((_, i) => i) });
     part.forEach((_, i) => {
       see(logits.subarray(i * V, (i + 1) * V), start + i);

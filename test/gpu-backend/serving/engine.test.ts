@@ -7,13 +7,20 @@ import { emitModel } from '../../../gpu-backend/model/emit.ts';
 import { createEngine } from '../../../gpu-backend/serving/create-engine.ts';
 import type { Engine, EngineEvent, GenerateRequest } from '../../../gpu-backend/serving/engine.ts';
 import type { SchedulerLimits } from '../../../gpu-backend/serving/scheduler.ts';
-import { denseMask, type ModelHash, maskFromSkippedLayers } from '../../../shared/mask.ts';
+import {
+  denseMask,
+  type ModelHash,
+  maskFromSkippedLayers,
+  type SurrogatesId,
+  withSurrogates,
+} from '../../../shared/mask.ts';
 import { randomLlama } from '../../support/random-llama.ts';
 
 /** Room for answers that do not end by themselves while a test looks on. */
 const CONTEXT_TOKENS = 8192;
 const ENDLESS = { maxTokens: 8000 };
 const source = randomLlama({ contextTokens: CONTEXT_TOKENS });
+const OTHER_TABLE = `s_${'0'.repeat(24)}` as SurrogatesId;
 const NEVER = new AbortController().signal;
 let modelDir: string;
 beforeAll(async () => {
@@ -32,7 +39,7 @@ let count = 0;
 const request = (changes: Partial<GenerateRequest> = {}): GenerateRequest => ({
   requestId: `request-${count++}`,
   promptTokenIds: Int32Array.from({ length: 40 }, (_, i) => (i * 37) % 320),
-  plan: { mask: denseMask(8), kv: 'preserve', surrogate: false },
+  plan: { mask: denseMask(8), kv: 'preserve' },
   sampling: {
     temperature: 1,
     topP: 1,
@@ -69,7 +76,6 @@ test('the same seed gives the same tokens, alone or beside others under other ma
   const masked = {
     mask: maskFromSkippedLayers(8, { skipAttention: [1], skipFfn: [2] }),
     kv: 'preserve',
-    surrogate: false,
   } as const;
   const together = await Promise.all([
     collect(engine, request({ plan: masked, promptTokenIds: Int32Array.from({ length: 90 }, (_, i) => i) })),
@@ -173,15 +179,11 @@ test.each<[string, Partial<GenerateRequest>, string]>([
     'context_length_exceeded',
   ],
   ['a token outside the vocabulary', { promptTokenIds: Int32Array.of(320) }, 'invalid_request'],
-  [
-    'a mask of another size',
-    { plan: { mask: denseMask(6), kv: 'preserve', surrogate: false } },
-    'mask_model_mismatch',
-  ],
+  ['a mask of another size', { plan: { mask: denseMask(6), kv: 'preserve' } }, 'mask_model_mismatch'],
   [
     'surrogates that the model lacks',
-    { plan: { mask: denseMask(8), kv: 'preserve', surrogate: true } },
-    'invalid_request',
+    { plan: { mask: withSurrogates(denseMask(8), OTHER_TABLE), kv: 'preserve' } },
+    'surrogates_mismatch',
   ],
 ])('%s is refused with a code', async (_name, changes, code) => {
   await using engine = await open();
