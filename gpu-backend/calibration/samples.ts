@@ -28,19 +28,31 @@ export function drawSamples(
   random: Random,
   { positions, tokensMax }: SampleOptions,
 ): Sample[] {
-  const prefix = templatePrefix(text);
+  const sampleOf = createSampler(text, eosTokenId, tokensMax);
   const samples: Sample[] = [];
   let total = 0;
   for (const index of permutation(rows.length, random)) {
     if (total >= positions) break;
-    const row = rows[index]!;
-    const tokenIds = encodeRow(row, text, eosTokenId).slice(0, tokensMax);
-    const sample = { tokenIds, scoreFrom: row.content.type === 'chat' ? commonLength(tokenIds, prefix) : 0 };
-    if (scoredPositions(sample) < 1) continue;
+    const sample = sampleOf(rows[index]!);
+    if (sample === undefined) continue;
     samples.push(sample);
     total += scoredPositions(sample);
   }
   return samples;
+}
+
+/** One row's sample; `undefined` when it is too short to score. */
+export function createSampler(
+  text: ModelText,
+  eosTokenId: number,
+  tokensMax: number,
+): (row: CalibrationRow) => Sample | undefined {
+  const prefix = templatePrefix(text);
+  return (row) => {
+    const tokenIds = encodeRow(row, text, eosTokenId).slice(0, tokensMax);
+    const sample = { tokenIds, scoreFrom: row.content.type === 'chat' ? commonLength(tokenIds, prefix) : 0 };
+    return scoredPositions(sample) < 1 ? undefined : sample;
+  };
 }
 
 /** A last turn of the assistant is an answer to what came before, ended as the model ends its own. */
