@@ -5,6 +5,8 @@
  */
 import { z } from 'zod';
 import { MaskrouteError } from '../shared/errors.ts';
+import type { EdgeEvent } from '../shared/events.ts';
+import type { TenantBudget } from './budgets/tenant-budget.ts';
 import { ROUTE_SIMILARITY_MIN } from './limits.ts';
 
 /** The part of Workers AI that embeds. */
@@ -17,6 +19,10 @@ export interface Env {
   /** The encoder's files; only the worker reads them. */
   readonly ASSETS?: Pick<Fetcher, 'fetch'>;
   readonly AI?: TextEmbeddingBinding;
+  readonly BUDGETS: DurableObjectNamespace<TenantBudget>;
+  readonly TENANT_BURST?: RateLimit;
+  readonly UNKNOWN_KEY_BURST?: RateLimit;
+  readonly EVENTS: Queue<EdgeEvent>;
 
   readonly BACKEND_URL: string;
   readonly BACKEND_KEY: string;

@@ -28,9 +28,11 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
     const database = await miniflare.getD1Database(config.database.binding);
     await applyMigrations(database, config.database.migrationsFolder);
     const front = await openFront(options.port, port);
+    const cron = config.crons.length === 0 ? undefined : setInterval(() => wake(miniflare), CRON_ms);
     return {
       url: `http://localhost:${front.port}`,
       close: async () => {
+        clearInterval(cron);
         await front.close();
         await miniflare.dispose();
       },
@@ -41,6 +43,18 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
       throw new MaskrouteError('port_in_use', `Port ${options.port} is in use.`, { cause: error });
     }
     throw error;
+  }
+}
+
+const CRON_ms = 60_000;
+
+/** What the platform's cron trigger does; the worker logs its own failures. */
+async function wake(miniflare: Miniflare): Promise<void> {
+  try {
+    const worker = await miniflare.getWorker();
+    await worker.scheduled({ cron: '* * * * *' });
+  } catch (error) {
+    console.error(`the edge's scheduled work failed: ${error}`);
   }
 }
 
@@ -80,6 +94,7 @@ const miniflareOptions = (config: EdgeConfig, script: string, options: EdgeOptio
         compatibilityFlags: config.compatibilityFlags,
         bindings: { ...config.vars, ...options.bindings },
         d1Databases: { [config.database.binding]: config.database.name },
+        ...statefulBindings(config),
         assets: {
           directory: config.assets.folder,
           binding: config.assets.binding,
@@ -89,3 +104,33 @@ const miniflareOptions = (config: EdgeConfig, script: string, options: EdgeOptio
       },
     ],
   });
+
+/** Bindings that hold state or count; Miniflare keeps what they hold beside D1. */
+const statefulBindings = (config: EdgeConfig) => ({
+  durableObjects: Object.fromEntries(
+    Object.entries(config.durableObjects).map(([binding, { className }]) => [
+      binding,
+      { className, useSQLite: true },
+    ]),
+  ),
+  ratelimits: Object.fromEntries(
+    Object.entries(config.rateLimits).map(([binding, { namespaceId, limit, period_s }]) => [
+      binding,
+      { namespace_id: namespaceId, simple: { limit, period: period_s } },
+    ]),
+  ),
+  queueProducers: { ...config.queueProducers },
+  queueConsumers: Object.fromEntries(
+    Object.entries(config.queueConsumers).map(([queue, entry]) => [
+      queue,
+      {
+        ...(entry.maxBatchSize === undefined ? {} : { maxBatchSize: entry.maxBatchSize }),
+        ...(entry.maxBatchTimeout_s === undefined ? {} : { maxBatchTimeout: entry.maxBatchTimeout_s }),
+        ...(entry.maxRetries === undefined ? {} : { maxRetries: entry.maxRetries }),
+        ...(entry.retryDelay_s === undefined ? {} : { retryDelay: entry.retryDelay_s }),
+        ...(entry.deadLetterQueue === undefined ? {} : { deadLetterQueue: entry.deadLetterQueue }),
+      },
+    ]),
+  ),
+  analyticsEngineDatasets: { ...config.analyticsDatasets },
+});

@@ -63,9 +63,18 @@ describe('the edge on this machine', () => {
     const toml = readFileSync('wrangler.toml', 'utf8');
     writeFileSync(
       path.join(folder, 'wrangler.toml'),
-      `${toml}\n[[queues.producers]]\nbinding = "Q"\nqueue = "q"\n`,
+      `${toml}\n[[kv_namespaces]]\nbinding = "K"\nid = "k"\n`,
     );
-    await expect(readEdgeConfig(folder)).rejects.toThrow(/queues/);
+    await expect(readEdgeConfig(folder)).rejects.toThrow(/kv_namespaces/);
+  });
+
+  test('refuses a Durable Object that no migration makes', async () => {
+    const toml = readFileSync('wrangler.toml', 'utf8');
+    writeFileSync(
+      path.join(folder, 'wrangler.toml'),
+      toml.replace('new_sqlite_classes = ["TenantBudget"]', 'new_sqlite_classes = []'),
+    );
+    await expect(readEdgeConfig(folder)).rejects.toThrow(/TenantBudget/);
   });
 });
 

@@ -1,0 +1,54 @@
+/**
+ * What the edge says of every request that it finished: one event, sent off the request's path to a queue and
+ * counted from there into usage and outcomes. Delivery is at least once, so whoever counts must know `id`.
+ */
+import { z } from 'zod';
+import { FALLBACK_REASONS } from './protocol.ts';
+
+/** Unique a request, made at the edge: never the client's own request id, which it may send twice. */
+export const EVENT_ID_PATTERN = /^[0-9a-f]{20}$/;
+
+const duration_ms = z.number().min(0).nullable();
+
+export const requestEventSchema = z.strictObject({
+  kind: z.literal('request'),
+  id: z.string().regex(EVENT_ID_PATTERN),
+  tenant: z.string(),
+  key_id: z.string(),
+  /** `YYYY-MM-DD`, UTC, of `created_at_ms`. */
+  day: z.iso.date(),
+  created_at_ms: z.int(),
+  endpoint: z.enum(['chat', 'completion']),
+  /** Without `:dense`. */
+  model: z.string(),
+  /** A mask id, `dense`, or `custom` for a client's own layers that this edge could not name. */
+  mask: z.string(),
+  /** Null: only the backend knows it, and it did not say. */
+  sparsity: z.number().nullable(),
+  mask_set: z.string().nullable(),
+  version: z.string().nullable(),
+  cluster: z.int().nullable(),
+  similarity: z.number().nullable(),
+  experiment: z.string(),
+  variant: z.string(),
+  region: z.string(),
+  fallback: z.enum(FALLBACK_REASONS).nullable(),
+  stream: z.boolean(),
+  /** Of the answer; 499 when the client hung up first. */
+  status: z.int(),
+  error_code: z.string().nullable(),
+  prompt_tokens: z.int().min(0),
+  completion_tokens: z.int().min(0),
+  /** Whether the tokens are the backend's own count; false when it could not be asked and they are unknown (0). */
+  counted: z.boolean(),
+  /** From the request's arrival at the edge to the first bytes of the answer; null when none came. */
+  ttft_ms: duration_ms,
+  /** Mean time a completion token after the first; null with fewer than two, or an answer that is no stream. */
+  tpot_ms: duration_ms,
+  total_ms: z.number().min(0),
+});
+export type RequestEvent = z.infer<typeof requestEventSchema>;
+
+/** The queue's messages. */
+export const edgeEventSchema = z.discriminatedUnion('kind', [requestEventSchema]);
+export type EdgeEvent = z.infer<typeof edgeEventSchema>;
