@@ -1,0 +1,102 @@
+/**
+ * `report.json`: everything that a learning run found, with all figures that a page of pictures needs. `learn` writes
+ * it, `report.html` and evaluations read it, so its schema stands below both.
+ */
+import { z } from 'zod';
+import { maskSetSchema } from '../../shared/mask-set.ts';
+
+export const REPORT_FORMAT = 'maskroute-learn-report-v1';
+
+const kindTable = z.array(z.object({ kind: z.string(), counts: z.array(z.number()) }));
+
+const scores = z.object({
+  positions: z.number(),
+  /** KL(dense ‖ masked), nats a position. */
+  kl: z.number(),
+  agreement: z.number(),
+  perplexity: z.number(),
+  densePerplexity: z.number(),
+});
+
+const candidate = z.object({
+  /** Where a mask came from: `rank`, `greedy`, `gates`, each with `+swaps` after a search; `one-mask`; `cluster 3`. */
+  source: z.string(),
+  bits: z.string(),
+  /** On the prompts that the choice is made on. */
+  kl: z.number(),
+});
+
+const learnedMask = z.object({
+  bits: z.string(),
+  skipAttention: z.array(z.number()),
+  skipFfn: z.array(z.number()),
+  /** KL when one block alone is missing, by block. */
+  alone: z.array(z.number()),
+  /** The gates' learning curve, an entry a training step. */
+  curve: z.array(z.object({ loss: z.number(), expectedSparsity: z.number() })),
+  /** KL under gates as they were drawn in the last steps, and under the best bits that they stand for. */
+  gates: z.object({ stochastic_kl: z.number(), binary_kl: z.number() }).nullable(),
+  /** All that competed, the chosen one first. */
+  candidates: z.array(candidate),
+  source: z.string(),
+  /** Masks whose cost was taken. */
+  evaluations: z.number(),
+  heldOut: scores.nullable(),
+});
+
+export const learnReportSchema = z.object({
+  format: z.literal(REPORT_FORMAT),
+  version: z.string(),
+  name: z.string(),
+  createdAt: z.string(),
+  model: maskSetSchema.shape.model,
+  encoder: maskSetSchema.shape.encoder,
+  targetSparsity: z.number(),
+  reachedSparsity: z.number(),
+  surrogate: z.boolean(),
+  budget: z.object({
+    cost: z.enum(['blocks', 'time']),
+    /** What a block of a kind weighs: 1, or measured milliseconds of a decoded token. */
+    weights: z.object({ attention: z.number(), ffn: z.number() }),
+    /** Share of the weights that the masks leave out, by the clusters' shares. */
+    reached: z.number(),
+    allowed: z.array(z.object({ attention: z.number(), ffn: z.number() })),
+  }),
+  learned: maskSetSchema.shape.learned,
+  heldOut: maskSetSchema.shape.heldOut,
+  /** Prompts of each kind by cluster. */
+  kinds: z.object({ fit: kindTable, heldOut: kindTable }),
+  /** Between cluster and kind. */
+  information_bits: z.object({ fit: z.number(), heldOut: z.number() }),
+  routing: z.object({
+    largestShare: z.number(),
+    entropy_bits: z.number(),
+    /** 1: all clusters are equally large. */
+    balance: z.number(),
+    /** Mean silhouette of a sample of the prompts; null with one cluster. */
+    silhouette: z.number().nullable(),
+    /** The two centroids nearest to each other. */
+    nearest: z.object({ clusters: z.tuple([z.number(), z.number()]), distance: z.number() }).nullable(),
+    /** Why nearly all requests would go to one mask; null when they would not. */
+    collapse: z.string().nullable(),
+  }),
+  /** Numbers of clusters that `--clusters auto` compared. */
+  clusterCounts: z.array(
+    z.object({ clusters: z.number(), silhouette: z.number(), largestShare: z.number(), balance: z.number() }),
+  ),
+  oneMask: learnedMask,
+  clusters: z.array(
+    learnedMask.extend({
+      label: z.string(),
+      share: z.number(),
+      mask: z.string(),
+      /** Prompts to learn from, own ones and those borrowed from the nearest clusters. */
+      rows: z.number(),
+      borrowedRows: z.number(),
+      /** The centroid along the two main directions of the prompts. */
+      position: z.tuple([z.number(), z.number()]),
+    }),
+  ),
+});
+export type LearnReport = z.infer<typeof learnReportSchema>;
+export type LearnedMaskReport = z.infer<typeof learnedMask>;
