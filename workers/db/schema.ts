@@ -12,6 +12,18 @@ export const tenants = sqliteTable('tenants', {
   name: text('name').notNull(),
   routingPolicy: text('routing_policy', { enum: ROUTING_POLICIES }).notNull(),
   createdAt_ms: integer('created_at_ms').notNull(),
+  enabled: integer('enabled', { mode: 'boolean' }).notNull().default(true),
+  /** Names of models, without `:dense`; null: all of them. */
+  models: text('models', { mode: 'json' }).$type<string[]>(),
+  /** The largest sparsity of a mask; null: any. */
+  sparsityMax: real('sparsity_max'),
+  /** Budgets; null: none. */
+  requestsPerMinute: integer('requests_per_minute'),
+  tokensPerMinute: integer('tokens_per_minute'),
+  requestsPerDay: integer('requests_per_day'),
+  tokensPerDay: integer('tokens_per_day'),
+  /** The least share of tokens on which a set that goes live must agree with dense; null: any. */
+  agreementMin: real('agreement_min'),
 });
 
 export const apiKeys = sqliteTable(
@@ -27,6 +39,8 @@ export const apiKeys = sqliteTable(
     createdAt_ms: integer('created_at_ms').notNull(),
     expiresAt_ms: integer('expires_at_ms'),
     revokedAt_ms: integer('revoked_at_ms'),
+    /** The id of the key that a rotation made in its place. */
+    replacedBy: text('replaced_by'),
   },
   (table) => [index('api_keys_tenant').on(table.tenantId)],
 );
@@ -105,4 +119,21 @@ export const feedback = sqliteTable(
     createdAt_ms: integer('created_at_ms').notNull(),
   },
   (table) => [primaryKey({ columns: [table.tenantId, table.completionId, table.apiKeyId] })],
+);
+
+/** What a tenant used, by UTC day. Counted from events, each once. */
+export const usage = sqliteTable(
+  'usage',
+  {
+    tenantId: text('tenant_id').notNull(),
+    /** `YYYY-MM-DD`. */
+    day: text('day').notNull(),
+    model: text('model').notNull(),
+    mask: text('mask').notNull(),
+    requests: integer('requests').notNull(),
+    errors: integer('errors').notNull(),
+    prompt_tokens: integer('prompt_tokens').notNull(),
+    completion_tokens: integer('completion_tokens').notNull(),
+  },
+  (table) => [primaryKey({ columns: [table.tenantId, table.day, table.model, table.mask] })],
 );
