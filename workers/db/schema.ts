@@ -137,3 +137,15 @@ export const usage = sqliteTable(
   },
   (table) => [primaryKey({ columns: [table.tenantId, table.day, table.model, table.mask] })],
 );
+
+/** Where requests may go. Without rows there is one backend, which `BACKEND_URL` names. */
+export const backends = sqliteTable('backends', {
+  id: text('id').primaryKey(),
+  url: text('url').notNull(),
+  /** JSON: continents, countries, data centres, or `*`. */
+  regions: text('regions', { mode: 'json' }).$type<string[]>().notNull(),
+  weight: real('weight').notNull(),
+  enabled: integer('enabled', { mode: 'boolean' }).notNull(),
+  createdAt_ms: integer('created_at_ms').notNull(),
+  updatedAt_ms: integer('updated_at_ms').notNull(),
+});
