@@ -7,6 +7,7 @@ import { services } from './middleware/services.ts';
 import { unreadBody } from './middleware/unread-body.ts';
 import { admin } from './routes/admin/index.ts';
 import { completions } from './routes/completions.ts';
+import { dashboard } from './routes/dashboard/index.ts';
 import { feedback } from './routes/feedback.ts';
 import { health } from './routes/health.ts';
 import { internal } from './routes/internal.ts';
@@ -25,4 +26,5 @@ export const app = new Hono<AppEnv>()
   .route('/v1', models)
   .route('/v1', feedback)
   .route('/internal/v1', internal)
-  .route('/admin/v1', admin);
+  .route('/admin/v1', admin)
+  .route('/dashboard', dashboard);

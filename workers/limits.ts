@@ -87,3 +87,6 @@ export const READINESS = {
   staleWait_ms: MODELS.wait_ms,
   retry_ms: 0,
 } as const;
+
+/** A working day: a session of the dashboard can't be renewed, only opened again. */
+export const SESSION_LIFETIME_s = 8 * 3600;

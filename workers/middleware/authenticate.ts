@@ -1,9 +1,10 @@
 /** Three kinds of callers, three doors: tenants, those who administrate, and backends. */
 import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/errors.ts';
-import { type AppEnv, holdOf } from '../context.ts';
+import { type AdminCaller, type AppContext, type AppEnv, holdOf } from '../context.ts';
 import { bearerKey } from '../services/api-keys.ts';
 import { sameSecret } from '../services/secrets.ts';
+import { adminCaller, ROOT, readSession } from './session.ts';
 
 /** A tenant's key. Other kinds are refused: a key that administrates should not sit in chat clients. */
 export const tenantOnly = createMiddleware<AppEnv>(async (c, next) => {
@@ -14,19 +15,23 @@ export const tenantOnly = createMiddleware<AppEnv>(async (c, next) => {
   await next();
 });
 
-/** The root key, a key of kind `admin`, or a tenant's own admin key (which is held to that tenant). */
+/** The dashboard's session when no key comes along, else who the key belongs to. */
 export const adminOnly = createMiddleware<AppEnv>(async (c, next) => {
-  const { apiKeys, config } = c.get('services');
-  const key = bearerKey(c.req.header('authorization'));
-  if (sameSecret(key, config.ADMIN_KEY)) {
-    c.set('admin', { actor: 'root', tenant: undefined });
-  } else {
-    const caller = await apiKeys.authenticate(key, holdOf(c));
-    if (caller.kind === 'tenant') throw new MaskrouteError('forbidden', 'This key administrates nothing.');
-    c.set('admin', { actor: caller.keyId, tenant: caller.kind === 'admin' ? undefined : caller.tenant });
-  }
+  const authorization = c.req.header('authorization');
+  const session = authorization === undefined ? await readSession(c) : undefined;
+  c.set('admin', session?.admin ?? (await adminOf(c, bearerKey(authorization))));
   await next();
 });
+
+/**
+ * The root key, a key of kind `admin`, or a tenant's own admin key (which is held to that tenant).
+ * @throws MaskrouteError `invalid_api_key`, `forbidden` for a key of another kind.
+ */
+export async function adminOf(c: AppContext, key: string): Promise<AdminCaller> {
+  const { apiKeys, config } = c.get('services');
+  if (sameSecret(key, config.ADMIN_KEY)) return ROOT;
+  return adminCaller(await apiKeys.authenticate(key, holdOf(c)));
+}
 
 export const backendOnly = createMiddleware<AppEnv>(async (c, next) => {
   const key = bearerKey(c.req.header('authorization'));

@@ -25,6 +25,8 @@ export interface ApiKeys {
    * `configuration_unavailable` for a key never seen before while D1 can't be asked.
    */
   authenticate(key: string, hold: Hold): Promise<Caller>;
+  /** The same for somebody who once showed the key and of whom its SHA-256 was kept. */
+  authenticateSha256(sha256: string, hold: Hold): Promise<Caller>;
   /** Makes a revocation hold in this isolate at once. */
   forget(sha256: string): void;
 }
@@ -59,10 +61,13 @@ export function generateKey(kind: ApiKeyKind): { key: string; sha256: string; pr
 export function createApiKeys(find: (sha256: string) => Promise<KnownKey | null>): ApiKeys {
   const cache = createSwrCache('API keys', find, KEYS);
   return {
-    async authenticate(key, hold) {
+    authenticate(key, hold) {
+      return this.authenticateSha256(sha256Hex(key), hold);
+    },
+    async authenticateSha256(sha256, hold) {
       let known: KnownKey | null;
       try {
-        known = await cache.get(sha256Hex(key), hold);
+        known = await cache.get(sha256, hold);
       } catch (error) {
         throw new MaskrouteError('configuration_unavailable', 'API keys cannot be checked right now.', {
           retryAfter_s: RETRY_AFTER_s,

@@ -12,6 +12,7 @@ import { loadEncoder } from './encoders/index.ts';
 import { createModels, type Models } from './models.ts';
 import { createReadiness, type Readiness } from './readiness.ts';
 import { createRoutingTable, type RoutingTable } from './routing-table.ts';
+import { createSessions, type Sessions } from './sessions.ts';
 
 export type Services = {
   readonly config: Config;
@@ -22,6 +23,7 @@ export type Services = {
   readonly models: Models;
   readonly backend: Backend;
   readonly readiness: Readiness;
+  readonly sessions: Sessions;
 };
 
 const made = new WeakMap<Env, Services>();
@@ -44,6 +46,7 @@ function createServices(env: Env): Services {
     db,
     backend,
     readiness: createReadiness(backend),
+    sessions: createSessions(config.ADMIN_KEY),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
     table: createRoutingTable({
       findLive: (tenant) => findLive(db, tenant),

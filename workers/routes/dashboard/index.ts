@@ -1,0 +1,43 @@
+/** The dashboard: its session, and the page with everything that it loads. `shared/dashboard.ts` describes it. */
+import { Hono } from 'hono';
+import { loginSchema } from '../../../shared/dashboard.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import type { AppEnv } from '../../context.ts';
+import { adminOf } from '../../middleware/authenticate.ts';
+import { parse, readJson } from '../../middleware/body.ts';
+import { methodNotAllowed } from '../../middleware/errors.ts';
+import {
+  clearSessionCookie,
+  ROOT,
+  readSession,
+  setSessionCookie,
+  toSession,
+} from '../../middleware/session.ts';
+import { sha256Hex } from '../../services/secrets.ts';
+import { requireOwnOrigin } from '../../services/sessions.ts';
+import { page } from './page.ts';
+
+export const dashboard = new Hono<AppEnv>()
+  .post('/session', async (c) => {
+    requireOwnOrigin(c.req.raw);
+    const { key } = parse(loginSchema, await readJson(c.req.raw));
+    const admin = await adminOf(c, key);
+    const keySha256 = admin === ROOT ? null : sha256Hex(key);
+    const { token, claims } = await c.var.services.sessions.issue(admin.actor, keySha256);
+    setSessionCookie(c, token, claims.expiresAt_s);
+    c.header('cache-control', 'no-store');
+    return c.json(toSession(admin, claims));
+  })
+  .get('/session', async (c) => {
+    const session = await readSession(c);
+    if (session === undefined) throw new MaskrouteError('invalid_session', 'Nobody is logged in.');
+    c.header('cache-control', 'no-store');
+    return c.json(toSession(session.admin, session.claims));
+  })
+  .delete('/session', async (c) => {
+    await readSession(c);
+    clearSessionCookie(c);
+    return c.body(null, 204);
+  })
+  .all('/session', methodNotAllowed('GET', 'POST', 'DELETE'))
+  .route('/', page);

@@ -1,0 +1,59 @@
+/**
+ * The page: one HTML file for every path below `/dashboard` (the page itself reads the path), and the scripts and
+ * styles that it loads, whose names hold their content's hash. Nothing from elsewhere may run or be asked.
+ */
+import { Hono } from 'hono';
+import { secureHeaders } from 'hono/secure-headers';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import type { AppContext, AppEnv } from '../../context.ts';
+
+const NONE = ["'none'"];
+const SELF = ["'self'"];
+
+const headers = secureHeaders({
+  contentSecurityPolicy: {
+    defaultSrc: NONE,
+    scriptSrc: SELF,
+    styleSrc: SELF,
+    connectSrc: SELF,
+    // The style sheet draws its small icons as data URIs.
+    imgSrc: ["'self'", 'data:'],
+    baseUri: NONE,
+    formAction: NONE,
+    frameAncestors: NONE,
+  },
+  crossOriginOpenerPolicy: 'same-origin',
+  crossOriginResourcePolicy: 'same-origin',
+  referrerPolicy: 'no-referrer',
+  xFrameOptions: 'DENY',
+  permissionsPolicy: { camera: [], microphone: [], geolocation: [], payment: [] },
+});
+
+export const page = new Hono<AppEnv>()
+  .use(headers)
+  .get('/assets/:name', async (c) => {
+    const file = await asset(c, `/dashboard/assets/${c.req.param('name')}`);
+    if (file === null) throw new MaskrouteError('not_found', `There is no ${c.req.path}.`);
+    return deliver(c, file, 'public, max-age=31536000, immutable');
+  })
+  .get('*', async (c) => {
+    const file = await asset(c, '/dashboard/');
+    if (file === null) {
+      throw new MaskrouteError('not_found', 'The page was not built: "npm run dashboard" builds it.');
+    }
+    return deliver(c, file, 'no-cache');
+  });
+
+async function asset(c: AppContext, path: string): Promise<Response | null> {
+  // The assets binding answers by path; the host means nothing.
+  const response = await c.env.ASSETS?.fetch(new URL(path, 'http://assets').href);
+  if (response?.ok === true) return response;
+  await response?.body?.cancel();
+  return null;
+}
+
+function deliver(c: AppContext, file: Response, cacheControl: string): Response {
+  c.header('content-type', file.headers.get('content-type') ?? 'application/octet-stream');
+  c.header('cache-control', cacheControl);
+  return c.body(file.body as ReadableStream);
+}
