@@ -121,6 +121,22 @@ export const feedback = sqliteTable(
   (table) => [primaryKey({ columns: [table.tenantId, table.completionId, table.apiKeyId] })],
 );
 
+/** An experiment is a draft until `startsAt_ms` is set; from then on only its end changes. */
+export const experiments = sqliteTable('experiments', {
+  id: text('id').primaryKey(),
+  owner: text('owner').notNull(),
+  /** JSON of an `ExperimentDefinition`. */
+  definition: text('definition').notNull(),
+  createdAt_ms: integer('created_at_ms').notNull(),
+  startsAt_ms: integer('starts_at_ms'),
+  /** Null: until it is stopped. */
+  endsAt_ms: integer('ends_at_ms'),
+  stoppedAt_ms: integer('stopped_at_ms'),
+  /** Counts changes over all experiments, so that one who starts one knows whether another did meanwhile. */
+  revision: integer('revision').notNull(),
+  actor: text('actor').notNull(),
+});
+
 /** What a tenant used, by UTC day. Counted from events, each once. */
 export const usage = sqliteTable(
   'usage',
@@ -149,3 +165,97 @@ export const backends = sqliteTable('backends', {
   createdAt_ms: integer('created_at_ms').notNull(),
   updatedAt_ms: integer('updated_at_ms').notNull(),
 });
+
+/** What a request, a rating or a comparison is counted under. Absent values are '' and -1, for keys hold no null. */
+const outcomeKeys = {
+  tenant: text('tenant').notNull(),
+  model: text('model').notNull(),
+  version: text('version').notNull(),
+  cluster: integer('cluster').notNull(),
+  mask: text('mask').notNull(),
+  sparsity: real('sparsity').notNull(),
+  fallback: text('fallback').notNull(),
+  experiment: text('experiment').notNull(),
+  variant: text('variant').notNull(),
+  region: text('region').notNull(),
+};
+
+/**
+ * Every event that was counted, kept for longer than the queue may deliver it again. `batch` says with which
+ * delivery it came first: counted are the rows of a batch, and a row is of one batch only.
+ */
+export const events = sqliteTable(
+  'events',
+  {
+    id: text('id').primaryKey(),
+    batch: text('batch').notNull(),
+    createdAt_ms: integer('created_at_ms').notNull(),
+    day: text('day').notNull(),
+    keyId: text('key_id').notNull(),
+    ...outcomeKeys,
+    /** 1 for a request, 0 for a rating or a comparison. */
+    requests: integer('requests').notNull(),
+    /** 1 for a request that failed, and not for the client's doing. */
+    errors: integer('errors').notNull(),
+    /** 1 for a request that got any error. */
+    failures: integer('failures').notNull(),
+    ttft_ms: real('ttft_ms'),
+    tpot_ms: real('tpot_ms'),
+    prompt_tokens: integer('prompt_tokens').notNull(),
+    completion_tokens: integer('completion_tokens').notNull(),
+    /** 1 or -1. */
+    rating: integer('rating'),
+    /** Share of the compared tokens that agree with the dense model, 0 to 1. */
+    agreement: real('agreement'),
+  },
+  (table) => [index('events_batch').on(table.batch), index('events_created').on(table.createdAt_ms)],
+);
+
+/** Sums from which means and variances follow; `_sq` are sums of squares. */
+const outcomeSums = {
+  requests: integer('requests').notNull(),
+  errors: integer('errors').notNull(),
+  ttft_count: integer('ttft_count').notNull(),
+  ttft_sum: real('ttft_sum').notNull(),
+  ttft_sq: real('ttft_sq').notNull(),
+  tpot_count: integer('tpot_count').notNull(),
+  tpot_sum: real('tpot_sum').notNull(),
+  tpot_sq: real('tpot_sq').notNull(),
+  prompt_tokens: integer('prompt_tokens').notNull(),
+  completion_tokens: integer('completion_tokens').notNull(),
+  completion_tokens_sq: real('completion_tokens_sq').notNull(),
+  ratings: integer('ratings').notNull(),
+  ratings_up: integer('ratings_up').notNull(),
+  agreement_count: integer('agreement_count').notNull(),
+  agreement_sum: real('agreement_sum').notNull(),
+  agreement_sq: real('agreement_sq').notNull(),
+};
+
+/** What happened, by the minute: for pictures over time, and for taking a bad version back. */
+export const outcomes = sqliteTable(
+  'outcomes',
+  { minute: integer('minute').notNull(), ...outcomeKeys, ...outcomeSums },
+  (table) => [
+    primaryKey({
+      columns: [
+        table.minute,
+        ...[table.tenant, table.model, table.version, table.cluster, table.mask, table.sparsity],
+        ...[table.fallback, table.experiment, table.variant, table.region],
+      ],
+    }),
+    index('outcomes_version').on(table.version, table.minute),
+    index('outcomes_tenant').on(table.tenant, table.minute),
+  ],
+);
+
+/** What happened in an experiment, from its start on. */
+export const variantOutcomes = sqliteTable(
+  'variant_outcomes',
+  {
+    experiment: text('experiment').notNull(),
+    variant: text('variant').notNull(),
+    region: text('region').notNull(),
+    ...outcomeSums,
+  },
+  (table) => [primaryKey({ columns: [table.experiment, table.variant, table.region] })],
+);
