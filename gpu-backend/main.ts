@@ -10,6 +10,7 @@ import { createLifecycle } from './api/lifecycle.ts';
 import type { ApiLimits } from './api/limits.ts';
 import { DEFAULT_LIMITS } from './api/limits.ts';
 import { createMetrics } from './api/metrics.ts';
+import { createRecentAnswers } from './api/recent-answers.ts';
 import type { ServedModel } from './api/served-model.ts';
 import { startServer } from './api/server.ts';
 import { openModelText } from './model/model-text.ts';
@@ -68,6 +69,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
         }),
         authenticate: await createAuthenticator(options.backendKey),
         metrics: createMetrics(engine, model.name),
+        recent: createRecentAnswers(),
         lifecycle: createLifecycle(),
         limits: { ...DEFAULT_LIMITS, ...options.limits },
         log,

@@ -14,6 +14,7 @@ import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN, SURROGATES_ID_PAT
 /** Why a request went dense although routing was on. */
 export const FALLBACK_REASONS = [
   'requested',
+  'experiment',
   'no_mask_set',
   'model_mismatch',
   'encoder_mismatch',
@@ -23,8 +24,12 @@ export const FALLBACK_REASONS = [
   'empty_prompt',
   'token_prompt',
   'unknown_mask',
+  'over_ceiling',
 ] as const;
 export type FallbackReason = (typeof FALLBACK_REASONS)[number];
+
+/** Room for the edge's signature; never the client's own request id, which it may send twice. */
+export const COMPLETION_PATTERN = /^[A-Za-z0-9_.-]{1,100}$/;
 
 /** The edge's routing decision as it travels in the body and in the `x-maskroute-*` headers. */
 export const routeEchoSchema = z.looseObject({
@@ -36,6 +41,8 @@ export const routeEchoSchema = z.looseObject({
   variant: z.string().max(200).nullish(),
   region: z.string().max(100).nullish(),
   fallback: z.enum(FALLBACK_REASONS).nullish(),
+  /** What the edge names the completion, so that it knows its own again; the answer's `id` ends with it. */
+  completion: z.string().regex(COMPLETION_PATTERN).nullish(),
 });
 export type RouteEcho = z.infer<typeof routeEchoSchema>;
 
@@ -46,7 +53,18 @@ export type MaskrouteInfo = RouteEcho & {
   prefill_ms: number;
   decode_ms: number;
   queue_ms: number;
+  prompt_tokens: number;
+  completion_tokens: number;
 };
+
+/** The answer of the backend's `GET /v1/answers/{id}`; 404 with `not_found` when it knows nothing of the id. */
+export const answerUsageSchema = z.looseObject({
+  object: z.literal('maskroute.answer'),
+  prompt_tokens: z.int().min(0),
+  completion_tokens: z.int().min(0),
+});
+export type AnswerUsage = Pick<z.infer<typeof answerUsageSchema>, 'prompt_tokens' | 'completion_tokens'>;
+export const answerPath = (completion: string): string => `/v1/answers/${completion}`;
 
 /** Response headers on every completion. */
 export const HEADERS = {

@@ -23,7 +23,9 @@ export function usageOf({ plan, progress }: Pick<RunningAnswer, 'plan' | 'progre
 }
 
 /** Several choices: the longest wait, and the engine's time summed. */
-export function infoOf({ plan, progress }: Pick<RunningAnswer, 'plan' | 'progress'>): MaskrouteInfo {
+export function infoOf(running: Pick<RunningAnswer, 'plan' | 'progress'>): MaskrouteInfo {
+  const { plan, progress } = running;
+  const { prompt_tokens, completion_tokens } = usageOf(running);
   const timings = progress.flatMap((one) => one.timings ?? []);
   const sum = (pick: (index: number) => number) =>
     milliseconds(timings.reduce((total, _, index) => total + pick(index), 0));
@@ -34,6 +36,8 @@ export function infoOf({ plan, progress }: Pick<RunningAnswer, 'plan' | 'progres
     queue_ms: milliseconds(Math.max(0, ...timings.map((one) => one.queue_ms))),
     prefill_ms: sum((index) => timings[index]!.prefill_ms),
     decode_ms: sum((index) => timings[index]!.decode_ms),
+    prompt_tokens,
+    completion_tokens,
   };
 }
 

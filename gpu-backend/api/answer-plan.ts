@@ -7,6 +7,8 @@ import type { Wire } from './wire.ts';
 /** A checked request, ready to run. */
 export type AnswerPlan = {
   readonly requestId: string;
+  /** The edge's name for the completion. */
+  readonly completion: string | undefined;
   /** As the client wrote it. */
   readonly modelName: string;
   readonly mask: ChosenMask;

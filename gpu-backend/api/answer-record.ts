@@ -38,6 +38,7 @@ export function openRecord(parts: ApiParts, c: ApiContext, endpoint: string): An
 
   return {
     run(plan) {
+      parts.recent.began(plan.completion ?? plan.requestId);
       running = runAnswer(parts.model, plan, parts.limits, controller.signal);
       return running;
     },
@@ -72,6 +73,8 @@ function account(
     total_ms,
   };
   parts.metrics.answer(figures);
+  const { prompt_tokens, completion_tokens } = usage;
+  parts.recent.ended(plan.completion ?? plan.requestId, { prompt_tokens, completion_tokens });
   parts.log.info(
     {
       request_id: plan.requestId,

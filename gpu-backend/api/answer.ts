@@ -152,16 +152,16 @@ export async function* answerFrames(
     outcome = toMaskrouteError(thrown);
     // The tokens were spent, so a client that counts them hears of them.
     if (plan.includeUsage) yield usageChunk();
-    yield sseError(outcome.toWire());
+    yield sseError({ ...outcome.toWire(), maskroute: infoOf(running) });
   } finally {
     onEnd(outcome);
     void events.return().catch(() => {});
   }
 }
 
-/** The completion's id follows from the request's, so that the edge knows it without reading the answer. */
+/** The completion's id follows from the edge's name for it, so that the edge knows it without reading the answer. */
 const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object => ({
-  id: plan.wire.idPrefix + plan.requestId,
+  id: plan.wire.idPrefix + (plan.completion ?? plan.requestId),
   object,
   created: Math.floor(Date.now() / 1000),
   model: plan.modelName,

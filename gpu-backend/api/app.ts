@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { Hono } from 'hono';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/protocol.ts';
+import { answerRoutes } from './answers.ts';
 import { completionRoutes } from './completions.ts';
 import type { ApiContext, ApiEnv, ApiParts } from './context.ts';
 import { modelRoutes } from './models.ts';
@@ -14,6 +15,7 @@ const METHODS = {
   '/metrics': 'GET',
   '/v1/models': 'GET',
   '/v1/models/:id{.+}': 'GET',
+  '/v1/answers/:id': 'GET',
   '/v1/chat/completions': 'POST',
   '/v1/completions': 'POST',
 } as const;
@@ -34,6 +36,7 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
   });
   app.route('/', modelRoutes(parts.model));
   app.route('/', completionRoutes(parts));
+  app.route('/', answerRoutes(parts));
   for (const [path, method] of Object.entries(METHODS)) {
     app.all(path, (c) => {
       c.header('allow', method);

@@ -7,6 +7,7 @@ import type { Authenticate, Caller } from './auth.ts';
 import type { Lifecycle } from './lifecycle.ts';
 import type { ApiLimits } from './limits.ts';
 import type { Metrics } from './metrics.ts';
+import type { RecentAnswers } from './recent-answers.ts';
 import type { ServedModel } from './served-model.ts';
 
 export type ApiParts = {
@@ -14,6 +15,7 @@ export type ApiParts = {
   readonly masks: MaskRegistry;
   readonly authenticate: Authenticate;
   readonly metrics: Metrics;
+  readonly recent: RecentAnswers;
   readonly lifecycle: Lifecycle;
   readonly limits: ApiLimits;
   readonly log: Logger;

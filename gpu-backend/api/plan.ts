@@ -60,7 +60,9 @@ const COMPLETION_TOKENS_DEFAULT = 16;
 /** Echoed as it came, but flat: what a client nests in there could be too deep to write out again. */
 const plainFields = (route: RouteEcho): RouteEcho =>
   Object.fromEntries(
-    Object.entries(route).filter(([, value]) => value === null || typeof value !== 'object'),
+    Object.entries(route).filter(
+      ([name, value]) => name !== 'completion' && (value === null || typeof value !== 'object'),
+    ),
   );
 
 type Shape = {
@@ -84,6 +86,7 @@ async function plan(
   const mask = await chooseMask(request, model.engine.model, context.masks, caller.edge);
   return {
     requestId: context.requestId,
+    completion: request.maskroute?.completion ?? undefined,
     modelName: request.model,
     mask,
     route: plainFields(request.maskroute ?? {}),

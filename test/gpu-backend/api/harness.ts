@@ -9,6 +9,7 @@ import { createLifecycle } from '../../../gpu-backend/api/lifecycle.ts';
 import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
 import { DEFAULT_LIMITS } from '../../../gpu-backend/api/limits.ts';
 import { createMetrics } from '../../../gpu-backend/api/metrics.ts';
+import { createRecentAnswers } from '../../../gpu-backend/api/recent-answers.ts';
 import type { ServedModel } from '../../../gpu-backend/api/served-model.ts';
 import type { RunningServer } from '../../../gpu-backend/api/server.ts';
 import { startServer } from '../../../gpu-backend/api/server.ts';
@@ -47,6 +48,7 @@ export async function serveModel(model: ServedModel, limits: Partial<ApiLimits> 
       }),
       authenticate: await createAuthenticator(BACKEND_KEY),
       metrics: createMetrics(model.engine, model.name),
+      recent: createRecentAnswers(),
       lifecycle: createLifecycle(),
       limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
       log,

@@ -77,6 +77,7 @@ describe('failures', () => {
     expect(events.at(-1)!.event).toBe('error');
     expect(JSON.parse(events.at(-1)!.data)).toEqual({
       error: { message: 'The runtime failed.', type: 'server_error', param: null, code: 'engine_failed' },
+      maskroute: expect.objectContaining({ prompt_tokens: 3, completion_tokens: 2 }),
     });
     const viaClient = api.server.client.chat.completions.create({
       model: 'scripted',
@@ -284,5 +285,32 @@ describe('a stop', () => {
     const started = performance.now();
     await api.server.close();
     expect(performance.now() - started).toBeLessThan(3000);
+  });
+});
+
+describe('what an answer cost', () => {
+  const ask = async (api: Awaited<ReturnType<typeof start>>, id: string) => {
+    const headers = { authorization: `Bearer ${BACKEND_KEY}` };
+    const response = await fetch(`${api.server.url}/v1/answers/${id}`, { headers });
+    return { status: response.status, body: await response.json() };
+  };
+
+  it('is told under the name that the edge gave, also when the client left', async () => {
+    await using api = await start({ ...endless, step_ms: 10 });
+    const leave = new AbortController();
+    const maskroute = { completion: 'abc.def', mask_set: 'x' };
+    const response = await api.chat({ maskroute }, { signal: leave.signal });
+    const reader = response.body!.getReader();
+    const { value } = await reader.read();
+    const text = new TextDecoder().decode(value);
+    expect(text).toContain('"id":"chatcmpl-abc.def"');
+    await reader.read();
+    expect(await ask(api, 'abc.def')).toMatchObject({ status: 503, body: { error: { code: 'not_ready' } } });
+    leave.abort();
+    await eventually(async () => (await ask(api, 'abc.def')).status === 200);
+    const { body } = await ask(api, 'abc.def');
+    expect(body).toMatchObject({ object: 'maskroute.answer', prompt_tokens: 3 });
+    expect((body as { completion_tokens: number }).completion_tokens).toBeGreaterThan(0);
+    expect(await ask(api, 'nothing')).toMatchObject({ status: 404, body: { error: { code: 'not_found' } } });
   });
 });
