@@ -20,6 +20,19 @@ export function rotateRows(rows: Float32Array, width: number): void {
   }
 }
 
+/** The inverse of {@link rotateRows}: row ← row · Qᵀ. A Hadamard transform undoes itself, the transposed DCT the DCT. */
+export function unrotateRows(rows: Float32Array, width: number): void {
+  const { power, rest } = factors(width);
+  const dct = transposedSquare(dctMatrix(rest), rest);
+  const scratch = new Float64Array(width);
+  for (let start = 0; start < rows.length; start += width) {
+    for (let i = 0; i < width; i++) scratch[i] = rows[start + i]!;
+    applyDct(scratch, power, rest, dct);
+    hadamard(scratch, power, rest);
+    for (let i = 0; i < width; i++) rows[start + i] = scratch[i]!;
+  }
+}
+
 /** Rotates every column of `matrix` `[width, columns]` in place: matrix ← Qᵀ · matrix. */
 export function rotateColumns(matrix: Float32Array, width: number): Float32Array {
   const columns = matrix.length / width;
@@ -51,6 +64,10 @@ function dctMatrix(n: number): Float64Array {
     for (let i = 0; i < n; i++) matrix[k * n + i] = scale * Math.cos((Math.PI * (i + 0.5) * k) / n);
   }
   return matrix;
+}
+
+function transposedSquare(matrix: Float64Array, n: number): Float64Array {
+  return matrix.map((_, i) => matrix[(i % n) * n + Math.floor(i / n)]!);
 }
 
 /** Fast Walsh-Hadamard transform over the index of `power` blocks of `rest` values, orthonormal. */

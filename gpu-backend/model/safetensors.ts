@@ -13,6 +13,8 @@ import { readTensor } from './weight-reader.ts';
 
 export type SafetensorsFile = {
   readonly names: readonly string[];
+  /** What the writer says of the file, text by name. */
+  readonly metadata: Readonly<Record<string, string>>;
   has(name: string): boolean;
   shape(name: string): readonly number[];
   /** The whole tensor in fp32, row-major. @throws MaskrouteError for another type than F32, F16 and BF16. */
@@ -39,7 +41,7 @@ type Entry = z.infer<typeof entrySchema>;
 export async function openSafetensors(path: string): Promise<SafetensorsFile> {
   const file = await open(path, 'r');
   try {
-    const { dataStart, entries } = await readHeader(file);
+    const { dataStart, entries, metadata } = await readHeader(file);
     const find = (name: string): Entry => {
       const entry = entries.get(name);
       if (entry === undefined) throw corruptModel(`it has no tensor ${quoted(name)}`);
@@ -47,6 +49,7 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
     };
     return {
       names: [...entries.keys()],
+      metadata,
       has: (name) => entries.has(name),
       shape: (name) => find(name).shape,
       async read(name) {
@@ -67,7 +70,9 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
   }
 }
 
-async function readHeader(file: FileHandle): Promise<{ dataStart: number; entries: Map<string, Entry> }> {
+type Header = { dataStart: number; entries: Map<string, Entry>; metadata: Record<string, string> };
+
+async function readHeader(file: FileHandle): Promise<Header> {
   const { size } = await file.stat();
   const head = await readBytes(file, 0, 8, size);
   const length = new DataView(head.buffer).getBigUint64(0, true);
@@ -85,7 +90,15 @@ async function readHeader(file: FileHandle): Promise<{ dataStart: number; entrie
     throw corruptModel('its header is not a JSON object');
   }
   const dataStart = 8 + Number(length);
-  return { dataStart, entries: checkEntries(json, size - dataStart) };
+  return { dataStart, entries: checkEntries(json, size - dataStart), metadata: checkMetadata(json) };
+}
+
+/** Absent or odd metadata are no reason to refuse weights. */
+function checkMetadata(json: object): Record<string, string> {
+  const parsed = z
+    .record(z.string(), z.string())
+    .safeParse((json as { __metadata__?: unknown }).__metadata__);
+  return parsed.data ?? {};
 }
 
 function checkEntries(json: object, dataBytes: number): Map<string, Entry> {
@@ -131,3 +144,36 @@ async function readBytes(file: FileHandle, start: number, length: number, size: 
 }
 
 const product = (shape: readonly number[]): number => shape.reduce((total, size) => total * size, 1);
+
+export type HalfTensor = {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly data: Float32Array;
+};
+
+/** Bytes of a file that holds `tensors` in half precision. @throws RangeError for a value that has none. */
+export function encodeHalfTensors(
+  tensors: readonly HalfTensor[],
+  metadata: Readonly<Record<string, string>>,
+): Uint8Array {
+  const header: Record<string, unknown> = { __metadata__: metadata };
+  let end = 0;
+  for (const { name, shape, data } of tensors) {
+    header[name] = { dtype: 'F16', shape, data_offsets: [end, end + 2 * data.length] };
+    end += 2 * data.length;
+  }
+  const text = new TextEncoder().encode(JSON.stringify(header));
+  // Readers map the data, which should begin at a whole number of 8 bytes.
+  const length = Math.ceil(text.length / 8) * 8;
+  const file = new Uint8Array(8 + length + end).fill(0x20, 8, 8 + length);
+  new DataView(file.buffer).setBigUint64(0, BigInt(length), true);
+  file.set(text, 8);
+  let at = 8 + length;
+  for (const { name, data } of tensors) {
+    const halves = new Float16Array(data);
+    if (!halves.every(Number.isFinite)) throw new RangeError(`${name} holds a value outside half precision`);
+    file.set(new Uint8Array(halves.buffer), at);
+    at += halves.byteLength;
+  }
+  return file;
+}

@@ -1,26 +1,15 @@
-/** The training step of one installed model: loss and gate gradients for a batch, in one call. */
-import { join } from 'node:path';
+/** The training step of one installed model: loss and gate gradients for a batch, or the loss alone, in one call. */
+import type { SurrogateTable } from '../model/surrogates.ts';
 import type { LlamaConfig, WeightKind } from '../model/types.ts';
-import { encodeModel } from '../onnx/encode.ts';
 import type { Session } from '../onnx/session.ts';
-import { createSession, floats, tensor } from '../onnx/session.ts';
-import { writeWhole } from '../write-whole.ts';
-import { gateGraph } from './gate-graph.ts';
-import { readStoredLlama } from './stored-llama.ts';
-import { trainingLinears } from './training-weights.ts';
+import { floats } from '../onnx/session.ts';
+import type { GateBatch } from './batch.ts';
+import { stepFeeds } from './batch.ts';
+import { stepGraph } from './gate-graph.ts';
+import { openTrainingGraph } from './training-graph-session.ts';
 
-/** B sequences of S tokens, R scored positions with K target tokens each. */
-export type GateBatch = {
-  /** `[B, S]`, row-major. */
-  readonly tokenIds: ArrayLike<number>;
-  readonly sequences: number;
-  /** Positions b·S + s whose prediction counts, `[R]`. */
-  readonly scoredRows: ArrayLike<number>;
-  /** `[R, K]`. */
-  readonly targetIds: ArrayLike<number>;
-  /** `[R, K]`; every row sums to 1. */
-  readonly targetProbabilities: ArrayLike<number>;
-};
+export type { GateBatch } from './batch.ts';
+export { nextTokenBatch } from './batch.ts';
 
 export type GateStep = {
   /** Mean over the scored positions, nats. */
@@ -36,9 +25,23 @@ export type GateSession = {
   close(): Promise<void>;
 };
 
-export type GateSessionOptions = { readonly threads: number; readonly profileFile?: string };
+/** Forward only: what ranking and searching masks ask for, at less than half the time of a step. */
+export type LossSession = {
+  readonly gateCount: number;
+  /**
+   * Mean over the scored positions, nats; `gates` `[2L]`, a mask's `runs` for one. Against a teacher's targets the
+   * loss is KL up to their entropy. @throws RangeError on sizes that do not fit each other.
+   */
+  loss(batch: GateBatch, gates: ArrayLike<number>): Promise<number>;
+  close(): Promise<void>;
+};
 
-const GRAPH_FILE = 'training.onnx';
+export type GateSessionOptions = {
+  readonly threads: number;
+  readonly profileFile?: string;
+  /** Stand in for what gates leave out; in the installed model's basis (`toInstalledBasis`). Holes without. */
+  readonly surrogates?: SurrogateTable | undefined;
+};
 
 /** Opens the model in `folder`; the first time, transposed weights and the graph are written beside it. */
 export async function openGateSession(
@@ -47,62 +50,51 @@ export async function openGateSession(
   kind: WeightKind,
   options: GateSessionOptions,
 ): Promise<GateSession> {
-  const stored = await readStoredLlama(folder, config, kind);
-  const linears = await trainingLinears(folder, config, stored);
-  // External weights are found beside the graph's file.
-  const path = join(folder, GRAPH_FILE);
-  await writeWhole(path, encodeModel(gateGraph(config, stored, linears)));
-  const session = await createSession(path, options);
+  const session = await openStep(folder, config, kind, 'gates', options);
   return {
     gateCount: 2 * config.layerCount,
-    step: (batch, gates) => step(session, config, batch, gates),
-    close: async () => {
-      session.endProfiling();
-      await session.release();
+    async step(batch, gates) {
+      const feeds = stepFeeds(config, batch, gates, options.surrogates);
+      const outputs = await session.run(feeds, ['loss', 'gate_gradients']);
+      // A surrogate alone has a one-sided derivative too, but a gate at 0 is out of the learning.
+      const gradients = floats(outputs.gate_gradients!).map((value, i) => (gates[i] === 0 ? 0 : value));
+      return { loss: floats(outputs.loss!)[0]!, gradients };
     },
+    close: () => closeSession(session),
   };
 }
 
-async function step(
-  session: Session,
+export async function openLossSession(
+  folder: string,
   config: LlamaConfig,
-  batch: GateBatch,
-  gates: ArrayLike<number>,
-): Promise<GateStep> {
-  const { tokenIds, sequences: B, scoredRows, targetIds, targetProbabilities } = batch;
-  const [S, R] = [tokenIds.length / B, scoredRows.length];
-  const K = targetIds.length / R;
-  if (!Number.isInteger(S) || !Number.isInteger(K) || targetProbabilities.length !== targetIds.length)
-    throw new RangeError(
-      `${tokenIds.length} tokens in ${B} sequences, ${targetIds.length} target ids and ` +
-        `${targetProbabilities.length} probabilities for ${R} positions`,
-    );
-  if (gates.length !== 2 * config.layerCount)
-    throw new RangeError(`${gates.length} gates for ${config.layerCount} layers`);
-  const integers = (values: ArrayLike<number>, dims: number[]) =>
-    tensor('i64', BigInt64Array.from(values, BigInt), dims);
-  const outputs = await session.run(
-    {
-      token_ids: integers(tokenIds, [B, S]),
-      gates: tensor('f32', Float32Array.from(gates), [gates.length]),
-      scored_rows: integers(scoredRows, [R]),
-      target_ids: integers(targetIds, [R, K]),
-      target_probabilities: tensor('f32', Float32Array.from(targetProbabilities), [R, K]),
+  kind: WeightKind,
+  options: GateSessionOptions,
+): Promise<LossSession> {
+  const session = await openStep(folder, config, kind, 'none', options);
+  return {
+    gateCount: 2 * config.layerCount,
+    async loss(batch, gates) {
+      const outputs = await session.run(stepFeeds(config, batch, gates, options.surrogates), ['loss']);
+      return floats(outputs.loss!)[0]!;
     },
-    ['loss', 'gate_gradients'],
-  );
-  return { loss: floats(outputs.loss!)[0]!, gradients: floats(outputs.gate_gradients!) };
+    close: () => closeSession(session),
+  };
 }
 
-/** Every position of every sequence but the last predicts the next token. */
-export function nextTokenBatch(tokenIds: ArrayLike<number>, sequences: number): GateBatch {
-  const length = tokenIds.length / sequences;
-  const scoredRows = Array.from(tokenIds, (_, i) => i).filter((i) => i % length !== length - 1);
-  return {
-    tokenIds,
-    sequences,
-    scoredRows,
-    targetIds: scoredRows.map((row) => tokenIds[row + 1]!),
-    targetProbabilities: scoredRows.map(() => 1),
-  };
+function openStep(
+  folder: string,
+  config: LlamaConfig,
+  kind: WeightKind,
+  by: 'gates' | 'none',
+  { surrogates, ...options }: GateSessionOptions,
+): Promise<Session> {
+  const surrogateRank = surrogates?.rank ?? 0;
+  const build = (...parts: [Parameters<typeof stepGraph>[1], Parameters<typeof stepGraph>[2]]) =>
+    stepGraph(config, ...parts, { by, surrogateRank });
+  return openTrainingGraph(folder, config, kind, `${by}-rank-${surrogateRank}`, build, options);
+}
+
+async function closeSession(session: Session): Promise<void> {
+  session.endProfiling();
+  await session.release();
 }

@@ -14,12 +14,12 @@ export type HeadProducts = {
   back(y: Value): Value;
 };
 
-/** x: `[R, H]`. */
+/** x: `[R, H]`. Nodes of the gradient are appended when it is asked for. */
 export function softTargetLoss(
   g: GraphBuilder,
   x: Value,
   head: HeadProducts,
-): { value: Value; gradient: Value } {
+): { value: Value; gradient: () => Value } {
   const ids = g.input('target_ids', 'i64', ['R', 'K']);
   const probabilities = g.input('target_probabilities', 'f32', ['R', 'K']);
   const axes = g.constant('i64', [1], [-1]);
@@ -32,9 +32,12 @@ export function softTargetLoss(
   const terms = g.op('Mul', [probabilities, g.op('Sub', [logSum, picked])]);
   const rows = g.op('Cast', [g.op('Squeeze', [g.op('Shape', [ids], { start: 0, end: 1 })])], { to: 1 });
   const value = g.op('Div', [g.op('ReduceSum', [terms], { keepdims: 0 }), rows]);
-  const difference = g.op('ScatterElements', [predicted, ids, g.op('Neg', [probabilities])], {
-    axis: 1,
-    reduction: 'add',
-  });
-  return { value, gradient: g.op('Div', [head.back(difference), rows]) };
+  const gradient = () => {
+    const difference = g.op('ScatterElements', [predicted, ids, g.op('Neg', [probabilities])], {
+      axis: 1,
+      reduction: 'add',
+    });
+    return g.op('Div', [head.back(difference), rows]);
+  };
+  return { value, gradient };
 }

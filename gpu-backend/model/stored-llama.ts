@@ -4,14 +4,14 @@
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { StoredLlama } from '../model/architectures/llama.ts';
-import { MODEL_FILE } from '../model/emit.ts';
-import type { StoredLinear } from '../model/linear.ts';
-import { corruptModel } from '../model/model-errors.ts';
-import { QUANT_BLOCK } from '../model/quantize.ts';
-import type { LlamaConfig, WeightKind } from '../model/types.ts';
-import type { WeightRange } from '../model/weights-file.ts';
 import { ModelProto } from '../onnx/schema.ts';
+import type { StoredLlama } from './architectures/llama.ts';
+import { MODEL_FILE } from './emit.ts';
+import type { StoredLinear } from './linear.ts';
+import { corruptModel } from './model-errors.ts';
+import { QUANT_BLOCK } from './quantize.ts';
+import type { LlamaConfig, WeightKind } from './types.ts';
+import type { WeightRange } from './weights-file.ts';
 
 type Tensor = { readonly shape: readonly number[]; readonly range: WeightRange };
 

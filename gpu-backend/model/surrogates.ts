@@ -1,0 +1,146 @@
+/**
+ * Surrogates: for every block an affine map of low rank that stands in for its output when it is skipped,
+ *
+ *   y = x̂·A·B + bias,   and y = first at a sequence's first position (an attention sink, far from the rest),
+ *
+ * where x̂ = x / √(mean x² + ε) is the residual stream before the block, normalized without weights. One table
+ * belongs to one model and serves every mask. It is kept in the basis of the model's own file, so that it does
+ * not depend on how weights are held; an installed model may hold its stream in a rotated one (`rotation.ts`).
+ *
+ * On disk: safetensors in half precision, tensors `a` `[2L, H, r]`, `b` `[2L, r, H]`, `bias` and `first`
+ * `[2L, H]`. The id is the hash of the file.
+ */
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { ModelHash, SurrogatesId } from '../../shared/mask.ts';
+import { MODEL_HASH_PATTERN } from '../../shared/mask.ts';
+import { writeWhole } from '../write-whole.ts';
+import { QUANT_BLOCK } from './quantize.ts';
+import { rotateRows, transpose, unrotateRows } from './rotation.ts';
+import { encodeHalfTensors, openSafetensors } from './safetensors.ts';
+import { sha256OfFiles } from './store.ts';
+import type { LlamaConfig, WeightKind } from './types.ts';
+
+export type SurrogateTable = {
+  readonly blockCount: number;
+  readonly hiddenSize: number;
+  readonly rank: number;
+  /** `[2L, H, r]`. */
+  readonly a: Float32Array;
+  /** `[2L, r, H]`. */
+  readonly b: Float32Array;
+  /** `[2L, H]`. */
+  readonly bias: Float32Array;
+  /** `[2L, H]`. */
+  readonly first: Float32Array;
+};
+
+export type Surrogates = {
+  readonly id: SurrogatesId;
+  readonly model: ModelHash;
+  /** In the basis of the model's file. */
+  readonly table: SurrogateTable;
+  /** How it was made, in a few words. */
+  readonly fitted: string;
+};
+
+const FORMAT = 'maskroute-surrogates-v1';
+export const RANK_MAX = 1024;
+
+/** @throws MaskrouteError `corrupt_model`, `invalid_request` for a file that is no table of surrogates. */
+export async function readSurrogates(path: string): Promise<Surrogates> {
+  const invalid = (why: string) =>
+    new MaskrouteError('invalid_request', `${path} is no table of surrogates: ${why}.`);
+  const file = await openSafetensors(path);
+  try {
+    const { format, model = '', fitted = '' } = file.metadata;
+    if (format !== FORMAT) throw invalid('its metadata do not say so');
+    if (!MODEL_HASH_PATTERN.test(model)) throw invalid('it names no model');
+    for (const name of ['a', 'b', 'bias', 'first'])
+      if (!file.has(name)) throw invalid(`it has no tensor ${name}`);
+    const [blockCount = 0, hiddenSize = 0, rank = 0] = file.shape('a');
+    const table = {
+      blockCount,
+      hiddenSize,
+      rank,
+      a: await file.read('a'),
+      b: await file.read('b'),
+      bias: await file.read('bias'),
+      first: await file.read('first'),
+    };
+    const fits =
+      sameShape(file.shape('a'), [blockCount, hiddenSize, rank]) &&
+      sameShape(file.shape('b'), [blockCount, rank, hiddenSize]) &&
+      sameShape(file.shape('bias'), [blockCount, hiddenSize]) &&
+      sameShape(file.shape('first'), [blockCount, hiddenSize]);
+    if (!fits) throw invalid('its shapes do not fit each other');
+    checkRank(rank);
+    const hash = await sha256OfFiles([path]);
+    return { id: `s_${hash.slice(0, 24)}` as SurrogatesId, model: model as ModelHash, table, fitted };
+  } finally {
+    await file.close();
+  }
+}
+
+/** @throws MaskrouteError `invalid_request` for a rank that 8-bit products cannot have. */
+export function checkRank(rank: number): void {
+  if (Number.isInteger(rank) && rank > 0 && rank <= RANK_MAX && rank % QUANT_BLOCK === 0) return;
+  const message = `The rank of surrogates must be a multiple of ${QUANT_BLOCK} up to ${RANK_MAX}, not ${rank}.`;
+  throw new MaskrouteError('invalid_request', message);
+}
+
+const sameShape = (a: readonly number[], b: readonly number[]): boolean => a.join() === b.join();
+
+/** `table` in the basis of the model's file. Whole or not at all; the id is that of what was written. */
+export async function writeSurrogates(
+  path: string,
+  { model, table, fitted }: Omit<Surrogates, 'id'>,
+): Promise<void> {
+  const { blockCount, hiddenSize, rank, a, b, bias, first } = table;
+  const bytes = encodeHalfTensors(
+    [
+      { name: 'a', shape: [blockCount, hiddenSize, rank], data: a },
+      { name: 'b', shape: [blockCount, rank, hiddenSize], data: b },
+      { name: 'bias', shape: [blockCount, hiddenSize], data: bias },
+      { name: 'first', shape: [blockCount, hiddenSize], data: first },
+    ],
+    { format: FORMAT, model, fitted },
+  );
+  await writeWhole(path, bytes);
+}
+
+/** @throws MaskrouteError `mask_model_mismatch` when the table is for another model. */
+export function checkSurrogatesModel(
+  { model, table }: Surrogates,
+  { hash, config }: { readonly hash: string; readonly config: LlamaConfig },
+): void {
+  const { layerCount, hiddenSize } = config;
+  if (model === hash && table.blockCount === 2 * layerCount && table.hiddenSize === hiddenSize) return;
+  throw new MaskrouteError('surrogates_mismatch', 'These surrogates are for another model.');
+}
+
+/** Whether an installed model of this kind holds its stream in the rotated basis: x becomes x·Q. */
+const isRotated = (kind: WeightKind): boolean => kind !== 'f32';
+
+/** From the file's basis to that of an installed model: A becomes QᵀA, B becomes B·Q. */
+export const toInstalledBasis = (table: SurrogateTable, kind: WeightKind): SurrogateTable =>
+  isRotated(kind) ? inBasis(table, rotateRows) : table;
+
+/** The inverse of {@link toInstalledBasis}. */
+export const toFileBasis = (table: SurrogateTable, kind: WeightKind): SurrogateTable =>
+  isRotated(kind) ? inBasis(table, unrotateRows) : table;
+
+function inBasis(table: SurrogateTable, rotate: (rows: Float32Array, width: number) => void): SurrogateTable {
+  const { blockCount, hiddenSize: H, rank } = table;
+  const rows = (values: Float32Array): Float32Array => {
+    const copy = values.slice();
+    rotate(copy, H);
+    return copy;
+  };
+  const a = new Float32Array(table.a.length);
+  const size = H * rank;
+  for (let at = 0; at < blockCount * size; at += size) {
+    const columns = rows(transpose(table.a.subarray(at, at + size), H, rank));
+    a.set(transpose(columns, rank, H), at);
+  }
+  return { ...table, a, b: rows(table.b), bias: rows(table.bias), first: rows(table.first) };
+}
