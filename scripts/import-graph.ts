@@ -16,10 +16,10 @@ export type Import = {
   readonly resolved: boolean;
 };
 
-/** Every import in the `.ts` files below `folders` of `root`. @throws Error for a file that does not parse. */
+/** Every import in the `.ts` and `.tsx` files below `folders` of `root`. @throws Error for a file that does not parse. */
 export function readImports(root: string, folders: readonly string[]): Import[] {
   const files = globSync(
-    folders.map((folder) => `${folder}/**/*.ts`),
+    folders.map((folder) => `${folder}/**/*.{ts,tsx}`),
     { cwd: root },
   ).sort();
   return files.flatMap((file) => {

@@ -117,6 +117,18 @@ export const RULES: readonly Rule[] = [
     { path: '^workers/(routes|app\\.ts|index\\.ts)' },
   ),
   forbid(
+    'dashboard-is-a-client',
+    'The page runs in a browser and meets the edge over HTTP and in shared/ only.',
+    { path: '^workers/dashboard/' },
+    { path: '^workers/(?!dashboard/)|^node:' },
+  ),
+  forbid(
+    'edge-serves-the-page-unread',
+    'The worker delivers the page as files; code for browsers does not get into it.',
+    { path: '^workers/(?!dashboard/)' },
+    { path: '^workers/dashboard/' },
+  ),
+  forbid(
     'no-test-code-in-the-product',
     'Tests and scripts use the product, never the other way round.',
     { path: '^(gpu-backend|workers|shared)/' },

@@ -28,6 +28,8 @@ const BREAKING: Record<string, Tree> = {
   'wiring-at-entry-points': { 'gpu-backend/api/a.ts': '../commands/b.ts' },
   'edge-db-below-services': { 'workers/db/a.ts': '../services/b.ts' },
   'edge-services-below-routes': { 'workers/services/a.ts': '../routes/b.ts' },
+  'dashboard-is-a-client': { 'workers/dashboard/a.tsx': '../services/b.ts' },
+  'edge-serves-the-page-unread': { 'workers/routes/a.ts': '../dashboard/b.ts' },
   'no-test-code-in-the-product': { 'gpu-backend/api/a.ts': '../../scripts/b.ts' },
 };
 

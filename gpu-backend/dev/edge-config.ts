@@ -13,6 +13,7 @@ const wranglerSchema = z.strictObject({
   main: z.string(),
   compatibility_date: z.string(),
   compatibility_flags: z.array(z.string()).default([]),
+  build: z.strictObject({ command: z.string() }),
   assets: z.strictObject({ directory: z.string(), binding: z.string(), run_worker_first: z.literal(true) }),
   d1_databases: z
     .array(
@@ -75,6 +76,8 @@ export type EdgeConfig = {
   readonly entry: string;
   readonly compatibilityDate: string;
   readonly compatibilityFlags: string[];
+  /** What makes the assets. */
+  readonly buildCommand: string;
   readonly assets: { readonly folder: string; readonly binding: string };
   readonly database: { readonly binding: string; readonly name: string; readonly migrationsFolder: string };
   /** By binding. All are SQLite-backed. */
@@ -113,6 +116,7 @@ export async function readEdgeConfig(projectFolder: string): Promise<EdgeConfig>
     entry: inProject(data.main),
     compatibilityDate: data.compatibility_date,
     compatibilityFlags: data.compatibility_flags,
+    buildCommand: data.build.command,
     assets: { folder: inProject(data.assets.directory), binding: data.assets.binding },
     database: {
       binding: database!.binding,

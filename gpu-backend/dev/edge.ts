@@ -5,6 +5,7 @@ import { MaskrouteError } from '../../shared/errors.ts';
 import { type EdgeConfig, readEdgeConfig } from './edge-config.ts';
 import { openFront } from './front.ts';
 import { applyMigrations } from './migrations.ts';
+import { runBuild } from './run-build.ts';
 
 export type EdgeOptions = {
   readonly projectFolder: string;
@@ -21,6 +22,7 @@ export type Edge = { readonly url: string; readonly close: () => Promise<void> }
 /** Listens on the loopback interface only. @throws MaskrouteError `port_in_use`, `start_failed`. */
 export async function startEdge(options: EdgeOptions): Promise<Edge> {
   const config = await readEdgeConfig(options.projectFolder);
+  await runBuild(config.buildCommand, options.projectFolder);
   const script = await bundleWorker(config);
   const miniflare = new Miniflare(miniflareOptions(config, script, options));
   try {

@@ -1,0 +1,109 @@
+/**
+ * How the page asks the edge: with the session's cookie, the session's token on what changes something, and every
+ * answer parsed by the schema that the edge writes it by.
+ */
+import { z } from 'zod';
+import { CSRF_HEADER, type Session, sessionSchema } from '../../shared/dashboard.ts';
+
+export class ApiError extends Error {
+  readonly status: number;
+  readonly code: string;
+
+  constructor(status: number, code: string, message: string) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+const wireErrorSchema = z.object({ error: z.object({ message: z.string(), code: z.string() }) });
+
+/** @throws ApiError what the edge answered, or `network` when there was no answer. */
+export async function failure(response: Response): Promise<ApiError> {
+  const text = await response.text();
+  try {
+    const { error } = wireErrorSchema.parse(JSON.parse(text));
+    return new ApiError(response.status, error.code, error.message);
+  } catch {
+    return new ApiError(response.status, 'unreadable', `The edge answered ${response.status}.`);
+  }
+}
+
+export type Call = { readonly method?: string; readonly body?: unknown; readonly signal?: AbortSignal };
+
+let session: Session | undefined;
+let onSessionEnd: () => void = () => undefined;
+
+/** @throws ApiError */
+async function send(path: string, { method = 'GET', body, signal }: Call): Promise<Response> {
+  let response: Response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers: {
+        ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        ...(method === 'GET' || session === undefined ? {} : { [CSRF_HEADER]: session.csrf }),
+      },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      ...(signal === undefined ? {} : { signal }),
+    });
+  } catch (error) {
+    if (signal?.aborted === true) throw error;
+    throw new ApiError(0, 'network', 'The edge cannot be reached.');
+  }
+  if (response.ok) return response;
+  // A session that has ended, or whose key was revoked, leads back to the login.
+  if (response.status === 401 && session !== undefined) {
+    session = undefined;
+    onSessionEnd();
+  }
+  throw await failure(response);
+}
+
+/** A question to the admin API; `path` is what follows `/admin/v1`. @throws ApiError */
+export async function admin<T extends z.ZodType>(
+  schema: T,
+  path: string,
+  call: Call = {},
+): Promise<z.output<T>> {
+  const parsed = schema.safeParse(await (await send(`/admin/v1${path}`, call)).json());
+  if (parsed.success) return parsed.data;
+  throw new ApiError(
+    200,
+    'unreadable',
+    `The edge's answer is not what this page knows: ${parsed.error.message}`,
+  );
+}
+
+export const sessionEnds = (listener: () => void): void => {
+  onSessionEnd = listener;
+};
+
+/** The session that the cookie stands for; undefined without one. @throws ApiError */
+export async function resume(): Promise<Session | undefined> {
+  try {
+    session = sessionSchema.parse(await (await send('/dashboard/session', {})).json());
+    return session;
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 401) return undefined;
+    throw error;
+  }
+}
+
+/** @throws ApiError `invalid_api_key`, `forbidden` for a key that administrates nothing. */
+export async function logIn(key: string): Promise<Session> {
+  const response = await send('/dashboard/session', { method: 'POST', body: { key } });
+  session = sessionSchema.parse(await response.json());
+  return session;
+}
+
+export async function logOut(): Promise<void> {
+  await send('/dashboard/session', { method: 'DELETE' });
+  session = undefined;
+}
+
+/** `?tenant=…` and more, without what is undefined. */
+export function query(values: Record<string, string | number | undefined>): string {
+  const entries = Object.entries(values).filter(([, value]) => value !== undefined);
+  return entries.length === 0 ? '' : `?${new URLSearchParams(entries.map(([k, v]) => [k, String(v)]))}`;
+}

@@ -1,0 +1,108 @@
+/**
+ * A chart in the page's colours. The picture has a label that says what it shows; the figures themselves are in a
+ * table beside it.
+ */
+
+import type { CustomSeriesOption, LineSeriesOption, ScatterSeriesOption } from 'echarts/charts';
+import type { GridComponentOption, LegendComponentOption, TooltipComponentOption } from 'echarts/components';
+import type { ComposeOption, ECharts } from 'echarts/core';
+import { useEffect, useRef, useState } from 'preact/hooks';
+import { onThemeChange } from '../theme.ts';
+
+export type ChartOption = ComposeOption<
+  | CustomSeriesOption
+  | LineSeriesOption
+  | ScatterSeriesOption
+  | GridComponentOption
+  | LegendComponentOption
+  | TooltipComponentOption
+>;
+
+export type Palette = {
+  readonly text: string;
+  readonly line: string;
+  readonly background: string;
+  readonly series: readonly string[];
+};
+
+/** Okabe and Ito's colours, told apart by colour-blind people too; the eighth adapts to the background. */
+const SERIES = ['#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#b0a100'];
+
+function paletteOf(element: Element): Palette {
+  const style = getComputedStyle(element);
+  const colour = (name: string) => style.getPropertyValue(name).trim();
+  const text = colour('--pico-color');
+  return {
+    text,
+    line: colour('--pico-muted-border-color'),
+    background: colour('--pico-card-background-color'),
+    series: [...SERIES, text],
+  };
+}
+
+export function Chart(props: {
+  readonly label: string;
+  readonly option: (palette: Palette) => ChartOption;
+  readonly height_px?: number;
+}) {
+  const element = useRef<HTMLDivElement>(null);
+  const [chart, setChart] = useState<ECharts>();
+  const [theme, setTheme] = useState(0);
+
+  useEffect(() => onThemeChange(() => setTheme((before) => before + 1)), []);
+  useEffect(() => {
+    let made: ECharts | undefined;
+    let gone = false;
+    const resize = new ResizeObserver(() => made?.resize());
+    import('./echarts.ts').then(({ init }) => {
+      if (gone) return;
+      made = init(element.current!, null, { renderer: 'canvas' });
+      resize.observe(element.current!);
+      setChart(made);
+    });
+    return () => {
+      gone = true;
+      resize.disconnect();
+      made?.dispose();
+    };
+  }, []);
+  useEffect(() => {
+    if (chart === undefined || chart.isDisposed()) return;
+    const palette = paletteOf(element.current!);
+    chart.setOption(
+      {
+        animation: false,
+        color: [...palette.series],
+        textStyle: { color: palette.text, fontFamily: 'inherit' },
+        ...props.option(palette),
+      },
+      { notMerge: true },
+    );
+  }, [chart, theme, props.option]);
+
+  return (
+    <div class="chart" role="img" aria-label={props.label}>
+      <div ref={element} style={{ height: `${props.height_px ?? 320}px` }} />
+    </div>
+  );
+}
+
+/** Axes in the palette's colours. `name` says what is measured, with its unit. */
+export const axis = (palette: Palette, name: string, more: object = {}) => ({
+  name,
+  nameLocation: 'middle' as const,
+  nameGap: 30,
+  nameTextStyle: { color: palette.text },
+  axisLabel: { color: palette.text },
+  axisLine: { lineStyle: { color: palette.line } },
+  splitLine: { lineStyle: { color: palette.line } },
+  ...more,
+});
+
+/** A tooltip that is drawn like the rest: one made of HTML would need styles that the page's policy forbids. */
+export const tooltip = (palette: Palette) => ({
+  renderMode: 'richText' as const,
+  backgroundColor: palette.background,
+  borderColor: palette.line,
+  textStyle: { color: palette.text },
+});

@@ -1,0 +1,65 @@
+/** A modal dialog that asks before something is changed; the browser keeps the focus inside. */
+import type { ComponentChildren } from 'preact';
+import { useEffect, useId, useRef, useState } from 'preact/hooks';
+import { Failure } from './notice.tsx';
+
+export function Dialog(props: {
+  readonly title: string;
+  readonly onClose: () => void;
+  readonly children: ComponentChildren;
+  readonly footer?: ComponentChildren;
+}) {
+  const ref = useRef<HTMLDialogElement>(null);
+  const titleId = useId();
+  useEffect(() => ref.current!.showModal(), []);
+  return (
+    <dialog ref={ref} aria-labelledby={titleId} onClose={props.onClose}>
+      <article>
+        <h2 id={titleId}>{props.title}</h2>
+        {props.children}
+        {props.footer !== undefined && <footer>{props.footer}</footer>}
+      </article>
+    </dialog>
+  );
+}
+
+/** `act` runs when the person agrees; the dialog stays open with the reason when it fails. */
+export function Confirm(props: {
+  readonly title: string;
+  readonly action: string;
+  readonly act: () => Promise<void>;
+  readonly onClose: () => void;
+  readonly children: ComponentChildren;
+}) {
+  const [error, setError] = useState<Error>();
+  const [busy, setBusy] = useState(false);
+  const agree = async () => {
+    setBusy(true);
+    try {
+      await props.act();
+      props.onClose();
+    } catch (thrown) {
+      setError(thrown as Error);
+      setBusy(false);
+    }
+  };
+  return (
+    <Dialog
+      title={props.title}
+      onClose={props.onClose}
+      footer={
+        <>
+          <button type="button" class="secondary" onClick={props.onClose}>
+            Cancel
+          </button>
+          <button type="button" onClick={agree} aria-busy={busy} disabled={busy}>
+            {props.action}
+          </button>
+        </>
+      }
+    >
+      {props.children}
+      {error !== undefined && <Failure error={error} />}
+    </Dialog>
+  );
+}

@@ -1,0 +1,126 @@
+/** The frame around every page: who is logged in, which tenant is looked at, where one can go. */
+import { useEffect, useRef, useState } from 'preact/hooks';
+import { Link, Route, Switch, useLocation } from 'wouter-preact';
+import { listSchema, tenantSchema } from '../../shared/admin.ts';
+import type { Session } from '../../shared/dashboard.ts';
+import { admin, logOut } from './api.ts';
+import { ScopeContext } from './context.ts';
+import { tenantName } from './format.ts';
+import { PAGES } from './pages/index.ts';
+import { applyTheme, storedTheme, THEMES } from './theme.ts';
+import { useLoad } from './use-load.ts';
+
+export function Layout({ session, onLogOut }: { readonly session: Session; readonly onLogOut: () => void }) {
+  const [tenant, setTenant] = useState(session.tenant ?? '');
+  const isGlobal = session.tenant === null;
+  return (
+    <ScopeContext.Provider value={{ session, tenant, isGlobal }}>
+      <a class="skip" href="#content">
+        Skip to the content
+      </a>
+      <header class="top">
+        <strong>Maskroute</strong>
+        {isGlobal ? <TenantPicker tenant={tenant} onPick={setTenant} /> : <span>Tenant {tenant}</span>}
+        <ThemePicker />
+        <button type="button" class="outline" onClick={() => logOut().finally(onLogOut)}>
+          Log out
+        </button>
+      </header>
+      <div class="frame">
+        <Navigation isGlobal={isGlobal} />
+        <Content />
+      </div>
+    </ScopeContext.Provider>
+  );
+}
+
+function Navigation({ isGlobal }: { readonly isGlobal: boolean }) {
+  const [location] = useLocation();
+  return (
+    <nav aria-label="Pages">
+      <ul>
+        {PAGES.filter((page) => isGlobal || !page.isGlobal).map(({ path, title }) => (
+          <li key={path}>
+            <Link href={path} aria-current={location === path ? 'page' : undefined}>
+              {title}
+            </Link>
+          </li>
+        ))}
+      </ul>
+    </nav>
+  );
+}
+
+/** The heading takes the focus when the page changes, so that a screen reader says where one is. */
+function Content() {
+  const [location] = useLocation();
+  const heading = useRef<HTMLHeadingElement>(null);
+  const first = useRef(true);
+  const title = PAGES.find((page) => page.path === location)?.title ?? 'Not found';
+  useEffect(() => {
+    document.title = `${title} · Maskroute`;
+    if (!first.current) heading.current?.focus();
+    first.current = false;
+  }, [title]);
+  return (
+    <main id="content">
+      <h1 tabIndex={-1} ref={heading}>
+        {title}
+      </h1>
+      <Switch>
+        {PAGES.map(({ path, page: Page }) => (
+          <Route key={path} path={path}>
+            <Page />
+          </Route>
+        ))}
+        <Route>
+          <p>There is no such page.</p>
+        </Route>
+      </Switch>
+    </main>
+  );
+}
+
+function TenantPicker(props: { readonly tenant: string; readonly onPick: (tenant: string) => void }) {
+  const tenants = useLoad((signal) => admin(listSchema(tenantSchema), '/tenants', { signal }), []);
+  const ids = tenants.state === 'ready' ? tenants.data.data.map(({ id }) => id) : [];
+  return (
+    <label class="inline">
+      Tenant
+      <select
+        value={props.tenant}
+        onChange={(event) => props.onPick(event.currentTarget.value)}
+        onFocus={tenants.reload}
+      >
+        {['', ...ids].map((id) => (
+          <option key={id} value={id}>
+            {tenantName(id)}
+          </option>
+        ))}
+      </select>
+    </label>
+  );
+}
+
+function ThemePicker() {
+  const [theme, setTheme] = useState(storedTheme());
+  return (
+    <label class="inline">
+      Theme
+      <select
+        value={theme}
+        onChange={(event) => {
+          const picked = THEMES.find((name) => name === event.currentTarget.value) ?? 'auto';
+          applyTheme(picked);
+          setTheme(picked);
+        }}
+      >
+        {THEMES.map((name) => (
+          <option key={name} value={name}>
+            {name}
+          </option>
+        ))}
+      </select>
+    </label>
+  );
+}

@@ -1,0 +1,26 @@
+/** The mask set that is live for the tenant in view, with its publication. */
+import { type Publication, publicationSchema } from '../../shared/admin.ts';
+import { type MaskSet, maskSetSchema } from '../../shared/mask-set.ts';
+import { ApiError, admin, query } from './api.ts';
+import { useScope } from './context.ts';
+import { type Load, useLoad } from './use-load.ts';
+
+export type LiveSet = { readonly publication: Publication; readonly set: MaskSet };
+
+/** Null when the tenant has none of its own (its requests then use the default one) or nothing is live. */
+export function useLiveSet(): Load<LiveSet | null> & { readonly reload: () => void } {
+  const { tenant } = useScope();
+  return useLoad((signal) => loadLive(tenant, signal), [tenant]);
+}
+
+async function loadLive(tenant: string, signal: AbortSignal): Promise<LiveSet | null> {
+  const scope = query({ tenant });
+  try {
+    const publication = await admin(publicationSchema, `/publications/live${scope}`, { signal });
+    const set = await admin(maskSetSchema, `/mask-sets/${publication.version}${scope}`, { signal });
+    return { publication, set };
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 404) return null;
+    throw error;
+  }
+}
