@@ -60,6 +60,8 @@ export type MaskrouteInfo = RouteEcho & {
 /** The answer of the backend's `GET /v1/answers/{id}`; 404 with `not_found` when it knows nothing of the id. */
 export const answerUsageSchema = z.looseObject({
   object: z.literal('maskroute.answer'),
+  /** False: it still runs, and the counts say nothing yet. */
+  finished: z.boolean(),
   prompt_tokens: z.int().min(0),
   completion_tokens: z.int().min(0),
 });

@@ -18,6 +18,12 @@ export const TABLE = {
   loadsMax: 64,
 } as const;
 
+/** The running experiments are one entry: they too start and stop within 5 s, and no request waits for D1. */
+export const EXPERIMENTS = { ...TABLE, entriesMax: 1, loadsMax: 1 } as const;
+
+/** More at a time would make every request walk a long list. */
+export const EXPERIMENTS_RUNNING_MAX = 100;
+
 /**
  * Keys. A revoked key works for at most 10 s more in an isolate that can reach D1; while D1 is down, keys
  * seen before work for an hour, and at most one request a second waits 250 ms to find out. A wrong key is remembered for 2 s so that a client in a loop asks D1 rarely.
@@ -51,11 +57,20 @@ export const MODELS = {
   loadsMax: 1,
 } as const;
 
+/** The registry of backends: a change holds within seconds, and while D1 is down the last list does. */
+export const BACKENDS = { ...MODELS, fresh_ms: 2_000, stale_ms: Number.POSITIVE_INFINITY } as const;
+
+/** Questions to backends about their load, behind requests: one request asks a few, an answer is small. */
+export const LOAD_PROBE = { timeout_ms: 2_000, aRequestMax: 4, bytesMax: 256 * 1024 } as const;
+
 /** What an admin request, feedback or a backend's question for a mask waits for D1. */
 export const D1_TIMEOUT_ms = 5_000;
 
 /** Decoded mask sets held by an isolate of 128 MB: at 256 clusters of 384 dimensions each takes 0.4 MB. */
 export const DECODED_SETS_MAX = 64;
+
+/** Vectors of texts seen before, where embedding goes over a network: at 384 dimensions each takes 1.5 kB. */
+export const VECTORS_MAX = 4_000;
 
 /** Loading the static table is reading a local asset; it is done once an isolate. */
 export const ENCODER_LOAD_TIMEOUT_ms = 5_000;
@@ -90,3 +105,16 @@ export const READINESS = {
 
 /** A working day: a session of the dashboard can't be renewed, only opened again. */
 export const SESSION_LIFETIME_s = 8 * 3600;
+
+/** The backends' encoder: the time is for loading it too, since embedding has the shorter `EMBED_TIMEOUT_MS`. */
+export const EMBEDDINGS = { timeout_ms: 3_000, batch: 64, bytesMax: 4 * 1024 * 1024 } as const;
+
+/** A tenant's budget object: it answers in milliseconds, or it is out of reach and the request is refused. */
+export const BUDGET = { wait_ms: 2_000, tries: 2, burstWindow_s: 10 } as const;
+
+/** How long after a client left its backend is asked what the answer cost; it may have to notice first. */
+export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000] as const;
+/** Each question's own time. */
+export const COST_QUESTION_ms = 2_000;
+/** An event that the queue does not take is offered again; after that the log has it. */
+export const EVENT_RETRY_DELAYS_ms = [0, 100, 1_000] as const;

@@ -7,8 +7,6 @@ export const answerRoutes = ({ recent }: Pick<ApiParts, 'recent'>): Hono<ApiEnv>
   new Hono<ApiEnv>().get('/v1/answers/:id', (c) => {
     const usage = recent.find(c.req.param('id'));
     if (usage === undefined) throw new MaskrouteError('not_found', 'There is no such answer.');
-    if (usage === null) {
-      throw new MaskrouteError('not_ready', 'The answer is not finished.', { retryAfter_s: 1 });
-    }
-    return c.json({ object: 'maskroute.answer', ...usage });
+    const counts = usage ?? { prompt_tokens: 0, completion_tokens: 0 };
+    return c.json({ object: 'maskroute.answer', finished: usage !== null, ...counts });
   });

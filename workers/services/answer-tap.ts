@@ -1,0 +1,132 @@
+/**
+ * Listens in on an answer that passes through: when its first bytes came, how it ended, and what the backend
+ * says at its end about its cost. Nothing is held back or copied; only the last pieces are kept, and read once
+ * the answer is over.
+ */
+
+/** More than the last event of any stream, and than what follows the choices of a whole answer. */
+const TAIL_BYTES = 16 * 1024;
+
+export type AnswerEnd =
+  /** `broken`: the backend's side ended before the answer did. */
+  | { readonly how: 'complete' | 'broken' }
+  /** The client left. */
+  | { readonly how: 'cancelled' };
+
+/** As the backend counted. */
+export type AnswerFigures = {
+  readonly prompt_tokens: number;
+  readonly completion_tokens: number;
+  readonly queue_ms: number | null;
+  readonly prefill_ms: number | null;
+  readonly decode_ms: number | null;
+};
+
+export type Heard = {
+  readonly end: AnswerEnd['how'];
+  readonly firstAt_ms: number | null;
+  readonly figures: AnswerFigures | null;
+  /** The code of an error event in the stream. */
+  readonly lateError: string | null;
+};
+
+/** `onEnd` is called exactly once. Aborting `signal` is the client leaving. */
+export function tapAnswer(
+  body: ReadableStream<Uint8Array>,
+  signal: AbortSignal,
+  onEnd: (heard: Heard) => void,
+): ReadableStream<Uint8Array> {
+  const reader = body.getReader();
+  let tail: Uint8Array[] = [];
+  let tail_bytes = 0;
+  let firstAt_ms: number | null = null;
+  let ended = false;
+
+  const hear = (chunk: Uint8Array): void => {
+    if (isComment(chunk)) return;
+    firstAt_ms ??= Date.now();
+    tail.push(chunk);
+    tail_bytes += chunk.length;
+    while (tail_bytes - tail[0]!.length >= TAIL_BYTES) tail_bytes -= tail.shift()!.length;
+  };
+  const end = (how: AnswerEnd['how']): void => {
+    if (ended) return;
+    ended = true;
+    signal.removeEventListener('abort', left);
+    const text = new TextDecoder().decode(join(tail, tail_bytes));
+    tail = [];
+    onEnd({ end: how, firstAt_ms, figures: figuresIn(text), lateError: lateErrorIn(text) });
+  };
+  const left = () => end('cancelled');
+  signal.addEventListener('abort', left, { once: true });
+
+  return new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        try {
+          const { done, value } = await reader.read();
+          if (done) {
+            end('complete');
+            controller.close();
+          } else {
+            hear(value);
+            controller.enqueue(value);
+          }
+        } catch (error) {
+          end(signal.aborted ? 'cancelled' : 'broken');
+          controller.error(error);
+        }
+      },
+      async cancel(reason) {
+        end('cancelled');
+        await reader.cancel(reason).catch(() => {});
+      },
+    },
+    // Zero: what the client does not take stays with the backend.
+    { highWaterMark: 0 },
+  );
+}
+
+const COLON = 0x3a;
+/** A keepalive says nothing of the answer. */
+const isComment = (chunk: Uint8Array): boolean => chunk[0] === COLON && chunk.length < 64;
+
+function join(parts: readonly Uint8Array[], bytes: number): Uint8Array {
+  if (parts.length === 1) return parts[0]!;
+  const whole = new Uint8Array(bytes);
+  let offset = 0;
+  for (const part of parts) {
+    whole.set(part, offset);
+    offset += part.length;
+  }
+  return whole;
+}
+
+/**
+ * The last counts in the text. They are looked for as they stand in JSON outside of strings: inside of one, which
+ * a model may have written, the quotes are escaped.
+ */
+export function figuresIn(text: string): AnswerFigures | null {
+  const number = (name: string, from: string): number | null => {
+    const at = from.lastIndexOf(`"${name}":`);
+    if (at === -1) return null;
+    const value = Number.parseFloat(from.slice(at + name.length + 3, at + name.length + 35));
+    return Number.isFinite(value) && value >= 0 ? value : null;
+  };
+  const prompt_tokens = number('prompt_tokens', text);
+  const completion_tokens = number('completion_tokens', text);
+  if (prompt_tokens === null || completion_tokens === null) return null;
+  return {
+    prompt_tokens: Math.round(prompt_tokens),
+    completion_tokens: Math.round(completion_tokens),
+    queue_ms: number('queue_ms', text),
+    prefill_ms: number('prefill_ms', text),
+    decode_ms: number('decode_ms', text),
+  };
+}
+
+function lateErrorIn(text: string): string | null {
+  const at = text.lastIndexOf('event: error\n');
+  if (at === -1 || (at > 0 && text[at - 1] !== '\n')) return null;
+  return /"code":"([a-z_]{1,64})"/.exec(text.slice(at))?.[1] ?? 'backend_error';
+}

@@ -1,0 +1,125 @@
+/**
+ * Tenants' budgets, from the side of a request: reserve before, settle after. The books are kept by one Durable
+ * Object a tenant; when it can't be reached nobody knows what is left, and the request is refused.
+ */
+import { MaskrouteError } from '../../shared/errors.ts';
+import {
+  type BudgetLimits,
+  type BudgetState,
+  type BudgetUnit,
+  isUnlimited,
+  type ReserveAnswer,
+} from '../budgets/budget.ts';
+import type { TenantBudget } from '../budgets/tenant-budget.ts';
+import { BUDGET, RETRY_AFTER_s } from '../limits.ts';
+import { withDeadline } from './deadline.ts';
+import { log, reasonOf } from './log.ts';
+import type { TokenBounds } from './token-bounds.ts';
+
+export type Reservation = { readonly tokens: number; readonly headers: Record<string, string> };
+
+export interface Budgets {
+  /**
+   * Null for a tenant without limits, which costs nothing.
+   * @throws MaskrouteError `rate_limit_exceeded` for a burst, `budget_exceeded`, `budget_unavailable`.
+   */
+  reserve(
+    tenant: string,
+    limits: BudgetLimits,
+    id: string,
+    bounds: TokenBounds,
+    onRefused: (headers: Record<string, string>) => void,
+  ): Promise<Reservation | null>;
+  /** Never throws: what could not be settled is freed when the reservation expires. */
+  settle(tenant: string, id: string, tokens: number): Promise<void>;
+  /** @throws MaskrouteError `budget_unavailable`. */
+  states(tenant: string, limits: BudgetLimits): Promise<BudgetState[]>;
+}
+
+export type BurstLimit = Pick<RateLimit, 'limit'>;
+
+export function createBudgets(
+  objects: Pick<DurableObjectNamespace<TenantBudget>, 'idFromName' | 'get'>,
+  burst: BurstLimit | undefined,
+): Budgets {
+  /** A broken stub stays broken, so each try has its own. What is asked is idempotent, so it may be asked again. */
+  const ask = async <T>(
+    tenant: string,
+    question: (object: DurableObjectStub<TenantBudget>) => Promise<T>,
+  ) => {
+    for (let tries = 1; ; tries++) {
+      try {
+        const object = objects.get(objects.idFromName(tenant));
+        return await withDeadline(question(object), BUDGET.wait_ms, 'the budget');
+      } catch (error) {
+        log('warn', 'budget_unreachable', { tenant, tries, reason: reasonOf(error) });
+        if (tries >= BUDGET.tries) throw unavailable(error);
+      }
+    }
+  };
+  return {
+    async reserve(tenant, limits, id, bounds, onRefused) {
+      if (isUnlimited(limits)) return null;
+      await refuseBurst(burst, tenant);
+      const { prompt_tokens, wanted_tokens, least_tokens } = bounds;
+      const request = { id, limits, prompt_tokens, wanted_tokens, least_tokens };
+      const answer = await ask(tenant, async (object) => (await object.reserve(request)) as ReserveAnswer);
+      const headers = rateLimitHeaders(answer.states);
+      if (answer.granted) return { tokens: answer.tokens, headers };
+      onRefused(headers);
+      throw exceeded(answer, least_tokens);
+    },
+    async settle(tenant, id, tokens) {
+      await ask(tenant, (object) => object.settle(id, tokens)).catch((error) => {
+        log('error', 'budget_not_settled', { tenant, id, tokens, reason: reasonOf(error) });
+      });
+    },
+    states: (tenant, limits) => ask(tenant, async (object) => (await object.states(limits)) as BudgetState[]),
+  };
+}
+
+/** A burst limit that can't be asked lets the request on to the books, which decide. */
+async function refuseBurst(burst: BurstLimit | undefined, tenant: string): Promise<void> {
+  const outcome = await burst?.limit({ key: tenant }).catch((error: unknown) => {
+    log('warn', 'burst_limit_unreachable', { tenant, reason: reasonOf(error) });
+    return { success: true };
+  });
+  if (outcome?.success !== false) return;
+  throw new MaskrouteError('rate_limit_exceeded', 'Too many requests at once.', {
+    retryAfter_s: BUDGET.burstWindow_s,
+  });
+}
+
+const unavailable = (cause: unknown) =>
+  new MaskrouteError('budget_unavailable', 'The budget cannot be checked right now.', {
+    retryAfter_s: RETRY_AFTER_s,
+    cause,
+  });
+
+function exceeded(refusal: Extract<ReserveAnswer, { granted: false }>, tokens: number): MaskrouteError {
+  const { unit, window, limit, used, resetsAfter_ms } = refusal.refusedBy;
+  const need = unit === 'tokens' ? `, and this request may take ${tokens}` : '';
+  const budget = `The budget of ${limit} ${unit} a ${window}`;
+  if (!refusal.everFits) {
+    const advice = 'send a shorter prompt or a smaller max_tokens';
+    return new MaskrouteError('budget_exceeded', `${budget} never has room for ${tokens} tokens: ${advice}.`);
+  }
+  return new MaskrouteError('budget_exceeded', `${budget} is used up: ${used} are used or reserved${need}.`, {
+    retryAfter_s: Math.max(1, Math.ceil(resetsAfter_ms / 1000)),
+  });
+}
+
+/** OpenAI's headers, a unit each about the window with the least left. */
+export function rateLimitHeaders(states: readonly BudgetState[]): Record<string, string> {
+  const headers: Record<string, string> = {};
+  for (const unit of ['requests', 'tokens'] satisfies BudgetUnit[]) {
+    const [least] = states
+      .filter((state) => state.unit === unit)
+      .sort((a, b) => a.limit - a.used - (b.limit - b.used));
+    if (least === undefined) continue;
+    headers[`x-ratelimit-limit-${unit}`] = String(least.limit);
+    headers[`x-ratelimit-remaining-${unit}`] = String(Math.max(0, least.limit - least.used));
+    headers[`x-ratelimit-reset-${unit}`] = `${Math.ceil(least.resetsAfter_ms / 1000)}s`;
+  }
+  return headers;
+}

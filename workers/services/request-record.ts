@@ -1,0 +1,208 @@
+/**
+ * One request's account, from its reservation to its event: opened when it is let in, closed exactly once,
+ * however it ends. Closing settles the budget and sends the event, both behind the answer.
+ */
+import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
+import type { RequestEvent } from '../../shared/events.ts';
+import { HEADERS, splitModelName } from '../../shared/protocol.ts';
+import { type AskBackends, answerCost } from './answer-cost.ts';
+import { type Heard, tapAnswer } from './answer-tap.ts';
+import type { Caller } from './api-keys.ts';
+import type { Budgets, Reservation } from './budgets.ts';
+import type { Hold } from './deadline.ts';
+import type { Events } from './events.ts';
+import type { RoutableBody, Routed } from './routing.ts';
+
+export type RecordParts = {
+  readonly events: Events;
+  readonly budgets: Budgets;
+  readonly askBackends: AskBackends;
+  /** A backend that is silent for so long may still have worked. */
+  readonly backendTimeout_ms: number;
+};
+
+export type RecordOf = {
+  readonly event: string;
+  readonly completion: string;
+  readonly caller: Caller;
+  readonly routable: RoutableBody;
+  readonly signal: AbortSignal;
+  readonly hold: Hold;
+};
+
+export interface RequestRecord {
+  /** What the backend calls the completion. */
+  readonly completion: string;
+  /** The longest answer that was granted, in tokens a choice; undefined: as the client said. */
+  readonly answerTokensMax: number | undefined;
+  reserved(reservation: Reservation | null, answerTokensMax: number | undefined): void;
+  routed(routed: Routed): void;
+  /** Follows an answer to its end; closes the record when there is none. */
+  watch(answer: Promise<Response>): Promise<Response>;
+  /** For what goes wrong before a backend was asked. */
+  failed(error: unknown): void;
+}
+
+export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
+  const started_ms = Date.now();
+  const { body, kind } = of.routable;
+  let reservation: Reservation | null = null;
+  let answerTokensMax: number | undefined;
+  let routed: Routed | undefined;
+  let closed = false;
+
+  const close = (outcome: Outcome): void => {
+    if (closed) return;
+    closed = true;
+    of.hold(finish(outcome));
+  };
+
+  const finish = async (outcome: Outcome): Promise<void> => {
+    const cost = await costOf(outcome);
+    const settled =
+      reservation === null || cost === null
+        ? undefined
+        : parts.budgets.settle(of.caller.tenant, of.event, cost.prompt_tokens + cost.completion_tokens);
+    await Promise.all([
+      settled,
+      routed === undefined ? undefined : parts.events.send(event(routed, outcome, cost)),
+    ]);
+  };
+
+  /** Null: nobody can say. Then the reservation runs out by itself. */
+  const costOf = async ({ heard, mayHaveRun }: Outcome): Promise<Cost | null> =>
+    heard?.figures ?? (mayHaveRun ? await answerCost(parts.askBackends, of.completion) : NOTHING);
+
+  const event = (known: Routed, outcome: Outcome, cost: Cost | null): RequestEvent => {
+    const { decision, assignment } = known;
+    return {
+      kind: 'request',
+      id: of.event,
+      tenant: of.caller.tenant,
+      key_id: of.caller.keyId,
+      day: new Date(started_ms).toISOString().slice(0, 10),
+      created_at_ms: started_ms,
+      endpoint: kind,
+      model: splitModelName(body.model).model,
+      mask: decision.maskId ?? outcome.mask ?? 'custom',
+      sparsity: decision.sparsity ?? outcome.sparsity,
+      mask_set: decision.set?.name ?? null,
+      version: decision.set?.version ?? null,
+      cluster: decision.cluster,
+      similarity: decision.similarity,
+      experiment: assignment.experiment,
+      variant: assignment.variant,
+      region: assignment.region,
+      fallback: decision.fallback,
+      stream: body.stream === true,
+      status: outcome.status,
+      error_code: outcome.code,
+      prompt_tokens: cost?.prompt_tokens ?? 0,
+      completion_tokens: cost?.completion_tokens ?? 0,
+      counted: cost !== null,
+      ...latencies(outcome.heard, started_ms, body.stream === true, body.n ?? 1),
+      total_ms: outcome.endedAt_ms - started_ms,
+    };
+  };
+
+  const failed = (thrown: unknown): void => {
+    const error = toMaskrouteError(thrown);
+    const waited_ms = Date.now() - started_ms;
+    // A refused connection is no work done; a silence may be.
+    const silent = error.code === 'backend_unreachable' && waited_ms >= parts.backendTimeout_ms;
+    const mayHaveRun = routed !== undefined && (error.code === 'cancelled' || silent);
+    close({ ...NO_ANSWER, status: error.status, code: error.code, mayHaveRun, endedAt_ms: Date.now() });
+  };
+
+  const follow = async (response: Response): Promise<Response> => {
+    const { headers, status } = response;
+    if (!response.ok || response.body === null) {
+      const code = await codeOf(response);
+      close({ ...NO_ANSWER, status, code, mayHaveRun: false, endedAt_ms: Date.now() });
+      return response;
+    }
+    const said = { mask: headers.get(HEADERS.mask), sparsity: numberOrNull(headers.get(HEADERS.sparsity)) };
+    const body = tapAnswer(response.body, of.signal, (heard) =>
+      close({ ...said, ...endOf(heard, status), heard, mayHaveRun: true, endedAt_ms: Date.now() }),
+    );
+    return new Response(body, { status, headers });
+  };
+
+  return {
+    completion: of.completion,
+    get answerTokensMax() {
+      return answerTokensMax;
+    },
+    reserved(granted, tokensMax) {
+      reservation = granted;
+      answerTokensMax = tokensMax;
+    },
+    routed(decided) {
+      routed = decided;
+    },
+    failed,
+    async watch(answer) {
+      try {
+        return await follow(await answer);
+      } catch (error) {
+        failed(error);
+        throw error;
+      }
+    },
+  };
+}
+
+type Cost = { readonly prompt_tokens: number; readonly completion_tokens: number };
+const NOTHING: Cost = { prompt_tokens: 0, completion_tokens: 0 };
+
+type Outcome = {
+  readonly status: number;
+  readonly code: string | null;
+  readonly heard: Heard | null;
+  readonly mayHaveRun: boolean;
+  readonly mask: string | null;
+  readonly sparsity: number | null;
+  readonly endedAt_ms: number;
+};
+const NO_ANSWER = { heard: null, mask: null, sparsity: null } as const;
+
+function endOf({ end, lateError }: Heard, status: number): Pick<Outcome, 'status' | 'code'> {
+  if (lateError !== null) return { status, code: lateError };
+  switch (end) {
+    case 'complete':
+      return { status, code: null };
+    case 'broken':
+      return { status, code: 'backend_error' };
+    case 'cancelled':
+      return { status: new MaskrouteError('cancelled', '').status, code: 'cancelled' };
+  }
+}
+
+/** The first token as the edge saw it in a stream, as the backend says in a whole answer. */
+function latencies(
+  heard: Heard | null,
+  started_ms: number,
+  stream: boolean,
+  choices: number,
+): Pick<RequestEvent, 'ttft_ms' | 'tpot_ms'> {
+  const figures = heard?.figures ?? null;
+  const seen_ms = stream && heard?.firstAt_ms != null ? Math.max(0, heard.firstAt_ms - started_ms) : null;
+  const said_ms =
+    figures?.queue_ms == null || figures.prefill_ms == null ? null : figures.queue_ms + figures.prefill_ms;
+  const later = (figures?.completion_tokens ?? 0) - choices;
+  return {
+    ttft_ms: stream ? seen_ms : said_ms,
+    tpot_ms: figures?.decode_ms != null && later > 0 ? figures.decode_ms / later : null,
+  };
+}
+
+async function codeOf(response: Response): Promise<string | null> {
+  const body = await response
+    .clone()
+    .json<{ error?: { code?: unknown } }>()
+    .catch(() => null);
+  return typeof body?.error?.code === 'string' ? body.error.code : 'backend_error';
+}
+
+const numberOrNull = (text: string | null): number | null =>
+  text === null || !Number.isFinite(Number(text)) ? null : Number(text);
