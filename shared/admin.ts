@@ -15,6 +15,7 @@
  * | `POST /publications/rollback`   | {@link rollbackSchema}      | 201 {@link Publication}; 409 when nothing came before |
  * | `GET /publications?tenant=`     |                             | list of {@link Publication}, newest first |
  * | `GET /publications/live?tenant=` |                            | {@link LivePublication}; 404 when nothing was published |
+ * | `/experiments`, `/stats`        |                             | see `admin-experiments.ts` |
  *
  * `tenant` is a tenant id; absent or empty it means the default that every tenant without its own uses.
  * A tenant's own admin key needs no `tenant`: it means its own, and every other is refused with 403.
@@ -31,12 +32,12 @@ export const LIST_COUNT_MAX = 200;
 export const API_KEY_KINDS = ['tenant', 'tenant_admin', 'admin'] as const;
 export type ApiKeyKind = (typeof API_KEY_KINDS)[number];
 
-const tenantId = z
+export const tenantId = z
   .string()
   .regex(TENANT_ID_PATTERN, 'expected lower-case letters, digits and dashes, at most 63');
-const ownerId = z.union([z.literal(DEFAULT_TENANT), tenantId]);
-const version = z.string().regex(MASK_SET_VERSION_PATTERN, 'expected v_ and 24 hexadecimal digits');
-const timestamp = z.iso.datetime();
+export const ownerId = z.union([z.literal(DEFAULT_TENANT), tenantId]);
+export const version = z.string().regex(MASK_SET_VERSION_PATTERN, 'expected v_ and 24 hexadecimal digits');
+export const timestamp = z.iso.datetime();
 
 export const createTenantSchema = z.strictObject({
   id: tenantId,

@@ -30,3 +30,53 @@ export function assignVariant<V extends Variant>(
   }
   return variants.findLast((variant) => variant.weight > 0)!;
 }
+
+/** Whom, what and where an experiment is about; an empty list is no limit. Times are milliseconds. */
+export type Scope = {
+  readonly tenants: readonly string[];
+  readonly models: readonly string[];
+  readonly regions: readonly Place[];
+  readonly startsAt_ms: number;
+  /** Infinity: until it is stopped. */
+  readonly endsAt_ms: number;
+};
+/** A place, known as precisely as it is: a scope names one of the three, a request has all that are known. */
+export type Place = {
+  readonly continent?: string | undefined;
+  readonly country?: string | undefined;
+  readonly colo?: string | undefined;
+};
+const PLACE_KINDS = ['continent', 'country', 'colo'] as const;
+
+export type ScopedRequest = { readonly tenant: string; readonly model: string; readonly place: Place };
+
+export const isInScope = (scope: Scope, request: ScopedRequest, now_ms: number): boolean =>
+  scope.startsAt_ms <= now_ms &&
+  now_ms < scope.endsAt_ms &&
+  isListed(scope.tenants, request.tenant) &&
+  isListed(scope.models, request.model) &&
+  (scope.regions.length === 0 || scope.regions.some((region) => isWithin(request.place, region)));
+
+const isListed = (list: readonly string[], item: string): boolean => list.length === 0 || list.includes(item);
+
+const isWithin = (place: Place, region: Place): boolean =>
+  PLACE_KINDS.every((kind) => region[kind] === undefined || region[kind] === place[kind]);
+
+/**
+ * Whether one request could be in both. Places of different kinds may hold one another (nothing here knows
+ * which country a data centre is in), so they count as overlapping.
+ */
+export const overlap = (a: Scope, b: Scope): boolean =>
+  a.startsAt_ms < b.endsAt_ms &&
+  b.startsAt_ms < a.endsAt_ms &&
+  share(a.tenants, b.tenants) &&
+  share(a.models, b.models) &&
+  (a.regions.length === 0 ||
+    b.regions.length === 0 ||
+    a.regions.some((one) => b.regions.some((other) => mayMeet(one, other))));
+
+const share = (a: readonly string[], b: readonly string[]): boolean =>
+  a.length === 0 || b.length === 0 || a.some((item) => b.includes(item));
+
+const mayMeet = (a: Place, b: Place): boolean =>
+  PLACE_KINDS.every((kind) => a[kind] === undefined || b[kind] === undefined || a[kind] === b[kind]);

@@ -8,7 +8,7 @@ import { tenantOnly } from '../middleware/authenticate.ts';
 import { parse, readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
 import { edgeUrl } from '../services/edge-url.ts';
-import { regionOf } from '../services/region.ts';
+import { placeOf, regionOf } from '../services/region.ts';
 import { denseDecision } from '../services/route.ts';
 import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../services/routing.ts';
 import { decisionHeaders } from './decision-headers.ts';
@@ -81,7 +81,10 @@ export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> =>
   const { services, caller } = c.var;
   return routeRequest(
     { ...services, similarityMin: services.config.SIMILARITY_MIN },
-    { ...routable, caller, region: regionOf(c.req.raw), signal: c.req.raw.signal, hold: holdOf(c) },
+    {
+      ...{ ...routable, caller, signal: c.req.raw.signal, hold: holdOf(c) },
+      ...{ region: regionOf(c.req.raw), place: placeOf(c.req.raw) },
+    },
   );
 };
 

@@ -1,6 +1,7 @@
 /** The services of one isolate, made once from its environment: the only place that wires them together. */
 import { findApiKey } from '../db/api-keys.ts';
 import { type Database, openDatabase } from '../db/client.ts';
+import { listStarted } from '../db/experiments.ts';
 import { findMaskSet } from '../db/mask-sets.ts';
 import { findLive } from '../db/publications.ts';
 import { type Config, type Env, parseConfig } from '../env.ts';
@@ -12,6 +13,7 @@ import { loadEncoder } from './encoders/index.ts';
 import { createModels, type Models } from './models.ts';
 import { createReadiness, type Readiness } from './readiness.ts';
 import { createRoutingTable, type RoutingTable } from './routing-table.ts';
+import { createRunningExperiments, type RunningExperiments } from './running-experiments.ts';
 import { createSessions, type Sessions } from './sessions.ts';
 
 export type Services = {
@@ -19,6 +21,7 @@ export type Services = {
   readonly db: Database;
   readonly apiKeys: ApiKeys;
   readonly table: RoutingTable;
+  readonly experiments: RunningExperiments;
   readonly embedder: Embedder;
   readonly models: Models;
   readonly backend: Backend;
@@ -41,17 +44,19 @@ function createServices(env: Env): Services {
   const config = parseConfig(env);
   const db = openDatabase(env.DB);
   const backend = createBackend(config.BACKEND_URL, config.BACKEND_KEY);
+  const table = createRoutingTable({
+    findLive: (tenant) => findLive(db, tenant),
+    findMaskSet: (owner, version) => findMaskSet(db, owner, version),
+  });
   return {
     config,
     db,
     backend,
+    table,
+    experiments: createRunningExperiments(async () => (await listStarted(db, Date.now())).experiments, table),
     readiness: createReadiness(backend),
     sessions: createSessions(config.ADMIN_KEY),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
-    table: createRoutingTable({
-      findLive: (tenant) => findLive(db, tenant),
-      findMaskSet: (owner, version) => findMaskSet(db, owner, version),
-    }),
     embedder: createEmbedder(() => loadEncoder(config, env), config.EMBED_TIMEOUT_MS),
     models: createModels(() => askModels(backend)),
   };

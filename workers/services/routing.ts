@@ -1,18 +1,20 @@
 /** A request's way to its mask: assign, look up what is live, embed, find the nearest centroid; each timed. */
 import { chatRouteText, completionRouteText } from '../../shared/embedding/route-text.ts';
+import type { Place } from '../../shared/experiment.ts';
 import type { EncoderSpec } from '../../shared/mask-set.ts';
 import type { ChatRequest, CompletionRequest } from '../../shared/openai.ts';
 import type { ModelEntry, RouteEcho } from '../../shared/protocol.ts';
 import { splitModelName } from '../../shared/protocol.ts';
 import { stickyKey } from '../../shared/sticky-key.ts';
 import type { Caller } from './api-keys.ts';
-import { type Assignment, assign } from './assign.ts';
+import { type Assignment, assign, type RunningExperiment, unassigned } from './assign.ts';
 import type { Hold } from './deadline.ts';
 import type { Embedder } from './embed.ts';
 import { log, reasonOf } from './log.ts';
 import type { Models } from './models.ts';
 import { type Decision, denseDecision, isModelOf, nearestDecision, requestedDecision } from './route.ts';
 import type { LiveSet, RoutingTable } from './routing-table.ts';
+import type { RunningExperiments } from './running-experiments.ts';
 
 /** The body that routing reads. */
 export type RoutableBody =
@@ -22,6 +24,7 @@ export type RoutableBody =
 export type RouteRequest = RoutableBody & {
   readonly caller: Caller;
   readonly region: string;
+  readonly place: Place;
   readonly signal: AbortSignal;
   readonly hold: Hold;
 };
@@ -39,6 +42,7 @@ export type Routed = {
 export type RoutingDependencies = {
   readonly table: RoutingTable;
   readonly models: Models;
+  readonly experiments: RunningExperiments;
   readonly embedder: Embedder;
   readonly similarityMin: number;
 };
@@ -49,37 +53,65 @@ export async function routeRequest(
 ): Promise<Routed> {
   const timings: RouteTimings = { assign_ms: 0, embed_ms: 0, route_ms: 0 };
   const started_ms = performance.now();
-  const assignment = assign(request.region);
-  timings.assign_ms = performance.now() - started_ms;
-  const { decision, encoder } = await decide(dependencies, request, timings);
+  const known = await lookUp(dependencies, request);
+  const found_ms = performance.now();
+  const assignment = assignRequest(known, request);
+  timings.assign_ms = performance.now() - found_ms;
+  const { decision, encoder } = await decide(dependencies, known, assignment, request, timings);
   timings.route_ms = performance.now() - started_ms - timings.assign_ms - timings.embed_ms;
   return { decision, assignment, encoder, timings };
 }
 
+/** What is known, all of it from the isolate once it has been asked for. */
+type Known = {
+  readonly live: LiveSet | null;
+  readonly entry: ModelEntry | undefined;
+  readonly experiments: readonly RunningExperiment[];
+};
+
+async function lookUp(
+  { table, models, experiments }: RoutingDependencies,
+  request: RouteRequest,
+): Promise<Known> {
+  const conversation = () => stickyKey('conversation', request.caller, request);
+  const { model } = splitModelName(request.body.model);
+  const [live, list, running] = await Promise.all([
+    table.liveFor(request.caller.tenant, conversation, request.hold).catch(() => null),
+    models.list(request.hold).catch((error): readonly ModelEntry[] => {
+      log('warn', 'model_list_unavailable', { reason: reasonOf(error) });
+      return [];
+    }),
+    experiments.list(request.hold),
+  ]);
+  return { live, entry: list.find((candidate) => candidate.id === model), experiments: running };
+}
+
+/** Who names the mask, or asks for dense, decided for themselves: no experiment is about their request. */
+function assignRequest({ experiments, entry }: Known, request: RouteRequest): Assignment {
+  const { region, place, caller, body } = request;
+  const { model, dense } = splitModelName(body.model);
+  if (dense || body.mask != null) return unassigned(region);
+  const isUsable = (set: LiveSet) => isModelOf(set, model, entry);
+  return assign(experiments, { caller, model, place, region, source: request, isUsable }, Date.now());
+}
+
 async function decide(
-  { table, models, embedder, similarityMin }: RoutingDependencies,
+  { table, embedder, similarityMin }: RoutingDependencies,
+  { live, entry }: Known,
+  { arm }: Assignment,
   request: RouteRequest,
   timings: RouteTimings,
 ): Promise<{ decision: Decision; encoder: EncoderSpec | null }> {
   const unembedded = (decision: Decision) => ({ decision, encoder: null });
   const { model, dense } = splitModelName(request.body.model);
-  const [set, list] = await Promise.all([
-    table
-      .liveFor(request.caller.tenant, () => stickyKey('conversation', request.caller, request), request.hold)
-      .catch(() => null),
-    models.list(request.hold).catch((error): readonly ModelEntry[] => {
-      log('warn', 'model_list_unavailable', { reason: reasonOf(error) });
-      return [];
-    }),
-  ]);
-  const entry = list.find((candidate) => candidate.id === model);
   const { mask } = request.body;
   if (mask != null) {
     const findSparsity = (id: string) => table.findMask(id)?.cluster.sparsity;
-    return unembedded(requestedDecision(mask, set, entry, findSparsity));
+    return unembedded(requestedDecision(mask, live, entry, findSparsity));
   }
-  if (dense) return unembedded(denseDecision(set, 'requested'));
-  if (set === null) return unembedded(denseDecision(null, 'no_mask_set'));
+  if (dense) return unembedded(denseDecision(live, 'requested'));
+  const set = arm === null ? live : arm.set;
+  if (set === null) return unembedded(denseDecision(null, arm === null ? 'no_mask_set' : 'experiment'));
   if (!isModelOf(set, model, entry)) return unembedded(denseDecision(set, 'model_mismatch'));
 
   const text = routeText(request);

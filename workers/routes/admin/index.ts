@@ -2,6 +2,7 @@
 import { Hono } from 'hono';
 import type { AppEnv } from '../../context.ts';
 import { adminOnly } from '../../middleware/authenticate.ts';
+import { experiments } from './experiments.ts';
 import { keys } from './keys.ts';
 import { maskSets } from './mask-sets.ts';
 import { publications } from './publications.ts';
@@ -12,4 +13,5 @@ export const admin = new Hono<AppEnv>()
   .route('/tenants', tenants)
   .route('/keys', keys)
   .route('/mask-sets', maskSets)
-  .route('/publications', publications);
+  .route('/publications', publications)
+  .route('/experiments', experiments);

@@ -1,0 +1,94 @@
+/** Experiments: drafts are made and changed, started ones are only stopped. */
+import { Hono } from 'hono';
+import { DEFAULT_TENANT } from '../../../shared/admin.ts';
+import {
+  changeExperimentSchema,
+  createExperimentSchema,
+  type ExperimentDefinition,
+  experimentDefinitionSchema,
+} from '../../../shared/admin-experiments.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import { type AppContext, type AppEnv, holdOf } from '../../context.ts';
+import {
+  changeDraft,
+  deleteDraft,
+  findExperiment,
+  insertExperiment,
+  listExperiments,
+  type StoredExperiment,
+  toExperiment,
+} from '../../db/experiments.ts';
+import { tenantExists } from '../../db/tenants.ts';
+import { parse, readJson } from '../../middleware/body.ts';
+import { d1 } from '../../services/d1.ts';
+import { start, stop } from '../../services/experiments.ts';
+import { scopedTenant } from './scope.ts';
+
+export const experiments = new Hono<AppEnv>()
+  .post('/', async (c) => {
+    const { id, tenant, ...definition } = parse(createExperimentSchema, await readJson(c.req.raw));
+    const owner = await scopedTenant(c, tenant);
+    const checked = await checkDefinition(c, owner, definition);
+    const draft = { id, owner, definition: checked, createdAt_ms: Date.now(), actor: c.var.admin.actor };
+    return answer(c, await d1(insertExperiment(c.var.services.db, draft)), 201);
+  })
+  .get('/', async (c) => {
+    const owner = await scopedTenant(c, c.req.query('tenant'));
+    const filter = owner === DEFAULT_TENANT ? undefined : owner;
+    const found = await d1(listExperiments(c.var.services.db, filter));
+    const now_ms = Date.now();
+    return c.json({ object: 'list', data: found.map((experiment) => toExperiment(experiment, now_ms)) });
+  })
+  .get('/:id', async (c) => answer(c, await find(c)))
+  .patch('/:id', async (c) => {
+    const draft = await find(c);
+    const change = parse(changeExperimentSchema, await readJson(c.req.raw));
+    const merged = Object.entries({ ...draft.definition, ...change }).filter(([, value]) => value !== null);
+    const definition = parse(experimentDefinitionSchema, Object.fromEntries(merged));
+    const checked = await checkDefinition(c, draft.owner, definition);
+    if (!(await d1(changeDraft(c.var.services.db, draft.id, checked)))) throw started(draft.id);
+    return answer(c, { ...draft, definition: checked });
+  })
+  .delete('/:id', async (c) => {
+    const draft = await find(c);
+    if (!(await d1(deleteDraft(c.var.services.db, draft.id)))) throw started(draft.id);
+    return answer(c, draft);
+  })
+  .post('/:id/start', async (c) => answer(c, await start(c.var.services, await find(c), holdOf(c))))
+  .post('/:id/stop', async (c) => answer(c, await stop(c.var.services, await find(c), holdOf(c))));
+
+const answer = (c: AppContext, experiment: StoredExperiment, status: 200 | 201 = 200): Response =>
+  c.json(toExperiment(experiment, Date.now()), status);
+
+/** @throws MaskrouteError `not_found` when there is none, or it is not the caller's. */
+export async function find(c: AppContext): Promise<StoredExperiment> {
+  const { services, admin } = c.var;
+  const found = await d1(findExperiment(services.db, c.req.param('id') ?? '', admin.tenant));
+  if (found === null) throw new MaskrouteError('not_found', 'There is no such experiment.');
+  return found;
+}
+
+/** @throws MaskrouteError `invalid_request` or `not_found` for tenants that cannot take part. */
+async function checkDefinition(
+  c: AppContext,
+  owner: string,
+  definition: ExperimentDefinition,
+): Promise<ExperimentDefinition> {
+  if (owner !== DEFAULT_TENANT && definition.tenants.length > 0) {
+    throw new MaskrouteError(
+      'invalid_request',
+      "tenants: a tenant's own experiment is on that tenant alone",
+      {
+        param: 'tenants',
+      },
+    );
+  }
+  for (const tenant of definition.tenants) {
+    if (await d1(tenantExists(c.var.services.db, tenant))) continue;
+    throw new MaskrouteError('not_found', `There is no tenant ${tenant}.`, { param: 'tenants' });
+  }
+  return definition;
+}
+
+const started = (id: string) =>
+  new MaskrouteError('conflict', `${id} was started, so it stays as it is; stop it and make another.`);

@@ -1,0 +1,86 @@
+/** The life of an experiment: a draft is checked when it starts, and refused if it overlaps another. */
+import { DEFAULT_TENANT } from '../../shared/admin.ts';
+import { DENSE_VARIANT } from '../../shared/admin-experiments.ts';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { overlap } from '../../shared/experiment.ts';
+import {
+  findExperiment,
+  listStarted,
+  type StoredExperiment,
+  scopeOf,
+  startExperiment,
+  stopExperiment,
+} from '../db/experiments.ts';
+import { EXPERIMENTS_RUNNING_MAX } from '../limits.ts';
+import { d1 } from './d1.ts';
+import type { Hold } from './deadline.ts';
+import { checkPublishable, type PublishDependencies } from './publish.ts';
+import type { RunningExperiments } from './running-experiments.ts';
+
+export type ExperimentDependencies = PublishDependencies & { readonly experiments: RunningExperiments };
+
+/**
+ * From now on, or from its own start on, requests take part in it.
+ * @throws MaskrouteError `conflict` when it was started before, is over, overlaps another or another one was
+ * started at the same moment; as `checkPublishable` for each variant.
+ */
+export async function start(
+  dependencies: ExperimentDependencies,
+  draft: StoredExperiment,
+  hold: Hold,
+): Promise<StoredExperiment> {
+  const { db } = dependencies;
+  if (draft.startsAt_ms !== null) throw new MaskrouteError('conflict', `${draft.id} was started before.`);
+  for (const { mask_set } of draft.definition.variants) {
+    if (mask_set === DENSE_VARIANT) continue;
+    await checkPublishable(dependencies, { tenant: draft.owner, version: mask_set, hold });
+  }
+  const now_ms = Date.now();
+  const times = startTimes(draft, now_ms);
+  const seen = await d1(listStarted(db, now_ms));
+  if (seen.experiments.length >= EXPERIMENTS_RUNNING_MAX) {
+    throw new MaskrouteError('conflict', `${EXPERIMENTS_RUNNING_MAX} experiments run already; stop one.`);
+  }
+  const scope = scopeOf({ ...draft, ...times });
+  const other = seen.experiments.find((candidate) => overlap(scope, scopeOf(candidate)));
+  if (other !== undefined) throw overlapping(draft, other);
+  const started = await d1(startExperiment(db, draft, times, seen.revision));
+  if (started === null) {
+    throw new MaskrouteError(
+      'conflict',
+      'It was changed, or another one was started or stopped meanwhile; try again.',
+    );
+  }
+  await dependencies.experiments.refresh(hold).catch(() => {});
+  return started;
+}
+
+function startTimes({ id, definition: { starts_at, ends_at } }: StoredExperiment, now_ms: number) {
+  const startsAt_ms = Math.max(now_ms, starts_at === undefined ? 0 : Date.parse(starts_at));
+  const endsAt_ms = ends_at === undefined ? null : Date.parse(ends_at);
+  if (endsAt_ms !== null && endsAt_ms <= startsAt_ms) {
+    throw new MaskrouteError('conflict', `${id} would be over before it starts.`, { param: 'ends_at' });
+  }
+  return { startsAt_ms, endsAt_ms };
+}
+
+/** The other may be another tenant's, and then its name is not for this one. */
+function overlapping(draft: StoredExperiment, other: StoredExperiment): MaskrouteError {
+  const named = draft.owner === DEFAULT_TENANT || draft.owner === other.owner;
+  const which = named ? `the experiment ${other.id}` : 'an experiment of the platform';
+  return new MaskrouteError('conflict', `Requests of ${draft.id} take part in ${which} already.`);
+}
+
+/** @throws MaskrouteError `conflict` for a draft. */
+export async function stop(
+  { db, experiments }: Pick<ExperimentDependencies, 'db' | 'experiments'>,
+  experiment: StoredExperiment,
+  hold: Hold,
+): Promise<StoredExperiment> {
+  if (experiment.startsAt_ms === null) {
+    throw new MaskrouteError('conflict', `${experiment.id} was not started.`);
+  }
+  await d1(stopExperiment(db, experiment.id, Date.now()));
+  await experiments.refresh(hold).catch(() => {});
+  return (await d1(findExperiment(db, experiment.id, undefined)))!;
+}
