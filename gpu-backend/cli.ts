@@ -6,6 +6,7 @@ import { Command } from 'commander';
 import { MaskrouteError } from '../shared/errors.ts';
 import { addBenchCommands } from './commands/bench.ts';
 import { addCalibrationCommands } from './commands/calibration.ts';
+import { addEvaluationCommand } from './commands/evaluation.ts';
 import { addModelCommands } from './commands/model-commands.ts';
 import { addPublicationCommands } from './commands/publication.ts';
 import { addServeCommand } from './commands/serve.ts';
@@ -18,6 +19,7 @@ const program = new Command('maskroute')
 
 addModelCommands(program);
 addCalibrationCommands(program);
+addEvaluationCommand(program);
 addPublicationCommands(program);
 addServeCommand(program);
 addBenchCommands(program);

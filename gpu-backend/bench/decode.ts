@@ -5,10 +5,12 @@
  * The limit of decoding is the weights: each is read once a token, 1.16 bytes apiece at 8 bits with scales and
  * zero points. `speedup25Limit` is what the weights that a mask leaves out allow at most.
  */
-import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
+
 import { interleaved, round } from '../measure.ts';
+import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
+import { weightsRead } from '../model/weights-read.ts';
 import type { Peer } from './subjects.ts';
-import { llamaCppPeer, openEngine, quarterMask, weightsRead } from './subjects.ts';
+import { llamaCppPeer, openEngine, quarterMask } from './subjects.ts';
 
 const DENSE = 'dense';
 const QUARTER = '25 % of the blocks out';

@@ -5,14 +5,14 @@
  * The limit is the products: each weight multiplies twice a position, forward and back.
  */
 import { availableParallelism } from 'node:os';
+import type { Subject } from '../measure.ts';
+import { interleaved, round } from '../measure.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
 import type { LlamaConfig } from '../model/types.ts';
 import type { GateSession } from '../training/gate-session.ts';
 import { nextTokenBatch, openGateSession } from '../training/gate-session.ts';
 import { openTorchPeer } from './learn-peer.ts';
-import type { Subject } from '../measure.ts';
-import { interleaved, round } from '../measure.ts';
 import { quarterMask } from './subjects.ts';
 
 const SEQUENCES = 6;

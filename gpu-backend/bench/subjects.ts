@@ -3,9 +3,8 @@ import { availableParallelism } from 'node:os';
 import { denseMask, type Mask, maskFromSkippedLayers } from '../../shared/mask.ts';
 import type { Runner } from '../engine/runner.ts';
 import { openRunner } from '../engine/runner.ts';
-import { openInstalled } from '../model/store.ts';
-import type { LlamaConfig } from '../model/types.ts';
 import { median } from '../measure.ts';
+import { openInstalled } from '../model/store.ts';
 
 /** Chunks of a prompt, as the server computes them. */
 const CHUNK_TOKENS = 128;
@@ -112,13 +111,4 @@ export function quarterMask(layerCount: number): Mask {
     skipAttention: spread(attention, 3),
     skipFfn: spread(skipped - attention, 2),
   });
-}
-
-/** Weights that a decoded token reads, in multiply-adds: a skipped attention still reads K's and V's. */
-export function weightsRead(config: LlamaConfig, mask: Mask): number {
-  const { hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D, vocabularySize: V } = config;
-  return mask.runs.reduce((sum, runs, block) => {
-    if (block % 2 === 1) return sum + (runs ? 3 * H * F : 0);
-    return sum + 2 * H * G * D + (runs ? 2 * H * N * D : 0);
-  }, H * V);
 }

@@ -1,8 +1,9 @@
 /** `learn` and `distill`: the offline pipelines on the command line. */
 import { availableParallelism } from 'node:os';
 import path from 'node:path';
-import { type Command, InvalidArgumentError } from 'commander';
+import type { Command } from 'commander';
 import { maskrouteHome } from '../home.ts';
+import { interruptible, share, wholeNumber } from './arguments.ts';
 import { createProgressReporter } from './progress.ts';
 import { createStages } from './stages.ts';
 
@@ -115,32 +116,4 @@ async function runDistill({ seed, dimensions, ...flags }: DistillFlags, signal: 
   console.log(`${flags.out}: from ${report.texts} texts of ${report.tokens} tokens`);
 }
 
-/** Ctrl-C ends the work in good order: nothing half-written, and `learn` can go on later. */
-async function interruptible(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
-  const interrupted = new AbortController();
-  const stop = () => interrupted.abort();
-  process.once('SIGINT', stop).once('SIGTERM', stop);
-  try {
-    await work(interrupted.signal);
-  } catch (error) {
-    if (!interrupted.signal.aborted) throw error;
-    console.error('Stopped.');
-    process.exitCode = 130;
-  }
-}
-
 const percent = (part: number): string => `${(part * 100).toFixed(1)} %`;
-
-function wholeNumber(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (/^\d+$/.test(text) && value >= min && value <= max) return value;
-    throw new InvalidArgumentError(`expected a whole number from ${min} to ${max}`);
-  };
-}
-
-function share(text: string): number {
-  const value = Number(text);
-  if (text.trim() !== '' && value >= 0 && value < 1) return value;
-  throw new InvalidArgumentError('expected a number from 0 to 1, such as 0.125');
-}

@@ -1,0 +1,155 @@
+/** `evaluate`: learned masks against dense and every static baseline. The last line is one JSON object. */
+import { mkdir } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { type Command, InvalidArgumentError } from 'commander';
+import { STATIC_ENCODER_ID } from '../../shared/embedding/static-encoder.ts';
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { SurrogatesId } from '../../shared/mask.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
+import type { EvaluateOptions } from '../evaluation/evaluate.ts';
+import type { Baseline } from '../evaluation/methods.ts';
+import { BASELINES } from '../evaluation/methods.ts';
+import type { Evaluation } from '../evaluation/result.ts';
+import { maskrouteHome } from '../home.ts';
+import { interruptible, share, wholeNumber } from './arguments.ts';
+import { createProgressReporter } from './progress.ts';
+import { createStages } from './stages.ts';
+
+const SURROGATE_CHOICES = ['auto', 'both', 'with', 'without'] as const;
+
+type EvaluateFlags = {
+  readonly model: string;
+  readonly maskSet: string[];
+  readonly data: string[];
+  readonly calibration: string[];
+  readonly baselines: readonly Baseline[];
+  readonly sparsity: readonly number[];
+  readonly surrogate: (typeof SURROGATE_CHOICES)[number];
+  readonly encoder?: string;
+  readonly equalTime: boolean;
+  readonly limit: number;
+  readonly rows?: number;
+  readonly tokens: number;
+  readonly budget: number;
+  readonly searchPositions: number;
+  readonly rounds: number;
+  readonly threads: number;
+  readonly seed: number;
+  readonly out?: string;
+  readonly json: boolean;
+};
+
+export const EVALUATION_FILE = 'evaluation.json';
+
+export function addEvaluationCommand(program: Command): void {
+  program
+    .command('evaluate')
+    .description('learned masks against dense and static pruning, on text that neither was made on')
+    .requiredOption('--model <name>', 'an installed model')
+    .requiredOption('--mask-set <file...>', 'what `learn` wrote')
+    .requiredOption('--data <file...>', 'JSONL as for `learn`; what a set was learned on is not scored')
+    .option(
+      '--calibration <file...>',
+      'what baselines calibrate on (default: a part of --data, not scored)',
+      [],
+    )
+    .option('--baselines <names>', `all, none, or some of ${BASELINES.join(',')}`, baselineNames, BASELINES)
+    .option(
+      '--sparsity <shares>',
+      "baselines also at these, such as 0.125,0.25 (default: the sets')",
+      shares,
+      [],
+    )
+    .option('--surrogate <which>', `${SURROGATE_CHOICES.join(', ')} surrogates`, surrogateChoice, 'auto')
+    .option('--encoder <name>', "a set's encoder, where it is not the static one that ships")
+    .option('--no-equal-time', 'without the comparison at equal time')
+    .option('--limit <rows>', 'rows that are scored', wholeNumber(1), 64)
+    .option('--rows <count>', 'rows read from each file', wholeNumber(1))
+    .option('--tokens <count>', 'tokens of a row, cut at the end', wholeNumber(8), 160)
+    .option('--budget <evaluations>', 'model evaluations of each search', wholeNumber(1), 400)
+    .option('--search-positions <count>', 'scored positions of one such evaluation', wholeNumber(16), 512)
+    .option('--rounds <count>', 'interleaved rounds whose median is the time', wholeNumber(1), 5)
+    .option('--threads <count>', 'of the engine', wholeNumber(1, 1024), availableParallelism())
+    .option('--seed <number>', 'equal seeds score equal rows', wholeNumber(0), 1)
+    .option('--out <folder>', `gets ${EVALUATION_FILE} and report.html`)
+    .option('--json', 'nothing but the JSON line', false)
+    .action((flags: EvaluateFlags) => interruptible((signal) => runEvaluate(flags, signal)));
+}
+
+async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<void> {
+  const { evaluate } = await import('../evaluation/evaluate.ts');
+  const stages = createStages();
+  const evaluation = await evaluate(await toOptions(flags, stages.update, signal)).finally(stages.stop);
+  const { formatEvaluation } = await import('../evaluation/format.ts');
+  if (!flags.json) console.log(formatEvaluation(evaluation));
+  if (flags.out !== undefined) await writeOut(flags.out, evaluation);
+  console.log(JSON.stringify(evaluation));
+}
+
+async function toOptions(
+  flags: EvaluateFlags,
+  onProgress: EvaluateOptions['onProgress'],
+  signal: AbortSignal,
+): Promise<EvaluateOptions> {
+  const { showModel } = await import('./model.ts');
+  const { readMaskSet } = await import('../publication/mask-set-file.ts');
+  const { surrogatesOf } = await import('../evaluation/evaluate.ts');
+  const home = maskrouteHome();
+  const model = await showModel(home, flags.model);
+  const { stop: _, ...hooks } = createProgressReporter();
+  const maskSets = await Promise.all(flags.maskSet.map(readMaskSet));
+  return {
+    ...{ home, model, maskSets, data: flags.data, calibration: flags.calibration },
+    ...{ baselines: flags.baselines, sparsities: flags.sparsity, equalTime: flags.equalTime },
+    flavours: flavoursOf(flags.surrogate, surrogatesOf(model)),
+    openEncoder: async (set) => {
+      const { openEncoder } = await import('../calibration/encoders.ts');
+      return openEncoder(flags.encoder ?? encoderName(set), { home, threads: flags.threads, hooks });
+    },
+    ...{ limit: flags.limit, rowsMax: flags.rows, tokensMax: flags.tokens, evaluationsMax: flags.budget },
+    ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads: flags.threads },
+    ...{ seed: flags.seed, onProgress, signal },
+  };
+}
+
+/** The static encoder is named by its id; a full one by the name that `--encoder` takes. */
+function encoderName({ encoder }: MaskSet): string {
+  if (encoder.id === STATIC_ENCODER_ID) return STATIC_ENCODER_ID;
+  return encoder.id === 'sentence-transformers/all-MiniLM-L6-v2' ? 'all-minilm-l6-v2' : `hf:${encoder.id}`;
+}
+
+/** @throws MaskrouteError `invalid_argument` when surrogates are asked for and the model has none. */
+function flavoursOf(
+  choice: EvaluateFlags['surrogate'],
+  table: SurrogatesId | undefined,
+): (SurrogatesId | null)[] {
+  if (choice === 'without' || (choice === 'auto' && table === undefined)) return [null];
+  if (table === undefined)
+    throw new MaskrouteError('invalid_argument', 'The model has no surrogates: --surrogate without.');
+  return choice === 'with' ? [table] : [null, table];
+}
+
+async function writeOut(folder: string, evaluation: Evaluation): Promise<void> {
+  const { writeWhole } = await import('../write-whole.ts');
+  await mkdir(folder, { recursive: true });
+  await writeWhole(join(folder, EVALUATION_FILE), `${JSON.stringify(evaluation, null, 1)}\n`);
+}
+
+function baselineNames(text: string): readonly Baseline[] {
+  if (text === 'all') return BASELINES;
+  if (text === 'none') return [];
+  return text.split(',').map((name) => {
+    const found = BASELINES.find((baseline) => baseline === name.trim());
+    if (found === undefined) throw new InvalidArgumentError(`${name} is none of ${BASELINES.join(', ')}`);
+    return found;
+  });
+}
+
+const shares = (text: string): readonly number[] => text.split(',').map(share);
+
+function surrogateChoice(text: string): EvaluateFlags['surrogate'] {
+  const found = SURROGATE_CHOICES.find((choice) => choice === text);
+  if (found === undefined) throw new InvalidArgumentError(`expected one of ${SURROGATE_CHOICES.join(', ')}`);
+  return found;
+}

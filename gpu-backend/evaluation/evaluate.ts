@@ -1,0 +1,262 @@
+/**
+ * `maskroute evaluate`: learned masks against dense and every static baseline, on rows that neither was made on. One
+ * row of figures a method; what was computed is kept by content, so that a killed or repeated evaluation goes on.
+ */
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { Mask, SurrogatesId } from '../../shared/mask.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
+import { maskSetVersion } from '../../shared/mask-set.ts';
+import { kindTable } from '../calibration/cluster.ts';
+import type { OpenEncoder } from '../calibration/encoders.ts';
+import { seededRandom } from '../calibration/random.ts';
+import { skipCountFor } from '../calibration/rank-blocks.ts';
+import type { CalibrationRow } from '../calibration/read-data.ts';
+import type { Sample } from '../calibration/samples.ts';
+import { createSampler, drawSamples } from '../calibration/samples.ts';
+import type { Runner } from '../engine/runner.ts';
+import { openRunner } from '../engine/runner.ts';
+import type { ModelText } from '../model/model-text.ts';
+import { openModelText } from '../model/model-text.ts';
+import type { InstalledModel } from '../model/store.ts';
+import type { Contestant } from './contestants.ts';
+import { toRow } from './contestants.ts';
+import { pickRows, readEvaluationData } from './data.ts';
+import { timePlane, weightPoints } from './equal-time.ts';
+import type { LineUp, RoutedSet } from './line-up.ts';
+import { equalCountContestants, equalTimeContestants } from './line-up.ts';
+import type { Baseline, StaticMethod } from './methods.ts';
+import type { Evaluation, EvaluationRow } from './result.ts';
+import { routeTexts } from './routing.ts';
+import { openScoreSession } from './score-graph.ts';
+import { scoreRows } from './score-rows.ts';
+import { createScorer, type Scorer } from './scorer.ts';
+import { searchOrders } from './search.ts';
+import type { Timer } from './timing.ts';
+import { createTimer, skippedCounts } from './timing.ts';
+
+export const EVALUATION_DEFAULTS = {
+  limit: 64,
+  tokensMax: 160,
+  evaluationsMax: 400,
+  searchPositions: 512,
+  rounds: 5,
+  seed: 1,
+} as const;
+
+export type EvaluateOptions = {
+  readonly home: string;
+  readonly model: InstalledModel;
+  readonly maskSets: readonly MaskSet[];
+  readonly data: readonly string[];
+  readonly calibration: readonly string[];
+  readonly baselines: readonly Baseline[];
+  /** Static methods are taken at these, and at those of the mask sets. */
+  readonly sparsities: readonly number[];
+  /** `null`: holes. A table: the model's surrogates stand in for skipped blocks. */
+  readonly flavours: readonly (SurrogatesId | null)[];
+  readonly openEncoder: (set: MaskSet) => Promise<OpenEncoder>;
+  readonly equalTime: boolean;
+  /** Rows that are scored. */
+  readonly limit: number;
+  /** Rows read from each file. */
+  readonly rowsMax?: number | undefined;
+  readonly tokensMax: number;
+  /** Model evaluations of each search. */
+  readonly evaluationsMax: number;
+  /** Scored positions of one such evaluation. */
+  readonly searchPositions: number;
+  readonly rounds: number;
+  readonly threads: number;
+  readonly seed: number;
+  readonly onProgress: (stage: string, done: number, total: number) => void;
+  readonly signal?: AbortSignal | undefined;
+};
+
+/** What every stage needs. */
+export type Context = {
+  readonly options: EvaluateOptions;
+  readonly runner: Runner;
+  readonly scorer: Scorer;
+  readonly text: ModelText;
+};
+
+/**
+ * @throws MaskrouteError `invalid_data`, `invalid_mask_set` for a set of another model, `encoder_mismatch`. Rejects
+ * when `signal` aborts; what was computed is read back the next time.
+ */
+export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
+  return withContext(options, async (context) => evaluateIn(context));
+}
+
+/** Opens the model once for all stages. */
+export async function withContext<T>(
+  options: EvaluateOptions,
+  work: (context: Context) => Promise<T>,
+): Promise<T> {
+  const { model, threads } = options;
+  const { folder, manifest } = model;
+  for (const set of options.maskSets) checkModel(set, model);
+  const text = await openModelText(folder, manifest);
+  const runner = await openRunner(folder, manifest.config, { threads, surrogates: surrogatesOf(model) });
+  const session = await openScoreSession(threads);
+  try {
+    return await work({ options, runner, text, scorer: createScorer(runner, session) });
+  } finally {
+    await session.close();
+    await runner.close();
+  }
+}
+
+async function evaluateIn(context: Context): Promise<Evaluation> {
+  const { options, runner } = context;
+  const { model, seed } = options;
+  const { config } = model.manifest;
+  const data = await readEvaluationData({ ...options, learnedOn: learnedOn(options.maskSets) });
+  const { rows, samples } = scoredSamples(context, data.scored);
+  const sets = await routeSets(options, rows);
+  const lineUp: LineUp = {
+    ...{ rowCount: rows.length, blockCount: 2 * config.layerCount, sets },
+    ...{ baselines: options.baselines, flavours: options.flavours, sparsities: sparsitiesOf(options) },
+    orders: await search(context, data.calibration),
+  };
+  const { contestants, notes } = equalCountContestants(lineUp);
+  const timer = createTimer(runner, options.signal);
+  const timed = await matchTimes(context, lineUp, contestants, timer);
+  const all = [...contestants, ...timed];
+  const scores = await scoreRows(
+    {
+      ...options,
+      ...context,
+      samples,
+      onProgress: (done, total) => options.onProgress('score', done, total),
+    },
+    rows.map((_, row) => all.flatMap(({ masks }) => masks[row]!)),
+  );
+  const toFigures = (contestant: Contestant): EvaluationRow => {
+    const perRow = contestant.masks.map((masks, row) => masks.map((mask) => scores.of(row, mask)));
+    return toRow(contestant, rows, perRow, timer.msOf, config);
+  };
+  return {
+    rows: contestants.map(toFigures),
+    equalTime: timed.map(toFigures),
+    routing: sets.map(({ set, clusters }) => ({
+      maskSet: maskSetVersion(set),
+      name: set.name,
+      kinds: kindTable(rows, clusters, set.clusters.length),
+    })),
+    notes,
+    ...{ model: model.manifest.name, weights: model.manifest.weights, threads: options.threads },
+    search: { evaluations: options.evaluationsMax, positions: options.searchPositions },
+    seed,
+  };
+}
+
+/** Rows that are long enough to score, at most `limit`. */
+function scoredSamples({ options, text }: Context, scored: readonly CalibrationRow[]) {
+  const { limit, model, seed, tokensMax } = options;
+  const sampleOf = createSampler(text, model.manifest.eosTokenIds[0]!, tokensMax);
+  const rows: CalibrationRow[] = [];
+  const samples: Sample[] = [];
+  for (const row of pickRows(scored, limit, seed)) {
+    const sample = sampleOf(row);
+    if (sample === undefined) continue;
+    rows.push(row);
+    samples.push(sample);
+  }
+  if (rows.length === 0) throw new MaskrouteError('invalid_data', 'No row is long enough to score.');
+  return { rows, samples };
+}
+
+async function routeSets(options: EvaluateOptions, rows: readonly CalibrationRow[]): Promise<RoutedSet[]> {
+  const sets: RoutedSet[] = [];
+  for (const set of options.maskSets) {
+    const open = await options.openEncoder(set);
+    try {
+      const texts = rows.map(({ routeText }) => routeText);
+      sets.push({ set, clusters: await routeTexts(set, open, texts, options.signal) });
+    } finally {
+      await open.close();
+    }
+  }
+  return sets;
+}
+
+function search({ options, scorer, text }: Context, calibration: readonly CalibrationRow[]) {
+  const { model, seed, searchPositions, tokensMax, onProgress, flavours } = options;
+  const methods = options.baselines.filter((name): name is StaticMethod => name !== 'one-mask');
+  // Equally many rows of each kind, then in the order that they were picked.
+  const rows = pickRows(calibration, searchPositions, seed);
+  const samples = drawSamples(rows, text, model.manifest.eosTokenIds[0]!, seededRandom(seed), {
+    positions: searchPositions,
+    tokensMax,
+  });
+  const blockCount = 2 * model.manifest.config.layerCount;
+  const greedy = methods.filter((name) => ['sleb', 'blockpruner', 'finercut'].includes(name)).length;
+  const total = greedy * flavours.length * options.evaluationsMax;
+  let done = 0;
+  return searchOrders({
+    ...{ ...options, scorer, samples, methods },
+    skipCountMax: skipCountFor(blockCount, Math.max(...sparsitiesOf(options)) + EXTRA_SPARSITY),
+    onEvaluation: (method) => onProgress(`search ${method}`, ++done, Math.max(done, total)),
+  });
+}
+
+/** Searches go this much further than asked for, so that a method can be taken at a learned set's time too. */
+const EXTRA_SPARSITY = 0.05;
+
+/** Enough to tell which count makes a method as fast as another. */
+const ROUGH_ROUNDS = 3;
+
+/** Times of all contestants; then the static methods at the times of the learned ones, and all times again. */
+async function matchTimes(
+  { options }: Context,
+  lineUp: LineUp,
+  contestants: readonly Contestant[],
+  timer: Timer,
+): Promise<Contestant[]> {
+  const masksOf = (some: readonly Contestant[]): Mask[] => some.flatMap(({ masks }) => masks.flat());
+  options.onProgress('time', 0, 2);
+  await timer.measure(masksOf(contestants), options.equalTime ? ROUGH_ROUNDS : options.rounds);
+  options.onProgress('time', 1, 2);
+  if (!options.equalTime) return [];
+  const meanTime = ({ masks }: Contestant) =>
+    masks.reduce((sum, [mask]) => sum + timer.msOf(mask!), 0) / masks.length;
+  const learned = contestants
+    .filter(({ method }) => method === 'learned')
+    .map((contestant) => ({ contestant, ms: meanTime(contestant) }));
+  const timed = equalTimeContestants(lineUp, learned, (flavour) => {
+    const dense = masksOf(contestants.filter(({ method }) => method === 'dense')).slice(0, 1);
+    const masks = masksOf(contestants).filter((mask) => (mask.surrogates ?? null) === flavour);
+    const measured = [...dense, ...masks].map((mask) => ({ ...skippedCounts(mask), ms: timer.msOf(mask) }));
+    return timePlane([...measured, ...weightPoints(options.model.manifest.config, measured[0]!.ms)]);
+  });
+  await timer.measure([...masksOf(contestants), ...masksOf(timed)], options.rounds);
+  options.onProgress('time', 2, 2);
+  return timed;
+}
+
+const sparsitiesOf = ({ sparsities, maskSets }: EvaluateOptions): number[] =>
+  [...new Set([...sparsities, ...maskSets.map(({ targetSparsity }) => targetSparsity)])].sort(
+    (a, b) => a - b,
+  );
+
+/** Base names in the sets' own records. */
+const learnedOn = (sets: readonly MaskSet[]): string[] =>
+  sets.flatMap(({ learned }) =>
+    Array.isArray(learned.data)
+      ? learned.data.filter((name): name is string => typeof name === 'string')
+      : [],
+  );
+
+/** The table that the model's graph holds, if any. */
+export const surrogatesOf = ({ manifest }: InstalledModel): SurrogatesId | undefined =>
+  (manifest as { surrogates?: SurrogatesId }).surrogates;
+
+/** @throws MaskrouteError `invalid_mask_set`. */
+function checkModel(set: MaskSet, { manifest }: InstalledModel): void {
+  if (set.model.hash === manifest.hash && set.model.blockCount === 2 * manifest.config.layerCount) return;
+  throw new MaskrouteError(
+    'invalid_mask_set',
+    `The mask set ${set.name} is for another model (${set.model.name}), not for ${manifest.name}.`,
+  );
+}

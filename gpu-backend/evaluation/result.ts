@@ -1,0 +1,83 @@
+/** What an evaluation says: the JSON line of the command, `evaluation.json`, and what the report shows. */
+import { z } from 'zod';
+import { METHODS } from './methods.ts';
+
+const interval = z.tuple([z.number(), z.number()]).nullable();
+
+const figures = z.strictObject({
+  rows: z.int(),
+  positions: z.int(),
+  /** KL(dense ‖ masked), nats, mean over positions. */
+  kl: z.number(),
+  /** Share of positions with the dense model's top token. */
+  agreement: z.number(),
+  perplexity: z.number(),
+});
+
+export const taskFiguresSchema = z.strictObject({
+  questions: z.int(),
+  /** By the sum of log-probabilities, and by that sum a character, as lm-evaluation-harness has them. */
+  acc: z.number(),
+  accNorm: z.number().nullable(),
+  accInterval: interval,
+  accNormInterval: interval,
+  /** Accuracy of guessing. */
+  chance: z.number(),
+  /** The main figure (accNorm where there is one) above chance, as a share of dense. */
+  keptAboveChance: z.number().nullable(),
+});
+export type TaskFigures = z.infer<typeof taskFiguresSchema>;
+
+export const rowSchema = z.strictObject({
+  method: z.enum(METHODS),
+  /** `count`: the target's number of blocks is out. `time`: as many as make it as fast as the learned set. */
+  matched: z.enum(['count', 'time']),
+  /** Version of the mask set, for `learned` and `one-mask`; of the set that the time is matched with. */
+  maskSet: z.string().nullable(),
+  /** Masks that routing chooses among. */
+  clusters: z.int(),
+  targetSparsity: z.number(),
+  /** Reached: mean over the scored rows. */
+  sparsity: z.number(),
+  /** Whether surrogates stand in for skipped blocks. */
+  surrogate: z.boolean(),
+  ...figures.omit({ rows: true, positions: true }).shape,
+  msPerToken: z.number(),
+  /** Skipped attention and FFN blocks, means over the scored rows. */
+  attention: z.number(),
+  ffn: z.number(),
+  /** Share of a decoded token's weights that are not read. */
+  skippedWeightShare: z.number(),
+  /** Model evaluations that the search took; null where this command did not search. */
+  evaluations: z.int().nullable(),
+  rows: z.int(),
+  positions: z.int(),
+  /** 95 %, by resampling rows. */
+  intervals: z.strictObject({ kl: interval, agreement: interval, perplexity: interval }),
+  byKind: z.record(z.string(), figures),
+  tasks: z.record(z.string(), taskFiguresSchema).optional(),
+});
+export type EvaluationRow = z.infer<typeof rowSchema>;
+
+export const evaluationSchema = z.strictObject({
+  rows: z.array(rowSchema),
+  /** Static methods at the measured time of each learned row. */
+  equalTime: z.array(rowSchema),
+  /** Scored rows of each kind by cluster, for each mask set. */
+  routing: z.array(
+    z.strictObject({
+      maskSet: z.string(),
+      name: z.string(),
+      kinds: z.array(z.strictObject({ kind: z.string(), counts: z.array(z.int()) })),
+    }),
+  ),
+  checks: z.record(z.string(), z.json()).optional(),
+  /** What was left out, and why. */
+  notes: z.array(z.string()),
+  model: z.string(),
+  weights: z.string(),
+  threads: z.int(),
+  search: z.strictObject({ evaluations: z.int(), positions: z.int() }),
+  seed: z.int(),
+});
+export type Evaluation = z.infer<typeof evaluationSchema>;
