@@ -19,6 +19,8 @@ const claimsSchema = z.strictObject({
   nonce: z.string().min(8).max(64),
   /** Where the backend may fetch masks that it does not know. */
   edge: z.string().max(500),
+  /** The address of the backend that it is for; another one refuses it. */
+  audience: z.string().max(500).optional(),
 });
 export type TokenClaims = z.infer<typeof claimsSchema>;
 

@@ -31,6 +31,9 @@ export interface Env {
   readonly ENCODER?: string;
   readonly EMBED_TIMEOUT_MS?: string | number;
   readonly BACKEND_TIMEOUT_MS?: string | number;
+  readonly BACKEND_SILENCE_MS?: string | number;
+  readonly BACKEND_HEDGE_MS?: string | number;
+  readonly STREAM_KEEPALIVE_MS?: string | number;
   readonly SIMILARITY_MIN?: string | number;
   readonly HF_TOKEN?: string;
   readonly HF_MODEL?: string;
@@ -52,10 +55,19 @@ const configSchema = z.object({
   ADMIN_KEY: z.string().min(SECRET_CHARS_MIN),
   /** How backends reach this edge. Without it a local edge uses the address that the request came to. */
   EDGE_URL: optional(baseUrl.optional()),
-  ENCODER: optional(z.enum(['static', 'workers-ai', 'huggingface']).default('static')),
+  ENCODER: optional(z.enum(['static', 'workers-ai', 'huggingface', 'backend']).default('static')),
   EMBED_TIMEOUT_MS: timeout_ms(500),
   /** Until the backend's first byte. */
   BACKEND_TIMEOUT_MS: timeout_ms(120_000),
+  /**
+   * A backend that sends no headers of a stream for so long is given up for another one, where there is another.
+   * Backends send them after some seconds even when they have no token yet, so more than this is no slow prompt.
+   */
+  BACKEND_SILENCE_MS: timeout_ms(15_000),
+  /** A second backend is asked when the first is silent for so long; 0: never. It costs work done twice. */
+  BACKEND_HEDGE_MS: optional(z.coerce.number().int().min(0).max(600_000).default(0)),
+  /** Streams that are silent for so long, before the first token too, get a comment that keeps them open. */
+  STREAM_KEEPALIVE_MS: timeout_ms(10_000),
   SIMILARITY_MIN: optional(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
   HF_TOKEN: optional(z.string().optional()),
   HF_MODEL: optional(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),

@@ -24,12 +24,6 @@ export const EXPERIMENTS = { ...TABLE, entriesMax: 1, loadsMax: 1 } as const;
 /** More at a time would make every request walk a long list. */
 export const EXPERIMENTS_RUNNING_MAX = 100;
 
-/** The running experiments are one entry: they too start and stop within 5 s, and no request waits for D1. */
-export const EXPERIMENTS = { ...TABLE, entriesMax: 1, loadsMax: 1 } as const;
-
-/** More at a time would make every request walk a long list. */
-export const EXPERIMENTS_RUNNING_MAX = 100;
-
 /**
  * Keys. A revoked key works for at most 10 s more in an isolate that can reach D1; while D1 is down, keys
  * seen before work for an hour, and at most one request a second waits 250 ms to find out. A wrong key is remembered for 2 s so that a client in a loop asks D1 rarely.

@@ -6,7 +6,10 @@ import { env } from 'cloudflare:workers';
 import { describe, expect, it } from 'vitest';
 import type { Encoder } from '../../shared/embedding/encoder.ts';
 import { encodeStaticTable } from '../../shared/embedding/static-table.ts';
+import { openDatabase } from '../../workers/db/client.ts';
 import { type Env, parseConfig } from '../../workers/env.ts';
+import { createBackendPool } from '../../workers/services/backends/index.ts';
+import { cached } from '../../workers/services/encoders/cached.ts';
 import { loadEncoder } from '../../workers/services/encoders/index.ts';
 import { createRemoteEncoder } from '../../workers/services/encoders/remote.ts';
 
@@ -50,7 +53,8 @@ const table = encodeStaticTable({
 
 const load = (overrides: Partial<Env>): Promise<Encoder> => {
   const changed = { ...env, ...overrides };
-  return loadEncoder(parseConfig(changed), changed);
+  const config = parseConfig(changed);
+  return loadEncoder(config, changed, createBackendPool(openDatabase(changed.DB), config));
 };
 
 const suites: [string, Partial<Env>, number][] = [
@@ -62,6 +66,7 @@ const suites: [string, Partial<Env>, number][] = [
   ['static, the table that is shipped', { ENCODER: 'static' }, 0],
   ['workers-ai', { ENCODER: 'workers-ai', AI: aiBinding }, 384],
   ['huggingface', { ENCODER: 'huggingface' }, 4],
+  ['backend', { ENCODER: 'backend' }, 4],
 ];
 
 const length = (vector: Float32Array) => Math.hypot(...vector);
@@ -159,4 +164,30 @@ it('a static table that is missing or damaged is an error that says so', async (
   await expect(load(assets(() => new Response('', { status: 404 })))).rejects.toThrow(/404/);
   await expect(load(assets(() => new Response(table.slice(0, 60))))).rejects.toThrow();
   await expect(load(assets(() => new Response('<html>')))).rejects.toThrow();
+});
+
+it('a text that was embedded is not embedded again, up to a bound, and never by a vector that a caller changed', async () => {
+  const asked: string[][] = [];
+  const spec = { id: 'x', revision: 'x', pooling: 'mean', dimensions: 1 } as const;
+  const encoder = cached(
+    {
+      spec,
+      embed: async (texts) => {
+        asked.push([...texts]);
+        return texts.map((text) => Float32Array.of(text.length));
+      },
+    },
+    2,
+  );
+  const lengths = async (...texts: string[]) => (await encoder.embed(texts)).map(([first]) => first);
+  expect(await lengths('a', 'bb', 'a')).toEqual([1, 2, 1]);
+  expect(asked.map((texts) => texts.toSorted())).toEqual([['a', 'bb']]);
+  (await encoder.embed(['a']))[0]![0] = 99;
+  expect(await lengths('a', 'ccc')).toEqual([1, 3]);
+  expect(asked).toHaveLength(2);
+  expect(asked[1]).toEqual(['ccc']);
+  expect(await lengths('bb')).toEqual([2]);
+  expect(asked[2]).toEqual(['bb']);
+  const broken = cached({ spec, embed: () => Promise.reject(new Error('no')) });
+  await expect(broken.embed(['a'])).rejects.toThrow('no');
 });

@@ -55,7 +55,7 @@ export async function insertBackend(
 export async function updateBackend(
   db: Database,
   id: string,
-  change: Partial<BackendFields>,
+  change: { readonly [Field in keyof BackendFields]?: BackendFields[Field] | undefined },
   now_ms: number,
 ): Promise<BackendRow | null> {
   const { regions, ...rest } = change;

@@ -1,16 +1,19 @@
 /** The two completion endpoints: route, forward, and let the answer through as it comes. */
 import { Hono } from 'hono';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
+import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
-import { HEADERS } from '../../shared/protocol.ts';
+import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AppContext, type AppEnv, holdOf } from '../context.ts';
 import { tenantOnly } from '../middleware/authenticate.ts';
 import { parse, readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
+import { patience_ms } from '../services/backends/patience.ts';
 import { edgeUrl } from '../services/edge-url.ts';
 import { placeOf, regionOf } from '../services/region.ts';
 import { denseDecision } from '../services/route.ts';
 import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../services/routing.ts';
+import { type RelayOptions, relayStream, within } from '../services/stream-relay.ts';
 import { decisionHeaders } from './decision-headers.ts';
 
 export const completions = new Hono<AppEnv>()
@@ -28,13 +31,38 @@ export const completions = new Hono<AppEnv>()
 /** `raw` is the client's own object: fields that this edge does not know reach the backend too. */
 async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Promise<Response> {
   const routed = await route(c, routable);
-  const response = await forward(c, raw, routable, routed);
+  const { STREAM_KEEPALIVE_MS: keepalive_ms } = c.var.services.config;
+  const sent = { aByte: false };
+  const answering = ask(c, raw, routable, routed, sent);
+  const early = routable.body.stream === true ? await within(answering, keepalive_ms) : await answering;
+  const relay = { keepalive_ms, requestId: c.get('requestId') };
+  if (early !== 'late') return answer(c, early, relay);
+  // No backend has answered yet. A comment keeps the client; the status is sent with it, so nothing is tried again.
+  sent.aByte = true;
+  setHeaders(c, {
+    'content-type': 'text/event-stream; charset=utf-8',
+    'cache-control': 'no-cache, no-transform',
+  });
+  return c.body(relayStream(answering, relay));
+}
+
+/** What the client sees of the retries: nothing, and none once a byte of the answer is with it. */
+type Sent = { readonly aByte: boolean };
+
+async function ask(
+  c: AppContext,
+  raw: unknown,
+  routable: RoutableBody,
+  routed: Routed,
+  sent: Sent,
+): Promise<Response> {
+  const response = await forward(c, raw, routable, routed, sent);
   // The client did not ask for the mask, so a mask that the backend cannot use is no error of the client's.
   if (routable.body.mask == null && (await isAboutMask(response))) {
     const decision = denseDecision(routed.decision.set, 'unknown_mask');
-    return answer(c, await forward(c, raw, routable, { ...routed, decision }));
+    return await forward(c, raw, routable, { ...routed, decision }, sent);
   }
-  return answer(c, response);
+  return response;
 }
 
 /** Whether the backend refused the request, before it generated anything, for its mask. */
@@ -44,9 +72,11 @@ async function isAboutMask(response: Response): Promise<boolean> {
   return body.error.param === 'mask';
 }
 
-function answer(c: AppContext, response: Response): Response {
+function answer(c: AppContext, response: Response, relay: RelayOptions): Response {
   setHeaders(c, passedHeaders(response.headers));
-  return c.body(response.body as ReadableStream, response.status as ContentfulStatusCode);
+  const isStream = response.headers.get('content-type')?.startsWith('text/event-stream') === true;
+  const body = isStream ? relayStream(Promise.resolve(response), relay) : (response.body as ReadableStream);
+  return c.body(body, response.status as ContentfulStatusCode);
 }
 
 async function forward(
@@ -54,6 +84,7 @@ async function forward(
   raw: unknown,
   routable: RoutableBody,
   routed: Routed,
+  sent: Sent,
 ): Promise<Response> {
   // Set before the backend is asked, so that its errors carry the decision too.
   setHeaders(c, decisionHeaders(routed, undefined));
@@ -64,16 +95,25 @@ async function forward(
   });
   const { backend, config } = c.get('services');
   const started_ms = performance.now();
-  const response = await backend.call({
+  const { response, backend: id } = await backend.call({
     path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
     requestId: c.get('requestId'),
     tenant: c.get('caller').tenant,
     edge: edgeUrl(config, c.req.raw),
     signal: c.req.raw.signal,
-    timeout_ms: config.BACKEND_TIMEOUT_MS,
+    timeout_ms: patience_ms(c.req.header(BACKEND_HEADERS.deadline), config.BACKEND_TIMEOUT_MS),
+    ...(routable.body.stream === true ? { silence_ms: config.BACKEND_SILENCE_MS } : {}),
+    wish: {
+      region: routed.assignment.region,
+      mask: routed.decision.maskId ?? JSON.stringify(routed.decision.mask),
+      model: splitModelName(routable.body.model).model,
+    },
+    mayRetry: () => !sent.aByte,
+    hold: holdOf(c),
     body,
   });
   setHeaders(c, decisionHeaders(routed, performance.now() - started_ms));
+  setHeaders(c, { [BACKEND_HEADERS.backend]: id });
   return response;
 }
 

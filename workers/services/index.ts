@@ -7,7 +7,7 @@ import { findLive } from '../db/publications.ts';
 import { type Config, type Env, parseConfig } from '../env.ts';
 import { MODELS } from '../limits.ts';
 import { type ApiKeys, createApiKeys } from './api-keys.ts';
-import { type Backend, createBackend } from './backend.ts';
+import { type BackendPool, createBackendPool } from './backends/index.ts';
 import { createEmbedder, type Embedder } from './embed.ts';
 import { loadEncoder } from './encoders/index.ts';
 import { createModels, type Models } from './models.ts';
@@ -24,7 +24,7 @@ export type Services = {
   readonly experiments: RunningExperiments;
   readonly embedder: Embedder;
   readonly models: Models;
-  readonly backend: Backend;
+  readonly backend: BackendPool;
   readonly readiness: Readiness;
   readonly sessions: Sessions;
 };
@@ -43,7 +43,7 @@ export function servicesFor(env: Env): Services {
 function createServices(env: Env): Services {
   const config = parseConfig(env);
   const db = openDatabase(env.DB);
-  const backend = createBackend(config.BACKEND_URL, config.BACKEND_KEY);
+  const backend = createBackendPool(db, config);
   const table = createRoutingTable({
     findLive: (tenant) => findLive(db, tenant),
     findMaskSet: (owner, version) => findMaskSet(db, owner, version),
@@ -57,20 +57,7 @@ function createServices(env: Env): Services {
     readiness: createReadiness(backend),
     sessions: createSessions(config.ADMIN_KEY),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
-    embedder: createEmbedder(() => loadEncoder(config, env), config.EMBED_TIMEOUT_MS),
-    models: createModels(() => askModels(backend)),
+    embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),
+    models: createModels(() => backend.askAll('/v1/models', MODELS.load_ms, () => {})),
   };
-}
-
-async function askModels(backend: Backend): Promise<unknown> {
-  const response = await backend.call({
-    path: '/v1/models',
-    requestId: `edge_${crypto.randomUUID()}`,
-    tenant: '',
-    edge: '',
-    signal: new AbortController().signal,
-    timeout_ms: MODELS.load_ms,
-  });
-  if (!response.ok) throw new Error(`the backend answered ${response.status}`);
-  return await response.json();
 }

@@ -1,4 +1,4 @@
-/** The models that the backend serves, kept in the isolate and refreshed behind requests. */
+/** The models that the backends serve, kept in the isolate and refreshed behind requests. */
 import { type ModelEntry, modelListSchema } from '../../shared/protocol.ts';
 import { MODELS } from '../limits.ts';
 import type { Hold } from './deadline.ts';
@@ -9,11 +9,14 @@ export interface Models {
   list(hold: Hold): Promise<readonly ModelEntry[]>;
 }
 
-/** `fetchList` gives the body of the backend's `GET /v1/models`. */
-export function createModels(fetchList: () => Promise<unknown>): Models {
+/** `fetchLists` gives what the backends answer to `GET /v1/models`. A model of several backends is one entry. */
+export function createModels(fetchLists: () => Promise<readonly unknown[]>): Models {
   const cache = createSwrCache(
     'the model list',
-    async () => modelListSchema.parse(await fetchList()).data,
+    async () => {
+      const entries = (await fetchLists()).flatMap((list) => modelListSchema.parse(list).data);
+      return [...new Map(entries.map((entry) => [entry.id, entry])).values()];
+    },
     MODELS,
   );
   return {

@@ -4,31 +4,58 @@
  */
 import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
-import { MODEL, type Recorded, STREAM_PAUSE_ms } from './constants.ts';
+import { ENCODER, MODEL, type Recorded, STREAM_PAUSE_ms } from './constants.ts';
+import { vectorOf } from './encoder-server.ts';
 import { listen, type RunningServer, readText } from './http-server.ts';
 
 export function startBackend(): Promise<RunningServer> {
   const recorded = new Map<string, Recorded>();
+  /** The backends that saw a request, in turn. */
+  const places = new Map<string, string[]>();
+  const moods = new Map<string, string>();
   return listen(async (request, response) => {
-    const path = request.url ?? '';
+    // One server stands for many backends: `/at/NAME` is the address of one, `/mood/NAME` says how it is today.
+    const [, place = '', path = request.url ?? ''] = /^\/at\/([^/]+)(.*)$/.exec(request.url ?? '') ?? [];
+    if (path.startsWith('/mood/')) {
+      moods.set(path.slice('/mood/'.length), await readText(request));
+      return json(response, 200, {});
+    }
+    const mood = moods.get(place) ?? 'good';
+    if (mood === 'down') {
+      response.destroy();
+      return;
+    }
     if (path.startsWith('/recorded/')) {
-      return json(response, 200, recorded.get(decodeURIComponent(path.slice('/recorded/'.length))) ?? null);
+      const id = decodeURIComponent(path.slice('/recorded/'.length));
+      const entry = recorded.get(id);
+      return json(response, 200, entry === undefined ? null : { ...entry, places: places.get(id) });
     }
     const text = await readText(request);
     const entry: Recorded = {
       path,
+      place,
       headers: request.headers as Record<string, string>,
       body: text === '' ? null : JSON.parse(text),
       hungUp: false,
       sent_bytes: 0,
     };
-    recorded.set(String(request.headers['x-request-id']), entry);
+    const id = String(request.headers['x-request-id']);
+    places.set(id, [...(places.get(id) ?? []), place]);
+    recorded.set(id, entry);
     response.on('close', () => {
       entry.hungUp = !response.writableFinished;
     });
     if (path === '/readyz') return json(response, 200, { status: 'ready' });
     if (path === '/v1/models') return json(response, 200, modelList());
-    await answer(String(entry.body?.user ?? ''), entry, response);
+    if (path === '/v1/load') return json(response, 200, { ...LOAD, ...loads[mood] });
+    if (path === '/v1/encoders') return json(response, 200, { object: 'list', data: [ENCODER_ENTRY] });
+    if (path === '/v1/embeddings') return embeddings(entry.body?.input as string[], response);
+    response.setHeader('x-maskroute-load', loadHeader(mood));
+    await answer(
+      mood === 'good' || mood === 'loaded' ? String(entry.body?.user ?? '') : mood,
+      entry,
+      response,
+    );
   });
 }
 
@@ -49,6 +76,22 @@ async function answer(behaviour: string, entry: Recorded, response: ServerRespon
       return json(response, 401, wireError('expired_token'));
     case 'redirect':
       response.writeHead(302, { location: 'http://127.0.0.1:1/' }).end();
+      return;
+    case 'sick':
+      return json(response, 500, wireError('engine_failed'));
+    case 'slow-first': {
+      await new Promise((resolve) => setTimeout(resolve, 400));
+      return await stream(response, 1);
+    }
+    case 'slow-refusal': {
+      await new Promise((resolve) => setTimeout(resolve, 400));
+      return json(response, 404, wireError('model_not_found'));
+    }
+    case 'half-event':
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      response.write('data: {"choices":[]}\n\ndata: {"choi');
+      await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
+      response.destroy();
       return;
     case 'queue-full':
       response.setHeader('retry-after', '7');
@@ -95,6 +138,37 @@ async function flood(entry: Recorded, response: ServerResponse): Promise<void> {
     if (!response.write(chunk)) await Promise.race([once(response, 'drain'), closed]);
   }
   response.end();
+}
+
+const LOAD = {
+  object: 'maskroute.load',
+  model: MODEL.id,
+  running: 0,
+  waiting: 0,
+  capacity: 64,
+  draining: false,
+  hot_masks: [],
+};
+
+const loads: Record<string, object> = { loaded: { running: 8, waiting: 3 } };
+const loadHeader = (mood: string) =>
+  mood === 'loaded' ? 'running=8;waiting=3;capacity=64' : 'running=0;waiting=0;capacity=64';
+
+const ENCODER_ENTRY = { id: 'test-encoder', object: 'maskroute.encoder', encoder: ENCODER };
+
+/** The faults are those of the encoder server. */
+function embeddings(texts: string[], response: ServerResponse): void {
+  const is = (fault: string) => texts.some((text) => text.startsWith(fault));
+  if (is('!hang')) return;
+  if (is('!fail')) {
+    json(response, 500, wireError('engine_failed'));
+    return;
+  }
+  const right = () => texts.map(vectorOf);
+  const wrong = { '!short': texts.map(() => [1, 2]), '!missing': [], '!words': texts.map(() => ['a', 'b']) };
+  const vectors = Object.entries(wrong).find(([fault]) => is(fault))?.[1] ?? right();
+  const data = vectors.map((embedding, index) => ({ object: 'embedding', index, embedding }));
+  json(response, 200, { object: 'list', model: 'test-encoder', data });
 }
 
 const wireError = (code: string, param: string | null = null) => ({

@@ -16,6 +16,10 @@ export const ENCODER = { id: 'test/encoder', revision: 'r1', pooling: 'mean', di
 /** What became of one request, as the backend server saw it: `GET /recorded/{request id}`. */
 export type Recorded = {
   readonly path: string;
+  /** Which of the server's backends was asked. */
+  readonly place: string;
+  /** All that were, in turn. */
+  readonly places?: readonly string[];
   readonly headers: Record<string, string>;
   readonly body: Record<string, unknown> | null;
   /** Whether the caller hung up before the answer was complete. */

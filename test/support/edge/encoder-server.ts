@@ -41,7 +41,8 @@ export const startEncoder = (): Promise<RunningServer> =>
     else answer(texts.map(right));
   });
 
-function vectorOf(text: string): readonly number[] {
+/** Four numbers. */
+export function vectorOf(text: string): readonly number[] {
   const direction = DIRECTIONS[text.split(/\s/)[0]!];
   if (direction !== undefined) return direction.map((value) => 3 * value);
   return [...createHash('sha256').update(text).digest().subarray(0, 4)].map((byte) => byte / 128 - 1);

@@ -2,6 +2,7 @@
 import { Hono } from 'hono';
 import type { AppEnv } from '../../context.ts';
 import { adminOnly } from '../../middleware/authenticate.ts';
+import { backends } from './backends.ts';
 import { experiments } from './experiments.ts';
 import { keys } from './keys.ts';
 import { maskSets } from './mask-sets.ts';
@@ -14,4 +15,5 @@ export const admin = new Hono<AppEnv>()
   .route('/keys', keys)
   .route('/mask-sets', maskSets)
   .route('/publications', publications)
+  .route('/backends', backends)
   .route('/experiments', experiments);

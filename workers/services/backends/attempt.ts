@@ -1,0 +1,136 @@
+/** One request to one backend: signed, its first byte in bounded time, and answers told from garbage. */
+import { z } from 'zod';
+import { BACKEND_HEADERS } from '../../../shared/backends.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import { HEADERS } from '../../../shared/protocol.ts';
+import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../../limits.ts';
+import { readBounded } from '../bounded.ts';
+import { log, reasonOf } from '../log.ts';
+
+export type BackendRequest = {
+  readonly path: string;
+  readonly requestId: string;
+  /** For the backend's logs and cache salt; empty for the edge's own questions. */
+  readonly tenant: string;
+  /** Where the backend may fetch masks that it does not know. */
+  readonly edge: string;
+  readonly signal: AbortSignal;
+  /** Until the first byte of the answer, all attempts together. */
+  readonly timeout_ms: number;
+  /** JSON text; a GET without it. */
+  readonly body?: string;
+};
+
+/** What came of it, as far as the next step depends on that. */
+export type Outcome =
+  /** The backend's word: a success, or an error that every backend would answer. */
+  | { readonly kind: 'answer'; readonly response: Response }
+  /** An error of its own that another backend may not have; the client gets it when there is no other. */
+  | { readonly kind: 'refused'; readonly response: Response; readonly isSick: boolean }
+  /** No answer, or none of the protocol. `again`: the same backend may do better in a moment. */
+  | { readonly kind: 'failed'; readonly error: MaskrouteError; readonly again: boolean }
+  | { readonly kind: 'cancelled' };
+
+export type Sending = {
+  readonly url: string;
+  readonly token: string;
+  readonly request: BackendRequest;
+  /** Aborts this attempt alone. */
+  readonly signal: AbortSignal;
+  /** Of this attempt. */
+  readonly timeout_ms: number;
+  /** What is left of the caller's time, which the backend is told. */
+  readonly left_ms: number;
+};
+
+export async function attempt({
+  url,
+  token,
+  request,
+  signal,
+  timeout_ms,
+  left_ms,
+}: Sending): Promise<Outcome> {
+  const timeout = new AbortController();
+  const timer = setTimeout(() => timeout.abort(), timeout_ms);
+  try {
+    const response = await fetch(url + request.path, {
+      method: request.body === undefined ? 'GET' : 'POST',
+      headers: {
+        authorization: `Bearer ${token}`,
+        accept: 'application/json, text/event-stream',
+        // A compressed stream would be held back to be unpacked.
+        'accept-encoding': 'identity',
+        [HEADERS.requestId]: request.requestId,
+        [BACKEND_HEADERS.deadline]: String(Math.ceil(left_ms)),
+        ...(request.body === undefined ? {} : { 'content-type': 'application/json' }),
+      },
+      redirect: 'manual',
+      // Aborting it is how a hang-up reaches the engine, before the first byte too.
+      signal: AbortSignal.any([signal, timeout.signal]),
+      ...(request.body === undefined ? {} : { body: request.body }),
+    });
+    return await judge(response, request);
+  } catch (error) {
+    if (signal.aborted) return { kind: 'cancelled' };
+    const reason = timeout.signal.aborted ? `no answer within ${timeout_ms} ms` : reasonOf(error);
+    log('error', 'backend_unreachable', { request_id: request.requestId, url, reason });
+    return { kind: 'failed', error: unreachable(error), again: !timeout.signal.aborted };
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+export const unreachable = (cause?: unknown, retryAfter_s = RETRY_AFTER_s): MaskrouteError =>
+  new MaskrouteError('backend_unreachable', 'The model backend cannot be reached right now.', {
+    retryAfter_s,
+    cause,
+  });
+
+const errorBodySchema = z.looseObject({ error: z.looseObject({ message: z.string(), code: z.unknown() }) });
+
+/** Refusals that say nothing bad of the backend: it is only full. */
+const BUSY_CODES: readonly unknown[] = ['queue_full', 'queue_timeout'];
+/** Errors after the caller's own time, or about the request's mask: no other backend helps. */
+const FINAL_CODES: readonly unknown[] = ['deadline_exceeded', 'configuration_unavailable'];
+
+async function judge(response: Response, request: BackendRequest): Promise<Outcome> {
+  const garbage = async (reason: string): Promise<Outcome> => {
+    await response.body?.cancel().catch(() => {});
+    log('error', 'backend_error', { request_id: request.requestId, status: response.status, reason });
+    const error = new MaskrouteError(
+      'backend_error',
+      'The model backend gave an answer that cannot be used.',
+    );
+    return { kind: 'failed', error, again: false };
+  };
+  const type = response.headers.get('content-type') ?? '';
+  if (response.status === 401 || response.status === 403) {
+    return await garbage('it refused the credentials of the edge: compare BACKEND_KEY and the clocks');
+  }
+  if (response.ok) {
+    return /^(application\/json|text\/event-stream)\b/.test(type)
+      ? { kind: 'answer', response }
+      : await garbage(`content type ${type}`);
+  }
+  if (response.status < 400 || !type.startsWith('application/json'))
+    return await garbage(`content type ${type}`);
+  const text = await readBounded(response.body, BACKEND_ERROR_BYTES_MAX).catch(() => null);
+  const body = errorBodySchema.safeParse(text === null ? null : parseOrNull(text));
+  if (text === null || !body.success) return await garbage('an error that is none of the protocol');
+  const said = new Response(text, { status: response.status, headers: response.headers });
+  const { code } = body.data.error;
+  const isBusy = BUSY_CODES.includes(code);
+  if (isBusy || (response.status >= 500 && !FINAL_CODES.includes(code))) {
+    return { kind: 'refused', response: said, isSick: !isBusy };
+  }
+  return { kind: 'answer', response: said };
+}
+
+function parseOrNull(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,154 @@
+/** The backends of one isolate, wired: registry, what was learned of each, signed tokens, and the pool over them. */
+import { type BackendEntry, loadReportSchema } from '../../../shared/backends.ts';
+import { importTokenKey, signToken, TOKEN_LIFETIME_s, type TokenKey } from '../../../shared/service-token.ts';
+import { type BackendRow, listBackends } from '../../db/backends.ts';
+import { type Database, isoTimeOrNull } from '../../db/client.ts';
+import type { Config } from '../../env.ts';
+import { LOAD_PROBE } from '../../limits.ts';
+import { readBounded } from '../bounded.ts';
+import type { Hold } from '../deadline.ts';
+import { log, reasonOf } from '../log.ts';
+import { randomHex } from '../secrets.ts';
+import { attempt, type BackendRequest } from './attempt.ts';
+import { type Backends, createBackends } from './pool.ts';
+import { createRegistry } from './registry.ts';
+import { type LiveBackend, type Observed, observe } from './state.ts';
+
+export interface BackendPool extends Backends {
+  /** Every enabled backend is asked the same; what they answer with success, as JSON. Rejects when none does. */
+  askAll(path: string, timeout_ms: number, hold: Hold): Promise<unknown[]>;
+  /** With what this isolate knows of it. */
+  describe(row: BackendRow): BackendEntry;
+  /** After a change of the registry. */
+  refresh(hold: Hold): Promise<void>;
+}
+
+export function createBackendPool(
+  db: Database,
+  config: Pick<Config, 'BACKEND_URL' | 'BACKEND_KEY' | 'BACKEND_HEDGE_MS'>,
+): BackendPool {
+  const registry = createRegistry(() => listBackends(db), config.BACKEND_URL);
+  const known = new Map<string, { readonly url: string; readonly seen: Observed }>();
+
+  /** A backend that moved to another address is another one. */
+  const observedOf = ({ id, url }: Pick<LiveBackend, 'id' | 'url'>): Observed => {
+    const found = known.get(id);
+    if (found?.url === url) return found.seen;
+    const seen = observe();
+    known.set(id, { url, seen });
+    return seen;
+  };
+  const list = async (hold: Hold): Promise<readonly BackendRow[]> => {
+    const rows = await registry.enabled(hold);
+    for (const row of rows) observedOf(row);
+    if (known.size > rows.length) dropUnlisted(known, rows);
+    return rows;
+  };
+
+  const token = signer(config.BACKEND_KEY);
+  const askOne = async (backend: LiveBackend, path: string, timeout_ms: number): Promise<unknown> => {
+    const { signal } = new AbortController();
+    const requestId = `edge_${crypto.randomUUID()}`;
+    const request = { path, requestId, tenant: '', edge: '', signal, timeout_ms } satisfies BackendRequest;
+    const outcome = await attempt({
+      url: backend.url,
+      token: await token(request, backend),
+      request,
+      signal,
+      timeout_ms,
+      left_ms: timeout_ms,
+    });
+    if (outcome.kind === 'failed') throw outcome.error;
+    if (outcome.kind === 'cancelled') throw new Error('it was called off');
+    const text = await readBounded(outcome.response.body, LOAD_PROBE.bytesMax);
+    if (!outcome.response.ok)
+      throw new Error(`the backend ${backend.id} answered ${outcome.response.status}`);
+    return JSON.parse(text);
+  };
+
+  const probe = async (backend: LiveBackend): Promise<void> => {
+    try {
+      const report = loadReportSchema.parse(await askOne(backend, '/v1/load', LOAD_PROBE.timeout_ms));
+      observedOf(backend).probed(report, Date.now());
+    } catch (error) {
+      log('warn', 'backend_load_unknown', { backend: backend.id, reason: reasonOf(error) });
+    }
+  };
+  const refreshLoads = (backends: readonly LiveBackend[], hold: Hold): void => {
+    const now_ms = Date.now();
+    let asked = 0;
+    for (const backend of backends) {
+      const seen = observedOf(backend);
+      // With one backend there is nothing to choose, so nothing to ask unless it seems to be gone.
+      if (backends.length < 2 && seen.breaker.state(now_ms) === 'closed') continue;
+      if (asked < LOAD_PROBE.aRequestMax && seen.takeProbe(now_ms)) {
+        asked++;
+        hold(probe(backend));
+      }
+    }
+  };
+
+  const pool = createBackends({
+    list,
+    observed: (id) => known.get(id)!.seen,
+    token,
+    refresh: refreshLoads,
+    hedge_ms: config.BACKEND_HEDGE_MS,
+  });
+  return {
+    ...pool,
+    async askAll(path, timeout_ms, hold) {
+      const backends = await list(hold);
+      const answers = await Promise.allSettled(
+        backends.map(async (backend) => {
+          const answer = await askOne(backend, path, timeout_ms);
+          const models = modelIds(answer);
+          if (models !== undefined) observedOf(backend).models = models;
+          return answer;
+        }),
+      );
+      const given = answers.filter((answer) => answer.status === 'fulfilled').map(({ value }) => value);
+      if (given.length > 0) return given;
+      throw (
+        answers.find((answer) => answer.status === 'rejected')?.reason ?? new Error('no backend is enabled')
+      );
+    },
+    describe: ({ createdAt_ms, updatedAt_ms, ...row }) => ({
+      ...row,
+      regions: [...row.regions],
+      created_at: isoTimeOrNull(createdAt_ms),
+      updated_at: isoTimeOrNull(updatedAt_ms),
+      state: (known.get(row.id)?.seen ?? observe()).summary(Date.now()),
+    }),
+    refresh: (hold) => registry.refresh(hold),
+  };
+}
+
+function dropUnlisted(known: Map<string, unknown>, rows: readonly BackendRow[]): void {
+  const listed = new Set(rows.map(({ id }) => id));
+  for (const id of known.keys()) if (!listed.has(id)) known.delete(id);
+}
+
+/** The ids of a model list; undefined when it is none. */
+function modelIds(answer: unknown): ReadonlySet<string> | undefined {
+  const data = (answer as { data?: unknown } | null)?.data;
+  if (!Array.isArray(data)) return undefined;
+  return new Set(data.map((entry) => String((entry as { id?: unknown } | null)?.id)));
+}
+
+/** Importing the key costs more than signing, so it is done once. */
+function signer(backendKey: string) {
+  let tokenKey: Promise<TokenKey> | undefined;
+  return async (request: BackendRequest, backend: LiveBackend): Promise<string> => {
+    tokenKey ??= importTokenKey(backendKey);
+    const issuedAt_s = Math.floor(Date.now() / 1000);
+    return await signToken(await tokenKey, {
+      tenant: request.tenant,
+      issuedAt_s,
+      expiresAt_s: issuedAt_s + TOKEN_LIFETIME_s,
+      nonce: randomHex(16),
+      edge: request.edge,
+      audience: backend.url,
+    });
+  };
+}

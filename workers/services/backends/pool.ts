@@ -1,0 +1,199 @@
+/**
+ * All backends behind one `call`: the best one is asked, the next if it fails, until the first byte of an answer.
+ * From then on nothing is asked again. There is one loop of attempts, and it ends with the caller's time, with the
+ * client's patience (`signal`), or after a few attempts.
+ */
+import { BACKEND_HEADERS, parseLoad } from '../../../shared/backends.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import { DENSE_MASK_ID } from '../../../shared/mask.ts';
+import type { Hold } from '../deadline.ts';
+import { attempt, type BackendRequest, type Outcome, unreachable } from './attempt.ts';
+import { orderBackends, type Wish } from './choose.ts';
+import { hedged } from './hedge.ts';
+import { pause, RETRY, retryDelay_ms } from './retry.ts';
+import type { LiveBackend, Observed } from './state.ts';
+
+export type PoolRequest = BackendRequest & {
+  /** Absent: any backend. */
+  readonly wish?: Wish;
+  /** A backend that is silent for so long is given up for the next one, where there is one. */
+  readonly silence_ms?: number;
+  /** False: what fails now fails for good (a byte has gone to the client). */
+  readonly mayRetry?: () => boolean;
+  readonly hold: Hold;
+};
+
+export type Answer = { readonly response: Response; readonly backend: string };
+
+export interface Backends {
+  /**
+   * The answer, its body unread when it is a success.
+   * @throws MaskrouteError `backend_unreachable` when there is no answer in time, `backend_error` when the
+   * answer is none of the protocol's, `cancelled` when `signal` aborts.
+   */
+  call(request: PoolRequest): Promise<Answer>;
+}
+
+export type PoolParts = {
+  readonly list: (hold: Hold) => Promise<readonly LiveBackend[]>;
+  readonly observed: (id: string) => Observed;
+  /** A token for one attempt at one backend. */
+  readonly token: (request: BackendRequest, backend: LiveBackend) => Promise<string>;
+  /** Asks for the loads that are old, behind the request. */
+  readonly refresh: (backends: readonly LiveBackend[], hold: Hold) => void;
+  /** A second backend is asked when the first is silent for so long; 0: never. */
+  readonly hedge_ms: number;
+  readonly random?: () => number;
+};
+
+const ANY: Wish = { region: 'local', mask: DENSE_MASK_ID, model: undefined };
+
+export function createBackends(parts: PoolParts): Backends {
+  const { random = Math.random } = parts;
+  return {
+    async call(request) {
+      const backends = await parts.list(request.hold);
+      parts.refresh(backends, request.hold);
+      const run = startRun(parts, request, backends);
+      for (let attempts = 1; ; attempts++) {
+        const outcome = await run.next();
+        switch (outcome.kind) {
+          case 'answer':
+            return { response: outcome.response, backend: outcome.backend };
+          case 'cancelled':
+            throw new MaskrouteError('cancelled', 'The client hung up.');
+          case 'refused':
+          case 'failed':
+        }
+        const retry = run.retries();
+        const mayGoOn = attempts < RETRY.attemptsMax && request.mayRetry?.() !== false && run.left_ms() > 0;
+        const step = mayGoOn ? run.peek() : 'none';
+        if (step === 'none') return run.lastWord();
+        // Another backend is asked at once; the same one after a pause.
+        if (step === 'same')
+          await pause(Math.min(retryDelay_ms(retry, random()), run.left_ms()), request.signal);
+      }
+    },
+  };
+}
+
+type Tried = Outcome & { readonly backend: string };
+
+/** One request's way through the backends: which were asked, what they said, who is next. */
+function startRun(parts: PoolParts, request: PoolRequest, backends: readonly LiveBackend[]) {
+  const started_ms = Date.now();
+  const wish = request.wish ?? ANY;
+  const asked = new Map<string, number>();
+  /** They would say the same again. */
+  const done = new Set<string>();
+  /** A request blames a backend once, however often it tries: one bad request must not open a breaker. */
+  const blamed = new Set<string>();
+  let last: Tried | undefined;
+
+  const left_ms = (): number => request.timeout_ms - (Date.now() - started_ms);
+
+  /** Those that may be asked now, the best first: the untried before the tried. */
+  const open = (): LiveBackend[] => {
+    const now_ms = Date.now();
+    const usable = backends
+      .filter(({ id }) => !done.has(id) && parts.observed(id).breaker.admits(now_ms))
+      .map((backend) => {
+        const seen = parts.observed(backend.id);
+        return {
+          backend,
+          ...backend,
+          load: seen.load,
+          waiting: seen.waiting,
+          isHot: seen.isHot,
+          models: seen.models,
+        };
+      });
+    const order = orderBackends(usable, wish).map(({ backend }) => backend);
+    return order.sort((a, b) => (asked.get(a.id) ?? 0) - (asked.get(b.id) ?? 0));
+  };
+
+  const ask = async (backend: LiveBackend, signal: AbortSignal, others: boolean): Promise<Tried> => {
+    const { id, url } = backend;
+    const seen = parts.observed(id);
+    asked.set(id, (asked.get(id) ?? 0) + 1);
+    const end = seen.begin(wish.mask);
+    const token = await parts.token(request, backend);
+    const time_ms = Math.max(1, left_ms());
+    const timeout_ms = others ? Math.min(time_ms, request.silence_ms ?? time_ms) : time_ms;
+    const outcome = await attempt({ url, token, request, signal, timeout_ms, left_ms: time_ms }).finally(end);
+    if (outcome.kind === 'answer' || outcome.kind === 'refused') {
+      const load = parseLoad(outcome.response.headers.get(BACKEND_HEADERS.load));
+      if (load !== undefined) seen.reported(load, Date.now());
+    }
+    learn(outcome, seen, id);
+    return { ...outcome, backend: id };
+  };
+
+  const learn = (outcome: Outcome, { breaker }: Observed, id: string): void => {
+    const blame = () => {
+      if (blamed.has(id)) breaker.released();
+      else breaker.failed(Date.now(), outcome.kind === 'failed' && outcome.again);
+      blamed.add(id);
+    };
+    switch (outcome.kind) {
+      case 'answer':
+        breaker.succeeded();
+        return;
+      case 'cancelled':
+        breaker.released();
+        return;
+      case 'refused':
+        done.add(id);
+        if (outcome.isSick) blame();
+        else breaker.succeeded();
+        return;
+      case 'failed':
+        if (!outcome.again) done.add(id);
+        blame();
+    }
+  };
+
+  return {
+    left_ms,
+    /** Attempts at backends that had been asked before. */
+    retries: () => [...asked.values()].reduce((sum, times) => sum + times - 1, 0),
+    peek: (): 'none' | 'other' | 'same' => {
+      const [first] = open();
+      return first === undefined ? 'none' : asked.has(first.id) ? 'same' : 'other';
+    },
+    async next(): Promise<Tried> {
+      const now_ms = Date.now();
+      const [first, second] = open();
+      if (first === undefined || !parts.observed(first.id).breaker.admit(now_ms)) {
+        const wait_ms = Math.min(...backends.map(({ id }) => parts.observed(id).breaker.wait_ms(now_ms)));
+        const retryAfter_s = Number.isFinite(wait_ms) ? Math.max(1, Math.ceil(wait_ms / 1000)) : 1;
+        last ??= { kind: 'failed', error: unreachable(undefined, retryAfter_s), again: false, backend: '' };
+        return last;
+      }
+      const fresh = second !== undefined && !asked.has(second.id) ? second : undefined;
+      last = await hedged(
+        (signal) => ask(first, signal, fresh !== undefined),
+        // A hedge takes no half-open backend's one trial.
+        fresh && parts.observed(fresh.id).breaker.state(now_ms) === 'closed'
+          ? (signal) => ask(fresh, signal, false)
+          : undefined,
+        parts.hedge_ms,
+        request.signal,
+      );
+      return last;
+    },
+    /** What the client is told when nobody is left to ask. */
+    lastWord(): Answer {
+      const said = last!;
+      switch (said.kind) {
+        case 'answer':
+        case 'refused':
+          return { response: said.response, backend: said.backend };
+        case 'failed':
+          throw said.error;
+        case 'cancelled':
+          throw new MaskrouteError('cancelled', 'The client hung up.');
+      }
+    },
+  };
+}

@@ -1,0 +1,109 @@
+/**
+ * A stream of server-sent events on its way through the edge. Whole events pass as they come; a comment keeps the
+ * connection open while nothing does; and what goes wrong after the status was sent is told in an `error` event,
+ * never by a connection that breaks off inside of one.
+ */
+import { MaskrouteError, type WireError } from '../../shared/errors.ts';
+import { log, reasonOf } from './log.ts';
+
+type Bytes = Uint8Array<ArrayBuffer>;
+
+const encoder = new TextEncoder();
+const KEEPALIVE = encoder.encode(': keepalive\n\n') as Bytes;
+const NOTHING = new Uint8Array(0);
+const LINE_FEED = 0x0a;
+/** An event that is longer passes in pieces. */
+const HELD_BYTES_MAX = 1024 * 1024;
+
+export type RelayOptions = { readonly keepalive_ms: number; readonly requestId: string };
+
+/** Pulled by the client: what it does not read is not read from the backend either. */
+export function relayStream(answer: Promise<Response>, options: RelayOptions): ReadableStream<Bytes> {
+  let reader: ReadableStreamDefaultReader<Bytes> | undefined;
+  let pending: Promise<Bytes | undefined> | undefined;
+  /** The beginning of an event whose end has not come yet. */
+  let held = NOTHING;
+
+  const read = async (): Promise<Bytes | undefined> => {
+    if (reader === undefined) {
+      const response = await answer;
+      if (!response.ok) return errorEvent(await response.text());
+      reader = (response.body as ReadableStream<Bytes>).getReader();
+    }
+    const { done, value } = await reader.read();
+    return done ? undefined : value;
+  };
+
+  return new ReadableStream<Bytes>(
+    {
+      async pull(controller) {
+        try {
+          for (;;) {
+            pending ??= read();
+            const bytes = await within(pending, options.keepalive_ms);
+            if (bytes === 'late') return controller.enqueue(KEEPALIVE);
+            pending = undefined;
+            if (bytes === undefined) {
+              if (held.length > 0) controller.enqueue(held);
+              return controller.close();
+            }
+            const [whole, rest] = cut(held, bytes);
+            held = rest;
+            if (whole.length === 0) continue;
+            controller.enqueue(whole);
+            // The answer to a refused request is one event.
+            if (reader === undefined) controller.close();
+            return;
+          }
+        } catch (thrown) {
+          controller.enqueue(errorEvent(JSON.stringify(lateError(thrown, options.requestId))));
+          controller.close();
+        }
+      },
+      async cancel(reason) {
+        await reader?.cancel(reason).catch(() => {});
+      },
+    },
+    { highWaterMark: 0 },
+  );
+}
+
+const errorEvent = (json: string): Bytes => encoder.encode(`event: error\ndata: ${json}\n\n`) as Bytes;
+
+function lateError(thrown: unknown, requestId: string): WireError {
+  if (thrown instanceof MaskrouteError) return thrown.toWire();
+  log('error', 'stream_broke_off', { request_id: requestId, reason: reasonOf(thrown) });
+  const message = 'The model backend broke off in the middle of its answer.';
+  return new MaskrouteError('backend_error', message).toWire();
+}
+
+/** What is whole of `held` and `bytes` together, up to the last empty line, and the rest. */
+function cut(held: Bytes, bytes: Bytes): [whole: Bytes, rest: Bytes] {
+  const all = held.length === 0 ? bytes : concat(held, bytes);
+  for (let end = all.length; end >= 2; end--) {
+    if (all[end - 1] === LINE_FEED && all[end - 2] === LINE_FEED) {
+      return end === all.length ? [all, NOTHING] : [all.subarray(0, end), all.slice(end)];
+    }
+  }
+  return all.length > HELD_BYTES_MAX ? [all, NOTHING] : [NOTHING, all];
+}
+
+function concat(a: Bytes, b: Bytes): Bytes {
+  const both = new Uint8Array(a.length + b.length);
+  both.set(a);
+  both.set(b, a.length);
+  return both;
+}
+
+/** The value, or `late` when it takes longer. */
+export async function within<T>(work: Promise<T>, limit_ms: number): Promise<T | 'late'> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<'late'>((resolve) => {
+    timer = setTimeout(resolve, limit_ms, 'late' as const);
+  });
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    clearTimeout(timer ?? null);
+  }
+}
