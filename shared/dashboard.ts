@@ -4,7 +4,7 @@
  * | method and path | body | answer |
  * |---|---|---|
  * | `POST /dashboard/session`   | {@link loginSchema} | {@link sessionSchema}, and the session's cookie |
- * | `GET /dashboard/session`    |                     | {@link sessionSchema}; 401 without one |
+ * | `GET /dashboard/session`    |                     | {@link sessionSchema}; 204 when nobody is logged in, 401 when a session has ended |
  * | `DELETE /dashboard/session` |                     | 204; the cookie is gone |
  *
  * With the cookie, the admin API takes requests without a key. Those that change something, logging out

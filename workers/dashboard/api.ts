@@ -82,7 +82,8 @@ export const sessionEnds = (listener: () => void): void => {
 /** The session that the cookie stands for; undefined without one. @throws ApiError */
 export async function resume(): Promise<Session | undefined> {
   try {
-    session = sessionSchema.parse(await (await send('/dashboard/session', {})).json());
+    const response = await send('/dashboard/session', {});
+    session = response.status === 204 ? undefined : sessionSchema.parse(await response.json());
     return session;
   } catch (error) {
     if (error instanceof ApiError && error.status === 401) return undefined;

@@ -6,4 +6,4 @@ export const percent = (share: number, digits = 1): string => `${(100 * share).t
 export const number = (value: number, digits = 0): string =>
   value.toLocaleString(undefined, { maximumFractionDigits: digits, minimumFractionDigits: digits });
 export const shortVersion = (version: string): string => version.slice(0, 10);
-export const tenantName = (tenant: string): string => (tenant === '' ? 'all tenants (default)' : tenant);
+export const tenantName = (tenant: string): string => (tenant === '' ? 'default (shared)' : tenant);

@@ -1,5 +1,9 @@
-/** Starts the servers that stand in for what the edge calls over the network; they speak the real wire. */
+/**
+ * Builds the page that the worker delivers, and starts the servers that stand in for what the edge calls over the
+ * network; they speak the real wire.
+ */
 import type { TestProject } from 'vitest/node';
+import { buildDashboard } from '../../../scripts/build-dashboard.ts';
 import { startBackend } from './backend-server.ts';
 import { startEncoder } from './encoder-server.ts';
 
@@ -11,6 +15,7 @@ declare module 'vitest' {
 }
 
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
+  await buildDashboard();
   const [backend, encoder] = await Promise.all([startBackend(), startEncoder()]);
   project.provide('backendUrl', backend.url);
   project.provide('encoderUrl', encoder.url);

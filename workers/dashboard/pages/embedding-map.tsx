@@ -60,7 +60,7 @@ const circle_px = (share: number): number => 12 + 60 * Math.sqrt(share);
 const mapOption =
   (set: MaskSet, { centroids }: Projection) =>
   (palette: Palette): ChartOption => ({
-    grid: { left: 60, right: 30, top: 20, bottom: 50 },
+    grid: { left: 60, right: 150, top: 20, bottom: 50 },
     tooltip: { ...tooltip(palette), trigger: 'item' },
     xAxis: axis(palette, 'first component', { type: 'value', scale: true }),
     yAxis: axis(palette, 'second component', { type: 'value', scale: true, nameGap: 45 }),

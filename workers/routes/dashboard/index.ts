@@ -1,7 +1,6 @@
 /** The dashboard: its session, and the page with everything that it loads. `shared/dashboard.ts` describes it. */
 import { Hono } from 'hono';
 import { loginSchema } from '../../../shared/dashboard.ts';
-import { MaskrouteError } from '../../../shared/errors.ts';
 import type { AppEnv } from '../../context.ts';
 import { adminOf } from '../../middleware/authenticate.ts';
 import { parse, readJson } from '../../middleware/body.ts';
@@ -29,9 +28,10 @@ export const dashboard = new Hono<AppEnv>()
     return c.json(toSession(admin, claims));
   })
   .get('/session', async (c) => {
-    const session = await readSession(c);
-    if (session === undefined) throw new MaskrouteError('invalid_session', 'Nobody is logged in.');
     c.header('cache-control', 'no-store');
+    const session = await readSession(c);
+    // Asked by the page before anybody logged in: no error, there is just nobody.
+    if (session === undefined) return c.body(null, 204);
     return c.json(toSession(session.admin, session.claims));
   })
   .delete('/session', async (c) => {

@@ -1,0 +1,181 @@
+/** The dashboard's session and its page, as a browser meets them. */
+import { createExecutionContext } from 'cloudflare:test';
+import { env } from 'cloudflare:workers';
+import { sign } from 'hono/jwt';
+import { afterEach, describe, expect, it, vi } from 'vitest';
+import { CSRF_HEADER, type Session } from '../../shared/dashboard.ts';
+import edge from '../../workers/index.ts';
+import { ADMIN_KEY, EDGE_URL } from '../support/edge/constants.ts';
+import { admin, call, errorCode, freshIsolate, newKey, newTenant } from './support/edge.ts';
+
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+const later = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
+const OWN = { origin: EDGE_URL };
+
+const login = (key: string, headers: Record<string, string> = OWN) =>
+  call('POST', '/dashboard/session', { body: { key }, headers });
+
+/** A browser that has logged in: it sends the cookie, and with `csrf` what the page sends too. */
+async function browser(key: string) {
+  const response = await login(key);
+  expect(response.status).toBe(200);
+  const session = await response.json<Session>();
+  const cookie = response.headers.get('set-cookie')!.split(';')[0]!;
+  const asPage = { ...OWN, cookie, [CSRF_HEADER]: session.csrf };
+  return { session, cookie, asPage, setCookie: response.headers.get('set-cookie')! };
+}
+
+describe('a session', () => {
+  it('opens with an admin key, and its cookie is for this host, https and no script', async () => {
+    const { session, setCookie } = await browser(ADMIN_KEY);
+    expect(session).toMatchObject({ actor: 'root', tenant: null });
+    expect(setCookie).toMatch(/^__Host-maskroute-session=/);
+    for (const part of ['HttpOnly', 'Secure', 'SameSite=Strict', 'Path=/', 'Expires=']) {
+      expect(setCookie).toContain(part);
+    }
+    expect(setCookie).not.toContain(ADMIN_KEY);
+    expect(atob(setCookie.split('.')[1]!)).not.toContain(ADMIN_KEY);
+  });
+
+  it('does not open with a wrong key, a key that sends completions, or from another page', async () => {
+    const { key } = await newTenant();
+    expect(await errorCode(login('wrong-key-0123456789'))).toBe('401 invalid_api_key');
+    expect(await errorCode(login(key))).toBe('403 forbidden');
+    expect(await errorCode(login(ADMIN_KEY, { origin: 'https://evil.test' }))).toBe('403 forbidden');
+    expect(await errorCode(login(ADMIN_KEY, {}))).toBe('403 forbidden');
+    for (const body of [{}, { key: 1 }, { key: 'k'.repeat(513) }, { key: 'k', more: 1 }, '{', null]) {
+      const answer = await call('POST', '/dashboard/session', { body, headers: OWN });
+      expect(answer.status).toBe(400);
+    }
+  });
+
+  it('takes the place of a key in the admin API, and changes things only when the page asks', async () => {
+    const { cookie, asPage } = await browser(ADMIN_KEY);
+    const create = (id: string, headers: Record<string, string>) =>
+      call('POST', '/admin/v1/tenants', { body: { id, name: id }, headers });
+    expect((await call('GET', '/admin/v1/tenants', { headers: { cookie } })).status).toBe(200);
+    expect((await create('by-page', asPage)).status).toBe(201);
+    const forged: Record<string, string>[] = [
+      { cookie },
+      { ...OWN, cookie },
+      { ...asPage, origin: 'https://evil.test' },
+      { ...asPage, origin: 'null' },
+      { ...asPage, [CSRF_HEADER]: '0'.repeat(32) },
+      { cookie, [CSRF_HEADER]: asPage[CSRF_HEADER]! },
+    ];
+    for (const headers of forged) expect(await errorCode(create('forged', headers))).toBe('403 forbidden');
+    expect(await (await admin('GET', '/tenants')).text()).not.toContain('forged');
+  });
+
+  it('of a tenant sees that tenant only', async () => {
+    const own = await newTenant();
+    const other = await newTenant();
+    const { key } = await newKey({ tenant: own.tenant, kind: 'tenant_admin' });
+    const { session, cookie } = await browser(key);
+    expect(session.tenant).toBe(own.tenant);
+    const keys = (tenant: string) => call('GET', `/admin/v1/keys?tenant=${tenant}`, { headers: { cookie } });
+    expect((await keys(own.tenant)).status).toBe(200);
+    expect(await errorCode(keys(other.tenant))).toBe('403 forbidden');
+  });
+
+  it('ends with its time, with its key, and with the admin key that signs it', async () => {
+    const { tenant } = await newTenant();
+    const { key, id } = await newKey({ tenant, kind: 'tenant_admin' });
+    const ofKey = await browser(key);
+    const ask = (cookie: string) => call('GET', '/admin/v1/tenants', { headers: { cookie } });
+    expect((await ask(ofKey.cookie)).status).toBe(200);
+    await admin('DELETE', `/keys/${id}`);
+    expect(await errorCode(ask(ofKey.cookie))).toBe('401 invalid_api_key');
+
+    const ofRoot = await browser(ADMIN_KEY);
+    const elsewhere = freshIsolate({ ADMIN_KEY: 'another-admin-key-000000' });
+    const headers = { cookie: ofRoot.cookie };
+    const answer = call('GET', '/admin/v1/tenants', { headers }, elsewhere);
+    expect(await errorCode(answer)).toBe('401 invalid_session');
+    later(9 * 3_600_000);
+    expect(await errorCode(ask(ofRoot.cookie))).toBe('401 invalid_session');
+  });
+
+  it('cannot be forged', async () => {
+    const { cookie } = await browser(ADMIN_KEY);
+    const name = cookie.split('=')[0]!;
+    const exp = Math.floor(Date.now() / 1000) + 600;
+    const payload = { sub: 'root', key: null, csrf: '0'.repeat(32), exp };
+    const unsigned = `${btoa('{"alg":"none","typ":"JWT"}')}.${btoa(JSON.stringify(payload))}.`;
+    const tokens = [
+      'x',
+      '',
+      unsigned.replaceAll('=', ''),
+      await sign(payload, ADMIN_KEY, 'HS256'),
+      `${cookie.slice(name.length + 1, -4)}AAAA`,
+    ];
+    for (const token of tokens) {
+      const answer = call('GET', '/admin/v1/tenants', { headers: { cookie: `${name}=${token}` } });
+      expect(await errorCode(answer), token).toBe('401 invalid_session');
+    }
+  });
+
+  it('is told to the page, and ends when it logs out', async () => {
+    const { session, cookie, asPage } = await browser(ADMIN_KEY);
+    const ask = (headers: Record<string, string>) => call('GET', '/dashboard/session', { headers });
+    expect(await (await ask({ cookie })).json()).toEqual(session);
+    expect((await ask({})).status).toBe(204);
+    const forged = call('DELETE', '/dashboard/session', { headers: { cookie } });
+    expect(await errorCode(forged)).toBe('403 forbidden');
+    const out = await call('DELETE', '/dashboard/session', { headers: asPage });
+    expect(out.status).toBe(204);
+    expect(out.headers.get('set-cookie')).toMatch(/^__Host-maskroute-session=;.*Max-Age=0/);
+  });
+
+  it('opens no door to completions', async () => {
+    const { asPage } = await browser(ADMIN_KEY);
+    expect(await errorCode(call('GET', '/v1/models', { headers: asPage }))).toBe('401 invalid_api_key');
+  });
+
+  it('over http, as on one machine, has a cookie that a browser keeps without https', async () => {
+    const request = new Request('http://localhost:8787/dashboard/session', {
+      method: 'POST',
+      headers: { origin: 'http://localhost:8787', 'content-type': 'application/json' },
+      body: JSON.stringify({ key: ADMIN_KEY }),
+    });
+    const response = await edge.fetch(request as never, env, createExecutionContext());
+    expect(response.headers.get('set-cookie')).toMatch(/^maskroute-session=(?!.*Secure)/);
+  });
+});
+
+describe('the page', () => {
+  it('is the same for every path of it, and lets nothing run that is not its own', async () => {
+    const first = await (await call('GET', '/dashboard')).text();
+    expect(first).toContain('<div id="app">');
+    for (const path of ['/dashboard/', '/dashboard/keys', '/dashboard/no/such/page']) {
+      const response = await call('GET', path);
+      expect(await response.text()).toBe(first);
+      expect(response.headers.get('content-type')).toContain('text/html');
+      const policy = response.headers.get('content-security-policy')!;
+      expect(policy).toContain("default-src 'none'");
+      expect(policy).not.toMatch(/unsafe|\*/);
+      expect(response.headers.get('x-content-type-options')).toBe('nosniff');
+      expect(response.headers.get('x-frame-options')).toBe('DENY');
+      expect(response.headers.get('cache-control')).toBe('no-cache');
+    }
+  });
+
+  it('loads files that never change, and says so when there is none', async () => {
+    const html = await (await call('GET', '/dashboard')).text();
+    const files = [...html.matchAll(/"(\/dashboard\/assets\/[^"]+)"/g)].map(([, file]) => file!);
+    expect(files).toHaveLength(2);
+    for (const file of files) {
+      const response = await call('GET', file);
+      expect(response.status).toBe(200);
+      expect(response.headers.get('content-type')).toMatch(/javascript|css/);
+      expect(response.headers.get('cache-control')).toContain('immutable');
+      await response.body?.cancel();
+    }
+    expect(await errorCode(call('GET', '/dashboard/assets/none.js'))).toBe('404 not_found');
+    expect(await errorCode(call('POST', '/dashboard/keys', { body: {} }))).toBe('404 not_found');
+    expect(await errorCode(call('PUT', '/dashboard/session', { body: {} }))).toBe('405 method_not_allowed');
+  });
+});
