@@ -1,0 +1,344 @@
+/**
+ * Several backends behind the edge: the registry, who is asked and who comes next, and what clients see when
+ * backends are gone, full, silent or break off. One server stands for all of them, each at an address of its own.
+ */
+import { env } from 'cloudflare:workers';
+import { afterEach, describe, expect, it, vi } from 'vitest';
+import { BACKEND_HEADERS, type BackendEntry } from '../../shared/backends.ts';
+import { HEADERS } from '../../shared/protocol.ts';
+import { importTokenKey, verifyToken } from '../../shared/service-token.ts';
+import { BACKEND_KEY, EDGE_URL } from '../support/edge/constants.ts';
+import {
+  admin,
+  badD1,
+  CHAT,
+  chat,
+  created,
+  errorCode,
+  freshIsolate,
+  goLive,
+  newKey,
+  newTenant,
+  recorded,
+} from './support/edge.ts';
+
+const SECOND_ms = 1_000;
+const idOf = (response: Response) => response.headers.get(HEADERS.requestId)!;
+const askedOf = async (response: Response) => (await recorded(idOf(response)))?.places;
+const backendOf = (response: Response) => response.headers.get(BACKEND_HEADERS.backend);
+
+let names = 0;
+const registered: string[] = [];
+
+/** A backend of its own; its id is also its place at the server. */
+async function register(change: object = {}): Promise<string> {
+  const id = `backend-${++names}`;
+  await created(admin('POST', '/backends', { id, url: `${env.BACKEND_URL}/at/${id}`, ...change }));
+  registered.push(id);
+  return id;
+}
+const mood = (id: string, how: string) =>
+  fetch(`${env.BACKEND_URL}/mood/${id}`, { method: 'POST', body: how });
+
+afterEach(async () => {
+  vi.useRealTimers();
+  for (const id of registered.splice(0)) await admin('DELETE', `/backends/${id}`);
+});
+
+/** Later, as the edge's clock has it. */
+const passTime = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
+
+describe('the registry', () => {
+  it('is the one backend of BACKEND_URL while it is empty', async () => {
+    const { data } = await (await admin('GET', '/backends')).json<{ data: BackendEntry[] }>();
+    expect(data).toMatchObject([{ id: 'default', url: env.BACKEND_URL, regions: ['*'], created_at: null }]);
+  });
+
+  it('makes, changes, shows and removes entries', async () => {
+    const id = await register({ regions: ['EU', 'DE'], weight: 2 });
+    const shown = await (await admin('GET', `/backends/${id}`)).json();
+    expect(shown).toMatchObject({ id, regions: ['EU', 'DE'], weight: 2, enabled: true });
+    expect(shown).toMatchObject({ state: { breaker: 'closed', in_flight: 0, running: null } });
+    const changed = await admin('PATCH', `/backends/${id}`, { enabled: false });
+    expect(await changed.json()).toMatchObject({ enabled: false, weight: 2 });
+    expect(await errorCode(admin('POST', '/backends', { id, url: 'http://x.test' }))).toBe('409 conflict');
+    expect((await admin('DELETE', `/backends/${id}`)).status).toBe(200);
+    expect(await errorCode(admin('DELETE', `/backends/${id}`))).toBe('404 not_found');
+    expect(await errorCode(admin('GET', `/backends/${id}`))).toBe('404 not_found');
+    expect(await errorCode(admin('PATCH', `/backends/${id}`, { weight: 1 }))).toBe('404 not_found');
+  });
+
+  it.each([
+    [{ id: 'Bad Id', url: 'http://x.test' }],
+    [{ id: 'x', url: 'ftp://x.test' }],
+    [{ id: 'x', url: 'http://user:secret@x.test' }],
+    [{ id: 'x', url: 'http://x.test/?a=1' }],
+    [{ id: 'x', url: 'http://x.test', regions: [] }],
+    [{ id: 'x', url: 'http://x.test', regions: ['europe'] }],
+    [{ id: 'x', url: 'http://x.test', weight: 0 }],
+    [{ id: 'x', url: 'http://x.test', secret: 1 }],
+  ])('refuses %j', async (body) => {
+    expect(await errorCode(admin('POST', '/backends', body))).toBe('400 invalid_request');
+  });
+
+  it('is not for administrators of one tenant', async () => {
+    const { tenant } = await newTenant();
+    const { key } = await newKey({ tenant, kind: 'tenant_admin' });
+    expect(await errorCode(admin('GET', '/backends', undefined, key))).toBe('403 forbidden');
+    expect(await errorCode(admin('DELETE', '/backends/x', undefined, key))).toBe('403 forbidden');
+  });
+
+  it('that was read once serves while D1 does not', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('compass', tenant);
+    const id = await register();
+    const d1 = badD1();
+    const isolate = freshIsolate({ DB: d1.DB });
+    expect(backendOf(await chat(key, {}, isolate))).toBe(id);
+    for (const how of ['stalled', 'failing'] as const) {
+      d1.be(how);
+      passTime(10 * SECOND_ms);
+      const started_ms = performance.now();
+      expect(backendOf(await chat(key, {}, isolate))).toBe(id);
+      expect(performance.now() - started_ms).toBeLessThan(SECOND_ms);
+    }
+  });
+
+  it('without an enabled backend is 503', async () => {
+    const { key } = await newTenant();
+    await register({ enabled: false });
+    expect(await errorCode(chat(key, {}, freshIsolate()))).toBe('503 backend_unreachable');
+  });
+});
+
+describe('who is asked', () => {
+  const from = (cf: object, key: string, isolate: ReturnType<typeof freshIsolate>) =>
+    isolate(
+      new Request(`${EDGE_URL}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json', authorization: `Bearer ${key}` },
+        body: JSON.stringify(CHAT),
+        cf,
+      } as RequestInit),
+    );
+
+  it('is the region, and the next one when that is gone', async () => {
+    const { key } = await newTenant();
+    const europe = await register({ regions: ['EU'] });
+    const america = await register({ regions: ['NA'] });
+    const isolate = freshIsolate();
+    expect(backendOf(await from({ continent: 'EU', country: 'DE', colo: 'FRA' }, key, isolate))).toBe(europe);
+    expect(backendOf(await from({ continent: 'NA', country: 'US', colo: 'DFW' }, key, isolate))).toBe(
+      america,
+    );
+    await mood(europe, 'down');
+    const response = await from({ continent: 'EU', country: 'DE', colo: 'FRA' }, key, isolate);
+    expect([response.status, backendOf(response)]).toEqual([200, america]);
+  });
+
+  it('is the same for the same mask, whatever isolate asks', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('compass', tenant);
+    for (let i = 0; i < 3; i++) await register();
+    const words = ['north', 'east', 'south'];
+    const placesOf = async (isolate: ReturnType<typeof freshIsolate>) => {
+      const places: (string | null)[] = [];
+      // One after the other: several at once are spread by load.
+      for (const content of words) {
+        const response = await chat(key, { messages: [{ role: 'user', content }] }, isolate);
+        await response.text();
+        places.push(backendOf(response));
+      }
+      return places;
+    };
+    const places = await placesOf(freshIsolate());
+    for (let i = 0; i < 3; i++) expect(await placesOf(freshIsolate())).toEqual(places);
+  });
+
+  it('is another one while the first has a line', async () => {
+    const { key } = await newTenant();
+    await register();
+    await register();
+    const isolate = freshIsolate();
+    const first = backendOf(await chat(key, {}, isolate))!;
+    await mood(first, 'loaded');
+    // The answer that tells of the line is still from there.
+    expect(backendOf(await chat(key, {}, isolate))).toBe(first);
+    expect(backendOf(await chat(key, {}, isolate))).not.toBe(first);
+  });
+});
+
+describe('when a backend fails', () => {
+  it.each(['down', 'sick', 'html', 'bad-error', 'unauthorized', 'queue-full'])(
+    'with %s, the next one answers, and the client sees nothing of it',
+    async (how) => {
+      const { key } = await newTenant();
+      const ids = [await register(), await register()];
+      for (const bad of ids) {
+        await mood(bad, how);
+        const response = await chat(key, {}, freshIsolate());
+        expect(response.status).toBe(200);
+        expect(backendOf(response)).not.toBe(bad);
+        await mood(bad, 'good');
+      }
+    },
+  );
+
+  it('in silence, a stream goes to the next one', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register()];
+    for (const silent of ids) {
+      await mood(silent, 'hang');
+      const isolate = freshIsolate({ BACKEND_SILENCE_MS: '100' });
+      const response = await chat(key, { stream: true }, isolate);
+      expect(await response.text()).toContain('data: [DONE]');
+      expect(backendOf(response)).not.toBe(silent);
+      await mood(silent, 'good');
+    }
+  });
+
+  it('with an error of the request, nobody else is asked', async () => {
+    const { key } = await newTenant();
+    await register();
+    await register();
+    const response = await chat(key, { user: 'unknown-model' }, freshIsolate());
+    expect(await askedOf(response)).toHaveLength(1);
+    expect(await errorCode(response)).toBe('404 model_not_found');
+  });
+
+  it('after the first byte, nobody else is asked', async () => {
+    const { key } = await newTenant();
+    await register();
+    await register();
+    const response = await chat(key, { user: 'half-event', stream: true }, freshIsolate());
+    const text = await response.text();
+    expect(text).toMatch(
+      /^data: \{"choices":\[\]\}\n\nevent: error\ndata: \{"error":\{.*backend_error.*\n\n$/,
+    );
+    expect(await askedOf(response)).toHaveLength(1);
+  });
+
+  it('and all others too: 503 with Retry-After, within a second, and no retry storm', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register()];
+    for (const id of ids) await mood(id, 'down');
+    const started_ms = performance.now();
+    const response = await chat(key, {}, freshIsolate());
+    expect(performance.now() - started_ms).toBeLessThan(2 * SECOND_ms);
+    expect(response.headers.get('retry-after')).toBe('1');
+    expect(await errorCode(response)).toBe('503 backend_unreachable');
+  });
+
+  it('again and again, it is left alone, and tried after a while', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    await mood(id, 'html');
+    for (let i = 0; i < 5; i++) expect(await errorCode(chat(key, {}, isolate))).toBe('502 backend_error');
+    const refused = await chat(key, {}, isolate);
+    expect(await askedOf(refused)).toBeUndefined();
+    expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(20);
+    expect(await errorCode(refused)).toBe('503 backend_unreachable');
+    await mood(id, 'good');
+    expect(await errorCode(chat(key, {}, isolate))).toBe('503 backend_unreachable');
+    passTime(31 * SECOND_ms);
+    for (let i = 0; i < 3; i++) expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
+
+  it('and comes back, it is found by asking for its load, long before the breaker would', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    await mood(id, 'down');
+    for (let i = 0; i < 5; i++) await chat(key, {}, isolate);
+    await mood(id, 'good');
+    await vi.waitFor(async () => expect((await chat(key, {}, isolate)).status).toBe(200), {
+      timeout: 5 * SECOND_ms,
+      interval: 200,
+    });
+  });
+
+  it('one bad request does not open a breaker', async () => {
+    const { key } = await newTenant();
+    await register();
+    const isolate = freshIsolate();
+    expect(await errorCode(chat(key, { user: 'die' }, isolate))).toBe('503 backend_unreachable');
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
+});
+
+describe('time', () => {
+  it('is passed on, and a client may shorten it', async () => {
+    const { key } = await newTenant();
+    const send = (headers: Record<string, string>) =>
+      freshIsolate()(
+        new Request(`${EDGE_URL}/v1/chat/completions`, {
+          method: 'POST',
+          headers: { 'content-type': 'application/json', authorization: `Bearer ${key}`, ...headers },
+          body: JSON.stringify(CHAT),
+        }),
+      );
+    const left = async (response: Response) =>
+      Number((await recorded(idOf(response)))!.headers[BACKEND_HEADERS.deadline]);
+    expect(await left(await send({}))).toBeGreaterThan(110_000);
+    const short = await left(await send({ [BACKEND_HEADERS.deadline]: '1500' }));
+    expect(short).toBeLessThanOrEqual(1500);
+    expect(short).toBeGreaterThan(500);
+    expect(await errorCode(send({ [BACKEND_HEADERS.deadline]: 'soon' }))).toBe('400 invalid_request');
+  });
+
+  it('without a token: comments keep a stream open, and the answer follows', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '50' });
+    const response = await chat(key, { stream: true, user: 'slow-first' }, isolate);
+    expect(response.headers.get('content-type')).toMatch(/^text\/event-stream/);
+    const text = await response.text();
+    expect(text).toMatch(/^(: keepalive\n\n){3,}data: /);
+    expect(text.endsWith('data: [DONE]\n\n')).toBe(true);
+  });
+
+  it.each([
+    ['slow-refusal', 'model_not_found'],
+    ['hang', 'backend_unreachable'],
+  ])('after a comment, %s is an error event', async (user, code) => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '50', BACKEND_TIMEOUT_MS: '600' });
+    const response = await chat(key, { stream: true, user }, isolate);
+    expect(response.status).toBe(200);
+    const last = (await response.text()).trim().split('\n\n').at(-1)!;
+    expect(last.startsWith('event: error\ndata: ')).toBe(true);
+    expect(JSON.parse(last.slice('event: error\ndata: '.length))).toMatchObject({ error: { code } });
+    expect(await askedOf(response)).toHaveLength(1);
+  });
+
+  it('a second backend is asked for a silent one where hedging is on', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register()];
+    for (const silent of ids) {
+      await mood(silent, 'hang');
+      const response = await chat(key, {}, freshIsolate({ BACKEND_HEDGE_MS: '50' }));
+      expect(response.status).toBe(200);
+      expect(backendOf(response)).not.toBe(silent);
+      await mood(silent, 'good');
+    }
+  });
+});
+
+describe('a token', () => {
+  it('is for one backend and one attempt', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register()];
+    const claimsOf = async (response: Response) => {
+      const { headers } = (await recorded(idOf(response)))!;
+      const token = headers.authorization!.slice('Bearer '.length);
+      return await verifyToken(await importTokenKey(BACKEND_KEY), token, Date.now() / 1000);
+    };
+    for (const down of ids) {
+      await mood(down, 'sick');
+      const response = await chat(key, {}, freshIsolate());
+      const { audience } = await claimsOf(response);
+      expect(audience).toBe(`${env.BACKEND_URL}/at/${backendOf(response)}`);
+      await mood(down, 'good');
+    }
+  });
+});
