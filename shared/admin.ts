@@ -5,9 +5,14 @@
  * |---|---|---|
  * | `POST /tenants`                 | {@link createTenantSchema}  | 201 {@link Tenant}; 409 when the id is taken |
  * | `GET /tenants`                  |                             | list of {@link Tenant} |
+ * | `GET /tenants/{id}`             |                             | {@link Tenant} |
+ * | `PATCH /tenants/{id}`           | {@link updateTenantSchema}  | {@link Tenant}; holds everywhere within 5 s |
+ * | `GET /tenants/{id}/budget`      |                             | list of {@link BudgetUse}: what is used right now |
  * | `POST /keys`                    | {@link createKeySchema}     | 201 {@link CreatedKey}: the only time the key is shown |
  * | `GET /keys?tenant=`             |                             | list of {@link ApiKey} |
  * | `DELETE /keys/{id}`             |                             | {@link ApiKey} with `revoked_at`; again is the same |
+ * | `POST /keys/{id}/rotate`        | {@link rotateKeySchema}     | 201 {@link CreatedKey}: the key in its place; 409 when it is over |
+ * | `GET /usage?tenant=&from=&to=&group=` |                       | list of {@link UsageRow} |
  * | `POST /mask-sets?tenant=`       | a mask set                  | 201 {@link MaskSetSummary}; 200 for content already there |
  * | `GET /mask-sets?tenant=`        |                             | list of {@link MaskSetSummary} |
  * | `GET /mask-sets/{version}?tenant=` |                          | the mask set itself |
@@ -39,20 +44,61 @@ export const ownerId = z.union([z.literal(DEFAULT_TENANT), tenantId]);
 export const version = z.string().regex(MASK_SET_VERSION_PATTERN, 'expected v_ and 24 hexadecimal digits');
 export const timestamp = z.iso.datetime();
 
+/** Null: no limit. Counted by the minute of the clock and by the day of UTC. */
+const budget = z.int().min(1).max(1e12).nullable();
+const tenantFields = {
+  name: z.string().min(1).max(200),
+  /** Which text of a conversation's opening is embedded. */
+  routing_policy: z.enum(ROUTING_POLICIES),
+  /** A disabled tenant's keys are refused. */
+  enabled: z.boolean(),
+  /** Without `:dense`; null: every model. */
+  models: z.array(z.string().min(1).max(300)).min(1).max(64).nullable(),
+  /** No mask of a request skips a larger share of blocks; null: any may. */
+  sparsity_max: z.number().min(0).max(1).nullable(),
+  /** The least agreement with dense of a set that goes live; null: any. */
+  agreement_min: z.number().min(0).max(1).nullable(),
+  requests_per_minute: budget,
+  tokens_per_minute: budget,
+  requests_per_day: budget,
+  tokens_per_day: budget,
+};
+
 export const createTenantSchema = z.strictObject({
   id: tenantId,
-  name: z.string().min(1).max(200),
-  /** Which text of a conversation is embedded. */
-  routing_policy: z.enum(ROUTING_POLICIES).default('first_user'),
+  ...tenantFields,
+  routing_policy: tenantFields.routing_policy.default('first_user'),
+  enabled: tenantFields.enabled.default(true),
+  models: tenantFields.models.default(null),
+  sparsity_max: tenantFields.sparsity_max.default(null),
+  agreement_min: tenantFields.agreement_min.default(null),
+  requests_per_minute: budget.default(null),
+  tokens_per_minute: budget.default(null),
+  requests_per_day: budget.default(null),
+  tokens_per_day: budget.default(null),
 });
+export type NewTenant = z.infer<typeof createTenantSchema>;
 
-export const tenantSchema = z.object({
-  id: z.string(),
-  name: z.string(),
-  routing_policy: z.enum(ROUTING_POLICIES),
-  created_at: timestamp,
-});
+/** A tenant's own admin key changes {@link OWN_TENANT_FIELDS} only. */
+export const updateTenantSchema = z
+  .strictObject(tenantFields)
+  .partial()
+  .refine((change) => Object.keys(change).length > 0, 'names nothing to change');
+export type TenantChange = z.infer<typeof updateTenantSchema>;
+export const OWN_TENANT_FIELDS: readonly string[] = ['name', 'routing_policy'];
+
+export const tenantSchema = z.object({ id: z.string(), ...tenantFields, created_at: timestamp });
 export type Tenant = z.infer<typeof tenantSchema>;
+
+export const budgetUseSchema = z.object({
+  unit: z.enum(['requests', 'tokens']),
+  window: z.enum(['minute', 'day']),
+  limit: z.int(),
+  /** Settled and reserved. */
+  used: z.int(),
+  resets_at: timestamp,
+});
+export type BudgetUse = z.infer<typeof budgetUseSchema>;
 
 export const createKeySchema = z
   .strictObject({
@@ -77,11 +123,57 @@ export const apiKeySchema = z.object({
   created_at: timestamp,
   expires_at: timestamp.nullable(),
   revoked_at: timestamp.nullable(),
+  /** The id of the key that a rotation made in its place. */
+  replaced_by: z.string().nullable(),
 });
 export type ApiKey = z.infer<typeof apiKeySchema>;
 
 export const createdKeySchema = apiKeySchema.extend({ key: z.string() });
 export type CreatedKey = z.infer<typeof createdKeySchema>;
+
+export const ROTATION_OVERLAP_MAX_s = 30 * 86_400;
+export const rotateKeySchema = z.strictObject({
+  /** How long the old key works beside the new one. */
+  overlap_s: z.int().min(0).max(ROTATION_OVERLAP_MAX_s).default(3600),
+  /** Of the new key; absent: never. */
+  expires_at: timestamp.optional(),
+});
+
+export const USAGE_GROUPS = ['tenant', 'day', 'model', 'mask'] as const;
+export type UsageGroup = (typeof USAGE_GROUPS)[number];
+export const USAGE_ROWS_MAX = 1000;
+const USAGE_DAYS = 30;
+const day = z.iso.date();
+const daysAgo = (days: number): string => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10);
+
+/** Days are of UTC, both included. */
+export const usageQuerySchema = z
+  .strictObject({
+    tenant: z.string().optional(),
+    from: day.default(() => daysAgo(USAGE_DAYS - 1)),
+    to: day.default(() => daysAgo(0)),
+    /** One, or several with commas. */
+    group: z
+      .string()
+      .default('day')
+      .transform((text) => text.split(','))
+      .pipe(z.array(z.enum(USAGE_GROUPS)).max(USAGE_GROUPS.length)),
+  })
+  .refine(({ from, to }) => from <= to, { message: 'from is after to', path: ['from'] });
+export type UsageQuery = z.infer<typeof usageQuerySchema>;
+
+/** What is not grouped by is null. */
+export const usageRowSchema = z.object({
+  tenant: z.string().nullable(),
+  day: z.string().nullable(),
+  model: z.string().nullable(),
+  mask: z.string().nullable(),
+  requests: z.int(),
+  errors: z.int(),
+  prompt_tokens: z.int(),
+  completion_tokens: z.int(),
+});
+export type UsageRow = z.infer<typeof usageRowSchema>;
 
 export const maskSetSummarySchema = z.object({
   version: z.string(),

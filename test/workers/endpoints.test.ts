@@ -138,6 +138,7 @@ describe('the mask endpoint for backends', () => {
       modelHash: MODEL.hash,
       blockCount: MODEL.blockCount,
       bits,
+      surrogates: null,
     });
     expect(response.headers.get('cache-control')).toContain('immutable');
     for (const id of [`m_${'0'.repeat(24)}`, 'dense', 'm_1', '..%2f..']) {

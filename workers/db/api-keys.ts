@@ -1,9 +1,10 @@
 /** API keys in D1: found by the SHA-256 of the key, which is all that is stored. */
-import { and, desc, eq, isNull } from 'drizzle-orm';
+import { and, desc, eq, gt, isNull, or, sql } from 'drizzle-orm';
 import { type ApiKey, type ApiKeyKind, DEFAULT_TENANT, LIST_COUNT_MAX } from '../../shared/admin.ts';
 import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
 import { type Database, isoTime, isoTimeOrNull } from './client.ts';
 import { apiKeys, tenants } from './schema.ts';
+import { type TenantPolicy, toPolicy } from './tenants.ts';
 
 /** What a request needs to know of the key that it came with. */
 export type KnownKey = {
@@ -12,6 +13,7 @@ export type KnownKey = {
   /** Empty for a key of kind `admin`. */
   readonly tenant: string;
   readonly routingPolicy: RoutingPolicy;
+  readonly policy: TenantPolicy;
   readonly expiresAt_ms: number | null;
   readonly revokedAt_ms: number | null;
 };
@@ -34,7 +36,7 @@ export async function findApiKey(db: Database, sha256: string): Promise<KnownKey
       id: apiKeys.id,
       kind: apiKeys.kind,
       tenant: apiKeys.tenantId,
-      routingPolicy: tenants.routingPolicy,
+      tenantRow: tenants,
       expiresAt_ms: apiKeys.expiresAt_ms,
       revokedAt_ms: apiKeys.revokedAt_ms,
     })
@@ -44,10 +46,12 @@ export async function findApiKey(db: Database, sha256: string): Promise<KnownKey
     .limit(1);
   const row = rows[0];
   if (row === undefined) return null;
+  const { tenantRow, ...key } = row;
   return {
-    ...row,
-    tenant: row.tenant ?? DEFAULT_TENANT,
-    routingPolicy: row.routingPolicy ?? 'first_user',
+    ...key,
+    tenant: key.tenant ?? DEFAULT_TENANT,
+    routingPolicy: tenantRow?.routingPolicy ?? 'first_user',
+    policy: toPolicy(tenantRow),
   };
 }
 
@@ -57,6 +61,7 @@ export async function insertApiKey(db: Database, key: NewApiKey): Promise<ApiKey
     ...columns,
     tenantId: tenant === DEFAULT_TENANT ? null : tenant,
     revokedAt_ms: null,
+    replacedBy: null,
   };
   await db.insert(apiKeys).values(row);
   return toApiKey(row);
@@ -95,6 +100,63 @@ export async function revokeApiKey(
   return row === undefined ? null : { key: toApiKey(row), sha256: row.sha256 };
 }
 
+export type Rotation = {
+  readonly id: string;
+  /** The key's tenant must be this one; undefined: any. */
+  readonly tenant: string | undefined;
+  /** The latest time at which the old key stops. */
+  readonly oldExpiresAt_ms: number;
+  readonly now_ms: number;
+  readonly successor: Pick<NewApiKey, 'id' | 'prefix' | 'sha256' | 'expiresAt_ms'>;
+};
+
+/**
+ * Puts a new key in an old one's place, in one batch: the old one gets its end, and only then is the new one made.
+ * Null when the old key is not there, revoked, expired or replaced already.
+ */
+export async function rotateApiKey(
+  db: Database,
+  { id, tenant, oldExpiresAt_ms, now_ms, successor }: Rotation,
+): Promise<{ successor: ApiKey; oldSha256: string } | null> {
+  const [replaced, , made] = await db.batch([
+    db
+      .update(apiKeys)
+      .set({
+        replacedBy: successor.id,
+        expiresAt_ms: sql`min(coalesce(${apiKeys.expiresAt_ms}, ${oldExpiresAt_ms}), ${oldExpiresAt_ms})`,
+      })
+      .where(
+        and(
+          eq(apiKeys.id, id),
+          tenant === undefined ? undefined : eq(apiKeys.tenantId, tenant),
+          isNull(apiKeys.revokedAt_ms),
+          isNull(apiKeys.replacedBy),
+          or(isNull(apiKeys.expiresAt_ms), gt(apiKeys.expiresAt_ms, now_ms)),
+        ),
+      )
+      .returning({ sha256: apiKeys.sha256 }),
+    db.run(sql`insert into ${apiKeys}
+      (id, kind, tenant_id, name, prefix, sha256, created_at_ms, expires_at_ms)
+      select ${successor.id}, kind, tenant_id, name, ${successor.prefix}, ${successor.sha256}, ${now_ms},
+        ${successor.expiresAt_ms}
+      from ${apiKeys} where id = ${id} and replaced_by = ${successor.id}`),
+    db.select().from(apiKeys).where(eq(apiKeys.id, successor.id)).limit(1),
+  ]);
+  const [old] = replaced;
+  return old === undefined ? null : { successor: toApiKey(made[0]!), oldSha256: old.sha256 };
+}
+
+/** Null when there is no such key, or it is another tenant's. */
+export async function findApiKeyById(
+  db: Database,
+  id: string,
+  tenant: string | undefined,
+): Promise<ApiKey | null> {
+  const owned = and(eq(apiKeys.id, id), tenant === undefined ? undefined : eq(apiKeys.tenantId, tenant));
+  const rows = await db.select().from(apiKeys).where(owned).limit(1);
+  return rows[0] === undefined ? null : toApiKey(rows[0]);
+}
+
 const toApiKey = (row: ApiKeyRow): ApiKey => ({
   id: row.id,
   kind: row.kind,
@@ -104,4 +166,5 @@ const toApiKey = (row: ApiKeyRow): ApiKey => ({
   created_at: isoTime(row.createdAt_ms),
   expires_at: isoTimeOrNull(row.expiresAt_ms),
   revoked_at: isoTimeOrNull(row.revokedAt_ms),
+  replaced_by: row.replacedBy,
 });

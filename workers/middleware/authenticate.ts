@@ -2,14 +2,14 @@
 import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type AdminCaller, type AppContext, type AppEnv, holdOf } from '../context.ts';
-import { bearerKey } from '../services/api-keys.ts';
+import { BUDGET } from '../limits.ts';
+import { bearerKey, type Caller } from '../services/api-keys.ts';
 import { sameSecret } from '../services/secrets.ts';
 import { adminCaller, ROOT, readSession } from './session.ts';
 
 /** A tenant's key. Other kinds are refused: a key that administrates should not sit in chat clients. */
 export const tenantOnly = createMiddleware<AppEnv>(async (c, next) => {
-  const { apiKeys } = c.get('services');
-  const caller = await apiKeys.authenticate(bearerKey(c.req.header('authorization')), holdOf(c));
+  const caller = await authenticate(c, bearerKey(c.req.header('authorization')));
   if (caller.kind !== 'tenant') throw new MaskrouteError('forbidden', 'This key sends no completions.');
   c.set('caller', caller);
   await next();
@@ -28,10 +28,31 @@ export const adminOnly = createMiddleware<AppEnv>(async (c, next) => {
  * @throws MaskrouteError `invalid_api_key`, `forbidden` for a key of another kind.
  */
 export async function adminOf(c: AppContext, key: string): Promise<AdminCaller> {
-  const { apiKeys, config } = c.get('services');
+  const { config } = c.get('services');
   if (sameSecret(key, config.ADMIN_KEY)) return ROOT;
-  return adminCaller(await apiKeys.authenticate(key, holdOf(c)));
+  return adminCaller(await authenticate(c, key));
 }
+
+/**
+ * A key that this isolate does not know costs a question to the database, so one address may have only so many
+ * of them answered: whoever guesses keys must not take the database from those who have one.
+ */
+async function authenticate(c: AppContext, key: string): Promise<Caller> {
+  const { apiKeys } = c.get('services');
+  const address = c.req.header('cf-connecting-ip');
+  if (address !== undefined && !LOOPBACK.includes(address) && !apiKeys.isKnown(key)) {
+    const outcome = await c.env.UNKNOWN_KEY_BURST?.limit({ key: address }).catch(() => undefined);
+    if (outcome?.success === false) {
+      throw new MaskrouteError('rate_limit_exceeded', 'Too many unknown keys from this address.', {
+        retryAfter_s: BUDGET.burstWindow_s,
+      });
+    }
+  }
+  return await apiKeys.authenticate(key, holdOf(c));
+}
+
+/** This machine: everybody who tries the product on it has the same address. */
+const LOOPBACK = ['127.0.0.1', '::1'];
 
 export const backendOnly = createMiddleware<AppEnv>(async (c, next) => {
   const key = bearerKey(c.req.header('authorization'));

@@ -6,6 +6,7 @@ import type { ApiKeyKind } from '../../shared/admin.ts';
 import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import type { KnownKey } from '../db/api-keys.ts';
+import type { TenantPolicy } from '../db/tenants.ts';
 import { KEYS, RETRY_AFTER_s } from '../limits.ts';
 import type { Hold } from './deadline.ts';
 import { randomHex, sha256Hex } from './secrets.ts';
@@ -17,16 +18,19 @@ export type Caller = {
   /** Empty for a key of kind `admin`. */
   readonly tenant: string;
   readonly routingPolicy: RoutingPolicy;
+  readonly policy: TenantPolicy;
 };
 
 export interface ApiKeys {
   /**
-   * @throws MaskrouteError `invalid_api_key` for an unknown, revoked or expired key,
+   * @throws MaskrouteError `invalid_api_key` for an unknown, revoked or expired key, `tenant_disabled`,
    * `configuration_unavailable` for a key never seen before while D1 can't be asked.
    */
   authenticate(key: string, hold: Hold): Promise<Caller>;
   /** The same for somebody who once showed the key and of whom its SHA-256 was kept. */
   authenticateSha256(sha256: string, hold: Hold): Promise<Caller>;
+  /** Whether the key was looked up before, so that letting it in (or not) costs nothing. */
+  isKnown(key: string): boolean;
   /** Makes a revocation hold in this isolate at once. */
   forget(sha256: string): void;
 }
@@ -78,8 +82,11 @@ export function createApiKeys(find: (sha256: string) => Promise<KnownKey | null>
       if (known.expiresAt_ms !== null && known.expiresAt_ms <= Date.now()) {
         throw invalidKey('The API key has expired.');
       }
-      return { keyId: known.id, kind: known.kind, tenant: known.tenant, routingPolicy: known.routingPolicy };
+      if (!known.policy.enabled) throw new MaskrouteError('tenant_disabled', 'This tenant is disabled.');
+      const { id: keyId, kind, tenant, routingPolicy, policy } = known;
+      return { keyId, kind, tenant, routingPolicy, policy };
     },
+    isKnown: (key) => cache.holds(sha256Hex(key)),
     forget: (sha256) => cache.forget(sha256),
   };
 }

@@ -8,8 +8,11 @@ import { type Config, type Env, parseConfig } from '../env.ts';
 import { MODELS } from '../limits.ts';
 import { type ApiKeys, createApiKeys } from './api-keys.ts';
 import { type BackendPool, createBackendPool } from './backends/index.ts';
+import { type Budgets, createBudgets } from './budgets.ts';
+import { type CompletionIds, createCompletionIds } from './completion-ids.ts';
 import { createEmbedder, type Embedder } from './embed.ts';
 import { loadEncoder } from './encoders/index.ts';
+import { createEvents, type Events } from './events.ts';
 import { createModels, type Models } from './models.ts';
 import { createReadiness, type Readiness } from './readiness.ts';
 import { createRoutingTable, type RoutingTable } from './routing-table.ts';
@@ -26,6 +29,9 @@ export type Services = {
   readonly models: Models;
   readonly backend: BackendPool;
   readonly readiness: Readiness;
+  readonly budgets: Budgets;
+  readonly completionIds: CompletionIds;
+  readonly events: Events;
   readonly sessions: Sessions;
 };
 
@@ -55,6 +61,9 @@ function createServices(env: Env): Services {
     table,
     experiments: createRunningExperiments(async () => (await listStarted(db, Date.now())).experiments, table),
     readiness: createReadiness(backend),
+    budgets: createBudgets(env.BUDGETS, env.TENANT_BURST),
+    completionIds: createCompletionIds(config.BACKEND_KEY),
+    events: createEvents(env.EVENTS),
     sessions: createSessions(config.ADMIN_KEY),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
     embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),

@@ -36,6 +36,8 @@ export interface SwrCache<V> {
   get(key: string, hold: Hold): Promise<V | null>;
   /** What is held, however old; undefined when nothing is. */
   peek(key: string): V | undefined;
+  /** Whether `get` can answer without waiting for the source: a value, or a null that is remembered. */
+  holds(key: string): boolean;
   /** Asks the source now and waits for it. @throws what the source threw. */
   refresh(key: string, hold: Hold): Promise<V | null>;
   /** Drops what is held, and what a load under way would bring. */
@@ -124,6 +126,7 @@ export function createSwrCache<V>(
       }
     },
     peek: (key) => entries.get(key)?.value,
+    holds: (key) => entries.has(key) || now() < (negativeUntil_ms.get(key) ?? 0),
     async refresh(key, hold) {
       loads.delete(key);
       return await withDeadline(startLoad(key, hold), policy.load_ms, what);

@@ -8,11 +8,13 @@ import { keys } from './keys.ts';
 import { maskSets } from './mask-sets.ts';
 import { publications } from './publications.ts';
 import { tenants } from './tenants.ts';
+import { usage } from './usage.ts';
 
 export const admin = new Hono<AppEnv>()
   .use(adminOnly)
   .route('/tenants', tenants)
   .route('/keys', keys)
+  .route('/usage', usage)
   .route('/mask-sets', maskSets)
   .route('/publications', publications)
   .route('/backends', backends)

@@ -1,9 +1,9 @@
-/** API keys: made (the key is shown this once), listed and revoked. */
+/** API keys: made (the key is shown this once), listed, rotated and revoked. */
 import { Hono } from 'hono';
-import { type CreatedKey, createKeySchema, DEFAULT_TENANT } from '../../../shared/admin.ts';
+import { type CreatedKey, createKeySchema, DEFAULT_TENANT, rotateKeySchema } from '../../../shared/admin.ts';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import type { AppEnv } from '../../context.ts';
-import { insertApiKey, listApiKeys, revokeApiKey } from '../../db/api-keys.ts';
+import { findApiKeyById, insertApiKey, listApiKeys, revokeApiKey, rotateApiKey } from '../../db/api-keys.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { generateKey } from '../../services/api-keys.ts';
 import { d1 } from '../../services/d1.ts';
@@ -25,7 +25,7 @@ export const keys = new Hono<AppEnv>()
     }
     const tenant = await scopedTenant(c, named);
     const { key, sha256, prefix } = generateKey(kind);
-    const id = `k_${randomHex(ID_RANDOM_BYTES)}`;
+    const id = newKeyId();
     const expiresAt_ms = expires_at === undefined ? null : Date.parse(expires_at);
     const createdAt_ms = Date.now();
     const row = { id, kind, tenant, name, prefix, sha256, createdAt_ms, expiresAt_ms };
@@ -38,6 +38,29 @@ export const keys = new Hono<AppEnv>()
     const filter = tenant === DEFAULT_TENANT ? undefined : tenant;
     return c.json({ object: 'list', data: await d1(listApiKeys(c.var.services.db, filter)) });
   })
+  .post('/:id/rotate', async (c) => {
+    const { db, apiKeys } = c.var.services;
+    const { tenant } = c.var.admin;
+    const { overlap_s, expires_at } = parse(rotateKeySchema, await readJson(c.req.raw));
+    const old = await d1(findApiKeyById(db, c.req.param('id'), tenant));
+    if (old === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    const { key, sha256, prefix } = generateKey(old.kind);
+    const now_ms = Date.now();
+    const rotated = await d1(
+      rotateApiKey(db, {
+        ...{ id: old.id, tenant, now_ms, oldExpiresAt_ms: now_ms + overlap_s * 1000 },
+        successor: {
+          ...{ id: newKeyId(), prefix, sha256 },
+          expiresAt_ms: expires_at === undefined ? null : Date.parse(expires_at),
+        },
+      }),
+    );
+    if (rotated === null) {
+      throw new MaskrouteError('conflict', 'The key is revoked, expired or replaced already.');
+    }
+    apiKeys.forget(rotated.oldSha256);
+    return c.json({ ...rotated.successor, key } satisfies CreatedKey, 201);
+  })
   .delete('/:id', async (c) => {
     const { db, apiKeys } = c.var.services;
     const revoked = await d1(revokeApiKey(db, c.req.param('id'), c.var.admin.tenant, Date.now()));
@@ -45,6 +68,8 @@ export const keys = new Hono<AppEnv>()
     apiKeys.forget(revoked.sha256);
     return c.json(revoked.key);
   });
+
+const newKeyId = (): string => `k_${randomHex(ID_RANDOM_BYTES)}`;
 
 const isObject = (value: unknown): value is object =>
   typeof value === 'object' && value !== null && !Array.isArray(value);

@@ -1,8 +1,16 @@
-/** Tenants: made and listed. */
+/** Tenants: made, listed, changed; what their keys may do and how much. */
 import { Hono } from 'hono';
-import { createTenantSchema } from '../../../shared/admin.ts';
-import type { AppEnv } from '../../context.ts';
-import { insertTenant, listTenants } from '../../db/tenants.ts';
+import {
+  type BudgetUse,
+  createTenantSchema,
+  OWN_TENANT_FIELDS,
+  type Tenant,
+  updateTenantSchema,
+} from '../../../shared/admin.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import type { BudgetLimits, BudgetState } from '../../budgets/budget.ts';
+import type { AppContext, AppEnv } from '../../context.ts';
+import { findTenant, insertTenant, listTenants, updateTenant } from '../../db/tenants.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
 import { requireGlobal } from './scope.ts';
@@ -15,4 +23,50 @@ export const tenants = new Hono<AppEnv>()
   })
   .get('/', async (c) =>
     c.json({ object: 'list', data: await d1(listTenants(c.var.services.db, c.var.admin.tenant)) }),
-  );
+  )
+  .get('/:id', async (c) => c.json(await tenantOf(c)))
+  .patch('/:id', async (c) => {
+    const change = parse(updateTenantSchema, await readJson(c.req.raw));
+    const own = c.var.admin.tenant;
+    const foreign = Object.keys(change).find((name) => !OWN_TENANT_FIELDS.includes(name));
+    if (own !== undefined && foreign !== undefined) {
+      const message = `A tenant changes its ${OWN_TENANT_FIELDS.join(' and ')} itself, nothing else.`;
+      throw new MaskrouteError('forbidden', message, { param: foreign });
+    }
+    const { id } = await tenantOf(c);
+    const changed = await d1(updateTenant(c.var.services.db, id, change));
+    if (changed === null) throw notFound();
+    return c.json(changed);
+  })
+  .get('/:id/budget', async (c) => {
+    const tenant = await tenantOf(c);
+    const states = await c.var.services.budgets.states(tenant.id, limitsOf(tenant));
+    const now_ms = Date.now();
+    return c.json({ object: 'list', data: states.map((state) => toUse(state, now_ms)) });
+  });
+
+/** @throws MaskrouteError `not_found`, for another tenant's administrator too: it learns nothing of others. */
+async function tenantOf(c: AppContext): Promise<Tenant> {
+  const id = c.req.param('id')!;
+  const own = c.get('admin').tenant;
+  const tenant = own !== undefined && own !== id ? null : await d1(findTenant(c.get('services').db, id));
+  if (tenant === null) throw notFound();
+  return tenant;
+}
+
+const notFound = () => new MaskrouteError('not_found', 'There is no such tenant.');
+
+const limitsOf = (tenant: Tenant): BudgetLimits => ({
+  requestsPerMinute: tenant.requests_per_minute,
+  tokensPerMinute: tenant.tokens_per_minute,
+  requestsPerDay: tenant.requests_per_day,
+  tokensPerDay: tenant.tokens_per_day,
+});
+
+const toUse = ({ unit, window, limit, used, resetsAfter_ms }: BudgetState, now_ms: number): BudgetUse => ({
+  unit,
+  window,
+  limit,
+  used,
+  resets_at: new Date(now_ms + resetsAfter_ms).toISOString(),
+});
