@@ -4,11 +4,12 @@ import { setFlagsFromString } from 'node:v8';
 import type { Logger } from 'pino';
 import { pino } from 'pino';
 import { MaskrouteError } from '../shared/errors.ts';
-import type { ModelHash } from '../shared/mask.ts';
+import type { ModelHash, SurrogatesId } from '../shared/mask.ts';
 import { createAuthenticator } from './api/auth.ts';
 import { createLifecycle } from './api/lifecycle.ts';
 import type { ApiLimits } from './api/limits.ts';
 import { DEFAULT_LIMITS } from './api/limits.ts';
+import { createRecentMasks } from './api/load.ts';
 import { createMetrics } from './api/metrics.ts';
 import { createRecentAnswers } from './api/recent-answers.ts';
 import type { ServedModel } from './api/served-model.ts';
@@ -29,6 +30,8 @@ export type BackendOptions = {
   /** Only this machine by default; `0.0.0.0` for every network that it is in. */
   readonly host?: string;
   readonly backendKey: string;
+  /** The address by which the edge calls this backend; tokens for another one are refused then. */
+  readonly audience?: string;
   /** Where unknown masks are fetched; without it, where the caller's token says. */
   readonly edgeUrl?: string;
   /** JSON lines on standard output by default. No prompts, no keys. */
@@ -67,10 +70,11 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
           edgeUrl: options.edgeUrl,
           warn: (message, detail) => log.warn(detail, message),
         }),
-        authenticate: await createAuthenticator(options.backendKey),
+        authenticate: await createAuthenticator(options.backendKey, { audience: options.audience }),
         metrics: createMetrics(engine, model.name),
         recent: createRecentAnswers(),
         lifecycle: createLifecycle(),
+        recentMasks: createRecentMasks(),
         limits: { ...DEFAULT_LIMITS, ...options.limits },
         log,
       },
@@ -104,6 +108,7 @@ async function openModel(
     modelDir: folder,
     hash: manifest.hash as ModelHash,
     config: manifest.config,
+    ...(manifest.surrogates && { surrogates: manifest.surrogates.id as SurrogatesId }),
     ...(threads === undefined ? {} : { threads }),
     onError: (detail) => log.error({ detail }, 'the engine failed'),
   });

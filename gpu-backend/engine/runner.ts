@@ -3,7 +3,7 @@
  * for. It knows tensors and nothing of requests; the scheduler knows requests and nothing of tensors.
  */
 import { join } from 'node:path';
-import type { SurrogatesId } from '../../shared/mask.ts';
+import type { Mask, SurrogatesId } from '../../shared/mask.ts';
 import { isDense } from '../../shared/mask.ts';
 import type { ModelConfig } from '../model/types.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
@@ -54,7 +54,7 @@ export async function openRunner(
     config,
     surrogates: options.surrogates,
     newCache: () => new KvCache(cacheShape),
-    run: (input) => run(session, config, planTensors, input),
+    run: (input) => run(session, config, options.surrogates, planTensors, input),
     close: async () => {
       session.endProfiling();
       await session.release();
@@ -65,6 +65,7 @@ export async function openRunner(
 async function run(
   session: Session,
   config: ModelConfig,
+  surrogates: SurrogatesId | undefined,
   planTensors: WeakMap<Uint8Array, RuntimeTensor>,
   input: RunInput,
 ): Promise<Float32Array> {
@@ -90,6 +91,7 @@ async function run(
     ),
     runs: runsTensor(planTensors, plan.mask.runs),
     ...positionFeeds(cache.length, tokens, elides),
+    ...surrogateFeeds(session, plan.mask, surrogates, tokens),
   };
   const fetches: Fetches = { logits: null };
   cache.addPast(feeds, tokens);
@@ -115,6 +117,26 @@ function positionFeeds(start: number, tokens: number, elides: boolean): Feeds {
     kv_rows: tensor(
       'i64',
       bigints(1, () => kvRows),
+      [1],
+    ),
+  };
+}
+
+/** How many rows surrogates compute: all, or none with plain skipping. @throws Error for another table than the graph's. */
+function surrogateFeeds(
+  session: Session,
+  mask: Mask,
+  served: SurrogatesId | undefined,
+  tokens: number,
+): Feeds {
+  if (mask.surrogates !== undefined && mask.surrogates !== served)
+    throw new Error(`the mask wants surrogates ${mask.surrogates}, the graph has ${served ?? 'none'}`);
+  if (!session.inputNames.includes('surrogate_rows')) return {};
+  const rows = mask.surrogates === undefined ? 0 : tokens;
+  return {
+    surrogate_rows: tensor(
+      'i64',
+      bigints(1, () => rows),
       [1],
     ),
   };

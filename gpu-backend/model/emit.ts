@@ -2,7 +2,8 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
-import type { StoredEmbedding, StoredLayer } from './architectures/llama.ts';
+import type { StoredEmbedding } from './architectures/embedding.ts';
+import type { StoredLayer } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
 import type { Basis, Matrix } from './basis.ts';
 import { fileBasis, rotatedBasis } from './basis.ts';

@@ -3,7 +3,7 @@
  * `WeightSource` is what GGUF and safetensors readers give and what architectures read.
  */
 import { z } from 'zod';
-import { MODEL_HASH_PATTERN } from '../../shared/mask.ts';
+import { MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../../shared/mask.ts';
 
 /** Hyper-parameters of a Llama-family decoder. Widths in floats, positions in tokens. */
 export const llamaConfigSchema = z.strictObject({
@@ -53,6 +53,14 @@ export const modelManifestSchema = z.strictObject({
   /** Ids that end an answer: end of sequence, end of turn. */
   eosTokenIds: z.array(z.int()).min(1),
   addBos: z.boolean(),
+  /** The table of surrogates in the graph, when one is installed (`install-surrogates.ts`). */
+  surrogates: z
+    .strictObject({
+      id: z.string().regex(SURROGATES_ID_PATTERN),
+      rank: z.int().min(1),
+      fitted: z.string(),
+    })
+    .optional(),
   files: z.record(z.string(), z.strictObject({ bytes: z.int(), sha256: z.string() })),
   importedAt: z.iso.datetime(),
 });

@@ -5,8 +5,9 @@
  * Shapes: B sequences of S tokens, H = hidden, N/G = query/KV heads, P = N/G query heads a KV head, D = head
  * width, R = scored positions. Tokens attend within their sequence to themselves and to what is before.
  */
+
+import { embed } from '../model/architectures/embedding.ts';
 import type { StoredLlama } from '../model/architectures/llama.ts';
-import { embed } from '../model/architectures/llama.ts';
 import type { LlamaConfig } from '../model/types.ts';
 import type { WeightRange } from '../model/weights-file.ts';
 import { external } from '../model/weights-file.ts';

@@ -2,6 +2,8 @@
  * The naive reference: a Llama in plain loops, one token at a time, every K and V kept, nothing shared with the
  * engine. The mask may change from token to token.
  */
+
+import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
 import type { LlamaConfig, WeightSource } from '../../gpu-backend/model/types.ts';
 import type { Mask } from '../../shared/mask.ts';
 
@@ -12,7 +14,8 @@ export type NaiveLlama = {
   next(tokenId: number, mask: Mask): Float64Array;
 };
 
-export async function naiveLlama(source: WeightSource): Promise<NaiveLlama> {
+/** `table`: what masks with surrogates replace skipped blocks by. */
+export async function naiveLlama(source: WeightSource, table?: SurrogateTable): Promise<NaiveLlama> {
   const { config } = source;
   const read = (name: string) => source.read(`model.${name}.weight`);
   const layers: Layer[] = [];
@@ -39,9 +42,19 @@ export async function naiveLlama(source: WeightSource): Promise<NaiveLlama> {
       const position = cache[0]!.k.length;
       const H = config.hiddenSize;
       const x = Float64Array.from(embedding.subarray(tokenId * H, (tokenId + 1) * H));
+      const replace = (block: number) => {
+        if (mask.surrogates !== undefined) surrogate(config, table!, block, x, position);
+      };
       layers.forEach((layer, i) => {
-        attention(config, layer, cache[i]!, x, position, mask.runs[2 * i] === 1);
+        const runs = mask.runs[2 * i] === 1;
+        const before = x.slice();
+        attention(config, layer, cache[i]!, x, position, runs);
+        if (!runs) {
+          x.set(before);
+          replace(2 * i);
+        }
         if (mask.runs[2 * i + 1] === 1) ffn(config, layer, x);
+        else replace(2 * i + 1);
       });
       return product(head, normalize(x, finalNorm, config.rmsEpsilon));
     },
@@ -89,6 +102,25 @@ function ffn(config: LlamaConfig, layer: Layer, x: Float64Array): void {
   product(layer.down, hidden).forEach((value, i) => {
     x[i]! += value;
   });
+}
+
+function surrogate(
+  config: LlamaConfig,
+  { a, b, bias, first, hiddenSize: H, rank }: SurrogateTable,
+  block: number,
+  x: Float64Array,
+  position: number,
+): void {
+  const normalized = normalize(x, new Float32Array(H).fill(1), config.rmsEpsilon);
+  for (let j = 0; j < H; j++) {
+    let sum = bias[block * H + j]!;
+    for (let k = 0; k < rank; k++) {
+      let inner = 0;
+      for (let i = 0; i < H; i++) inner += normalized[i]! * a[(block * H + i) * rank + k]!;
+      sum += inner * b[(block * rank + k) * H + j]!;
+    }
+    x[j]! += position === 0 ? first[block * H + j]! : sum;
+  }
 }
 
 function normalize(x: Float64Array, weight: Float32Array, epsilon: number): Float64Array {

@@ -6,7 +6,10 @@ import { seededRandom } from '../../gpu-backend/engine/random.ts';
 import type { Runner } from '../../gpu-backend/engine/runner.ts';
 import { openRunner } from '../../gpu-backend/engine/runner.ts';
 import { emitModel } from '../../gpu-backend/model/emit.ts';
+import { writeSurrogateGraph } from '../../gpu-backend/model/install-surrogates.ts';
+import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
 import type { LlamaConfig, WeightKind, WeightSource } from '../../gpu-backend/model/types.ts';
+import type { SurrogatesId } from '../../shared/mask.ts';
 
 export const TINY_CONFIG: LlamaConfig = {
   architecture: 'llama',
@@ -52,11 +55,38 @@ export function randomLlama(changes: Partial<LlamaConfig> = {}): WeightSource {
   };
 }
 
+/** Of no model that is installed anywhere. */
+export const RANDOM_TABLE_ID = `s_${'a'.repeat(24)}` as SurrogatesId;
+
+/** Random surrogates of a random model, large enough to matter. */
+export function randomSurrogates({ layerCount, hiddenSize }: LlamaConfig, rank: number): SurrogateTable {
+  const blockCount = 2 * layerCount;
+  const random = seededRandom(11);
+  const values = (count: number, scale: number) =>
+    Float32Array.from({ length: count }, () => (random() - 0.5) * scale);
+  return {
+    blockCount,
+    hiddenSize,
+    rank,
+    a: values(blockCount * hiddenSize * rank, 3 / Math.sqrt(hiddenSize)),
+    b: values(blockCount * rank * hiddenSize, 3 / Math.sqrt(rank)),
+    bias: values(blockCount * hiddenSize, 0.5),
+    first: values(blockCount * hiddenSize, 3),
+  };
+}
+
 /** Emits `source` into a folder of its own and opens it; disposing removes both. */
-export async function openEmitted(source: WeightSource, kind: WeightKind): Promise<Runner & AsyncDisposable> {
+export async function openEmitted(
+  source: WeightSource,
+  kind: WeightKind,
+  table?: SurrogateTable,
+): Promise<Runner & AsyncDisposable> {
   const folder = await mkdtemp(join(tmpdir(), 'maskroute-model-'));
   await emitModel(source, kind, folder, () => {});
-  const runner = await openRunner(folder, source.config, { threads: 1 });
+  const { config } = source;
+  if (table !== undefined) await writeSurrogateGraph(folder, folder, { config, weights: kind }, table);
+  const surrogates = table && RANDOM_TABLE_ID;
+  const runner = await openRunner(folder, config, { threads: 1, surrogates });
   return {
     ...runner,
     async [Symbol.asyncDispose]() {

@@ -5,7 +5,8 @@
  * N/G = query/KV heads, D = head width, V = vocabulary, R = rows whose logits are wanted.
  *
  * Every block sits in an `If` on its bit of `runs`. A skipped FFN costs one copy of a zero tensor. A skipped attention
- * computes K and V of its new tokens and nothing else, or nothing at all when `kv_rows` is 0.
+ * computes K and V of its new tokens and nothing else, or nothing at all when `kv_rows` is 0. With surrogates in the
+ * graph, `surrogate_rows` says whether they stand in for skipped blocks: see `surrogate.ts`.
  * The cache is written through: new K and V are outputs bound in place into the buffers that come back in as
  * `past_k`/`past_v` (`engine/kv-cache.ts`). Q needs the two splits that write K and V, which puts the writes
  * before the read of the cache.
@@ -20,10 +21,13 @@ import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { Linear, StoredLinear } from '../linear.ts';
 import { linear, multiply, storedRows } from '../linear.ts';
-import { QUANT_BLOCK } from '../quantize.ts';
 import type { LlamaConfig } from '../types.ts';
 import type { WeightRange } from '../weights-file.ts';
 import { external } from '../weights-file.ts';
+import type { StoredEmbedding } from './embedding.ts';
+import { embed } from './embedding.ts';
+import type { Skipping, StoredSurrogate } from './surrogate.ts';
+import { skippedOutput, skipping } from './surrogate.ts';
 
 export type StoredLayer = {
   /** Rows of Q (times 1/√D), K and V, one matrix `[(N + 2G)·D, H]`. */
@@ -34,13 +38,7 @@ export type StoredLayer = {
   readonly down: StoredLinear;
   readonly attentionNorm: WeightRange;
   readonly ffnNorm: WeightRange;
-};
-
-export type StoredEmbedding = {
-  /** `[V, H]`; the same ranges as the head when the embeddings are tied. */
-  readonly rows: StoredLinear;
-  /** fp32 `[H, H]` that a row is multiplied by, where the head's basis differs from the stream's. */
-  readonly correction: { readonly values: WeightRange; readonly size: number } | undefined;
+  readonly surrogates?: { readonly attention: StoredSurrogate; readonly ffn: StoredSurrogate };
 };
 
 export type StoredLlama = {
@@ -61,8 +59,7 @@ type Shared = {
   readonly keyCount: Value;
   readonly cos: Value;
   readonly sin: Value;
-  /** `[B, S, H]` of zeros: what a skipped block adds. */
-  readonly zeros: Value;
+  readonly skipping: Skipping;
   readonly runs: readonly Value[];
   /** How many new tokens a skipped attention writes K and V of: S, or 0 with `kv: elide`. */
   readonly kvRows: Value;
@@ -95,46 +92,21 @@ export function llamaGraph(config: LlamaConfig, stored: StoredLlama): Graph {
 
 function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
   const { contextTokens, headSize, layerCount: L } = config;
+  const positions = g.input('positions', 'i64', [1, 'S']);
+  const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
   const rope = [contextTokens, headSize / 2];
   const ones = (count: number) => g.constant('i64', [count], Array<number>(count).fill(1));
   return {
     config,
-    positions: g.input('positions', 'i64', [1, 'S']),
+    positions,
     keyCount: g.input('key_count', 'i64', [1]),
     cos: g.initializer('rope_cos', 'f32', rope, external(stored.ropeCos)),
     sin: g.initializer('rope_sin', 'f32', rope, external(stored.ropeSin)),
-    zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
+    skipping: skipping(g, embedded, positions, hasSurrogates),
     runs: g.ops('Split', [g.input('runs', 'bool', [2 * L]), ones(2 * L)], 2 * L),
     kvRows: g.input('kv_rows', 'i64', [1]),
     kvPositions: g.input('kv_positions', 'i64', [1, 'E']),
   };
-}
-
-/** The first value of the residual stream, `[B, S, H]`. */
-export function embed(g: GraphBuilder, tokenIds: Value, { rows, correction }: StoredEmbedding): Value {
-  const embedded = embeddingRows(g, tokenIds, rows);
-  if (correction === undefined) return embedded;
-  const shape = [correction.size, correction.size];
-  return g.op('MatMul', [
-    embedded,
-    g.initializer('embedding_correction', 'f32', shape, external(correction.values)),
-  ]);
-}
-
-/** One row a token: dequantized from the 8 or 4 bits that the head multiplies by. */
-function embeddingRows(g: GraphBuilder, tokenIds: Value, stored: StoredLinear): Value {
-  const { outputs: V, inputs: H } = stored;
-  if (stored.kind === 'f32') {
-    return g.op('Gather', [g.initializer('embedding', 'f32', [V, H], external(stored.values)), tokenIds]);
-  }
-  const bits = stored.kind === 'q8' ? 8 : 4;
-  const blocks = [V, H / QUANT_BLOCK];
-  const values = g.initializer('embedding.q', 'u8', [V, (H * bits) / 8], external(stored.values));
-  const scales = g.initializer('embedding.scales', 'f32', blocks, external(stored.scales!));
-  const zeroPoints =
-    stored.zeroPoints && g.initializer('embedding.zeros', 'u8', blocks, external(stored.zeroPoints));
-  const attributes = { gather_axis: 0, quantize_axis: 1, block_size: QUANT_BLOCK, bits };
-  return g.op('GatherBlockQuantized', [values, tokenIds, scales, zeroPoints], attributes, MICROSOFT);
 }
 
 const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
@@ -161,6 +133,23 @@ function addAndNormalize(
   return [{ name: sum }, { name: normalized }];
 }
 
+/** The stream normalized without weights: `x` itself where the weights are folded into the matrices behind it. */
+function plainly(
+  config: LlamaConfig,
+  { kind }: StoredLinear,
+  residual: Value,
+  x: Value,
+): (b: GraphBuilder) => Value {
+  if (kind !== 'f32') return () => x;
+  const ones = Array<number>(config.hiddenSize).fill(1);
+  return (b) =>
+    b.op(
+      'SimplifiedLayerNormalization',
+      [residual, b.constant('f32', [config.hiddenSize], ones)],
+      normAttributes(config),
+    );
+}
+
 function attention(
   g: GraphBuilder,
   shared: Shared,
@@ -184,12 +173,18 @@ function attention(
     output: linear(g, `layer_${index}.output`, stored.output),
   };
   const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, weights, x, past));
-  const skip = g.subgraph(`skip_attention_${index}`, (b) => skipAttention(b, shared, weights, x));
-  const out = [g.fresh('attention'), `new_k_${index}`, `new_v_${index}`];
-  g.node('If', [shared.runs[2 * index]], out, { then_branch: { graph: run }, else_branch: { graph: skip } });
-  g.output({ name: out[1]! }, 'f32', [1, 'W', G * D]);
-  g.output({ name: out[2]! }, 'f32', [1, 'W', G * D]);
-  return [residual, { name: out[0]! }];
+  const surrogate = stored.surrogates?.attention;
+  const plain = plainly(config, stored.qkv, residual, x);
+  const out = skippedOutput(g, shared.skipping, `layer_${index}.attention`, surrogate, plain);
+  const skip = g.subgraph(`skip_attention_${index}`, (b) => skipAttention(b, shared, weights, x, out));
+  const outputs = [g.fresh('attention'), `new_k_${index}`, `new_v_${index}`];
+  g.node('If', [shared.runs[2 * index]], outputs, {
+    then_branch: { graph: run },
+    else_branch: { graph: skip },
+  });
+  g.output({ name: outputs[1]! }, 'f32', [1, 'W', G * D]);
+  g.output({ name: outputs[2]! }, 'f32', [1, 'W', G * D]);
+  return [residual, { name: outputs[0]! }];
 }
 
 type AttentionWeights = { readonly qkv: Linear; readonly kv: Linear; readonly output: Linear };
@@ -227,14 +222,20 @@ function runAttention(
  * K and V of the first `kv_rows` new tokens: all of them, or none with `kv: elide`. (A second `If` in here
  * would be clearer and five times as slow: ONNX Runtime does not prepack weights two branches deep.)
  */
-function skipAttention(b: GraphBuilder, shared: Shared, { kv }: AttentionWeights, x: Value): void {
+function skipAttention(
+  b: GraphBuilder,
+  shared: Shared,
+  { kv }: AttentionWeights,
+  x: Value,
+  output: (b: GraphBuilder) => Value,
+): void {
   const { kvHeadCount: G, headSize: D } = shared.config;
   const rows = b.op('Slice', [x, b.constant('i64', [1], [0]), shared.kvRows, b.constant('i64', [1], [1])]);
   const [k, v] = b.ops('Split', [multiply(b, rows, kv), b.constant('i64', [2], [G * D, G * D])], 2, {
     axis: -1,
   });
   const rotated = rotate(b, shared, k!, shared.kvPositions, G);
-  declareBranch(b, shared.config, b.op('Identity', [shared.zeros]), rotated, v!, 'E');
+  declareBranch(b, shared.config, output(b), rotated, v!, 'E');
 }
 
 function declareBranch(
@@ -282,9 +283,9 @@ function ffn(
     const activated = b.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT);
     b.output(multiply(b, b.op('Mul', [activated, up]), down), 'f32', [1, 'S', H]);
   });
-  const skip = g.subgraph(`skip_ffn_${index}`, (b) =>
-    b.output(b.op('Identity', [shared.zeros]), 'f32', [1, 'S', H]),
-  );
+  const plain = plainly(config, stored.gateUp, residual, x);
+  const out = skippedOutput(g, shared.skipping, `layer_${index}.ffn`, stored.surrogates?.ffn, plain);
+  const skip = g.subgraph(`skip_ffn_${index}`, (b) => b.output(out(b), 'f32', [1, 'S', H]));
   return [
     residual,
     g.op('If', [shared.runs[2 * index + 1]], { then_branch: { graph: run }, else_branch: { graph: skip } }),

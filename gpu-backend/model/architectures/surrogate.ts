@@ -1,0 +1,90 @@
+/**
+ * What a skipped block adds to the residual stream in the serving graph: nothing, or its surrogate's output
+ * (`model/surrogates.ts` has the formula), as the request says.
+ *
+ * Shapes: S = new tokens, H = hidden, r = rank, U = `surrogate_rows`: S with surrogates, 0 with holes.
+ *
+ * A second `If` for the choice would stand two branches deep, where ONNX Runtime does not prepack weights; and one
+ * beside the first would cost every running block. So the surrogate computes U rows, and zeros fill what is left.
+ */
+import type { GraphBuilder, Value } from '../../onnx/graph.ts';
+import type { StoredLinear } from '../linear.ts';
+import { linear, multiply } from '../linear.ts';
+import type { WeightRange } from '../weights-file.ts';
+import { external } from '../weights-file.ts';
+
+export type StoredSurrogate = {
+  /** Aᵀ `[r, H]`. */
+  readonly down: StoredLinear;
+  /** Bᵀ `[H, r]`. */
+  readonly up: StoredLinear;
+  /** `[H]` each. */
+  readonly bias: WeightRange;
+  readonly first: WeightRange;
+};
+
+export type Skipping = {
+  /** `[1, S, H]`. */
+  readonly zeros: Value;
+  readonly surrogates:
+    | {
+        /** `[1]`: U. */
+        readonly rows: Value;
+        /** `[1, U, 1]`, bool: position 0 of the sequence. */
+        readonly isFirst: Value;
+        /** `[1, S − U, H]`. */
+        readonly zerosLeft: Value;
+      }
+    | undefined;
+};
+
+/** Input `surrogate_rows` `[1]`, when the graph has surrogates. */
+export function skipping(
+  g: GraphBuilder,
+  embedded: Value,
+  positions: Value,
+  hasSurrogates: boolean,
+): Skipping {
+  const zeros = g.op('Mul', [embedded, g.constant('f32', [1], [0])]);
+  if (!hasSurrogates) return { zeros, surrogates: undefined };
+  const rows = g.input('surrogate_rows', 'i64', [1]);
+  const int = (value: number) => g.constant('i64', [1], [value]);
+  const isFirst = g.op('Equal', [positions, g.constant('i64', [], [0])]);
+  const end = int(Number.MAX_SAFE_INTEGER);
+  return {
+    zeros,
+    surrogates: {
+      rows,
+      isFirst: g.op('Unsqueeze', [g.op('Slice', [isFirst, int(0), rows, int(1)]), int(2)]),
+      zerosLeft: g.op('Slice', [zeros, rows, end, int(1)]),
+    },
+  };
+}
+
+/**
+ * The output of a skipped block, `[1, S, H]`, to be appended to its branch. `x` `[1, S, H]`: the stream, normalized
+ * without weights. Weights are named in `g`, the outer graph.
+ */
+export function skippedOutput(
+  g: GraphBuilder,
+  { zeros, surrogates }: Skipping,
+  name: string,
+  stored: StoredSurrogate | undefined,
+  x: (b: GraphBuilder) => Value,
+): (b: GraphBuilder) => Value {
+  if (stored === undefined || surrogates === undefined) return (b) => b.op('Identity', [zeros]);
+  const hiddenSize = stored.down.inputs;
+  const down = linear(g, `${name}.surrogate_down`, stored.down);
+  const up = linear(g, `${name}.surrogate_up`, stored.up);
+  const vector = (part: string, range: WeightRange) =>
+    g.initializer(`${name}.surrogate_${part}`, 'f32', [hiddenSize], external(range));
+  const bias = vector('bias', stored.bias);
+  const first = vector('first', stored.first);
+  return (b) => {
+    const int = (value: number) => b.constant('i64', [1], [value]);
+    const rows = b.op('Slice', [x(b), int(0), surrogates.rows, int(1)]);
+    const product = multiply(b, multiply(b, rows, down), up);
+    const output = b.op('Where', [surrogates.isFirst, first, b.op('Add', [product, bias])]);
+    return b.op('Concat', [output, surrogates.zerosLeft], { axis: 1 });
+  };
+}

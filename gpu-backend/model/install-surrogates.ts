@@ -1,0 +1,134 @@
+/**
+ * Puts a table of surrogates into an installed model: its matrices beside the weights, quantized as the weights are,
+ * and a graph whose skip branches use them. The model's own weights are not touched; a new folder shares their files
+ * and takes the old one's place by one rename, so an engine that has it open goes on.
+ */
+import { copyFile, link, mkdir, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { SurrogatesId } from '../../shared/mask.ts';
+import { encodeModel } from '../onnx/encode.ts';
+import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
+import { llamaGraph } from './architectures/llama.ts';
+import type { StoredSurrogate } from './architectures/surrogate.ts';
+import { MODEL_FILE } from './emit.ts';
+import { storeLinear } from './linear.ts';
+import { transpose } from './rotation.ts';
+import type { InstalledModel } from './store.ts';
+import {
+  incomingFolder,
+  MANIFEST_FILE,
+  modelsFolder,
+  openInstalled,
+  putInPlace,
+  sha256OfFiles,
+  syncFolder,
+} from './store.ts';
+import { readStoredLlama } from './stored-llama.ts';
+import type { SurrogateTable } from './surrogates.ts';
+import { checkSurrogatesModel, readSurrogates, toInstalledBasis } from './surrogates.ts';
+import type { ModelManifest, WeightKind } from './types.ts';
+import { WeightsFile } from './weights-file.ts';
+
+/** The table as it came, and its matrices as the graph reads them. */
+export const SURROGATES_FILE = 'surrogates.safetensors';
+const SURROGATE_WEIGHTS_FILE = 'surrogates.bin';
+const REPLACED: ReadonlySet<string> = new Set([
+  MODEL_FILE,
+  MANIFEST_FILE,
+  SURROGATES_FILE,
+  SURROGATE_WEIGHTS_FILE,
+]);
+
+/**
+ * Call with the store locked. The same table again changes nothing.
+ * @throws MaskrouteError `surrogates_mismatch` when the table is for another model, `invalid_request`.
+ */
+export async function installSurrogates(home: string, name: string, path: string): Promise<InstalledModel> {
+  const installed = await openInstalled(home, name);
+  const { manifest } = installed;
+  const surrogates = await readSurrogates(path);
+  checkSurrogatesModel(surrogates, manifest);
+  if (manifest.surrogates?.id === surrogates.id) return installed;
+  const folder = incomingFolder(home, name);
+  await rm(folder, { recursive: true, force: true });
+  await mkdir(folder, { recursive: true });
+  try {
+    await shareFiles(installed.folder, folder);
+    await copyFile(path, join(folder, SURROGATES_FILE));
+    await writeSurrogateGraph(installed.folder, folder, manifest, surrogates.table);
+    const next = await describe(manifest, folder, surrogates);
+    await writeFile(join(folder, MANIFEST_FILE), JSON.stringify(next), { flush: true });
+    await syncFolder(folder);
+    await putInPlace(home, name, folder);
+    return { folder: join(modelsFolder(home), name), manifest: next };
+  } catch (error) {
+    await rm(folder, { recursive: true, force: true });
+    throw error;
+  }
+}
+
+/** Everything that stays, copies of weights for training too; hard links, or copies where the disk has none. */
+async function shareFiles(from: string, to: string): Promise<void> {
+  for (const entry of await readdir(from, { withFileTypes: true })) {
+    if (!entry.isFile() || entry.name.startsWith('.') || REPLACED.has(entry.name)) continue;
+    const [source, target] = [join(from, entry.name), join(to, entry.name)];
+    await link(source, target).catch(() => copyFile(source, target));
+  }
+}
+
+/** The graph in `from`, with surrogates, and their matrices, into `folder`, which shares the weights. */
+export async function writeSurrogateGraph(
+  from: string,
+  folder: string,
+  { config, weights }: Pick<ModelManifest, 'config' | 'weights'>,
+  table: SurrogateTable,
+): Promise<void> {
+  const stored = await readStoredLlama(from, config, weights);
+  const layers = storeSurrogates(join(folder, SURROGATE_WEIGHTS_FILE), stored, weights, table);
+  await writeFile(join(folder, MODEL_FILE), encodeModel(llamaGraph(config, { ...stored, layers })), {
+    flush: true,
+  });
+}
+
+function storeSurrogates(
+  path: string,
+  stored: StoredLlama,
+  weights: WeightKind,
+  table: SurrogateTable,
+): StoredLayer[] {
+  const { a, b, bias, first, hiddenSize: H, rank } = toInstalledBasis(table, weights);
+  // They weigh little: four bits would save nothing worth their error.
+  const kind = weights === 'f32' ? 'f32' : 'q8';
+  const file = new WeightsFile(path, SURROGATE_WEIGHTS_FILE);
+  const store = (block: number): StoredSurrogate => {
+    const matrix = (values: Float32Array) => values.subarray(block * H * rank, (block + 1) * H * rank);
+    const vector = (values: Float32Array) => file.append(values.subarray(block * H, (block + 1) * H));
+    return {
+      down: storeLinear(file, kind, transpose(matrix(a), H, rank), rank, H),
+      up: storeLinear(file, kind, transpose(matrix(b), rank, H), H, rank),
+      bias: vector(bias),
+      first: vector(first),
+    };
+  };
+  try {
+    return stored.layers.map((layer, index) => ({
+      ...layer,
+      surrogates: { attention: store(2 * index), ffn: store(2 * index + 1) },
+    }));
+  } finally {
+    file.close();
+  }
+}
+
+async function describe(
+  manifest: ModelManifest,
+  folder: string,
+  { id, table, fitted }: { id: SurrogatesId; table: SurrogateTable; fitted: string },
+): Promise<ModelManifest> {
+  const files = { ...manifest.files };
+  for (const name of [MODEL_FILE, SURROGATES_FILE, SURROGATE_WEIGHTS_FILE]) {
+    const path = join(folder, name);
+    files[name] = { bytes: (await stat(path)).size, sha256: await sha256OfFiles([path]) };
+  }
+  return { ...manifest, surrogates: { id, rank: table.rank, fitted }, files };
+}
