@@ -44,6 +44,7 @@ export const ERROR_CODES = {
   budget_unavailable: [503, 'server_error'],
   configuration_unavailable: [503, 'server_error'],
   queue_timeout: [503, 'server_error'],
+  deadline_exceeded: [504, 'server_error'],
   // Met on the command line only.
   invalid_argument: [400, 'invalid_request_error'],
   already_running: [409, 'invalid_request_error'],

@@ -4,10 +4,14 @@ import { runAnswer } from './answer.ts';
 import { usageOf } from './answer-figures.ts';
 import type { AnswerPlan, RunningAnswer } from './answer-plan.ts';
 import type { ApiContext, ApiParts } from './context.ts';
+import { deadlineExceeded } from './deadline.ts';
 
 export type AnswerRecord = {
   run(plan: AnswerPlan): RunningAnswer;
-  firstEvent(): void;
+  /** The work is called off when the caller's time is over; undefined: it waits. */
+  expectWithin(limit_ms: number | undefined): void;
+  /** `isSent`: it goes to the caller at once, so that the caller's wait is over. */
+  firstEvent(isSent: boolean): void;
   elapsed_ms(): number;
   abort(): void;
   /** The error is still to be answered, with its own status. */
@@ -27,10 +31,12 @@ export function openRecord(parts: ApiParts, c: ApiContext, endpoint: string): An
   let running: RunningAnswer | undefined;
   let first_ms: number | undefined;
   let ended = false;
+  let deadline: NodeJS.Timeout | undefined;
 
   function close(error: MaskrouteError | undefined, answered: boolean): void {
     if (ended) return;
     ended = true;
+    clearTimeout(deadline);
     leave();
     if (answered) parts.metrics.request(endpoint, 200, error?.code ?? 'ok');
     if (running !== undefined) account(parts, c, endpoint, running, error, first_ms, elapsed_ms());
@@ -42,8 +48,14 @@ export function openRecord(parts: ApiParts, c: ApiContext, endpoint: string): An
       running = runAnswer(parts.model, plan, parts.limits, controller.signal);
       return running;
     },
-    firstEvent: () => {
+    expectWithin(limit_ms) {
+      if (limit_ms === undefined) return;
+      const left_ms = Math.max(0, limit_ms - elapsed_ms());
+      deadline = setTimeout(() => controller.abort(deadlineExceeded(limit_ms)), left_ms);
+    },
+    firstEvent(isSent) {
       first_ms = elapsed_ms();
+      if (isSent) clearTimeout(deadline);
     },
     elapsed_ms,
     abort: () => controller.abort(),

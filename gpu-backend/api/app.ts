@@ -6,6 +6,7 @@ import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/protocol.ts';
 import { answerRoutes } from './answers.ts';
 import { completionRoutes } from './completions.ts';
 import type { ApiContext, ApiEnv, ApiParts } from './context.ts';
+import { loadHeader, loadRoutes } from './load.ts';
 import { modelRoutes } from './models.ts';
 
 /** Paths that exist, and the methods that they take; anything else on them is 405, not 404. */
@@ -13,6 +14,7 @@ const METHODS = {
   '/healthz': 'GET',
   '/readyz': 'GET',
   '/metrics': 'GET',
+  '/v1/load': 'GET',
   '/v1/models': 'GET',
   '/v1/models/:id{.+}': 'GET',
   '/v1/answers/:id': 'GET',
@@ -33,8 +35,10 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
   app.use('/v1/*', async (c, next) => {
     c.set('caller', await parts.authenticate(c.req.header('authorization')));
     await next();
+    c.header(...loadHeader(parts.model.engine));
   });
   app.route('/', modelRoutes(parts.model));
+  app.route('/', loadRoutes(parts));
   app.route('/', completionRoutes(parts));
   app.route('/', answerRoutes(parts));
   for (const [path, method] of Object.entries(METHODS)) {

@@ -4,7 +4,8 @@
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { MaskrouteError } from '../../shared/errors.ts';
-import { importTokenKey, TOKEN_PREFIX, verifyToken } from '../../shared/service-token.ts';
+import { importTokenKey, TOKEN_PREFIX, TOKEN_SKEW_s, verifyToken } from '../../shared/service-token.ts';
+import { createUsedTokens } from './used-tokens.ts';
 
 export type Caller = {
   /** From the edge's token; a holder of the key itself has no tenant. */
@@ -15,16 +16,26 @@ export type Caller = {
 
 export type Authenticate = (authorization: string | undefined) => Promise<Caller>;
 
+export type TokenRules = {
+  /** The address by which the edge calls this backend: tokens for another one are refused. Unchecked without. */
+  readonly audience?: string | undefined;
+};
+
 /**
  * `authenticate` rejects with MaskrouteError `invalid_api_key` or `expired_token`.
  * @throws Error when `backendKey` is empty.
  */
-export async function createAuthenticator(backendKey: string): Promise<Authenticate> {
+export async function createAuthenticator(
+  backendKey: string,
+  { audience }: TokenRules = {},
+): Promise<Authenticate> {
   if (backendKey.trim() === '') {
     throw new Error('The backend needs a key (MASKROUTE_BACKEND_KEY); it does not serve without one.');
   }
   const keyDigest = digest(backendKey);
   const tokenKey = await importTokenKey(backendKey);
+  const usedTokens = createUsedTokens();
+  const own = audience?.replace(/\/+$/, '');
   return async (authorization) => {
     const credential = /^Bearer +(\S+)$/i.exec(authorization ?? '')?.[1];
     if (credential === undefined) {
@@ -33,7 +44,15 @@ export async function createAuthenticator(backendKey: string): Promise<Authentic
     // Digests have one length, so the comparison tells nothing about the key's.
     if (timingSafeEqual(digest(credential), keyDigest)) return { tenant: undefined, edge: undefined };
     if (credential.startsWith(TOKEN_PREFIX)) {
-      const { tenant, edge } = await verifyToken(tokenKey, credential, Math.floor(Date.now() / 1000));
+      const now_s = Math.floor(Date.now() / 1000);
+      const claims = await verifyToken(tokenKey, credential, now_s);
+      if (own !== undefined && claims.audience !== own) {
+        throw new MaskrouteError('invalid_api_key', 'The service token is for another backend.');
+      }
+      if (!usedTokens.use(claims.nonce, claims.expiresAt_s + TOKEN_SKEW_s, now_s)) {
+        throw new MaskrouteError('invalid_api_key', 'The service token was used before.');
+      }
+      const { tenant, edge } = claims;
       return { tenant, edge: edge === '' ? undefined : edge };
     }
     throw new MaskrouteError('invalid_api_key', 'The backend key is not right.');

@@ -1,6 +1,7 @@
 /** The two completion endpoints: read, plan, run, and answer whole or as a stream. */
 import { Hono } from 'hono';
 import type { z } from 'zod';
+import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
 import { HEADERS } from '../../shared/protocol.ts';
@@ -11,6 +12,7 @@ import type { AnswerRecord } from './answer-record.ts';
 import { openRecord } from './answer-record.ts';
 import { readJson } from './body.ts';
 import type { ApiContext, ApiEnv, ApiParts } from './context.ts';
+import { deadline_ms } from './deadline.ts';
 import type { PlanContext } from './plan.ts';
 import { planChat, planCompletion } from './plan.ts';
 import { sseBody, within } from './sse.ts';
@@ -41,11 +43,16 @@ async function respond<Schema extends z.ZodType>(
   try {
     const body = await readJson(c.req.raw, schema, limits.bodyBytesMax);
     const context = { model, masks, limits, requestId: c.get('requestId'), caller: c.get('caller') };
+    record.expectWithin(deadline_ms(c.req.header(BACKEND_HEADERS.deadline)));
     const plan = await planOf(context, body);
+    parts.recentMasks.used(plan.mask.id);
     const running = record.run(plan);
     // Asked for here, so that a refusal (a full line, say) still has its own HTTP status.
     const first = running.events.next();
-    first.then(record.firstEvent, () => {});
+    first.then(
+      () => record.firstEvent(plan.stream),
+      () => {},
+    );
     if (plan.stream) return await streamed(parts, c, running, first, record);
     const whole = await wholeAnswer(model, running, first);
     record.end(undefined);

@@ -6,6 +6,7 @@ import type { MaskRegistry } from '../serving/mask-registry.ts';
 import type { Authenticate, Caller } from './auth.ts';
 import type { Lifecycle } from './lifecycle.ts';
 import type { ApiLimits } from './limits.ts';
+import type { RecentMasks } from './load.ts';
 import type { Metrics } from './metrics.ts';
 import type { RecentAnswers } from './recent-answers.ts';
 import type { ServedModel } from './served-model.ts';
@@ -18,6 +19,7 @@ export type ApiParts = {
   readonly recent: RecentAnswers;
   readonly lifecycle: Lifecycle;
   readonly limits: ApiLimits;
+  readonly recentMasks: RecentMasks;
   readonly log: Logger;
 };
 

@@ -10,6 +10,7 @@ Environment:
   MASKROUTE_BACKEND_KEY  the key that callers hold, or that the edge signs its tokens with (required)
   BACKEND_PORT           ${BACKEND_PORT} unless given; 0 for any free one
   BACKEND_HOST           127.0.0.1 unless given; 0.0.0.0 for every network
+  MASKROUTE_BACKEND_URL  the address by which the edge calls this backend; tokens for others are refused then
   MASKROUTE_EDGE_URL     where unknown masks are fetched, unless the caller's token says
   MASKROUTE_HOME         models and masks (~/.cache/maskroute)`;
 
@@ -21,13 +22,14 @@ export function addServeCommand(program: Command): void {
     .addHelpText('after', ENVIRONMENT)
     .action(async ({ model }: { model: string }) => {
       const { serveUntilSignal } = await import('../main.ts');
-      const { MASKROUTE_BACKEND_KEY, MASKROUTE_EDGE_URL, BACKEND_HOST } = process.env;
+      const { MASKROUTE_BACKEND_KEY, MASKROUTE_BACKEND_URL, MASKROUTE_EDGE_URL, BACKEND_HOST } = process.env;
       await serveUntilSignal({
         home: maskrouteHome(),
         model,
         port: portFrom(process.env, 'BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(BACKEND_HOST ? { host: BACKEND_HOST } : {}),
+        ...(MASKROUTE_BACKEND_URL ? { audience: MASKROUTE_BACKEND_URL } : {}),
         ...(MASKROUTE_EDGE_URL ? { edgeUrl: MASKROUTE_EDGE_URL } : {}),
       });
     });

@@ -1,9 +1,11 @@
 /** What the client library would never send: every answer is the OpenAI error object with a reason. */
+import { randomUUID } from 'node:crypto';
 import { connect } from 'node:net';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createUsedTokens } from '../../../gpu-backend/api/used-tokens.ts';
 import { importTokenKey, signToken } from '../../../shared/service-token.ts';
 import type { TestServer } from './harness.ts';
-import { BACKEND_KEY, serveModel } from './harness.ts';
+import { AUDIENCE, BACKEND_KEY, serveModel } from './harness.ts';
 import type { ScriptedEngine } from './scripted-engine.ts';
 import { bytesOf, END_TOKEN, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
@@ -200,8 +202,9 @@ describe('paths, methods and callers', () => {
       tenant: 't1',
       issuedAt_s: now_s,
       expiresAt_s: now_s + 60,
-      nonce: 'nonce-0001',
+      nonce: randomUUID(),
       edge: '',
+      audience: AUDIENCE,
       ...fields,
     };
   };
@@ -229,6 +232,29 @@ describe('paths, methods and callers', () => {
     ] as const) {
       expect(await errorOf(await call(credential))).toMatchObject({ status: 401, code });
     }
+  });
+
+  it('a token opens once, here and nowhere else, while both clocks are less than half a minute apart', async () => {
+    const key = await importTokenKey(BACKEND_KEY);
+    const now_s = Math.floor(Date.now() / 1000);
+    const use = async (fields: object) =>
+      (await call(`Bearer ${await signToken(key, claims(fields))}`)).status;
+    const token = `Bearer ${await signToken(key, claims())}`;
+    expect((await call(token)).status).toBe(200);
+    expect(await errorOf(await call(token))).toMatchObject({ status: 401, code: 'invalid_api_key' });
+    expect(await use({ audience: 'https://another.test' })).toBe(401);
+    expect(await use({ audience: undefined })).toBe(401);
+    const ahead = (by_s: number) => ({ issuedAt_s: now_s + by_s, expiresAt_s: now_s + by_s + 60 });
+    expect([await use(ahead(25)), await use(ahead(-85))]).toEqual([200, 200]);
+    expect([await use(ahead(40)), await use(ahead(-95))]).toEqual([401, 401]);
+  });
+
+  it('remembers used tokens as long as they live, and never more than so many', () => {
+    const used = createUsedTokens(3);
+    expect([used.use('a', 10, 0), used.use('a', 10, 5), used.use('b', 20, 5)]).toEqual([true, false, true]);
+    expect(used.use('a', 30, 11)).toBe(true);
+    for (const nonce of ['c', 'd', 'e']) used.use(nonce, 99, 12);
+    expect([used.use('e', 99, 12), used.use('b', 99, 12)]).toEqual([false, true]);
   });
 
   it('logs say who and how much, never the prompt or a key', async () => {

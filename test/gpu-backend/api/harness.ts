@@ -8,6 +8,7 @@ import { createAuthenticator } from '../../../gpu-backend/api/auth.ts';
 import { createLifecycle } from '../../../gpu-backend/api/lifecycle.ts';
 import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
 import { DEFAULT_LIMITS } from '../../../gpu-backend/api/limits.ts';
+import { createRecentMasks } from '../../../gpu-backend/api/load.ts';
 import { createMetrics } from '../../../gpu-backend/api/metrics.ts';
 import { createRecentAnswers } from '../../../gpu-backend/api/recent-answers.ts';
 import type { ServedModel } from '../../../gpu-backend/api/served-model.ts';
@@ -16,6 +17,8 @@ import { startServer } from '../../../gpu-backend/api/server.ts';
 import { createMaskRegistry } from '../../../gpu-backend/serving/mask-registry.ts';
 
 export const BACKEND_KEY = 'test-backend-key-0123456789';
+
+export const AUDIENCE = 'https://backend.test';
 
 export type TestServer = RunningServer & {
   readonly client: OpenAI;
@@ -46,10 +49,11 @@ export async function serveModel(model: ServedModel, limits: Partial<ApiLimits> 
         edgeUrl: undefined,
         warn: (message, detail) => log.warn(detail, message),
       }),
-      authenticate: await createAuthenticator(BACKEND_KEY),
+      authenticate: await createAuthenticator(BACKEND_KEY, { audience: AUDIENCE }),
       metrics: createMetrics(model.engine, model.name),
       recent: createRecentAnswers(),
       lifecycle: createLifecycle(),
+      recentMasks: createRecentMasks(),
       limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
       log,
     },
