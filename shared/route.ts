@@ -27,14 +27,23 @@ export function packCentroids(rows: readonly (readonly number[])[]): Centroids {
 }
 
 /** clusterCount · dimensions multiply-adds; ties go to the lowest cluster. @throws RangeError on a wrong length. */
-export function nearestCentroid(embedding: Float32Array, centroids: Centroids): Nearest {
+export const nearestCentroid = (embedding: Float32Array, centroids: Centroids): Nearest =>
+  nearestAllowed(embedding, centroids, () => true)!;
+
+/** The same among some of the clusters; null when none is allowed. */
+export function nearestAllowed(
+  embedding: Float32Array,
+  centroids: Centroids,
+  isAllowed: (cluster: number) => boolean,
+): Nearest | null {
   const { clusterCount, dimensions, values } = centroids;
   if (embedding.length !== dimensions || clusterCount === 0) {
     throw new RangeError(`an embedding of ${embedding.length} against centroids of ${dimensions} dimensions`);
   }
-  let cluster = 0;
+  let cluster = -1;
   let best = Number.POSITIVE_INFINITY;
   for (let row = 0; row < clusterCount; row++) {
+    if (!isAllowed(row)) continue;
     let sum = 0;
     const start = row * dimensions;
     for (let i = 0; i < dimensions; i++) {
@@ -46,6 +55,7 @@ export function nearestCentroid(embedding: Float32Array, centroids: Centroids): 
       cluster = row;
     }
   }
+  if (cluster === -1) return null;
   return { cluster, distance: Math.sqrt(best), similarity: cosine(embedding, values, cluster * dimensions) };
 }
 

@@ -3,6 +3,7 @@
  * Nothing is remembered: the key is read off the request.
  */
 import { type ChatRequest, type CompletionRequest, messageText } from './openai.ts';
+import { opening } from './opening.ts';
 
 /** The start of the conversation, the body's `user` field, or the API key. */
 export const STICKY_KINDS = ['conversation', 'user', 'api_key'] as const;
@@ -40,9 +41,7 @@ export function stickyKey(kind: StickyKind, caller: StickyCaller, request: Stick
 /** Everything up to the first answer, which stays as it is while the conversation grows. */
 function conversationStart(request: StickySource): readonly unknown[] {
   if (request.kind === 'chat') {
-    const firstAnswer = request.body.messages.findIndex(({ role }) => role === 'assistant');
-    const end = Math.min(firstAnswer <= 0 ? MESSAGES : firstAnswer, MESSAGES);
-    const start = request.body.messages.slice(0, end);
+    const start = opening(request.body.messages).slice(0, MESSAGES);
     return start.map((message) => [message.role, messageText(message).slice(0, MESSAGE_CHARS)]);
   }
   const { prompt } = request.body;

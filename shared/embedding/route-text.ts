@@ -1,11 +1,17 @@
 /**
- * Which text of a request is embedded. The first user message by default: it stays the same while a
- * conversation grows, so the mask (and the prefix cache that depends on it) stays too.
+ * Which text of a request is embedded. It is always one of the conversation's opening, which stays the same while
+ * the conversation grows, so the mask (and the prefix cache that depends on it) stays too: a policy says which part
+ * of the opening counts, not that a later message may move a conversation to another mask.
  */
 import type { ChatRequest, CompletionRequest } from '../openai.ts';
 import { messageText } from '../openai.ts';
+import { opening } from '../opening.ts';
 import { EMBED_CHARS_MAX } from './encoder.ts';
 
+/**
+ * `first_user`: the first question, `last_user`: the last one before the first answer (for clients that put
+ * instructions into a user message of their own), `conversation`: all of the opening, the system's part included.
+ */
 export const ROUTING_POLICIES = ['first_user', 'last_user', 'conversation'] as const;
 export type RoutingPolicy = (typeof ROUTING_POLICIES)[number];
 
@@ -13,14 +19,15 @@ export function chatRouteText(
   request: Pick<ChatRequest, 'messages'>,
   policy: RoutingPolicy = 'first_user',
 ): string {
-  const users = request.messages.filter((message) => message.role === 'user');
+  const messages = opening(request.messages);
+  const users = messages.filter((message) => message.role === 'user');
   switch (policy) {
     case 'first_user':
       return cut(users[0] === undefined ? '' : messageText(users[0]));
     case 'last_user':
       return cut(users.length === 0 ? '' : messageText(users.at(-1)!));
     case 'conversation':
-      return cut(request.messages.map(messageText).join('\n'));
+      return cut(messages.map(messageText).join('\n'));
   }
 }
 

@@ -9,6 +9,7 @@ import {
   badD1,
   CHAT,
   call,
+  chat,
   errorCode,
   freshIsolate,
   goLive,
@@ -89,13 +90,12 @@ describe('feedback', () => {
   it('is taken once a caller and completion', async () => {
     const { tenant, key } = await newTenant();
     const send = (body: unknown, by = key) => call('POST', '/v1/feedback', { key: by, body });
-    const first = await send({ id: 'chatcmpl-1', rating: 1, comment: 'good' });
+    const { id } = await (await chat(key)).json<{ id: string }>();
+    const first = await send({ id, rating: 1, comment: 'good' });
     expect(first.status).toBe(201);
-    expect(await errorCode(send({ id: 'chatcmpl-1', rating: -1 }))).toBe('409 conflict');
+    expect(await errorCode(send({ id, rating: -1 }))).toBe('409 conflict');
     const { key: second } = await newKey({ tenant });
-    expect((await send({ id: 'chatcmpl-1', rating: -1 }, second)).status).toBe(201);
-    const { key: stranger } = await newTenant();
-    expect((await send({ id: 'chatcmpl-1', rating: 1 }, stranger)).status).toBe(201);
+    expect((await send({ id, rating: -1 }, second)).status).toBe(201);
     const rows = await env.DB.prepare(
       'select rating, comment from feedback where tenant_id = ? order by rating',
     )
@@ -105,6 +105,23 @@ describe('feedback', () => {
       { rating: -1, comment: null },
       { rating: 1, comment: 'good' },
     ]);
+  });
+
+  it("is for one's own completions only", async () => {
+    const { key } = await newTenant();
+    const { id } = await (await chat(key)).json<{ id: string }>();
+    expect(id).toMatch(/^chatcmpl-[0-9a-f]{20}\.[0-9a-f]{24}$/);
+    const { key: stranger } = await newTenant();
+    const forged = id.replace(/.$/, (last) => (last === '0' ? '1' : '0'));
+    const [by, other] = [key, stranger];
+    for (const [who, what] of [
+      [other, id],
+      [by, forged],
+      [by, 'chatcmpl-1'],
+    ] as const) {
+      const answer = call('POST', '/v1/feedback', { key: who, body: { id: what, rating: 1 } });
+      expect(await errorCode(answer)).toBe('404 not_found');
+    }
   });
 
   it('of the wrong form is refused, and lost to nobody when D1 is down', async () => {
@@ -120,9 +137,9 @@ describe('feedback', () => {
     }
     const d1 = badD1();
     const isolate = freshIsolate({ DB: d1.DB });
-    await call('GET', '/v1/models', { key }, isolate);
+    const { id } = await (await chat(key, {}, isolate)).json<{ id: string }>();
     d1.be('failing');
-    const answer = call('POST', '/v1/feedback', { key, body: { id: 'x', rating: 1 } }, isolate);
+    const answer = call('POST', '/v1/feedback', { key, body: { id, rating: 1 } }, isolate);
     expect(await errorCode(answer)).toBe('503 configuration_unavailable');
   });
 });

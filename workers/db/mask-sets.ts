@@ -1,6 +1,7 @@
 /** Mask sets and masks in D1: immutable, so every write is an insert that may find its row already there. */
-import { and, desc, eq, inArray } from 'drizzle-orm';
+import { and, desc, eq, inArray, sql } from 'drizzle-orm';
 import { DEFAULT_TENANT, LIST_COUNT_MAX, type MaskSetSummary } from '../../shared/admin.ts';
+import { maskFromBits, sparsity } from '../../shared/mask.ts';
 import { canonicalJson, type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
 import type { MaskRecord } from '../../shared/protocol.ts';
 import { type Database, isoTime } from './client.ts';
@@ -99,9 +100,27 @@ export async function findMaskSet(
   return rows[0] ?? null;
 }
 
+/** How many clusters each of these versions has; the same content has the same number for every owner. */
+export async function findClusterCounts(
+  db: Database,
+  versions: readonly string[],
+): Promise<Map<string, number>> {
+  const rows = await db
+    .selectDistinct({ version: maskSets.version, clusters: maskSets.clusterCount })
+    .from(maskSets)
+    .where(sql`${maskSets.version} in (select value from json_each(${JSON.stringify(versions)}))`);
+  return new Map(rows.map(({ version, clusters }) => [version, clusters]));
+}
+
 export async function findMask(db: Database, id: string): Promise<MaskRecord | null> {
   const rows = await db.select().from(masks).where(eq(masks.id, id)).limit(1);
   return rows[0] ?? null;
+}
+
+/** Null for a mask that no set ever had. */
+export async function findMaskSparsity(db: Database, id: string): Promise<number | null> {
+  const record = await findMask(db, id);
+  return record === null ? null : sparsity(maskFromBits(record.blockCount, record.bits));
 }
 
 /** One record a distinct mask. Every model's dense mask has the same id and needs no record. */

@@ -5,12 +5,16 @@ import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AppContext, type AppEnv, holdOf } from '../context.ts';
+import { findMaskSparsity } from '../db/mask-sets.ts';
 import { tenantOnly } from '../middleware/authenticate.ts';
 import { parse, readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
+import { admit } from '../services/admit.ts';
 import { patience_ms } from '../services/backends/patience.ts';
+import { d1 } from '../services/d1.ts';
 import { edgeUrl } from '../services/edge-url.ts';
 import { placeOf, regionOf } from '../services/region.ts';
+import type { RecordParts, RequestRecord } from '../services/request-record.ts';
 import { denseDecision } from '../services/route.ts';
 import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../services/routing.ts';
 import { type RelayOptions, relayStream, within } from '../services/stream-relay.ts';
@@ -30,10 +34,18 @@ export const completions = new Hono<AppEnv>()
 
 /** `raw` is the client's own object: fields that this edge does not know reach the backend too. */
 async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Promise<Response> {
-  const routed = await route(c, routable);
+  const { services, caller } = c.var;
+  const { record, routed } = await admit(
+    { ...services, ...recordParts(c) },
+    {
+      ...{ caller, routable, signal: c.req.raw.signal, hold: holdOf(c) },
+      onLimits: (headers) => setHeaders(c, headers),
+    },
+    () => route(c, routable),
+  );
   const { STREAM_KEEPALIVE_MS: keepalive_ms } = c.var.services.config;
   const sent = { aByte: false };
-  const answering = ask(c, raw, routable, routed, sent);
+  const answering = record.watch(ask(c, raw, { routable, record, sent }, routed));
   const early = routable.body.stream === true ? await within(answering, keepalive_ms) : await answering;
   const relay = { keepalive_ms, requestId: c.get('requestId') };
   if (early !== 'late') return answer(c, early, relay);
@@ -49,18 +61,15 @@ async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Pr
 /** What the client sees of the retries: nothing, and none once a byte of the answer is with it. */
 type Sent = { readonly aByte: boolean };
 
-async function ask(
-  c: AppContext,
-  raw: unknown,
-  routable: RoutableBody,
-  routed: Routed,
-  sent: Sent,
-): Promise<Response> {
-  const response = await forward(c, raw, routable, routed, sent);
+/** A request on its way, but for what was decided about it. */
+type Underway = { readonly routable: RoutableBody; readonly record: RequestRecord; readonly sent: Sent };
+
+async function ask(c: AppContext, raw: unknown, underway: Underway, routed: Routed): Promise<Response> {
+  const response = await forward(c, raw, underway, routed);
   // The client did not ask for the mask, so a mask that the backend cannot use is no error of the client's.
-  if (routable.body.mask == null && (await isAboutMask(response))) {
+  if (underway.routable.body.mask == null && (await isAboutMask(response))) {
     const decision = denseDecision(routed.decision.set, 'unknown_mask');
-    return await forward(c, raw, routable, { ...routed, decision }, sent);
+    return await forward(c, raw, underway, { ...routed, decision });
   }
   return response;
 }
@@ -82,16 +91,17 @@ function answer(c: AppContext, response: Response, relay: RelayOptions): Respons
 async function forward(
   c: AppContext,
   raw: unknown,
-  routable: RoutableBody,
+  { routable, record, sent }: Underway,
   routed: Routed,
-  sent: Sent,
 ): Promise<Response> {
+  record.routed(routed);
   // Set before the backend is asked, so that its errors carry the decision too.
   setHeaders(c, decisionHeaders(routed, undefined));
   const body = JSON.stringify({
     ...(raw as object),
+    ...(record.answerTokensMax === undefined ? {} : { max_tokens: record.answerTokensMax }),
     mask: routed.decision.mask,
-    maskroute: routeEcho(routed),
+    maskroute: { ...routeEcho(routed), completion: record.completion },
   });
   const { backend, config } = c.get('services');
   const started_ms = performance.now();
@@ -120,13 +130,22 @@ async function forward(
 export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> => {
   const { services, caller } = c.var;
   return routeRequest(
-    { ...services, similarityMin: services.config.SIMILARITY_MIN },
+    {
+      ...services,
+      similarityMin: services.config.SIMILARITY_MIN,
+      findSparsity: (id) => d1(findMaskSparsity(services.db, id)),
+    },
     {
       ...{ ...routable, caller, signal: c.req.raw.signal, hold: holdOf(c) },
       ...{ region: regionOf(c.req.raw), place: placeOf(c.req.raw) },
     },
   );
 };
+
+const recordParts = (c: AppContext): Pick<RecordParts, 'askBackends' | 'backendTimeout_ms'> => ({
+  askBackends: (path, timeout_ms) => c.var.services.backend.askAll(path, timeout_ms, holdOf(c)),
+  backendTimeout_ms: c.var.services.config.BACKEND_TIMEOUT_MS,
+});
 
 /** What the backend says of the answer, and what it knows better than the edge: a custom mask's id and sparsity. */
 const PASSED = ['content-type', 'cache-control', 'retry-after', HEADERS.mask, HEADERS.sparsity];

@@ -19,7 +19,9 @@ export const models = new Hono<AppEnv>()
 
 async function list(c: AppContext): Promise<readonly ModelEntry[]> {
   try {
-    return await c.var.services.models.list(holdOf(c));
+    const { models } = c.var.caller.policy;
+    const served = await c.var.services.models.list(holdOf(c));
+    return served.filter(({ id }) => models === null || models.includes(splitModelName(id).model));
   } catch (error) {
     throw new MaskrouteError('backend_unreachable', 'The models cannot be listed right now.', {
       retryAfter_s: RETRY_AFTER_s,

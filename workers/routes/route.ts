@@ -8,6 +8,7 @@ import type { AppEnv } from '../context.ts';
 import { tenantOnly } from '../middleware/authenticate.ts';
 import { parse, readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
+import { requireModel } from '../services/admit.ts';
 import type { Decision } from '../services/route.ts';
 import { type RoutableBody, routeEcho } from '../services/routing.ts';
 import type { RoutingTable } from '../services/routing-table.ts';
@@ -17,6 +18,7 @@ import { decisionHeaders } from './decision-headers.ts';
 export const dryRun = new Hono<AppEnv>()
   .post('/route', tenantOnly, async (c) => {
     const routable = parseEither(await readJson(c.req.raw));
+    requireModel(c.var.caller.policy, routable.body.model);
     const routed = await route(c, routable);
     const { decision, encoder, timings } = routed;
     setHeaders(c, decisionHeaders(routed, undefined));

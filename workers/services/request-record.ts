@@ -39,6 +39,8 @@ export interface RequestRecord {
   routed(routed: Routed): void;
   /** Follows an answer to its end; closes the record when there is none. */
   watch(answer: Promise<Response>): Promise<Response>;
+  /** Over before it began: nothing was reserved and nothing is told. */
+  refused(): void;
   /** For what goes wrong before a backend was asked. */
   failed(error: unknown): void;
 }
@@ -139,6 +141,9 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     },
     routed(decided) {
       routed = decided;
+    },
+    refused() {
+      closed = true;
     },
     failed,
     async watch(answer) {

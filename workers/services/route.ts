@@ -1,4 +1,5 @@
 /** From what is known of a request to its mask: pure, so that a dry run and a completion cannot differ. */
+import { MaskrouteError } from '../../shared/errors.ts';
 import {
   DENSE_MASK_ID,
   type MaskId,
@@ -12,7 +13,7 @@ import {
 import { sameEncoder } from '../../shared/mask-set.ts';
 import type { MaskField } from '../../shared/openai.ts';
 import type { FallbackReason, ModelEntry } from '../../shared/protocol.ts';
-import { nearestCentroid } from '../../shared/route.ts';
+import { nearestAllowed, nearestCentroid } from '../../shared/route.ts';
 import type { Embedding } from './embed.ts';
 import type { LiveSet } from './routing-table.ts';
 
@@ -77,8 +78,16 @@ function inlineMask(mask: Exclude<MaskField, string>, model: ModelEntry | undefi
 export const isModelOf = (set: LiveSet, name: string, entry: ModelEntry | undefined): boolean =>
   entry?.maskroute === undefined ? set.model.name === name : set.model.hash === entry.maskroute.hash;
 
-/** The mask of the nearest centroid, or dense with the reason. `similarityMin` is a cosine. */
-export function nearestDecision(set: LiveSet, embedding: Embedding, similarityMin: number): Decision {
+/**
+ * The mask of the nearest centroid, or dense with the reason. `similarityMin` is a cosine. A mask that is sparser
+ * than `sparsityMax` gives way to that of the nearest cluster whose mask is not.
+ */
+export function nearestDecision(
+  set: LiveSet,
+  embedding: Embedding,
+  similarityMin: number,
+  sparsityMax: number | null,
+): Decision {
   if (!embedding.ok) return denseDecision(set, embedding.fallback);
   if (!sameEncoder(embedding.spec, set.encoder)) return denseDecision(set, 'encoder_mismatch');
   const nearest = nearestCentroid(embedding.vector, set.centroids);
@@ -87,6 +96,26 @@ export function nearestDecision(set: LiveSet, embedding: Embedding, similarityMi
   if (isUnknown || nearest.similarity < similarityMin) {
     return { ...denseDecision(set, 'low_similarity'), ...nearest };
   }
-  const { mask, sparsity: skipped } = set.clusters[nearest.cluster]!;
-  return { ...nearest, mask, maskId: mask, sparsity: skipped, set, fallback: null };
+  const isAllowed = (cluster: number) =>
+    sparsityMax === null || set.clusters[cluster]!.sparsity <= sparsityMax + SPARSITY_SLACK;
+  const allowed = isAllowed(nearest.cluster)
+    ? nearest
+    : nearestAllowed(embedding.vector, set.centroids, isAllowed);
+  if (allowed === null) return { ...denseDecision(set, 'over_ceiling'), ...nearest };
+  const { mask, sparsity: skipped } = set.clusters[allowed.cluster]!;
+  return { ...allowed, mask, maskId: mask, sparsity: skipped, set, fallback: null };
+}
+
+/** A ceiling of 0.3 is meant to allow 3 of 10 blocks, however the quotient rounds. */
+const SPARSITY_SLACK = 1e-9;
+
+/** @throws MaskrouteError `sparsity_over_ceiling` for a mask that is sparser than it may be, or may be so. */
+export function requireAllowed(sparsity: number | null, sparsityMax: number | null): void {
+  if (sparsityMax === null || (sparsity !== null && sparsity <= sparsityMax + SPARSITY_SLACK)) return;
+  const found = sparsity === null ? 'of unknown sparsity' : `that skips ${Math.round(sparsity * 100)} %`;
+  throw new MaskrouteError(
+    'sparsity_over_ceiling',
+    `This tenant's masks skip at most ${Math.round(sparsityMax * 100)} % of blocks; this is one ${found}.`,
+    { param: 'mask' },
+  );
 }

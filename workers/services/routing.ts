@@ -12,7 +12,14 @@ import type { Hold } from './deadline.ts';
 import type { Embedder } from './embed.ts';
 import { log, reasonOf } from './log.ts';
 import type { Models } from './models.ts';
-import { type Decision, denseDecision, isModelOf, nearestDecision, requestedDecision } from './route.ts';
+import {
+  type Decision,
+  denseDecision,
+  isModelOf,
+  nearestDecision,
+  requestedDecision,
+  requireAllowed,
+} from './route.ts';
 import type { LiveSet, RoutingTable } from './routing-table.ts';
 import type { RunningExperiments } from './running-experiments.ts';
 
@@ -45,8 +52,11 @@ export type RoutingDependencies = {
   readonly experiments: RunningExperiments;
   readonly embedder: Embedder;
   readonly similarityMin: number;
+  /** Of a mask that no set in the isolate holds; null when nobody knows it. */
+  readonly findSparsity: (id: string) => Promise<number | null>;
 };
 
+/** @throws MaskrouteError `sparsity_over_ceiling` when the client asks for a mask that its tenant may not use. */
 export async function routeRequest(
   dependencies: RoutingDependencies,
   request: RouteRequest,
@@ -96,7 +106,7 @@ function assignRequest({ experiments, entry }: Known, request: RouteRequest): As
 }
 
 async function decide(
-  { table, embedder, similarityMin }: RoutingDependencies,
+  { table, embedder, similarityMin, findSparsity }: RoutingDependencies,
   { live, entry }: Known,
   { arm }: Assignment,
   request: RouteRequest,
@@ -105,9 +115,15 @@ async function decide(
   const unembedded = (decision: Decision) => ({ decision, encoder: null });
   const { model, dense } = splitModelName(request.body.model);
   const { mask } = request.body;
+  const { sparsityMax } = request.caller.policy;
   if (mask != null) {
-    const findSparsity = (id: string) => table.findMask(id)?.cluster.sparsity;
-    return unembedded(requestedDecision(mask, live, entry, findSparsity));
+    const heldSparsity = (id: string) => table.findMask(id)?.cluster.sparsity;
+    const decision = requestedDecision(mask, live, entry, heldSparsity);
+    if (sparsityMax === null) return unembedded(decision);
+    const sparsity =
+      decision.sparsity ?? (decision.maskId === null ? null : await findSparsity(decision.maskId));
+    requireAllowed(sparsity, sparsityMax);
+    return unembedded({ ...decision, sparsity });
   }
   if (dense) return unembedded(denseDecision(live, 'requested'));
   const set = arm === null ? live : arm.set;
@@ -121,7 +137,7 @@ async function decide(
   const embedding = await embedder.embed(text, request.signal, request.hold);
   timings.embed_ms = performance.now() - started_ms;
   return {
-    decision: nearestDecision(set, embedding, similarityMin),
+    decision: nearestDecision(set, embedding, similarityMin, sparsityMax),
     encoder: embedding.ok ? embedding.spec : null,
   };
 }

@@ -13,6 +13,7 @@ export function startBackend(): Promise<RunningServer> {
   /** The backends that saw a request, in turn. */
   const places = new Map<string, string[]>();
   const moods = new Map<string, string>();
+  const answers = new Map<string, MadeAnswer>();
   return listen(async (request, response) => {
     // One server stands for many backends: `/at/NAME` is the address of one, `/mood/NAME` says how it is today.
     const [, place = '', path = request.url ?? ''] = /^\/at\/([^/]+)(.*)$/.exec(request.url ?? '') ?? [];
@@ -47,19 +48,63 @@ export function startBackend(): Promise<RunningServer> {
     });
     if (path === '/readyz') return json(response, 200, { status: 'ready' });
     if (path === '/v1/models') return json(response, 200, modelList());
+    if (path.startsWith('/v1/answers/'))
+      return cost(answers.get(path.slice('/v1/answers/'.length)), response);
     if (path === '/v1/load') return json(response, 200, { ...LOAD, ...loads[mood] });
     if (path === '/v1/encoders') return json(response, 200, { object: 'list', data: [ENCODER_ENTRY] });
     if (path === '/v1/embeddings') return embeddings(entry.body?.input as string[], response);
     response.setHeader('x-maskroute-load', loadHeader(mood));
+    const made = beginAnswer(entry);
+    answers.set(made.completion, made);
+    response.on('close', () => {
+      made.finished = true;
+    });
     await answer(
       mood === 'good' || mood === 'loaded' ? String(entry.body?.user ?? '') : mood,
       entry,
       response,
+      made,
     );
   });
 }
 
-async function answer(behaviour: string, entry: Recorded, response: ServerResponse): Promise<void> {
+/** What the real backend counts: here a token a word of the prompt, and a token a chunk. */
+type MadeAnswer = {
+  readonly completion: string;
+  readonly prompt_tokens: number;
+  completion_tokens: number;
+  finished: boolean;
+};
+
+const WORDS = 3;
+
+function beginAnswer({ body }: Recorded): MadeAnswer {
+  const { completion = 'none' } = (body?.maskroute ?? {}) as { completion?: string };
+  const text = JSON.stringify(body?.messages ?? body?.prompt ?? '');
+  return { completion, prompt_tokens: text.split(' ').length, completion_tokens: 0, finished: false };
+}
+
+const infoOf = ({ body }: Recorded, { prompt_tokens, completion_tokens }: MadeAnswer) => ({
+  maskroute: {
+    ...(body?.maskroute as object | undefined),
+    ...{ queue_ms: 1, prefill_ms: 2, decode_ms: 10 * completion_tokens, prompt_tokens, completion_tokens },
+  },
+});
+
+function cost(made: MadeAnswer | undefined, response: ServerResponse): void {
+  if (made === undefined) json(response, 404, wireError('not_found'));
+  else {
+    const { finished, prompt_tokens, completion_tokens } = made;
+    json(response, 200, { object: 'maskroute.answer', finished, prompt_tokens, completion_tokens });
+  }
+}
+
+async function answer(
+  behaviour: string,
+  entry: Recorded,
+  response: ServerResponse,
+  made: MadeAnswer,
+): Promise<void> {
   switch (behaviour) {
     case 'hang':
       return;
@@ -81,7 +126,7 @@ async function answer(behaviour: string, entry: Recorded, response: ServerRespon
       return json(response, 500, wireError('engine_failed'));
     case 'slow-first': {
       await new Promise((resolve) => setTimeout(resolve, 400));
-      return await stream(response, 1);
+      return await stream(entry, response, made, 1);
     }
     case 'slow-refusal': {
       await new Promise((resolve) => setTimeout(resolve, 400));
@@ -97,30 +142,40 @@ async function answer(behaviour: string, entry: Recorded, response: ServerRespon
       response.setHeader('retry-after', '7');
       return json(response, 429, wireError('queue_full'));
     case 'masks-unknown':
-      if (entry.body?.mask === 'dense') return json(response, 200, { maskroute: entry.body?.maskroute });
+      if (entry.body?.mask === 'dense') return json(response, 200, infoOf(entry, made));
       return json(response, 400, wireError('unknown_mask', 'mask'));
     case 'unknown-model':
       return json(response, 404, wireError('model_not_found'));
     case 'flood':
       return await flood(entry, response);
     case 'stream-forever':
-      return await stream(response, Number.POSITIVE_INFINITY);
+      return await stream(entry, response, made, Number.POSITIVE_INFINITY);
     case 'die-mid-stream':
-      return await stream(response, 2, true);
+      return await stream(entry, response, made, 2, true);
     default:
-      if (entry.body?.stream === true) return await stream(response, 3);
+      if (entry.body?.stream === true) return await stream(entry, response, made, WORDS);
+      made.completion_tokens = Math.min(WORDS, Number(entry.body?.max_tokens ?? WORDS));
       return json(response, 200, {
-        id: 'chatcmpl-1',
+        id: `chatcmpl-${made.completion}`,
         object: 'chat.completion',
-        maskroute: entry.body?.maskroute,
+        ...infoOf(entry, made),
       });
   }
 }
 
-async function stream(response: ServerResponse, chunks: number, die = false): Promise<void> {
+async function stream(
+  entry: Recorded,
+  response: ServerResponse,
+  made: MadeAnswer,
+  chunks: number,
+  die = false,
+): Promise<void> {
   response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
   for (let i = 0; i < chunks && !response.destroyed; i++) {
-    response.write(`data: ${JSON.stringify({ choices: [{ index: 0, delta: { content: `t${i}` } }] })}\n\n`);
+    made.completion_tokens++;
+    const last = i === chunks - 1 && !die ? infoOf(entry, made) : {};
+    const choices = [{ index: 0, delta: { content: `t${i}` } }];
+    response.write(`data: ${JSON.stringify({ id: `chatcmpl-${made.completion}`, choices, ...last })}\n\n`);
     await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
   }
   if (die) response.destroy();
