@@ -9,11 +9,12 @@ import { createAuthenticator } from './api/auth.ts';
 import { createLifecycle } from './api/lifecycle.ts';
 import type { ApiLimits } from './api/limits.ts';
 import { DEFAULT_LIMITS } from './api/limits.ts';
-import { createRecentMasks } from './api/load.ts';
 import { createMetrics } from './api/metrics.ts';
 import { createRecentAnswers } from './api/recent-answers.ts';
+import { createRecentMasks } from './api/recent-masks.ts';
 import type { ServedModel } from './api/served-model.ts';
 import { startServer } from './api/server.ts';
+import { createEncoderService, type EncoderService } from './encoder/encoder-service.ts';
 import { openModelText } from './model/model-text.ts';
 import { openInstalled } from './model/store.ts';
 import { createEngine } from './serving/create-engine.ts';
@@ -59,6 +60,12 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     throw new MaskrouteError('start_failed', message);
   }
   const { engine, model } = await openModel(options, log);
+  const encoders = createEncoderService({
+    home: options.home,
+    // One: the cores are the engine's, and a prompt is embedded in some milliseconds anyway.
+    threads: 1,
+    onError: (detail) => log.error({ detail }, 'the encoder failed'),
+  });
   try {
     const server = await startServer(
       {
@@ -74,6 +81,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
         metrics: createMetrics(engine, model.name),
         recent: createRecentAnswers(),
         lifecycle: createLifecycle(),
+        encoders,
         recentMasks: createRecentMasks(),
         limits: { ...DEFAULT_LIMITS, ...options.limits },
         log,
@@ -83,7 +91,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
       throw new MaskrouteError('start_failed', `The backend cannot listen: ${cause.message}.`, { cause });
     });
     log.info({ url: server.url, model: model.name }, 'ready');
-    return { url: server.url, close: closeOnce(server.close, engine, log) };
+    return { url: server.url, close: closeOnce(server.close, engine, encoders, log) };
   } catch (error) {
     await engine.close();
     throw error;
@@ -122,11 +130,17 @@ async function openModel(
 /** How long the engine may take to end once no answer runs; past that the process ends without it. */
 const ENGINE_CLOSE_ms = 3000;
 
-function closeOnce(closeServer: () => Promise<void>, engine: Engine, log: Logger): () => Promise<void> {
+function closeOnce(
+  closeServer: () => Promise<void>,
+  engine: Engine,
+  encoders: EncoderService,
+  log: Logger,
+): () => Promise<void> {
   let closing: Promise<void> | undefined;
   const close = async () => {
     log.info('stopping');
     await closeServer();
+    await encoders.close();
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<void>((resolve) => {
       timer = setTimeout(resolve, ENGINE_CLOSE_ms);

@@ -6,6 +6,7 @@ import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/protocol.ts';
 import { answerRoutes } from './answers.ts';
 import { completionRoutes } from './completions.ts';
 import type { ApiContext, ApiEnv, ApiParts } from './context.ts';
+import { embeddingRoutes } from './embeddings.ts';
 import { loadHeader, loadRoutes } from './load.ts';
 import { modelRoutes } from './models.ts';
 
@@ -20,6 +21,8 @@ const METHODS = {
   '/v1/answers/:id': 'GET',
   '/v1/chat/completions': 'POST',
   '/v1/completions': 'POST',
+  '/v1/embeddings': 'POST',
+  '/v1/encoders': 'GET',
 } as const;
 
 export function createApp(parts: ApiParts): Hono<ApiEnv> {
@@ -40,6 +43,7 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
   app.route('/', modelRoutes(parts.model));
   app.route('/', loadRoutes(parts));
   app.route('/', completionRoutes(parts));
+  app.route('/', embeddingRoutes(parts));
   app.route('/', answerRoutes(parts));
   for (const [path, method] of Object.entries(METHODS)) {
     app.all(path, (c) => {
@@ -88,5 +92,6 @@ function errorResponse(parts: ApiParts, c: ApiContext, error: MaskrouteError): R
 const ENDPOINTS: Record<string, string> = {
   '/v1/chat/completions': 'chat',
   '/v1/completions': 'completions',
+  '/v1/embeddings': 'embeddings',
   '/v1/models': 'models',
 };

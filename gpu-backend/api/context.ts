@@ -2,13 +2,14 @@
 import type { HttpBindings } from '@hono/node-server';
 import type { Context } from 'hono';
 import type { Logger } from 'pino';
+import type { EncoderService } from '../encoder/encoder-service.ts';
 import type { MaskRegistry } from '../serving/mask-registry.ts';
 import type { Authenticate, Caller } from './auth.ts';
 import type { Lifecycle } from './lifecycle.ts';
 import type { ApiLimits } from './limits.ts';
-import type { RecentMasks } from './load.ts';
 import type { Metrics } from './metrics.ts';
 import type { RecentAnswers } from './recent-answers.ts';
+import type { RecentMasks } from './recent-masks.ts';
 import type { ServedModel } from './served-model.ts';
 
 export type ApiParts = {
@@ -19,6 +20,7 @@ export type ApiParts = {
   readonly recent: RecentAnswers;
   readonly lifecycle: Lifecycle;
   readonly limits: ApiLimits;
+  readonly encoders: EncoderService;
   readonly recentMasks: RecentMasks;
   readonly log: Logger;
 };

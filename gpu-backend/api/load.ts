@@ -1,29 +1,8 @@
 /** `GET /v1/load`: how busy this backend is and which masks it works with, for whoever chooses between backends. */
 import { Hono } from 'hono';
-import {
-  BACKEND_HEADERS,
-  formatLoad,
-  HOT_MASKS_MAX,
-  type Load,
-  type LoadReport,
-} from '../../shared/backends.ts';
+import { BACKEND_HEADERS, formatLoad, type Load, type LoadReport } from '../../shared/backends.ts';
 import type { Engine } from '../serving/engine.ts';
 import type { ApiEnv, ApiParts } from './context.ts';
-
-export type RecentMasks = { used(mask: string): void; list(): string[] };
-
-export function createRecentMasks(): RecentMasks {
-  /** The latest is last. */
-  const masks = new Set<string>();
-  return {
-    used(mask) {
-      masks.delete(mask);
-      if (masks.size >= HOT_MASKS_MAX) masks.delete(masks.values().next().value!);
-      masks.add(mask);
-    },
-    list: () => [...masks].reverse(),
-  };
-}
 
 const loadOf = (engine: Engine): Load => {
   const { requestsRunning, requestsWaiting, queueCapacity } = engine.stats();

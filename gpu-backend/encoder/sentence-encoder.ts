@@ -23,6 +23,8 @@ const CHARS_MAX = 16_384;
 export type SentenceEncoder = Encoder & {
   readonly vocabulary: readonly string[];
   readonly wordPiece: WordPiece;
+  /** Tokens of a text as `embed` cuts it, special ones included. */
+  tokenCount(text: string): number;
   /** Vectors of token sequences as they are, special tokens included: not normalised, one a sequence. */
   embedTokens(sequences: readonly (readonly number[])[], signal?: AbortSignal): Promise<Float32Array[]>;
   close(): Promise<void>;
@@ -48,6 +50,7 @@ export async function loadSentenceEncoder(
     vocabulary,
     wordPiece,
     embedTokens,
+    tokenCount: (text) => withSpecialTokens(wordPiece, text, tokensMax).length,
     async embed(texts, signal) {
       const sequences = texts.map((text) => withSpecialTokens(wordPiece, text, tokensMax));
       const vectors = await embedTokens(sequences, signal);

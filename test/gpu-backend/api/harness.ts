@@ -8,13 +8,16 @@ import { createAuthenticator } from '../../../gpu-backend/api/auth.ts';
 import { createLifecycle } from '../../../gpu-backend/api/lifecycle.ts';
 import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
 import { DEFAULT_LIMITS } from '../../../gpu-backend/api/limits.ts';
-import { createRecentMasks } from '../../../gpu-backend/api/load.ts';
 import { createMetrics } from '../../../gpu-backend/api/metrics.ts';
 import { createRecentAnswers } from '../../../gpu-backend/api/recent-answers.ts';
+import { createRecentMasks } from '../../../gpu-backend/api/recent-masks.ts';
 import type { ServedModel } from '../../../gpu-backend/api/served-model.ts';
 import type { RunningServer } from '../../../gpu-backend/api/server.ts';
 import { startServer } from '../../../gpu-backend/api/server.ts';
+import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { createMaskRegistry } from '../../../gpu-backend/serving/mask-registry.ts';
+
+import { testHome } from '../../support/installed-model.ts';
 
 export const BACKEND_KEY = 'test-backend-key-0123456789';
 
@@ -39,6 +42,11 @@ export async function serveModel(model: ServedModel, limits: Partial<ApiLimits> 
       },
     },
   );
+  const encoders = createEncoderService({
+    home: testHome,
+    threads: 1,
+    onError: (detail) => log.error(detail),
+  });
   const server = await startServer(
     {
       model,
@@ -53,6 +61,7 @@ export async function serveModel(model: ServedModel, limits: Partial<ApiLimits> 
       metrics: createMetrics(model.engine, model.name),
       recent: createRecentAnswers(),
       lifecycle: createLifecycle(),
+      encoders,
       recentMasks: createRecentMasks(),
       limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
       log,
@@ -72,6 +81,7 @@ export async function serveModel(model: ServedModel, limits: Partial<ApiLimits> 
       }),
     async [Symbol.asyncDispose]() {
       await server.close();
+      await encoders.close();
       await rm(home, { recursive: true, force: true });
     },
   };

@@ -1,0 +1,40 @@
+/** `POST /v1/embeddings` in OpenAI's wire format, and `GET /v1/encoders`: what a mask set would be made for. */
+import { Hono } from 'hono';
+import { type EncoderEntry, embeddingsRequestSchema } from '../../shared/embeddings.ts';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { readJson } from './body.ts';
+import type { ApiEnv, ApiParts } from './context.ts';
+
+export const embeddingRoutes = ({ encoders, lifecycle, limits, metrics }: ApiParts): Hono<ApiEnv> =>
+  new Hono<ApiEnv>()
+    .get('/v1/encoders', async (c) => {
+      const found = await encoders.installed();
+      const data: EncoderEntry[] =
+        found === undefined ? [] : [{ id: found.id, object: 'maskroute.encoder', encoder: found.spec }];
+      return c.json({ object: 'list', data });
+    })
+    .post('/v1/embeddings', async (c) => {
+      if (lifecycle.draining)
+        throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
+      const request = await readJson(c.req.raw, embeddingsRequestSchema, limits.bodyBytesMax);
+      const texts = typeof request.input === 'string' ? [request.input] : request.input;
+      const { vectors, tokens } = await encoders.embed(request.model, texts, c.req.raw.signal);
+      const width = vectors[0]!.length;
+      if (request.dimensions != null && request.dimensions !== width) {
+        const message = `dimensions: this encoder has ${width}, and its vectors are not made to be cut.`;
+        throw new MaskrouteError('invalid_request', message, { param: 'dimensions' });
+      }
+      metrics.request('embeddings', 200, 'ok');
+      const encode = request.encoding_format === 'base64' ? toBase64 : toNumbers;
+      return c.json({
+        object: 'list',
+        model: request.model,
+        data: vectors.map((vector, index) => ({ object: 'embedding', index, embedding: encode(vector) })),
+        usage: { prompt_tokens: tokens, total_tokens: tokens },
+      });
+    });
+
+const toNumbers = (vector: Float32Array): number[] => [...vector];
+/** 32-bit floats, little-endian: what this machine's are, as on every machine that ONNX Runtime supports. */
+const toBase64 = ({ buffer, byteOffset, byteLength }: Float32Array): string =>
+  Buffer.from(buffer, byteOffset, byteLength).toString('base64');
