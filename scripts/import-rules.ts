@@ -16,7 +16,7 @@ export type Rule = {
 const forbid = (name: string, why: string, from: Side, to: Side): Rule => ({ name, why, from, to });
 
 const ONLINE = '^gpu-backend/(api|serving|engine|encoder|onnx|model)/';
-const OFFLINE = '^gpu-backend/(calibration|training|evaluation|publication)/';
+const OFFLINE = '^gpu-backend/(calibration|training|evaluation|pipeline|publication)/';
 const ENTRY_POINTS = '^gpu-backend/(cli\\.ts|commands/|dev/|bench/)';
 
 export const RULES: readonly Rule[] = [
@@ -85,6 +85,12 @@ export const RULES: readonly Rule[] = [
     'calibration → training → evaluation → publication: an earlier stage never needs a later one.',
     { path: '^gpu-backend/evaluation/' },
     { path: '^gpu-backend/publication/' },
+  ),
+  forbid(
+    'offline-pipeline-composes',
+    'pipeline/ composes the stages of a learning run; no stage knows the run that it is part of.',
+    { path: '^gpu-backend/(calibration|training|evaluation|publication)/' },
+    { path: '^gpu-backend/pipeline/' },
   ),
   forbid(
     'serving-needs-no-learning',

@@ -23,6 +23,7 @@ const BREAKING: Record<string, Tree> = {
   'offline-calibration-first': { 'gpu-backend/calibration/a.ts': '../training/b.ts' },
   'offline-training-second': { 'gpu-backend/training/a.ts': '../evaluation/b.ts' },
   'offline-evaluation-third': { 'gpu-backend/evaluation/a.ts': '../publication/b.ts' },
+  'offline-pipeline-composes': { 'gpu-backend/evaluation/a.ts': '../pipeline/b.ts' },
   'serving-needs-no-learning': { 'gpu-backend/api/a.ts': '../calibration/b.ts' },
   'graphs-know-no-server': { 'gpu-backend/onnx/a.ts': '../engine/b.ts' },
   'wiring-at-entry-points': { 'gpu-backend/api/a.ts': '../commands/b.ts' },

@@ -19,7 +19,7 @@ const scores = z.object({
 });
 
 const candidate = z.object({
-  /** Where a mask came from: `rank`, `greedy`, `gates`, each with `+swaps` after a search; `one-mask`; `cluster 3`. */
+  /** Where a mask came from: `rank`, `greedy`, `gates`, with `+swaps` after exchanges; `one mask`; `cluster 3`. */
   source: z.string(),
   bits: z.string(),
   /** On the prompts that the choice is made on. */
@@ -30,17 +30,15 @@ const learnedMask = z.object({
   bits: z.string(),
   skipAttention: z.array(z.number()),
   skipFfn: z.array(z.number()),
-  /** KL when one block alone is missing, by block. */
-  alone: z.array(z.number()),
+  /** Rise of the KL without each block: from the dense model, or, for a cluster, under the mask for everybody. */
+  worth: z.array(z.number()),
   /** The gates' learning curve, an entry a training step. */
   curve: z.array(z.object({ loss: z.number(), expectedSparsity: z.number() })),
-  /** KL under gates as they were drawn in the last steps, and under the best bits that they stand for. */
-  gates: z.object({ stochastic_kl: z.number(), binary_kl: z.number() }).nullable(),
+  /** KL under gates as training draws them, and under the best bits that they stand for, on the same text. */
+  gates: z.object({ stochastic_kl: z.number(), binary_kl: z.number() }),
   /** All that competed, the chosen one first. */
   candidates: z.array(candidate),
   source: z.string(),
-  /** Masks whose cost was taken. */
-  evaluations: z.number(),
   heldOut: scores.nullable(),
 });
 

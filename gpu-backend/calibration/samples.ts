@@ -15,7 +15,11 @@ export type SampleOptions = {
   readonly positions: number;
   /** Tokens of one sequence, cut at the end: many short texts tell more than one long one. */
   readonly tokensMax: number;
+  readonly scored?: Scored;
 };
+
+/** What counts of a row that ends with an answer: the answer alone, or all that its prompt does not share with others. */
+export type Scored = 'answers' | 'all';
 
 /** Every position but the last predicts a token. */
 export const scoredPositions = (sample: Sample): number => sample.tokenIds.length - 1 - sample.scoreFrom;
@@ -26,9 +30,9 @@ export function drawSamples(
   text: ModelText,
   eosTokenId: number,
   random: Random,
-  { positions, tokensMax }: SampleOptions,
+  { positions, tokensMax, scored }: SampleOptions,
 ): Sample[] {
-  const sampleOf = createSampler(text, eosTokenId, tokensMax);
+  const sampleOf = createSampler(text, eosTokenId, tokensMax, scored);
   const samples: Sample[] = [];
   let total = 0;
   for (const index of permutation(rows.length, random)) {
@@ -46,11 +50,14 @@ export function createSampler(
   text: ModelText,
   eosTokenId: number,
   tokensMax: number,
+  scored: Scored = 'all',
 ): (row: CalibrationRow) => Sample | undefined {
   const prefix = templatePrefix(text);
   return (row) => {
     const tokenIds = encodeRow(row, text, eosTokenId).slice(0, tokensMax);
-    const sample = { tokenIds, scoreFrom: row.content.type === 'chat' ? commonLength(tokenIds, prefix) : 0 };
+    const from = scored === 'answers' ? answerStart(row, text) : undefined;
+    const scoreFrom = from ?? (row.content.type === 'chat' ? commonLength(tokenIds, prefix) : 0);
+    const sample = { tokenIds, scoreFrom };
     return scoredPositions(sample) < 1 ? undefined : sample;
   };
 }
@@ -63,6 +70,12 @@ export function encodeRow({ content }: CalibrationRow, text: ModelText, eosToken
   const prompt = text.encodeChat(content.turns.slice(0, -1));
   const answer = text.tokenizer.encode(last.content, { addSpecial: false });
   return Int32Array.from([...prompt, ...answer, eosTokenId]);
+}
+
+/** The position that predicts the first token of a row's answer; `undefined` for a row without one. */
+function answerStart({ content }: CalibrationRow, text: ModelText): number | undefined {
+  if (content.type === 'text' || content.turns.at(-1)!.role !== 'assistant') return undefined;
+  return text.encodeChat(content.turns.slice(0, -1)).length - 1;
 }
 
 /** What the template writes before any user's first word (often a default system prompt). */

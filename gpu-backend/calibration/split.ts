@@ -4,13 +4,24 @@ import type { CalibrationRow } from './read-data.ts';
 
 export type Split = { readonly fit: CalibrationRow[]; readonly heldOut: CalibrationRow[] };
 
-/** About `share` of the prompts go to `heldOut`. */
-export function splitRows(rows: readonly CalibrationRow[], share: number): Split {
+/** About `share` of the prompts go to `heldOut`; another `purpose` divides them independently. */
+export function splitRows(rows: readonly CalibrationRow[], share: number, purpose = 'held-out'): Split {
   const fit: CalibrationRow[] = [];
   const heldOut: CalibrationRow[] = [];
   for (const row of rows) {
-    const digest = createHash('sha256').update(`held-out\n${row.routeText}`).digest();
+    const digest = createHash('sha256').update(`${purpose}\n${row.routeText}`).digest();
     (digest.readUInt32LE() / 2 ** 32 < share ? heldOut : fit).push(row);
   }
   return { fit, heldOut };
+}
+
+/** Each row once: what stands twice in the data must not count twice. */
+export function distinctRows(rows: readonly CalibrationRow[]): CalibrationRow[] {
+  const seen = new Set<string>();
+  return rows.filter(({ content }) => {
+    const digest = createHash('sha256').update(JSON.stringify(content)).digest('base64');
+    if (seen.has(digest)) return false;
+    seen.add(digest);
+    return true;
+  });
 }

@@ -1,21 +1,31 @@
 /** `learn` and `distill`: the offline pipelines on the command line. */
 import { availableParallelism } from 'node:os';
 import path from 'node:path';
-import type { Command } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { BLOCK_COUNT_MAX } from '../../shared/mask.ts';
 import { maskrouteHome } from '../home.ts';
+import type { InstalledModel } from '../model/store.ts';
+import type { BlockCost } from '../pipeline/settings.ts';
+import type { CountRange } from '../training/budget.ts';
 import { interruptible, share, wholeNumber } from './arguments.ts';
 import { createProgressReporter } from './progress.ts';
 import { createStages } from './stages.ts';
 
 const CLUSTER_COUNT_MAX = 256;
+const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
 const DATA_HELP =
   'JSONL rows with messages, prompt + completion, question + answer, instruction + output, or text';
 
 type LearnFlags = {
   readonly model: string;
   readonly data: string[];
-  readonly clusters: number;
+  readonly clusters: number | 'auto';
   readonly sparsity: number;
+  readonly cost: BlockCost;
+  readonly attention?: CountRange;
+  readonly ffn?: CountRange;
+  readonly surrogate?: boolean;
   readonly encoder: string;
   readonly out: string;
   readonly name?: string;
@@ -37,9 +47,21 @@ export function addCalibrationCommands(program: Command): void {
     .description('find a mask for every cluster of your prompts; killed and started again, it goes on')
     .requiredOption('--model <name>', 'an installed model')
     .requiredOption('--data <file...>', DATA_HELP)
-    .requiredOption('--clusters <count>', 'how many masks', wholeNumber(1, CLUSTER_COUNT_MAX))
+    .requiredOption('--clusters <count>', 'how many masks, or auto', clusterCount)
     .requiredOption('--sparsity <share>', 'share of the blocks to leave out, such as 0.125', share)
-    .requiredOption('--out <folder>', 'gets mask-set.json and report.json')
+    .addOption(
+      new Option('--cost <what>', 'what the sparsity is a share of: blocks, or the measured time of a token')
+        .choices(['blocks', 'time'])
+        .default('blocks'),
+    )
+    .option('--attention <range>', 'attention blocks to leave out: 7, 4-9, or -9', countRange)
+    .option('--ffn <range>', 'FFN blocks to leave out, likewise', countRange)
+    .option(
+      '--surrogate',
+      'learn with surrogates in place of skipped blocks (default: where the model has them)',
+    )
+    .option('--no-surrogate', 'learn with holes')
+    .requiredOption('--out <folder>', 'gets mask-set.json, report.json and report.html')
     .option('--encoder <name>', 'what embeds: static, a .bin table, all-minilm-l6-v2, or a folder', 'static')
     .option('--name <name>', "the mask set's own name (default: the folder's)")
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
@@ -57,35 +79,43 @@ export function addCalibrationCommands(program: Command): void {
     .action((flags: DistillFlags) => interruptible((signal) => runDistill(flags, signal)));
 }
 
-async function runLearn({ rows, seed, ...flags }: LearnFlags, signal: AbortSignal): Promise<void> {
-  const { learn, MASK_SET_FILE } = await import('../calibration/learn.ts');
+async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
+  const { learn, MASK_SET_FILE } = await import('../pipeline/learn.ts');
   const { showModel } = await import('./model.ts');
   const home = maskrouteHome();
   const { stop: stopHooks, ...hooks } = createProgressReporter();
   const stages = createStages();
+  const model = await showModel(home, flags.model);
   const { maskSet, report } = await learn({
-    model: await showModel(home, flags.model),
+    model,
+    surrogates: await surrogatesFor(model, flags.surrogate),
     data: flags.data,
     clusterCount: flags.clusters,
-    sparsity: flags.sparsity,
+    ...{ sparsity: flags.sparsity, cost: flags.cost, attention: flags.attention, ffn: flags.ffn },
     encoder: flags.encoder,
     encoderOptions: { home, threads: availableParallelism(), hooks },
     out: flags.out,
     name: flags.name ?? path.basename(path.resolve(flags.out)),
-    ...(rows === undefined ? {} : { rowsMax: rows }),
-    ...(seed === undefined ? {} : { seed }),
-    onProgress: (progress) =>
-      'done' in progress
-        ? stages.update(progress.stage, progress.done, progress.total)
-        : hooks.log(STAGE_LINES[progress.stage]),
-    signal,
+    ...{ rowsMax: flags.rows, seed: flags.seed, signal },
+    onProgress(progress) {
+      if (!('done' in progress)) return hooks.log(STAGE_LINES[progress.stage]);
+      const detail = progress.cluster === undefined ? '' : `cluster ${progress.cluster}`;
+      stages.update(progress.stage, progress.done, progress.total, detail);
+    },
   }).finally(() => {
     stages.stop();
     stopHooks();
   });
+  if (report.routing.collapse !== null) console.error(`Routing has collapsed: ${report.routing.collapse}.`);
   for (const [index, cluster] of report.clusters.entries()) {
     const out = [...cluster.skipAttention.map((l) => `A${l}`), ...cluster.skipFfn.map((l) => `F${l}`)];
     console.log(`cluster ${index}  ${percent(cluster.share)}  ${cluster.label}  out: ${out.join(' ')}`);
+  }
+  const figures = maskSet.heldOut as Record<string, { kl?: number; perplexity?: number } | undefined>;
+  for (const method of ['learned', 'one-mask']) {
+    const { kl, perplexity } = figures[method] ?? {};
+    if (kl !== undefined && perplexity !== undefined)
+      console.log(`held out, ${method}: KL ${kl.toFixed(3)}, perplexity ${perplexity.toFixed(1)}`);
   }
   const file = path.join(flags.out, MASK_SET_FILE);
   console.log(
@@ -94,7 +124,33 @@ async function runLearn({ rows, seed, ...flags }: LearnFlags, signal: AbortSigna
   console.log(`Next: maskroute publish ${file} --activate`);
 }
 
+/** The installed table by default. @throws MaskrouteError `invalid_argument` when it is asked for and not there. */
+async function surrogatesFor(model: InstalledModel, wanted: boolean | undefined) {
+  if (wanted === false) return undefined;
+  const { installedSurrogates } = await import('../pipeline/installed-surrogates.ts');
+  const found = await installedSurrogates(model);
+  if (found !== undefined || wanted === undefined) return found;
+  throw new MaskrouteError(
+    'invalid_argument',
+    `${model.manifest.name} has no surrogates; make them with: maskroute surrogates`,
+  );
+}
+
 const STAGE_LINES = { read: 'Reading the data', embed: 'Embedding the prompts' };
+
+const clusterCount = (text: string): number | 'auto' =>
+  text === 'auto' ? text : wholeNumber(1, CLUSTER_COUNT_MAX)(text);
+
+/** `7`: exactly; `4-9`; `4-`: at least; `-9`: at most. */
+function countRange(text: string): CountRange {
+  const [, min = '', dash, max = ''] = /^(\d*)(-?)(\d*)$/.exec(text) ?? [];
+  const range = {
+    min: Number(min),
+    max: dash === '-' ? (max === '' ? BLOCKS_MAX : Number(max)) : Number(min),
+  };
+  if ((min !== '' || max !== '') && range.min <= range.max) return range;
+  throw new InvalidArgumentError('expected a count or a range of counts, such as 7, 4-9, 4- or -9');
+}
 
 async function runDistill({ seed, dimensions, ...flags }: DistillFlags, signal: AbortSignal): Promise<void> {
   const { distillTable } = await import('../calibration/distill-table.ts');

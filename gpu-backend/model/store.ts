@@ -8,7 +8,6 @@ import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { corruptModel } from './model-errors.ts';
 import type { ModelManifest } from './types.ts';
@@ -117,9 +116,11 @@ export async function sha256OfFiles(
 ): Promise<string> {
   const hash = createHash('sha256');
   for (const path of paths) {
-    const stream = createReadStream(path, { highWaterMark: 1024 * 1024 });
-    stream.on('data', (chunk) => onBytes(chunk.length));
-    await pipeline(stream, hash, { end: false, ...(signal && { signal }) });
+    const stream = createReadStream(path, { highWaterMark: 1024 * 1024, ...(signal && { signal }) });
+    for await (const chunk of stream as AsyncIterable<Buffer>) {
+      hash.update(chunk);
+      onBytes(chunk.length);
+    }
   }
   return hash.digest('hex');
 }

@@ -19,11 +19,10 @@ export type FoundMask = { readonly mask: Mask; readonly cost: number };
 export type ImproveOptions = {
   readonly cost: MaskCost;
   readonly budget: Budget;
+  /** Masks whose cost may be taken. */
   readonly evaluationsMax: number;
-  /** Predictions in a row that may fail before a search has to measure again, or ends. */
+  /** Predictions in a row that may fail before a round of exchanges ends. */
   readonly triesMax: number;
-  /** What each block is worth, `[2L]`, for a first round of exchanges that measures nothing. */
-  readonly prior?: readonly number[];
 };
 
 /** One exchange: blocks to run again, and blocks to leave out. */
@@ -66,59 +65,60 @@ export async function greedyMask(
   return { mask: current.mask, cost: await cost(current.mask) };
 }
 
-/** Never worse than `start`; ends when nothing predicted helps any more or the evaluations are spent. */
-export async function improveMask(start: Mask, options: ImproveOptions): Promise<FoundMask> {
-  const { budget, evaluationsMax, triesMax, prior } = options;
-  if (!meetsBudget(start, budget)) throw new RangeError('the mask to improve is not within the budget');
-  const known = new Map<string, number>();
-  const cost = async (mask: Mask): Promise<number> => {
-    const key = maskBits(mask);
-    const value = known.get(key) ?? (await options.cost(mask));
-    known.set(key, value);
-    return value;
-  };
-  const isSpent = () => known.size >= evaluationsMax;
-  let best: FoundMask = { mask: start, cost: await cost(start) };
-  if (prior !== undefined) best = await exchangeBlocks(best, [...prior]);
-  while (!isSpent()) {
-    const estimates = await measureBlocks(best);
-    if (estimates === undefined) break;
-    const next = await exchangeBlocks(best, estimates);
+/**
+ * What each block is worth under a mask: by how much the cost is lower with it than without, `[2L]`. Without a mask:
+ * under the dense model, which is what a ranking of blocks by removing them is.
+ */
+export async function worthOfBlocks(cost: MaskCost, mask: Mask): Promise<number[]> {
+  const here = await cost(mask);
+  const worth: number[] = [];
+  for (let block = 0; block < mask.runs.length; block++) {
+    const isOut = mask.runs[block] === 0;
+    const there = await cost(exchanged(mask, isOut ? [block] : [], isOut ? [] : [block]));
+    worth.push(isOut ? here - there : there - here);
+  }
+  return worth;
+}
+
+/** Exchanges as `worth` predicts them, measured one by one; never worse than `start`. */
+export async function exchangeBlocks(
+  start: FoundMask,
+  worth: readonly number[],
+  { cost, budget, evaluationsMax, triesMax }: ImproveOptions,
+): Promise<FoundMask> {
+  if (!meetsBudget(start.mask, budget)) throw new RangeError('the mask to improve is not within the budget');
+  const tried = new Set([maskBits(start.mask)]);
+  let current = start;
+  for (let failed = 0, evaluations = 0; failed < triesMax && evaluations < evaluationsMax; evaluations++) {
+    const mask = movesOf(current.mask, worth, budget)
+      .map(({ open, close }) => exchanged(current.mask, open, close))
+      .find((other) => !tried.has(maskBits(other)));
+    if (mask === undefined) break;
+    tried.add(maskBits(mask));
+    const found = { mask, cost: await cost(mask) };
+    if (found.cost < current.cost) {
+      current = found;
+      failed = 0;
+    } else {
+      failed++;
+    }
+  }
+  return current;
+}
+
+/** Rounds of measuring every block's worth and exchanging, until a round changes nothing or none is left. */
+export async function improveMask(
+  start: FoundMask,
+  rounds: number,
+  options: ImproveOptions,
+): Promise<FoundMask> {
+  let best = start;
+  for (let round = 0; round < rounds; round++) {
+    const next = await exchangeBlocks(best, await worthOfBlocks(options.cost, best.mask), options);
     if (next.cost >= best.cost) break;
     best = next;
   }
   return best;
-
-  /** What each block is worth under this mask: by how much the cost is lower with it than without. */
-  async function measureBlocks({ mask, cost: here }: FoundMask): Promise<number[] | undefined> {
-    const worth: number[] = [];
-    for (let block = 0; block < mask.runs.length; block++) {
-      if (isSpent()) return undefined;
-      const isOut = mask.runs[block] === 0;
-      const there = await cost(exchanged(mask, isOut ? [block] : [], isOut ? [] : [block]));
-      worth.push(isOut ? here - there : there - here);
-    }
-    return worth;
-  }
-
-  async function exchangeBlocks(from: FoundMask, worth: number[]): Promise<FoundMask> {
-    let current = from;
-    for (let failed = 0; failed < triesMax; ) {
-      const move = movesOf(current.mask, worth, budget).find(
-        ({ open, close }) => !known.has(maskBits(exchanged(current.mask, open, close))),
-      );
-      if (move === undefined || isSpent()) break;
-      const mask = exchanged(current.mask, move.open, move.close);
-      const found = { mask, cost: await cost(mask) };
-      if (found.cost < current.cost) {
-        current = found;
-        failed = 0;
-      } else {
-        failed++;
-      }
-    }
-    return current;
-  }
 }
 
 /** Every exchange to an allowed pair of counts, the one with the best prediction first. */

@@ -4,20 +4,31 @@
  * the target from the first step: learning only redistributes. (Started from open gates, 80 of 100 steps pass
  * before the penalty closes anything, and then it closes everything at once.)
  *
- * Every step is a function of the state before it and of its number, so a run that is stored and taken up again
- * ends as one that was never interrupted.
+ * Every step is a function of the state before it and of its number, so a run whose samples are known from before
+ * ends as it did then.
  */
 import { seededRandom } from '../calibration/random.ts';
 import type { AdamState } from './adam.ts';
 import { adamStep, newAdam } from './adam.ts';
-import type { GateBatch, GateSession } from './gate-session.ts';
 import type { GateSample } from './hard-concrete.ts';
 import { clampLogAlpha, sampleGate } from './hard-concrete.ts';
 import { expectedSparsity, normalizedWeights, shiftToSparsity, sparsityPenalty } from './lagrangian.ts';
-import type { TrainingState } from './training-state.ts';
+
+/** A training run between two steps. */
+export type TrainingState = {
+  /** Steps done. */
+  readonly step: number;
+  /** `[2L]`. */
+  readonly logAlphas: readonly number[];
+  /** λ1 and λ2. */
+  readonly multipliers: readonly [number, number];
+  readonly gateAdam: AdamState;
+  readonly multiplierAdam: AdamState;
+  /** One entry a step: the learning curve. */
+  readonly history: readonly { readonly loss: number; readonly expectedSparsity: number }[];
+};
 
 export type TrainingOptions = {
-  readonly session: Pick<GateSession, 'step'>;
   /** What a block costs when it alone is missing, `[2L]`: higher stays longer. */
   readonly importance: readonly number[];
   /** What a block's absence counts, `[2L]`: all 1, or its cost. */
@@ -27,16 +38,18 @@ export type TrainingOptions = {
   readonly steps: number;
   readonly seed: number;
   /**
-   * The text of a step, in parts; each part meets gates drawn for itself, and the parts' gradients are averaged.
-   * More parts of fewer sequences cost the same and vary less. The same number gives the same parts.
+   * Parts of a step. Each has its own text and meets gates drawn for itself, and the parts' gradients are averaged:
+   * more parts of fewer sequences cost the same and vary less.
    */
-  batches(step: number): readonly GateBatch[];
+  readonly parts: number;
+  /** Loss and gate gradients on the text of a step's part; the same numbers give the same result. */
+  sample(step: number, part: number, gates: readonly number[]): Promise<SampledLoss>;
   readonly gateLearningRate?: number;
   readonly multiplierLearningRate?: number;
-  /** The state after every step, for progress and for storing. */
-  readonly onStep?: (state: TrainingState) => Promise<void> | void;
   readonly signal?: AbortSignal;
 };
+
+type SampledLoss = { readonly loss: number; readonly gradients: ArrayLike<number> };
 
 /** logAlpha of the first-ranked and the last-ranked block before the shift. */
 const RANK_SPREAD = 2;
@@ -65,7 +78,7 @@ export function startState(options: TrainingOptions): TrainingState {
   };
 }
 
-/** Goes on from `state` to the last step. Rejects when `signal` aborts; the last `onStep` had the state. */
+/** Goes on from `state` to the last step. Rejects when `signal` aborts. */
 export async function trainMask(
   options: TrainingOptions,
   state: TrainingState = startState(options),
@@ -74,7 +87,6 @@ export async function trainMask(
   while (current.step < options.steps) {
     options.signal?.throwIfAborted();
     current = await trainingStep(options, current);
-    await options.onStep?.(current);
   }
   return current;
 }
@@ -114,29 +126,31 @@ const descend = (
 
 /** Mean loss over the parts and its gradient by logAlpha: ∂loss/∂gate · ∂gate/∂logAlpha. */
 async function sampledLoss(
-  { session, batches, seed }: TrainingOptions,
+  { parts, sample, seed }: TrainingOptions,
   { logAlphas, step }: TrainingState,
 ): Promise<{ loss: number; gradients: number[] }> {
-  const parts = batches(step);
   const gradients = Array<number>(logAlphas.length).fill(0);
   let loss = 0;
-  for (const [index, part] of parts.entries()) {
-    const samples = drawGates(logAlphas, seed, step, index);
-    const result = await session.step(
-      part,
-      samples.map(({ gate }) => gate),
-    );
+  for (let part = 0; part < parts; part++) {
+    const drawn = drawGates(logAlphas, seed, step, part);
+    const gates = drawn.map(({ gate }) => gate);
+    const result = await sample(step, part, gates);
     if (!Number.isFinite(result.loss)) throw new RangeError(`the loss of step ${step} is ${result.loss}`);
-    loss += result.loss / parts.length;
-    samples.forEach(({ slope }, i) => {
-      gradients[i]! += (result.gradients[i]! * slope) / parts.length;
+    loss += result.loss / parts;
+    drawn.forEach(({ slope }, i) => {
+      gradients[i]! += (result.gradients[i]! * slope) / parts;
     });
   }
   return { loss, gradients };
 }
 
 /** Every second part takes the mirrored noise of the one before (antithetic variates): their errors tend to cancel. */
-function drawGates(logAlphas: readonly number[], seed: number, step: number, part: number): GateSample[] {
+export function drawGates(
+  logAlphas: readonly number[],
+  seed: number,
+  step: number,
+  part: number,
+): GateSample[] {
   const random = seededRandom(Math.imul(seed, 0x9e3779b1) ^ Math.imul(step, 0x85ebca6b) ^ (part >> 1));
   return logAlphas.map((logAlpha) => {
     const noise = random.next();

@@ -1,0 +1,116 @@
+/**
+ * From groups of prompts to the mask of each: one mask learned on everything; every cluster's own search from there;
+ * the choice among all masks on prompts that none was searched on; figures on held-out prompts.
+ */
+
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { Mask } from '../../shared/mask.ts';
+import { maskBits } from '../../shared/mask.ts';
+import type { HeldOutScores } from '../calibration/held-out.ts';
+import type { CalibrationRow } from '../calibration/read-data.ts';
+import type { Sample } from '../calibration/samples.ts';
+import type { Prompts } from './prompts.ts';
+import type { Candidate, MaskSearch, Proposal } from './search-masks.ts';
+import { compareMasks, searchClusterMask, searchOneMask } from './search-masks.ts';
+import type { LearnEffort } from './settings.ts';
+import type { TextMaker } from './texts.ts';
+import type { Workbench } from './workbench.ts';
+
+export type LearnedMask = {
+  readonly mask: Mask;
+  readonly source: string;
+  /** All that competed, by rising KL. */
+  readonly candidates: readonly Candidate[];
+  readonly search: MaskSearch;
+};
+
+export type LearnedMasks = {
+  readonly one: LearnedMask;
+  readonly clusters: readonly LearnedMask[];
+  /** By cluster; `undefined` where no held-out prompt is. */
+  readonly heldOut: readonly (HeldOutPair | undefined)[];
+};
+export type HeldOutPair = { readonly learned: HeldOutScores; readonly one: HeldOutScores };
+
+export type MaskStage = 'one mask' | 'masks' | 'choose' | 'measure';
+
+export type LearnMasksContext = {
+  readonly bench: Workbench;
+  readonly prompts: Prompts;
+  readonly texts: TextMaker;
+  readonly effort: LearnEffort;
+  /** Exact scores by the serving engine, of several masks on the same samples; `name` says which samples. */
+  measure(name: string, samples: readonly Sample[], masks: readonly Mask[]): Promise<HeldOutScores[]>;
+  onStage(stage: MaskStage, cluster?: number): void;
+};
+
+/** @throws MaskrouteError `invalid_data` when no row is long enough to score a mask on. */
+export async function learnMasks(context: LearnMasksContext): Promise<LearnedMasks> {
+  const { bench, prompts, effort } = context;
+  const { everybody, groups } = prompts;
+  context.onStage('one mask');
+  if (!isScorable(context, everybody.search))
+    throw new MaskrouteError('invalid_data', 'No row is long enough to score a mask on.');
+  const one = await learnOne(context);
+
+  const searches: MaskSearch[] = [];
+  const rowsOf: CalibrationRow[][] = [];
+  for (const [cluster, { search }] of groups.entries()) {
+    context.onStage('masks', cluster);
+    rowsOf.push([...(isScorable(context, search) ? search : everybody.search)]);
+    searches.push(
+      await searchClusterMask(bench, `cluster ${cluster}`, rowsOf.at(-1)!, one.mask, effort.cluster),
+    );
+  }
+  const clusters: LearnedMask[] = [];
+  for (const [cluster, { choice }] of groups.entries()) {
+    context.onStage('choose', cluster);
+    const rows = isScorable(context, choice) ? choice : everybody.choice;
+    const on = bench.costOn(`cluster ${cluster} choice`, rows, effort.choicePositions);
+    const candidates = await compareMasks(proposalsFor(cluster, one.mask, searches), on);
+    const [{ mask, source }] = candidates as [Candidate, ...Candidate[]];
+    clusters.push({ mask, source, candidates, search: searches[cluster]! });
+  }
+  return { one, clusters, heldOut: await measureAll(context, one.mask, clusters) };
+}
+
+async function learnOne({ bench, prompts, effort }: LearnMasksContext): Promise<LearnedMask> {
+  const search = await searchOneMask(bench, prompts.everybody.search, effort.one);
+  const on = bench.costOn('one choice', prompts.everybody.choice, 2 * effort.choicePositions);
+  const candidates = await compareMasks(search.proposals, on);
+  const [{ mask, source }] = candidates as [Candidate, ...Candidate[]];
+  return { mask, source, candidates, search };
+}
+
+/** The mask for everybody, which wins ties; the cluster's own; and the best that other clusters found. */
+function proposalsFor(cluster: number, one: Mask, searches: readonly MaskSearch[]): Proposal[] {
+  const others = searches.flatMap(({ proposals }, other) =>
+    other === cluster ? [] : [{ source: `cluster ${other}`, mask: proposals.at(-1)!.mask }],
+  );
+  return [{ source: 'one mask', mask: one }, ...searches[cluster]!.proposals, ...others];
+}
+
+async function measureAll(
+  context: LearnMasksContext,
+  one: Mask,
+  clusters: readonly LearnedMask[],
+): Promise<(HeldOutPair | undefined)[]> {
+  const { prompts, texts, effort } = context;
+  const results: (HeldOutPair | undefined)[] = [];
+  for (const [cluster, { mask }] of clusters.entries()) {
+    context.onStage('measure', cluster);
+    const name = `cluster ${cluster} held-out`;
+    const samples = texts.samples(name, prompts.groups[cluster]!.heldOut, effort.heldOutPositions);
+    if (samples.length === 0) {
+      results.push(undefined);
+      continue;
+    }
+    const same = maskBits(mask) === maskBits(one);
+    const [learned, alone] = await context.measure(name, samples, same ? [mask] : [mask, one]);
+    results.push({ learned: learned!, one: alone ?? learned! });
+  }
+  return results;
+}
+
+const isScorable = ({ texts }: LearnMasksContext, rows: readonly CalibrationRow[]): boolean =>
+  texts.samples('scorable', rows, 1).length > 0;

@@ -1,0 +1,195 @@
+/**
+ * `maskroute learn`: calibration files to a mask set. Read, embed, cluster, learn one mask, learn each cluster's,
+ * choose, measure, write. Killed and started again with the same inputs it goes on where it was, to the same bytes.
+ */
+import { createHash } from 'node:crypto';
+import { mkdir } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { maskBits } from '../../shared/mask.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
+import { canonicalJson, maskSetSchema } from '../../shared/mask-set.ts';
+import { assembleMaskSet } from '../calibration/assemble.ts';
+import { openEncoder } from '../calibration/encoders.ts';
+import type { LearnReport } from '../calibration/learn-report.ts';
+import { readData } from '../calibration/read-data.ts';
+import { distinctRows } from '../calibration/split.ts';
+import type { EncoderOptions } from '../encoder/full-encoder.ts';
+import type { InstalledModel } from '../model/store.ts';
+import { sha256OfFiles } from '../model/store.ts';
+import type { Surrogates } from '../model/surrogates.ts';
+import type { Budget, CountRange } from '../training/budget.ts';
+import { HARD_CONCRETE } from '../training/hard-concrete.ts';
+import { writeWhole } from '../write-whole.ts';
+import type { Journal } from './journal.ts';
+import { openJournal } from './journal.ts';
+import type { LearnedMasks } from './learn-masks.ts';
+import { learnMasks } from './learn-masks.ts';
+import type { LearnProgress } from './learn-progress.ts';
+import { trackProgress } from './learn-progress.ts';
+import { openModelParts } from './model-parts.ts';
+import type { Prompts } from './prompts.ts';
+import { groupPrompts } from './prompts.ts';
+import { buildReport, heldOutFigures } from './report.ts';
+import type { BlockCost, LearnEffort } from './settings.ts';
+import { LEARN_EFFORT } from './settings.ts';
+import { createTextMaker } from './texts.ts';
+import { createWorkbench } from './workbench.ts';
+
+export const MASK_SET_FILE = 'mask-set.json';
+export const REPORT_FILE = 'report.json';
+export const STATE_FILE = 'state.jsonl';
+const METHOD = 'hard-concrete';
+/** Part of the journal's key: raise it when the same inputs come to other results. */
+const PIPELINE_VERSION = 1;
+const SEED = 1;
+
+export type LearnOptions = {
+  readonly model: InstalledModel;
+  /** Stand in for skipped blocks; holes without. */
+  readonly surrogates?: Surrogates | undefined;
+  readonly data: readonly string[];
+  /** Rows taken from each file. */
+  readonly rowsMax?: number | undefined;
+  readonly clusterCount: number | 'auto';
+  /** Share of the blocks, or of their time, to leave out, in (0, 1). */
+  readonly sparsity: number;
+  readonly cost?: BlockCost | undefined;
+  /** How many blocks of a kind may be left out. */
+  readonly attention?: CountRange | undefined;
+  readonly ffn?: CountRange | undefined;
+  readonly encoder: string;
+  readonly encoderOptions: EncoderOptions;
+  /** Folder for the mask set, the report, and the state of an unfinished run. */
+  readonly out: string;
+  /** The mask set's own name. */
+  readonly name: string;
+  readonly seed?: number | undefined;
+  readonly effort?: LearnEffort | undefined;
+  readonly onProgress: (progress: LearnProgress) => void;
+  readonly signal?: AbortSignal | undefined;
+};
+
+export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport };
+
+/** @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_encoder`. Rejects when `signal` aborts; the state stays. */
+export async function learn(options: LearnOptions): Promise<Learned> {
+  const { out, signal, onProgress } = options;
+  checkName(options.name);
+  onProgress({ stage: 'read' });
+  const rows = distinctRows((await readData(options.data, options.rowsMax)).rows);
+  await mkdir(out, { recursive: true });
+  const open = await openEncoder(options.encoder, options.encoderOptions);
+  try {
+    onProgress({ stage: 'embed' });
+    const seed = options.seed ?? SEED;
+    const prompts = await groupPrompts(rows, open.encoder, options.clusterCount, seed, signal);
+    const key = await journalKey(options, open.encoder.spec);
+    const journal = await openJournal(join(out, STATE_FILE), key, new Date());
+    try {
+      const { masks, budget } = await learnWith(options, prompts, journal);
+      const learned = assemble(options, open.encoder.spec, prompts, masks, budget, journal.createdAt);
+      await writeWhole(join(out, REPORT_FILE), `${JSON.stringify(learned.report, null, 1)}\n`);
+      await writeWhole(join(out, MASK_SET_FILE), `${JSON.stringify(learned.maskSet)}\n`);
+      await journal.remove();
+      return learned;
+    } finally {
+      await journal.close();
+    }
+  } finally {
+    await open.close();
+  }
+}
+
+async function learnWith(
+  options: LearnOptions,
+  prompts: Prompts,
+  journal: Journal,
+): Promise<{ masks: LearnedMasks; budget: Budget }> {
+  const { model, surrogates, signal } = options;
+  const effort = options.effort ?? LEARN_EFFORT;
+  const seed = options.seed ?? SEED;
+  await using parts = await openModelParts(model, surrogates, options.encoderOptions.threads, journal);
+  const budget = await parts.budget(options);
+  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, parts.teacher, {
+    seed,
+    ...effort,
+  });
+  const progress = trackProgress(options.onProgress, effort, prompts.groups.length, budget);
+  const { loss, step } = parts;
+  const bench = createWorkbench({
+    ...{ budget, journal, seed, signal, texts, loss, step },
+    onResult: progress.onResult,
+  });
+  const measure = parts.measure;
+  const { onStage } = progress;
+  return { masks: await learnMasks({ bench, prompts, texts, effort, measure, onStage }), budget };
+}
+
+/** Before the work, not after it. */
+function checkName(name: string): void {
+  if (maskSetSchema.shape.name.safeParse(name).success) return;
+  throw new MaskrouteError(
+    'invalid_request',
+    `${name} cannot name a mask set: up to 64 letters, digits, . _ -`,
+  );
+}
+
+/** Everything that results depend on. Threads count: products are summed in pieces, one a thread. */
+async function journalKey(options: LearnOptions, encoder: MaskSet['encoder']): Promise<string> {
+  const { manifest } = options.model;
+  const inputs = {
+    version: PIPELINE_VERSION,
+    model: [manifest.hash, manifest.weights],
+    surrogates: options.surrogates?.id ?? null,
+    data: await sha256OfFiles(options.data),
+    names: options.data.map((path) => basename(path)),
+    rowsMax: options.rowsMax ?? null,
+    clusterCount: options.clusterCount,
+    budget: [options.sparsity, options.cost ?? 'blocks', options.attention ?? null, options.ffn ?? null],
+    effort: options.effort ?? LEARN_EFFORT,
+    name: options.name,
+    seed: options.seed ?? SEED,
+    threads: options.encoderOptions.threads,
+    encoder,
+  };
+  return createHash('sha256').update(canonicalJson(inputs)).digest('hex');
+}
+
+function assemble(
+  options: LearnOptions,
+  encoder: MaskSet['encoder'],
+  prompts: Prompts,
+  masks: LearnedMasks,
+  budget: Budget,
+  createdAt: Date,
+): Learned {
+  const { manifest } = options.model;
+  const { clusters, kinds, rows } = prompts;
+  const effort = options.effort ?? LEARN_EFFORT;
+  const cost = options.cost ?? 'blocks';
+  const [attention, ffn] = budget.blockWeights as [number, number];
+  const maskSet = assembleMaskSet({
+    name: options.name,
+    model: { name: manifest.name, hash: manifest.hash, blockCount: 2 * manifest.config.layerCount },
+    ...{ encoder, clusters, createdAt },
+    kinds: kinds.fit,
+    masks: masks.clusters.map(({ mask }) => mask),
+    ...(options.surrogates === undefined ? {} : { surrogates: options.surrogates.id }),
+    targetSparsity: options.sparsity,
+    learned: {
+      method: METHOD,
+      constants: { ...HARD_CONCRETE },
+      weights: manifest.weights,
+      data: options.data.map((path) => basename(path)),
+      rows: rows.fit,
+      heldOutRows: rows.heldOut,
+      seed: options.seed ?? SEED,
+      ...{ cost, blockWeights: { attention, ffn } },
+      effort: effort as unknown as MaskSet['learned'][string],
+      oneMask: maskBits(masks.one.mask),
+    },
+    heldOut: heldOutFigures(masks.heldOut, prompts),
+  });
+  return { maskSet, report: buildReport(maskSet, prompts, masks, budget, cost) };
+}

@@ -1,0 +1,134 @@
+/** From files to groups of prompts: read, kept apart from the held-out ones, embedded as the edge does, clustered. */
+import type { Encoder } from '../../shared/embedding/encoder.ts';
+import type { Clusters, KindTable } from '../calibration/cluster.ts';
+import { assignRows, embedRows, kindTable } from '../calibration/cluster.ts';
+import type { Points } from '../calibration/kmeans.ts';
+import { kMeans, packPoints } from '../calibration/kmeans.ts';
+import { principalAxes, project } from '../calibration/principal-axes.ts';
+import type { CalibrationRow } from '../calibration/read-data.ts';
+import type { RoutingHealth } from '../calibration/routing-health.ts';
+import { distanceBetween, routingHealth } from '../calibration/routing-health.ts';
+import { splitRows } from '../calibration/split.ts';
+
+const HELD_OUT_SHARE = 0.1;
+/** Of what is learned from, the share that masks are only chosen on. */
+const CHOICE_SHARE = 0.25;
+/** A cluster with fewer prompts borrows the nearest ones of others, up to as many. */
+const CLUSTER_ROWS_MIN = 200;
+/** What `auto` chooses among. */
+const CLUSTER_COUNTS = [2, 4, 8, 16, 32];
+/** Clusters with fewer prompts on average are not worth a mask. */
+const ROWS_A_CLUSTER_MIN = 25;
+
+export type PromptGroup = {
+  /** Prompts to search and train on. */
+  readonly search: readonly CalibrationRow[];
+  /** Prompts to choose among masks on. */
+  readonly choice: readonly CalibrationRow[];
+  readonly heldOut: readonly CalibrationRow[];
+  readonly borrowedRows: number;
+  /** The centroid along the two main directions of the prompts. */
+  readonly position: readonly [number, number];
+};
+
+export type Prompts = {
+  /** All prompts that are learned from. */
+  readonly everybody: Pick<PromptGroup, 'search' | 'choice'>;
+  readonly clusters: Clusters;
+  readonly groups: readonly PromptGroup[];
+  readonly kinds: { readonly fit: KindTable; readonly heldOut: KindTable };
+  readonly health: RoutingHealth;
+  /** What `auto` compared. */
+  readonly counts: readonly ClusterCount[];
+  readonly rows: { readonly fit: number; readonly heldOut: number };
+};
+
+export type ClusterCount = {
+  readonly clusters: number;
+  readonly silhouette: number;
+  readonly largestShare: number;
+  readonly balance: number;
+};
+
+/** @throws MaskrouteError `invalid_data` when there are fewer distinct prompts than clusters. */
+export async function groupPrompts(
+  rows: readonly CalibrationRow[],
+  encoder: Encoder,
+  clusterCount: number | 'auto',
+  seed: number,
+  signal?: AbortSignal,
+): Promise<Prompts> {
+  const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
+  const points = packPoints(await embedRows(fit, encoder, signal));
+  const { clusters, health, counts } = clusterPoints(points, clusterCount, seed);
+  const heldOutClusters = assignRows(await embedRows(heldOut, encoder, signal), clusters);
+  const count = clusters.sizes.length;
+  const positions = centroidPositions(points, clusters);
+  const groups = positions.map((position, cluster): PromptGroup => {
+    const own = [...clusters.assignment.keys()].filter((i) => clusters.assignment[i] === cluster);
+    const borrowed = nearestOthers(points, clusters, cluster, CLUSTER_ROWS_MIN - own.length);
+    return {
+      ...searchAndChoice([...own, ...borrowed].map((i) => fit[i]!)),
+      heldOut: heldOut.filter((_, i) => heldOutClusters[i] === cluster),
+      borrowedRows: borrowed.length,
+      position,
+    };
+  });
+  return {
+    everybody: searchAndChoice(fit),
+    ...{ clusters, groups, health, counts },
+    kinds: {
+      fit: kindTable(fit, clusters.assignment, count),
+      heldOut: kindTable(heldOut, heldOutClusters, count),
+    },
+    rows: { fit: fit.length, heldOut: heldOut.length },
+  };
+}
+
+/** Disjoint by prompt, the same for a prompt in every group; a group with next to nothing uses all of it for both. */
+function searchAndChoice(rows: readonly CalibrationRow[]): Pick<PromptGroup, 'search' | 'choice'> {
+  const { fit: search, heldOut: choice } = splitRows(rows, CHOICE_SHARE, 'choice');
+  return search.length > 0 && choice.length > 0 ? { search, choice } : { search: rows, choice: rows };
+}
+
+function clusterPoints(points: Points, clusterCount: number | 'auto', seed: number) {
+  const attempt = (count: number) => {
+    const clusters = { dimensions: points.dimensions, ...kMeans(points, { clusterCount: count, seed }) };
+    return { clusters, health: routingHealth(points, clusters, seed) };
+  };
+  if (clusterCount !== 'auto') return { ...attempt(clusterCount), counts: [] };
+  const possible = CLUSTER_COUNTS.filter((count) => count * ROWS_A_CLUSTER_MIN <= points.count);
+  if (possible.length === 0) return { ...attempt(1), counts: [] };
+  const attempts = possible.map(attempt);
+  // Clusters that stand apart and share the requests out evenly; fewer of equally good.
+  const worth = ({ health }: (typeof attempts)[number]) => Math.max(0, health.silhouette!) * health.balance;
+  const best = attempts.reduce((most, one) => (worth(one) > worth(most) ? one : most));
+  const counts = attempts.map(({ clusters, health }) => ({
+    clusters: clusters.sizes.length,
+    silhouette: health.silhouette!,
+    largestShare: health.largestShare,
+    balance: health.balance,
+  }));
+  return { ...best, counts };
+}
+
+/** The rows of other clusters that are nearest to this one's centroid. */
+function nearestOthers(points: Points, clusters: Clusters, cluster: number, count: number): number[] {
+  if (count <= 0) return [];
+  const { assignment, centroids, dimensions } = clusters;
+  return [...assignment.keys()]
+    .filter((i) => assignment[i] !== cluster)
+    .map((i) => ({ i, distance: distanceBetween(points.values, i, centroids, cluster, dimensions) }))
+    .sort((a, b) => a.distance - b.distance || a.i - b.i)
+    .slice(0, count)
+    .map(({ i }) => i);
+}
+
+function centroidPositions(points: Points, { centroids, dimensions, sizes }: Clusters): [number, number][] {
+  const axes = principalAxes(points, Math.min(2, dimensions));
+  const { values } = project({ count: sizes.length, dimensions, values: centroids }, axes);
+  return Array.from(sizes, (_, cluster) => [
+    values[cluster * axes.outputs]!,
+    values[cluster * axes.outputs + 1] ?? 0,
+  ]);
+}

@@ -1,0 +1,85 @@
+/**
+ * Where masks come from. The one for everybody: blocks ranked by removing each, taken out one by one, and learned by
+ * gates. A cluster's own: from there, by exchanges and by gates on its own prompts. All of them are only proposals;
+ * they are compared on prompts that none was searched on.
+ */
+import type { Mask } from '../../shared/mask.ts';
+import { denseMask, maskBits } from '../../shared/mask.ts';
+import type { CalibrationRow } from '../calibration/read-data.ts';
+import { masksByScore } from '../training/budget.ts';
+import { exchangeBlocks, greedyMask, improveMask, worthOfBlocks } from '../training/search-mask.ts';
+import type { LearnedGates } from './learn-gates.ts';
+import { learnGates } from './learn-gates.ts';
+import type { LearnEffort } from './settings.ts';
+import type { TextCost, Workbench } from './workbench.ts';
+
+export type Proposal = { readonly source: string; readonly mask: Mask };
+/** `kl`: on the text of the choice. */
+export type Candidate = Proposal & { readonly kl: number };
+
+export type MaskSearch = {
+  readonly proposals: readonly Proposal[];
+  /** Rise of the KL without each block, `[2L]`: under the dense model, or under the mask for everybody. */
+  readonly worth: readonly number[];
+  readonly gates: LearnedGates;
+  /** Costs on the text of the search of gates as drawn, and of the best bits made of them. */
+};
+
+export async function searchOneMask(
+  bench: Workbench,
+  rows: readonly CalibrationRow[],
+  effort: LearnEffort['one'],
+): Promise<MaskSearch> {
+  const { budget } = bench;
+  const on = bench.costOn('one search', rows, effort.searchPositions);
+  const options = { cost: on.ofMask, budget, evaluationsMax: effort.exchanges, triesMax: effort.triesMax };
+  const worth = await worthOfBlocks(on.ofMask, denseMask(bench.blockCount));
+  const greedy = await greedyMask(on.ofMask, budget, worth, effort.greedyEvaluations);
+  const gates = await learnGates(bench, 'one gates', rows, worth, on, effort);
+  const exchanged = await exchangeBlocks(gates.best, gates.logAlphas, options);
+  const proposals = [
+    { source: 'rank', mask: masksByScore(worth, budget, 1)[0]! },
+    { source: 'greedy', mask: greedy.mask },
+    { source: 'greedy+swaps', mask: (await improveMask(greedy, effort.rounds, options)).mask },
+    { source: 'gates', mask: gates.best.mask },
+    { source: 'gates+swaps', mask: (await improveMask(exchanged, effort.rounds, options)).mask },
+  ];
+  return { proposals, worth, gates };
+}
+
+/** @param one the mask for everybody, which the search starts from. */
+export async function searchClusterMask(
+  bench: Workbench,
+  name: string,
+  rows: readonly CalibrationRow[],
+  one: Mask,
+  effort: LearnEffort['cluster'],
+): Promise<MaskSearch> {
+  const on = bench.costOn(`${name} search`, rows, effort.searchPositions);
+  const { exchanges: evaluationsMax, triesMax } = effort;
+  const options = { cost: on.ofMask, budget: bench.budget, evaluationsMax, triesMax };
+  const worth = await worthOfBlocks(on.ofMask, one);
+  const swapped = await exchangeBlocks({ mask: one, cost: await on.ofMask(one) }, worth, options);
+  const gates = await learnGates(bench, `${name} gates`, rows, worth, on, effort);
+  const learned = await exchangeBlocks(gates.best, gates.logAlphas, options);
+  const best = learned.cost < swapped.cost ? learned : swapped;
+  const improved = await improveMask(best, effort.rounds, options);
+  const proposals = [
+    { source: 'swaps', mask: swapped.mask },
+    { source: 'gates', mask: gates.best.mask },
+    { source: 'gates+swaps', mask: learned.mask },
+    { source: best === learned ? 'gates+swaps twice' : 'swaps twice', mask: improved.mask },
+  ];
+  return { proposals, worth, gates };
+}
+
+/** Each mask once, under its first name, by rising KL; ties keep their order. */
+export async function compareMasks(proposals: readonly Proposal[], on: TextCost): Promise<Candidate[]> {
+  const bits = proposals.map(({ mask }) => maskBits(mask));
+  const candidates: Candidate[] = [];
+  for (const [index, proposal] of proposals.entries()) {
+    if (bits.indexOf(bits[index]!) === index)
+      candidates.push({ ...proposal, kl: await on.ofMask(proposal.mask) });
+  }
+  return candidates.sort((a, b) => a.kl - b.kl);
+}
