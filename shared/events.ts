@@ -49,6 +49,35 @@ export const requestEventSchema = z.strictObject({
 });
 export type RequestEvent = z.infer<typeof requestEventSchema>;
 
+const ofRequest = {
+  /** The `id` of the request's own event, which says what to count this under. */
+  request: z.string().regex(EVENT_ID_PATTERN),
+  tenant: z.string(),
+  created_at_ms: z.int(),
+};
+
+/** What a caller thinks of the answer: one opinion a key. */
+export const ratingEventSchema = z.strictObject({
+  kind: z.literal('rating'),
+  ...ofRequest,
+  key_id: z.string(),
+  rating: z.union([z.literal(1), z.literal(-1)]),
+});
+export type RatingEvent = z.infer<typeof ratingEventSchema>;
+
+/** How far the same request, run again in the background, went with the dense model. */
+export const comparisonEventSchema = z.strictObject({
+  kind: z.literal('comparison'),
+  ...ofRequest,
+  /** The share of the compared tokens before the first that differs, 0 to 1. */
+  agreement: z.number().min(0).max(1),
+});
+export type ComparisonEvent = z.infer<typeof comparisonEventSchema>;
+
 /** The queue's messages. */
-export const edgeEventSchema = z.discriminatedUnion('kind', [requestEventSchema]);
+export const edgeEventSchema = z.discriminatedUnion('kind', [
+  requestEventSchema,
+  ratingEventSchema,
+  comparisonEventSchema,
+]);
 export type EdgeEvent = z.infer<typeof edgeEventSchema>;

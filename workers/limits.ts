@@ -120,3 +120,15 @@ export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000] as const;
 export const COST_QUESTION_ms = 2_000;
 /** An event that the queue does not take is offered again; after that the log has it. */
 export const EVENT_RETRY_DELAYS_ms = [0, 100, 1_000] as const;
+
+/**
+ * Counting events. An id is kept for longer than an event may take to arrive (a queue keeps messages for four
+ * days), so that none is counted twice; minutes are kept for pictures over a month.
+ */
+export const EVENTS = {
+  kept_ms: 9 * 86_400_000,
+  counted_ms: 8 * 86_400_000,
+  minutesKept_ms: 35 * 86_400_000,
+  count_ms: 20_000,
+  retryDelay_s: 30,
+} as const;

@@ -8,6 +8,7 @@ import {
   experimentDefinitionSchema,
 } from '../../../shared/admin-experiments.ts';
 import { MaskrouteError } from '../../../shared/errors.ts';
+import type { ExperimentResults } from '../../../shared/experiment-results.ts';
 import { type AppContext, type AppEnv, holdOf } from '../../context.ts';
 import {
   changeDraft,
@@ -18,9 +19,11 @@ import {
   type StoredExperiment,
   toExperiment,
 } from '../../db/experiments.ts';
+import { sumsOfVariants } from '../../db/outcomes.ts';
 import { tenantExists } from '../../db/tenants.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
+import { experimentResults } from '../../services/experiment-results.ts';
 import { start, stop } from '../../services/experiments.ts';
 import { scopedTenant } from './scope.ts';
 
@@ -54,6 +57,12 @@ export const experiments = new Hono<AppEnv>()
     if (!(await d1(deleteDraft(c.var.services.db, draft.id)))) throw started(draft.id);
     return answer(c, draft);
   })
+  .get('/:id/results', async (c) => {
+    const { id, definition } = await find(c);
+    const region = c.req.query('region') ?? '';
+    const sums = await d1(sumsOfVariants(c.var.services.db, id, region));
+    return c.json(experimentResults(id, definition, region, sums) satisfies ExperimentResults);
+  })
   .post('/:id/start', async (c) => answer(c, await start(c.var.services, await find(c), holdOf(c))))
   .post('/:id/stop', async (c) => answer(c, await stop(c.var.services, await find(c), holdOf(c))));
 
@@ -61,7 +70,7 @@ const answer = (c: AppContext, experiment: StoredExperiment, status: 200 | 201 =
   c.json(toExperiment(experiment, Date.now()), status);
 
 /** @throws MaskrouteError `not_found` when there is none, or it is not the caller's. */
-export async function find(c: AppContext): Promise<StoredExperiment> {
+async function find(c: AppContext): Promise<StoredExperiment> {
   const { services, admin } = c.var;
   const found = await d1(findExperiment(services.db, c.req.param('id') ?? '', admin.tenant));
   if (found === null) throw new MaskrouteError('not_found', 'There is no such experiment.');

@@ -7,6 +7,7 @@ import { experiments } from './experiments.ts';
 import { keys } from './keys.ts';
 import { maskSets } from './mask-sets.ts';
 import { publications } from './publications.ts';
+import { stats } from './stats.ts';
 import { tenants } from './tenants.ts';
 import { usage } from './usage.ts';
 
@@ -18,4 +19,5 @@ export const admin = new Hono<AppEnv>()
   .route('/mask-sets', maskSets)
   .route('/publications', publications)
   .route('/backends', backends)
-  .route('/experiments', experiments);
+  .route('/experiments', experiments)
+  .route('/stats', stats);

@@ -1,0 +1,253 @@
+/** Events into outcomes: counted once however often they come, in the right place, and acted upon. */
+import { createExecutionContext, createMessageBatch, getQueueResult } from 'cloudflare:test';
+import { env } from 'cloudflare:workers';
+import { describe, expect, it } from 'vitest';
+import type { Publication } from '../../shared/admin.ts';
+import { type Stats, statsSchema } from '../../shared/admin-stats.ts';
+import type { EdgeEvent, RequestEvent } from '../../shared/events.ts';
+import { type ExperimentResults, experimentResultsSchema } from '../../shared/experiment-results.ts';
+import type { Env } from '../../workers/env.ts';
+import edge from '../../workers/index.ts';
+import { MODEL } from '../support/edge/constants.ts';
+import { activate, admin, badD1, created, goLive, makeMaskSet, newTenant, upload } from './support/edge.ts';
+
+const hex = (bytes: number) =>
+  [...crypto.getRandomValues(new Uint8Array(bytes))].map((b) => b.toString(16).padStart(2, '0')).join('');
+
+function event(change: Partial<RequestEvent> = {}): RequestEvent {
+  const created_at_ms = change.created_at_ms ?? Date.now();
+  return {
+    kind: 'request',
+    id: hex(10),
+    tenant: 'someone',
+    key_id: 'k_1',
+    day: new Date(created_at_ms).toISOString().slice(0, 10),
+    created_at_ms,
+    endpoint: 'chat',
+    model: MODEL.id,
+    mask: 'dense',
+    sparsity: 0,
+    mask_set: null,
+    version: null,
+    cluster: null,
+    similarity: null,
+    experiment: 'none',
+    variant: 'live',
+    region: 'local',
+    fallback: null,
+    stream: true,
+    status: 200,
+    error_code: null,
+    prompt_tokens: 10,
+    completion_tokens: 5,
+    counted: true,
+    ttft_ms: 20,
+    tpot_ms: 6,
+    total_ms: 50,
+    ...change,
+  };
+}
+
+/** What the platform does with a batch of messages. */
+async function deliver(events: readonly unknown[], bindings: Partial<Env> = {}) {
+  const messages = events.map((body, i) => ({ id: `m${i}`, timestamp: new Date(), attempts: 1, body }));
+  const batch = createMessageBatch('maskroute-events', messages);
+  const context = createExecutionContext();
+  await edge.queue!(batch as never, { ...env, ...bindings } as never, context as never);
+  const result = await getQueueResult(batch as never, context as never);
+  const retried = result.retryMessages.map(({ msgId }: { msgId: string }) => msgId);
+  return { retriedAll: result.retryBatch.retry, retried, acked: result.explicitAcks };
+}
+
+const results = async (id: string, query = ''): Promise<ExperimentResults> =>
+  experimentResultsSchema.parse(await (await admin('GET', `/experiments/${id}/results${query}`)).json());
+const stats = async (query: string): Promise<Stats> =>
+  statsSchema.parse(await (await admin('GET', `/stats?${query}`)).json());
+
+let experiments = 0;
+async function experiment(): Promise<string> {
+  const id = `counted-${++experiments}`;
+  const variants = ['a', 'b'].map((name) => ({ name, weight: 1, mask_set: 'dense' }));
+  await created(admin('POST', '/experiments', { id, variants }));
+  return id;
+}
+
+describe('an event', () => {
+  it('that is delivered again, alone or among others, at once or not, counts once', async () => {
+    const { tenant } = await newTenant();
+    const id = await experiment();
+    const of = (variant: string) => event({ tenant, experiment: id, variant });
+    const events = [of('a'), of('a'), of('b')];
+    expect(await deliver(events)).toMatchObject({ retriedAll: false, acked: ['m0', 'm1', 'm2'] });
+    await deliver(events);
+    await deliver([events[1], events[1], of('b')]);
+    await Promise.all([deliver(events), deliver(events), deliver(events.slice(1))]);
+    const { variants } = await results(id);
+    expect(variants.map(({ figures }) => figures.requests)).toEqual([2, 2]);
+    expect(variants[0]!.figures).toMatchObject({ ttft_ms: 20, tpot_ms: 6, completion_tokens: 10 });
+    const usage = await admin('GET', `/usage?tenant=${tenant}`);
+    const { data } = await usage.json<{ data: object[] }>();
+    expect(data).toMatchObject([{ requests: 4, prompt_tokens: 40, completion_tokens: 20, errors: 0 }]);
+    const counted = await stats(`tenant=${tenant}&step=minute`);
+    expect(counted.routing.reduce((sum, { requests }) => sum + requests, 0)).toBe(4);
+  });
+
+  it('is asked for again while D1 is down, and then counts once', async () => {
+    const id = await experiment();
+    const events = [event({ experiment: id, variant: 'a' })];
+    const d1 = badD1();
+    d1.be('failing');
+    expect(await deliver(events, { DB: d1.DB })).toMatchObject({ retriedAll: true, acked: [] });
+    d1.be('good');
+    expect(await deliver(events, { DB: d1.DB })).toMatchObject({ retriedAll: false });
+    expect((await results(id)).variants[0]!.figures.requests).toBe(1);
+  });
+
+  it('that is malformed or too old is put aside, and holds up nobody', async () => {
+    const id = await experiment();
+    const good = event({ experiment: id, variant: 'a' });
+    const old = event({ experiment: id, variant: 'a', created_at_ms: Date.now() - 30 * 86_400_000 });
+    const answer = await deliver([{ kind: 'request' }, null, { ...good, id: 'x' }, old, good]);
+    expect(answer.acked).toHaveLength(5);
+    expect((await results(id)).variants[0]!.figures.requests).toBe(1);
+  });
+
+  it('of a fault is told from one of the client', async () => {
+    const id = await experiment();
+    const of = (status: number, error_code: string | null) =>
+      event({ experiment: id, variant: 'a', status, error_code });
+    await deliver([
+      ...[of(200, null), of(499, 'cancelled'), of(429, 'queue_full'), of(400, 'unknown_mask')],
+      ...[of(503, 'backend_unreachable'), of(200, 'backend_error')],
+    ]);
+    expect((await results(id)).variants[0]!.figures).toMatchObject({ requests: 6, errors: 2 });
+  });
+});
+
+describe('a rating or a comparison', () => {
+  it('counts under its request, once, and waits for it when it comes first', async () => {
+    const id = await experiment();
+    const request = event({ experiment: id, variant: 'b' });
+    const about = { request: request.id, tenant: request.tenant, created_at_ms: Date.now() };
+    const rating: EdgeEvent = { kind: 'rating', ...about, key_id: 'k_1', rating: 1 };
+    const comparison: EdgeEvent = { kind: 'comparison', ...about, agreement: 0.75 };
+    expect(await deliver([rating, comparison])).toMatchObject({ retried: ['m0', 'm1'], acked: [] });
+    expect(await deliver([rating, request, comparison])).toMatchObject({ retried: [] });
+    await deliver([rating, comparison]);
+    await deliver([{ ...rating, key_id: 'k_2', rating: -1 }]);
+    const { variants } = await results(id);
+    expect(variants[1]!.figures).toMatchObject({
+      ...{ requests: 1, ratings: 2, rating_up: 0.5, compared: 1, agreement: 0.75 },
+    });
+  });
+
+  it("of another tenant's request is never counted", async () => {
+    const id = await experiment();
+    const request = event({ experiment: id, variant: 'b' });
+    await deliver([request]);
+    const about = { request: request.id, tenant: 'else', created_at_ms: Date.now() };
+    const rating: EdgeEvent = { kind: 'rating', ...about, key_id: 'k_9', rating: -1 };
+    expect((await deliver([rating])).retried).toEqual(['m0']);
+    expect((await results(id)).variants[1]!.figures.ratings).toBe(0);
+  });
+});
+
+it('differences come with intervals, once there is enough to say something', async () => {
+  const id = await experiment();
+  const of = (variant: string, tpot_ms: number, region = 'EU/DE/FRA') =>
+    event({ experiment: id, variant, tpot_ms, region });
+  const few = Array.from({ length: 50 }, (_, i) => [of('a', 10 + (i % 3)), of('b', 6 + (i % 3))]).flat();
+  await deliver(few);
+  const tpot = async (query = '') =>
+    (await results(id, query)).comparisons.find(({ metric }) => metric === 'tpot_ms');
+  expect(await tpot()).toMatchObject({ verdict: 'too_few', difference: null });
+  for (let i = 0; i < 3; i++) await deliver(few.map((one) => ({ ...one, id: hex(10) })));
+  const found = (await tpot())!;
+  expect(found).toMatchObject({ variant: 'b', verdict: 'better' });
+  expect(found.difference).toBeCloseTo(-4);
+  expect(found.low).toBeLessThan(-4);
+  expect(found.high).toBeGreaterThan(-4);
+  expect(found.high).toBeLessThan(0);
+  expect(found.p_value).toBeLessThan(0.001);
+  expect(await tpot('?region=EU/DE')).toMatchObject({ verdict: 'better' });
+  expect(await tpot('?region=EU/D')).toMatchObject({ verdict: 'too_few' });
+});
+
+it('stats say how routing falls out, and warn when it collapses', async () => {
+  const { tenant } = await newTenant();
+  const { version } = await goLive('watched', tenant);
+  const at = (cluster: number | null, change: Partial<RequestEvent> = {}) =>
+    event({ tenant, version, cluster, mask: 'm_x', sparsity: 0.25, ...change });
+  const even = Array.from({ length: 60 }, (_, i) => at(i % 3));
+  const fallback = at(null, { fallback: 'encoder_timeout', mask: 'dense', sparsity: 0 });
+  await deliver([...even, fallback]);
+  const query = `tenant=${tenant}&step=minute`;
+  const first = await stats(query);
+  expect(first.balance).toMatchObject([{ version, requests: 60, clusters: 3, collapsed: false }]);
+  expect(first.balance[0]!.entropy_bits).toBeCloseTo(Math.log2(3));
+  expect(first.fallbacks).toEqual([{ reason: 'encoder_timeout', requests: 1 }]);
+  expect(first.versions.map(({ sparsity, figures }) => [sparsity, figures.requests])).toEqual([
+    [0, 1],
+    [0.25, 60],
+  ]);
+  for (let i = 0; i < 10; i++) await deliver(Array.from({ length: 90 }, () => at(1)));
+  const [balance] = (await stats(query)).balance;
+  expect(balance!.largest_share).toBeCloseTo(920 / 960);
+  expect(balance!.collapsed).toBe(true);
+  const nobody = await newTenant();
+  expect((await stats(`tenant=${nobody.tenant}`)).routing).toEqual([]);
+  expect((await admin('GET', '/stats?step=minute&from=2020-01-01T00:00:00Z')).status).toBe(400);
+});
+
+describe('a version that does worse than it may', () => {
+  async function guarded(auto_rollback: object) {
+    const { tenant } = await newTenant();
+    const { version: old } = await goLive('old', tenant);
+    const { version } = await upload(makeMaskSet('worse'), tenant);
+    await activate(version, { tenant, auto_rollback });
+    const history = async () =>
+      (await (await admin('GET', `/publications?tenant=${tenant}`)).json<{ data: Publication[] }>()).data;
+    const of = (change: Partial<RequestEvent>) => event({ tenant, version, cluster: 0, ...change });
+    return { tenant, old, version, history, of };
+  }
+
+  it('is taken back when too many requests fail, and the history says why', async () => {
+    const { old, version, history, of } = await guarded({ error_rate_max: 0.1, requests_min: 20 });
+    const bad = () => of({ status: 502, error_code: 'backend_error' });
+    await deliver([...Array.from({ length: 10 }, () => of({})), ...Array.from({ length: 9 }, bad)]);
+    expect(await history()).toHaveLength(2);
+    await deliver([bad()]);
+    const [newest, ...others] = await history();
+    expect(others).toHaveLength(2);
+    expect(newest).toMatchObject({
+      ...{ action: 'rollback', actor: 'auto-rollback', version: old, replaced_version: version },
+    });
+    expect(newest!.reason).toMatch(/10 of 20 requests failed/);
+    await deliver([bad(), bad()]);
+    expect(await history()).toHaveLength(3);
+  });
+
+  it('is taken back when it is slower than the one before by more than it may', async () => {
+    const { old, tenant, history, of } = await guarded({ tpot_ratio_max: 1.2, requests_min: 10 });
+    const before = Array.from({ length: 10 }, () => of({ version: old, tpot_ms: 5 }));
+    await deliver([...before, ...Array.from({ length: 10 }, () => of({ tpot_ms: 5.9 }))]);
+    expect(await history()).toHaveLength(2);
+    const elsewhere = Array.from({ length: 20 }, () => of({ tenant: 'else', tpot_ms: 99 }));
+    await deliver(elsewhere);
+    expect(await history()).toHaveLength(2);
+    await deliver(Array.from({ length: 10 }, () => of({ tpot_ms: 6.9 })));
+    const [newest] = await history();
+    expect(newest).toMatchObject({ tenant, action: 'rollback', version: old });
+    expect(newest!.reason).toMatch(/6\.40 ms a token over 20 requests, more than 1\.2 times the 5\.00 ms/);
+  });
+
+  it('without bounds stays, whatever it does', async () => {
+    const { tenant } = await newTenant();
+    await goLive('old', tenant);
+    const { version } = await goLive('bad', tenant);
+    const bad = () => event({ tenant, version, status: 500, error_code: 'engine_failed' });
+    await deliver(Array.from({ length: 90 }, bad));
+    const live = await (await admin('GET', `/publications/live?tenant=${tenant}`)).json<Publication>();
+    expect(live.version).toBe(version);
+  });
+});

@@ -1,0 +1,188 @@
+/**
+ * Counting events so that one that is delivered twice counts once. A batch of events is inserted under its own
+ * name, and rows that are there already stay what they are; then the rows of that name are summed into the
+ * tables of outcomes. All of it is one transaction, so a delivery is counted whole or not at all.
+ */
+import { getTableColumns, lt, type SQL, sql } from 'drizzle-orm';
+import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
+import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/events.ts';
+import type { Database } from './client.ts';
+import { events, outcomes, usage, variantOutcomes } from './schema.ts';
+
+/** An event about a request that has its own event. */
+export type NoteEvent = RatingEvent | ComparisonEvent;
+
+export type Counted = {
+  /** The notes whose request is not known (yet), so that nothing says what to count them under. */
+  readonly notesLeft: readonly NoteEvent[];
+};
+
+/** Rows that are deleted with one batch: more than come in with one, few enough to be no burden. */
+const PRUNED_ROWS_MAX = 1_000;
+
+export type CountRequest = {
+  /** Never used before, not even for the same events. */
+  readonly batch: string;
+  readonly requests: readonly RequestEvent[];
+  readonly notes: readonly NoteEvent[];
+  /** Events and minutes before these are deleted. */
+  readonly eventsSince_ms: number;
+  readonly minutesSince_ms: number;
+};
+
+export async function countEvents(db: Database, request: CountRequest): Promise<Counted> {
+  const { batch, requests, notes, eventsSince_ms, minutesSince_ms } = request;
+  const isNote = sql`${events.id} in (select value from json_each(${JSON.stringify(notes.map(noteId))}))`;
+  const [, , , , , , , known] = await db.batch([
+    insertRequests(db, batch, requests),
+    insertNotes(db, batch, notes),
+    add(db, outcomes, { minute: 'created_at_ms / 60000', ...same(OUTCOME_KEYS) }, SUMS, batch),
+    add(db, variantOutcomes, same(VARIANT_KEYS), SUMS, batch, "and experiment <> 'none'"),
+    add(db, usage, USAGE_KEYS, USAGE_SUMS, batch, 'and requests > 0'),
+    db.delete(events).where(firstOf(events, lt(events.createdAt_ms, eventsSince_ms))),
+    db.delete(outcomes).where(firstOf(outcomes, lt(outcomes.minute, Math.floor(minutesSince_ms / 60_000)))),
+    db.select({ id: events.id }).from(events).where(isNote),
+  ]);
+  const found = new Set(known.map(({ id }) => id));
+  return { notesLeft: notes.filter((note) => !found.has(noteId(note))) };
+}
+
+const firstOf = (table: SQLiteTable, condition: SQL): SQL =>
+  sql`rowid in (select rowid from ${table} where ${condition} limit ${PRUNED_ROWS_MAX})`;
+
+/** The columns of `events`, in the table's order, without those that a row is named by. */
+const EVENT_COLUMNS = Object.values(getTableColumns(events))
+  .map(({ name }) => name)
+  .filter((name) => name !== 'id' && name !== 'batch');
+
+function insertRequests(db: Database, batch: string, requests: readonly RequestEvent[]) {
+  const rows = JSON.stringify(requests.map(requestRow));
+  const columns = sql.raw(EVENT_COLUMNS.map((name) => `value ->> '${name}'`).join(', '));
+  return db
+    .insert(events)
+    .select(sql`select value ->> 'id', ${batch}, ${columns} from json_each(${rows}) where true`)
+    .onConflictDoNothing();
+}
+
+/** What names the columns is the request's own row; a note of another tenant's request finds none. */
+function insertNotes(db: Database, batch: string, notes: readonly NoteEvent[]) {
+  const rows = JSON.stringify(notes.map((note) => ({ ...note, id: noteId(note) })));
+  const own: Record<string, string> = {
+    created_at_ms: "note.value ->> 'created_at_ms'",
+    rating: "note.value ->> 'rating'",
+    agreement: "note.value ->> 'agreement'",
+    ...{ requests: '0', errors: '0', failures: '0', prompt_tokens: '0', completion_tokens: '0' },
+    ...{ ttft_ms: 'null', tpot_ms: 'null' },
+  };
+  const columns = sql.raw(EVENT_COLUMNS.map((name) => own[name] ?? `request.${name}`).join(', '));
+  return db
+    .insert(events)
+    .select(
+      sql`select note.value ->> 'id', ${batch}, ${columns}
+      from json_each(${rows}) as note join ${events} as request
+      on request.id = note.value ->> 'request' and request.tenant = note.value ->> 'tenant'
+      where true`,
+    )
+    .onConflictDoNothing();
+}
+
+const noteId = (note: NoteEvent): string =>
+  note.kind === 'rating' ? `${note.request}:rating:${note.key_id}` : `${note.request}:agreement`;
+
+/** By column name. Keys hold no null: '' and -1 stand for it. */
+const requestRow = (event: RequestEvent): Record<string, unknown> => ({
+  id: event.id,
+  created_at_ms: event.created_at_ms,
+  day: event.day,
+  key_id: event.key_id,
+  tenant: event.tenant,
+  model: event.model,
+  version: event.version ?? '',
+  cluster: event.cluster ?? -1,
+  mask: event.mask,
+  sparsity: event.sparsity ?? -1,
+  fallback: event.fallback ?? '',
+  experiment: event.experiment,
+  variant: event.variant,
+  region: event.region,
+  requests: 1,
+  errors: isFault(event) ? 1 : 0,
+  failures: event.error_code === null ? 0 : 1,
+  ttft_ms: event.ttft_ms,
+  tpot_ms: event.tpot_ms,
+  prompt_tokens: event.prompt_tokens,
+  completion_tokens: event.completion_tokens,
+  rating: null,
+  agreement: null,
+});
+
+/** An error that is not the client's doing: none that a 4xx says, and also one that came in mid-stream. */
+const isFault = ({ status, error_code }: RequestEvent): boolean =>
+  status >= 500 || (status < 400 && error_code !== null);
+
+const OUTCOME_KEYS = [
+  ...['tenant', 'model', 'version', 'cluster', 'mask', 'sparsity'],
+  ...['fallback', 'experiment', 'variant', 'region'],
+];
+const VARIANT_KEYS = ['experiment', 'variant', 'region'];
+
+/** Name of a column of sums and how it comes from the events, in the tables' order. */
+const SUMS: readonly (readonly [name: string, sum: string])[] = [
+  ['requests', 'sum(requests)'],
+  ['errors', 'sum(errors)'],
+  ...['ttft', 'tpot'].flatMap((name) => moments(name, `${name}_ms`)),
+  ['prompt_tokens', 'sum(prompt_tokens)'],
+  ['completion_tokens', 'sum(completion_tokens)'],
+  ['completion_tokens_sq', 'total(completion_tokens * completion_tokens)'],
+  ['ratings', 'count(rating)'],
+  ['ratings_up', 'count(case when rating > 0 then 1 end)'],
+  ...moments('agreement', 'agreement'),
+];
+
+function moments(name: string, value: string): [string, string][] {
+  return [
+    [`${name}_count`, `count(${value})`],
+    [`${name}_sum`, `total(${value})`],
+    [`${name}_sq`, `total(${value} * ${value})`],
+  ];
+}
+
+/** What is billed: errors of any kind are counted, since they may have cost tokens. */
+const USAGE_KEYS = { tenant_id: 'tenant', day: 'day', model: 'model', mask: 'mask' };
+const USAGE_SUMS: typeof SUMS = [
+  ['requests', 'sum(requests)'],
+  ['errors', 'sum(failures)'],
+  ['prompt_tokens', 'sum(prompt_tokens)'],
+  ['completion_tokens', 'sum(completion_tokens)'],
+];
+
+const same = (names: readonly string[]): Record<string, string> =>
+  Object.fromEntries(names.map((name) => [name, name]));
+
+/**
+ * Adds a batch's sums to a table, a row a group. `keys` says of each key column how it comes from the events;
+ * keys and sums together are the columns of the table, in its order. All expressions are from this file.
+ */
+function add<T extends typeof outcomes | typeof variantOutcomes | typeof usage>(
+  db: Database,
+  table: T,
+  keys: Record<string, string>,
+  sums: typeof SUMS,
+  batch: string,
+  condition = '',
+) {
+  const columns = Object.entries(getTableColumns(table));
+  const named = (name: string) => columns.find(([, column]) => column.name === name)!;
+  const values = [...Object.values(keys), ...sums.map(([, sum]) => sum)].join(', ');
+  const set = sums.map(([name]) => [named(name)[0], sql`${named(name)[1]} + excluded.${sql.raw(name)}`]);
+  return db
+    .insert(table)
+    .select(
+      sql`select ${sql.raw(values)} from ${events} where batch = ${batch} ${sql.raw(condition)}
+      group by ${sql.raw(Object.values(keys).join(', '))}`,
+    )
+    .onConflictDoUpdate({
+      target: Object.keys(keys).map((name) => named(name)[1]) as SQLiteColumn[],
+      set: Object.fromEntries(set),
+    });
+}

@@ -1,0 +1,141 @@
+/** What was counted, read back: sums of requests by version, by variant, and by the minute. */
+import { and, eq, gte, lt, sql } from 'drizzle-orm';
+import { DEFAULT_TENANT } from '../../shared/admin.ts';
+import type { Sums } from '../../shared/experiment-results.ts';
+import type { Database } from './client.ts';
+import { outcomes, variantOutcomes } from './schema.ts';
+
+/** The sums of a group of rows, under the names that `toSums` reads. */
+const sumsOf = (table: typeof outcomes | typeof variantOutcomes) => ({
+  requests: sql<number>`total(${table.requests})`,
+  errors: sql<number>`total(${table.errors})`,
+  ttft_count: sql<number>`total(${table.ttft_count})`,
+  ttft_sum: sql<number>`total(${table.ttft_sum})`,
+  ttft_sq: sql<number>`total(${table.ttft_sq})`,
+  tpot_count: sql<number>`total(${table.tpot_count})`,
+  tpot_sum: sql<number>`total(${table.tpot_sum})`,
+  tpot_sq: sql<number>`total(${table.tpot_sq})`,
+  prompt_tokens: sql<number>`total(${table.prompt_tokens})`,
+  completion_tokens: sql<number>`total(${table.completion_tokens})`,
+  completion_tokens_sq: sql<number>`total(${table.completion_tokens_sq})`,
+  ratings: sql<number>`total(${table.ratings})`,
+  ratings_up: sql<number>`total(${table.ratings_up})`,
+  agreement_count: sql<number>`total(${table.agreement_count})`,
+  agreement_sum: sql<number>`total(${table.agreement_sum})`,
+  agreement_sq: sql<number>`total(${table.agreement_sq})`,
+});
+type SumsRow = Record<keyof ReturnType<typeof sumsOf>, number>;
+
+const toSums = (row: SumsRow): Sums => ({
+  requests: row.requests,
+  errors: row.errors,
+  ttft_ms: { count: row.ttft_count, sum: row.ttft_sum, sq: row.ttft_sq },
+  tpot_ms: { count: row.tpot_count, sum: row.tpot_sum, sq: row.tpot_sq },
+  prompt_tokens: row.prompt_tokens,
+  completion_tokens: {
+    count: row.requests,
+    sum: row.completion_tokens,
+    sq: row.completion_tokens_sq,
+  },
+  ratings: row.ratings,
+  ratings_up: row.ratings_up,
+  agreement: { count: row.agreement_count, sum: row.agreement_sum, sq: row.agreement_sq },
+});
+
+/** From the minute of `since_ms` on; of every tenant when `tenant` is the default one. */
+export async function sumsOfVersion(
+  db: Database,
+  version: string,
+  tenant: string,
+  since_ms: number,
+): Promise<Sums> {
+  const rows = await db
+    .select(sumsOf(outcomes))
+    .from(outcomes)
+    .where(
+      and(
+        eq(outcomes.version, version),
+        gte(outcomes.minute, minuteOf(since_ms)),
+        tenant === DEFAULT_TENANT ? undefined : eq(outcomes.tenant, tenant),
+      ),
+    );
+  return toSums(rows[0]!);
+}
+
+/** By variant, over all regions or in those whose name begins with `region`. */
+export async function sumsOfVariants(
+  db: Database,
+  experiment: string,
+  region: string,
+): Promise<Map<string, Sums>> {
+  const rows = await db
+    .select({ variant: variantOutcomes.variant, ...sumsOf(variantOutcomes) })
+    .from(variantOutcomes)
+    .where(
+      and(
+        eq(variantOutcomes.experiment, experiment),
+        region === ''
+          ? undefined
+          : sql`substr(${variantOutcomes.region} || '/', 1, ${region.length + 1}) = ${`${region}/`}`,
+      ),
+    )
+    .groupBy(variantOutcomes.variant);
+  return new Map(rows.map((row) => [row.variant, toSums(row)]));
+}
+
+export type SeriesRequest = {
+  /** Undefined: all tenants. */
+  readonly tenant: string | undefined;
+  readonly from_ms: number;
+  readonly to_ms: number;
+  /** Whole minutes. */
+  readonly step_ms: number;
+};
+
+const minuteOf = (time_ms: number): number => Math.floor(time_ms / 60_000);
+
+const within = ({ tenant, from_ms, to_ms }: SeriesRequest) =>
+  and(
+    gte(outcomes.minute, minuteOf(from_ms)),
+    lt(outcomes.minute, Math.ceil(to_ms / 60_000)),
+    tenant === undefined ? undefined : eq(outcomes.tenant, tenant),
+  );
+
+/** Requests by step, version and cluster; a version is '' and a cluster -1 where there was none. */
+export async function clusterSeries(db: Database, request: SeriesRequest) {
+  const start = sql<number>`${outcomes.minute} - ${outcomes.minute} % ${minuteOf(request.step_ms)}`;
+  const rows = await db
+    .select({
+      start_minute: start.as('start_minute'),
+      version: outcomes.version,
+      cluster: outcomes.cluster,
+      requests: sql<number>`total(${outcomes.requests})`,
+      errors: sql<number>`total(${outcomes.errors})`,
+    })
+    .from(outcomes)
+    .where(within(request))
+    .groupBy(sql`start_minute`, outcomes.version, outcomes.cluster)
+    .orderBy(sql`start_minute`, outcomes.version, outcomes.cluster);
+  return rows.map(({ start_minute, ...row }) => ({ start_ms: start_minute * 60_000, ...row }));
+}
+
+/** Sums by version and sparsity: what a choice of sparsity costs and gains. */
+export async function versionSums(db: Database, request: SeriesRequest) {
+  const rows = await db
+    .select({ version: outcomes.version, sparsity: outcomes.sparsity, ...sumsOf(outcomes) })
+    .from(outcomes)
+    .where(within(request))
+    .groupBy(outcomes.version, outcomes.sparsity)
+    .orderBy(outcomes.version, outcomes.sparsity);
+  return rows.map(({ version, sparsity, ...sums }) => ({ version, sparsity, sums: toSums(sums) }));
+}
+
+/** Requests that went dense, by reason. */
+export async function fallbackCounts(db: Database, request: SeriesRequest) {
+  return await db
+    .select({ fallback: outcomes.fallback, requests: sql<number>`total(${outcomes.requests})` })
+    .from(outcomes)
+    .where(and(within(request), sql`${outcomes.fallback} <> ''`))
+    .groupBy(outcomes.fallback)
+    .orderBy(outcomes.fallback);
+}

@@ -1,0 +1,82 @@
+/**
+ * The events queue's other end. Delivery is at least once: what is counted twice would be, were it not for the
+ * events' ids; so a delivery that failed, or of which nobody knows whether it failed, is simply asked for again.
+ */
+import { type EdgeEvent, edgeEventSchema, type RequestEvent } from '../../shared/events.ts';
+import type { Database } from '../db/client.ts';
+import { type Counted, countEvents, type NoteEvent } from '../db/count-events.ts';
+import { EVENTS } from '../limits.ts';
+import { takeBackBad } from './auto-rollback.ts';
+import { type Hold, withDeadline } from './deadline.ts';
+import { log, reasonOf } from './log.ts';
+import type { RoutingTable } from './routing-table.ts';
+
+export type ConsumeDependencies = { readonly db: Database; readonly table: RoutingTable };
+
+export async function consumeEvents(
+  dependencies: ConsumeDependencies,
+  batch: Pick<MessageBatch<unknown>, 'messages' | 'retryAll'>,
+  hold: Hold,
+): Promise<void> {
+  const now_ms = Date.now();
+  const received = batch.messages.flatMap((message) => {
+    const event = readEvent(message.body, now_ms);
+    if (event !== null) return [{ message, event }];
+    message.ack();
+    return [];
+  });
+  if (received.length === 0) return;
+  let counted: Counted;
+  const requests = received.map(({ event }) => event).filter((event) => event.kind === 'request');
+  const notes = received.map(({ event }) => event).filter((event) => event.kind !== 'request');
+  try {
+    counted = await count(dependencies.db, requests, notes, now_ms);
+  } catch (error) {
+    log('error', 'events_not_counted', { events: received.length, reason: reasonOf(error) });
+    batch.retryAll({ delaySeconds: EVENTS.retryDelay_s });
+    return;
+  }
+  const left = new Set<EdgeEvent>(counted.notesLeft);
+  for (const { message, event } of received) {
+    // Its request's own event may be on its way.
+    if (left.has(event)) message.retry({ delaySeconds: EVENTS.retryDelay_s });
+    else message.ack();
+  }
+  const versions = new Set(requests.flatMap(({ version }) => version ?? []));
+  await takeBackBad(dependencies, [...versions], hold).catch((error) => {
+    log('error', 'auto_rollback_failed', { reason: reasonOf(error) });
+  });
+}
+
+const count = (
+  db: Database,
+  requests: readonly RequestEvent[],
+  notes: readonly NoteEvent[],
+  now_ms: number,
+): Promise<Counted> =>
+  withDeadline(
+    countEvents(db, {
+      batch: crypto.randomUUID(),
+      requests,
+      notes,
+      eventsSince_ms: now_ms - EVENTS.kept_ms,
+      minutesSince_ms: now_ms - EVENTS.minutesKept_ms,
+    }),
+    EVENTS.count_ms,
+    'counting events',
+  );
+
+/** Null, with a line in the log, for what can't be counted, now or ever. */
+function readEvent(body: unknown, now_ms: number): EdgeEvent | null {
+  const parsed = edgeEventSchema.safeParse(body);
+  if (!parsed.success) {
+    log('error', 'event_malformed', { reason: parsed.error.message });
+    return null;
+  }
+  // Its id may have been forgotten by now, and then it would be counted again.
+  if (parsed.data.created_at_ms < now_ms - EVENTS.counted_ms) {
+    log('error', 'event_too_old', { created_at_ms: parsed.data.created_at_ms });
+    return null;
+  }
+  return parsed.data;
+}
