@@ -35,6 +35,8 @@ export default defineConfig({
             wrangler: { configPath: './wrangler.toml' },
             remoteBindings: false,
             miniflare: {
+              // Small enough to be reached in a test.
+              ratelimits: { TENANT_BURST: { namespace_id: '1001', simple: { limit: 100, period: 10 } } },
               bindings: {
                 BACKEND_URL: inject<string>('backendUrl'),
                 EDGE_URL,
