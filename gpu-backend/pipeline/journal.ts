@@ -3,7 +3,7 @@
  * results are written down as they come, and a run that is started again reads them instead of computing them.
  * It takes the same decisions and ends with the same bytes.
  *
- * One JSON line a result. The first line names everything that the results depend on, and when the run began.
+ * One JSON line a result. The first line names everything that the results depend on.
  * A line that a kill tore is dropped, with what stands behind it.
  */
 import { type FileHandle, mkdir, open, readFile, rm } from 'node:fs/promises';
@@ -11,12 +11,10 @@ import { dirname } from 'node:path';
 import { z } from 'zod';
 import { writeWhole } from '../write-whole.ts';
 
-const headSchema = z.strictObject({ key: z.string(), createdAt: z.iso.datetime() });
+const headSchema = z.strictObject({ key: z.string() });
 const lineSchema = z.tuple([z.string(), z.array(z.number())]);
 
 export type Journal = {
-  /** When the run began, for the first time. */
-  readonly createdAt: Date;
   /** Results that an earlier process left. */
   readonly found: number;
   /** The numbers called `name`: as they were written down, or computed now and written down. */
@@ -27,12 +25,10 @@ export type Journal = {
 };
 
 /** `key`: a hash of everything that results depend on; a journal of another key is begun anew. */
-export async function openJournal(path: string, key: string, now: Date): Promise<Journal> {
+export async function openJournal(path: string, key: string): Promise<Journal> {
   await mkdir(dirname(path), { recursive: true });
-  const kept = parseJournal(await readOrNothing(path), key);
-  const head = kept?.head ?? { key, createdAt: now.toISOString() };
-  const known = new Map(kept?.lines ?? []);
-  const lines = [head, ...known].map((line) => `${JSON.stringify(line)}\n`);
+  const known = new Map(parseJournal(await readOrNothing(path), key));
+  const lines = [{ key }, ...known].map((line) => `${JSON.stringify(line)}\n`);
   await writeWhole(path, lines.join(''));
   const file: FileHandle = await open(path, 'a');
   let isOpen = true;
@@ -41,7 +37,6 @@ export async function openJournal(path: string, key: string, now: Date): Promise
     isOpen = false;
   };
   return {
-    createdAt: new Date(head.createdAt),
     found: known.size,
     async numbers(name, compute) {
       const before = known.get(name);
@@ -60,21 +55,21 @@ export async function openJournal(path: string, key: string, now: Date): Promise
   };
 }
 
-type Kept = { head: z.infer<typeof headSchema>; lines: z.infer<typeof lineSchema>[] };
+type Line = z.infer<typeof lineSchema>;
 
-/** Lines up to the first that is not whole; nothing when the head is missing or another run's. */
-function parseJournal(text: string, key: string): Kept | undefined {
+/** Lines up to the first that is not whole; none when the head is missing or another run's. */
+function parseJournal(text: string, key: string): Line[] {
   // What follows the last line's end is torn.
   const [first, ...rest] = text.split('\n').slice(0, -1);
   const head = headSchema.safeParse(parseLine(first ?? ''));
-  if (!head.success || head.data.key !== key) return undefined;
-  const lines: Kept['lines'] = [];
+  if (!head.success || head.data.key !== key) return [];
+  const lines: Line[] = [];
   for (const line of rest) {
     const parsed = lineSchema.safeParse(parseLine(line));
     if (!parsed.success) break;
     lines.push(parsed.data);
   }
-  return { head: head.data, lines };
+  return lines;
 }
 
 function parseLine(line: string): unknown {

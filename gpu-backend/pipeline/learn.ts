@@ -3,7 +3,7 @@
  * choose, measure, write. Killed and started again with the same inputs it goes on where it was, to the same bytes.
  */
 import { createHash } from 'node:crypto';
-import { mkdir } from 'node:fs/promises';
+import { mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { maskBits } from '../../shared/mask.ts';
@@ -85,10 +85,17 @@ export async function learn(options: LearnOptions): Promise<Learned> {
     const seed = options.seed ?? SEED;
     const prompts = await groupPrompts(rows, open.encoder, options.clusterCount, seed, signal);
     const key = await journalKey(options, open.encoder.spec);
-    const journal = await openJournal(join(out, STATE_FILE), key, new Date());
+    const journal = await openJournal(join(out, STATE_FILE), key);
     try {
       const { masks, budget } = await learnWith(options, prompts, journal);
-      const learned = assemble(options, open.encoder.spec, prompts, masks, budget, journal.createdAt);
+      const learned = assemble(
+        options,
+        open.encoder.spec,
+        prompts,
+        masks,
+        budget,
+        await newestChange(options.data),
+      );
       await writeWhole(join(out, REPORT_FILE), `${JSON.stringify(learned.report, null, 1)}\n`);
       await writeWhole(join(out, MASK_SET_FILE), `${JSON.stringify(learned.maskSet)}\n`);
       await journal.remove();
@@ -133,6 +140,12 @@ function checkName(name: string): void {
     'invalid_request',
     `${name} cannot name a mask set: up to 64 letters, digits, . _ -`,
   );
+}
+
+/** A set is as old as the newest of its data: the clock would make equal runs differ. */
+async function newestChange(paths: readonly string[]): Promise<Date> {
+  const changes = await Promise.all(paths.map(async (path) => (await stat(path)).mtimeMs));
+  return new Date(Math.max(...changes));
 }
 
 /** Everything that results depend on. Threads count: products are summed in pieces, one a thread. */
