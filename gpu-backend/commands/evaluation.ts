@@ -7,7 +7,7 @@ import { STATIC_ENCODER_ID } from '../../shared/embedding/static-encoder.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import type { SurrogatesId } from '../../shared/mask.ts';
 import type { MaskSet } from '../../shared/mask-set.ts';
-import type { EvaluateOptions } from '../evaluation/evaluate.ts';
+import type { EvaluateOptions } from '../evaluation/context.ts';
 import type { Baseline } from '../evaluation/methods.ts';
 import { BASELINES } from '../evaluation/methods.ts';
 import type { Evaluation } from '../evaluation/result.ts';
@@ -28,6 +28,8 @@ type EvaluateFlags = {
   readonly surrogate: (typeof SURROGATE_CHOICES)[number];
   readonly encoder?: string;
   readonly equalTime: boolean;
+  readonly tasks: readonly string[];
+  readonly taskLimit: number;
   readonly limit: number;
   readonly rows?: number;
   readonly tokens: number;
@@ -39,6 +41,9 @@ type EvaluateFlags = {
   readonly out?: string;
   readonly json: boolean;
 };
+
+const TASKS_HELP =
+  'multiple choice: TASK=FILE with openbookqa, winogrande, hellaswag, piqa, arc_easy or arc_challenge';
 
 export const EVALUATION_FILE = 'evaluation.json';
 
@@ -64,6 +69,8 @@ export function addEvaluationCommand(program: Command): void {
     .option('--surrogate <which>', `${SURROGATE_CHOICES.join(', ')} surrogates`, surrogateChoice, 'auto')
     .option('--encoder <name>', "a set's encoder, where it is not the static one that ships")
     .option('--no-equal-time', 'without the comparison at equal time')
+    .option('--tasks <file...>', TASKS_HELP, [])
+    .option('--task-limit <questions>', 'the first so many of each task file', wholeNumber(1), 100)
     .option('--limit <rows>', 'rows that are scored', wholeNumber(1), 64)
     .option('--rows <count>', 'rows read from each file', wholeNumber(1))
     .option('--tokens <count>', 'tokens of a row, cut at the end', wholeNumber(8), 160)
@@ -94,7 +101,8 @@ async function toOptions(
 ): Promise<EvaluateOptions> {
   const { showModel } = await import('./model.ts');
   const { readMaskSet } = await import('../publication/mask-set-file.ts');
-  const { surrogatesOf } = await import('../evaluation/evaluate.ts');
+  const { parseTaskFile } = await import('../evaluation/tasks/read-task.ts');
+  const { surrogatesOf } = await import('../evaluation/context.ts');
   const home = maskrouteHome();
   const model = await showModel(home, flags.model);
   const { stop: _, ...hooks } = createProgressReporter();
@@ -107,6 +115,7 @@ async function toOptions(
       const { openEncoder } = await import('../calibration/encoders.ts');
       return openEncoder(flags.encoder ?? encoderName(set), { home, threads: flags.threads, hooks });
     },
+    ...{ tasks: flags.tasks.map(parseTaskFile), taskLimit: flags.taskLimit },
     ...{ limit: flags.limit, rowsMax: flags.rows, tokensMax: flags.tokens, evaluationsMax: flags.budget },
     ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads: flags.threads },
     ...{ seed: flags.seed, onProgress, signal },

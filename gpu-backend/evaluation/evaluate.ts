@@ -3,82 +3,30 @@
  * row of figures a method; what was computed is kept by content, so that a killed or repeated evaluation goes on.
  */
 import { MaskrouteError } from '../../shared/errors.ts';
-import type { Mask, SurrogatesId } from '../../shared/mask.ts';
+import type { Mask } from '../../shared/mask.ts';
 import type { MaskSet } from '../../shared/mask-set.ts';
 import { maskSetVersion } from '../../shared/mask-set.ts';
 import { kindTable } from '../calibration/cluster.ts';
-import type { OpenEncoder } from '../calibration/encoders.ts';
 import { seededRandom } from '../calibration/random.ts';
 import { skipCountFor } from '../calibration/rank-blocks.ts';
 import type { CalibrationRow } from '../calibration/read-data.ts';
 import type { Sample } from '../calibration/samples.ts';
 import { createSampler, drawSamples } from '../calibration/samples.ts';
-import type { Runner } from '../engine/runner.ts';
-import { openRunner } from '../engine/runner.ts';
-import type { ModelText } from '../model/model-text.ts';
-import { openModelText } from '../model/model-text.ts';
-import type { InstalledModel } from '../model/store.ts';
 import type { Contestant } from './contestants.ts';
 import { toRow } from './contestants.ts';
+import type { Context, EvaluateOptions } from './context.ts';
+import { routeSets, withContext } from './context.ts';
 import { pickRows, readEvaluationData } from './data.ts';
 import { timePlane, weightPoints } from './equal-time.ts';
-import type { LineUp, RoutedSet } from './line-up.ts';
+import type { LineUp } from './line-up.ts';
 import { equalCountContestants, equalTimeContestants } from './line-up.ts';
-import type { Baseline, StaticMethod } from './methods.ts';
+import type { StaticMethod } from './methods.ts';
 import type { Evaluation, EvaluationRow } from './result.ts';
-import { routeTexts } from './routing.ts';
-import { openScoreSession } from './score-graph.ts';
 import { scoreRows } from './score-rows.ts';
-import { createScorer, type Scorer } from './scorer.ts';
 import { searchOrders } from './search.ts';
+import { runTasks } from './task-stage.ts';
 import type { Timer } from './timing.ts';
 import { createTimer, skippedCounts } from './timing.ts';
-
-export const EVALUATION_DEFAULTS = {
-  limit: 64,
-  tokensMax: 160,
-  evaluationsMax: 400,
-  searchPositions: 512,
-  rounds: 5,
-  seed: 1,
-} as const;
-
-export type EvaluateOptions = {
-  readonly home: string;
-  readonly model: InstalledModel;
-  readonly maskSets: readonly MaskSet[];
-  readonly data: readonly string[];
-  readonly calibration: readonly string[];
-  readonly baselines: readonly Baseline[];
-  /** Static methods are taken at these, and at those of the mask sets. */
-  readonly sparsities: readonly number[];
-  /** `null`: holes. A table: the model's surrogates stand in for skipped blocks. */
-  readonly flavours: readonly (SurrogatesId | null)[];
-  readonly openEncoder: (set: MaskSet) => Promise<OpenEncoder>;
-  readonly equalTime: boolean;
-  /** Rows that are scored. */
-  readonly limit: number;
-  /** Rows read from each file. */
-  readonly rowsMax?: number | undefined;
-  readonly tokensMax: number;
-  /** Model evaluations of each search. */
-  readonly evaluationsMax: number;
-  /** Scored positions of one such evaluation. */
-  readonly searchPositions: number;
-  readonly rounds: number;
-  readonly threads: number;
-  readonly seed: number;
-  readonly onProgress: (stage: string, done: number, total: number) => void;
-  readonly signal?: AbortSignal | undefined;
-};
-
-/** What every stage needs. */
-export type Context = {
-  readonly options: EvaluateOptions;
-  readonly runner: Runner;
-  readonly scorer: Scorer;
-  readonly text: ModelText;
-};
 
 /**
  * @throws MaskrouteError `invalid_data`, `invalid_mask_set` for a set of another model, `encoder_mismatch`. Rejects
@@ -88,32 +36,16 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
   return withContext(options, async (context) => evaluateIn(context));
 }
 
-/** Opens the model once for all stages. */
-export async function withContext<T>(
-  options: EvaluateOptions,
-  work: (context: Context) => Promise<T>,
-): Promise<T> {
-  const { model, threads } = options;
-  const { folder, manifest } = model;
-  for (const set of options.maskSets) checkModel(set, model);
-  const text = await openModelText(folder, manifest);
-  const runner = await openRunner(folder, manifest.config, { threads, surrogates: surrogatesOf(model) });
-  const session = await openScoreSession(threads);
-  try {
-    return await work({ options, runner, text, scorer: createScorer(runner, session) });
-  } finally {
-    await session.close();
-    await runner.close();
-  }
-}
-
 async function evaluateIn(context: Context): Promise<Evaluation> {
   const { options, runner } = context;
   const { model, seed } = options;
   const { config } = model.manifest;
   const data = await readEvaluationData({ ...options, learnedOn: learnedOn(options.maskSets) });
   const { rows, samples } = scoredSamples(context, data.scored);
-  const sets = await routeSets(options, rows);
+  const sets = await routeSets(
+    options,
+    rows.map(({ routeText }) => routeText),
+  );
   const lineUp: LineUp = {
     ...{ rowCount: rows.length, blockCount: 2 * config.layerCount, sets },
     ...{ baselines: options.baselines, flavours: options.flavours, sparsities: sparsitiesOf(options) },
@@ -136,8 +68,9 @@ async function evaluateIn(context: Context): Promise<Evaluation> {
     const perRow = contestant.masks.map((masks, row) => masks.map((mask) => scores.of(row, mask)));
     return toRow(contestant, rows, perRow, timer.msOf, config);
   };
+  const tasks = await runTasks(context, lineUp);
   return {
-    rows: contestants.map(toFigures),
+    rows: contestants.map((contestant, i) => ({ ...toFigures(contestant), ...tasks[i] })),
     equalTime: timed.map(toFigures),
     routing: sets.map(({ set, clusters }) => ({
       maskSet: maskSetVersion(set),
@@ -165,20 +98,6 @@ function scoredSamples({ options, text }: Context, scored: readonly CalibrationR
   }
   if (rows.length === 0) throw new MaskrouteError('invalid_data', 'No row is long enough to score.');
   return { rows, samples };
-}
-
-async function routeSets(options: EvaluateOptions, rows: readonly CalibrationRow[]): Promise<RoutedSet[]> {
-  const sets: RoutedSet[] = [];
-  for (const set of options.maskSets) {
-    const open = await options.openEncoder(set);
-    try {
-      const texts = rows.map(({ routeText }) => routeText);
-      sets.push({ set, clusters: await routeTexts(set, open, texts, options.signal) });
-    } finally {
-      await open.close();
-    }
-  }
-  return sets;
 }
 
 function search({ options, scorer, text }: Context, calibration: readonly CalibrationRow[]) {
@@ -247,16 +166,3 @@ const learnedOn = (sets: readonly MaskSet[]): string[] =>
       ? learned.data.filter((name): name is string => typeof name === 'string')
       : [],
   );
-
-/** The table that the model's graph holds, if any. */
-export const surrogatesOf = ({ manifest }: InstalledModel): SurrogatesId | undefined =>
-  (manifest as { surrogates?: SurrogatesId }).surrogates;
-
-/** @throws MaskrouteError `invalid_mask_set`. */
-function checkModel(set: MaskSet, { manifest }: InstalledModel): void {
-  if (set.model.hash === manifest.hash && set.model.blockCount === 2 * manifest.config.layerCount) return;
-  throw new MaskrouteError(
-    'invalid_mask_set',
-    `The mask set ${set.name} is for another model (${set.model.name}), not for ${manifest.name}.`,
-  );
-}
