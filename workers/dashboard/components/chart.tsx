@@ -3,14 +3,13 @@
  * table beside it.
  */
 
-import type { CustomSeriesOption, LineSeriesOption, ScatterSeriesOption } from 'echarts/charts';
+import type { LineSeriesOption, ScatterSeriesOption } from 'echarts/charts';
 import type { GridComponentOption, LegendComponentOption, TooltipComponentOption } from 'echarts/components';
 import type { ComposeOption, ECharts } from 'echarts/core';
 import { useEffect, useRef, useState } from 'preact/hooks';
 import { onThemeChange } from '../theme.ts';
 
 export type ChartOption = ComposeOption<
-  | CustomSeriesOption
   | LineSeriesOption
   | ScatterSeriesOption
   | GridComponentOption

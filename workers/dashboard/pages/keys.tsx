@@ -1,33 +1,19 @@
 /** API keys: made (and shown this once), told apart by their first characters, revoked. */
 import { useState } from 'preact/hooks';
-import {
-  API_KEY_KINDS,
-  type ApiKey,
-  type ApiKeyKind,
-  apiKeySchema,
-  type CreatedKey,
-  createdKeySchema,
-  listSchema,
-} from '../../../shared/admin.ts';
+import { type ApiKey, apiKeySchema, type CreatedKey, listSchema } from '../../../shared/admin.ts';
 import { admin, query } from '../api.ts';
-import { Confirm, Dialog } from '../components/dialog.tsx';
-import { FormDialog } from '../components/form-dialog.tsx';
+import { Confirm } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useScope } from '../context.ts';
 import { when } from '../format.ts';
+import { KIND_NAMES, NewKey, RotateKey, ShowOnce } from '../keys/dialogs.tsx';
 import { useLoad } from '../use-load.ts';
-
-const KIND_NAMES: Record<ApiKeyKind, string> = {
-  tenant: 'sends completions',
-  tenant_admin: 'administrates its tenant',
-  admin: 'administrates everything',
-};
 
 type Open =
   | { readonly what: 'form' }
   | { readonly what: 'created'; readonly key: CreatedKey }
-  | { readonly what: 'revoke'; readonly key: ApiKey };
+  | { readonly what: 'rotate' | 'revoke'; readonly key: ApiKey };
 
 export function Keys() {
   const { tenant } = useScope();
@@ -52,7 +38,7 @@ export function Keys() {
         {({ data }) => (
           <KeyTable
             keys={data.filter((key) => isAll || stateOf(key) === 'works')}
-            onRevoke={(key) => setOpen({ what: 'revoke', key })}
+            onAct={(what, key) => setOpen({ what, key })}
           />
         )}
       </Loaded>
@@ -61,17 +47,19 @@ export function Keys() {
   );
 }
 
-function KeyTable({
-  keys,
-  onRevoke,
-}: {
+function KeyTable(props: {
   readonly keys: readonly ApiKey[];
-  readonly onRevoke: (key: ApiKey) => void;
+  readonly onAct: (what: 'rotate' | 'revoke', key: ApiKey) => void;
 }) {
+  const button = (title: string, what: 'rotate' | 'revoke', key: ApiKey) => (
+    <button type="button" class="small outline" onClick={() => props.onAct(what, key)}>
+      {title} <span class="hidden">{key.prefix}</span>
+    </button>
+  );
   return (
     <Table
       caption="API keys"
-      rows={keys}
+      rows={props.keys}
       rowKey={({ id }) => id}
       columns={[
         { title: 'Key', cell: (key) => <code>{key.prefix}…</code> },
@@ -84,9 +72,10 @@ function KeyTable({
           title: 'State',
           cell: (key) =>
             stateOf(key) === 'works' ? (
-              <button type="button" class="small outline" onClick={() => onRevoke(key)}>
-                Revoke <span class="hidden">{key.prefix}</span>
-              </button>
+              <>
+                {key.replaced_by === null ? button('Rotate', 'rotate', key) : 'was rotated'}{' '}
+                {button('Revoke', 'revoke', key)}
+              </>
             ) : (
               stateOf(key)
             ),
@@ -115,6 +104,15 @@ function OpenDialog(props: {
       );
     case 'created':
       return <ShowOnce created={open.key} onClose={close} />;
+    case 'rotate':
+      return (
+        <RotateKey
+          rotated={open.key}
+          onCreated={(key) => onOpen({ what: 'created', key })}
+          onClose={close}
+          onChange={onChange}
+        />
+      );
     case 'revoke':
       return (
         <Confirm
@@ -132,90 +130,4 @@ function OpenDialog(props: {
         </Confirm>
       );
   }
-}
-
-function NewKey(props: {
-  readonly onCreated: (key: CreatedKey) => void;
-  readonly onClose: () => void;
-  readonly onChange: () => void;
-}) {
-  const { tenant, isGlobal } = useScope();
-  const [kind, setKind] = useState<ApiKeyKind>('tenant');
-  return (
-    <FormDialog
-      title="New key"
-      action="Create"
-      onClose={props.onClose}
-      onSubmit={async (form) => {
-        const expires = form.get('expires_at');
-        const body = {
-          ...Object.fromEntries(form),
-          ...(expires === null ? {} : { expires_at: new Date(String(expires)).toISOString() }),
-        };
-        props.onCreated(await admin(createdKeySchema, '/keys', { method: 'POST', body }));
-        props.onChange();
-      }}
-    >
-      <label>
-        Name
-        <input name="name" required maxLength={200} />
-      </label>
-      <label>
-        What for
-        <select
-          name="kind"
-          value={kind}
-          onChange={(event) => setKind(event.currentTarget.value as ApiKeyKind)}
-        >
-          {API_KEY_KINDS.filter((name) => isGlobal || name !== 'admin').map((name) => (
-            <option key={name} value={name}>
-              {KIND_NAMES[name]}
-            </option>
-          ))}
-        </select>
-      </label>
-      {isGlobal && kind !== 'admin' && (
-        <label>
-          Tenant
-          <input name="tenant" required defaultValue={tenant} />
-        </label>
-      )}
-      <label>
-        Expires (empty: never)
-        <input name="expires_at" type="datetime-local" />
-      </label>
-    </FormDialog>
-  );
-}
-
-function ShowOnce({ created, onClose }: { readonly created: CreatedKey; readonly onClose: () => void }) {
-  const [isCopied, setCopied] = useState(false);
-  const copy = async () => {
-    await navigator.clipboard.writeText(created.key);
-    setCopied(true);
-  };
-  return (
-    <Dialog
-      title="The new key"
-      onClose={onClose}
-      footer={
-        <>
-          <button type="button" class="secondary" onClick={copy}>
-            {isCopied ? 'Copied' : 'Copy'}
-          </button>
-          <button type="button" onClick={onClose}>
-            Done
-          </button>
-        </>
-      }
-    >
-      <p>Keep it now: it is shown this once, and only its hash is stored.</p>
-      <input
-        readOnly
-        value={created.key}
-        aria-label="The new key"
-        onFocus={(event) => event.currentTarget.select()}
-      />
-    </Dialog>
-  );
 }

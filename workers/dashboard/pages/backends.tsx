@@ -1,0 +1,140 @@
+/** Backends: where they are, whether they answer, how busy they are and which masks they hold hot. */
+import { useState } from 'preact/hooks';
+import { z } from 'zod';
+import { listSchema } from '../../../shared/admin.ts';
+import { backendSchema } from '../../../shared/backends.ts';
+import { admin } from '../api.ts';
+import { Confirm } from '../components/dialog.tsx';
+import { FormDialog } from '../components/form-dialog.tsx';
+import { Loaded } from '../components/notice.tsx';
+import { Table } from '../components/table.tsx';
+import { when } from '../format.ts';
+import { useLoad } from '../use-load.ts';
+
+const REFRESH_ms = 5_000;
+const removedSchema = z.object({ id: z.string(), deleted: z.literal(true) });
+const BREAKER = { closed: 'answers', open: 'does not answer', half_open: 'is being tried again' } as const;
+
+type Open = { readonly what: 'add' } | { readonly what: 'remove'; readonly id: string };
+
+export function Backends() {
+  const [open, setOpen] = useState<Open>();
+  const backends = useLoad(
+    (signal) => admin(listSchema(backendSchema), '/backends', { signal }),
+    [],
+    REFRESH_ms,
+  );
+  const change = async (id: string, enabled: boolean) => {
+    await admin(backendSchema, `/backends/${id}`, { method: 'PATCH', body: { enabled } });
+    backends.reload();
+  };
+  const close = () => {
+    setOpen(undefined);
+    backends.reload();
+  };
+  return (
+    <>
+      <button type="button" onClick={() => setOpen({ what: 'add' })}>
+        New backend
+      </button>
+      <Loaded load={backends}>
+        {({ data }) => (
+          <Table
+            caption="Backends, as the part of the edge that answered knows them"
+            rows={data}
+            rowKey={({ id }) => id}
+            columns={[
+              { title: 'Id', cell: ({ id }) => <code>{id}</code> },
+              { title: 'Address', cell: ({ url }) => url },
+              { title: 'Regions', cell: ({ regions }) => regions.join(', ') },
+              {
+                title: 'State',
+                cell: ({ enabled, state }) => (enabled ? BREAKER[state.breaker] : 'switched off'),
+              },
+              { title: 'Running', cell: ({ state }) => state.running ?? '–', isNumber: true },
+              { title: 'Waiting', cell: ({ state }) => state.waiting ?? '–', isNumber: true },
+              { title: 'Hot masks', cell: ({ state }) => state.hot_masks.length, isNumber: true },
+              { title: 'Reported', cell: ({ state }) => when(state.reported_at) },
+              { title: 'Weight', cell: ({ weight }) => weight, isNumber: true },
+              {
+                title: 'Change',
+                cell: ({ id, enabled, created_at }) =>
+                  created_at === null ? (
+                    'from the configuration'
+                  ) : (
+                    <>
+                      <button type="button" class="small outline" onClick={() => change(id, !enabled)}>
+                        {enabled ? 'Switch off' : 'Switch on'} <span class="hidden">{id}</span>
+                      </button>{' '}
+                      <button
+                        type="button"
+                        class="small outline"
+                        onClick={() => setOpen({ what: 'remove', id })}
+                      >
+                        Remove <span class="hidden">{id}</span>
+                      </button>
+                    </>
+                  ),
+              },
+            ]}
+          />
+        )}
+      </Loaded>
+      {open?.what === 'add' && <NewBackend onClose={close} />}
+      {open?.what === 'remove' && (
+        <Confirm
+          title="Remove this backend?"
+          action="Remove"
+          onClose={close}
+          act={async () => {
+            await admin(removedSchema, `/backends/${open.id}`, { method: 'DELETE' });
+          }}
+        >
+          <p>
+            <code>{open.id}</code> gets no new requests; what runs there ends as it would have.
+          </p>
+        </Confirm>
+      )}
+    </>
+  );
+}
+
+function NewBackend({ onClose }: { readonly onClose: () => void }) {
+  return (
+    <FormDialog
+      title="New backend"
+      action="Add"
+      onClose={onClose}
+      onSubmit={async (form) => {
+        const regions = String(form.get('regions') ?? '*')
+          .split(/[\s,]+/)
+          .filter((region) => region !== '');
+        const body = {
+          id: form.get('id'),
+          url: form.get('url'),
+          regions,
+          weight: Number(form.get('weight') ?? 1),
+        };
+        await admin(backendSchema, '/backends', { method: 'POST', body });
+        onClose();
+      }}
+    >
+      <label>
+        Id
+        <input name="id" required maxLength={63} />
+      </label>
+      <label>
+        Address
+        <input name="url" type="url" required placeholder="https://backend-eu.example.com" />
+      </label>
+      <label>
+        Regions: continents, countries or data centres, or * for everywhere
+        <input name="regions" defaultValue="*" required />
+      </label>
+      <label>
+        Weight
+        <input name="weight" type="number" min={0.01} max={100} step="any" defaultValue="1" required />
+      </label>
+    </FormDialog>
+  );
+}

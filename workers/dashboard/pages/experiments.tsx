@@ -1,0 +1,149 @@
+/** Experiments: which there are, how they are started and stopped, and what came of the one in view. */
+import { useState } from 'preact/hooks';
+import { listSchema } from '../../../shared/admin.ts';
+import { type Experiment, experimentSchema } from '../../../shared/admin-experiments.ts';
+import { admin, query } from '../api.ts';
+import { Confirm } from '../components/dialog.tsx';
+import { Loaded } from '../components/notice.tsx';
+import { Table } from '../components/table.tsx';
+import { useScope } from '../context.ts';
+import { NewExperiment } from '../experiments/new-experiment.tsx';
+import { Results } from '../experiments/results.tsx';
+import { tenantName, when } from '../format.ts';
+import { useLoad } from '../use-load.ts';
+
+type Open =
+  | { readonly what: 'new' }
+  | { readonly what: 'start' | 'stop' | 'delete'; readonly experiment: Experiment };
+
+export function Experiments() {
+  const { tenant } = useScope();
+  const [open, setOpen] = useState<Open>();
+  const [shown, setShown] = useState<string>();
+  const experiments = useLoad(
+    (signal) => admin(listSchema(experimentSchema), `/experiments${query({ tenant })}`, { signal }),
+    [tenant],
+  );
+  const close = () => {
+    setOpen(undefined);
+    experiments.reload();
+  };
+  return (
+    <>
+      <button type="button" onClick={() => setOpen({ what: 'new' })}>
+        New experiment
+      </button>
+      <Loaded load={experiments}>
+        {({ data }) => (
+          <>
+            <List
+              experiments={data}
+              onAct={(what, experiment) => setOpen({ what, experiment })}
+              onShow={(experiment) => setShown(experiment.id)}
+            />
+            {data
+              .filter(({ id }) => id === shown)
+              .map((experiment) => (
+                <Results key={experiment.id} experiment={experiment} />
+              ))}
+          </>
+        )}
+      </Loaded>
+      {open?.what === 'new' && <NewExperiment onClose={close} />}
+      {open !== undefined && open.what !== 'new' && (
+        <Act what={open.what} experiment={open.experiment} onClose={close} />
+      )}
+    </>
+  );
+}
+
+function List(props: {
+  readonly experiments: readonly Experiment[];
+  readonly onAct: (what: 'start' | 'stop' | 'delete', experiment: Experiment) => void;
+  readonly onShow: (experiment: Experiment) => void;
+}) {
+  const button = (title: string, experiment: Experiment, act: () => void) => (
+    <button type="button" class="small outline" onClick={act}>
+      {title} <span class="hidden">{experiment.id}</span>
+    </button>
+  );
+  return (
+    <Table
+      caption="Experiments"
+      rows={props.experiments}
+      rowKey={({ id }) => id}
+      columns={[
+        { title: 'Id', cell: ({ id }) => <code>{id}</code> },
+        { title: 'State', cell: ({ state }) => state },
+        { title: 'Tenants', cell: tenantsOf },
+        {
+          title: 'Regions',
+          cell: ({ regions }) => regions.flatMap(Object.values).join(', ') || 'everywhere',
+        },
+        {
+          title: 'Variants',
+          cell: ({ variants }) => variants.map(({ name, weight }) => `${name} ${weight}`).join(' : '),
+        },
+        { title: 'Sticky by', cell: ({ sticky }) => sticky.replaceAll('_', ' ') },
+        { title: 'Started', cell: ({ started_at }) => when(started_at) },
+        { title: 'Ends', cell: ({ ends_at, stopped_at }) => when(stopped_at ?? ends_at ?? null) },
+        {
+          title: 'Change',
+          cell: (experiment) => (
+            <>
+              {experiment.state === 'draft' &&
+                button('Start', experiment, () => props.onAct('start', experiment))}{' '}
+              {experiment.state === 'draft' &&
+                button('Delete', experiment, () => props.onAct('delete', experiment))}
+              {(experiment.state === 'running' || experiment.state === 'scheduled') &&
+                button('Stop', experiment, () => props.onAct('stop', experiment))}{' '}
+              {experiment.state !== 'draft' && button('Results', experiment, () => props.onShow(experiment))}
+            </>
+          ),
+        },
+      ]}
+    />
+  );
+}
+
+const tenantsOf = ({ tenant, tenants }: Experiment): string =>
+  tenant !== '' ? tenant : tenants.length === 0 ? 'every one' : tenants.map(tenantName).join(', ');
+
+const ACTS = {
+  start: {
+    title: 'Start this experiment?',
+    action: 'Start',
+    what: 'It is fixed from then on, and its variants get requests.',
+  },
+  stop: {
+    title: 'Stop this experiment?',
+    action: 'Stop',
+    what: 'Its requests get what is live. It cannot be started again.',
+  },
+  delete: {
+    title: 'Delete this draft?',
+    action: 'Delete',
+    what: 'It was never started, so nothing else goes with it.',
+  },
+} as const;
+
+function Act(props: {
+  readonly what: keyof typeof ACTS;
+  readonly experiment: Experiment;
+  readonly onClose: () => void;
+}) {
+  const { what, experiment, onClose } = props;
+  const { title, action, what: consequence } = ACTS[what];
+  const act = async () => {
+    const path = `/experiments/${experiment.id}`;
+    if (what === 'delete') await admin(experimentSchema, path, { method: 'DELETE' });
+    else await admin(experimentSchema, `${path}/${what}`, { method: 'POST', body: {} });
+  };
+  return (
+    <Confirm title={title} action={action} act={act} onClose={onClose}>
+      <p>
+        <code>{experiment.id}</code>: {consequence}
+      </p>
+    </Confirm>
+  );
+}

@@ -1,0 +1,90 @@
+/** What was used: requests and tokens, by day, model, mask or tenant. */
+import { useMemo, useState } from 'preact/hooks';
+import {
+  listSchema,
+  USAGE_GROUPS,
+  type UsageGroup,
+  type UsageRow,
+  usageRowSchema,
+} from '../../../shared/admin.ts';
+import { admin, query } from '../api.ts';
+import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
+import { Loaded } from '../components/notice.tsx';
+import { Table } from '../components/table.tsx';
+import { useScope } from '../context.ts';
+import { number } from '../format.ts';
+import { useLoad } from '../use-load.ts';
+
+export function Usage() {
+  const { tenant } = useScope();
+  const [group, setGroup] = useState<UsageGroup>('day');
+  const usage = useLoad(
+    (signal) =>
+      admin(listSchema(usageRowSchema), `/usage${query({ tenant: tenant || undefined, group })}`, { signal }),
+    [tenant, group],
+  );
+  return (
+    <>
+      <div class="row">
+        <label>
+          By
+          <select value={group} onChange={(event) => setGroup(event.currentTarget.value as UsageGroup)}>
+            {USAGE_GROUPS.map((name) => (
+              <option key={name} value={name}>
+                {name}
+              </option>
+            ))}
+          </select>
+        </label>
+      </div>
+      <Loaded load={usage}>
+        {({ data }) => (
+          <>
+            {group === 'day' && data.length > 0 && <Days rows={data} />}
+            <Table
+              caption="The last 30 days, in UTC"
+              empty="Nothing was used in the last 30 days."
+              rows={data}
+              rowKey={(row) => nameOf(row, group)}
+              columns={[
+                { title: group, cell: (row) => nameOf(row, group) },
+                { title: 'Requests', cell: (row) => number(row.requests), isNumber: true },
+                { title: 'Errors', cell: (row) => number(row.errors), isNumber: true },
+                { title: 'Prompt tokens', cell: (row) => number(row.prompt_tokens), isNumber: true },
+                { title: 'Completion tokens', cell: (row) => number(row.completion_tokens), isNumber: true },
+              ]}
+            />
+          </>
+        )}
+      </Loaded>
+    </>
+  );
+}
+
+const nameOf = (row: UsageRow, group: UsageGroup): string => row[group] ?? '–';
+
+function Days({ rows }: { readonly rows: readonly UsageRow[] }) {
+  const option = useMemo(() => daysOption(rows), [rows]);
+  return <Chart label="Tokens a day" option={option} height_px={260} />;
+}
+
+const daysOption =
+  (rows: readonly UsageRow[]) =>
+  (palette: Palette): ChartOption => {
+    const line = (name: string, value: (row: UsageRow) => number) => ({
+      type: 'line' as const,
+      name,
+      data: rows.map((row) => [row.day!, value(row)]),
+    });
+    return {
+      grid: { left: 80, right: 30, top: 40, bottom: 40 },
+      legend: { textStyle: { color: palette.text } },
+      tooltip: { ...tooltip(palette), trigger: 'axis' },
+      xAxis: axis(palette, '', { type: 'time', minInterval: 86_400_000 }),
+      yAxis: axis(palette, 'tokens', { type: 'value', nameGap: 60 }),
+      series: [
+        line('prompt tokens', (row) => row.prompt_tokens),
+        line('completion tokens', (row) => row.completion_tokens),
+      ],
+    };
+  };
