@@ -1,24 +1,26 @@
 /** What was made live and when, with the way back; and what else could be made live. */
 import { useState } from 'preact/hooks';
 import {
+  type LivePublication,
   listSchema,
+  livePublicationSchema,
   type MaskSetSummary,
   maskSetSummarySchema,
   type Publication,
   publicationSchema,
 } from '../../../shared/admin.ts';
-import { admin, query } from '../api.ts';
-import { Confirm } from '../components/dialog.tsx';
+import { ApiError, admin, query } from '../api.ts';
 import { Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useScope } from '../context.ts';
 import { percent, shortVersion, tenantName, when } from '../format.ts';
+import { ActivateDialog, RollBackDialog } from '../publications/dialogs.tsx';
 import { useLoad } from '../use-load.ts';
 
 /** What the person is about to do. */
 type Intent =
   | { readonly what: 'activate'; readonly set: MaskSetSummary }
-  | { readonly what: 'rollback'; readonly live: Publication };
+  | { readonly what: 'rollback'; readonly live: LivePublication };
 
 const REFRESH_ms = 15_000;
 
@@ -28,16 +30,15 @@ export function Publications() {
   const state = useLoad((signal) => loadState(tenant, signal), [tenant], REFRESH_ms);
   return (
     <Loaded load={state}>
-      {({ history, sets }) => {
-        const live = history[0];
+      {({ live, history, sets }) => {
+        const close = () => {
+          setIntent(undefined);
+          state.reload();
+        };
         return (
           <>
             <div class="row spread">
-              <p role="status">
-                {live === undefined
-                  ? `Nothing was published for ${tenantName(tenant)}.`
-                  : `Live for ${tenantName(tenant)}: ${live.version}, since ${when(live.created_at)}.`}
-              </p>
+              <p role="status">{statusOf(live, tenant)}</p>
               {live !== undefined && (
                 <button
                   type="button"
@@ -65,6 +66,7 @@ export function Publications() {
                   cell: ({ replaced_version: old }) =>
                     old === null ? 'nothing' : <code title={old}>{shortVersion(old)}</code>,
                 },
+                { title: 'How', cell: howOf },
                 { title: 'By', cell: (row) => <code>{row.actor}</code> },
               ]}
             />
@@ -73,16 +75,11 @@ export function Publications() {
               live={live?.version}
               onActivate={(set) => setIntent({ what: 'activate', set })}
             />
-            {intent !== undefined && (
-              <IntentDialog
-                intent={intent}
-                tenant={tenant}
-                live={live?.version ?? null}
-                onClose={() => {
-                  setIntent(undefined);
-                  state.reload();
-                }}
-              />
+            {intent?.what === 'activate' && (
+              <ActivateDialog set={intent.set} tenant={tenant} live={live?.version ?? null} onClose={close} />
+            )}
+            {intent?.what === 'rollback' && (
+              <RollBackDialog live={intent.live} tenant={tenant} onClose={close} />
             )}
           </>
         );
@@ -93,11 +90,37 @@ export function Publications() {
 
 async function loadState(tenant: string, signal: AbortSignal) {
   const scope = query({ tenant });
-  const [history, sets] = await Promise.all([
+  const [live, history, sets] = await Promise.all([
+    admin(livePublicationSchema, `/publications/live${scope}`, { signal }).catch(noneIfNotFound),
     admin(listSchema(publicationSchema), `/publications${scope}`, { signal }),
     admin(listSchema(maskSetSummarySchema), `/mask-sets${scope}`, { signal }),
   ]);
-  return { history: history.data, sets: sets.data };
+  return { live, history: history.data, sets: sets.data };
+}
+
+function noneIfNotFound(error: unknown): undefined {
+  if (error instanceof ApiError && error.status === 404) return undefined;
+  throw error;
+}
+
+function statusOf(live: LivePublication | undefined, tenant: string): string {
+  if (live === undefined) return `Nothing was published for ${tenantName(tenant)}.`;
+  const { version, share, base_version: base, activate_at } = live;
+  if (share === 1) return `Live for ${tenantName(tenant)}: ${version}, since ${when(activate_at)}.`;
+  const others = base === null ? 'the others run dense' : `the others see ${base}`;
+  return share === 0
+    ? `${version} goes live at ${when(activate_at)} for ${tenantName(tenant)}; until then ${others}.`
+    : `${version} is seen by ${percent(share)} of the conversations of ${tenantName(tenant)}; ${others}.`;
+}
+
+function howOf({ rollout, auto_rollback: bounds, reason }: Publication): string {
+  const steps = rollout.map(({ share, duration_s }) => `${percent(share, 0)} for ${duration_s / 60} min`);
+  const parts = [
+    steps.length === 0 ? 'for everyone' : `${steps.join(', ')}, then everyone`,
+    ...(bounds === null ? [] : ['watched']),
+    ...(reason === null ? [] : [`because ${reason}`]),
+  ];
+  return parts.join('; ');
 }
 
 function MaskSets(props: {
@@ -132,49 +155,4 @@ function MaskSets(props: {
       ]}
     />
   );
-}
-
-/** Names what is live as this page saw it: when somebody else was faster, the edge refuses and nothing changes. */
-function IntentDialog(props: {
-  readonly intent: Intent;
-  readonly tenant: string;
-  readonly live: string | null;
-  readonly onClose: () => void;
-}) {
-  const { intent, tenant, live, onClose } = props;
-  const seen = { tenant, expected_version: live };
-  switch (intent.what) {
-    case 'activate':
-      return (
-        <Confirm
-          title="Make this mask set live?"
-          action="Activate"
-          onClose={onClose}
-          act={async () => {
-            const body = { ...seen, version: intent.set.version };
-            await admin(publicationSchema, '/publications', { method: 'POST', body });
-          }}
-        >
-          <p>
-            {intent.set.name} ({intent.set.version}) for {tenantName(tenant)}. Requests use it within five
-            seconds.
-          </p>
-        </Confirm>
-      );
-    case 'rollback':
-      return (
-        <Confirm
-          title="Roll back?"
-          action="Roll back"
-          onClose={onClose}
-          act={async () => {
-            await admin(publicationSchema, '/publications/rollback', { method: 'POST', body: seen });
-          }}
-        >
-          <p>
-            {intent.live.version} goes, {intent.live.replaced_version} comes back for {tenantName(tenant)}.
-          </p>
-        </Confirm>
-      );
-  }
 }
