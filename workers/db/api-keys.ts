@@ -135,10 +135,9 @@ export async function rotateApiKey(
         ),
       )
       .returning({ sha256: apiKeys.sha256 }),
-    db.run(sql`insert into ${apiKeys}
-      (id, kind, tenant_id, name, prefix, sha256, created_at_ms, expires_at_ms)
-      select ${successor.id}, kind, tenant_id, name, ${successor.prefix}, ${successor.sha256}, ${now_ms},
-        ${successor.expiresAt_ms}
+    // The columns are those of the table, in its order.
+    db.insert(apiKeys).select(sql`select ${successor.id}, kind, tenant_id, name, ${successor.prefix},
+      ${successor.sha256}, ${now_ms}, ${successor.expiresAt_ms}, null, null
       from ${apiKeys} where id = ${id} and replaced_by = ${successor.id}`),
     db.select().from(apiKeys).where(eq(apiKeys.id, successor.id)).limit(1),
   ]);

@@ -11,6 +11,6 @@ export async function insertFeedback(db: Database, row: Feedback): Promise<void>
     await db.insert(feedback).values(row);
   } catch (error) {
     if (!isDuplicate(error)) throw error;
-    throw new MaskrouteError('conflict', `You have rated ${row.completionId} already.`, { param: 'id' });
+    throw new MaskrouteError('conflict', 'You have rated this completion already.', { param: 'id' });
   }
 }

@@ -1,21 +1,8 @@
-/** What tenants used, counted by day, model and mask. */
+/** What tenants used, by day, model and mask; `count-events.ts` counts it. */
 import { and, asc, between, type Column, eq, sql } from 'drizzle-orm';
 import { USAGE_ROWS_MAX, type UsageGroup, type UsageRow } from '../../shared/admin.ts';
 import type { Database } from './client.ts';
-import { events, usage } from './schema.ts';
-
-/**
- * Adds the requests of one batch of events to the counts. For the transaction that also writes the events down,
- * so that one that comes twice counts once.
- */
-export const addUsage = (db: Database, batch: string) =>
-  db.run(sql`insert into ${usage}
-    select tenant, day, model, mask, sum(requests), sum(failures), sum(prompt_tokens), sum(completion_tokens)
-    from ${events} where batch = ${batch} and requests = 1 group by tenant, day, model, mask
-    on conflict (tenant_id, day, model, mask) do update set
-      requests = requests + excluded.requests, errors = errors + excluded.errors,
-      prompt_tokens = prompt_tokens + excluded.prompt_tokens,
-      completion_tokens = completion_tokens + excluded.completion_tokens`);
+import { usage } from './schema.ts';
 
 export type UsageQuestion = {
   /** Undefined: all tenants. */

@@ -2,7 +2,7 @@
 import { Hono } from 'hono';
 import { feedbackSchema } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
-import type { AppEnv } from '../context.ts';
+import { type AppEnv, holdOf } from '../context.ts';
 import { insertFeedback } from '../db/feedback.ts';
 import { tenantOnly } from '../middleware/authenticate.ts';
 import { parse, readJson } from '../middleware/body.ts';
@@ -14,18 +14,30 @@ export const feedback = new Hono<AppEnv>()
     const { id, rating, comment } = parse(feedbackSchema, await readJson(c.req.raw));
     const { caller, services } = c.var;
     // Said of others' completions and of none alike: whose they are is nobody's business.
-    if (services.completionIds.eventOf(id, caller.tenant) === null) {
+    const request = services.completionIds.eventOf(id, caller.tenant);
+    if (request === null) {
       throw new MaskrouteError('not_found', 'There is no such completion.', { param: 'id' });
     }
     const row = {
       tenantId: caller.tenant,
       apiKeyId: caller.keyId,
-      completionId: id,
+      // One name for one completion, whatever prefix its endpoint gave it.
+      completionId: request,
       rating,
       comment: comment ?? null,
       createdAt_ms: Date.now(),
     };
     await d1(insertFeedback(services.db, row));
+    const { tenant, keyId: key_id } = caller;
+    const event = {
+      kind: 'rating',
+      request,
+      tenant,
+      key_id,
+      rating,
+      created_at_ms: row.createdAt_ms,
+    } as const;
+    holdOf(c)(services.events.send(event));
     return c.json({ object: 'maskroute.feedback', id, rating }, 201);
   })
   .all('/feedback', methodNotAllowed('POST'));
