@@ -21,8 +21,13 @@ addModelCommands(program);
 addCalibrationCommands(program);
 addEvaluationCommand(program);
 addPublicationCommands(program);
-addServeCommand(program);
+// The backend's jobs are commands of this same file.
+addServeCommand(program, import.meta.filename);
 addBenchCommands(program);
+
+// A backend sets it for its jobs.
+const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
+if (jobFolder) (await import('./commands/as-job.ts')).becomeJob(jobFolder);
 
 try {
   await program.parseAsync();

@@ -14,7 +14,8 @@ import { createRecentAnswers } from './api/recent-answers.ts';
 import { createRecentMasks } from './api/recent-masks.ts';
 import type { ServedModel } from './api/served-model.ts';
 import { startServer } from './api/server.ts';
-import { createEncoderService, type EncoderService } from './encoder/encoder-service.ts';
+import { createEncoderService } from './encoder/encoder-service.ts';
+import { type Jobs, openJobs } from './jobs/jobs.ts';
 import { openModelText } from './model/model-text.ts';
 import { openInstalled } from './model/store.ts';
 import { createEngine } from './serving/create-engine.ts';
@@ -33,6 +34,10 @@ export type BackendOptions = {
   readonly backendKey: string;
   /** The address by which the edge calls this backend; tokens for another one are refused then. */
   readonly audience?: string;
+  /** The entry that runs a command of the command line as a job; without it there are no jobs. */
+  readonly jobEntry?: string;
+  /** Whose files jobs may name as their data. */
+  readonly jobDataFolder?: string;
   /** Where unknown masks are fetched; without it, where the caller's token says. */
   readonly edgeUrl?: string;
   /** JSON lines on standard output by default. No prompts, no keys. */
@@ -66,7 +71,9 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     threads: 1,
     onError: (detail) => log.error({ detail }, 'the encoder failed'),
   });
+  let jobs: Jobs | undefined;
   try {
+    jobs = await jobsOf(options, model.name, log);
     const server = await startServer(
       {
         model,
@@ -82,6 +89,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
         recent: createRecentAnswers(),
         lifecycle: createLifecycle(),
         encoders,
+        jobs,
         recentMasks: createRecentMasks(),
         limits: { ...DEFAULT_LIMITS, ...options.limits },
         log,
@@ -91,11 +99,29 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
       throw new MaskrouteError('start_failed', `The backend cannot listen: ${cause.message}.`, { cause });
     });
     log.info({ url: server.url, model: model.name }, 'ready');
-    return { url: server.url, close: closeOnce(server.close, engine, encoders, log) };
+    return {
+      url: server.url,
+      close: closeOnce(
+        server.close,
+        engine,
+        async () => {
+          await Promise.all([encoders.close(), jobs?.close()]);
+        },
+        log,
+      ),
+    };
   } catch (error) {
+    await jobs?.close();
     await engine.close();
     throw error;
   }
+}
+
+function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<Jobs> | undefined {
+  const { home, backendKey, jobEntry: entry, jobDataFolder: dataFolder } = options;
+  if (entry === undefined) return undefined;
+  const note = (message: string, detail: Record<string, unknown>) => log.info(detail, message);
+  return openJobs({ home, model, backendKey, entry, dataFolder, note });
 }
 
 /**
@@ -133,14 +159,14 @@ const ENGINE_CLOSE_ms = 3000;
 function closeOnce(
   closeServer: () => Promise<void>,
   engine: Engine,
-  encoders: EncoderService,
+  closeOthers: () => Promise<void>,
   log: Logger,
 ): () => Promise<void> {
   let closing: Promise<void> | undefined;
   const close = async () => {
     log.info('stopping');
     await closeServer();
-    await encoders.close();
+    await closeOthers();
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<void>((resolve) => {
       timer = setTimeout(resolve, ENGINE_CLOSE_ms);

@@ -15,7 +15,7 @@ export type Rule = {
 
 const forbid = (name: string, why: string, from: Side, to: Side): Rule => ({ name, why, from, to });
 
-const ONLINE = '^gpu-backend/(api|serving|engine|encoder|onnx|model)/';
+const ONLINE = '^gpu-backend/(api|jobs|serving|engine|encoder|onnx|model)/';
 const OFFLINE = '^gpu-backend/(calibration|training|evaluation|pipeline|publication)/';
 const ENTRY_POINTS = '^gpu-backend/(cli\\.ts|commands/|dev/|bench/)';
 

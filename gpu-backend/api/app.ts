@@ -7,6 +7,7 @@ import { answerRoutes } from './answers.ts';
 import { completionRoutes } from './completions.ts';
 import type { ApiContext, ApiEnv, ApiParts } from './context.ts';
 import { embeddingRoutes } from './embeddings.ts';
+import { jobRoutes } from './jobs.ts';
 import { loadHeader, loadRoutes } from './load.ts';
 import { modelRoutes } from './models.ts';
 
@@ -44,6 +45,7 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
   app.route('/', loadRoutes(parts));
   app.route('/', completionRoutes(parts));
   app.route('/', embeddingRoutes(parts));
+  app.route('/', jobRoutes(parts));
   app.route('/', answerRoutes(parts));
   for (const [path, method] of Object.entries(METHODS)) {
     app.all(path, (c) => {

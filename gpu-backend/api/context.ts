@@ -3,6 +3,7 @@ import type { HttpBindings } from '@hono/node-server';
 import type { Context } from 'hono';
 import type { Logger } from 'pino';
 import type { EncoderService } from '../encoder/encoder-service.ts';
+import type { Jobs } from '../jobs/jobs.ts';
 import type { MaskRegistry } from '../serving/mask-registry.ts';
 import type { Authenticate, Caller } from './auth.ts';
 import type { Lifecycle } from './lifecycle.ts';
@@ -21,6 +22,8 @@ export type ApiParts = {
   readonly lifecycle: Lifecycle;
   readonly limits: ApiLimits;
   readonly encoders: EncoderService;
+  /** Undefined: this backend runs none. */
+  readonly jobs: Jobs | undefined;
   readonly recentMasks: RecentMasks;
   readonly log: Logger;
 };

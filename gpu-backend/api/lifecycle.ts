@@ -4,6 +4,8 @@ import { MaskrouteError } from '../../shared/errors.ts';
 export type Lifecycle = {
   readonly draining: boolean;
   readonly running: number;
+  /** Aborts when the drain begins: what only waits for news has none to wait for. */
+  readonly stopping: AbortSignal;
   /** Call the result once the answer has ended, however it did. */
   begin(abort: AbortController): () => void;
   /** Refuses new completions from now on; resolves when none runs, ending them after `limit_ms`, or `ending_ms` later. */
@@ -13,6 +15,7 @@ export type Lifecycle = {
 export function createLifecycle(): Lifecycle {
   const running = new Set<AbortController>();
   const idle: (() => void)[] = [];
+  const stopping = new AbortController();
   let draining = false;
   return {
     get draining() {
@@ -21,6 +24,7 @@ export function createLifecycle(): Lifecycle {
     get running() {
       return running.size;
     },
+    stopping: stopping.signal,
     begin(abort) {
       running.add(abort);
       return () => {
@@ -30,6 +34,7 @@ export function createLifecycle(): Lifecycle {
     },
     async drain(limit_ms, ending_ms) {
       draining = true;
+      stopping.abort();
       if (running.size === 0) return;
       const done = new Promise<void>((resolve) => idle.push(resolve));
       const shutDown = new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });

@@ -4,7 +4,9 @@
  */
 
 export const sseData = (value: unknown): string => `data: ${JSON.stringify(value)}\n\n`;
-export const sseError = (value: unknown): string => `event: error\ndata: ${JSON.stringify(value)}\n\n`;
+export const sseEvent = (event: string, value: unknown): string =>
+  `event: ${event}\ndata: ${JSON.stringify(value)}\n\n`;
+export const sseError = (value: unknown): string => sseEvent('error', value);
 export const SSE_DONE = 'data: [DONE]\n\n';
 export const SSE_KEEPALIVE = ': keepalive\n\n';
 

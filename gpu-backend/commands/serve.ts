@@ -12,9 +12,11 @@ Environment:
   BACKEND_HOST           127.0.0.1 unless given; 0.0.0.0 for every network
   MASKROUTE_BACKEND_URL  the address by which the edge calls this backend; tokens for others are refused then
   MASKROUTE_EDGE_URL     where unknown masks are fetched, unless the caller's token says
+  MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
   MASKROUTE_HOME         models and masks (~/.cache/maskroute)`;
 
-export function addServeCommand(program: Command): void {
+/** `jobEntry`: the file that runs commands, for jobs. */
+export function addServeCommand(program: Command, jobEntry: string): void {
   program
     .command('serve')
     .description('run the backend alone')
@@ -22,13 +24,21 @@ export function addServeCommand(program: Command): void {
     .addHelpText('after', ENVIRONMENT)
     .action(async ({ model }: { model: string }) => {
       const { serveUntilSignal } = await import('../main.ts');
-      const { MASKROUTE_BACKEND_KEY, MASKROUTE_BACKEND_URL, MASKROUTE_EDGE_URL, BACKEND_HOST } = process.env;
+      const {
+        MASKROUTE_BACKEND_KEY,
+        MASKROUTE_BACKEND_URL,
+        MASKROUTE_EDGE_URL,
+        MASKROUTE_JOB_DATA,
+        BACKEND_HOST,
+      } = process.env;
       await serveUntilSignal({
         home: maskrouteHome(),
         model,
         port: portFrom(process.env, 'BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(BACKEND_HOST ? { host: BACKEND_HOST } : {}),
+        jobEntry,
+        ...(MASKROUTE_JOB_DATA ? { jobDataFolder: MASKROUTE_JOB_DATA } : {}),
         ...(MASKROUTE_BACKEND_URL ? { audience: MASKROUTE_BACKEND_URL } : {}),
         ...(MASKROUTE_EDGE_URL ? { edgeUrl: MASKROUTE_EDGE_URL } : {}),
       });

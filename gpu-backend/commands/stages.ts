@@ -1,4 +1,7 @@
-/** Progress of a long pipeline: one bar a stage on a terminal, in a log file a line at every twentieth; both with the time left. */
+/**
+ * Progress of a long pipeline: one bar a stage on a terminal, in a log file a line at every twentieth, and with
+ * `MASKROUTE_PROGRESS=json` a JSON line a change on standard output for a program; all with the time left.
+ */
 import { Presets, SingleBar } from 'cli-progress';
 
 export type Stages = {
@@ -8,6 +11,7 @@ export type Stages = {
 };
 
 export function createStages(out: NodeJS.WriteStream = process.stderr): Stages {
+  if (process.env.MASKROUTE_PROGRESS === 'json') return jsonStages((line) => process.stdout.write(line));
   return out.isTTY ? barStages(out) : lineStages(out);
 }
 
@@ -32,6 +36,27 @@ function barStages(out: NodeJS.WriteStream): Stages {
       bar?.update(done, { detail });
     },
     stop,
+  };
+}
+
+/** How often at most a program hears of the same stage; it hears of every stage's begin and end. */
+const JSON_EVERY_ms = 250;
+
+/** Lines of `{"progress": {"stage", "done", "total", "left_s", "detail"}}`. */
+export function jsonStages(write: (line: string) => void): Stages {
+  let current = { stage: '', start_ms: 0, startDone: 0 };
+  let said_ms = Number.NEGATIVE_INFINITY;
+  return {
+    update(stage, done, total, detail = '') {
+      const now_ms = performance.now();
+      const isNew = stage !== current.stage;
+      if (isNew) current = { stage, start_ms: now_ms, startDone: done };
+      if (!isNew && done < total && now_ms - said_ms < JSON_EVERY_ms) return;
+      said_ms = now_ms;
+      const left_s = secondsLeft(now_ms - current.start_ms, done - current.startDone, total - done) ?? null;
+      write(`${JSON.stringify({ progress: { stage, done, total, left_s, detail } })}\n`);
+    },
+    stop() {},
   };
 }
 

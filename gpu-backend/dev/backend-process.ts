@@ -1,8 +1,11 @@
 /** The child process in which `npm start` runs the backend. */
+import { fileURLToPath } from 'node:url';
 import { type BackendOptions, startBackend } from '../main.ts';
 import { serveParent } from './child-protocol.ts';
 
 /** What can cross a process boundary of the backend's options. */
 export type BackendConfig = Pick<BackendOptions, 'home' | 'model' | 'backendKey'> & { readonly port: number };
 
-serveParent<BackendConfig>(startBackend);
+const CLI = fileURLToPath(new URL('../cli.ts', import.meta.url));
+
+serveParent<BackendConfig>((config) => startBackend({ ...config, jobEntry: CLI }));

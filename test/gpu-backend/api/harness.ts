@@ -62,6 +62,7 @@ export async function serveModel(model: ServedModel, limits: Partial<ApiLimits> 
       recent: createRecentAnswers(),
       lifecycle: createLifecycle(),
       encoders,
+      jobs: undefined,
       recentMasks: createRecentMasks(),
       limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
       log,
