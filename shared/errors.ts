@@ -16,6 +16,8 @@ export const ERROR_CODES = {
   invalid_encoder: [400, 'invalid_request_error'],
   invalid_data: [400, 'invalid_request_error'],
   encoder_mismatch: [400, 'invalid_request_error'],
+  quality_unknown: [400, 'invalid_request_error'],
+  quality_below_floor: [400, 'invalid_request_error'],
   unsupported_model: [400, 'invalid_request_error'],
   corrupt_model: [400, 'invalid_request_error'],
   invalid_api_key: [401, 'authentication_error'],

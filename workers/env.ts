@@ -7,7 +7,7 @@ import { z } from 'zod';
 import { MaskrouteError } from '../shared/errors.ts';
 import type { EdgeEvent } from '../shared/events.ts';
 import type { TenantBudget } from './budgets/tenant-budget.ts';
-import { ROUTE_SIMILARITY_MIN } from './limits.ts';
+import { COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
 
 /** The part of Workers AI that embeds. */
 export interface TextEmbeddingBinding {
@@ -23,6 +23,8 @@ export interface Env {
   readonly TENANT_BURST?: RateLimit;
   readonly UNKNOWN_KEY_BURST?: RateLimit;
   readonly EVENTS: Queue<EdgeEvent>;
+  /** Analytics Engine: points for dashboards outside of this project. */
+  readonly METRICS?: AnalyticsEngineDataset;
 
   readonly BACKEND_URL: string;
   readonly BACKEND_KEY: string;
@@ -35,6 +37,7 @@ export interface Env {
   readonly BACKEND_HEDGE_MS?: string | number;
   readonly STREAM_KEEPALIVE_MS?: string | number;
   readonly SIMILARITY_MIN?: string | number;
+  readonly COMPARISON_SHARE?: string | number;
   readonly HF_TOKEN?: string;
   readonly HF_MODEL?: string;
   readonly HF_REVISION?: string;
@@ -68,6 +71,8 @@ const configSchema = z.object({
   BACKEND_HEDGE_MS: optional(z.coerce.number().int().min(0).max(600_000).default(0)),
   /** Streams that are silent for so long, before the first token too, get a comment that keeps them open. */
   STREAM_KEEPALIVE_MS: timeout_ms(10_000),
+  /** The share of routed requests, outside of experiments, that run again dense in the background. */
+  COMPARISON_SHARE: optional(z.coerce.number().min(0).max(0.2).default(COMPARISON_SHARE)),
   SIMILARITY_MIN: optional(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
   HF_TOKEN: optional(z.string().optional()),
   HF_MODEL: optional(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),

@@ -132,3 +132,7 @@ export const EVENTS = {
   count_ms: 20_000,
   retryDelay_s: 30,
 } as const;
+
+/** Comparing with dense: one at a time an isolate, short, and done before the platform ends what is left behind. */
+export const COMPARISON_SHARE = 0.01;
+export const COMPARISON = { atOnceMax: 1, tokens: 16, timeout_ms: 12_000 } as const;

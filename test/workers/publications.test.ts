@@ -1,6 +1,13 @@
 /** Making a mask set live, taking it back, and what readers see meanwhile. */
 import { describe, expect, it, vi } from 'vitest';
 import type { LivePublication, MaskSetSummary, Publication } from '../../shared/admin.ts';
+import {
+  type ModelHash,
+  maskFromBits,
+  maskId,
+  type SurrogatesId,
+  withSurrogates,
+} from '../../shared/mask.ts';
 import { maskSetVersion } from '../../shared/mask-set.ts';
 import {
   activate,
@@ -239,4 +246,40 @@ it('readers see the old version or the new one while publications go on, never a
   await Promise.all([publisher, ...Array.from({ length: 4 }, reader)]);
   expect(seen.size).toBe(2);
   expect(answers).toBeGreaterThan(20);
+});
+
+describe('what a tenant asks of its mask sets', () => {
+  it('is kept by publications and experiments: sparsity, agreement, figures at all', async () => {
+    const { tenant } = await newTenant();
+    const limits = { sparsity_max: 0.1, agreement_min: 0.95 };
+    expect((await admin('PATCH', `/tenants/${tenant}`, limits)).status).toBe(200);
+    const publishing = (version: string) => admin('POST', '/publications', { tenant, version });
+    const { version } = await upload(makeMaskSet('plain'), tenant);
+    expect(await errorCode(publishing(version))).toBe('403 sparsity_over_ceiling');
+    await admin('PATCH', `/tenants/${tenant}`, { sparsity_max: 0.2 });
+    const refused = await publishing(version);
+    expect(await refused.clone().text()).toMatch(/90 % of held-out tokens; .* asks for 95 %/);
+    expect(await errorCode(refused)).toBe('400 quality_below_floor');
+    const better = makeMaskSet('better', { heldOut: { learned: { agreement: 0.96 } } });
+    expect((await publishing((await upload(better, tenant)).version)).status).toBe(201);
+    const silent = makeMaskSet('silent', { heldOut: { dense: { perplexity: 20 } } });
+    expect(await errorCode(publishing((await upload(silent, tenant)).version))).toBe('400 quality_unknown');
+    const variants = ['a', 'b'].map((name) => ({ name, weight: 1, mask_set: version }));
+    await created(admin('POST', '/experiments', { id: 'under-floor', tenant, variants }));
+    expect(await errorCode(admin('POST', '/experiments/under-floor/start'))).toBe('400 quality_below_floor');
+  });
+
+  it('with surrogates goes live only where a backend serves their table', async () => {
+    const base = makeMaskSet('stand-ins');
+    const surrogates = `s_${'0'.repeat(24)}` as SurrogatesId;
+    const clusters = base.clusters.map((cluster) => ({
+      ...cluster,
+      mask: maskId(
+        base.model.hash as ModelHash,
+        withSurrogates(maskFromBits(base.model.blockCount, cluster.bits), surrogates),
+      ),
+    }));
+    const { version } = await upload({ ...base, surrogate: true, surrogates, clusters });
+    expect(await errorCode(admin('POST', '/publications', { version }))).toBe('400 surrogates_mismatch');
+  });
 });

@@ -40,6 +40,11 @@ async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Pr
     {
       ...{ caller, routable, signal: c.req.raw.signal, hold: holdOf(c) },
       onLimits: (headers) => setHeaders(c, headers),
+      answered: (event, seen) =>
+        services.comparison.maybeCompare({
+          ...{ event, tenant: caller.tenant, edge: edgeUrl(services.config, c.req.raw) },
+          ...{ routable, routed: seen, hold: holdOf(c) },
+        }),
     },
     () => route(c, routable),
   );

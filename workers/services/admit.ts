@@ -26,6 +26,8 @@ export type AdmitRequest = {
   readonly routable: RoutableBody;
   readonly signal: AbortSignal;
   readonly hold: Hold;
+  /** See `openRecord`. */
+  readonly answered: (event: string, routed: Routed) => Promise<void>;
   /** How far the tenant's limits are used, for the client. */
   readonly onLimits: (headers: Record<string, string>) => void;
 };
@@ -39,10 +41,10 @@ export async function admit(
   request: AdmitRequest,
   route: () => Promise<Routed>,
 ): Promise<{ record: RequestRecord; routed: Routed }> {
-  const { caller, routable, signal, hold } = request;
+  const { caller, routable, signal, hold, answered } = request;
   requireModel(caller.policy, routable.body.model);
   const ids = parts.completionIds.create(caller.tenant);
-  const record = openRecord(parts, { ...ids, caller, routable, signal, hold });
+  const record = openRecord(parts, { ...ids, caller, routable, signal, hold, answered });
   const [reserved, routed] = await Promise.allSettled([
     reserve(parts, request, ids.event, record),
     route().then((decided) => {

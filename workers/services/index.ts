@@ -9,6 +9,7 @@ import { MODELS } from '../limits.ts';
 import { type ApiKeys, createApiKeys } from './api-keys.ts';
 import { type BackendPool, createBackendPool } from './backends/index.ts';
 import { type Budgets, createBudgets } from './budgets.ts';
+import { createDenseComparison, type DenseComparison } from './compare-dense.ts';
 import { type CompletionIds, createCompletionIds } from './completion-ids.ts';
 import { createEmbedder, type Embedder } from './embed.ts';
 import { loadEncoder } from './encoders/index.ts';
@@ -32,6 +33,7 @@ export type Services = {
   readonly budgets: Budgets;
   readonly completionIds: CompletionIds;
   readonly events: Events;
+  readonly comparison: DenseComparison;
   readonly sessions: Sessions;
 };
 
@@ -50,6 +52,7 @@ function createServices(env: Env): Services {
   const config = parseConfig(env);
   const db = openDatabase(env.DB);
   const backend = createBackendPool(db, config);
+  const events = createEvents(env.EVENTS, env.METRICS);
   const table = createRoutingTable({
     findLive: (tenant) => findLive(db, tenant),
     findMaskSet: (owner, version) => findMaskSet(db, owner, version),
@@ -63,7 +66,8 @@ function createServices(env: Env): Services {
     readiness: createReadiness(backend),
     budgets: createBudgets(env.BUDGETS, env.TENANT_BURST),
     completionIds: createCompletionIds(config.BACKEND_KEY),
-    events: createEvents(env.EVENTS),
+    events,
+    comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
     sessions: createSessions(config.ADMIN_KEY),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
     embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),

@@ -2,9 +2,10 @@
  * Making a mask set live, and taking it back. Checked first against what the set means something for (the
  * edge's encoder, the backend's model), then flipped in one batch that only one of two publishers wins.
  */
-import type { AutoRollback, Publication } from '../../shared/admin.ts';
+import { type AutoRollback, DEFAULT_TENANT, type Publication } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type EncoderSpec, sameEncoder } from '../../shared/mask-set.ts';
+import type { ModelEntry } from '../../shared/protocol.ts';
 import type { RolloutStep } from '../../shared/rollout.ts';
 import type { Database } from '../db/client.ts';
 import { findMaskSet } from '../db/mask-sets.ts';
@@ -16,6 +17,7 @@ import {
   type PublicationState,
   settledId,
 } from '../db/publications.ts';
+import { findTenant } from '../db/tenants.ts';
 import { RETRY_AFTER_s } from '../limits.ts';
 import { d1 } from './d1.ts';
 import type { Hold } from './deadline.ts';
@@ -45,7 +47,10 @@ export type Schedule = {
   readonly autoRollback: AutoRollback | undefined;
 };
 
-/** @throws MaskrouteError `not_found`, `encoder_mismatch`, `mask_model_mismatch`, or why it can't be checked. */
+/**
+ * @throws MaskrouteError `not_found`, `encoder_mismatch`, `mask_model_mismatch`, `surrogates_mismatch`,
+ * `quality_unknown`, `quality_below_floor`, `sparsity_over_ceiling`, or why it can't be checked.
+ */
 export async function checkPublishable(
   dependencies: PublishDependencies,
   request: Pick<PublishRequest, 'tenant' | 'version' | 'hold'>,
@@ -55,6 +60,7 @@ export async function checkPublishable(
     throw new MaskrouteError('not_found', `There is no mask set ${request.version}.`, { param: 'version' });
   }
   const set = decodeMaskSet(stored);
+  await checkTenantsTerms(dependencies.db, request.tenant, set);
   await checkEncoder(set, dependencies.embedder, request.hold);
   await checkModel(set, dependencies.models, request.hold);
   return { owner: stored.owner };
@@ -145,6 +151,34 @@ async function flip(
   return publication;
 }
 
+/** What a tenant's administrator set for it: the sparsest mask, and the least agreement with the dense model. */
+async function checkTenantsTerms(db: Database, id: string, set: LiveSet): Promise<void> {
+  if (set.agreement === null) {
+    const advice = 'evaluate it, or learn it with enough data to hold some out';
+    throw new MaskrouteError('quality_unknown', `The set has no held-out figures: ${advice}.`, {
+      param: 'version',
+    });
+  }
+  const tenant = id === DEFAULT_TENANT ? null : await d1(findTenant(db, id));
+  const sparsest = Math.max(...set.clusters.map(({ sparsity }) => sparsity));
+  if (tenant?.sparsity_max != null && sparsest > tenant.sparsity_max) {
+    throw new MaskrouteError(
+      'sparsity_over_ceiling',
+      `A mask of the set skips ${percent(sparsest)} of the blocks; ${id} allows ${percent(tenant.sparsity_max)}.`,
+      { param: 'version' },
+    );
+  }
+  if (tenant?.agreement_min != null && set.agreement < tenant.agreement_min) {
+    throw new MaskrouteError(
+      'quality_below_floor',
+      `The set agrees with dense on ${percent(set.agreement)} of held-out tokens; ${id} asks for ${percent(tenant.agreement_min)}.`,
+      { param: 'version' },
+    );
+  }
+}
+
+const percent = (share: number): string => `${Number((100 * share).toFixed(1))} %`;
+
 async function checkEncoder(set: LiveSet, embedder: Embedder, hold: Hold): Promise<void> {
   const { spec } = await embedder.encoder(hold).catch((error) => {
     throw new MaskrouteError('not_ready', 'The edge cannot load its encoder, so no set can be checked.', {
@@ -169,10 +203,21 @@ async function checkModel(set: LiveSet, models: Models, hold: Hold): Promise<voi
       cause: error,
     });
   });
-  if (served.some((entry) => entry.maskroute?.hash === set.model.hash)) return;
+  const serving = served.filter((entry) => entry.maskroute?.hash === set.model.hash);
+  if (serving.length > 0) return checkSurrogates(set, serving);
   throw new MaskrouteError(
     'mask_model_mismatch',
     `The set is for ${set.model.name} (${set.model.hash.slice(0, 12)}…), which no backend serves.`,
+    { param: 'version' },
+  );
+}
+
+function checkSurrogates({ surrogates }: LiveSet, serving: readonly ModelEntry[]): void {
+  if (surrogates === undefined) return;
+  if (serving.some((entry) => entry.maskroute?.surrogates === surrogates)) return;
+  throw new MaskrouteError(
+    'surrogates_mismatch',
+    `The masks need the surrogates ${surrogates}, which no backend serves.`,
     { param: 'version' },
   );
 }

@@ -28,6 +28,8 @@ export type RecordOf = {
   readonly routable: RoutableBody;
   readonly signal: AbortSignal;
   readonly hold: Hold;
+  /** After an answer that came whole, once everything about it is told. */
+  readonly answered: (event: string, routed: Routed) => Promise<void>;
 };
 
 export interface RequestRecord {
@@ -69,6 +71,8 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       settled,
       routed === undefined ? undefined : parts.events.send(event(routed, outcome, cost)),
     ]);
+    const isWhole = outcome.status === 200 && outcome.code === null;
+    if (routed !== undefined && isWhole) await of.answered(of.event, routed);
   };
 
   /** Null: nobody can say. Then the reservation runs out by itself. */

@@ -3,6 +3,7 @@
  * reference, so it sees the old version or the new one, never a mixture.
  */
 import { DEFAULT_TENANT } from '../../shared/admin.ts';
+import { heldOutAgreement } from '../../shared/held-out.ts';
 import {
   clusterSparsity,
   type EncoderSpec,
@@ -35,6 +36,8 @@ export type LiveSet = {
   readonly surrogate: boolean;
   /** The table that replaces skipped blocks; undefined with plain skipping. */
   readonly surrogates: SurrogatesId | undefined;
+  /** With the dense model on held-out text, 0 to 1; null when the set does not say. */
+  readonly agreement: number | null;
   readonly centroids: Centroids;
   readonly clusters: readonly LiveCluster[];
 };
@@ -141,6 +144,7 @@ export function decodeMaskSet(stored: StoredMaskSet): LiveSet {
     encoder: set.encoder,
     surrogate: set.surrogate,
     surrogates: set.surrogates as SurrogatesId | undefined,
+    agreement: heldOutAgreement(set),
     centroids: packCentroids(set.clusters.map((cluster) => cluster.centroid)),
     clusters: set.clusters.map((cluster) => ({
       mask: cluster.mask as MaskId,

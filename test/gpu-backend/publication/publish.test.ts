@@ -33,7 +33,7 @@ function maskSet(name: string, skippedLayer = 0): MaskSet {
     reachedSparsity: 0.125,
     surrogate: false,
     learned: {},
-    heldOut: {},
+    heldOut: { learned: { agreement: 0.9 } },
     createdAt: '2026-01-01T00:00:00.000Z',
   };
 }

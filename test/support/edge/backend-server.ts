@@ -158,9 +158,16 @@ async function answer(
       return json(response, 200, {
         id: `chatcmpl-${made.completion}`,
         object: 'chat.completion',
+        ...(entry.body?.logprobs ? { choices: [{ index: 0, logprobs: logprobsOf(entry) }] } : {}),
         ...infoOf(entry, made),
       });
   }
+}
+
+/** The third of four tokens is another one under a mask. */
+function logprobsOf({ body }: Recorded): object {
+  const tokens = ['one', 'two', body?.mask === 'dense' ? 'three' : 'drei', 'four'];
+  return body?.messages === undefined ? { tokens } : { content: tokens.map((token) => ({ token })) };
 }
 
 async function stream(

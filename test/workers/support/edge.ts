@@ -93,7 +93,7 @@ export function makeMaskSet(name: string, change: Partial<MaskSet> = {}): MaskSe
     reachedSparsity: 2 / 12,
     surrogate: false,
     learned: { method: 'by hand' },
-    heldOut: {},
+    heldOut: { learned: { agreement: 0.9 } },
     createdAt: '2026-01-01T00:00:00Z',
     ...change,
   };
