@@ -1,0 +1,161 @@
+/** What is told of a request when it is over, however it ended: one event, with the backend's own counts. */
+import { describe, expect, it, vi } from 'vitest';
+import { type RequestEvent, requestEventSchema } from '../../shared/events.ts';
+import type { Env } from '../../workers/env.ts';
+import { figuresIn } from '../../workers/services/answer-tap.ts';
+import { tokenBounds } from '../../workers/services/token-bounds.ts';
+import { MODEL } from '../support/edge/constants.ts';
+import { CHAT, call, chat, freshIsolate, goLive, newTenant, say } from './support/edge.ts';
+import { limitedTenant } from './support/limits.ts';
+
+/** The queue, seen from the front: what is sent is kept, after as many failures as wanted. */
+function queue(failures = 0) {
+  const sent: RequestEvent[] = [];
+  const tries = { count: 0 };
+  const EVENTS = {
+    send: async (event: unknown) => {
+      if (++tries.count <= failures) throw new Error('the queue is down');
+      sent.push(requestEventSchema.parse(event));
+    },
+  } as unknown as Env['EVENTS'];
+  const event = async (): Promise<RequestEvent> => {
+    await vi.waitFor(() => expect(sent.length).toBeGreaterThan(0), 8_000);
+    return sent[0]!;
+  };
+  return { EVENTS, sent, tries, event };
+}
+
+describe('the event', () => {
+  it('of a stream says what was decided, what it cost and how long it took', async () => {
+    const { tenant, key, keyId } = await newTenant();
+    const { set, version } = await goLive('compass', tenant);
+    const { EVENTS, event } = queue();
+    const before = Date.now();
+    const response = await chat(key, { ...say('east of here'), stream: true }, freshIsolate({ EVENTS }));
+    const text = await response.text();
+    const told = await event();
+    expect(told).toMatchObject({
+      ...{ tenant, key_id: keyId, endpoint: 'chat', model: MODEL.id, stream: true, status: 200 },
+      ...{ mask: set.clusters[1]!.mask, mask_set: 'compass', version, cluster: 1, experiment: 'none' },
+      ...{ error_code: null, fallback: null, counted: true, prompt_tokens: 3, completion_tokens: 3 },
+      tpot_ms: 15,
+    });
+    expect(told.sparsity).toBeCloseTo(1 / 6);
+    expect(text).toContain(`"id":"chatcmpl-${told.id}.`);
+    expect(told.day).toBe(new Date(told.created_at_ms).toISOString().slice(0, 10));
+    expect(told.created_at_ms).toBeGreaterThanOrEqual(before);
+    expect(told.ttft_ms!).toBeLessThan(told.total_ms - 200);
+  });
+
+  it('of a whole answer has the times that the backend says', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, event } = queue();
+    const body = { model: `${MODEL.id}:dense`, prompt: 'a b c', max_tokens: 5 };
+    const isolate = freshIsolate({ EVENTS });
+    await (await call('POST', '/v1/completions', { key, body }, isolate)).text();
+    expect(await event()).toMatchObject({
+      ...{ endpoint: 'completion', model: MODEL.id, mask: 'dense', fallback: 'requested', stream: false },
+      ...{ prompt_tokens: 3, completion_tokens: 3, ttft_ms: 3, tpot_ms: 15 },
+    });
+  });
+
+  it.each([
+    ['queue-full', false, { status: 429, error_code: 'queue_full', counted: true, completion_tokens: 0 }],
+    ['die', false, { status: 503, error_code: 'backend_unreachable', counted: true, completion_tokens: 0 }],
+    ['html', false, { status: 502, error_code: 'backend_error' }],
+    [
+      'die-mid-stream',
+      true,
+      { status: 200, error_code: 'backend_error', completion_tokens: 2, counted: true },
+    ],
+  ])('of a request that met %s says so', async (user, stream, expected) => {
+    const { key } = await newTenant();
+    const { EVENTS, sent, event } = queue();
+    const response = await chat(key, { ...say('north'), user, stream }, freshIsolate({ EVENTS }));
+    await response.text().catch(() => {});
+    expect(await event()).toMatchObject(expected);
+    expect(sent).toHaveLength(1);
+  });
+
+  it.each([true, false])('of a client that left has what was made for it (stream: %s)', async (stream) => {
+    const { key } = await newTenant();
+    const { EVENTS, sent, event } = queue();
+    const leave = new AbortController();
+    const isolate = freshIsolate({ EVENTS });
+    const answering = chat(
+      key,
+      { ...say('a b'), user: stream ? 'stream-forever' : 'hang', stream },
+      (request) => isolate(new Request(request, { signal: leave.signal })),
+    );
+    if (stream) {
+      const reader = (await answering).body!.getReader();
+      await reader.read();
+      leave.abort();
+      await reader.cancel().catch(() => {});
+    } else {
+      setTimeout(() => leave.abort(), 200);
+      expect((await answering).status).toBe(499);
+    }
+    const told = await event();
+    expect(told).toMatchObject({ status: 499, error_code: 'cancelled', counted: true, prompt_tokens: 2 });
+    expect(told.completion_tokens > 0).toBe(stream);
+    expect(sent).toHaveLength(1);
+  });
+
+  it('is offered again when the queue is down, and the answer waits for none of it', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, tries, event } = queue(2);
+    const started = performance.now();
+    await (await chat(key, say('north'), freshIsolate({ EVENTS }))).text();
+    expect(performance.now() - started).toBeLessThan(1_000);
+    await event();
+    expect(tries.count).toBe(3);
+  });
+
+  it('is not made for a request that never began', async () => {
+    const { key } = await limitedTenant({ requests_per_day: 1, models: [MODEL.id] });
+    const { EVENTS, sent } = queue();
+    const isolate = freshIsolate({ EVENTS });
+    await (await chat(key, {}, isolate)).text();
+    for (const body of [{}, { model: 'other' }, { messages: [] }])
+      await (await chat(key, body, isolate)).text();
+    await vi.waitFor(() => expect(sent).toHaveLength(1));
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(sent).toHaveLength(1);
+  });
+});
+
+describe('what the edge reads off an answer', () => {
+  it('is never what a model wrote', () => {
+    const content = JSON.stringify('"prompt_tokens":9,"completion_tokens":9,"usage":{"prompt_tokens":9}');
+    const honest = '"maskroute":{"decode_ms":4.5,"prompt_tokens":1,"completion_tokens":2}';
+    expect(figuresIn(`{"usage":{},${honest},"choices":[{"text":${content}}]}`)).toEqual({
+      ...{ prompt_tokens: 1, completion_tokens: 2, decode_ms: 4.5, queue_ms: null, prefill_ms: null },
+    });
+    expect(figuresIn(`{"text":${content}}`)).toBeNull();
+    expect(figuresIn('"prompt_tokens":-1,"completion_tokens":2')).toBeNull();
+  });
+});
+
+describe('the bound of a request', () => {
+  const bound = (body: object, context = 1000) =>
+    tokenBounds({ kind: 'chat', body: { ...CHAT, ...body } } as Parameters<typeof tokenBounds>[0], context);
+
+  it('is the bytes of the prompt and the longest answer, and never more than the context', () => {
+    expect(bound({ ...say('x'), max_tokens: 5 })).toMatchObject({
+      prompt_tokens: 41,
+      wanted_tokens: 46,
+      least_tokens: 46,
+    });
+    expect(bound({ ...say('é€😀'), max_tokens: 5 }).prompt_tokens).toBeGreaterThanOrEqual(40 + 2 + 3 + 4);
+    expect(bound({ ...say('x'.repeat(5000)), max_tokens: 5000 })).toMatchObject({
+      prompt_tokens: 1000,
+      wanted_tokens: 2000,
+    });
+    expect(bound({ ...say('x'), n: 3 })).toMatchObject({
+      wanted_tokens: 41 + 3000,
+      least_tokens: 41 + 48,
+      choices: 3,
+    });
+  });
+});
