@@ -46,32 +46,35 @@ export type LearnMasksContext = {
 
 /** @throws MaskrouteError `invalid_data` when no row is long enough to score a mask on. */
 export async function learnMasks(context: LearnMasksContext): Promise<LearnedMasks> {
-  const { bench, prompts, effort } = context;
-  const { everybody, groups } = prompts;
+  const { everybody, groups } = context.prompts;
   context.onStage('one mask');
   if (!isScorable(context, everybody.search))
     throw new MaskrouteError('invalid_data', 'No row is long enough to score a mask on.');
   const one = await learnOne(context);
+  // A single cluster is everybody.
+  const clusters = groups.length === 1 ? [one] : await learnClusters(context, one.mask);
+  return { one, clusters, heldOut: await measureAll(context, one.mask, clusters) };
+}
 
+async function learnClusters(context: LearnMasksContext, one: Mask): Promise<LearnedMask[]> {
+  const { bench, effort } = context;
+  const { everybody, groups } = context.prompts;
   const searches: MaskSearch[] = [];
-  const rowsOf: CalibrationRow[][] = [];
   for (const [cluster, { search }] of groups.entries()) {
     context.onStage('masks', cluster);
-    rowsOf.push([...(isScorable(context, search) ? search : everybody.search)]);
-    searches.push(
-      await searchClusterMask(bench, `cluster ${cluster}`, rowsOf.at(-1)!, one.mask, effort.cluster),
-    );
+    const rows = isScorable(context, search) ? search : everybody.search;
+    searches.push(await searchClusterMask(bench, `cluster ${cluster}`, rows, one, effort.cluster));
   }
   const clusters: LearnedMask[] = [];
   for (const [cluster, { choice }] of groups.entries()) {
     context.onStage('choose', cluster);
     const rows = isScorable(context, choice) ? choice : everybody.choice;
     const on = bench.costOn(`cluster ${cluster} choice`, rows, effort.choicePositions);
-    const candidates = await compareMasks(proposalsFor(cluster, one.mask, searches), on);
+    const candidates = await compareMasks(proposalsFor(cluster, one, searches), on);
     const [{ mask, source }] = candidates as [Candidate, ...Candidate[]];
     clusters.push({ mask, source, candidates, search: searches[cluster]! });
   }
-  return { one, clusters, heldOut: await measureAll(context, one.mask, clusters) };
+  return clusters;
 }
 
 async function learnOne({ bench, prompts, effort }: LearnMasksContext): Promise<LearnedMask> {

@@ -148,7 +148,7 @@ async function newestChange(paths: readonly string[]): Promise<Date> {
   return new Date(Math.max(...changes));
 }
 
-/** Everything that results depend on. Threads count: products are summed in pieces, one a thread. */
+/** Everything that results depend on; how many threads compute them does not change a bit. */
 async function journalKey(options: LearnOptions, encoder: MaskSet['encoder']): Promise<string> {
   const { manifest } = options.model;
   const inputs = {
@@ -163,7 +163,6 @@ async function journalKey(options: LearnOptions, encoder: MaskSet['encoder']): P
     effort: options.effort ?? LEARN_EFFORT,
     name: options.name,
     seed: options.seed ?? SEED,
-    threads: options.encoderOptions.threads,
     encoder,
   };
   return createHash('sha256').update(canonicalJson(inputs)).digest('hex');

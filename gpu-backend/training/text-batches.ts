@@ -7,6 +7,8 @@ import { scoredPositions } from '../calibration/samples.ts';
 import type { GateBatch, TextBatch } from './batch.ts';
 
 export type SampleBatch = TextBatch & {
+  readonly tokenIds: Int32Array;
+  readonly scoredRows: Int32Array;
   /** The text's own next token at every scored position, `[R]`. */
   readonly nextIds: Int32Array;
 };
