@@ -1,11 +1,12 @@
 /** `publish` and `rollback`: the command line in front of gpu-backend/publication. */
-import type { Command } from 'commander';
+import { type Command, InvalidArgumentError } from 'commander';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { readDevFile } from '../dev/dev-file.ts';
 import { maskrouteHome } from '../home.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
 import { readMaskSet } from '../publication/mask-set-file.ts';
 import { publishMaskSet, rollBack } from '../publication/publish.ts';
+import { parseSchedule, type ScheduleFlags } from '../publication/schedule.ts';
 
 type EdgeFlags = { readonly edge?: string; readonly tenant: string };
 
@@ -20,11 +21,21 @@ export function addPublicationCommands(program: Command): void {
     .option('--edge <url>', 'the edge (default: a running "npm start")')
     .option('--tenant <tenant>', 'whose set it is (default: every tenant without its own)', '')
     .option('--activate', 'make it live', false)
+    .option('--at <time>', 'not before this time, like 2026-01-31T09:00:00Z')
+    .option('--rollout <steps>', 'by and by: 1%:10m,10%:1h is 1 % of conversations for 10 minutes, and so on')
+    .option('--max-error-rate <share>', 'roll back by itself when more requests fail, 0 to 1', number)
+    .option('--max-slowdown <ratio>', 'roll back by itself when a token takes more times as long', number)
+    .option('--max-token-ms <ms>', 'roll back by itself when a token takes longer on average', number)
+    .option('--min-requests <count>', 'how many requests such a decision takes (default: 100)', number)
     .addHelpText('after', KEY_HELP)
-    .action(async (file: string, flags: EdgeFlags & { activate: boolean }) => {
+    .action(async (file: string, flags: EdgeFlags & { activate: boolean } & ScheduleFlags) => {
+      const schedule = parseSchedule(flags);
+      if (!flags.activate && Object.keys(schedule).length > 0) {
+        throw new MaskrouteError('invalid_argument', 'A schedule or bounds go with --activate.');
+      }
       const set = await readMaskSet(file);
       const client = await adminClient(flags.edge);
-      const { version, state, replacedVersion } = await publishMaskSet(client, set, flags);
+      const { version, state, replacedVersion } = await publishMaskSet(client, set, { ...flags, schedule });
       const replaced = replacedVersion === null ? '' : ` in place of ${replacedVersion}`;
       console.log(`${set.name} ${version}: ${STATES[state]}${replaced} at ${client.edge}`);
     });
@@ -42,9 +53,16 @@ export function addPublicationCommands(program: Command): void {
     });
 }
 
+function number(text: string): number {
+  const value = Number(text);
+  if (text.trim() !== '' && Number.isFinite(value)) return value;
+  throw new InvalidArgumentError('expected a number');
+}
+
 const STATES = {
   stored: 'stored, not live (--activate makes it so)',
   activated: 'live',
+  scheduled: 'goes live as scheduled',
   already_live: 'is live already',
 };
 

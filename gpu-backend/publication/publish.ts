@@ -3,7 +3,9 @@
  * step may be repeated; two publishers at once get a `conflict`, never a mixture.
  */
 import {
+  type LivePublication,
   listSchema,
+  livePublicationSchema,
   maskSetSummarySchema,
   type Publication,
   publicationSchema,
@@ -12,11 +14,15 @@ import {
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
 import type { AdminClient } from './admin-client.ts';
+import type { PublishSchedule } from './schedule.ts';
 
 export type PublishOutcome = {
   readonly version: string;
-  /** `stored`: not live; `activated`: live since now; `already_live`: nothing was changed. */
-  readonly state: 'stored' | 'activated' | 'already_live';
+  /**
+   * `stored`: not live; `activated`: live since now; `scheduled`: not seen by everyone yet; `already_live`:
+   * nothing was changed.
+   */
+  readonly state: 'stored' | 'activated' | 'scheduled' | 'already_live';
   readonly replacedVersion: string | null;
 };
 
@@ -24,25 +30,29 @@ export type PublishOutcome = {
 export async function publishMaskSet(
   client: AdminClient,
   set: MaskSet,
-  options: { readonly tenant: string; readonly activate: boolean },
+  options: { readonly tenant: string; readonly activate: boolean; readonly schedule?: PublishSchedule },
 ): Promise<PublishOutcome> {
-  const { tenant, activate } = options;
+  const { tenant, activate, schedule } = options;
   const version = maskSetVersion(set);
   const live = await livePublication(client, tenant);
   await client.request(
     { method: 'POST', path: `/mask-sets${tenantQuery(tenant)}`, body: set },
     maskSetSummarySchema,
   );
-  if (live?.version === version) return { version, state: 'already_live', replacedVersion: null };
-
-  const body = { version, tenant, activate, expected_version: live?.version ?? null };
+  // One that only some see yet goes live for everyone, or by another schedule.
+  if (live?.version === version && live.share === 1) {
+    return { version, state: 'already_live', replacedVersion: null };
+  }
+  const body = { version, tenant, activate, expected_version: live?.version ?? null, ...schedule };
   const request = { method: 'POST', path: '/publications', body } as const;
   if (!activate) {
     await client.request(request, publishCheckSchema);
     return { version, state: 'stored', replacedVersion: null };
   }
   const publication = await client.request(request, publicationSchema);
-  return { version, state: 'activated', replacedVersion: publication.replaced_version };
+  const isGradual = publication.rollout.length > 0 || publication.activate_at > publication.created_at;
+  const state = isGradual ? 'scheduled' : 'activated';
+  return { version, state, replacedVersion: publication.replaced_version };
 }
 
 /** Makes the version live that was live before. @throws MaskrouteError `conflict` when nothing came before. */
@@ -52,12 +62,15 @@ export async function rollBack(client: AdminClient, tenant: string): Promise<Pub
   return client.request({ method: 'POST', path: '/publications/rollback', body }, publicationSchema);
 }
 
-/** `undefined` when nothing is live. */
-export async function livePublication(client: AdminClient, tenant: string): Promise<Publication | undefined> {
+/** `undefined` when nothing was published. */
+export async function livePublication(
+  client: AdminClient,
+  tenant: string,
+): Promise<LivePublication | undefined> {
   try {
     return await client.request(
       { method: 'GET', path: `/publications/live${tenantQuery(tenant)}` },
-      publicationSchema,
+      livePublicationSchema,
     );
   } catch (error) {
     if (error instanceof MaskrouteError && error.code === 'not_found') return undefined;

@@ -11,6 +11,7 @@ import { ensurePreset } from '../../../gpu-backend/dev/seed.ts';
 import { type AdminClient, createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
 import { readMaskSet } from '../../../gpu-backend/publication/mask-set-file.ts';
 import { livePublication, publishMaskSet, rollBack } from '../../../gpu-backend/publication/publish.ts';
+import { parseSchedule } from '../../../gpu-backend/publication/schedule.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../../shared/mask-set.ts';
@@ -92,6 +93,26 @@ describe('a mask set', () => {
     expect(await liveVersion()).toBe(maskSetVersion(first));
   });
 
+  test('goes live by a schedule, and for everyone when it is published again without one', async () => {
+    const [before, after] = [maskSet('before'), maskSet('after', 2)];
+    await publishMaskSet(client, before, DEFAULT);
+    const schedule = parseSchedule({ rollout: '1%:10m, 10%:1h', maxErrorRate: 0.05, minRequests: 20 });
+    const outcome = await publishMaskSet(client, after, { ...DEFAULT, schedule });
+    expect(outcome).toMatchObject({ state: 'scheduled', replacedVersion: maskSetVersion(before) });
+    expect(await livePublication(client, '')).toMatchObject({
+      rollout: [
+        { share: 0.01, duration_s: 600 },
+        { share: 0.1, duration_s: 3600 },
+      ],
+      auto_rollback: { error_rate_max: 0.05, requests_min: 20 },
+      share: 0.01,
+      base_version: maskSetVersion(before),
+    });
+    expect(await publishMaskSet(client, after, DEFAULT)).toMatchObject({ state: 'activated' });
+    expect(await livePublication(client, '')).toMatchObject({ share: 1, version: maskSetVersion(after) });
+    expect(await publishMaskSet(client, after, DEFAULT)).toMatchObject({ state: 'already_live' });
+  });
+
   test('made for another encoder is refused with the reason', async () => {
     const set = maskSet('other-encoder');
     const other = { ...set, encoder: { ...set.encoder, revision: 'another' } };
@@ -128,6 +149,22 @@ describe('the preset of a fresh start', () => {
     await publishMaskSet(client, own, DEFAULT);
     expect(await ensurePreset(client, maskSet('preset', 1))).toBe('kept_other');
     expect(await liveVersion()).toBe(maskSetVersion(own));
+  });
+});
+
+test.each([
+  [{ at: 'tomorrow' }, /--at/],
+  [{ at: '2026-01-01T00:00:00' }, /--at/],
+  [{ rollout: '10:1h' }, /--rollout/],
+  [{ rollout: '10%' }, /--rollout/],
+  [{ minRequests: 5 }, /--min-requests/],
+])('a schedule that nobody can follow is refused: %j', (flags, reason) => {
+  expect(() => parseSchedule(flags)).toThrow(reason);
+});
+
+test('a time is taken with its zone', () => {
+  expect(parseSchedule({ at: '2026-01-01T01:00:00+01:00' })).toEqual({
+    activate_at: '2026-01-01T00:00:00.000Z',
   });
 });
 
