@@ -177,6 +177,50 @@ describe('a client that hangs up', () => {
   }
 });
 
+describe('the account', () => {
+  const admin = async (method: string, path: string, body?: object) => {
+    const response = await fetch(`${product.dev.edge}/admin/v1${path}`, {
+      method,
+      headers: { authorization: `Bearer ${product.dev.adminKey}`, 'content-type': 'application/json' },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    });
+    expect(response.ok, `${method} ${path}`).toBe(true);
+    return (await response.json()) as { key: string; data: Record<string, number>[] };
+  };
+
+  test('of a tenant is what its requests cost, by budget and by usage, hung up on or not', async () => {
+    await admin('POST', '/tenants', { id: 'counted', name: 'Counted', tokens_per_day: 100_000 });
+    const { key } = await admin('POST', '/keys', { tenant: 'counted', name: 'e2e' });
+    const client = product.client.withOptions({ apiKey: key });
+    const body = { model: product.dev.model, messages: messagesOf(PROMPT), max_completion_tokens: 12 };
+    const whole = await client.chat.completions.create(body);
+    const stream = await client.chat.completions.create({ ...body, stream: true });
+    for await (const _chunk of stream);
+    const endless = { ...body, max_completion_tokens: 1500, stream: true, ignore_eos: true } as const;
+    const left = await client.chat.completions.create(endless);
+    let chunks = 0;
+    for await (const _chunk of left) if (++chunks === 10) break;
+    left.controller.abort();
+
+    const usage = await vi.waitFor(
+      async () => {
+        const [row] = (await admin('GET', '/usage?tenant=counted')).data;
+        expect(row).toMatchObject({ requests: 3, errors: 1 });
+        return row!;
+      },
+      { timeout: 15_000, interval: 250 },
+    );
+    expect(usage.prompt_tokens).toBe(3 * whole.usage!.prompt_tokens);
+    expect(usage.completion_tokens).toBeGreaterThanOrEqual(2 * whole.usage!.completion_tokens + chunks - 1);
+    expect(usage.completion_tokens).toBeLessThan(2 * whole.usage!.completion_tokens + 100);
+    const [budget] = (await admin('GET', '/tenants/counted/budget')).data;
+    expect(budget).toMatchObject({
+      limit: 100_000,
+      used: usage.prompt_tokens! + usage.completion_tokens!,
+    });
+  });
+});
+
 describe('the other endpoints', () => {
   test('models come with their dense twins', async () => {
     const ids = (await product.client.models.list()).data.map((model) => model.id);
