@@ -8,8 +8,9 @@
  */
 import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
-import { clusterRows, informationBits, kindTable } from '../calibration/cluster.ts';
+import { embedRows, informationBits, kindTable } from '../calibration/cluster.ts';
 import { openEncoder } from '../calibration/encoders.ts';
+import { kMeans, packPoints } from '../calibration/kmeans.ts';
 import { permutation, seededRandom } from '../calibration/random.ts';
 import { type CalibrationRow, readData } from '../calibration/read-data.ts';
 import { maskrouteHome } from '../home.ts';
@@ -31,10 +32,11 @@ const results: { encoder: string; clusters: number; bits: number; standardError:
 for (const name of values.encoder) {
   const hooks = { onProgress: () => {}, log: (line: string) => console.error(line) };
   const open = await openEncoder(name, { home: maskrouteHome(), threads: availableParallelism(), hooks });
+  const points = packPoints(await embedRows(kinds.rows, open.encoder));
   for (const clusters of values.clusters.map(Number)) {
     const bits: number[] = [];
     for (let seed = 1; seed <= Number(values.seeds); seed++) {
-      const { assignment } = await clusterRows(kinds.rows, open.encoder, clusters, seed);
+      const { assignment } = kMeans(points, { clusterCount: clusters, seed });
       bits.push(informationBits(kindTable(kinds.rows, assignment, clusters)));
     }
     results.push({ encoder: name, clusters, ...meanAndError(bits) });

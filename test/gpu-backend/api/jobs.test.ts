@@ -1,0 +1,159 @@
+/** Learning as a job over HTTP: a real backend over a tiny model, the real command line beside it, killed half-way. */
+import { spawn } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { type Job, jobSchema, type UploadedData } from '../../../shared/jobs.ts';
+import { maskSetSchema } from '../../../shared/mask-set.ts';
+import { importTokenKey, signToken } from '../../../shared/service-token.ts';
+import { installTinyModel } from '../../support/tiny-model.ts';
+import { writeSmallData } from '../pipeline/small-run.ts';
+import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
+
+const LEARN_TIMEOUT_ms = 120_000;
+let home = '';
+let files: string[] = [];
+let backend: { url: string; kill(signal: NodeJS.Signals): Promise<void> };
+
+beforeAll(async () => {
+  home = await mkdtemp(join(tmpdir(), 'maskroute-job-api-'));
+  const { manifest } = await installTinyModel(join(home, 'models', 'tiny'), 'q8', { contextTokens: 128 });
+  await writeFile(join(home, 'models', 'tiny', 'model.json'), JSON.stringify(manifest));
+  files = await writeSmallData(join(home, 'data'));
+  backend = await serve();
+}, 60_000);
+afterAll(async () => {
+  await backend?.kill('SIGKILL');
+  await rm(home, { recursive: true, force: true });
+});
+
+/** `maskroute serve` as a process. */
+async function serve(): Promise<typeof backend> {
+  const child = spawn(process.execPath, ['gpu-backend/cli.ts', 'serve', '--model', 'tiny'], {
+    env: { ...process.env, MASKROUTE_HOME: home, MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: '0' },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  let output = '';
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    output += text;
+  });
+  const exit = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+  const url = () => /"url":"([^"]+)"/.exec(output)?.[1];
+  await eventually(() => url() !== undefined, 30_000);
+  return {
+    url: url()!,
+    async kill(signal) {
+      child.kill(signal);
+      await exit;
+    },
+  };
+}
+
+const call = (method: string, path: string, body?: unknown, key = BACKEND_KEY) =>
+  fetch(backend.url + path, {
+    method,
+    headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
+    ...(body === undefined ? {} : { body: typeof body === 'string' ? body : JSON.stringify(body) }),
+  });
+async function answer<T>(response: Promise<Response>, status: number): Promise<T> {
+  const got = await response;
+  const text = await got.text();
+  expect(got.status, text).toBe(status);
+  return JSON.parse(text);
+}
+const job = async (id: string) => jobSchema.parse(await answer(call('GET', `/v1/jobs/${id}`), 200));
+
+async function createJob(): Promise<Job> {
+  const data = await Promise.all(
+    files.map(async (file) => {
+      const name = file.endsWith('sums.jsonl') ? 'sums' : 'trips';
+      const upload = call('POST', `/v1/jobs/data?name=${name}`, readFileSync(file, 'utf8'));
+      const { id } = JSON.parse(await (await upload).text()) as UploadedData;
+      return { upload: id };
+    }),
+  );
+  const request = { kind: 'learn', data, clusters: 1, sparsity: 0.25, rows: 10, name: 'small' };
+  return await answer(call('POST', '/v1/jobs', request), 202);
+}
+
+describe('a learning job', () => {
+  it(
+    'learns while the backend serves, goes on after the backend was killed, and gives its mask set',
+    async () => {
+      const { id } = await createJob();
+      await eventually(async () => (await job(id)).progress !== null, LEARN_TIMEOUT_ms);
+      const chat = { model: 'tiny', messages: [{ role: 'user', content: 'hi' }], max_tokens: 4 };
+      expect((await call('POST', '/v1/chat/completions', chat)).status).toBe(200);
+
+      await backend.kill('SIGKILL');
+      expect(existsSync(join(home, 'jobs', id, 'out', 'mask-set.json'))).toBe(false);
+      backend = await serve();
+
+      const stream = await call('GET', `/v1/jobs/${id}/events`);
+      expect(stream.headers.get('content-type')).toMatch(/^text\/event-stream/);
+      const { events } = parseSse(await stream.text());
+      expect(events.every(({ event }) => event === 'job')).toBe(true);
+      const last = jobSchema.parse(JSON.parse(events.at(-1)!.data));
+      expect(last).toMatchObject({ status: 'succeeded', starts: 2, error: null });
+
+      const set = maskSetSchema.parse(await answer(call('GET', `/v1/jobs/${id}/mask-set`), 200));
+      expect(set).toMatchObject({ name: 'small', targetSparsity: 0.25 });
+      expect(set.clusters).toHaveLength(1);
+      expect(await answer(call('GET', `/v1/jobs/${id}/report`), 200)).toHaveProperty('clusters');
+      expect(await answer<{ data: Job[] }>(call('GET', '/v1/jobs'), 200)).toMatchObject({ data: [{ id }] });
+    },
+    LEARN_TIMEOUT_ms,
+  );
+
+  it(
+    'is cancelled within seconds',
+    async () => {
+      const { id } = await createJob();
+      await eventually(async () => (await job(id)).progress !== null, LEARN_TIMEOUT_ms);
+      expect(await answer(call('POST', `/v1/jobs/${id}/cancel`), 200)).toMatchObject({ status: 'cancelled' });
+      await answer(call('GET', `/v1/jobs/${id}/mask-set`), 409);
+    },
+    LEARN_TIMEOUT_ms,
+  );
+});
+
+describe('the endpoints', () => {
+  it('are for holders of the backend key', async () => {
+    const now_s = Math.floor(Date.now() / 1000);
+    const claims = { tenant: 'acme', issuedAt_s: now_s, expiresAt_s: now_s + 60, edge: '' };
+    for (const [method, path] of [
+      ['GET', '/v1/jobs'],
+      ['POST', '/v1/jobs'],
+      ['POST', '/v1/jobs/data'],
+      ['GET', '/v1/jobs/data'],
+    ] as const) {
+      const nonce = `nonce-${method}-${path}`;
+      const token = await signToken(await importTokenKey(BACKEND_KEY), { ...claims, nonce });
+      expect((await call(method, path, method === 'POST' ? {} : undefined, token)).status).toBe(403);
+      expect((await call(method, path, method === 'POST' ? {} : undefined, 'wrong')).status).toBe(401);
+    }
+  });
+
+  it.each([
+    [{}, 400],
+    [{ kind: 'learn', data: [], clusters: 2, sparsity: 0.1 }, 400],
+    [{ kind: 'learn', data: [{ upload: 'x' }], clusters: 2, sparsity: 0.1 }, 400],
+    [{ kind: 'learn', data: [{ path: '/etc/passwd' }], clusters: 2, sparsity: 0.1 }, 403],
+    [{ kind: 'learn', data: [{ upload: `data_${'0'.repeat(24)}` }], clusters: 2, sparsity: 0.1 }, 404],
+    [{ kind: 'learn', data: [{ upload: `data_${'0'.repeat(24)}` }], clusters: 2, sparsity: 1 }, 400],
+    ['{', 400],
+  ])('refuse %j with %i', async (body, status) => {
+    expect((await call('POST', '/v1/jobs', body)).status).toBe(status);
+  });
+
+  it('know no other job, name or data', async () => {
+    for (const path of ['', '/events', '/mask-set', '/report']) {
+      await answer(call('GET', `/v1/jobs/job_0${path}`), 404);
+    }
+    await answer(call('POST', '/v1/jobs/data?name=../x', '{}'), 400);
+    await answer(call('POST', '/v1/jobs/data', ''), 400);
+    await answer(call('DELETE', '/v1/jobs/data/data_0'), 404);
+  });
+});
