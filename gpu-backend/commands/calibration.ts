@@ -4,9 +4,11 @@ import path from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { BLOCK_COUNT_MAX } from '../../shared/mask.ts';
+import type { Scored } from '../calibration/samples.ts';
 import { maskrouteHome } from '../home.ts';
 import type { InstalledModel } from '../model/store.ts';
-import type { BlockCost } from '../pipeline/settings.ts';
+import type { BlockCost, TargetKind } from '../pipeline/settings.ts';
+import { LEARN_EFFORT } from '../pipeline/settings.ts';
 import type { CountRange } from '../training/budget.ts';
 import { interruptible, share, wholeNumber } from './arguments.ts';
 import { createProgressReporter } from './progress.ts';
@@ -26,6 +28,8 @@ type LearnFlags = {
   readonly attention?: CountRange;
   readonly ffn?: CountRange;
   readonly surrogate?: boolean;
+  readonly loss: TargetKind;
+  readonly score: Scored;
   readonly encoder: string;
   readonly out: string;
   readonly name?: string;
@@ -62,6 +66,19 @@ export function addCalibrationCommands(program: Command): void {
     )
     .option('--no-surrogate', 'learn with holes')
     .requiredOption('--out <folder>', 'gets mask-set.json, report.json and report.html')
+    .addOption(
+      new Option('--loss <kind>', "what masks are held against: the dense model's distributions, or the text")
+        .choices(['dense', 'next-token'])
+        .default(LEARN_EFFORT.targets),
+    )
+    .addOption(
+      new Option(
+        '--score <what>',
+        'the positions that count: all that prompts do not share, or answers alone',
+      )
+        .choices(['all', 'answers'])
+        .default(LEARN_EFFORT.scored),
+    )
     .option('--encoder <name>', 'what embeds: static, a .bin table, all-minilm-l6-v2, or a folder', 'static')
     .option('--name <name>', "the mask set's own name (default: the folder's)")
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
@@ -96,6 +113,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     encoderOptions: { home, threads: availableParallelism(), hooks },
     out: flags.out,
     name: flags.name ?? path.basename(path.resolve(flags.out)),
+    effort: { ...LEARN_EFFORT, targets: flags.loss, scored: flags.score },
     ...{ rowsMax: flags.rows, seed: flags.seed, signal },
     onProgress(progress) {
       if (!('done' in progress)) return hooks.log(STAGE_LINES[progress.stage]);
@@ -106,6 +124,8 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     stages.stop();
     stopHooks();
   });
+  const { writeReportHtml } = await import('../evaluation/report/write-report.ts');
+  await writeReportHtml(flags.out);
   if (report.routing.collapse !== null) console.error(`Routing has collapsed: ${report.routing.collapse}.`);
   for (const [index, cluster] of report.clusters.entries()) {
     const out = [...cluster.skipAttention.map((l) => `A${l}`), ...cluster.skipFfn.map((l) => `F${l}`)];
