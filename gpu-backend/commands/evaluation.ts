@@ -1,7 +1,7 @@
 /** `evaluate`: learned masks against dense and every static baseline. The last line is one JSON object. */
 import { mkdir } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
 import { STATIC_ENCODER_ID } from '../../shared/embedding/static-encoder.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
@@ -45,8 +45,6 @@ type EvaluateFlags = {
 const TASKS_HELP =
   'multiple choice: TASK=FILE with openbookqa, winogrande, hellaswag, piqa, arc_easy or arc_challenge';
 
-export const EVALUATION_FILE = 'evaluation.json';
-
 export function addEvaluationCommand(program: Command): void {
   program
     .command('evaluate')
@@ -79,7 +77,7 @@ export function addEvaluationCommand(program: Command): void {
     .option('--rounds <count>', 'interleaved rounds whose median is the time', wholeNumber(1), 5)
     .option('--threads <count>', 'of the engine', wholeNumber(1, 1024), availableParallelism())
     .option('--seed <number>', 'equal seeds score equal rows', wholeNumber(0), 1)
-    .option('--out <folder>', `gets ${EVALUATION_FILE} and report.html`)
+    .option('--out <folder>', 'gets evaluation.json and report.html')
     .option('--json', 'nothing but the JSON line', false)
     .action((flags: EvaluateFlags) => interruptible((signal) => runEvaluate(flags, signal)));
 }
@@ -90,7 +88,7 @@ async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<v
   const evaluation = await evaluate(await toOptions(flags, stages.update, signal)).finally(stages.stop);
   const { formatEvaluation } = await import('../evaluation/format.ts');
   if (!flags.json) console.log(formatEvaluation(evaluation));
-  if (flags.out !== undefined) await writeOut(flags.out, evaluation);
+  if (flags.out !== undefined) await writeOut(flags.out, flags.maskSet, evaluation);
   console.log(JSON.stringify(evaluation));
 }
 
@@ -139,10 +137,16 @@ function flavoursOf(
   return choice === 'with' ? [table] : [null, table];
 }
 
-async function writeOut(folder: string, evaluation: Evaluation): Promise<void> {
+/** With the learning run's pictures where its report lies beside a mask set. */
+async function writeOut(folder: string, maskSets: readonly string[], evaluation: Evaluation): Promise<void> {
   const { writeWhole } = await import('../write-whole.ts');
+  const { EVALUATION_FILE, writeReportHtml } = await import('../evaluation/report/write-report.ts');
   await mkdir(folder, { recursive: true });
   await writeWhole(join(folder, EVALUATION_FILE), `${JSON.stringify(evaluation, null, 1)}\n`);
+  await writeReportHtml(
+    folder,
+    maskSets.map((file) => dirname(file)),
+  );
 }
 
 function baselineNames(text: string): readonly Baseline[] {
