@@ -1,0 +1,170 @@
+/**
+ * The edge in workerd over two real backends, each a process of its own with the real model: one is killed in the
+ * middle of an answer, then both are gone. Before that, the edge routes by the encoder that the backends run.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, rm, symlink } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import OpenAI from 'openai';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { type Edge, startEdge } from '../../gpu-backend/dev/edge.ts';
+import { fetchFullEncoder } from '../../gpu-backend/encoder/full-encoder.ts';
+import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/default-model.ts';
+import { BACKEND_HEADERS } from '../../shared/backends.ts';
+import { dryRunSchema } from '../../shared/dry-run.ts';
+import { encoderListSchema } from '../../shared/embeddings.ts';
+import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../shared/mask.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
+import { ADMIN_KEY, BACKEND_KEY } from '../support/edge/constants.ts';
+import { installedModel, testHome } from '../support/installed-model.ts';
+
+const READY_WITHIN_ms = 60_000;
+type Backend = { readonly id: string; readonly url: string; readonly child: ChildProcess };
+
+let home = '';
+let edge: Edge;
+let client: OpenAI;
+const backends: Backend[] = [];
+
+async function serve(id: string): Promise<Backend> {
+  const child = spawn(process.execPath, ['gpu-backend/cli.ts', 'serve', '--model', DEFAULT_MODEL], {
+    env: { ...process.env, MASKROUTE_HOME: home, MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: '0' },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  let output = '';
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    output += text;
+  });
+  const url = () => /"url":"([^"]+)"/.exec(output)?.[1];
+  await vi.waitFor(() => expect(url()).toBeDefined(), READY_WITHIN_ms);
+  return { id, url: url()!, child };
+}
+
+async function admin(path: string, body: object): Promise<Record<string, string>> {
+  const response = await fetch(`${edge.url}/admin/v1${path}`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${ADMIN_KEY}`, 'content-type': 'application/json' },
+    body: JSON.stringify(body),
+  });
+  const text = await response.text();
+  expect(response.status, text).toBe(201);
+  return JSON.parse(text);
+}
+
+beforeAll(async () => {
+  await fetchFullEncoder(testHome, { onProgress: () => {}, log: () => {} });
+  home = await mkdtemp(join(tmpdir(), 'maskroute-backends-'));
+  for (const folder of ['models', 'sources']) await symlink(join(testHome, folder), join(home, folder));
+  for (const id of ['one', 'two']) backends.push(await serve(id));
+  edge = await startEdge({
+    projectFolder: resolve('.'),
+    stateFolder: undefined,
+    port: 0,
+    bindings: {
+      BACKEND_URL: backends[0]!.url,
+      BACKEND_KEY,
+      ADMIN_KEY,
+      ENCODER: 'backend',
+      EMBED_TIMEOUT_MS: '5000',
+    },
+  });
+  for (const { id, url } of backends) await admin('/backends', { id, url });
+  await admin('/tenants', { id: 'acme', name: 'acme' });
+  const { key } = await admin('/keys', { tenant: 'acme', name: 'acme' });
+  client = new OpenAI({ baseURL: `${edge.url}/v1`, apiKey: key!, maxRetries: 0 });
+}, 2 * READY_WITHIN_ms);
+
+afterAll(async () => {
+  await edge?.close();
+  for (const { child } of backends) child.kill('SIGKILL');
+  if (home !== '') await rm(home, { recursive: true, force: true });
+});
+
+/** Two clusters in the space of the backends' encoder, around one text each. */
+async function maskSetOf(texts: readonly string[]): Promise<MaskSet> {
+  const { hash } = (await installedModel()).manifest;
+  const direct = new OpenAI({ baseURL: `${backends[0]!.url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 });
+  const { data } = await direct.embeddings.create({ model: 'all-minilm-l6-v2', input: [...texts] });
+  const list = await fetch(`${backends[0]!.url}/v1/encoders`, {
+    headers: { authorization: `Bearer ${BACKEND_KEY}` },
+  });
+  const [entry] = encoderListSchema.parse(await list.json()).data;
+  return {
+    format: 'maskroute-mask-set-v1',
+    name: 'two-texts',
+    model: { name: DEFAULT_MODEL, hash, blockCount: 60 },
+    encoder: entry!.encoder,
+    clusters: data.map(({ embedding }, index) => {
+      const mask = maskFromSkippedLayers(60, { skipAttention: [10 + index], skipFfn: [20 + index] });
+      return {
+        ...{ centroid: embedding, bits: maskBits(mask), mask: maskId(hash as ModelHash, mask) },
+        ...{ share: 0.5, label: texts[index]! },
+      };
+    }),
+    ...{ targetSparsity: 2 / 60, reachedSparsity: 2 / 60, surrogate: false, learned: { method: 'by hand' } },
+    heldOut: { learned: { agreement: 0.9 } },
+    createdAt: '2026-01-01T00:00:00Z',
+  };
+}
+
+const chat = (content: string, max_tokens: number) => ({
+  model: DEFAULT_MODEL,
+  messages: [{ role: 'user' as const, content }],
+  max_tokens,
+});
+
+describe('two backends', () => {
+  it('embed what the edge routes by', async () => {
+    const set = await maskSetOf(['How do I cook rice?', 'Prove that the square root of two is irrational.']);
+    const { version } = await admin('/mask-sets', set);
+    await admin('/publications', { version });
+    for (const [content, cluster] of [
+      ['What is the best way to boil rice?', 0],
+      ['Show that the root of three is no fraction.', 1],
+    ] as const) {
+      const response = await fetch(`${edge.url}/v1/route`, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${client.apiKey}`, 'content-type': 'application/json' },
+        body: JSON.stringify(chat(content, 1)),
+      });
+      const decision = dryRunSchema.parse(await response.json());
+      expect(decision.maskroute).toMatchObject({ cluster, fallback: null, version });
+      expect(decision.encoder).toEqual(set.encoder);
+    }
+  });
+
+  it('one killed in the middle of an answer: the client is told, and the other one goes on', async () => {
+    const { data: stream, response } = await client.chat.completions
+      .create({ ...chat('Tell me a long story.', 2000), stream: true, ignore_eos: true } as never)
+      .withResponse();
+    const id = response.headers.get(BACKEND_HEADERS.backend);
+    const { child } = backends.find((backend) => backend.id === id)!;
+    let chunks = 0;
+    const read = async () => {
+      for await (const _chunk of stream as unknown as AsyncIterable<unknown>) {
+        if (++chunks !== 5) continue;
+        child.kill('SIGKILL');
+        await once(child, 'exit');
+      }
+    };
+    await expect(read()).rejects.toMatchObject({ code: 'backend_error' });
+    expect(chunks).toBeGreaterThanOrEqual(5);
+    for (let i = 0; i < 3; i++) {
+      const next = await client.chat.completions.create(chat('How do I cook rice?', 3)).withResponse();
+      expect(next.response.headers.get(BACKEND_HEADERS.backend)).not.toBe(id);
+    }
+  });
+
+  it('both gone: 503 soon, with Retry-After', async () => {
+    for (const { child } of backends) child.kill('SIGKILL');
+    await vi.waitFor(() => expect(backends.every(({ child }) => child.signalCode !== null)).toBe(true));
+    const started_ms = performance.now();
+    const failed = client.chat.completions.create(chat('How do I cook rice?', 3));
+    await expect(failed).rejects.toMatchObject({ status: 503, code: 'backend_unreachable' });
+    expect(performance.now() - started_ms).toBeLessThan(5_000);
+    const response = await failed.catch((error: { headers: Headers }) => error);
+    expect(Number((response as { headers: Headers }).headers.get('retry-after'))).toBeGreaterThanOrEqual(1);
+  });
+});
