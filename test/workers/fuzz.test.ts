@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { beforeAll, expect, it } from 'vitest';
 import { ADMIN_KEY } from '../support/edge/constants.ts';
 import { CHAT, call, errorCode, freshIsolate, goLive, makeMaskSet, newTenant } from './support/edge.ts';
+import { limitedTenant } from './support/limits.ts';
 
 /** Called directly: the test runtime's own door gets slower with every request. */
 const isolate = freshIsolate();
@@ -63,6 +64,23 @@ it('completions', async () => {
   );
 });
 
+it('completions that a backend answers, of a tenant with limits', async () => {
+  const body = { ...CHAT, ...optionalFields, stream: true, max_tokens: 3, user: 'u' };
+  const legacy = { model: CHAT.model, prompt: ['x', 'y'], max_tokens: 2, n: 2, logprobs: 1 };
+  const requests = fc.oneof(
+    fc.tuple(fc.constant('/v1/chat/completions'), damaged(body)),
+    fc.tuple(fc.constant('/v1/completions'), damaged(legacy)),
+    fc.tuple(fc.constant('/v1/feedback'), damaged({ id: 'chatcmpl-1', rating: 1, comment: 'x' })),
+  );
+  const limited = await limitedTenant({ tokens_per_day: 1e12, sparsity_max: 0.5, models: [CHAT.model] });
+  await fc.assert(
+    fc.asyncProperty(requests, async ([path, body]) => {
+      await expectReason(await call('POST', path, { key: limited.key, body: JSON.stringify(body) }, isolate));
+    }),
+    { ...RUNS, numRuns: 100 },
+  );
+}, 60_000);
+
 it('texts that are no JSON', async () => {
   await fc.assert(
     fc.asyncProperty(fc.uint8Array({ maxLength: 100 }), async (body) => {
@@ -75,7 +93,11 @@ it('texts that are no JSON', async () => {
 it('the admin API', async () => {
   const bodies = (valid: object) => fc.oneof(json, damaged(valid));
   const requests = fc.oneof(
-    fc.tuple(fc.constant('/tenants'), bodies({ id: 'a', name: 'a', routing_policy: 'last_user' })),
+    fc.tuple(
+      fc.constant('/tenants'),
+      bodies({ id: 'a', name: 'a', routing_policy: 'last_user', models: ['m'], tokens_per_day: 1 }),
+    ),
+    fc.tuple(fc.constant('/keys/k_1/rotate'), bodies({ overlap_s: 1, expires_at: '2030-01-01T00:00:00Z' })),
     fc.tuple(fc.constant('/keys'), bodies({ kind: 'tenant', tenant: 'tenant-1', name: 'x' })),
     fc.tuple(fc.constant('/mask-sets'), bodies(makeMaskSet('fuzz'))),
     fc.tuple(fc.constant('/publications'), bodies({ version: `v_${'0'.repeat(24)}`, tenant: 'tenant-1' })),
@@ -91,6 +113,21 @@ it('the admin API', async () => {
   );
 });
 
+it('changes of a tenant', async () => {
+  const valid = {
+    ...{ name: 'a', routing_policy: 'last_user', enabled: true, models: ['m'], sparsity_max: 0.5 },
+    ...{ agreement_min: 0.5, requests_per_minute: 1, tokens_per_day: null },
+  };
+  const { tenant } = await limitedTenant({});
+  await fc.assert(
+    fc.asyncProperty(fc.oneof(json, damaged(valid)), async (body) => {
+      const path = `/admin/v1/tenants/${tenant}`;
+      await expectReason(await call('PATCH', path, { key: ADMIN_KEY, body: JSON.stringify(body) }, isolate));
+    }),
+    RUNS,
+  );
+});
+
 it('queries and paths of the admin API', async () => {
   const paths = [
     '/keys?tenant=',
@@ -98,6 +135,10 @@ it('queries and paths of the admin API', async () => {
     '/mask-sets/',
     '/publications?tenant=',
     '/publications/live?tenant=',
+    '/tenants/',
+    '/usage?tenant=',
+    '/usage?group=',
+    '/usage?from=',
   ];
   await fc.assert(
     fc.asyncProperty(fc.constantFrom(...paths), fc.string({ unit: 'grapheme' }), async (path, text) => {
