@@ -7,6 +7,8 @@ import { BLOCK_COUNT_MAX } from '../../shared/mask.ts';
 import type { Scored } from '../calibration/samples.ts';
 import { maskrouteHome } from '../home.ts';
 import type { InstalledModel } from '../model/store.ts';
+import type { Learned, LearnOptions } from '../pipeline/learn.ts';
+import type { LearnProgress } from '../pipeline/learn-progress.ts';
 import type { BlockCost, TargetKind } from '../pipeline/settings.ts';
 import { LEARN_EFFORT } from '../pipeline/settings.ts';
 import type { CountRange } from '../training/budget.ts';
@@ -22,7 +24,7 @@ const DATA_HELP =
 type LearnFlags = {
   readonly model: string;
   readonly data: string[];
-  readonly clusters: number | 'auto';
+  readonly clusters: readonly number[] | 'auto';
   readonly sparsity: number;
   readonly cost: BlockCost;
   readonly attention?: CountRange;
@@ -51,7 +53,11 @@ export function addCalibrationCommands(program: Command): void {
     .description('find a mask for every cluster of your prompts; killed and started again, it goes on')
     .requiredOption('--model <name>', 'an installed model')
     .requiredOption('--data <file...>', DATA_HELP)
-    .requiredOption('--clusters <count>', 'how many masks, or auto', clusterCount)
+    .requiredOption(
+      '--clusters <count>',
+      'how many masks, auto, or several to compare: 1,2,4,8',
+      clusterCounts,
+    )
     .requiredOption('--sparsity <share>', 'share of the blocks to leave out, such as 0.125', share)
     .addOption(
       new Option('--cost <what>', 'what the sparsity is a share of: blocks, or the measured time of a token')
@@ -103,11 +109,10 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const { stop: stopHooks, ...hooks } = createProgressReporter();
   const stages = createStages();
   const model = await showModel(home, flags.model);
-  const { maskSet, report } = await learn({
+  const options = {
     model,
     surrogates: await surrogatesFor(model, flags.surrogate),
     data: flags.data,
-    clusterCount: flags.clusters,
     ...{ sparsity: flags.sparsity, cost: flags.cost, attention: flags.attention, ffn: flags.ffn },
     encoder: flags.encoder,
     encoderOptions: { home, threads: availableParallelism(), hooks },
@@ -115,17 +120,37 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     name: flags.name ?? path.basename(path.resolve(flags.out)),
     effort: { ...LEARN_EFFORT, targets: flags.loss, scored: flags.score },
     ...{ rowsMax: flags.rows, seed: flags.seed, signal },
-    onProgress(progress) {
+    onProgress(progress: LearnProgress) {
       if (!('done' in progress)) return hooks.log(STAGE_LINES[progress.stage]);
       const detail = progress.cluster === undefined ? '' : `cluster ${progress.cluster}`;
       stages.update(progress.stage, progress.done, progress.total, detail);
     },
-  }).finally(() => {
+  };
+  try {
+    if (flags.clusters !== 'auto' && flags.clusters.length > 1)
+      return await runSweep(options, flags.clusters);
+    const clusterCount = flags.clusters === 'auto' ? 'auto' : flags.clusters[0]!;
+    const learned = await learn({ ...options, clusterCount });
+    stages.stop();
+    showLearned(learned, path.join(flags.out, MASK_SET_FILE));
+  } finally {
     stages.stop();
     stopHooks();
+  }
+}
+
+async function runSweep(
+  options: Omit<LearnOptions, 'clusterCount' | 'sharedState'>,
+  clusterCounts: readonly number[],
+): Promise<void> {
+  const { sweepClusters } = await import('../pipeline/sweep.ts');
+  await sweepClusters(options, clusterCounts, ({ clusters, kl, perplexity, largestShare }) => {
+    const figures = `KL ${kl.toFixed(4)}, perplexity ${perplexity.toFixed(2)}`;
+    console.log(`${clusters} clusters: held out, ${figures}; largest cluster ${percent(largestShare)}`);
   });
-  const { writeReportHtml } = await import('../evaluation/report/write-report.ts');
-  await writeReportHtml(flags.out);
+}
+
+function showLearned({ maskSet, report }: Learned, file: string): void {
   if (report.routing.collapse !== null) console.error(`Routing has collapsed: ${report.routing.collapse}.`);
   for (const [index, cluster] of report.clusters.entries()) {
     const out = [...cluster.skipAttention.map((l) => `A${l}`), ...cluster.skipFfn.map((l) => `F${l}`)];
@@ -137,7 +162,6 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     if (kl !== undefined && perplexity !== undefined)
       console.log(`held out, ${method}: KL ${kl.toFixed(3)}, perplexity ${perplexity.toFixed(1)}`);
   }
-  const file = path.join(flags.out, MASK_SET_FILE);
   console.log(
     `${maskSet.name} ${report.version}, ${percent(maskSet.reachedSparsity)} of the blocks out: ${file}`,
   );
@@ -158,8 +182,8 @@ async function surrogatesFor(model: InstalledModel, wanted: boolean | undefined)
 
 const STAGE_LINES = { read: 'Reading the data', embed: 'Embedding the prompts' };
 
-const clusterCount = (text: string): number | 'auto' =>
-  text === 'auto' ? text : wholeNumber(1, CLUSTER_COUNT_MAX)(text);
+const clusterCounts = (text: string): number[] | 'auto' =>
+  text === 'auto' ? text : text.split(',').map(wholeNumber(1, CLUSTER_COUNT_MAX));
 
 /** `7`: exactly; `4-9`; `4-`: at least; `-9`: at most. */
 function countRange(text: string): CountRange {

@@ -63,13 +63,13 @@ async function learnClusters(context: LearnMasksContext, one: Mask): Promise<Lea
   for (const [cluster, { search }] of groups.entries()) {
     context.onStage('masks', cluster);
     const rows = isScorable(context, search) ? search : everybody.search;
-    searches.push(await searchClusterMask(bench, `cluster ${cluster}`, rows, one, effort.cluster));
+    searches.push(await searchClusterMask(bench, nameOf(context, cluster), rows, one, effort.cluster));
   }
   const clusters: LearnedMask[] = [];
   for (const [cluster, { choice }] of groups.entries()) {
     context.onStage('choose', cluster);
     const rows = isScorable(context, choice) ? choice : everybody.choice;
-    const on = bench.costOn(`cluster ${cluster} choice`, rows, effort.choicePositions);
+    const on = bench.costOn(`${nameOf(context, cluster)} choice`, rows, effort.choicePositions);
     const candidates = await compareMasks(proposalsFor(cluster, one, searches), on);
     const [{ mask, source }] = candidates as [Candidate, ...Candidate[]];
     clusters.push({ mask, source, candidates, search: searches[cluster]! });
@@ -102,7 +102,7 @@ async function measureAll(
   const results: (HeldOutPair | undefined)[] = [];
   for (const [cluster, { mask }] of clusters.entries()) {
     context.onStage('measure', cluster);
-    const name = `cluster ${cluster} held-out`;
+    const name = `${nameOf(context, cluster)} held-out`;
     const samples = texts.samples(name, prompts.groups[cluster]!.heldOut, effort.heldOutPositions);
     if (samples.length === 0) {
       results.push(undefined);
@@ -114,6 +114,10 @@ async function measureAll(
   }
   return results;
 }
+
+/** Unique among all numbers of clusters that share a journal. */
+const nameOf = ({ prompts }: LearnMasksContext, cluster: number): string =>
+  `cluster ${cluster} of ${prompts.groups.length}`;
 
 const isScorable = ({ texts }: LearnMasksContext, rows: readonly CalibrationRow[]): boolean =>
   texts.samples('scorable', rows, 1).length > 0;

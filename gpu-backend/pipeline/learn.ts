@@ -66,6 +66,8 @@ export type LearnOptions = {
   readonly name: string;
   readonly seed?: number | undefined;
   readonly effort?: LearnEffort | undefined;
+  /** Where an unfinished run is kept; in `out`, and removed at the end, unless several runs share one. */
+  readonly sharedState?: string | undefined;
   readonly onProgress: (progress: LearnProgress) => void;
   readonly signal?: AbortSignal | undefined;
 };
@@ -85,7 +87,7 @@ export async function learn(options: LearnOptions): Promise<Learned> {
     const seed = options.seed ?? SEED;
     const prompts = await groupPrompts(rows, open.encoder, options.clusterCount, seed, signal);
     const key = await journalKey(options, open.encoder.spec);
-    const journal = await openJournal(join(out, STATE_FILE), key);
+    const journal = await openJournal(options.sharedState ?? join(out, STATE_FILE), key);
     try {
       const { masks, budget } = await learnWith(options, prompts, journal);
       const learned = assemble(
@@ -98,7 +100,7 @@ export async function learn(options: LearnOptions): Promise<Learned> {
       );
       await writeWhole(join(out, REPORT_FILE), `${JSON.stringify(learned.report, null, 1)}\n`);
       await writeWhole(join(out, MASK_SET_FILE), `${JSON.stringify(learned.maskSet)}\n`);
-      await journal.remove();
+      if (options.sharedState === undefined) await journal.remove();
       return learned;
     } finally {
       await journal.close();
@@ -148,7 +150,7 @@ async function newestChange(paths: readonly string[]): Promise<Date> {
   return new Date(Math.max(...changes));
 }
 
-/** Everything that results depend on; how many threads compute them does not change a bit. */
+/** Everything that results depend on but the clusters, which their names tell; how many threads compute them does not change a bit. */
 async function journalKey(options: LearnOptions, encoder: MaskSet['encoder']): Promise<string> {
   const { manifest } = options.model;
   const inputs = {
@@ -158,10 +160,8 @@ async function journalKey(options: LearnOptions, encoder: MaskSet['encoder']): P
     data: await sha256OfFiles(options.data),
     names: options.data.map((path) => basename(path)),
     rowsMax: options.rowsMax ?? null,
-    clusterCount: options.clusterCount,
     budget: [options.sparsity, options.cost ?? 'blocks', options.attention ?? null, options.ffn ?? null],
     effort: options.effort ?? LEARN_EFFORT,
-    name: options.name,
     seed: options.seed ?? SEED,
     encoder,
   };

@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { learnReportSchema } from '../../../gpu-backend/calibration/learn-report.ts';
 import { seededRandom } from '../../../gpu-backend/calibration/random.ts';
 import { type LearnOptions, learn } from '../../../gpu-backend/pipeline/learn.ts';
+import { type SweepRow, sweepClusters } from '../../../gpu-backend/pipeline/sweep.ts';
 import { maskSetSchema } from '../../../shared/mask-set.ts';
 import { smallRun, writeSmallData } from './small-run.ts';
 
@@ -85,6 +86,20 @@ describe('learn', () => {
     expect(report.budget.weights.ffn).toBeGreaterThan(0);
     expect(report.budget.reached).toBeGreaterThanOrEqual(0.25 - 1e-9);
     expect(maskSet.learned.blockWeights).toEqual(report.budget.weights);
+  }, 60_000);
+
+  it('compares numbers of clusters, and learns the mask for everybody once', async () => {
+    const seen: SweepRow[] = [];
+    const { clusterCount: _, ...rest } = await options('sweep');
+    const rows = await sweepClusters(rest, [1, 2], (row) => seen.push(row));
+    expect(seen).toEqual(rows);
+    expect(JSON.parse(read('sweep', 'sweep.json'))).toEqual({ rows });
+    expect(readdirSync(join(folder, 'sweep')).sort()).toEqual(['clusters-1', 'clusters-2', 'sweep.json']);
+    // Two clusters have what they have alone, whatever was learned before in the same state.
+    await learn(await options('alone'));
+    expect(read('sweep/clusters-2', 'mask-set.json')).toBe(read('alone', 'mask-set.json'));
+    const one = JSON.parse(read('sweep/clusters-1', 'report.json'));
+    expect(one.clusters[0].bits).toBe(one.oneMask.bits);
   }, 60_000);
 
   it('refuses a name that no mask set can have before any work', async () => {
