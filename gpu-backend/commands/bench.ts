@@ -67,6 +67,22 @@ export function addBenchCommands(program: Command): void {
       const result = await benchRoute(await readMaskSet(flags.maskSet), flags.requests, say);
       console.log(JSON.stringify(result));
     });
+
+  bench
+    .command('publish')
+    .description(
+      'requests during publications and rollbacks: which versions they name, and whether any fails',
+    )
+    .option('--requests <count>', 'how many are sent', positiveInteger, 10_000)
+    .option('--changes <count>', 'publications and rollbacks meanwhile', positiveInteger, 50)
+    .option('--json', 'nothing but the JSON line', false)
+    .action(async (flags: BenchFlags & { requests: number; changes: number }) => {
+      const { benchPublish } = await import('../bench/publish.ts');
+      const say = flags.json ? () => undefined : console.log;
+      const result = await benchPublish(await readMaskSet(PRESET), flags, say);
+      console.log(JSON.stringify(result));
+      if (result.failed > 0 || result.wrong > 0) process.exitCode = 1;
+    });
 }
 
 function positiveInteger(text: string): number {

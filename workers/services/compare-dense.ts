@@ -51,7 +51,7 @@ export function createDenseComparison(parts: {
           agreement: agreementOf(masked, dense),
         });
       } catch (error) {
-        log('warn', 'comparison_failed', { event: of.event, reason: reasonOf(error) });
+        log('warn', 'comparison_failed', { request_event: of.event, reason: reasonOf(error) });
       } finally {
         running--;
       }
