@@ -15,6 +15,11 @@ export type Outputs = Readonly<Record<string, Tensor>>;
 
 export type SessionOptions = {
   readonly threads: number;
+  /**
+   * Threads spin while they wait for the next node: best for many small nodes on an idle machine, and very slow where
+   * others compete for the cores. On by default; long offline work goes without.
+   */
+  readonly spinning?: boolean;
   /** Keep scratch memory between runs: faster, and the peak stays resident. */
   readonly arena?: boolean;
   /** Where to write a trace of every node's time, for benches. */
@@ -40,6 +45,7 @@ export async function createSession(model: string | Uint8Array, options: Session
     enableCpuMemArena: options.arena ?? true,
     // Patterns are kept for every set of shapes, and the shapes of a growing cache never repeat.
     enableMemPattern: false,
+    ...(options.spinning === false ? { extra: { session: { intra_op: { allow_spinning: '0' } } } } : {}),
     ...(options.profileFile === undefined
       ? {}
       : { enableProfiling: true, profileFilePrefix: options.profileFile }),

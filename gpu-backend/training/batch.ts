@@ -14,7 +14,7 @@ export type GateBatch = {
   readonly scoredRows: ArrayLike<number>;
   /** `[R, K]`. */
   readonly targetIds: ArrayLike<number>;
-  /** `[R, K]`; every row sums to 1. */
+  /** `[R, K]`; every row sums to 1, or with `tail` to less. */
   readonly targetProbabilities: ArrayLike<number>;
 };
 

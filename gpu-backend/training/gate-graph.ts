@@ -29,6 +29,8 @@ export type StepGraphOptions = {
   readonly by: 'gates' | 'surrogates' | 'none';
   /** Rank of the surrogates that stand in for what gates leave out; 0: holes. */
   readonly surrogateRank: number;
+  /** Targets may sum to less than 1, the rest being all other tokens' (`soft-target-loss.ts`). */
+  readonly tail: boolean;
 };
 
 /**
@@ -40,7 +42,7 @@ export function stepGraph(
   config: LlamaConfig,
   stored: StoredLlama,
   linears: TrainingLinears,
-  { by, surrogateRank }: StepGraphOptions,
+  { by, surrogateRank, tail }: StepGraphOptions,
 ): Graph {
   const g = new GraphBuilder('training_step');
   const gates = gateValues(g, 2 * config.layerCount);
@@ -53,7 +55,7 @@ export function stepGraph(
     return stand === undefined ? run : withStandIn(g, common, gates, index, before, run, stand);
   });
   const final = scoredRows(g, config, stored, h);
-  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!));
+  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), { tail });
   g.node('Identity', [loss.value], ['loss']);
   g.output({ name: 'loss' }, 'f32', []);
   if (by === 'none') return g.graph;

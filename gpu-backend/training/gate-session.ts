@@ -41,6 +41,8 @@ export type GateSessionOptions = {
   readonly profileFile?: string;
   /** Stand in for what gates leave out; in the installed model's basis (`toInstalledBasis`). Holes without. */
   readonly surrogates?: SurrogateTable | undefined;
+  /** For a teacher's targets, which sum to less than 1: the rest is all other tokens'. */
+  readonly tail?: boolean;
 };
 
 /** Opens the model in `folder`; the first time, transposed weights and the graph are written beside it. */
@@ -86,12 +88,19 @@ function openStep(
   config: LlamaConfig,
   kind: WeightKind,
   by: 'gates' | 'none',
-  { surrogates, ...options }: GateSessionOptions,
+  { surrogates, tail = false, ...options }: GateSessionOptions,
 ): Promise<Session> {
   const surrogateRank = surrogates?.rank ?? 0;
   const build = (...parts: [Parameters<typeof stepGraph>[1], Parameters<typeof stepGraph>[2]]) =>
-    stepGraph(config, ...parts, { by, surrogateRank });
-  return openTrainingGraph(folder, config, kind, `${by}-rank-${surrogateRank}`, build, options);
+    stepGraph(config, ...parts, { by, surrogateRank, tail });
+  return openTrainingGraph(
+    folder,
+    config,
+    kind,
+    `${by}-rank-${surrogateRank}${tail ? '-tail' : ''}`,
+    build,
+    options,
+  );
 }
 
 async function closeSession(session: Session): Promise<void> {

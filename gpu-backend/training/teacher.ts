@@ -15,19 +15,21 @@ import type { TrainingLinears } from './training-weights.ts';
 export type TaughtBatch = GateBatch & {
   readonly targetIds: Int32Array;
   readonly targetProbabilities: Float32Array;
-  /** Mean entropy of the targets, nats: loss − entropy is the KL over these K tokens. */
+  /**
+   * Mean entropy of the targets, all other tokens being one more, nats. With `tail`, loss − entropy is the KL over
+   * these K + 1: a little less than that over all tokens.
+   */
   readonly entropy: number;
 };
 
 export type Teacher = {
-  /** Probabilities of a position are scaled to sum to 1 over its K tokens. */
   teach(text: TextBatch): Promise<TaughtBatch>;
   close(): Promise<void>;
 };
 
 export type TeacherOptions = { readonly threads: number; readonly targetCount?: number };
 
-/** At 64 tokens, 97 % of the probability of an ordinary position is there. */
+/** On ordinary text they hold six sevenths of the probability; the rest goes with `tail`. */
 const TARGET_COUNT = 64;
 
 export async function openTeacher(
@@ -44,16 +46,25 @@ export async function openTeacher(
       const outputs = await session.run(textFeeds(text), ['ids', 'probabilities']);
       const targetProbabilities = floats(outputs.probabilities!);
       const targetIds = Int32Array.from(outputs.ids!.data as BigInt64Array, Number);
-      const entropy = totalEntropy(targetProbabilities) / text.scoredRows.length;
+      const rows = text.scoredRows.length;
+      const entropy = totalEntropy(targetProbabilities, targetProbabilities.length / rows) / rows;
       return { ...text, targetIds, targetProbabilities, entropy };
     },
     close: () => session.release(),
   };
 }
 
-function totalEntropy(probabilities: Float32Array): number {
+function totalEntropy(probabilities: Float32Array, count: number): number {
+  const term = (p: number) => (p > 0 ? -p * Math.log(p) : 0);
   let sum = 0;
-  for (const p of probabilities) if (p > 0) sum -= p * Math.log(p);
+  for (let start = 0; start < probabilities.length; start += count) {
+    let rest = 1;
+    for (let i = start; i < start + count; i++) {
+      sum += term(probabilities[i]!);
+      rest -= probabilities[i]!;
+    }
+    sum += term(rest);
+  }
   return sum;
 }
 
@@ -69,9 +80,9 @@ function teacherGraph(
   );
   const logits = headProducts(g, linears.get('head')!).forward(scoredRows(g, config, stored, h));
   const count = Math.min(targetCount, config.vocabularySize);
-  const [most, ids] = g.ops('TopK', [logits, g.constant('i64', [1], [count])], 2, { axis: -1 });
-  // The likeliest K alone share the probability.
-  g.node('Softmax', [most], ['probabilities'], { axis: -1 });
+  const all = g.op('Softmax', [logits], { axis: -1 });
+  const [most, ids] = g.ops('TopK', [all, g.constant('i64', [1], [count])], 2, { axis: -1 });
+  g.node('Identity', [most], ['probabilities']);
   g.node('Identity', [ids], ['ids']);
   g.output({ name: 'ids' }, 'i64', ['R', count]);
   g.output({ name: 'probabilities' }, 'f32', ['R', count]);

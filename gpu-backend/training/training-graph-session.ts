@@ -28,5 +28,5 @@ export async function openTrainingGraph(
   // External weights are found beside the graph's file.
   const path = join(folder, `training-${name}.onnx`);
   await writeWhole(path, encodeModel(build(stored, linears)));
-  return createSession(path, options);
+  return createSession(path, { spinning: false, ...options });
 }
