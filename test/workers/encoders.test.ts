@@ -3,7 +3,7 @@
  * remote ones talk to a server that speaks their provider's wire.
  */
 import { env } from 'cloudflare:workers';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import type { Encoder } from '../../shared/embedding/encoder.ts';
 import { encodeStaticTable } from '../../shared/embedding/static-table.ts';
 import { openDatabase } from '../../workers/db/client.ts';
@@ -12,6 +12,7 @@ import { createBackendPool } from '../../workers/services/backends/index.ts';
 import { cached } from '../../workers/services/encoders/cached.ts';
 import { loadEncoder } from '../../workers/services/encoders/index.ts';
 import { createRemoteEncoder } from '../../workers/services/encoders/remote.ts';
+import { ENCODER } from '../support/edge/constants.ts';
 
 const URL_OF_PROVIDERS = env.HF_ENDPOINT_URL!;
 
@@ -190,4 +191,26 @@ it('a text that was embedded is not embedded again, up to a bound, and never by 
   expect(asked[2]).toEqual(['bb']);
   const broken = cached({ spec, embed: () => Promise.reject(new Error('no')) });
   await expect(broken.embed(['a'])).rejects.toThrow('no');
+});
+
+it('the hub is asked with the token, through its router and by the model’s name', async () => {
+  const asked: string[] = [];
+  const real = globalThis.fetch;
+  // The hub itself cannot be reached from a test; its wire is that of the encoder server.
+  vi.stubGlobal('fetch', async (input: RequestInfo, init?: RequestInit) => {
+    const url = new URL(typeof input === 'string' ? input : input.url);
+    if (!url.hostname.endsWith('huggingface.co')) return await real(input, init);
+    asked.push(`${url.hostname}${url.pathname} ${new Headers(init?.headers).get('authorization')}`);
+    if (url.pathname.startsWith('/api/models/')) {
+      const provider = { providerId: ENCODER.id, status: 'live', task: 'feature-extraction' };
+      return Response.json({ id: ENCODER.id, inferenceProviderMapping: { 'hf-inference': provider } });
+    }
+    return await real(URL_OF_PROVIDERS, init);
+  });
+  const encoder = await load({ ENCODER: 'huggingface', HF_ENDPOINT_URL: '', HF_TOKEN: 'hf_test' });
+  const [vector] = await encoder.embed(['north']);
+  vi.unstubAllGlobals();
+  expect(vector).toEqual(Float32Array.of(1, 0, 0, 0));
+  const path = `router.huggingface.co/hf-inference/models/${ENCODER.id}/pipeline/feature-extraction`;
+  expect(asked).toContain(`${path} Bearer hf_test`);
 });
