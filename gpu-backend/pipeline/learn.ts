@@ -15,6 +15,7 @@ import type { LearnReport } from '../calibration/learn-report.ts';
 import { readData } from '../calibration/read-data.ts';
 import { distinctRows } from '../calibration/split.ts';
 import type { EncoderOptions } from '../encoder/full-encoder.ts';
+import { writeReportHtml } from '../evaluation/report/write-report.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
@@ -99,6 +100,7 @@ export async function learn(options: LearnOptions): Promise<Learned> {
         await newestChange(options.data),
       );
       await writeWhole(join(out, REPORT_FILE), `${JSON.stringify(learned.report, null, 1)}\n`);
+      await writeReportHtml(out);
       await writeWhole(join(out, MASK_SET_FILE), `${JSON.stringify(learned.maskSet)}\n`);
       if (options.sharedState === undefined) await journal.remove();
       return learned;
