@@ -98,6 +98,13 @@ export const axis = (palette: Palette, name: string, more: object = {}) => ({
   ...more,
 });
 
+export const legend = (palette: Palette) => ({
+  type: 'scroll' as const,
+  top: 0,
+  textStyle: { color: palette.text },
+  pageTextStyle: { color: palette.text },
+});
+
 /** A tooltip that is drawn like the rest: one made of HTML would need styles that the page's policy forbids. */
 export const tooltip = (palette: Palette) => ({
   renderMode: 'richText' as const,

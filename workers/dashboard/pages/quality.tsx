@@ -3,7 +3,7 @@ import { useMemo, useState } from 'preact/hooks';
 import { listSchema, maskSetSummarySchema } from '../../../shared/admin.ts';
 import { maskSetSchema } from '../../../shared/mask-set.ts';
 import { admin, query } from '../api.ts';
-import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
+import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
 import { Empty, Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useScope } from '../context.ts';
@@ -126,7 +126,7 @@ const paretoOption =
     return {
       grid: { left: 70, right: 30, top: 50, bottom: 55 },
       tooltip: { ...tooltip(palette), trigger: 'item' },
-      legend: { textStyle: { color: palette.text }, type: 'scroll' },
+      legend: legend(palette),
       xAxis: axis(palette, COSTS[cost], { type: 'value', scale: true }),
       yAxis: axis(palette, MEASURES[measure], { type: 'value', scale: true, nameGap: 50 }),
       series: [

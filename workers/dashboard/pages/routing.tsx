@@ -2,7 +2,7 @@
 import { useMemo, useState } from 'preact/hooks';
 import { COLLAPSE, type Stats, statsSchema } from '../../../shared/admin-stats.ts';
 import { admin, query } from '../api.ts';
-import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
+import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
 import { FIGURE_COLUMNS } from '../components/figures.tsx';
 import { Empty, Loaded, Notice } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
@@ -140,7 +140,7 @@ const sharesOption =
   ({ clusters }: Series) =>
   (palette: Palette): ChartOption => ({
     grid: { left: 60, right: 30, top: 50, bottom: 40 },
-    legend: { type: 'scroll', textStyle: { color: palette.text } },
+    legend: legend(palette),
     tooltip: { ...tooltip(palette), trigger: 'axis', valueFormatter: (value) => percent(Number(value)) },
     xAxis: axis(palette, '', { type: 'time' }),
     yAxis: axis(palette, 'share of requests', { type: 'value', min: 0, max: 1, nameGap: 42 }),
@@ -149,7 +149,7 @@ const sharesOption =
       name,
       stack: 'all',
       areaStyle: { opacity: 0.5 },
-      showSymbol: shares.length < 3,
+      showSymbol: shares.length < 60,
       data: shares.map(({ start_ms, share }) => [start_ms, share]),
     })),
   });

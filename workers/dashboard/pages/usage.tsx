@@ -8,7 +8,7 @@ import {
   usageRowSchema,
 } from '../../../shared/admin.ts';
 import { admin, query } from '../api.ts';
-import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
+import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useScope } from '../context.ts';
@@ -78,7 +78,7 @@ const daysOption =
     });
     return {
       grid: { left: 80, right: 30, top: 40, bottom: 40 },
-      legend: { textStyle: { color: palette.text } },
+      legend: legend(palette),
       tooltip: { ...tooltip(palette), trigger: 'axis' },
       xAxis: axis(palette, '', { type: 'time', minInterval: 86_400_000 }),
       yAxis: axis(palette, 'tokens', { type: 'value', nameGap: 60 }),

@@ -1,0 +1,62 @@
+/** A real Chromium on the dashboard of a running product, with an ear for whatever its policy forbids. */
+import { readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { type Browser, chromium, type Page } from 'playwright-core';
+import { expect } from 'vitest';
+import { findBrowser, NO_BROWSER } from '../../scripts/browser.ts';
+
+/** Chromium asks its maker for this and that when it starts; tests ask nobody. */
+const QUIET = [
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+
+export async function openBrowser(): Promise<Browser> {
+  const executablePath = findBrowser();
+  if (executablePath === undefined) throw new Error(NO_BROWSER);
+  // Root, as in a container, has no sandbox of its own to offer.
+  const args = process.getuid?.() === 0 ? [...QUIET, '--no-sandbox'] : QUIET;
+  return await chromium.launch({ executablePath, args });
+}
+
+/** What went wrong in the page without anybody seeing it: exceptions, errors in the console, broken policy. */
+export function complaintsOf(page: Page): string[] {
+  const complaints: string[] = [];
+  page.on('pageerror', (error) => complaints.push(`exception: ${error.message}`));
+  page.on('console', (message) => {
+    if (message.type() === 'error') complaints.push(`console: ${message.text()}`);
+  });
+  return complaints;
+}
+
+export async function logIn(page: Page, edge: string, key: string): Promise<void> {
+  await page.goto(`${edge}/dashboard`);
+  await page.getByLabel('Admin key').fill(key);
+  await page.getByRole('button', { name: 'Log in' }).click();
+  await page.getByRole('heading', { level: 1, name: 'Live masks' }).waitFor();
+}
+
+/** Goes there by the menu and waits for what it loads. */
+export async function visit(page: Page, title: string): Promise<void> {
+  await page.getByRole('navigation').getByRole('link', { name: title, exact: true }).click();
+  await page.getByRole('heading', { level: 1, name: title }).waitFor();
+  await expect.poll(() => page.locator('main [aria-busy="true"]').count(), { timeout: 10_000 }).toBe(0);
+}
+
+const AXE = createRequire(import.meta.url).resolve('axe-core/axe.min.js');
+type AxeResults = { violations: { id: string; help: string; nodes: { html: string }[] }[] };
+
+/** No violation of WCAG 2.2 AA that axe-core can see. Its script is let in by the browser, past the page's policy. */
+export async function expectAccessible(page: Page, where: string): Promise<void> {
+  const session = await page.context().newCDPSession(page);
+  await session.send('Runtime.evaluate', { expression: await readFile(AXE, 'utf8') });
+  const results = await page.evaluate<AxeResults>(
+    'axe.run({ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"] })',
+  );
+  const violations = results.violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes[0]?.html}`);
+  expect(violations, where).toEqual([]);
+}

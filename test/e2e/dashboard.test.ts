@@ -1,0 +1,283 @@
+/** The dashboard in a real Chromium, on the running product with the real model. */
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import path from 'node:path';
+import type { Browser, BrowserContext, Page } from 'playwright-core';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
+import { readMaskSet } from '../../gpu-backend/publication/mask-set-file.ts';
+import { livePublication, publishMaskSet, rollBack } from '../../gpu-backend/publication/publish.ts';
+import { listSchema, tenantSchema } from '../../shared/admin.ts';
+import { maskSetVersion } from '../../shared/mask-set.ts';
+import { complaintsOf, expectAccessible, logIn, openBrowser, visit } from './browser.ts';
+import { createHome, removeHome, type Started, start, stop } from './product.ts';
+
+let home: string;
+let product: Started;
+let client: AdminClient;
+let browser: Browser;
+let context: BrowserContext;
+let page: Page;
+let complaints: string[];
+
+beforeAll(async () => {
+  home = createHome();
+  product = await start(home);
+  client = createAdminClient(product.dev.edge, product.dev.adminKey);
+  browser = await openBrowser();
+  context = await browser.newContext({ viewport: { width: 1400, height: 900 } });
+  context.setDefaultTimeout(20_000);
+  page = await context.newPage();
+  complaints = complaintsOf(page);
+}, 120_000);
+afterAll(async () => {
+  await browser?.close();
+  if (product !== undefined) expect(await stop(product)).toBe(0);
+  removeHome(home);
+}, 60_000);
+
+const focused = () => page.evaluate('document.activeElement.textContent');
+
+const PRESET = path.resolve('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');
+
+describe('the login', () => {
+  test('refuses a wrong key with the reason, then opens, and keeps no key in the browser', async () => {
+    await page.goto(`${product.dev.edge}/dashboard/keys`);
+    await page.getByLabel('Admin key').fill('a-key-that-is-none');
+    await page.getByRole('button', { name: 'Log in' }).click();
+    await page.getByRole('alert').getByText('invalid_api_key').waitFor();
+    // The browser tells of the refusal in its console.
+    expect(complaints.splice(0)).toEqual([expect.stringContaining('401')]);
+    await expectAccessible(page, 'the login');
+
+    await logIn(page, product.dev.edge, product.dev.adminKey);
+    const stored = await page.evaluate<string>(
+      'JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie, location.href])',
+    );
+    expect(stored).not.toContain('session');
+    expect(stored).not.toContain(product.dev.adminKey);
+    const [cookie] = await context.cookies();
+    expect(cookie).toMatchObject({ httpOnly: true, sameSite: 'Strict' });
+    await page.reload();
+    await page.getByRole('heading', { level: 1, name: 'Live masks' }).waitFor();
+  });
+
+  test('does not help a page on another port of this machine, to which the browser gives the cookie', async () => {
+    const target = `${product.dev.edge}/admin/v1/tenants`;
+    const attack = `fetch(${JSON.stringify(target)}, { method: 'POST', mode: 'no-cors', credentials: 'include',
+      body: JSON.stringify({ id: 'stolen', name: 'stolen' }) }).then(() => { document.title = 'sent'; })`;
+    const server = createServer((_request, response) => {
+      response.setHeader('content-type', 'text/html').end(`<title>.</title><script>${attack}</script>`);
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const evil = await context.newPage();
+    const answered = evil.waitForResponse((response) => response.url() === target);
+    await evil.goto(`http://localhost:${(server.address() as AddressInfo).port}`);
+    // Without the cookie it would be 401: SameSite does not hold it back, since a port is no site.
+    expect((await answered).status()).toBe(403);
+    await evil.waitForFunction("document.title === 'sent'");
+    await evil.close();
+    server.close();
+    const { data } = await client.request({ method: 'GET', path: '/tenants' }, listSchema(tenantSchema));
+    expect(data.map(({ id }) => id)).toEqual(['local']);
+  });
+});
+
+describe('every page', () => {
+  test('shows what it is for, breaks no policy, and is accessible in light and dark', async () => {
+    const titles = await page.getByRole('navigation').getByRole('link').allTextContents();
+    expect(titles.length).toBeGreaterThan(6);
+    for (const colorScheme of ['light', 'dark'] as const) {
+      await page.emulateMedia({ colorScheme });
+      for (const title of titles) {
+        await visit(page, title);
+        expect(await page.getByRole('alert').allTextContents(), title).toEqual([]);
+        await expectAccessible(page, `${title}, ${colorScheme}`);
+      }
+    }
+    await page.emulateMedia({ colorScheme: 'light' });
+    expect(complaints).toEqual([]);
+  });
+
+  test('can be reached with the keyboard alone, and is announced', async () => {
+    await page.goto(`${product.dev.edge}/dashboard`);
+    await page.getByRole('heading', { level: 1, name: 'Live masks' }).waitFor();
+    await page.keyboard.press('Tab');
+    expect(await focused()).toBe('Skip to the content');
+    while ((await focused()) !== 'Publications') await page.keyboard.press('Tab');
+    await page.keyboard.press('Enter');
+    await page.getByRole('heading', { level: 1, name: 'Publications' }).waitFor();
+    expect(await focused()).toBe('Publications');
+    expect(await page.title()).toBe('Publications · Maskroute');
+  });
+
+  test('wears the theme that was picked, also after a reload', async () => {
+    const background = () => page.evaluate('getComputedStyle(document.documentElement).backgroundColor');
+    const light = await background();
+    await page.getByLabel('Theme').selectOption('dark');
+    const dark = await background();
+    expect(dark).not.toBe(light);
+    await page.reload();
+    await page.getByRole('heading', { level: 1 }).waitFor();
+    expect(await background()).toBe(dark);
+    await page.getByLabel('Theme').selectOption('auto');
+  });
+});
+
+test('is there within a second', async () => {
+  const times_ms: number[] = [];
+  for (let round = 0; round < 5; round++) {
+    const fresh = await browser.newContext();
+    await fresh.addCookies(await context.cookies());
+    const other = await fresh.newPage();
+    const started_ms = performance.now();
+    await other.goto(`${product.dev.edge}/dashboard`);
+    await other.getByRole('table').waitFor();
+    times_ms.push(performance.now() - started_ms);
+    await fresh.close();
+  }
+  // The best of five: the machine may be busy with something else.
+  expect(Math.min(...times_ms)).toBeLessThan(1000);
+});
+
+test('the heat map shows the live masks', async () => {
+  await visit(page, 'Live masks');
+  const set = await readMaskSet(PRESET);
+  const skipped = page.getByRole('table').getByText('skipped', { exact: true });
+  const closed = set.clusters.reduce(
+    (sum, { bits }) => sum + [...bits].reduce((zeros, digit) => zeros + zerosOf(digit), 0),
+    0,
+  );
+  expect(await skipped.count()).toBe(closed);
+});
+const zerosOf = (digit: string): number =>
+  4 - [...Number.parseInt(digit, 16).toString(2)].filter((bit) => bit === '1').length;
+
+test('a set goes live by click, and comes back by click; somebody faster wins', async () => {
+  const preset = await readMaskSet(PRESET);
+  const other = { ...preset, name: 'other-set' };
+  const version = maskSetVersion(other);
+  await publishMaskSet(client, other, { tenant: '', activate: false });
+  const live = async () => (await livePublication(client, ''))?.version;
+  expect(await live()).toBe(maskSetVersion(preset));
+
+  await visit(page, 'Publications');
+  await page.getByRole('button', { name: `Activate ${version}` }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Activate' }).click();
+  await page.getByRole('status').getByText(version).waitFor();
+  expect(await live()).toBe(version);
+
+  await page.getByRole('button', { name: 'Roll back' }).click();
+  await expectAccessible(page, 'the dialog');
+  await page.keyboard.press('Escape');
+  expect(await live()).toBe(version);
+  await page.getByRole('button', { name: 'Roll back' }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Roll back' }).click();
+  await page.getByRole('status').getByText(maskSetVersion(preset)).waitFor();
+  expect(await live()).toBe(maskSetVersion(preset));
+
+  await page.getByRole('button', { name: `Activate ${version}` }).click();
+  await publishMaskSet(client, other, { tenant: '', activate: true });
+  await page.getByRole('dialog').getByRole('button', { name: 'Activate' }).click();
+  await page.getByRole('alert').getByText('conflict', { exact: true }).waitFor();
+  expect(complaints.splice(0)).toEqual([expect.stringContaining('409')]);
+  await page.keyboard.press('Escape');
+  await rollBack(client, '');
+});
+
+test('a tenant and its key are made; the key is shown once, works, and is revoked', async () => {
+  await visit(page, 'Tenants');
+  await page.getByRole('button', { name: 'New tenant' }).click();
+  await page.getByLabel('Id').fill('acme');
+  await page.getByLabel('Name').fill('Acme & <b>Sons</b>');
+  await page.getByRole('button', { name: 'Create' }).click();
+  await page.getByRole('cell', { name: 'Acme & <b>Sons</b>' }).waitFor();
+
+  await visit(page, 'Keys');
+  await page.getByRole('button', { name: 'New key' }).click();
+  await page.getByLabel('Name').fill('for a test');
+  await page.getByRole('textbox', { name: 'Tenant' }).fill('acme');
+  await page.getByRole('button', { name: 'Create' }).click();
+  const key = await page.getByRole('textbox', { name: 'The new key' }).inputValue();
+  await page.getByRole('button', { name: 'Done' }).click();
+  const status = async () =>
+    (await fetch(`${product.dev.edge}/v1/models`, { headers: { authorization: `Bearer ${key}` } })).status;
+  expect(await status()).toBe(200);
+  expect(await page.content()).not.toContain(key);
+
+  await page.getByRole('button', { name: `Revoke ${key.slice(0, 14)}` }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Revoke' }).click();
+  await page.getByRole('row', { name: 'for a test' }).waitFor({ state: 'detached' });
+  expect(await status()).toBe(401);
+});
+
+test('an experiment is drafted, started and stopped', async () => {
+  await visit(page, 'Experiments');
+  await page.getByRole('button', { name: 'New experiment' }).click();
+  await page.getByLabel('Id').fill('dense-or-live');
+  await page.getByRole('button', { name: 'Create the draft' }).click();
+  const row = page.getByRole('row', { name: 'dense-or-live' });
+  await row.getByText('draft').waitFor();
+  for (const [act, state] of [
+    ['Start', 'running'],
+    ['Stop', 'stopped'],
+  ] as const) {
+    await page.getByRole('button', { name: `${act} dense-or-live` }).click();
+    await page.getByRole('dialog').getByRole('button', { name: act }).click();
+    await row.getByText(state).waitFor();
+  }
+  await page.getByRole('button', { name: 'Results dense-or-live' }).click();
+  await page.getByRole('heading', { name: 'Results of dense-or-live' }).waitFor();
+  await page.getByRole('cell', { name: 'A (control)' }).waitFor();
+  await expectAccessible(page, 'results');
+});
+
+describe('the playground', () => {
+  test('streams a prompt dense and masked side by side, and says why', async () => {
+    await visit(page, 'Playground');
+    await page.getByLabel('Prompt').fill('How much is 12 times 7 times 3? Explain.');
+    await page.getByLabel('Tokens at most').fill('24');
+    const run = page.getByRole('button', { name: 'Run' });
+    await run.click();
+    await expect.poll(() => run.isEnabled(), { timeout: 40_000 }).toBe(true);
+    for (const side of ['Dense', 'Masked']) {
+      const answer = page.getByRole('article', { name: side });
+      await answer.getByText(/ ms a token, \d+ tokens/).waitFor();
+      expect((await answer.locator('.text').textContent())!.length).toBeGreaterThan(10);
+    }
+    await page.getByRole('article', { name: 'Dense' }).getByText('0.0 % of the blocks out').waitFor();
+    const routing = page.getByRole('region', { name: 'How the prompt was routed' });
+    expect(await routing.textContent()).toMatch(/Cluster\d: .*math.*Cosine0\.\d/s);
+    await expectAccessible(page, 'the playground after a run');
+    expect(complaints).toEqual([]);
+  });
+
+  test('text comes bit by bit, and Stop hangs up', async () => {
+    await page.getByLabel('Tokens at most').fill('1000');
+    await page.getByRole('button', { name: 'Run' }).click();
+    const text = page.getByRole('article', { name: 'Masked' }).locator('.text');
+    const length = async () => (await text.textContent())!.length;
+    await expect.poll(length, { timeout: 20_000 }).toBeGreaterThan(0);
+    const first = await length();
+    await expect.poll(length, { timeout: 20_000 }).toBeGreaterThan(first + 20);
+    await page.getByRole('button', { name: 'Stop' }).click();
+    await page.getByRole('article', { name: 'Masked' }).getByText('Stopped.').waitFor();
+    const metrics = async () => (await fetch(`${product.dev.backend}/metrics`)).text();
+    await expect.poll(metrics, { timeout: 10_000 }).toMatch(/num_requests_running\S* 0\n/);
+  });
+});
+
+test('what was asked is counted, by cluster and by day', async () => {
+  await visit(page, 'Routing');
+  const counted = page.getByRole('table', { name: 'Requests by cluster' });
+  await counted.waitFor({ timeout: 30_000 });
+  await visit(page, 'Usage');
+  await page.getByRole('cell', { name: new Date().toISOString().slice(0, 10) }).waitFor();
+  await expectAccessible(page, 'usage');
+});
+
+test('logging out ends it', async () => {
+  await page.getByRole('button', { name: 'Log out' }).click();
+  await page.getByLabel('Admin key').waitFor();
+  expect(await context.cookies()).toEqual([]);
+});
