@@ -10,6 +10,7 @@ import { addEvaluationCommand } from './commands/evaluation.ts';
 import { addModelCommands } from './commands/model-commands.ts';
 import { addPublicationCommands } from './commands/publication.ts';
 import { addServeCommand } from './commands/serve.ts';
+import { addSurrogatesCommand } from './commands/surrogates.ts';
 
 const program = new Command('maskroute')
   .description(
@@ -19,6 +20,7 @@ const program = new Command('maskroute')
 
 addModelCommands(program);
 addCalibrationCommands(program);
+addSurrogatesCommand(program);
 addEvaluationCommand(program);
 addPublicationCommands(program);
 // The backend's jobs are commands of this same file.

@@ -1,6 +1,9 @@
 /** What several commands do with their arguments, and with Ctrl-C. */
 import { InvalidArgumentError } from 'commander';
 
+export const DATA_HELP =
+  'JSONL rows with messages, prompt + completion, question + answer, instruction + output, or text';
+
 /** Ctrl-C ends the work in good order: nothing half-written, and the same command can go on later. */
 export async function interruptible(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
   const interrupted = new AbortController();

@@ -12,14 +12,12 @@ import type { LearnProgress } from '../pipeline/learn-progress.ts';
 import type { BlockCost, TargetKind } from '../pipeline/settings.ts';
 import { LEARN_EFFORT } from '../pipeline/settings.ts';
 import type { CountRange } from '../training/budget.ts';
-import { interruptible, share, wholeNumber } from './arguments.ts';
+import { DATA_HELP, interruptible, share, wholeNumber } from './arguments.ts';
 import { createProgressReporter } from './progress.ts';
 import { createStages } from './stages.ts';
 
 const CLUSTER_COUNT_MAX = 256;
 const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
-const DATA_HELP =
-  'JSONL rows with messages, prompt + completion, question + answer, instruction + output, or text';
 
 type LearnFlags = {
   readonly model: string;

@@ -2,7 +2,7 @@
 import { type Command, Option } from 'commander';
 import { FULL_ENCODER } from '../encoder/encoder-names.ts';
 import { maskrouteHome } from '../home.ts';
-import { WEIGHT_KINDS, type WeightKind } from '../model/types.ts';
+import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/types.ts';
 
 export function addModelCommands(program: Command): void {
   const model = program.command('model').description('install models and look at them');
@@ -54,6 +54,19 @@ export function addModelCommands(program: Command): void {
     });
 
   model
+    .command('surrogates')
+    .description(
+      "put a table of stand-ins for skipped blocks into a model, as 'maskroute surrogates' makes it",
+    )
+    .argument('<name>')
+    .argument('<file>', 'safetensors')
+    .action(async (name: string, file: string) => {
+      const { installOwnSurrogates } = await import('./model-surrogates.ts');
+      const { manifest } = await installOwnSurrogates(maskrouteHome(), name, file, { log: console.log });
+      console.log(`${manifest.name} has the surrogates ${surrogatesLine(manifest)}`);
+    });
+
+  model
     .command('show')
     .description('one installed model')
     .argument('<name>')
@@ -70,11 +83,17 @@ source     ${manifest.source}, imported ${manifest.importedAt}
 weights    ${manifest.weights}
 model      ${config.architecture}, ${config.layerCount} layers (${2 * config.layerCount} blocks), hidden ${config.hiddenSize}, FFN ${config.ffnSize}
 attention  ${config.headCount} heads over ${config.kvHeadCount} of K and V, ${config.headSize} wide
+surrogates ${surrogatesLine(manifest)}
 tokens     ${config.vocabularySize} in the vocabulary, ${config.contextTokens} of context
 files      ${Object.entries(manifest.files)
         .map(([file, { bytes }]) => `${file} ${megabytes(bytes)}`)
         .join(', ')}${verify ? '\nverified   every file has the hash that it was imported with' : ''}`);
     });
 }
+
+const surrogatesLine = ({ surrogates }: ModelManifest): string =>
+  surrogates === undefined
+    ? 'none: skipped blocks leave holes'
+    : `${surrogates.id}, rank ${surrogates.rank} (${surrogates.fitted})`;
 
 const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;

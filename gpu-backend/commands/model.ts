@@ -9,6 +9,7 @@ import type { InstalledModel } from '../model/store.ts';
 import { listInstalled, openInstalled, recoverStore, verifyInstalled } from '../model/store.ts';
 import { withStoreLock } from '../model/store-lock.ts';
 import type { WeightKind } from '../model/types.ts';
+import { withPresetSurrogates } from './model-surrogates.ts';
 
 export { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 
@@ -52,15 +53,15 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
   const present = async () =>
     plainName === DEFAULT_MODEL && !force ? openInstalled(home, name).catch(() => undefined) : undefined;
   const onWait = () => log('Another import is running; waiting for it to end.');
-  return (
+  const model =
     (await present()) ??
-    withStoreLock(home, { onWait, signal }, async () => {
+    (await withStoreLock(home, { onWait, signal }, async () => {
       await recoverStore(home);
       return (
         (await present()) ?? importModel(await fetchModel(spec, home, options), { ...options, name, force })
       );
-    })
-  );
+    }));
+  return withPresetSurrogates(home, model, options);
 }
 
 export type ModelRow = {

@@ -5,7 +5,6 @@
  */
 import { copyFile, link, mkdir, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { SurrogatesId } from '../../shared/mask.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
@@ -24,7 +23,7 @@ import {
   syncFolder,
 } from './store.ts';
 import { readStoredLlama } from './stored-llama.ts';
-import type { SurrogateTable } from './surrogates.ts';
+import type { Surrogates, SurrogateTable } from './surrogates.ts';
 import { checkSurrogatesModel, readSurrogates, toInstalledBasis } from './surrogates.ts';
 import type { ModelManifest, WeightKind } from './types.ts';
 import { WeightsFile } from './weights-file.ts';
@@ -43,7 +42,12 @@ const REPLACED: ReadonlySet<string> = new Set([
  * Call with the store locked. The same table again changes nothing.
  * @throws MaskrouteError `surrogates_mismatch` when the table is for another model, `invalid_request`.
  */
-export async function installSurrogates(home: string, name: string, path: string): Promise<InstalledModel> {
+export async function installSurrogates(
+  home: string,
+  name: string,
+  path: string,
+  { preset }: { readonly preset: boolean },
+): Promise<InstalledModel> {
   const installed = await openInstalled(home, name);
   const { manifest } = installed;
   const surrogates = await readSurrogates(path);
@@ -56,7 +60,7 @@ export async function installSurrogates(home: string, name: string, path: string
     await shareFiles(installed.folder, folder);
     await copyFile(path, join(folder, SURROGATES_FILE));
     await writeSurrogateGraph(installed.folder, folder, manifest, surrogates.table);
-    const next = await describe(manifest, folder, surrogates);
+    const next = await describe(manifest, folder, { ...surrogates, preset });
     await writeFile(join(folder, MANIFEST_FILE), JSON.stringify(next), { flush: true });
     await syncFolder(folder);
     await putInPlace(home, name, folder);
@@ -123,12 +127,12 @@ function storeSurrogates(
 async function describe(
   manifest: ModelManifest,
   folder: string,
-  { id, table, fitted }: { id: SurrogatesId; table: SurrogateTable; fitted: string },
+  { id, table, fitted, preset }: Surrogates & { readonly preset: boolean },
 ): Promise<ModelManifest> {
   const files = { ...manifest.files };
   for (const name of [MODEL_FILE, SURROGATES_FILE, SURROGATE_WEIGHTS_FILE]) {
     const path = join(folder, name);
     files[name] = { bytes: (await stat(path)).size, sha256: await sha256OfFiles([path]) };
   }
-  return { ...manifest, surrogates: { id, rank: table.rank, fitted }, files };
+  return { ...manifest, surrogates: { id, rank: table.rank, fitted, preset }, files };
 }

@@ -75,11 +75,14 @@ export async function readSurrogates(path: string): Promise<Surrogates> {
     if (!fits) throw invalid('its shapes do not fit each other');
     checkRank(rank);
     const hash = await sha256OfFiles([path]);
-    return { id: `s_${hash.slice(0, 24)}` as SurrogatesId, model: model as ModelHash, table, fitted };
+    return { id: surrogatesIdOf(hash), model: model as ModelHash, table, fitted };
   } finally {
     await file.close();
   }
 }
+
+/** From the SHA-256 of a table's file. */
+export const surrogatesIdOf = (hash: string): SurrogatesId => `s_${hash.slice(0, 24)}` as SurrogatesId;
 
 /** @throws MaskrouteError `invalid_request` for a rank that 8-bit products cannot have. */
 export function checkRank(rank: number): void {

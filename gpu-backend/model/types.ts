@@ -59,6 +59,8 @@ export const modelManifestSchema = z.strictObject({
       id: z.string().regex(SURROGATES_ID_PATTERN),
       rank: z.int().min(1),
       fitted: z.string(),
+      /** Whether it came with the project: a newer one takes its place. */
+      preset: z.boolean(),
     })
     .optional(),
   files: z.record(z.string(), z.strictObject({ bytes: z.int(), sha256: z.string() })),

@@ -1,0 +1,64 @@
+/** `surrogates`: fit and distil stand-ins for a model's blocks, from the command line. */
+import { availableParallelism } from 'node:os';
+import { type Command, InvalidArgumentError } from 'commander';
+import { maskrouteHome } from '../home.ts';
+import { DATA_HELP, interruptible, wholeNumber } from './arguments.ts';
+import { createStages } from './stages.ts';
+
+type Flags = {
+  readonly model: string;
+  readonly data: string[];
+  readonly rank: number;
+  readonly steps: number;
+  readonly rows?: number;
+  readonly seed: number;
+  readonly learningRate?: number;
+  readonly out: string;
+  readonly install: boolean;
+};
+
+export function addSurrogatesCommand(program: Command): void {
+  program
+    .command('surrogates')
+    .description("fit small stand-ins for a model's skipped blocks; killed and started again, it goes on")
+    .requiredOption('--model <name>', 'an installed model')
+    .requiredOption('--data <file...>', DATA_HELP)
+    .requiredOption('--out <file>', 'the table, safetensors')
+    .option('--rank <number>', 'of each stand-in, a multiple of 32', wholeNumber(32, 1024), 64)
+    .option('--steps <count>', 'of distillation; 0: the closed form alone', wholeNumber(0), 600)
+    .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
+    .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0), 1)
+    .option('--learning-rate <share>', 'by how much a step moves a table at most', positive)
+    .option('--install', 'put the table into the model when it is done', false)
+    .action((flags: Flags) => interruptible((signal) => run(flags, signal)));
+}
+
+async function run({ install, rows, ...flags }: Flags, signal: AbortSignal): Promise<void> {
+  const { learnSurrogates } = await import('../training/learn-surrogates.ts');
+  const { showModel } = await import('./model.ts');
+  const home = maskrouteHome();
+  const stages = createStages();
+  const model = await showModel(home, flags.model);
+  const learned = await learnSurrogates({
+    ...flags,
+    model,
+    ...(rows === undefined ? {} : { rowsMax: rows }),
+    threads: availableParallelism(),
+    onProgress: (stage, done, total, detail) => stages.update(stage, done, total, detail),
+    signal,
+  }).finally(() => stages.stop());
+  const { closedForm, distilled, steps } = learned;
+  console.log(
+    `${flags.out}: held-out KL ${closedForm.toFixed(4)} in closed form, ${distilled.toFixed(4)} after ${steps} steps`,
+  );
+  if (!install) return console.log(`Next: maskroute model surrogates ${flags.model} ${flags.out}`);
+  const { installOwnSurrogates } = await import('./model-surrogates.ts');
+  const { manifest } = await installOwnSurrogates(home, flags.model, flags.out, { log: console.log, signal });
+  console.log(`${manifest.name} has the surrogates ${manifest.surrogates?.id}`);
+}
+
+function positive(text: string): number {
+  const value = Number(text);
+  if (text.trim() !== '' && value > 0 && value < 1) return value;
+  throw new InvalidArgumentError('expected a number between 0 and 1, such as 0.01');
+}
