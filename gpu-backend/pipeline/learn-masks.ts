@@ -52,25 +52,26 @@ export async function learnMasks(context: LearnMasksContext): Promise<LearnedMas
     throw new MaskrouteError('invalid_data', 'No row is long enough to score a mask on.');
   const one = await learnOne(context);
   // A single cluster is everybody.
-  const clusters = groups.length === 1 ? [one] : await learnClusters(context, one.mask);
+  const clusters = groups.length === 1 ? [one] : await learnClusters(context, one);
   return { one, clusters, heldOut: await measureAll(context, one.mask, clusters) };
 }
 
-async function learnClusters(context: LearnMasksContext, one: Mask): Promise<LearnedMask[]> {
+async function learnClusters(context: LearnMasksContext, one: LearnedMask): Promise<LearnedMask[]> {
   const { bench, effort } = context;
   const { everybody, groups } = context.prompts;
   const searches: MaskSearch[] = [];
   for (const [cluster, { search }] of groups.entries()) {
     context.onStage('masks', cluster);
     const rows = isScorable(context, search) ? search : everybody.search;
-    searches.push(await searchClusterMask(bench, nameOf(context, cluster), rows, one, effort.cluster));
+    const name = nameOf(context, cluster);
+    searches.push(await searchClusterMask(bench, name, rows, one.mask, one.search.worth, effort.cluster));
   }
   const clusters: LearnedMask[] = [];
   for (const [cluster, { choice }] of groups.entries()) {
     context.onStage('choose', cluster);
     const rows = isScorable(context, choice) ? choice : everybody.choice;
     const on = bench.costOn(`${nameOf(context, cluster)} choice`, rows, effort.choicePositions);
-    const candidates = await compareMasks(proposalsFor(cluster, one, searches), on);
+    const candidates = await compareMasks(proposalsFor(cluster, one.mask, searches), on);
     const [{ mask, source }] = candidates as [Candidate, ...Candidate[]];
     clusters.push({ mask, source, candidates, search: searches[cluster]! });
   }

@@ -22,7 +22,6 @@ export type MaskSearch = {
   /** Rise of the KL without each block, `[2L]`: under the dense model, or under the mask for everybody. */
   readonly worth: readonly number[];
   readonly gates: LearnedGates;
-  /** Costs on the text of the search of gates as drawn, and of the best bits made of them. */
 };
 
 export async function searchOneMask(
@@ -40,30 +39,34 @@ export async function searchOneMask(
   const proposals = [
     { source: 'rank', mask: masksByScore(worth, budget, 1)[0]! },
     { source: 'greedy', mask: greedy.mask },
-    { source: 'greedy+swaps', mask: (await improveMask(greedy, effort.rounds, options)).mask },
+    { source: 'greedy+swaps', mask: (await improveMask(greedy, worth, effort.rounds, options)).mask },
     { source: 'gates', mask: gates.best.mask },
-    { source: 'gates+swaps', mask: (await improveMask(exchanged, effort.rounds, options)).mask },
+    { source: 'gates+swaps', mask: (await improveMask(exchanged, worth, effort.rounds, options)).mask },
   ];
   return { proposals, worth, gates };
 }
 
-/** @param one the mask for everybody, which the search starts from. */
+/**
+ * @param one the mask for everybody, which the search starts from.
+ * @param ranking of the blocks, on everybody's prompts.
+ */
 export async function searchClusterMask(
   bench: Workbench,
   name: string,
   rows: readonly CalibrationRow[],
   one: Mask,
+  ranking: readonly number[],
   effort: LearnEffort['cluster'],
 ): Promise<MaskSearch> {
   const on = bench.costOn(`${name} search`, rows, effort.searchPositions);
   const { exchanges: evaluationsMax, triesMax } = effort;
   const options = { cost: on.ofMask, budget: bench.budget, evaluationsMax, triesMax };
-  const worth = await worthOfBlocks(on.ofMask, one);
+  const worth = await worthOfBlocks(on.ofMask, one, ranking);
   const swapped = await exchangeBlocks({ mask: one, cost: await on.ofMask(one) }, worth, options);
   const gates = await learnGates(bench, `${name} gates`, rows, worth, on, effort);
   const learned = await exchangeBlocks(gates.best, gates.logAlphas, options);
   const best = learned.cost < swapped.cost ? learned : swapped;
-  const improved = await improveMask(best, effort.rounds, options);
+  const improved = await improveMask(best, worth, effort.rounds, options);
   const proposals = [
     { source: 'swaps', mask: swapped.mask },
     { source: 'gates', mask: gates.best.mask },

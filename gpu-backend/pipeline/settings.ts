@@ -41,7 +41,7 @@ export type LearnEffort = {
 
 export const LEARN_EFFORT: LearnEffort = {
   one: {
-    searchPositions: 1536,
+    searchPositions: 1024,
     greedyEvaluations: 300,
     gateSteps: 80,
     gateLearningRate: 0.1,
@@ -51,7 +51,7 @@ export const LEARN_EFFORT: LearnEffort = {
     triesMax: 15,
   },
   cluster: {
-    searchPositions: 1024,
+    searchPositions: 640,
     gateSteps: 30,
     gateLearningRate: 0.1,
     multiplierLearningRate: 0.1,

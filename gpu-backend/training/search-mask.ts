@@ -66,18 +66,37 @@ export async function greedyMask(
 }
 
 /**
- * What each block is worth under a mask: by how much the cost is lower with it than without, `[2L]`. Without a mask:
- * under the dense model, which is what a ranking of blocks by removing them is.
+ * What each block is worth under a mask: by how much the cost is lower with it than without, `[2L]`. Under the dense
+ * mask that is a ranking of blocks by removing them. With a `ranking`, only blocks that may come into question are
+ * measured: those that are out, and of each kind about twice as many that rank lowest; the others are taken to be worth
+ * as much as the dearest that was measured.
  */
-export async function worthOfBlocks(cost: MaskCost, mask: Mask): Promise<number[]> {
+export async function worthOfBlocks(
+  cost: MaskCost,
+  mask: Mask,
+  ranking?: readonly number[],
+): Promise<number[]> {
   const here = await cost(mask);
-  const worth: number[] = [];
-  for (let block = 0; block < mask.runs.length; block++) {
+  const measured = ranking === undefined ? [...mask.runs.keys()] : blocksInQuestion(mask, ranking);
+  const worth = new Map<number, number>();
+  for (const block of measured) {
     const isOut = mask.runs[block] === 0;
     const there = await cost(exchanged(mask, isOut ? [block] : [], isOut ? [] : [block]));
-    worth.push(isOut ? here - there : there - here);
+    worth.set(block, isOut ? here - there : there - here);
   }
-  return worth;
+  const dearest = Math.max(...worth.values());
+  return Array.from(mask.runs, (_, block) => worth.get(block) ?? dearest);
+}
+
+/** By rising number. */
+function blocksInQuestion(mask: Mask, ranking: readonly number[]): number[] {
+  const { attention, ffn } = countsOf(mask);
+  const lowest = (kind: 0 | 1, count: number) =>
+    blocksOf(mask, kind, 1)
+      .sort((a, b) => ranking[a]! - ranking[b]! || a - b)
+      .slice(0, count);
+  const out = [...blocksOf(mask, 0, 0), ...blocksOf(mask, 1, 0)];
+  return [...out, ...lowest(0, attention + 4), ...lowest(1, ffn + 4)].sort((a, b) => a - b);
 }
 
 /** Exchanges as `worth` predicts them, measured one by one; never worse than `start`. */
@@ -106,15 +125,16 @@ export async function exchangeBlocks(
   return current;
 }
 
-/** Rounds of measuring every block's worth and exchanging, until a round changes nothing or none is left. */
+/** Rounds of measuring what blocks in question are worth and exchanging them, until a round changes nothing or none is left. */
 export async function improveMask(
   start: FoundMask,
+  ranking: readonly number[],
   rounds: number,
   options: ImproveOptions,
 ): Promise<FoundMask> {
   let best = start;
   for (let round = 0; round < rounds; round++) {
-    const next = await exchangeBlocks(best, await worthOfBlocks(options.cost, best.mask), options);
+    const next = await exchangeBlocks(best, await worthOfBlocks(options.cost, best.mask, ranking), options);
     if (next.cost >= best.cost) break;
     best = next;
   }

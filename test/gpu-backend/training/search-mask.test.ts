@@ -129,7 +129,7 @@ describe.each(budgets)('searching with a budget of %s', (_name, budget) => {
       expect(meetsBudget(greedy.mask, budget)).toBe(true);
       expect(greedy.cost).toBe(await cost(greedy.mask));
       const options = { cost, budget, evaluationsMax: 200, triesMax: 40 };
-      const improved = await improveMask(greedy, 5, options);
+      const improved = await improveMask(greedy, alone, 5, options);
       expect(meetsBudget(improved.mask, budget)).toBe(true);
       expect(improved.cost).toBeLessThanOrEqual(greedy.cost);
       expect(improved.cost).toBeLessThan(best + 0.1);
@@ -166,6 +166,23 @@ it('measures what a block is worth from both sides', async () => {
   const worth = await worthOfBlocks(cost, mask);
   expect(worth[2]).toBeCloseTo((await cost(mask)) - (await cost(without([5]))), 12);
   expect(worth[3]).toBeCloseTo((await cost(without([2, 3, 5]))) - (await cost(mask)), 12);
+});
+
+it('measures only blocks in question when there is a ranking', async () => {
+  const { cost } = landscape(8);
+  const counted: string[] = [];
+  const counting = async (mask: Mask) => {
+    counted.push(maskBits(mask));
+    return cost(mask);
+  };
+  const ranking = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0];
+  const all = await worthOfBlocks(cost, without([2]));
+  const some = await worthOfBlocks(counting, without([2]), ranking);
+  // Out: 2; attention from the end of the ranking: 8, 6, 4, 0; FFN: 9, 7, 5, 3.
+  expect(counted).toHaveLength(1 + 1 + 4 + 4);
+  const known = all.filter((_, block) => block !== 1);
+  expect(some[1]).toBe(Math.max(...known));
+  expect(some.filter((_, block) => block !== 1)).toEqual(known);
 });
 
 it('stops when the evaluations are spent, and out of evaluations greedy goes by estimates', async () => {
