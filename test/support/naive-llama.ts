@@ -10,8 +10,8 @@ import type { Mask } from '../../shared/mask.ts';
 type Layer = Record<'q' | 'k' | 'v' | 'o' | 'gate' | 'up' | 'down' | 'norm1' | 'norm2', Float32Array>;
 
 export type NaiveLlama = {
-  /** Logits `[V]` after `tokenId`. */
-  next(tokenId: number, mask: Mask): Float64Array;
+  /** Logits `[V]` after `tokenId`. `watch` sees the residual stream before each block, and after the last. */
+  next(tokenId: number, mask: Mask, watch?: (stream: Float64Array) => void): Float64Array;
 };
 
 /** `table`: what masks with surrogates replace skipped blocks by. */
@@ -38,7 +38,7 @@ export async function naiveLlama(source: WeightSource, table?: SurrogateTable): 
   const finalNorm = await read('norm');
   const cache = layers.map(() => ({ k: [] as Float64Array[], v: [] as Float64Array[] }));
   return {
-    next(tokenId, mask) {
+    next(tokenId, mask, watch = () => {}) {
       const position = cache[0]!.k.length;
       const H = config.hiddenSize;
       const x = Float64Array.from(embedding.subarray(tokenId * H, (tokenId + 1) * H));
@@ -48,14 +48,17 @@ export async function naiveLlama(source: WeightSource, table?: SurrogateTable): 
       layers.forEach((layer, i) => {
         const runs = mask.runs[2 * i] === 1;
         const before = x.slice();
+        watch(x);
         attention(config, layer, cache[i]!, x, position, runs);
         if (!runs) {
           x.set(before);
           replace(2 * i);
         }
+        watch(x);
         if (mask.runs[2 * i + 1] === 1) ffn(config, layer, x);
         else replace(2 * i + 1);
       });
+      watch(x);
       return product(head, normalize(x, finalNorm, config.rmsEpsilon));
     },
   };

@@ -7,12 +7,14 @@
  * cosines as they are.
  */
 import { join } from 'node:path';
+import { KvCache } from '../../engine/kv-cache.ts';
 import { llamaGraph } from '../../model/architectures/llama.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { readStoredLlama } from '../../model/stored-llama.ts';
+import type { LlamaConfig } from '../../model/types.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import type { Graph } from '../../onnx/graph.ts';
-import type { Session } from '../../onnx/session.ts';
+import type { Feeds, Fetches, Outputs, Session } from '../../onnx/session.ts';
 import { createSession, floats, tensor } from '../../onnx/session.ts';
 import { writeWhole } from '../../write-whole.ts';
 
@@ -44,7 +46,7 @@ export async function measureSimilarities(
   try {
     for (const tokenIds of sequences) {
       signal?.throwIfAborted();
-      const outputs = await session.run(denseFeeds(session, config, tokenIds), names);
+      const outputs = await runDense(session, config, tokenIds, names);
       const streams = names.map((name) => floats(outputs[name]!));
       for (let start = 0; start < streams[0]!.length; start += config.hiddenSize) {
         const rows = streams.map((stream) => stream.subarray(start, start + config.hiddenSize));
@@ -74,12 +76,13 @@ function exposeStreams(graph: Graph, hiddenSize: number): string[] {
   return names;
 }
 
-/** Every block runs, nothing is cached before. */
-function denseFeeds(
+/** Every block runs, nothing is cached before; new keys and values are written where attention reads them. */
+function runDense(
   session: Session,
-  config: InstalledModel['manifest']['config'],
+  config: LlamaConfig,
   tokenIds: Int32Array,
-): Record<string, ReturnType<typeof tensor>> {
+  names: readonly string[],
+): Promise<Outputs> {
   const S = tokenIds.length;
   const integers = (values: ArrayLike<number>, dims: number[]) =>
     tensor(
@@ -88,9 +91,8 @@ function denseFeeds(
       dims,
     );
   const order = Array.from({ length: S }, (_, i) => i);
-  const width = config.kvHeadCount * config.headSize;
   const blockCount = 2 * config.layerCount;
-  const all: Record<string, ReturnType<typeof tensor>> = {
+  const feeds: Feeds = {
     token_ids: integers(tokenIds, [1, S]),
     positions: integers(order, [1, S]),
     kv_positions: integers(order, [1, S]),
@@ -99,11 +101,13 @@ function denseFeeds(
     logit_rows: integers([], [0]),
     runs: tensor('bool', new Uint8Array(blockCount).fill(1), [blockCount]),
   };
-  for (let layer = 0; layer < config.layerCount; layer++) {
-    for (const kind of ['k', 'v'])
-      all[`past_${kind}_${layer}`] = tensor('f32', new Float32Array(S * width), [1, S, width]);
-  }
-  return Object.fromEntries(Object.entries(all).filter(([name]) => session.inputNames.includes(name)));
+  const { layerCount, kvHeadCount, headSize, contextTokens } = config;
+  const cache = new KvCache({ layerCount, width: kvHeadCount * headSize, contextTokens });
+  cache.reserve(S);
+  cache.addPast(feeds, S);
+  const fetches: Fetches = Object.fromEntries(names.map((name) => [name, null]));
+  cache.addNew(fetches, S, () => true);
+  return session.run(feeds, fetches);
 }
 
 function cosine(a: Float32Array, b: Float32Array): number {

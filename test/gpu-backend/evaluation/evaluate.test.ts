@@ -1,0 +1,182 @@
+/** A whole evaluation on the small model: what it says, and that it goes on where it was cut off. */
+import { spawnSync } from 'node:child_process';
+import { appendFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { openEncoder } from '../../../gpu-backend/calibration/encoders.ts';
+import type { EvaluateOptions } from '../../../gpu-backend/evaluation/context.ts';
+import { evaluate } from '../../../gpu-backend/evaluation/evaluate.ts';
+import { BASELINES, METHODS } from '../../../gpu-backend/evaluation/methods.ts';
+import type { Evaluation } from '../../../gpu-backend/evaluation/result.ts';
+import { evaluationSchema } from '../../../gpu-backend/evaluation/result.ts';
+import type { ModelHash } from '../../../shared/mask.ts';
+import { maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask.ts';
+import type { MaskSet } from '../../../shared/mask-set.ts';
+import { maskSetSchema } from '../../../shared/mask-set.ts';
+import { testHome } from '../../support/installed-model.ts';
+import { writeSmallData } from '../pipeline/small-run.ts';
+import { type TinyHome, tinyHome } from './tiny.ts';
+
+let tiny: TinyHome;
+let data: string[];
+let set: MaskSet;
+const encoderOptions = { home: testHome, threads: 1, hooks: { onProgress: () => {}, log: () => {} } };
+const MASKS = [
+  { skipAttention: [1], skipFfn: [2] },
+  { skipAttention: [3], skipFfn: [1] },
+];
+
+beforeAll(async () => {
+  tiny = await tinyHome();
+  data = await writeSmallData(join(tiny.home, 'data'));
+  set = await smallSet();
+  writeFileSync(join(tiny.home, 'set.json'), JSON.stringify(set));
+});
+afterAll(() => tiny[Symbol.dispose]());
+
+/** Two clusters around one prompt of each kind. */
+async function smallSet(): Promise<MaskSet> {
+  const { encoder, close } = await openEncoder('static', encoderOptions);
+  const vectors = await encoder.embed(['How many apples does Tom have?', 'Book me a flight to Rome.']);
+  await close();
+  const hash = tiny.model.manifest.hash as ModelHash;
+  return maskSetSchema.parse({
+    ...{ format: 'maskroute-mask-set-v1', name: 'small', targetSparsity: 0.25, reachedSparsity: 0.25 },
+    model: { name: 'tiny', hash, blockCount: 8 },
+    encoder: encoder.spec,
+    clusters: MASKS.map((layers, i) => {
+      const mask = maskFromSkippedLayers(8, layers);
+      return { centroid: [...vectors[i]!], bits: maskBits(mask), mask: maskId(hash, mask), share: 0.5 };
+    }),
+    surrogate: false,
+    learned: { method: 'by hand', oneMask: maskBits(maskFromSkippedLayers(8, MASKS[0]!)) },
+    heldOut: {},
+    createdAt: '2026-01-01T00:00:00.000Z',
+  });
+}
+
+const options = (changes: Partial<EvaluateOptions> = {}): EvaluateOptions => ({
+  ...{ home: tiny.home, model: tiny.model, maskSets: [set], data, calibration: [], baselines: BASELINES },
+  ...{ sparsities: [0.5], flavours: [null], openEncoder: () => openEncoder('static', encoderOptions) },
+  ...{ equalTime: true, tasks: [], taskLimit: 4, limit: 6, tokensMax: 60, evaluationsMax: 20 },
+  ...{ searchPositions: 60, rounds: 1, threads: 1, seed: 1, onProgress: () => {} },
+  ...changes,
+});
+
+/** All but the times, which are never equal twice. */
+const figures = ({ rows }: Evaluation) => rows.map(({ msPerToken: _, ...row }) => row);
+
+describe('evaluate', () => {
+  it('has one row a method and sparsity, and routes as the edge does', async () => {
+    const found = await evaluate(options());
+    expect(evaluationSchema.parse(JSON.parse(JSON.stringify(found)))).toEqual(found);
+    expect([...new Set(found.rows.map(({ method }) => method))]).toEqual(METHODS);
+    for (const row of found.rows) {
+      expect(row.rows).toBe(6);
+      expect(row.msPerToken).toBeGreaterThan(0);
+      expect(row.kl >= 0 && row.agreement <= 1 && row.perplexity > 1).toBe(true);
+      if (row.method !== 'dense') expect(row.kl).toBeGreaterThan(0);
+    }
+    expect(found.rows[0]).toMatchObject({ method: 'dense', kl: 0, agreement: 1, attention: 0, ffn: 0 });
+    expect(found.rows[1]).toMatchObject({
+      method: 'learned',
+      clusters: 2,
+      sparsity: 0.25,
+      attention: 1,
+      ffn: 1,
+    });
+    const [{ kinds }] = found.routing as [Evaluation['routing'][number]];
+    expect(kinds).toEqual([
+      { kind: 'sums', counts: [3, 0] },
+      { kind: 'trips', counts: [0, 3] },
+    ]);
+    const at = (method: string, target: number) =>
+      found.rows.find((row) => row.method === method && row.targetSparsity === target)!;
+    expect([at('sleb', 0.5).attention, at('sleb', 0.5).ffn]).toEqual([2, 2]);
+    expect([at('llm-drop', 0.5).attention, at('llm-drop', 0.5).ffn]).toEqual([4, 0]);
+    expect(at('finercut', 0.25).kl).toBeLessThan(at('last-k', 0.25).kl);
+  }, 60_000);
+
+  it('computes nothing twice, whatever a kill left in its files', async () => {
+    const home = join(tiny.home, 'again');
+    mkdirSync(home);
+    const whole = await evaluate(options({ home, equalTime: false }));
+    const folder = join(home, 'evaluations');
+    const sizes = () => readdirSync(folder).map((file) => readFileSync(join(folder, file)).length);
+    const before = sizes();
+    expect(figures(await evaluate(options({ home, equalTime: false })))).toEqual(figures(whole));
+    expect(sizes()).toEqual(before);
+    // Half of one file is gone, another ends in the middle of a line.
+    const [first, second] = readdirSync(folder).map((file) => join(folder, file));
+    const lines = readFileSync(first!, 'utf8').split('\n');
+    writeFileSync(first!, lines.slice(0, lines.length >> 1).join('\n'));
+    appendFileSync(second!, '["m_0000');
+    expect(figures(await evaluate(options({ home, equalTime: false })))).toEqual(figures(whole));
+    rmSync(home, { recursive: true });
+  }, 60_000);
+
+  it('stopped at any moment goes on to the same figures', async () => {
+    const home = join(tiny.home, 'stopped');
+    const whole = await evaluate(options({ equalTime: false }));
+    for (const steps of [3, 17, 40, 200]) {
+      const stop = new AbortController();
+      let left = steps;
+      const onProgress = () => {
+        if (--left === 0) stop.abort();
+      };
+      await evaluate(options({ home, equalTime: false, onProgress, signal: stop.signal })).catch(() => {});
+    }
+    expect(figures(await evaluate(options({ home, equalTime: false })))).toEqual(figures(whole));
+  }, 60_000);
+
+  it('refuses a set of another model or encoder', async () => {
+    const other = { ...set, model: { ...set.model, hash: 'b'.repeat(64) } };
+    await expect(evaluate(options({ maskSets: [other] }))).rejects.toMatchObject({
+      code: 'invalid_mask_set',
+    });
+    const changed = { ...set, encoder: { ...set.encoder, revision: 'another' } };
+    await expect(evaluate(options({ maskSets: [changed] }))).rejects.toMatchObject({
+      code: 'encoder_mismatch',
+    });
+  });
+
+  it('ends its command line with one JSON object, and writes a page', () => {
+    const cli = fileURLToPath(new URL('../../../gpu-backend/cli.ts', import.meta.url));
+    const piqa = join(tiny.home, 'piqa.jsonl');
+    writeFileSync(piqa, `${JSON.stringify({ goal: 'Sit', sol1: 'down', sol2: 'on', label: 0 })}\n`);
+    const out = join(tiny.home, 'out');
+    const args = [
+      ...['evaluate', '--model', 'tiny', '--mask-set', join(tiny.home, 'set.json'), '--data', ...data],
+      ...[
+        '--baselines',
+        'last-k,one-mask',
+        '--limit',
+        '4',
+        '--tokens',
+        '40',
+        '--rounds',
+        '1',
+        '--threads',
+        '1',
+      ],
+      ...['--tasks', piqa, '--out', out],
+    ];
+    const { stdout, stderr, status } = spawnSync(process.execPath, [cli, ...args], {
+      env: { ...process.env, MASKROUTE_HOME: tiny.home },
+      encoding: 'utf8',
+    });
+    expect(status, stderr).toBe(0);
+    const lines = stdout.trim().split('\n');
+    const found = evaluationSchema.parse(JSON.parse(lines.at(-1)!));
+    expect(found.rows.map(({ method }) => method)).toEqual(['dense', 'learned', 'one-mask', 'last-k']);
+    expect(found.rows[0]!.tasks!.piqa).toMatchObject({ questions: 1, chance: 0.5 });
+    expect(lines[0]).toContain('Equal count, 4 rows');
+    expect(evaluationSchema.parse(JSON.parse(readFileSync(join(out, 'evaluation.json'), 'utf8')))).toEqual(
+      found,
+    );
+    const html = readFileSync(join(out, 'report.html'), 'utf8');
+    expect(html).toContain('KL to dense against time a token');
+    expect(html).not.toMatch(/(src|href)=/);
+  }, 60_000);
+});

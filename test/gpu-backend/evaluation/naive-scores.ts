@@ -1,0 +1,31 @@
+/** Scores of a mask by plain loops over the naive model, in double precision. */
+import type { Sample } from '../../../gpu-backend/calibration/samples.ts';
+import type { SampleScores } from '../../../gpu-backend/evaluation/scorer.ts';
+import { denseMask, type Mask } from '../../../shared/mask.ts';
+import { naiveLlama } from '../../support/naive-llama.ts';
+import { randomLlama } from '../../support/random-llama.ts';
+
+export const naiveModel = () => naiveLlama(randomLlama({ tiedEmbeddings: false }));
+
+/** Log-probabilities of every scored position. */
+export async function naiveLogs({ tokenIds, scoreFrom }: Sample, mask: Mask): Promise<number[][]> {
+  const model = await naiveModel();
+  const logits = [...tokenIds.subarray(0, -1)].map((id) => model.next(id, mask));
+  return logits.slice(scoreFrom).map((row) => {
+    const sum = Math.log(row.reduce((total, value) => total + Math.exp(value), 0));
+    return [...row].map((value) => value - sum);
+  });
+}
+
+export async function naiveScores(sample: Sample, mask: Mask): Promise<SampleScores> {
+  const dense = await naiveLogs(sample, denseMask(mask.runs.length));
+  const masked = await naiveLogs(sample, mask);
+  const scores = { positions: dense.length, kl: 0, equalTops: 0, loss: 0 };
+  dense.forEach((p, i) => {
+    const q = masked[i]!;
+    scores.kl += p.reduce((sum, value, token) => sum + Math.exp(value) * (value - q[token]!), 0);
+    scores.equalTops += p.indexOf(Math.max(...p)) === q.indexOf(Math.max(...q)) ? 1 : 0;
+    scores.loss -= q[sample.tokenIds[sample.scoreFrom + i + 1]!]!;
+  });
+  return scores;
+}
