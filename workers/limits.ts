@@ -118,6 +118,12 @@ export const BUDGET = { wait_ms: 2_000, tries: 2, burstWindow_s: 10 } as const;
 export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000] as const;
 /** Each question's own time. */
 export const COST_QUESTION_ms = 2_000;
+/**
+ * Events of requests that end within 100 ms of each other go to the queue together (it takes 100 messages of
+ * 256 kB in all). Whoever has not heard of its batch for 2 s sends its own event.
+ */
+export const EVENT_BATCH = { wait_ms: 100, eventsMax: 100, lost_ms: 2_000 } as const;
+
 /** An event that the queue does not take is offered again; after that the log has it. */
 export const EVENT_RETRY_DELAYS_ms = [0, 100, 1_000] as const;
 

@@ -3,6 +3,7 @@ import { describe, expect, it, vi } from 'vitest';
 import { type RequestEvent, requestEventSchema } from '../../shared/events.ts';
 import type { Env } from '../../workers/env.ts';
 import { figuresIn } from '../../workers/services/answer-tap.ts';
+import { createEvents } from '../../workers/services/events.ts';
 import { tokenBounds } from '../../workers/services/token-bounds.ts';
 import { MODEL } from '../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, say } from './support/edge.ts';
@@ -13,9 +14,9 @@ function queue(failures = 0) {
   const sent: RequestEvent[] = [];
   const tries = { count: 0 };
   const EVENTS = {
-    send: async (event: unknown) => {
+    sendBatch: async (messages: { body: unknown }[]) => {
       if (++tries.count <= failures) throw new Error('the queue is down');
-      sent.push(requestEventSchema.parse(event));
+      sent.push(...messages.map(({ body }) => requestEventSchema.parse(body)));
     },
   } as unknown as Env['EVENTS'];
   const event = async (): Promise<RequestEvent> => {
@@ -23,6 +24,13 @@ function queue(failures = 0) {
     return sent[0]!;
   };
   return { EVENTS, sent, tries, event };
+}
+
+async function someEvent(): Promise<RequestEvent> {
+  const { key } = await newTenant();
+  const { EVENTS, event } = queue();
+  await (await chat(key, say('north'), freshIsolate({ EVENTS }))).text();
+  return await event();
 }
 
 describe('the event', () => {
@@ -110,6 +118,30 @@ describe('the event', () => {
     expect(performance.now() - started).toBeLessThan(1_000);
     await event();
     expect(tries.count).toBe(3);
+  });
+
+  it('goes to the queue with those of other requests at the same time', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, sent, tries } = queue();
+    const isolate = freshIsolate({ EVENTS });
+    await Promise.all(
+      Array.from({ length: 30 }, async () => (await chat(key, say('north'), isolate)).text()),
+    );
+    await vi.waitFor(() => expect(sent).toHaveLength(30), 5_000);
+    expect(new Set(sent.map(({ id }) => id)).size).toBe(30);
+    expect(tries.count).toBeLessThan(15);
+  });
+
+  it('is sent by its own request when the one that collects was torn down', async () => {
+    const told = await someEvent();
+    const { EVENTS, sent } = queue();
+    const events = createEvents(EVENTS, undefined);
+    // The collecting request is gone: its timer never fires.
+    const timer = vi.spyOn(globalThis, 'setTimeout').mockImplementationOnce(() => 0 as never);
+    void events.send({ ...told, id: '0'.repeat(20) });
+    timer.mockRestore();
+    await events.send({ ...told, id: '1'.repeat(20) });
+    expect(sent.map(({ id }) => id)).toEqual(['1'.repeat(20)]);
   });
 
   it('is not made for a request that never began', async () => {
