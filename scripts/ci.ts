@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { type Counts, countReport } from './test-report.ts';
 
-const STATIC_CHECKS = ['lint', 'types', 'imports'];
+const STATIC_CHECKS = ['lint', 'types', 'imports', 'deploy:check'];
 
 const succeeds = (...npmArguments: string[]): boolean =>
   spawnSync('npm', npmArguments, { stdio: 'inherit' }).status === 0;

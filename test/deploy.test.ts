@@ -1,0 +1,187 @@
+/**
+ * What is deployed fits together: Kubernetes' own schemas take every manifest, names that refer to each other meet,
+ * what manifests ask of a backend is there, and its image holds what a backend imports.
+ */
+import { existsSync, globSync, readdirSync, readFileSync } from 'node:fs';
+import path from 'node:path';
+import { parse as parseToml } from 'smol-toml';
+import { describe, expect, test } from 'vitest';
+import { parseAllDocuments } from 'yaml';
+import { readImports } from '../scripts/import-graph.ts';
+
+type Manifest = {
+  apiVersion: string;
+  kind: string;
+  metadata: { name: string; labels?: Record<string, string> };
+  // biome-ignore lint/suspicious/noExplicitAny: its shape is what Kubernetes' schema has just said of it
+  spec: any;
+};
+
+const FOLDER = 'deploy/kubernetes';
+const KUSTOMIZATION = 'kustomization.yaml';
+
+function readYaml(file: string): Manifest[] {
+  return parseAllDocuments(readFileSync(path.join(FOLDER, file), 'utf8'), { strict: true }).map(
+    (document) => {
+      expect(document.errors, file).toEqual([]);
+      return document.toJS();
+    },
+  );
+}
+
+const files = readdirSync(FOLDER).filter((name) => name !== KUSTOMIZATION);
+const manifests = files.flatMap(readYaml);
+const find = (kind: string, name = 'backend'): Manifest =>
+  manifests.find((manifest) => manifest.kind === kind && manifest.metadata.name === name)!;
+const backend = find('Deployment');
+const pod = backend.spec.template.spec;
+const container = pod.containers[0];
+
+describe('the Kubernetes manifests', () => {
+  test.each(manifests.map((manifest) => [`${manifest.kind} ${manifest.metadata.name}`, manifest] as const))(
+    '%s is what its schema says',
+    async (_name, manifest) => {
+      await validate(manifest);
+    },
+  );
+
+  test('a manifest that is wrong is refused', async () => {
+    const wrong = structuredClone(backend);
+    wrong.spec.template.spec.containers[0].livenessProbe.httpGet.port = { http: true };
+    await expect(validate(wrong)).rejects.toThrow(/port/);
+    const unfinished = structuredClone(find('HorizontalPodAutoscaler'));
+    delete unfinished.spec.maxReplicas;
+    await expect(validate(unfinished)).rejects.toThrow(/maxReplicas/);
+  });
+
+  test('the kustomization names all of them', () => {
+    const [kustomization] = readYaml(KUSTOMIZATION) as unknown as [
+      { resources: string[]; images: { name: string }[] },
+    ];
+    expect(kustomization.resources.toSorted()).toEqual(files.toSorted());
+    expect(kustomization.images.map(({ name }) => name)).toContain(container.image);
+  });
+
+  test('what refers to the backend finds it', () => {
+    const labels = backend.spec.template.metadata.labels;
+    for (const selector of [
+      backend.spec.selector.matchLabels,
+      find('Service').spec.selector,
+      find('PodDisruptionBudget').spec.selector.matchLabels,
+      find('NetworkPolicy').spec.podSelector.matchLabels,
+    ]) {
+      expect(labels).toMatchObject(selector);
+    }
+    const [fromTunnel] = find('NetworkPolicy').spec.ingress[0].from;
+    expect(find('Deployment', 'tunnel').spec.template.metadata.labels).toMatchObject(
+      fromTunnel.podSelector.matchLabels,
+    );
+    expect(find('HorizontalPodAutoscaler').spec.scaleTargetRef).toMatchObject({
+      kind: backend.kind,
+      apiVersion: backend.apiVersion,
+      name: backend.metadata.name,
+    });
+    const claim = pod.volumes.find(
+      (volume: { name: string }) => volume.name === 'models',
+    ).persistentVolumeClaim;
+    expect(find('PersistentVolumeClaim', claim.claimName)).toBeDefined();
+    const volumes = pod.volumes.map((volume: { name: string }) => volume.name);
+    for (const { volumeMounts } of [...pod.containers, ...pod.initContainers]) {
+      expect(volumes).toEqual(
+        expect.arrayContaining(volumeMounts.map((mount: { name: string }) => mount.name)),
+      );
+    }
+  });
+
+  test('ask of a backend what it has', () => {
+    const api = readFileSync('gpu-backend/api/app.ts', 'utf8');
+    for (const probe of ['startupProbe', 'livenessProbe', 'readinessProbe']) {
+      expect(container[probe].httpGet.port).toBe(container.ports[0].name);
+      expect(api).toContain(`.get('${container[probe].httpGet.path}'`);
+    }
+    const { metric } = find('HorizontalPodAutoscaler').spec.metrics[0].pods;
+    expect(readFileSync('gpu-backend/api/metrics.ts', 'utf8')).toContain(`gauge('${metric.name}'`);
+    const serve = readFileSync('gpu-backend/commands/serve.ts', 'utf8');
+    for (const { name } of container.env) expect(serve).toContain(name);
+  });
+
+  test('name no secret that the guide does not make, and hold none', () => {
+    const guide = readFileSync('docs/deploy.md', 'utf8');
+    const text = files.map((file) => readFileSync(path.join(FOLDER, file), 'utf8')).join('\n');
+    for (const [, name, key] of text.matchAll(/secretKeyRef:\s+name: (\S+)\s+key: (\S+)/g)) {
+      expect(guide).toMatch(new RegExp(`create secret generic ${name} .*--from-literal=${key}=`));
+    }
+    expect(manifests.map(({ kind }) => kind)).not.toContain('Secret');
+  });
+});
+
+/** @throws Error with what Kubernetes' schema of its kind has against it. */
+async function validate(manifest: Manifest): Promise<void> {
+  const { apiVersion, kind } = manifest;
+  const module: Record<string, new (data: unknown) => { validate(): void }> = await import(
+    `kubernetes-models/${apiVersion}/${kind}`
+  );
+  new module[kind]!(manifest).validate();
+}
+
+describe('the image of the backend', () => {
+  const text = readFileSync('deploy/Containerfile', 'utf8');
+
+  test('copies what is there, and lets all of it through', () => {
+    const ignore = readFileSync('.dockerignore', 'utf8').split('\n');
+    for (const [, sources] of text.matchAll(/^COPY (?!--from)(.+) \S+$/gm)) {
+      for (const source of sources!.split(' ')) {
+        expect(existsSync(source), source).toBe(true);
+        expect(ignore, source).toContain(`!${source}`);
+      }
+    }
+  });
+
+  test('holds everything that a backend imports', () => {
+    const { dependencies } = JSON.parse(readFileSync('package.json', 'utf8')) as { dependencies: object };
+    const imported = readImports('.', ['gpu-backend', 'shared'])
+      // Benches measure peers, and run where the development dependencies are.
+      .filter(({ from }) => !from.startsWith('gpu-backend/bench/'))
+      .flatMap(({ to }) => (to.startsWith('npm:') ? [to.slice('npm:'.length)] : []));
+    expect(Object.keys(dependencies)).toEqual(expect.arrayContaining([...new Set(imported)]));
+  });
+
+  test('needs no file outside of what it copies', () => {
+    const copied = globSync('gpu-backend/**/*.ts').flatMap((file) =>
+      [...readFileSync(file, 'utf8').matchAll(/'(?:\.\.\/)+(workers\/[^']+)'/g)].map(([, target]) => target!),
+    );
+    for (const target of copied) expect(text).toContain(`COPY ${path.posix.dirname(target)} `);
+  });
+});
+
+describe('wrangler.toml', () => {
+  type Environment = Record<string, unknown> & { readonly vars: object };
+  const { env, ...top } = parseToml(readFileSync('wrangler.toml', 'utf8')) as {
+    env: Record<string, Environment>;
+  };
+  /** Bindings are not inherited: one that an environment forgets is missing only once it is deployed. */
+  const bindings = (value: unknown): string[] => {
+    if (Array.isArray(value)) return value.flatMap(bindings);
+    if (typeof value !== 'object' || value === null) return [];
+    return Object.entries(value).flatMap(([name, inner]) =>
+      name === 'binding' || (name === 'name' && ('class_name' in value || 'namespace_id' in value))
+        ? [String(inner)]
+        : bindings(inner),
+    );
+  };
+
+  test.each(Object.keys(env))('%s declares every binding, and its own state', (name) => {
+    expect(bindings(env[name])).toEqual(expect.arrayContaining(bindings(top)));
+    expect(bindings(top)).toEqual(expect.arrayContaining(['DB', 'ASSETS', 'BUDGETS', 'EVENTS']));
+    const database = (environment: Environment) =>
+      (environment.d1_databases as { database_name: string }[])[0]!.database_name;
+    expect(database(env[name]!)).not.toBe(database(top));
+  });
+
+  test('holds no secret', () => {
+    const secrets = ['BACKEND_KEY', 'ADMIN_KEY', 'HF_TOKEN'];
+    for (const environment of [top, ...Object.values(env)]) {
+      for (const secret of secrets) expect(Object.keys(environment.vars)).not.toContain(secret);
+    }
+  });
+});
