@@ -116,8 +116,8 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
     const { id, url } = backend;
     const seen = parts.observed(id);
     asked.set(id, (asked.get(id) ?? 0) + 1);
-    const end = seen.begin(wish.mask);
     const token = await parts.token(request, backend);
+    const end = seen.begin(wish.mask);
     const time_ms = Math.max(1, left_ms());
     const timeout_ms = others ? Math.min(time_ms, request.silence_ms ?? time_ms) : time_ms;
     const outcome = await attempt({ url, token, request, signal, timeout_ms, left_ms: time_ms }).finally(end);
