@@ -61,7 +61,7 @@ export const assignRows = (vectors: readonly Float32Array[], clusters: Clusters)
   });
 
 export function kindTable(
-  rows: readonly CalibrationRow[],
+  rows: readonly Pick<CalibrationRow, 'kind'>[],
   assignment: ArrayLike<number>,
   clusterCount: number,
 ): KindTable {

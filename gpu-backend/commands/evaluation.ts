@@ -30,6 +30,8 @@ type EvaluateFlags = {
   readonly equalTime: boolean;
   readonly tasks: readonly string[];
   readonly taskLimit: number;
+  readonly checks: boolean;
+  readonly facts: readonly string[];
   readonly limit: number;
   readonly rows?: number;
   readonly tokens: number;
@@ -42,6 +44,8 @@ type EvaluateFlags = {
   readonly json: boolean;
 };
 
+/** Well past 512: where a starved cache would show. */
+const LONG_TOKENS = 640;
 const TASKS_HELP =
   'multiple choice: TASK=FILE with openbookqa, winogrande, hellaswag, piqa, arc_easy or arc_challenge';
 
@@ -69,6 +73,8 @@ export function addEvaluationCommand(program: Command): void {
     .option('--no-equal-time', 'without the comparison at equal time')
     .option('--tasks <file...>', TASKS_HELP, [])
     .option('--task-limit <questions>', 'the first so many of each task file', wholeNumber(1), 100)
+    .option('--checks', 'also: long text, the cliff, narrow calibration, recall of facts', false)
+    .option('--facts <file...>', 'answers that are facts (default: the right answers of --tasks)', [])
     .option('--limit <rows>', 'rows that are scored', wholeNumber(1), 64)
     .option('--rows <count>', 'rows read from each file', wholeNumber(1))
     .option('--tokens <count>', 'tokens of a row, cut at the end', wholeNumber(8), 160)
@@ -114,6 +120,7 @@ async function toOptions(
       return openEncoder(flags.encoder ?? encoderName(set), { home, threads: flags.threads, hooks });
     },
     ...{ tasks: flags.tasks.map(parseTaskFile), taskLimit: flags.taskLimit },
+    ...{ checks: flags.checks, facts: flags.facts, longTokens: LONG_TOKENS },
     ...{ limit: flags.limit, rowsMax: flags.rows, tokensMax: flags.tokens, evaluationsMax: flags.budget },
     ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads: flags.threads },
     ...{ seed: flags.seed, onProgress, signal },

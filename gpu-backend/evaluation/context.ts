@@ -32,6 +32,12 @@ export type EvaluateOptions = {
   /** Multiple-choice sets that all methods answer, and how many questions of each. */
   readonly tasks: readonly TaskFile[];
   readonly taskLimit: number;
+  /** The paper's own checks as well. */
+  readonly checks: boolean;
+  /** Files whose answers are facts, for the check of recall; without them, the right answers of `tasks`. */
+  readonly facts: readonly string[];
+  /** Tokens that the check of long text generates. */
+  readonly longTokens: number;
   /** Rows that are scored. */
   readonly limit: number;
   /** Rows read from each file. */

@@ -12,6 +12,7 @@ import { skipCountFor } from '../calibration/rank-blocks.ts';
 import type { CalibrationRow } from '../calibration/read-data.ts';
 import type { Sample } from '../calibration/samples.ts';
 import { createSampler, drawSamples } from '../calibration/samples.ts';
+import { runChecks } from './checks/run-checks.ts';
 import type { Contestant } from './contestants.ts';
 import { toRow } from './contestants.ts';
 import type { Context, EvaluateOptions } from './context.ts';
@@ -69,6 +70,9 @@ async function evaluateIn(context: Context): Promise<Evaluation> {
     return toRow(contestant, rows, perRow, timer.msOf, config);
   };
   const tasks = await runTasks(context, lineUp);
+  const checks = options.checks
+    ? await runChecks({ context, lineUp, rows, samples, calibration: data.calibration })
+    : undefined;
   return {
     rows: contestants.map((contestant, i) => ({ ...toFigures(contestant), ...tasks[i] })),
     equalTime: timed.map(toFigures),
@@ -77,6 +81,7 @@ async function evaluateIn(context: Context): Promise<Evaluation> {
       name: set.name,
       kinds: kindTable(rows, clusters, set.clusters.length),
     })),
+    ...(checks === undefined ? {} : { checks }),
     notes,
     ...{ model: model.manifest.name, weights: model.manifest.weights, threads: options.threads },
     search: { evaluations: options.evaluationsMax, positions: options.searchPositions },

@@ -4,6 +4,8 @@ import { METHODS } from './methods.ts';
 
 const interval = z.tuple([z.number(), z.number()]).nullable();
 
+const kindCounts = z.array(z.strictObject({ kind: z.string(), counts: z.array(z.int()) }));
+
 const figures = z.strictObject({
   rows: z.int(),
   positions: z.int(),
@@ -59,6 +61,43 @@ export const rowSchema = z.strictObject({
 });
 export type EvaluationRow = z.infer<typeof rowSchema>;
 
+const means = { kl: z.number(), agreement: z.number(), perplexity: z.number() };
+const pair = z.strictObject({
+  calibratedOnAll: z.strictObject(means),
+  calibratedOnOne: z.strictObject(means),
+});
+const subject = { method: z.enum(METHODS), targetSparsity: z.number(), surrogate: z.boolean() };
+
+/** The paper's own checks (`checks/run-checks.ts`). */
+export const checksSchema = z.strictObject({
+  /** Right answers alone: how likely they are under each method. */
+  recall: z.array(z.strictObject({ ...subject, facts: z.int(), ...means })).optional(),
+  clustersByTask: z.array(z.strictObject({ name: z.string(), kinds: kindCounts })).optional(),
+  /** FinerCut's order, ever more blocks out. */
+  cliff: z.array(z.strictObject({ sparsity: z.number(), ...means })).optional(),
+  /** FinerCut calibrated on one kind alone, against all kinds: on everything, and on that kind. */
+  narrow: z
+    .strictObject({ kind: z.string(), sparsity: z.number(), general: pair, own: pair.nullable() })
+    .optional(),
+  /** Generated text, judged by the dense model window by window. */
+  longText: z
+    .array(
+      z.strictObject({
+        ...subject,
+        windows: z.array(
+          z.strictObject({
+            from: z.int(),
+            to: z.int(),
+            perplexity: z.number(),
+            newFourGrams: z.number(),
+          }),
+        ),
+      }),
+    )
+    .optional(),
+});
+export type Checks = z.infer<typeof checksSchema>;
+
 export const evaluationSchema = z.strictObject({
   rows: z.array(rowSchema),
   /** Static methods at the measured time of each learned row. */
@@ -68,10 +107,10 @@ export const evaluationSchema = z.strictObject({
     z.strictObject({
       maskSet: z.string(),
       name: z.string(),
-      kinds: z.array(z.strictObject({ kind: z.string(), counts: z.array(z.int()) })),
+      kinds: kindCounts,
     }),
   ),
-  checks: z.record(z.string(), z.json()).optional(),
+  checks: checksSchema.optional(),
   /** What was left out, and why. */
   notes: z.array(z.string()),
   model: z.string(),

@@ -14,6 +14,8 @@ import { openTinyScorer, SAMPLES, type TinyHome, tinyHome } from './tiny.ts';
 const LAYERS = 4;
 const BLOCKS = 2 * LAYERS;
 const OUT = 3;
+/** Plain loops take a second, and many times that on a machine that is busy. */
+const PATIENT = { timeout: 60_000 };
 
 let tiny: TinyHome;
 let orders: Map<StaticMethod, readonly (readonly number[])[]>;
@@ -100,17 +102,17 @@ describe('static baselines', () => {
     expect(orders.get('llm-drop')).toEqual(mostAlike(await naiveStreams(), spans).map((i) => [2 * i]));
   });
 
-  it('SLEB: greedy over layers by loss, the first and the last stay', async () => {
+  it('SLEB: greedy over layers by loss, the first and the last stay', PATIENT, async () => {
     expect(orders.get('sleb')).toEqual(await naiveGreedy([layer(1), layer(2)], 2, 'loss'));
     expect(evaluations.get('sleb')).toBe(3);
   });
 
-  it('BlockPruner: greedy over blocks by loss', async () => {
+  it('BlockPruner: greedy over blocks by loss', PATIENT, async () => {
     expect(orders.get('blockpruner')).toEqual(await naiveGreedy(blocks, OUT, 'loss'));
     expect(evaluations.get('blockpruner')).toBe(8 + 7 + 6);
   });
 
-  it('FinerCut: greedy over blocks by KL', async () => {
+  it('FinerCut: greedy over blocks by KL', PATIENT, async () => {
     expect(orders.get('finercut')).toEqual(await naiveGreedy(blocks, OUT, 'kl'));
   });
 

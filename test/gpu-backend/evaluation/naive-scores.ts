@@ -5,7 +5,15 @@ import { denseMask, type Mask } from '../../../shared/mask.ts';
 import { naiveLlama } from '../../support/naive-llama.ts';
 import { randomLlama } from '../../support/random-llama.ts';
 
-export const naiveModel = () => naiveLlama(randomLlama({ tiedEmbeddings: false }));
+const source = randomLlama({ tiedEmbeddings: false });
+const tensors = new Map<string, Promise<Float32Array>>();
+/** Drawing the weights takes longer than a few tokens. */
+function read(name: string): Promise<Float32Array> {
+  const tensor = tensors.get(name) ?? source.read(name);
+  tensors.set(name, tensor);
+  return tensor;
+}
+export const naiveModel = () => naiveLlama({ ...source, read });
 
 /** Log-probabilities of every scored position. */
 export async function naiveLogs({ tokenIds, scoreFrom }: Sample, mask: Mask): Promise<number[][]> {
@@ -17,8 +25,12 @@ export async function naiveLogs({ tokenIds, scoreFrom }: Sample, mask: Mask): Pr
   });
 }
 
+const denseLogs = new Map<Sample, Promise<number[][]>>();
+
 export async function naiveScores(sample: Sample, mask: Mask): Promise<SampleScores> {
-  const dense = await naiveLogs(sample, denseMask(mask.runs.length));
+  const known = denseLogs.get(sample) ?? naiveLogs(sample, denseMask(mask.runs.length));
+  denseLogs.set(sample, known);
+  const dense = await known;
   const masked = await naiveLogs(sample, mask);
   const scores = { positions: dense.length, kl: 0, equalTops: 0, loss: 0 };
   dense.forEach((p, i) => {

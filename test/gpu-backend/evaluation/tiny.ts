@@ -10,8 +10,8 @@ import type { InstalledModel } from '../../../gpu-backend/model/store.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
 
 export const SAMPLES: Sample[] = [
-  { tokenIds: Int32Array.from({ length: 24 }, (_, i) => 3 + ((i * 37) % 250)), scoreFrom: 0 },
-  { tokenIds: Int32Array.from({ length: 18 }, (_, i) => 3 + ((i * 11 + 5) % 250)), scoreFrom: 6 },
+  { tokenIds: Int32Array.from({ length: 14 }, (_, i) => 3 + ((i * 37) % 250)), scoreFrom: 0 },
+  { tokenIds: Int32Array.from({ length: 12 }, (_, i) => 3 + ((i * 11 + 5) % 250)), scoreFrom: 6 },
 ];
 
 export type TinyHome = Disposable & { readonly home: string; readonly model: InstalledModel };

@@ -1,0 +1,187 @@
+/**
+ * The checks that the paper asks for: where tasks are routed, what calibration on one narrow kind costs in general, text
+ * past 512 tokens, where quality falls off a cliff, and whether facts are still recalled.
+ */
+import type { Mask, SurrogatesId } from '../../../shared/mask.ts';
+import { denseMask, sparsity, withSurrogates } from '../../../shared/mask.ts';
+import { kindTable } from '../../calibration/cluster.ts';
+import { seededRandom } from '../../calibration/random.ts';
+import { skipCountFor } from '../../calibration/rank-blocks.ts';
+import type { CalibrationRow } from '../../calibration/read-data.ts';
+import { readData } from '../../calibration/read-data.ts';
+import type { Sample } from '../../calibration/samples.ts';
+import { drawSamples } from '../../calibration/samples.ts';
+import { maskAlong } from '../baselines/units.ts';
+import type { Context } from '../context.ts';
+import { routeSets } from '../context.ts';
+import { pickRows } from '../data.ts';
+import type { LineUp } from '../line-up.ts';
+import { equalCountContestants } from '../line-up.ts';
+import type { Checks } from '../result.ts';
+import { scoreRows } from '../score-rows.ts';
+import { addScores, figuresOf, type SampleScores } from '../scorer.ts';
+import { searchOrders } from '../search.ts';
+import { readTask } from '../tasks/read-task.ts';
+import { judgeLongText } from './long-text.ts';
+import type { Fact } from './recall.ts';
+import { factsOfQuestions, factsOfRows } from './recall.ts';
+
+export type CheckInput = {
+  readonly context: Context;
+  readonly lineUp: LineUp;
+  readonly rows: readonly CalibrationRow[];
+  readonly samples: readonly Sample[];
+  readonly calibration: readonly CalibrationRow[];
+};
+
+const CLIFF_SPARSITIES = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45] as const;
+const LONG_TEXTS = 3;
+const PROMPT_TOKENS_MAX = 96;
+
+export async function runChecks(input: CheckInput): Promise<Checks> {
+  const facts = await loadFacts(input);
+  return {
+    ...(facts.length === 0 ? {} : await recall(input, facts)),
+    ...(await cliffAndNarrow(input)),
+    longText: await longText(input),
+  };
+}
+
+/** The flavour that is served: with surrogates where they are compared. */
+const servedFlavour = ({ flavours }: LineUp): SurrogatesId | null => flavours.at(-1) ?? null;
+
+async function loadFacts({ context }: CheckInput): Promise<Fact[]> {
+  const { options, text } = context;
+  const { model, limit, seed } = options;
+  const { contextTokens } = model.manifest.config;
+  if (options.facts.length > 0) {
+    const { rows } = await readData(options.facts, options.rowsMax);
+    return factsOfRows(pickRows(rows, limit, seed), text, model.manifest.eosTokenIds[0]!, contextTokens);
+  }
+  const facts: Fact[] = [];
+  for (const file of options.tasks) {
+    const questions = await readTask(file, options.taskLimit);
+    facts.push(...factsOfQuestions(file.task, questions, text, contextTokens));
+  }
+  return facts;
+}
+
+/** How likely right answers are under each method, and which clusters each kind of question went to. */
+async function recall(
+  { context, lineUp }: CheckInput,
+  facts: readonly Fact[],
+): Promise<Pick<Checks, 'recall' | 'clustersByTask'>> {
+  const sets = await routeSets(
+    context.options,
+    facts.map(({ routeText }) => routeText),
+  );
+  const { contestants } = equalCountContestants({ ...lineUp, rowCount: facts.length, sets });
+  const figures = await scored(
+    context,
+    facts.map(({ sample }) => sample),
+    contestants.map(({ masks }) => masks),
+  );
+  return {
+    recall: contestants.map(({ method, targetSparsity, surrogate }, i) => ({
+      ...{ method, targetSparsity, surrogate, facts: facts.length },
+      ...figures[i]!,
+    })),
+    clustersByTask: sets.map(({ set, clusters }) => ({
+      name: set.name,
+      kinds: kindTable(facts, clusters, set.clusters.length),
+    })),
+  };
+}
+
+/** FinerCut's order at every twentieth; and the order that calibration on one kind alone gives. */
+async function cliffAndNarrow(input: CheckInput): Promise<Pick<Checks, 'cliff' | 'narrow'>> {
+  const { context, lineUp, rows, samples } = input;
+  const flavour = servedFlavour(lineUp);
+  const general = lineUp.orders.get(flavour)?.get('finercut')?.[0]?.order;
+  if (general === undefined) return {};
+  const along = (order: typeof general, target: number): Mask =>
+    withSurrogates(maskAlong(order, skipCountFor(lineUp.blockCount, target), lineUp.blockCount), flavour);
+  const sparsities = CLIFF_SPARSITIES.filter(
+    (target) => skipCountFor(lineUp.blockCount, target) <= general.length,
+  );
+  const steep = sparsities.map((target) => along(general, target));
+  const everywhere = (mask: Mask) => rows.map(() => [mask]);
+  const cliff = await scored(context, samples, steep.map(everywhere));
+  const narrow = await narrowOrder(input, flavour);
+  const target = lineUp.sparsities[0]!;
+  const pair = [along(general, target), along(narrow.order, target)].map(everywhere);
+  // One after the other: the scorer has one cache.
+  const everybody = await scored(context, samples, pair);
+  const own = await scored(context, samples, pair, (row) => rows[row]!.kind === narrow.kind);
+  const named = ([broad, one]: Figures[]) => ({ calibratedOnAll: broad!, calibratedOnOne: one! });
+  return {
+    cliff: steep.map((mask, i) => ({ sparsity: sparsity(mask), ...cliff[i]! })),
+    narrow: {
+      ...{ kind: narrow.kind, sparsity: target, general: named(everybody) },
+      own: rows.some(({ kind }) => kind === narrow.kind) ? named(own) : null,
+    },
+  };
+}
+
+/** The kind with most calibration rows, and FinerCut's order on it alone. */
+async function narrowOrder({ context, lineUp, calibration }: CheckInput, flavour: SurrogatesId | null) {
+  const { options, scorer, text } = context;
+  const { model, searchPositions: positions, seed, tokensMax } = options;
+  const counts = new Map<string, number>();
+  for (const { kind } of calibration) counts.set(kind, (counts.get(kind) ?? 0) + 1);
+  const [kind] = [...counts].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1))[0]!;
+  const rows = pickRows(
+    calibration.filter((row) => row.kind === kind),
+    positions,
+    seed,
+  );
+  const eosTokenId = model.manifest.eosTokenIds[0]!;
+  const orders = await searchOrders({
+    ...{ ...options, scorer, methods: ['finercut'], flavours: [flavour] },
+    samples: drawSamples(rows, text, eosTokenId, seededRandom(seed), { positions, tokensMax }),
+    skipCountMax: skipCountFor(lineUp.blockCount, lineUp.sparsities[0]!),
+    onEvaluation: () => options.onProgress('search one kind', 0, 0),
+  });
+  return { kind, order: orders.get(flavour)!.get('finercut')![0]!.order };
+}
+
+/** Dense, and the most used mask of each set, on the prompts of a few scored rows. */
+async function longText({ context, lineUp, samples }: CheckInput): Promise<Checks['longText']> {
+  const { options, runner, session } = context;
+  const prompts = samples.slice(0, LONG_TEXTS).map(({ tokenIds }) => tokenIds.subarray(0, PROMPT_TOKENS_MAX));
+  const endIds = options.model.manifest.eosTokenIds;
+  const { contextTokens } = options.model.manifest.config;
+  const tokens = Math.min(options.longTokens, contextTokens - PROMPT_TOKENS_MAX - 1);
+  const { contestants } = equalCountContestants(lineUp);
+  const found: NonNullable<Checks['longText']> = [];
+  const subjects = contestants.filter(({ method }) => method === 'dense' || method === 'learned');
+  for (const { method, masks, targetSparsity, surrogate } of subjects) {
+    options.onProgress('long text', found.length, subjects.length);
+    const mask = masks[0]![0] ?? denseMask(lineUp.blockCount);
+    const parts = { runner, session, signal: options.signal };
+    const windows = await judgeLongText(parts, prompts, mask, endIds, tokens);
+    found.push({ method, targetSparsity, surrogate, windows });
+  }
+  return found;
+}
+
+type Figures = { kl: number; agreement: number; perplexity: number };
+
+/** Pooled figures of each subject, over the rows that `counts` keeps. */
+async function scored(
+  { options, scorer }: Context,
+  samples: readonly Sample[],
+  subjects: readonly (readonly (readonly Mask[])[])[],
+  counts: (row: number) => boolean = () => true,
+): Promise<Figures[]> {
+  const scores = await scoreRows(
+    { ...options, scorer, samples, onProgress: (done, total) => options.onProgress('checks', done, total) },
+    samples.map((_, row) => subjects.flatMap((masks) => masks[row]!)),
+  );
+  return subjects.map((masks) => {
+    const parts: SampleScores[] = masks.flatMap((some, row) =>
+      counts(row) ? some.map((mask) => scores.of(row, mask)) : [],
+    );
+    return figuresOf(addScores(parts));
+  });
+}
