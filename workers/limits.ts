@@ -1,24 +1,26 @@
 /** Bounds of the edge, each with its reason. Times are milliseconds. */
 
 /**
- * Configuration of live publications. A new version is seen within 5 s of its activation: 2 s of freshness,
- * one refresh behind a request, and room for a slow one. Once a version is known no request waits for D1.
+ * Configuration of live publications. A new version is seen within 5 s of its activation. While requests come in it
+ * is refreshed behind them every 2 s; the first request after a pause asks D1 and waits up to 250 ms for the answer.
+ * One that waited in vain is the last to wait until D1 answers again: the last good version is served meanwhile.
  */
 export const TABLE = {
   fresh_ms: 2_000,
-  revalidate_ms: Number.POSITIVE_INFINITY,
+  revalidate_ms: 4_000,
   stale_ms: Number.POSITIVE_INFINITY,
   negative_ms: 0,
   wait_ms: 1_000,
-  staleWait_ms: 0,
+  staleWait_ms: 250,
   load_ms: 3_000,
   retry_ms: 1_000,
+  retriesBehind: true,
   entriesMax: 1_000,
   negativeEntriesMax: 0,
   loadsMax: 64,
 } as const;
 
-/** The running experiments are one entry: they too start and stop within 5 s, and no request waits for D1. */
+/** The running experiments are one entry: they too start and stop within 5 s. */
 export const EXPERIMENTS = { ...TABLE, entriesMax: 1, loadsMax: 1 } as const;
 
 /** More at a time would make every request walk a long list. */

@@ -10,9 +10,9 @@ import { call, chat, freshIsolate, goLive, newTenant, recorded } from './support
 function listening(share: number) {
   const events: EdgeEvent[] = [];
   const EVENTS = {
-    send: async (event: EdgeEvent) => {
-      events.push(event);
-      return { metadata: { metrics: { backlogCount: 0, backlogBytes: 0 } } };
+    send: async (event: EdgeEvent) => void events.push(event),
+    sendBatch: async (messages: Iterable<{ body: EdgeEvent }>) => {
+      for (const { body } of messages) events.push(body);
     },
   };
   const fetch = freshIsolate({ EVENTS: EVENTS as never, COMPARISON_SHARE: share });

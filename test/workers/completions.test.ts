@@ -184,7 +184,7 @@ describe('dense, and why', () => {
 
 describe('D1 on a bad day', () => {
   it.each(['failing', 'stalled'] as const)(
-    '%s: the last good version is served, without waiting',
+    '%s: the last good version is served, and only the first request waits, for 250 ms',
     async (mood) => {
       const { tenant, key } = await newTenant();
       const { version } = await goLive('compass', tenant);
@@ -200,7 +200,7 @@ describe('D1 on a bad day', () => {
         expect(response.headers.get('x-maskroute-version')).toBe(version);
         expect(response.headers.get('x-maskroute-cluster')).toBe('0');
       }
-      expect(performance.now() - started).toBeLessThan(500);
+      expect(performance.now() - started).toBeLessThan(1_000);
       vi.useRealTimers();
     },
   );

@@ -90,6 +90,12 @@ it('texts that are no JSON', async () => {
   );
 });
 
+const EXPERIMENT = {
+  ...{ id: 'a', description: 'x', models: ['m'], regions: [{ country: 'DE' }], sticky: 'user' },
+  variants: ['a', 'b'].map((name) => ({ name, weight: 1, mask_set: 'dense' })),
+  ...{ starts_at: '2030-01-01T00:00:00Z', ends_at: '2031-01-01T00:00:00Z', shadow_share: 0.1, alpha: 0.05 },
+};
+
 it('the admin API', async () => {
   const bodies = (valid: object) => fc.oneof(json, damaged(valid));
   const requests = fc.oneof(
@@ -100,7 +106,15 @@ it('the admin API', async () => {
     fc.tuple(fc.constant('/keys/k_1/rotate'), bodies({ overlap_s: 1, expires_at: '2030-01-01T00:00:00Z' })),
     fc.tuple(fc.constant('/keys'), bodies({ kind: 'tenant', tenant: 'tenant-1', name: 'x' })),
     fc.tuple(fc.constant('/mask-sets'), bodies(makeMaskSet('fuzz'))),
-    fc.tuple(fc.constant('/publications'), bodies({ version: `v_${'0'.repeat(24)}`, tenant: 'tenant-1' })),
+    fc.tuple(
+      fc.constant('/publications'),
+      bodies({
+        ...{ version: `v_${'0'.repeat(24)}`, tenant: 'tenant-1', activate_at: '2030-01-01T00:00:00Z' },
+        rollout: [{ share: 0.1, duration_s: 60 }],
+        auto_rollback: { error_rate_max: 0.1, requests_min: 10 },
+      }),
+    ),
+    fc.tuple(fc.constant('/experiments'), bodies(EXPERIMENT)),
     fc.tuple(fc.constant('/publications/rollback'), bodies({ tenant: 'tenant-1', expected_version: null })),
   );
   await fc.assert(
@@ -110,6 +124,19 @@ it('the admin API', async () => {
       );
     }),
     { ...RUNS, numRuns: 400 },
+  );
+});
+
+it('changes of an experiment', async () => {
+  const { id, ...definition } = { ...EXPERIMENT, id: 'fuzzed' };
+  const made = await call('POST', '/admin/v1/experiments', { key: ADMIN_KEY, body: { ...definition, id } });
+  expect(made.status).toBe(201);
+  await fc.assert(
+    fc.asyncProperty(fc.oneof(json, damaged(definition)), async (body) => {
+      const path = `/admin/v1/experiments/${id}`;
+      await expectReason(await call('PATCH', path, { key: ADMIN_KEY, body: JSON.stringify(body) }, isolate));
+    }),
+    RUNS,
   );
 });
 
@@ -139,6 +166,12 @@ it('queries and paths of the admin API', async () => {
     '/usage?tenant=',
     '/usage?group=',
     '/usage?from=',
+    '/experiments?tenant=',
+    '/experiments/',
+    '/experiments/x/results?region=',
+    '/stats?tenant=',
+    '/stats?from=',
+    '/stats?step=',
   ];
   await fc.assert(
     fc.asyncProperty(fc.constantFrom(...paths), fc.string({ unit: 'grapheme' }), async (path, text) => {

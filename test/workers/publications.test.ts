@@ -101,6 +101,17 @@ describe('publishing', () => {
     expect(performance.now() - started).toBeLessThan(5_000);
   });
 
+  it('is seen by the first request of an isolate that was idle for long', async () => {
+    const { tenant, key } = await newTenant();
+    const idle = freshIsolate();
+    const { version: one } = await goLive('one', tenant);
+    expect(await versionSeen(key, idle)).toBe(one);
+    const { version: two } = await goLive('two', tenant);
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 3_600_000 });
+    expect(await versionSeen(key, idle)).toBe(two);
+    vi.useRealTimers();
+  });
+
   it("serves the default set to tenants without one of their own, and a tenant's own to it alone", async () => {
     const [a, b] = [await newTenant(), await newTenant()];
     const { version: shared } = await goLive('shared');

@@ -70,6 +70,36 @@ describe('a known value', () => {
     expect(await result).toBe('two');
   });
 
+  it('that retries behind requests is waited for once: after a failure the old value is answered at once', async () => {
+    const { get, fill, asked, pass, settle, held } = setup({ retriesBehind: true });
+    await fill('a', 'one');
+    pass(201);
+    const first = get();
+    await settle();
+    asked.at(-1)!.fail();
+    expect(await first).toBe('one');
+    for (let failures = 0; failures < 3; failures++) {
+      pass(POLICY.retry_ms + 1);
+      expect(await get()).toBe('one');
+      await settle();
+      asked.at(-1)!.fail();
+      await settle();
+    }
+    expect(asked).toHaveLength(5);
+    pass(POLICY.retry_ms + 1);
+    expect(await get()).toBe('one');
+    await settle();
+    asked.at(-1)!.answer('two');
+    await Promise.allSettled(held);
+    expect(await get()).toBe('two');
+    // It answers again, so it is waited for again.
+    pass(201);
+    const later = get();
+    await settle();
+    asked.at(-1)!.answer('three');
+    expect(await later).toBe('three');
+  });
+
   it('outlives a source that fails or stalls, and only one request waits for it', async () => {
     const { get, fill, asked, pass, settle } = setup();
     await fill('a', 'one');

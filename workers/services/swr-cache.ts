@@ -26,6 +26,8 @@ export type SwrPolicy = {
   readonly load_ms: number;
   /** After a failure, nobody asks the source again for this long. */
   readonly retry_ms: number;
+  /** After a failure, nobody waits while an old value is held: the source is asked again behind a request. */
+  readonly retriesBehind?: boolean;
   readonly entriesMax: number;
   readonly negativeEntriesMax: number;
   readonly loadsMax: number;
@@ -56,6 +58,12 @@ export function createSwrCache<V>(
   const negativeUntil_ms = new Map<string, number>();
   const loads = new Map<string, Load<V>>();
   let failedUntil_ms = 0;
+  /** Whether the last that was heard of the source is a failure, or a wait in vain. */
+  let failing = false;
+  const failed = (): void => {
+    failing = true;
+    failedUntil_ms = now() + policy.retry_ms;
+  };
 
   const store = (key: string, value: V | null): void => {
     entries.delete(key);
@@ -79,10 +87,11 @@ export function createSwrCache<V>(
       try {
         const value = await withDeadline(source(key), policy.load_ms, what);
         if (loads.get(key) === load) store(key, value);
+        failing = false;
         failedUntil_ms = 0;
         return value;
       } catch (error) {
-        failedUntil_ms = now() + policy.retry_ms;
+        failed();
         throw error;
       } finally {
         if (loads.get(key) === load) loads.delete(key);
@@ -100,7 +109,7 @@ export function createSwrCache<V>(
     try {
       return await withDeadline(startLoad(key, hold), wait_ms, what);
     } catch (error) {
-      if (error instanceof DeadlineError) failedUntil_ms = now() + policy.retry_ms;
+      if (error instanceof DeadlineError) failed();
       throw error;
     }
   };
@@ -114,7 +123,8 @@ export function createSwrCache<V>(
       touch(entries, key, entry);
       const age_ms = now() - entry.loadedAt_ms;
       if (age_ms < policy.fresh_ms) return entry.value;
-      if (age_ms < policy.revalidate_ms) {
+      const isServedAsIs = failing && policy.retriesBehind === true && age_ms < policy.stale_ms;
+      if (age_ms < policy.revalidate_ms || isServedAsIs) {
         if (now() >= failedUntil_ms) startLoad(key, hold).catch(() => {});
         return entry.value;
       }
