@@ -134,8 +134,8 @@ export const EVENT_RETRY_DELAYS_ms = [0, 100, 1_000] as const;
  * days), so that none is counted twice; minutes are kept for pictures over a month.
  */
 export const EVENTS = {
-  kept_ms: 9 * 86_400_000,
-  counted_ms: 8 * 86_400_000,
+  kept_ms: 7 * 86_400_000,
+  counted_ms: 6 * 86_400_000,
   minutesKept_ms: 35 * 86_400_000,
   count_ms: 20_000,
   retryDelay_s: 30,

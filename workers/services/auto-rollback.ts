@@ -47,8 +47,9 @@ async function takeBackIfBad(
     await rollback({ db, table }, { tenant, expected, actor: AUTO_ROLLBACK, reason, hold });
     log('warn', 'auto_rollback', { tenant, version: state.version, reason });
   } catch (error) {
-    // Somebody published or rolled back meanwhile, or nothing came before: there is nothing left to take back.
+    // Somebody published or rolled back meanwhile, or nothing came before: there is nothing to take back to.
     if (!(error instanceof MaskrouteError) || error.code !== 'conflict') throw error;
+    log('warn', 'auto_rollback_impossible', { version: state.version, reason, because: error.message });
   }
 }
 
