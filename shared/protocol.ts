@@ -15,7 +15,6 @@ import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN, SURROGATES_ID_PAT
 export const FALLBACK_REASONS = [
   'requested',
   'experiment',
-  'experiment',
   'no_mask_set',
   'model_mismatch',
   'encoder_mismatch',
