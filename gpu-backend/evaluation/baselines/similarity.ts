@@ -6,6 +6,7 @@
  * The streams are values inside the serving graph; here they are made its outputs. Rotations of the stream leave
  * cosines as they are.
  */
+import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { KvCache } from '../../engine/kv-cache.ts';
 import { llamaGraph } from '../../model/architectures/llama.ts';
@@ -16,7 +17,7 @@ import { encodeModel } from '../../onnx/encode.ts';
 import type { Graph } from '../../onnx/graph.ts';
 import type { Feeds, Fetches, Outputs, Session } from '../../onnx/session.ts';
 import { createSession, floats, tensor } from '../../onnx/session.ts';
-import { writeWhole } from '../../write-whole.ts';
+import { partOf } from '../../write-whole.ts';
 
 export type Similarities = {
   /** Before and after each block, `[2L]`. */
@@ -38,9 +39,9 @@ export async function measureSimilarities(
   const graph = llamaGraph(config, await readStoredLlama(folder, config, weights));
   const names = exposeStreams(graph, config.hiddenSize);
   // External weights are found beside the graph's file.
-  const path = join(folder, GRAPH_FILE);
-  await writeWhole(path, encodeModel(graph));
-  const session = await createSession(path, { threads });
+  const path = partOf(join(folder, GRAPH_FILE));
+  await writeFile(path, encodeModel(graph));
+  const session = await createSession(path, { threads }).finally(() => rm(path, { force: true }));
   const sums = { blocks: Array<number>(names.length - 1).fill(0), layers: [] as number[], tokens: 0 };
   sums.layers = Array<number>(config.layerCount).fill(0);
   try {

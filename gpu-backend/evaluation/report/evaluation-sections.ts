@@ -4,6 +4,7 @@ import { METHODS } from '../methods.ts';
 import type { Evaluation, EvaluationRow } from '../result.ts';
 import type { PointSeries } from './charts.ts';
 import { plot } from './charts.ts';
+import { checksSection } from './checks-section.ts';
 import type { Html } from './page.ts';
 import { figure, number, percent, section, table } from './page.ts';
 
@@ -32,8 +33,7 @@ with the dense model; intervals are 95 %, by resampling rows.</p>`;
   if (rows.some(({ tasks }) => tasks !== undefined))
     sections.push(section('Multiple choice', taskTable(rows)));
   sections.push(...evaluation.routing.map((one) => section(`Routing: ${one.name}`, routingTable(one))));
-  if (evaluation.checks !== undefined)
-    sections.push(section('Checks', html`<pre>${JSON.stringify(evaluation.checks, null, 2)}</pre>`));
+  if (evaluation.checks !== undefined) sections.push(checksSection(evaluation.checks));
   if (notes.length > 0)
     sections.push(section('Notes', html`<ul>${notes.map((note) => html`<li>${note}</li>`)}</ul>`));
   return sections;

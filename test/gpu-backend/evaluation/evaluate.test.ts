@@ -8,6 +8,7 @@ import { openEncoder } from '../../../gpu-backend/calibration/encoders.ts';
 import type { EvaluateOptions } from '../../../gpu-backend/evaluation/context.ts';
 import { evaluate } from '../../../gpu-backend/evaluation/evaluate.ts';
 import { BASELINES, METHODS } from '../../../gpu-backend/evaluation/methods.ts';
+import { reportHtml } from '../../../gpu-backend/evaluation/report/write-report.ts';
 import type { Evaluation } from '../../../gpu-backend/evaluation/result.ts';
 import { evaluationSchema } from '../../../gpu-backend/evaluation/result.ts';
 import type { ModelHash } from '../../../shared/mask.ts';
@@ -159,6 +160,11 @@ describe('evaluate', () => {
       [0, 256],
       [256, 300],
     ]);
+    const html = reportHtml({
+      evaluation: { ...(await evaluate(options({ baselines: [] }))), checks: checks! },
+    });
+    for (const title of ['Where quality falls off', 'Recall of 6 right answers', 'judged by the dense model'])
+      expect(html).toContain(title);
     // A text of a model's own is likelier to it than that of a pruned one.
     expect(learned!.windows[0]!.perplexity).toBeGreaterThan(dense!.windows[0]!.perplexity);
   }, 120_000);
