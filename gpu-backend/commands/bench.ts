@@ -69,6 +69,23 @@ export function addBenchCommands(program: Command): void {
     });
 
   bench
+    .command('edge')
+    .description(
+      "what the edge adds to calling a backend directly, against Portkey's gateway in the same run",
+    )
+    .option('--mask-set <file>', 'the set to route by (default: the preset)', PRESET)
+    .option('--requests <count>', 'how many of each are measured, one at a time', positiveInteger, 2000)
+    .option('--stream', 'streamed answers', false)
+    .option('--json', 'nothing but the JSON line', false)
+    .action(async (flags: BenchFlags & { maskSet: string; requests: number; stream: boolean }) => {
+      const { benchEdge } = await import('../bench/edge.ts');
+      const say = flags.json ? () => undefined : console.log;
+      const { requests, stream } = flags;
+      const set = await readMaskSet(flags.maskSet);
+      console.log(JSON.stringify(await benchEdge({ set, requests, stream, say })));
+    });
+
+  bench
     .command('publish')
     .description(
       'requests during publications and rollbacks: which versions they name, and whether any fails',

@@ -1,0 +1,76 @@
+/**
+ * The upstream of `bench edge`, in a process of its own: one answer for everybody, at once. It is scripted, since what
+ * is measured is what gateways add to it. It speaks what both of them expect of an OpenAI-compatible server.
+ */
+import { once } from 'node:events';
+import { createServer, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import type { LoadReport } from '../../shared/backends.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
+
+const TOKENS = 32;
+
+function answerOf(model: string) {
+  const content = 'The sky is blue because of how air scatters light. '.repeat(3);
+  const usage = { prompt_tokens: 60, completion_tokens: TOKENS, total_tokens: 60 + TOKENS };
+  const head = { id: 'chatcmpl-0123456789', created: 1_700_000_000, model };
+  const whole = {
+    ...head,
+    object: 'chat.completion',
+    choices: [{ index: 0, message: { role: 'assistant', content }, finish_reason: 'stop', logprobs: null }],
+    usage,
+  };
+  const chunk = (delta: object, more: object = {}) =>
+    `data: ${JSON.stringify({ ...head, object: 'chat.completion.chunk', choices: [{ index: 0, delta, finish_reason: null }], ...more })}\n\n`;
+  const chunks = Array.from({ length: TOKENS }, (_, index) => chunk({ content: ` word${index}` }));
+  return {
+    whole: JSON.stringify(whole),
+    stream: `${chunks.join('')}${chunk({}, { usage })}data: [DONE]\n\n`,
+  };
+}
+
+async function serve({ model, surrogates }: Pick<MaskSet, 'model' | 'surrogates'>): Promise<string> {
+  const maskroute = {
+    hash: model.hash,
+    block_count: model.blockCount,
+    context_tokens: 2048,
+    dense: false,
+    surrogates: surrogates ?? null,
+  };
+  const models = {
+    object: 'list',
+    data: [{ id: model.name, object: 'model', created: 0, owned_by: 'bench', maskroute }],
+  };
+  const load: LoadReport = {
+    object: 'maskroute.load',
+    model: model.name,
+    running: 0,
+    waiting: 0,
+    capacity: 64,
+    draining: false,
+    hot_masks: [],
+  };
+  const fixed: Record<string, string> = {
+    '/v1/models': JSON.stringify(models),
+    '/v1/load': JSON.stringify(load),
+    '/readyz': '{"status":"ready"}',
+  };
+  const { whole, stream } = answerOf(model.name);
+  const json = (response: ServerResponse, text: string) =>
+    response.writeHead(200, { 'content-type': 'application/json' }).end(text);
+  const server = createServer({ keepAliveTimeout: 120_000 }, async (request, response) => {
+    const text = fixed[request.url ?? ''];
+    if (text !== undefined) return json(response, text);
+    let body = '';
+    for await (const part of request) body += part;
+    if ((JSON.parse(body) as { stream?: boolean }).stream !== true) return json(response, whole);
+    response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' }).end(stream);
+  });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+process.once('message', async (set: Pick<MaskSet, 'model' | 'surrogates'>) => {
+  process.send?.({ url: await serve(set) });
+});
+process.once('disconnect', () => process.exit(0));
