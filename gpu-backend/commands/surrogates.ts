@@ -13,6 +13,7 @@ type Flags = {
   readonly rows?: number;
   readonly seed: number;
   readonly learningRate?: number;
+  readonly from?: string;
   readonly out: string;
   readonly install: boolean;
 };
@@ -26,6 +27,7 @@ export function addSurrogatesCommand(program: Command): void {
     .requiredOption('--out <file>', 'the table, safetensors')
     .option('--rank <number>', 'of each stand-in, a multiple of 32', wholeNumber(32, 1024), 64)
     .option('--steps <count>', 'of distillation; 0: the closed form alone', wholeNumber(0), 600)
+    .option('--from <file>', 'go on from this table instead of the closed form')
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
     .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0), 1)
     .option('--learning-rate <share>', 'by how much a step moves a table at most', positive)
@@ -47,9 +49,9 @@ async function run({ install, rows, ...flags }: Flags, signal: AbortSignal): Pro
     onProgress: (stage, done, total, detail) => stages.update(stage, done, total, detail),
     signal,
   }).finally(() => stages.stop());
-  const { closedForm, distilled, steps } = learned;
+  const { start, distilled, steps } = learned;
   console.log(
-    `${flags.out}: held-out KL ${closedForm.toFixed(4)} in closed form, ${distilled.toFixed(4)} after ${steps} steps`,
+    `${flags.out}: held-out KL ${start.toFixed(4)} at first, ${distilled.toFixed(4)} after ${steps} steps`,
   );
   if (!install) return console.log(`Next: maskroute model surrogates ${flags.model} ${flags.out}`);
   const { installOwnSurrogates } = await import('./model-surrogates.ts');

@@ -111,7 +111,7 @@ export async function writeSurrogates(
   await writeWhole(path, bytes);
 }
 
-/** @throws MaskrouteError `mask_model_mismatch` when the table is for another model. */
+/** @throws MaskrouteError `surrogates_mismatch` when the table is for another model. */
 export function checkSurrogatesModel(
   { model, table }: Surrogates,
   { hash, config }: { readonly hash: string; readonly config: LlamaConfig },

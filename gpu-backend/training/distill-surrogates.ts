@@ -46,13 +46,13 @@ export type DistillOptions = {
 };
 
 /** Share of a block's size; rises at first and falls to a tenth. */
-const LEARNING_RATE = 0.02;
+const LEARNING_RATE = 0.01;
 const WARM_UP_STEPS = 20;
 const FINAL_SHARE = 0.1;
 const JUDGE_EVERY = 50;
 /** Judgements without a better one that end a run. */
 const PATIENCE = 4;
-const [SPARSITY_MIN, SPARSITY_MAX] = [0.1, 0.4];
+const [SPARSITY_MIN, SPARSITY_MAX] = [0.1, 0.35];
 
 export async function startDistillation(
   table: SurrogateTable,

@@ -3,11 +3,10 @@
  * distillation; killed and started again with the same inputs, it goes on from the last stored step.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, readFile, rm } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
-import { deserialize, serialize } from 'node:v8';
 import { MaskrouteError } from '../../shared/errors.ts';
-import type { ModelHash } from '../../shared/mask.ts';
+import type { ModelHash, SurrogatesId } from '../../shared/mask.ts';
 import { canonicalJson } from '../../shared/mask-set.ts';
 import { readData } from '../calibration/read-data.ts';
 import { splitRows } from '../calibration/split.ts';
@@ -15,18 +14,23 @@ import { openModelText } from '../model/model-text.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { sha256OfFiles } from '../model/store.ts';
 import type { SurrogateTable } from '../model/surrogates.ts';
-import { checkRank, toFileBasis, writeSurrogates } from '../model/surrogates.ts';
-import { writeWhole } from '../write-whole.ts';
-import { copyTable } from './descend-surrogates.ts';
+import {
+  checkRank,
+  checkSurrogatesModel,
+  readSurrogates,
+  toFileBasis,
+  toInstalledBasis,
+  writeSurrogates,
+} from '../model/surrogates.ts';
 import type { DistillState } from './distill-surrogates.ts';
 import { distill, startDistillation } from './distill-surrogates.ts';
-import { rankedMask } from './draw-mask.ts';
 import { fitSurrogates } from './fit-surrogates.ts';
-import { openLossSession } from './gate-session.ts';
+import { judgedMasks, openJudge, rankBlocks } from './judge-surrogates.ts';
 import { openMomentSession } from './moments.ts';
 import type { PackedText } from './packed-text.ts';
 import { packRows, scoredRowsOf, sequencesOf } from './packed-text.ts';
-import { SURROGATE_PARTS } from './surrogate-branch.ts';
+import type { Run, RunStore } from './surrogate-run.ts';
+import { openRunStore } from './surrogate-run.ts';
 import { openSurrogateSession } from './surrogate-session.ts';
 import type { TaughtBatch, Teacher } from './teacher.ts';
 import { openTeacher } from './teacher.ts';
@@ -39,17 +43,22 @@ const FIT_SEQUENCES = 640;
 const FIT_CHUNK = 32;
 const STORE_EVERY = 10;
 /** Raised when the same inputs give another table. */
-const METHOD = 'closed-form-and-distillation-1';
+const METHOD = 'closed-form-and-distillation-2';
 
 export type LearnSurrogatesOptions = {
   readonly model: InstalledModel;
   readonly data: readonly string[];
   /** Rows taken from each file. */
   readonly rowsMax?: number;
+  /** Of the closed form. */
   readonly rank: number;
+  /** A table to go on from, in place of the closed form; its rank counts. */
+  readonly from?: string;
   /** Steps of distillation; 0: the closed form alone. */
   readonly steps: number;
   readonly learningRate?: number;
+  /** Sequences of 128 tokens that the closed form is fitted on. */
+  readonly fitSequences?: number;
   readonly seed: number;
   /** The table's file; the state of an unfinished run stands beside it. */
   readonly out: string;
@@ -60,8 +69,8 @@ export type LearnSurrogatesOptions = {
 export type SurrogateStage = 'moments' | 'fit' | 'rank' | 'distil';
 
 export type LearnedSurrogates = {
-  /** Held-out KL of the closed form and of what was written, mean over the judged masks. */
-  readonly closedForm: number;
+  /** Held-out KL of the table that distillation began with and of what was written, mean over the judged masks. */
+  readonly start: number;
   readonly distilled: number;
   readonly steps: number;
 };
@@ -71,17 +80,22 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   checkRank(options.rank);
   const { model, out, threads } = options;
   const { folder, manifest } = model;
+  const from = options.from === undefined ? undefined : await readSurrogates(options.from);
+  if (from !== undefined) checkSurrogatesModel(from, manifest);
   const texts = await prepareTexts(options);
   await mkdir(dirname(resolve(out)), { recursive: true });
-  const store = await openRunStore(`${out}.state`, await keyOf(options));
-  const run: Run = store.run ?? { table: await fit(options, texts.fit), costs: undefined, state: undefined };
+  const store = await openRunStore(`${out}.state`, await keyOf(options, from?.id));
+  const begun = async (): Promise<SurrogateTable> =>
+    from === undefined ? fit(options, texts.fit) : toInstalledBasis(from.table, manifest.weights);
+  const run: Run = store.run ?? { table: await begun(), costs: undefined, state: undefined };
   if (store.run === undefined) await store.write(run);
   const teacher = await openTeacher(folder, manifest.config, manifest.weights, { threads });
   try {
     const heldOut = await taughtBatches(teacher, texts.heldOut);
+    const onRanked = (done: number) => options.onProgress('rank', done, run.table.blockCount);
     const judge = await openJudge(options, heldOut, run.table);
     try {
-      const costs = run.costs ?? (await rankBlocks(options, judge, run.table));
+      const costs = run.costs ?? (await rankBlocks(judge, run.table, onRanked, options.signal));
       if (run.costs === undefined) await store.write({ ...run, costs });
       const judgeTable = (table: SurrogateTable) => judge.kl(table, judgedMasks(costs));
       const start = run.state ?? (await startDistillation(run.table, judgeTable));
@@ -90,10 +104,13 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
       await writeSurrogates(out, {
         model: manifest.hash as ModelHash,
         table: toFileBasis(best.table, manifest.weights),
-        fitted: best.step === 0 ? 'closed form' : `closed form, then ${best.step} steps of distillation`,
+        fitted: [
+          from?.fitted ?? 'closed form',
+          ...(best.step === 0 ? [] : [`${best.step} steps of distillation`]),
+        ].join(', '),
       });
       await store.remove();
-      return { closedForm: judgements[0]!.kl, distilled: best.kl, steps: state.step };
+      return { start: judgements[0]!.kl, distilled: best.kl, steps: state.step };
     } finally {
       await judge.close();
     }
@@ -104,7 +121,8 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
 
 type Texts = { readonly fit: PackedText; readonly steps: PackedText; readonly heldOut: PackedText };
 
-async function prepareTexts({ model, data, rowsMax, seed, steps }: LearnSurrogatesOptions): Promise<Texts> {
+async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
+  const { model, data, rowsMax, seed, steps, fitSequences = FIT_SEQUENCES } = options;
   const { rows } = await readData(data, rowsMax);
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
   const text = await openModelText(model.folder, model.manifest);
@@ -112,7 +130,7 @@ async function prepareTexts({ model, data, rowsMax, seed, steps }: LearnSurrogat
   const pack = (some: typeof rows, sequencesMax: number, purpose: number) =>
     packRows(some, text, eosTokenId, { length: SEQUENCE_TOKENS, sequencesMax, seed: seed + purpose });
   const texts = {
-    fit: pack(fit, FIT_SEQUENCES, 0),
+    fit: pack(fit, fitSequences, 0),
     steps: pack(fit, Math.max(1, steps) * STEP_SEQUENCES, 1),
     heldOut: pack(heldOut, HELD_OUT_BATCHES * STEP_SEQUENCES, 2),
   };
@@ -143,29 +161,6 @@ async function fit(options: LearnSurrogatesOptions, text: PackedText): Promise<S
   });
 }
 
-async function rankBlocks(
-  { onProgress, signal }: LearnSurrogatesOptions,
-  judge: Judge,
-  table: SurrogateTable,
-): Promise<number[]> {
-  const costs: number[] = [];
-  for (let block = 0; block < table.blockCount; block++) {
-    signal?.throwIfAborted();
-    const runs = new Uint8Array(table.blockCount).fill(1);
-    runs[block] = 0;
-    costs.push(await judge.kl(table, [runs], 1));
-    onProgress('rank', block + 1, table.blockCount);
-  }
-  return costs;
-}
-
-/** Evenly split at 12.5 and 25 %, attention alone at 25 %: of the blocks that are cheapest alone. */
-function judgedMasks(costs: readonly number[]): Uint8Array[] {
-  const counts = [0.125, 0.25].map((share) => Math.round(share * costs.length));
-  const even = counts.map((count) => rankedMask(costs, Math.floor(count / 2), Math.ceil(count / 2)));
-  return [...even, rankedMask(costs, counts[1]!, 0)];
-}
-
 type DistillParts = {
   readonly teacher: Teacher;
   readonly texts: Texts;
@@ -179,8 +174,9 @@ async function descendAll(
   { teacher, texts, costs, judgeTable, store }: DistillParts,
   start: DistillState,
 ): Promise<DistillState> {
-  const { model, rank, threads, steps, seed, learningRate, onProgress, signal } = options;
+  const { model, threads, steps, seed, learningRate, onProgress, signal } = options;
   if (steps === 0) return start;
+  const { rank } = start.descent.table;
   const { config, weights } = model.manifest;
   const session = await openSurrogateSession(model.folder, config, weights, { rank, threads });
   const batches = Math.floor(texts.steps.sequences / STEP_SEQUENCES);
@@ -231,68 +227,9 @@ async function taughtBatches(teacher: Teacher, text: PackedText): Promise<Taught
   return batches;
 }
 
-type Judge = {
-  /** Mean KL over masks and the first `batchCount` held-out batches. */
-  kl(table: SurrogateTable, masks: readonly Uint8Array[], batchCount?: number): Promise<number>;
-  close(): Promise<void>;
-};
-
-async function openJudge(
-  { model, threads }: LearnSurrogatesOptions,
-  heldOut: readonly TaughtBatch[],
-  first: SurrogateTable,
-): Promise<Judge> {
-  const { folder, manifest } = model;
-  // The session reads the table that it was opened with: judged tables are copied into that one.
-  const surrogates = copyTable(first);
-  const session = await openLossSession(folder, manifest.config, manifest.weights, {
-    threads,
-    surrogates,
-    tail: true,
-  });
-  return {
-    async kl(table, masks, batchCount = heldOut.length) {
-      for (const part of SURROGATE_PARTS) surrogates[part].set(table[part]);
-      let [sum, count] = [0, 0];
-      for (const batch of heldOut.slice(0, batchCount)) {
-        for (const runs of masks) {
-          sum += (await session.loss(batch, runs)) - batch.entropy;
-          count++;
-        }
-      }
-      return sum / count;
-    },
-    close: () => session.close(),
-  };
-}
-
-/** What a run has so far; `state` once distillation has begun. */
-type Run = {
-  readonly table: SurrogateTable;
-  readonly costs: readonly number[] | undefined;
-  readonly state: DistillState | undefined;
-};
-type RunStore = {
-  readonly run: Run | undefined;
-  write(run: Run): Promise<void>;
-  remove(): Promise<void>;
-};
-
-/** A file that does not read, or that other inputs left, is no run: it is begun anew. */
-async function openRunStore(path: string, key: string): Promise<RunStore> {
-  const found = await readFile(path)
-    .then((bytes) => deserialize(bytes) as { key: string; run: Run })
-    .catch(() => undefined);
-  return {
-    run: found?.key === key ? found.run : undefined,
-    write: (run) => writeWhole(path, serialize({ key, run })),
-    remove: () => rm(path, { force: true }),
-  };
-}
-
 /** Everything that the result depends on, but not how many threads computed it. */
-export async function keyOf(options: LearnSurrogatesOptions): Promise<string> {
-  const { model, data, rowsMax, rank, steps, seed, learningRate } = options;
+async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undefined): Promise<string> {
+  const { model, data, rowsMax, rank, steps, seed, learningRate, fitSequences } = options;
   const { hash, weights } = model.manifest;
   const inputs = {
     method: METHOD,
@@ -300,6 +237,8 @@ export async function keyOf(options: LearnSurrogatesOptions): Promise<string> {
     data: await sha256OfFiles(data),
     rowsMax: rowsMax ?? null,
     learningRate: learningRate ?? null,
+    fitSequences: fitSequences ?? null,
+    from: from ?? null,
     rank,
     steps,
     seed,

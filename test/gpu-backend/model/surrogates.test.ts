@@ -1,0 +1,152 @@
+/** Tables of surrogates on disk, in both bases, and inside an installed model. */
+import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { pullModel, showModel } from '../../../gpu-backend/commands/model.ts';
+import {
+  installOwnSurrogates,
+  withPresetSurrogates,
+} from '../../../gpu-backend/commands/model-surrogates.ts';
+import { openRunner } from '../../../gpu-backend/engine/runner.ts';
+import type { SurrogateTable } from '../../../gpu-backend/model/surrogates.ts';
+import {
+  readSurrogates,
+  toFileBasis,
+  toInstalledBasis,
+  writeSurrogates,
+} from '../../../gpu-backend/model/surrogates.ts';
+import type { ModelHash, SurrogatesId } from '../../../shared/mask.ts';
+import { maskFromSkippedLayers, SURROGATES_ID_PATTERN, withSurrogates } from '../../../shared/mask.ts';
+import { tinyLlama, writeGguf } from '../../support/gguf.ts';
+import { randomSurrogates, TINY_CONFIG } from '../../support/random-llama.ts';
+
+let home: string;
+let file: string;
+beforeEach(async () => {
+  home = await mkdtemp(path.join(tmpdir(), 'maskroute-surrogates-'));
+  file = path.join(home, 'table.safetensors');
+});
+afterEach(() => rm(home, { recursive: true, force: true }));
+
+const hooks = { log: () => {}, onProgress: () => {} };
+const MODEL = 'ab'.repeat(32) as ModelHash;
+const tiny = { ...TINY_CONFIG, layerCount: 2, hiddenSize: 64 };
+
+const closeTo = (a: SurrogateTable, b: SurrogateTable, most: number) => {
+  for (const part of ['a', 'b', 'bias', 'first'] as const) {
+    const differences = a[part].map((value, i) => Math.abs(value - b[part][i]!));
+    expect(differences.reduce((largest, value) => Math.max(largest, value), 0)).toBeLessThan(most);
+    expect(a[part].length).toBe(b[part].length);
+  }
+};
+
+test('a table is read as it was written, in half precision; equal tables have equal ids', async () => {
+  const table = randomSurrogates(tiny, 32);
+  await writeSurrogates(file, { model: MODEL, table, fitted: 'for a test' });
+  const found = await readSurrogates(file);
+  expect(found).toMatchObject({ model: MODEL, fitted: 'for a test' });
+  expect(found.table).toMatchObject({ blockCount: 4, hiddenSize: 64, rank: 32 });
+  expect(found.id).toMatch(SURROGATES_ID_PATTERN);
+  closeTo(found.table, table, 1e-3);
+  const again = path.join(home, 'again.safetensors');
+  await writeSurrogates(again, { model: MODEL, table, fitted: 'for a test' });
+  expect((await readSurrogates(again)).id).toBe(found.id);
+  await writeSurrogates(again, {
+    model: MODEL,
+    table: { ...table, bias: table.first },
+    fitted: 'for a test',
+  });
+  expect((await readSurrogates(again)).id).not.toBe(found.id);
+});
+
+test('what is no table, or of a rank that 8-bit products lack, is refused with the reason', async () => {
+  const write = (table: SurrogateTable, model = MODEL) => writeSurrogates(file, { model, table, fitted: '' });
+  const table = randomSurrogates(tiny, 32);
+  await write(table, 'nothing' as ModelHash);
+  await expect(readSurrogates(file)).rejects.toThrow(/names no model/);
+  await write({
+    ...table,
+    bias: table.bias.slice(64),
+    first: table.first.slice(64),
+    blockCount: 3,
+    a: table.a.slice(64 * 32),
+    b: table.b,
+  });
+  await expect(readSurrogates(file)).rejects.toMatchObject({ code: 'corrupt_model' });
+  await write(randomSurrogates(tiny, 16));
+  await expect(readSurrogates(file)).rejects.toThrow(/multiple of 32/);
+  await write(table);
+  await truncate(file, 20_000);
+  await expect(readSurrogates(file)).rejects.toMatchObject({ code: 'corrupt_model' });
+  await writeFile(file, 'no safetensors at all');
+  await expect(readSurrogates(file)).rejects.toMatchObject({ code: 'corrupt_model' });
+  await expect(write({ ...table, bias: table.bias.map(() => 1e6) })).rejects.toThrow(/half precision/);
+});
+
+test.each([64, 96])('with %i channels the rotated basis and back is the same table', (hiddenSize) => {
+  const table = randomSurrogates({ ...tiny, hiddenSize }, 32);
+  closeTo(toFileBasis(toInstalledBasis(table, 'q8'), 'q8'), table, 1e-5);
+  expect(toInstalledBasis(table, 'f32')).toBe(table);
+});
+
+test('a model gets a table beside its weights, changes it, and keeps its name and hash', async () => {
+  const source = path.join(home, 'tiny.gguf');
+  await writeFile(source, writeGguf(tinyLlama()));
+  const { manifest } = await pullModel(source, { home, weights: 'q8', ...hooks });
+  const model = manifest.hash as ModelHash;
+  await writeSurrogates(file, { model, table: randomSurrogates(tiny, 32), fitted: 'first' });
+  const first = await installOwnSurrogates(home, manifest.name, file, hooks);
+  expect(first.manifest).toMatchObject({
+    hash: model,
+    surrogates: { rank: 32, fitted: 'first', preset: false },
+  });
+  expect((await readdir(first.folder)).sort()).toEqual(
+    ['model.json', 'model.onnx', 'surrogates.bin', 'surrogates.safetensors'].concat([
+      'tokenizer.json',
+      'tokenizer_config.json',
+      'weights.bin',
+    ]),
+  );
+  expect((await showModel(home, manifest.name, { verify: true })).manifest).toEqual(first.manifest);
+  // The same weights and tables in another size: an engine that has the first open goes on with it.
+  const id = first.manifest.surrogates!.id as SurrogatesId;
+  const runner = await openRunner(first.folder, manifest.config, { threads: 1, surrogates: id });
+  await writeSurrogates(file, { model, table: randomSurrogates(tiny, 64), fitted: 'second' });
+  const second = await installOwnSurrogates(home, manifest.name, file, hooks);
+  expect(second.manifest.surrogates).toMatchObject({ rank: 64, fitted: 'second' });
+  const mask = withSurrogates(maskFromSkippedLayers(4, { skipAttention: [1], skipFfn: [0] }), id);
+  const logits = await runner.run({
+    cache: runner.newCache(),
+    tokenIds: [5, 6, 7],
+    plan: { mask, kv: 'preserve' },
+    logitRows: [2],
+  });
+  expect(logits.every(Number.isFinite)).toBe(true);
+  await runner.close();
+  expect((await readdir(path.join(home, 'models'))).filter((name) => !name.startsWith('.lock'))).toEqual([
+    manifest.name,
+  ]);
+});
+
+test('another model’s table leaves the model as it was', async () => {
+  const source = path.join(home, 'tiny.gguf');
+  await writeFile(source, writeGguf(tinyLlama()));
+  const installed = await pullModel(source, { home, weights: 'q8', ...hooks });
+  const before = await readFile(path.join(installed.folder, 'model.onnx'));
+  await writeSurrogates(file, { model: MODEL, table: randomSurrogates(tiny, 32), fitted: '' });
+  const { name } = installed.manifest;
+  await expect(installOwnSurrogates(home, name, file, hooks)).rejects.toMatchObject({
+    code: 'surrogates_mismatch',
+  });
+  await writeSurrogates(file, {
+    model: installed.manifest.hash as ModelHash,
+    table: randomSurrogates(TINY_CONFIG, 32),
+    fitted: '',
+  });
+  await expect(installOwnSurrogates(home, name, file, hooks)).rejects.toMatchObject({
+    code: 'surrogates_mismatch',
+  });
+  expect(await readFile(path.join(installed.folder, 'model.onnx'))).toEqual(before);
+  expect((await withPresetSurrogates(home, installed, hooks)).manifest).toEqual(installed.manifest);
+});

@@ -1,0 +1,105 @@
+/** Learning a table, whole: what it writes, the same again by seed, and the same after it was stopped half-way. */
+import { existsSync } from 'node:fs';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { seededRandom } from '../../../gpu-backend/calibration/random.ts';
+import { pullModel } from '../../../gpu-backend/commands/model.ts';
+import type { InstalledModel } from '../../../gpu-backend/model/store.ts';
+import { readSurrogates } from '../../../gpu-backend/model/surrogates.ts';
+import { drawMask, rankedMask } from '../../../gpu-backend/training/draw-mask.ts';
+import { learnSurrogates } from '../../../gpu-backend/training/learn-surrogates.ts';
+import { tinyLlama, writeGguf } from '../../support/gguf.ts';
+
+let home: string;
+let model: InstalledModel;
+let data: string;
+beforeAll(async () => {
+  home = await mkdtemp(path.join(tmpdir(), 'maskroute-learn-surrogates-'));
+  const source = path.join(home, 'tiny.gguf');
+  await writeFile(source, writeGguf(tinyLlama()));
+  model = await pullModel(source, { home, weights: 'f32', log: () => {}, onProgress: () => {} });
+  data = path.join(home, 'rows.jsonl');
+  const random = seededRandom(5);
+  const words = 'the ship came back in spring with salt and seven letters from a harbour far away'.split(' ');
+  const row = () => Array.from({ length: 16 }, () => words[random.below(words.length)]).join(' ');
+  await writeFile(data, Array.from({ length: 1200 }, () => JSON.stringify({ text: row() })).join('\n'));
+}, 60_000);
+afterAll(() => rm(home, { recursive: true }));
+
+const STEPS = 24;
+const learn = (
+  out: string,
+  changes: { stopAt?: number; steps?: number; rowsMax?: number; from?: string } = {},
+) => {
+  const stop = new AbortController();
+  const { stopAt, ...options } = changes;
+  return learnSurrogates({
+    model,
+    data: [data],
+    rank: 32,
+    steps: STEPS,
+    seed: 3,
+    fitSequences: 48,
+    out: path.join(home, out),
+    threads: 1,
+    onProgress: (stage, done) => {
+      if (stage === 'distil' && done === stopAt) stop.abort(new Error('stopped'));
+    },
+    signal: stop.signal,
+    ...options,
+  });
+};
+const bytes = (out: string) => readFile(path.join(home, out));
+
+test('distillation lowers the held-out KL; stopped and started again it ends with the same bytes', async () => {
+  const whole = await learn('whole.safetensors');
+  expect(whole.steps).toBe(STEPS);
+  expect(whole.distilled).toBeLessThan(whole.start);
+  const { model: hash, table, fitted } = await readSurrogates(path.join(home, 'whole.safetensors'));
+  expect(hash).toBe(model.manifest.hash);
+  expect(table).toMatchObject({ blockCount: 4, hiddenSize: 64, rank: 32 });
+  expect(fitted).toMatch(/^closed form, 24 steps of distillation$/);
+  const from = path.join(home, 'whole.safetensors');
+  const more = await learn('more.safetensors', { steps: 1, from });
+  expect(Math.abs(more.start - whole.distilled)).toBeLessThan(0.02);
+  await expect(learn('stopped.safetensors', { stopAt: 15 })).rejects.toThrow('stopped');
+  expect(existsSync(path.join(home, 'stopped.safetensors'))).toBe(false);
+  expect(await learn('stopped.safetensors')).toEqual(whole);
+  expect(await bytes('stopped.safetensors')).toEqual(await bytes('whole.safetensors'));
+  expect(existsSync(path.join(home, 'stopped.safetensors.state'))).toBe(false);
+});
+
+test('a damaged state, or that of other inputs, is begun anew', async () => {
+  await writeFile(path.join(home, 'closed.safetensors.state'), 'no state');
+  const closed = await learn('closed.safetensors', { steps: 0 });
+  expect(closed).toMatchObject({ steps: 0, distilled: closed.start });
+  expect((await readSurrogates(path.join(home, 'closed.safetensors'))).fitted).toBe('closed form');
+});
+
+test('too few rows are named before the work', async () => {
+  await expect(learn('few.safetensors', { rowsMax: 20 })).rejects.toMatchObject({ code: 'invalid_data' });
+});
+
+test('masks are drawn within their bounds, the dear blocks never, the cheap ones more often', () => {
+  const costs = Array.from({ length: 60 }, (_, i) => (i === 1 ? 1.3 : 0.01 + 0.002 * i));
+  const random = seededRandom(9);
+  const counts = Array<number>(60).fill(0);
+  for (let draw = 0; draw < 600; draw++) {
+    const runs = drawMask({ costs, sparsityMin: 0.1, sparsityMax: 0.4 }, random);
+    const skipped = runs.reduce((sum, value) => sum + 1 - value, 0);
+    expect(skipped).toBeGreaterThanOrEqual(6);
+    expect(skipped).toBeLessThanOrEqual(24);
+    runs.forEach((value, block) => {
+      counts[block]! += 1 - value;
+    });
+  }
+  expect(counts[1]).toBe(0);
+  expect(counts[0]! + counts[2]!).toBeGreaterThan(2 * (counts[56]! + counts[58]!));
+  expect(Math.min(...counts.filter((_, block) => block !== 1))).toBeGreaterThan(10);
+});
+
+test('a ranked mask skips the cheapest of each kind', () => {
+  expect([...rankedMask([5, 1, 3, 2, 4, 9], 2, 1)]).toEqual([1, 0, 0, 1, 0, 1]);
+});
