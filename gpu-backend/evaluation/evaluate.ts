@@ -16,7 +16,7 @@ import { runChecks } from './checks/run-checks.ts';
 import type { Contestant } from './contestants.ts';
 import { toRow } from './contestants.ts';
 import type { Context, EvaluateOptions } from './context.ts';
-import { routeSets, withContext } from './context.ts';
+import { routeSets, surrogatesOf, withContext } from './context.ts';
 import { pickRows, readEvaluationData } from './data.ts';
 import { timePlane, weightPoints } from './equal-time.ts';
 import type { LineUp } from './line-up.ts';
@@ -82,12 +82,21 @@ async function evaluateIn(context: Context): Promise<Evaluation> {
       kinds: kindTable(rows, clusters, set.clusters.length),
     })),
     ...(checks === undefined ? {} : { checks }),
-    notes,
+    notes: [...notes, ...tableNotes(options)],
     ...{ model: model.manifest.name, weights: model.manifest.weights, threads: options.threads },
     search: { evaluations: options.evaluationsMax, positions: options.searchPositions },
     seed,
   };
 }
+
+/** Sets that were learned with another table than the model has now. */
+const tableNotes = ({ maskSets, model }: EvaluateOptions): string[] =>
+  maskSets
+    .filter(({ surrogates }) => surrogates !== undefined && surrogates !== surrogatesOf(model))
+    .map(({ name, surrogates }) => {
+      const present = surrogatesOf(model) ?? 'none';
+      return `${name} was learned with the surrogates ${surrogates}; the model has ${present}.`;
+    });
 
 /** Rows that are long enough to score, at most `limit`. */
 function scoredSamples({ options, text }: Context, scored: readonly CalibrationRow[]) {

@@ -6,16 +6,20 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { openEncoder } from '../../../gpu-backend/calibration/encoders.ts';
 import type { EvaluateOptions } from '../../../gpu-backend/evaluation/context.ts';
+import { surrogatesOf } from '../../../gpu-backend/evaluation/context.ts';
 import { evaluate } from '../../../gpu-backend/evaluation/evaluate.ts';
 import { BASELINES, METHODS } from '../../../gpu-backend/evaluation/methods.ts';
 import { reportHtml } from '../../../gpu-backend/evaluation/report/write-report.ts';
 import type { Evaluation } from '../../../gpu-backend/evaluation/result.ts';
 import { evaluationSchema } from '../../../gpu-backend/evaluation/result.ts';
+import { installSurrogates } from '../../../gpu-backend/model/install-surrogates.ts';
+import { writeSurrogates } from '../../../gpu-backend/model/surrogates.ts';
 import type { ModelHash } from '../../../shared/mask.ts';
 import { maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask.ts';
 import type { MaskSet } from '../../../shared/mask-set.ts';
 import { maskSetSchema } from '../../../shared/mask-set.ts';
 import { testHome } from '../../support/installed-model.ts';
+import { randomSurrogates } from '../../support/random-llama.ts';
 import { writeSmallData } from '../pipeline/small-run.ts';
 import { type TinyHome, tinyHome } from './tiny.ts';
 
@@ -139,6 +143,32 @@ describe('evaluate', () => {
       await evaluate(options({ home, equalTime: false, onProgress, signal: stop.signal })).catch(() => {});
     }
     expect(figures(await evaluate(options({ home, equalTime: false })))).toEqual(figures(whole));
+  }, 60_000);
+
+  it('compares holes with surrogates, where a method is searched with what it is judged by', async () => {
+    using replaced = await tinyHome();
+    const { config, hash } = replaced.model.manifest;
+    const path = join(replaced.home, 'surrogates.safetensors');
+    const table = randomSurrogates(config, 32);
+    await writeSurrogates(path, { model: hash as ModelHash, table, fitted: 'at random' });
+    const model = await installSurrogates(replaced.home, 'tiny', path, { preset: false });
+    const found = await evaluate(
+      options({
+        ...{ home: replaced.home, model, baselines: ['finercut', 'one-mask'], sparsities: [] },
+        flavours: [null, surrogatesOf(model)!],
+      }),
+    );
+    expect(found.rows.map(({ method, surrogate }) => [method, surrogate])).toEqual([
+      ['dense', false],
+      ...[false, true].flatMap((flavour) => [
+        ['learned', flavour],
+        ['one-mask', flavour],
+      ]),
+      ...[false, true].map((flavour) => ['finercut', flavour]),
+    ]);
+    const [holes, surrogates] = found.rows.filter(({ method }) => method === 'learned');
+    expect(holes!.kl).not.toBeCloseTo(surrogates!.kl, 3);
+    expect(holes!.attention).toBe(surrogates!.attention);
   }, 60_000);
 
   it('checks what the paper asks for', async () => {
