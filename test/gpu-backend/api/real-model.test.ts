@@ -1,5 +1,5 @@
 /** The whole backend over the real model: what only real tokens, masks and times can show. */
-import { mkdtemp, rm, symlink } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -11,8 +11,8 @@ import type { RunningBackend } from '../../../gpu-backend/main.ts';
 import { startBackend } from '../../../gpu-backend/main.ts';
 import { openModelText } from '../../../gpu-backend/model/model-text.ts';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
-import type { ModelHash } from '../../../shared/mask.ts';
-import { maskBits, maskFromSkippedLayers, maskId, sparsity } from '../../../shared/mask.ts';
+import type { ModelHash, SurrogatesId } from '../../../shared/mask.ts';
+import { maskBits, maskFromSkippedLayers, maskId, sparsity, withSurrogates } from '../../../shared/mask.ts';
 import { importTokenKey, signToken } from '../../../shared/service-token.ts';
 import { installedModel, testHome } from '../../support/installed-model.ts';
 import { BACKEND_KEY, collect, eventually } from './harness.ts';
@@ -203,6 +203,56 @@ describe('masks', () => {
     expect(await textOf(ask(question))).not.toBe(masked);
     // Known by now, with the edge gone and a caller without one.
     expect(await textOf(ask(question, { mask: id }))).toBe(masked);
+  });
+});
+
+describe('surrogates', () => {
+  const layers = { skipAttention: [10, 20, 24, 26], skipFfn: [12, 15, 18, 20] };
+  const text =
+    'The lighthouse keeper counted the ships that passed each night and wrote their names in a long book.';
+  /** Mean log-probability of the text's tokens. */
+  const score = async (mask: object | string) => {
+    const { choices } = await client.completions.create({
+      model: DEFAULT_MODEL,
+      prompt: text,
+      echo: true,
+      max_tokens: 0,
+      logprobs: 0,
+      mask,
+    } as never);
+    const found = choices[0]!.logprobs!.token_logprobs!.slice(1) as number[];
+    return found.reduce((sum, value) => sum + value, 0) / found.length;
+  };
+
+  it('are named by the model list, and stand in where a request says so', async () => {
+    const [model] = (await client.models.list()).data as unknown as { maskroute: { surrogates: string } }[];
+    const table = (await installedModel()).manifest.surrogates!.id;
+    expect(model!.maskroute.surrogates).toBe(table);
+    const [dense, holes, replaced] = [
+      await score('dense'),
+      await score(layers),
+      await score({ ...layers, surrogate: true }),
+    ];
+    // Holes lose several times what surrogates do.
+    expect(dense - replaced).toBeLessThan((dense - holes) / 2);
+    const asked = ask('Say hi.', { mask: { ...layers, surrogate: true } });
+    const { response } = await client.chat.completions.create(asked).withResponse();
+    const mask = withSurrogates(maskFromSkippedLayers(60, layers), table as SurrogatesId);
+    expect(response.headers.get('x-maskroute-mask')).toBe(maskId(hash, mask));
+  });
+
+  it('of another table than the model has are refused, so that the edge goes dense', async () => {
+    const other = `s_${'0'.repeat(24)}` as SurrogatesId;
+    const mask = withSurrogates(maskFromSkippedLayers(60, layers), other);
+    const id = maskId(hash, mask);
+    await mkdir(join(home, 'masks'), { recursive: true });
+    const record = { id, modelHash: hash, blockCount: 60, bits: maskBits(mask), surrogates: other };
+    await writeFile(join(home, 'masks', `${id}.json`), JSON.stringify(record));
+    await expect(textOf(ask('Say hi.', { mask: id }))).rejects.toMatchObject({
+      status: 400,
+      code: 'surrogates_mismatch',
+      param: 'mask',
+    });
   });
 });
 
