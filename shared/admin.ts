@@ -19,6 +19,7 @@
  * | `POST /publications`            | {@link publishSchema}       | 201 {@link Publication}; 409 when another publisher won |
  * | `POST /publications/rollback`   | {@link rollbackSchema}      | 201 {@link Publication}; 409 when nothing came before |
  * | `GET /publications?tenant=`     |                             | list of {@link Publication}, newest first |
+ * | `GET /traffic?tenant=&version=`  |                            | see `admin-traffic.ts` |
  * | `GET /publications/live?tenant=` |                            | {@link LivePublication}; 404 when nothing was published |
  * | `/experiments`, `/stats`        |                             | see `admin-experiments.ts` |
  *

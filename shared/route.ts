@@ -59,6 +59,21 @@ export function nearestAllowed(
   return { cluster, distance: Math.sqrt(best), similarity: cosine(embedding, values, cluster * dimensions) };
 }
 
+/** To every centroid, Euclidean. @throws RangeError on a wrong length. */
+export function centroidDistances(embedding: Float32Array, centroids: Centroids): Float64Array {
+  const { clusterCount, dimensions, values } = centroids;
+  if (embedding.length !== dimensions) {
+    throw new RangeError(`an embedding of ${embedding.length} against centroids of ${dimensions} dimensions`);
+  }
+  const distances = new Float64Array(clusterCount);
+  for (let row = 0; row < clusterCount; row++) {
+    let sum = 0;
+    for (let i = 0; i < dimensions; i++) sum += (embedding[i]! - values[row * dimensions + i]!) ** 2;
+    distances[row] = Math.sqrt(sum);
+  }
+  return distances;
+}
+
 function cosine(embedding: Float32Array, values: Float32Array, start: number): number {
   let dot = 0;
   let normA = 0;

@@ -107,6 +107,9 @@ export const READINESS = {
   retry_ms: 0,
 } as const;
 
+/** A sample of where requests lie: one a tenant and isolate every few seconds says enough, and costs D1 little. */
+export const TRAFFIC = { every_ms: 5_000, write_ms: 5_000, tenantsMax: 1_000 } as const;
+
 /** A working day: a session of the dashboard can't be renewed, only opened again. */
 export const SESSION_LIFETIME_s = 8 * 3600;
 

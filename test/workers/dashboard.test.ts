@@ -3,10 +3,21 @@ import { createExecutionContext } from 'cloudflare:test';
 import { env } from 'cloudflare:workers';
 import { sign } from 'hono/jwt';
 import { afterEach, describe, expect, it, vi } from 'vitest';
+import type { TrafficSample } from '../../shared/admin-traffic.ts';
 import { CSRF_HEADER, type Session } from '../../shared/dashboard.ts';
 import edge from '../../workers/index.ts';
 import { ADMIN_KEY, EDGE_URL } from '../support/edge/constants.ts';
-import { admin, call, errorCode, freshIsolate, newKey, newTenant } from './support/edge.ts';
+import {
+  admin,
+  call,
+  chat,
+  errorCode,
+  freshIsolate,
+  goLive,
+  newKey,
+  newTenant,
+  say,
+} from './support/edge.ts';
 
 afterEach(() => {
   vi.useRealTimers();
@@ -177,5 +188,40 @@ describe('the page', () => {
     expect(await errorCode(call('GET', '/dashboard/assets/none.js'))).toBe('404 not_found');
     expect(await errorCode(call('POST', '/dashboard/keys', { body: {} }))).toBe('404 not_found');
     expect(await errorCode(call('PUT', '/dashboard/session', { body: {} }))).toBe('405 method_not_allowed');
+  });
+});
+
+/** Between two directions at a right angle, as it is kept. */
+const DIAGONAL = Number(Math.SQRT2.toFixed(4));
+
+describe('the traffic on the map', () => {
+  const traffic = async (tenant: string, version: string, key?: string): Promise<TrafficSample[]> => {
+    const response = await admin('GET', `/traffic?tenant=${tenant}&version=${version}`, undefined, key);
+    expect(response.status).toBe(200);
+    return (await response.json<{ data: TrafficSample[] }>()).data;
+  };
+
+  it('is a sample of the requests, as distances, and each tenant sees its own', async () => {
+    const { version } = await goLive('traffic');
+    const own = await newTenant();
+    const other = await newTenant();
+    await (await chat(own.key, say('north is cold'))).text();
+    await (await chat(own.key, say('east is red'))).text();
+    await vi.waitFor(async () => expect(await traffic(own.tenant, version)).toHaveLength(1));
+    const [sample] = await traffic(own.tenant, version);
+    expect(sample).toMatchObject({ cluster: 0, distances: [0, DIAGONAL, DIAGONAL] });
+    expect(Object.keys(sample!).sort()).toEqual(['cluster', 'created_at', 'distances']);
+
+    later(6_000);
+    await (await chat(own.key, say('east is red'))).text();
+    await vi.waitFor(async () => expect(await traffic(own.tenant, version)).toHaveLength(2));
+    expect((await traffic(own.tenant, version))[0]).toMatchObject({ cluster: 1 });
+    expect(await traffic(other.tenant, version)).toEqual([]);
+    const { key } = await newKey({ tenant: other.tenant, kind: 'tenant_admin' });
+    expect(await traffic('', version, key)).toEqual([]);
+    expect(
+      await errorCode(admin('GET', `/traffic?tenant=${own.tenant}&version=${version}`, undefined, key)),
+    ).toBe('403 forbidden');
+    expect(await errorCode(admin('GET', '/traffic?version=latest'))).toBe('400 invalid_request');
   });
 });

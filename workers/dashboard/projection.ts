@@ -1,4 +1,7 @@
-/** Centroids seen from where they differ most: their first two principal components (ml-pca, by SVD). */
+/**
+ * Centroids seen from where they differ most (their first two principal components, ml-pca), and further points placed
+ * among them from their distances alone.
+ */
 import { PCA } from 'ml-pca';
 
 export type Point = { readonly x: number; readonly y: number };
@@ -6,31 +9,44 @@ export type Projection = {
   readonly centroids: readonly Point[];
   /** The share of the centroids' variance that the picture shows, 0 to 1. */
   readonly explained: number;
-  /** Places further vectors of the same dimensions. */
-  readonly place: (vectors: readonly (readonly number[])[]) => Point[];
+  /** `distances` to every centroid, Euclidean; undefined when they are not as many. */
+  readonly place: (distances: readonly number[]) => Point | undefined;
 };
-
-/** `rows` is `[clusters][dimensions]`; fewer than two clusters all lie in the middle. */
-export function projectCentroids(rows: readonly (readonly number[])[]): Projection {
-  if (rows.length < 2) {
-    return { centroids: rows.map(() => ORIGIN), explained: 1, place: (vectors) => vectors.map(() => ORIGIN) };
-  }
-  const pca = new PCA(rows.map(normalised), { center: true, scale: false });
-  const place = (vectors: readonly (readonly number[])[]): Point[] =>
-    vectors.length === 0
-      ? []
-      : pca
-          .predict(vectors.map(normalised), { nComponents: 2 })
-          .to2DArray()
-          .map(([x, y]) => ({ x: x ?? 0, y: y ?? 0 }));
-  const [first = 0, second = 0] = pca.getExplainedVariance();
-  return { centroids: place(rows), explained: first + second, place };
-}
 
 const ORIGIN: Point = { x: 0, y: 0 };
 
-/** Routing compares directions. */
-function normalised(vector: readonly number[]): number[] {
-  const length = Math.hypot(...vector) || 1;
-  return vector.map((value) => value / length);
+/** `rows` is `[clusters][dimensions]`; fewer than two clusters all lie in the middle. */
+export function projectCentroids(rows: readonly (readonly number[])[]): Projection {
+  if (rows.length < 2) return { centroids: rows.map(() => ORIGIN), explained: 1, place: () => ORIGIN };
+  const vectors = rows.map((row) => [...row]);
+  const pca = new PCA(vectors, { center: true, scale: false });
+  const coordinates = pca.predict(vectors, { nComponents: 2 }).to2DArray();
+  const [first = 0, second = 0] = pca.getExplainedVariance();
+  const place = createPlacer(vectors, coordinates);
+  return { centroids: coordinates.map(([x = 0, y = 0]) => ({ x, y })), explained: first + second, place };
+}
+
+/**
+ * Landmark multidimensional scaling (de Silva and Tenenbaum 2004): with centred centroids cᵢ, their coordinates pᵢ on
+ * an axis and λ = Σ pᵢ², a point at the distances δᵢ has on that axis the coordinate Σ pᵢ(|cᵢ|² − δᵢ²) / 2λ. That is its
+ * orthogonal projection, exactly: Σ pᵢ = 0 drops the point's own length, and Σ pᵢcᵢ is λ times the axis.
+ */
+function createPlacer(vectors: readonly number[][], coordinates: readonly number[][]): Projection['place'] {
+  const mean = vectors[0]!.map((_, i) => vectors.reduce((sum, row) => sum + row[i]!, 0) / vectors.length);
+  const lengths_sq = vectors.map((row) => row.reduce((sum, value, i) => sum + (value - mean[i]!) ** 2, 0));
+  const lambda = (axis: number) => coordinates.reduce((sum, point) => sum + (point[axis] ?? 0) ** 2, 0);
+  const lambdas = [lambda(0), lambda(1)];
+  return (distances) => {
+    if (distances.length !== vectors.length) return undefined;
+    const [x, y] = lambdas.map((of, axis) =>
+      of === 0
+        ? 0
+        : coordinates.reduce(
+            (sum, point, i) => sum + (point[axis] ?? 0) * (lengths_sq[i]! - distances[i]! ** 2),
+            0,
+          ) /
+          (2 * of),
+    );
+    return { x: x!, y: y! };
+  };
 }

@@ -259,3 +259,21 @@ export const variantOutcomes = sqliteTable(
   },
   (table) => [primaryKey({ columns: [table.experiment, table.variant, table.region] })],
 );
+
+/** Where a few recent requests lay, for the dashboard's map: no text and no vector, only how far from each centroid. */
+export const trafficSamples = sqliteTable(
+  'traffic_samples',
+  {
+    id: integer('id').primaryKey({ autoIncrement: true }),
+    tenant: text('tenant').notNull(),
+    version: text('version').notNull(),
+    cluster: integer('cluster').notNull(),
+    /** A JSON array, by cluster. */
+    distances: text('distances').notNull(),
+    createdAt_ms: integer('created_at_ms').notNull(),
+  },
+  (table) => [
+    index('traffic_samples_tenant').on(table.tenant, table.id),
+    index('traffic_samples_version').on(table.version, table.id),
+  ],
+);

@@ -48,6 +48,7 @@ async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Pr
     },
     () => route(c, routable),
   );
+  services.traffic.seen(caller.tenant, routed, holdOf(c));
   const { STREAM_KEEPALIVE_MS: keepalive_ms } = c.var.services.config;
   const sent = { aByte: false };
   const answering = record.watch(ask(c, raw, { routable, record, sent }, routed));

@@ -4,6 +4,7 @@ import { type Database, openDatabase } from '../db/client.ts';
 import { listStarted } from '../db/experiments.ts';
 import { findMaskSet } from '../db/mask-sets.ts';
 import { findLive } from '../db/publications.ts';
+import { insertTrafficSample } from '../db/traffic.ts';
 import { type Config, type Env, parseConfig } from '../env.ts';
 import { MODELS } from '../limits.ts';
 import { type ApiKeys, createApiKeys } from './api-keys.ts';
@@ -19,6 +20,7 @@ import { createReadiness, type Readiness } from './readiness.ts';
 import { createRoutingTable, type RoutingTable } from './routing-table.ts';
 import { createRunningExperiments, type RunningExperiments } from './running-experiments.ts';
 import { createSessions, type Sessions } from './sessions.ts';
+import { createTrafficSampler, type TrafficSampler } from './traffic.ts';
 
 export type Services = {
   readonly config: Config;
@@ -35,6 +37,7 @@ export type Services = {
   readonly events: Events;
   readonly comparison: DenseComparison;
   readonly sessions: Sessions;
+  readonly traffic: TrafficSampler;
 };
 
 const made = new WeakMap<Env, Services>();
@@ -69,6 +72,7 @@ function createServices(env: Env): Services {
     events,
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
     sessions: createSessions(config.ADMIN_KEY),
+    traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
     embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),
     models: createModels(() => backend.askAll('/v1/models', MODELS.load_ms, () => {})),

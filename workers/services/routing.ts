@@ -43,6 +43,8 @@ export type Routed = {
   readonly assignment: Assignment;
   /** The encoder that embedded the text, when one did. */
   readonly encoder: EncoderSpec | null;
+  /** Where the text lies in the encoder's space, when it was embedded. */
+  readonly vector: Float32Array | null;
   readonly timings: RouteTimings;
 };
 
@@ -67,9 +69,9 @@ export async function routeRequest(
   const found_ms = performance.now();
   const assignment = assignRequest(known, request);
   timings.assign_ms = performance.now() - found_ms;
-  const { decision, encoder } = await decide(dependencies, known, assignment, request, timings);
+  const { decision, encoder, vector } = await decide(dependencies, known, assignment, request, timings);
   timings.route_ms = performance.now() - started_ms - timings.assign_ms - timings.embed_ms;
-  return { decision, assignment, encoder, timings };
+  return { decision, assignment, encoder, vector, timings };
 }
 
 /** What is known, all of it from the isolate once it has been asked for. */
@@ -111,8 +113,8 @@ async function decide(
   { arm }: Assignment,
   request: RouteRequest,
   timings: RouteTimings,
-): Promise<{ decision: Decision; encoder: EncoderSpec | null }> {
-  const unembedded = (decision: Decision) => ({ decision, encoder: null });
+): Promise<Pick<Routed, 'decision' | 'encoder' | 'vector'>> {
+  const unembedded = (decision: Decision) => ({ decision, encoder: null, vector: null });
   const { model, dense } = splitModelName(request.body.model);
   const { mask } = request.body;
   const { sparsityMax } = request.caller.policy;
@@ -139,6 +141,7 @@ async function decide(
   return {
     decision: nearestDecision(set, embedding, similarityMin, sparsityMax),
     encoder: embedding.ok ? embedding.spec : null,
+    vector: embedding.ok ? embedding.vector : null,
   };
 }
 

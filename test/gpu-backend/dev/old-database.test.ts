@@ -2,6 +2,7 @@
  * A database of the first release meets today's edge: every later migration runs over its rows, none is lost, and
  * the edge goes on with its tenants, keys and what was live.
  */
+import { createHash } from 'node:crypto';
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -14,7 +15,6 @@ import { readMaskSet } from '../../../gpu-backend/publication/mask-set-file.ts';
 import { livePublication, publicationHistory, rollBack } from '../../../gpu-backend/publication/publish.ts';
 import { apiKeySchema, listSchema, tenantSchema } from '../../../shared/admin.ts';
 import { maskSetSchema, maskSetVersion } from '../../../shared/mask-set.ts';
-import { sha256Hex } from '../../../workers/services/secrets.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
 const TENANT_KEY = 'mr_live_of-the-first-release-0123456789';
@@ -97,7 +97,7 @@ async function oldRows(): Promise<Record<string, Row[]>> {
         tenant_id: 'old',
         name: 'first',
         prefix: 'mr_live_of-the',
-        sha256: sha256Hex(TENANT_KEY),
+        sha256: createHash('sha256').update(TENANT_KEY).digest('hex'),
         created_at_ms: THEN_ms,
         expires_at_ms: null,
         revoked_at_ms: null,

@@ -1,13 +1,20 @@
-/** Where the clusters lie: their centroids in two dimensions. */
+/** Where the clusters lie, in two dimensions, and where recent requests fell among them. */
 import { useMemo } from 'preact/hooks';
+import { listSchema } from '../../../shared/admin.ts';
+import { type TrafficSample, trafficSampleSchema } from '../../../shared/admin-traffic.ts';
 import type { MaskSet } from '../../../shared/mask-set.ts';
+import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
-import { Loaded } from '../components/notice.tsx';
+import { Failure, Loaded } from '../components/notice.tsx';
 import { NothingLive, SetSummary } from '../components/set-summary.tsx';
 import { Table } from '../components/table.tsx';
+import { useScope } from '../context.ts';
 import { number, percent } from '../format.ts';
 import { useLiveSet } from '../live-set.ts';
 import { type Projection, projectCentroids } from '../projection.ts';
+import { useLoad } from '../use-load.ts';
+
+const NO_SAMPLES: readonly TrafficSample[] = [];
 
 export function EmbeddingMap() {
   const live = useLiveSet();
@@ -19,7 +26,7 @@ export function EmbeddingMap() {
         ) : (
           <>
             <SetSummary {...found} />
-            <ClusterMap set={found.set} />
+            <ClusterMap set={found.set} version={found.publication.version} />
           </>
         )
       }
@@ -27,16 +34,28 @@ export function EmbeddingMap() {
   );
 }
 
-function ClusterMap({ set }: { readonly set: MaskSet }) {
+const REFRESH_ms = 15_000;
+
+function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version: string }) {
+  const { tenant } = useScope();
+  const traffic = useLoad(
+    (signal) => admin(listSchema(trafficSampleSchema), `/traffic${query({ tenant, version })}`, { signal }),
+    [tenant, version],
+    REFRESH_ms,
+  );
+  const samples = traffic.state === 'ready' ? traffic.data.data : NO_SAMPLES;
   const projection = useMemo(() => projectCentroids(set.clusters.map(({ centroid }) => centroid)), [set]);
-  const option = useMemo(() => mapOption(set, projection), [set, projection]);
+  const option = useMemo(() => mapOption(set, projection, samples), [set, projection, samples]);
   const rows = set.clusters.map((cluster, index) => ({ cluster, index, ...projection.centroids[index]! }));
   return (
     <>
       <p>
         The two directions in which the centroids differ most; they hold {percent(projection.explained, 0)} of
-        their variance. The larger a circle, the more of the calibration set fell into its cluster.
+        their variance. The larger a circle, the more of the calibration set fell into its cluster. Small dots
+        are {samples.length} recent requests, in the colour of the cluster that they were routed to; one every
+        few seconds is kept, and of it nothing but its distances.
       </p>
+      {traffic.state === 'failed' && <Failure error={traffic.error} retry={traffic.reload} />}
       <Chart label="Centroids of the live mask set in two dimensions" option={option} height_px={440} />
       <Table
         caption="Clusters"
@@ -45,6 +64,11 @@ function ClusterMap({ set }: { readonly set: MaskSet }) {
         columns={[
           { title: 'Cluster', cell: ({ index }) => index, isNumber: true },
           { title: 'Prompts', cell: ({ cluster }) => cluster.label ?? '–' },
+          {
+            title: 'Recent requests',
+            cell: ({ index }) => samples.filter(({ cluster }) => cluster === index).length,
+            isNumber: true,
+          },
           { title: 'Share of calibration', cell: ({ cluster }) => percent(cluster.share), isNumber: true },
           { title: 'x', cell: ({ x }) => number(x, 3), isNumber: true },
           { title: 'y', cell: ({ y }) => number(y, 3), isNumber: true },
@@ -58,7 +82,7 @@ function ClusterMap({ set }: { readonly set: MaskSet }) {
 const circle_px = (share: number): number => 12 + 60 * Math.sqrt(share);
 
 const mapOption =
-  (set: MaskSet, { centroids }: Projection) =>
+  (set: MaskSet, { centroids, place }: Projection, samples: readonly TrafficSample[]) =>
   (palette: Palette): ChartOption => ({
     grid: { left: 60, right: 150, top: 20, bottom: 50 },
     tooltip: { ...tooltip(palette), trigger: 'item' },
@@ -76,6 +100,16 @@ const mapOption =
         label: { show: true, formatter: '{b}', position: 'right', color: palette.text },
         labelLayout: { hideOverlap: true },
         tooltip: { formatter: '{b}' },
+      },
+      {
+        type: 'scatter',
+        symbolSize: 6,
+        silent: true,
+        data: samples.flatMap(({ cluster, distances }) => {
+          const at = place(distances);
+          const color = palette.series[cluster % palette.series.length]!;
+          return at === undefined ? [] : [{ value: [at.x, at.y], itemStyle: { color } }];
+        }),
       },
     ],
   });

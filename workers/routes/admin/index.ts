@@ -9,6 +9,7 @@ import { maskSets } from './mask-sets.ts';
 import { publications } from './publications.ts';
 import { stats } from './stats.ts';
 import { tenants } from './tenants.ts';
+import { traffic } from './traffic.ts';
 import { usage } from './usage.ts';
 
 export const admin = new Hono<AppEnv>()
@@ -20,4 +21,5 @@ export const admin = new Hono<AppEnv>()
   .route('/publications', publications)
   .route('/backends', backends)
   .route('/experiments', experiments)
-  .route('/stats', stats);
+  .route('/stats', stats)
+  .route('/traffic', traffic);

@@ -1,0 +1,103 @@
+/** What the dashboard computes before it draws. */
+import { describe, expect, test } from 'vitest';
+import { readMaskSet } from '../../gpu-backend/publication/mask-set-file.ts';
+import { centroidDistances, packCentroids } from '../../shared/route.ts';
+import { paretoFront, type QualityRow, qualityRows } from '../../workers/dashboard/held-out.ts';
+import { projectCentroids } from '../../workers/dashboard/projection.ts';
+import { sharesOverTime } from '../../workers/dashboard/routing-shares.ts';
+
+/** A reproducible stream of numbers in -1 to 1. */
+function numbers(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = (state * 1_103_515_245 + 12_345) % 2 ** 31;
+    return state / 2 ** 30 - 1;
+  };
+}
+
+describe('the map', () => {
+  const next = numbers(7);
+  const rows = Array.from({ length: 6 }, () => Array.from({ length: 20 }, next));
+  const { centroids, explained, place } = projectCentroids(rows);
+
+  test('keeps distances between centroids as well as two dimensions can', () => {
+    expect(explained).toBeGreaterThan(0.4);
+    expect(explained).toBeLessThan(1);
+    const flat = projectCentroids(rows.map(([x, y]) => [x!, y!, 0, 0]));
+    expect(flat.explained).toBeCloseTo(1);
+    const apart = (points: readonly (readonly number[])[], a: number, b: number) =>
+      Math.hypot(points[a]![0]! - points[b]![0]!, points[a]![1]! - points[b]![1]!);
+    const drawn = flat.centroids.map(({ x, y }) => [x, y]);
+    for (let i = 1; i < rows.length; i++) expect(apart(drawn, 0, i)).toBeCloseTo(apart(rows, 0, i));
+  });
+
+  test('places a point by its distances where its vector would lie', () => {
+    const packed = packCentroids(rows);
+    rows.forEach((row, index) => {
+      const at = place([...centroidDistances(Float32Array.from(row), packed)])!;
+      expect(at.x).toBeCloseTo(centroids[index]!.x, 4);
+      expect(at.y).toBeCloseTo(centroids[index]!.y, 4);
+    });
+    // Between two centroids lies the middle of their places: the projection is linear.
+    const middle = rows[0]!.map((value, i) => (value + rows[1]![i]!) / 2);
+    const at = place([...centroidDistances(Float32Array.from(middle), packed)])!;
+    expect(at.x).toBeCloseTo((centroids[0]!.x + centroids[1]!.x) / 2, 4);
+    expect(at.y).toBeCloseTo((centroids[0]!.y + centroids[1]!.y) / 2, 4);
+    expect(place([1, 2])).toBeUndefined();
+  });
+
+  test('draws one cluster in the middle', () => {
+    expect(projectCentroids([[1, 2, 3]])).toMatchObject({ centroids: [{ x: 0, y: 0 }], explained: 1 });
+  });
+});
+
+test('shares add up to one at every time, and clusters without requests have none', () => {
+  const at = (start: string, cluster: number | null, requests: number) => ({
+    ...{ start, cluster, requests, errors: 0 },
+    version: 'v_0123456789',
+  });
+  const { requests, clusters } = sharesOverTime([
+    at('2026-01-01T00:00:00Z', 10, 3),
+    at('2026-01-01T00:00:00Z', 2, 1),
+    at('2026-01-01T01:00:00Z', 2, 5),
+    at('2026-01-01T01:00:00Z', null, 5),
+  ]);
+  expect(requests).toBe(14);
+  expect(clusters.map(({ name }) => name)).toEqual(['not routed', 'v_01234567 · 2', 'v_01234567 · 10']);
+  expect(clusters.map(({ shares }) => shares.map(({ share }) => share))).toEqual([
+    [0, 0.5],
+    [0.25, 0.5],
+    [0.75, 0],
+  ]);
+});
+
+describe('quality', () => {
+  const row = (method: string, sparsity: number, kl: number | null): QualityRow => ({
+    ...{ set: 's', method, surrogate: false, sparsity, kl, agreement: null, perplexity: null },
+    ms_per_token: null,
+  });
+
+  test('the front holds what nothing beats at less cost or in quality', () => {
+    const rows = [
+      row('a', 0, 0),
+      row('b', 0.2, 0.5),
+      row('c', 0.2, 0.7),
+      row('d', 0.1, 0.6),
+      row('e', 0.3, null),
+    ];
+    const front = paretoFront(rows, ({ sparsity }) => 1 - sparsity, 'kl');
+    expect(front.map(({ method }) => method)).toEqual(['b', 'a']);
+  });
+
+  test('the preset brings figures, dense among them', async () => {
+    const set = await readMaskSet('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');
+    const rows = qualityRows(set);
+    expect(rows.find(({ method }) => method === 'dense')).toMatchObject({ sparsity: 0, kl: 0 });
+    const others = rows.filter(({ method }) => method !== 'dense');
+    expect(others.length).toBeGreaterThan(0);
+    for (const { kl, sparsity } of others) {
+      expect(kl).toBeGreaterThan(0);
+      expect(sparsity).toBeGreaterThan(0);
+    }
+  });
+});
