@@ -98,7 +98,7 @@ const mapOption =
           itemStyle: { color: palette.series[index % palette.series.length]!, opacity: 0.8 },
         })),
         label: { show: true, formatter: '{b}', position: 'right', color: palette.text },
-        labelLayout: { hideOverlap: true },
+        labelLayout: { moveOverlap: 'shiftY' },
         tooltip: { formatter: '{b}' },
       },
       {
