@@ -75,7 +75,7 @@ export function addBenchCommands(program: Command): void {
     )
     .option('--mask-set <file>', 'the set to route by (default: the preset)', PRESET)
     .option('--requests <count>', 'how many of each are measured, one at a time', positiveInteger, 2000)
-    .option('--stream', 'streamed answers', false)
+    .option('--stream', 'streamed answers, without the peer', false)
     .option('--json', 'nothing but the JSON line', false)
     .action(async (flags: BenchFlags & { maskSet: string; requests: number; stream: boolean }) => {
       const { benchEdge } = await import('../bench/edge.ts');
