@@ -6,6 +6,7 @@
  * zero points. `speedup25Limit` is what the weights that a mask leaves out allow at most.
  */
 
+import { withSurrogates } from '../../shared/mask.ts';
 import { interleaved, round } from '../measure.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { weightsRead } from '../model/weights-read.ts';
@@ -14,6 +15,7 @@ import { llamaCppPeer, openEngine, quarterMask } from './subjects.ts';
 
 const DENSE = 'dense';
 const QUARTER = '25 % of the blocks out';
+const SURROGATES = '25 % replaced by surrogates';
 const POSITIONS = [64, 512] as const;
 const PROMPT_TOKENS = 512;
 /** Bytes a weight: one, and a scale (4) and a zero point (1) for each 32. */
@@ -32,11 +34,17 @@ async function withPeers<T>(
 ): Promise<T> {
   const engine = await openEngine(home, DEFAULT_MODEL);
   const quarter = quarterMask(engine.manifest.config.layerCount);
-  const peers = [engine.peer(DENSE, engine.dense), engine.peer(QUARTER, quarter)];
+  const { surrogates } = engine.runner;
+  const own = [
+    engine.peer(DENSE, engine.dense),
+    engine.peer(QUARTER, quarter),
+    ...(surrogates === undefined ? [] : [engine.peer(SURROGATES, withSurrogates(quarter, surrogates))]),
+  ];
+  const peers = [...own];
   for (const threads of [1, 2]) peers.push(await llamaCppPeer(defaultModelFile(home), threads));
   say(
     `${DEFAULT_MODEL} (${engine.manifest.weights}) against ${peers
-      .slice(2)
+      .slice(own.length)
       .map(({ name }) => name)
       .join(' and ')}`,
   );
@@ -75,10 +83,12 @@ export async function benchDecode(options: SpeedOptions): Promise<object> {
 function decodeFigures(found: ReadonlyMap<string, number>, bytes: number): object {
   const dense_ms = found.get(DENSE)!;
   const quarter_ms = found.get(QUARTER)!;
+  const replaced_ms = found.get(SURROGATES);
   const llamaCpp_ms = bestOfLlamaCpp(found);
   return {
     dense_ms: round(dense_ms),
     quarter_ms: round(quarter_ms),
+    ...(replaced_ms === undefined ? {} : { quarterSurrogates_ms: round(replaced_ms) }),
     llamaCpp_ms: round(llamaCpp_ms),
     timesLlamaCpp: round(llamaCpp_ms / dense_ms),
     speedup25: round(dense_ms / quarter_ms),

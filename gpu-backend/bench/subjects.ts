@@ -1,6 +1,6 @@
 /** What the speed benches compare: our engine under a mask, and llama.cpp on the same GGUF. */
 import { availableParallelism } from 'node:os';
-import { denseMask, type Mask, maskFromSkippedLayers } from '../../shared/mask.ts';
+import { denseMask, type Mask, maskFromSkippedLayers, type SurrogatesId } from '../../shared/mask.ts';
 import type { Runner } from '../engine/runner.ts';
 import { openRunner } from '../engine/runner.ts';
 import { median } from '../measure.ts';
@@ -26,7 +26,10 @@ const somePrompt = (tokens: number, vocabulary: number): number[] =>
 /** Our engine, one session, on all cores; `peers` share it. */
 export async function openEngine(home: string, model: string) {
   const { folder, manifest } = await openInstalled(home, model);
-  const runner = await openRunner(folder, manifest.config, { threads: availableParallelism() });
+  const runner = await openRunner(folder, manifest.config, {
+    threads: availableParallelism(),
+    surrogates: manifest.surrogates?.id as SurrogatesId | undefined,
+  });
   return {
     manifest,
     runner,
