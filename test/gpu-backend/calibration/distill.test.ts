@@ -6,8 +6,8 @@ import { type FitOptions, type FitTexts, fitVectors } from '../../../gpu-backend
 import { principalAxes, project } from '../../../gpu-backend/calibration/principal-axes.ts';
 import { quantiseVectors } from '../../../gpu-backend/calibration/quantise-vectors.ts';
 import { seededRandom } from '../../../gpu-backend/calibration/random.ts';
-import type { SentenceEncoder } from '../../../gpu-backend/encoder/sentence-encoder.ts';
 import { sentences } from '../../../gpu-backend/calibration/snippets.ts';
+import type { SentenceEncoder } from '../../../gpu-backend/encoder/sentence-encoder.ts';
 import { normalise } from '../../../shared/embedding/pool.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import { openTestTeacher, TEACHER_TIMEOUT_ms } from '../../support/teacher.ts';

@@ -49,7 +49,11 @@ describe('learn', () => {
     expect(await runChild('killed', Number.POSITIVE_INFINITY)).toBe(true);
     expect(read('killed', 'mask-set.json')).toBe(read('whole', 'mask-set.json'));
     expect(read('killed', 'report.json')).toBe(read('whole', 'report.json'));
-    expect(readdirSync(join(folder, 'killed')).sort()).toEqual(['mask-set.json', 'report.html', 'report.json']);
+    expect(readdirSync(join(folder, 'killed')).sort()).toEqual([
+      'mask-set.json',
+      'report.html',
+      'report.json',
+    ]);
     expect(report.clusters).toHaveLength(2);
   }, 240_000);
 
