@@ -27,9 +27,14 @@ describe('the preset', () => {
     expect(set.clusters.reduce((sum, { share }) => sum + share, 0)).toBeCloseTo(1, 9);
   });
 
-  it('comes with the report of the same run, and with nothing else', async () => {
+  it('comes with the report of the same run, the table of surrogates, and nothing else', async () => {
     expect((await json('report.json')).version).toBe(maskSetVersion(set));
-    expect((await readdir(folder)).sort()).toEqual(['clusters.json', 'mask-set.json', 'report.json']);
+    expect((await readdir(folder)).sort()).toEqual([
+      'clusters.json',
+      'mask-set.json',
+      'report.json',
+      'surrogates.safetensors',
+    ]);
   });
 
   it('sends different kinds of prompt to different clusters', async () => {
