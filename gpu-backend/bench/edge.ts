@@ -186,7 +186,12 @@ async function timed(agent: Agent, { name, url, headers }: Target, body: string)
     headers: { 'content-type': 'application/json', ...headers },
   });
   outgoing.end(body);
-  const [response] = await once(outgoing, 'response');
+  const [response] = await once(outgoing, 'response').catch((error: NodeJS.ErrnoException) => {
+    // The server closed a kept connection just then, as idle: the request never reached it.
+    if (outgoing.reusedSocket && error.code === 'ECONNRESET') return [undefined];
+    throw error;
+  });
+  if (response === undefined) return await timed(agent, { name, url, headers }, body);
   let text = '';
   for await (const chunk of response) text += chunk;
   const took_ms = performance.now() - start_ms;
