@@ -71,11 +71,30 @@ export function startState(options: TrainingOptions): TrainingState {
   return {
     step: 0,
     logAlphas: ranked.map((value) => clampLogAlpha(value + shift)),
-    multipliers: [0, 0],
+    multipliers: [-borderPrice(order, importance, weights, targetSparsity), 0],
     gateAdam: newAdam(ranked.length),
     multiplierAdam: newAdam(2),
     history: [],
   };
+}
+
+/**
+ * What a unit of sparsity costs at the border between skipped and kept: the multiplier at which the ranking's own mask is
+ * at rest. Started from 0, the multiplier takes longer to get there than the gates take to open all blocks.
+ */
+function borderPrice(
+  order: readonly number[],
+  importance: readonly number[],
+  weights: readonly number[],
+  targetSparsity: number,
+): number {
+  let skipped = 0;
+  const border = order.find((block) => {
+    skipped += weights[block]!;
+    return skipped >= targetSparsity;
+  });
+  const block = border ?? order.at(-1)!;
+  return Math.max(0, importance[block]!) / weights[block]!;
 }
 
 /** Goes on from `state` to the last step. Rejects when `signal` aborts. */

@@ -1,8 +1,11 @@
 /** The preset belongs to the default model and to the table that ships: else every request would go dense. */
 import { readdir, readFile } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { STATIC_TABLE_PATH } from '../../../gpu-backend/calibration/encoders.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../gpu-backend/model/sources/default-model.ts';
+import { sha256OfFiles } from '../../../gpu-backend/model/store.ts';
+import { surrogatesIdOf } from '../../../gpu-backend/model/surrogates.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import { clusterSparsity, maskSetSchema, maskSetVersion } from '../../../shared/mask-set.ts';
 import { nearestCentroid, packCentroids } from '../../../shared/route.ts';
@@ -10,12 +13,17 @@ import { nearestCentroid, packCentroids } from '../../../shared/route.ts';
 const folder = new URL(`../../../gpu-backend/presets/${DEFAULT_MODEL}/`, import.meta.url);
 const json = async (name: string) => JSON.parse(await readFile(new URL(name, folder), 'utf8'));
 const set = maskSetSchema.parse(await json('mask-set.json'));
+const table = fileURLToPath(new URL('surrogates.safetensors', folder));
 const encoder = loadStaticEncoder(await readFile(STATIC_TABLE_PATH));
 
 describe('the preset', () => {
   it('is for the default model and the static encoder that ships', () => {
     expect(set.model.hash).toBe(DEFAULT_MODEL_HASH);
     expect(set.encoder).toEqual(encoder.spec);
+  });
+
+  it('was learned with the surrogates that ship', async () => {
+    expect(set.surrogates).toBe(surrogatesIdOf(await sha256OfFiles([table])));
   });
 
   it('has 8 clusters at 12.5 % of the blocks, none with half of the traffic', () => {
@@ -42,7 +50,6 @@ describe('the preset', () => {
       'Natalia sold clips to 48 of her friends in April, and half as many in May. How many did she sell altogether?',
       'Write a function to find the similar elements from the given two tuple lists.',
       'Je voudrais savoir si le train pour Lyon part à huit heures demain matin.',
-      'я не знаю, где находится вокзал',
       'What is my credit card limit, and can I raise it today?',
       'Which of these is a renewable source of energy?\nA. coal\nB. wind\nC. oil\nD. natural gas',
     ];

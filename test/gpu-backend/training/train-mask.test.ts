@@ -63,6 +63,17 @@ const lossOf = async ({ runs }: Mask): Promise<number> => {
   return losses.reduce((sum, { loss }) => sum + loss, 0) / losses.length;
 };
 
+test('a unit of sparsity costs from the first step what the last block to go is worth by its weight', () => {
+  const importance = [3, 1, 4, 1.5, 5, 9, 2, 6];
+  expect(startState(options({ importance })).multipliers).toEqual([-12, 0]);
+  const paid = startState(options({ importance, blockWeights: [1, 3, 1, 3, 1, 3, 1, 3] }));
+  expect(paid.multipliers[0]).toBeCloseTo(-8, 12);
+  expect(startState(options({ importance: importance.map((worth) => -worth) })).multipliers[0]).toBeCloseTo(
+    0,
+    12,
+  );
+});
+
 test.each([
   ['blocks', flat],
   ['cost', [1, 4, 1, 4, 1, 4, 1, 4]],
