@@ -3,8 +3,10 @@
  * the test wishes: the `user` field names the behaviour. Only its answers' text is made up.
  */
 import { once } from 'node:events';
-import type { ServerResponse } from 'node:http';
-import { ENCODER, MODEL, type Recorded, STREAM_PAUSE_ms } from './constants.ts';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { type Authenticate, createAuthenticator } from '../../../gpu-backend/api/auth.ts';
+import { toMaskrouteError } from '../../../shared/errors.ts';
+import { BACKEND_KEY, ENCODER, MODEL, type Recorded, STREAM_PAUSE_ms } from './constants.ts';
 import { vectorOf } from './encoder-server.ts';
 import { listen, type RunningServer, readText } from './http-server.ts';
 
@@ -40,6 +42,10 @@ export function startBackend(): Promise<RunningServer> {
       hungUp: false,
       sent_bytes: 0,
     };
+    if (mood === 'strict') {
+      const refused = await strict(place, request);
+      if (refused !== undefined) return json(response, 401, refused);
+    }
     const id = String(request.headers['x-request-id']);
     places.set(id, [...(places.get(id) ?? []), place]);
     recorded.set(id, entry);
@@ -60,12 +66,27 @@ export function startBackend(): Promise<RunningServer> {
       made.finished = true;
     });
     await answer(
-      mood === 'good' || mood === 'loaded' ? String(entry.body?.user ?? '') : mood,
+      ['good', 'loaded', 'strict'].includes(mood) ? String(entry.body?.user ?? '') : mood,
       entry,
       response,
       made,
     );
   });
+}
+
+const doors = new Map<string, Promise<Authenticate>>();
+
+/** Whom the real backend would not let in, by its own code and clock; undefined for everyone else. */
+async function strict(place: string, { headers, socket }: IncomingMessage): Promise<object | undefined> {
+  const audience = `http://127.0.0.1:${socket.localPort}/at/${place}`;
+  const door = doors.get(place) ?? createAuthenticator(BACKEND_KEY, { audience });
+  doors.set(place, door);
+  try {
+    await (await door)(headers.authorization);
+    return undefined;
+  } catch (error) {
+    return toMaskrouteError(error).toWire();
+  }
 }
 
 /** What the real backend counts: here a token a word of the prompt, and a token a chunk. */

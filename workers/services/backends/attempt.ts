@@ -106,7 +106,7 @@ async function judge(response: Response, request: BackendRequest): Promise<Outco
   };
   const type = response.headers.get('content-type') ?? '';
   if (response.status === 401 || response.status === 403) {
-    return await garbage('it refused the credentials of the edge: compare BACKEND_KEY and the clocks');
+    return await garbage(await refusal(response));
   }
   if (response.ok) {
     return /^(application\/json|text\/event-stream)\b/.test(type)
@@ -125,6 +125,14 @@ async function judge(response: Response, request: BackendRequest): Promise<Outco
     return { kind: 'refused', response: said, isSick: !isBusy };
   }
   return { kind: 'answer', response: said };
+}
+
+/** Why a backend does not let the edge in, in its own words: for the log, never for the client. */
+async function refusal(response: Response): Promise<string> {
+  const text = await readBounded(response.body, BACKEND_ERROR_BYTES_MAX).catch(() => null);
+  const said = errorBodySchema.safeParse(text === null ? null : parseOrNull(text));
+  const why = said.success ? `${said.data.error.code}: ${said.data.error.message}` : 'without a reason';
+  return `it refused the credentials of the edge (${why}): compare BACKEND_KEY, MASKROUTE_BACKEND_URL, clocks`;
 }
 
 function parseOrNull(text: string): unknown {
