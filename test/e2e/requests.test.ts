@@ -171,6 +171,8 @@ describe('a client that hangs up', () => {
   });
 
   async function stopsGenerating(): Promise<void> {
+    // The step that was under way may end.
+    await sleep(100);
     const before = await gauge('maskroute_engine_steps');
     await sleep(100);
     expect(await gauge('maskroute_engine_steps')).toBe(before);
