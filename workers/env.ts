@@ -6,6 +6,7 @@
 import { z } from 'zod';
 import { MaskrouteError } from '../shared/errors.ts';
 import type { EdgeEvent } from '../shared/events.ts';
+import type { KeyAttempts } from './attempts/key-attempts.ts';
 import type { TenantBudget } from './budgets/tenant-budget.ts';
 import { COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
 
@@ -20,6 +21,7 @@ export interface Env {
   readonly ASSETS?: Pick<Fetcher, 'fetch'>;
   readonly AI?: TextEmbeddingBinding;
   readonly BUDGETS: DurableObjectNamespace<TenantBudget>;
+  readonly KEY_ATTEMPTS: DurableObjectNamespace<KeyAttempts>;
   readonly TENANT_BURST?: RateLimit;
   readonly UNKNOWN_KEY_BURST?: RateLimit;
   readonly EVENTS: Queue<EdgeEvent>;

@@ -24,13 +24,16 @@ export const adminOnly = createMiddleware<AppEnv>(async (c, next) => {
 });
 
 /**
- * The root key, a key of kind `admin`, or a tenant's own admin key (which is held to that tenant).
- * @throws MaskrouteError `invalid_api_key`, `forbidden` for a key of another kind.
+ * The root key, a key of kind `admin`, or a tenant's own admin key (which is held to that tenant). One that this
+ * isolate does not know might be a guess, and guesses are counted.
+ * @throws MaskrouteError `invalid_api_key`, `forbidden` for a key of another kind, `too_many_attempts`.
  */
 export async function adminOf(c: AppContext, key: string): Promise<AdminCaller> {
-  const { config } = c.get('services');
-  if (sameSecret(key, config.ADMIN_KEY)) return ROOT;
-  return adminCaller(await authenticate(c, key));
+  const { config, apiKeys, attempts } = c.get('services');
+  if (apiKeys.isAdministrators(key)) return adminCaller(await authenticate(c, key));
+  return await attempts.guard(c.req.header(ADDRESS), holdOf(c), async () =>
+    sameSecret(key, config.ADMIN_KEY) ? ROOT : adminCaller(await authenticate(c, key)),
+  );
 }
 
 /**
@@ -39,7 +42,7 @@ export async function adminOf(c: AppContext, key: string): Promise<AdminCaller> 
  */
 async function authenticate(c: AppContext, key: string): Promise<Caller> {
   const { apiKeys } = c.get('services');
-  const address = c.req.header('cf-connecting-ip');
+  const address = c.req.header(ADDRESS);
   if (address !== undefined && !LOOPBACK.includes(address) && !apiKeys.isKnown(key)) {
     const outcome = await c.env.UNKNOWN_KEY_BURST?.limit({ key: address }).catch(() => undefined);
     if (outcome?.success === false) {
@@ -50,6 +53,9 @@ async function authenticate(c: AppContext, key: string): Promise<Caller> {
   }
   return await apiKeys.authenticate(key, holdOf(c));
 }
+
+/** The client's, as Cloudflare saw it; whatever a client sends under this name is replaced. */
+const ADDRESS = 'cf-connecting-ip';
 
 /** This machine: everybody who tries the product on it has the same address. */
 const LOOPBACK = ['127.0.0.1', '::1'];

@@ -31,6 +31,8 @@ export interface ApiKeys {
   authenticateSha256(sha256: string, hold: Hold): Promise<Caller>;
   /** Whether the key was looked up before, so that letting it in (or not) costs nothing. */
   isKnown(key: string): boolean;
+  /** Whether the isolate knows it for the key of an administrator, so that it is no guess. */
+  isAdministrators(key: string): boolean;
   /** Makes a revocation hold in this isolate at once. */
   forget(sha256: string): void;
 }
@@ -87,6 +89,10 @@ export function createApiKeys(find: (sha256: string) => Promise<KnownKey | null>
       return { keyId, kind, tenant, routingPolicy, policy };
     },
     isKnown: (key) => cache.holds(sha256Hex(key)),
+    isAdministrators(key) {
+      const known = cache.peek(sha256Hex(key));
+      return known !== undefined && known.kind !== 'tenant' && known.revokedAt_ms === null;
+    },
     forget: (sha256) => cache.forget(sha256),
   };
 }

@@ -15,6 +15,7 @@ import { type CompletionIds, createCompletionIds } from './completion-ids.ts';
 import { createEmbedder, type Embedder } from './embed.ts';
 import { loadEncoder } from './encoders/index.ts';
 import { createEvents, type Events } from './events.ts';
+import { type AttemptGuard, createAttemptGuard } from './key-attempts.ts';
 import { createModels, type Models } from './models.ts';
 import { createReadiness, type Readiness } from './readiness.ts';
 import { createRoutingTable, type RoutingTable } from './routing-table.ts';
@@ -37,6 +38,7 @@ export type Services = {
   readonly events: Events;
   readonly comparison: DenseComparison;
   readonly sessions: Sessions;
+  readonly attempts: AttemptGuard;
   readonly traffic: TrafficSampler;
 };
 
@@ -72,6 +74,7 @@ function createServices(env: Env): Services {
     events,
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
     sessions: createSessions(config.ADMIN_KEY),
+    attempts: createAttemptGuard(env.KEY_ATTEMPTS),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
     embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),
