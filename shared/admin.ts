@@ -17,7 +17,7 @@
  * | `GET /mask-sets?tenant=`        |                             | list of {@link MaskSetSummary} |
  * | `GET /mask-sets/{version}?tenant=` |                          | the mask set itself |
  * | `POST /publications`            | {@link publishSchema}       | 201 {@link Publication}; 409 when another publisher won |
- * | `POST /publications/rollback`   | {@link rollbackSchema}      | 201 {@link Publication}; 409 when nothing came before |
+ * | `POST /publications/rollback`   | {@link rollbackSchema}      | 201 {@link Publication}; calls a first one off that not everyone sees yet; 409 when nothing came before |
  * | `GET /publications?tenant=`     |                             | list of {@link Publication}, newest first |
  * | `GET /traffic?tenant=&version=`  |                            | see `admin-traffic.ts` |
  * | `GET /publications/live?tenant=` |                            | {@link LivePublication}; 404 when nothing was published |
@@ -249,7 +249,8 @@ export const rollbackSchema = z.strictObject({
 export const publicationSchema = z.object({
   id: z.string(),
   tenant: z.string(),
-  version: z.string(),
+  /** Null: nothing is live any more, since a first publication was called off. */
+  version: z.string().nullable(),
   /** The version that was live before. */
   replaced_version: z.string().nullable(),
   action: z.enum(['activate', 'rollback']),
@@ -269,6 +270,7 @@ export const AUTO_ROLLBACK = 'auto-rollback';
 
 /** The newest publication, with the share of conversations that see it at this moment. */
 export const livePublicationSchema = publicationSchema.extend({
+  version: z.string(),
   share: z.number().min(0).max(1),
   /** What the others see; null when this is everyone's, or when nothing came before. */
   base_version: z.string().nullable(),

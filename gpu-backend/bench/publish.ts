@@ -139,6 +139,7 @@ function createPublisher(client: AdminClient, versions: readonly string[]) {
       const at_ms = Date.now();
       if (kind === 4) {
         const { version: back } = await post('/rollback', {});
+        if (back === null) throw new Error('a rollback left nothing live');
         changes.push({ at_ms, versions: [back] });
         settled = back;
         counts.rollbacks++;

@@ -49,7 +49,8 @@ export function addPublicationCommands(program: Command): void {
     .action(async (flags: EdgeFlags) => {
       const client = await adminClient(flags.edge);
       const { version, replaced_version } = await rollBack(client, flags.tenant);
-      console.log(`${version}: live again in place of ${replaced_version} at ${client.edge}`);
+      const now = version === null ? 'nothing is live any more' : `${version}: live again`;
+      console.log(`${now} in place of ${replaced_version} at ${client.edge}`);
     });
 }
 

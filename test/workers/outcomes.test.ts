@@ -241,6 +241,19 @@ describe('a version that does worse than it may', () => {
     expect(newest!.reason).toMatch(/6\.40 ms a token over 20 requests, more than 1\.2 times the 5\.00 ms/);
   });
 
+  it('is taken back when it is the first, though nothing came before', async () => {
+    const { tenant } = await newTenant();
+    const { version } = await upload(makeMaskSet('first-and-worse'), tenant);
+    await activate(version, { tenant, auto_rollback: { error_rate_max: 0.1, requests_min: 2 } });
+    const bad = () => event({ tenant, version, status: 502, error_code: 'backend_error' });
+    await deliver([bad(), bad()]);
+    const list = await admin('GET', `/publications?tenant=${tenant}`);
+    const { data } = await list.json<{ data: Publication[] }>();
+    expect(data[0]).toMatchObject({ actor: 'auto-rollback', version: null, replaced_version: version });
+    expect(data[0]!.reason).toMatch(/2 of 2 requests failed/);
+    expect((await admin('GET', `/publications/live?tenant=${tenant}`)).status).toBe(404);
+  });
+
   it('without bounds stays, whatever it does', async () => {
     const { tenant } = await newTenant();
     await goLive('old', tenant);

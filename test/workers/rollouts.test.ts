@@ -55,6 +55,44 @@ describe('a scheduled publication', () => {
     expect(await live(tenant)).toMatchObject({ version: fresh, share: 1, base_version: null });
   });
 
+  it('that is the first can be called off: nothing is live then, and the history says so', async () => {
+    const { tenant, key } = await newTenant();
+    const { version } = await upload(makeMaskSet('first'), tenant);
+    const other = freshIsolate();
+    for (const schedule of [
+      { activate_at: inFuture(3_600_000) },
+      { rollout: [{ share: 0.999, duration_s: 3_600 }] },
+    ]) {
+      await activate(version, { tenant, ...schedule });
+      const wrong = admin('POST', '/publications/rollback', { tenant, expected_version: null });
+      expect(await errorCode(wrong)).toBe('409 conflict');
+      const body = { tenant, expected_version: version };
+      const off = await created<Publication>(admin('POST', '/publications/rollback', body));
+      expect(off).toMatchObject({ action: 'rollback', version: null, replaced_version: version });
+      expect(await errorCode(admin('GET', `/publications/live?tenant=${tenant}`))).toBe('404 not_found');
+      expect(await errorCode(admin('POST', '/publications/rollback', { tenant }))).toBe('409 conflict');
+      for (const fetch of [undefined, other]) {
+        expect((await chat(key, {}, fetch)).headers.get('x-maskroute-fallback')).toBe('no_mask_set');
+      }
+    }
+    const list = await admin('GET', `/publications?tenant=${tenant}`);
+    const { data } = await list.json<{ data: Publication[] }>();
+    expect(data.map((entry) => entry.version)).toEqual([null, version, null, version]);
+    // The way is open for the next one, and back from there is its own matter.
+    await activate(version, { tenant, expected_version: null });
+    expect(await versionSeen(key)).toBe(version);
+    expect(await errorCode(admin('POST', '/publications/rollback', { tenant }))).toBe('409 conflict');
+  });
+
+  it('that is the first is called off once, whoever is faster', async () => {
+    const { tenant } = await newTenant();
+    const { version } = await upload(makeMaskSet('first'), tenant);
+    await activate(version, { tenant, activate_at: inFuture(3_600_000) });
+    const body = { tenant, expected_version: version };
+    const both = await Promise.all([1, 2].map(() => admin('POST', '/publications/rollback', body)));
+    expect(both.map(({ status }) => status).sort()).toEqual([201, 409]);
+  });
+
   it('is called off by a rollback, and passed over by the next publication', async () => {
     const { tenant, key, old, fresh } = await twoVersions();
     await activate(fresh, { tenant, activate_at: inFuture(3_600_000) });
@@ -73,13 +111,14 @@ describe('a scheduled publication', () => {
     expect(await versionSeen(key)).toBe(old);
   });
 
-  it('of a tenant that had none leaves it with the default set until then', async () => {
+  it('of a tenant that had none leaves it with the default set until then, or when it is called off', async () => {
     const { version: shared } = await goLive('shared');
     const { tenant, key } = await newTenant();
     const { version } = await upload(makeMaskSet('own'), tenant);
     await activate(version, { tenant, activate_at: inFuture(3_600_000) });
     expect(await versionSeen(key)).toBe(shared);
-    expect(await errorCode(admin('POST', '/publications/rollback', { tenant }))).toBe('409 conflict');
+    await created(admin('POST', '/publications/rollback', { tenant }));
+    expect(await versionSeen(key)).toBe(shared);
   });
 });
 

@@ -1,11 +1,11 @@
 /** The mask set that is live for the tenant in view, with its publication. */
-import { type Publication, publicationSchema } from '../../shared/admin.ts';
+import { type LivePublication, livePublicationSchema } from '../../shared/admin.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask-set.ts';
 import { ApiError, admin, query } from './api.ts';
 import { useScope } from './context.ts';
 import { type Load, useLoad } from './use-load.ts';
 
-export type LiveSet = { readonly publication: Publication; readonly set: MaskSet };
+export type LiveSet = { readonly publication: LivePublication; readonly set: MaskSet };
 
 /** Null when the tenant has none of its own (its requests then use the default one) or nothing is live. */
 export function useLiveSet(): Load<LiveSet | null> & { readonly reload: () => void } {
@@ -16,7 +16,7 @@ export function useLiveSet(): Load<LiveSet | null> & { readonly reload: () => vo
 async function loadLive(tenant: string, signal: AbortSignal): Promise<LiveSet | null> {
   const scope = query({ tenant });
   try {
-    const publication = await admin(publicationSchema, `/publications/live${scope}`, { signal });
+    const publication = await admin(livePublicationSchema, `/publications/live${scope}`, { signal });
     const set = await admin(maskSetSchema, `/mask-sets/${publication.version}${scope}`, { signal });
     return { publication, set };
   } catch (error) {

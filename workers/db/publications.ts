@@ -18,6 +18,7 @@ export type VersionOf = { readonly owner: string; readonly version: string };
 /** A publication with what readers and a rollback need. */
 export type PublicationState = Publication & {
   readonly owner: string;
+  readonly version: string;
   readonly schedule: Rollout;
   /** The publication that a rollback returns to: everyone saw it when this one was made. */
   readonly previousId: string | null;
@@ -89,6 +90,24 @@ export async function listGuarded(db: Database, versions: readonly string[]): Pr
   return rows.map(({ publication, base }) => ({ ...toState(publication), base }));
 }
 
+/** What a withdrawal has in the place of a version: the column holds no null. */
+const NOTHING = '';
+
+export type Withdrawal = Omit<
+  Flip,
+  'owner' | 'version' | 'previousId' | 'action' | 'activateAt_ms' | 'rollout' | 'autoRollback'
+>;
+
+/** Leaves the tenant without a publication of its own; else as `flipLive`. */
+export const withdrawLive = (
+  db: Database,
+  change: Withdrawal,
+  seenId: string,
+): Promise<Publication | null> => {
+  const nothing = { owner: NOTHING, version: NOTHING, previousId: null, activateAt_ms: null } as const;
+  return flipLive(db, { ...change, ...nothing, action: 'rollback', rollout: [], autoRollback: null }, seenId);
+};
+
 /**
  * Makes `flip` live if `seenId` (null: nothing) is still the newest publication; null when it is not, and then
  * nothing was written. The second statement finds a row only if the first one wrote it.
@@ -97,6 +116,14 @@ export async function flipLive(db: Database, flip: Flip, seenId: string | null):
   const liveNow = sql`(select ${live.publicationId} from ${live} where ${live.tenant} = ${flip.tenant})`;
   const rollout = flip.rollout.length === 0 ? null : JSON.stringify(flip.rollout);
   const autoRollback = flip.autoRollback === null ? null : JSON.stringify(flip.autoRollback);
+  const point =
+    flip.version === NOTHING
+      ? db.delete(live).where(sql`${live.tenant} = ${flip.tenant} and exists
+          (select 1 from ${publications} where ${publications.id} = ${flip.id})`)
+      : db
+          .insert(live)
+          .select(sql`select tenant, id from ${publications} where id = ${flip.id}`)
+          .onConflictDoUpdate({ target: live.tenant, set: { publicationId: sql`excluded.publication_id` } });
   const [, , written] = await db.batch([
     // The columns are those of the table, in its order; a null sequence is given the next number.
     db
@@ -105,17 +132,10 @@ export async function flipLive(db: Database, flip: Flip, seenId: string | null):
       ${flip.replaced_version}, ${flip.previousId}, ${flip.action}, ${flip.actor}, ${flip.createdAt_ms},
       ${flip.activateAt_ms}, ${rollout}, ${autoRollback}, ${flip.reason}
       where ${liveNow} is ${seenId}`),
-    db
-      .insert(live)
-      .select(sql`select tenant, id from ${publications} where id = ${flip.id}`)
-      .onConflictDoUpdate({ target: live.tenant, set: { publicationId: sql`excluded.publication_id` } }),
-    db
-      .select({ publication: publications })
-      .from(live)
-      .innerJoin(publications, eq(publications.id, live.publicationId))
-      .where(and(eq(live.tenant, flip.tenant), eq(live.publicationId, flip.id))),
+    point,
+    db.select().from(publications).where(eq(publications.id, flip.id)),
   ]);
-  return written[0] === undefined ? null : toPublication(written[0].publication);
+  return written[0] === undefined ? null : toPublication(written[0]);
 }
 
 /** The id of the last publication that everyone sees at `now_ms`: this one, or the one that it started from. */
@@ -127,7 +147,7 @@ const activationOf = (row: PublicationRow): number => row.activateAt_ms ?? row.c
 const toPublication = (row: PublicationRow): Publication => ({
   id: row.id,
   tenant: row.tenant,
-  version: row.version,
+  version: row.version === NOTHING ? null : row.version,
   replaced_version: row.replacedVersion,
   action: row.action,
   actor: row.actor,
@@ -141,6 +161,7 @@ const toPublication = (row: PublicationRow): Publication => ({
 const toState = (row: PublicationRow): PublicationState => ({
   ...toPublication(row),
   owner: row.owner,
+  version: row.version,
   schedule: { id: row.id, activateAt_ms: activationOf(row), steps: row.rollout ?? [] },
   previousId: row.previousId,
 });

@@ -47,7 +47,7 @@ async function takeBackIfBad(
     await rollback({ db, table }, { tenant, expected, actor: AUTO_ROLLBACK, reason, hold });
     log('warn', 'auto_rollback', { tenant, version: state.version, reason });
   } catch (error) {
-    // Somebody published or rolled back meanwhile, or nothing came before: there is nothing to take back to.
+    // Somebody published or rolled back meanwhile: there is nothing to take back.
     if (!(error instanceof MaskrouteError) || error.code !== 'conflict') throw error;
     log('warn', 'auto_rollback_impossible', { version: state.version, reason, because: error.message });
   }

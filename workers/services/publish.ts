@@ -16,6 +16,7 @@ import {
   flipLive,
   type PublicationState,
   settledId,
+  withdrawLive,
 } from '../db/publications.ts';
 import { findTenant } from '../db/tenants.ts';
 import { RETRY_AFTER_s } from '../limits.ts';
@@ -90,7 +91,9 @@ export async function publish(
 
 /**
  * Returns, at once, to what everyone saw before the newest publication; again, to what was before that. A
- * publication that waits for its time or has not reached everyone ends there.
+ * publication that waits for its time or has not reached everyone ends there. A tenant's first one leaves nothing
+ * behind: a person calls it off only until everyone sees it, since afterwards a second click would leave them
+ * without a set; its own bounds (`reason`) may always.
  * @throws MaskrouteError `conflict` when nothing came before, or another publisher was faster.
  */
 export async function rollback(
@@ -100,7 +103,7 @@ export async function rollback(
   const seen = await seenLive(dependencies.db, request);
   const target =
     seen?.previousId == null ? null : await d1(findPublication(dependencies.db, seen.previousId));
-  if (target === null) throw new MaskrouteError('conflict', 'Nothing was live before.');
+  if (target === null) return await callOff(dependencies, request, seen);
   return await flip(dependencies, request.hold, seen, {
     ...flipBasics(request, seen),
     owner: target.owner,
@@ -112,6 +115,21 @@ export async function rollback(
     autoRollback: null,
     reason: request.reason ?? null,
   });
+}
+
+async function callOff(
+  dependencies: Pick<PublishDependencies, 'db' | 'table'>,
+  request: Omit<PublishRequest, 'version'> & { readonly reason?: string },
+  seen: PublicationState | null,
+): Promise<Publication> {
+  const basics = flipBasics(request, seen);
+  const isEveryones = seen !== null && settledId(seen, basics.createdAt_ms) === seen.id;
+  if (seen === null || (isEveryones && request.reason === undefined)) {
+    throw new MaskrouteError('conflict', 'Nothing was live before.');
+  }
+  const change = { ...basics, reason: request.reason ?? null };
+  const done = withdrawLive(dependencies.db, change, seen.id);
+  return await flipped(dependencies.table, request, await d1(done));
 }
 
 async function seenLive(
@@ -142,12 +160,24 @@ async function flip(
   seen: PublicationState | null,
   change: Flip,
 ): Promise<Publication> {
-  const publication = await d1(flipLive(db, change, seen?.id ?? null));
+  return await flipped(
+    table,
+    { tenant: change.tenant, hold },
+    await d1(flipLive(db, change, seen?.id ?? null)),
+  );
+}
+
+/** @throws MaskrouteError `conflict` when nothing was written. */
+async function flipped(
+  table: RoutingTable,
+  { tenant, hold }: Pick<PublishRequest, 'tenant' | 'hold'>,
+  publication: Publication | null,
+): Promise<Publication> {
   if (publication === null) {
     throw new MaskrouteError('conflict', 'Another publication came first; look at what is live now.');
   }
   // It is live whatever happens here; this isolate would else serve it a moment later.
-  await table.refresh(change.tenant, hold).catch(() => {});
+  await table.refresh(tenant, hold).catch(() => {});
   return publication;
 }
 

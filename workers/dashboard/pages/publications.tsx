@@ -43,7 +43,7 @@ export function Publications() {
                 <button
                   type="button"
                   class="secondary"
-                  disabled={live.replaced_version === null}
+                  disabled={live.replaced_version === null && live.share === 1}
                   onClick={() => setIntent({ what: 'rollback', live })}
                 >
                   Roll back
@@ -59,7 +59,8 @@ export function Publications() {
                 { title: 'What', cell: (row) => row.action },
                 {
                   title: 'Version',
-                  cell: (row) => <code title={row.version}>{shortVersion(row.version)}</code>,
+                  cell: ({ version }) =>
+                    version === null ? 'nothing' : <code title={version}>{shortVersion(version)}</code>,
                 },
                 {
                   title: 'Instead of',

@@ -3,8 +3,8 @@
  * somebody else was faster, the edge refuses and nothing changes.
  */
 import {
+  type LivePublication,
   type MaskSetSummary,
-  type Publication,
   type PublishBody,
   publicationSchema,
 } from '../../../shared/admin.ts';
@@ -87,7 +87,7 @@ function scheduleOf(form: FormData): Partial<PublishBody> {
 }
 
 export function RollBackDialog(props: {
-  readonly live: Publication;
+  readonly live: LivePublication;
   readonly tenant: string;
   readonly onClose: () => void;
 }) {
@@ -103,7 +103,8 @@ export function RollBackDialog(props: {
       }}
     >
       <p>
-        {live.version} goes, {live.replaced_version} comes back for {tenantName(tenant)}.
+        {live.version} goes, {live.base_version ?? live.replaced_version ?? 'nothing'} comes back for{' '}
+        {tenantName(tenant)}.
       </p>
     </Confirm>
   );
