@@ -56,8 +56,11 @@ async function serve({ model, surrogates }: Pick<MaskSet, 'model' | 'surrogates'
     '/readyz': '{"status":"ready"}',
   };
   const { whole, stream } = answerOf(model.name);
+  // With its length, as our backend and OpenAI's hosts send whole answers.
   const json = (response: ServerResponse, text: string) =>
-    response.writeHead(200, { 'content-type': 'application/json' }).end(text);
+    response
+      .writeHead(200, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) })
+      .end(text);
   const server = createServer({ keepAliveTimeout: 120_000 }, async (request, response) => {
     const text = fixed[request.url ?? ''];
     if (text !== undefined) return json(response, text);

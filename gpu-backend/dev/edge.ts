@@ -26,7 +26,8 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
   const script = await bundleWorker(config);
   const miniflare = new Miniflare(miniflareOptions(config, script, options));
   try {
-    const port = Number((await miniflare.ready).port);
+    await miniflare.ready;
+    const port = Number((await miniflare.unsafeGetDirectURL(config.name, DOOR)).port);
     const database = await miniflare.getD1Database(config.database.binding);
     await applyMigrations(database, config.database.migrationsFolder);
     const front = await openFront(options.port, port);
@@ -49,6 +50,14 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
 }
 
 const CRON_ms = 60_000;
+
+/**
+ * The worker under a second name. Miniflare puts three workers of its own before the default one (for pages about
+ * errors, for assets that come before the worker), which no request here needs: they cost a third of a millisecond
+ * each way and more than half of the throughput. A socket of a named entrypoint leads straight to it.
+ */
+const DOOR = 'door';
+const MAIN_MODULE = `export * from './worker.js'; export { default, default as ${DOOR} } from './worker.js';`;
 
 /** What the platform's cron trigger does; the worker logs its own failures. */
 async function wake(miniflare: Miniflare): Promise<void> {
@@ -91,7 +100,11 @@ const miniflareOptions = (config: EdgeConfig, script: string, options: EdgeOptio
     workers: [
       {
         name: config.name,
-        modules: [{ type: 'ESModule', path: 'worker.js', contents: script }],
+        modules: [
+          { type: 'ESModule', path: 'main.js', contents: MAIN_MODULE },
+          { type: 'ESModule', path: 'worker.js', contents: script },
+        ],
+        unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: DOOR }],
         compatibilityDate: config.compatibilityDate,
         compatibilityFlags: config.compatibilityFlags,
         bindings: { ...config.vars, ...options.bindings },
