@@ -3,6 +3,8 @@ import type { EncoderSpec } from '../mask-set.ts';
 
 export interface Encoder {
   readonly spec: EncoderSpec;
+  /** It computes where it is called and waits for nobody: no clock could stop it, so none is set. */
+  readonly isLocal?: true;
   /**
    * One L2-normalised vector of `spec.dimensions` a text; an empty or unknown text gives the zero vector.
    * Rejects when the encoder fails or `signal` aborts.

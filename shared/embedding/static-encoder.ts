@@ -23,6 +23,7 @@ export function loadStaticEncoder(source: ArrayBuffer | Uint8Array): Encoder {
   const table = parseStaticTable(source);
   const tokenizer = loadWordPiece(table.vocabulary);
   return {
+    isLocal: true,
     spec: {
       id: STATIC_ENCODER_ID,
       revision: table.revision,

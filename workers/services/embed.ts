@@ -46,10 +46,9 @@ export function createEmbedder(load: () => Promise<Encoder>, timeout_ms: number)
     async embed(text, signal, hold) {
       try {
         const ready = await encoder(hold);
-        const timeout = new AbortController();
-        const both = AbortSignal.any([signal, timeout.signal]);
-        const work = withDeadline(ready.embed([text], both), timeout_ms, 'embedding');
-        const [vector] = await work.finally(() => timeout.abort());
+        const [vector] = await (ready.isLocal === true
+          ? ready.embed([text], signal)
+          : embedInTime(ready, text, signal, timeout_ms));
         return { ok: true, vector: vector!, spec: ready.spec };
       } catch (error) {
         log('warn', 'embedding_failed', { reason: reasonOf(error) });
@@ -57,4 +56,16 @@ export function createEmbedder(load: () => Promise<Encoder>, timeout_ms: number)
       }
     },
   };
+}
+
+async function embedInTime(
+  encoder: Encoder,
+  text: string,
+  signal: AbortSignal,
+  timeout_ms: number,
+): Promise<Float32Array[]> {
+  const timeout = new AbortController();
+  const both = AbortSignal.any([signal, timeout.signal]);
+  const work = withDeadline(encoder.embed([text], both), timeout_ms, 'embedding');
+  return await work.finally(() => timeout.abort());
 }

@@ -1,0 +1,58 @@
+/** Plain ASCII takes a short way past the library; its ids must be the library's. */
+import { readFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { parseStaticTable } from '../../../shared/embedding/static-table.ts';
+import { loadWordPiece } from '../../../shared/embedding/wordpiece.ts';
+
+const { vocabulary } = parseStaticTable(readFileSync('workers/assets/encoder/static.bin'));
+const { tokenIds, unkTokenId } = loadWordPiece(vocabulary);
+
+/** What the library says of `text`: an accent sends all of it there, and its own id is taken off again. */
+const libraryIds = (text: string): readonly number[] => tokenIds(`${text} é`).slice(0, -1);
+
+/** Seeded, so that a failure can be met again. */
+function random(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    return state / 2 ** 32;
+  };
+}
+
+describe('the ids of plain ASCII', () => {
+  it.each([
+    '',
+    ' \t\r\n ',
+    'Why is the sky blue?',
+    'unaffable antidisestablishmentarianism qzxqzx',
+    "it's 12*12=144; (a_b) {c}~`d` $e ^f |g #h @i",
+    'a\tb\nc\r\nd',
+    'x'.repeat(100),
+    'x'.repeat(101),
+    `${'un'.repeat(60)} and more`,
+    '[CLS] is a special token and ] is none',
+    'a\u0000b\u007fc\u0001d',
+  ])('of %j are the library’s', (text) => {
+    expect(tokenIds(text)).toEqual(libraryIds(text));
+  });
+
+  it('are the library’s for ten thousand texts of words, pieces and punctuation', () => {
+    const next = random(7);
+    const pick = <T>(list: readonly T[]): T => list[Math.floor(next() * list.length)]!;
+    const ascii = Array.from({ length: 95 }, (_, i) => String.fromCharCode(32 + i));
+    const plain = vocabulary.filter((token) => /^[\x21-\x7e]+$/.test(token) && !token.startsWith('['));
+    for (let round = 0; round < 10_000; round++) {
+      const parts = Array.from({ length: 1 + Math.floor(next() * 8) }, () => {
+        const word = pick(plain).replace(/^##/, '');
+        const cased = next() < 0.3 ? word.toUpperCase() : word;
+        return next() < 0.3 ? cased + pick(ascii) + pick(ascii) : cased;
+      });
+      const text = parts.join(next() < 0.5 ? ' ' : pick(ascii));
+      expect(tokenIds(text), JSON.stringify(text)).toEqual(libraryIds(text));
+    }
+  });
+
+  it('know an unknown word', () => {
+    expect(tokenIds('x'.repeat(101))).toEqual([unkTokenId]);
+  });
+});
