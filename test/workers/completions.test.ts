@@ -260,6 +260,7 @@ describe('a backend in trouble', () => {
     ['die', '503 backend_unreachable'],
     ['html', '502 backend_error'],
     ['bad-error', '502 backend_error'],
+    ['half-whole', '502 backend_error'],
     ['unauthorized', '502 backend_error'],
     ['redirect', '502 backend_error'],
   ])('%s → %s, with the headers', async (user, expected) => {

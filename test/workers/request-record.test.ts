@@ -71,6 +71,8 @@ describe('the event', () => {
     ['queue-full', false, { status: 429, error_code: 'queue_full', counted: true, completion_tokens: 0 }],
     ['die', false, { status: 503, error_code: 'backend_unreachable', counted: true, completion_tokens: 0 }],
     ['html', false, { status: 502, error_code: 'backend_error' }],
+    ['half-whole', false, { status: 502, error_code: 'backend_error', counted: true, completion_tokens: 3 }],
+    ['unsized', false, { status: 200, error_code: null, counted: true, completion_tokens: 3, ttft_ms: 3 }],
     [
       'die-mid-stream',
       true,
@@ -132,16 +134,37 @@ describe('the event', () => {
     expect(tries.count).toBeLessThan(15);
   });
 
-  it('is sent by its own request when the one that collects was torn down', async () => {
+  /** A request that is gone before it sends: its timer never fires. */
+  const tornDown = (send: () => Promise<void>): void => {
+    const timer = vi.spyOn(globalThis, 'setTimeout').mockImplementationOnce(() => 0 as never);
+    void send();
+    timer.mockRestore();
+  };
+  const ids = (...digits: string[]) => digits.map((digit) => digit.repeat(20));
+
+  it('is sent by another request of the batch when the one that collects was torn down', async () => {
     const told = await someEvent();
     const { EVENTS, sent } = queue();
     const events = createEvents(EVENTS, undefined);
-    // The collecting request is gone: its timer never fires.
-    const timer = vi.spyOn(globalThis, 'setTimeout').mockImplementationOnce(() => 0 as never);
-    void events.send({ ...told, id: '0'.repeat(20) });
-    timer.mockRestore();
-    await events.send({ ...told, id: '1'.repeat(20) });
-    expect(sent.map(({ id }) => id)).toEqual(['1'.repeat(20)]);
+    const [first, second] = ids('0', '1');
+    tornDown(() => events.send({ ...told, id: first! }));
+    await events.send({ ...told, id: second! });
+    expect(sent.map(({ id }) => id)).toEqual([first, second]);
+  });
+
+  it('is sent by the next request when all that stayed for its batch were torn down', async () => {
+    const told = await someEvent();
+    const { EVENTS, sent } = queue();
+    const events = createEvents(EVENTS, undefined);
+    const [first, second, third, late, last] = ids('0', '1', '2', '3', '4');
+    for (const id of [first, second, third]) tornDown(() => events.send({ ...told, id: id! }));
+    // Enough stay for the batch, as far as this one knows.
+    await events.send({ ...told, id: late! });
+    expect(sent).toEqual([]);
+    const clock = vi.spyOn(Date, 'now').mockReturnValue(Date.now() + 60_000);
+    await events.send({ ...told, id: last! });
+    clock.mockRestore();
+    expect(sent.map(({ id }) => id)).toEqual([first, second, third, late, last]);
   });
 
   it('is not made for a request that never began', async () => {

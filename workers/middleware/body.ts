@@ -29,10 +29,16 @@ export async function readJson(request: Request): Promise<unknown> {
 async function readText(request: Request): Promise<string> {
   const tooLarge = () =>
     new MaskrouteError('body_too_large', `The body has more than ${BODY_BYTES_MAX} bytes.`);
-  if (Number(request.headers.get('content-length')) > BODY_BYTES_MAX) throw tooLarge();
+  const length = request.headers.get('content-length');
+  if (Number(length) > BODY_BYTES_MAX) throw tooLarge();
   try {
-    return await readBounded(request.body, BODY_BYTES_MAX);
+    if (length === null) return await readBounded(request.body, BODY_BYTES_MAX);
+    // A length that is named is kept to, so all of it is read at once.
+    const bytes = await request.arrayBuffer();
+    if (bytes.byteLength > BODY_BYTES_MAX) throw tooLarge();
+    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: false }).decode(bytes);
   } catch (error) {
+    if (error instanceof MaskrouteError) throw error;
     if (error instanceof TooLargeError) throw tooLarge();
     if (error instanceof TypeError && !request.signal.aborted) {
       throw new MaskrouteError('invalid_json', 'The body is not valid UTF-8.', { cause: error });

@@ -14,11 +14,11 @@ import { patience_ms } from '../services/backends/patience.ts';
 import { d1 } from '../services/d1.ts';
 import { edgeUrl } from '../services/edge-url.ts';
 import { placeOf, regionOf } from '../services/region.ts';
-import type { RecordParts, RequestRecord } from '../services/request-record.ts';
+import type { RecordParts, RequestRecord, WatchedAnswer } from '../services/request-record.ts';
 import { denseDecision } from '../services/route.ts';
 import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../services/routing.ts';
 import { type RelayOptions, relayStream, within } from '../services/stream-relay.ts';
-import { decisionHeaders } from './decision-headers.ts';
+import { decisionHeaders, serverTiming } from './decision-headers.ts';
 
 export const completions = new Hono<AppEnv>()
   .post('/chat/completions', tenantOnly, async (c) => {
@@ -87,10 +87,10 @@ async function isAboutMask(response: Response): Promise<boolean> {
   return body.error.param === 'mask';
 }
 
-function answer(c: AppContext, response: Response, relay: RelayOptions): Response {
+function answer(c: AppContext, response: WatchedAnswer, relay: RelayOptions): Response {
   setHeaders(c, passedHeaders(response.headers));
   const isStream = response.headers.get('content-type')?.startsWith('text/event-stream') === true;
-  const body = isStream ? relayStream(Promise.resolve(response), relay) : (response.body as ReadableStream);
+  const body = isStream ? relayStream(Promise.resolve(response), relay) : (response.body as ArrayBuffer);
   return c.body(body, response.status as ContentfulStatusCode);
 }
 
@@ -102,7 +102,7 @@ async function forward(
 ): Promise<Response> {
   record.routed(routed);
   // Set before the backend is asked, so that its errors carry the decision too.
-  setHeaders(c, decisionHeaders(routed, undefined));
+  setHeaders(c, decisionHeaders(routed));
   const body = JSON.stringify({
     ...(raw as object),
     ...(record.answerTokensMax === undefined ? {} : { max_tokens: record.answerTokensMax }),
@@ -128,8 +128,10 @@ async function forward(
     hold: holdOf(c),
     body,
   });
-  setHeaders(c, decisionHeaders(routed, performance.now() - started_ms));
-  setHeaders(c, { [BACKEND_HEADERS.backend]: id });
+  setHeaders(c, {
+    [HEADERS.serverTiming]: serverTiming(routed.timings, performance.now() - started_ms),
+    [BACKEND_HEADERS.backend]: id,
+  });
   return response;
 }
 

@@ -1,23 +1,12 @@
 /** The routing decision as response headers: every one is there on every completion, except the two that say why not. */
 import { HEADERS } from '../../shared/protocol.ts';
-import type { Routed } from '../services/routing.ts';
+import type { Routed, RouteTimings } from '../services/routing.ts';
 
 /** Stands where nothing was picked: no live mask set, no cluster. */
 const NONE = 'none';
 
-/**
- * The platform's clock moves in whole milliseconds, and once deployed only while the worker waits for I/O:
- * work that is done in less reads as 0. `backend_ms` is the time until the backend's first byte; undefined when no
- * backend was asked.
- */
-export function decisionHeaders(routed: Routed, backend_ms: number | undefined): Record<string, string> {
+export function decisionHeaders(routed: Routed): Record<string, string> {
   const { decision, assignment, timings } = routed;
-  const durations: [string, number | undefined][] = [
-    ['assign', timings.assign_ms],
-    ['embed', timings.embed_ms],
-    ['route', timings.route_ms],
-    ['backend', backend_ms],
-  ];
   return {
     [HEADERS.maskSet]: decision.set?.name ?? NONE,
     [HEADERS.version]: decision.set?.version ?? NONE,
@@ -28,9 +17,21 @@ export function decisionHeaders(routed: Routed, backend_ms: number | undefined):
     [HEADERS.variant]: assignment.variant,
     [HEADERS.region]: assignment.region,
     ...(decision.fallback === null ? {} : { [HEADERS.fallback]: decision.fallback }),
-    [HEADERS.serverTiming]: durations
-      .filter((entry): entry is [string, number] => entry[1] !== undefined)
-      .map(([name, duration_ms]) => `${name};dur=${Math.round(duration_ms)}`)
-      .join(', '),
+    [HEADERS.serverTiming]: serverTiming(timings, undefined),
   };
+}
+
+/**
+ * The platform's clock moves in whole milliseconds, and once deployed only while the worker waits for I/O:
+ * work that is done in less reads as 0. `backend_ms` is the time until the backend's first byte; undefined when no
+ * backend was asked.
+ */
+export function serverTiming(timings: RouteTimings, backend_ms: number | undefined): string {
+  const durations = [
+    `assign;dur=${Math.round(timings.assign_ms)}`,
+    `embed;dur=${Math.round(timings.embed_ms)}`,
+    `route;dur=${Math.round(timings.route_ms)}`,
+  ];
+  if (backend_ms !== undefined) durations.push(`backend;dur=${Math.round(backend_ms)}`);
+  return durations.join(', ');
 }

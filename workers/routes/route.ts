@@ -21,7 +21,7 @@ export const dryRun = new Hono<AppEnv>()
     requireModel(c.var.caller.policy, routable.body.model);
     const routed = await route(c, routable);
     const { decision, encoder, timings } = routed;
-    setHeaders(c, decisionHeaders(routed, undefined));
+    setHeaders(c, decisionHeaders(routed));
     const skip = skippedBy(decision, c.var.services.table);
     return c.json({
       object: 'maskroute.route',

@@ -6,6 +6,8 @@
 
 /** More than the last event of any stream, and than what follows the choices of a whole answer. */
 const TAIL_BYTES = 16 * 1024;
+/** A whole answer up to this size is read at once: that takes less work than passing it on in pieces. */
+const WHOLE_BYTES_MAX = 1024 * 1024;
 
 export type AnswerEnd =
   /** `broken`: the backend's side ended before the answer did. */
@@ -29,6 +31,19 @@ export type Heard = {
   /** The code of an error event in the stream. */
   readonly lateError: string | null;
 };
+
+/** Whether an answer is over when it begins: no stream, and known to be small. */
+export function isSmallWhole(headers: Headers): boolean {
+  const length = headers.get('content-length');
+  if (length === null || Number(length) > WHOLE_BYTES_MAX) return false;
+  return headers.get('content-type')?.startsWith('text/event-stream') !== true;
+}
+
+/** What {@link tapAnswer} hears of an answer that was read whole. */
+export function hearWhole(bytes: Uint8Array): Heard {
+  const text = new TextDecoder().decode(bytes.subarray(-TAIL_BYTES));
+  return { end: 'complete', firstAt_ms: Date.now(), figures: figuresIn(text), lateError: null };
+}
 
 /** `onEnd` is called exactly once. Aborting `signal` is the client leaving. */
 export function tapAnswer(

@@ -22,10 +22,11 @@ export interface CompletionIds {
 
 /** Ids signed with another `secret` are not known again. */
 export function createCompletionIds(secret: string): CompletionIds {
-  const key = utf8ToBytes(secret);
+  // The key is hashed in once: half of what a signature takes.
+  const keyed = hmac.create(sha256, utf8ToBytes(secret));
   const sign = (event: string, tenant: string): string => {
     const text = utf8ToBytes(`maskroute-completion-v1\n${tenant}\n${event}`);
-    return bytesToHex(hmac(sha256, key, text)).slice(0, SIGNATURE_DIGITS);
+    return bytesToHex(keyed.clone().update(text).digest()).slice(0, SIGNATURE_DIGITS);
   };
   return {
     create(tenant) {

@@ -2,8 +2,9 @@
  * Hands events to the queue, off the request's path and a few requests' together: a message of its own would cost
  * more than all else that the edge does for a request. What the queue does not take, the log keeps.
  *
- * A batch is sent by the request that began it. Should that be torn down, every other request of the batch notices
- * and sends its own event; one that is sent twice counts once.
+ * A batch is sent by the request that began it. Should that be torn down, the first few of the others notice and send
+ * all of it (an event that is sent twice counts once); the rest need not stay for that. Were they all torn down, the
+ * next request finds a batch that is too old, and sends it.
  */
 import type { EdgeEvent } from '../../shared/events.ts';
 import { EVENT_BATCH, EVENT_RETRY_DELAYS_ms } from '../limits.ts';
@@ -11,11 +12,19 @@ import { log, reasonOf } from './log.ts';
 import { dataPoint } from './metrics.ts';
 
 export interface Events {
-  /** Settles when the event is with the queue, or in the log; never throws. For `waitUntil`. */
+  /** Settles when this request has nothing more to do for the event; never throws. For `waitUntil`. */
   send(event: EdgeEvent): Promise<void>;
 }
 
-type Batch = { readonly events: EdgeEvent[]; sent: Promise<'sent'> };
+type Batch = {
+  readonly events: EdgeEvent[];
+  readonly begun_ms: number;
+  guards: number;
+  sent: Promise<'sent'>;
+};
+
+/** Requests that stay until somebody else's batch is sent: each of them costs a timer and a wait. */
+const GUARDS_MAX = 2;
 
 export function createEvents(
   queue: Pick<Queue<EdgeEvent>, 'sendBatch'>,
@@ -30,23 +39,36 @@ export function createEvents(
     return 'sent';
   };
 
+  const begin = async (event: EdgeEvent): Promise<void> => {
+    const batch: Batch = {
+      events: [event],
+      begun_ms: Date.now(),
+      guards: 0,
+      sent: Promise.resolve('sent'),
+    };
+    open = batch;
+    batch.sent = collect(batch);
+    await batch.sent;
+  };
+
+  const join = async (batch: Batch, event: EdgeEvent): Promise<void> => {
+    batch.events.push(event);
+    if (batch.events.length >= EVENT_BATCH.eventsMax) open = undefined;
+    if (batch.guards >= GUARDS_MAX) return;
+    batch.guards++;
+    const outcome = await Promise.race([batch.sent, sleep(EVENT_BATCH.lost_ms)]);
+    if (outcome === 'sent') return;
+    if (open === batch) open = undefined;
+    await deliver(queue, batch.events);
+  };
+
   return {
     async send(event) {
       if (event.kind === 'request') metrics?.writeDataPoint(dataPoint(event));
-      if (open === undefined) {
-        const batch: Batch = { events: [event], sent: Promise.resolve('sent') };
-        open = batch;
-        batch.sent = collect(batch);
-        await batch.sent;
-        return;
-      }
-      const joined = open;
-      joined.events.push(event);
-      if (joined.events.length >= EVENT_BATCH.eventsMax) open = undefined;
-      const outcome = await Promise.race([joined.sent, sleep(EVENT_BATCH.lost_ms)]);
-      if (outcome === 'sent') return;
-      if (open === joined) open = undefined;
-      await deliver(queue, [event]);
+      if (open === undefined) return await begin(event);
+      if (Date.now() - open.begun_ms < 2 * EVENT_BATCH.lost_ms) return await join(open, event);
+      const lost = open.events;
+      await Promise.all([deliver(queue, lost), begin(event)]);
     },
   };
 }

@@ -6,7 +6,7 @@ import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import type { RequestEvent } from '../../shared/events.ts';
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AskBackends, answerCost } from './answer-cost.ts';
-import { type Heard, tapAnswer } from './answer-tap.ts';
+import { type Heard, hearWhole, isSmallWhole, tapAnswer } from './answer-tap.ts';
 import type { Caller } from './api-keys.ts';
 import type { Budgets, Reservation } from './budgets.ts';
 import type { Hold } from './deadline.ts';
@@ -39,13 +39,21 @@ export interface RequestRecord {
   readonly answerTokensMax: number | undefined;
   reserved(reservation: Reservation | null, answerTokensMax: number | undefined): void;
   routed(routed: Routed): void;
-  /** Follows an answer to its end; closes the record when there is none. */
-  watch(answer: Promise<Response>): Promise<Response>;
+  /**
+   * Follows an answer to its end; closes the record when there is none.
+   * @throws what `answer` throws, MaskrouteError `backend_error` for a small whole answer that broke off.
+   */
+  watch(answer: Promise<Response>): Promise<WatchedAnswer>;
   /** Over before it began: nothing was reserved and nothing is told. */
   refused(): void;
   /** For what goes wrong before a backend was asked. */
   failed(error: unknown): void;
 }
+
+/** A `Response` without the cost of making another one. */
+export type WatchedAnswer = Pick<Response, 'ok' | 'status' | 'headers'> & {
+  readonly body: ReadableStream<Uint8Array> | ArrayBuffer | null;
+};
 
 export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   const started_ms = Date.now();
@@ -120,18 +128,36 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     close({ ...NO_ANSWER, status: error.status, code: error.code, mayHaveRun, endedAt_ms: Date.now() });
   };
 
-  const follow = async (response: Response): Promise<Response> => {
-    const { headers, status } = response;
-    if (!response.ok || response.body === null) {
+  const follow = async (response: Response): Promise<WatchedAnswer> => {
+    const { headers, ok, status } = response;
+    if (!ok || response.body === null) {
       const code = await codeOf(response);
       close({ ...NO_ANSWER, status, code, mayHaveRun: false, endedAt_ms: Date.now() });
       return response;
     }
     const said = { mask: headers.get(HEADERS.mask), sparsity: numberOrNull(headers.get(HEADERS.sparsity)) };
-    const body = tapAnswer(response.body, of.signal, (heard) =>
-      close({ ...said, ...endOf(heard, status), heard, mayHaveRun: true, endedAt_ms: Date.now() }),
-    );
-    return new Response(body, { status, headers });
+    const ended = (heard: Heard) =>
+      close({ ...said, ...endOf(heard, status), heard, mayHaveRun: true, endedAt_ms: Date.now() });
+    if (!isSmallWhole(headers)) {
+      return { ok, status, headers, body: tapAnswer(response.body, of.signal, ended) };
+    }
+    const body = await response.arrayBuffer().catch((cause) => {
+      throw brokeOff(cause);
+    });
+    ended(hearWhole(new Uint8Array(body)));
+    return { ok, status, headers, body };
+  };
+
+  /** Closes the record, and says what the client is told: no byte of the answer is with it yet. */
+  const brokeOff = (cause: unknown): MaskrouteError => {
+    const error = of.signal.aborted
+      ? new MaskrouteError('cancelled', 'The client hung up.')
+      : new MaskrouteError('backend_error', 'The model backend broke off in the middle of its answer.', {
+          cause,
+        });
+    const { code, status } = error;
+    close({ ...NO_ANSWER, status, code, mayHaveRun: true, endedAt_ms: Date.now() });
+    return error;
   };
 
   return {

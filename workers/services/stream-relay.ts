@@ -5,6 +5,7 @@
  */
 import { MaskrouteError, type WireError } from '../../shared/errors.ts';
 import { log, reasonOf } from './log.ts';
+import type { WatchedAnswer } from './request-record.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
@@ -18,7 +19,7 @@ const HELD_BYTES_MAX = 1024 * 1024;
 export type RelayOptions = { readonly keepalive_ms: number; readonly requestId: string };
 
 /** Pulled by the client: what it does not read is not read from the backend either. */
-export function relayStream(answer: Promise<Response>, options: RelayOptions): ReadableStream<Bytes> {
+export function relayStream(answer: Promise<WatchedAnswer>, options: RelayOptions): ReadableStream<Bytes> {
   let reader: ReadableStreamDefaultReader<Bytes> | undefined;
   let pending: Promise<Bytes | undefined> | undefined;
   /** The beginning of an event whose end has not come yet. */
@@ -27,7 +28,7 @@ export function relayStream(answer: Promise<Response>, options: RelayOptions): R
   const read = async (): Promise<Bytes | undefined> => {
     if (reader === undefined) {
       const response = await answer;
-      if (!response.ok) return errorEvent(await response.text());
+      if (!response.ok) return errorEvent(await new Response(response.body).text());
       reader = (response.body as ReadableStream<Bytes>).getReader();
     }
     const { done, value } = await reader.read();

@@ -159,6 +159,20 @@ async function answer(
       await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
       response.destroy();
       return;
+    case 'half-whole':
+      made.completion_tokens = WORDS;
+      response.writeHead(200, { 'content-type': 'application/json', 'content-length': 1000 });
+      response.write('{"id":"chatcmpl-');
+      await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
+      response.destroy();
+      return;
+    case 'unsized':
+      made.completion_tokens = WORDS;
+      response.writeHead(200, { 'content-type': 'application/json' });
+      response.write('{"object":"chat.completion",');
+      await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
+      response.end(JSON.stringify(infoOf(entry, made)).slice(1));
+      return;
     case 'queue-full':
       response.setHeader('retry-after', '7');
       return json(response, 429, wireError('queue_full'));
@@ -272,5 +286,8 @@ const modelList = () => ({
 });
 
 function json(response: ServerResponse, status: number, value: unknown): void {
-  response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(value));
+  const text = JSON.stringify(value);
+  response
+    .writeHead(status, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) })
+    .end(text);
 }
