@@ -57,7 +57,7 @@ const tenantFields = {
   models: z.array(z.string().min(1).max(300)).min(1).max(64).nullable(),
   /** No mask of a request skips a larger share of blocks; null: any may. */
   sparsity_max: z.number().min(0).max(1).nullable(),
-  /** The least agreement with dense of a set that goes live; null: any. */
+  /** The least agreement with dense of a set that goes live, and of one that requests are routed by; null: any. */
   agreement_min: z.number().min(0).max(1).nullable(),
   requests_per_minute: budget,
   tokens_per_minute: budget,
@@ -88,8 +88,18 @@ export const updateTenantSchema = z
 export type TenantChange = z.infer<typeof updateTenantSchema>;
 export const OWN_TENANT_FIELDS: readonly string[] = ['name', 'routing_policy'];
 
-export const tenantSchema = z.object({ id: z.string(), ...tenantFields, created_at: timestamp });
+/** What of the live mask set the tenant's terms forbid, with the code that publishing it now would be refused with. */
+export const TENANT_WARNINGS = ['quality_below_floor', 'sparsity_over_ceiling', 'model_not_allowed'] as const;
+
+export const tenantSchema = z.object({
+  id: z.string(),
+  ...tenantFields,
+  created_at: timestamp,
+  /** Of one tenant only, not in lists; absent, too, while the live set cannot be read. */
+  warnings: z.array(z.object({ code: z.enum(TENANT_WARNINGS), message: z.string() })).optional(),
+});
 export type Tenant = z.infer<typeof tenantSchema>;
+export type TenantWarning = NonNullable<Tenant['warnings']>[number];
 
 export const budgetUseSchema = z.object({
   unit: z.enum(['requests', 'tokens']),

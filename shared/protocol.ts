@@ -25,6 +25,7 @@ export const FALLBACK_REASONS = [
   'token_prompt',
   'unknown_mask',
   'over_ceiling',
+  'under_floor',
 ] as const;
 export type FallbackReason = (typeof FALLBACK_REASONS)[number];
 

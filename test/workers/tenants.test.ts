@@ -122,6 +122,62 @@ describe('a ceiling of sparsity', () => {
   });
 });
 
+describe('a floor of agreement', () => {
+  const fallbackOf = async (key: string) =>
+    (await chat(key, say('north'))).headers.get('x-maskroute-fallback');
+
+  it('that is raised later holds for the set that is live, and the answer says so', async () => {
+    const { tenant, key } = await newTenant();
+    const { version } = await goLive('compass', tenant);
+    const warned = await change(tenant, { agreement_min: 0.95 });
+    expect(warned.status).toBe(200);
+    const { warnings } = await warned.json<Tenant>();
+    expect(warnings).toEqual([{ code: 'quality_below_floor', message: expect.stringContaining(version) }]);
+    expect(warnings![0]!.message).toContain('90 %');
+    later(5_001);
+    expect(await fallbackOf(key)).toBe('under_floor');
+    const route = await call('POST', '/v1/route', { key, body: { ...CHAT, ...say('north') } });
+    expect(await route.json()).toMatchObject({ mask: 'dense', maskroute: { fallback: 'under_floor' } });
+    expect(await (await change(tenant, { agreement_min: 0.9 })).json()).toMatchObject({ warnings: [] });
+    later(5_001);
+    expect(await fallbackOf(key)).toBeNull();
+  });
+
+  it('holds for the default set, and for the arms of an experiment', async () => {
+    await goLive('compass');
+    const { tenant, key } = await limitedTenant({ agreement_min: 0.95 });
+    expect(await (await admin('GET', `/tenants/${tenant}`)).json()).toMatchObject({
+      warnings: [{ code: 'quality_below_floor' }],
+    });
+    expect(await fallbackOf(key)).toBe('under_floor');
+    const { version } = await upload(makeMaskSet('another'));
+    const variants = [
+      { name: 'control', weight: 1, mask_set: 'dense' },
+      { name: 'masked', weight: 1, mask_set: version },
+    ];
+    await created(admin('POST', '/experiments', { id: 'for-everybody', variants }));
+    await admin('POST', '/experiments/for-everybody/start');
+    const { key: other } = await newTenant();
+    const experimentOf = async (which: string) =>
+      (await chat(which, say('north'), freshIsolate())).headers.get('x-maskroute-experiment');
+    expect(await experimentOf(other)).toBe('for-everybody');
+    expect(await experimentOf(key)).toBe('none');
+    await admin('POST', '/experiments/for-everybody/stop');
+  });
+
+  it('and other terms are warned of, each with what becomes of the requests', async () => {
+    const { tenant } = await newTenant();
+    const set = makeMaskSet('compass');
+    const [north, east, south] = set.clusters;
+    const mixed = { ...set, clusters: [north!, east!, { ...south!, bits: 'fff', mask: 'dense' }] };
+    await activate((await upload(mixed, tenant)).version, { tenant });
+    const answer = await change(tenant, { sparsity_max: 0.1, models: ['another-model'] });
+    const { warnings } = await answer.json<Tenant>();
+    expect(warnings!.map(({ code }) => code)).toEqual(['sparsity_over_ceiling', 'model_not_allowed']);
+    expect(warnings![0]!.message).toMatch(/2 of the 3 masks .* skip more than 10 %.*nearest other mask/);
+  });
+});
+
 describe('a conversation', () => {
   const turn = (role: string, content: string) => ({ role, content });
 

@@ -13,6 +13,7 @@ export type TenantPolicy = {
   readonly enabled: boolean;
   readonly models: readonly string[] | null;
   readonly sparsityMax: number | null;
+  readonly agreementMin: number | null;
   readonly limits: BudgetLimits;
 };
 
@@ -60,6 +61,7 @@ export const toPolicy = (row: TenantRow | null): TenantPolicy => ({
   enabled: row?.enabled ?? true,
   models: row?.models ?? null,
   sparsityMax: row?.sparsityMax ?? null,
+  agreementMin: row?.agreementMin ?? null,
   limits: {
     requestsPerMinute: row?.requestsPerMinute ?? null,
     tokensPerMinute: row?.tokensPerMinute ?? null,

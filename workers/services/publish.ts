@@ -24,6 +24,7 @@ import { d1 } from './d1.ts';
 import type { Hold } from './deadline.ts';
 import type { Embedder } from './embed.ts';
 import type { Models } from './models.ts';
+import { isOverCeiling, meetsFloor } from './route.ts';
 import { decodeMaskSet, type LiveSet, type RoutingTable } from './routing-table.ts';
 
 export type PublishDependencies = {
@@ -191,14 +192,14 @@ async function checkTenantsTerms(db: Database, id: string, set: LiveSet): Promis
   }
   const tenant = id === DEFAULT_TENANT ? null : await d1(findTenant(db, id));
   const sparsest = Math.max(...set.clusters.map(({ sparsity }) => sparsity));
-  if (tenant?.sparsity_max != null && sparsest > tenant.sparsity_max) {
+  if (tenant?.sparsity_max != null && isOverCeiling(sparsest, tenant.sparsity_max)) {
     throw new MaskrouteError(
       'sparsity_over_ceiling',
       `A mask of the set skips ${percent(sparsest)} of the blocks; ${id} allows ${percent(tenant.sparsity_max)}.`,
       { param: 'version' },
     );
   }
-  if (tenant?.agreement_min != null && set.agreement < tenant.agreement_min) {
+  if (tenant?.agreement_min != null && !meetsFloor(set, tenant.agreement_min)) {
     throw new MaskrouteError(
       'quality_below_floor',
       `The set agrees with dense on ${percent(set.agreement)} of held-out tokens; ${id} asks for ${percent(tenant.agreement_min)}.`,
@@ -207,7 +208,7 @@ async function checkTenantsTerms(db: Database, id: string, set: LiveSet): Promis
   }
 }
 
-const percent = (share: number): string => `${Number((100 * share).toFixed(1))} %`;
+export const percent = (share: number): string => `${Number((100 * share).toFixed(1))} %`;
 
 async function checkEncoder(set: LiveSet, embedder: Embedder, hold: Hold): Promise<void> {
   const { spec } = await embedder.encoder(hold).catch((error) => {

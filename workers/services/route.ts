@@ -96,8 +96,7 @@ export function nearestDecision(
   if (isUnknown || nearest.similarity < similarityMin) {
     return { ...denseDecision(set, 'low_similarity'), ...nearest };
   }
-  const isAllowed = (cluster: number) =>
-    sparsityMax === null || set.clusters[cluster]!.sparsity <= sparsityMax + SPARSITY_SLACK;
+  const isAllowed = (cluster: number) => !isOverCeiling(set.clusters[cluster]!.sparsity, sparsityMax);
   const allowed = isAllowed(nearest.cluster)
     ? nearest
     : nearestAllowed(embedding.vector, set.centroids, isAllowed);
@@ -108,6 +107,16 @@ export function nearestDecision(
 
 /** A ceiling of 0.3 is meant to allow 3 of 10 blocks, however the quotient rounds. */
 const SPARSITY_SLACK = 1e-9;
+
+/**
+ * Whether a tenant's requests may be routed by a set, going by how far it agrees with the dense model. Publishing asks
+ * the same, but a floor may be raised later, and the default set was published for nobody in particular.
+ */
+export const meetsFloor = ({ agreement }: Pick<LiveSet, 'agreement'>, agreementMin: number | null): boolean =>
+  agreementMin === null || (agreement !== null && agreement >= agreementMin);
+
+export const isOverCeiling = (sparsity: number, sparsityMax: number | null): boolean =>
+  sparsityMax !== null && sparsity > sparsityMax + SPARSITY_SLACK;
 
 /** @throws MaskrouteError `sparsity_over_ceiling` for a mask that is sparser than it may be, or may be so. */
 export function requireAllowed(sparsity: number | null, sparsityMax: number | null): void {

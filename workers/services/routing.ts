@@ -16,6 +16,7 @@ import {
   type Decision,
   denseDecision,
   isModelOf,
+  meetsFloor,
   nearestDecision,
   requestedDecision,
   requireAllowed,
@@ -103,7 +104,8 @@ function assignRequest({ experiments, entry }: Known, request: RouteRequest): As
   const { region, place, caller, body } = request;
   const { model, dense } = splitModelName(body.model);
   if (dense || body.mask != null) return unassigned(region);
-  const isUsable = (set: LiveSet) => isModelOf(set, model, entry);
+  const isUsable = (set: LiveSet) =>
+    isModelOf(set, model, entry) && meetsFloor(set, caller.policy.agreementMin);
   return assign(experiments, { caller, model, place, region, source: request, isUsable }, Date.now());
 }
 
@@ -117,7 +119,7 @@ async function decide(
   const unembedded = (decision: Decision) => ({ decision, encoder: null, vector: null });
   const { model, dense } = splitModelName(request.body.model);
   const { mask } = request.body;
-  const { sparsityMax } = request.caller.policy;
+  const { sparsityMax, agreementMin } = request.caller.policy;
   if (mask != null) {
     const heldSparsity = (id: string) => table.findMask(id)?.cluster.sparsity;
     const decision = requestedDecision(mask, live, entry, heldSparsity);
@@ -131,6 +133,7 @@ async function decide(
   const set = arm === null ? live : arm.set;
   if (set === null) return unembedded(denseDecision(null, arm === null ? 'no_mask_set' : 'experiment'));
   if (!isModelOf(set, model, entry)) return unembedded(denseDecision(set, 'model_mismatch'));
+  if (!meetsFloor(set, agreementMin)) return unembedded(denseDecision(set, 'under_floor'));
 
   const text = routeText(request);
   if (text === null) return unembedded(denseDecision(set, 'token_prompt'));

@@ -3,7 +3,7 @@ import { useState } from 'preact/hooks';
 import { budgetUseSchema, listSchema, type Tenant, tenantSchema } from '../../../shared/admin.ts';
 import { admin } from '../api.ts';
 import { FormDialog } from '../components/form-dialog.tsx';
-import { Loaded } from '../components/notice.tsx';
+import { Loaded, Notice } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useScope } from '../context.ts';
 import { number, percent, when } from '../format.ts';
@@ -16,6 +16,7 @@ export function Tenants() {
   const { isGlobal } = useScope();
   const [open, setOpen] = useState<Open>();
   const [shown, setShown] = useState<string>();
+  const [changed, setChanged] = useState<Tenant>();
   const tenants = useLoad((signal) => admin(listSchema(tenantSchema), '/tenants', { signal }), []);
   const close = () => setOpen(undefined);
   const done = () => {
@@ -29,6 +30,11 @@ export function Tenants() {
           New tenant
         </button>
       )}
+      {changed?.warnings?.map(({ code, message }) => (
+        <Notice key={code} kind="warning">
+          {changed.id}: {message}
+        </Notice>
+      ))}
       <Loaded load={tenants}>
         {({ data }) => (
           <>
@@ -58,7 +64,8 @@ export function Tenants() {
           onSubmit={async (form) => {
             const body = changesOf(form, open.tenant, isGlobal);
             if (Object.keys(body).length > 0) {
-              await admin(tenantSchema, `/tenants/${open.tenant.id}`, { method: 'PATCH', body });
+              const path = `/tenants/${open.tenant.id}`;
+              setChanged(await admin(tenantSchema, path, { method: 'PATCH', body }));
             }
             done();
           }}

@@ -13,6 +13,7 @@ import type { AppContext, AppEnv } from '../../context.ts';
 import { findTenant, insertTenant, listTenants, updateTenant } from '../../db/tenants.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
+import { tenantWarnings } from '../../services/tenant-warnings.ts';
 import { requireGlobal } from './scope.ts';
 
 export const tenants = new Hono<AppEnv>()
@@ -24,7 +25,7 @@ export const tenants = new Hono<AppEnv>()
   .get('/', async (c) =>
     c.json({ object: 'list', data: await d1(listTenants(c.var.services.db, c.var.admin.tenant)) }),
   )
-  .get('/:id', async (c) => c.json(await tenantOf(c)))
+  .get('/:id', async (c) => c.json(await withWarnings(c, await tenantOf(c))))
   .patch('/:id', async (c) => {
     const change = parse(updateTenantSchema, await readJson(c.req.raw));
     const own = c.var.admin.tenant;
@@ -36,7 +37,7 @@ export const tenants = new Hono<AppEnv>()
     const { id } = await tenantOf(c);
     const changed = await d1(updateTenant(c.var.services.db, id, change));
     if (changed === null) throw notFound();
-    return c.json(changed);
+    return c.json(await withWarnings(c, changed));
   })
   .get('/:id/budget', async (c) => {
     const tenant = await tenantOf(c);
@@ -44,6 +45,12 @@ export const tenants = new Hono<AppEnv>()
     const now_ms = Date.now();
     return c.json({ object: 'list', data: states.map((state) => toUse(state, now_ms)) });
   });
+
+/** A change of terms is made whatever is live: they hold from now on, and the answer says what that means. */
+async function withWarnings(c: AppContext, tenant: Tenant): Promise<Tenant> {
+  const warnings = await tenantWarnings(c.get('services'), tenant);
+  return warnings === undefined ? tenant : { ...tenant, warnings };
+}
 
 /** @throws MaskrouteError `not_found`, for another tenant's administrator too: it learns nothing of others. */
 async function tenantOf(c: AppContext): Promise<Tenant> {
