@@ -29,6 +29,9 @@ export type WindowFigures = {
   readonly newFourGrams: number;
 };
 
+/** A prompt and the mask that its cluster is decoded with. */
+export type RoutedPrompt = { readonly tokenIds: Int32Array; readonly mask: Mask };
+
 type Parts = {
   readonly runner: Runner;
   readonly session: ScoreSession;
@@ -38,8 +41,7 @@ type Parts = {
 /** Figures over all prompts. `endIds` are never drawn, so that every text is long. */
 export async function judgeLongText(
   parts: Parts,
-  prompts: readonly Int32Array[],
-  mask: Mask,
+  prompts: readonly RoutedPrompt[],
   endIds: readonly number[],
   tokens: number = GENERATED_TOKENS,
 ): Promise<WindowFigures[]> {
@@ -48,13 +50,14 @@ export async function judgeLongText(
   );
   const sums = ends.map(() => ({ loss: 0, fresh: 0, count: 0 }));
   for (const [index, prompt] of prompts.entries()) {
-    const text = await generate(parts, prompt, mask, endIds, tokens, index + 1);
-    const losses = await denseLosses(parts, text, prompt.length);
+    const start = prompt.tokenIds.length;
+    const text = await generate(parts, prompt, endIds, tokens, index + 1);
+    const losses = await denseLosses(parts, text, start);
     const fresh = newFourGrams(text);
     losses.forEach((loss, position) => {
       const window = sums[ends.findIndex((end) => position < end)]!;
       window.loss += loss;
-      window.fresh += fresh[prompt.length + position]!;
+      window.fresh += fresh[start + position]!;
       window.count++;
     });
   }
@@ -69,8 +72,7 @@ export async function judgeLongText(
 /** Prompt and generated tokens. */
 async function generate(
   { runner, signal }: Parts,
-  prompt: Int32Array,
-  mask: Mask,
+  { tokenIds: prompt, mask }: RoutedPrompt,
   endIds: readonly number[],
   tokens: number,
   seed: number,

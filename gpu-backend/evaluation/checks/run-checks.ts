@@ -145,7 +145,7 @@ async function narrowOrder({ context, lineUp, calibration }: CheckInput, flavour
   return { kind, order: orders.get(flavour)!.get('finercut')![0]!.order };
 }
 
-/** Dense, and the most used mask of each set, on the prompts of a few scored rows. */
+/** Dense, and each set with every prompt's own mask, on the prompts of a few scored rows. */
 async function longText({ context, lineUp, samples }: CheckInput): Promise<Checks['longText']> {
   const { options, runner, session } = context;
   const prompts = samples.slice(0, LONG_TEXTS).map(({ tokenIds }) => tokenIds.subarray(0, PROMPT_TOKENS_MAX));
@@ -157,9 +157,12 @@ async function longText({ context, lineUp, samples }: CheckInput): Promise<Check
   const subjects = contestants.filter(({ method }) => method === 'dense' || method === 'learned');
   for (const { method, masks, targetSparsity, surrogate } of subjects) {
     options.onProgress('long text', found.length, subjects.length);
-    const mask = masks[0]![0] ?? denseMask(lineUp.blockCount);
     const parts = { runner, session, signal: options.signal };
-    const windows = await judgeLongText(parts, prompts, mask, endIds, tokens);
+    const routed = prompts.map((tokenIds, row) => ({
+      tokenIds,
+      mask: masks[row]![0] ?? denseMask(lineUp.blockCount),
+    }));
+    const windows = await judgeLongText(parts, routed, endIds, tokens);
     found.push({ method, targetSparsity, surrogate, windows });
   }
   return found;
