@@ -74,7 +74,8 @@ describe('a stream', () => {
     socket.pause();
     await new Promise((resolve) => setTimeout(resolve, 1_500));
     const { sent_bytes } = (await recorded(id))!;
-    expect(sent_bytes).toBeLessThan(16 * 1024 * 1024);
+    // The system's buffers of three connections hold 13 to 20 MB: they grow with the speed that they see.
+    expect(sent_bytes).toBeLessThan(32 * 1024 * 1024);
     socket.destroy();
     await vi.waitFor(async () => expect((await recorded(id))!.hungUp).toBe(true), 5_000);
   });
