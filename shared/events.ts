@@ -74,10 +74,12 @@ export const comparisonEventSchema = z.strictObject({
 });
 export type ComparisonEvent = z.infer<typeof comparisonEventSchema>;
 
-/** The queue's messages. */
 export const edgeEventSchema = z.discriminatedUnion('kind', [
   requestEventSchema,
   ratingEventSchema,
   comparisonEventSchema,
 ]);
 export type EdgeEvent = z.infer<typeof edgeEventSchema>;
+
+/** A message of the queue: requests' events several together, a note alone, since it may have to come again. */
+export type EdgeMessage = EdgeEvent | readonly RequestEvent[];

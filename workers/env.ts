@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import { MaskrouteError } from '../shared/errors.ts';
-import type { EdgeEvent } from '../shared/events.ts';
+import type { EdgeMessage } from '../shared/events.ts';
 import type { KeyAttempts } from './attempts/key-attempts.ts';
 import type { TenantBudget } from './budgets/tenant-budget.ts';
 import { COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
@@ -24,7 +24,7 @@ export interface Env {
   readonly KEY_ATTEMPTS: DurableObjectNamespace<KeyAttempts>;
   readonly TENANT_BURST?: RateLimit;
   readonly UNKNOWN_KEY_BURST?: RateLimit;
-  readonly EVENTS: Queue<EdgeEvent>;
+  readonly EVENTS: Queue<EdgeMessage>;
   /** Analytics Engine: points for dashboards outside of this project. */
   readonly METRICS?: AnalyticsEngineDataset;
 

@@ -1,7 +1,7 @@
 /** Requests that run again dense in the background: which ones, how, and that nobody notices. */
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
-import type { EdgeEvent } from '../../shared/events.ts';
+import type { EdgeEvent, EdgeMessage } from '../../shared/events.ts';
 import { agreementOf } from '../../workers/services/compare-dense.ts';
 import type { Recorded } from '../support/edge/constants.ts';
 import { call, chat, freshIsolate, goLive, newTenant, recorded } from './support/edge.ts';
@@ -10,9 +10,8 @@ import { call, chat, freshIsolate, goLive, newTenant, recorded } from './support
 function listening(share: number) {
   const events: EdgeEvent[] = [];
   const EVENTS = {
-    send: async (event: EdgeEvent) => void events.push(event),
-    sendBatch: async (messages: Iterable<{ body: EdgeEvent }>) => {
-      for (const { body } of messages) events.push(body);
+    sendBatch: async (messages: Iterable<{ body: EdgeMessage }>) => {
+      for (const { body } of messages) events.push(...[body].flat());
     },
   };
   const fetch = freshIsolate({ EVENTS: EVENTS as never, COMPARISON_SHARE: share });

@@ -112,6 +112,16 @@ describe('an event', () => {
     expect((await results(id)).variants[0]!.figures.requests).toBe(1);
   });
 
+  it('counts once in a message with others, which holds up none of them for one that is malformed', async () => {
+    const id = await experiment();
+    const of = (variant: string) => event({ experiment: id, variant });
+    const [first, ...others] = Array.from({ length: 700 }, (_, i) => of(i % 2 === 0 ? 'a' : 'b'));
+    const messages = [[first, { kind: 'request' }, null], others, others.slice(10, 20), first, []];
+    expect(await deliver(messages)).toMatchObject({ retriedAll: false, retried: [] });
+    expect((await deliver(messages)).acked).toHaveLength(messages.length);
+    expect((await results(id)).variants.map(({ figures }) => figures.requests)).toEqual([350, 350]);
+  });
+
   it('of a fault is told from one of the client', async () => {
     const id = await experiment();
     const of = (status: number, error_code: string | null) =>

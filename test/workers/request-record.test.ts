@@ -1,5 +1,6 @@
 /** What is told of a request when it is over, however it ended: one event, with the backend's own counts. */
 import { describe, expect, it, vi } from 'vitest';
+import { z } from 'zod';
 import { type RequestEvent, requestEventSchema } from '../../shared/events.ts';
 import type { Env } from '../../workers/env.ts';
 import { figuresIn } from '../../workers/services/answer-tap.ts';
@@ -16,7 +17,7 @@ function queue(failures = 0) {
   const EVENTS = {
     sendBatch: async (messages: { body: unknown }[]) => {
       if (++tries.count <= failures) throw new Error('the queue is down');
-      sent.push(...messages.map(({ body }) => requestEventSchema.parse(body)));
+      sent.push(...messages.flatMap(({ body }) => z.array(requestEventSchema).parse(body)));
     },
   } as unknown as Env['EVENTS'];
   const event = async (): Promise<RequestEvent> => {

@@ -20,23 +20,21 @@ export async function consumeEvents(
 ): Promise<void> {
   const now_ms = Date.now();
   const received = batch.messages.flatMap((message) => {
-    const event = readEvent(message.body, now_ms);
-    if (event !== null) return [{ message, event }];
-    message.ack();
-    return [];
+    const events = readEvents(message.body, now_ms);
+    if (events.length === 0) message.ack();
+    return events.map((event) => ({ message, event }));
   });
   if (received.length === 0) return;
-  let counted: Counted;
   const requests = received.map(({ event }) => event).filter((event) => event.kind === 'request');
   const notes = received.map(({ event }) => event).filter((event) => event.kind !== 'request');
+  let left: ReadonlySet<EdgeEvent>;
   try {
-    counted = await count(dependencies.db, requests, notes, now_ms);
+    left = await countAll(dependencies.db, requests, notes, now_ms);
   } catch (error) {
     log('error', 'events_not_counted', { events: received.length, reason: reasonOf(error) });
     batch.retryAll({ delaySeconds: EVENTS.retryDelay_s });
     return;
   }
-  const left = new Set<EdgeEvent>(counted.notesLeft);
   for (const { message, event } of received) {
     // Its request's own event may be on its way.
     if (left.has(event)) message.retry({ delaySeconds: EVENTS.retryDelay_s });
@@ -46,6 +44,24 @@ export async function consumeEvents(
   await takeBackBad(dependencies, [...versions], hold).catch((error) => {
     log('error', 'auto_rollback_failed', { reason: reasonOf(error) });
   });
+}
+
+/** What one transaction counts: D1 runs them one at a time, and requests that read wait behind them. */
+const COUNTED_AT_ONCE_MAX = 250;
+
+/** The notes that could not be counted yet. Part of it may be counted when it throws; that counts once, as ever. */
+async function countAll(
+  db: Database,
+  requests: readonly RequestEvent[],
+  notes: readonly NoteEvent[],
+  now_ms: number,
+): Promise<ReadonlySet<EdgeEvent>> {
+  let at = 0;
+  for (; requests.length - at > COUNTED_AT_ONCE_MAX; at += COUNTED_AT_ONCE_MAX) {
+    await count(db, requests.slice(at, at + COUNTED_AT_ONCE_MAX), [], now_ms);
+  }
+  const { notesLeft } = await count(db, requests.slice(at), notes, now_ms);
+  return new Set(notesLeft);
 }
 
 const count = (
@@ -65,6 +81,9 @@ const count = (
     EVENTS.count_ms,
     'counting events',
   );
+
+const readEvents = (body: unknown, now_ms: number): EdgeEvent[] =>
+  (Array.isArray(body) ? body : [body]).flatMap((event) => readEvent(event, now_ms) ?? []);
 
 /** Null, with a line in the log, for what can't be counted, now or ever. */
 function readEvent(body: unknown, now_ms: number): EdgeEvent | null {
