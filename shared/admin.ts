@@ -45,7 +45,7 @@ export const ownerId = z.union([z.literal(DEFAULT_TENANT), tenantId]);
 export const version = z.string().regex(MASK_SET_VERSION_PATTERN, 'expected v_ and 24 hexadecimal digits');
 export const timestamp = z.iso.datetime();
 
-/** Null: no limit. Counted by the minute of the clock and by the day of UTC. */
+/** Null: no limit. Counted over any sixty seconds, and by the day of UTC. */
 const budget = z.int().min(1).max(1e12).nullable();
 const tenantFields = {
   name: z.string().min(1).max(200),
@@ -107,6 +107,7 @@ export const budgetUseSchema = z.object({
   limit: z.int(),
   /** Settled and reserved. */
   used: z.int(),
+  /** When nothing of it is used any more, if nothing is asked until then. */
   resets_at: timestamp,
 });
 export type BudgetUse = z.infer<typeof budgetUseSchema>;

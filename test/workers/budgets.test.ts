@@ -24,16 +24,18 @@ describe('a budget of requests', () => {
     const taken = answers.filter((response) => response.status === 200);
     expect(taken).toHaveLength(20);
     const refused = answers.find((response) => response.status === 429)!;
-    expect(refused.headers.get('retry-after')).toBe('40');
+    expect(refused.headers.get('retry-after')).toBe('61');
     expect(Object.fromEntries(refused.headers)).toMatchObject({
       'x-ratelimit-limit-requests': '20',
       'x-ratelimit-remaining-requests': '0',
-      'x-ratelimit-reset-requests': '40s',
+      'x-ratelimit-reset-requests': '61s',
     });
     for (const response of answers)
       if (response.status !== 200) expect(await errorCode(response)).toBe('429 budget_exceeded');
     expect(await budgetOf(tenant)).toEqual({ 'requests/minute': 20 });
     later(40_000);
+    expect(await errorCode(chat(key, ONE))).toBe('429 budget_exceeded');
+    later(21_000);
     expect((await chat(key, ONE)).status).toBe(200);
   });
 

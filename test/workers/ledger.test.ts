@@ -65,9 +65,10 @@ describe('a reservation', () => {
     await withLedger((ledger) => {
       const both = { tokensPerMinute: 50, tokensPerDay: 100 };
       ledger.reserve(want('a', 40, both), START_ms + 59_999);
-      expect(used(ledger, both, START_ms + MINUTE_ms)).toEqual([0, 40]);
+      expect(used(ledger, both, START_ms + MINUTE_ms)).toEqual([40, 40]);
+      expect(used(ledger, both, START_ms + 2 * MINUTE_ms)).toEqual([0, 40]);
       ledger.settle('a', 5);
-      expect(used(ledger, both, START_ms + MINUTE_ms)).toEqual([0, 5]);
+      expect(used(ledger, both, START_ms + 2 * MINUTE_ms)).toEqual([0, 5]);
       expect(used(ledger, both, START_ms + 59_999)).toEqual([5, 5]);
       expect(used(ledger, both, START_ms + 86_400_000)).toEqual([0, 0]);
     });
@@ -90,26 +91,68 @@ describe('a reservation', () => {
   });
 });
 
-it('never lets more through than the limits, and agrees with a naive account', async () => {
+describe('a minute', () => {
+  const limits = { requestsPerMinute: 3, tokensPerMinute: 100 };
+  const at = (ledger: Ledger, id: string, now_ms: number, tokens = 10) =>
+    ledger.reserve(want(id, tokens, limits), now_ms);
+
+  it('is any sixty seconds: at the edge of two of the clock no more passes than in one', async () => {
+    await withLedger((ledger) => {
+      for (const id of ['a', 'b', 'c']) expect(at(ledger, id, START_ms + 59_000).granted).toBe(true);
+      expect(at(ledger, 'd', START_ms + 60_000)).toMatchObject({
+        granted: false,
+        refusedBy: { unit: 'requests', window: 'minute', limit: 3, used: 3, resetsAfter_ms: 60_000 },
+      });
+      expect(at(ledger, 'd', START_ms + 119_999).granted).toBe(false);
+      expect(at(ledger, 'd', START_ms + 120_000).granted).toBe(true);
+    });
+  });
+
+  it('says when there is room for this request, and when all of it is free', async () => {
+    await withLedger((ledger) => {
+      at(ledger, 'a', START_ms, 70);
+      at(ledger, 'b', START_ms + 30_000, 20);
+      const small = at(ledger, 'c', START_ms + 40_000, 60);
+      expect(small).toMatchObject({ granted: false, refusedBy: { unit: 'tokens', resetsAfter_ms: 21_000 } });
+      const large = at(ledger, 'c', START_ms + 40_000, 90);
+      expect(large).toMatchObject({ granted: false, refusedBy: { resetsAfter_ms: 51_000 } });
+      const states = ledger.states({ ...NO_LIMITS, ...limits }, START_ms + 40_000);
+      expect(states.map(({ resetsAfter_ms }) => resetsAfter_ms)).toEqual([51_000, 51_000]);
+      ledger.settle('b', 0);
+      expect(ledger.states({ ...NO_LIMITS, tokensPerMinute: 100 }, START_ms + 40_000)).toMatchObject([
+        { used: 70, resetsAfter_ms: 21_000 },
+      ]);
+    });
+  });
+});
+
+/** What was reserved, by a plain list. */
+type Entry = { at_ms: number; tokens: number; is: 'held' | 'expired' | 'settled' };
+
+const DAY_ms = 86_400_000;
+const SECOND_ms = 1_000;
+
+it('never lets more through than the limits in any sixty seconds, and agrees with a naive account', async () => {
   const step = fc.record({
     kind: fc.constantFrom('reserve', 'reserve', 'settle'),
     id: fc.nat(30),
     tokens: fc.integer({ min: 1, max: 60 }),
-    wait_ms: fc.constantFrom(0, 1, 5_000, 30_000, 61_000, 700_000),
+    wait_ms: fc.constantFrom(0, 1, 999, 5_000, 30_000, 59_001, 61_000, 700_000),
   });
   const limits = { requestsPerMinute: 4, tokensPerMinute: 100, requestsPerDay: 12, tokensPerDay: 250 };
   await fc.assert(
-    fc.asyncProperty(fc.array(step, { maxLength: 40 }), async (steps) => {
+    fc.asyncProperty(fc.array(step, { maxLength: 40 }), fc.nat(59_999), async (steps, first_ms) => {
       await withLedger((ledger) => {
-        const naive = new Map<
-          string,
-          { at_ms: number; tokens: number; is: 'held' | 'expired' | 'settled' }
-        >();
-        let now_ms = START_ms;
-        const sum = (since_ms: number) => {
-          const inside = [...naive.values()].filter(({ at_ms }) => at_ms >= since_ms);
+        const naive = new Map<string, Entry>();
+        let now_ms = START_ms + first_ms;
+        const count = (isInside: (at_ms: number) => boolean) => {
+          const inside = [...naive.values()].filter(({ at_ms }) => isInside(at_ms));
           return [inside.length, inside.reduce((total, { tokens }) => total + tokens, 0)] as const;
         };
+        /** A second that reaches into the last minute counts whole. */
+        const minuteUse = () =>
+          count((at_ms) => at_ms - (at_ms % SECOND_ms) + SECOND_ms > now_ms - MINUTE_ms);
+        const dayUse = () => count((at_ms) => at_ms >= now_ms - (now_ms % DAY_ms));
         for (const { kind, id: number, tokens, wait_ms } of steps) {
           now_ms += wait_ms;
           for (const entry of naive.values()) {
@@ -119,19 +162,46 @@ it('never lets more through than the limits, and agrees with a naive account', a
           const id = String(number);
           const known = naive.get(id);
           if (kind === 'settle') {
-            ledger.settle(id, tokens);
+            // An answer takes no more than was reserved for it.
+            const cost = Math.min(tokens, known?.tokens ?? tokens);
+            ledger.settle(id, cost);
             if (known !== undefined && known.is !== 'settled')
-              Object.assign(known, { tokens, is: 'settled' });
+              Object.assign(known, { tokens: cost, is: 'settled' });
           } else {
-            const [minute, day] = [sum(now_ms - (now_ms % MINUTE_ms)), sum(now_ms - (now_ms % 86_400_000))];
+            const [minute, day] = [minuteUse(), dayUse()];
             const fits =
               known !== undefined ||
               (minute[0] < 4 && minute[1] + tokens <= 100 && day[0] < 12 && day[1] + tokens <= 250);
             expect(ledger.reserve(want(id, tokens, limits), now_ms).granted).toBe(fits);
             if (fits && known === undefined) naive.set(id, { at_ms: now_ms, tokens, is: 'held' });
           }
-          const [minute, day] = [sum(now_ms - (now_ms % MINUTE_ms)), sum(now_ms - (now_ms % 86_400_000))];
-          expect(used(ledger, limits, now_ms)).toEqual([...minute, ...day]);
+          expect(used(ledger, limits, now_ms)).toEqual([...minuteUse(), ...dayUse()]);
+          const [requests, spent] = count((at_ms) => at_ms > now_ms - MINUTE_ms);
+          expect(requests).toBeLessThanOrEqual(limits.requestsPerMinute);
+          expect(spent).toBeLessThanOrEqual(limits.tokensPerMinute);
+        }
+      });
+    }),
+    { numRuns: 25 },
+  );
+});
+
+it('has room exactly when it said that it would', async () => {
+  const request = fc.record({ tokens: fc.integer({ min: 1, max: 60 }), wait_ms: fc.nat(20_000) });
+  const limits = { requestsPerMinute: 5, tokensPerMinute: 120 };
+  await fc.assert(
+    fc.asyncProperty(fc.array(request, { minLength: 5, maxLength: 30 }), async (requests) => {
+      await withLedger((ledger) => {
+        let now_ms = START_ms;
+        for (const [index, { tokens, wait_ms }] of requests.entries()) {
+          now_ms += wait_ms;
+          const asked = want(String(index), tokens, limits);
+          const answer = ledger.reserve(asked, now_ms);
+          if (answer.granted) continue;
+          const { resetsAfter_ms } = answer.refusedBy;
+          expect(ledger.reserve(asked, now_ms + resetsAfter_ms - 1).granted).toBe(false);
+          now_ms += resetsAfter_ms;
+          expect(ledger.reserve(asked, now_ms).granted).toBe(true);
         }
       });
     }),

@@ -1,6 +1,6 @@
 /**
- * A tenant's budget, as the edge and the tenant's ledger speak of it. Windows are fixed: a minute of the clock
- * and a day of UTC, so that "when may I ask again" has one answer and nothing has to be remembered a request.
+ * A tenant's budget, as the edge and the tenant's ledger speak of it. A minute is any sixty seconds, so that no more
+ * than its limit passes in them wherever they begin; a day is one of UTC, as bills are.
  */
 
 /** Null: no limit. Every limit is a whole number of at least 1. */
@@ -26,6 +26,12 @@ export type BudgetUnit = (typeof BUDGET_UNITS)[number];
 export const BUDGET_WINDOWS = ['minute', 'day'] as const;
 export type BudgetWindow = (typeof BUDGET_WINDOWS)[number];
 
+/**
+ * A minute is counted by the second, and one that has only partly left it counts whole: a limit is never passed, and
+ * what was used comes back up to a second late.
+ */
+export const BUCKET_ms = 1_000;
+
 export const WINDOW_ms: Record<BudgetWindow, number> = { minute: 60_000, day: 86_400_000 };
 
 export const limitOf = (limits: BudgetLimits, unit: BudgetUnit, window: BudgetWindow): number | null => {
@@ -43,6 +49,7 @@ export type BudgetState = {
   readonly window: BudgetWindow;
   readonly limit: number;
   readonly used: number;
+  /** Until nothing of it is used, if nothing is asked meanwhile; in a refusal: until there is room. */
   readonly resetsAfter_ms: number;
 };
 

@@ -2,7 +2,8 @@
  * The books of one tenant: what was used of each window, and what is reserved for requests under way. All of
  * it is synchronous on the object's own SQLite, so that no two requests ever see the same remainder.
  *
- * A reservation counts in the windows in which it was made. Settling it replaces what was reserved by what was
+ * What is used is kept by the second (`minute`) and by the day; a minute's use is the sum of its seconds. A reservation
+ * counts where it was made. Settling it replaces what was reserved by what was
  * used; one that nobody settles in time gives its answer's part back and keeps the prompt's part. A settlement
  * that comes later than that still counts.
  */
@@ -11,19 +12,33 @@ import {
   BUDGET_WINDOWS,
   type BudgetLimits,
   type BudgetState,
-  type BudgetUnit,
   type BudgetWindow,
   limitOf,
   type ReserveAnswer,
   type ReserveRequest,
   WINDOW_ms,
 } from './budget.ts';
+import {
+  type Bucket,
+  type Counter,
+  firstStart,
+  fitsUnused,
+  isOfTokens,
+  minuteOf,
+  remaining,
+  secondOf,
+  stateOf,
+  tightest,
+  withRequest,
+} from './counters.ts';
 
 /** Longer than any answer is generated; a shorter time would free tokens that are still being used. */
 export const RESERVATION_ms = 15 * 60_000;
 /** Settlements that come later than this are lost. */
 const KEEP_ms = 2 * WINDOW_ms.day;
 const EXPIRED_AT_ONCE = 500;
+/** Seconds that left the minute this long ago are deleted. */
+const KEEP_SECONDS_ms = WINDOW_ms.minute;
 
 export interface Ledger {
   reserve(request: ReserveRequest, now_ms: number): ReserveAnswer;
@@ -32,8 +47,15 @@ export interface Ledger {
   states(limits: BudgetLimits, now_ms: number): BudgetState[];
 }
 
+/** `minute_ms` is the second in which it was made. */
 type Reservation = { id: string; minute_ms: number; day_ms: number; tokens: number; prompt_tokens: number };
-type Used = Record<BudgetUnit, number>;
+/** Of a window, with the start of the last bucket that counts for each unit. */
+type Used = {
+  requests: number;
+  tokens: number;
+  requestsLast_ms: number | null;
+  tokensLast_ms: number | null;
+};
 
 export function openLedger(sql: SqlStorage): Ledger {
   sql.exec(`CREATE TABLE IF NOT EXISTS windows (
@@ -44,10 +66,31 @@ export function openLedger(sql: SqlStorage): Ledger {
     prompt_tokens INTEGER NOT NULL, expires_at_ms INTEGER, settled INTEGER NOT NULL) WITHOUT ROWID`);
   sql.exec('CREATE INDEX IF NOT EXISTS held ON reservations (expires_at_ms) WHERE expires_at_ms IS NOT NULL');
 
-  const usedIn = (window: BudgetWindow, start_ms: number): Used =>
+  const usedIn = (window: BudgetWindow, now_ms: number): Used =>
     sql
-      .exec<Used>('SELECT requests, tokens FROM windows WHERE window = ? AND start_ms = ?', window, start_ms)
-      .toArray()[0] ?? { requests: 0, tokens: 0 };
+      .exec<Used>(
+        `SELECT total(requests) AS requests, total(tokens) AS tokens,
+           max(CASE WHEN requests > 0 THEN start_ms END) AS requestsLast_ms,
+           max(CASE WHEN tokens > 0 THEN start_ms END) AS tokensLast_ms
+         FROM windows WHERE window = ? AND start_ms >= ?`,
+        window,
+        firstStart(window, now_ms),
+      )
+      .one();
+
+  /** The oldest first. */
+  const bucketsOf = (window: BudgetWindow, now_ms: number): Bucket[] =>
+    sql
+      .exec<Bucket>(
+        'SELECT start_ms, requests, tokens FROM windows WHERE window = ? AND start_ms >= ? ORDER BY start_ms',
+        window,
+        firstStart(window, now_ms),
+      )
+      .toArray();
+
+  const seenSince = (start_ms: number): boolean =>
+    sql.exec("SELECT 1 FROM windows WHERE window = 'minute' AND start_ms >= ? LIMIT 1", start_ms).toArray()
+      .length > 0;
 
   const add = (window: BudgetWindow, start_ms: number, requests: number, tokens: number): void => {
     sql.exec(
@@ -85,46 +128,49 @@ export function openLedger(sql: SqlStorage): Ledger {
   };
 
   const forgetOld = (now_ms: number): void => {
-    sql.exec('DELETE FROM windows WHERE start_ms < ?', now_ms - KEEP_ms);
-    sql.exec("DELETE FROM windows WHERE window = 'minute' AND start_ms < ?", now_ms - 2 * RESERVATION_ms);
+    const second_ms = firstStart('minute', now_ms) - KEEP_SECONDS_ms;
+    sql.exec("DELETE FROM windows WHERE window = 'minute' AND start_ms < ?", second_ms);
+    sql.exec("DELETE FROM windows WHERE window = 'day' AND start_ms < ?", now_ms - KEEP_ms);
     sql.exec('DELETE FROM reservations WHERE minute_ms < ?', now_ms - KEEP_ms);
     sql.exec('DELETE FROM reservations WHERE settled = 1 AND minute_ms < ?', now_ms - 2 * RESERVATION_ms);
   };
 
-  const states = (limits: BudgetLimits, now_ms: number): BudgetState[] =>
+  const countersOf = (limits: BudgetLimits, now_ms: number): Counter[] =>
     BUDGET_WINDOWS.flatMap((window) => {
-      const start_ms = startOf(window, now_ms);
-      const used = usedIn(window, start_ms);
-      return BUDGET_UNITS.flatMap((unit): BudgetState[] => {
-        const limit = limitOf(limits, unit, window);
-        if (limit === null) return [];
-        return [
-          { unit, window, limit, used: used[unit], resetsAfter_ms: start_ms + WINDOW_ms[window] - now_ms },
-        ];
-      });
+      const named = BUDGET_UNITS.map((unit) => ({ unit, limit: limitOf(limits, unit, window) }));
+      if (named.every(({ limit }) => limit === null)) return [];
+      const used = usedIn(window, now_ms);
+      return named.flatMap(({ unit, limit }) =>
+        limit === null
+          ? []
+          : [{ unit, window, limit, used: used[unit], lastStart_ms: used[`${unit}Last_ms`] }],
+      );
     });
+  const statesOf = (counters: readonly Counter[], now_ms: number): BudgetState[] =>
+    counters.map((counter) => stateOf(counter, now_ms));
 
   return {
     states(limits, now_ms) {
       expire(now_ms);
-      return states(limits, now_ms);
+      return statesOf(countersOf(limits, now_ms), now_ms);
     },
     reserve({ id, limits, prompt_tokens, wanted_tokens, least_tokens }, now_ms) {
       expire(now_ms);
       const known = sql
         .exec<{ tokens: number }>('SELECT tokens FROM reservations WHERE id = ?', id)
         .toArray();
+      const counters = countersOf(limits, now_ms);
       if (known[0] !== undefined) {
-        return { granted: true, tokens: known[0].tokens, states: states(limits, now_ms) };
+        return { granted: true, tokens: known[0].tokens, states: statesOf(counters, now_ms) };
       }
-      const before = states(limits, now_ms);
-      const refusedBy = tightest(before, least_tokens);
+      const refusedBy = tightest(counters, least_tokens, now_ms, (window) => bucketsOf(window, now_ms));
       if (refusedBy !== undefined) {
-        return { granted: false, refusedBy, everFits: fits(before, least_tokens), states: before };
+        const everFits = fitsUnused(counters, least_tokens);
+        return { granted: false, refusedBy, everFits, states: statesOf(counters, now_ms) };
       }
-      const tokens = Math.min(wanted_tokens, ...before.filter(isOfTokens).map(remaining));
-      const [minute_ms, day_ms] = [startOf('minute', now_ms), startOf('day', now_ms)];
-      if (usedIn('minute', minute_ms).requests === 0) forgetOld(now_ms);
+      const tokens = Math.min(wanted_tokens, ...counters.filter(isOfTokens).map(remaining));
+      const [minute_ms, day_ms] = [secondOf(now_ms), firstStart('day', now_ms)];
+      if (!seenSince(minuteOf(now_ms))) forgetOld(now_ms);
       add('minute', minute_ms, 1, tokens);
       add('day', day_ms, 1, tokens);
       sql.exec(
@@ -136,7 +182,8 @@ export function openLedger(sql: SqlStorage): Ledger {
         prompt_tokens,
         now_ms + RESERVATION_ms,
       );
-      return { granted: true, tokens, states: states(limits, now_ms) };
+      const after = counters.map((counter) => withRequest(counter, tokens, now_ms));
+      return { granted: true, tokens, states: statesOf(after, now_ms) };
     },
     settle(id, tokens) {
       const [reservation] = sql
@@ -156,17 +203,3 @@ export function openLedger(sql: SqlStorage): Ledger {
     },
   };
 }
-
-const startOf = (window: BudgetWindow, now_ms: number): number => now_ms - (now_ms % WINDOW_ms[window]);
-const remaining = ({ limit, used }: BudgetState): number => Math.max(0, limit - used);
-const isOfTokens = ({ unit }: BudgetState): boolean => unit === 'tokens';
-const needOf = (state: BudgetState, tokens: number): number => (isOfTokens(state) ? tokens : 1);
-
-/** Of the limits that have no room for one more request of `tokens`, the one that takes longest to reset. */
-const tightest = (states: readonly BudgetState[], tokens: number): BudgetState | undefined =>
-  states
-    .filter((state) => remaining(state) < needOf(state, tokens))
-    .sort((a, b) => b.resetsAfter_ms - a.resetsAfter_ms)[0];
-
-const fits = (states: readonly BudgetState[], tokens: number): boolean =>
-  states.every((state) => state.limit >= needOf(state, tokens));

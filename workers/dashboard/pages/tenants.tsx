@@ -148,7 +148,7 @@ function Budget({ id }: { readonly id: string }) {
             { title: 'Limit', cell: ({ limit }) => number(limit), isNumber: true },
             { title: 'Used and reserved', cell: ({ used }) => number(used), isNumber: true },
             { title: 'Share', cell: ({ used, limit }) => percent(used / limit), isNumber: true },
-            { title: 'Starts anew', cell: ({ resets_at }) => when(resets_at) },
+            { title: 'All free', cell: ({ resets_at }) => when(resets_at) },
           ]}
         />
       )}
