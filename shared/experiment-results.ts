@@ -1,5 +1,6 @@
 /** What came of an experiment: `GET /admin/v1/experiments/{id}/results?region=`. */
 import { z } from 'zod';
+import type { Histogram } from './histogram.ts';
 import type { Moments } from './sequential-test.ts';
 
 /** What was counted of a group of requests. `errors` are those that are not the client's doing. */
@@ -15,7 +16,14 @@ export type Sums = {
   readonly agreement: Moments;
 };
 
+/** What there are quantiles of: time to the first token, and time a token after it. */
+export const LATENCY_MEASURES = ['ttft', 'tpot'] as const;
+export type LatencyMeasure = (typeof LATENCY_MEASURES)[number];
+export type Latencies = Readonly<Record<LatencyMeasure, Histogram>>;
+
 const mean = z.number().nullable();
+/** Milliseconds, each at most 9 % off; null without values. Counted since the release that began to. */
+const quantiles = z.object({ p50: z.number(), p95: z.number(), p99: z.number() }).nullable();
 
 export const figuresSchema = z.object({
   requests: z.int(),
@@ -26,6 +34,8 @@ export const figuresSchema = z.object({
   ttft_ms: mean,
   /** Mean milliseconds a token after the first. */
   tpot_ms: mean,
+  ttft_quantiles_ms: quantiles,
+  tpot_quantiles_ms: quantiles,
   prompt_tokens: z.int(),
   completion_tokens: z.int(),
   /** Mean a request. */

@@ -92,6 +92,45 @@ describe('an event', () => {
     expect(counted.routing.reduce((sum, { requests }) => sum + requests, 0)).toBe(4);
   });
 
+  it('counts once in the quantiles, too, and these are near the times that were measured', async () => {
+    const { tenant } = await newTenant();
+    const id = await experiment();
+    const timed = (variant: string, ttft_ms: number | null, tpot_ms: number | null, region = 'EU/DE/FRA') =>
+      event({ tenant, experiment: id, variant, ttft_ms, tpot_ms, region });
+    // 1 to 200 ms to the first token; one in fifty tokens takes 50 ms.
+    const events = Array.from({ length: 200 }, (_, i) => timed('a', i + 1, i % 50 === 0 ? 50 : 5));
+    const others = [timed('b', 10, null), timed('b', null, null), timed('b', 1_000, null, 'NA/US/DFW')];
+    await deliver([...events, ...others]);
+    await deliver([...events.slice(50), ...others]);
+    await Promise.all([deliver(events), deliver([events.slice(0, 120), others])]);
+    const about = { request: events[0]!.id, tenant, created_at_ms: Date.now() };
+    await deliver([{ kind: 'rating', ...about, key_id: 'k_1', rating: 1 }]);
+
+    const figures = async (query = '') => (await results(id, query)).variants.map((row) => row.figures);
+    const [a, b] = await figures();
+    const within = (found: number, exact: number) =>
+      expect(Math.abs(Math.log2(found / exact))).toBeLessThan(1 / 8);
+    within(a!.ttft_quantiles_ms!.p50, 100);
+    within(a!.ttft_quantiles_ms!.p95, 190);
+    within(a!.ttft_quantiles_ms!.p99, 198);
+    within(a!.tpot_quantiles_ms!.p95, 5);
+    within(a!.tpot_quantiles_ms!.p99, 50);
+    within(b!.ttft_quantiles_ms!.p50, 10);
+    within(b!.ttft_quantiles_ms!.p99, 1_000);
+    expect(b!.tpot_quantiles_ms).toBeNull();
+    const [, american] = await figures('?region=NA');
+    within(american!.ttft_quantiles_ms!.p50, 1_000);
+    expect((await figures('?region=AS'))[0]!.ttft_quantiles_ms).toBeNull();
+
+    const { versions } = await stats(`tenant=${tenant}`);
+    expect(versions).toMatchObject([{ version: null, figures: { requests: 203 } }]);
+    within(versions[0]!.figures.ttft_quantiles_ms!.p50, 100);
+    const { results: rows } = await env.DB.prepare('SELECT sum(count) AS n FROM latencies WHERE tenant = ?')
+      .bind(tenant)
+      .all();
+    expect(rows).toEqual([{ n: 202 + 200 }]);
+  });
+
   it('is asked for again while D1 is down, and then counts once', async () => {
     const id = await experiment();
     const events = [event({ experiment: id, variant: 'a' })];

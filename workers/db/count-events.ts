@@ -6,8 +6,10 @@
 import { getTableColumns, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
 import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/events.ts';
+import { bucketOf } from '../../shared/histogram.ts';
 import type { Database } from './client.ts';
-import { events, outcomes, usage, variantOutcomes } from './schema.ts';
+import { countLatencies } from './latencies.ts';
+import { events, latencies, outcomes, usage, variantOutcomes } from './schema.ts';
 
 /** An event about a request that has its own event. */
 export type NoteEvent = RatingEvent | ComparisonEvent;
@@ -42,6 +44,10 @@ export async function countEvents(db: Database, request: CountRequest): Promise<
     db.delete(events).where(firstOf(events, lt(events.createdAt_ms, eventsSince_ms))),
     db.delete(outcomes).where(firstOf(outcomes, lt(outcomes.minute, Math.floor(minutesSince_ms / 60_000)))),
     db.select({ id: events.id }).from(events).where(isNote),
+    ...countLatencies(db, batch),
+    db
+      .delete(latencies)
+      .where(firstOf(latencies, lt(latencies.minute, Math.floor(minutesSince_ms / 60_000)))),
   ]);
   const found = new Set(known.map(({ id }) => id));
   return { notesLeft: notes.filter((note) => !found.has(noteId(note))) };
@@ -82,7 +88,7 @@ function insertNotes(db: Database, batch: string, notes: readonly NoteEvent[]) {
     rating: "note.value ->> 'rating'",
     agreement: "note.value ->> 'agreement'",
     ...{ requests: '0', errors: '0', failures: '0', prompt_tokens: '0', completion_tokens: '0' },
-    ...{ ttft_ms: 'null', tpot_ms: 'null' },
+    ...{ ttft_ms: 'null', tpot_ms: 'null', ttft_bucket: 'null', tpot_bucket: 'null' },
   };
   const columns = sql.raw(EVENT_COLUMNS.map((name) => own[name] ?? `request.${name}`).join(', '));
   return db
@@ -120,6 +126,8 @@ const requestRow = (event: RequestEvent): Record<string, unknown> => ({
   failures: event.error_code === null ? 0 : 1,
   ttft_ms: event.ttft_ms,
   tpot_ms: event.tpot_ms,
+  ttft_bucket: event.ttft_ms === null ? null : bucketOf(event.ttft_ms),
+  tpot_bucket: event.tpot_ms === null ? null : bucketOf(event.tpot_ms),
   prompt_tokens: event.prompt_tokens,
   completion_tokens: event.completion_tokens,
   rating: null,

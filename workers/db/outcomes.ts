@@ -1,5 +1,6 @@
 /** What was counted, read back: sums of requests by version, by variant, and by the minute. */
-import { and, eq, gte, lt, sql } from 'drizzle-orm';
+import { and, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
+import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { DEFAULT_TENANT } from '../../shared/admin.ts';
 import type { Sums } from '../../shared/experiment-results.ts';
 import type { Database } from './client.ts';
@@ -62,6 +63,10 @@ export async function sumsOfVersion(
   return toSums(rows[0]!);
 }
 
+/** Whether a column's region is `region` or in it; every one is in an empty one. */
+export const isWithin = (column: SQLiteColumn, region: string): SQL | undefined =>
+  region === '' ? undefined : sql`substr(${column} || '/', 1, ${region.length + 1}) = ${`${region}/`}`;
+
 /** By variant, over all regions or in those whose name begins with `region`. */
 export async function sumsOfVariants(
   db: Database,
@@ -71,14 +76,7 @@ export async function sumsOfVariants(
   const rows = await db
     .select({ variant: variantOutcomes.variant, ...sumsOf(variantOutcomes) })
     .from(variantOutcomes)
-    .where(
-      and(
-        eq(variantOutcomes.experiment, experiment),
-        region === ''
-          ? undefined
-          : sql`substr(${variantOutcomes.region} || '/', 1, ${region.length + 1}) = ${`${region}/`}`,
-      ),
-    )
+    .where(and(eq(variantOutcomes.experiment, experiment), isWithin(variantOutcomes.region, region)))
     .groupBy(variantOutcomes.variant);
   return new Map(rows.map((row) => [row.variant, toSums(row)]));
 }

@@ -5,6 +5,7 @@
 import { index, integer, primaryKey, real, sqliteTable, text } from 'drizzle-orm/sqlite-core';
 import { API_KEY_KINDS, type AutoRollback } from '../../shared/admin.ts';
 import { ROUTING_POLICIES } from '../../shared/embedding/route-text.ts';
+import { LATENCY_MEASURES } from '../../shared/experiment-results.ts';
 import type { RolloutStep } from '../../shared/rollout.ts';
 
 export const tenants = sqliteTable('tenants', {
@@ -207,6 +208,9 @@ export const events = sqliteTable(
     rating: integer('rating'),
     /** Share of the compared tokens that agree with the dense model, 0 to 1. */
     agreement: real('agreement'),
+    /** Buckets of the times, see `shared/histogram.ts`; null without a time, and in rows of an older release. */
+    ttft_bucket: integer('ttft_bucket'),
+    tpot_bucket: integer('tpot_bucket'),
   },
   (table) => [index('events_batch').on(table.batch), index('events_created').on(table.createdAt_ms)],
 );
@@ -258,6 +262,42 @@ export const variantOutcomes = sqliteTable(
     ...outcomeSums,
   },
   (table) => [primaryKey({ columns: [table.experiment, table.variant, table.region] })],
+);
+
+/** A row a bucket of `shared/histogram.ts` that something fell into. */
+const bucketCounts = {
+  measure: text('measure', { enum: LATENCY_MEASURES }).notNull(),
+  bucket: integer('bucket').notNull(),
+  count: integer('count').notNull(),
+};
+
+/** How long requests took, by the minute: for quantiles, which sums do not give. */
+export const latencies = sqliteTable(
+  'latencies',
+  {
+    minute: integer('minute').notNull(),
+    tenant: outcomeKeys.tenant,
+    version: outcomeKeys.version,
+    sparsity: outcomeKeys.sparsity,
+    ...bucketCounts,
+  },
+  ({ minute, tenant, version, sparsity, measure, bucket }) => [
+    primaryKey({ columns: [minute, tenant, version, sparsity, measure, bucket] }),
+  ],
+);
+
+/** The same in an experiment, from its start on. */
+export const variantLatencies = sqliteTable(
+  'variant_latencies',
+  {
+    experiment: outcomeKeys.experiment,
+    variant: outcomeKeys.variant,
+    region: outcomeKeys.region,
+    ...bucketCounts,
+  },
+  ({ experiment, variant, region, measure, bucket }) => [
+    primaryKey({ columns: [experiment, variant, region, measure, bucket] }),
+  ],
 );
 
 /** Where a few recent requests lay, for the dashboard's map: no text and no vector, only how far from each centroid. */

@@ -4,9 +4,11 @@ import type {
   Comparison,
   ExperimentResults,
   Figures,
+  Latencies,
   Metric,
   Sums,
 } from '../../shared/experiment-results.ts';
+import { quantilesOf } from '../../shared/histogram.ts';
 import {
   compareMeans,
   compareShares,
@@ -27,6 +29,7 @@ export function experimentResults(
   { variants, alpha }: Pick<ExperimentDefinition, 'variants' | 'alpha'>,
   region: string,
   sums: ReadonlyMap<string, Sums>,
+  latencies: ReadonlyMap<string, Latencies>,
 ): ExperimentResults {
   const sumsOf = (name: string) => sums.get(name) ?? NOTHING;
   const [control, ...others] = variants;
@@ -39,7 +42,7 @@ export function experimentResults(
     alpha,
     variants: variants.map(({ name, mask_set, weight }) => ({
       ...{ name, mask_set, weight },
-      figures: figuresOf(sumsOf(name)),
+      figures: figuresOf(sumsOf(name), latencies.get(name)),
     })),
     comparisons: others.flatMap(({ name }) =>
       Object.entries(MEASURES).map(([metric, measure]) =>
@@ -49,12 +52,14 @@ export function experimentResults(
   };
 }
 
-export const figuresOf = (sums: Sums): Figures => ({
+export const figuresOf = (sums: Sums, latencies: Latencies | undefined): Figures => ({
   requests: sums.requests,
   errors: sums.errors,
   error_rate: share(sums.errors, sums.requests),
   ttft_ms: meanOf(sums.ttft_ms),
   tpot_ms: meanOf(sums.tpot_ms),
+  ttft_quantiles_ms: latencies === undefined ? null : quantilesOf(latencies.ttft),
+  tpot_quantiles_ms: latencies === undefined ? null : quantilesOf(latencies.tpot),
   prompt_tokens: sums.prompt_tokens,
   completion_tokens: sums.completion_tokens.sum,
   completion_tokens_mean: meanOf(sums.completion_tokens),

@@ -1,14 +1,16 @@
 /** What is going on, from what was counted: routing over time, its balance, speed by version, fallbacks. */
 import { COLLAPSE, type Stats } from '../../shared/admin-stats.ts';
 import { type Database, isoTime } from '../db/client.ts';
+import { versionKey, versionLatencies } from '../db/latencies.ts';
 import { findClusterCounts } from '../db/mask-sets.ts';
 import { clusterSeries, fallbackCounts, type SeriesRequest, versionSums } from '../db/outcomes.ts';
 import { figuresOf } from './experiment-results.ts';
 
 export async function stats(db: Database, request: SeriesRequest): Promise<Stats> {
-  const [series, versions, fallbacks] = await Promise.all([
+  const [series, versions, latencies, fallbacks] = await Promise.all([
     clusterSeries(db, request),
     versionSums(db, request),
+    versionLatencies(db, request),
     fallbackCounts(db, request),
   ]);
   const clusterCounts = await findClusterCounts(db, [...new Set(series.map(({ version }) => version))]);
@@ -25,7 +27,7 @@ export async function stats(db: Database, request: SeriesRequest): Promise<Stats
     versions: versions.map(({ version, sparsity, sums }) => ({
       version: version === '' ? null : version,
       sparsity: sparsity < 0 ? null : sparsity,
-      figures: figuresOf(sums),
+      figures: figuresOf(sums, latencies.get(versionKey({ version, sparsity }))),
     })),
     fallbacks: fallbacks.map(({ fallback, requests }) => ({ reason: fallback, requests })),
   };

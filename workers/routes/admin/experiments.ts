@@ -19,6 +19,7 @@ import {
   type StoredExperiment,
   toExperiment,
 } from '../../db/experiments.ts';
+import { latenciesOfVariants } from '../../db/latencies.ts';
 import { sumsOfVariants } from '../../db/outcomes.ts';
 import { tenantExists } from '../../db/tenants.ts';
 import { parse, readJson } from '../../middleware/body.ts';
@@ -60,8 +61,10 @@ export const experiments = new Hono<AppEnv>()
   .get('/:id/results', async (c) => {
     const { id, definition } = await find(c);
     const region = c.req.query('region') ?? '';
-    const sums = await d1(sumsOfVariants(c.var.services.db, id, region));
-    return c.json(experimentResults(id, definition, region, sums) satisfies ExperimentResults);
+    const { db } = c.var.services;
+    const counted = Promise.all([sumsOfVariants(db, id, region), latenciesOfVariants(db, id, region)]);
+    const [sums, latencies] = await d1(counted);
+    return c.json(experimentResults(id, definition, region, sums, latencies) satisfies ExperimentResults);
   })
   .post('/:id/start', async (c) => answer(c, await start(c.var.services, await find(c), holdOf(c))))
   .post('/:id/stop', async (c) => answer(c, await stop(c.var.services, await find(c), holdOf(c))));

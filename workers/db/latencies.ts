@@ -1,0 +1,102 @@
+/** How long requests took, in buckets: counted with a delivery of events, read back as histograms. */
+import { and, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
+import { LATENCY_MEASURES, type Latencies, type LatencyMeasure } from '../../shared/experiment-results.ts';
+import type { Database } from './client.ts';
+import { isWithin, type SeriesRequest } from './outcomes.ts';
+import { events, latencies, variantLatencies } from './schema.ts';
+
+/**
+ * The statements that count a batch of `events`, for the transaction that inserts it: what names the rows is the batch,
+ * so an event that is delivered again counts once here as in every other table.
+ */
+export const countLatencies = (db: Database, batch: string) =>
+  [
+    db
+      .insert(latencies)
+      .select(timesOf(batch, 'created_at_ms / 60000, tenant, version, sparsity'))
+      .onConflictDoUpdate({
+        target: [
+          ...[latencies.minute, latencies.tenant, latencies.version, latencies.sparsity],
+          ...[latencies.measure, latencies.bucket],
+        ],
+        set: { count: sql`${latencies.count} + excluded.count` },
+      }),
+    db
+      .insert(variantLatencies)
+      .select(timesOf(batch, 'experiment, variant, region', "and experiment <> 'none'"))
+      .onConflictDoUpdate({
+        target: [
+          ...[variantLatencies.experiment, variantLatencies.variant, variantLatencies.region],
+          ...[variantLatencies.measure, variantLatencies.bucket],
+        ],
+        set: { count: sql`${variantLatencies.count} + excluded.count` },
+      }),
+  ] as const;
+
+/** Both measures of a batch, a row a group and bucket. All expressions are from this file. */
+function timesOf(batch: string, keys: string, condition = ''): SQL {
+  const [ttft, tpot] = LATENCY_MEASURES.map(
+    (
+      measure,
+    ) => sql`select ${sql.raw(keys)}, ${sql.raw(`'${measure}' as measure, ${measure}_bucket as bucket`)}, count(*)
+    from ${events} where batch = ${batch} and ${sql.raw(`${measure}_bucket`)} is not null ${sql.raw(condition)}
+    group by ${sql.raw(keys)}, bucket`,
+  );
+  return sql`${ttft} union all ${tpot}`;
+}
+
+/** By version and sparsity, under {@link versionKey}. */
+export async function versionLatencies(
+  db: Database,
+  request: SeriesRequest,
+): Promise<Map<string, Latencies>> {
+  const { tenant, from_ms, to_ms } = request;
+  const { version, sparsity, measure, bucket } = latencies;
+  const rows = await db
+    .select({ version, sparsity, measure, bucket, count: sql<number>`total(${latencies.count})` })
+    .from(latencies)
+    .where(
+      and(
+        gte(latencies.minute, Math.floor(from_ms / 60_000)),
+        lt(latencies.minute, Math.ceil(to_ms / 60_000)),
+        tenant === undefined ? undefined : eq(latencies.tenant, tenant),
+      ),
+    )
+    .groupBy(version, sparsity, measure, bucket);
+  return histograms(rows.map((row) => ({ ...row, key: versionKey(row) })));
+}
+
+export const versionKey = ({ version, sparsity }: { version: string; sparsity: number }): string =>
+  `${version} ${sparsity}`;
+
+/** By variant, over all regions or in those whose name begins with `region`. */
+export async function latenciesOfVariants(
+  db: Database,
+  experiment: string,
+  region: string,
+): Promise<Map<string, Latencies>> {
+  const { variant, measure, bucket } = variantLatencies;
+  const rows = await db
+    .select({ key: variant, measure, bucket, count: sql<number>`total(${variantLatencies.count})` })
+    .from(variantLatencies)
+    .where(and(eq(variantLatencies.experiment, experiment), isWithin(variantLatencies.region, region)))
+    .groupBy(variant, measure, bucket);
+  return histograms(rows);
+}
+
+type BucketRow = {
+  readonly key: string;
+  readonly measure: LatencyMeasure;
+  readonly bucket: number;
+  readonly count: number;
+};
+
+function histograms(rows: readonly BucketRow[]): Map<string, Latencies> {
+  const found = new Map<string, Record<LatencyMeasure, Map<number, number>>>();
+  for (const { key, measure, bucket, count } of rows) {
+    const of = found.get(key) ?? { ttft: new Map(), tpot: new Map() };
+    of[measure].set(bucket, count);
+    found.set(key, of);
+  }
+  return found;
+}
