@@ -14,8 +14,11 @@ export type DrawOptions = {
 
 /** Above this cost alone, a block has no place in any mask. */
 const COST_MAX = 0.5;
-/** How strongly cheap blocks are preferred: the exponent of 1/cost. */
-const PREFERENCE = 1;
+/**
+ * How strongly cheap blocks are preferred: the exponent of 1/cost, drawn a mask. Mostly strongly, for searches find masks of
+ * cheap blocks and the table has little room for others; sometimes weakly, for no block may be left without a surrogate.
+ */
+const PREFERENCES = [3, 3, 1] as const;
 /** Costs below this are noise of the measurement. */
 const COST_MIN = 0.002;
 
@@ -26,19 +29,27 @@ export function drawMask({ costs, sparsityMin, sparsityMax }: DrawOptions, rando
   // From evenly split to attention alone: both are in use.
   const attentionShare = random.next() < 0.5 ? 0.5 : 0.25 + 0.75 * random.next();
   const attention = Math.round(attentionShare * count);
+  const preference = PREFERENCES[Math.floor(random.next() * PREFERENCES.length)]!;
   const runs = new Uint8Array(costs.length).fill(1);
-  skip(runs, costs, 0, attention, random);
-  skip(runs, costs, 1, count - attention, random);
+  skip(runs, costs, 0, attention, preference, random);
+  skip(runs, costs, 1, count - attention, preference, random);
   return runs;
 }
 
 /** Skips `count` blocks of one kind, without replacement, likelier the cheaper (Efraimidis and Spirakis, 2006). */
-function skip(runs: Uint8Array, costs: readonly number[], kind: 0 | 1, count: number, random: Random): void {
+function skip(
+  runs: Uint8Array,
+  costs: readonly number[],
+  kind: 0 | 1,
+  count: number,
+  preference: number,
+  random: Random,
+): void {
   const keys: { block: number; key: number }[] = [];
   for (let block = kind; block < costs.length; block += 2) {
     const noise = -Math.log(1 - random.next());
     if (costs[block]! > COST_MAX) continue;
-    keys.push({ block, key: noise * Math.max(costs[block]!, COST_MIN) ** PREFERENCE });
+    keys.push({ block, key: noise * Math.max(costs[block]!, COST_MIN) ** preference });
   }
   keys.sort((a, b) => a.key - b.key || a.block - b.block);
   for (const { block } of keys.slice(0, count)) runs[block] = 0;
