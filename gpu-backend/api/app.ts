@@ -60,21 +60,33 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
   return app;
 }
 
-function healthRoutes({ lifecycle, metrics, model }: ApiParts): Hono<ApiEnv> {
+/**
+ * `/healthz`: whether this process can still do its work, or has to be started again. `/readyz`: whether it takes
+ * requests right now. One that drains is well, and not ready.
+ */
+function healthRoutes({ lifecycle, metrics, model, limits }: ApiParts): Hono<ApiEnv> {
+  const trouble = (): string | undefined => {
+    if (model.engine.failure !== undefined) return 'The engine has stopped.';
+    return model.engine.silence_ms() > limits.engineSilence_ms ? 'The engine does not answer.' : undefined;
+  };
   return new Hono<ApiEnv>()
-    .get('/healthz', (c) => c.json({ status: 'ok' }))
+    .get('/healthz', (c) => {
+      const why = trouble();
+      return why === undefined ? c.json({ status: 'ok' }) : unwell(c, 'engine_failed', why);
+    })
     .get('/readyz', (c) => {
-      if (lifecycle.draining) return notReady(c, 'The server is shutting down.');
-      if (model.engine.failure !== undefined) return notReady(c, 'The engine has stopped.');
-      return c.json({ status: 'ready', model: model.name });
+      const why = lifecycle.draining ? 'The server is shutting down.' : trouble();
+      return why === undefined ? c.json({ status: 'ready', model: model.name }) : unwell(c, 'not_ready', why);
     })
     .get('/metrics', async (c) =>
       c.body(await metrics.registry.metrics(), 200, { 'content-type': metrics.registry.contentType }),
     );
 }
 
-const notReady = (c: ApiContext, why: string): Response =>
-  c.json(new MaskrouteError('not_ready', why).toWire(), 503);
+const unwell = (c: ApiContext, code: 'engine_failed' | 'not_ready', why: string): Response => {
+  const error = new MaskrouteError(code, why);
+  return c.json(error.toWire(), error.status as 503);
+};
 
 /** Codes whose answer says when to come back, if the error itself does not. */
 const RETRY_AFTER_s: Partial<Record<MaskrouteError['code'], number>> = { queue_full: 1, queue_timeout: 2 };

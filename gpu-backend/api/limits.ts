@@ -17,6 +17,8 @@ export type ApiLimits = {
   readonly stall_ms: number;
   /** How long a choice of an admitted request keeps asking for a place in a full line. */
   readonly readmit_ms: number;
+  /** An engine that gives no sign of life for so long is stuck. Longer than a step of a large model on a slow machine. */
+  readonly engineSilence_ms: number;
   /** How long running requests may take to finish after a signal to stop. */
   readonly drain_ms: number;
   /** How long requests ended by the stop may take to let go before it goes on without them. */
@@ -32,6 +34,7 @@ export const DEFAULT_LIMITS: ApiLimits = {
   keepalive_ms: 5000,
   stall_ms: 30_000,
   readmit_ms: 30_000,
+  engineSilence_ms: 120_000,
   drain_ms: 30_000,
   ending_ms: 3000,
 };

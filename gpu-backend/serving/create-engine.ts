@@ -6,6 +6,7 @@ import type { ModelHash, SurrogatesId } from '../../shared/mask.ts';
 import type { ModelConfig } from '../model/types.ts';
 import type { Engine, EngineEvent, GenerateRequest } from './engine.ts';
 import { EventQueue } from './event-queue.ts';
+import { createPulse, type Pulse } from './pulse.ts';
 import type { SchedulerLimits } from './scheduler.ts';
 import type { FromThread, ThreadError, ThreadStart, ToThread } from './thread-messages.ts';
 import { newSharedStats, readStats } from './thread-messages.ts';
@@ -50,7 +51,9 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   const queues = new Map<string, EventQueue<EngineEvent>>();
   const state: { failure: MaskrouteError | undefined } = { failure: undefined };
 
-  worker.on('message', (message: FromThread) => receive(message, queues, options.onError));
+  const post = (message: ToThread) => worker.postMessage(message);
+  const pulse = createPulse(() => post({ type: 'ping' }));
+  worker.on('message', (message: FromThread) => receive(message, queues, pulse, options.onError));
   const exited = new Promise<void>((resolve) => worker.once('exit', () => resolve()));
   const stop = (detail: string) => {
     state.failure ??= new MaskrouteError('engine_failed', 'The engine has stopped.');
@@ -63,7 +66,6 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   await ready(worker);
 
   const shared = new Float64Array(stats);
-  const post = (message: ToThread) => worker.postMessage(message);
   return {
     model: {
       hash: options.hash,
@@ -77,6 +79,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     get failure() {
       return state.failure;
     },
+    silence_ms: pulse.silence_ms,
     close: async () => {
       post({ type: 'close' });
       await exited;
@@ -116,10 +119,14 @@ async function* generate(
 function receive(
   message: FromThread,
   queues: Map<string, EventQueue<EngineEvent>>,
+  pulse: Pulse,
   onError: ((detail: string) => void) | undefined,
 ): void {
   switch (message.type) {
     case 'ready':
+      return;
+    case 'pong':
+      pulse.answered();
       return;
     case 'event':
       queues.get(message.requestId)?.push(message.event);

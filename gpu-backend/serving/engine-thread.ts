@@ -22,6 +22,8 @@ port.on('message', (message: ToThread) => {
       return loop.add(message.request);
     case 'cancel':
       return loop.cancel(message.requestId);
+    case 'ping':
+      return send({ type: 'pong' });
     case 'close':
       return loop.close();
   }

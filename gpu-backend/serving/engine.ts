@@ -78,6 +78,8 @@ export interface Engine {
   stats(): EngineStats;
   /** Why the engine has stopped for good; undefined while it lives. */
   readonly failure: MaskrouteError | undefined;
+  /** How long the engine has owed a sign of life, in ms; asking for it is what asks the engine. */
+  silence_ms(): number;
   /** Finishes what runs, takes nothing new. */
   close(): Promise<void>;
 }

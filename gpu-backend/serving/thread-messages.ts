@@ -19,6 +19,8 @@ export type ThreadStart = {
 export type ToThread =
   | { readonly type: 'generate'; readonly request: GenerateRequest }
   | { readonly type: 'cancel'; readonly requestId: string }
+  /** Answered with `pong` between two steps: a thread that does not is stuck in one. */
+  | { readonly type: 'ping' }
   | { readonly type: 'close' };
 
 export type ThreadError = {
@@ -31,6 +33,7 @@ export type ThreadError = {
 
 export type FromThread =
   | { readonly type: 'ready' }
+  | { readonly type: 'pong' }
   | { readonly type: 'event'; readonly requestId: string; readonly event: EngineEvent }
   | { readonly type: 'failed'; readonly requestId: string; readonly error: ThreadError };
 

@@ -31,6 +31,8 @@ export type Script = {
   readonly contextTokens?: number;
   /** Ignores cancellation: what a hung runtime looks like. */
   readonly hangs?: boolean;
+  /** What a thread that is stuck looks like. */
+  readonly silence_ms?: number;
 };
 
 export type ScriptedEngine = Engine & {
@@ -142,6 +144,7 @@ export function scriptedEngine(initial: Script): ScriptedEngine {
       generatedTokensTotal: generated,
     }),
     failure: undefined,
+    silence_ms: () => engine.script.silence_ms ?? 0,
     close: async () => {},
   };
   return engine;

@@ -1,0 +1,105 @@
+/** What probes are told: of an engine that works, one whose thread died, and one that is stuck. */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Worker } from 'node:worker_threads';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { emitModel } from '../../../gpu-backend/model/emit.ts';
+import { createEngine } from '../../../gpu-backend/serving/create-engine.ts';
+import { createPulse } from '../../../gpu-backend/serving/pulse.ts';
+import type { ModelHash } from '../../../shared/mask.ts';
+import { randomLlama } from '../../support/random-llama.ts';
+import { eventually, serveModel, type TestServer } from './harness.ts';
+import { bytesOf, scriptedEngine, scriptedModel } from './scripted-engine.ts';
+
+const source = randomLlama({ contextTokens: 8192 });
+let modelDir: string;
+beforeAll(async () => {
+  modelDir = await mkdtemp(join(tmpdir(), 'maskroute-liveness-'));
+  await emitModel(source, 'q8', modelDir, () => {});
+});
+afterAll(() => rm(modelDir, { recursive: true }));
+
+/** The real engine, and its thread. */
+async function openEngine() {
+  const thread = new Promise<Worker>((resolve) => process.once('worker', resolve));
+  const engine = await createEngine({
+    ...{ modelDir, hash: '0'.repeat(64) as ModelHash, config: source.config as never, threads: 1 },
+    onError: () => {},
+  });
+  return { engine, thread: await thread };
+}
+
+async function probes(server: TestServer): Promise<[number, number]> {
+  const [live, ready] = await Promise.all([fetch(`${server.url}/healthz`), fetch(`${server.url}/readyz`)]);
+  return [live.status, ready.status];
+}
+const chat = (server: TestServer, more: object = {}) =>
+  server.post('/v1/chat/completions', {
+    model: 'scripted',
+    messages: [{ role: 'user', content: 'hi' }],
+    ignore_eos: true,
+    max_tokens: 4,
+    ...more,
+  });
+
+it('an engine whose thread has died makes the process one to start again', async () => {
+  const { engine, thread } = await openEngine();
+  await using server = await serveModel(scriptedModel(engine));
+  expect((await chat(server)).status).toBe(200);
+  expect(await probes(server)).toEqual([200, 200]);
+  const running = chat(server, { max_tokens: 8000 });
+  await eventually(() => engine.stats().requestsRunning === 1);
+  await thread.terminate();
+  expect((await running).status).toBe(500);
+  await eventually(async () => (await probes(server)).join() === '500,503');
+  const said = await (await fetch(`${server.url}/healthz`)).json();
+  expect(said).toMatchObject({ error: { code: 'engine_failed', message: 'The engine has stopped.' } });
+  expect((await chat(server)).status).toBe(500);
+});
+
+it('an engine that works answers between its steps, however busy it is', async () => {
+  const { engine } = await openEngine();
+  await using server = await serveModel(scriptedModel(engine), { engineSilence_ms: 5_000 });
+  const running = chat(server, { max_tokens: 8000, stream: true });
+  await eventually(() => engine.stats().requestsRunning === 1);
+  const first = engine.silence_ms();
+  await eventually(() => engine.silence_ms() === 0);
+  expect(first).toBe(0);
+  expect(await probes(server)).toEqual([200, 200]);
+  await (await running).body?.cancel();
+  await engine.close();
+});
+
+it('an engine that gives no sign of life for too long is stuck', async () => {
+  const engine = scriptedEngine({ answer: () => bytesOf('x') });
+  await using server = await serveModel(scriptedModel(engine), { engineSilence_ms: 1_000 });
+  engine.script = { ...engine.script, silence_ms: 999 };
+  expect(await probes(server)).toEqual([200, 200]);
+  engine.script = { ...engine.script, silence_ms: 1_001 };
+  expect(await probes(server)).toEqual([500, 503]);
+});
+
+it('a server that drains is well, and not ready', async () => {
+  const engine = scriptedEngine({ answer: () => bytesOf('x'), step_ms: 100 });
+  await using server = await serveModel(scriptedModel(engine));
+  const running = chat(server, { max_tokens: 5 });
+  await eventually(() => engine.stats().requestsRunning === 1);
+  const closed = server.close();
+  expect(await probes(server)).toEqual([200, 503]);
+  expect((await running).status).toBe(200);
+  await closed;
+});
+
+it('a thread is asked once, and its silence counts from then on', () => {
+  let [now_ms, asked] = [0, 0];
+  const pulse = createPulse(
+    () => asked++,
+    () => now_ms,
+  );
+  expect(pulse.silence_ms()).toBe(0);
+  now_ms = 7;
+  expect([pulse.silence_ms(), asked]).toEqual([7, 1]);
+  pulse.answered();
+  expect([pulse.silence_ms(), asked]).toEqual([0, 2]);
+});
