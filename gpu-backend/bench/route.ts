@@ -1,7 +1,8 @@
 /**
- * `bench route`: what a client waits for `POST /v1/route` at the edge in workerd (no development proxy in
- * between), with a prompt of 60 tokens and a live mask set. `/healthz` is asked in turn with it: the
- * difference is what authentication, embedding and routing cost over an empty answer.
+ * `bench route`: what a client waits for `POST /v1/route` at the edge in workerd, with a prompt of 60 tokens and a live
+ * mask set. As with `npm start` the pipe of `dev/front.ts` stands in between, which deployed edges do not have; so
+ * `/healthz` is asked in turn with it, through the same pipe: the difference is what authentication, embedding and
+ * routing cost over an empty answer.
  */
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
