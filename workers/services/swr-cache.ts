@@ -120,7 +120,8 @@ export function createSwrCache<V>(
       if (entry === undefined) {
         return now() < (negativeUntil_ms.get(key) ?? 0) ? null : await waitFor(key, policy.wait_ms, hold);
       }
-      touch(entries, key, entry);
+      // Who goes first matters only where some will soon have to.
+      if (entries.size > policy.entriesMax / 2) touch(entries, key, entry);
       const age_ms = now() - entry.loadedAt_ms;
       if (age_ms < policy.fresh_ms) return entry.value;
       const isServedAsIs = failing && policy.retriesBehind === true && age_ms < policy.stale_ms;
