@@ -14,6 +14,11 @@
  * | `POST /v1/jobs/{id}/cancel`  |                              | {@link Job}; again is the same |
  * | `GET /v1/jobs/{id}/mask-set` |                              | the learned mask set |
  * | `GET /v1/jobs/{id}/report`   |                              | its report |
+ *
+ * The edge has the same for those who administrate all of it, under `/admin/v1/backends/{backend}`: `/jobs`,
+ * `/jobs/data`, `/jobs/{id}`, `/jobs/{id}/events` and `/jobs/{id}/cancel`. A job takes a machine that all tenants share,
+ * and reads what its operator opened, so a tenant's own admin key starts none. No admin key travels there: what was
+ * learned is stored with `POST /jobs/{id}/store` and {@link storeJobSchema}, and goes live as every mask set does.
  */
 import { z } from 'zod';
 import { DEFAULT_TENANT, TENANT_ID_PATTERN } from './admin.ts';
@@ -59,9 +64,16 @@ export const createJobSchema = z.strictObject({
 });
 export type CreateJob = z.infer<typeof createJobSchema>;
 
-export const jobRequestSchema = createJobSchema
-  .omit({ publish: true })
-  .extend({ publish: z.strictObject(publishTo).optional() });
+/** What the edge takes: publishing is the edge's own matter. */
+export const createEdgeJobSchema = createJobSchema.omit({ publish: true });
+export type CreateEdgeJob = z.infer<typeof createEdgeJobSchema>;
+
+export const storeJobSchema = z.strictObject({
+  /** Whose set it will be. */
+  tenant: publishTo.tenant,
+});
+
+export const jobRequestSchema = createEdgeJobSchema.extend({ publish: z.strictObject(publishTo).optional() });
 export type JobRequest = z.infer<typeof jobRequestSchema>;
 
 export const JOB_STATES = ['waiting', 'running', 'succeeded', 'failed', 'cancelled'] as const;

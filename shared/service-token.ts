@@ -21,6 +21,8 @@ const claimsSchema = z.strictObject({
   edge: z.string().max(500),
   /** The address of the backend that it is for; another one refuses it. */
   audience: z.string().max(500).optional(),
+  /** `jobs`: for the edge's operator, who may have the backend learn. Absent: for requests alone. */
+  scope: z.literal('jobs').optional(),
 });
 export type TokenClaims = z.infer<typeof claimsSchema>;
 

@@ -129,6 +129,9 @@ export const KEY_ATTEMPTS = {
   wait_ms: 2_000,
 } as const;
 
+/** Questions about a backend's jobs. A mask set is the longest answer; an upload takes as long as it takes. */
+export const JOBS = { timeout_ms: 15_000, bytesMax: 4 * 1024 * 1024 } as const;
+
 /** A tenant's budget object: it answers in milliseconds, or it is out of reach and the request is refused. */
 export const BUDGET = { wait_ms: 2_000, tries: 2, burstWindow_s: 10 } as const;
 

@@ -12,6 +12,8 @@ export type Caller = {
   readonly tenant: string | undefined;
   /** Where unknown masks may be fetched, as the token says. */
   readonly edge: string | undefined;
+  /** A holder of the key, or an operator of the edge: the edge says so in the token's scope. */
+  readonly mayRunJobs: boolean;
 };
 
 export type Authenticate = (authorization: string | undefined) => Promise<Caller>;
@@ -42,7 +44,9 @@ export async function createAuthenticator(
       throw new MaskrouteError('invalid_api_key', 'Send the backend key: `Authorization: Bearer KEY`.');
     }
     // Digests have one length, so the comparison tells nothing about the key's.
-    if (timingSafeEqual(digest(credential), keyDigest)) return { tenant: undefined, edge: undefined };
+    if (timingSafeEqual(digest(credential), keyDigest)) {
+      return { tenant: undefined, edge: undefined, mayRunJobs: true };
+    }
     if (credential.startsWith(TOKEN_PREFIX)) {
       const now_s = Math.floor(Date.now() / 1000);
       const claims = await verifyToken(tokenKey, credential, now_s);
@@ -52,8 +56,8 @@ export async function createAuthenticator(
       if (!usedTokens.use(claims.nonce, claims.expiresAt_s + TOKEN_SKEW_s, now_s)) {
         throw new MaskrouteError('invalid_api_key', 'The service token was used before.');
       }
-      const { tenant, edge } = claims;
-      return { tenant, edge: edge === '' ? undefined : edge };
+      const { tenant, edge, scope } = claims;
+      return { tenant, edge: edge === '' ? undefined : edge, mayRunJobs: scope === 'jobs' };
     }
     throw new MaskrouteError('invalid_api_key', 'The backend key is not right.');
   };

@@ -1,4 +1,7 @@
-/** Jobs over HTTP; `shared/jobs.ts` describes the endpoints. They are for holders of the backend key: a job uses this machine for long. */
+/**
+ * Jobs over HTTP; `shared/jobs.ts` describes the endpoints. They are for holders of the backend key and for operators of
+ * the edge: a job uses this machine for long.
+ */
 import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/errors.ts';
@@ -10,9 +13,12 @@ import { sseBody, sseEvent } from './sse.ts';
 
 const DEFAULT_DATA_NAME = 'data';
 
-const keyOnly = createMiddleware<ApiEnv>(async (c, next) => {
-  if (c.get('caller').tenant !== undefined) {
-    throw new MaskrouteError('forbidden', 'Jobs are for holders of the backend key.');
+const operatorsOnly = createMiddleware<ApiEnv>(async (c, next) => {
+  if (!c.get('caller').mayRunJobs) {
+    throw new MaskrouteError(
+      'forbidden',
+      'Jobs are for holders of the backend key and operators of the edge.',
+    );
   }
   await next();
 });
@@ -28,8 +34,8 @@ export function jobRoutes({ jobs: maybe, limits, lifecycle, log }: ApiParts): Ho
     return jobs();
   };
   return new Hono<ApiEnv>()
-    .use('/v1/jobs/*', keyOnly)
-    .use('/v1/jobs', keyOnly)
+    .use('/v1/jobs/*', operatorsOnly)
+    .use('/v1/jobs', operatorsOnly)
     .get('/v1/jobs/data', async (c) => c.json({ object: 'list', data: await jobs().data.list() }))
     .post('/v1/jobs/data', async (c) => {
       const name = c.req.query('name') ?? DEFAULT_DATA_NAME;

@@ -8,6 +8,7 @@ import { insertTrafficSample } from '../db/traffic.ts';
 import { type Config, type Env, parseConfig } from '../env.ts';
 import { MODELS } from '../limits.ts';
 import { type ApiKeys, createApiKeys } from './api-keys.ts';
+import { type BackendJobs, createBackendJobs } from './backend-jobs.ts';
 import { type BackendPool, createBackendPool } from './backends/index.ts';
 import { type Budgets, createBudgets } from './budgets.ts';
 import { createDenseComparison, type DenseComparison } from './compare-dense.ts';
@@ -39,6 +40,7 @@ export type Services = {
   readonly comparison: DenseComparison;
   readonly sessions: Sessions;
   readonly attempts: AttemptGuard;
+  readonly jobs: BackendJobs;
   readonly traffic: TrafficSampler;
 };
 
@@ -75,6 +77,7 @@ function createServices(env: Env): Services {
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
     sessions: createSessions(config.ADMIN_KEY),
     attempts: createAttemptGuard(env.KEY_ATTEMPTS),
+    jobs: createBackendJobs(config.BACKEND_KEY),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
     embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),

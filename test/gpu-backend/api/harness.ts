@@ -15,6 +15,7 @@ import type { ServedModel } from '../../../gpu-backend/api/served-model.ts';
 import type { RunningServer } from '../../../gpu-backend/api/server.ts';
 import { startServer } from '../../../gpu-backend/api/server.ts';
 import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
+import type { Jobs } from '../../../gpu-backend/jobs/jobs.ts';
 import { createMaskRegistry } from '../../../gpu-backend/serving/mask-registry.ts';
 
 import { testHome } from '../../support/installed-model.ts';
@@ -31,7 +32,14 @@ export type TestServer = RunningServer & {
   [Symbol.asyncDispose](): Promise<void>;
 };
 
-export async function serveModel(model: ServedModel, limits: Partial<ApiLimits> = {}): Promise<TestServer> {
+export type ServeOptions = { readonly jobs?: Jobs; readonly audience?: string | undefined };
+
+export async function serveModel(
+  model: ServedModel,
+  limits: Partial<ApiLimits> = {},
+  { jobs, ...more }: ServeOptions = {},
+): Promise<TestServer> {
+  const { audience } = { audience: AUDIENCE, ...more };
   const home = await mkdtemp(join(tmpdir(), 'maskroute-api-'));
   let logs = '';
   const log = pino(
@@ -57,12 +65,12 @@ export async function serveModel(model: ServedModel, limits: Partial<ApiLimits> 
         edgeUrl: undefined,
         warn: (message, detail) => log.warn(detail, message),
       }),
-      authenticate: await createAuthenticator(BACKEND_KEY, { audience: AUDIENCE }),
+      authenticate: await createAuthenticator(BACKEND_KEY, { audience }),
       metrics: createMetrics(model.engine, model.name),
       recent: createRecentAnswers(),
       lifecycle: createLifecycle(),
       encoders,
-      jobs: undefined,
+      jobs,
       recentMasks: createRecentMasks(),
       limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
       log,

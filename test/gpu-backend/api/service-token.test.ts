@@ -116,6 +116,7 @@ describe('a token', () => {
       `${part({ alg: 'HS256', typ: 'JWT' })}.${payload}.${signature}`,
       // Signed rightly, but with claims that no edge signs.
       await sign({ alg: 'none' }),
+      await sign({ scope: 'everything' }),
       await sign({ nonce: 'short' }),
       await sign({ issuedAt_s: 'now' }),
       await sign({ tenant: { admin: true } }),

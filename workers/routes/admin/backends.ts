@@ -14,6 +14,7 @@ import {
 import { parse, readJson } from '../../middleware/body.ts';
 import { defaultBackend } from '../../services/backends/registry.ts';
 import { d1 } from '../../services/d1.ts';
+import { jobs } from './jobs.ts';
 import { requireGlobal } from './scope.ts';
 
 export const backends = new Hono<AppEnv>()
@@ -21,6 +22,7 @@ export const backends = new Hono<AppEnv>()
     requireGlobal(c);
     await next();
   })
+  .route('/:id/jobs', jobs)
   .get('/', async (c) => {
     const { db, backend, config } = c.var.services;
     const rows = await d1(listBackends(db));

@@ -3,25 +3,17 @@ import { Hono } from 'hono';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import { maskSetSchema } from '../../../shared/mask-set.ts';
 import type { AppEnv } from '../../context.ts';
-import { findMaskSet, insertMaskSet, listMaskSets, maskSetBytes } from '../../db/mask-sets.ts';
-import { MASK_SET_BYTES_MAX } from '../../limits.ts';
+import { findMaskSet, listMaskSets } from '../../db/mask-sets.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
+import { storeMaskSet } from '../../services/store-mask-set.ts';
 import { scopedTenant } from './scope.ts';
 
 export const maskSets = new Hono<AppEnv>()
   .post('/', async (c) => {
     const tenant = await scopedTenant(c, c.req.query('tenant'));
     const set = parse(maskSetSchema, await readJson(c.req.raw), 'invalid_mask_set');
-    const bytes = maskSetBytes(set);
-    if (bytes > MASK_SET_BYTES_MAX) {
-      const advice = 'use fewer clusters or dimensions, or write centroids with fewer digits';
-      throw new MaskrouteError(
-        'invalid_mask_set',
-        `The set takes ${bytes} bytes, more than the ${MASK_SET_BYTES_MAX} that the database holds: ${advice}.`,
-      );
-    }
-    const { created, summary } = await d1(insertMaskSet(c.var.services.db, tenant, set, Date.now()));
+    const { created, summary } = await storeMaskSet(c.var.services.db, tenant, set);
     return c.json(summary, created ? 201 : 200);
   })
   .get('/', async (c) => {
