@@ -1,7 +1,11 @@
 /** `surrogates`: fit and distil stand-ins for a model's blocks, from the command line. */
 import { availableParallelism } from 'node:os';
 import { type Command, InvalidArgumentError } from 'commander';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { maskBits } from '../../shared/mask.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
 import { maskrouteHome } from '../home.ts';
+import type { InstalledModel } from '../model/store.ts';
 import { DATA_HELP, interruptible, wholeNumber } from './arguments.ts';
 import { createStages } from './stages.ts';
 
@@ -14,6 +18,7 @@ type Flags = {
   readonly seed: number;
   readonly learningRate?: number;
   readonly from?: string;
+  readonly around: string[];
   readonly out: string;
   readonly install: boolean;
 };
@@ -28,6 +33,11 @@ export function addSurrogatesCommand(program: Command): void {
     .option('--rank <number>', 'of each stand-in, a multiple of 32', wholeNumber(32, 1024), 64)
     .option('--steps <count>', 'of distillation; 0: the closed form alone', wholeNumber(0), 600)
     .option('--from <file>', 'go on from this table instead of the closed form')
+    .option(
+      '--around <mask-set...>',
+      'mask sets in use: distil mostly under their masks and such near by',
+      [],
+    )
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
     .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0), 1)
     .option('--learning-rate <share>', 'by how much a step moves a table at most', positive)
@@ -35,7 +45,7 @@ export function addSurrogatesCommand(program: Command): void {
     .action((flags: Flags) => interruptible((signal) => run(flags, signal)));
 }
 
-async function run({ install, rows, ...flags }: Flags, signal: AbortSignal): Promise<void> {
+async function run({ install, rows, around, ...flags }: Flags, signal: AbortSignal): Promise<void> {
   const { learnSurrogates } = await import('../training/learn-surrogates.ts');
   const { showModel } = await import('./model.ts');
   const home = maskrouteHome();
@@ -45,6 +55,7 @@ async function run({ install, rows, ...flags }: Flags, signal: AbortSignal): Pro
     ...flags,
     model,
     ...(rows === undefined ? {} : { rowsMax: rows }),
+    ...(around.length === 0 ? {} : { around: await masksInUse(around, model) }),
     threads: availableParallelism(),
     onProgress: (stage, done, total, detail) => stages.update(stage, done, total, detail),
     signal,
@@ -57,6 +68,19 @@ async function run({ install, rows, ...flags }: Flags, signal: AbortSignal): Pro
   const { installOwnSurrogates } = await import('./model-surrogates.ts');
   const { manifest } = await installOwnSurrogates(home, flags.model, flags.out, { log: console.log, signal });
   console.log(`${manifest.name} has the surrogates ${manifest.surrogates?.id}`);
+}
+
+/** The distinct masks of the sets: first what each learned on everything, then those of the clusters. */
+async function masksInUse(paths: readonly string[], model: InstalledModel): Promise<Uint8Array[]> {
+  const { readMaskSet } = await import('../publication/mask-set-file.ts');
+  const { clusterMasks, oneMask } = await import('../evaluation/routing.ts');
+  const sets: MaskSet[] = [];
+  for (const path of paths) sets.push(await readMaskSet(path));
+  const other = sets.find((set) => set.model.hash !== model.manifest.hash);
+  if (other !== undefined)
+    throw new MaskrouteError('invalid_mask_set', `The mask set ${other.name} is for another model.`);
+  const masks = [...sets.flatMap((set) => oneMask(set) ?? []), ...sets.flatMap(clusterMasks)];
+  return [...new Map(masks.map((mask) => [maskBits(mask), mask.runs])).values()];
 }
 
 function positive(text: string): number {

@@ -7,11 +7,12 @@
  * Every step is a function of the state before it and of its number: a run that is stored and taken up again ends as
  * one that was never interrupted.
  */
+import type { Random } from '../calibration/random.ts';
 import { seededRandom } from '../calibration/random.ts';
 import type { SurrogateTable } from '../model/surrogates.ts';
 import type { Descent } from './descend-surrogates.ts';
 import { copyTable, descend, startDescent } from './descend-surrogates.ts';
-import { drawMask } from './draw-mask.ts';
+import { drawAround, drawMask } from './draw-mask.ts';
 import type { SurrogateSession } from './surrogate-session.ts';
 import type { TaughtBatch } from './teacher.ts';
 
@@ -36,6 +37,8 @@ export type DistillOptions = {
   readonly seed: number;
   /** What replacing a block alone costs, `[2L]`. */
   readonly costs: readonly number[];
+  /** Masks in use, `[2L]` each: most steps meet one of them or one near by. None: all masks are drawn by cost. */
+  readonly around?: readonly Uint8Array[];
   /** The text of a step: the same number gives the same text. */
   batch(step: number): Promise<TaughtBatch>;
   /** KL on held-out text under the masks that matter. */
@@ -53,6 +56,8 @@ const JUDGE_EVERY = 50;
 /** Judgements without a better one that end a run. */
 const PATIENCE = 4;
 const [SPARSITY_MIN, SPARSITY_MAX] = [0.1, 0.35];
+/** Share of the steps that meet a mask in use, where some are named. */
+const AROUND_SHARE = 0.6;
 
 export async function startDistillation(
   table: SurrogateTable,
@@ -83,9 +88,9 @@ const hasStalled = ({ best, judgements }: DistillState): boolean =>
   judgements.filter(({ step }) => step > best.step).length >= PATIENCE;
 
 async function distillStep(options: DistillOptions, state: DistillState): Promise<DistillState> {
-  const { session, seed, costs, steps } = options;
+  const { session, seed, steps } = options;
   const random = seededRandom(Math.imul(seed + 1, 0x9e3779b1) + state.step);
-  const runs = drawMask({ costs, sparsityMin: SPARSITY_MIN, sparsityMax: SPARSITY_MAX }, random);
+  const runs = drawRuns(options, random);
   const batch = await options.batch(state.step);
   const { loss, gradients } = await session.step(batch, runs, state.descent.table);
   if (!Number.isFinite(loss)) throw new RangeError(`the loss of step ${state.step} is ${loss}`);
@@ -100,6 +105,12 @@ async function distillStep(options: DistillOptions, state: DistillState): Promis
   return kl < state.best.kl
     ? { ...next, judgements, best: { table: copyTable(average), kl, step } }
     : { ...next, judgements };
+}
+
+function drawRuns({ costs, around = [] }: DistillOptions, random: Random): Uint8Array {
+  return around.length > 0 && random.next() < AROUND_SHARE
+    ? drawAround(around, costs, random)
+    : drawMask({ costs, sparsityMin: SPARSITY_MIN, sparsityMax: SPARSITY_MAX }, random);
 }
 
 /** Linear up, then half a cosine down. */

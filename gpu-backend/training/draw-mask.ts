@@ -55,6 +55,30 @@ function skip(
   for (const { block } of keys.slice(0, count)) runs[block] = 0;
 }
 
+/** Exchanged blocks of a mask that is drawn around another one, at most. */
+const EXCHANGES_MAX = 3;
+
+/** One of the masks in use, as it is or with some of its blocks exchanged for cheap ones of the same kind. */
+export function drawAround(
+  masks: readonly Uint8Array[],
+  costs: readonly number[],
+  random: Random,
+): Uint8Array {
+  const runs = Uint8Array.from(masks[Math.floor(random.next() * masks.length)]!);
+  const exchanges = Math.floor(random.next() * (EXCHANGES_MAX + 1));
+  for (let i = 0; i < exchanges; i++) {
+    const skipped = costs.map((_, block) => block).filter((block) => runs[block] === 0);
+    if (skipped.length === 0) break;
+    const back = skipped[Math.floor(random.next() * skipped.length)]!;
+    const kind = (back % 2) as 0 | 1;
+    // Blocks that are out already are no candidates.
+    const open = costs.map((cost, block) => (runs[block] === 1 ? cost : Number.POSITIVE_INFINITY));
+    skip(runs, open, kind, 1, PREFERENCES[0], random);
+    runs[back] = 1;
+  }
+  return runs;
+}
+
 /** The `attention` and `ffn` blocks that are cheapest alone: the masks that tables are judged by. */
 export function rankedMask(costs: readonly number[], attention: number, ffn: number): Uint8Array {
   const runs = new Uint8Array(costs.length).fill(1);

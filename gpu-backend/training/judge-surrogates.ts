@@ -60,9 +60,12 @@ export async function rankBlocks(
   return costs;
 }
 
-/** Evenly split at 12.5 and 25 %, attention alone at 25 %: of the blocks that are cheapest alone. */
-export function judgedMasks(costs: readonly number[]): Uint8Array[] {
+/** Of masks in use, the first so many count. */
+const IN_USE_MAX = 6;
+
+/** Masks in use; evenly split at 12.5 and 25 %, attention alone at 25 %, of the blocks that are cheapest alone. */
+export function judgedMasks(costs: readonly number[], inUse: readonly Uint8Array[] = []): Uint8Array[] {
   const counts = [0.125, 0.25].map((share) => Math.round(share * costs.length));
   const even = counts.map((count) => rankedMask(costs, Math.floor(count / 2), Math.ceil(count / 2)));
-  return [...even, rankedMask(costs, counts[1]!, 0)];
+  return [...inUse.slice(0, IN_USE_MAX), ...even, rankedMask(costs, counts[1]!, 0)];
 }

@@ -57,6 +57,8 @@ export type LearnSurrogatesOptions = {
   /** Steps of distillation; 0: the closed form alone. */
   readonly steps: number;
   readonly learningRate?: number;
+  /** Masks in use, `[2L]` each, the most important first: distillation is mostly about them. */
+  readonly around?: readonly Uint8Array[];
   /** Sequences of 128 tokens that the closed form is fitted on. */
   readonly fitSequences?: number;
   readonly seed: number;
@@ -97,7 +99,7 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
     try {
       const costs = run.costs ?? (await rankBlocks(judge, run.table, onRanked, options.signal));
       if (run.costs === undefined) await store.write({ ...run, costs });
-      const judgeTable = (table: SurrogateTable) => judge.kl(table, judgedMasks(costs));
+      const judgeTable = (table: SurrogateTable) => judge.kl(table, judgedMasks(costs, options.around));
       const start = run.state ?? (await startDistillation(run.table, judgeTable));
       const state = await descendAll(options, { teacher, texts, costs, judgeTable, store }, start);
       const { best, judgements } = state;
@@ -174,7 +176,7 @@ async function descendAll(
   { teacher, texts, costs, judgeTable, store }: DistillParts,
   start: DistillState,
 ): Promise<DistillState> {
-  const { model, threads, steps, seed, learningRate, onProgress, signal } = options;
+  const { model, threads, steps, seed, learningRate, around, onProgress, signal } = options;
   if (steps === 0) return start;
   const { rank } = start.descent.table;
   const { config, weights } = model.manifest;
@@ -190,6 +192,7 @@ async function descendAll(
         batch: (step) => taughtBatch(teacher, texts.steps, (step % batches) * STEP_SEQUENCES),
         judge: judgeTable,
         ...(learningRate === undefined ? {} : { learningRate }),
+        ...(around === undefined ? {} : { around }),
         signal,
         onStep: async (state) => {
           onProgress('distil', state.step, steps, describeStep(state));
@@ -229,7 +232,7 @@ async function taughtBatches(teacher: Teacher, text: PackedText): Promise<Taught
 
 /** Everything that the result depends on, but not how many threads computed it. */
 async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undefined): Promise<string> {
-  const { model, data, rowsMax, rank, steps, seed, learningRate, fitSequences } = options;
+  const { model, data, rowsMax, rank, steps, seed, learningRate, fitSequences, around } = options;
   const { hash, weights } = model.manifest;
   const inputs = {
     method: METHOD,
@@ -239,6 +242,7 @@ async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undef
     learningRate: learningRate ?? null,
     fitSequences: fitSequences ?? null,
     from: from ?? null,
+    around: around?.map((runs) => runs.join('')) ?? null,
     rank,
     steps,
     seed,

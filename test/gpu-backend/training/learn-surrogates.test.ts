@@ -8,7 +8,7 @@ import { seededRandom } from '../../../gpu-backend/calibration/random.ts';
 import { pullModel } from '../../../gpu-backend/commands/model.ts';
 import type { InstalledModel } from '../../../gpu-backend/model/store.ts';
 import { readSurrogates } from '../../../gpu-backend/model/surrogates.ts';
-import { drawMask, rankedMask } from '../../../gpu-backend/training/draw-mask.ts';
+import { drawAround, drawMask, rankedMask } from '../../../gpu-backend/training/draw-mask.ts';
 import { learnSurrogates } from '../../../gpu-backend/training/learn-surrogates.ts';
 import { tinyLlama, writeGguf } from '../../support/gguf.ts';
 
@@ -98,6 +98,22 @@ test('masks are drawn within their bounds, the dear blocks never, the cheap ones
   expect(counts[1]).toBe(0);
   expect(counts[0]! + counts[2]!).toBeGreaterThan(2 * (counts[56]! + counts[58]!));
   expect(Math.min(...counts.filter((_, block) => block !== 1))).toBeGreaterThan(10);
+});
+
+test('a mask near one in use has as many blocks of each kind out, and few others', () => {
+  const costs = Array.from({ length: 60 }, (_, i) => (i === 1 ? 1.3 : 0.01 + 0.002 * i));
+  const inUse = rankedMask(costs, 5, 3);
+  const random = seededRandom(4);
+  const outOf = (runs: Uint8Array, kind: number) => runs.filter((r, b) => b % 2 === kind && r === 0).length;
+  const changes = new Set<number>();
+  for (let draw = 0; draw < 200; draw++) {
+    const runs = drawAround([inUse], costs, random);
+    expect([outOf(runs, 0), outOf(runs, 1)]).toEqual([5, 3]);
+    expect(runs[1]).toBe(1);
+    changes.add(runs.filter((value, block) => value !== inUse[block]).length / 2);
+  }
+  expect([...changes].sort()).toEqual([0, 1, 2, 3]);
+  expect([...inUse]).toEqual([...rankedMask(costs, 5, 3)]);
 });
 
 test('a ranked mask skips the cheapest of each kind', () => {
