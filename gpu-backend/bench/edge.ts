@@ -1,17 +1,14 @@
 /**
  * `bench edge`: what the edge adds to calling its upstream directly, against what Portkey's gateway adds, in the same
  * run, in interleaved rounds, with the same upstream and prompts. The edge authenticates, embeds, routes and counts
- * every request, in workerd, with the development runner's door in front of it; Portkey's gateway passes it on.
+ * every request, in workerd, with the development runner's door in front of it; Portkey's gateway passes it on, and so
+ * does the floor, a bare worker.
  */
-import { type ChildProcess, fork, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { Agent, request } from 'node:http';
-import { createRequire } from 'node:module';
-import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { MaskSet } from '../../shared/mask-set.ts';
 import { HEADERS } from '../../shared/protocol.ts';
@@ -21,31 +18,37 @@ import { ensureApiKey } from '../dev/seed.ts';
 import { round } from '../measure.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { publishMaskSet } from '../publication/publish.ts';
+import { type Started, startFloor, startPortkey, startUpstream, type Target } from './edge-peers.ts';
+import { cpuTime_ms, processTree } from './process-cpu.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 const KEY = 'key-of-this-bench-0123456789abcdef';
-const WARM_UP = 200;
+const WARM_UP = 500;
 /** One after the other in a turn, then it is the next one's turn. */
 const TURN = 25;
 const CLIENTS = 16;
 const THROUGHPUT_TURNS = 5;
 const THROUGHPUT_TURN_ms = 2_000;
-const PEER_READY_ms = 30_000;
 const STOP_ms = 5_000;
-
-type Target = { readonly name: string; readonly url: string; readonly headers: Record<string, string> };
 
 export type EdgeBench = {
   readonly bench: 'edge';
   readonly stream: boolean;
   readonly requests: number;
-  /** The peer's package and version; null with streams, which 1.15.2 answers with 500 under Node 24. */
+  /** The peer's package and version; null with streams, which 1.15.2 answers with 500 under Node 20 and 24. */
   readonly peer: string | null;
   readonly direct: Latency;
+  readonly floor: Latency & Added;
   readonly edge: Latency & Added;
   readonly portkey: (Latency & Added) | null;
 };
-type Latency = { readonly median_ms: number; readonly p99_ms: number; readonly requestsPerSecond: number };
+type Latency = {
+  readonly median_ms: number;
+  readonly p99_ms: number;
+  readonly requestsPerSecond: number;
+  /** Of all processes that answer, a request, with {@link CLIENTS} at a time; null where it is not known. */
+  readonly cpu_ms: number | null;
+};
 /** Over calling the upstream directly, percentile by percentile. */
 type Added = { readonly addedMedian_ms: number; readonly addedP99_ms: number };
 
@@ -57,11 +60,44 @@ export type EdgeBenchOptions = {
   readonly say: (line: string) => void;
 };
 
-export async function benchEdge({ set, requests, stream, say }: EdgeBenchOptions): Promise<EdgeBench> {
-  const children: ChildProcess[] = [];
-  const upstream = await startUpstream(set, children);
+export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
+  const { set, requests, stream } = options;
+  const running: Started[] = [];
+  const started = async <S extends Started>(starting: Promise<S>): Promise<S> => {
+    const one = await starting;
+    running.push(one);
+    return one;
+  };
+  try {
+    const upstream = await started(startUpstream(set));
+    await started(startFloor(upstream.url));
+    await started(startMaskroute(set, upstream.url));
+    const peer = stream ? null : await started(startPortkey(upstream.url, KEY));
+    const found = await measure(
+      running.map(({ target }) => target),
+      options,
+    );
+    const { direct } = found;
+    const added = (name: string) => ({
+      ...found[name]!,
+      addedMedian_ms: round(found[name]!.median_ms - direct!.median_ms),
+      addedP99_ms: round(found[name]!.p99_ms - direct!.p99_ms),
+    });
+    return {
+      ...{ bench: 'edge', stream, requests, peer: peer?.version ?? null },
+      direct: direct!,
+      floor: added('floor'),
+      edge: added('edge'),
+      portkey: peer === null ? null : added('portkey'),
+    };
+  } finally {
+    for (const { stop } of running.toReversed()) await stop();
+  }
+}
+
+/** As `npm start` runs it: in a process of its own, so that it shares no event loop with the clients. */
+async function startMaskroute(set: MaskSet, upstream: string): Promise<Started> {
   const folder = await mkdtemp(path.join(tmpdir(), 'bench-edge-'));
-  // As `npm start` runs it: in a process of its own, so that it shares no event loop with the clients.
   const edge = await startChild<EdgeOptions>({
     name: 'edge',
     entry: new URL('../dev/edge-process.ts', import.meta.url),
@@ -74,38 +110,20 @@ export async function benchEdge({ set, requests, stream, say }: EdgeBenchOptions
     },
     logFile: path.join(folder, 'edge.log'),
   });
+  const stop = async () => {
+    await edge.stop(STOP_ms);
+    await rm(folder, { recursive: true, force: true });
+  };
   try {
     const client = createAdminClient(edge.url, KEY);
     const apiKey = await ensureApiKey(client, undefined);
     await publishMaskSet(client, set, { tenant: '', activate: true });
-    const peer = stream ? null : await startPortkey(upstream, children);
-    const targets: Target[] = [
-      { name: 'direct', url: `${upstream}/v1/chat/completions`, headers: {} },
-      {
-        name: 'edge',
-        url: `${edge.url.replace('localhost', '127.0.0.1')}/v1/chat/completions`,
-        headers: { authorization: `Bearer ${apiKey}` },
-      },
-      ...(peer === null
-        ? []
-        : [{ name: 'portkey', url: `${peer.url}/v1/chat/completions`, headers: peer.headers }]),
-    ];
-    const found = await measure(targets, { set, requests, stream, say });
-    const added = (name: string) => ({
-      ...found[name]!,
-      addedMedian_ms: round(found[name]!.median_ms - found.direct!.median_ms),
-      addedP99_ms: round(found[name]!.p99_ms - found.direct!.p99_ms),
-    });
-    return {
-      ...{ bench: 'edge', stream, requests, peer: peer?.name ?? null },
-      direct: found.direct!,
-      edge: added('edge'),
-      portkey: peer === null ? null : added('portkey'),
-    };
-  } finally {
-    await edge.stop(STOP_ms);
-    await rm(folder, { recursive: true, force: true });
-    for (const child of children) child.kill('SIGKILL');
+    const url = `${edge.url.replace('localhost', '127.0.0.1')}/v1/chat/completions`;
+    const headers = { authorization: `Bearer ${apiKey}` };
+    return { target: { name: 'edge', url, headers, pids: processTree(edge.pid) }, stop };
+  } catch (error) {
+    await stop();
+    throw error;
   }
 }
 
@@ -127,10 +145,10 @@ async function measure(
       for (let index = 0; index < TURN; index++) times.get(target.name)!.push(await ask(target));
     }
   }
-  const rates = new Map<string, number[]>(targets.map(({ name }) => [name, []]));
+  const loads = new Map<string, Load[]>(targets.map(({ name }) => [name, []]));
   for (let turn = 0; turn < THROUGHPUT_TURNS; turn++) {
     for (const target of turn % 2 === 0 ? targets : targets.toReversed()) {
-      rates.get(target.name)!.push(await throughput(() => ask(target)));
+      loads.get(target.name)!.push(await throughput(target, () => ask(target)));
     }
   }
   for (const agent of agents.values()) agent.destroy();
@@ -138,17 +156,30 @@ async function measure(
     targets.map(({ name }) => {
       const sorted = times.get(name)!.sort((a, b) => a - b);
       const at = (share: number) => round(sorted[Math.floor(share * sorted.length)]!);
-      const best = Math.round(Math.max(...rates.get(name)!));
-      const latency = { median_ms: at(0.5), p99_ms: at(0.99), requestsPerSecond: best };
-      say(`${name}: median ${latency.median_ms} ms, p99 ${latency.p99_ms} ms, ${best} requests a second`);
+      const turns = loads.get(name)!;
+      const best = Math.round(Math.max(...turns.map(({ perSecond }) => perSecond)));
+      const cpu_ms = turns.some((load) => load.cpu_ms === null)
+        ? null
+        : round(sum(turns, (load) => load.cpu_ms!) / sum(turns, ({ done }) => done));
+      const latency = { median_ms: at(0.5), p99_ms: at(0.99), requestsPerSecond: best, cpu_ms };
+      const work = cpu_ms === null ? '' : `, ${cpu_ms} ms of CPU each`;
+      say(
+        `${name}: median ${latency.median_ms} ms, p99 ${latency.p99_ms} ms, ${best} requests a second${work}`,
+      );
       return [name, latency];
     }),
   );
 }
 
-/** Requests a second, with {@link CLIENTS} at a time. */
-async function throughput(ask: () => Promise<unknown>): Promise<number> {
+type Load = { readonly perSecond: number; readonly done: number; readonly cpu_ms: number | null };
+
+const sum = <T>(list: readonly T[], figure: (one: T) => number): number =>
+  list.reduce((total, one) => total + figure(one), 0);
+
+/** With {@link CLIENTS} at a time. */
+async function throughput({ pids }: Target, ask: () => Promise<unknown>): Promise<Load> {
   const start_ms = performance.now();
+  const before_ms = cpuTime_ms(pids);
   let done = 0;
   const client = async () => {
     while (performance.now() - start_ms < THROUGHPUT_TURN_ms) {
@@ -157,7 +188,12 @@ async function throughput(ask: () => Promise<unknown>): Promise<number> {
     }
   };
   await Promise.all(Array.from({ length: CLIENTS }, client));
-  return (1000 * done) / (performance.now() - start_ms);
+  const after_ms = cpuTime_ms(pids);
+  return {
+    perSecond: (1000 * done) / (performance.now() - start_ms),
+    done,
+    cpu_ms: before_ms === null || after_ms === null ? null : after_ms - before_ms,
+  };
 }
 
 /** About 60 tokens; the number changes from request to request, so that nothing can be looked up. */
@@ -178,7 +214,8 @@ const bodyOf = (model: string, index: number, stream: boolean): string =>
   });
 
 /** From sending to the last byte. @throws Error for an answer that is none, or that the edge did not route. */
-async function timed(agent: Agent, { name, url, headers }: Target, body: string): Promise<number> {
+async function timed(agent: Agent, target: Target, body: string): Promise<number> {
+  const { name, url, headers } = target;
   const start_ms = performance.now();
   const outgoing = request(url, {
     agent,
@@ -191,7 +228,7 @@ async function timed(agent: Agent, { name, url, headers }: Target, body: string)
     if (outgoing.reusedSocket && error.code === 'ECONNRESET') return [undefined];
     throw error;
   });
-  if (response === undefined) return await timed(agent, { name, url, headers }, body);
+  if (response === undefined) return await timed(agent, target, body);
   let text = '';
   for await (const chunk of response) text += chunk;
   const took_ms = performance.now() - start_ms;
@@ -203,49 +240,3 @@ async function timed(agent: Agent, { name, url, headers }: Target, body: string)
   }
   return took_ms;
 }
-
-async function startUpstream(set: MaskSet, children: ChildProcess[]): Promise<string> {
-  const child = fork(new URL('./edge-upstream.ts', import.meta.url));
-  children.push(child);
-  const answered = once(child, 'message');
-  child.send({ model: set.model, surrogates: set.surrogates });
-  const [{ url }] = (await answered) as [{ url: string }];
-  return url;
-}
-
-/** Portkey's own server, with the upstream as an OpenAI-compatible host. */
-async function startPortkey(upstream: string, children: ChildProcess[]) {
-  const require = createRequire(import.meta.url);
-  const script = require.resolve('@portkey-ai/gateway/build/start-server.js');
-  const { name, version } = require(path.join(path.dirname(script), '../package.json'));
-  const port = await freePort();
-  const child = spawn(process.execPath, [script, `--port=${port}`, '--headless'], { stdio: 'ignore' });
-  children.push(child);
-  const url = `http://127.0.0.1:${port}`;
-  const deadline_ms = performance.now() + PEER_READY_ms;
-  while (!(await answers(url))) {
-    if (performance.now() > deadline_ms) throw new Error(`${name} does not start`);
-    await sleep(100);
-  }
-  const headers = {
-    'x-portkey-provider': 'openai',
-    'x-portkey-custom-host': `${upstream}/v1`,
-    authorization: `Bearer ${KEY}`,
-  };
-  return { name: `${name}@${version}`, url, headers };
-}
-
-/** Free a moment ago, which is as good as it gets for a program that only takes a number. */
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
-
-const answers = (url: string): Promise<boolean> =>
-  fetch(url).then(
-    () => true,
-    () => false,
-  );

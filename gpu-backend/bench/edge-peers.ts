@@ -1,0 +1,121 @@
+/**
+ * What `bench edge` measures the edge against: the upstream itself, Portkey's gateway, and the floor, a worker in
+ * workerd that does nothing but pass a request on. No gateway in workerd can take less than that.
+ */
+import { type ChildProcess, fork, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createRequire } from 'node:module';
+import { type AddressInfo, createServer } from 'node:net';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
+import type { MaskSet } from '../../shared/mask-set.ts';
+import { processTree } from './process-cpu.ts';
+
+const PEER_READY_ms = 30_000;
+
+export type Target = {
+  readonly name: string;
+  readonly url: string;
+  readonly headers: Record<string, string>;
+  /** The processes that answer. */
+  readonly pids: readonly number[];
+};
+
+/** Something that was started for the bench. */
+export type Started = { readonly target: Target; stop(): Promise<void> };
+
+const ENDPOINT = '/v1/chat/completions';
+
+export async function startUpstream(set: MaskSet): Promise<Started & { readonly url: string }> {
+  const child = fork(new URL('./edge-upstream.ts', import.meta.url));
+  const answered = once(child, 'message');
+  child.send({ model: set.model, surrogates: set.surrogates });
+  const [{ url }] = (await answered) as [{ url: string }];
+  const target = { name: 'direct', url: url + ENDPOINT, headers: {}, pids: [child.pid!] };
+  return { url, target, stop: () => end(child) };
+}
+
+/** Portkey's own server, with the upstream as an OpenAI-compatible host. */
+export async function startPortkey(
+  upstream: string,
+  key: string,
+): Promise<Started & { readonly version: string }> {
+  const require = createRequire(import.meta.url);
+  const script = require.resolve('@portkey-ai/gateway/build/start-server.js');
+  const { name, version } = require(path.join(path.dirname(script), '../package.json'));
+  const port = await freePort();
+  const child = spawn(process.execPath, [script, `--port=${port}`, '--headless'], { stdio: 'ignore' });
+  const url = `http://127.0.0.1:${port}`;
+  const deadline_ms = performance.now() + PEER_READY_ms;
+  while (!(await answers(url))) {
+    if (performance.now() > deadline_ms) {
+      await end(child);
+      throw new Error(`${name} does not start`);
+    }
+    await sleep(100);
+  }
+  const headers = {
+    'x-portkey-provider': 'openai',
+    'x-portkey-custom-host': `${upstream}/v1`,
+    authorization: `Bearer ${key}`,
+  };
+  const target = { name: 'portkey', url: url + ENDPOINT, headers, pids: [child.pid!] };
+  return { version: `${name}@${version}`, target, stop: () => end(child) };
+}
+
+/** By a socket that leads straight to the worker, and a network with nothing in between: as the edge has them. */
+export async function startFloor(upstream: string): Promise<Started> {
+  const contents = `export const floor = {
+    fetch: (request, env) => env.NETWORK.fetch('${upstream}${ENDPOINT}', {
+      method: 'POST', headers: { 'content-type': 'application/json' }, body: request.body,
+    }),
+  };
+  export default floor;`;
+  const before = processTree(process.pid);
+  const miniflare = new Miniflare(
+    convertV4MiniflareOptions({
+      host: '127.0.0.1',
+      port: 0,
+      log: new Log(LogLevel.ERROR),
+      logRequests: false,
+      cf: {},
+      workers: [
+        {
+          name: 'floor',
+          modules: [{ type: 'ESModule', path: 'floor.js', contents }],
+          compatibilityDate: '2026-08-01',
+          unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: 'floor' }],
+          serviceBindings: { NETWORK: { network: { allow: ['public', 'private'], deny: [] } } },
+        },
+      ],
+    }),
+  );
+  await miniflare.ready;
+  const { origin } = await miniflare.unsafeGetDirectURL('floor', 'floor');
+  const pids = processTree(process.pid).filter((pid) => !before.includes(pid));
+  const target = { name: 'floor', url: origin + ENDPOINT, headers: {}, pids };
+  return { target, stop: () => miniflare.dispose() };
+}
+
+async function end(child: ChildProcess): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const ended = once(child, 'exit');
+  child.kill('SIGKILL');
+  await ended;
+}
+
+/** Free a moment ago, which is as good as it gets for a program that only takes a number. */
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+const answers = (url: string): Promise<boolean> =>
+  fetch(url).then(
+    () => true,
+    () => false,
+  );
