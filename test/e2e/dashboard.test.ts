@@ -269,6 +269,40 @@ describe('the playground', () => {
   });
 });
 
+test('a backend learns by click: data is uploaded, the job shows how far it is, and is ended', async () => {
+  await visit(page, 'Backends');
+  await page.getByRole('button', { name: 'Jobs of default' }).click();
+  const jobs = page.getByRole('region', { name: 'Jobs of default' });
+  await jobs.getByText('No job was started').waitFor();
+  await jobs.getByRole('button', { name: 'Learn masks' }).click();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByLabel(/^Or a file/).fill('../../etc/passwd');
+  await dialog.getByRole('button', { name: 'Start' }).click();
+  await dialog.getByText('forbidden', { exact: true }).waitFor();
+  expect(complaints.splice(0)).toEqual([expect.stringContaining('403')]);
+  await expectAccessible(page, 'the form of a job');
+
+  await dialog.getByLabel(/^Or a file/).fill('');
+  const rows = Array.from({ length: 60 }, (_, i) => ({
+    question: `What is ${i} and 2?`,
+    answer: `${i + 2}.`,
+  }));
+  const jsonl = Buffer.from(rows.map((row) => JSON.stringify(row)).join('\n'));
+  const file = { name: 'easy sums.jsonl', mimeType: 'application/x-ndjson', buffer: jsonl };
+  await dialog.getByLabel(/^Prompts/).setInputFiles(file);
+  await dialog.getByLabel(/^Clusters/).fill('1');
+  await dialog.getByLabel('Name of the mask set').fill('by-click');
+  await dialog.getByRole('button', { name: 'Start' }).click();
+  const row = jobs.getByRole('row', { name: 'by-click' });
+  await row.getByRole('progressbar').waitFor({ timeout: 60_000 });
+  await expectAccessible(page, 'a running job');
+
+  await row.getByRole('button', { name: 'End' }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'End it' }).click();
+  await row.getByText('cancelled').waitFor();
+  expect(complaints).toEqual([]);
+}, 120_000);
+
 test('what was asked is counted, by cluster and by day', async () => {
   await visit(page, 'Routing');
   const counted = page.getByRole('table', { name: 'Requests by cluster' });

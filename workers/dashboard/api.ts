@@ -29,22 +29,31 @@ export async function failure(response: Response): Promise<ApiError> {
   }
 }
 
-export type Call = { readonly method?: string; readonly body?: unknown; readonly signal?: AbortSignal };
+export type Call = {
+  readonly method?: string;
+  /** Sent as JSON. */
+  readonly body?: unknown;
+  /** Sent as it is, in place of a body: rows of JSON. */
+  readonly file?: Blob;
+  readonly signal?: AbortSignal;
+};
 
 let session: Session | undefined;
 let onSessionEnd: () => void = () => undefined;
 
 /** @throws ApiError */
-async function send(path: string, { method = 'GET', body, signal }: Call): Promise<Response> {
+async function send(path: string, { method = 'GET', body, file, signal }: Call): Promise<Response> {
   let response: Response;
   try {
     response = await fetch(path, {
       method,
       headers: {
         ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        ...(file === undefined ? {} : { 'content-type': 'application/x-ndjson' }),
         ...(method === 'GET' || session === undefined ? {} : { [CSRF_HEADER]: session.csrf }),
       },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      ...(file === undefined ? {} : { body: file }),
       ...(signal === undefined ? {} : { signal }),
     });
   } catch (error) {

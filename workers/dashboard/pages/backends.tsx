@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { listSchema } from '../../../shared/admin.ts';
 import { backendSchema } from '../../../shared/backends.ts';
 import { admin } from '../api.ts';
+import { Jobs } from '../backends/jobs.tsx';
 import { Confirm } from '../components/dialog.tsx';
 import { FormDialog } from '../components/form-dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
@@ -19,6 +20,7 @@ type Open = { readonly what: 'add' } | { readonly what: 'remove'; readonly id: s
 
 export function Backends() {
   const [open, setOpen] = useState<Open>();
+  const [shown, setShown] = useState<string>();
   const backends = useLoad(
     (signal) => admin(listSchema(backendSchema), '/backends', { signal }),
     [],
@@ -39,45 +41,56 @@ export function Backends() {
       </button>
       <Loaded load={backends}>
         {({ data }) => (
-          <Table
-            caption="Backends, as the part of the edge that answered knows them"
-            rows={data}
-            rowKey={({ id }) => id}
-            columns={[
-              { title: 'Id', cell: ({ id }) => <code>{id}</code> },
-              { title: 'Address', cell: ({ url }) => url },
-              { title: 'Regions', cell: ({ regions }) => regions.join(', ') },
-              {
-                title: 'State',
-                cell: ({ enabled, state }) => (enabled ? BREAKER[state.breaker] : 'switched off'),
-              },
-              { title: 'Running', cell: ({ state }) => state.running ?? '–', isNumber: true },
-              { title: 'Waiting', cell: ({ state }) => state.waiting ?? '–', isNumber: true },
-              { title: 'Hot masks', cell: ({ state }) => state.hot_masks.length, isNumber: true },
-              { title: 'Reported', cell: ({ state }) => when(state.reported_at) },
-              { title: 'Weight', cell: ({ weight }) => weight, isNumber: true },
-              {
-                title: 'Change',
-                cell: ({ id, enabled, created_at }) =>
-                  created_at === null ? (
-                    'from the configuration'
-                  ) : (
-                    <>
-                      <button type="button" class="small outline" onClick={() => change(id, !enabled)}>
-                        {enabled ? 'Switch off' : 'Switch on'} <span class="hidden">{id}</span>
-                      </button>{' '}
-                      <button
-                        type="button"
-                        class="small outline"
-                        onClick={() => setOpen({ what: 'remove', id })}
-                      >
-                        Remove <span class="hidden">{id}</span>
-                      </button>
-                    </>
+          <>
+            <Table
+              caption="Backends, as the part of the edge that answered knows them"
+              rows={data}
+              rowKey={({ id }) => id}
+              columns={[
+                { title: 'Id', cell: ({ id }) => <code>{id}</code> },
+                { title: 'Address', cell: ({ url }) => url },
+                { title: 'Regions', cell: ({ regions }) => regions.join(', ') },
+                {
+                  title: 'State',
+                  cell: ({ enabled, state }) => (enabled ? BREAKER[state.breaker] : 'switched off'),
+                },
+                { title: 'Running', cell: ({ state }) => state.running ?? '–', isNumber: true },
+                { title: 'Waiting', cell: ({ state }) => state.waiting ?? '–', isNumber: true },
+                { title: 'Hot masks', cell: ({ state }) => state.hot_masks.length, isNumber: true },
+                { title: 'Reported', cell: ({ state }) => when(state.reported_at) },
+                { title: 'Weight', cell: ({ weight }) => weight, isNumber: true },
+                {
+                  title: 'Change',
+                  cell: ({ id, enabled, created_at }) =>
+                    created_at === null ? (
+                      'from the configuration'
+                    ) : (
+                      <>
+                        <button type="button" class="small outline" onClick={() => change(id, !enabled)}>
+                          {enabled ? 'Switch off' : 'Switch on'} <span class="hidden">{id}</span>
+                        </button>{' '}
+                        <button
+                          type="button"
+                          class="small outline"
+                          onClick={() => setOpen({ what: 'remove', id })}
+                        >
+                          Remove <span class="hidden">{id}</span>
+                        </button>
+                      </>
+                    ),
+                },
+                {
+                  title: 'Jobs',
+                  cell: ({ id }) => (
+                    <button type="button" class="small outline" onClick={() => setShown(id)}>
+                      Jobs <span class="hidden">of {id}</span>
+                    </button>
                   ),
-              },
-            ]}
-          />
+                },
+              ]}
+            />
+            {data.some(({ id }) => id === shown) && <Jobs key={shown} backend={shown!} />}
+          </>
         )}
       </Loaded>
       {open?.what === 'add' && <NewBackend onClose={close} />}

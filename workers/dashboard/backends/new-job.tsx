@@ -1,0 +1,95 @@
+/** The form that has a backend learn masks: the data is uploaded first, then the job is asked for. */
+import {
+  type CreateEdgeJob,
+  DATA_NAME_PATTERN,
+  type Job,
+  jobSchema,
+  uploadedDataSchema,
+} from '../../../shared/jobs.ts';
+import { admin, query } from '../api.ts';
+import { FormDialog } from '../components/form-dialog.tsx';
+
+export function NewJob(props: {
+  readonly backend: string;
+  readonly onClose: () => void;
+  readonly onCreated: (job: Job) => void;
+}) {
+  const jobs = `/backends/${props.backend}/jobs`;
+  return (
+    <FormDialog
+      title={`Learn masks on ${props.backend}`}
+      action="Start"
+      onClose={props.onClose}
+      onSubmit={async (form) => {
+        const uploads: CreateEdgeJob['data'] = [];
+        for (const file of form.getAll('files')) {
+          if (file instanceof File && file.size > 0) uploads.push({ upload: await upload(jobs, file) });
+        }
+        const path = form.get('path');
+        const body = { ...settingsOf(form), data: [...uploads, ...(path === null ? [] : [{ path }])] };
+        props.onCreated(await admin(jobSchema, jobs, { method: 'POST', body }));
+      }}
+    >
+      <label>
+        Prompts, as JSONL; a file’s name is the kind of its rows
+        <input name="files" type="file" multiple accept=".jsonl,.ndjson,application/x-ndjson" />
+      </label>
+      <label>
+        Or a file in the folder that the backend opens to jobs
+        <input name="path" maxLength={500} placeholder="support.jsonl" />
+      </label>
+      <div class="pairs">
+        <label>
+          Clusters (empty: as many as stand apart)
+          <input name="clusters" type="number" min={1} max={256} />
+        </label>
+        <label>
+          Blocks out, %
+          <input name="sparsity" type="number" min={0} max={99} step="any" defaultValue="12.5" required />
+        </label>
+        <label>
+          Counted
+          <select name="cost">
+            <option value="blocks">in blocks</option>
+            <option value="time">in measured time</option>
+          </select>
+        </label>
+        <label>
+          Rows at most (empty: all)
+          <input name="rows" type="number" min={1} max={10_000_000} />
+        </label>
+      </div>
+      <label>
+        Name of the mask set
+        <input
+          name="name"
+          required
+          defaultValue="learned"
+          pattern="[A-Za-z0-9][A-Za-z0-9_\-]{0,63}"
+          title="letters, digits, _ and -"
+        />
+      </label>
+    </FormDialog>
+  );
+}
+
+/** The id of the data. */
+async function upload(jobs: string, file: File): Promise<string> {
+  const plain = file.name.replace(/\.[^.]*$/, '').replaceAll(/[^A-Za-z0-9_-]/g, '-');
+  const name = DATA_NAME_PATTERN.test(plain) ? plain : 'data';
+  const path = `${jobs}/data${query({ name })}`;
+  return (await admin(uploadedDataSchema, path, { method: 'POST', file })).id;
+}
+
+function settingsOf(form: FormData) {
+  const clusters = form.get('clusters');
+  const rows = form.get('rows');
+  return {
+    kind: 'learn',
+    clusters: clusters === null ? 'auto' : Number(clusters),
+    sparsity: Number(form.get('sparsity')) / 100,
+    cost: form.get('cost'),
+    name: form.get('name'),
+    ...(rows === null ? {} : { rows: Number(rows) }),
+  };
+}
