@@ -41,7 +41,8 @@ export const routeEchoSchema = z.looseObject({
   experiment: z.string().max(200).nullish(),
   variant: z.string().max(200).nullish(),
   region: z.string().max(100).nullish(),
-  fallback: z.enum(FALLBACK_REASONS).nullish(),
+  /** One of {@link FALLBACK_REASONS}, or of a newer edge's: a backend hands it back and does not judge it. */
+  fallback: z.string().max(100).nullish(),
   /** What the edge names the completion, so that it knows its own again; the answer's `id` ends with it. */
   completion: z.string().regex(COMPLETION_PATTERN).nullish(),
 });

@@ -29,8 +29,12 @@ export function createAttemptGuard(
   /** Addresses whose last key was right, as far as this isolate saw: they need not wait for the count. */
   const right = new Set<string>();
 
-  const ask = <T>(question: (object: DurableObjectStub<KeyAttempts>) => Promise<T>): Promise<T> =>
-    withDeadline(question(objects.get(objects.idFromName('all'))), KEY_ATTEMPTS.wait_ms, 'counting attempts');
+  const ask = async <T>(question: (object: DurableObjectStub<KeyAttempts>) => Promise<T>): Promise<T> =>
+    await withDeadline(
+      question(objects.get(objects.idFromName('all'))),
+      KEY_ATTEMPTS.wait_ms,
+      'counting attempts',
+    );
 
   const begin = async (address: string): Promise<number> => {
     const answer = await ask(async (object) => (await object.begin(address)) as AttemptAnswer).catch(

@@ -219,6 +219,15 @@ describe('chat completions', () => {
     expect(response.headers.get('x-maskroute-mask')).toBe(id);
     expect(data.system_fingerprint).toBe(`fp_abababababab_${id}`);
   });
+
+  it('hand back what an edge says of its decision, also one that knows more reasons than this backend', async () => {
+    await using api = await start(says('x'));
+    const decision = { mask_set: 's', fallback: 'a_reason_of_a_later_release' };
+    const body = { model: 'scripted', messages, mask: 'dense', maskroute: decision };
+    const response = await api.server.post('/v1/chat/completions', body);
+    expect(response.status).toBe(200);
+    expect(await response.json()).toMatchObject({ maskroute: decision });
+  });
 });
 
 describe('completions', () => {
