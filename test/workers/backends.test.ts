@@ -311,6 +311,17 @@ describe('time', () => {
     expect(await askedOf(response)).toHaveLength(1);
   });
 
+  it('after a comment, an answer that is no stream is passed on, and ends', async () => {
+    const { key } = await newTenant();
+    const response = await chat(
+      key,
+      { stream: true, user: 'slow-whole' },
+      freshIsolate({ STREAM_KEEPALIVE_MS: '50' }),
+    );
+    const [, whole] = /^(?:: keepalive\n\n)+(\{.*\})$/.exec(await response.text())!;
+    expect(JSON.parse(whole!)).toHaveProperty('maskroute');
+  });
+
   it('a second backend is asked for a silent one where hedging is on', async () => {
     const { key } = await newTenant();
     const ids = [await register(), await register()];

@@ -10,11 +10,12 @@ import { tenantOnly } from '../middleware/authenticate.ts';
 import { parse, readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
 import { admit } from '../services/admit.ts';
+import { streamOf } from '../services/answer-tap.ts';
 import { patience_ms } from '../services/backends/patience.ts';
 import { d1 } from '../services/d1.ts';
 import { edgeUrl } from '../services/edge-url.ts';
 import { placeOf, regionOf } from '../services/region.ts';
-import type { RecordParts, RequestRecord, WatchedAnswer } from '../services/request-record.ts';
+import type { RecordParts, RequestRecord, WatchedAnswer, WatchedBody } from '../services/request-record.ts';
 import { denseDecision } from '../services/route.ts';
 import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../services/routing.ts';
 import { type RelayOptions, relayStream, within } from '../services/stream-relay.ts';
@@ -90,9 +91,12 @@ async function isAboutMask(response: Response): Promise<boolean> {
 function answer(c: AppContext, response: WatchedAnswer, relay: RelayOptions): Response {
   setHeaders(c, passedHeaders(response.headers));
   const isStream = response.headers.get('content-type')?.startsWith('text/event-stream') === true;
-  const body = isStream ? relayStream(Promise.resolve(response), relay) : (response.body as ArrayBuffer);
-  return c.body(body, response.status as ContentfulStatusCode);
+  const body = isStream ? relayStream(Promise.resolve(response), relay) : bodyOf(response.body);
+  return c.body(body as ArrayBuffer, response.status as ContentfulStatusCode);
 }
+
+const bodyOf = ({ kind, body }: WatchedBody): ReadableStream | ArrayBuffer | null =>
+  kind === 'tapped' ? streamOf(body) : body;
 
 async function forward(
   c: AppContext,

@@ -45,12 +45,18 @@ export function hearWhole(bytes: Uint8Array): Heard {
   return { end: 'complete', firstAt_ms: Date.now(), figures: figuresIn(text), lateError: null };
 }
 
+/** An answer that is read piece by piece, as a reader of a stream gives it. */
+export type TappedBody = {
+  read(): Promise<{ readonly done: boolean; readonly value?: Uint8Array | undefined }>;
+  cancel(reason: unknown): Promise<void>;
+};
+
 /** `onEnd` is called exactly once. Aborting `signal` is the client leaving. */
 export function tapAnswer(
   body: ReadableStream<Uint8Array>,
   signal: AbortSignal,
   onEnd: (heard: Heard) => void,
-): ReadableStream<Uint8Array> {
+): TappedBody {
   const reader = body.getReader();
   let tail: Uint8Array[] = [];
   let tail_bytes = 0;
@@ -75,32 +81,38 @@ export function tapAnswer(
   const left = () => end('cancelled');
   signal.addEventListener('abort', left, { once: true });
 
-  return new ReadableStream<Uint8Array>(
+  return {
+    async read() {
+      try {
+        const piece = await reader.read();
+        if (piece.done) end('complete');
+        else hear(piece.value);
+        return piece;
+      } catch (error) {
+        end(signal.aborted ? 'cancelled' : 'broken');
+        throw error;
+      }
+    },
+    async cancel(reason) {
+      end('cancelled');
+      await reader.cancel(reason).catch(() => {});
+    },
+  };
+}
+
+/** For a client: what it does not take stays with the backend. */
+export const streamOf = (body: TappedBody): ReadableStream<Uint8Array> =>
+  new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
-        try {
-          const { done, value } = await reader.read();
-          if (done) {
-            end('complete');
-            controller.close();
-          } else {
-            hear(value);
-            controller.enqueue(value);
-          }
-        } catch (error) {
-          end(signal.aborted ? 'cancelled' : 'broken');
-          controller.error(error);
-        }
+        const { done, value } = await body.read();
+        if (done) controller.close();
+        else controller.enqueue(value!);
       },
-      async cancel(reason) {
-        end('cancelled');
-        await reader.cancel(reason).catch(() => {});
-      },
+      cancel: (reason) => body.cancel(reason),
     },
-    // Zero: what the client does not take stays with the backend.
     { highWaterMark: 0 },
   );
-}
 
 const COLON = 0x3a;
 /** A keepalive says nothing of the answer. */

@@ -6,7 +6,7 @@ import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import type { RequestEvent } from '../../shared/events.ts';
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AskBackends, answerCost } from './answer-cost.ts';
-import { type Heard, hearWhole, isSmallWhole, tapAnswer } from './answer-tap.ts';
+import { type Heard, hearWhole, isSmallWhole, type TappedBody, tapAnswer } from './answer-tap.ts';
 import type { Caller } from './api-keys.ts';
 import type { Budgets, Reservation } from './budgets.ts';
 import type { Hold } from './deadline.ts';
@@ -51,9 +51,13 @@ export interface RequestRecord {
 }
 
 /** A `Response` without the cost of making another one. */
-export type WatchedAnswer = Pick<Response, 'ok' | 'status' | 'headers'> & {
-  readonly body: ReadableStream<Uint8Array> | ArrayBuffer | null;
-};
+export type WatchedAnswer = Pick<Response, 'ok' | 'status' | 'headers'> & { readonly body: WatchedBody };
+
+export type WatchedBody =
+  /** Read to its end as it is passed on. */
+  | { readonly kind: 'tapped'; readonly body: TappedBody }
+  /** There is nothing more to hear of it. */
+  | { readonly kind: 'plain'; readonly body: ReadableStream<Uint8Array> | ArrayBuffer | null };
 
 export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   const started_ms = Date.now();
@@ -133,19 +137,20 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     if (!ok || response.body === null) {
       const code = await codeOf(response);
       close({ ...NO_ANSWER, status, code, mayHaveRun: false, endedAt_ms: Date.now() });
-      return response;
+      return { ok, status, headers, body: { kind: 'plain', body: response.body } };
     }
     const said = { mask: headers.get(HEADERS.mask), sparsity: numberOrNull(headers.get(HEADERS.sparsity)) };
     const ended = (heard: Heard) =>
       close({ ...said, ...endOf(heard, status), heard, mayHaveRun: true, endedAt_ms: Date.now() });
     if (!isSmallWhole(headers)) {
-      return { ok, status, headers, body: tapAnswer(response.body, of.signal, ended) };
+      const tapped = tapAnswer(response.body, of.signal, ended);
+      return { ok, status, headers, body: { kind: 'tapped', body: tapped } };
     }
     const body = await response.arrayBuffer().catch((cause) => {
       throw brokeOff(cause);
     });
     ended(hearWhole(new Uint8Array(body)));
-    return { ok, status, headers, body };
+    return { ok, status, headers, body: { kind: 'plain', body } };
   };
 
   /** Closes the record, and says what the client is told: no byte of the answer is with it yet. */

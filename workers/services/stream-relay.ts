@@ -4,6 +4,7 @@
  * never by a connection that breaks off inside of one.
  */
 import { MaskrouteError, type WireError } from '../../shared/errors.ts';
+import type { TappedBody } from './answer-tap.ts';
 import { log, reasonOf } from './log.ts';
 import type { WatchedAnswer } from './request-record.ts';
 
@@ -20,19 +21,22 @@ export type RelayOptions = { readonly keepalive_ms: number; readonly requestId: 
 
 /** Pulled by the client: what it does not read is not read from the backend either. */
 export function relayStream(answer: Promise<WatchedAnswer>, options: RelayOptions): ReadableStream<Bytes> {
-  let reader: ReadableStreamDefaultReader<Bytes> | undefined;
+  let reader: TappedBody | undefined;
   let pending: Promise<Bytes | undefined> | undefined;
   /** The beginning of an event whose end has not come yet. */
   let held = NOTHING;
 
   const read = async (): Promise<Bytes | undefined> => {
     if (reader === undefined) {
-      const response = await answer;
-      if (!response.ok) return errorEvent(await new Response(response.body).text());
-      reader = (response.body as ReadableStream<Bytes>).getReader();
+      const { ok, body } = await answer;
+      if (body.kind === 'plain') {
+        const text = await new Response(body.body).text();
+        return ok ? (encoder.encode(text) as Bytes) : errorEvent(text);
+      }
+      reader = body.body;
     }
     const { done, value } = await reader.read();
-    return done ? undefined : value;
+    return done ? undefined : (value as Bytes);
   };
 
   return new ReadableStream<Bytes>(
@@ -48,13 +52,14 @@ export function relayStream(answer: Promise<WatchedAnswer>, options: RelayOption
               if (held.length > 0) controller.enqueue(held);
               return controller.close();
             }
+            if (reader === undefined) {
+              // A refusal is one event, and an answer that is no stream one piece.
+              controller.enqueue(bytes);
+              return controller.close();
+            }
             const [whole, rest] = cut(held, bytes);
             held = rest;
-            if (whole.length === 0) continue;
-            controller.enqueue(whole);
-            // The answer to a refused request is one event.
-            if (reader === undefined) controller.close();
-            return;
+            if (whole.length > 0) return controller.enqueue(whole);
           }
         } catch (thrown) {
           controller.enqueue(errorEvent(JSON.stringify(lateError(thrown, options.requestId))));

@@ -153,6 +153,11 @@ async function answer(
       await new Promise((resolve) => setTimeout(resolve, 400));
       return json(response, 404, wireError('model_not_found'));
     }
+    case 'slow-whole': {
+      await new Promise((resolve) => setTimeout(resolve, 400));
+      made.completion_tokens = WORDS;
+      return json(response, 200, infoOf(entry, made));
+    }
     case 'half-event':
       response.writeHead(200, { 'content-type': 'text/event-stream' });
       response.write('data: {"choices":[]}\n\ndata: {"choi');
