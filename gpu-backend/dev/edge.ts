@@ -52,7 +52,7 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
 const CRON_ms = 60_000;
 
 /**
- * Miniflare puts workers of its own on both sides of ours, which no request here needs, and which cost more than all
+ * Miniflare puts workers of its own on both sides of ours, which no request here needs, and which cost as much as all
  * that ours does. Three stand before the default entrypoint (pages about errors, assets that come before the worker):
  * a socket of an entrypoint with a name leads past them. One stands behind `fetch` (image resizing, a header with the
  * zone's name): for backends of this machine and its neighbours a binding is the same network without it.
