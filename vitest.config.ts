@@ -35,6 +35,9 @@ export default defineConfig({
             wrangler: { configPath: './wrangler.toml' },
             remoteBindings: false,
             miniflare: {
+              serviceBindings: {
+                TEST_NETWORK: { external: { address: new URL(inject<string>('backendUrl')).host, http: {} } },
+              },
               // Small enough to be reached in a test.
               ratelimits: { TENANT_BURST: { namespace_id: '1001', simple: { limit: 100, period: 10 } } },
               bindings: {

@@ -27,6 +27,8 @@ export interface Env {
   readonly EVENTS: Queue<EdgeMessage>;
   /** Analytics Engine: points for dashboards outside of this project. */
   readonly METRICS?: AnalyticsEngineDataset;
+  /** A private network (Workers VPC) through which all backends are reached. Absent: their names are public. */
+  readonly BACKEND_NETWORK?: Pick<Fetcher, 'fetch'>;
 
   readonly BACKEND_URL: string;
   readonly BACKEND_KEY: string;

@@ -9,6 +9,7 @@ import { encodeStaticTable } from '../../shared/embedding/static-table.ts';
 import { openDatabase } from '../../workers/db/client.ts';
 import { type Env, parseConfig } from '../../workers/env.ts';
 import { createBackendPool } from '../../workers/services/backends/index.ts';
+import { sender } from '../../workers/services/backends/network.ts';
 import { cached } from '../../workers/services/encoders/cached.ts';
 import { loadEncoder } from '../../workers/services/encoders/index.ts';
 import { createRemoteEncoder } from '../../workers/services/encoders/remote.ts';
@@ -55,7 +56,7 @@ const table = encodeStaticTable({
 const load = (overrides: Partial<Env>): Promise<Encoder> => {
   const changed = { ...env, ...overrides };
   const config = parseConfig(changed);
-  return loadEncoder(config, changed, createBackendPool(openDatabase(changed.DB), config));
+  return loadEncoder(config, changed, createBackendPool(openDatabase(changed.DB), config, sender(undefined)));
 };
 
 const suites: [string, Partial<Env>, number][] = [

@@ -7,6 +7,7 @@ import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/errors
 import { HEADERS } from '../../shared/protocol.ts';
 import { importTokenKey, signToken, TOKEN_LIFETIME_s, type TokenKey } from '../../shared/service-token.ts';
 import { JOBS, RETRY_AFTER_s } from '../limits.ts';
+import type { Send } from './backends/network.ts';
 import { readBounded } from './bounded.ts';
 import { log, reasonOf } from './log.ts';
 import { randomHex } from './secrets.ts';
@@ -30,7 +31,7 @@ export interface BackendJobs {
   follow(question: JobQuestion): Promise<ReadableStream<Uint8Array>>;
 }
 
-export function createBackendJobs(backendKey: string): BackendJobs {
+export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs {
   let tokenKey: Promise<TokenKey> | undefined;
   const token = async (url: string): Promise<string> => {
     tokenKey ??= importTokenKey(backendKey);
@@ -47,7 +48,7 @@ export function createBackendJobs(backendKey: string): BackendJobs {
     const type = typeof body === 'string' ? 'application/json' : 'application/x-ndjson';
     let response: Response;
     try {
-      response = await fetch(`${url}/v1/jobs${path}`, {
+      response = await sendTo(`${url}/v1/jobs${path}`, {
         method,
         headers: {
           authorization: `Bearer ${await token(url)}`,

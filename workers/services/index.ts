@@ -10,6 +10,7 @@ import { MODELS } from '../limits.ts';
 import { type ApiKeys, createApiKeys } from './api-keys.ts';
 import { type BackendJobs, createBackendJobs } from './backend-jobs.ts';
 import { type BackendPool, createBackendPool } from './backends/index.ts';
+import { sender } from './backends/network.ts';
 import { type Budgets, createBudgets } from './budgets.ts';
 import { createDenseComparison, type DenseComparison } from './compare-dense.ts';
 import { type CompletionIds, createCompletionIds } from './completion-ids.ts';
@@ -58,7 +59,8 @@ export function servicesFor(env: Env): Services {
 function createServices(env: Env): Services {
   const config = parseConfig(env);
   const db = openDatabase(env.DB);
-  const backend = createBackendPool(db, config);
+  const send = sender(env.BACKEND_NETWORK);
+  const backend = createBackendPool(db, config, send);
   const events = createEvents(env.EVENTS, env.METRICS);
   const table = createRoutingTable({
     findLive: (tenant) => findLive(db, tenant),
@@ -77,7 +79,7 @@ function createServices(env: Env): Services {
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
     sessions: createSessions(config.ADMIN_KEY),
     attempts: createAttemptGuard(env.KEY_ATTEMPTS),
-    jobs: createBackendJobs(config.BACKEND_KEY),
+    jobs: createBackendJobs(config.BACKEND_KEY, send),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
     embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),

@@ -6,6 +6,8 @@ declare global {
   namespace Cloudflare {
     interface Env extends EdgeEnv {
       TEST_MIGRATIONS: D1Migration[];
+      /** A network in which every name is the test's backend, as a service of Workers VPC is one address. */
+      TEST_NETWORK: Fetcher;
     }
     interface GlobalProps {
       mainModule: typeof import('../../../workers/index.ts');

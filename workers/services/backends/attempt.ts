@@ -6,6 +6,7 @@ import { HEADERS } from '../../../shared/protocol.ts';
 import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../../limits.ts';
 import { readBounded } from '../bounded.ts';
 import { log, reasonOf } from '../log.ts';
+import type { Send } from './network.ts';
 
 export type BackendRequest = {
   readonly path: string;
@@ -32,6 +33,7 @@ export type Outcome =
   | { readonly kind: 'cancelled' };
 
 export type Sending = {
+  readonly send: Send;
   readonly url: string;
   readonly token: string;
   readonly request: BackendRequest;
@@ -44,6 +46,7 @@ export type Sending = {
 };
 
 export async function attempt({
+  send,
   url,
   token,
   request,
@@ -54,7 +57,7 @@ export async function attempt({
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(), timeout_ms);
   try {
-    const response = await fetch(url + request.path, {
+    const response = await send(url + request.path, {
       method: request.body === undefined ? 'GET' : 'POST',
       headers: {
         authorization: `Bearer ${token}`,

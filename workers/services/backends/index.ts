@@ -10,6 +10,7 @@ import type { Hold } from '../deadline.ts';
 import { log, reasonOf } from '../log.ts';
 import { randomHex } from '../secrets.ts';
 import { attempt, type BackendRequest } from './attempt.ts';
+import type { Send } from './network.ts';
 import { type Backends, createBackends } from './pool.ts';
 import { createRegistry } from './registry.ts';
 import { type LiveBackend, type Observed, observe } from './state.ts';
@@ -26,6 +27,7 @@ export interface BackendPool extends Backends {
 export function createBackendPool(
   db: Database,
   config: Pick<Config, 'BACKEND_URL' | 'BACKEND_KEY' | 'BACKEND_HEDGE_MS'>,
+  send: Send,
 ): BackendPool {
   const registry = createRegistry(() => listBackends(db), config.BACKEND_URL);
   const known = new Map<string, { readonly url: string; readonly seen: Observed }>();
@@ -51,6 +53,7 @@ export function createBackendPool(
     const requestId = `edge_${crypto.randomUUID()}`;
     const request = { path, requestId, tenant: '', edge: '', signal, timeout_ms } satisfies BackendRequest;
     const outcome = await attempt({
+      send,
       url: backend.url,
       token: await token(request, backend),
       request,
@@ -89,6 +92,7 @@ export function createBackendPool(
   };
 
   const pool = createBackends({
+    send,
     list,
     observed: (id) => known.get(id)!.seen,
     token,

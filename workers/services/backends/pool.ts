@@ -10,6 +10,7 @@ import type { Hold } from '../deadline.ts';
 import { attempt, type BackendRequest, type Outcome, unreachable } from './attempt.ts';
 import { orderBackends, type Wish } from './choose.ts';
 import { hedged } from './hedge.ts';
+import type { Send } from './network.ts';
 import { pause, RETRY, retryDelay_ms } from './retry.ts';
 import type { LiveBackend, Observed } from './state.ts';
 
@@ -35,6 +36,7 @@ export interface Backends {
 }
 
 export type PoolParts = {
+  readonly send: Send;
   readonly list: (hold: Hold) => Promise<readonly LiveBackend[]>;
   readonly observed: (id: string) => Observed;
   /** A token for one attempt at one backend. */
@@ -120,7 +122,10 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
     const end = seen.begin(wish.mask);
     const time_ms = Math.max(1, left_ms());
     const timeout_ms = others ? Math.min(time_ms, request.silence_ms ?? time_ms) : time_ms;
-    const outcome = await attempt({ url, token, request, signal, timeout_ms, left_ms: time_ms }).finally(end);
+    const outcome = await attempt({
+      ...{ send: parts.send, url, token, request, signal },
+      ...{ timeout_ms, left_ms: time_ms },
+    }).finally(end);
     if (outcome.kind === 'answer' || outcome.kind === 'refused') {
       const load = parseLoad(outcome.response.headers.get(BACKEND_HEADERS.load));
       if (load !== undefined) seen.reported(load, Date.now());
