@@ -7,6 +7,7 @@ import { basename } from 'node:path';
 import { z } from 'zod';
 import { chatRouteText, completionRouteText } from '../../shared/embedding/route-text.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { messageText } from '../../shared/openai.ts';
 import { readLines } from './read-lines.ts';
 
 export const ROW_CHARS_MAX = 4_000_000;
@@ -31,11 +32,13 @@ export type CalibrationData = {
 
 const text = z.string();
 const role = z.enum(['system', 'developer', 'user', 'assistant']);
+/** Plain, or in parts as OpenAI's clients send it. */
+const messageContent = z.union([text, z.array(z.looseObject({ type: z.literal('text'), text }))]);
 const withKind = { kind: z.string().min(1).max(100).optional() };
 const FORMS = {
   messages: z.looseObject({
     ...withKind,
-    messages: z.array(z.looseObject({ role, content: text })).min(1),
+    messages: z.array(z.looseObject({ role, content: messageContent })).min(1),
   }),
   prompt: z.looseObject({ ...withKind, prompt: text, completion: text }),
   question: z.looseObject({ ...withKind, question: text, answer: text }),
@@ -48,6 +51,14 @@ const FORMS = {
   text: z.looseObject({ ...withKind, text }),
 } as const;
 type Form = keyof typeof FORMS;
+/** What a row of each form must have; the first is the form's name. */
+const FIELDS: Readonly<Record<Form, readonly string[]>> = {
+  messages: ['messages'],
+  prompt: ['prompt', 'completion'],
+  question: ['question', 'answer'],
+  instruction: ['instruction', 'output'],
+  text: ['text'],
+};
 const FORM_NAMES = 'messages, prompt + completion, question + answer, instruction + output, or text';
 
 /**
@@ -94,7 +105,7 @@ export function parseRow(line: string, fileKind: string, where: string): Calibra
   }
   if (json === null || typeof json !== 'object' || Array.isArray(json))
     throw fail('the line is not an object');
-  const form = (Object.keys(FORMS) as Form[]).find((key) => key in json);
+  const form = formOf(json);
   if (form === undefined) {
     throw fail(`the row has none of the known forms (${FORM_NAMES}); it has ${Object.keys(json).join(', ')}`);
   }
@@ -107,6 +118,14 @@ export function parseRow(line: string, fileKind: string, where: string): Calibra
   return { kind: parsed.data.kind ?? fileKind, routeText: routeText(content), content };
 }
 
+/** The first form whose fields are all there; else, for the complaint, the first of which there is one. */
+function formOf(row: object): Form | undefined {
+  const forms = Object.keys(FORMS) as Form[];
+  return (
+    forms.find((form) => FIELDS[form].every((field) => field in row)) ?? forms.find((form) => form in row)
+  );
+}
+
 /** `row` has passed the schema of `form`. */
 function toContent(form: Form, row: object): CalibrationRow['content'] {
   switch (form) {
@@ -114,7 +133,7 @@ function toContent(form: Form, row: object): CalibrationRow['content'] {
       const { messages } = row as z.infer<typeof FORMS.messages>;
       const turns = messages.map((message) => ({
         role: message.role === 'developer' ? ('system' as const) : message.role,
-        content: message.content,
+        content: messageText(message),
       }));
       return { type: 'chat', turns };
     }

@@ -20,6 +20,7 @@ function file(name: string, content: string | Uint8Array): string {
 const row = (value: unknown) => parseRow(JSON.stringify(value), 'math', 'math.jsonl:1');
 const user = (content: string) => ({ role: 'user', content });
 const assistant = (content: string) => ({ role: 'assistant', content });
+const part = (text: string) => ({ type: 'text', text });
 
 describe('a row', () => {
   it.each([
@@ -33,6 +34,19 @@ describe('a row', () => {
       'u',
       [{ role: 'system', content: 's' }, user('u'), assistant('a'), user('later')],
     ],
+    [
+      {
+        messages: [
+          { role: 'user', content: [part('one '), part('two')] },
+          { role: 'assistant', content: [part('a')] },
+        ],
+      },
+      'one two',
+      [user('one two'), assistant('a')],
+    ],
+    // A field of one form beside all fields of another.
+    [{ prompt: 'unused', question: 'q', answer: 'a' }, 'q', [user('q'), assistant('a')]],
+    [{ question: 'q', instruction: 'i', input: null, output: 'o' }, 'i', [user('i'), assistant('o')]],
   ])('of the form %j becomes a conversation', (value, routeText, turns) => {
     expect(row(value)).toEqual({ kind: 'math', routeText, content: { type: 'chat', turns } });
   });
@@ -54,6 +68,7 @@ describe('a row', () => {
     ['{"prompt": 5, "completion": ""}', /prompt: /],
     ['{"messages": []}', /messages: /],
     ['{"messages": [{"role": "robot", "content": ""}]}', /messages\.0\.role: /],
+    ['{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', /messages\.0\.content/],
   ])('that reads %s is refused with its place', (line, message) => {
     expect(() => parseRow(line, 'math', 'math.jsonl:1')).toThrow(message);
     expect(() => parseRow(line, 'math', 'math.jsonl:1')).toThrow(
