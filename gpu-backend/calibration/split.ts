@@ -2,6 +2,12 @@
 import { createHash } from 'node:crypto';
 import type { CalibrationRow } from './read-data.ts';
 
+/**
+ * The share of all prompts that nothing is learned from: no mask, and no surrogate either. One number for all, since equal
+ * shares hold out equal prompts: what one part learned on would otherwise be another's held-out text.
+ */
+export const HELD_OUT_SHARE = 0.1;
+
 export type Split = { readonly fit: CalibrationRow[]; readonly heldOut: CalibrationRow[] };
 
 /** About `share` of the prompts go to `heldOut`; another `purpose` divides them independently. */

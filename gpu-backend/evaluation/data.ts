@@ -7,10 +7,8 @@ import { MaskrouteError } from '../../shared/errors.ts';
 import { permutation, seededRandom } from '../calibration/random.ts';
 import type { CalibrationRow } from '../calibration/read-data.ts';
 import { readData } from '../calibration/read-data.ts';
-import { splitRows } from '../calibration/split.ts';
+import { HELD_OUT_SHARE, splitRows } from '../calibration/split.ts';
 
-/** What `learn` holds out of its data. */
-const LEARN_HELD_OUT_SHARE = 0.1;
 /** Of files that nobody learned on. */
 const SCORED_SHARE = 0.5;
 
@@ -37,7 +35,7 @@ export async function readEvaluationData(options: DataOptions): Promise<Evaluati
   for (const path of options.data) {
     const { rows } = await readData([path], options.rowsMax);
     const learnedOn = options.learnedOn.includes(basename(path));
-    const share = learnedOn ? LEARN_HELD_OUT_SHARE : own ? 1 : SCORED_SHARE;
+    const share = learnedOn ? HELD_OUT_SHARE : own ? 1 : SCORED_SHARE;
     const { fit, heldOut } = splitRows(rows, share);
     scored.push(...heldOut.filter((row) => !known.has(row.routeText)));
     if (!own) calibration.push(...fit);

@@ -16,6 +16,7 @@ import { MODEL_HASH_PATTERN } from '../../shared/mask.ts';
 import { writeWhole } from '../write-whole.ts';
 import { QUANT_BLOCK } from './quantize.ts';
 import { rotateRows, transpose, unrotateRows } from './rotation.ts';
+import type { SafetensorsFile } from './safetensors.ts';
 import { encodeHalfTensors, openSafetensors } from './safetensors.ts';
 import { sha256OfFiles } from './store.ts';
 import type { LlamaConfig, WeightKind } from './types.ts';
@@ -50,7 +51,7 @@ export const RANK_MAX = 1024;
 export async function readSurrogates(path: string): Promise<Surrogates> {
   const invalid = (why: string) =>
     new MaskrouteError('invalid_request', `${path} is no table of surrogates: ${why}.`);
-  const file = await openSafetensors(path);
+  const file = await openTable(path);
   try {
     const { format, model = '', fitted = '' } = file.metadata;
     if (format !== FORMAT) throw invalid('its metadata do not say so');
@@ -78,6 +79,17 @@ export async function readSurrogates(path: string): Promise<Surrogates> {
     return { id: surrogatesIdOf(hash), model: model as ModelHash, table, fitted };
   } finally {
     await file.close();
+  }
+}
+
+/** The reader of model files would speak of the model, which is as it should be. */
+async function openTable(path: string): Promise<SafetensorsFile> {
+  try {
+    return await openSafetensors(path);
+  } catch (error) {
+    if (!(error instanceof MaskrouteError)) throw error;
+    const message = `${path} is no table of surrogates, or a damaged one.`;
+    throw new MaskrouteError(error.code, message, { cause: error });
   }
 }
 

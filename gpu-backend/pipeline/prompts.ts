@@ -8,9 +8,8 @@ import { principalAxes, project } from '../calibration/principal-axes.ts';
 import type { CalibrationRow } from '../calibration/read-data.ts';
 import type { RoutingHealth } from '../calibration/routing-health.ts';
 import { distanceBetween, routingHealth } from '../calibration/routing-health.ts';
-import { splitRows } from '../calibration/split.ts';
+import { HELD_OUT_SHARE, splitRows } from '../calibration/split.ts';
 
-const HELD_OUT_SHARE = 0.1;
 /** Of what is learned from, the share that masks are only chosen on. */
 const CHOICE_SHARE = 0.25;
 /** A cluster with fewer prompts borrows the nearest ones of others, up to as many. */

@@ -9,7 +9,7 @@ import { MaskrouteError } from '../../shared/errors.ts';
 import type { ModelHash, SurrogatesId } from '../../shared/mask.ts';
 import { canonicalJson } from '../../shared/mask-set.ts';
 import { readData } from '../calibration/read-data.ts';
-import { splitRows } from '../calibration/split.ts';
+import { distinctRows, HELD_OUT_SHARE, splitRows } from '../calibration/split.ts';
 import { openModelText } from '../model/model-text.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { sha256OfFiles } from '../model/store.ts';
@@ -37,13 +37,12 @@ import { openTeacher } from './teacher.ts';
 
 const SEQUENCE_TOKENS = 128;
 const STEP_SEQUENCES = 6;
-const HELD_OUT_SHARE = 0.05;
 const HELD_OUT_BATCHES = 3;
 const FIT_SEQUENCES = 640;
 const FIT_CHUNK = 32;
 const STORE_EVERY = 10;
 /** Raised when the same inputs give another table. */
-const METHOD = 'closed-form-and-distillation-3';
+const METHOD = 'closed-form-and-distillation-4';
 
 export type LearnSurrogatesOptions = {
   readonly model: InstalledModel;
@@ -79,9 +78,10 @@ export type LearnedSurrogates = {
 
 /** @throws MaskrouteError `invalid_request`, `invalid_data`. Rejects when `signal` aborts; the state stays. */
 export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<LearnedSurrogates> {
-  checkRank(options.rank);
   const { model, out, threads } = options;
   const { folder, manifest } = model;
+  checkRank(options.rank);
+  if (options.from === undefined) checkWidth(options.rank, manifest.config.hiddenSize);
   const from = options.from === undefined ? undefined : await readSurrogates(options.from);
   if (from !== undefined) checkSurrogatesModel(from, manifest);
   const texts = await prepareTexts(options);
@@ -121,11 +121,18 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   }
 }
 
+/** A map of the residual stream has no more than its width of independent directions. */
+function checkWidth(rank: number, hiddenSize: number): void {
+  if (rank <= hiddenSize) return;
+  const message = `The rank of this model's surrogates is at most ${hiddenSize}, its hidden size, not ${rank}.`;
+  throw new MaskrouteError('invalid_request', message);
+}
+
 type Texts = { readonly fit: PackedText; readonly steps: PackedText; readonly heldOut: PackedText };
 
 async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
   const { model, data, rowsMax, seed, steps, fitSequences = FIT_SEQUENCES } = options;
-  const { rows } = await readData(data, rowsMax);
+  const rows = distinctRows((await readData(data, rowsMax)).rows);
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
   const text = await openModelText(model.folder, model.manifest);
   const eosTokenId = model.manifest.eosTokenIds[0]!;

@@ -5,12 +5,16 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { seededRandom } from '../../../gpu-backend/calibration/random.ts';
+import { parseRow } from '../../../gpu-backend/calibration/read-data.ts';
+import { HELD_OUT_SHARE, splitRows } from '../../../gpu-backend/calibration/split.ts';
 import { pullModel } from '../../../gpu-backend/commands/model.ts';
 import type { InstalledModel } from '../../../gpu-backend/model/store.ts';
 import { readSurrogates } from '../../../gpu-backend/model/surrogates.ts';
 import { drawAround, drawMask, rankedMask } from '../../../gpu-backend/training/draw-mask.ts';
+import type { LearnSurrogatesOptions } from '../../../gpu-backend/training/learn-surrogates.ts';
 import { learnSurrogates } from '../../../gpu-backend/training/learn-surrogates.ts';
 import { tinyLlama, writeGguf } from '../../support/gguf.ts';
+import { installTinyModel } from '../../support/tiny-model.ts';
 
 let home: string;
 let model: InstalledModel;
@@ -29,10 +33,7 @@ beforeAll(async () => {
 afterAll(() => rm(home, { recursive: true }));
 
 const STEPS = 24;
-const learn = (
-  out: string,
-  changes: { stopAt?: number; steps?: number; rowsMax?: number; from?: string } = {},
-) => {
+const learn = (out: string, changes: Partial<LearnSurrogatesOptions> & { stopAt?: number } = {}) => {
   const stop = new AbortController();
   const { stopAt, ...options } = changes;
   return learnSurrogates({
@@ -78,7 +79,43 @@ test('a damaged state, or that of other inputs, is begun anew', async () => {
   expect((await readSurrogates(path.join(home, 'closed.safetensors'))).fitted).toBe('closed form');
 });
 
-test('too few rows are named before the work', async () => {
+test('nothing is fitted on prompts that masks are judged by, and no row counts twice', async () => {
+  const chat = await installTinyModel(path.join(home, 'chat'), 'f32', { contextTokens: 128 });
+  const random = seededRandom(8);
+  const letters = (count: number) =>
+    Array.from({ length: count }, () => 'abcdefgh '[random.below(9)]).join('');
+  const rows = Array.from({ length: 200 }, (_, i) => ({
+    question: `${i} ${letters(30)}`,
+    answer: letters(60),
+  }));
+  const { heldOut } = splitRows(
+    rows.map((row) => parseRow(JSON.stringify(row), 'k', 'f:1')),
+    HELD_OUT_SHARE,
+  );
+  const judged = new Set(heldOut.map(({ routeText }) => routeText));
+  const fitOn = async (name: string, some: readonly object[]) => {
+    const file = path.join(home, `${name}.jsonl`);
+    await writeFile(file, some.map((row) => JSON.stringify(row)).join('\n'));
+    await learn(name, { steps: 0, model: chat, data: [file], fitSequences: 400 });
+    return bytes(name);
+  };
+  const table = await fitOn('as-it-is', rows);
+  const others = rows.map((row) => (judged.has(row.question) ? { ...row, answer: letters(60) } : row));
+  expect(judged.size).toBeGreaterThan(10);
+  expect(others).not.toEqual(rows);
+  expect(await fitOn('others', others)).toEqual(table);
+  expect(await fitOn('twice', [...rows, ...rows])).toEqual(table);
+  expect(await fitOn('fewer', rows.slice(0, 150))).not.toEqual(table);
+});
+
+test('what cannot be is refused before the work', async () => {
+  await expect(learn('wide.safetensors', { rank: 96 })).rejects.toThrow(
+    /at most 64, its hidden size, not 96/,
+  );
+  await expect(learn('odd.safetensors', { rank: 33 })).rejects.toThrow(/multiple of 32/);
+  await expect(learn('from.safetensors', { from: data })).rejects.toThrow(
+    /rows\.jsonl is no table of surrogates/,
+  );
   await expect(learn('few.safetensors', { rowsMax: 20 })).rejects.toMatchObject({ code: 'invalid_data' });
 });
 
