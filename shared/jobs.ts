@@ -47,7 +47,7 @@ export const createJobSchema = z.strictObject({
   model: z.string().min(1).max(200).optional(),
   data: z.array(dataSource).min(1).max(64),
   clusters: z.union([z.int().min(1).max(256), z.literal('auto')]),
-  sparsity: z.number().min(0).lt(1),
+  sparsity: z.number().gt(0).lt(1),
   cost: z.enum(['blocks', 'time']).optional(),
   surrogate: z.boolean().optional(),
   encoder: z.enum(['static', 'all-minilm-l6-v2']).default('static'),

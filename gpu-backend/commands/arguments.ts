@@ -26,6 +26,13 @@ export function wholeNumber(min: number, max = Number.MAX_SAFE_INTEGER): (text: 
   };
 }
 
+/** Some of the whole, neither none nor all. */
+export function part(text: string): number {
+  const value = Number(text);
+  if (text.trim() !== '' && value > 0 && value < 1) return value;
+  throw new InvalidArgumentError('expected a number between 0 and 1, such as 0.125');
+}
+
 export function share(text: string): number {
   const value = Number(text);
   if (text.trim() !== '' && value >= 0 && value < 1) return value;

@@ -12,7 +12,7 @@ import type { LearnProgress } from '../pipeline/learn-progress.ts';
 import type { BlockCost, TargetKind } from '../pipeline/settings.ts';
 import { LEARN_EFFORT } from '../pipeline/settings.ts';
 import type { CountRange } from '../training/budget.ts';
-import { DATA_HELP, interruptible, share, wholeNumber } from './arguments.ts';
+import { DATA_HELP, interruptible, part, wholeNumber } from './arguments.ts';
 import { createProgressReporter } from './progress.ts';
 import { createStages } from './stages.ts';
 
@@ -56,7 +56,7 @@ export function addCalibrationCommands(program: Command): void {
       'how many masks, auto, or several to compare: 1,2,4,8',
       clusterCounts,
     )
-    .requiredOption('--sparsity <share>', 'share of the blocks to leave out, such as 0.125', share)
+    .requiredOption('--sparsity <share>', 'share of the blocks to leave out, such as 0.125', part)
     .addOption(
       new Option('--cost <what>', 'what the sparsity is a share of: blocks, or the measured time of a token')
         .choices(['blocks', 'time'])
@@ -107,6 +107,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const { stop: stopHooks, ...hooks } = createProgressReporter();
   const stages = createStages();
   const model = await showModel(home, flags.model);
+  checkSparsity(flags, 2 * model.manifest.config.layerCount);
   const options = {
     model,
     surrogates: await surrogatesFor(model, flags.surrogate),
@@ -178,10 +179,26 @@ async function surrogatesFor(model: InstalledModel, wanted: boolean | undefined)
   );
 }
 
+/** @throws MaskrouteError `invalid_argument` when so small a share is no block at all. */
+function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void {
+  if (cost !== 'blocks' || Math.round(sparsity * blockCount) > 0) return;
+  throw new MaskrouteError(
+    'invalid_argument',
+    `A sparsity of ${sparsity} is less than half a block of ${blockCount}: no mask would leave anything out.`,
+  );
+}
+
 const STAGE_LINES = { read: 'Reading the data', embed: 'Embedding the prompts' };
 
-const clusterCounts = (text: string): number[] | 'auto' =>
-  text === 'auto' ? text : text.split(',').map(wholeNumber(1, CLUSTER_COUNT_MAX));
+function clusterCounts(text: string): number[] | 'auto' {
+  if (text === 'auto') return text;
+  const counts = text.split(',').map(Number);
+  const isCount = (count: number) => Number.isInteger(count) && count >= 1 && count <= CLUSTER_COUNT_MAX;
+  if (/^[\d,]+$/.test(text) && counts.every(isCount)) return counts;
+  throw new InvalidArgumentError(
+    `expected a whole number from 1 to ${CLUSTER_COUNT_MAX}, several such as 1,2,4,8, or auto`,
+  );
+}
 
 /** `7`: exactly; `4-9`; `4-`: at least; `-9`: at most. */
 function countRange(text: string): CountRange {

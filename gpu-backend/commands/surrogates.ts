@@ -1,12 +1,12 @@
 /** `surrogates`: fit and distil stand-ins for a model's blocks, from the command line. */
 import { availableParallelism } from 'node:os';
-import { type Command, InvalidArgumentError } from 'commander';
+import type { Command } from 'commander';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { maskBits } from '../../shared/mask.ts';
 import type { MaskSet } from '../../shared/mask-set.ts';
 import { maskrouteHome } from '../home.ts';
 import type { InstalledModel } from '../model/store.ts';
-import { DATA_HELP, interruptible, wholeNumber } from './arguments.ts';
+import { DATA_HELP, interruptible, part, wholeNumber } from './arguments.ts';
 import { createStages } from './stages.ts';
 
 type Flags = {
@@ -40,7 +40,7 @@ export function addSurrogatesCommand(program: Command): void {
     )
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
     .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0), 1)
-    .option('--learning-rate <share>', 'by how much a step moves a table at most', positive)
+    .option('--learning-rate <share>', 'by how much a step moves a table at most', part)
     .option('--install', 'put the table into the model when it is done', false)
     .action((flags: Flags) => interruptible((signal) => run(flags, signal)));
 }
@@ -81,10 +81,4 @@ async function masksInUse(paths: readonly string[], model: InstalledModel): Prom
     throw new MaskrouteError('invalid_mask_set', `The mask set ${other.name} is for another model.`);
   const masks = [...sets.flatMap((set) => oneMask(set) ?? []), ...sets.flatMap(clusterMasks)];
   return [...new Map(masks.map((mask) => [maskBits(mask), mask.runs])).values()];
-}
-
-function positive(text: string): number {
-  const value = Number(text);
-  if (text.trim() !== '' && value > 0 && value < 1) return value;
-  throw new InvalidArgumentError('expected a number between 0 and 1, such as 0.01');
 }

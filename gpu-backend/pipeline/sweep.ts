@@ -4,6 +4,9 @@
  */
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
+import type { HeldOutScores } from '../calibration/held-out.ts';
 import { writeWhole } from '../write-whole.ts';
 import type { LearnOptions } from './learn.ts';
 import { learn, STATE_FILE } from './learn.ts';
@@ -21,7 +24,10 @@ export type SweepRow = {
   readonly folder: string;
 };
 
-/** Each number's run is in a folder of its own in `out`; killed and started again it goes on. */
+/**
+ * Each number's run is in a folder of its own in `out`, and `sweep.json` there has the rows so far; killed and started
+ * again it goes on. @throws MaskrouteError what `learn` throws, and `invalid_data` when no prompt is held out to compare on.
+ */
 export async function sweepClusters(
   options: Omit<LearnOptions, 'clusterCount' | 'sharedState'>,
   clusterCounts: readonly number[],
@@ -33,17 +39,27 @@ export async function sweepClusters(
   for (const clusterCount of clusterCounts) {
     const out = join(options.out, `clusters-${clusterCount}`);
     const { maskSet, report } = await learn({ ...options, clusterCount, out, sharedState });
-    const { kl, agreement, perplexity } = maskSet.heldOut.learned as Record<string, number>;
+    const { kl, agreement, perplexity } = learnedFigures(maskSet);
     rows.push({
       clusters: clusterCount,
-      ...{ kl: kl!, agreement: agreement!, perplexity: perplexity! },
+      ...{ kl, agreement, perplexity },
       largestShare: report.routing.largestShare,
       silhouette: report.routing.silhouette,
       folder: out,
     });
+    await writeWhole(join(options.out, SWEEP_FILE), `${JSON.stringify({ rows }, null, 1)}\n`);
     onRow(rows.at(-1)!);
   }
-  await writeWhole(join(options.out, SWEEP_FILE), `${JSON.stringify({ rows }, null, 1)}\n`);
   await rm(sharedState, { force: true });
   return rows;
+}
+
+type Figures = Pick<HeldOutScores, 'kl' | 'agreement' | 'perplexity'>;
+
+function learnedFigures({ heldOut }: MaskSet): Figures {
+  if (heldOut.learned !== undefined) return heldOut.learned as Figures;
+  throw new MaskrouteError(
+    'invalid_data',
+    'No prompt is held out to compare numbers of clusters on: the data are too few.',
+  );
 }

@@ -36,7 +36,13 @@ const REFUSED: [string, string[], RegExp][] = [
   ['no edge', ['rollback'], /Name the edge with --edge/],
   ['an edge that is no URL', ['rollback', '--edge', 'nonsense'], /"nonsense" is no URL/],
   ['no admin key', ['rollback', '--edge', 'http://localhost:9'], /Set MASKROUTE_ADMIN_KEY/],
-  ['a sparsity of all', [...LEARN, '--clusters', '2', '--sparsity', '1'], /--sparsity.*from 0 to 1/],
+  ['a sparsity of all', [...LEARN, '--clusters', '2', '--sparsity', '1'], /--sparsity.*between 0 and 1/],
+  ['a sparsity of nothing', [...LEARN, '--clusters', '2', '--sparsity', '0'], /--sparsity.*between 0 and 1/],
+  [
+    'counts of clusters that are none',
+    [...LEARN, '--clusters', '2,', '--sparsity', '0.1'],
+    /1,2,4,8, or auto/,
+  ],
   ['no clusters', [...LEARN, '--clusters', '0', '--sparsity', '0.1'], /--clusters.*from 1 to 256/],
   ['a model to learn for that is missing', [...LEARN, '--clusters', '2', '--sparsity', '0.1'], /"nobody"/],
   ['a count that is none', ['bench', 'route', '--requests', '-5'], /whole number above 0/],
@@ -54,7 +60,18 @@ describe('the command line', () => {
   test('tells of every command', () => {
     const { status, stdout } = maskroute('--help');
     expect(status).toBe(0);
-    for (const command of ['model', 'learn', 'distill', 'publish', 'rollback', 'serve', 'bench']) {
+    const commands = [
+      'model',
+      'learn',
+      'surrogates',
+      'evaluate',
+      'distill',
+      'publish',
+      'rollback',
+      'serve',
+      'bench',
+    ];
+    for (const command of commands) {
       expect(stdout).toMatch(new RegExp(`^ {2}${command} `, 'm'));
     }
   });

@@ -1,7 +1,7 @@
 /** A learning run as a whole: killed again and again, and what it leaves behind. */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -95,15 +95,25 @@ describe('learn', () => {
   it('compares numbers of clusters, and learns the mask for everybody once', async () => {
     const seen: SweepRow[] = [];
     const { clusterCount: _, ...rest } = await options('sweep');
-    const rows = await sweepClusters(rest, [1, 2], (row) => seen.push(row));
+    const rows = await sweepClusters(rest, [1, 2], (row) => {
+      seen.push(row);
+      // What is known stays, should a later number be too large for the data.
+      expect(JSON.parse(read('sweep', 'sweep.json'))).toEqual({ rows: seen });
+    });
     expect(seen).toEqual(rows);
-    expect(JSON.parse(read('sweep', 'sweep.json'))).toEqual({ rows });
     expect(readdirSync(join(folder, 'sweep')).sort()).toEqual(['clusters-1', 'clusters-2', 'sweep.json']);
     // Two clusters have what they have alone, whatever was learned before in the same state.
     await learn(await options('alone'));
     expect(read('sweep/clusters-2', 'mask-set.json')).toBe(read('alone', 'mask-set.json'));
     const one = JSON.parse(read('sweep/clusters-1', 'report.json'));
     expect(one.clusters[0].bits).toBe(one.oneMask.bits);
+  }, 60_000);
+
+  it('does not compare numbers of clusters where no prompt is held out', async () => {
+    const data = join(folder, 'data', 'one.jsonl');
+    writeFileSync(data, '{"text": "This is the only row that there is to learn from."}');
+    const { clusterCount: _, ...rest } = await options('few', { data: [data] });
+    await expect(sweepClusters(rest, [1], () => {})).rejects.toMatchObject({ code: 'invalid_data' });
   }, 60_000);
 
   it('refuses a name that no mask set can have before any work', async () => {
