@@ -82,6 +82,19 @@ describe('routing health', () => {
     expect(found.collapse).toMatch(/^99 % of the prompts go to one cluster: the data are nearly of one kind/);
   });
 
+  it('clusters that an encoder hardly tells apart have collapsed for another cause', () => {
+    const points = packPoints([...cloud(0, 90, 1), ...cloud(0, 10, 1)]);
+    const clusters: Clusters = {
+      dimensions: 2,
+      centroids: Float32Array.of(0, 0, 0.05, 0),
+      assignment: Uint16Array.from({ length: 100 }, (_, i) => (i < 90 ? 0 : 1)),
+      sizes: Uint32Array.of(90, 10),
+      inertia: 200,
+    };
+    const { collapse } = routingHealth(points, clusters, 1);
+    expect(collapse).toMatch(/^90 % of the prompts go to one cluster, and centroids 0 and 1 nearly coincide/);
+  });
+
   it('the silhouette is that of its definition', () => {
     const points = packPoints([0, 1, 5, 7].map((x) => Float32Array.of(x)));
     // (b − a) / max(a, b) of 0, 1 | 5, 7.
