@@ -143,6 +143,7 @@ describe('the endpoints', () => {
     [{ kind: 'learn', data: [{ path: '/etc/passwd' }], clusters: 2, sparsity: 0.1 }, 403],
     [{ kind: 'learn', data: [{ upload: `data_${'0'.repeat(24)}` }], clusters: 2, sparsity: 0.1 }, 404],
     [{ kind: 'learn', data: [{ upload: `data_${'0'.repeat(24)}` }], clusters: 2, sparsity: 1 }, 400],
+    [{ kind: 'learn', data: [{ upload: `data_${'0'.repeat(24)}` }], clusters: 2, sparsity: 0 }, 400],
     ['{', 400],
   ])('refuse %j with %i', async (body, status) => {
     expect((await call('POST', '/v1/jobs', body)).status).toBe(status);
