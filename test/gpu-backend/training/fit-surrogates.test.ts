@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { seededRandom } from '../../../gpu-backend/calibration/random.ts';
 import { emitModel } from '../../../gpu-backend/model/emit.ts';
+import type { WeightSource } from '../../../gpu-backend/model/types.ts';
 import { solvePositive } from '../../../gpu-backend/training/cholesky.ts';
 import { fitBlock, fitSurrogates } from '../../../gpu-backend/training/fit-surrogates.ts';
 import { openLossSession } from '../../../gpu-backend/training/gate-session.ts';
@@ -83,6 +84,44 @@ test('equations are solved, and a matrix that is not positive definite is named'
   const X = solvePositive(C, Float64Array.of(8, 2, 8, 5), 2);
   expect([...X].map((value) => Number(value.toFixed(12)))).toEqual([1, -0.5, 2, 2]);
   expect(() => solvePositive(Float64Array.of(1, 2, 2, 1), C, 2)).toThrow(/positive definite/);
+});
+
+/** The FFN block of layer 0 answers token 300, and no other, with an output far larger than all else. */
+function withLoudToken(source: WeightSource): WeightSource {
+  const { hiddenSize: width } = source.config;
+  return {
+    ...source,
+    async read(name) {
+      const values = await source.read(name);
+      const firstColumn = (change: (value: number, row: number) => number) =>
+        values.map((value, at) => (at % width === 0 ? change(value, at / width) : value));
+      if (name.includes('embed_tokens')) return firstColumn((_, token) => (token === 300 ? 1000 : 0));
+      if (/layers\.0\.mlp\.(gate|up)_proj/.test(name)) return firstColumn((value) => 40 * value);
+      // Attention moves nothing of one position's first channel to the others.
+      return name.includes('layers.0.self_attn.o_proj') ? values.fill(0) : values;
+    },
+  };
+}
+
+test('first positions and outliers are left out of the sums', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'maskroute-outlier-'));
+  try {
+    const source = withLoudToken(randomLlama({ tiedEmbeddings: false }));
+    await emitModel(source, 'f32', folder, () => {});
+    const tokenIds = Int32Array.from({ length: 4 * 16 }, (_, i) => i);
+    // One of the three stands first.
+    for (const at of [5, 16, 41]) tokenIds[at] = 300;
+    const session = await openMomentSession(folder, source.config, 'f32', { threads: 1 });
+    await session.add(tokenIds, 4);
+    await session.close();
+    const ffn = session.moments.blocks[1]!;
+    expect(ffn.xx.at(-1)).toBe(4 * 15 - 2);
+    const largest = (values: Float64Array) =>
+      values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+    expect(largest(ffn.first)).toBeGreaterThan(10 * largest(ffn.xy));
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });
 
 test('on a small model a surrogate is nearer to the dense model than a hole', async () => {
