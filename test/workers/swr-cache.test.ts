@@ -45,6 +45,20 @@ function setup(policy: Partial<SwrPolicy> = {}) {
 }
 
 describe('a known value', () => {
+  it('is there at once while fresh, and only then', async () => {
+    const { cache, fill, pass, asked } = setup();
+    expect(cache.fresh('a')).toBeUndefined();
+    await fill('a', 'one');
+    pass(99);
+    expect(cache.fresh('a')).toBe('one');
+    pass(1);
+    expect(cache.fresh('a')).toBeUndefined();
+    expect(asked).toHaveLength(1);
+    cache.forget('a');
+    await fill('a', null);
+    expect(cache.fresh('a')).toBeUndefined();
+  });
+
   it('is answered alone while fresh, then also refreshed behind the request, once', async () => {
     const { get, fill, asked, pass, settle, held } = setup();
     expect(await fill('a', 'one')).toBe('one');

@@ -55,6 +55,7 @@ const KEY_PREFIXES: Record<ApiKeyKind, string> = {
 };
 const KEY_RANDOM_BYTES = 24;
 const PREFIX_RANDOM_CHARS = 6;
+const KEY_HASHES_MAX = 100;
 
 /** A new key, what is stored of it, and the prefix by which people tell keys apart. */
 export function generateKey(kind: ApiKeyKind): { key: string; sha256: string; prefix: string } {
@@ -66,14 +67,28 @@ export function generateKey(kind: ApiKeyKind): { key: string; sha256: string; pr
 /** `find` gives null for an unknown key. */
 export function createApiKeys(find: (sha256: string) => Promise<KnownKey | null>): ApiKeys {
   const cache = createSwrCache('API keys', find, KEYS);
+  /**
+   * Of keys that were let in lately, so that one that comes again is not hashed again. Whether a key is valid is asked
+   * of its hash every time. The runtime finds strings by a seeded hash, so a guess learns nothing from the time.
+   */
+  const hashes = new Map<string, string>();
+  const hashOf = (key: string): string => hashes.get(key) ?? sha256Hex(key);
+  const remember = (key: string, sha256: string): void => {
+    if (hashes.has(key)) return;
+    if (hashes.size >= KEY_HASHES_MAX) hashes.delete(hashes.keys().next().value!);
+    hashes.set(key, sha256);
+  };
   return {
-    authenticate(key, hold) {
-      return this.authenticateSha256(sha256Hex(key), hold);
+    async authenticate(key, hold) {
+      const sha256 = hashOf(key);
+      const caller = await this.authenticateSha256(sha256, hold);
+      remember(key, sha256);
+      return caller;
     },
     async authenticateSha256(sha256, hold) {
       let known: KnownKey | null;
       try {
-        known = await cache.get(sha256, hold);
+        known = cache.fresh(sha256) ?? (await cache.get(sha256, hold));
       } catch (error) {
         throw new MaskrouteError('configuration_unavailable', 'API keys cannot be checked right now.', {
           retryAfter_s: RETRY_AFTER_s,
@@ -88,9 +103,9 @@ export function createApiKeys(find: (sha256: string) => Promise<KnownKey | null>
       const { id: keyId, kind, tenant, routingPolicy, policy } = known;
       return { keyId, kind, tenant, routingPolicy, policy };
     },
-    isKnown: (key) => cache.holds(sha256Hex(key)),
+    isKnown: (key) => cache.holds(hashOf(key)),
     isAdministrators(key) {
-      const known = cache.peek(sha256Hex(key));
+      const known = cache.peek(hashOf(key));
       return known !== undefined && known.kind !== 'tenant' && known.revokedAt_ms === null;
     },
     forget: (sha256) => cache.forget(sha256),

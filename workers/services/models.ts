@@ -7,6 +7,8 @@ import { createSwrCache } from './swr-cache.ts';
 export interface Models {
   /** @throws Error when the backend can't be asked and nothing is known. */
   list(hold: Hold): Promise<readonly ModelEntry[]>;
+  /** The same at once; undefined when it takes a question, to be asked by `list`. */
+  fresh(): readonly ModelEntry[] | undefined;
 }
 
 /** `fetchLists` gives what the backends answer to `GET /v1/models`. A model of several backends is one entry. */
@@ -20,6 +22,7 @@ export function createModels(fetchLists: () => Promise<readonly unknown[]>): Mod
     MODELS,
   );
   return {
+    fresh: () => cache.fresh(''),
     list: async (hold) => (await cache.get('', hold)) ?? [],
   };
 }

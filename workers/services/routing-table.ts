@@ -56,6 +56,8 @@ export interface RoutingTable {
    * @throws what D1 threw, only while nothing is known yet.
    */
   liveFor(tenant: string, stickyKey: () => string, hold: Hold): Promise<LiveSet | null>;
+  /** The same at once; undefined when it takes a question, to be asked by `liveFor`. */
+  fresh(tenant: string, stickyKey: () => string): LiveSet | null | undefined;
   /** Reads a tenant's pointer now: after a publication the same isolate serves it at once. */
   refresh(tenant: string, hold: Hold): Promise<void>;
   /** A stored set, decoded; what was decoded before needs no D1. @throws Error when it is not stored. */
@@ -106,6 +108,12 @@ export function createRoutingTable(source: TableSource): RoutingTable {
   );
 
   return {
+    fresh(tenant, stickyKey) {
+      const own = pointers.fresh(tenant);
+      const shared = tenant === DEFAULT_TENANT ? own : pointers.fresh(DEFAULT_TENANT);
+      if (own === undefined || shared === undefined) return undefined;
+      return seenSet(own.pointer, stickyKey) ?? seenSet(shared.pointer, stickyKey);
+    },
     async liveFor(tenant, stickyKey, hold) {
       const [own, shared] = await Promise.all([
         pointers.get(tenant, hold),

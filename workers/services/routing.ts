@@ -66,7 +66,7 @@ export async function routeRequest(
 ): Promise<Routed> {
   const timings: RouteTimings = { assign_ms: 0, embed_ms: 0, route_ms: 0 };
   const started_ms = performance.now();
-  const known = await lookUp(dependencies, request);
+  const known = knownNow(dependencies, request) ?? (await lookUp(dependencies, request));
   const found_ms = performance.now();
   const assignment = assignRequest(known, request);
   timings.assign_ms = performance.now() - found_ms;
@@ -82,21 +82,38 @@ type Known = {
   readonly experiments: readonly RunningExperiment[];
 };
 
+/** What most requests need: waiting for what is there already would cost more than all that is done with it. */
+function knownNow(
+  { table, models, experiments }: RoutingDependencies,
+  request: RouteRequest,
+): Known | undefined {
+  const live = table.fresh(request.caller.tenant, conversationOf(request));
+  const list = models.fresh();
+  const running = experiments.fresh();
+  if (live === undefined || list === undefined || running === undefined) return undefined;
+  return { live, entry: entryOf(list, request), experiments: running };
+}
+
+const conversationOf = (request: RouteRequest) => () => stickyKey('conversation', request.caller, request);
+
+function entryOf(list: readonly ModelEntry[], request: RouteRequest): ModelEntry | undefined {
+  const { model } = splitModelName(request.body.model);
+  return list.find((candidate) => candidate.id === model);
+}
+
 async function lookUp(
   { table, models, experiments }: RoutingDependencies,
   request: RouteRequest,
 ): Promise<Known> {
-  const conversation = () => stickyKey('conversation', request.caller, request);
-  const { model } = splitModelName(request.body.model);
   const [live, list, running] = await Promise.all([
-    table.liveFor(request.caller.tenant, conversation, request.hold).catch(() => null),
+    table.liveFor(request.caller.tenant, conversationOf(request), request.hold).catch(() => null),
     models.list(request.hold).catch((error): readonly ModelEntry[] => {
       log('warn', 'model_list_unavailable', { reason: reasonOf(error) });
       return [];
     }),
     experiments.list(request.hold),
   ]);
-  return { live, entry: list.find((candidate) => candidate.id === model), experiments: running };
+  return { live, entry: entryOf(list, request), experiments: running };
 }
 
 /** Who names the mask, or asks for dense, decided for themselves: no experiment is about their request. */

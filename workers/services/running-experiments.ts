@@ -15,6 +15,8 @@ import { createSwrCache } from './swr-cache.ts';
 export interface RunningExperiments {
   /** Those that are started, and those that will start: their times are compared with the clock at each request. */
   list(hold: Hold): Promise<readonly RunningExperiment[]>;
+  /** The same at once; undefined when it takes a question, to be asked by `list`. */
+  fresh(): readonly RunningExperiment[] | undefined;
   /** Reads them now: after a start or stop the same isolate acts on it at once. */
   refresh(hold: Hold): Promise<void>;
 }
@@ -40,6 +42,7 @@ export function createRunningExperiments(
     EXPERIMENTS,
   );
   return {
+    fresh: () => cache.fresh(KEY),
     // While nothing is known of them, requests are served what is live.
     list: async (hold) => (await cache.get(KEY, hold).catch(() => null)) ?? [],
     async refresh(hold) {

@@ -34,6 +34,8 @@ export type SwrPolicy = {
 };
 
 export interface SwrCache<V> {
+  /** What is held and is young enough to be answered as it is; undefined otherwise. What `get` gives, without a wait. */
+  fresh(key: string): V | undefined;
   /** Null: the source says that there is none. @throws what the source threw when no usable value is held. */
   get(key: string, hold: Hold): Promise<V | null>;
   /** What is held, however old; undefined when nothing is. */
@@ -46,6 +48,7 @@ export interface SwrCache<V> {
   forget(key: string): void;
 }
 
+type Entry<V> = { readonly value: V; readonly loadedAt_ms: number };
 type Load<V> = { readonly startedAt_ms: number; readonly result: Promise<V | null> };
 
 export function createSwrCache<V>(
@@ -54,7 +57,7 @@ export function createSwrCache<V>(
   policy: SwrPolicy,
   now: () => number = () => Date.now(),
 ): SwrCache<V> {
-  const entries = new Map<string, { readonly value: V; readonly loadedAt_ms: number }>();
+  const entries = new Map<string, Entry<V>>();
   const negativeUntil_ms = new Map<string, number>();
   const loads = new Map<string, Load<V>>();
   let failedUntil_ms = 0;
@@ -102,6 +105,11 @@ export function createSwrCache<V>(
     return load.result;
   };
 
+  /** Who goes first matters only where some will soon have to. */
+  const keepYoung = (key: string, entry: Entry<V>): void => {
+    if (entries.size > policy.entriesMax / 2) touch(entries, key, entry);
+  };
+
   const isDead = (load: Load<V>): boolean => now() - load.startedAt_ms > policy.load_ms + 1_000;
 
   const waitFor = async (key: string, wait_ms: number, hold: Hold): Promise<V | null> => {
@@ -115,13 +123,18 @@ export function createSwrCache<V>(
   };
 
   return {
+    fresh(key) {
+      const entry = entries.get(key);
+      if (entry === undefined || now() - entry.loadedAt_ms >= policy.fresh_ms) return undefined;
+      keepYoung(key, entry);
+      return entry.value;
+    },
     async get(key, hold) {
       const entry = entries.get(key);
       if (entry === undefined) {
         return now() < (negativeUntil_ms.get(key) ?? 0) ? null : await waitFor(key, policy.wait_ms, hold);
       }
-      // Who goes first matters only where some will soon have to.
-      if (entries.size > policy.entriesMax / 2) touch(entries, key, entry);
+      keepYoung(key, entry);
       const age_ms = now() - entry.loadedAt_ms;
       if (age_ms < policy.fresh_ms) return entry.value;
       const isServedAsIs = failing && policy.retriesBehind === true && age_ms < policy.stale_ms;

@@ -41,7 +41,7 @@ export function createBackendPool(
     return seen;
   };
   const list = async (hold: Hold): Promise<readonly BackendRow[]> => {
-    const rows = await registry.enabled(hold);
+    const rows = registry.fresh() ?? (await registry.enabled(hold));
     for (const row of rows) observedOf(row);
     if (known.size > rows.length) dropUnlisted(known, rows);
     return rows;

@@ -15,6 +15,8 @@ export const DEFAULT_BACKEND = 'default';
 export interface Registry {
   /** Those that requests go to; none when all are disabled. Never rejects. */
   enabled(hold: Hold): Promise<readonly BackendRow[]>;
+  /** The same at once; undefined when it takes a question, to be asked by `enabled`. */
+  fresh(): readonly BackendRow[] | undefined;
   /** After a change: this isolate sees it at once. */
   refresh(hold: Hold): Promise<void>;
 }
@@ -40,6 +42,7 @@ export function createRegistry(read: () => Promise<readonly BackendRow[]>, defau
     BACKENDS,
   );
   return {
+    fresh: () => cache.fresh(''),
     async enabled(hold) {
       try {
         return (await cache.get('', hold))!;
