@@ -39,9 +39,9 @@ export const importTokenKey = (backendKey: string): Promise<TokenKey> =>
   ]);
 
 export async function signToken(key: TokenKey, claims: TokenClaims): Promise<string> {
-  const head = TOKEN_PREFIX + toBase64Url(encoder.encode(JSON.stringify(claims)));
+  const head = TOKEN_PREFIX + base64Url(asciiJson(claims));
   const signature = await crypto.subtle.sign('HMAC', key, encoder.encode(head));
-  return `${head}.${toBase64Url(new Uint8Array(signature))}`;
+  return `${head}.${base64Url(String.fromCharCode(...new Uint8Array(signature)))}`;
 }
 
 /**
@@ -90,12 +90,17 @@ function requireTime({ issuedAt_s, expiresAt_s }: TokenClaims, now_s: number): v
   );
 }
 
-function toBase64Url(bytes: Uint8Array): string {
-  return btoa(String.fromCharCode(...bytes))
-    .replaceAll('+', '-')
-    .replaceAll('/', '_')
-    .replaceAll('=', '');
-}
+/** With everything beyond ASCII escaped, so that a character is a byte. */
+const asciiJson = (value: unknown): string =>
+  JSON.stringify(value).replace(
+    BEYOND_ASCII,
+    (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
+const BEYOND_ASCII = /[\u0080-\uffff]/g;
+
+/** `bytes`: a character a byte. */
+const base64Url = (bytes: string): string => btoa(bytes).replace(/[+/=]/g, (char) => URL_CHARS[char]!);
+const URL_CHARS: Record<string, string> = { '+': '-', '/': '_', '=': '' };
 
 function fromBase64Url(text: string): Uint8Array<ArrayBuffer> | null {
   try {

@@ -26,6 +26,9 @@ export async function readJson(request: Request): Promise<unknown> {
   }
 }
 
+/** Without `stream` it keeps nothing from one body to the next. */
+const strictUtf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: false });
+
 async function readText(request: Request): Promise<string> {
   const tooLarge = () =>
     new MaskrouteError('body_too_large', `The body has more than ${BODY_BYTES_MAX} bytes.`);
@@ -36,7 +39,7 @@ async function readText(request: Request): Promise<string> {
     // A length that is named is kept to, so all of it is read at once.
     const bytes = await request.arrayBuffer();
     if (bytes.byteLength > BODY_BYTES_MAX) throw tooLarge();
-    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: false }).decode(bytes);
+    return strictUtf8.decode(bytes);
   } catch (error) {
     if (error instanceof MaskrouteError) throw error;
     if (error instanceof TooLargeError) throw tooLarge();

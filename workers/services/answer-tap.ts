@@ -39,9 +39,12 @@ export function isSmallWhole(headers: Headers): boolean {
   return headers.get('content-type')?.startsWith('text/event-stream') !== true;
 }
 
+/** Without `stream` it keeps nothing from one text to the next. */
+const utf8 = new TextDecoder();
+
 /** What {@link tapAnswer} hears of an answer that was read whole. */
 export function hearWhole(bytes: Uint8Array): Heard {
-  const text = new TextDecoder().decode(bytes.subarray(-TAIL_BYTES));
+  const text = utf8.decode(bytes.subarray(-TAIL_BYTES));
   return { end: 'complete', firstAt_ms: Date.now(), figures: figuresIn(text), lateError: null };
 }
 
@@ -74,7 +77,7 @@ export function tapAnswer(
     if (ended) return;
     ended = true;
     signal.removeEventListener('abort', left);
-    const text = new TextDecoder().decode(join(tail, tail_bytes));
+    const text = utf8.decode(join(tail, tail_bytes));
     tail = [];
     onEnd({ end: how, firstAt_ms, figures: figuresIn(text), lateError: lateErrorIn(text) });
   };

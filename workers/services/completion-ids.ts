@@ -5,8 +5,10 @@
  */
 import { hmac } from '@noble/hashes/hmac.js';
 import { sha256 } from '@noble/hashes/sha2.js';
-import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
+import { bytesToHex } from '@noble/hashes/utils.js';
 import { randomHex, sameSecret } from './secrets.ts';
+
+const encoder = new TextEncoder();
 
 const RANDOM_BYTES = 10;
 /** 96 bits. */
@@ -23,9 +25,9 @@ export interface CompletionIds {
 /** Ids signed with another `secret` are not known again. */
 export function createCompletionIds(secret: string): CompletionIds {
   // The key is hashed in once: half of what a signature takes.
-  const keyed = hmac.create(sha256, utf8ToBytes(secret));
+  const keyed = hmac.create(sha256, encoder.encode(secret));
   const sign = (event: string, tenant: string): string => {
-    const text = utf8ToBytes(`maskroute-completion-v1\n${tenant}\n${event}`);
+    const text = encoder.encode(`maskroute-completion-v1\n${tenant}\n${event}`);
     return bytesToHex(keyed.clone().update(text).digest()).slice(0, SIGNATURE_DIGITS);
   };
   return {

@@ -10,6 +10,7 @@ import {
   TOKEN_LIFETIME_s,
   TOKEN_PREFIX,
   TOKEN_SKEW_s,
+  verifyToken,
 } from '../../../shared/service-token.ts';
 import { AUDIENCE, BACKEND_KEY, serveModel, type TestServer } from './harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from './scripted-engine.ts';
@@ -36,6 +37,18 @@ async function use(token: string): Promise<{ status: number; code?: string; mess
   return { status: response.status, ...error };
 }
 const refused = { status: 401, code: 'invalid_api_key' };
+
+it('carries whatever text it is given', async () => {
+  const key = await importTokenKey(BACKEND_KEY);
+  const now_s = Math.floor(Date.now() / 1000);
+  const times = { issuedAt_s: now_s, expiresAt_s: now_s + TOKEN_LIFETIME_s };
+  for (const tenant of ['acme', '', 'Größe', '中文 🙂 \ud800', '\u007f\u0080\u00ff"\\\n', '?>~']) {
+    const claims = { tenant, ...times, nonce: randomUUID(), edge: 'http://bücher.example' };
+    const token = await signToken(key, claims);
+    expect(token).toMatch(/^mrt1\.[\w-]+\.[\w-]{43}$/);
+    expect(await verifyToken(key, token, now_s)).toEqual(claims);
+  }
+});
 
 describe('the clocks of edge and backend', () => {
   // A second passes between signing and reading, so the very border is not asked.
