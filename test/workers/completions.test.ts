@@ -298,6 +298,22 @@ describe('a backend in trouble', () => {
 
 describe('bad bodies', () => {
   const bytes = (...values: number[]) => new Uint8Array(values);
+
+  it('leave nothing behind for the next one, which may begin with a byte order mark', async () => {
+    const { key } = await newTenant();
+    const cut = bytes(0x22, 0xf0, 0x9f);
+    const text = JSON.stringify({ ...CHAT, messages: [{ role: 'user', content: 'Grüße 🙂' }] });
+    const whole = new TextEncoder().encode(`\ufeff${text}`);
+    const body = (sent: Uint8Array) => call('POST', '/v1/chat/completions', { key, body: sent });
+    for (let i = 0; i < 2; i++) {
+      expect((await body(cut)).status).toBe(400);
+      const response = await body(whole);
+      expect(response.status).toBe(200);
+      const { messages } = (await recorded(idOf(response)))!.body as { messages: { content: string }[] };
+      expect(messages[0]!.content).toBe('Grüße 🙂');
+    }
+  });
+
   const big = new Uint8Array(10 * 1024 * 1024).fill(0x20);
   const nested = `${'['.repeat(100_000)}${']'.repeat(100_000)}`;
 

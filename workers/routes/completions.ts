@@ -1,6 +1,5 @@
 /** The two completion endpoints: route, forward, and let the answer through as it comes. */
 import { Hono } from 'hono';
-import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
@@ -9,6 +8,7 @@ import { findMaskSparsity } from '../db/mask-sets.ts';
 import { tenantOnly } from '../middleware/authenticate.ts';
 import { parse, readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
+import { fittedTo } from '../middleware/fitted-schema.ts';
 import { admit } from '../services/admit.ts';
 import { streamOf } from '../services/answer-tap.ts';
 import { patience_ms } from '../services/backends/patience.ts';
@@ -21,26 +21,63 @@ import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../serv
 import { type RelayOptions, relayStream, within } from '../services/stream-relay.ts';
 import { decisionHeaders, serverTiming } from './decision-headers.ts';
 
+const chatSchemaFor = fittedTo(chatRequestSchema);
+const completionSchemaFor = fittedTo(completionRequestSchema);
+
+/** @throws MaskrouteError `invalid_request`. */
+export const parseChat = (raw: unknown): RoutableBody => ({
+  kind: 'chat',
+  body: parse(chatSchemaFor(raw), raw),
+});
+/** @throws MaskrouteError `invalid_request`. */
+export const parseCompletion = (raw: unknown): RoutableBody => ({
+  kind: 'completion',
+  body: parse(completionSchemaFor(raw), raw),
+});
+
 export const completions = new Hono<AppEnv>()
   .post('/chat/completions', tenantOnly, async (c) => {
     const raw = await readJson(c.req.raw);
-    return await complete(c, raw, { kind: 'chat', body: parse(chatRequestSchema, raw) });
+    return await complete(c, raw, parseChat(raw));
   })
   .post('/completions', tenantOnly, async (c) => {
     const raw = await readJson(c.req.raw);
-    return await complete(c, raw, { kind: 'completion', body: parse(completionRequestSchema, raw) });
+    return await complete(c, raw, parseCompletion(raw));
   })
   .all('/chat/completions', methodNotAllowed('POST'))
   .all('/completions', methodNotAllowed('POST'));
 
+/**
+ * What the client is told in headers. They are collected in a plain object, and become headers once, with the answer:
+ * each that is set on its own crosses into the runtime, and is copied there again when the answer is made.
+ */
+type ReplyHeaders = Record<string, string>;
+
 /** `raw` is the client's own object: fields that this edge does not know reach the backend too. */
 async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Promise<Response> {
-  const { services, caller } = c.var;
+  const headers: ReplyHeaders = { [HEADERS.requestId]: c.get('requestId') };
+  try {
+    return await admitted(c, raw, routable, headers);
+  } catch (error) {
+    // An error says as much of the decision as was known by then.
+    setHeaders(c, headers);
+    throw error;
+  }
+}
+
+async function admitted(
+  c: AppContext,
+  raw: unknown,
+  routable: RoutableBody,
+  headers: ReplyHeaders,
+): Promise<Response> {
+  const services = c.get('services');
+  const caller = c.get('caller');
   const { record, routed } = await admit(
     { ...services, ...recordParts(c) },
     {
       ...{ caller, routable, signal: c.req.raw.signal, hold: holdOf(c) },
-      onLimits: (headers) => setHeaders(c, headers),
+      onLimits: (limits) => Object.assign(headers, limits),
       answered: (event, seen) =>
         services.comparison.maybeCompare({
           ...{ event, tenant: caller.tenant, edge: edgeUrl(services.config, c.req.raw) },
@@ -50,26 +87,31 @@ async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Pr
     () => route(c, routable),
   );
   services.traffic.seen(caller.tenant, routed, holdOf(c));
-  const { STREAM_KEEPALIVE_MS: keepalive_ms } = c.var.services.config;
+  const { STREAM_KEEPALIVE_MS: keepalive_ms } = services.config;
   const sent = { aByte: false };
-  const answering = record.watch(ask(c, raw, { routable, record, sent }, routed));
+  const answering = record.watch(ask(c, raw, { routable, record, sent, headers }, routed));
   const early = routable.body.stream === true ? await within(answering, keepalive_ms) : await answering;
   const relay = { keepalive_ms, requestId: c.get('requestId') };
-  if (early !== 'late') return answer(c, early, relay);
+  if (early !== 'late') return answer(early, headers, relay);
   // No backend has answered yet. A comment keeps the client; the status is sent with it, so nothing is tried again.
   sent.aByte = true;
-  setHeaders(c, {
+  Object.assign(headers, {
     'content-type': 'text/event-stream; charset=utf-8',
     'cache-control': 'no-cache, no-transform',
   });
-  return c.body(relayStream(answering, relay));
+  return new Response(relayStream(answering, relay), { headers });
 }
 
 /** What the client sees of the retries: nothing, and none once a byte of the answer is with it. */
 type Sent = { readonly aByte: boolean };
 
 /** A request on its way, but for what was decided about it. */
-type Underway = { readonly routable: RoutableBody; readonly record: RequestRecord; readonly sent: Sent };
+type Underway = {
+  readonly routable: RoutableBody;
+  readonly record: RequestRecord;
+  readonly sent: Sent;
+  readonly headers: ReplyHeaders;
+};
 
 async function ask(c: AppContext, raw: unknown, underway: Underway, routed: Routed): Promise<Response> {
   const response = await forward(c, raw, underway, routed);
@@ -88,11 +130,11 @@ async function isAboutMask(response: Response): Promise<boolean> {
   return body.error.param === 'mask';
 }
 
-function answer(c: AppContext, response: WatchedAnswer, relay: RelayOptions): Response {
-  setHeaders(c, passedHeaders(response.headers));
+function answer(response: WatchedAnswer, headers: ReplyHeaders, relay: RelayOptions): Response {
+  passHeaders(response.headers, headers);
   const isStream = response.headers.get('content-type')?.startsWith('text/event-stream') === true;
   const body = isStream ? relayStream(Promise.resolve(response), relay) : bodyOf(response.body);
-  return c.body(body as ArrayBuffer, response.status as ContentfulStatusCode);
+  return new Response(body, { status: response.status, headers });
 }
 
 const bodyOf = ({ kind, body }: WatchedBody): ReadableStream | ArrayBuffer | null =>
@@ -101,12 +143,12 @@ const bodyOf = ({ kind, body }: WatchedBody): ReadableStream | ArrayBuffer | nul
 async function forward(
   c: AppContext,
   raw: unknown,
-  { routable, record, sent }: Underway,
+  { routable, record, sent, headers }: Underway,
   routed: Routed,
 ): Promise<Response> {
   record.routed(routed);
   // Set before the backend is asked, so that its errors carry the decision too.
-  setHeaders(c, decisionHeaders(routed));
+  Object.assign(headers, decisionHeaders(routed));
   const body = JSON.stringify({
     ...(raw as object),
     ...(record.answerTokensMax === undefined ? {} : { max_tokens: record.answerTokensMax }),
@@ -132,15 +174,14 @@ async function forward(
     hold: holdOf(c),
     body,
   });
-  setHeaders(c, {
-    [HEADERS.serverTiming]: serverTiming(routed.timings, performance.now() - started_ms),
-    [BACKEND_HEADERS.backend]: id,
-  });
+  headers[HEADERS.serverTiming] = serverTiming(routed.timings, performance.now() - started_ms);
+  headers[BACKEND_HEADERS.backend] = id;
   return response;
 }
 
 export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> => {
-  const { services, caller } = c.var;
+  const services = c.get('services');
+  const caller = c.get('caller');
   return routeRequest(
     {
       ...services,
@@ -155,20 +196,19 @@ export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> =>
 };
 
 const recordParts = (c: AppContext): Pick<RecordParts, 'askBackends' | 'backendTimeout_ms'> => ({
-  askBackends: (path, timeout_ms) => c.var.services.backend.askAll(path, timeout_ms, holdOf(c)),
-  backendTimeout_ms: c.var.services.config.BACKEND_TIMEOUT_MS,
+  askBackends: (path, timeout_ms) => c.get('services').backend.askAll(path, timeout_ms, holdOf(c)),
+  backendTimeout_ms: c.get('services').config.BACKEND_TIMEOUT_MS,
 });
 
 /** What the backend says of the answer, and what it knows better than the edge: a custom mask's id and sparsity. */
 const PASSED = ['content-type', 'cache-control', 'retry-after', HEADERS.mask, HEADERS.sparsity];
 
-const passedHeaders = (headers: Headers): Record<string, string> =>
-  Object.fromEntries(
-    PASSED.flatMap((name) => {
-      const value = headers.get(name);
-      return value === null ? [] : [[name, value]];
-    }),
-  );
+function passHeaders(from: Headers, to: ReplyHeaders): void {
+  for (const name of PASSED) {
+    const value = from.get(name);
+    if (value !== null) to[name] = value;
+  }
+}
 
 export function setHeaders(c: AppContext, headers: Record<string, string>): void {
   for (const [name, value] of Object.entries(headers)) c.header(name, value);

@@ -3,16 +3,15 @@ import { Hono } from 'hono';
 import type { DryRun } from '../../shared/dry-run.ts';
 import type { SkippedLayers } from '../../shared/mask.ts';
 import { DENSE_MASK_ID, maskFromBits, skippedLayers } from '../../shared/mask.ts';
-import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
 import type { AppEnv } from '../context.ts';
 import { tenantOnly } from '../middleware/authenticate.ts';
-import { parse, readJson } from '../middleware/body.ts';
+import { readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
 import { requireModel } from '../services/admit.ts';
 import type { Decision } from '../services/route.ts';
 import { type RoutableBody, routeEcho } from '../services/routing.ts';
 import type { RoutingTable } from '../services/routing-table.ts';
-import { route, setHeaders } from './completions.ts';
+import { parseChat, parseCompletion, route, setHeaders } from './completions.ts';
 import { decisionHeaders } from './decision-headers.ts';
 
 export const dryRun = new Hono<AppEnv>()
@@ -41,9 +40,7 @@ export const dryRun = new Hono<AppEnv>()
 
 /** A body with `messages` is a chat, any other a completion. */
 function parseEither(raw: unknown): RoutableBody {
-  return typeof raw === 'object' && raw !== null && 'messages' in raw
-    ? { kind: 'chat', body: parse(chatRequestSchema, raw) }
-    : { kind: 'completion', body: parse(completionRequestSchema, raw) };
+  return typeof raw === 'object' && raw !== null && 'messages' in raw ? parseChat(raw) : parseCompletion(raw);
 }
 
 function skippedBy({ mask }: Decision, table: RoutingTable): SkippedLayers | null {
