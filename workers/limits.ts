@@ -26,6 +26,9 @@ export const EXPERIMENTS = { ...TABLE, entriesMax: 1, loadsMax: 1 } as const;
 /** More at a time would make every request walk a long list. */
 export const EXPERIMENTS_RUNNING_MAX = 100;
 
+/** A tenant's own: one tenant must not take the places of all. */
+export const TENANT_EXPERIMENTS_RUNNING_MAX = 10;
+
 /**
  * Keys and what their tenants may do. A change (a revocation, say) holds within 5 s in an isolate that can reach
  * D1: nothing older is answered without asking again. While D1 is down, keys seen before work for an hour, and at
@@ -84,6 +87,9 @@ export const ROUTE_SIMILARITY_MIN = -1;
 
 /** A row of D1 holds 2 MB, the other columns and the statement included. */
 export const MASK_SET_BYTES_MAX = 1_900_000;
+
+/** What a tenant's own administrators may store: D1 holds 10 GB, and all tenants are in it. */
+export const TENANT_ROOM = { keys: 10_000, experiments: 1_000, maskSets_bytes: 100_000_000 } as const;
 
 /** Deeper JSON than this is refused: parsers and serializers recurse. */
 export const JSON_DEPTH_MAX = 64;

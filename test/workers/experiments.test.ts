@@ -247,6 +247,26 @@ describe('two experiments', () => {
   });
 });
 
+it('a tenant starts ten of its own, and leaves the other places to others', async () => {
+  const { tenant } = await newTenant();
+  const { key } = await newKey({ tenant, kind: 'tenant_admin' });
+  const variants = ['a', 'b'].map((name) => ({ name, weight: 1, mask_set: 'dense' }));
+  const ids = Array.from({ length: 11 }, (_, i) => `${tenant}-in-${i}`);
+  const answers: number[] = [];
+  for (const [i, id] of ids.entries()) {
+    const regions = [{ country: `A${String.fromCharCode(65 + i)}` }];
+    await created(admin('POST', '/experiments', { id, variants, regions }, key));
+    answers.push((await act(id, 'start', key)).status);
+  }
+  expect(answers).toEqual([...Array(10).fill(200), 409]);
+  const other = await newTenant();
+  const { key: otherKey } = await newKey({ tenant: other.tenant, kind: 'tenant_admin' });
+  await created(admin('POST', '/experiments', { id: 'other', variants }, otherKey));
+  expect((await act('other', 'start', otherKey)).status).toBe(200);
+  await act(ids[0]!, 'stop', key);
+  expect((await act(ids[10]!, 'start', key)).status).toBe(200);
+});
+
 it('a malformed experiment is refused with the place', async () => {
   const variants = [
     { name: 'a', weight: 1, mask_set: 'dense' },

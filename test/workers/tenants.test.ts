@@ -1,4 +1,5 @@
 /** Tenants: what their keys may do, who may change that, and how soon it holds. */
+import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { ApiKey, CreatedKey, Tenant } from '../../shared/admin.ts';
 import { MODEL } from '../support/edge/constants.ts';
@@ -286,6 +287,18 @@ describe('one tenant', () => {
       ['DELETE', `/keys/${other.keyId}`, undefined, '404 not_found'],
       ['GET', `/mask-sets/${version}?tenant=${other.tenant}`, undefined, '403 forbidden'],
       ['GET', `/mask-sets/${version}`, undefined, '404 not_found'],
+      ['GET', `/mask-sets?tenant=${other.tenant}`, undefined, '403 forbidden'],
+      ['GET', `/keys?tenant=${other.tenant}`, undefined, '403 forbidden'],
+      ['GET', `/publications?tenant=${other.tenant}`, undefined, '403 forbidden'],
+      ['GET', `/publications/live?tenant=${other.tenant}`, undefined, '403 forbidden'],
+      ['POST', '/publications/rollback', { tenant: other.tenant }, '403 forbidden'],
+      ['GET', `/stats?tenant=${other.tenant}`, undefined, '403 forbidden'],
+      ['GET', `/traffic?tenant=${other.tenant}&version=${version}`, undefined, '403 forbidden'],
+      ['GET', `/experiments?tenant=${other.tenant}`, undefined, '403 forbidden'],
+      ['POST', '/keys', { name: 'x', tenant: other.tenant }, '403 forbidden'],
+      ['POST', `/mask-sets?tenant=${other.tenant}`, makeMaskSet('theirs'), '403 forbidden'],
+      ['GET', '/backends', undefined, '403 forbidden'],
+      ['GET', '/backends/default/jobs', undefined, '403 forbidden'],
       ['POST', '/publications', { version }, '404 not_found'],
       ['POST', '/publications', { version, tenant: own.tenant }, '404 not_found'],
     ];
@@ -312,6 +325,42 @@ describe('one tenant', () => {
       name: 'x',
       requests_per_day: 5,
     });
+  });
+
+  it('cannot fill the database: there is so much room for what it stores itself', async () => {
+    const { tenant, keyId } = await newTenant();
+    const { key } = await newKey({ tenant, kind: 'tenant_admin' });
+    await upload(makeMaskSet('fits'), tenant, key);
+    // As if it had stored as much as it may, of everything.
+    const { DB } = env;
+    await DB.batch([
+      DB.prepare('UPDATE mask_sets SET content_bytes = 99_999_900 WHERE owner = ?').bind(tenant),
+      DB.prepare(
+        `INSERT INTO api_keys (id, kind, tenant_id, name, prefix, sha256, created_at_ms)
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9998)
+        SELECT 'k_full_' || i, 'tenant', ?1, 'x', 'mr', 'hash-' || i, 1 FROM n`,
+      ).bind(tenant),
+      DB.prepare(
+        `INSERT INTO experiments (id, owner, definition, created_at_ms, revision, actor)
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)
+        SELECT 'full-' || i, ?1, '{}', 1, 0, 'x' FROM n`,
+      ).bind(tenant),
+    ]);
+    const variants = ['a', 'b'].map((name) => ({ name, weight: 1, mask_set: 'dense' }));
+    for (const [path, body] of [
+      ['/mask-sets', makeMaskSet('one-more')],
+      ['/keys', { name: 'one more' }],
+      [`/keys/${keyId}/rotate`, {}],
+      ['/experiments', { id: 'one-more', variants }],
+    ] as const) {
+      expect(await errorCode(admin('POST', path, body, key)), path).toBe('409 conflict');
+    }
+    // Its operator is not held to that, and others have their own room.
+    await created(admin('POST', '/keys', { name: 'by the operator', tenant }));
+    await upload(makeMaskSet('by-the-operator'), tenant);
+    const other = await newTenant();
+    const { key: otherKey } = await newKey({ tenant: other.tenant, kind: 'tenant_admin' });
+    await upload(makeMaskSet('another'), other.tenant, otherKey);
   });
 
   it('that is out of budget or floods slows nobody else', async () => {

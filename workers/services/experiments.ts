@@ -11,7 +11,7 @@ import {
   startExperiment,
   stopExperiment,
 } from '../db/experiments.ts';
-import { EXPERIMENTS_RUNNING_MAX } from '../limits.ts';
+import { EXPERIMENTS_RUNNING_MAX, TENANT_EXPERIMENTS_RUNNING_MAX } from '../limits.ts';
 import { d1 } from './d1.ts';
 import type { Hold } from './deadline.ts';
 import { checkPublishable, type PublishDependencies } from './publish.ts';
@@ -38,9 +38,7 @@ export async function start(
   const now_ms = Date.now();
   const times = startTimes(draft, now_ms);
   const seen = await d1(listStarted(db, now_ms));
-  if (seen.experiments.length >= EXPERIMENTS_RUNNING_MAX) {
-    throw new MaskrouteError('conflict', `${EXPERIMENTS_RUNNING_MAX} experiments run already; stop one.`);
-  }
+  requirePlace(draft.owner, seen.experiments);
   const scope = scopeOf({ ...draft, ...times });
   const other = seen.experiments.find((candidate) => overlap(scope, scopeOf(candidate)));
   if (other !== undefined) throw overlapping(draft, other);
@@ -53,6 +51,15 @@ export async function start(
   }
   await dependencies.experiments.refresh(hold).catch(() => {});
   return started;
+}
+
+/** Those that are still to start count as well: they are in every isolate's list. */
+function requirePlace(owner: string, started: readonly StoredExperiment[]): void {
+  const full = (most: number) => new MaskrouteError('conflict', `${most} experiments run already; stop one.`);
+  if (started.length >= EXPERIMENTS_RUNNING_MAX) throw full(EXPERIMENTS_RUNNING_MAX);
+  if (owner === DEFAULT_TENANT) return;
+  const own = started.filter((experiment) => experiment.owner === owner).length;
+  if (own >= TENANT_EXPERIMENTS_RUNNING_MAX) throw full(TENANT_EXPERIMENTS_RUNNING_MAX);
 }
 
 function startTimes({ id, definition: { starts_at, ends_at } }: StoredExperiment, now_ms: number) {

@@ -26,6 +26,7 @@ import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
 import { experimentResults } from '../../services/experiment-results.ts';
 import { start, stop } from '../../services/experiments.ts';
+import { requireRoom } from '../../services/tenant-room.ts';
 import { scopedTenant } from './scope.ts';
 
 export const experiments = new Hono<AppEnv>()
@@ -33,6 +34,7 @@ export const experiments = new Hono<AppEnv>()
     const { id, tenant, ...definition } = parse(createExperimentSchema, await readJson(c.req.raw));
     const owner = await scopedTenant(c, tenant);
     const checked = await checkDefinition(c, owner, definition);
+    await requireRoom(c.var.services.db, c.var.admin.tenant, 'experiments');
     const draft = { id, owner, definition: checked, createdAt_ms: Date.now(), actor: c.var.admin.actor };
     return answer(c, await d1(insertExperiment(c.var.services.db, draft)), 201);
   })

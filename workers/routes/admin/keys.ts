@@ -8,6 +8,7 @@ import { parse, readJson } from '../../middleware/body.ts';
 import { generateKey } from '../../services/api-keys.ts';
 import { d1 } from '../../services/d1.ts';
 import { randomHex } from '../../services/secrets.ts';
+import { requireRoom } from '../../services/tenant-room.ts';
 import { scopedTenant } from './scope.ts';
 
 const ID_RANDOM_BYTES = 8;
@@ -24,6 +25,7 @@ export const keys = new Hono<AppEnv>()
       throw new MaskrouteError('forbidden', 'This key administrates its own tenant only.');
     }
     const tenant = await scopedTenant(c, named);
+    await requireRoom(db, own, 'keys');
     const { key, sha256, prefix } = generateKey(kind);
     const id = newKeyId();
     const expiresAt_ms = expires_at === undefined ? null : Date.parse(expires_at);
@@ -44,6 +46,7 @@ export const keys = new Hono<AppEnv>()
     const { overlap_s, expires_at } = parse(rotateKeySchema, await readJson(c.req.raw));
     const old = await d1(findApiKeyById(db, c.req.param('id'), tenant));
     if (old === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    await requireRoom(db, tenant, 'keys');
     const { key, sha256, prefix } = generateKey(old.kind);
     const now_ms = Date.now();
     const rotated = await d1(

@@ -3,16 +3,18 @@ import { Hono } from 'hono';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import { maskSetSchema } from '../../../shared/mask-set.ts';
 import type { AppEnv } from '../../context.ts';
-import { findMaskSet, listMaskSets } from '../../db/mask-sets.ts';
+import { findMaskSet, listMaskSets, maskSetBytes } from '../../db/mask-sets.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
 import { storeMaskSet } from '../../services/store-mask-set.ts';
+import { requireRoom } from '../../services/tenant-room.ts';
 import { scopedTenant } from './scope.ts';
 
 export const maskSets = new Hono<AppEnv>()
   .post('/', async (c) => {
     const tenant = await scopedTenant(c, c.req.query('tenant'));
     const set = parse(maskSetSchema, await readJson(c.req.raw), 'invalid_mask_set');
+    await requireRoom(c.var.services.db, c.var.admin.tenant, 'maskSets_bytes', maskSetBytes(set));
     const { created, summary } = await storeMaskSet(c.var.services.db, tenant, set);
     return c.json(summary, created ? 201 : 200);
   })
