@@ -1,8 +1,8 @@
 /** Bodies that nobody would write: every one is answered with a reason, none with a server error. */
 import fc from 'fast-check';
 import { beforeAll, expect, it } from 'vitest';
-import { ADMIN_KEY } from '../support/edge/constants.ts';
-import { CHAT, call, errorCode, freshIsolate, goLive, makeMaskSet, newTenant } from './support/edge.ts';
+import { ADMIN_KEY, EDGE_URL } from '../support/edge/constants.ts';
+import { CHAT, call, chat, errorCode, freshIsolate, goLive, makeMaskSet, newTenant } from './support/edge.ts';
 import { limitedTenant } from './support/limits.ts';
 
 /** Called directly: the test runtime's own door gets slower with every request. */
@@ -15,7 +15,22 @@ beforeAll(async () => {
 });
 
 const RUNS = { numRuns: 200, endOnFailure: true };
-const json = fc.jsonValue({ maxDepth: 3 });
+/** Half a character, none at all, and names that every object has. */
+const strange = fc.constantFrom(
+  '\u0000',
+  'a\u0000b',
+  '\ud800',
+  'x\udfff',
+  '__proto__',
+  'constructor',
+  '.',
+  '..',
+);
+const json = fc.oneof(
+  { weight: 3, arbitrary: fc.jsonValue({ maxDepth: 3 }) },
+  { weight: 1, arbitrary: strange },
+  { weight: 1, arbitrary: fc.array(strange, { maxLength: 3 }) },
+);
 
 /** A valid object with some of its fields, at any depth, replaced or new ones added. */
 const damaged = (valid: object): fc.Arbitrary<unknown> =>
@@ -146,10 +161,65 @@ it('changes of a tenant', async () => {
     ...{ agreement_min: 0.5, requests_per_minute: 1, tokens_per_day: null },
   };
   const { tenant } = await limitedTenant({});
+  // So that there is something to be warned of.
+  await goLive('warned', tenant);
   await fc.assert(
     fc.asyncProperty(fc.oneof(json, damaged(valid)), async (body) => {
       const path = `/admin/v1/tenants/${tenant}`;
       await expectReason(await call('PATCH', path, { key: ADMIN_KEY, body: JSON.stringify(body) }, isolate));
+      expect((await call('GET', path, { key: ADMIN_KEY }, isolate)).status).toBe(200);
+    }),
+    RUNS,
+  );
+});
+
+it('ratings of a completion that is there', async () => {
+  const answer = await (await chat(key, {}, isolate)).json<{ id: string }>();
+  await fc.assert(
+    fc.asyncProperty(damaged({ id: answer.id, rating: 1, comment: 'x' }), async (body) => {
+      await expectReason(await call('POST', '/v1/feedback', { key, body: JSON.stringify(body) }, isolate));
+    }),
+    RUNS,
+  );
+});
+
+it('jobs for a backend that is not there', async () => {
+  const learn = { kind: 'learn', data: [{ upload: `data_${'0'.repeat(24)}` }], clusters: 2, sparsity: 0.1 };
+  const requests = fc.oneof(
+    fc.tuple(fc.constant(''), damaged({ ...learn, model: 'm', name: 'x', rows: 1, cost: 'time' })),
+    fc.tuple(fc.constant(`/job_${'0'.repeat(24)}/store`), damaged({ tenant: '' })),
+    fc.tuple(
+      fc.constantFrom('.', '..', 'job_', '%00', '__proto__').map((job) => `/${job}/cancel`),
+      json,
+    ),
+    fc.tuple(
+      fc.string({ unit: 'grapheme' }).map((name) => `/data?name=${encodeURIComponent(name)}`),
+      json,
+    ),
+  );
+  await fc.assert(
+    fc.asyncProperty(requests, async ([path, body]) => {
+      const route = `/admin/v1/backends/nobody/jobs${path}`;
+      await expectReason(await call('POST', route, { key: ADMIN_KEY, body: JSON.stringify(body) }, isolate));
+    }),
+    RUNS,
+  );
+});
+
+it('headers', async () => {
+  const value = fc.string({ unit: 'grapheme-ascii' });
+  const names = ['authorization', 'cookie', 'x-request-id', 'x-maskroute-deadline-ms', 'x-maskroute-csrf'];
+  const headers = fc.dictionary(fc.constantFrom(...names, 'origin', 'content-type', 'accept'), value);
+  const places = fc.constantFrom(
+    'GET /admin/v1/tenants',
+    'POST /v1/chat/completions',
+    'DELETE /dashboard/session',
+  );
+  await fc.assert(
+    fc.asyncProperty(places, headers, async (place, more) => {
+      const [method, path] = place.split(' ') as [string, string];
+      const body = method === 'POST' ? { body: CHAT } : {};
+      await expectReason(await call(method, path, { key, ...body, headers: more }, isolate));
     }),
     RUNS,
   );
@@ -172,12 +242,66 @@ it('queries and paths of the admin API', async () => {
     '/stats?tenant=',
     '/stats?from=',
     '/stats?step=',
+    '/traffic?tenant=',
+    '/traffic?version=',
+    '/backends/',
+    '/backends/nobody/jobs/',
   ];
   await fc.assert(
-    fc.asyncProperty(fc.constantFrom(...paths), fc.string({ unit: 'grapheme' }), async (path, text) => {
-      await expectReason(
-        await call('GET', `/admin/v1${path}${encodeURIComponent(text)}`, { key: ADMIN_KEY }, isolate),
-      );
+    fc.asyncProperty(
+      fc.constantFrom(...paths),
+      fc.oneof(fc.string({ unit: 'grapheme' }), fc.constantFrom('\u0000', '..', '__proto__')),
+      async (path, text) => {
+        await expectReason(
+          await call('GET', `/admin/v1${path}${encodeURIComponent(text)}`, { key: ADMIN_KEY }, isolate),
+        );
+      },
+    ),
+    RUNS,
+  );
+});
+
+it('changes by path', async () => {
+  const places = fc.constantFrom(
+    'DELETE /keys/',
+    'DELETE /experiments/',
+    'DELETE /backends/',
+    'PATCH /tenants/',
+    'PATCH /backends/',
+  );
+  await fc.assert(
+    fc.asyncProperty(places, fc.string({ unit: 'grapheme', minLength: 1 }), async (place, id) => {
+      const [method, path] = place.split(' ') as [string, string];
+      const body = method === 'PATCH' ? { body: { enabled: false } } : {};
+      const route = `/admin/v1${path}${encodeURIComponent(id)}`;
+      await expectReason(await call(method, route, { key: ADMIN_KEY, ...body }, isolate));
+    }),
+    RUNS,
+  );
+});
+
+// The last two: backends that are made here are real to what comes after, and guessed keys are counted.
+it('the registry of backends', async () => {
+  const valid = { url: 'http://127.0.0.1:9', regions: ['EU'], weight: 1, enabled: false };
+  const requests = fc.oneof(
+    fc.tuple(fc.constant('POST'), fc.constant(''), fc.oneof(json, damaged({ id: 'fuzzed', ...valid }))),
+    fc.tuple(fc.constant('PATCH'), fc.constant('/fuzzed'), fc.oneof(json, damaged(valid))),
+  );
+  await fc.assert(
+    fc.asyncProperty(requests, async ([method, path, body]) => {
+      const route = `/admin/v1/backends${path}`;
+      await expectReason(await call(method, route, { key: ADMIN_KEY, body: JSON.stringify(body) }, isolate));
+    }),
+    RUNS,
+  );
+});
+
+it('logging in', async () => {
+  const origin = { headers: { origin: EDGE_URL, 'sec-fetch-site': 'same-origin' } };
+  await fc.assert(
+    fc.asyncProperty(fc.oneof(json, damaged({ key: 'x' })), async (body) => {
+      const said = call('POST', '/dashboard/session', { body: JSON.stringify(body), ...origin }, isolate);
+      await expectReason(await said);
     }),
     RUNS,
   );
