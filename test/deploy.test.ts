@@ -156,7 +156,8 @@ describe('the image of the backend', () => {
 
 describe('wrangler.toml', () => {
   type Environment = Record<string, unknown> & { readonly vars: object };
-  const top = parseToml(readFileSync('wrangler.toml', 'utf8')) as Environment;
+  const text = readFileSync('wrangler.toml', 'utf8');
+  const top = parseToml(text) as Environment;
   const env = top.env as Record<string, Environment>;
   /** Bindings are not inherited: one that an environment forgets is missing only once it is deployed. */
   const bindings = (value: unknown): string[] => {
@@ -171,11 +172,29 @@ describe('wrangler.toml', () => {
 
   const withoutEnvironments = { ...top, env: undefined };
 
+  /** What the worker uses, by its own declaration. */
+  const NETWORK = 'BACKEND_NETWORK';
+  const platform = /DurableObjectNamespace|D1Database|Fetcher|TextEmbedding|RateLimit|Queue|AnalyticsEngine/;
+  const used = [...readFileSync('workers/env.ts', 'utf8').matchAll(/^ {2}readonly ([A-Z_]+)\??: (.+);$/gm)]
+    .filter(([, , type]) => platform.test(type!))
+    .map(([, name]) => name!);
+
+  test('makes the class of every Durable Object, and the worker exports it', () => {
+    const classes = (top.durable_objects as { bindings: { class_name: string }[] }).bindings;
+    const made = (top.migrations as { new_sqlite_classes: string[] }[]).flatMap(
+      (one) => one.new_sqlite_classes,
+    );
+    const names = classes.map(({ class_name }) => class_name);
+    expect(made.toSorted()).toEqual(names.toSorted());
+    const worker = readFileSync('workers/index.ts', 'utf8');
+    for (const name of names) expect(worker).toMatch(new RegExp(`export \\{[^}]*\\b${name}\\b`));
+  });
+
   test.each(Object.keys(env))('%s declares every binding, and its own state', (name) => {
     expect(bindings(env[name])).toEqual(expect.arrayContaining(bindings(withoutEnvironments)));
-    expect(bindings(withoutEnvironments)).toEqual(
-      expect.arrayContaining(['DB', 'ASSETS', 'BUDGETS', 'EVENTS']),
-    );
+    // Workers AI and a private network need an account: environments declare the one and name the other.
+    expect(bindings(env[name]).toSorted()).toEqual([...used].filter((one) => one !== NETWORK).toSorted());
+    expect(text).toContain(`# [[env.${name}.vpc_networks]]\n# binding = "${NETWORK}"`);
     const database = (environment: Environment) =>
       (environment.d1_databases as { database_name: string }[])[0]!.database_name;
     expect(database(env[name]!)).not.toBe(database(top));
