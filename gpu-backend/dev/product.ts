@@ -14,12 +14,15 @@ import type { EdgeOptions } from './edge.ts';
 import { lockHome } from './home-lock.ts';
 import { type DevKeys, loadOrCreateKeys, saveKeys } from './keys.ts';
 import { expectFreePort } from './ports.ts';
-import { ensureApiKey, ensurePreset } from './seed.ts';
+import { ensureApiKey, ensurePreset, ensureStored } from './seed.ts';
 import { type Supervised, supervise } from './supervise.ts';
 import { waitReady } from './wait-ready.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
-const PRESET_FILE = path.join(PROJECT_FOLDER, 'gpu-backend/presets', DEFAULT_MODEL, 'mask-set.json');
+const PRESETS_FOLDER = path.join(PROJECT_FOLDER, 'gpu-backend/presets', DEFAULT_MODEL);
+/** What a fresh start makes live, and what it only stores, for the operator to activate. */
+const LIVE_PRESET = path.join(PRESETS_FOLDER, 'mask-set.json');
+const STORED_PRESET = path.join(PRESETS_FOLDER, 'mask-set-25.json');
 const READY_WITHIN_ms = 60_000;
 /** Longer than a backend takes to finish what runs, or to end it. */
 const BACKEND_STOP_ms = 60_000;
@@ -139,10 +142,12 @@ async function seed({ home, say }: ProductOptions, keys: DevKeys, edgeUrl: strin
   const client = createAdminClient(edgeUrl, keys.adminKey);
   const apiKey = await ensureApiKey(client, keys.apiKey);
   if (apiKey !== keys.apiKey) await saveKeys(home, { ...keys, apiKey });
-  const preset = await ensurePreset(client, await readMaskSet(PRESET_FILE));
+  const preset = await ensurePreset(client, await readMaskSet(LIVE_PRESET));
   if (preset === 'kept_other') say('A mask set other than the preset is live, and stays live.');
   if (preset === 'other_model') {
     say(`The preset mask set is for other weights than these of ${DEFAULT_MODEL}; requests run dense.`);
+  } else {
+    await ensureStored(client, await readMaskSet(STORED_PRESET));
   }
   return apiKey;
 }

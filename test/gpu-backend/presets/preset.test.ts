@@ -12,11 +12,18 @@ import { nearestCentroid, packCentroids } from '../../../shared/route.ts';
 
 const folder = new URL(`../../../gpu-backend/presets/${DEFAULT_MODEL}/`, import.meta.url);
 const json = async (name: string) => JSON.parse(await readFile(new URL(name, folder), 'utf8'));
-const set = maskSetSchema.parse(await json('mask-set.json'));
 const table = fileURLToPath(new URL('surrogates.safetensors', folder));
 const encoder = loadStaticEncoder(await readFile(STATIC_TABLE_PATH));
 
-describe('the preset', () => {
+const readSet = async (name: string) => maskSetSchema.parse(await json(name));
+const set = await readSet('mask-set.json');
+
+describe.each([
+  ['mask-set.json', 'report.json', 8],
+  ['mask-set-25.json', 'report-25.json', 15],
+])('the preset %s', async (file, report, skipped) => {
+  const set = await readSet(file);
+
   it('is for the default model and the static encoder that ships', () => {
     expect(set.model.hash).toBe(DEFAULT_MODEL_HASH);
     expect(set.encoder).toEqual(encoder.spec);
@@ -26,26 +33,37 @@ describe('the preset', () => {
     expect(set.surrogates).toBe(surrogatesIdOf(await sha256OfFiles([table])));
   });
 
-  it('has 8 clusters at 12.5 % of the blocks, none with half of the traffic', () => {
+  it(`has 8 clusters with ${skipped} of 60 blocks out, none with half of the traffic`, () => {
     expect(set.clusters).toHaveLength(8);
     for (const cluster of set.clusters) {
-      expect(clusterSparsity(set, cluster)).toBeCloseTo(8 / 60, 10);
+      expect(clusterSparsity(set, cluster)).toBeCloseTo(skipped / 60, 10);
       expect(cluster.share).toBeLessThan(0.5);
     }
     expect(set.clusters.reduce((sum, { share }) => sum + share, 0)).toBeCloseTo(1, 9);
   });
 
-  it('comes with the report of the same run, the table of surrogates, and nothing else', async () => {
-    expect((await json('report.json')).version).toBe(maskSetVersion(set));
+  it('comes with the report of the same run', async () => {
+    expect((await json(report)).version).toBe(maskSetVersion(set));
+  });
+});
+
+describe('the presets', () => {
+  it('are two sets, their reports, the table of surrogates, where prompts go, and nothing else', async () => {
     expect((await readdir(folder)).sort()).toEqual([
       'clusters.json',
+      'mask-set-25.json',
       'mask-set.json',
+      'report-25.json',
       'report.json',
       'surrogates.safetensors',
     ]);
   });
 
-  it('sends different kinds of prompt to different clusters', async () => {
+  it('have names of their own', async () => {
+    expect((await readSet('mask-set-25.json')).name).not.toBe(set.name);
+  });
+
+  it('send different kinds of prompt to different clusters', async () => {
     const prompts = [
       'Natalia sold clips to 48 of her friends in April, and half as many in May. How many did she sell altogether?',
       'Write a function to find the similar elements from the given two tuple lists.',
