@@ -1,6 +1,6 @@
 /**
- * A database of the first release meets today's edge: every later migration runs over its rows, none is lost, and
- * the edge goes on with its tenants, keys and what was live.
+ * A database of the first release meets today's edge, by way of one that counted before there were quantiles: every later
+ * migration runs over its rows, none is lost, and the edge goes on with its tenants, keys, what was live and its counts.
  */
 import { createHash } from 'node:crypto';
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
@@ -14,11 +14,14 @@ import { type AdminClient, createAdminClient } from '../../../gpu-backend/public
 import { readMaskSet } from '../../../gpu-backend/publication/mask-set-file.ts';
 import { livePublication, publicationHistory, rollBack } from '../../../gpu-backend/publication/publish.ts';
 import { apiKeySchema, listSchema, tenantSchema } from '../../../shared/admin.ts';
+import { statsSchema } from '../../../shared/admin-stats.ts';
+import { experimentResultsSchema } from '../../../shared/experiment-results.ts';
 import { maskSetSchema, maskSetVersion } from '../../../shared/mask-set.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
 const TENANT_KEY = 'mr_live_of-the-first-release-0123456789';
 const FIRST = '0000_first.sql';
+const QUANTILES = '0007_quantiles.sql';
 const PRESET = path.resolve('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');
 const THEN_ms = Date.UTC(2026, 0, 1);
 
@@ -122,23 +125,91 @@ async function oldRows(): Promise<Record<string, Row[]>> {
   };
 }
 
-test('later migrations keep every row of the first release, and the edge goes on with them', async () => {
-  const before = await oldRows();
-  const firstOnly = path.join(folder, 'migrations');
-  mkdirSync(firstOnly);
-  cpSync(path.join('migrations', FIRST), path.join(firstOnly, FIRST));
-  await withDatabase(async (database) => {
-    expect(await applyMigrations(database, firstOnly)).toEqual([FIRST]);
-    for (const [table, rows] of Object.entries(before)) {
-      for (const row of rows) {
-        const columns = Object.keys(row);
-        const sql = `INSERT INTO ${table} (${columns}) VALUES (${columns.map(() => '?')})`;
-        await database
-          .prepare(sql)
-          .bind(...Object.values(row))
-          .run();
-      }
+/** What a release without quantiles had counted: ten requests of an experiment's variant, one of them not yet added up. */
+function countedRows(): Record<string, Row[]> {
+  const variants = ['a', 'b'].map((name) => ({ name, weight: 1, mask_set: 'dense' }));
+  const definition = JSON.stringify({ variants, tenants: ['old'], models: ['another'] });
+  const of = { experiment: 'before', variant: 'a', region: 'local' };
+  const seen = {
+    ...{
+      tenant: 'old',
+      model: 'smollm2-135m-instruct',
+      version: '',
+      cluster: -1,
+      mask: 'dense',
+      sparsity: 0,
+    },
+    ...{ fallback: 'none', ...of },
+  };
+  const sums = {
+    ...{ requests: 10, errors: 1, ttft_count: 9, ttft_sum: 90, ttft_sq: 900, tpot_count: 9, tpot_sum: 45 },
+    ...{ tpot_sq: 225, prompt_tokens: 100, completion_tokens: 50, completion_tokens_sq: 250, ratings: 1 },
+    ...{ ratings_up: 1, agreement_count: 0, agreement_sum: 0, agreement_sq: 0 },
+  };
+  const minute = Math.floor(Date.now() / 60_000) - 10;
+  const event = {
+    ...{
+      id: 'e_1',
+      batch: 'b_1',
+      created_at_ms: minute * 60_000,
+      day: '2026-01-01',
+      key_id: 'k_old',
+      ...seen,
+    },
+    ...{
+      requests: 1,
+      errors: 0,
+      failures: 0,
+      ttft_ms: 10,
+      tpot_ms: 5,
+      prompt_tokens: 10,
+      completion_tokens: 5,
+    },
+  };
+  const started = {
+    starts_at_ms: THEN_ms,
+    ends_at_ms: null,
+    stopped_at_ms: null,
+    revision: 1,
+    actor: 'root',
+  };
+  return {
+    experiments: [{ id: 'before', owner: '', definition, created_at_ms: THEN_ms, ...started }],
+    events: [event],
+    outcomes: [{ minute, ...seen, ...sums }],
+    variant_outcomes: [{ ...of, ...sums }],
+  };
+}
+
+async function insert(database: OldDatabase, tables: Record<string, Row[]>): Promise<void> {
+  for (const [table, rows] of Object.entries(tables)) {
+    for (const row of rows) {
+      const columns = Object.keys(row);
+      const sql = `INSERT INTO ${table} (${columns}) VALUES (${columns.map(() => '?')})`;
+      await database
+        .prepare(sql)
+        .bind(...Object.values(row))
+        .run();
     }
+  }
+}
+
+test('later migrations keep every row of the first release, and the edge goes on with them', async () => {
+  const first = await oldRows();
+  const counted = countedRows();
+  const before = { ...first, ...counted };
+  const some = path.join(folder, 'migrations');
+  mkdirSync(some);
+  const files = readdirSync('migrations').filter((name) => name.endsWith('.sql'));
+  await withDatabase(async (database) => {
+    cpSync(path.join('migrations', FIRST), path.join(some, FIRST));
+    expect(await applyMigrations(database, some)).toEqual([FIRST]);
+    await insert(database, first);
+    for (const name of files.filter((name) => name < QUANTILES)) {
+      cpSync(path.join('migrations', name), path.join(some, name));
+    }
+    await applyMigrations(database, some);
+    await insert(database, counted);
   });
 
   const edge: Edge = await startEdge({
@@ -155,10 +226,7 @@ test('later migrations keep every row of the first release, and the edge goes on
 
   await withDatabase(async (database) => {
     const applied = await database.prepare('SELECT name FROM d1_migrations ORDER BY id').all();
-    const files = readdirSync('migrations')
-      .filter((name) => name.endsWith('.sql'))
-      .sort();
-    expect(applied.results.map((row) => (row as { name: string }).name)).toEqual(files);
+    expect(applied.results.map((row) => (row as { name: string }).name)).toEqual(files.toSorted());
     for (const [table, rows] of Object.entries(before).filter(([table]) => table !== 'live')) {
       const { results } = await database.prepare(`SELECT * FROM ${table}`).all();
       for (const row of rows) expect(results, table).toContainEqual(expect.objectContaining(row));
@@ -180,6 +248,12 @@ async function goesOn(client: AdminClient, edge: string): Promise<void> {
   const routed = await fetch(`${edge}/v1/route`, { method: 'POST', headers, body: JSON.stringify(body) });
   expect(routed.status).toBe(200);
   expect(await routed.json()).toMatchObject({ maskroute: { mask_set: 'another' } });
+
+  const stats = await client.request({ method: 'GET', path: '/stats?tenant=old' }, statsSchema);
+  expect(stats.routing.reduce((sum, { requests }) => sum + requests, 0)).toBe(10);
+  const results = { method: 'GET', path: '/experiments/before/results' } as const;
+  const { variants } = await client.request(results, experimentResultsSchema);
+  expect(variants[0]!.figures).toMatchObject({ requests: 10, ttft_ms: 10, ttft_quantiles_ms: null });
 
   const [newest, first] = await publicationHistory(client, '');
   expect((await livePublication(client, ''))?.version).toBe(newest!.version);
