@@ -6,8 +6,14 @@ import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
 import { STATIC_TABLE_PATH } from '../../../gpu-backend/calibration/encoders.ts';
 import { EMBED_CHARS_MAX } from '../../../shared/embedding/encoder.ts';
+import { normalise } from '../../../shared/embedding/pool.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
-import { STATIC_TABLE_BYTES_MAX, verifyStaticTable } from '../../../shared/embedding/static-table.ts';
+import {
+  parseStaticTable,
+  STATIC_TABLE_BYTES_MAX,
+  verifyStaticTable,
+} from '../../../shared/embedding/static-table.ts';
+import { loadWordPiece } from '../../../shared/embedding/wordpiece.ts';
 import golden from '../../support/static-golden.json' with { type: 'json' };
 
 const bytes = await readFile(STATIC_TABLE_PATH);
@@ -34,6 +40,25 @@ describe('the static encoder that ships', () => {
     vector.forEach((value, i) => {
       expect(found[i]).toBeCloseTo(value, 6);
     });
+  });
+
+  it('sums token by token, to the last bit, however many there are', async () => {
+    const { dimensions, scales, vectors, vocabulary } = parseStaticTable(bytes);
+    const tokenizer = loadWordPiece(vocabulary);
+    const words = golden.rows
+      .map(({ text }) => text)
+      .join(' ')
+      .split(' ');
+    for (let count = 1; count < Math.min(words.length, 70); count++) {
+      const text = words.slice(0, count).join(' ');
+      const sum = new Float32Array(dimensions);
+      for (const id of tokenizer.tokenIds(text.slice(0, EMBED_CHARS_MAX))) {
+        sum.forEach((before, i) => {
+          sum[i] = before + scales[id]! * vectors[id * dimensions + i]!;
+        });
+      }
+      expect(await embed(text)).toEqual(normalise(sum));
+    }
   });
 
   it('puts prompts of a kind nearer to each other than to another kind', async () => {
