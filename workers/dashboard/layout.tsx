@@ -1,5 +1,5 @@
 /** The frame around every page: who is logged in, which tenant is looked at, where one can go. */
-import { useEffect, useRef, useState } from 'preact/hooks';
+import { useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { Link, Route, Switch, useLocation } from 'wouter-preact';
 import { listSchema, tenantSchema } from '../../shared/admin.ts';
 import type { Session } from '../../shared/dashboard.ts';
@@ -51,13 +51,16 @@ function Navigation({ isGlobal }: { readonly isGlobal: boolean }) {
   );
 }
 
-/** The heading takes the focus when the page changes, so that a screen reader says where one is. */
+/**
+ * The heading takes the focus when the page changes, so that a screen reader says where one is; before it is painted, so
+ * that nobody meets the new heading with the old title and focus.
+ */
 function Content() {
   const [location] = useLocation();
   const heading = useRef<HTMLHeadingElement>(null);
   const first = useRef(true);
   const title = PAGES.find((page) => page.path === location)?.title ?? 'Not found';
-  useEffect(() => {
+  useLayoutEffect(() => {
     document.title = `${title} · Maskroute`;
     if (!first.current) heading.current?.focus();
     first.current = false;
