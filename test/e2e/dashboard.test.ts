@@ -25,7 +25,8 @@ beforeAll(async () => {
   product = await start(home);
   client = createAdminClient(product.dev.edge, product.dev.adminKey);
   browser = await openBrowser();
-  context = await browser.newContext({ viewport: { width: 1400, height: 900 } });
+  // Colours that are on their way to others are no colours to judge: no transitions.
+  context = await browser.newContext({ viewport: { width: 1400, height: 900 }, reducedMotion: 'reduce' });
   context.setDefaultTimeout(20_000);
   page = await context.newPage();
   complaints = complaintsOf(page);
