@@ -5,16 +5,18 @@
 import { mkdir, rename } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { DEFAULT_TENANT } from '../../shared/admin.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { readMaskSet } from '../publication/mask-set-file.ts';
+import { storeMaskSet } from '../publication/publish.ts';
 import type { BackendConfig } from './backend-process.ts';
 import { type DevFile, removeDevFile, writeDevFile } from './dev-file.ts';
 import type { EdgeOptions } from './edge.ts';
 import { lockHome } from './home-lock.ts';
 import { type DevKeys, loadOrCreateKeys, saveKeys } from './keys.ts';
 import { expectFreePort } from './ports.ts';
-import { ensureApiKey, ensurePreset, ensureStored } from './seed.ts';
+import { ensureApiKey, ensurePreset } from './seed.ts';
 import { type Supervised, supervise } from './supervise.ts';
 import { waitReady } from './wait-ready.ts';
 
@@ -147,7 +149,7 @@ async function seed({ home, say }: ProductOptions, keys: DevKeys, edgeUrl: strin
   if (preset === 'other_model') {
     say(`The preset mask set is for other weights than these of ${DEFAULT_MODEL}; requests run dense.`);
   } else {
-    await ensureStored(client, await readMaskSet(STORED_PRESET));
+    await storeMaskSet(client, await readMaskSet(STORED_PRESET), DEFAULT_TENANT);
   }
   return apiKey;
 }

@@ -60,11 +60,6 @@ export async function ensurePreset(
   }
 }
 
-/** Stores a set that is not live yet, so that a click can activate it. */
-export async function ensureStored(client: AdminClient, set: MaskSet): Promise<void> {
-  await client.request({ method: 'POST', path: '/mask-sets', body: set }, maskSetSummarySchema);
-}
-
 async function nameOf(client: AdminClient, version: string): Promise<string | undefined> {
   const { data } = await client.request(
     { method: 'GET', path: '/mask-sets' },

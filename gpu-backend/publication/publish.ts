@@ -35,10 +35,7 @@ export async function publishMaskSet(
   const { tenant, activate, schedule } = options;
   const version = maskSetVersion(set);
   const live = await livePublication(client, tenant);
-  await client.request(
-    { method: 'POST', path: `/mask-sets${tenantQuery(tenant)}`, body: set },
-    maskSetSummarySchema,
-  );
+  await storeMaskSet(client, set, tenant);
   // One that only some see yet goes live for everyone, or by another schedule.
   if (live?.version === version && live.share === 1) {
     return { version, state: 'already_live', replacedVersion: null };
@@ -53,6 +50,14 @@ export async function publishMaskSet(
   const isGradual = publication.rollout.length > 0 || publication.activate_at > publication.created_at;
   const state = isGradual ? 'scheduled' : 'activated';
   return { version, state, replacedVersion: publication.replaced_version };
+}
+
+/** Not live yet; the same set again is the same. @throws MaskrouteError as the edge words it. */
+export async function storeMaskSet(client: AdminClient, set: MaskSet, tenant: string): Promise<void> {
+  await client.request(
+    { method: 'POST', path: `/mask-sets${tenantQuery(tenant)}`, body: set },
+    maskSetSummarySchema,
+  );
 }
 
 /** Makes the version live that was live before. @throws MaskrouteError `conflict` when nothing came before. */

@@ -5,12 +5,11 @@
 import { z } from 'zod';
 import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/errors.ts';
 import { HEADERS } from '../../shared/protocol.ts';
-import { importTokenKey, signToken, TOKEN_LIFETIME_s, type TokenKey } from '../../shared/service-token.ts';
 import { JOBS, RETRY_AFTER_s } from '../limits.ts';
 import type { Send } from './backends/network.ts';
-import { readBounded } from './bounded.ts';
+import { createSigner } from './backends/token.ts';
+import { parseOrNull, readBounded } from './bounded.ts';
 import { log, reasonOf } from './log.ts';
-import { randomHex } from './secrets.ts';
 
 export type JobQuestion = {
   /** The address of the backend. */
@@ -32,15 +31,7 @@ export interface BackendJobs {
 }
 
 export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs {
-  let tokenKey: Promise<TokenKey> | undefined;
-  const token = async (url: string): Promise<string> => {
-    tokenKey ??= importTokenKey(backendKey);
-    const issuedAt_s = Math.floor(Date.now() / 1000);
-    return await signToken(await tokenKey, {
-      ...{ tenant: '', edge: '', audience: url, scope: 'jobs', nonce: randomHex(16) },
-      ...{ issuedAt_s, expiresAt_s: issuedAt_s + TOKEN_LIFETIME_s },
-    });
-  };
+  const sign = createSigner(backendKey);
 
   /** Answers of success only. `stream`: the time is for its headers, not for the upload or the events. */
   const send = async (question: JobQuestion, isOpen: boolean): Promise<Response> => {
@@ -51,7 +42,7 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
       response = await sendTo(`${url}/v1/jobs${path}`, {
         method,
         headers: {
-          authorization: `Bearer ${await token(url)}`,
+          authorization: `Bearer ${await sign({ tenant: '', edge: '', audience: url, scope: 'jobs' })}`,
           'accept-encoding': 'identity',
           [HEADERS.requestId]: requestId,
           ...(body === undefined ? {} : { 'content-type': type }),
@@ -112,12 +103,4 @@ async function refusal(response: Response, requestId: string): Promise<Maskroute
 function useless(requestId: string, reason: string): MaskrouteError {
   log('error', 'jobs_answer_useless', { request_id: requestId, reason });
   return new MaskrouteError('backend_error', 'The backend gave an answer that cannot be used.');
-}
-
-function parseOrNull(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
 }

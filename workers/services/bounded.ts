@@ -39,3 +39,12 @@ export async function drain(body: ReadableStream<Uint8Array> | null, bytesMax: n
   }
   await reader.cancel();
 }
+
+/** JSON that somebody else wrote; null for what is none, which every schema of ours refuses. */
+export function parseOrNull(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}

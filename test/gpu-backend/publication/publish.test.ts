@@ -7,10 +7,15 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
-import { ensurePreset, ensureStored } from '../../../gpu-backend/dev/seed.ts';
+import { ensurePreset } from '../../../gpu-backend/dev/seed.ts';
 import { type AdminClient, createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
 import { readMaskSet } from '../../../gpu-backend/publication/mask-set-file.ts';
-import { livePublication, publishMaskSet, rollBack } from '../../../gpu-backend/publication/publish.ts';
+import {
+  livePublication,
+  publishMaskSet,
+  rollBack,
+  storeMaskSet,
+} from '../../../gpu-backend/publication/publish.ts';
 import { parseSchedule } from '../../../gpu-backend/publication/schedule.ts';
 import { listSchema, maskSetSummarySchema } from '../../../shared/admin.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
@@ -155,8 +160,8 @@ describe('the preset of a fresh start', () => {
   test('comes with a set that is stored, again and again, and never made live', async () => {
     const before = await liveVersion();
     const stored = maskSet('sparser-preset', 1);
-    await ensureStored(client, stored);
-    await ensureStored(client, stored);
+    await storeMaskSet(client, stored, '');
+    await storeMaskSet(client, stored, '');
     const { data } = await client.request(
       { method: 'GET', path: '/mask-sets' },
       listSchema(maskSetSummarySchema),

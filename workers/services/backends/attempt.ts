@@ -4,7 +4,7 @@ import { BACKEND_HEADERS } from '../../../shared/backends.ts';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import { HEADERS } from '../../../shared/protocol.ts';
 import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../../limits.ts';
-import { readBounded } from '../bounded.ts';
+import { parseOrNull, readBounded } from '../bounded.ts';
 import { log, reasonOf } from '../log.ts';
 import type { Send } from './network.ts';
 
@@ -151,12 +151,4 @@ async function refusal(response: Response): Promise<string> {
   const said = errorBodySchema.safeParse(text === null ? null : parseOrNull(text));
   const why = said.success ? `${said.data.error.code}: ${said.data.error.message}` : 'without a reason';
   return `it refused the credentials of the edge (${why}): compare BACKEND_KEY, MASKROUTE_BACKEND_URL, clocks`;
-}
-
-function parseOrNull(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
 }

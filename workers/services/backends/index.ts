@@ -1,6 +1,5 @@
 /** The backends of one isolate, wired: registry, what was learned of each, signed tokens, and the pool over them. */
 import { type BackendEntry, loadReportSchema } from '../../../shared/backends.ts';
-import { importTokenKey, signToken, TOKEN_LIFETIME_s, type TokenKey } from '../../../shared/service-token.ts';
 import { type BackendRow, listBackends } from '../../db/backends.ts';
 import { type Database, isoTimeOrNull } from '../../db/client.ts';
 import type { Config } from '../../env.ts';
@@ -8,12 +7,12 @@ import { LOAD_PROBE } from '../../limits.ts';
 import { readBounded } from '../bounded.ts';
 import type { Hold } from '../deadline.ts';
 import { log, reasonOf } from '../log.ts';
-import { randomHex } from '../secrets.ts';
 import { attempt, type BackendRequest } from './attempt.ts';
 import type { Send } from './network.ts';
 import { type Backends, createBackends } from './pool.ts';
 import { createRegistry } from './registry.ts';
 import { type LiveBackend, type Observed, observe } from './state.ts';
+import { createSigner } from './token.ts';
 
 export interface BackendPool extends Backends {
   /** Every enabled backend is asked the same; what they answer with success, as JSON. Rejects when none does. */
@@ -47,7 +46,9 @@ export function createBackendPool(
     return rows;
   };
 
-  const token = signer(config.BACKEND_KEY);
+  const sign = createSigner(config.BACKEND_KEY);
+  const token = ({ tenant, edge }: BackendRequest, { url }: LiveBackend): Promise<string> =>
+    sign({ tenant, edge, audience: url });
   const askOne = async (backend: LiveBackend, path: string, timeout_ms: number): Promise<unknown> => {
     const { signal } = new AbortController();
     const requestId = `edge_${crypto.randomUUID()}`;
@@ -138,21 +139,4 @@ function modelIds(answer: unknown): ReadonlySet<string> | undefined {
   const data = (answer as { data?: unknown } | null)?.data;
   if (!Array.isArray(data)) return undefined;
   return new Set(data.map((entry) => String((entry as { id?: unknown } | null)?.id)));
-}
-
-/** Importing the key costs more than signing, so it is done once. */
-function signer(backendKey: string) {
-  let tokenKey: Promise<TokenKey> | undefined;
-  return async (request: BackendRequest, backend: LiveBackend): Promise<string> => {
-    tokenKey ??= importTokenKey(backendKey);
-    const issuedAt_s = Math.floor(Date.now() / 1000);
-    return await signToken(await tokenKey, {
-      tenant: request.tenant,
-      issuedAt_s,
-      expiresAt_s: issuedAt_s + TOKEN_LIFETIME_s,
-      nonce: randomHex(16),
-      edge: request.edge,
-      audience: backend.url,
-    });
-  };
 }
