@@ -16,7 +16,7 @@ export type LearnedGates = {
   readonly logAlphas: readonly number[];
   readonly curve: TrainingState['history'];
   readonly best: FoundMask;
-  /** Mean cost of gates as training draws them, on the text that `best` has its cost on. */
+  /** Mean cost of gates as training draws them, on the text that `best` has its cost on: the beginning of the search's. */
   readonly stochastic: number;
 };
 
@@ -51,7 +51,7 @@ export async function learnGates(
   }
   const found: FoundMask[] = [];
   for (const mask of masksByScore(logAlphas, budget, COUNTS_TRIED)) {
-    found.push({ mask, cost: await on.ofMask(mask) });
+    found.push({ mask, cost: await on.atAGlance(mask) });
   }
   const best = found.reduce((least, one) => (one.cost < least.cost ? one : least));
   return { logAlphas, curve: history, best, stochastic };

@@ -64,7 +64,8 @@ async function learnClusters(context: LearnMasksContext, one: LearnedMask): Prom
     context.onStage('masks', cluster);
     const rows = isScorable(context, search) ? search : everybody.search;
     const name = nameOf(context, cluster);
-    searches.push(await searchClusterMask(bench, name, rows, one.mask, one.search.worth, effort.cluster));
+    const starts: [Mask, ...Mask[]] = [one.mask, ...searches.map(lastMask)];
+    searches.push(await searchClusterMask(bench, name, rows, starts, one.search.worth, effort.cluster));
   }
   const clusters: LearnedMask[] = [];
   for (const [cluster, { choice }] of groups.entries()) {
@@ -88,11 +89,14 @@ async function learnOne({ bench, prompts, effort }: LearnMasksContext): Promise<
 
 /** The mask for everybody, which wins ties; the cluster's own; and the best that other clusters found. */
 function proposalsFor(cluster: number, one: Mask, searches: readonly MaskSearch[]): Proposal[] {
-  const others = searches.flatMap(({ proposals }, other) =>
-    other === cluster ? [] : [{ source: `cluster ${other}`, mask: proposals.at(-1)!.mask }],
+  const others = searches.flatMap((search, other) =>
+    other === cluster ? [] : [{ source: `cluster ${other}`, mask: lastMask(search) }],
   );
   return [{ source: 'one mask', mask: one }, ...searches[cluster]!.proposals, ...others];
 }
+
+/** The best of a search, by its own text. */
+const lastMask = ({ proposals }: MaskSearch): Mask => proposals.at(-1)!.mask;
 
 async function measureAll(
   context: LearnMasksContext,

@@ -18,6 +18,8 @@ const CLUSTER_ROWS_MIN = 200;
 const CLUSTER_COUNTS = [2, 4, 8, 16, 32];
 /** Clusters with fewer prompts on average are not worth a mask. */
 const ROWS_A_CLUSTER_MIN = 25;
+/** Fewer held-out prompts say nothing of clusters. */
+const HELD_OUT_ROWS_MIN = 20;
 
 export type PromptGroup = {
   /** Prompts to search and train on. */
@@ -37,7 +39,7 @@ export type Prompts = {
   readonly groups: readonly PromptGroup[];
   readonly kinds: { readonly fit: KindTable; readonly heldOut: KindTable };
   readonly health: RoutingHealth;
-  /** What `auto` compared. */
+  /** What `auto` compared, on held-out prompts. */
   readonly counts: readonly ClusterCount[];
   readonly rows: { readonly fit: number; readonly heldOut: number };
 };
@@ -59,8 +61,9 @@ export async function groupPrompts(
 ): Promise<Prompts> {
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
   const points = packPoints(await embedRows(fit, encoder, signal));
-  const { clusters, health, counts } = clusterPoints(points, clusterCount, seed);
-  const heldOutClusters = assignRows(await embedRows(heldOut, encoder, signal), clusters);
+  const heldOutVectors = await embedRows(heldOut, encoder, signal);
+  const { clusters, health, counts } = clusterPoints(points, heldOutVectors, clusterCount, seed);
+  const heldOutClusters = assignRows(heldOutVectors, clusters);
   const count = clusters.sizes.length;
   const positions = centroidPositions(points, clusters);
   const groups = positions.map((position, cluster): PromptGroup => {
@@ -90,15 +93,27 @@ function searchAndChoice(rows: readonly CalibrationRow[]): Pick<PromptGroup, 'se
   return search.length > 0 && choice.length > 0 ? { search, choice } : { search: rows, choice: rows };
 }
 
-function clusterPoints(points: Points, clusterCount: number | 'auto', seed: number) {
-  const attempt = (count: number) => {
-    const clusters = { dimensions: points.dimensions, ...kMeans(points, { clusterCount: count, seed }) };
-    return { clusters, health: routingHealth(points, clusters, seed) };
-  };
-  if (clusterCount !== 'auto') return { ...attempt(clusterCount), counts: [] };
+function clusterPoints(
+  points: Points,
+  heldOut: readonly Float32Array[],
+  clusterCount: number | 'auto',
+  seed: number,
+) {
+  const cluster = (count: number): Clusters => ({
+    dimensions: points.dimensions,
+    ...kMeans(points, { clusterCount: count, seed }),
+  });
+  const found = (clusters: Clusters, counts: readonly ClusterCount[]) => ({
+    ...{ clusters, counts },
+    health: routingHealth(points, clusters, seed),
+  });
+  if (clusterCount !== 'auto') return found(cluster(clusterCount), []);
   const possible = CLUSTER_COUNTS.filter((count) => count * ROWS_A_CLUSTER_MIN <= points.count);
-  if (possible.length === 0) return { ...attempt(1), counts: [] };
-  const attempts = possible.map(attempt);
+  if (possible.length === 0) return found(cluster(1), []);
+  const attempts = possible.map((count) => {
+    const clusters = cluster(count);
+    return { clusters, health: healthOnOthers(points, heldOut, clusters, seed) };
+  });
   // Clusters that stand apart and share the requests out evenly; fewer of equally good.
   const worth = ({ health }: (typeof attempts)[number]) => Math.max(0, health.silhouette!) * health.balance;
   const best = attempts.reduce((most, one) => (worth(one) > worth(most) ? one : most));
@@ -108,7 +123,21 @@ function clusterPoints(points: Points, clusterCount: number | 'auto', seed: numb
     largestShare: health.largestShare,
     balance: health.balance,
   }));
-  return { ...best, counts };
+  return found(best.clusters, counts);
+}
+
+/** How clusters divide prompts that they were not made from; those they were made from when there are hardly others. */
+function healthOnOthers(
+  points: Points,
+  heldOut: readonly Float32Array[],
+  clusters: Clusters,
+  seed: number,
+): RoutingHealth {
+  if (heldOut.length < HELD_OUT_ROWS_MIN) return routingHealth(points, clusters, seed);
+  const assignment = assignRows(heldOut, clusters);
+  const sizes = new Uint32Array(clusters.sizes.length);
+  for (const cluster of assignment) sizes[cluster]!++;
+  return routingHealth(packPoints(heldOut), { ...clusters, assignment, sizes }, seed);
 }
 
 /** The rows of other clusters that are nearest to this one's centroid. */

@@ -7,6 +7,7 @@ import type { Mask } from '../../shared/mask.ts';
 import { denseMask, maskBits } from '../../shared/mask.ts';
 import type { CalibrationRow } from '../calibration/read-data.ts';
 import { masksByScore } from '../training/budget.ts';
+import type { FoundMask } from '../training/search-mask.ts';
 import { exchangeBlocks, greedyMask, improveMask, worthOfBlocks } from '../training/search-mask.ts';
 import type { LearnedGates } from './learn-gates.ts';
 import { learnGates } from './learn-gates.ts';
@@ -30,10 +31,10 @@ export async function searchOneMask(
   effort: LearnEffort['one'],
 ): Promise<MaskSearch> {
   const { budget } = bench;
-  const on = bench.costOn('one search', rows, effort.searchPositions);
-  const options = { cost: on.ofMask, budget, evaluationsMax: effort.exchanges, triesMax: effort.triesMax };
-  const worth = await worthOfBlocks(on.ofMask, denseMask(bench.blockCount));
-  const greedy = await greedyMask(on.ofMask, budget, worth, effort.greedyEvaluations);
+  const on = bench.costOn('one search', rows, effort.searchPositions, effort.glanceParts);
+  const options = { cost: on, budget, evaluationsMax: effort.exchanges, triesMax: effort.triesMax };
+  const worth = await worthOfBlocks(on.atAGlance, denseMask(bench.blockCount));
+  const greedy = await greedyMask(on.atAGlance, budget, worth, effort.greedyEvaluations);
   const gates = await learnGates(bench, 'one gates', rows, worth, on, effort);
   const exchanged = await exchangeBlocks(gates.best, gates.logAlphas, options);
   const proposals = [
@@ -47,25 +48,26 @@ export async function searchOneMask(
 }
 
 /**
- * @param one the mask for everybody, which the search starts from.
+ * @param starts masks that the search may start from: the one for everybody, then what other clusters found.
  * @param ranking of the blocks, on everybody's prompts.
  */
 export async function searchClusterMask(
   bench: Workbench,
   name: string,
   rows: readonly CalibrationRow[],
-  one: Mask,
+  starts: readonly [Mask, ...Mask[]],
   ranking: readonly number[],
   effort: LearnEffort['cluster'],
 ): Promise<MaskSearch> {
-  const on = bench.costOn(`${name} search`, rows, effort.searchPositions);
+  const on = bench.costOn(`${name} search`, rows, effort.searchPositions, effort.glanceParts);
   const { exchanges: evaluationsMax, triesMax } = effort;
-  const options = { cost: on.ofMask, budget: bench.budget, evaluationsMax, triesMax };
-  const worth = await worthOfBlocks(on.ofMask, one, ranking);
-  const swapped = await exchangeBlocks({ mask: one, cost: await on.ofMask(one) }, worth, options);
+  const options = { cost: on, budget: bench.budget, evaluationsMax, triesMax };
+  const start = await bestStart(starts, on);
+  const worth = await worthOfBlocks(on.atAGlance, start.mask, ranking);
+  const swapped = await exchangeBlocks(start, worth, options);
   const gates = await learnGates(bench, `${name} gates`, rows, worth, on, effort);
   const learned = await exchangeBlocks(gates.best, gates.logAlphas, options);
-  const best = learned.cost < swapped.cost ? learned : swapped;
+  const best = (await on.challenge(learned.mask, swapped.mask)) === undefined ? swapped : learned;
   const improved = await improveMask(best, worth, effort.rounds, options);
   const proposals = [
     { source: 'swaps', mask: swapped.mask },
@@ -74,6 +76,12 @@ export async function searchClusterMask(
     { source: best === learned ? 'gates+swaps twice' : 'swaps twice', mask: improved.mask },
   ];
   return { proposals, worth, gates };
+}
+
+async function bestStart([one, ...others]: readonly [Mask, ...Mask[]], on: TextCost): Promise<FoundMask> {
+  let best: FoundMask = { mask: one, cost: await on.ofMask(one) };
+  for (const mask of others) best = (await on.challenge(mask, best.mask)) ?? best;
+  return best;
 }
 
 /** Each mask once, under its first name, by rising KL; ties keep their order. */

@@ -16,6 +16,8 @@ export type GateEffort = {
 type MaskEffort = GateEffort & {
   /** Scored positions that masks are searched on. */
   readonly searchPositions: number;
+  /** Batches of them that blocks and drawn gates are ranked on. */
+  readonly glanceParts: number;
   /** Rounds of measuring all blocks and exchanging some. */
   readonly rounds: number;
   /** Exchanges measured in a round at most, and those in a row that may fail. */
@@ -41,7 +43,8 @@ export type LearnEffort = {
 
 export const LEARN_EFFORT: LearnEffort = {
   one: {
-    searchPositions: 1024,
+    searchPositions: 4096,
+    glanceParts: 2,
     greedyEvaluations: 300,
     gateSteps: 80,
     gateLearningRate: 0.1,
@@ -51,7 +54,8 @@ export const LEARN_EFFORT: LearnEffort = {
     triesMax: 12,
   },
   cluster: {
-    searchPositions: 640,
+    searchPositions: 2560,
+    glanceParts: 1,
     gateSteps: 30,
     gateLearningRate: 0.1,
     multiplierLearningRate: 0.1,
@@ -59,7 +63,7 @@ export const LEARN_EFFORT: LearnEffort = {
     exchanges: 24,
     triesMax: 8,
   },
-  choicePositions: 1536,
+  choicePositions: 3072,
   heldOutPositions: 1024,
   tokensMax: 128,
   targets: 'dense',

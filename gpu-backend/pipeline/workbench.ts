@@ -2,12 +2,13 @@
  * What every search of a run works with: costs of masks on texts, steps of the gates, the budget. All results go
  * through the journal.
  */
+import type { Mask } from '../../shared/mask.ts';
 import { denseMask, maskBits } from '../../shared/mask.ts';
 import type { CalibrationRow } from '../calibration/read-data.ts';
 import type { GateBatch } from '../training/batch.ts';
 import type { Budget } from '../training/budget.ts';
 import type { GateStep } from '../training/gate-session.ts';
-import type { MaskCost } from '../training/search-mask.ts';
+import type { SearchCost } from '../training/search-mask.ts';
 import type { TrainingOptions } from '../training/train-mask.ts';
 import type { Journal } from './journal.ts';
 import type { Text, TextMaker } from './texts.ts';
@@ -18,9 +19,8 @@ export const STEP_PARTS = 2;
 const STEP_PART_TOKENS = 384;
 
 /** Costs on one text: rise of the mean loss over the dense model's, which is the KL where targets are dense. */
-export type TextCost = {
-  readonly ofMask: MaskCost;
-  /** `gates`: `[2L]`, 0 to 1; `name` says which they are. */
+export type TextCost = SearchCost & {
+  /** At a glance. `gates`: `[2L]`, 0 to 1; `name` says which they are. */
   ofGates(name: string, gates: readonly number[]): Promise<number>;
 };
 
@@ -29,8 +29,11 @@ export type Workbench = {
   readonly budget: Budget;
   readonly seed: number;
   readonly signal: AbortSignal | undefined;
-  /** @param name distinct names draw distinct rows. @param positions scored positions wanted. */
-  costOn(name: string, rows: readonly CalibrationRow[], positions: number): TextCost;
+  /**
+   * @param name distinct names draw distinct rows. @param positions scored positions wanted.
+   * @param glanceParts batches that a glance takes in.
+   */
+  costOn(name: string, rows: readonly CalibrationRow[], positions: number, glanceParts?: number): TextCost;
   /** As `trainMask` wants it, for `steps` steps on text of their own. */
   training(
     name: string,
@@ -55,31 +58,52 @@ export function createWorkbench(parts: WorkbenchParts): Workbench {
   const blockCount = budget.blockWeights.length;
   const dense = denseMask(blockCount);
 
-  /** Mean over all scored positions of the text. */
-  async function lossOf(text: Text, name: string, gates: ArrayLike<number>): Promise<number> {
-    const found = await journal.numbers(`${text.name} | ${name}`, async () => {
-      let [sum, positions] = [0, 0];
-      for (let index = 0; index < text.batchCount; index++) {
-        signal?.throwIfAborted();
-        const batch = await text.batch(index);
-        sum += (await parts.loss(batch, gates)) * batch.scoredRows.length;
-        positions += batch.scoredRows.length;
-      }
-      return [sum / positions];
+  /** Sum over the scored positions of one batch, and how many they are. */
+  async function lossOf(text: Text, index: number, name: string, gates: ArrayLike<number>) {
+    const found = await journal.numbers(`${text.name}.${index} | ${name}`, async () => {
+      signal?.throwIfAborted();
+      const batch = await text.batch(index);
+      return [(await parts.loss(batch, gates)) * batch.scoredRows.length, batch.scoredRows.length];
     });
-    return found[0]!;
+    return { sum: found[0]!, positions: found[1]! };
+  }
+
+  /** Mean rise over the dense model's loss, on the first batches. */
+  async function riseOn(text: Text, batches: number, name: string, gates: ArrayLike<number>) {
+    let [rise, count] = [0, 0];
+    for (let index = 0; index < batches; index++) {
+      const { sum, positions } = await lossOf(text, index, name, gates);
+      rise += sum - (await lossOf(text, index, maskBits(dense), dense.runs)).sum;
+      count += positions;
+    }
+    parts.onResult();
+    return rise / count;
+  }
+
+  async function challenge(text: Text, mask: Mask, rival: Mask) {
+    let lead = 0;
+    for (let index = 0; index < text.batchCount; index++) {
+      const own = await lossOf(text, index, maskBits(mask), mask.runs);
+      lead += (await lossOf(text, index, maskBits(rival), rival.runs)).sum - own.sum;
+      if (lead <= 0) {
+        parts.onResult();
+        return undefined;
+      }
+    }
+    return { mask, cost: await riseOn(text, text.batchCount, maskBits(mask), mask.runs) };
   }
 
   return {
     ...{ budget, seed, signal, blockCount },
-    costOn(name, rows, positions) {
+    costOn(name, rows, positions, glanceParts = 1) {
       const text = texts.text(name, rows, positions, LOSS_BATCH_TOKENS);
-      const overDense = async (gatesName: string, gates: ArrayLike<number>): Promise<number> => {
-        const under = await lossOf(text, gatesName, gates);
-        parts.onResult();
-        return under - (await lossOf(text, maskBits(dense), dense.runs));
+      const glance = Math.min(glanceParts, text.batchCount);
+      return {
+        ofMask: (mask) => riseOn(text, text.batchCount, maskBits(mask), mask.runs),
+        atAGlance: (mask) => riseOn(text, glance, maskBits(mask), mask.runs),
+        challenge: (mask, rival) => challenge(text, mask, rival),
+        ofGates: (gatesName, gates) => riseOn(text, glance, gatesName, gates),
       };
-      return { ofMask: (mask) => overDense(maskBits(mask), mask.runs), ofGates: overDense };
     },
     training(name, rows, steps) {
       const text = texts.text(name, rows, steps * STEP_PARTS * STEP_PART_TOKENS, STEP_PART_TOKENS);

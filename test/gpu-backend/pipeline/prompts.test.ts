@@ -1,12 +1,13 @@
 /** Prompts into groups: what is held out stays out, small clusters borrow, collapse is told with its cause. */
 import { describe, expect, it } from 'vitest';
 import type { Clusters } from '../../../gpu-backend/calibration/cluster.ts';
+import { assignRows, embedRows } from '../../../gpu-backend/calibration/cluster.ts';
 import { openEncoder } from '../../../gpu-backend/calibration/encoders.ts';
 import { kMeans, packPoints } from '../../../gpu-backend/calibration/kmeans.ts';
 import { seededRandom } from '../../../gpu-backend/calibration/random.ts';
 import { parseRow } from '../../../gpu-backend/calibration/read-data.ts';
 import { routingHealth, silhouette } from '../../../gpu-backend/calibration/routing-health.ts';
-import { distinctRows, splitRows } from '../../../gpu-backend/calibration/split.ts';
+import { distinctRows, HELD_OUT_SHARE, splitRows } from '../../../gpu-backend/calibration/split.ts';
 import { groupPrompts } from '../../../gpu-backend/pipeline/prompts.ts';
 import { testHome } from '../../support/installed-model.ts';
 
@@ -55,6 +56,12 @@ describe('the held-out split', () => {
     expect(counts.map((one) => one.clusters)).toEqual([2, 4, 8]);
     const worth = counts.map(({ silhouette, balance }) => silhouette * balance);
     expect(clusters.sizes.length).toBe(counts[worth.indexOf(Math.max(...worth))]!.clusters);
+    // Judged on prompts that the clusters were not made from.
+    const { heldOut } = splitRows(rows, HELD_OUT_SHARE);
+    const largest = (of: Uint16Array, k: number) =>
+      Math.max(...Array.from({ length: k }, (_, c) => of.filter((one) => one === c).length)) / of.length;
+    const { clusters: two } = await groupPrompts(rows, encoder, 2, 1);
+    expect(counts[0]!.largestShare).toBe(largest(assignRows(await embedRows(heldOut, encoder), two), 2));
   });
 });
 

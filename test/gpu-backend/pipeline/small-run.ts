@@ -7,7 +7,8 @@ import { testHome } from '../../support/installed-model.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
 
 const mask = {
-  searchPositions: 60,
+  searchPositions: 120,
+  glanceParts: 1,
   gateSteps: 4,
   gateLearningRate: 0.1,
   multiplierLearningRate: 0.1,

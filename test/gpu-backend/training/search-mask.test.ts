@@ -9,6 +9,7 @@ import {
   meetsBudget,
   weightSkipped,
 } from '../../../gpu-backend/training/budget.ts';
+import type { SearchCost } from '../../../gpu-backend/training/search-mask.ts';
 import {
   exchangeBlocks,
   greedyMask,
@@ -104,6 +105,15 @@ function landscape(seed: number) {
   return { alone, cost, evaluations: () => evaluations };
 }
 
+const inOnePart = (cost: (mask: Mask) => Promise<number>): SearchCost => ({
+  ofMask: cost,
+  atAGlance: cost,
+  async challenge(mask, rival) {
+    const found = { mask, cost: await cost(mask) };
+    return found.cost < (await cost(rival)) ? found : undefined;
+  },
+});
+
 async function bestOfAll(cost: (mask: Mask) => Promise<number>, budget: Budget): Promise<number> {
   let best = Number.POSITIVE_INFINITY;
   for (let bits = 0; bits < 2 ** (2 * LAYERS); bits++) {
@@ -128,7 +138,7 @@ describe.each(budgets)('searching with a budget of %s', (_name, budget) => {
       const greedy = await greedyMask(cost, budget, alone, 1000);
       expect(meetsBudget(greedy.mask, budget)).toBe(true);
       expect(greedy.cost).toBe(await cost(greedy.mask));
-      const options = { cost, budget, evaluationsMax: 200, triesMax: 40 };
+      const options = { cost: inOnePart(cost), budget, evaluationsMax: 200, triesMax: 40 };
       const improved = await improveMask(greedy, alone, 5, options);
       expect(meetsBudget(improved.mask, budget)).toBe(true);
       expect(improved.cost).toBeLessThanOrEqual(greedy.cost);
@@ -189,14 +199,20 @@ it('stops when the evaluations are spent, and out of evaluations greedy goes by 
   const { alone, cost, evaluations } = landscape(9);
   const start = { mask: without([0, 2, 4]), cost: await cost(without([0, 2, 4])) };
   const before = evaluations();
-  await exchangeBlocks(start, alone, { cost, budget: budgetOf(), evaluationsMax: 5, triesMax: 100 });
-  expect(evaluations() - before).toBe(5);
+  await exchangeBlocks(start, alone, {
+    cost: inOnePart(cost),
+    budget: budgetOf(),
+    evaluationsMax: 5,
+    triesMax: 100,
+  });
+  // Each exchange and its rival.
+  expect(evaluations() - before).toBe(2 * 5);
   const greedy = await greedyMask(cost, budgetOf(), alone, 0);
   expect(maskBits(greedy.mask)).toBe(maskBits(masksByScore(alone, budgetOf(), 1)[0]!));
 });
 
 it('a mask outside of the budget is not improved', async () => {
   const { cost } = landscape(10);
-  const options = { cost, budget: budgetOf(), evaluationsMax: 5, triesMax: 5 };
+  const options = { cost: inOnePart(cost), budget: budgetOf(), evaluationsMax: 5, triesMax: 5 };
   await expect(exchangeBlocks({ mask: without([1]), cost: 0 }, [], options)).rejects.toThrow(RangeError);
 });

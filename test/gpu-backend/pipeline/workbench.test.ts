@@ -1,0 +1,85 @@
+/** Costs of masks over the parts of a text: the whole, a glance, and races that end early. */
+import { expect, it } from 'vitest';
+import type { Text } from '../../../gpu-backend/pipeline/texts.ts';
+import { createWorkbench } from '../../../gpu-backend/pipeline/workbench.ts';
+import type { GateBatch } from '../../../gpu-backend/training/batch.ts';
+import { createBudget } from '../../../gpu-backend/training/budget.ts';
+import type { Mask } from '../../../shared/mask.ts';
+
+const any = { min: 0, max: 2 };
+const budget = createBudget({
+  layerCount: 2,
+  targetSparsity: 0.25,
+  weights: { attention: 1, ffn: 1 },
+  attention: any,
+  ffn: any,
+});
+/** Scored positions of each batch. */
+const POSITIONS = [10, 30, 20];
+/** Mean loss on each batch, by the mask's bits. */
+const LOSSES: Record<string, number[]> = {
+  '1111': [1, 2, 3],
+  '0111': [2, 3, 4],
+  // Worse at first sight.
+  '1011': [2.1, 2, 3],
+  // Better at first, level after the second batch.
+  '1101': [1.7, 3.1, 3],
+  // In front all the way.
+  '1110': [1.5, 3.1, 3.8],
+};
+const maskOf = (bits: string): Mask => ({ runs: Uint8Array.from(bits, Number) });
+
+function workbench() {
+  const evaluated: string[] = [];
+  const known = new Map<string, readonly number[]>();
+  const batches = POSITIONS.map((count) => ({ scoredRows: new Int32Array(count) }) as unknown as GateBatch);
+  const text: Text = { name: 'text', batchCount: 3, batch: async (index) => batches[index]! };
+  const bench = createWorkbench({
+    ...{ budget, seed: 1, signal: undefined, onResult: () => {} },
+    journal: {
+      found: 0,
+      async numbers(name, compute) {
+        const values = known.get(name) ?? (await compute());
+        known.set(name, values);
+        return values;
+      },
+      async close() {},
+      async remove() {},
+    },
+    texts: { text: () => text, samples: () => [] },
+    async loss(batch, gates) {
+      const bits = Array.from(gates).join('');
+      evaluated.push(`${bits} ${batches.indexOf(batch)}`);
+      return LOSSES[bits]![batches.indexOf(batch)]!;
+    },
+    step: () => Promise.reject(new Error('no step here')),
+  });
+  return { on: bench.costOn('text', [], 60, 2), evaluated };
+}
+
+it('weights batches by their positions, and a glance takes the first ones', async () => {
+  const { on } = workbench();
+  expect(await on.ofMask(maskOf('1110'))).toBeCloseTo((10 * 0.5 + 30 * 1.1 + 20 * 0.8) / 60, 12);
+  expect(await on.atAGlance(maskOf('1110'))).toBeCloseTo((10 * 0.5 + 30 * 1.1) / 40, 12);
+});
+
+it('a challenger is given up after the first part that it does not lead after', async () => {
+  const { on, evaluated } = workbench();
+  const rival = maskOf('0111');
+  expect(await on.challenge(maskOf('1011'), rival)).toBeUndefined();
+  expect(evaluated).toEqual(['1011 0', '0111 0']);
+  // It would win over the whole text; a lead that is lost on the way is not trusted.
+  expect(await on.challenge(maskOf('1101'), rival)).toBeUndefined();
+  expect(evaluated.slice(2)).toEqual(['1101 0', '1101 1', '0111 1']);
+});
+
+it('a challenger that leads all the way comes with its cost on the whole text', async () => {
+  const { on } = workbench();
+  const mask = maskOf('1110');
+  expect(await on.challenge(mask, maskOf('0111'))).toEqual({ mask, cost: await on.ofMask(mask) });
+});
+
+it('a mask does not win against itself', async () => {
+  const { on } = workbench();
+  expect(await on.challenge(maskOf('0111'), maskOf('0111'))).toBeUndefined();
+});
