@@ -1,6 +1,7 @@
 /**
  * `bench learn`: milliseconds of one training step of the gates, loss and all 2L gradients, with every gate open
- * (the slowest case) and with a quarter of them at 0; against PyTorch in fp32 and bf16 where Python has it.
+ * (the slowest case) and with a quarter of them at 0; with fewer, more and longer sequences, for cost should grow with
+ * tokens and no faster; against PyTorch in fp32 and bf16 where Python has it.
  *
  * The limit is the products: each weight multiplies twice a position, forward and back.
  */
@@ -19,6 +20,12 @@ const SEQUENCES = 6;
 const TOKENS = 128;
 const OPEN = 'all gates open';
 const QUARTER = 'a quarter of the gates at 0';
+/** Sequences and tokens of each. */
+const OTHER_SIZES = [
+  [3, 128],
+  [12, 128],
+  [6, 256],
+] as const;
 
 export type LearnBenchOptions = {
   readonly home: string;
@@ -51,6 +58,15 @@ export async function benchLearn({ home, rounds, say }: LearnBenchOptions): Prom
       tokens: TOKENS,
       rounds,
       threads,
+      growth: Object.fromEntries(
+        OTHER_SIZES.map(([sequences, tokens]) => [
+          sizeName(sequences, tokens),
+          {
+            tokens: round((sequences * tokens) / (SEQUENCES * TOKENS), 2),
+            time: round(found.get(sizeName(sequences, tokens))! / open_ms, 2),
+          },
+        ]),
+      ),
       products_GMACps: round((2 * multiplyAdds(config) * SEQUENCES * TOKENS) / open_ms / 1e6, 1),
       ...('problem' in peer
         ? { torch: null, torchProblem: peer.problem }
@@ -68,21 +84,34 @@ export async function benchLearn({ home, rounds, say }: LearnBenchOptions): Prom
   }
 }
 
+const sizeName = (sequences: number, tokens: number): string => `${sequences} x ${tokens}`;
+
 function ownSubjects(session: GateSession, config: LlamaConfig): Subject[] {
-  // The peer's ids are made by the same rule.
-  const ids = Array.from({ length: SEQUENCES * TOKENS }, (_, i) => 100 + ((i * 7919) % 40000));
-  const batch = nextTokenBatch(ids, SEQUENCES);
-  const subject = (name: string, gates: ArrayLike<number>): Subject => ({
-    name,
-    async measure() {
-      const start = performance.now();
-      await session.step(batch, gates);
-      return performance.now() - start;
-    },
-  });
+  const open = Array(session.gateCount).fill(1);
+  const subject = (
+    name: string,
+    gates: ArrayLike<number>,
+    sequences = SEQUENCES,
+    tokens = TOKENS,
+  ): Subject => {
+    // The peer's ids are made by the same rule.
+    const ids = Array.from({ length: sequences * tokens }, (_, i) => 100 + ((i * 7919) % 40000));
+    const batch = nextTokenBatch(ids, sequences);
+    return {
+      name,
+      async measure() {
+        const start = performance.now();
+        await session.step(batch, gates);
+        return performance.now() - start;
+      },
+    };
+  };
   return [
-    subject(OPEN, Array(session.gateCount).fill(1)),
+    subject(OPEN, open),
     subject(QUARTER, quarterMask(config.layerCount).runs),
+    ...OTHER_SIZES.map(([sequences, tokens]) =>
+      subject(sizeName(sequences, tokens), open, sequences, tokens),
+    ),
   ];
 }
 
