@@ -38,8 +38,12 @@ export default defineConfig({
               serviceBindings: {
                 TEST_NETWORK: { external: { address: new URL(inject<string>('backendUrl')).host, http: {} } },
               },
-              // Small enough to be reached in a test.
-              ratelimits: { TENANT_BURST: { namespace_id: '1001', simple: { limit: 100, period: 10 } } },
+              ratelimits: {
+                // Small enough to be reached in a test.
+                TENANT_BURST: { namespace_id: '1001', simple: { limit: 100, period: 10 } },
+                // One administrator makes everything that the tests need.
+                ADMIN_BURST: { namespace_id: '1003', simple: { limit: 100_000, period: 10 } },
+              },
               bindings: {
                 BACKEND_URL: inject<string>('backendUrl'),
                 EDGE_URL,

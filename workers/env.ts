@@ -22,7 +22,10 @@ export interface Env {
   readonly AI?: TextEmbeddingBinding;
   readonly BUDGETS: DurableObjectNamespace<TenantBudget>;
   readonly KEY_ATTEMPTS: DurableObjectNamespace<KeyAttempts>;
+  /** Counts a tenant's requests, fifty at a time. */
   readonly TENANT_BURST?: RateLimit;
+  /** Counts what one administrator asks of the admin API. */
+  readonly ADMIN_BURST?: RateLimit;
   readonly UNKNOWN_KEY_BURST?: RateLimit;
   readonly EVENTS: Queue<EdgeMessage>;
   /** Analytics Engine: points for dashboards outside of this project. */

@@ -165,7 +165,7 @@ describe('the books', () => {
     let taken = 0;
     const refused = await vi.waitFor(async () => {
       await Promise.all(Array.from({ length: 100 }, () => env.TENANT_BURST!.limit({ key: tenant })));
-      const response = await chat(key, ONE);
+      const response = await chat(key, ONE, freshIsolate());
       if (response.status === 200) taken++;
       expect(response.status).toBe(429);
       return response;

@@ -2,15 +2,20 @@
 import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type AdminCaller, type AppContext, type AppEnv, holdOf } from '../context.ts';
-import { BUDGET } from '../limits.ts';
+import { BURST } from '../limits.ts';
 import { bearerKey, type Caller } from '../services/api-keys.ts';
 import { sameSecret } from '../services/secrets.ts';
 import { adminCaller, ROOT, readSession } from './session.ts';
 
-/** A tenant's key. Other kinds are refused: a key that administrates should not sit in chat clients. */
+/**
+ * A tenant's key. Other kinds are refused: a key that administrates should not sit in chat clients.
+ * @throws MaskrouteError `rate_limit_exceeded` when the tenant sends more at once than any may, budget or not.
+ */
 export const tenantOnly = createMiddleware<AppEnv>(async (c, next) => {
   const caller = await authenticate(c, bearerKey(c.req.header('authorization')));
   if (caller.kind !== 'tenant') throw new MaskrouteError('forbidden', 'This key sends no completions.');
+  const asked = c.get('services').bursts.tenant.enter(caller.tenant);
+  if (asked !== undefined) await asked;
   c.set('caller', caller);
   await next();
 });
@@ -19,21 +24,35 @@ export const tenantOnly = createMiddleware<AppEnv>(async (c, next) => {
 export const adminOnly = createMiddleware<AppEnv>(async (c, next) => {
   const authorization = c.req.header('authorization');
   const session = authorization === undefined ? await readSession(c) : undefined;
-  c.set('admin', session?.admin ?? (await adminOf(c, bearerKey(authorization))));
+  const admin =
+    session === undefined ? await adminOf(c, bearerKey(authorization)) : await within(c, session.admin);
+  c.set('admin', admin);
   await next();
 });
 
 /**
  * The root key, a key of kind `admin`, or a tenant's own admin key (which is held to that tenant). One that this
  * isolate does not know might be a guess, and guesses are counted.
- * @throws MaskrouteError `invalid_api_key`, `forbidden` for a key of another kind, `too_many_attempts`.
+ * @throws MaskrouteError `invalid_api_key`, `forbidden` for a key of another kind, `too_many_attempts`,
+ * `rate_limit_exceeded`.
  */
 export async function adminOf(c: AppContext, key: string): Promise<AdminCaller> {
   const { config, apiKeys, attempts } = c.get('services');
-  if (apiKeys.isAdministrators(key)) return adminCaller(await authenticate(c, key));
-  return await attempts.guard(c.req.header(ADDRESS), holdOf(c), async () =>
+  if (apiKeys.isAdministrators(key)) return await within(c, adminCaller(await authenticate(c, key)));
+  const admin = await attempts.guard(c.req.header(ADDRESS), holdOf(c), async () =>
     sameSecret(key, config.ADMIN_KEY) ? ROOT : adminCaller(await authenticate(c, key)),
   );
+  return await within(c, admin);
+}
+
+/**
+ * Every question of an administrator is one to the database that all requests need. A tenant may make itself as many
+ * admin keys as it likes, so all of them count together. @throws MaskrouteError `rate_limit_exceeded`.
+ */
+async function within(c: AppContext, admin: AdminCaller): Promise<AdminCaller> {
+  const { actor, tenant } = admin;
+  await c.get('services').bursts.admin.enter(tenant === undefined ? `key:${actor}` : `tenant:${tenant}`);
+  return admin;
 }
 
 /**
@@ -47,7 +66,7 @@ async function authenticate(c: AppContext, key: string): Promise<Caller> {
     const outcome = await c.env.UNKNOWN_KEY_BURST?.limit({ key: address }).catch(() => undefined);
     if (outcome?.success === false) {
       throw new MaskrouteError('rate_limit_exceeded', 'Too many unknown keys from this address.', {
-        retryAfter_s: BUDGET.burstWindow_s,
+        retryAfter_s: BURST.window_s,
       });
     }
   }

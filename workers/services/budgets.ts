@@ -21,7 +21,7 @@ export type Reservation = { readonly tokens: number; readonly headers: Record<st
 export interface Budgets {
   /**
    * Null for a tenant without limits, which costs nothing.
-   * @throws MaskrouteError `rate_limit_exceeded` for a burst, `budget_exceeded`, `budget_unavailable`.
+   * @throws MaskrouteError `budget_exceeded`, `budget_unavailable`.
    */
   reserve(
     tenant: string,
@@ -36,11 +36,8 @@ export interface Budgets {
   states(tenant: string, limits: BudgetLimits): Promise<BudgetState[]>;
 }
 
-export type BurstLimit = Pick<RateLimit, 'limit'>;
-
 export function createBudgets(
   objects: Pick<DurableObjectNamespace<TenantBudget>, 'idFromName' | 'get'>,
-  burst: BurstLimit | undefined,
 ): Budgets {
   /** A broken stub stays broken, so each try has its own. What is asked is idempotent, so it may be asked again. */
   const ask = async <T>(
@@ -60,7 +57,6 @@ export function createBudgets(
   return {
     async reserve(tenant, limits, id, bounds, onRefused) {
       if (isUnlimited(limits)) return null;
-      await refuseBurst(burst, tenant);
       const { prompt_tokens, wanted_tokens, least_tokens } = bounds;
       const request = { id, limits, prompt_tokens, wanted_tokens, least_tokens };
       const answer = await ask(tenant, async (object) => (await object.reserve(request)) as ReserveAnswer);
@@ -76,18 +72,6 @@ export function createBudgets(
     },
     states: (tenant, limits) => ask(tenant, async (object) => (await object.states(limits)) as BudgetState[]),
   };
-}
-
-/** A burst limit that can't be asked lets the request on to the books, which decide. */
-async function refuseBurst(burst: BurstLimit | undefined, tenant: string): Promise<void> {
-  const outcome = await burst?.limit({ key: tenant }).catch((error: unknown) => {
-    log('warn', 'burst_limit_unreachable', { tenant, reason: reasonOf(error) });
-    return { success: true };
-  });
-  if (outcome?.success !== false) return;
-  throw new MaskrouteError('rate_limit_exceeded', 'Too many requests at once.', {
-    retryAfter_s: BUDGET.burstWindow_s,
-  });
 }
 
 const unavailable = (cause: unknown) =>

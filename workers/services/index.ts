@@ -6,12 +6,13 @@ import { findMaskSet } from '../db/mask-sets.ts';
 import { findLive } from '../db/publications.ts';
 import { insertTrafficSample } from '../db/traffic.ts';
 import { type Config, type Env, parseConfig } from '../env.ts';
-import { MODELS } from '../limits.ts';
+import { BURST, MODELS } from '../limits.ts';
 import { type ApiKeys, createApiKeys } from './api-keys.ts';
 import { type BackendJobs, createBackendJobs } from './backend-jobs.ts';
 import { type BackendPool, createBackendPool } from './backends/index.ts';
 import { sender } from './backends/network.ts';
 import { type Budgets, createBudgets } from './budgets.ts';
+import { type BurstLimit, createBurstLimit } from './burst.ts';
 import { createDenseComparison, type DenseComparison } from './compare-dense.ts';
 import { type CompletionIds, createCompletionIds } from './completion-ids.ts';
 import { createEmbedder, type Embedder } from './embed.ts';
@@ -36,6 +37,7 @@ export type Services = {
   readonly backend: BackendPool;
   readonly readiness: Readiness;
   readonly budgets: Budgets;
+  readonly bursts: { readonly tenant: BurstLimit; readonly admin: BurstLimit };
   readonly completionIds: CompletionIds;
   readonly events: Events;
   readonly comparison: DenseComparison;
@@ -73,7 +75,15 @@ function createServices(env: Env): Services {
     table,
     experiments: createRunningExperiments(async () => (await listStarted(db, Date.now())).experiments, table),
     readiness: createReadiness(backend),
-    budgets: createBudgets(env.BUDGETS, env.TENANT_BURST),
+    budgets: createBudgets(env.BUDGETS),
+    bursts: {
+      tenant: createBurstLimit(
+        env.TENANT_BURST,
+        'This tenant sends too many requests',
+        BURST.tenantAskedEvery,
+      ),
+      admin: createBurstLimit(env.ADMIN_BURST, 'This administrator asks for too much', BURST.adminAskedEvery),
+    },
     completionIds: createCompletionIds(config.BACKEND_KEY),
     events,
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
