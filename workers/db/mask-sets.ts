@@ -24,14 +24,24 @@ const summaryColumns = {
 };
 type SummaryRow = Omit<typeof maskSets.$inferSelect, 'content'>;
 
-/** The bytes that a set takes in its row: D1 holds 2 MB a row. */
-export const maskSetBytes = (set: MaskSet): number => new TextEncoder().encode(canonicalJson(set)).length;
+/** A set with the text of its row. It can have 2 MB, so it is written and measured once. */
+export type WrittenMaskSet = {
+  readonly set: MaskSet;
+  readonly content: string;
+  /** In UTF-8. D1 holds 2 MB a row. */
+  readonly content_bytes: number;
+};
+
+export function writeMaskSet(set: MaskSet): WrittenMaskSet {
+  const content = canonicalJson(set);
+  return { set, content, content_bytes: new TextEncoder().encode(content).length };
+}
 
 /** Stores the set and its masks in one batch. `created` is false when the same content was there. */
 export async function insertMaskSet(
   db: Database,
   owner: string,
-  set: MaskSet,
+  { set, content, content_bytes }: WrittenMaskSet,
   now_ms: number,
 ): Promise<{ created: boolean; summary: MaskSetSummary }> {
   const version = maskSetVersion(set);
@@ -46,8 +56,8 @@ export async function insertMaskSet(
       encoder: set.encoder.id,
       clusterCount: set.clusters.length,
       reachedSparsity: set.reachedSparsity,
-      content: canonicalJson(set),
-      content_bytes: maskSetBytes(set),
+      content,
+      content_bytes,
       createdAt_ms: now_ms,
     })
     .onConflictDoNothing()

@@ -1,9 +1,8 @@
 /** Storing a mask set, however it came. */
 import type { MaskSetSummary } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
-import type { MaskSet } from '../../shared/mask-set.ts';
 import type { Database } from '../db/client.ts';
-import { insertMaskSet, maskSetBytes } from '../db/mask-sets.ts';
+import { insertMaskSet, type WrittenMaskSet } from '../db/mask-sets.ts';
 import { MASK_SET_BYTES_MAX } from '../limits.ts';
 import { d1 } from './d1.ts';
 
@@ -11,9 +10,9 @@ import { d1 } from './d1.ts';
 export async function storeMaskSet(
   db: Database,
   tenant: string,
-  set: MaskSet,
+  written: WrittenMaskSet,
 ): Promise<{ created: boolean; summary: MaskSetSummary }> {
-  const bytes = maskSetBytes(set);
+  const bytes = written.content_bytes;
   if (bytes > MASK_SET_BYTES_MAX) {
     const advice = 'use fewer clusters or dimensions, or write centroids with fewer digits';
     throw new MaskrouteError(
@@ -21,5 +20,5 @@ export async function storeMaskSet(
       `The set takes ${bytes} bytes, more than the ${MASK_SET_BYTES_MAX} that the database holds: ${advice}.`,
     );
   }
-  return await d1(insertMaskSet(db, tenant, set, Date.now()));
+  return await d1(insertMaskSet(db, tenant, written, Date.now()));
 }

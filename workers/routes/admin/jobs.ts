@@ -14,6 +14,7 @@ import {
 import { maskSetSchema } from '../../../shared/mask-set.ts';
 import type { AppContext, AppEnv } from '../../context.ts';
 import { findBackend, listBackends } from '../../db/backends.ts';
+import { writeMaskSet } from '../../db/mask-sets.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import type { JobQuestion } from '../../services/backend-jobs.ts';
 import { DEFAULT_BACKEND } from '../../services/backends/registry.ts';
@@ -51,7 +52,7 @@ export const jobs = new Hono<AppEnv>()
     const { tenant: named } = parse(storeJobSchema, await readJson(c.req.raw));
     const tenant = await scopedTenant(c, named);
     const set = await ask(c, maskSetSchema, 'GET', `${jobPath(c)}/mask-set`);
-    const { created, summary } = await storeMaskSet(c.var.services.db, tenant, set);
+    const { created, summary } = await storeMaskSet(c.var.services.db, tenant, writeMaskSet(set));
     return c.json(summary, created ? 201 : 200);
   });
 

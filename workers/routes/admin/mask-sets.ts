@@ -3,7 +3,7 @@ import { Hono } from 'hono';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import { maskSetSchema } from '../../../shared/mask-set.ts';
 import type { AppEnv } from '../../context.ts';
-import { findMaskSet, listMaskSets, maskSetBytes } from '../../db/mask-sets.ts';
+import { findMaskSet, listMaskSets, writeMaskSet } from '../../db/mask-sets.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
 import { storeMaskSet } from '../../services/store-mask-set.ts';
@@ -14,8 +14,9 @@ export const maskSets = new Hono<AppEnv>()
   .post('/', async (c) => {
     const tenant = await scopedTenant(c, c.req.query('tenant'));
     const set = parse(maskSetSchema, await readJson(c.req.raw), 'invalid_mask_set');
-    await requireRoom(c.var.services.db, c.var.admin.tenant, 'maskSets_bytes', maskSetBytes(set));
-    const { created, summary } = await storeMaskSet(c.var.services.db, tenant, set);
+    const written = writeMaskSet(set);
+    await requireRoom(c.var.services.db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes);
+    const { created, summary } = await storeMaskSet(c.var.services.db, tenant, written);
     return c.json(summary, created ? 201 : 200);
   })
   .get('/', async (c) => {
