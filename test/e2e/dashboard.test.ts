@@ -293,6 +293,15 @@ test('a backend learns by click: data is uploaded, the job shows how far it is, 
   await dialog.getByLabel(/^Prompts/).setInputFiles(file);
   await dialog.getByLabel(/^Clusters/).fill('1');
   await dialog.getByLabel('Name of the mask set').fill('by-click');
+  // What the backend would refuse after the upload, the form refuses before it.
+  const sparsity = dialog.getByLabel('Blocks out, %');
+  const refused = dialog.locator('input:invalid');
+  for (const nothingOrAll of ['0', '100']) {
+    await sparsity.fill(nothingOrAll);
+    expect(await refused.count(), nothingOrAll).toBe(1);
+  }
+  await sparsity.fill('12.5');
+  expect(await refused.count()).toBe(0);
   await dialog.getByRole('button', { name: 'Start' }).click();
   const row = jobs.getByRole('row', { name: 'by-click' });
   await row.getByRole('progressbar').waitFor({ timeout: 60_000 });

@@ -9,6 +9,12 @@ import {
 import { admin, query } from '../api.ts';
 import { FormDialog } from '../components/form-dialog.tsx';
 
+/**
+ * Neither nothing nor all is a sparsity. A field's bounds are themselves allowed, so they are half a block of the
+ * largest model (1,024 blocks) away from both.
+ */
+const SPARSITY_percent = { min: 0.05, max: 99.95 };
+
 export function NewJob(props: {
   readonly backend: string;
   readonly onClose: () => void;
@@ -45,7 +51,15 @@ export function NewJob(props: {
         </label>
         <label>
           Blocks out, %
-          <input name="sparsity" type="number" min={0} max={99} step="any" defaultValue="12.5" required />
+          <input
+            name="sparsity"
+            type="number"
+            min={SPARSITY_percent.min}
+            max={SPARSITY_percent.max}
+            step="any"
+            defaultValue="12.5"
+            required
+          />
         </label>
         <label>
           Counted
