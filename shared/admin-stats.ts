@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 import { timestamp } from './admin.ts';
-import { figuresSchema } from './experiment-results.ts';
+import { figuresSchema, quantilesSchema } from './experiment-results.ts';
 
 export const STEPS_MAX = 1_500;
 const STEP_ms = { minute: 60_000, hour: 3_600_000, day: 86_400_000 } as const;
@@ -64,6 +64,22 @@ export const statsSchema = z.object({
       figures: figuresSchema,
     }),
   ),
+  /**
+   * By who answered, over all tenants, and so empty where one is asked about. Times are from the request's arrival at
+   * the edge, what it lost at other backends included, and by whole ten minutes.
+   */
+  backends: z
+    .array(
+      z.object({
+        backend: z.string(),
+        /** Of which the time to the first token is known. */
+        answers: z.int(),
+        ttft_quantiles_ms: quantilesSchema,
+        tpot_quantiles_ms: quantilesSchema,
+      }),
+    )
+    // An edge of the release before has none; a page may ask one while a deployment is gradual.
+    .default([]),
   fallbacks: z.array(z.object({ reason: z.string(), requests: z.int() })),
 });
 export type Stats = z.infer<typeof statsSchema>;

@@ -81,5 +81,19 @@ export const edgeEventSchema = z.discriminatedUnion('kind', [
 ]);
 export type EdgeEvent = z.infer<typeof edgeEventSchema>;
 
+/** Who answered requests of the same message: no event, for it is never counted without theirs. */
+export const answererEntrySchema = z.strictObject({
+  kind: z.literal('answerer'),
+  backend: z.string(),
+  requests: z.array(z.string().regex(EVENT_ID_PATTERN)),
+});
+export type AnswererEntry = z.infer<typeof answererEntrySchema>;
+
+export const messageEntrySchema = z.discriminatedUnion('kind', [
+  ...edgeEventSchema.options,
+  answererEntrySchema,
+]);
+export type MessageEntry = z.infer<typeof messageEntrySchema>;
+
 /** A message of the queue: requests' events several together, a note alone, since it may have to come again. */
-export type EdgeMessage = EdgeEvent | readonly RequestEvent[];
+export type EdgeMessage = EdgeEvent | readonly (RequestEvent | AnswererEntry)[];

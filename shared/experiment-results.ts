@@ -23,7 +23,7 @@ export type Latencies = Readonly<Record<LatencyMeasure, Histogram>>;
 
 const mean = z.number().nullable();
 /** Milliseconds, each at most 9 % off; null without values. Counted since the release that began to. */
-const quantiles = z.object({ p50: z.number(), p95: z.number(), p99: z.number() }).nullable();
+export const quantilesSchema = z.object({ p50: z.number(), p95: z.number(), p99: z.number() }).nullable();
 
 export const figuresSchema = z.object({
   requests: z.int(),
@@ -34,8 +34,8 @@ export const figuresSchema = z.object({
   ttft_ms: mean,
   /** Mean milliseconds a token after the first. */
   tpot_ms: mean,
-  ttft_quantiles_ms: quantiles,
-  tpot_quantiles_ms: quantiles,
+  ttft_quantiles_ms: quantilesSchema,
+  tpot_quantiles_ms: quantilesSchema,
   prompt_tokens: z.int(),
   completion_tokens: z.int(),
   /** Mean a request. */

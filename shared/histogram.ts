@@ -19,12 +19,16 @@ function bucketUnbounded(time_ms: number): number {
 export const bucketOf = (time_ms: number): number =>
   Math.min(BUCKET_MAX, Math.max(BUCKET_MIN, bucketUnbounded(time_ms)));
 
+/** How many values there are. */
+export const countOf = (histogram: Histogram): number =>
+  [...histogram.values()].reduce((sum, count) => sum + count, 0);
+
 /**
  * The time that a share `q` (0 to 1) of the values does not exceed, in milliseconds; null without values. Inside of a
  * bucket values are taken to lie evenly on the logarithmic scale.
  */
 export function quantile_ms(histogram: Histogram, q: number): number | null {
-  const total = [...histogram.values()].reduce((sum, count) => sum + count, 0);
+  const total = countOf(histogram);
   if (total === 0) return null;
   const wanted = q * total;
   const buckets = [...histogram].filter(([, count]) => count > 0).sort(([a], [b]) => a - b);

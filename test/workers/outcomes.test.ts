@@ -9,7 +9,17 @@ import { type ExperimentResults, experimentResultsSchema } from '../../shared/ex
 import type { Env } from '../../workers/env.ts';
 import edge from '../../workers/index.ts';
 import { MODEL } from '../support/edge/constants.ts';
-import { activate, admin, badD1, created, goLive, makeMaskSet, newTenant, upload } from './support/edge.ts';
+import {
+  activate,
+  admin,
+  badD1,
+  created,
+  goLive,
+  makeMaskSet,
+  newKey,
+  newTenant,
+  upload,
+} from './support/edge.ts';
 
 const hex = (bytes: number) =>
   [...crypto.getRandomValues(new Uint8Array(bytes))].map((b) => b.toString(16).padStart(2, '0')).join('');
@@ -64,6 +74,10 @@ const results = async (id: string, query = ''): Promise<ExperimentResults> =>
 const stats = async (query: string): Promise<Stats> =>
   statsSchema.parse(await (await admin('GET', `/stats?${query}`)).json());
 
+/** A quantile is a bucket off at most. */
+const within = (found: number, exact: number) =>
+  expect(Math.abs(Math.log2(found / exact))).toBeLessThan(1 / 8);
+
 let experiments = 0;
 async function experiment(): Promise<string> {
   const id = `counted-${++experiments}`;
@@ -108,8 +122,6 @@ describe('an event', () => {
 
     const figures = async (query = '') => (await results(id, query)).variants.map((row) => row.figures);
     const [a, b] = await figures();
-    const within = (found: number, exact: number) =>
-      expect(Math.abs(Math.log2(found / exact))).toBeLessThan(1 / 8);
     within(a!.ttft_quantiles_ms!.p50, 100);
     within(a!.ttft_quantiles_ms!.p95, 190);
     within(a!.ttft_quantiles_ms!.p99, 198);
@@ -220,6 +232,74 @@ it('differences come with intervals, once there is enough to say something', asy
   expect(found.p_value).toBeLessThan(0.001);
   expect(await tpot('?region=EU/DE')).toMatchObject({ verdict: 'better' });
   expect(await tpot('?region=EU/D')).toMatchObject({ verdict: 'too_few' });
+});
+
+describe('who answered', () => {
+  const at = (ttft_ms: number | null, change: Partial<RequestEvent> = {}) =>
+    event({ ttft_ms, tpot_ms: 5, ...change });
+  const answered = (backend: string, events: readonly RequestEvent[]) => ({
+    kind: 'answerer',
+    backend,
+    requests: events.map(({ id }) => id),
+  });
+  const backends = async (query = '') => (await stats(query)).backends;
+  const timesOf = async (id: string) => (await backends()).find(({ backend }) => backend === id);
+
+  it('has quantiles of its own, over all tenants, each request counted once', async () => {
+    const fast = Array.from({ length: 40 }, (_, i) => at(10, { tenant: `of-${i}` }));
+    const slow = Array.from({ length: 20 }, () => at(800, { tpot_ms: null }));
+    const failed = at(null, { tpot_ms: null, status: 502, error_code: 'backend_error' });
+    const message = [
+      ...fast,
+      ...slow,
+      failed,
+      answered('fast-one', fast),
+      answered('slow-one', [...slow, failed]),
+    ];
+    await deliver([message]);
+    await deliver([message]);
+    await Promise.all([deliver([message]), deliver([message, ...fast])]);
+    const quick = (await timesOf('fast-one'))!;
+    expect(quick.answers).toBe(40);
+    within(quick.ttft_quantiles_ms!.p50, 10);
+    within(quick.ttft_quantiles_ms!.p99, 10);
+    within(quick.tpot_quantiles_ms!.p50, 5);
+    const late = (await timesOf('slow-one'))!;
+    expect(late).toMatchObject({ answers: 20, tpot_quantiles_ms: null });
+    within(late.ttft_quantiles_ms!.p50, 800);
+  });
+
+  it('is not said of one tenant', async () => {
+    const { tenant } = await newTenant();
+    const one = at(10, { tenant });
+    await deliver([[one, answered('shared-one', [one])]]);
+    expect(await timesOf('shared-one')).toMatchObject({ answers: 1 });
+    expect(await backends(`tenant=${tenant}`)).toEqual([]);
+    const { key } = await newKey({ tenant, kind: 'tenant_admin' });
+    const own = statsSchema.parse(await (await admin('GET', '/stats', undefined, key)).json());
+    expect(own.versions).toMatchObject([{ figures: { requests: 1 } }]);
+    expect(own.backends).toEqual([]);
+  });
+
+  it('may be missing, as from a worker of the release before, or be named without the request', async () => {
+    const one = at(10);
+    const nobody = { kind: 'answerer', backend: 'nobodys-one', requests: [hex(10)] };
+    expect(await deliver([[one], [nobody], nobody])).toMatchObject({ acked: ['m0', 'm1', 'm2'] });
+    expect(await timesOf('nobodys-one')).toBeUndefined();
+  });
+
+  it('takes a row a bucket and ten minutes, however many requests, tenants and versions there are', async () => {
+    const events = Array.from({ length: 300 }, (_, i) =>
+      at(10, { tenant: `t-${i}`, version: `v_${i}`, created_at_ms: Date.now() - (i % 60_000) }),
+    );
+    await deliver([[...events, answered('busy-one', events)]]);
+    const { results: rows } = await env.DB.prepare(
+      "SELECT minute, count FROM backend_latencies WHERE backend = 'busy-one' AND measure = 'ttft'",
+    ).all<{ minute: number; count: number }>();
+    expect(rows.length).toBeLessThanOrEqual(2);
+    expect(rows.reduce((sum, { count }) => sum + count, 0)).toBe(300);
+    for (const { minute } of rows) expect(minute % 10).toBe(0);
+  });
 });
 
 it('stats say how routing falls out, and warn when it collapses', async () => {

@@ -9,7 +9,7 @@ import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/ev
 import { bucketOf } from '../../shared/histogram.ts';
 import type { Database } from './client.ts';
 import { countLatencies } from './latencies.ts';
-import { events, latencies, outcomes, usage, variantOutcomes } from './schema.ts';
+import { backendLatencies, events, latencies, outcomes, usage, variantOutcomes } from './schema.ts';
 
 /** An event about a request that has its own event. */
 export type NoteEvent = RatingEvent | ComparisonEvent;
@@ -27,27 +27,29 @@ export type CountRequest = {
   readonly batch: string;
   readonly requests: readonly RequestEvent[];
   readonly notes: readonly NoteEvent[];
+  /** The backend that answered, by the request's event, where it is known. */
+  readonly answerers: ReadonlyMap<string, string>;
   /** Events and minutes before these are deleted. */
   readonly eventsSince_ms: number;
   readonly minutesSince_ms: number;
 };
 
 export async function countEvents(db: Database, request: CountRequest): Promise<Counted> {
-  const { batch, requests, notes, eventsSince_ms, minutesSince_ms } = request;
+  const { batch, requests, notes, answerers, eventsSince_ms } = request;
+  const minutesSince = Math.floor(request.minutesSince_ms / 60_000);
   const isNote = sql`${events.id} in (select value from json_each(${JSON.stringify(notes.map(noteId))}))`;
   const [, , , , , , , known] = await db.batch([
-    insertRequests(db, batch, requests),
+    insertRequests(db, batch, requests, answerers),
     insertNotes(db, batch, notes),
     add(db, outcomes, { minute: 'created_at_ms / 60000', ...same(OUTCOME_KEYS) }, SUMS, batch),
     add(db, variantOutcomes, same(VARIANT_KEYS), SUMS, batch, "and experiment <> 'none'"),
     add(db, usage, USAGE_KEYS, USAGE_SUMS, batch, 'and requests > 0'),
     db.delete(events).where(firstOf(events, lt(events.createdAt_ms, eventsSince_ms))),
-    db.delete(outcomes).where(firstOf(outcomes, lt(outcomes.minute, Math.floor(minutesSince_ms / 60_000)))),
+    db.delete(outcomes).where(firstOf(outcomes, lt(outcomes.minute, minutesSince))),
     db.select({ id: events.id }).from(events).where(isNote),
     ...countLatencies(db, batch),
-    db
-      .delete(latencies)
-      .where(firstOf(latencies, lt(latencies.minute, Math.floor(minutesSince_ms / 60_000)))),
+    db.delete(latencies).where(firstOf(latencies, lt(latencies.minute, minutesSince))),
+    db.delete(backendLatencies).where(firstOf(backendLatencies, lt(backendLatencies.minute, minutesSince))),
   ]);
   const found = new Set(known.map(({ id }) => id));
   return { notesLeft: notes.filter((note) => !found.has(noteId(note))) };
@@ -65,9 +67,14 @@ const EVENT_COLUMNS = Object.values(getTableColumns(events))
  * A row is an array, its id first: that takes SQLite an eighth of the time that objects take. `limit -1` keeps it from
  * folding the inner query into the outer one, where it would write each row's JSON anew for every column.
  */
-function insertRequests(db: Database, batch: string, requests: readonly RequestEvent[]) {
+function insertRequests(
+  db: Database,
+  batch: string,
+  requests: readonly RequestEvent[],
+  answerers: CountRequest['answerers'],
+) {
   const rows = requests.map((request) => {
-    const row = requestRow(request);
+    const row = requestRow(request, answerers.get(request.id) ?? '');
     return [row.id, ...EVENT_COLUMNS.map((name) => row[name])];
   });
   const columns = sql.raw(EVENT_COLUMNS.map((_, index) => `value ->> ${index + 1}`).join(', '));
@@ -106,7 +113,7 @@ const noteId = (note: NoteEvent): string =>
   note.kind === 'rating' ? `${note.request}:rating:${note.key_id}` : `${note.request}:agreement`;
 
 /** By column name. Keys hold no null: '' and -1 stand for it. */
-const requestRow = (event: RequestEvent): Record<string, unknown> => ({
+const requestRow = (event: RequestEvent, backend: string): Record<string, unknown> => ({
   id: event.id,
   created_at_ms: event.created_at_ms,
   day: event.day,
@@ -132,6 +139,7 @@ const requestRow = (event: RequestEvent): Record<string, unknown> => ({
   completion_tokens: event.completion_tokens,
   rating: null,
   agreement: null,
+  backend,
 });
 
 /** An error that is not the client's doing: none that a 4xx says, and also one that came in mid-stream. */

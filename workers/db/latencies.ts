@@ -3,7 +3,11 @@ import { and, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
 import { LATENCY_MEASURES, type Latencies, type LatencyMeasure } from '../../shared/experiment-results.ts';
 import type { Database } from './client.ts';
 import { isWithin, type SeriesRequest } from './outcomes.ts';
-import { events, latencies, variantLatencies } from './schema.ts';
+import { backendLatencies, events, latencies, variantLatencies } from './schema.ts';
+
+/** Backends' times are counted by this many minutes, under the first of them. */
+const SLOT_minutes = 10;
+const SLOT = `created_at_ms / ${60_000 * SLOT_minutes} * ${SLOT_minutes}`;
 
 /**
  * The statements that count a batch of `events`, for the transaction that inserts it: what names the rows is the batch,
@@ -30,6 +34,16 @@ export const countLatencies = (db: Database, batch: string) =>
           ...[variantLatencies.measure, variantLatencies.bucket],
         ],
         set: { count: sql`${variantLatencies.count} + excluded.count` },
+      }),
+    db
+      .insert(backendLatencies)
+      .select(timesOf(batch, `${SLOT}, backend`, "and backend <> ''"))
+      .onConflictDoUpdate({
+        target: [
+          ...[backendLatencies.minute, backendLatencies.backend],
+          ...[backendLatencies.measure, backendLatencies.bucket],
+        ],
+        set: { count: sql`${backendLatencies.count} + excluded.count` },
       }),
   ] as const;
 
@@ -81,6 +95,22 @@ export async function latenciesOfVariants(
     .from(variantLatencies)
     .where(and(eq(variantLatencies.experiment, experiment), isWithin(variantLatencies.region, region)))
     .groupBy(variant, measure, bucket);
+  return histograms(rows);
+}
+
+/** By backend, over all tenants, in the slots that hold any of the time asked for. */
+export async function latenciesOfBackends(
+  db: Database,
+  { from_ms, to_ms }: Pick<SeriesRequest, 'from_ms' | 'to_ms'>,
+): Promise<Map<string, Latencies>> {
+  const { minute, backend, measure, bucket } = backendLatencies;
+  const first = Math.floor(from_ms / (60_000 * SLOT_minutes)) * SLOT_minutes;
+  const rows = await db
+    .select({ key: backend, measure, bucket, count: sql<number>`total(${backendLatencies.count})` })
+    .from(backendLatencies)
+    .where(and(gte(minute, first), lt(minute, Math.ceil(to_ms / 60_000))))
+    .groupBy(backend, measure, bucket)
+    .orderBy(backend);
   return histograms(rows);
 }
 

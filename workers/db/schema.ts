@@ -211,6 +211,8 @@ export const events = sqliteTable(
     /** Buckets of the times, see `shared/histogram.ts`; null without a time, and in rows of an older release. */
     ttft_bucket: integer('ttft_bucket'),
     tpot_bucket: integer('tpot_bucket'),
+    /** The one that answered; '' when none did, or nobody said. */
+    backend: text('backend').notNull().default(''),
   },
   (table) => [index('events_batch').on(table.batch), index('events_created').on(table.createdAt_ms)],
 );
@@ -298,6 +300,16 @@ export const variantLatencies = sqliteTable(
   ({ experiment, variant, region, measure, bucket }) => [
     primaryKey({ columns: [experiment, variant, region, measure, bucket] }),
   ],
+);
+
+/**
+ * The same by who answered, over all tenants. `minute` is the first of ten: how many rows there are depends on the
+ * backends and on time, and not on tenants and versions, of which there may be many.
+ */
+export const backendLatencies = sqliteTable(
+  'backend_latencies',
+  { minute: integer('minute').notNull(), backend: text('backend').notNull(), ...bucketCounts },
+  ({ minute, backend, measure, bucket }) => [primaryKey({ columns: [minute, backend, measure, bucket] })],
 );
 
 /** Where a few recent requests lay, for the dashboard's map: no text and no vector, only how far from each centroid. */

@@ -176,6 +176,7 @@ async function forward(
   });
   headers[HEADERS.serverTiming] = serverTiming(routed.timings, performance.now() - started_ms);
   headers[BACKEND_HEADERS.backend] = id;
+  record.answeredBy(id);
   return response;
 }
 

@@ -2,12 +2,13 @@
  * The events queue's other end. Delivery is at least once: what is counted twice would be, were it not for the
  * events' ids; so a delivery that failed, or of which nobody knows whether it failed, is simply asked for again.
  */
-import { type EdgeEvent, edgeEventSchema, type RequestEvent } from '../../shared/events.ts';
+import type { EdgeEvent, RequestEvent } from '../../shared/events.ts';
 import type { Database } from '../db/client.ts';
 import { type Counted, countEvents, type NoteEvent } from '../db/count-events.ts';
 import { EVENTS } from '../limits.ts';
 import { takeBackBad } from './auto-rollback.ts';
 import { type Hold, withDeadline } from './deadline.ts';
+import { type Answerers, readMessage } from './event-messages.ts';
 import { log, reasonOf } from './log.ts';
 import type { RoutingTable } from './routing-table.ts';
 
@@ -19,8 +20,11 @@ export async function consumeEvents(
   hold: Hold,
 ): Promise<void> {
   const now_ms = Date.now();
+  const answerers = new Map<string, string>();
   const received = batch.messages.flatMap((message) => {
-    const events = readEvents(message.body, now_ms);
+    const read = readMessage(message.body);
+    for (const [id, backend] of read.answerers) answerers.set(id, backend);
+    const events = read.events.filter((event) => isRecent(event, now_ms));
     if (events.length === 0) message.ack();
     return events.map((event) => ({ message, event }));
   });
@@ -29,7 +33,7 @@ export async function consumeEvents(
   const notes = received.map(({ event }) => event).filter((event) => event.kind !== 'request');
   let left: ReadonlySet<EdgeEvent>;
   try {
-    left = await countAll(dependencies.db, requests, notes, now_ms);
+    left = await countAll(dependencies.db, { requests, notes, answerers }, now_ms);
   } catch (error) {
     log('error', 'events_not_counted', { events: received.length, reason: reasonOf(error) });
     batch.retryAll({ delaySeconds: EVENTS.retryDelay_s });
@@ -46,35 +50,32 @@ export async function consumeEvents(
   });
 }
 
+type Delivery = {
+  readonly requests: readonly RequestEvent[];
+  readonly notes: readonly NoteEvent[];
+  readonly answerers: Answerers;
+};
+
 /** What one transaction counts: D1 runs them one at a time, and requests that read wait behind them. */
 const COUNTED_AT_ONCE_MAX = 250;
 
 /** The notes that could not be counted yet. Part of it may be counted when it throws; that counts once, as ever. */
-async function countAll(
-  db: Database,
-  requests: readonly RequestEvent[],
-  notes: readonly NoteEvent[],
-  now_ms: number,
-): Promise<ReadonlySet<EdgeEvent>> {
+async function countAll(db: Database, delivery: Delivery, now_ms: number): Promise<ReadonlySet<EdgeEvent>> {
+  const { requests, notes, answerers } = delivery;
   let at = 0;
   for (; requests.length - at > COUNTED_AT_ONCE_MAX; at += COUNTED_AT_ONCE_MAX) {
-    await count(db, requests.slice(at, at + COUNTED_AT_ONCE_MAX), [], now_ms);
+    const some = requests.slice(at, at + COUNTED_AT_ONCE_MAX);
+    await count(db, { requests: some, notes: [], answerers }, now_ms);
   }
-  const { notesLeft } = await count(db, requests.slice(at), notes, now_ms);
+  const { notesLeft } = await count(db, { requests: requests.slice(at), notes, answerers }, now_ms);
   return new Set(notesLeft);
 }
 
-const count = (
-  db: Database,
-  requests: readonly RequestEvent[],
-  notes: readonly NoteEvent[],
-  now_ms: number,
-): Promise<Counted> =>
+const count = (db: Database, delivery: Delivery, now_ms: number): Promise<Counted> =>
   withDeadline(
     countEvents(db, {
       batch: crypto.randomUUID(),
-      requests,
-      notes,
+      ...delivery,
       eventsSince_ms: now_ms - EVENTS.kept_ms,
       minutesSince_ms: now_ms - EVENTS.minutesKept_ms,
     }),
@@ -82,20 +83,9 @@ const count = (
     'counting events',
   );
 
-const readEvents = (body: unknown, now_ms: number): EdgeEvent[] =>
-  (Array.isArray(body) ? body : [body]).flatMap((event) => readEvent(event, now_ms) ?? []);
-
-/** Null, with a line in the log, for what can't be counted, now or ever. */
-function readEvent(body: unknown, now_ms: number): EdgeEvent | null {
-  const parsed = edgeEventSchema.safeParse(body);
-  if (!parsed.success) {
-    log('error', 'event_malformed', { reason: parsed.error.message });
-    return null;
-  }
-  // Its id may have been forgotten by now, and then it would be counted again.
-  if (parsed.data.created_at_ms < now_ms - EVENTS.counted_ms) {
-    log('error', 'event_too_old', { created_at_ms: parsed.data.created_at_ms });
-    return null;
-  }
-  return parsed.data;
+/** The id of an older one may have been forgotten by now, and then it would be counted again: the log has it. */
+function isRecent({ created_at_ms }: EdgeEvent, now_ms: number): boolean {
+  if (created_at_ms >= now_ms - EVENTS.counted_ms) return true;
+  log('error', 'event_too_old', { created_at_ms });
+  return false;
 }

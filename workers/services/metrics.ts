@@ -5,11 +5,11 @@
 import type { RequestEvent } from '../../shared/events.ts';
 
 /** Columns are known by their place alone, so places are only ever added. */
-export const dataPoint = (event: RequestEvent): AnalyticsEngineDataPoint => ({
+export const dataPoint = (event: RequestEvent, backend = ''): AnalyticsEngineDataPoint => ({
   indexes: [event.tenant],
   blobs: [
     ...[event.model, event.version ?? '', event.mask, event.experiment, event.variant],
-    ...[event.region, event.fallback ?? '', event.error_code ?? '', event.endpoint],
+    ...[event.region, event.fallback ?? '', event.error_code ?? '', event.endpoint, backend],
   ],
   doubles: [
     ...[event.status, event.prompt_tokens, event.completion_tokens],

@@ -39,6 +39,8 @@ export interface RequestRecord {
   readonly answerTokensMax: number | undefined;
   reserved(reservation: Reservation | null, answerTokensMax: number | undefined): void;
   routed(routed: Routed): void;
+  /** `backend`: the id of the one that answers. */
+  answeredBy(backend: string): void;
   /**
    * Follows an answer to its end; closes the record when there is none.
    * @throws what `answer` throws, MaskrouteError `backend_error` for a small whole answer that broke off.
@@ -65,6 +67,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   let reservation: Reservation | null = null;
   let answerTokensMax: number | undefined;
   let routed: Routed | undefined;
+  let answerer: string | undefined;
   let closed = false;
 
   const close = (outcome: Outcome): void => {
@@ -81,7 +84,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
         : parts.budgets.settle(of.caller.tenant, of.event, cost.prompt_tokens + cost.completion_tokens);
     await Promise.all([
       settled,
-      routed === undefined ? undefined : parts.events.send(event(routed, outcome, cost)),
+      routed === undefined ? undefined : parts.events.send(event(routed, outcome, cost), answerer),
     ]);
     const isWhole = outcome.status === 200 && outcome.code === null;
     if (routed !== undefined && isWhole) await of.answered(of.event, routed);
@@ -176,6 +179,9 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     },
     routed(decided) {
       routed = decided;
+    },
+    answeredBy(backend) {
+      answerer = backend;
     },
     refused() {
       closed = true;

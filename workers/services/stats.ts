@@ -1,16 +1,19 @@
 /** What is going on, from what was counted: routing over time, its balance, speed by version, fallbacks. */
 import { COLLAPSE, type Stats } from '../../shared/admin-stats.ts';
+import type { Latencies } from '../../shared/experiment-results.ts';
+import { countOf, quantilesOf } from '../../shared/histogram.ts';
 import { type Database, isoTime } from '../db/client.ts';
-import { versionKey, versionLatencies } from '../db/latencies.ts';
+import { latenciesOfBackends, versionKey, versionLatencies } from '../db/latencies.ts';
 import { findClusterCounts } from '../db/mask-sets.ts';
 import { clusterSeries, fallbackCounts, type SeriesRequest, versionSums } from '../db/outcomes.ts';
 import { figuresOf } from './experiment-results.ts';
 
 export async function stats(db: Database, request: SeriesRequest): Promise<Stats> {
-  const [series, versions, latencies, fallbacks] = await Promise.all([
+  const [series, versions, latencies, byBackend, fallbacks] = await Promise.all([
     clusterSeries(db, request),
     versionSums(db, request),
     versionLatencies(db, request),
+    request.tenant === undefined ? latenciesOfBackends(db, request) : new Map<string, Latencies>(),
     fallbackCounts(db, request),
   ]);
   const clusterCounts = await findClusterCounts(db, [...new Set(series.map(({ version }) => version))]);
@@ -28,6 +31,12 @@ export async function stats(db: Database, request: SeriesRequest): Promise<Stats
       version: version === '' ? null : version,
       sparsity: sparsity < 0 ? null : sparsity,
       figures: figuresOf(sums, latencies.get(versionKey({ version, sparsity }))),
+    })),
+    backends: [...byBackend].map(([backend, { ttft, tpot }]) => ({
+      backend,
+      answers: countOf(ttft),
+      ttft_quantiles_ms: quantilesOf(ttft),
+      tpot_quantiles_ms: quantilesOf(tpot),
     })),
     fallbacks: fallbacks.map(({ fallback, requests }) => ({ reason: fallback, requests })),
   };

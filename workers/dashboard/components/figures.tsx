@@ -5,7 +5,7 @@ import type { Column } from './table.tsx';
 
 const share = (value: number | null): string => (value === null ? '–' : percent(value));
 /** p50 / p95 / p99. */
-const quantiles = (values: Figures['ttft_quantiles_ms'], digits: number): string =>
+export const quantiles = (values: Figures['ttft_quantiles_ms'], digits: number): string =>
   values === null ? '–' : [values.p50, values.p95, values.p99].map((ms) => number(ms, digits)).join(' / ');
 const mean = (value: number | null, digits: number): string => (value === null ? '–' : number(value, digits));
 

@@ -3,7 +3,7 @@ import { useMemo, useState } from 'preact/hooks';
 import { COLLAPSE, type Stats, statsSchema } from '../../../shared/admin-stats.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
-import { FIGURE_COLUMNS } from '../components/figures.tsx';
+import { FIGURE_COLUMNS, quantiles } from '../components/figures.tsx';
 import { Empty, Loaded, Notice } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useScope } from '../context.ts';
@@ -108,6 +108,27 @@ function Picture({ stats }: { readonly stats: Stats }) {
           ...FIGURE_COLUMNS,
         ]}
       />
+      {stats.backends.length > 0 && (
+        <Table
+          caption="Speed by backend, all tenants, by ten minutes"
+          rows={stats.backends}
+          rowKey={({ backend }) => backend}
+          columns={[
+            { title: 'Backend', cell: ({ backend }) => <code>{backend}</code> },
+            { title: 'Answers', cell: ({ answers }) => number(answers), isNumber: true },
+            {
+              title: 'First token, p50 / p95 / p99',
+              cell: ({ ttft_quantiles_ms }) => quantiles(ttft_quantiles_ms, 0),
+              isNumber: true,
+            },
+            {
+              title: 'A token, p50 / p95 / p99',
+              cell: ({ tpot_quantiles_ms }) => quantiles(tpot_quantiles_ms, 1),
+              isNumber: true,
+            },
+          ]}
+        />
+      )}
       <Table
         caption="Requests by cluster"
         rows={series.clusters}
