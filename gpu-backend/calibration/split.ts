@@ -14,11 +14,14 @@ export type Split = { readonly fit: CalibrationRow[]; readonly heldOut: Calibrat
 export function splitRows(rows: readonly CalibrationRow[], share: number, purpose = 'held-out'): Split {
   const fit: CalibrationRow[] = [];
   const heldOut: CalibrationRow[] = [];
-  for (const row of rows) {
-    const digest = createHash('sha256').update(`${purpose}\n${row.routeText}`).digest();
-    (digest.readUInt32LE() / 2 ** 32 < share ? heldOut : fit).push(row);
-  }
+  for (const row of rows) (isHeldOut(row, share, purpose) ? heldOut : fit).push(row);
   return { fit, heldOut };
+}
+
+/** What a smaller `share` holds out, a larger one does, too. */
+export function isHeldOut({ routeText }: CalibrationRow, share: number, purpose = 'held-out'): boolean {
+  const digest = createHash('sha256').update(`${purpose}\n${routeText}`).digest();
+  return digest.readUInt32LE() / 2 ** 32 < share;
 }
 
 /** Each row once: what stands twice in the data must not count twice. */

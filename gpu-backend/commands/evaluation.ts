@@ -49,18 +49,18 @@ const LONG_TOKENS = 640;
 const TASKS_HELP =
   'multiple choice: TASK=FILE with openbookqa, winogrande, hellaswag, piqa, arc_easy or arc_challenge';
 
+const CALIBRATION_HELP =
+  'what baselines calibrate on (default: a part of --data). Of rows that are also here, or in a file of a name that a ' +
+  'set was learned on, only the tenth that `learn` holds out is scored, and calibrates nothing';
+
 export function addEvaluationCommand(program: Command): void {
   program
     .command('evaluate')
     .description('learned masks against dense and static pruning, on text that neither was made on')
     .requiredOption('--model <name>', 'an installed model')
     .requiredOption('--mask-set <file...>', 'what `learn` wrote')
-    .requiredOption('--data <file...>', 'JSONL as for `learn`; what a set was learned on is not scored')
-    .option(
-      '--calibration <file...>',
-      'what baselines calibrate on (default: a part of --data, not scored)',
-      [],
-    )
+    .requiredOption('--data <file...>', 'JSONL as for `learn`; repeated rows count once')
+    .option('--calibration <file...>', CALIBRATION_HELP, [])
     .option('--baselines <names>', `all, none, or some of ${BASELINES.join(',')}`, baselineNames, BASELINES)
     .option(
       '--sparsity <shares>',
@@ -90,9 +90,14 @@ export function addEvaluationCommand(program: Command): void {
 
 async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<void> {
   const { evaluate } = await import('../evaluation/evaluate.ts');
+  const { dataLine, formatEvaluation } = await import('../evaluation/format.ts');
   const stages = createStages();
-  const evaluation = await evaluate(await toOptions(flags, stages.update, signal)).finally(stages.stop);
-  const { formatEvaluation } = await import('../evaluation/format.ts');
+  const onRows: EvaluateOptions['onRows'] = (counts) => console.error(`data: ${dataLine(counts)}`);
+  const hooks = { onRows, onProgress: stages.update, signal };
+  const options = await toOptions(flags, hooks);
+  // Before hours of work, not after them: it may be no folder, or nobody's to write to.
+  if (flags.out !== undefined) await mkdir(flags.out, { recursive: true });
+  const evaluation = await evaluate(options).finally(stages.stop);
   if (!flags.json) console.log(formatEvaluation(evaluation));
   if (flags.out !== undefined) await writeOut(flags.out, flags.maskSet, evaluation);
   console.log(JSON.stringify(evaluation));
@@ -100,8 +105,7 @@ async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<v
 
 async function toOptions(
   flags: EvaluateFlags,
-  onProgress: EvaluateOptions['onProgress'],
-  signal: AbortSignal,
+  hooks: Pick<EvaluateOptions, 'onRows' | 'onProgress' | 'signal'>,
 ): Promise<EvaluateOptions> {
   const { showModel } = await import('./model.ts');
   const { readMaskSet } = await import('../publication/mask-set-file.ts');
@@ -109,7 +113,7 @@ async function toOptions(
   const { surrogatesOf } = await import('../evaluation/context.ts');
   const home = maskrouteHome();
   const model = await showModel(home, flags.model);
-  const { stop: _, ...hooks } = createProgressReporter();
+  const { stop: _, ...downloads } = createProgressReporter();
   const maskSets = await Promise.all(flags.maskSet.map(readMaskSet));
   return {
     ...{ home, model, maskSets, data: flags.data, calibration: flags.calibration },
@@ -117,13 +121,15 @@ async function toOptions(
     flavours: flavoursOf(flags.surrogate, surrogatesOf(model)),
     openEncoder: async (set) => {
       const { openEncoder } = await import('../calibration/encoders.ts');
-      return openEncoder(flags.encoder ?? encoderName(set), { home, threads: flags.threads, hooks });
+      return openEncoder(flags.encoder ?? encoderName(set), {
+        ...{ home, threads: flags.threads, hooks: downloads },
+      });
     },
     ...{ tasks: flags.tasks.map(parseTaskFile), taskLimit: flags.taskLimit },
     ...{ checks: flags.checks, facts: flags.facts, longTokens: LONG_TOKENS },
     ...{ limit: flags.limit, rowsMax: flags.rows, tokensMax: flags.tokens, evaluationsMax: flags.budget },
     ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads: flags.threads },
-    ...{ seed: flags.seed, onProgress, signal },
+    ...{ seed: flags.seed, ...hooks },
   };
 }
 
@@ -148,7 +154,6 @@ function flavoursOf(
 async function writeOut(folder: string, maskSets: readonly string[], evaluation: Evaluation): Promise<void> {
   const { writeWhole } = await import('../write-whole.ts');
   const { EVALUATION_FILE, writeReportHtml } = await import('../evaluation/report/write-report.ts');
-  await mkdir(folder, { recursive: true });
   await writeWhole(join(folder, EVALUATION_FILE), `${JSON.stringify(evaluation, null, 1)}\n`);
   await writeReportHtml(
     folder,

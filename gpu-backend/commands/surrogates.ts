@@ -1,7 +1,6 @@
 /** `surrogates`: fit and distil stand-ins for a model's blocks, from the command line. */
 import { availableParallelism } from 'node:os';
 import type { Command } from 'commander';
-import { MaskrouteError } from '../../shared/errors.ts';
 import { maskBits } from '../../shared/mask.ts';
 import type { MaskSet } from '../../shared/mask-set.ts';
 import { maskrouteHome } from '../home.ts';
@@ -73,12 +72,11 @@ async function run({ install, rows, around, ...flags }: Flags, signal: AbortSign
 /** The distinct masks of the sets: first what each learned on everything, then those of the clusters. */
 async function masksInUse(paths: readonly string[], model: InstalledModel): Promise<Uint8Array[]> {
   const { readMaskSet } = await import('../publication/mask-set-file.ts');
+  const { checkMaskSets } = await import('../evaluation/check-sets.ts');
   const { clusterMasks, oneMask } = await import('../evaluation/routing.ts');
   const sets: MaskSet[] = [];
   for (const path of paths) sets.push(await readMaskSet(path));
-  const other = sets.find((set) => set.model.hash !== model.manifest.hash);
-  if (other !== undefined)
-    throw new MaskrouteError('invalid_mask_set', `The mask set ${other.name} is for another model.`);
+  checkMaskSets(sets, model);
   const masks = [...sets.flatMap((set) => oneMask(set) ?? []), ...sets.flatMap(clusterMasks)];
   return [...new Map(masks.map((mask) => [maskBits(mask), mask.runs])).values()];
 }

@@ -1,5 +1,4 @@
 /** What an evaluation is asked for, and what all its stages share: the model, opened once. */
-import { MaskrouteError } from '../../shared/errors.ts';
 import type { SurrogatesId } from '../../shared/mask.ts';
 import type { MaskSet } from '../../shared/mask-set.ts';
 import type { OpenEncoder } from '../calibration/encoders.ts';
@@ -10,6 +9,7 @@ import { openModelText } from '../model/model-text.ts';
 import type { InstalledModel } from '../model/store.ts';
 import type { RoutedSet } from './line-up.ts';
 import type { Baseline } from './methods.ts';
+import type { RowCounts } from './result.ts';
 import { routeTexts } from './routing.ts';
 import type { ScoreSession } from './score-graph.ts';
 import { openScoreSession } from './score-graph.ts';
@@ -50,6 +50,8 @@ export type EvaluateOptions = {
   readonly rounds: number;
   readonly threads: number;
   readonly seed: number;
+  /** What became of the rows of `data`, before anything is scored. */
+  readonly onRows: (counts: RowCounts) => void;
   readonly onProgress: (stage: string, done: number, total: number) => void;
   readonly signal?: AbortSignal | undefined;
 };
@@ -70,7 +72,6 @@ export async function withContext<T>(
 ): Promise<T> {
   const { model, threads } = options;
   const { folder, manifest } = model;
-  for (const set of options.maskSets) checkModel(set, model);
   const text = await openModelText(folder, manifest);
   const runner = await openRunner(folder, manifest.config, { threads, surrogates: surrogatesOf(model) });
   const session = await openScoreSession(threads);
@@ -99,12 +100,3 @@ export async function routeSets(options: EvaluateOptions, texts: readonly string
 /** The table that the model's graph holds, if any. */
 export const surrogatesOf = ({ manifest }: InstalledModel): SurrogatesId | undefined =>
   manifest.surrogates?.id as SurrogatesId | undefined;
-
-/** @throws MaskrouteError `invalid_mask_set`. */
-function checkModel(set: MaskSet, { manifest }: InstalledModel): void {
-  if (set.model.hash === manifest.hash && set.model.blockCount === 2 * manifest.config.layerCount) return;
-  throw new MaskrouteError(
-    'invalid_mask_set',
-    `The mask set ${set.name} is for another model (${set.model.name}), not for ${manifest.name}.`,
-  );
-}

@@ -1,51 +1,105 @@
 /**
- * What is scored and what baselines may calibrate on. The two never share a prompt, and nothing that the mask set was
- * learned on is scored: of files in its record only the share counts that `learn` held out (by the same hash).
+ * What is scored and what baselines may calibrate on. Each row counts once, the two never share a prompt, and nothing
+ * that a mask set was learned on is scored. A row is known by its content, wherever it stands: of the rows that are also in
+ * the calibration files, or in a file that a set names in its record, only the share is scored that `learn` held out
+ * (by the same hash).
  */
 import { basename } from 'node:path';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { permutation, seededRandom } from '../calibration/random.ts';
 import type { CalibrationRow } from '../calibration/read-data.ts';
 import { readData } from '../calibration/read-data.ts';
-import { HELD_OUT_SHARE, splitRows } from '../calibration/split.ts';
+import { distinctRows, HELD_OUT_SHARE, isHeldOut } from '../calibration/split.ts';
+import { dataLine } from './format.ts';
+import type { RowCounts } from './result.ts';
 
-/** Of files that nobody learned on. */
+/** Of rows that nobody learned on, without calibration files. */
 const SCORED_SHARE = 0.5;
 
 export type EvaluationData = {
   readonly scored: readonly CalibrationRow[];
   readonly calibration: readonly CalibrationRow[];
+  /** Of the rows of `facts` those that nothing was made on. */
+  readonly facts: readonly CalibrationRow[];
+  readonly counts: RowCounts;
 };
 
 export type DataOptions = {
   readonly data: readonly string[];
   /** Without files, what is left of `data` calibrates. */
   readonly calibration: readonly string[];
+  readonly facts: readonly string[];
   /** Base names of the files that the mask sets were learned on. */
   readonly learnedOn: readonly string[];
+  /** Whether any method needs rows to calibrate on. */
+  readonly calibrates: boolean;
   readonly rowsMax?: number | undefined;
 };
 
 /** @throws MaskrouteError `invalid_data` when a file is unreadable, or nothing is left to score or calibrate on. */
 export async function readEvaluationData(options: DataOptions): Promise<EvaluationData> {
+  const data = await readFiles(options.data, options.rowsMax);
+  const facts = await readFiles(options.facts, options.rowsMax);
   const own = options.calibration.length > 0;
-  const calibration = own ? (await readData(options.calibration, options.rowsMax)).rows : [];
-  const known = new Set(calibration.map((row) => row.routeText));
-  const scored: CalibrationRow[] = [];
-  for (const path of options.data) {
-    const { rows } = await readData([path], options.rowsMax);
-    const learnedOn = options.learnedOn.includes(basename(path));
-    const share = learnedOn ? HELD_OUT_SHARE : own ? 1 : SCORED_SHARE;
-    const { fit, heldOut } = splitRows(rows, share);
-    scored.push(...heldOut.filter((row) => !known.has(row.routeText)));
-    if (!own) calibration.push(...fit);
-  }
-  if (scored.length === 0)
-    throw new MaskrouteError('invalid_data', 'No row is left to score: all of them calibrate.');
-  if (calibration.length === 0)
-    throw new MaskrouteError('invalid_data', 'No row is left to calibrate on; name some with --calibration.');
-  return { scored, calibration };
+  const given = own ? (await readData(options.calibration, options.rowsMax)).rows : [];
+  const learned = rowsOf([...data, ...facts].filter(({ name }) => options.learnedOn.includes(name)));
+  const rows = distinctRows(rowsOf(data));
+
+  const known = promptsOf([...given, ...learned]);
+  const scored = rows.filter((row) =>
+    isHeldOut(row, known.has(row.routeText) ? HELD_OUT_SHARE : own ? 1 : SCORED_SHARE),
+  );
+  const calibration = without(own ? given : rows, promptsOf(scored));
+  const counts = countRows(rowsOf(data), rows, scored, calibration);
+  requireRows(scored, `is left to score: ${dataLine(counts)}`);
+  if (options.calibrates) requireRows(calibration, 'is left to calibrate on; name some with --calibration');
+
+  const learnedPrompts = promptsOf(learned);
+  const unseenFacts = without(distinctRows(rowsOf(facts)), promptsOf(calibration)).filter(
+    (row) => !learnedPrompts.has(row.routeText) || isHeldOut(row, HELD_OUT_SHARE),
+  );
+  if (facts.length > 0)
+    requireRows(unseenFacts, 'of --facts is left: all of them calibrate or were learned on');
+  return { scored, calibration, facts: unseenFacts, counts };
 }
+
+/** Each of `rows`, which are the distinct ones of `all`, is scored, calibrates, or was learned on. */
+function countRows(
+  all: readonly CalibrationRow[],
+  rows: readonly CalibrationRow[],
+  scored: readonly CalibrationRow[],
+  calibration: readonly CalibrationRow[],
+): RowCounts {
+  const learnedOn = without(without(rows, promptsOf(scored)), promptsOf(calibration)).length;
+  return {
+    read: all.length,
+    repeated: all.length - rows.length,
+    calibrating: rows.length - scored.length - learnedOn,
+    learnedOn,
+    left: scored.length,
+  };
+}
+
+const promptsOf = (rows: readonly CalibrationRow[]): Set<string> =>
+  new Set(rows.map(({ routeText }) => routeText));
+
+const without = (rows: readonly CalibrationRow[], prompts: ReadonlySet<string>): CalibrationRow[] =>
+  rows.filter(({ routeText }) => !prompts.has(routeText));
+
+function requireRows(rows: readonly CalibrationRow[], what: string): void {
+  if (rows.length === 0) throw new MaskrouteError('invalid_data', `No row ${what}.`);
+}
+
+type DataFile = { readonly name: string; readonly rows: readonly CalibrationRow[] };
+
+async function readFiles(paths: readonly string[], rowsMax: number | undefined): Promise<DataFile[]> {
+  const files: DataFile[] = [];
+  for (const path of paths)
+    files.push({ name: basename(path), rows: (await readData([path], rowsMax)).rows });
+  return files;
+}
+
+const rowsOf = (files: readonly DataFile[]): CalibrationRow[] => files.flatMap(({ rows }) => rows);
 
 /** At most `limit` rows, equally many of each kind as far as there are, in a random order. */
 export function pickRows(rows: readonly CalibrationRow[], limit: number, seed: number): CalibrationRow[] {

@@ -4,7 +4,6 @@
  */
 import { MaskrouteError } from '../../shared/errors.ts';
 import type { Mask } from '../../shared/mask.ts';
-import type { MaskSet } from '../../shared/mask-set.ts';
 import { maskSetVersion } from '../../shared/mask-set.ts';
 import { kindTable } from '../calibration/cluster.ts';
 import { seededRandom } from '../calibration/random.ts';
@@ -17,31 +16,36 @@ import type { Contestant } from './contestants.ts';
 import { toRow } from './contestants.ts';
 import type { Context, EvaluateOptions } from './context.ts';
 import { routeSets, surrogatesOf, withContext } from './context.ts';
-import { pickRows, readEvaluationData } from './data.ts';
+import { pickRows } from './data.ts';
 import { timePlane, weightPoints } from './equal-time.ts';
+import type { Inputs } from './inputs.ts';
+import { readInputs } from './inputs.ts';
 import type { LineUp } from './line-up.ts';
 import { equalCountContestants, equalTimeContestants } from './line-up.ts';
 import type { StaticMethod } from './methods.ts';
+import { CALIBRATED, hasAny, SEARCHED } from './methods.ts';
 import type { Evaluation, EvaluationRow } from './result.ts';
 import { scoreRows } from './score-rows.ts';
 import { searchOrders } from './search.ts';
-import { runTasks } from './task-stage.ts';
+import { checkTasks, runTasks } from './task-stage.ts';
 import type { Timer } from './timing.ts';
 import { createTimer, skippedCounts } from './timing.ts';
 
 /**
- * @throws MaskrouteError `invalid_data`, `invalid_mask_set` for a set of another model, `encoder_mismatch`. Rejects
- * when `signal` aborts; what was computed is read back the next time.
+ * @throws MaskrouteError `invalid_data`, `invalid_argument`, `invalid_mask_set` for a set of another model,
+ * `encoder_mismatch`. Rejects when `signal` aborts; what was computed is read back the next time.
  */
 export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
-  return withContext(options, async (context) => evaluateIn(context));
+  const inputs = await readInputs(options);
+  return withContext(options, (context) => evaluateIn(context, inputs));
 }
 
-async function evaluateIn(context: Context): Promise<Evaluation> {
+async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation> {
   const { options, runner } = context;
   const { model, seed } = options;
   const { config } = model.manifest;
-  const data = await readEvaluationData({ ...options, learnedOn: learnedOn(options.maskSets) });
+  const { data } = inputs;
+  checkTasks(context, inputs.tasks);
   const { rows, samples } = scoredSamples(context, data.scored);
   const sets = await routeSets(
     options,
@@ -69,10 +73,10 @@ async function evaluateIn(context: Context): Promise<Evaluation> {
     const perRow = contestant.masks.map((masks, row) => masks.map((mask) => scores.of(row, mask)));
     return toRow(contestant, rows, perRow, timer.msOf, config);
   };
-  const tasks = await runTasks(context, lineUp);
-  const checks = options.checks
-    ? await runChecks({ context, lineUp, rows, samples, calibration: data.calibration })
-    : undefined;
+  const tasks = await runTasks(context, lineUp, inputs.tasks);
+  const checked = options.checks
+    ? await runChecks({ context, inputs, lineUp, rows, samples })
+    : { checks: undefined, notes: [] };
   return {
     rows: contestants.map((contestant, i) => ({ ...toFigures(contestant), ...tasks[i] })),
     equalTime: timed.map(toFigures),
@@ -81,8 +85,9 @@ async function evaluateIn(context: Context): Promise<Evaluation> {
       name: set.name,
       kinds: kindTable(rows, clusters, set.clusters.length),
     })),
-    ...(checks === undefined ? {} : { checks }),
-    notes: [...notes, ...tableNotes(options)],
+    ...(checked.checks === undefined ? {} : { checks: checked.checks }),
+    data: data.counts,
+    notes: [...inputs.notes, ...notes, ...tableNotes(options), ...checked.notes],
     ...{ model: model.manifest.name, weights: model.manifest.weights, threads: options.threads },
     search: { evaluations: options.evaluationsMax, positions: options.searchPositions },
     seed,
@@ -110,7 +115,8 @@ function scoredSamples({ options, text }: Context, scored: readonly CalibrationR
     rows.push(row);
     samples.push(sample);
   }
-  if (rows.length === 0) throw new MaskrouteError('invalid_data', 'No row is long enough to score.');
+  if (rows.length === 0)
+    throw new MaskrouteError('invalid_data', `No row has a token to score among its first ${tokensMax}.`);
   return { rows, samples };
 }
 
@@ -124,7 +130,12 @@ function search({ options, scorer, text }: Context, calibration: readonly Calibr
     tokensMax,
   });
   const blockCount = 2 * model.manifest.config.layerCount;
-  const greedy = methods.filter((name) => ['sleb', 'blockpruner', 'finercut'].includes(name)).length;
+  if (samples.length === 0 && hasAny(methods, CALIBRATED))
+    throw new MaskrouteError(
+      'invalid_data',
+      `No row to calibrate on has a token among its first ${tokensMax}.`,
+    );
+  const greedy = methods.filter((name) => hasAny(SEARCHED, [name])).length;
   const total = greedy * flavours.length * options.evaluationsMax;
   let done = 0;
   return searchOrders({
@@ -171,12 +182,4 @@ async function matchTimes(
 const sparsitiesOf = ({ sparsities, maskSets }: EvaluateOptions): number[] =>
   [...new Set([...sparsities, ...maskSets.map(({ targetSparsity }) => targetSparsity)])].sort(
     (a, b) => a - b,
-  );
-
-/** Base names in the sets' own records. */
-const learnedOn = (sets: readonly MaskSet[]): string[] =>
-  sets.flatMap(({ learned }) =>
-    Array.isArray(learned.data)
-      ? learned.data.filter((name): name is string => typeof name === 'string')
-      : [],
   );

@@ -1,5 +1,5 @@
 /** An evaluation as aligned text for a terminal. */
-import type { Evaluation, EvaluationRow } from './result.ts';
+import type { Evaluation, EvaluationRow, RowCounts } from './result.ts';
 
 const COLUMNS: readonly (readonly [title: string, cell: (row: EvaluationRow) => string])[] = [
   ['method', ({ method, clusters }) => (clusters > 1 ? `${method} (${clusters})` : method)],
@@ -27,6 +27,14 @@ export function formatEvaluation({ rows, equalTime, notes }: Evaluation): string
     );
   }
   return [...parts, ...notes].join('\n');
+}
+
+/** What became of the rows that were read. */
+export function dataLine({ read, repeated, calibrating, learnedOn, left }: RowCounts): string {
+  return (
+    `of ${read} rows ${repeated} are repeated, ${calibrating} calibrate, ` +
+    `${learnedOn} were learned on, and ${left} can be scored`
+  );
 }
 
 function table(rows: readonly EvaluationRow[]): string {

@@ -27,3 +27,11 @@ export const UNITS_OF = {
   random: 'blocks',
 } as const satisfies Record<Exclude<Baseline, 'one-mask'>, 'layers' | 'blocks'>;
 export type StaticMethod = keyof typeof UNITS_OF;
+
+/** Baselines that evaluate the model for many masks. */
+export const SEARCHED = ['sleb', 'blockpruner', 'finercut'] as const satisfies StaticMethod[];
+/** Baselines that need text to calibrate on. */
+export const CALIBRATED = [...SEARCHED, 'shortgpt', 'llm-drop'] as const satisfies StaticMethod[];
+
+export const hasAny = (baselines: readonly Baseline[], some: readonly Baseline[]): boolean =>
+  baselines.some((name) => some.includes(name));

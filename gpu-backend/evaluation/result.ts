@@ -98,6 +98,20 @@ export const checksSchema = z.strictObject({
 });
 export type Checks = z.infer<typeof checksSchema>;
 
+/** What became of the rows of the data. */
+export const rowCountsSchema = z.strictObject({
+  read: z.int(),
+  /** Left out because the same row came before. */
+  repeated: z.int(),
+  /** Left out because baselines calibrate on their prompts. */
+  calibrating: z.int(),
+  /** Left out because a mask set was learned on their prompts. */
+  learnedOn: z.int(),
+  /** Of these at most `limit` are scored. */
+  left: z.int(),
+});
+export type RowCounts = z.infer<typeof rowCountsSchema>;
+
 export const evaluationSchema = z.strictObject({
   rows: z.array(rowSchema),
   /** Static methods at the measured time of each learned row. */
@@ -111,6 +125,7 @@ export const evaluationSchema = z.strictObject({
     }),
   ),
   checks: checksSchema.optional(),
+  data: rowCountsSchema,
   /** What was left out, and why. */
   notes: z.array(z.string()),
   model: z.string(),

@@ -18,7 +18,7 @@ export async function routeTexts(
     throw new MaskrouteError(
       'encoder_mismatch',
       `The mask set ${set.name} routes by ${set.encoder.id} ${set.encoder.revision}, ` +
-        `this encoder is ${encoder.spec.id} ${encoder.spec.revision}.`,
+        `this encoder is ${encoder.spec.id} ${encoder.spec.revision}; name the set's own with --encoder.`,
     );
   }
   const centroids = packCentroids(set.clusters.map(({ centroid }) => centroid));
@@ -29,9 +29,18 @@ export async function routeTexts(
 export const clusterMasks = (set: MaskSet): Mask[] =>
   set.clusters.map(({ bits }) => maskFromBits(set.model.blockCount, bits));
 
-/** The mask that was learned on everything: the set's own when it has one cluster, else from its record. */
+/**
+ * The mask that was learned on everything: the set's own when it has one cluster, else from its record.
+ * @throws MaskrouteError `invalid_mask_set` when the record, which no schema reads, has bits for another model.
+ */
 export function oneMask(set: MaskSet): Mask | undefined {
   if (set.clusters.length === 1) return clusterMasks(set)[0]!;
   const bits = set.learned.oneMask;
-  return typeof bits === 'string' ? maskFromBits(set.model.blockCount, bits) : undefined;
+  if (typeof bits !== 'string') return undefined;
+  try {
+    return maskFromBits(set.model.blockCount, bits);
+  } catch (cause) {
+    const reason = `${set.name}: learned.oneMask: ${(cause as Error).message}.`;
+    throw new MaskrouteError('invalid_mask_set', reason, { cause });
+  }
 }

@@ -1,23 +1,38 @@
 /** The multiple-choice part of an evaluation: the same contestants, each question routed as the edge would route it. */
+import { MaskrouteError } from '../../shared/errors.ts';
 import type { Contestant } from './contestants.ts';
 import type { Context } from './context.ts';
 import { routeSets } from './context.ts';
 import type { LineUp } from './line-up.ts';
 import { equalCountContestants } from './line-up.ts';
 import type { EvaluationRow } from './result.ts';
-import { readTask } from './tasks/read-task.ts';
 import type { LoadedTask, Verdicts } from './tasks/run-tasks.ts';
 import { answerTask, taskFigures } from './tasks/run-tasks.ts';
+import { encodeChoices } from './tasks/score-question.ts';
 
 type TaskPart = Pick<EvaluationRow, 'tasks'>;
 
-/** Figures of each contestant, in the order of {@link equalCountContestants}; empty objects without tasks. */
-export async function runTasks(context: Context, lineUp: LineUp): Promise<TaskPart[]> {
-  const { options } = context;
-  const loaded: LoadedTask[] = [];
-  for (const file of options.tasks) {
-    loaded.push({ task: file.task, questions: await readTask(file, options.taskLimit) });
+/** @throws MaskrouteError `invalid_data` naming a question that the model cannot be asked. */
+export function checkTasks({ runner, text }: Context, loaded: readonly LoadedTask[]): void {
+  for (const { task, questions } of loaded) {
+    for (const [index, question] of questions.entries()) {
+      try {
+        encodeChoices(question, text.tokenizer, runner.config.contextTokens);
+      } catch (cause) {
+        const reason = `${task}, question ${index + 1}: ${(cause as Error).message}.`;
+        throw new MaskrouteError('invalid_data', reason, { cause });
+      }
+    }
   }
+}
+
+/** Figures of each contestant, in the order of {@link equalCountContestants}; empty objects without tasks. */
+export async function runTasks(
+  context: Context,
+  lineUp: LineUp,
+  loaded: readonly LoadedTask[],
+): Promise<TaskPart[]> {
+  const { options } = context;
   const found: Record<string, NonNullable<EvaluationRow['tasks']>[string]>[] = [];
   const questions = loaded.reduce((sum, task) => sum + task.questions.length, 0);
   let done = 0;

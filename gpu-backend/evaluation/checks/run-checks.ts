@@ -8,62 +8,72 @@ import { kindTable } from '../../calibration/cluster.ts';
 import { seededRandom } from '../../calibration/random.ts';
 import { skipCountFor } from '../../calibration/rank-blocks.ts';
 import type { CalibrationRow } from '../../calibration/read-data.ts';
-import { readData } from '../../calibration/read-data.ts';
 import type { Sample } from '../../calibration/samples.ts';
 import { drawSamples } from '../../calibration/samples.ts';
 import { maskAlong } from '../baselines/units.ts';
 import type { Context } from '../context.ts';
 import { routeSets } from '../context.ts';
 import { pickRows } from '../data.ts';
+import type { Inputs } from '../inputs.ts';
 import type { LineUp } from '../line-up.ts';
 import { equalCountContestants } from '../line-up.ts';
 import type { Checks } from '../result.ts';
 import { scoreRows } from '../score-rows.ts';
 import { addScores, figuresOf, type SampleScores } from '../scorer.ts';
 import { searchOrders } from '../search.ts';
-import { readTask } from '../tasks/read-task.ts';
 import { judgeLongText } from './long-text.ts';
 import type { Fact } from './recall.ts';
 import { factsOfQuestions, factsOfRows } from './recall.ts';
 
 export type CheckInput = {
   readonly context: Context;
+  readonly inputs: Inputs;
   readonly lineUp: LineUp;
   readonly rows: readonly CalibrationRow[];
   readonly samples: readonly Sample[];
-  readonly calibration: readonly CalibrationRow[];
 };
 
 const CLIFF_SPARSITIES = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45] as const;
 const LONG_TEXTS = 3;
 const PROMPT_TOKENS_MAX = 96;
 
-export async function runChecks(input: CheckInput): Promise<Checks> {
-  const facts = await loadFacts(input);
-  return {
+/** `notes` says which checks could not be made, and why. */
+export async function runChecks(input: CheckInput): Promise<{ checks: Checks; notes: string[] }> {
+  const facts = gatherFacts(input);
+  const checks = {
     ...(facts.length === 0 ? {} : await recall(input, facts)),
     ...(await cliffAndNarrow(input)),
-    longText: await longText(input),
+    ...(await longText(input)),
+  };
+  const missing = (check: keyof Checks, why: string) => (checks[check] === undefined ? [`No ${why}.`] : []);
+  return {
+    checks,
+    notes: [
+      ...missing('recall', 'check of recall: neither --facts nor --tasks has an answer to score'),
+      ...missing('cliff', 'check of the cliff: it goes along FinerCut’s order, which --baselines leaves out'),
+      ...missing(
+        'narrow',
+        'check of narrow calibration: it takes FinerCut, and one kind with text to calibrate on',
+      ),
+      ...missing('longText', 'check of long text: the model’s context is too short for it'),
+    ],
   };
 }
 
 /** The flavour that is served: with surrogates where they are compared. */
 const servedFlavour = ({ flavours }: LineUp): SurrogatesId | null => flavours.at(-1) ?? null;
 
-async function loadFacts({ context }: CheckInput): Promise<Fact[]> {
+function gatherFacts({ context, inputs }: CheckInput): Fact[] {
   const { options, text } = context;
   const { model, limit, seed } = options;
   const { contextTokens } = model.manifest.config;
   if (options.facts.length > 0) {
-    const { rows } = await readData(options.facts, options.rowsMax);
-    return factsOfRows(pickRows(rows, limit, seed), text, model.manifest.eosTokenIds[0]!, contextTokens);
+    const rows = pickRows(inputs.data.facts, limit, seed);
+    return factsOfRows(rows, text, model.manifest.eosTokenIds[0]!, contextTokens);
   }
-  const facts: Fact[] = [];
-  for (const file of options.tasks) {
-    const questions = await readTask(file, options.taskLimit);
-    facts.push(...factsOfQuestions(file.task, questions, text, contextTokens));
-  }
-  return facts;
+  return inputs.tasks.flatMap(({ task, questions }) =>
+    factsOfQuestions(task, questions, text, contextTokens),
+  );
 }
 
 /** How likely right answers are under each method, and which clusters each kind of question went to. */
@@ -107,7 +117,9 @@ async function cliffAndNarrow(input: CheckInput): Promise<Pick<Checks, 'cliff' |
   const steep = sparsities.map((target) => along(general, target));
   const everywhere = (mask: Mask) => rows.map(() => [mask]);
   const cliff = await scored(context, samples, steep.map(everywhere));
+  const curve = { cliff: steep.map((mask, i) => ({ sparsity: sparsity(mask), ...cliff[i]! })) };
   const narrow = await narrowOrder(input, flavour);
+  if (narrow === undefined) return curve;
   const target = lineUp.sparsities[0]!;
   const pair = [along(general, target), along(narrow.order, target)].map(everywhere);
   // One after the other: the scorer has one cache.
@@ -115,7 +127,7 @@ async function cliffAndNarrow(input: CheckInput): Promise<Pick<Checks, 'cliff' |
   const own = await scored(context, samples, pair, (row) => rows[row]!.kind === narrow.kind);
   const named = ([broad, one]: Figures[]) => ({ calibratedOnAll: broad!, calibratedOnOne: one! });
   return {
-    cliff: steep.map((mask, i) => ({ sparsity: sparsity(mask), ...cliff[i]! })),
+    ...curve,
     narrow: {
       ...{ kind: narrow.kind, sparsity: target, general: named(everybody) },
       own: rows.some(({ kind }) => kind === narrow.kind) ? named(own) : null,
@@ -123,10 +135,11 @@ async function cliffAndNarrow(input: CheckInput): Promise<Pick<Checks, 'cliff' |
   };
 }
 
-/** The kind with most calibration rows, and FinerCut's order on it alone. */
-async function narrowOrder({ context, lineUp, calibration }: CheckInput, flavour: SurrogatesId | null) {
+/** The kind with most calibration rows, and FinerCut's order on it alone; undefined when it is too short for that. */
+async function narrowOrder({ context, lineUp, inputs }: CheckInput, flavour: SurrogatesId | null) {
   const { options, scorer, text } = context;
   const { model, searchPositions: positions, seed, tokensMax } = options;
+  const { calibration } = inputs.data;
   const counts = new Map<string, number>();
   for (const { kind } of calibration) counts.set(kind, (counts.get(kind) ?? 0) + 1);
   const [kind] = [...counts].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1))[0]!;
@@ -136,9 +149,10 @@ async function narrowOrder({ context, lineUp, calibration }: CheckInput, flavour
     seed,
   );
   const eosTokenId = model.manifest.eosTokenIds[0]!;
+  const samples = drawSamples(rows, text, eosTokenId, seededRandom(seed), { positions, tokensMax });
+  if (samples.length === 0) return undefined;
   const orders = await searchOrders({
-    ...{ ...options, scorer, methods: ['finercut'], flavours: [flavour] },
-    samples: drawSamples(rows, text, eosTokenId, seededRandom(seed), { positions, tokensMax }),
+    ...{ ...options, scorer, samples, methods: ['finercut'], flavours: [flavour] },
     skipCountMax: skipCountFor(lineUp.blockCount, lineUp.sparsities[0]!),
     onEvaluation: () => options.onProgress('search one kind', 0, 0),
   });
@@ -146,12 +160,13 @@ async function narrowOrder({ context, lineUp, calibration }: CheckInput, flavour
 }
 
 /** Dense, and each set with every prompt's own mask, on the prompts of a few scored rows. */
-async function longText({ context, lineUp, samples }: CheckInput): Promise<Checks['longText']> {
+async function longText({ context, lineUp, samples }: CheckInput): Promise<Pick<Checks, 'longText'>> {
   const { options, runner, session } = context;
   const prompts = samples.slice(0, LONG_TEXTS).map(({ tokenIds }) => tokenIds.subarray(0, PROMPT_TOKENS_MAX));
   const endIds = options.model.manifest.eosTokenIds;
   const { contextTokens } = options.model.manifest.config;
   const tokens = Math.min(options.longTokens, contextTokens - PROMPT_TOKENS_MAX - 1);
+  if (tokens < 1) return {};
   const { contestants } = equalCountContestants(lineUp);
   const found: NonNullable<Checks['longText']> = [];
   const subjects = contestants.filter(({ method }) => method === 'dense' || method === 'learned');
@@ -165,7 +180,7 @@ async function longText({ context, lineUp, samples }: CheckInput): Promise<Check
     const windows = await judgeLongText(parts, routed, endIds, tokens);
     found.push({ method, targetSparsity, surrogate, windows });
   }
-  return found;
+  return { longText: found };
 }
 
 type Figures = { kl: number; agreement: number; perplexity: number };

@@ -1,5 +1,6 @@
 /** What an evaluation found: Pareto, quality by sparsity, tables at equal count and equal time, kinds, tasks. */
 import { html } from 'hono/html';
+import { dataLine } from '../format.ts';
 import { METHODS } from '../methods.ts';
 import type { Evaluation, EvaluationRow } from '../result.ts';
 import type { PointSeries } from './charts.ts';
@@ -14,7 +15,7 @@ export function evaluationSections(evaluation: Evaluation): Html[] {
   const intro = html`<p>${evaluation.model}, ${evaluation.weights} weights, on ${first?.rows ?? 0} rows
 (${Math.round(first?.positions ?? 0)} positions) that no method was made on. Searches had
 ${evaluation.search.evaluations} evaluations of about ${evaluation.search.positions} positions each. KL and top-1 agreement are
-with the dense model; intervals are 95 %, by resampling rows.</p>`;
+with the dense model; intervals are 95 %, by resampling rows. Data: ${dataLine(evaluation.data)}.</p>`;
   const sections = [
     section('Quality and speed', intro, pareto(rows), bySparsity(rows)),
     section('At equal count', rowTable('Methods at each sparsity', rows)),

@@ -16,7 +16,7 @@ export type TokenChoice = { readonly tokenIds: Int32Array; readonly contextToken
 /**
  * The harness's `_encode_pair`: the continuation is what the whole has beyond as many tokens as the context alone has.
  * @param contextMax sequences are cut at their start to this many tokens and one.
- * @throws RangeError when a continuation alone is longer.
+ * @throws RangeError when a continuation alone is longer, or context or continuation have no token of their own.
  */
 export function encodeChoices(
   { choices }: Question,
@@ -29,6 +29,8 @@ export function encodeChoices(
     const given = encode(bare);
     const scored = encode(context + continuation).slice(given.length);
     const cut = Math.max(0, given.length + scored.length - (contextMax + 1));
+    if (given.length === 0) throw new RangeError('a choice continues nothing');
+    if (scored.length === 0) throw new RangeError('a choice adds no token to what it continues');
     if (cut >= given.length) throw new RangeError(`a choice has more than ${contextMax} tokens`);
     return { tokenIds: Int32Array.from([...given.slice(cut), ...scored]), contextTokens: given.length - cut };
   });

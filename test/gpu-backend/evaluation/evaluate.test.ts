@@ -75,7 +75,7 @@ const options = (changes: Partial<EvaluateOptions> = {}): EvaluateOptions => ({
     tokensMax: 60,
     evaluationsMax: 20,
   },
-  ...{ searchPositions: 60, rounds: 1, threads: 1, seed: 1, onProgress: () => {} },
+  ...{ searchPositions: 60, rounds: 1, threads: 1, seed: 1, onProgress: () => {}, onRows: () => {} },
   ...changes,
 });
 
@@ -199,11 +199,69 @@ describe('evaluate', () => {
     expect(learned!.windows[0]!.perplexity).toBeGreaterThan(dense!.windows[0]!.perplexity);
   }, 120_000);
 
+  it('makes do with one row to score and one to calibrate on', async () => {
+    const row = { question: 'How many legs has a dog?', answer: 'It has four legs.' };
+    const files = ['one', 'other'].map((name) => join(tiny.home, `${name}.jsonl`));
+    writeFileSync(files[0]!, JSON.stringify(row));
+    writeFileSync(files[1]!, JSON.stringify({ ...row, question: 'How many legs has a cat?' }));
+    const found = await evaluate(options({ data: [files[0]!], calibration: [files[1]!], checks: true }));
+    expect(evaluationSchema.parse(JSON.parse(JSON.stringify(found)))).toEqual(found);
+    expect([...new Set(found.rows.map(({ method }) => method))]).toEqual(METHODS);
+    expect(found.rows[0]).toMatchObject({ rows: 1, intervals: { kl: null } });
+    expect(found.data).toEqual({ read: 1, repeated: 0, calibrating: 0, learnedOn: 0, left: 1 });
+    expect(found.notes).toEqual([expect.stringContaining('No check of recall')]);
+    expect(reportHtml({ evaluation: found })).toContain('of 1 rows 0 are repeated');
+  }, 60_000);
+
+  it('says what it cannot check, and whose rows it cannot know', async () => {
+    const learned = { ...set.learned, data: ['sums.jsonl', 'a.jsonl', 'b.jsonl'] };
+    const found = await evaluate(
+      options({ ...{ checks: true, baselines: ['last-k'], maskSets: [{ ...set, learned }] }, longTokens: 0 }),
+    );
+    expect(found.checks).toEqual({});
+    expect(found.notes).toEqual([
+      expect.stringMatching(/^Masks were learned on a\.jsonl, b\.jsonl, not given here/),
+      ...['recall', 'the cliff', 'narrow calibration', 'long text'].map((check) =>
+        expect.stringMatching(new RegExp(`^No check of ${check}: `)),
+      ),
+    ]);
+  }, 60_000);
+
+  it('refuses, before the work, what would end in the middle of it', async () => {
+    const refused = (changes: Partial<EvaluateOptions>) =>
+      expect(evaluate(options({ ...changes, onProgress: () => expect.unreachable() }))).rejects;
+    const write = (name: string, rows: readonly object[]) => {
+      const path = join(tiny.home, name);
+      writeFileSync(path, rows.map((row) => JSON.stringify(row)).join('\n'));
+      return path;
+    };
+    const short = write('short.jsonl', [{ text: 'a' }]);
+    await refused({ calibration: [short] }).toThrow(/No row to calibrate on has a token/);
+    await refused({ data: [short], calibration: data }).toThrow(/No row has a token to score/);
+    await refused({ checks: true, facts: [join(tiny.home, 'none.jsonl')] }).toThrow(/none\.jsonl/);
+    const ask = { goal: 'Sit', sol1: 'down', sol2: 'on', label: 0 };
+    const path = write('two.jsonl', [ask, { ...ask, sol2: 'and '.repeat(2000) }]);
+    const task = { task: 'piqa', path } as const;
+    await refused({ tasks: [task] }).toThrow(/^piqa, question 2: a choice has more than \d+ tokens\.$/);
+    await refused({ tasks: [task, task] }).toThrow(/two files of piqa/);
+    const learned = { ...set.learned, oneMask: 'ffff' };
+    await refused({ maskSets: [{ ...set, learned }] }).toThrow(
+      /^small: learned\.oneMask: mask bits must be 2/,
+    );
+  }, 60_000);
+
   it('refuses a set of another model or encoder', async () => {
     const other = { ...set, model: { ...set.model, hash: 'b'.repeat(64) } };
     await expect(evaluate(options({ maskSets: [other] }))).rejects.toMatchObject({
       code: 'invalid_mask_set',
+      message: expect.stringMatching(/another tiny \(SHA-256 b{12}…\) than the installed one/),
     });
+    const named = { ...other, model: { ...other.model, name: 'huge' } };
+    await expect(evaluate(options({ maskSets: [named] }))).rejects.toThrow(
+      'for another model (huge), not for tiny',
+    );
+    const longer = { ...set, model: { ...set.model, blockCount: 12 } };
+    await expect(evaluate(options({ maskSets: [longer] }))).rejects.toThrow('for 12 blocks, and tiny has 8');
     const changed = { ...set, encoder: { ...set.encoder, revision: 'another' } };
     await expect(evaluate(options({ maskSets: [changed] }))).rejects.toMatchObject({
       code: 'encoder_mismatch',
@@ -241,6 +299,9 @@ describe('evaluate', () => {
     expect(found.rows.map(({ method }) => method)).toEqual(['dense', 'learned', 'one-mask', 'last-k']);
     expect(found.rows[0]!.tasks!.piqa).toMatchObject({ questions: 1, chance: 0.5 });
     expect(lines[0]).toContain('Equal count, 4 rows');
+    expect(stderr).toMatch(
+      /^data: of 60 rows 0 are repeated, \d+ calibrate, 0 were learned on, and \d+ can be/,
+    );
     expect(evaluationSchema.parse(JSON.parse(readFileSync(join(out, 'evaluation.json'), 'utf8')))).toEqual(
       found,
     );
