@@ -9,7 +9,7 @@ import type { SurrogatesId } from '../../shared/mask.ts';
 import type { MaskSet } from '../../shared/mask-set.ts';
 import type { EvaluateOptions } from '../evaluation/context.ts';
 import type { Baseline } from '../evaluation/methods.ts';
-import { BASELINES } from '../evaluation/methods.ts';
+import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../evaluation/methods.ts';
 import type { Evaluation } from '../evaluation/result.ts';
 import { maskrouteHome } from '../home.ts';
 import { interruptible, share, wholeNumber } from './arguments.ts';
@@ -85,7 +85,31 @@ export function addEvaluationCommand(program: Command): void {
     .option('--seed <number>', 'equal seeds score equal rows', wholeNumber(0), 1)
     .option('--out <folder>', 'gets evaluation.json and report.html')
     .option('--json', 'nothing but the JSON line', false)
-    .action((flags: EvaluateFlags) => interruptible((signal) => runEvaluate(flags, signal)));
+    .action((flags: EvaluateFlags, command: Command) => {
+      refuseIdle(flags, (name) => command.getOptionValueSource(name) === 'cli');
+      return interruptible((signal) => runEvaluate(flags, signal));
+    });
+}
+
+/** Options that would do nothing beside the others. @throws MaskrouteError `invalid_argument`. */
+function refuseIdle(
+  { baselines, checks, tasks }: EvaluateFlags,
+  isGiven: (name: keyof EvaluateFlags) => boolean,
+): void {
+  const needs = (name: keyof EvaluateFlags, met: boolean, what: string) => {
+    if (isGiven(name) && !met) throw new MaskrouteError('invalid_argument', `${what}.`);
+  };
+  const compared = (some: readonly Baseline[]) => `${some.join(', ')}, and --baselines has none of them`;
+  const fixed = Object.keys(UNITS_OF) as Baseline[];
+  needs('facts', checks, '--facts are for the recall that --checks asks; add --checks');
+  needs('taskLimit', tasks.length > 0, '--task-limit is for --tasks, which names no file');
+  needs('sparsity', hasAny(baselines, fixed), `--sparsity is for ${compared(fixed)}`);
+  needs('budget', hasAny(baselines, SEARCHED), `--budget is for ${compared(SEARCHED)}`);
+  needs(
+    'searchPositions',
+    hasAny(baselines, CALIBRATED),
+    `--search-positions is for ${compared(CALIBRATED)}`,
+  );
 }
 
 async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<void> {

@@ -19,6 +19,7 @@ function maskroute(...args: string[]) {
 
 const MODEL = ['--model', 'nobody'];
 const LEARN = ['learn', ...MODEL, '--data', 'x', '--out', path.join(home, 'out')];
+const EVALUATE = ['evaluate', ...MODEL, '--mask-set', 'x', '--data', 'x'];
 const REFUSED: [string, string[], RegExp][] = [
   ['an unknown command', ['nonsense'], /unknown command 'nonsense'/],
   ['an unknown option', ['model', 'list', '--nonsense'], /unknown option '--nonsense'/],
@@ -45,6 +46,23 @@ const REFUSED: [string, string[], RegExp][] = [
   ],
   ['no clusters', [...LEARN, '--clusters', '0', '--sparsity', '0.1'], /--clusters.*from 1 to 256/],
   ['a model to learn for that is missing', [...LEARN, '--clusters', '2', '--sparsity', '0.1'], /"nobody"/],
+  ['facts that nothing asks for', [...EVALUATE, '--facts', 'x'], /--facts are for.*add --checks/],
+  ['a limit of tasks without any', [...EVALUATE, '--task-limit', '9'], /--task-limit is for --tasks/],
+  [
+    'a sparsity for no baseline',
+    [...EVALUATE, '--baselines', 'one-mask', '--sparsity', '0.5'],
+    /--sparsity is for shortgpt,.*none of them/,
+  ],
+  [
+    'a budget for no search',
+    [...EVALUATE, '--baselines', 'last-k', '--budget', '9'],
+    /--budget is for sleb, blockpruner, finercut/,
+  ],
+  [
+    'positions for no search',
+    [...EVALUATE, '--baselines', 'none', '--search-positions', '99'],
+    /--search-positions is for sleb/,
+  ],
   ['a count that is none', ['bench', 'route', '--requests', '-5'], /whole number above 0/],
 ];
 
