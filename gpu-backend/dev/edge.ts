@@ -2,6 +2,7 @@
 import { build } from 'esbuild';
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { BACKEND_NETWORK, backendNetwork } from './backend-network.ts';
 import { type EdgeConfig, readEdgeConfig } from './edge-config.ts';
 import { openFront } from './front.ts';
 import { applyMigrations } from './migrations.ts';
@@ -24,7 +25,8 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
   const config = await readEdgeConfig(options.projectFolder);
   await runBuild(config.buildCommand, options.projectFolder);
   const script = await bundleWorker(config);
-  const miniflare = new Miniflare(miniflareOptions(config, script, options));
+  const network = await backendNetwork();
+  const miniflare = new Miniflare(miniflareOptions(config, script, network, options));
   try {
     await miniflare.ready;
     const port = Number((await miniflare.unsafeGetDirectURL(config.name, DOOR)).port);
@@ -52,18 +54,12 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
 const CRON_ms = 60_000;
 
 /**
- * Miniflare puts workers of its own on both sides of ours, which no request here needs, and which cost as much as all
- * that ours does. Three stand before the default entrypoint (pages about errors, assets that come before the worker):
- * a socket of an entrypoint with a name leads past them. One stands behind `fetch` (image resizing, a header with the
- * zone's name): for backends of this machine and its neighbours a binding is the same network without it.
+ * Miniflare puts three workers of its own before the default entrypoint (pages about errors, assets that come before the
+ * worker), which no request here needs, and which cost as much as all that ours does: a socket of an entrypoint with a
+ * name leads past them.
  */
 const DOOR = 'door';
-const NETWORK = 'LOCAL_NETWORK';
 const MAIN_MODULE = `
-import { env } from 'cloudflare:workers';
-const { fetch } = globalThis;
-const isPlain = (input) => typeof input === 'string' && input.startsWith('http://');
-globalThis.fetch = (input, init) => (isPlain(input) ? env.${NETWORK}.fetch(input, init) : fetch(input, init));
 export * from './worker.js';
 export { default, default as ${DOOR} } from './worker.js';
 `;
@@ -95,7 +91,12 @@ async function bundleWorker(config: EdgeConfig): Promise<string> {
   return outputFiles[0]!.text;
 }
 
-const miniflareOptions = (config: EdgeConfig, script: string, options: EdgeOptions) =>
+const miniflareOptions = (
+  config: EdgeConfig,
+  script: string,
+  network: Awaited<ReturnType<typeof backendNetwork>>,
+  options: EdgeOptions,
+) =>
   convertV4MiniflareOptions({
     host: '127.0.0.1',
     port: 0,
@@ -114,7 +115,7 @@ const miniflareOptions = (config: EdgeConfig, script: string, options: EdgeOptio
           { type: 'ESModule', path: 'worker.js', contents: script },
         ],
         unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: DOOR }],
-        serviceBindings: { [NETWORK]: { network: { allow: ['public', 'private'], deny: [] } } },
+        serviceBindings: { [BACKEND_NETWORK]: network },
         compatibilityDate: config.compatibilityDate,
         compatibilityFlags: config.compatibilityFlags,
         bindings: { ...config.vars, ...options.bindings },
