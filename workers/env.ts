@@ -24,7 +24,7 @@ export interface Env {
   readonly KEY_ATTEMPTS: DurableObjectNamespace<KeyAttempts>;
   /** Counts a tenant's requests, fifty at a time. */
   readonly TENANT_BURST?: RateLimit;
-  /** Counts what one administrator asks of the admin API. */
+  /** Counts what one administrator asks of the admin API, ten questions at a time. */
   readonly ADMIN_BURST?: RateLimit;
   readonly UNKNOWN_KEY_BURST?: RateLimit;
   readonly EVENTS: Queue<EdgeMessage>;

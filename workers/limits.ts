@@ -142,11 +142,11 @@ export const JOBS = { timeout_ms: 15_000, bytesMax: 4 * 1024 * 1024 } as const;
 export const BUDGET = { wait_ms: 2_000, tries: 2 } as const;
 
 /**
- * The rate-limit bindings of wrangler.toml. Their windows are ten seconds. A tenant's is asked once for fifty requests
- * in an isolate, since on one machine it is a question to another object, which no request should wait for. An isolate
- * that has seen more callers than it remembers asks about each of them anew.
+ * The rate-limit bindings of wrangler.toml. Their windows are ten seconds. They are asked once for some requests of a
+ * caller in an isolate, since on one machine they are a question to another object, which no request should wait for.
+ * An isolate that has seen more callers than it remembers asks about each of them anew.
  */
-export const BURST = { window_s: 10, tenantAskedEvery: 50, adminAskedEvery: 1, callersMax: 10_000 } as const;
+export const BURST = { window_s: 10, tenantAskedEvery: 50, adminAskedEvery: 10, callersMax: 10_000 } as const;
 
 /** How long after a client left its backend is asked what the answer cost; it may have to notice first. */
 export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000] as const;
