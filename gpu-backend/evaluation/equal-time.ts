@@ -1,7 +1,7 @@
 /**
- * Static methods at the time of a learned set: along a method's order, as few blocks as make a token no slower. Times of
- * counts that were not measured come from a plane through those that were: decoding takes a fixed time and one for each
- * block that runs, by kind.
+ * Static methods at the time of a learned set: along a method's order, as few blocks as make a token no slower. All times
+ * that are compared come from a plane through those that were measured: decoding takes a fixed time and one for each
+ * block that runs, by kind. So equal counts take equal time.
  */
 import { Matrix, solve } from 'ml-matrix';
 import type { Mask } from '../../shared/mask.ts';

@@ -163,11 +163,7 @@ async function matchTimes(
   await timer.measure(masksOf(contestants), options.equalTime ? ROUGH_ROUNDS : options.rounds);
   options.onProgress('time', 1, 2);
   if (!options.equalTime) return [];
-  const meanTime = ({ masks }: Contestant) =>
-    masks.reduce((sum, [mask]) => sum + timer.msOf(mask!), 0) / masks.length;
-  const learned = contestants
-    .filter(({ method }) => method === 'learned')
-    .map((contestant) => ({ contestant, ms: meanTime(contestant) }));
+  const learned = contestants.filter(({ method }) => method === 'learned');
   const timed = equalTimeContestants(lineUp, learned, (flavour) => {
     const dense = masksOf(contestants.filter(({ method }) => method === 'dense')).slice(0, 1);
     const masks = masksOf(contestants).filter((mask) => (mask.surrogates ?? null) === flavour);

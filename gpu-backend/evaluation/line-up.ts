@@ -12,6 +12,7 @@ import type { Baseline, StaticMethod } from './methods.ts';
 import { clusterMasks, oneMask } from './routing.ts';
 import type { Orders } from './search.ts';
 import type { Counts } from './timing.ts';
+import { skippedCounts } from './timing.ts';
 
 export type RoutedSet = {
   readonly set: MaskSet;
@@ -51,13 +52,17 @@ export function equalCountContestants(lineUp: LineUp): { contestants: Contestant
 /** Each static method at the time of each learned contestant; left out where its whole order is slower. */
 export function equalTimeContestants(
   lineUp: LineUp,
-  learned: readonly { readonly contestant: Contestant; readonly ms: number }[],
+  learned: readonly Contestant[],
   predictor: (surrogates: SurrogatesId | null) => (counts: Counts) => number,
 ): Contestant[] {
   const { blockCount } = lineUp;
-  return learned.flatMap(({ contestant, ms }) => {
+  return learned.flatMap((contestant) => {
     const flavour = contestant.masks[0]![0]!.surrogates ?? null;
     const predict = predictor(flavour);
+    // By the same plane as the others: against a time that was measured, its noise would decide over blocks.
+    const ms =
+      contestant.masks.reduce((sum, [mask]) => sum + predict(skippedCounts(mask!)), 0) /
+      contestant.masks.length;
     return [...lineUp.orders.get(flavour)!].flatMap(([method, removals]) => {
       const masks = removals.map(({ order }) => {
         const perUnit = order[0]?.length ?? 1;

@@ -1,7 +1,11 @@
 /** Times of counts that were not measured, and the mask that is as fast as another. */
 import { describe, expect, it } from 'vitest';
+import type { Removal } from '../../../gpu-backend/evaluation/baselines/greedy.ts';
 import { maskAlong } from '../../../gpu-backend/evaluation/baselines/units.ts';
+import type { Contestant } from '../../../gpu-backend/evaluation/contestants.ts';
 import { firstAsFast, timePlane, weightPoints } from '../../../gpu-backend/evaluation/equal-time.ts';
+import type { LineUp } from '../../../gpu-backend/evaluation/line-up.ts';
+import { equalTimeContestants } from '../../../gpu-backend/evaluation/line-up.ts';
 import { skippedCounts } from '../../../gpu-backend/evaluation/timing.ts';
 import { TINY_CONFIG } from '../../support/random-llama.ts';
 
@@ -41,4 +45,23 @@ describe('a method at a time', () => {
   it('is left out when all of it is slower', () => {
     expect(firstAsFast(along, 1, time)).toBeUndefined();
   });
+});
+
+it('a static method with the counts of a learned mask is as fast as it, whatever was measured', () => {
+  const blockCount = 8;
+  const learned: Contestant = {
+    ...{ method: 'learned', matched: 'count', maskSet: 'v', clusters: 2, targetSparsity: 0.25 },
+    ...{ surrogate: false, evaluations: null },
+    // Two attention blocks out for each row, not the same ones.
+    masks: [[maskAlong([[0], [2]], 2, blockCount)], [maskAlong([[2], [6]], 2, blockCount)]],
+  };
+  const attention: Removal = { order: [[6], [4], [2], [0]], evaluations: 1 };
+  const lineUp: LineUp = {
+    ...{ rowCount: 2, blockCount, sets: [], baselines: ['finercut'], sparsities: [0.25], flavours: [null] },
+    orders: new Map([[null, new Map([['finercut', [attention]]])]]),
+  };
+  const slope_ms = 0.2;
+  const [found] = equalTimeContestants(lineUp, [learned], () => (counts) => 10 - slope_ms * counts.attention);
+  expect(found).toMatchObject({ method: 'finercut', matched: 'time', maskSet: 'v' });
+  expect(found!.masks.flat().map(skippedCounts)).toEqual(Array(2).fill({ attention: 2, ffn: 0 }));
 });
