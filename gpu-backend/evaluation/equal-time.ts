@@ -14,8 +14,8 @@ import { skippedCounts } from './timing.ts';
 export type TimedCounts = Counts & { readonly ms: number };
 
 /**
- * What the weights alone say: time in proportion to those that are read. Beside few or noisy measurements they keep a
- * kind's saving near what it can be.
+ * What the weights alone say: time in proportion to those that are read, for decoding is bound by memory. Beside noisy
+ * measurements they keep a kind's saving near what it can be.
  */
 export function weightPoints(config: LlamaConfig, dense_ms: number): TimedCounts[] {
   const quarter = Math.ceil(config.layerCount / 4);
