@@ -146,7 +146,12 @@ export const BUDGET = { wait_ms: 2_000, tries: 2 } as const;
  * caller in an isolate, since on one machine they are a question to another object, which no request should wait for.
  * An isolate that has seen more callers than it remembers asks about each of them anew.
  */
-export const BURST = { window_s: 10, tenantAskedEvery: 250, adminAskedEvery: 10, callersMax: 10_000 } as const;
+export const BURST = {
+  window_s: 10,
+  tenantAskedEvery: 250,
+  adminAskedEvery: 10,
+  callersMax: 10_000,
+} as const;
 
 /** How long after a client left its backend is asked what the answer cost; it may have to notice first. */
 export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000] as const;
