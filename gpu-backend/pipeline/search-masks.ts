@@ -7,7 +7,6 @@ import type { Mask } from '../../shared/mask.ts';
 import { denseMask, maskBits } from '../../shared/mask.ts';
 import type { CalibrationRow } from '../calibration/read-data.ts';
 import { masksByScore } from '../training/budget.ts';
-import type { FoundMask } from '../training/search-mask.ts';
 import { exchangeBlocks, greedyMask, improveMask, worthOfBlocks } from '../training/search-mask.ts';
 import type { LearnedGates } from './learn-gates.ts';
 import { learnGates } from './learn-gates.ts';
@@ -36,13 +35,13 @@ export async function searchOneMask(
   const worth = await worthOfBlocks(on.atAGlance, denseMask(bench.blockCount));
   const greedy = await greedyMask(on.atAGlance, budget, worth, effort.greedyEvaluations);
   const gates = await learnGates(bench, 'one gates', rows, worth, on, effort);
-  const exchanged = await exchangeBlocks(gates.best, gates.logAlphas, options);
+  const exchanged = await exchangeBlocks(gates.best.mask, gates.logAlphas, options);
   const proposals = [
     { source: 'rank', mask: masksByScore(worth, budget, 1)[0]! },
     { source: 'greedy', mask: greedy.mask },
-    { source: 'greedy+swaps', mask: (await improveMask(greedy, worth, effort.rounds, options)).mask },
+    { source: 'greedy+swaps', mask: await improveMask(greedy.mask, worth, effort.rounds, options) },
     { source: 'gates', mask: gates.best.mask },
-    { source: 'gates+swaps', mask: (await improveMask(exchanged, worth, effort.rounds, options)).mask },
+    { source: 'gates+swaps', mask: await improveMask(exchanged, worth, effort.rounds, options) },
   ];
   return { proposals, worth, gates };
 }
@@ -63,24 +62,24 @@ export async function searchClusterMask(
   const { exchanges: evaluationsMax, triesMax } = effort;
   const options = { cost: on, budget: bench.budget, evaluationsMax, triesMax };
   const start = await bestStart(starts, on);
-  const worth = await worthOfBlocks(on.atAGlance, start.mask, ranking);
+  const worth = await worthOfBlocks(on.atAGlance, start, ranking);
   const swapped = await exchangeBlocks(start, worth, options);
   const gates = await learnGates(bench, `${name} gates`, rows, worth, on, effort);
-  const learned = await exchangeBlocks(gates.best, gates.logAlphas, options);
-  const best = (await on.challenge(learned.mask, swapped.mask)) === undefined ? swapped : learned;
+  const learned = await exchangeBlocks(gates.best.mask, gates.logAlphas, options);
+  const best = (await on.isBetter(learned, swapped)) ? learned : swapped;
   const improved = await improveMask(best, worth, effort.rounds, options);
   const proposals = [
-    { source: 'swaps', mask: swapped.mask },
+    { source: 'swaps', mask: swapped },
     { source: 'gates', mask: gates.best.mask },
-    { source: 'gates+swaps', mask: learned.mask },
-    { source: best === learned ? 'gates+swaps twice' : 'swaps twice', mask: improved.mask },
+    { source: 'gates+swaps', mask: learned },
+    { source: best === learned ? 'gates+swaps twice' : 'swaps twice', mask: improved },
   ];
   return { proposals, worth, gates };
 }
 
-async function bestStart([one, ...others]: readonly [Mask, ...Mask[]], on: TextCost): Promise<FoundMask> {
-  let best: FoundMask = { mask: one, cost: await on.ofMask(one) };
-  for (const mask of others) best = (await on.challenge(mask, best.mask)) ?? best;
+async function bestStart([one, ...others]: readonly [Mask, ...Mask[]], on: TextCost): Promise<Mask> {
+  let best = one;
+  for (const mask of others) if (await on.isBetter(mask, best)) best = mask;
   return best;
 }
 

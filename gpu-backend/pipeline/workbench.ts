@@ -8,7 +8,7 @@ import type { CalibrationRow } from '../calibration/read-data.ts';
 import type { GateBatch } from '../training/batch.ts';
 import type { Budget } from '../training/budget.ts';
 import type { GateStep } from '../training/gate-session.ts';
-import type { SearchCost } from '../training/search-mask.ts';
+import type { MaskCost, SearchCost } from '../training/search-mask.ts';
 import type { TrainingOptions } from '../training/train-mask.ts';
 import type { Journal } from './journal.ts';
 import type { Text, TextMaker } from './texts.ts';
@@ -20,6 +20,8 @@ const STEP_PART_TOKENS = 384;
 
 /** Costs on one text: rise of the mean loss over the dense model's, which is the KL where targets are dense. */
 export type TextCost = SearchCost & {
+  /** On the whole text. */
+  readonly ofMask: MaskCost;
   /** At a glance. `gates`: `[2L]`, 0 to 1; `name` says which they are. */
   ofGates(name: string, gates: readonly number[]): Promise<number>;
 };
@@ -80,17 +82,14 @@ export function createWorkbench(parts: WorkbenchParts): Workbench {
     return rise / count;
   }
 
-  async function challenge(text: Text, mask: Mask, rival: Mask) {
+  async function isBetter(text: Text, mask: Mask, rival: Mask): Promise<boolean> {
     let lead = 0;
-    for (let index = 0; index < text.batchCount; index++) {
+    for (let index = 0; index < text.batchCount && (index === 0 || lead > 0); index++) {
       const own = await lossOf(text, index, maskBits(mask), mask.runs);
       lead += (await lossOf(text, index, maskBits(rival), rival.runs)).sum - own.sum;
-      if (lead <= 0) {
-        parts.onResult();
-        return undefined;
-      }
     }
-    return { mask, cost: await riseOn(text, text.batchCount, maskBits(mask), mask.runs) };
+    parts.onResult();
+    return lead > 0;
   }
 
   return {
@@ -101,7 +100,7 @@ export function createWorkbench(parts: WorkbenchParts): Workbench {
       return {
         ofMask: (mask) => riseOn(text, text.batchCount, maskBits(mask), mask.runs),
         atAGlance: (mask) => riseOn(text, glance, maskBits(mask), mask.runs),
-        challenge: (mask, rival) => challenge(text, mask, rival),
+        isBetter: (mask, rival) => isBetter(text, mask, rival),
         ofGates: (gatesName, gates) => riseOn(text, glance, gatesName, gates),
       };
     },

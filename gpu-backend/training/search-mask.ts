@@ -20,14 +20,12 @@ export type MaskCost = (mask: Mask) => Promise<number>;
 
 export type FoundMask = { readonly mask: Mask; readonly cost: number };
 
-/** Costs on a text that comes in parts. */
+/** How masks compare on a text that comes in parts. */
 export type SearchCost = {
-  /** On the whole text. */
-  readonly ofMask: MaskCost;
-  /** On its beginning: enough to rank, of another level than on the whole. */
+  /** Cost on the text's beginning: enough to rank, of another level than on the whole. */
   readonly atAGlance: MaskCost;
-  /** The mask with its cost on the whole text; `undefined` as soon as the rival is not behind after a part. */
-  challenge(mask: Mask, rival: Mask): Promise<FoundMask | undefined>;
+  /** Whether the mask leads after every part; asked no further than the first after which it does not. */
+  isBetter(mask: Mask, rival: Mask): Promise<boolean>;
 };
 
 export type ImproveOptions = {
@@ -115,36 +113,39 @@ function blocksInQuestion(mask: Mask, ranking: readonly number[]): number[] {
 
 /** Exchanges as `worth` predicts them, measured one by one; never worse than `start`. */
 export async function exchangeBlocks(
-  start: FoundMask,
+  start: Mask,
   worth: readonly number[],
   { cost, budget, evaluationsMax, triesMax }: ImproveOptions,
-): Promise<FoundMask> {
-  if (!meetsBudget(start.mask, budget)) throw new RangeError('the mask to improve is not within the budget');
-  const tried = new Set([maskBits(start.mask)]);
+): Promise<Mask> {
+  if (!meetsBudget(start, budget)) throw new RangeError('the mask to improve is not within the budget');
+  const tried = new Set([maskBits(start)]);
   let current = start;
   for (let failed = 0, evaluations = 0; failed < triesMax && evaluations < evaluationsMax; evaluations++) {
-    const mask = movesOf(current.mask, worth, budget)
-      .map(({ open, close }) => exchanged(current.mask, open, close))
+    const mask = movesOf(current, worth, budget)
+      .map(({ open, close }) => exchanged(current, open, close))
       .find((other) => !tried.has(maskBits(other)));
     if (mask === undefined) break;
     tried.add(maskBits(mask));
-    const found = await cost.challenge(mask, current.mask);
-    current = found ?? current;
-    failed = found === undefined ? failed + 1 : 0;
+    if (await cost.isBetter(mask, current)) {
+      current = mask;
+      failed = 0;
+    } else {
+      failed++;
+    }
   }
   return current;
 }
 
 /** Rounds of measuring what blocks in question are worth and exchanging them, until a round changes nothing or none is left. */
 export async function improveMask(
-  start: FoundMask,
+  start: Mask,
   ranking: readonly number[],
   rounds: number,
   options: ImproveOptions,
-): Promise<FoundMask> {
+): Promise<Mask> {
   let best = start;
   for (let round = 0; round < rounds; round++) {
-    const worth = await worthOfBlocks(options.cost.atAGlance, best.mask, ranking);
+    const worth = await worthOfBlocks(options.cost.atAGlance, best, ranking);
     const next = await exchangeBlocks(best, worth, options);
     if (next === best) break;
     best = next;

@@ -66,20 +66,20 @@ it('weights batches by their positions, and a glance takes the first ones', asyn
 it('a challenger is given up after the first part that it does not lead after', async () => {
   const { on, evaluated } = workbench();
   const rival = maskOf('0111');
-  expect(await on.challenge(maskOf('1011'), rival)).toBeUndefined();
+  expect(await on.isBetter(maskOf('1011'), rival)).toBe(false);
   expect(evaluated).toEqual(['1011 0', '0111 0']);
   // It would win over the whole text; a lead that is lost on the way is not trusted.
-  expect(await on.challenge(maskOf('1101'), rival)).toBeUndefined();
+  expect(await on.isBetter(maskOf('1101'), rival)).toBe(false);
   expect(evaluated.slice(2)).toEqual(['1101 0', '1101 1', '0111 1']);
 });
 
-it('a challenger that leads all the way comes with its cost on the whole text', async () => {
-  const { on } = workbench();
-  const mask = maskOf('1110');
-  expect(await on.challenge(mask, maskOf('0111'))).toEqual({ mask, cost: await on.ofMask(mask) });
+it('a challenger that leads all the way wins, and was compared on the whole text', async () => {
+  const { on, evaluated } = workbench();
+  expect(await on.isBetter(maskOf('1110'), maskOf('0111'))).toBe(true);
+  expect(evaluated).toEqual(['1110 0', '0111 0', '1110 1', '0111 1', '1110 2', '0111 2']);
 });
 
 it('a mask does not win against itself', async () => {
   const { on } = workbench();
-  expect(await on.challenge(maskOf('0111'), maskOf('0111'))).toBeUndefined();
+  expect(await on.isBetter(maskOf('0111'), maskOf('0111'))).toBe(false);
 });
