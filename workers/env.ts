@@ -22,9 +22,9 @@ export interface Env {
   readonly AI?: TextEmbeddingBinding;
   readonly BUDGETS: DurableObjectNamespace<TenantBudget>;
   readonly KEY_ATTEMPTS: DurableObjectNamespace<KeyAttempts>;
-  /** Counts a tenant's requests, fifty at a time. */
+  /** Counts a tenant's requests, several at a time: `BURST` in limits.ts says how many. */
   readonly TENANT_BURST?: RateLimit;
-  /** Counts what one administrator asks of the admin API, ten questions at a time. */
+  /** Counts what one administrator asks of the admin API, likewise. */
   readonly ADMIN_BURST?: RateLimit;
   readonly UNKNOWN_KEY_BURST?: RateLimit;
   readonly EVENTS: Queue<EdgeMessage>;

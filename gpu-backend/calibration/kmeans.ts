@@ -96,8 +96,7 @@ function lloyd(points: Points, centroids: Float32Array, iterationsMax: number): 
     if (!repaired && (!moved || iteration >= iterationsMax)) break;
     moveCentroids(points, centroids, assignment);
   }
-  const sizes = new Uint32Array(clusterCount);
-  for (const cluster of assignment) sizes[cluster] = sizes[cluster]! + 1;
+  const sizes = clusterSizes(assignment, clusterCount);
   return { centroids, assignment, sizes, inertia: distances.reduce((sum, value) => sum + value, 0) };
 }
 
@@ -129,8 +128,7 @@ function assign(
 
 /** An empty cluster takes the point that is farthest from its own centroid, out of a cluster of two or more. */
 function fillEmptyClusters(assignment: Uint16Array, distances: Float64Array, clusterCount: number): boolean {
-  const sizes = new Uint32Array(clusterCount);
-  for (const cluster of assignment) sizes[cluster] = sizes[cluster]! + 1;
+  const sizes = clusterSizes(assignment, clusterCount);
   let repaired = false;
   sizes.forEach((size, cluster) => {
     if (size > 0) return;
@@ -178,4 +176,11 @@ function squaredDistance(points: Points, point: number, centroids: Float32Array,
     sum += difference * difference;
   }
   return sum;
+}
+
+/** How many points each cluster has. */
+export function clusterSizes(assignment: Uint16Array, clusterCount: number): Uint32Array {
+  const sizes = new Uint32Array(clusterCount);
+  for (const cluster of assignment) sizes[cluster] = sizes[cluster]! + 1;
+  return sizes;
 }

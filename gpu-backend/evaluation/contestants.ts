@@ -90,5 +90,5 @@ function byKind(scoredRows: readonly ScoredRow[], scores: readonly SampleScores[
   );
 }
 
-const average = (values: readonly number[]): number =>
+export const average = (values: readonly number[]): number =>
   values.reduce((sum, value) => sum + value, 0) / values.length;

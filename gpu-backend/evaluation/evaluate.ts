@@ -168,9 +168,9 @@ async function matchTimes(
     const dense = masksOf(contestants.filter(({ method }) => method === 'dense')).slice(0, 1);
     const masks = masksOf(contestants).filter((mask) => (mask.surrogates ?? null) === flavour);
     const measured = [...dense, ...masks].map((mask) => ({ ...skippedCounts(mask), ms: timer.msOf(mask) }));
-    // As many as were measured: an attention block saves less of a token than measurements differ by chance.
-    const weights = measured.flatMap(() => weightPoints(options.model.manifest.config, measured[0]!.ms));
-    return timePlane([...measured, ...weights]);
+    const weights = weightPoints(options.model.manifest.config, measured[0]!.ms);
+    // Once for each that was measured: an attention block saves less of a token than measurements differ by chance.
+    return timePlane([...measured, ...measured.flatMap(() => weights)]);
   });
   await timer.measure([...masksOf(contestants), ...masksOf(timed)], options.rounds);
   options.onProgress('time', 2, 2);

@@ -7,6 +7,7 @@ import { skipCountFor } from '../calibration/rank-blocks.ts';
 import type { Removal } from './baselines/greedy.ts';
 import { maskAlong } from './baselines/units.ts';
 import type { Contestant } from './contestants.ts';
+import { average } from './contestants.ts';
 import { firstAsFast } from './equal-time.ts';
 import type { Baseline, StaticMethod } from './methods.ts';
 import { clusterMasks, oneMask } from './routing.ts';
@@ -60,9 +61,7 @@ export function equalTimeContestants(
     const flavour = contestant.masks[0]![0]!.surrogates ?? null;
     const predict = predictor(flavour);
     // By the same plane as the others: against a time that was measured, its noise would decide over blocks.
-    const ms =
-      contestant.masks.reduce((sum, [mask]) => sum + predict(skippedCounts(mask!)), 0) /
-      contestant.masks.length;
+    const ms = average(contestant.masks.map(([mask]) => predict(skippedCounts(mask!))));
     return [...lineUp.orders.get(flavour)!].flatMap(([method, removals]) => {
       const masks = removals.map(({ order }) => {
         const perUnit = order[0]?.length ?? 1;

@@ -3,7 +3,7 @@ import type { Encoder } from '../../shared/embedding/encoder.ts';
 import type { Clusters, KindTable } from '../calibration/cluster.ts';
 import { assignRows, embedRows, kindTable } from '../calibration/cluster.ts';
 import type { Points } from '../calibration/kmeans.ts';
-import { kMeans, packPoints } from '../calibration/kmeans.ts';
+import { clusterSizes, kMeans, packPoints } from '../calibration/kmeans.ts';
 import { principalAxes, project } from '../calibration/principal-axes.ts';
 import type { CalibrationRow } from '../calibration/read-data.ts';
 import type { RoutingHealth } from '../calibration/routing-health.ts';
@@ -135,8 +135,7 @@ function healthOnOthers(
 ): RoutingHealth {
   if (heldOut.length < HELD_OUT_ROWS_MIN) return routingHealth(points, clusters, seed);
   const assignment = assignRows(heldOut, clusters);
-  const sizes = new Uint32Array(clusters.sizes.length);
-  for (const cluster of assignment) sizes[cluster]!++;
+  const sizes = clusterSizes(assignment, clusters.sizes.length);
   return routingHealth(packPoints(heldOut), { ...clusters, assignment, sizes }, seed);
 }
 

@@ -6,6 +6,7 @@ import type { Runner } from '../../engine/runner.ts';
 import type { ModelText } from '../../model/model-text.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { bootstrapInterval, weightedRatio } from '../bootstrap.ts';
+import { average } from '../contestants.ts';
 import type { Journal } from '../journal.ts';
 import { openJournal } from '../journal.ts';
 import type { TaskFigures } from '../result.ts';
@@ -58,8 +59,8 @@ export async function answerTask(
       judged.push(judge(asked, found));
       context.onQuestion();
     }
-    verdicts.acc.push(mean(judged.map(({ acc }) => acc)));
-    verdicts.accNorm.push(mean(judged.map(({ accNorm }) => accNorm)));
+    verdicts.acc.push(average(judged.map(({ acc }) => acc)));
+    verdicts.accNorm.push(average(judged.map(({ accNorm }) => accNorm)));
   }
   return verdicts;
 }
@@ -70,8 +71,8 @@ export function taskFigures(
   verdicts: Verdicts,
   dense: Verdicts,
 ): TaskFigures {
-  const chance = mean(questions.map(({ choices }) => 1 / choices.length));
-  const main = (of: Verdicts) => mean(hasNorm(task) ? of.accNorm : of.acc) - chance;
+  const chance = average(questions.map(({ choices }) => 1 / choices.length));
+  const main = (of: Verdicts) => average(hasNorm(task) ? of.accNorm : of.acc) - chance;
   const ones = questions.map(() => 1);
   const intervalOf = (values: readonly number[]) => {
     const found = bootstrapInterval(values.length, (weights) => weightedRatio(weights, values, ones));
@@ -80,14 +81,11 @@ export function taskFigures(
   const norm = hasNorm(task);
   return {
     questions: questions.length,
-    acc: mean(verdicts.acc),
-    accNorm: norm ? mean(verdicts.accNorm) : null,
+    acc: average(verdicts.acc),
+    accNorm: norm ? average(verdicts.accNorm) : null,
     accInterval: intervalOf(verdicts.acc),
     accNormInterval: norm ? intervalOf(verdicts.accNorm) : null,
     chance,
     keptAboveChance: main(dense) > 0 ? main(verdicts) / main(dense) : null,
   };
 }
-
-const mean = (values: readonly number[]): number =>
-  values.reduce((sum, value) => sum + value, 0) / values.length;
