@@ -2,7 +2,7 @@
 import { Hono } from 'hono';
 import type { AppEnv } from './context.ts';
 import { onError, onNotFound } from './middleware/errors.ts';
-import { requestId } from './middleware/request-id.ts';
+import { requestId, requestIdHeader } from './middleware/request-id.ts';
 import { services } from './middleware/services.ts';
 import { unreadBody } from './middleware/unread-body.ts';
 import { admin } from './routes/admin/index.ts';
@@ -22,6 +22,7 @@ export const app = new Hono<AppEnv>()
   .route('/', health)
   .use(services)
   .route('/v1', completions)
+  .use(requestIdHeader)
   .route('/v1', dryRun)
   .route('/v1', models)
   .route('/v1', feedback)

@@ -178,6 +178,31 @@ describe('the mask endpoint for backends', () => {
   });
 });
 
+describe('the id of a request', () => {
+  it('is with every answer, whichever way it came', async () => {
+    const { key } = await newTenant();
+    const asked: [method: string, path: string, key: string | undefined, status: number][] = [
+      ['POST', '/v1/chat/completions', key, 200],
+      ['POST', '/v1/chat/completions', 'mr_wrong', 401],
+      ['GET', '/v1/chat/completions', key, 405],
+      ['GET', '/v1/models', key, 200],
+      ['GET', '/healthz', undefined, 200],
+      ['GET', '/readyz', undefined, 200],
+      ['GET', '/v1/nothing', key, 404],
+    ];
+    for (const [method, path, of, status] of asked) {
+      const id = crypto.randomUUID();
+      const response = await call(method, path, {
+        ...(of === undefined ? {} : { key: of }),
+        ...(method === 'POST' ? { body: CHAT } : {}),
+        headers: { 'x-request-id': id },
+      });
+      expect([path, response.status, response.headers.get('x-request-id')]).toEqual([path, status, id]);
+      await response.arrayBuffer();
+    }
+  });
+});
+
 describe('health', () => {
   it('tells live from ready, with reasons', async () => {
     expect(await (await call('GET', '/healthz')).json()).toEqual({ status: 'live' });

@@ -3,9 +3,11 @@ import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import type { AppContext } from '../context.ts';
 import { log, reasonOf } from '../services/log.ts';
+import { tellRequestId } from './request-id.ts';
 
 export function onError(thrown: unknown, c: AppContext): Response {
   const error = toMaskrouteError(thrown);
+  tellRequestId(c);
   if (error.status >= 500) {
     log('error', 'request_failed', {
       request_id: c.get('requestId'),
@@ -29,6 +31,7 @@ export function onNotFound(c: AppContext): Response {
 export const methodNotAllowed =
   (...allowed: string[]) =>
   (c: AppContext): Response => {
+    tellRequestId(c);
     c.header('allow', allowed.join(', '));
     const error = new MaskrouteError('method_not_allowed', `${c.req.path} takes ${allowed.join(', ')}.`);
     return c.json(error.toWire(), 405);

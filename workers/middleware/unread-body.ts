@@ -9,6 +9,8 @@ import { drain } from '../services/bounded.ts';
 
 export const unreadBody = createMiddleware<AppEnv>(async (c, next) => {
   await next();
+  // Asked first: to name the body makes the runtime wrap it as a stream.
+  if (c.req.raw.bodyUsed) return;
   const { body } = c.req.raw;
   if (body !== null && !body.locked) await drain(body, DRAIN_BYTES_MAX).catch(() => {});
 });

@@ -132,7 +132,8 @@ async function isAboutMask(response: Response): Promise<boolean> {
 
 function answer(response: WatchedAnswer, headers: ReplyHeaders, relay: RelayOptions): Response {
   passHeaders(response.headers, headers);
-  const isStream = response.headers.get('content-type')?.startsWith('text/event-stream') === true;
+  const { kind } = response.body;
+  const isStream = kind === 'tapped' && headers['content-type']?.startsWith('text/event-stream') === true;
   const body = isStream ? relayStream(Promise.resolve(response), relay) : bodyOf(response.body);
   return new Response(body, { status: response.status, headers });
 }

@@ -2,12 +2,13 @@
 import { Hono } from 'hono';
 import { DEFAULT_TENANT } from '../../shared/admin.ts';
 import { type AppContext, type AppEnv, holdOf } from '../context.ts';
+import { requestIdHeader } from '../middleware/request-id.ts';
 import { servicesFor } from '../services/index.ts';
 import { log, reasonOf } from '../services/log.ts';
 
 export const health = new Hono<AppEnv>()
-  .get('/healthz', (c) => c.json({ status: 'live' }))
-  .get('/readyz', async (c) => {
+  .get('/healthz', requestIdHeader, (c) => c.json({ status: 'live' }))
+  .get('/readyz', requestIdHeader, async (c) => {
     const checks = await readiness(c);
     const ready = Object.values(checks).every((check) => check === 'ok');
     return c.json({ status: ready ? 'ready' : 'not_ready', checks }, ready ? 200 : 503);

@@ -137,23 +137,25 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
 
   const follow = async (response: Response): Promise<WatchedAnswer> => {
     const { headers, ok, status } = response;
+    if (ok && isSmallWhole(headers)) {
+      const bytes = await response.arrayBuffer().catch((cause) => {
+        throw brokeOff(cause);
+      });
+      end(headers, status, hearWhole(new Uint8Array(bytes)));
+      return { ok, status, headers, body: { kind: 'plain', body: bytes } };
+    }
     if (!ok || response.body === null) {
       const code = await codeOf(response);
       close({ ...NO_ANSWER, status, code, mayHaveRun: false, endedAt_ms: Date.now() });
       return { ok, status, headers, body: { kind: 'plain', body: response.body } };
     }
+    const tapped = tapAnswer(response.body, of.signal, (heard) => end(headers, status, heard));
+    return { ok, status, headers, body: { kind: 'tapped', body: tapped } };
+  };
+
+  const end = (headers: Headers, status: number, heard: Heard): void => {
     const said = { mask: headers.get(HEADERS.mask), sparsity: numberOrNull(headers.get(HEADERS.sparsity)) };
-    const ended = (heard: Heard) =>
-      close({ ...said, ...endOf(heard, status), heard, mayHaveRun: true, endedAt_ms: Date.now() });
-    if (!isSmallWhole(headers)) {
-      const tapped = tapAnswer(response.body, of.signal, ended);
-      return { ok, status, headers, body: { kind: 'tapped', body: tapped } };
-    }
-    const body = await response.arrayBuffer().catch((cause) => {
-      throw brokeOff(cause);
-    });
-    ended(hearWhole(new Uint8Array(body)));
-    return { ok, status, headers, body: { kind: 'plain', body } };
+    close({ ...said, ...endOf(heard, status), heard, mayHaveRun: true, endedAt_ms: Date.now() });
   };
 
   /** Closes the record, and says what the client is told: no byte of the answer is with it yet. */
