@@ -1,6 +1,6 @@
 /**
- * Calibration rows as full sequences: rows of every kind one after the other in a random order, cut to one length,
- * so that no position is padding. What is left of a long row begins the next sequence, so that some sequences begin
+ * Calibration rows as full sequences: in a random order, a row of every kind in turn, cut to one length, so that no
+ * position is padding. What is left of a long row begins the next sequence, so that some sequences begin
  * as requests do and some in the middle of a text.
  */
 import { permutation, seededRandom } from '../calibration/random.ts';
@@ -29,7 +29,8 @@ export function packRows(
   const tokenIds = new Int32Array(length * sequencesMax);
   let filled = 0;
   const random = seededRandom(options.seed);
-  for (const index of permutation(rows.length, random)) {
+  const kinds = rows.map(({ kind }) => kind);
+  for (const index of kindsInTurn(permutation(rows.length, random), kinds)) {
     if (filled === tokenIds.length) break;
     let tokens = encodeRow(rows[index]!, text, eosTokenId);
     while (tokens.length > 0 && filled < tokenIds.length) {
@@ -42,6 +43,20 @@ export function packRows(
   }
   const sequences = Math.floor(filled / length);
   return { tokenIds: tokenIds.slice(0, sequences * length), sequences, length };
+}
+
+/**
+ * The same indices, one of every kind in turn as long as each has any left: text that nobody calibrated on is as likely to
+ * be like a kind with few rows as like one with many. Each kind keeps the order of its own.
+ */
+export function kindsInTurn(order: ArrayLike<number>, kinds: readonly string[]): number[] {
+  const met = new Map<string, number>();
+  const turns = Array.from(order, (index) => {
+    const turn = met.get(kinds[index]!) ?? 0;
+    met.set(kinds[index]!, turn + 1);
+    return { index, turn };
+  });
+  return turns.sort((a, b) => a.turn - b.turn).map(({ index }) => index);
 }
 
 /** Sequences `from` to `to`. */
