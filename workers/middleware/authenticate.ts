@@ -38,10 +38,11 @@ export const adminOnly = createMiddleware<AppEnv>(async (c, next) => {
  */
 export async function adminOf(c: AppContext, key: string): Promise<AdminCaller> {
   const { config, apiKeys, attempts } = c.get('services');
-  if (apiKeys.isAdministrators(key)) return await within(c, adminCaller(await authenticate(c, key)));
-  const admin = await attempts.guard(c.req.header(ADDRESS), holdOf(c), async () =>
-    sameSecret(key, config.ADMIN_KEY) ? ROOT : adminCaller(await authenticate(c, key)),
-  );
+  const admin = apiKeys.isAdministrators(key)
+    ? adminCaller(await authenticate(c, key))
+    : await attempts.guard(c.req.header(ADDRESS), holdOf(c), async () =>
+        sameSecret(key, config.ADMIN_KEY) ? ROOT : adminCaller(await authenticate(c, key)),
+      );
   return await within(c, admin);
 }
 
