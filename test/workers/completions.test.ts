@@ -259,6 +259,7 @@ describe('a backend in trouble', () => {
   it.each([
     ['die', '503 backend_unreachable'],
     ['html', '502 backend_error'],
+    ['empty', '502 backend_error'],
     ['bad-error', '502 backend_error'],
     ['half-whole', '502 backend_error'],
     ['unauthorized', '502 backend_error'],

@@ -77,6 +77,7 @@ describe('the event', () => {
     ['queue-full', false, { status: 429, error_code: 'queue_full', counted: true, completion_tokens: 0 }],
     ['die', false, { status: 503, error_code: 'backend_unreachable', counted: true, completion_tokens: 0 }],
     ['html', false, { status: 502, error_code: 'backend_error' }],
+    ['empty', false, { status: 502, error_code: 'backend_error' }],
     ['half-whole', false, { status: 502, error_code: 'backend_error', counted: true, completion_tokens: 3 }],
     ['unsized', false, { status: 200, error_code: null, counted: true, completion_tokens: 3, ttft_ms: 3 }],
     [
@@ -91,7 +92,7 @@ describe('the event', () => {
     await response.text().catch(() => {});
     expect(await event()).toMatchObject(expected);
     expect(sent).toHaveLength(1);
-    expect([...answerers.values()]).toEqual(user === 'die' || user === 'html' ? [] : ['default']);
+    expect([...answerers.values()]).toEqual(['die', 'html', 'empty'].includes(user) ? [] : ['default']);
   });
 
   it.each([true, false])('of a client that left has what was made for it (stream: %s)', async (stream) => {

@@ -135,6 +135,9 @@ async function answer(
     case 'html':
       response.writeHead(200, { 'content-type': 'text/html' }).end('<h1>It works!</h1>');
       return;
+    case 'empty':
+      response.writeHead(200, { 'content-type': 'application/json', 'content-length': 0 }).end();
+      return;
     case 'bad-error':
       response.writeHead(500, { 'content-type': 'application/json' }).end('{"oops":true}');
       return;

@@ -127,6 +127,7 @@ async function judge(response: Response, request: BackendRequest): Promise<Outco
     return await garbage(await refusal(response));
   }
   if (response.ok) {
+    if (isEmpty(response)) return await garbage('no body');
     return /^(application\/json|text\/event-stream)\b/.test(type)
       ? { kind: 'answer', response }
       : await garbage(`content type ${type}`);
@@ -144,6 +145,9 @@ async function judge(response: Response, request: BackendRequest): Promise<Outco
   }
   return { kind: 'answer', response: said };
 }
+
+const isEmpty = ({ body, headers }: Response): boolean =>
+  body === null || headers.get('content-length') === '0';
 
 /** Why a backend does not let the edge in, in its own words: for the log, never for the client. */
 async function refusal(response: Response): Promise<string> {
