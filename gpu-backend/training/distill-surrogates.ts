@@ -53,8 +53,12 @@ const LEARNING_RATE = 0.01;
 const WARM_UP_STEPS = 20;
 const FINAL_SHARE = 0.1;
 const JUDGE_EVERY = 50;
-/** Judgements without a better one that end a run. */
+/**
+ * Judgements without a better one that end a run, in the part of it whose steps are short. Before that a table that
+ * began well gets worse: long steps shake it, and what they gain shows when they are shorter.
+ */
 const PATIENCE = 4;
+const PATIENT_SHARE = 0.5;
 const [SPARSITY_MIN, SPARSITY_MAX] = [0.1, 0.35];
 /** Share of the steps that meet a mask in use, where some are named. */
 const AROUND_SHARE = 0.6;
@@ -76,7 +80,7 @@ export async function startDistillation(
 /** Goes on from `state`, whose arrays it changes, to the last step or until held-out text says that it is enough. */
 export async function distill(options: DistillOptions, state: DistillState): Promise<DistillState> {
   let current = state;
-  while (current.step < options.steps && !hasStalled(current)) {
+  while (current.step < options.steps && !hasStalled(current, options.steps)) {
     options.signal?.throwIfAborted();
     current = await distillStep(options, current);
     await options.onStep?.(current);
@@ -84,8 +88,10 @@ export async function distill(options: DistillOptions, state: DistillState): Pro
   return current;
 }
 
-const hasStalled = ({ best, judgements }: DistillState): boolean =>
-  judgements.filter(({ step }) => step > best.step).length >= PATIENCE;
+function hasStalled({ best, judgements }: DistillState, steps: number): boolean {
+  const since = Math.max(best.step, PATIENT_SHARE * steps);
+  return judgements.filter(({ step }) => step > since).length >= PATIENCE;
+}
 
 async function distillStep(options: DistillOptions, state: DistillState): Promise<DistillState> {
   const { session, seed, steps } = options;

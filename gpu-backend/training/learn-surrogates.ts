@@ -42,7 +42,7 @@ const FIT_SEQUENCES = 640;
 const FIT_CHUNK = 32;
 const STORE_EVERY = 10;
 /** Raised when the same inputs give another table. */
-const METHOD = 'closed-form-and-distillation-5';
+const METHOD = 'closed-form-and-distillation-6';
 
 export type LearnSurrogatesOptions = {
   readonly model: InstalledModel;
