@@ -1,10 +1,12 @@
 /** `bench …`: speed, measured. The last line of each is one JSON object; with `--json` it is the only one. */
+import { availableParallelism } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError } from 'commander';
 import { maskrouteHome } from '../home.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { readMaskSet } from '../publication/mask-set-file.ts';
+import { DATA_HELP, interruptible, wholeNumber } from './arguments.ts';
 
 const PRESET = path.join(
   fileURLToPath(new URL('../presets', import.meta.url)),
@@ -56,6 +58,22 @@ export function addBenchCommands(program: Command): void {
     });
 
   bench
+    .command('ranks')
+    .description('what a rank of surrogates gives in KL and takes in time; some minutes a rank')
+    .requiredOption('--data <file...>', DATA_HELP)
+    .option('--ranks <numbers>', 'multiples of 32', ranks, [32, 64, 128, 256])
+    .option('--rounds <count>', 'interleaved rounds whose median counts', positiveInteger, 7)
+    .option('--json', 'nothing but the JSON line', false)
+    .action(({ json, ...flags }: BenchFlags & { data: string[]; ranks: number[]; rounds: number }) =>
+      interruptible(async (signal) => {
+        const { benchRanks } = await import('../bench/ranks.ts');
+        const say = json ? () => undefined : console.log;
+        const options = { ...flags, home: maskrouteHome(), threads: availableParallelism(), say, signal };
+        console.log(JSON.stringify(await benchRanks(options)));
+      }),
+    );
+
+  bench
     .command('route')
     .description('what /v1/route takes at the edge in workerd, with a prompt of 60 tokens')
     .option('--mask-set <file>', 'the set to route by (default: the preset)', PRESET)
@@ -101,6 +119,8 @@ export function addBenchCommands(program: Command): void {
       if (result.failed > 0 || result.wrong > 0) process.exitCode = 1;
     });
 }
+
+const ranks = (text: string): number[] => text.split(',').map(wholeNumber(32, 1024));
 
 function positiveInteger(text: string): number {
   const value = Number(text);

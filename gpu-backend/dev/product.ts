@@ -6,6 +6,7 @@ import { mkdir, rename } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DEFAULT_TENANT } from '../../shared/admin.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { readMaskSet } from '../publication/mask-set-file.ts';
@@ -23,8 +24,9 @@ import { waitReady } from './wait-ready.ts';
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 const PRESETS_FOLDER = path.join(PROJECT_FOLDER, 'gpu-backend/presets', DEFAULT_MODEL);
 /** What a fresh start makes live, and what it only stores, for the operator to activate. */
-const LIVE_PRESET = path.join(PRESETS_FOLDER, 'mask-set.json');
-const STORED_PRESET = path.join(PRESETS_FOLDER, 'mask-set-25.json');
+const LIVE_PRESET = 'mask-set.json';
+const STORED_PRESETS = ['mask-set-25.json', 'mask-set-blocks.json', 'mask-set-blocks-25.json'];
+const readPreset = (file: string): Promise<MaskSet> => readMaskSet(path.join(PRESETS_FOLDER, file));
 const READY_WITHIN_ms = 60_000;
 /** Longer than a backend takes to finish what runs, or to end it. */
 const BACKEND_STOP_ms = 60_000;
@@ -144,12 +146,12 @@ async function seed({ home, say }: ProductOptions, keys: DevKeys, edgeUrl: strin
   const client = createAdminClient(edgeUrl, keys.adminKey);
   const apiKey = await ensureApiKey(client, keys.apiKey);
   if (apiKey !== keys.apiKey) await saveKeys(home, { ...keys, apiKey });
-  const preset = await ensurePreset(client, await readMaskSet(LIVE_PRESET));
+  const preset = await ensurePreset(client, await readPreset(LIVE_PRESET));
   if (preset === 'kept_other') say('A mask set other than the preset is live, and stays live.');
   if (preset === 'other_model') {
     say(`The preset mask set is for other weights than these of ${DEFAULT_MODEL}; requests run dense.`);
   } else {
-    await storeMaskSet(client, await readMaskSet(STORED_PRESET), DEFAULT_TENANT);
+    for (const file of STORED_PRESETS) await storeMaskSet(client, await readPreset(file), DEFAULT_TENANT);
   }
   return apiKey;
 }

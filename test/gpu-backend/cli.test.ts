@@ -64,6 +64,7 @@ const REFUSED: [string, string[], RegExp][] = [
     /--search-positions is for sleb/,
   ],
   ['a count that is none', ['bench', 'route', '--requests', '-5'], /whole number above 0/],
+  ['a rank that is none', ['bench', 'ranks', '--data', 'x', '--ranks', '64,65'], /multiple of 32/],
 ];
 
 describe('the command line', () => {

@@ -1,6 +1,7 @@
 /** A modal dialog that asks before something is changed; the browser keeps the focus inside. */
 import type { ComponentChildren } from 'preact';
-import { useEffect, useId, useRef, useState } from 'preact/hooks';
+import { useEffect, useId, useRef } from 'preact/hooks';
+import { useAttempt } from '../use-attempt.ts';
 import { Failure } from './notice.tsx';
 
 export function Dialog(props: {
@@ -31,18 +32,12 @@ export function Confirm(props: {
   readonly onClose: () => void;
   readonly children: ComponentChildren;
 }) {
-  const [error, setError] = useState<Error>();
-  const [busy, setBusy] = useState(false);
-  const agree = async () => {
-    setBusy(true);
-    try {
+  const { busy, error, attempt } = useAttempt();
+  const agree = () =>
+    attempt(async () => {
       await props.act();
       props.onClose();
-    } catch (thrown) {
-      setError(thrown as Error);
-      setBusy(false);
-    }
-  };
+    });
   return (
     <Dialog
       title={props.title}

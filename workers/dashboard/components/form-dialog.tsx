@@ -1,6 +1,7 @@
 /** A form in a dialog: sent when it is complete, open with the reason when the edge refuses it. */
 import type { ComponentChildren } from 'preact';
-import { useId, useState } from 'preact/hooks';
+import { useId } from 'preact/hooks';
+import { useAttempt } from '../use-attempt.ts';
 import { Dialog } from './dialog.tsx';
 import { Failure } from './notice.tsx';
 
@@ -13,19 +14,12 @@ export function FormDialog(props: {
   readonly children: ComponentChildren;
 }) {
   const formId = useId();
-  const [error, setError] = useState<Error>();
-  const [busy, setBusy] = useState(false);
-  const submit = async (event: SubmitEvent) => {
+  const { busy, error, attempt } = useAttempt();
+  const submit = (event: SubmitEvent) => {
     event.preventDefault();
     const form = new FormData(event.currentTarget as HTMLFormElement);
     for (const [name, value] of [...form]) if (value === '') form.delete(name);
-    setBusy(true);
-    try {
-      await props.onSubmit(form);
-    } catch (thrown) {
-      setError(thrown as Error);
-      setBusy(false);
-    }
+    return attempt(() => props.onSubmit(form));
   };
   return (
     <Dialog

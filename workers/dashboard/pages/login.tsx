@@ -1,25 +1,18 @@
 /** The login: an admin key for a session. The key is sent once and kept nowhere. */
-import { useState } from 'preact/hooks';
 import type { Session } from '../../../shared/dashboard.ts';
 import { logIn } from '../api.ts';
 import { Failure } from '../components/notice.tsx';
+import { useAttempt } from '../use-attempt.ts';
 
 export function Login(props: {
   readonly notice: string | undefined;
   readonly onSession: (session: Session) => void;
 }) {
-  const [error, setError] = useState<Error>();
-  const [busy, setBusy] = useState(false);
-  const submit = async (event: SubmitEvent) => {
+  const { busy, error, attempt } = useAttempt();
+  const submit = (event: SubmitEvent) => {
     event.preventDefault();
-    const form = event.currentTarget as HTMLFormElement;
-    setBusy(true);
-    try {
-      props.onSession(await logIn(String(new FormData(form).get('key')).trim()));
-    } catch (thrown) {
-      setError(thrown as Error);
-      setBusy(false);
-    }
+    const key = String(new FormData(event.currentTarget as HTMLFormElement).get('key')).trim();
+    return attempt(async () => props.onSession(await logIn(key)));
   };
   return (
     <main class="login">

@@ -1,0 +1,124 @@
+/**
+ * `bench ranks`: what a rank of surrogates gives and what it takes. For each, the closed form is fitted on the same
+ * rows, its KL to the dense model is measured on held-out ones under masks of the cheapest blocks, and a token is timed
+ * with a quarter of the blocks replaced; against holes, in interleaved rounds.
+ *
+ * A rank r costs 2·hidden·r multiply-adds a block, and as many weights read: what a token takes more should be that.
+ */
+import { cp, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type SurrogatesId, withSurrogates } from '../../shared/mask.ts';
+import { interleaved, round } from '../measure.ts';
+import { installSurrogates } from '../model/install-surrogates.ts';
+import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+import { modelsFolder, openInstalled } from '../model/store.ts';
+import { checkRank } from '../model/surrogates.ts';
+import { learnSurrogates } from '../training/learn-surrogates.ts';
+import { openEngine, quarterMask } from './subjects.ts';
+
+const POSITION = 64;
+const SEED = 1;
+/** Another engine's threads look for work for a while after they had some. */
+const REST_ms = 200;
+const DENSE = 'dense';
+const HOLES = 'holes';
+
+export type RanksOptions = {
+  readonly home: string;
+  readonly data: readonly string[];
+  readonly ranks: readonly number[];
+  readonly rounds: number;
+  readonly threads: number;
+  readonly say: (line: string) => void;
+  readonly signal: AbortSignal;
+};
+
+type Engine = Awaited<ReturnType<typeof openEngine>>;
+
+export async function benchRanks(options: RanksOptions): Promise<object> {
+  for (const rank of options.ranks) checkRank(rank);
+  const scratch = await mkdtemp(join(tmpdir(), 'maskroute-ranks-'));
+  const engines: Engine[] = [];
+  try {
+    const { folder } = await openInstalled(options.home, DEFAULT_MODEL);
+    await cp(folder, join(modelsFolder(scratch), DEFAULT_MODEL), { recursive: true });
+    const kls: number[] = [];
+    for (const rank of options.ranks) {
+      const fitted = await fitRank(options, scratch, rank);
+      engines.push(fitted.engine);
+      kls.push(fitted.kl);
+      options.say(`rank ${rank}: held-out KL ${fitted.kl.toFixed(3)}`);
+    }
+    return figures(options, kls, await timeTokens(options, engines));
+  } finally {
+    for (const { runner } of engines) await runner.close();
+    await rm(scratch, { recursive: true, force: true });
+  }
+}
+
+/** The engine keeps what it has opened when the next rank's table takes the place of this one. */
+async function fitRank(
+  { home, data, threads, signal }: RanksOptions,
+  scratch: string,
+  rank: number,
+): Promise<{ kl: number; engine: Engine }> {
+  const out = join(scratch, `rank-${rank}.safetensors`);
+  const model = await openInstalled(home, DEFAULT_MODEL);
+  const onProgress = () => undefined;
+  const { start } = await learnSurrogates({
+    ...{ model, data, rank, out, threads, signal, onProgress },
+    ...{ steps: 0, seed: SEED },
+  });
+  await installSurrogates(scratch, DEFAULT_MODEL, out, { preset: false });
+  return { kl: start, engine: await openEngine(scratch, DEFAULT_MODEL) };
+}
+
+/** ms a token: dense, with holes, and with each engine's surrogates. */
+async function timeTokens(
+  { ranks, rounds, signal }: RanksOptions,
+  engines: readonly Engine[],
+): Promise<Map<string, number>> {
+  const [first] = engines as readonly [Engine, ...Engine[]];
+  const quarter = quarterMask(first.manifest.config.layerCount);
+  const peers = [
+    first.peer(DENSE, first.dense),
+    first.peer(HOLES, quarter),
+    ...engines.map(({ peer, runner }, index) =>
+      peer(nameOf(ranks[index]!), withSurrogates(quarter, runner.surrogates as SurrogatesId)),
+    ),
+  ];
+  const subjects = peers.map(({ name, decode }) => ({
+    name,
+    measure: async () => {
+      signal.throwIfAborted();
+      await sleep(REST_ms);
+      return decode(POSITION);
+    },
+  }));
+  return interleaved(subjects, rounds);
+}
+
+const nameOf = (rank: number): string => `rank ${rank}`;
+
+function figures({ ranks, rounds, say }: RanksOptions, kls: readonly number[], found: Map<string, number>) {
+  for (const [name, ms] of found) say(`${name}: ${ms.toFixed(2)} ms a token`);
+  const holes_ms = found.get(HOLES)!;
+  return {
+    bench: 'ranks',
+    model: DEFAULT_MODEL,
+    rounds,
+    dense_ms: round(found.get(DENSE)!),
+    holes_ms: round(holes_ms),
+    ranks: ranks.map((rank, index) => {
+      const ms = found.get(nameOf(rank))!;
+      return {
+        rank,
+        kl: round(kls[index]!),
+        ms: round(ms),
+        moreThanHoles_us: round(1000 * (ms - holes_ms), 0),
+      };
+    }),
+  };
+}
