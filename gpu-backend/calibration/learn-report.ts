@@ -39,6 +39,11 @@ const learnedMask = z.object({
   /** All that competed, the chosen one first. */
   candidates: z.array(candidate),
   source: z.string(),
+  /**
+   * How far the best candidate led the mask for everybody on other text: it was taken when that was more than its
+   * standard error (null: there was one batch). Absent where that mask was the best itself, or had no rival.
+   */
+  lead: z.object({ mean_kl: z.number(), standardError_kl: z.number().nullable() }).optional(),
   heldOut: scores.nullable(),
 });
 

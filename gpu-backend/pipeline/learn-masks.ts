@@ -1,6 +1,7 @@
 /**
  * From groups of prompts to the mask of each: one mask learned on everything; every cluster's own search from there;
- * the choice among all masks on prompts that none was searched on; figures on held-out prompts.
+ * the choice among all masks on prompts that none was searched on, confirmed on more of them; figures on held-out
+ * prompts.
  */
 
 import { MaskrouteError } from '../../shared/errors.ts';
@@ -11,16 +12,18 @@ import type { CalibrationRow } from '../calibration/read-data.ts';
 import type { Sample } from '../calibration/samples.ts';
 import type { Prompts } from './prompts.ts';
 import type { Candidate, MaskSearch, Proposal } from './search-masks.ts';
-import { compareMasks, searchClusterMask, searchOneMask } from './search-masks.ts';
+import { compareMasks, confirmChoice, searchClusterMask, searchOneMask } from './search-masks.ts';
 import type { LearnEffort } from './settings.ts';
 import type { TextMaker } from './texts.ts';
-import type { Workbench } from './workbench.ts';
+import type { Lead, Workbench } from './workbench.ts';
 
 export type LearnedMask = {
   readonly mask: Mask;
   readonly source: string;
-  /** All that competed, by rising KL. */
+  /** All that competed, the chosen one first, the others by rising KL. */
   readonly candidates: readonly Candidate[];
+  /** Of the best candidate over the mask for everybody, on other text; undefined when the best was that mask. */
+  readonly lead: Lead | undefined;
   readonly search: MaskSearch;
 };
 
@@ -71,10 +74,10 @@ async function learnClusters(context: LearnMasksContext, one: LearnedMask): Prom
   for (const [cluster, { choice }] of groups.entries()) {
     context.onStage('choose', cluster);
     const rows = isScorable(context, choice) ? choice : everybody.choice;
-    const on = bench.costOn(`${nameOf(context, cluster)} choice`, rows, effort.choicePositions);
-    const candidates = await compareMasks(proposalsFor(cluster, one.mask, searches), on);
-    const [{ mask, source }] = candidates as [Candidate, ...Candidate[]];
-    clusters.push({ mask, source, candidates, search: searches[cluster]! });
+    const on = bench.costOn(`${nameOf(context, cluster)} choice`, rows, 2 * effort.choicePositions, 'half');
+    const candidates = await compareMasks(proposalsFor(cluster, one.mask, searches), on.atAGlance);
+    const { mask, source, ...why } = await confirmChoice(candidates, one.mask, on);
+    clusters.push({ mask, source, ...why, search: searches[cluster]! });
   }
   return clusters;
 }
@@ -82,9 +85,9 @@ async function learnClusters(context: LearnMasksContext, one: LearnedMask): Prom
 async function learnOne({ bench, prompts, effort }: LearnMasksContext): Promise<LearnedMask> {
   const search = await searchOneMask(bench, prompts.everybody.search, effort.one);
   const on = bench.costOn('one choice', prompts.everybody.choice, 2 * effort.choicePositions);
-  const candidates = await compareMasks(search.proposals, on);
+  const candidates = await compareMasks(search.proposals, on.ofMask);
   const [{ mask, source }] = candidates as [Candidate, ...Candidate[]];
-  return { mask, source, candidates, search };
+  return { mask, source, candidates, search, lead: undefined };
 }
 
 /** The mask for everybody, which wins ties; the cluster's own; and the best that other clusters found. */

@@ -42,7 +42,7 @@ export const REPORT_FILE = 'report.json';
 export const STATE_FILE = 'state.jsonl';
 const METHOD = 'hard-concrete';
 /** Part of the journal's key: raise it when the same inputs come to other results. */
-const PIPELINE_VERSION = 2;
+const PIPELINE_VERSION = 3;
 const SEED = 1;
 
 export type LearnOptions = {
@@ -120,7 +120,12 @@ async function learnWith(
   const { model, surrogates, signal } = options;
   const effort = options.effort ?? LEARN_EFFORT;
   const seed = options.seed ?? SEED;
-  await using parts = await openModelParts(model, surrogates, options.encoderOptions.threads, journal);
+  await using parts = await openModelParts(
+    model,
+    surrogates,
+    { threads: options.encoderOptions.threads, targets: effort.targets },
+    journal,
+  );
   const budget = await parts.budget(options);
   const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, parts.teacher, {
     seed,

@@ -19,7 +19,7 @@ import type { Teacher } from '../training/teacher.ts';
 import { openTeacher } from '../training/teacher.ts';
 import { measureBlockTimes } from './block-times.ts';
 import type { Journal } from './journal.ts';
-import type { BlockCost } from './settings.ts';
+import type { BlockCost, TargetKind } from './settings.ts';
 
 export type ModelParts = AsyncDisposable & {
   readonly text: ModelText;
@@ -38,7 +38,7 @@ export type ModelParts = AsyncDisposable & {
 export async function openModelParts(
   { folder, manifest }: InstalledModel,
   surrogates: Surrogates | undefined,
-  threads: number,
+  { threads, targets }: { readonly threads: number; readonly targets: TargetKind },
   journal: Journal,
 ): Promise<ModelParts> {
   const { config, weights } = manifest;
@@ -50,8 +50,10 @@ export async function openModelParts(
     return part;
   };
   const runner = opened(await openRunner(folder, config, { threads, surrogates: surrogates?.id }));
-  const gates = opened(await openGateSession(folder, config, weights, { threads, surrogates: table }));
-  const losses = opened(await openLossSession(folder, config, weights, { threads, surrogates: table }));
+  // The dense model's likeliest tokens alone would have every mask that presses all others towards 0 look good.
+  const lossOptions = { threads, surrogates: table, tail: targets === 'dense' };
+  const gates = opened(await openGateSession(folder, config, weights, lossOptions));
+  const losses = opened(await openLossSession(folder, config, weights, lossOptions));
   const teacher = opened(await openTeacher(folder, config, weights, { threads }));
   const scorer = createMaskScorer(runner);
   const stack = opening.move();

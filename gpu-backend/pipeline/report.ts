@@ -12,6 +12,7 @@ import { weightSkipped } from '../training/budget.ts';
 import type { HeldOutPair, LearnedMask, LearnedMasks } from './learn-masks.ts';
 import type { Prompts } from './prompts.ts';
 import type { BlockCost } from './settings.ts';
+import type { Lead } from './workbench.ts';
 
 export function buildReport(
   maskSet: MaskSet,
@@ -50,7 +51,7 @@ export function buildReport(
 }
 
 function maskReport(learned: LearnedMask, heldOut: HeldOutScores | undefined): LearnedMaskReport {
-  const { mask, source, search, candidates } = learned;
+  const { mask, source, search, candidates, lead } = learned;
   const { curve, stochastic, best } = search.gates;
   return {
     bits: maskBits(mask),
@@ -60,9 +61,15 @@ function maskReport(learned: LearnedMask, heldOut: HeldOutScores | undefined): L
     gates: { stochastic_kl: stochastic, binary_kl: best.cost },
     candidates: candidates.map((one) => ({ source: one.source, bits: maskBits(one.mask), kl: one.kl })),
     source,
+    ...(lead === undefined ? {} : { lead: leadReport(lead) }),
     heldOut: heldOut ?? null,
   };
 }
+
+const leadReport = ({ mean, standardError }: Lead) => ({
+  mean_kl: mean,
+  standardError_kl: Number.isFinite(standardError) ? standardError : null,
+});
 
 /** Held-out figures by method, each cluster weighted by its share of the calibration prompts. */
 export function heldOutFigures(

@@ -7,11 +7,12 @@ import type { Mask } from '../../shared/mask.ts';
 import { denseMask, maskBits } from '../../shared/mask.ts';
 import type { CalibrationRow } from '../calibration/read-data.ts';
 import { masksByScore } from '../training/budget.ts';
+import type { MaskCost } from '../training/search-mask.ts';
 import { exchangeBlocks, greedyMask, improveMask, worthOfBlocks } from '../training/search-mask.ts';
 import type { LearnedGates } from './learn-gates.ts';
 import { learnGates } from './learn-gates.ts';
 import type { LearnEffort } from './settings.ts';
-import type { TextCost, Workbench } from './workbench.ts';
+import type { Lead, TextCost, Workbench } from './workbench.ts';
 
 export type Proposal = { readonly source: string; readonly mask: Mask };
 /** `kl`: on the text of the choice. */
@@ -84,12 +85,44 @@ async function bestStart([one, ...others]: readonly [Mask, ...Mask[]], on: TextC
 }
 
 /** Each mask once, under its first name, by rising KL; ties keep their order. */
-export async function compareMasks(proposals: readonly Proposal[], on: TextCost): Promise<Candidate[]> {
+export async function compareMasks(proposals: readonly Proposal[], cost: MaskCost): Promise<Candidate[]> {
   const bits = proposals.map(({ mask }) => maskBits(mask));
   const candidates: Candidate[] = [];
   for (const [index, proposal] of proposals.entries()) {
-    if (bits.indexOf(bits[index]!) === index)
-      candidates.push({ ...proposal, kl: await on.ofMask(proposal.mask) });
+    if (bits.indexOf(bits[index]!) === index) candidates.push({ ...proposal, kl: await cost(proposal.mask) });
   }
   return candidates.sort((a, b) => a.kl - b.kl);
+}
+
+export type Choice = Proposal & {
+  /** The chosen one first. */
+  readonly candidates: readonly Candidate[];
+  readonly lead: Lead | undefined;
+};
+
+/**
+ * The best candidate, if it leads the mask for everybody once more on text that did not choose it, by more than chance;
+ * else that mask. The best of a dozen on some text is partly the luckiest, and a mask that only fits its cluster's
+ * calibration prompts is worse on prompts of other kinds that are sent there.
+ *
+ * @param candidates by rising KL, the mask for everybody among them.
+ */
+export async function confirmChoice(
+  candidates: readonly Candidate[],
+  one: Mask,
+  on: Pick<TextCost, 'leadBeyondGlance'>,
+): Promise<Choice> {
+  const isOne = ({ mask }: Candidate) => maskBits(mask) === maskBits(one);
+  const chosen = ({ mask, source }: Candidate, lead: Lead | undefined): Choice => ({
+    ...{ mask, source, lead },
+    candidates: [
+      ...candidates.filter((each) => each.mask === mask),
+      ...candidates.filter((each) => each.mask !== mask),
+    ],
+  });
+  const best = candidates[0]!;
+  if (isOne(best)) return chosen(best, undefined);
+  const lead = await on.leadBeyondGlance(best.mask, one);
+  const leads = lead === undefined || lead.mean > lead.standardError;
+  return chosen(leads ? best : candidates.find(isOne)!, lead);
 }

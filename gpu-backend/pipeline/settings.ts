@@ -31,7 +31,10 @@ export type LearnEffort = {
     readonly greedyEvaluations: number;
   };
   readonly cluster: MaskEffort;
-  /** Scored positions, of other prompts, on which the best of the masks found is chosen. */
+  /**
+   * Scored positions, of other prompts, on which the best of the masks found is chosen; a cluster's own has to lead the
+   * mask for everybody on as many more.
+   */
   readonly choicePositions: number;
   /** Scored positions of a cluster's held-out figures. */
   readonly heldOutPositions: number;

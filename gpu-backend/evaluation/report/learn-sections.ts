@@ -127,12 +127,13 @@ const smoothed = (values: readonly number[]): number[] =>
 const gateTable = (report: LearnReport): Html =>
   table(
     'KL under gates as they were drawn and under the bits that they stand for, and what competed',
-    ['mask', 'stochastic', 'binary', 'chosen', 'candidates (KL)'],
-    masksOf(report).map(([name, { gates, source, candidates }]) => [
+    ['mask', 'stochastic', 'binary', 'chosen', "the best one's lead", 'candidates (KL)'],
+    masksOf(report).map(([name, { gates, source, lead, candidates }]) => [
       name,
       number(gates.stochastic_kl),
       number(gates.binary_kl),
       source,
+      lead === undefined ? '' : `${number(lead.mean_kl)} ± ${number(lead.standardError_kl ?? Number.NaN)}`,
       candidates.map((one) => `${one.source} ${number(one.kl)}`).join(', '),
     ]),
   );
