@@ -1,4 +1,5 @@
 /** Small pieces that measurements share: medians, and rounds in which everything measured takes its turn. */
+import { setTimeout as sleep } from 'node:timers/promises';
 
 export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
@@ -10,6 +11,15 @@ export const round = (value: number, digits = 3): number => Number(value.toFixed
 
 /** A thing to measure: gives one figure a call. */
 export type Subject = { readonly name: string; measure(): Promise<number> };
+
+/** After a rest: the threads of what was measured before spin on for a while, on the cores that this one needs. */
+export const rested = ({ name, measure }: Subject, rest_ms: number): Subject => ({
+  name,
+  async measure() {
+    await sleep(rest_ms);
+    return await measure();
+  },
+});
 
 /**
  * The median of every subject over `rounds`, each in turn, in reversed order every second round: whatever slows

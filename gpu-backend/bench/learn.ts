@@ -6,9 +6,8 @@
  * The limit is the products: each weight multiplies twice a position, forward and back.
  */
 import { availableParallelism } from 'node:os';
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { Subject } from '../measure.ts';
-import { interleaved, round } from '../measure.ts';
+import { interleaved, rested, round } from '../measure.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
 import type { LlamaConfig } from '../model/types.ts';
@@ -19,6 +18,7 @@ import { quarterMask } from './subjects.ts';
 
 const SEQUENCES = 6;
 const TOKENS = 128;
+/** PyTorch's threads need as long. */
 const REST_ms = 500;
 const OPEN = 'all gates open';
 const QUARTER = 'a quarter of the gates at 0';
@@ -46,7 +46,10 @@ export async function benchLearn({ home, rounds, say }: LearnBenchOptions): Prom
   else say(`against PyTorch ${peer.version}`);
   try {
     const subjects = [...ownSubjects(session, config), ...('problem' in peer ? [] : peer.subjects)];
-    const found = await interleaved(subjects.map(rested), rounds);
+    const found = await interleaved(
+      subjects.map((subject) => rested(subject, REST_ms)),
+      rounds,
+    );
     for (const [name, ms] of found) say(`${name}: ${ms.toFixed(0)} ms a step`);
     const open_ms = found.get(OPEN)!;
     const times = (name: string) => found.has(name) && round(found.get(name)! / open_ms, 2);
@@ -85,15 +88,6 @@ export async function benchLearn({ home, rounds, say }: LearnBenchOptions): Prom
     await session.close();
   }
 }
-
-/** PyTorch's threads spin on for a while after a step, on the cores that the next one is measured on. */
-const rested = ({ name, measure }: Subject): Subject => ({
-  name,
-  async measure() {
-    await sleep(REST_ms);
-    return await measure();
-  },
-});
 
 const sizeName = (sequences: number, tokens: number): string => `${sequences} x ${tokens}`;
 

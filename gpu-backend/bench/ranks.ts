@@ -8,9 +8,8 @@
 import { cp, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { type SurrogatesId, withSurrogates } from '../../shared/mask.ts';
-import { interleaved, round } from '../measure.ts';
+import { interleaved, rested, round } from '../measure.ts';
 import { installSurrogates } from '../model/install-surrogates.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { modelsFolder, openInstalled } from '../model/store.ts';
@@ -20,7 +19,6 @@ import { openEngine, quarterMask } from './subjects.ts';
 
 const POSITION = 64;
 const SEED = 1;
-/** Another engine's threads look for work for a while after they had some. */
 const REST_ms = 200;
 const DENSE = 'dense';
 const HOLES = 'holes';
@@ -91,13 +89,15 @@ async function timeTokens(
   ];
   const subjects = peers.map(({ name, decode }) => ({
     name,
-    measure: async () => {
+    measure: () => {
       signal.throwIfAborted();
-      await sleep(REST_ms);
       return decode(POSITION);
     },
   }));
-  return interleaved(subjects, rounds);
+  return interleaved(
+    subjects.map((subject) => rested(subject, REST_ms)),
+    rounds,
+  );
 }
 
 const nameOf = (rank: number): string => `rank ${rank}`;

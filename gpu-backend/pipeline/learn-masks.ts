@@ -71,13 +71,13 @@ async function learnClusters(context: LearnMasksContext, one: LearnedMask): Prom
     searches.push(await searchClusterMask(bench, name, rows, starts, one.search.worth, effort.cluster));
   }
   const clusters: LearnedMask[] = [];
-  for (const [cluster, { choice }] of groups.entries()) {
+  for (const [cluster, { choice: own }] of groups.entries()) {
     context.onStage('choose', cluster);
-    const rows = isScorable(context, choice) ? choice : everybody.choice;
+    const rows = isScorable(context, own) ? own : everybody.choice;
     const on = bench.costOn(`${nameOf(context, cluster)} choice`, rows, 2 * effort.choicePositions, 'half');
     const candidates = await compareMasks(proposalsFor(cluster, one.mask, searches), on.atAGlance);
-    const { mask, source, ...why } = await confirmChoice(candidates, one.mask, on);
-    clusters.push({ mask, source, ...why, search: searches[cluster]! });
+    const choice = await confirmChoice(candidates, one.mask, on);
+    clusters.push({ ...choice, search: searches[cluster]! });
   }
   return clusters;
 }

@@ -146,8 +146,11 @@ async function judge(response: Response, request: BackendRequest): Promise<Outco
   return { kind: 'answer', response: said };
 }
 
-const isEmpty = ({ body, headers }: Response): boolean =>
-  body === null || headers.get('content-length') === '0';
+/** A body that is only named costs a stream, so it is not where the length is known. */
+function isEmpty(response: Response): boolean {
+  const length = response.headers.get('content-length');
+  return length === null ? response.body === null : length === '0';
+}
 
 /** Why a backend does not let the edge in, in its own words: for the log, never for the client. */
 async function refusal(response: Response): Promise<string> {
