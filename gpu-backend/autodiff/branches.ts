@@ -1,7 +1,8 @@
 /**
  * The gradient of `If`: a second `If` on the same condition, whose branches carry the gradient back through the
  * first one's. Forward values that a branch's rules need become outputs of the first `If`; the other branch
- * gives empty tensors in their place. So a branch that does not run costs nothing in either direction.
+ * gives empty tensors in their place. Or, where memory counts more than time, the second `If` computes them once more.
+ * A branch that does not run costs nothing in either direction.
  */
 import type { Graph, GraphBuilder, Node, Value } from '../onnx/graph.ts';
 import { zerosLike } from './rule.ts';
@@ -57,7 +58,10 @@ export function differentiateBranches(
 
 type Saved = { readonly inner: string; readonly outer: string; readonly shape: Shape };
 
-/** A walk over a branch: its weights and constants are named again in the gradient's branch, its values saved. */
+/**
+ * A walk over a branch: its weights and constants are named again in the gradient's branch, its values saved or computed
+ * once more.
+ */
 function branchWalk(
   outer: Walk,
   graph: Graph,
@@ -77,21 +81,34 @@ function branchWalk(
     if (!computed.has(name)) return outer.resolve(name);
     const output = graph.outputs.findIndex((info) => info.name === name);
     if (output >= 0) return outer.resolve(outputs[output]!);
+    if (outer.options.recompute === true) return again(name);
     if (saved === undefined) throw new Error(`the gradient of an else branch needs its value ${name}`);
     const value = { name: b.fresh('saved') };
     saved.push({ inner: name, outer: value.name, shape: shapeOf(shapes, name) });
     return value;
+  };
+  const resolve = (name: string): Value => {
+    const value = known.get(name) ?? find(name);
+    known.set(name, value);
+    return value;
+  };
+  /** The node that gives the value, in the gradient's branch too, with what it is computed of. */
+  const again = (name: string): Value => {
+    const node = graph.nodes.find(({ outputs }) => outputs.includes(name))!;
+    const inputs = node.inputs.map((input) => (input === '' ? undefined : resolve(input)));
+    const outputs = node.outputs.map((output) => (output === '' ? '' : b.fresh(node.op)));
+    b.node(node.op, inputs, outputs, node.attributes, node.domain);
+    node.outputs.forEach((output, i) => {
+      known.set(output, { name: outputs[i]! });
+    });
+    return known.get(name)!;
   };
   return {
     graph,
     shapes,
     g: b,
     options: outer.options,
-    resolve(name) {
-      const value = known.get(name) ?? find(name);
-      known.set(name, value);
-      return value;
-    },
+    resolve,
     replace: () => {
       throw new Error('an If inside a branch of an If is not differentiated');
     },

@@ -3,7 +3,8 @@
  * One walk from the last node to the first, over those nodes alone that lie between a target and the loss;
  * what each does to a gradient stands in the table of `rules.ts` (the form of tinygrad's gradient.py).
  *
- * Forward values that the rules ask for stay alive until then: that is the memory it costs.
+ * Forward values that the rules ask for stay alive until then: that is the memory it costs, unless branches are told to
+ * compute theirs once more.
  */
 import type { Graph, GraphBuilder, Node, Value } from '../onnx/graph.ts';
 import { differentiateBranches, isIf, namesReadBy } from './branches.ts';

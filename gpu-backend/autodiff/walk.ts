@@ -10,6 +10,11 @@ export type GradientOptions = {
   readonly shapes?: ReadonlyMap<string, Shape>;
   /** For quantized products: x ↦ x·W by the name of W's values. */
   readonly transposed?: ReadonlyMap<string, (g: GraphBuilder, gradient: Value) => Value>;
+  /**
+   * Branches' own values are computed once more for the gradient instead of being kept until then (gradient
+   * checkpointing, Chen et al., 2016; each `If` is a segment): less memory, one more forward pass.
+   */
+  readonly recompute?: boolean | undefined;
 };
 
 export type Walk = {

@@ -15,6 +15,7 @@ import type { LlamaConfig } from '../model/types.ts';
 import { external } from '../model/weights-file.ts';
 import type { Graph, Value } from '../onnx/graph.ts';
 import { ELEMENT_TYPES, GraphBuilder, MICROSOFT } from '../onnx/graph.ts';
+import { asksForRecompute } from './activation-memory.ts';
 import type { Shared } from './forward.ts';
 import { forward, scoredRows, sharedShapes } from './forward.ts';
 import { multiplyGradient, multiplyStored, weightName } from './products.ts';
@@ -31,7 +32,23 @@ export type StepGraphOptions = {
   readonly surrogateRank: number;
   /** Targets may sum to less than 1, the rest being all other tokens' (`soft-target-loss.ts`). */
   readonly tail: boolean;
+  /** What the gradients need of a block is computed once more rather than kept. */
+  readonly recompute?: boolean | undefined;
 };
+
+/** The step that keeps what its gradients need, or computes it once more where memory asks for it and nobody decided. */
+export function fittingStepGraph(
+  config: LlamaConfig,
+  stored: StoredLlama,
+  linears: TrainingLinears,
+  options: StepGraphOptions,
+): Graph {
+  const graph = stepGraph(config, stored, linears, options);
+  const decides = options.recompute === undefined && options.by !== 'none';
+  return decides && asksForRecompute(graph)
+    ? stepGraph(config, stored, linears, { ...options, recompute: true })
+    : graph;
+}
 
 /**
  * Inputs `token_ids` `[B, S]`, `gates` `[2L]`, `scored_rows` `[R]` (numbers of positions, b·S + s),
@@ -42,7 +59,7 @@ export function stepGraph(
   config: LlamaConfig,
   stored: StoredLlama,
   linears: TrainingLinears,
-  { by, surrogateRank, tail }: StepGraphOptions,
+  { by, surrogateRank, tail, recompute }: StepGraphOptions,
 ): Graph {
   const g = new GraphBuilder('training_step');
   const gates = gateValues(g, 2 * config.layerCount);
@@ -63,6 +80,7 @@ export function stepGraph(
   const found = gradients(g, [{ value: final, gradient: loss.gradient() }], targets, {
     transposed: backwardProducts(linears),
     shapes: sharedShapes(shared!),
+    recompute,
   });
   const name = (output: string, i: number, shape: number[]) => {
     g.node('Identity', [found[i]!], [output]);

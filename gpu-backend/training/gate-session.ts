@@ -1,12 +1,14 @@
 /** The training step of one installed model: loss and gate gradients for a batch, or the loss alone, in one call. */
+import type { StoredLlama } from '../model/architectures/llama.ts';
 import type { SurrogateTable } from '../model/surrogates.ts';
 import type { LlamaConfig, WeightKind } from '../model/types.ts';
 import type { Session } from '../onnx/session.ts';
 import { floats } from '../onnx/session.ts';
 import type { GateBatch } from './batch.ts';
 import { stepFeeds } from './batch.ts';
-import { stepGraph } from './gate-graph.ts';
+import { fittingStepGraph } from './gate-graph.ts';
 import { openTrainingGraph } from './training-graph-session.ts';
+import type { TrainingLinears } from './training-weights.ts';
 
 export type { GateBatch } from './batch.ts';
 export { nextTokenBatch } from './batch.ts';
@@ -43,6 +45,8 @@ export type GateSessionOptions = {
   readonly surrogates?: SurrogateTable | undefined;
   /** For a teacher's targets, which sum to less than 1: the rest is all other tokens'. */
   readonly tail?: boolean;
+  /** Of steps: whether values are computed once more rather than kept; as memory asks for unless said. */
+  readonly recompute?: boolean;
 };
 
 /** Opens the model in `folder`; the first time, transposed weights and the graph are written beside it. */
@@ -88,11 +92,11 @@ function openStep(
   config: LlamaConfig,
   kind: WeightKind,
   by: 'gates' | 'none',
-  { surrogates, tail = false, ...options }: GateSessionOptions,
+  { surrogates, tail = false, recompute, ...options }: GateSessionOptions,
 ): Promise<Session> {
   const surrogateRank = surrogates?.rank ?? 0;
-  const build = (...parts: [Parameters<typeof stepGraph>[1], Parameters<typeof stepGraph>[2]]) =>
-    stepGraph(config, ...parts, { by, surrogateRank, tail });
+  const build = (stored: StoredLlama, linears: TrainingLinears) =>
+    fittingStepGraph(config, stored, linears, { by, surrogateRank, tail, recompute });
   return openTrainingGraph(
     folder,
     config,

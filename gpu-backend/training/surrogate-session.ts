@@ -5,7 +5,7 @@ import type { LlamaConfig, WeightKind } from '../model/types.ts';
 import { floats } from '../onnx/session.ts';
 import type { GateBatch } from './batch.ts';
 import { stepFeeds } from './batch.ts';
-import { stepGraph } from './gate-graph.ts';
+import { fittingStepGraph } from './gate-graph.ts';
 import type { SurrogatePart } from './surrogate-branch.ts';
 import { SURROGATE_PARTS } from './surrogate-branch.ts';
 import { openTrainingGraph } from './training-graph-session.ts';
@@ -31,7 +31,7 @@ export async function openSurrogateSession(
   { rank, threads }: { readonly rank: number; readonly threads: number },
 ): Promise<SurrogateSession> {
   const build = (stored: StoredLlama, linears: TrainingLinears) =>
-    stepGraph(config, stored, linears, { by: 'surrogates', surrogateRank: rank, tail: true });
+    fittingStepGraph(config, stored, linears, { by: 'surrogates', surrogateRank: rank, tail: true });
   const name = `surrogates-rank-${rank}`;
   const session = await openTrainingGraph(folder, config, kind, name, build, { threads });
   return {

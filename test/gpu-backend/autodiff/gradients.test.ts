@@ -4,6 +4,7 @@ import { gradients } from '../../../gpu-backend/autodiff/gradients.ts';
 import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
 import { GraphBuilder } from '../../../gpu-backend/onnx/graph.ts';
 import { createSession, floats, tensor } from '../../../gpu-backend/onnx/session.ts';
+import { asksForRecompute, keptBytes } from '../../../gpu-backend/training/activation-memory.ts';
 import { weightedSum, worstError } from './finite-differences.ts';
 
 describe('refusals', () => {
@@ -65,6 +66,21 @@ describe('If', () => {
     expect(await worstError({ inputs: [[3, 4], [1]], build, feeds })).toBeLessThan(2e-3);
   });
 
+  test.each([
+    ['keeps', undefined, 2],
+    ['computes once more', true, 1],
+  ])('a branch that %s what its gradient needs', async (_name, recompute, outputs) => {
+    const feeds = { runs: tensor('bool', Uint8Array.of(1), [1]) };
+    const options = { recompute };
+    expect(await worstError({ inputs: [[3, 4], [1]], build, feeds, options })).toBeLessThan(2e-3);
+    const g = new GraphBuilder('g');
+    const [x, z] = [g.input('x', 'f32', [3, 4]), g.input('z', 'f32', [1])];
+    const { seed } = weightedSum(g, build(g, x, z));
+    gradients(g, [seed], [x, z], options);
+    const [forward] = g.graph.nodes.filter(({ op }) => op === 'If');
+    expect(forward!.outputs).toHaveLength(outputs);
+  });
+
   test('a skipped branch gives exactly no gradient by what only it reads', async () => {
     const g = new GraphBuilder('g');
     const [x, z] = [g.input('x', 'f32', [3, 4]), g.input('z', 'f32', [1])];
@@ -88,4 +104,21 @@ describe('If', () => {
     expect(await dzAt(1)).not.toBe(0);
     await session.release();
   });
+});
+
+test('what is kept is held against the memory that there is', () => {
+  const g = new GraphBuilder('g');
+  const shape = ['B', 'S', 10];
+  const branch = (name: string) =>
+    g.subgraph(name, (b) => {
+      for (let i = 0; i < 3; i++) b.output(b.op('Identity', [{ name: 'x' }]), 'f32', shape);
+    });
+  g.ops('If', [{ name: 'runs' }], 3, {
+    then_branch: { graph: branch('then') },
+    else_branch: { graph: branch('else') },
+  });
+  expect(keptBytes(g.graph, { B: 6, S: 128 })).toBe(2 * 6 * 128 * 10 * 4);
+  expect(() => keptBytes(g.graph, { B: 6 })).toThrow(/the size of S/);
+  expect(asksForRecompute(g.graph, 3 * 61_440 + 3)).toBe(false);
+  expect(asksForRecompute(g.graph, 3 * 61_440 - 3)).toBe(true);
 });

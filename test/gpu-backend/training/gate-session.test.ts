@@ -97,7 +97,12 @@ describe('a small random model', () => {
     const folder = await temporary();
     const source = randomLlama(changes);
     await emitModel(source, kind, folder, () => {});
-    return { folder, open: () => openGateSession(folder, source.config, kind, { threads: 1 }) };
+    const open = (recompute?: boolean) =>
+      openGateSession(folder, source.config, kind, {
+        threads: 1,
+        ...(recompute === undefined ? {} : { recompute }),
+      });
+    return { folder, open };
   };
   const batch = nextTokenBatch([...Array(64).keys()], 2);
 
@@ -141,6 +146,21 @@ describe('a small random model', () => {
     expect(again.written).toBeGreaterThan(first.written);
     expect((await readdir(folder)).filter((name) => name.startsWith('.'))).toEqual([]);
   });
+
+  test.each(['f32', 'q8', 'q4'] as const)(
+    '%s: values computed once more give the same bits',
+    async (kind) => {
+      const { open } = await emitted(kind, { tiedEmbeddings: false });
+      const gates = [0, 0.3, 1, 0.7, 1, 1, 0, 0.9];
+      const steps = [];
+      for (const recompute of [false, true]) {
+        const session = await open(recompute);
+        steps.push(await session.step(batch, gates));
+        await session.close();
+      }
+      expect(steps[1]).toEqual(steps[0]);
+    },
+  );
 
   test('two that open at once both work', async () => {
     const { open } = await emitted('q8');
