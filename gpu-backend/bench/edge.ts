@@ -1,8 +1,8 @@
 /**
  * `bench edge`: what the edge adds to calling its upstream directly, against what Portkey's gateway adds, in the same
  * run, in interleaved rounds, with the same upstream and prompts. The edge authenticates, embeds, routes and counts
- * every request, in workerd, with the development runner's door in front of it; Portkey's gateway passes it on, and so
- * does the floor, a bare worker.
+ * every request, in workerd; it is asked at its own socket, as Cloudflare would, and once more through the development
+ * runner's door, as `npm start` has it. Portkey's gateway passes a request on, and so does the floor, a bare worker.
  */
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -40,6 +40,8 @@ export type EdgeBench = {
   readonly direct: Latency;
   readonly floor: Latency & Added;
   readonly edge: Latency & Added;
+  /** The same edge, through the door that tells it of clients that hang up. */
+  readonly edgeBehindDoor: Latency & Added;
   readonly portkey: (Latency & Added) | null;
 };
 type Latency = {
@@ -71,12 +73,9 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
   try {
     const upstream = await started(startUpstream(set));
     await started(startFloor(upstream.url));
-    await started(startMaskroute(set, upstream.url));
+    const edge = await started(startMaskroute(set, upstream.url));
     const peer = stream ? null : await started(startPortkey(upstream.url, KEY));
-    const found = await measure(
-      running.map(({ target }) => target),
-      options,
-    );
+    const found = await measure([...running.map(({ target }) => target), edge.behindDoor], options);
     const { direct } = found;
     const added = (name: string) => ({
       ...found[name]!,
@@ -88,6 +87,7 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
       direct: direct!,
       floor: added('floor'),
       edge: added('edge'),
+      edgeBehindDoor: added('edge behind its door'),
       portkey: peer === null ? null : added('portkey'),
     };
   } finally {
@@ -96,7 +96,10 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
 }
 
 /** As `npm start` runs it: in a process of its own, so that it shares no event loop with the clients. */
-async function startMaskroute(set: MaskSet, upstream: string): Promise<Started> {
+async function startMaskroute(
+  set: MaskSet,
+  upstream: string,
+): Promise<Started & { readonly behindDoor: Target }> {
   const folder = await mkdtemp(path.join(tmpdir(), 'bench-edge-'));
   const edge = await startChild<EdgeOptions>({
     name: 'edge',
@@ -118,9 +121,16 @@ async function startMaskroute(set: MaskSet, upstream: string): Promise<Started> 
     const client = createAdminClient(edge.url, KEY);
     const apiKey = await ensureApiKey(client, undefined);
     await publishMaskSet(client, set, { tenant: '', activate: true });
-    const url = `${edge.url.replace('localhost', '127.0.0.1')}/v1/chat/completions`;
-    const headers = { authorization: `Bearer ${apiKey}` };
-    return { target: { name: 'edge', url, headers, pids: processTree(edge.pid) }, stop };
+    const target = (name: string, origin: string): Target => ({
+      ...{ name, url: `${origin}/v1/chat/completions` },
+      headers: { authorization: `Bearer ${apiKey}` },
+      pids: processTree(edge.pid),
+    });
+    return {
+      target: target('edge', edge.workerUrl!),
+      behindDoor: target('edge behind its door', edge.url.replace('localhost', '127.0.0.1')),
+      stop,
+    };
   } catch (error) {
     await stop();
     throw error;
@@ -235,7 +245,7 @@ async function timed(agent: Agent, target: Target, body: string): Promise<number
   if (response.statusCode !== 200 || !text.includes('chatcmpl-')) {
     throw new Error(`${name} answered ${response.statusCode}: ${text.slice(0, 300)}`);
   }
-  if (name === 'edge' && !/^\d+$/.test(response.headers[HEADERS.cluster] ?? '')) {
+  if (name.startsWith('edge') && !/^\d+$/.test(response.headers[HEADERS.cluster] ?? '')) {
     throw new Error(`the edge did not route: ${response.headers[HEADERS.fallback]}`);
   }
   return took_ms;

@@ -1,7 +1,8 @@
 /**
  * `bench learn`: milliseconds of one training step of the gates, loss and all 2L gradients, with every gate open
  * (the slowest case) and with a quarter of them at 0; with fewer, more and longer sequences, for cost should grow with
- * tokens and no faster; against PyTorch in fp32 and bf16 where Python has it.
+ * tokens and no faster; against PyTorch in fp32 and bf16 where Python has it. The peer steps on the next token, so that
+ * is what both are compared by; the step against the dense model's distributions, as `learn` takes it, is beside it.
  *
  * The limit is the products: each weight multiplies twice a position, forward and back.
  */
@@ -10,9 +11,10 @@ import type { Subject } from '../measure.ts';
 import { interleaved, rested, round } from '../measure.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
-import type { LlamaConfig } from '../model/types.ts';
-import type { GateSession } from '../training/gate-session.ts';
+import type { LlamaConfig, WeightKind } from '../model/types.ts';
+import type { GateBatch, GateSession } from '../training/gate-session.ts';
 import { nextTokenBatch, openGateSession } from '../training/gate-session.ts';
+import { openTeacher } from '../training/teacher.ts';
 import { openTorchPeer } from './learn-peer.ts';
 import { quarterMask } from './subjects.ts';
 
@@ -22,6 +24,7 @@ const TOKENS = 128;
 const REST_ms = 500;
 const OPEN = 'all gates open';
 const QUARTER = 'a quarter of the gates at 0';
+const DISTRIBUTIONS = "all gates open, the dense model's distributions for targets";
 /** Sequences and tokens of each. */
 const OTHER_SIZES = [
   [3, 128],
@@ -40,12 +43,17 @@ export async function benchLearn({ home, rounds, say }: LearnBenchOptions): Prom
   const { config, weights } = manifest;
   const threads = availableParallelism();
   const session = await openGateSession(folder, config, weights, { threads });
+  const taught = await openTaught(folder, config, weights, threads);
   const file = defaultModelFile(home);
   const peer = await openTorchPeer({ file, sequences: SEQUENCES, tokens: TOKENS, threads });
   if ('problem' in peer) say(`PyTorch is left out: ${peer.problem}`);
   else say(`against PyTorch ${peer.version}`);
   try {
-    const subjects = [...ownSubjects(session, config), ...('problem' in peer ? [] : peer.subjects)];
+    const subjects = [
+      ...ownSubjects(session, config),
+      taught.subject,
+      ...('problem' in peer ? [] : peer.subjects),
+    ];
     const found = await interleaved(
       subjects.map((subject) => rested(subject, REST_ms)),
       rounds,
@@ -59,6 +67,7 @@ export async function benchLearn({ home, rounds, say }: LearnBenchOptions): Prom
       weights,
       msPerStep: round(open_ms, 1),
       quarterAtZero_ms: round(found.get(QUARTER)!, 1),
+      distributions_ms: round(found.get(DISTRIBUTIONS)!, 1),
       sequences: SEQUENCES,
       tokens: TOKENS,
       rounds,
@@ -85,32 +94,52 @@ export async function benchLearn({ home, rounds, say }: LearnBenchOptions): Prom
     };
   } finally {
     if (!('problem' in peer)) peer.close();
+    await taught.close();
     await session.close();
   }
 }
 
 const sizeName = (sequences: number, tokens: number): string => `${sequences} x ${tokens}`;
 
-function ownSubjects(session: GateSession, config: LlamaConfig): Subject[] {
-  const open = Array(session.gateCount).fill(1);
-  const subject = (
-    name: string,
-    gates: ArrayLike<number>,
-    sequences = SEQUENCES,
-    tokens = TOKENS,
-  ): Subject => {
-    // The peer's ids are made by the same rule.
-    const ids = Array.from({ length: sequences * tokens }, (_, i) => 100 + ((i * 7919) % 40000));
-    const batch = nextTokenBatch(ids, sequences);
-    return {
-      name,
-      async measure() {
-        const start = performance.now();
-        await session.step(batch, gates);
-        return performance.now() - start;
-      },
-    };
+const openGates = (session: GateSession): number[] => Array(session.gateCount).fill(1);
+
+/** The peer's ids are made by the same rule. */
+const someText = (sequences: number, tokens: number): GateBatch =>
+  nextTokenBatch(
+    Array.from({ length: sequences * tokens }, (_, i) => 100 + ((i * 7919) % 40000)),
+    sequences,
+  );
+
+const stepping = (
+  name: string,
+  session: GateSession,
+  batch: GateBatch,
+  gates: ArrayLike<number>,
+): Subject => ({
+  name,
+  async measure() {
+    const start = performance.now();
+    await session.step(batch, gates);
+    return performance.now() - start;
+  },
+});
+
+/** The step of `learn`: 64 targets a position, and all other tokens as one more. */
+async function openTaught(folder: string, config: LlamaConfig, weights: WeightKind, threads: number) {
+  const teacher = await openTeacher(folder, config, weights, { threads });
+  const batch = await teacher.teach(someText(SEQUENCES, TOKENS));
+  await teacher.close();
+  const session = await openGateSession(folder, config, weights, { threads, tail: true });
+  return {
+    subject: stepping(DISTRIBUTIONS, session, batch, openGates(session)),
+    close: () => session.close(),
   };
+}
+
+function ownSubjects(session: GateSession, config: LlamaConfig): Subject[] {
+  const open = openGates(session);
+  const subject = (name: string, gates: ArrayLike<number>, sequences = SEQUENCES, tokens = TOKENS): Subject =>
+    stepping(name, session, someText(sequences, tokens), gates);
   return [
     subject(OPEN, open),
     subject(QUARTER, quarterMask(config.layerCount).runs),

@@ -6,10 +6,13 @@ import { type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/e
 
 export type ToChild<Config> = { readonly type: 'start'; readonly config: Config } | { readonly type: 'stop' };
 export type FromChild =
-  | { readonly type: 'ready'; readonly url: string }
+  | ({ readonly type: 'ready' } & Addresses)
   | { readonly type: 'failed'; readonly code: ErrorCode; readonly message: string };
 
-export type Service = { readonly url: string; close(): Promise<void> };
+/** `workerUrl`: the edge's worker itself, past the door in front of it. */
+export type Addresses = { readonly url: string; readonly workerUrl?: string | undefined };
+
+export type Service = Addresses & { close(): Promise<void> };
 
 /** How long a child may take to end once its parent is gone. */
 const ORPHAN_CLOSE_ms = 2000;
@@ -23,7 +26,8 @@ export function serveParent<Config>(start: (config: Config) => Promise<Service>)
   const begin = async (config: Config) => {
     try {
       service = await start(config);
-      process.send?.({ type: 'ready', url: service.url } satisfies FromChild);
+      const { url, workerUrl } = service;
+      process.send?.({ type: 'ready', url, workerUrl } satisfies FromChild);
     } catch (error) {
       console.error(error);
       process.send?.(failure(error), () => process.exit(1));

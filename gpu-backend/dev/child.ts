@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { open } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/errors.ts';
-import type { FromChild, ToChild } from './child-protocol.ts';
+import type { Addresses, FromChild, ToChild } from './child-protocol.ts';
 
 export type ChildOptions<Config> = {
   /** For people: `backend`, `edge`. */
@@ -15,8 +15,7 @@ export type ChildOptions<Config> = {
   readonly logFile: string;
 };
 
-export type Child = {
-  readonly url: string;
+export type Child = Addresses & {
   readonly pid: number;
   /** Resolves with the reason once the process has ended. */
   readonly ended: Promise<string>;
@@ -51,6 +50,7 @@ export async function startChild<Config>(options: ChildOptions<Config>): Promise
   }
   return {
     url: answer.url,
+    workerUrl: answer.workerUrl,
     pid: child.pid!,
     ended,
     async stop(limit_ms) {

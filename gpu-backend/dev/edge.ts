@@ -18,7 +18,12 @@ export type EdgeOptions = {
   readonly bindings: Record<string, string>;
 };
 
-export type Edge = { readonly url: string; readonly close: () => Promise<void> };
+export type Edge = {
+  readonly url: string;
+  /** workerd's own socket, past the door: nobody there notices a client that hangs up. */
+  readonly workerUrl: string;
+  readonly close: () => Promise<void>;
+};
 
 /** Listens on the loopback interface only. @throws MaskrouteError `port_in_use`, `start_failed`. */
 export async function startEdge(options: EdgeOptions): Promise<Edge> {
@@ -36,6 +41,7 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
     const cron = config.crons.length === 0 ? undefined : setInterval(() => wake(miniflare), CRON_ms);
     return {
       url: `http://localhost:${front.port}`,
+      workerUrl: `http://127.0.0.1:${port}`,
       close: async () => {
         clearInterval(cron);
         await front.close();

@@ -133,10 +133,17 @@ const gateTable = (report: LearnReport): Html =>
       number(gates.stochastic_kl),
       number(gates.binary_kl),
       source,
-      lead === undefined ? '' : `${number(lead.mean_kl)} ± ${number(lead.standardError_kl ?? Number.NaN)}`,
+      leadText(lead),
       candidates.map((one) => `${one.source} ${number(one.kl)}`).join(', '),
     ]),
   );
+
+/** A lead that only one batch told has no error. */
+function leadText(lead: LearnedMaskReport['lead']): string {
+  if (lead === undefined) return '';
+  const { mean_kl, standardError_kl: error_kl } = lead;
+  return error_kl === null ? `${number(mean_kl)}, one batch` : `${number(mean_kl)} ± ${number(error_kl)}`;
+}
 
 const kindsTable = ({ kinds, clusters }: LearnReport): Html =>
   table(

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { learnReportSchema } from '../../../gpu-backend/calibration/learn-report.ts';
 import { seededRandom } from '../../../gpu-backend/calibration/random.ts';
+import { reportHtml } from '../../../gpu-backend/evaluation/report/write-report.ts';
 import { type LearnOptions, learn } from '../../../gpu-backend/pipeline/learn.ts';
 import { type SweepRow, sweepClusters } from '../../../gpu-backend/pipeline/sweep.ts';
 import { maskSetSchema } from '../../../shared/mask-set.ts';
@@ -73,6 +74,10 @@ describe('learn', () => {
       const one = cluster.candidates.find(({ bits }) => bits === report.oneMask.bits)!;
       expect(cluster.candidates[0]!.kl).toBeLessThanOrEqual(one.kl);
     }
+    const lead = { mean_kl: 0.1, standardError_kl: null };
+    const html = reportHtml({ learn: { ...report, oneMask: { ...report.oneMask, lead } } });
+    expect(html).toContain('0.100, one batch');
+    expect(html).not.toContain('NaN');
   }, 60_000);
 
   it('keeps the counts that it is told', async () => {
