@@ -44,6 +44,8 @@ export type BackendOptions = {
   readonly log?: Logger;
   /** All cores by default. One is slower, but far faster than several on a machine that is busy otherwise. */
   readonly threads?: number;
+  /** Room for prompts that later ones may begin with, in tokens; 0: none is kept. */
+  readonly prefixTokens?: number;
   readonly limits?: Partial<ApiLimits>;
 };
 
@@ -133,7 +135,7 @@ function keepHeapSmall(): void {
 }
 
 async function openModel(
-  { home, model: name, threads }: BackendOptions,
+  { home, model: name, threads, prefixTokens }: BackendOptions,
   log: Logger,
 ): Promise<{ engine: Engine; model: ServedModel }> {
   const { folder, manifest } = await openInstalled(home, name);
@@ -144,6 +146,7 @@ async function openModel(
     config: manifest.config,
     ...(manifest.surrogates && { surrogates: manifest.surrogates.id as SurrogatesId }),
     ...(threads === undefined ? {} : { threads }),
+    limits: prefixTokens === undefined ? {} : { prefixTokensMax: prefixTokens },
     onError: (detail) => log.error({ detail }, 'the engine failed'),
   });
   const created_s = Math.floor(Date.parse(manifest.importedAt) / 1000);

@@ -12,7 +12,7 @@ export const TOKEN_SKEW_s = 30;
 const TOKEN_CHARS_MAX = 2048;
 
 const claimsSchema = z.strictObject({
-  /** Tenant id, for the backend's logs and for the cache salt. */
+  /** Tenant id: for the backend's logs, its turns, and whose prompts may begin with whose. */
   tenant: z.string().max(100),
   issuedAt_s: z.int(),
   expiresAt_s: z.int(),

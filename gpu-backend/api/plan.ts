@@ -99,7 +99,7 @@ async function plan(
 }
 
 async function choiceJobs(
-  { model, limits, requestId }: PlanContext,
+  { model, limits, requestId, caller }: PlanContext,
   request: ChatRequest | CompletionRequest,
   shape: Shape,
   mask: ChosenMask,
@@ -125,6 +125,7 @@ async function choiceJobs(
         scoresStopToken: shape.scoresStopToken,
         request: {
           requestId: engineRequestId(requestId),
+          tenant: caller.tenant ?? '',
           promptTokenIds: tokenIds,
           plan: mask.plan,
           sampling: withChoiceSeed(sampling, choice),

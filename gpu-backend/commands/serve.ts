@@ -1,7 +1,9 @@
 /** `serve`: the backend alone, until SIGTERM or SIGINT. */
 import type { Command } from 'commander';
+import { MaskrouteError } from '../../shared/errors.ts';
 import { portFrom } from '../dev/ports.ts';
 import { maskrouteHome } from '../home.ts';
+import { PREFIX_TOKENS_MAX } from '../serving/prefix-cache.ts';
 
 const BACKEND_PORT = 8080;
 
@@ -13,7 +15,14 @@ Environment:
   MASKROUTE_BACKEND_URL  the address by which the edge calls this backend; tokens for others are refused then
   MASKROUTE_EDGE_URL     where unknown masks are fetched, unless the caller's token says
   MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
+  MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
   MASKROUTE_HOME         models and masks (~/.cache/maskroute)`;
+
+function prefixTokensFrom(text: string): number {
+  if (/^\d{1,9}$/.test(text)) return Number(text);
+  const message = `MASKROUTE_PREFIX_TOKENS must be a whole number of tokens, not "${text}".`;
+  throw new MaskrouteError('invalid_argument', message);
+}
 
 /** `jobEntry`: the file that runs commands, for jobs. */
 export function addServeCommand(program: Command, jobEntry: string): void {
@@ -29,6 +38,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         MASKROUTE_BACKEND_URL,
         MASKROUTE_EDGE_URL,
         MASKROUTE_JOB_DATA,
+        MASKROUTE_PREFIX_TOKENS,
         BACKEND_HOST,
       } = process.env;
       await serveUntilSignal({
@@ -38,6 +48,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(BACKEND_HOST ? { host: BACKEND_HOST } : {}),
         jobEntry,
+        ...(MASKROUTE_PREFIX_TOKENS ? { prefixTokens: prefixTokensFrom(MASKROUTE_PREFIX_TOKENS) } : {}),
         ...(MASKROUTE_JOB_DATA ? { jobDataFolder: MASKROUTE_JOB_DATA } : {}),
         ...(MASKROUTE_BACKEND_URL ? { audience: MASKROUTE_BACKEND_URL } : {}),
         ...(MASKROUTE_EDGE_URL ? { edgeUrl: MASKROUTE_EDGE_URL } : {}),

@@ -105,6 +105,19 @@ export class KvCache {
     this.length += tokens;
   }
 
+  /** Holds the first `tokens` of `from`, and nothing else; room for them has to be there. */
+  copyFrom(from: KvCache, tokens: number): void {
+    const { width } = this.shape;
+    if (tokens > from.length || tokens > this.#capacity_tokens)
+      throw new RangeError(
+        `${tokens} tokens of a cache with ${from.length} into one for ${this.#capacity_tokens}`,
+      );
+    this.#buffers.forEach((buffer, i) => {
+      buffer.set(from.#buffers[i]!.subarray(0, tokens * width));
+    });
+    this.length = tokens;
+  }
+
   /** Forgets all but the first `tokens`: for a slot that is used again. */
   truncate(tokens: number): void {
     this.length = Math.min(this.length, tokens);

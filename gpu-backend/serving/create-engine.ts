@@ -5,9 +5,10 @@ import { MaskrouteError } from '../../shared/errors.ts';
 import type { ModelHash, SurrogatesId } from '../../shared/mask.ts';
 import type { ModelConfig } from '../model/types.ts';
 import type { Engine, EngineEvent, GenerateRequest } from './engine.ts';
+import type { LoopLimits } from './engine-loop.ts';
 import { EventQueue } from './event-queue.ts';
+import { PREFIX_TOKENS_MAX } from './prefix-cache.ts';
 import { createPulse, type Pulse } from './pulse.ts';
-import type { SchedulerLimits } from './scheduler.ts';
 import type { FromThread, ThreadError, ThreadStart, ToThread } from './thread-messages.ts';
 import { newSharedStats, readStats } from './thread-messages.ts';
 
@@ -17,7 +18,7 @@ export type EngineOptions = {
   readonly config: ModelConfig;
   readonly surrogates?: SurrogatesId;
   readonly threads?: number;
-  readonly limits?: Partial<SchedulerLimits>;
+  readonly limits?: Partial<LoopLimits>;
   /** Hears of failures with their stack, which the wire never carries. */
   readonly onError?: (detail: string) => void;
 };
@@ -32,12 +33,13 @@ const CHUNK_TOKENS = 128;
 
 export async function createEngine(options: EngineOptions): Promise<Engine> {
   const { config } = options;
-  const limits: SchedulerLimits = {
+  const limits: LoopLimits = {
     runningMax: RUNNING_MAX,
     waitingMax: WAITING_MAX,
     queueTimeout_ms: QUEUE_TIMEOUT_ms,
     chunkTokens: CHUNK_TOKENS,
     cacheTokensMax: RUNNING_MAX * config.contextTokens,
+    prefixTokensMax: PREFIX_TOKENS_MAX,
     ...options.limits,
   };
   const threads = options.threads ?? availableParallelism();

@@ -8,8 +8,9 @@ import type { KvCache } from '../engine/kv-cache.ts';
 import type { Runner } from '../engine/runner.ts';
 import { sample, tokenLogprob } from '../engine/sampler.ts';
 import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
-import type { SchedulerLimits, Step } from './scheduler.ts';
-import { Scheduler } from './scheduler.ts';
+import { PrefixCache, prefixKey } from './prefix-cache.ts';
+import type { ScheduledRequest, SchedulerLimits } from './scheduler.ts';
+import { queueFull, Scheduler } from './scheduler.ts';
 import type { Sequence } from './sequence.ts';
 import {
   appendToken,
@@ -35,6 +36,11 @@ export type LoopStats = {
   generatedTokensTotal: number;
 };
 
+export type LoopLimits = SchedulerLimits & {
+  /** Room of all caches that are kept for prompts that begin the same, in tokens; 0 keeps none. */
+  readonly prefixTokensMax: number;
+};
+
 /** A freed cache up to this size is kept for the next request; larger ones give their memory back. */
 const KEPT_CACHE_TOKENS_MAX = 1024;
 /** Room for a usual answer is made at once; a longer one makes the cache grow. */
@@ -46,6 +52,7 @@ export class EngineLoop {
   readonly #runner: Runner;
   readonly #limits: SchedulerLimits;
   readonly #scheduler: Scheduler;
+  readonly #prefixes: PrefixCache;
   readonly #output: LoopOutput;
   readonly #sequences = new Map<string, Sequence>();
   readonly #freeCaches: KvCache[] = [];
@@ -54,10 +61,11 @@ export class EngineLoop {
   #wake: (() => void) | undefined;
   #closing = false;
 
-  constructor(runner: Runner, limits: SchedulerLimits, output: LoopOutput) {
+  constructor(runner: Runner, { prefixTokensMax, ...limits }: LoopLimits, output: LoopOutput) {
     this.#runner = runner;
     this.#limits = limits;
     this.#scheduler = new Scheduler(limits);
+    this.#prefixes = new PrefixCache({ chunkTokens: limits.chunkTokens, tokensMax: prefixTokensMax });
     this.#output = output;
   }
 
@@ -70,12 +78,19 @@ export class EngineLoop {
       checkRequest(request, this.#runner);
       const sequence = newSequence(request, this.#runner.config.contextTokens, performance.now());
       this.#sequences.set(request.requestId, sequence);
-      this.#scheduler.add(sequence.scheduled);
+      const displaced = this.#scheduler.add(sequence.scheduled);
+      if (displaced !== undefined) this.#displace(displaced.requestId);
       this.#wake?.();
     } catch (error) {
       this.#sequences.delete(request.requestId);
       this.#output.failed(request.requestId, asEngineError(error));
     }
+  }
+
+  /** Its tenant has more in the line than anybody else, who comes with less. */
+  #displace(requestId: string): void {
+    this.#sequences.delete(requestId);
+    this.#output.failed(requestId, queueFull(this.#limits.waitingMax));
   }
 
   cancel(requestId: string): void {
@@ -104,10 +119,10 @@ export class EngineLoop {
   async run(afterStep: () => void): Promise<void> {
     for (;;) {
       this.#expire();
-      const step = this.#scheduler.schedule();
-      if (step !== undefined) await this.#step(step);
+      const next = this.#scheduler.next;
+      if (next !== undefined) await this.#step(next);
       afterStep();
-      if (step === undefined) {
+      if (next === undefined) {
         if (this.#closing && this.#sequences.size === 0) return;
         await new Promise<void>((resolve) => {
           this.#wake = resolve;
@@ -117,11 +132,12 @@ export class EngineLoop {
     }
   }
 
-  async #step(step: Step): Promise<void> {
-    const sequence = this.#sequences.get(step.request.requestId)!;
+  async #step(scheduled: ScheduledRequest): Promise<void> {
+    const sequence = this.#sequences.get(scheduled.requestId)!;
     try {
       this.#start(sequence);
-      const { computedCount } = sequence.scheduled;
+      const step = this.#scheduler.schedule()!;
+      const { computedCount } = scheduled;
       const rows = logitRows(sequence, step.tokens);
       const logits = await this.#runner.run({
         cache: sequence.cache!,
@@ -145,11 +161,18 @@ export class EngineLoop {
 
   #start(sequence: Sequence): void {
     if (sequence.cache !== undefined) return;
+    const { request, scheduled } = sequence;
     sequence.startedAt_ms = performance.now();
     sequence.cache = this.#freeCaches.pop() ?? this.#runner.newCache();
     sequence.cache.truncate(0);
-    const { cacheTokens, tokenCount } = sequence.scheduled;
-    sequence.cache.reserve(Math.min(cacheTokens, tokenCount + RESERVED_ANSWER_TOKENS));
+    sequence.cache.reserve(Math.min(scheduled.cacheTokens, scheduled.tokenCount + RESERVED_ANSWER_TOKENS));
+    // A prompt that is scored needs the logits of all its tokens.
+    if (request.promptLogprobs !== undefined) return;
+    const known = this.#prefixes.find(prefixKey(request), request.promptTokenIds);
+    if (known === undefined) return;
+    sequence.cache.copyFrom(known.cache, known.tokens);
+    scheduled.computedCount = known.tokens;
+    sequence.cachedTokens = known.tokens;
   }
 
   /** Reads the logits of a step: scores the prompt, then samples once all tokens are computed. */
@@ -211,10 +234,16 @@ export class EngineLoop {
     this.#recycle(sequence);
   }
 
+  /** Its cache is kept for prompts that begin the same, or used again as it is. */
   #recycle(sequence: Sequence): void {
-    const { cache } = sequence;
+    const { cache, request, scheduled } = sequence;
     sequence.cache = undefined;
-    if (cache !== undefined && cache.capacity_tokens <= KEPT_CACHE_TOKENS_MAX) this.#freeCaches.push(cache);
+    if (cache === undefined) return;
+    const key = prefixKey(request);
+    for (const free of this.#prefixes.keep(key, request.promptTokenIds, scheduled.computedCount, cache)) {
+      const isWanted = this.#freeCaches.length < this.#limits.runningMax;
+      if (isWanted && free.capacity_tokens <= KEPT_CACHE_TOKENS_MAX) this.#freeCaches.push(free);
+    }
   }
 
   #expire(): void {

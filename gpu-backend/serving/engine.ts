@@ -10,6 +10,8 @@ export type { KvMode, MaskPlan, Sampling, TokenLogprob } from '../engine/types.t
 
 export type GenerateRequest = {
   readonly requestId: string;
+  /** Whose it is: tenants take turns, and each shares computed prompts with itself alone. Empty for the key's holder. */
+  readonly tenant: string;
   readonly promptTokenIds: Int32Array;
   readonly plan: MaskPlan;
   readonly sampling: Sampling;
@@ -43,6 +45,7 @@ export type EngineEvent =
       readonly stopLogprob?: TokenLogprob;
       readonly promptTokens: number;
       readonly completionTokens: number;
+      /** Of the prompt: taken over from another one that began the same. */
       readonly cachedTokens: number;
       readonly timings: Timings;
     };

@@ -3,9 +3,10 @@
  * step computes, `update` hears what came of it.
  *
  * There is no prefill or decode phase (as in vLLM v1): a request has tokens, some of them computed, and every
- * step brings the computed ones closer to all. Requests take turns, one turn a step, so a long prompt delays
- * the others by one chunk and no more. Chunks start at multiples of the chunk size, whatever else runs: a
- * request's result never depends on its neighbours.
+ * step brings the computed ones closer to all. Tenants take turns, one turn a step, and so do a tenant's requests among
+ * themselves: a long prompt delays the others by one chunk and no more, and many requests of one tenant cost another
+ * no more than one would. Chunks start at multiples of the chunk size, whatever else runs: a request's result never
+ * depends on its neighbours.
  */
 import { MaskrouteError } from '../../shared/errors.ts';
 
@@ -23,6 +24,7 @@ export type SchedulerLimits = {
 /** What the scheduler keeps of a request. */
 export type ScheduledRequest = {
   readonly requestId: string;
+  readonly tenant: string;
   /** The most tokens its cache may come to hold: reserved when it starts, so it never has to stop half-way. */
   readonly cacheTokens: number;
   readonly arrivedAt_ms: number;
@@ -30,6 +32,9 @@ export type ScheduledRequest = {
   tokenCount: number;
   computedCount: number;
 };
+
+/** Of the running places: whoever comes later finds one, though a tenant's answers are long. */
+const TENANT_SHARE_MAX = 3 / 4;
 
 export type Step = { readonly request: ScheduledRequest; readonly tokens: number };
 
@@ -58,8 +63,12 @@ export class Scheduler {
     return this.#running.reduce((sum, request) => sum + request.cacheTokens, 0);
   }
 
-  /** @throws MaskrouteError `queue_full`, or `context_length_exceeded` for one that could never fit. */
-  add(request: ScheduledRequest): void {
+  /**
+   * In a full line a request takes the place of the newest one of the tenant that has most there, which is returned.
+   * @throws MaskrouteError `queue_full` when that would be itself, or `context_length_exceeded` for one that could never
+   * fit.
+   */
+  add(request: ScheduledRequest): ScheduledRequest | undefined {
     const { waitingMax, cacheTokensMax } = this.#limits;
     if (request.cacheTokens > cacheTokensMax) {
       throw new MaskrouteError(
@@ -69,12 +78,21 @@ export class Scheduler {
     }
     this.#waiting.push(request);
     this.#admit();
-    if (this.#waiting.length > waitingMax) {
-      this.#waiting.pop();
-      throw new MaskrouteError('queue_full', `${waitingMax} requests are waiting already.`, {
-        retryAfter_s: 1,
-      });
-    }
+    if (this.#waiting.length <= waitingMax) return undefined;
+    const displaced = this.#newestOfMost(request.tenant);
+    this.#waiting.splice(this.#waiting.indexOf(displaced), 1);
+    if (displaced === request) throw queueFull(waitingMax);
+    return displaced;
+  }
+
+  /** Of the tenant with most requests in the line; of several, of `tenant`. */
+  #newestOfMost(tenant: string): ScheduledRequest {
+    const counts = countsByTenant(this.#waiting);
+    const most = Math.max(...counts.values());
+    const has = (candidate: string) => counts.get(candidate) === most;
+    return this.#waiting.findLast((request) =>
+      has(tenant) ? request.tenant === tenant : has(request.tenant),
+    )!;
   }
 
   /** Takes a request out, wherever it is; room is given on at once. */
@@ -95,35 +113,64 @@ export class Scheduler {
     return late;
   }
 
+  /** Whose step is next, or undefined when nothing runs. */
+  get next(): ScheduledRequest | undefined {
+    return this.#running[0];
+  }
+
   /** The next step, or undefined when nothing runs. */
   schedule(): Step | undefined {
-    const request = this.#running[0];
+    const request = this.next;
     if (request === undefined) return undefined;
     const left = request.tokenCount - request.computedCount;
     const untilBoundary = this.#limits.chunkTokens - (request.computedCount % this.#limits.chunkTokens);
     return { request, tokens: Math.min(left, left > 1 ? untilBoundary : 1) };
   }
 
-  /** After a step: its tokens are computed, and the request goes to the end of the line. */
+  /** After a step: its tokens are computed, and its tenant goes to the end of the line, the request last of all. */
   update(step: Step): void {
-    step.request.computedCount += step.tokens;
-    const index = this.#running.indexOf(step.request);
-    if (index >= 0) this.#running.push(...this.#running.splice(index, 1));
+    const { request } = step;
+    request.computedCount += step.tokens;
+    if (!this.#running.includes(request)) return;
+    const others = this.#running.filter(({ tenant }) => tenant !== request.tenant);
+    const own = this.#running.filter((one) => one.tenant === request.tenant && one !== request);
+    this.#running.splice(0, this.#running.length, ...others, ...own, request);
   }
 
   isRunning(request: ScheduledRequest): boolean {
     return this.#running.includes(request);
   }
 
-  /** In order of arrival: a large request at the head is not overtaken for ever by small ones. */
+  /** The next one is waited for when it does not fit: a large request is not overtaken for ever by small ones. */
   #admit(): void {
-    for (let next = this.#waiting[0]; next !== undefined; next = this.#waiting[0]) {
+    for (let next = this.#nextWaiting(); next !== undefined; next = this.#nextWaiting()) {
       const { runningMax, cacheTokensMax } = this.#limits;
       if (this.#running.length >= runningMax) return;
       if (this.cacheTokensReserved + next.cacheTokens > cacheTokensMax) return;
-      this.#waiting.shift();
-      // A newcomer runs next: its first chunk is what its client waits for.
-      this.#running.unshift(next);
+      this.#waiting.splice(this.#waiting.indexOf(next), 1);
+      // A newcomer is its tenant's next: its first chunk is what its client waits for. A tenant that runs already has
+      // its turn when it has it.
+      const { tenant } = next;
+      const own = this.#running.findIndex((request) => request.tenant === tenant);
+      this.#running.splice(Math.max(own, 0), 0, next);
     }
   }
+
+  /** Of the tenants with fewest requests running, the one that has waited longest; none of who has its share of places. */
+  #nextWaiting(): ScheduledRequest | undefined {
+    const running = countsByTenant(this.#running);
+    const count = ({ tenant }: ScheduledRequest) => running.get(tenant) ?? 0;
+    const tenantMax = Math.ceil(TENANT_SHARE_MAX * this.#limits.runningMax);
+    const fewest = Math.min(tenantMax - 1, ...this.#waiting.map(count));
+    return this.#waiting.find((request) => count(request) <= fewest);
+  }
 }
+
+function countsByTenant(requests: readonly ScheduledRequest[]): Map<string, number> {
+  const counts = new Map<string, number>();
+  for (const { tenant } of requests) counts.set(tenant, (counts.get(tenant) ?? 0) + 1);
+  return counts;
+}
+
+export const queueFull = (waitingMax: number): MaskrouteError =>
+  new MaskrouteError('queue_full', `${waitingMax} requests are waiting already.`, { retryAfter_s: 1 });

@@ -14,6 +14,8 @@ export type Sequence = {
   readonly promptSet: ReadonlySet<number>;
   readonly promptLogprobs: (TokenLogprob | null)[];
   readonly random: () => number;
+  /** Tokens of the prompt whose K and V another prompt had. */
+  cachedTokens: number;
   /** Given when the request first runs. */
   cache: KvCache | undefined;
   startedAt_ms: number | undefined;
@@ -27,6 +29,7 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
     request,
     scheduled: {
       requestId: request.requestId,
+      tenant: request.tenant,
       cacheTokens: promptTokens + generatedMax,
       arrivedAt_ms: now_ms,
       tokenCount: promptTokens,
@@ -38,6 +41,7 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
     promptSet: request.sampling.repetitionPenalty === 1 ? new Set() : new Set(request.promptTokenIds),
     promptLogprobs: request.promptLogprobs === undefined ? [] : [null],
     random: seededRandom(request.sampling.seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)),
+    cachedTokens: 0,
     cache: undefined,
     startedAt_ms: undefined,
     prefilledAt_ms: undefined,
@@ -87,7 +91,7 @@ export function finishedEvent(sequence: Sequence, reason: Finished['reason'], no
     reason,
     promptTokens: promptTokens(sequence),
     completionTokens: generatedTokens(sequence),
-    cachedTokens: 0,
+    cachedTokens: sequence.cachedTokens,
     timings: {
       queue_ms: started_ms - sequence.scheduled.arrivedAt_ms,
       prefill_ms: prefilled_ms - started_ms,

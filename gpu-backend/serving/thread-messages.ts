@@ -3,15 +3,14 @@ import type { ErrorCode } from '../../shared/errors.ts';
 import type { SurrogatesId } from '../../shared/mask.ts';
 import type { ModelConfig } from '../model/types.ts';
 import type { EngineEvent, GenerateRequest } from './engine.ts';
-import type { LoopStats } from './engine-loop.ts';
-import type { SchedulerLimits } from './scheduler.ts';
+import type { LoopLimits, LoopStats } from './engine-loop.ts';
 
 export type ThreadStart = {
   readonly modelDir: string;
   readonly config: ModelConfig;
   readonly surrogates: SurrogatesId | undefined;
   readonly threads: number;
-  readonly limits: SchedulerLimits;
+  readonly limits: LoopLimits;
   /** Statistics, written by the engine's thread after every step: see `STATS`. */
   readonly stats: SharedArrayBuffer;
 };

@@ -372,7 +372,7 @@ describe('one tenant', () => {
     expect((await flood).filter(({ status }) => status === 429).length).toBeGreaterThan(50);
   });
 
-  it("reaches the backend under its own name, which salts the backend's caches", async () => {
+  it('reaches the backend under its own name, by which it keeps turns and cached prompts apart', async () => {
     const { tenant, key } = await newTenant();
     const response = await chat(key);
     const { headers } = (await recorded(response.headers.get('x-request-id')!))!;

@@ -206,6 +206,43 @@ describe('masks', () => {
   });
 });
 
+describe('a conversation', () => {
+  type Messages = OpenAI.ChatCompletionMessageParam[];
+  const long = `Read this list. ${Array.from({ length: 60 }, (_, i) => `Item ${i} weighs ${(i * 7) % 90} grams.`).join(' ')}`;
+  const asked = (tenant: string, nonce: string) => async (messages: Messages) => {
+    const now_s = Math.floor(Date.now() / 1000);
+    const apiKey = await signToken(await importTokenKey(BACKEND_KEY), {
+      ...{
+        tenant,
+        issuedAt_s: now_s,
+        expiresAt_s: now_s + 60,
+        nonce: `${nonce}-${messages.length}`,
+        edge: '',
+      },
+    });
+    const by = new OpenAI({ baseURL: `${backend.url}/v1`, apiKey, maxRetries: 0 });
+    const { choices, usage } = await by.chat.completions.create({ ...ask(''), messages });
+    return { text: choices[0]!.message.content!, cached: usage!.prompt_tokens_details!.cached_tokens! };
+  };
+
+  it('has its beginning computed once, for its own tenant alone', async () => {
+    const messages: Messages = [{ role: 'user', content: long }];
+    const first = await asked('acme', 'first-acme')(messages);
+    expect(first.cached).toBe(0);
+    messages.push(
+      { role: 'assistant', content: first.text },
+      { role: 'user', content: 'Which is heaviest?' },
+    );
+    const [own, other] = [
+      await asked('acme', 'second-acme')(messages),
+      await asked('other', 'second-other')(messages),
+    ];
+    expect(own.cached).toBeGreaterThanOrEqual(512);
+    expect(own.cached % 128).toBe(0);
+    expect(other).toEqual({ text: own.text, cached: 0 });
+  });
+});
+
 describe('surrogates', () => {
   const layers = { skipAttention: [10, 20, 24, 26], skipFfn: [12, 15, 18, 20] };
   const text =

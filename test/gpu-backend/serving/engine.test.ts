@@ -2,11 +2,11 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { emitModel } from '../../../gpu-backend/model/emit.ts';
 import { createEngine } from '../../../gpu-backend/serving/create-engine.ts';
 import type { Engine, EngineEvent, GenerateRequest } from '../../../gpu-backend/serving/engine.ts';
-import type { SchedulerLimits } from '../../../gpu-backend/serving/scheduler.ts';
+import type { LoopLimits } from '../../../gpu-backend/serving/engine-loop.ts';
 import {
   denseMask,
   type ModelHash,
@@ -29,7 +29,7 @@ beforeAll(async () => {
 });
 afterAll(() => rm(modelDir, { recursive: true }));
 
-async function open(limits: Partial<SchedulerLimits> = {}): Promise<Engine & AsyncDisposable> {
+async function open(limits: Partial<LoopLimits> = {}): Promise<Engine & AsyncDisposable> {
   const hash = '0'.repeat(64) as ModelHash;
   const engine = await createEngine({ modelDir, hash, config: source.config as never, threads: 1, limits });
   return Object.assign(engine, { [Symbol.asyncDispose]: () => engine.close() });
@@ -38,6 +38,7 @@ async function open(limits: Partial<SchedulerLimits> = {}): Promise<Engine & Asy
 let count = 0;
 const request = (changes: Partial<GenerateRequest> = {}): GenerateRequest => ({
   requestId: `request-${count++}`,
+  tenant: 'acme',
   promptTokenIds: Int32Array.from({ length: 40 }, (_, i) => (i * 37) % 320),
   plan: { mask: denseMask(8), kv: 'preserve' },
   sampling: {
@@ -84,6 +85,77 @@ test('the same seed gives the same tokens, alone or beside others under other ma
   ]);
   expect(together[1]!.tokenIds).toEqual(alone.tokenIds);
   expect(together[2]!.tokenIds).not.toEqual(alone.tokenIds);
+});
+
+describe('prompts that begin as one that was computed', () => {
+  const tokens = (length: number, from = 0) => Int32Array.from({ length }, (_, i) => ((from + i) * 37) % 320);
+  const masked = (kv: 'preserve' | 'elide') =>
+    ({ mask: maskFromSkippedLayers(8, { skipAttention: [1], skipFfn: [2] }), kv }) as const;
+  const limits = { chunkTokens: 16 };
+
+  test('take it over, to the same answer as without', async () => {
+    await using engine = await open(limits);
+    await using other = await open({ ...limits, prefixTokensMax: 0 });
+    const first = await collect(engine, request({ promptTokenIds: tokens(70), logprobs: 3 }));
+    expect(first.finished.cachedTokens).toBe(0);
+    const followUp = Int32Array.from([...tokens(70), ...first.tokenIds, ...tokens(30, 500)]);
+    const changes: Partial<GenerateRequest>[] = [
+      { promptTokenIds: tokens(70) },
+      { promptTokenIds: followUp },
+      { promptTokenIds: followUp.subarray(0, 64) },
+      { promptTokenIds: Int32Array.from([...tokens(40), ...tokens(40, 900)]) },
+    ];
+    const cached: number[] = [];
+    for (const change of changes) {
+      const [found, expected] = [
+        await collect(engine, request({ ...change, logprobs: 3 })),
+        await collect(other, request({ ...change, logprobs: 3 })),
+      ];
+      expect(found.tokens).toEqual(expected.tokens);
+      expect(expected.finished.cachedTokens).toBe(0);
+      cached.push(found.finished.cachedTokens);
+    }
+    // Whole chunks of 16, and never a prompt's last token.
+    expect(cached).toEqual([64, 64, 48, 32]);
+  });
+
+  test("are found by the same tenant's alone, and under the same mask alone", async () => {
+    await using engine = await open(limits);
+    const cachedTokens = async (changes: Partial<GenerateRequest>) =>
+      (await collect(engine, request({ promptTokenIds: tokens(70), maxTokens: 1, ...changes }))).finished
+        .cachedTokens;
+    for (const changes of [
+      {},
+      { tenant: 'other' },
+      { plan: masked('preserve') },
+      { plan: masked('elide') },
+      { promptTokenIds: tokens(70, 1) },
+    ]) {
+      expect(await cachedTokens(changes)).toBe(0);
+      expect(await cachedTokens(changes)).toBe(64);
+    }
+  });
+
+  test('are computed whole when they are to be scored', async () => {
+    await using engine = await open(limits);
+    await collect(engine, request({ promptTokenIds: tokens(70) }));
+    const scored = await collect(engine, request({ promptTokenIds: tokens(70), promptLogprobs: 0 }));
+    expect(scored.finished.cachedTokens).toBe(0);
+    expect(scored.events[0]).toMatchObject({ type: 'prompt', logprobs: { length: 70 } });
+  });
+
+  test('go when there is no more room, the longest unused first', async () => {
+    // A cache begins with 256 tokens of room.
+    await using engine = await open({ ...limits, prefixTokensMax: 512 });
+    const cachedTokens = async (from: number) => {
+      const wanted = request({ promptTokenIds: tokens(70, from), maxTokens: 1 });
+      return (await collect(engine, wanted)).finished.cachedTokens;
+    };
+    expect([await cachedTokens(0), await cachedTokens(1)]).toEqual([0, 0]);
+    expect(await cachedTokens(0)).toBe(64);
+    expect(await cachedTokens(2)).toBe(0);
+    expect([await cachedTokens(0), await cachedTokens(1)]).toEqual([64, 0]);
+  });
 });
 
 test('stop ids end the answer without being part of it; min_tokens holds them off', async () => {

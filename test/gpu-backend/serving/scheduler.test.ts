@@ -19,6 +19,8 @@ const request = (
   arrivedAt_ms = 0,
 ): ScheduledRequest => ({
   requestId,
+  // `a2` is tenant a's.
+  tenant: /^[a-z](?=\d$)/.exec(requestId)?.[0] ?? '',
   cacheTokens,
   arrivedAt_ms,
   tokenCount,
@@ -72,6 +74,51 @@ test('cache room is reserved when a request starts, in order of arrival', () => 
   expect(() => scheduler.add(request('never', 1, 101))).toThrow(
     expect.objectContaining({ code: 'context_length_exceeded' }),
   );
+});
+
+const turns = (scheduler: Scheduler, count: number) =>
+  Array.from({ length: count }, () => runStep(scheduler)![0]).join(' ');
+
+/** Some that never end: each step leaves one more token to compute. */
+function endless(scheduler: Scheduler, ...ids: string[]): void {
+  for (const id of ids) scheduler.add(request(id, 8000, 1));
+}
+
+test('tenants take turns, and so do the requests of one', () => {
+  const scheduler = new Scheduler({ ...LIMITS, runningMax: 8, waitingMax: 9 });
+  endless(scheduler, 'a1', 'a2', 'a3', 'b1', 'c1', 'c2');
+  expect(
+    turns(scheduler, 12)
+      .split(' ')
+      .map(([tenant]) => tenant)
+      .join(''),
+  ).toBe('cbacbacbacba');
+  expect(turns(scheduler, 18).match(/a\d/g)).toHaveLength(6);
+  expect(new Set(turns(scheduler, 18).match(/a\d/g))).toEqual(new Set(['a1', 'a2', 'a3']));
+});
+
+test('a flood of one tenant leaves places to the others, and who waits of them is next', () => {
+  const scheduler = new Scheduler({ ...LIMITS, runningMax: 4, waitingMax: 9 });
+  endless(scheduler, 'a1', 'a2', 'a3', 'a4', 'a5');
+  expect([scheduler.runningCount, scheduler.waitingCount]).toEqual([3, 2]);
+  endless(scheduler, 'b1', 'b2', 'c1');
+  expect([scheduler.runningCount, scheduler.waitingCount]).toEqual([4, 4]);
+  const runs = () => new Set(turns(scheduler, 12).split(' '));
+  expect(runs()).toEqual(new Set(['a1', 'a2', 'a3', 'b1']));
+  scheduler.remove('a1');
+  expect(runs()).toEqual(new Set(['a2', 'a3', 'b1', 'c1']));
+  scheduler.remove('b1');
+  expect(runs()).toEqual(new Set(['a2', 'a3', 'b2', 'c1']));
+});
+
+test('in a full line the newest of who has most there gives way to a tenant that has less', () => {
+  const scheduler = new Scheduler({ ...LIMITS, runningMax: 1, waitingMax: 3 });
+  endless(scheduler, 'a1', 'a2', 'a3', 'a4');
+  expect(() => scheduler.add(request('a5', 1))).toThrow(expect.objectContaining({ code: 'queue_full' }));
+  expect(scheduler.add(request('b1', 1))?.requestId).toBe('a4');
+  expect(scheduler.add(request('c1', 1))?.requestId).toBe('a3');
+  expect(() => scheduler.add(request('c2', 1))).toThrow(expect.objectContaining({ code: 'queue_full' }));
+  expect([scheduler.runningCount, scheduler.waitingCount]).toEqual([1, 3]);
 });
 
 test('who waited too long is taken out; who runs is not', () => {

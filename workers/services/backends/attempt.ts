@@ -11,7 +11,7 @@ import type { Send } from './network.ts';
 export type BackendRequest = {
   readonly path: string;
   readonly requestId: string;
-  /** For the backend's logs and cache salt; empty for the edge's own questions. */
+  /** Tenant id: whose turn it is there, and whose cached prompts it may use; empty for the edge's own questions. */
   readonly tenant: string;
   /** Where the backend may fetch masks that it does not know. */
   readonly edge: string;
