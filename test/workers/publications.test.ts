@@ -181,9 +181,9 @@ describe('publishing', () => {
       expect(await errorCode(loser)).toBe('409 conflict');
     }
     const now = await (await admin('GET', `/publications/live?tenant=${tenant}`)).json();
-    expect(now).toEqual({ ...winner, share: 1, base_version: null });
+    expect(now).toEqual({ ...winner, share: 1, base_version: null, previous_version: live.version });
     const { data } = await (await admin('GET', `/publications?tenant=${tenant}`)).json<{ data: unknown[] }>();
-    const { share: _share, base_version: _base, ...first } = live;
+    const { share: _share, base_version: _base, previous_version: _previous, ...first } = live;
     expect(data).toEqual([winner, first]);
   });
 
@@ -223,6 +223,34 @@ describe('rolling back', () => {
     data.slice(0, -1).forEach((entry, i) => {
       expect(entry.replaced_version).toBe(data[i + 1]!.version);
     });
+  });
+
+  it('goes where the live publication says, whatever was passed over or taken back before', async () => {
+    const { tenant } = await newTenant();
+    const previous = async () => {
+      const response = await admin('GET', `/publications/live?tenant=${tenant}`);
+      return (await response.json<LivePublication>()).previous_version;
+    };
+    const [a, b, c] = await Promise.all(
+      ['a', 'b', 'c'].map(async (name) => (await upload(makeMaskSet(name), tenant)).version),
+    );
+    const gradual = { tenant, rollout: [{ share: 0.5, duration_s: 3600 }] };
+    await activate(a!, gradual);
+    expect(await previous()).toBeNull();
+    await activate(a!, { tenant });
+    // The first one was passed over before everyone saw it: nothing to go back to.
+    expect(await previous()).toBeNull();
+    await activate(b!, gradual);
+    expect(await previous()).toBe(a);
+    await activate(c!, { tenant });
+    expect(await previous()).toBe(a);
+    await activate(b!, { tenant });
+    expect(await previous()).toBe(c);
+    for (const expected of [c, a]) {
+      expect(await created<Publication>(rollback(tenant))).toMatchObject({ version: expected });
+    }
+    expect(await previous()).toBeNull();
+    expect(await errorCode(rollback(tenant))).toBe('409 conflict');
   });
 
   it('of a tenant that published nothing is 409', async () => {

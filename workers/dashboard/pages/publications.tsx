@@ -43,7 +43,7 @@ export function Publications() {
                 <button
                   type="button"
                   class="secondary"
-                  disabled={live.replaced_version === null && live.share === 1}
+                  disabled={live.previous_version === null && live.share === 1}
                   onClick={() => setIntent({ what: 'rollback', live })}
                 >
                   Roll back

@@ -48,5 +48,6 @@ export const publications = new Hono<AppEnv>()
 function livePublication(state: LiveState, now_ms: number): LivePublication {
   const { owner: _owner, previousId: _previousId, schedule, base, ...publication } = state;
   const share = shareAt(schedule, now_ms);
-  return { ...publication, share, base_version: share === 1 ? null : (base?.version ?? null) };
+  const previous_version = base?.version ?? null;
+  return { ...publication, share, base_version: share === 1 ? null : previous_version, previous_version };
 }
