@@ -21,6 +21,7 @@
  * | `GET /publications?tenant=`     |                             | list of {@link Publication}, newest first |
  * | `GET /traffic?tenant=&version=`  |                            | see `admin-traffic.ts` |
  * | `GET /publications/live?tenant=` |                            | {@link LivePublication}; 404 when nothing was published |
+ * | `GET /publications/in-use?tenant=` |                          | {@link PublicationInUse}: the tenant's own or the default one; 404 when every request runs dense |
  * | `/experiments`, `/stats`        |                             | see `admin-experiments.ts` |
  *
  * `tenant` is a tenant id; absent or empty it means the default that every tenant without its own uses.
@@ -289,6 +290,15 @@ export const livePublicationSchema = publicationSchema.extend({
   previous_version: z.string().nullable().default(null),
 });
 export type LivePublication = z.infer<typeof livePublicationSchema>;
+
+/** What a tenant's requests are routed by. While a publication takes hold, the newest that any of them sees. */
+export const publicationInUseSchema = z.object({
+  /** Whose it is: the tenant itself, or empty for the default one. */
+  tenant: z.string(),
+  version: z.string(),
+  activate_at: timestamp,
+});
+export type PublicationInUse = z.infer<typeof publicationInUseSchema>;
 
 /** The answer to a publish request with `activate: false`. */
 export const publishCheckSchema = z.object({ activated: z.literal(false), version: z.string() });
