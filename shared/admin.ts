@@ -16,6 +16,8 @@
  * | `POST /mask-sets?tenant=`       | a mask set                  | 201 {@link MaskSetSummary}; 200 for content already there |
  * | `GET /mask-sets?tenant=`        |                             | list of {@link MaskSetSummary} |
  * | `GET /mask-sets/{version}?tenant=` |                          | the mask set itself |
+ * | `PUT /mask-sets/{version}/evaluation?tenant=` | see `evaluation.ts` | list of what is kept of its rows, in place of what was |
+ * | `GET /mask-sets/{version}/evaluation?tenant=` |             | the same; empty when there is none |
  * | `POST /publications`            | {@link publishSchema}       | 201 {@link Publication}; 409 when another publisher won |
  * | `POST /publications/rollback`   | {@link rollbackSchema}      | 201 {@link Publication}; calls a first one off that not everyone sees yet; 409 when nothing came before |
  * | `GET /publications?tenant=`     |                             | list of {@link Publication}, newest first |
