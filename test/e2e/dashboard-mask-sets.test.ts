@@ -1,4 +1,6 @@
-/** Making sets live and taking them back on the dashboard, in a real Chromium on the running product. */
+/** Mask sets on the dashboard: made live and taken back, whose they are, what was measured of them. */
+import { spawnSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -7,6 +9,7 @@ import { readMaskSet } from '../../gpu-backend/publication/mask-set-file.ts';
 import { livePublication, publishMaskSet } from '../../gpu-backend/publication/publish.ts';
 import { type ApiKeyKind, type CreatedKey, createdKeySchema, tenantSchema } from '../../shared/admin.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
+import { madeUpEvaluation } from '../support/evaluation.ts';
 import { complaintsOf, expectAccessible, logIn, openBrowser, openPage, visit } from './browser.ts';
 import { createHome, removeHome, type Started, start, stop } from './product.ts';
 
@@ -25,7 +28,7 @@ beforeAll(async () => {
   browser = await openBrowser();
   page = await openPage(browser);
   complaints = complaintsOf(page);
-  preset = await readMaskSet(path.resolve('gpu-backend/presets/smollm2-135m-instruct/mask-set.json'));
+  preset = await readMaskSet(PRESET);
   await logIn(page, product.dev.edge, product.dev.adminKey);
 }, 120_000);
 afterAll(async () => {
@@ -34,6 +37,7 @@ afterAll(async () => {
   removeHome(home);
 }, 60_000);
 
+const PRESET = path.resolve('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');
 const live = () => livePublication(client, '');
 const rollBackButton = () => page.getByRole('button', { name: 'Roll back' });
 const dialog = () => page.getByRole('dialog');
@@ -140,3 +144,64 @@ test('a tenant without a set of its own sees the default one, with its own key, 
   }
   await own.context().close();
 });
+
+test('an evaluation that was sent with a set is drawn, every baseline in it, and else what the sets carry', async () => {
+  const version = maskSetVersion(preset);
+  const evaluation = madeUpEvaluation(version);
+  const file = path.join(home, 'evaluation.json');
+  writeFileSync(file, JSON.stringify(evaluation));
+  const line = ['bin/maskroute.js', 'publish', PRESET, '--evaluation', file, '--edge', product.dev.edge];
+  const env = { ...process.env, MASKROUTE_ADMIN_KEY: product.dev.adminKey };
+  const { status, stderr } = spawnSync(process.execPath, line, { env, encoding: 'utf8' });
+  expect(status, stderr).toBe(0);
+
+  await visit(page, 'Quality');
+  const figures = page.getByLabel('Figures');
+  await figures.selectOption(`evaluation of ${preset.name} ${version.slice(0, 10)}`);
+  const table = page.getByRole('table', { name: 'Evaluated methods' });
+  const rows = await table.locator('tbody tr').allTextContents();
+  const drawn = [...evaluation.rows, ...evaluation.equalTime];
+  expect(rows).toHaveLength(drawn.length);
+  drawn.forEach(({ method, msPerToken }, index) => {
+    expect(rows[index]).toMatch(new RegExp(`^${method}.*${msPerToken.toFixed(2)}$`));
+  });
+  await page.getByRole('img', { name: 'KL to dense (less is better) against ms a token' }).waitFor();
+  await page.getByLabel('Quality').selectOption('perplexity');
+  await page.getByRole('img', { name: 'perplexity (less is better) against ms a token' }).waitFor();
+  await expectAccessible(page, 'an evaluation');
+
+  await figures.selectOption('held-out figures of every set');
+  await page.getByRole('img', { name: 'KL to dense (less is better) against blocks that run' }).waitFor();
+  await page.getByRole('table', { name: 'Held-out figures' }).waitFor();
+  expect(complaints).toEqual([]);
+});
+
+test('the time of a token in live traffic stands beside it, by the blocks that were out', async () => {
+  const { version, sparsity } = await completed();
+  const times = page.getByRole('table', { name: 'A token in live traffic' });
+  await expect
+    .poll(
+      async () => {
+        await visit(page, 'Live masks');
+        await visit(page, 'Quality');
+        return await times.getByRole('row').count();
+      },
+      { timeout: 20_000 },
+    )
+    .toBe(2);
+  const text = await times.getByRole('row').nth(1).textContent();
+  expect(text).toContain(`${version.slice(0, 10)}${(100 * sparsity).toFixed(1)} %1`);
+});
+
+/** One request through the edge, and how it was routed. */
+async function completed(): Promise<{ version: string; sparsity: number }> {
+  const answer = await product.client.chat.completions
+    .create({
+      model: product.dev.model,
+      messages: [{ role: 'user', content: 'Why is the sky blue?' }],
+      max_tokens: 12,
+    })
+    .asResponse();
+  const header = (name: string) => answer.headers.get(`x-maskroute-${name}`)!;
+  return { version: header('version'), sparsity: Number(header('sparsity')) };
+}
