@@ -2,40 +2,30 @@
 import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
-import type { Browser, Page } from 'playwright-core';
+import type { Page } from 'playwright-core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
+import type { AdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { readMaskSet } from '../../gpu-backend/publication/mask-set-file.ts';
 import { livePublication, publishMaskSet } from '../../gpu-backend/publication/publish.ts';
 import { type ApiKeyKind, type CreatedKey, createdKeySchema, tenantSchema } from '../../shared/admin.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
 import { madeUpEvaluation } from '../support/evaluation.ts';
-import { complaintsOf, expectAccessible, logIn, openBrowser, openPage, visit } from './browser.ts';
-import { createHome, removeHome, type Started, start, stop } from './product.ts';
+import { complaintsOf, expectAccessible, logIn, openPage, visit } from './browser.ts';
+import { closeDashboard, type Dashboard, openDashboard } from './open-dashboard.ts';
 
-let home: string;
-let product: Started;
+let dashboard: Dashboard;
+let product: Dashboard['product'];
 let client: AdminClient;
-let browser: Browser;
 let page: Page;
 let complaints: string[];
 let preset: MaskSet;
 
 beforeAll(async () => {
-  home = createHome();
-  product = await start(home);
-  client = createAdminClient(product.dev.edge, product.dev.adminKey);
-  browser = await openBrowser();
-  page = await openPage(browser);
-  complaints = complaintsOf(page);
+  dashboard = await openDashboard();
+  ({ product, client, page, complaints } = dashboard);
   preset = await readMaskSet(PRESET);
-  await logIn(page, product.dev.edge, product.dev.adminKey);
 }, 120_000);
-afterAll(async () => {
-  await browser?.close();
-  if (product !== undefined) expect(await stop(product)).toBe(0);
-  removeHome(home);
-}, 60_000);
+afterAll(() => closeDashboard(dashboard), 60_000);
 
 const PRESET = path.resolve('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');
 const live = () => livePublication(client, '');
@@ -134,7 +124,7 @@ test('a tenant without a set of its own sees the default one, with its own key, 
   await expectDefaultSet(page);
   await page.getByLabel('Tenant').selectOption('');
 
-  const own = await openPage(browser);
+  const own = await openPage(dashboard.browser);
   const troubles = complaintsOf(own);
   await logIn(own, product.dev.edge, key);
   await expectDefaultSet(own);
@@ -148,7 +138,7 @@ test('a tenant without a set of its own sees the default one, with its own key, 
 test('an evaluation that was sent with a set is drawn, every baseline in it, and else what the sets carry', async () => {
   const version = maskSetVersion(preset);
   const evaluation = madeUpEvaluation(version);
-  const file = path.join(home, 'evaluation.json');
+  const file = path.join(dashboard.home, 'evaluation.json');
   writeFileSync(file, JSON.stringify(evaluation));
   const line = ['bin/maskroute.js', 'publish', PRESET, '--evaluation', file, '--edge', product.dev.edge];
   const env = { ...process.env, MASKROUTE_ADMIN_KEY: product.dev.adminKey };

@@ -9,6 +9,7 @@ import { Loaded } from '../components/notice.tsx';
 import { useScope } from '../context.ts';
 import { shortVersion } from '../format.ts';
 import { useLoad } from '../use-load.ts';
+import { ScopeFields, scopeOf } from './scope-fields.tsx';
 
 const VARIANT_NAMES = ['A', 'B', 'C', 'D', 'E', 'F'];
 
@@ -84,33 +85,45 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
           ))}
         </select>
       </label>
-      <label>
-        Countries, with commas (empty: everywhere)
-        <input name="countries" pattern="[A-Za-z0-9]{2}(\s*,\s*[A-Za-z0-9]{2})*" />
-      </label>
-      <label>
-        Ends (empty: when it is stopped)
-        <input name="ends_at" type="datetime-local" />
-      </label>
+      <ScopeFields isShared={tenant === ''} />
+      <div class="pairs">
+        <Share name="shadow_share" title="Requests compared with dense, %" preset="1" min={0} />
+        <Share name="alpha" title="Risk of a false claim, %" preset="5" min={0.1} />
+      </div>
     </FormDialog>
+  );
+}
+
+function Share(props: {
+  readonly name: string;
+  readonly title: string;
+  readonly preset: string;
+  readonly min: number;
+}) {
+  const { name, title, preset, min } = props;
+  return (
+    <label>
+      {title}
+      <input name={name} type="number" min={min} max={20} step="any" defaultValue={preset} required />
+    </label>
   );
 }
 
 function bodyOf(form: FormData, tenant: string, variants: number): object {
   const text = (name: string) => form.get(name)?.toString();
-  const ends = text('ends_at');
-  const countries = text('countries')?.split(/\s*,\s*/) ?? [];
+  const share = (name: string) => Number(text(name)) / 100;
   return {
     id: text('id'),
     tenant,
     description: text('description') ?? '',
     sticky: text('sticky'),
-    regions: countries.map((country) => ({ country: country.toUpperCase() })),
+    ...scopeOf(form),
     variants: VARIANT_NAMES.slice(0, variants).map((name) => ({
       name,
       mask_set: text(`mask_set_${name}`),
       weight: Number(text(`weight_${name}`)),
     })),
-    ...(ends === undefined ? {} : { ends_at: new Date(ends).toISOString() }),
+    shadow_share: share('shadow_share'),
+    alpha: share('alpha'),
   };
 }
