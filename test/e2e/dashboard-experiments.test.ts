@@ -121,7 +121,7 @@ test('intervals are drawn with what they hold for, by region; one-sided traffic 
     await filter.fill(within);
     await filter.press('Enter');
     await expect
-      .poll(() => table.getByRole('row', { name: 'A (control)' }).textContent())
+      .poll(() => table.getByRole('row', { name: 'A (control)' }).textContent(), { timeout: 20_000 })
       .toMatch(counted ? /dense1\d\d/ : /dense10–/);
   }
 

@@ -8,6 +8,7 @@ import type { AdminClient } from '../../gpu-backend/publication/admin-client.ts'
 import { readMaskSet } from '../../gpu-backend/publication/mask-set-file.ts';
 import { livePublication, publishMaskSet } from '../../gpu-backend/publication/publish.ts';
 import { type ApiKeyKind, type CreatedKey, createdKeySchema, tenantSchema } from '../../shared/admin.ts';
+import { experimentSchema } from '../../shared/admin-experiments.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
 import { madeUpEvaluation } from '../support/evaluation.ts';
 import { complaintsOf, expectAccessible, logIn, openPage, visit } from './browser.ts';
@@ -128,6 +129,18 @@ test('a tenant without a set of its own sees the default one, with its own key, 
   const troubles = complaintsOf(own);
   await logIn(own, product.dev.edge, key);
   await expectDefaultSet(own);
+  await visit(own, 'Experiments');
+  await own.getByRole('button', { name: 'New experiment' }).click();
+  await own.getByLabel('Id').fill('with-the-default-set');
+  await own.getByRole('button', { name: 'Create the draft' }).click();
+  await own.getByRole('button', { name: 'Start with-the-default-set' }).click();
+  await own.getByRole('dialog').getByRole('button', { name: 'Start' }).click();
+  await own.getByRole('row', { name: 'with-the-default-set' }).getByText('running').waitFor();
+  const { variants } = await client.request(
+    { method: 'GET', path: '/experiments/with-the-default-set' },
+    experimentSchema,
+  );
+  expect(variants.map(({ mask_set }) => mask_set)).toEqual(['dense', version]);
   // Each asked for what is live for the tenant itself, which is nothing.
   for (const list of [complaints, troubles]) {
     expect(list.splice(0)).toEqual([expect.stringContaining('404')]);

@@ -14,11 +14,19 @@ export function useLiveSet(): Load<LiveSet | null> & { readonly reload: () => vo
 }
 
 async function loadLive(tenant: string, signal: AbortSignal): Promise<LiveSet | null> {
-  const scope = query({ tenant });
+  const publication = await publicationInUse(tenant, signal);
+  if (publication === null) return null;
+  const path = `/mask-sets/${publication.version}${query({ tenant })}`;
+  return { publication, set: await admin(maskSetSchema, path, { signal }) };
+}
+
+/** Null when nothing is live. @throws ApiError */
+export async function publicationInUse(
+  tenant: string,
+  signal: AbortSignal,
+): Promise<PublicationInUse | null> {
   try {
-    const publication = await admin(publicationInUseSchema, `/publications/in-use${scope}`, { signal });
-    const set = await admin(maskSetSchema, `/mask-sets/${publication.version}${scope}`, { signal });
-    return { publication, set };
+    return await admin(publicationInUseSchema, `/publications/in-use${query({ tenant })}`, { signal });
   } catch (error) {
     if (error instanceof ApiError && error.status === 404) return null;
     throw error;

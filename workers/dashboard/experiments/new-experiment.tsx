@@ -8,6 +8,7 @@ import { FormDialog } from '../components/form-dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { useScope } from '../context.ts';
 import { shortVersion } from '../format.ts';
+import { publicationInUse } from '../live-set.ts';
 import { useLoad } from '../use-load.ts';
 import { ScopeFields, scopeOf } from './scope-fields.tsx';
 
@@ -16,10 +17,7 @@ const VARIANT_NAMES = ['A', 'B', 'C', 'D', 'E', 'F'];
 export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
   const { tenant } = useScope();
   const [variants, setVariants] = useState(2);
-  const sets = useLoad(
-    (signal) => admin(listSchema(maskSetSummarySchema), `/mask-sets${query({ tenant })}`, { signal }),
-    [tenant],
-  );
+  const sets = useLoad((signal) => loadSets(tenant, signal), [tenant]);
   const submit = async (form: FormData) => {
     await admin(experimentSchema, '/experiments', { method: 'POST', body: bodyOf(form, tenant, variants) });
     onClose();
@@ -35,7 +33,7 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
         <input name="description" maxLength={2000} />
       </label>
       <Loaded load={sets}>
-        {({ data }) => (
+        {(found) => (
           <>
             {VARIANT_NAMES.slice(0, variants).map((name, index) => (
               <fieldset key={name} class="row">
@@ -47,9 +45,9 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
                   Mask set
                   <select name={`mask_set_${name}`}>
                     <option value={DENSE_VARIANT}>dense</option>
-                    {data.map((set) => (
-                      <option key={set.version} value={set.version} selected={index > 0}>
-                        {set.name} {shortVersion(set.version)}
+                    {found.map(({ version, name: setName }) => (
+                      <option key={version} value={version} selected={index > 0}>
+                        {setName} {shortVersion(version)}
                       </option>
                     ))}
                   </select>
@@ -92,6 +90,19 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
       </div>
     </FormDialog>
   );
+}
+
+type NamedSet = { readonly version: string; readonly name: string };
+
+/** The tenant's own sets, and the default one where its requests use that. */
+async function loadSets(tenant: string, signal: AbortSignal): Promise<NamedSet[]> {
+  const path = `/mask-sets${query({ tenant })}`;
+  const [{ data }, inUse] = await Promise.all([
+    admin(listSchema(maskSetSummarySchema), path, { signal }),
+    tenant === '' ? null : publicationInUse(tenant, signal),
+  ]);
+  if (inUse === null || data.some(({ version }) => version === inUse.version)) return data;
+  return [...data, { version: inUse.version, name: 'in use now' }];
 }
 
 function Share(props: {

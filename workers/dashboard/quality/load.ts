@@ -1,9 +1,10 @@
 /** What there is to draw: the evaluation of each set that has one, and the figures that the sets carry themselves. */
-import { listSchema, maskSetSummarySchema, publicationInUseSchema } from '../../../shared/admin.ts';
+import { listSchema, maskSetSummarySchema } from '../../../shared/admin.ts';
 import { evaluatedRowSchema } from '../../../shared/evaluation.ts';
 import { maskSetSchema } from '../../../shared/mask-set.ts';
-import { ApiError, admin, query } from '../api.ts';
+import { admin, query } from '../api.ts';
 import { shortVersion } from '../format.ts';
+import { publicationInUse } from '../live-set.ts';
 import { qualityRows } from './held-out.ts';
 import { evaluatedRows, type QualityRow } from './rows.ts';
 
@@ -20,11 +21,11 @@ const SET_COUNT_MAX = 12;
 export async function loadFigures(tenant: string, signal: AbortSignal): Promise<Figures[]> {
   const scope = query({ tenant });
   const [inUse, { data }] = await Promise.all([
-    versionInUse(scope, signal),
+    publicationInUse(tenant, signal),
     admin(listSchema(maskSetSummarySchema), `/mask-sets${scope}`, { signal }),
   ]);
-  const newest = data.map(({ version }) => version);
-  const versions = [...new Set([...inUse, ...newest])].slice(0, SET_COUNT_MAX);
+  const sets = inUse === null ? data : [inUse, ...data];
+  const versions = [...new Set(sets.map(({ version }) => version))].slice(0, SET_COUNT_MAX);
   const found = await Promise.all(
     versions.map(async (version) => {
       const path = `/mask-sets/${version}`;
@@ -46,13 +47,4 @@ export async function loadFigures(tenant: string, signal: AbortSignal): Promise<
     ...evaluations,
     { title: 'held-out figures of every set', isEvaluation: false, rows: heldOut },
   ].filter(({ rows }) => rows.length > 0);
-}
-
-async function versionInUse(scope: string, signal: AbortSignal): Promise<string[]> {
-  try {
-    return [(await admin(publicationInUseSchema, `/publications/in-use${scope}`, { signal })).version];
-  } catch (error) {
-    if (error instanceof ApiError && error.status === 404) return [];
-    throw error;
-  }
 }
