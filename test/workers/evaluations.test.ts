@@ -1,4 +1,5 @@
 /** What was measured of a mask set: kept beside it, and by whom. */
+import { env } from 'cloudflare:workers';
 import { describe, expect, it } from 'vitest';
 import { EVALUATED_ROWS_MAX, type EvaluatedRow } from '../../shared/evaluation.ts';
 import { madeUpEvaluation } from '../support/evaluation.ts';
@@ -73,5 +74,21 @@ describe('an evaluation', () => {
     // The same content of the default owner has figures of its own.
     await created(admin('POST', '/mask-sets', makeMaskSet('evaluated-own')));
     expect(await kept(version)).toEqual([]);
+  });
+
+  it('takes of the room that a tenant has for what it stores itself', async () => {
+    const { tenant } = await newTenant();
+    const { key } = await newKey({ tenant, kind: 'tenant_admin' });
+    const { version } = await upload(makeMaskSet('evaluated-at-length'), tenant, key);
+    const store = async (what: string) => {
+      const statement = `UPDATE ${what} SET content_bytes = 99_999_900 WHERE owner = ?`;
+      await env.DB.prepare(statement).bind(tenant).run();
+    };
+    expect((await put(version, madeUpEvaluation(version), key)).status).toBe(200);
+    await store('evaluations');
+    expect(await errorCode(admin('POST', '/mask-sets', makeMaskSet('one-more'), key))).toBe('409 conflict');
+    expect(await errorCode(put(version, madeUpEvaluation(version), key))).toBe('409 conflict');
+    // Its operator is not held to that.
+    expect((await put(version, madeUpEvaluation(version), undefined, tenant)).status).toBe(200);
   });
 });
