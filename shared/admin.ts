@@ -16,11 +16,14 @@
  * | `POST /mask-sets?tenant=`       | a mask set                  | 201 {@link MaskSetSummary}; 200 for content already there |
  * | `GET /mask-sets?tenant=`        |                             | list of {@link MaskSetSummary} |
  * | `GET /mask-sets/{version}?tenant=` |                          | the mask set itself |
+ * | `PUT /mask-sets/{version}/evaluation?tenant=` | see `evaluation.ts` | list of what is kept of its rows, in place of what was |
+ * | `GET /mask-sets/{version}/evaluation?tenant=` |             | the same; empty when there is none |
  * | `POST /publications`            | {@link publishSchema}       | 201 {@link Publication}; 409 when another publisher won |
  * | `POST /publications/rollback`   | {@link rollbackSchema}      | 201 {@link Publication}; calls a first one off that not everyone sees yet; 409 when nothing came before |
  * | `GET /publications?tenant=`     |                             | list of {@link Publication}, newest first |
  * | `GET /traffic?tenant=&version=`  |                            | see `admin-traffic.ts` |
  * | `GET /publications/live?tenant=` |                            | {@link LivePublication}; 404 when nothing was published |
+ * | `GET /publications/in-use?tenant=` |                          | {@link PublicationInUse}: the tenant's own or the default one; 404 when every request runs dense |
  * | `/experiments`, `/stats`        |                             | see `admin-experiments.ts` |
  *
  * `tenant` is a tenant id; absent or empty it means the default that every tenant without its own uses.
@@ -285,8 +288,19 @@ export const livePublicationSchema = publicationSchema.extend({
   share: z.number().min(0).max(1),
   /** What the others see; null when this is everyone's, or when nothing came before. */
   base_version: z.string().nullable(),
+  /** What a rollback brings back; null when nothing came before. An edge of the release before does not say. */
+  previous_version: z.string().nullable().default(null),
 });
 export type LivePublication = z.infer<typeof livePublicationSchema>;
+
+/** What a tenant's requests are routed by. While a publication takes hold, the newest that any of them sees. */
+export const publicationInUseSchema = z.object({
+  /** Whose it is: the tenant itself, or empty for the default one. */
+  tenant: z.string(),
+  version: z.string(),
+  activate_at: timestamp,
+});
+export type PublicationInUse = z.infer<typeof publicationInUseSchema>;
 
 /** The answer to a publish request with `activate: false`. */
 export const publishCheckSchema = z.object({ activated: z.literal(false), version: z.string() });

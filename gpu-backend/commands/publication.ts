@@ -4,11 +4,14 @@ import { MaskrouteError } from '../../shared/errors.ts';
 import { readDevFile } from '../dev/dev-file.ts';
 import { maskrouteHome } from '../home.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
+import { readEvaluation } from '../publication/evaluation-file.ts';
 import { readMaskSet } from '../publication/mask-set-file.ts';
-import { publishMaskSet, rollBack } from '../publication/publish.ts';
+import { publishMaskSet, rollBack, storeEvaluation } from '../publication/publish.ts';
 import { parseSchedule, type ScheduleFlags } from '../publication/schedule.ts';
 
 type EdgeFlags = { readonly edge?: string; readonly tenant: string };
+
+type PublishFlags = EdgeFlags & ScheduleFlags & { readonly activate: boolean; readonly evaluation?: string };
 
 const KEY_HELP = `
 The admin key comes from MASKROUTE_ADMIN_KEY, or from a running "npm start" when that is the edge.`;
@@ -20,6 +23,7 @@ export function addPublicationCommands(program: Command): void {
     .argument('<file>', 'a mask-set.json')
     .option('--edge <url>', 'the edge (default: a running "npm start")')
     .option('--tenant <tenant>', 'whose set it is (default: every tenant without its own)', '')
+    .option('--evaluation <file>', 'what `evaluate` wrote of it, for the dashboard')
     .option('--activate', 'make it live', false)
     .option('--at <time>', 'not before this time, like 2026-01-31T09:00:00Z')
     .option('--rollout <steps>', 'by and by: 1%:10m,10%:1h is 1 % of conversations for 10 minutes, and so on')
@@ -28,14 +32,16 @@ export function addPublicationCommands(program: Command): void {
     .option('--max-token-ms <ms>', 'roll back by itself when a token takes longer on average', number)
     .option('--min-requests <count>', 'how many requests such a decision takes (default: 100)', number)
     .addHelpText('after', KEY_HELP)
-    .action(async (file: string, flags: EdgeFlags & { activate: boolean } & ScheduleFlags) => {
+    .action(async (file: string, flags: PublishFlags) => {
       const schedule = parseSchedule(flags);
       if (!flags.activate && Object.keys(schedule).length > 0) {
         throw new MaskrouteError('invalid_argument', 'A schedule or bounds go with --activate.');
       }
       const set = await readMaskSet(file);
+      const figures = flags.evaluation === undefined ? undefined : await readEvaluation(flags.evaluation);
       const client = await adminClient(flags.edge);
       const { version, state, replacedVersion } = await publishMaskSet(client, set, { ...flags, schedule });
+      if (figures !== undefined) await storeEvaluation(client, version, figures, flags.tenant);
       const replaced = replacedVersion === null ? '' : ` in place of ${replacedVersion}`;
       console.log(`${set.name} ${version}: ${STATES[state]}${replaced} at ${client.edge}`);
     });

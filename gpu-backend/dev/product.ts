@@ -5,19 +5,16 @@
 import { mkdir, rename } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { DEFAULT_TENANT } from '../../shared/admin.ts';
-import type { MaskSet } from '../../shared/mask-set.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { readMaskSet } from '../publication/mask-set-file.ts';
-import { storeMaskSet } from '../publication/publish.ts';
 import type { BackendConfig } from './backend-process.ts';
 import { type DevFile, removeDevFile, writeDevFile } from './dev-file.ts';
 import type { EdgeOptions } from './edge.ts';
 import { lockHome } from './home-lock.ts';
 import { type DevKeys, loadOrCreateKeys, saveKeys } from './keys.ts';
 import { expectFreePort } from './ports.ts';
-import { ensureApiKey, ensurePreset } from './seed.ts';
+import { ensureApiKey, ensurePreset, storePreset } from './seed.ts';
 import { type Supervised, supervise } from './supervise.ts';
 import { waitReady } from './wait-ready.ts';
 
@@ -26,7 +23,7 @@ const PRESETS_FOLDER = path.join(PROJECT_FOLDER, 'gpu-backend/presets', DEFAULT_
 /** What a fresh start makes live, and what it only stores, for the operator to activate. */
 const LIVE_PRESET = 'mask-set.json';
 const STORED_PRESETS = ['mask-set-25.json', 'mask-set-blocks.json', 'mask-set-blocks-25.json'];
-const readPreset = (file: string): Promise<MaskSet> => readMaskSet(path.join(PRESETS_FOLDER, file));
+const presetFile = (name: string): string => path.join(PRESETS_FOLDER, name);
 const READY_WITHIN_ms = 60_000;
 /** Longer than a backend takes to finish what runs, or to end it. */
 const BACKEND_STOP_ms = 60_000;
@@ -146,12 +143,12 @@ async function seed({ home, say }: ProductOptions, keys: DevKeys, edgeUrl: strin
   const client = createAdminClient(edgeUrl, keys.adminKey);
   const apiKey = await ensureApiKey(client, keys.apiKey);
   if (apiKey !== keys.apiKey) await saveKeys(home, { ...keys, apiKey });
-  const preset = await ensurePreset(client, await readPreset(LIVE_PRESET));
+  const preset = await ensurePreset(client, await readMaskSet(presetFile(LIVE_PRESET)));
   if (preset === 'kept_other') say('A mask set other than the preset is live, and stays live.');
   if (preset === 'other_model') {
     say(`The preset mask set is for other weights than these of ${DEFAULT_MODEL}; requests run dense.`);
   } else {
-    for (const file of STORED_PRESETS) await storeMaskSet(client, await readPreset(file), DEFAULT_TENANT);
+    for (const file of [LIVE_PRESET, ...STORED_PRESETS]) await storePreset(client, presetFile(file));
   }
   return apiKey;
 }

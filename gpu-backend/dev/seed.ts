@@ -2,6 +2,8 @@
  * What a fresh edge lacks: a tenant with a key, and a mask set that is live. All of it through the admin API,
  * and all of it the same when it is done again.
  */
+import { existsSync } from 'node:fs';
+import path from 'node:path';
 import {
   createdKeySchema,
   DEFAULT_TENANT,
@@ -12,7 +14,15 @@ import {
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
 import type { AdminClient } from '../publication/admin-client.ts';
-import { livePublication, publicationHistory, publishMaskSet } from '../publication/publish.ts';
+import { readEvaluation } from '../publication/evaluation-file.ts';
+import { readMaskSet } from '../publication/mask-set-file.ts';
+import {
+  livePublication,
+  publicationHistory,
+  publishMaskSet,
+  storeEvaluation,
+  storeMaskSet,
+} from '../publication/publish.ts';
 
 const TENANT = { id: 'local', name: 'This machine' };
 
@@ -58,6 +68,18 @@ export async function ensurePreset(
     if (error instanceof MaskrouteError && error.code === 'mask_model_mismatch') return 'other_model';
     throw error;
   }
+}
+
+/**
+ * Stores a preset that is live or may be made so, with what was measured of it where that lies beside it
+ * (`evaluation-25.json` beside `mask-set-25.json`).
+ */
+export async function storePreset(client: AdminClient, file: string): Promise<void> {
+  const set = await readMaskSet(file);
+  await storeMaskSet(client, set, DEFAULT_TENANT);
+  const evaluation = path.join(path.dirname(file), path.basename(file).replace('mask-set', 'evaluation'));
+  if (!existsSync(evaluation)) return;
+  await storeEvaluation(client, maskSetVersion(set), await readEvaluation(evaluation), DEFAULT_TENANT);
 }
 
 async function nameOf(client: AdminClient, version: string): Promise<string | undefined> {

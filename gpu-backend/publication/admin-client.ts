@@ -13,7 +13,7 @@ const wireErrorSchema = z.object({
 });
 
 export type AdminRequest = {
-  readonly method: 'GET' | 'POST' | 'DELETE';
+  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
   /** Below `/admin/v1`, with its query. */
   readonly path: string;
   readonly body?: unknown;

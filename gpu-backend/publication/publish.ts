@@ -12,6 +12,7 @@ import {
   publishCheckSchema,
 } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { type EvaluationFigures, evaluatedRowSchema } from '../../shared/evaluation.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
 import type { AdminClient } from './admin-client.ts';
 import type { PublishSchedule } from './schedule.ts';
@@ -58,6 +59,17 @@ export async function storeMaskSet(client: AdminClient, set: MaskSet, tenant: st
     { method: 'POST', path: `/mask-sets${tenantQuery(tenant)}`, body: set },
     maskSetSummarySchema,
   );
+}
+
+/** Of a stored set; in place of what was measured of it before. @throws MaskrouteError as the edge words it. */
+export async function storeEvaluation(
+  client: AdminClient,
+  version: string,
+  figures: EvaluationFigures,
+  tenant: string,
+): Promise<void> {
+  const path = `/mask-sets/${version}/evaluation${tenantQuery(tenant)}`;
+  await client.request({ method: 'PUT', path, body: figures }, listSchema(evaluatedRowSchema));
 }
 
 /** Makes the version live that was live before. @throws MaskrouteError `conflict` when nothing came before. */

@@ -2,9 +2,11 @@
 import { describe, expect, test } from 'vitest';
 import { readMaskSet } from '../../gpu-backend/publication/mask-set-file.ts';
 import { centroidDistances, packCentroids } from '../../shared/route.ts';
-import { paretoFront, type QualityRow, qualityRows } from '../../workers/dashboard/held-out.ts';
 import { projectCentroids } from '../../workers/dashboard/projection.ts';
+import { qualityRows } from '../../workers/dashboard/quality/held-out.ts';
+import { evaluatedRows, paretoFront, type QualityRow } from '../../workers/dashboard/quality/rows.ts';
 import { sharesOverTime } from '../../workers/dashboard/routing-shares.ts';
+import { madeUpEvaluation } from '../support/evaluation.ts';
 
 /** A reproducible stream of numbers in -1 to 1. */
 function numbers(seed: number): () => number {
@@ -73,7 +75,7 @@ test('shares add up to one at every time, and clusters without requests have non
 
 describe('quality', () => {
   const row = (method: string, sparsity: number, kl: number | null): QualityRow => ({
-    ...{ set: 's', method, surrogate: false, sparsity, kl, agreement: null, perplexity: null },
+    ...{ set: 's', method, matched: null, surrogate: false, sparsity, kl, agreement: null, perplexity: null },
     ms_per_token: null,
   });
 
@@ -87,6 +89,25 @@ describe('quality', () => {
     ];
     const front = paretoFront(rows, ({ sparsity }) => 1 - sparsity, 'kl');
     expect(front.map(({ method }) => method)).toEqual(['b', 'a']);
+  });
+
+  test('an evaluation has a row for every method, named by its set where the masks are of one', () => {
+    const { rows, equalTime } = madeUpEvaluation('v_1');
+    const names = new Map([['v_1', 'mine']]);
+    const found = evaluatedRows([...rows, ...equalTime], names);
+    expect(found.slice(0, 2)).toEqual([
+      {
+        ...{ set: null, method: 'dense', matched: 'count', surrogate: true, sparsity: 0 },
+        ...{ kl: 0, agreement: 1, perplexity: 22.8, ms_per_token: 5.9 },
+      },
+      {
+        ...{ set: 'mine', method: 'learned', matched: 'count', surrogate: true, sparsity: 0.117 },
+        ...{ kl: 0.26, agreement: 0.78, perplexity: 25.6, ms_per_token: 5.2 },
+      },
+    ]);
+    expect(found.at(-1)).toMatchObject({ set: null, method: 'blockpruner', matched: 'time' });
+    const front = paretoFront(found, ({ ms_per_token }) => ms_per_token, 'kl');
+    expect(front.map(({ method }) => method)).toContain('learned');
   });
 
   test('the preset brings figures, dense among them', async () => {

@@ -23,6 +23,16 @@ export async function openBrowser(): Promise<Browser> {
   return await chromium.launch({ executablePath, args });
 }
 
+/** Colours that are on their way to others are no colours to judge: no transitions. */
+export async function openPage(browser: Browser): Promise<Page> {
+  const context = await browser.newContext({
+    viewport: { width: 1400, height: 900 },
+    reducedMotion: 'reduce',
+  });
+  context.setDefaultTimeout(20_000);
+  return await context.newPage();
+}
+
 /** What went wrong in the page without anybody seeing it: exceptions, errors in the console, broken policy. */
 export function complaintsOf(page: Page): string[] {
   const complaints: string[] = [];

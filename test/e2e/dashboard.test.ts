@@ -9,7 +9,7 @@ import { readMaskSet } from '../../gpu-backend/publication/mask-set-file.ts';
 import { livePublication, publishMaskSet, rollBack } from '../../gpu-backend/publication/publish.ts';
 import { listSchema, tenantSchema } from '../../shared/admin.ts';
 import { maskSetVersion } from '../../shared/mask-set.ts';
-import { complaintsOf, expectAccessible, logIn, openBrowser, visit } from './browser.ts';
+import { complaintsOf, expectAccessible, logIn, openBrowser, openPage, visit } from './browser.ts';
 import { createHome, removeHome, type Started, start, stop } from './product.ts';
 
 let home: string;
@@ -25,10 +25,8 @@ beforeAll(async () => {
   product = await start(home);
   client = createAdminClient(product.dev.edge, product.dev.adminKey);
   browser = await openBrowser();
-  // Colours that are on their way to others are no colours to judge: no transitions.
-  context = await browser.newContext({ viewport: { width: 1400, height: 900 }, reducedMotion: 'reduce' });
-  context.setDefaultTimeout(20_000);
-  page = await context.newPage();
+  page = await openPage(browser);
+  context = page.context();
   complaints = complaintsOf(page);
 }, 120_000);
 afterAll(async () => {

@@ -17,6 +17,7 @@ function maskroute(...args: string[]) {
   return { status, stdout, stderr };
 }
 
+const PRESET = 'gpu-backend/presets/smollm2-135m-instruct/mask-set.json';
 const MODEL = ['--model', 'nobody'];
 const LEARN = ['learn', ...MODEL, '--data', 'x', '--out', path.join(home, 'out')];
 const EVALUATE = ['evaluate', ...MODEL, '--mask-set', 'x', '--data', 'x'];
@@ -34,6 +35,11 @@ const REFUSED: [string, string[], RegExp][] = [
   ['a source that is nowhere', ['model', 'pull', 'no/such/file.gguf'], /no\/such\/file.gguf/],
   ['no backend key', ['serve', ...MODEL], /MASKROUTE_BACKEND_KEY/],
   ['a mask set that is missing', ['publish', 'no/such.json'], /no\/such.json: cannot be read/],
+  [
+    'an evaluation that is none',
+    ['publish', PRESET, '--evaluation', PRESET],
+    /mask-set.json: rows: Invalid input/,
+  ],
   ['no edge', ['rollback'], /Name the edge with --edge/],
   ['an edge that is no URL', ['rollback', '--edge', 'nonsense'], /"nonsense" is no URL/],
   ['no admin key', ['rollback', '--edge', 'http://localhost:9'], /Set MASKROUTE_ADMIN_KEY/],

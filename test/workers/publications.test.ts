@@ -1,6 +1,6 @@
 /** Making a mask set live, taking it back, and what readers see meanwhile. */
 import { describe, expect, it, vi } from 'vitest';
-import type { LivePublication, MaskSetSummary, Publication } from '../../shared/admin.ts';
+import type { LivePublication, MaskSetSummary, Publication, PublicationInUse } from '../../shared/admin.ts';
 import {
   type ModelHash,
   maskFromBits,
@@ -128,6 +128,45 @@ describe('publishing', () => {
     expect(borrow).toMatchObject({ tenant: b.tenant, version: shared });
   });
 
+  it('says by what a tenant is routed, its own set or the default one, and to the tenant itself, too', async () => {
+    const inUse = async (tenant: string, key?: string) => {
+      const response = await admin('GET', `/publications/in-use?tenant=${tenant}`, undefined, key);
+      expect(response.status).toBe(200);
+      return await response.json<PublicationInUse>();
+    };
+    const { version: shared } = await goLive('for-everybody');
+    const { tenant, key } = await newTenant();
+    const { key: tenantAdmin } = await newKey({ tenant, kind: 'tenant_admin' });
+    const expectInUse = async (owner: string, version: string) => {
+      expect(await versionSeen(key)).toBe(version);
+      for (const adminKey of [undefined, tenantAdmin]) {
+        const found = await inUse(tenant, adminKey);
+        expect(found).toEqual({ tenant: owner, version, activate_at: expect.any(String) });
+      }
+      const set = await admin('GET', `/mask-sets/${version}`, undefined, tenantAdmin);
+      expect(set.status).toBe(200);
+    };
+    await expectInUse('', shared);
+    const { version: own } = await upload(makeMaskSet('own'), tenant);
+    const activate_at = new Date(Date.now() + 3_600_000).toISOString();
+    await activate(own, { tenant, activate_at });
+    await expectInUse('', shared);
+    await activate(own, { tenant });
+    await expectInUse(tenant, own);
+    const { version: later } = await upload(makeMaskSet('later'), tenant);
+    await activate(later, { tenant, activate_at });
+    await expectInUse(tenant, own);
+    await activate(later, { tenant, rollout: [{ share: 0.5, duration_s: 3600 }] });
+    expect(await inUse(tenant)).toMatchObject({ version: later });
+    const other = await newTenant();
+    const foreign = admin('GET', `/publications/in-use?tenant=${other.tenant}`, undefined, tenantAdmin);
+    expect(await errorCode(foreign)).toBe('403 forbidden');
+    // It cannot take back what is not its own.
+    const { key: otherAdmin } = await newKey({ tenant: other.tenant, kind: 'tenant_admin' });
+    expect(await errorCode(admin('POST', '/publications/rollback', {}, otherAdmin))).toBe('409 conflict');
+    expect(await inUse('')).toMatchObject({ version: shared });
+  });
+
   it('refuses sets that the edge or the backend cannot use', async () => {
     const make = async (change: object) => (await upload({ ...makeMaskSet('odd'), ...change })).version;
     const encoder = { ...makeMaskSet('x').encoder, revision: 'r2' };
@@ -181,9 +220,9 @@ describe('publishing', () => {
       expect(await errorCode(loser)).toBe('409 conflict');
     }
     const now = await (await admin('GET', `/publications/live?tenant=${tenant}`)).json();
-    expect(now).toEqual({ ...winner, share: 1, base_version: null });
+    expect(now).toEqual({ ...winner, share: 1, base_version: null, previous_version: live.version });
     const { data } = await (await admin('GET', `/publications?tenant=${tenant}`)).json<{ data: unknown[] }>();
-    const { share: _share, base_version: _base, ...first } = live;
+    const { share: _share, base_version: _base, previous_version: _previous, ...first } = live;
     expect(data).toEqual([winner, first]);
   });
 
@@ -223,6 +262,34 @@ describe('rolling back', () => {
     data.slice(0, -1).forEach((entry, i) => {
       expect(entry.replaced_version).toBe(data[i + 1]!.version);
     });
+  });
+
+  it('goes where the live publication says, whatever was passed over or taken back before', async () => {
+    const { tenant } = await newTenant();
+    const previous = async () => {
+      const response = await admin('GET', `/publications/live?tenant=${tenant}`);
+      return (await response.json<LivePublication>()).previous_version;
+    };
+    const [a, b, c] = await Promise.all(
+      ['a', 'b', 'c'].map(async (name) => (await upload(makeMaskSet(name), tenant)).version),
+    );
+    const gradual = { tenant, rollout: [{ share: 0.5, duration_s: 3600 }] };
+    await activate(a!, gradual);
+    expect(await previous()).toBeNull();
+    await activate(a!, { tenant });
+    // The first one was passed over before everyone saw it: nothing to go back to.
+    expect(await previous()).toBeNull();
+    await activate(b!, gradual);
+    expect(await previous()).toBe(a);
+    await activate(c!, { tenant });
+    expect(await previous()).toBe(a);
+    await activate(b!, { tenant });
+    expect(await previous()).toBe(c);
+    for (const expected of [c, a]) {
+      expect(await created<Publication>(rollback(tenant))).toMatchObject({ version: expected });
+    }
+    expect(await previous()).toBeNull();
+    expect(await errorCode(rollback(tenant))).toBe('409 conflict');
   });
 
   it('of a tenant that published nothing is 409', async () => {

@@ -65,6 +65,20 @@ export const maskSets = sqliteTable(
   (table) => [primaryKey({ columns: [table.owner, table.version] })],
 );
 
+/** What was measured of a set after it was made, so no part of it: the newest evaluation, to be drawn. */
+export const evaluations = sqliteTable(
+  'evaluations',
+  {
+    owner: text('owner').notNull(),
+    version: text('version').notNull(),
+    /** JSON of an `EvaluatedRow[]`. */
+    content: text('content').notNull(),
+    content_bytes: integer('content_bytes').notNull(),
+    updatedAt_ms: integer('updated_at_ms').notNull(),
+  },
+  (table) => [primaryKey({ columns: [table.owner, table.version] })],
+);
+
 /** Content-addressed, so the same mask in many sets is one row. */
 export const masks = sqliteTable('masks', {
   id: text('id').primaryKey(),

@@ -7,7 +7,8 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
-import { ensurePreset } from '../../../gpu-backend/dev/seed.ts';
+import { ensurePreset, storePreset } from '../../../gpu-backend/dev/seed.ts';
+import { evaluationSchema } from '../../../gpu-backend/evaluation/result.ts';
 import { type AdminClient, createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
 import { readMaskSet } from '../../../gpu-backend/publication/mask-set-file.ts';
 import {
@@ -19,8 +20,10 @@ import {
 import { parseSchedule } from '../../../gpu-backend/publication/schedule.ts';
 import { listSchema, maskSetSummarySchema } from '../../../shared/admin.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
+import { evaluatedRowSchema } from '../../../shared/evaluation.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../../shared/mask-set.ts';
+import { madeUpEvaluation } from '../../support/evaluation.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
 const MODEL = { name: 'tiny', hash: 'ab'.repeat(32) as ModelHash, blockCount: 8 };
@@ -155,6 +158,37 @@ describe('the preset of a fresh start', () => {
     await publishMaskSet(client, own, DEFAULT);
     expect(await ensurePreset(client, maskSet('preset', 1))).toBe('kept_other');
     expect(await liveVersion()).toBe(maskSetVersion(own));
+  });
+
+  test('comes with what was measured of it, where that lies beside it', async () => {
+    const folder = mkdtempSync(path.join(tmpdir(), 'maskroute-preset-'));
+    const set = maskSet('measured-preset', 2);
+    const version = maskSetVersion(set);
+    const file = path.join(folder, 'mask-set-25.json');
+    const kept = async () =>
+      (
+        await client.request(
+          { method: 'GET', path: `/mask-sets/${version}/evaluation` },
+          listSchema(evaluatedRowSchema),
+        )
+      ).data;
+    writeFileSync(file, JSON.stringify(set));
+    await storePreset(client, file);
+    expect(await kept()).toEqual([]);
+    const evaluation = evaluationSchema.parse(madeUpEvaluation(version));
+    writeFileSync(path.join(folder, 'evaluation-25.json'), JSON.stringify(evaluation));
+    for (let start = 0; start < 2; start++) await storePreset(client, file);
+    const rows = await kept();
+    expect(rows.map(({ method }) => method)).toEqual(
+      [...evaluation.rows, ...evaluation.equalTime].map(({ method }) => method),
+    );
+    expect(evaluation.rows[1]).toMatchObject(rows[1]!);
+    writeFileSync(path.join(folder, 'evaluation-25.json'), JSON.stringify({ rows: [{ method: 'dense' }] }));
+    await expect(storePreset(client, file)).rejects.toMatchObject({
+      code: 'invalid_argument',
+      message: expect.stringContaining('evaluation-25.json: rows.0.matched'),
+    });
+    rmSync(folder, { recursive: true });
   });
 
   test('comes with a set that is stored, again and again, and never made live', async () => {

@@ -1,10 +1,11 @@
 /** What a mask set is, in one line of figures; and what it means that there is none. */
 import { useScope } from '../context.ts';
-import { percent, when } from '../format.ts';
+import { percent, tenantName, when } from '../format.ts';
 import type { LiveSet } from '../live-set.ts';
-import { Empty } from './notice.tsx';
+import { Empty, Notice } from './notice.tsx';
 
 export function SetSummary({ publication, set }: LiveSet) {
+  const { tenant } = useScope();
   const facts: readonly (readonly [string, string])[] = [
     ['Mask set', set.name],
     ['Version', publication.version],
@@ -12,27 +13,25 @@ export function SetSummary({ publication, set }: LiveSet) {
     ['Encoder', `${set.encoder.id} (${set.encoder.dimensions} dimensions)`],
     ['Blocks out', `${percent(set.reachedSparsity)} (target ${percent(set.targetSparsity)})`],
     ['Surrogates', set.surrogate ? 'stand in for skipped blocks' : 'none: skipped blocks leave a hole'],
-    ['Live since', when(publication.created_at)],
+    ['Live since', when(publication.activate_at)],
   ];
   return (
-    <dl class="facts">
-      {facts.map(([name, value]) => (
-        <div key={name}>
-          <dt>{name}</dt>
-          <dd>{value}</dd>
-        </div>
-      ))}
-    </dl>
+    <>
+      {publication.tenant !== tenant && (
+        <Notice kind="info">
+          {tenantName(tenant)} has no mask set of its own: its requests use the default one, which this is.
+        </Notice>
+      )}
+      <dl class="facts">
+        {facts.map(([name, value]) => (
+          <div key={name}>
+            <dt>{name}</dt>
+            <dd>{value}</dd>
+          </div>
+        ))}
+      </dl>
+    </>
   );
 }
 
-export function NothingLive() {
-  const { tenant } = useScope();
-  return (
-    <Empty>
-      {tenant === ''
-        ? 'No mask set is live: every request runs dense.'
-        : 'This tenant has no mask set of its own: its requests use the default one.'}
-    </Empty>
-  );
-}
+export const NothingLive = () => <Empty>No mask set is live: every request runs dense.</Empty>;

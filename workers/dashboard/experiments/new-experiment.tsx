@@ -8,17 +8,16 @@ import { FormDialog } from '../components/form-dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { useScope } from '../context.ts';
 import { shortVersion } from '../format.ts';
+import { publicationInUse } from '../live-set.ts';
 import { useLoad } from '../use-load.ts';
+import { ScopeFields, scopeOf } from './scope-fields.tsx';
 
 const VARIANT_NAMES = ['A', 'B', 'C', 'D', 'E', 'F'];
 
 export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
   const { tenant } = useScope();
   const [variants, setVariants] = useState(2);
-  const sets = useLoad(
-    (signal) => admin(listSchema(maskSetSummarySchema), `/mask-sets${query({ tenant })}`, { signal }),
-    [tenant],
-  );
+  const sets = useLoad((signal) => loadSets(tenant, signal), [tenant]);
   const submit = async (form: FormData) => {
     await admin(experimentSchema, '/experiments', { method: 'POST', body: bodyOf(form, tenant, variants) });
     onClose();
@@ -34,7 +33,7 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
         <input name="description" maxLength={2000} />
       </label>
       <Loaded load={sets}>
-        {({ data }) => (
+        {(found) => (
           <>
             {VARIANT_NAMES.slice(0, variants).map((name, index) => (
               <fieldset key={name} class="row">
@@ -46,9 +45,9 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
                   Mask set
                   <select name={`mask_set_${name}`}>
                     <option value={DENSE_VARIANT}>dense</option>
-                    {data.map((set) => (
-                      <option key={set.version} value={set.version} selected={index > 0}>
-                        {set.name} {shortVersion(set.version)}
+                    {found.map(({ version, name: setName }) => (
+                      <option key={version} value={version} selected={index > 0}>
+                        {setName} {shortVersion(version)}
                       </option>
                     ))}
                   </select>
@@ -84,33 +83,58 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
           ))}
         </select>
       </label>
-      <label>
-        Countries, with commas (empty: everywhere)
-        <input name="countries" pattern="[A-Za-z0-9]{2}(\s*,\s*[A-Za-z0-9]{2})*" />
-      </label>
-      <label>
-        Ends (empty: when it is stopped)
-        <input name="ends_at" type="datetime-local" />
-      </label>
+      <ScopeFields isShared={tenant === ''} />
+      <div class="pairs">
+        <Share name="shadow_share" title="Requests compared with dense, %" preset="1" min={0} />
+        <Share name="alpha" title="Risk of a false claim, %" preset="5" min={0.1} />
+      </div>
     </FormDialog>
+  );
+}
+
+type NamedSet = { readonly version: string; readonly name: string };
+
+/** The tenant's own sets, and the default one where its requests use that. */
+async function loadSets(tenant: string, signal: AbortSignal): Promise<NamedSet[]> {
+  const path = `/mask-sets${query({ tenant })}`;
+  const [{ data }, inUse] = await Promise.all([
+    admin(listSchema(maskSetSummarySchema), path, { signal }),
+    tenant === '' ? null : publicationInUse(tenant, signal),
+  ]);
+  if (inUse === null || data.some(({ version }) => version === inUse.version)) return data;
+  return [...data, { version: inUse.version, name: 'in use now' }];
+}
+
+function Share(props: {
+  readonly name: string;
+  readonly title: string;
+  readonly preset: string;
+  readonly min: number;
+}) {
+  const { name, title, preset, min } = props;
+  return (
+    <label>
+      {title}
+      <input name={name} type="number" min={min} max={20} step="any" defaultValue={preset} required />
+    </label>
   );
 }
 
 function bodyOf(form: FormData, tenant: string, variants: number): object {
   const text = (name: string) => form.get(name)?.toString();
-  const ends = text('ends_at');
-  const countries = text('countries')?.split(/\s*,\s*/) ?? [];
+  const share = (name: string) => Number(text(name)) / 100;
   return {
     id: text('id'),
     tenant,
     description: text('description') ?? '',
     sticky: text('sticky'),
-    regions: countries.map((country) => ({ country: country.toUpperCase() })),
+    ...scopeOf(form),
     variants: VARIANT_NAMES.slice(0, variants).map((name) => ({
       name,
       mask_set: text(`mask_set_${name}`),
       weight: Number(text(`weight_${name}`)),
     })),
-    ...(ends === undefined ? {} : { ends_at: new Date(ends).toISOString() }),
+    shadow_share: share('shadow_share'),
+    alpha: share('alpha'),
   };
 }

@@ -8,7 +8,8 @@ import {
   METRICS,
   type Metric,
 } from '../../../shared/experiment-results.ts';
-import { admin } from '../api.ts';
+import type { StickyKind } from '../../../shared/sticky-key.ts';
+import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
 import { FIGURE_COLUMNS } from '../components/figures.tsx';
 import { Empty, Loaded } from '../components/notice.tsx';
@@ -28,20 +29,32 @@ const METRIC_NAMES: Record<Metric, string> = {
 };
 
 export function Results({ experiment }: { readonly experiment: Experiment }) {
+  const [region, setRegion] = useState('');
   const results = useLoad(
-    (signal) => admin(experimentResultsSchema, `/experiments/${experiment.id}/results`, { signal }),
-    [experiment.id],
+    (signal) => {
+      const path = `/experiments/${experiment.id}/results${query({ region: region || undefined })}`;
+      return admin(experimentResultsSchema, path, { signal });
+    },
+    [experiment.id, region],
     REFRESH_ms,
   );
   return (
     <section aria-label={`Results of ${experiment.id}`}>
       <h2>Results of {experiment.id}</h2>
-      <Loaded load={results}>{(found) => <Picture results={found} />}</Loaded>
+      <label>
+        Only requests from, like EU, EU/DE or EU/DE/FRA (empty: everywhere)
+        <input
+          value={region}
+          onChange={(event) => setRegion(event.currentTarget.value.trim().replace(/\/+$/, ''))}
+        />
+      </label>
+      <Loaded load={results}>{(found) => <Picture results={found} sticky={experiment.sticky} />}</Loaded>
     </section>
   );
 }
 
-function Picture({ results }: { readonly results: ExperimentResults }) {
+function Picture(props: { readonly results: ExperimentResults; readonly sticky: StickyKind }) {
+  const { results, sticky } = props;
   const [metric, setMetric] = useState<Metric>('tpot_ms');
   const rows = results.comparisons.filter((row) => row.metric === metric);
   const drawn = rows.filter(({ difference }) => difference !== null);
@@ -97,7 +110,11 @@ function Picture({ results }: { readonly results: ExperimentResults }) {
           { title: 'Verdict', cell: (row) => row.verdict.replaceAll('_', ' ') },
         ]}
       />
-      <small>Intervals and p-values hold at any time of looking, as often as one likes.</small>
+      <small>
+        Intervals and p-values hold at any time of looking, as often as one likes, where requests do not
+        depend on each other. Those of one {sticky.replaceAll('_', ' ')} resemble each other: the more of them
+        there are of each, the more intervals are narrower, and p-values smaller, than they should be.
+      </small>
     </>
   );
 }
@@ -111,12 +128,8 @@ const intervalOption =
   (palette: Palette): ChartOption => ({
     grid: { left: 140, right: 40, top: 20, bottom: 55 },
     tooltip: { ...tooltip(palette), trigger: 'item' },
-    xAxis: axis(palette, `difference in ${METRIC_NAMES[metric]}`, {
-      type: 'value',
-      // Zero is always in view: the question is whether an interval leaves it out.
-      min: (range: { min: number }) => Math.min(0, range.min),
-      max: (range: { max: number }) => Math.max(0, range.max),
-    }),
+    // Without a scale of its own the axis has zero in view: the question is whether an interval leaves it out.
+    xAxis: axis(palette, `difference in ${METRIC_NAMES[metric]}`, { type: 'value' }),
     yAxis: {
       type: 'category',
       data: rows.map(({ variant }) => variant),

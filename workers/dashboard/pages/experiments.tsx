@@ -80,12 +80,13 @@ function List(props: {
           title: 'Regions',
           cell: ({ regions }) => regions.flatMap(Object.values).join(', ') || 'everywhere',
         },
+        { title: 'Models', cell: ({ models }) => models.join(', ') || 'every one' },
         {
           title: 'Variants',
           cell: ({ variants }) => variants.map(({ name, weight }) => `${name} ${weight}`).join(' : '),
         },
         { title: 'Sticky by', cell: ({ sticky }) => sticky.replaceAll('_', ' ') },
-        { title: 'Started', cell: ({ started_at }) => when(started_at) },
+        { title: 'Begins', cell: ({ started_at, starts_at }) => when(started_at ?? starts_at ?? null) },
         { title: 'Ends', cell: ({ ends_at, stopped_at }) => when(stopped_at ?? ends_at ?? null) },
         {
           title: 'Change',

@@ -43,7 +43,7 @@ export function Publications() {
                 <button
                   type="button"
                   class="secondary"
-                  disabled={live.replaced_version === null && live.share === 1}
+                  disabled={live.previous_version === null && live.share === 1}
                   onClick={() => setIntent({ what: 'rollback', live })}
                 >
                   Roll back
@@ -105,10 +105,15 @@ function noneIfNotFound(error: unknown): undefined {
 }
 
 function statusOf(live: LivePublication | undefined, tenant: string): string {
-  if (live === undefined) return `Nothing was published for ${tenantName(tenant)}.`;
+  const isDefault = tenant === '';
+  if (live === undefined) {
+    const instead = isDefault ? '' : ' Its requests use the default mask set.';
+    return `Nothing is live for ${tenantName(tenant)}.${instead}`;
+  }
   const { version, share, base_version: base, activate_at } = live;
   if (share === 1) return `Live for ${tenantName(tenant)}: ${version}, since ${when(activate_at)}.`;
-  const others = base === null ? 'the others run dense' : `the others see ${base}`;
+  const without = isDefault ? 'the others run dense' : 'the others use the default mask set';
+  const others = base === null ? without : `the others see ${base}`;
   return share === 0
     ? `${version} goes live at ${when(activate_at)} for ${tenantName(tenant)}; until then ${others}.`
     : `${version} is seen by ${percent(share)} of the conversations of ${tenantName(tenant)}; ${others}.`;

@@ -1,70 +1,75 @@
-/** Quality kept against what a token costs: the held-out figures of every mask set, baselines among them. */
+/**
+ * Quality kept against what a token costs: an evaluation with its baselines where a set has one, else the held-out
+ * figures that the sets carry.
+ */
 import { useMemo, useState } from 'preact/hooks';
-import { listSchema, maskSetSummarySchema } from '../../../shared/admin.ts';
-import { maskSetSchema } from '../../../shared/mask-set.ts';
-import { admin, query } from '../api.ts';
-import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
+import { Chart } from '../components/chart.tsx';
 import { Empty, Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useScope } from '../context.ts';
 import { number, percent } from '../format.ts';
-import { type Measure, paretoFront, type QualityRow, qualityRows } from '../held-out.ts';
+import { LiveTimes } from '../quality/live-times.tsx';
+import { type Figures, loadFigures } from '../quality/load.ts';
+import { COSTS, type Cost, MEASURES, paretoOption } from '../quality/pareto.ts';
+import type { Measure, QualityRow } from '../quality/rows.ts';
 import { useLoad } from '../use-load.ts';
-
-/** Each set is read whole; the newest say enough. */
-const SET_COUNT_MAX = 12;
 
 export function Quality() {
   const { tenant } = useScope();
-  const rows = useLoad((signal) => loadRows(tenant, signal), [tenant]);
+  const figures = useLoad((signal) => loadFigures(tenant, signal), [tenant]);
   return (
-    <Loaded load={rows}>
-      {(found) =>
-        found.length === 0 ? (
-          <Empty>No mask set with held-out figures was uploaded yet.</Empty>
-        ) : (
-          <Picture rows={found} />
-        )
-      }
-    </Loaded>
+    <>
+      <Loaded load={figures}>
+        {(found) =>
+          found.length === 0 ? (
+            <Empty>No mask set with held-out figures was uploaded yet.</Empty>
+          ) : (
+            <Chosen figures={found} />
+          )
+        }
+      </Loaded>
+      <LiveTimes />
+    </>
   );
 }
 
-async function loadRows(tenant: string, signal: AbortSignal): Promise<QualityRow[]> {
-  const scope = query({ tenant });
-  const { data } = await admin(listSchema(maskSetSummarySchema), `/mask-sets${scope}`, { signal });
-  const sets = await Promise.all(
-    data
-      .slice(0, SET_COUNT_MAX)
-      .map(({ version }) => admin(maskSetSchema, `/mask-sets/${version}${scope}`, { signal })),
+function Chosen({ figures }: { readonly figures: readonly Figures[] }) {
+  const [index, setIndex] = useState(0);
+  const chosen = figures[index] ?? figures[0]!;
+  return (
+    <>
+      <div class="row">
+        <label>
+          Figures
+          <select value={index} onChange={(event) => setIndex(Number(event.currentTarget.value))}>
+            {figures.map(({ title }, at) => (
+              <option key={at} value={at}>
+                {title}
+              </option>
+            ))}
+          </select>
+        </label>
+      </div>
+      <Picture key={index} {...chosen} />
+    </>
   );
-  return sets.flatMap(qualityRows);
 }
 
-const MEASURES: Record<Measure, string> = {
-  kl: 'KL to dense (less is better)',
-  agreement: 'top-1 agreement with dense (more is better)',
-  perplexity: 'perplexity (less is better)',
-};
-const COSTS = {
-  sparsity: 'blocks that run, %',
-  time: 'ms a token',
-} as const;
-type Cost = keyof typeof COSTS;
+const ABOUT_EVALUATION =
+  'Every method on the same text, which none was made on. Hollow marks leave holes where the others have surrogates.';
+const ABOUT_HELD_OUT = 'Figures on held-out prompts, as the mask sets carry them.';
 
-const costOf = (cost: Cost) => (row: QualityRow) =>
-  cost === 'time' ? row.ms_per_token : 100 * (1 - row.sparsity);
-
-function Picture({ rows }: { readonly rows: readonly QualityRow[] }) {
+function Picture({ rows, isEvaluation }: Figures) {
   const [measure, setMeasure] = useState<Measure>('kl');
   const hasTimes = rows.some((row) => row.ms_per_token !== null);
-  const [cost, setCost] = useState<Cost>('sparsity');
+  const [cost, setCost] = useState<Cost>(isEvaluation ? 'time' : 'sparsity');
   const option = useMemo(() => paretoOption(rows, cost, measure), [rows, cost, measure]);
   return (
     <>
       <p>
-        Figures on held-out prompts, as the mask sets carry them. The line joins what nothing else beats: at
+        {isEvaluation ? ABOUT_EVALUATION : ABOUT_HELD_OUT} The dashed line joins what nothing else beats: at
         less cost, or at better quality.
+        {measure === 'kl' && ' The upright line is dense, whose KL is 0.'}
       </p>
       <div class="row">
         <label>
@@ -90,64 +95,45 @@ function Picture({ rows }: { readonly rows: readonly QualityRow[] }) {
         option={option}
         height_px={400}
       />
-      <Table
-        caption="Held-out figures"
-        rows={rows}
-        rowKey={(row) => JSON.stringify(row)}
-        columns={[
-          { title: 'Mask set', cell: (row) => row.set },
-          { title: 'Method', cell: (row) => row.method },
-          { title: 'Surrogates', cell: (row) => (row.surrogate ? 'yes' : 'no') },
-          { title: 'Blocks out', cell: (row) => percent(row.sparsity), isNumber: true },
-          { title: 'KL', cell: (row) => figure(row.kl, 3), isNumber: true },
-          {
-            title: 'Agreement',
-            cell: (row) => (row.agreement === null ? '–' : percent(row.agreement)),
-            isNumber: true,
-          },
-          { title: 'Perplexity', cell: (row) => figure(row.perplexity, 2), isNumber: true },
-          { title: 'ms a token', cell: (row) => figure(row.ms_per_token, 2), isNumber: true },
-        ]}
-      />
+      <Rows caption={isEvaluation ? 'Evaluated methods' : 'Held-out figures'} rows={rows} />
     </>
   );
 }
 
+function Rows({ caption, rows }: { readonly caption: string; readonly rows: readonly QualityRow[] }) {
+  return (
+    <Table
+      caption={caption}
+      rows={rows}
+      rowKey={(row) => JSON.stringify(row)}
+      columns={[
+        { title: 'Method', cell: (row) => row.method },
+        { title: 'Mask set', cell: (row) => row.set ?? '–' },
+        ...(rows.some(({ matched }) => matched === 'time')
+          ? [{ title: 'Compared at', cell: (row: QualityRow) => MATCHED[row.matched ?? 'count'] }]
+          : []),
+        { title: 'Surrogates', cell: surrogatesOf },
+        { title: 'Blocks out', cell: (row) => percent(row.sparsity), isNumber: true },
+        { title: 'KL', cell: (row) => figure(row.kl, 3), isNumber: true },
+        {
+          title: 'Agreement',
+          cell: (row) => (row.agreement === null ? '–' : percent(row.agreement)),
+          isNumber: true,
+        },
+        { title: 'Perplexity', cell: (row) => figure(row.perplexity, 2), isNumber: true },
+        { title: 'ms a token', cell: (row) => figure(row.ms_per_token, 2), isNumber: true },
+      ]}
+    />
+  );
+}
+
+const MATCHED = { count: 'equal blocks', time: 'equal time' } as const;
+
+/** Nothing is skipped in the dense model. */
+const surrogatesOf = ({ method, surrogate }: QualityRow): string => {
+  if (method === 'dense') return '–';
+  return surrogate ? 'yes' : 'no';
+};
+
 const figure = (value: number | null, digits: number): string =>
   value === null ? '–' : number(value, digits);
-
-const paretoOption =
-  (rows: readonly QualityRow[], cost: Cost, measure: Measure) =>
-  (palette: Palette): ChartOption => {
-    const at = costOf(cost);
-    const point = (row: QualityRow) => [at(row)!, row[measure]!];
-    const drawn = rows.filter((row) => at(row) !== null && row[measure] !== null);
-    const methods = [...new Set(drawn.map(({ method }) => method))];
-    return {
-      grid: { left: 70, right: 30, top: 50, bottom: 55 },
-      tooltip: { ...tooltip(palette), trigger: 'item' },
-      legend: legend(palette),
-      xAxis: axis(palette, COSTS[cost], { type: 'value', scale: true }),
-      yAxis: axis(palette, MEASURES[measure], { type: 'value', scale: true, nameGap: 50 }),
-      series: [
-        ...methods.map((method) => ({
-          type: 'scatter' as const,
-          name: method,
-          symbolSize: method.includes('learn') ? 16 : 11,
-          data: drawn
-            .filter((row) => row.method === method)
-            .map((row) => ({ name: `${row.set}${row.surrogate ? ', surrogates' : ''}`, value: point(row) })),
-          tooltip: { formatter: '{a}\n{b}\n{c}' },
-        })),
-        {
-          type: 'line',
-          name: 'nothing beats these',
-          silent: true,
-          symbol: 'none',
-          lineStyle: { color: palette.text, type: 'dashed', width: 1 },
-          itemStyle: { color: palette.text },
-          data: paretoFront(rows, at, measure).map(point),
-        },
-      ],
-    };
-  };

@@ -103,9 +103,12 @@ export function RollBackDialog(props: {
       }}
     >
       <p>
-        {live.version} goes, {live.base_version ?? live.replaced_version ?? 'nothing'} comes back for{' '}
-        {tenantName(tenant)}.
+        {live.version} goes, {live.previous_version ?? whatIsLeft(tenant)} comes back for {tenantName(tenant)}
+        .
       </p>
     </Confirm>
   );
 }
+
+/** After a first publication that was called off. */
+const whatIsLeft = (tenant: string): string => (tenant === '' ? 'the dense model' : 'the default mask set');

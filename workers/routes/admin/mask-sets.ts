@@ -1,9 +1,11 @@
 /** Mask sets: immutable, named by their content. */
 import { Hono } from 'hono';
 import { MaskrouteError } from '../../../shared/errors.ts';
+import { evaluationFiguresSchema } from '../../../shared/evaluation.ts';
 import { maskSetSchema } from '../../../shared/mask-set.ts';
-import type { AppEnv } from '../../context.ts';
-import { findMaskSet, listMaskSets, writeMaskSet } from '../../db/mask-sets.ts';
+import type { AppContext, AppEnv } from '../../context.ts';
+import { findEvaluation, putEvaluation, writeEvaluation } from '../../db/evaluations.ts';
+import { findMaskSet, listMaskSets, type StoredMaskSet, writeMaskSet } from '../../db/mask-sets.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
 import { storeMaskSet } from '../../services/store-mask-set.ts';
@@ -24,8 +26,36 @@ export const maskSets = new Hono<AppEnv>()
     return c.json({ object: 'list', data: await d1(listMaskSets(c.var.services.db, tenant)) });
   })
   .get('/:version', async (c) => {
-    const tenant = await scopedTenant(c, c.req.query('tenant'));
-    const stored = await d1(findMaskSet(c.var.services.db, tenant, c.req.param('version')));
-    if (stored === null) throw new MaskrouteError('not_found', 'There is no such mask set.');
-    return c.body(stored.content, 200, { 'content-type': 'application/json' });
+    const { content } = await find(c);
+    return c.body(content, 200, { 'content-type': 'application/json' });
+  })
+  .put('/:version/evaluation', async (c) => {
+    const set = await find(c);
+    if (c.var.admin.tenant !== undefined && c.var.admin.tenant !== set.owner) {
+      throw new MaskrouteError(
+        'forbidden',
+        'Whose set it is, or who runs the edge, says what was measured of it.',
+      );
+    }
+    const figures = parse(evaluationFiguresSchema, await readJson(c.req.raw));
+    const rows = [...figures.rows, ...figures.equalTime];
+    if (!rows.some(({ maskSet }) => maskSet === set.version)) {
+      throw new MaskrouteError('invalid_request', `No row is of ${set.version}.`, { param: 'rows' });
+    }
+    const written = writeEvaluation(rows);
+    await requireRoom(c.var.services.db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes);
+    await d1(putEvaluation(c.var.services.db, set, written, Date.now()));
+    return c.json({ object: 'list', data: rows });
+  })
+  .get('/:version/evaluation', async (c) => {
+    const set = await find(c);
+    return c.json({ object: 'list', data: await d1(findEvaluation(c.var.services.db, set)) });
   });
+
+/** @throws MaskrouteError `not_found` for a set that is neither the tenant's nor the default owner's. */
+async function find(c: AppContext): Promise<StoredMaskSet> {
+  const tenant = await scopedTenant(c, c.req.query('tenant'));
+  const stored = await d1(findMaskSet(c.var.services.db, tenant, c.req.param('version') ?? ''));
+  if (stored === null) throw new MaskrouteError('not_found', 'There is no such mask set.');
+  return stored;
+}

@@ -1,12 +1,18 @@
 /** Publications: what is live, how it came to be, and how to change it. */
 import { Hono } from 'hono';
-import { type LivePublication, publishSchema, rollbackSchema } from '../../../shared/admin.ts';
+import {
+  type LivePublication,
+  type PublicationInUse,
+  publishSchema,
+  rollbackSchema,
+} from '../../../shared/admin.ts';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import { shareAt } from '../../../shared/rollout.ts';
 import { type AppEnv, holdOf } from '../../context.ts';
 import { findLive, type LiveState, listPublications } from '../../db/publications.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
+import { findInUse } from '../../services/in-use.ts';
 import { checkPublishable, publish, rollback } from '../../services/publish.ts';
 import { scopedTenant } from './scope.ts';
 
@@ -42,11 +48,20 @@ export const publications = new Hono<AppEnv>()
     const state = await d1(findLive(c.var.services.db, tenant));
     if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
     return c.json(livePublication(state, Date.now()));
+  })
+  .get('/in-use', async (c) => {
+    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    const state = await findInUse(c.var.services.db, tenant, Date.now());
+    if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
+    // Of the default one a tenant's administrator learns what its requests show anyway, and not who published it.
+    const { version, activate_at } = state;
+    return c.json({ tenant: state.tenant, version, activate_at } satisfies PublicationInUse);
   });
 
 /** What the wire has of a state: not who owns the set, nor which row a rollback would go to. */
 function livePublication(state: LiveState, now_ms: number): LivePublication {
   const { owner: _owner, previousId: _previousId, schedule, base, ...publication } = state;
   const share = shareAt(schedule, now_ms);
-  return { ...publication, share, base_version: share === 1 ? null : (base?.version ?? null) };
+  const previous_version = base?.version ?? null;
+  return { ...publication, share, base_version: share === 1 ? null : previous_version, previous_version };
 }

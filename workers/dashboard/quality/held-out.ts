@@ -3,19 +3,8 @@
  * itself, so what is no row of figures is left out.
  */
 import { z } from 'zod';
-import type { MaskSet } from '../../shared/mask-set.ts';
-
-export type QualityRow = {
-  readonly set: string;
-  readonly method: string;
-  readonly surrogate: boolean;
-  /** 0 to 1. */
-  readonly sparsity: number;
-  readonly kl: number | null;
-  readonly agreement: number | null;
-  readonly perplexity: number | null;
-  readonly ms_per_token: number | null;
-};
+import type { MaskSet } from '../../../shared/mask-set.ts';
+import type { QualityRow } from './rows.ts';
 
 const figure = z
   .number()
@@ -50,6 +39,7 @@ function toRow(set: MaskSet, name: string | undefined, value: unknown): QualityR
   return [
     {
       set: set.name,
+      matched: null,
       method,
       surrogate: parsed.data.surrogate ?? (!isDense && set.surrogate),
       sparsity: parsed.data.sparsity ?? (isDense ? 0 : set.reachedSparsity),
@@ -59,26 +49,4 @@ function toRow(set: MaskSet, name: string | undefined, value: unknown): QualityR
       ms_per_token: msPerToken,
     },
   ];
-}
-
-export type Measure = 'kl' | 'agreement' | 'perplexity';
-
-/**
- * The rows that no other row beats in both, `cost` and `measure`: the ones that there is a reason to choose.
- * Rows without either figure take no part.
- */
-export function paretoFront(
-  rows: readonly QualityRow[],
-  cost: (row: QualityRow) => number | null,
-  measure: Measure,
-): QualityRow[] {
-  const sign = measure === 'agreement' ? -1 : 1;
-  const known = rows.filter((row) => cost(row) !== null && row[measure] !== null);
-  const isBeaten = (row: QualityRow) =>
-    known.some((other) => {
-      const cheaper = cost(other)! - cost(row)!;
-      const better = sign * (other[measure]! - row[measure]!);
-      return cheaper <= 0 && better <= 0 && (cheaper < 0 || better < 0);
-    });
-  return known.filter((row) => !isBeaten(row)).sort((a, b) => cost(a)! - cost(b)!);
 }

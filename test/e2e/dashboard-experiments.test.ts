@@ -1,0 +1,134 @@
+/** Experiments on the dashboard, from the form to intervals of real requests, and the warning that routing collapsed. */
+import type { Page } from 'playwright-core';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { livePublication } from '../../gpu-backend/publication/publish.ts';
+import { experimentSchema } from '../../shared/admin-experiments.ts';
+import { expectAccessible, visit } from './browser.ts';
+import { closeDashboard, type Dashboard, openDashboard } from './open-dashboard.ts';
+
+let dashboard: Dashboard;
+let page: Page;
+
+beforeAll(async () => {
+  dashboard = await openDashboard();
+  page = dashboard.page;
+}, 120_000);
+afterAll(() => closeDashboard(dashboard), 60_000);
+
+const experiment = (id: string) =>
+  dashboard.client.request({ method: 'GET', path: `/experiments/${id}` }, experimentSchema);
+
+test('the form asks for all that an experiment can be limited to', async () => {
+  await visit(page, 'Experiments');
+  await page.getByRole('button', { name: 'New experiment' }).click();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByRole('combobox', { name: 'Mask set' }).first().waitFor();
+  await expectAccessible(page, 'the form of an experiment');
+  const { model } = dashboard.product.dev;
+  for (const [label, value] of [
+    [/^Id/, 'everything'],
+    [/^What it is/, 'whether less is enough'],
+    [/^Continents/, 'eu'],
+    [/^Countries/, 'us , T1'],
+    [/^Data centres/, 'fra,CDG'],
+    [/^Tenants/, 'local'],
+    [/^Models/, `${model}, another`],
+    [/^Begins/, '2031-03-01T09:00'],
+    [/^Ends/, '2031-02-01T09:00'],
+    [/^Requests compared/, '2.5'],
+    [/^Risk/, '1'],
+  ] as const) {
+    await dialog.getByLabel(label).fill(value);
+  }
+  await dialog.getByLabel('The same variant for the same').selectOption('user');
+  const create = dialog.getByRole('button', { name: 'Create the draft' });
+  await create.click();
+  await dialog.getByText('must be later than starts_at').waitFor();
+  expect(dashboard.complaints.splice(0)).toEqual([expect.stringContaining('400')]);
+  await dialog.getByLabel(/^Ends/).fill('2031-04-01T09:00');
+  await create.click();
+  const row = page.getByRole('row', { name: 'everything' });
+  await row.getByText('draft').waitFor();
+  expect(await row.textContent()).toContain('EU, US, T1, FRA, CDG');
+  expect(await experiment('everything')).toMatchObject({
+    ...{ tenant: '', description: 'whether less is enough', sticky: 'user', state: 'draft' },
+    ...{ tenants: ['local'], models: [model, 'another'], shadow_share: 0.025, alpha: 0.01 },
+    regions: [{ continent: 'EU' }, { country: 'US' }, { country: 'T1' }, { colo: 'FRA' }, { colo: 'CDG' }],
+    starts_at: new Date('2031-03-01T09:00').toISOString(),
+    ends_at: new Date('2031-04-01T09:00').toISOString(),
+    variants: [
+      { name: 'A', mask_set: 'dense' },
+      { name: 'B', mask_set: expect.stringMatching(/^v_/) },
+    ],
+  });
+  await page.getByRole('button', { name: 'Start everything' }).click();
+  await dialog.getByRole('button', { name: 'Start' }).click();
+  await row.getByText('scheduled').waitFor();
+  await page.getByRole('button', { name: 'Stop everything' }).click();
+  await dialog.getByRole('button', { name: 'Stop' }).click();
+  await row.getByText('stopped').waitFor();
+});
+
+/** More than a hundred a variant: fewer make no interval. */
+const REQUESTS = 240;
+const AT_ONCE = 8;
+
+/** Sums of all kinds, and nothing else; where they came in, as the edge says. */
+async function askSums(): Promise<string> {
+  const { client, dev } = dashboard.product;
+  let region = '';
+  let next = 0;
+  const ask = async () => {
+    while (next < REQUESTS) {
+      // Short, since there are many: what is asked of the model does not matter here.
+      const body = { model: dev.model, prompt: `How much is ${next++} times 7?`, max_tokens: 1 };
+      const { response } = await client.completions.create(body).withResponse();
+      region = response.headers.get('x-maskroute-region')!;
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, ask));
+  return region;
+}
+
+test('intervals are drawn with what they hold for, by region; one-sided traffic is a collapse, and said', async () => {
+  const live = (await livePublication(dashboard.client, ''))!;
+  const variants = [
+    { name: 'A', weight: 1, mask_set: 'dense' },
+    { name: 'B', weight: 1, mask_set: live.version },
+  ];
+  const body = { id: 'sums', variants, shadow_share: 0 };
+  await dashboard.client.request({ method: 'POST', path: '/experiments', body }, experimentSchema);
+  await dashboard.client.request({ method: 'POST', path: '/experiments/sums/start' }, experimentSchema);
+  const region = await askSums();
+
+  await visit(page, 'Live masks');
+  await visit(page, 'Experiments');
+  await page.getByRole('button', { name: 'Results sums' }).click();
+  const results = page.getByRole('region', { name: 'Results of sums' });
+  const table = results.getByRole('table', { name: 'Variants' });
+  await results.getByLabel('Compared by').selectOption('ttft_ms');
+  const chart = results.getByRole('img', { name: 'Difference from A in ms to the first token' });
+  await chart.waitFor({ timeout: 40_000 });
+  expect(await results.textContent()).toContain('Those of one conversation resemble each other');
+  await expectAccessible(page, 'intervals');
+  // The tables are wider than the page, which is not for it.
+  expect(await page.evaluate('document.documentElement.scrollWidth - innerWidth')).toBeLessThanOrEqual(0);
+  const filter = results.getByLabel(/^Only requests from/);
+  for (const [within, counted] of [
+    ['XX/YY', false],
+    [region, true],
+  ] as const) {
+    await filter.fill(within);
+    await filter.press('Enter');
+    await expect
+      .poll(() => table.getByRole('row', { name: 'A (control)' }).textContent(), { timeout: 20_000 })
+      .toMatch(counted ? /dense1\d\d/ : /dense10–/);
+  }
+
+  await visit(page, 'Routing');
+  await page.getByRole('alert').getByText('Routing has collapsed').waitFor({ timeout: 20_000 });
+  const balance = page.getByRole('table', { name: 'Balance' });
+  expect(await balance.textContent()).toContain('collapsed');
+  await expectAccessible(page, 'a collapse');
+  expect(dashboard.complaints).toEqual([]);
+}, 240_000);

@@ -1,0 +1,210 @@
+/** Mask sets on the dashboard: made live and taken back, whose they are, what was measured of them. */
+import { spawnSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import path from 'node:path';
+import type { Page } from 'playwright-core';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import type { AdminClient } from '../../gpu-backend/publication/admin-client.ts';
+import { readMaskSet } from '../../gpu-backend/publication/mask-set-file.ts';
+import { livePublication, publishMaskSet } from '../../gpu-backend/publication/publish.ts';
+import { type ApiKeyKind, type CreatedKey, createdKeySchema, tenantSchema } from '../../shared/admin.ts';
+import { experimentSchema } from '../../shared/admin-experiments.ts';
+import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
+import { madeUpEvaluation } from '../support/evaluation.ts';
+import { complaintsOf, expectAccessible, logIn, openPage, visit } from './browser.ts';
+import { closeDashboard, type Dashboard, openDashboard } from './open-dashboard.ts';
+
+let dashboard: Dashboard;
+let product: Dashboard['product'];
+let client: AdminClient;
+let page: Page;
+let complaints: string[];
+let preset: MaskSet;
+
+beforeAll(async () => {
+  dashboard = await openDashboard();
+  ({ product, client, page, complaints } = dashboard);
+  preset = await readMaskSet(PRESET);
+}, 120_000);
+afterAll(() => closeDashboard(dashboard), 60_000);
+
+const PRESET = path.resolve('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');
+const live = () => livePublication(client, '');
+const rollBackButton = () => page.getByRole('button', { name: 'Roll back' });
+const dialog = () => page.getByRole('dialog');
+
+async function publish(name: string, activate = true): Promise<string> {
+  const set = { ...preset, name };
+  await publishMaskSet(client, set, { tenant: '', activate });
+  return maskSetVersion(set);
+}
+
+async function newTenant(of: AdminClient, id: string, kind: ApiKeyKind): Promise<CreatedKey> {
+  await of.request({ method: 'POST', path: '/tenants', body: { id, name: id } }, tenantSchema);
+  const body = { kind, tenant: id, name: 'for a test' };
+  return await of.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
+}
+
+test('the way back is named as it is, step by step, and closed at its end', async () => {
+  const first = maskSetVersion(preset);
+  const second = await publish('second');
+  const third = await publish('third');
+  await visit(page, 'Publications');
+  for (const [goes, comes] of [
+    [third, second],
+    [second, first],
+  ] as const) {
+    await page.getByRole('status').getByText(goes).waitFor();
+    await rollBackButton().click();
+    await dialog().getByText(`${goes} goes, ${comes} comes back for default (shared).`).waitFor();
+    await dialog().getByRole('button', { name: 'Roll back' }).click();
+    await page.getByRole('status').getByText(comes).waitFor();
+    expect((await live())?.version).toBe(comes);
+  }
+  expect(await rollBackButton().isDisabled()).toBe(true);
+  expect(complaints).toEqual([]);
+});
+
+test('a set goes live step by step and watched, as the dialog says, and is called off', async () => {
+  const before = (await live())!.version;
+  await visit(page, 'Live masks');
+  const version = await publish('gradual', false);
+  await visit(page, 'Publications');
+  await page.getByRole('button', { name: `Activate ${version}` }).click();
+  await dialog()
+    .getByLabel(/^Step by step/)
+    .check();
+  await dialog().getByLabel('Minutes a step').fill('3');
+  await dialog()
+    .getByLabel(/^Take it back when more than this share/)
+    .fill('2.5');
+  await dialog()
+    .getByLabel(/^Take it back when a token takes/)
+    .fill('1.5');
+  await expectAccessible(page, 'the dialog of an activation');
+  await dialog().getByRole('button', { name: 'Activate' }).click();
+  await page.getByRole('status').getByText(`the others see ${before}`).waitFor();
+  expect(await live()).toMatchObject({
+    version,
+    share: 0.01,
+    rollout: [
+      { share: 0.01, duration_s: 180 },
+      { share: 0.1, duration_s: 180 },
+    ],
+    auto_rollback: { error_rate_max: 0.025, tpot_ratio_max: 1.5 },
+  });
+  const row = page.getByRole('table', { name: 'History' }).getByRole('row').nth(1);
+  expect(await row.textContent()).toContain('1 % for 3 min, 10 % for 3 min, then everyone; watched');
+  await rollBackButton().click();
+  await dialog().getByText(`${version} goes, ${before} comes back`).waitFor();
+  await dialog().getByRole('button', { name: 'Roll back' }).click();
+  await page.getByRole('status').getByText(`: ${before}, since`).waitFor();
+  expect(complaints).toEqual([]);
+});
+
+test('a tenant without a set of its own sees the default one, with its own key, too', async () => {
+  const { version } = (await live())!;
+  const { key } = await newTenant(client, 'guest', 'tenant_admin');
+  const expectDefaultSet = async (of: Page) => {
+    for (const title of ['Live masks', 'Embedding map']) {
+      await visit(of, title);
+      await of.getByText('guest has no mask set of its own').waitFor();
+      await of.getByText(version).waitFor();
+      await of.getByRole('table').first().waitFor();
+    }
+    await visit(of, 'Publications');
+    await of
+      .getByRole('status')
+      .getByText('Nothing is live for guest. Its requests use the default')
+      .waitFor();
+  };
+  await visit(page, 'Live masks');
+  // The list of tenants is read again when it is opened.
+  await page.getByLabel('Tenant').focus();
+  await page.getByLabel('Tenant').selectOption('guest');
+  await expectDefaultSet(page);
+  await page.getByLabel('Tenant').selectOption('');
+
+  const own = await openPage(dashboard.browser);
+  const troubles = complaintsOf(own);
+  await logIn(own, product.dev.edge, key);
+  await expectDefaultSet(own);
+  await visit(own, 'Experiments');
+  await own.getByRole('button', { name: 'New experiment' }).click();
+  await own.getByLabel('Id').fill('with-the-default-set');
+  await own.getByRole('button', { name: 'Create the draft' }).click();
+  await own.getByRole('button', { name: 'Start with-the-default-set' }).click();
+  await own.getByRole('dialog').getByRole('button', { name: 'Start' }).click();
+  await own.getByRole('row', { name: 'with-the-default-set' }).getByText('running').waitFor();
+  const { variants } = await client.request(
+    { method: 'GET', path: '/experiments/with-the-default-set' },
+    experimentSchema,
+  );
+  expect(variants.map(({ mask_set }) => mask_set)).toEqual(['dense', version]);
+  // Each asked for what is live for the tenant itself, which is nothing.
+  for (const list of [complaints, troubles]) {
+    expect(list.splice(0)).toEqual([expect.stringContaining('404')]);
+  }
+  await own.context().close();
+});
+
+test('an evaluation that was sent with a set is drawn, every baseline in it, and else what the sets carry', async () => {
+  const version = maskSetVersion(preset);
+  const evaluation = madeUpEvaluation(version);
+  const file = path.join(dashboard.home, 'evaluation.json');
+  writeFileSync(file, JSON.stringify(evaluation));
+  const line = ['bin/maskroute.js', 'publish', PRESET, '--evaluation', file, '--edge', product.dev.edge];
+  const env = { ...process.env, MASKROUTE_ADMIN_KEY: product.dev.adminKey };
+  const { status, stderr } = spawnSync(process.execPath, line, { env, encoding: 'utf8' });
+  expect(status, stderr).toBe(0);
+
+  await visit(page, 'Quality');
+  const figures = page.getByLabel('Figures');
+  await figures.selectOption(`evaluation of ${preset.name} ${version.slice(0, 10)}`);
+  const table = page.getByRole('table', { name: 'Evaluated methods' });
+  const rows = await table.locator('tbody tr').allTextContents();
+  const drawn = [...evaluation.rows, ...evaluation.equalTime];
+  expect(rows).toHaveLength(drawn.length);
+  drawn.forEach(({ method, msPerToken }, index) => {
+    expect(rows[index]).toMatch(new RegExp(`^${method}.*${msPerToken.toFixed(2)}$`));
+  });
+  await page.getByRole('img', { name: 'KL to dense (less is better) against ms a token' }).waitFor();
+  await page.getByLabel('Quality').selectOption('perplexity');
+  await page.getByRole('img', { name: 'perplexity (less is better) against ms a token' }).waitFor();
+  await expectAccessible(page, 'an evaluation');
+
+  await figures.selectOption('held-out figures of every set');
+  await page.getByRole('img', { name: 'KL to dense (less is better) against blocks that run' }).waitFor();
+  await page.getByRole('table', { name: 'Held-out figures' }).waitFor();
+  expect(complaints).toEqual([]);
+});
+
+test('the time of a token in live traffic stands beside it, by the blocks that were out', async () => {
+  const { version, sparsity } = await completed();
+  const times = page.getByRole('table', { name: 'A token in live traffic' });
+  await expect
+    .poll(
+      async () => {
+        await visit(page, 'Live masks');
+        await visit(page, 'Quality');
+        return await times.getByRole('row').count();
+      },
+      { timeout: 20_000 },
+    )
+    .toBe(2);
+  const text = await times.getByRole('row').nth(1).textContent();
+  expect(text).toContain(`${version.slice(0, 10)}${(100 * sparsity).toFixed(1)} %1`);
+});
+
+/** One request through the edge, and how it was routed. */
+async function completed(): Promise<{ version: string; sparsity: number }> {
+  const answer = await product.client.chat.completions
+    .create({
+      model: product.dev.model,
+      messages: [{ role: 'user', content: 'Why is the sky blue?' }],
+      max_tokens: 12,
+    })
+    .asResponse();
+  const header = (name: string) => answer.headers.get(`x-maskroute-${name}`)!;
+  return { version: header('version'), sparsity: Number(header('sparsity')) };
+}
