@@ -221,10 +221,13 @@ const rolloutSchema = z
     message: 'shares must rise from step to step',
   });
 
-/** When the edge takes a publication back by itself. Compared are the requests since the activation. */
+/**
+ * When the edge takes a publication back by itself. Compared are the requests since the activation that were routed to
+ * one of its masks: those of the last 15 minutes, or of the last two hours where these are fewer than `requests_min`.
+ */
 export const autoRollbackSchema = z
   .strictObject({
-    /** Highest share of requests that fail for a reason that is not the client's. */
+    /** Highest share of requests that fail, and neither for the client's doing nor because nobody answered in time. */
     error_rate_max: z.number().min(0).lt(1).optional(),
     /** Highest mean time per token, in milliseconds. */
     tpot_ms_max: z.number().gt(0).optional(),

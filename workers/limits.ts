@@ -178,6 +178,12 @@ export const EVENTS = {
   retryDelay_s: 30,
 } as const;
 
+/**
+ * What a version is judged by that may be taken back: its last quarter of an hour, so that one which turns bad after
+ * weeks is found in minutes; where that has too few requests, its last two hours.
+ */
+export const JUDGED_ms = [15 * 60_000, 2 * 3_600_000] as const;
+
 /** Comparing with dense: one at a time an isolate, short, and done before the platform ends what is left behind. */
 export const COMPARISON_SHARE = 0.01;
 export const COMPARISON = { atOnceMax: 1, tokens: 16, timeout_ms: 12_000 } as const;
