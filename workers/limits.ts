@@ -30,6 +30,14 @@ export const EXPERIMENTS_RUNNING_MAX = 100;
 export const TENANT_EXPERIMENTS_RUNNING_MAX = 10;
 
 /**
+ * Distinct mask sets in started experiments, of all and of one tenant: every isolate holds all of them, at up to 0.5 MB,
+ * and reads them one after the other when it begins. All of them fit into {@link DECODED_SETS_BYTES_MAX}, so that
+ * reading that is cut short goes on where it was.
+ */
+export const EXPERIMENT_SETS_MAX = 64;
+export const TENANT_EXPERIMENT_SETS_MAX = 10;
+
+/**
  * Keys and what their tenants may do. A change (a revocation, say) holds within 5 s in an isolate that can reach
  * D1: nothing older is answered without asking again. While D1 is down, keys seen before work for an hour, and at
  * most one request a second waits 250 ms to find out; a key that was seen revoked stays revoked. A wrong key is
@@ -73,8 +81,11 @@ export const LOAD_PROBE = { timeout_ms: 2_000, aRequestMax: 4, bytesMax: 256 * 1
 /** What an admin request, feedback or a backend's question for a mask waits for D1. */
 export const D1_TIMEOUT_ms = 5_000;
 
-/** Decoded mask sets held by an isolate of 128 MB: at 256 clusters of 384 dimensions each takes 0.4 MB. */
-export const DECODED_SETS_MAX = 64;
+/**
+ * Decoded mask sets that an isolate of 128 MB keeps beyond those that are live or in experiments: 80 of the largest (at
+ * 256 clusters of 384 dimensions each takes 0.5 MB), or a thousand of a usual size.
+ */
+export const DECODED_SETS_BYTES_MAX = 40 * 1024 * 1024;
 
 /** Vectors of texts seen before, where embedding goes over a network: at 384 dimensions each takes 1.5 kB. */
 export const VECTORS_MAX = 4_000;
