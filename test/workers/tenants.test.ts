@@ -271,6 +271,18 @@ describe('a key', () => {
     const headers = { 'cf-connecting-ip': '203.0.113.8' };
     expect((await call('GET', '/v1/models', { key, headers }, isolate)).status).toBe(200);
   });
+
+  it('that nobody knows is looked up so often a network of IPv6, whichever of its addresses asks', async () => {
+    const isolate = freshIsolate();
+    const guess = (i: number, network: string) => {
+      const headers = { 'cf-connecting-ip': `${network}::${(i + 1).toString(16)}` };
+      return call('GET', '/v1/models', { key: `mr_live_six_${i}`, headers }, isolate);
+    };
+    const codes = new Set<string>();
+    for (let i = 0; i < 350 && codes.size < 2; i++) codes.add(await errorCode(guess(i, '2001:db8:7:1')));
+    expect(codes).toEqual(new Set(['401 invalid_api_key', '429 rate_limit_exceeded']));
+    expect(await errorCode(guess(1000, '2001:db8:7:2'))).toBe('401 invalid_api_key');
+  });
 });
 
 describe('one tenant', () => {
