@@ -2,8 +2,9 @@
 
 /**
  * Configuration of live publications. A new version is seen within 5 s of its activation. While requests come in it
- * is refreshed behind them every 2 s; the first request after a pause asks D1 and waits up to 250 ms for the answer.
- * One that waited in vain is the last to wait until D1 answers again: the last good version is served meanwhile.
+ * is refreshed behind them every 2 s; the first request after a pause asks D1 and waits up to 1 s for the answer: a new
+ * version is two questions to a D1 that may be far away. One that waited in vain is the last to wait until D1 answers
+ * again: the last good version is served meanwhile.
  */
 export const TABLE = {
   fresh_ms: 2_000,
@@ -11,7 +12,8 @@ export const TABLE = {
   stale_ms: Number.POSITIVE_INFINITY,
   negative_ms: 0,
   wait_ms: 1_000,
-  staleWait_ms: 250,
+  staleWait_ms: 1_000,
+  failingWait_ms: 250,
   load_ms: 3_000,
   retry_ms: 1_000,
   retriesBehind: true,
@@ -39,8 +41,9 @@ export const TENANT_EXPERIMENT_SETS_MAX = 10;
 
 /**
  * Keys and what their tenants may do. A change (a revocation, say) holds within 5 s in an isolate that can reach
- * D1: nothing older is answered without asking again. While D1 is down, keys seen before work for an hour, and at
- * most one request a second waits 250 ms to find out; a key that was seen revoked stays revoked. A wrong key is
+ * D1: nothing older is answered without asking again and waiting 1 s, which is what D1 takes on a slow day. While D1
+ * is down, which the first request to wait in vain finds out, keys seen before work for an hour, and at most one
+ * request a second waits 250 ms to find out whether it is back; a key that was seen revoked stays revoked. A wrong key is
  * remembered for 2 s so that a client in a loop asks D1 rarely.
  */
 export const KEYS = {
@@ -49,7 +52,8 @@ export const KEYS = {
   stale_ms: 3_600_000,
   negative_ms: 2_000,
   wait_ms: 2_000,
-  staleWait_ms: 250,
+  staleWait_ms: 1_000,
+  failingWait_ms: 250,
   load_ms: 3_000,
   retry_ms: 1_000,
   entriesMax: 10_000,

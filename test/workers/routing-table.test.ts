@@ -28,6 +28,7 @@ function counted(decodedMax_bytes?: number) {
         }
       },
     },
+    undefined,
     decodedMax_bytes,
   );
   return { table, reads };

@@ -20,7 +20,7 @@ import type { LiveState } from '../db/publications.ts';
 import { DECODED_SETS_BYTES_MAX, TABLE } from '../limits.ts';
 import type { Hold } from './deadline.ts';
 import { log, reasonOf } from './log.ts';
-import { createSwrCache } from './swr-cache.ts';
+import { createSwrCache, type SourceHealth } from './swr-cache.ts';
 
 export type LiveCluster = {
   readonly mask: MaskId;
@@ -78,6 +78,7 @@ type Pointer = { readonly schedule: Rollout; readonly set: LiveSet; readonly bas
 
 export function createRoutingTable(
   source: TableSource,
+  health?: SourceHealth,
   decodedMax_bytes = DECODED_SETS_BYTES_MAX,
 ): RoutingTable {
   /** By owner and version: sets are immutable, so an entry is never wrong, only unused. */
@@ -119,6 +120,7 @@ export function createRoutingTable(
         throw error;
       }),
     TABLE,
+    health,
   );
 
   return {

@@ -10,7 +10,7 @@ import type { RunningExperiment } from './assign.ts';
 import type { Hold } from './deadline.ts';
 import { log, reasonOf } from './log.ts';
 import type { HeldSets, RoutingTable } from './routing-table.ts';
-import { createSwrCache } from './swr-cache.ts';
+import { createSwrCache, type SourceHealth } from './swr-cache.ts';
 
 export interface RunningExperiments {
   /** Those that are started, and those that will start: their times are compared with the clock at each request. */
@@ -26,6 +26,7 @@ const KEY = '';
 export function createRunningExperiments(
   listStarted: () => Promise<readonly StoredExperiment[]>,
   table: Pick<RoutingTable, 'versionOf'>,
+  health?: SourceHealth,
 ): RunningExperiments {
   const cache = createSwrCache<readonly RunningExperiment[]>(
     'the experiments',
@@ -44,6 +45,7 @@ export function createRunningExperiments(
       }
     },
     EXPERIMENTS,
+    health,
   );
   return {
     fresh: () => cache.fresh(KEY),
