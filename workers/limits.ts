@@ -106,6 +106,9 @@ export const MASK_SET_BYTES_MAX = 1_900_000;
 /** What a tenant's own administrators may store: D1 holds 10 GB, and all tenants are in it. */
 export const TENANT_ROOM = { keys: 10_000, experiments: 1_000, maskSets_bytes: 100_000_000 } as const;
 
+/** A key that expired says for this long when it did; after that it is gone, and takes no room. */
+export const EXPIRED_KEYS_KEPT_ms = 30 * 86_400_000;
+
 /** Deeper JSON than this is refused: parsers and serializers recurse. */
 export const JSON_DEPTH_MAX = 64;
 

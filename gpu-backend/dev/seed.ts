@@ -2,16 +2,10 @@
  * What a fresh edge lacks: a tenant with a key, and a mask set that is live. All of it through the admin API,
  * and all of it the same when it is done again.
  */
-import {
-  createdKeySchema,
-  DEFAULT_TENANT,
-  listSchema,
-  maskSetSummarySchema,
-  tenantSchema,
-} from '../../shared/admin.ts';
+import { createdKeySchema, DEFAULT_TENANT, maskSetSummarySchema, tenantSchema } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
-import type { AdminClient } from '../publication/admin-client.ts';
+import { type AdminClient, listAll } from '../publication/admin-client.ts';
 import { livePublication, publicationHistory, publishMaskSet } from '../publication/publish.ts';
 
 const TENANT = { id: 'local', name: 'This machine' };
@@ -61,9 +55,6 @@ export async function ensurePreset(
 }
 
 async function nameOf(client: AdminClient, version: string): Promise<string | undefined> {
-  const { data } = await client.request(
-    { method: 'GET', path: '/mask-sets' },
-    listSchema(maskSetSummarySchema),
-  );
-  return data.find((set) => set.version === version)?.name;
+  const sets = await listAll(client, '/mask-sets', maskSetSummarySchema);
+  return sets.find((set) => set.version === version)?.name;
 }

@@ -4,7 +4,6 @@
  */
 import {
   type LivePublication,
-  listSchema,
   livePublicationSchema,
   maskSetSummarySchema,
   type Publication,
@@ -13,7 +12,7 @@ import {
 } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
-import type { AdminClient } from './admin-client.ts';
+import { type AdminClient, listAll } from './admin-client.ts';
 import type { PublishSchedule } from './schedule.ts';
 
 export type PublishOutcome = {
@@ -84,13 +83,8 @@ export async function livePublication(
 }
 
 /** Newest first. */
-export const publicationHistory = async (client: AdminClient, tenant: string): Promise<Publication[]> =>
-  (
-    await client.request(
-      { method: 'GET', path: `/publications${tenantQuery(tenant)}` },
-      listSchema(publicationSchema),
-    )
-  ).data;
+export const publicationHistory = (client: AdminClient, tenant: string): Promise<Publication[]> =>
+  listAll(client, `/publications${tenantQuery(tenant)}`, publicationSchema);
 
 const tenantQuery = (tenant: string): string =>
   tenant === '' ? '' : `?tenant=${encodeURIComponent(tenant)}`;

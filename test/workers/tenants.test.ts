@@ -375,6 +375,29 @@ describe('one tenant', () => {
     await upload(makeMaskSet('another'), other.tenant, otherKey);
   });
 
+  it('gets back the room of keys that expired long ago, and not of others', async () => {
+    const { tenant } = await newTenant();
+    const { key } = await newKey({ tenant, kind: 'tenant_admin' });
+    const fill = (name: string, count: number, expiredBefore_ms: number) =>
+      env.DB.prepare(
+        `INSERT INTO api_keys (id, kind, tenant_id, name, prefix, sha256, created_at_ms, expires_at_ms)
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2)
+        SELECT ?1 || ?3 || i, 'tenant', ?1, 'Playground', 'mr', ?1 || ?3 || i, 1, ?4 FROM n`,
+      )
+        .bind(tenant, count, name, Date.now() - expiredBefore_ms)
+        .run();
+    await fill('-lately-', 9_997, 29 * 86_400_000);
+    await fill('-long-ago-', 500, 31 * 86_400_000);
+    const { id } = await created<CreatedKey>(admin('POST', '/keys', { name: 'has room' }, key));
+    const answer = admin('POST', '/keys', { name: 'has none' }, key);
+    expect(await errorCode(answer)).toBe('409 conflict');
+    expect(await errorCode(admin('POST', `/keys/${id}/rotate`, {}, key))).toBe('409 conflict');
+    await env.DB.prepare("UPDATE api_keys SET expires_at_ms = 1 WHERE id = ? || '-lately-1'")
+      .bind(tenant)
+      .run();
+    await created(admin('POST', `/keys/${id}/rotate`, {}, key));
+  });
+
   it('that is out of budget or floods slows nobody else', async () => {
     const { key: greedy } = await limitedTenant({ requests_per_minute: 1 });
     const { key } = await limitedTenant({ requests_per_minute: 100 });
