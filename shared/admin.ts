@@ -9,7 +9,7 @@
  * | `PATCH /tenants/{id}`           | {@link updateTenantSchema}  | {@link Tenant}; holds everywhere within 5 s |
  * | `GET /tenants/{id}/budget`      |                             | list of {@link BudgetUse}: what is used right now |
  * | `POST /keys`                    | {@link createKeySchema}     | 201 {@link CreatedKey}: the only time the key is shown |
- * | `GET /keys?tenant=`             |                             | list of {@link ApiKey} |
+ * | `GET /keys?tenant=&state=`      |                             | list of {@link ApiKey}; `state=working`: neither revoked nor expired |
  * | `DELETE /keys/{id}`             |                             | {@link ApiKey} with `revoked_at`; again is the same |
  * | `POST /keys/{id}/rotate`        | {@link rotateKeySchema}     | 201 {@link CreatedKey}: the key in its place; 409 when it is over |
  * | `GET /usage?tenant=&from=&to=&group=` |                       | list of {@link UsageRow} |
@@ -26,7 +26,7 @@
  * | `GET /publications/in-use?tenant=` |                          | {@link PublicationInUse}: the tenant's own or the default one; 404 when every request runs dense |
  * | `/experiments`, `/stats`        |                             | see `admin-experiments.ts` |
  *
- * `tenant` is a tenant id; absent or empty it means the default that every tenant without its own uses.
+ * Lists have pages, see `admin-pages.ts`. `tenant` is a tenant id; absent or empty it means the default that every tenant without its own uses.
  * A tenant's own admin key needs no `tenant`: it means its own, and every other is refused with 403.
  */
 import { z } from 'zod';
@@ -158,8 +158,17 @@ export const USAGE_GROUPS = ['tenant', 'day', 'model', 'mask'] as const;
 export type UsageGroup = (typeof USAGE_GROUPS)[number];
 export const USAGE_ROWS_MAX = 1000;
 const USAGE_DAYS = 30;
+const AFTER_CHARS_MAX = 1000;
 const day = z.iso.date();
 const daysAgo = (days: number): string => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10);
+
+function jsonOrNull(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
 
 /** Days are of UTC, both included. */
 export const usageQuerySchema = z
@@ -173,8 +182,15 @@ export const usageQuerySchema = z
       .default('day')
       .transform((text) => text.split(','))
       .pipe(z.array(z.enum(USAGE_GROUPS)).max(USAGE_GROUPS.length)),
+    limit: z.coerce.number().pipe(z.int().min(1).max(USAGE_ROWS_MAX)).default(USAGE_ROWS_MAX),
+    /** The `next` of an answer to the same question: what the last row of that page is grouped by. */
+    after: z.string().max(AFTER_CHARS_MAX).transform(jsonOrNull).pipe(z.array(z.string())).optional(),
   })
-  .refine(({ from, to }) => from <= to, { message: 'from is after to', path: ['from'] });
+  .refine(({ from, to }) => from <= to, { message: 'from is after to', path: ['from'] })
+  .refine(({ after, group }) => after === undefined || after.length === group.length, {
+    message: 'expected the next of an earlier answer to the same question',
+    path: ['after'],
+  });
 export type UsageQuery = z.infer<typeof usageQuerySchema>;
 
 /** What is not grouped by is null. */
@@ -224,10 +240,13 @@ const rolloutSchema = z
     message: 'shares must rise from step to step',
   });
 
-/** When the edge takes a publication back by itself. Compared are the requests since the activation. */
+/**
+ * When the edge takes a publication back by itself. Compared are the requests since the activation that were routed to
+ * one of its masks: those of the last 15 minutes, or of the last two hours where these are fewer than `requests_min`.
+ */
 export const autoRollbackSchema = z
   .strictObject({
-    /** Highest share of requests that fail for a reason that is not the client's. */
+    /** Highest share of requests that fail, and neither for the client's doing nor because nobody answered in time. */
     error_rate_max: z.number().min(0).lt(1).optional(),
     /** Highest mean time per token, in milliseconds. */
     tpot_ms_max: z.number().gt(0).optional(),
@@ -306,7 +325,13 @@ export type PublicationInUse = z.infer<typeof publicationInUseSchema>;
 export const publishCheckSchema = z.object({ activated: z.literal(false), version: z.string() });
 
 export const listSchema = <T extends z.ZodType>(item: T) =>
-  z.object({ object: z.literal('list'), data: z.array(item) });
+  z.object({
+    object: z.literal('list'),
+    data: z.array(item),
+    /** Whether there are more, and where they begin; of lists that have pages, see `admin-pages.ts`. */
+    has_more: z.boolean().optional(),
+    next: z.string().nullable().optional(),
+  });
 
 export const feedbackSchema = z.strictObject({
   /** The `id` of the completion. */

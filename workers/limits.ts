@@ -2,8 +2,9 @@
 
 /**
  * Configuration of live publications. A new version is seen within 5 s of its activation. While requests come in it
- * is refreshed behind them every 2 s; the first request after a pause asks D1 and waits up to 250 ms for the answer.
- * One that waited in vain is the last to wait until D1 answers again: the last good version is served meanwhile.
+ * is refreshed behind them every 2 s; the first request after a pause asks D1 and waits up to 1 s for the answer: a new
+ * version is two questions to a D1 that may be far away. One that waited in vain is the last to wait until D1 answers
+ * again: the last good version is served meanwhile.
  */
 export const TABLE = {
   fresh_ms: 2_000,
@@ -11,7 +12,8 @@ export const TABLE = {
   stale_ms: Number.POSITIVE_INFINITY,
   negative_ms: 0,
   wait_ms: 1_000,
-  staleWait_ms: 250,
+  staleWait_ms: 1_000,
+  failingWait_ms: 250,
   load_ms: 3_000,
   retry_ms: 1_000,
   retriesBehind: true,
@@ -30,9 +32,18 @@ export const EXPERIMENTS_RUNNING_MAX = 100;
 export const TENANT_EXPERIMENTS_RUNNING_MAX = 10;
 
 /**
+ * Distinct mask sets in started experiments, of all and of one tenant: every isolate holds all of them, at up to 0.5 MB,
+ * and reads them one after the other when it begins. All of them fit into {@link DECODED_SETS_BYTES_MAX}, so that
+ * reading that is cut short goes on where it was.
+ */
+export const EXPERIMENT_SETS_MAX = 64;
+export const TENANT_EXPERIMENT_SETS_MAX = 10;
+
+/**
  * Keys and what their tenants may do. A change (a revocation, say) holds within 5 s in an isolate that can reach
- * D1: nothing older is answered without asking again. While D1 is down, keys seen before work for an hour, and at
- * most one request a second waits 250 ms to find out; a key that was seen revoked stays revoked. A wrong key is
+ * D1: nothing older is answered without asking again and waiting 1 s, which is what D1 takes on a slow day. While D1
+ * is down, which the first request to wait in vain finds out, keys seen before work for an hour, and at most one
+ * request a second waits 250 ms to find out whether it is back; a key that was seen revoked stays revoked. A wrong key is
  * remembered for 2 s so that a client in a loop asks D1 rarely.
  */
 export const KEYS = {
@@ -41,7 +52,8 @@ export const KEYS = {
   stale_ms: 3_600_000,
   negative_ms: 2_000,
   wait_ms: 2_000,
-  staleWait_ms: 250,
+  staleWait_ms: 1_000,
+  failingWait_ms: 250,
   load_ms: 3_000,
   retry_ms: 1_000,
   entriesMax: 10_000,
@@ -73,8 +85,11 @@ export const LOAD_PROBE = { timeout_ms: 2_000, aRequestMax: 4, bytesMax: 256 * 1
 /** What an admin request, feedback or a backend's question for a mask waits for D1. */
 export const D1_TIMEOUT_ms = 5_000;
 
-/** Decoded mask sets held by an isolate of 128 MB: at 256 clusters of 384 dimensions each takes 0.4 MB. */
-export const DECODED_SETS_MAX = 64;
+/**
+ * Decoded mask sets that an isolate of 128 MB keeps beyond those that are live or in experiments: 80 of the largest (at
+ * 256 clusters of 384 dimensions each takes 0.5 MB), or a thousand of a usual size.
+ */
+export const DECODED_SETS_BYTES_MAX = 40 * 1024 * 1024;
 
 /** Vectors of texts seen before, where embedding goes over a network: at 384 dimensions each takes 1.5 kB. */
 export const VECTORS_MAX = 4_000;
@@ -90,6 +105,9 @@ export const MASK_SET_BYTES_MAX = 1_900_000;
 
 /** What a tenant's own administrators may store: D1 holds 10 GB, and all tenants are in it. */
 export const TENANT_ROOM = { keys: 10_000, experiments: 1_000, maskSets_bytes: 100_000_000 } as const;
+
+/** A key that expired says for this long when it did; after that it is gone, and takes no room. */
+export const EXPIRED_KEYS_KEPT_ms = 30 * 86_400_000;
 
 /** Deeper JSON than this is refused: parsers and serializers recurse. */
 export const JSON_DEPTH_MAX = 64;
@@ -144,7 +162,8 @@ export const BUDGET = { wait_ms: 2_000, tries: 2 } as const;
 /**
  * The rate-limit bindings of wrangler.toml. Their windows are ten seconds. They are asked once for some requests of a
  * caller in an isolate, since on one machine they are a question to another object, which no request should wait for.
- * An isolate that has seen more callers than it remembers asks about each of them anew.
+ * A new isolate lets up to so many in before it asks. One that has seen more callers than it remembers begins anew with
+ * each of them.
  */
 export const BURST = {
   window_s: 10,
@@ -177,6 +196,12 @@ export const EVENTS = {
   count_ms: 20_000,
   retryDelay_s: 30,
 } as const;
+
+/**
+ * What a version is judged by that may be taken back: its last quarter of an hour, so that one which turns bad after
+ * weeks is found in minutes; where that has too few requests, its last two hours.
+ */
+export const JUDGED_ms = [15 * 60_000, 2 * 3_600_000] as const;
 
 /** Comparing with dense: one at a time an isolate, short, and done before the platform ends what is left behind. */
 export const COMPARISON_SHARE = 0.01;

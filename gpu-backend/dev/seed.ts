@@ -4,16 +4,10 @@
  */
 import { existsSync } from 'node:fs';
 import path from 'node:path';
-import {
-  createdKeySchema,
-  DEFAULT_TENANT,
-  listSchema,
-  maskSetSummarySchema,
-  tenantSchema,
-} from '../../shared/admin.ts';
+import { createdKeySchema, DEFAULT_TENANT, maskSetSummarySchema, tenantSchema } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
-import type { AdminClient } from '../publication/admin-client.ts';
+import { type AdminClient, listAll } from '../publication/admin-client.ts';
 import { readEvaluation } from '../publication/evaluation-file.ts';
 import { readMaskSet } from '../publication/mask-set-file.ts';
 import {
@@ -83,9 +77,6 @@ export async function storePreset(client: AdminClient, file: string): Promise<vo
 }
 
 async function nameOf(client: AdminClient, version: string): Promise<string | undefined> {
-  const { data } = await client.request(
-    { method: 'GET', path: '/mask-sets' },
-    listSchema(maskSetSummarySchema),
-  );
-  return data.find((set) => set.version === version)?.name;
+  const sets = await listAll(client, '/mask-sets', maskSetSummarySchema);
+  return sets.find((set) => set.version === version)?.name;
 }

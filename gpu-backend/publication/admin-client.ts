@@ -1,5 +1,6 @@
 /** The edge's admin API over HTTP, its answers parsed and its errors raised as they were worded there. */
 import { z } from 'zod';
+import { listSchema } from '../../shared/admin.ts';
 import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/errors.ts';
 
 const ANSWER_TIMEOUT_ms = 30_000;
@@ -44,6 +45,21 @@ export function createAdminClient(edge: string, adminKey: string): AdminClient {
       });
     },
   };
+}
+
+/** Everything in a list, page by page; `path` may have a query. @throws what `request` throws. */
+export async function listAll<T extends z.ZodType>(
+  client: AdminClient,
+  path: string,
+  item: T,
+): Promise<z.output<T>[]> {
+  const items: z.output<T>[] = [];
+  for (let from = path; ; ) {
+    const { data, next } = await client.request({ method: 'GET', path: from }, listSchema(item));
+    items.push(...data);
+    if (next == null) return items;
+    from = `${path}${path.includes('?') ? '&' : '?'}before=${encodeURIComponent(next)}`;
+  }
 }
 
 async function send(url: string, request: AdminRequest, adminKey: string): Promise<Response> {

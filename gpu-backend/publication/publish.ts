@@ -14,7 +14,7 @@ import {
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type EvaluationFigures, evaluatedRowSchema } from '../../shared/evaluation.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
-import type { AdminClient } from './admin-client.ts';
+import { type AdminClient, listAll } from './admin-client.ts';
 import type { PublishSchedule } from './schedule.ts';
 
 export type PublishOutcome = {
@@ -96,13 +96,8 @@ export async function livePublication(
 }
 
 /** Newest first. */
-export const publicationHistory = async (client: AdminClient, tenant: string): Promise<Publication[]> =>
-  (
-    await client.request(
-      { method: 'GET', path: `/publications${tenantQuery(tenant)}` },
-      listSchema(publicationSchema),
-    )
-  ).data;
+export const publicationHistory = (client: AdminClient, tenant: string): Promise<Publication[]> =>
+  listAll(client, `/publications${tenantQuery(tenant)}`, publicationSchema);
 
 const tenantQuery = (tenant: string): string =>
   tenant === '' ? '' : `?tenant=${encodeURIComponent(tenant)}`;

@@ -76,6 +76,31 @@ describe('revocation', () => {
   });
 });
 
+it('a revocation holds in an isolate that was idle, though D1 takes 400 ms to say so', async () => {
+  const { key, keyId } = await newTenant();
+  const d1 = badD1();
+  const isolate = freshIsolate({ DB: d1.DB });
+  expect((await chat(key, {}, isolate)).status).toBe(200);
+  await admin('DELETE', `/keys/${keyId}`);
+  d1.be('slow');
+  later(1_800_000);
+  expect(await errorCode(chat(key, {}, isolate))).toBe('401 invalid_api_key');
+});
+
+it('an isolate that slept through the end of an outage believes no key from before it', async () => {
+  const { key, keyId } = await newTenant();
+  const d1 = badD1();
+  const isolate = freshIsolate({ DB: d1.DB });
+  await chat(key, {}, isolate);
+  d1.be('failing');
+  later(10_000);
+  expect((await chat(key, {}, isolate)).status).toBe(200);
+  await admin('DELETE', `/keys/${keyId}`);
+  d1.be('slow');
+  later(1_800_000);
+  expect(await errorCode(chat(key, {}, isolate))).toBe('401 invalid_api_key');
+});
+
 describe('while D1 is down', () => {
   it.each(['failing', 'stalled'] as const)('%s: known keys work, unknown ones get 503', async (mood) => {
     const { key } = await newTenant();

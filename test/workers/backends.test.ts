@@ -98,9 +98,12 @@ describe('the registry', () => {
     for (const how of ['stalled', 'failing'] as const) {
       d1.be(how);
       passTime(10 * SECOND_ms);
-      const started_ms = performance.now();
-      expect(backendOf(await chat(key, {}, isolate))).toBe(id);
-      expect(performance.now() - started_ms).toBeLessThan(SECOND_ms);
+      // The first request finds out that D1 does not answer, for all that is asked of it.
+      for (const wait_ms of [1.5 * SECOND_ms, SECOND_ms]) {
+        const started_ms = performance.now();
+        expect(backendOf(await chat(key, {}, isolate))).toBe(id);
+        expect(performance.now() - started_ms).toBeLessThan(wait_ms);
+      }
     }
   });
 

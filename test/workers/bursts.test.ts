@@ -1,9 +1,16 @@
 /** What anybody may send at once: every tenant, and every administrator. */
 import { env } from 'cloudflare:workers';
-import { describe, expect, it, vi } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { createBurstLimit } from '../../workers/services/burst.ts';
 import { ADMIN_KEY, EDGE_URL } from '../support/edge/constants.ts';
 import { CHAT, call, chat, errorCode, freshIsolate, newKey, newTenant } from './support/edge.ts';
+
+afterEach(() => {
+  vi.restoreAllMocks();
+});
+
+/** A caller's first request in an isolate is the one for which the limiter is asked. */
+const askAtOnce = () => vi.spyOn(Math, 'random').mockReturnValue(0.9999);
 
 const limiter = env.TENANT_BURST!;
 /** The binding's own, in vitest.config.ts. */
@@ -21,6 +28,7 @@ async function onceUsedUp(who: string, ask: () => Promise<Response>): Promise<Re
 
 describe('a tenant without limits of its own', () => {
   it('is held to a ceiling at every door, and told when to come back; others are not', async () => {
+    askAtOnce();
     const { tenant, key } = await newTenant();
     const doors = [
       ['POST', '/v1/chat/completions', CHAT],
@@ -38,6 +46,7 @@ describe('a tenant without limits of its own', () => {
   });
 
   it('is let in when nobody can say how much it sent', async () => {
+    askAtOnce();
     const { key } = await newTenant();
     const broken = { limit: () => Promise.reject(new Error('the limiter is gone')) };
     expect((await chat(key, {}, freshIsolate({ TENANT_BURST: broken }))).status).toBe(200);
@@ -58,7 +67,7 @@ describe('a burst limit', () => {
 
   it('is asked so often only, and holds all the same', async () => {
     const { binding, counted } = counting();
-    const burst = createBurstLimit(binding, 'Too many', 50);
+    const burst = createBurstLimit(binding, 'Too many', 50, () => 0.9999);
     let entered = 0;
     const refusal = await (async () => {
       for (; ; entered++) await burst.enter('flood');
@@ -71,6 +80,27 @@ describe('a burst limit', () => {
     expect(entered).toBeLessThanOrEqual(2 * 50 * LIMIT);
   });
 
+  it('counts what a caller sends, in however many isolates', async () => {
+    const { binding, counted } = counting();
+    // One request in each of twice as many isolates as the limit has places: all of them are let in.
+    for (let isolate = 0; isolate < 2 * LIMIT; isolate++) {
+      await createBurstLimit(binding, 'Too many', 250).enter('thinly-spread');
+    }
+    expect(counted.asked).toBeLessThan(10);
+    // Twenty-five in each of two hundred are 5,000, which is a hundred fifties.
+    counted.asked = 0;
+    const limit = async () => {
+      counted.asked++;
+      return { success: true };
+    };
+    for (let isolate = 0; isolate < 200; isolate++) {
+      const burst = createBurstLimit({ limit }, 'Too many', 50);
+      for (let i = 0; i < 25; i++) await burst.enter('spread');
+    }
+    expect(counted.asked).toBeGreaterThan(60);
+    expect(counted.asked).toBeLessThan(140);
+  });
+
   it('asks for each request of a caller that it refused, until one is let in', async () => {
     let success = false;
     let asked = 0;
@@ -78,7 +108,7 @@ describe('a burst limit', () => {
       asked++;
       return { success };
     };
-    const burst = createBurstLimit({ limit }, 'Too many', 50);
+    const burst = createBurstLimit({ limit }, 'Too many', 50, () => 0.9999);
     for (let i = 0; i < 3; i++) {
       await expect(burst.enter('one')).rejects.toMatchObject({ code: 'rate_limit_exceeded' });
     }
@@ -91,7 +121,10 @@ describe('a burst limit', () => {
 
 describe('an administrator', () => {
   /** With a limit that a test can reach. */
-  const isolate = () => freshIsolate({ ADMIN_BURST: limiter });
+  const isolate = () => {
+    askAtOnce();
+    return freshIsolate({ ADMIN_BURST: limiter });
+  };
   const list = (key: string, from = isolate()) => call('GET', '/admin/v1/tenants', { key }, from);
 
   it('with a known key is held to a rate, and others are not', async () => {

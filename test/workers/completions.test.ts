@@ -184,7 +184,7 @@ describe('dense, and why', () => {
 
 describe('D1 on a bad day', () => {
   it.each(['failing', 'stalled'] as const)(
-    '%s: the last good version is served, and only the first request waits, for 250 ms',
+    '%s: the last good version is served, and only the first request waits, for a second',
     async (mood) => {
       const { tenant, key } = await newTenant();
       const { version } = await goLive('compass', tenant);
@@ -194,13 +194,19 @@ describe('D1 on a bad day', () => {
       expect(first.headers.get('x-maskroute-version')).toBe(version);
       d1.be(mood);
       vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 4_000 });
-      const started = performance.now();
-      for (let i = 0; i < 5; i++) {
-        const response = await chat(key, {}, isolate);
-        expect(response.headers.get('x-maskroute-version')).toBe(version);
-        expect(response.headers.get('x-maskroute-cluster')).toBe('0');
+      // The first and four more.
+      for (const [requests, wait_ms] of [
+        [1, 1_500],
+        [4, 1_000],
+      ] as const) {
+        const started = performance.now();
+        for (let i = 0; i < requests; i++) {
+          const response = await chat(key, {}, isolate);
+          expect(response.headers.get('x-maskroute-version')).toBe(version);
+          expect(response.headers.get('x-maskroute-cluster')).toBe('0');
+        }
+        expect(performance.now() - started).toBeLessThan(wait_ms);
       }
-      expect(performance.now() - started).toBeLessThan(1_000);
       vi.useRealTimers();
     },
   );

@@ -267,6 +267,26 @@ it('a tenant starts ten of its own, and leaves the other places to others', asyn
   expect((await act(ids[10]!, 'start', key)).status).toBe(200);
 });
 
+it('a tenant has ten mask sets in experiments that run, however it spreads them', async () => {
+  const { tenant } = await newTenant();
+  const { key } = await newKey({ tenant, kind: 'tenant_admin' });
+  const versions: string[] = [];
+  for (let i = 0; i < 11; i++) versions.push((await upload(makeMaskSet(`spread-${i}`), tenant)).version);
+  const begin = async (id: string, country: string, sets: readonly string[]) => {
+    const variants = sets.map((mask_set, i) => ({ name: `v${i}`, weight: 1, mask_set }));
+    await created(admin('POST', '/experiments', { id, variants, regions: [{ country }] }, key));
+    return await act(id, 'start', key);
+  };
+  expect((await begin('sets-a', 'AA', versions.slice(0, 6))).status).toBe(200);
+  expect((await begin('sets-b', 'AB', ['dense', ...versions.slice(4, 10)])).status).toBe(200);
+  expect((await begin('sets-c', 'AC', [versions[0]!, versions[9]!, 'dense'])).status).toBe(200);
+  const refused = await begin('sets-d', 'AD', ['dense', versions[10]!]);
+  expect(await refused.clone().text()).toContain('at most 10 mask sets');
+  expect(await errorCode(refused)).toBe('409 conflict');
+  await act('sets-b', 'stop', key);
+  expect((await act('sets-d', 'start', key)).status).toBe(200);
+});
+
 it('a malformed experiment is refused with the place', async () => {
   const variants = [
     { name: 'a', weight: 1, mask_set: 'dense' },

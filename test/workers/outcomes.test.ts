@@ -1,7 +1,7 @@
 /** Events into outcomes: counted once however often they come, in the right place, and acted upon. */
 import { createExecutionContext, createMessageBatch, getQueueResult } from 'cloudflare:test';
 import { env } from 'cloudflare:workers';
-import { describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { Publication } from '../../shared/admin.ts';
 import { type Stats, statsSchema } from '../../shared/admin-stats.ts';
 import type { EdgeEvent, RequestEvent } from '../../shared/events.ts';
@@ -20,6 +20,12 @@ import {
   newTenant,
   upload,
 } from './support/edge.ts';
+
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+const later = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
 
 const hex = (bytes: number) =>
   [...crypto.getRandomValues(new Uint8Array(bytes))].map((b) => b.toString(16).padStart(2, '0')).join('');
@@ -374,7 +380,7 @@ describe('a version that does worse than it may', () => {
     const { tenant } = await newTenant();
     const { version } = await upload(makeMaskSet('first-and-worse'), tenant);
     await activate(version, { tenant, auto_rollback: { error_rate_max: 0.1, requests_min: 2 } });
-    const bad = () => event({ tenant, version, status: 502, error_code: 'backend_error' });
+    const bad = () => event({ tenant, version, cluster: 0, status: 502, error_code: 'backend_error' });
     await deliver([bad(), bad()]);
     const list = await admin('GET', `/publications?tenant=${tenant}`);
     const { data } = await list.json<{ data: Publication[] }>();
@@ -383,11 +389,62 @@ describe('a version that does worse than it may', () => {
     expect((await admin('GET', `/publications/live?tenant=${tenant}`)).status).toBe(404);
   });
 
+  it('is not blamed for requests that carry its name and none of its masks', async () => {
+    const { history, of } = await guarded({ error_rate_max: 0.1, tpot_ms_max: 10, requests_min: 10 });
+    const slow = { tpot_ms: 30 };
+    const failed = { tpot_ms: null, status: 502, error_code: 'backend_error' };
+    const requested = { cluster: null, fallback: 'requested', mask: 'dense' } as const;
+    const unlike = { cluster: 1, fallback: 'low_similarity', mask: 'dense' } as const;
+    const own = { cluster: null, mask: 'custom' } as const;
+    for (const without of [requested, unlike, own]) {
+      await deliver(
+        [slow, failed].flatMap((how) => Array.from({ length: 30 }, () => of({ ...without, ...how }))),
+      );
+    }
+    await deliver(Array.from({ length: 20 }, () => of({ tpot_ms: 6 })));
+    expect(await history()).toHaveLength(2);
+    // Nor does quick company excuse it.
+    await deliver(Array.from({ length: 200 }, () => of({ ...requested, tpot_ms: 1 })));
+    await deliver(Array.from({ length: 20 }, () => of({ tpot_ms: 16 })));
+    expect((await history())[0]!.reason).toMatch(/11\.00 ms a token over 40 requests/);
+  });
+
+  it('is not taken back by an outage, and a fault of its own shows through one', async () => {
+    const { history, of } = await guarded({ error_rate_max: 0.1, requests_min: 10 });
+    const codes = ['backend_unreachable', 'not_ready', 'queue_timeout', 'configuration_unavailable'];
+    const outage = codes.map((error_code) => ({ status: 503, error_code }));
+    const late = { status: 200, error_code: 'deadline_exceeded' };
+    const lost = () => [...outage, late].flatMap((how) => Array.from({ length: 40 }, () => of(how)));
+    await deliver([...lost(), ...Array.from({ length: 18 }, () => of({}))]);
+    expect(await history()).toHaveLength(2);
+    await deliver(Array.from({ length: 3 }, () => of({ status: 500, error_code: 'engine_failed' })));
+    expect((await history())[0]!.reason).toMatch(/3 of 21 requests failed/);
+  });
+
+  it('is taken back within minutes when it turns bad after a long good time', async () => {
+    const { history, of } = await guarded({ error_rate_max: 0.1, tpot_ms_max: 10, requests_min: 20 });
+    for (let i = 0; i < 4; i++) await deliver(Array.from({ length: 250 }, () => of({})));
+    later(3_600_000);
+    await deliver(Array.from({ length: 20 }, () => of({ status: 500, error_code: 'engine_failed' })));
+    expect((await history())[0]!.reason).toMatch(/20 of 20 requests failed/);
+  });
+
+  it('is judged by two hours where a quarter of one has too few requests', async () => {
+    const { history, of } = await guarded({ error_rate_max: 0.1, requests_min: 20 });
+    const bad = () => of({ status: 500, error_code: 'engine_failed' });
+    await deliver(Array.from({ length: 10 }, bad));
+    later(3_600_000);
+    await deliver(Array.from({ length: 9 }, bad));
+    expect(await history()).toHaveLength(2);
+    await deliver([bad()]);
+    expect((await history())[0]!.reason).toMatch(/20 of 20 requests failed/);
+  });
+
   it('without bounds stays, whatever it does', async () => {
     const { tenant } = await newTenant();
     await goLive('old', tenant);
     const { version } = await goLive('bad', tenant);
-    const bad = () => event({ tenant, version, status: 500, error_code: 'engine_failed' });
+    const bad = () => event({ tenant, version, cluster: 0, status: 500, error_code: 'engine_failed' });
     await deliver(Array.from({ length: 90 }, bad));
     const live = await (await admin('GET', `/publications/live?tenant=${tenant}`)).json<Publication>();
     expect(live.version).toBe(version);

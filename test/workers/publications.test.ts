@@ -12,6 +12,7 @@ import { maskSetVersion } from '../../shared/mask-set.ts';
 import {
   activate,
   admin,
+  badD1,
   chat,
   created,
   errorCode,
@@ -107,6 +108,19 @@ describe('publishing', () => {
     const { version: one } = await goLive('one', tenant);
     expect(await versionSeen(key, idle)).toBe(one);
     const { version: two } = await goLive('two', tenant);
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 3_600_000 });
+    expect(await versionSeen(key, idle)).toBe(two);
+    vi.useRealTimers();
+  });
+
+  it('is seen by such a request, too, when D1 takes 400 ms', async () => {
+    const { tenant, key } = await newTenant();
+    const d1 = badD1();
+    const idle = freshIsolate({ DB: d1.DB });
+    const { version: one } = await goLive('one', tenant);
+    expect(await versionSeen(key, idle)).toBe(one);
+    const { version: two } = await goLive('two', tenant);
+    d1.be('slow');
     vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 3_600_000 });
     expect(await versionSeen(key, idle)).toBe(two);
     vi.useRealTimers();

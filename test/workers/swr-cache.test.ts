@@ -1,7 +1,12 @@
 /** The cache that stands between requests and D1: what it answers, when it asks, and what it survives. */
 import { describe, expect, it } from 'vitest';
 import type { Hold } from '../../workers/services/deadline.ts';
-import { createSwrCache, type SwrPolicy } from '../../workers/services/swr-cache.ts';
+import {
+  createSwrCache,
+  type SourceHealth,
+  type SwrPolicy,
+  unheard,
+} from '../../workers/services/swr-cache.ts';
 
 const POLICY: SwrPolicy = {
   fresh_ms: 100,
@@ -18,7 +23,7 @@ const POLICY: SwrPolicy = {
 };
 
 /** A source that the test answers by hand, and a clock that it moves. */
-function setup(policy: Partial<SwrPolicy> = {}) {
+function setup(policy: Partial<SwrPolicy> = {}, health?: SourceHealth) {
   const asked: { key: string; answer(value: string | null): void; fail(): void }[] = [];
   let now_ms = 1_000;
   const held: Promise<unknown>[] = [];
@@ -30,6 +35,7 @@ function setup(policy: Partial<SwrPolicy> = {}) {
         asked.push({ key, answer: resolve, fail: () => reject(new Error('the source fails')) });
       }),
     { ...POLICY, ...policy },
+    health,
     () => now_ms,
   );
   const settle = () => new Promise<void>((resolve) => setTimeout(resolve, 0));
@@ -112,6 +118,54 @@ describe('a known value', () => {
     await settle();
     asked.at(-1)!.answer('three');
     expect(await later).toBe('three');
+  });
+
+  it('that is old is waited for as long as the source may take, and less once it is known to fail', async () => {
+    const waits = { staleWait_ms: 60_000, failingWait_ms: 20, load_ms: 120_000 };
+    const { get, fill, asked, pass, settle } = setup({ ...waits, stale_ms: 10_000_000 });
+    await fill('a', 'one');
+    pass(201);
+    const slow = get();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    asked.at(-1)!.answer('two');
+    expect(await slow).toBe('two');
+    pass(201);
+    const failed = get();
+    await settle();
+    asked.at(-1)!.fail();
+    expect(await failed).toBe('two');
+    pass(41);
+    // Nobody answers: had it waited for longer, the test would be over.
+    expect(await get()).toBe('two');
+    // What was heard long ago says nothing any more.
+    pass(200_000);
+    const later = get();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    asked.at(-1)!.answer('three');
+    expect(await later).toBe('three');
+  });
+
+  it('is waited for less after another cache waited for the same source in vain', async () => {
+    const health = unheard();
+    const waits = { staleWait_ms: 60_000, failingWait_ms: 20, load_ms: 120_000, stale_ms: 10_000_000 };
+    const [keys, table] = [setup({}, health), setup(waits, health)];
+    await keys.fill('a', 'one');
+    await table.fill('a', 'one');
+    for (const { pass } of [keys, table]) pass(201);
+    expect(await keys.get()).toBe('one');
+    expect(await table.get()).toBe('one');
+    expect(table.asked).toHaveLength(2);
+  });
+
+  it('that is asked for behind requests, in vain for long, is hardly waited for', async () => {
+    const waits = { staleWait_ms: 60_000, failingWait_ms: 20, load_ms: 120_000 };
+    const { get, fill, asked, pass } = setup({ ...waits, revalidate_ms: 65_000, stale_ms: 500_000 });
+    await fill('a', 'one');
+    pass(101);
+    expect(await get()).toBe('one');
+    pass(70_000);
+    expect(await get()).toBe('one');
+    expect(asked).toHaveLength(2);
   });
 
   it('outlives a source that fails or stalls, and only one request waits for it', async () => {

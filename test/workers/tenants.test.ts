@@ -271,6 +271,18 @@ describe('a key', () => {
     const headers = { 'cf-connecting-ip': '203.0.113.8' };
     expect((await call('GET', '/v1/models', { key, headers }, isolate)).status).toBe(200);
   });
+
+  it('that nobody knows is looked up so often a network of IPv6, whichever of its addresses asks', async () => {
+    const isolate = freshIsolate();
+    const guess = (i: number, network: string) => {
+      const headers = { 'cf-connecting-ip': `${network}::${(i + 1).toString(16)}` };
+      return call('GET', '/v1/models', { key: `mr_live_six_${i}`, headers }, isolate);
+    };
+    const codes = new Set<string>();
+    for (let i = 0; i < 350 && codes.size < 2; i++) codes.add(await errorCode(guess(i, '2001:db8:7:1')));
+    expect(codes).toEqual(new Set(['401 invalid_api_key', '429 rate_limit_exceeded']));
+    expect(await errorCode(guess(1000, '2001:db8:7:2'))).toBe('401 invalid_api_key');
+  });
 });
 
 describe('one tenant', () => {
@@ -361,6 +373,29 @@ describe('one tenant', () => {
     const other = await newTenant();
     const { key: otherKey } = await newKey({ tenant: other.tenant, kind: 'tenant_admin' });
     await upload(makeMaskSet('another'), other.tenant, otherKey);
+  });
+
+  it('gets back the room of keys that expired long ago, and not of others', async () => {
+    const { tenant } = await newTenant();
+    const { key } = await newKey({ tenant, kind: 'tenant_admin' });
+    const fill = (name: string, count: number, expiredBefore_ms: number) =>
+      env.DB.prepare(
+        `INSERT INTO api_keys (id, kind, tenant_id, name, prefix, sha256, created_at_ms, expires_at_ms)
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2)
+        SELECT ?1 || ?3 || i, 'tenant', ?1, 'Playground', 'mr', ?1 || ?3 || i, 1, ?4 FROM n`,
+      )
+        .bind(tenant, count, name, Date.now() - expiredBefore_ms)
+        .run();
+    await fill('-lately-', 9_997, 29 * 86_400_000);
+    await fill('-long-ago-', 500, 31 * 86_400_000);
+    const { id } = await created<CreatedKey>(admin('POST', '/keys', { name: 'has room' }, key));
+    const answer = admin('POST', '/keys', { name: 'has none' }, key);
+    expect(await errorCode(answer)).toBe('409 conflict');
+    expect(await errorCode(admin('POST', `/keys/${id}/rotate`, {}, key))).toBe('409 conflict');
+    await env.DB.prepare("UPDATE api_keys SET expires_at_ms = 1 WHERE id = ? || '-lately-1'")
+      .bind(tenant)
+      .run();
+    await created(admin('POST', `/keys/${id}/rotate`, {}, key));
   });
 
   it('that is out of budget or floods slows nobody else', async () => {

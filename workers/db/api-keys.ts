@@ -1,8 +1,10 @@
 /** API keys in D1: found by the SHA-256 of the key, which is all that is stored. */
-import { and, desc, eq, gt, isNull, or, sql } from 'drizzle-orm';
-import { type ApiKey, type ApiKeyKind, DEFAULT_TENANT, LIST_COUNT_MAX } from '../../shared/admin.ts';
+import { and, desc, eq, gt, isNull, lt, or, sql } from 'drizzle-orm';
+import { type ApiKey, type ApiKeyKind, DEFAULT_TENANT } from '../../shared/admin.ts';
+import type { PageQuery } from '../../shared/admin-pages.ts';
 import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
 import { type Database, isoTime, isoTimeOrNull } from './client.ts';
+import { type Page, pastCursor, toPage } from './pages.ts';
 import { apiKeys, tenants } from './schema.ts';
 import { type TenantPolicy, toPolicy } from './tenants.ts';
 
@@ -67,15 +69,41 @@ export async function insertApiKey(db: Database, key: NewApiKey): Promise<ApiKey
   return toApiKey(row);
 }
 
-/** The newest {@link LIST_COUNT_MAX}, of one tenant when `tenant` is given. */
-export async function listApiKeys(db: Database, tenant: string | undefined): Promise<ApiKey[]> {
+export type KeyFilter = {
+  /** Undefined: of any. */
+  readonly tenant: string | undefined;
+  /** Those that are neither revoked nor expired by then; undefined: all. */
+  readonly workingAt_ms: number | undefined;
+};
+
+/** Newest first. */
+export async function listApiKeys(
+  db: Database,
+  { tenant, workingAt_ms }: KeyFilter,
+  { before, limit }: PageQuery,
+): Promise<Page<ApiKey>> {
+  const { id, createdAt_ms, tenantId } = apiKeys;
   const rows = await db
     .select()
     .from(apiKeys)
-    .where(tenant === undefined ? undefined : eq(apiKeys.tenantId, tenant))
-    .orderBy(desc(apiKeys.createdAt_ms), apiKeys.id)
-    .limit(LIST_COUNT_MAX);
-  return rows.map(toApiKey);
+    .where(
+      and(
+        tenant === undefined ? undefined : eq(tenantId, tenant),
+        workingAt_ms === undefined ? undefined : worksAt(workingAt_ms),
+        pastCursor(createdAt_ms, id, before),
+      ),
+    )
+    .orderBy(desc(createdAt_ms), id)
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.id }), toApiKey);
+}
+
+const worksAt = (now_ms: number) =>
+  and(isNull(apiKeys.revokedAt_ms), or(isNull(apiKeys.expiresAt_ms), gt(apiKeys.expiresAt_ms, now_ms)));
+
+/** Nothing refers to a key that expired but what was counted, by its id. */
+export async function deleteExpiredKeys(db: Database, tenant: string, before_ms: number): Promise<void> {
+  await db.delete(apiKeys).where(and(eq(apiKeys.tenantId, tenant), lt(apiKeys.expiresAt_ms, before_ms)));
 }
 
 /**
@@ -129,9 +157,8 @@ export async function rotateApiKey(
         and(
           eq(apiKeys.id, id),
           tenant === undefined ? undefined : eq(apiKeys.tenantId, tenant),
-          isNull(apiKeys.revokedAt_ms),
           isNull(apiKeys.replacedBy),
-          or(isNull(apiKeys.expiresAt_ms), gt(apiKeys.expiresAt_ms, now_ms)),
+          worksAt(now_ms),
         ),
       )
       .returning({ sha256: apiKeys.sha256 }),

@@ -5,6 +5,7 @@
  */
 import { getTableColumns, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
+import type { ErrorCode } from '../../shared/errors.ts';
 import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/events.ts';
 import { bucketOf } from '../../shared/histogram.ts';
 import type { Database } from './client.ts';
@@ -41,7 +42,7 @@ export async function countEvents(db: Database, request: CountRequest): Promise<
   const [, , , , , , , known] = await db.batch([
     insertRequests(db, batch, requests, answerers),
     insertNotes(db, batch, notes),
-    add(db, outcomes, { minute: 'created_at_ms / 60000', ...same(OUTCOME_KEYS) }, SUMS, batch),
+    add(db, outcomes, { minute: 'created_at_ms / 60000', ...same(OUTCOME_KEYS) }, OUTCOME_SUMS, batch),
     add(db, variantOutcomes, same(VARIANT_KEYS), SUMS, batch, "and experiment <> 'none'"),
     add(db, usage, USAGE_KEYS, USAGE_SUMS, batch, 'and requests > 0'),
     db.delete(events).where(firstOf(events, lt(events.createdAt_ms, eventsSince_ms))),
@@ -94,7 +95,8 @@ function insertNotes(db: Database, batch: string, notes: readonly NoteEvent[]) {
     created_at_ms: "note.value ->> 'created_at_ms'",
     rating: "note.value ->> 'rating'",
     agreement: "note.value ->> 'agreement'",
-    ...{ requests: '0', errors: '0', failures: '0', prompt_tokens: '0', completion_tokens: '0' },
+    ...{ requests: '0', errors: '0', outages: '0', failures: '0' },
+    ...{ prompt_tokens: '0', completion_tokens: '0' },
     ...{ ttft_ms: 'null', tpot_ms: 'null', ttft_bucket: 'null', tpot_bucket: 'null' },
   };
   const columns = sql.raw(EVENT_COLUMNS.map((name) => own[name] ?? `request.${name}`).join(', '));
@@ -140,11 +142,21 @@ const requestRow = (event: RequestEvent, backend: string): Record<string, unknow
   rating: null,
   agreement: null,
   backend,
+  outages: isOutage(event) ? 1 : 0,
 });
 
 /** An error that is not the client's doing: none that a 4xx says, and also one that came in mid-stream. */
 const isFault = ({ status, error_code }: RequestEvent): boolean =>
   status >= 500 || (status < 400 && error_code !== null);
+
+/** What goes wrong around the model, whichever mask the request has: a good version must not be blamed for it. */
+const OUTAGE_CODES: readonly ErrorCode[] = [
+  ...(['backend_unreachable', 'not_ready', 'queue_timeout', 'deadline_exceeded'] as const),
+  ...(['budget_unavailable', 'configuration_unavailable'] as const),
+];
+
+const isOutage = (event: RequestEvent): boolean =>
+  isFault(event) && OUTAGE_CODES.some((code) => code === event.error_code);
 
 const OUTCOME_KEYS = [
   ...['tenant', 'model', 'version', 'cluster', 'mask', 'sparsity'],
@@ -164,6 +176,7 @@ const SUMS: readonly (readonly [name: string, sum: string])[] = [
   ['ratings_up', 'count(case when rating > 0 then 1 end)'],
   ...moments('agreement', 'agreement'),
 ];
+const OUTCOME_SUMS: typeof SUMS = [...SUMS, ['outages', 'sum(outages)']];
 
 function moments(name: string, value: string): [string, string][] {
   return [

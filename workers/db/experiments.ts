@@ -3,15 +3,16 @@
  * other experiment changed since, so of two that overlap only one starts.
  */
 import { and, desc, eq, isNull, sql } from 'drizzle-orm';
-import { LIST_COUNT_MAX } from '../../shared/admin.ts';
 import {
   type Experiment,
   type ExperimentDefinition,
   experimentDefinitionSchema,
 } from '../../shared/admin-experiments.ts';
+import type { PageQuery } from '../../shared/admin-pages.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import type { Scope } from '../../shared/experiment.ts';
 import { type Database, isDuplicate, isoTime, isoTimeOrNull } from './client.ts';
+import { type Page, pastCursor, toPage } from './pages.ts';
 import { experiments } from './schema.ts';
 
 type ExperimentRow = typeof experiments.$inferSelect;
@@ -58,15 +59,25 @@ export async function findExperiment(
   return rows[0] === undefined ? null : toStored(rows[0]);
 }
 
-/** The newest {@link LIST_COUNT_MAX}, of one owner when one is given. */
-export async function listExperiments(db: Database, owner: string | undefined): Promise<StoredExperiment[]> {
+/** Newest first, of one owner when one is given. */
+export async function listExperiments(
+  db: Database,
+  owner: string | undefined,
+  { before, limit }: PageQuery,
+): Promise<Page<StoredExperiment>> {
+  const { id, createdAt_ms } = experiments;
   const rows = await db
     .select()
     .from(experiments)
-    .where(owner === undefined ? undefined : eq(experiments.owner, owner))
-    .orderBy(desc(experiments.createdAt_ms), experiments.id)
-    .limit(LIST_COUNT_MAX);
-  return rows.map(toStored);
+    .where(
+      and(
+        owner === undefined ? undefined : eq(experiments.owner, owner),
+        pastCursor(createdAt_ms, id, before),
+      ),
+    )
+    .orderBy(desc(createdAt_ms), id)
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.id }), toStored);
 }
 
 /** Those that were started and are not over at `now_ms`, and the revision at which that was so. */

@@ -1,10 +1,12 @@
 /** Mask sets and masks in D1: immutable, so every write is an insert that may find its row already there. */
 import { and, desc, eq, inArray, sql } from 'drizzle-orm';
-import { DEFAULT_TENANT, LIST_COUNT_MAX, type MaskSetSummary } from '../../shared/admin.ts';
+import { DEFAULT_TENANT, type MaskSetSummary } from '../../shared/admin.ts';
+import type { PageQuery } from '../../shared/admin-pages.ts';
 import { maskFromBits, sparsity } from '../../shared/mask.ts';
 import { canonicalJson, type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
 import type { MaskRecord } from '../../shared/protocol.ts';
 import { type Database, isoTime } from './client.ts';
+import { type Page, pastCursor, toPage } from './pages.ts';
 import { maskSets, masks } from './schema.ts';
 
 /** D1 takes 100 bound parameters a statement; a mask binds five. */
@@ -82,15 +84,20 @@ async function findMaskSetSummary(
   return rows[0] === undefined ? null : toSummary(rows[0]);
 }
 
-/** The newest {@link LIST_COUNT_MAX} of one owner, without their content. */
-export async function listMaskSets(db: Database, owner: string): Promise<MaskSetSummary[]> {
+/** Of one owner, newest first, without their content. */
+export async function listMaskSets(
+  db: Database,
+  owner: string,
+  { before, limit }: PageQuery,
+): Promise<Page<MaskSetSummary>> {
+  const { version, createdAt_ms } = maskSets;
   const rows = await db
     .select(summaryColumns)
     .from(maskSets)
-    .where(eq(maskSets.owner, owner))
-    .orderBy(desc(maskSets.createdAt_ms), maskSets.version)
-    .limit(LIST_COUNT_MAX);
-  return rows.map(toSummary);
+    .where(and(eq(maskSets.owner, owner), pastCursor(createdAt_ms, version, before)))
+    .orderBy(desc(createdAt_ms), version)
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.version }), toSummary);
 }
 
 export type StoredMaskSet = { readonly owner: string; readonly version: string; readonly content: string };

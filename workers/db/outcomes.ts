@@ -43,24 +43,39 @@ const toSums = (row: SumsRow): Sums => ({
   agreement: { count: row.agreement_count, sum: row.agreement_sum, sq: row.agreement_sq },
 });
 
-/** From the minute of `since_ms` on; of every tenant when `tenant` is the default one. */
-export async function sumsOfVersion(
+/** What a version is judged by: requests that its masks answered, or failed to. */
+export type Judged = Pick<Sums, 'requests' | 'errors' | 'tpot_ms'>;
+
+/**
+ * From the minute of `since_ms` on; of every tenant when `tenant` is the default one. Left out are requests that a
+ * version had no part in though they carry its name: dense ones, those with a mask of the client's own, and outages.
+ */
+export async function judgedOfVersion(
   db: Database,
   version: string,
   tenant: string,
   since_ms: number,
-): Promise<Sums> {
+): Promise<Judged> {
   const rows = await db
-    .select(sumsOf(outcomes))
+    .select({
+      requests: sql<number>`total(${outcomes.requests} - ${outcomes.outages})`,
+      errors: sql<number>`total(${outcomes.errors} - ${outcomes.outages})`,
+      tpot_count: sql<number>`total(${outcomes.tpot_count})`,
+      tpot_sum: sql<number>`total(${outcomes.tpot_sum})`,
+      tpot_sq: sql<number>`total(${outcomes.tpot_sq})`,
+    })
     .from(outcomes)
     .where(
       and(
         eq(outcomes.version, version),
         gte(outcomes.minute, minuteOf(since_ms)),
+        gte(outcomes.cluster, 0),
+        eq(outcomes.fallback, ''),
         tenant === DEFAULT_TENANT ? undefined : eq(outcomes.tenant, tenant),
       ),
     );
-  return toSums(rows[0]!);
+  const { requests, errors, tpot_count: count, tpot_sum, tpot_sq: sq } = rows[0]!;
+  return { requests, errors, tpot_ms: { count, sum: tpot_sum, sq } };
 }
 
 /** Whether a column's region is `region` or in it; every one is in an empty one. */

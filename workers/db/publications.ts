@@ -7,9 +7,11 @@
  */
 import { and, desc, eq, sql } from 'drizzle-orm';
 import { alias } from 'drizzle-orm/sqlite-core';
-import { type AutoRollback, LIST_COUNT_MAX, type Publication } from '../../shared/admin.ts';
+import type { AutoRollback, Publication } from '../../shared/admin.ts';
+import type { PageQuery } from '../../shared/admin-pages.ts';
 import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/rollout.ts';
 import { type Database, isoTime } from './client.ts';
+import { type Page, pastCursor, toPage } from './pages.ts';
 import { live, publications } from './schema.ts';
 
 type PublicationRow = typeof publications.$inferSelect;
@@ -64,14 +66,19 @@ export async function findPublication(db: Database, id: string): Promise<Publica
 }
 
 /** Newest first. */
-export async function listPublications(db: Database, tenant: string): Promise<Publication[]> {
+export async function listPublications(
+  db: Database,
+  tenant: string,
+  { before, limit }: PageQuery,
+): Promise<Page<Publication>> {
+  const { id, sequence } = publications;
   const rows = await db
     .select()
     .from(publications)
-    .where(eq(publications.tenant, tenant))
-    .orderBy(desc(publications.sequence))
-    .limit(LIST_COUNT_MAX);
-  return rows.map((row) => toPublication(row));
+    .where(and(eq(publications.tenant, tenant), pastCursor(sequence, id, before)))
+    .orderBy(desc(sequence))
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.sequence, id: row.id }), toPublication);
 }
 
 /** The newest publications that may be taken back by themselves and are of one of these versions. */

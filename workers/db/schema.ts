@@ -195,6 +195,9 @@ const outcomeKeys = {
   region: text('region').notNull(),
 };
 
+/** The part of `errors` that no mask has to do with: nobody answered, or not in time. */
+const outages = () => integer('outages').notNull().default(0);
+
 /**
  * Every event that was counted, kept for longer than the queue may deliver it again. `batch` says with which
  * delivery it came first: counted are the rows of a batch, and a row is of one batch only.
@@ -227,6 +230,7 @@ export const events = sqliteTable(
     tpot_bucket: integer('tpot_bucket'),
     /** The one that answered; '' when none did, or nobody said. */
     backend: text('backend').notNull().default(''),
+    outages: outages(),
   },
   (table) => [index('events_batch').on(table.batch), index('events_created').on(table.createdAt_ms)],
 );
@@ -254,7 +258,7 @@ const outcomeSums = {
 /** What happened, by the minute: for pictures over time, and for taking a bad version back. */
 export const outcomes = sqliteTable(
   'outcomes',
-  { minute: integer('minute').notNull(), ...outcomeKeys, ...outcomeSums },
+  { minute: integer('minute').notNull(), ...outcomeKeys, ...outcomeSums, outages: outages() },
   (table) => [
     primaryKey({
       columns: [

@@ -1,9 +1,11 @@
 /** Tenants in D1. */
-import { desc, eq } from 'drizzle-orm';
-import { LIST_COUNT_MAX, type NewTenant, type Tenant, type TenantChange } from '../../shared/admin.ts';
+import { and, desc, eq } from 'drizzle-orm';
+import type { NewTenant, Tenant, TenantChange } from '../../shared/admin.ts';
+import type { PageQuery } from '../../shared/admin-pages.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import type { BudgetLimits } from '../budgets/budget.ts';
 import { type Database, isDuplicate, isoTime } from './client.ts';
+import { type Page, pastCursor, toPage } from './pages.ts';
 import { tenants } from './schema.ts';
 
 type TenantRow = typeof tenants.$inferSelect;
@@ -40,15 +42,20 @@ export async function findTenant(db: Database, id: string): Promise<Tenant | nul
   return rows[0] === undefined ? null : toTenant(rows[0]);
 }
 
-/** One tenant when `only` is given, else the newest {@link LIST_COUNT_MAX}. */
-export async function listTenants(db: Database, only: string | undefined): Promise<Tenant[]> {
+/** Newest first; one tenant when `only` is given. */
+export async function listTenants(
+  db: Database,
+  only: string | undefined,
+  { before, limit }: PageQuery,
+): Promise<Page<Tenant>> {
+  const { id, createdAt_ms } = tenants;
   const rows = await db
     .select()
     .from(tenants)
-    .where(only === undefined ? undefined : eq(tenants.id, only))
-    .orderBy(desc(tenants.createdAt_ms), tenants.id)
-    .limit(LIST_COUNT_MAX);
-  return rows.map(toTenant);
+    .where(and(only === undefined ? undefined : eq(id, only), pastCursor(createdAt_ms, id, before)))
+    .orderBy(desc(createdAt_ms), id)
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.id }), toTenant);
 }
 
 export async function tenantExists(db: Database, id: string): Promise<boolean> {

@@ -4,6 +4,7 @@ import { MaskrouteError } from '../../shared/errors.ts';
 import { type AdminCaller, type AppContext, type AppEnv, holdOf } from '../context.ts';
 import { BURST } from '../limits.ts';
 import { bearerKey, type Caller } from '../services/api-keys.ts';
+import { addressGroup } from '../services/key-attempts.ts';
 import { sameSecret } from '../services/secrets.ts';
 import { adminCaller, ROOT, readSession } from './session.ts';
 
@@ -57,14 +58,16 @@ async function within(c: AppContext, admin: AdminCaller): Promise<AdminCaller> {
 }
 
 /**
- * A key that this isolate does not know costs a question to the database, so one address may have only so many
- * of them answered: whoever guesses keys must not take the database from those who have one.
+ * A key that this isolate does not know costs a question to the database, so one address (of IPv6: one network) may have
+ * only so many of them answered: whoever guesses keys must not take the database from those who have one.
  */
 async function authenticate(c: AppContext, key: string): Promise<Caller> {
   const { apiKeys } = c.get('services');
   const address = c.req.header(ADDRESS);
   if (address !== undefined && !LOOPBACK.includes(address) && !apiKeys.isKnown(key)) {
-    const outcome = await c.env.UNKNOWN_KEY_BURST?.limit({ key: address }).catch(() => undefined);
+    const outcome = await c.env.UNKNOWN_KEY_BURST?.limit({ key: addressGroup(address) }).catch(
+      () => undefined,
+    );
     if (outcome?.success === false) {
       throw new MaskrouteError('rate_limit_exceeded', 'Too many unknown keys from this address.', {
         retryAfter_s: BURST.window_s,

@@ -10,7 +10,7 @@ import type { TenantPolicy } from '../db/tenants.ts';
 import { KEYS, RETRY_AFTER_s } from '../limits.ts';
 import type { Hold } from './deadline.ts';
 import { randomHex, sha256Hex } from './secrets.ts';
-import { createSwrCache } from './swr-cache.ts';
+import { createSwrCache, type SourceHealth } from './swr-cache.ts';
 
 export type Caller = {
   readonly keyId: string;
@@ -65,8 +65,11 @@ export function generateKey(kind: ApiKeyKind): { key: string; sha256: string; pr
 }
 
 /** `find` gives null for an unknown key. */
-export function createApiKeys(find: (sha256: string) => Promise<KnownKey | null>): ApiKeys {
-  const cache = createSwrCache('API keys', find, KEYS);
+export function createApiKeys(
+  find: (sha256: string) => Promise<KnownKey | null>,
+  health?: SourceHealth,
+): ApiKeys {
+  const cache = createSwrCache('API keys', find, KEYS, health);
   /**
    * Of keys that were let in lately, so that one that comes again is not hashed again. Whether a key is valid is asked
    * of its hash every time. The runtime finds strings by a seeded hash, so a guess learns nothing from the time.

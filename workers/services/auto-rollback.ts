@@ -1,13 +1,13 @@
 /**
- * Takes a version back that does worse than its publisher said it may. Judged is what was counted since it went
- * live, after each batch of events that is about it: where no requests come in there is nothing to judge.
+ * Takes a version back that does worse than its publisher said it may. Judged are the last requests that its masks
+ * answered, after each batch of events that is about it: where no requests come in there is nothing to judge.
  */
 import { AUTO_ROLLBACK, type AutoRollback } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
-import type { Sums } from '../../shared/experiment-results.ts';
 import type { Database } from '../db/client.ts';
-import { sumsOfVersion } from '../db/outcomes.ts';
+import { type Judged, judgedOfVersion } from '../db/outcomes.ts';
 import { type LiveState, listGuarded } from '../db/publications.ts';
+import { JUDGED_ms } from '../limits.ts';
 import type { Hold } from './deadline.ts';
 import { log, reasonOf } from './log.ts';
 import { rollback } from './publish.ts';
@@ -34,13 +34,7 @@ async function takeBackIfBad(
   state: LiveState,
   hold: Hold,
 ): Promise<void> {
-  if (state.auto_rollback === null) return;
-  const since_ms = state.schedule.activateAt_ms;
-  const [now, before] = await Promise.all([
-    sumsOfVersion(db, state.version, state.tenant, since_ms),
-    state.base === null ? null : sumsOfVersion(db, state.base.version, state.tenant, since_ms),
-  ]);
-  const reason = crossedBound(state.auto_rollback, now, before);
+  const reason = await whyBad(db, state);
   if (reason === null) return;
   try {
     const { tenant, version: expected } = state;
@@ -53,8 +47,32 @@ async function takeBackIfBad(
   }
 }
 
+/** The bound that was crossed lately, in words, or null. Looks further back only where little came in lately. */
+async function whyBad(db: Database, state: LiveState): Promise<string | null> {
+  const { auto_rollback: bounds, base, tenant, version } = state;
+  if (bounds === null) return null;
+  for (const judged_ms of JUDGED_ms) {
+    const since_ms = Math.max(state.schedule.activateAt_ms, Date.now() - judged_ms);
+    const [now, before] = await Promise.all([
+      judgedOfVersion(db, version, tenant, since_ms),
+      base === null ? null : judgedOfVersion(db, base.version, tenant, since_ms),
+    ]);
+    const reason = crossedBound(bounds, now, before);
+    if (reason !== null || isEnough(bounds, now, before)) return reason;
+  }
+  return null;
+}
+
+const isEnough = (
+  { requests_min, tpot_ratio_max }: AutoRollback,
+  now: Judged,
+  before: Judged | null,
+): boolean =>
+  now.requests >= requests_min &&
+  (tpot_ratio_max === undefined || before === null || before.tpot_ms.count >= requests_min);
+
 /** The bound that `now` crosses, in words, or null. `before` is the replaced version in the same time. */
-export function crossedBound(bounds: AutoRollback, now: Sums, before: Sums | null): string | null {
+function crossedBound(bounds: AutoRollback, now: Judged, before: Judged | null): string | null {
   const { error_rate_max, tpot_ms_max, tpot_ratio_max, requests_min } = bounds;
   if (error_rate_max !== undefined && now.requests >= requests_min) {
     const rate = now.errors / now.requests;

@@ -14,18 +14,20 @@ export interface BurstLimit {
   enter(who: string): Promise<void> | undefined;
 }
 
-/** What this isolate let in of one caller. */
+/** What this isolate let in of one caller, and a head start. */
 type Seen = { count: number; refused: boolean };
 
 /**
  * `binding` is asked once for `askedEvery` requests, so that its limit counts so many at a time; but for every request
- * of a caller that it refused last. One that is absent or can't be asked lets everybody in: it holds off bursts, and
+ * of a caller that it refused last. The first time comes somewhere in the first so many, by chance: were it the first
+ * request of every isolate, a caller with few requests in many isolates would be counted for many. One that is absent or can't be asked lets everybody in: it holds off bursts, and
  * whoever must not pass a limit has a budget.
  */
 export function createBurstLimit(
   binding: Pick<RateLimit, 'limit'> | undefined,
   what: string,
   askedEvery: number,
+  random: () => number = Math.random,
 ): BurstLimit {
   const seen = new Map<string, Seen>();
 
@@ -33,7 +35,7 @@ export function createBurstLimit(
     const known = seen.get(who);
     if (known !== undefined) return known;
     if (seen.size >= BURST.callersMax) seen.clear();
-    const first = { count: 0, refused: false };
+    const first = { count: Math.floor(random() * askedEvery), refused: false };
     seen.set(who, first);
     return first;
   };
@@ -55,7 +57,7 @@ export function createBurstLimit(
     enter(who) {
       if (binding === undefined) return undefined;
       const of = seenOf(who);
-      const isDue = of.count++ % askedEvery === 0;
+      const isDue = ++of.count % askedEvery === 0;
       return isDue || of.refused ? ask(binding, who, of) : undefined;
     },
   };

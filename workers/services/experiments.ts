@@ -11,7 +11,12 @@ import {
   startExperiment,
   stopExperiment,
 } from '../db/experiments.ts';
-import { EXPERIMENTS_RUNNING_MAX, TENANT_EXPERIMENTS_RUNNING_MAX } from '../limits.ts';
+import {
+  EXPERIMENT_SETS_MAX,
+  EXPERIMENTS_RUNNING_MAX,
+  TENANT_EXPERIMENT_SETS_MAX,
+  TENANT_EXPERIMENTS_RUNNING_MAX,
+} from '../limits.ts';
 import { d1 } from './d1.ts';
 import type { Hold } from './deadline.ts';
 import { checkPublishable, type PublishDependencies } from './publish.ts';
@@ -21,8 +26,8 @@ export type ExperimentDependencies = PublishDependencies & { readonly experiment
 
 /**
  * From now on, or from its own start on, requests take part in it.
- * @throws MaskrouteError `conflict` when it was started before, is over, overlaps another or another one was
- * started at the same moment; as `checkPublishable` for each variant.
+ * @throws MaskrouteError `conflict` when it was started before, is over, overlaps another, another one was started at
+ * the same moment, or too many run or have too many mask sets; as `checkPublishable` for each variant.
  */
 export async function start(
   dependencies: ExperimentDependencies,
@@ -39,6 +44,7 @@ export async function start(
   const times = startTimes(draft, now_ms);
   const seen = await d1(listStarted(db, now_ms));
   requirePlace(draft.owner, seen.experiments);
+  requireRoomForSets(draft, seen.experiments);
   const scope = scopeOf({ ...draft, ...times });
   const other = seen.experiments.find((candidate) => overlap(scope, scopeOf(candidate)));
   if (other !== undefined) throw overlapping(draft, other);
@@ -61,6 +67,26 @@ function requirePlace(owner: string, started: readonly StoredExperiment[]): void
   const own = started.filter((experiment) => experiment.owner === owner).length;
   if (own >= TENANT_EXPERIMENTS_RUNNING_MAX) throw full(TENANT_EXPERIMENTS_RUNNING_MAX);
 }
+
+function requireRoomForSets(draft: StoredExperiment, started: readonly StoredExperiment[]): void {
+  const own = started.filter(({ owner }) => owner === draft.owner);
+  const bounds: [readonly StoredExperiment[], number][] = [[started, EXPERIMENT_SETS_MAX]];
+  if (draft.owner !== DEFAULT_TENANT) bounds.push([own, TENANT_EXPERIMENT_SETS_MAX]);
+  for (const [others, most] of bounds) {
+    const count = setsOf([...others, draft]).size;
+    if (count <= most) continue;
+    const message = `Experiments that run have at most ${most} mask sets in all; with this one it would be ${count}.`;
+    throw new MaskrouteError('conflict', message, { param: 'variants' });
+  }
+}
+
+/** The distinct versions, without dense. */
+const setsOf = (experiments: readonly StoredExperiment[]): Set<string> =>
+  new Set(
+    experiments.flatMap(({ definition }) =>
+      definition.variants.map(({ mask_set }) => mask_set).filter((set) => set !== DENSE_VARIANT),
+    ),
+  );
 
 function startTimes({ id, definition: { starts_at, ends_at } }: StoredExperiment, now_ms: number) {
   const startsAt_ms = Math.max(now_ms, starts_at === undefined ? 0 : Date.parse(starts_at));

@@ -24,6 +24,7 @@ import { createReadiness, type Readiness } from './readiness.ts';
 import { createRoutingTable, type RoutingTable } from './routing-table.ts';
 import { createRunningExperiments, type RunningExperiments } from './running-experiments.ts';
 import { createSessions, type Sessions } from './sessions.ts';
+import { unheard } from './swr-cache.ts';
 import { createTrafficSampler, type TrafficSampler } from './traffic.ts';
 
 export type Services = {
@@ -64,16 +65,24 @@ function createServices(env: Env): Services {
   const send = sender(env.BACKEND_NETWORK);
   const backend = createBackendPool(db, config, send);
   const events = createEvents(env.EVENTS, env.METRICS);
-  const table = createRoutingTable({
-    findLive: (tenant) => findLive(db, tenant),
-    findMaskSet: (owner, version) => findMaskSet(db, owner, version),
-  });
+  const d1Health = unheard();
+  const table = createRoutingTable(
+    {
+      findLive: (tenant) => findLive(db, tenant),
+      findMaskSet: (owner, version) => findMaskSet(db, owner, version),
+    },
+    d1Health,
+  );
   return {
     config,
     db,
     backend,
     table,
-    experiments: createRunningExperiments(async () => (await listStarted(db, Date.now())).experiments, table),
+    experiments: createRunningExperiments(
+      async () => (await listStarted(db, Date.now())).experiments,
+      table,
+      d1Health,
+    ),
     readiness: createReadiness(backend),
     budgets: createBudgets(env.BUDGETS),
     bursts: {
@@ -91,7 +100,7 @@ function createServices(env: Env): Services {
     attempts: createAttemptGuard(env.KEY_ATTEMPTS),
     jobs: createBackendJobs(config.BACKEND_KEY, send),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
-    apiKeys: createApiKeys((sha256) => findApiKey(db, sha256)),
+    apiKeys: createApiKeys((sha256) => findApiKey(db, sha256), d1Health),
     embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),
     models: createModels(() => backend.askAll('/v1/models', MODELS.load_ms, () => {})),
   };

@@ -2,6 +2,7 @@
  * The live mask sets, decoded once a version and kept in the isolate. A request takes one `LiveSet` by
  * reference, so it sees the old version or the new one, never a mixture.
  */
+import { LRUCache } from 'lru-cache';
 import { DEFAULT_TENANT } from '../../shared/admin.ts';
 import { heldOutAgreement } from '../../shared/held-out.ts';
 import {
@@ -16,10 +17,10 @@ import { completesAt_ms, type Rollout, seesNew } from '../../shared/rollout.ts';
 import { type Centroids, packCentroids } from '../../shared/route.ts';
 import type { StoredMaskSet } from '../db/mask-sets.ts';
 import type { LiveState } from '../db/publications.ts';
-import { DECODED_SETS_MAX, TABLE } from '../limits.ts';
+import { DECODED_SETS_BYTES_MAX, TABLE } from '../limits.ts';
 import type { Hold } from './deadline.ts';
 import { log, reasonOf } from './log.ts';
-import { createSwrCache } from './swr-cache.ts';
+import { createSwrCache, type SourceHealth } from './swr-cache.ts';
 
 export type LiveCluster = {
   readonly mask: MaskId;
@@ -49,6 +50,9 @@ export type TableSource = {
   findMaskSet(owner: string, version: string): Promise<StoredMaskSet | null>;
 };
 
+/** Sets that somebody has in hand, from whenever they were loaded: a version is its content, so they are still right. */
+export type HeldSets = readonly (LiveSet | null | undefined)[];
+
 export interface RoutingTable {
   /**
    * The tenant's own live set, or the default one; null when nothing was ever published. While a publication
@@ -60,8 +64,11 @@ export interface RoutingTable {
   fresh(tenant: string, stickyKey: () => string): LiveSet | null | undefined;
   /** Reads a tenant's pointer now: after a publication the same isolate serves it at once. */
   refresh(tenant: string, hold: Hold): Promise<void>;
-  /** A stored set, decoded; what was decoded before needs no D1. @throws Error when it is not stored. */
-  versionOf(owner: string, version: string): Promise<LiveSet>;
+  /**
+   * A stored set, decoded; what was decoded before, or is among `held`, needs no D1. @throws Error when it is not
+   * stored.
+   */
+  versionOf(owner: string, version: string, held?: HeldSets): Promise<LiveSet>;
   /** A decoded set that holds this mask, if there is one. */
   findMask(id: string): { set: LiveSet; cluster: LiveCluster } | undefined;
 }
@@ -69,18 +76,24 @@ export interface RoutingTable {
 /** A tenant's newest publication, decoded. `base` is loaded only while somebody may still see it. */
 type Pointer = { readonly schedule: Rollout; readonly set: LiveSet; readonly base: LiveSet | null };
 
-export function createRoutingTable(source: TableSource): RoutingTable {
+export function createRoutingTable(
+  source: TableSource,
+  health?: SourceHealth,
+  decodedMax_bytes = DECODED_SETS_BYTES_MAX,
+): RoutingTable {
   /** By owner and version: sets are immutable, so an entry is never wrong, only unused. */
-  const decoded = new Map<string, LiveSet>();
+  const decoded = new LRUCache<string, LiveSet>({ maxSize: decodedMax_bytes, sizeCalculation: bytesOf });
 
-  const versionOf = async (owner: string, version: string): Promise<LiveSet> => {
+  const versionOf = async (owner: string, version: string, held: HeldSets = []): Promise<LiveSet> => {
     const key = `${owner}/${version}`;
-    const known = decoded.get(key);
-    if (known !== undefined) return known;
+    const known = decoded.get(key) ?? held.find((set) => set?.version === version);
+    if (known != null) {
+      if (!decoded.has(key)) decoded.set(key, known);
+      return known;
+    }
     const stored = await source.findMaskSet(owner, version);
     if (stored === null) throw new Error(`mask set ${version} is not stored`);
     const set = decodeMaskSet(stored);
-    if (decoded.size >= DECODED_SETS_MAX) decoded.delete(decoded.keys().next().value!);
     decoded.set(key, set);
     log('info', 'mask_set_loaded', { owner, version: set.version, clusters: set.clusters.length });
     return set;
@@ -89,10 +102,12 @@ export function createRoutingTable(source: TableSource): RoutingTable {
   const load = async (tenant: string): Promise<{ pointer: Pointer | null }> => {
     const live = await source.findLive(tenant);
     if (live === null) return { pointer: null };
+    const before = pointers.peek(tenant)?.pointer;
+    const held = [before?.set, before?.base];
     const isSettled = completesAt_ms(live.schedule) <= Date.now();
     const [set, base] = await Promise.all([
-      versionOf(live.owner, live.version),
-      isSettled || live.base === null ? null : versionOf(live.base.owner, live.base.version),
+      versionOf(live.owner, live.version, held),
+      isSettled || live.base === null ? null : versionOf(live.base.owner, live.base.version, held),
     ]);
     return { pointer: { schedule: live.schedule, set, base } };
   };
@@ -105,6 +120,7 @@ export function createRoutingTable(source: TableSource): RoutingTable {
         throw error;
       }),
     TABLE,
+    health,
   );
 
   return {
@@ -134,6 +150,12 @@ export function createRoutingTable(source: TableSource): RoutingTable {
     },
   };
 }
+
+/** The objects, ids and labels of a cluster. */
+const CLUSTER_BYTES = 500;
+
+const bytesOf = ({ centroids, clusters }: LiveSet): number =>
+  centroids.values.byteLength + CLUSTER_BYTES * clusters.length;
 
 function seenSet(pointer: Pointer | null | undefined, stickyKey: () => string): LiveSet | null {
   if (pointer == null) return null;

@@ -9,8 +9,8 @@ import { EXPERIMENTS } from '../limits.ts';
 import type { RunningExperiment } from './assign.ts';
 import type { Hold } from './deadline.ts';
 import { log, reasonOf } from './log.ts';
-import type { RoutingTable } from './routing-table.ts';
-import { createSwrCache } from './swr-cache.ts';
+import type { HeldSets, RoutingTable } from './routing-table.ts';
+import { createSwrCache, type SourceHealth } from './swr-cache.ts';
 
 export interface RunningExperiments {
   /** Those that are started, and those that will start: their times are compared with the clock at each request. */
@@ -26,20 +26,26 @@ const KEY = '';
 export function createRunningExperiments(
   listStarted: () => Promise<readonly StoredExperiment[]>,
   table: Pick<RoutingTable, 'versionOf'>,
+  health?: SourceHealth,
 ): RunningExperiments {
   const cache = createSwrCache<readonly RunningExperiment[]>(
     'the experiments',
     async () => {
       try {
-        const started = await listStarted();
-        const running = await Promise.all(started.map((experiment) => toRunning(experiment, table)));
-        return running.filter((experiment) => experiment !== null);
+        const held = (cache.peek(KEY) ?? []).flatMap(({ arms }) => arms.map(({ set }) => set));
+        const running: RunningExperiment[] = [];
+        for (const experiment of await listStarted()) {
+          const known = await toRunning(experiment, table, held);
+          if (known !== null) running.push(known);
+        }
+        return running;
       } catch (error) {
         log('error', 'experiments_load_failed', { reason: reasonOf(error) });
         throw error;
       }
     },
     EXPERIMENTS,
+    health,
   );
   return {
     fresh: () => cache.fresh(KEY),
@@ -51,20 +57,22 @@ export function createRunningExperiments(
   };
 }
 
-/** Null for one whose set cannot be read: it must not take the others with it. */
+/**
+ * Null for one whose set cannot be read: it must not take the others with it. Sets are read one after the other, since
+ * the text of one has up to 2 MB and takes several times that while it is decoded.
+ */
 async function toRunning(
   experiment: StoredExperiment,
   table: Pick<RoutingTable, 'versionOf'>,
+  held: HeldSets,
 ): Promise<RunningExperiment | null> {
   const { id, owner, definition } = experiment;
   try {
-    const arms = await Promise.all(
-      definition.variants.map(async ({ name, weight, mask_set }) => ({
-        name,
-        weight,
-        set: mask_set === DENSE_VARIANT ? null : await table.versionOf(owner, mask_set),
-      })),
-    );
+    const arms: RunningExperiment['arms'][number][] = [];
+    for (const { name, weight, mask_set } of definition.variants) {
+      const set = mask_set === DENSE_VARIANT ? null : await table.versionOf(owner, mask_set, held);
+      arms.push({ name, weight, set });
+    }
     const { sticky, shadow_share: shadowShare } = definition;
     return { id, scope: scopeOf(experiment), sticky, arms, shadowShare };
   } catch (error) {

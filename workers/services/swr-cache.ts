@@ -20,8 +20,10 @@ export type SwrPolicy = {
   readonly negative_ms: number;
   /** The longest that a request waits when nothing is held. */
   readonly wait_ms: number;
-  /** The longest that a request waits when an old value is held. */
+  /** The longest that a request waits when an old value is held: as long as a source that works may well take. */
   readonly staleWait_ms: number;
+  /** The same while the source is known to fail or to stall; absent: no shorter. */
+  readonly failingWait_ms?: number;
   /** The longest that a load may take, waited for or not. */
   readonly load_ms: number;
   /** After a failure, nobody asks the source again for this long. */
@@ -48,6 +50,19 @@ export interface SwrCache<V> {
   forget(key: string): void;
 }
 
+/** An isolate may sleep: what it heard of a source longer ago says nothing about it now. */
+const FAILING_ms = 60_000;
+
+/**
+ * What was heard of a source. Caches that ask the same one share it, so that a request which waited for it in vain does
+ * not do so again for the next thing.
+ */
+export type SourceHealth = {
+  /** Until then the last that was heard is a failure, or a wait in vain, and not too long ago. */
+  failingUntil_ms: number;
+};
+export const unheard = (): SourceHealth => ({ failingUntil_ms: 0 });
+
 type Entry<V> = { readonly value: V; readonly loadedAt_ms: number };
 type Load<V> = { readonly startedAt_ms: number; readonly result: Promise<V | null> };
 
@@ -55,16 +70,15 @@ export function createSwrCache<V>(
   what: string,
   source: (key: string) => Promise<V | null>,
   policy: SwrPolicy,
+  health: SourceHealth = unheard(),
   now: () => number = () => Date.now(),
 ): SwrCache<V> {
   const entries = new Map<string, Entry<V>>();
   const negativeUntil_ms = new Map<string, number>();
   const loads = new Map<string, Load<V>>();
   let failedUntil_ms = 0;
-  /** Whether the last that was heard of the source is a failure, or a wait in vain. */
-  let failing = false;
   const failed = (): void => {
-    failing = true;
+    health.failingUntil_ms = now() + FAILING_ms;
     failedUntil_ms = now() + policy.retry_ms;
   };
 
@@ -90,7 +104,7 @@ export function createSwrCache<V>(
       try {
         const value = await withDeadline(source(key), policy.load_ms, what);
         if (loads.get(key) === load) store(key, value);
-        failing = false;
+        health.failingUntil_ms = 0;
         failedUntil_ms = 0;
         return value;
       } catch (error) {
@@ -122,6 +136,14 @@ export function createSwrCache<V>(
     }
   };
 
+  /** A source that has kept this key waiting for long enough already stalls, though nobody found out yet. */
+  const oldWait_ms = (key: string): number => {
+    const { staleWait_ms, failingWait_ms = staleWait_ms } = policy;
+    const load = loads.get(key);
+    const isStalling = load !== undefined && !isDead(load) && now() - load.startedAt_ms >= staleWait_ms;
+    return isStalling || now() < health.failingUntil_ms ? failingWait_ms : staleWait_ms;
+  };
+
   return {
     fresh(key) {
       const entry = entries.get(key);
@@ -137,13 +159,14 @@ export function createSwrCache<V>(
       keepYoung(key, entry);
       const age_ms = now() - entry.loadedAt_ms;
       if (age_ms < policy.fresh_ms) return entry.value;
-      const isServedAsIs = failing && policy.retriesBehind === true && age_ms < policy.stale_ms;
+      const isServedAsIs =
+        now() < health.failingUntil_ms && policy.retriesBehind === true && age_ms < policy.stale_ms;
       if (age_ms < policy.revalidate_ms || isServedAsIs) {
         if (now() >= failedUntil_ms) startLoad(key, hold).catch(() => {});
         return entry.value;
       }
       try {
-        return await waitFor(key, policy.staleWait_ms, hold);
+        return await waitFor(key, oldWait_ms(key), hold);
       } catch (error) {
         if (age_ms < policy.stale_ms) return entry.value;
         throw error;

@@ -9,16 +9,21 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
 import { ensurePreset, storePreset } from '../../../gpu-backend/dev/seed.ts';
 import { evaluationSchema } from '../../../gpu-backend/evaluation/result.ts';
-import { type AdminClient, createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
+import {
+  type AdminClient,
+  createAdminClient,
+  listAll,
+} from '../../../gpu-backend/publication/admin-client.ts';
 import { readMaskSet } from '../../../gpu-backend/publication/mask-set-file.ts';
 import {
   livePublication,
+  publicationHistory,
   publishMaskSet,
   rollBack,
   storeMaskSet,
 } from '../../../gpu-backend/publication/publish.ts';
 import { parseSchedule } from '../../../gpu-backend/publication/schedule.ts';
-import { listSchema, maskSetSummarySchema } from '../../../shared/admin.ts';
+import { listSchema, maskSetSummarySchema, publicationSchema } from '../../../shared/admin.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import { evaluatedRowSchema } from '../../../shared/evaluation.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask.ts';
@@ -100,6 +105,10 @@ describe('a mask set', () => {
     });
     expect(await rollBack(client, '')).toMatchObject({ version: maskSetVersion(first) });
     expect(await liveVersion()).toBe(maskSetVersion(first));
+
+    const history = await publicationHistory(client, '');
+    expect(history.map(({ version }) => version)).toEqual([first, second, first].map(maskSetVersion));
+    expect(await listAll(client, '/publications?limit=1', publicationSchema)).toEqual(history);
   });
 
   test('goes live by a schedule, and for everyone when it is published again without one', async () => {

@@ -126,15 +126,18 @@ export async function errorCode(answer: Promise<Response> | Response): Promise<s
   return `${response.status} ${body.error.code}`;
 }
 
-/** D1 as it is on a bad day: questions are never answered, or fail. The real binding is behind it. */
-export function badD1(): { DB: D1Database; be(mood: 'good' | 'stalled' | 'failing'): void; asked(): number } {
-  let mood: 'good' | 'stalled' | 'failing' = 'good';
+type Mood = 'good' | 'slow' | 'stalled' | 'failing';
+const SLOW_ms = 400;
+
+/** D1 as it is on a bad day: questions take long, are never answered, or fail. The real binding is behind it. */
+export function badD1(): { DB: D1Database; be(mood: Mood): void; asked(): number } {
+  let mood: Mood = 'good';
   let asked = 0;
-  const trouble = (): Promise<never> | undefined => {
+  const ask = (question: () => unknown): unknown => {
     asked++;
     if (mood === 'stalled') return new Promise(() => {});
     if (mood === 'failing') return Promise.reject(new Error('D1_ERROR: the storage is overloaded'));
-    return undefined;
+    return mood === 'slow' ? new Promise((go) => setTimeout(go, SLOW_ms)).then(question) : question();
   };
   const wrapped = new WeakMap<object, D1PreparedStatement>();
   const wrap = (statement: D1PreparedStatement): D1PreparedStatement => {
@@ -143,7 +146,7 @@ export function badD1(): { DB: D1Database; be(mood: 'good' | 'stalled' | 'failin
         const value = Reflect.get(target, name, target);
         if (typeof value !== 'function') return value;
         if (name === 'bind') return (...values: unknown[]) => wrap(target.bind(...values));
-        return (...values: unknown[]) => trouble() ?? value.apply(target, values);
+        return (...values: unknown[]) => ask(() => value.apply(target, values));
       },
     });
     wrapped.set(proxy, statement);
@@ -154,7 +157,7 @@ export function badD1(): { DB: D1Database; be(mood: 'good' | 'stalled' | 'failin
       if (name === 'prepare') return (sql: string) => wrap(target.prepare(sql));
       if (name === 'batch') {
         return (statements: D1PreparedStatement[]) =>
-          trouble() ?? target.batch(statements.map((statement) => wrapped.get(statement) ?? statement));
+          ask(() => target.batch(statements.map((statement) => wrapped.get(statement) ?? statement)));
       }
       const value = Reflect.get(target, name, target);
       return typeof value === 'function' ? value.bind(target) : value;

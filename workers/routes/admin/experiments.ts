@@ -27,6 +27,7 @@ import { d1 } from '../../services/d1.ts';
 import { experimentResults } from '../../services/experiment-results.ts';
 import { start, stop } from '../../services/experiments.ts';
 import { requireRoom } from '../../services/tenant-room.ts';
+import { listed, pageQuery } from './pages.ts';
 import { scopedTenant } from './scope.ts';
 
 export const experiments = new Hono<AppEnv>()
@@ -41,9 +42,9 @@ export const experiments = new Hono<AppEnv>()
   .get('/', async (c) => {
     const owner = await scopedTenant(c, c.req.query('tenant'));
     const filter = owner === DEFAULT_TENANT ? undefined : owner;
-    const found = await d1(listExperiments(c.var.services.db, filter));
+    const { data, next } = await d1(listExperiments(c.var.services.db, filter, pageQuery(c)));
     const now_ms = Date.now();
-    return c.json({ object: 'list', data: found.map((experiment) => toExperiment(experiment, now_ms)) });
+    return c.json(listed({ data: data.map((experiment) => toExperiment(experiment, now_ms)), next }));
   })
   .get('/:id', async (c) => answer(c, await find(c)))
   .patch('/:id', async (c) => {

@@ -1,14 +1,25 @@
 /** API keys: made (the key is shown this once), listed, rotated and revoked. */
 import { Hono } from 'hono';
 import { type CreatedKey, createKeySchema, DEFAULT_TENANT, rotateKeySchema } from '../../../shared/admin.ts';
+import { keysQuerySchema } from '../../../shared/admin-pages.ts';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import type { AppEnv } from '../../context.ts';
-import { findApiKeyById, insertApiKey, listApiKeys, revokeApiKey, rotateApiKey } from '../../db/api-keys.ts';
+import {
+  deleteExpiredKeys,
+  findApiKeyById,
+  insertApiKey,
+  listApiKeys,
+  revokeApiKey,
+  rotateApiKey,
+} from '../../db/api-keys.ts';
+import type { Database } from '../../db/client.ts';
+import { EXPIRED_KEYS_KEPT_ms } from '../../limits.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { generateKey } from '../../services/api-keys.ts';
 import { d1 } from '../../services/d1.ts';
 import { randomHex } from '../../services/secrets.ts';
 import { requireRoom } from '../../services/tenant-room.ts';
+import { listed } from './pages.ts';
 import { scopedTenant } from './scope.ts';
 
 const ID_RANDOM_BYTES = 8;
@@ -25,6 +36,7 @@ export const keys = new Hono<AppEnv>()
       throw new MaskrouteError('forbidden', 'This key administrates its own tenant only.');
     }
     const tenant = await scopedTenant(c, named);
+    await dropExpired(db, tenant);
     await requireRoom(db, own, 'keys');
     const { key, sha256, prefix } = generateKey(kind);
     const id = newKeyId();
@@ -37,8 +49,12 @@ export const keys = new Hono<AppEnv>()
   .get('/', async (c) => {
     const named = c.req.query('tenant');
     const tenant = await scopedTenant(c, named);
-    const filter = tenant === DEFAULT_TENANT ? undefined : tenant;
-    return c.json({ object: 'list', data: await d1(listApiKeys(c.var.services.db, filter)) });
+    const { state, ...page } = parse(keysQuerySchema, c.req.query());
+    const filter = {
+      tenant: tenant === DEFAULT_TENANT ? undefined : tenant,
+      workingAt_ms: state === 'working' ? Date.now() : undefined,
+    };
+    return c.json(listed(await d1(listApiKeys(c.var.services.db, filter, page))));
   })
   .post('/:id/rotate', async (c) => {
     const { db, apiKeys } = c.var.services;
@@ -46,6 +62,7 @@ export const keys = new Hono<AppEnv>()
     const { overlap_s, expires_at } = parse(rotateKeySchema, await readJson(c.req.raw));
     const old = await d1(findApiKeyById(db, c.req.param('id'), tenant));
     if (old === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    await dropExpired(db, old.tenant);
     await requireRoom(db, tenant, 'keys');
     const { key, sha256, prefix } = generateKey(old.kind);
     const now_ms = Date.now();
@@ -71,6 +88,13 @@ export const keys = new Hono<AppEnv>()
     apiKeys.forget(revoked.sha256);
     return c.json(revoked.key);
   });
+
+/**
+ * Where keys are made for an hour (the dashboard's playground does so), those that are long over would take all of a
+ * tenant's room. Done where keys are made: nobody else makes them more.
+ */
+const dropExpired = (db: Database, tenant: string): Promise<void> =>
+  d1(deleteExpiredKeys(db, tenant, Date.now() - EXPIRED_KEYS_KEPT_ms));
 
 const newKeyId = (): string => `k_${randomHex(ID_RANDOM_BYTES)}`;
 

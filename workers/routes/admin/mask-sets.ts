@@ -10,6 +10,7 @@ import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
 import { storeMaskSet } from '../../services/store-mask-set.ts';
 import { requireRoom } from '../../services/tenant-room.ts';
+import { listed, pageQuery } from './pages.ts';
 import { scopedTenant } from './scope.ts';
 
 export const maskSets = new Hono<AppEnv>()
@@ -23,7 +24,7 @@ export const maskSets = new Hono<AppEnv>()
   })
   .get('/', async (c) => {
     const tenant = await scopedTenant(c, c.req.query('tenant'));
-    return c.json({ object: 'list', data: await d1(listMaskSets(c.var.services.db, tenant)) });
+    return c.json(listed(await d1(listMaskSets(c.var.services.db, tenant, pageQuery(c)))));
   })
   .get('/:version', async (c) => {
     const { content } = await find(c);

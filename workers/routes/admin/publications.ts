@@ -14,6 +14,7 @@ import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
 import { findInUse } from '../../services/in-use.ts';
 import { checkPublishable, publish, rollback } from '../../services/publish.ts';
+import { listed, pageQuery } from './pages.ts';
 import { scopedTenant } from './scope.ts';
 
 export const publications = new Hono<AppEnv>()
@@ -41,7 +42,7 @@ export const publications = new Hono<AppEnv>()
   })
   .get('/', async (c) => {
     const tenant = await scopedTenant(c, c.req.query('tenant'));
-    return c.json({ object: 'list', data: await d1(listPublications(c.var.services.db, tenant)) });
+    return c.json(listed(await d1(listPublications(c.var.services.db, tenant, pageQuery(c)))));
   })
   .get('/live', async (c) => {
     const tenant = await scopedTenant(c, c.req.query('tenant'));

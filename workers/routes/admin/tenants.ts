@@ -14,6 +14,7 @@ import { findTenant, insertTenant, listTenants, updateTenant } from '../../db/te
 import { parse, readJson } from '../../middleware/body.ts';
 import { d1 } from '../../services/d1.ts';
 import { tenantWarnings } from '../../services/tenant-warnings.ts';
+import { listed, pageQuery } from './pages.ts';
 import { requireGlobal } from './scope.ts';
 
 export const tenants = new Hono<AppEnv>()
@@ -23,7 +24,7 @@ export const tenants = new Hono<AppEnv>()
     return c.json(await d1(insertTenant(c.var.services.db, tenant, Date.now())), 201);
   })
   .get('/', async (c) =>
-    c.json({ object: 'list', data: await d1(listTenants(c.var.services.db, c.var.admin.tenant)) }),
+    c.json(listed(await d1(listTenants(c.var.services.db, c.var.admin.tenant, pageQuery(c))))),
   )
   .get('/:id', async (c) => c.json(await withWarnings(c, await tenantOf(c))))
   .patch('/:id', async (c) => {

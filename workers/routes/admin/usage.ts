@@ -11,5 +11,7 @@ export const usage = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...query } = parse(usageQuerySchema, c.req.query());
   const tenant = await scopedTenant(c, named);
   const question = { ...query, tenant: tenant === DEFAULT_TENANT ? undefined : tenant };
-  return c.json({ object: 'list', data: await d1(sumUsage(c.var.services.db, question)) });
+  const { data, next } = await d1(sumUsage(c.var.services.db, question));
+  const more = { has_more: next !== null, next: next === null ? null : JSON.stringify(next) };
+  return c.json({ object: 'list', data, ...more });
 });
