@@ -34,7 +34,7 @@ export const requestEventSchema = z.strictObject({
   region: z.string(),
   fallback: z.enum(FALLBACK_REASONS).nullable(),
   stream: z.boolean(),
-  /** Of the answer; 499 when the client hung up first. */
+  /** Of the answer; 499 when the client hung up first, or the time was over that it had made shorter itself. */
   status: z.int(),
   error_code: z.string().nullable(),
   prompt_tokens: z.int().min(0),

@@ -12,6 +12,7 @@ import {
   admin,
   badD1,
   CHAT,
+  call,
   chat,
   created,
   errorCode,
@@ -286,6 +287,57 @@ describe('time', () => {
     expect(short).toBeGreaterThan(500);
     expect(await errorCode(send({ [BACKEND_HEADERS.deadline]: 'soon' }))).toBe('400 invalid_request');
   });
+
+  const hurried = (
+    key: string,
+    deadline_ms: number,
+    body: object,
+    isolate: ReturnType<typeof freshIsolate>,
+  ) =>
+    call(
+      'POST',
+      '/v1/chat/completions',
+      { key, body: { ...CHAT, ...body }, headers: { [BACKEND_HEADERS.deadline]: String(deadline_ms) } },
+      isolate,
+    );
+
+  it.each([false, true])(
+    'that a client made too short is no fault of the backend (stream: %s)',
+    async (stream) => {
+      const [one, other] = [await newTenant(), await newTenant()];
+      await register();
+      const isolate = freshIsolate();
+      for (let i = 0; i < 6; i++) {
+        const answer = await hurried(one.key, 1, { user: 'hang', stream }, isolate);
+        expect(await errorCode(answer)).toBe('504 deadline_exceeded');
+      }
+      expect((await chat(other.key, {}, isolate)).status).toBe(200);
+    },
+  );
+
+  it('that whole answers take is no fault of a backend that tells its load meanwhile', async () => {
+    const { key } = await newTenant();
+    await register();
+    const isolate = freshIsolate({ BACKEND_TIMEOUT_MS: '50' });
+    for (let i = 0; i < 6; i++) {
+      expect(await errorCode(chat(key, { user: 'hang' }, isolate))).toBe('503 backend_unreachable');
+    }
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
+
+  it.each([false, true])(
+    'is wasted on a backend that says nothing at all, for a while (stream: %s)',
+    async (stream) => {
+      const { key } = await newTenant();
+      await mood(await register(), 'mute');
+      const isolate = freshIsolate({ BACKEND_TIMEOUT_MS: '50', BACKEND_SILENCE_MS: stream ? '40' : '15000' });
+      for (let i = 0; i < 5; i++) await chat(key, { stream }, isolate);
+      await vi.waitFor(async () => {
+        const refused = await chat(key, {}, isolate);
+        expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(20);
+      }, 5 * SECOND_ms);
+    },
+  );
 
   it('without a token: comments keep a stream open, and the answer follows', async () => {
     const { key } = await newTenant();

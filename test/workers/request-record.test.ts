@@ -1,5 +1,6 @@
 /** What is told of a request when it is over, however it ended: one event, with the backend's own counts. */
 import { describe, expect, it, vi } from 'vitest';
+import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { type EdgeMessage, type RequestEvent, requestEventSchema } from '../../shared/events.ts';
 import type { Env } from '../../workers/env.ts';
 import { figuresIn } from '../../workers/services/answer-tap.ts';
@@ -7,7 +8,7 @@ import { createEvents } from '../../workers/services/events.ts';
 import { tokenBounds } from '../../workers/services/token-bounds.ts';
 import { MODEL } from '../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, say } from './support/edge.ts';
-import { limitedTenant } from './support/limits.ts';
+import { budgetOf, limitedTenant } from './support/limits.ts';
 
 /** The queue, seen from the front: what is sent is kept, after as many failures as wanted. */
 function queue(failures = 0) {
@@ -119,6 +120,32 @@ describe('the event', () => {
     expect(told.completion_tokens > 0).toBe(stream);
     expect(sent).toHaveLength(1);
   });
+
+  it.each([
+    ['busy', false, 50, { status: 499, error_code: 'deadline_exceeded' }],
+    ['busy', true, 50, { status: 499, error_code: 'deadline_exceeded' }],
+    ['deadline', false, 5_000, { status: 499, error_code: 'deadline_exceeded' }],
+    ['deadline-mid-stream', true, 5_000, { status: 499, error_code: 'deadline_exceeded' }],
+    ['busy', false, undefined, { status: 503, error_code: 'backend_unreachable' }],
+    ['deadline', false, undefined, { status: 504, error_code: 'deadline_exceeded' }],
+    ['sick-late', false, undefined, { status: 500, error_code: 'engine_failed' }],
+  ])(
+    'of one that met %s (stream: %s, deadline: %s) has what was made, and whose doing it is',
+    async (...met) => {
+      const [user, stream, deadline_ms, expected] = met;
+      const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+      const { EVENTS, event } = queue();
+      const body = { ...CHAT, ...say('a b'), max_tokens: 10, user, stream };
+      const headers = deadline_ms === undefined ? {} : { [BACKEND_HEADERS.deadline]: String(deadline_ms) };
+      const isolate = freshIsolate({ EVENTS, BACKEND_TIMEOUT_MS: deadline_ms === undefined ? '200' : '' });
+      await (await call('POST', '/v1/chat/completions', { key, body, headers }, isolate)).text();
+      expect(await event()).toMatchObject({
+        ...expected,
+        ...{ counted: true, prompt_tokens: 2, completion_tokens: 3 },
+      });
+      await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(5));
+    },
+  );
 
   it('is offered again when the queue is down, and the answer waits for none of it', async () => {
     const { key } = await newTenant();

@@ -2,12 +2,13 @@
  * One request's account, from its reservation to its event: opened when it is let in, closed exactly once,
  * however it ends. Closing settles the budget and sends the event, both behind the answer.
  */
-import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
+import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import type { RequestEvent } from '../../shared/events.ts';
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AskBackends, answerCost } from './answer-cost.ts';
 import { type Heard, hearWhole, isSmallWhole, type TappedBody, tapAnswer } from './answer-tap.ts';
 import type { Caller } from './api-keys.ts';
+import type { Patience } from './backends/patience.ts';
 import type { Budgets, Reservation } from './budgets.ts';
 import type { Hold } from './deadline.ts';
 import type { Events } from './events.ts';
@@ -17,8 +18,6 @@ export type RecordParts = {
   readonly events: Events;
   readonly budgets: Budgets;
   readonly askBackends: AskBackends;
-  /** A backend that is silent for so long may still have worked. */
-  readonly backendTimeout_ms: number;
 };
 
 export type RecordOf = {
@@ -26,6 +25,7 @@ export type RecordOf = {
   readonly completion: string;
   readonly caller: Caller;
   readonly routable: RoutableBody;
+  readonly patience: Patience;
   readonly signal: AbortSignal;
   readonly hold: Hold;
   /** After an answer that came whole, once everything about it is told. */
@@ -41,6 +41,8 @@ export interface RequestRecord {
   routed(routed: Routed): void;
   /** `backend`: the id of the one that answers. */
   answeredBy(backend: string): void;
+  /** A backend was given up in silence: whatever comes of the request, it may have worked on it. */
+  late(): void;
   /**
    * Follows an answer to its end; closes the record when there is none.
    * @throws what `answer` throws, MaskrouteError `backend_error` for a small whole answer that broke off.
@@ -68,6 +70,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   let answerTokensMax: number | undefined;
   let routed: Routed | undefined;
   let answerer: string | undefined;
+  let gaveUp = false;
   let closed = false;
 
   const close = (outcome: Outcome): void => {
@@ -92,7 +95,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
 
   /** Null: nobody can say. Then the reservation runs out by itself. */
   const costOf = async ({ heard, mayHaveRun }: Outcome): Promise<Cost | null> =>
-    heard?.figures ?? (mayHaveRun ? await answerCost(parts.askBackends, of.completion) : NOTHING);
+    heard?.figures ?? (mayHaveRun || gaveUp ? await answerCost(parts.askBackends, of.completion) : NOTHING);
 
   const event = (known: Routed, outcome: Outcome, cost: Cost | null): RequestEvent => {
     const { decision, assignment } = known;
@@ -116,7 +119,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       region: assignment.region,
       fallback: decision.fallback,
       stream: body.stream === true,
-      status: outcome.status,
+      status: isClientsDoing(outcome.code) ? CLIENT_LEFT : outcome.status,
       error_code: outcome.code,
       prompt_tokens: cost?.prompt_tokens ?? 0,
       completion_tokens: cost?.completion_tokens ?? 0,
@@ -126,12 +129,13 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     };
   };
 
+  /** A time that the client made shorter ran out: it says as little about the version as a client that left. */
+  const isClientsDoing = (code: string | null): boolean => code === OUT_OF_TIME && of.patience.isShort;
+
   const failed = (thrown: unknown): void => {
     const error = toMaskrouteError(thrown);
-    const waited_ms = Date.now() - started_ms;
-    // A refused connection is no work done; a silence may be.
-    const silent = error.code === 'backend_unreachable' && waited_ms >= parts.backendTimeout_ms;
-    const mayHaveRun = routed !== undefined && (error.code === 'cancelled' || silent);
+    // A refused connection is no work done.
+    const mayHaveRun = routed !== undefined && error.code === 'cancelled';
     close({ ...NO_ANSWER, status: error.status, code: error.code, mayHaveRun, endedAt_ms: Date.now() });
   };
 
@@ -146,7 +150,8 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     }
     if (!ok || response.body === null) {
       const code = await codeOf(response);
-      close({ ...NO_ANSWER, status, code, mayHaveRun: false, endedAt_ms: Date.now() });
+      const mayHaveRun = code !== null && AFTER_WORK.includes(code);
+      close({ ...NO_ANSWER, status, code, mayHaveRun, endedAt_ms: Date.now() });
       return { ok, status, headers, body: { kind: 'plain', body: response.body } };
     }
     const tapped = tapAnswer(response.body, of.signal, (heard) => end(headers, status, heard));
@@ -189,6 +194,9 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       closed = true;
     },
     failed,
+    late() {
+      gaveUp = true;
+    },
     async watch(answer) {
       try {
         return await follow(await answer);
@@ -212,6 +220,10 @@ type Outcome = {
   readonly sparsity: number | null;
   readonly endedAt_ms: number;
 };
+const CLIENT_LEFT = ERROR_CODES.cancelled[0];
+const OUT_OF_TIME: ErrorCode = 'deadline_exceeded';
+/** Refusals of a backend that had begun, or may have: it knows what that cost. */
+const AFTER_WORK: readonly string[] = [OUT_OF_TIME, 'engine_failed'] satisfies ErrorCode[];
 const NO_ANSWER = { heard: null, mask: null, sparsity: null } as const;
 
 function endOf({ end, lateError }: Heard, status: number): Pick<Outcome, 'status' | 'code'> {
@@ -222,7 +234,7 @@ function endOf({ end, lateError }: Heard, status: number): Pick<Outcome, 'status
     case 'broken':
       return { status, code: 'backend_error' };
     case 'cancelled':
-      return { status: new MaskrouteError('cancelled', '').status, code: 'cancelled' };
+      return { status: CLIENT_LEFT, code: 'cancelled' };
   }
 }
 

@@ -28,6 +28,7 @@ export function startBackend(): Promise<RunningServer> {
       response.destroy();
       return;
     }
+    if (mood === 'mute') return;
     if (path.startsWith('/recorded/')) {
       const id = decodeURIComponent(path.slice('/recorded/'.length));
       const entry = recorded.get(id);
@@ -129,6 +130,9 @@ async function answer(
   switch (behaviour) {
     case 'hang':
       return;
+    case 'busy':
+      made.completion_tokens = WORDS;
+      return;
     case 'die':
       response.destroy();
       return;
@@ -148,6 +152,17 @@ async function answer(
       return;
     case 'sick':
       return json(response, 500, wireError('engine_failed'));
+    case 'sick-late':
+      made.completion_tokens = WORDS;
+      return json(response, 500, wireError('engine_failed'));
+    case 'deadline':
+      made.completion_tokens = WORDS;
+      return json(response, 504, wireError('deadline_exceeded'));
+    case 'deadline-mid-stream':
+      made.completion_tokens = WORDS;
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      response.end(`event: error\ndata: ${JSON.stringify(wireError('deadline_exceeded'))}\n\n`);
+      return;
     case 'slow-first': {
       await new Promise((resolve) => setTimeout(resolve, 400));
       return await stream(entry, response, made, 1);

@@ -30,6 +30,8 @@ export type Outcome =
   | { readonly kind: 'refused'; readonly response: Response; readonly isSick: boolean }
   /** No answer, or none of the protocol. `again`: the same backend may do better in a moment. */
   | { readonly kind: 'failed'; readonly error: MaskrouteError; readonly again: boolean }
+  /** Given up after all of the attempt's time: it may have worked on the request. */
+  | { readonly kind: 'late'; readonly waited_ms: number }
   | { readonly kind: 'cancelled' };
 
 export type Sending = {
@@ -75,9 +77,13 @@ export async function attempt({
     return await judge(response, request);
   } catch (error) {
     if (signal.aborted) return { kind: 'cancelled' };
-    const reason = isLate() ? `no answer within ${timeout_ms} ms` : reasonOf(error);
-    log('error', 'backend_unreachable', { request_id: request.requestId, url, reason });
-    return { kind: 'failed', error: unreachable(error), again: !isLate() };
+    const { requestId: request_id } = request;
+    if (isLate()) {
+      log('warn', 'backend_late', { request_id, url, waited_ms: timeout_ms });
+      return { kind: 'late', waited_ms: timeout_ms };
+    }
+    log('error', 'backend_unreachable', { request_id, url, reason: reasonOf(error) });
+    return { kind: 'failed', error: unreachable(error), again: true };
   } finally {
     clearTimeout(timer);
   }

@@ -19,6 +19,10 @@ export type PoolRequest = BackendRequest & {
   readonly wish?: Wish;
   /** A backend that is silent for so long is given up for the next one, where there is one. */
   readonly silence_ms?: number;
+  /** `timeout_ms` is all that the edge ever waits, and not what a client or a task behind requests gives it. */
+  readonly isFullTime?: boolean;
+  /** A backend was given up in silence: it may have worked on the request. */
+  readonly onLate?: () => void;
   /** False: what fails now fails for good (a byte has gone to the client). */
   readonly mayRetry?: () => boolean;
   readonly hold: Hold;
@@ -29,8 +33,9 @@ export type Answer = { readonly response: Response; readonly backend: string };
 export interface Backends {
   /**
    * The answer, its body unread when it is a success.
-   * @throws MaskrouteError `backend_unreachable` when there is no answer in time, `backend_error` when the
-   * answer is none of the protocol's, `cancelled` when `signal` aborts.
+   * @throws MaskrouteError `backend_unreachable` when there is no answer, `deadline_exceeded` when there is none
+   * in a time that is not the edge's own, `backend_error` when the answer is none of the protocol's, `cancelled`
+   * when `signal` aborts.
    */
   call(request: PoolRequest): Promise<Answer>;
 }
@@ -43,6 +48,8 @@ export type PoolParts = {
   readonly token: (request: BackendRequest, backend: LiveBackend) => Promise<string>;
   /** Asks for the loads that are old, behind the request. */
   readonly refresh: (backends: readonly LiveBackend[], hold: Hold) => void;
+  /** Asks one that let a whole answer's time pass for its load: it may only be busy. If it is gone, it is blamed. */
+  readonly suspect: (backend: LiveBackend) => Promise<void>;
   /** A second backend is asked when the first is silent for so long; 0: never. */
   readonly hedge_ms: number;
   readonly random?: () => number;
@@ -66,6 +73,7 @@ export function createBackends(parts: PoolParts): Backends {
             throw new MaskrouteError('cancelled', 'The client hung up.');
           case 'refused':
           case 'failed':
+          case 'late':
         }
         const retry = run.retries();
         const mayGoOn = attempts < RETRY.attemptsMax && request.mayRetry?.() !== false && run.left_ms() > 0;
@@ -79,7 +87,8 @@ export function createBackends(parts: PoolParts): Backends {
   };
 }
 
-type Tried = Outcome & { readonly backend: string };
+/** `hadAll`: all of the caller's time that was left was for this attempt. */
+type Tried = Outcome & { readonly backend: string; readonly hadAll: boolean };
 
 /** One request's way through the backends: which were asked, what they said, who is next. */
 function startRun(parts: PoolParts, request: PoolRequest, backends: readonly LiveBackend[]) {
@@ -130,11 +139,12 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
       const load = parseLoad(outcome.response.headers.get(BACKEND_HEADERS.load));
       if (load !== undefined) seen.reported(load, Date.now());
     }
-    learn(outcome, seen, id);
-    return { ...outcome, backend: id };
+    learn(outcome, seen, backend);
+    return { ...outcome, backend: id, hadAll: timeout_ms === time_ms };
   };
 
-  const learn = (outcome: Outcome, { breaker }: Observed, id: string): void => {
+  const learn = (outcome: Outcome, { breaker }: Observed, backend: LiveBackend): void => {
+    const { id } = backend;
     const blame = () => {
       if (blamed.has(id)) breaker.released();
       else breaker.failed(Date.now(), outcome.kind === 'failed' && outcome.again);
@@ -155,6 +165,16 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
       case 'failed':
         if (!outcome.again) done.add(id);
         blame();
+        return;
+      case 'late':
+        done.add(id);
+        request.onLate?.();
+        // Backends send the headers of a stream early. A whole answer may take longer than its caller waits.
+        if (outcome.waited_ms >= (request.silence_ms ?? Number.POSITIVE_INFINITY)) blame();
+        else {
+          breaker.released();
+          if (request.isFullTime === true) request.hold(parts.suspect(backend));
+        }
     }
   };
 
@@ -172,7 +192,8 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
       if (first === undefined || !parts.observed(first.id).breaker.admit(now_ms)) {
         const wait_ms = Math.min(...backends.map(({ id }) => parts.observed(id).breaker.wait_ms(now_ms)));
         const retryAfter_s = Number.isFinite(wait_ms) ? Math.max(1, Math.ceil(wait_ms / 1000)) : 1;
-        last ??= { kind: 'failed', error: unreachable(undefined, retryAfter_s), again: false, backend: '' };
+        const error = unreachable(undefined, retryAfter_s);
+        last ??= { kind: 'failed', error, again: false, backend: '', hadAll: false };
         return last;
       }
       const fresh = second !== undefined && !asked.has(second.id) ? second : undefined;
@@ -196,6 +217,10 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
           return { response: said.response, backend: said.backend };
         case 'failed':
           throw said.error;
+        case 'late':
+          throw said.hadAll && request.isFullTime !== true
+            ? new MaskrouteError('deadline_exceeded', `No answer came within ${request.timeout_ms} ms.`)
+            : unreachable();
         case 'cancelled':
           throw new MaskrouteError('cancelled', 'The client hung up.');
       }
