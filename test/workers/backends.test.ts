@@ -349,6 +349,37 @@ describe('time', () => {
     expect(text.endsWith('data: [DONE]\n\n')).toBe(true);
   });
 
+  it('without a byte of an answer that has begun ends it, and the backend is called off', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '400', BACKEND_STALL_MS: '1000' });
+    const response = await chat(key, { stream: true, user: 'stall-mid-stream' }, isolate);
+    const text = await response.text();
+    expect(text).toMatch(/^(data: \{.*\n\n)(data: \{.*\n\n)(: keepalive\n\n){2,}event: error\ndata: .*\n\n$/);
+    expect(text).toContain('"code":"backend_error"');
+    await vi.waitFor(async () => expect((await recorded(idOf(response)))!.hungUp).toBe(true));
+    expect(await errorCode(chat(key, { user: 'stall-whole' }, isolate))).toBe('502 backend_error');
+  });
+
+  it('with comments of the backend is no end', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ BACKEND_STALL_MS: '500' });
+    const response = await chat(key, { stream: true, user: 'slow-tokens' }, isolate);
+    expect((await response.text()).endsWith('data: [DONE]\n\n')).toBe(true);
+  });
+
+  it('that a client takes to read is no silence of the backend', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ BACKEND_STALL_MS: '200' });
+    const response = await chat(key, { stream: true }, isolate);
+    const reader = response.body!.getReader();
+    let text = '';
+    for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+      text += new TextDecoder().decode(piece.value);
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+    expect(text.endsWith('data: [DONE]\n\n')).toBe(true);
+  });
+
   it.each([
     ['slow-refusal', 'model_not_found'],
     ['hang', 'backend_unreachable'],

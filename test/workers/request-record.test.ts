@@ -86,10 +86,17 @@ describe('the event', () => {
       true,
       { status: 200, error_code: 'backend_error', completion_tokens: 2, counted: true },
     ],
+    [
+      'stall-mid-stream',
+      true,
+      { status: 200, error_code: 'backend_error', completion_tokens: 2, counted: true },
+    ],
+    ['stall-whole', false, { status: 502, error_code: 'backend_error', completion_tokens: 3, counted: true }],
   ])('of a request that met %s says so', async (user, stream, expected) => {
     const { key } = await newTenant();
     const { EVENTS, sent, answerers, event } = queue();
-    const response = await chat(key, { ...say('north'), user, stream }, freshIsolate({ EVENTS }));
+    const isolate = freshIsolate({ EVENTS, BACKEND_STALL_MS: '500' });
+    const response = await chat(key, { ...say('north'), user, stream }, isolate);
     await response.text().catch(() => {});
     expect(await event()).toMatchObject(expected);
     expect(sent).toHaveLength(1);

@@ -76,7 +76,7 @@ async function admitted(
   const caller = c.get('caller');
   const patience = patienceOf(c.req.header(BACKEND_HEADERS.deadline), services.config.BACKEND_TIMEOUT_MS);
   const { record, routed } = await admit(
-    { ...services, askBackends: askBackends(c) },
+    { ...services, askBackends: askBackends(c), stall_ms: services.config.BACKEND_STALL_MS },
     {
       ...{ caller, routable, patience, signal: c.req.raw.signal, hold: holdOf(c) },
       onLimits: (limits) => Object.assign(headers, limits),
@@ -161,7 +161,11 @@ async function forward(
   });
   const { backend, config } = c.get('services');
   const started_ms = performance.now();
-  const { response, backend: id } = await backend.call({
+  const {
+    response,
+    backend: id,
+    callOff,
+  } = await backend.call({
     path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
     requestId: c.get('requestId'),
     tenant: c.get('caller').tenant,
@@ -182,7 +186,7 @@ async function forward(
   });
   headers[HEADERS.serverTiming] = serverTiming(routed.timings, performance.now() - started_ms);
   headers[BACKEND_HEADERS.backend] = id;
-  record.answeredBy(id);
+  record.answeredBy(id, callOff);
   return response;
 }
 

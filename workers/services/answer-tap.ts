@@ -54,17 +54,39 @@ export type TappedBody = {
   cancel(reason: unknown): Promise<void>;
 };
 
-/** `onEnd` is called exactly once. Aborting `signal` is the client leaving. */
+export type TapOptions = {
+  /** Its abort is the client leaving. */
+  readonly signal: AbortSignal;
+  /** Whoever waits for bytes so long in vain waits no longer: the backend is called off, and `read` rejects. */
+  readonly stall_ms: number;
+  /** Called exactly once. */
+  readonly onEnd: (heard: Heard) => void;
+};
+
 export function tapAnswer(
   body: ReadableStream<Uint8Array>,
-  signal: AbortSignal,
-  onEnd: (heard: Heard) => void,
+  { signal, stall_ms, onEnd }: TapOptions,
 ): TappedBody {
   const reader = body.getReader();
   let tail: Uint8Array[] = [];
   let tail_bytes = 0;
   let firstAt_ms: number | null = null;
   let ended = false;
+  /** Since when somebody waits for bytes; undefined while nobody does. */
+  let waitsSince_ms: number | undefined;
+  let stalled = false;
+
+  // One timer a stream, which looks again later: one a piece would cost every piece.
+  const look = (): void => {
+    const waited_ms = waitsSince_ms === undefined ? 0 : Date.now() - waitsSince_ms;
+    if (waited_ms < stall_ms) {
+      timer = setTimeout(look, stall_ms - waited_ms);
+      return;
+    }
+    stalled = true;
+    reader.cancel().catch(() => {});
+  };
+  let timer = setTimeout(look, stall_ms);
 
   const hear = (chunk: Uint8Array): void => {
     if (isComment(chunk)) return;
@@ -76,6 +98,7 @@ export function tapAnswer(
   const end = (how: AnswerEnd['how']): void => {
     if (ended) return;
     ended = true;
+    clearTimeout(timer);
     signal.removeEventListener('abort', left);
     const text = utf8.decode(join(tail, tail_bytes));
     tail = [];
@@ -87,13 +110,16 @@ export function tapAnswer(
   return {
     async read() {
       try {
+        waitsSince_ms = Date.now();
         const piece = await reader.read();
+        waitsSince_ms = undefined;
+        if (stalled) throw new Error('it was called off');
         if (piece.done) end('complete');
         else hear(piece.value);
         return piece;
       } catch (error) {
         end(signal.aborted ? 'cancelled' : 'broken');
-        throw error;
+        throw stalled ? new Error(`no bytes for ${stall_ms} ms`, { cause: error }) : error;
       }
     },
     async cancel(reason) {

@@ -10,7 +10,7 @@ import { type Heard, hearWhole, isSmallWhole, type TappedBody, tapAnswer } from 
 import type { Caller } from './api-keys.ts';
 import type { Patience } from './backends/patience.ts';
 import type { Budgets, Reservation } from './budgets.ts';
-import type { Hold } from './deadline.ts';
+import { type Hold, withDeadline } from './deadline.ts';
 import type { Events } from './events.ts';
 import type { RoutableBody, Routed } from './routing.ts';
 
@@ -18,6 +18,8 @@ export type RecordParts = {
   readonly events: Events;
   readonly budgets: Budgets;
   readonly askBackends: AskBackends;
+  /** A backend that has begun its answer and sends nothing of it for so long has broken off. */
+  readonly stall_ms: number;
 };
 
 export type RecordOf = {
@@ -39,8 +41,8 @@ export interface RequestRecord {
   readonly answerTokensMax: number | undefined;
   reserved(reservation: Reservation | null, answerTokensMax: number | undefined): void;
   routed(routed: Routed): void;
-  /** `backend`: the id of the one that answers. */
-  answeredBy(backend: string): void;
+  /** `backend`: the id of the one that answers. `callOff` ends its work on the rest. */
+  answeredBy(backend: string, callOff: () => void): void;
   /** A backend was given up in silence: whatever comes of the request, it may have worked on it. */
   late(): void;
   /**
@@ -70,6 +72,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   let answerTokensMax: number | undefined;
   let routed: Routed | undefined;
   let answerer: string | undefined;
+  let hangUp = (): void => {};
   let gaveUp = false;
   let closed = false;
 
@@ -142,7 +145,8 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   const follow = async (response: Response): Promise<WatchedAnswer> => {
     const { headers, ok, status } = response;
     if (ok && isSmallWhole(headers)) {
-      const bytes = await response.arrayBuffer().catch((cause) => {
+      const whole = withDeadline(response.arrayBuffer(), parts.stall_ms, 'the answer');
+      const bytes = await whole.catch((cause) => {
         throw brokeOff(cause);
       });
       end(headers, status, hearWhole(new Uint8Array(bytes)));
@@ -154,7 +158,11 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       close({ ...NO_ANSWER, status, code, mayHaveRun, endedAt_ms: Date.now() });
       return { ok, status, headers, body: { kind: 'plain', body: response.body } };
     }
-    const tapped = tapAnswer(response.body, of.signal, (heard) => end(headers, status, heard));
+    const tapped = tapAnswer(response.body, {
+      signal: of.signal,
+      stall_ms: parts.stall_ms,
+      onEnd: (heard) => end(headers, status, heard),
+    });
     return { ok, status, headers, body: { kind: 'tapped', body: tapped } };
   };
 
@@ -165,6 +173,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
 
   /** Closes the record, and says what the client is told: no byte of the answer is with it yet. */
   const brokeOff = (cause: unknown): MaskrouteError => {
+    hangUp();
     const error = of.signal.aborted
       ? new MaskrouteError('cancelled', 'The client hung up.')
       : new MaskrouteError('backend_error', 'The model backend broke off in the middle of its answer.', {
@@ -187,8 +196,9 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     routed(decided) {
       routed = decided;
     },
-    answeredBy(backend) {
+    answeredBy(backend, callOff) {
       answerer = backend;
+      hangUp = callOff;
     },
     refused() {
       closed = true;

@@ -189,6 +189,11 @@ async function answer(
       await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
       response.destroy();
       return;
+    case 'stall-whole':
+      made.completion_tokens = WORDS;
+      response.writeHead(200, { 'content-type': 'application/json', 'content-length': 1000 });
+      response.write('{"id":"chatcmpl-');
+      return;
     case 'unsized':
       made.completion_tokens = WORDS;
       response.writeHead(200, { 'content-type': 'application/json' });
@@ -209,7 +214,11 @@ async function answer(
     case 'stream-forever':
       return await stream(entry, response, made, Number.POSITIVE_INFINITY);
     case 'die-mid-stream':
-      return await stream(entry, response, made, 2, true);
+      return await stream(entry, response, made, 2, 'die');
+    case 'stall-mid-stream':
+      return await stream(entry, response, made, 2, 'stall');
+    case 'slow-tokens':
+      return await slowTokens(response);
     default:
       if (entry.body?.stream === true) return await stream(entry, response, made, WORDS);
       made.completion_tokens = Math.min(WORDS, Number(entry.body?.max_tokens ?? WORDS));
@@ -233,18 +242,28 @@ async function stream(
   response: ServerResponse,
   made: MadeAnswer,
   chunks: number,
-  die = false,
+  end: 'well' | 'die' | 'stall' = 'well',
 ): Promise<void> {
   response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
   for (let i = 0; i < chunks && !response.destroyed; i++) {
     made.completion_tokens++;
-    const last = i === chunks - 1 && !die ? infoOf(entry, made) : {};
+    const last = i === chunks - 1 && end === 'well' ? infoOf(entry, made) : {};
     const choices = [{ index: 0, delta: { content: `t${i}` } }];
     response.write(`data: ${JSON.stringify({ id: `chatcmpl-${made.completion}`, choices, ...last })}\n\n`);
     await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
   }
-  if (die) response.destroy();
-  else response.end('data: [DONE]\n\n');
+  if (end === 'die') response.destroy();
+  else if (end === 'well') response.end('data: [DONE]\n\n');
+}
+
+/** A token only after many comments, as a backend sends them whose engine takes its time. */
+async function slowTokens(response: ServerResponse): Promise<void> {
+  response.writeHead(200, { 'content-type': 'text/event-stream' });
+  for (let i = 0; i < 8; i++) {
+    response.write(': keepalive\n\n');
+    await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
+  }
+  response.end('data: {"choices":[]}\n\ndata: [DONE]\n\n');
 }
 
 const FLOOD_BYTES = 64 * 1024 * 1024;

@@ -24,8 +24,8 @@ export type BackendRequest = {
 
 /** What came of it, as far as the next step depends on that. */
 export type Outcome =
-  /** The backend's word: a success, or an error that every backend would answer. */
-  | { readonly kind: 'answer'; readonly response: Response }
+  /** The backend's word: a success, or an error that every backend would answer. `callOff` ends it in its middle. */
+  | { readonly kind: 'answer'; readonly response: Response; readonly callOff: () => void }
   /** An error of its own that another backend may not have; the client gets it when there is no other. */
   | { readonly kind: 'refused'; readonly response: Response; readonly isSick: boolean }
   /** No answer, or none of the protocol. `again`: the same backend may do better in a moment. */
@@ -56,7 +56,7 @@ export async function attempt({
   timeout_ms,
   left_ms,
 }: Sending): Promise<Outcome> {
-  const { off, isLate, timer } = callOff(signal, timeout_ms);
+  const { off, abort, isLate, timer } = abortable(signal, timeout_ms);
   try {
     const response = await send(url + request.path, {
       method: request.body === undefined ? 'GET' : 'POST',
@@ -74,7 +74,7 @@ export async function attempt({
       signal: off,
       ...(request.body === undefined ? {} : { body: request.body }),
     });
-    return await judge(response, request);
+    return await judge(response, request, abort);
   } catch (error) {
     if (signal.aborted) return { kind: 'cancelled' };
     const { requestId: request_id } = request;
@@ -90,10 +90,10 @@ export async function attempt({
 }
 
 /**
- * `off` aborts with `signal`, or after `timeout_ms` unless `timer` is cleared. It is one signal and not
+ * `off` aborts with `signal`, by `abort`, or after `timeout_ms` unless `timer` is cleared. It is one signal and not
  * `AbortSignal.any` of two, which takes the runtime a good deal longer to make.
  */
-function callOff(signal: AbortSignal, timeout_ms: number) {
+function abortable(signal: AbortSignal, timeout_ms: number) {
   const controller = new AbortController();
   let late = false;
   if (signal.aborted) controller.abort(signal.reason);
@@ -102,7 +102,7 @@ function callOff(signal: AbortSignal, timeout_ms: number) {
     late = true;
     controller.abort();
   }, timeout_ms);
-  return { off: controller.signal, isLate: () => late, timer };
+  return { off: controller.signal, abort: () => controller.abort(), isLate: () => late, timer };
 }
 
 export const unreachable = (cause?: unknown, retryAfter_s = RETRY_AFTER_s): MaskrouteError =>
@@ -118,7 +118,7 @@ const BUSY_CODES: readonly unknown[] = ['queue_full', 'queue_timeout'];
 /** Errors after the caller's own time, or about the request's mask: no other backend helps. */
 const FINAL_CODES: readonly unknown[] = ['deadline_exceeded', 'configuration_unavailable'];
 
-async function judge(response: Response, request: BackendRequest): Promise<Outcome> {
+async function judge(response: Response, request: BackendRequest, callOff: () => void): Promise<Outcome> {
   const garbage = async (reason: string): Promise<Outcome> => {
     await response.body?.cancel().catch(() => {});
     log('error', 'backend_error', { request_id: request.requestId, status: response.status, reason });
@@ -135,7 +135,7 @@ async function judge(response: Response, request: BackendRequest): Promise<Outco
   if (response.ok) {
     if (isEmpty(response)) return await garbage('no body');
     return /^(application\/json|text\/event-stream)\b/.test(type)
-      ? { kind: 'answer', response }
+      ? { kind: 'answer', response, callOff }
       : await garbage(`content type ${type}`);
   }
   if (response.status < 400 || !type.startsWith('application/json'))
@@ -149,7 +149,7 @@ async function judge(response: Response, request: BackendRequest): Promise<Outco
   if (isBusy || (response.status >= 500 && !FINAL_CODES.includes(code))) {
     return { kind: 'refused', response: said, isSick: !isBusy };
   }
-  return { kind: 'answer', response: said };
+  return { kind: 'answer', response: said, callOff };
 }
 
 /** A body that is only named costs a stream, so it is not where the length is known. */

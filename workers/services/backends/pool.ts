@@ -28,7 +28,12 @@ export type PoolRequest = BackendRequest & {
   readonly hold: Hold;
 };
 
-export type Answer = { readonly response: Response; readonly backend: string };
+export type Answer = {
+  readonly response: Response;
+  readonly backend: string;
+  /** Ends the backend's work on the rest of the answer. */
+  readonly callOff: () => void;
+};
 
 export interface Backends {
   /**
@@ -68,7 +73,7 @@ export function createBackends(parts: PoolParts): Backends {
         const outcome = await run.next();
         switch (outcome.kind) {
           case 'answer':
-            return { response: outcome.response, backend: outcome.backend };
+            return outcome;
           case 'cancelled':
             throw new MaskrouteError('cancelled', 'The client hung up.');
           case 'refused':
@@ -213,8 +218,9 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
       const said = last!;
       switch (said.kind) {
         case 'answer':
+          return said;
         case 'refused':
-          return { response: said.response, backend: said.backend };
+          return { response: said.response, backend: said.backend, callOff: () => {} };
         case 'failed':
           throw said.error;
         case 'late':
