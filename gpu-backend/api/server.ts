@@ -18,7 +18,7 @@ const SWEEP_ms = 20;
 export type RunningServer = {
   readonly url: string;
   /**
-   * Readiness turns to 503 and new completions are refused; what runs finishes (bounded by `drain_ms`); then
+   * Readiness turns to 503, new completions are refused and connections are not kept; what runs finishes (bounded by `drain_ms`); then
    * the port closes.
    */
   close(): Promise<void>;

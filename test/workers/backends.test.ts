@@ -170,7 +170,7 @@ describe('who is asked', () => {
 });
 
 describe('when a backend fails', () => {
-  it.each(['down', 'sick', 'html', 'bad-error', 'unauthorized', 'queue-full'])(
+  it.each(['down', 'sick', 'html', 'bad-error', 'unauthorized', 'queue-full', 'stopping'])(
     'with %s, the next one answers, and the client sees nothing of it',
     async (how) => {
       const { key } = await newTenant();
@@ -184,6 +184,29 @@ describe('when a backend fails', () => {
       }
     },
   );
+
+  it('because it stops, the one that follows it at its address answers', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    await mood(id, 'stopping');
+    const answering = chat(key, {}, isolate);
+    setTimeout(() => mood(id, 'good'), 100);
+    const response = await answering;
+    expect(response.status).toBe(200);
+    expect((await askedOf(response))!.length).toBeGreaterThan(1);
+  });
+
+  it('because it stops, and nothing follows, nobody is blamed', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    await mood(id, 'stopping');
+    const refused = await Promise.all(Array.from({ length: 6 }, () => chat(key, {}, isolate)));
+    for (const response of refused) expect(await errorCode(response)).toBe('503 not_ready');
+    await mood(id, 'good');
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
 
   it('in silence, a stream goes to the next one', async () => {
     const { key } = await newTenant();

@@ -152,6 +152,9 @@ async function answer(
       return;
     case 'sick':
       return json(response, 500, wireError('engine_failed'));
+    case 'stopping':
+      response.setHeader('retry-after', '5');
+      return json(response, 503, wireError('not_ready'));
     case 'sick-late':
       made.completion_tokens = WORDS;
       return json(response, 500, wireError('engine_failed'));

@@ -27,12 +27,15 @@ export type Outcome =
   /** The backend's word: a success, or an error that every backend would answer. `callOff` ends it in its middle. */
   | { readonly kind: 'answer'; readonly response: Response; readonly callOff: () => void }
   /** An error of its own that another backend may not have; the client gets it when there is no other. */
-  | { readonly kind: 'refused'; readonly response: Response; readonly isSick: boolean }
+  | { readonly kind: 'refused'; readonly response: Response; readonly why: Refusal }
   /** No answer, or none of the protocol. `again`: the same backend may do better in a moment. */
   | { readonly kind: 'failed'; readonly error: MaskrouteError; readonly again: boolean }
   /** Given up after all of the attempt's time: it may have worked on the request. */
   | { readonly kind: 'late'; readonly waited_ms: number }
   | { readonly kind: 'cancelled' };
+
+/** `stopping`: it is about to be gone, and another one may already answer at its address. */
+export type Refusal = 'sick' | 'full' | 'stopping';
 
 export type Sending = {
   readonly send: Send;
@@ -113,8 +116,12 @@ export const unreachable = (cause?: unknown, retryAfter_s = RETRY_AFTER_s): Mask
 
 const errorBodySchema = z.looseObject({ error: z.looseObject({ message: z.string(), code: z.unknown() }) });
 
-/** Refusals that say nothing bad of the backend: it is only full. */
-const BUSY_CODES: readonly unknown[] = ['queue_full', 'queue_timeout'];
+/** Refusals that say nothing bad of the backend. */
+const HARMLESS: ReadonlyMap<unknown, Refusal> = new Map([
+  ['queue_full', 'full'],
+  ['queue_timeout', 'full'],
+  ['not_ready', 'stopping'],
+]);
 /** Errors after the caller's own time, or about the request's mask: no other backend helps. */
 const FINAL_CODES: readonly unknown[] = ['deadline_exceeded', 'configuration_unavailable'];
 
@@ -145,9 +152,9 @@ async function judge(response: Response, request: BackendRequest, callOff: () =>
   if (text === null || !body.success) return await garbage('an error that is none of the protocol');
   const said = new Response(text, { status: response.status, headers: response.headers });
   const { code } = body.data.error;
-  const isBusy = BUSY_CODES.includes(code);
-  if (isBusy || (response.status >= 500 && !FINAL_CODES.includes(code))) {
-    return { kind: 'refused', response: said, isSick: !isBusy };
+  const harmless = HARMLESS.get(code);
+  if (harmless !== undefined || (response.status >= 500 && !FINAL_CODES.includes(code))) {
+    return { kind: 'refused', response: said, why: harmless ?? 'sick' };
   }
   return { kind: 'answer', response: said, callOff };
 }

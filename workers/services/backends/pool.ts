@@ -163,9 +163,10 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
         breaker.released();
         return;
       case 'refused':
-        done.add(id);
-        if (outcome.isSick) blame();
-        else breaker.succeeded();
+        if (outcome.why !== 'stopping') done.add(id);
+        if (outcome.why === 'sick') blame();
+        else if (outcome.why === 'full') breaker.succeeded();
+        else breaker.released();
         return;
       case 'failed':
         if (!outcome.again) done.add(id);
