@@ -21,6 +21,7 @@ import {
   newKey,
   newTenant,
   recorded,
+  say,
 } from './support/edge.ts';
 
 const SECOND_ms = 1_000;
@@ -288,6 +289,35 @@ describe('when a backend fails', () => {
     const isolate = freshIsolate();
     expect(await errorCode(chat(key, { user: 'die' }, isolate))).toBe('503 backend_unreachable');
     expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
+});
+
+describe('the encoder of the backends', () => {
+  const routed = async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('compass', tenant);
+    const id = await register();
+    return { key, id, isolate: freshIsolate({ ENCODER: 'backend' }) };
+  };
+
+  it('that has stopped costs requests their mask, and nothing else', async () => {
+    const { key, isolate } = await routed();
+    const answers = await Promise.all(
+      Array.from({ length: 8 }, (_, i) => chat(key, say(`!fail ${i}`), isolate)),
+    );
+    for (const response of answers) {
+      expect([response.status, response.headers.get(HEADERS.fallback)]).toEqual([200, 'encoder_failed']);
+    }
+  });
+
+  it('that works does not hide that completions do not', async () => {
+    const { key, id, isolate } = await routed();
+    await mood(id, 'html');
+    for (let i = 0; i < 5; i++)
+      expect(await errorCode(chat(key, say(`north ${i}`), isolate))).toBe('502 backend_error');
+    const refused = await chat(key, say('north 6'), isolate);
+    expect(await askedOf(refused)).toBeUndefined();
+    expect(await errorCode(refused)).toBe('503 backend_unreachable');
   });
 });
 

@@ -8,6 +8,7 @@ import { MaskrouteError } from '../../../shared/errors.ts';
 import { DENSE_MASK_ID } from '../../../shared/mask.ts';
 import type { Hold } from '../deadline.ts';
 import { attempt, type BackendRequest, type Outcome, unreachable } from './attempt.ts';
+import type { Breaker } from './breaker.ts';
 import { orderBackends, type Wish } from './choose.ts';
 import { hedged } from './hedge.ts';
 import type { Send } from './network.ts';
@@ -21,6 +22,8 @@ export type PoolRequest = BackendRequest & {
   readonly silence_ms?: number;
   /** `timeout_ms` is all that the edge ever waits, and not what a client or a task behind requests gives it. */
   readonly isFullTime?: boolean;
+  /** No completion: what comes of it says nothing of how completions fare, so that no breaker hears of it. */
+  readonly isAside?: boolean;
   /** A backend was given up in silence: it may have worked on the request. */
   readonly onLate?: () => void;
   /** False: what fails now fails for good (a byte has gone to the client). */
@@ -92,6 +95,9 @@ export function createBackends(parts: PoolParts): Backends {
   };
 }
 
+type Listener = Pick<Breaker, 'succeeded' | 'failed' | 'released'>;
+const DEAF: Listener = { succeeded() {}, failed() {}, released() {} };
+
 /** `hadAll`: all of the caller's time that was left was for this attempt. */
 type Tried = Outcome & { readonly backend: string; readonly hadAll: boolean };
 
@@ -128,12 +134,17 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
     return order.sort((a, b) => (asked.get(a.id) ?? 0) - (asked.get(b.id) ?? 0));
   };
 
+  const mayAsk = (id: string, now_ms: number): boolean => {
+    const { breaker } = parts.observed(id);
+    return request.isAside === true ? breaker.admits(now_ms) : breaker.admit(now_ms);
+  };
+
   const ask = async (backend: LiveBackend, signal: AbortSignal, others: boolean): Promise<Tried> => {
     const { id, url } = backend;
     const seen = parts.observed(id);
     asked.set(id, (asked.get(id) ?? 0) + 1);
     const token = await parts.token(request, backend);
-    const end = seen.begin(wish.mask);
+    const end = request.isAside === true ? () => {} : seen.begin(wish.mask);
     const time_ms = Math.max(1, left_ms());
     const timeout_ms = others ? Math.min(time_ms, request.silence_ms ?? time_ms) : time_ms;
     const outcome = await attempt({
@@ -144,11 +155,11 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
       const load = parseLoad(outcome.response.headers.get(BACKEND_HEADERS.load));
       if (load !== undefined) seen.reported(load, Date.now());
     }
-    learn(outcome, seen, backend);
+    learn(outcome, request.isAside === true ? DEAF : seen.breaker, backend);
     return { ...outcome, backend: id, hadAll: timeout_ms === time_ms };
   };
 
-  const learn = (outcome: Outcome, { breaker }: Observed, backend: LiveBackend): void => {
+  const learn = (outcome: Outcome, breaker: Listener, backend: LiveBackend): void => {
     const { id } = backend;
     const blame = () => {
       if (blamed.has(id)) breaker.released();
@@ -195,7 +206,7 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
     async next(): Promise<Tried> {
       const now_ms = Date.now();
       const [first, second] = open();
-      if (first === undefined || !parts.observed(first.id).breaker.admit(now_ms)) {
+      if (first === undefined || !mayAsk(first.id, now_ms)) {
         const wait_ms = Math.min(...backends.map(({ id }) => parts.observed(id).breaker.wait_ms(now_ms)));
         const retryAfter_s = Number.isFinite(wait_ms) ? Math.max(1, Math.ceil(wait_ms / 1000)) : 1;
         const error = unreachable(undefined, retryAfter_s);
