@@ -154,6 +154,22 @@ describe('the event', () => {
     },
   );
 
+  it.each([
+    ['vanish-mid-stream', 2, 2],
+    ['vanish-after-many', 200, 400],
+  ])('of one that met %s has the tokens that were seen', async (user, least, most) => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const { EVENTS, event } = queue();
+    const body = { ...say('north'), max_tokens: 500, user, stream: true };
+    await (await chat(key, body, freshIsolate({ EVENTS }))).text();
+    const { completion_tokens, ...told } = await event();
+    expect(told).toMatchObject({ error_code: 'backend_error', counted: false, prompt_tokens: 0 });
+    expect(completion_tokens).toBeGreaterThanOrEqual(least);
+    expect(completion_tokens).toBeLessThanOrEqual(most);
+    // The prompt weighs what was reserved for it.
+    await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(45 + completion_tokens));
+  });
+
   it('is offered again when the queue is down, and the answer waits for none of it', async () => {
     const { key } = await newTenant();
     const { EVENTS, tries, event } = queue(2);

@@ -30,7 +30,12 @@ export type Heard = {
   readonly figures: AnswerFigures | null;
   /** The code of an error event in the stream. */
   readonly lateError: string | null;
+  /** What passed of an answer whose figures did not: each event is a token at least. */
+  readonly passed: Passed;
 };
+
+/** `texts`: events with text among the last. `others`: of the earlier ones, which nobody looked into. */
+export type Passed = { readonly texts: number; readonly others: number };
 
 /** Whether an answer is over when it begins: no stream, and known to be small. */
 export function isSmallWhole(headers: Headers): boolean {
@@ -45,7 +50,8 @@ const utf8 = new TextDecoder();
 /** What {@link tapAnswer} hears of an answer that was read whole. */
 export function hearWhole(bytes: Uint8Array): Heard {
   const text = utf8.decode(bytes.subarray(-TAIL_BYTES));
-  return { end: 'complete', firstAt_ms: Date.now(), figures: figuresIn(text), lateError: null };
+  const passed = { texts: 0, others: 0 };
+  return { end: 'complete', firstAt_ms: Date.now(), figures: figuresIn(text), lateError: null, passed };
 }
 
 /** An answer that is read piece by piece, as a reader of a stream gives it. */
@@ -70,6 +76,8 @@ export function tapAnswer(
   const reader = body.getReader();
   let tail: Uint8Array[] = [];
   let tail_bytes = 0;
+  /** Pieces that are kept no more and ended with an event: no more than there were events. */
+  let dropped = 0;
   let firstAt_ms: number | null = null;
   let ended = false;
   /** Since when somebody waits for bytes; undefined while nobody does. */
@@ -93,7 +101,11 @@ export function tapAnswer(
     firstAt_ms ??= Date.now();
     tail.push(chunk);
     tail_bytes += chunk.length;
-    while (tail_bytes - tail[0]!.length >= TAIL_BYTES) tail_bytes -= tail.shift()!.length;
+    while (tail_bytes - tail[0]!.length >= TAIL_BYTES) {
+      const piece = tail.shift()!;
+      tail_bytes -= piece.length;
+      if (endsEvent(piece)) dropped++;
+    }
   };
   const end = (how: AnswerEnd['how']): void => {
     if (ended) return;
@@ -102,7 +114,9 @@ export function tapAnswer(
     signal.removeEventListener('abort', left);
     const text = utf8.decode(join(tail, tail_bytes));
     tail = [];
-    onEnd({ end: how, firstAt_ms, figures: figuresIn(text), lateError: lateErrorIn(text) });
+    const figures = figuresIn(text);
+    const passed = { texts: figures === null ? textsIn(text) : 0, others: dropped };
+    onEnd({ end: how, firstAt_ms, figures, lateError: lateErrorIn(text), passed });
   };
   const left = () => end('cancelled');
   signal.addEventListener('abort', left, { once: true });
@@ -146,6 +160,13 @@ export const streamOf = (body: TappedBody): ReadableStream<Uint8Array> =>
 const COLON = 0x3a;
 /** A keepalive says nothing of the answer. */
 const isComment = (chunk: Uint8Array): boolean => chunk[0] === COLON && chunk.length < 64;
+
+const LINE_FEED = 0x0a;
+const endsEvent = (piece: Uint8Array): boolean =>
+  piece[piece.length - 1] === LINE_FEED && piece[piece.length - 2] === LINE_FEED;
+
+/** As for the figures: a quote that a model wrote is escaped. */
+const textsIn = (text: string): number => text.match(/"(?:content|text)":"(?!")/g)?.length ?? 0;
 
 function join(parts: readonly Uint8Array[], bytes: number): Uint8Array {
   if (parts.length === 1) return parts[0]!;

@@ -13,6 +13,7 @@ import type { Budgets, Reservation } from './budgets.ts';
 import { type Hold, withDeadline } from './deadline.ts';
 import type { Events } from './events.ts';
 import type { RoutableBody, Routed } from './routing.ts';
+import { choicesOf } from './token-bounds.ts';
 
 export type RecordParts = {
   readonly events: Events;
@@ -84,23 +85,31 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
 
   const finish = async (outcome: Outcome): Promise<void> => {
     const cost = await costOf(outcome);
-    const settled =
-      reservation === null || cost === null
-        ? undefined
-        : parts.budgets.settle(of.caller.tenant, of.event, cost.prompt_tokens + cost.completion_tokens);
+    const seen_tokens = cost === null ? seenTokens(outcome.heard, of.routable) : 0;
+    const settled = settle(cost, seen_tokens);
     await Promise.all([
       settled,
-      routed === undefined ? undefined : parts.events.send(event(routed, outcome, cost), answerer),
+      routed === undefined
+        ? undefined
+        : parts.events.send(event(routed, outcome, cost, seen_tokens), answerer),
     ]);
     const isWhole = outcome.status === 200 && outcome.code === null;
     if (routed !== undefined && isWhole) await of.answered(of.event, routed);
   };
 
-  /** Null: nobody can say. Then the reservation runs out by itself. */
+  /** Where nobody can say the cost, what was seen to pass is due, and the prompt as it was reserved. */
+  const settle = (cost: Cost | null, seen_tokens: number): Promise<void> | undefined => {
+    if (reservation === null || (cost === null && seen_tokens === 0)) return undefined;
+    const tokens =
+      cost === null ? reservation.prompt_tokens + seen_tokens : cost.prompt_tokens + cost.completion_tokens;
+    return parts.budgets.settle(of.caller.tenant, of.event, tokens);
+  };
+
+  /** Null: nobody can say. Then the reservation runs out by itself, unless something was seen. */
   const costOf = async ({ heard, mayHaveRun }: Outcome): Promise<Cost | null> =>
     heard?.figures ?? (mayHaveRun || gaveUp ? await answerCost(parts.askBackends, of.completion) : NOTHING);
 
-  const event = (known: Routed, outcome: Outcome, cost: Cost | null): RequestEvent => {
+  const event = (known: Routed, outcome: Outcome, cost: Cost | null, seen_tokens: number): RequestEvent => {
     const { decision, assignment } = known;
     return {
       kind: 'request',
@@ -125,7 +134,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       status: isClientsDoing(outcome.code) ? CLIENT_LEFT : outcome.status,
       error_code: outcome.code,
       prompt_tokens: cost?.prompt_tokens ?? 0,
-      completion_tokens: cost?.completion_tokens ?? 0,
+      completion_tokens: cost?.completion_tokens ?? seen_tokens,
       counted: cost !== null,
       ...latencies(outcome.heard, started_ms, body.stream === true, body.n ?? 1),
       total_ms: outcome.endedAt_ms - started_ms,
@@ -216,6 +225,13 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       }
     },
   };
+}
+
+/** At least so many tokens passed. Of what nobody looked into, two events a choice may open and end it. */
+function seenTokens(heard: Heard | null, routable: RoutableBody): number {
+  if (heard === null) return 0;
+  const { texts, others } = heard.passed;
+  return texts + Math.max(0, others - 2 * choicesOf(routable));
 }
 
 type Cost = { readonly prompt_tokens: number; readonly completion_tokens: number };

@@ -96,6 +96,8 @@ type MadeAnswer = {
   readonly prompt_tokens: number;
   completion_tokens: number;
   finished: boolean;
+  /** As of a backend that was started again. */
+  forgotten: boolean;
 };
 
 const WORDS = 3;
@@ -103,7 +105,8 @@ const WORDS = 3;
 function beginAnswer({ body }: Recorded): MadeAnswer {
   const { completion = 'none' } = (body?.maskroute ?? {}) as { completion?: string };
   const text = JSON.stringify(body?.messages ?? body?.prompt ?? '');
-  return { completion, prompt_tokens: text.split(' ').length, completion_tokens: 0, finished: false };
+  const prompt_tokens = text.split(' ').length;
+  return { completion, prompt_tokens, completion_tokens: 0, finished: false, forgotten: false };
 }
 
 const infoOf = ({ body }: Recorded, { prompt_tokens, completion_tokens }: MadeAnswer) => ({
@@ -114,7 +117,7 @@ const infoOf = ({ body }: Recorded, { prompt_tokens, completion_tokens }: MadeAn
 });
 
 function cost(made: MadeAnswer | undefined, response: ServerResponse): void {
-  if (made === undefined) json(response, 404, wireError('not_found'));
+  if (made === undefined || made.forgotten) json(response, 404, wireError('not_found'));
   else {
     const { finished, prompt_tokens, completion_tokens } = made;
     json(response, 200, { object: 'maskroute.answer', finished, prompt_tokens, completion_tokens });
@@ -218,6 +221,12 @@ async function answer(
       return await stream(entry, response, made, Number.POSITIVE_INFINITY);
     case 'die-mid-stream':
       return await stream(entry, response, made, 2, 'die');
+    case 'vanish-mid-stream':
+      made.forgotten = true;
+      return await stream(entry, response, made, 2, 'die');
+    case 'vanish-after-many':
+      made.forgotten = true;
+      return await stream(entry, response, made, 400, 'die', 2);
     case 'stall-mid-stream':
       return await stream(entry, response, made, 2, 'stall');
     case 'slow-tokens':
@@ -246,6 +255,7 @@ async function stream(
   made: MadeAnswer,
   chunks: number,
   end: 'well' | 'die' | 'stall' = 'well',
+  pause_ms = STREAM_PAUSE_ms,
 ): Promise<void> {
   response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
   for (let i = 0; i < chunks && !response.destroyed; i++) {
@@ -253,7 +263,7 @@ async function stream(
     const last = i === chunks - 1 && end === 'well' ? infoOf(entry, made) : {};
     const choices = [{ index: 0, delta: { content: `t${i}` } }];
     response.write(`data: ${JSON.stringify({ id: `chatcmpl-${made.completion}`, choices, ...last })}\n\n`);
-    await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
+    await new Promise((resolve) => setTimeout(resolve, pause_ms));
   }
   if (end === 'die') response.destroy();
   else if (end === 'well') response.end('data: [DONE]\n\n');
