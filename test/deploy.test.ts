@@ -74,9 +74,12 @@ describe('the Kubernetes manifests', () => {
       expect(labels).toMatchObject(selector);
     }
     expect(backend.spec.serviceName).toBe(find('Service').metadata.name);
-    const [fromTunnel] = find('NetworkPolicy').spec.ingress[0].from;
+    const [fromTunnel, fromRegistrar] = find('NetworkPolicy').spec.ingress[0].from;
     expect(find('Deployment', 'tunnel').spec.template.metadata.labels).toMatchObject(
       fromTunnel.podSelector.matchLabels,
+    );
+    expect(find('Deployment', 'registrar').spec.template.metadata.labels).toMatchObject(
+      fromRegistrar.podSelector.matchLabels,
     );
     expect(find('HorizontalPodAutoscaler').spec.scaleTargetRef).toMatchObject({
       kind: backend.kind,
@@ -112,6 +115,22 @@ describe('the Kubernetes manifests', () => {
     });
     const put = (container.env as { value?: string }[]).map(({ value }) => value).join(' ');
     for (const name of names.filter((one) => !put.includes(`$(${one})`))) expect(serve).toContain(name);
+  });
+
+  test('register as many backends as the autoscaler may start, under their addresses', () => {
+    const { args, env: named } = find('Deployment', 'registrar').spec.template.spec.containers[0];
+    const [{ value }] = container.env.filter(
+      ({ name }: { name: string }) => name === 'MASKROUTE_BACKEND_URL',
+    );
+    const { name } = backend.metadata;
+    expect(args).toContain(`--count=${find('HorizontalPodAutoscaler').spec.maxReplicas}`);
+    expect(args).toContain(`--url=${value.replace('$(POD_NAME)', `${name}-{n}`)}`);
+    const { port } = find('Service').spec.ports[0];
+    expect(args).toContain(`--probe=http://${name}-{n}.${find('Service').metadata.name}:${port}`);
+    for (const [, used] of args.join(' ').matchAll(/\$\((\w+)\)/g))
+      expect(named).toContainEqual(expect.objectContaining({ name: used }));
+    const command = readFileSync('gpu-backend/commands/register.ts', 'utf8');
+    for (const [option] of args.join(' ').matchAll(/--[a-z]+/g)) expect(command).toContain(`'${option} `);
   });
 
   test('give each backend an address, and time to finish what runs', () => {

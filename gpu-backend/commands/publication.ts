@@ -10,7 +10,7 @@ import { parseSchedule, type ScheduleFlags } from '../publication/schedule.ts';
 
 type EdgeFlags = { readonly edge?: string; readonly tenant: string };
 
-const KEY_HELP = `
+export const KEY_HELP = `
 The admin key comes from MASKROUTE_ADMIN_KEY, or from a running "npm start" when that is the edge.`;
 
 export function addPublicationCommands(program: Command): void {
@@ -68,7 +68,7 @@ const STATES = {
 };
 
 /** @throws MaskrouteError `invalid_argument` when no edge or no key is named and no `npm start` runs. */
-async function adminClient(edgeFlag: string | undefined): Promise<AdminClient> {
+export async function adminClient(edgeFlag: string | undefined): Promise<AdminClient> {
   const dev = await readDevFile(maskrouteHome());
   const edge = edgeFlag ?? dev?.edge;
   if (edge === undefined) {
