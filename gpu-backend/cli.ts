@@ -9,6 +9,7 @@ import { addCalibrationCommands } from './commands/calibration.ts';
 import { addEvaluationCommand } from './commands/evaluation.ts';
 import { addModelCommands } from './commands/model-commands.ts';
 import { addPublicationCommands } from './commands/publication.ts';
+import { addRegisterCommand } from './commands/register.ts';
 import { addServeCommand } from './commands/serve.ts';
 import { addSurrogatesCommand } from './commands/surrogates.ts';
 
@@ -23,6 +24,7 @@ addCalibrationCommands(program);
 addSurrogatesCommand(program);
 addEvaluationCommand(program);
 addPublicationCommands(program);
+addRegisterCommand(program);
 // The backend's jobs are commands of this same file.
 addServeCommand(program, import.meta.filename);
 addBenchCommands(program);

@@ -34,12 +34,15 @@ export const requestEventSchema = z.strictObject({
   region: z.string(),
   fallback: z.enum(FALLBACK_REASONS).nullable(),
   stream: z.boolean(),
-  /** Of the answer; 499 when the client hung up first. */
+  /** Of the answer; 499 when the client hung up first, or the time was over that it had made shorter itself. */
   status: z.int(),
   error_code: z.string().nullable(),
   prompt_tokens: z.int().min(0),
   completion_tokens: z.int().min(0),
-  /** Whether the tokens are the backend's own count; false when it could not be asked and they are unknown (0). */
+  /**
+   * Whether the tokens are the backend's own count. False when it could not be asked: then the completion's are those
+   * that were seen to pass, at the least, and the prompt's are unknown (0).
+   */
   counted: z.boolean(),
   /** From the request's arrival at the edge to the first bytes of the answer; null when none came. */
   ttft_ms: duration_ms,

@@ -7,6 +7,7 @@ import path from 'node:path';
 import { parse as parseToml } from 'smol-toml';
 import { describe, expect, test } from 'vitest';
 import { parseAllDocuments } from 'yaml';
+import { DEFAULT_LIMITS } from '../gpu-backend/api/limits.ts';
 import { readImports } from '../scripts/import-graph.ts';
 
 type Manifest = {
@@ -33,7 +34,7 @@ const files = readdirSync(FOLDER).filter((name) => name !== KUSTOMIZATION);
 const manifests = files.flatMap(readYaml);
 const find = (kind: string, name = 'backend'): Manifest =>
   manifests.find((manifest) => manifest.kind === kind && manifest.metadata.name === name)!;
-const backend = find('Deployment');
+const backend = find('StatefulSet');
 const pod = backend.spec.template.spec;
 const container = pod.containers[0];
 
@@ -72,9 +73,13 @@ describe('the Kubernetes manifests', () => {
     ]) {
       expect(labels).toMatchObject(selector);
     }
-    const [fromTunnel] = find('NetworkPolicy').spec.ingress[0].from;
+    expect(backend.spec.serviceName).toBe(find('Service').metadata.name);
+    const [fromTunnel, fromRegistrar] = find('NetworkPolicy').spec.ingress[0].from;
     expect(find('Deployment', 'tunnel').spec.template.metadata.labels).toMatchObject(
       fromTunnel.podSelector.matchLabels,
+    );
+    expect(find('Deployment', 'registrar').spec.template.metadata.labels).toMatchObject(
+      fromRegistrar.podSelector.matchLabels,
     );
     expect(find('HorizontalPodAutoscaler').spec.scaleTargetRef).toMatchObject({
       kind: backend.kind,
@@ -102,7 +107,41 @@ describe('the Kubernetes manifests', () => {
     const { metric } = find('HorizontalPodAutoscaler').spec.metrics[0].pods;
     expect(readFileSync('gpu-backend/api/metrics.ts', 'utf8')).toContain(`gauge('${metric.name}'`);
     const serve = readFileSync('gpu-backend/commands/serve.ts', 'utf8');
-    for (const { name } of container.env) expect(serve).toContain(name);
+    const names = (container.env as { name: string; value?: string }[]).map(({ name, value = '' }, i) => {
+      // Kubernetes puts in what was named before.
+      for (const [, used] of value.matchAll(/\$\((\w+)\)/g))
+        expect(container.env.slice(0, i)).toContainEqual(expect.objectContaining({ name: used }));
+      return name;
+    });
+    const put = (container.env as { value?: string }[]).map(({ value }) => value).join(' ');
+    for (const name of names.filter((one) => !put.includes(`$(${one})`))) expect(serve).toContain(name);
+  });
+
+  test('register as many backends as the autoscaler may start, under their addresses', () => {
+    const { args, env: named } = find('Deployment', 'registrar').spec.template.spec.containers[0];
+    const [{ value }] = container.env.filter(
+      ({ name }: { name: string }) => name === 'MASKROUTE_BACKEND_URL',
+    );
+    const { name } = backend.metadata;
+    expect(args).toContain(`--count=${find('HorizontalPodAutoscaler').spec.maxReplicas}`);
+    expect(args).toContain(`--url=${value.replace('$(POD_NAME)', `${name}-{n}`)}`);
+    const { port } = find('Service').spec.ports[0];
+    expect(args).toContain(`--probe=http://${name}-{n}.${find('Service').metadata.name}:${port}`);
+    for (const [, used] of args.join(' ').matchAll(/\$\((\w+)\)/g))
+      expect(named).toContainEqual(expect.objectContaining({ name: used }));
+    const command = readFileSync('gpu-backend/commands/register.ts', 'utf8');
+    for (const [option] of args.join(' ').matchAll(/--[a-z]+/g)) expect(command).toContain(`'${option} `);
+  });
+
+  test('give each backend an address, and time to finish what runs', () => {
+    const service = find('Service').spec;
+    expect([service.clusterIP, service.publishNotReadyAddresses]).toEqual(['None', true]);
+    const url = container.env.find(({ name }: { name: string }) => name === 'MASKROUTE_BACKEND_URL');
+    expect(url.value).toContain('$(POD_NAME)');
+    const [command, sleep_s] = container.lifecycle.preStop.exec.command;
+    expect(command).toBe('sleep');
+    const stop_s = (DEFAULT_LIMITS.drain_ms + DEFAULT_LIMITS.ending_ms) / 1000;
+    expect(pod.terminationGracePeriodSeconds).toBeGreaterThan(Number(sleep_s) + stop_s + 10);
   });
 
   test('name no secret that the guide does not make, and hold none', () => {
@@ -110,6 +149,9 @@ describe('the Kubernetes manifests', () => {
     const text = files.map((file) => readFileSync(path.join(FOLDER, file), 'utf8')).join('\n');
     for (const [, name, key] of text.matchAll(/secretKeyRef:\s+name: (\S+)\s+key: (\S+)/g)) {
       expect(guide).toMatch(new RegExp(`create secret generic ${name} .*--from-literal=${key}=`));
+    }
+    for (const [, name, key] of text.matchAll(/configMapKeyRef:\s+name: (\S+)\s+key: (\S+)/g)) {
+      expect(guide).toMatch(new RegExp(`create configmap ${name} .*--from-literal=${key}=`));
     }
     expect(manifests.map(({ kind }) => kind)).not.toContain('Secret');
   });

@@ -41,6 +41,7 @@ export interface Env {
   readonly EMBED_TIMEOUT_MS?: string | number;
   readonly BACKEND_TIMEOUT_MS?: string | number;
   readonly BACKEND_SILENCE_MS?: string | number;
+  readonly BACKEND_STALL_MS?: string | number;
   readonly BACKEND_HEDGE_MS?: string | number;
   readonly STREAM_KEEPALIVE_MS?: string | number;
   readonly SIMILARITY_MIN?: string | number;
@@ -74,6 +75,11 @@ const configSchema = z.object({
    * Backends send them after some seconds even when they have no token yet, so more than this is no slow prompt.
    */
   BACKEND_SILENCE_MS: timeout_ms(15_000),
+  /**
+   * An answer that has begun and then brings nothing for so long is given up. Backends send a comment every five
+   * seconds while they have no token, so this is no slow model.
+   */
+  BACKEND_STALL_MS: timeout_ms(30_000),
   /** A second backend is asked when the first is silent for so long; 0: never. It costs work done twice. */
   BACKEND_HEDGE_MS: optional(z.coerce.number().int().min(0).max(600_000).default(0)),
   /** Streams that are silent for so long, before the first token too, get a comment that keeps them open. */

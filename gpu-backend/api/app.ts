@@ -34,6 +34,8 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
     c.set('requestId', requestId);
     c.header(HEADERS.requestId, requestId);
     await next();
+    // Who is told so comes back on a new connection, which a load balancer leads to another backend.
+    if (parts.lifecycle.draining) c.header('connection', 'close');
   });
   app.route('/', healthRoutes(parts));
   app.use('/v1/*', async (c, next) => {

@@ -18,7 +18,7 @@ const SWEEP_ms = 20;
 export type RunningServer = {
   readonly url: string;
   /**
-   * Readiness turns to 503 and new completions are refused; what runs finishes (bounded by `drain_ms`); then
+   * Readiness turns to 503, new completions are refused and connections are not kept; what runs finishes (bounded by `drain_ms`); then
    * the port closes.
    */
   close(): Promise<void>;
@@ -43,11 +43,12 @@ export async function startServer(
   const { port: bound } = server.address() as AddressInfo;
   let closing: Promise<void> | undefined;
   const stop = async () => {
+    // Clients keep connections open; each goes once its last answer is out, so that they come back on new ones, which a
+    // balancer leads to others.
+    const sweep = setInterval(() => server.closeIdleConnections(), SWEEP_ms);
     await parts.lifecycle.drain(parts.limits.drain_ms, parts.limits.ending_ms);
     const closed = once(server, 'close');
     server.close();
-    // Clients keep connections open; each goes once its last answer is out.
-    const sweep = setInterval(() => server.closeIdleConnections(), SWEEP_ms);
     const flush = setTimeout(() => server.closeAllConnections(), FLUSH_ms);
     await closed;
     clearInterval(sweep);

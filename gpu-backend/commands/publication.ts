@@ -13,7 +13,7 @@ type EdgeFlags = { readonly edge?: string; readonly tenant: string };
 
 type PublishFlags = EdgeFlags & ScheduleFlags & { readonly activate: boolean; readonly evaluation?: string };
 
-const KEY_HELP = `
+export const KEY_HELP = `
 The admin key comes from MASKROUTE_ADMIN_KEY, or from a running "npm start" when that is the edge.`;
 
 export function addPublicationCommands(program: Command): void {
@@ -74,7 +74,7 @@ const STATES = {
 };
 
 /** @throws MaskrouteError `invalid_argument` when no edge or no key is named and no `npm start` runs. */
-async function adminClient(edgeFlag: string | undefined): Promise<AdminClient> {
+export async function adminClient(edgeFlag: string | undefined): Promise<AdminClient> {
   const dev = await readDevFile(maskrouteHome());
   const edge = edgeFlag ?? dev?.edge;
   if (edge === undefined) {

@@ -7,9 +7,10 @@ export interface Encoder {
   readonly isLocal?: true;
   /**
    * One L2-normalised vector of `spec.dimensions` a text; an empty or unknown text gives the zero vector.
-   * Rejects when the encoder fails or `signal` aborts.
+   * Rejects when the encoder fails or `signal` aborts. `region` is where the texts come from, for an encoder that runs
+   * in several places.
    */
-  embed(texts: readonly string[], signal?: AbortSignal): Promise<Float32Array[]>;
+  embed(texts: readonly string[], signal?: AbortSignal, region?: string): Promise<Float32Array[]>;
 }
 
 /** Longer prompts are cut before they are embedded: enough to tell the kind, bounded for the edge's CPU. */

@@ -12,6 +12,7 @@ import {
   admin,
   badD1,
   CHAT,
+  call,
   chat,
   created,
   errorCode,
@@ -20,6 +21,7 @@ import {
   newKey,
   newTenant,
   recorded,
+  say,
 } from './support/edge.ts';
 
 const SECOND_ms = 1_000;
@@ -172,7 +174,7 @@ describe('who is asked', () => {
 });
 
 describe('when a backend fails', () => {
-  it.each(['down', 'sick', 'html', 'bad-error', 'unauthorized', 'queue-full'])(
+  it.each(['down', 'sick', 'html', 'bad-error', 'unauthorized', 'queue-full', 'stopping'])(
     'with %s, the next one answers, and the client sees nothing of it',
     async (how) => {
       const { key } = await newTenant();
@@ -186,6 +188,29 @@ describe('when a backend fails', () => {
       }
     },
   );
+
+  it('because it stops, the one that follows it at its address answers', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    await mood(id, 'stopping');
+    const answering = chat(key, {}, isolate);
+    setTimeout(() => mood(id, 'good'), 100);
+    const response = await answering;
+    expect(response.status).toBe(200);
+    expect((await askedOf(response))!.length).toBeGreaterThan(1);
+  });
+
+  it('because it stops, and nothing follows, nobody is blamed', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    await mood(id, 'stopping');
+    const refused = await Promise.all(Array.from({ length: 6 }, () => chat(key, {}, isolate)));
+    for (const response of refused) expect(await errorCode(response)).toBe('503 not_ready');
+    await mood(id, 'good');
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
 
   it('in silence, a stream goes to the next one', async () => {
     const { key } = await newTenant();
@@ -270,6 +295,35 @@ describe('when a backend fails', () => {
   });
 });
 
+describe('the encoder of the backends', () => {
+  const routed = async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('compass', tenant);
+    const id = await register();
+    return { key, id, isolate: freshIsolate({ ENCODER: 'backend' }) };
+  };
+
+  it('that has stopped costs requests their mask, and nothing else', async () => {
+    const { key, isolate } = await routed();
+    const answers = await Promise.all(
+      Array.from({ length: 8 }, (_, i) => chat(key, say(`!fail ${i}`), isolate)),
+    );
+    for (const response of answers) {
+      expect([response.status, response.headers.get(HEADERS.fallback)]).toEqual([200, 'encoder_failed']);
+    }
+  });
+
+  it('that works does not hide that completions do not', async () => {
+    const { key, id, isolate } = await routed();
+    await mood(id, 'html');
+    for (let i = 0; i < 5; i++)
+      expect(await errorCode(chat(key, say(`north ${i}`), isolate))).toBe('502 backend_error');
+    const refused = await chat(key, say('north 6'), isolate);
+    expect(await askedOf(refused)).toBeUndefined();
+    expect(await errorCode(refused)).toBe('503 backend_unreachable');
+  });
+});
+
 describe('time', () => {
   it('is passed on, and a client may shorten it', async () => {
     const { key } = await newTenant();
@@ -290,6 +344,57 @@ describe('time', () => {
     expect(await errorCode(send({ [BACKEND_HEADERS.deadline]: 'soon' }))).toBe('400 invalid_request');
   });
 
+  const hurried = (
+    key: string,
+    deadline_ms: number,
+    body: object,
+    isolate: ReturnType<typeof freshIsolate>,
+  ) =>
+    call(
+      'POST',
+      '/v1/chat/completions',
+      { key, body: { ...CHAT, ...body }, headers: { [BACKEND_HEADERS.deadline]: String(deadline_ms) } },
+      isolate,
+    );
+
+  it.each([false, true])(
+    'that a client made too short is no fault of the backend (stream: %s)',
+    async (stream) => {
+      const [one, other] = [await newTenant(), await newTenant()];
+      await register();
+      const isolate = freshIsolate();
+      for (let i = 0; i < 6; i++) {
+        const answer = await hurried(one.key, 1, { user: 'hang', stream }, isolate);
+        expect(await errorCode(answer)).toBe('504 deadline_exceeded');
+      }
+      expect((await chat(other.key, {}, isolate)).status).toBe(200);
+    },
+  );
+
+  it('that whole answers take is no fault of a backend that tells its load meanwhile', async () => {
+    const { key } = await newTenant();
+    await register();
+    const isolate = freshIsolate({ BACKEND_TIMEOUT_MS: '50' });
+    for (let i = 0; i < 6; i++) {
+      expect(await errorCode(chat(key, { user: 'hang' }, isolate))).toBe('503 backend_unreachable');
+    }
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
+
+  it.each([false, true])(
+    'is wasted on a backend that says nothing at all, for a while (stream: %s)',
+    async (stream) => {
+      const { key } = await newTenant();
+      await mood(await register(), 'mute');
+      const isolate = freshIsolate({ BACKEND_TIMEOUT_MS: '50', BACKEND_SILENCE_MS: stream ? '40' : '15000' });
+      for (let i = 0; i < 5; i++) await chat(key, { stream }, isolate);
+      await vi.waitFor(async () => {
+        const refused = await chat(key, {}, isolate);
+        expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(20);
+      }, 5 * SECOND_ms);
+    },
+  );
+
   it('without a token: comments keep a stream open, and the answer follows', async () => {
     const { key } = await newTenant();
     const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '50' });
@@ -297,6 +402,37 @@ describe('time', () => {
     expect(response.headers.get('content-type')).toMatch(/^text\/event-stream/);
     const text = await response.text();
     expect(text).toMatch(/^(: keepalive\n\n){3,}data: /);
+    expect(text.endsWith('data: [DONE]\n\n')).toBe(true);
+  });
+
+  it('without a byte of an answer that has begun ends it, and the backend is called off', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '400', BACKEND_STALL_MS: '1000' });
+    const response = await chat(key, { stream: true, user: 'stall-mid-stream' }, isolate);
+    const text = await response.text();
+    expect(text).toMatch(/^(data: \{.*\n\n)(data: \{.*\n\n)(: keepalive\n\n){2,}event: error\ndata: .*\n\n$/);
+    expect(text).toContain('"code":"backend_error"');
+    await vi.waitFor(async () => expect((await recorded(idOf(response)))!.hungUp).toBe(true));
+    expect(await errorCode(chat(key, { user: 'stall-whole' }, isolate))).toBe('502 backend_error');
+  });
+
+  it('with comments of the backend is no end', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ BACKEND_STALL_MS: '500' });
+    const response = await chat(key, { stream: true, user: 'slow-tokens' }, isolate);
+    expect((await response.text()).endsWith('data: [DONE]\n\n')).toBe(true);
+  });
+
+  it('that a client takes to read is no silence of the backend', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ BACKEND_STALL_MS: '200' });
+    const response = await chat(key, { stream: true }, isolate);
+    const reader = response.body!.getReader();
+    let text = '';
+    for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+      text += new TextDecoder().decode(piece.value);
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
     expect(text.endsWith('data: [DONE]\n\n')).toBe(true);
   });
 

@@ -14,6 +14,7 @@ import { cached } from '../../workers/services/encoders/cached.ts';
 import { loadEncoder } from '../../workers/services/encoders/index.ts';
 import { createRemoteEncoder } from '../../workers/services/encoders/remote.ts';
 import { ENCODER } from '../support/edge/constants.ts';
+import { admin, created } from './support/edge.ts';
 
 const URL_OF_PROVIDERS = env.HF_ENDPOINT_URL!;
 
@@ -156,6 +157,25 @@ it('a provider that answers numbers that are none is not believed', async () => 
     const encoder = createRemoteEncoder(spec, 10, async () => answer);
     await expect(encoder.embed(['x']), JSON.stringify(answer)).rejects.toThrow();
   }
+});
+
+it('the encoder of the backends is asked in the region that the text comes from', async () => {
+  const asked: string[] = [];
+  for (const region of ['EU', 'NA']) {
+    const url = `${env.BACKEND_URL}/at/encoder-${region}`;
+    await created(admin('POST', '/backends', { id: region.toLowerCase(), url, regions: [region] }));
+  }
+  const config = parseConfig(env as Env);
+  const pool = createBackendPool(openDatabase(env.DB), config, (url, init) => {
+    if (url.endsWith('/v1/embeddings')) asked.push(url);
+    return fetch(url, init);
+  });
+  const encoder = await loadEncoder({ ...config, ENCODER: 'backend' }, env as Env, pool);
+  for (const [i, region] of ['EU/DE/FRA', 'NA/US/DFW', 'EU/FR/CDG', 'NA/CA/YYZ'].entries()) {
+    await encoder.embed([`north ${i}`], undefined, region);
+  }
+  for (const id of ['eu', 'na']) await admin('DELETE', `/backends/${id}`);
+  expect(asked.map((url) => /encoder-(..)/.exec(url)![1])).toEqual(['EU', 'NA', 'EU', 'NA']);
 });
 
 it('a static table that is missing or damaged is an error that says so', async () => {

@@ -185,9 +185,9 @@ describe('an event', () => {
       event({ experiment: id, variant: 'a', status, error_code });
     await deliver([
       ...[of(200, null), of(499, 'cancelled'), of(429, 'queue_full'), of(400, 'unknown_mask')],
-      ...[of(503, 'backend_unreachable'), of(200, 'backend_error')],
+      ...[of(503, 'backend_unreachable'), of(200, 'backend_error'), of(499, 'deadline_exceeded')],
     ]);
-    expect((await results(id)).variants[0]!.figures).toMatchObject({ requests: 6, errors: 2 });
+    expect((await results(id)).variants[0]!.figures).toMatchObject({ requests: 7, errors: 2 });
   });
 });
 

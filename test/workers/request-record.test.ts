@@ -1,5 +1,6 @@
 /** What is told of a request when it is over, however it ended: one event, with the backend's own counts. */
 import { describe, expect, it, vi } from 'vitest';
+import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { type EdgeMessage, type RequestEvent, requestEventSchema } from '../../shared/events.ts';
 import type { Env } from '../../workers/env.ts';
 import { figuresIn } from '../../workers/services/answer-tap.ts';
@@ -7,7 +8,7 @@ import { createEvents } from '../../workers/services/events.ts';
 import { tokenBounds } from '../../workers/services/token-bounds.ts';
 import { MODEL } from '../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, say } from './support/edge.ts';
-import { limitedTenant } from './support/limits.ts';
+import { budgetOf, limitedTenant } from './support/limits.ts';
 
 /** The queue, seen from the front: what is sent is kept, after as many failures as wanted. */
 function queue(failures = 0) {
@@ -85,10 +86,17 @@ describe('the event', () => {
       true,
       { status: 200, error_code: 'backend_error', completion_tokens: 2, counted: true },
     ],
+    [
+      'stall-mid-stream',
+      true,
+      { status: 200, error_code: 'backend_error', completion_tokens: 2, counted: true },
+    ],
+    ['stall-whole', false, { status: 502, error_code: 'backend_error', completion_tokens: 3, counted: true }],
   ])('of a request that met %s says so', async (user, stream, expected) => {
     const { key } = await newTenant();
     const { EVENTS, sent, answerers, event } = queue();
-    const response = await chat(key, { ...say('north'), user, stream }, freshIsolate({ EVENTS }));
+    const isolate = freshIsolate({ EVENTS, BACKEND_STALL_MS: '500' });
+    const response = await chat(key, { ...say('north'), user, stream }, isolate);
     await response.text().catch(() => {});
     expect(await event()).toMatchObject(expected);
     expect(sent).toHaveLength(1);
@@ -118,6 +126,48 @@ describe('the event', () => {
     expect(told).toMatchObject({ status: 499, error_code: 'cancelled', counted: true, prompt_tokens: 2 });
     expect(told.completion_tokens > 0).toBe(stream);
     expect(sent).toHaveLength(1);
+  });
+
+  it.each([
+    ['busy', false, 50, { status: 499, error_code: 'deadline_exceeded' }],
+    ['busy', true, 50, { status: 499, error_code: 'deadline_exceeded' }],
+    ['deadline', false, 5_000, { status: 499, error_code: 'deadline_exceeded' }],
+    ['deadline-mid-stream', true, 5_000, { status: 499, error_code: 'deadline_exceeded' }],
+    ['busy', false, undefined, { status: 503, error_code: 'backend_unreachable' }],
+    ['deadline', false, undefined, { status: 504, error_code: 'deadline_exceeded' }],
+    ['sick-late', false, undefined, { status: 500, error_code: 'engine_failed' }],
+  ])(
+    'of one that met %s (stream: %s, deadline: %s) has what was made, and whose doing it is',
+    async (...met) => {
+      const [user, stream, deadline_ms, expected] = met;
+      const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+      const { EVENTS, event } = queue();
+      const body = { ...CHAT, ...say('a b'), max_tokens: 10, user, stream };
+      const headers = deadline_ms === undefined ? {} : { [BACKEND_HEADERS.deadline]: String(deadline_ms) };
+      const isolate = freshIsolate({ EVENTS, BACKEND_TIMEOUT_MS: deadline_ms === undefined ? '200' : '' });
+      await (await call('POST', '/v1/chat/completions', { key, body, headers }, isolate)).text();
+      expect(await event()).toMatchObject({
+        ...expected,
+        ...{ counted: true, prompt_tokens: 2, completion_tokens: 3 },
+      });
+      await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(5));
+    },
+  );
+
+  it.each([
+    ['vanish-mid-stream', 2, 2],
+    ['vanish-after-many', 200, 400],
+  ])('of one that met %s has the tokens that were seen', async (user, least, most) => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const { EVENTS, event } = queue();
+    const body = { ...say('north'), max_tokens: 500, user, stream: true };
+    await (await chat(key, body, freshIsolate({ EVENTS }))).text();
+    const { completion_tokens, ...told } = await event();
+    expect(told).toMatchObject({ error_code: 'backend_error', counted: false, prompt_tokens: 0 });
+    expect(completion_tokens).toBeGreaterThanOrEqual(least);
+    expect(completion_tokens).toBeLessThanOrEqual(most);
+    // The prompt weighs what was reserved for it.
+    await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(45 + completion_tokens));
   });
 
   it('is offered again when the queue is down, and the answer waits for none of it', async () => {

@@ -10,12 +10,13 @@ import { parse, readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
 import { fittedTo } from '../middleware/fitted-schema.ts';
 import { admit } from '../services/admit.ts';
+import type { AskBackends } from '../services/answer-cost.ts';
 import { streamOf } from '../services/answer-tap.ts';
-import { patience_ms } from '../services/backends/patience.ts';
+import { type Patience, patienceOf } from '../services/backends/patience.ts';
 import { d1 } from '../services/d1.ts';
 import { edgeUrl } from '../services/edge-url.ts';
 import { placeOf, regionOf } from '../services/region.ts';
-import type { RecordParts, RequestRecord, WatchedAnswer, WatchedBody } from '../services/request-record.ts';
+import type { RequestRecord, WatchedAnswer, WatchedBody } from '../services/request-record.ts';
 import { denseDecision } from '../services/route.ts';
 import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../services/routing.ts';
 import { type RelayOptions, relayStream, within } from '../services/stream-relay.ts';
@@ -73,10 +74,11 @@ async function admitted(
 ): Promise<Response> {
   const services = c.get('services');
   const caller = c.get('caller');
+  const patience = patienceOf(c.req.header(BACKEND_HEADERS.deadline), services.config.BACKEND_TIMEOUT_MS);
   const { record, routed } = await admit(
-    { ...services, ...recordParts(c) },
+    { ...services, askBackends: askBackends(c), stall_ms: services.config.BACKEND_STALL_MS },
     {
-      ...{ caller, routable, signal: c.req.raw.signal, hold: holdOf(c) },
+      ...{ caller, routable, patience, signal: c.req.raw.signal, hold: holdOf(c) },
       onLimits: (limits) => Object.assign(headers, limits),
       answered: (event, seen) =>
         services.comparison.maybeCompare({
@@ -89,7 +91,7 @@ async function admitted(
   services.traffic.seen(caller.tenant, routed, holdOf(c));
   const { STREAM_KEEPALIVE_MS: keepalive_ms } = services.config;
   const sent = { aByte: false };
-  const answering = record.watch(ask(c, raw, { routable, record, sent, headers }, routed));
+  const answering = record.watch(ask(c, raw, { routable, patience, record, sent, headers }, routed));
   const early = routable.body.stream === true ? await within(answering, keepalive_ms) : await answering;
   const relay = { keepalive_ms, requestId: c.get('requestId') };
   if (early !== 'late') return answer(early, headers, relay);
@@ -108,6 +110,7 @@ type Sent = { readonly aByte: boolean };
 /** A request on its way, but for what was decided about it. */
 type Underway = {
   readonly routable: RoutableBody;
+  readonly patience: Patience;
   readonly record: RequestRecord;
   readonly sent: Sent;
   readonly headers: ReplyHeaders;
@@ -144,7 +147,7 @@ const bodyOf = ({ kind, body }: WatchedBody): ReadableStream | ArrayBuffer | nul
 async function forward(
   c: AppContext,
   raw: unknown,
-  { routable, record, sent, headers }: Underway,
+  { routable, patience, record, sent, headers }: Underway,
   routed: Routed,
 ): Promise<Response> {
   record.routed(routed);
@@ -158,13 +161,19 @@ async function forward(
   });
   const { backend, config } = c.get('services');
   const started_ms = performance.now();
-  const { response, backend: id } = await backend.call({
+  const {
+    response,
+    backend: id,
+    callOff,
+  } = await backend.call({
     path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
     requestId: c.get('requestId'),
     tenant: c.get('caller').tenant,
     edge: edgeUrl(config, c.req.raw),
     signal: c.req.raw.signal,
-    timeout_ms: patience_ms(c.req.header(BACKEND_HEADERS.deadline), config.BACKEND_TIMEOUT_MS),
+    timeout_ms: patience.time_ms,
+    isFullTime: !patience.isShort,
+    onLate: record.late,
     ...(routable.body.stream === true ? { silence_ms: config.BACKEND_SILENCE_MS } : {}),
     wish: {
       region: routed.assignment.region,
@@ -177,7 +186,7 @@ async function forward(
   });
   headers[HEADERS.serverTiming] = serverTiming(routed.timings, performance.now() - started_ms);
   headers[BACKEND_HEADERS.backend] = id;
-  record.answeredBy(id);
+  record.answeredBy(id, callOff);
   return response;
 }
 
@@ -197,10 +206,10 @@ export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> =>
   );
 };
 
-const recordParts = (c: AppContext): Pick<RecordParts, 'askBackends' | 'backendTimeout_ms'> => ({
-  askBackends: (path, timeout_ms) => c.get('services').backend.askAll(path, timeout_ms, holdOf(c)),
-  backendTimeout_ms: c.get('services').config.BACKEND_TIMEOUT_MS,
-});
+const askBackends =
+  (c: AppContext): AskBackends =>
+  (path, timeout_ms) =>
+    c.get('services').backend.askAll(path, timeout_ms, holdOf(c));
 
 /** What the backend says of the answer, and what it knows better than the edge: a custom mask's id and sparsity. */
 const PASSED = ['content-type', 'cache-control', 'retry-after', HEADERS.mask, HEADERS.sparsity];

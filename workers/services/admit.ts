@@ -7,6 +7,7 @@ import { splitModelName } from '../../shared/protocol.ts';
 import { isUnlimited } from '../budgets/budget.ts';
 import type { TenantPolicy } from '../db/tenants.ts';
 import type { Caller } from './api-keys.ts';
+import type { Patience } from './backends/patience.ts';
 import type { Budgets } from './budgets.ts';
 import type { CompletionIds } from './completion-ids.ts';
 import type { Hold } from './deadline.ts';
@@ -24,6 +25,7 @@ export type AdmitParts = RecordParts & {
 export type AdmitRequest = {
   readonly caller: Caller;
   readonly routable: RoutableBody;
+  readonly patience: Patience;
   readonly signal: AbortSignal;
   readonly hold: Hold;
   /** See `openRecord`. */
@@ -41,10 +43,10 @@ export async function admit(
   request: AdmitRequest,
   route: () => Promise<Routed>,
 ): Promise<{ record: RequestRecord; routed: Routed }> {
-  const { caller, routable, signal, hold, answered } = request;
+  const { caller, routable, patience, signal, hold, answered } = request;
   requireModel(caller.policy, routable.body.model);
   const ids = parts.completionIds.create(caller.tenant);
-  const record = openRecord(parts, { ...ids, caller, routable, signal, hold, answered });
+  const record = openRecord(parts, { ...ids, caller, routable, patience, signal, hold, answered });
   const [reserved, routed] = await Promise.allSettled([
     reserve(parts, request, ids.event, record),
     route().then((decided) => {

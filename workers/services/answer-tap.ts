@@ -30,7 +30,12 @@ export type Heard = {
   readonly figures: AnswerFigures | null;
   /** The code of an error event in the stream. */
   readonly lateError: string | null;
+  /** What passed of an answer whose figures did not: each event is a token at least. */
+  readonly passed: Passed;
 };
+
+/** `texts`: events with text among the last. `others`: of the earlier ones, which nobody looked into. */
+export type Passed = { readonly texts: number; readonly others: number };
 
 /** Whether an answer is over when it begins: no stream, and known to be small. */
 export function isSmallWhole(headers: Headers): boolean {
@@ -45,7 +50,8 @@ const utf8 = new TextDecoder();
 /** What {@link tapAnswer} hears of an answer that was read whole. */
 export function hearWhole(bytes: Uint8Array): Heard {
   const text = utf8.decode(bytes.subarray(-TAIL_BYTES));
-  return { end: 'complete', firstAt_ms: Date.now(), figures: figuresIn(text), lateError: null };
+  const passed = { texts: 0, others: 0 };
+  return { end: 'complete', firstAt_ms: Date.now(), figures: figuresIn(text), lateError: null, passed };
 }
 
 /** An answer that is read piece by piece, as a reader of a stream gives it. */
@@ -54,32 +60,63 @@ export type TappedBody = {
   cancel(reason: unknown): Promise<void>;
 };
 
-/** `onEnd` is called exactly once. Aborting `signal` is the client leaving. */
+export type TapOptions = {
+  /** Its abort is the client leaving. */
+  readonly signal: AbortSignal;
+  /** Whoever waits for bytes so long in vain waits no longer: the backend is called off, and `read` rejects. */
+  readonly stall_ms: number;
+  /** Called exactly once. */
+  readonly onEnd: (heard: Heard) => void;
+};
+
 export function tapAnswer(
   body: ReadableStream<Uint8Array>,
-  signal: AbortSignal,
-  onEnd: (heard: Heard) => void,
+  { signal, stall_ms, onEnd }: TapOptions,
 ): TappedBody {
   const reader = body.getReader();
   let tail: Uint8Array[] = [];
   let tail_bytes = 0;
+  /** Pieces that are kept no more and ended with an event: no more than there were events. */
+  let dropped = 0;
   let firstAt_ms: number | null = null;
   let ended = false;
+  /** Since when somebody waits for bytes; undefined while nobody does. */
+  let waitsSince_ms: number | undefined;
+  let stalled = false;
+
+  // One timer a stream, which looks again later: one a piece would cost every piece.
+  const look = (): void => {
+    const waited_ms = waitsSince_ms === undefined ? 0 : Date.now() - waitsSince_ms;
+    if (waited_ms < stall_ms) {
+      timer = setTimeout(look, stall_ms - waited_ms);
+      return;
+    }
+    stalled = true;
+    reader.cancel().catch(() => {});
+  };
+  let timer = setTimeout(look, stall_ms);
 
   const hear = (chunk: Uint8Array): void => {
     if (isComment(chunk)) return;
     firstAt_ms ??= Date.now();
     tail.push(chunk);
     tail_bytes += chunk.length;
-    while (tail_bytes - tail[0]!.length >= TAIL_BYTES) tail_bytes -= tail.shift()!.length;
+    while (tail_bytes - tail[0]!.length >= TAIL_BYTES) {
+      const piece = tail.shift()!;
+      tail_bytes -= piece.length;
+      if (endsEvent(piece)) dropped++;
+    }
   };
   const end = (how: AnswerEnd['how']): void => {
     if (ended) return;
     ended = true;
+    clearTimeout(timer);
     signal.removeEventListener('abort', left);
     const text = utf8.decode(join(tail, tail_bytes));
     tail = [];
-    onEnd({ end: how, firstAt_ms, figures: figuresIn(text), lateError: lateErrorIn(text) });
+    const figures = figuresIn(text);
+    const passed = { texts: figures === null ? textsIn(text) : 0, others: dropped };
+    onEnd({ end: how, firstAt_ms, figures, lateError: lateErrorIn(text), passed });
   };
   const left = () => end('cancelled');
   signal.addEventListener('abort', left, { once: true });
@@ -87,13 +124,16 @@ export function tapAnswer(
   return {
     async read() {
       try {
+        waitsSince_ms = Date.now();
         const piece = await reader.read();
+        waitsSince_ms = undefined;
+        if (stalled) throw new Error('it was called off');
         if (piece.done) end('complete');
         else hear(piece.value);
         return piece;
       } catch (error) {
         end(signal.aborted ? 'cancelled' : 'broken');
-        throw error;
+        throw stalled ? new Error(`no bytes for ${stall_ms} ms`, { cause: error }) : error;
       }
     },
     async cancel(reason) {
@@ -120,6 +160,13 @@ export const streamOf = (body: TappedBody): ReadableStream<Uint8Array> =>
 const COLON = 0x3a;
 /** A keepalive says nothing of the answer. */
 const isComment = (chunk: Uint8Array): boolean => chunk[0] === COLON && chunk.length < 64;
+
+const LINE_FEED = 0x0a;
+const endsEvent = (piece: Uint8Array): boolean =>
+  piece[piece.length - 1] === LINE_FEED && piece[piece.length - 2] === LINE_FEED;
+
+/** As for the figures: a quote that a model wrote is escaped. */
+const textsIn = (text: string): number => text.match(/"(?:content|text)":"(?!")/g)?.length ?? 0;
 
 function join(parts: readonly Uint8Array[], bytes: number): Uint8Array {
   if (parts.length === 1) return parts[0]!;

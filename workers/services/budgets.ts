@@ -16,7 +16,12 @@ import { withDeadline } from './deadline.ts';
 import { log, reasonOf } from './log.ts';
 import type { TokenBounds } from './token-bounds.ts';
 
-export type Reservation = { readonly tokens: number; readonly headers: Record<string, string> };
+export type Reservation = {
+  readonly tokens: number;
+  /** The prompt's part. */
+  readonly prompt_tokens: number;
+  readonly headers: Record<string, string>;
+};
 
 export interface Budgets {
   /**
@@ -61,7 +66,9 @@ export function createBudgets(
       const request = { id, limits, prompt_tokens, wanted_tokens, least_tokens };
       const answer = await ask(tenant, async (object) => (await object.reserve(request)) as ReserveAnswer);
       const headers = rateLimitHeaders(answer.states);
-      if (answer.granted) return { tokens: answer.tokens, headers };
+      if (answer.granted) {
+        return { tokens: answer.tokens, prompt_tokens: Math.min(prompt_tokens, answer.tokens), headers };
+      }
       onRefused(headers);
       throw exceeded(answer, least_tokens);
     },

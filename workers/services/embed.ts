@@ -10,10 +10,17 @@ export type Embedding =
   | { readonly ok: true; readonly vector: Float32Array; readonly spec: EncoderSpec }
   | { readonly ok: false; readonly fallback: Extract<FallbackReason, 'encoder_failed' | 'encoder_timeout'> };
 
+export type EmbedRequest = {
+  /** Where the text comes from, as `regionOf` gives it. */
+  readonly region: string;
+  readonly signal: AbortSignal;
+  readonly hold: Hold;
+};
+
 export interface Embedder {
   /** The loaded encoder. @throws Error when it can't be loaded; a later call tries again. */
   encoder(hold: Hold): Promise<Encoder>;
-  embed(text: string, signal: AbortSignal, hold: Hold): Promise<Embedding>;
+  embed(text: string, of: EmbedRequest): Promise<Embedding>;
 }
 
 /** `timeout_ms` bounds embedding; loading, once an isolate, has a bound of its own. */
@@ -43,12 +50,12 @@ export function createEmbedder(load: () => Promise<Encoder>, timeout_ms: number)
 
   return {
     encoder,
-    async embed(text, signal, hold) {
+    async embed(text, { region, signal, hold }) {
       try {
         const ready = await encoder(hold);
         const [vector] = await (ready.isLocal === true
           ? ready.embed([text], signal)
-          : embedInTime(ready, text, signal, timeout_ms));
+          : embedInTime(ready, text, { region, signal }, timeout_ms));
         return { ok: true, vector: vector!, spec: ready.spec };
       } catch (error) {
         log('warn', 'embedding_failed', { reason: reasonOf(error) });
@@ -61,11 +68,11 @@ export function createEmbedder(load: () => Promise<Encoder>, timeout_ms: number)
 async function embedInTime(
   encoder: Encoder,
   text: string,
-  signal: AbortSignal,
+  { region, signal }: Pick<EmbedRequest, 'region' | 'signal'>,
   timeout_ms: number,
 ): Promise<Float32Array[]> {
   const timeout = new AbortController();
   const both = AbortSignal.any([signal, timeout.signal]);
-  const work = withDeadline(encoder.embed([text], both), timeout_ms, 'embedding');
+  const work = withDeadline(encoder.embed([text], both, region), timeout_ms, 'embedding');
   return await work.finally(() => timeout.abort());
 }

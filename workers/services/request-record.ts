@@ -2,23 +2,25 @@
  * One request's account, from its reservation to its event: opened when it is let in, closed exactly once,
  * however it ends. Closing settles the budget and sends the event, both behind the answer.
  */
-import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
+import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import type { RequestEvent } from '../../shared/events.ts';
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AskBackends, answerCost } from './answer-cost.ts';
 import { type Heard, hearWhole, isSmallWhole, type TappedBody, tapAnswer } from './answer-tap.ts';
 import type { Caller } from './api-keys.ts';
+import type { Patience } from './backends/patience.ts';
 import type { Budgets, Reservation } from './budgets.ts';
-import type { Hold } from './deadline.ts';
+import { type Hold, withDeadline } from './deadline.ts';
 import type { Events } from './events.ts';
 import type { RoutableBody, Routed } from './routing.ts';
+import { choicesOf } from './token-bounds.ts';
 
 export type RecordParts = {
   readonly events: Events;
   readonly budgets: Budgets;
   readonly askBackends: AskBackends;
-  /** A backend that is silent for so long may still have worked. */
-  readonly backendTimeout_ms: number;
+  /** A backend that has begun its answer and sends nothing of it for so long has broken off. */
+  readonly stall_ms: number;
 };
 
 export type RecordOf = {
@@ -26,6 +28,7 @@ export type RecordOf = {
   readonly completion: string;
   readonly caller: Caller;
   readonly routable: RoutableBody;
+  readonly patience: Patience;
   readonly signal: AbortSignal;
   readonly hold: Hold;
   /** After an answer that came whole, once everything about it is told. */
@@ -39,8 +42,10 @@ export interface RequestRecord {
   readonly answerTokensMax: number | undefined;
   reserved(reservation: Reservation | null, answerTokensMax: number | undefined): void;
   routed(routed: Routed): void;
-  /** `backend`: the id of the one that answers. */
-  answeredBy(backend: string): void;
+  /** `backend`: the id of the one that answers. `callOff` ends its work on the rest. */
+  answeredBy(backend: string, callOff: () => void): void;
+  /** A backend was given up in silence: whatever comes of the request, it may have worked on it. */
+  late(): void;
   /**
    * Follows an answer to its end; closes the record when there is none.
    * @throws what `answer` throws, MaskrouteError `backend_error` for a small whole answer that broke off.
@@ -68,6 +73,8 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   let answerTokensMax: number | undefined;
   let routed: Routed | undefined;
   let answerer: string | undefined;
+  let hangUp = (): void => {};
+  let gaveUp = false;
   let closed = false;
 
   const close = (outcome: Outcome): void => {
@@ -78,23 +85,31 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
 
   const finish = async (outcome: Outcome): Promise<void> => {
     const cost = await costOf(outcome);
-    const settled =
-      reservation === null || cost === null
-        ? undefined
-        : parts.budgets.settle(of.caller.tenant, of.event, cost.prompt_tokens + cost.completion_tokens);
+    const seen_tokens = cost === null ? seenTokens(outcome.heard, of.routable) : 0;
+    const settled = settle(cost, seen_tokens);
     await Promise.all([
       settled,
-      routed === undefined ? undefined : parts.events.send(event(routed, outcome, cost), answerer),
+      routed === undefined
+        ? undefined
+        : parts.events.send(event(routed, outcome, cost, seen_tokens), answerer),
     ]);
     const isWhole = outcome.status === 200 && outcome.code === null;
     if (routed !== undefined && isWhole) await of.answered(of.event, routed);
   };
 
-  /** Null: nobody can say. Then the reservation runs out by itself. */
-  const costOf = async ({ heard, mayHaveRun }: Outcome): Promise<Cost | null> =>
-    heard?.figures ?? (mayHaveRun ? await answerCost(parts.askBackends, of.completion) : NOTHING);
+  /** Where nobody can say the cost, what was seen to pass is due, and the prompt as it was reserved. */
+  const settle = (cost: Cost | null, seen_tokens: number): Promise<void> | undefined => {
+    if (reservation === null || (cost === null && seen_tokens === 0)) return undefined;
+    const tokens =
+      cost === null ? reservation.prompt_tokens + seen_tokens : cost.prompt_tokens + cost.completion_tokens;
+    return parts.budgets.settle(of.caller.tenant, of.event, tokens);
+  };
 
-  const event = (known: Routed, outcome: Outcome, cost: Cost | null): RequestEvent => {
+  /** Null: nobody can say. Then the reservation runs out by itself, unless something was seen. */
+  const costOf = async ({ heard, mayHaveRun }: Outcome): Promise<Cost | null> =>
+    heard?.figures ?? (mayHaveRun || gaveUp ? await answerCost(parts.askBackends, of.completion) : NOTHING);
+
+  const event = (known: Routed, outcome: Outcome, cost: Cost | null, seen_tokens: number): RequestEvent => {
     const { decision, assignment } = known;
     return {
       kind: 'request',
@@ -116,29 +131,31 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       region: assignment.region,
       fallback: decision.fallback,
       stream: body.stream === true,
-      status: outcome.status,
+      status: isClientsDoing(outcome.code) ? CLIENT_LEFT : outcome.status,
       error_code: outcome.code,
       prompt_tokens: cost?.prompt_tokens ?? 0,
-      completion_tokens: cost?.completion_tokens ?? 0,
+      completion_tokens: cost?.completion_tokens ?? seen_tokens,
       counted: cost !== null,
       ...latencies(outcome.heard, started_ms, body.stream === true, body.n ?? 1),
       total_ms: outcome.endedAt_ms - started_ms,
     };
   };
 
+  /** A time that the client made shorter ran out: it says as little about the version as a client that left. */
+  const isClientsDoing = (code: string | null): boolean => code === OUT_OF_TIME && of.patience.isShort;
+
   const failed = (thrown: unknown): void => {
     const error = toMaskrouteError(thrown);
-    const waited_ms = Date.now() - started_ms;
-    // A refused connection is no work done; a silence may be.
-    const silent = error.code === 'backend_unreachable' && waited_ms >= parts.backendTimeout_ms;
-    const mayHaveRun = routed !== undefined && (error.code === 'cancelled' || silent);
+    // A refused connection is no work done.
+    const mayHaveRun = routed !== undefined && error.code === 'cancelled';
     close({ ...NO_ANSWER, status: error.status, code: error.code, mayHaveRun, endedAt_ms: Date.now() });
   };
 
   const follow = async (response: Response): Promise<WatchedAnswer> => {
     const { headers, ok, status } = response;
     if (ok && isSmallWhole(headers)) {
-      const bytes = await response.arrayBuffer().catch((cause) => {
+      const whole = withDeadline(response.arrayBuffer(), parts.stall_ms, 'the answer');
+      const bytes = await whole.catch((cause) => {
         throw brokeOff(cause);
       });
       end(headers, status, hearWhole(new Uint8Array(bytes)));
@@ -146,10 +163,15 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     }
     if (!ok || response.body === null) {
       const code = await codeOf(response);
-      close({ ...NO_ANSWER, status, code, mayHaveRun: false, endedAt_ms: Date.now() });
+      const mayHaveRun = code !== null && AFTER_WORK.includes(code);
+      close({ ...NO_ANSWER, status, code, mayHaveRun, endedAt_ms: Date.now() });
       return { ok, status, headers, body: { kind: 'plain', body: response.body } };
     }
-    const tapped = tapAnswer(response.body, of.signal, (heard) => end(headers, status, heard));
+    const tapped = tapAnswer(response.body, {
+      signal: of.signal,
+      stall_ms: parts.stall_ms,
+      onEnd: (heard) => end(headers, status, heard),
+    });
     return { ok, status, headers, body: { kind: 'tapped', body: tapped } };
   };
 
@@ -160,6 +182,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
 
   /** Closes the record, and says what the client is told: no byte of the answer is with it yet. */
   const brokeOff = (cause: unknown): MaskrouteError => {
+    hangUp();
     const error = of.signal.aborted
       ? new MaskrouteError('cancelled', 'The client hung up.')
       : new MaskrouteError('backend_error', 'The model backend broke off in the middle of its answer.', {
@@ -182,13 +205,17 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     routed(decided) {
       routed = decided;
     },
-    answeredBy(backend) {
+    answeredBy(backend, callOff) {
       answerer = backend;
+      hangUp = callOff;
     },
     refused() {
       closed = true;
     },
     failed,
+    late() {
+      gaveUp = true;
+    },
     async watch(answer) {
       try {
         return await follow(await answer);
@@ -198,6 +225,13 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       }
     },
   };
+}
+
+/** At least so many tokens passed. Of what nobody looked into, two events a choice may open and end it. */
+function seenTokens(heard: Heard | null, routable: RoutableBody): number {
+  if (heard === null) return 0;
+  const { texts, others } = heard.passed;
+  return texts + Math.max(0, others - 2 * choicesOf(routable));
 }
 
 type Cost = { readonly prompt_tokens: number; readonly completion_tokens: number };
@@ -212,6 +246,10 @@ type Outcome = {
   readonly sparsity: number | null;
   readonly endedAt_ms: number;
 };
+const CLIENT_LEFT = ERROR_CODES.cancelled[0];
+const OUT_OF_TIME: ErrorCode = 'deadline_exceeded';
+/** Refusals of a backend that had begun, or may have: it knows what that cost. */
+const AFTER_WORK: readonly string[] = [OUT_OF_TIME, 'engine_failed'] satisfies ErrorCode[];
 const NO_ANSWER = { heard: null, mask: null, sparsity: null } as const;
 
 function endOf({ end, lateError }: Heard, status: number): Pick<Outcome, 'status' | 'code'> {
@@ -222,7 +260,7 @@ function endOf({ end, lateError }: Heard, status: number): Pick<Outcome, 'status
     case 'broken':
       return { status, code: 'backend_error' };
     case 'cancelled':
-      return { status: new MaskrouteError('cancelled', '').status, code: 'cancelled' };
+      return { status: CLIENT_LEFT, code: 'cancelled' };
   }
 }
 

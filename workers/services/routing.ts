@@ -156,7 +156,7 @@ async function decide(
   if (text === null) return unembedded(denseDecision(set, 'token_prompt'));
   if (text === '') return unembedded(denseDecision(set, 'empty_prompt'));
   const started_ms = performance.now();
-  const embedding = await embedder.embed(text, request.signal, request.hold);
+  const embedding = await embedder.embed(text, request);
   timings.embed_ms = performance.now() - started_ms;
   return {
     decision: nearestDecision(set, embedding, similarityMin, sparsityMax),

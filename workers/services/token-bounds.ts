@@ -44,6 +44,9 @@ export function tokenBounds(request: RoutableBody, context_tokens: number): Toke
   };
 }
 
+export const choicesOf = (request: RoutableBody): number =>
+  promptBounds(request).length * (request.body.n ?? 1);
+
 /** Undefined: until the context is full. */
 const answerTokens = (request: RoutableBody): number | undefined =>
   request.kind === 'chat'

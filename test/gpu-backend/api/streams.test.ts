@@ -253,12 +253,15 @@ describe('a stop', () => {
   it('lets running answers finish, refuses new ones, and says so', async () => {
     await using api = await start({ ...says('abcdefghij'), step_ms: 20 });
     const running = await api.chat();
+    const connection = (response: Response) => response.headers.get('connection');
+    expect(connection(await fetch(`${api.server.url}/healthz`))).toBe('keep-alive');
     const closing = api.server.close();
     const ready = await fetch(`${api.server.url}/readyz`);
-    expect(ready.status).toBe(503);
-    expect((await fetch(`${api.server.url}/healthz`)).status).toBe(200);
+    expect([ready.status, connection(ready)]).toEqual([503, 'close']);
+    const well = await fetch(`${api.server.url}/healthz`);
+    expect([well.status, connection(well)]).toEqual([200, 'close']);
     const refused = await api.chat();
-    expect(refused.status).toBe(503);
+    expect([refused.status, connection(refused)]).toEqual([503, 'close']);
     expect(await refused.json()).toMatchObject({ error: { code: 'not_ready' } });
     expect(parseSse(await running.text()).events.at(-1)!.data).toBe('[DONE]');
     await closing;

@@ -28,6 +28,7 @@ export function startBackend(): Promise<RunningServer> {
       response.destroy();
       return;
     }
+    if (mood === 'mute') return;
     if (path.startsWith('/recorded/')) {
       const id = decodeURIComponent(path.slice('/recorded/'.length));
       const entry = recorded.get(id);
@@ -95,6 +96,8 @@ type MadeAnswer = {
   readonly prompt_tokens: number;
   completion_tokens: number;
   finished: boolean;
+  /** As of a backend that was started again. */
+  forgotten: boolean;
 };
 
 const WORDS = 3;
@@ -102,7 +105,8 @@ const WORDS = 3;
 function beginAnswer({ body }: Recorded): MadeAnswer {
   const { completion = 'none' } = (body?.maskroute ?? {}) as { completion?: string };
   const text = JSON.stringify(body?.messages ?? body?.prompt ?? '');
-  return { completion, prompt_tokens: text.split(' ').length, completion_tokens: 0, finished: false };
+  const prompt_tokens = text.split(' ').length;
+  return { completion, prompt_tokens, completion_tokens: 0, finished: false, forgotten: false };
 }
 
 const infoOf = ({ body }: Recorded, { prompt_tokens, completion_tokens }: MadeAnswer) => ({
@@ -113,7 +117,7 @@ const infoOf = ({ body }: Recorded, { prompt_tokens, completion_tokens }: MadeAn
 });
 
 function cost(made: MadeAnswer | undefined, response: ServerResponse): void {
-  if (made === undefined) json(response, 404, wireError('not_found'));
+  if (made === undefined || made.forgotten) json(response, 404, wireError('not_found'));
   else {
     const { finished, prompt_tokens, completion_tokens } = made;
     json(response, 200, { object: 'maskroute.answer', finished, prompt_tokens, completion_tokens });
@@ -128,6 +132,9 @@ async function answer(
 ): Promise<void> {
   switch (behaviour) {
     case 'hang':
+      return;
+    case 'busy':
+      made.completion_tokens = WORDS;
       return;
     case 'die':
       response.destroy();
@@ -148,6 +155,20 @@ async function answer(
       return;
     case 'sick':
       return json(response, 500, wireError('engine_failed'));
+    case 'stopping':
+      response.setHeader('retry-after', '5');
+      return json(response, 503, wireError('not_ready'));
+    case 'sick-late':
+      made.completion_tokens = WORDS;
+      return json(response, 500, wireError('engine_failed'));
+    case 'deadline':
+      made.completion_tokens = WORDS;
+      return json(response, 504, wireError('deadline_exceeded'));
+    case 'deadline-mid-stream':
+      made.completion_tokens = WORDS;
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      response.end(`event: error\ndata: ${JSON.stringify(wireError('deadline_exceeded'))}\n\n`);
+      return;
     case 'slow-first': {
       await new Promise((resolve) => setTimeout(resolve, 400));
       return await stream(entry, response, made, 1);
@@ -174,6 +195,11 @@ async function answer(
       await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
       response.destroy();
       return;
+    case 'stall-whole':
+      made.completion_tokens = WORDS;
+      response.writeHead(200, { 'content-type': 'application/json', 'content-length': 1000 });
+      response.write('{"id":"chatcmpl-');
+      return;
     case 'unsized':
       made.completion_tokens = WORDS;
       response.writeHead(200, { 'content-type': 'application/json' });
@@ -194,7 +220,17 @@ async function answer(
     case 'stream-forever':
       return await stream(entry, response, made, Number.POSITIVE_INFINITY);
     case 'die-mid-stream':
-      return await stream(entry, response, made, 2, true);
+      return await stream(entry, response, made, 2, 'die');
+    case 'vanish-mid-stream':
+      made.forgotten = true;
+      return await stream(entry, response, made, 2, 'die');
+    case 'vanish-after-many':
+      made.forgotten = true;
+      return await stream(entry, response, made, 400, 'die', 2);
+    case 'stall-mid-stream':
+      return await stream(entry, response, made, 2, 'stall');
+    case 'slow-tokens':
+      return await slowTokens(response);
     default:
       if (entry.body?.stream === true) return await stream(entry, response, made, WORDS);
       made.completion_tokens = Math.min(WORDS, Number(entry.body?.max_tokens ?? WORDS));
@@ -218,18 +254,29 @@ async function stream(
   response: ServerResponse,
   made: MadeAnswer,
   chunks: number,
-  die = false,
+  end: 'well' | 'die' | 'stall' = 'well',
+  pause_ms = STREAM_PAUSE_ms,
 ): Promise<void> {
   response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
   for (let i = 0; i < chunks && !response.destroyed; i++) {
     made.completion_tokens++;
-    const last = i === chunks - 1 && !die ? infoOf(entry, made) : {};
+    const last = i === chunks - 1 && end === 'well' ? infoOf(entry, made) : {};
     const choices = [{ index: 0, delta: { content: `t${i}` } }];
     response.write(`data: ${JSON.stringify({ id: `chatcmpl-${made.completion}`, choices, ...last })}\n\n`);
+    await new Promise((resolve) => setTimeout(resolve, pause_ms));
+  }
+  if (end === 'die') response.destroy();
+  else if (end === 'well') response.end('data: [DONE]\n\n');
+}
+
+/** A token only after many comments, as a backend sends them whose engine takes its time. */
+async function slowTokens(response: ServerResponse): Promise<void> {
+  response.writeHead(200, { 'content-type': 'text/event-stream' });
+  for (let i = 0; i < 8; i++) {
+    response.write(': keepalive\n\n');
     await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
   }
-  if (die) response.destroy();
-  else response.end('data: [DONE]\n\n');
+  response.end('data: {"choices":[]}\n\ndata: [DONE]\n\n');
 }
 
 const FLOOD_BYTES = 64 * 1024 * 1024;

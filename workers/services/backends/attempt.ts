@@ -24,13 +24,18 @@ export type BackendRequest = {
 
 /** What came of it, as far as the next step depends on that. */
 export type Outcome =
-  /** The backend's word: a success, or an error that every backend would answer. */
-  | { readonly kind: 'answer'; readonly response: Response }
+  /** The backend's word: a success, or an error that every backend would answer. `callOff` ends it in its middle. */
+  | { readonly kind: 'answer'; readonly response: Response; readonly callOff: () => void }
   /** An error of its own that another backend may not have; the client gets it when there is no other. */
-  | { readonly kind: 'refused'; readonly response: Response; readonly isSick: boolean }
+  | { readonly kind: 'refused'; readonly response: Response; readonly why: Refusal }
   /** No answer, or none of the protocol. `again`: the same backend may do better in a moment. */
   | { readonly kind: 'failed'; readonly error: MaskrouteError; readonly again: boolean }
+  /** Given up after all of the attempt's time: it may have worked on the request. */
+  | { readonly kind: 'late'; readonly waited_ms: number }
   | { readonly kind: 'cancelled' };
+
+/** `stopping`: it is about to be gone, and another one may already answer at its address. */
+export type Refusal = 'sick' | 'full' | 'stopping';
 
 export type Sending = {
   readonly send: Send;
@@ -54,7 +59,7 @@ export async function attempt({
   timeout_ms,
   left_ms,
 }: Sending): Promise<Outcome> {
-  const { off, isLate, timer } = callOff(signal, timeout_ms);
+  const { off, abort, isLate, timer } = abortable(signal, timeout_ms);
   try {
     const response = await send(url + request.path, {
       method: request.body === undefined ? 'GET' : 'POST',
@@ -72,22 +77,26 @@ export async function attempt({
       signal: off,
       ...(request.body === undefined ? {} : { body: request.body }),
     });
-    return await judge(response, request);
+    return await judge(response, request, abort);
   } catch (error) {
     if (signal.aborted) return { kind: 'cancelled' };
-    const reason = isLate() ? `no answer within ${timeout_ms} ms` : reasonOf(error);
-    log('error', 'backend_unreachable', { request_id: request.requestId, url, reason });
-    return { kind: 'failed', error: unreachable(error), again: !isLate() };
+    const { requestId: request_id } = request;
+    if (isLate()) {
+      log('warn', 'backend_late', { request_id, url, waited_ms: timeout_ms });
+      return { kind: 'late', waited_ms: timeout_ms };
+    }
+    log('error', 'backend_unreachable', { request_id, url, reason: reasonOf(error) });
+    return { kind: 'failed', error: unreachable(error), again: true };
   } finally {
     clearTimeout(timer);
   }
 }
 
 /**
- * `off` aborts with `signal`, or after `timeout_ms` unless `timer` is cleared. It is one signal and not
+ * `off` aborts with `signal`, by `abort`, or after `timeout_ms` unless `timer` is cleared. It is one signal and not
  * `AbortSignal.any` of two, which takes the runtime a good deal longer to make.
  */
-function callOff(signal: AbortSignal, timeout_ms: number) {
+function abortable(signal: AbortSignal, timeout_ms: number) {
   const controller = new AbortController();
   let late = false;
   if (signal.aborted) controller.abort(signal.reason);
@@ -96,7 +105,7 @@ function callOff(signal: AbortSignal, timeout_ms: number) {
     late = true;
     controller.abort();
   }, timeout_ms);
-  return { off: controller.signal, isLate: () => late, timer };
+  return { off: controller.signal, abort: () => controller.abort(), isLate: () => late, timer };
 }
 
 export const unreachable = (cause?: unknown, retryAfter_s = RETRY_AFTER_s): MaskrouteError =>
@@ -107,12 +116,16 @@ export const unreachable = (cause?: unknown, retryAfter_s = RETRY_AFTER_s): Mask
 
 const errorBodySchema = z.looseObject({ error: z.looseObject({ message: z.string(), code: z.unknown() }) });
 
-/** Refusals that say nothing bad of the backend: it is only full. */
-const BUSY_CODES: readonly unknown[] = ['queue_full', 'queue_timeout'];
+/** Refusals that say nothing bad of the backend. */
+const HARMLESS: ReadonlyMap<unknown, Refusal> = new Map([
+  ['queue_full', 'full'],
+  ['queue_timeout', 'full'],
+  ['not_ready', 'stopping'],
+]);
 /** Errors after the caller's own time, or about the request's mask: no other backend helps. */
 const FINAL_CODES: readonly unknown[] = ['deadline_exceeded', 'configuration_unavailable'];
 
-async function judge(response: Response, request: BackendRequest): Promise<Outcome> {
+async function judge(response: Response, request: BackendRequest, callOff: () => void): Promise<Outcome> {
   const garbage = async (reason: string): Promise<Outcome> => {
     await response.body?.cancel().catch(() => {});
     log('error', 'backend_error', { request_id: request.requestId, status: response.status, reason });
@@ -129,7 +142,7 @@ async function judge(response: Response, request: BackendRequest): Promise<Outco
   if (response.ok) {
     if (isEmpty(response)) return await garbage('no body');
     return /^(application\/json|text\/event-stream)\b/.test(type)
-      ? { kind: 'answer', response }
+      ? { kind: 'answer', response, callOff }
       : await garbage(`content type ${type}`);
   }
   if (response.status < 400 || !type.startsWith('application/json'))
@@ -139,11 +152,11 @@ async function judge(response: Response, request: BackendRequest): Promise<Outco
   if (text === null || !body.success) return await garbage('an error that is none of the protocol');
   const said = new Response(text, { status: response.status, headers: response.headers });
   const { code } = body.data.error;
-  const isBusy = BUSY_CODES.includes(code);
-  if (isBusy || (response.status >= 500 && !FINAL_CODES.includes(code))) {
-    return { kind: 'refused', response: said, isSick: !isBusy };
+  const harmless = HARMLESS.get(code);
+  if (harmless !== undefined || (response.status >= 500 && !FINAL_CODES.includes(code))) {
+    return { kind: 'refused', response: said, why: harmless ?? 'sick' };
   }
-  return { kind: 'answer', response: said };
+  return { kind: 'answer', response: said, callOff };
 }
 
 /** A body that is only named costs a stream, so it is not where the length is known. */

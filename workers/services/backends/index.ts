@@ -63,6 +63,7 @@ export function createBackendPool(
       left_ms: timeout_ms,
     });
     if (outcome.kind === 'failed') throw outcome.error;
+    if (outcome.kind === 'late') throw new Error(`no answer within ${outcome.waited_ms} ms`);
     if (outcome.kind === 'cancelled') throw new Error('it was called off');
     const text = await readBounded(outcome.response.body, LOAD_PROBE.bytesMax);
     if (!outcome.response.ok)
@@ -70,13 +71,19 @@ export function createBackendPool(
     return JSON.parse(text);
   };
 
-  const probe = async (backend: LiveBackend): Promise<void> => {
+  /** Whether it told its load. */
+  const probe = async (backend: LiveBackend): Promise<boolean> => {
     try {
       const report = loadReportSchema.parse(await askOne(backend, '/v1/load', LOAD_PROBE.timeout_ms));
       observedOf(backend).probed(report, Date.now());
+      return true;
     } catch (error) {
       log('warn', 'backend_load_unknown', { backend: backend.id, reason: reasonOf(error) });
+      return false;
     }
+  };
+  const suspect = async (backend: LiveBackend): Promise<void> => {
+    if (!(await probe(backend))) observedOf(backend).breaker.failed(Date.now(), true);
   };
   const refreshLoads = (backends: readonly LiveBackend[], hold: Hold): void => {
     const now_ms = Date.now();
@@ -98,6 +105,7 @@ export function createBackendPool(
     observed: (id) => known.get(id)!.seen,
     token,
     refresh: refreshLoads,
+    suspect,
     hedge_ms: config.BACKEND_HEDGE_MS,
   });
   return {

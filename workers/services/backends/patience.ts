@@ -2,12 +2,19 @@
 import { BACKEND_HEADERS } from '../../../shared/backends.ts';
 import { MaskrouteError } from '../../../shared/errors.ts';
 
+export type Patience = {
+  readonly time_ms: number;
+  /** The client gives less time than the edge would: that it ran out is the client's doing, and nobody else's. */
+  readonly isShort: boolean;
+};
+
 /** @throws MaskrouteError `invalid_request` when the header is no number of milliseconds. */
-export function patience_ms(header: string | undefined, most_ms: number): number {
-  if (header === undefined) return most_ms;
+export function patienceOf(header: string | undefined, most_ms: number): Patience {
+  if (header === undefined) return { time_ms: most_ms, isShort: false };
   if (!/^[1-9]\d{0,8}$/.test(header)) {
     const name = BACKEND_HEADERS.deadline;
     throw new MaskrouteError('invalid_request', `${name}: expected milliseconds.`, { param: name });
   }
-  return Math.min(Number(header), most_ms);
+  const time_ms = Math.min(Number(header), most_ms);
+  return { time_ms, isShort: time_ms < most_ms };
 }

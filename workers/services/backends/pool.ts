@@ -8,6 +8,7 @@ import { MaskrouteError } from '../../../shared/errors.ts';
 import { DENSE_MASK_ID } from '../../../shared/mask.ts';
 import type { Hold } from '../deadline.ts';
 import { attempt, type BackendRequest, type Outcome, unreachable } from './attempt.ts';
+import type { Breaker } from './breaker.ts';
 import { orderBackends, type Wish } from './choose.ts';
 import { hedged } from './hedge.ts';
 import type { Send } from './network.ts';
@@ -19,18 +20,30 @@ export type PoolRequest = BackendRequest & {
   readonly wish?: Wish;
   /** A backend that is silent for so long is given up for the next one, where there is one. */
   readonly silence_ms?: number;
+  /** `timeout_ms` is all that the edge ever waits, and not what a client or a task behind requests gives it. */
+  readonly isFullTime?: boolean;
+  /** No completion: what comes of it says nothing of how completions fare, so that no breaker hears of it. */
+  readonly isAside?: boolean;
+  /** A backend was given up in silence: it may have worked on the request. */
+  readonly onLate?: () => void;
   /** False: what fails now fails for good (a byte has gone to the client). */
   readonly mayRetry?: () => boolean;
   readonly hold: Hold;
 };
 
-export type Answer = { readonly response: Response; readonly backend: string };
+export type Answer = {
+  readonly response: Response;
+  readonly backend: string;
+  /** Ends the backend's work on the rest of the answer. */
+  readonly callOff: () => void;
+};
 
 export interface Backends {
   /**
    * The answer, its body unread when it is a success.
-   * @throws MaskrouteError `backend_unreachable` when there is no answer in time, `backend_error` when the
-   * answer is none of the protocol's, `cancelled` when `signal` aborts.
+   * @throws MaskrouteError `backend_unreachable` when there is no answer, `deadline_exceeded` when there is none
+   * in a time that is not the edge's own, `backend_error` when the answer is none of the protocol's, `cancelled`
+   * when `signal` aborts.
    */
   call(request: PoolRequest): Promise<Answer>;
 }
@@ -43,6 +56,8 @@ export type PoolParts = {
   readonly token: (request: BackendRequest, backend: LiveBackend) => Promise<string>;
   /** Asks for the loads that are old, behind the request. */
   readonly refresh: (backends: readonly LiveBackend[], hold: Hold) => void;
+  /** Asks one that let a whole answer's time pass for its load: it may only be busy. If it is gone, it is blamed. */
+  readonly suspect: (backend: LiveBackend) => Promise<void>;
   /** A second backend is asked when the first is silent for so long; 0: never. */
   readonly hedge_ms: number;
   readonly random?: () => number;
@@ -61,11 +76,12 @@ export function createBackends(parts: PoolParts): Backends {
         const outcome = await run.next();
         switch (outcome.kind) {
           case 'answer':
-            return { response: outcome.response, backend: outcome.backend };
+            return outcome;
           case 'cancelled':
             throw new MaskrouteError('cancelled', 'The client hung up.');
           case 'refused':
           case 'failed':
+          case 'late':
         }
         const retry = run.retries();
         const mayGoOn = attempts < RETRY.attemptsMax && request.mayRetry?.() !== false && run.left_ms() > 0;
@@ -79,7 +95,11 @@ export function createBackends(parts: PoolParts): Backends {
   };
 }
 
-type Tried = Outcome & { readonly backend: string };
+type Listener = Pick<Breaker, 'succeeded' | 'failed' | 'released'>;
+const DEAF: Listener = { succeeded() {}, failed() {}, released() {} };
+
+/** `hadAll`: all of the caller's time that was left was for this attempt. */
+type Tried = Outcome & { readonly backend: string; readonly hadAll: boolean };
 
 /** One request's way through the backends: which were asked, what they said, who is next. */
 function startRun(parts: PoolParts, request: PoolRequest, backends: readonly LiveBackend[]) {
@@ -114,12 +134,17 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
     return order.sort((a, b) => (asked.get(a.id) ?? 0) - (asked.get(b.id) ?? 0));
   };
 
+  const mayAsk = (id: string, now_ms: number): boolean => {
+    const { breaker } = parts.observed(id);
+    return request.isAside === true ? breaker.admits(now_ms) : breaker.admit(now_ms);
+  };
+
   const ask = async (backend: LiveBackend, signal: AbortSignal, others: boolean): Promise<Tried> => {
     const { id, url } = backend;
     const seen = parts.observed(id);
     asked.set(id, (asked.get(id) ?? 0) + 1);
     const token = await parts.token(request, backend);
-    const end = seen.begin(wish.mask);
+    const end = request.isAside === true ? () => {} : seen.begin(wish.mask);
     const time_ms = Math.max(1, left_ms());
     const timeout_ms = others ? Math.min(time_ms, request.silence_ms ?? time_ms) : time_ms;
     const outcome = await attempt({
@@ -130,11 +155,12 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
       const load = parseLoad(outcome.response.headers.get(BACKEND_HEADERS.load));
       if (load !== undefined) seen.reported(load, Date.now());
     }
-    learn(outcome, seen, id);
-    return { ...outcome, backend: id };
+    learn(outcome, request.isAside === true ? DEAF : seen.breaker, backend);
+    return { ...outcome, backend: id, hadAll: timeout_ms === time_ms };
   };
 
-  const learn = (outcome: Outcome, { breaker }: Observed, id: string): void => {
+  const learn = (outcome: Outcome, breaker: Listener, backend: LiveBackend): void => {
+    const { id } = backend;
     const blame = () => {
       if (blamed.has(id)) breaker.released();
       else breaker.failed(Date.now(), outcome.kind === 'failed' && outcome.again);
@@ -148,13 +174,24 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
         breaker.released();
         return;
       case 'refused':
-        done.add(id);
-        if (outcome.isSick) blame();
-        else breaker.succeeded();
+        if (outcome.why !== 'stopping') done.add(id);
+        if (outcome.why === 'sick') blame();
+        else if (outcome.why === 'full') breaker.succeeded();
+        else breaker.released();
         return;
       case 'failed':
         if (!outcome.again) done.add(id);
         blame();
+        return;
+      case 'late':
+        done.add(id);
+        request.onLate?.();
+        // Backends send the headers of a stream early. A whole answer may take longer than its caller waits.
+        if (outcome.waited_ms >= (request.silence_ms ?? Number.POSITIVE_INFINITY)) blame();
+        else {
+          breaker.released();
+          if (request.isFullTime === true) request.hold(parts.suspect(backend));
+        }
     }
   };
 
@@ -169,10 +206,11 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
     async next(): Promise<Tried> {
       const now_ms = Date.now();
       const [first, second] = open();
-      if (first === undefined || !parts.observed(first.id).breaker.admit(now_ms)) {
+      if (first === undefined || !mayAsk(first.id, now_ms)) {
         const wait_ms = Math.min(...backends.map(({ id }) => parts.observed(id).breaker.wait_ms(now_ms)));
         const retryAfter_s = Number.isFinite(wait_ms) ? Math.max(1, Math.ceil(wait_ms / 1000)) : 1;
-        last ??= { kind: 'failed', error: unreachable(undefined, retryAfter_s), again: false, backend: '' };
+        const error = unreachable(undefined, retryAfter_s);
+        last ??= { kind: 'failed', error, again: false, backend: '', hadAll: false };
         return last;
       }
       const fresh = second !== undefined && !asked.has(second.id) ? second : undefined;
@@ -192,10 +230,15 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
       const said = last!;
       switch (said.kind) {
         case 'answer':
+          return said;
         case 'refused':
-          return { response: said.response, backend: said.backend };
+          return { response: said.response, backend: said.backend, callOff: () => {} };
         case 'failed':
           throw said.error;
+        case 'late':
+          throw said.hadAll && request.isFullTime !== true
+            ? new MaskrouteError('deadline_exceeded', `No answer came within ${request.timeout_ms} ms.`)
+            : unreachable();
         case 'cancelled':
           throw new MaskrouteError('cancelled', 'The client hung up.');
       }

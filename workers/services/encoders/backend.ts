@@ -1,7 +1,11 @@
-/** The full encoder on the backends: `POST /v1/embeddings` in the OpenAI wire format, through the same pool as completions. */
+/**
+ * The full encoder on the backends: `POST /v1/embeddings` in the OpenAI wire format, through the same pool as
+ * completions. It is another process there: one that has stopped says nothing of the completions, nor the reverse.
+ */
 import { z } from 'zod';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { encoderListSchema } from '../../../shared/embeddings.ts';
+import { DENSE_MASK_ID } from '../../../shared/mask.ts';
 import { sameEncoder } from '../../../shared/mask-set.ts';
 import { EMBEDDINGS } from '../../limits.ts';
 import type { BackendPool } from '../backends/index.ts';
@@ -21,7 +25,7 @@ export async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 
   const other = entries.find((entry) => !sameEncoder(entry.encoder, first.encoder));
   if (other !== undefined) throw new Error('the backends have different encoders');
   const { id: model, encoder: spec } = first;
-  return createRemoteEncoder(spec, EMBEDDINGS.batch, async (texts, signal) => {
+  return createRemoteEncoder(spec, EMBEDDINGS.batch, async (texts, signal, region) => {
     const { response } = await backends.call({
       path: '/v1/embeddings',
       requestId: `edge_${crypto.randomUUID()}`,
@@ -29,6 +33,8 @@ export async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 
       edge: '',
       signal: signal ?? new AbortController().signal,
       timeout_ms: EMBEDDINGS.timeout_ms,
+      isAside: true,
+      ...(region === undefined ? {} : { wish: { region, mask: DENSE_MASK_ID, model: undefined } }),
       hold: nothing,
       body: JSON.stringify({ model, input: texts, encoding_format: 'float' }),
     });

@@ -12,7 +12,7 @@ export function cached(encoder: Encoder, vectorsMax = VECTORS_MAX): Encoder {
   const vectors = new LRUCache<string, Float32Array>({ max: vectorsMax });
   return {
     spec: encoder.spec,
-    async embed(texts, signal) {
+    async embed(texts, signal, region) {
       signal?.throwIfAborted();
       const keys = texts.map((text) => sha256Hex(text.slice(0, EMBED_CHARS_MAX)));
       const found = keys.map((key) => vectors.get(key));
@@ -25,6 +25,7 @@ export function cached(encoder: Encoder, vectorsMax = VECTORS_MAX): Encoder {
           : await encoder.embed(
               missing.map((i) => texts[i]!),
               signal,
+              region,
             );
       const fresh = new Map(missing.map((index, i) => [keys[index]!, made[i]!]));
       for (const [key, vector] of fresh) vectors.set(key, vector);

@@ -10,15 +10,23 @@ import type { EncoderSpec } from '../../../shared/mask-set.ts';
 
 const vectorsSchema = z.array(z.array(z.number()));
 
-export type RemoteCall = (texts: readonly string[], signal: AbortSignal | undefined) => Promise<unknown>;
+export type RemoteCall = (
+  texts: readonly string[],
+  signal: AbortSignal | undefined,
+  region: string | undefined,
+) => Promise<unknown>;
 
 /**
  * `call` asks the provider for one vector a text, at most `batch` texts at a time.
  * `embed` rejects with an Error that says what the provider got wrong.
  */
 export function createRemoteEncoder(spec: EncoderSpec, batch: number, call: RemoteCall): Encoder {
-  const embedBatch = async (texts: readonly string[], signal: AbortSignal | undefined) => {
-    const parsed = vectorsSchema.safeParse(await abortable(call(texts, signal), signal));
+  const embedBatch = async (
+    texts: readonly string[],
+    signal: AbortSignal | undefined,
+    region: string | undefined,
+  ) => {
+    const parsed = vectorsSchema.safeParse(await abortable(call(texts, signal, region), signal));
     if (!parsed.success) throw new Error(`${spec.id} did not answer with one vector a text`);
     if (parsed.data.length !== texts.length) {
       throw new Error(`${spec.id} answered ${parsed.data.length} vectors for ${texts.length} texts`);
@@ -32,7 +40,7 @@ export function createRemoteEncoder(spec: EncoderSpec, batch: number, call: Remo
   };
   return {
     spec,
-    async embed(texts, signal) {
+    async embed(texts, signal, region) {
       signal?.throwIfAborted();
       const vectors: Float32Array[] = texts.map(() => new Float32Array(spec.dimensions));
       const filled = texts.flatMap((text, index) => (text.trim() === '' ? [] : [index]));
@@ -41,6 +49,7 @@ export function createRemoteEncoder(spec: EncoderSpec, batch: number, call: Remo
         const answered = await embedBatch(
           indices.map((index) => texts[index]!.slice(0, EMBED_CHARS_MAX)),
           signal,
+          region,
         );
         indices.forEach((index, i) => {
           vectors[index] = answered[i]!;
