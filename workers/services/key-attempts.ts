@@ -28,6 +28,8 @@ export function createAttemptGuard(
 ): AttemptGuard {
   /** Addresses whose last key was right, as far as this isolate saw: they need not wait for the count. */
   const right = new Set<string>();
+  /** The attempt of an address that others of it wait for. */
+  const underway = new Map<string, Promise<void>>();
 
   const ask = async <T>(question: (object: DurableObjectStub<KeyAttempts>) => Promise<T>): Promise<T> =>
     await withDeadline(
@@ -56,26 +58,56 @@ export function createAttemptGuard(
   const settle = (hold: Hold, question: (object: DurableObjectStub<KeyAttempts>) => Promise<void>): void =>
     hold(ask(question).catch((error) => log('warn', 'attempt_not_settled', { reason: reasonOf(error) })));
 
+  /** Counts only what was wrong. */
+  const trusted = async <T>(address: string, check: () => Promise<T>): Promise<T> => {
+    try {
+      return await check();
+    } catch (error) {
+      if (!isWrong(error)) throw error;
+      right.delete(address);
+      await begin(address);
+      throw error;
+    }
+  };
+  /** Counts before it looks, and takes back what was right or said nothing. */
+  const counted = async <T>(address: string, hold: Hold, check: () => Promise<T>): Promise<T> => {
+    const attempt = await begin(address);
+    try {
+      const result = await check();
+      if (right.size < KEY_ATTEMPTS.knownMax) right.add(address);
+      settle(hold, async (object) => await object.succeeded(attempt));
+      return result;
+    } catch (error) {
+      if (!isWrong(error)) settle(hold, async (object) => await object.forget(attempt));
+      throw error;
+    }
+  };
+
   return {
     async guard(header, hold, check) {
       const address = header === undefined ? LOCAL : addressGroup(header);
-      // Whoever is taken for right is so once: a wrong key ends it, and counts.
-      const isRight = right.delete(address);
-      const attempt = isRight ? undefined : await begin(address);
+      // Many at once with the right key are one attempt: the others wait for what the first one says. Its request may be
+      // torn down meanwhile, and then nobody says anything.
+      const before = underway.get(address);
+      if (before !== undefined)
+        await withDeadline(before, KEY_ATTEMPTS.wait_ms, 'an attempt').catch(() => {});
+      if (right.has(address)) return await trusted(address, check);
+      const attempt = counted(address, hold, check);
+      const ended = attempt.then(
+        () => {},
+        () => {},
+      );
+      underway.set(address, ended);
       try {
-        const result = await check();
-        if (right.size < KEY_ATTEMPTS.knownMax) right.add(address);
-        if (attempt !== undefined) settle(hold, async (object) => await object.succeeded(attempt));
-        return result;
-      } catch (error) {
-        const isWrong = error instanceof MaskrouteError && WRONG.includes(error.code);
-        if (isWrong && attempt === undefined) await begin(address);
-        if (!isWrong && attempt !== undefined) settle(hold, async (object) => await object.forget(attempt));
-        throw error;
+        return await attempt;
+      } finally {
+        if (underway.get(address) === ended) underway.delete(address);
       }
     },
   };
 }
+
+const isWrong = (error: unknown): boolean => error instanceof MaskrouteError && WRONG.includes(error.code);
 
 const GROUPS_OF_A_NETWORK = 4;
 const GROUPS = 8;
