@@ -10,7 +10,7 @@ import { type Heard, hearWhole, isSmallWhole, type TappedBody, tapAnswer } from 
 import type { Caller } from './api-keys.ts';
 import type { Patience } from './backends/patience.ts';
 import type { Budgets, Reservation } from './budgets.ts';
-import { type Hold, withDeadline } from './deadline.ts';
+import type { Hold } from './deadline.ts';
 import type { Events } from './events.ts';
 import type { RoutableBody, Routed } from './routing.ts';
 import { choicesOf } from './token-bounds.ts';
@@ -154,10 +154,12 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   const follow = async (response: Response): Promise<WatchedAnswer> => {
     const { headers, ok, status } = response;
     if (ok && isSmallWhole(headers)) {
-      const whole = withDeadline(response.arrayBuffer(), parts.stall_ms, 'the answer');
-      const bytes = await whole.catch((cause) => {
+      const stalled = setTimeout(hangUp, parts.stall_ms);
+      const bytes = await response.arrayBuffer().catch((cause) => {
+        clearTimeout(stalled);
         throw brokeOff(cause);
       });
+      clearTimeout(stalled);
       end(headers, status, hearWhole(new Uint8Array(bytes)));
       return { ok, status, headers, body: { kind: 'plain', body: bytes } };
     }
@@ -182,7 +184,6 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
 
   /** Closes the record, and says what the client is told: no byte of the answer is with it yet. */
   const brokeOff = (cause: unknown): MaskrouteError => {
-    hangUp();
     const error = of.signal.aborted
       ? new MaskrouteError('cancelled', 'The client hung up.')
       : new MaskrouteError('backend_error', 'The model backend broke off in the middle of its answer.', {
