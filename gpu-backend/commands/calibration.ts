@@ -143,8 +143,8 @@ async function runSweep(
   clusterCounts: readonly number[],
 ): Promise<void> {
   const { sweepClusters } = await import('../pipeline/sweep.ts');
-  await sweepClusters(options, clusterCounts, ({ clusters, kl, perplexity, largestShare }) => {
-    const figures = `KL ${kl.toFixed(4)}, perplexity ${perplexity.toFixed(2)}`;
+  await sweepClusters(options, clusterCounts, ({ clusters, kl, oneMask_kl, perplexity, largestShare }) => {
+    const figures = `KL ${kl.toFixed(4)} (one mask ${oneMask_kl.toFixed(4)}), perplexity ${perplexity.toFixed(2)}`;
     console.log(`${clusters} clusters: held out, ${figures}; largest cluster ${percent(largestShare)}`);
   });
 }

@@ -19,6 +19,11 @@ export type SweepRow = {
   readonly kl: number;
   readonly agreement: number;
   readonly perplexity: number;
+  /**
+   * Of the mask for everybody on the same prompts. Each number of clusters is judged on prompts of its own, drawn a cluster,
+   * so KLs compare within a row; from row to row, what clusters take off does.
+   */
+  readonly oneMask_kl: number;
   readonly largestShare: number;
   readonly silhouette: number | null;
   readonly folder: string;
@@ -39,10 +44,10 @@ export async function sweepClusters(
   for (const clusterCount of clusterCounts) {
     const out = join(options.out, `clusters-${clusterCount}`);
     const { maskSet, report } = await learn({ ...options, clusterCount, out, sharedState });
-    const { kl, agreement, perplexity } = learnedFigures(maskSet);
+    const { kl, agreement, perplexity } = heldOutOf(maskSet, 'learned');
     rows.push({
       clusters: clusterCount,
-      ...{ kl, agreement, perplexity },
+      ...{ kl, agreement, perplexity, oneMask_kl: heldOutOf(maskSet, 'one-mask').kl },
       largestShare: report.routing.largestShare,
       silhouette: report.routing.silhouette,
       folder: out,
@@ -56,8 +61,8 @@ export async function sweepClusters(
 
 type Figures = Pick<HeldOutScores, 'kl' | 'agreement' | 'perplexity'>;
 
-function learnedFigures({ heldOut }: MaskSet): Figures {
-  if (heldOut.learned !== undefined) return heldOut.learned as Figures;
+function heldOutOf({ heldOut }: MaskSet, method: 'learned' | 'one-mask'): Figures {
+  if (heldOut[method] !== undefined) return heldOut[method] as Figures;
   throw new MaskrouteError(
     'invalid_data',
     'No prompt is held out to compare numbers of clusters on: the data are too few.',

@@ -106,6 +106,10 @@ describe('learn', () => {
       expect(JSON.parse(read('sweep', 'sweep.json'))).toEqual({ rows: seen });
     });
     expect(seen).toEqual(rows);
+    expect(rows[0]!.kl).toBe(rows[0]!.oneMask_kl);
+    expect(rows[1]!.oneMask_kl).toBe(
+      JSON.parse(read('sweep/clusters-2', 'report.json')).heldOut['one-mask'].kl,
+    );
     expect(readdirSync(join(folder, 'sweep')).sort()).toEqual(['clusters-1', 'clusters-2', 'sweep.json']);
     // Two clusters have what they have alone, whatever was learned before in the same state.
     await learn(await options('alone'));
