@@ -7,6 +7,7 @@ import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../gpu-backend/model/so
 import { sha256OfFiles } from '../../../gpu-backend/model/store.ts';
 import { surrogatesIdOf } from '../../../gpu-backend/model/surrogates.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
+import { evaluationFiguresSchema } from '../../../shared/evaluation.ts';
 import { clusterSparsity, maskSetSchema, maskSetVersion } from '../../../shared/mask-set.ts';
 import { nearestCentroid, packCentroids } from '../../../shared/route.ts';
 
@@ -37,6 +38,8 @@ const PRESETS = [
     skipped: [15, 15],
   },
 ] as const;
+
+const evaluationOf = (file: string) => file.replace('mask-set', 'evaluation');
 
 describe.each(PRESETS)('the preset $file', async ({ file, report, cost, target, skipped: [least, most] }) => {
   const set = await readSet(file);
@@ -71,9 +74,36 @@ describe.each(PRESETS)('the preset $file', async ({ file, report, cost, target, 
   });
 });
 
+describe.each(PRESETS)('what was measured of $file', async ({ file, cost }) => {
+  const version = maskSetVersion(await readSet(file));
+  const { rows, equalTime } = evaluationFiguresSchema.parse(await json(evaluationOf(file)));
+  const klOf = (method: string) => rows.find((row) => row.method === method)!.kl;
+
+  it('is of that set: its masks, by cluster and one for all, dense and the static methods', () => {
+    const own = rows.filter(({ maskSet }) => maskSet === version).map(({ method }) => method);
+    expect(own).toEqual(['learned', 'one-mask']);
+    expect(rows.map(({ method }) => method)).toEqual(
+      expect.arrayContaining(['dense', 'shortgpt', 'finercut']),
+    );
+  });
+
+  it(`has the learned masks ahead of one for all, and of static ones with as many ${cost === 'time' ? 'or as fast' : 'out'}`, () => {
+    expect(klOf('learned')).toBeLessThan(klOf('one-mask'));
+    const learned = rows.find(({ method }) => method === 'learned')!;
+    // Sets by time leave FFN blocks out, which cost more: their rivals are those that are no slower.
+    const rivals = [...rows, ...equalTime].filter(
+      ({ method, msPerToken, matched }) =>
+        !['dense', 'learned', 'one-mask'].includes(method) &&
+        (cost === 'time' ? msPerToken <= 1.02 * learned.msPerToken : matched === 'count'),
+    );
+    expect(rivals.length).toBeGreaterThan(1);
+    for (const { kl } of rivals) expect(kl).toBeGreaterThan(learned.kl);
+  });
+});
+
 describe('the presets', () => {
-  it('are sets, their reports, the table of surrogates, where prompts go, and nothing else', async () => {
-    const files = PRESETS.flatMap(({ file, report }) => [file, report]);
+  it('are sets, their reports, what was measured of them, the table of surrogates, where prompts go, and nothing else', async () => {
+    const files = PRESETS.flatMap(({ file, report }) => [file, report, evaluationOf(file)]);
     expect((await readdir(folder)).sort()).toEqual(
       [...files, 'clusters.json', 'surrogates.safetensors'].sort(),
     );
