@@ -7,6 +7,7 @@
  * is kept are whole chunks as a prompt is computed in: an answer is the same, to the bit, whether its prompt was found
  * or not.
  */
+import { maskBits } from '../../shared/mask.ts';
 import type { KvCache } from '../engine/kv-cache.ts';
 import type { MaskPlan } from '../engine/types.ts';
 import type { GenerateRequest } from './engine.ts';
@@ -21,11 +22,7 @@ export function prefixKey({ tenant, plan }: Pick<GenerateRequest, 'tenant' | 'pl
   return JSON.stringify([tenant, planKey(plan)]) as PrefixKey;
 }
 
-const planKey = ({ mask, kv }: MaskPlan): string[] => [
-  kv,
-  mask.surrogates ?? '',
-  Array.from(mask.runs).join(''),
-];
+const planKey = ({ mask, kv }: MaskPlan): string[] => [kv, mask.surrogates ?? '', maskBits(mask)];
 
 export type Prefix = {
   readonly key: PrefixKey;
@@ -47,7 +44,7 @@ export class PrefixCache {
   }
 
   /** Room that is taken, in tokens. */
-  get tokens(): number {
+  get #tokens(): number {
     return this.#kept.reduce((sum, { cache }) => sum + cache.capacity_tokens, 0);
   }
 
@@ -82,7 +79,7 @@ export class PrefixCache {
       (prefix) => sharedTokens(prefix.tokenIds, tokenIds) === prefix.tokenIds.length,
     );
     const free = replaced.map((prefix) => this.#drop(prefix));
-    while (this.tokens + cache.capacity_tokens > this.#tokensMax) free.push(this.#drop(this.#kept[0]!));
+    while (this.#tokens + cache.capacity_tokens > this.#tokensMax) free.push(this.#drop(this.#kept[0]!));
     this.#kept.push({ key, tokenIds, cache });
     return free;
   }
@@ -92,7 +89,8 @@ export class PrefixCache {
   }
 
   #touch(prefix: Prefix): void {
-    this.#kept = [...this.#kept.filter((other) => other !== prefix), prefix];
+    this.#drop(prefix);
+    this.#kept.push(prefix);
   }
 
   #drop(prefix: Prefix): KvCache {

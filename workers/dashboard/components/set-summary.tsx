@@ -2,11 +2,12 @@
 import { useScope } from '../context.ts';
 import { percent, tenantName, when } from '../format.ts';
 import type { LiveSet } from '../live-set.ts';
+import { type FactList, Facts } from './facts.tsx';
 import { Empty, Notice } from './notice.tsx';
 
 export function SetSummary({ publication, set }: LiveSet) {
   const { tenant } = useScope();
-  const facts: readonly (readonly [string, string])[] = [
+  const facts: FactList = [
     ['Mask set', set.name],
     ['Version', publication.version],
     ['Model', set.model.name],
@@ -22,14 +23,7 @@ export function SetSummary({ publication, set }: LiveSet) {
           {tenantName(tenant)} has no mask set of its own: its requests use the default one, which this is.
         </Notice>
       )}
-      <dl class="facts">
-        {facts.map(([name, value]) => (
-          <div key={name}>
-            <dt>{name}</dt>
-            <dd>{value}</dd>
-          </div>
-        ))}
-      </dl>
+      <Facts facts={facts} />
     </>
   );
 }

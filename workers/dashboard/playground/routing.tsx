@@ -1,6 +1,7 @@
 /** Why the prompt got its mask: the dry run's answer, in words and as a row of blocks. */
 import { type DryRun, dryRunSchema } from '../../../shared/dry-run.ts';
 import { failure } from '../api.ts';
+import { type FactList, Facts } from '../components/facts.tsx';
 import { number, percent } from '../format.ts';
 import { chatBody, type Prompt } from './stream.ts';
 
@@ -18,7 +19,7 @@ export async function explain(key: string, prompt: Prompt, signal: AbortSignal):
 
 export function Routing({ decision }: { readonly decision: DryRun }) {
   const { maskroute, label, distance, skip, sparsity, encoder, timings_ms: timings } = decision;
-  const facts: readonly (readonly [string, string])[] = [
+  const facts: FactList = [
     ['Mask set', maskroute.mask_set == null ? 'none' : `${maskroute.mask_set} ${maskroute.version ?? ''}`],
     [
       'Cluster',
@@ -40,14 +41,7 @@ export function Routing({ decision }: { readonly decision: DryRun }) {
       {maskroute.fallback != null && (
         <p>The request runs dense: {maskroute.fallback.replaceAll('_', ' ')}.</p>
       )}
-      <dl class="facts">
-        {facts.map(([name, value]) => (
-          <div key={name}>
-            <dt>{name}</dt>
-            <dd>{value}</dd>
-          </div>
-        ))}
-      </dl>
+      <Facts facts={facts} />
     </section>
   );
 }
