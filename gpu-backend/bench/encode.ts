@@ -7,7 +7,7 @@ import type { Encoder } from '../../shared/embedding/encoder.ts';
 import { loadStaticEncoder } from '../../shared/embedding/static-encoder.ts';
 import { parseStaticTable } from '../../shared/embedding/static-table.ts';
 import { loadWordPiece } from '../../shared/embedding/wordpiece.ts';
-import { STATIC_TABLE_PATH } from '../calibration/encoders.ts';
+import { STATIC_TABLE_PATH, staticKernel } from '../calibration/encoders.ts';
 
 const WARM_UP_RUNS = 200;
 const RUNS = 2000;
@@ -19,8 +19,9 @@ type Row = { readonly tokens: number; readonly p50_ms: number; readonly p99_ms: 
 /** The table that ships, in this process; `say` gets lines for people. */
 export async function benchEncode(say: (line: string) => void) {
   const bytes = await readFile(STATIC_TABLE_PATH);
+  const kernel = await staticKernel();
   const start_ms = performance.now();
-  const encoder = loadStaticEncoder(bytes);
+  const encoder = loadStaticEncoder(bytes, kernel);
   const load_ms = performance.now() - start_ms;
   const wordPiece = loadWordPiece(parseStaticTable(bytes).vocabulary);
   const rows: Row[] = [];

@@ -12,6 +12,11 @@ import { openFullEncoder } from '../encoder/full-encoder.ts';
 export const STATIC_TABLE_PATH = fileURLToPath(
   new URL('../../workers/assets/encoder/static.bin', import.meta.url),
 );
+const KERNEL_PATH = fileURLToPath(new URL('../../shared/embedding/weighted-sum.wasm', import.meta.url));
+
+/** What every table is read with here: the edge has the runtime compile the same file. */
+export const staticKernel = async (): Promise<WebAssembly.Module> =>
+  await WebAssembly.compile(await readFile(KERNEL_PATH));
 
 export type OpenEncoder = { readonly encoder: Encoder; close(): Promise<void> };
 
@@ -35,5 +40,5 @@ async function openStatic(path: string): Promise<OpenEncoder> {
     throw invalidEncoder(`${path} cannot be read`, cause);
   }
   verifyStaticTable(bytes);
-  return { encoder: loadStaticEncoder(bytes), close: async () => {} };
+  return { encoder: loadStaticEncoder(bytes, await staticKernel()), close: async () => {} };
 }

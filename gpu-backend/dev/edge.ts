@@ -1,4 +1,6 @@
 /** The edge on this machine: the worker bundled as it is deployed, in real workerd with a D1 on disk. */
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
 import { build } from 'esbuild';
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import { MaskrouteError } from '../../shared/errors.ts';
@@ -29,10 +31,10 @@ export type Edge = {
 export async function startEdge(options: EdgeOptions): Promise<Edge> {
   const config = await readEdgeConfig(options.projectFolder);
   await runBuild(config.buildCommand, options.projectFolder);
-  const script = await bundleWorker(config);
+  const modules = await bundleWorker(config);
   const network = await backendNetwork();
   process.env.MINIFLARE_WORKERD_V8_FLAGS ??= V8_FLAGS;
-  const miniflare = new Miniflare(miniflareOptions(config, script, network, options));
+  const miniflare = new Miniflare(miniflareOptions(config, modules, network, options));
   try {
     await miniflare.ready;
     const port = Number((await miniflare.unsafeGetDirectURL(config.name, DOOR)).port);
@@ -87,8 +89,13 @@ async function wake(miniflare: Miniflare): Promise<void> {
   }
 }
 
-/** One ES module, as `wrangler deploy` would send it. */
-async function bundleWorker(config: EdgeConfig): Promise<string> {
+/**
+ * As `wrangler deploy` would send it: one ES module, and beside it what it imports of WebAssembly, which the platform
+ * compiles before anything runs.
+ */
+async function bundleWorker(config: EdgeConfig): Promise<WorkerModule[]> {
+  /** Files by the names that they have beside the worker. */
+  const compiled = new Map<string, string>();
   const { outputFiles } = await build({
     entryPoints: [config.entry],
     bundle: true,
@@ -99,14 +106,37 @@ async function bundleWorker(config: EdgeConfig): Promise<string> {
     mainFields: ['module', 'main'],
     conditions: ['workerd', 'worker', 'browser'],
     external: ['cloudflare:*', 'node:*'],
+    plugins: [
+      {
+        name: 'wasm-beside-the-worker',
+        setup: ({ onResolve }) =>
+          onResolve({ filter: /\.wasm$/ }, ({ path: name, resolveDir }) => {
+            const beside = path.basename(name);
+            compiled.set(beside, path.join(resolveDir, name));
+            return { path: `./${beside}`, external: true };
+          }),
+      },
+    ],
     logLevel: 'silent',
   });
-  return outputFiles[0]!.text;
+  const kernels = [...compiled].map(async ([name, file]) => ({
+    type: 'CompiledWasm' as const,
+    path: name,
+    contents: new Uint8Array(await readFile(file)),
+  }));
+  return [
+    { type: 'ESModule', path: 'worker.js', contents: outputFiles[0]!.text },
+    ...(await Promise.all(kernels)),
+  ];
 }
+
+type WorkerModule =
+  | { readonly type: 'ESModule'; readonly path: string; readonly contents: string }
+  | { readonly type: 'CompiledWasm'; readonly path: string; readonly contents: Uint8Array<ArrayBuffer> };
 
 const miniflareOptions = (
   config: EdgeConfig,
-  script: string,
+  modules: readonly WorkerModule[],
   network: Awaited<ReturnType<typeof backendNetwork>>,
   options: EdgeOptions,
 ) =>
@@ -123,10 +153,7 @@ const miniflareOptions = (
     workers: [
       {
         name: config.name,
-        modules: [
-          { type: 'ESModule', path: 'main.js', contents: MAIN_MODULE },
-          { type: 'ESModule', path: 'worker.js', contents: script },
-        ],
+        modules: [{ type: 'ESModule', path: 'main.js', contents: MAIN_MODULE }, ...modules],
         unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: DOOR }],
         serviceBindings: { [BACKEND_NETWORK]: network },
         compatibilityDate: config.compatibilityDate,

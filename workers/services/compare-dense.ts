@@ -9,6 +9,7 @@ import { DENSE_MASK_ID } from '../../shared/mask.ts';
 import { splitModelName } from '../../shared/protocol.ts';
 import { COMPARISON } from '../limits.ts';
 import type { BackendPool } from './backends/index.ts';
+import { lotOf } from './completion-ids.ts';
 import type { Hold } from './deadline.ts';
 import type { Events } from './events.ts';
 import { log, reasonOf } from './log.ts';
@@ -59,14 +60,14 @@ export function createDenseComparison(parts: {
   };
 }
 
-/** Only masks that routing chose say something about a mask set. The id is random, so it draws the lot. */
+/** Only masks that routing chose say something about a mask set. */
 export function isSampled({ event, routable, routed }: ComparisonOf, share: number): boolean {
   const { decision, assignment } = routed;
   if (decision.cluster === null || decision.fallback !== null || decision.maskId === DENSE_MASK_ID)
     return false;
   if (routable.kind === 'completion' && typeof routable.body.prompt !== 'string') return false;
   const wanted = assignment.arm === null ? share : assignment.shadowShare;
-  return Number.parseInt(event.slice(0, 8), 16) / 2 ** 32 < wanted;
+  return lotOf(event) < wanted;
 }
 
 /** Tokens before the first that differs, as a share of the longer answer. */

@@ -2,6 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
 import { distill } from '../../../gpu-backend/calibration/distill.ts';
+import { staticKernel } from '../../../gpu-backend/calibration/encoders.ts';
 import { type FitOptions, type FitTexts, fitVectors } from '../../../gpu-backend/calibration/fit-vectors.ts';
 import { principalAxes, project } from '../../../gpu-backend/calibration/principal-axes.ts';
 import { quantiseVectors } from '../../../gpu-backend/calibration/quantise-vectors.ts';
@@ -109,7 +110,7 @@ it(
       for (const epochs of [0, 6]) {
         const { table, report } = await distill(teacher, seen, { dimensions: 128, epochs, seed: 1 });
         expect(report.texts).toBe(seen.length);
-        const student = loadStaticEncoder(table);
+        const student = loadStaticEncoder(table, await staticKernel());
         expect(student.spec).toMatchObject({ id: 'static', pooling: 'weighted-mean', dimensions: 128 });
         cosines.push(await relation(await student.embed(unseen), target));
       }

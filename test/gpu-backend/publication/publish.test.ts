@@ -6,6 +6,7 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { staticKernel } from '../../../gpu-backend/calibration/encoders.ts';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
 import { ensurePreset, storePreset } from '../../../gpu-backend/dev/seed.ts';
 import { evaluationSchema } from '../../../gpu-backend/evaluation/result.ts';
@@ -32,7 +33,7 @@ import { madeUpEvaluation } from '../../support/evaluation.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
 const MODEL = { name: 'tiny', hash: 'ab'.repeat(32) as ModelHash, blockCount: 8 };
-const { spec } = loadStaticEncoder(readFileSync('workers/assets/encoder/static.bin'));
+const { spec } = loadStaticEncoder(readFileSync('workers/assets/encoder/static.bin'), await staticKernel());
 
 /** A valid set with one cluster that skips one attention block. */
 function maskSet(name: string, skippedLayer = 0): MaskSet {

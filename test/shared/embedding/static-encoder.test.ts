@@ -4,7 +4,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
-import { STATIC_TABLE_PATH } from '../../../gpu-backend/calibration/encoders.ts';
+import { STATIC_TABLE_PATH, staticKernel } from '../../../gpu-backend/calibration/encoders.ts';
 import { EMBED_CHARS_MAX } from '../../../shared/embedding/encoder.ts';
 import { normalise } from '../../../shared/embedding/pool.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
@@ -17,7 +17,7 @@ import { loadWordPiece } from '../../../shared/embedding/wordpiece.ts';
 import golden from '../../support/static-golden.json' with { type: 'json' };
 
 const bytes = await readFile(STATIC_TABLE_PATH);
-const encoder = loadStaticEncoder(bytes);
+const encoder = loadStaticEncoder(bytes, await staticKernel());
 
 const embed = async (text: string) => (await encoder.embed([text]))[0]!;
 const cosine = (a: Float32Array, b: Float32Array) => a.reduce((sum, value, i) => sum + value * b[i]!, 0);
@@ -54,7 +54,7 @@ describe('the static encoder that ships', () => {
       const sum = new Float32Array(dimensions);
       for (const id of tokenizer.tokenIds(text.slice(0, EMBED_CHARS_MAX))) {
         sum.forEach((before, i) => {
-          sum[i] = before + scales[id]! * vectors[id * dimensions + i]!;
+          sum[i] = before + Math.fround(scales[id]! * vectors[id * dimensions + i]!);
         });
       }
       expect(await embed(text)).toEqual(normalise(sum));

@@ -32,6 +32,8 @@ describe('the ids of plain ASCII', () => {
     `${'un'.repeat(60)} and more`,
     '[CLS] is a special token and ] is none',
     'a\u0000b\u007fc\u0001d',
+    // Its small letter is ASCII.
+    'at 300 \u212a it melts',
   ])('of %j are the library’s', (text) => {
     expect(tokenIds(text)).toEqual(libraryIds(text));
   });

@@ -15,10 +15,19 @@ export type SignFor = (purpose: TokenPurpose) => Promise<string>;
 /** Importing the key costs more than signing, so it is done once. */
 export function createSigner(backendKey: string): SignFor {
   let tokenKey: Promise<TokenKey> | undefined;
+  /** Nonces need to be new, not secret: chance names the signer, and it counts. */
+  let signer: string | undefined;
+  let signed = 0;
   return async (purpose) => {
     tokenKey ??= importTokenKey(backendKey);
+    signer ??= randomHex(16);
     const issuedAt_s = Math.floor(Date.now() / 1000);
     const expiresAt_s = issuedAt_s + TOKEN_LIFETIME_s;
-    return await signToken(await tokenKey, { ...purpose, issuedAt_s, expiresAt_s, nonce: randomHex(16) });
+    return await signToken(await tokenKey, {
+      ...purpose,
+      issuedAt_s,
+      expiresAt_s,
+      nonce: `${signer}.${signed++}`,
+    });
   };
 }

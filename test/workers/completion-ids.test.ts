@@ -1,0 +1,42 @@
+/** The names of completions: nobody has two alike, and nobody makes up a tenant's. */
+import { expect, it } from 'vitest';
+import { EVENT_ID_PATTERN } from '../../shared/events.ts';
+import { createCompletionIds, lotOf } from '../../workers/services/completion-ids.ts';
+
+const SECRET = 'secret-of-this-test-0123456789';
+
+it('are each known again, by their tenant alone, with and without what the answer puts before them', () => {
+  const ids = createCompletionIds(SECRET);
+  const made = Array.from({ length: 1_001 }, (_, index) => {
+    const tenant = `tenant-${index % 3}`;
+    return { tenant, ...ids.create(tenant) };
+  });
+  expect(new Set(made.map(({ event }) => event)).size).toBe(made.length);
+  const later = createCompletionIds(SECRET);
+  for (const { tenant, event, completion } of made) {
+    expect(event).toMatch(EVENT_ID_PATTERN);
+    expect(later.eventOf(completion, tenant)).toBe(event);
+    expect(later.eventOf(`chatcmpl-${completion}`, tenant)).toBe(event);
+    expect(later.eventOf(completion, `${tenant}x`)).toBeNull();
+    expect(createCompletionIds(`${SECRET}x`).eventOf(completion, tenant)).toBeNull();
+  }
+});
+
+it('do not give the other signatures of their series away', () => {
+  const ids = createCompletionIds(SECRET);
+  const series = Array.from({ length: 4 }, () => ids.create('a').completion.split('.') as [string, string]);
+  for (const [event] of series) {
+    const known = series.filter(([, signature]) => ids.eventOf(`${event}.${signature}`, 'a') !== null);
+    expect(known).toHaveLength(1);
+  }
+  expect(ids.eventOf(`${series[0]![0].slice(0, -1)}4.${series[0]![1]}`, 'a')).toBeNull();
+});
+
+it('of one batch lie together, and draw lots evenly', () => {
+  const ids = createCompletionIds(SECRET);
+  const events = Array.from({ length: 4_000 }, (_, index) => ids.create(`tenant-${index % 500}`).event);
+  expect(new Set(events.map((event) => event.slice(0, 6))).size).toBeLessThan(3);
+  const share = events.filter((event) => lotOf(event) < 0.25).length / events.length;
+  expect(share).toBeGreaterThan(0.2);
+  expect(share).toBeLessThan(0.3);
+});
