@@ -7,6 +7,7 @@ import { connect } from 'node:net';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../gpu-backend/dev/edge.ts';
+import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { dryRunSchema } from '../../shared/dry-run.ts';
 import { startBackend } from '../support/edge/backend-server.ts';
 import { ADMIN_KEY, BACKEND_KEY, MODEL, type Recorded, STREAM_PAUSE_ms } from '../support/edge/constants.ts';
@@ -112,6 +113,14 @@ describe('a client that hangs up', () => {
     await vi.waitFor(async () => expect((await recorded(id))!.hungUp).toBe(true), 5_000);
     expect(performance.now() - started_ms).toBeLessThan(1_000);
   });
+});
+
+it('leaves a backend that lets the time pass, also where that does not keep it', async () => {
+  const id = 'too-late';
+  const headers = { 'x-request-id': id, [BACKEND_HEADERS.deadline]: '200' };
+  const response = await post('/v1/chat/completions', chat({ user: 'hang' }), headers);
+  expect(response.status).toBe(504);
+  await vi.waitFor(async () => expect((await recorded(id))!.hungUp).toBe(true), 10_000);
 });
 
 it('keeps the connection of a client that is refused before its body was read', async () => {

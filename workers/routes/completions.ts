@@ -164,7 +164,7 @@ async function forward(
   const {
     response,
     backend: id,
-    callOff,
+    rest,
   } = await backend.call({
     path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
     requestId: c.get('requestId'),
@@ -172,6 +172,7 @@ async function forward(
     edge: edgeUrl(config, c.req.raw),
     signal: c.req.raw.signal,
     timeout_ms: patience.time_ms,
+    stall_ms: config.BACKEND_STALL_MS,
     isFullTime: !patience.isShort,
     onLate: record.late,
     ...(routable.body.stream === true ? { silence_ms: config.BACKEND_SILENCE_MS } : {}),
@@ -186,7 +187,7 @@ async function forward(
   });
   headers[HEADERS.serverTiming] = serverTiming(routed.timings, performance.now() - started_ms);
   headers[BACKEND_HEADERS.backend] = id;
-  record.answeredBy(id, callOff);
+  record.answeredBy(id, rest);
   return response;
 }
 

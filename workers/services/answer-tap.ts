@@ -6,8 +6,6 @@
 
 /** More than the last event of any stream, and than what follows the choices of a whole answer. */
 const TAIL_BYTES = 16 * 1024;
-/** A whole answer up to this size is read at once: that takes less work than passing it on in pieces. */
-const WHOLE_BYTES_MAX = 1024 * 1024;
 
 export type AnswerEnd =
   /** `broken`: the backend's side ended before the answer did. */
@@ -36,13 +34,6 @@ export type Heard = {
 
 /** `texts`: events with text among the last. `others`: of the earlier ones, which nobody looked into. */
 export type Passed = { readonly texts: number; readonly others: number };
-
-/** Whether an answer is over when it begins: no stream, and known to be small. */
-export function isSmallWhole(headers: Headers): boolean {
-  const length = headers.get('content-length');
-  if (length === null || Number(length) > WHOLE_BYTES_MAX) return false;
-  return headers.get('content-type')?.startsWith('text/event-stream') !== true;
-}
 
 /** Without `stream` it keeps nothing from one text to the next. */
 const utf8 = new TextDecoder();

@@ -56,8 +56,11 @@ type Delivery = {
   readonly answerers: Answerers;
 };
 
-/** What one transaction counts: D1 runs them one at a time, and requests that read wait behind them. */
-const COUNTED_AT_ONCE_MAX = 250;
+/**
+ * What one transaction counts: D1 runs them one at a time, and requests that read wait behind them for some ms. A row
+ * takes 0.4 kB of a text that may have 2 MB, 2.5 at the very most.
+ */
+const COUNTED_AT_ONCE_MAX = 500;
 
 /** The notes that could not be counted yet. Part of it may be counted when it throws; that counts once, as ever. */
 async function countAll(db: Database, delivery: Delivery, now_ms: number): Promise<ReadonlySet<EdgeEvent>> {

@@ -6,8 +6,9 @@ import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '.
 import type { RequestEvent } from '../../shared/events.ts';
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AskBackends, answerCost } from './answer-cost.ts';
-import { type Heard, hearWhole, isSmallWhole, type TappedBody, tapAnswer } from './answer-tap.ts';
+import { type Heard, hearWhole, type TappedBody, tapAnswer } from './answer-tap.ts';
 import type { Caller } from './api-keys.ts';
+import { isSmallWhole, type Rest } from './backends/attempt.ts';
 import type { Patience } from './backends/patience.ts';
 import type { Budgets, Reservation } from './budgets.ts';
 import type { Hold } from './deadline.ts';
@@ -42,8 +43,8 @@ export interface RequestRecord {
   readonly answerTokensMax: number | undefined;
   reserved(reservation: Reservation | null, answerTokensMax: number | undefined): void;
   routed(routed: Routed): void;
-  /** `backend`: the id of the one that answers. `callOff` ends its work on the rest. */
-  answeredBy(backend: string, callOff: () => void): void;
+  /** `backend`: the id of the one that answers. */
+  answeredBy(backend: string, rest: Rest): void;
   /** A backend was given up in silence: whatever comes of the request, it may have worked on it. */
   late(): void;
   /**
@@ -73,7 +74,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   let answerTokensMax: number | undefined;
   let routed: Routed | undefined;
   let answerer: string | undefined;
-  let hangUp = (): void => {};
+  let restOf: Rest = (work) => work;
   let gaveUp = false;
   let closed = false;
 
@@ -154,12 +155,9 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   const follow = async (response: Response): Promise<WatchedAnswer> => {
     const { headers, ok, status } = response;
     if (ok && isSmallWhole(headers)) {
-      const stalled = setTimeout(hangUp, parts.stall_ms);
-      const bytes = await response.arrayBuffer().catch((cause) => {
-        clearTimeout(stalled);
+      const bytes = await restOf(response.arrayBuffer()).catch((cause) => {
         throw brokeOff(cause);
       });
-      clearTimeout(stalled);
       end(headers, status, hearWhole(new Uint8Array(bytes)));
       return { ok, status, headers, body: { kind: 'plain', body: bytes } };
     }
@@ -206,9 +204,9 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     routed(decided) {
       routed = decided;
     },
-    answeredBy(backend, callOff) {
+    answeredBy(backend, rest) {
       answerer = backend;
-      hangUp = callOff;
+      restOf = rest;
     },
     refused() {
       closed = true;

@@ -5,6 +5,7 @@
 import { once } from 'node:events';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { type Authenticate, createAuthenticator } from '../../../gpu-backend/api/auth.ts';
+import { BACKEND_HEADERS } from '../../../shared/backends.ts';
 import { toMaskrouteError } from '../../../shared/errors.ts';
 import { BACKEND_KEY, ENCODER, MODEL, type Recorded, STREAM_PAUSE_ms } from './constants.ts';
 import { vectorOf } from './encoder-server.ts';
@@ -63,9 +64,12 @@ export function startBackend(): Promise<RunningServer> {
     response.setHeader('x-maskroute-load', loadHeader(mood));
     const made = beginAnswer(entry);
     answers.set(made.completion, made);
-    response.on('close', () => {
+    const finish = () => {
       made.finished = true;
-    });
+    };
+    response.on('close', finish);
+    // Nobody waits for longer; the real backend stops then, too.
+    setTimeout(finish, Number(request.headers[BACKEND_HEADERS.deadline])).unref();
     await answer(
       ['good', 'loaded', 'strict'].includes(mood) ? String(entry.body?.user ?? '') : mood,
       entry,
@@ -196,7 +200,8 @@ async function answer(
       response.destroy();
       return;
     case 'stall-whole':
-      made.completion_tokens = WORDS;
+      // A whole answer is over when it begins to be sent.
+      Object.assign(made, { completion_tokens: WORDS, finished: true });
       response.writeHead(200, { 'content-type': 'application/json', 'content-length': 1000 });
       response.write('{"id":"chatcmpl-');
       return;

@@ -7,6 +7,7 @@ import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../../limits.ts';
 import { parseOrNull, readBounded } from '../bounded.ts';
 import { log, reasonOf } from '../log.ts';
 import type { Send } from './network.ts';
+import { LateError, startWait } from './wait.ts';
 
 export type BackendRequest = {
   readonly path: string;
@@ -18,14 +19,16 @@ export type BackendRequest = {
   readonly signal: AbortSignal;
   /** Until the first byte of the answer, all attempts together. */
   readonly timeout_ms: number;
+  /** For the rest of a small whole answer; undefined: as long as it takes. Whoever sets it reads with the answer's `rest`. */
+  readonly stall_ms?: number;
   /** JSON text; a GET without it. */
   readonly body?: string;
 };
 
 /** What came of it, as far as the next step depends on that. */
 export type Outcome =
-  /** The backend's word: a success, or an error that every backend would answer. `callOff` ends it in its middle. */
-  | { readonly kind: 'answer'; readonly response: Response; readonly callOff: () => void }
+  /** The backend's word: a success, or an error that every backend would answer. */
+  | { readonly kind: 'answer'; readonly response: Response; readonly rest: Rest }
   /** An error of its own that another backend may not have; the client gets it when there is no other. */
   | { readonly kind: 'refused'; readonly response: Response; readonly why: Refusal }
   /** No answer, or none of the protocol. `again`: the same backend may do better in a moment. */
@@ -33,6 +36,9 @@ export type Outcome =
   /** Given up after all of the attempt's time: it may have worked on the request. */
   | { readonly kind: 'late'; readonly waited_ms: number }
   | { readonly kind: 'cancelled' };
+
+/** Gives what `work` gives of a small whole answer. @throws LateError when the backend stalls in its middle. */
+export type Rest = <T>(work: Promise<T>) => Promise<T>;
 
 /** `stopping`: it is about to be gone, and another one may already answer at its address. */
 export type Refusal = 'sick' | 'full' | 'stopping';
@@ -50,6 +56,15 @@ export type Sending = {
   readonly left_ms: number;
 };
 
+/** Whether an answer is over when it begins: no stream, and known to be small. */
+export function isSmallWhole(headers: Headers): boolean {
+  const length = headers.get('content-length');
+  if (length === null || Number(length) > WHOLE_BYTES_MAX) return false;
+  return headers.get('content-type')?.startsWith('text/event-stream') !== true;
+}
+/** A whole answer up to this size is read at once: that takes less work than passing it on in pieces. */
+const WHOLE_BYTES_MAX = 1024 * 1024;
+
 export async function attempt({
   send,
   url,
@@ -59,9 +74,13 @@ export async function attempt({
   timeout_ms,
   left_ms,
 }: Sending): Promise<Outcome> {
-  const { off, abort, isLate, timer } = abortable(signal, timeout_ms);
+  const { stall_ms } = request;
+  // A backend stops by itself when the caller's time is over: it is told that.
+  const wait = startWait({ signal, timeout_ms, isKnown: timeout_ms === left_ms, rest_ms: stall_ms });
+  let isRestLeft = false;
+  let sent: Promise<Response> | undefined;
   try {
-    const response = await send(url + request.path, {
+    sent = send(url + request.path, {
       method: request.body === undefined ? 'GET' : 'POST',
       headers: {
         authorization: `Bearer ${token}`,
@@ -74,38 +93,34 @@ export async function attempt({
       },
       redirect: 'manual',
       // Aborting it is how a hang-up reaches the engine, before the first byte too.
-      signal: off,
+      signal: wait.signal,
       ...(request.body === undefined ? {} : { body: request.body }),
     });
-    return await judge(response, request, abort);
+    const response = await wait.headers(sent);
+    const hasRest = stall_ms !== undefined && response.ok && isSmallWhole(response.headers);
+    const outcome = await judge(response, request, hasRest ? wait.rest : plainly);
+    isRestLeft = hasRest && outcome.kind === 'answer';
+    return outcome;
   } catch (error) {
     if (signal.aborted) return { kind: 'cancelled' };
     const { requestId: request_id } = request;
-    if (isLate()) {
+    if (error instanceof LateError) {
+      forget(sent!);
       log('warn', 'backend_late', { request_id, url, waited_ms: timeout_ms });
       return { kind: 'late', waited_ms: timeout_ms };
     }
     log('error', 'backend_unreachable', { request_id, url, reason: reasonOf(error) });
     return { kind: 'failed', error: unreachable(error), again: true };
   } finally {
-    clearTimeout(timer);
+    if (!isRestLeft) wait.end();
   }
 }
 
-/**
- * `off` aborts with `signal`, by `abort`, or after `timeout_ms` unless `timer` is cleared. It is one signal and not
- * `AbortSignal.any` of two, which takes the runtime a good deal longer to make.
- */
-function abortable(signal: AbortSignal, timeout_ms: number) {
-  const controller = new AbortController();
-  let late = false;
-  if (signal.aborted) controller.abort(signal.reason);
-  else signal.addEventListener('abort', () => controller.abort(signal.reason), { once: true });
-  const timer = setTimeout(() => {
-    late = true;
-    controller.abort();
-  }, timeout_ms);
-  return { off: controller.signal, abort: () => controller.abort(), isLate: () => late, timer };
+const plainly: Rest = (work) => work;
+
+/** Drops an answer that comes too late. */
+function forget(sent: Promise<Response>): void {
+  sent.then((response) => response.body?.cancel()).catch(() => {});
 }
 
 export const unreachable = (cause?: unknown, retryAfter_s = RETRY_AFTER_s): MaskrouteError =>
@@ -125,7 +140,7 @@ const HARMLESS: ReadonlyMap<unknown, Refusal> = new Map([
 /** Errors after the caller's own time, or about the request's mask: no other backend helps. */
 const FINAL_CODES: readonly unknown[] = ['deadline_exceeded', 'configuration_unavailable'];
 
-async function judge(response: Response, request: BackendRequest, callOff: () => void): Promise<Outcome> {
+async function judge(response: Response, request: BackendRequest, rest: Rest): Promise<Outcome> {
   const garbage = async (reason: string): Promise<Outcome> => {
     await response.body?.cancel().catch(() => {});
     log('error', 'backend_error', { request_id: request.requestId, status: response.status, reason });
@@ -142,7 +157,7 @@ async function judge(response: Response, request: BackendRequest, callOff: () =>
   if (response.ok) {
     if (isEmpty(response)) return await garbage('no body');
     return /^(application\/json|text\/event-stream)\b/.test(type)
-      ? { kind: 'answer', response, callOff }
+      ? { kind: 'answer', response, rest }
       : await garbage(`content type ${type}`);
   }
   if (response.status < 400 || !type.startsWith('application/json'))
@@ -156,7 +171,7 @@ async function judge(response: Response, request: BackendRequest, callOff: () =>
   if (harmless !== undefined || (response.status >= 500 && !FINAL_CODES.includes(code))) {
     return { kind: 'refused', response: said, why: harmless ?? 'sick' };
   }
-  return { kind: 'answer', response: said, callOff };
+  return { kind: 'answer', response: said, rest: plainly };
 }
 
 /** A body that is only named costs a stream, so it is not where the length is known. */

@@ -7,7 +7,7 @@ import { BACKEND_HEADERS, parseLoad } from '../../../shared/backends.ts';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import { DENSE_MASK_ID } from '../../../shared/mask.ts';
 import type { Hold } from '../deadline.ts';
-import { attempt, type BackendRequest, type Outcome, unreachable } from './attempt.ts';
+import { attempt, type BackendRequest, type Outcome, type Rest, unreachable } from './attempt.ts';
 import type { Breaker } from './breaker.ts';
 import { orderBackends, type Wish } from './choose.ts';
 import { hedged } from './hedge.ts';
@@ -34,8 +34,7 @@ export type PoolRequest = BackendRequest & {
 export type Answer = {
   readonly response: Response;
   readonly backend: string;
-  /** Ends the backend's work on the rest of the answer. */
-  readonly callOff: () => void;
+  readonly rest: Rest;
 };
 
 export interface Backends {
@@ -232,7 +231,7 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
         case 'answer':
           return said;
         case 'refused':
-          return { response: said.response, backend: said.backend, callOff: () => {} };
+          return { response: said.response, backend: said.backend, rest: (work) => work };
         case 'failed':
           throw said.error;
         case 'late':
