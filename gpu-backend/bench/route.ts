@@ -6,8 +6,7 @@
  */
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
-import { Agent, createServer, request } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { Agent, request } from 'node:http';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { dryRunSchema } from '../../shared/dry-run.ts';
@@ -18,6 +17,7 @@ import { startEdge } from '../dev/edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { publishMaskSet } from '../publication/publish.ts';
+import { startUpstream } from './edge-peers.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 const KEY = 'key-of-this-bench-0123456789abcdef';
@@ -47,7 +47,7 @@ export async function benchRoute(
   say: (line: string) => void,
 ): Promise<RouteBench> {
   const promptTokens = await countTokens(promptOf(0));
-  const backend = await serveModelList(set);
+  const backend = await startUpstream(set);
   const edge = await startEdge({
     projectFolder: PROJECT_FOLDER,
     stateFolder: undefined,
@@ -76,7 +76,7 @@ export async function benchRoute(
     return result;
   } finally {
     await edge.close();
-    backend.close();
+    await backend.stop();
   }
 }
 
@@ -112,19 +112,6 @@ async function timed(agent: Agent, url: string, { method, headers, body }: Call)
   let text = '';
   for await (const chunk of response) text += chunk;
   return { took_ms: performance.now() - start_ms, text };
-}
-
-/** What an edge asks of a backend before a set goes live: which models it serves. */
-async function serveModelList({ model }: MaskSet) {
-  const maskroute = { hash: model.hash, block_count: model.blockCount, context_tokens: 2048, dense: false };
-  const entry = { id: model.name, object: 'model', created: 0, owned_by: 'bench', maskroute };
-  const server = createServer((_request, response) => {
-    response.writeHead(200, { 'content-type': 'application/json' });
-    response.end(JSON.stringify({ object: 'list', data: [entry] }));
-  });
-  await once(server.listen(0, '127.0.0.1'), 'listening');
-  const { port } = server.address() as AddressInfo;
-  return { url: `http://127.0.0.1:${port}`, close: () => server.close() };
 }
 
 async function countTokens(text: string): Promise<number> {
