@@ -40,3 +40,14 @@ it('of one batch lie together, and draw lots evenly', () => {
   expect(share).toBeGreaterThan(0.2);
   expect(share).toBeLessThan(0.3);
 });
+
+it('of one series draw each its own lot', () => {
+  const ids = createCompletionIds(SECRET);
+  const series = Array.from({ length: 1_000 }, () =>
+    Array.from({ length: 4 }, () => lotOf(ids.create('a').event) < 0.5),
+  );
+  const alike = series.filter((lots) => new Set(lots).size === 1).length / series.length;
+  // By chance an eighth.
+  expect(alike).toBeGreaterThan(0.07);
+  expect(alike).toBeLessThan(0.2);
+});

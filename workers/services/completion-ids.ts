@@ -77,6 +77,12 @@ function newStem(): string {
   return time.toString(16).padStart(TIME_DIGITS, '0') + chance;
 }
 
-/** Of an event's id: evenly from 0 up to 1, and the same for its whole series. */
-export const lotOf = (event: string): number =>
-  Number.parseInt(event.slice(TIME_DIGITS, TIME_DIGITS + 8), 16) / 2 ** 32;
+/**
+ * Of an event's id: evenly from 0 up to 1. Each of a series begins two digits of chance further on, so that they do not
+ * all draw the same.
+ */
+export function lotOf(event: string): number {
+  const start = TIME_DIGITS + 2 * Number(event.at(-1));
+  return Number.parseInt(event.slice(start, start + LOT_DIGITS), 16) / 16 ** LOT_DIGITS;
+}
+const LOT_DIGITS = CHANCE_DIGITS - 2 * (SERIES - 1);
