@@ -15,11 +15,12 @@ import { streamOf } from '../services/answer-tap.ts';
 import { type Patience, patienceOf } from '../services/backends/patience.ts';
 import { d1 } from '../services/d1.ts';
 import { edgeUrl } from '../services/edge-url.ts';
+import { createPieceWait } from '../services/piece-wait.ts';
 import { placeOf, regionOf } from '../services/region.ts';
 import type { RequestRecord, WatchedAnswer, WatchedBody } from '../services/request-record.ts';
 import { denseDecision } from '../services/route.ts';
 import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../services/routing.ts';
-import { type RelayOptions, relayStream, within } from '../services/stream-relay.ts';
+import { type RelayOptions, relayStream } from '../services/stream-relay.ts';
 import { decisionHeaders, serverTiming } from './decision-headers.ts';
 
 const chatSchemaFor = fittedTo(chatRequestSchema);
@@ -89,11 +90,11 @@ async function admitted(
     () => route(c, routable),
   );
   services.traffic.seen(caller.tenant, routed, holdOf(c));
-  const { STREAM_KEEPALIVE_MS: keepalive_ms } = services.config;
   const sent = { aByte: false };
   const answering = record.watch(ask(c, raw, { routable, patience, record, sent, headers }, routed));
-  const early = routable.body.stream === true ? await within(answering, keepalive_ms) : await answering;
-  const relay = { keepalive_ms, requestId: c.get('requestId') };
+  const wait = createPieceWait(services.config.STREAM_KEEPALIVE_MS);
+  const early = routable.body.stream === true ? await wait.within(answering) : await answering;
+  const relay = { wait, requestId: c.get('requestId') };
   if (early !== 'late') return answer(early, headers, relay);
   // No backend has answered yet. A comment keeps the client; the status is sent with it, so nothing is tried again.
   sent.aByte = true;
@@ -137,6 +138,7 @@ function answer(response: WatchedAnswer, headers: ReplyHeaders, relay: RelayOpti
   passHeaders(response.headers, headers);
   const { kind } = response.body;
   const isStream = kind === 'tapped' && headers['content-type']?.startsWith('text/event-stream') === true;
+  if (!isStream) relay.wait.end();
   const body = isStream ? relayStream(Promise.resolve(response), relay) : bodyOf(response.body);
   return new Response(body, { status: response.status, headers });
 }

@@ -6,6 +6,7 @@
 import { MaskrouteError, type WireError } from '../../shared/errors.ts';
 import type { TappedBody } from './answer-tap.ts';
 import { log, reasonOf } from './log.ts';
+import type { PieceWait } from './piece-wait.ts';
 import type { WatchedAnswer } from './request-record.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -17,10 +18,14 @@ const LINE_FEED = 0x0a;
 /** An event that is longer passes in pieces. */
 const HELD_BYTES_MAX = 1024 * 1024;
 
-export type RelayOptions = { readonly keepalive_ms: number; readonly requestId: string };
+/** `wait`: for the backend's next bytes, until a comment is due. */
+export type RelayOptions = { readonly wait: PieceWait; readonly requestId: string };
 
 /** Pulled by the client: what it does not read is not read from the backend either. */
-export function relayStream(answer: Promise<WatchedAnswer>, options: RelayOptions): ReadableStream<Bytes> {
+export function relayStream(
+  answer: Promise<WatchedAnswer>,
+  { wait, requestId }: RelayOptions,
+): ReadableStream<Bytes> {
   let reader: TappedBody | undefined;
   let pending: Promise<Bytes | undefined> | undefined;
   /** The beginning of an event whose end has not come yet. */
@@ -39,34 +44,40 @@ export function relayStream(answer: Promise<WatchedAnswer>, options: RelayOption
     return done ? undefined : (value as Bytes);
   };
 
+  const close = (controller: ReadableStreamDefaultController<Bytes>): void => {
+    wait.end();
+    controller.close();
+  };
+
   return new ReadableStream<Bytes>(
     {
       async pull(controller) {
         try {
           for (;;) {
             pending ??= read();
-            const bytes = await within(pending, options.keepalive_ms);
+            const bytes = await wait.within(pending);
             if (bytes === 'late') return controller.enqueue(KEEPALIVE);
             pending = undefined;
             if (bytes === undefined) {
               if (held.length > 0) controller.enqueue(held);
-              return controller.close();
+              return close(controller);
             }
             if (reader === undefined) {
               // A refusal is one event, and an answer that is no stream one piece.
               controller.enqueue(bytes);
-              return controller.close();
+              return close(controller);
             }
             const [whole, rest] = cut(held, bytes);
             held = rest;
             if (whole.length > 0) return controller.enqueue(whole);
           }
         } catch (thrown) {
-          controller.enqueue(errorEvent(JSON.stringify(lateError(thrown, options.requestId))));
-          controller.close();
+          controller.enqueue(errorEvent(JSON.stringify(lateError(thrown, requestId))));
+          close(controller);
         }
       },
       async cancel(reason) {
+        wait.end();
         await reader?.cancel(reason).catch(() => {});
       },
     },
@@ -99,17 +110,4 @@ function concat(a: Bytes, b: Bytes): Bytes {
   both.set(a);
   both.set(b, a.length);
   return both;
-}
-
-/** The value, or `late` when it takes longer. */
-export async function within<T>(work: Promise<T>, limit_ms: number): Promise<T | 'late'> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<'late'>((resolve) => {
-    timer = setTimeout(resolve, limit_ms, 'late' as const);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer ?? null);
-  }
 }
