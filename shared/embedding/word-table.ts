@@ -11,20 +11,21 @@ export type WordTable = (text: string, start: number, end: number, hash: number)
 
 /** @param ids what is more than small letters and digits is left out. */
 export function createWordTable(ids: ReadonlyMap<string, number>): WordTable {
-  const entries = [...ids].filter(([word]) => /^[a-z0-9]+$/.test(word));
-  const words = entries.map(([word]) => word);
-  const wordIds = Int32Array.from(entries, ([, id]) => id);
+  const words: string[] = [];
+  const wordIds = new Int32Array(ids.size);
   // At most half full, so that a search ends after a step or two.
-  const slots = new Int32Array(2 ** Math.ceil(Math.log2(2 * words.length + 1))).fill(EMPTY);
+  const slots = new Int32Array(2 ** Math.ceil(Math.log2(2 * ids.size + 1))).fill(EMPTY);
   const mask = slots.length - 1;
   const first = (hash: number): number => (hash ^ (hash >>> 16)) & mask;
-  words.forEach((word, index) => {
-    let hash = HASH_START;
-    for (let i = 0; i < word.length; i++) hash = hashNext(hash, word.charCodeAt(i));
+  for (const [word, id] of ids) {
+    const hash = hashOf(word);
+    if (hash === undefined) continue;
     let slot = first(hash);
     while (slots[slot] !== EMPTY) slot = (slot + 1) & mask;
-    slots[slot] = index;
-  });
+    slots[slot] = words.length;
+    wordIds[words.length] = id;
+    words.push(word);
+  }
   return (text, start, end, hash) => {
     for (let slot = first(hash); ; slot = (slot + 1) & mask) {
       const index = slots[slot]!;
@@ -37,7 +38,19 @@ export function createWordTable(ids: ReadonlyMap<string, number>): WordTable {
 
 const EMPTY = -1;
 
-/** `text.startsWith(word, start)`, in half its time for words. */
+/** Undefined for a word of anything but small letters and digits. */
+function hashOf(word: string): number | undefined {
+  let hash = HASH_START;
+  for (let i = 0; i < word.length; i++) {
+    const code = word.charCodeAt(i);
+    const isPlain = (code >= 0x61 && code <= 0x7a) || (code >= 0x30 && code <= 0x39);
+    if (!isPlain) return undefined;
+    hash = hashNext(hash, code);
+  }
+  return hash;
+}
+
+/** `text.startsWith(word, start)`, without a call into the runtime. */
 function isAt(text: string, start: number, word: string): boolean {
   for (let i = 0; i < word.length; i++) {
     if (text.charCodeAt(start + i) !== word.charCodeAt(i)) return false;
