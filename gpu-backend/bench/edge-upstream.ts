@@ -5,6 +5,7 @@
 import { once } from 'node:events';
 import { createServer, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { setImmediate } from 'node:timers/promises';
 import type { LoadReport } from '../../shared/backends.ts';
 import type { MaskSet } from '../../shared/mask-set.ts';
 
@@ -25,7 +26,7 @@ function answerOf(model: string) {
   const chunks = Array.from({ length: TOKENS }, (_, index) => chunk({ content: ` word${index}` }));
   return {
     whole: JSON.stringify(whole),
-    stream: `${chunks.join('')}${chunk({}, { usage })}data: [DONE]\n\n`,
+    events: [...chunks, chunk({}, { usage }), 'data: [DONE]\n\n'],
   };
 }
 
@@ -55,7 +56,7 @@ async function serve({ model, surrogates }: Pick<MaskSet, 'model' | 'surrogates'
     '/v1/load': JSON.stringify(load),
     '/readyz': '{"status":"ready"}',
   };
-  const { whole, stream } = answerOf(model.name);
+  const { whole, events } = answerOf(model.name);
   // With its length, as our backend and OpenAI's hosts send whole answers.
   const json = (response: ServerResponse, text: string) =>
     response
@@ -67,7 +68,13 @@ async function serve({ model, surrogates }: Pick<MaskSet, 'model' | 'surrogates'
     let body = '';
     for await (const part of request) body += part;
     if ((JSON.parse(body) as { stream?: boolean }).stream !== true) return json(response, whole);
-    response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' }).end(stream);
+    response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
+    // A token at a time, as models make them: what an edge does for a stream, it does for each of its pieces.
+    for (const event of events) {
+      response.write(event);
+      await setImmediate();
+    }
+    response.end();
   });
   await once(server.listen(0, '127.0.0.1'), 'listening');
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
