@@ -4,7 +4,8 @@
  * Configuration of live publications. A new version is seen within 5 s of its activation. While requests come in it
  * is refreshed behind them every 2 s; the first request after a pause asks D1 and waits up to 1 s for the answer: a new
  * version is two questions to a D1 that may be far away. One that waited in vain is the last to wait until D1 answers
- * again: the last good version is served meanwhile.
+ * again: the last good version is served meanwhile. All this is said of tenants whose pointers are held: the 1,000 that
+ * were used last, or fewer where their sets are large ({@link LIVE_SETS_BYTES_MAX}).
  */
 export const TABLE = {
   fresh_ms: 2_000,
@@ -90,6 +91,14 @@ export const D1_TIMEOUT_ms = 5_000;
  * 256 clusters of 384 dimensions each takes 0.5 MB), or a thousand of a usual size.
  */
 export const DECODED_SETS_BYTES_MAX = 40 * 1024 * 1024;
+
+/**
+ * The decoded sets of all tenants' live publications in an isolate, one that several tenants share counted once: 48 of
+ * the largest, or 600 of a usual size; most of them are among the decoded ones above, too. Tenants that were used longest
+ * ago are let go when others' sets come in that need the room, and are read again by their next request as one that was
+ * never seen. So nobody is let go while D1 does not answer, but one who was let go before runs dense until it does.
+ */
+export const LIVE_SETS_BYTES_MAX = 24 * 1024 * 1024;
 
 /** Vectors of texts seen before, where embedding goes over a network: at 384 dimensions each takes 1.5 kB. */
 export const VECTORS_MAX = 4_000;

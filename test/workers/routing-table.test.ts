@@ -1,6 +1,6 @@
 /** What an isolate reads of mask sets: each once, however many there are, and one after the other. */
 import { env } from 'cloudflare:workers';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { openDatabase } from '../../workers/db/client.ts';
 import { listStarted } from '../../workers/db/experiments.ts';
 import { findMaskSet } from '../../workers/db/mask-sets.ts';
@@ -13,11 +13,15 @@ const db = openDatabase(env.DB);
 const hold = (work: Promise<unknown>) => void work;
 
 /** The table over the real database, and what it asked for. */
-function counted(decodedMax_bytes?: number) {
-  const reads = { count: 0, underWay: 0, underWayMax: 0 };
+function counted(bounds?: Parameters<typeof createRoutingTable>[2]) {
+  const reads = { live: 0, count: 0, underWay: 0, underWayMax: 0, isDown: false };
   const table = createRoutingTable(
     {
-      findLive: (tenant) => findLive(db, tenant),
+      async findLive(tenant) {
+        if (reads.isDown) throw new Error('D1 is down');
+        reads.live++;
+        return await findLive(db, tenant);
+      },
       async findMaskSet(owner, version) {
         reads.count++;
         reads.underWayMax = Math.max(reads.underWayMax, ++reads.underWay);
@@ -29,9 +33,18 @@ function counted(decodedMax_bytes?: number) {
       },
     },
     undefined,
-    decodedMax_bytes,
+    bounds,
   );
   return { table, reads };
+}
+
+async function tenantsWithSets(count: number) {
+  const tenants: { tenant: string; version: string }[] = [];
+  while (tenants.length < count) {
+    const { tenant } = await newTenant();
+    tenants.push({ tenant, version: (await goLive(`own-${tenants.length}`, tenant)).version });
+  }
+  return tenants;
 }
 
 /** Room for about this many of the sets that tests make. */
@@ -46,7 +59,7 @@ describe('live sets', () => {
     };
     while (tenants.length < 66) await Promise.all([0, 1, 2, 3, 4, 5].map((i) => add(tenants.length + i)));
     // One that has room for all of them, and one that has not.
-    for (const { table, reads } of [counted(), counted(roomFor(20))]) {
+    for (const { table, reads } of [counted(), counted({ decodedMax_bytes: roomFor(20) })]) {
       for (let refreshes = 0; refreshes < 3; refreshes++) {
         for (const { tenant, version } of tenants) {
           await table.refresh(tenant, hold);
@@ -62,9 +75,53 @@ describe('live sets', () => {
     await goLive('old', tenant);
     const { version } = await upload(makeMaskSet('new'), tenant);
     await activate(version, { tenant, rollout: [{ share: 0.5, duration_s: 3600 }] });
-    const { table, reads } = counted(roomFor(1));
+    const { table, reads } = counted({ decodedMax_bytes: roomFor(1) });
     for (let refreshes = 0; refreshes < 3; refreshes++) await table.refresh(tenant, hold);
     expect(reads.count).toBe(2);
+  });
+
+  it('are held up to a bound: tenants used longest ago are let go, and read again as new ones', async () => {
+    const own = await tenantsWithSets(12);
+    const shared = (await upload(makeMaskSet('of-many'))).version;
+    const sharers = await Promise.all(Array.from({ length: 4 }, async () => (await newTenant()).tenant));
+    for (const tenant of sharers) await activate(shared, { tenant });
+    await goLive('default');
+    const { table, reads } = counted({ liveMax_bytes: roomFor(6) });
+    const held = (tenants: { tenant: string }[]) =>
+      tenants.filter(({ tenant }) => table.fresh(tenant, () => '') !== undefined).length;
+    await table.refresh('', hold);
+    for (const tenant of sharers) await table.refresh(tenant, hold);
+    for (const { tenant, version } of own) {
+      expect((await table.liveFor(tenant, () => '', hold))?.version).toBe(version);
+      for (const sharer of sharers) expect(table.fresh(sharer, () => '')?.version).toBe(shared);
+    }
+    // Of the six, the default set is one, that of the four tenants is one.
+    expect(held(own)).toBe(4);
+    expect(held(own.slice(-4))).toBe(4);
+    expect(held([{ tenant: '' }])).toBe(1);
+    const [first, second] = own;
+    expect((await table.liveFor(first!.tenant, () => '', hold))?.version).toBe(first!.version);
+    await activate(shared, { tenant: second!.tenant });
+    expect((await table.liveFor(second!.tenant, () => '', hold))?.version).toBe(shared);
+    expect(reads.live).toBe(1 + 4 + 12 + 2);
+  });
+
+  it('of both sides of a gradual publication count, and nobody who is held is let go while D1 is down', async () => {
+    await goLive('another-default');
+    const tenants = await tenantsWithSets(3);
+    const [a, b, c] = tenants.map(({ tenant }) => tenant) as [string, string, string];
+    const { version } = await upload(makeMaskSet('new'), c);
+    await activate(version, { tenant: c, rollout: [{ share: 0.5, duration_s: 3600 }] });
+    const { table, reads } = counted({ liveMax_bytes: roomFor(4) });
+    for (const tenant of [a, b, '', c]) await table.refresh(tenant, hold);
+    const seen = (tenant: string) => table.fresh(tenant, () => '')?.version;
+    expect([seen(a), seen(b)]).toEqual([undefined, tenants[1]!.version]);
+    expect([version, tenants[2]!.version]).toContain(seen(c));
+    reads.isDown = true;
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 60_000 });
+    await expect(table.liveFor(a, () => '', hold)).rejects.toThrow('D1 is down');
+    expect((await table.liveFor(b, () => '', hold))?.version).toBe(tenants[1]!.version);
+    vi.useRealTimers();
   });
 
   it('that were used last are kept', async () => {
@@ -72,7 +129,7 @@ describe('live sets', () => {
     const versions: string[] = [];
     for (const name of ['a', 'b', 'c']) versions.push((await upload(makeMaskSet(name), tenant)).version);
     const [a, b, c] = versions as [string, string, string];
-    const { table, reads } = counted(roomFor(2));
+    const { table, reads } = counted({ decodedMax_bytes: roomFor(2) });
     for (const version of [a, b, a, c]) await table.versionOf(tenant, version);
     expect(reads.count).toBe(3);
     await table.versionOf(tenant, a);
@@ -94,7 +151,7 @@ it('the sets of experiments are read once each, and one after the other', async 
     await created(admin('POST', '/experiments', { id: `read-${id}`, tenant, variants, regions }));
     expect((await admin('POST', `/experiments/read-${id}/start`)).status).toBe(200);
   }
-  const { table, reads } = counted(roomFor(1));
+  const { table, reads } = counted({ decodedMax_bytes: roomFor(1) });
   const running = createRunningExperiments(
     async () => (await listStarted(db, Date.now())).experiments,
     table,

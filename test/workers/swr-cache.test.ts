@@ -1,6 +1,7 @@
 /** The cache that stands between requests and D1: what it answers, when it asks, and what it survives. */
 import { describe, expect, it } from 'vitest';
 import type { Hold } from '../../workers/services/deadline.ts';
+import { createRoom, type Room } from '../../workers/services/room.ts';
 import {
   createSwrCache,
   type SourceHealth,
@@ -23,7 +24,7 @@ const POLICY: SwrPolicy = {
 };
 
 /** A source that the test answers by hand, and a clock that it moves. */
-function setup(policy: Partial<SwrPolicy> = {}, health?: SourceHealth) {
+function setup(policy: Partial<SwrPolicy> = {}, health?: SourceHealth, room?: Room<string>) {
   const asked: { key: string; answer(value: string | null): void; fail(): void }[] = [];
   let now_ms = 1_000;
   const held: Promise<unknown>[] = [];
@@ -36,6 +37,7 @@ function setup(policy: Partial<SwrPolicy> = {}, health?: SourceHealth) {
       }),
     { ...POLICY, ...policy },
     health,
+    room,
     () => now_ms,
   );
   const settle = () => new Promise<void>((resolve) => setTimeout(resolve, 0));
@@ -254,6 +256,96 @@ describe('bounds', () => {
     await fill('known', 'one');
     for (let i = 0; i < 20; i++) await fill(`unknown-${i}`, null);
     expect(cache.peek('known')).toBe('one');
+  });
+
+  describe('by what the values hold together', () => {
+    /** Room for so many letters, each once, however many values have it. */
+    const roomy = (letters: number) =>
+      setup(
+        { entriesMax: 100 },
+        undefined,
+        createRoom(
+          letters,
+          (value: string) => [...value],
+          () => 1,
+        ),
+      );
+
+    it('lets go of those that were used longest ago, and reads them again', async () => {
+      const { cache, fill, asked } = roomy(4);
+      for (const key of ['a', 'b', 'c', 'd']) await fill(key, key);
+      expect(cache.fresh('a')).toBe('a');
+      await fill('e', 'ef');
+      expect(['a', 'b', 'c', 'd', 'e'].map((key) => cache.peek(key))).toEqual([
+        ...['a', undefined, undefined, 'd', 'ef'],
+      ]);
+      expect(await fill('b', 'b')).toBe('b');
+      expect(asked.map(({ key }) => key).join('')).toBe('abcdeb');
+    });
+
+    it('counts what several hold once, and keeps those whose going frees nothing', async () => {
+      const { cache, fill } = roomy(4);
+      await fill('none', '');
+      for (let i = 0; i < 20; i++) await fill(`shared-${i}`, 's');
+      for (const key of ['a', 'b', 'c']) await fill(key, key);
+      expect(cache.peek('shared-0')).toBe('s');
+      await fill('last', 's');
+      await fill('d', 'd');
+      // Of those with an 's', one was used after 'a', which alone went.
+      expect(['none', 'shared-0', 'last', 'a', 'b', 'd'].map((key) => cache.peek(key))).toEqual([
+        ...['', 's', 's', undefined, 'b', 'd'],
+      ]);
+      for (const key of ['e', 'f', 'g']) await fill(key, key);
+      // Now nobody used it lately: all of them went together.
+      await fill('h', 'h');
+      expect(['none', 'shared-0', 'last', 'd', 'e'].map((key) => cache.peek(key))).toEqual([
+        ...['', undefined, undefined, undefined, 'e'],
+      ]);
+    });
+
+    it('keeps count when values change, shrink or are forgotten', async () => {
+      const { cache, fill, asked, hold, settle } = roomy(4);
+      const change = async (key: string, value: string | null) => {
+        const changed = cache.refresh(key, hold);
+        await settle();
+        asked.at(-1)!.answer(value);
+        await changed;
+      };
+      const held = () => ['a', 'b', 'c', 'd', 'e'].map((key) => cache.peek(key));
+      await fill('a', 'a');
+      await fill('b', 'bcd');
+      for (const value of ['bcd', 'xyz', 'xx', 'xyz', 'x']) await change('b', value);
+      await fill('c', 'cd');
+      expect(held()).toEqual(['a', 'x', 'cd', undefined, undefined]);
+      await change('b', null);
+      await fill('d', 'd');
+      cache.forget('c');
+      await fill('e', 'ef');
+      expect(held()).toEqual(['a', undefined, undefined, 'd', 'ef']);
+      await fill('c', 'c');
+      expect(held()).toEqual([undefined, undefined, 'c', 'd', 'ef']);
+    });
+
+    it('keeps the newest though it is too large alone', async () => {
+      const { cache, fill } = roomy(2);
+      await fill('a', 'a');
+      await fill('b', 'bcde');
+      expect([cache.peek('a'), cache.peek('b')]).toEqual([undefined, 'bcde']);
+      await fill('c', 'c');
+      expect([cache.peek('b'), cache.peek('c')]).toEqual([undefined, 'c']);
+    });
+
+    it('lets go of nothing while the source fails', async () => {
+      const { cache, fill, get, pass, asked, settle } = roomy(2);
+      for (const key of ['a', 'b']) await fill(key, key);
+      pass(201);
+      const results = ['c', 'a', 'b'].map((key) => get(key));
+      await settle();
+      for (const { fail } of asked.slice(2)) fail();
+      await expect(results[0]).rejects.toThrow();
+      expect(await Promise.all(results.slice(1))).toEqual(['a', 'b']);
+      expect([cache.peek('a'), cache.peek('b')]).toEqual(['a', 'b']);
+    });
   });
 
   it('only so many loads are under way', async () => {

@@ -17,9 +17,10 @@ import { completesAt_ms, type Rollout, seesNew } from '../../shared/rollout.ts';
 import { type Centroids, packCentroids } from '../../shared/route.ts';
 import type { StoredMaskSet } from '../db/mask-sets.ts';
 import type { LiveState } from '../db/publications.ts';
-import { DECODED_SETS_BYTES_MAX, TABLE } from '../limits.ts';
+import { DECODED_SETS_BYTES_MAX, LIVE_SETS_BYTES_MAX, TABLE } from '../limits.ts';
 import type { Hold } from './deadline.ts';
 import { log, reasonOf } from './log.ts';
+import { createRoom } from './room.ts';
 import { createSwrCache, type SourceHealth } from './swr-cache.ts';
 
 export type LiveCluster = {
@@ -57,7 +58,7 @@ export interface RoutingTable {
   /**
    * The tenant's own live set, or the default one; null when nothing was ever published. While a publication
    * takes hold, `stickyKey` says whether this request sees it; it is asked for only then.
-   * @throws what D1 threw, only while nothing is known yet.
+   * @throws what D1 threw, only while nothing is known of the tenant: it is new here, or was let go for want of room.
    */
   liveFor(tenant: string, stickyKey: () => string, hold: Hold): Promise<LiveSet | null>;
   /** The same at once; undefined when it takes a question, to be asked by `liveFor`. */
@@ -75,11 +76,13 @@ export interface RoutingTable {
 
 /** A tenant's newest publication, decoded. `base` is loaded only while somebody may still see it. */
 type Pointer = { readonly schedule: Rollout; readonly set: LiveSet; readonly base: LiveSet | null };
+/** Null where the tenant has none of its own: that is known, too. */
+type Loaded = { readonly pointer: Pointer | null };
 
 export function createRoutingTable(
   source: TableSource,
   health?: SourceHealth,
-  decodedMax_bytes = DECODED_SETS_BYTES_MAX,
+  { decodedMax_bytes = DECODED_SETS_BYTES_MAX, liveMax_bytes = LIVE_SETS_BYTES_MAX } = {},
 ): RoutingTable {
   /** By owner and version: sets are immutable, so an entry is never wrong, only unused. */
   const decoded = new LRUCache<string, LiveSet>({ maxSize: decodedMax_bytes, sizeCalculation: bytesOf });
@@ -99,7 +102,7 @@ export function createRoutingTable(
     return set;
   };
 
-  const load = async (tenant: string): Promise<{ pointer: Pointer | null }> => {
+  const load = async (tenant: string): Promise<Loaded> => {
     const live = await source.findLive(tenant);
     if (live === null) return { pointer: null };
     const before = pointers.peek(tenant)?.pointer;
@@ -121,6 +124,7 @@ export function createRoutingTable(
       }),
     TABLE,
     health,
+    createRoom(liveMax_bytes, setsOf, bytesOf),
   );
 
   return {
@@ -150,6 +154,8 @@ export function createRoutingTable(
     },
   };
 }
+
+const setsOf = ({ pointer }: Loaded): LiveSet[] => [pointer?.set, pointer?.base].filter((set) => set != null);
 
 /** The objects, ids and labels of a cluster. */
 const CLUSTER_BYTES = 500;

@@ -8,6 +8,7 @@
  * was torn down) is given up by age.
  */
 import { DeadlineError, type Hold, withDeadline } from './deadline.ts';
+import type { Room } from './room.ts';
 
 export type SwrPolicy = {
   /** Younger values are answered without asking the source. */
@@ -66,11 +67,13 @@ export const unheard = (): SourceHealth => ({ failingUntil_ms: 0 });
 type Entry<V> = { readonly value: V; readonly loadedAt_ms: number };
 type Load<V> = { readonly startedAt_ms: number; readonly result: Promise<V | null> };
 
+/** With `room` values are bounded by bytes, too. Only a load that succeeded lets go of any: a source that is down costs none. */
 export function createSwrCache<V>(
   what: string,
   source: (key: string) => Promise<V | null>,
   policy: SwrPolicy,
   health: SourceHealth = unheard(),
+  room?: Room<V>,
   now: () => number = () => Date.now(),
 ): SwrCache<V> {
   const entries = new Map<string, Entry<V>>();
@@ -82,12 +85,27 @@ export function createSwrCache<V>(
     failedUntil_ms = now() + policy.retry_ms;
   };
 
-  const store = (key: string, value: V | null): void => {
+  /** Who goes first matters only where some will soon have to. */
+  let isTight = false;
+  const drop = (key: string): void => {
+    const entry = entries.get(key);
+    if (entry === undefined) return;
     entries.delete(key);
+    room?.remove(entry.value);
+  };
+
+  const store = (key: string, value: V | null): void => {
+    drop(key);
     negativeUntil_ms.delete(key);
-    if (value === null)
+    if (value === null) {
       setBounded(negativeUntil_ms, key, now() + policy.negative_ms, policy.negativeEntriesMax);
-    else setBounded(entries, key, { value, loadedAt_ms: now() }, policy.entriesMax);
+      return;
+    }
+    while (entries.size >= policy.entriesMax) drop(firstKey(entries));
+    entries.set(key, { value, loadedAt_ms: now() });
+    room?.add(value);
+    if (room !== undefined) letGo(entries, room, key);
+    isTight = entries.size > policy.entriesMax / 2 || (room?.share() ?? 0) > 1 / 2;
   };
 
   const startLoad = (key: string, hold: Hold): Promise<V | null> => {
@@ -119,11 +137,6 @@ export function createSwrCache<V>(
     return load.result;
   };
 
-  /** Who goes first matters only where some will soon have to. */
-  const keepYoung = (key: string, entry: Entry<V>): void => {
-    if (entries.size > policy.entriesMax / 2) touch(entries, key, entry);
-  };
-
   const isDead = (load: Load<V>): boolean => now() - load.startedAt_ms > policy.load_ms + 1_000;
 
   const waitFor = async (key: string, wait_ms: number, hold: Hold): Promise<V | null> => {
@@ -148,7 +161,7 @@ export function createSwrCache<V>(
     fresh(key) {
       const entry = entries.get(key);
       if (entry === undefined || now() - entry.loadedAt_ms >= policy.fresh_ms) return undefined;
-      keepYoung(key, entry);
+      if (isTight) touch(entries, key, entry);
       return entry.value;
     },
     async get(key, hold) {
@@ -156,7 +169,7 @@ export function createSwrCache<V>(
       if (entry === undefined) {
         return now() < (negativeUntil_ms.get(key) ?? 0) ? null : await waitFor(key, policy.wait_ms, hold);
       }
-      keepYoung(key, entry);
+      if (isTight) touch(entries, key, entry);
       const age_ms = now() - entry.loadedAt_ms;
       if (age_ms < policy.fresh_ms) return entry.value;
       const isServedAsIs =
@@ -179,7 +192,7 @@ export function createSwrCache<V>(
       return await withDeadline(startLoad(key, hold), policy.load_ms, what);
     },
     forget(key) {
-      entries.delete(key);
+      drop(key);
       negativeUntil_ms.delete(key);
       loads.delete(key);
     },
@@ -192,8 +205,27 @@ function touch<T>(map: Map<string, T>, key: string, value: T): void {
   map.set(key, value);
 }
 
+/**
+ * Lets go of what was used longest ago until the rest has room; of `newest` never. Who holds only what a younger one
+ * holds, too, stays, since that frees nothing.
+ */
+function letGo<V>(entries: Map<string, Entry<V>>, room: Room<V>, newest: string): void {
+  const oldest: [key: string, value: V][] = [];
+  for (const [key, { value }] of entries) {
+    if (room.share() <= 1 || key === newest) break;
+    room.remove(value);
+    oldest.push([key, value]);
+  }
+  for (const [key, value] of oldest) {
+    if (room.holds(value)) room.add(value);
+    else entries.delete(key);
+  }
+}
+
+const firstKey = <T>(map: Map<string, T>): string => map.keys().next().value!;
+
 function setBounded<T>(map: Map<string, T>, key: string, value: T, entriesMax: number): void {
   if (entriesMax === 0) return;
-  while (map.size >= entriesMax) map.delete(map.keys().next().value!);
+  while (map.size >= entriesMax) map.delete(firstKey(map));
   map.set(key, value);
 }
