@@ -242,7 +242,8 @@ const rolloutSchema = z
 
 /**
  * When the edge takes a publication back by itself. Compared are the requests since the activation that were routed to
- * one of its masks: those of the last 15 minutes, or of the last two hours where these are fewer than `requests_min`.
+ * one of its masks: those of the last 15 minutes; where these are fewer than `requests_min`, of the last two hours, and
+ * where these are, of the last day.
  */
 export const autoRollbackSchema = z
   .strictObject({

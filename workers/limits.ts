@@ -208,9 +208,15 @@ export const EVENTS = {
 
 /**
  * What a version is judged by that may be taken back: its last quarter of an hour, so that one which turns bad after
- * weeks is found in minutes; where that has too few requests, its last two hours.
+ * weeks is found in minutes; where that has too few requests, its last two hours, and where these do, its last day.
  */
-export const JUDGED_ms = [15 * 60_000, 2 * 3_600_000] as const;
+export const JUDGED_ms = [15 * 60_000, 2 * 3_600_000, 86_400_000] as const;
+
+/**
+ * Of a version with more rows of outcomes in that time the newest are read, at some 0.4 µs each: D1 does nothing else
+ * meanwhile. A row is a minute's requests that have all else in common, at least one.
+ */
+export const JUDGED_ROWS_MAX = 100_000;
 
 /** Comparing with dense: one at a time an isolate, short, and done before the platform ends what is left behind. */
 export const COMPARISON_SHARE = 0.01;

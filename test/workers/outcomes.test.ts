@@ -6,6 +6,8 @@ import type { Publication } from '../../shared/admin.ts';
 import { type Stats, statsSchema } from '../../shared/admin-stats.ts';
 import type { EdgeEvent, RequestEvent } from '../../shared/events.ts';
 import { type ExperimentResults, experimentResultsSchema } from '../../shared/experiment-results.ts';
+import { openDatabase } from '../../workers/db/client.ts';
+import { judgedOfVersion } from '../../workers/db/outcomes.ts';
 import type { Env } from '../../workers/env.ts';
 import edge from '../../workers/index.ts';
 import { MODEL } from '../support/edge/constants.ts';
@@ -334,6 +336,21 @@ it('stats say how routing falls out, and warn when it collapses', async () => {
   expect((await admin('GET', '/stats?step=minute&from=2020-01-01T00:00:00Z')).status).toBe(400);
 });
 
+it('a version is judged by the newest of its rows where there are very many', async () => {
+  const { tenant } = await newTenant();
+  const { version } = await goLive('of-many-rows', tenant);
+  const at = (minutesAgo: number, status: number) =>
+    event({ tenant, version, cluster: 0, status, created_at_ms: Date.now() - minutesAgo * 60_000 });
+  await deliver([at(3, 500), at(2, 200), at(1, 500), at(0, 200)]);
+  const judged = (rowsMax: number, of = tenant) =>
+    judgedOfVersion(openDatabase(env.DB), version, of, Date.now() - 3_600_000, rowsMax);
+  for (const of of [tenant, '']) {
+    expect(await judged(10, of)).toMatchObject({ requests: 4, errors: 2 });
+    expect(await judged(3, of)).toMatchObject({ requests: 3, errors: 1 });
+  }
+  expect(await judged(10, 'else')).toMatchObject({ requests: 0, errors: 0 });
+});
+
 describe('a version that does worse than it may', () => {
   async function guarded(auto_rollback: object) {
     const { tenant } = await newTenant();
@@ -438,6 +455,37 @@ describe('a version that does worse than it may', () => {
     expect(await history()).toHaveLength(2);
     await deliver([bad()]);
     expect((await history())[0]!.reason).toMatch(/20 of 20 requests failed/);
+  });
+
+  it('is judged by a day where two hours have too few requests, and by no more than that', async () => {
+    const { history, of } = await guarded({ error_rate_max: 0.1, requests_min: 20 });
+    const bad = () => of({ status: 500, error_code: 'engine_failed' });
+    await deliver(Array.from({ length: 10 }, bad));
+    later(25 * 3_600_000);
+    await deliver(Array.from({ length: 12 }, bad));
+    expect(await history()).toHaveLength(2);
+    later(20 * 3_600_000);
+    await deliver(Array.from({ length: 7 }, bad));
+    expect(await history()).toHaveLength(2);
+    await deliver([bad()]);
+    expect((await history())[0]!.reason).toMatch(/20 of 20 requests failed/);
+  });
+
+  it('is judged by each bound alone: that one lacks requests makes no older ones count for another', async () => {
+    const bounds = { error_rate_max: 0.1, tpot_ratio_max: 1.2, requests_min: 20 };
+    const { old, history, of } = await guarded(bounds);
+    const created_at_ms = Date.now();
+    later(3_600_000);
+    // Such as come late: the queue was slow.
+    const late = Array.from({ length: 30 }, () =>
+      of({ status: 500, error_code: 'engine_failed', created_at_ms }),
+    );
+    const before = Array.from({ length: 20 }, () => of({ version: old, tpot_ms: 5, created_at_ms }));
+    await deliver([...late, ...Array.from({ length: 20 }, () => of({ tpot_ms: 5 }))]);
+    expect(await history()).toHaveLength(2);
+    later(10 * 3_600_000);
+    await deliver([...before, ...Array.from({ length: 60 }, () => of({ tpot_ms: 7 }))]);
+    expect((await history())[0]!.reason).toMatch(/more than 1\.2 times the 5\.00 ms/);
   });
 
   it('without bounds stays, whatever it does', async () => {

@@ -1,5 +1,5 @@
 /** What was counted, read back: sums of requests by version, by variant, and by the minute. */
-import { and, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
+import { and, desc, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { DEFAULT_TENANT } from '../../shared/admin.ts';
 import type { Sums } from '../../shared/experiment-results.ts';
@@ -47,33 +47,35 @@ const toSums = (row: SumsRow): Sums => ({
 export type Judged = Pick<Sums, 'requests' | 'errors' | 'tpot_ms'>;
 
 /**
- * From the minute of `since_ms` on; of every tenant when `tenant` is the default one. Left out are requests that a
- * version had no part in though they carry its name: dense ones, those with a mask of the client's own, and outages.
+ * From the minute of `since_ms` on, and of at most so many of the newest rows; of every tenant when `tenant` is the
+ * default one. Left out are requests that a version had no part in though they carry its name: dense ones, those with a
+ * mask of the client's own, and outages.
  */
 export async function judgedOfVersion(
   db: Database,
   version: string,
   tenant: string,
   since_ms: number,
+  rowsMax: number,
 ): Promise<Judged> {
+  const ofTenant = tenant === DEFAULT_TENANT ? undefined : eq(outcomes.tenant, tenant);
+  const newest = db
+    .select()
+    .from(outcomes)
+    .where(and(eq(outcomes.version, version), gte(outcomes.minute, minuteOf(since_ms)), ofTenant))
+    .orderBy(desc(outcomes.minute))
+    .limit(rowsMax)
+    .as('newest');
   const rows = await db
     .select({
-      requests: sql<number>`total(${outcomes.requests} - ${outcomes.outages})`,
-      errors: sql<number>`total(${outcomes.errors} - ${outcomes.outages})`,
-      tpot_count: sql<number>`total(${outcomes.tpot_count})`,
-      tpot_sum: sql<number>`total(${outcomes.tpot_sum})`,
-      tpot_sq: sql<number>`total(${outcomes.tpot_sq})`,
+      requests: sql<number>`total(${newest.requests} - ${newest.outages})`,
+      errors: sql<number>`total(${newest.errors} - ${newest.outages})`,
+      tpot_count: sql<number>`total(${newest.tpot_count})`,
+      tpot_sum: sql<number>`total(${newest.tpot_sum})`,
+      tpot_sq: sql<number>`total(${newest.tpot_sq})`,
     })
-    .from(outcomes)
-    .where(
-      and(
-        eq(outcomes.version, version),
-        gte(outcomes.minute, minuteOf(since_ms)),
-        gte(outcomes.cluster, 0),
-        eq(outcomes.fallback, ''),
-        tenant === DEFAULT_TENANT ? undefined : eq(outcomes.tenant, tenant),
-      ),
-    );
+    .from(newest)
+    .where(and(gte(newest.cluster, 0), eq(newest.fallback, '')));
   const { requests, errors, tpot_count: count, tpot_sum, tpot_sq: sq } = rows[0]!;
   return { requests, errors, tpot_ms: { count, sum: tpot_sum, sq } };
 }

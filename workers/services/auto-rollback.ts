@@ -7,7 +7,7 @@ import { MaskrouteError } from '../../shared/errors.ts';
 import type { Database } from '../db/client.ts';
 import { type Judged, judgedOfVersion } from '../db/outcomes.ts';
 import { type LiveState, listGuarded } from '../db/publications.ts';
-import { JUDGED_ms } from '../limits.ts';
+import { JUDGED_ms, JUDGED_ROWS_MAX } from '../limits.ts';
 import type { Hold } from './deadline.ts';
 import { log, reasonOf } from './log.ts';
 import { rollback } from './publish.ts';
@@ -47,45 +47,84 @@ async function takeBackIfBad(
   }
 }
 
-/** The bound that was crossed lately, in words, or null. Looks further back only where little came in lately. */
+/** The bound that was crossed lately, in words, or null. */
 async function whyBad(db: Database, state: LiveState): Promise<string | null> {
-  const { auto_rollback: bounds, base, tenant, version } = state;
-  if (bounds === null) return null;
-  for (const judged_ms of JUDGED_ms) {
-    const since_ms = Math.max(state.schedule.activateAt_ms, Date.now() - judged_ms);
-    const [now, before] = await Promise.all([
-      judgedOfVersion(db, version, tenant, since_ms),
-      base === null ? null : judgedOfVersion(db, base.version, tenant, since_ms),
-    ]);
-    const reason = crossedBound(bounds, now, before);
-    if (reason !== null || isEnough(bounds, now, before)) return reason;
+  if (state.auto_rollback === null) return null;
+  const now_ms = Date.now();
+  const starts_ms = new Set(JUDGED_ms.map((ms) => Math.max(state.schedule.activateAt_ms, now_ms - ms)));
+  const windows = [...starts_ms].map((since_ms) => windowOf(db, state, since_ms));
+  for (const rule of rulesOf(state.auto_rollback)) {
+    const reason = await firstWord(rule, windows);
+    if (reason !== null) return reason;
   }
   return null;
 }
 
-const isEnough = (
-  { requests_min, tpot_ratio_max }: AutoRollback,
-  now: Judged,
-  before: Judged | null,
-): boolean =>
-  now.requests >= requests_min &&
-  (tpot_ratio_max === undefined || before === null || before.tpot_ms.count >= requests_min);
+/** What requests since some time say of the version, and of the one that it replaced. Asked for only when needed. */
+type Window = { now(): Promise<Judged>; before(): Promise<Judged> | null };
 
-/** The bound that `now` crosses, in words, or null. `before` is the replaced version in the same time. */
-function crossedBound(bounds: AutoRollback, now: Judged, before: Judged | null): string | null {
-  const { error_rate_max, tpot_ms_max, tpot_ratio_max, requests_min } = bounds;
-  if (error_rate_max !== undefined && now.requests >= requests_min) {
-    const rate = now.errors / now.requests;
-    if (rate > error_rate_max) {
-      return `${now.errors} of ${now.requests} requests failed, more than ${100 * error_rate_max} %`;
-    }
-  }
-  if (now.tpot_ms.count < requests_min) return null;
-  const tpot_ms = now.tpot_ms.sum / now.tpot_ms.count;
-  const said = `${tpot_ms.toFixed(2)} ms a token over ${now.tpot_ms.count} requests`;
-  if (tpot_ms_max !== undefined && tpot_ms > tpot_ms_max) return `${said}, more than ${tpot_ms_max} ms`;
-  if (tpot_ratio_max === undefined || before === null || before.tpot_ms.count < requests_min) return null;
-  const base_ms = before.tpot_ms.sum / before.tpot_ms.count;
-  if (tpot_ms <= tpot_ratio_max * base_ms) return null;
-  return `${said}, more than ${tpot_ratio_max} times the ${base_ms.toFixed(2)} ms of the version before`;
+function windowOf(db: Database, { version, base, tenant }: LiveState, since_ms: number): Window {
+  const judged = (of: string) => judgedOfVersion(db, of, tenant, since_ms, JUDGED_ROWS_MAX);
+  let now: Promise<Judged> | undefined;
+  return {
+    now: () => (now ??= judged(version)),
+    before: () => (base === null ? null : judged(base.version)),
+  };
 }
+
+/** How a bound is crossed, in words; null when it is kept, undefined when too few requests came to say. */
+type Rule = (window: Window) => Promise<string | null | undefined>;
+
+/** Each bound looks back for itself, no further than it has to: what others lack is no reason to judge it by older requests. */
+async function firstWord(rule: Rule, windows: readonly Window[]): Promise<string | null> {
+  for (const window of windows) {
+    const word = await rule(window);
+    if (word !== undefined) return word;
+  }
+  return null;
+}
+
+function rulesOf(bounds: AutoRollback): Rule[] {
+  const { error_rate_max, tpot_ms_max, tpot_ratio_max, requests_min } = bounds;
+  return [
+    ...(error_rate_max === undefined ? [] : [errorRule(error_rate_max, requests_min)]),
+    ...(tpot_ms_max === undefined ? [] : [timeRule(tpot_ms_max, requests_min)]),
+    ...(tpot_ratio_max === undefined ? [] : [ratioRule(tpot_ratio_max, requests_min)]),
+  ];
+}
+
+const errorRule =
+  (rateMax: number, requestsMin: number): Rule =>
+  async ({ now }) => {
+    const { requests, errors } = await now();
+    if (requests < requestsMin) return undefined;
+    if (errors / requests <= rateMax) return null;
+    return `${errors} of ${requests} requests failed, more than ${100 * rateMax} %`;
+  };
+
+const timeRule =
+  (max_ms: number, requestsMin: number): Rule =>
+  async ({ now }) => {
+    const { tpot_ms } = await now();
+    if (tpot_ms.count < requestsMin) return undefined;
+    return meanOf(tpot_ms) <= max_ms ? null : `${timeSaid(tpot_ms)}, more than ${max_ms} ms`;
+  };
+
+/** The version before is asked about first: once everyone sees the new one that is quick, and there is nothing to compare. */
+const ratioRule =
+  (ratioMax: number, requestsMin: number): Rule =>
+  async ({ now, before }) => {
+    const base = await before();
+    if (base === null) return null;
+    if (base.tpot_ms.count < requestsMin) return undefined;
+    const { tpot_ms } = await now();
+    if (tpot_ms.count < requestsMin) return undefined;
+    const base_ms = meanOf(base.tpot_ms);
+    if (meanOf(tpot_ms) <= ratioMax * base_ms) return null;
+    return `${timeSaid(tpot_ms)}, more than ${ratioMax} times the ${base_ms.toFixed(2)} ms of the version before`;
+  };
+
+const meanOf = ({ sum, count }: Judged['tpot_ms']): number => sum / count;
+
+const timeSaid = (tpot_ms: Judged['tpot_ms']): string =>
+  `${meanOf(tpot_ms).toFixed(2)} ms a token over ${tpot_ms.count} requests`;
