@@ -2,7 +2,7 @@
 import { createExecutionContext, createMessageBatch, getQueueResult } from 'cloudflare:test';
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import type { Publication } from '../../shared/admin.ts';
+import type { LivePublication, Publication } from '../../shared/admin.ts';
 import { type Stats, statsSchema } from '../../shared/admin-stats.ts';
 import type { EdgeEvent, RequestEvent } from '../../shared/events.ts';
 import { type ExperimentResults, experimentResultsSchema } from '../../shared/experiment-results.ts';
@@ -404,6 +404,34 @@ describe('a version that does worse than it may', () => {
     expect(data[0]).toMatchObject({ actor: 'auto-rollback', version: null, replaced_version: version });
     expect(data[0]!.reason).toMatch(/2 of 2 requests failed/);
     expect((await admin('GET', `/publications/live?tenant=${tenant}`)).status).toBe(404);
+  });
+
+  it('is taken back for another one, though it was live before, without bounds', async () => {
+    const { tenant } = await newTenant();
+    const { version: old } = await goLive('old', tenant);
+    const { version } = await goLive('worse', tenant);
+    await activate(version, { tenant, auto_rollback: { error_rate_max: 0.1, requests_min: 2 } });
+    const live = async () =>
+      await (await admin('GET', `/publications/live?tenant=${tenant}`)).json<LivePublication>();
+    expect(await live()).toMatchObject({ version, previous_version: old });
+    const bad = () => event({ tenant, version, cluster: 0, status: 502, error_code: 'backend_error' });
+    await deliver([bad(), bad()]);
+    expect(await live()).toMatchObject({ version: old, actor: 'auto-rollback', previous_version: null });
+  });
+
+  it('is not taken back once it was published anew: that one was not judged', async () => {
+    const { tenant, version, history, of } = await guarded({ error_rate_max: 0.1, requests_min: 2 });
+    const d1 = badD1();
+    d1.be('slow');
+    const bad = () => of({ status: 502, error_code: 'backend_error' });
+    const delivered = deliver([bad(), bad()], { DB: d1.DB });
+    // The events are counted and the publication is found: it is being judged.
+    await vi.waitFor(() => expect(d1.asked()).toBe(3), { timeout: 5_000, interval: 5 });
+    const again = await activate(version, { tenant });
+    await delivered;
+    const [newest, ...others] = await history();
+    expect(newest).toEqual(again);
+    expect(others).toHaveLength(2);
   });
 
   it('is not blamed for requests that carry its name and none of its masks', async () => {

@@ -37,9 +37,10 @@ async function takeBackIfBad(
   const reason = await whyBad(db, state);
   if (reason === null) return;
   try {
-    const { tenant, version: expected } = state;
-    await rollback({ db, table }, { tenant, expected, actor: AUTO_ROLLBACK, reason, hold });
-    log('warn', 'auto_rollback', { tenant, version: state.version, reason });
+    const { tenant, version, id } = state;
+    const judged = { id, reason };
+    await rollback({ db, table }, { tenant, expected: version, actor: AUTO_ROLLBACK, judged, hold });
+    log('warn', 'auto_rollback', { tenant, version, reason });
   } catch (error) {
     // Somebody published or rolled back meanwhile: there is nothing to take back.
     if (!(error instanceof MaskrouteError) || error.code !== 'conflict') throw error;

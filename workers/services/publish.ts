@@ -42,6 +42,10 @@ export type PublishRequest = {
   readonly actor: string;
   readonly hold: Hold;
 };
+export type RollbackRequest = Omit<PublishRequest, 'version'> & {
+  /** Set when bounds were crossed: the publication that was judged, which alone may be taken back, and why. */
+  readonly judged?: { readonly id: string; readonly reason: string };
+};
 export type Schedule = {
   /** Undefined or past: at once. */
   readonly activateAt_ms: number | undefined;
@@ -77,14 +81,18 @@ export async function publish(
   const seen = await seenLive(dependencies.db, request);
   const basics = flipBasics(request, seen);
   const { activateAt_ms = 0, rollout, autoRollback } = request;
+  const isLater = activateAt_ms > basics.createdAt_ms;
+  // A publication that had not reached everyone yet is passed over: this one starts where that one did. So is one of
+  // the same version that only gets other bounds: to go back to it would take nothing back.
+  const settledBefore = settledId(seen, basics.createdAt_ms);
+  const isAtOnce = !isLater && rollout.length === 0;
   return await flip(dependencies, request.hold, seen, {
     ...basics,
     owner,
     version: request.version,
-    // A publication that had not reached everyone yet is passed over: this one starts where that one did.
-    previousId: settledId(seen, basics.createdAt_ms),
+    previousId: isAtOnce && seen?.version === request.version ? seen.previousId : settledBefore,
     action: 'activate',
-    activateAt_ms: activateAt_ms > basics.createdAt_ms ? activateAt_ms : null,
+    activateAt_ms: isLater ? activateAt_ms : null,
     rollout,
     autoRollback: autoRollback ?? null,
   });
@@ -94,14 +102,15 @@ export async function publish(
  * Returns, at once, to what everyone saw before the newest publication; again, to what was before that. A
  * publication that waits for its time or has not reached everyone ends there. A tenant's first one leaves nothing
  * behind: a person calls it off only until everyone sees it, since afterwards a second click would leave them
- * without a set; its own bounds (`reason`) may always.
+ * without a set; its own bounds (`judged`) may always.
  * @throws MaskrouteError `conflict` when nothing came before, or another publisher was faster.
  */
 export async function rollback(
   dependencies: Pick<PublishDependencies, 'db' | 'table'>,
-  request: Omit<PublishRequest, 'version'> & { readonly reason?: string },
+  request: RollbackRequest,
 ): Promise<Publication> {
   const seen = await seenLive(dependencies.db, request);
+  if (request.judged !== undefined && request.judged.id !== seen?.id) throw cameLate();
   const target =
     seen?.previousId == null ? null : await d1(findPublication(dependencies.db, seen.previousId));
   if (target === null) return await callOff(dependencies, request, seen);
@@ -114,21 +123,21 @@ export async function rollback(
     activateAt_ms: null,
     rollout: [],
     autoRollback: null,
-    reason: request.reason ?? null,
+    reason: request.judged?.reason ?? null,
   });
 }
 
 async function callOff(
   dependencies: Pick<PublishDependencies, 'db' | 'table'>,
-  request: Omit<PublishRequest, 'version'> & { readonly reason?: string },
+  request: RollbackRequest,
   seen: PublicationState | null,
 ): Promise<Publication> {
   const basics = flipBasics(request, seen);
   const isEveryones = seen !== null && settledId(seen, basics.createdAt_ms) === seen.id;
-  if (seen === null || (isEveryones && request.reason === undefined)) {
+  if (seen === null || (isEveryones && request.judged === undefined)) {
     throw new MaskrouteError('conflict', 'Nothing was live before.');
   }
-  const change = { ...basics, reason: request.reason ?? null };
+  const change = { ...basics, reason: request.judged?.reason ?? null };
   const done = withdrawLive(dependencies.db, change, seen.id);
   return await flipped(dependencies.table, request, await d1(done));
 }
@@ -168,15 +177,16 @@ async function flip(
   );
 }
 
+const cameLate = (): MaskrouteError =>
+  new MaskrouteError('conflict', 'Another publication came first; look at what is live now.');
+
 /** @throws MaskrouteError `conflict` when nothing was written. */
 async function flipped(
   table: RoutingTable,
   { tenant, hold }: Pick<PublishRequest, 'tenant' | 'hold'>,
   publication: Publication | null,
 ): Promise<Publication> {
-  if (publication === null) {
-    throw new MaskrouteError('conflict', 'Another publication came first; look at what is live now.');
-  }
+  if (publication === null) throw cameLate();
   // It is live whatever happens here; this isolate would else serve it a moment later.
   await table.refresh(tenant, hold).catch(() => {});
   return publication;
