@@ -71,6 +71,7 @@ const STATES = {
   activated: 'live',
   scheduled: 'goes live as scheduled',
   already_live: 'is live already',
+  bounds_changed: 'is live already, and rolled back by these bounds from now on',
 };
 
 /** @throws MaskrouteError `invalid_argument` when no edge or no key is named and no `npm start` runs. */

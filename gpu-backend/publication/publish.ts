@@ -21,9 +21,9 @@ export type PublishOutcome = {
   readonly version: string;
   /**
    * `stored`: not live; `activated`: live since now; `scheduled`: not seen by everyone yet; `already_live`:
-   * nothing was changed.
+   * nothing was changed; `bounds_changed`: nothing but the bounds of a version that everyone saw.
    */
-  readonly state: 'stored' | 'activated' | 'scheduled' | 'already_live';
+  readonly state: 'stored' | 'activated' | 'scheduled' | 'already_live' | 'bounds_changed';
   readonly replacedVersion: string | null;
 };
 
@@ -37,17 +37,21 @@ export async function publishMaskSet(
   const version = maskSetVersion(set);
   const live = await livePublication(client, tenant);
   await storeMaskSet(client, set, tenant);
+  const common = { version, tenant, activate, expected_version: live?.version ?? null };
+  const request = (more: PublishSchedule | undefined) =>
+    ({ method: 'POST', path: '/publications', body: { ...common, ...more } }) as const;
   // One that only some see yet goes live for everyone, or by another schedule.
   if (live?.version === version && live.share === 1) {
-    return { version, state: 'already_live', replacedVersion: null };
+    const bounds = schedule?.auto_rollback;
+    if (!activate || bounds === undefined) return { version, state: 'already_live', replacedVersion: null };
+    await client.request(request({ auto_rollback: bounds }), publicationSchema);
+    return { version, state: 'bounds_changed', replacedVersion: null };
   }
-  const body = { version, tenant, activate, expected_version: live?.version ?? null, ...schedule };
-  const request = { method: 'POST', path: '/publications', body } as const;
   if (!activate) {
-    await client.request(request, publishCheckSchema);
+    await client.request(request(schedule), publishCheckSchema);
     return { version, state: 'stored', replacedVersion: null };
   }
-  const publication = await client.request(request, publicationSchema);
+  const publication = await client.request(request(schedule), publicationSchema);
   const isGradual = publication.rollout.length > 0 || publication.activate_at > publication.created_at;
   const state = isGradual ? 'scheduled' : 'activated';
   return { version, state, replacedVersion: publication.replaced_version };

@@ -4,7 +4,8 @@ import { D1_TIMEOUT_ms, RETRY_AFTER_s } from '../limits.ts';
 import { withDeadline } from './deadline.ts';
 
 /**
- * A write that missed the deadline may still happen: every write here is safe to send again.
+ * A write that missed the deadline may still happen. Every write here is safe to send again, a rollback if it says which
+ * version it takes back.
  * @throws MaskrouteError `configuration_unavailable` when D1 fails or stalls, and errors of ours as they are.
  */
 export async function d1<T>(work: Promise<T>): Promise<T> {

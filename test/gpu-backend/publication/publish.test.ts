@@ -132,6 +132,21 @@ describe('a mask set', () => {
     expect(await publishMaskSet(client, after, DEFAULT)).toMatchObject({ state: 'already_live' });
   });
 
+  test('that is live already gets the bounds that come with it', async () => {
+    const [before, now] = [maskSet('bounded', 0), maskSet('bounded', 1)];
+    await publishMaskSet(client, before, DEFAULT);
+    await publishMaskSet(client, now, DEFAULT);
+    const bounds = { error_rate_max: 0.05, requests_min: 20 };
+    const schedule = { auto_rollback: bounds, rollout: [{ share: 0.1, duration_s: 60 }] };
+    expect(await publishMaskSet(client, now, { ...DEFAULT, schedule })).toEqual({
+      ...{ version: maskSetVersion(now), state: 'bounds_changed', replacedVersion: null },
+    });
+    expect(await livePublication(client, '')).toMatchObject({
+      ...{ version: maskSetVersion(now), share: 1, auto_rollback: bounds },
+    });
+    expect((await rollBack(client, '')).version).toBe(maskSetVersion(before));
+  });
+
   test('made for another encoder is refused with the reason', async () => {
     const set = maskSet('other-encoder');
     const other = { ...set, encoder: { ...set.encoder, revision: 'another' } };
