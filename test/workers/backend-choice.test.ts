@@ -1,11 +1,12 @@
 /** The rules by which backends are chosen, left alone and asked again, each on its own. */
 import { describe, expect, it } from 'vitest';
-import { formatLoad, parseLoad } from '../../shared/backends.ts';
+import { formatLoad, type LoadReport, parseLoad } from '../../shared/backends.ts';
 import type { Outcome } from '../../workers/services/backends/attempt.ts';
 import { createBreaker } from '../../workers/services/backends/breaker.ts';
 import { type Candidate, orderBackends, regionDistance } from '../../workers/services/backends/choose.ts';
 import { hedged } from '../../workers/services/backends/hedge.ts';
 import { pause, retryDelay_ms } from '../../workers/services/backends/retry.ts';
+import { observe } from '../../workers/services/backends/state.ts';
 
 const candidate = (id: string, change: Partial<Candidate> = {}): Candidate => ({
   id,
@@ -14,6 +15,7 @@ const candidate = (id: string, change: Partial<Candidate> = {}): Candidate => ({
   load: 0,
   waiting: 0,
   isHot: () => false,
+  isDraining: false,
   models: undefined,
   ...change,
 });
@@ -79,6 +81,50 @@ describe('the order of backends', () => {
     expect(ids(orderBackends(backends, wish('m', 'local', 'mine'))).toSorted()).toEqual(['y', 'z']);
     expect(orderBackends([backends[0]!, backends[1]!], wish('m', 'local', 'third'))).toHaveLength(2);
     expect(orderBackends([], wish('m'))).toEqual([]);
+  });
+});
+
+describe('a backend that drains', () => {
+  it('comes behind all that do not, wherever they are and however full, and is the last resort', () => {
+    const draining = { isDraining: true, isHot: () => true };
+    const backends = [
+      candidate('near', { regions: ['FRA'], ...draining }),
+      candidate('full', { regions: ['EU'], waiting: 9, load: 20 }),
+      candidate('all', draining),
+      candidate('us', { regions: ['NA'] }),
+    ];
+    expect(ids(orderBackends(backends, wish('m', 'EU/DE/FRA')))).toEqual(['full', 'us', 'near', 'all']);
+    expect(ids(orderBackends([backends[0]!], wish('m')))).toEqual(['near']);
+  });
+
+  it('is no part of the others’ average', () => {
+    const [home, other] = ids(orderBackends([candidate('a'), candidate('b')], wish('m')));
+    const loaded = [candidate(home!, { load: 5 }), candidate(other!, { load: 4 })];
+    const first = (isDraining: boolean) =>
+      ids(orderBackends([...loaded, candidate('idle', { isDraining })], wish('m')))[0];
+    expect(first(true)).toBe(home);
+    expect(first(false)).not.toBe(home);
+  });
+
+  const report = (draining: boolean): LoadReport => ({
+    object: 'maskroute.load',
+    ...{ model: 'm', running: 0, waiting: 0, capacity: 64, draining, hot_masks: [] },
+  });
+
+  it('is known for ten seconds after its last word, and no longer than it drains', () => {
+    const seen = observe();
+    const now_ms = Date.now();
+    expect(seen.isDraining).toBe(false);
+    seen.probed(report(true), now_ms - 9_000);
+    expect(seen.isDraining).toBe(true);
+    seen.probed(report(false), now_ms);
+    expect(seen.isDraining).toBe(false);
+    seen.drains(true, now_ms);
+    expect(seen.isDraining).toBe(true);
+    seen.drains(false, now_ms);
+    expect(seen.isDraining).toBe(false);
+    seen.drains(true, now_ms - 10_000);
+    expect(seen.isDraining).toBe(false);
   });
 });
 

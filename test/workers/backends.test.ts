@@ -173,6 +173,89 @@ describe('who is asked', () => {
   });
 });
 
+describe('a backend that drains', () => {
+  const from =
+    (cf: object) =>
+    (key: string, isolate: ReturnType<typeof freshIsolate>, body: object = {}, headers = {}) =>
+      call('POST', '/v1/chat/completions', { key, headers, body: { ...CHAT, ...body } }, (request) =>
+        isolate(new Request(request, { cf } as RequestInit)),
+      );
+  const inEurope = from({ continent: 'EU', country: 'DE', colo: 'FRA' });
+  const inAmerica = from({ continent: 'NA', country: 'US', colo: 'DFW' });
+  const pair = async () => ({
+    key: (await newTenant()).key,
+    near: await register({ regions: ['EU'] }),
+    far: await register({ regions: ['NA'] }),
+  });
+
+  it('is asked once, and then after all others', async () => {
+    const { key, near, far } = await pair();
+    const isolate = freshIsolate();
+    await mood(near, 'stopping');
+    expect(await askedOf(await inEurope(key, isolate))).toEqual([near, far]);
+    for (let i = 0; i < 3; i++) expect(await askedOf(await inEurope(key, isolate))).toEqual([far]);
+    await mood(far, 'sick');
+    expect((await askedOf(await inEurope(key, isolate)))!.slice(0, 2)).toEqual([far, near]);
+  });
+
+  it('is passed over as soon as it reports that', async () => {
+    const { key, near, far } = await pair();
+    const isolate = freshIsolate();
+    await mood(near, 'stopping');
+    // Long enough for the loads that are asked for behind it.
+    expect(backendOf(await inAmerica(key, isolate, { user: 'slow-whole' }))).toBe(far);
+    expect(await askedOf(await inEurope(key, isolate))).toEqual([far]);
+  });
+
+  it('is the first one again when another process answers at its address', async () => {
+    const { key, near, far } = await pair();
+    const isolate = freshIsolate();
+    await mood(near, 'stopping');
+    await inEurope(key, isolate);
+    await mood(near, 'good');
+    await mood(far, 'sick');
+    expect(await askedOf(await inEurope(key, isolate))).toEqual([far, near]);
+    await mood(far, 'good');
+    expect(await askedOf(await inEurope(key, isolate))).toEqual([near]);
+  });
+
+  it('is the first one again when it reports that it stays', async () => {
+    const { key, near } = await pair();
+    const isolate = freshIsolate();
+    await mood(near, 'stopping');
+    await inEurope(key, isolate);
+    await mood(near, 'good');
+    await vi.waitFor(async () => expect(backendOf(await inEurope(key, isolate))).toBe(near), {
+      timeout: 5 * SECOND_ms,
+      interval: 200,
+    });
+  });
+
+  it('still drains when it finishes what it had begun', async () => {
+    const { key, near, far } = await pair();
+    const isolate = freshIsolate();
+    const id = crypto.randomUUID();
+    const begun = inEurope(key, isolate, { user: 'slow-whole' }, { [HEADERS.requestId]: id });
+    await vi.waitFor(async () => expect((await recorded(id))?.places).toEqual([near]));
+    await mood(near, 'stopping');
+    expect(backendOf(await inEurope(key, isolate))).toBe(far);
+    expect(backendOf(await begun)).toBe(near);
+    expect(await askedOf(await inEurope(key, isolate))).toEqual([far]);
+  });
+
+  it('is nobody to give up a silent stream for', async () => {
+    const { key, near, far } = await pair();
+    const isolate = freshIsolate({ BACKEND_SILENCE_MS: '100' });
+    await mood(far, 'stopping');
+    await mood(near, 'sick');
+    expect(await errorCode(inEurope(key, isolate))).toBe('503 not_ready');
+    await mood(near, 'good');
+    const response = await inEurope(key, isolate, { stream: true, user: 'slow-first' });
+    expect(await response.text()).toContain('data: [DONE]');
+    expect(backendOf(response)).toBe(near);
+  });
+});
+
 describe('when a backend fails', () => {
   it.each(['down', 'sick', 'html', 'bad-error', 'unauthorized', 'queue-full', 'stopping'])(
     'with %s, the next one answers, and the client sees nothing of it',

@@ -307,7 +307,10 @@ const LOAD = {
   hot_masks: [],
 };
 
-const loads: Record<string, object> = { loaded: { running: 8, waiting: 3 } };
+const loads: Record<string, object> = {
+  loaded: { running: 8, waiting: 3 },
+  stopping: { draining: true },
+};
 const loadHeader = (mood: string) =>
   mood === 'loaded' ? 'running=8;waiting=3;capacity=64' : 'running=0;waiting=0;capacity=64';
 

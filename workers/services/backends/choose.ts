@@ -1,6 +1,7 @@
 /**
  * Which backend a request goes to, and which come next if that fails: by region, then by mask (so that one
- * backend's requests share masks), then by load. Pure: what is known of backends comes in, an order comes out.
+ * backend's requests share masks), then by load; behind all of these those that drain. Pure: what is known of backends
+ * comes in, an order comes out.
  *
  * Mask affinity is weighted rendezvous hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2016): a mask
  * has its backend, but one that has a quarter more than the average of its region passes requests on.
@@ -18,6 +19,8 @@ export type Candidate = {
   /** Requests in its line: more would only wait. */
   readonly waiting: number;
   readonly isHot: (mask: string) => boolean;
+  /** It is about to be gone, and would refuse. */
+  readonly isDraining: boolean;
   /** Undefined: not known. */
   readonly models: ReadonlySet<string> | undefined;
 };
@@ -40,6 +43,12 @@ export function regionDistance(regions: readonly string[], region: string): numb
   return found === -1 ? steps.length : found;
 }
 
+/** Farther than any region: who would refuse is no nearer for being next door. */
+const DRAINING_DISTANCE = 100;
+
+const distance = ({ regions, isDraining }: Candidate, region: string): number =>
+  regionDistance(regions, region) + (isDraining ? DRAINING_DISTANCE : 0);
+
 /** All of them, the best first. Backends that are known to serve other models only come if nobody else is left. */
 export function orderBackends<C extends Candidate>(candidates: readonly C[], wish: Wish): C[] {
   if (candidates.length < 2) return [...candidates];
@@ -48,7 +57,7 @@ export function orderBackends<C extends Candidate>(candidates: readonly C[], wis
     ({ models }) => model === undefined || models === undefined || models.has(model),
   );
   const pool = serving.length === 0 ? candidates : serving;
-  const tiers = Map.groupBy(pool, ({ regions }) => regionDistance(regions, wish.region));
+  const tiers = Map.groupBy(pool, (candidate) => distance(candidate, wish.region));
   return [...tiers].sort(([near], [far]) => near - far).flatMap(([, tier]) => orderTier(tier, wish.mask));
 }
 

@@ -126,6 +126,7 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
           load: seen.load,
           waiting: seen.waiting,
           isHot: seen.isHot,
+          isDraining: seen.isDraining,
           models: seen.models,
         };
       });
@@ -143,6 +144,7 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
     const seen = parts.observed(id);
     asked.set(id, (asked.get(id) ?? 0) + 1);
     const token = await parts.token(request, backend);
+    const wasDraining = seen.isDraining;
     const end = request.isAside === true ? () => {} : seen.begin(wish.mask);
     const time_ms = Math.max(1, left_ms());
     const timeout_ms = others ? Math.min(time_ms, request.silence_ms ?? time_ms) : time_ms;
@@ -154,6 +156,10 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
       const load = parseLoad(outcome.response.headers.get(BACKEND_HEADERS.load));
       if (load !== undefined) seen.reported(load, Date.now());
     }
+    if (outcome.kind === 'refused' && outcome.why === 'stopping') seen.drains(true, Date.now());
+    // What had been under way before says nothing: a backend that drains finishes it.
+    else if (outcome.kind === 'answer' && wasDraining && request.isAside !== true)
+      seen.drains(false, Date.now());
     learn(outcome, request.isAside === true ? DEAF : seen.breaker, backend);
     return { ...outcome, backend: id, hadAll: timeout_ms === time_ms };
   };
@@ -212,7 +218,11 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
         last ??= { kind: 'failed', error, again: false, backend: '', hadAll: false };
         return last;
       }
-      const fresh = second !== undefined && !asked.has(second.id) ? second : undefined;
+      // Nobody who may still answer is given up for one that drains: it would refuse.
+      const fresh =
+        second !== undefined && !asked.has(second.id) && !parts.observed(second.id).isDraining
+          ? second
+          : undefined;
       last = await hedged(
         (signal) => ask(first, signal, fresh !== undefined),
         // A hedge takes no half-open backend's one trial.

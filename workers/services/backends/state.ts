@@ -17,10 +17,14 @@ export interface Observed {
   readonly load: number;
   readonly waiting: number;
   isHot(mask: string): boolean;
+  /** It said so not long ago, and has neither said otherwise nor answered a completion since. */
+  readonly isDraining: boolean;
   /** A request goes there; call the result when its headers are back or it failed. */
   begin(mask: string): () => void;
   /** From the header of an answer. */
   reported(load: Load, now_ms: number): void;
+  /** It refused a request because it stops; or it answered one, so that another process has its address. */
+  drains(is: boolean, now_ms: number): void;
   /** From `GET /v1/load`. */
   probed(report: LoadReport, now_ms: number): void;
   /** Takes the right to ask for the load now: one question at a time, none while a report is young. */
@@ -40,6 +44,8 @@ export function observe(): Observed {
   const hot = new Set<string>();
   let inFlight = 0;
   let report: { load: Load; at_ms: number } | undefined;
+  /** When it last said that it drains; undefined: it does not. */
+  let drainingAt_ms: number | undefined;
   let askedAt_ms = Number.NEGATIVE_INFINITY;
 
   const remember = (mask: string): void => {
@@ -49,6 +55,10 @@ export function observe(): Observed {
   };
   const fresh = (now_ms: number): Load | undefined =>
     report !== undefined && now_ms - report.at_ms < REPORT_ms ? report.load : undefined;
+
+  const drains = (is: boolean, now_ms: number): void => {
+    drainingAt_ms = is ? now_ms : undefined;
+  };
 
   return {
     breaker,
@@ -61,6 +71,10 @@ export function observe(): Observed {
       return fresh(Date.now())?.waiting ?? 0;
     },
     isHot: (mask) => hot.has(mask),
+    get isDraining() {
+      return drainingAt_ms !== undefined && Date.now() - drainingAt_ms < REPORT_ms;
+    },
+    drains,
     begin(mask) {
       remember(mask);
       inFlight++;
@@ -75,6 +89,7 @@ export function observe(): Observed {
     },
     probed(answer, now_ms) {
       report = { load: answer, at_ms: now_ms };
+      drains(answer.draining, now_ms);
       if (!answer.draining) breaker.heard();
       // What it holds no longer (it was started again, say) is hot no longer.
       hot.clear();
