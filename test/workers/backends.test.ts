@@ -257,7 +257,7 @@ describe('a backend that drains', () => {
 });
 
 describe('when a backend fails', () => {
-  it.each(['down', 'sick', 'html', 'bad-error', 'unauthorized', 'queue-full', 'stopping'])(
+  it.each(['down', 'sick', 'html', 'bad-error', 'unauthorized', 'queue-full', 'stopping', 'gateway-502'])(
     'with %s, the next one answers, and the client sees nothing of it',
     async (how) => {
       const { key } = await newTenant();
@@ -294,6 +294,39 @@ describe('when a backend fails', () => {
     await mood(id, 'good');
     expect((await chat(key, {}, isolate)).status).toBe(200);
   });
+
+  it.each(['gateway-502', 'gateway-503', 'gateway-504', 'gateway-520', 'gateway-530', 'foreign-error'])(
+    'and what is in between says so (%s), it is asked again, and is unreachable',
+    async (how) => {
+      const { key } = await newTenant();
+      const id = await register();
+      await mood(id, how);
+      const response = await chat(key, {}, freshIsolate());
+      expect(response.headers.get('retry-after')).toBe('1');
+      expect(await askedOf(response)).toEqual(Array(5).fill(id));
+      expect(await errorCode(response)).toBe('503 backend_unreachable');
+    },
+  );
+
+  it('and is back while it is asked again, the client sees nothing of what was in between', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    await mood(id, 'gateway-530');
+    const answering = chat(key, {}, freshIsolate());
+    setTimeout(() => mood(id, 'good'), 100);
+    expect((await answering).status).toBe(200);
+  });
+
+  it.each(['gateway-400', 'gateway-500', 'gateway-519', 'gateway-531', 'bad-error'])(
+    'with a page that says nothing of being reached (%s), it is asked once',
+    async (how) => {
+      const { key } = await newTenant();
+      await mood(await register(), how);
+      const response = await chat(key, {}, freshIsolate());
+      expect(await askedOf(response)).toHaveLength(1);
+      expect(await errorCode(response)).toBe('502 backend_error');
+    },
+  );
 
   it('in silence, a stream goes to the next one', async () => {
     const { key } = await newTenant();
@@ -356,18 +389,22 @@ describe('when a backend fails', () => {
     for (let i = 0; i < 3; i++) expect((await chat(key, {}, isolate)).status).toBe(200);
   });
 
-  it('and comes back, it is found by asking for its load, long before the breaker would', async () => {
-    const { key } = await newTenant();
-    const id = await register();
-    const isolate = freshIsolate();
-    await mood(id, 'down');
-    for (let i = 0; i < 5; i++) await chat(key, {}, isolate);
-    await mood(id, 'good');
-    await vi.waitFor(async () => expect((await chat(key, {}, isolate)).status).toBe(200), {
-      timeout: 5 * SECOND_ms,
-      interval: 200,
-    });
-  });
+  it.each(['down', 'gateway-502'])(
+    'and comes back (from %s), it is found by asking for its load, long before the breaker would',
+    async (how) => {
+      const { key } = await newTenant();
+      const id = await register();
+      const isolate = freshIsolate();
+      await mood(id, how);
+      for (let i = 0; i < 5; i++) await chat(key, {}, isolate);
+      expect(await askedOf(await chat(key, {}, isolate))).toBeUndefined();
+      await mood(id, 'good');
+      await vi.waitFor(async () => expect((await chat(key, {}, isolate)).status).toBe(200), {
+        timeout: 5 * SECOND_ms,
+        interval: 200,
+      });
+    },
+  );
 
   it('one bad request does not open a breaker', async () => {
     const { key } = await newTenant();

@@ -54,6 +54,7 @@ export function startBackend(): Promise<RunningServer> {
     response.on('close', () => {
       entry.hungUp = !response.writableFinished;
     });
+    if (mood.startsWith('gateway-')) return page(response, Number(mood.slice('gateway-'.length)));
     if (path === '/readyz') return json(response, 200, { status: 'ready' });
     if (path === '/v1/models') return json(response, 200, modelList());
     if (path.startsWith('/v1/answers/'))
@@ -152,6 +153,9 @@ async function answer(
     case 'bad-error':
       response.writeHead(500, { 'content-type': 'application/json' }).end('{"oops":true}');
       return;
+    case 'foreign-error':
+      // As some balancers word it.
+      return json(response, 502, { error: { code: 502, message: 'no healthy upstream' } });
     case 'unauthorized':
       return json(response, 401, wireError('expired_token'));
     case 'redirect':
@@ -329,6 +333,11 @@ function embeddings(texts: string[], response: ServerResponse): void {
   const vectors = Object.entries(wrong).find(([fault]) => is(fault))?.[1] ?? right();
   const data = vectors.map((embedding, index) => ({ object: 'embedding', index, embedding }));
   json(response, 200, { object: 'list', model: 'test-encoder', data });
+}
+
+/** What a proxy or a tunnel says when nothing answers behind it, whatever was asked. */
+function page(response: ServerResponse, status: number): void {
+  response.writeHead(status, { 'content-type': 'text/html' }).end(`<h1>Error ${status}</h1>`);
 }
 
 const wireError = (code: string, param: string | null = null) => ({

@@ -140,35 +140,47 @@ const HARMLESS: ReadonlyMap<unknown, Refusal> = new Map([
 /** Errors after the caller's own time, or about the request's mask: no other backend helps. */
 const FINAL_CODES: readonly unknown[] = ['deadline_exceeded', 'configuration_unavailable'];
 
+/** What proxies, balancers and tunnels say of a backend that they cannot reach; 520 to 530 are Cloudflare's. */
+const isOfSomethingBetween = (status: number): boolean =>
+  (status >= 502 && status <= 504) || (status >= 520 && status <= 530);
+
+/** What came is none of the protocol's: a backend's fault, or something in between that did not reach it. */
+async function foreign(response: Response, { requestId }: BackendRequest, reason: string): Promise<Outcome> {
+  const { status } = response;
+  await response.body?.cancel().catch(() => {});
+  if (isOfSomethingBetween(status)) {
+    log('error', 'backend_unreachable', { request_id: requestId, url: response.url, status, reason });
+    return { kind: 'failed', error: unreachable(), again: true };
+  }
+  log('error', 'backend_error', { request_id: requestId, status, reason });
+  const error = new MaskrouteError('backend_error', 'The model backend gave an answer that cannot be used.');
+  return { kind: 'failed', error, again: false };
+}
+
 async function judge(response: Response, request: BackendRequest, rest: Rest): Promise<Outcome> {
-  const garbage = async (reason: string): Promise<Outcome> => {
-    await response.body?.cancel().catch(() => {});
-    log('error', 'backend_error', { request_id: request.requestId, status: response.status, reason });
-    const error = new MaskrouteError(
-      'backend_error',
-      'The model backend gave an answer that cannot be used.',
-    );
-    return { kind: 'failed', error, again: false };
-  };
+  const { status } = response;
   const type = response.headers.get('content-type') ?? '';
-  if (response.status === 401 || response.status === 403) {
-    return await garbage(await refusal(response));
+  if (status === 401 || status === 403) {
+    return await foreign(response, request, await refusal(response));
   }
   if (response.ok) {
-    if (isEmpty(response)) return await garbage('no body');
+    if (isEmpty(response)) return await foreign(response, request, 'no body');
     return /^(application\/json|text\/event-stream)\b/.test(type)
       ? { kind: 'answer', response, rest }
-      : await garbage(`content type ${type}`);
+      : await foreign(response, request, `content type ${type}`);
   }
-  if (response.status < 400 || !type.startsWith('application/json'))
-    return await garbage(`content type ${type}`);
+  if (status < 400 || !type.startsWith('application/json'))
+    return await foreign(response, request, `content type ${type}`);
   const text = await readBounded(response.body, BACKEND_ERROR_BYTES_MAX).catch(() => null);
   const body = errorBodySchema.safeParse(text === null ? null : parseOrNull(text));
-  if (text === null || !body.success) return await garbage('an error that is none of the protocol');
-  const said = new Response(text, { status: response.status, headers: response.headers });
+  if (text === null || !body.success)
+    return await foreign(response, request, 'an error that is none of the protocol');
   const { code } = body.data.error;
+  if (isOfSomethingBetween(status) && typeof code !== 'string')
+    return await foreign(response, request, 'an error without a code of the protocol');
+  const said = new Response(text, { status, headers: response.headers });
   const harmless = HARMLESS.get(code);
-  if (harmless !== undefined || (response.status >= 500 && !FINAL_CODES.includes(code))) {
+  if (harmless !== undefined || (status >= 500 && !FINAL_CODES.includes(code))) {
     return { kind: 'refused', response: said, why: harmless ?? 'sick' };
   }
   return { kind: 'answer', response: said, rest: plainly };
