@@ -8,13 +8,13 @@ import { BACKEND_HEADERS, type BackendEntry } from '../../shared/backends.ts';
 import { HEADERS } from '../../shared/protocol.ts';
 import { importTokenKey, verifyToken } from '../../shared/service-token.ts';
 import { BACKEND_KEY, EDGE_URL } from '../support/edge/constants.ts';
+import { askedOf, backendOf, idOf, mood, testBackends } from './support/backends.ts';
 import {
   admin,
   badD1,
   CHAT,
   call,
   chat,
-  created,
   errorCode,
   freshIsolate,
   goLive,
@@ -25,26 +25,11 @@ import {
 } from './support/edge.ts';
 
 const SECOND_ms = 1_000;
-const idOf = (response: Response) => response.headers.get(HEADERS.requestId)!;
-const askedOf = async (response: Response) => (await recorded(idOf(response)))?.places;
-const backendOf = (response: Response) => response.headers.get(BACKEND_HEADERS.backend);
-
-let names = 0;
-const registered: string[] = [];
-
-/** A backend of its own; its id is also its place at the server. */
-async function register(change: object = {}): Promise<string> {
-  const id = `backend-${++names}`;
-  await created(admin('POST', '/backends', { id, url: `${env.BACKEND_URL}/at/${id}`, ...change }));
-  registered.push(id);
-  return id;
-}
-const mood = (id: string, how: string) =>
-  fetch(`${env.BACKEND_URL}/mood/${id}`, { method: 'POST', body: how });
+const { register, removeAll } = testBackends('backend');
 
 afterEach(async () => {
   vi.useRealTimers();
-  for (const id of registered.splice(0)) await admin('DELETE', `/backends/${id}`);
+  await removeAll();
 });
 
 /** Later, as the edge's clock has it. */

@@ -211,8 +211,8 @@ export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> =>
 
 const askBackends =
   (c: AppContext): AskBackends =>
-  (path, timeout_ms) =>
-    c.get('services').backend.askAll(path, timeout_ms, holdOf(c));
+  (path, timeout_ms, backend) =>
+    c.get('services').backend.askAll(path, timeout_ms, holdOf(c), backend);
 
 /** What the backend says of the answer, and what it knows better than the edge: a custom mask's id and sparsity. */
 const PASSED = ['content-type', 'cache-control', 'retry-after', HEADERS.mask, HEADERS.sparsity];

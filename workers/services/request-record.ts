@@ -106,9 +106,15 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     return parts.budgets.settle(of.caller.tenant, of.event, tokens);
   };
 
-  /** Null: nobody can say. Then the reservation runs out by itself, unless something was seen. */
-  const costOf = async ({ heard, mayHaveRun }: Outcome): Promise<Cost | null> =>
-    heard?.figures ?? (mayHaveRun || gaveUp ? await answerCost(parts.askBackends, of.completion) : NOTHING);
+  /**
+   * Null: nobody can say. Then the reservation runs out by itself, unless something was seen. What a backend computed
+   * that broke off or was given up is not charged when another one answered: the client gets one answer.
+   */
+  const costOf = async ({ heard, ranAt }: Outcome): Promise<Cost | null> => {
+    if (heard?.figures) return heard.figures;
+    if (ranAt === 'nowhere' && !gaveUp) return NOTHING;
+    return await answerCost(parts.askBackends, of.completion, ranAt === 'answerer' ? answerer : undefined);
+  };
 
   const event = (known: Routed, outcome: Outcome, cost: Cost | null, seen_tokens: number): RequestEvent => {
     const { decision, assignment } = known;
@@ -148,8 +154,8 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   const failed = (thrown: unknown): void => {
     const error = toMaskrouteError(thrown);
     // A refused connection is no work done.
-    const mayHaveRun = routed !== undefined && error.code === 'cancelled';
-    close({ ...NO_ANSWER, status: error.status, code: error.code, mayHaveRun, endedAt_ms: Date.now() });
+    const ranAt = routed !== undefined && error.code === 'cancelled' ? 'anywhere' : 'nowhere';
+    close({ ...NO_ANSWER, status: error.status, code: error.code, ranAt, endedAt_ms: Date.now() });
   };
 
   const follow = async (response: Response): Promise<WatchedAnswer> => {
@@ -163,8 +169,8 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     }
     if (!ok || response.body === null) {
       const code = await codeOf(response);
-      const mayHaveRun = code !== null && AFTER_WORK.includes(code);
-      close({ ...NO_ANSWER, status, code, mayHaveRun, endedAt_ms: Date.now() });
+      const ranAt = code !== null && AFTER_WORK.includes(code) ? 'anywhere' : 'nowhere';
+      close({ ...NO_ANSWER, status, code, ranAt, endedAt_ms: Date.now() });
       return { ok, status, headers, body: { kind: 'plain', body: response.body } };
     }
     const tapped = tapAnswer(response.body, {
@@ -177,7 +183,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
 
   const end = (headers: Headers, status: number, heard: Heard): void => {
     const said = { mask: headers.get(HEADERS.mask), sparsity: numberOrNull(headers.get(HEADERS.sparsity)) };
-    close({ ...said, ...endOf(heard, status), heard, mayHaveRun: true, endedAt_ms: Date.now() });
+    close({ ...said, ...endOf(heard, status), heard, ranAt: 'answerer', endedAt_ms: Date.now() });
   };
 
   /** Closes the record, and says what the client is told: no byte of the answer is with it yet. */
@@ -188,7 +194,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
           cause,
         });
     const { code, status } = error;
-    close({ ...NO_ANSWER, status, code, mayHaveRun: true, endedAt_ms: Date.now() });
+    close({ ...NO_ANSWER, status, code, ranAt: 'answerer', endedAt_ms: Date.now() });
     return error;
   };
 
@@ -240,7 +246,8 @@ type Outcome = {
   readonly status: number;
   readonly code: string | null;
   readonly heard: Heard | null;
-  readonly mayHaveRun: boolean;
+  /** Who may have worked on it: the one whose answer began, some, or none unless one was given up in silence. */
+  readonly ranAt: 'answerer' | 'anywhere' | 'nowhere';
   readonly mask: string | null;
   readonly sparsity: number | null;
   readonly endedAt_ms: number;

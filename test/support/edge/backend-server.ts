@@ -16,6 +16,7 @@ export function startBackend(): Promise<RunningServer> {
   /** The backends that saw a request, in turn. */
   const places = new Map<string, string[]>();
   const moods = new Map<string, string>();
+  /** By place and completion. */
   const answers = new Map<string, MadeAnswer>();
   return listen(async (request, response) => {
     // One server stands for many backends: `/at/NAME` is the address of one, `/mood/NAME` says how it is today.
@@ -58,13 +59,13 @@ export function startBackend(): Promise<RunningServer> {
     if (path === '/readyz') return json(response, 200, { status: 'ready' });
     if (path === '/v1/models') return json(response, 200, modelList());
     if (path.startsWith('/v1/answers/'))
-      return cost(answers.get(path.slice('/v1/answers/'.length)), response);
+      return cost(answers.get(`${place}/${path.slice('/v1/answers/'.length)}`), response);
     if (path === '/v1/load') return json(response, 200, { ...LOAD, ...loads[mood] });
     if (path === '/v1/encoders') return json(response, 200, { object: 'list', data: [ENCODER_ENTRY] });
     if (path === '/v1/embeddings') return embeddings(entry.body?.input as string[], response);
     response.setHeader('x-maskroute-load', loadHeader(mood));
     const made = beginAnswer(entry);
-    answers.set(made.completion, made);
+    answers.set(`${place}/${made.completion}`, made);
     const finish = () => {
       made.finished = true;
     };
@@ -169,6 +170,13 @@ async function answer(
     case 'sick-late':
       made.completion_tokens = WORDS;
       return json(response, 500, wireError('engine_failed'));
+    case 'spent-stopping':
+      made.completion_tokens = WORDS;
+      return json(response, 503, wireError('not_ready'));
+    case 'half-dead':
+      made.completion_tokens = WORDS;
+      response.destroy();
+      return;
     case 'deadline':
       made.completion_tokens = WORDS;
       return json(response, 504, wireError('deadline_exceeded'));

@@ -15,8 +15,11 @@ import { type LiveBackend, type Observed, observe } from './state.ts';
 import { createSigner } from './token.ts';
 
 export interface BackendPool extends Backends {
-  /** Every enabled backend is asked the same; what they answer with success, as JSON. Rejects when none does. */
-  askAll(path: string, timeout_ms: number, hold: Hold): Promise<unknown[]>;
+  /**
+   * Every enabled backend, or `only` that one of them, is asked the same; what they answer with success, as JSON.
+   * Rejects when none does.
+   */
+  askAll(path: string, timeout_ms: number, hold: Hold, only?: string): Promise<unknown[]>;
   /** With what this isolate knows of it. */
   describe(row: BackendRow): BackendEntry;
   /** After a change of the registry. */
@@ -110,8 +113,8 @@ export function createBackendPool(
   });
   return {
     ...pool,
-    async askAll(path, timeout_ms, hold) {
-      const backends = await list(hold);
+    async askAll(path, timeout_ms, hold, only) {
+      const backends = (await list(hold)).filter(({ id }) => only === undefined || id === only);
       const answers = await Promise.allSettled(
         backends.map(async (backend) => {
           const answer = await askOne(backend, path, timeout_ms);
