@@ -20,6 +20,8 @@ import {
 
 export const CLUSTER_COUNT_MAX = 256;
 export const DIMENSIONS_MAX = 4096;
+/** Centroids are packed into 32 bits: what is infinite there is near nothing. */
+const FLOAT32_MAX = (2 - 2 ** -23) * 2 ** 127;
 
 export const encoderSpecSchema = z.strictObject({
   /** For example `static`, `@cf/baai/bge-small-en-v1.5`, `sentence-transformers/all-MiniLM-L6-v2`. */
@@ -36,7 +38,7 @@ export const sameEncoder = (a: EncoderSpec, b: EncoderSpec): boolean =>
 
 const clusterSchema = z.strictObject({
   /** The centroid, `dimensions` numbers; vectors are L2-normalised before the distance is taken. */
-  centroid: z.array(z.number()).min(1).max(DIMENSIONS_MAX),
+  centroid: z.array(z.number().min(-FLOAT32_MAX).max(FLOAT32_MAX)).min(1).max(DIMENSIONS_MAX),
   /** Bits of the mask as `maskBits` writes them. */
   bits: z.string().max(BLOCK_COUNT_MAX / 4),
   mask: z.string().regex(MASK_ID_PATTERN),
