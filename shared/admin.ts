@@ -115,13 +115,16 @@ export const budgetUseSchema = z.object({
 });
 export type BudgetUse = z.infer<typeof budgetUseSchema>;
 
+/** A key that is over when it is made opens nothing, and in a rotation it would take the place of one that does. */
+const keyEnd = timestamp.refine((time) => Date.parse(time) > Date.now(), 'is over already').optional();
+
 export const createKeySchema = z
   .strictObject({
     /** `tenant` sends completions, `tenant_admin` manages one tenant, `admin` manages all. */
     kind: z.enum(API_KEY_KINDS).default('tenant'),
     tenant: ownerId.default(DEFAULT_TENANT),
     name: z.string().min(1).max(200),
-    expires_at: timestamp.optional(),
+    expires_at: keyEnd,
   })
   .refine((key) => (key.kind === 'admin') === (key.tenant === DEFAULT_TENANT), {
     message: 'a key of kind admin has no tenant, every other kind has one',
@@ -151,7 +154,7 @@ export const rotateKeySchema = z.strictObject({
   /** How long the old key works beside the new one. */
   overlap_s: z.int().min(0).max(ROTATION_OVERLAP_MAX_s).default(3600),
   /** Of the new key; absent: never. */
-  expires_at: timestamp.optional(),
+  expires_at: keyEnd,
 });
 
 export const USAGE_GROUPS = ['tenant', 'day', 'model', 'mask'] as const;

@@ -243,6 +243,18 @@ describe('a key', () => {
     }
   });
 
+  it('that would be over at once is refused, and a rotation to one leaves the old key as it is', async () => {
+    const { tenant, key, keyId } = await newTenant();
+    const over = { expires_at: new Date(Date.now() - 1_000).toISOString() };
+    for (const answer of [
+      admin('POST', '/keys', { name: 'x', tenant, ...over }),
+      rotate(keyId, { overlap_s: 0, ...over }),
+    ]) {
+      expect(await errorCode(answer)).toBe('400 invalid_request');
+    }
+    expect((await chat(key)).status).toBe(200);
+  });
+
   it('that was seen revoked stays revoked while D1 is down', async () => {
     const { key, keyId } = await newTenant();
     const d1 = badD1();
