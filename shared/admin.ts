@@ -338,7 +338,7 @@ export const listSchema = <T extends z.ZodType>(item: T) =>
   });
 
 export const feedbackSchema = z.strictObject({
-  /** The `id` of the completion. */
+  /** The `id` of the completion, of the last six days. */
   id: z.string().regex(/^[A-Za-z0-9_.:-]{1,200}$/),
   rating: z.union([z.literal(1), z.literal(-1)]),
   comment: z.string().max(2000).optional(),

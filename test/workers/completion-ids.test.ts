@@ -1,7 +1,11 @@
 /** The names of completions: nobody has two alike, and nobody makes up a tenant's. */
-import { expect, it } from 'vitest';
+import { afterEach, expect, it, vi } from 'vitest';
 import { EVENT_ID_PATTERN } from '../../shared/events.ts';
-import { createCompletionIds, lotOf } from '../../workers/services/completion-ids.ts';
+import { ageOf_ms, createCompletionIds, lotOf } from '../../workers/services/completion-ids.ts';
+
+afterEach(() => {
+  vi.useRealTimers();
+});
 
 const SECRET = 'secret-of-this-test-0123456789';
 
@@ -50,4 +54,18 @@ it('of one series draw each its own lot', () => {
   // By chance an eighth.
   expect(alike).toBeGreaterThan(0.07);
   expect(alike).toBeLessThan(0.2);
+});
+
+it('say when they were made, also where their digits begin anew', () => {
+  const ids = createCompletionIds(SECRET);
+  const { event } = ids.create('a');
+  const now_ms = Date.now();
+  expect(Math.abs(ageOf_ms(event, now_ms))).toBeLessThan(1_000);
+  expect(ageOf_ms(event, now_ms + 8 * 86_400_000)).toBeCloseTo(8 * 86_400_000, -4);
+  expect(ageOf_ms('f'.repeat(20), 2 ** 40 + 600_000)).toBeCloseTo(600_000, -3);
+  // Another isolate's clock may be ahead.
+  expect(ageOf_ms(event, now_ms - 60_000)).toBeCloseTo(-60_000, -3);
+  // A tenant that comes back after days does not go on with what it began then.
+  vi.useFakeTimers({ toFake: ['Date'], now: now_ms + 8 * 86_400_000 });
+  expect(Math.abs(ageOf_ms(ids.create('a').event, Date.now()))).toBeLessThan(1_000);
 });

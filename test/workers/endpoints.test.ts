@@ -1,8 +1,9 @@
 /** The endpoints beside the completions. */
 import { env } from 'cloudflare:workers';
-import { describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { dryRunSchema } from '../../shared/dry-run.ts';
 import { maskRecordSchema } from '../../shared/protocol.ts';
+import { EVENTS } from '../../workers/limits.ts';
 import { BACKEND_KEY, ENCODER, MODEL } from '../support/edge/constants.ts';
 import {
   admin,
@@ -18,6 +19,10 @@ import {
   recorded,
   say,
 } from './support/edge.ts';
+
+afterEach(() => {
+  vi.useRealTimers();
+});
 
 describe('the dry run', () => {
   it('tells the whole decision and asks no backend for an answer', async () => {
@@ -122,6 +127,18 @@ describe('feedback', () => {
       const answer = call('POST', '/v1/feedback', { key: who, body: { id: what, rating: 1 } });
       expect(await errorCode(answer)).toBe('404 not_found');
     }
+  });
+
+  it('comes too late when what it would be counted under is forgotten', async () => {
+    const { tenant, key } = await newTenant();
+    const { id } = await (await chat(key)).json<{ id: string }>();
+    const rate = () => call('POST', '/v1/feedback', { key, body: { id, rating: 1 } });
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + EVENTS.counted_ms + 1_000 });
+    expect(await errorCode(rate())).toBe('404 not_found');
+    vi.useRealTimers();
+    const rows = await env.DB.prepare('select 1 from feedback where tenant_id = ?').bind(tenant).all();
+    expect(rows.results).toEqual([]);
+    expect((await rate()).status).toBe(201);
   });
 
   it('of the wrong form is refused, and lost to nobody when D1 is down', async () => {

@@ -4,9 +4,11 @@ import { feedbackSchema } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type AppEnv, holdOf } from '../context.ts';
 import { insertFeedback } from '../db/feedback.ts';
+import { EVENTS } from '../limits.ts';
 import { tenantOnly } from '../middleware/authenticate.ts';
 import { parse, readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
+import { ageOf_ms } from '../services/completion-ids.ts';
 import { d1 } from '../services/d1.ts';
 
 export const feedback = new Hono<AppEnv>()
@@ -17,6 +19,9 @@ export const feedback = new Hono<AppEnv>()
     const request = services.completionIds.eventOf(id, caller.tenant);
     if (request === null) {
       throw new MaskrouteError('not_found', 'There is no such completion.', { param: 'id' });
+    }
+    if (ageOf_ms(request, Date.now()) > EVENTS.counted_ms) {
+      throw new MaskrouteError('not_found', 'The completion is too old to be rated.', { param: 'id' });
     }
     const row = {
       tenantId: caller.tenant,

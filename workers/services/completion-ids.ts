@@ -16,15 +16,24 @@ const encoder = new TextEncoder();
 
 const TIME_UNIT_ms = 256;
 const TIME_DIGITS = 8;
+/** After so many units, 34 years, the digits begin anew. */
+const TIMES = 16 ** TIME_DIGITS;
 const CHANCE_DIGITS = 11;
 const SERIES = 4;
+/** Of a tenant with few requests the last of a series would else bear the time of a first one days ago. */
+const SERIES_LASTS_ms = 3_600_000;
 /** 64 bits: a series takes all of a hash. */
 const SIGNATURE_DIGITS = 16;
 const COMPLETION_ID = /^(?:chatcmpl-|cmpl-)?([0-9a-f]{19})([0-3])\.([0-9a-f]{16})$/;
 /** Series that are begun: one more and all of them are. */
 const TENANTS_MAX = 1_000;
 
-type Series = { readonly stem: string; readonly signatures: string; used: number };
+type Series = {
+  readonly stem: string;
+  readonly signatures: string;
+  readonly begun_ms: number;
+  used: number;
+};
 
 export interface CompletionIds {
   /** `event`: 20 hexadecimal digits. `completion`: what the backend builds the answer's `id` of. */
@@ -47,10 +56,11 @@ export function createCompletionIds(secret: string): CompletionIds {
   const series = new Map<string, Series>();
   const seriesOf = (tenant: string): Series => {
     const known = series.get(tenant);
-    if (known !== undefined && known.used < SERIES) return known;
+    const now_ms = Date.now();
+    if (known !== undefined && known.used < SERIES && now_ms - known.begun_ms < SERIES_LASTS_ms) return known;
     if (series.size >= TENANTS_MAX) series.clear();
-    const stem = newStem();
-    const begun = { stem, signatures: sign(stem, tenant), used: 0 };
+    const stem = newStem(now_ms);
+    const begun = { stem, signatures: sign(stem, tenant), begun_ms: now_ms, used: 0 };
     series.set(tenant, begun);
     return begun;
   };
@@ -71,8 +81,8 @@ export function createCompletionIds(secret: string): CompletionIds {
   };
 }
 
-function newStem(): string {
-  const time = Math.floor(Date.now() / TIME_UNIT_ms) % 16 ** TIME_DIGITS;
+function newStem(now_ms: number): string {
+  const time = Math.floor(now_ms / TIME_UNIT_ms) % TIMES;
   const chance = randomHex(Math.ceil(CHANCE_DIGITS / 2)).slice(0, CHANCE_DIGITS);
   return time.toString(16).padStart(TIME_DIGITS, '0') + chance;
 }
@@ -86,3 +96,9 @@ export function lotOf(event: string): number {
   return Number.parseInt(event.slice(start, start + LOT_DIGITS), 16) / 16 ** LOT_DIGITS;
 }
 const LOT_DIGITS = CHANCE_DIGITS - 2 * (SERIES - 1);
+
+/** Of an event's id: how long ago its series was begun, an hour before itself at most; negative by a clock ahead of ours. */
+export function ageOf_ms(event: string, now_ms: number): number {
+  const units = now_ms / TIME_UNIT_ms - Number.parseInt(event.slice(0, TIME_DIGITS), 16);
+  return (units - TIMES * Math.round(units / TIMES)) * TIME_UNIT_ms;
+}
