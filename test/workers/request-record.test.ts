@@ -170,6 +170,18 @@ describe('the event', () => {
     await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(45 + completion_tokens));
   });
 
+  it.each([
+    ['a model', 'unknown-model', { model: 'made-up' }, { model: 'unknown' }],
+    ['a mask by id', 'masks-unknown', { mask: `m_${'0'.repeat(24)}` }, { mask: 'custom' }],
+    ['layers', 'masks-unknown', { mask: { skipFfn: [1, 3] } }, { mask: 'custom' }],
+  ])('of one that was refused repeats nothing that its client made up: %s', async (...made) => {
+    const [, user, body, expected] = made;
+    const { key } = await newTenant();
+    const { EVENTS, event } = queue();
+    await (await chat(key, { ...say('north'), user, ...body }, freshIsolate({ EVENTS }))).text();
+    expect(await event()).toMatchObject(expected);
+  });
+
   it('is offered again when the queue is down, and the answer waits for none of it', async () => {
     const { key } = await newTenant();
     const { EVENTS, tries, event } = queue(2);

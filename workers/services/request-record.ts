@@ -118,6 +118,8 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
 
   const event = (known: Routed, outcome: Outcome, cost: Cost | null, seen_tokens: number): RequestEvent => {
     const { decision, assignment } = known;
+    const isRefused = outcome.status >= 400 && outcome.status < 500;
+    const isClientsMask = body.mask != null && decision.fallback === null;
     return {
       kind: 'request',
       id: of.event,
@@ -126,8 +128,8 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       day: new Date(started_ms).toISOString().slice(0, 10),
       created_at_ms: started_ms,
       endpoint: kind,
-      model: splitModelName(body.model).model,
-      mask: decision.maskId ?? outcome.mask ?? 'custom',
+      model: outcome.code === 'model_not_found' ? UNKNOWN_MODEL : splitModelName(body.model).model,
+      mask: (isRefused && isClientsMask ? null : decision.maskId) ?? outcome.mask ?? 'custom',
       sparsity: decision.sparsity ?? outcome.sparsity,
       mask_set: decision.set?.name ?? null,
       version: decision.set?.version ?? null,
@@ -253,6 +255,12 @@ type Outcome = {
   readonly endedAt_ms: number;
 };
 const CLIENT_LEFT = ERROR_CODES.cancelled[0];
+
+/**
+ * For every name that no backend serves, as `custom` is for the masks of requests that were refused: usage has a row a
+ * model and mask for good, and a client could make up one a request at no cost.
+ */
+const UNKNOWN_MODEL = 'unknown';
 const OUT_OF_TIME: ErrorCode = 'deadline_exceeded';
 /** Refusals of a backend that had begun, or may have: it knows what that cost. */
 const AFTER_WORK: readonly string[] = [OUT_OF_TIME, 'engine_failed'] satisfies ErrorCode[];
