@@ -157,6 +157,19 @@ describe('the Kubernetes manifests', () => {
   });
 });
 
+test('the guide sets every variable before it uses it, and keeps every secret that it makes', () => {
+  const guide = readFileSync('docs/deploy.md', 'utf8');
+  const blocks = [...guide.matchAll(/^```\n(.*?)^```/gms)].map(([, block]) => block!);
+  const lines = blocks.flatMap((block) => block.split('\n'));
+  const known = new Set<string>();
+  for (const line of lines) {
+    for (const [, name] of line.matchAll(/\$([A-Z_]+)/g)) expect([...known], line).toContain(name);
+    for (const [, name] of line.matchAll(/(?:^|\s)([A-Z_]+)=/g)) known.add(name!);
+    // What goes from a generator straight into a secret is known to nobody.
+    expect(line).not.toMatch(/rand .*\| .*secret put/);
+  }
+});
+
 /** @throws Error with what Kubernetes' schema of its kind has against it. */
 async function validate(manifest: Manifest): Promise<void> {
   const { apiVersion, kind } = manifest;
