@@ -9,6 +9,8 @@ import type { Sampling, TokenLogprob } from './types.ts';
 
 /** Tokens less likely than e^-30 of the best one are never drawn: together they hold under 5e-9 at V = 49152. */
 const LOG_RATIO_MIN = -30;
+/** Beyond any model's, and far enough from infinity: a tiny repetition_penalty would divide to it. */
+const LOGIT_MAX = 1e30;
 
 export type SamplerState = {
   /** How often each token was generated so far. */
@@ -43,7 +45,10 @@ function adjust(logits: Float32Array, sampling: Sampling, state: SamplerState): 
     const seen = new Set([...state.prompt, ...state.generated.keys()]);
     for (const id of seen) {
       const logit = logits[id]!;
-      logits[id] = logit > 0 ? logit / sampling.repetitionPenalty : logit * sampling.repetitionPenalty;
+      logits[id] =
+        logit > 0
+          ? Math.min(LOGIT_MAX, logit / sampling.repetitionPenalty)
+          : logit * sampling.repetitionPenalty;
     }
   }
   if (sampling.presencePenalty !== 0 || sampling.frequencyPenalty !== 0) {

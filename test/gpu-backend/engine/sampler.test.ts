@@ -1,4 +1,5 @@
 /** Sampling against its definition, on small rows of logits. */
+import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { seededRandom } from '../../../gpu-backend/engine/random.ts';
 import type { SamplerState } from '../../../gpu-backend/engine/sampler.ts';
@@ -77,6 +78,48 @@ describe('draws follow the distribution', () => {
 test('greedy takes the first of equals, and ids outside the vocabulary are harmless', () => {
   const sampling = { ...PLAIN, temperature: 0, logitBias: [[99, 5]] as const };
   expect(sample(Float32Array.from([1, 3, 3]), sampling, state({ forbidden: [77] }))).toBe(1);
+});
+
+test('whatever a request may ask for, a token is drawn that has a chance', () => {
+  const tokens = 8;
+  const double = (min: number, max: number) => fc.double({ min, max, noNaN: true });
+  const id = fc.nat({ max: tokens - 1 });
+  const sampling: fc.Arbitrary<Sampling> = fc.record({
+    temperature: double(0, 2),
+    topP: double(Number.MIN_VALUE, 1),
+    topK: fc.nat({ max: 10 }),
+    minP: double(0, 1),
+    presencePenalty: double(-2, 2),
+    frequencyPenalty: double(-2, 2),
+    repetitionPenalty: fc.oneof(double(Number.MIN_VALUE, 10), double(Number.MIN_VALUE, 1e-30)),
+    logitBias: fc.array(fc.tuple(id, double(-100, 100))),
+    seed: fc.constant(1),
+  });
+  const logits = fc.array(double(-1e4, 1e4), { minLength: tokens, maxLength: tokens });
+  const seen = fc.record({
+    prompt: fc.array(id),
+    generated: fc.array(fc.tuple(id, fc.integer({ min: 1, max: 1e6 }))),
+  });
+  const row = fc.record({ logits, seen, sampling, forbidden: fc.array(id, { maxLength: tokens - 1 }) });
+  fc.assert(
+    fc.property(
+      row,
+      double(0, 1 - 2 ** -53),
+      ({ logits: values, seen: { prompt, generated }, sampling: by, forbidden }, drawn) => {
+        const changes = {
+          prompt: new Set(prompt),
+          generated: new Map(generated),
+          forbidden,
+          random: () => drawn,
+        };
+        const changed = Float32Array.from(values);
+        const found = sample(changed, by, state(changes));
+        expect(changed[found], String(found)).toBeGreaterThan(Number.NEGATIVE_INFINITY);
+        expect(changed.every((value) => value < Number.POSITIVE_INFINITY)).toBe(true);
+      },
+    ),
+    { numRuns: 5_000 },
+  );
 });
 
 test('equal seeds give equal draws, neighbouring seeds do not', () => {
