@@ -45,6 +45,21 @@ describe('a tenant without limits of its own', () => {
     expect((await chat(other, {}, freshIsolate())).status).toBe(200);
   });
 
+  it('rates no faster than an administrator may ask, since each rating is written to the database', async () => {
+    askAtOnce();
+    const [rates, other] = [await newTenant(), await newTenant()];
+    const isolate = () => freshIsolate({ ADMIN_BURST: limiter });
+    const rate = async ({ key }: { key: string }) => {
+      const { id } = await (await chat(key)).json<{ id: string }>();
+      return await call('POST', '/v1/feedback', { key, body: { id, rating: 1 } }, isolate());
+    };
+    const refused = await onceUsedUp(`feedback:${rates.tenant}`, () => rate(rates));
+    expect(refused.headers.get('retry-after')).toBe('10');
+    expect(await errorCode(refused)).toBe('429 rate_limit_exceeded');
+    expect((await chat(rates.key, {}, isolate())).status).toBe(200);
+    expect((await rate(other)).status).toBe(201);
+  });
+
   it('is let in when nobody can say how much it sent', async () => {
     askAtOnce();
     const { key } = await newTenant();

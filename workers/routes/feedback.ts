@@ -23,6 +23,7 @@ export const feedback = new Hono<AppEnv>()
     if (ageOf_ms(request, Date.now()) > EVENTS.counted_ms) {
       throw new MaskrouteError('not_found', 'The completion is too old to be rated.', { param: 'id' });
     }
+    await services.bursts.feedback.enter(`feedback:${caller.tenant}`);
     const row = {
       tenantId: caller.tenant,
       apiKeyId: caller.keyId,

@@ -38,7 +38,12 @@ export type Services = {
   readonly backend: BackendPool;
   readonly readiness: Readiness;
   readonly budgets: Budgets;
-  readonly bursts: { readonly tenant: BurstLimit; readonly admin: BurstLimit };
+  readonly bursts: {
+    readonly tenant: BurstLimit;
+    readonly admin: BurstLimit;
+    /** A rating is a question to the database, too. */
+    readonly feedback: BurstLimit;
+  };
   readonly completionIds: CompletionIds;
   readonly events: Events;
   readonly comparison: DenseComparison;
@@ -92,6 +97,7 @@ function createServices(env: Env): Services {
         BURST.tenantAskedEvery,
       ),
       admin: createBurstLimit(env.ADMIN_BURST, 'This administrator asks for too much', BURST.adminAskedEvery),
+      feedback: createBurstLimit(env.ADMIN_BURST, 'This tenant rates too much', BURST.adminAskedEvery),
     },
     completionIds: createCompletionIds(config.BACKEND_KEY),
     events,
