@@ -70,6 +70,9 @@ const refused = (what: string) =>
     message: `${what} is not supported by this server`,
   });
 
+/** What asks for no call, as clients say it that always say something. */
+const noCall = z.enum(['none', 'auto'], 'tools are not supported by this server').nullish();
+
 export const chatRequestSchema = z.looseObject({
   ...samplingFields,
   messages: z.array(messageSchema).min(1).max(2048),
@@ -79,7 +82,12 @@ export const chatRequestSchema = z.looseObject({
   top_logprobs: z.int().min(0).max(TOP_LOGPROBS_MAX).nullish(),
   response_format: z.looseObject({ type: z.literal('text') }).nullish(),
   tools: refused('tools').optional(),
+  tool_choice: noCall,
   functions: refused('functions').optional(),
+  function_call: noCall,
+  modalities: z.array(z.literal('text')).nullish(),
+  audio: refused('audio').optional(),
+  web_search_options: refused('web search').optional(),
 });
 export type ChatRequest = z.infer<typeof chatRequestSchema>;
 

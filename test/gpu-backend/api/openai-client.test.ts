@@ -333,6 +333,10 @@ describe('errors reach the client as its own exceptions', () => {
     [{ logit_bias: { 9999: 1 } }, OpenAI.BadRequestError, 'invalid_request', 'logit_bias'],
     [{ min_tokens: 9, max_tokens: 3 }, OpenAI.BadRequestError, 'invalid_request', 'min_tokens'],
     [{ tools: [{ type: 'function' }] }, OpenAI.BadRequestError, 'invalid_request', 'tools'],
+    [{ tool_choice: 'required' }, OpenAI.BadRequestError, 'invalid_request', 'tool_choice'],
+    [{ function_call: { name: 'f' } }, OpenAI.BadRequestError, 'invalid_request', 'function_call'],
+    [{ modalities: ['text', 'audio'] }, OpenAI.BadRequestError, 'invalid_request', 'modalities[1]'],
+    [{ web_search_options: {} }, OpenAI.BadRequestError, 'invalid_request', 'web_search_options'],
     [
       { messages: [{ role: 'user', content: 'x'.repeat(600) }] },
       OpenAI.BadRequestError,
