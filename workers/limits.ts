@@ -130,6 +130,9 @@ export const BACKEND_ERROR_BYTES_MAX = 64 * 1024;
 /** How long clients are asked to wait when the backend or the configuration can't be reached. */
 export const RETRY_AFTER_s = 1;
 
+/** A budget of a minute has room again after 61 s; a client that waits for longer seems to hang. */
+export const RETRIED_AFTER_MAX_s = 120;
+
 /** Readiness asks the backend; answers are shared for this long. */
 export const READINESS = {
   ...MODELS,

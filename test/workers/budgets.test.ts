@@ -1,8 +1,10 @@
 /** Budgets: reserved before, settled after, exact whatever happens in between, and never guessed. */
 import { env } from 'cloudflare:workers';
+import OpenAI from 'openai';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { Env } from '../../workers/env.ts';
-import { chat, errorCode, freshIsolate, newTenant, recorded, say } from './support/edge.ts';
+import { EDGE_URL } from '../support/edge/constants.ts';
+import { CHAT, chat, errorCode, freshIsolate, newTenant, recorded, say } from './support/edge.ts';
 import { budgetOf, later, limitedTenant, midMinute } from './support/limits.ts';
 
 beforeEach(midMinute);
@@ -38,6 +40,24 @@ describe('a budget of requests', () => {
     expect(await errorCode(chat(key, ONE))).toBe('429 budget_exceeded');
     later(21_000);
     expect((await chat(key, ONE)).status).toBe(200);
+  });
+
+  it.each([
+    ['is used up until tomorrow', { requests_per_day: 1 }, {}],
+    ['never has room', { tokens_per_day: 60 }, { max_tokens: 100 }],
+  ])("that %s is an error of OpenAI's client at once: it would sleep for hours", async (_, limits, more) => {
+    const { key } = await limitedTenant(limits);
+    await (await chat(key, { ...ONE, max_tokens: 1 })).text();
+    let asked = 0;
+    const isolate = freshIsolate();
+    const fetch = (url: string | URL | Request, init?: RequestInit): Promise<Response> => {
+      asked++;
+      return isolate(new Request(url as string, init));
+    };
+    const client = new OpenAI({ baseURL: `${EDGE_URL}/v1`, apiKey: key, fetch });
+    const answer = client.chat.completions.create({ ...CHAT, ...more } as never);
+    await expect(answer).rejects.toMatchObject({ status: 429, code: 'budget_exceeded' });
+    expect(asked).toBe(1);
   });
 
   it('counts what is left for the client', async () => {

@@ -2,6 +2,7 @@
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import type { AppContext } from '../context.ts';
+import { RETRIED_AFTER_MAX_s } from '../limits.ts';
 import { log, reasonOf } from '../services/log.ts';
 import { tellRequestId } from './request-id.ts';
 
@@ -19,8 +20,16 @@ export function onError(thrown: unknown, c: AppContext): Response {
     });
   }
   if (error.retryAfter_s !== undefined) c.header('retry-after', String(error.retryAfter_s));
+  if (isHopeless(error)) c.header('x-should-retry', 'false');
   return c.json(error.toWire(), error.status as ContentfulStatusCode);
 }
+
+/**
+ * OpenAI's clients ask again by themselves after 409 and 429, and sleep for as long as `retry-after` says: what will
+ * never be otherwise, or not today, is told to the caller instead.
+ */
+const isHopeless = ({ code, retryAfter_s = Number.POSITIVE_INFINITY }: MaskrouteError): boolean =>
+  code === 'conflict' || (code === 'budget_exceeded' && retryAfter_s > RETRIED_AFTER_MAX_s);
 
 export function onNotFound(c: AppContext): Response {
   const error = new MaskrouteError('not_found', `There is no ${c.req.method} ${c.req.path}.`);
