@@ -40,9 +40,14 @@ export function addRegisterCommand(program: Command): void {
 async function follow(registrar: Registrar, every_s: number, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
     try {
-      const { added, removed } = await registrar.look();
+      const { added, removed, foreign } = await registrar.look();
       for (const id of added) console.log(`${id}: ready, and in the registry`);
       for (const id of removed) console.log(`${id}: gone, and out of the registry`);
+      for (const id of foreign) {
+        console.error(
+          `${id}: another address has this name; delete its entry, or give --id names of its own`,
+        );
+      }
     } catch (error) {
       if (!(error instanceof MaskrouteError)) throw error;
       console.error(`error: ${error.message}`);

@@ -21,12 +21,15 @@ export type Fleet = {
 
 export type Registrar = {
   /**
-   * Asks all once and changes what has to change; tells what it did. When nobody is ready it changes nothing: then it
+   * Asks all once and changes what has to change; tells what it did, and which names have another address: those are the
+   * backends of somebody else, another region say, and stay as they are. When nobody is ready it changes nothing: then it
    * is more likely this process that is cut off, and an edge without entries would be of no more use.
    * @throws MaskrouteError what the edge answers, `edge_unreachable`.
    */
-  look(): Promise<{ readonly added: readonly string[]; readonly removed: readonly string[] }>;
+  look(): Promise<Looked>;
 };
+
+export type Looked = Readonly<Record<'added' | 'removed' | 'foreign', readonly string[]>>;
 
 const PROBE_TIMEOUT_ms = 2_000;
 /** One that says that it is not ready is believed at once, a silent one the second time. */
@@ -55,24 +58,31 @@ export function createRegistrar(client: AdminClient, fleet: Fleet): Registrar {
       );
       const added: string[] = [];
       const removed: string[] = [];
-      if (seen.every(({ condition }) => condition !== 'ready')) return { added, removed };
+      const foreign: string[] = [];
+      const looked = { added, removed, foreign };
+      if (seen.every(({ condition }) => condition !== 'ready')) return looked;
       // A disabled entry stays as it is: somebody wanted that.
       const entries = new Map(data.map((entry) => [entry.id, entry]));
       for (const { id, url, condition } of seen) {
         const gone = isGone(id, condition);
-        if (condition === 'ready' && !entries.has(id)) {
+        const entry = entries.get(id);
+        if (entry !== undefined && !sameAddress(entry.url, url)) foreign.push(id);
+        else if (condition === 'ready' && entry === undefined) {
           const body = { id, url, regions: fleet.regions };
           await client.request({ method: 'POST', path: '/backends', body }, backendSchema);
           added.push(id);
-        } else if (gone && entries.get(id)?.enabled === true) {
+        } else if (gone && entry?.enabled === true) {
           await client.request({ method: 'DELETE', path: `/backends/${id}` }, z.looseObject({}));
           removed.push(id);
         }
       }
-      return { added, removed };
+      return looked;
     },
   };
 }
+
+const sameAddress = (a: string, b: string): boolean =>
+  a === b || (URL.canParse(b) && new URL(a).href === new URL(b).href);
 
 type Condition = 'ready' | 'not_ready' | 'silent';
 

@@ -69,10 +69,10 @@ it('has an entry for each backend while it is ready, and keeps its hands off wha
     regions: ['EU', 'AF'],
   });
   const entry = (n: number, enabled = true) => `pod-${n} https://pod-${n}.example.com EU,AF ${enabled}`;
-  expect(await look()).toEqual({ added: ['pod-0'], removed: [] });
-  expect(await look()).toEqual({ added: [], removed: [] });
+  expect(await look()).toMatchObject({ added: ['pod-0'], removed: [] });
+  expect(await look()).toMatchObject({ added: [], removed: [] });
   addresses.set('1', one.url).set('2', two.url);
-  expect(await look()).toEqual({ added: ['pod-1', 'pod-2'], removed: [] });
+  expect(await look()).toMatchObject({ added: ['pod-1', 'pod-2'], removed: [] });
   expect(await entries()).toEqual([entry(0), entry(1), entry(2)]);
 
   // One drains and says so; one is silent, which is believed the second time.
@@ -81,19 +81,49 @@ it('has an entry for each backend while it is ready, and keeps its hands off wha
   });
   const closing = one.close();
   addresses.delete('0');
-  expect(await look()).toEqual({ added: [], removed: ['pod-1'] });
-  expect(await look()).toEqual({ added: [], removed: ['pod-0'] });
+  expect(await look()).toMatchObject({ added: [], removed: ['pod-1'] });
+  expect(await look()).toMatchObject({ added: [], removed: ['pod-0'] });
   await running.text();
   await closing;
 
   await change('pod-2', { enabled: false });
-  expect(await look()).toEqual({ added: [], removed: [] });
+  expect(await look()).toMatchObject({ added: [], removed: [] });
   expect(await entries()).toEqual([entry(2, false)]);
 
   // Nobody is ready: it is left as it is.
   await change('pod-2', { enabled: true });
   addresses.clear();
-  for (let i = 0; i < 3; i++) expect(await look()).toEqual({ added: [], removed: [] });
+  for (let i = 0; i < 3; i++) expect(await look()).toMatchObject({ added: [], removed: [] });
   expect(await entries()).toEqual([entry(2)]);
+  dns.close();
+});
+
+it('leaves alone what has its name and another address: the backends of another region', async () => {
+  const here = await backend();
+  const client = createAdminClient(edge.url, ADMIN_KEY);
+  const fleet = { count: 1, id: 'same-{n}', regions: ['*'] };
+  const eu = createRegistrar(client, { ...fleet, url: 'https://{n}.eu.example.com', probe: here.url });
+  expect(await eu.look()).toMatchObject({ added: ['same-0'], foreign: [] });
+  const there = await backend();
+  const us = createRegistrar(client, { ...fleet, url: 'https://{n}.us.example.com', probe: there.url });
+  expect(await us.look()).toEqual({ added: [], removed: [], foreign: ['same-0'] });
+
+  // Two backends are ready there, and the one whose name the other region has drains.
+  const more = await backend();
+  const dns = await names(
+    new Map([
+      ['0', there.url],
+      ['1', more.url],
+    ]),
+  );
+  const both = { ...fleet, count: 2, url: 'https://{n}.us.example.com', probe: `${dns.url}/{n}` };
+  const running = await there.post('/v1/chat/completions', {
+    ...{ model: 'scripted', messages: [{ role: 'user', content: 'go' }], stream: true, max_tokens: 20 },
+  });
+  const closing = there.close();
+  expect(await createRegistrar(client, both).look()).toMatchObject({ added: ['same-1'], removed: [] });
+  expect(await entries()).toContain('same-0 https://0.eu.example.com * true');
+  await running.text();
+  await closing;
   dns.close();
 });
