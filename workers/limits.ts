@@ -100,6 +100,9 @@ export const DECODED_SETS_BYTES_MAX = 40 * 1024 * 1024;
  */
 export const LIVE_SETS_BYTES_MAX = 24 * 1024 * 1024;
 
+/** Masks that clients named and that were found: a name and a number each. */
+export const NAMED_MASKS_MAX = 1_000;
+
 /** Vectors of texts seen before, where embedding goes over a network: at 384 dimensions each takes 1.5 kB. */
 export const VECTORS_MAX = 4_000;
 

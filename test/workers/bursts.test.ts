@@ -2,8 +2,9 @@
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { createBurstLimit } from '../../workers/services/burst.ts';
+import { createNamedMasks } from '../../workers/services/named-masks.ts';
 import { ADMIN_KEY, EDGE_URL } from '../support/edge/constants.ts';
-import { CHAT, call, chat, errorCode, freshIsolate, newKey, newTenant } from './support/edge.ts';
+import { CHAT, call, chat, errorCode, freshIsolate, goLive, newKey, newTenant } from './support/edge.ts';
 
 afterEach(() => {
   vi.restoreAllMocks();
@@ -58,6 +59,38 @@ describe('a tenant without limits of its own', () => {
     expect(await errorCode(refused)).toBe('429 rate_limit_exceeded');
     expect((await chat(rates.key, {}, isolate())).status).toBe(200);
     expect((await rate(other)).status).toBe(201);
+  });
+
+  it('names no more masks that nobody knows than an administrator may ask questions', async () => {
+    askAtOnce();
+    const { set } = await goLive('known-masks');
+    const [names, other] = [await newTenant(), await newTenant()];
+    const isolate = freshIsolate({ ADMIN_BURST: limiter });
+    const unknown = `m_${'0'.repeat(24)}`;
+    const named = (mask: string, key = names.key) => chat(key, { mask }, isolate);
+    const refused = await onceUsedUp(`mask:${names.tenant}`, () => named(unknown));
+    expect(await errorCode(refused)).toBe('429 rate_limit_exceeded');
+    // Neither those that are live here, nor anybody else.
+    for (const mask of ['dense', set.clusters[0]!.mask]) expect((await named(mask)).status).toBe(200);
+    expect((await named(unknown, other.key)).status).toBe(200);
+  });
+
+  it('names a mask that a backend worked with as often as it likes', async () => {
+    const asked: string[] = [];
+    const burst = { enter: (who: string) => Promise.resolve(void asked.push(who)) };
+    const finds: string[] = [];
+    const find = async (id: string) => {
+      finds.push(id);
+      return id === 'm_1' ? 0.25 : null;
+    };
+    const masks = createNamedMasks(burst, (id) => id === 'm_held', find);
+    await masks.enter('a', 'm_1');
+    expect(asked).toEqual(['mask:a']);
+    masks.met('m_1');
+    for (const id of ['m_1', 'm_held', 'dense']) expect(masks.enter('a', id)).toBeUndefined();
+    for (let i = 0; i < 2; i++) expect(await masks.sparsityOf('m_1')).toBe(0.25);
+    for (let i = 0; i < 2; i++) expect(await masks.sparsityOf('m_2')).toBeNull();
+    expect(finds).toEqual(['m_1', 'm_2', 'm_2']);
   });
 
   it('is let in when nobody can say how much it sent', async () => {

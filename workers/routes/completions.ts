@@ -4,7 +4,6 @@ import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AppContext, type AppEnv, holdOf } from '../context.ts';
-import { findMaskSparsity } from '../db/mask-sets.ts';
 import { tenantOnly } from '../middleware/authenticate.ts';
 import { parse, readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
@@ -13,7 +12,6 @@ import { admit } from '../services/admit.ts';
 import type { AskBackends } from '../services/answer-cost.ts';
 import { streamOf } from '../services/answer-tap.ts';
 import { type Patience, patienceOf } from '../services/backends/patience.ts';
-import { d1 } from '../services/d1.ts';
 import { edgeUrl } from '../services/edge-url.ts';
 import { createPieceWait } from '../services/piece-wait.ts';
 import { placeOf, regionOf } from '../services/region.ts';
@@ -161,7 +159,7 @@ async function forward(
     mask: routed.decision.mask,
     maskroute: { ...routeEcho(routed), completion: record.completion },
   });
-  const { backend, config } = c.get('services');
+  const { backend, config, namedMasks } = c.get('services');
   const started_ms = performance.now();
   const {
     response,
@@ -187,6 +185,7 @@ async function forward(
     hold: holdOf(c),
     body,
   });
+  if (response.ok && typeof routable.body.mask === 'string') namedMasks.met(routable.body.mask);
   headers[HEADERS.serverTiming] = serverTiming(routed.timings, performance.now() - started_ms);
   headers[BACKEND_HEADERS.backend] = id;
   record.answeredBy(id, rest);
@@ -200,7 +199,6 @@ export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> =>
     {
       ...services,
       similarityMin: services.config.SIMILARITY_MIN,
-      findSparsity: (id) => d1(findMaskSparsity(services.db, id)),
     },
     {
       ...{ ...routable, caller, signal: c.req.raw.signal, hold: holdOf(c) },

@@ -2,7 +2,7 @@
 import { findApiKey } from '../db/api-keys.ts';
 import { type Database, openDatabase } from '../db/client.ts';
 import { listStarted } from '../db/experiments.ts';
-import { findMaskSet } from '../db/mask-sets.ts';
+import { findMaskSet, findMaskSparsity } from '../db/mask-sets.ts';
 import { findLive } from '../db/publications.ts';
 import { insertTrafficSample } from '../db/traffic.ts';
 import { type Config, type Env, parseConfig } from '../env.ts';
@@ -15,11 +15,13 @@ import { type Budgets, createBudgets } from './budgets.ts';
 import { type BurstLimit, createBurstLimit } from './burst.ts';
 import { createDenseComparison, type DenseComparison } from './compare-dense.ts';
 import { type CompletionIds, createCompletionIds } from './completion-ids.ts';
+import { d1 } from './d1.ts';
 import { createEmbedder, type Embedder } from './embed.ts';
 import { loadEncoder } from './encoders/index.ts';
 import { createEvents, type Events } from './events.ts';
 import { type AttemptGuard, createAttemptGuard } from './key-attempts.ts';
 import { createModels, type Models } from './models.ts';
+import { createNamedMasks, type NamedMasks } from './named-masks.ts';
 import { createReadiness, type Readiness } from './readiness.ts';
 import { createRoutingTable, type RoutingTable } from './routing-table.ts';
 import { createRunningExperiments, type RunningExperiments } from './running-experiments.ts';
@@ -44,6 +46,7 @@ export type Services = {
     /** A rating is a question to the database, too. */
     readonly feedback: BurstLimit;
   };
+  readonly namedMasks: NamedMasks;
   readonly completionIds: CompletionIds;
   readonly events: Events;
   readonly comparison: DenseComparison;
@@ -99,6 +102,11 @@ function createServices(env: Env): Services {
       admin: createBurstLimit(env.ADMIN_BURST, 'This administrator asks for too much', BURST.adminAskedEvery),
       feedback: createBurstLimit(env.ADMIN_BURST, 'This tenant rates too much', BURST.adminAskedEvery),
     },
+    namedMasks: createNamedMasks(
+      createBurstLimit(env.ADMIN_BURST, 'This tenant names too many unknown masks', BURST.adminAskedEvery),
+      (id) => table.findMask(id) !== undefined,
+      (id) => d1(findMaskSparsity(db, id)),
+    ),
     completionIds: createCompletionIds(config.BACKEND_KEY),
     events,
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),

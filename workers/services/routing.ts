@@ -12,6 +12,7 @@ import type { Hold } from './deadline.ts';
 import type { Embedder } from './embed.ts';
 import { log, reasonOf } from './log.ts';
 import type { Models } from './models.ts';
+import type { NamedMasks } from './named-masks.ts';
 import {
   type Decision,
   denseDecision,
@@ -55,11 +56,13 @@ export type RoutingDependencies = {
   readonly experiments: RunningExperiments;
   readonly embedder: Embedder;
   readonly similarityMin: number;
-  /** Of a mask that no set in the isolate holds; null when nobody knows it. */
-  readonly findSparsity: (id: string) => Promise<number | null>;
+  readonly namedMasks: Pick<NamedMasks, 'enter' | 'sparsityOf'>;
 };
 
-/** @throws MaskrouteError `sparsity_over_ceiling` when the client asks for a mask that its tenant may not use. */
+/**
+ * @throws MaskrouteError `sparsity_over_ceiling` when the client asks for a mask that its tenant may not use,
+ * `rate_limit_exceeded` when its tenant names too many that nobody knows here.
+ */
 export async function routeRequest(
   dependencies: RoutingDependencies,
   request: RouteRequest,
@@ -127,7 +130,7 @@ function assignRequest({ experiments, entry }: Known, request: RouteRequest): As
 }
 
 async function decide(
-  { table, embedder, similarityMin, findSparsity }: RoutingDependencies,
+  { table, embedder, similarityMin, namedMasks }: RoutingDependencies,
   { live, entry }: Known,
   { arm }: Assignment,
   request: RouteRequest,
@@ -138,11 +141,13 @@ async function decide(
   const { mask } = request.body;
   const { sparsityMax, agreementMin } = request.caller.policy;
   if (mask != null) {
+    const asked = typeof mask === 'string' ? namedMasks.enter(request.caller.tenant, mask) : undefined;
+    if (asked !== undefined) await asked;
     const heldSparsity = (id: string) => table.findMask(id)?.cluster.sparsity;
     const decision = requestedDecision(mask, live, entry, heldSparsity);
     if (sparsityMax === null) return unembedded(decision);
     const sparsity =
-      decision.sparsity ?? (decision.maskId === null ? null : await findSparsity(decision.maskId));
+      decision.sparsity ?? (decision.maskId === null ? null : await namedMasks.sparsityOf(decision.maskId));
     requireAllowed(sparsity, sparsityMax);
     return unembedded({ ...decision, sparsity });
   }
