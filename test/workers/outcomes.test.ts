@@ -114,6 +114,23 @@ describe('an event', () => {
     expect(counted.routing.reduce((sum, { requests }) => sum + requests, 0)).toBe(4);
   });
 
+  it('of masks that a client makes up one a request takes no more than some rows of usage for good', async () => {
+    const { tenant } = await newTenant();
+    const { set } = await goLive('counted-masks');
+    const known = set.clusters[0]!.mask;
+    const own = (count: number) =>
+      Array.from({ length: count }, () => event({ tenant, mask: `m_${hex(12)}`, sparsity: 0.1 }));
+    await deliver(own(250));
+    await deliver([...own(250), event({ tenant, mask: known }), event({ tenant })]);
+    await deliver(own(100));
+    const { results: rows } = await env.DB.prepare('select mask, requests from usage where tenant_id = ?')
+      .bind(tenant)
+      .all<{ mask: string; requests: number }>();
+    expect(rows).toHaveLength(250 + 3);
+    const requestsOf = (mask: string) => rows.find((row) => row.mask === mask)?.requests;
+    expect([requestsOf(known), requestsOf('dense'), requestsOf('custom')]).toEqual([1, 1, 350]);
+  });
+
   it('counts once in the quantiles, too, and these are near the times that were measured', async () => {
     const { tenant } = await newTenant();
     const id = await experiment();

@@ -185,8 +185,19 @@ function moments(name: string, value: string): [string, string][] {
   ];
 }
 
+/**
+ * A day's distinct masks of a tenant and model that are in no mask set, about: usage is kept for good, and a client can
+ * put a mask together for every request.
+ */
+const OWN_MASKS_MAX = 200;
+
+/** Clients' own masks beyond these are counted as one. */
+const USAGE_MASK = `case when mask in ('dense', 'custom') or mask in (select id from masks) then mask
+  when (select count(*) from usage as known where known.tenant_id = events.tenant and known.day = events.day
+    and known.model = events.model) < ${OWN_MASKS_MAX} then mask else 'custom' end`;
+
 /** What is billed: errors of any kind are counted, since they may have cost tokens. */
-const USAGE_KEYS = { tenant_id: 'tenant', day: 'day', model: 'model', mask: 'mask' };
+const USAGE_KEYS = { tenant_id: 'tenant', day: 'day', model: 'model', mask: USAGE_MASK };
 const USAGE_SUMS: typeof SUMS = [
   ['requests', 'sum(requests)'],
   ['errors', 'sum(failures)'],
