@@ -98,7 +98,8 @@ const mapOption =
           itemStyle: { color: palette.series[index % palette.series.length]!, opacity: 0.8 },
         })),
         label: { show: true, formatter: '{b}', position: 'right', color: palette.text },
-        labelLayout: { moveOverlap: 'shiftY' },
+        // Of hundreds of clusters not all names find room.
+        labelLayout: { moveOverlap: 'shiftY', hideOverlap: true },
         tooltip: { formatter: '{b}' },
       },
       {
