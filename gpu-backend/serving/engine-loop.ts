@@ -134,6 +134,7 @@ export class EngineLoop {
 
   async #step(scheduled: ScheduledRequest): Promise<void> {
     const sequence = this.#sequences.get(scheduled.requestId)!;
+    const begun_ms = performance.now();
     try {
       this.#start(sequence);
       const step = this.#scheduler.schedule()!;
@@ -156,6 +157,8 @@ export class EngineLoop {
     } catch (error) {
       this.#remove(sequence);
       this.#output.failed(sequence.scheduled.requestId, asEngineError(error));
+    } finally {
+      this.#scheduler.charge(scheduled.tenant, performance.now() - begun_ms);
     }
   }
 

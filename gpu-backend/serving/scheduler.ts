@@ -5,8 +5,9 @@
  * There is no prefill or decode phase (as in vLLM v1): a request has tokens, some of them computed, and every
  * step brings the computed ones closer to all. Tenants take turns, one turn a step, and so do a tenant's requests among
  * themselves: a long prompt delays the others by one chunk and no more, and many requests of one tenant cost another
- * no more than one would. Chunks start at multiples of the chunk size, whatever else runs: a request's result never
- * depends on its neighbours.
+ * no more than one would. A step that takes as long as several, far into a long prompt or with its tokens scored, counts
+ * as so many turns: a short answer waits for it once, and not before each of its tokens. Chunks start at multiples of
+ * the chunk size, whatever else runs: a request's result never depends on its neighbours.
  */
 import { MaskrouteError } from '../../shared/errors.ts';
 
@@ -36,13 +37,20 @@ export type ScheduledRequest = {
 /** Of the running places: whoever comes later finds one, though a tenant's answers are long. */
 const TENANT_SHARE_MAX = 3 / 4;
 
+/** What a step of a full chunk takes at a prompt's start, on two cores: all that is shorter is one turn as well. */
+const TURN_ms = 70;
+/** A machine that slept, or stood still, makes nobody wait for ever. */
+const STEP_TURNS_MAX = 32;
+
 export type Step = { readonly request: ScheduledRequest; readonly tokens: number };
 
 export class Scheduler {
   readonly #limits: SchedulerLimits;
   readonly #waiting: ScheduledRequest[] = [];
-  /** The next to run comes first. */
+  /** Of the tenants that had the fewest turns, the next to run comes first. */
   readonly #running: ScheduledRequest[] = [];
+  /** What tenants have had: those that run, and those that left with more than somebody who runs. */
+  readonly #turns = new Map<string, number>();
 
   constructor(limits: SchedulerLimits) {
     for (const [name, value] of Object.entries(limits)) {
@@ -101,6 +109,7 @@ export class Scheduler {
       const index = list.findIndex((request) => request.requestId === requestId);
       if (index >= 0) list.splice(index, 1);
     }
+    this.#forget();
     this.#admit();
   }
 
@@ -115,7 +124,8 @@ export class Scheduler {
 
   /** Whose step is next, or undefined when nothing runs. */
   get next(): ScheduledRequest | undefined {
-    return this.#running[0];
+    const fewest = this.#fewestTurns();
+    return this.#running.find(({ tenant }) => this.#turns.get(tenant) === fewest);
   }
 
   /** The next step, or undefined when nothing runs. */
@@ -137,6 +147,13 @@ export class Scheduler {
     this.#running.splice(0, this.#running.length, ...others, ...own, request);
   }
 
+  /** After a step, also one that failed or was cancelled: what it took of everybody's time. */
+  charge(tenant: string, took_ms: number): void {
+    const turns = Math.min(Math.max(1, Math.round(took_ms / TURN_ms)), STEP_TURNS_MAX);
+    this.#turns.set(tenant, (this.#turns.get(tenant) ?? 0) + turns);
+    this.#forget();
+  }
+
   isRunning(request: ScheduledRequest): boolean {
     return this.#running.includes(request);
   }
@@ -152,7 +169,24 @@ export class Scheduler {
       // its turn when it has it.
       const { tenant } = next;
       const own = this.#running.findIndex((request) => request.tenant === tenant);
+      if (own < 0) this.#turns.set(tenant, Math.max(this.#turns.get(tenant) ?? 0, this.#fewestTurns()));
       this.#running.splice(Math.max(own, 0), 0, next);
+    }
+  }
+
+  /** Of those that run; 0 when nobody does. */
+  #fewestTurns(): number {
+    if (this.#running.length === 0) return 0;
+    return Math.min(...this.#running.map(({ tenant }) => this.#turns.get(tenant)!));
+  }
+
+  /** Who left owes nothing once the others have had as many turns, or are gone. */
+  #forget(): void {
+    const running = countsByTenant(this.#running);
+    const fewest = this.#fewestTurns();
+    for (const [tenant, turns] of this.#turns) {
+      if (running.has(tenant)) continue;
+      if (running.size === 0 || turns <= fewest) this.#turns.delete(tenant);
     }
   }
 

@@ -97,6 +97,50 @@ test('tenants take turns, and so do the requests of one', () => {
   expect(new Set(turns(scheduler, 18).match(/a\d/g))).toEqual(new Set(['a1', 'a2', 'a3']));
 });
 
+/** As `turns`, on a clock: tenant a's steps take as long as six of the others. */
+function turnsOnClock(scheduler: Scheduler, count: number): string {
+  return Array.from({ length: count }, () => {
+    const [id] = runStep(scheduler)!;
+    scheduler.charge(id[0]!, id.startsWith('a') ? 420 : 5);
+    return id[0];
+  }).join('');
+}
+
+test('a step as long as several counts as so many turns', () => {
+  const scheduler = new Scheduler({ ...LIMITS, runningMax: 8, waitingMax: 9 });
+  endless(scheduler, 'a1', 'a2');
+  expect(turnsOnClock(scheduler, 10)).toBe('aaaaaaaaaa');
+  // What it had to itself is not held against it: who comes is level with it.
+  endless(scheduler, 'b1', 'c1');
+  expect(turnsOnClock(scheduler, 27)).toBe('cba' + 'cbcbcbcbcb' + 'a' + 'cbcbcbcbcbcb' + 'a');
+});
+
+test('who leaves owing turns and comes back owes them still, as long as the others have not had as many', () => {
+  const scheduler = new Scheduler({ ...LIMITS, runningMax: 8, waitingMax: 9 });
+  endless(scheduler, 'b1', 'a1');
+  expect(turnsOnClock(scheduler, 2)).toBe('ab');
+  scheduler.remove('a1');
+  endless(scheduler, 'a2');
+  expect(turnsOnClock(scheduler, 6)).toBe('bbbbba');
+  scheduler.remove('a2');
+  expect(turnsOnClock(scheduler, 20)).toBe('b'.repeat(20));
+  endless(scheduler, 'a3');
+  expect(turnsOnClock(scheduler, 3)).toBe('abb');
+  scheduler.remove('a3');
+  scheduler.remove('b1');
+  endless(scheduler, 'b2', 'a4');
+  expect(turnsOnClock(scheduler, 2)).toBe('ab');
+});
+
+test('a machine that slept keeps nobody out for long', () => {
+  const scheduler = new Scheduler({ ...LIMITS, runningMax: 8, waitingMax: 9 });
+  endless(scheduler, 'b1', 'a1');
+  runStep(scheduler);
+  scheduler.charge('a', 3_600_000);
+  expect(turns(scheduler, 1)).toBe('b1');
+  expect(turnsOnClock(scheduler, 40)).toContain('a');
+});
+
 test('a flood of one tenant leaves places to the others, and who waits of them is next', () => {
   const scheduler = new Scheduler({ ...LIMITS, runningMax: 4, waitingMax: 9 });
   endless(scheduler, 'a1', 'a2', 'a3', 'a4', 'a5');
@@ -135,6 +179,7 @@ test('whatever comes and goes: bounds hold, nobody starves, every token is compu
       tokens: fc.integer({ min: 1, max: 40 }),
       generated: fc.integer({ min: 0, max: 10 }),
       cancelledAfter: fc.option(fc.nat(20)),
+      step_ms: fc.integer({ min: 1, max: 1000 }),
     }),
     { minLength: 1, maxLength: 12 },
   );
@@ -162,6 +207,7 @@ test('whatever comes and goes: bounds hold, nobody starves, every token is compu
           scheduler.remove(step.request.requestId);
           left.delete(step.request.requestId);
         }
+        scheduler.charge(step.request.tenant, entry.step_ms);
       }
       expect([scheduler.runningCount, scheduler.waitingCount]).toEqual([0, 0]);
     }),

@@ -1,0 +1,69 @@
+/** The engine's loop in this thread, on a small model whose runs of many scored tokens are made slow. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { expect, test } from 'vitest';
+import type { RunInput } from '../../../gpu-backend/engine/runner.ts';
+import type { GenerateRequest } from '../../../gpu-backend/serving/engine.ts';
+import { EngineLoop } from '../../../gpu-backend/serving/engine-loop.ts';
+import { denseMask } from '../../../shared/mask.ts';
+import { openEmitted, randomLlama } from '../../support/random-llama.ts';
+
+const LIMITS = {
+  runningMax: 8,
+  waitingMax: 8,
+  queueTimeout_ms: 30_000,
+  chunkTokens: 16,
+  cacheTokensMax: 1024,
+  prefixTokensMax: 0,
+};
+const SAMPLING = {
+  temperature: 0,
+  topP: 1,
+  topK: 0,
+  minP: 0,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  repetitionPenalty: 1,
+  logitBias: [],
+  seed: 11,
+};
+const request = (tenant: string, changes: Partial<GenerateRequest>): GenerateRequest => ({
+  requestId: tenant,
+  tenant,
+  promptTokenIds: new Int32Array(10),
+  plan: { mask: denseMask(8), kv: 'preserve' },
+  sampling: SAMPLING,
+  maxTokens: 4,
+  minTokens: 0,
+  stopTokenIds: [],
+  logprobs: undefined,
+  promptLogprobs: undefined,
+  ...changes,
+});
+
+test("a prompt that is scored comes between another tenant's tokens once, not before each", async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const steps: string[] = [];
+  const run = async (input: RunInput) => {
+    const scores = input.logitRows.length > 1;
+    steps.push(scores ? 'scores' : 'answers');
+    if (scores) await sleep(400);
+    return runner.run(input);
+  };
+  const answered = Promise.withResolvers<void>();
+  const loop = new EngineLoop({ ...runner, run }, LIMITS, {
+    event: (requestId, { type }) => {
+      if (requestId === 'asks' && type === 'finished') answered.resolve();
+    },
+    failed: (_, error) => answered.reject(error),
+  });
+  loop.add(request('scores', { promptTokenIds: new Int32Array(500), maxTokens: 0, promptLogprobs: 20 }));
+  const ended = loop.run(() => {});
+  await expect.poll(() => steps.length).toBe(1);
+  loop.add(request('asks', {}));
+  await answered.promise;
+  expect(steps.filter((step) => step === 'answers')).toHaveLength(4);
+  expect(steps.filter((step) => step === 'scores').length).toBeLessThanOrEqual(2);
+  loop.cancel('scores');
+  loop.close();
+  await ended;
+});
