@@ -5,12 +5,15 @@ import { BODY_BYTES_MAX } from '../../shared/openai.ts';
 import { JSON_DEPTH_MAX } from '../limits.ts';
 import { readBounded, TooLargeError } from '../services/bounded.ts';
 
+/** The JSON value of a request's body. @throws what `readBody` throws. */
+export const readJson = async (request: Request): Promise<unknown> => (await readBody(request)).value;
+
 /**
- * The JSON value of a request's body.
+ * A request's body, parsed and as it came.
  * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, or `invalid_json` (not UTF-8, not JSON,
  * nested too deeply).
  */
-export async function readJson(request: Request): Promise<unknown> {
+export async function readBody(request: Request): Promise<{ value: unknown; text: string }> {
   const type = request.headers.get('content-type');
   if (type !== null && !/^application\/(.+\+)?json\b/i.test(type)) {
     throw new MaskrouteError('unsupported_media_type', 'Send the body as application/json.');
@@ -20,7 +23,7 @@ export async function readJson(request: Request): Promise<unknown> {
     throw new MaskrouteError('invalid_json', `The body is nested more than ${JSON_DEPTH_MAX} levels deep.`);
   }
   try {
-    return JSON.parse(text);
+    return { value: JSON.parse(text), text };
   } catch (error) {
     throw new MaskrouteError('invalid_json', `The body is not JSON: ${(error as Error).message}.`);
   }

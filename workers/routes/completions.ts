@@ -5,7 +5,7 @@ import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AppContext, type AppEnv, holdOf } from '../context.ts';
 import { tenantOnly } from '../middleware/authenticate.ts';
-import { parse, readJson } from '../middleware/body.ts';
+import { parse, readBody } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
 import { fittedTo } from '../middleware/fitted-schema.ts';
 import { admit } from '../services/admit.ts';
@@ -13,6 +13,7 @@ import type { AskBackends } from '../services/answer-cost.ts';
 import { streamOf } from '../services/answer-tap.ts';
 import { type Patience, patienceOf } from '../services/backends/patience.ts';
 import { edgeUrl } from '../services/edge-url.ts';
+import { type ClientBody, forwardedBody } from '../services/forwarded-body.ts';
 import { createPieceWait } from '../services/piece-wait.ts';
 import { placeOf, regionOf } from '../services/region.ts';
 import type { RequestRecord, WatchedAnswer, WatchedBody } from '../services/request-record.ts';
@@ -37,12 +38,14 @@ export const parseCompletion = (raw: unknown): RoutableBody => ({
 
 export const completions = new Hono<AppEnv>()
   .post('/chat/completions', tenantOnly, async (c) => {
-    const raw = await readJson(c.req.raw);
-    return await complete(c, raw, parseChat(raw));
+    const { value, text } = await readBody(c.req.raw);
+    const routable = parseChat(value);
+    return await complete(c, { value: value as object, text }, routable);
   })
   .post('/completions', tenantOnly, async (c) => {
-    const raw = await readJson(c.req.raw);
-    return await complete(c, raw, parseCompletion(raw));
+    const { value, text } = await readBody(c.req.raw);
+    const routable = parseCompletion(value);
+    return await complete(c, { value: value as object, text }, routable);
   })
   .all('/chat/completions', methodNotAllowed('POST'))
   .all('/completions', methodNotAllowed('POST'));
@@ -53,11 +56,10 @@ export const completions = new Hono<AppEnv>()
  */
 type ReplyHeaders = Record<string, string>;
 
-/** `raw` is the client's own object: fields that this edge does not know reach the backend too. */
-async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Promise<Response> {
+async function complete(c: AppContext, client: ClientBody, routable: RoutableBody): Promise<Response> {
   const headers: ReplyHeaders = { [HEADERS.requestId]: c.get('requestId') };
   try {
-    return await admitted(c, raw, routable, headers);
+    return await admitted(c, client, routable, headers);
   } catch (error) {
     // An error says as much of the decision as was known by then.
     setHeaders(c, headers);
@@ -67,7 +69,7 @@ async function complete(c: AppContext, raw: unknown, routable: RoutableBody): Pr
 
 async function admitted(
   c: AppContext,
-  raw: unknown,
+  client: ClientBody,
   routable: RoutableBody,
   headers: ReplyHeaders,
 ): Promise<Response> {
@@ -89,7 +91,7 @@ async function admitted(
   );
   services.traffic.seen(caller.tenant, routed, holdOf(c));
   const sent = { aByte: false };
-  const answering = record.watch(ask(c, raw, { routable, patience, record, sent, headers }, routed));
+  const answering = record.watch(ask(c, client, { routable, patience, record, sent, headers }, routed));
   const wait = createPieceWait(services.config.STREAM_KEEPALIVE_MS);
   const early = routable.body.stream === true ? await wait.within(answering) : await answering;
   const relay = { wait, requestId: c.get('requestId') };
@@ -115,12 +117,12 @@ type Underway = {
   readonly headers: ReplyHeaders;
 };
 
-async function ask(c: AppContext, raw: unknown, underway: Underway, routed: Routed): Promise<Response> {
-  const response = await forward(c, raw, underway, routed);
+async function ask(c: AppContext, client: ClientBody, underway: Underway, routed: Routed): Promise<Response> {
+  const response = await forward(c, client, underway, routed);
   // The client did not ask for the mask, so a mask that the backend cannot use is no error of the client's.
   if (underway.routable.body.mask == null && (await isAboutMask(response))) {
     const decision = denseDecision(routed.decision.set, 'unknown_mask');
-    return await forward(c, raw, underway, { ...routed, decision });
+    return await forward(c, client, underway, { ...routed, decision });
   }
   return response;
 }
@@ -146,15 +148,14 @@ const bodyOf = ({ kind, body }: WatchedBody): ReadableStream | ArrayBuffer | nul
 
 async function forward(
   c: AppContext,
-  raw: unknown,
+  client: ClientBody,
   { routable, patience, record, sent, headers }: Underway,
   routed: Routed,
 ): Promise<Response> {
   record.routed(routed);
   // Set before the backend is asked, so that its errors carry the decision too.
   Object.assign(headers, decisionHeaders(routed));
-  const body = JSON.stringify({
-    ...(raw as object),
+  const body = forwardedBody(client, {
     ...(record.answerTokensMax === undefined ? {} : { max_tokens: record.answerTokensMax }),
     mask: routed.decision.mask,
     maskroute: { ...routeEcho(routed), completion: record.completion },
