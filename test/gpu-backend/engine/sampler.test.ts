@@ -5,18 +5,8 @@ import { seededRandom } from '../../../gpu-backend/engine/random.ts';
 import type { SamplerState } from '../../../gpu-backend/engine/sampler.ts';
 import { sample, tokenLogprob } from '../../../gpu-backend/engine/sampler.ts';
 import type { Sampling } from '../../../gpu-backend/serving/engine.ts';
+import { PLAIN_SAMPLING } from '../../support/sampling.ts';
 
-const PLAIN: Sampling = {
-  temperature: 1,
-  topP: 1,
-  topK: 0,
-  minP: 0,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  repetitionPenalty: 1,
-  logitBias: [],
-  seed: 1,
-};
 const PROBABILITIES = [0.5, 0.25, 0.15, 0.1];
 const LOGITS = PROBABILITIES.map(Math.log);
 
@@ -33,7 +23,7 @@ function shares(sampling: Partial<Sampling>, changes: Partial<SamplerState> = {}
   const counts = logits.map(() => 0);
   const shared = state(changes);
   for (let i = 0; i < 20_000; i++)
-    counts[sample(Float32Array.from(logits), { ...PLAIN, ...sampling }, shared)]!++;
+    counts[sample(Float32Array.from(logits), { ...PLAIN_SAMPLING, ...sampling }, shared)]!++;
   return counts.map((count) => count / 20_000);
 }
 
@@ -76,7 +66,7 @@ describe('draws follow the distribution', () => {
 });
 
 test('greedy takes the first of equals, and ids outside the vocabulary are harmless', () => {
-  const sampling = { ...PLAIN, temperature: 0, logitBias: [[99, 5]] as const };
+  const sampling = { ...PLAIN_SAMPLING, temperature: 0, logitBias: [[99, 5]] as const };
   expect(sample(Float32Array.from([1, 3, 3]), sampling, state({ forbidden: [77] }))).toBe(1);
 });
 

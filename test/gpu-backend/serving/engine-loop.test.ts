@@ -6,6 +6,7 @@ import type { GenerateRequest } from '../../../gpu-backend/serving/engine.ts';
 import { EngineLoop } from '../../../gpu-backend/serving/engine-loop.ts';
 import { denseMask } from '../../../shared/mask.ts';
 import { openEmitted, randomLlama } from '../../support/random-llama.ts';
+import { PLAIN_SAMPLING } from '../../support/sampling.ts';
 
 const LIMITS = {
   runningMax: 8,
@@ -15,23 +16,12 @@ const LIMITS = {
   cacheTokensMax: 1024,
   prefixTokensMax: 0,
 };
-const SAMPLING = {
-  temperature: 0,
-  topP: 1,
-  topK: 0,
-  minP: 0,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  repetitionPenalty: 1,
-  logitBias: [],
-  seed: 11,
-};
 const request = (tenant: string, changes: Partial<GenerateRequest>): GenerateRequest => ({
   requestId: tenant,
   tenant,
   promptTokenIds: new Int32Array(10),
   plan: { mask: denseMask(8), kv: 'preserve' },
-  sampling: SAMPLING,
+  sampling: { ...PLAIN_SAMPLING, temperature: 0, seed: 11 },
   maxTokens: 4,
   minTokens: 0,
   stopTokenIds: [],

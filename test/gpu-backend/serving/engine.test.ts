@@ -15,6 +15,7 @@ import {
   withSurrogates,
 } from '../../../shared/mask.ts';
 import { randomLlama } from '../../support/random-llama.ts';
+import { PLAIN_SAMPLING } from '../../support/sampling.ts';
 
 /** Room for answers that do not end by themselves while a test looks on. */
 const CONTEXT_TOKENS = 8192;
@@ -41,17 +42,7 @@ const request = (changes: Partial<GenerateRequest> = {}): GenerateRequest => ({
   tenant: 'acme',
   promptTokenIds: Int32Array.from({ length: 40 }, (_, i) => (i * 37) % 320),
   plan: { mask: denseMask(8), kv: 'preserve' },
-  sampling: {
-    temperature: 1,
-    topP: 1,
-    topK: 0,
-    minP: 0,
-    presencePenalty: 0,
-    frequencyPenalty: 0,
-    repetitionPenalty: 1,
-    logitBias: [],
-    seed: 11,
-  },
+  sampling: { ...PLAIN_SAMPLING, seed: 11 },
   maxTokens: 20,
   minTokens: 0,
   stopTokenIds: [],
