@@ -19,16 +19,19 @@ export function createAsciiWordPiece(ids: ReadonlyMap<string, number>, unkTokenI
     ),
   );
 
-  /** Greedy: always the longest piece that is known. A word with a rest that is not known is unknown as a whole. */
+  /**
+   * Of a word that is not known as a whole. Greedy: always the longest piece that is known. If a rest is not known either,
+   * all of the word is unknown.
+   */
   const pushPieces = (found: number[], word: string): void => {
     const before = found.length;
     let start = word.length > WORD_CHARS_MAX ? -1 : 0;
     while (start >= 0 && start < word.length) {
       const pieces = start === 0 ? ids : continued;
-      let end = word.length;
+      let end = start === 0 ? word.length - 1 : word.length;
       let id: number | undefined;
       while (end > start) {
-        id = pieces.get(start === 0 && end === word.length ? word : word.slice(start, end));
+        id = pieces.get(word.slice(start, end));
         if (id !== undefined) break;
         end--;
       }
