@@ -204,7 +204,7 @@ describe('hedging', () => {
         });
       });
   const outcome = (kind: 'answer' | 'cancelled', name: string): Named =>
-    kind === 'answer' ? { kind, response: new Response(), rest: (work) => work, name } : { kind, name };
+    kind === 'answer' ? { kind, response: new Response(), rest: undefined, name } : { kind, name };
   const run = async (
     first: [number, 'answer' | 'cancelled'],
     second: [number, 'answer' | 'cancelled'],

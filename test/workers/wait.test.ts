@@ -1,6 +1,6 @@
 /** One timer waits for all pieces of a stream, and each of them is waited for as long as it may take. */
 import { afterEach, expect, it, vi } from 'vitest';
-import { createPieceWait } from '../../workers/services/piece-wait.ts';
+import { createWait } from '../../workers/services/wait.ts';
 
 const LIMIT_ms = 60;
 
@@ -11,20 +11,22 @@ afterEach(() => vi.restoreAllMocks());
 
 it('takes one timer for many pieces', async () => {
   const timers = vi.spyOn(globalThis, 'setTimeout');
-  const wait = createPieceWait(LIMIT_ms);
-  for (let piece = 0; piece < 100; piece++) expect(await wait.within(Promise.resolve(piece))).toBe(piece);
+  const wait = createWait(LIMIT_ms);
+  for (let piece = 0; piece < 100; piece++)
+    expect(await wait.within(Promise.resolve(piece), LIMIT_ms)).toBe(piece);
   wait.end();
   expect(timers).toHaveBeenCalledTimes(1);
 });
 
 it('gives a piece all of its time, however long the stream is on', async () => {
-  const wait = createPieceWait(LIMIT_ms);
-  for (let piece = 0; piece < 6; piece++) expect(await wait.within(slow(piece, LIMIT_ms / 2))).toBe(piece);
+  const wait = createWait(LIMIT_ms);
+  for (let piece = 0; piece < 6; piece++)
+    expect(await wait.within(slow(piece, LIMIT_ms / 2), LIMIT_ms)).toBe(piece);
   const started_ms = Date.now();
   const last = slow('last', 3 * LIMIT_ms);
   const late: string[] = [];
   for (;;) {
-    const found = await wait.within(last);
+    const found = await wait.within(last, LIMIT_ms);
     if (found === 'last') break;
     late.push(found);
   }
@@ -34,8 +36,17 @@ it('gives a piece all of its time, however long the stream is on', async () => {
   wait.end();
 });
 
+it('keeps limits of several lengths', async () => {
+  const wait = createWait(LIMIT_ms);
+  expect(await wait.within(slow('headers', 2 * LIMIT_ms), 10 * LIMIT_ms)).toBe('headers');
+  const started_ms = Date.now();
+  expect(await wait.within(slow('rest', 10 * LIMIT_ms), LIMIT_ms)).toBe('late');
+  expect(Date.now() - started_ms).toBeGreaterThanOrEqual(LIMIT_ms - 5);
+  expect(Date.now() - started_ms).toBeLessThan(5 * LIMIT_ms);
+});
+
 it('throws what the piece throws', async () => {
-  const wait = createPieceWait(LIMIT_ms);
-  await expect(wait.within(Promise.reject(new Error('broken off')))).rejects.toThrow('broken off');
+  const wait = createWait(LIMIT_ms);
+  await expect(wait.within(Promise.reject(new Error('broken off')), LIMIT_ms)).rejects.toThrow('broken off');
   wait.end();
 });

@@ -14,12 +14,12 @@ import { streamOf } from '../services/answer-tap.ts';
 import { type Patience, patienceOf } from '../services/backends/patience.ts';
 import { edgeUrl } from '../services/edge-url.ts';
 import { type ClientBody, forwardedBody } from '../services/forwarded-body.ts';
-import { createPieceWait } from '../services/piece-wait.ts';
 import { placeOf, regionOf } from '../services/region.ts';
 import type { RequestRecord, WatchedAnswer, WatchedBody } from '../services/request-record.ts';
 import { denseDecision } from '../services/route.ts';
 import { type RoutableBody, type Routed, routeEcho, routeRequest } from '../services/routing.ts';
 import { type RelayOptions, relayStream } from '../services/stream-relay.ts';
+import { createWait } from '../services/wait.ts';
 import { decisionHeaders, serverTiming } from './decision-headers.ts';
 
 const chatSchemaFor = fittedTo(chatRequestSchema);
@@ -92,9 +92,10 @@ async function admitted(
   services.traffic.seen(caller.tenant, routed, holdOf(c));
   const sent = { aByte: false };
   const answering = record.watch(ask(c, client, { routable, patience, record, sent, headers }, routed));
-  const wait = createPieceWait(services.config.STREAM_KEEPALIVE_MS);
-  const early = routable.body.stream === true ? await wait.within(answering) : await answering;
-  const relay = { wait, requestId: c.get('requestId') };
+  const { STREAM_KEEPALIVE_MS: keepalive_ms } = services.config;
+  const wait = createWait(keepalive_ms);
+  const early = routable.body.stream === true ? await wait.within(answering, keepalive_ms) : await answering;
+  const relay = { wait, keepalive_ms, requestId: c.get('requestId') };
   if (early !== 'late') return answer(early, headers, relay);
   // No backend has answered yet. A comment keeps the client; the status is sent with it, so nothing is tried again.
   sent.aByte = true;

@@ -3,6 +3,7 @@
  * says at its end about its cost. Nothing is held back or copied; only the last pieces are kept, and read once
  * the answer is over.
  */
+import { createWait } from './wait.ts';
 
 /** More than the last event of any stream, and than what follows the choices of a whole answer. */
 const TAIL_BYTES = 16 * 1024;
@@ -71,21 +72,7 @@ export function tapAnswer(
   let dropped = 0;
   let firstAt_ms: number | null = null;
   let ended = false;
-  /** Since when somebody waits for bytes; undefined while nobody does. */
-  let waitsSince_ms: number | undefined;
-  let stalled = false;
-
-  // One timer a stream, which looks again later: one a piece would cost every piece.
-  const look = (): void => {
-    const waited_ms = waitsSince_ms === undefined ? 0 : Date.now() - waitsSince_ms;
-    if (waited_ms < stall_ms) {
-      timer = setTimeout(look, stall_ms - waited_ms);
-      return;
-    }
-    stalled = true;
-    reader.cancel().catch(() => {});
-  };
-  let timer = setTimeout(look, stall_ms);
+  const wait = createWait(stall_ms);
 
   const hear = (chunk: Uint8Array): void => {
     if (isComment(chunk)) return;
@@ -101,7 +88,7 @@ export function tapAnswer(
   const end = (how: AnswerEnd['how']): void => {
     if (ended) return;
     ended = true;
-    clearTimeout(timer);
+    wait.end();
     signal.removeEventListener('abort', left);
     const text = utf8.decode(join(tail, tail_bytes));
     tail = [];
@@ -115,16 +102,17 @@ export function tapAnswer(
   return {
     async read() {
       try {
-        waitsSince_ms = Date.now();
-        const piece = await reader.read();
-        waitsSince_ms = undefined;
-        if (stalled) throw new Error('it was called off');
+        const piece = await wait.within(reader.read(), stall_ms);
+        if (piece === 'late') {
+          reader.cancel().catch(() => {});
+          throw new Error(`no bytes for ${stall_ms} ms`);
+        }
         if (piece.done) end('complete');
         else hear(piece.value);
         return piece;
       } catch (error) {
         end(signal.aborted ? 'cancelled' : 'broken');
-        throw stalled ? new Error(`no bytes for ${stall_ms} ms`, { cause: error }) : error;
+        throw error;
       }
     },
     async cancel(reason) {

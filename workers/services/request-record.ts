@@ -8,7 +8,7 @@ import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AskBackends, answerCost } from './answer-cost.ts';
 import { type Heard, hearWhole, type TappedBody, tapAnswer } from './answer-tap.ts';
 import type { Caller } from './api-keys.ts';
-import { isSmallWhole, type Rest } from './backends/attempt.ts';
+import type { Rest } from './backends/attempt.ts';
 import type { Patience } from './backends/patience.ts';
 import type { Budgets, Reservation } from './budgets.ts';
 import type { Hold } from './deadline.ts';
@@ -43,8 +43,8 @@ export interface RequestRecord {
   readonly answerTokensMax: number | undefined;
   reserved(reservation: Reservation | null, answerTokensMax: number | undefined): void;
   routed(routed: Routed): void;
-  /** `backend`: the id of the one that answers. */
-  answeredBy(backend: string, rest: Rest): void;
+  /** `backend`: the id of the one that answers; `rest`: how its small whole answer is read, undefined for any other. */
+  answeredBy(backend: string, rest: Rest | undefined): void;
   /** A backend was given up in silence: whatever comes of the request, it may have worked on it. */
   late(): void;
   /**
@@ -74,7 +74,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   let answerTokensMax: number | undefined;
   let routed: Routed | undefined;
   let answerer: string | undefined;
-  let restOf: Rest = (work) => work;
+  let restOf: Rest | undefined;
   let gaveUp = false;
   let closed = false;
 
@@ -162,7 +162,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
 
   const follow = async (response: Response): Promise<WatchedAnswer> => {
     const { headers, ok, status } = response;
-    if (ok && isSmallWhole(headers)) {
+    if (restOf !== undefined) {
       const bytes = await restOf(response.arrayBuffer()).catch((cause) => {
         throw brokeOff(cause);
       });

@@ -6,8 +6,8 @@
 import { MaskrouteError, type WireError } from '../../shared/errors.ts';
 import type { TappedBody } from './answer-tap.ts';
 import { log, reasonOf } from './log.ts';
-import type { PieceWait } from './piece-wait.ts';
 import type { WatchedAnswer } from './request-record.ts';
+import type { Wait } from './wait.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
@@ -19,12 +19,12 @@ const LINE_FEED = 0x0a;
 const HELD_BYTES_MAX = 1024 * 1024;
 
 /** `wait`: for the backend's next bytes, until a comment is due. */
-export type RelayOptions = { readonly wait: PieceWait; readonly requestId: string };
+export type RelayOptions = { readonly wait: Wait; readonly keepalive_ms: number; readonly requestId: string };
 
 /** Pulled by the client: what it does not read is not read from the backend either. */
 export function relayStream(
   answer: Promise<WatchedAnswer>,
-  { wait, requestId }: RelayOptions,
+  { wait, keepalive_ms, requestId }: RelayOptions,
 ): ReadableStream<Bytes> {
   let reader: TappedBody | undefined;
   let pending: Promise<Bytes | undefined> | undefined;
@@ -55,7 +55,7 @@ export function relayStream(
         try {
           for (;;) {
             pending ??= read();
-            const bytes = await wait.within(pending);
+            const bytes = await wait.within(pending, keepalive_ms);
             if (bytes === 'late') return controller.enqueue(KEEPALIVE);
             pending = undefined;
             if (bytes === undefined) {

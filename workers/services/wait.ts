@@ -1,31 +1,32 @@
 /**
- * Waiting for one piece of a stream after the other, for each a while at most, with one timer for many pieces: one a
- * piece would be a fifth of what a token costs the edge.
+ * Waiting for one thing after the other, each for a while at most, with one timer for all of them. A timer is a fortieth
+ * of what a request costs the edge's main thread, and a fifth of what a token does.
  */
 
-export interface PieceWait {
-  /** What `work` gives or throws, or `late` when it takes longer than the limit. One wait at a time. */
-  within<T>(work: Promise<T>): Promise<T | 'late'>;
+export interface Wait {
+  /** What `work` gives or throws, or `late` when it takes longer than `limit_ms`. One wait at a time. */
+  within<T>(work: Promise<T>, limit_ms: number): Promise<T | 'late'>;
   /** Nothing is waited for any more. */
   end(): void;
 }
 
-export function createPieceWait(limit_ms: number): PieceWait {
+/** @param limitMin_ms the shortest limit that will be asked for: the timer looks so often. */
+export function createWait(limitMin_ms: number): Wait {
   let timer: ReturnType<typeof setTimeout> | undefined;
-  let since_ms = 0;
+  let until_ms = 0;
   let giveUp = (_late: 'late'): void => {};
 
   // A wait that is over by now does not mind being given up.
   const look = (): void => {
-    const left_ms = limit_ms - (Date.now() - since_ms);
-    timer = left_ms > 0 ? setTimeout(look, left_ms) : undefined;
+    const left_ms = until_ms - Date.now();
+    timer = left_ms > 0 ? setTimeout(look, Math.min(left_ms, limitMin_ms)) : undefined;
     if (left_ms <= 0) giveUp('late');
   };
 
   return {
-    within<T>(work: Promise<T>) {
-      since_ms = Date.now();
-      timer ??= setTimeout(look, limit_ms);
+    within<T>(work: Promise<T>, limit_ms: number) {
+      until_ms = Date.now() + limit_ms;
+      timer ??= setTimeout(look, limitMin_ms);
       return new Promise<T | 'late'>((resolve, reject) => {
         giveUp = resolve;
         work.then(resolve, reject);

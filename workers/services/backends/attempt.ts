@@ -6,8 +6,8 @@ import { HEADERS } from '../../../shared/protocol.ts';
 import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../../limits.ts';
 import { parseOrNull, readBounded } from '../bounded.ts';
 import { log, reasonOf } from '../log.ts';
+import { createWait } from '../wait.ts';
 import type { Send } from './network.ts';
-import { LateError, startWait } from './wait.ts';
 
 export type BackendRequest = {
   readonly path: string;
@@ -19,7 +19,7 @@ export type BackendRequest = {
   readonly signal: AbortSignal;
   /** Until the first byte of the answer, all attempts together. */
   readonly timeout_ms: number;
-  /** For the rest of a small whole answer; undefined: as long as it takes. Whoever sets it reads with the answer's `rest`. */
+  /** For the rest of a small whole answer; undefined: as long as it takes. Whoever sets it reads by the answer's `rest`. */
   readonly stall_ms?: number;
   /** JSON text; a GET without it. */
   readonly body?: string;
@@ -28,7 +28,7 @@ export type BackendRequest = {
 /** What came of it, as far as the next step depends on that. */
 export type Outcome =
   /** The backend's word: a success, or an error that every backend would answer. */
-  | { readonly kind: 'answer'; readonly response: Response; readonly rest: Rest }
+  | { readonly kind: 'answer'; readonly response: Response; readonly rest: Rest | undefined }
   /** An error of its own that another backend may not have; the client gets it when there is no other. */
   | { readonly kind: 'refused'; readonly response: Response; readonly why: Refusal }
   /** No answer, or none of the protocol. `again`: the same backend may do better in a moment. */
@@ -37,7 +37,9 @@ export type Outcome =
   | { readonly kind: 'late'; readonly waited_ms: number }
   | { readonly kind: 'cancelled' };
 
-/** Gives what `work` gives of a small whole answer. @throws LateError when the backend stalls in its middle. */
+/**
+ * Of a small whole answer: gives what `work`, which reads it, gives. @throws Error when the backend stalls in its middle.
+ */
 export type Rest = <T>(work: Promise<T>) => Promise<T>;
 
 /** `stopping`: it is about to be gone, and another one may already answer at its address. */
@@ -57,7 +59,7 @@ export type Sending = {
 };
 
 /** Whether an answer is over when it begins: no stream, and known to be small. */
-export function isSmallWhole(headers: Headers): boolean {
+function isSmallWhole(headers: Headers): boolean {
   const length = headers.get('content-length');
   if (length === null || Number(length) > WHOLE_BYTES_MAX) return false;
   return headers.get('content-type')?.startsWith('text/event-stream') !== true;
@@ -75,8 +77,16 @@ export async function attempt({
   left_ms,
 }: Sending): Promise<Outcome> {
   const { stall_ms } = request;
-  // A backend stops by itself when the caller's time is over: it is told that.
-  const wait = startWait({ signal, timeout_ms, isKnown: timeout_ms === left_ms, rest_ms: stall_ms });
+  const wait = createWait(Math.min(timeout_ms, stall_ms ?? timeout_ms));
+  // A backend stops by itself when the caller's time is over: it is told that. A controller that hears of another signal
+  // is a twelfth of what a request costs, so there is one only where this backend is given up before.
+  const controller = timeout_ms === left_ms ? undefined : controlledBy(signal);
+  const inTime = async <T>(work: Promise<T>, limit_ms: number): Promise<T> => {
+    const found = await wait.within(work, limit_ms);
+    if (found !== 'late') return found;
+    controller?.abort();
+    throw new LateError(`nothing came for ${limit_ms} ms`);
+  };
   let isRestLeft = false;
   let sent: Promise<Response> | undefined;
   try {
@@ -93,13 +103,16 @@ export async function attempt({
       },
       redirect: 'manual',
       // Aborting it is how a hang-up reaches the engine, before the first byte too.
-      signal: wait.signal,
+      signal: controller?.signal ?? signal,
       ...(request.body === undefined ? {} : { body: request.body }),
     });
-    const response = await wait.headers(sent);
-    const hasRest = stall_ms !== undefined && response.ok && isSmallWhole(response.headers);
-    const outcome = await judge(response, request, hasRest ? wait.rest : plainly);
-    isRestLeft = hasRest && outcome.kind === 'answer';
+    const response = await inTime(sent, timeout_ms);
+    const rest: Rest | undefined =
+      stall_ms !== undefined && response.ok && isSmallWhole(response.headers)
+        ? (work) => inTime(work, stall_ms).finally(wait.end)
+        : undefined;
+    const outcome = await judge(response, request, rest);
+    isRestLeft = rest !== undefined && outcome.kind === 'answer';
     return outcome;
   } catch (error) {
     if (signal.aborted) return { kind: 'cancelled' };
@@ -116,7 +129,15 @@ export async function attempt({
   }
 }
 
-const plainly: Rest = (work) => work;
+class LateError extends Error {}
+
+/** Aborts with `signal`, too. `AbortSignal.any` of two takes the runtime a good deal longer to make. */
+function controlledBy(signal: AbortSignal): AbortController {
+  const controller = new AbortController();
+  if (signal.aborted) controller.abort(signal.reason);
+  else signal.addEventListener('abort', () => controller.abort(signal.reason), { once: true });
+  return controller;
+}
 
 /** Drops an answer that comes too late. */
 function forget(sent: Promise<Response>): void {
@@ -157,7 +178,7 @@ async function foreign(response: Response, { requestId }: BackendRequest, reason
   return { kind: 'failed', error, again: false };
 }
 
-async function judge(response: Response, request: BackendRequest, rest: Rest): Promise<Outcome> {
+async function judge(response: Response, request: BackendRequest, rest: Rest | undefined): Promise<Outcome> {
   const { status } = response;
   const type = response.headers.get('content-type') ?? '';
   if (status === 401 || status === 403) {
@@ -183,7 +204,7 @@ async function judge(response: Response, request: BackendRequest, rest: Rest): P
   if (harmless !== undefined || (status >= 500 && !FINAL_CODES.includes(code))) {
     return { kind: 'refused', response: said, why: harmless ?? 'sick' };
   }
-  return { kind: 'answer', response: said, rest: plainly };
+  return { kind: 'answer', response: said, rest: undefined };
 }
 
 /** A body that is only named costs a stream, so it is not where the length is known. */

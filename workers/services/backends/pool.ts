@@ -34,7 +34,8 @@ export type PoolRequest = BackendRequest & {
 export type Answer = {
   readonly response: Response;
   readonly backend: string;
-  readonly rest: Rest;
+  /** Undefined for a stream, a large answer or an error. */
+  readonly rest: Rest | undefined;
 };
 
 export interface Backends {
@@ -241,7 +242,7 @@ function startRun(parts: PoolParts, request: PoolRequest, backends: readonly Liv
         case 'answer':
           return said;
         case 'refused':
-          return { response: said.response, backend: said.backend, rest: (work) => work };
+          return { response: said.response, backend: said.backend, rest: undefined };
         case 'failed':
           throw said.error;
         case 'late':
