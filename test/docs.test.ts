@@ -1,0 +1,56 @@
+/** The documents: every link leads somewhere, every name of a section is its own, and README stays short. */
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import path from 'node:path';
+import { describe, expect, it, test } from 'vitest';
+
+const DOCUMENTS = [
+  ...['README.md', 'ARCHITECTURE.md', 'CONTRIBUTING.md', 'LOG.md'],
+  ...readdirSync('docs').flatMap((name) => (name.endsWith('.md') ? [`docs/${name}`] : [])),
+];
+const README_LINES_MAX = 120;
+
+/** Code has brackets and number signs of its own. */
+const proseOf = (file: string): string => readFileSync(file, 'utf8').replace(/^ *```.*?^ *```$/gms, '');
+
+/** As code hosts make them of headings: only letters, digits, `-` and `_` stay, spaces become dashes. */
+const anchorsOf = (file: string): string[] =>
+  [...proseOf(file).matchAll(/^#+ (.+)$/gm)].map(([, heading]) =>
+    heading!
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N} _-]/gu, '')
+      .replaceAll(' ', '-'),
+  );
+
+/** Targets of `[text](target)` and `[name]: target`; of `[text][name]` and `[name]` those that name nothing. */
+function linksOf(file: string): { targets: string[]; undefinedNames: string[] } {
+  const prose = proseOf(file).replace(/`[^`]*`/g, '');
+  const inline = [...prose.matchAll(/\]\(([^)\s]+)\)/g)].map(([, target]) => target!);
+  const named = new Map([...prose.matchAll(/^\[([^\]]+)\]: (\S+)$/gm)].map(([, name, to]) => [name!, to!]));
+  const used = [...prose.matchAll(/\[([a-z-]+)\](?![(:[])/g)].map(([, name]) => name!);
+  const undefinedNames = used.filter((name) => !named.has(name));
+  return { targets: [...inline, ...named.values()], undefinedNames };
+}
+
+describe.each(DOCUMENTS)('%s', (file) => {
+  it('leads to files and sections that are there', () => {
+    const { targets, undefinedNames } = linksOf(file);
+    expect(undefinedNames).toEqual([]);
+    for (const target of targets.filter((to) => !/^[a-z]+:/.test(to))) {
+      const [to, anchor] = target.split('#') as [string, string?];
+      const found = to === '' ? file : path.join(path.dirname(file), to);
+      expect(existsSync(found), `${target}: no such file`).toBe(true);
+      if (anchor !== undefined) expect(anchorsOf(found), `${target}: no such section`).toContain(anchor);
+    }
+  });
+
+  it('gives each section a name of its own', () => {
+    const anchors = anchorsOf(file);
+    expect(anchors.filter((anchor, i) => anchors.indexOf(anchor) !== i)).toEqual([]);
+  });
+});
+
+test('README is a screen and a half, and leads to every page of docs', () => {
+  const text = readFileSync('README.md', 'utf8');
+  expect(text.trimEnd().split('\n').length).toBeLessThanOrEqual(README_LINES_MAX);
+  for (const file of DOCUMENTS.slice(1)) expect(text).toContain(`](${file})`);
+});
