@@ -1,4 +1,9 @@
-/** The backend, wired: an installed model, its engine, and the HTTP API over it. The one place that knows all. */
+/**
+ * The backend, wired: an installed model, its engine, and the HTTP API over it. No other file knows all three.
+ *
+ * It computes on the CPU today, through onnxruntime-node's CPU provider (`onnx/session.ts`). There is no GPU yet, though
+ * the folder is named for one.
+ */
 import { join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
 import type { Logger } from 'pino';
