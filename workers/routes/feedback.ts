@@ -33,7 +33,6 @@ export const feedback = new Hono<AppEnv>()
       comment: comment ?? null,
       createdAt_ms: Date.now(),
     };
-    await d1(insertFeedback(services.db, row));
     const { tenant, keyId: key_id } = caller;
     const event = {
       kind: 'rating',
@@ -43,7 +42,10 @@ export const feedback = new Hono<AppEnv>()
       rating,
       created_at_ms: row.createdAt_ms,
     } as const;
-    holdOf(c)(services.events.send(event));
+    const kept = d1(insertFeedback(services.db, row));
+    // Held from here on: a client that does not wait for the answer is one whose rating counts, too.
+    holdOf(c)(kept.then(() => services.events.send(event)).catch(() => {}));
+    await kept;
     return c.json({ object: 'maskroute.feedback', id, rating }, 201);
   })
   .all('/feedback', methodNotAllowed('POST'));

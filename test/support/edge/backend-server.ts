@@ -207,6 +207,8 @@ async function answer(
       response.destroy();
       return;
     case 'half-whole':
+    case 'half-whole-vanishes':
+      made.forgotten = behaviour === 'half-whole-vanishes';
       made.completion_tokens = WORDS;
       response.writeHead(200, { 'content-type': 'application/json', 'content-length': 1000 });
       response.write('{"id":"chatcmpl-');
