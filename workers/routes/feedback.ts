@@ -42,10 +42,10 @@ export const feedback = new Hono<AppEnv>()
       rating,
       created_at_ms: row.createdAt_ms,
     } as const;
-    const kept = d1(insertFeedback(services.db, row));
-    // Held from here on: a client that does not wait for the answer is one whose rating counts, too.
+    const kept = insertFeedback(services.db, row);
+    // What is kept is counted, also when the client does not wait for that, or D1 takes longer than anybody waits.
     holdOf(c)(kept.then(() => services.events.send(event)).catch(() => {}));
-    await kept;
+    await d1(kept);
     return c.json({ object: 'maskroute.feedback', id, rating }, 201);
   })
   .all('/feedback', methodNotAllowed('POST'));
