@@ -56,7 +56,9 @@ export type BackendOptions = {
 
 export type RunningBackend = {
   readonly url: string;
-  /** Running answers finish, within bounds; then the port and the engine close. Safe to call twice. */
+  /** Running answers finish, within bounds; what they cost can still be asked. */
+  drain(): Promise<void>;
+  /** Drains; then the port and the engine close. Safe to call twice. */
   close(): Promise<void>;
 };
 
@@ -108,6 +110,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     log.info({ url: server.url, model: model.name }, 'ready');
     return {
       url: server.url,
+      drain: server.drain,
       close: closeOnce(
         server.close,
         engine,

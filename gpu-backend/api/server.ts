@@ -18,9 +18,11 @@ const SWEEP_ms = 20;
 export type RunningServer = {
   readonly url: string;
   /**
-   * Readiness turns to 503, new completions are refused and connections are not kept; what runs finishes (bounded by `drain_ms`); then
-   * the port closes.
+   * Readiness turns to 503, new completions are refused and connections are not kept; resolves when what ran has
+   * finished (bounded by `drain_ms`). What answers cost can still be asked.
    */
+  drain(): Promise<void>;
+  /** Drains; then the port closes. */
   close(): Promise<void>;
 };
 
@@ -41,12 +43,18 @@ export async function startServer(
   server.listen(port, hostname);
   await once(server, 'listening');
   const { port: bound } = server.address() as AddressInfo;
+  let draining: Promise<void> | undefined;
   let closing: Promise<void> | undefined;
-  const stop = async () => {
+  let sweep: NodeJS.Timeout | undefined;
+  const drain = () => {
     // Clients keep connections open; each goes once its last answer is out, so that they come back on new ones, which a
     // balancer leads to others.
-    const sweep = setInterval(() => server.closeIdleConnections(), SWEEP_ms);
-    await parts.lifecycle.drain(parts.limits.drain_ms, parts.limits.ending_ms);
+    sweep ??= setInterval(() => server.closeIdleConnections(), SWEEP_ms);
+    draining ??= parts.lifecycle.drain(parts.limits.drain_ms, parts.limits.ending_ms);
+    return draining;
+  };
+  const stop = async () => {
+    await drain();
     const closed = once(server, 'close');
     server.close();
     const flush = setTimeout(() => server.closeAllConnections(), FLUSH_ms);
@@ -56,6 +64,7 @@ export async function startServer(
   };
   return {
     url: `http://${hostname.includes(':') ? `[${hostname}]` : hostname}:${bound}`,
+    drain,
     close: () => {
       closing ??= stop();
       return closing;

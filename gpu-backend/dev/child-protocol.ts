@@ -4,15 +4,23 @@
  */
 import { type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 
-export type ToChild<Config> = { readonly type: 'start'; readonly config: Config } | { readonly type: 'stop' };
+export type ToChild<Config> =
+  | { readonly type: 'start'; readonly config: Config }
+  | { readonly type: 'drain' }
+  | { readonly type: 'stop' };
 export type FromChild =
   | ({ readonly type: 'ready' } & Addresses)
+  | { readonly type: 'drained' }
   | { readonly type: 'failed'; readonly code: ErrorCode; readonly message: string };
 
 /** `workerUrl`: the edge's worker itself, past the door in front of it. */
 export type Addresses = { readonly url: string; readonly workerUrl?: string | undefined };
 
-export type Service = Addresses & { close(): Promise<void> };
+export type Service = Addresses & {
+  /** Takes no new work and ends what runs; it still answers questions about that. */
+  drain?(): Promise<void>;
+  close(): Promise<void>;
+};
 
 /** How long a child may take to end once its parent is gone. */
 const ORPHAN_CLOSE_ms = 2000;
@@ -33,6 +41,10 @@ export function serveParent<Config>(start: (config: Config) => Promise<Service>)
       process.send?.(failure(error), () => process.exit(1));
     }
   };
+  const drain = async () => {
+    await service?.drain?.();
+    process.send?.({ type: 'drained' } satisfies FromChild);
+  };
   const end = async (code: number) => {
     await service?.close();
     process.exit(code);
@@ -41,6 +53,9 @@ export function serveParent<Config>(start: (config: Config) => Promise<Service>)
     switch (message.type) {
       case 'start':
         void begin(message.config);
+        return;
+      case 'drain':
+        void drain();
         return;
       case 'stop':
         void end(0);

@@ -19,6 +19,8 @@ export type Child = Addresses & {
   readonly pid: number;
   /** Resolves with the reason once the process has ended. */
   readonly ended: Promise<string>;
+  /** Takes no new work; resolves when none runs, when the process has ended, or after `limit_ms`. */
+  drain(limit_ms: number): Promise<void>;
   /** Closes in good order; killed when that takes longer than `limit_ms`. */
   stop(limit_ms: number): Promise<void>;
 };
@@ -48,11 +50,17 @@ export async function startChild<Config>(options: ChildOptions<Config>): Promise
     await ended;
     throw new MaskrouteError(answer.code, answer.message);
   }
+  if (answer.type !== 'ready') throw new Error(`the ${options.name} began with ${answer.type}`);
   return {
     url: answer.url,
     workerUrl: answer.workerUrl,
     pid: child.pid!,
     ended,
+    async drain(limit_ms) {
+      const drained = once(child, 'message');
+      tell({ type: 'drain' });
+      await Promise.race([drained, ended, sleep(limit_ms, undefined, { ref: false })]);
+    },
     async stop(limit_ms) {
       tell({ type: 'stop' });
       const inTime = await Promise.race([ended.then(() => true), sleep(limit_ms, false, { ref: false })]);

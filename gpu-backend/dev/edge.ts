@@ -1,6 +1,7 @@
 /** The edge on this machine: the worker bundled as it is deployed, in real workerd with a D1 on disk. */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { build } from 'esbuild';
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import { MaskrouteError } from '../../shared/errors.ts';
@@ -24,6 +25,7 @@ export type Edge = {
   readonly url: string;
   /** workerd's own socket, past the door: nobody there notices a client that hangs up. */
   readonly workerUrl: string;
+  /** Lets what is under way end, and what was told of it be counted. */
   readonly close: () => Promise<void>;
 };
 
@@ -47,7 +49,8 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
       workerUrl: `http://127.0.0.1:${port}`,
       close: async () => {
         clearInterval(cron);
-        await front.close();
+        await front.close(ANSWERS_END_ms);
+        await drain(miniflare);
         await miniflare.dispose();
       },
     };
@@ -74,10 +77,79 @@ const V8_FLAGS = '--min-semi-space-size=16 --max-semi-space-size=32';
  * name leads past them.
  */
 const DOOR = 'door';
-const MAIN_MODULE = `
+
+/** How long answers that are under way may go on after a stop, where nobody has ended them before. */
+const ANSWERS_END_ms = 5_000;
+/** Longer than counting that failed takes to be tried again. */
+const DRAIN_ms = 45_000;
+const DRAIN_CRON = 'drain';
+const DRAIN_POLL_ms = 20;
+
+/**
+ * Miniflare keeps a queue in memory, so what waits in it is lost with the process, and what waits for it in the worker,
+ * too. It is therefore counted sooner than on the platform, whose queues last: what a kill takes along is the last
+ * second of usage ({@link drain} leaves nothing to a stop).
+ */
+const QUEUE_WAIT_MAX_s = 0.5;
+
+/**
+ * What the platform does by itself: work that is held goes on, and so does what is in a queue. Here that ends with the
+ * process, so the worker that is told to drain says when none is left: what was held has ended, and then a mark that
+ * goes through each queue has come out.
+ */
+const mainModule = (queues: readonly string[]): string => `
+import worker from './worker.js';
 export * from './worker.js';
-export { default, default as ${DOOR} } from './worker.js';
+
+let working = 0;
+const marks = new Set();
+const work_ = async (work) => {
+  working++;
+  try {
+    return await work;
+  } finally {
+    working--;
+  }
+};
+const held = (context) => ({ waitUntil: (work) => context.waitUntil(work_(work)) });
+const until = async (isSo) => {
+  while (!isSo()) await new Promise((resolve) => setTimeout(resolve, ${DRAIN_POLL_ms}));
+};
+
+const local = {
+  fetch: (request, env, context) => worker.fetch(request, env, held(context)),
+  async queue(batch, env, context) {
+    let isRepeated = false;
+    const retryAll = (options) => {
+      isRepeated = true;
+      batch.retryAll(options);
+    };
+    const messages = batch.messages.filter(({ body }) => !marks.has(body));
+    await work_(worker.queue({ queue: batch.queue, messages, retryAll }, env, held(context)));
+    // A delivery that failed comes again, and the mark with it.
+    if (!isRepeated) for (const { body } of batch.messages) marks.delete(body);
+  },
+  async scheduled(event, env, context) {
+    if (event.cron !== '${DRAIN_CRON}') return await worker.scheduled?.(event, env, held(context));
+    await until(() => working === 0);
+    for (const queue of ${JSON.stringify(queues)}) {
+      const mark = crypto.randomUUID();
+      marks.add(mark);
+      await env[queue].send(mark);
+    }
+    await until(() => marks.size === 0 && working === 0);
+  },
+};
+export { local as default, local as ${DOOR} };
 `;
+
+async function drain(miniflare: Miniflare): Promise<void> {
+  const work = miniflare.getWorker().then((worker) => worker.scheduled({ cron: DRAIN_CRON }));
+  const late = sleep(DRAIN_ms, 'late' as const, { ref: false });
+  const found = await Promise.race([work.catch((error: unknown) => `${error}`), late]);
+  if (typeof found === 'string')
+    console.error(`the edge ends, and some of its usage is not counted: ${found}`);
+}
 
 /** What the platform's cron trigger does; the worker logs its own failures. */
 async function wake(miniflare: Miniflare): Promise<void> {
@@ -153,7 +225,10 @@ const miniflareOptions = (
     workers: [
       {
         name: config.name,
-        modules: [{ type: 'ESModule', path: 'main.js', contents: MAIN_MODULE }, ...modules],
+        modules: [
+          { type: 'ESModule', path: 'main.js', contents: mainModule(Object.keys(config.queueProducers)) },
+          ...modules,
+        ],
         unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: DOOR }],
         serviceBindings: { [BACKEND_NETWORK]: network },
         compatibilityDate: config.compatibilityDate,
@@ -191,7 +266,7 @@ const statefulBindings = (config: EdgeConfig) => ({
       queue,
       {
         ...(entry.maxBatchSize === undefined ? {} : { maxBatchSize: entry.maxBatchSize }),
-        ...(entry.maxBatchTimeout_s === undefined ? {} : { maxBatchTimeout: entry.maxBatchTimeout_s }),
+        maxBatchTimeout: Math.min(entry.maxBatchTimeout_s ?? QUEUE_WAIT_MAX_s, QUEUE_WAIT_MAX_s),
         ...(entry.maxRetries === undefined ? {} : { maxRetries: entry.maxRetries }),
         ...(entry.retryDelay_s === undefined ? {} : { retryDelay: entry.retryDelay_s }),
         ...(entry.deadLetterQueue === undefined ? {} : { deadLetterQueue: entry.deadLetterQueue }),

@@ -6,31 +6,44 @@
  * A reset it notices at once. Deployed, Cloudflare's own front does this; here it is a pipe that turns the
  * one into the other, as nginx does. Bytes pass through unread.
  */
+import { once } from 'node:events';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 
-export type Front = { readonly port: number; close(): Promise<void> };
+export type Front = {
+  readonly port: number;
+  /** Lets nobody in any more. What is under way goes on; who is not done after `limit_ms` is hung up on. */
+  close(limit_ms: number): Promise<void>;
+};
 
 /**
  * Listens on the loopback interface at `port` (0 picks a free one) and connects everyone to `targetPort`.
  * Rejects with the system's error when the port is taken.
  */
 export async function openFront(port: number, targetPort: number): Promise<Front> {
-  const clients = new Set<Socket>();
+  /** Of every client that is there, its other end. */
+  const workers = new Map<Socket, Socket>();
   const server: Server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
-    clients.add(client);
-    client.on('close', () => clients.delete(client));
-    join(client, connect({ host: '127.0.0.1', port: targetPort, noDelay: true }));
+    const worker = connect({ host: '127.0.0.1', port: targetPort, noDelay: true });
+    workers.set(client, worker);
+    client.on('close', () => workers.delete(client));
+    join(client, worker);
   });
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject).listen(port, '127.0.0.1', resolve);
   });
   return {
     port: (server.address() as { port: number }).port,
-    close: () =>
-      new Promise((resolve) => {
-        server.close(() => resolve());
-        for (const client of clients) client.destroy();
-      }),
+    close: async (limit_ms) => {
+      const closed = once(server, 'close');
+      server.close();
+      // Nothing more comes in, as far as workerd knows: it sends what it has to send, and closes.
+      for (const worker of workers.values()) worker.end();
+      const late = setTimeout(() => {
+        for (const client of workers.keys()) client.destroy();
+      }, limit_ms);
+      await closed;
+      clearTimeout(late);
+    },
   };
 }
 

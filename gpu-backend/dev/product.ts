@@ -27,7 +27,8 @@ const presetFile = (name: string): string => path.join(PRESETS_FOLDER, name);
 const READY_WITHIN_ms = 60_000;
 /** Longer than a backend takes to finish what runs, or to end it. */
 const BACKEND_STOP_ms = 60_000;
-const EDGE_STOP_ms = 5000;
+/** Longer than the edge takes to have counted all that it knows. */
+const EDGE_STOP_ms = 60_000;
 
 export type ProductOptions = {
   readonly home: string;
@@ -54,9 +55,11 @@ export async function startProduct(options: ProductOptions): Promise<Product> {
   const parts: Parts = {};
   const stop = async () => {
     await removeDevFile(home);
-    // The backend finishes what runs while the edge still carries its answers.
-    await parts.backend?.stop(BACKEND_STOP_ms);
+    // The backend finishes what runs while the edge still carries its answers, and stays until the edge has asked it
+    // what those cost whose clients left.
+    await parts.backend?.drain(BACKEND_STOP_ms);
     await parts.edge?.stop(EDGE_STOP_ms);
+    await parts.backend?.stop(BACKEND_STOP_ms);
     unlock();
   };
   try {

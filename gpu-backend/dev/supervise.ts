@@ -8,6 +8,8 @@ const STEADY_ms = 60_000;
 
 export type Supervised = {
   readonly url: string;
+  /** See {@link Child}. One that is down has nothing to drain. */
+  drain(limit_ms: number): Promise<void>;
   stop(limit_ms: number): Promise<void>;
 };
 
@@ -51,6 +53,9 @@ export async function supervise<Config extends { readonly port: number }>(
   const kept = keepRunning();
   return {
     url,
+    async drain(limit_ms) {
+      await child?.drain(limit_ms);
+    },
     async stop(limit_ms) {
       stopping.abort();
       await child?.stop(limit_ms);

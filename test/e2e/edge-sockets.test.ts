@@ -5,6 +5,7 @@
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { connect } from 'node:net';
 import path from 'node:path';
+import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../gpu-backend/dev/edge.ts';
 import { BACKEND_HEADERS } from '../../shared/backends.ts';
@@ -112,6 +113,132 @@ describe('a client that hangs up', () => {
     await expect(reading).rejects.toThrow();
     await vi.waitFor(async () => expect((await recorded(id))!.hungUp).toBe(true), 5_000);
     expect(performance.now() - started_ms).toBeLessThan(1_000);
+  });
+});
+
+/** What was counted of a tenant: by its usage, and by its budget. */
+async function account(tenant: string) {
+  const read = async (route: string) => {
+    const response = await fetch(`${edge.url}/admin/v1${route}`, {
+      headers: { authorization: `Bearer ${ADMIN_KEY}` },
+    });
+    return ((await response.json()) as { data: Record<string, number | string>[] }).data;
+  };
+  const [usage, budget] = await Promise.all([
+    read(`/usage?tenant=${tenant}`),
+    read(`/tenants/${tenant}/budget`),
+  ]);
+  const sum = (name: string) => usage.reduce((total, row) => total + Number(row[name]), 0);
+  const used = (unit: string) => Number(budget.find((one) => one.unit === unit)?.used);
+  return {
+    requests: sum('requests'),
+    tokens: sum('prompt_tokens') + sum('completion_tokens'),
+    budgetRequests: used('requests'),
+    budgetTokens: used('tokens'),
+  };
+}
+
+let tenants = 0;
+async function limitedTenant(): Promise<{ tenant: string; key: string }> {
+  const tenant = `limited-${++tenants}`;
+  await admin('/tenants', { id: tenant, name: tenant, tokens_per_day: 1_000_000, requests_per_day: 1_000 });
+  return { tenant, key: (await admin('/keys', { tenant, name: tenant })).key };
+}
+
+describe('what was made for a client that hung up is counted', () => {
+  /** By usage and by budget alike. */
+  const counted = (tenant: string, requests: number, ids: readonly string[]) =>
+    vi.waitFor(
+      async () => {
+        const spent = await Promise.all(ids.map(spentOn));
+        const tokens = spent.reduce((sum, one) => sum + one, 0);
+        expect(tokens).toBeGreaterThan(0);
+        expect(await account(tenant)).toEqual({
+          ...{ requests, tokens },
+          ...{ budgetRequests: requests, budgetTokens: tokens },
+        });
+      },
+      { timeout: 30_000, interval: 250 },
+    );
+  /** What the backend itself says that it spent; nothing of a request that never reached it. */
+  const spentOn = async (id: string): Promise<number> => {
+    const seen = await recorded(id);
+    if (seen === null) return 0;
+    const { completion } = seen.body!.maskroute as { completion: string };
+    const answer = await (await fetch(`${backend.url}/v1/answers/${completion}`)).json();
+    const { prompt_tokens, completion_tokens } = answer as Record<string, number>;
+    return prompt_tokens! + completion_tokens!;
+  };
+  /** Asks, and leaves when `moment` comes. */
+  const leave = async (
+    key: string,
+    id: string,
+    body: object,
+    moment: (response: Promise<Response>) => Promise<unknown>,
+  ) => {
+    const controller = new AbortController();
+    const headers = { authorization: `Bearer ${key}`, 'x-request-id': id };
+    const response = post('/v1/chat/completions', chat(body), headers, controller.signal);
+    response.then((whole) => whole.text()).catch(() => {});
+    await moment(response);
+    controller.abort();
+  };
+  const arrival = (id: string) =>
+    vi.waitFor(async () => expect(await recorded(id)).not.toBeNull(), { timeout: 5_000, interval: 5 });
+  const after = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+  it.each([
+    ['before the first byte', { user: 'busy' }],
+    ['before the first byte of a stream', { user: 'busy', stream: true }],
+    ['after comments that held the stream open', { user: 'slow-tokens', stream: true }],
+    ['in the middle of a stream', { user: 'stream-forever', stream: true }],
+    ['in the middle of an answer in pieces', { user: 'unsized' }],
+  ])('%s', async (_, body) => {
+    const { tenant, key } = await limitedTenant();
+    const id = `${tenant}-leaves`;
+    await leave(key, id, body, async () => {
+      await arrival(id);
+      await after(100);
+    });
+    await counted(tenant, 1, [id]);
+  });
+
+  it('at whatever moment it was', async () => {
+    const { tenant, key } = await limitedTenant();
+    const moments = fc.sample(
+      fc.record({
+        body: fc.constantFrom<object>(
+          { user: 'busy' },
+          { user: 'busy', stream: true },
+          { user: 'slow-whole' },
+          { user: 'slow-first', stream: true },
+          { stream: true },
+          {},
+        ),
+        // From before the edge has read the request to after the last byte of its answer.
+        leave_ms: fc.integer({ min: 0, max: 24 }).map((step) => step ** 2),
+      }),
+      { numRuns: 60, seed: 1 },
+    );
+    const ids = moments.map((_, index) => `${tenant}-${index}`);
+    await Promise.all(
+      moments.map(({ body, leave_ms }, index) => leave(key, ids[index]!, body, () => after(leave_ms))),
+    );
+    await after(500);
+    const { budgetRequests } = await account(tenant);
+    expect(budgetRequests).toBeGreaterThan(10);
+    await counted(tenant, budgetRequests, ids);
+  }, 60_000);
+
+  it('and nothing is reserved or counted for one that left before its request was whole', async () => {
+    const { tenant, key } = await limitedTenant();
+    const socket = connect(Number(new URL(edge.url).port), '127.0.0.1');
+    const head = `POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ${key}\r\n`;
+    socket.write(`${head}Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{"model": `);
+    await after(200);
+    socket.destroy();
+    await leave(key, `${tenant}-leaves`, { user: 'busy' }, () => arrival(`${tenant}-leaves`));
+    await counted(tenant, 1, [`${tenant}-leaves`]);
   });
 });
 

@@ -4,10 +4,13 @@ import { existsSync, readFileSync, statSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { OpenAI } from 'openai';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import type { DevFile } from '../../gpu-backend/dev/dev-file.ts';
 import { createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { publicationHistory } from '../../gpu-backend/publication/publish.ts';
-import { BY_NPM, createHome, type Run, removeHome, run, start, stop } from './product.ts';
+import { BY_NPM, createHome, type Run, removeHome, run, type Started, start, stop } from './product.ts';
 
 const LIMIT_ms = 180_000;
 
@@ -132,6 +135,101 @@ test(
   },
   LIMIT_ms,
 );
+
+const admin = async ({ edge, adminKey }: DevFile, method: string, route: string, body?: object) => {
+  const response = await fetch(`${edge}/admin/v1${route}`, {
+    method,
+    headers: { authorization: `Bearer ${adminKey}`, 'content-type': 'application/json' },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  });
+  expect(response.ok, `${method} ${route}`).toBe(true);
+  return (await response.json()) as { key: string; data: Record<string, number>[] };
+};
+
+/** What is known of a tenant's use after the next start. */
+async function accountOf(dev: DevFile, tenant: string) {
+  const [row] = (await admin(dev, 'GET', `/usage?tenant=${tenant}`)).data;
+  const [budget] = (await admin(dev, 'GET', `/tenants/${tenant}/budget`)).data;
+  return {
+    requests: row?.requests ?? 0,
+    tokens: (row?.prompt_tokens ?? 0) + (row?.completion_tokens ?? 0),
+    used: budget?.used,
+  };
+}
+
+async function limitedClient({ dev, client }: Started, tenant: string): Promise<OpenAI> {
+  await admin(dev, 'POST', '/tenants', { id: tenant, name: tenant, tokens_per_day: 100_000 });
+  const { key } = await admin(dev, 'POST', '/keys', { tenant, name: tenant });
+  return client.withOptions({ apiKey: key });
+}
+
+async function answers(client: OpenAI, model: string, count: number): Promise<number> {
+  let tokens = 0;
+  for (let i = 0; i < count; i++) {
+    const { usage } = await client.chat.completions.create(hello(model));
+    tokens += usage!.total_tokens;
+  }
+  return tokens;
+}
+
+test(
+  'a stop loses no usage: not of the last answers, nor of one whose client hung up just before',
+  async () => {
+    const first = await started();
+    const { model } = first.dev;
+    const client = await limitedClient(first, 'stopped');
+    const tokens = await answers(client, model, 10);
+    const abort = new AbortController();
+    const endless = { ...hello(model), max_completion_tokens: 1500, ignore_eos: true };
+    const runs = (count: number) =>
+      vi.waitFor(async () => expect(await running(first.dev)).toBe(count), { timeout: 20_000, interval: 5 });
+    await runs(0);
+    const left = client.chat.completions.create(endless, { signal: abort.signal });
+    left.catch(() => {});
+    await runs(1);
+    abort.abort();
+    expect(await stop(first, 'SIGINT')).toBe(0);
+
+    const second = await started();
+    const account = await accountOf(second.dev, 'stopped');
+    expect(account.requests).toBe(11);
+    expect(account.used).toBe(account.tokens);
+    expect(account.tokens).toBeGreaterThan(tokens);
+    expect(account.tokens).toBeLessThan(tokens + 1500);
+  },
+  LIMIT_ms,
+);
+
+/** How many requests the engine works on. */
+async function running({ backend }: DevFile): Promise<number> {
+  const text = await (await fetch(`${backend}/metrics`)).text();
+  return Number(/^num_requests_running(?:\{.*\})? (\d+)/m.exec(text)?.[1]);
+}
+
+/** Longer than usage may be on its way on one machine. */
+const COUNTED_WITHIN_ms = 3_000;
+
+test.runIf(process.platform === 'linux')(
+  'a kill of everything loses the usage of the last seconds at most, and no budget',
+  async () => {
+    const first = await started();
+    const client = await limitedClient(first, 'killed');
+    const tokens = await answers(client, first.dev.model, 10);
+    await sleep(COUNTED_WITHIN_ms);
+    for (const pid of treeOf(first.process.pid!)) process.kill(pid, 'SIGKILL');
+    await first.ended;
+
+    const second = await started();
+    expect(await accountOf(second.dev, 'killed')).toMatchObject({ requests: 10, tokens, used: tokens });
+  },
+  LIMIT_ms,
+);
+
+/** A process and all that it started. */
+function treeOf(pid: number): number[] {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ');
+  return [pid, ...children.filter((child) => child !== '').flatMap((child) => treeOf(Number(child)))];
+}
 
 /** The id of a process's child whose command line holds `entry`. */
 function childOf(parent: number, entry: string): number {

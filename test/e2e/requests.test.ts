@@ -208,16 +208,25 @@ describe('the account', () => {
     let chunks = 0;
     for await (const _chunk of left) if (++chunks === 10) break;
     left.controller.abort();
+    await vi.waitFor(async () => expect(await gauge('num_requests_running')).toBe(0), 20_000);
+    const abort = new AbortController();
+    const unseen = client.chat.completions.create({ ...endless, stream: false }, { signal: abort.signal });
+    unseen.catch(() => {});
+    await vi.waitFor(async () => expect(await gauge('num_requests_running')).toBe(1), {
+      interval: 5,
+      timeout: 20_000,
+    });
+    abort.abort();
 
     const usage = await vi.waitFor(
       async () => {
         const [row] = (await admin('GET', '/usage?tenant=counted')).data;
-        expect(row).toMatchObject({ requests: 3, errors: 1 });
+        expect(row).toMatchObject({ requests: 4, errors: 2 });
         return row!;
       },
-      { timeout: 15_000, interval: 250 },
+      { timeout: 30_000, interval: 250 },
     );
-    expect(usage.prompt_tokens).toBe(3 * whole.usage!.prompt_tokens);
+    expect(usage.prompt_tokens).toBe(4 * whole.usage!.prompt_tokens);
     expect(usage.completion_tokens).toBeGreaterThanOrEqual(2 * whole.usage!.completion_tokens + chunks - 1);
     expect(usage.completion_tokens).toBeLessThan(2 * whole.usage!.completion_tokens + 100);
     const [budget] = (await admin('GET', '/tenants/counted/budget')).data;
@@ -226,6 +235,39 @@ describe('the account', () => {
       used: usage.prompt_tokens! + usage.completion_tokens!,
     });
   });
+
+  test('of many clients that leave at once, in line, at their prompts and at their answers, is whole', async () => {
+    const limits = { requests_per_day: 1_000, tokens_per_day: 1_000_000 };
+    await admin('POST', '/tenants', { id: 'leavers', name: 'Leavers', ...limits });
+    const { key } = await admin('POST', '/keys', { tenant: 'leavers', name: 'e2e' });
+    const client = product.client.withOptions({ apiKey: key });
+    const requests = 24;
+    const leaving = Array.from({ length: requests }, async (_, i) => {
+      const abort = new AbortController();
+      const body = { model: product.dev.model, messages: messagesOf(PROMPT.repeat(1 + (i % 4) * 8)) };
+      const answer = client.chat.completions.create(
+        { ...body, max_completion_tokens: 1500, ...{ ignore_eos: true } },
+        { signal: abort.signal },
+      );
+      answer.catch(() => {});
+      await sleep(400 + i * 50);
+      abort.abort();
+    });
+    await Promise.all(leaving);
+    await vi.waitFor(
+      async () => {
+        const [row] = (await admin('GET', '/usage?tenant=leavers')).data;
+        const { data } = await admin('GET', '/tenants/leavers/budget');
+        const used = Object.fromEntries(data.map((one) => [one.unit, one.used]));
+        // On a busy machine some leave before the edge has read what they want.
+        expect(used.requests).toBeGreaterThan(requests / 2);
+        expect(row).toMatchObject({ requests: used.requests, errors: used.requests });
+        expect(used.tokens).toBe(row!.prompt_tokens! + row!.completion_tokens!);
+        expect(row!.completion_tokens).toBeLessThan((requests * 1500) / 2);
+      },
+      { timeout: 40_000, interval: 500 },
+    );
+  }, 90_000);
 });
 
 describe('the other endpoints', () => {

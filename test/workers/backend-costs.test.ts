@@ -1,10 +1,12 @@
 /** What a request costs its tenant on which several backends worked: the one answer that came, once. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
+import { COST_QUESTION_DELAYS_ms } from '../../workers/limits.ts';
 import { askedOf, mood, testBackends } from './support/backends.ts';
 import { chat, errorCode, freshIsolate, say } from './support/edge.ts';
 import { budgetOf, limitedTenant } from './support/limits.ts';
 
 const SECOND_ms = 1_000;
+const sumOf = (delays_ms: readonly number[]) => delays_ms.reduce((sum, one) => sum + one, 0);
 const { register, removeAll } = testBackends('cost');
 afterEach(removeAll);
 
@@ -65,6 +67,33 @@ describe('what is charged', () => {
       const isolate = freshIsolate({ BACKEND_HEDGE_MS: '50' });
       expect(await errorCode(chat(key, { ...BODY, user: 'half-whole' }, isolate))).toBe('502 backend_error');
     }));
+
+  it('is all that was reserved, when the client left before it saw anything and the backend is gone', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const backend = await register();
+    const leave = new AbortController();
+    const isolate = freshIsolate();
+    setTimeout(async () => {
+      await mood(backend, 'down');
+      leave.abort();
+    }, 300);
+    const response = await chat(key, { ...BODY, user: 'busy' }, (request) =>
+      isolate(new Request(request, { signal: leave.signal })),
+    );
+    expect(response.status).toBe(499);
+    // Its bytes, the template and the answer.
+    const reserved = 3 + 40 + 10;
+    // The backend is asked for as long as the platform lets anybody ask.
+    await new Promise((resolve) => setTimeout(resolve, sumOf(COST_QUESTION_DELAYS_ms) + SECOND_ms));
+    await charged(tenant, reserved);
+  }, 30_000);
+
+  it('is the prompt as it was reserved, when the backend broke off and is gone', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    await register();
+    await (await chat(key, { ...BODY, user: 'half-whole-vanishes' }, freshIsolate())).text();
+    await charged(tenant, 3 + 40);
+  });
 
   it('is one of them when all were silent', async () => {
     const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });

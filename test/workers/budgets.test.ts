@@ -2,6 +2,7 @@
 import { env } from 'cloudflare:workers';
 import OpenAI from 'openai';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import type { ReserveRequest } from '../../workers/budgets/budget.ts';
 import type { Env } from '../../workers/env.ts';
 import { EDGE_URL } from '../support/edge/constants.ts';
 import { CHAT, chat, errorCode, freshIsolate, newTenant, recorded, say } from './support/edge.ts';
@@ -127,6 +128,63 @@ describe('a budget of tokens', () => {
       expect(used).toBeGreaterThanOrEqual(3);
       expect(used).toBeLessThan(20);
     }, 8_000);
+  });
+
+  /** The books, where `reserve` meets `trouble`. */
+  const troubled = (trouble: (reserving: () => unknown) => Promise<unknown>): Pick<Env, 'BUDGETS'> => ({
+    BUDGETS: new Proxy(env.BUDGETS, {
+      get(target, name) {
+        if (name !== 'get') return Reflect.get(target, name).bind(target);
+        return (id: DurableObjectId) => {
+          const object = target.get(id);
+          return {
+            reserve: (request: ReserveRequest) => trouble(() => object.reserve(request)),
+            settle: (name: string, tokens: number) => object.settle(name, tokens),
+          };
+        };
+      },
+    }),
+  });
+
+  it('takes nothing for a client that left while it was asked, and asks no backend', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000, requests_per_day: 9 });
+    const leave = new AbortController();
+    const isolate = freshIsolate(
+      troubled(async (reserving) => {
+        const granted = await reserving();
+        expect((await budgetOf(tenant))['tokens/day']).toBe(55);
+        leave.abort();
+        return granted;
+      }),
+    );
+    const answer = chat(key, { ...ONE, user: 'busy' }, (request) =>
+      isolate(new Request(request, { signal: leave.signal })),
+    );
+    expect((await answer).status).toBe(499);
+    await settled(tenant, 0);
+    expect(await recorded((await answer).headers.get('x-request-id')!)).toBeNull();
+    expect((await budgetOf(tenant))['requests/day']).toBe(1);
+  });
+
+  it('takes nothing for a request that was refused since the books did not answer, though they had heard', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const isolate = freshIsolate(
+      troubled(async (reserving) => {
+        await reserving();
+        throw new Error('Network connection lost');
+      }),
+    );
+    expect(await errorCode(chat(key, ONE, isolate))).toBe('503 budget_unavailable');
+    await settled(tenant, 0);
+  });
+
+  it.each([
+    ['is what it took to find out', 'too-long', 1],
+    ['is nothing where nobody knows', 'too-long-unmeasured', 0],
+  ])('of a prompt that is too long %s', async (_, user, tokens) => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    expect(await errorCode(chat(key, { ...ONE, user }))).toBe('400 context_length_exceeded');
+    await settled(tenant, tokens);
   });
 
   it('takes nothing for a request that no backend ran', async () => {

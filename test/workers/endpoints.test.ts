@@ -141,6 +141,27 @@ describe('feedback', () => {
     expect((await rate()).status).toBe(201);
   });
 
+  it('goes on without its client, until it is counted', async () => {
+    const { key } = await newTenant();
+    const { id } = await (await chat(key)).json<{ id: string }>();
+    const d1 = badD1();
+    const held: Promise<unknown>[] = [];
+    const sent: unknown[] = [];
+    const EVENTS = { sendBatch: async (messages: Iterable<unknown>) => sent.push(...messages) };
+    const isolate = freshIsolate({ DB: d1.DB, EVENTS: EVENTS as never }, (work) => held.push(work));
+    await call('GET', '/v1/models', { key }, isolate);
+    held.length = 0;
+    d1.be('slow');
+    const asked = d1.asked();
+    const answer = call('POST', '/v1/feedback', { key, body: { id, rating: 1 } }, isolate);
+    await vi.waitFor(() => expect(d1.asked()).toBeGreaterThan(asked), { interval: 5 });
+    // The question to D1 is under way; were the client to leave now, this alone would go on.
+    expect(held).toHaveLength(1);
+    await Promise.all(held);
+    expect(sent).toMatchObject([{ body: { kind: 'rating', rating: 1 } }]);
+    expect((await answer).status).toBe(201);
+  });
+
   it('of the wrong form is refused, and lost to nobody when D1 is down', async () => {
     const { key } = await newTenant();
     for (const body of [

@@ -4,9 +4,10 @@ import { env } from 'cloudflare:workers';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { type BudgetLimits, NO_LIMITS, type ReserveRequest } from '../../workers/budgets/budget.ts';
-import { type Ledger, openLedger, RESERVATION_ms } from '../../workers/budgets/ledger.ts';
+import { type Ledger, openLedger } from '../../workers/budgets/ledger.ts';
 
 const MINUTE_ms = 60_000;
+const DAY_ms = 86_400_000;
 /** The first minute of a day. */
 const START_ms = 20_000 * 86_400_000;
 
@@ -25,7 +26,6 @@ const want = (
 ) => ({
   id,
   limits: { ...NO_LIMITS, ...limits },
-  prompt_tokens: 1,
   wanted_tokens: tokens,
   least_tokens: tokens,
   ...more,
@@ -44,20 +44,29 @@ describe('a reservation', () => {
         states: [{ ...first.states[0], resetsAfter_ms: 86_400_000 - 1 }],
       });
       expect(used(ledger, limits, START_ms)).toEqual([60]);
-      ledger.settle('a', 10);
-      ledger.settle('a', 99);
-      ledger.settle('unknown', 99);
+      ledger.settle('a', 10, START_ms);
+      ledger.settle('a', 99, START_ms);
+      ledger.settle('unknown', 99, START_ms);
       expect(used(ledger, limits, START_ms)).toEqual([10]);
     });
   });
 
-  it('that nobody settles gives the answer back and keeps the prompt; a late settlement still counts', async () => {
+  it('that nobody settles counts in full until the day is over; a late settlement still counts', async () => {
     await withLedger((ledger) => {
-      ledger.reserve(want('a', 60, limits, { prompt_tokens: 20 }), START_ms);
-      expect(used(ledger, limits, START_ms + RESERVATION_ms - 1)).toEqual([60]);
-      expect(used(ledger, limits, START_ms + RESERVATION_ms)).toEqual([20]);
-      ledger.settle('a', 33);
-      expect(used(ledger, limits, START_ms + RESERVATION_ms)).toEqual([33]);
+      ledger.reserve(want('a', 60, limits), START_ms);
+      expect(used(ledger, limits, START_ms + DAY_ms - 1)).toEqual([60]);
+      expect(ledger.reserve(want('b', 41, limits), START_ms + DAY_ms - 1).granted).toBe(false);
+      ledger.settle('a', 33, START_ms + DAY_ms - 1);
+      expect(used(ledger, limits, START_ms + DAY_ms - 1)).toEqual([33]);
+      expect(used(ledger, limits, START_ms + DAY_ms)).toEqual([0]);
+    });
+  });
+
+  it('that comes after its settlement weighs nothing', async () => {
+    await withLedger((ledger) => {
+      ledger.settle('a', 0, START_ms);
+      expect(ledger.reserve(want('a', 60, limits), START_ms + 1).granted).toBe(true);
+      expect(used(ledger, limits, START_ms + 1)).toEqual([0]);
     });
   });
 
@@ -67,7 +76,7 @@ describe('a reservation', () => {
       ledger.reserve(want('a', 40, both), START_ms + 59_999);
       expect(used(ledger, both, START_ms + MINUTE_ms)).toEqual([40, 40]);
       expect(used(ledger, both, START_ms + 2 * MINUTE_ms)).toEqual([0, 40]);
-      ledger.settle('a', 5);
+      ledger.settle('a', 5, START_ms + 2 * MINUTE_ms);
       expect(used(ledger, both, START_ms + 2 * MINUTE_ms)).toEqual([0, 5]);
       expect(used(ledger, both, START_ms + 59_999)).toEqual([5, 5]);
       expect(used(ledger, both, START_ms + 86_400_000)).toEqual([0, 0]);
@@ -118,7 +127,7 @@ describe('a minute', () => {
       expect(large).toMatchObject({ granted: false, refusedBy: { resetsAfter_ms: 51_000 } });
       const states = ledger.states({ ...NO_LIMITS, ...limits }, START_ms + 40_000);
       expect(states.map(({ resetsAfter_ms }) => resetsAfter_ms)).toEqual([51_000, 51_000]);
-      ledger.settle('b', 0);
+      ledger.settle('b', 0, START_ms + 40_000);
       expect(ledger.states({ ...NO_LIMITS, tokensPerMinute: 100 }, START_ms + 40_000)).toMatchObject([
         { used: 70, resetsAfter_ms: 21_000 },
       ]);
@@ -127,9 +136,8 @@ describe('a minute', () => {
 });
 
 /** What was reserved, by a plain list. */
-type Entry = { at_ms: number; tokens: number; is: 'held' | 'expired' | 'settled' };
+type Entry = { at_ms: number; tokens: number; is: 'held' | 'settled' };
 
-const DAY_ms = 86_400_000;
 const SECOND_ms = 1_000;
 
 it('never lets more through than the limits in any sixty seconds, and agrees with a naive account', async () => {
@@ -155,16 +163,12 @@ it('never lets more through than the limits in any sixty seconds, and agrees wit
         const dayUse = () => count((at_ms) => at_ms >= now_ms - (now_ms % DAY_ms));
         for (const { kind, id: number, tokens, wait_ms } of steps) {
           now_ms += wait_ms;
-          for (const entry of naive.values()) {
-            if (entry.is === 'held' && now_ms >= entry.at_ms + RESERVATION_ms)
-              Object.assign(entry, { tokens: 1, is: 'expired' });
-          }
           const id = String(number);
           const known = naive.get(id);
           if (kind === 'settle') {
             // An answer takes no more than was reserved for it.
             const cost = Math.min(tokens, known?.tokens ?? tokens);
-            ledger.settle(id, cost);
+            ledger.settle(id, cost, now_ms);
             if (known !== undefined && known.is !== 'settled')
               Object.assign(known, { tokens: cost, is: 'settled' });
           } else {

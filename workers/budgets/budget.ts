@@ -57,8 +57,6 @@ export type ReserveRequest = {
   /** Names the reservation: the same id again gives the same reservation, not a second one. */
   readonly id: string;
   readonly limits: BudgetLimits;
-  /** An upper bound of the prompt's tokens; stays charged when nobody ever says what was used. */
-  readonly prompt_tokens: number;
   /** Prompt and answer at their longest. */
   readonly wanted_tokens: number;
   /** Fewer than this are no use to the caller; equal to `wanted_tokens` when the answer may not be cut. */

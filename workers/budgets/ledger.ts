@@ -3,9 +3,9 @@
  * it is synchronous on the object's own SQLite, so that no two requests ever see the same remainder.
  *
  * What is used is kept by the second (`minute`) and by the day; a minute's use is the sum of its seconds. A reservation
- * counts where it was made. Settling it replaces what was reserved by what was
- * used; one that nobody settles in time gives its answer's part back and keeps the prompt's part. A settlement
- * that comes later than that still counts.
+ * counts where it was made. Settling it replaces what was reserved by what was used. One that nobody settles counts in
+ * full until its windows are over (a minute; the day): whoever worked on the request is gone, nobody knows what was
+ * spent, and a budget that gave it back could be passed by whoever makes that happen.
  */
 import {
   BUDGET_UNITS,
@@ -32,23 +32,25 @@ import {
   withRequest,
 } from './counters.ts';
 
-/** Longer than any answer is generated; a shorter time would free tokens that are still being used. */
-export const RESERVATION_ms = 15 * 60_000;
 /** Settlements that come later than this are lost. */
 const KEEP_ms = 2 * WINDOW_ms.day;
-const EXPIRED_AT_ONCE = 500;
+/** Longer than anybody asks the same again. */
+const KEEP_SETTLED_ms = 30 * 60_000;
 /** Seconds that left the minute this long ago are deleted. */
 const KEEP_SECONDS_ms = WINDOW_ms.minute;
 
 export interface Ledger {
   reserve(request: ReserveRequest, now_ms: number): ReserveAnswer;
-  /** What was really used. Again, or for an unknown id, it changes nothing. */
-  settle(id: string, tokens: number): void;
+  /**
+   * What was really used. Again it changes nothing. For an id that is not there it only keeps that it is settled: a
+   * reservation that comes after that, late on its way, weighs nothing.
+   */
+  settle(id: string, tokens: number, now_ms: number): void;
   states(limits: BudgetLimits, now_ms: number): BudgetState[];
 }
 
 /** `minute_ms` is the second in which it was made. */
-type Reservation = { id: string; minute_ms: number; day_ms: number; tokens: number; prompt_tokens: number };
+type Reservation = { minute_ms: number; day_ms: number; tokens: number; settled: number };
 /** Of a window, with the start of the last bucket that counts for each unit. */
 type Used = {
   requests: number;
@@ -61,10 +63,11 @@ export function openLedger(sql: SqlStorage): Ledger {
   sql.exec(`CREATE TABLE IF NOT EXISTS windows (
     window TEXT NOT NULL, start_ms INTEGER NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
     PRIMARY KEY (window, start_ms)) WITHOUT ROWID`);
+  // `prompt_tokens` and `expires_at_ms` are columns of earlier releases, which objects still have.
   sql.exec(`CREATE TABLE IF NOT EXISTS reservations (
     id TEXT PRIMARY KEY, minute_ms INTEGER NOT NULL, day_ms INTEGER NOT NULL, tokens INTEGER NOT NULL,
     prompt_tokens INTEGER NOT NULL, expires_at_ms INTEGER, settled INTEGER NOT NULL) WITHOUT ROWID`);
-  sql.exec('CREATE INDEX IF NOT EXISTS held ON reservations (expires_at_ms) WHERE expires_at_ms IS NOT NULL');
+  sql.exec('DROP INDEX IF EXISTS held');
 
   const usedIn = (window: BudgetWindow, now_ms: number): Used =>
     sql
@@ -111,20 +114,16 @@ export function openLedger(sql: SqlStorage): Ledger {
     }
   };
 
-  const expire = (now_ms: number): void => {
-    const late = sql
-      .exec<Reservation>(
-        `SELECT id, minute_ms, day_ms, tokens, prompt_tokens FROM reservations
-         WHERE expires_at_ms <= ? LIMIT ?`,
-        now_ms,
-        EXPIRED_AT_ONCE,
-      )
-      .toArray();
-    for (const reservation of late) {
-      const kept = Math.min(reservation.tokens, reservation.prompt_tokens);
-      reweigh(reservation, kept);
-      sql.exec('UPDATE reservations SET tokens = ?, expires_at_ms = NULL WHERE id = ?', kept, reservation.id);
-    }
+  const find = (id: string): Reservation | undefined =>
+    sql
+      .exec<Reservation>('SELECT minute_ms, day_ms, tokens, settled FROM reservations WHERE id = ?', id)
+      .toArray()[0];
+
+  const keep = (id: string, { minute_ms, day_ms, tokens, settled }: Reservation): void => {
+    sql.exec(
+      'INSERT INTO reservations (id, minute_ms, day_ms, tokens, prompt_tokens, settled) VALUES (?, ?, ?, ?, 0, ?)',
+      ...[id, minute_ms, day_ms, tokens, settled],
+    );
   };
 
   const forgetOld = (now_ms: number): void => {
@@ -132,7 +131,7 @@ export function openLedger(sql: SqlStorage): Ledger {
     sql.exec("DELETE FROM windows WHERE window = 'minute' AND start_ms < ?", second_ms);
     sql.exec("DELETE FROM windows WHERE window = 'day' AND start_ms < ?", now_ms - KEEP_ms);
     sql.exec('DELETE FROM reservations WHERE minute_ms < ?', now_ms - KEEP_ms);
-    sql.exec('DELETE FROM reservations WHERE settled = 1 AND minute_ms < ?', now_ms - 2 * RESERVATION_ms);
+    sql.exec('DELETE FROM reservations WHERE settled = 1 AND minute_ms < ?', now_ms - KEEP_SETTLED_ms);
   };
 
   const countersOf = (limits: BudgetLimits, now_ms: number): Counter[] =>
@@ -151,17 +150,13 @@ export function openLedger(sql: SqlStorage): Ledger {
 
   return {
     states(limits, now_ms) {
-      expire(now_ms);
       return statesOf(countersOf(limits, now_ms), now_ms);
     },
-    reserve({ id, limits, prompt_tokens, wanted_tokens, least_tokens }, now_ms) {
-      expire(now_ms);
-      const known = sql
-        .exec<{ tokens: number }>('SELECT tokens FROM reservations WHERE id = ?', id)
-        .toArray();
+    reserve({ id, limits, wanted_tokens, least_tokens }, now_ms) {
+      const known = find(id);
       const counters = countersOf(limits, now_ms);
-      if (known[0] !== undefined) {
-        return { granted: true, tokens: known[0].tokens, states: statesOf(counters, now_ms) };
+      if (known !== undefined) {
+        return { granted: true, tokens: known.tokens, states: statesOf(counters, now_ms) };
       }
       const refusedBy = tightest(counters, least_tokens, now_ms, (window) => bucketsOf(window, now_ms));
       if (refusedBy !== undefined) {
@@ -173,33 +168,19 @@ export function openLedger(sql: SqlStorage): Ledger {
       if (!seenSince(minuteOf(now_ms))) forgetOld(now_ms);
       add('minute', minute_ms, 1, tokens);
       add('day', day_ms, 1, tokens);
-      sql.exec(
-        'INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, 0)',
-        id,
-        minute_ms,
-        day_ms,
-        tokens,
-        prompt_tokens,
-        now_ms + RESERVATION_ms,
-      );
+      keep(id, { minute_ms, day_ms, tokens, settled: 0 });
       const after = counters.map((counter) => withRequest(counter, tokens, now_ms));
       return { granted: true, tokens, states: statesOf(after, now_ms) };
     },
-    settle(id, tokens) {
-      const [reservation] = sql
-        .exec<Reservation>(
-          `SELECT id, minute_ms, day_ms, tokens, prompt_tokens FROM reservations
-           WHERE id = ? AND settled = 0`,
-          id,
-        )
-        .toArray();
-      if (reservation === undefined) return;
-      reweigh(reservation, tokens);
-      sql.exec(
-        'UPDATE reservations SET tokens = ?, expires_at_ms = NULL, settled = 1 WHERE id = ?',
-        tokens,
-        id,
-      );
+    settle(id, tokens, now_ms) {
+      const reservation = find(id);
+      if (reservation === undefined) {
+        const [minute_ms, day_ms] = [secondOf(now_ms), firstStart('day', now_ms)];
+        keep(id, { minute_ms, day_ms, tokens: 0, settled: 1 });
+      } else if (reservation.settled === 0) {
+        reweigh(reservation, tokens);
+        sql.exec('UPDATE reservations SET tokens = ?, settled = 1 WHERE id = ?', tokens, id);
+      }
     },
   };
 }

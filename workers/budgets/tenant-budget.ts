@@ -19,7 +19,7 @@ export class TenantBudget extends DurableObject {
   }
 
   settle(id: string, tokens: number): void {
-    this.ctx.storage.transactionSync(() => this.#ledger.settle(id, tokens));
+    this.ctx.storage.transactionSync(() => this.#ledger.settle(id, tokens, Date.now()));
   }
 
   states(limits: BudgetLimits): BudgetState[] {

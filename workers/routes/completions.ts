@@ -153,7 +153,7 @@ async function forward(
   { routable, patience, record, sent, headers }: Underway,
   routed: Routed,
 ): Promise<Response> {
-  record.routed(routed);
+  record.asks(routed);
   // Set before the backend is asked, so that its errors carry the decision too.
   Object.assign(headers, decisionHeaders(routed));
   const body = forwardedBody(client, {
@@ -212,7 +212,7 @@ export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> =>
 const askBackends =
   (c: AppContext): AskBackends =>
   (path, timeout_ms, backend) =>
-    c.get('services').backend.askAll(path, timeout_ms, holdOf(c), backend);
+    c.get('services').backend.askEach(path, timeout_ms, holdOf(c), backend);
 
 /** What the backend says of the answer, and what it knows better than the edge: a custom mask's id and sparsity. */
 const PASSED = ['content-type', 'cache-control', 'retry-after', HEADERS.mask, HEADERS.sparsity];

@@ -33,7 +33,6 @@ export const feedback = new Hono<AppEnv>()
       comment: comment ?? null,
       createdAt_ms: Date.now(),
     };
-    await d1(insertFeedback(services.db, row));
     const { tenant, keyId: key_id } = caller;
     const event = {
       kind: 'rating',
@@ -43,7 +42,10 @@ export const feedback = new Hono<AppEnv>()
       rating,
       created_at_ms: row.createdAt_ms,
     } as const;
-    holdOf(c)(services.events.send(event));
+    const kept = insertFeedback(services.db, row);
+    // What is kept is counted, also when the client does not wait for that, or D1 takes longer than anybody waits.
+    holdOf(c)(kept.then(() => services.events.send(event)).catch(() => {}));
+    await d1(kept);
     return c.json({ object: 'maskroute.feedback', id, rating }, 201);
   })
   .all('/feedback', methodNotAllowed('POST'));

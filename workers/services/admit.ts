@@ -55,7 +55,7 @@ export async function admit(
     }),
   ]);
   if (reserved.status === 'rejected') {
-    record.refused();
+    record.refused(reserved.reason);
     throw reserved.reason;
   }
   if (routed.status === 'rejected') {

@@ -96,8 +96,13 @@ export function tapAnswer(
     const passed = { texts: figures === null ? textsIn(text) : 0, others: dropped };
     onEnd({ end: how, firstAt_ms, figures, lateError: lateErrorIn(text), passed });
   };
-  const left = () => end('cancelled');
-  signal.addEventListener('abort', left, { once: true });
+  const left = () => {
+    end('cancelled');
+    reader.cancel().catch(() => {});
+  };
+  // It may have left while the answer was on its way here: a signal says that once only.
+  if (signal.aborted) left();
+  else signal.addEventListener('abort', left, { once: true });
 
   return {
     async read() {

@@ -35,7 +35,7 @@ export interface Budgets {
     bounds: TokenBounds,
     onRefused: (headers: Record<string, string>) => void,
   ): Promise<Reservation | null>;
-  /** Never throws: what could not be settled is freed when the reservation expires. */
+  /** Never throws: what could not be settled stays reserved. */
   settle(tenant: string, id: string, tokens: number): Promise<void>;
   /** @throws MaskrouteError `budget_unavailable`. */
   states(tenant: string, limits: BudgetLimits): Promise<BudgetState[]>;
@@ -63,7 +63,7 @@ export function createBudgets(
     async reserve(tenant, limits, id, bounds, onRefused) {
       if (isUnlimited(limits)) return null;
       const { prompt_tokens, wanted_tokens, least_tokens } = bounds;
-      const request = { id, limits, prompt_tokens, wanted_tokens, least_tokens };
+      const request = { id, limits, wanted_tokens, least_tokens };
       const answer = await ask(tenant, async (object) => (await object.reserve(request)) as ReserveAnswer);
       const headers = rateLimitHeaders(answer.states);
       if (answer.granted) {

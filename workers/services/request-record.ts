@@ -1,11 +1,16 @@
 /**
  * One request's account, from its reservation to its event: opened when it is let in, closed exactly once,
  * however it ends. Closing settles the budget and sends the event, both behind the answer.
+ *
+ * An open record holds its request. Nothing else does: the runtime drops a request whose client hangs up, where it
+ * stands, with everything that waits in it, and not even its signal is heard then. Held, it hears the signal and closes.
+ * The platform lets what is held go on for 30 s after the client left; closing is made to take less (see
+ * `COST_QUESTION_DELAYS_ms`). Where a record is never closed (the isolate died), its reservation counts in full.
  */
 import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
 import type { RequestEvent } from '../../shared/events.ts';
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
-import { type AskBackends, answerCost } from './answer-cost.ts';
+import { type AskBackends, answerCost, type RanAt } from './answer-cost.ts';
 import { type Heard, hearWhole, type TappedBody, tapAnswer } from './answer-tap.ts';
 import type { Caller } from './api-keys.ts';
 import type { Rest } from './backends/attempt.ts';
@@ -43,6 +48,11 @@ export interface RequestRecord {
   readonly answerTokensMax: number | undefined;
   reserved(reservation: Reservation | null, answerTokensMax: number | undefined): void;
   routed(routed: Routed): void;
+  /**
+   * A backend is asked now, under this decision: from here on one may have worked on it.
+   * @throws MaskrouteError `cancelled` when the client is gone already.
+   */
+  asks(routed: Routed): void;
   /** `backend`: the id of the one that answers; `rest`: how its small whole answer is read, undefined for any other. */
   answeredBy(backend: string, rest: Rest | undefined): void;
   /** A backend was given up in silence: whatever comes of the request, it may have worked on it. */
@@ -52,8 +62,8 @@ export interface RequestRecord {
    * @throws what `answer` throws, MaskrouteError `backend_error` for a small whole answer that broke off.
    */
   watch(answer: Promise<Response>): Promise<WatchedAnswer>;
-  /** Over before it began: nothing was reserved and nothing is told. */
-  refused(): void;
+  /** Over before it began: nothing is told of it. What may have been reserved all the same is given back. */
+  refused(error: unknown): void;
   /** For what goes wrong before a backend was asked. */
   failed(error: unknown): void;
 }
@@ -75,21 +85,23 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   let routed: Routed | undefined;
   let answerer: string | undefined;
   let restOf: Rest | undefined;
+  let wasAsked = false;
   let gaveUp = false;
   let closed = false;
+  const over = Promise.withResolvers<void>();
+  of.hold(over.promise);
 
   const close = (outcome: Outcome): void => {
     if (closed) return;
     closed = true;
-    of.hold(finish(outcome));
+    over.resolve(finish(outcome));
   };
 
   const finish = async (outcome: Outcome): Promise<void> => {
     const cost = await costOf(outcome);
     const seen_tokens = cost === null ? seenTokens(outcome.heard, of.routable) : 0;
-    const settled = settle(cost, seen_tokens);
     await Promise.all([
-      settled,
+      settle(cost, seen_tokens, outcome),
       routed === undefined
         ? undefined
         : parts.events.send(event(routed, outcome, cost, seen_tokens), answerer),
@@ -98,22 +110,30 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     if (routed !== undefined && isWhole) await of.answered(of.event, routed);
   };
 
-  /** Where nobody can say the cost, what was seen to pass is due, and the prompt as it was reserved. */
-  const settle = (cost: Cost | null, seen_tokens: number): Promise<void> | undefined => {
-    if (reservation === null || (cost === null && seen_tokens === 0)) return undefined;
+  /**
+   * Where nobody can say the cost, what was seen to pass is due, and the prompt as it was reserved. Of a client that
+   * left before it saw anything, all that was reserved stays due: else leaving would be a way to have work for nothing.
+   */
+  const settle = (cost: Cost | null, seen_tokens: number, { code }: Outcome): Promise<void> | undefined => {
+    if (reservation === null) return undefined;
+    const isOfLeaver = code === 'cancelled' || isClientsDoing(code);
+    if (cost === null && seen_tokens === 0 && isOfLeaver) return undefined;
     const tokens =
       cost === null ? reservation.prompt_tokens + seen_tokens : cost.prompt_tokens + cost.completion_tokens;
     return parts.budgets.settle(of.caller.tenant, of.event, tokens);
   };
 
   /**
-   * Null: nobody can say. Then the reservation runs out by itself, unless something was seen. What a backend computed
-   * that broke off or was given up is not charged when another one answered: the client gets one answer.
+   * Null: nobody can say. What a backend computed that broke off or was given up is not charged when another one
+   * answered: the client gets one answer.
    */
   const costOf = async ({ heard, ranAt }: Outcome): Promise<Cost | null> => {
     if (heard?.figures) return heard.figures;
     if (ranAt === 'nowhere' && !gaveUp) return NOTHING;
-    return await answerCost(parts.askBackends, of.completion, ranAt === 'answerer' ? answerer : undefined);
+    const question = { completion: of.completion, ranAt, answerer };
+    const said = await answerCost(parts.askBackends, question);
+    if (said === 'unknown') return null;
+    return said === 'never_began' ? NOTHING : said;
   };
 
   const event = (known: Routed, outcome: Outcome, cost: Cost | null, seen_tokens: number): RequestEvent => {
@@ -156,7 +176,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   const failed = (thrown: unknown): void => {
     const error = toMaskrouteError(thrown);
     // A refused connection is no work done.
-    const ranAt = routed !== undefined && error.code === 'cancelled' ? 'anywhere' : 'nowhere';
+    const ranAt = wasAsked && error.code === 'cancelled' ? 'anywhere' : 'nowhere';
     close({ ...NO_ANSWER, status: error.status, code: error.code, ranAt, endedAt_ms: Date.now() });
   };
 
@@ -171,7 +191,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     }
     if (!ok || response.body === null) {
       const code = await codeOf(response);
-      const ranAt = code !== null && AFTER_WORK.includes(code) ? 'anywhere' : 'nowhere';
+      const ranAt = code !== null && AFTER_WORK.includes(code) ? 'refuser' : 'nowhere';
       close({ ...NO_ANSWER, status, code, ranAt, endedAt_ms: Date.now() });
       return { ok, status, headers, body: { kind: 'plain', body: response.body } };
     }
@@ -191,7 +211,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
   /** Closes the record, and says what the client is told: no byte of the answer is with it yet. */
   const brokeOff = (cause: unknown): MaskrouteError => {
     const error = of.signal.aborted
-      ? new MaskrouteError('cancelled', 'The client hung up.')
+      ? hungUp()
       : new MaskrouteError('backend_error', 'The model backend broke off in the middle of its answer.', {
           cause,
         });
@@ -212,12 +232,20 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     routed(decided) {
       routed = decided;
     },
+    asks(decided) {
+      if (of.signal.aborted) throw hungUp();
+      routed = decided;
+      wasAsked = true;
+    },
     answeredBy(backend, rest) {
       answerer = backend;
       restOf = rest;
     },
-    refused() {
+    refused(error) {
       closed = true;
+      // The books may have heard the question, and only the answer was lost.
+      const isUnsure = error instanceof MaskrouteError && error.code === 'budget_unavailable';
+      over.resolve(isUnsure ? parts.budgets.settle(of.caller.tenant, of.event, 0) : undefined);
     },
     failed,
     late() {
@@ -248,8 +276,8 @@ type Outcome = {
   readonly status: number;
   readonly code: string | null;
   readonly heard: Heard | null;
-  /** Who may have worked on it: the one whose answer began, some, or none unless one was given up in silence. */
-  readonly ranAt: 'answerer' | 'anywhere' | 'nowhere';
+  /** Who may have worked on it; `nowhere`: none unless one was given up in silence. */
+  readonly ranAt: RanAt | 'nowhere';
   readonly mask: string | null;
   readonly sparsity: number | null;
   readonly endedAt_ms: number;
@@ -263,7 +291,13 @@ const CLIENT_LEFT = ERROR_CODES.cancelled[0];
 const UNKNOWN_MODEL = 'unknown';
 const OUT_OF_TIME: ErrorCode = 'deadline_exceeded';
 /** Refusals of a backend that had begun, or may have: it knows what that cost. */
-const AFTER_WORK: readonly string[] = [OUT_OF_TIME, 'engine_failed'] satisfies ErrorCode[];
+const AFTER_WORK: readonly string[] = [
+  OUT_OF_TIME,
+  'engine_failed',
+  // Finding out how long a prompt is takes work, the more the longer it is.
+  'context_length_exceeded',
+] satisfies ErrorCode[];
+const hungUp = () => new MaskrouteError('cancelled', 'The client hung up.');
 const NO_ANSWER = { heard: null, mask: null, sparsity: null } as const;
 
 function endOf({ end, lateError }: Heard, status: number): Pick<Outcome, 'status' | 'code'> {

@@ -70,6 +70,7 @@ export function startBackend(): Promise<RunningServer> {
       made.finished = true;
     };
     response.on('close', finish);
+    if (response.destroyed) finish();
     // Nobody waits for longer; the real backend stops then, too.
     setTimeout(finish, Number(request.headers[BACKEND_HEADERS.deadline])).unref();
     await answer(
@@ -195,6 +196,7 @@ async function answer(
     }
     case 'slow-whole': {
       await new Promise((resolve) => setTimeout(resolve, 400));
+      if (response.destroyed) return;
       made.completion_tokens = WORDS;
       return json(response, 200, infoOf(entry, made));
     }
@@ -205,6 +207,8 @@ async function answer(
       response.destroy();
       return;
     case 'half-whole':
+    case 'half-whole-vanishes':
+      made.forgotten = behaviour === 'half-whole-vanishes';
       made.completion_tokens = WORDS;
       response.writeHead(200, { 'content-type': 'application/json', 'content-length': 1000 });
       response.write('{"id":"chatcmpl-');
@@ -230,6 +234,11 @@ async function answer(
     case 'masks-unknown':
       if (entry.body?.mask === 'dense') return json(response, 200, infoOf(entry, made));
       return json(response, 400, wireError('unknown_mask', 'mask'));
+    case 'too-long':
+      return json(response, 400, wireError('context_length_exceeded'));
+    case 'too-long-unmeasured':
+      made.forgotten = true;
+      return json(response, 400, wireError('context_length_exceeded'));
     case 'unknown-model':
       return json(response, 404, wireError('model_not_found'));
     case 'flood':

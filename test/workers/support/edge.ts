@@ -14,10 +14,24 @@ type Fetch = (request: Request) => Promise<Response>;
 
 const viaRuntime: Fetch = (request) => exports.default.fetch(request);
 
-/** An isolate of its own: nothing is cached yet, and its bindings are what the test says. */
-export function freshIsolate(overrides: Partial<Env> = {}): Fetch {
+/**
+ * An isolate of its own: nothing is cached yet, and its bindings are what the test says. `held` hears of what goes on
+ * when the client is gone.
+ */
+export function freshIsolate(
+  overrides: Partial<Env> = {},
+  held: (work: Promise<unknown>) => void = () => {},
+): Fetch {
   const isolate: Env = { ...env, ...overrides };
-  return async (request) => await edge.fetch(request as never, isolate, createExecutionContext());
+  return async (request) => {
+    const context = createExecutionContext();
+    const waitUntil = context.waitUntil.bind(context);
+    context.waitUntil = (work) => {
+      held(work);
+      waitUntil(work);
+    };
+    return await edge.fetch(request as never, isolate, context);
+  };
 }
 
 /** A string or bytes go as they are, everything else as JSON. */

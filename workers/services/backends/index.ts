@@ -14,12 +14,14 @@ import { createRegistry } from './registry.ts';
 import { type LiveBackend, type Observed, observe } from './state.ts';
 import { createSigner } from './token.ts';
 
+/** One backend's answer to a question; `status` null: it gave none, or something in between did. */
+export type Said = { readonly status: number | null; readonly value: unknown };
+
 export interface BackendPool extends Backends {
-  /**
-   * Every enabled backend, or `only` that one of them, is asked the same; what they answer with success, as JSON.
-   * Rejects when none does.
-   */
-  askAll(path: string, timeout_ms: number, hold: Hold, only?: string): Promise<unknown[]>;
+  /** Every enabled backend is asked the same; what they answer with success, as JSON. Rejects when none does. */
+  askAll(path: string, timeout_ms: number, hold: Hold): Promise<unknown[]>;
+  /** The same, with what those say that refuse. Rejects when nobody knows which backends there are. */
+  askEach(path: string, timeout_ms: number, hold: Hold, only?: string): Promise<readonly Said[]>;
   /** With what this isolate knows of it. */
   describe(row: BackendRow): BackendEntry;
   /** After a change of the registry. */
@@ -52,7 +54,12 @@ export function createBackendPool(
   const sign = createSigner(config.BACKEND_KEY);
   const token = ({ tenant, edge }: BackendRequest, { url }: LiveBackend): Promise<string> =>
     sign({ tenant, edge, audience: url });
-  const askOne = async (backend: LiveBackend, path: string, timeout_ms: number): Promise<unknown> => {
+  /** Its status and JSON, also of a refusal. @throws when it gives no answer of the protocol. */
+  const askOne = async (
+    backend: LiveBackend,
+    path: string,
+    timeout_ms: number,
+  ): Promise<{ status: number; value: unknown }> => {
     const { signal } = new AbortController();
     const requestId = `edge_${crypto.randomUUID()}`;
     const request = { path, requestId, tenant: '', edge: '', signal, timeout_ms } satisfies BackendRequest;
@@ -68,16 +75,19 @@ export function createBackendPool(
     if (outcome.kind === 'failed') throw outcome.error;
     if (outcome.kind === 'late') throw new Error(`no answer within ${outcome.waited_ms} ms`);
     if (outcome.kind === 'cancelled') throw new Error('it was called off');
-    const text = await readBounded(outcome.response.body, LOAD_PROBE.bytesMax);
-    if (!outcome.response.ok)
-      throw new Error(`the backend ${backend.id} answered ${outcome.response.status}`);
-    return JSON.parse(text);
+    const { status, body } = outcome.response;
+    return { status, value: JSON.parse(await readBounded(body, LOAD_PROBE.bytesMax)) };
+  };
+  const successOf = async (backend: LiveBackend, path: string, timeout_ms: number): Promise<unknown> => {
+    const { status, value } = await askOne(backend, path, timeout_ms);
+    if (status < 200 || status >= 300) throw new Error(`the backend ${backend.id} answered ${status}`);
+    return value;
   };
 
   /** Whether it told its load. */
   const probe = async (backend: LiveBackend): Promise<boolean> => {
     try {
-      const report = loadReportSchema.parse(await askOne(backend, '/v1/load', LOAD_PROBE.timeout_ms));
+      const report = loadReportSchema.parse(await successOf(backend, '/v1/load', LOAD_PROBE.timeout_ms));
       observedOf(backend).probed(report, Date.now());
       return true;
     } catch (error) {
@@ -113,11 +123,19 @@ export function createBackendPool(
   });
   return {
     ...pool,
-    async askAll(path, timeout_ms, hold, only) {
+    async askEach(path, timeout_ms, hold, only) {
       const backends = (await list(hold)).filter(({ id }) => only === undefined || id === only);
+      return await Promise.all(
+        backends.map((backend) =>
+          askOne(backend, path, timeout_ms).catch(() => ({ status: null, value: null })),
+        ),
+      );
+    },
+    async askAll(path, timeout_ms, hold) {
+      const backends = await list(hold);
       const answers = await Promise.allSettled(
         backends.map(async (backend) => {
-          const answer = await askOne(backend, path, timeout_ms);
+          const answer = await successOf(backend, path, timeout_ms);
           const models = modelIds(answer);
           if (models !== undefined) observedOf(backend).models = models;
           return answer;
