@@ -191,6 +191,44 @@ describe('the page', () => {
   });
 });
 
+describe('of the assets', () => {
+  it('nothing but the files of the page is delivered, however the path is written', async () => {
+    const table = 'encoder/static.bin';
+    const ups = ['../..', '..%2f..', '..%2F..', '%2e%2e%2f%2e%2e', '..%252f..', '%252e%252e%252f%252e%252e'];
+    const backwards = ['..\\..', '..%5c..', '..%255c..', '.%2e%5C..'];
+    const paths = [...ups, ...backwards].flatMap((up) => [
+      ...[`assets/${up}/${table}`, `assets/${up}%2f${table.replace('/', '%2f')}`],
+      ...[`assets/${up}%2fencoder%252fstatic.bin`, `assets/x/${up}/../${table}`],
+    ]);
+    const others = ['assets/', 'assets', 'assets/..%2findex.html', 'assets/.%2f', 'assets//encoder/static.bin'];
+    for (const path of [...paths, ...others]) {
+      for (const method of ['GET', 'HEAD', 'POST', 'OPTIONS', 'PROPFIND']) {
+        const response = await call(method, `/dashboard/${path}`);
+        const text = await response.text();
+        const isPage = response.headers.get('content-type')?.includes('text/html') === true;
+        expect(isPage || response.status === 404, `${method} ${path} ${response.status}`).toBe(true);
+        expect(text.length, `${method} ${path}`).toBeLessThan(10_000);
+      }
+    }
+    for (const path of ['/encoder/static.bin', '/dashboard/../encoder/static.bin', '//encoder/static.bin']) {
+      expect((await call('GET', path)).status).toBe(404);
+    }
+  });
+
+  it('the scripts that a script loads are delivered, too', async () => {
+    const html = await (await call('GET', '/dashboard')).text();
+    const [, main] = /"(\/dashboard\/assets\/[^"]+\.js)"/.exec(html)!;
+    const script = await (await call('GET', main!)).text();
+    const chunks = [...script.matchAll(/"\.\/([^"]+\.js)"/g)].map(([, name]) => name!);
+    expect(chunks.length).toBeGreaterThan(0);
+    for (const name of chunks) {
+      const response = await call('GET', `/dashboard/assets/${name}`);
+      expect(response.status, name).toBe(200);
+      await response.body?.cancel();
+    }
+  });
+});
+
 /** Between two directions at a right angle, as it is kept. */
 const DIAGONAL = Number(Math.SQRT2.toFixed(4));
 
