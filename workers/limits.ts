@@ -146,6 +146,12 @@ export const READINESS = {
   retry_ms: 0,
 } as const;
 
+/**
+ * A routing table that nobody could read again for longer makes the edge not ready: for so long keys that were seen
+ * before work without the database, and then no request gets in.
+ */
+export const READY_TABLE_AGE_MAX_ms = KEYS.stale_ms;
+
 /** A sample of where requests lie: one a tenant and isolate every few seconds says enough, and costs D1 little. */
 export const TRAFFIC = { every_ms: 5_000, write_ms: 5_000, tenantsMax: 1_000 } as const;
 

@@ -3,7 +3,7 @@ import { findApiKey } from '../db/api-keys.ts';
 import { type Database, openDatabase } from '../db/client.ts';
 import { listStarted } from '../db/experiments.ts';
 import { findMaskSet, findMaskSparsity } from '../db/mask-sets.ts';
-import { findLive } from '../db/publications.ts';
+import { askForTables, findLive } from '../db/publications.ts';
 import { insertTrafficSample } from '../db/traffic.ts';
 import { type Config, type Env, parseConfig } from '../env.ts';
 import { BURST, MODELS } from '../limits.ts';
@@ -91,7 +91,7 @@ function createServices(env: Env): Services {
       table,
       d1Health,
     ),
-    readiness: createReadiness(backend),
+    readiness: createReadiness(backend, () => askForTables(db), d1Health),
     budgets: createBudgets(env.BUDGETS),
     bursts: {
       tenant: createBurstLimit(
