@@ -200,7 +200,13 @@ describe('of the assets', () => {
       ...[`assets/${up}/${table}`, `assets/${up}%2f${table.replace('/', '%2f')}`],
       ...[`assets/${up}%2fencoder%252fstatic.bin`, `assets/x/${up}/../${table}`],
     ]);
-    const others = ['assets/', 'assets', 'assets/..%2findex.html', 'assets/.%2f', 'assets//encoder/static.bin'];
+    const others = [
+      'assets/',
+      'assets',
+      'assets/..%2findex.html',
+      'assets/.%2f',
+      'assets//encoder/static.bin',
+    ];
     for (const path of [...paths, ...others]) {
       for (const method of ['GET', 'HEAD', 'POST', 'OPTIONS', 'PROPFIND']) {
         const response = await call(method, `/dashboard/${path}`);

@@ -4,7 +4,7 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { dryRunSchema } from '../../shared/dry-run.ts';
 import { maskRecordSchema } from '../../shared/protocol.ts';
 import { EVENTS } from '../../workers/limits.ts';
-import { BACKEND_KEY, ENCODER, MODEL } from '../support/edge/constants.ts';
+import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER, MODEL } from '../support/edge/constants.ts';
 import {
   admin,
   badD1,
@@ -19,6 +19,8 @@ import {
   recorded,
   say,
 } from './support/edge.ts';
+
+type ReadyAnswer = { status: string; checks: Record<string, string>; routing_table_age_s: number | null };
 
 afterEach(() => {
   vi.useRealTimers();
@@ -238,6 +240,44 @@ describe('health', () => {
     expect((await checks({ ENCODER: 'workers-ai' })).encoder).toMatch(/cannot be loaded/);
     expect((await checks({ ADMIN_KEY: '' })).configuration).toMatch(/variable/);
   });
+
+  it.each(['stalled', 'failing'] as const)(
+    'names a database that is %s, stays ready with the table that it has, and not for ever',
+    async (mood) => {
+      const d1 = badD1();
+      const isolate = freshIsolate({ DB: d1.DB });
+      const ask = async () => {
+        const asked_ms = performance.now();
+        const response = await call('GET', '/readyz', {}, isolate);
+        expect(performance.now() - asked_ms).toBeLessThan(3_000);
+        return { code: response.status, ...(await response.json<ReadyAnswer>()) };
+      };
+      const good = await ask();
+      expect(good).toMatchObject({ code: 200, status: 'ready', checks: { database: 'ok' } });
+      expect(good.routing_table_age_s).toBe(0);
+      d1.be(mood);
+      vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 10_000 });
+      const lost_ms = Date.now();
+      await ask();
+      vi.setSystemTime(Date.now() + 20_000);
+      const stale = await ask();
+      expect(stale).toMatchObject({ code: 200, status: 'ready', checks: { routing_table: 'ok' } });
+      expect(stale.routing_table_age_s).toBeGreaterThanOrEqual(30);
+      const since = /^unreachable since (\S+)$/.exec(stale.checks.database!)![1]!;
+      expect(Math.abs(Date.parse(since) - lost_ms)).toBeLessThan(2_000);
+
+      vi.setSystemTime(Date.now() + 3_600_000);
+      const tooOld = await ask();
+      expect(tooOld).toMatchObject({ code: 503, status: 'not_ready' });
+      expect(tooOld.checks.routing_table).toMatch(/older than 3600 s/);
+      d1.be('good');
+      vi.setSystemTime(Date.now() + 5_000);
+      await vi.waitFor(async () => {
+        vi.setSystemTime(Date.now() + 2_000);
+        expect(await ask()).toMatchObject({ code: 200, checks: { database: 'ok', routing_table: 'ok' } });
+      }, 10_000);
+    },
+  );
 });
 
 describe('the admin API', () => {
@@ -263,6 +303,32 @@ describe('the admin API', () => {
     const { tenant } = await newTenant();
     const again = admin('POST', '/tenants', { id: tenant, name: 'x' });
     expect(await errorCode(again)).toBe('409 conflict');
+  });
+
+  it('has no answer that a cache may keep, new keys, refusals and sessions included', async () => {
+    const { tenant, keyId } = await newTenant();
+    const asked: [method: string, path: string, status: number, body?: object][] = [
+      ['POST', '/admin/v1/keys', 201, { name: 'x', kind: 'tenant', tenant }],
+      ['POST', `/admin/v1/keys/${keyId}/rotate`, 201, {}],
+      ['GET', '/admin/v1/keys', 200],
+      ['GET', '/admin/v1/tenants/nobody', 404],
+      ['GET', '/admin/v1/nothing', 404],
+      ['POST', '/admin/v1/tenants', 400, {}],
+      ['POST', '/dashboard/session', 200, { key: ADMIN_KEY }],
+      ['POST', '/dashboard/session', 400, {}],
+      ['DELETE', '/dashboard/session', 204],
+      ['PUT', '/dashboard/session', 405],
+      ['GET', '/readyz', 200],
+    ];
+    for (const [method, path, status, body] of asked) {
+      const headers = { origin: EDGE_URL };
+      const response = await call(method, path, { key: ADMIN_KEY, headers, ...(body && { body }) });
+      const what = `${method} ${path}`;
+      expect([what, response.status]).toEqual([what, status]);
+      expect([what, response.headers.get('cache-control')]).toEqual([what, 'no-store']);
+    }
+    const refused = await call('GET', '/admin/v1/keys');
+    expect([refused.status, refused.headers.get('cache-control')]).toEqual([401, 'no-store']);
   });
 
   it('is closed to everyone without an admin key', async () => {

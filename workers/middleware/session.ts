@@ -1,10 +1,17 @@
 /** The dashboard's session: its cookie, and whom it stands for. */
 import { deleteCookie, getCookie, setCookie } from 'hono/cookie';
+import { createMiddleware } from 'hono/factory';
 import { CSRF_HEADER, type Session } from '../../shared/dashboard.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
-import { type AdminCaller, type AppContext, holdOf } from '../context.ts';
+import { type AdminCaller, type AppContext, type AppEnv, holdOf } from '../context.ts';
 import type { Caller } from '../services/api-keys.ts';
 import { requireIntent, type SessionClaims } from '../services/sessions.ts';
+
+/** What an administrator sees is kept by no cache on the way, nor by the browser: some of it is a new key. */
+export const noStore = createMiddleware<AppEnv>(async (c, next) => {
+  c.header('cache-control', 'no-store');
+  await next();
+});
 
 export const ROOT: AdminCaller = { actor: 'root', tenant: undefined };
 

@@ -2,6 +2,7 @@
 import { Hono } from 'hono';
 import type { AppEnv } from '../../context.ts';
 import { adminOnly } from '../../middleware/authenticate.ts';
+import { noStore } from '../../middleware/session.ts';
 import { backends } from './backends.ts';
 import { experiments } from './experiments.ts';
 import { keys } from './keys.ts';
@@ -13,6 +14,7 @@ import { traffic } from './traffic.ts';
 import { usage } from './usage.ts';
 
 export const admin = new Hono<AppEnv>()
+  .use(noStore)
   .use(adminOnly)
   .route('/tenants', tenants)
   .route('/keys', keys)

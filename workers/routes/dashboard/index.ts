@@ -7,6 +7,7 @@ import { parse, readJson } from '../../middleware/body.ts';
 import { methodNotAllowed } from '../../middleware/errors.ts';
 import {
   clearSessionCookie,
+  noStore,
   ROOT,
   readSession,
   setSessionCookie,
@@ -17,6 +18,7 @@ import { requireOwnOrigin } from '../../services/sessions.ts';
 import { page } from './page.ts';
 
 export const dashboard = new Hono<AppEnv>()
+  .use('/session', noStore)
   .post('/session', async (c) => {
     requireOwnOrigin(c.req.raw);
     const { key } = parse(loginSchema, await readJson(c.req.raw));
@@ -24,11 +26,9 @@ export const dashboard = new Hono<AppEnv>()
     const keySha256 = admin === ROOT ? null : sha256Hex(key);
     const { token, claims } = await c.var.services.sessions.issue(admin.actor, keySha256);
     setSessionCookie(c, token, claims.expiresAt_s);
-    c.header('cache-control', 'no-store');
     return c.json(toSession(admin, claims));
   })
   .get('/session', async (c) => {
-    c.header('cache-control', 'no-store');
     const session = await readSession(c);
     // Asked by the page before anybody logged in: no error, there is just nobody.
     if (session === undefined) return c.body(null, 204);
