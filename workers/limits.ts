@@ -158,6 +158,14 @@ export const TRAFFIC = { every_ms: 5_000, write_ms: 5_000, tenantsMax: 1_000 } a
 /** A working day: a session of the dashboard can't be renewed, only opened again. */
 export const SESSION_LIFETIME_s = 8 * 3600;
 
+/**
+ * Which sessions ended before their time. An end holds within 5 s everywhere, also while D1 does not answer: nothing older
+ * is believed, and a session that cannot be looked up gets no further. What it asks for needs D1 anyway.
+ */
+export const SESSION_ENDS = { ...KEYS, stale_ms: KEYS.revalidate_ms } as const;
+/** Ends that an isolate made, or heard of from a revocation: it needs no D1 to know them. */
+export const SESSION_ENDS_KNOWN_MAX = 10_000;
+
 /** The backends' encoder: the time is for loading it too, since embedding has the shorter `EMBED_TIMEOUT_MS`. */
 export const EMBEDDINGS = { timeout_ms: 3_000, batch: 64, bytesMax: 4 * 1024 * 1024 } as const;
 

@@ -46,6 +46,17 @@ export const apiKeys = sqliteTable(
   (table) => [index('api_keys_tenant').on(table.tenantId)],
 );
 
+/** Sessions of the dashboard that ended before their time, for as long as they would have lasted. */
+export const endedSessions = sqliteTable(
+  'ended_sessions',
+  {
+    /** `session:` and a session's id; or `key:` and a key's id, for all that the key opened until then. */
+    subject: text('subject').primaryKey(),
+    endedAt_ms: integer('ended_at_ms').notNull(),
+  },
+  (table) => [index('ended_sessions_time').on(table.endedAt_ms)],
+);
+
 /** Immutable: rows are inserted and read, never updated. The version is the hash of the content. */
 export const maskSets = sqliteTable(
   'mask_sets',

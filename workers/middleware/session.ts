@@ -22,23 +22,37 @@ export function adminCaller(caller: Caller): AdminCaller {
 }
 
 /**
+ * The claims of the request's session, ended or not; undefined when it has no cookie.
+ * @throws MaskrouteError `invalid_session` for a bad cookie, `forbidden` when a request that changes something
+ * does not prove that our page sent it.
+ */
+export async function readClaims(c: AppContext): Promise<SessionClaims | undefined> {
+  const token = getCookie(c, cookieName(c));
+  if (token === undefined) return undefined;
+  const claims = await c.get('services').sessions.verify(token);
+  requireIntent(c.req.raw, c.req.header(CSRF_HEADER), claims.csrf);
+  return claims;
+}
+
+/**
  * The request's session; undefined when it has no cookie. The key behind it is looked up again, so revoking
  * the key ends the session.
- * @throws MaskrouteError `invalid_session` for a bad cookie, `forbidden` when a request that changes something
- * does not prove that our page sent it, and what looking up the key throws.
+ * @throws MaskrouteError `invalid_session` for one that has ended, what `readClaims` throws, and what looking up the
+ * session and the key throws.
  */
 export async function readSession(
   c: AppContext,
 ): Promise<{ admin: AdminCaller; claims: SessionClaims } | undefined> {
+  const claims = await readClaims(c);
+  if (claims === undefined) return undefined;
   const { sessions, apiKeys } = c.get('services');
-  const token = getCookie(c, cookieName(c));
-  if (token === undefined) return undefined;
-  const claims = await sessions.read(token);
-  requireIntent(c.req.raw, c.req.header(CSRF_HEADER), claims.csrf);
-  const admin =
-    claims.keySha256 === null
-      ? ROOT
-      : adminCaller(await apiKeys.authenticateSha256(claims.keySha256, holdOf(c)));
+  const hold = holdOf(c);
+  const { keySha256 } = claims;
+  const live = sessions.requireLive(claims, hold);
+  // Asked at once, judged after the key: of both ends the key's says more.
+  live.catch(() => {});
+  const admin = keySha256 === null ? ROOT : adminCaller(await apiKeys.authenticateSha256(keySha256, hold));
+  await live;
   return { admin, claims };
 }
 

@@ -1,5 +1,5 @@
 /** The services of one isolate, made once from its environment: the only place that wires them together. */
-import { findApiKey } from '../db/api-keys.ts';
+import { findApiKey, findSessionEnd, insertSessionEnd } from '../db/api-keys.ts';
 import { type Database, openDatabase } from '../db/client.ts';
 import { listStarted } from '../db/experiments.ts';
 import { findMaskSet, findMaskSparsity } from '../db/mask-sets.ts';
@@ -110,7 +110,14 @@ function createServices(env: Env): Services {
     completionIds: createCompletionIds(config.BACKEND_KEY),
     events,
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
-    sessions: createSessions(config.ADMIN_KEY),
+    sessions: createSessions(
+      config.ADMIN_KEY,
+      {
+        find: (subject) => findSessionEnd(db, subject),
+        save: (...end) => insertSessionEnd(db, ...end),
+      },
+      d1Health,
+    ),
     attempts: createAttemptGuard(env.KEY_ATTEMPTS),
     jobs: createBackendJobs(config.BACKEND_KEY, send),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),

@@ -26,7 +26,7 @@ export function createReadiness(
     },
     READINESS,
   );
-  const database = createSwrCache('the database', async () => (await askDatabase(), true), READINESS, health);
+  const database = createSwrCache('the database', () => askDatabase().then(() => true), READINESS, health);
   return {
     async backend(hold) {
       await backends.get('', hold);

@@ -5,7 +5,7 @@ import { adminOnly } from '../../middleware/authenticate.ts';
 import { noStore } from '../../middleware/session.ts';
 import { backends } from './backends.ts';
 import { experiments } from './experiments.ts';
-import { keys } from './keys.ts';
+import { keys, ownSessions } from './keys.ts';
 import { maskSets } from './mask-sets.ts';
 import { publications } from './publications.ts';
 import { stats } from './stats.ts';
@@ -18,6 +18,7 @@ export const admin = new Hono<AppEnv>()
   .use(adminOnly)
   .route('/tenants', tenants)
   .route('/keys', keys)
+  .route('/sessions', ownSessions)
   .route('/usage', usage)
   .route('/mask-sets', maskSets)
   .route('/publications', publications)

@@ -9,6 +9,7 @@ import {
   clearSessionCookie,
   noStore,
   ROOT,
+  readClaims,
   readSession,
   setSessionCookie,
   toSession,
@@ -35,8 +36,18 @@ export const dashboard = new Hono<AppEnv>()
     return c.json(toSession(session.admin, session.claims));
   })
   .delete('/session', async (c) => {
-    await readSession(c);
-    clearSessionCookie(c);
+    const { sessions } = c.var.services;
+    if (c.req.query('everywhere') === 'true') {
+      // One that has ended must not end others.
+      const session = await readSession(c);
+      if (session !== undefined) await sessions.endAll(session.claims.actor);
+      clearSessionCookie(c);
+    } else {
+      const claims = await readClaims(c);
+      // The browser lets go of it even when the end cannot be written down.
+      clearSessionCookie(c);
+      if (claims !== undefined) await sessions.end(claims);
+    }
     return c.body(null, 204);
   })
   .all('/session', methodNotAllowed('GET', 'POST', 'DELETE'))
