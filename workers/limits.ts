@@ -130,6 +130,9 @@ export const DRAIN_BYTES_MAX = 32 * 1024 * 1024;
 /** An error body of a backend is read whole before it is passed on. */
 export const BACKEND_ERROR_BYTES_MAX = 64 * 1024;
 
+/** A browser asks again after this what a page may send; Chromium keeps no answer for longer. */
+export const PREFLIGHT_KEPT_s = 7_200;
+
 /** How long clients are asked to wait when the backend or the configuration can't be reached. */
 export const RETRY_AFTER_s = 1;
 

@@ -34,6 +34,8 @@ export type ProductOptions = {
   /** 0 picks a free one. */
   readonly port: number;
   readonly backendPort: number;
+  /** Whose pages may call the edge; undefined: as `wrangler.toml` says. */
+  readonly allowedOrigins?: string | undefined;
   /** Gets one line for people about what goes on. */
   readonly say: (line: string) => void;
   /** Installs the model in `home` unless it is there. */
@@ -110,7 +112,7 @@ const startBackendChild = ({ home, backendPort, say }: ProductOptions, keys: Dev
   );
 
 const startEdgeChild = (
-  { home, port, say }: ProductOptions,
+  { home, port, allowedOrigins, say }: ProductOptions,
   { adminKey, backendKey }: DevKeys,
   backendUrl: string,
 ): Promise<Supervised> =>
@@ -122,7 +124,10 @@ const startEdgeChild = (
         projectFolder: PROJECT_FOLDER,
         stateFolder: path.join(home, 'edge'),
         port,
-        bindings: { BACKEND_URL: backendUrl, BACKEND_KEY: backendKey, ADMIN_KEY: adminKey },
+        bindings: {
+          ...{ BACKEND_URL: backendUrl, BACKEND_KEY: backendKey, ADMIN_KEY: adminKey },
+          ...(allowedOrigins === undefined ? {} : { ALLOWED_ORIGINS: allowedOrigins }),
+        },
       },
       logFile: logFile(home, 'edge'),
     },

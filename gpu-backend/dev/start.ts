@@ -1,6 +1,7 @@
 /** `npm start`: the whole product on this machine until SIGINT or SIGTERM; then it drains and exits with 0. */
 import { once } from 'node:events';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { allowedOriginsSchema } from '../../shared/protocol.ts';
 import { maskrouteHome } from '../home.ts';
 import type { DevFile } from './dev-file.ts';
 import { installModel } from './install-model.ts';
@@ -36,6 +37,7 @@ async function main(): Promise<void> {
     home,
     port: portFrom(process.env, 'PORT', EDGE_PORT),
     backendPort: portFrom(process.env, 'BACKEND_PORT', BACKEND_PORT),
+    allowedOrigins: allowedOrigins(),
     say: console.log,
     ensureModel: (name) => installModel(home, name, signal),
     signal,
@@ -47,6 +49,14 @@ async function main(): Promise<void> {
   console.log(greeting(product.dev));
   await stopped;
   await product.stop();
+}
+
+/** @throws MaskrouteError `invalid_argument`: the edge would refuse it, too, and every request with it. */
+function allowedOrigins(): string | undefined {
+  const { ALLOWED_ORIGINS: given } = process.env;
+  const issue = allowedOriginsSchema.optional().safeParse(given).error?.issues[0];
+  if (issue === undefined) return given;
+  throw new MaskrouteError('invalid_argument', `ALLOWED_ORIGINS: ${issue.message}, not ${given}.`);
 }
 
 const greeting = ({ edge, apiKey, model }: DevFile): string => `Maskroute is ready at ${edge}. Try:

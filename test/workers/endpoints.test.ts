@@ -280,6 +280,105 @@ describe('health', () => {
   );
 });
 
+describe('a page of another origin', () => {
+  const PAGE = 'https://app.example.com';
+  const open = freshIsolate({ ALLOWED_ORIGINS: `${PAGE}, http://localhost:3000` });
+  const exposed = (response: Response) =>
+    response.headers.get('access-control-expose-headers')?.toLowerCase().split(',') ?? [];
+  const preflight = (path: string, origin: string, isolate?: typeof open) =>
+    call(
+      'OPTIONS',
+      path,
+      {
+        headers: {
+          origin,
+          'access-control-request-method': 'POST',
+          'access-control-request-headers': 'authorization,content-type,x-stainless-lang,x-stainless-new',
+        },
+      },
+      isolate,
+    );
+
+  it('may ask where it is allowed to, with any header and without cookies', async () => {
+    const asked = await preflight('/v1/chat/completions', PAGE, open);
+    expect(asked.status).toBe(204);
+    const header = (name: string) => asked.headers.get(`access-control-${name}`);
+    expect(header('allow-origin')).toBe(PAGE);
+    expect(header('allow-headers')).toBe('authorization,content-type,x-stainless-lang,x-stainless-new');
+    expect(header('allow-methods')).toContain('POST');
+    expect(Number(header('max-age'))).toBeGreaterThan(0);
+    expect(header('allow-credentials')).toBeNull();
+    expect(asked.headers.get('vary')).toContain('Origin');
+    const foreign = [
+      'https://evil.test',
+      'https://app.example.com.evil.test',
+      'http://app.example.com',
+      'null',
+    ];
+    for (const origin of foreign) {
+      const refused = await preflight('/v1/chat/completions', origin, open);
+      expect(refused.headers.get('access-control-allow-origin'), origin).toBeNull();
+    }
+  });
+
+  it('reads answers, streams and errors, with their headers', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('cors', tenant);
+    const ask = (path: string, body: object, bearer: string | undefined, method = 'POST') => {
+      const headers = { origin: PAGE };
+      const options = { ...(bearer && { key: bearer }), headers, ...(method === 'POST' && { body }) };
+      return call(method, path, options, open);
+    };
+    const answers = [
+      [200, await ask('/v1/chat/completions', CHAT, key)],
+      [200, await ask('/v1/chat/completions', { ...CHAT, stream: true }, key)],
+      [200, await ask('/v1/route', CHAT, key)],
+      [200, await ask('/v1/models', {}, key, 'GET')],
+      [400, await ask('/v1/chat/completions', { ...CHAT, messages: 'x' }, key)],
+      [401, await ask('/v1/chat/completions', CHAT, 'mr_live_wrong')],
+      [401, await ask('/v1/chat/completions', CHAT, undefined)],
+      [404, await ask('/v1/nothing', CHAT, key)],
+    ] as const;
+    for (const [status, answer] of answers) {
+      expect(answer.status).toBe(status);
+      expect(answer.headers.get('access-control-allow-origin')).toBe(PAGE);
+      expect(answer.headers.get('vary')).toContain('Origin');
+      const readable = exposed(answer);
+      const own = [...answer.headers.keys()].filter((name) => /^(x-|server-timing|retry-after)/.test(name));
+      for (const name of own) expect(readable, name).toContain(name);
+      await answer.arrayBuffer();
+    }
+    expect(exposed(answers[0][1])).toEqual(
+      expect.arrayContaining(['x-request-id', 'x-maskroute-mask', 'server-timing', 'retry-after']),
+    );
+    expect(answers[0][1].headers.get('x-maskroute-mask')).toMatch(/^m_/);
+  });
+
+  it('never reaches the admin API, and nothing where no origin is named', async () => {
+    for (const path of ['/admin/v1/tenants', '/dashboard/session', '/internal/v1/masks/x']) {
+      const refused = await preflight(path, PAGE, open);
+      expect(refused.headers.get('access-control-allow-origin'), path).toBeNull();
+    }
+    const off = await preflight('/v1/chat/completions', PAGE);
+    expect(await errorCode(off)).toBe('405 method_not_allowed');
+    const { key } = await newTenant();
+    const answer = await call('GET', '/v1/models', { key, headers: { origin: PAGE } });
+    const told = [...answer.headers.keys()].filter(
+      (name) => name.startsWith('access-control') || name === 'vary',
+    );
+    expect(told).toEqual([]);
+  });
+
+  it('may be any, and a wrong list is named by /readyz', async () => {
+    const any = await preflight('/v1/models', 'https://any.test', freshIsolate({ ALLOWED_ORIGINS: '*' }));
+    expect(any.headers.get('access-control-allow-origin')).toBe('*');
+    for (const wrong of ['app.example.com', `${PAGE}/`, `${PAGE}/path`, 'https://*.example.com', 'null']) {
+      const answer = await call('GET', '/readyz', {}, freshIsolate({ ALLOWED_ORIGINS: wrong }));
+      expect([wrong, answer.status]).toEqual([wrong, 503]);
+    }
+  });
+});
+
 describe('the admin API', () => {
   it('refuses bodies of the wrong form with the field', async () => {
     const wrong: [string, unknown][] = [
