@@ -1,5 +1,6 @@
 /** `npm start`: the whole product on this machine until SIGINT or SIGTERM; then it drains and exits with 0. */
 import { once } from 'node:events';
+import { parseArgs } from 'node:util';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { allowedOriginsSchema } from '../../shared/protocol.ts';
 import { maskrouteHome } from '../home.ts';
@@ -38,6 +39,7 @@ async function main(): Promise<void> {
     port: portFrom(process.env, 'PORT', EDGE_PORT),
     backendPort: portFrom(process.env, 'BACKEND_PORT', BACKEND_PORT),
     allowedOrigins: allowedOrigins(),
+    restore: restoreFrom(process.argv.slice(2)),
     say: console.log,
     ensureModel: (name) => installModel(home, name, signal),
     signal,
@@ -49,6 +51,15 @@ async function main(): Promise<void> {
   console.log(greeting(product.dev));
   await stopped;
   await product.stop();
+}
+
+/** `--restore=FILE`. @throws MaskrouteError `invalid_argument` for anything else. */
+function restoreFrom(args: string[]): string | undefined {
+  try {
+    return parseArgs({ args, options: { restore: { type: 'string' } } }).values.restore;
+  } catch (error) {
+    throw new MaskrouteError('invalid_argument', (error as Error).message, { cause: error });
+  }
 }
 
 /** @throws MaskrouteError `invalid_argument`: the edge would refuse it, too, and every request with it. */
