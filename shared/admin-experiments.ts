@@ -3,7 +3,7 @@
  *
  * | method and path (under `/admin/v1`) | body | answer |
  * |---|---|---|
- * | `POST /experiments`             | {@link createExperimentSchema} | 201 {@link Experiment}, a draft; 409 when the id is taken |
+ * | `POST /experiments`             | {@link createExperimentSchema} | 201 {@link Experiment}, a draft; 409 when the tenant has one of this id |
  * | `GET /experiments?tenant=`      |                                | list of {@link Experiment}, newest first |
  * | `GET /experiments/{id}`         |                                | {@link Experiment} |
  * | `PATCH /experiments/{id}`       | {@link changeExperimentSchema} | {@link Experiment}; 409 once it was started |
@@ -12,6 +12,8 @@
  * | `POST /experiments/{id}/stop`   |                                | {@link Experiment}; again is the same |
  * | `GET /experiments/{id}/results` |                                | see `experiment-results.ts` |
  *
+ * An id is its tenant's own, so two tenants may have the same one: `?tenant=` on every path with an `{id}` says whose is
+ * meant. Who manages all and names none means the one of nobody in particular, else the only one (409 where several are).
  * A tenant's own admin key sees and makes experiments on its own tenant. Those of nobody in particular (an
  * empty `tenant`) may span several tenants.
  */

@@ -9,7 +9,7 @@ import { LIST_COUNT_MAX } from './admin.ts';
 /** Where a page ended: what its last item is sorted by, and what tells it from others that are sorted alike. */
 export type Cursor = { readonly at: number; readonly id: string };
 
-const CURSOR = /^(\d{1,15})~([A-Za-z0-9._-]{1,100})$/;
+const CURSOR = /^(\d{1,15})~([A-Za-z0-9._-]{1,200})$/;
 export const writeCursor = ({ at, id }: Cursor): string => `${at}~${id}`;
 
 export const pageQuerySchema = z.object({

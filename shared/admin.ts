@@ -10,8 +10,10 @@
  * | `GET /tenants/{id}/budget`      |                             | list of {@link BudgetUse}: what is used right now |
  * | `POST /keys`                    | {@link createKeySchema}     | 201 {@link CreatedKey}: the only time the key is shown |
  * | `GET /keys?tenant=&state=`      |                             | list of {@link ApiKey}; `state=working`: neither revoked nor expired |
- * | `DELETE /keys/{id}`             |                             | {@link ApiKey} with `revoked_at`; again is the same |
- * | `POST /keys/{id}/rotate`        | {@link rotateKeySchema}     | 201 {@link CreatedKey}: the key in its place; 409 when it is over |
+ * | `DELETE /keys/{id}`             |                             | {@link ApiKey} with `revoked_at`, its sessions end; again is the same |
+ * | `DELETE /keys/{id}/sessions`    |                             | {@link EndedSessions}: all sessions of the dashboard that the key opened end, within 5 s |
+ * | `DELETE /sessions`              |                             | the same of the key that asks, `ADMIN_KEY` included |
+ * | `POST /keys/{id}/rotate`        | {@link rotateKeySchema}     | 201 {@link CreatedKey}: the key in its place, the old one's sessions end; 409 when it is over |
  * | `GET /usage?tenant=&from=&to=&group=` |                       | list of {@link UsageRow} |
  * | `POST /mask-sets?tenant=`       | a mask set                  | 201 {@link MaskSetSummary}; 200 for content already there |
  * | `GET /mask-sets?tenant=`        |                             | list of {@link MaskSetSummary} |
@@ -156,6 +158,14 @@ export const rotateKeySchema = z.strictObject({
   /** Of the new key; absent: never. */
   expires_at: keyEnd,
 });
+
+export const endedSessionsSchema = z.object({
+  /** The id of the key that opened them, or `root`. */
+  actor: z.string(),
+  /** Those that were opened later go on. */
+  ended_before: timestamp,
+});
+export type EndedSessions = z.infer<typeof endedSessionsSchema>;
 
 export const USAGE_GROUPS = ['tenant', 'day', 'model', 'mask'] as const;
 export type UsageGroup = (typeof USAGE_GROUPS)[number];

@@ -5,7 +5,8 @@
  * |---|---|---|
  * | `POST /dashboard/session`   | {@link loginSchema} | {@link sessionSchema}, and the session's cookie |
  * | `GET /dashboard/session`    |                     | {@link sessionSchema}; 204 when nobody is logged in, 401 when a session has ended |
- * | `DELETE /dashboard/session` |                     | 204; the cookie is gone |
+ * | `DELETE /dashboard/session` |                     | 204; the cookie is gone and the session has ended, copies of it within 5 s everywhere |
+ * | `DELETE /dashboard/session?everywhere=true` |     | the same of all sessions that the key has opened |
  *
  * With the cookie, the admin API takes requests without a key. Those that change something, logging out
  * included, must come from the page's own origin and carry the session's token in {@link CSRF_HEADER}.

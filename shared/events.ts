@@ -30,6 +30,8 @@ export const requestEventSchema = z.strictObject({
   cluster: z.int().nullable(),
   similarity: z.number().nullable(),
   experiment: z.string(),
+  /** Whose it is; '' for nobody's, and without one. A message of the release before does not say. */
+  experiment_owner: z.string().default(''),
   variant: z.string(),
   region: z.string(),
   fallback: z.enum(FALLBACK_REASONS).nullable(),

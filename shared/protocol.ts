@@ -85,6 +85,19 @@ export const HEADERS = {
   serverTiming: 'server-timing',
 } as const;
 
+/**
+ * `ALLOWED_ORIGINS`: whose pages may call `/v1` from a browser: `*`, or origins as browsers write them, with commas or
+ * spaces between them.
+ */
+export const allowedOriginsSchema = z
+  .string()
+  .transform((text) => text.split(/[\s,]+/).filter((origin) => origin !== ''))
+  .refine((origins) => origins.every((origin) => origin === '*' || isOrigin(origin)), {
+    message: 'expected "*", or origins like https://app.example.com, without a path',
+  });
+
+const isOrigin = (text: string): boolean => /^https?:[^*]+$/.test(text) && URL.parse(text)?.origin === text;
+
 export const REQUEST_ID_PATTERN = /^[A-Za-z0-9_.:-]{1,128}$/;
 
 export const internalMaskPath = (id: string): string => `/internal/v1/masks/${id}`;

@@ -3,7 +3,7 @@ import { Hono } from 'hono';
 import type { AppEnv } from './context.ts';
 import { onError, onNotFound } from './middleware/errors.ts';
 import { requestId, requestIdHeader } from './middleware/request-id.ts';
-import { services } from './middleware/services.ts';
+import { browsers, services } from './middleware/services.ts';
 import { unreadBody } from './middleware/unread-body.ts';
 import { admin } from './routes/admin/index.ts';
 import { completions } from './routes/completions.ts';
@@ -21,6 +21,7 @@ export const app = new Hono<AppEnv>()
   .use(requestId)
   .route('/', health)
   .use(services)
+  .use('/v1/*', browsers)
   .route('/v1', completions)
   .use(requestIdHeader)
   .route('/v1', dryRun)

@@ -6,6 +6,7 @@
 import { z } from 'zod';
 import { MaskrouteError } from '../shared/errors.ts';
 import type { EdgeMessage } from '../shared/events.ts';
+import { allowedOriginsSchema } from '../shared/protocol.ts';
 import type { KeyAttempts } from './attempts/key-attempts.ts';
 import type { TenantBudget } from './budgets/tenant-budget.ts';
 import { COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
@@ -37,6 +38,7 @@ export interface Env {
   readonly BACKEND_KEY: string;
   readonly ADMIN_KEY: string;
   readonly EDGE_URL?: string;
+  readonly ALLOWED_ORIGINS?: string;
   readonly ENCODER?: string;
   readonly EMBED_TIMEOUT_MS?: string | number;
   readonly BACKEND_TIMEOUT_MS?: string | number;
@@ -66,6 +68,8 @@ const configSchema = z.object({
   ADMIN_KEY: z.string().min(SECRET_CHARS_MIN),
   /** How backends reach this edge. Without it a local edge uses the address that the request came to. */
   EDGE_URL: optional(baseUrl.optional()),
+  /** Whose pages may call `/v1`; none unless it names them. */
+  ALLOWED_ORIGINS: optional(allowedOriginsSchema.default([])),
   ENCODER: optional(z.enum(['static', 'workers-ai', 'huggingface', 'backend']).default('static')),
   EMBED_TIMEOUT_MS: timeout_ms(500),
   /** Until the backend's first byte. */

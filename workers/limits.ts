@@ -130,6 +130,9 @@ export const DRAIN_BYTES_MAX = 32 * 1024 * 1024;
 /** An error body of a backend is read whole before it is passed on. */
 export const BACKEND_ERROR_BYTES_MAX = 64 * 1024;
 
+/** A browser asks again after this what a page may send; Chromium keeps no answer for longer. */
+export const PREFLIGHT_KEPT_s = 7_200;
+
 /** How long clients are asked to wait when the backend or the configuration can't be reached. */
 export const RETRY_AFTER_s = 1;
 
@@ -146,11 +149,25 @@ export const READINESS = {
   retry_ms: 0,
 } as const;
 
+/**
+ * A routing table that nobody could read again for longer makes the edge not ready: for so long keys that were seen
+ * before work without the database, and then no request gets in.
+ */
+export const READY_TABLE_AGE_MAX_ms = KEYS.stale_ms;
+
 /** A sample of where requests lie: one a tenant and isolate every few seconds says enough, and costs D1 little. */
 export const TRAFFIC = { every_ms: 5_000, write_ms: 5_000, tenantsMax: 1_000 } as const;
 
 /** A working day: a session of the dashboard can't be renewed, only opened again. */
 export const SESSION_LIFETIME_s = 8 * 3600;
+
+/**
+ * Which sessions ended before their time. An end holds within 5 s everywhere, also while D1 does not answer: nothing older
+ * is believed, and a session that cannot be looked up gets no further. What it asks for needs D1 anyway.
+ */
+export const SESSION_ENDS = { ...KEYS, stale_ms: KEYS.revalidate_ms } as const;
+/** Ends that an isolate made, or heard of from a revocation: it needs no D1 to know them. */
+export const SESSION_ENDS_KNOWN_MAX = 10_000;
 
 /** The backends' encoder: the time is for loading it too, since embedding has the shorter `EMBED_TIMEOUT_MS`. */
 export const EMBEDDINGS = { timeout_ms: 3_000, batch: 64, bytesMax: 4 * 1024 * 1024 } as const;

@@ -9,6 +9,7 @@ import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { readMaskSet } from '../publication/mask-set-file.ts';
 import type { BackendConfig } from './backend-process.ts';
+import { type Backups, openBackups, watchFile } from './backups.ts';
 import { type DevFile, removeDevFile, writeDevFile } from './dev-file.ts';
 import type { EdgeOptions } from './edge.ts';
 import { lockHome } from './home-lock.ts';
@@ -35,6 +36,10 @@ export type ProductOptions = {
   /** 0 picks a free one. */
   readonly port: number;
   readonly backendPort: number;
+  /** Whose pages may call the edge; undefined: as `wrangler.toml` says. */
+  readonly allowedOrigins?: string | undefined;
+  /** A copy of the database to begin with, in place of what is there. */
+  readonly restore?: string | undefined;
   /** Gets one line for people about what goes on. */
   readonly say: (line: string) => void;
   /** Installs the model in `home` unless it is there. */
@@ -45,7 +50,7 @@ export type ProductOptions = {
 
 export type Product = { readonly dev: DevFile; stop(): Promise<void> };
 
-type Parts = { backend?: Supervised; edge?: Supervised };
+type Parts = { backend?: Supervised; edge?: Supervised; unwatch?: () => void };
 
 /** @throws MaskrouteError `already_running`, `port_in_use`, `start_failed`, and what a model pull throws. */
 export async function startProduct(options: ProductOptions): Promise<Product> {
@@ -53,30 +58,36 @@ export async function startProduct(options: ProductOptions): Promise<Product> {
   await mkdir(path.join(home, 'logs'), { recursive: true, mode: 0o700 });
   const unlock = lockHome(home);
   const parts: Parts = {};
+  const backups = openBackups(home);
   const stop = async () => {
+    parts.unwatch?.();
     await removeDevFile(home);
     // The backend finishes what runs while the edge still carries its answers, and stays until the edge has asked it
     // what those cost whose clients left.
     await parts.backend?.drain(BACKEND_STOP_ms);
     await parts.edge?.stop(EDGE_STOP_ms);
     await parts.backend?.stop(BACKEND_STOP_ms);
+    if (parts.edge !== undefined) await backUp(backups, options.say);
     unlock();
   };
   try {
-    return { dev: await startParts(options, parts), stop };
+    return { dev: await startParts(options, parts, backups), stop };
   } catch (error) {
     await stop();
     throw error;
   }
 }
 
-async function startParts(options: ProductOptions, parts: Parts): Promise<DevFile> {
+async function startParts(options: ProductOptions, parts: Parts, backups: Backups): Promise<DevFile> {
   const { home, signal } = options;
   await removeDevFile(home);
   await expectFreePort(options.port, 'PORT');
   await expectFreePort(options.backendPort, 'BACKEND_PORT');
   for (const name of ['backend', 'edge']) await keepPrevious(logFile(home, name));
   const keys = await loadOrCreateKeys(home);
+  if (options.restore !== undefined) await backups.restore(options.restore);
+  await backUp(backups, options.say);
+  await sayIfLost(options, keys, backups);
   await options.ensureModel(DEFAULT_MODEL);
   signal.throwIfAborted();
 
@@ -85,6 +96,8 @@ async function startParts(options: ProductOptions, parts: Parts): Promise<DevFil
   parts.edge = await startEdgeChild(options, keys, parts.backend.url);
   await waitReady(parts.backend.url, READY_WITHIN_ms, signal);
   await waitReady(parts.edge.url, READY_WITHIN_ms, signal);
+  const database = await backups.database();
+  if (database !== undefined) parts.unwatch = watchFile(database, () => sayGone(options, database, backups));
 
   const apiKey = await seed(options, keys, parts.edge.url);
   signal.throwIfAborted();
@@ -101,6 +114,32 @@ async function startParts(options: ProductOptions, parts: Parts): Promise<DevFil
   return dev;
 }
 
+/** A start or a stop goes on without a copy: it is there for a bad day, and this may be one. */
+async function backUp(backups: Backups, say: ProductOptions['say']): Promise<void> {
+  await backups
+    .backUp()
+    .catch((error: Error) => say(`The local database could not be copied to backup/: ${error.message}`));
+}
+
+/** Whoever kept a key had a database. */
+async function sayIfLost({ home, say }: ProductOptions, keys: DevKeys, backups: Backups): Promise<void> {
+  const copy = await backups.newest();
+  if ((keys.apiKey === undefined && copy === undefined) || (await backups.database()) !== undefined) return;
+  say(`The local database is gone from ${path.join(home, 'edge')}, and with it tenants, keys, mask sets, experiments and usage.
+This start begins with an empty one. ${howToRestore(copy)}`);
+}
+
+async function sayGone({ say }: ProductOptions, file: string, backups: Backups): Promise<void> {
+  const copy = await backups.newest();
+  say(`The local database was deleted or replaced while Maskroute runs (${file}).
+What is written from now on is lost when it stops. ${howToRestore(copy)}`);
+}
+
+const howToRestore = (copy: string | undefined): string =>
+  copy === undefined
+    ? 'There is no copy to go back to.'
+    : `To go back to the newest copy, stop it and start with: npm start -- --restore=${copy}`;
+
 const startBackendChild = ({ home, backendPort, say }: ProductOptions, keys: DevKeys): Promise<Supervised> =>
   supervise<BackendConfig>(
     {
@@ -113,7 +152,7 @@ const startBackendChild = ({ home, backendPort, say }: ProductOptions, keys: Dev
   );
 
 const startEdgeChild = (
-  { home, port, say }: ProductOptions,
+  { home, port, allowedOrigins, say }: ProductOptions,
   { adminKey, backendKey }: DevKeys,
   backendUrl: string,
 ): Promise<Supervised> =>
@@ -125,7 +164,10 @@ const startEdgeChild = (
         projectFolder: PROJECT_FOLDER,
         stateFolder: path.join(home, 'edge'),
         port,
-        bindings: { BACKEND_URL: backendUrl, BACKEND_KEY: backendKey, ADMIN_KEY: adminKey },
+        bindings: {
+          ...{ BACKEND_URL: backendUrl, BACKEND_KEY: backendKey, ADMIN_KEY: adminKey },
+          ...(allowedOrigins === undefined ? {} : { ALLOWED_ORIGINS: allowedOrigins }),
+        },
       },
       logFile: logFile(home, 'edge'),
     },

@@ -1,6 +1,8 @@
 /** `npm start`: the whole product on this machine until SIGINT or SIGTERM; then it drains and exits with 0. */
 import { once } from 'node:events';
+import { parseArgs } from 'node:util';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { allowedOriginsSchema } from '../../shared/protocol.ts';
 import { maskrouteHome } from '../home.ts';
 import type { DevFile } from './dev-file.ts';
 import { installModel } from './install-model.ts';
@@ -36,6 +38,8 @@ async function main(): Promise<void> {
     home,
     port: portFrom(process.env, 'PORT', EDGE_PORT),
     backendPort: portFrom(process.env, 'BACKEND_PORT', BACKEND_PORT),
+    allowedOrigins: allowedOrigins(),
+    restore: restoreFrom(process.argv.slice(2)),
     say: console.log,
     ensureModel: (name) => installModel(home, name, signal),
     signal,
@@ -47,6 +51,23 @@ async function main(): Promise<void> {
   console.log(greeting(product.dev));
   await stopped;
   await product.stop();
+}
+
+/** `--restore=FILE`. @throws MaskrouteError `invalid_argument` for anything else. */
+function restoreFrom(args: string[]): string | undefined {
+  try {
+    return parseArgs({ args, options: { restore: { type: 'string' } } }).values.restore;
+  } catch (error) {
+    throw new MaskrouteError('invalid_argument', (error as Error).message, { cause: error });
+  }
+}
+
+/** @throws MaskrouteError `invalid_argument`: the edge would refuse it, too, and every request with it. */
+function allowedOrigins(): string | undefined {
+  const { ALLOWED_ORIGINS: given } = process.env;
+  const issue = allowedOriginsSchema.optional().safeParse(given).error?.issues[0];
+  if (issue === undefined) return given;
+  throw new MaskrouteError('invalid_argument', `ALLOWED_ORIGINS: ${issue.message}, not ${given}.`);
 }
 
 const greeting = ({ edge, apiKey, model }: DevFile): string => `Maskroute is ready at ${edge}. Try:

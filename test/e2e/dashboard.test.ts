@@ -320,8 +320,27 @@ test('what was asked is counted, by cluster and by day', async () => {
   await expectAccessible(page, 'usage');
 });
 
-test('logging out ends it', async () => {
-  await page.getByRole('button', { name: 'Log out' }).click();
+test('logging out ends it, also for who copied its cookie', async () => {
+  const ask = async ([cookie]: Awaited<ReturnType<typeof context.cookies>>) => {
+    const headers = { cookie: `${cookie!.name}=${cookie!.value}` };
+    return (await fetch(`${product.dev.edge}/admin/v1/tenants`, { headers })).status;
+  };
+  const copied = await context.cookies();
+  expect(await ask(copied)).toBe(200);
+  await page.getByRole('button', { name: 'Log out', exact: true }).click();
   await page.getByLabel('Admin key').waitFor();
   expect(await context.cookies()).toEqual([]);
+  expect(await ask(copied)).toBe(401);
+});
+
+test('logging out everywhere ends the sessions in other browsers', async () => {
+  const elsewhere = await openPage(browser);
+  for (const at of [elsewhere, page]) await logIn(at, product.dev.edge, product.dev.adminKey);
+  await page.getByRole('button', { name: 'Log out everywhere' }).click();
+  await expectAccessible(page, 'the question before logging out everywhere');
+  await page.getByRole('dialog').getByRole('button', { name: 'End all sessions' }).click();
+  await page.getByRole('status').getByText('You are logged out everywhere.').waitFor();
+  await elsewhere.getByRole('navigation').getByRole('link', { name: 'Keys' }).click();
+  await elsewhere.getByLabel('Admin key').waitFor();
+  await elsewhere.getByRole('status').getByText('The session has ended.').waitFor();
 });

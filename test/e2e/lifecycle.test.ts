@@ -1,6 +1,6 @@
 /** Starting and stopping: twice, on taken ports, killed half-way, with answers under way, with a dead backend. */
 import { once } from 'node:events';
-import { existsSync, readFileSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import path from 'node:path';
@@ -10,7 +10,18 @@ import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import type { DevFile } from '../../gpu-backend/dev/dev-file.ts';
 import { createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { publicationHistory } from '../../gpu-backend/publication/publish.ts';
-import { BY_NPM, createHome, type Run, removeHome, run, type Started, start, stop } from './product.ts';
+import { tenantSchema } from '../../shared/admin.ts';
+import {
+  BY_NPM,
+  createHome,
+  DIRECT,
+  type Run,
+  removeHome,
+  run,
+  type Started,
+  start,
+  stop,
+} from './product.ts';
 
 const LIMIT_ms = 180_000;
 
@@ -196,6 +207,43 @@ test(
     expect(account.used).toBe(account.tokens);
     expect(account.tokens).toBeGreaterThan(tokens);
     expect(account.tokens).toBeLessThan(tokens + 1500);
+  },
+  LIMIT_ms,
+);
+
+test(
+  'a database that is deleted is missed at once and at the next start, and comes back from its copy',
+  async () => {
+    const tenants = async ({ edge, adminKey }: DevFile) => {
+      const headers = { authorization: `Bearer ${adminKey}` };
+      const answer = await fetch(`${edge}/admin/v1/tenants`, { headers });
+      return ((await answer.json()) as { data: { id: string }[] }).data.map(({ id }) => id);
+    };
+    const first = await start(home);
+    const client = createAdminClient(first.dev.edge, first.dev.adminKey);
+    const body = { id: 'precious', name: 'Precious' };
+    await client.request({ method: 'POST', path: '/tenants', body }, tenantSchema);
+    expect(await stop(first)).toBe(0);
+
+    const second = await started();
+    rmSync(path.join(home, 'edge'), { recursive: true });
+    await vi.waitFor(() => expect(second.output()).toMatch(/database was deleted or replaced while/), 10_000);
+    // Nothing hangs: what does not need the file goes on, and it stops as ever.
+    expect((await fetch(`${second.dev.edge}/healthz`)).status).toBe(200);
+    expect(await stop(second)).toBe(0);
+
+    const empty = await started();
+    expect(empty.output()).toMatch(/local database is gone from .*begins with an empty one/s);
+    const [, option] = /npm start -- (--restore=\S+)/.exec(empty.output())!;
+    expect(await tenants(empty.dev)).toEqual(['local']);
+    expect(await stop(empty)).toBe(0);
+
+    const restored = await start(home, {}, [...DIRECT, option!]);
+    runs.push(restored);
+    expect((await tenants(restored.dev)).sort()).toEqual(['local', 'precious']);
+    expect(restored.output()).not.toContain('is gone');
+    const { model } = restored.dev;
+    expect((await restored.client.chat.completions.create(hello(model))).choices).toHaveLength(1);
   },
   LIMIT_ms,
 );

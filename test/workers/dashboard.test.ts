@@ -9,8 +9,10 @@ import edge from '../../workers/index.ts';
 import { ADMIN_KEY, EDGE_URL } from '../support/edge/constants.ts';
 import {
   admin,
+  badD1,
   call,
   chat,
+  created,
   errorCode,
   freshIsolate,
   goLive,
@@ -157,6 +159,116 @@ describe('a session', () => {
   });
 });
 
+describe('a session that is ended', () => {
+  type Ask = ReturnType<typeof freshIsolate>;
+  const ask = (cookie: string, isolate?: Ask) =>
+    call('GET', '/admin/v1/tenants', { headers: { cookie } }, isolate);
+  const logOut = (headers: Record<string, string>, query = '', isolate?: Ask) =>
+    call('DELETE', `/dashboard/session${query}`, { headers }, isolate);
+  const ENDED = '401 invalid_session';
+
+  it('is over for who copied its cookie, in every isolate within 5 s, and others go on', async () => {
+    const [mine, other] = [await browser(ADMIN_KEY), await browser(ADMIN_KEY)];
+    const elsewhere = freshIsolate();
+    for (const { cookie } of [mine, other]) expect((await ask(cookie, elsewhere)).status).toBe(200);
+    expect((await logOut(mine.asPage)).status).toBe(204);
+    expect(await errorCode(ask(mine.cookie))).toBe(ENDED);
+    expect(await errorCode(call('GET', '/dashboard/session', { headers: { cookie: mine.cookie } }))).toBe(
+      ENDED,
+    );
+    expect(await errorCode(ask(mine.cookie, freshIsolate()))).toBe(ENDED);
+    later(5_000);
+    expect(await errorCode(ask(mine.cookie, elsewhere))).toBe(ENDED);
+    for (const isolate of [undefined, elsewhere]) expect((await ask(other.cookie, isolate)).status).toBe(200);
+    // It may log out again, but end no others.
+    expect((await logOut(mine.asPage)).status).toBe(204);
+    expect(await errorCode(logOut(mine.asPage, '?everywhere=true'))).toBe(ENDED);
+    expect((await ask(other.cookie)).status).toBe(200);
+  });
+
+  it('may be all of a key: those of others and later ones go on', async () => {
+    const { tenant } = await newTenant();
+    const ofTenant = await newKey({ tenant, kind: 'tenant_admin' });
+    const keys = [ADMIN_KEY, (await newKey({ kind: 'admin' })).key, ofTenant.key];
+    for (const key of keys) {
+      const sessions = [await browser(key), await browser(key), await browser(key)];
+      const others = await Promise.all(keys.filter((other) => other !== key).map(browser));
+      const elsewhere = freshIsolate();
+      for (const { cookie } of sessions) expect((await ask(cookie, elsewhere)).status).toBe(200);
+      later(1);
+      if (key === ofTenant.key) expect((await admin('DELETE', '/sessions', undefined, key)).status).toBe(200);
+      else expect((await logOut(sessions[0]!.asPage, '?everywhere=true')).status).toBe(204);
+      later(5_000);
+      for (const { cookie } of sessions) {
+        for (const isolate of [undefined, elsewhere]) {
+          expect(await errorCode(ask(cookie, isolate))).toBe(ENDED);
+        }
+      }
+      for (const { cookie } of others) expect((await ask(cookie)).status).toBe(200);
+      expect((await ask((await browser(key)).cookie, elsewhere)).status).toBe(200);
+    }
+  });
+
+  it('goes with the key that is rotated, though the key works on for a while', async () => {
+    const { key, id } = await newKey({ kind: 'admin' });
+    const { cookie } = await browser(key);
+    const elsewhere = freshIsolate();
+    expect((await ask(cookie, elsewhere)).status).toBe(200);
+    later(1);
+    await created(admin('POST', `/keys/${id}/rotate`, { overlap_s: 3_600 }));
+    expect(await errorCode(ask(cookie))).toBe(ENDED);
+    later(5_000);
+    expect(await errorCode(ask(cookie, elsewhere))).toBe(ENDED);
+    expect((await admin('GET', '/tenants', undefined, key)).status).toBe(200);
+  });
+
+  it('is ended by who manages the key, and by no other tenant', async () => {
+    const [own, other] = [await newTenant(), await newTenant()];
+    const { key, id } = await newKey({ tenant: own.tenant, kind: 'tenant_admin' });
+    const { key: foreign } = await newKey({ tenant: other.tenant, kind: 'tenant_admin' });
+    const { cookie } = await browser(key);
+    const end = (by: string) => admin('DELETE', `/keys/${id}/sessions`, undefined, by);
+    expect(await errorCode(end(foreign))).toBe('404 not_found');
+    expect((await ask(cookie)).status).toBe(200);
+    later(1);
+    expect(await (await end(ADMIN_KEY)).json()).toMatchObject({ actor: id });
+    expect(await errorCode(ask(cookie))).toBe(ENDED);
+  });
+
+  it.each(['stalled', 'failing'] as const)(
+    'while D1 is %s is let in nowhere for longer than 5 s',
+    { timeout: 40_000 },
+    async (mood) => {
+      const d1 = badD1();
+      const isolate = freshIsolate({ DB: d1.DB });
+      const [mine, copied, fresh] = [
+        await browser(ADMIN_KEY),
+        await browser(ADMIN_KEY),
+        await browser(ADMIN_KEY),
+      ];
+      const page = (cookie: string) => call('GET', '/dashboard/session', { headers: { cookie } }, isolate);
+      for (const { cookie } of [mine, copied]) expect((await page(cookie)).status).toBe(200);
+      d1.be(mood);
+      // Ended through this isolate, which cannot write it down but knows it; and through another one.
+      const out = await logOut(mine.asPage, '', isolate);
+      expect(out.status).toBe(503);
+      expect(out.headers.get('set-cookie')).toMatch(/Max-Age=0/);
+      expect(await errorCode(page(mine.cookie))).toBe(ENDED);
+      expect((await logOut(copied.asPage)).status).toBe(204);
+      expect(await errorCode(page(fresh.cookie))).toBe('503 configuration_unavailable');
+      later(5_001);
+      expect(await errorCode(page(copied.cookie))).toBe('503 configuration_unavailable');
+      d1.be('good');
+      await vi.waitFor(async () => {
+        later(2_000);
+        expect((await page(fresh.cookie)).status).toBe(200);
+        expect(await errorCode(page(copied.cookie))).toBe(ENDED);
+      }, 10_000);
+      expect(await errorCode(page(mine.cookie))).toBe(ENDED);
+    },
+  );
+});
+
 describe('the page', () => {
   it('is the same for every path of it, and lets nothing run that is not its own', async () => {
     const first = await (await call('GET', '/dashboard')).text();
@@ -188,6 +300,50 @@ describe('the page', () => {
     expect(await errorCode(call('GET', '/dashboard/assets/none.js'))).toBe('404 not_found');
     expect(await errorCode(call('POST', '/dashboard/keys', { body: {} }))).toBe('404 not_found');
     expect(await errorCode(call('PUT', '/dashboard/session', { body: {} }))).toBe('405 method_not_allowed');
+  });
+});
+
+describe('of the assets', () => {
+  it('nothing but the files of the page is delivered, however the path is written', async () => {
+    const table = 'encoder/static.bin';
+    const ups = ['../..', '..%2f..', '..%2F..', '%2e%2e%2f%2e%2e', '..%252f..', '%252e%252e%252f%252e%252e'];
+    const backwards = ['..\\..', '..%5c..', '..%255c..', '.%2e%5C..'];
+    const paths = [...ups, ...backwards].flatMap((up) => [
+      ...[`assets/${up}/${table}`, `assets/${up}%2f${table.replace('/', '%2f')}`],
+      ...[`assets/${up}%2fencoder%252fstatic.bin`, `assets/x/${up}/../${table}`],
+    ]);
+    const others = [
+      'assets/',
+      'assets',
+      'assets/..%2findex.html',
+      'assets/.%2f',
+      'assets//encoder/static.bin',
+    ];
+    const asked: [method: string, path: string][] = [...paths, ...others].map((path) => ['GET', path]);
+    for (const method of ['HEAD', 'POST', 'OPTIONS', 'PROPFIND']) asked.push([method, paths[4]!]);
+    for (const [method, path] of asked) {
+      const response = await call(method, `/dashboard/${path}`);
+      const text = await response.text();
+      const isPage = response.headers.get('content-type')?.includes('text/html') === true;
+      expect(isPage || response.status === 404, `${method} ${path} ${response.status}`).toBe(true);
+      expect(text.length, `${method} ${path}`).toBeLessThan(10_000);
+    }
+    for (const path of ['/encoder/static.bin', '/dashboard/../encoder/static.bin', '//encoder/static.bin']) {
+      expect((await call('GET', path)).status).toBe(404);
+    }
+  });
+
+  it('the scripts that a script loads are delivered, too', async () => {
+    const html = await (await call('GET', '/dashboard')).text();
+    const [, main] = /"(\/dashboard\/assets\/[^"]+\.js)"/.exec(html)!;
+    const script = await (await call('GET', main!)).text();
+    const chunks = [...script.matchAll(/"\.\/([^"]+\.js)"/g)].map(([, name]) => name!);
+    expect(chunks.length).toBeGreaterThan(0);
+    for (const name of chunks) {
+      const response = await call('GET', `/dashboard/assets/${name}`);
+      expect(response.status, name).toBe(200);
+      await response.body?.cancel();
+    }
   });
 });
 

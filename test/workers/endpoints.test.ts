@@ -4,7 +4,7 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { dryRunSchema } from '../../shared/dry-run.ts';
 import { maskRecordSchema } from '../../shared/protocol.ts';
 import { EVENTS } from '../../workers/limits.ts';
-import { BACKEND_KEY, ENCODER, MODEL } from '../support/edge/constants.ts';
+import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER, MODEL } from '../support/edge/constants.ts';
 import {
   admin,
   badD1,
@@ -19,6 +19,8 @@ import {
   recorded,
   say,
 } from './support/edge.ts';
+
+type ReadyAnswer = { status: string; checks: Record<string, string>; routing_table_age_s: number | null };
 
 afterEach(() => {
   vi.useRealTimers();
@@ -259,6 +261,143 @@ describe('health', () => {
     expect((await checks({ ENCODER: 'workers-ai' })).encoder).toMatch(/cannot be loaded/);
     expect((await checks({ ADMIN_KEY: '' })).configuration).toMatch(/variable/);
   });
+
+  it.each(['stalled', 'failing'] as const)(
+    'names a database that is %s, stays ready with the table that it has, and not for ever',
+    async (mood) => {
+      const d1 = badD1();
+      const isolate = freshIsolate({ DB: d1.DB });
+      const ask = async () => {
+        const asked_ms = performance.now();
+        const response = await call('GET', '/readyz', {}, isolate);
+        expect(performance.now() - asked_ms).toBeLessThan(3_000);
+        return { code: response.status, ...(await response.json<ReadyAnswer>()) };
+      };
+      const good = await ask();
+      expect(good).toMatchObject({ code: 200, status: 'ready', checks: { database: 'ok' } });
+      expect(good.routing_table_age_s).toBe(0);
+      d1.be(mood);
+      vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 10_000 });
+      const lost_ms = Date.now();
+      await ask();
+      vi.setSystemTime(Date.now() + 20_000);
+      const stale = await ask();
+      expect(stale).toMatchObject({ code: 200, status: 'ready', checks: { routing_table: 'ok' } });
+      expect(stale.routing_table_age_s).toBeGreaterThanOrEqual(30);
+      const since = /^unreachable since (\S+)$/.exec(stale.checks.database!)![1]!;
+      expect(Math.abs(Date.parse(since) - lost_ms)).toBeLessThan(2_000);
+
+      vi.setSystemTime(Date.now() + 3_600_000);
+      const tooOld = await ask();
+      expect(tooOld).toMatchObject({ code: 503, status: 'not_ready' });
+      expect(tooOld.checks.routing_table).toMatch(/older than 3600 s/);
+      d1.be('good');
+      vi.setSystemTime(Date.now() + 5_000);
+      await vi.waitFor(async () => {
+        vi.setSystemTime(Date.now() + 2_000);
+        expect(await ask()).toMatchObject({ code: 200, checks: { database: 'ok', routing_table: 'ok' } });
+      }, 10_000);
+    },
+  );
+});
+
+describe('a page of another origin', () => {
+  const PAGE = 'https://app.example.com';
+  const open = freshIsolate({ ALLOWED_ORIGINS: `${PAGE}, http://localhost:3000` });
+  const exposed = (response: Response) =>
+    response.headers.get('access-control-expose-headers')?.toLowerCase().split(',') ?? [];
+  const preflight = (path: string, origin: string, isolate?: typeof open) =>
+    call(
+      'OPTIONS',
+      path,
+      {
+        headers: {
+          origin,
+          'access-control-request-method': 'POST',
+          'access-control-request-headers': 'authorization,content-type,x-stainless-lang,x-stainless-new',
+        },
+      },
+      isolate,
+    );
+
+  it('may ask where it is allowed to, with any header and without cookies', async () => {
+    const asked = await preflight('/v1/chat/completions', PAGE, open);
+    expect(asked.status).toBe(204);
+    const header = (name: string) => asked.headers.get(`access-control-${name}`);
+    expect(header('allow-origin')).toBe(PAGE);
+    expect(header('allow-headers')).toBe('authorization,content-type,x-stainless-lang,x-stainless-new');
+    expect(header('allow-methods')).toContain('POST');
+    expect(Number(header('max-age'))).toBeGreaterThan(0);
+    expect(header('allow-credentials')).toBeNull();
+    expect(asked.headers.get('vary')).toContain('Origin');
+    const foreign = [
+      'https://evil.test',
+      'https://app.example.com.evil.test',
+      'http://app.example.com',
+      'null',
+    ];
+    for (const origin of foreign) {
+      const refused = await preflight('/v1/chat/completions', origin, open);
+      expect(refused.headers.get('access-control-allow-origin'), origin).toBeNull();
+    }
+  });
+
+  it('reads answers, streams and errors, with their headers', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('cors', tenant);
+    const ask = (path: string, body: object, bearer: string | undefined, method = 'POST') => {
+      const headers = { origin: PAGE };
+      const options = { ...(bearer && { key: bearer }), headers, ...(method === 'POST' && { body }) };
+      return call(method, path, options, open);
+    };
+    const answers = [
+      [200, await ask('/v1/chat/completions', CHAT, key)],
+      [200, await ask('/v1/chat/completions', { ...CHAT, stream: true }, key)],
+      [200, await ask('/v1/route', CHAT, key)],
+      [200, await ask('/v1/models', {}, key, 'GET')],
+      [400, await ask('/v1/chat/completions', { ...CHAT, messages: 'x' }, key)],
+      [401, await ask('/v1/chat/completions', CHAT, 'mr_live_wrong')],
+      [401, await ask('/v1/chat/completions', CHAT, undefined)],
+      [404, await ask('/v1/nothing', CHAT, key)],
+    ] as const;
+    for (const [status, answer] of answers) {
+      expect(answer.status).toBe(status);
+      expect(answer.headers.get('access-control-allow-origin')).toBe(PAGE);
+      expect(answer.headers.get('vary')).toContain('Origin');
+      const readable = exposed(answer);
+      const own = [...answer.headers.keys()].filter((name) => /^(x-|server-timing|retry-after)/.test(name));
+      for (const name of own) expect(readable, name).toContain(name);
+      await answer.arrayBuffer();
+    }
+    expect(exposed(answers[0][1])).toEqual(
+      expect.arrayContaining(['x-request-id', 'x-maskroute-mask', 'server-timing', 'retry-after']),
+    );
+    expect(answers[0][1].headers.get('x-maskroute-mask')).toMatch(/^m_/);
+  });
+
+  it('never reaches the admin API, and nothing where no origin is named', async () => {
+    for (const path of ['/admin/v1/tenants', '/dashboard/session', '/internal/v1/masks/x']) {
+      const refused = await preflight(path, PAGE, open);
+      expect(refused.headers.get('access-control-allow-origin'), path).toBeNull();
+    }
+    const off = await preflight('/v1/chat/completions', PAGE);
+    expect(await errorCode(off)).toBe('405 method_not_allowed');
+    const { key } = await newTenant();
+    const answer = await call('GET', '/v1/models', { key, headers: { origin: PAGE } });
+    const told = [...answer.headers.keys()].filter(
+      (name) => name.startsWith('access-control') || name === 'vary',
+    );
+    expect(told).toEqual([]);
+  });
+
+  it('may be any, and a wrong list is named by /readyz', async () => {
+    const any = await preflight('/v1/models', 'https://any.test', freshIsolate({ ALLOWED_ORIGINS: '*' }));
+    expect(any.headers.get('access-control-allow-origin')).toBe('*');
+    for (const wrong of ['app.example.com', `${PAGE}/`, `${PAGE}/path`, 'https://*.example.com', 'null']) {
+      const answer = await call('GET', '/readyz', {}, freshIsolate({ ALLOWED_ORIGINS: wrong }));
+      expect([wrong, answer.status]).toEqual([wrong, 503]);
+    }
+  });
 });
 
 describe('the admin API', () => {
@@ -284,6 +423,32 @@ describe('the admin API', () => {
     const { tenant } = await newTenant();
     const again = admin('POST', '/tenants', { id: tenant, name: 'x' });
     expect(await errorCode(again)).toBe('409 conflict');
+  });
+
+  it('has no answer that a cache may keep, new keys, refusals and sessions included', async () => {
+    const { tenant, keyId } = await newTenant();
+    const asked: [method: string, path: string, status: number, body?: object][] = [
+      ['POST', '/admin/v1/keys', 201, { name: 'x', kind: 'tenant', tenant }],
+      ['POST', `/admin/v1/keys/${keyId}/rotate`, 201, {}],
+      ['GET', '/admin/v1/keys', 200],
+      ['GET', '/admin/v1/tenants/nobody', 404],
+      ['GET', '/admin/v1/nothing', 404],
+      ['POST', '/admin/v1/tenants', 400, {}],
+      ['POST', '/dashboard/session', 200, { key: ADMIN_KEY }],
+      ['POST', '/dashboard/session', 400, {}],
+      ['DELETE', '/dashboard/session', 204],
+      ['PUT', '/dashboard/session', 405],
+      ['GET', '/readyz', 200],
+    ];
+    for (const [method, path, status, body] of asked) {
+      const headers = { origin: EDGE_URL };
+      const response = await call(method, path, { key: ADMIN_KEY, headers, ...(body && { body }) });
+      const what = `${method} ${path}`;
+      expect([what, response.status]).toEqual([what, status]);
+      expect([what, response.headers.get('cache-control')]).toEqual([what, 'no-store']);
+    }
+    const refused = await call('GET', '/admin/v1/keys');
+    expect([refused.status, refused.headers.get('cache-control')]).toEqual([401, 'no-store']);
   });
 
   it('is closed to everyone without an admin key', async () => {

@@ -2,6 +2,7 @@
 import { describe, expect, it, vi } from 'vitest';
 import { listSchema } from '../../shared/admin.ts';
 import { type Experiment, experimentSchema } from '../../shared/admin-experiments.ts';
+import { experimentResultsSchema } from '../../shared/experiment-results.ts';
 import { EDGE_URL, MODEL } from '../support/edge/constants.ts';
 import {
   admin,
@@ -244,6 +245,95 @@ describe('two experiments', () => {
     await start(own.id);
     expect((await assigned(b.key, 'x')).experiment).toBe('none');
     expect((await assigned(a.key, 'x')).experiment).toBe(own.id);
+  });
+});
+
+describe('an id of an experiment', () => {
+  const variantsOf = (...versions: string[]) =>
+    versions.map((mask_set, i) => ({ name: `v${i}`, weight: 1, mask_set }));
+
+  async function administered() {
+    const { tenant, key } = await newTenant();
+    const { key: adminKey } = await newKey({ tenant, kind: 'tenant_admin' });
+    return { tenant, key, adminKey };
+  }
+
+  it('belongs to its tenant: others take the same one, and neither learns of the other', async () => {
+    const [a, b] = [await administered(), await administered()];
+    const make = (description: string, key: string) =>
+      admin('POST', '/experiments', { id: 'same', description, variants: variantsOf('dense', 'dense') }, key);
+    await created(make("a's", a.adminKey));
+    await created(make("b's", b.adminKey));
+    expect(await errorCode(make('again', b.adminKey))).toBe('409 conflict');
+    const of = async (key: string, query = '') =>
+      (await admin('GET', `/experiments/same${query}`, undefined, key)).json<Experiment>();
+    expect((await of(a.adminKey)).description).toBe("a's");
+    expect((await of(b.adminKey)).description).toBe("b's");
+    await admin('PATCH', '/experiments/same', { description: 'changed' }, a.adminKey);
+    expect((await of(b.adminKey)).description).toBe("b's");
+
+    for (const { adminKey } of [a, b]) expect((await act('same', 'start', adminKey)).status).toBe(200);
+    for (const { key } of [a, b]) expect(await assigned(key, 'x')).toMatchObject({ experiment: 'same' });
+    expect((await act('same', 'stop', a.adminKey)).status).toBe(200);
+    expect((await of(b.adminKey)).state).toBe('running');
+    expect((await assigned(a.key, 'x')).experiment).toBe('none');
+    expect((await assigned(b.key, 'x')).experiment).toBe('same');
+  });
+
+  it('means the one of the tenant that is named, else the one of nobody, else the only one', async () => {
+    const [a, b] = [await administered(), await administered()];
+    const make = (tenant: string, description: string) =>
+      created(
+        admin('POST', '/experiments', {
+          id: 'x-1',
+          tenant,
+          description,
+          variants: variantsOf('dense', 'dense'),
+        }),
+      );
+    const asked = async (query = '') => await admin('GET', `/experiments/x-1${query}`);
+    const described = async (query = '') => (await (await asked(query)).json<Experiment>()).description;
+    await make(a.tenant, 'of a');
+    expect(await described()).toBe('of a');
+    expect(await errorCode(asked('?tenant='))).toBe('404 not_found');
+    await make(b.tenant, 'of b');
+    const several = await asked();
+    expect(await several.clone().text()).toContain('?tenant=');
+    expect(await errorCode(several)).toBe('409 conflict');
+    expect(await described(`?tenant=${b.tenant}`)).toBe('of b');
+    await make('', 'of nobody');
+    expect(await described()).toBe('of nobody');
+    expect(await described('?tenant=')).toBe('of nobody');
+    expect((await admin('DELETE', `/experiments/x-1?tenant=${a.tenant}`)).status).toBe(200);
+    expect(await described(`?tenant=${b.tenant}`)).toBe('of b');
+    expect(await errorCode(asked(`?tenant=${a.tenant}`))).toBe('404 not_found');
+    expect(await errorCode(admin('GET', `/experiments/x-1?tenant=${b.tenant}`, undefined, a.adminKey))).toBe(
+      '403 forbidden',
+    );
+  });
+
+  it('keeps what is counted of two tenants apart, times and ratings too', async () => {
+    const both = [await administered(), await administered()];
+    for (const [i, { key, adminKey }] of both.entries()) {
+      const body = { id: 'counted', sticky: 'api_key', variants: variantsOf('dense', 'dense') };
+      await created(admin('POST', '/experiments', body, adminKey));
+      expect((await act('counted', 'start', adminKey)).status).toBe(200);
+      for (let n = 0; n <= i; n++) await (await chat(key, { ...say('x'), stream: true })).text();
+    }
+    await vi.waitFor(
+      async () => {
+        for (const [i, { tenant, adminKey }] of both.entries()) {
+          const results = await admin('GET', '/experiments/counted/results', undefined, adminKey);
+          const { variants } = experimentResultsSchema.parse(await results.json());
+          const used = variants.filter(({ figures }) => figures.requests > 0);
+          expect(used.map(({ figures }) => figures.requests)).toEqual([i + 1]);
+          expect(used[0]!.figures.ttft_quantiles_ms).not.toBeNull();
+          const byAdmin = await admin('GET', `/experiments/counted/results?tenant=${tenant}`);
+          expect(await byAdmin.json()).toMatchObject({ variants });
+        }
+      },
+      { timeout: 12_000, interval: 300 },
+    );
   });
 });
 

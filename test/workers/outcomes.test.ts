@@ -50,6 +50,7 @@ function event(change: Partial<RequestEvent> = {}): RequestEvent {
     cluster: null,
     similarity: null,
     experiment: 'none',
+    experiment_owner: '',
     variant: 'live',
     region: 'local',
     fallback: null,

@@ -107,8 +107,9 @@ export async function logIn(key: string): Promise<Session> {
   return session;
 }
 
-export async function logOut(): Promise<void> {
-  await send('/dashboard/session', { method: 'DELETE' });
+/** With `everywhere` all sessions of the key that logged in end. @throws ApiError */
+export async function logOut({ everywhere = false } = {}): Promise<void> {
+  await send(`/dashboard/session${everywhere ? '?everywhere=true' : ''}`, { method: 'DELETE' });
   session = undefined;
 }
 

@@ -28,10 +28,7 @@ export function App() {
     case 'in':
       return (
         <Router base="/dashboard">
-          <Layout
-            session={gate.session}
-            onLogOut={() => setGate({ state: 'out', notice: 'You are logged out.' })}
-          />
+          <Layout session={gate.session} onLogOut={(notice) => setGate({ state: 'out', notice })} />
         </Router>
       );
   }

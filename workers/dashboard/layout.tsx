@@ -3,14 +3,21 @@ import { useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { Link, Route, Switch, useLocation } from 'wouter-preact';
 import { listSchema, tenantSchema } from '../../shared/admin.ts';
 import type { Session } from '../../shared/dashboard.ts';
-import { admin, logOut } from './api.ts';
+import { ApiError, admin, logOut } from './api.ts';
+import { Confirm } from './components/dialog.tsx';
 import { ScopeContext } from './context.ts';
 import { tenantName } from './format.ts';
 import { PAGES } from './pages/index.ts';
 import { applyTheme, storedTheme, THEMES } from './theme.ts';
 import { useLoad } from './use-load.ts';
 
-export function Layout({ session, onLogOut }: { readonly session: Session; readonly onLogOut: () => void }) {
+export function Layout({
+  session,
+  onLogOut,
+}: {
+  readonly session: Session;
+  readonly onLogOut: (notice: string) => void;
+}) {
   const [tenant, setTenant] = useState(session.tenant ?? '');
   const isGlobal = session.tenant === null;
   return (
@@ -22,15 +29,54 @@ export function Layout({ session, onLogOut }: { readonly session: Session; reado
         <strong>Maskroute</strong>
         {isGlobal ? <TenantPicker tenant={tenant} onPick={setTenant} /> : <span>Tenant {tenant}</span>}
         <ThemePicker />
-        <button type="button" class="outline" onClick={() => logOut().finally(onLogOut)}>
-          Log out
-        </button>
+        <LogOut onLogOut={onLogOut} />
       </header>
       <div class="frame">
         <Navigation isGlobal={isGlobal} />
         <Content />
       </div>
     </ScopeContext.Provider>
+  );
+}
+
+/** A session whose end could not be written down may go on in a copy, and the person hears of that. */
+const NOT_ENDED =
+  'You are logged out here. The edge could not end the session, so a copy of it may work for up to eight hours: log in and log out everywhere.';
+
+const hadEnded = (error: Error): boolean => error instanceof ApiError && error.status === 401;
+
+function LogOut({ onLogOut }: { readonly onLogOut: (notice: string) => void }) {
+  const [asks, setAsks] = useState(false);
+  const here = () =>
+    logOut().then(
+      () => onLogOut('You are logged out.'),
+      (error: Error) => onLogOut(hadEnded(error) ? 'You are logged out.' : NOT_ENDED),
+    );
+  const everywhere = async () => {
+    await logOut({ everywhere: true });
+    onLogOut('You are logged out everywhere.');
+  };
+  return (
+    <>
+      <button type="button" class="outline" onClick={here}>
+        Log out
+      </button>
+      <button type="button" class="outline" onClick={() => setAsks(true)}>
+        Log out everywhere
+      </button>
+      {asks && (
+        <Confirm
+          title="Log out everywhere?"
+          action="End all sessions"
+          act={everywhere}
+          onClose={() => setAsks(false)}
+        >
+          <p>
+            Every session that was opened with the same key ends within five seconds, in other browsers, too.
+          </p>
+        </Confirm>
+      )}
+    </>
   );
 }
 

@@ -1,11 +1,14 @@
-/** API keys in D1: found by the SHA-256 of the key, which is all that is stored. */
-import { and, desc, eq, gt, isNull, lt, or, sql } from 'drizzle-orm';
+/**
+ * API keys in D1: found by the SHA-256 of the key, which is all that is stored. With them the ends of the sessions that
+ * they open, so that a key and its sessions end in one batch.
+ */
+import { and, desc, eq, gt, isNull, lt, or, type SQL, sql } from 'drizzle-orm';
 import { type ApiKey, type ApiKeyKind, DEFAULT_TENANT } from '../../shared/admin.ts';
 import type { PageQuery } from '../../shared/admin-pages.ts';
 import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
 import { type Database, isoTime, isoTimeOrNull } from './client.ts';
 import { type Page, pastCursor, toPage } from './pages.ts';
-import { apiKeys, tenants } from './schema.ts';
+import { apiKeys, endedSessions, tenants } from './schema.ts';
 import { type TenantPolicy, toPolicy } from './tenants.ts';
 
 /** What a request needs to know of the key that it came with. */
@@ -123,6 +126,7 @@ export async function revokeApiKey(
       .set({ revokedAt_ms: now_ms })
       .where(and(owned, isNull(apiKeys.revokedAt_ms))),
     db.select().from(apiKeys).where(owned).limit(1),
+    endSessionsOf(db, owned, now_ms),
   ]);
   const row = rows[0];
   return row === undefined ? null : { key: toApiKey(row), sha256: row.sha256 };
@@ -167,9 +171,47 @@ export async function rotateApiKey(
       ${successor.sha256}, ${now_ms}, ${successor.expiresAt_ms}, null, null
       from ${apiKeys} where id = ${id} and replaced_by = ${successor.id}`),
     db.select().from(apiKeys).where(eq(apiKeys.id, successor.id)).limit(1),
+    endSessionsOf(db, and(eq(apiKeys.id, id), eq(apiKeys.replacedBy, successor.id)), now_ms),
   ]);
   const [old] = replaced;
   return old === undefined ? null : { successor: toApiKey(made[0]!), oldSha256: old.sha256 };
+}
+
+export const sessionSubject = (id: string): string => `session:${id}`;
+export const keySubject = (keyId: string): string => `key:${keyId}`;
+
+/** All that the keys opened until now. */
+const endSessionsOf = (db: Database, keys: SQL | undefined, now_ms: number) =>
+  db
+    .insert(endedSessions)
+    .select(sql`select 'key:' || id, ${now_ms} from ${apiKeys} where ${keys} and kind <> 'tenant'`)
+    .onConflictDoUpdate({ target: endedSessions.subject, set: { endedAt_ms: LATER_END } });
+const LATER_END = sql`max(${endedSessions.endedAt_ms}, excluded.ended_at_ms)`;
+
+/** The time at which a session, or all of a key, ended; 0 when nobody ended it. */
+export async function findSessionEnd(db: Database, subject: string): Promise<number> {
+  const rows = await db
+    .select({ endedAt_ms: endedSessions.endedAt_ms })
+    .from(endedSessions)
+    .where(eq(endedSessions.subject, subject))
+    .limit(1);
+  return rows[0]?.endedAt_ms ?? 0;
+}
+
+/** Rows from before `over_ms` are of sessions that are over by themselves, and go. */
+export async function insertSessionEnd(
+  db: Database,
+  subject: string,
+  endedAt_ms: number,
+  over_ms: number,
+): Promise<void> {
+  await db.batch([
+    db
+      .insert(endedSessions)
+      .values({ subject, endedAt_ms })
+      .onConflictDoUpdate({ target: endedSessions.subject, set: { endedAt_ms: LATER_END } }),
+    db.delete(endedSessions).where(lt(endedSessions.endedAt_ms, over_ms)),
+  ]);
 }
 
 /** Null when there is no such key, or it is another tenant's. */

@@ -142,6 +142,7 @@ const requestRow = (event: RequestEvent, backend: string): Record<string, unknow
   agreement: null,
   backend,
   outages: isOutage(event) ? 1 : 0,
+  experiment_owner: event.experiment_owner,
 });
 
 /** An error that is not the client's doing: none that a 4xx says, and also one that came in mid-stream. */
@@ -161,7 +162,7 @@ const OUTCOME_KEYS = [
   ...['tenant', 'model', 'version', 'cluster', 'mask', 'sparsity'],
   ...['fallback', 'experiment', 'variant', 'region'],
 ];
-const VARIANT_KEYS = ['experiment', 'variant', 'region'];
+const VARIANT_KEYS = ['experiment_owner', 'experiment', 'variant', 'region'];
 
 /** Name of a column of sums and how it comes from the events, in the tables' order. */
 const SUMS: readonly (readonly [name: string, sum: string])[] = [

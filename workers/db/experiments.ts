@@ -12,14 +12,13 @@ import type { PageQuery } from '../../shared/admin-pages.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import type { Scope } from '../../shared/experiment.ts';
 import { type Database, isDuplicate, isoTime, isoTimeOrNull } from './client.ts';
+import type { ExperimentKey } from './outcomes.ts';
 import { type Page, pastCursor, toPage } from './pages.ts';
 import { experiments } from './schema.ts';
 
 type ExperimentRow = typeof experiments.$inferSelect;
 
-export type StoredExperiment = {
-  readonly id: string;
-  readonly owner: string;
+export type StoredExperiment = ExperimentKey & {
   readonly definition: ExperimentDefinition;
   /** As it is stored: who starts a draft says which text was checked. */
   readonly definitionText: string;
@@ -33,7 +32,7 @@ export type StoredExperiment = {
 /** Written wherever an experiment changes: one more than what any experiment has. */
 const nextRevision = sql`(select coalesce(max(${experiments.revision}), 0) + 1 from ${experiments})`;
 
-/** @throws MaskrouteError `conflict` when the id is taken. */
+/** @throws MaskrouteError `conflict` when the owner has one of this id. */
 export async function insertExperiment(
   db: Database,
   draft: Pick<StoredExperiment, 'id' | 'owner' | 'definition' | 'createdAt_ms' | 'actor'>,
@@ -49,14 +48,20 @@ export async function insertExperiment(
   return { ...draft, definitionText, startsAt_ms: null, endsAt_ms: null, stoppedAt_ms: null };
 }
 
-/** Null when there is none, or it is not `owner`'s. */
-export async function findExperiment(
-  db: Database,
-  id: string,
-  owner: string | undefined,
-): Promise<StoredExperiment | null> {
-  const rows = await db.select().from(experiments).where(owned(id, owner)).limit(1);
+export async function findExperiment(db: Database, key: ExperimentKey): Promise<StoredExperiment | null> {
+  const rows = await db.select().from(experiments).where(named(key)).limit(1);
   return rows[0] === undefined ? null : toStored(rows[0]);
+}
+
+/** Of whichever owners, that of no tenant first; two at most. */
+export async function findExperimentsOfAnybody(db: Database, id: string): Promise<StoredExperiment[]> {
+  const rows = await db
+    .select()
+    .from(experiments)
+    .where(eq(experiments.id, id))
+    .orderBy(experiments.owner)
+    .limit(2);
+  return rows.map(toStored);
 }
 
 /** Newest first, of one owner when one is given. */
@@ -66,18 +71,19 @@ export async function listExperiments(
   { before, limit }: PageQuery,
 ): Promise<Page<StoredExperiment>> {
   const { id, createdAt_ms } = experiments;
+  const name = sql`${id} || '.' || ${experiments.owner}`;
   const rows = await db
     .select()
     .from(experiments)
     .where(
       and(
         owner === undefined ? undefined : eq(experiments.owner, owner),
-        pastCursor(createdAt_ms, id, before),
+        pastCursor(createdAt_ms, name, before),
       ),
     )
-    .orderBy(desc(createdAt_ms), id)
+    .orderBy(desc(createdAt_ms), name)
     .limit(limit + 1);
-  return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.id }), toStored);
+  return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: `${row.id}.${row.owner}` }), toStored);
 }
 
 /** Those that were started and are not over at `now_ms`, and the revision at which that was so. */
@@ -104,7 +110,7 @@ export async function listStarted(
 /** Null when it is no draft any more, it was changed, or another experiment was started since `seenRevision`. */
 export async function startExperiment(
   db: Database,
-  { id, definitionText }: Pick<StoredExperiment, 'id' | 'definitionText'>,
+  { definitionText, ...key }: ExperimentKey & Pick<StoredExperiment, 'definitionText'>,
   times: { readonly startsAt_ms: number; readonly endsAt_ms: number | null },
   seenRevision: number,
 ): Promise<StoredExperiment | null> {
@@ -114,7 +120,7 @@ export async function startExperiment(
     .set({ ...times, revision: nextRevision })
     .where(
       and(
-        ...[eq(experiments.id, id), eq(experiments.definition, definitionText)],
+        ...[named(key), eq(experiments.definition, definitionText)],
         ...[isNull(experiments.startsAt_ms), unchanged],
       ),
     )
@@ -123,32 +129,32 @@ export async function startExperiment(
 }
 
 /** Sets the time of stopping once. */
-export async function stopExperiment(db: Database, id: string, now_ms: number): Promise<void> {
+export async function stopExperiment(db: Database, key: ExperimentKey, now_ms: number): Promise<void> {
   await db
     .update(experiments)
     .set({ stoppedAt_ms: now_ms, revision: nextRevision })
-    .where(and(eq(experiments.id, id), isNull(experiments.stoppedAt_ms)));
+    .where(and(named(key), isNull(experiments.stoppedAt_ms)));
 }
 
 /** False when it is no draft. */
 export async function changeDraft(
   db: Database,
-  id: string,
+  key: ExperimentKey,
   definition: ExperimentDefinition,
 ): Promise<boolean> {
   const rows = await db
     .update(experiments)
     .set({ definition: JSON.stringify(definition) })
-    .where(and(eq(experiments.id, id), isNull(experiments.startsAt_ms)))
+    .where(and(named(key), isNull(experiments.startsAt_ms)))
     .returning({ id: experiments.id });
   return rows.length > 0;
 }
 
 /** False when it is no draft: what ran is kept, with its results. */
-export async function deleteDraft(db: Database, id: string): Promise<boolean> {
+export async function deleteDraft(db: Database, key: ExperimentKey): Promise<boolean> {
   const rows = await db
     .delete(experiments)
-    .where(and(eq(experiments.id, id), isNull(experiments.startsAt_ms)))
+    .where(and(named(key), isNull(experiments.startsAt_ms)))
     .returning({ id: experiments.id });
   return rows.length > 0;
 }
@@ -183,8 +189,7 @@ function stateOf(
   return endsAt_ms !== null && endsAt_ms <= now_ms ? 'ended' : 'running';
 }
 
-const owned = (id: string, owner: string | undefined) =>
-  and(eq(experiments.id, id), owner === undefined ? undefined : eq(experiments.owner, owner));
+const named = ({ owner, id }: ExperimentKey) => and(eq(experiments.owner, owner), eq(experiments.id, id));
 
 const toStored = ({ definition, revision: _, ...row }: ExperimentRow): StoredExperiment => ({
   ...row,

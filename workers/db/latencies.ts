@@ -2,7 +2,7 @@
 import { and, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
 import { LATENCY_MEASURES, type Latencies, type LatencyMeasure } from '../../shared/experiment-results.ts';
 import type { Database } from './client.ts';
-import { isWithin, type SeriesRequest } from './outcomes.ts';
+import { type ExperimentKey, isOf, isWithin, type SeriesRequest } from './outcomes.ts';
 import { backendLatencies, events, latencies, variantLatencies } from './schema.ts';
 
 /** Backends' times are counted by this many minutes, under the first of them. */
@@ -27,10 +27,15 @@ export const countLatencies = (db: Database, batch: string) =>
       }),
     db
       .insert(variantLatencies)
-      .select(timesOf(batch, 'experiment, variant, region', "and experiment <> 'none'"))
+      .select(timesOf(batch, 'experiment_owner, experiment, variant, region', "and experiment <> 'none'"))
       .onConflictDoUpdate({
         target: [
-          ...[variantLatencies.experiment, variantLatencies.variant, variantLatencies.region],
+          ...[
+            variantLatencies.experimentOwner,
+            variantLatencies.experiment,
+            variantLatencies.variant,
+            variantLatencies.region,
+          ],
           ...[variantLatencies.measure, variantLatencies.bucket],
         ],
         set: { count: sql`${variantLatencies.count} + excluded.count` },
@@ -86,14 +91,14 @@ export const versionKey = ({ version, sparsity }: { version: string; sparsity: n
 /** By variant, over all regions or in those whose name begins with `region`. */
 export async function latenciesOfVariants(
   db: Database,
-  experiment: string,
+  experiment: ExperimentKey,
   region: string,
 ): Promise<Map<string, Latencies>> {
   const { variant, measure, bucket } = variantLatencies;
   const rows = await db
     .select({ key: variant, measure, bucket, count: sql<number>`total(${variantLatencies.count})` })
     .from(variantLatencies)
-    .where(and(eq(variantLatencies.experiment, experiment), isWithin(variantLatencies.region, region)))
+    .where(and(isOf(variantLatencies, experiment), isWithin(variantLatencies.region, region)))
     .groupBy(variant, measure, bucket);
   return histograms(rows);
 }

@@ -4,7 +4,7 @@ import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { DEFAULT_TENANT } from '../../shared/admin.ts';
 import type { Sums } from '../../shared/experiment-results.ts';
 import type { Database } from './client.ts';
-import { outcomes, variantOutcomes } from './schema.ts';
+import { outcomes, type variantLatencies, variantOutcomes } from './schema.ts';
 
 /** The sums of a group of rows, under the names that `toSums` reads. */
 const sumsOf = (table: typeof outcomes | typeof variantOutcomes) => ({
@@ -84,16 +84,24 @@ export async function judgedOfVersion(
 export const isWithin = (column: SQLiteColumn, region: string): SQL | undefined =>
   region === '' ? undefined : sql`substr(${column} || '/', 1, ${region.length + 1}) = ${`${region}/`}`;
 
+/** What an experiment is named by: ids are their owners' own. */
+export type ExperimentKey = { readonly owner: string; readonly id: string };
+
+export const isOf = (
+  table: typeof variantOutcomes | typeof variantLatencies,
+  { owner, id }: ExperimentKey,
+): SQL | undefined => and(eq(table.experimentOwner, owner), eq(table.experiment, id));
+
 /** By variant, over all regions or in those whose name begins with `region`. */
 export async function sumsOfVariants(
   db: Database,
-  experiment: string,
+  experiment: ExperimentKey,
   region: string,
 ): Promise<Map<string, Sums>> {
   const rows = await db
     .select({ variant: variantOutcomes.variant, ...sumsOf(variantOutcomes) })
     .from(variantOutcomes)
-    .where(and(eq(variantOutcomes.experiment, experiment), isWithin(variantOutcomes.region, region)))
+    .where(and(isOf(variantOutcomes, experiment), isWithin(variantOutcomes.region, region)))
     .groupBy(variantOutcomes.variant);
   return new Map(rows.map((row) => [row.variant, toSums(row)]));
 }

@@ -1,5 +1,5 @@
 /** Lists read in pages: each goes on where the one before ended, whatever was added or deleted meanwhile. */
-import { gt, lt, or, type SQL, sql } from 'drizzle-orm';
+import { lt, or, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import type { Cursor } from '../../shared/admin-pages.ts';
 
@@ -12,12 +12,12 @@ export type Page<T> = {
 /** What comes after a cursor in an order of `at`, falling, then `id`, rising; everything without one. */
 export const pastCursor = (
   at: SQLiteColumn,
-  id: SQLiteColumn,
+  id: SQLiteColumn | SQL,
   before: Cursor | undefined,
 ): SQL | undefined =>
   before === undefined
     ? undefined
-    : or(lt(at, before.at), sql`(${at} = ${before.at} and ${gt(id, before.id)})`);
+    : or(lt(at, before.at), sql`(${at} = ${before.at} and ${id} > ${before.id})`);
 
 /** Of rows of which one more was asked for than a page has: it says whether there are more. */
 export function toPage<Row, T>(

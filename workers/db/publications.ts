@@ -48,6 +48,11 @@ export type Flip = {
 const bases = alias(publications, 'bases');
 const baseColumns = { owner: bases.owner, version: bases.version };
 
+/** Reads a row, if there is one: fails where the database cannot be read. */
+export async function askForTables(db: Database): Promise<void> {
+  await db.select({ tenant: live.tenant }).from(live).limit(1);
+}
+
 /** The newest publication of exactly this tenant (no falling back to the default one). */
 export async function findLive(db: Database, tenant: string): Promise<LiveState | null> {
   const rows = await db

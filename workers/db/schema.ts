@@ -46,6 +46,17 @@ export const apiKeys = sqliteTable(
   (table) => [index('api_keys_tenant').on(table.tenantId)],
 );
 
+/** Sessions of the dashboard that ended before their time, for as long as they would have lasted. */
+export const endedSessions = sqliteTable(
+  'ended_sessions',
+  {
+    /** `session:` and a session's id; or `key:` and a key's id, for all that the key opened until then. */
+    subject: text('subject').primaryKey(),
+    endedAt_ms: integer('ended_at_ms').notNull(),
+  },
+  (table) => [index('ended_sessions_time').on(table.endedAt_ms)],
+);
+
 /** Immutable: rows are inserted and read, never updated. The version is the hash of the content. */
 export const maskSets = sqliteTable(
   'mask_sets',
@@ -137,20 +148,25 @@ export const feedback = sqliteTable(
 );
 
 /** An experiment is a draft until `startsAt_ms` is set; from then on only its end changes. */
-export const experiments = sqliteTable('experiments', {
-  id: text('id').primaryKey(),
-  owner: text('owner').notNull(),
-  /** JSON of an `ExperimentDefinition`. */
-  definition: text('definition').notNull(),
-  createdAt_ms: integer('created_at_ms').notNull(),
-  startsAt_ms: integer('starts_at_ms'),
-  /** Null: until it is stopped. */
-  endsAt_ms: integer('ends_at_ms'),
-  stoppedAt_ms: integer('stopped_at_ms'),
-  /** Counts changes over all experiments, so that one who starts one knows whether another did meanwhile. */
-  revision: integer('revision').notNull(),
-  actor: text('actor').notNull(),
-});
+export const experiments = sqliteTable(
+  'experiments',
+  {
+    owner: text('owner').notNull(),
+    /** Its owner's own: another owner may have the same one. */
+    id: text('id').notNull(),
+    /** JSON of an `ExperimentDefinition`. */
+    definition: text('definition').notNull(),
+    createdAt_ms: integer('created_at_ms').notNull(),
+    startsAt_ms: integer('starts_at_ms'),
+    /** Null: until it is stopped. */
+    endsAt_ms: integer('ends_at_ms'),
+    stoppedAt_ms: integer('stopped_at_ms'),
+    /** Counts changes over all experiments, so that one who starts one knows whether another did meanwhile. */
+    revision: integer('revision').notNull(),
+    actor: text('actor').notNull(),
+  },
+  (table) => [primaryKey({ columns: [table.owner, table.id] })],
+);
 
 /** What a tenant used, by UTC day. Counted from events, each once. */
 export const usage = sqliteTable(
@@ -231,6 +247,8 @@ export const events = sqliteTable(
     /** The one that answered; '' when none did, or nobody said. */
     backend: text('backend').notNull().default(''),
     outages: outages(),
+    /** Whose the experiment is; '' for nobody's, and without one. */
+    experimentOwner: text('experiment_owner').notNull().default(''),
   },
   (table) => [index('events_batch').on(table.batch), index('events_created').on(table.createdAt_ms)],
 );
@@ -276,12 +294,15 @@ export const outcomes = sqliteTable(
 export const variantOutcomes = sqliteTable(
   'variant_outcomes',
   {
+    experimentOwner: text('experiment_owner').notNull(),
     experiment: text('experiment').notNull(),
     variant: text('variant').notNull(),
     region: text('region').notNull(),
     ...outcomeSums,
   },
-  (table) => [primaryKey({ columns: [table.experiment, table.variant, table.region] })],
+  (table) => [
+    primaryKey({ columns: [table.experimentOwner, table.experiment, table.variant, table.region] }),
+  ],
 );
 
 /** A row a bucket of `shared/histogram.ts` that something fell into. */
@@ -310,13 +331,14 @@ export const latencies = sqliteTable(
 export const variantLatencies = sqliteTable(
   'variant_latencies',
   {
+    experimentOwner: text('experiment_owner').notNull(),
     experiment: outcomeKeys.experiment,
     variant: outcomeKeys.variant,
     region: outcomeKeys.region,
     ...bucketCounts,
   },
-  ({ experiment, variant, region, measure, bucket }) => [
-    primaryKey({ columns: [experiment, variant, region, measure, bucket] }),
+  ({ experimentOwner, experiment, variant, region, measure, bucket }) => [
+    primaryKey({ columns: [experimentOwner, experiment, variant, region, measure, bucket] }),
   ],
 );
 

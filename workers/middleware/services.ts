@@ -1,9 +1,48 @@
-/** Hands every request the isolate's services. A worker that is not configured answers 503, never half-works. */
+/** What every request gets: the isolate's services, and what its browser has to be told before it gets anything. */
+import type { MiddlewareHandler } from 'hono';
+import { cors } from 'hono/cors';
 import { createMiddleware } from 'hono/factory';
+import { BACKEND_HEADERS } from '../../shared/backends.ts';
+import { HEADERS } from '../../shared/protocol.ts';
 import type { AppEnv } from '../context.ts';
+import type { Config } from '../env.ts';
+import { PREFLIGHT_KEPT_s } from '../limits.ts';
 import { servicesFor } from '../services/index.ts';
 
+/** A worker that is not configured answers 503, never half-works. */
 export const services = createMiddleware<AppEnv>(async (c, next) => {
   c.set('services', servicesFor(c.env));
   await next();
 });
+
+/**
+ * Lets pages of other origins call, where `ALLOWED_ORIGINS` names them. A key in a header is all that lets anybody in
+ * here, so no cookie ever comes along, and any header may: clients of OpenAI's kind add some to every request.
+ */
+export const browsers: MiddlewareHandler<AppEnv> = (c, next) => {
+  const { config } = c.get('services');
+  return config.ALLOWED_ORIGINS.length === 0 ? next() : corsOf(config)(c, next);
+};
+
+const made = new WeakMap<Config, MiddlewareHandler<AppEnv>>();
+
+function corsOf(config: Config): MiddlewareHandler<AppEnv> {
+  const known = made.get(config);
+  if (known !== undefined) return known;
+  const origins = config.ALLOWED_ORIGINS;
+  const handler = cors({
+    origin: origins.includes('*') ? '*' : origins,
+    allowMethods: ['GET', 'POST'],
+    exposeHeaders: [...Object.values(HEADERS), BACKEND_HEADERS.backend, ...ABOUT_LIMITS],
+    maxAge: PREFLIGHT_KEPT_s,
+  });
+  made.set(config, handler);
+  return handler;
+}
+
+const ABOUT_LIMITS = [
+  ...['retry-after', 'x-should-retry'],
+  ...['requests', 'tokens'].flatMap((unit) =>
+    ['limit', 'remaining', 'reset'].map((what) => `x-ratelimit-${what}-${unit}`),
+  ),
+];

@@ -1,10 +1,17 @@
 /** The dashboard's session: its cookie, and whom it stands for. */
 import { deleteCookie, getCookie, setCookie } from 'hono/cookie';
+import { createMiddleware } from 'hono/factory';
 import { CSRF_HEADER, type Session } from '../../shared/dashboard.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
-import { type AdminCaller, type AppContext, holdOf } from '../context.ts';
+import { type AdminCaller, type AppContext, type AppEnv, holdOf } from '../context.ts';
 import type { Caller } from '../services/api-keys.ts';
 import { requireIntent, type SessionClaims } from '../services/sessions.ts';
+
+/** What an administrator sees is kept by no cache on the way, nor by the browser: some of it is a new key. */
+export const noStore = createMiddleware<AppEnv>(async (c, next) => {
+  c.header('cache-control', 'no-store');
+  await next();
+});
 
 export const ROOT: AdminCaller = { actor: 'root', tenant: undefined };
 
@@ -15,23 +22,37 @@ export function adminCaller(caller: Caller): AdminCaller {
 }
 
 /**
+ * The claims of the request's session, ended or not; undefined when it has no cookie.
+ * @throws MaskrouteError `invalid_session` for a bad cookie, `forbidden` when a request that changes something
+ * does not prove that our page sent it.
+ */
+export async function readClaims(c: AppContext): Promise<SessionClaims | undefined> {
+  const token = getCookie(c, cookieName(c));
+  if (token === undefined) return undefined;
+  const claims = await c.get('services').sessions.verify(token);
+  requireIntent(c.req.raw, c.req.header(CSRF_HEADER), claims.csrf);
+  return claims;
+}
+
+/**
  * The request's session; undefined when it has no cookie. The key behind it is looked up again, so revoking
  * the key ends the session.
- * @throws MaskrouteError `invalid_session` for a bad cookie, `forbidden` when a request that changes something
- * does not prove that our page sent it, and what looking up the key throws.
+ * @throws MaskrouteError `invalid_session` for one that has ended, what `readClaims` throws, and what looking up the
+ * session and the key throws.
  */
 export async function readSession(
   c: AppContext,
 ): Promise<{ admin: AdminCaller; claims: SessionClaims } | undefined> {
+  const claims = await readClaims(c);
+  if (claims === undefined) return undefined;
   const { sessions, apiKeys } = c.get('services');
-  const token = getCookie(c, cookieName(c));
-  if (token === undefined) return undefined;
-  const claims = await sessions.read(token);
-  requireIntent(c.req.raw, c.req.header(CSRF_HEADER), claims.csrf);
-  const admin =
-    claims.keySha256 === null
-      ? ROOT
-      : adminCaller(await apiKeys.authenticateSha256(claims.keySha256, holdOf(c)));
+  const hold = holdOf(c);
+  const { keySha256 } = claims;
+  const live = sessions.requireLive(claims, hold);
+  // Asked at once, judged after the key: of both ends the key's says more.
+  live.catch(() => {});
+  const admin = keySha256 === null ? ROOT : adminCaller(await apiKeys.authenticateSha256(keySha256, hold));
+  await live;
   return { admin, claims };
 }
 

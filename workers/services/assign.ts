@@ -11,6 +11,8 @@ export type Arm = { readonly name: string; readonly weight: number; readonly set
 
 export type RunningExperiment = {
   readonly id: string;
+  /** Whose it is: ids are their owners' own. */
+  readonly owner: string;
   readonly scope: Scope;
   readonly sticky: StickyKind;
   readonly arms: readonly Arm[];
@@ -20,6 +22,7 @@ export type RunningExperiment = {
 
 export type Assignment = {
   readonly experiment: string;
+  readonly experimentOwner: string;
   readonly variant: string;
   readonly region: string;
   /** Null: in no experiment, so what is live counts. */
@@ -32,6 +35,7 @@ export const LIVE_VARIANT = 'live';
 
 export const unassigned = (region: string): Assignment => ({
   experiment: NO_EXPERIMENT,
+  experimentOwner: '',
   variant: LIVE_VARIANT,
   region,
   arm: null,
@@ -64,7 +68,7 @@ export function assign(
       arms.every(({ set }) => set === null || isUsable(set)),
   );
   if (experiment === undefined) return unassigned(region);
-  const { id, sticky, arms, shadowShare } = experiment;
+  const { id, owner, sticky, arms, shadowShare } = experiment;
   const arm = assignVariant(id, arms, stickyKey(sticky, caller, source));
-  return { experiment: id, variant: arm.name, region, arm, shadowShare };
+  return { experiment: id, experimentOwner: owner, variant: arm.name, region, arm, shadowShare };
 }

@@ -113,7 +113,7 @@ export async function stop(
   if (experiment.startsAt_ms === null) {
     throw new MaskrouteError('conflict', `${experiment.id} was not started.`);
   }
-  await d1(stopExperiment(db, experiment.id, Date.now()));
+  await d1(stopExperiment(db, experiment, Date.now()));
   await experiments.refresh(hold).catch(() => {});
-  return (await d1(findExperiment(db, experiment.id, undefined)))!;
+  return (await d1(findExperiment(db, experiment)))!;
 }

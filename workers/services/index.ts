@@ -1,9 +1,9 @@
 /** The services of one isolate, made once from its environment: the only place that wires them together. */
-import { findApiKey } from '../db/api-keys.ts';
+import { findApiKey, findSessionEnd, insertSessionEnd } from '../db/api-keys.ts';
 import { type Database, openDatabase } from '../db/client.ts';
 import { listStarted } from '../db/experiments.ts';
 import { findMaskSet, findMaskSparsity } from '../db/mask-sets.ts';
-import { findLive } from '../db/publications.ts';
+import { askForTables, findLive } from '../db/publications.ts';
 import { insertTrafficSample } from '../db/traffic.ts';
 import { type Config, type Env, parseConfig } from '../env.ts';
 import { BURST, MODELS } from '../limits.ts';
@@ -91,7 +91,7 @@ function createServices(env: Env): Services {
       table,
       d1Health,
     ),
-    readiness: createReadiness(backend),
+    readiness: createReadiness(backend, () => askForTables(db), d1Health),
     budgets: createBudgets(env.BUDGETS),
     bursts: {
       tenant: createBurstLimit(
@@ -110,7 +110,14 @@ function createServices(env: Env): Services {
     completionIds: createCompletionIds(config.BACKEND_KEY),
     events,
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
-    sessions: createSessions(config.ADMIN_KEY),
+    sessions: createSessions(
+      config.ADMIN_KEY,
+      {
+        find: (subject) => findSessionEnd(db, subject),
+        save: (...end) => insertSessionEnd(db, ...end),
+      },
+      d1Health,
+    ),
     attempts: createAttemptGuard(env.KEY_ATTEMPTS),
     jobs: createBackendJobs(config.BACKEND_KEY, send),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),

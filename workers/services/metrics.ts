@@ -10,6 +10,7 @@ export const dataPoint = (event: RequestEvent, backend = ''): AnalyticsEngineDat
   blobs: [
     ...[event.model, event.version ?? '', event.mask, event.experiment, event.variant],
     ...[event.region, event.fallback ?? '', event.error_code ?? '', event.endpoint, backend],
+    event.experiment_owner,
   ],
   doubles: [
     ...[event.status, event.prompt_tokens, event.completion_tokens],

@@ -1,22 +1,39 @@
-/** Whether a backend is ready; one question answers all who ask within a second. */
+/** Whether a backend and the database can be reached; one question to each answers all who ask within a second. */
 import { READINESS } from '../limits.ts';
 import type { BackendPool } from './backends/index.ts';
 import type { Hold } from './deadline.ts';
-import { createSwrCache } from './swr-cache.ts';
+import { createSwrCache, type SourceHealth } from './swr-cache.ts';
 
-/** Rejects with the reason when no backend is ready. */
-export type Readiness = (hold: Hold) => Promise<void>;
+export interface Readiness {
+  /** Rejects with the reason when no backend is ready. */
+  backend(hold: Hold): Promise<void>;
+  /** Rejects with the reason when the database does not answer within a second, however long it goes on. */
+  database(hold: Hold): Promise<void>;
+  /** Since when the database answers nobody in this isolate; undefined when the last question had an answer. */
+  unreachableSince_ms(): number | undefined;
+}
 
-export function createReadiness(backend: Pick<BackendPool, 'askAll'>): Readiness {
-  const cache = createSwrCache(
+export function createReadiness(
+  pool: Pick<BackendPool, 'askAll'>,
+  askDatabase: () => Promise<unknown>,
+  health: SourceHealth,
+): Readiness {
+  const backends = createSwrCache(
     'readiness of the backends',
     async () => {
-      await backend.askAll('/readyz', READINESS.load_ms, () => {});
+      await pool.askAll('/readyz', READINESS.load_ms, () => {});
       return true;
     },
     READINESS,
   );
-  return async (hold) => {
-    await cache.get('', hold);
+  const database = createSwrCache('the database', () => askDatabase().then(() => true), READINESS, health);
+  return {
+    async backend(hold) {
+      await backends.get('', hold);
+    },
+    async database(hold) {
+      await database.get('', hold);
+    },
+    unreachableSince_ms: () => health.failingSince_ms,
   };
 }

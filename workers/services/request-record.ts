@@ -156,6 +156,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       cluster: decision.cluster,
       similarity: decision.similarity,
       experiment: assignment.experiment,
+      experiment_owner: assignment.experimentOwner,
       variant: assignment.variant,
       region: assignment.region,
       fallback: decision.fallback,

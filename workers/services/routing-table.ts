@@ -63,6 +63,8 @@ export interface RoutingTable {
   liveFor(tenant: string, stickyKey: () => string, hold: Hold): Promise<LiveSet | null>;
   /** The same at once; undefined when it takes a question, to be asked by `liveFor`. */
   fresh(tenant: string, stickyKey: () => string): LiveSet | null | undefined;
+  /** How long ago D1 was asked for what `liveFor` answers of this tenant's own; undefined when nothing is held. */
+  age_ms(tenant: string): number | undefined;
   /** Reads a tenant's pointer now: after a publication the same isolate serves it at once. */
   refresh(tenant: string, hold: Hold): Promise<void>;
   /**
@@ -141,6 +143,7 @@ export function createRoutingTable(
       ]);
       return seenSet(own?.pointer, stickyKey) ?? seenSet(shared?.pointer, stickyKey);
     },
+    age_ms: (tenant) => pointers.age_ms(tenant),
     async refresh(tenant, hold) {
       await pointers.refresh(tenant, hold);
     },

@@ -74,7 +74,7 @@ async function toRunning(
       arms.push({ name, weight, set });
     }
     const { sticky, shadow_share: shadowShare } = definition;
-    return { id, scope: scopeOf(experiment), sticky, arms, shadowShare };
+    return { id, owner, scope: scopeOf(experiment), sticky, arms, shadowShare };
   } catch (error) {
     if (!(error instanceof z.ZodError) && !(error instanceof SyntaxError)) throw error;
     log('error', 'experiment_unusable', { experiment: id, reason: reasonOf(error) });

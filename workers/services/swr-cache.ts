@@ -43,6 +43,8 @@ export interface SwrCache<V> {
   get(key: string, hold: Hold): Promise<V | null>;
   /** What is held, however old; undefined when nothing is. */
   peek(key: string): V | undefined;
+  /** How long ago what is held was read; undefined when nothing is. */
+  age_ms(key: string): number | undefined;
   /** Whether `get` can answer without waiting for the source: a value, or a null that is remembered. */
   holds(key: string): boolean;
   /** Asks the source now and waits for it. @throws what the source threw. */
@@ -61,8 +63,10 @@ const FAILING_ms = 60_000;
 export type SourceHealth = {
   /** Until then the last that was heard is a failure, or a wait in vain, and not too long ago. */
   failingUntil_ms: number;
+  /** When the first of the failures was that no success has followed; undefined while there is none. */
+  failingSince_ms: number | undefined;
 };
-export const unheard = (): SourceHealth => ({ failingUntil_ms: 0 });
+export const unheard = (): SourceHealth => ({ failingUntil_ms: 0, failingSince_ms: undefined });
 
 type Entry<V> = { readonly value: V; readonly loadedAt_ms: number };
 type Load<V> = { readonly startedAt_ms: number; readonly result: Promise<V | null> };
@@ -82,6 +86,7 @@ export function createSwrCache<V>(
   let failedUntil_ms = 0;
   const failed = (): void => {
     health.failingUntil_ms = now() + FAILING_ms;
+    health.failingSince_ms ??= now();
     failedUntil_ms = now() + policy.retry_ms;
   };
 
@@ -123,6 +128,7 @@ export function createSwrCache<V>(
         const value = await withDeadline(source(key), policy.load_ms, what);
         if (loads.get(key) === load) store(key, value);
         health.failingUntil_ms = 0;
+        health.failingSince_ms = undefined;
         failedUntil_ms = 0;
         return value;
       } catch (error) {
@@ -186,6 +192,10 @@ export function createSwrCache<V>(
       }
     },
     peek: (key) => entries.get(key)?.value,
+    age_ms(key) {
+      const entry = entries.get(key);
+      return entry === undefined ? undefined : now() - entry.loadedAt_ms;
+    },
     holds: (key) => entries.has(key) || now() < (negativeUntil_ms.get(key) ?? 0),
     async refresh(key, hold) {
       loads.delete(key);

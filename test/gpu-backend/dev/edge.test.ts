@@ -1,10 +1,12 @@
 /** The local edge: real workerd, a D1 that lasts, migrations that go forward only, nothing dropped in silence. */
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { convertV4MiniflareOptions, Miniflare } from 'miniflare';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
 import { readEdgeConfig } from '../../../gpu-backend/dev/edge-config.ts';
 import { applyMigrations } from '../../../gpu-backend/dev/migrations.ts';
@@ -28,6 +30,12 @@ const start = (port = 0): Promise<Edge> =>
     bindings: { BACKEND_URL: 'http://127.0.0.1:9', BACKEND_KEY: ADMIN_KEY, ADMIN_KEY },
   });
 
+/** Where Miniflare keeps the D1, by a name that it hashes. */
+function databaseFile(state: string): string {
+  const files = readdirSync(state, { recursive: true, encoding: 'utf8' });
+  return path.join(state, files.find((file) => /^d1.*[0-9a-f]{64}\.sqlite$/.test(file))!);
+}
+
 const statusOf = async (url: string): Promise<number> => (await fetch(url)).status;
 
 describe('the edge on this machine', () => {
@@ -50,6 +58,38 @@ describe('the edge on this machine', () => {
       await second.close();
     }
   });
+
+  test('with its database locked says so within seconds, and is ready again afterwards', async () => {
+    const edge = await start();
+    try {
+      const ask = async () => {
+        const asked_ms = performance.now();
+        const answer = await (await fetch(`${edge.url}/readyz`)).json();
+        expect(performance.now() - asked_ms).toBeLessThan(8_000);
+        return answer as { checks: Record<string, string>; routing_table_age_s: number | null };
+      };
+      expect((await ask()).checks).toMatchObject({ database: 'ok', routing_table: 'ok' });
+      const lock = new DatabaseSync(databaseFile(path.join(folder, 'state')));
+      lock.exec('BEGIN EXCLUSIVE');
+      await sleep(5_000);
+      const locked = await ask();
+      expect(locked.checks.database).toMatch(/^unreachable since \d{4}-/);
+      expect(locked.checks.routing_table).toBe('ok');
+      expect(locked.routing_table_age_s).toBeGreaterThanOrEqual(4);
+      lock.exec('ROLLBACK');
+      lock.close();
+      await vi.waitFor(
+        async () => {
+          const { checks, routing_table_age_s } = await ask();
+          expect(checks).toMatchObject({ database: 'ok', routing_table: 'ok' });
+          expect(routing_table_age_s).toBeLessThan(4);
+        },
+        { timeout: 20_000, interval: 500 },
+      );
+    } finally {
+      await edge.close();
+    }
+  }, 60_000);
 
   test('says so when its port is taken', async () => {
     const other: Server = createServer().listen(0, '127.0.0.1');

@@ -173,11 +173,18 @@ function countedRows(): Record<string, Row[]> {
     revision: 1,
     actor: 'root',
   };
+  const own = JSON.stringify({ variants, models: ['another'] });
   return {
-    experiments: [{ id: 'before', owner: '', definition, created_at_ms: THEN_ms, ...started }],
-    events: [event],
+    experiments: [
+      { id: 'before', owner: '', definition, created_at_ms: THEN_ms, ...started },
+      { id: 'own', owner: 'old', definition: own, created_at_ms: THEN_ms, ...started, revision: 2 },
+    ],
+    events: [event, { ...event, id: 'e_2', experiment: 'own' }],
     outcomes: [{ minute, ...seen, ...sums }],
-    variant_outcomes: [{ ...of, ...sums }],
+    variant_outcomes: [
+      { ...of, ...sums },
+      { ...of, ...sums, experiment: 'own', requests: 7 },
+    ],
   };
 }
 
@@ -231,6 +238,14 @@ test('later migrations keep every row of the first release, and the edge goes on
       const { results } = await database.prepare(`SELECT * FROM ${table}`).all();
       for (const row of rows) expect(results, table).toContainEqual(expect.objectContaining(row));
     }
+    // Ids became their owners' own: what was counted before is whose the experiment is.
+    for (const table of ['events', 'variant_outcomes']) {
+      const rows = await database.prepare(`SELECT experiment, experiment_owner FROM ${table}`).all();
+      expect(rows.results, table).toEqual([
+        { experiment: 'before', experiment_owner: '' },
+        { experiment: 'own', experiment_owner: 'old' },
+      ]);
+    }
   });
 }, 120_000);
 
@@ -253,6 +268,8 @@ async function goesOn(client: AdminClient, edge: string): Promise<void> {
   expect(stats.routing.reduce((sum, { requests }) => sum + requests, 0)).toBe(10);
   const results = { method: 'GET', path: '/experiments/before/results' } as const;
   const { variants } = await client.request(results, experimentResultsSchema);
+  const own = { method: 'GET', path: '/experiments/own/results?tenant=old' } as const;
+  expect((await client.request(own, experimentResultsSchema)).variants[0]!.figures.requests).toBe(7);
   expect(variants[0]!.figures).toMatchObject({ requests: 10, ttft_ms: 10, ttft_quantiles_ms: null });
 
   const [newest, first] = await publicationHistory(client, '');

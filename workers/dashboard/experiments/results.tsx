@@ -32,10 +32,10 @@ export function Results({ experiment }: { readonly experiment: Experiment }) {
   const [region, setRegion] = useState('');
   const results = useLoad(
     (signal) => {
-      const path = `/experiments/${experiment.id}/results${query({ region: region || undefined })}`;
+      const path = `/experiments/${experiment.id}/results${query({ tenant: experiment.tenant, region: region || undefined })}`;
       return admin(experimentResultsSchema, path, { signal });
     },
-    [experiment.id, region],
+    [experiment.tenant, experiment.id, region],
     REFRESH_ms,
   );
   return (

@@ -39,12 +39,12 @@ export function Experiments() {
             <List
               experiments={data}
               onAct={(what, experiment) => setOpen({ what, experiment })}
-              onShow={(experiment) => setShown(experiment.id)}
+              onShow={(experiment) => setShown(keyOf(experiment))}
             />
             {data
-              .filter(({ id }) => id === shown)
+              .filter((experiment) => keyOf(experiment) === shown)
               .map((experiment) => (
-                <Results key={experiment.id} experiment={experiment} />
+                <Results key={keyOf(experiment)} experiment={experiment} />
               ))}
           </>
         )}
@@ -71,7 +71,7 @@ function List(props: {
     <Table
       caption="Experiments"
       rows={props.experiments}
-      rowKey={({ id }) => id}
+      rowKey={keyOf}
       columns={[
         { title: 'Id', cell: ({ id }) => <code>{id}</code> },
         { title: 'State', cell: ({ state }) => state },
@@ -107,6 +107,9 @@ function List(props: {
   );
 }
 
+/** Two tenants may have the same id. */
+const keyOf = ({ tenant, id }: Experiment): string => `${tenant}/${id}`;
+
 const tenantsOf = ({ tenant, tenants }: Experiment): string =>
   tenant !== '' ? tenant : tenants.length === 0 ? 'every one' : tenants.map(tenantName).join(', ');
 
@@ -137,8 +140,9 @@ function Act(props: {
   const { title, action, what: consequence } = ACTS[what];
   const act = async () => {
     const path = `/experiments/${experiment.id}`;
-    if (what === 'delete') await admin(experimentSchema, path, { method: 'DELETE' });
-    else await admin(experimentSchema, `${path}/${what}`, { method: 'POST', body: {} });
+    const whose = query({ tenant: experiment.tenant });
+    if (what === 'delete') await admin(experimentSchema, `${path}${whose}`, { method: 'DELETE' });
+    else await admin(experimentSchema, `${path}/${what}${whose}`, { method: 'POST', body: {} });
   };
   return (
     <Confirm title={title} action={action} act={act} onClose={onClose}>

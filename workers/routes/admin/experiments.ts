@@ -14,6 +14,7 @@ import {
   changeDraft,
   deleteDraft,
   findExperiment,
+  findExperimentsOfAnybody,
   insertExperiment,
   listExperiments,
   type StoredExperiment,
@@ -53,20 +54,24 @@ export const experiments = new Hono<AppEnv>()
     const merged = Object.entries({ ...draft.definition, ...change }).filter(([, value]) => value !== null);
     const definition = parse(experimentDefinitionSchema, Object.fromEntries(merged));
     const checked = await checkDefinition(c, draft.owner, definition);
-    if (!(await d1(changeDraft(c.var.services.db, draft.id, checked)))) throw started(draft.id);
+    if (!(await d1(changeDraft(c.var.services.db, draft, checked)))) throw started(draft.id);
     return answer(c, { ...draft, definition: checked });
   })
   .delete('/:id', async (c) => {
     const draft = await find(c);
-    if (!(await d1(deleteDraft(c.var.services.db, draft.id)))) throw started(draft.id);
+    if (!(await d1(deleteDraft(c.var.services.db, draft)))) throw started(draft.id);
     return answer(c, draft);
   })
   .get('/:id/results', async (c) => {
-    const { id, definition } = await find(c);
+    const experiment = await find(c);
     const region = c.req.query('region') ?? '';
     const { db } = c.var.services;
-    const counted = Promise.all([sumsOfVariants(db, id, region), latenciesOfVariants(db, id, region)]);
+    const counted = Promise.all([
+      sumsOfVariants(db, experiment, region),
+      latenciesOfVariants(db, experiment, region),
+    ]);
     const [sums, latencies] = await d1(counted);
+    const { id, definition } = experiment;
     return c.json(experimentResults(id, definition, region, sums, latencies) satisfies ExperimentResults);
   })
   .post('/:id/start', async (c) => answer(c, await start(c.var.services, await find(c), holdOf(c))))
@@ -75,13 +80,28 @@ export const experiments = new Hono<AppEnv>()
 const answer = (c: AppContext, experiment: StoredExperiment, status: 200 | 201 = 200): Response =>
   c.json(toExperiment(experiment, Date.now()), status);
 
-/** @throws MaskrouteError `not_found` when there is none, or it is not the caller's. */
+/**
+ * The caller's own, or that of the tenant that `?tenant=` names. Who manages all and names none means the one of no
+ * tenant, and where there is none the only one of this id.
+ * @throws MaskrouteError `not_found`, `conflict` when several tenants have it, and what `scopedTenant` throws.
+ */
 async function find(c: AppContext): Promise<StoredExperiment> {
-  const { services, admin } = c.var;
-  const found = await d1(findExperiment(services.db, c.req.param('id') ?? '', admin.tenant));
-  if (found === null) throw new MaskrouteError('not_found', 'There is no such experiment.');
-  return found;
+  const { db } = c.var.services;
+  const id = c.req.param('id') ?? '';
+  const named = c.req.query('tenant');
+  if (named !== undefined || c.var.admin.tenant !== undefined) {
+    const found = await d1(findExperiment(db, { owner: await scopedTenant(c, named), id }));
+    if (found === null) throw notFound();
+    return found;
+  }
+  const [first, second] = await d1(findExperimentsOfAnybody(db, id));
+  if (first === undefined) throw notFound();
+  if (first.owner === DEFAULT_TENANT || second === undefined) return first;
+  const message = `Several tenants have an experiment ${id}: say which with ?tenant=.`;
+  throw new MaskrouteError('conflict', message, { param: 'tenant' });
 }
+
+const notFound = () => new MaskrouteError('not_found', 'There is no such experiment.');
 
 /** @throws MaskrouteError `invalid_request` or `not_found` for tenants that cannot take part. */
 async function checkDefinition(

@@ -2,9 +2,10 @@
 import { Hono } from 'hono';
 import type { AppEnv } from '../../context.ts';
 import { adminOnly } from '../../middleware/authenticate.ts';
+import { noStore } from '../../middleware/session.ts';
 import { backends } from './backends.ts';
 import { experiments } from './experiments.ts';
-import { keys } from './keys.ts';
+import { keys, ownSessions } from './keys.ts';
 import { maskSets } from './mask-sets.ts';
 import { publications } from './publications.ts';
 import { stats } from './stats.ts';
@@ -13,9 +14,11 @@ import { traffic } from './traffic.ts';
 import { usage } from './usage.ts';
 
 export const admin = new Hono<AppEnv>()
+  .use(noStore)
   .use(adminOnly)
   .route('/tenants', tenants)
   .route('/keys', keys)
+  .route('/sessions', ownSessions)
   .route('/usage', usage)
   .route('/mask-sets', maskSets)
   .route('/publications', publications)

@@ -1,9 +1,15 @@
 /** API keys: made (the key is shown this once), listed, rotated and revoked. */
 import { Hono } from 'hono';
-import { type CreatedKey, createKeySchema, DEFAULT_TENANT, rotateKeySchema } from '../../../shared/admin.ts';
+import {
+  type CreatedKey,
+  createKeySchema,
+  DEFAULT_TENANT,
+  type EndedSessions,
+  rotateKeySchema,
+} from '../../../shared/admin.ts';
 import { keysQuerySchema } from '../../../shared/admin-pages.ts';
 import { MaskrouteError } from '../../../shared/errors.ts';
-import type { AppEnv } from '../../context.ts';
+import type { AppContext, AppEnv } from '../../context.ts';
 import {
   deleteExpiredKeys,
   findApiKeyById,
@@ -12,7 +18,7 @@ import {
   revokeApiKey,
   rotateApiKey,
 } from '../../db/api-keys.ts';
-import type { Database } from '../../db/client.ts';
+import { type Database, isoTime } from '../../db/client.ts';
 import { EXPIRED_KEYS_KEPT_ms } from '../../limits.ts';
 import { parse, readJson } from '../../middleware/body.ts';
 import { generateKey } from '../../services/api-keys.ts';
@@ -57,7 +63,7 @@ export const keys = new Hono<AppEnv>()
     return c.json(listed(await d1(listApiKeys(c.var.services.db, filter, page))));
   })
   .post('/:id/rotate', async (c) => {
-    const { db, apiKeys } = c.var.services;
+    const { db, apiKeys, sessions } = c.var.services;
     const { tenant } = c.var.admin;
     const { overlap_s, expires_at } = parse(rotateKeySchema, await readJson(c.req.raw));
     const old = await d1(findApiKeyById(db, c.req.param('id'), tenant));
@@ -79,15 +85,32 @@ export const keys = new Hono<AppEnv>()
       throw new MaskrouteError('conflict', 'The key is revoked, expired or replaced already.');
     }
     apiKeys.forget(rotated.oldSha256);
+    sessions.noteEndOfAll(old.id, now_ms);
     return c.json({ ...rotated.successor, key } satisfies CreatedKey, 201);
   })
   .delete('/:id', async (c) => {
-    const { db, apiKeys } = c.var.services;
-    const revoked = await d1(revokeApiKey(db, c.req.param('id'), c.var.admin.tenant, Date.now()));
+    const { db, apiKeys, sessions } = c.var.services;
+    const now_ms = Date.now();
+    const revoked = await d1(revokeApiKey(db, c.req.param('id'), c.var.admin.tenant, now_ms));
     if (revoked === null) throw new MaskrouteError('not_found', 'There is no such key.');
     apiKeys.forget(revoked.sha256);
+    sessions.noteEndOfAll(revoked.key.id, now_ms);
     return c.json(revoked.key);
+  })
+  .delete('/:id/sessions', async (c) => {
+    const { db } = c.var.services;
+    const key = await d1(findApiKeyById(db, c.req.param('id'), c.var.admin.tenant));
+    if (key === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    return await endSessions(c, key.id);
   });
+
+/** The dashboard's sessions of whoever asks: of `ADMIN_KEY`, too, which is no row. */
+export const ownSessions = new Hono<AppEnv>().delete('/', (c) => endSessions(c, c.var.admin.actor));
+
+async function endSessions(c: AppContext, actor: string): Promise<Response> {
+  const ended_ms = await c.get('services').sessions.endAll(actor);
+  return c.json({ actor, ended_before: isoTime(ended_ms) } satisfies EndedSessions);
+}
 
 /**
  * Where keys are made for an hour (the dashboard's playground does so), those that are long over would take all of a
