@@ -104,23 +104,23 @@ function readMerges(merges: BytePairsJson['merges'], idOf: ReadonlyMap<string, n
 /** Appends the symbols that a word begins with. Negative ones never merge: {@link ofUnknown}. */
 type SymbolsOf = (word: string, symbols: number[]) => Generator<void, void>;
 
-/** What has no token of its own keeps apart until the merging is over. */
+/** What has no token of its own keeps its neighbours apart until the merging is over. */
 const ofUnknown = (id: number): number => -1 - id;
+/** Then this becomes nothing: a letter that the vocabulary has no way to write. */
+const NO_TOKEN = -(2 ** 30);
 
 function byteSymbols(
   idOf: ReadonlyMap<string, number>,
   byteNames: readonly string[],
   unknown: number | undefined,
 ): SymbolsOf {
-  const table = byteNames.map(
-    (name) => idOf.get(name) ?? (unknown === undefined ? undefined : ofUnknown(unknown)),
-  );
+  const missing = unknown === undefined ? NO_TOKEN : ofUnknown(unknown);
+  const table = byteNames.map((name) => idOf.get(name) ?? missing);
   const utf8 = new TextEncoder();
   return function* (word, symbols) {
     const bytes = utf8.encode(word);
     for (let i = 0; i < bytes.length; i++) {
-      const symbol = table[bytes[i]!];
-      if (symbol !== undefined) symbols.push(symbol);
+      symbols.push(table[bytes[i]!]!);
       if (i % STEPS_A_PIECE === STEPS_A_PIECE - 1) yield;
     }
   };
@@ -145,12 +145,8 @@ function characterSymbols(
         continue;
       }
       const bytes = Array.from(utf8.encode(character), (byte) => byteIds[byte]);
-      const spelled = bytes.every((byte) => byte !== undefined)
-        ? bytes
-        : unknown === undefined
-          ? []
-          : [unknown];
-      for (const one of spelled) symbols.push(ofUnknown(one));
+      if (bytes.every((byte) => byte !== undefined)) for (const byte of bytes) symbols.push(ofUnknown(byte));
+      else symbols.push(unknown === undefined ? NO_TOKEN : ofUnknown(unknown));
     }
   };
 }
@@ -198,7 +194,7 @@ function* merge(symbols: number[], { ranks, products }: MergeTable): Generator<v
   const found: number[] = [];
   for (let i = 0; i >= 0 && i < count; i = next[i]!) {
     const symbol = symbols[i]!;
-    found.push(symbol < 0 ? ofUnknown(symbol) : symbol);
+    if (symbol !== NO_TOKEN) found.push(symbol < 0 ? ofUnknown(symbol) : symbol);
   }
   return found;
 }

@@ -83,7 +83,7 @@ describe('decode', () => {
   });
 
   test('special tokens are shown or left out', () => {
-    const ids = tokenizer.encode('<|im_start|>user\nHi<|im_end|>');
+    const ids = tokenizer.encode('<|im_start|>user\nHi<|im_end|>', { parseSpecial: true });
     expect(tokenizer.decode(ids)).toBe('<|im_start|>user\nHi<|im_end|>');
     expect(tokenizer.decode(ids, { showSpecial: false })).toBe('user\nHi');
     expect(Buffer.from(tokenizer.tokenBytes(2)).toString()).toBe('<|im_end|>');
