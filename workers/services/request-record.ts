@@ -262,8 +262,12 @@ const CLIENT_LEFT = ERROR_CODES.cancelled[0];
  */
 const UNKNOWN_MODEL = 'unknown';
 const OUT_OF_TIME: ErrorCode = 'deadline_exceeded';
-/** Refusals of a backend that had begun, or may have: it knows what that cost. */
-const AFTER_WORK: readonly string[] = [OUT_OF_TIME, 'engine_failed'] satisfies ErrorCode[];
+/** Refusals of a backend that had begun, or may have: it knows what that cost. A prompt was read to be found too long. */
+const AFTER_WORK: readonly string[] = [
+  OUT_OF_TIME,
+  'engine_failed',
+  'context_length_exceeded',
+] satisfies ErrorCode[];
 const NO_ANSWER = { heard: null, mask: null, sparsity: null } as const;
 
 function endOf({ end, lateError }: Heard, status: number): Pick<Outcome, 'status' | 'code'> {
