@@ -21,8 +21,8 @@ import type { ServedModel } from './api/served-model.ts';
 import { startServer } from './api/server.ts';
 import { createEncoderService } from './encoder/encoder-service.ts';
 import { type Jobs, openJobs } from './jobs/jobs.ts';
-import { openModelText } from './model/model-text.ts';
 import { openInstalled } from './model/store.ts';
+import { openTextService, type TextService } from './model/text-service.ts';
 import { createEngine } from './serving/create-engine.ts';
 import type { Engine } from './serving/engine.ts';
 import { createMaskRegistry } from './serving/mask-registry.ts';
@@ -73,7 +73,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
     throw new MaskrouteError('start_failed', message);
   }
-  const { engine, model } = await openModel(options, log);
+  const { engine, text, model } = await openModel(options, log);
   const encoders = createEncoderService({
     home: options.home,
     // One: the cores are the engine's, and a prompt is embedded in some milliseconds anyway.
@@ -115,13 +115,13 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
         server.close,
         engine,
         async () => {
-          await Promise.all([encoders.close(), jobs?.close()]);
+          await Promise.all([encoders.close(), text.close(), jobs?.close()]);
         },
         log,
       ),
     };
   } catch (error) {
-    await jobs?.close();
+    await Promise.all([jobs?.close(), text.close()]);
     await engine.close();
     throw error;
   }
@@ -135,8 +135,8 @@ function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<Jo
 }
 
 /**
- * This process computes in native code; its JavaScript heap holds a tokenizer and little else. V8 would let the
- * garbage of opening it stand (20 MB) for a throughput that nobody needs.
+ * This process computes in native code; its JavaScript heap holds the tokenizer, in a thread of its own, and little
+ * else. V8 would let the garbage of opening it stand (20 MB) for a throughput that nobody needs.
  */
 function keepHeapSmall(): void {
   setFlagsFromString('--optimize-for-size');
@@ -145,9 +145,13 @@ function keepHeapSmall(): void {
 async function openModel(
   { home, model: name, threads, prefixTokens }: BackendOptions,
   log: Logger,
-): Promise<{ engine: Engine; model: ServedModel }> {
+): Promise<{ engine: Engine; text: TextService; model: ServedModel }> {
   const { folder, manifest } = await openInstalled(home, name);
-  const text = await openModelText(folder, manifest);
+  const text = await openTextService({
+    folder,
+    manifest,
+    onError: (detail) => log.error({ detail }, 'text could not be read'),
+  });
   const engine = await createEngine({
     modelDir: folder,
     hash: manifest.hash as ModelHash,
@@ -156,10 +160,14 @@ async function openModel(
     ...(threads === undefined ? {} : { threads }),
     limits: prefixTokens === undefined ? {} : { prefixTokensMax: prefixTokens },
     onError: (detail) => log.error({ detail }, 'the engine failed'),
+  }).catch(async (error) => {
+    await text.close();
+    throw error;
   });
   const created_s = Math.floor(Date.parse(manifest.importedAt) / 1000);
   return {
     engine,
+    text,
     model: { name: manifest.name, created_s, engine, text, endTokenIds: manifest.eosTokenIds },
   };
 }

@@ -104,6 +104,10 @@ export const completionRequestSchema = z.looseObject({
   logprobs: z.int().min(0).max(TOP_LOGPROBS_MAX).nullish(),
   suffix: refused('suffix').optional(),
   best_of: z.int().min(1).nullish(),
+  /** vLLM's: false leaves out the BOS that the model wants. */
+  add_special_tokens: z.boolean().nullish(),
+  /** llama.cpp's name: special tokens that a prompt's text spells out are these tokens. Otherwise they are text. */
+  parse_special: z.boolean().nullish(),
 });
 export type CompletionRequest = z.infer<typeof completionRequestSchema>;
 

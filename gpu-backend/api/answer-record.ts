@@ -7,6 +7,13 @@ import type { ApiContext, ApiParts } from './context.ts';
 import { deadlineExceeded } from './deadline.ts';
 
 export type AnswerRecord = {
+  /** Aborts when the caller leaves or its time is over. */
+  readonly signal: AbortSignal;
+  /**
+   * Its prompts are read from now on. What that costs is kept in the result: of a request that is refused for its
+   * prompts, or that leaves meanwhile, it is the whole cost.
+   */
+  plans(completion: string): { tokens: number };
   run(plan: AnswerPlan): RunningAnswer;
   /** The work is called off when the caller's time is over; undefined: it waits. */
   expectWithin(limit_ms: number | undefined): void;
@@ -28,6 +35,8 @@ export function openRecord(parts: ApiParts, c: ApiContext, endpoint: string): An
   if (clientLeft.aborted) controller.abort();
   clientLeft.addEventListener('abort', () => controller.abort(), { once: true });
   const elapsed_ms = () => performance.now() - arrived;
+  const spent = { tokens: 0 };
+  let planned: string | undefined;
   let running: RunningAnswer | undefined;
   let first_ms: number | undefined;
   let ended = false;
@@ -40,11 +49,19 @@ export function openRecord(parts: ApiParts, c: ApiContext, endpoint: string): An
     leave();
     if (answered) parts.metrics.request(endpoint, 200, error?.code ?? 'ok');
     if (running !== undefined) account(parts, c, endpoint, running, error, first_ms, elapsed_ms());
+    else if (planned !== undefined) {
+      parts.recent.ended(planned, { prompt_tokens: spent.tokens, completion_tokens: 0 });
+    }
   }
 
   return {
+    signal: controller.signal,
+    plans(completion) {
+      planned = completion;
+      parts.recent.began(completion);
+      return spent;
+    },
     run(plan) {
-      parts.recent.began(plan.completion ?? plan.requestId);
       running = runAnswer(parts.model, plan, parts.limits, controller.signal);
       return running;
     },

@@ -3,7 +3,12 @@ import { Hono } from 'hono';
 import type { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
-import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
+import {
+  type ChatRequest,
+  type CompletionRequest,
+  chatRequestSchema,
+  completionRequestSchema,
+} from '../../shared/openai.ts';
 import { HEADERS } from '../../shared/protocol.ts';
 import { answerFrames, wholeAnswer } from './answer.ts';
 import { infoOf } from './answer-figures.ts';
@@ -25,7 +30,7 @@ export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
     );
 }
 
-async function respond<Schema extends z.ZodType>(
+async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>>(
   parts: ApiParts,
   c: ApiContext,
   endpoint: string,
@@ -42,7 +47,9 @@ async function respond<Schema extends z.ZodType>(
   const record = openRecord(parts, c, endpoint);
   try {
     const body = await readJson(c.req.raw, schema, limits.bodyBytesMax);
-    const context = { model, masks, limits, requestId: c.get('requestId'), caller: c.get('caller') };
+    const [requestId, caller] = [c.get('requestId'), c.get('caller')];
+    const spent = record.plans(body.maskroute?.completion ?? requestId);
+    const context = { model, masks, limits, requestId, caller, signal: record.signal, spent };
     record.expectWithin(deadline_ms(c.req.header(BACKEND_HEADERS.deadline)));
     const plan = await planOf(context, body);
     parts.recentMasks.used(plan.mask.id);

@@ -2,6 +2,7 @@
 import { MaskrouteError } from '../../shared/errors.ts';
 import type { ChatRequest, CompletionRequest } from '../../shared/openai.ts';
 import type { RouteEcho } from '../../shared/protocol.ts';
+import type { TextCall } from '../model/text-service.ts';
 import type { MaskRegistry } from '../serving/mask-registry.ts';
 import type { AnswerPlan } from './answer-plan.ts';
 import type { Caller } from './auth.ts';
@@ -21,6 +22,9 @@ export type PlanContext = {
   readonly limits: ApiLimits;
   readonly requestId: string;
   readonly caller: Caller;
+  readonly signal: AbortSignal;
+  /** What reading the prompts costs, also when it fails. */
+  readonly spent: { tokens: number };
 };
 
 /** Rejects with MaskrouteError. */
@@ -29,7 +33,7 @@ export async function planChat(context: PlanContext, request: ChatRequest): Prom
     throw refusal('top_logprobs', 'it needs `logprobs: true`');
   }
   return plan(context, request, {
-    prompts: async () => [chatPrompt(context.model, request.messages)],
+    prompts: async () => [await chatPrompt(context.model, request.messages, textCall(context))],
     maxTokens: request.max_completion_tokens ?? request.max_tokens ?? undefined,
     logprobs: request.logprobs === true ? (request.top_logprobs ?? 0) : undefined,
     echo: false,
@@ -44,7 +48,7 @@ export async function planCompletion(context: PlanContext, request: CompletionRe
     throw refusal('best_of', 'this server returns every choice that it samples, so it must equal `n`');
   }
   return plan(context, request, {
-    prompts: () => completionPrompts(context.model, request),
+    prompts: () => completionPrompts(context.model, request, textCall(context)),
     maxTokens: request.max_tokens ?? COMPLETION_TOKENS_DEFAULT,
     logprobs: request.logprobs ?? undefined,
     echo: request.echo === true,
@@ -53,6 +57,12 @@ export async function planCompletion(context: PlanContext, request: CompletionRe
     wire: completionWire(context.model.text),
   });
 }
+
+const textCall = ({ caller, signal, spent }: PlanContext): TextCall => ({
+  tenant: caller.tenant ?? '',
+  signal,
+  spent,
+});
 
 /** OpenAI's default for the legacy endpoint; chat answers until the context is full. */
 const COMPLETION_TOKENS_DEFAULT = 16;

@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/errors.ts';
 import type { ChatMessage, CompletionRequest } from '../../shared/openai.ts';
 import { messageText } from '../../shared/openai.ts';
+import type { TextCall, TextJob } from '../model/text-service.ts';
 import { unknownToken } from './sampling.ts';
 import type { ServedModel } from './served-model.ts';
 
@@ -12,86 +13,96 @@ export type Prompt = {
   readonly text: string;
 };
 
-/** @throws MaskrouteError `invalid_request`, `context_length_exceeded`. */
-export function chatPrompt(model: ServedModel, messages: readonly ChatMessage[]): Prompt {
-  refuseLongText(model, messages.map(messageText).join('\n'), 'messages');
-  const tokenIds = model.text.encodeChat(messages);
-  requireFit(model, tokenIds.length, 1, 'messages');
-  return { tokenIds, text: '' };
+/** Rejects with MaskrouteError `invalid_request`, `context_length_exceeded`, and what the reading of text does. */
+export async function chatPrompt(
+  model: ServedModel,
+  messages: readonly ChatMessage[],
+  call: TextCall,
+): Promise<Prompt> {
+  refuseLongText(model, messages.map(messageText), 'messages');
+  const tokensMax = model.engine.model.contextTokens - 1;
+  const [tokenIds] = await encode(model, { type: 'chat', messages, tokensMax }, call, 'messages');
+  return { tokenIds: tokenIds!, text: '' };
 }
 
 /**
- * One prompt, a list of prompts, or the same in token ids.
- * Rejects with MaskrouteError `invalid_request`, `context_length_exceeded`.
+ * One prompt, a list of prompts, or the same in token ids. Special tokens that a text spells out are text, unless the
+ * request asks otherwise; ids are what they are. Rejects as `chatPrompt`.
  */
 export async function completionPrompts(
   model: ServedModel,
-  request: Pick<CompletionRequest, 'prompt' | 'max_tokens'>,
+  request: Pick<CompletionRequest, 'prompt' | 'max_tokens' | 'echo' | 'add_special_tokens' | 'parse_special'>,
+  call: TextCall,
 ): Promise<Prompt[]> {
+  const tokensMax = model.engine.model.contextTokens - (request.max_tokens === 0 ? 0 : 1);
   const { prompt } = request;
-  const room = request.max_tokens === 0 ? 0 : 1;
-  if (typeof prompt === 'string') return [textPrompt(model, prompt, room)];
-  if (typeof prompt[0] === 'number') return [idPrompt(model, prompt as number[], room)];
-  const prompts: Prompt[] = [];
-  for (const one of prompt as (string | number[])[]) {
-    prompts.push(typeof one === 'string' ? textPrompt(model, one, room) : idPrompt(model, one, room));
-    // Other requests' tokens go out between two long prompts.
-    await nextTurn();
+  if (typeof prompt !== 'string' && typeof prompt[0] !== 'string') {
+    const several = (typeof prompt[0] === 'number' ? [prompt] : prompt) as number[][];
+    return await idPrompts(model, several, tokensMax, request.echo === true);
   }
-  return prompts;
+  const texts = [prompt].flat() as string[];
+  for (const text of texts) refuseLongText(model, [text], 'prompt');
+  const job = {
+    type: 'prompts',
+    texts,
+    tokensMax,
+    addSpecial: request.add_special_tokens !== false,
+    parseSpecial: request.parse_special === true,
+  } as const;
+  const found = await encode(model, job, call, 'prompt');
+  return found.map((tokenIds, i) => ({ tokenIds, text: texts[i]! }));
 }
 
-function textPrompt(model: ServedModel, text: string, room: number): Prompt {
-  refuseLongText(model, text, 'prompt');
-  const tokenIds = model.text.encodePrompt(text);
-  requireFit(model, tokenIds.length, room, 'prompt');
-  return { tokenIds, text };
+async function encode(
+  model: ServedModel,
+  job: TextJob,
+  call: TextCall,
+  param: string,
+): Promise<readonly Int32Array[]> {
+  const encoded = await model.text.encode(job, call);
+  if (encoded.type === 'too_long') throw tooLong(model, `more than ${job.tokensMax}`, param);
+  if (encoded.prompts.some((tokenIds) => tokenIds.length === 0)) throw empty(param);
+  return encoded.prompts;
 }
 
-function idPrompt(model: ServedModel, ids: readonly number[], room: number): Prompt {
-  requireFit(model, ids.length, room, 'prompt');
+async function idPrompts(
+  model: ServedModel,
+  prompts: readonly (readonly number[])[],
+  tokensMax: number,
+  isEchoed: boolean,
+): Promise<Prompt[]> {
   const { vocabularySize } = model.engine.model;
-  const unknown = ids.find((id) => id >= vocabularySize);
-  if (unknown !== undefined) throw unknownToken('prompt', unknown, vocabularySize);
-  const decoder = model.text.createDecoder({ showSpecial: true });
-  return {
-    tokenIds: Int32Array.from(ids),
-    text: ids.map((id) => decoder.push(id)).join('') + decoder.flush(),
-  };
-}
-
-/** Characters a token that are tokenized before a long text is tokenized whole: ordinary text has about 4. */
-const PROBE_CHARS_PER_TOKEN = 6;
-/** By how many tokens the cut at the probe's end may change its count. */
-const PROBE_SLACK_TOKENS = 64;
-
-/**
- * A text that cannot fit is refused at a bounded cost: tokenizing hundreds of kilobytes would hold up every
- * other request for a second, only to be refused.
- */
-function refuseLongText(model: ServedModel, text: string, param: string): void {
-  const { contextTokens } = model.engine.model;
-  const tokensMin = Math.ceil(Buffer.byteLength(text) / model.text.tokenBytesMax);
-  if (tokensMin > contextTokens) throw tooLong(contextTokens, `at least ${tokensMin}`, param);
-  const probeChars = contextTokens * PROBE_CHARS_PER_TOKEN;
-  if (text.length <= probeChars) return;
-  const tokens = model.text.encodePrompt(text.slice(0, probeChars)).length - PROBE_SLACK_TOKENS;
-  if (tokens > contextTokens) throw tooLong(contextTokens, `more than ${tokens}`, param);
-}
-
-function requireFit(model: ServedModel, tokens: number, room: number, param: string): void {
-  const { contextTokens } = model.engine.model;
-  if (tokens === 0) {
-    throw new MaskrouteError('invalid_request', `${param}: it is empty; this model needs a first token.`, {
-      param,
-    });
+  const found: Prompt[] = [];
+  for (const ids of prompts) {
+    if (ids.length === 0) throw empty('prompt');
+    if (ids.length > tokensMax) throw tooLong(model, String(ids.length), 'prompt');
+    const unknown = ids.find((id) => id >= vocabularySize);
+    if (unknown !== undefined) throw unknownToken('prompt', unknown, vocabularySize);
+    found.push({ tokenIds: Int32Array.from(ids), text: isEchoed ? textOf(model, ids) : '' });
+    // Other requests' tokens go out between two long prompts.
+    if (prompts.length > 1) await nextTurn();
   }
-  if (tokens + room > contextTokens) throw tooLong(contextTokens, String(tokens), param);
+  return found;
 }
 
-const tooLong = (contextTokens: number, tokens: string, param: string): MaskrouteError =>
+function textOf(model: ServedModel, ids: readonly number[]): string {
+  const decoder = model.text.createDecoder({ showSpecial: true });
+  return ids.map((id) => decoder.push(id)).join('') + decoder.flush();
+}
+
+/** What has more bytes than the longest tokens could hold needs no reading to be refused. */
+function refuseLongText(model: ServedModel, texts: readonly string[], param: string): void {
+  const bytes = texts.reduce((sum, text) => sum + Buffer.byteLength(text), 0);
+  const tokensMin = Math.ceil(bytes / model.text.tokenBytesMax);
+  if (tokensMin > model.engine.model.contextTokens) throw tooLong(model, `at least ${tokensMin}`, param);
+}
+
+const empty = (param: string): MaskrouteError =>
+  new MaskrouteError('invalid_request', `${param}: it is empty; this model needs a first token.`, { param });
+
+const tooLong = (model: ServedModel, tokens: string, param: string): MaskrouteError =>
   new MaskrouteError(
     'context_length_exceeded',
-    `This model's context is ${contextTokens} tokens; the prompt has ${tokens} and leaves no room for an answer.`,
+    `This model's context is ${model.engine.model.contextTokens} tokens; the prompt has ${tokens} and leaves no room for an answer.`,
     { param },
   );

@@ -2,8 +2,9 @@
  * Tokens of one choice into the text that a client sees: decoded, searched for stop strings, and with every
  * token's log-probability kept beside the text that it stands for.
  */
+
+import type { TokenDecoder } from '../model/token-bytes.ts';
 import type { TokenLogprob } from '../serving/engine.ts';
-import type { TokenDecoder } from './served-model.ts';
 import { createStopMatcher } from './stop-matcher.ts';
 
 /** One token for a logprobs answer. */

@@ -1,4 +1,8 @@
-/** The bytes that a token stands for, by what the tokenizer's decoder does with it. */
+/**
+ * The bytes that a token stands for, by what the tokenizer's decoder does with it, and text out of them token by token,
+ * so that a stream shows exactly what decoding all ids at once would. It is plain data: the thread that answers
+ * requests reads tokens without holding a tokenizer.
+ */
 
 /** GPT-2's printable stand-ins for the 256 bytes: printable Latin-1 is itself, the rest follows from U+0100. */
 const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = (() => {
@@ -12,38 +16,87 @@ const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = (() => {
   return map;
 })();
 
+/** By byte, its stand-in. */
+export const BYTE_NAMES: readonly string[] = (() => {
+  const names: string[] = [];
+  for (const [name, byte] of BYTE_OF_CHARACTER) names[byte] = name;
+  return names;
+})();
+
 const utf8 = new TextEncoder();
 const NO_BYTES = new Uint8Array(0);
 
-export type TokenBytes = {
-  bytes(tokenId: number): Uint8Array;
+/** Every token's bytes in a row. A structured clone of it works as well as the original. */
+export type TokenTable = {
+  readonly bytes: Uint8Array;
+  /** Token `id` is `bytes` from `ends[id]` to `ends[id + 1]`; nothing where there is no such token. */
+  readonly ends: Int32Array;
+  readonly specialIds: readonly number[];
   /** Whether a text begins with a space that the encoder put there. */
   readonly leadingSpace: boolean;
-  /** Of the longest token. */
-  readonly max: number;
 };
 
-/** `name(id)`: a token as the vocabulary has it. */
-export function tokenBytesOf(
-  json: object,
-  name: (id: number) => string | undefined,
-  added: readonly { readonly id: number; readonly content: string }[],
-): TokenBytes {
+/** Text out of token ids, one at a time; bytes that end inside a character wait for the rest. */
+export type TokenDecoder = {
+  push(tokenId: number): string;
+  /** What is left when no token follows: an incomplete character shows as U+FFFD. */
+  flush(): string;
+};
+
+export type TokenReader = {
+  /** The exact bytes of one token; for a special token, those of its name; none for an id without a token. */
+  tokenBytes(tokenId: number): Uint8Array;
+  /** `showSpecial: false` leaves special tokens out of the text. */
+  createDecoder(options: { readonly showSpecial: boolean }): TokenDecoder;
+  /** No token is longer, so a longer prompt needs no tokenizing to be too long. */
+  readonly tokenBytesMax: number;
+};
+
+export function createTokenReader({ bytes, ends, specialIds }: TokenTable): TokenReader {
+  const special = new Set(specialIds);
+  const tokenBytes = (id: number) =>
+    id >= 0 && id + 1 < ends.length ? bytes.subarray(ends[id]!, ends[id + 1]!) : NO_BYTES;
+  let tokenBytesMax = 1;
+  for (let id = 0; id + 1 < ends.length; id++)
+    tokenBytesMax = Math.max(tokenBytesMax, ends[id + 1]! - ends[id]!);
+  return {
+    tokenBytes,
+    createDecoder({ showSpecial }) {
+      const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+      return {
+        push: (id) =>
+          !showSpecial && special.has(id) ? '' : decoder.decode(tokenBytes(id), { stream: true }),
+        flush: () => decoder.decode(),
+      };
+    },
+    tokenBytesMax,
+  };
+}
+
+type AddedToken = { readonly id: number; readonly content: string; readonly special?: boolean };
+
+/** `json`: a tokenizer.json. */
+export function tokenTable(json: object, added: readonly AddedToken[]): TokenTable {
   const parts = decoderParts((json as { decoder?: DecoderJson | null }).decoder);
   const convert = parts.some((part) => part.type === 'ByteLevel') ? byteLevel : sentencePiece;
   const table: Uint8Array[] = [];
-  for (const token of added) table[token.id] = utf8.encode(token.content);
-  let max = 1;
-  const count = vocabularyEnd(json, added);
-  for (let id = 0; id < count; id++) {
-    const token = name(id);
-    if (token !== undefined) table[id] ??= convert(token);
-    max = Math.max(max, table[id]?.length ?? 0);
-  }
-  const leadingSpace = parts.some((part) => part.type === 'Strip' && (part.start ?? 0) > 0);
-  return { bytes: (id) => table[id] ?? NO_BYTES, leadingSpace, max };
+  for (const [name, id] of Object.entries((json as VocabularyJson).model.vocab)) table[id] = convert(name);
+  for (const { id, content } of added) table[id] = utf8.encode(content);
+  const ends = new Int32Array(table.length + 1);
+  for (let id = 0; id < table.length; id++) ends[id + 1] = ends[id]! + (table[id]?.length ?? 0);
+  const bytes = new Uint8Array(ends[table.length]!);
+  table.forEach((one, id) => {
+    bytes.set(one, ends[id]!);
+  });
+  return {
+    bytes,
+    ends,
+    specialIds: added.filter(({ special }) => special === true).map(({ id }) => id),
+    leadingSpace: parts.some((part) => part.type === 'Strip' && (part.start ?? 0) > 0),
+  };
 }
 
+type VocabularyJson = { readonly model: { readonly vocab: Readonly<Record<string, number>> } };
 type DecoderJson = {
   readonly type: string;
   readonly start?: number;
@@ -52,11 +105,6 @@ type DecoderJson = {
 
 const decoderParts = (decoder: DecoderJson | null | undefined): readonly DecoderJson[] =>
   decoder?.type === 'Sequence' ? (decoder.decoders ?? []) : decoder ? [decoder] : [];
-
-function vocabularyEnd(json: object, added: readonly { readonly id: number }[]): number {
-  const { vocab } = (json as { model: { vocab: Record<string, number> } }).model;
-  return added.reduce((end, { id }) => Math.max(end, id + 1), Object.keys(vocab).length);
-}
 
 function byteLevel(token: string): Uint8Array {
   const bytes: number[] = [];

@@ -1,11 +1,15 @@
 /**
- * Text to token ids and back. @huggingface/tokenizers encodes; the way back is by bytes, token by token, so that
- * a stream shows exactly what decoding all ids at once would.
+ * Text to token ids and back. @huggingface/tokenizers says how text is normalized and cut into words; the words are
+ * merged and everything is put together here, in steps of bounded work, so that a prompt of any length can wait, stop
+ * or be found too long half-way. A text spells no special token unless its caller says where it may.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
-import { tokenBytesOf } from './token-bytes.ts';
+import type { BytePairsJson } from './byte-pairs.ts';
+import { createBytePairs } from './byte-pairs.ts';
+import type { TokenReader, TokenTable } from './token-bytes.ts';
+import { BYTE_NAMES, createTokenReader, tokenTable } from './token-bytes.ts';
 
 export const TOKENIZER_FILE = 'tokenizer.json';
 export const TOKENIZER_CONFIG_FILE = 'tokenizer_config.json';
@@ -13,87 +17,315 @@ export const TOKENIZER_CONFIG_FILE = 'tokenizer_config.json';
 export type EncodeOptions = {
   /** Put BOS first where the model wants one. Default true. */
   readonly addSpecial?: boolean;
-  /** Whether special tokens that the text spells out are recognised. Default true. */
-  readonly parseSpecial?: boolean;
+  /**
+   * Whether special tokens that the text spells out are these tokens, or the letters that they are written in. `within`
+   * is the same text with other letters in the places that may be no part of one. Default false.
+   */
+  readonly parseSpecial?: boolean | { readonly within: string };
 };
 
-/** Text out of token ids, one at a time; bytes that end inside a character wait for the rest. */
-export type TokenDecoder = {
-  push(tokenId: number): string;
-  /** What is left when no token follows: an incomplete character shows as U+FFFD. */
-  flush(): string;
-};
-
-export type Tokenizer = {
+export type Tokenizer = TokenReader & {
   encode(text: string, options?: EncodeOptions): Int32Array;
+  /** The same in steps of some milliseconds, each of which yields how many tokens there are at least. */
+  encodeSteps(text: string, options?: EncodeOptions): Generator<number, Int32Array>;
   decode(tokenIds: ArrayLike<number>, options?: { readonly showSpecial?: boolean }): string;
-  /** The exact bytes of one token; for a special token, those of its name; none for an id without a token. */
-  tokenBytes(tokenId: number): Uint8Array;
   /** The id of a token by its name, e.g. `<|im_end|>`. */
   tokenId(name: string): number | undefined;
-  /** `showSpecial: false` leaves special tokens out of the text. */
-  createDecoder(options: { readonly showSpecial: boolean }): TokenDecoder;
-  /** No token is longer. */
-  readonly tokenBytesMax: number;
+  /** What the bytes of tokens are read from, as plain data. */
+  readonly table: TokenTable;
 };
 
+export type TokenizerFiles = { readonly json: object; readonly config: object };
+
 /** Reads a model's folder in the store. */
-export async function loadTokenizer(folder: string): Promise<Tokenizer> {
+export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles> {
   const [json, config] = await Promise.all(
     [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE].map(async (name) =>
       JSON.parse(await readFile(join(folder, name), 'utf8')),
     ),
   );
+  return { json, config };
+}
+
+export async function loadTokenizer(folder: string): Promise<Tokenizer> {
+  const { json, config } = await readTokenizerFiles(folder);
   return createTokenizer(json, config);
 }
 
-type AddedTokenJson = { readonly id: number; readonly content: string; readonly special?: boolean };
+export type AddedToken = {
+  readonly id: number;
+  readonly content: string;
+  readonly special?: boolean;
+  readonly normalized?: boolean;
+  readonly lstrip?: boolean;
+  readonly rstrip?: boolean;
+};
 
-/** @throws Error when the files are not what the library reads. */
-export function createTokenizer(json: object, config: object): Tokenizer {
-  const library = new LibraryTokenizer(json, config);
-  const added = (json as { added_tokens?: readonly AddedTokenJson[] }).added_tokens ?? [];
-  const special = new Set(added.filter((token) => token.special === true).map((token) => token.id));
-  const bytesOf = tokenBytesOf(json, (id) => library.id_to_token(id), added);
+type TokenizerJson = {
+  readonly model: BytePairsJson;
+  readonly added_tokens?: readonly AddedToken[];
+  readonly pre_tokenizer?: PreTokenizerPart | null;
+};
+type PreTokenizerPart = {
+  readonly type: string;
+  readonly pretokenizers?: readonly PreTokenizerPart[];
+  readonly behavior?: string;
+  readonly invert?: boolean;
+  readonly use_regex?: boolean;
+  readonly add_prefix_space?: boolean;
+};
 
-  function createDecoder({ showSpecial }: { readonly showSpecial: boolean }): TokenDecoder {
-    const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
-    return {
-      push: (id) =>
-        !showSpecial && special.has(id) ? '' : decoder.decode(bytesOf.bytes(id), { stream: true }),
-      flush: () => decoder.decode(),
-    };
+export const addedTokensOf = (json: object): readonly AddedToken[] =>
+  ((json as TokenizerJson).added_tokens ?? []).filter(({ content }) => content !== '');
+
+/**
+ * The tokens that structure a conversation. White space is never one of them, whatever a file says: templates trim and
+ * add it, and it is text.
+ */
+export const isControl = ({ special, content }: AddedToken): boolean =>
+  special === true && content.trim() !== '';
+
+/** Characters of words between two pauses of `encodeSteps`. */
+const CHARS_A_STEP = 4096;
+
+/**
+ * `alsoControl`: names of added tokens that structure a conversation though the file does not call them special.
+ * @throws Error when the files are not what the library reads.
+ */
+export function createTokenizer(
+  json: object,
+  config: object,
+  alsoControl: ReadonlySet<string> = new Set(),
+): Tokenizer {
+  const { model, pre_tokenizer } = json as TokenizerJson;
+  const added = addedTokensOf(json);
+  const control = added.filter((token) => isControl(token) || alsoControl.has(token.content));
+  const others = added.filter((token) => !control.includes(token));
+  const library = withoutVocabulary(json, config);
+  const splits = splitsOf(pre_tokenizer);
+  const reserved = new Set(control.map(({ content }) => content));
+  const letter = splits && BYTE_NAMES.find((name) => reserved.has(name));
+  if (letter !== undefined) throw new Error(`its special token ${letter} is a letter of its alphabet`);
+  const pairs = createBytePairs(model, reserved, splits && BYTE_NAMES);
+  const cut = createCutter(control, others, library);
+  const idsOfAdded = new Map(added.map(({ content, id }) => [content, id]));
+  const tokenId = (name: string) => idsOfAdded.get(name) ?? model.vocab[name];
+  const frame = frameOf(library, tokenId);
+
+  /** Words as the merging takes them; a long text is cut as it is needed. */
+  function* wordsOf(text: string, section: number): Generator<string> {
+    if (splits !== undefined) return yield* cutWords(text, splits);
+    const cuts = library.pre_tokenizer?.pre_tokenize(text, { section_index: section }) ?? [text];
+    for (const piece of cuts) {
+      if (pairs.cutsAtSpaces) yield* cutAtSpaces(piece);
+      else yield piece;
+    }
   }
 
+  function* encodeSteps(text: string, options: EncodeOptions = {}): Generator<number, Int32Array> {
+    const { addSpecial = true, parseSpecial = false } = options;
+    const within = typeof parseSpecial === 'object' ? parseSpecial.within : parseSpecial ? text : undefined;
+    const ids = addSpecial ? [...frame.before] : [];
+    let chars = 0;
+    for (const { section, part } of cut(text, within)) {
+      const words = typeof part === 'string' ? wordsOf(part, section) : [part];
+      for (const word of words) {
+        if (typeof word === 'string') for (const _ of pairs.encode(word, ids)) yield ids.length;
+        else ids.push(word.id);
+        chars += typeof word === 'string' ? word.length : word.content.length;
+        if (chars < CHARS_A_STEP) continue;
+        chars = 0;
+        yield ids.length;
+      }
+    }
+    if (addSpecial) ids.push(...frame.after);
+    return Int32Array.from(ids);
+  }
+
+  const table = tokenTable(json, added);
+  const reader = createTokenReader(table);
   return {
-    encode(text, { addSpecial = true, parseSpecial = true } = {}) {
-      if (parseSpecial) return Int32Array.from(library.encode(text, { add_special_tokens: addSpecial }).ids);
-      const plain = plainIds(library, text);
-      const prefix = addSpecial ? library.encode('', { add_special_tokens: true }).ids : [];
-      return Int32Array.from([...prefix, ...plain]);
-    },
+    ...reader,
+    table,
+    tokenId,
+    encodeSteps,
+    encode: (text, options) => finish(encodeSteps(text, options)),
     decode(tokenIds, { showSpecial = true } = {}) {
-      const decoder = createDecoder({ showSpecial });
+      const decoder = reader.createDecoder({ showSpecial });
       const text = Array.from(tokenIds, (id) => decoder.push(id)).join('') + decoder.flush();
       // As a whole, a text is what was encoded; a stream goes on from a prompt and keeps its space.
-      return bytesOf.leadingSpace && text.startsWith(' ') ? text.slice(1) : text;
+      return table.leadingSpace && text.startsWith(' ') ? text.slice(1) : text;
     },
-    tokenBytes: bytesOf.bytes,
-    tokenId: (name) => library.token_to_id(name),
-    createDecoder,
-    tokenBytesMax: bytesOf.max,
   };
 }
 
-/** The library's own steps without the one that looks for added tokens. */
-function plainIds(library: LibraryTokenizer, text: string): number[] {
-  if (text === '') return [];
-  const normalized = library.normalizer === null ? text : library.normalizer.normalize(text);
-  const pieces =
-    library.pre_tokenizer === null
-      ? [normalized]
-      : library.pre_tokenizer.pre_tokenize(normalized, { section_index: 0 });
-  return library
-    .model!.encode(pieces)
-    .map((token: string) => library.token_to_id(token) ?? library.model!.unk_token_id!);
+/** The library, for what it does on text alone. */
+const withoutVocabulary = (json: object, config: object): LibraryTokenizer =>
+  new LibraryTokenizer(
+    {
+      normalizer: null,
+      pre_tokenizer: null,
+      post_processor: null,
+      decoder: null,
+      ...json,
+      model: { type: 'BPE', vocab: {}, merges: [] },
+      added_tokens: [],
+    },
+    config,
+  );
+
+/** Takes all steps at once. */
+export function finish<Result>(steps: Generator<unknown, Result>): Result {
+  for (;;) {
+    const step = steps.next();
+    if (step.done) return step.value;
+  }
 }
+
+/** What the model wants before and behind every text. */
+function frameOf(library: LibraryTokenizer, tokenId: (name: string) => number | undefined) {
+  const text = '\0';
+  const framed = library.post_processor?.post_process([text], null, true).tokens ?? [text];
+  const at = framed.indexOf(text);
+  const ids = (names: readonly string[]) => names.flatMap((name) => tokenId(name) ?? []);
+  return { before: ids(framed.slice(0, at)), after: ids(framed.slice(at + 1)) };
+}
+
+/** The expressions that cut a text one after the other, where that is all before bytes are merged; else undefined. */
+function splitsOf(json: PreTokenizerPart | null | undefined): readonly RegExp[] | undefined {
+  const parts = flat(json);
+  const last = parts.pop();
+  if (last?.type !== 'ByteLevel' || last.use_regex !== false || last.add_prefix_space === true)
+    return undefined;
+  const patterns = parts.map((part) => {
+    if (part.type !== 'Split' || part.behavior !== 'Isolated' || part.invert === true) return null;
+    const split = withoutVocabulary({ pre_tokenizer: part }, {}).pre_tokenizer;
+    return (split as { pattern?: RegExp | null } | null)?.pattern ?? null;
+  });
+  return patterns.every((pattern) => pattern !== null) ? patterns : undefined;
+}
+
+const flat = (json: PreTokenizerPart | null | undefined): PreTokenizerPart[] =>
+  json?.type === 'Sequence' ? (json.pretokenizers ?? []).flatMap(flat) : json ? [json] : [];
+
+/** What an expression finds, and what stands between, each cut by the expressions after it. */
+function* cutWords(text: string, [split, ...rest]: readonly RegExp[]): Generator<string> {
+  if (split === undefined) return yield text;
+  let at = 0;
+  for (const { 0: found, index } of text.matchAll(split)) {
+    if (index > at) yield* cutWords(text.slice(at, index), rest);
+    if (found !== '') yield* rest.length === 0 ? [found] : cutWords(found, rest);
+    at = index + found.length;
+  }
+  if (at < text.length) yield* cutWords(text.slice(at), rest);
+}
+
+function* cutAtSpaces(text: string): Generator<string> {
+  let at = 0;
+  for (const { index } of text.matchAll(/(?<=[^\u2581])\u2581/g)) {
+    yield text.slice(at, index);
+    at = index;
+  }
+  yield text.slice(at);
+}
+
+type Section = { readonly section: number; readonly part: string | AddedToken };
+type Cutter = (text: string, within: string | undefined) => Iterable<Section>;
+
+/**
+ * Cuts tokens out of a text before anything else happens to it, the leftmost and longest first. Control tokens come
+ * out of `within` alone, all others out of the text, whoever wrote them: they are how a model reads text. Text that is
+ * left is normalized here, since some tokens are looked for behind that.
+ */
+function createCutter(
+  control: readonly AddedToken[],
+  others: readonly AddedToken[],
+  { normalizer }: LibraryTokenizer,
+): Cutter {
+  const isNormalized = ({ normalized, special }: AddedToken) =>
+    normalizer !== null && (normalized ?? special !== true);
+  const findControl = createFinder(control.map((token) => [token.content, token]));
+  const findOther = createFinder(
+    others.filter((token) => !isNormalized(token)).map((token) => [token.content, token]),
+  );
+  const findNormalized = createFinder(
+    others.filter(isNormalized).map((token) => [normalizer!.normalize(token.content), token]),
+  );
+  return function* (text, within) {
+    const sections = cutOut(text, [
+      [findControl, within],
+      [findOther, text],
+    ]);
+    for (const [section, part] of sections.entries()) {
+      if (typeof part !== 'string') {
+        yield { section, part };
+        continue;
+      }
+      const normalized = normalizer === null || part === '' ? part : normalizer.normalize(part);
+      for (const inner of cutOut(normalized, [[findNormalized, normalized]])) {
+        if (inner !== '') yield { section, part: inner };
+      }
+    }
+  };
+}
+
+type Found = { readonly index: number; readonly end: number; readonly token: AddedToken };
+type Finder = (text: string, from: number) => Found | undefined;
+
+/** Finds any of the texts, the leftmost and longest first; nothing where there is none. */
+export function anyOf(texts: readonly string[]): RegExp {
+  const longestFirst = [...texts].sort((a, b) => b.length - a.length);
+  return new RegExp(texts.length === 0 ? '(?!)' : longestFirst.map(literally).join('|'), 'g');
+}
+
+/** A text as a regular expression, every letter of it by its code. */
+const literally = (text: string): string =>
+  Array.from(
+    { length: text.length },
+    (_, i) => `\\u${text.charCodeAt(i).toString(16).padStart(4, '0')}`,
+  ).join('');
+
+function createFinder(entries: readonly (readonly [string, AddedToken])[]): Finder {
+  if (entries.length === 0) return () => undefined;
+  const tokens = new Map(entries);
+  const pattern = anyOf([...tokens.keys()]);
+  return (text, from) => {
+    pattern.lastIndex = from;
+    const match = pattern.exec(text);
+    if (match === null) return undefined;
+    return { index: match.index, end: pattern.lastIndex, token: tokens.get(match[0])! };
+  };
+}
+
+function cutOut(
+  text: string,
+  searches: readonly (readonly [Finder, string | undefined])[],
+): (string | AddedToken)[] {
+  const next = searches.map(([find, where]) => (where === undefined ? undefined : find(where, 0)));
+  const parts: (string | AddedToken)[] = [];
+  let at = 0;
+  for (let found = firstOf(next); found !== undefined; found = firstOf(next)) {
+    if (found.index > at) parts.push(text.slice(at, found.index));
+    parts.push(found.token);
+    at = found.end;
+    searches.forEach(([find, where], i) => {
+      const known = next[i];
+      if (known !== undefined && known.index < at) next[i] = find(where!, at);
+    });
+  }
+  if (at < text.length) parts.push(text.slice(at));
+  parts.forEach((part, i) => {
+    if (typeof part === 'string') return;
+    const [before, after] = [parts[i - 1], parts[i + 1]];
+    if (part.lstrip && typeof before === 'string') parts[i - 1] = before.trimEnd();
+    if (part.rstrip && typeof after === 'string') parts[i + 1] = after.trimStart();
+  });
+  return parts;
+}
+
+const firstOf = (candidates: readonly (Found | undefined)[]): Found | undefined =>
+  candidates.reduce((best, one) => {
+    if (one === undefined || best === undefined) return one ?? best;
+    const isBetter = one.index < best.index || (one.index === best.index && one.end > best.end);
+    return isBetter ? one : best;
+  }, undefined);

@@ -154,6 +154,18 @@ describe('the event', () => {
     },
   );
 
+  it('of a prompt that was read and found too long has what reading it cost, and the budget, too', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const { EVENTS, event } = queue();
+    const body = { ...say('a b'), max_tokens: 10, user: 'too-long' };
+    await (await chat(key, body, freshIsolate({ EVENTS }))).text();
+    expect(await event()).toMatchObject({
+      ...{ status: 400, error_code: 'context_length_exceeded' },
+      ...{ counted: true, prompt_tokens: 2, completion_tokens: 0 },
+    });
+    await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(2));
+  });
+
   it.each([
     ['vanish-mid-stream', 2, 2],
     ['vanish-after-many', 200, 400],

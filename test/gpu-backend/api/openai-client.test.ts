@@ -261,13 +261,15 @@ describe('completions', () => {
 
   it('score a prompt: echo, logprobs and max_tokens 0', async () => {
     await using api = await start(says('never'));
-    const { choices, usage } = await api.client.completions.create({
+    const request = {
       model: 'scripted',
       prompt: '<|user|>hé',
+      parse_special: true,
       echo: true,
       logprobs: 1,
       max_tokens: 0,
-    });
+    };
+    const { choices, usage } = await api.client.completions.create(request);
     expect(choices[0]).toEqual({
       index: 0,
       text: '<|user|>hé',
@@ -281,6 +283,15 @@ describe('completions', () => {
     });
     expect(usage).toMatchObject({ prompt_tokens: 4, completion_tokens: 0 });
     expect(api.engine.requests[0]).toMatchObject({ maxTokens: 0, promptLogprobs: 1, logprobs: 1 });
+  });
+
+  it('take special tokens in a prompt for text, unless asked otherwise', async () => {
+    await using api = await start(says('x'));
+    const prompt = '<|user|>';
+    await api.client.completions.create({ model: 'scripted', prompt });
+    await api.client.completions.create({ model: 'scripted', prompt, ...{ parse_special: true } });
+    const sent = api.engine.requests.map(({ promptTokenIds }) => [...promptTokenIds]);
+    expect(sent).toEqual([bytesOf(prompt), [USER_TOKEN]]);
   });
 
   it('echo with generated tokens after the prompt, streaming and not', async () => {

@@ -163,9 +163,15 @@ const logprobOf = (tokenId: number, count: number): TokenLogprob => ({
 /** One token a byte, and two special ones. */
 export const byteText: TokenText = {
   tokenBytesMax: 8,
-  encodePrompt: (text) => Int32Array.from(encode(text)),
-  encodeChat: (messages) =>
-    Int32Array.from(messages.flatMap(({ content }) => [USER_TOKEN, ...encode(String(content))])),
+  async encode(job, { spent }) {
+    const prompts =
+      job.type === 'chat'
+        ? [job.messages.flatMap(({ content }) => [USER_TOKEN, ...bytesOf(String(content))])]
+        : job.texts.map((text) => (job.parseSpecial ? encode(text) : bytesOf(text)));
+    spent.tokens = prompts.reduce((sum, { length }) => sum + length, 0);
+    if (prompts.some(({ length }) => length > job.tokensMax)) return { type: 'too_long' };
+    return { type: 'encoded', prompts: prompts.map((ids) => Int32Array.from(ids)) };
+  },
   tokenBytes: (id) => (id < 256 ? Uint8Array.of(id) : new TextEncoder().encode(NAMES[id])),
   createDecoder({ showSpecial }) {
     const decoder = new TextDecoder('utf-8', { ignoreBOM: true });

@@ -299,6 +299,40 @@ describe('what an answer cost', () => {
     return { status: response.status, body };
   };
 
+  it('of a prompt that was refused as too long is what was read of it', async () => {
+    await using api = await start({ ...says('x'), contextTokens: 8 });
+    const fields = {
+      messages: [{ role: 'user', content: 'x'.repeat(20) }],
+      maskroute: { completion: 'long' },
+    };
+    const response = await api.chat(fields);
+    expect(await response.json()).toMatchObject({ error: { code: 'context_length_exceeded' } });
+    const usage = { finished: true, prompt_tokens: 21, completion_tokens: 0 };
+    expect(await ask(api, 'long')).toMatchObject({ status: 200, body: usage });
+  });
+
+  it('of a client that left while its prompt was read is what was read of it', async () => {
+    const engine = scriptedEngine(says('x'));
+    const model = scriptedModel(engine);
+    const slow: typeof model.text.encode = (_, { signal, spent }) =>
+      new Promise((_, reject) => {
+        spent.tokens = 5;
+        signal.addEventListener('abort', () => reject(new MaskrouteError('cancelled', 'Gone.')));
+      });
+    await using server = await serveModel({ ...model, text: { ...model.text, encode: slow } });
+    const api = { engine, server } as Awaited<ReturnType<typeof start>>;
+    const leave = new AbortController();
+    const body = { model: 'scripted', prompt: 'Hi', maskroute: { completion: 'left' } };
+    const headers = { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': 'application/json' };
+    const gone = server.post('/v1/completions', body, { headers, signal: leave.signal }).catch(() => {});
+    await eventually(async () => (await ask(api, 'left')).body.finished === false);
+    leave.abort();
+    await gone;
+    await eventually(async () => (await ask(api, 'left')).body.finished === true);
+    expect(await ask(api, 'left')).toMatchObject({ body: { prompt_tokens: 5, completion_tokens: 0 } });
+    expect(engine.requests).toEqual([]);
+  });
+
   it('is told under the name that the edge gave, also when the client left', async () => {
     await using api = await start({ ...endless, step_ms: 10 });
     const leave = new AbortController();

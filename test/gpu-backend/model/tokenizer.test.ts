@@ -22,7 +22,7 @@ describe('encode', () => {
   test('gives the reference’s ids, special tokens recognised or not', () => {
     expect(cases.length).toBeGreaterThan(200);
     for (const { text: line, ids, plainIds = ids } of cases) {
-      expect([...tokenizer.encode(line)], JSON.stringify(line)).toEqual(ids);
+      expect([...tokenizer.encode(line, { parseSpecial: true })], JSON.stringify(line)).toEqual(ids);
       expect([...tokenizer.encode(line, { parseSpecial: false })], JSON.stringify(line)).toEqual(plainIds);
     }
   });
@@ -83,7 +83,7 @@ describe('decode', () => {
   });
 
   test('special tokens are shown or left out', () => {
-    const ids = tokenizer.encode('<|im_start|>user\nHi<|im_end|>');
+    const ids = tokenizer.encode('<|im_start|>user\nHi<|im_end|>', { parseSpecial: true });
     expect(tokenizer.decode(ids)).toBe('<|im_start|>user\nHi<|im_end|>');
     expect(tokenizer.decode(ids, { showSpecial: false })).toBe('user\nHi');
     expect(Buffer.from(tokenizer.tokenBytes(2)).toString()).toBe('<|im_end|>');

@@ -171,6 +171,8 @@ async function answer(
     case 'sick-late':
       made.completion_tokens = WORDS;
       return json(response, 500, wireError('engine_failed'));
+    case 'too-long':
+      return json(response, 400, wireError('context_length_exceeded'));
     case 'spent-stopping':
       made.completion_tokens = WORDS;
       return json(response, 503, wireError('not_ready'));
