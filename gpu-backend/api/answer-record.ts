@@ -83,6 +83,7 @@ function account(
     cachedTokens: usage.prompt_tokens_details.cached_tokens,
     first_ms,
     total_ms,
+    timings: running.progress.flatMap(({ timings }) => timings ?? []),
   };
   parts.metrics.answer(figures);
   const { prompt_tokens, completion_tokens } = usage;
