@@ -20,14 +20,19 @@ export type AnswerRecord = {
   endLate(error: MaskrouteError | undefined): void;
 };
 
-export function openRecord(parts: ApiParts, c: ApiContext, endpoint: string): AnswerRecord {
-  const arrived = performance.now();
+/** `arrived_ms`: when its first bytes came, on the clock of `performance`. */
+export function openRecord(
+  parts: ApiParts,
+  c: ApiContext,
+  endpoint: string,
+  arrived_ms: number,
+): AnswerRecord {
   const controller = new AbortController();
   const leave = parts.lifecycle.begin(controller);
   const clientLeft = c.req.raw.signal;
   if (clientLeft.aborted) controller.abort();
   clientLeft.addEventListener('abort', () => controller.abort(), { once: true });
-  const elapsed_ms = () => performance.now() - arrived;
+  const elapsed_ms = () => performance.now() - arrived_ms;
   let running: RunningAnswer | undefined;
   let first_ms: number | undefined;
   let ended = false;
