@@ -8,7 +8,7 @@ import type { KvCache } from '../engine/kv-cache.ts';
 import type { Runner } from '../engine/runner.ts';
 import { sample, tokenLogprob } from '../engine/sampler.ts';
 import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
-import { PrefixCache, prefixKey } from './prefix-cache.ts';
+import { PrefixCache } from './prefix-cache.ts';
 import type { ScheduledRequest, SchedulerLimits } from './scheduler.ts';
 import { queueFull, Scheduler } from './scheduler.ts';
 import type { Sequence } from './sequence.ts';
@@ -187,7 +187,7 @@ export class EngineLoop {
     sequence.cache.reserve(Math.min(scheduled.cacheTokens, scheduled.tokenCount + RESERVED_ANSWER_TOKENS));
     // A prompt that is scored needs the logits of all its tokens.
     if (request.promptLogprobs !== undefined) return;
-    const known = this.#prefixes.find(prefixKey(request), request.promptTokenIds);
+    const known = this.#prefixes.find(request, request.promptTokenIds);
     if (known === undefined) return;
     sequence.cache.copyFrom(known.cache, known.tokens);
     scheduled.computedCount = known.tokens;
@@ -258,8 +258,7 @@ export class EngineLoop {
     const { cache, request, scheduled } = sequence;
     sequence.cache = undefined;
     if (cache === undefined) return;
-    const key = prefixKey(request);
-    for (const free of this.#prefixes.keep(key, request.promptTokenIds, scheduled.computedCount, cache)) {
+    for (const free of this.#prefixes.keep(request, request.promptTokenIds, scheduled.computedCount, cache)) {
       const isWanted = this.#freeCaches.length < this.#limits.runningMax;
       if (isWanted && free.capacity_tokens <= KEPT_CACHE_TOKENS_MAX) this.#freeCaches.push(free);
     }

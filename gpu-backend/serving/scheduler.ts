@@ -11,8 +11,8 @@
  *
  * Everybody's wait is bounded, whoever else comes and goes:
  * - A tenant whose step counted as c turns has its next step after at most c of each other tenant that runs.
- * - The same holds among the requests of a tenant, counted in the tenant's steps. While steps are short, a request with
- *   k - 1 others of its tenant beside it and t - 1 other tenants waits for k·t - 1 steps at most.
+ * - A request has its next step after at most one of each other request of its tenant that runs. While steps are short,
+ *   a request with k - 1 others of its tenant beside it and t - 1 other tenants waits for k·t - 1 steps at most.
  * - In the waiting line, a tenant's requests go in as they came. Tenants with fewer running requests go first, but past
  *   a tenant with a place left in its share only \`runningMax\` requests go, and one of each tenant that had to wait so
  *   before.
@@ -181,7 +181,8 @@ export class Scheduler {
   charge(request: ScheduledRequest, took_ms: number): void {
     const turns = Math.min(Math.max(1, Math.round(took_ms / TURN_ms)), STEP_TURNS_MAX);
     this.#tenants.charge(request.tenant, turns);
-    this.#own.get(request.tenant)?.charge(request, turns);
+    // One, however long it took: who sends many short requests would never have to wait for what each of them took.
+    this.#own.get(request.tenant)?.charge(request, 1);
   }
 
   isRunning(request: ScheduledRequest): boolean {

@@ -306,9 +306,8 @@ type Wait = {
   /** Steps of its tenant's other requests, and of other tenants. */
   own: number;
   others: number;
-  /** What its own last step counted as, and what all of its tenant's did since. */
+  /** What its own last step counted as, and all of its tenant's since. */
   turns: number;
-  tenantTurns: number;
   /** The most that ran beside it at a time: requests of its tenant, and other tenants. */
   ownBeside: number;
   tenantsBeside: number;
@@ -370,7 +369,7 @@ function useFor(steps: number, clients: readonly Client[]): void {
       const overtaken = ahead.some((other) => other.tenant === one.tenant && stays.includes(other));
       if (overtaken) throw new Error(`${one.requestId} overtook one of its tenant`);
       waits.set(one, {
-        ...{ own: 0, others: 0, turns: 1, tenantTurns: lastTurns.get(one.tenant) ?? 1 },
+        ...{ own: 0, others: 0, turns: lastTurns.get(one.tenant) ?? 1 },
         ...{ ownBeside: 0, tenantsBeside: 0 },
       });
     }
@@ -391,8 +390,8 @@ function useFor(steps: number, clients: readonly Client[]): void {
         wait.ownBeside,
         runs.filter(({ tenant }) => tenant === one.tenant).length - 1,
       );
-      atMost(`own steps before ${one.requestId}`, wait.own, wait.turns * wait.ownBeside);
-      atMost(`others' steps before ${one.requestId}`, wait.others, wait.tenantTurns * wait.tenantsBeside);
+      atMost(`own steps before ${one.requestId}`, wait.own, wait.ownBeside);
+      atMost(`others' steps before ${one.requestId}`, wait.others, wait.turns * wait.tenantsBeside);
     }
   };
 
@@ -424,14 +423,13 @@ function useFor(steps: number, clients: readonly Client[]): void {
         if (other.tenant !== one.tenant) wait.others++;
         else {
           wait.own++;
-          wait.tenantTurns += turns;
+          wait.turns += turns;
         }
       }
       Object.assign(waits.get(one)!, {
         own: 0,
         others: 0,
         turns,
-        tenantTurns: turns,
         ownBeside: 0,
         tenantsBeside: 0,
       });
