@@ -10,9 +10,9 @@
  * the chunk size, whatever else runs: a request's result never depends on its neighbours.
  *
  * Everybody's wait is bounded, whoever else comes and goes:
- * - A tenant whose step counted as c turns has its next step after at most c of each other tenant that runs.
- * - A request has its next step after at most one of each other request of its tenant that runs. While steps are short,
- *   a request with k - 1 others of its tenant beside it and t - 1 other tenants waits for k·t - 1 steps at most.
+ * - A tenant whose step counted as c turns has its next step after at most c of each other tenant that runs, and one of
+ *   each of c + 1 newcomers.
+ * - A request has its next step after at most one of each other request of its tenant that runs, and of two newcomers.
  * - In the waiting line, a tenant's requests go in as they came. Tenants with fewer running requests go first, but past
  *   a tenant with a place left in its share only \`runningMax\` requests go, and one of each tenant that had to wait so
  *   before.
@@ -246,12 +246,15 @@ export class Scheduler {
 
 /**
  * Turns in rounds (start-time fair queueing: Goyal, Vin and Cheng, 1996). Whoever takes a turn that counts as c is due
- * again c rounds later, behind all that are due in that round. Who comes is due in the round after the present one at the
- * earliest: no number of newcomers holds a round open, so that a round gives each place one turn, and c rounds c turns.
+ * again c rounds later, behind all that are due in that round. Of those who come in a round, the first is next: a client
+ * waits for its first token. The others are due in the round after it at the earliest: no number of newcomers holds a
+ * round open, so that it gives each place one turn, and one newcomer.
  */
 class Turns<Key> {
   /** Of the turn that was taken last. */
   #round = 0;
+  /** The last round with a newcomer that was next. */
+  #welcomed = -1;
   /** The round in which each is due; of the same round, who was put in first is next. */
   readonly #due = new Map<Key, number>();
   /** Of those that left after a turn that counted as several: who leaves and comes back owes it still. */
@@ -268,7 +271,10 @@ class Turns<Key> {
   }
 
   enter(key: Key): void {
-    this.#due.set(key, Math.max(this.#round + 1, this.#owed.get(key) ?? 0));
+    const isNext = this.#welcomed < this.#round && !this.#owed.has(key);
+    if (isNext) this.#welcomed = this.#round;
+    // Half a round before all others.
+    this.#due.set(key, isNext ? this.#round - 0.5 : Math.max(this.#round + 1, this.#owed.get(key) ?? 0));
     this.#owed.delete(key);
   }
 
@@ -279,7 +285,7 @@ class Turns<Key> {
   }
 
   begin(key: Key): void {
-    this.#round = this.#due.get(key)!;
+    this.#round = Math.max(this.#round, this.#due.get(key)!);
   }
 
   /** The turn that began last counts as so many; its taker may have left since, and even have come back. */
