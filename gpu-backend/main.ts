@@ -11,6 +11,7 @@ import { pino } from 'pino';
 import { MaskrouteError } from '../shared/errors.ts';
 import type { ModelHash, SurrogatesId } from '../shared/mask.ts';
 import { createAuthenticator } from './api/auth.ts';
+import { createBodies } from './api/body.ts';
 import { createLifecycle } from './api/lifecycle.ts';
 import type { ApiLimits } from './api/limits.ts';
 import { DEFAULT_LIMITS } from './api/limits.ts';
@@ -81,6 +82,8 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     onError: (detail) => log.error({ detail }, 'the encoder failed'),
   });
   let jobs: Jobs | undefined;
+  const lifecycle = createLifecycle();
+  const limits: ApiLimits = { ...DEFAULT_LIMITS, ...options.limits };
   try {
     jobs = await jobsOf(options, model.name, log);
     const server = await startServer(
@@ -96,11 +99,12 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
         authenticate: await createAuthenticator(options.backendKey, { audience: options.audience }),
         metrics: createMetrics(engine, model.name),
         recent: createRecentAnswers(),
-        lifecycle: createLifecycle(),
+        lifecycle,
+        bodies: createBodies(limits, lifecycle.stopping),
         encoders,
         jobs,
         recentMasks: createRecentMasks(),
-        limits: { ...DEFAULT_LIMITS, ...options.limits },
+        limits,
         log,
       },
       { port: options.port, hostname: options.host ?? '127.0.0.1' },

@@ -124,6 +124,12 @@ export const EXPIRED_KEYS_KEPT_ms = 30 * 86_400_000;
 /** Deeper JSON than this is refused: parsers and serializers recurse. */
 export const JSON_DEPTH_MAX = 64;
 
+/**
+ * A body that is larger than this, or does not say how large it is, has so long to arrive: an isolate holds what came of
+ * it meanwhile. Smaller ones are hardly anything, and a timer for each costs more.
+ */
+export const BODY_ARRIVAL = { untimedBytesMax: 64 * 1024, limit_ms: 30_000 } as const;
+
 /** A refused body is read on up to this size, so that the client gets to read the refusal. */
 export const DRAIN_BYTES_MAX = 32 * 1024 * 1024;
 

@@ -27,14 +27,19 @@ export type AnswerRecord = {
   endLate(error: MaskrouteError | undefined): void;
 };
 
-export function openRecord(parts: ApiParts, c: ApiContext, endpoint: string): AnswerRecord {
-  const arrived = performance.now();
+/** `arrived_ms`: when its first bytes came, on the clock of `performance`. */
+export function openRecord(
+  parts: ApiParts,
+  c: ApiContext,
+  endpoint: string,
+  arrived_ms: number,
+): AnswerRecord {
   const controller = new AbortController();
   const leave = parts.lifecycle.begin(controller);
   const clientLeft = c.req.raw.signal;
   if (clientLeft.aborted) controller.abort();
   clientLeft.addEventListener('abort', () => controller.abort(), { once: true });
-  const elapsed_ms = () => performance.now() - arrived;
+  const elapsed_ms = () => performance.now() - arrived_ms;
   const spent = { tokens: 0 };
   let planned: string | undefined;
   let running: RunningAnswer | undefined;
@@ -100,6 +105,7 @@ function account(
     cachedTokens: usage.prompt_tokens_details.cached_tokens,
     first_ms,
     total_ms,
+    timings: running.progress.flatMap(({ timings }) => timings ?? []),
   };
   parts.metrics.answer(figures);
   const { prompt_tokens, completion_tokens } = usage;

@@ -26,14 +26,23 @@ export function runAnswer(
   const abandoned = new AbortController();
   const either = AbortSignal.any([signal, abandoned.signal]);
   const admission = { someoneIsIn: false };
+  const answerSince_ms = Date.now();
   const starts = plan.jobs.map(
-    (job, position) => () =>
-      onceAdmitted(
-        () => runChoice(model.engine, model.text, job, progress[position]!, either),
-        admission,
-        limits.readmit_ms,
-        either,
-      ),
+    ({ request, ...job }, position) =>
+      () =>
+        onceAdmitted(
+          () =>
+            runChoice(
+              model.engine,
+              model.text,
+              { ...job, request: { ...request, answerSince_ms } },
+              progress[position]!,
+              either,
+            ),
+          admission,
+          limits.readmit_ms,
+          either,
+        ),
   );
   const atOnce = Math.max(1, Math.min(limits.choicesAtOnce, model.engine.stats().queueCapacity));
   return { plan, progress, events: mergeStreams(starts, atOnce, () => abandoned.abort()) };
@@ -41,7 +50,8 @@ export function runAnswer(
 
 /**
  * A full line refuses a request at its first choice. Once a choice is in, the others ask again instead of
- * failing the whole: the client has been let in.
+ * failing the whole: the client has been let in. The line knows how old the answer is, so that newcomers do not keep
+ * them out.
  */
 async function* onceAdmitted(
   start: () => AsyncGenerator<ChoiceEvent, void>,

@@ -102,6 +102,8 @@ function errorResponse(parts: ApiParts, c: ApiContext, error: MaskrouteError): R
   else parts.log.info(detail, 'request refused');
   const retryAfter_s = error.retryAfter_s ?? RETRY_AFTER_s[code];
   if (retryAfter_s !== undefined) c.header('retry-after', String(Math.ceil(retryAfter_s)));
+  // Its sender is still at it: nothing else can come over this connection.
+  if (code === 'request_timeout') c.header('connection', 'close');
   return c.body(JSON.stringify(error.toWire()), status as 400, { 'content-type': 'application/json' });
 }
 

@@ -1,18 +1,91 @@
 /**
  * A request's body, from bytes to a checked value: bounded before it is read, strict UTF-8, JSON, schema.
  * Every way to fail names its reason and, where there is one, the field.
+ *
+ * A body that is arriving takes nobody's place. Where too many arrive at a time, the one that has been arriving for
+ * longest gives way, of the tenant that has most of them: a body that is sent at once is whole within milliseconds,
+ * however many clients send theirs slowly.
  */
 import type { z } from 'zod';
 import { MaskrouteError } from '../../shared/errors.ts';
+import type { ApiLimits } from './limits.ts';
 
-/** @throws MaskrouteError `unsupported_media_type`, `body_too_large`, `invalid_json` or `invalid_request`. */
-export async function readJson<Schema extends z.ZodType>(
-  request: Request,
-  schema: Schema,
-  bytesMax: number,
-): Promise<z.infer<Schema>> {
-  requireJsonType(request.headers.get('content-type'));
-  const bytes = await readBounded(request, bytesMax);
+export type Bodies = {
+  /**
+   * The body of a request of `tenant`; undefined: of the key's holder.
+   * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, `invalid_json` or `invalid_request`; `request_timeout`
+   * for one that takes too long, or gives way to others; `not_ready` when the server stops before it is whole.
+   */
+  readJson<Schema extends z.ZodType>(
+    request: Request,
+    tenant: string | undefined,
+    schema: Schema,
+  ): Promise<z.infer<Schema>>;
+};
+
+type Arriving = { readonly tenant: string; readonly end: AbortController; bytes: number };
+
+/** `stopping` ends all that are arriving. */
+export function createBodies(limits: ApiLimits, stopping: AbortSignal): Bodies {
+  /** Who has been arriving for longest comes first. */
+  const arriving = new Set<Arriving>();
+  const giveUp = (body: Arriving, error: MaskrouteError) => {
+    arriving.delete(body);
+    body.end.abort(error);
+  };
+  stopping.addEventListener('abort', () => {
+    const error = new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
+    for (const body of arriving) giveUp(body, error);
+  });
+
+  /** Who has most is who has the greatest sum of `amount`. */
+  const makeRoom = (max: number, amount: (body: Arriving) => number) => {
+    for (;;) {
+      const sums = new Map<string, number>();
+      for (const body of arriving) sums.set(body.tenant, (sums.get(body.tenant) ?? 0) + amount(body));
+      const all = [...sums.values()].reduce((sum, one) => sum + one, 0);
+      if (all <= max) return;
+      const most = Math.max(...sums.values());
+      const oldest = [...arriving].find(({ tenant }) => sums.get(tenant) === most)!;
+      giveUp(oldest, tooSlow('Too many requests are arriving, and this one has been for longest'));
+    }
+  };
+
+  async function receive(request: Request, tenant: string): Promise<Uint8Array> {
+    const body: Arriving = { tenant, end: new AbortController(), bytes: 0 };
+    const { signal } = body.end;
+    const ended = new Promise<never>((_, reject) => {
+      signal.addEventListener('abort', () => reject(signal.reason));
+    });
+    arriving.add(body);
+    const late = setTimeout(() => {
+      giveUp(body, tooSlow(`The request was not whole within ${limits.bodyArrival_ms / 1000} s`));
+    }, limits.bodyArrival_ms);
+    const onBytes = (bytes: number) => {
+      body.bytes += bytes;
+      makeRoom(limits.bytesArrivingMax, (one) => one.bytes);
+    };
+    try {
+      makeRoom(limits.bodiesArrivingMax, () => 1);
+      return await Promise.race([readBounded(request, limits.bodyBytesMax, onBytes, signal), ended]);
+    } finally {
+      clearTimeout(late);
+      arriving.delete(body);
+    }
+  }
+
+  return {
+    async readJson(request, tenant, schema) {
+      requireJsonType(request.headers.get('content-type'));
+      return parseBody(await receive(request, tenant ?? ''), schema);
+    },
+  };
+}
+
+const tooSlow = (why: string): MaskrouteError =>
+  new MaskrouteError('request_timeout', `${why}.`, { retryAfter_s: 1 });
+
+function parseBody<Schema extends z.ZodType>(bytes: Uint8Array, schema: Schema): z.infer<Schema> {
   const parsed = schema.safeParse(parseJson(decodeUtf8(bytes)));
   if (parsed.success) return parsed.data;
   throw invalidField(parsed.error);
@@ -26,7 +99,13 @@ function requireJsonType(contentType: string | null): void {
   throw new MaskrouteError('unsupported_media_type', 'Send `content-type: application/json` in UTF-8.');
 }
 
-async function readBounded(request: Request, bytesMax: number): Promise<Uint8Array> {
+/** Keeps nothing any more once `signal` has aborted. */
+async function readBounded(
+  request: Request,
+  bytesMax: number,
+  onBytes: (bytes: number) => void,
+  signal: AbortSignal,
+): Promise<Uint8Array> {
   const tooLarge = () =>
     new MaskrouteError('body_too_large', `The body is over the limit of ${bytesMax} bytes.`);
   if (Number(request.headers.get('content-length') ?? 0) > bytesMax) throw tooLarge();
@@ -39,6 +118,8 @@ async function readBounded(request: Request, bytesMax: number): Promise<Uint8Arr
     if (done) break;
     length += value.byteLength;
     if (length > bytesMax) throw tooLarge();
+    onBytes(value.byteLength);
+    signal.throwIfAborted();
     chunks.push(value);
   }
   return Buffer.concat(chunks, length);

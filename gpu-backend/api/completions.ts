@@ -15,7 +15,6 @@ import { infoOf } from './answer-figures.ts';
 import type { AnswerPlan, RunningAnswer } from './answer-plan.ts';
 import type { AnswerRecord } from './answer-record.ts';
 import { openRecord } from './answer-record.ts';
-import { readJson } from './body.ts';
 import type { ApiContext, ApiEnv, ApiParts } from './context.ts';
 import { deadline_ms } from './deadline.ts';
 import type { PlanContext } from './plan.ts';
@@ -37,16 +36,14 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
   schema: Schema,
   planOf: (context: PlanContext, request: z.infer<Schema>) => Promise<AnswerPlan>,
 ): Promise<Response> {
-  if (parts.lifecycle.draining) {
-    throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
-  }
   const { model, masks, limits } = parts;
-  if (parts.lifecycle.running >= limits.inFlightMax) {
-    throw new MaskrouteError('queue_full', `${limits.inFlightMax} requests are under way already.`);
-  }
-  const record = openRecord(parts, c, endpoint);
+  const arrived_ms = performance.now();
+  requirePlace(parts);
+  const body = await parts.bodies.readJson(c.req.raw, c.get('caller').tenant, schema);
+  // Others may have taken it meanwhile: only a request that is whole takes a place.
+  requirePlace(parts);
+  const record = openRecord(parts, c, endpoint, arrived_ms);
   try {
-    const body = await readJson(c.req.raw, schema, limits.bodyBytesMax);
     const [requestId, caller] = [c.get('requestId'), c.get('caller')];
     const spent = record.plans(body.maskroute?.completion ?? requestId);
     const context = { model, masks, limits, requestId, caller, signal: record.signal, spent };
@@ -68,6 +65,15 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
     const error = toMaskrouteError(thrown);
     record.end(error);
     throw error;
+  }
+}
+
+function requirePlace({ lifecycle, limits }: ApiParts): void {
+  if (lifecycle.draining) {
+    throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
+  }
+  if (lifecycle.running >= limits.inFlightMax) {
+    throw new MaskrouteError('queue_full', `${limits.inFlightMax} requests are under way already.`);
   }
 }
 

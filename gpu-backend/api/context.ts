@@ -6,6 +6,7 @@ import type { EncoderService } from '../encoder/encoder-service.ts';
 import type { Jobs } from '../jobs/jobs.ts';
 import type { MaskRegistry } from '../serving/mask-registry.ts';
 import type { Authenticate, Caller } from './auth.ts';
+import type { Bodies } from './body.ts';
 import type { Lifecycle } from './lifecycle.ts';
 import type { ApiLimits } from './limits.ts';
 import type { Metrics } from './metrics.ts';
@@ -20,6 +21,7 @@ export type ApiParts = {
   readonly metrics: Metrics;
   readonly recent: RecentAnswers;
   readonly lifecycle: Lifecycle;
+  readonly bodies: Bodies;
   readonly limits: ApiLimits;
   readonly encoders: EncoderService;
   /** Undefined: this backend runs none. */

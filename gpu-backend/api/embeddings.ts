@@ -2,10 +2,9 @@
 import { Hono } from 'hono';
 import { type EncoderEntry, embeddingsRequestSchema } from '../../shared/embeddings.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
-import { readJson } from './body.ts';
 import type { ApiEnv, ApiParts } from './context.ts';
 
-export const embeddingRoutes = ({ encoders, lifecycle, limits, metrics }: ApiParts): Hono<ApiEnv> =>
+export const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Hono<ApiEnv> =>
   new Hono<ApiEnv>()
     .get('/v1/encoders', async (c) => {
       const found = await encoders.installed();
@@ -16,7 +15,7 @@ export const embeddingRoutes = ({ encoders, lifecycle, limits, metrics }: ApiPar
     .post('/v1/embeddings', async (c) => {
       if (lifecycle.draining)
         throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
-      const request = await readJson(c.req.raw, embeddingsRequestSchema, limits.bodyBytesMax);
+      const request = await bodies.readJson(c.req.raw, c.get('caller').tenant, embeddingsRequestSchema);
       const texts = typeof request.input === 'string' ? [request.input] : request.input;
       const { vectors, tokens } = await encoders.embed(request.model, texts, c.req.raw.signal);
       const width = vectors[0]!.length;

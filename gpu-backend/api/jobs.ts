@@ -7,7 +7,6 @@ import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { createJobSchema, DATA_NAME_PATTERN, type Job } from '../../shared/jobs.ts';
 import type { Jobs } from '../jobs/jobs.ts';
-import { readJson } from './body.ts';
 import type { ApiEnv, ApiParts } from './context.ts';
 import { sseBody, sseEvent } from './sse.ts';
 
@@ -23,7 +22,7 @@ const operatorsOnly = createMiddleware<ApiEnv>(async (c, next) => {
   await next();
 });
 
-export function jobRoutes({ jobs: maybe, limits, lifecycle, log }: ApiParts): Hono<ApiEnv> {
+export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiParts): Hono<ApiEnv> {
   const jobs = (): Jobs => {
     if (maybe === undefined) throw new MaskrouteError('not_found', 'This backend runs no jobs.');
     return maybe;
@@ -54,7 +53,7 @@ export function jobRoutes({ jobs: maybe, limits, lifecycle, log }: ApiParts): Ho
     })
     .get('/v1/jobs', (c) => c.json({ object: 'list', data: jobs().list() }))
     .post('/v1/jobs', async (c) => {
-      const request = await readJson(c.req.raw, createJobSchema, limits.bodyBytesMax);
+      const request = await bodies.readJson(c.req.raw, c.get('caller').tenant, createJobSchema);
       const job = await open().create(request);
       log.info({ request_id: c.get('requestId'), job: job.id, kind: job.request.kind }, 'job created');
       return c.json(job, 202);

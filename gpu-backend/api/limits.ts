@@ -3,7 +3,11 @@ import { BODY_BYTES_MAX } from '../../shared/openai.ts';
 
 export type ApiLimits = {
   readonly bodyBytesMax: number;
-  /** Completions that are under way, their bodies included: more than the engine's line holds, yet bounded. */
+  /** Bodies that are arriving, in number and in bytes together, and how long each may take. */
+  readonly bodiesArrivingMax: number;
+  readonly bytesArrivingMax: number;
+  readonly bodyArrival_ms: number;
+  /** Completions that are under way, once their bodies are whole: more than the engine's line holds, yet bounded. */
   readonly inFlightMax: number;
   /** Prompts times `n` in one request. */
   readonly choicesMax: number;
@@ -27,6 +31,9 @@ export type ApiLimits = {
 
 export const DEFAULT_LIMITS: ApiLimits = {
   bodyBytesMax: BODY_BYTES_MAX,
+  bodiesArrivingMax: 256,
+  bytesArrivingMax: 64 * 1024 * 1024,
+  bodyArrival_ms: 30_000,
   inFlightMax: 256,
   choicesMax: 256,
   choicesAtOnce: 8,

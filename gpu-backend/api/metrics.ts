@@ -3,7 +3,7 @@
  * spelling) and vLLM's for the engine's gauges.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
-import type { Engine } from '../serving/engine.ts';
+import type { Engine, Timings } from '../serving/engine.ts';
 
 export type FinishedAnswer = {
   readonly endpoint: string;
@@ -14,6 +14,8 @@ export type FinishedAnswer = {
   /** Undefined when no event came. */
   readonly first_ms: number | undefined;
   readonly total_ms: number;
+  /** Of its choices that the engine finished. */
+  readonly timings: readonly Timings[];
 };
 
 export type Metrics = {
@@ -64,6 +66,16 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
     'From the request to the end of its answer.',
     TOTAL_BUCKETS_s,
   );
+  const queued = histogram(
+    'request_queue_time_seconds',
+    'From the arrival of a choice to its first step.',
+    TOTAL_BUCKETS_s,
+  );
+  const gap = histogram(
+    'maskroute_request_longest_step_gap_seconds',
+    'The longest that a choice waited between two of its steps.',
+    FIRST_BUCKETS_s,
+  );
   return {
     registry,
     request: (endpoint, status, code) => requests.inc({ endpoint, status, code }),
@@ -74,6 +86,10 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
       tokens.inc({ endpoint, kind: 'completion' }, completionTokens);
       masked.inc({ endpoint, masked: String(answer.mask !== 'dense') });
       total.observe({ endpoint }, total_ms / 1000);
+      for (const { queue_ms, stepGap_ms } of answer.timings) {
+        queued.observe({ endpoint }, queue_ms / 1000);
+        gap.observe({ endpoint }, stepGap_ms / 1000);
+      }
       if (first_ms === undefined) return;
       first.observe({ endpoint }, first_ms / 1000);
       if (completionTokens > 1) {
@@ -95,6 +111,16 @@ function engineGauges(engine: Engine, registry: Registry): void {
     });
   gauge('num_requests_running', 'Requests that the engine works on.', () => engine.stats().requestsRunning);
   gauge('num_requests_waiting', 'Requests in the waiting line.', () => engine.stats().requestsWaiting);
+  gauge(
+    'maskroute_longest_step_age_seconds',
+    'The longest time since its last step of a request that the engine works on.',
+    () => engine.stats().stepAge_ms / 1000,
+  );
+  gauge(
+    'maskroute_longest_queue_age_seconds',
+    'The longest wait so far of a request that has had no step.',
+    () => engine.stats().queueAge_ms / 1000,
+  );
   gauge(
     'kv_cache_usage_perc',
     'Share of the cache that is taken, 0 to 1.',

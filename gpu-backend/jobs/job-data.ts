@@ -11,15 +11,21 @@ import { pipeline } from 'node:stream/promises';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { DATA_ID_PATTERN, type JobRequest, type UploadedData } from '../../shared/jobs.ts';
 
-export type JobDataLimits = { readonly uploadBytesMax: number; readonly allBytesMax: number };
+export type JobDataLimits = {
+  /** At a time. */
+  readonly uploadsMax: number;
+  readonly uploadBytesMax: number;
+  readonly allBytesMax: number;
+};
 export const JOB_DATA_LIMITS: JobDataLimits = {
+  uploadsMax: 8,
   uploadBytesMax: 256 * 1024 * 1024,
   allBytesMax: 2 * 1024 * 1024 * 1024,
 };
 
 export type JobData = {
   list(): Promise<UploadedData[]>;
-  /** `created` is false when the same content was there under the same name. @throws MaskrouteError `body_too_large`, `cancelled`. */
+  /** `created` is false when the same content was there under the same name. @throws MaskrouteError `queue_full`, `body_too_large`, `cancelled`. */
   add(name: string, body: ReadableStream<Uint8Array>): Promise<{ created: boolean; data: UploadedData }>;
   /** @throws MaskrouteError `not_found`. */
   remove(id: string): Promise<void>;
@@ -62,21 +68,35 @@ export function createJobData(
     return file;
   };
 
+  let uploads = 0;
+  /** On the disk and arriving, as long as anything arrives: uploads beside each other share the room. */
+  let held: Promise<{ bytes: number }>;
+
   return {
     list,
     async add(name, body) {
-      const taken = (await list()).reduce((sum, { bytes }) => sum + bytes, 0);
-      const room = Math.min(limits.uploadBytesMax, limits.allBytesMax - taken);
-      await mkdir(folder, { recursive: true, mode: 0o700 });
+      if (uploads >= limits.uploadsMax) {
+        throw new MaskrouteError('queue_full', `${limits.uploadsMax} uploads are under way already.`);
+      }
+      const measured = async () => ({ bytes: (await list()).reduce((sum, { bytes }) => sum + bytes, 0) });
+      if (uploads++ === 0) held = measured();
+      const all = await held.catch((error: unknown) => {
+        uploads--;
+        throw error;
+      });
       const part = join(folder, `.part-${randomUUID()}`);
       const hash = createHash('sha256').update(`${name}\n`);
       let bytes = 0;
+      let isKept = false;
       try {
+        await mkdir(folder, { recursive: true, mode: 0o700 });
         await pipeline(
           Readable.fromWeb(body as never),
           async function* (source: AsyncIterable<Uint8Array>) {
             for await (const chunk of source) {
+              const room = Math.min(limits.uploadBytesMax, limits.allBytesMax - all.bytes + bytes);
               bytes += chunk.byteLength;
+              all.bytes += chunk.byteLength;
               if (bytes > room)
                 throw new MaskrouteError('body_too_large', `There is room for ${room} bytes.`);
               hash.update(chunk);
@@ -92,11 +112,14 @@ export function createJobData(
         const holder = join(folder, id);
         await mkdir(holder, { recursive: true });
         await rename(part, join(holder, `${name}.jsonl`));
+        isKept = true;
         return { created: true, data: (await find(id))! };
       } catch (error) {
         if (error instanceof MaskrouteError) throw error;
         throw new MaskrouteError('cancelled', 'The upload ended early.', { cause: error });
       } finally {
+        if (!isKept) all.bytes -= bytes;
+        uploads--;
         await rm(part, { force: true });
       }
     },

@@ -80,7 +80,11 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
       ...(options.surrogates === undefined ? {} : { surrogates: options.surrogates }),
     },
     generate: (request, signal) => generate(request, signal, queues, state, post),
-    stats: () => ({ ...readStats(shared), queueCapacity: limits.waitingMax }),
+    stats: () => {
+      const { leastRecentStep_ms, oldestUnstarted_ms, ...counts } = readStats(shared);
+      const [stepAge_ms, queueAge_ms] = [age_ms(leastRecentStep_ms), age_ms(oldestUnstarted_ms)];
+      return { ...counts, queueCapacity: limits.waitingMax, stepAge_ms, queueAge_ms };
+    },
     get failure() {
       return state.failure;
     },
@@ -91,6 +95,10 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     },
   };
 }
+
+/** Threads have clocks of their own, which agree to some milliseconds. */
+const age_ms = (since_ms: number): number =>
+  since_ms === 0 ? 0 : Math.max(0, performance.timeOrigin + performance.now() - since_ms);
 
 async function* generate(
   request: GenerateRequest,

@@ -8,7 +8,7 @@ import type { KvCache } from '../engine/kv-cache.ts';
 import type { Runner } from '../engine/runner.ts';
 import { sample, tokenLogprob } from '../engine/sampler.ts';
 import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
-import { PrefixCache, prefixKey } from './prefix-cache.ts';
+import { PrefixCache } from './prefix-cache.ts';
 import type { ScheduledRequest, SchedulerLimits } from './scheduler.ts';
 import { queueFull, Scheduler } from './scheduler.ts';
 import type { Sequence } from './sequence.ts';
@@ -31,6 +31,9 @@ export type LoopStats = {
   requestsRunning: number;
   requestsWaiting: number;
   kvCacheUsage: number;
+  /** Since the epoch, 0 for none: what {@link EngineStats} has the ages of, which grow while the thread computes. */
+  leastRecentStep_ms: number;
+  oldestUnstarted_ms: number;
   stepsTotal: number;
   promptTokensTotal: number;
   generatedTokensTotal: number;
@@ -109,10 +112,21 @@ export class EngineLoop {
       requestsRunning: this.#scheduler.runningCount,
       requestsWaiting: this.#scheduler.waitingCount,
       kvCacheUsage: this.#scheduler.cacheTokensReserved / this.#limits.cacheTokensMax,
+      ...this.#oldest(),
       stepsTotal: this.#totals.steps,
       promptTokensTotal: this.#totals.promptTokens,
       generatedTokensTotal: this.#totals.generatedTokens,
     };
+  }
+
+  #oldest(): Pick<LoopStats, 'leastRecentStep_ms' | 'oldestUnstarted_ms'> {
+    let [step_ms, unstarted_ms] = [Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY];
+    for (const { steppedAt_ms, scheduled } of this.#sequences.values()) {
+      if (steppedAt_ms === undefined) unstarted_ms = Math.min(unstarted_ms, scheduled.arrivedAt_ms);
+      else step_ms = Math.min(step_ms, steppedAt_ms);
+    }
+    const epoch = (at_ms: number) => (Number.isFinite(at_ms) ? performance.timeOrigin + at_ms : 0);
+    return { leastRecentStep_ms: epoch(step_ms), oldestUnstarted_ms: epoch(unstarted_ms) };
   }
 
   /** `afterStep` is called after every step and whenever the loop falls idle. */
@@ -135,6 +149,7 @@ export class EngineLoop {
   async #step(scheduled: ScheduledRequest): Promise<void> {
     const sequence = this.#sequences.get(scheduled.requestId)!;
     const begun_ms = performance.now();
+    sequence.stepGap_ms = Math.max(sequence.stepGap_ms, begun_ms - (sequence.steppedAt_ms ?? begun_ms));
     try {
       this.#start(sequence);
       const step = this.#scheduler.schedule()!;
@@ -147,6 +162,7 @@ export class EngineLoop {
         logitRows: rows,
       });
       this.#totals.steps++;
+      sequence.steppedAt_ms = performance.now();
       // It may have been cancelled while the runtime held the thread.
       if (!this.#sequences.has(sequence.scheduled.requestId)) {
         this.#recycle(sequence);
@@ -158,7 +174,7 @@ export class EngineLoop {
       this.#remove(sequence);
       this.#output.failed(sequence.scheduled.requestId, asEngineError(error));
     } finally {
-      this.#scheduler.charge(scheduled.tenant, performance.now() - begun_ms);
+      this.#scheduler.charge(scheduled, performance.now() - begun_ms);
     }
   }
 
@@ -171,7 +187,7 @@ export class EngineLoop {
     sequence.cache.reserve(Math.min(scheduled.cacheTokens, scheduled.tokenCount + RESERVED_ANSWER_TOKENS));
     // A prompt that is scored needs the logits of all its tokens.
     if (request.promptLogprobs !== undefined) return;
-    const known = this.#prefixes.find(prefixKey(request), request.promptTokenIds);
+    const known = this.#prefixes.find(request, request.promptTokenIds);
     if (known === undefined) return;
     sequence.cache.copyFrom(known.cache, known.tokens);
     scheduled.computedCount = known.tokens;
@@ -242,8 +258,7 @@ export class EngineLoop {
     const { cache, request, scheduled } = sequence;
     sequence.cache = undefined;
     if (cache === undefined) return;
-    const key = prefixKey(request);
-    for (const free of this.#prefixes.keep(key, request.promptTokenIds, scheduled.computedCount, cache)) {
+    for (const free of this.#prefixes.keep(request, request.promptTokenIds, scheduled.computedCount, cache)) {
       const isWanted = this.#freeCaches.length < this.#limits.runningMax;
       if (isWanted && free.capacity_tokens <= KEPT_CACHE_TOKENS_MAX) this.#freeCaches.push(free);
     }

@@ -12,6 +12,8 @@ export type GenerateRequest = {
   readonly requestId: string;
   /** Whose it is: tenants take turns, and each shares computed prompts with itself alone. Empty for the key's holder. */
   readonly tenant: string;
+  /** When the answer began that this is a choice of, since the epoch; now, unless given. */
+  readonly answerSince_ms?: number;
   readonly promptTokenIds: Int32Array;
   readonly plan: MaskPlan;
   readonly sampling: Sampling;
@@ -30,6 +32,8 @@ export type Timings = {
   readonly queue_ms: number;
   readonly prefill_ms: number;
   readonly decode_ms: number;
+  /** The longest that it waited between two of its steps. */
+  readonly stepGap_ms: number;
 };
 
 /** `prompt` comes at most once and first; `finished` or a rejection ends the stream. */
@@ -54,6 +58,10 @@ export type EngineStats = {
   readonly requestsRunning: number;
   readonly requestsWaiting: number;
   readonly queueCapacity: number;
+  /** The longest time since its last step of a request that had one; 0 when none runs. */
+  readonly stepAge_ms: number;
+  /** The longest wait of a request that has had no step; 0 when there is none. */
+  readonly queueAge_ms: number;
   /** Share of the cache's token slots that are taken, 0 to 1. */
   readonly kvCacheUsage: number;
   readonly stepsTotal: number;

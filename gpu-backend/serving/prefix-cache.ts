@@ -6,6 +6,9 @@
  * use them; and how soon an answer comes would tell one tenant what another one asked, so only the same tenant's. What
  * is kept are whole chunks as a prompt is computed in: an answer is the same, to the bit, whether its prompt was found
  * or not.
+ *
+ * Tenants share the room: a prompt takes the place of what was used longest ago, of the tenant that has most of it. So
+ * nobody's prompts push out those of a tenant that has its share or less, and a lone tenant has all the room.
  */
 import { maskBits } from '../../shared/mask.ts';
 import type { KvCache } from '../engine/kv-cache.ts';
@@ -15,41 +18,49 @@ import type { GenerateRequest } from './engine.ts';
 /** A token takes 46 kB with the default model: 370 MB, once long prompts have filled it. */
 export const PREFIX_TOKENS_MAX = 8192;
 
-/** What may be shared: tenant and mask. The model is the engine's own, surrogates included. */
-export type PrefixKey = string & { readonly brand: 'PrefixKey' };
+/** What was not used for so long goes first, whosever it is: who is gone keeps nobody out. */
+const IDLE_ms = 10 * 60_000;
 
-export function prefixKey({ tenant, plan }: Pick<GenerateRequest, 'tenant' | 'plan'>): PrefixKey {
-  return JSON.stringify([tenant, planKey(plan)]) as PrefixKey;
-}
+/** Whose prompt, and computed how. */
+export type PrefixOwner = Pick<GenerateRequest, 'tenant' | 'plan'>;
+
+/** What may be shared: tenant and mask. The model is the engine's own, surrogates included. */
+const keyOf = ({ tenant, plan }: PrefixOwner): string => JSON.stringify([tenant, planKey(plan)]);
 
 const planKey = ({ mask, kv }: MaskPlan): string[] => [kv, mask.surrogates ?? '', maskBits(mask)];
 
-export type Prefix = {
-  readonly key: PrefixKey;
+type Prefix = {
+  readonly tenant: string;
+  readonly key: string;
   /** The tokens that others may start with: whole chunks, the first ones of a prompt. */
   readonly tokenIds: Int32Array;
   readonly cache: KvCache;
+  usedAt_ms: number;
 };
 
 export class PrefixCache {
   readonly #chunkTokens: number;
   readonly #tokensMax: number;
+  readonly #now_ms: () => number;
   /** What was used last stands last. */
   #kept: Prefix[] = [];
 
   /** `tokensMax`: room of all kept caches together, in tokens; 0 keeps none. */
-  constructor(limits: { readonly chunkTokens: number; readonly tokensMax: number }) {
+  constructor(
+    limits: { readonly chunkTokens: number; readonly tokensMax: number },
+    now_ms = () => performance.now(),
+  ) {
+    this.#now_ms = now_ms;
     this.#chunkTokens = limits.chunkTokens;
     this.#tokensMax = limits.tokensMax;
   }
 
-  /** Room that is taken, in tokens. */
-  get #tokens(): number {
-    return this.#kept.reduce((sum, { cache }) => sum + cache.capacity_tokens, 0);
-  }
-
   /** The longest known beginning of a prompt, in whole chunks; its last token is left to be computed, for its logits. */
-  find(key: PrefixKey, prompt: Int32Array): { readonly cache: KvCache; readonly tokens: number } | undefined {
+  find(
+    owner: PrefixOwner,
+    prompt: Int32Array,
+  ): { readonly cache: KvCache; readonly tokens: number } | undefined {
+    const key = keyOf(owner);
     let best: { readonly prefix: Prefix; readonly tokens: number } | undefined;
     for (const prefix of this.#kept) {
       if (prefix.key !== key) continue;
@@ -64,9 +75,10 @@ export class PrefixCache {
 
   /**
    * Takes a cache over, whose first `computed` tokens came from `prompt` in chunks. Returns the caches that are free now:
-   * the given one when it says nothing new, and what it takes the place of.
+   * the given one when it says nothing new or has no place, and what it takes the place of.
    */
-  keep(key: PrefixKey, prompt: Int32Array, computed: number, cache: KvCache): KvCache[] {
+  keep(owner: PrefixOwner, prompt: Int32Array, computed: number, cache: KvCache): KvCache[] {
+    const key = keyOf(owner);
     const tokenIds = prompt.slice(0, this.#wholeChunks(Math.min(computed, prompt.length)));
     if (tokenIds.length === 0 || cache.capacity_tokens > this.#tokensMax) return [cache];
     const same = this.#kept.filter((prefix) => prefix.key === key);
@@ -78,10 +90,34 @@ export class PrefixCache {
     const replaced = same.filter(
       (prefix) => sharedTokens(prefix.tokenIds, tokenIds) === prefix.tokenIds.length,
     );
-    const free = replaced.map((prefix) => this.#drop(prefix));
-    while (this.#tokens + cache.capacity_tokens > this.#tokensMax) free.push(this.#drop(this.#kept[0]!));
-    this.#kept.push({ key, tokenIds, cache });
-    return free;
+    const added = { tenant: owner.tenant, key, tokenIds, cache, usedAt_ms: this.#now_ms() };
+    const others = this.#kept.filter((prefix) => !replaced.includes(prefix));
+    const stay = this.#fitting(others, added);
+    if (stay === undefined) return [cache];
+    const free = this.#kept.filter((prefix) => !stay.includes(prefix));
+    this.#kept = [...stay, added];
+    return free.map((prefix) => prefix.cache);
+  }
+
+  /** Those that can stay beside the one that is added; undefined when that one has to give way itself. */
+  #fitting(kept: readonly Prefix[], added: Prefix): Prefix[] | undefined {
+    const stay = [...kept];
+    for (;;) {
+      const tokens = new Map<string, number>();
+      for (const { tenant, cache } of [added, ...stay])
+        tokens.set(tenant, (tokens.get(tenant) ?? 0) + cache.capacity_tokens);
+      const all = [...tokens.values()].reduce((sum, one) => sum + one, 0);
+      if (all <= this.#tokensMax) return stay;
+      const most = Math.max(...tokens.values());
+      const isIdle = ({ usedAt_ms }: Prefix) => added.usedAt_ms - usedAt_ms > IDLE_ms;
+      // Of several that have most, the one who comes with more.
+      const loses = ({ tenant }: Prefix) =>
+        tokens.get(added.tenant) === most ? tenant === added.tenant : tokens.get(tenant) === most;
+      const idle = stay.findIndex(isIdle);
+      const victim = idle < 0 ? stay.findIndex(loses) : idle;
+      if (victim < 0) return undefined;
+      stay.splice(victim, 1);
+    }
   }
 
   #wholeChunks(tokens: number): number {
@@ -89,13 +125,8 @@ export class PrefixCache {
   }
 
   #touch(prefix: Prefix): void {
-    this.#drop(prefix);
-    this.#kept.push(prefix);
-  }
-
-  #drop(prefix: Prefix): KvCache {
-    this.#kept = this.#kept.filter((other) => other !== prefix);
-    return prefix.cache;
+    prefix.usedAt_ms = this.#now_ms();
+    this.#kept = [...this.#kept.filter((other) => other !== prefix), prefix];
   }
 }
 

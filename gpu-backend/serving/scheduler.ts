@@ -8,6 +8,14 @@
  * no more than one would. A step that takes as long as several, far into a long prompt or with its tokens scored, counts
  * as so many turns: a short answer waits for it once, and not before each of its tokens. Chunks start at multiples of
  * the chunk size, whatever else runs: a request's result never depends on its neighbours.
+ *
+ * Everybody's wait is bounded, whoever else comes and goes:
+ * - A tenant whose step counted as c turns has its next step after at most c of each other tenant that runs, and one of
+ *   each of c + 1 newcomers.
+ * - A request has its next step after at most one of each other request of its tenant that runs, and of two newcomers.
+ * - In the waiting line, a tenant's requests go in as they came. Tenants with fewer running requests go first, but past
+ *   a tenant with a place left in its share only \`runningMax\` requests go, and one of each tenant that had to wait so
+ *   before.
  */
 import { MaskrouteError } from '../../shared/errors.ts';
 
@@ -29,6 +37,8 @@ export type ScheduledRequest = {
   /** The most tokens its cache may come to hold: reserved when it starts, so it never has to stop half-way. */
   readonly cacheTokens: number;
   readonly arrivedAt_ms: number;
+  /** When the answer began that it is part of. */
+  readonly answerSince_ms: number;
   /** Prompt and generated tokens so far. */
   tokenCount: number;
   computedCount: number;
@@ -46,11 +56,14 @@ export type Step = { readonly request: ScheduledRequest; readonly tokens: number
 
 export class Scheduler {
   readonly #limits: SchedulerLimits;
+  /** In order of arrival. */
   readonly #waiting: ScheduledRequest[] = [];
-  /** Of the tenants that had the fewest turns, the next to run comes first. */
   readonly #running: ScheduledRequest[] = [];
-  /** What tenants have had: those that run, and those that left with more than somebody who runs. */
-  readonly #turns = new Map<string, number>();
+  readonly #tenants = new Turns<string>();
+  /** Of each tenant that runs, its requests' turns among themselves. */
+  readonly #own = new Map<string, Turns<ScheduledRequest>>();
+  /** Of tenants in the waiting line, how many later requests of others went past since their own last one went in. */
+  readonly #passedBy = new Map<string, number>();
 
   constructor(limits: SchedulerLimits) {
     for (const [name, value] of Object.entries(limits)) {
@@ -72,7 +85,7 @@ export class Scheduler {
   }
 
   /**
-   * In a full line a request takes the place of the newest one of the tenant that has most there, which is returned.
+   * In a full line a request takes the place of the newest one of the tenants that have most there, which is returned.
    * @throws MaskrouteError `queue_full` when that would be itself, or `context_length_exceeded` for one that could never
    * fit.
    */
@@ -87,30 +100,48 @@ export class Scheduler {
     this.#waiting.push(request);
     this.#admit();
     if (this.#waiting.length <= waitingMax) return undefined;
-    const displaced = this.#newestOfMost(request.tenant);
-    this.#waiting.splice(this.#waiting.indexOf(displaced), 1);
+    const displaced = this.#newestOfMost();
+    this.#leaveLine(displaced);
     if (displaced === request) throw queueFull(waitingMax);
     return displaced;
   }
 
-  /** Of the tenant with most requests in the line; of several, of `tenant`. */
-  #newestOfMost(tenant: string): ScheduledRequest {
+  /**
+   * Of the tenants with most requests in the line. A choice of an answer that began long ago is no newcomer, though it
+   * comes late: else newcomers would keep it out for ever.
+   */
+  #newestOfMost(): ScheduledRequest {
     const counts = countsByTenant(this.#waiting);
     const most = Math.max(...counts.values());
-    const has = (candidate: string) => counts.get(candidate) === most;
-    return this.#waiting.findLast((request) =>
-      has(tenant) ? request.tenant === tenant : has(request.tenant),
-    )!;
+    return this.#waiting
+      .filter(({ tenant }) => counts.get(tenant) === most)
+      .reduce((newest, one) => (one.answerSince_ms >= newest.answerSince_ms ? one : newest));
   }
 
   /** Takes a request out, wherever it is; room is given on at once. */
   remove(requestId: string): void {
-    for (const list of [this.#waiting, this.#running]) {
-      const index = list.findIndex((request) => request.requestId === requestId);
-      if (index >= 0) list.splice(index, 1);
-    }
-    this.#forget();
+    this.#take(requestId);
     this.#admit();
+  }
+
+  #take(requestId: string): void {
+    const of = (list: readonly ScheduledRequest[]) => list.findIndex((one) => one.requestId === requestId);
+    const place = of(this.#waiting);
+    if (place >= 0) this.#leaveLine(this.#waiting[place]!);
+    const running = of(this.#running);
+    if (running < 0) return;
+    const [request] = this.#running.splice(running, 1);
+    const { tenant } = request!;
+    const own = this.#own.get(tenant)!;
+    own.leave(request!);
+    if (own.size > 0) return;
+    this.#own.delete(tenant);
+    this.#tenants.leave(tenant);
+  }
+
+  #leaveLine(request: ScheduledRequest): void {
+    this.#waiting.splice(this.#waiting.indexOf(request), 1);
+    if (!this.#waiting.some(({ tenant }) => tenant === request.tenant)) this.#passedBy.delete(request.tenant);
   }
 
   /** Requests that waited too long, taken out of the line. */
@@ -118,40 +149,40 @@ export class Scheduler {
     const late = this.#waiting.filter(
       (request) => now_ms - request.arrivedAt_ms > this.#limits.queueTimeout_ms,
     );
-    for (const request of late) this.remove(request.requestId);
+    // All of them first: the room that one leaves is for those that stay.
+    for (const { requestId } of late) this.#take(requestId);
+    if (late.length > 0) this.#admit();
     return late;
   }
 
   /** Whose step is next, or undefined when nothing runs. */
   get next(): ScheduledRequest | undefined {
-    const fewest = this.#fewestTurns();
-    return this.#running.find(({ tenant }) => this.#turns.get(tenant) === fewest);
+    const tenant = this.#tenants.next;
+    return tenant === undefined ? undefined : this.#own.get(tenant)!.next;
   }
 
-  /** The next step, or undefined when nothing runs. */
+  /** The next step, or undefined when nothing runs. It is its request's turn from now on. */
   schedule(): Step | undefined {
     const request = this.next;
     if (request === undefined) return undefined;
+    this.#tenants.begin(request.tenant);
+    this.#own.get(request.tenant)!.begin(request);
     const left = request.tokenCount - request.computedCount;
     const untilBoundary = this.#limits.chunkTokens - (request.computedCount % this.#limits.chunkTokens);
     return { request, tokens: Math.min(left, left > 1 ? untilBoundary : 1) };
   }
 
-  /** After a step: its tokens are computed, and its tenant goes to the end of the line, the request last of all. */
+  /** After a step: its tokens are computed. */
   update(step: Step): void {
-    const { request } = step;
-    request.computedCount += step.tokens;
-    if (!this.#running.includes(request)) return;
-    const others = this.#running.filter(({ tenant }) => tenant !== request.tenant);
-    const own = this.#running.filter((one) => one.tenant === request.tenant && one !== request);
-    this.#running.splice(0, this.#running.length, ...others, ...own, request);
+    step.request.computedCount += step.tokens;
   }
 
-  /** After a step, also one that failed or was cancelled: what it took of everybody's time. */
-  charge(tenant: string, took_ms: number): void {
+  /** After a step, also one that failed, was cancelled or was the request's last: what it took of everybody's time. */
+  charge(request: ScheduledRequest, took_ms: number): void {
     const turns = Math.min(Math.max(1, Math.round(took_ms / TURN_ms)), STEP_TURNS_MAX);
-    this.#turns.set(tenant, (this.#turns.get(tenant) ?? 0) + turns);
-    this.#forget();
+    this.#tenants.charge(request.tenant, turns);
+    // One, however long it took: who sends many short requests would never have to wait for what each of them took.
+    this.#own.get(request.tenant)?.charge(request, 1);
   }
 
   isRunning(request: ScheduledRequest): boolean {
@@ -164,39 +195,113 @@ export class Scheduler {
       const { runningMax, cacheTokensMax } = this.#limits;
       if (this.#running.length >= runningMax) return;
       if (this.cacheTokensReserved + next.cacheTokens > cacheTokensMax) return;
-      this.#waiting.splice(this.#waiting.indexOf(next), 1);
-      // A newcomer is its tenant's next: its first chunk is what its client waits for. A tenant that runs already has
-      // its turn when it has it.
-      const { tenant } = next;
-      const own = this.#running.findIndex((request) => request.tenant === tenant);
-      if (own < 0) this.#turns.set(tenant, Math.max(this.#turns.get(tenant) ?? 0, this.#fewestTurns()));
-      this.#running.splice(Math.max(own, 0), 0, next);
+      this.#countPassed(next);
+      this.#leaveLine(next);
+      this.#running.push(next);
+      if (!this.#own.has(next.tenant)) {
+        this.#own.set(next.tenant, new Turns());
+        this.#tenants.enter(next.tenant);
+      }
+      this.#own.get(next.tenant)!.enter(next);
     }
   }
 
-  /** Of those that run; 0 when nobody does. */
-  #fewestTurns(): number {
-    if (this.#running.length === 0) return 0;
-    return Math.min(...this.#running.map(({ tenant }) => this.#turns.get(tenant)!));
+  /** A tenant that has its share of places waits for its own requests, and is passed by nobody. */
+  #countPassed(next: ScheduledRequest): void {
+    const eligible = this.#eligible();
+    this.#passedBy.delete(next.tenant);
+    for (const tenant of new Set(eligible.map((request) => request.tenant))) {
+      if (tenant === next.tenant) continue;
+      const passed = (this.#passedBy.get(tenant) ?? 0) + 1;
+      // Deleted first: who has waited for longer with so many stands before others.
+      if (passed === this.#limits.runningMax) this.#passedBy.delete(tenant);
+      this.#passedBy.set(tenant, passed);
+    }
   }
 
-  /** Who left owes nothing once the others have had as many turns, or are gone. */
-  #forget(): void {
+  /** Of the line: those whose tenant has a place left in its share. */
+  #eligible(): ScheduledRequest[] {
     const running = countsByTenant(this.#running);
-    const fewest = this.#fewestTurns();
-    for (const [tenant, turns] of this.#turns) {
-      if (running.has(tenant)) continue;
-      if (running.size === 0 || turns <= fewest) this.#turns.delete(tenant);
-    }
+    const tenantMax = Math.ceil(TENANT_SHARE_MAX * this.#limits.runningMax);
+    return this.#waiting.filter(({ tenant }) => (running.get(tenant) ?? 0) < tenantMax);
   }
 
-  /** Of the tenants with fewest requests running, the one that has waited longest; none of who has its share of places. */
+  /**
+   * The first request of the tenant that was passed by as many as there are places; else of the tenants with fewest
+   * requests running, the one that has waited longest.
+   */
   #nextWaiting(): ScheduledRequest | undefined {
+    const eligible = this.#eligible();
+    for (const [tenant, passed] of this.#passedBy) {
+      if (passed < this.#limits.runningMax) continue;
+      const first = eligible.find((request) => request.tenant === tenant);
+      if (first !== undefined) return first;
+    }
     const running = countsByTenant(this.#running);
     const count = ({ tenant }: ScheduledRequest) => running.get(tenant) ?? 0;
-    const tenantMax = Math.ceil(TENANT_SHARE_MAX * this.#limits.runningMax);
-    const fewest = Math.min(tenantMax - 1, ...this.#waiting.map(count));
-    return this.#waiting.find((request) => count(request) <= fewest);
+    const fewest = Math.min(...eligible.map(count));
+    return eligible.find((request) => count(request) === fewest);
+  }
+}
+
+/**
+ * Turns in rounds (start-time fair queueing: Goyal, Vin and Cheng, 1996). Whoever takes a turn that counts as c is due
+ * again c rounds later, behind all that are due in that round. Of those who come in a round, the first is next: a client
+ * waits for its first token. The others are due in the round after it at the earliest: no number of newcomers holds a
+ * round open, so that it gives each place one turn, and one newcomer.
+ */
+class Turns<Key> {
+  /** Of the turn that was taken last. */
+  #round = 0;
+  /** The last round with a newcomer that was next. */
+  #welcomed = -1;
+  /** The round in which each is due; of the same round, who was put in first is next. */
+  readonly #due = new Map<Key, number>();
+  /** Of those that left after a turn that counted as several: who leaves and comes back owes it still. */
+  readonly #owed = new Map<Key, number>();
+
+  get size(): number {
+    return this.#due.size;
+  }
+
+  get next(): Key | undefined {
+    const soonest = Math.min(...this.#due.values());
+    for (const [key, round] of this.#due) if (round === soonest) return key;
+    return undefined;
+  }
+
+  enter(key: Key): void {
+    const isNext = this.#welcomed < this.#round && !this.#owed.has(key);
+    if (isNext) this.#welcomed = this.#round;
+    // Half a round before all others.
+    this.#due.set(key, isNext ? this.#round - 0.5 : Math.max(this.#round + 1, this.#owed.get(key) ?? 0));
+    this.#owed.delete(key);
+  }
+
+  leave(key: Key): void {
+    this.#owed.set(key, this.#due.get(key)!);
+    this.#due.delete(key);
+    this.#forget();
+  }
+
+  begin(key: Key): void {
+    this.#round = Math.max(this.#round, this.#due.get(key)!);
+  }
+
+  /** The turn that began last counts as so many; its taker may have left since, and even have come back. */
+  charge(key: Key, turns: number): void {
+    const place = this.#due.has(key) ? this.#due : this.#owed;
+    const due = Math.max(place.get(key) ?? 0, this.#round + turns);
+    place.delete(key);
+    place.set(key, due);
+    this.#forget();
+  }
+
+  /** Who left owes nothing once everybody has had as many turns, or is gone. */
+  #forget(): void {
+    for (const [key, round] of this.#owed) {
+      if (this.#due.size === 0 || round <= this.#round + 1) this.#owed.delete(key);
+    }
   }
 }
 

@@ -20,6 +20,10 @@ export type Sequence = {
   cache: KvCache | undefined;
   startedAt_ms: number | undefined;
   prefilledAt_ms: number | undefined;
+  /** When its last step ended; undefined before its first one. */
+  steppedAt_ms: number | undefined;
+  /** The longest from the end of a step to the begin of its next. */
+  stepGap_ms: number;
 };
 
 export function newSequence(request: GenerateRequest, contextTokens: number, now_ms: number): Sequence {
@@ -32,6 +36,7 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
       tenant: request.tenant,
       cacheTokens: promptTokens + generatedMax,
       arrivedAt_ms: now_ms,
+      answerSince_ms: request.answerSince_ms ?? performance.timeOrigin + now_ms,
       tokenCount: promptTokens,
       computedCount: 0,
     },
@@ -45,6 +50,8 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
     cache: undefined,
     startedAt_ms: undefined,
     prefilledAt_ms: undefined,
+    steppedAt_ms: undefined,
+    stepGap_ms: 0,
   };
 }
 
@@ -96,6 +103,7 @@ export function finishedEvent(sequence: Sequence, reason: Finished['reason'], no
       queue_ms: started_ms - sequence.scheduled.arrivedAt_ms,
       prefill_ms: prefilled_ms - started_ms,
       decode_ms: now_ms - prefilled_ms,
+      stepGap_ms: sequence.stepGap_ms,
     },
   };
 }

@@ -41,6 +41,8 @@ const STATS = [
   'requestsRunning',
   'requestsWaiting',
   'kvCacheUsage',
+  'leastRecentStep_ms',
+  'oldestUnstarted_ms',
   'stepsTotal',
   'promptTokensTotal',
   'generatedTokensTotal',

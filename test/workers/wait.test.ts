@@ -1,5 +1,7 @@
 /** One timer waits for all pieces of a stream, and each of them is waited for as long as it may take. */
 import { afterEach, expect, it, vi } from 'vitest';
+import { BODY_ARRIVAL } from '../../workers/limits.ts';
+import { readBody } from '../../workers/middleware/body.ts';
 import { createWait } from '../../workers/services/wait.ts';
 
 const LIMIT_ms = 60;
@@ -7,7 +9,10 @@ const LIMIT_ms = 60;
 const slow = <T>(value: T, after_ms: number): Promise<T> =>
   new Promise((resolve) => setTimeout(resolve, after_ms, value));
 
-afterEach(() => vi.restoreAllMocks());
+afterEach(() => {
+  vi.restoreAllMocks();
+  vi.useRealTimers();
+});
 
 it('takes one timer for many pieces', async () => {
   const timers = vi.spyOn(globalThis, 'setTimeout');
@@ -49,4 +54,19 @@ it('throws what the piece throws', async () => {
   const wait = createWait(LIMIT_ms);
   await expect(wait.within(Promise.reject(new Error('broken off')), LIMIT_ms)).rejects.toThrow('broken off');
   wait.end();
+});
+
+it('gives a body a time to arrive, unless it is small', async () => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'Date'] });
+  const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+  const writer = writable.getWriter();
+  const headers = { 'content-type': 'application/json' };
+  const reading = readBody(new Request('https://edge.test/', { method: 'POST', headers, body: readable }));
+  const failed = expect(reading).rejects.toMatchObject({ code: 'request_timeout', status: 408 });
+  await writer.write(new TextEncoder().encode('{"a":'));
+  await vi.advanceTimersByTimeAsync(BODY_ARRIVAL.limit_ms);
+  await failed;
+  const quick = new Request('https://edge.test/', { method: 'POST', headers, body: '{"a": "late"}' });
+  expect((await readBody(quick)).value).toEqual({ a: 'late' });
+  expect(vi.getTimerCount()).toBe(0);
 });

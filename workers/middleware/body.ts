@@ -2,8 +2,9 @@
 import type { z } from 'zod';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/openai.ts';
-import { JSON_DEPTH_MAX } from '../limits.ts';
+import { BODY_ARRIVAL, JSON_DEPTH_MAX } from '../limits.ts';
 import { readBounded, TooLargeError } from '../services/bounded.ts';
+import { createWait } from '../services/wait.ts';
 
 /** The JSON value of a request's body. @throws what `readBody` throws. */
 export const readJson = async (request: Request): Promise<unknown> => (await readBody(request)).value;
@@ -11,7 +12,7 @@ export const readJson = async (request: Request): Promise<unknown> => (await rea
 /**
  * A request's body, parsed and as it came.
  * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, or `invalid_json` (not UTF-8, not JSON,
- * nested too deeply).
+ * nested too deeply), `request_timeout`.
  */
 export async function readBody(request: Request): Promise<{ value: unknown; text: string }> {
   const type = request.headers.get('content-type');
@@ -37,12 +38,16 @@ async function readText(request: Request): Promise<string> {
     new MaskrouteError('body_too_large', `The body has more than ${BODY_BYTES_MAX} bytes.`);
   const length = request.headers.get('content-length');
   if (Number(length) > BODY_BYTES_MAX) throw tooLarge();
-  try {
+  const read = async (): Promise<string> => {
     if (length === null) return await readBounded(request.body, BODY_BYTES_MAX);
     // A length that is named is kept to, so all of it is read at once.
     const bytes = await request.arrayBuffer();
     if (bytes.byteLength > BODY_BYTES_MAX) throw tooLarge();
     return strictUtf8.decode(bytes);
+  };
+  const isSmall = length !== null && Number(length) <= BODY_ARRIVAL.untimedBytesMax;
+  try {
+    return await (isSmall ? read() : inTime(read()));
   } catch (error) {
     if (error instanceof MaskrouteError) throw error;
     if (error instanceof TooLargeError) throw tooLarge();
@@ -51,6 +56,15 @@ async function readText(request: Request): Promise<string> {
     }
     throw new MaskrouteError('cancelled', 'The body ended early.', { cause: error });
   }
+}
+
+async function inTime(reading: Promise<string>): Promise<string> {
+  const { limit_ms } = BODY_ARRIVAL;
+  const wait = createWait(limit_ms);
+  const named = reading.then((text) => ({ text }));
+  const whole = await wait.within(named, limit_ms).finally(wait.end);
+  if (whole !== 'late') return whole.text;
+  throw new MaskrouteError('request_timeout', `The body was not whole within ${limit_ms / 1000} s.`);
 }
 
 /** Counts open brackets outside of strings; one pass, no recursion. */

@@ -1,11 +1,12 @@
 /** What the client library would never send: every answer is the OpenAI error object with a reason. */
 import { randomUUID } from 'node:crypto';
-import { connect } from 'node:net';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { connect, type Socket } from 'node:net';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
 import { createUsedTokens } from '../../../gpu-backend/api/used-tokens.ts';
 import { importTokenKey, signToken } from '../../../shared/service-token.ts';
 import type { TestServer } from './harness.ts';
-import { AUDIENCE, BACKEND_KEY, serveModel } from './harness.ts';
+import { AUDIENCE, BACKEND_KEY, eventually, serveModel } from './harness.ts';
 import type { ScriptedEngine } from './scripted-engine.ts';
 import { bytesOf, END_TOKEN, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
@@ -24,6 +25,19 @@ const chat = (fields: object = {}) => ({
   ...fields,
 });
 const raw = (text: string) => text.replace('"HERE"', 'NaN');
+
+const claims = (fields: object = {}) => {
+  const now_s = Math.floor(Date.now() / 1000);
+  return {
+    tenant: 't1',
+    issuedAt_s: now_s,
+    expiresAt_s: now_s + 60,
+    nonce: randomUUID(),
+    edge: '',
+    audience: AUDIENCE,
+    ...fields,
+  };
+};
 
 async function errorOf(response: Response) {
   const body = (await response.json()) as { error: { code: string; param: string | null; message: string } };
@@ -177,6 +191,115 @@ describe('bodies', () => {
   });
 });
 
+describe('bodies that are sent slowly', () => {
+  const open: Socket[] = [];
+  afterEach(() => {
+    for (const socket of open.splice(0)) socket.destroy();
+  });
+
+  /** A request over a socket of its own, of whose body so many bytes come, and no more until `send`. */
+  async function slowly(
+    to: TestServer,
+    sent: number,
+    { path = CHAT, key = BACKEND_KEY, bytes = 60_000 } = {},
+  ) {
+    const body = JSON.stringify(chat({ max_tokens: 1 })).padEnd(bytes);
+    const socket = connect(Number(new URL(to.url).port), '127.0.0.1');
+    open.push(socket);
+    let text = '';
+    socket.on('data', (chunk) => {
+      text += chunk.toString();
+    });
+    const closed = new Promise<void>((resolve) => socket.on('close', () => resolve()));
+    socket.on('error', () => {});
+    socket.write(
+      `POST ${path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${key}\r\n` +
+        `content-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n`,
+    );
+    socket.write(body.slice(0, sent));
+    return {
+      closed,
+      answer: () => /^HTTP\/1\.1 (\d+)[\s\S]*"code":"(\w+)"/.exec(text)?.slice(1).join(' '),
+      status: () => /^HTTP\/1\.1 (\d+)/.exec(text)?.[1],
+      finish: () => socket.write(body.slice(sent)),
+    };
+  }
+  const serve = (limits: Partial<ApiLimits>) => serveModel(scriptedModel(engine), limits);
+  const arrived = () => new Promise((resolve) => setTimeout(resolve, 100));
+
+  it('take no place before they are whole, and are answered once they are', async () => {
+    await using own = await serve({ inFlightMax: 3 });
+    const slow = await Promise.all(Array.from({ length: 12 }, () => slowly(own, 10)));
+    await arrived();
+    for (let i = 0; i < 10; i++) expect((await own.post(CHAT, chat())).status).toBe(200);
+    expect(slow.map((one) => one.answer())).toEqual(Array(12).fill(undefined));
+    for (const one of slow) {
+      one.finish();
+      await eventually(() => one.status() === '200');
+    }
+  });
+
+  it('give way where there are too many, who has been arriving for longest first', async () => {
+    await using own = await serve({ bodiesArrivingMax: 4 });
+    const slow: Awaited<ReturnType<typeof slowly>>[] = [];
+    for (let i = 0; i < 6; i++) {
+      slow.push(await slowly(own, 10));
+      await arrived();
+    }
+    await eventually(() => slow[1]!.answer() !== undefined);
+    expect(slow.map((one) => one.answer())).toEqual([
+      ...['408 request_timeout', '408 request_timeout'],
+      ...[undefined, undefined, undefined, undefined],
+    ]);
+    await slow[0]!.closed;
+    expect((await own.post(CHAT, chat())).status).toBe(200);
+    await eventually(() => slow[2]!.answer() === '408 request_timeout');
+    slow[5]!.finish();
+    await eventually(() => slow[5]!.status() === '200');
+  });
+
+  it('give way where they have too many bytes together', async () => {
+    await using own = await serve({ bytesArrivingMax: 100_000 });
+    const slow: Awaited<ReturnType<typeof slowly>>[] = [];
+    for (let i = 0; i < 3; i++) {
+      slow.push(await slowly(own, 40_000));
+      await arrived();
+    }
+    await eventually(() => slow[0]!.answer() === '408 request_timeout');
+    expect([slow[1]!.answer(), slow[2]!.answer()]).toEqual([undefined, undefined]);
+    expect((await own.post(CHAT, chat())).status).toBe(200);
+  });
+
+  it('of one tenant do not end those of another', async () => {
+    await using own = await serve({ bodiesArrivingMax: 4 });
+    const key = await importTokenKey(BACKEND_KEY);
+    const other = await slowly(own, 10, { key: await signToken(key, claims({ tenant: 'other' })) });
+    await arrived();
+    const slow = await Promise.all(Array.from({ length: 8 }, () => slowly(own, 10)));
+    await eventually(() => slow.filter((one) => one.answer() === '408 request_timeout').length === 5);
+    other.finish();
+    await eventually(() => other.status() === '200');
+  });
+
+  it.each([CHAT, '/v1/completions', '/v1/embeddings', '/v1/jobs'])(
+    'have a time to arrive: %s',
+    async (path) => {
+      await using own = await serve({ bodyArrival_ms: 150 });
+      const slow = await slowly(own, 10, { path });
+      await eventually(() => slow.answer() === '408 request_timeout');
+      await slow.closed;
+    },
+  );
+
+  it('end when the server stops, and hear why', async () => {
+    const own = await serve({});
+    const slow = await slowly(own, 10);
+    await arrived();
+    await own[Symbol.asyncDispose]();
+    expect(slow.answer()).toBe('503 not_ready');
+  });
+});
+
 describe('paths, methods and callers', () => {
   const authorization = `Bearer ${BACKEND_KEY}`;
 
@@ -196,18 +319,6 @@ describe('paths, methods and callers', () => {
     }
   });
 
-  const claims = (fields: object = {}) => {
-    const now_s = Math.floor(Date.now() / 1000);
-    return {
-      tenant: 't1',
-      issuedAt_s: now_s,
-      expiresAt_s: now_s + 60,
-      nonce: randomUUID(),
-      edge: '',
-      audience: AUDIENCE,
-      ...fields,
-    };
-  };
   const call = (credential: string | undefined) =>
     fetch(
       `${server.url}/v1/models`,

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import OpenAI from 'openai';
 import { pino } from 'pino';
 import { createAuthenticator } from '../../../gpu-backend/api/auth.ts';
+import { createBodies } from '../../../gpu-backend/api/body.ts';
 import { createLifecycle } from '../../../gpu-backend/api/lifecycle.ts';
 import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
 import { DEFAULT_LIMITS } from '../../../gpu-backend/api/limits.ts';
@@ -50,6 +51,8 @@ export async function serveModel(
       },
     },
   );
+  const lifecycle = createLifecycle();
+  const allLimits: ApiLimits = { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits };
   const encoders = createEncoderService({
     home: testHome,
     threads: 1,
@@ -68,11 +71,12 @@ export async function serveModel(
       authenticate: await createAuthenticator(BACKEND_KEY, { audience }),
       metrics: createMetrics(model.engine, model.name),
       recent: createRecentAnswers(),
-      lifecycle: createLifecycle(),
+      lifecycle,
+      bodies: createBodies(allLimits, lifecycle.stopping),
       encoders,
       jobs,
       recentMasks: createRecentMasks(),
-      limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
+      limits: allLimits,
       log,
     },
     { port: 0, hostname: '127.0.0.1' },

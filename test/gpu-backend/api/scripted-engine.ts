@@ -127,7 +127,7 @@ export function scriptedEngine(initial: Script): ScriptedEngine {
           promptTokens: request.promptTokenIds.length,
           completionTokens: tokens,
           cachedTokens: 0,
-          timings: { queue_ms: 1, prefill_ms: 2, decode_ms: 3 },
+          timings: { queue_ms: 1, prefill_ms: 2, decode_ms: 3, stepGap_ms: 4 },
         };
       } finally {
         if (admitted) leave();
@@ -139,6 +139,8 @@ export function scriptedEngine(initial: Script): ScriptedEngine {
       requestsWaiting: waiting.length,
       queueCapacity: engine.script.queueCapacity ?? 16,
       kvCacheUsage: 0.25,
+      stepAge_ms: running > 0 ? 1500 : 0,
+      queueAge_ms: waiting.length > 0 ? 2500 : 0,
       stepsTotal: generated,
       promptTokensTotal: 0,
       generatedTokensTotal: generated,

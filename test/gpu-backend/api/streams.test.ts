@@ -189,6 +189,27 @@ describe('clients that leave', () => {
   });
 });
 
+it('figures say how long requests wait: in the line, between their steps, and right now', async () => {
+  await using api = await start(says('ab'));
+  const figure = async (name: string) => {
+    const metrics = await (await fetch(`${api.server.url}/metrics`)).text();
+    return Number(new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, 'm').exec(metrics)?.[1]);
+  };
+  await (await api.chat({ n: 2 })).text();
+  expect(await figure('request_queue_time_seconds_count')).toBe(2);
+  expect(await figure('maskroute_request_longest_step_gap_seconds_sum')).toBe(0.008);
+  expect(await figure('maskroute_longest_step_age_seconds')).toBe(0);
+  expect(await figure('maskroute_longest_queue_age_seconds')).toBe(0);
+  api.engine.script = { ...endless, slots: 1 };
+  const leave = new AbortController();
+  const busy = [1, 2].map(() => api.chat({}, { signal: leave.signal }).catch(() => {}));
+  await eventually(() => api.engine.stats().requestsWaiting === 1);
+  expect(await figure('maskroute_longest_step_age_seconds')).toBe(1.5);
+  expect(await figure('maskroute_longest_queue_age_seconds')).toBe(2.5);
+  leave.abort();
+  await Promise.all(busy);
+});
+
 it('requests that share a request id do not meet in the engine', async () => {
   await using api = await start({ answer: () => [97], step_ms: 1 });
   const headers = {

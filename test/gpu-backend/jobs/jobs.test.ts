@@ -13,6 +13,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { createJobData } from '../../../gpu-backend/jobs/job-data.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/jobs.ts';
 import { seal, unseal } from '../../../gpu-backend/jobs/sealed.ts';
 import { type CreateJob, isFinished, type Job } from '../../../shared/jobs.ts';
@@ -224,6 +225,35 @@ describe('data', () => {
     });
     await expect(jobs.data.add('a', broken)).rejects.toMatchObject({ code: 'cancelled' });
     expect(readdirSync(join(home, 'jobs', 'data'))).toEqual([]);
+  });
+
+  it('that arrives beside others shares the room with them, and is refused where too many arrive', async () => {
+    const data = createJobData(join(home, 'data'), undefined, {
+      ...{ uploadsMax: 2, uploadBytesMax: 60, allBytesMax: 100 },
+    });
+    const slow = () => {
+      const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+      const writer = writable.getWriter();
+      return {
+        readable,
+        send: (count: number) => writer.write(new Uint8Array(count)),
+        end: () => writer.close(),
+      };
+    };
+    const [one, two] = [slow(), slow()];
+    const first = data.add('one', one.readable);
+    const second = data.add('two', two.readable);
+    second.catch(() => {});
+    await expect(data.add('three', streamOf('x'))).rejects.toMatchObject({ code: 'queue_full' });
+    await one.send(60);
+    await two.send(60).catch(() => {});
+    await expect(second).rejects.toMatchObject({ code: 'body_too_large' });
+    await one.end();
+    expect((await first).data.bytes).toBe(60);
+    await expect(data.add('three', streamOf('x'.repeat(41)))).rejects.toMatchObject({
+      code: 'body_too_large',
+    });
+    expect((await data.add('three', streamOf('x'.repeat(40)))).created).toBe(true);
   });
 
   it('by path comes from the open folder and nowhere else', async () => {

@@ -57,3 +57,36 @@ test("a prompt that is scored comes between another tenant's tokens once, not be
   loop.close();
   await ended;
 });
+
+test("a stream goes on while its tenant's clients ask for one token each, again and again", async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const enough = Promise.withResolvers<void>();
+  let [answers, tokens, gap_ms] = [0, 0, 0];
+  const loop = new EngineLoop(runner, LIMITS, {
+    event(requestId, event) {
+      if (requestId === 'stream') {
+        if (event.type === 'token') tokens++;
+        if (event.type === 'finished') gap_ms = event.timings.stepGap_ms;
+        return;
+      }
+      if (event.type !== 'finished') return;
+      if (++answers >= 200) return enough.resolve();
+      loop.add(request('one tenant', { requestId: `r${answers}`, maxTokens: 1 }));
+    },
+    failed: (_, error) => enough.reject(error),
+  });
+  loop.add(request('one tenant', { requestId: 'stream', maxTokens: 400 }));
+  for (const client of 'abcd') loop.add(request('one tenant', { requestId: client, maxTokens: 1 }));
+  expect(loop.stats().leastRecentStep_ms).toBe(0);
+  expect(loop.stats().oldestUnstarted_ms).toBeGreaterThan(Date.now() - 60_000);
+  const ended = loop.run(() => {});
+  await enough.promise;
+  // One for every turn of the four: fewer only where this machine stands still for a step.
+  expect(tokens).toBeGreaterThan(20);
+  expect(loop.stats().leastRecentStep_ms).toBeGreaterThan(Date.now() - 60_000);
+  loop.cancel('stream');
+  expect(gap_ms).toBeGreaterThan(0);
+  loop.close();
+  await ended;
+  expect(loop.stats()).toMatchObject({ leastRecentStep_ms: 0, oldestUnstarted_ms: 0 });
+});

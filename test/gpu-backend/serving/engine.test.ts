@@ -147,6 +147,20 @@ describe('prompts that begin as one that was computed', () => {
     expect(await cachedTokens(2)).toBe(0);
     expect([await cachedTokens(0), await cachedTokens(1)]).toEqual([64, 0]);
   });
+
+  test('of one tenant, however many, do not push out those of another', async () => {
+    await using engine = await open({ ...limits, prefixTokensMax: 1024 });
+    const cachedTokens = async (tenant: string, from: number) => {
+      const wanted = request({ tenant, promptTokenIds: tokens(70, from), maxTokens: 1 });
+      return (await collect(engine, wanted)).finished.cachedTokens;
+    };
+    await cachedTokens('quiet', 0);
+    for (let from = 1; from <= 25; from++) await cachedTokens('busy', from);
+    expect(await cachedTokens('quiet', 0)).toBe(64);
+    // The busy one has what is left.
+    expect([await cachedTokens('busy', 25), await cachedTokens('busy', 23)]).toEqual([64, 64]);
+    expect(await cachedTokens('busy', 1)).toBe(0);
+  });
 });
 
 test('stop ids end the answer without being part of it; min_tokens holds them off', async () => {

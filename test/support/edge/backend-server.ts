@@ -236,8 +236,6 @@ async function answer(
     case 'masks-unknown':
       if (entry.body?.mask === 'dense') return json(response, 200, infoOf(entry, made));
       return json(response, 400, wireError('unknown_mask', 'mask'));
-    case 'too-long':
-      return json(response, 400, wireError('context_length_exceeded'));
     case 'too-long-unmeasured':
       made.forgotten = true;
       return json(response, 400, wireError('context_length_exceeded'));

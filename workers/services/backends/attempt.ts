@@ -156,6 +156,7 @@ const errorBodySchema = z.looseObject({ error: z.looseObject({ message: z.string
 const HARMLESS: ReadonlyMap<unknown, Refusal> = new Map([
   ['queue_full', 'full'],
   ['queue_timeout', 'full'],
+  ['request_timeout', 'full'],
   ['not_ready', 'stopping'],
 ]);
 /** Errors after the caller's own time, or about the request's mask: no other backend helps. */
