@@ -3,7 +3,8 @@ import { Hono } from 'hono';
 import type { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
-import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
+import { type CheckedObject, readFields } from '../../shared/fields.ts';
+import { chatRequest, completionRequest } from '../../shared/openai.ts';
 import { HEADERS } from '../../shared/protocol.ts';
 import { answerFrames, wholeAnswer } from './answer.ts';
 import { infoOf } from './answer-figures.ts';
@@ -11,7 +12,7 @@ import type { AnswerPlan, RunningAnswer } from './answer-plan.ts';
 import type { AnswerRecord } from './answer-record.ts';
 import { openRecord } from './answer-record.ts';
 import { readJson } from './body.ts';
-import type { ApiContext, ApiEnv, ApiParts } from './context.ts';
+import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './context.ts';
 import { deadline_ms } from './deadline.ts';
 import type { PlanContext } from './plan.ts';
 import { planChat, planCompletion } from './plan.ts';
@@ -19,17 +20,15 @@ import { sseBody, within } from './sse.ts';
 
 export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
   return new Hono<ApiEnv>()
-    .post('/v1/chat/completions', (c) => respond(parts, c, 'chat', chatRequestSchema, planChat))
-    .post('/v1/completions', (c) =>
-      respond(parts, c, 'completions', completionRequestSchema, planCompletion),
-    );
+    .post('/v1/chat/completions', (c) => respond(parts, c, 'chat', chatRequest, planChat))
+    .post('/v1/completions', (c) => respond(parts, c, 'completions', completionRequest, planCompletion));
 }
 
 async function respond<Schema extends z.ZodType>(
   parts: ApiParts,
   c: ApiContext,
   endpoint: string,
-  schema: Schema,
+  checked: CheckedObject<Schema>,
   planOf: (context: PlanContext, request: z.infer<Schema>) => Promise<AnswerPlan>,
 ): Promise<Response> {
   if (parts.lifecycle.draining) {
@@ -41,7 +40,8 @@ async function respond<Schema extends z.ZodType>(
   }
   const record = openRecord(parts, c, endpoint);
   try {
-    const body = await readJson(c.req.raw, schema, limits.bodyBytesMax);
+    const { body, ignored } = readFields(checked, await readJson(c.req.raw, limits.bodyBytesMax));
+    setHeaders(c, ignored);
     const context = { model, masks, limits, requestId: c.get('requestId'), caller: c.get('caller') };
     record.expectWithin(deadline_ms(c.req.header(BACKEND_HEADERS.deadline)));
     const plan = await planOf(context, body);

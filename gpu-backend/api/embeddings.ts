@@ -1,9 +1,10 @@
 /** `POST /v1/embeddings` in OpenAI's wire format, and `GET /v1/encoders`: what a mask set would be made for. */
 import { Hono } from 'hono';
-import { type EncoderEntry, embeddingsRequestSchema } from '../../shared/embeddings.ts';
+import { type EncoderEntry, embeddingsRequest } from '../../shared/embeddings.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { readFields } from '../../shared/fields.ts';
 import { readJson } from './body.ts';
-import type { ApiEnv, ApiParts } from './context.ts';
+import { type ApiEnv, type ApiParts, setHeaders } from './context.ts';
 
 export const embeddingRoutes = ({ encoders, lifecycle, limits, metrics }: ApiParts): Hono<ApiEnv> =>
   new Hono<ApiEnv>()
@@ -16,7 +17,9 @@ export const embeddingRoutes = ({ encoders, lifecycle, limits, metrics }: ApiPar
     .post('/v1/embeddings', async (c) => {
       if (lifecycle.draining)
         throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
-      const request = await readJson(c.req.raw, embeddingsRequestSchema, limits.bodyBytesMax);
+      const raw = await readJson(c.req.raw, limits.bodyBytesMax);
+      const { body: request, ignored } = readFields(embeddingsRequest, raw);
+      setHeaders(c, ignored);
       const texts = typeof request.input === 'string' ? [request.input] : request.input;
       const { vectors, tokens } = await encoders.embed(request.model, texts, c.req.raw.signal);
       const width = vectors[0]!.length;

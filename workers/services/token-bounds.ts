@@ -68,8 +68,7 @@ function promptBounds(request: RoutableBody): number[] {
   );
 }
 
-const messageBytes = (message: ChatMessage): number =>
-  byteLength(messageText(message)) + byteLength(message.name ?? '');
+const messageBytes = (message: ChatMessage): number => byteLength(messageText(message));
 
 /** Of its UTF-8, without making it: 3 a unit at most, exact for ASCII. */
 function byteLength(text: string): number {
