@@ -130,16 +130,13 @@ function readField(
   issues: unknown[],
 ): void {
   if (rule.kind === 'honoured') {
-    const parsed = rule.schema.safeParse(value, WITH_WORDS);
-    if (parsed.success) into[name] = parsed.data;
-    else
-      for (const issue of parsed.error.issues)
-        issues.push({ ...issue, path: [name, ...issue.path], input: value });
+    const { isGood, output } = run(rule.schema, value, name, issues);
+    if (isGood) into[name] = output;
   } else if (rule.kind === 'refused' && !isHarmless(value, rule)) {
     issues.push({ code: 'custom', path: [name], message: refusal(rule), input: value });
   }
 }
-const WITH_WORDS = { error: words };
+const CONTEXT: z.core.ParseContextInternal = { async: false, error: words };
 
 function refusal({ why, harmless }: Rule & { kind: 'refused' }): string {
   const values = harmless.map((value) => JSON.stringify(value));
@@ -182,6 +179,36 @@ function collectIgnored(
       }
     }
   }
+}
+
+/** As zod's own objects do it: who parses the whole puts the issues into words, once. */
+function run(schema: z.ZodType, value: unknown, key: PropertyKey, issues: unknown[]) {
+  const parsed = schema._zod.run({ value, issues: [] }, CONTEXT) as z.core.ParsePayload;
+  for (const issue of parsed.issues) issues.push({ ...issue, path: [key, ...(issue.path ?? [])] });
+  return { isGood: parsed.issues.length === 0, output: parsed.value };
+}
+
+/**
+ * A list that is given up after some wrong items: in a body of megabytes, a million of them would hold up everybody
+ * else for seconds.
+ */
+export const listOf = <S extends z.ZodType>(item: S, { min = 0, max }: { min?: number; max: number }) =>
+  z.transform((value: unknown, { issues }: Context) => {
+    if (!Array.isArray(value)) issues.push({ code: 'invalid_type', expected: 'array', input: value });
+    else if (value.length < min) issues.push({ code: 'too_small', minimum: min, ...LIST, input: value });
+    else if (value.length > max) issues.push({ code: 'too_big', maximum: max, ...LIST, input: value });
+    else return readItems(value, item, issues);
+    return [];
+  }) as unknown as z.ZodType<z.output<S>[]>;
+const LIST = { origin: 'array', inclusive: true };
+const ISSUES_MAX = 100;
+
+function readItems(items: readonly unknown[], schema: z.ZodType, issues: unknown[]): unknown[] {
+  const outputs: unknown[] = [];
+  for (let at = 0; at < items.length && issues.length < ISSUES_MAX; at++) {
+    outputs.push(run(schema, items[at], at, issues).output);
+  }
+  return outputs;
 }
 
 function mayBeAbsent(schema: z.ZodType): boolean {

@@ -4,7 +4,15 @@
  * that is ignored is named in the header `x-maskroute-ignored`; one that nobody knows is refused, as OpenAI does.
  */
 import { z } from 'zod';
-import { checkedObject, type FieldTable, honoured, ignored, type ObjectOf, refused } from './fields.ts';
+import {
+  checkedObject,
+  type FieldTable,
+  honoured,
+  ignored,
+  listOf,
+  type ObjectOf,
+  refused,
+} from './fields.ts';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN } from './mask.ts';
 import { routeEchoSchema } from './protocol.ts';
 
@@ -16,7 +24,10 @@ export const TOP_LOGPROBS_MAX = 20;
 
 const finite = z.number();
 const flag = z.boolean().nullish();
-const tokenIds = z.array(z.int().min(0)).max(1_000_000);
+const tokenId = z.int().min(0);
+const TOKEN_IDS_MAX = 1_000_000;
+const BIASES_MAX = 4096;
+const PARTS_MAX = 4096;
 const layers = z.array(z.int().min(0).max(BLOCK_COUNT_MAX)).max(BLOCK_COUNT_MAX);
 
 /** `dense`, a mask id, or the layers to skip. */
@@ -55,7 +66,13 @@ const commonFields = {
   presence_penalty: honoured(finite.min(-2).max(2).nullish()),
   frequency_penalty: honoured(finite.min(-2).max(2).nullish()),
   logit_bias: honoured(
-    z.record(z.string().regex(/^\d+$/, 'expected token ids as names'), finite.min(-100).max(100)).nullish(),
+    z
+      .custom<Record<string, number>>(
+        (value) => typeof value !== 'object' || value === null || Object.keys(value).length <= BIASES_MAX,
+        `expected at most ${BIASES_MAX} token ids`,
+      )
+      .pipe(z.record(z.string().regex(/^\d+$/, 'expected token ids as names'), finite.min(-100).max(100)))
+      .nullish(),
   ),
   seed: honoured(z.int().nullish()),
   stop: honoured(
@@ -140,7 +157,12 @@ export const MESSAGE_FIELDS = {
     }),
   ),
   content: honoured(
-    z.union([z.string(), z.array(textPart.schema)], 'expected a string, or a list of text parts').nullish(),
+    z
+      .union(
+        [z.string(), listOf(textPart.schema, { max: PARTS_MAX })],
+        'expected a string, or a list of text parts',
+      )
+      .nullish(),
     textPart,
   ),
   /** Chat templates know roles only. */
@@ -163,7 +185,7 @@ export type ChatMessage = z.infer<typeof message.schema>;
 
 export const CHAT_FIELDS = {
   ...commonFields,
-  messages: honoured(z.array(message.schema).min(1).max(2048), message),
+  messages: honoured(listOf(message.schema, { min: 1, max: 2048 }), message),
   max_tokens: honoured(z.int().min(1).nullish()),
   max_completion_tokens: honoured(z.int().min(1).nullish()),
   logprobs: honoured(flag),
@@ -217,7 +239,12 @@ export const COMPLETION_FIELDS = {
   ...commonFields,
   prompt: honoured(
     z.union(
-      [z.string(), z.array(z.string()).min(1).max(2048), tokenIds.min(1), z.array(tokenIds).min(1).max(2048)],
+      [
+        z.string(),
+        z.array(z.string()).min(1).max(2048),
+        listOf(tokenId, { min: 1, max: TOKEN_IDS_MAX }),
+        listOf(listOf(tokenId, { max: TOKEN_IDS_MAX }), { min: 1, max: 2048 }),
+      ],
       'expected a string, a list of strings, token ids, or a list of lists of token ids',
     ),
   ),

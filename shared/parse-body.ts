@@ -64,9 +64,10 @@ function describe(error: z.ZodError, whole: string): { message: string; param: s
   const faults = faultsOf(error.issues as readonly Issue[], []);
   const texts: string[] = [];
   let chars = 0;
-  for (const { path, message } of faults.slice(0, FIELDS_MAX)) {
+  for (const { path, message, known } of faults.slice(0, FIELDS_MAX)) {
     const name = formatPath(path);
-    const text = cut(`${name === '' ? whole : name}: ${message}`, FAULT_CHARS_MAX);
+    const meant = known === undefined ? '' : hint(String(path.at(-1)), known);
+    const text = cut(`${name === '' ? whole : name}: ${message}${meant}`, FAULT_CHARS_MAX);
     chars += text.length + 2;
     if (chars > MESSAGE_CHARS_MAX) break;
     texts.push(text);
@@ -79,17 +80,22 @@ function describe(error: z.ZodError, whole: string): { message: string; param: s
 
 /** What zod says, and what `checkedObject` adds. */
 type Issue = z.core.$ZodIssue & { readonly known?: Iterable<string> };
-type Fault = { readonly path: readonly PropertyKey[]; readonly message: string };
+type Fault = {
+  readonly path: readonly PropertyKey[];
+  readonly message: string;
+  /** The names that could have been meant instead of the last of the path. */
+  readonly known?: Iterable<string> | undefined;
+};
 
 function faultsOf(issues: readonly Issue[], base: readonly PropertyKey[]): Fault[] {
   return issues.flatMap((issue): Fault[] => {
     const path = [...base, ...issue.path];
     switch (issue.code) {
       case 'unrecognized_keys':
-        return issue.keys.map((key, at) => ({
+        return issue.keys.map((key) => ({
           path: [...path, key],
-          // Looking for the nearest name takes time, and only the first ones are shown.
-          message: `${issue.message}${at < FIELDS_MAX ? hint(key, issue.known ?? []) : ''}`,
+          message: issue.message,
+          known: issue.known,
         }));
       case 'invalid_union':
         return unionFaults(issue, path);

@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest';
 import { z } from 'zod';
 import { EMBEDDING_FIELDS } from '../../shared/embeddings.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
-import { checkedObject, honoured, ignored, readFields, refused } from '../../shared/fields.ts';
+import { checkedObject, honoured, ignored, listOf, readFields, refused } from '../../shared/fields.ts';
 import {
   CHAT_FIELDS,
   COMPLETION_FIELDS,
@@ -151,6 +151,27 @@ describe('the message', () => {
       expect(message).not.toContain('x'.repeat(200));
     }
     expect(errorOf(() => readFields(chatRequest, many)).message).toMatch(/field_7: [^;]*; and 49992 more\.$/);
+  });
+
+  it('of millions of wrong items is found after the first ones', () => {
+    let seen = 0;
+    const counting = z.custom(() => ++seen < 0);
+    const { schema } = checkedObject({ items: honoured(listOf(counting, { max: 1_000_000 })) });
+    expect(errorOf(() => parse(schema, { items: Array(1_000_000).fill(1) })).param).toBe('items[0]');
+    expect(seen).toBeLessThanOrEqual(100);
+    for (const body of [
+      { model: 'm', messages: [{ role: 'user', content: Array(1_000_000).fill({}) }] },
+      { model: 'm', messages: [{ role: 'user', content: Array(4000).fill({}) }] },
+      { model: 'm', messages: Array(2048).fill({ role: 'user', content: [{}, {}] }) },
+      { model: 'm', messages: [{ role: 'user', content: 'x' }], logit_bias: { ...Array(5000).fill('x') } },
+    ]) {
+      expect(chatRequest.schema.safeParse(body).error!.issues.length).toBeLessThanOrEqual(250);
+    }
+    const ids = { model: 'm', prompt: Array(1_000_000).fill(0.5) };
+    const [issue] = completionRequest.schema.safeParse(ids).error!.issues;
+    expect(issue!.code === 'invalid_union' && Math.max(...issue.errors.map(({ length }) => length))).toBe(
+      100,
+    );
   });
 
   it('of a union names the alternatives, or what is wrong with the nearest one', () => {

@@ -14,7 +14,7 @@ const isolate = freshIsolate();
 const post = (path: string, body: unknown) => call('POST', path, { key, body }, isolate);
 
 describe('a bad body', () => {
-  it.each(BAD_BODIES)('$path $body', async ({ path, body, param, message }) => {
+  it.each(BAD_BODIES)('$path $param: $message', async ({ path, body, param, message }) => {
     for (const at of [path, '/v1/route']) {
       // A dry run takes a body without messages for a completion.
       if (at === '/v1/route' && (typeof body !== 'object' || !('messages' in (body as object)))) continue;

@@ -13,7 +13,7 @@ beforeAll(async () => {
 });
 afterAll(() => server[Symbol.asyncDispose]());
 
-it.each(BAD_BODIES)('a bad body: $path $body', async ({ path, body, param, message }) => {
+it.each(BAD_BODIES)('a bad body: $path $param: $message', async ({ path, body, param, message }) => {
   const response = await server.post(path, body);
   expect(response.status).toBe(400);
   const { error } = (await response.json()) as {
