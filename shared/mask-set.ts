@@ -6,6 +6,7 @@
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
 import { z } from 'zod';
+import { listOf } from './fields.ts';
 import type { Mask, MaskId, ModelHash, SurrogatesId } from './mask.ts';
 import {
   BLOCK_COUNT_MAX,
@@ -38,7 +39,7 @@ export const sameEncoder = (a: EncoderSpec, b: EncoderSpec): boolean =>
 
 const clusterSchema = z.strictObject({
   /** The centroid, `dimensions` numbers; vectors are L2-normalised before the distance is taken. */
-  centroid: z.array(z.number().min(-FLOAT32_MAX).max(FLOAT32_MAX)).min(1).max(DIMENSIONS_MAX),
+  centroid: listOf(z.number().min(-FLOAT32_MAX).max(FLOAT32_MAX), { min: 1, max: DIMENSIONS_MAX }),
   /** Bits of the mask as `maskBits` writes them. */
   bits: z.string().max(BLOCK_COUNT_MAX / 4),
   mask: z.string().regex(MASK_ID_PATTERN),

@@ -1,9 +1,18 @@
 /**
- * The OpenAI wire format, as far as Maskroute speaks it: request schemas (used by the edge and the backend)
- * and response types. Fields that we do not know are ignored, as OpenAI-compatible servers do; fields that
- * we know but cannot honour are refused, never dropped in silence.
+ * The OpenAI wire format, as far as Maskroute speaks it: what becomes of every field of a request, at the edge and at the
+ * backend, and the types of answers. A field that would change the answer and is not honoured is refused by name; one
+ * that is ignored is named in the header `x-maskroute-ignored`; one that nobody knows is refused, as OpenAI does.
  */
 import { z } from 'zod';
+import {
+  checkedObject,
+  type FieldTable,
+  honoured,
+  ignored,
+  listOf,
+  type ObjectOf,
+  refused,
+} from './fields.ts';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN } from './mask.ts';
 import { routeEchoSchema } from './protocol.ts';
 
@@ -14,102 +23,249 @@ export const CHOICE_COUNT_MAX = 16;
 export const TOP_LOGPROBS_MAX = 20;
 
 const finite = z.number();
-const tokenIds = z.array(z.int().min(0)).max(1_000_000);
+const flag = z.boolean().nullish();
+const tokenId = z.int().min(0);
+const TOKEN_IDS_MAX = 1_000_000;
+const BIASES_MAX = 4096;
+const PARTS_MAX = 4096;
 const layers = z.array(z.int().min(0).max(BLOCK_COUNT_MAX)).max(BLOCK_COUNT_MAX);
 
 /** `dense`, a mask id, or the layers to skip. */
-export const maskFieldSchema = z.union([
-  z.string().regex(MASK_ID_PATTERN, 'expected "dense" or a mask id'),
-  z.strictObject({
-    skipAttention: layers.default([]),
-    skipFfn: layers.default([]),
-    surrogate: z.boolean().default(false),
-  }),
-]);
+export const maskFieldSchema = z.union(
+  [
+    z.string().regex(MASK_ID_PATTERN, 'expected "dense" or a mask id'),
+    z.strictObject({
+      skipAttention: layers.default([]),
+      skipFfn: layers.default([]),
+      surrogate: z.boolean().default(false),
+    }),
+  ],
+  'expected "dense", a mask id, or an object with skipAttention, skipFfn and surrogate',
+);
 export type MaskField = z.infer<typeof maskFieldSchema>;
 
-const samplingFields = {
-  model: z.string().min(1).max(300),
-  stream: z.boolean().nullish(),
-  stream_options: z.looseObject({ include_usage: z.boolean().nullish() }).nullish(),
-  temperature: finite.min(0).max(2).nullish(),
-  top_p: finite.gt(0).max(1).nullish(),
-  presence_penalty: finite.min(-2).max(2).nullish(),
-  frequency_penalty: finite.min(-2).max(2).nullish(),
-  logit_bias: z.record(z.string().regex(/^\d+$/), finite.min(-100).max(100)).nullish(),
-  seed: z.int().nullish(),
-  stop: z
-    .union([z.string().min(1).max(1000), z.array(z.string().min(1).max(1000)).max(STOP_COUNT_MAX)])
-    .nullish(),
-  n: z.int().min(1).max(CHOICE_COUNT_MAX).nullish(),
-  user: z.string().max(512).nullish(),
-  // vLLM's extras that clients send.
-  top_k: z.int().min(-1).nullish(),
-  min_p: finite.min(0).max(1).nullish(),
-  repetition_penalty: finite.gt(0).max(10).nullish(),
-  min_tokens: z.int().min(0).nullish(),
-  ignore_eos: z.boolean().nullish(),
-  stop_token_ids: z.array(z.int().min(0)).max(STOP_COUNT_MAX).nullish(),
-  // Maskroute's own.
-  mask: maskFieldSchema.nullish(),
-  kv: z.enum(['preserve', 'elide']).nullish(),
-  maskroute: routeEchoSchema.nullish(),
-};
+const TOOLS = 'tools are not supported yet';
+const FORM = 'answers of a prescribed form are not supported yet';
+const TEXT_ONLY = 'this model takes and gives text only';
+const TEMPLATE = 'the prompt is written with the template of the model, which cannot be changed';
+const NOT_HERE = 'this server does not support it';
 
-const textPart = z.looseObject({ type: z.literal('text'), text: z.string() });
-const messageSchema = z.looseObject({
-  role: z.enum(['system', 'developer', 'user', 'assistant', 'tool']),
-  content: z.union([z.string(), z.array(textPart)]).nullish(),
-  name: z.string().max(200).nullish(),
+const streamOptions = checkedObject({
+  include_usage: honoured(flag),
+  include_obfuscation: ignored(false),
+  continuous_usage_stats: ignored(false),
 });
-export type ChatMessage = z.infer<typeof messageSchema>;
 
-/** Known to OpenAI's clients, but this server cannot honour them: refused when they ask for something. */
-const refused = (what: string) =>
-  z.unknown().refine((value) => value == null || (Array.isArray(value) && value.length === 0), {
-    message: `${what} is not supported by this server`,
-  });
+/** Of both endpoints: OpenAI's, vLLM's, and Maskroute's own. */
+const commonFields = {
+  model: honoured(z.string().min(1).max(300)),
+  stream: honoured(flag),
+  stream_options: honoured(streamOptions.schema.nullish(), streamOptions),
+  temperature: honoured(finite.min(0).max(2).nullish()),
+  top_p: honoured(finite.gt(0).max(1).nullish()),
+  presence_penalty: honoured(finite.min(-2).max(2).nullish()),
+  frequency_penalty: honoured(finite.min(-2).max(2).nullish()),
+  logit_bias: honoured(
+    z
+      .custom<Record<string, number>>(
+        (value) => typeof value !== 'object' || value === null || Object.keys(value).length <= BIASES_MAX,
+        `expected at most ${BIASES_MAX} token ids`,
+      )
+      .pipe(z.record(z.string().regex(/^\d+$/, 'expected token ids as names'), finite.min(-100).max(100)))
+      .nullish(),
+  ),
+  seed: honoured(z.int().nullish()),
+  stop: honoured(
+    z
+      .union(
+        [z.string().min(1).max(1000), z.array(z.string().min(1).max(1000)).max(STOP_COUNT_MAX)],
+        `expected a string, or a list of at most ${STOP_COUNT_MAX}`,
+      )
+      .nullish(),
+  ),
+  n: honoured(z.int().min(1).max(CHOICE_COUNT_MAX).nullish()),
+  /** The edge recognises a user of an experiment by it. */
+  user: honoured(z.string().max(512).nullish()),
 
-/** What asks for no call, as clients say it that always say something. */
-const noCall = z.enum(['none', 'auto'], 'tools are not supported by this server').nullish();
+  top_k: honoured(z.int().min(-1).nullish()),
+  min_p: honoured(finite.min(0).max(1).nullish()),
+  repetition_penalty: honoured(finite.gt(0).max(10).nullish()),
+  min_tokens: honoured(z.int().min(0).nullish()),
+  ignore_eos: honoured(flag),
+  stop_token_ids: honoured(z.array(z.int().min(0)).max(STOP_COUNT_MAX).nullish()),
+  use_beam_search: refused('beam search is not supported', false),
+  length_penalty: refused('it is for beam search, which is not supported', 1),
+  early_stopping: refused('it is for beam search, which is not supported', false),
+  include_stop_str_in_output: refused('answers end before the stop string', false),
+  skip_special_tokens: refused('answers are without special tokens', true),
+  /** Of special tokens that are shown, and none are. */
+  spaces_between_special_tokens: ignored(true),
+  truncate_prompt_tokens: refused('prompts are not cut'),
+  truncation_side: refused('prompts are not cut'),
+  prompt_logprobs: refused('`echo` with `logprobs` at /v1/completions gives them'),
+  logprob_token_ids: refused(NOT_HERE),
+  allowed_token_ids: refused(NOT_HERE),
+  bad_words: refused(NOT_HERE, []),
+  logits_processors: refused(NOT_HERE, []),
+  repetition_detection: refused(NOT_HERE),
+  watermarking: refused(NOT_HERE, false),
+  guided_json: refused(FORM),
+  guided_regex: refused(FORM),
+  guided_choice: refused(FORM, []),
+  guided_grammar: refused(FORM),
+  guided_decoding_backend: ignored(),
+  guided_whitespace_pattern: refused(FORM),
+  structural_tag: refused(FORM),
+  structured_outputs: refused(FORM, {}),
+  response_format: refused(FORM, { type: 'text' }),
+  return_tokens_as_token_ids: refused(NOT_HERE, false),
+  return_token_ids: refused(NOT_HERE, false),
+  return_prompt_text: refused(NOT_HERE, false),
+  prompt_embeds: refused(TEXT_ONLY),
+  cache_salt: refused('what is computed of a prompt is kept apart for tenants only'),
+  kv_transfer_params: refused(NOT_HERE),
+  ec_transfer_params: refused(NOT_HERE),
+  vllm_xargs: refused(NOT_HERE, {}),
+  priority: ignored(0),
+  request_id: ignored(),
+  session_id: ignored(),
 
-export const chatRequestSchema = z.looseObject({
-  ...samplingFields,
-  messages: z.array(messageSchema).min(1).max(2048),
-  max_tokens: z.int().min(1).nullish(),
-  max_completion_tokens: z.int().min(1).nullish(),
-  logprobs: z.boolean().nullish(),
-  top_logprobs: z.int().min(0).max(TOP_LOGPROBS_MAX).nullish(),
-  response_format: z.looseObject({ type: z.literal('text') }).nullish(),
-  tools: refused('tools').optional(),
-  tool_choice: noCall,
-  functions: refused('functions').optional(),
-  function_call: noCall,
-  modalities: z.array(z.literal('text')).nullish(),
-  audio: refused('audio').optional(),
-  web_search_options: refused('web search').optional(),
+  mask: honoured(maskFieldSchema.nullish()),
+  kv: honoured(z.enum(['preserve', 'elide']).nullish()),
+  maskroute: honoured(routeEchoSchema.nullish()),
+} as const satisfies FieldTable;
+
+const textPart = checkedObject(
+  {
+    type: honoured(
+      z.literal('text', {
+        error: ({ input }) =>
+          input === undefined ? undefined : `${TEXT_ONLY}, so a part has the type "text"`,
+      }),
+    ),
+    text: honoured(z.string()),
+    cache_control: ignored(),
+    prompt_cache_breakpoint: ignored(),
+  },
+  { tag: 'type' },
+);
+
+export const MESSAGE_FIELDS = {
+  role: honoured(
+    z.enum(['system', 'developer', 'user', 'assistant'], {
+      error: ({ input }) => (input === 'tool' || input === 'function' ? TOOLS : undefined),
+    }),
+  ),
+  content: honoured(
+    z
+      .union(
+        [z.string(), listOf(textPart.schema, { max: PARTS_MAX })],
+        'expected a string, or a list of text parts',
+      )
+      .nullish(),
+    textPart,
+  ),
+  /** Some chat templates write it. */
+  name: honoured(z.string().max(200).nullish()),
+  tool_calls: refused(TOOLS, []),
+  tool_call_id: refused(TOOLS),
+  function_call: refused(TOOLS),
+  audio: refused(TEXT_ONLY),
+  refusal: refused('this model gives no refusals apart from its text', ''),
+  // Fields of an answer that clients send back with it: earlier reasoning is not shown to a model again.
+  reasoning: ignored(''),
+  reasoning_content: ignored(''),
+  annotations: ignored([]),
+  // lm-evaluation-harness says what parts say of whole messages.
+  type: ignored('text'),
+  cache_control: ignored(),
+} as const satisfies FieldTable;
+const message = checkedObject(MESSAGE_FIELDS);
+export type ChatMessage = z.infer<typeof message.schema>;
+
+export const CHAT_FIELDS = {
+  ...commonFields,
+  messages: honoured(listOf(message.schema, { min: 1, max: 2048 }), message),
+  max_tokens: honoured(z.int().min(1).nullish()),
+  max_completion_tokens: honoured(z.int().min(1).nullish()),
+  logprobs: honoured(flag),
+  top_logprobs: honoured(z.int().min(0).max(TOP_LOGPROBS_MAX).nullish()),
+  best_of: refused('every choice that is sampled is returned', 1),
+
+  tools: refused(TOOLS, []),
+  tool_choice: refused(TOOLS, 'none', 'auto'),
+  functions: refused(TOOLS, []),
+  function_call: refused(TOOLS, 'none', 'auto'),
+  /** Of calls that there are none of. */
+  parallel_tool_calls: ignored(),
+  modalities: honoured(z.array(z.literal('text', `${TEXT_ONLY}, so only "text" can stand here`)).nullish()),
+  audio: refused(TEXT_ONLY),
+  mm_processor_kwargs: refused(TEXT_ONLY, {}),
+  media_io_kwargs: refused(TEXT_ONLY, {}),
+  web_search_options: refused('web search is not supported'),
+  moderation: refused('moderation is not supported'),
+  reasoning_effort: refused('this model does not reason before it answers', 'none'),
+  thinking_token_budget: refused('this model does not reason before it answers', 0),
+  include_reasoning: ignored(),
+  verbosity: refused('this model cannot be told how much to say', 'medium'),
+  documents: refused(TEMPLATE, []),
+  chat_template: refused(TEMPLATE),
+  chat_template_kwargs: refused(TEMPLATE, {}),
+  add_generation_prompt: refused(TEMPLATE, true),
+  continue_final_message: refused(TEMPLATE, false),
+  add_special_tokens: refused(TEMPLATE, false),
+  echo: refused('an answer does not repeat the last message', false),
+
+  // What these change is not the answer: how it is kept, billed, found again, or how fast it comes.
+  metadata: ignored({}),
+  store: ignored(false),
+  service_tier: ignored(),
+  prediction: ignored(),
+  prompt_cache_key: ignored(),
+  prompt_cache_options: ignored(),
+  prompt_cache_retention: ignored(),
+  safety_identifier: ignored(),
+} as const satisfies FieldTable;
+
+export const chatRequest = checkedObject(CHAT_FIELDS, {
+  refine: ({ top_logprobs, logprobs }) =>
+    top_logprobs != null && logprobs !== true
+      ? { path: 'top_logprobs', message: 'it needs `logprobs: true`' }
+      : undefined,
 });
-export type ChatRequest = z.infer<typeof chatRequestSchema>;
+export type ChatRequest = ObjectOf<typeof CHAT_FIELDS>;
 
-export const completionRequestSchema = z.looseObject({
-  ...samplingFields,
-  prompt: z.union([
-    z.string(),
-    z.array(z.string()).min(1).max(2048),
-    tokenIds.min(1),
-    z.array(tokenIds).min(1).max(2048),
-  ]),
-  max_tokens: z.int().min(0).nullish(),
-  echo: z.boolean().nullish(),
-  logprobs: z.int().min(0).max(TOP_LOGPROBS_MAX).nullish(),
-  suffix: refused('suffix').optional(),
-  best_of: z.int().min(1).nullish(),
+export const COMPLETION_FIELDS = {
+  ...commonFields,
+  prompt: honoured(
+    z.union(
+      [
+        z.string(),
+        z.array(z.string()).min(1).max(2048),
+        listOf(tokenId, { min: 1, max: TOKEN_IDS_MAX }),
+        listOf(listOf(tokenId, { max: TOKEN_IDS_MAX }), { min: 1, max: 2048 }),
+      ],
+      'expected a string, a list of strings, token ids, or a list of lists of token ids',
+    ),
+  ),
+  max_tokens: honoured(z.int().min(0).nullish()),
+  echo: honoured(flag),
+  logprobs: honoured(z.int().min(0).max(TOP_LOGPROBS_MAX).nullish()),
+  best_of: honoured(z.int().min(1).nullish()),
+  suffix: refused('a completion has nothing behind it', ''),
   /** vLLM's: false leaves out the BOS that the model wants. */
-  add_special_tokens: z.boolean().nullish(),
+  add_special_tokens: honoured(flag),
   /** llama.cpp's name: special tokens that a prompt's text spells out are these tokens. Otherwise they are text. */
-  parse_special: z.boolean().nullish(),
+  parse_special: honoured(flag),
+} as const satisfies FieldTable;
+
+export const completionRequest = checkedObject(COMPLETION_FIELDS, {
+  refine: ({ best_of, n }) =>
+    best_of != null && best_of !== (n ?? 1)
+      ? { path: 'best_of', message: 'this server returns every choice that it samples, so it must equal `n`' }
+      : undefined,
 });
-export type CompletionRequest = z.infer<typeof completionRequestSchema>;
+export type CompletionRequest = ObjectOf<typeof COMPLETION_FIELDS>;
 
 /** The text of a message, parts joined. */
 export const messageText = (message: ChatMessage): string =>

@@ -82,6 +82,8 @@ export const HEADERS = {
   variant: 'x-maskroute-variant',
   region: 'x-maskroute-region',
   fallback: 'x-maskroute-fallback',
+  /** Fields of the request that do nothing here, when there are any: `metadata, messages.name`. */
+  ignored: 'x-maskroute-ignored',
   serverTiming: 'server-timing',
 } as const;
 

@@ -1,13 +1,13 @@
 /**
- * A request's body, from bytes to a checked value: bounded before it is read, strict UTF-8, JSON, schema.
- * Every way to fail names its reason and, where there is one, the field.
+ * A request's body, from bytes to a JSON value: bounded before it is read, strict UTF-8. `shared/parse-body.ts` checks
+ * the value.
  *
  * A body that is arriving takes nobody's place. Where too many arrive at a time, the one that has been arriving for
  * longest gives way, of the tenant that has most of them: a body that is sent at once is whole within milliseconds,
  * however many clients send theirs slowly.
  */
-import type { z } from 'zod';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { parseJson } from '../../shared/parse-body.ts';
 import type { ApiLimits } from './limits.ts';
 
 export type Bodies = {
@@ -16,11 +16,7 @@ export type Bodies = {
    * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, `invalid_json` or `invalid_request`; `request_timeout`
    * for one that takes too long, or gives way to others; `not_ready` when the server stops before it is whole.
    */
-  readJson<Schema extends z.ZodType>(
-    request: Request,
-    tenant: string | undefined,
-    schema: Schema,
-  ): Promise<z.infer<Schema>>;
+  readJson(request: Request, tenant: string | undefined): Promise<unknown>;
 };
 
 type Arriving = { readonly tenant: string; readonly end: AbortController; bytes: number };
@@ -75,21 +71,15 @@ export function createBodies(limits: ApiLimits, stopping: AbortSignal): Bodies {
   }
 
   return {
-    async readJson(request, tenant, schema) {
+    async readJson(request, tenant) {
       requireJsonType(request.headers.get('content-type'));
-      return parseBody(await receive(request, tenant ?? ''), schema);
+      return parseJson(decodeUtf8(await receive(request, tenant ?? '')));
     },
   };
 }
 
 const tooSlow = (why: string): MaskrouteError =>
   new MaskrouteError('request_timeout', `${why}.`, { retryAfter_s: 1 });
-
-function parseBody<Schema extends z.ZodType>(bytes: Uint8Array, schema: Schema): z.infer<Schema> {
-  const parsed = schema.safeParse(parseJson(decodeUtf8(bytes)));
-  if (parsed.success) return parsed.data;
-  throw invalidField(parsed.error);
-}
 
 function requireJsonType(contentType: string | null): void {
   const [type, ...parameters] = (contentType ?? '').toLowerCase().split(';');
@@ -140,51 +130,3 @@ function decodeUtf8(bytes: Uint8Array): string {
     throw new MaskrouteError('invalid_json', 'The body is not valid UTF-8.', { cause });
   }
 }
-
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch (cause) {
-    // Some clients write NaN and Infinity, which JSON does not have; name the field that holds one.
-    const field = /"(\w{1,64})"\s*:\s*-?(NaN|Infinity)\b/.exec(text);
-    if (field !== null) {
-      throw new MaskrouteError('invalid_request', `${field[1]}: ${field[2]} is not a JSON number.`, {
-        param: field[1]!,
-      });
-    }
-    const where = /position \d+/.exec((cause as Error).message)?.[0];
-    const detail = text === '' ? 'it is empty' : `it breaks off${where === undefined ? '' : ` at ${where}`}`;
-    throw new MaskrouteError('invalid_json', `The body is not valid JSON: ${detail}.`, { cause });
-  }
-}
-
-/** The deepest first problem: of a union, the branch that got furthest. */
-function invalidField(error: z.ZodError): MaskrouteError {
-  const { path, message } = firstIssue(error.issues, []);
-  const param = path.length === 0 ? null : formatPath(path);
-  return new MaskrouteError('invalid_request', `${param === null ? '' : `${param}: `}${message}.`, { param });
-}
-
-type Issue = { readonly path: PropertyKey[]; readonly message: string };
-
-function firstIssue(issues: readonly z.core.$ZodIssue[], base: readonly PropertyKey[]): Issue {
-  const issue = issues[0]!;
-  const path = [...base, ...issue.path];
-  if (issue.code !== 'invalid_union') return { path, message: issue.message };
-  const branches = issue.errors.filter((branch) => branch.length > 0);
-  const inner = branches.map((branch) => firstIssue(branch, path));
-  const deepest = inner.reduce<Issue | undefined>(
-    (best, next) => (best === undefined || next.path.length > best.path.length ? next : best),
-    undefined,
-  );
-  if (deepest !== undefined && deepest.path.length > path.length) return deepest;
-  return { path, message: inner.map((option) => option.message).join(', or ') || issue.message };
-}
-
-/** `messages[0].content`, as OpenAI writes it. */
-const formatPath = (path: readonly PropertyKey[]): string =>
-  path.reduce<string>(
-    (text, key) =>
-      typeof key === 'number' ? `${text}[${key}]` : text === '' ? String(key) : `${text}.${String(key)}`,
-    '',
-  );

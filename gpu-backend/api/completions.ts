@@ -3,11 +3,12 @@ import { Hono } from 'hono';
 import type { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/backends.ts';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
+import { type CheckedObject, readFields } from '../../shared/fields.ts';
 import {
   type ChatRequest,
   type CompletionRequest,
-  chatRequestSchema,
-  completionRequestSchema,
+  chatRequest,
+  completionRequest,
 } from '../../shared/openai.ts';
 import { HEADERS } from '../../shared/protocol.ts';
 import { answerFrames, wholeAnswer } from './answer.ts';
@@ -15,7 +16,7 @@ import { infoOf } from './answer-figures.ts';
 import type { AnswerPlan, RunningAnswer } from './answer-plan.ts';
 import type { AnswerRecord } from './answer-record.ts';
 import { openRecord } from './answer-record.ts';
-import type { ApiContext, ApiEnv, ApiParts } from './context.ts';
+import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './context.ts';
 import { deadline_ms } from './deadline.ts';
 import type { PlanContext } from './plan.ts';
 import { planChat, planCompletion } from './plan.ts';
@@ -23,27 +24,27 @@ import { sseBody, within } from './sse.ts';
 
 export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
   return new Hono<ApiEnv>()
-    .post('/v1/chat/completions', (c) => respond(parts, c, 'chat', chatRequestSchema, planChat))
-    .post('/v1/completions', (c) =>
-      respond(parts, c, 'completions', completionRequestSchema, planCompletion),
-    );
+    .post('/v1/chat/completions', (c) => respond(parts, c, 'chat', chatRequest, planChat))
+    .post('/v1/completions', (c) => respond(parts, c, 'completions', completionRequest, planCompletion));
 }
 
 async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>>(
   parts: ApiParts,
   c: ApiContext,
   endpoint: string,
-  schema: Schema,
+  checked: CheckedObject<Schema>,
   planOf: (context: PlanContext, request: z.infer<Schema>) => Promise<AnswerPlan>,
 ): Promise<Response> {
   const { model, masks, limits } = parts;
   const arrived_ms = performance.now();
   requirePlace(parts);
-  const body = await parts.bodies.readJson(c.req.raw, c.get('caller').tenant, schema);
+  const raw = await parts.bodies.readJson(c.req.raw, c.get('caller').tenant);
   // Others may have taken it meanwhile: only a request that is whole takes a place.
   requirePlace(parts);
   const record = openRecord(parts, c, endpoint, arrived_ms);
   try {
+    const { body, ignored } = readFields(checked, raw);
+    setHeaders(c, ignored);
     const [requestId, caller] = [c.get('requestId'), c.get('caller')];
     const spent = record.plans(body.maskroute?.completion ?? requestId);
     const context = { model, masks, limits, requestId, caller, signal: record.signal, spent };

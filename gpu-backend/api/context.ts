@@ -37,3 +37,8 @@ export type ApiEnv = {
 };
 
 export type ApiContext = Context<ApiEnv>;
+
+/** They stay when the request fails later. */
+export function setHeaders(c: ApiContext, headers: Record<string, string>): void {
+  for (const [name, value] of Object.entries(headers)) c.header(name, value);
+}

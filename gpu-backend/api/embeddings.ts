@@ -1,8 +1,9 @@
 /** `POST /v1/embeddings` in OpenAI's wire format, and `GET /v1/encoders`: what a mask set would be made for. */
 import { Hono } from 'hono';
-import { type EncoderEntry, embeddingsRequestSchema } from '../../shared/embeddings.ts';
+import { type EncoderEntry, embeddingsRequest } from '../../shared/embeddings.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
-import type { ApiEnv, ApiParts } from './context.ts';
+import { readFields } from '../../shared/fields.ts';
+import { type ApiEnv, type ApiParts, setHeaders } from './context.ts';
 
 export const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Hono<ApiEnv> =>
   new Hono<ApiEnv>()
@@ -15,7 +16,9 @@ export const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiPar
     .post('/v1/embeddings', async (c) => {
       if (lifecycle.draining)
         throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
-      const request = await bodies.readJson(c.req.raw, c.get('caller').tenant, embeddingsRequestSchema);
+      const raw = await bodies.readJson(c.req.raw, c.get('caller').tenant);
+      const { body: request, ignored } = readFields(embeddingsRequest, raw);
+      setHeaders(c, ignored);
       const texts = typeof request.input === 'string' ? [request.input] : request.input;
       const { vectors, tokens } = await encoders.embed(request.model, texts, c.req.raw.signal);
       const width = vectors[0]!.length;

@@ -6,6 +6,7 @@ import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { createJobSchema, DATA_NAME_PATTERN, type Job } from '../../shared/jobs.ts';
+import { parse } from '../../shared/parse-body.ts';
 import type { Jobs } from '../jobs/jobs.ts';
 import type { ApiEnv, ApiParts } from './context.ts';
 import { sseBody, sseEvent } from './sse.ts';
@@ -53,7 +54,7 @@ export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiPa
     })
     .get('/v1/jobs', (c) => c.json({ object: 'list', data: jobs().list() }))
     .post('/v1/jobs', async (c) => {
-      const request = await bodies.readJson(c.req.raw, c.get('caller').tenant, createJobSchema);
+      const request = parse(createJobSchema, await bodies.readJson(c.req.raw, c.get('caller').tenant));
       const job = await open().create(request);
       log.info({ request_id: c.get('requestId'), job: job.id, kind: job.request.kind }, 'job created');
       return c.json(job, 202);

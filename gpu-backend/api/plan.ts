@@ -29,9 +29,6 @@ export type PlanContext = {
 
 /** Rejects with MaskrouteError. */
 export async function planChat(context: PlanContext, request: ChatRequest): Promise<AnswerPlan> {
-  if (request.top_logprobs != null && request.logprobs !== true) {
-    throw refusal('top_logprobs', 'it needs `logprobs: true`');
-  }
   return plan(context, request, {
     prompts: async () => [await chatPrompt(context.model, request.messages, textCall(context))],
     maxTokens: request.max_completion_tokens ?? request.max_tokens ?? undefined,
@@ -44,9 +41,6 @@ export async function planChat(context: PlanContext, request: ChatRequest): Prom
 
 /** Rejects with MaskrouteError. */
 export async function planCompletion(context: PlanContext, request: CompletionRequest): Promise<AnswerPlan> {
-  if (request.best_of != null && request.best_of !== (request.n ?? 1)) {
-    throw refusal('best_of', 'this server returns every choice that it samples, so it must equal `n`');
-  }
   return plan(context, request, {
     prompts: () => completionPrompts(context.model, request, textCall(context)),
     maxTokens: request.max_tokens ?? COMPLETION_TOKENS_DEFAULT,

@@ -8,6 +8,7 @@ import { z } from 'zod';
 import { chatRouteText, completionRouteText } from '../../shared/embedding/route-text.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { messageText } from '../../shared/openai.ts';
+import { check } from '../../shared/parse-body.ts';
 import { readLines } from './read-lines.ts';
 
 export const ROW_CHARS_MAX = 4_000_000;
@@ -109,13 +110,10 @@ export function parseRow(line: string, fileKind: string, where: string): Calibra
   if (form === undefined) {
     throw fail(`the row has none of the known forms (${FORM_NAMES}); it has ${Object.keys(json).join(', ')}`);
   }
-  const parsed = FORMS[form].safeParse(json);
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
-    throw fail(`${issue.path.join('.')}: ${issue.message}`);
-  }
+  const checked = check(FORMS[form], json, 'the row');
+  if (checked.kind === 'bad') throw fail(checked.message);
   const content = toContent(form, json);
-  return { kind: parsed.data.kind ?? fileKind, routeText: routeText(content), content };
+  return { kind: checked.value.kind ?? fileKind, routeText: routeText(content), content };
 }
 
 /** The first form whose fields are all there; else, for the complaint, the first of which there is one. */

@@ -7,6 +7,7 @@ import path from 'node:path';
 import { parse } from 'smol-toml';
 import { z } from 'zod';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { check } from '../../shared/parse-body.ts';
 
 const wranglerSchema = z.strictObject({
   name: z.string(),
@@ -104,11 +105,11 @@ export type QueueConsumer = {
 /** @throws MaskrouteError `start_failed` naming the entry that is wrong or not known here. */
 export async function readEdgeConfig(projectFolder: string): Promise<EdgeConfig> {
   const file = path.join(projectFolder, 'wrangler.toml');
-  const parsed = wranglerSchema.safeParse(parse(await readFile(file, 'utf8')));
-  if (!parsed.success) {
-    throw new MaskrouteError('start_failed', `wrangler.toml: ${z.prettifyError(parsed.error)}`);
+  const checked = check(wranglerSchema, parse(await readFile(file, 'utf8')), 'the file');
+  if (checked.kind === 'bad') {
+    throw new MaskrouteError('start_failed', `wrangler.toml: ${checked.message}.`);
   }
-  const { data } = parsed;
+  const { value: data } = checked;
   const [database] = data.d1_databases;
   const inProject = (relative: string) => path.resolve(projectFolder, relative);
   return {

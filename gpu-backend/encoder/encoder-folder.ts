@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { z } from 'zod';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { check } from '../../shared/parse-body.ts';
 import type { BertConfig } from '../model/architectures/bert.ts';
 import { bertConfigSchema } from '../model/architectures/bert.ts';
 import { readJsonFile, requireJsonFile } from '../model/read-json.ts';
@@ -38,10 +39,10 @@ const limitsSchema = z.looseObject({ max_seq_length: z.int().min(2) });
  */
 export async function readEncoderFolder(folder: string): Promise<EncoderFolder> {
   const required = async <T>(name: string, schema: z.ZodType<T>, bytesMax: number) =>
-    check(name, schema, await requireJsonFile(join(folder, name), bytesMax));
+    fitting(name, schema, await requireJsonFile(join(folder, name), bytesMax));
   const optional = async <T>(name: string, schema: z.ZodType<T>) => {
     const json = await readJsonFile(join(folder, name), CONFIG_BYTES_MAX);
-    return json === undefined ? undefined : check(name, schema, json);
+    return json === undefined ? undefined : fitting(name, schema, json);
   };
   const config = await required('config.json', bertConfigSchema, CONFIG_BYTES_MAX);
   const tokenizer = await required('tokenizer.json', tokenizerSchema, TOKENIZER_BYTES_MAX);
@@ -67,11 +68,10 @@ function inIdOrder(vocabulary: Readonly<Record<string, number>>, size: number): 
   return tokens;
 }
 
-function check<T>(name: string, schema: z.ZodType<T>, json: unknown): T {
-  const parsed = schema.safeParse(json);
-  if (parsed.success) return parsed.data;
-  const issue = parsed.error.issues[0]!;
-  throw invalidEncoder(`${name}: ${issue.path.join('.')}: ${issue.message}`);
+function fitting<T>(name: string, schema: z.ZodType<T>, json: unknown): T {
+  const checked = check(schema, json, 'the file');
+  if (checked.kind === 'good') return checked.value;
+  throw invalidEncoder(`${name}: ${checked.message}`);
 }
 
 export const invalidEncoder = (reason: string, cause?: unknown): MaskrouteError =>

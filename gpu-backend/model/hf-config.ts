@@ -1,5 +1,6 @@
 /** `LlamaConfig` from a Hugging Face config.json. Defaults are those of transformers' LlamaConfig. */
 import { z } from 'zod';
+import { check } from '../../shared/parse-body.ts';
 import { checkConfig, unsupportedArchitecture } from './llama-config.ts';
 import { corruptModel, unsupportedModel } from './model-errors.ts';
 import type { JsonObject } from './read-json.ts';
@@ -36,12 +37,9 @@ const configSchema = z.looseObject({
 /** @throws MaskrouteError `unsupported_model` or `corrupt_model`. */
 export function configFromHuggingFace(json: JsonObject): LlamaConfig {
   if (json.model_type !== 'llama') throw unsupportedArchitecture(String(json.model_type ?? 'none'));
-  const parsed = configSchema.safeParse(json);
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
-    throw corruptModel(`config.json: ${issue.path.join('.')}: ${issue.message}`);
-  }
-  const config = parsed.data;
+  const checked = check(configSchema, json, 'the file');
+  if (checked.kind === 'bad') throw corruptModel(`config.json: ${checked.message}`);
+  const { value: config } = checked;
   const rope = config.rope_parameters ?? config.rope_scaling ?? undefined;
   const ropeType = rope?.rope_type ?? rope?.type ?? 'default';
   if (ropeType !== 'default') throw unsupportedModel(`rope scaling ${JSON.stringify(ropeType)}`);

@@ -2,6 +2,7 @@
  * `LlamaConfig` from a GGUF file's metadata. Defaults are llama.cpp's; whatever would change the computation and
  * is not honoured here is refused by name, because a model that runs wrong is worse than one that does not.
  */
+import { check } from '../../shared/parse-body.ts';
 import type { GgufHeader, GgufValue } from './gguf-header.ts';
 import { quoted } from './gguf-header.ts';
 import { corruptModel, unsupportedModel } from './model-errors.ts';
@@ -53,12 +54,11 @@ export const unsupportedArchitecture = (name: string) =>
 
 /** Relations between the numbers that the schema cannot say. Shared by every reader of configurations. */
 export function checkConfig(config: Record<keyof LlamaConfig, unknown>): LlamaConfig {
-  const parsed = llamaConfigSchema.safeParse(config);
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
-    throw corruptModel(`its ${issue.path.join('.')} makes no sense (${issue.message})`);
+  const checked = check(llamaConfigSchema, config, 'all of it');
+  if (checked.kind === 'bad') {
+    throw corruptModel(`its configuration makes no sense (${checked.message})`);
   }
-  const value = parsed.data;
+  const { value } = checked;
   const atMost = (name: keyof LlamaConfig, max: number) => {
     if ((value[name] as number) > max) throw unsupportedModel(`${name} is ${value[name]}, more than ${max}`);
   };

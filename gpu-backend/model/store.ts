@@ -9,6 +9,7 @@ import { createReadStream } from 'node:fs';
 import { open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { check } from '../../shared/parse-body.ts';
 import { corruptModel } from './model-errors.ts';
 import type { ModelManifest } from './types.ts';
 import { modelManifestSchema } from './types.ts';
@@ -147,12 +148,9 @@ async function readManifest(folder: string): Promise<ModelManifest> {
   if ((json as { format?: unknown } | null)?.format !== modelManifestSchema.shape.format.value) {
     throw corruptModel(`${path} was written by another version of Maskroute; pull the model again`);
   }
-  const parsed = modelManifestSchema.safeParse(json);
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
-    throw corruptModel(`${path}: ${issue.path.join('.')}: ${issue.message}`);
-  }
-  return parsed.data;
+  const checked = check(modelManifestSchema, json, 'the manifest');
+  if (checked.kind === 'bad') throw corruptModel(`${path}: ${checked.message}`);
+  return checked.value;
 }
 
 async function notFound(home: string, name: string): Promise<MaskrouteError> {

@@ -2,6 +2,7 @@
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { check } from '../../shared/parse-body.ts';
 import { corruptModel, unsupportedModel } from './model-errors.ts';
 import { byteLevelOnly, GPT2_PATTERN, splitPattern } from './pre-tokenizers.ts';
 import type { JsonObject } from './read-json.ts';
@@ -35,14 +36,13 @@ const tokenizerSchema = z.looseObject({
 export async function tokenizerFromFolder(folder: string, rows: number): Promise<ImportedTokenizer> {
   const raw = await readJsonFile(join(folder, TOKENIZER_FILE), TOKENIZER_BYTES_MAX);
   if (raw === undefined) throw unsupportedModel(`its folder has no ${TOKENIZER_FILE}`);
-  const parsed = tokenizerSchema.safeParse(raw);
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
+  const checked = check(tokenizerSchema, raw, 'the file');
+  if (checked.kind === 'bad') {
     throw unsupportedModel(
-      `${TOKENIZER_FILE} is neither byte-level nor SentencePiece BPE (${issue.path.join('.')}: ${issue.message})`,
+      `${TOKENIZER_FILE} is neither byte-level nor SentencePiece BPE (${checked.message})`,
     );
   }
-  const { model, added_tokens: added } = parsed.data;
+  const { model, added_tokens: added } = checked.value;
   const highest = Math.max(...Object.values(model.vocab), ...added.map((token) => token.id));
   if (highest >= rows) throw corruptModel(`its tokenizer has the id ${highest}, its embedding ${rows} rows`);
 

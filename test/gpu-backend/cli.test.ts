@@ -38,7 +38,7 @@ const REFUSED: [string, string[], RegExp][] = [
   [
     'an evaluation that is none',
     ['publish', PRESET, '--evaluation', PRESET],
-    /mask-set.json: rows: Invalid input/,
+    /mask-set.json: rows: it is missing, expected a list/,
   ],
   ['no edge', ['rollback'], /Name the edge with --edge/],
   ['an edge that is no URL', ['rollback', '--edge', 'nonsense'], /"nonsense" is no URL/],

@@ -39,8 +39,8 @@ describe('an evaluation', () => {
     const wrong: [unknown, RegExp][] = [
       [{}, /rows/],
       [{ rows: [] }, /rows/],
-      [{ rows: [{ ...rows[1], kl: '0.2' }] }, /rows\.0\.kl/],
-      [{ rows: [{ ...rows[1], method: 'x'.repeat(65) }] }, /rows\.0\.method/],
+      [{ rows: [{ ...rows[1], kl: '0.2' }] }, /rows\[0\]\.kl/],
+      [{ rows: [{ ...rows[1], method: 'x'.repeat(65) }] }, /rows\[0\]\.method/],
       [{ rows: Array(EVALUATED_ROWS_MAX + 1).fill(rows[1]) }, /rows/],
       [madeUpEvaluation(`v_${'0'.repeat(24)}`), new RegExp(`No row is of ${version}`)],
     ];

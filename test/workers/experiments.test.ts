@@ -388,12 +388,12 @@ it('a malformed experiment is refused with the place', async () => {
     [{ id: 'x' }, 'variants'],
     [{ id: 'x', variants: variants.slice(1) }, 'variants'],
     [{ id: 'x', variants: [variants[0], variants[0]] }, 'variants'],
-    [{ id: 'x', variants: [variants[0], { ...variants[1], weight: 0 }] }, 'variants.1.weight'],
-    [{ id: 'x', variants: [variants[0], { ...variants[1], mask_set: 'm' }] }, 'variants.1.mask_set'],
-    [{ id: 'x', variants, regions: [{ country: 'de' }] }, 'regions.0'],
+    [{ id: 'x', variants: [variants[0], { ...variants[1], weight: 0 }] }, 'variants[1].weight'],
+    [{ id: 'x', variants: [variants[0], { ...variants[1], mask_set: 'm' }] }, 'variants[1].mask_set'],
+    [{ id: 'x', variants, regions: [{ country: 'de' }] }, 'regions[0]'],
     [{ id: 'x', variants, shadow_share: 1 }, 'shadow_share'],
     [{ id: 'x', variants, starts_at: '2030-01-02T00:00:00Z', ends_at: '2030-01-01T00:00:00Z' }, 'ends_at'],
-    [{ id: 'x', variants, more: 1 }, ''],
+    [{ id: 'x', variants, more: 1 }, 'more'],
   ];
   for (const [body, param] of wrong) {
     const response = await admin('POST', '/experiments', body);

@@ -57,16 +57,25 @@ describe('a mask set', () => {
     const [first, ...rest] = set.clusters;
     const wrong: [unknown, RegExp][] = [
       [{ ...set, clusters: [{ ...first, mask: `m_${'0'.repeat(24)}` }, ...rest] }, /its bits say/],
-      [{ ...set, clusters: [{ ...first, centroid: [1, 2] }, ...rest] }, /clusters\.0: .*2 dimensions/],
-      [{ ...set, clusters: [{ ...first, centroid: ['x', 0, 0, 0] }, ...rest] }, /clusters\.0\.centroid\.0/],
+      [{ ...set, clusters: [{ ...first, centroid: [1, 2] }, ...rest] }, /clusters\[0\]: .*2 dimensions/],
+      [
+        { ...set, clusters: [{ ...first, centroid: ['x', 0, 0, 0] }, ...rest] },
+        /clusters\[0\]\.centroid\[0\]/,
+      ],
       // Infinite once it is packed into 32 bits: nothing would be near it.
-      [{ ...set, clusters: [{ ...first, centroid: [1e39, 0, 0, 0] }, ...rest] }, /clusters\.0\.centroid\.0/],
-      [{ ...set, clusters: [{ ...first, centroid: [0, -1e39, 0, 0] }, ...rest] }, /clusters\.0\.centroid\.1/],
+      [
+        { ...set, clusters: [{ ...first, centroid: [1e39, 0, 0, 0] }, ...rest] },
+        /clusters\[0\]\.centroid\[0\]/,
+      ],
+      [
+        { ...set, clusters: [{ ...first, centroid: [0, -1e39, 0, 0] }, ...rest] },
+        /clusters\[0\]\.centroid\[1\]/,
+      ],
       [{ ...set, clusters: [] }, /clusters/],
       [{ ...set, format: 'v0' }, /format/],
       [{ ...set, model: { ...set.model, blockCount: 13 } }, /block count/],
       [{ ...set, extra: 1 }, /extra/],
-      [[], /expected object/],
+      [[], /expected an object/],
     ];
     for (const [body, message] of wrong) {
       const response = await admin('POST', '/mask-sets', body);

@@ -1,10 +1,12 @@
-/** Bodies from outside: bounded before they are read, decoded strictly, and parsed by a schema. */
-import type { z } from 'zod';
+/** Bodies from outside: bounded before they are read and decoded strictly; `parse` checks what they say. */
 import { MaskrouteError } from '../../shared/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/openai.ts';
+import { parseJson } from '../../shared/parse-body.ts';
 import { BODY_ARRIVAL, JSON_DEPTH_MAX } from '../limits.ts';
 import { readBounded, TooLargeError } from '../services/bounded.ts';
 import { createWait } from '../services/wait.ts';
+
+export { parse } from '../../shared/parse-body.ts';
 
 /** The JSON value of a request's body. @throws what `readBody` throws. */
 export const readJson = async (request: Request): Promise<unknown> => (await readBody(request)).value;
@@ -12,7 +14,7 @@ export const readJson = async (request: Request): Promise<unknown> => (await rea
 /**
  * A request's body, parsed and as it came.
  * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, or `invalid_json` (not UTF-8, not JSON,
- * nested too deeply), `request_timeout`.
+ * nested too deeply), `invalid_request` (a number that JSON does not have), `request_timeout`.
  */
 export async function readBody(request: Request): Promise<{ value: unknown; text: string }> {
   const type = request.headers.get('content-type');
@@ -23,11 +25,7 @@ export async function readBody(request: Request): Promise<{ value: unknown; text
   if (isDeeperThan(text, JSON_DEPTH_MAX)) {
     throw new MaskrouteError('invalid_json', `The body is nested more than ${JSON_DEPTH_MAX} levels deep.`);
   }
-  try {
-    return { value: JSON.parse(text), text };
-  } catch (error) {
-    throw new MaskrouteError('invalid_json', `The body is not JSON: ${(error as Error).message}.`);
-  }
+  return { value: parseJson(text), text };
 }
 
 /** Without `stream` it keeps nothing from one body to the next. */
@@ -87,18 +85,3 @@ function isDeeperThan(text: string, depthMax: number): boolean {
 const [QUOTE, BACKSLASH, OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET] = [
   0x22, 0x5c, 0x7b, 0x7d, 0x5b, 0x5d,
 ];
-
-/** @throws MaskrouteError `code` with the path of the first thing wrong as `param`. */
-export function parse<T extends z.ZodType>(
-  schema: T,
-  value: unknown,
-  code: 'invalid_request' | 'invalid_mask_set' = 'invalid_request',
-): z.output<T> {
-  const parsed = schema.safeParse(value);
-  if (parsed.success) return parsed.data;
-  const issue = parsed.error.issues[0]!;
-  const param = issue.path.join('.');
-  throw new MaskrouteError(code, param === '' ? issue.message : `${param}: ${issue.message}`, {
-    param: param === '' ? null : param,
-  });
-}

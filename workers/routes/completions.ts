@@ -1,13 +1,13 @@
 /** The two completion endpoints: route, forward, and let the answer through as it comes. */
 import { Hono } from 'hono';
 import { BACKEND_HEADERS } from '../../shared/backends.ts';
-import { chatRequestSchema, completionRequestSchema } from '../../shared/openai.ts';
+import { readFields } from '../../shared/fields.ts';
+import { chatRequest, completionRequest } from '../../shared/openai.ts';
 import { HEADERS, splitModelName } from '../../shared/protocol.ts';
 import { type AppContext, type AppEnv, holdOf } from '../context.ts';
 import { tenantOnly } from '../middleware/authenticate.ts';
-import { parse, readBody } from '../middleware/body.ts';
+import { readBody } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
-import { fittedTo } from '../middleware/fitted-schema.ts';
 import { admit } from '../services/admit.ts';
 import type { AskBackends } from '../services/answer-cost.ts';
 import { streamOf } from '../services/answer-tap.ts';
@@ -22,30 +22,28 @@ import { type RelayOptions, relayStream } from '../services/stream-relay.ts';
 import { createWait } from '../services/wait.ts';
 import { decisionHeaders, serverTiming } from './decision-headers.ts';
 
-const chatSchemaFor = fittedTo(chatRequestSchema);
-const completionSchemaFor = fittedTo(completionRequestSchema);
+/** What can be routed, and the header that names what of the body is ignored. */
+type ReadBody = { readonly routable: RoutableBody; readonly ignored: Record<string, string> };
 
 /** @throws MaskrouteError `invalid_request`. */
-export const parseChat = (raw: unknown): RoutableBody => ({
-  kind: 'chat',
-  body: parse(chatSchemaFor(raw), raw),
-});
+export function parseChat(raw: unknown): ReadBody {
+  const { body, ignored } = readFields(chatRequest, raw);
+  return { routable: { kind: 'chat', body }, ignored };
+}
 /** @throws MaskrouteError `invalid_request`. */
-export const parseCompletion = (raw: unknown): RoutableBody => ({
-  kind: 'completion',
-  body: parse(completionSchemaFor(raw), raw),
-});
+export function parseCompletion(raw: unknown): ReadBody {
+  const { body, ignored } = readFields(completionRequest, raw);
+  return { routable: { kind: 'completion', body }, ignored };
+}
 
 export const completions = new Hono<AppEnv>()
   .post('/chat/completions', tenantOnly, async (c) => {
     const { value, text } = await readBody(c.req.raw);
-    const routable = parseChat(value);
-    return await complete(c, { value: value as object, text }, routable);
+    return await complete(c, { value: value as object, text }, parseChat(value));
   })
   .post('/completions', tenantOnly, async (c) => {
     const { value, text } = await readBody(c.req.raw);
-    const routable = parseCompletion(value);
-    return await complete(c, { value: value as object, text }, routable);
+    return await complete(c, { value: value as object, text }, parseCompletion(value));
   })
   .all('/chat/completions', methodNotAllowed('POST'))
   .all('/completions', methodNotAllowed('POST'));
@@ -56,8 +54,12 @@ export const completions = new Hono<AppEnv>()
  */
 type ReplyHeaders = Record<string, string>;
 
-async function complete(c: AppContext, client: ClientBody, routable: RoutableBody): Promise<Response> {
-  const headers: ReplyHeaders = { [HEADERS.requestId]: c.get('requestId') };
+async function complete(
+  c: AppContext,
+  client: ClientBody,
+  { routable, ignored }: ReadBody,
+): Promise<Response> {
+  const headers: ReplyHeaders = { [HEADERS.requestId]: c.get('requestId'), ...ignored };
   try {
     return await admitted(c, client, routable, headers);
   } catch (error) {

@@ -9,18 +9,18 @@ import { readJson } from '../middleware/body.ts';
 import { methodNotAllowed } from '../middleware/errors.ts';
 import { requireModel } from '../services/admit.ts';
 import type { Decision } from '../services/route.ts';
-import { type RoutableBody, routeEcho } from '../services/routing.ts';
+import { routeEcho } from '../services/routing.ts';
 import type { RoutingTable } from '../services/routing-table.ts';
 import { parseChat, parseCompletion, route, setHeaders } from './completions.ts';
 import { decisionHeaders } from './decision-headers.ts';
 
 export const dryRun = new Hono<AppEnv>()
   .post('/route', tenantOnly, async (c) => {
-    const routable = parseEither(await readJson(c.req.raw));
+    const { routable, ignored } = parseEither(await readJson(c.req.raw));
     requireModel(c.var.caller.policy, routable.body.model);
     const routed = await route(c, routable);
     const { decision, encoder, timings } = routed;
-    setHeaders(c, decisionHeaders(routed));
+    setHeaders(c, { ...decisionHeaders(routed), ...ignored });
     const skip = skippedBy(decision, c.var.services.table);
     return c.json({
       object: 'maskroute.route',
@@ -39,7 +39,7 @@ export const dryRun = new Hono<AppEnv>()
   .all('/route', methodNotAllowed('POST'));
 
 /** A body with `messages` is a chat, any other a completion. */
-function parseEither(raw: unknown): RoutableBody {
+function parseEither(raw: unknown): ReturnType<typeof parseChat> {
   return typeof raw === 'object' && raw !== null && 'messages' in raw ? parseChat(raw) : parseCompletion(raw);
 }
 

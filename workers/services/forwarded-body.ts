@@ -1,7 +1,7 @@
 /**
- * The body that a backend gets: the client's own, with fields that this edge does not know, and what was decided about
- * it. The client's text stays as it is, and the rest is put at its end: to write a prompt as JSON again would cost more
- * than it costs to parse it. Only where the client says something itself of what is put there is all of it written anew.
+ * The body that a backend gets: the client's own, and what was decided about it. The client's text stays as it is, and
+ * the rest is put at its end: to write a prompt as JSON again would cost more than it costs to parse it. Only where the
+ * client says something itself of what is put there is all of it written anew.
  */
 
 /** A JSON object, and the text that it was parsed from. */

@@ -88,7 +88,7 @@ describe('bodies', () => {
       'messages[0].content[0].type',
     ],
     ['a mask that is no id', chat({ mask: 'm_zz' }), 400, 'invalid_request', 'mask'],
-    ['a mask field with unknown keys', chat({ mask: { skip: [1] } }), 400, 'invalid_request', 'mask'],
+    ['a mask field with unknown keys', chat({ mask: { skip: [1] } }), 400, 'invalid_request', 'mask.skip'],
     ['too many stop strings', chat({ stop: Array(17).fill('x') }), 400, 'invalid_request', 'stop'],
     ['no model', { messages: [{ role: 'user', content: 'x' }] }, 400, 'invalid_request', 'model'],
   ])('%s', async (_, body, status, code, param) => {
@@ -151,7 +151,10 @@ describe('bodies', () => {
   it('nesting a hundred thousand deep', async () => {
     const deep = '['.repeat(100_000) + ']'.repeat(100_000);
     for (const stream of [false, true]) {
-      const body = JSON.stringify(chat({ stream })).replace('}]', `}],"maskroute":{"x":${deep}},"y":${deep}`);
+      const body = JSON.stringify(chat({ stream })).replace(
+        '}]',
+        `}],"maskroute":{"x":${deep}},"metadata":${deep}`,
+      );
       const response = await server.post(CHAT, body);
       expect(response.status).toBe(200);
       expect(await response.text()).toContain('"mask":"dense"');

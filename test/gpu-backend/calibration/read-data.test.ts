@@ -67,8 +67,8 @@ describe('a row', () => {
     ['{"question": "q"}', /answer: /],
     ['{"prompt": 5, "completion": ""}', /prompt: /],
     ['{"messages": []}', /messages: /],
-    ['{"messages": [{"role": "robot", "content": ""}]}', /messages\.0\.role: /],
-    ['{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', /messages\.0\.content/],
+    ['{"messages": [{"role": "robot", "content": ""}]}', /messages\[0\]\.role: /],
+    ['{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', /messages\[0\]\.content/],
   ])('that reads %s is refused with its place', (line, message) => {
     expect(() => parseRow(line, 'math', 'math.jsonl:1')).toThrow(message);
     expect(() => parseRow(line, 'math', 'math.jsonl:1')).toThrow(

@@ -211,7 +211,7 @@ describe('the preset of a fresh start', () => {
     writeFileSync(path.join(folder, 'evaluation-25.json'), JSON.stringify({ rows: [{ method: 'dense' }] }));
     await expect(storePreset(client, file)).rejects.toMatchObject({
       code: 'invalid_argument',
-      message: expect.stringContaining('evaluation-25.json: rows.0.matched'),
+      message: expect.stringContaining('evaluation-25.json: rows[0].matched'),
     });
     rmSync(folder, { recursive: true });
   });

@@ -1,0 +1,217 @@
+/**
+ * Objects whose fields are all in a table that says what becomes of each: honoured, refused, or ignored. One look-up a
+ * field finds what nobody knows, and only fields that are there are checked: of a hundred, most bodies have four.
+ */
+import { z } from 'zod';
+import { parse, words } from './parse-body.ts';
+import { HEADERS } from './protocol.ts';
+
+export type Rule =
+  | {
+      readonly kind: 'honoured';
+      readonly schema: z.ZodType;
+      readonly inner: CheckedObject<z.ZodType> | undefined;
+    }
+  /** It would change the answer. `harmless`: values that ask for what happens anyway, beside null. */
+  | { readonly kind: 'refused'; readonly why: string; readonly harmless: readonly unknown[] }
+  /** The answer is the same without it. `harmless`: values that ask for nothing, beside null, and are not named. */
+  | { readonly kind: 'ignored'; readonly harmless: readonly unknown[] };
+
+/** `inner`: the table of an object in this field, or of those in a list there. */
+export const honoured = <S extends z.ZodType>(schema: S, inner?: CheckedObject<z.ZodType>) => ({
+  kind: 'honoured' as const,
+  schema,
+  inner,
+});
+export const refused = (why: string, ...harmless: unknown[]) => ({ kind: 'refused' as const, why, harmless });
+export const ignored = (...harmless: unknown[]) => ({ kind: 'ignored' as const, harmless });
+
+export type FieldTable = Readonly<Record<string, Rule>>;
+
+type HonouredShape<Table extends FieldTable> = {
+  [Name in keyof Table as Table[Name] extends { kind: 'honoured' } ? Name : never]: Table[Name] extends {
+    schema: infer S extends z.ZodType;
+  }
+    ? S
+    : never;
+};
+export type ObjectOf<Table extends FieldTable> = z.output<z.ZodObject<HonouredShape<Table>, z.core.$strip>>;
+
+export type CheckedObject<Schema extends z.ZodType> = {
+  /** Gives the honoured fields; whatever is wrong is an issue, of all fields at once. */
+  readonly schema: Schema;
+  /** Adds the paths of ignored fields in an object that the schema has accepted, without numbers: `messages.name`. */
+  collectIgnored(object: object, prefix: string, paths: Set<string>): void;
+};
+
+export type ObjectOptions<Table extends FieldTable> = {
+  /** The field that says what the object is: if it is wrong, others are not looked at. */
+  readonly tag?: keyof Table & string;
+  /** What fields say of each other, once each is right. */
+  readonly refine?: (object: ObjectOf<Table>) => { path: string; message: string } | undefined;
+};
+
+export function checkedObject<const Table extends FieldTable>(
+  table: Table,
+  options: ObjectOptions<Table> = {},
+): CheckedObject<z.ZodType<ObjectOf<Table>>> {
+  const rules = new Map<string, Rule>(Object.entries(table));
+  // Those that must be there, and those with a preset.
+  const always = [...rules].filter(([, rule]) => rule.kind === 'honoured' && !mayBeAbsent(rule.schema));
+  const schema = z.transform((value: unknown, { issues }: Context) => {
+    if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+      issues.push({ code: 'invalid_type', expected: 'object', input: value });
+      return value as never;
+    }
+    return readObject(value as Record<string, unknown>, rules, always, options as Options, issues) as never;
+  }) as unknown as z.ZodType<ObjectOf<Table>>;
+  return {
+    schema,
+    collectIgnored: (object, prefix, paths) => collectIgnored(object, rules, prefix, paths),
+  };
+}
+
+/**
+ * A request's honoured fields, and the header that names those that were ignored.
+ * @throws MaskrouteError `invalid_request`.
+ */
+export function readFields<Schema extends z.ZodType>(
+  { schema, collectIgnored }: CheckedObject<Schema>,
+  raw: unknown,
+): { body: z.output<Schema>; ignored: Record<string, string> } {
+  const body = parse(schema, raw);
+  const paths = new Set<string>();
+  collectIgnored(raw as object, '', paths);
+  return { body, ignored: paths.size === 0 ? {} : { [HEADERS.ignored]: [...paths].join(', ') } };
+}
+
+type Context = { issues: unknown[] };
+type Options = { tag?: string; refine?: (object: object) => { path: string; message: string } | undefined };
+
+function readObject(
+  value: Record<string, unknown>,
+  rules: ReadonlyMap<string, Rule>,
+  always: readonly [string, Rule][],
+  { tag, refine }: Options,
+  issues: unknown[],
+): object {
+  const object: Record<string, unknown> = {};
+  const before = issues.length;
+  if (tag !== undefined) {
+    readField(tag, value[tag], rules.get(tag)!, object, issues);
+    if (issues.length > before) return object;
+  }
+  let unknown: string[] | undefined;
+  for (const name of Object.keys(value)) {
+    const rule = rules.get(name);
+    if (rule === undefined) {
+      unknown ??= [];
+      unknown.push(name);
+    } else if (name !== tag) readField(name, value[name], rule, object, issues);
+  }
+  for (const [name, rule] of always) {
+    if (!Object.hasOwn(value, name) && name !== tag) readField(name, undefined, rule, object, issues);
+  }
+  if (unknown !== undefined) {
+    issues.push({ code: 'unrecognized_keys', keys: unknown, known: [...rules.keys()], input: value });
+  }
+  const wrong = issues.length === before ? refine?.(object) : undefined;
+  if (wrong !== undefined) {
+    issues.push({ code: 'custom', path: [wrong.path], message: wrong.message, input: value });
+  }
+  return object;
+}
+
+function readField(
+  name: string,
+  value: unknown,
+  rule: Rule,
+  into: Record<string, unknown>,
+  issues: unknown[],
+): void {
+  if (rule.kind === 'honoured') {
+    const { isGood, output } = run(rule.schema, value, name, issues);
+    if (isGood) into[name] = output;
+  } else if (rule.kind === 'refused' && !isHarmless(value, rule)) {
+    issues.push({ code: 'custom', path: [name], message: refusal(rule), input: value });
+  }
+}
+const CONTEXT: z.core.ParseContextInternal = { async: false, error: words };
+
+function refusal({ why, harmless }: Rule & { kind: 'refused' }): string {
+  const values = harmless.map((value) => JSON.stringify(value));
+  return `${why}; ${values.length === 0 ? 'leave it out' : `only ${values.join(' or ')} can be sent here`}`;
+}
+
+const isHarmless = (value: unknown, { harmless }: { readonly harmless: readonly unknown[] }): boolean =>
+  value == null || harmless.some((one) => isSame(value, one));
+
+/** Of plain values, and of lists and objects of them. */
+function isSame(value: unknown, other: unknown): boolean {
+  if (typeof value !== 'object' || typeof other !== 'object' || value === null || other === null) {
+    return value === other;
+  }
+  const names = Object.keys(other);
+  return (
+    Array.isArray(value) === Array.isArray(other) &&
+    Object.keys(value).length === names.length &&
+    names.every(
+      (name) => (value as Record<string, unknown>)[name] === (other as Record<string, unknown>)[name],
+    )
+  );
+}
+
+function collectIgnored(
+  object: object,
+  rules: ReadonlyMap<string, Rule>,
+  prefix: string,
+  paths: Set<string>,
+): void {
+  for (const name of Object.keys(object)) {
+    const rule = rules.get(name);
+    const value = (object as Record<string, unknown>)[name];
+    if (rule?.kind === 'ignored') {
+      if (!isHarmless(value, rule)) paths.add(prefix + name);
+    } else if (rule?.kind === 'honoured' && rule.inner !== undefined && typeof value === 'object') {
+      const path = `${prefix}${name}.`;
+      for (const one of Array.isArray(value) ? value : [value]) {
+        if (typeof one === 'object' && one !== null) rule.inner.collectIgnored(one, path, paths);
+      }
+    }
+  }
+}
+
+/** As zod's own objects do it: who parses the whole puts the issues into words, once. */
+function run(schema: z.ZodType, value: unknown, key: PropertyKey, issues: unknown[]) {
+  const parsed = schema._zod.run({ value, issues: [] }, CONTEXT) as z.core.ParsePayload;
+  for (const issue of parsed.issues) issues.push({ ...issue, path: [key, ...(issue.path ?? [])] });
+  return { isGood: parsed.issues.length === 0, output: parsed.value };
+}
+
+/**
+ * A list that is given up after some wrong items: in a body of megabytes, a million of them would hold up everybody
+ * else for seconds.
+ */
+export const listOf = <S extends z.ZodType>(item: S, { min = 0, max }: { min?: number; max: number }) =>
+  z.transform((value: unknown, { issues }: Context) => {
+    if (!Array.isArray(value)) issues.push({ code: 'invalid_type', expected: 'array', input: value });
+    else if (value.length < min) issues.push({ code: 'too_small', minimum: min, ...LIST, input: value });
+    else if (value.length > max) issues.push({ code: 'too_big', maximum: max, ...LIST, input: value });
+    else return readItems(value, item, issues);
+    return [];
+  }) as unknown as z.ZodType<z.output<S>[]>;
+const LIST = { origin: 'array', inclusive: true };
+const ISSUES_MAX = 100;
+
+function readItems(items: readonly unknown[], schema: z.ZodType, issues: unknown[]): unknown[] {
+  const outputs: unknown[] = [];
+  for (let at = 0; at < items.length && issues.length < ISSUES_MAX; at++) {
+    outputs.push(run(schema, items[at], at, issues).output);
+  }
+  return outputs;
+}
+
+function mayBeAbsent(schema: z.ZodType): boolean {
+  const parsed = schema.safeParse(undefined);
+  return parsed.success && parsed.data === undefined;
+}

@@ -1,0 +1,200 @@
+/** Bodies that are refused, with the words for it: the same at the edge and at a backend. */
+
+type BadBody = {
+  readonly path: '/v1/chat/completions' | '/v1/completions';
+  readonly body: unknown;
+  readonly param: string | null;
+  readonly message: string | RegExp;
+};
+
+const hello = { role: 'user', content: 'hi' };
+const chat = (fields: object, param: string | null, message: string | RegExp): BadBody => ({
+  path: '/v1/chat/completions',
+  body: { model: 'MODEL', messages: [hello], ...fields },
+  param,
+  message,
+});
+const legacy = (fields: object, param: string | null, message: string | RegExp): BadBody => ({
+  path: '/v1/completions',
+  body: { model: 'MODEL', prompt: 'hi', ...fields },
+  param,
+  message,
+});
+const TEXT_ONLY = 'this model takes and gives text only';
+const MASK = 'expected "dense", a mask id, or an object with skipAttention, skipFfn and surrogate';
+
+export const BAD_BODIES: readonly BadBody[] = [
+  chat({ max_token: 5 }, 'max_token', 'max_token: there is no such field here; did you mean `max_tokens`?.'),
+  chat({ topP: 1 }, 'topP', 'topP: there is no such field here; did you mean `top_p`?.'),
+  chat({ prompt: 'hi' }, 'prompt', 'prompt: there is no such field here.'),
+  chat({ __proto: {}, constructor: 1 }, '__proto', /__proto: there is no .*constructor: there is no/),
+  legacy({ max_completion_tokens: 5 }, 'max_completion_tokens', /there is no such field here/),
+  chat(
+    { temperature: 3, top_p: 'hot', n: 1.5, stream: 'yes' },
+    'temperature',
+    'temperature: expected at most 2; top_p: expected a number, got "hot"; ' +
+      'n: expected a whole number, got 1.5; stream: expected true or false, got "yes".',
+  ),
+  {
+    ...chat({}, 'model', ''),
+    body: {},
+    message: /^model: it is missing, .*; messages: it is missing, expected a list\.$/,
+  },
+  { ...chat({}, null, ''), body: [], message: 'the body: expected an object, got a list.' },
+  { ...legacy({}, null, ''), body: 'null', message: 'the body: expected an object, got null.' },
+  { ...chat({}, 'top_p', 'top_p: Infinity is not a JSON number.'), body: '{"top_p": Infinity}' },
+  { ...chat({}, null, 'The body is not valid JSON: it is empty.'), body: '' },
+  { ...chat({}, null, /^The body is not valid JSON: it breaks off/), body: '{"model": "m' },
+
+  chat(
+    { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'data:' } }] }] },
+    'messages[0].content[0].type',
+    `messages[0].content[0].type: ${TEXT_ONLY}, so a part has the type "text".`,
+  ),
+  chat(
+    { messages: [hello, { role: 'user', content: [{ type: 'text', text: 'a' }, { type: 'input_audio' }] }] },
+    'messages[1].content[1].type',
+    /text only/,
+  ),
+  chat(
+    { messages: [{ role: 'user', content: 5 }] },
+    'messages[0].content',
+    'messages[0].content: expected a string, or a list of text parts, got 5.',
+  ),
+  chat(
+    { messages: [{ role: 'tool', content: 'x', tool_call_id: '1' }] },
+    'messages[0].role',
+    /^messages\[0\]\.role: tools are not supported yet; messages\[0\]\.tool_call_id: tools are not/,
+  ),
+  chat(
+    { messages: [hello, { role: 'assistant', content: null, tool_calls: [{ id: '1' }] }] },
+    'messages[1].tool_calls',
+    'messages[1].tool_calls: tools are not supported yet; only [] can be sent here.',
+  ),
+  chat(
+    { messages: [{ ...hello, role: 'king', content_: 'x' }] },
+    'messages[0].role',
+    'messages[0].role: expected one of "system", "developer", "user", "assistant", got "king"; ' +
+      'messages[0].content_: there is no such field here; did you mean `content`?.',
+  ),
+  chat({ messages: [{ ...hello, audio: { id: 'a' } }] }, 'messages[0].audio', /text only/),
+  chat({ messages: [{ ...hello, refusal: 'no' }] }, 'messages[0].refusal', /no refusals/),
+  chat({ messages: 'hi' }, 'messages', 'messages: expected a list, got "hi".'),
+  chat({ messages: [] }, 'messages', 'messages: expected at least 1 item.'),
+
+  chat({ mask: 5 }, 'mask', `mask: ${MASK}, got 5.`),
+  chat({ mask: 'm_zz' }, 'mask', 'mask: expected "dense" or a mask id.'),
+  chat({ mask: { skipFfn: ['1'] } }, 'mask.skipFfn[0]', 'mask.skipFfn[0]: expected a whole number, got "1".'),
+  chat({ mask: { skip: 1 } }, 'mask.skip', /only skipAttention, skipFfn, surrogate/),
+  chat({ stop: 5 }, 'stop', /^stop: expected a string, or a list of at most 16, got 5/),
+  chat({ stop: Array(17).fill('x') }, 'stop', 'stop: expected at most 16 items.'),
+  chat({ stop: ['a', 1] }, 'stop[1]', 'stop[1]: expected a string, got 1.'),
+  chat({ logit_bias: { one: 1 } }, 'logit_bias.one', 'logit_bias.one: expected token ids as names.'),
+  chat({ stream_options: { include_usages: true } }, 'stream_options.include_usages', /`include_usage`/),
+  chat({ stream_options: [] }, 'stream_options', 'stream_options: expected an object, got a list.'),
+  chat(
+    { response_format: { type: 'json_object' } },
+    'response_format',
+    /prescribed form are not supported yet/,
+  ),
+  chat({ response_format: { type: 'json_schema', json_schema: {} } }, 'response_format', /\{"type":"text"\}/),
+  chat({ guided_json: {} }, 'guided_json', /prescribed form/),
+  chat({ reasoning_effort: 'high' }, 'reasoning_effort', /does not reason.*only "none"/),
+  chat({ prompt_logprobs: 0 }, 'prompt_logprobs', /`echo` with `logprobs`/),
+  chat({ best_of: 2 }, 'best_of', /every choice/),
+  chat({ chat_template_kwargs: { enable_thinking: false } }, 'chat_template_kwargs', /template/),
+  chat({ modalities: ['text', 'audio'] }, 'modalities[1]', /text only/),
+  chat({ tools: [{}] }, 'tools', /tools are not supported yet/),
+  chat({ tool_choice: 'required' }, 'tool_choice', /only "none" or "auto"/),
+  chat({ web_search_options: {} }, 'web_search_options', /web search/),
+  chat({ top_logprobs: 2 }, 'top_logprobs', 'top_logprobs: it needs `logprobs: true`.'),
+
+  legacy({ prompt: ['a', 1] }, 'prompt[1]', 'prompt[1]: expected a string, got 1.'),
+  legacy({ prompt: [1, -1] }, 'prompt[1]', 'prompt[1]: expected at least 0.'),
+  legacy({ prompt: [[1], [2, -3]] }, 'prompt[1][1]', 'prompt[1][1]: expected at least 0.'),
+  legacy(
+    { prompt: { text: 'a' } },
+    'prompt',
+    /^prompt: expected a string, a list of strings, .*, got an object/,
+  ),
+  legacy({ prompt: null }, 'prompt', /got null/),
+  legacy({ best_of: 3, n: 2 }, 'best_of', /must equal `n`/),
+  legacy({ suffix: 'x' }, 'suffix', /only "" can be sent/),
+  legacy({ response_format: { type: 'json_object' } }, 'response_format', /prescribed form/),
+];
+
+/** What widespread clients send: with it a request is answered as without. */
+export const CLIENT_BODIES: readonly {
+  readonly client: string;
+  readonly path: BadBody['path'];
+  readonly body: Record<string, unknown>;
+  readonly ignored: string | null;
+}[] = [
+  {
+    client: 'lm-evaluation-harness, local-completions, scoring',
+    path: '/v1/completions',
+    body: { prompt: [[65, 66]], temperature: 0, max_tokens: 1, logprobs: 1, seed: 1234, echo: true },
+    ignored: null,
+  },
+  {
+    client: 'lm-evaluation-harness, local-chat-completions',
+    path: '/v1/chat/completions',
+    body: { messages: [{ ...hello, type: 'text' }], max_tokens: 4, temperature: 0, stop: [], seed: 1234 },
+    ignored: null,
+  },
+  {
+    client: "vLLM's benchmark",
+    path: '/v1/completions',
+    body: {
+      ...{
+        prompt: 'hi',
+        temperature: 0,
+        repetition_penalty: 1,
+        max_tokens: 4,
+        logprobs: null,
+        ignore_eos: true,
+      },
+      ...{ best_of: 1, min_tokens: 1, stream: true },
+      stream_options: { include_usage: true, continuous_usage_stats: true },
+    },
+    ignored: 'stream_options.continuous_usage_stats',
+  },
+  {
+    client: 'the openai package, with its own answer sent back',
+    path: '/v1/chat/completions',
+    body: {
+      messages: [
+        { ...hello, name: 'ann' },
+        { role: 'assistant', content: 'ok', refusal: null, annotations: [], tool_calls: [], audio: null },
+        { role: 'user', content: [{ type: 'text', text: 'on', cache_control: { type: 'ephemeral' } }] },
+      ],
+      ...{ max_completion_tokens: 4, tools: [], tool_choice: 'auto', response_format: { type: 'text' } },
+      ...{ modalities: ['text'], store: false, user: 'ann', reasoning_effort: 'none', metadata: {} },
+    },
+    ignored: 'messages.content.cache_control',
+  },
+  {
+    client: 'LangChain, LiteLLM and others',
+    path: '/v1/chat/completions',
+    body: {
+      ...{
+        messages: [hello],
+        stream: true,
+        stream_options: { include_usage: true, include_obfuscation: true },
+      },
+      ...{
+        n: 1,
+        max_tokens: 4,
+        metadata: { a: 'b' },
+        store: true,
+        service_tier: 'auto',
+        frequency_penalty: 0,
+      },
+      ...{ parallel_tool_calls: false, prompt_cache_key: 'k', safety_identifier: 's', logit_bias: null },
+      prediction: { type: 'content', content: 'ok' },
+    },
+    ignored:
+      'stream_options.include_obfuscation, metadata, store, service_tier, parallel_tool_calls, prompt_cache_key, ' +
+      'safety_identifier, prediction',
+  },
+];
