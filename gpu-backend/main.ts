@@ -5,7 +5,7 @@ import type { Logger } from 'pino';
 import { pino } from 'pino';
 import { MaskrouteError } from '../shared/errors.ts';
 import type { ModelHash, SurrogatesId } from '../shared/mask.ts';
-import { createAuthenticator } from './api/auth.ts';
+import { createAuthenticator, createScraperCheck } from './api/auth.ts';
 import { createLifecycle } from './api/lifecycle.ts';
 import type { ApiLimits } from './api/limits.ts';
 import { DEFAULT_LIMITS } from './api/limits.ts';
@@ -34,6 +34,8 @@ export type BackendOptions = {
   readonly backendKey: string;
   /** The address by which the edge calls this backend; tokens for another one are refused then. */
   readonly audience?: string;
+  /** For whoever collects `/metrics`, and for nothing else; without it only the backend key reads them. */
+  readonly metricsKey?: string;
   /** The entry that runs a command of the command line as a job; without it there are no jobs. */
   readonly jobEntry?: string;
   /** Whose files jobs may name as their data. */
@@ -87,6 +89,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
           warn: (message, detail) => log.warn(detail, message),
         }),
         authenticate: await createAuthenticator(options.backendKey, { audience: options.audience }),
+        expectScraper: createScraperCheck(options.backendKey, options.metricsKey),
         metrics: createMetrics(engine, model.name),
         recent: createRecentAnswers(),
         lifecycle: createLifecycle(),

@@ -34,17 +34,13 @@ export async function createAuthenticator(
   if (backendKey.trim() === '') {
     throw new Error('The backend needs a key (MASKROUTE_BACKEND_KEY); it does not serve without one.');
   }
-  const keyDigest = digest(backendKey);
+  const isBackendKey = isOneOf([backendKey]);
   const tokenKey = await importTokenKey(backendKey);
   const usedTokens = createUsedTokens();
   const own = audience?.replace(/\/+$/, '');
   return async (authorization) => {
-    const credential = /^Bearer +(\S+)$/i.exec(authorization ?? '')?.[1];
-    if (credential === undefined) {
-      throw new MaskrouteError('invalid_api_key', 'Send the backend key: `Authorization: Bearer KEY`.');
-    }
-    // Digests have one length, so the comparison tells nothing about the key's.
-    if (timingSafeEqual(digest(credential), keyDigest)) {
+    const credential = bearer(authorization);
+    if (isBackendKey(credential)) {
       return { tenant: undefined, edge: undefined, mayRunJobs: true };
     }
     if (credential.startsWith(TOKEN_PREFIX)) {
@@ -60,6 +56,36 @@ export async function createAuthenticator(
       return { tenant, edge: edge === '' ? undefined : edge, mayRunJobs: scope === 'jobs' };
     }
     throw new MaskrouteError('invalid_api_key', 'The backend key is not right.');
+  };
+}
+
+/**
+ * Whose figures are read by a scraper, which is trusted with nothing else: it has a key of its own. Without one only the
+ * backend key reads them. What it gives throws MaskrouteError `invalid_api_key`.
+ */
+export function createScraperCheck(
+  backendKey: string,
+  metricsKey: string | undefined,
+): (authorization: string | undefined) => void {
+  const mayRead = isOneOf(metricsKey ? [backendKey, metricsKey] : [backendKey]);
+  return (authorization) => {
+    if (mayRead(bearer(authorization))) return;
+    throw new MaskrouteError('invalid_api_key', 'The key is not right.');
+  };
+}
+
+function bearer(authorization: string | undefined): string {
+  const credential = /^Bearer +(\S+)$/i.exec(authorization ?? '')?.[1];
+  if (credential !== undefined) return credential;
+  throw new MaskrouteError('invalid_api_key', 'Send a key: `Authorization: Bearer KEY`.');
+}
+
+/** Digests have one length, so the comparison tells nothing about a key's. */
+function isOneOf(keys: readonly string[]): (credential: string) => boolean {
+  const digests = keys.map(digest);
+  return (credential) => {
+    const given = digest(credential);
+    return digests.map((known) => timingSafeEqual(given, known)).includes(true);
   };
 }
 

@@ -14,6 +14,7 @@ Environment:
   BACKEND_HOST           127.0.0.1 unless given; 0.0.0.0 for every network
   MASKROUTE_BACKEND_URL  the address by which the edge calls this backend; tokens for others are refused then
   MASKROUTE_EDGE_URL     where unknown masks are fetched, unless the caller's token says
+  MASKROUTE_METRICS_KEY  the key that reads /metrics and nothing else; without it only the backend key does
   MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
   MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
   MASKROUTE_HOME         models and masks (~/.cache/maskroute)`;
@@ -38,6 +39,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         MASKROUTE_BACKEND_URL,
         MASKROUTE_EDGE_URL,
         MASKROUTE_JOB_DATA,
+        MASKROUTE_METRICS_KEY,
         MASKROUTE_PREFIX_TOKENS,
         BACKEND_HOST,
       } = process.env;
@@ -51,6 +53,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         ...(MASKROUTE_PREFIX_TOKENS ? { prefixTokens: prefixTokensFrom(MASKROUTE_PREFIX_TOKENS) } : {}),
         ...(MASKROUTE_JOB_DATA ? { jobDataFolder: MASKROUTE_JOB_DATA } : {}),
         ...(MASKROUTE_BACKEND_URL ? { audience: MASKROUTE_BACKEND_URL } : {}),
+        ...(MASKROUTE_METRICS_KEY ? { metricsKey: MASKROUTE_METRICS_KEY } : {}),
         ...(MASKROUTE_EDGE_URL ? { edgeUrl: MASKROUTE_EDGE_URL } : {}),
       });
     });

@@ -50,7 +50,11 @@ async function dryRun(content: string) {
 }
 
 async function gauge(name: string): Promise<number> {
-  const text = await (await fetch(`${product.dev.backend}/metrics`)).text();
+  const text = await (
+    await fetch(`${product.dev.backend}/metrics`, {
+      headers: { authorization: `Bearer ${product.dev.backendKey}` },
+    })
+  ).text();
   const line = text.split('\n').find((line) => line.startsWith(`${name}{`) || line.startsWith(`${name} `));
   return Number(line!.split(' ').at(-1));
 }

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import OpenAI from 'openai';
 import { pino } from 'pino';
-import { createAuthenticator } from '../../../gpu-backend/api/auth.ts';
+import { createAuthenticator, createScraperCheck } from '../../../gpu-backend/api/auth.ts';
 import { createLifecycle } from '../../../gpu-backend/api/lifecycle.ts';
 import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
 import { DEFAULT_LIMITS } from '../../../gpu-backend/api/limits.ts';
@@ -22,6 +22,8 @@ import { testHome } from '../../support/installed-model.ts';
 
 export const BACKEND_KEY = 'test-backend-key-0123456789';
 
+export const METRICS_KEY = 'test-metrics-key-0123456789';
+
 export const AUDIENCE = 'https://backend.test';
 
 export type TestServer = RunningServer & {
@@ -32,7 +34,11 @@ export type TestServer = RunningServer & {
   [Symbol.asyncDispose](): Promise<void>;
 };
 
-export type ServeOptions = { readonly jobs?: Jobs; readonly audience?: string | undefined };
+export type ServeOptions = {
+  readonly jobs?: Jobs;
+  readonly audience?: string | undefined;
+  readonly metricsKey?: string;
+};
 
 export async function serveModel(
   model: ServedModel,
@@ -66,6 +72,7 @@ export async function serveModel(
         warn: (message, detail) => log.warn(detail, message),
       }),
       authenticate: await createAuthenticator(BACKEND_KEY, { audience }),
+      expectScraper: createScraperCheck(BACKEND_KEY, more.metricsKey),
       metrics: createMetrics(model.engine, model.name),
       recent: createRecentAnswers(),
       lifecycle: createLifecycle(),

@@ -54,7 +54,9 @@ const textOf = async (request: ReturnType<typeof ask>) =>
   (await client.chat.completions.create(request)).choices[0]!.message.content!;
 
 async function gauge(name: string): Promise<number> {
-  const metrics = await (await fetch(`${backend.url}/metrics`)).text();
+  const metrics = await (
+    await fetch(`${backend.url}/metrics`, { headers: { authorization: `Bearer ${BACKEND_KEY}` } })
+  ).text();
   return Number(new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, 'm').exec(metrics)?.[1]);
 }
 
