@@ -64,7 +64,7 @@ const configSchema = z.object({
   BACKEND_URL: baseUrl,
   BACKEND_KEY: z.string().min(SECRET_CHARS_MIN),
   ADMIN_KEY: z.string().min(SECRET_CHARS_MIN),
-  /** How backends reach this edge. Without it a local edge uses the address that the request came to. */
+  /** How backends reach this edge. Without it they get no mask that they do not know, and such requests run dense. */
   EDGE_URL: optional(baseUrl.optional()),
   ENCODER: optional(z.enum(['static', 'workers-ai', 'huggingface', 'backend']).default('static')),
   EMBED_TIMEOUT_MS: timeout_ms(500),

@@ -4,7 +4,13 @@
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { MaskrouteError } from '../../shared/errors.ts';
-import { importTokenKey, TOKEN_PREFIX, TOKEN_SKEW_s, verifyToken } from '../../shared/service-token.ts';
+import {
+  importTokenKey,
+  isFor,
+  TOKEN_PREFIX,
+  TOKEN_SKEW_s,
+  verifyToken,
+} from '../../shared/service-token.ts';
 import { createUsedTokens } from './used-tokens.ts';
 
 export type Caller = {
@@ -19,8 +25,11 @@ export type Caller = {
 export type Authenticate = (authorization: string | undefined) => Promise<Caller>;
 
 export type TokenRules = {
-  /** The address by which the edge calls this backend: tokens for another one are refused. Unchecked without. */
-  readonly audience?: string | undefined;
+  /**
+   * The address by which the edge calls this backend: tokens for another one are refused. Unchecked without. A backend
+   * that is called at the address that it listens at knows that only once it listens.
+   */
+  readonly audience?: string | Promise<string> | undefined;
 };
 
 /**
@@ -37,7 +46,6 @@ export async function createAuthenticator(
   const isBackendKey = isOneOf([backendKey]);
   const tokenKey = await importTokenKey(backendKey);
   const usedTokens = createUsedTokens();
-  const own = audience?.replace(/\/+$/, '');
   return async (authorization) => {
     const credential = bearer(authorization);
     if (isBackendKey(credential)) {
@@ -46,7 +54,11 @@ export async function createAuthenticator(
     if (credential.startsWith(TOKEN_PREFIX)) {
       const now_s = Math.floor(Date.now() / 1000);
       const claims = await verifyToken(tokenKey, credential, now_s);
-      if (own !== undefined && claims.audience !== own) {
+      // It would be this backend's own, or another's, sent back by whoever it was for.
+      if (claims.scope === 'masks') {
+        throw new MaskrouteError('invalid_api_key', 'The service token is for an edge.');
+      }
+      if (audience !== undefined && !isFor(claims, await audience)) {
         throw new MaskrouteError('invalid_api_key', 'The service token is for another backend.');
       }
       if (!usedTokens.use(claims.nonce, claims.expiresAt_s + TOKEN_SKEW_s, now_s)) {

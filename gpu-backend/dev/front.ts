@@ -8,24 +8,37 @@
  */
 import { connect, createServer, type Server, type Socket } from 'node:net';
 
-export type Front = { readonly port: number; close(): Promise<void> };
+export type Front = {
+  readonly port: number;
+  /** From now on clients are connected to this port; before, they are turned away. */
+  leadTo(port: number): void;
+  close(): Promise<void>;
+};
 
 /**
- * Listens on the loopback interface at `port` (0 picks a free one) and connects everyone to `targetPort`.
- * Rejects with the system's error when the port is taken.
+ * Listens on the loopback interface at `port` (0 picks a free one). It opens before the worker starts, since the worker
+ * is told its address. Rejects with the system's error when the port is taken.
  */
-export async function openFront(port: number, targetPort: number): Promise<Front> {
+export async function openFront(port: number): Promise<Front> {
+  let target: number | undefined;
   const clients = new Set<Socket>();
   const server: Server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
+    if (target === undefined) {
+      client.destroy();
+      return;
+    }
     clients.add(client);
     client.on('close', () => clients.delete(client));
-    join(client, connect({ host: '127.0.0.1', port: targetPort, noDelay: true }));
+    join(client, connect({ host: '127.0.0.1', port: target, noDelay: true }));
   });
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject).listen(port, '127.0.0.1', resolve);
   });
   return {
     port: (server.address() as { port: number }).port,
+    leadTo(found) {
+      target = found;
+    },
     close: () =>
       new Promise((resolve) => {
         server.close(() => resolve());

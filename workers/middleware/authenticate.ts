@@ -83,10 +83,8 @@ const ADDRESS = 'cf-connecting-ip';
 /** This machine: everybody who tries the product on it has the same address. */
 const LOOPBACK = ['127.0.0.1', '::1'];
 
+/** A backend that asks for a mask. */
 export const backendOnly = createMiddleware<AppEnv>(async (c, next) => {
-  const key = bearerKey(c.req.header('authorization'));
-  if (!sameSecret(key, c.get('services').config.BACKEND_KEY)) {
-    throw new MaskrouteError('invalid_api_key', 'The backend key is not valid.');
-  }
+  await c.get('services').expectBackend(bearerKey(c.req.header('authorization')));
   await next();
 });

@@ -37,7 +37,7 @@ export interface ApiKeys {
   forget(sha256: string): void;
 }
 
-const BEARER = /^Bearer +([\x21-\x7e]{1,512}) *$/i;
+const BEARER = /^Bearer +([\x21-\x7e]{1,2048}) *$/i;
 
 /** @throws MaskrouteError `invalid_api_key` when the header is missing or malformed. */
 export function bearerKey(authorization: string | null | undefined): string {
