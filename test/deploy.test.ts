@@ -276,6 +276,14 @@ describe('wrangler.toml', () => {
     expect(database(env[name]!)).not.toBe(database(top));
   });
 
+  test.each(Object.keys(env))(
+    '%s believes Cloudflare where requests come from, one machine nobody',
+    (name) => {
+      expect(env[name]!.vars).toMatchObject({ TRUSTED_FRONT: 'cloudflare', EDGE_URL: expect.any(String) });
+      expect(top.vars).not.toHaveProperty('TRUSTED_FRONT');
+    },
+  );
+
   test('holds no secret', () => {
     const secrets = ['BACKEND_KEY', 'ADMIN_KEY', 'HF_TOKEN'];
     for (const environment of [top, ...Object.values(env)]) {

@@ -195,6 +195,7 @@ async function forward(
 export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> => {
   const services = c.get('services');
   const caller = c.get('caller');
+  const place = placeOf(c.req.raw, services.config.TRUSTED_FRONT);
   return routeRequest(
     {
       ...services,
@@ -202,7 +203,7 @@ export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> =>
     },
     {
       ...{ ...routable, caller, signal: c.req.raw.signal, hold: holdOf(c) },
-      ...{ region: regionOf(c.req.raw), place: placeOf(c.req.raw) },
+      ...{ region: regionOf(place), place },
     },
   );
 };

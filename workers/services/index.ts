@@ -19,7 +19,6 @@ import { d1 } from './d1.ts';
 import { createEmbedder, type Embedder } from './embed.ts';
 import { loadEncoder } from './encoders/index.ts';
 import { createEvents, type Events } from './events.ts';
-import { type AttemptGuard, createAttemptGuard } from './key-attempts.ts';
 import { log } from './log.ts';
 import { createModels, type Models } from './models.ts';
 import { createNamedMasks, type NamedMasks } from './named-masks.ts';
@@ -53,7 +52,6 @@ export type Services = {
   readonly events: Events;
   readonly comparison: DenseComparison;
   readonly sessions: Sessions;
-  readonly attempts: AttemptGuard;
   readonly jobs: BackendJobs;
   /** Lets in who may ask for masks. */
   readonly expectBackend: (token: string) => Promise<void>;
@@ -119,7 +117,6 @@ function createServices(env: Env): Services {
     events,
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
     sessions: createSessions(config.ADMIN_KEY),
-    attempts: createAttemptGuard(env.KEY_ATTEMPTS),
     jobs: createBackendJobs(config.BACKEND_KEY, send),
     expectBackend: createMaskDoor(config),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
