@@ -47,6 +47,7 @@ export default defineConfig({
               bindings: {
                 BACKEND_URL: inject<string>('backendUrl'),
                 EDGE_URL,
+                TRUSTED_FRONT: 'cloudflare',
                 BACKEND_KEY,
                 ADMIN_KEY,
                 ENCODER: 'huggingface',

@@ -10,7 +10,7 @@ import type { Logger } from 'pino';
 import { pino } from 'pino';
 import { MaskrouteError } from '../shared/errors.ts';
 import type { ModelHash, SurrogatesId } from '../shared/mask.ts';
-import { createAuthenticator } from './api/auth.ts';
+import { createAuthenticator, createScraperCheck } from './api/auth.ts';
 import { createBodies } from './api/body.ts';
 import { createLifecycle } from './api/lifecycle.ts';
 import type { ApiLimits } from './api/limits.ts';
@@ -28,6 +28,9 @@ import { createEngine } from './serving/create-engine.ts';
 import type { Engine } from './serving/engine.ts';
 import { createMaskRegistry } from './serving/mask-registry.ts';
 
+/** As an audience: the edge calls the address that the backend listens at. */
+export const OWN_ADDRESS = Symbol('own address');
+
 export type BackendOptions = {
   /** `MASKROUTE_HOME`: models and kept masks. */
   readonly home: string;
@@ -39,7 +42,9 @@ export type BackendOptions = {
   readonly host?: string;
   readonly backendKey: string;
   /** The address by which the edge calls this backend; tokens for another one are refused then. */
-  readonly audience?: string;
+  readonly audience?: string | typeof OWN_ADDRESS;
+  /** For whoever collects `/metrics`, and for nothing else; without it only the backend key reads them. */
+  readonly metricsKey?: string;
   /** The entry that runs a command of the command line as a job; without it there are no jobs. */
   readonly jobEntry?: string;
   /** Whose files jobs may name as their data. */
@@ -81,6 +86,9 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     threads: 1,
     onError: (detail) => log.error({ detail }, 'the encoder failed'),
   });
+  const own = Promise.withResolvers<string>();
+  if (options.audience === undefined)
+    log.warn('tokens for any backend are taken here: MASKROUTE_BACKEND_URL says which are for this one');
   let jobs: Jobs | undefined;
   const lifecycle = createLifecycle();
   const limits: ApiLimits = { ...DEFAULT_LIMITS, ...options.limits };
@@ -96,7 +104,10 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
           edgeUrl: options.edgeUrl,
           warn: (message, detail) => log.warn(detail, message),
         }),
-        authenticate: await createAuthenticator(options.backendKey, { audience: options.audience }),
+        authenticate: await createAuthenticator(options.backendKey, {
+          audience: options.audience === OWN_ADDRESS ? own.promise : options.audience,
+        }),
+        expectScraper: createScraperCheck(options.backendKey, options.metricsKey),
         metrics: createMetrics(engine, model.name),
         recent: createRecentAnswers(),
         lifecycle,
@@ -111,6 +122,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     ).catch((cause: Error) => {
       throw new MaskrouteError('start_failed', `The backend cannot listen: ${cause.message}.`, { cause });
     });
+    own.resolve(server.url);
     log.info({ url: server.url, model: model.name }, 'ready');
     return {
       url: server.url,

@@ -13,7 +13,7 @@ const backendId = z
   .string()
   .regex(/^[a-z0-9][a-z0-9-]{0,62}$/, 'expected lower-case letters, digits and dashes, at most 63');
 const backendUrl = z
-  .url({ protocol: /^https?$/, error: 'expected an http or https address' })
+  .url({ protocol: /^https?$/, error: 'expected an http or https address', abort: true })
   .max(500)
   .refine((text) => {
     const { username, password, search, hash } = new URL(text);

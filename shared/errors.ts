@@ -35,7 +35,6 @@ export const ERROR_CODES = {
   body_too_large: [413, 'invalid_request_error'],
   unsupported_media_type: [415, 'invalid_request_error'],
   rate_limit_exceeded: [429, 'rate_limit_error'],
-  too_many_attempts: [429, 'rate_limit_error'],
   budget_exceeded: [429, 'rate_limit_error'],
   queue_full: [429, 'rate_limit_error'],
   cancelled: [499, 'invalid_request_error'],

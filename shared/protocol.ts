@@ -5,8 +5,8 @@
  *   the routing decision. The backend adds its own part and returns the whole under `maskroute` (in the last
  *   chunk when streaming), so the edge passes the answer through without reading it.
  * - The edge authenticates with a short-lived token signed with the backend key (HMAC-SHA256).
- * - A backend that does not know a mask id asks `GET {edge}/internal/v1/masks/{id}` once, with the backend
- *   key as bearer, and keeps the answer.
+ * - A backend that does not know a mask id asks `GET {edge}/internal/v1/masks/{id}` once and keeps the answer. It
+ *   authenticates with a token for that edge and for masks alone.
  */
 import { z } from 'zod';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from './mask.ts';

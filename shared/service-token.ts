@@ -1,6 +1,9 @@
 /**
- * The token that the edge signs for a backend: `mrt1.<payload>.<signature>`, both base64url; the signature is
+ * The token that edge and backend sign for each other: `mrt1.<payload>.<signature>`, both base64url; the signature is
  * HMAC-SHA256 with the backend key over everything before the last dot. WebCrypto, so it runs on both sides.
+ *
+ * The backend key itself goes nowhere. A token is for one address, for a minute and for one purpose, so whoever catches
+ * one can do little with it.
  */
 import { z } from 'zod';
 import { MaskrouteError } from './errors.ts';
@@ -17,14 +20,21 @@ const claimsSchema = z.strictObject({
   issuedAt_s: z.int(),
   expiresAt_s: z.int(),
   nonce: z.string().min(8).max(64),
-  /** Where the backend may fetch masks that it does not know. */
+  /** Where the backend may fetch masks that it does not know, as the edge's operator configured it; empty: nowhere. */
   edge: z.string().max(500),
-  /** The address of the backend that it is for; another one refuses it. */
+  /** The address that it is for, a backend's or the edge's; who has another one refuses it. */
   audience: z.string().max(500).optional(),
-  /** `jobs`: for the edge's operator, who may have the backend learn. Absent: for requests alone. */
-  scope: z.literal('jobs').optional(),
+  /**
+   * `jobs`: for the edge's operator, who may have the backend learn. `masks`: a backend's, for the edge, which tells it
+   * what a mask is. Absent: an edge's, for requests alone. A version that does not know a scope refuses it.
+   */
+  scope: z.enum(['jobs', 'masks']).optional(),
 });
 export type TokenClaims = z.infer<typeof claimsSchema>;
+
+/** What differs from token to token, but for its time and nonce. */
+export type TokenPurpose = Omit<TokenClaims, 'issuedAt_s' | 'expiresAt_s' | 'nonce'>;
+export type SignFor = (purpose: TokenPurpose) => Promise<string>;
 
 /** Node and workerd each have a `CryptoKey`; this names whichever is there. */
 export type TokenKey = Awaited<ReturnType<typeof crypto.subtle.importKey>>;
@@ -38,6 +48,26 @@ export const importTokenKey = (backendKey: string): Promise<TokenKey> =>
     'verify',
   ]);
 
+/** Signs token after token. Importing the key costs more than signing, so it is done once. */
+export function createSigner(backendKey: string): SignFor {
+  let tokenKey: Promise<TokenKey> | undefined;
+  /** Nonces need to be new, not secret: chance names the signer, and it counts. */
+  let signer: string | undefined;
+  let signed = 0;
+  return async (purpose) => {
+    tokenKey ??= importTokenKey(backendKey);
+    signer ??= crypto.randomUUID();
+    const issuedAt_s = Math.floor(Date.now() / 1000);
+    const expiresAt_s = issuedAt_s + TOKEN_LIFETIME_s;
+    return await signToken(await tokenKey, {
+      ...purpose,
+      issuedAt_s,
+      expiresAt_s,
+      nonce: `${signer}.${signed++}`,
+    });
+  };
+}
+
 export async function signToken(key: TokenKey, claims: TokenClaims): Promise<string> {
   const head = TOKEN_PREFIX + base64Url(asciiJson(claims));
   const signature = await crypto.subtle.sign('HMAC', key, encoder.encode(head));
@@ -45,10 +75,16 @@ export async function signToken(key: TokenKey, claims: TokenClaims): Promise<str
 }
 
 /**
+ * @param verifier whose clock `now_s` is, for people.
  * @throws MaskrouteError `invalid_api_key` for a forged or malformed token or one that would live too long,
  * `expired_token` outside its time by the verifier's clock.
  */
-export async function verifyToken(key: TokenKey, token: string, now_s: number): Promise<TokenClaims> {
+export async function verifyToken(
+  key: TokenKey,
+  token: string,
+  now_s: number,
+  verifier: 'backend' | 'edge' = 'backend',
+): Promise<TokenClaims> {
   const invalid = () => new MaskrouteError('invalid_api_key', 'The service token is not valid.');
   const parts = token.split('.');
   if (token.length > TOKEN_CHARS_MAX || parts.length !== 3 || `${parts[0]}.` !== TOKEN_PREFIX)
@@ -66,12 +102,19 @@ export async function verifyToken(key: TokenKey, token: string, now_s: number): 
   }
   const claims = claimsSchema.safeParse(json);
   if (!claims.success) throw invalid();
-  requireTime(claims.data, now_s);
+  requireTime(claims.data, now_s, verifier);
   return claims.data;
 }
 
+/** Whether a token is for whoever has this address, however the two are spelled. */
+export const isFor = ({ audience }: TokenClaims, address: string): boolean =>
+  audience !== undefined && spelled(audience) === spelled(address);
+
+const spelled = (address: string): string =>
+  (URL.canParse(address) ? new URL(address).href : address).replace(/\/+$/, '');
+
 /** The two clocks are never mentioned to a client: the edge puts this into its log. */
-function requireTime({ issuedAt_s, expiresAt_s }: TokenClaims, now_s: number): void {
+function requireTime({ issuedAt_s, expiresAt_s }: TokenClaims, now_s: number, verifier: string): void {
   // Replays are remembered for a token's life, so nobody may sign one that lives longer.
   if (expiresAt_s - issuedAt_s > TOKEN_LIFETIME_s) {
     throw new MaskrouteError('invalid_api_key', 'The service token is made to live too long.');
@@ -86,7 +129,7 @@ function requireTime({ issuedAt_s, expiresAt_s }: TokenClaims, now_s: number): v
   const advice = `the clocks of edge and backend may differ by ${TOKEN_SKEW_s} s`;
   throw new MaskrouteError(
     'expired_token',
-    `The service token ${outside} by this backend's clock; ${advice}.`,
+    `The service token ${outside} by this ${verifier}'s clock; ${advice}.`,
   );
 }
 

@@ -30,6 +30,13 @@ function readYaml(file: string): Manifest[] {
   );
 }
 
+/** The block of YAML in the guide that begins with this key. */
+function guideYaml(key: string) {
+  const blocks = readFileSync('docs/deploy.md', 'utf8').matchAll(/^ *```yaml\n(.*?)^ *```/gms);
+  const [, block] = [...blocks].find(([, text]) => text!.trimStart().startsWith(`${key}:`))!;
+  return parseAllDocuments(block!, { strict: true })[0]!.toJS();
+}
+
 const files = readdirSync(FOLDER).filter((name) => name !== KUSTOMIZATION);
 const manifests = files.flatMap(readYaml);
 const find = (kind: string, name = 'backend'): Manifest =>
@@ -104,6 +111,20 @@ describe('the Kubernetes manifests', () => {
       expect(container[probe].httpGet.port).toBe(container.ports[0].name);
       expect(api).toContain(`.get('${container[probe].httpGet.path}'`);
     }
+    // Figures want a key: the backend has one for them alone, and the guide's job of Prometheus sends it.
+    const metricsKey = container.env.find(({ name }: { name: string }) => name === 'MASKROUTE_METRICS_KEY');
+    expect(metricsKey.valueFrom.secretKeyRef.key).toBe('metrics-key');
+    expect(backend.spec.template.metadata.annotations ?? {}).not.toHaveProperty('prometheus.io/scrape');
+    const job = guideYaml('scrape_configs').scrape_configs[0];
+    expect(job.authorization.credentials_file).toContain('metrics-key');
+    const kept = job.relabel_configs.filter(({ action }: { action?: string }) => action === 'keep');
+    expect(kept.map(({ regex }: { regex: string }) => regex)).toEqual([
+      backend.spec.template.metadata.labels['app.kubernetes.io/name'],
+      container.ports[0].name,
+    ]);
+    expect(job.kubernetes_sd_configs[0].namespaces.names).toEqual([
+      find('Namespace', 'maskroute').metadata.name,
+    ]);
     const { metric } = find('HorizontalPodAutoscaler').spec.metrics[0].pods;
     expect(readFileSync('gpu-backend/api/metrics.ts', 'utf8')).toContain(`gauge('${metric.name}'`);
     const serve = readFileSync('gpu-backend/commands/serve.ts', 'utf8');
@@ -254,6 +275,14 @@ describe('wrangler.toml', () => {
       (environment.d1_databases as { database_name: string }[])[0]!.database_name;
     expect(database(env[name]!)).not.toBe(database(top));
   });
+
+  test.each(Object.keys(env))(
+    '%s believes Cloudflare where requests come from, one machine nobody',
+    (name) => {
+      expect(env[name]!.vars).toMatchObject({ TRUSTED_FRONT: 'cloudflare', EDGE_URL: expect.any(String) });
+      expect(top.vars).not.toHaveProperty('TRUSTED_FRONT');
+    },
+  );
 
   test('holds no secret', () => {
     const secrets = ['BACKEND_KEY', 'ADMIN_KEY', 'HF_TOKEN'];

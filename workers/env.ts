@@ -7,9 +7,9 @@ import { z } from 'zod';
 import { MaskrouteError } from '../shared/errors.ts';
 import type { EdgeMessage } from '../shared/events.ts';
 import { allowedOriginsSchema } from '../shared/protocol.ts';
-import type { KeyAttempts } from './attempts/key-attempts.ts';
 import type { TenantBudget } from './budgets/tenant-budget.ts';
 import { COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
+import { FRONTS } from './services/region.ts';
 
 /** The part of Workers AI that embeds. */
 export interface TextEmbeddingBinding {
@@ -22,11 +22,11 @@ export interface Env {
   readonly ASSETS?: Pick<Fetcher, 'fetch'>;
   readonly AI?: TextEmbeddingBinding;
   readonly BUDGETS: DurableObjectNamespace<TenantBudget>;
-  readonly KEY_ATTEMPTS: DurableObjectNamespace<KeyAttempts>;
   /** Counts a tenant's requests, several at a time: `BURST` in limits.ts says how many. */
   readonly TENANT_BURST?: RateLimit;
   /** Counts what one administrator asks of the admin API, likewise. */
   readonly ADMIN_BURST?: RateLimit;
+  /** Counts keys that an isolate does not know, by the network that they come from. */
   readonly UNKNOWN_KEY_BURST?: RateLimit;
   readonly EVENTS: Queue<EdgeMessage>;
   /** Analytics Engine: points for dashboards outside of this project. */
@@ -39,6 +39,7 @@ export interface Env {
   readonly ADMIN_KEY: string;
   readonly EDGE_URL?: string;
   readonly ALLOWED_ORIGINS?: string;
+  readonly TRUSTED_FRONT?: string;
   readonly ENCODER?: string;
   readonly EMBED_TIMEOUT_MS?: string | number;
   readonly BACKEND_TIMEOUT_MS?: string | number;
@@ -56,7 +57,14 @@ export interface Env {
   readonly HF_ENDPOINT_URL?: string;
 }
 
-const SECRET_CHARS_MIN = 16;
+/**
+ * Of a random key, in hexadecimal, these are 96 bits. Nobody guesses them: not the admin key at the door, which therefore
+ * needs no limit that could keep its owner out, and not the backend key from a token that it signed.
+ */
+const SECRET_CHARS_MIN = 24;
+const secret = z
+  .string('it is missing')
+  .min(SECRET_CHARS_MIN, `it needs ${SECRET_CHARS_MIN} characters or more; "openssl rand -hex 32" makes one`);
 const emptyIsAbsent = (value: unknown): unknown => (value === '' ? undefined : value);
 const optional = <T extends z.ZodType>(schema: T) => z.preprocess(emptyIsAbsent, schema);
 const baseUrl = z.url({ protocol: /^https?$/ }).transform((url) => url.replace(/\/+$/, ''));
@@ -64,12 +72,14 @@ const timeout_ms = (preset: number) => optional(z.coerce.number().int().min(1).m
 
 const configSchema = z.object({
   BACKEND_URL: baseUrl,
-  BACKEND_KEY: z.string().min(SECRET_CHARS_MIN),
-  ADMIN_KEY: z.string().min(SECRET_CHARS_MIN),
-  /** How backends reach this edge. Without it a local edge uses the address that the request came to. */
+  BACKEND_KEY: secret,
+  ADMIN_KEY: secret,
+  /** How backends reach this edge. Without it they get no mask that they do not know, and such requests run dense. */
   EDGE_URL: optional(baseUrl.optional()),
   /** Whose pages may call `/v1`; none unless it names them. */
   ALLOWED_ORIGINS: optional(allowedOriginsSchema.default([])),
+  /** Who stands before the worker and says where requests come from. `none`: whatever a request says is its client's. */
+  TRUSTED_FRONT: optional(z.enum(FRONTS).default('none')),
   ENCODER: optional(z.enum(['static', 'workers-ai', 'huggingface', 'backend']).default('static')),
   EMBED_TIMEOUT_MS: timeout_ms(500),
   /** Until the backend's first byte. */
@@ -100,12 +110,12 @@ const configSchema = z.object({
 });
 export type Config = z.output<typeof configSchema>;
 
-/** @throws MaskrouteError `configuration_unavailable`; its cause names the variables, never their values. */
+/** @throws MaskrouteError `configuration_unavailable`; its cause names the variables and why, never their values. */
 export function parseConfig(env: Env): Config {
   const parsed = configSchema.safeParse(env);
   if (parsed.success) return parsed.data;
-  const names = [...new Set(parsed.error.issues.map((issue) => String(issue.path[0])))].join(', ');
+  const wrong = parsed.error.issues.map(({ path, message }) => `${String(path[0])}: ${message}`);
   throw new MaskrouteError('configuration_unavailable', 'The edge is not configured.', {
-    cause: new Error(`missing or invalid: ${names}`),
+    cause: new Error(wrong.join('; ')),
   });
 }

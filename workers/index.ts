@@ -4,7 +4,6 @@ import type { Env } from './env.ts';
 import { consumeEvents } from './services/consume-events.ts';
 import { servicesFor } from './services/index.ts';
 
-export { KeyAttempts } from './attempts/key-attempts.ts';
 export { TenantBudget } from './budgets/tenant-budget.ts';
 
 export default {

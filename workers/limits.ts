@@ -178,19 +178,6 @@ export const SESSION_ENDS_KNOWN_MAX = 10_000;
 /** The backends' encoder: the time is for loading it too, since embedding has the shorter `EMBED_TIMEOUT_MS`. */
 export const EMBEDDINGS = { timeout_ms: 3_000, batch: 64, bytesMax: 4 * 1024 * 1024 } as const;
 
-/**
- * Wrong administrators' keys in a quarter of an hour. Ten are a person's who mistypes; a thousand from everywhere are
- * 35 million a year, which is nothing against a random key.
- */
-export const KEY_ATTEMPTS = {
-  window_ms: 15 * 60_000,
-  addressMax: 10,
-  totalMax: 1_000,
-  known_ms: 30 * 86_400_000,
-  knownMax: 1_000,
-  wait_ms: 2_000,
-} as const;
-
 /** Questions about a backend's jobs. A mask set is the longest answer; an upload takes as long as it takes. */
 export const JOBS = { timeout_ms: 15_000, bytesMax: 4 * 1024 * 1024 } as const;
 

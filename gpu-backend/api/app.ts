@@ -1,4 +1,4 @@
-/** The HTTP API, composed: open health routes, then everything under `/v1` for authenticated callers. */
+/** The HTTP API, composed: health for everybody, figures for scrapers, and all under `/v1` for authenticated callers. */
 import { randomBytes } from 'node:crypto';
 import { Hono } from 'hono';
 import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
@@ -64,29 +64,38 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
 
 /**
  * `/healthz`: whether this process can still do its work, or has to be started again. `/readyz`: whether it takes
- * requests right now. One that drains is well, and not ready.
+ * requests right now. One that drains is well, and not ready. Anybody may ask, so up or down is all that they hear; the
+ * reason is for the log. `/metrics` says much of the model and its use, so it wants a key.
  */
-function healthRoutes({ lifecycle, metrics, model, limits }: ApiParts): Hono<ApiEnv> {
+function healthRoutes({ lifecycle, metrics, model, limits, expectScraper, log }: ApiParts): Hono<ApiEnv> {
   const trouble = (): string | undefined => {
     if (model.engine.failure !== undefined) return 'The engine has stopped.';
     return model.engine.silence_ms() > limits.engineSilence_ms ? 'The engine does not answer.' : undefined;
   };
+  /** Probes come every few seconds, so a reason is told once. */
+  let told: string | undefined;
+  const tell = (why: string | undefined): boolean => {
+    if (why !== told && why !== undefined) log.error({ why }, 'not well');
+    told = why;
+    return why !== undefined;
+  };
   return new Hono<ApiEnv>()
-    .get('/healthz', (c) => {
-      const why = trouble();
-      return why === undefined ? c.json({ status: 'ok' }) : unwell(c, 'engine_failed', why);
-    })
-    .get('/readyz', (c) => {
-      const why = lifecycle.draining ? 'The server is shutting down.' : trouble();
-      return why === undefined ? c.json({ status: 'ready', model: model.name }) : unwell(c, 'not_ready', why);
-    })
-    .get('/metrics', async (c) =>
-      c.body(await metrics.registry.metrics(), 200, { 'content-type': metrics.registry.contentType }),
-    );
+    .get('/healthz', (c) =>
+      tell(trouble()) ? unwell(c, 'internal_error', 'Down.') : c.json({ status: 'ok' }),
+    )
+    .get('/readyz', (c) =>
+      tell(trouble()) || lifecycle.draining
+        ? unwell(c, 'not_ready', 'Not ready.')
+        : c.json({ status: 'ready' }),
+    )
+    .get('/metrics', async (c) => {
+      expectScraper(c.req.header('authorization'));
+      return c.body(await metrics.registry.metrics(), 200, { 'content-type': metrics.registry.contentType });
+    });
 }
 
-const unwell = (c: ApiContext, code: 'engine_failed' | 'not_ready', why: string): Response => {
-  const error = new MaskrouteError(code, why);
+const unwell = (c: ApiContext, code: 'internal_error' | 'not_ready', message: string): Response => {
+  const error = new MaskrouteError(code, message);
   return c.json(error.toWire(), error.status as 503);
 };
 

@@ -4,7 +4,13 @@
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { MaskrouteError } from '../../shared/errors.ts';
-import { importTokenKey, TOKEN_PREFIX, TOKEN_SKEW_s, verifyToken } from '../../shared/service-token.ts';
+import {
+  importTokenKey,
+  isFor,
+  TOKEN_PREFIX,
+  TOKEN_SKEW_s,
+  verifyToken,
+} from '../../shared/service-token.ts';
 import { createUsedTokens } from './used-tokens.ts';
 
 export type Caller = {
@@ -19,8 +25,11 @@ export type Caller = {
 export type Authenticate = (authorization: string | undefined) => Promise<Caller>;
 
 export type TokenRules = {
-  /** The address by which the edge calls this backend: tokens for another one are refused. Unchecked without. */
-  readonly audience?: string | undefined;
+  /**
+   * The address by which the edge calls this backend: tokens for another one are refused. Unchecked without. A backend
+   * that is called at the address that it listens at knows that only once it listens.
+   */
+  readonly audience?: string | Promise<string> | undefined;
 };
 
 /**
@@ -34,23 +43,22 @@ export async function createAuthenticator(
   if (backendKey.trim() === '') {
     throw new Error('The backend needs a key (MASKROUTE_BACKEND_KEY); it does not serve without one.');
   }
-  const keyDigest = digest(backendKey);
+  const isBackendKey = isOneOf([backendKey]);
   const tokenKey = await importTokenKey(backendKey);
   const usedTokens = createUsedTokens();
-  const own = audience?.replace(/\/+$/, '');
   return async (authorization) => {
-    const credential = /^Bearer +(\S+)$/i.exec(authorization ?? '')?.[1];
-    if (credential === undefined) {
-      throw new MaskrouteError('invalid_api_key', 'Send the backend key: `Authorization: Bearer KEY`.');
-    }
-    // Digests have one length, so the comparison tells nothing about the key's.
-    if (timingSafeEqual(digest(credential), keyDigest)) {
+    const credential = bearer(authorization);
+    if (isBackendKey(credential)) {
       return { tenant: undefined, edge: undefined, mayRunJobs: true };
     }
     if (credential.startsWith(TOKEN_PREFIX)) {
       const now_s = Math.floor(Date.now() / 1000);
       const claims = await verifyToken(tokenKey, credential, now_s);
-      if (own !== undefined && claims.audience !== own) {
+      // It would be this backend's own, or another's, sent back by whoever it was for.
+      if (claims.scope === 'masks') {
+        throw new MaskrouteError('invalid_api_key', 'The service token is for an edge.');
+      }
+      if (audience !== undefined && !isFor(claims, await audience)) {
         throw new MaskrouteError('invalid_api_key', 'The service token is for another backend.');
       }
       if (!usedTokens.use(claims.nonce, claims.expiresAt_s + TOKEN_SKEW_s, now_s)) {
@@ -60,6 +68,36 @@ export async function createAuthenticator(
       return { tenant, edge: edge === '' ? undefined : edge, mayRunJobs: scope === 'jobs' };
     }
     throw new MaskrouteError('invalid_api_key', 'The backend key is not right.');
+  };
+}
+
+/**
+ * Whose figures are read by a scraper, which is trusted with nothing else: it has a key of its own. Without one only the
+ * backend key reads them. What it gives throws MaskrouteError `invalid_api_key`.
+ */
+export function createScraperCheck(
+  backendKey: string,
+  metricsKey: string | undefined,
+): (authorization: string | undefined) => void {
+  const mayRead = isOneOf(metricsKey ? [backendKey, metricsKey] : [backendKey]);
+  return (authorization) => {
+    if (mayRead(bearer(authorization))) return;
+    throw new MaskrouteError('invalid_api_key', 'The key is not right.');
+  };
+}
+
+function bearer(authorization: string | undefined): string {
+  const credential = /^Bearer +(\S+)$/i.exec(authorization ?? '')?.[1];
+  if (credential !== undefined) return credential;
+  throw new MaskrouteError('invalid_api_key', 'Send a key: `Authorization: Bearer KEY`.');
+}
+
+/** Digests have one length, so the comparison tells nothing about a key's. */
+function isOneOf(keys: readonly string[]): (credential: string) => boolean {
+  const digests = keys.map(digest);
+  return (credential) => {
+    const given = digest(credential);
+    return digests.map((known) => timingSafeEqual(given, known)).includes(true);
   };
 }
 

@@ -18,6 +18,8 @@ export type ApiParts = {
   readonly model: ServedModel;
   readonly masks: MaskRegistry;
   readonly authenticate: Authenticate;
+  /** @throws MaskrouteError `invalid_api_key`. */
+  readonly expectScraper: (authorization: string | undefined) => void;
   readonly metrics: Metrics;
   readonly recent: RecentAnswers;
   readonly lifecycle: Lifecycle;

@@ -4,14 +4,18 @@ import { fileURLToPath } from 'node:url';
 import type { Encoder } from '../../shared/embedding/encoder.ts';
 import { loadStaticEncoder, STATIC_ENCODER_ID } from '../../shared/embedding/static-encoder.ts';
 import { verifyStaticTable } from '../../shared/embedding/static-table.ts';
+import { MaskrouteError } from '../../shared/errors.ts';
 import { invalidEncoder } from '../encoder/encoder-folder.ts';
 import type { EncoderOptions } from '../encoder/full-encoder.ts';
 import { openFullEncoder } from '../encoder/full-encoder.ts';
+import { readRegular } from '../regular-file.ts';
 
 /** The table that ships with the project; the edge serves it as an asset. */
 export const STATIC_TABLE_PATH = fileURLToPath(
   new URL('../../workers/assets/encoder/static.bin', import.meta.url),
 );
+/** Thirty times the table that ships. */
+const TABLE_BYTES_MAX = 256 * 1024 * 1024;
 const KERNEL_PATH = fileURLToPath(new URL('../../shared/embedding/weighted-sum.wasm', import.meta.url));
 
 /** What every table is read with here: the edge has the runtime compile the same file. */
@@ -35,8 +39,9 @@ export async function openEncoder(name: string, options: EncoderOptions): Promis
 async function openStatic(path: string): Promise<OpenEncoder> {
   let bytes: Uint8Array;
   try {
-    bytes = await readFile(path);
+    bytes = await readRegular(path, TABLE_BYTES_MAX);
   } catch (cause) {
+    if (cause instanceof MaskrouteError) throw cause;
     throw invalidEncoder(`${path} cannot be read`, cause);
   }
   verifyStaticTable(bytes);

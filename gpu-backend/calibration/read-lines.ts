@@ -1,11 +1,14 @@
 /** Lines of a UTF-8 text file, one at a time, with a bound on the length of each. */
-import { createReadStream } from 'node:fs';
 import { basename } from 'node:path';
 import { MaskrouteError } from '../../shared/errors.ts';
+import { openRegular } from '../regular-file.ts';
 
 export type Line = { readonly number: number; readonly text: string };
 
-/** @throws MaskrouteError `invalid_data`, naming file and line, for what is unreadable, not UTF-8 or too long. */
+/**
+ * @throws MaskrouteError `invalid_data`, naming file and line, for what is unreadable, not UTF-8 or too long;
+ * `invalid_argument` for what is no regular file.
+ */
 export async function* readLines(path: string, charsMax: number): AsyncGenerator<Line> {
   const name = basename(path);
   const decoder = new TextDecoder('utf-8', { fatal: true });
@@ -20,7 +23,16 @@ export async function* readLines(path: string, charsMax: number): AsyncGenerator
       throw fail('the text at or after this line is not UTF-8', cause);
     }
   };
-  const stream = createReadStream(path, { highWaterMark: 1 << 16 });
+  const unreadable = (error: unknown): MaskrouteError =>
+    error instanceof MaskrouteError
+      ? error
+      : new MaskrouteError('invalid_data', `${path} cannot be read: ${(error as Error).message}`, {
+          cause: error,
+        });
+  const file = await openRegular(path).catch((error: unknown) => {
+    throw unreadable(error);
+  });
+  const stream = file.createReadStream({ highWaterMark: 1 << 16 });
   try {
     for await (const chunk of stream) {
       const pieces = (rest + decode(chunk as Uint8Array)).split('\n');
@@ -34,10 +46,7 @@ export async function* readLines(path: string, charsMax: number): AsyncGenerator
     rest += decode();
     if (rest !== '') yield { number, text: rest };
   } catch (error) {
-    if (error instanceof MaskrouteError) throw error;
-    throw new MaskrouteError('invalid_data', `${path} cannot be read: ${(error as Error).message}`, {
-      cause: error,
-    });
+    throw unreadable(error);
   } finally {
     stream.destroy();
   }

@@ -13,7 +13,8 @@ Environment:
   BACKEND_PORT           ${BACKEND_PORT} unless given; 0 for any free one
   BACKEND_HOST           127.0.0.1 unless given; 0.0.0.0 for every network
   MASKROUTE_BACKEND_URL  the address by which the edge calls this backend; tokens for others are refused then
-  MASKROUTE_EDGE_URL     where unknown masks are fetched, unless the caller's token says
+  MASKROUTE_EDGE_URL     where unknown masks are fetched; without it, where the edge's EDGE_URL says
+  MASKROUTE_METRICS_KEY  the key that reads /metrics and nothing else; without it only the backend key does
   MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
   MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
   MASKROUTE_HOME         models and masks (~/.cache/maskroute)`;
@@ -22,6 +23,12 @@ function prefixTokensFrom(text: string): number {
   if (/^\d{1,9}$/.test(text)) return Number(text);
   const message = `MASKROUTE_PREFIX_TOKENS must be a whole number of tokens, not "${text}".`;
   throw new MaskrouteError('invalid_argument', message);
+}
+
+/** @throws MaskrouteError `invalid_argument`. */
+function addressFrom(name: string, text: string): string {
+  if (/^https?:$/.test(URL.parse(text)?.protocol ?? '')) return text;
+  throw new MaskrouteError('invalid_argument', `${name} must be an http or https address, not "${text}".`);
 }
 
 /** `jobEntry`: the file that runs commands, for jobs. */
@@ -38,6 +45,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         MASKROUTE_BACKEND_URL,
         MASKROUTE_EDGE_URL,
         MASKROUTE_JOB_DATA,
+        MASKROUTE_METRICS_KEY,
         MASKROUTE_PREFIX_TOKENS,
         BACKEND_HOST,
       } = process.env;
@@ -50,8 +58,11 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         jobEntry,
         ...(MASKROUTE_PREFIX_TOKENS ? { prefixTokens: prefixTokensFrom(MASKROUTE_PREFIX_TOKENS) } : {}),
         ...(MASKROUTE_JOB_DATA ? { jobDataFolder: MASKROUTE_JOB_DATA } : {}),
-        ...(MASKROUTE_BACKEND_URL ? { audience: MASKROUTE_BACKEND_URL } : {}),
-        ...(MASKROUTE_EDGE_URL ? { edgeUrl: MASKROUTE_EDGE_URL } : {}),
+        ...(MASKROUTE_BACKEND_URL
+          ? { audience: addressFrom('MASKROUTE_BACKEND_URL', MASKROUTE_BACKEND_URL) }
+          : {}),
+        ...(MASKROUTE_METRICS_KEY ? { metricsKey: MASKROUTE_METRICS_KEY } : {}),
+        ...(MASKROUTE_EDGE_URL ? { edgeUrl: addressFrom('MASKROUTE_EDGE_URL', MASKROUTE_EDGE_URL) } : {}),
       });
     });
 }

@@ -1,6 +1,6 @@
 /** The child process in which `npm start` runs the backend. */
 import { fileURLToPath } from 'node:url';
-import { type BackendOptions, startBackend } from '../main.ts';
+import { type BackendOptions, OWN_ADDRESS, startBackend } from '../main.ts';
 import { serveParent } from './child-protocol.ts';
 
 /** What can cross a process boundary of the backend's options. */
@@ -8,4 +8,4 @@ export type BackendConfig = Pick<BackendOptions, 'home' | 'model' | 'backendKey'
 
 const CLI = fileURLToPath(new URL('../cli.ts', import.meta.url));
 
-serveParent<BackendConfig>((config) => startBackend({ ...config, jobEntry: CLI }));
+serveParent<BackendConfig>((config) => startBackend({ ...config, audience: OWN_ADDRESS, jobEntry: CLI }));

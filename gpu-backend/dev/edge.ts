@@ -36,13 +36,19 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
   const modules = await bundleWorker(config);
   const network = await backendNetwork();
   process.env.MINIFLARE_WORKERD_V8_FLAGS ??= V8_FLAGS;
-  const miniflare = new Miniflare(miniflareOptions(config, modules, network, options));
+  const front = await openFront(options.port).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EADDRINUSE') throw error;
+    throw new MaskrouteError('port_in_use', `Port ${options.port} is in use.`, { cause: error });
+  });
+  // By number: whoever listens at `localhost` in the other family of addresses is not the edge.
+  const bindings = { EDGE_URL: `http://127.0.0.1:${front.port}`, ...options.bindings };
+  const miniflare = new Miniflare(miniflareOptions(config, modules, network, { ...options, bindings }));
   try {
     await miniflare.ready;
     const port = Number((await miniflare.unsafeGetDirectURL(config.name, DOOR)).port);
     const database = await miniflare.getD1Database(config.database.binding);
     await applyMigrations(database, config.database.migrationsFolder);
-    const front = await openFront(options.port, port);
+    front.leadTo(port);
     const cron = config.crons.length === 0 ? undefined : setInterval(() => wake(miniflare), CRON_ms);
     return {
       url: `http://localhost:${front.port}`,
@@ -55,10 +61,8 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
       },
     };
   } catch (error) {
+    await front.close(0);
     await miniflare.dispose().catch(() => undefined);
-    if ((error as NodeJS.ErrnoException).code === 'EADDRINUSE') {
-      throw new MaskrouteError('port_in_use', `Port ${options.port} is in use.`, { cause: error });
-    }
     throw error;
   }
 }

@@ -11,19 +11,26 @@ import { connect, createServer, type Server, type Socket } from 'node:net';
 
 export type Front = {
   readonly port: number;
+  /** From now on clients are connected to this port; before, they are turned away. */
+  leadTo(port: number): void;
   /** Lets nobody in any more. What is under way goes on; who is not done after `limit_ms` is hung up on. */
   close(limit_ms: number): Promise<void>;
 };
 
 /**
- * Listens on the loopback interface at `port` (0 picks a free one) and connects everyone to `targetPort`.
- * Rejects with the system's error when the port is taken.
+ * Listens on the loopback interface at `port` (0 picks a free one). It opens before the worker starts, since the worker
+ * is told its address. Rejects with the system's error when the port is taken.
  */
-export async function openFront(port: number, targetPort: number): Promise<Front> {
+export async function openFront(port: number): Promise<Front> {
+  let target: number | undefined;
   /** Of every client that is there, its other end. */
   const workers = new Map<Socket, Socket>();
   const server: Server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
-    const worker = connect({ host: '127.0.0.1', port: targetPort, noDelay: true });
+    if (target === undefined) {
+      client.destroy();
+      return;
+    }
+    const worker = connect({ host: '127.0.0.1', port: target, noDelay: true });
     workers.set(client, worker);
     client.on('close', () => workers.delete(client));
     join(client, worker);
@@ -33,6 +40,9 @@ export async function openFront(port: number, targetPort: number): Promise<Front
   });
   return {
     port: (server.address() as { port: number }).port,
+    leadTo(found) {
+      target = found;
+    },
     close: async (limit_ms) => {
       const closed = once(server, 'close');
       server.close();

@@ -29,7 +29,7 @@ export type JobData = {
   add(name: string, body: ReadableStream<Uint8Array>): Promise<{ created: boolean; data: UploadedData }>;
   /** @throws MaskrouteError `not_found`. */
   remove(id: string): Promise<void>;
-  /** The files of a request, in its order. @throws MaskrouteError `not_found`, `forbidden`. */
+  /** The files of a request, in its order. @throws MaskrouteError `not_found`, `forbidden`, `invalid_data`. */
   files(request: Pick<JobRequest, 'data'>): Promise<string[]>;
 };
 
@@ -65,7 +65,8 @@ export function createJobData(
         param: 'data',
       });
     }
-    return file;
+    if ((await stat(file)).isFile()) return file;
+    throw new MaskrouteError('invalid_data', `${path} is not a regular file.`, { param: 'data' });
   };
 
   let uploads = 0;

@@ -49,7 +49,13 @@ export async function runCommand(run: CommandRun): Promise<CommandEnd> {
   const child = fork(run.entry, run.args, {
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
     // The backend key is none of a command's business.
-    env: { ...process.env, MASKROUTE_BACKEND_KEY: '', ...run.env, MASKROUTE_PROGRESS: 'json' },
+    env: {
+      ...process.env,
+      MASKROUTE_BACKEND_KEY: '',
+      MASKROUTE_METRICS_KEY: '',
+      ...run.env,
+      MASKROUTE_PROGRESS: 'json',
+    },
   });
   lowerPriority(child.pid);
   let killer: NodeJS.Timeout | undefined;

@@ -1,23 +1,20 @@
 /** A GGUF file as a `WeightSource`: header checked, weights read from the disk when asked for. */
-import { open } from 'node:fs/promises';
+import { openRegular } from '../regular-file.ts';
 import { tensorType } from './dequantize.ts';
 import type { GgufHeader } from './gguf-header.ts';
 import { readGgufHeader } from './gguf-header.ts';
 import { configFromGguf } from './llama-config.ts';
 import { checkLlamaTensors, llamaTensors, toHalfSplitRotary } from './llama-tensors.ts';
-import { corruptModel } from './model-errors.ts';
 import type { OpenModelFile } from './open-model.ts';
 import { readTensor } from './weight-reader.ts';
 
 export type GgufFile = OpenModelFile & { readonly metadata: GgufHeader['metadata'] };
 
-/** @throws MaskrouteError `corrupt_model`, `unsupported_model`; the system's error when it cannot be read. */
+/** @throws MaskrouteError `corrupt_model`, `unsupported_model`; what `openRegular` throws. */
 export async function openGguf(path: string): Promise<GgufFile> {
-  const file = await open(path, 'r');
+  const file = await openRegular(path);
   try {
-    const stat = await file.stat();
-    if (!stat.isFile()) throw corruptModel('it is not a regular file');
-    const header = readGgufHeader(file.fd, stat.size);
+    const header = readGgufHeader(file.fd, (await file.stat()).size);
     const config = configFromGguf(header);
     const tensors = new Map(llamaTensors(config).map((tensor) => [tensor.name, tensor]));
     const shapes = new Map([...header.tensors.values()].map(({ name, shape }) => [name, shape]));

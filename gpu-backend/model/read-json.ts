@@ -1,21 +1,28 @@
-/** Small JSON files beside the weights: bounded, and an object. */
-import { readFile, stat } from 'node:fs/promises';
-import { basename } from 'node:path';
+/** Small files beside the weights: bounded, of their own folder, and JSON objects but for a chat template. */
+import { basename, dirname } from 'node:path';
+import { readRegular } from '../regular-file.ts';
 import { corruptModel } from './model-errors.ts';
 
 export type JsonObject = Readonly<Record<string, unknown>>;
 
-/** `undefined` when there is no such file. @throws MaskrouteError `corrupt_model`. */
+/** `undefined` when there is no such file. @throws MaskrouteError `invalid_argument`, as `readRegular`. */
+export async function readTextFile(path: string, bytesMax: number): Promise<string | undefined> {
+  try {
+    return (await readRegular(path, bytesMax, dirname(path))).toString('utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+    throw error;
+  }
+}
+
+/** `undefined` when there is no such file. @throws MaskrouteError `corrupt_model`, `invalid_argument`. */
 export async function readJsonFile(path: string, bytesMax: number): Promise<JsonObject | undefined> {
   const name = basename(path);
-  const found = await stat(path).catch(() => undefined);
-  if (found === undefined) return undefined;
-  if (!found.isFile() || found.size > bytesMax) {
-    throw corruptModel(`${name} is no file of at most ${bytesMax} bytes`);
-  }
+  const text = await readTextFile(path, bytesMax);
+  if (text === undefined) return undefined;
   let json: unknown;
   try {
-    json = JSON.parse(await readFile(path, 'utf8'));
+    json = JSON.parse(text);
   } catch (error) {
     throw corruptModel(`${name} is not JSON`, error);
   }

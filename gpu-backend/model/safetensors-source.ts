@@ -15,7 +15,7 @@ const INDEX_BYTES_MAX = 32 * 1024 * 1024;
 const INDEX_FILE = 'model.safetensors.index.json';
 const SHARD_COUNT_MAX = 1000;
 
-/** @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
+/** @throws MaskrouteError `corrupt_model`, `unsupported_model`, `invalid_argument` for a file that is none. */
 export async function openSafetensorsFolder(folder: string): Promise<OpenModelFile> {
   const config = configFromHuggingFace(await requireJsonFile(join(folder, 'config.json'), CONFIG_BYTES_MAX));
   const names = await weightFileNames(folder);
@@ -24,7 +24,7 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
     await Promise.all(files.map((file) => file.close()));
   };
   try {
-    for (const name of names) files.push(await openSafetensors(join(folder, name)));
+    for (const name of names) files.push(await openSafetensors(join(folder, name), folder));
     const fileOf = new Map<string, SafetensorsFile>();
     for (const file of files) {
       for (const name of file.names) {

@@ -4,8 +4,8 @@
  * before it is checked against the size of the file.
  */
 import type { FileHandle } from 'node:fs/promises';
-import { open } from 'node:fs/promises';
 import { z } from 'zod';
+import { openRegular } from '../regular-file.ts';
 import { tensorType } from './dequantize.ts';
 import { quoted } from './gguf-header.ts';
 import { corruptModel, unsupportedModel } from './model-errors.ts';
@@ -37,9 +37,9 @@ const entrySchema = z.object({
 });
 type Entry = z.infer<typeof entrySchema>;
 
-/** @throws MaskrouteError `corrupt_model`; the system's error when the file cannot be opened. */
-export async function openSafetensors(path: string): Promise<SafetensorsFile> {
-  const file = await open(path, 'r');
+/** `folder`: the file must lie in it. @throws MaskrouteError `corrupt_model`; what `openRegular` throws. */
+export async function openSafetensors(path: string, folder?: string): Promise<SafetensorsFile> {
+  const file = await openRegular(path, folder);
   try {
     const { dataStart, entries, metadata } = await readHeader(file);
     const find = (name: string): Entry => {

@@ -5,11 +5,11 @@
  */
 
 import { createHash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
 import { open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { check } from '../../shared/parse-body.ts';
+import { openRegular } from '../regular-file.ts';
 import { corruptModel } from './model-errors.ts';
 import type { ModelManifest } from './types.ts';
 import { modelManifestSchema } from './types.ts';
@@ -117,7 +117,8 @@ export async function sha256OfFiles(
 ): Promise<string> {
   const hash = createHash('sha256');
   for (const path of paths) {
-    const stream = createReadStream(path, { highWaterMark: 1024 * 1024, ...(signal && { signal }) });
+    const file = await openRegular(path);
+    const stream = file.createReadStream({ highWaterMark: 1024 * 1024, ...(signal && { signal }) });
     for await (const chunk of stream as AsyncIterable<Buffer>) {
       hash.update(chunk);
       onBytes(chunk.length);

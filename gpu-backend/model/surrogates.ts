@@ -87,7 +87,7 @@ async function openTable(path: string): Promise<SafetensorsFile> {
   try {
     return await openSafetensors(path);
   } catch (error) {
-    if (!(error instanceof MaskrouteError)) throw error;
+    if (!(error instanceof MaskrouteError) || error.code === 'invalid_argument') throw error;
     const message = `${path} is no table of surrogates, or a damaged one.`;
     throw new MaskrouteError(error.code, message, { cause: error });
   }

@@ -1,12 +1,11 @@
 /** The tokenizer of a Hugging Face folder: tokenizer.json, tokenizer_config.json and the files about special tokens. */
-import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { check } from '../../shared/parse-body.ts';
 import { corruptModel, unsupportedModel } from './model-errors.ts';
 import { byteLevelOnly, GPT2_PATTERN, splitPattern } from './pre-tokenizers.ts';
 import type { JsonObject } from './read-json.ts';
-import { readJsonFile, requireJsonFile } from './read-json.ts';
+import { readJsonFile, readTextFile, requireJsonFile } from './read-json.ts';
 import { createTokenizer, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer.ts';
 import type { ImportedTokenizer } from './tokenizer-import.ts';
 import { isEndOfAnswerName } from './tokenizer-import.ts';
@@ -80,9 +79,8 @@ async function declaredEos(folder: string): Promise<number[]> {
 }
 
 async function chatTemplateOf(folder: string, config: JsonObject): Promise<string | null> {
-  const path = join(folder, 'chat_template.jinja');
-  const found = await stat(path).catch(() => undefined);
-  if (found !== undefined && found.size <= CONFIG_BYTES_MAX) return readFile(path, 'utf8');
+  const text = await readTextFile(join(folder, 'chat_template.jinja'), CONFIG_BYTES_MAX);
+  if (text !== undefined) return text;
   const value = config.chat_template;
   if (typeof value === 'string' && value !== '') return value;
   if (!Array.isArray(value)) return null;

@@ -1,22 +1,20 @@
 /** Reads a JSON file that a person names: bounded, and refused with the reason. */
-import { readFile, stat } from 'node:fs/promises';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { readRegular } from '../regular-file.ts';
 
 /** Well above what a D1 row holds (2 MB), so that the edge's own limit is the one that people meet. */
 const FILE_BYTES_MAX = 16 * 1024 * 1024;
 
-/** @throws what `invalid` makes of the reason. */
+/** @throws what `invalid` makes of the reason; MaskrouteError `invalid_argument` for what is no regular file. */
 export async function readJsonFile(
   file: string,
   invalid: (reason: string, cause?: unknown) => Error,
 ): Promise<unknown> {
-  const size = await stat(file).catch((error: unknown) => {
-    throw invalid('cannot be read', error);
+  const bytes = await readRegular(file, FILE_BYTES_MAX).catch((error: unknown) => {
+    throw error instanceof MaskrouteError ? error : invalid('cannot be read', error);
   });
-  if (!size.isFile()) throw invalid('is not a file');
-  if (size.size > FILE_BYTES_MAX) throw invalid(`is larger than ${FILE_BYTES_MAX} bytes`);
-  const text = await readFile(file, 'utf8');
   try {
-    return JSON.parse(text);
+    return JSON.parse(bytes.toString('utf8'));
   } catch (error) {
     throw invalid('is not JSON', error);
   }

@@ -10,9 +10,11 @@ import type { Mask, MaskId, ModelHash, SurrogatesId } from '../../shared/mask.ts
 import { DENSE_MASK_ID, denseMask, maskFromBits, maskId, withSurrogates } from '../../shared/mask.ts';
 import type { MaskRecord } from '../../shared/protocol.ts';
 import { internalMaskPath, maskRecordSchema } from '../../shared/protocol.ts';
+import { createSigner, type SignFor } from '../../shared/service-token.ts';
 
 const FETCH_TIMEOUT_ms = 3000;
 const RECORD_BYTES_MAX = 8192;
+const REASON_CHARS_MAX = 300;
 const IN_MEMORY_MAX = 4096;
 /** Long enough to shield the edge from a client that retries, short enough for a publication just made. */
 const UNKNOWN_FOR_ms = 5000;
@@ -20,7 +22,8 @@ const UNREACHABLE_FOR_ms = 1000;
 
 export type MaskRegistry = {
   /**
-   * `edge`: the origin to ask when none was configured.
+   * `edge`: the address to ask when none was configured here: what the caller's signed token says. The edge's operator
+   * configured it there, and what is sent there is good at that address alone, so it needs no second configuration.
    * Rejects with MaskrouteError `unknown_mask`, `mask_model_mismatch`, or `configuration_unavailable` when
    * the edge could not be asked.
    */
@@ -31,6 +34,7 @@ export type MaskRegistryOptions = {
   /** `MASKROUTE_HOME/masks`; made when the first mask is kept. */
   readonly folder: string;
   readonly model: { readonly hash: ModelHash; readonly blockCount: number };
+  /** Signs the token with which the edge is asked; the key itself is sent nowhere. */
   readonly backendKey: string;
   /** Wins over the edge that a token names. */
   readonly edgeUrl: string | undefined;
@@ -38,12 +42,13 @@ export type MaskRegistryOptions = {
 };
 
 export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
+  const sign = createSigner(options.backendKey);
   const known = new Map<MaskId, MaskRecord>();
   const inFlight = new Map<string, Promise<MaskRecord>>();
   const refusals = new Map<string, { readonly error: MaskrouteError; readonly until_ms: number }>();
 
   async function find(id: MaskId, edge: string | undefined): Promise<MaskRecord> {
-    const record = (await readKept(options, id)) ?? (await fetchRecord(options, id, edge));
+    const record = (await readKept(options, id)) ?? (await fetchRecord(options, sign, id, edge));
     remember(known, id, record, IN_MEMORY_MAX);
     return record;
   }
@@ -117,12 +122,19 @@ async function readKept(options: MaskRegistryOptions, id: MaskId): Promise<MaskR
 
 async function fetchRecord(
   options: MaskRegistryOptions,
+  sign: SignFor,
   id: MaskId,
   edge: string | undefined,
 ): Promise<MaskRecord> {
   const unknown = (why: string) =>
     new MaskrouteError('unknown_mask', `The mask ${id} is not known: ${why}.`, { param: 'mask' });
-  if (edge === undefined) throw unknown('it is not kept here, and there is no edge to ask');
+  if (edge === undefined) {
+    options.warn('a mask could not be fetched', {
+      id,
+      reason: 'no address of the edge is configured: EDGE_URL at the edge, or MASKROUTE_EDGE_URL here',
+    });
+    throw unknown('it is not kept here, and no address of the edge is configured to ask for it');
+  }
   const unavailable = (reason: string, cause?: unknown) => {
     options.warn('a mask could not be fetched', { id, edge, reason });
     return new MaskrouteError('configuration_unavailable', `The mask ${id} could not be fetched.`, {
@@ -135,8 +147,9 @@ async function fetchRecord(
   let text: string;
   try {
     const response = await fetch(new URL(internalMaskPath(id), edge), {
-      headers: { authorization: `Bearer ${options.backendKey}` },
-      // The key goes to the edge that we know, nowhere else.
+      headers: {
+        authorization: `Bearer ${await sign({ tenant: '', edge: '', audience: edge, scope: 'masks' })}`,
+      },
       redirect: 'error',
       signal: AbortSignal.timeout(FETCH_TIMEOUT_ms),
     });
@@ -146,7 +159,7 @@ async function fetchRecord(
     throw unavailable((error as Error).message, error);
   }
   if (status === 404) throw unknown('the edge does not have it');
-  if (status !== 200) throw unavailable(`the edge answered ${status}`);
+  if (status !== 200) throw unavailable(`the edge answered ${status}: ${text.slice(0, REASON_CHARS_MAX)}`);
   let record: MaskRecord;
   try {
     record = checkedRecord(text, id);

@@ -263,7 +263,12 @@ describe('the playground', () => {
     await expect.poll(length, { timeout: 20_000 }).toBeGreaterThan(first + 20);
     await page.getByRole('button', { name: 'Stop' }).click();
     await page.getByRole('article', { name: 'Masked' }).getByText('Stopped.').waitFor();
-    const metrics = async () => (await fetch(`${product.dev.backend}/metrics`)).text();
+    const metrics = async () =>
+      (
+        await fetch(`${product.dev.backend}/metrics`, {
+          headers: { authorization: `Bearer ${product.dev.backendKey}` },
+        })
+      ).text();
     await expect.poll(metrics, { timeout: 10_000 }).toMatch(/num_requests_running\S* 0\n/);
   });
 });

@@ -1,9 +1,14 @@
 /** One request end to end: the official client → the edge in workerd → the backend → the real model. */
+import { once } from 'node:events';
+import { createServer, type IncomingMessage, request } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { APIError } from 'openai';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { dryRunSchema } from '../../shared/dry-run.ts';
 import { HEADERS, type MaskrouteInfo } from '../../shared/protocol.ts';
+import { createSigner } from '../../shared/service-token.ts';
 import { createHome, removeHome, type Started, start, stop } from './product.ts';
 
 const KINDS = [
@@ -50,7 +55,11 @@ async function dryRun(content: string) {
 }
 
 async function gauge(name: string): Promise<number> {
-  const text = await (await fetch(`${product.dev.backend}/metrics`)).text();
+  const text = await (
+    await fetch(`${product.dev.backend}/metrics`, {
+      headers: { authorization: `Bearer ${product.dev.backendKey}` },
+    })
+  ).text();
   const line = text.split('\n').find((line) => line.startsWith(`${name}{`) || line.startsWith(`${name} `));
   return Number(line!.split(' ').at(-1));
 }
@@ -268,6 +277,59 @@ describe('the account', () => {
       { timeout: 40_000, interval: 500 },
     );
   }, 90_000);
+});
+
+describe('keys', () => {
+  test('a client that names an address gets nobody to send a key there', async () => {
+    const thief: string[] = [];
+    const server = createServer((request, response) => {
+      thief.push(`${request.url} ${request.headers.authorization}`);
+      response.writeHead(404).end();
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const { port } = server.address() as AddressInfo;
+    for (const host of [`localhost:${port}`, `127.0.0.1:${port}`]) {
+      const ask = request(`${product.dev.edge}/v1/chat/completions`, {
+        method: 'POST',
+        headers: {
+          ...{ host, 'x-forwarded-host': host, origin: `http://${host}` },
+          ...{ authorization: `Bearer ${product.dev.apiKey}`, 'content-type': 'application/json' },
+        },
+      });
+      const mask = `m_${'f'.repeat(16)}${String(port).padStart(8, '0')}`;
+      ask.end(JSON.stringify({ model: product.dev.model, messages: messagesOf(PROMPT), mask }));
+      const [response] = (await once(ask, 'response')) as [IncomingMessage];
+      expect(JSON.parse(await text(response))).toMatchObject({ error: { code: 'unknown_mask' } });
+    }
+    server.close();
+    expect(thief).toEqual([]);
+  });
+
+  test('a token for another address opens no backend, and health says up and nothing else', async () => {
+    const { backend, backendKey } = product.dev;
+    const sign = createSigner(backendKey);
+    const statusFor = async (audience: string | undefined) => {
+      const authorization = `Bearer ${await sign({ tenant: '', edge: '', audience })}`;
+      return (await fetch(`${backend}/v1/models`, { headers: { authorization } })).status;
+    };
+    expect([await statusFor(backend), await statusFor('http://a.test'), await statusFor(undefined)]).toEqual([
+      200, 401, 401,
+    ]);
+    expect(await (await fetch(`${backend}/readyz`)).json()).toEqual({ status: 'ready' });
+    expect((await fetch(`${backend}/metrics`)).status).toBe(401);
+  });
+
+  test('wrong admin keys lock nobody out, and the next start comes up', async () => {
+    const admin = async (key: string) => {
+      const headers = { authorization: `Bearer ${key}`, 'cf-connecting-ip': '192.0.2.1' };
+      return (await fetch(`${product.dev.edge}/admin/v1/tenants`, { headers })).status;
+    };
+    for (let i = 0; i < 150; i++) expect(await admin(`wrong-key-${i}`)).toBe(401);
+    expect(await admin(product.dev.adminKey)).toBe(200);
+    expect(await stop(product)).toBe(0);
+    product = await start(home);
+    expect(await admin(product.dev.adminKey)).toBe(200);
+  });
 });
 
 describe('the other endpoints', () => {

@@ -1,7 +1,18 @@
 /** Who gets in, and for how long. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { ADMIN_KEY, BACKEND_KEY } from '../support/edge/constants.ts';
-import { admin, badD1, call, chat, errorCode, freshIsolate, newKey, newTenant } from './support/edge.ts';
+import { addressGroup } from '../../workers/services/region.ts';
+import { ADMIN_KEY, BACKEND_KEY, EDGE_URL } from '../support/edge/constants.ts';
+import {
+  admin,
+  badD1,
+  CHAT,
+  call,
+  chat,
+  errorCode,
+  freshIsolate,
+  newKey,
+  newTenant,
+} from './support/edge.ts';
 
 afterEach(() => {
   vi.useRealTimers();
@@ -45,6 +56,108 @@ describe('a tenant key', () => {
     expect((await chat(key)).status).toBe(200);
     later(3_001);
     expect(await errorCode(chat(key))).toBe('401 invalid_api_key');
+  });
+});
+
+describe("an administrator's key", () => {
+  const from = (address: string) => ({ 'cf-connecting-ip': address });
+  const asAdmin = (key: string, address: string, isolate = freshIsolate()) =>
+    call('GET', '/admin/v1/tenants', { key, headers: from(address) }, isolate);
+  const login = (key: string, address: string, isolate = freshIsolate()) =>
+    call(
+      'POST',
+      '/dashboard/session',
+      { body: { key }, headers: { origin: EDGE_URL, ...from(address) } },
+      isolate,
+    );
+  /** Wrong keys until the address is refused, at the admin API and the dashboard in turn. */
+  const exhaust = async (address: string, isolate = freshIsolate()) => {
+    const codes = new Set<string>();
+    // The limiter's windows are the clock's, so one may end in between.
+    for (let i = 0; i < 350 && codes.size < 2; i++) {
+      codes.add(await errorCode((i % 2 === 0 ? asAdmin : login)(`wrong-key-${i}`, address, isolate)));
+    }
+    expect(codes).toEqual(new Set(['401 invalid_api_key', '429 rate_limit_exceeded']));
+  };
+
+  it('that is the root key gets in, however many wrong ones came from its address', async () => {
+    await exhaust('198.51.100.1');
+    for (const door of [asAdmin, login]) {
+      expect((await door(ADMIN_KEY, '198.51.100.1')).status).toBe(200);
+      expect((await door(ADMIN_KEY, '198.51.100.2')).status).toBe(200);
+    }
+  });
+
+  it('that the isolate knows gets in likewise, and its session goes on', async () => {
+    const isolate = freshIsolate();
+    const { key } = await newKey({ kind: 'admin' });
+    const cookie = (await login(key, '198.51.100.3', isolate)).headers.get('set-cookie')!.split(';')[0]!;
+    await exhaust('198.51.100.3', isolate);
+    expect((await asAdmin(key, '198.51.100.3', isolate)).status).toBe(200);
+    const headers = { cookie, ...from('198.51.100.3') };
+    expect((await call('GET', '/admin/v1/tenants', { headers }, isolate)).status).toBe(200);
+  });
+
+  it.each(['ADMIN_KEY', 'BACKEND_KEY'] as const)(
+    'that is too short (%s) is refused with the reason',
+    async (name) => {
+      const [error, warn] = (['error', 'warn'] as const).map((level) =>
+        vi.spyOn(console, level).mockImplementation(() => {}),
+      );
+      const isolate = freshIsolate({ [name]: 'twenty-three-characters' });
+      expect((await call('GET', '/readyz', {}, isolate)).status).toBe(503);
+      expect(await errorCode(asAdmin(ADMIN_KEY, '198.51.100.4', isolate))).toBe(
+        '503 configuration_unavailable',
+      );
+      const lines = [error!, warn!].flatMap((spy) => spy.mock.calls.flat()).join('\n');
+      vi.restoreAllMocks();
+      expect(lines).toContain(`${name}: it needs 24 characters or more`);
+      expect(lines).not.toContain('twenty-three-characters');
+    },
+  );
+});
+
+describe('where a request comes from', () => {
+  const cf = { continent: 'EU', country: 'DE', colo: 'FRA' };
+  const route = async (key: string, TRUSTED_FRONT: string) => {
+    const request = new Request(`${EDGE_URL}/v1/route`, {
+      method: 'POST',
+      headers: {
+        ...{ authorization: `Bearer ${key}`, 'content-type': 'application/json' },
+        ...{ 'cf-ipcountry': 'FR', 'cf-connecting-ip': '192.0.2.1', 'x-forwarded-for': '192.0.2.2' },
+      },
+      body: JSON.stringify(CHAT),
+      cf,
+    } as RequestInit);
+    return (await freshIsolate({ TRUSTED_FRONT })(request)).headers.get('x-maskroute-region');
+  };
+
+  it('is what a front says that the operator trusts, and else nothing that a request says', async () => {
+    const { key } = await newTenant();
+    expect(await route(key, 'cloudflare')).toBe('EU/DE/FRA');
+    for (const front of ['', 'none']) expect(await route(key, front)).toBe('local');
+  });
+
+  it('is no way to have keys of others refused where nobody is trusted', async () => {
+    const isolate = freshIsolate({ TRUSTED_FRONT: '' });
+    const guess = (i: number) =>
+      call(
+        'GET',
+        '/v1/models',
+        { key: `mr_live_none_${i}`, headers: { 'cf-connecting-ip': '192.0.2.9' } },
+        isolate,
+      );
+    for (let i = 0; i < 250; i++) expect(await errorCode(guess(i))).toBe('401 invalid_api_key');
+  });
+
+  it.each([
+    ['203.0.113.7', '203.0.113.7'],
+    ['2001:db8::1', '2001:db8:0:0'],
+    ['2001:0db8:0001:0002:0003:0004:0005:0006', '2001:db8:1:2'],
+    ['::1', '0:0:0:0'],
+    ['fe80::', 'fe80:0:0:0'],
+  ])('%s is counted as %s', (address, group) => {
+    expect(addressGroup(address)).toBe(group);
   });
 });
 

@@ -57,6 +57,7 @@ describe('the registry', () => {
 
   it.each([
     [{ id: 'Bad Id', url: 'http://x.test' }],
+    [{ id: 'x', url: '.' }],
     [{ id: 'x', url: 'ftp://x.test' }],
     [{ id: 'x', url: 'http://user:secret@x.test' }],
     [{ id: 'x', url: 'http://x.test/?a=1' }],

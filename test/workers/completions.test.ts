@@ -74,6 +74,34 @@ describe('a routed completion', () => {
     expect(again.headers.authorization).not.toBe(headers.authorization);
   });
 
+  it('names the address that the edge was given, and none that a client names', async () => {
+    const { key } = await newTenant();
+    const edgeOf = async (EDGE_URL: string | undefined) => {
+      const isolate = freshIsolate({ EDGE_URL: EDGE_URL ?? '' });
+      // What a client writes as its Host is what the worker sees as the address.
+      const response = await isolate(
+        new Request('http://localhost:6666/v1/chat/completions', {
+          method: 'POST',
+          headers: {
+            authorization: `Bearer ${key}`,
+            'content-type': 'application/json',
+            ...{ 'x-forwarded-host': 'localhost:6666', origin: 'http://localhost:6666' },
+          },
+          body: JSON.stringify({ ...CHAT, mask: `m_${'0'.repeat(24)}` }),
+        }),
+      );
+      expect(response.status).toBe(200);
+      const { headers } = (await recorded(idOf(response)))!;
+      const token = headers.authorization!.slice('Bearer '.length);
+      return (await verifyToken(await importTokenKey(BACKEND_KEY), token, Date.now() / 1000)).edge;
+    };
+    expect(await edgeOf('https://edge.example.com/')).toBe('https://edge.example.com');
+    const warned = vi.spyOn(console, 'warn').mockImplementation(() => {});
+    expect(await edgeOf(undefined)).toBe('');
+    expect(warned.mock.calls.join('\n')).toContain('edge_url_missing');
+    warned.mockRestore();
+  });
+
   it('keeps a well-formed request id and replaces any other', async () => {
     const { key } = await newTenant();
     const send = (id: string) =>

@@ -3,6 +3,7 @@ import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { dryRunSchema } from '../../shared/dry-run.ts';
 import { maskRecordSchema } from '../../shared/protocol.ts';
+import { createSigner, importTokenKey, signToken, type TokenPurpose } from '../../shared/service-token.ts';
 import { EVENTS } from '../../workers/limits.ts';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER, MODEL } from '../support/edge/constants.ts';
 import {
@@ -185,10 +186,16 @@ describe('feedback', () => {
 });
 
 describe('the mask endpoint for backends', () => {
-  it('gives what a mask id means, to holders of the backend key', async () => {
+  const sign = createSigner(BACKEND_KEY);
+  /** As a backend signs it, but for what is changed. */
+  const token = (change: Partial<TokenPurpose> = {}) =>
+    sign({ tenant: '', edge: '', audience: EDGE_URL, scope: 'masks', ...change });
+  const ask = async (id: string, key?: string, isolate?: ReturnType<typeof freshIsolate>) =>
+    await call('GET', `/internal/v1/masks/${id}`, { key: key ?? (await token()) }, isolate);
+
+  it('gives what a mask id means, to backends', async () => {
     const { set } = await goLive('compass');
     const { mask, bits } = set.clusters[0]!;
-    const ask = (id: string, key = BACKEND_KEY) => call('GET', `/internal/v1/masks/${id}`, { key });
     const response = await ask(mask);
     expect(maskRecordSchema.parse(await response.json())).toEqual({
       id: mask,
@@ -205,6 +212,35 @@ describe('the mask endpoint for backends', () => {
     expect(await errorCode(ask(mask, key))).toBe('401 invalid_api_key');
   });
 
+  it('takes a token for masks and for this edge alone, and never the key that signs it', async () => {
+    const other = createSigner('another-backend-key-000000000');
+    const now_s = Math.floor(Date.now() / 1000);
+    const late = { issuedAt_s: now_s - 600, expiresAt_s: now_s - 540, nonce: 'nonce-of-a-late-one' };
+    const claims = { tenant: '', edge: '', audience: EDGE_URL, scope: 'masks', ...late } as const;
+    for (const [key, refused] of [
+      [BACKEND_KEY, '401 invalid_api_key'],
+      // What the edge signs for a backend's requests and jobs.
+      [await token({ scope: undefined }), '401 invalid_api_key'],
+      [await token({ scope: 'jobs' }), '401 invalid_api_key'],
+      [await token({ audience: 'http://localhost:6666' }), '401 invalid_api_key'],
+      [await token({ audience: `${EDGE_URL}.evil.test` }), '401 invalid_api_key'],
+      [await token({ audience: undefined }), '401 invalid_api_key'],
+      [await other(claims), '401 invalid_api_key'],
+      [await signToken(await importTokenKey(BACKEND_KEY), claims), '401 expired_token'],
+    ] as const) {
+      expect(await errorCode(ask(`m_${'0'.repeat(24)}`, key)), refused).toBe(refused);
+    }
+    const spelled = await token({ audience: `${EDGE_URL.toUpperCase()}:443/` });
+    expect(await errorCode(ask(`m_${'0'.repeat(24)}`, spelled))).toBe('404 not_found');
+  });
+
+  it('lets nobody in where nobody said what its own address is, whatever address it is asked at', async () => {
+    const isolate = freshIsolate({ EDGE_URL: '' });
+    const key = await token();
+    expect(await errorCode(ask(`m_${'0'.repeat(24)}`, key, isolate))).toBe('503 configuration_unavailable');
+    expect(await errorCode(ask(`m_${'0'.repeat(24)}`, BACKEND_KEY, isolate))).toBe('401 invalid_api_key');
+  });
+
   it('answers for live sets while D1 is down, and says 503 for the rest', async () => {
     const { tenant, key } = await newTenant();
     const { set } = await goLive('compass', tenant);
@@ -212,9 +248,10 @@ describe('the mask endpoint for backends', () => {
     const isolate = freshIsolate({ DB: d1.DB });
     await call('POST', '/v1/route', { key, body: CHAT }, isolate);
     d1.be('failing');
-    const ask = (id: string) => call('GET', `/internal/v1/masks/${id}`, { key: BACKEND_KEY }, isolate);
-    expect((await ask(set.clusters[0]!.mask)).status).toBe(200);
-    expect(await errorCode(ask(`m_${'0'.repeat(24)}`))).toBe('503 configuration_unavailable');
+    expect((await ask(set.clusters[0]!.mask, undefined, isolate)).status).toBe(200);
+    expect(await errorCode(ask(`m_${'0'.repeat(24)}`, undefined, isolate))).toBe(
+      '503 configuration_unavailable',
+    );
   });
 });
 

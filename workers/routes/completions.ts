@@ -12,7 +12,6 @@ import { admit } from '../services/admit.ts';
 import type { AskBackends } from '../services/answer-cost.ts';
 import { streamOf } from '../services/answer-tap.ts';
 import { type Patience, patienceOf } from '../services/backends/patience.ts';
-import { edgeUrl } from '../services/edge-url.ts';
 import { type ClientBody, forwardedBody } from '../services/forwarded-body.ts';
 import { placeOf, regionOf } from '../services/region.ts';
 import type { RequestRecord, WatchedAnswer, WatchedBody } from '../services/request-record.ts';
@@ -85,7 +84,7 @@ async function admitted(
       onLimits: (limits) => Object.assign(headers, limits),
       answered: (event, seen) =>
         services.comparison.maybeCompare({
-          ...{ event, tenant: caller.tenant, edge: edgeUrl(services.config, c.req.raw) },
+          ...{ event, tenant: caller.tenant },
           ...{ routable, routed: seen, hold: holdOf(c) },
         }),
     },
@@ -173,7 +172,6 @@ async function forward(
     path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
     requestId: c.get('requestId'),
     tenant: c.get('caller').tenant,
-    edge: edgeUrl(config, c.req.raw),
     signal: c.req.raw.signal,
     timeout_ms: patience.time_ms,
     stall_ms: config.BACKEND_STALL_MS,
@@ -199,6 +197,7 @@ async function forward(
 export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> => {
   const services = c.get('services');
   const caller = c.get('caller');
+  const place = placeOf(c.req.raw, services.config.TRUSTED_FRONT);
   return routeRequest(
     {
       ...services,
@@ -206,7 +205,7 @@ export const route = (c: AppContext, routable: RoutableBody): Promise<Routed> =>
     },
     {
       ...{ ...routable, caller, signal: c.req.raw.signal, hold: holdOf(c) },
-      ...{ region: regionOf(c.req.raw), place: placeOf(c.req.raw) },
+      ...{ region: regionOf(place), place },
     },
   );
 };

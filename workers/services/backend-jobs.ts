@@ -5,9 +5,9 @@
 import { z } from 'zod';
 import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/errors.ts';
 import { HEADERS } from '../../shared/protocol.ts';
+import { createSigner } from '../../shared/service-token.ts';
 import { JOBS, RETRY_AFTER_s } from '../limits.ts';
 import type { Send } from './backends/network.ts';
-import { createSigner } from './backends/token.ts';
 import { parseOrNull, readBounded } from './bounded.ts';
 import { log, reasonOf } from './log.ts';
 

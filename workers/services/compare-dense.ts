@@ -19,7 +19,6 @@ export type ComparisonOf = {
   /** The id of the request's event. */
   readonly event: string;
   readonly tenant: string;
-  readonly edge: string;
   readonly routable: RoutableBody;
   readonly routed: Routed;
   readonly hold: Hold;
@@ -80,7 +79,7 @@ export function agreementOf(masked: readonly string[], dense: readonly string[])
 
 async function greedyTokens(
   backend: Pick<BackendPool, 'call'>,
-  { event, tenant, edge, routable, routed, hold }: ComparisonOf,
+  { event, tenant, routable, routed, hold }: ComparisonOf,
   which: 'masked' | 'dense',
 ): Promise<string[]> {
   const { model } = splitModelName(routable.body.model);
@@ -90,7 +89,6 @@ async function greedyTokens(
     path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
     requestId: `compare_${event}_${which}`,
     tenant,
-    edge,
     signal: AbortSignal.timeout(COMPARISON.timeout_ms),
     timeout_ms: COMPARISON.timeout_ms,
     wish: { region: routed.assignment.region, mask: routed.decision.maskId ?? DENSE_MASK_ID, model },

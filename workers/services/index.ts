@@ -19,12 +19,13 @@ import { d1 } from './d1.ts';
 import { createEmbedder, type Embedder } from './embed.ts';
 import { loadEncoder } from './encoders/index.ts';
 import { createEvents, type Events } from './events.ts';
-import { type AttemptGuard, createAttemptGuard } from './key-attempts.ts';
+import { log } from './log.ts';
 import { createModels, type Models } from './models.ts';
 import { createNamedMasks, type NamedMasks } from './named-masks.ts';
 import { createReadiness, type Readiness } from './readiness.ts';
 import { createRoutingTable, type RoutingTable } from './routing-table.ts';
 import { createRunningExperiments, type RunningExperiments } from './running-experiments.ts';
+import { createMaskDoor } from './secrets.ts';
 import { createSessions, type Sessions } from './sessions.ts';
 import { unheard } from './swr-cache.ts';
 import { createTrafficSampler, type TrafficSampler } from './traffic.ts';
@@ -51,8 +52,9 @@ export type Services = {
   readonly events: Events;
   readonly comparison: DenseComparison;
   readonly sessions: Sessions;
-  readonly attempts: AttemptGuard;
   readonly jobs: BackendJobs;
+  /** Lets in who may ask for masks. */
+  readonly expectBackend: (token: string) => Promise<void>;
   readonly traffic: TrafficSampler;
 };
 
@@ -69,6 +71,10 @@ export function servicesFor(env: Env): Services {
 
 function createServices(env: Env): Services {
   const config = parseConfig(env);
+  if (config.EDGE_URL === undefined) {
+    const reason = 'backends cannot fetch masks that they do not know, and such requests run dense';
+    log('warn', 'edge_url_missing', { reason });
+  }
   const db = openDatabase(env.DB);
   const send = sender(env.BACKEND_NETWORK);
   const backend = createBackendPool(db, config, send);
@@ -118,8 +124,8 @@ function createServices(env: Env): Services {
       },
       d1Health,
     ),
-    attempts: createAttemptGuard(env.KEY_ATTEMPTS),
     jobs: createBackendJobs(config.BACKEND_KEY, send),
+    expectBackend: createMaskDoor(config),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256), d1Health),
     embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),

@@ -2,6 +2,7 @@
 import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import { MaskrouteError } from '../../../shared/errors.ts';
+import { kindOf } from '../../regular-file.ts';
 import type { LocalModel } from '../import-model.ts';
 import type { ImportHooks } from '../progress.ts';
 import { toModelName } from '../store.ts';
@@ -25,9 +26,20 @@ export async function parseModelSpec(spec: string): Promise<ModelSpec> {
     }
     return { kind: 'hub', repository: match[1]!, file: match[2] };
   }
-  const found = await stat(spec).catch(() => undefined);
+  const found = await stat(spec).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined;
+    throw new MaskrouteError('invalid_request', `${spec} cannot be read: ${error.message}.`, {
+      cause: error,
+    });
+  });
   if (found?.isDirectory()) return { kind: 'folder', path: path.resolve(spec) };
   if (found?.isFile()) return { kind: 'file', path: path.resolve(spec) };
+  if (found !== undefined) {
+    throw new MaskrouteError(
+      'invalid_request',
+      `${spec} is ${kindOf(found)}: a model is a file or a folder.`,
+    );
+  }
   throw new MaskrouteError(
     'not_found',
     `There is no file or folder ${spec}, and no model is known by that name (known: ${DEFAULT_MODEL}). ` +

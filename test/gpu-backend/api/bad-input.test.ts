@@ -6,7 +6,7 @@ import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
 import { createUsedTokens } from '../../../gpu-backend/api/used-tokens.ts';
 import { importTokenKey, signToken } from '../../../shared/service-token.ts';
 import type { TestServer } from './harness.ts';
-import { AUDIENCE, BACKEND_KEY, eventually, serveModel } from './harness.ts';
+import { AUDIENCE, BACKEND_KEY, eventually, METRICS_KEY, serveModel } from './harness.ts';
 import type { ScriptedEngine } from './scripted-engine.ts';
 import { bytesOf, END_TOKEN, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
@@ -316,10 +316,32 @@ describe('paths, methods and callers', () => {
     expect(await errorOf(post)).toMatchObject({ status: 405 });
   });
 
-  it('health and metrics are open', async () => {
-    for (const path of ['/healthz', '/readyz', '/metrics']) {
-      expect((await fetch(server.url + path)).status).toBe(200);
+  it('health is open, and says that the server is up, and nothing else', async () => {
+    for (const [path, status] of [
+      ['/healthz', 'ok'],
+      ['/readyz', 'ready'],
+    ]) {
+      const response = await fetch(server.url + path);
+      expect([response.status, await response.json()]).toEqual([200, { status }]);
     }
+  });
+
+  it('figures are for holders of the metrics key or the backend key', async () => {
+    const token = await signToken(await importTokenKey(BACKEND_KEY), claims());
+    const statuses = async ({ url }: TestServer, keys: readonly string[]) => {
+      const answers = keys.map((key) => fetch(`${url}/metrics`, { headers: { authorization: key } }));
+      return (await Promise.all(answers)).map(({ status }) => status);
+    };
+    const keys = [METRICS_KEY, BACKEND_KEY, token, 'undefined', `${METRICS_KEY}x`].map(
+      (key) => `Bearer ${key}`,
+    );
+    await using withKey = await serveModel(scriptedModel(engine), {}, { metricsKey: METRICS_KEY });
+    expect(await statuses(withKey, [...keys, '', 'Bearer'])).toEqual([200, 200, 401, 401, 401, 401, 401]);
+    expect(await statuses(server, keys)).toEqual([401, 200, 401, 401, 401]);
+    const refused = await fetch(`${server.url}/metrics`);
+    expect(await errorOf(refused)).toMatchObject({ status: 401, code: 'invalid_api_key' });
+    const completions = fetch(`${withKey.url}/v1/models`, { headers: { authorization: keys[0]! } });
+    expect((await completions).status).toBe(401);
   });
 
   const call = (credential: string | undefined) =>

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import OpenAI from 'openai';
 import { pino } from 'pino';
-import { createAuthenticator } from '../../../gpu-backend/api/auth.ts';
+import { createAuthenticator, createScraperCheck } from '../../../gpu-backend/api/auth.ts';
 import { createBodies } from '../../../gpu-backend/api/body.ts';
 import { createLifecycle } from '../../../gpu-backend/api/lifecycle.ts';
 import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
@@ -23,6 +23,8 @@ import { testHome } from '../../support/installed-model.ts';
 
 export const BACKEND_KEY = 'test-backend-key-0123456789';
 
+export const METRICS_KEY = 'test-metrics-key-0123456789';
+
 export const AUDIENCE = 'https://backend.test';
 
 export type TestServer = RunningServer & {
@@ -33,7 +35,11 @@ export type TestServer = RunningServer & {
   [Symbol.asyncDispose](): Promise<void>;
 };
 
-export type ServeOptions = { readonly jobs?: Jobs; readonly audience?: string | undefined };
+export type ServeOptions = {
+  readonly jobs?: Jobs;
+  readonly audience?: string | undefined;
+  readonly metricsKey?: string;
+};
 
 export async function serveModel(
   model: ServedModel,
@@ -69,6 +75,7 @@ export async function serveModel(
         warn: (message, detail) => log.warn(detail, message),
       }),
       authenticate: await createAuthenticator(BACKEND_KEY, { audience }),
+      expectScraper: createScraperCheck(BACKEND_KEY, more.metricsKey),
       metrics: createMetrics(model.engine, model.name),
       recent: createRecentAnswers(),
       lifecycle,

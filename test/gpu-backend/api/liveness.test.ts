@@ -34,6 +34,13 @@ async function probes(server: TestServer): Promise<[number, number]> {
   const [live, ready] = await Promise.all([fetch(`${server.url}/healthz`), fetch(`${server.url}/readyz`)]);
   return [live.status, ready.status];
 }
+/** What anybody is told of a server that is down, whatever the reason: no more than the statuses say. */
+const DOWN = [
+  { error: { message: 'Down.', type: 'server_error', param: null, code: 'internal_error' } },
+  { error: { message: 'Not ready.', type: 'server_error', param: null, code: 'not_ready' } },
+];
+const said = (server: TestServer) =>
+  Promise.all(['/healthz', '/readyz'].map(async (path) => (await fetch(server.url + path)).json()));
 const chat = (server: TestServer, more: object = {}) =>
   server.post('/v1/chat/completions', {
     model: 'scripted',
@@ -52,8 +59,8 @@ it('an engine whose thread has died makes the process one to start again', async
   await eventually(() => engine.stats().requestsRunning === 0);
   await thread.terminate();
   await eventually(async () => (await probes(server)).join() === '500,503');
-  const said = await (await fetch(`${server.url}/healthz`)).json();
-  expect(said).toMatchObject({ error: { code: 'engine_failed', message: 'The engine has stopped.' } });
+  expect(await said(server)).toEqual(DOWN);
+  expect(server.logs()).toContain('"why":"The engine has stopped."');
   expect((await chat(server)).status).toBe(500);
 });
 
@@ -77,6 +84,11 @@ it('an engine that gives no sign of life for too long is stuck', async () => {
   expect(await probes(server)).toEqual([200, 200]);
   engine.script = { ...engine.script, silence_ms: 1_001 };
   expect(await probes(server)).toEqual([500, 503]);
+  expect(await said(server)).toEqual(DOWN);
+  // Probes come all the time: the log has the reason once.
+  expect(server.logs().match(/"why":"The engine does not answer."/g)).toHaveLength(1);
+  engine.script = { ...engine.script, silence_ms: 0 };
+  expect(await probes(server)).toEqual([200, 200]);
 });
 
 it('a server that drains is well, and not ready', async () => {

@@ -4,6 +4,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createAuthenticator } from '../../../gpu-backend/api/auth.ts';
 import {
   importTokenKey,
   signToken,
@@ -102,6 +103,27 @@ describe('a token', () => {
     expect(await use(await sign({ audience: 'https://another.test' }))).toMatchObject(refused);
     expect(await use(await sign({ audience: undefined }))).toMatchObject(refused);
     expect(await use(await sign({ audience: `${AUDIENCE}.evil.test` }))).toMatchObject(refused);
+  });
+
+  it('of a backend, for an edge, opens no backend: not even one that does not know its own address', async () => {
+    expect(await use(await sign({ scope: 'masks' }))).toMatchObject(refused);
+    expect(await use(await sign({ scope: 'anything else' }))).toMatchObject(refused);
+    const anywhere = await createAuthenticator(BACKEND_KEY);
+    await expect(anywhere(`Bearer ${await sign({ scope: 'masks' })}`)).rejects.toMatchObject({
+      code: 'invalid_api_key',
+    });
+    expect(await anywhere(`Bearer ${await sign({ audience: undefined })}`)).toMatchObject({ tenant: 'acme' });
+  });
+
+  it('for an address that is known only once the backend listens is held to it', async () => {
+    const address = Promise.withResolvers<string>();
+    const own = await createAuthenticator(BACKEND_KEY, { audience: address.promise });
+    const answers = Promise.allSettled([
+      own(`Bearer ${await sign()}`),
+      own(`Bearer ${await sign({ audience: 'http://a' })}`),
+    ]);
+    address.resolve(`${AUDIENCE}/`);
+    expect((await answers).map(({ status }) => status)).toEqual(['fulfilled', 'rejected']);
   });
 
   it('of another key, or for another tenant than was signed, opens nothing', async () => {

@@ -183,7 +183,9 @@ describe('clients that leave', () => {
     for (let chunk = 0; chunk < 5; chunk++) await reader.read();
     leave.abort();
     await eventually(() => api.server.logs().includes('"outcome":"cancelled"'));
-    const metrics = await (await fetch(`${api.server.url}/metrics`)).text();
+    const metrics = await (
+      await fetch(`${api.server.url}/metrics`, { headers: { authorization: `Bearer ${BACKEND_KEY}` } })
+    ).text();
     const counted = /maskroute_tokens_total\{endpoint="chat",kind="completion",[^}]*\} (\d+)/.exec(metrics);
     expect(Number(counted?.[1])).toBeGreaterThanOrEqual(4);
   });

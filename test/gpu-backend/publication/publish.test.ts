@@ -290,6 +290,6 @@ describe('a mask set’s file', () => {
   });
   test('that is missing, or a folder, is named', async () => {
     await expect(readMaskSet(path.join(folder, 'nowhere'))).rejects.toThrow(/nowhere: cannot be read/);
-    await expect(readMaskSet(folder)).rejects.toThrow(/is not a file/);
+    await expect(readMaskSet(folder)).rejects.toThrow(/is a folder, not a regular file/);
   });
 });

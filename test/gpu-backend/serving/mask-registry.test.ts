@@ -10,6 +10,7 @@ import { createMaskRegistry } from '../../../gpu-backend/serving/mask-registry.t
 import type { MaskId, ModelHash } from '../../../shared/mask.ts';
 import { DENSE_MASK_ID, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask.ts';
 import type { MaskRecord } from '../../../shared/protocol.ts';
+import { importTokenKey, verifyToken } from '../../../shared/service-token.ts';
 
 const MODEL = { hash: 'cd'.repeat(32) as ModelHash, blockCount: 12 };
 const OTHER = 'ef'.repeat(32) as ModelHash;
@@ -65,11 +66,21 @@ describe('mask registry', () => {
     const masks = registry();
     const found = await Promise.all(Array.from({ length: 20 }, () => masks.resolve(ID, undefined)));
     expect(found.every(({ runs }) => Buffer.compare(runs, mask.runs) === 0)).toBe(true);
-    expect(asked).toEqual([{ path: `/internal/v1/masks/${ID}`, authorization: 'Bearer key' }]);
+    expect(asked.map(({ path }) => path)).toEqual([`/internal/v1/masks/${ID}`]);
     expect(await readdir(folder)).toEqual([`${ID}.json`]);
     answer = (_, response) => response.destroy();
     expect(await registry().resolve(ID, undefined)).toEqual(mask);
     expect(asked.length).toBe(1);
+  });
+
+  it('shows the edge a token for that edge and for masks, and nobody the key', async () => {
+    await registry().resolve(ID, undefined);
+    const token = asked[0]!.authorization!.replace('Bearer ', '');
+    expect(token).not.toContain('key');
+    const now_s = Math.floor(Date.now() / 1000);
+    const claims = await verifyToken(await importTokenKey('key'), token, now_s);
+    expect(claims).toMatchObject({ tenant: '', edge: '', audience: edge, scope: 'masks' });
+    expect(claims.expiresAt_s - claims.issuedAt_s).toBeLessThanOrEqual(60);
   });
 
   it('asks the edge that the token names, unless one is configured', async () => {
@@ -84,7 +95,14 @@ describe('mask registry', () => {
 
   it('says unknown_mask when there is nobody to ask, or the edge does not have it, and not too often', async () => {
     const id = 'm_ffffffffffffffffffffffff' as MaskId;
-    await expect(registry(null).resolve(id, undefined)).rejects.toMatchObject({ code: 'unknown_mask' });
+    const warnings: string[] = [];
+    await expect(
+      registry(null, (message) => warnings.push(message)).resolve(id, undefined),
+    ).rejects.toMatchObject({
+      code: 'unknown_mask',
+      message: expect.stringContaining('no address of the edge is configured'),
+    });
+    expect(warnings).toEqual(['a mask could not be fetched']);
     const masks = registry();
     for (let time = 0; time < 5; time++) {
       await expect(masks.resolve(id, undefined)).rejects.toMatchObject({

@@ -14,8 +14,6 @@ export type BackendRequest = {
   readonly requestId: string;
   /** Tenant id: whose turn it is there, and whose cached prompts it may use; empty for the edge's own questions. */
   readonly tenant: string;
-  /** Where the backend may fetch masks that it does not know. */
-  readonly edge: string;
   readonly signal: AbortSignal;
   /** Until the first byte of the answer, all attempts together. */
   readonly timeout_ms: number;

@@ -1,5 +1,6 @@
 /** The backends of one isolate, wired: registry, what was learned of each, signed tokens, and the pool over them. */
 import { type BackendEntry, loadReportSchema } from '../../../shared/backends.ts';
+import { createSigner } from '../../../shared/service-token.ts';
 import { type BackendRow, listBackends } from '../../db/backends.ts';
 import { type Database, isoTimeOrNull } from '../../db/client.ts';
 import type { Config } from '../../env.ts';
@@ -12,7 +13,6 @@ import type { Send } from './network.ts';
 import { type Backends, createBackends } from './pool.ts';
 import { createRegistry } from './registry.ts';
 import { type LiveBackend, type Observed, observe } from './state.ts';
-import { createSigner } from './token.ts';
 
 /** One backend's answer to a question; `status` null: it gave none, or something in between did. */
 export type Said = { readonly status: number | null; readonly value: unknown };
@@ -30,7 +30,7 @@ export interface BackendPool extends Backends {
 
 export function createBackendPool(
   db: Database,
-  config: Pick<Config, 'BACKEND_URL' | 'BACKEND_KEY' | 'BACKEND_HEDGE_MS'>,
+  config: Pick<Config, 'BACKEND_URL' | 'BACKEND_KEY' | 'BACKEND_HEDGE_MS' | 'EDGE_URL'>,
   send: Send,
 ): BackendPool {
   const registry = createRegistry(() => listBackends(db), config.BACKEND_URL);
@@ -52,7 +52,10 @@ export function createBackendPool(
   };
 
   const sign = createSigner(config.BACKEND_KEY);
-  const token = ({ tenant, edge }: BackendRequest, { url }: LiveBackend): Promise<string> =>
+  // The edge's own address is what its operator says. The host of a request is what its client says: a backend would be
+  // led wherever that points.
+  const { EDGE_URL: edge = '' } = config;
+  const token = ({ tenant }: BackendRequest, { url }: LiveBackend): Promise<string> =>
     sign({ tenant, edge, audience: url });
   /** Its status and JSON, also of a refusal. @throws when it gives no answer of the protocol. */
   const askOne = async (
@@ -62,7 +65,7 @@ export function createBackendPool(
   ): Promise<{ status: number; value: unknown }> => {
     const { signal } = new AbortController();
     const requestId = `edge_${crypto.randomUUID()}`;
-    const request = { path, requestId, tenant: '', edge: '', signal, timeout_ms } satisfies BackendRequest;
+    const request = { path, requestId, tenant: '', signal, timeout_ms } satisfies BackendRequest;
     const outcome = await attempt({
       send,
       url: backend.url,

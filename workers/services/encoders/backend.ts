@@ -30,7 +30,6 @@ export async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 
       path: '/v1/embeddings',
       requestId: `edge_${crypto.randomUUID()}`,
       tenant: '',
-      edge: '',
       signal: signal ?? new AbortController().signal,
       timeout_ms: EMBEDDINGS.timeout_ms,
       isAside: true,
