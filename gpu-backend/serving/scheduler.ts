@@ -10,12 +10,13 @@
  * the chunk size, whatever else runs: a request's result never depends on its neighbours.
  *
  * Everybody's wait is bounded, whoever else comes and goes:
- * - A tenant whose step counted as c turns has its next step after at most c of each other tenant that runs, and one of
- *   each of c + 1 newcomers.
- * - A request has its next step after at most one of each other request of its tenant that runs, and of two newcomers.
- * - In the waiting line, a tenant's requests go in as they came. Tenants with fewer running requests go first, but past
- *   a tenant with a place left in its share only \`runningMax\` requests go, and one of each tenant that had to wait so
- *   before.
+ * - After a tenant's step that counted as c turns, each other tenant that runs has at most c steps before its next one,
+ *   and at most c + 1 newcomers have one.
+ * - After a request's step, each other running request of its tenant has at most one before its next one, and at most two
+ *   newcomers have one.
+ * - In the waiting line, a tenant's requests go in as they came. Tenants with fewer running requests go first. While a
+ *   tenant has a place left in its share, at most `runningMax` requests pass its first one, and after them one of each
+ *   tenant that was passed by as many before.
  */
 import { MaskrouteError } from '../../shared/errors.ts';
 
