@@ -15,12 +15,15 @@ import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { openRunner } from '../gpu-backend/engine/runner.ts';
-import { openScoreSession } from '../gpu-backend/evaluation/score-graph.ts';
-import type { Question, Task } from '../gpu-backend/evaluation/tasks/question.ts';
-import { hasNorm } from '../gpu-backend/evaluation/tasks/question.ts';
-import { parseTaskFile, readTask } from '../gpu-backend/evaluation/tasks/read-task.ts';
-import { encodeChoices, judge, scoreChoices } from '../gpu-backend/evaluation/tasks/score-question.ts';
 import { maskrouteHome } from '../gpu-backend/home.ts';
+import { openScoreSession } from '../gpu-backend/learning/evaluation/score-graph.ts';
+import type { Question, Task } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
+import { hasNorm, parseTaskFile, readTask } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
+import {
+  encodeChoices,
+  judge,
+  scoreChoices,
+} from '../gpu-backend/learning/evaluation/tasks/score-question.ts';
 import { startBackend } from '../gpu-backend/main.ts';
 import { openModelText } from '../gpu-backend/model/model-text.ts';
 import { DEFAULT_MODEL } from '../gpu-backend/model/sources/default-model.ts';

@@ -8,11 +8,11 @@ import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 import { sameEncoder } from '../../shared/mask-set.ts';
 import { nearestCentroid, packCentroids } from '../../shared/route.ts';
-import { embedRows, informationBits, kindTable } from '../calibration/cluster.ts';
-import { openEncoder } from '../calibration/encoders.ts';
-import { readData } from '../calibration/read-data.ts';
 import { maskrouteHome } from '../home.ts';
-import { readMaskSet } from '../publication/mask-set-file.ts';
+import { embedRows, informationBits, kindTable } from '../learning/data/clusters.ts';
+import { openEncoder } from '../learning/data/encoders.ts';
+import { readData } from '../learning/data/read-data.ts';
+import { readMaskSet } from '../publication/artefact-files.ts';
 
 const { values, positionals } = parseArgs({
   options: {

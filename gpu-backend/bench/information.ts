@@ -8,12 +8,12 @@
  */
 import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
-import { embedRows, informationBits, kindTable } from '../calibration/cluster.ts';
-import { openEncoder } from '../calibration/encoders.ts';
-import { kMeans, packPoints } from '../calibration/kmeans.ts';
-import { permutation, seededRandom } from '../calibration/random.ts';
-import { type CalibrationRow, readData } from '../calibration/read-data.ts';
 import { maskrouteHome } from '../home.ts';
+import { embedRows, informationBits, kindTable } from '../learning/data/clusters.ts';
+import { openEncoder } from '../learning/data/encoders.ts';
+import { kMeans, packPoints } from '../learning/data/kmeans.ts';
+import { permutation, seededRandom } from '../learning/data/random.ts';
+import { type CalibrationRow, readData } from '../learning/data/read-data.ts';
 
 const { values, positionals } = parseArgs({
   options: {

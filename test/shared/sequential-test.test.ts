@@ -1,6 +1,6 @@
 /** The sequential test, by simulation: one may look all the time, and it finds what is there. */
 import { describe, expect, it } from 'vitest';
-import { type Random, seededRandom } from '../../gpu-backend/calibration/random.ts';
+import { type Random, seededRandom } from '../../gpu-backend/learning/data/random.ts';
 import {
   compareMeans,
   compareShares,
