@@ -10,8 +10,8 @@
  */
 
 import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
+import { createRandom, permutation } from '../../random.ts';
 import type { Points } from './kmeans.ts';
-import { permutation, seededRandom } from './random.ts';
 
 export type FitTexts = {
   /** Token ids of all texts, one after the other. */
@@ -52,7 +52,7 @@ type State = {
 export async function fitVectors(vectors: Float32Array, texts: FitTexts, options: FitOptions): Promise<void> {
   const { dimensions, epochs, learningRate, batchTexts, seed, tokenDropout } = options;
   const count = texts.offsets.length - 1;
-  const random = seededRandom(seed);
+  const random = createRandom(seed);
   const state: State = {
     vectors,
     gradient: new Float32Array(vectors.length),

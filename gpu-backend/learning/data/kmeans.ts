@@ -3,8 +3,8 @@
  * Seeded, so that equal data give equal clusters.
  */
 import { MaskrouteError } from '../../../shared/errors.ts';
-import type { Random } from './random.ts';
-import { seededRandom } from './random.ts';
+import type { Random } from '../../random.ts';
+import { createRandom } from '../../random.ts';
 
 /** `values` is row-major `[count, dimensions]`. */
 export type Points = { readonly count: number; readonly dimensions: number; readonly values: Float32Array };
@@ -30,7 +30,7 @@ export type KMeansOptions = {
 /** @throws MaskrouteError `invalid_data` when there are fewer distinct points than clusters. */
 export function kMeans(points: Points, options: KMeansOptions): Clustering {
   const { clusterCount, seed, starts = 8, iterationsMax = 100 } = options;
-  const random = seededRandom(seed);
+  const random = createRandom(seed);
   let best: Clustering | undefined;
   for (let start = 0; start < starts; start++) {
     const centroids = seedCentroids(points, clusterCount, random);

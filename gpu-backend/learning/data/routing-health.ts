@@ -2,9 +2,10 @@
  * Whether clusters divide requests well: how even they are, how well they stand apart, and, when nearly all requests
  * would go to one mask (routing collapse), why.
  */
+
+import { createRandom, permutation } from '../../random.ts';
 import type { Clusters } from './clusters.ts';
 import type { Points } from './kmeans.ts';
-import { permutation, seededRandom } from './random.ts';
 
 export type RoutingHealth = {
   readonly largestShare: number;
@@ -76,7 +77,7 @@ export function silhouette(
   clusterCount: number,
   seed: number,
 ): number {
-  const chosen = permutation(points.count, seededRandom(seed)).subarray(0, SILHOUETTE_POINTS);
+  const chosen = permutation(points.count, createRandom(seed)).subarray(0, SILHOUETTE_POINTS);
   let total = 0;
   for (const point of chosen) {
     const sums = new Float64Array(clusterCount);

@@ -2,7 +2,7 @@
 
 import { createHash } from 'node:crypto';
 import type { ModelText } from '../../model/model-text.ts';
-import { permutation, type Random } from './random.ts';
+import { permutation, type Random } from '../../random.ts';
 import type { CalibrationRow } from './read-data.ts';
 
 export type Sample = {

@@ -3,7 +3,7 @@
  * intervals.
  */
 import { quantileSorted } from 'simple-statistics';
-import { seededRandom } from '../data/random.ts';
+import { createRandom } from '../../random.ts';
 
 export type Interval = readonly [low: number, high: number];
 
@@ -19,7 +19,7 @@ export function bootstrapInterval(
   seed = 1,
 ): Interval | undefined {
   if (rowCount < 2) return undefined;
-  const random = seededRandom(seed);
+  const random = createRandom(seed);
   const found: number[] = [];
   for (let round = 0; round < RESAMPLES; round++) {
     const weights = new Uint16Array(rowCount);

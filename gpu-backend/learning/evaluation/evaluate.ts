@@ -5,8 +5,8 @@
 import { MaskrouteError } from '../../../shared/errors.ts';
 import type { Mask } from '../../../shared/mask.ts';
 import { maskSetVersion } from '../../../shared/mask-set.ts';
+import { createRandom } from '../../random.ts';
 import { kindTable } from '../data/clusters.ts';
-import { seededRandom } from '../data/random.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample } from '../data/samples.ts';
 import { createSampler, drawSamples } from '../data/samples.ts';
@@ -123,7 +123,7 @@ function search({ options, scorer, text }: Context, calibration: readonly Calibr
   const methods = options.baselines.filter((name): name is StaticMethod => name !== 'one-mask');
   // Equally many rows of each kind, then in the order that they were picked.
   const rows = pickRows(calibration, searchPositions, seed);
-  const samples = drawSamples(rows, text, model.manifest.eosTokenIds[0]!, seededRandom(seed), {
+  const samples = drawSamples(rows, text, model.manifest.eosTokenIds[0]!, createRandom(seed), {
     positions: searchPositions,
     tokensMax,
   });

@@ -9,8 +9,8 @@ import { MaskrouteError } from '../../../shared/errors.ts';
 import { type Mask, maskFromBits } from '../../../shared/mask.ts';
 import { type MaskSet, sameEncoder } from '../../../shared/mask-set.ts';
 import { nearestCentroid, packCentroids } from '../../../shared/route.ts';
+import { createRandom, permutation } from '../../random.ts';
 import type { OpenEncoder } from '../data/encoders.ts';
-import { permutation, seededRandom } from '../data/random.ts';
 import { type CalibrationRow, readData } from '../data/read-data.ts';
 import { distinctRows, HELD_OUT_SHARE, isHeldOut } from '../data/samples.ts';
 import { dataLine, type RowCounts } from './result.ts';
@@ -105,7 +105,7 @@ const rowsOf = (files: readonly DataFile[]): CalibrationRow[] => files.flatMap((
 
 /** At most `limit` rows, equally many of each kind as far as there are, in a random order. */
 export function pickRows(rows: readonly CalibrationRow[], limit: number, seed: number): CalibrationRow[] {
-  const random = seededRandom(seed);
+  const random = createRandom(seed);
   const byKind = new Map<string, CalibrationRow[]>();
   for (const index of permutation(rows.length, random)) {
     const row = rows[index]!;

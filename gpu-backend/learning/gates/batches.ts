@@ -4,7 +4,7 @@ import type { ModelText } from '../../model/model-text.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import type { LlamaConfig } from '../../model/types.ts';
 import { type Feeds, tensor } from '../../onnx/session.ts';
-import { permutation, seededRandom } from '../data/random.ts';
+import { createRandom, permutation } from '../../random.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import { encodeRow, type Sample, scoredPositions } from '../data/samples.ts';
 import { SURROGATE_PARTS, surrogateShapes } from '../surrogates/surrogate-graph.ts';
@@ -165,7 +165,7 @@ export function packRows(
   const { length, sequencesMax } = options;
   const tokenIds = new Int32Array(length * sequencesMax);
   let filled = 0;
-  const random = seededRandom(options.seed);
+  const random = createRandom(options.seed);
   const kinds = rows.map(({ kind }) => kind);
   for (const index of kindsInTurn(permutation(rows.length, random), kinds)) {
     if (filled === tokenIds.length) break;

@@ -7,7 +7,7 @@
  * Every step is a function of the state before it and of its number, so a run whose samples are known from before
  * ends as it did then.
  */
-import { seededRandom } from '../data/random.ts';
+import { createRandom } from '../../random.ts';
 import type { AdamState, GateSample } from './hard-concrete.ts';
 import {
   adamStep,
@@ -176,7 +176,7 @@ export function drawGates(
   step: number,
   part: number,
 ): GateSample[] {
-  const random = seededRandom(Math.imul(seed, 0x9e3779b1) ^ Math.imul(step, 0x85ebca6b) ^ (part >> 1));
+  const random = createRandom(Math.imul(seed, 0x9e3779b1) ^ Math.imul(step, 0x85ebca6b) ^ (part >> 1));
   return logAlphas.map((logAlpha) => {
     const noise = random.next();
     return sampleGate(logAlpha, part % 2 === 0 ? noise : 1 - noise);

@@ -4,7 +4,7 @@
  */
 
 import type { ModelText } from '../../model/model-text.ts';
-import { permutation, seededRandom } from '../data/random.ts';
+import { createRandom, permutation } from '../../random.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample, Scored } from '../data/samples.ts';
 import { drawSamples } from '../data/samples.ts';
@@ -45,7 +45,7 @@ export function createTextMaker(
   teacher: Pick<Teacher, 'teach'>,
   settings: TextSettings,
 ): TextMaker {
-  const randomFor = (name: string) => seededRandom(hashOf(`${settings.seed} ${name}`));
+  const randomFor = (name: string) => createRandom(hashOf(`${settings.seed} ${name}`));
   const samples: TextMaker['samples'] = (name, rows, positions) =>
     drawSamples(rows, modelText, eosTokenId, randomFor(name), { ...settings, positions });
   const withTargets = async (batch: SampleBatch): Promise<GateBatch> =>

@@ -11,7 +11,7 @@ import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import type { LlamaConfig, WeightKind } from '../../model/types.ts';
 import { floats } from '../../onnx/session.ts';
-import { type Random, seededRandom } from '../data/random.ts';
+import { createRandom, type Random } from '../../random.ts';
 import { type GateBatch, stepFeeds } from '../gates/batches.ts';
 import { fittingStepGraph } from '../gates/gate-graph.ts';
 import { openTrainingGraph } from '../gates/gate-session.ts';
@@ -234,7 +234,7 @@ function hasStalled({ best, judgements }: DistillState, steps: number): boolean 
 
 async function distillStep(options: DistillOptions, state: DistillState): Promise<DistillState> {
   const { session, seed, steps } = options;
-  const random = seededRandom(Math.imul(seed + 1, 0x9e3779b1) + state.step);
+  const random = createRandom(Math.imul(seed + 1, 0x9e3779b1) + state.step);
   const runs = drawRuns(options, random);
   const batch = await options.batch(state.step);
   const { loss, gradients } = await session.step(batch, runs, state.descent.table);

@@ -2,7 +2,7 @@
  * Random masks around those that are worth using: distillation teaches a table to serve every mask, so each step
  * meets another one. Blocks that are cheap to replace are drawn more often, blocks that are dear alone never.
  */
-import type { Random } from '../data/random.ts';
+import type { Random } from '../../random.ts';
 
 export type DrawOptions = {
   /** What replacing a block alone costs, nats, `[2L]`. */

@@ -6,11 +6,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { seededRandom } from '../../../gpu-backend/learning/data/random.ts';
 import { type LearnOptions, learn } from '../../../gpu-backend/learning/learn.ts';
 import { reportHtml } from '../../../gpu-backend/learning/report/write-report.ts';
 import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-report.ts';
 import { type SweepRow, sweepClusters } from '../../../gpu-backend/learning/sweep.ts';
+import { createRandom } from '../../../gpu-backend/random.ts';
 import { maskSetSchema } from '../../../shared/mask-set.ts';
 import { smallRun, writeSmallData } from './search/small-run.ts';
 
@@ -41,7 +41,7 @@ async function runChild(out: string, killAfter: number): Promise<boolean> {
 describe('learn', () => {
   it('killed ten times at random ends with the same bytes as a run that was not', async () => {
     const { report } = await learn(await options('whole'));
-    const random = seededRandom(11);
+    const random = createRandom(11);
     for (let kill = 0; kill < KILLS; kill++) {
       // Each attempt reads back what is known and gets a little farther.
       expect(await runChild('killed', 15 * kill + 1 + random.below(30))).toBe(false);

@@ -3,7 +3,7 @@
  * the method's mask at that count.
  */
 import type { Mask } from '../../../../shared/mask.ts';
-import { permutation, seededRandom } from '../../data/random.ts';
+import { createRandom, permutation } from '../../../random.ts';
 import { maskWithout } from '../../search/budget.ts';
 import type { StaticMethod } from '../result.ts';
 import type { Similarities } from './similarity.ts';
@@ -139,7 +139,7 @@ export async function staticOrders(method: StaticMethod, context: OrderContext):
       return [{ order: layerUnits(range(layerCount).reverse()), evaluations: 0 }];
     case 'random':
       return RANDOM_SEEDS.map((seed) => ({
-        order: blockUnits([...permutation(blockCount, seededRandom(seed))]),
+        order: blockUnits([...permutation(blockCount, createRandom(seed))]),
         evaluations: 0,
       }));
   }

@@ -4,10 +4,10 @@
  * window, or as text that repeats itself.
  */
 import { denseMask, type Mask } from '../../../../shared/mask.ts';
-import { seededRandom } from '../../../engine/random.ts';
 import type { Runner } from '../../../engine/runner.ts';
 import { sample } from '../../../engine/sampler.ts';
 import type { Sampling } from '../../../engine/types.ts';
+import { seededRandom } from '../../../random.ts';
 import type { ScoreSession } from '../score-graph.ts';
 
 export const GENERATED_TOKENS = 640;

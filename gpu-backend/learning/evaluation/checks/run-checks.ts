@@ -11,8 +11,8 @@ import {
   withSurrogates,
 } from '../../../../shared/mask.ts';
 import type { ModelText } from '../../../model/model-text.ts';
+import { createRandom } from '../../../random.ts';
 import { kindTable } from '../../data/clusters.ts';
-import { seededRandom } from '../../data/random.ts';
 import type { CalibrationRow } from '../../data/read-data.ts';
 import { createSampler, drawSamples, type Sample } from '../../data/samples.ts';
 import { skipCountFor } from '../../search/budget.ts';
@@ -185,7 +185,7 @@ async function narrowOrder({ context, lineUp, inputs }: CheckInput, flavour: Sur
     seed,
   );
   const eosTokenId = model.manifest.eosTokenIds[0]!;
-  const samples = drawSamples(rows, text, eosTokenId, seededRandom(seed), { positions, tokensMax });
+  const samples = drawSamples(rows, text, eosTokenId, createRandom(seed), { positions, tokensMax });
   if (samples.length === 0) return undefined;
   const orders = await searchOrders({
     ...{ ...options, scorer, samples, methods: ['finercut'], flavours: [flavour] },

@@ -1,6 +1,5 @@
 /** Holds a graph's gradients against finite differences of its loss, in random directions. */
 
-import { seededRandom } from '../../../../gpu-backend/engine/random.ts';
 import type { GradientOptions, Seed } from '../../../../gpu-backend/learning/autodiff/branches.ts';
 import { gradients } from '../../../../gpu-backend/learning/autodiff/gradients.ts';
 import { encodeModel } from '../../../../gpu-backend/onnx/encode.ts';
@@ -8,6 +7,7 @@ import type { Value } from '../../../../gpu-backend/onnx/graph.ts';
 import { GraphBuilder } from '../../../../gpu-backend/onnx/graph.ts';
 import type { Feeds } from '../../../../gpu-backend/onnx/session.ts';
 import { createSession, floats, tensor } from '../../../../gpu-backend/onnx/session.ts';
+import { seededRandom } from '../../../../gpu-backend/random.ts';
 
 export type Case = {
   /** Shapes of the inputs x0, x1, ... */

@@ -11,7 +11,7 @@ import {
   principalAxes,
   project,
 } from '../../../../gpu-backend/learning/data/fit-vectors.ts';
-import { seededRandom } from '../../../../gpu-backend/learning/data/random.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
 import { normalise } from '../../../../shared/embedding/pool.ts';
 import { loadStaticEncoder } from '../../../../shared/embedding/static-encoder.ts';
 import { openTestTeacher, TEACHER_TIMEOUT_ms } from '../../../support/teacher.ts';
@@ -28,7 +28,7 @@ const FIT: FitOptions = {
 
 /** Texts whose targets are sums of hidden token vectors: a fit can be perfect. */
 function plantedTexts(vocabularySize: number, count: number): FitTexts {
-  const random = seededRandom(3);
+  const random = createRandom(3);
   const hidden = Float32Array.from({ length: vocabularySize * 8 }, () => random.normal());
   const tokenIds = Int32Array.from({ length: count * 6 }, () => random.below(vocabularySize));
   const offsets = Uint32Array.from({ length: count + 1 }, (_, i) => 6 * i);
@@ -41,7 +41,7 @@ function plantedTexts(vocabularySize: number, count: number): FitTexts {
 }
 
 async function fitted(texts: FitTexts, changes: Partial<FitOptions>) {
-  const random = seededRandom(9);
+  const random = createRandom(9);
   const vectors = Float32Array.from({ length: 50 * 8 }, () => 0.3 * random.normal());
   const losses: number[] = [];
   await fitVectors(vectors, texts, { ...FIT, ...changes, onEpoch: (_, loss) => void losses.push(loss) });
@@ -65,7 +65,7 @@ describe('the fit of token vectors', () => {
 
 describe('principal axes', () => {
   it('are orthonormal and keep what lies in fewer dimensions whole', () => {
-    const random = seededRandom(4);
+    const random = createRandom(4);
     const plane = Float32Array.from({ length: 200 }, () => random.normal());
     const values = Float32Array.from({ length: 100 * 5 }, (_, at) => {
       const [point, i] = [Math.floor(at / 5), at % 5];

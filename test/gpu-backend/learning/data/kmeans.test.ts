@@ -1,11 +1,11 @@
 import { describe, expect, it } from 'vitest';
 import type { Points } from '../../../../gpu-backend/learning/data/kmeans.ts';
 import { kMeans, packPoints } from '../../../../gpu-backend/learning/data/kmeans.ts';
-import { seededRandom } from '../../../../gpu-backend/learning/data/random.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
 
 /** `perBlob` points around each of the given centres. */
 function blobs(centres: number[][], perBlob: number, spread: number): Points {
-  const random = seededRandom(7);
+  const random = createRandom(7);
   return packPoints(
     centres.flatMap((centre) =>
       Array.from({ length: perBlob }, () => Float32Array.from(centre, (x) => x + spread * random.normal())),

@@ -5,10 +5,10 @@ import { assignRows, embedRows } from '../../../../gpu-backend/learning/data/clu
 import { openEncoder } from '../../../../gpu-backend/learning/data/encoders.ts';
 import { kMeans, packPoints } from '../../../../gpu-backend/learning/data/kmeans.ts';
 import { groupPrompts } from '../../../../gpu-backend/learning/data/prompts.ts';
-import { seededRandom } from '../../../../gpu-backend/learning/data/random.ts';
 import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import { routingHealth, silhouette } from '../../../../gpu-backend/learning/data/routing-health.ts';
 import { distinctRows, HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
 import { testHome } from '../../../support/installed-model.ts';
 
 const row = (text: string, kind = 'k') => parseRow(JSON.stringify({ text, kind }), kind, 'f:1');
@@ -66,7 +66,7 @@ describe('the held-out split', () => {
 });
 
 describe('routing health', () => {
-  const random = seededRandom(3);
+  const random = createRandom(3);
   const cloud = (x: number, count: number, spread: number) =>
     Array.from({ length: count }, () =>
       Float32Array.of(x + spread * random.normal(), spread * random.normal()),

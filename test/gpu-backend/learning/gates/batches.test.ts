@@ -1,11 +1,11 @@
 /** Samples side by side in batches: every position keeps its own text, whatever its neighbours are. */
 import { describe, expect, it, test } from 'vitest';
-import { permutation, seededRandom } from '../../../../gpu-backend/learning/data/random.ts';
 import {
   batchSamples,
   kindsInTurn,
   nextTokenTargets,
 } from '../../../../gpu-backend/learning/gates/batches.ts';
+import { createRandom, permutation } from '../../../../gpu-backend/random.ts';
 
 const sample = (first: number, length: number, scoreFrom = 0) => ({
   tokenIds: Int32Array.from({ length }, (_, i) => first + i),
@@ -38,7 +38,7 @@ describe('the order of rows', () => {
 
   it('is an order of all of them', () => {
     const kinds = Array.from({ length: 500 }, (_, i) => (i % 50 === 0 ? 'rare' : `kind ${i % 3}`));
-    const order = kindsInTurn(permutation(kinds.length, seededRandom(7)), kinds);
+    const order = kindsInTurn(permutation(kinds.length, createRandom(7)), kinds);
     expect(order.toSorted((a, b) => a - b)).toEqual(kinds.map((_, i) => i));
     // Ten rows of the rare kind and four kinds in all: a quarter of the first forty.
     expect(order.slice(0, 40).filter((index) => kinds[index] === 'rare')).toHaveLength(10);

@@ -1,7 +1,6 @@
 /** Hard concrete gates, the Lagrangian and Adam: properties, and derivatives against finite differences. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { seededRandom } from '../../../../gpu-backend/engine/random.ts';
 import {
   adamStep,
   clampLogAlpha,
@@ -16,6 +15,7 @@ import {
   shiftToSparsity,
   sparsityPenalty,
 } from '../../../../gpu-backend/learning/gates/hard-concrete.ts';
+import { seededRandom } from '../../../../gpu-backend/random.ts';
 
 const logAlpha = fc.double({ min: -4.6, max: 4.6, noNaN: true });
 const noise = fc.double({ min: 0, max: 1, noNaN: true });

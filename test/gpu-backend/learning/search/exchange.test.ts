@@ -1,6 +1,5 @@
 /** Budgets, and searches among masks, on costs that are known in full. */
 import { describe, expect, it, test } from 'vitest';
-import { seededRandom } from '../../../../gpu-backend/learning/data/random.ts';
 import type { Budget } from '../../../../gpu-backend/learning/search/budget.ts';
 import {
   countsOf,
@@ -16,6 +15,7 @@ import {
   improveMask,
   worthOfBlocks,
 } from '../../../../gpu-backend/learning/search/exchange.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
 import type { Mask } from '../../../../shared/mask.ts';
 import { denseMask, maskBits } from '../../../../shared/mask.ts';
 
@@ -90,7 +90,7 @@ const without = (blocks: readonly number[]): Mask => {
 
 /** What each block costs alone, and pairs that cost more or less together. */
 function landscape(seed: number) {
-  const random = seededRandom(seed);
+  const random = createRandom(seed);
   const alone = Array.from({ length: 2 * LAYERS }, () => random.next());
   const pairs = Array.from({ length: 2 * LAYERS }, () => alone.map(() => 0.4 * (random.next() - 0.4)));
   let evaluations = 0;

@@ -6,7 +6,6 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { seededRandom } from '../../../../gpu-backend/learning/data/random.ts';
 import { scoredRowsOf } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { openLossSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
 import { openTeacher } from '../../../../gpu-backend/learning/gates/teacher.ts';
@@ -18,6 +17,7 @@ import {
 import { openMomentSession } from '../../../../gpu-backend/learning/surrogates/moments.ts';
 import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import type { WeightSource } from '../../../../gpu-backend/model/types.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
 import { randomLlama } from '../../../support/random-llama.ts';
 import golden from './fixtures/surrogate_fit.json' with { type: 'json' };
 
@@ -134,7 +134,7 @@ test('on a small model a surrogate is nearer to the dense model than a hole', as
     const { config } = source;
     await emitModel(source, 'f32', folder, () => {});
     const session = await openMomentSession(folder, config, 'f32', { threads: 1 });
-    const random = seededRandom(3);
+    const random = createRandom(3);
     const text = (length: number) => Int32Array.from({ length }, () => random.below(320));
     const tokenIds = text(32 * 64);
     await session.add(tokenIds.subarray(0, 16 * 64), 16);

@@ -5,7 +5,6 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
-import { seededRandom } from '../../../../gpu-backend/learning/data/random.ts';
 import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import { HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
 import { drawAround, drawMask, rankedMask } from '../../../../gpu-backend/learning/surrogates/draw-mask.ts';
@@ -13,6 +12,7 @@ import type { LearnSurrogatesOptions } from '../../../../gpu-backend/learning/su
 import { learnSurrogates } from '../../../../gpu-backend/learning/surrogates/learn-surrogates.ts';
 import type { InstalledModel } from '../../../../gpu-backend/model/store.ts';
 import { readSurrogates } from '../../../../gpu-backend/model/surrogates.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
 import { tinyLlama, writeGguf } from '../../../support/gguf.ts';
 import { installTinyModel } from '../../../support/tiny-model.ts';
 
@@ -25,7 +25,7 @@ beforeAll(async () => {
   await writeFile(source, writeGguf(tinyLlama()));
   model = await pullModel(source, { home, weights: 'f32', log: () => {}, onProgress: () => {} });
   data = path.join(home, 'rows.jsonl');
-  const random = seededRandom(5);
+  const random = createRandom(5);
   const words = 'the ship came back in spring with salt and seven letters from a harbour far away'.split(' ');
   const row = () => Array.from({ length: 16 }, () => words[random.below(words.length)]).join(' ');
   await writeFile(data, Array.from({ length: 1200 }, () => JSON.stringify({ text: row() })).join('\n'));
@@ -81,7 +81,7 @@ test('a damaged state, or that of other inputs, is begun anew', async () => {
 
 test('nothing is fitted on prompts that masks are judged by, and no row counts twice', async () => {
   const chat = await installTinyModel(path.join(home, 'chat'), 'f32', { contextTokens: 128 });
-  const random = seededRandom(8);
+  const random = createRandom(8);
   const letters = (count: number) =>
     Array.from({ length: count }, () => 'abcdefgh '[random.below(9)]).join('');
   const rows = Array.from({ length: 200 }, (_, i) => ({
@@ -121,7 +121,7 @@ test('what cannot be is refused before the work', async () => {
 
 test('masks are drawn within their bounds, the dear blocks never, the cheap ones more often', () => {
   const costs = Array.from({ length: 60 }, (_, i) => (i === 1 ? 1.3 : 0.01 + 0.002 * i));
-  const random = seededRandom(9);
+  const random = createRandom(9);
   const counts = Array<number>(60).fill(0);
   for (let draw = 0; draw < 600; draw++) {
     const runs = drawMask({ costs, sparsityMin: 0.1, sparsityMax: 0.4 }, random);
@@ -140,7 +140,7 @@ test('masks are drawn within their bounds, the dear blocks never, the cheap ones
 test('a mask near one in use has as many blocks of each kind out, and few others', () => {
   const costs = Array.from({ length: 60 }, (_, i) => (i === 1 ? 1.3 : 0.01 + 0.002 * i));
   const inUse = rankedMask(costs, 5, 3);
-  const random = seededRandom(4);
+  const random = createRandom(4);
   const outOf = (runs: Uint8Array, kind: number) => runs.filter((r, b) => b % 2 === kind && r === 0).length;
   const changes = new Set<number>();
   for (let draw = 0; draw < 200; draw++) {

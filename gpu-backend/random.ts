@@ -1,4 +1,24 @@
-/** Seeded random numbers for everything offline: equal seeds give equal results on every machine. */
+/**
+ * Seeded random numbers: equal seeds give equal results on every machine. Two generators, since what a seed once gave it
+ * gives for ever: tokens that are served are drawn with `seededRandom`, everything that is learned or measured offline
+ * with `createRandom`.
+ */
+
+/**
+ * Uniform in [0, 1): splitmix32 (Steele, Lea, Flood 2014, 32-bit constants by C. Wellons). Both halves of a 53-bit seed
+ * count, and neighbouring seeds start far apart.
+ */
+export function seededRandom(seed: number): () => number {
+  let state = (Math.imul(Math.floor(seed / 2 ** 32) | 0, 0x9e3779b1) ^ (seed | 0)) | 0;
+  return () => {
+    state = (state + 0x9e3779b9) | 0;
+    let mixed = state ^ (state >>> 16);
+    mixed = Math.imul(mixed, 0x21f0aaad);
+    mixed ^= mixed >>> 15;
+    mixed = Math.imul(mixed, 0x735a2d97);
+    return ((mixed ^ (mixed >>> 15)) >>> 0) / 2 ** 32;
+  };
+}
 
 export type Random = {
   /** Uniform in [0, 1). */
@@ -10,7 +30,7 @@ export type Random = {
 };
 
 /** mulberry32 (public domain, T. Ettinger): 32 bits of state, enough for sampling a calibration set. */
-export function seededRandom(seed: number): Random {
+export function createRandom(seed: number): Random {
   let state = seed >>> 0;
   const next = () => {
     state = (state + 0x6d2b79f5) >>> 0;
