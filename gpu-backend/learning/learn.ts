@@ -3,7 +3,6 @@
  * choose, measure, write. Killed and started again with the same inputs it goes on where it was, to the same bytes.
  */
 
-import { createHash } from 'node:crypto';
 import { mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { MaskrouteError } from '../../shared/errors.ts';
@@ -16,7 +15,7 @@ import {
   sparsity,
   withSurrogates,
 } from '../../shared/mask.ts';
-import { canonicalJson, type EncoderSpec, type MaskSet, maskSetSchema } from '../../shared/mask-set.ts';
+import { type EncoderSpec, type MaskSet, maskSetSchema } from '../../shared/mask-set.ts';
 import type { EncoderOptions } from '../encoder/full-encoder.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
@@ -27,13 +26,13 @@ import { groupPrompts, type Prompts } from './data/prompts.ts';
 import { readData } from './data/read-data.ts';
 import { distinctRows } from './data/samples.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';
+import { contentKey, openRunJournal, type RunJournal } from './journal.ts';
 import { writeReportHtml } from './report/write-report.ts';
 import type { Budget, CountRange } from './search/budget.ts';
 import { type BlockCost, LEARN_EFFORT, type LearnEffort } from './search/effort.ts';
 import { type LearnedMasks, learnMasks, type MaskStage } from './search/learn-masks.ts';
 import { buildReport, heldOutFigures, type LearnReport } from './search/learn-report.ts';
 import { openModelParts } from './search/model-parts.ts';
-import { type Journal, openJournal } from './search/run-journal.ts';
 import { createTextMaker } from './search/texts.ts';
 import { createWorkbench, STEP_PARTS } from './search/workbench.ts';
 
@@ -190,25 +189,21 @@ export async function learn(options: LearnOptions): Promise<Learned> {
     const seed = options.seed ?? SEED;
     const prompts = await groupPrompts(rows, open.encoder, options.clusterCount, seed, signal);
     const key = await journalKey(options, open.encoder.spec);
-    const journal = await openJournal(options.sharedState ?? join(out, STATE_FILE), key);
-    try {
-      const { masks, budget } = await learnWith(options, prompts, journal);
-      const learned = assemble(
-        options,
-        open.encoder.spec,
-        prompts,
-        masks,
-        budget,
-        await newestChange(options.data),
-      );
-      await writeWhole(join(out, REPORT_FILE), `${JSON.stringify(learned.report, null, 1)}\n`);
-      await writeReportHtml(out);
-      await writeWhole(join(out, MASK_SET_FILE), `${JSON.stringify(learned.maskSet)}\n`);
-      if (options.sharedState === undefined) await journal.remove();
-      return learned;
-    } finally {
-      await journal.close();
-    }
+    const journal = await openRunJournal(options.sharedState ?? join(out, STATE_FILE), key);
+    const { masks, budget } = await learnWith(options, prompts, journal);
+    const learned = assemble(
+      options,
+      open.encoder.spec,
+      prompts,
+      masks,
+      budget,
+      await newestChange(options.data),
+    );
+    await writeWhole(join(out, REPORT_FILE), `${JSON.stringify(learned.report, null, 1)}\n`);
+    await writeReportHtml(out);
+    await writeWhole(join(out, MASK_SET_FILE), `${JSON.stringify(learned.maskSet)}\n`);
+    if (options.sharedState === undefined) await journal.remove();
+    return learned;
   } finally {
     await open.close();
   }
@@ -217,7 +212,7 @@ export async function learn(options: LearnOptions): Promise<Learned> {
 async function learnWith(
   options: LearnOptions,
   prompts: Prompts,
-  journal: Journal,
+  journal: RunJournal,
 ): Promise<{ masks: LearnedMasks; budget: Budget }> {
   const { model, surrogates, signal } = options;
   const effort = options.effort ?? LEARN_EFFORT;
@@ -274,7 +269,7 @@ async function journalKey(options: LearnOptions, encoder: MaskSet['encoder']): P
     seed: options.seed ?? SEED,
     encoder,
   };
-  return createHash('sha256').update(canonicalJson(inputs)).digest('hex');
+  return contentKey(inputs);
 }
 
 function assemble(

@@ -4,9 +4,7 @@ import type { Mask, ModelHash } from '../../../shared/mask.ts';
 import { isDense, maskId } from '../../../shared/mask.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import type { Sample } from '../data/samples.ts';
-import { modelKey, sampleKey } from './baselines/search-orders.ts';
-import type { Journal } from './kept-results.ts';
-import { openJournal } from './kept-results.ts';
+import { type Journal, modelKey, openKeptResults, sampleKey } from '../journal.ts';
 import type { SampleScores, Scorer } from './score-graph.ts';
 
 const scoresSchema = z.strictObject({
@@ -45,7 +43,7 @@ export async function scoreRows(
   let done = 0;
   for (const [row, sample] of samples.entries()) {
     const question = { kind: 'scores', model: modelKey(model), sample: sampleKey([sample]) };
-    const journal = await openJournal(options.home, question, scoresSchema);
+    const journal = await openKeptResults(options.home, question, scoresSchema);
     journals.push(journal);
     const wanted = distinct(hash, masks[row]!);
     const missing = [...wanted].filter(([id]) => journal.get(id) === undefined);

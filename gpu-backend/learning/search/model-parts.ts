@@ -15,9 +15,9 @@ import {
   openLossSession,
 } from '../gates/gate-session.ts';
 import { openTeacher, type Teacher } from '../gates/teacher.ts';
+import type { RunJournal } from '../journal.ts';
 import { type BlockCounts, type Budget, type BudgetOptions, createBudget } from './budget.ts';
 import type { BlockCost, TargetKind } from './effort.ts';
-import type { Journal } from './run-journal.ts';
 import { createMaskScorer, type HeldOutScores, scoreMasks } from './score-mask.ts';
 
 /*
@@ -92,7 +92,7 @@ export async function openModelParts(
   { folder, manifest }: InstalledModel,
   surrogates: Surrogates | undefined,
   { threads, targets }: { readonly threads: number; readonly targets: TargetKind },
-  journal: Journal,
+  journal: RunJournal,
 ): Promise<ModelParts> {
   const { config, weights } = manifest;
   const table = surrogates && toInstalledBasis(surrogates.table, weights);
@@ -116,7 +116,7 @@ export async function openModelParts(
     async budget({ sparsity, cost = 'blocks', attention, ffn }) {
       const all = { min: 0, max: config.layerCount };
       const measured = async () => Object.values(await measureBlockTimes(runner, surrogates?.id));
-      const [a, f] = cost === 'time' ? await journal.numbers('block times', measured) : [1, 1];
+      const [a, f] = cost === 'time' ? await journal.result('block times', measured) : [1, 1];
       return createBudget({
         layerCount: config.layerCount,
         targetSparsity: sparsity,
@@ -127,7 +127,7 @@ export async function openModelParts(
     },
     async measure(name, samples, masks) {
       const served = masks.map((mask) => withSurrogates(mask, surrogates?.id));
-      const numbers = await journal.numbers(name, async () => {
+      const numbers = await journal.result(name, async () => {
         const scores = (await scoreMasks(scorer, samples, served)) ?? [];
         return scores.flatMap((one) => FIGURES.map((figure) => one[figure]));
       });

@@ -8,9 +8,9 @@ import type { CalibrationRow } from '../data/read-data.ts';
 import type { GateBatch } from '../gates/batches.ts';
 import type { GateStep } from '../gates/gate-session.ts';
 import type { TrainingOptions } from '../gates/train-mask.ts';
+import type { RunJournal } from '../journal.ts';
 import type { Budget } from './budget.ts';
 import type { MaskCost, SearchCost } from './exchange.ts';
-import type { Journal } from './run-journal.ts';
 import type { Text, TextMaker } from './texts.ts';
 
 /** Tokens of a batch that only the loss is taken of, and of each of the two parts of a training step. */
@@ -59,7 +59,7 @@ export type Workbench = {
 };
 
 export type WorkbenchParts = Pick<Workbench, 'budget' | 'seed' | 'signal'> & {
-  readonly journal: Journal;
+  readonly journal: Pick<RunJournal, 'result'>;
   readonly texts: TextMaker;
   /** Mean loss of a batch under gates. */
   loss(batch: GateBatch, gates: ArrayLike<number>): Promise<number>;
@@ -76,7 +76,7 @@ export function createWorkbench(parts: WorkbenchParts): Workbench {
 
   /** Sum over the scored positions of one batch, and how many they are. */
   async function lossOf(text: Text, index: number, name: string, gates: ArrayLike<number>) {
-    const found = await journal.numbers(`${text.name}.${index} | ${name}`, async () => {
+    const found = await journal.result(`${text.name}.${index} | ${name}`, async () => {
       signal?.throwIfAborted();
       const batch = await text.batch(index);
       return [(await parts.loss(batch, gates)) * batch.scoredRows.length, batch.scoredRows.length];
@@ -142,7 +142,7 @@ export function createWorkbench(parts: WorkbenchParts): Workbench {
       return {
         parts: STEP_PARTS,
         async sample(step, part, gates) {
-          const [loss, ...gradients] = await journal.numbers(`${name} | ${step}.${part}`, async () => {
+          const [loss, ...gradients] = await journal.result(`${name} | ${step}.${part}`, async () => {
             signal?.throwIfAborted();
             // A group with few rows meets them again, under other gates.
             const batch = await text.batch((step * STEP_PARTS + part) % text.batchCount);

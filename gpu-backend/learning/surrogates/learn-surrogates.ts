@@ -3,13 +3,11 @@
  * distillation; killed and started again with the same inputs, it goes on from the last stored step.
  */
 
-import { createHash } from 'node:crypto';
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { deserialize, serialize } from 'node:v8';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask.ts';
-import { canonicalJson } from '../../../shared/mask-set.ts';
 import { openModelText } from '../../model/model-text.ts';
 import { type InstalledModel, sha256OfFiles } from '../../model/store.ts';
 import {
@@ -26,6 +24,7 @@ import { readData } from '../data/read-data.ts';
 import { distinctRows, HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
 import { type PackedText, packRows, scoredRowsOf, sequencesOf } from '../gates/batches.ts';
 import { openTeacher, type TaughtBatch, type Teacher } from '../gates/teacher.ts';
+import { contentKey } from '../journal.ts';
 import { type DistillState, distill, openSurrogateSession, startDistillation } from './distill-surrogates.ts';
 import { fitSurrogates } from './fit-surrogates.ts';
 import { judgedMasks, openJudge, rankBlocks } from './judge-surrogates.ts';
@@ -276,5 +275,5 @@ async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undef
     steps,
     seed,
   };
-  return createHash('sha256').update(canonicalJson(inputs)).digest('hex');
+  return contentKey(inputs);
 }

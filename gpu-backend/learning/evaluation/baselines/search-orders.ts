@@ -4,8 +4,7 @@ import type { Mask, ModelHash, SurrogatesId } from '../../../../shared/mask.ts';
 import { maskId, withSurrogates } from '../../../../shared/mask.ts';
 import type { InstalledModel } from '../../../model/store.ts';
 import type { Sample } from '../../data/samples.ts';
-import type { Journal } from '../kept-results.ts';
-import { openJournal } from '../kept-results.ts';
+import { type Journal, modelKey, openKeptResults, sampleKey } from '../../journal.ts';
 import type { StaticMethod } from '../result.ts';
 import type { Reference, Scorer } from '../score-graph.ts';
 import { addScores } from '../score-graph.ts';
@@ -38,19 +37,11 @@ const journalSchema = z.union([
 ]);
 type Entry = z.infer<typeof journalSchema>;
 
-/** What the model's weights are, for keys of what is kept. */
-export const modelKey = ({ manifest }: InstalledModel) => [manifest.hash, manifest.weights, manifest.format];
-export const sampleKey = (samples: readonly Sample[]) =>
-  samples.map(({ tokenIds, scoreFrom }) => [
-    scoreFrom,
-    Buffer.from(tokenIds.buffer, tokenIds.byteOffset, tokenIds.byteLength).toString('base64'),
-  ]);
-
 /** Orders by flavour. Rejects when `signal` aborts; what was evaluated stays known. */
 export async function searchOrders(options: SearchOptions): Promise<Map<SurrogatesId | null, Orders>> {
   const { home, model, samples } = options;
   const question = { kind: 'search', model: modelKey(model), samples: sampleKey(samples) };
-  const journal = await openJournal<Entry>(home, question, journalSchema);
+  const journal = await openKeptResults<Entry>(home, question, journalSchema);
   const evaluate = createEvaluator(options, journal);
   const similarities = once(() => loadSimilarities(options, journal));
   const found = new Map<SurrogatesId | null, Orders>();

@@ -5,11 +5,10 @@ import { type Mask, type ModelHash, maskId } from '../../../../shared/mask.ts';
 import type { Runner } from '../../../engine/runner.ts';
 import type { ModelText } from '../../../model/model-text.ts';
 import type { InstalledModel } from '../../../model/store.ts';
-import { modelKey } from '../baselines/search-orders.ts';
+import { modelKey, openKeptResults } from '../../journal.ts';
 import { bootstrapInterval, weightedRatio } from '../bootstrap.ts';
 import { average, type Contestant } from '../contestants.ts';
 import { type Context, routeSets } from '../evaluation-context.ts';
-import { type Journal, openJournal } from '../kept-results.ts';
 import { equalCountContestants, type LineUp } from '../line-up.ts';
 import type { EvaluationRow, TaskFigures } from '../result.ts';
 import type { ScoreSession } from '../score-graph.ts';
@@ -42,20 +41,18 @@ async function answerTask(
 ): Promise<Verdicts> {
   const { model, runner, session, text, signal } = context;
   const question = { kind: 'task', model: modelKey(model), task, questions };
-  const journal: Journal<number[]> = await openJournal(context.home, question, z.array(z.number()));
+  const journal = await openKeptResults(context.home, question, z.array(z.number()));
   const cache = runner.newCache();
   const verdicts: Verdicts = { acc: [], accNorm: [] };
   for (const [index, asked] of questions.entries()) {
     const judged = [];
     for (const mask of masks[index]!) {
       const name = `${index} ${maskId(model.manifest.hash as ModelHash, mask)}`;
-      let found = journal.get(name);
-      if (found === undefined) {
+      const found = await journal.result(name, () => {
         signal?.throwIfAborted();
         const choices = encodeChoices(asked, text.tokenizer, runner.config.contextTokens);
-        found = await scoreChoices({ runner, session, cache }, choices, mask);
-        await journal.set(name, found);
-      }
+        return scoreChoices({ runner, session, cache }, choices, mask);
+      });
       judged.push(judge(asked, found));
       context.onQuestion();
     }

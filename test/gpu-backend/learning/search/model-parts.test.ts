@@ -4,8 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
+import { openRunJournal } from '../../../../gpu-backend/learning/journal.ts';
 import { openModelParts } from '../../../../gpu-backend/learning/search/model-parts.ts';
-import { openJournal } from '../../../../gpu-backend/learning/search/run-journal.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
 import { randomLlama } from '../../../support/random-llama.ts';
 import { installTinyModel } from '../../../support/tiny-model.ts';
@@ -42,7 +42,7 @@ function logSoftmax(logits: ArrayLike<number>): number[] {
 
 it('against the dense model, what the likeliest tokens leave to all others counts too', async () => {
   const model = await installTinyModel(join(folder, 'model'), 'f32');
-  const journal = await openJournal(join(folder, 'state.jsonl'), 'key');
+  const journal = await openRunJournal(join(folder, 'state.jsonl'), 'key');
   await using parts = await openModelParts(model, undefined, { threads: 1, targets: 'dense' }, journal);
   const batch = await parts.teacher.teach(nextTokenBatch(TOKENS, 1));
   expect((await parts.loss(batch, DENSE)) - batch.entropy).toBeCloseTo(0, 4);
@@ -51,5 +51,4 @@ it('against the dense model, what the likeliest tokens leave to all others count
   expect(kl).toBeLessThanOrEqual(whole + 1e-5);
   expect(kl).toBeGreaterThan(0.5 * whole);
   expect((await parts.step(batch, RUNS)).loss).toBeCloseTo(kl + batch.entropy, 4);
-  await journal.close();
 });

@@ -37,14 +37,11 @@ function workbench(glanceParts: number | 'half' = 2) {
   const bench = createWorkbench({
     ...{ budget, seed: 1, signal: undefined, onResult: () => {} },
     journal: {
-      found: 0,
-      async numbers(name, compute) {
+      async result(name, compute) {
         const values = known.get(name) ?? (await compute());
         known.set(name, values);
         return values;
       },
-      async close() {},
-      async remove() {},
     },
     texts: { text: () => text, samples: () => [] },
     async loss(batch, gates) {

@@ -1,9 +1,18 @@
-/** The journal that a killed run goes on from: torn lines, foreign runs, numbers to the last bit. */
-import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+/** What killed runs and evaluations go on from: torn lines, foreign runs, numbers to the last bit. */
+import {
+  appendFileSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
-import { openJournal } from '../../../../gpu-backend/learning/search/run-journal.ts';
+import { z } from 'zod';
+import { openKeptResults, openRunJournal } from '../../../gpu-backend/learning/journal.ts';
 
 let folder = '';
 beforeEach(() => {
@@ -16,17 +25,16 @@ async function ask(
   names: readonly string[],
   key = 'key',
 ): Promise<{ computed: string[]; values: number[][] }> {
-  const journal = await openJournal(path(), key);
+  const journal = await openRunJournal(path(), key);
   const computed: string[] = [];
   const values: number[][] = [];
   for (const name of names) {
-    const found = await journal.numbers(name, async () => {
+    const found = await journal.result(name, async () => {
       computed.push(name);
       return [name.length / 3, Math.fround(1 / 7), 5e-324];
     });
     values.push([...found]);
   }
-  await journal.close();
   return { computed, values };
 }
 
@@ -59,8 +67,24 @@ it('drops a damaged line and everything behind it', async () => {
 it('is begun anew for other inputs, refuses what is no number, and can be removed', async () => {
   await ask(['a']);
   expect((await ask(['a'], 'other')).computed).toEqual(['a']);
-  const journal = await openJournal(path(), 'other');
-  await expect(journal.numbers('nan', async () => [Number.NaN])).rejects.toThrow(/nan gave NaN/);
+  const journal = await openRunJournal(path(), 'other');
+  await expect(journal.result('nan', async () => [Number.NaN])).rejects.toThrow(/nan gave NaN/);
   await journal.remove();
   expect((await ask(['a'], 'other')).computed).toEqual(['a']);
+});
+
+it('kept results are shared by all who ask the same question, and lose no line but a damaged one', async () => {
+  const ask = (question: unknown) => openKeptResults(folder, question, z.strictObject({ kl: z.number() }));
+  const [one, other] = [await ask({ model: 1, text: 'a' }), await ask({ text: 'a', model: 1 })];
+  await one.set('x', { kl: 1 / 3 });
+  await other.set('y', { kl: 2 });
+  const [file] = readdirSync(join(folder, 'evaluations'));
+  expect(readdirSync(join(folder, 'evaluations'))).toEqual([file]);
+  // A line of another form, and one that a kill tore.
+  appendFileSync(join(folder, 'evaluations', file!), '["x",{"loss":1}]\n["z",{"kl"');
+  await (await ask({ model: 1, text: 'a' })).set('w', { kl: 3 });
+  const again = await ask({ model: 1, text: 'a' });
+  expect(['x', 'y', 'z', 'w'].map((name) => again.get(name)?.kl)).toEqual([1 / 3, 2, undefined, 3]);
+  expect((await ask({ model: 2, text: 'a' })).size).toBe(0);
+  await expect(again.set('nan', { kl: Number.NaN })).rejects.toThrow(RangeError);
 });
