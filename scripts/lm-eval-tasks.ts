@@ -16,7 +16,6 @@ import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { openRunner } from '../gpu-backend/engine/runner.ts';
 import { maskrouteHome } from '../gpu-backend/home.ts';
-import { openScoreSession } from '../gpu-backend/learning/evaluation/score-graph.ts';
 import type { Question, Task } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
 import { hasNorm, parseTaskFile, readTask } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
 import {
@@ -24,6 +23,7 @@ import {
   judge,
   scoreChoices,
 } from '../gpu-backend/learning/evaluation/tasks/score-question.ts';
+import { openScoreSession } from '../gpu-backend/learning/search/score-masks.ts';
 import { startBackend } from '../gpu-backend/main.ts';
 import { openModelText } from '../gpu-backend/model/model-text.ts';
 import { DEFAULT_MODEL } from '../gpu-backend/model/sources/default-model.ts';

@@ -9,7 +9,7 @@ import type { MaskSet } from '../../shared/mask-set.ts';
 import { writeWhole } from '../write-whole.ts';
 import type { LearnOptions } from './learn.ts';
 import { learn, STATE_FILE } from './learn.ts';
-import type { HeldOutScores } from './search/score-mask.ts';
+import type { HeldOutScores } from './search/score-masks.ts';
 
 export const SWEEP_FILE = 'sweep.json';
 

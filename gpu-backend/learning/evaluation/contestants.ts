@@ -3,11 +3,11 @@ import type { Mask } from '../../../shared/mask.ts';
 import { sparsity } from '../../../shared/mask.ts';
 import type { LlamaConfig } from '../../model/types.ts';
 import { weightsRead } from '../../model/weights-read.ts';
+import type { SampleScores } from '../search/score-masks.ts';
+import { addScores, figuresOf } from '../search/score-masks.ts';
 import type { Interval } from './bootstrap.ts';
 import { bootstrapInterval, weightedRatio } from './bootstrap.ts';
 import type { EvaluationRow, Method } from './result.ts';
-import type { SampleScores } from './score-graph.ts';
-import { addScores, figuresOf } from './score-graph.ts';
 import { skippedCounts } from './timing.ts';
 
 export type Contestant = {

@@ -7,10 +7,10 @@ import type { ModelText } from '../../model/model-text.ts';
 import { openModelText } from '../../model/model-text.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import type { OpenEncoder } from '../data/encoders.ts';
+import type { ScoreSession } from '../search/score-masks.ts';
+import { createScorer, openScoreSession, type Scorer } from '../search/score-masks.ts';
 import type { RoutedSet } from './line-up.ts';
 import type { Baseline, RowCounts } from './result.ts';
-import type { ScoreSession } from './score-graph.ts';
-import { createScorer, openScoreSession, type Scorer } from './score-graph.ts';
 import { routeTexts } from './scored-rows.ts';
 import type { TaskFile } from './tasks/read-task.ts';
 

@@ -5,7 +5,7 @@ import { isDense, maskId } from '../../../shared/mask.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import type { Sample } from '../data/samples.ts';
 import { type Journal, modelKey, openKeptResults, sampleKey } from '../journal.ts';
-import type { SampleScores, Scorer } from './score-graph.ts';
+import type { SampleScores, Scorer } from '../search/score-masks.ts';
 
 const scoresSchema = z.strictObject({
   positions: z.int(),

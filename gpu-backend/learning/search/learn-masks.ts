@@ -11,7 +11,7 @@ import type { Prompts } from '../data/prompts.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample } from '../data/samples.ts';
 import type { LearnEffort } from './effort.ts';
-import type { HeldOutScores } from './score-mask.ts';
+import type { HeldOutScores } from './score-masks.ts';
 import type { Candidate, MaskSearch, Proposal } from './search-masks.ts';
 import { compareMasks, confirmChoice, searchClusterMask, searchOneMask } from './search-masks.ts';
 import type { TextMaker } from './texts.ts';

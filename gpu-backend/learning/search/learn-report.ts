@@ -10,7 +10,7 @@ import type { Prompts } from '../data/prompts.ts';
 import { type Budget, weightSkipped } from './budget.ts';
 import type { BlockCost } from './effort.ts';
 import type { HeldOutPair, LearnedMask, LearnedMasks } from './learn-masks.ts';
-import { type HeldOutScores, poolScores } from './score-mask.ts';
+import { type HeldOutScores, poolScores } from './score-masks.ts';
 import type { Lead } from './workbench.ts';
 
 const REPORT_FORMAT = 'maskroute-learn-report-v1';

@@ -18,7 +18,7 @@ import { openTeacher, type Teacher } from '../gates/teacher.ts';
 import type { RunJournal } from '../journal.ts';
 import { type BlockCounts, type Budget, type BudgetOptions, createBudget } from './budget.ts';
 import type { BlockCost, TargetKind } from './effort.ts';
-import { createMaskScorer, type HeldOutScores, scoreMasks } from './score-mask.ts';
+import { createScorer, type HeldOutScores, openScoreSession, scoreHeldOut } from './score-masks.ts';
 
 /*
  * Milliseconds that a decoded token takes less for each attention and each FFN block that is left out, on the engine
@@ -108,7 +108,7 @@ export async function openModelParts(
   const gates = opened(await openGateSession(folder, config, weights, lossOptions));
   const losses = opened(await openLossSession(folder, config, weights, lossOptions));
   const teacher = opened(await openTeacher(folder, config, weights, { threads }));
-  const scorer = createMaskScorer(runner);
+  const scorer = createScorer(runner, opened(await openScoreSession(threads)));
   const stack = opening.move();
   return {
     ...{ text, teacher, loss: losses.loss, step: gates.step },
@@ -128,7 +128,7 @@ export async function openModelParts(
     async measure(name, samples, masks) {
       const served = masks.map((mask) => withSurrogates(mask, surrogates?.id));
       const numbers = await journal.result(name, async () => {
-        const scores = (await scoreMasks(scorer, samples, served)) ?? [];
+        const scores = await scoreHeldOut(scorer, samples, served);
         return scores.flatMap((one) => FIGURES.map((figure) => one[figure]));
       });
       return masks.map((_, mask) => {

@@ -8,7 +8,7 @@ import type { Runner } from '../../../engine/runner.ts';
 import { sample } from '../../../engine/sampler.ts';
 import type { Sampling } from '../../../engine/types.ts';
 import { seededRandom } from '../../../random.ts';
-import type { ScoreSession } from '../score-graph.ts';
+import type { ScoreSession } from '../../search/score-masks.ts';
 
 export const GENERATED_TOKENS = 640;
 /** Ends of the windows, in generated tokens. */

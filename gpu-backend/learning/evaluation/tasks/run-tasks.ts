@@ -6,12 +6,12 @@ import type { Runner } from '../../../engine/runner.ts';
 import type { ModelText } from '../../../model/model-text.ts';
 import type { InstalledModel } from '../../../model/store.ts';
 import { modelKey, openKeptResults } from '../../journal.ts';
+import type { ScoreSession } from '../../search/score-masks.ts';
 import { bootstrapInterval, weightedRatio } from '../bootstrap.ts';
 import { average, type Contestant } from '../contestants.ts';
 import { type Context, routeSets } from '../evaluation-context.ts';
 import { equalCountContestants, type LineUp } from '../line-up.ts';
 import type { EvaluationRow, TaskFigures } from '../result.ts';
-import type { ScoreSession } from '../score-graph.ts';
 import { hasNorm, type Question, type Task } from './read-task.ts';
 import { encodeChoices, judge, scoreChoices } from './score-question.ts';
 

@@ -7,7 +7,7 @@ import type { Mask } from '../../../../shared/mask.ts';
 import type { KvCache } from '../../../engine/kv-cache.ts';
 import type { Runner } from '../../../engine/runner.ts';
 import type { Tokenizer } from '../../../model/tokenizer.ts';
-import type { ScoreSession } from '../score-graph.ts';
+import type { ScoreSession } from '../../search/score-masks.ts';
 import type { Question } from './read-task.ts';
 
 /** Tokens of a choice; the first `contextTokens` are given, the others are scored. */

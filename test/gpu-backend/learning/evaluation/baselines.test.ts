@@ -7,9 +7,9 @@ import {
   maskAlong,
 } from '../../../../gpu-backend/learning/evaluation/baselines/static-orders.ts';
 import type { StaticMethod } from '../../../../gpu-backend/learning/evaluation/result.ts';
-import type { SampleScores } from '../../../../gpu-backend/learning/evaluation/score-graph.ts';
-import { addScores } from '../../../../gpu-backend/learning/evaluation/score-graph.ts';
 import { maskWithout } from '../../../../gpu-backend/learning/search/budget.ts';
+import type { SampleScores } from '../../../../gpu-backend/learning/search/score-masks.ts';
+import { addScores } from '../../../../gpu-backend/learning/search/score-masks.ts';
 import { denseMask, type Mask, maskBits } from '../../../../shared/mask.ts';
 import { naiveModel, naiveScores } from './naive-scores.ts';
 import { openTinyScorer, SAMPLES, type TinyHome, tinyHome } from './tiny.ts';

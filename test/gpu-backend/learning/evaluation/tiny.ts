@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openRunner } from '../../../../gpu-backend/engine/runner.ts';
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
-import { createScorer, openScoreSession } from '../../../../gpu-backend/learning/evaluation/score-graph.ts';
+import { createScorer, openScoreSession } from '../../../../gpu-backend/learning/search/score-masks.ts';
 import type { InstalledModel } from '../../../../gpu-backend/model/store.ts';
 import { installTinyModel } from '../../../support/tiny-model.ts';
 
