@@ -5,7 +5,7 @@ import { isDense, maskId } from '../../../shared/mask.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import type { Sample } from '../data/samples.ts';
 import { type Journal, modelKey, openKeptResults, sampleKey } from '../journal.ts';
-import type { SampleScores, Scorer } from '../search/score-masks.ts';
+import { type SampleScores, SCORES_VERSION, type Scorer } from '../search/score-masks.ts';
 
 const scoresSchema = z.strictObject({
   positions: z.int(),
@@ -42,7 +42,10 @@ export async function scoreRows(
   const journals: Journal<SampleScores>[] = [];
   let done = 0;
   for (const [row, sample] of samples.entries()) {
-    const question = { kind: 'scores', model: modelKey(model), sample: sampleKey([sample]) };
+    const question = {
+      ...{ kind: 'scores', version: SCORES_VERSION },
+      ...{ model: modelKey(model), sample: sampleKey([sample]) },
+    };
     const journal = await openKeptResults(options.home, question, scoresSchema);
     journals.push(journal);
     const wanted = distinct(hash, masks[row]!);

@@ -1,5 +1,9 @@
-/** How much work a run puts into its masks, and what that is in units of progress. */
+/**
+ * How much work a learning run puts into its masks, and where it is: results so far against the most that a stage can
+ * come to. A stage that ends early jumps ahead.
+ */
 import type { Scored } from '../data/samples.ts';
+import type { Budget } from './budget.ts';
 
 /** What the gates' loss is held against: the dense model's distributions, or the text itself. */
 export type TargetKind = 'dense' | 'next-token';
@@ -72,3 +76,57 @@ export const LEARN_EFFORT: LearnEffort = {
   targets: 'dense',
   scored: 'all',
 };
+
+export type MaskStage = 'one mask' | 'masks' | 'choose' | 'measure';
+
+export type LearnProgress =
+  | { readonly stage: 'read' | 'embed' }
+  | {
+      readonly stage: MaskStage;
+      readonly done: number;
+      readonly total: number;
+      /** The cluster that is worked on. */
+      readonly cluster: number | undefined;
+    };
+
+/** Parts of a training step, each on text of its own. */
+export const STEP_PARTS = 2;
+/** Results after learning gates: draws, and counts tried. */
+const GATE_RESULTS = 11;
+/** Masks that a choice compares at most, beside other clusters'. */
+const CHOICE_RESULTS = 6;
+
+export function trackProgress(
+  onProgress: (progress: LearnProgress) => void,
+  effort: LearnEffort,
+  clusterCount: number,
+  budget: Budget,
+) {
+  const blocks = budget.blockWeights.length;
+  const rounds = ({ rounds, exchanges }: LearnEffort['cluster']) => rounds * (blocks + exchanges + 1);
+  const search = (one: LearnEffort['cluster']) =>
+    blocks + 2 + STEP_PARTS * one.gateSteps + GATE_RESULTS + one.exchanges + rounds(one);
+  const perStep: Record<MaskStage, number> = {
+    'one mask': search(effort.one) + rounds(effort.one) + effort.one.greedyEvaluations + CHOICE_RESULTS,
+    masks: search(effort.cluster) + effort.cluster.exchanges,
+    choose: CHOICE_RESULTS + clusterCount,
+    measure: 1,
+  };
+  let at = { stage: 'one mask' as MaskStage, cluster: undefined as number | undefined, done: 0 };
+  const report = () => {
+    const { stage, cluster } = at;
+    const size = perStep[stage];
+    const done = (cluster ?? 0) * size + Math.min(at.done, size);
+    onProgress({ stage, done, total: size * (cluster === undefined ? 1 : clusterCount), cluster });
+  };
+  return {
+    onStage(stage: MaskStage, cluster?: number) {
+      at = { stage, cluster, done: 0 };
+      report();
+    },
+    onResult() {
+      at.done++;
+      report();
+    },
+  };
+}

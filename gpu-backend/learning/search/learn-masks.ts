@@ -10,7 +10,7 @@ import { maskBits } from '../../../shared/mask.ts';
 import type { Prompts } from '../data/prompts.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample } from '../data/samples.ts';
-import type { LearnEffort } from './effort.ts';
+import type { LearnEffort, MaskStage } from './effort.ts';
 import type { HeldOutScores } from './score-masks.ts';
 import type { Candidate, MaskSearch, Proposal } from './search-masks.ts';
 import { compareMasks, confirmChoice, searchClusterMask, searchOneMask } from './search-masks.ts';
@@ -34,8 +34,6 @@ export type LearnedMasks = {
   readonly heldOut: readonly (HeldOutPair | undefined)[];
 };
 export type HeldOutPair = { readonly learned: HeldOutScores; readonly one: HeldOutScores };
-
-export type MaskStage = 'one mask' | 'masks' | 'choose' | 'measure';
 
 export type LearnMasksContext = {
   readonly bench: Workbench;

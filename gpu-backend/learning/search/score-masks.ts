@@ -5,9 +5,7 @@
  * The runtime computes the distributions: six times as fast as loops in JavaScript, and the largest part of an evaluation
  * after the model itself.
  *
- * Shapes: P scored positions of a sample, R rows (positions), V tokens. For logits l with q = softmax(l), and the dense
- * model's p: log Σ exp l = max l − log max q; KL(p ‖ q) = Σ p log p − Σ p·l + log Σ exp l; the text's own token t costs
- * log Σ exp l − l_t.
+ * Shapes: P scored positions of a sample, R rows (positions), V tokens; q = softmax of the logits, p the dense model's.
  */
 import { denseMask, type Mask } from '../../../shared/mask.ts';
 import type { KvCache } from '../../engine/kv-cache.ts';
@@ -17,6 +15,9 @@ import { type Graph, GraphBuilder, type Value } from '../../onnx/graph.ts';
 import { createSession, floats, type Session, tensor } from '../../onnx/session.ts';
 import { type Sample, scoredPositions } from '../data/samples.ts';
 import { integers } from '../gates/batches.ts';
+
+/** Raised when the same model and samples come to other scores. */
+export const SCORES_VERSION = 2;
 
 /** Sums over the scored positions of a sample. */
 export type SampleScores = {
@@ -31,10 +32,8 @@ export type SampleScores = {
 /** A sample under the dense model. */
 export type Reference = {
   readonly sample: Sample;
-  /** `[P, V]`. */
-  readonly probabilities: Float32Array;
-  /** Σ p log p, `[P]`. */
-  readonly negentropies: Float32Array;
+  /** log p, `[P, V]`. */
+  readonly logs: Float32Array;
   readonly tops: Int32Array;
   readonly scores: SampleScores;
 };
@@ -51,27 +50,20 @@ export function createScorer(runner: Runner, session: ScoreSession): Scorer {
   return {
     async reference(sample) {
       const logits = await logitsOf(runner, cache, sample, dense);
-      const positions = scoredPositions(sample);
-      const { losses, tops } = await session.losses(logits, nextIds(sample));
-      const distribution = await session.distribution(logits, positions);
-      return {
-        sample,
-        ...distribution,
-        tops,
-        scores: { positions, kl: 0, equalTops: positions, loss: sum(losses) },
-      };
+      const { losses, tops, logs } = await session.logs(logits, nextIds(sample));
+      const positions = tops.length;
+      return { sample, logs, tops, scores: { positions, kl: 0, equalTops: positions, loss: sum(losses) } };
     },
-    async score({ sample, probabilities, negentropies, tops }, mask) {
+    async score({ sample, logs, tops }, mask) {
       const logits = await logitsOf(runner, cache, sample, mask);
-      const found = await session.against(logits, nextIds(sample), probabilities);
-      let kl = 0;
-      let equalTops = 0;
-      negentropies.forEach((negentropy, row) => {
+      const found = await session.against(logits, nextIds(sample), logs);
+      return {
+        positions: tops.length,
         // Rounding can put an equal distribution a hair below 0.
-        kl += Math.max(0, negentropy - found.expectedLogits[row]! + found.logSums[row]!);
-        if (found.tops[row] === tops[row]) equalTops++;
-      });
-      return { positions: tops.length, kl, equalTops, loss: sum(found.losses) };
+        kl: found.kls.reduce((total, kl) => total + Math.max(0, kl), 0),
+        equalTops: tops.filter((top, row) => top === found.tops[row]).length,
+        loss: sum(found.losses),
+      };
     },
   };
 }
@@ -160,60 +152,45 @@ type PositionScores = {
   readonly losses: Float32Array;
   /** The likeliest token, the first of equals, `[R]`. */
   readonly tops: Int32Array;
-  /** log Σ exp of the logits, `[R]`. */
-  readonly logSums: Float32Array;
 };
 
+/** `logits`: `[R, V]`; `nextIds`: `[R]`. All throw RangeError on logits that are no numbers. */
 export type ScoreSession = {
-  /** `logits`: `[R, V]`; `nextIds`: `[R]`. @throws RangeError on logits that are no numbers. */
   losses(logits: Float32Array, nextIds: ArrayLike<number>): Promise<PositionScores>;
-  /** The same, and Σ p·l of every row, where `probabilities` is `[R, V]`. */
+  /** And log softmax, `[R, V]`. */
+  logs(
+    logits: Float32Array,
+    nextIds: ArrayLike<number>,
+  ): Promise<PositionScores & { readonly logs: Float32Array }>;
+  /** And KL(p ‖ q) of every row, `[R]`, where `logs` is log p, `[R, V]`. */
   against(
     logits: Float32Array,
     nextIds: ArrayLike<number>,
-    probabilities: Float32Array,
-  ): Promise<PositionScores & { readonly expectedLogits: Float32Array }>;
-  /** softmax of every row, and Σ p log p. */
-  distribution(
-    logits: Float32Array,
-    rows: number,
-  ): Promise<{ probabilities: Float32Array; negentropies: Float32Array }>;
+    logs: Float32Array,
+  ): Promise<PositionScores & { readonly kls: Float32Array }>;
   close(): Promise<void>;
 };
 
 export async function openScoreSession(threads: number): Promise<ScoreSession> {
-  const open = (graph: Graph) => createSession(encodeModel(graph), { threads });
-  const [plain, compare, softmax] = await Promise.all([
-    open(scoreGraph(false)),
-    open(scoreGraph(true)),
-    open(softmaxGraph()),
-  ]);
-  const sessions: Session[] = [plain, compare, softmax];
+  const open = (compare: boolean) => createSession(encodeModel(scoreGraph(compare)), { threads });
+  const [plain, compare] = await Promise.all([open(false), open(true)]);
   return {
     async losses(logits, nextIds) {
-      return positionScores(await plain.run(feedsOf(logits, nextIds), ['losses', 'tops', 'log_sums']));
+      return positionScores(await plain.run(feedsOf(logits, nextIds), ['losses', 'tops']));
     },
-    async against(logits, nextIds, probabilities) {
+    async logs(logits, nextIds) {
+      const outputs = await plain.run(feedsOf(logits, nextIds), ['losses', 'tops', 'logs']);
+      return { ...positionScores(outputs), logs: floats(outputs.logs!) };
+    },
+    async against(logits, nextIds, logs) {
       const R = nextIds.length;
-      const feeds = {
-        ...feedsOf(logits, nextIds),
-        probabilities: tensor('f32', probabilities, [R, logits.length / R]),
-      };
-      const outputs = await compare.run(feeds, ['losses', 'tops', 'log_sums', 'expected_logits']);
-      return { ...positionScores(outputs), expectedLogits: floats(outputs.expected_logits!) };
-    },
-    async distribution(logits, rows) {
-      const outputs = await softmax.run({ logits: tensor('f32', logits, [rows, logits.length / rows]) }, [
-        'probabilities',
-        'negentropies',
-      ]);
-      return {
-        probabilities: floats(outputs.probabilities!),
-        negentropies: floats(outputs.negentropies!),
-      };
+      const feeds = { ...feedsOf(logits, nextIds), dense_logs: tensor('f32', logs, [R, logs.length / R]) };
+      const outputs = await compare.run(feeds, ['losses', 'tops', 'kls']);
+      return { ...positionScores(outputs), kls: floats(outputs.kls!) };
     },
     async close() {
-      for (const session of sessions) await session.release();
+      await plain.release();
+      await compare.release();
     },
   };
 }
@@ -227,14 +204,10 @@ function feedsOf(logits: Float32Array, nextIds: ArrayLike<number>) {
 }
 
 function positionScores(outputs: Awaited<ReturnType<Session['run']>>): PositionScores {
-  const logSums = floats(outputs.log_sums!);
-  if (!logSums.every(Number.isFinite))
+  const losses = floats(outputs.losses!);
+  if (!losses.every(Number.isFinite))
     throw new RangeError('the model gave logits that are not finite numbers');
-  return {
-    losses: floats(outputs.losses!),
-    tops: Int32Array.from(outputs.tops!.data as BigInt64Array, Number),
-    logSums,
-  };
+  return { losses, tops: Int32Array.from(outputs.tops!.data as BigInt64Array, Number) };
 }
 
 function scoreGraph(compare: boolean): Graph {
@@ -245,32 +218,22 @@ function scoreGraph(compare: boolean): Graph {
     g.node('Reshape', [value, g.constant('i64', [1], [-1])], [name]);
     g.output({ name }, 'f32', ['R']);
   };
-  const axes = g.constant('i64', [1], [-1]);
-  const most = (value: Value) => g.op('ReduceMax', [value, axes], { keepdims: 1 });
-  const logSum = g.op('Sub', [most(logits), g.op('Log', [most(g.op('Softmax', [logits], { axis: -1 }))])]);
-  flat(g.op('Sub', [logSum, g.op('GatherElements', [logits, nextIds], { axis: 1 })]), 'losses');
-  flat(g.op('Identity', [logSum]), 'log_sums');
+  g.node('LogSoftmax', [logits], ['logs'], { axis: -1 });
+  const logs = { name: 'logs' };
+  flat(g.op('Neg', [g.op('GatherElements', [logs, nextIds], { axis: 1 })]), 'losses');
   g.node('ArgMax', [logits], ['tops'], { axis: -1, keepdims: 0 });
   g.output({ name: 'tops' }, 'i64', ['R']);
-  if (compare) flat(rowProducts(g, g.input('probabilities', 'f32', ['R', 'V']), logits), 'expected_logits');
+  if (compare) flat(divergence(g, g.input('dense_logs', 'f32', ['R', 'V']), logs), 'kls');
+  else g.output(logs, 'f32', ['R', 'V']);
   return g.graph;
 }
 
-function softmaxGraph(): Graph {
-  const g = new GraphBuilder('softmax');
-  const logits = g.input('logits', 'f32', ['R', 'V']);
-  g.node('Softmax', [logits], ['probabilities'], { axis: -1 });
-  g.output({ name: 'probabilities' }, 'f32', ['R', 'V']);
-  const logs = g.op('LogSoftmax', [logits], { axis: -1 });
-  const products = rowProducts(g, { name: 'probabilities' }, logs);
-  g.node('Reshape', [products, g.constant('i64', [1], [-1])], ['negentropies']);
-  g.output({ name: 'negentropies' }, 'f32', ['R']);
-  return g.graph;
-}
-
-/** Σ_v a·b of every row, as one batch of dot products: `[R, 1, 1]`. */
-const rowProducts = (g: GraphBuilder, a: Value, b: Value): Value =>
+/**
+ * Σ_v p · (log p − log q) of every row, as one batch of dot products: `[R, 1, 1]`. Σ p·log p − Σ p·l would cost a pass
+ * less, but the rounding of its large sums comes to 5e-4 nats on a vocabulary of 49,152.
+ */
+const divergence = (g: GraphBuilder, dense: Value, logs: Value): Value =>
   g.op('MatMul', [
-    g.op('Unsqueeze', [a, g.constant('i64', [1], [1])]),
-    g.op('Unsqueeze', [b, g.constant('i64', [1], [2])]),
+    g.op('Unsqueeze', [g.op('Exp', [dense]), g.constant('i64', [1], [1])]),
+    g.op('Unsqueeze', [g.op('Sub', [dense, logs]), g.constant('i64', [1], [2])]),
   ]);

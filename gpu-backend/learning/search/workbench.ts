@@ -10,12 +10,12 @@ import type { GateStep } from '../gates/gate-session.ts';
 import type { TrainingOptions } from '../gates/train-mask.ts';
 import type { RunJournal } from '../journal.ts';
 import type { Budget } from './budget.ts';
+import { STEP_PARTS } from './effort.ts';
 import type { MaskCost, SearchCost } from './exchange.ts';
 import type { Text, TextMaker } from './texts.ts';
 
-/** Tokens of a batch that only the loss is taken of, and of each of the two parts of a training step. */
+/** Tokens of a batch that only the loss is taken of, and of a part of a training step. */
 const LOSS_BATCH_TOKENS = 768;
-export const STEP_PARTS = 2;
 const STEP_PART_TOKENS = 384;
 
 /** Costs on one text: rise of the mean loss over the dense model's, which is the KL where targets are dense. */

@@ -6,7 +6,7 @@ import type { InstalledModel } from '../../../model/store.ts';
 import type { Sample } from '../../data/samples.ts';
 import { type Journal, modelKey, openKeptResults, sampleKey } from '../../journal.ts';
 import type { Reference, Scorer } from '../../search/score-masks.ts';
-import { addScores } from '../../search/score-masks.ts';
+import { addScores, SCORES_VERSION } from '../../search/score-masks.ts';
 import type { StaticMethod } from '../result.ts';
 import type { Similarities } from './similarity.ts';
 import { measureSimilarities } from './similarity.ts';
@@ -40,7 +40,10 @@ type Entry = z.infer<typeof journalSchema>;
 /** Orders by flavour. Rejects when `signal` aborts; what was evaluated stays known. */
 export async function searchOrders(options: SearchOptions): Promise<Map<SurrogatesId | null, Orders>> {
   const { home, model, samples } = options;
-  const question = { kind: 'search', model: modelKey(model), samples: sampleKey(samples) };
+  const question = {
+    ...{ kind: 'search', version: SCORES_VERSION },
+    ...{ model: modelKey(model), samples: sampleKey(samples) },
+  };
   const journal = await openKeptResults<Entry>(home, question, journalSchema);
   const evaluate = createEvaluator(options, journal);
   const similarities = once(() => loadSimilarities(options, journal));

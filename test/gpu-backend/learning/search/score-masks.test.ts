@@ -7,6 +7,7 @@ import {
   openScoreSession,
   scoreHeldOut,
 } from '../../../../gpu-backend/learning/search/score-masks.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
 import { denseMask, type Mask, maskFromSkippedLayers } from '../../../../shared/mask.ts';
 import { openEmitted, randomLlama } from '../../../support/random-llama.ts';
 import { naiveScores } from '../evaluation/naive-scores.ts';
@@ -102,5 +103,32 @@ describe('scores of a mask', () => {
     await using open = await openTinyScorer(tiny);
     const logits = new Float32Array(320).fill(Number.NaN);
     await expect(open.session.losses(logits, [3])).rejects.toThrow(/not finite/);
+  });
+
+  it('over a large vocabulary are as exact as over a small one', async () => {
+    const V = 49_152;
+    const random = createRandom(5);
+    // As a language model has them: far from 0, so that sums of p times a logit lose digits.
+    const p = Float32Array.from({ length: V }, () => 20 + 3 * random.normal());
+    const q = p.map((logit) => logit + 0.1 * random.normal());
+    const logs = (logits: Float32Array) => {
+      const sum = Math.log(logits.reduce((total, logit) => total + Math.exp(logit), 0));
+      return Float64Array.from(logits, (logit) => logit - sum);
+    };
+    const [logP, logQ] = [logs(p), logs(q)];
+    const kl = logP.reduce((sum, value, token) => sum + Math.exp(value) * (value - logQ[token]!), 0);
+    // A runner whose logits are given, dense and masked.
+    const runner = {
+      config: { layerCount: 1 },
+      newCache: () => ({}),
+      run: async ({ plan }: { plan: { mask: Mask } }) => (plan.mask.runs[0] === 1 ? p : q),
+    } as unknown as Runner;
+    const session = await openScoreSession(1);
+    const scorer = createScorer(runner, session);
+    const sample = { tokenIds: Int32Array.of(1, 2), scoreFrom: 0 };
+    const found = await scorer.score(await scorer.reference(sample), { runs: Uint8Array.of(0, 1) });
+    await session.close();
+    expect(kl).toBeGreaterThan(0.001);
+    expect(Math.abs(found.kl - kl)).toBeLessThan(2e-5);
   });
 });
