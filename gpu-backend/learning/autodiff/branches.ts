@@ -8,8 +8,6 @@ import type { Graph, GraphBuilder, Node, Value } from '../../onnx/graph.ts';
 import { zerosLike } from './rules.ts';
 import { inferShapes, type Shape, type Shapes, shapeOf } from './shapes.ts';
 
-/* One graph (the whole, or a branch of an `If`) to walk back through, and where its gradient nodes go. */
-
 /** Where a walk begins: a value, and the loss's gradient by it (of the same shape). */
 export type Seed = { readonly value: Value; readonly gradient: Value };
 
@@ -25,6 +23,7 @@ export type GradientOptions = {
   readonly recompute?: boolean | undefined;
 };
 
+/** One graph (the whole, or a branch of an `If`) to walk back through, and where its gradient nodes go. */
 export type Walk = {
   readonly graph: Graph;
   readonly shapes: Shapes;

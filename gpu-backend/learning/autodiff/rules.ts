@@ -1,8 +1,9 @@
-/** The table of gradient rules: operator → nodes that carry a gradient from its outputs to its inputs. */
+/**
+ * The table of gradient rules: operator → nodes that carry a gradient from its outputs to its inputs. In formulas
+ * y = op(x) and g = ∂loss/∂y.
+ */
 import { type GraphBuilder, MICROSOFT, type Node, type Value } from '../../onnx/graph.ts';
 import { axisOf, type Shape } from './shapes.ts';
-
-/* What a gradient rule sees of a node, and small pieces that rules share. */
 
 export type RuleContext = {
   /** Where gradient nodes are appended. */
@@ -24,30 +25,7 @@ export type RuleContext = {
 /** Gradients by the node's inputs, in their order; undefined for those not wanted. */
 type Rule = (context: RuleContext) => readonly (Value | undefined)[];
 
-/** The gradient by the node's only output. */
-function only(context: RuleContext): Value {
-  const gradient = context.gradient(0);
-  if (gradient === undefined) throw new Error(`no gradient arrives at ${context.node.outputs[0]}`);
-  return gradient;
-}
-
-/** Sums a gradient of shape `from` over the axes along which an input of shape `to` was broadcast. */
-function unbroadcast(g: GraphBuilder, gradient: Value, from: Shape, to: Shape): Value {
-  const lead = from.length - to.length;
-  const axes = from.flatMap((size, i) => (i < lead || (to[i - lead] === 1 && size !== 1) ? [i] : []));
-  if (axes.length === 0) return gradient;
-  const summed = g.op('ReduceSum', [gradient, g.constant('i64', [axes.length], axes)], { keepdims: 1 });
-  if (lead === 0) return summed;
-  const leading = Array.from({ length: lead }, (_, i) => i);
-  return g.op('Squeeze', [summed, g.constant('i64', [lead], leading)]);
-}
-
-const scalar = (g: GraphBuilder, value: number): Value => g.constant('f32', [], [value]);
-
-export const zerosLike = (g: GraphBuilder, value: Value): Value =>
-  g.op('ConstantOfShape', [g.op('Shape', [value])]);
-
-/* Gradient rules of elementwise operators, sums and matrix products. y = op(x), g = ∂loss/∂y. */
+/* Elementwise operators, sums and matrix products. */
 
 /** For an elementwise operator of two inputs: `by(index)` is the gradient before broadcasting is undone. */
 const elementwise =
@@ -159,7 +137,7 @@ const arithmeticRules: { readonly [op: string]: Rule } = {
   },
 };
 
-/* Gradient rules of operators that only move values. */
+/* Operators that only move values. */
 
 const axisAttribute = (c: RuleContext): number => axisOf((c.node.attributes.axis as number) ?? 0, c.shape(0));
 
@@ -191,7 +169,7 @@ const layoutRules: { readonly [op: string]: Rule } = {
   },
 };
 
-/* Gradient rules of the fused operators that a language model is made of. Their weights are frozen. */
+/* The fused operators that a language model is made of. Their weights are frozen. */
 
 function refuseTrained(op: string, wanted: boolean): void {
   if (wanted) throw new Error(`the weights of ${op} are frozen: no gradient by them`);
@@ -245,3 +223,28 @@ const modelRules: { readonly [op: string]: Rule } = {
 };
 
 export const RULES: { readonly [op: string]: Rule } = { ...arithmeticRules, ...layoutRules, ...modelRules };
+
+/* What rules share. */
+
+/** The gradient by the node's only output. */
+function only(context: RuleContext): Value {
+  const gradient = context.gradient(0);
+  if (gradient === undefined) throw new Error(`no gradient arrives at ${context.node.outputs[0]}`);
+  return gradient;
+}
+
+/** Sums a gradient of shape `from` over the axes along which an input of shape `to` was broadcast. */
+function unbroadcast(g: GraphBuilder, gradient: Value, from: Shape, to: Shape): Value {
+  const lead = from.length - to.length;
+  const axes = from.flatMap((size, i) => (i < lead || (to[i - lead] === 1 && size !== 1) ? [i] : []));
+  if (axes.length === 0) return gradient;
+  const summed = g.op('ReduceSum', [gradient, g.constant('i64', [axes.length], axes)], { keepdims: 1 });
+  if (lead === 0) return summed;
+  const leading = Array.from({ length: lead }, (_, i) => i);
+  return g.op('Squeeze', [summed, g.constant('i64', [lead], leading)]);
+}
+
+const scalar = (g: GraphBuilder, value: number): Value => g.constant('f32', [], [value]);
+
+export const zerosLike = (g: GraphBuilder, value: Value): Value =>
+  g.op('ConstantOfShape', [g.op('Shape', [value])]);

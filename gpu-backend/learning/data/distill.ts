@@ -1,39 +1,55 @@
 /**
- * Makes the static encoder's table out of a full sentence encoder, the teacher: every token through the
- * teacher alone gives the first vectors, regression on the teacher's vectors of ordinary text the final ones
- * (as model2vec's later models do).
+ * `maskroute distill`: the static encoder's table out of calibration files and a full sentence encoder, the teacher. Every
+ * token through the teacher alone gives the first vectors, regression on the teacher's vectors of ordinary text the
+ * final ones (as model2vec's later models do).
  */
-
-import { rename, rm, writeFile } from 'node:fs/promises';
 import { EMBED_CHARS_MAX } from '../../../shared/embedding/encoder.ts';
 import { normalise } from '../../../shared/embedding/pool.ts';
 import { encodeStaticTable } from '../../../shared/embedding/static-table.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
 import type { SentenceEncoder } from '../../encoder/sentence-encoder.ts';
 import type { ImportHooks } from '../../model/progress.ts';
+import { writeWhole } from '../../write-whole.ts';
 import { type FitTexts, fitVectors, type PrincipalAxes, principalAxes, project } from './fit-vectors.ts';
 import { packPoints } from './kmeans.ts';
 import { type CalibrationRow, readData } from './read-data.ts';
 
-/* Token vectors as int8 with one scale a token: a quarter of fp32, and no loss that routing could notice. */
+/** Enough sentences of a long document to meet its words, few enough that it does not outweigh the rest. */
+const SENTENCES_PER_ROW_MAX = 12;
 
-export type QuantisedVectors = { readonly scales: Float32Array; readonly vectors: Int8Array };
+export type DistillTableOptions = {
+  /** As `openFullEncoder` takes it. */
+  readonly encoder: string;
+  readonly data: readonly string[];
+  readonly out: string;
+  readonly home: string;
+  readonly threads: number;
+  readonly dimensions?: number;
+  readonly seed?: number;
+  readonly hooks: ImportHooks;
+  readonly onProgress: NonNullable<DistillOptions['onProgress']>;
+  readonly signal?: AbortSignal;
+};
 
-/** `vectors` is `[V, dimensions]`; each row is scaled so that its largest number becomes ±127. */
-export function quantiseVectors(vectors: Float32Array, dimensions: number): QuantisedVectors {
-  const size = vectors.length / dimensions;
-  const scales = new Float32Array(size);
-  const quantised = new Int8Array(vectors.length);
-  for (let row = 0; row < size; row++) {
-    const values = vectors.subarray(row * dimensions, (row + 1) * dimensions);
-    let largest = 0;
-    for (const value of values) largest = Math.max(largest, Math.abs(value));
-    const scale = largest / 127;
-    scales[row] = scale;
-    if (scale === 0) continue;
-    for (let i = 0; i < dimensions; i++) quantised[row * dimensions + i] = Math.round(values[i]! / scale);
+/** Writes the table whole or not at all. @throws MaskrouteError `invalid_data`, `invalid_encoder`, `download_failed`. */
+export async function distillTable(options: DistillTableOptions): Promise<Distilled['report']> {
+  const { encoder, data, out, home, threads, hooks, onProgress, signal } = options;
+  const { rows } = await readData(data);
+  const teacher = await openFullEncoder(encoder, { home, threads, hooks });
+  try {
+    const settings = {
+      dimensions: options.dimensions ?? DISTILL_DEFAULTS.dimensions,
+      epochs: DISTILL_DEFAULTS.epochs,
+      seed: options.seed ?? DISTILL_DEFAULTS.seed,
+      onProgress,
+    };
+    const texts = snippets(rows, SENTENCES_PER_ROW_MAX);
+    const { table, report } = await distill(teacher, texts, settings, signal);
+    await writeWhole(out, table);
+    return report;
+  } finally {
+    await teacher.close();
   }
-  return { scales, vectors: quantised };
 }
 
 export type DistillOptions = {
@@ -160,17 +176,13 @@ async function firstVectors(
   return values.map((value) => value * factor);
 }
 
-/*
- * Ordinary text for distillation, cut from calibration data: every prompt as the edge would embed it, and the
- * sentences of everything that was said, so that words are met in many contexts.
- */
-
 /** A sentence shorter than this is joined to the next one. */
 const SENTENCE_CHARS_MIN = 24;
 const SENTENCE_CHARS_MAX = 400;
 
 /**
- * Distinct snippets in the order of the rows: first all prompts, then sentences.
+ * Ordinary text out of calibration data, each piece once, in the order of the rows: first every prompt as the edge would
+ * embed it, then the sentences of everything that was said, so that words are met in many contexts.
  * @param sentencesPerRowMax bounds what one long document contributes.
  */
 export function snippets(rows: readonly CalibrationRow[], sentencesPerRowMax: number): string[] {
@@ -207,49 +219,24 @@ function chunks(piece: string): string[] {
   return result;
 }
 
-/* `maskroute distill`: calibration files in, a table for the static encoder out. */
+export type QuantisedVectors = { readonly scales: Float32Array; readonly vectors: Int8Array };
 
-/** Enough sentences of a long document to meet its words, few enough that it does not outweigh the rest. */
-const SENTENCES_PER_ROW_MAX = 12;
-
-export type DistillTableOptions = {
-  /** As `openFullEncoder` takes it. */
-  readonly encoder: string;
-  readonly data: readonly string[];
-  readonly out: string;
-  readonly home: string;
-  readonly threads: number;
-  readonly dimensions?: number;
-  readonly seed?: number;
-  readonly hooks: ImportHooks;
-  readonly onProgress: NonNullable<DistillOptions['onProgress']>;
-  readonly signal?: AbortSignal;
-};
-
-/** Writes the table whole or not at all. @throws MaskrouteError `invalid_data`, `invalid_encoder`, `download_failed`. */
-export async function distillTable(options: DistillTableOptions): Promise<Distilled['report']> {
-  const { encoder, data, out, home, threads, hooks, onProgress, signal } = options;
-  const { rows } = await readData(data);
-  const teacher = await openFullEncoder(encoder, { home, threads, hooks });
-  try {
-    const settings = {
-      dimensions: options.dimensions ?? DISTILL_DEFAULTS.dimensions,
-      epochs: DISTILL_DEFAULTS.epochs,
-      seed: options.seed ?? DISTILL_DEFAULTS.seed,
-      onProgress,
-    };
-    const texts = snippets(rows, SENTENCES_PER_ROW_MAX);
-    const { table, report } = await distill(teacher, texts, settings, signal);
-    const part = `${out}.part`;
-    try {
-      await writeFile(part, table, { flush: true });
-      await rename(part, out);
-    } catch (error) {
-      await rm(part, { force: true });
-      throw error;
-    }
-    return report;
-  } finally {
-    await teacher.close();
+/**
+ * Token vectors `[V, dimensions]` as int8 with one scale a token: a quarter of fp32, and no loss that routing could
+ * notice. Each row's largest number becomes ±127.
+ */
+export function quantiseVectors(vectors: Float32Array, dimensions: number): QuantisedVectors {
+  const size = vectors.length / dimensions;
+  const scales = new Float32Array(size);
+  const quantised = new Int8Array(vectors.length);
+  for (let row = 0; row < size; row++) {
+    const values = vectors.subarray(row * dimensions, (row + 1) * dimensions);
+    let largest = 0;
+    for (const value of values) largest = Math.max(largest, Math.abs(value));
+    const scale = largest / 127;
+    scales[row] = scale;
+    if (scale === 0) continue;
+    for (let i = 0; i < dimensions; i++) quantised[row * dimensions + i] = Math.round(values[i]! / scale);
   }
+  return { scales, vectors: quantised };
 }

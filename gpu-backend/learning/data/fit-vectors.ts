@@ -6,9 +6,8 @@
  * teacher, but shares its meaning out over whatever words happen to stand together; without some of them every
  * word must carry its own, and prompts of a kind keep together far better.
  *
- * Shapes: N texts, V tokens, D dimensions.
+ * {@link principalAxes} gives the fewer dimensions that the static encoder has. Shapes: N texts, V tokens, D dimensions.
  */
-
 import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
 import { createRandom, permutation } from '../../random.ts';
 import type { Points } from './kmeans.ts';
@@ -127,8 +126,6 @@ function update(state: State, dimensions: number, learningRate: number): void {
   touched.clear();
 }
 
-/* Principal axes of a set of vectors: fewer dimensions for the static encoder at the least loss. */
-
 export type PrincipalAxes = {
   readonly inputs: number;
   readonly outputs: number;
@@ -138,7 +135,7 @@ export type PrincipalAxes = {
   readonly kept: number;
 };
 
-/** Axes of the second moment, not of the covariance: cosines are taken about the origin. */
+/** The axes that keep most of the vectors: of the second moment, not the covariance, since cosines are about the origin. */
 export function principalAxes(points: Points, outputs: number): PrincipalAxes {
   const inputs = points.dimensions;
   if (outputs > inputs) throw new RangeError(`${outputs} axes of ${inputs} dimensions`);

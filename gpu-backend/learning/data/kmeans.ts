@@ -59,7 +59,7 @@ function seedCentroids(points: Points, clusterCount: number, random: Random): Fl
     centroids.set(values.subarray(chosen * dimensions, (chosen + 1) * dimensions), cluster * dimensions);
     let total = 0;
     for (let i = 0; i < count; i++) {
-      nearest[i] = Math.min(nearest[i]!, squaredDistance(points, i, centroids, cluster));
+      nearest[i] = Math.min(nearest[i]!, squaredDistance(values, i, centroids, cluster, dimensions));
       total += nearest[i]!;
     }
     if (cluster + 1 === clusterCount) break;
@@ -107,13 +107,14 @@ function assign(
   assignment: Uint16Array,
   distances: Float64Array,
 ): number {
-  const clusterCount = centroids.length / points.dimensions;
+  const { count, dimensions, values } = points;
+  const clusterCount = centroids.length / dimensions;
   let moved = 0;
-  for (let i = 0; i < points.count; i++) {
+  for (let i = 0; i < count; i++) {
     let cluster = 0;
     let least = Number.POSITIVE_INFINITY;
     for (let c = 0; c < clusterCount; c++) {
-      const distance = squaredDistance(points, i, centroids, c);
+      const distance = squaredDistance(values, i, centroids, c, dimensions);
       if (distance < least) {
         least = distance;
         cluster = c;
@@ -166,13 +167,19 @@ function moveCentroids(points: Points, centroids: Float32Array, assignment: Uint
   }
 }
 
-function squaredDistance(points: Points, point: number, centroids: Float32Array, cluster: number): number {
-  const { dimensions, values } = points;
-  const a = point * dimensions;
-  const b = cluster * dimensions;
+/** Euclidean, between row i of `a` and row j of `b`. */
+export const distanceBetween = (
+  a: Float32Array,
+  i: number,
+  b: Float32Array,
+  j: number,
+  width: number,
+): number => Math.sqrt(squaredDistance(a, i, b, j, width));
+
+function squaredDistance(a: Float32Array, i: number, b: Float32Array, j: number, width: number): number {
   let sum = 0;
-  for (let d = 0; d < dimensions; d++) {
-    const difference = values[a + d]! - centroids[b + d]!;
+  for (let d = 0; d < width; d++) {
+    const difference = a[i * width + d]! - b[j * width + d]!;
     sum += difference * difference;
   }
   return sum;

@@ -4,10 +4,10 @@ import type { Clusters, KindTable } from './clusters.ts';
 import { assignRows, embedRows, kindTable } from './clusters.ts';
 import { principalAxes, project } from './fit-vectors.ts';
 import type { Points } from './kmeans.ts';
-import { clusterSizes, kMeans, packPoints } from './kmeans.ts';
+import { clusterSizes, distanceBetween, kMeans, packPoints } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 import type { RoutingHealth } from './routing-health.ts';
-import { distanceBetween, routingHealth } from './routing-health.ts';
+import { routingHealth } from './routing-health.ts';
 import { HELD_OUT_SHARE, splitRows } from './samples.ts';
 
 /** Of what is learned from, the share that masks are only chosen on. */

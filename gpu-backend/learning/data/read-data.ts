@@ -10,48 +10,6 @@ import { chatRouteText, completionRouteText } from '../../../shared/embedding/ro
 import { MaskrouteError } from '../../../shared/errors.ts';
 import { messageText } from '../../../shared/openai.ts';
 
-/* Lines of a UTF-8 text file, one at a time, with a bound on the length of each. */
-
-type Line = { readonly number: number; readonly text: string };
-
-/** @throws MaskrouteError `invalid_data`, naming file and line, for what is unreadable, not UTF-8 or too long. */
-export async function* readLines(path: string, charsMax: number): AsyncGenerator<Line> {
-  const name = basename(path);
-  const decoder = new TextDecoder('utf-8', { fatal: true });
-  let number = 1;
-  let rest = '';
-  const fail = (reason: string, cause?: unknown) =>
-    new MaskrouteError('invalid_data', `${name}:${number}: ${reason}`, { cause });
-  const decode = (chunk?: Uint8Array): string => {
-    try {
-      return chunk === undefined ? decoder.decode() : decoder.decode(chunk, { stream: true });
-    } catch (cause) {
-      throw fail('the text at or after this line is not UTF-8', cause);
-    }
-  };
-  const stream = createReadStream(path, { highWaterMark: 1 << 16 });
-  try {
-    for await (const chunk of stream) {
-      const pieces = (rest + decode(chunk as Uint8Array)).split('\n');
-      rest = pieces.pop()!;
-      for (const text of pieces) {
-        if (text.length > charsMax) throw fail(`the line is longer than ${charsMax} characters`);
-        yield { number: number++, text: text.replace(/\r$/, '') };
-      }
-      if (rest.length > charsMax) throw fail(`the line is longer than ${charsMax} characters`);
-    }
-    rest += decode();
-    if (rest !== '') yield { number, text: rest };
-  } catch (error) {
-    if (error instanceof MaskrouteError) throw error;
-    throw new MaskrouteError('invalid_data', `${path} cannot be read: ${(error as Error).message}`, {
-      cause: error,
-    });
-  } finally {
-    stream.destroy();
-  }
-}
-
 const ROW_CHARS_MAX = 4_000_000;
 const ROW_COUNT_MAX = 5_000_000;
 
@@ -208,3 +166,46 @@ const routeText = (content: CalibrationRow['content']): string =>
     : (completionRouteText({ prompt: content.text }) ?? '');
 
 const kindOf = (path: string): string => basename(path).replace(/\.[^.]*$/, '') || basename(path);
+
+type Line = { readonly number: number; readonly text: string };
+
+/**
+ * Lines of a UTF-8 text file, one at a time.
+ * @throws MaskrouteError `invalid_data`, naming file and line, for what is unreadable, not UTF-8 or too long.
+ */
+export async function* readLines(path: string, charsMax: number): AsyncGenerator<Line> {
+  const name = basename(path);
+  const decoder = new TextDecoder('utf-8', { fatal: true });
+  let number = 1;
+  let rest = '';
+  const fail = (reason: string, cause?: unknown) =>
+    new MaskrouteError('invalid_data', `${name}:${number}: ${reason}`, { cause });
+  const decode = (chunk?: Uint8Array): string => {
+    try {
+      return chunk === undefined ? decoder.decode() : decoder.decode(chunk, { stream: true });
+    } catch (cause) {
+      throw fail('the text at or after this line is not UTF-8', cause);
+    }
+  };
+  const stream = createReadStream(path, { highWaterMark: 1 << 16 });
+  try {
+    for await (const chunk of stream) {
+      const pieces = (rest + decode(chunk as Uint8Array)).split('\n');
+      rest = pieces.pop()!;
+      for (const text of pieces) {
+        if (text.length > charsMax) throw fail(`the line is longer than ${charsMax} characters`);
+        yield { number: number++, text: text.replace(/\r$/, '') };
+      }
+      if (rest.length > charsMax) throw fail(`the line is longer than ${charsMax} characters`);
+    }
+    rest += decode();
+    if (rest !== '') yield { number, text: rest };
+  } catch (error) {
+    if (error instanceof MaskrouteError) throw error;
+    throw new MaskrouteError('invalid_data', `${path} cannot be read: ${(error as Error).message}`, {
+      cause: error,
+    });
+  } finally {
+    stream.destroy();
+  }
+}

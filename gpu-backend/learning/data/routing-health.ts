@@ -2,10 +2,9 @@
  * Whether clusters divide requests well: how even they are, how well they stand apart, and, when nearly all requests
  * would go to one mask (routing collapse), why.
  */
-
 import { createRandom, permutation } from '../../random.ts';
 import type { Clusters } from './clusters.ts';
-import type { Points } from './kmeans.ts';
+import { distanceBetween, type Points } from './kmeans.ts';
 
 export type RoutingHealth = {
   readonly largestShare: number;
@@ -99,17 +98,4 @@ export function silhouette(
       total += (between - within) / Math.max(within, between);
   }
   return total / chosen.length;
-}
-
-/** Euclidean, between row i of `a` and row j of `b`. */
-export function distanceBetween(
-  a: Float32Array,
-  i: number,
-  b: Float32Array,
-  j: number,
-  width: number,
-): number {
-  let sum = 0;
-  for (let d = 0; d < width; d++) sum += (a[i * width + d]! - b[j * width + d]!) ** 2;
-  return Math.sqrt(sum);
 }

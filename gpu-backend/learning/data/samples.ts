@@ -1,5 +1,7 @@
-/** Calibration rows as the token sequences that the model would see: rendered through its chat template. */
-
+/**
+ * Calibration rows as the token sequences that the model would see, rendered through its chat template; and which rows
+ * are held out. That goes by content: equal prompts never stand on both sides, and the split survives any reordering.
+ */
 import { createHash } from 'node:crypto';
 import type { ModelText } from '../../model/model-text.ts';
 import { permutation, type Random } from '../../random.ts';
@@ -85,13 +87,12 @@ function templatePrefix(text: ModelText): Int32Array {
   return a!.slice(0, commonLength(a!, b!));
 }
 
-function commonLength(a: Int32Array, b: Int32Array): number {
+/** Tokens that both begin with. */
+export function commonLength(a: Int32Array, b: Int32Array): number {
   let length = 0;
   while (length < Math.min(a.length, b.length) && a[length] === b[length]) length++;
   return length;
 }
-
-/* Held-out rows by content: equal prompts never stand on both sides, and the split survives any reordering. */
 
 /**
  * The share of all prompts that nothing is learned from: no mask, and no surrogate either. One number for all, since equal

@@ -3,12 +3,12 @@ import type { Mask } from '../../../shared/mask.ts';
 import { sparsity } from '../../../shared/mask.ts';
 import type { LlamaConfig } from '../../model/types.ts';
 import { weightsRead } from '../../model/weights-read.ts';
+import { countsOf } from '../search/budget.ts';
 import type { SampleScores } from '../search/score-masks.ts';
 import { addScores, figuresOf } from '../search/score-masks.ts';
 import type { Interval } from './bootstrap.ts';
 import { bootstrapInterval, weightedRatio } from './bootstrap.ts';
 import type { EvaluationRow, Method } from './result.ts';
-import { skippedCounts } from './timing.ts';
 
 export type Contestant = {
   readonly method: Method;
@@ -42,8 +42,8 @@ export function toRow(
     sparsity: mean(sparsity),
     ...figuresOf(total),
     msPerToken: mean(msOf),
-    attention: mean((mask) => skippedCounts(mask).attention),
-    ffn: mean((mask) => skippedCounts(mask).ffn),
+    attention: mean((mask) => countsOf(mask).attention),
+    ffn: mean((mask) => countsOf(mask).ffn),
     skippedWeightShare: mean((mask) => 1 - weightsRead(config, mask) / dense),
     rows: perRow.length,
     positions: total.positions,

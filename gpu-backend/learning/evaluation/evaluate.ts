@@ -10,7 +10,7 @@ import { kindTable } from '../data/clusters.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample } from '../data/samples.ts';
 import { createSampler, drawSamples } from '../data/samples.ts';
-import { skipCountFor } from '../search/budget.ts';
+import { countsOf, skipCountFor } from '../search/budget.ts';
 import { searchOrders } from './baselines/search-orders.ts';
 import { runChecks } from './checks/run-checks.ts';
 import type { Contestant } from './contestants.ts';
@@ -27,7 +27,7 @@ import { scoreRows } from './score-rows.ts';
 import { pickRows } from './scored-rows.ts';
 import { checkTasks, runTasks } from './tasks/run-tasks.ts';
 import type { Timer } from './timing.ts';
-import { createTimer, skippedCounts, timePlane, weightPoints } from './timing.ts';
+import { createTimer, timePlane, weightPoints } from './timing.ts';
 
 /**
  * @throws MaskrouteError `invalid_data`, `invalid_argument`, `invalid_mask_set` for a set of another model,
@@ -165,7 +165,7 @@ async function matchTimes(
   const timed = equalTimeContestants(lineUp, learned, (flavour) => {
     const dense = masksOf(contestants.filter(({ method }) => method === 'dense')).slice(0, 1);
     const masks = masksOf(contestants).filter((mask) => (mask.surrogates ?? null) === flavour);
-    const measured = [...dense, ...masks].map((mask) => ({ ...skippedCounts(mask), ms: timer.msOf(mask) }));
+    const measured = [...dense, ...masks].map((mask) => ({ ...countsOf(mask), ms: timer.msOf(mask) }));
     const weights = weightPoints(options.model.manifest.config, measured[0]!.ms);
     // Once for each that was measured: an attention block saves less of a token than measurements differ by chance.
     return timePlane([...measured, ...measured.flatMap(() => weights)]);

@@ -1,5 +1,4 @@
 /** Everything that an evaluation reads, before it works for hours: what is wrong with a file is said at once. */
-
 import { basename } from 'node:path';
 import { MaskrouteError } from '../../../shared/errors.ts';
 import type { MaskSet } from '../../../shared/mask-set.ts';
@@ -10,9 +9,29 @@ import { type EvaluationData, oneMask, readEvaluationData } from './scored-rows.
 import { readTask } from './tasks/read-task.ts';
 import type { LoadedTask } from './tasks/run-tasks.ts';
 
-/* What a mask set must be to be compared at all, said before the work and not in the middle of it. */
+export type Inputs = {
+  readonly data: EvaluationData;
+  readonly tasks: readonly LoadedTask[];
+  readonly notes: readonly string[];
+};
 
-/** @throws MaskrouteError `invalid_mask_set` for a set of another model, or whose record has masks that are none. */
+/** Names in a note. */
+const NAMES_MAX = 4;
+
+/** @throws MaskrouteError `invalid_mask_set` for a set of another model, `invalid_data`, `invalid_argument`. */
+export async function readInputs(options: EvaluateOptions): Promise<Inputs> {
+  checkMaskSets(options.maskSets, options.model);
+  const data = await readEvaluationData({
+    ...options,
+    facts: options.checks ? options.facts : [],
+    learnedOn: options.maskSets.flatMap(learnedOn),
+    calibrates: hasAny(options.baselines, CALIBRATED),
+  });
+  options.onRows(data.counts);
+  return { data, tasks: await readTasks(options), notes: unknownRows(options) };
+}
+
+/** @throws MaskrouteError `invalid_mask_set` for a set of another model, or with a record that holds no valid mask. */
 export function checkMaskSets(sets: readonly MaskSet[], model: Pick<InstalledModel, 'manifest'>): void {
   for (const set of sets) {
     checkModel(set, model);
@@ -36,28 +55,6 @@ function otherModel(
     return `${blockCount} blocks, and ${name} has ${2 * installed.config.layerCount}`;
   if (name !== installed.name) return `another model (${name}), not for ${installed.name}`;
   return `another ${name} (SHA-256 ${hash.slice(0, 12)}…) than the installed one (${installed.hash.slice(0, 12)}…)`;
-}
-
-export type Inputs = {
-  readonly data: EvaluationData;
-  readonly tasks: readonly LoadedTask[];
-  readonly notes: readonly string[];
-};
-
-/** Names in a note. */
-const NAMES_MAX = 4;
-
-/** @throws MaskrouteError `invalid_mask_set` for a set of another model, `invalid_data`, `invalid_argument`. */
-export async function readInputs(options: EvaluateOptions): Promise<Inputs> {
-  checkMaskSets(options.maskSets, options.model);
-  const data = await readEvaluationData({
-    ...options,
-    facts: options.checks ? options.facts : [],
-    learnedOn: options.maskSets.flatMap(learnedOn),
-    calibrates: hasAny(options.baselines, CALIBRATED),
-  });
-  options.onRows(data.counts);
-  return { data, tasks: await readTasks(options), notes: unknownRows(options) };
 }
 
 async function readTasks({ tasks, taskLimit }: EvaluateOptions): Promise<LoadedTask[]> {

@@ -3,7 +3,7 @@ import type { Mask, SurrogatesId } from '../../../shared/mask.ts';
 import { denseMask, withSurrogates } from '../../../shared/mask.ts';
 import type { MaskSet } from '../../../shared/mask-set.ts';
 import { maskSetVersion } from '../../../shared/mask-set.ts';
-import { skipCountFor } from '../search/budget.ts';
+import { type BlockCounts, countsOf, skipCountFor } from '../search/budget.ts';
 import type { Orders } from './baselines/search-orders.ts';
 import type { Removal } from './baselines/static-orders.ts';
 import { maskAlong } from './baselines/static-orders.ts';
@@ -11,8 +11,7 @@ import type { Contestant } from './contestants.ts';
 import { average } from './contestants.ts';
 import type { Baseline, StaticMethod } from './result.ts';
 import { clusterMasks, oneMask } from './scored-rows.ts';
-import type { Counts } from './timing.ts';
-import { firstAsFast, skippedCounts } from './timing.ts';
+import { firstAsFast } from './timing.ts';
 
 export type RoutedSet = {
   readonly set: MaskSet;
@@ -53,14 +52,14 @@ export function equalCountContestants(lineUp: LineUp): { contestants: Contestant
 export function equalTimeContestants(
   lineUp: LineUp,
   learned: readonly Contestant[],
-  predictor: (surrogates: SurrogatesId | null) => (counts: Counts) => number,
+  predictor: (surrogates: SurrogatesId | null) => (counts: BlockCounts) => number,
 ): Contestant[] {
   const { blockCount } = lineUp;
   return learned.flatMap((contestant) => {
     const flavour = contestant.masks[0]![0]!.surrogates ?? null;
     const predict = predictor(flavour);
     // By the same plane as the others: against a time that was measured, its noise would decide over blocks.
-    const ms = average(contestant.masks.map(([mask]) => predict(skippedCounts(mask!))));
+    const ms = average(contestant.masks.map(([mask]) => predict(countsOf(mask!))));
     return [...lineUp.orders.get(flavour)!].flatMap(([method, removals]) => {
       const masks = removals.map(({ order }) => {
         const perUnit = order[0]?.length ?? 1;

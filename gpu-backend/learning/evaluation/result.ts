@@ -1,8 +1,6 @@
 /** What an evaluation says: the JSON line of the command, `evaluation.json`, and what the report shows. */
 import { z } from 'zod';
 
-/* The compared methods by the names that people type and read. */
-
 /** Static baselines and the one learned mask: what `--baselines` chooses among. */
 export const BASELINES = [
   'one-mask',
@@ -173,22 +171,7 @@ export const evaluationSchema = z.strictObject({
 });
 export type Evaluation = z.infer<typeof evaluationSchema>;
 
-/* An evaluation as aligned text for a terminal. */
-
-const COLUMNS: readonly (readonly [title: string, cell: (row: EvaluationRow) => string])[] = [
-  ['method', ({ method, clusters }) => (clusters > 1 ? `${method} (${clusters})` : method)],
-  ['target', ({ targetSparsity }) => percent(targetSparsity)],
-  ['out', ({ attention, ffn }) => `${number(attention)}A ${number(ffn)}F`],
-  ['surrogates', ({ surrogate }) => (surrogate ? 'yes' : 'no')],
-  ['KL', ({ kl, intervals }) => `${kl.toFixed(3)}${plusMinus(intervals.kl, 3)}`],
-  ['top-1', ({ agreement }) => percent(agreement)],
-  [
-    'perplexity',
-    ({ perplexity }) => (perplexity < 10_000 ? perplexity.toFixed(1) : perplexity.toExponential(1)),
-  ],
-  ['ms/token', ({ msPerToken }) => msPerToken.toFixed(2)],
-  ['searched', ({ evaluations }) => (evaluations === null ? '' : String(evaluations))],
-];
+/* As aligned text for a terminal. */
 
 export function formatEvaluation({ rows, equalTime, notes }: Evaluation): string {
   const parts = [`Equal count, ${rows[0]!.rows} rows, ${rows[0]!.positions} positions:`, table(rows)];
@@ -223,6 +206,21 @@ function table(rows: readonly EvaluationRow[]): string {
     )
     .join('\n');
 }
+
+const COLUMNS: readonly (readonly [title: string, cell: (row: EvaluationRow) => string])[] = [
+  ['method', ({ method, clusters }) => (clusters > 1 ? `${method} (${clusters})` : method)],
+  ['target', ({ targetSparsity }) => percent(targetSparsity)],
+  ['out', ({ attention, ffn }) => `${number(attention)}A ${number(ffn)}F`],
+  ['surrogates', ({ surrogate }) => (surrogate ? 'yes' : 'no')],
+  ['KL', ({ kl, intervals }) => `${kl.toFixed(3)}${plusMinus(intervals.kl, 3)}`],
+  ['top-1', ({ agreement }) => percent(agreement)],
+  [
+    'perplexity',
+    ({ perplexity }) => (perplexity < 10_000 ? perplexity.toFixed(1) : perplexity.toExponential(1)),
+  ],
+  ['ms/token', ({ msPerToken }) => msPerToken.toFixed(2)],
+  ['searched', ({ evaluations }) => (evaluations === null ? '' : String(evaluations))],
+];
 
 const percent = (value: number): string => `${(100 * value).toFixed(1)} %`;
 const number = (value: number): string => (Number.isInteger(value) ? String(value) : value.toFixed(1));

@@ -3,28 +3,14 @@
  * and FFN blocks read equally many weights, so each such pair of counts is measured once, in rounds in which all take
  * their turn: whatever slows the machine for a while slows all of them.
  */
-
 import { Matrix, solve } from 'ml-matrix';
 import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask.ts';
 import type { Runner } from '../../engine/runner.ts';
-import { interleaved, median } from '../../measure.ts';
+import { interleaved } from '../../measure.ts';
 import type { LlamaConfig } from '../../model/types.ts';
 import { weightsRead } from '../../model/weights-read.ts';
-
-/** Tokens before the measured ones, and how many are measured a round. */
-const PROMPT_TOKENS = 64;
-const STEPS = 16;
-
-export type Counts = { readonly attention: number; readonly ffn: number };
-
-/** Blocks that a mask leaves out, by kind. */
-export function skippedCounts({ runs }: Mask): Counts {
-  const counts = { attention: 0, ffn: 0 };
-  runs.forEach((bit, block) => {
-    if (bit === 0) counts[block % 2 === 0 ? 'attention' : 'ffn']++;
-  });
-  return counts;
-}
+import { type BlockCounts, countsOf } from '../search/budget.ts';
+import { decode_ms } from '../search/model-parts.ts';
 
 export type Timer = {
   /** Measures all of them, again where they were measured before. */
@@ -44,7 +30,7 @@ export function createTimer(runner: Runner, signal?: AbortSignal): Timer {
           name,
           measure: () => {
             signal?.throwIfAborted();
-            return decodeTime(runner, mask);
+            return decode_ms(runner, mask);
           },
         })),
         rounds,
@@ -60,25 +46,9 @@ export function createTimer(runner: Runner, signal?: AbortSignal): Timer {
 }
 
 function nameOf(mask: Mask): string {
-  const { attention, ffn } = skippedCounts(mask);
+  const { attention, ffn } = countsOf(mask);
   const replaced = attention + ffn > 0 ? (mask.surrogates ?? 'holes') : 'dense';
   return `${attention} attention, ${ffn} FFN, ${replaced}`;
-}
-
-/** The median step, greedy or not makes no difference to it. */
-async function decodeTime(runner: Runner, mask: Mask): Promise<number> {
-  const cache = runner.newCache();
-  const plan = { mask, kv: 'preserve' } as const;
-  const token = (i: number) => (100 + i * 7919) % runner.config.vocabularySize;
-  const tokenIds = Array.from({ length: PROMPT_TOKENS }, (_, i) => token(i));
-  await runner.run({ cache, tokenIds, plan, logitRows: [] });
-  const times: number[] = [];
-  for (let step = 0; step < STEPS; step++) {
-    const start = performance.now();
-    await runner.run({ cache, tokenIds: [token(step)], plan, logitRows: [0] });
-    times.push(performance.now() - start);
-  }
-  return median(times);
 }
 
 /*
@@ -87,7 +57,7 @@ async function decodeTime(runner: Runner, mask: Mask): Promise<number> {
  * block that runs, by kind. So equal counts take equal time.
  */
 
-type TimedCounts = Counts & { readonly ms: number };
+type TimedCounts = BlockCounts & { readonly ms: number };
 
 /**
  * What the weights alone say: time in proportion to those that are read, for decoding is bound by memory. Beside noisy
@@ -95,7 +65,7 @@ type TimedCounts = Counts & { readonly ms: number };
  */
 export function weightPoints(config: LlamaConfig, dense_ms: number): TimedCounts[] {
   const quarter = Math.ceil(config.layerCount / 4);
-  const timeOf = (counts: Counts): TimedCounts => {
+  const timeOf = (counts: BlockCounts): TimedCounts => {
     const layers = (count: number) => Array.from({ length: count }, (_, layer) => layer);
     const mask = maskFromSkippedLayers(2 * config.layerCount, {
       skipAttention: layers(counts.attention),
@@ -108,7 +78,7 @@ export function weightPoints(config: LlamaConfig, dense_ms: number): TimedCounts
 }
 
 /** ms a token for any counts, by least squares. */
-export function timePlane(points: readonly TimedCounts[]): (counts: Counts) => number {
+export function timePlane(points: readonly TimedCounts[]): (counts: BlockCounts) => number {
   const ridge = 1e-6;
   const rows = points.map(({ attention, ffn }) => [1, attention, ffn]);
   const system = new Matrix(rows);
@@ -127,8 +97,8 @@ export function timePlane(points: readonly TimedCounts[]): (counts: Counts) => n
 export function firstAsFast(
   masks: readonly Mask[],
   target_ms: number,
-  predict: (counts: Counts) => number,
+  predict: (counts: BlockCounts) => number,
   tolerance = 0.005,
 ): Mask | undefined {
-  return masks.find((mask) => predict(skippedCounts(mask)) <= target_ms * (1 + tolerance));
+  return masks.find((mask) => predict(countsOf(mask)) <= target_ms * (1 + tolerance));
 }

@@ -16,63 +16,9 @@ import {
 } from '../gates/gate-session.ts';
 import { openTeacher, type Teacher } from '../gates/teacher.ts';
 import type { RunJournal } from '../journal.ts';
-import { type BlockCounts, type Budget, type BudgetOptions, createBudget } from './budget.ts';
+import { type BlockCounts, type Budget, type BudgetOptions, createBudget, maskWithout } from './budget.ts';
 import type { BlockCost, TargetKind } from './effort.ts';
 import { createScorer, type HeldOutScores, openScoreSession, scoreHeldOut } from './score-masks.ts';
-
-/*
- * Milliseconds that a decoded token takes less for each attention and each FFN block that is left out, on the engine
- * that serves: half of a kind out against none, in interleaved rounds.
- */
-
-/** Tokens before those that are timed. */
-const POSITION = 64;
-const STEPS = 12;
-const ROUNDS = 9;
-/** A kind that costs next to nothing still has to weigh something. */
-const BLOCK_MIN_ms = 1e-4;
-
-export async function measureBlockTimes(
-  runner: Runner,
-  surrogates: SurrogatesId | undefined,
-): Promise<BlockCounts> {
-  const { layerCount } = runner.config;
-  const without = (kind: 0 | 1): Mask => {
-    const { runs } = denseMask(2 * layerCount);
-    for (let layer = 0; layer < layerCount; layer += 2) runs[2 * layer + kind] = 0;
-    return withSurrogates({ runs }, surrogates);
-  };
-  const masks = { dense: denseMask(2 * layerCount), attention: without(0), ffn: without(1) };
-  const subjects = Object.entries(masks).map(([name, mask]) => ({
-    name,
-    measure: () => decode_ms(runner, mask),
-  }));
-  const found = await interleaved(subjects, ROUNDS);
-  const out = (mask: Mask) => mask.runs.filter((bit) => bit === 0).length;
-  const perBlock = (name: 'attention' | 'ffn') =>
-    Math.max(BLOCK_MIN_ms, (found.get('dense')! - found.get(name)!) / out(masks[name]));
-  return { attention: perBlock('attention'), ffn: perBlock('ffn') };
-}
-
-async function decode_ms(runner: Runner, mask: Mask): Promise<number> {
-  const plan = { mask, kv: 'preserve' } as const;
-  const cache = runner.newCache();
-  const vocabulary = runner.config.vocabularySize;
-  const token = (i: number) => (7919 * i) % vocabulary;
-  await runner.run({
-    cache,
-    tokenIds: Array.from({ length: POSITION }, (_, i) => token(i)),
-    plan,
-    logitRows: [],
-  });
-  const times: number[] = [];
-  for (let step = 0; step < STEPS; step++) {
-    const start = performance.now();
-    await runner.run({ cache, tokenIds: [token(step)], plan, logitRows: [0] });
-    times.push(performance.now() - start);
-  }
-  return median(times);
-}
 
 export type ModelParts = AsyncDisposable & {
   readonly text: ModelText;
@@ -141,11 +87,58 @@ export async function openModelParts(
 
 const FIGURES = ['positions', 'kl', 'agreement', 'perplexity', 'densePerplexity'] as const;
 
-/* The table of surrogates that an installed model serves with, to learn masks for it. */
+/** Tokens before those that are timed. */
+const POSITION = 64;
+const STEPS = 16;
+const ROUNDS = 9;
+/** A kind that costs next to nothing still has to weigh something. */
+const BLOCK_MIN_ms = 1e-4;
+
+/**
+ * By how much a decoded token takes less for each attention and each FFN block that is left out, in ms: half of a kind
+ * out against none, in interleaved rounds.
+ */
+async function measureBlockTimes(runner: Runner, surrogates: SurrogatesId | undefined): Promise<BlockCounts> {
+  const { layerCount } = runner.config;
+  const half = Array.from({ length: Math.ceil(layerCount / 2) }, (_, i) => 2 * i);
+  const without = (kind: 0 | 1): Mask =>
+    withSurrogates(
+      maskWithout(
+        2 * layerCount,
+        half.map((layer) => 2 * layer + kind),
+      ),
+      surrogates,
+    );
+  const masks = { dense: denseMask(2 * layerCount), attention: without(0), ffn: without(1) };
+  const subjects = Object.entries(masks).map(([name, mask]) => ({
+    name,
+    measure: () => decode_ms(runner, mask),
+  }));
+  const found = await interleaved(subjects, ROUNDS);
+  const perBlock = (name: 'attention' | 'ffn') =>
+    Math.max(BLOCK_MIN_ms, (found.get('dense')! - found.get(name)!) / half.length);
+  return { attention: perBlock('attention'), ffn: perBlock('ffn') };
+}
+
+/** The median step of decoding on the engine that serves. Which tokens come makes no difference to it. */
+export async function decode_ms(runner: Runner, mask: Mask): Promise<number> {
+  const plan = { mask, kv: 'preserve' } as const;
+  const cache = runner.newCache();
+  const token = (i: number) => (7919 * i) % runner.config.vocabularySize;
+  const tokenIds = Array.from({ length: POSITION }, (_, i) => token(i));
+  await runner.run({ cache, tokenIds, plan, logitRows: [] });
+  const times: number[] = [];
+  for (let step = 0; step < STEPS; step++) {
+    const start = performance.now();
+    await runner.run({ cache, tokenIds: [token(step)], plan, logitRows: [0] });
+    times.push(performance.now() - start);
+  }
+  return median(times);
+}
 
 const SURROGATES_FILE = 'surrogates.safetensors';
 
-/** `undefined` for a model without one. @throws MaskrouteError `corrupt_model`. */
+/** The table that an installed model serves with; `undefined` for a model without one. @throws MaskrouteError `corrupt_model`. */
 export async function installedSurrogates({
   folder,
   manifest,

@@ -18,6 +18,7 @@ import type { Graph } from '../../../onnx/graph.ts';
 import type { Feeds, Fetches, Outputs, Session } from '../../../onnx/session.ts';
 import { createSession, floats, tensor } from '../../../onnx/session.ts';
 import { partOf } from '../../../write-whole.ts';
+import { integers } from '../../gates/batches.ts';
 
 export type Similarities = {
   /** Before and after each block, `[2L]`. */
@@ -85,12 +86,6 @@ function runDense(
   names: readonly string[],
 ): Promise<Outputs> {
   const S = tokenIds.length;
-  const integers = (values: ArrayLike<number>, dims: number[]) =>
-    tensor(
-      'i64',
-      BigInt64Array.from(values, (value) => BigInt(value)),
-      dims,
-    );
   const order = Array.from({ length: S }, (_, i) => i);
   const blockCount = 2 * config.layerCount;
   const feeds: Feeds = {

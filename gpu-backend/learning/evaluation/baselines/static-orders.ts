@@ -8,96 +8,6 @@ import { maskWithout } from '../../search/budget.ts';
 import type { StaticMethod } from '../result.ts';
 import type { Similarities } from './similarity.ts';
 
-/*
- * Greedy removal: at each step the unit (a block, or a layer's two) whose absence costs least, together with what is
- * out already, goes next. SLEB (Song et al., 2024) takes layers by the loss on text, BlockPruner (Zhong et al.,
- * 2024) blocks by perplexity, FinerCut (Zhang et al., 2024) blocks by the change of the output distribution.
- *
- * All are given the same number of evaluations. Where a full search needs more, only the units that looked
- * cheapest when last tried are tried again: their costs change little from step to step.
- */
-
-type GreedyOptions = {
-  readonly blockCount: number;
-  /** Each a list of blocks that go together. */
-  readonly units: readonly (readonly number[])[];
-  /** Units to take out. */
-  readonly steps: number;
-  /** Costs taken at most; at least one a unit for the first step, and one for each step after it. */
-  readonly evaluationsMax: number;
-  /** Lower is better. */
-  cost(mask: Mask): Promise<number>;
-  readonly onEvaluation?: () => void;
-  readonly signal?: AbortSignal | undefined;
-};
-
-export type Removal = {
-  /** Units in the order in which they were taken out. */
-  readonly order: readonly (readonly number[])[];
-  readonly evaluations: number;
-};
-
-/** Units tried at each step: all of them where the budget allows, else equally many. */
-export function candidatesAStep(unitCount: number, steps: number, evaluationsMax: number): number {
-  const needed = (candidates: number) => {
-    let count = unitCount;
-    for (let step = 1; step < steps; step++) count += Math.min(candidates, unitCount - step);
-    return count;
-  };
-  let candidates = unitCount;
-  while (candidates > 1 && needed(candidates) > evaluationsMax) candidates--;
-  return candidates;
-}
-
-/** Ties go to the unit that stands first. Rejects when `signal` aborts. */
-export async function greedyRemoval(options: GreedyOptions): Promise<Removal> {
-  const { blockCount, units, steps, signal } = options;
-  const tried = candidatesAStep(units.length, steps, options.evaluationsMax);
-  const lastCost = Array<number>(units.length).fill(Number.NEGATIVE_INFINITY);
-  const out: number[] = [];
-  let evaluations = 0;
-  for (let step = 0; step < Math.min(steps, units.length); step++) {
-    const open = units.map((_, unit) => unit).filter((unit) => !out.includes(unit));
-    const candidates = open
-      .sort((a, b) => lastCost[a]! - lastCost[b]! || a - b)
-      .slice(0, step === 0 ? units.length : tried)
-      .sort((a, b) => a - b);
-    for (const unit of candidates) {
-      signal?.throwIfAborted();
-      const blocks = [...out, unit].flatMap((index) => units[index]!);
-      lastCost[unit] = await options.cost(maskWithout(blockCount, blocks));
-      evaluations++;
-      options.onEvaluation?.();
-    }
-    out.push(candidates.reduce((best, unit) => (lastCost[unit]! < lastCost[best]! ? unit : best)));
-  }
-  return { order: out.map((unit) => units[unit]!), evaluations };
-}
-
-/* What static methods take out, one after the other, and the mask after so many blocks. */
-
-const layerUnit = (layer: number): number[] => [2 * layer, 2 * layer + 1];
-const layerUnits = (layers: readonly number[]): number[][] => layers.map(layerUnit);
-const blockUnits = (blocks: readonly number[]): number[][] => blocks.map((block) => [block]);
-const range = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
-
-/** Indices by falling value; ties go to the lower index. */
-const highestFirst = (values: readonly number[]): number[] =>
-  range(values.length).sort((a, b) => values[b]! - values[a]! || a - b);
-
-/**
- * The mask that is nearest to `skipCount` blocks out along an order of units (half up): methods that take whole
- * layers meet an odd count halfway. Past the end of the order all of it is out.
- */
-export function maskAlong(
-  order: readonly (readonly number[])[],
-  skipCount: number,
-  blockCount: number,
-): Mask {
-  const perUnit = order[0]?.length ?? 1;
-  return maskWithout(blockCount, order.slice(0, Math.round(skipCount / perUnit)).flat());
-}
-
 /** What a mask costs on the calibration samples, means a position in nats. */
 export type SearchCosts = { readonly kl: number; readonly loss: number };
 
@@ -156,4 +66,91 @@ function greedy(context: OrderContext, units: number[][], by: keyof SearchCosts)
     ...(onEvaluation && { onEvaluation }),
     signal,
   });
+}
+
+/**
+ * The mask that is nearest to `skipCount` blocks out along an order of units (half up): methods that take whole
+ * layers meet an odd count halfway. Past the end of the order all of it is out.
+ */
+export function maskAlong(
+  order: readonly (readonly number[])[],
+  skipCount: number,
+  blockCount: number,
+): Mask {
+  const perUnit = order[0]?.length ?? 1;
+  return maskWithout(blockCount, order.slice(0, Math.round(skipCount / perUnit)).flat());
+}
+
+const layerUnit = (layer: number): number[] => [2 * layer, 2 * layer + 1];
+const layerUnits = (layers: readonly number[]): number[][] => layers.map(layerUnit);
+const blockUnits = (blocks: readonly number[]): number[][] => blocks.map((block) => [block]);
+const range = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
+
+/** Indices by falling value; ties go to the lower index. */
+const highestFirst = (values: readonly number[]): number[] =>
+  range(values.length).sort((a, b) => values[b]! - values[a]! || a - b);
+
+type GreedyOptions = {
+  readonly blockCount: number;
+  /** Each a list of blocks that go together. */
+  readonly units: readonly (readonly number[])[];
+  /** Units to take out. */
+  readonly steps: number;
+  /** Costs taken at most; at least one a unit for the first step, and one for each step after it. */
+  readonly evaluationsMax: number;
+  /** Lower is better. */
+  cost(mask: Mask): Promise<number>;
+  readonly onEvaluation?: () => void;
+  readonly signal?: AbortSignal | undefined;
+};
+
+export type Removal = {
+  /** Units in the order in which they were taken out. */
+  readonly order: readonly (readonly number[])[];
+  readonly evaluations: number;
+};
+
+/**
+ * Greedy removal: at each step the unit (a block, or a layer's two) whose absence costs least, together with what is
+ * out already, goes next; ties go to the unit that stands first. SLEB (Song et al., 2024) takes layers by the loss on
+ * text, BlockPruner (Zhong et al., 2024) blocks by perplexity, FinerCut (Zhang et al., 2024) blocks by the change of the
+ * output distribution.
+ *
+ * All have the same number of evaluations. Where a full search needs more, only the units that looked cheapest when
+ * last tried are tried again: their costs change little from step to step. Rejects when `signal` aborts.
+ */
+export async function greedyRemoval(options: GreedyOptions): Promise<Removal> {
+  const { blockCount, units, steps, signal } = options;
+  const tried = candidatesAStep(units.length, steps, options.evaluationsMax);
+  const lastCost = Array<number>(units.length).fill(Number.NEGATIVE_INFINITY);
+  const out: number[] = [];
+  let evaluations = 0;
+  for (let step = 0; step < Math.min(steps, units.length); step++) {
+    const open = units.map((_, unit) => unit).filter((unit) => !out.includes(unit));
+    const candidates = open
+      .sort((a, b) => lastCost[a]! - lastCost[b]! || a - b)
+      .slice(0, step === 0 ? units.length : tried)
+      .sort((a, b) => a - b);
+    for (const unit of candidates) {
+      signal?.throwIfAborted();
+      const blocks = [...out, unit].flatMap((index) => units[index]!);
+      lastCost[unit] = await options.cost(maskWithout(blockCount, blocks));
+      evaluations++;
+      options.onEvaluation?.();
+    }
+    out.push(candidates.reduce((best, unit) => (lastCost[unit]! < lastCost[best]! ? unit : best)));
+  }
+  return { order: out.map((unit) => units[unit]!), evaluations };
+}
+
+/** Units tried at each step: all of them where the budget allows, else equally many. */
+export function candidatesAStep(unitCount: number, steps: number, evaluationsMax: number): number {
+  const needed = (candidates: number) => {
+    let count = unitCount;
+    for (let step = 1; step < steps; step++) count += Math.min(candidates, unitCount - step);
+    return count;
+  };
+  let candidates = unitCount;
+  while (candidates > 1 && needed(candidates) > evaluationsMax) candidates--;
+  return candidates;
 }

@@ -2,7 +2,6 @@
  * The checks that the paper asks for: where tasks are routed, what calibration on one narrow kind costs in general, text
  * past 512 tokens, where quality falls off a cliff, and whether facts are still recalled.
  */
-
 import {
   denseMask,
   type Mask,
@@ -28,38 +27,6 @@ import { pickRows } from '../scored-rows.ts';
 import type { Question } from '../tasks/read-task.ts';
 import { encodeChoices } from '../tasks/score-question.ts';
 import { judgeLongText } from './long-text.ts';
-
-/* Answers that are facts, as samples whose answer alone counts: from rows of question and answer, and from tasks. */
-
-type Fact = { readonly kind: string; readonly routeText: string; readonly sample: Sample };
-
-/** Rows without an answer count whole. Those that are too long or short to score are left out. */
-function factsOfRows(
-  rows: readonly CalibrationRow[],
-  text: ModelText,
-  eosTokenId: number,
-  tokensMax: number,
-): Fact[] {
-  const sampleOf = createSampler(text, eosTokenId, tokensMax, 'answers');
-  return rows.flatMap(({ kind, routeText, ...row }) => {
-    const sample = sampleOf({ kind, routeText, ...row });
-    return sample === undefined ? [] : [{ kind, routeText, sample }];
-  });
-}
-
-/** The right choice of each question. */
-function factsOfQuestions(
-  kind: string,
-  questions: readonly Question[],
-  text: ModelText,
-  contextMax: number,
-): Fact[] {
-  return questions.flatMap((question) => {
-    const { tokenIds, contextTokens } = encodeChoices(question, text.tokenizer, contextMax)[question.gold]!;
-    if (tokenIds.length <= contextTokens || contextTokens === 0) return [];
-    return [{ kind, routeText: question.routeText, sample: { tokenIds, scoreFrom: contextTokens - 1 } }];
-  });
-}
 
 type CheckInput = {
   readonly context: Context;
@@ -94,22 +61,6 @@ export async function runChecks(input: CheckInput): Promise<{ checks: Checks; no
       ...missing('longText', 'check of long text: the model’s context is too short for it'),
     ],
   };
-}
-
-/** The flavour that is served: with surrogates where they are compared. */
-const servedFlavour = ({ flavours }: LineUp): SurrogatesId | null => flavours.at(-1) ?? null;
-
-function gatherFacts({ context, inputs }: CheckInput): Fact[] {
-  const { options, text } = context;
-  const { model, limit, seed } = options;
-  const { contextTokens } = model.manifest.config;
-  if (options.facts.length > 0) {
-    const rows = pickRows(inputs.data.facts, limit, seed);
-    return factsOfRows(rows, text, model.manifest.eosTokenIds[0]!, contextTokens);
-  }
-  return inputs.tasks.flatMap(({ task, questions }) =>
-    factsOfQuestions(task, questions, text, contextTokens),
-  );
 }
 
 /** How likely right answers are under each method, and which clusters each kind of question went to. */
@@ -237,5 +188,53 @@ async function scored(
       counts(row) ? some.map((mask) => scores.of(row, mask)) : [],
     );
     return figuresOf(addScores(parts));
+  });
+}
+
+/** The flavour that is served: with surrogates where they are compared. */
+const servedFlavour = ({ flavours }: LineUp): SurrogatesId | null => flavours.at(-1) ?? null;
+
+/** An answer that is a fact, as a sample whose answer alone counts. */
+type Fact = { readonly kind: string; readonly routeText: string; readonly sample: Sample };
+
+/** From the rows of `--facts`; without them, the right answers of the tasks. */
+function gatherFacts({ context, inputs }: CheckInput): Fact[] {
+  const { options, text } = context;
+  const { model, limit, seed } = options;
+  const { contextTokens } = model.manifest.config;
+  if (options.facts.length > 0) {
+    const rows = pickRows(inputs.data.facts, limit, seed);
+    return factsOfRows(rows, text, model.manifest.eosTokenIds[0]!, contextTokens);
+  }
+  return inputs.tasks.flatMap(({ task, questions }) =>
+    factsOfQuestions(task, questions, text, contextTokens),
+  );
+}
+
+/** Rows without an answer count whole. Those that are too long or short to score are left out. */
+function factsOfRows(
+  rows: readonly CalibrationRow[],
+  text: ModelText,
+  eosTokenId: number,
+  tokensMax: number,
+): Fact[] {
+  const sampleOf = createSampler(text, eosTokenId, tokensMax, 'answers');
+  return rows.flatMap(({ kind, routeText, ...row }) => {
+    const sample = sampleOf({ kind, routeText, ...row });
+    return sample === undefined ? [] : [{ kind, routeText, sample }];
+  });
+}
+
+/** The right choice of each question. */
+function factsOfQuestions(
+  kind: string,
+  questions: readonly Question[],
+  text: ModelText,
+  contextMax: number,
+): Fact[] {
+  return questions.flatMap((question) => {
+    const { tokenIds, contextTokens } = encodeChoices(question, text.tokenizer, contextMax)[question.gold]!;
+    if (tokenIds.length <= contextTokens || contextTokens === 0) return [];
+    return [{ kind, routeText: question.routeText, sample: { tokenIds, scoreFrom: contextTokens - 1 } }];
   });
 }

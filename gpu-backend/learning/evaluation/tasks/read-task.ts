@@ -1,10 +1,15 @@
-/** Task files: JSONL; PIQA's labels may lie beside them, one a line. */
-
+/**
+ * Rows of the six multiple-choice sets, in the forms that their authors and the hub distribute, as the questions that
+ * lm-evaluation-harness makes of them (its task files of version 1.0).
+ */
 import { stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { ZodError, z } from 'zod';
 import { MaskrouteError } from '../../../../shared/errors.ts';
 import { readLines } from '../../data/read-data.ts';
+
+export const TASKS = ['openbookqa', 'winogrande', 'hellaswag', 'piqa', 'arc_easy', 'arc_challenge'] as const;
+export type Task = (typeof TASKS)[number];
 
 /** A multiple-choice question as it is scored: pairs of context and continuation, one a choice. */
 export type Question = {
@@ -17,29 +22,59 @@ export type Question = {
   readonly routeText: string;
 };
 
-export const TASKS = ['openbookqa', 'winogrande', 'hellaswag', 'piqa', 'arc_easy', 'arc_challenge'] as const;
-export type Task = (typeof TASKS)[number];
-
 /** The harness gives no length-normalised accuracy for WinoGrande: its choices are contexts, not continuations. */
 export const hasNorm = (task: Task): boolean => task !== 'winogrande';
 
-export const characters = (text: string): number => [...text].length;
+const LINE_CHARS_MAX = 1_000_000;
 
-/** One context, a continuation a choice, joined by a blank. @throws RangeError without a context to continue. */
-export function question(context: string, choices: readonly string[], gold: number): Question {
-  if (context.trim() === '') throw new RangeError('there is no question');
-  return {
-    choices: choices.map((choice) => ({ context, continuation: ` ${choice}` })),
-    lengths: choices.map(characters),
-    gold,
-    routeText: context.trim(),
-  };
+export type TaskFile = { readonly task: Task; readonly path: string };
+
+/** `TASK=FILE`, or a file whose path names its task. @throws MaskrouteError `invalid_argument`. */
+export function parseTaskFile(argument: string): TaskFile {
+  const [, name, named] = /^([a-z_-]+)=(.+)$/.exec(argument) ?? [];
+  const path = named ?? argument;
+  const place = (name ?? path).toLowerCase().replaceAll('-', '_');
+  const task =
+    name === undefined
+      ? TASKS.find((known) => place.split(/[\\/.]/).some((part) => part.startsWith(known)))
+      : TASKS.find((known) => known === place);
+  if (task !== undefined) return { task, path };
+  throw new MaskrouteError(
+    'invalid_argument',
+    `${argument}: write TASK=FILE, where TASK is one of ${TASKS.join(', ')}.`,
+  );
 }
 
-/*
- * Rows of the six sets, in the forms that their authors and the hub distribute, as the questions that
- * lm-evaluation-harness makes of them (its task files of version 1.0).
- */
+/** JSONL; PIQA's labels may lie beside its rows. @param limit the first so many, as the harness takes them. @throws MaskrouteError `invalid_data`. */
+export async function readTask({ task, path }: TaskFile, limit: number): Promise<Question[]> {
+  const labels = task === 'piqa' ? await readLabels(path) : undefined;
+  const questions: Question[] = [];
+  for await (const line of readLines(path, LINE_CHARS_MAX)) {
+    if (questions.length >= limit) break;
+    if (line.text.trim() === '') continue;
+    const fail = (reason: string, cause: unknown) =>
+      new MaskrouteError('invalid_data', `${basename(path)}:${line.number}: ${reason}`, { cause });
+    try {
+      const row: unknown = JSON.parse(line.text);
+      const label = labels?.[questions.length];
+      questions.push(toQuestion(task, label === undefined ? row : { ...(row as object), label }));
+    } catch (error) {
+      const form = error instanceof ZodError ? `no row of ${task}` : (error as Error).message;
+      throw fail(form, error);
+    }
+  }
+  if (questions.length === 0) throw new MaskrouteError('invalid_data', `${path} has no question.`);
+  return questions;
+}
+
+/** `valid.jsonl` → `valid-labels.lst`; undefined where there is none, and the rows must say it. */
+async function readLabels(path: string): Promise<string[] | undefined> {
+  const beside = join(dirname(path), `${basename(path).replace(/\.[^.]*$/, '')}-labels.lst`);
+  if (!(await stat(beside).catch(() => undefined))) return undefined;
+  const labels: string[] = [];
+  for await (const { text } of readLines(beside, 100)) if (text.trim() !== '') labels.push(text.trim());
+  return labels;
+}
 
 const text = z.string();
 /** The authors' form, and the hub's columns. */
@@ -134,10 +169,23 @@ export function toQuestion(task: Task, row: unknown): Question {
   }
 }
 
+/** One context, a continuation a choice, joined by a blank. @throws RangeError without a context to continue. */
+export function question(context: string, choices: readonly string[], gold: number): Question {
+  if (context.trim() === '') throw new RangeError('there is no question');
+  return {
+    choices: choices.map((choice) => ({ context, continuation: ` ${choice}` })),
+    lengths: choices.map(characters),
+    gold,
+    routeText: context.trim(),
+  };
+}
+
 function checked(found: Question): Question {
   if (found.gold >= 0 && found.gold < found.choices.length) return found;
   throw new RangeError('the right answer is none of the choices');
 }
+
+export const characters = (text: string): number => [...text].length;
 
 /** Python's `str.capitalize`. */
 const capitalised = (value: string): string => value.slice(0, 1).toUpperCase() + value.slice(1).toLowerCase();
@@ -149,54 +197,3 @@ const cleaned = (value: string): string =>
     .replaceAll(' [title]', '. ')
     .replace(/\[.*?\]/g, '')
     .replaceAll('  ', ' ');
-
-const LINE_CHARS_MAX = 1_000_000;
-
-export type TaskFile = { readonly task: Task; readonly path: string };
-
-/** `TASK=FILE`, or a file whose path names its task. @throws MaskrouteError `invalid_argument`. */
-export function parseTaskFile(argument: string): TaskFile {
-  const [, name, named] = /^([a-z_-]+)=(.+)$/.exec(argument) ?? [];
-  const path = named ?? argument;
-  const place = (name ?? path).toLowerCase().replaceAll('-', '_');
-  const task =
-    name === undefined
-      ? TASKS.find((known) => place.split(/[\\/.]/).some((part) => part.startsWith(known)))
-      : TASKS.find((known) => known === place);
-  if (task !== undefined) return { task, path };
-  throw new MaskrouteError(
-    'invalid_argument',
-    `${argument}: write TASK=FILE, where TASK is one of ${TASKS.join(', ')}.`,
-  );
-}
-
-/** @param limit the first so many, as the harness takes them. @throws MaskrouteError `invalid_data`. */
-export async function readTask({ task, path }: TaskFile, limit: number): Promise<Question[]> {
-  const labels = task === 'piqa' ? await readLabels(path) : undefined;
-  const questions: Question[] = [];
-  for await (const line of readLines(path, LINE_CHARS_MAX)) {
-    if (questions.length >= limit) break;
-    if (line.text.trim() === '') continue;
-    const fail = (reason: string, cause: unknown) =>
-      new MaskrouteError('invalid_data', `${basename(path)}:${line.number}: ${reason}`, { cause });
-    try {
-      const row: unknown = JSON.parse(line.text);
-      const label = labels?.[questions.length];
-      questions.push(toQuestion(task, label === undefined ? row : { ...(row as object), label }));
-    } catch (error) {
-      const form = error instanceof ZodError ? `no row of ${task}` : (error as Error).message;
-      throw fail(form, error);
-    }
-  }
-  if (questions.length === 0) throw new MaskrouteError('invalid_data', `${path} has no question.`);
-  return questions;
-}
-
-/** `valid.jsonl` → `valid-labels.lst`; undefined where there is none, and the rows must say it. */
-async function readLabels(path: string): Promise<string[] | undefined> {
-  const beside = join(dirname(path), `${basename(path).replace(/\.[^.]*$/, '')}-labels.lst`);
-  if (!(await stat(beside).catch(() => undefined))) return undefined;
-  const labels: string[] = [];
-  for await (const { text } of readLines(beside, 100)) if (text.trim() !== '') labels.push(text.trim());
-  return labels;
-}

@@ -7,6 +7,7 @@ import type { Mask } from '../../../../shared/mask.ts';
 import type { KvCache } from '../../../engine/kv-cache.ts';
 import type { Runner } from '../../../engine/runner.ts';
 import type { Tokenizer } from '../../../model/tokenizer.ts';
+import { commonLength } from '../../data/samples.ts';
 import type { ScoreSession } from '../../search/score-masks.ts';
 import type { Question } from './read-task.ts';
 
@@ -48,7 +49,7 @@ export async function scoreChoices(
   for (const { tokenIds, contextTokens } of choices) {
     const input = tokenIds.subarray(0, -1);
     // The last given token predicts the first scored one, so it runs again.
-    const kept = Math.min(commonStart(held, input), contextTokens - 1);
+    const kept = Math.min(commonLength(held, input), contextTokens - 1);
     cache.truncate(kept);
     const first = contextTokens - 1 - kept;
     const logitRows = Array.from({ length: tokenIds.length - contextTokens }, (_, i) => first + i);
@@ -59,12 +60,6 @@ export async function scoreChoices(
   }
   cache.truncate(0);
   return found;
-}
-
-function commonStart(a: Int32Array, b: Int32Array): number {
-  let length = 0;
-  while (length < Math.min(a.length, b.length) && a[length] === b[length]) length++;
-  return length;
 }
 
 /** Index of the highest value, the first of equals. */

@@ -5,12 +5,8 @@ import { maskAlong } from '../../../../gpu-backend/learning/evaluation/baselines
 import type { Contestant } from '../../../../gpu-backend/learning/evaluation/contestants.ts';
 import type { LineUp } from '../../../../gpu-backend/learning/evaluation/line-up.ts';
 import { equalTimeContestants } from '../../../../gpu-backend/learning/evaluation/line-up.ts';
-import {
-  firstAsFast,
-  skippedCounts,
-  timePlane,
-  weightPoints,
-} from '../../../../gpu-backend/learning/evaluation/timing.ts';
+import { firstAsFast, timePlane, weightPoints } from '../../../../gpu-backend/learning/evaluation/timing.ts';
+import { countsOf } from '../../../../gpu-backend/learning/search/budget.ts';
 import { TINY_CONFIG } from '../../../support/random-llama.ts';
 
 const time = ({ attention, ffn }: { attention: number; ffn: number }) => 10 - 0.05 * attention - 0.2 * ffn;
@@ -39,11 +35,11 @@ describe('a method at a time', () => {
   const along = order.map((_, i) => maskAlong(order, 2 * (i + 1), 8));
 
   it('has as few blocks out as make it no slower', () => {
-    expect(skippedCounts(firstAsFast(along, time({ attention: 2, ffn: 2 }), time)!)).toEqual({
+    expect(countsOf(firstAsFast(along, time({ attention: 2, ffn: 2 }), time)!)).toEqual({
       attention: 2,
       ffn: 2,
     });
-    expect(skippedCounts(firstAsFast(along, 9.4, time)!)).toEqual({ attention: 3, ffn: 3 });
+    expect(countsOf(firstAsFast(along, 9.4, time)!)).toEqual({ attention: 3, ffn: 3 });
   });
 
   it('is left out when all of it is slower', () => {
@@ -67,5 +63,5 @@ it('a static method with the counts of a learned mask is as fast as it, whatever
   const slope_ms = 0.2;
   const [found] = equalTimeContestants(lineUp, [learned], () => (counts) => 10 - slope_ms * counts.attention);
   expect(found).toMatchObject({ method: 'finercut', matched: 'time', maskSet: 'v' });
-  expect(found!.masks.flat().map(skippedCounts)).toEqual(Array(2).fill({ attention: 2, ffn: 0 }));
+  expect(found!.masks.flat().map(countsOf)).toEqual(Array(2).fill({ attention: 2, ffn: 0 }));
 });
