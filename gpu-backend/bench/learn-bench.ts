@@ -12,12 +12,8 @@ import { availableParallelism } from 'node:os';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
-import {
-  type GateBatch,
-  type GateSession,
-  nextTokenBatch,
-  openGateSession,
-} from '../learning/gates/gate-session.ts';
+import { type GateBatch, nextTokenBatch } from '../learning/gates/batches.ts';
+import { type GateSession, openGateSession } from '../learning/gates/gate-session.ts';
 import { openTeacher } from '../learning/gates/teacher.ts';
 import { interleaved, rested, round, type Subject } from '../measure.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';

@@ -1,5 +1,7 @@
-/** The text of a training step, and how it is fed to a graph. */
-
+/**
+ * The text of a training step, and how it is fed to a graph: calibration samples of similar length side by side, or rows
+ * cut into sequences of one length.
+ */
 import type { ModelText } from '../../model/model-text.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import type { LlamaConfig } from '../../model/types.ts';
@@ -84,8 +86,8 @@ export function nextTokenBatch(tokenIds: ArrayLike<number>, sequences: number): 
 }
 
 /*
- * Calibration samples as batches of a training step. Sequences of similar length stand side by side, so that
- * little is padded; nobody attends to another's tokens, and padding, at the end, is neither attended to nor scored.
+ * Calibration samples. Sequences of similar length stand side by side, so that little is padded; nobody attends to
+ * another's tokens, and padding, at the end, is neither attended to nor scored.
  */
 
 export type SampleBatch = TextBatch & {
@@ -141,8 +143,8 @@ function sampleBatch(samples: readonly Sample[]): SampleBatch {
 
 /*
  * Calibration rows as full sequences: in a random order, a row of every kind in turn, cut to one length, so that no
- * position is padding. What is left of a long row begins the next sequence, so that some sequences begin
- * as requests do and some in the middle of a text.
+ * position is padding. What is left of a long row begins the next sequence, so that some sequences begin as requests do
+ * and some in the middle of a text.
  */
 
 /** A shorter rest of a row is left out. */
@@ -183,8 +185,8 @@ export function packRows(
 }
 
 /**
- * The same indices, one of every kind in turn as long as each has any left: text that nobody calibrated on is as likely to
- * be like a kind with few rows as like one with many. Each kind keeps the order of its own.
+ * The same indices, a row of every kind in turn as long as the kinds last: a request may as well be like a kind with few
+ * rows as like one with many. Within a kind the order stays.
  */
 export function kindsInTurn(order: ArrayLike<number>, kinds: readonly string[]): number[] {
   const met = new Map<string, number>();

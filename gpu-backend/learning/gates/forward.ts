@@ -1,5 +1,5 @@
 /**
- * The model as training computes it: whole sequences at once, no cache, attention written from primitives (its
+ * The model and its loss as training computes them: whole sequences at once, no cache, attention written from primitives (its
  * probabilities are needed twice). What becomes of a block's output is the caller's: gates, surrogates, statistics.
  *
  * Shapes: B sequences of S tokens, H = hidden, N/G = query/KV heads, P = N/G query heads a KV head, D = head
@@ -142,9 +142,20 @@ function ffn(b: GraphBuilder, project: Project, x: Value): Value {
   return project(b, 'down', b.op('Mul', [activated, project(b, 'up', x)]));
 }
 
-/*
- * Cross-entropy against a few target tokens a position, and its gradient by the head's input, written down
- * together: in between lie `[R, V]` values, the largest of the whole step, and each pass over them counts.
+export type HeadProducts = {
+  /** `[R, H]` → `[R, V]`: x·Wᵀ. */
+  forward(x: Value): Value;
+  /** `[R, V]` → `[R, H]`: y·W. */
+  back(y: Value): Value;
+};
+
+/** The least share of probability: its logarithm is taken, and it is divided by. */
+const SHARE_MIN = 1e-6;
+
+/**
+ * Cross-entropy against a few target tokens a position, and its gradient by the head's input x `[R, H]`, written down
+ * together: in between lie `[R, V]` values, the largest of the whole step, and each pass over them counts. Nodes of the
+ * gradient are appended when it is asked for.
  *
  * logits = x·Wᵀ, q = softmax(logits), loss = mean_r Σ_k p_rk · (log Σ exp logits_r - logits_r[id_rk]);
  * ∂loss/∂x = (q - p)·W / R, where p sums to 1 in every row.
@@ -153,18 +164,6 @@ function ffn(b: GraphBuilder, project: Project, x: Value): Value {
  * loss gains -(1−P)·log(1−Q), and a token outside of the targets has the gradient q·(1 − (1−P)/(1−Q)). Without it,
  * learning from another model's likeliest tokens would press all others towards 0.
  */
-
-export type HeadProducts = {
-  /** `[R, H]` → `[R, V]`: x·Wᵀ. */
-  forward(x: Value): Value;
-  /** `[R, V]` → `[R, H]`: y·W. */
-  back(y: Value): Value;
-};
-
-/** Of a share of probability that a logarithm is taken of, or that is divided by. */
-const SHARE_MIN = 1e-6;
-
-/** x: `[R, H]`. Nodes of the gradient are appended when it is asked for. */
 export function softTargetLoss(
   g: GraphBuilder,
   x: Value,

@@ -12,31 +12,6 @@ import { type GateBatch, stepFeeds } from './batches.ts';
 import { fittingStepGraph } from './gate-graph.ts';
 import { type TrainingLinears, trainingLinears } from './training-weights.ts';
 
-/* Opens a training graph of an installed model: its weights lie beside the model, and so does the graph's file. */
-
-/**
- * `name` tells graphs apart that are open at the same time. The first time, transposed weights are written too.
- * @throws MaskrouteError `corrupt_model`; RangeError for a quantized model whose vocabulary is not a multiple of 32.
- */
-export async function openTrainingGraph(
-  folder: string,
-  config: LlamaConfig,
-  kind: WeightKind,
-  name: string,
-  build: (stored: StoredLlama, linears: TrainingLinears) => Graph,
-  options: SessionOptions,
-): Promise<Session> {
-  const stored = await readStoredLlama(folder, config, kind);
-  const linears = await trainingLinears(folder, config, stored);
-  // External weights are found beside the graph's file.
-  const path = join(folder, `training-${name}.onnx`);
-  await writeWhole(path, encodeModel(build(stored, linears)));
-  return createSession(path, { spinning: false, ...options });
-}
-
-export type { GateBatch } from './batches.ts';
-export { nextTokenBatch } from './batches.ts';
-
 export type GateStep = {
   /** Mean over the scored positions, nats. */
   readonly loss: number;
@@ -134,4 +109,25 @@ function openStep(
 async function closeSession(session: Session): Promise<void> {
   session.endProfiling();
   await session.release();
+}
+
+/**
+ * Opens a training graph of an installed model: its weights lie beside the model, and so does the graph's file. `name`
+ * tells graphs apart that are open at the same time. The first time, transposed weights are written too.
+ * @throws MaskrouteError `corrupt_model`; RangeError for a quantized model whose vocabulary is not a multiple of 32.
+ */
+export async function openTrainingGraph(
+  folder: string,
+  config: LlamaConfig,
+  kind: WeightKind,
+  name: string,
+  build: (stored: StoredLlama, linears: TrainingLinears) => Graph,
+  options: SessionOptions,
+): Promise<Session> {
+  const stored = await readStoredLlama(folder, config, kind);
+  const linears = await trainingLinears(folder, config, stored);
+  // External weights are found beside the graph's file.
+  const path = join(folder, `training-${name}.onnx`);
+  await writeWhole(path, encodeModel(build(stored, linears)));
+  return createSession(path, { spinning: false, ...options });
 }

@@ -1,7 +1,10 @@
 /**
- * Hard concrete gates (Louizos, Welling and Kingma, "Learning Sparse Neural Networks through L0 Regularization",
- * arXiv 1712.01312): random gates in [0, 1] that are exactly 0 or 1 with some probability, and differentiable by
- * their parameter logAlpha in between. All functions work on one gate; arrays are the callers' affair.
+ * What learning gates is made of, as plain functions on numbers and arrays: hard concrete gates, sparsity as a
+ * constraint (a Lagrangian), and Adam.
+ *
+ * A hard concrete gate (Louizos, Welling and Kingma, "Learning Sparse Neural Networks through L0 Regularization",
+ * arXiv 1712.01312) is a random number in [0, 1] that is exactly 0 or 1 with some probability, and differentiable by its
+ * parameter logAlpha in between.
  */
 
 /** Before clamping, a gate lies between `stretchLow` and `stretchHigh`. */

@@ -22,105 +22,6 @@ import { external, type WeightRange, WeightsFile } from '../../model/weights-fil
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import { partOf, writeWhole } from '../../write-whole.ts';
 
-/* A stored quantized matrix in fp32 again. */
-
-/** `[outputs, inputs]`. @throws MaskrouteError `corrupt_model` when the file ends early. */
-async function dequantizeLinear(weights: FileHandle, linear: StoredLinear): Promise<Float32Array> {
-  const codes = await readRange(weights, linear.values);
-  const scales = new Float32Array((await readRange(weights, linear.scales!)).buffer);
-  const zeroPoints = linear.zeroPoints && (await readRange(weights, linear.zeroPoints));
-  const rows = new Float32Array(linear.outputs * linear.inputs);
-  for (let i = 0; i < rows.length; i++) {
-    const block = Math.floor(i / QUANT_BLOCK);
-    const code = linear.kind === 'q8' ? codes[i]! : i % 2 === 0 ? codes[i >> 1]! & 15 : codes[i >> 1]! >> 4;
-    // 4 bits are symmetric around 8.
-    rows[i] = (code - (zeroPoints ? zeroPoints[block]! : 8)) * scales[block]!;
-  }
-  return rows;
-}
-
-async function readRange(file: FileHandle, { offset, bytes: length }: WeightRange): Promise<Uint8Array> {
-  const bytes = new Uint8Array(length);
-  for (let done = 0; done < length; ) {
-    const { bytesRead } = await file.read(bytes, done, length - done, offset + done);
-    if (bytesRead === 0) throw corruptModel('its weights file ends early');
-    done += bytesRead;
-  }
-  return bytes;
-}
-
-/*
- * Products by frozen matrices in the two quantized forms of a training step: blocks of 32 (`model/linear.ts`), and
- * columns with one scale each (DynamicQuantizeMatMul), whose activations share one scale a tensor.
- */
-
-type StoredColumns = {
-  readonly kind: 'columns';
-  readonly outputs: number;
-  readonly inputs: number;
-  /** i8, `[inputs, outputs]`. */
-  readonly values: WeightRange;
-  /** `[outputs]`. */
-  readonly scales: WeightRange;
-};
-type StoredProduct = StoredLinear | StoredColumns;
-
-const CODE_MAX = 127;
-/** Far below the mean square of any gradient row that matters; rows of zeros stay zeros. */
-const ROW_EPSILON = 1e-30;
-
-/** `weights`: row-major `[inputs, outputs]`. Symmetric; a column's largest weight takes the code ±127. */
-function storeColumns(
-  file: WeightsFile,
-  weights: Float32Array,
-  inputs: number,
-  outputs: number,
-): StoredColumns {
-  const scales = new Float32Array(outputs);
-  for (let i = 0; i < weights.length; i++) {
-    const size = Math.abs(weights[i]!);
-    if (size > scales[i % outputs]!) scales[i % outputs] = size;
-  }
-  for (let column = 0; column < outputs; column++) scales[column]! /= CODE_MAX;
-  const codes = new Int8Array(weights.length);
-  for (let i = 0; i < codes.length; i++) {
-    const scale = scales[i % outputs]!;
-    codes[i] = scale === 0 ? 0 : Math.round(weights[i]! / scale);
-  }
-  const values = file.append(new Uint8Array(codes.buffer));
-  return { kind: 'columns', outputs, inputs, values, scales: file.append(scales) };
-}
-
-/** The name by which a gradient rule knows the weights that `multiplyStored` calls `name`. */
-export const weightName = (name: string): string => `${name}.q`;
-
-/**
- * A gradient `[..., inputs]` → `[..., outputs]`. Gradients of different positions differ in size by orders of
- * magnitude; before they share one scale, each row is brought to the same size, and back afterwards.
- */
-export function multiplyGradient(
-  g: GraphBuilder,
-  gradient: Value,
-  name: string,
-  stored: StoredProduct,
-): Value {
-  if (stored.kind !== 'columns') return multiplyStored(g, gradient, name, stored);
-  const { inputs } = stored;
-  const ones = g.constant('f32', [inputs], Array<number>(inputs).fill(1));
-  const attributes = { axis: -1, epsilon: { float: ROW_EPSILON } };
-  const [even, inverse] = g.ops('SimplifiedLayerNormalization', [gradient, ones], 2, attributes);
-  return g.op('Div', [multiplyStored(g, even!, name, stored), inverse!]);
-}
-
-/** x `[..., inputs]` → `[..., outputs]`. */
-export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: StoredProduct): Value {
-  if (stored.kind !== 'columns') return multiply(g, x, linear(g, name, stored));
-  const { inputs, outputs } = stored;
-  const values = g.initializer(weightName(name), 'i8', [inputs, outputs], external(stored.values));
-  const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
-  return g.op('DynamicQuantizeMatMul', [x, values, scales], {}, MICROSOFT);
-}
-
 /** Raised whenever the copies' layout changes. */
 const VERSION = 2;
 const COPIES_FILE = `training-v${VERSION}.bin`;
@@ -241,4 +142,101 @@ async function removeOldParts(folder: string): Promise<void> {
     const isOld = Date.now() - mtimeMs > PART_AGE_MAX_ms;
     if (ofOtherVersion || (isPart && isOld)) await rm(path, { force: true });
   }
+}
+
+/*
+ * Products in the two quantized forms of a training step: blocks of 32 (`model/linear.ts`), and columns with one scale
+ * each (DynamicQuantizeMatMul), whose activations share one scale a tensor.
+ */
+
+type StoredColumns = {
+  readonly kind: 'columns';
+  readonly outputs: number;
+  readonly inputs: number;
+  /** i8, `[inputs, outputs]`. */
+  readonly values: WeightRange;
+  /** `[outputs]`. */
+  readonly scales: WeightRange;
+};
+type StoredProduct = StoredLinear | StoredColumns;
+
+const CODE_MAX = 127;
+/** Far below the mean square of any gradient row that matters; rows of zeros stay zeros. */
+const ROW_EPSILON = 1e-30;
+
+/** `weights`: row-major `[inputs, outputs]`. Symmetric; a column's largest weight takes the code ±127. */
+function storeColumns(
+  file: WeightsFile,
+  weights: Float32Array,
+  inputs: number,
+  outputs: number,
+): StoredColumns {
+  const scales = new Float32Array(outputs);
+  for (let i = 0; i < weights.length; i++) {
+    const size = Math.abs(weights[i]!);
+    if (size > scales[i % outputs]!) scales[i % outputs] = size;
+  }
+  for (let column = 0; column < outputs; column++) scales[column]! /= CODE_MAX;
+  const codes = new Int8Array(weights.length);
+  for (let i = 0; i < codes.length; i++) {
+    const scale = scales[i % outputs]!;
+    codes[i] = scale === 0 ? 0 : Math.round(weights[i]! / scale);
+  }
+  const values = file.append(new Uint8Array(codes.buffer));
+  return { kind: 'columns', outputs, inputs, values, scales: file.append(scales) };
+}
+
+/** The name by which a gradient rule knows the weights that `multiplyStored` calls `name`. */
+export const weightName = (name: string): string => `${name}.q`;
+
+/**
+ * A gradient `[..., inputs]` → `[..., outputs]`. Gradients of different positions differ in size by orders of
+ * magnitude; before they share one scale, each row is brought to the same size, and back afterwards.
+ */
+export function multiplyGradient(
+  g: GraphBuilder,
+  gradient: Value,
+  name: string,
+  stored: StoredProduct,
+): Value {
+  if (stored.kind !== 'columns') return multiplyStored(g, gradient, name, stored);
+  const { inputs } = stored;
+  const ones = g.constant('f32', [inputs], Array<number>(inputs).fill(1));
+  const attributes = { axis: -1, epsilon: { float: ROW_EPSILON } };
+  const [even, inverse] = g.ops('SimplifiedLayerNormalization', [gradient, ones], 2, attributes);
+  return g.op('Div', [multiplyStored(g, even!, name, stored), inverse!]);
+}
+
+/** x `[..., inputs]` → `[..., outputs]`. */
+export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: StoredProduct): Value {
+  if (stored.kind !== 'columns') return multiply(g, x, linear(g, name, stored));
+  const { inputs, outputs } = stored;
+  const values = g.initializer(weightName(name), 'i8', [inputs, outputs], external(stored.values));
+  const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
+  return g.op('DynamicQuantizeMatMul', [x, values, scales], {}, MICROSOFT);
+}
+
+/** In fp32 again, `[outputs, inputs]`. @throws MaskrouteError `corrupt_model` when the file ends early. */
+async function dequantizeLinear(weights: FileHandle, linear: StoredLinear): Promise<Float32Array> {
+  const codes = await readRange(weights, linear.values);
+  const scales = new Float32Array((await readRange(weights, linear.scales!)).buffer);
+  const zeroPoints = linear.zeroPoints && (await readRange(weights, linear.zeroPoints));
+  const rows = new Float32Array(linear.outputs * linear.inputs);
+  for (let i = 0; i < rows.length; i++) {
+    const block = Math.floor(i / QUANT_BLOCK);
+    const code = linear.kind === 'q8' ? codes[i]! : i % 2 === 0 ? codes[i >> 1]! & 15 : codes[i >> 1]! >> 4;
+    // 4 bits are symmetric around 8.
+    rows[i] = (code - (zeroPoints ? zeroPoints[block]! : 8)) * scales[block]!;
+  }
+  return rows;
+}
+
+async function readRange(file: FileHandle, { offset, bytes: length }: WeightRange): Promise<Uint8Array> {
+  const bytes = new Uint8Array(length);
+  for (let done = 0; done < length; ) {
+    const { bytesRead } = await file.read(bytes, done, length - done, offset + done);
+    if (bytesRead === 0) throw corruptModel('its weights file ends early');
+    done += bytesRead;
+  }
+  return bytes;
 }

@@ -1,5 +1,4 @@
 /** `report.html` from what a folder holds: a learning run, an evaluation, or both. */
-
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { html } from 'hono/html';
@@ -11,9 +10,47 @@ import { type LearnedMaskReport, type LearnReport, learnReportSchema } from '../
 import { evaluationSections } from './evaluation-sections.ts';
 import { facts, figure, type Html, number, page, percent, plot, section, table } from './page.ts';
 
+export const LEARN_REPORT_FILE = 'report.json';
+export const EVALUATION_FILE = 'evaluation.json';
+export const HTML_FILE = 'report.html';
+
+export type ReportParts = {
+  readonly learn?: LearnReport | undefined;
+  readonly evaluation?: Evaluation | undefined;
+};
+
+/**
+ * Reads what `folder` holds and writes `report.html` there; of files by another version nothing is shown. `learnFrom`:
+ * where the learning run's report is taken from when it is not in the folder itself.
+ */
+export async function writeReportHtml(folder: string, learnFrom: readonly string[] = []): Promise<void> {
+  let learn: LearnReport | undefined;
+  for (const place of [folder, ...learnFrom]) {
+    learn ??= await readAs(join(place, LEARN_REPORT_FILE), learnReportSchema);
+  }
+  const evaluation = await readAs(join(folder, EVALUATION_FILE), evaluationSchema);
+  await writeWhole(join(folder, HTML_FILE), reportHtml({ learn, evaluation }));
+}
+
+export function reportHtml({ learn, evaluation }: ReportParts): string {
+  const title = learn?.name ?? `Evaluation of ${evaluation?.model ?? 'nothing'}`;
+  return page(title, [
+    ...(learn === undefined ? [] : learnSections(learn)),
+    ...(evaluation === undefined ? [] : evaluationSections(evaluation)),
+  ]);
+}
+
+async function readAs<T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> {
+  try {
+    return schema.safeParse(JSON.parse(await readFile(path, 'utf8'))).data;
+  } catch {
+    return undefined;
+  }
+}
+
 /* What a learning run found, in pictures and tables: masks, clusters, learning curves, kinds. */
 
-export function learnSections(report: LearnReport): Html[] {
+function learnSections(report: LearnReport): Html[] {
   return [
     section('This mask set', facts(summary(report))),
     section('Masks', maskText(report), heatMap(report)),
@@ -158,41 +195,3 @@ const kindsTable = ({ kinds, clusters }: LearnReport): Html =>
     ['kind', ...clusters.map((_, i) => String(i))],
     kinds.fit.map(({ kind, counts }) => [kind, ...counts.map(String)]),
   );
-
-export const LEARN_REPORT_FILE = 'report.json';
-export const EVALUATION_FILE = 'evaluation.json';
-export const HTML_FILE = 'report.html';
-
-export type ReportParts = {
-  readonly learn?: LearnReport | undefined;
-  readonly evaluation?: Evaluation | undefined;
-};
-
-export function reportHtml({ learn, evaluation }: ReportParts): string {
-  const title = learn?.name ?? `Evaluation of ${evaluation?.model ?? 'nothing'}`;
-  return page(title, [
-    ...(learn === undefined ? [] : learnSections(learn)),
-    ...(evaluation === undefined ? [] : evaluationSections(evaluation)),
-  ]);
-}
-
-/**
- * Reads what `folder` holds and writes `report.html` there; of files by another version nothing is shown. `learnFrom`:
- * where the learning run's report is taken from when it is not in the folder itself.
- */
-export async function writeReportHtml(folder: string, learnFrom: readonly string[] = []): Promise<void> {
-  let learn: LearnReport | undefined;
-  for (const place of [folder, ...learnFrom]) {
-    learn ??= await readAs(join(place, LEARN_REPORT_FILE), learnReportSchema);
-  }
-  const evaluation = await readAs(join(folder, EVALUATION_FILE), evaluationSchema);
-  await writeWhole(join(folder, HTML_FILE), reportHtml({ learn, evaluation }));
-}
-
-async function readAs<T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> {
-  try {
-    return schema.safeParse(JSON.parse(await readFile(path, 'utf8'))).data;
-  } catch {
-    return undefined;
-  }
-}

@@ -118,8 +118,6 @@ function naturalPair(order: readonly number[], { allowed, blockWeights, targetSp
   return distances.indexOf(Math.min(...distances));
 }
 
-/* Masks by what they leave out: blocks by number, and how many blocks a sparsity is. */
-
 export function maskWithout(blockCount: number, skipped: readonly number[]): Mask {
   const mask = denseMask(blockCount);
   for (const block of skipped) mask.runs[block] = 0;

@@ -112,8 +112,6 @@ export const learnReportSchema = z.object({
 export type LearnReport = z.infer<typeof learnReportSchema>;
 export type LearnedMaskReport = z.infer<typeof learnedMask>;
 
-/* What a run found, as `report.json` has it (`calibration/learn-report.ts` is the schema). */
-
 export function buildReport(
   maskSet: MaskSet,
   prompts: Prompts,

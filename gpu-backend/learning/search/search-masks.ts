@@ -3,7 +3,6 @@
  * gates. A cluster's own: from there, by exchanges and by gates on its own prompts. All of them are only proposals;
  * they are compared on prompts that none was searched on.
  */
-
 import { denseMask, type Mask, maskBits } from '../../../shared/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import { drawGates, type TrainingState, trainMask } from '../gates/train-mask.ts';
@@ -18,58 +17,6 @@ import {
   worthOfBlocks,
 } from './exchange.ts';
 import type { Lead, TextCost, Workbench } from './workbench.ts';
-
-/* Gates learned on one group of prompts, and the best bits that they stand for. */
-
-/** Masks of other counts of attention and FFN blocks that compete with the one that the gates are nearest to. */
-const COUNTS_TRIED = 5;
-/** Draws of the gates whose mean loss stands for gates as they are in training. */
-const DRAWS = 6;
-
-type LearnedGates = {
-  readonly logAlphas: readonly number[];
-  readonly curve: TrainingState['history'];
-  readonly best: FoundMask;
-  /** Mean cost of gates as training draws them, on the text that `best` has its cost on: the beginning of the search's. */
-  readonly stochastic: number;
-};
-
-/**
- * @param worth rise of the loss without each block, `[2L]`: the ranking that the gates start from.
- * @param on the text that bits are tried on; the gates learn on text of their own.
- */
-async function learnGates(
-  bench: Workbench,
-  name: string,
-  rows: readonly CalibrationRow[],
-  worth: readonly number[],
-  on: TextCost,
-  effort: GateEffort,
-): Promise<LearnedGates> {
-  const { budget, seed, signal } = bench;
-  const { logAlphas, history } = await trainMask({
-    importance: worth,
-    blockWeights: budget.blockWeights,
-    targetSparsity: budget.targetSparsity,
-    steps: effort.gateSteps,
-    seed,
-    gateLearningRate: effort.gateLearningRate,
-    multiplierLearningRate: effort.multiplierLearningRate,
-    ...bench.training(name, rows, effort.gateSteps),
-    ...(signal === undefined ? {} : { signal }),
-  });
-  let stochastic = 0;
-  for (let draw = 0; draw < DRAWS; draw++) {
-    const gates = drawGates(logAlphas, seed, effort.gateSteps, draw).map(({ gate }) => gate);
-    stochastic += (await on.ofGates(`${name} draw ${draw}`, gates)) / DRAWS;
-  }
-  const found: FoundMask[] = [];
-  for (const mask of masksByScore(logAlphas, budget, COUNTS_TRIED)) {
-    found.push({ mask, cost: await on.atAGlance(mask) });
-  }
-  const best = found.reduce((least, one) => (one.cost < least.cost ? one : least));
-  return { logAlphas, curve: history, best, stochastic };
-}
 
 export type Proposal = { readonly source: string; readonly mask: Mask };
 /** `kl`: on the text of the choice. */
@@ -139,6 +86,57 @@ async function bestStart([one, ...others]: readonly [Mask, ...Mask[]], on: TextC
   let best = one;
   for (const mask of others) if (await on.isBetter(mask, best)) best = mask;
   return best;
+}
+
+/** Masks of other counts of attention and FFN blocks that compete with the one that the gates are nearest to. */
+const COUNTS_TRIED = 5;
+/** Draws of the gates whose mean loss stands for gates as they are in training. */
+const DRAWS = 6;
+
+type LearnedGates = {
+  readonly logAlphas: readonly number[];
+  readonly curve: TrainingState['history'];
+  readonly best: FoundMask;
+  /** Mean cost of gates as training draws them, on the text that `best` has its cost on: the beginning of the search's. */
+  readonly stochastic: number;
+};
+
+/**
+ * Gates learned on one group of prompts, and the best bits that they stand for.
+ * @param worth rise of the loss without each block, `[2L]`: the ranking that the gates start from.
+ * @param on the text that bits are tried on; the gates learn on text of their own.
+ */
+async function learnGates(
+  bench: Workbench,
+  name: string,
+  rows: readonly CalibrationRow[],
+  worth: readonly number[],
+  on: TextCost,
+  effort: GateEffort,
+): Promise<LearnedGates> {
+  const { budget, seed, signal } = bench;
+  const { logAlphas, history } = await trainMask({
+    importance: worth,
+    blockWeights: budget.blockWeights,
+    targetSparsity: budget.targetSparsity,
+    steps: effort.gateSteps,
+    seed,
+    gateLearningRate: effort.gateLearningRate,
+    multiplierLearningRate: effort.multiplierLearningRate,
+    ...bench.training(name, rows, effort.gateSteps),
+    ...(signal === undefined ? {} : { signal }),
+  });
+  let stochastic = 0;
+  for (let draw = 0; draw < DRAWS; draw++) {
+    const gates = drawGates(logAlphas, seed, effort.gateSteps, draw).map(({ gate }) => gate);
+    stochastic += (await on.ofGates(`${name} draw ${draw}`, gates)) / DRAWS;
+  }
+  const found: FoundMask[] = [];
+  for (const mask of masksByScore(logAlphas, budget, COUNTS_TRIED)) {
+    found.push({ mask, cost: await on.atAGlance(mask) });
+  }
+  const best = found.reduce((least, one) => (one.cost < least.cost ? one : least));
+  return { logAlphas, curve: history, best, stochastic };
 }
 
 /** Each mask once, under its first name, by rising KL; ties keep their order. */

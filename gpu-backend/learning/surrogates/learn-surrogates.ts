@@ -2,7 +2,6 @@
  * `maskroute surrogates`: calibration files to a table of surrogates for one model. Closed form first, then
  * distillation; killed and started again with the same inputs, it goes on from the last stored step.
  */
-
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { deserialize, serialize } from 'node:v8';
@@ -29,32 +28,6 @@ import { type DistillState, distill, openSurrogateSession, startDistillation } f
 import { fitSurrogates } from './fit-surrogates.ts';
 import { judgedMasks, openJudge, rankBlocks } from './judge-surrogates.ts';
 import { openMomentSession } from './moments.ts';
-
-/* The state of an unfinished run, beside the file that it will write: arrays in V8's own format, put in place whole. */
-
-/** What a run has so far; `state` once distillation has begun. */
-export type Run = {
-  readonly table: SurrogateTable;
-  readonly costs: readonly number[] | undefined;
-  readonly state: DistillState | undefined;
-};
-export type RunStore = {
-  readonly run: Run | undefined;
-  write(run: Run): Promise<void>;
-  remove(): Promise<void>;
-};
-
-/** A file that does not read, or that other inputs left, is no run: it is begun anew. */
-export async function openRunStore(path: string, key: string): Promise<RunStore> {
-  const found = await readFile(path)
-    .then((bytes) => deserialize(bytes) as { key: string; run: Run })
-    .catch(() => undefined);
-  return {
-    run: found?.key === key ? found.run : undefined,
-    write: (run) => writeWhole(path, serialize({ key, run })),
-    remove: () => rm(path, { force: true }),
-  };
-}
 
 const SEQUENCE_TOKENS = 128;
 const STEP_SEQUENCES = 6;
@@ -276,4 +249,31 @@ async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undef
     seed,
   };
   return contentKey(inputs);
+}
+
+/** What a run has so far; `state` once distillation has begun. */
+export type Run = {
+  readonly table: SurrogateTable;
+  readonly costs: readonly number[] | undefined;
+  readonly state: DistillState | undefined;
+};
+export type RunStore = {
+  readonly run: Run | undefined;
+  write(run: Run): Promise<void>;
+  remove(): Promise<void>;
+};
+
+/**
+ * The state of an unfinished run, beside the file that it will write: arrays in V8's own format, put in place whole. A
+ * file that does not read, or that other inputs left, counts for nothing: the run begins anew.
+ */
+export async function openRunStore(path: string, key: string): Promise<RunStore> {
+  const found = await readFile(path)
+    .then((bytes) => deserialize(bytes) as { key: string; run: Run })
+    .catch(() => undefined);
+  return {
+    run: found?.key === key ? found.run : undefined,
+    write: (run) => writeWhole(path, serialize({ key, run })),
+    remove: () => rm(path, { force: true }),
+  };
 }
