@@ -5,20 +5,18 @@
 import { quantileSorted } from 'simple-statistics';
 import { createRandom } from '../../random.ts';
 
-export type Interval = readonly [low: number, high: number];
-
 const RESAMPLES = 1000;
 
 /**
  * The percentile interval of `statistic` over resampled rows (Efron, 1979). `statistic` gets how often each row was
- * drawn, `[rows]`. Fewer than two rows give no interval.
+ * drawn, `[rows]`. `null` for fewer than two rows.
  */
 export function bootstrapInterval(
   rowCount: number,
   statistic: (weights: Uint16Array) => number,
   seed = 1,
-): Interval | undefined {
-  if (rowCount < 2) return undefined;
+): [low: number, high: number] | null {
+  if (rowCount < 2) return null;
   const random = createRandom(seed);
   const found: number[] = [];
   for (let round = 0; round < RESAMPLES; round++) {

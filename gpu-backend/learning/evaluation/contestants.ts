@@ -6,7 +6,6 @@ import { weightsRead } from '../../model/weights-read.ts';
 import { countsOf } from '../search/budget.ts';
 import type { SampleScores } from '../search/score-masks.ts';
 import { addScores, figuresOf } from '../search/score-masks.ts';
-import type { Interval } from './bootstrap.ts';
 import { bootstrapInterval, weightedRatio } from './bootstrap.ts';
 import type { EvaluationRow, Method } from './result.ts';
 
@@ -61,18 +60,14 @@ function meanScores(parts: readonly SampleScores[]): SampleScores {
 
 function intervalsOf(rows: readonly SampleScores[]): EvaluationRow['intervals'] {
   const positions = rows.map((row) => row.positions);
-  const of = (values: readonly number[], map: (mean: number) => number = (mean) => mean): Interval | null =>
-    bootstrapInterval(rows.length, (weights) => map(weightedRatio(weights, values, positions))) ?? null;
-  const pair = (interval: Interval | null): [number, number] | null => interval && [...interval];
+  const of = (value: (row: SampleScores) => number, map = (mean: number) => mean) => {
+    const values = rows.map(value);
+    return bootstrapInterval(rows.length, (weights) => map(weightedRatio(weights, values, positions)));
+  };
   return {
-    kl: pair(of(rows.map(({ kl }) => kl))),
-    agreement: pair(of(rows.map(({ equalTops }) => equalTops))),
-    perplexity: pair(
-      of(
-        rows.map(({ loss }) => loss),
-        Math.exp,
-      ),
-    ),
+    kl: of(({ kl }) => kl),
+    agreement: of(({ equalTops }) => equalTops),
+    perplexity: of(({ loss }) => loss, Math.exp),
   };
 }
 

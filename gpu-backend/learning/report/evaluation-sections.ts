@@ -1,7 +1,17 @@
 /** What an evaluation found: Pareto, quality by sparsity, tables at equal count and equal time, kinds, tasks. */
 import { html } from 'hono/html';
 import { type Checks, dataLine, type Evaluation, type EvaluationRow, METHODS } from '../evaluation/result.ts';
-import { figure, type Html, number, type PointSeries, percent, plot, section, table } from './page.ts';
+import {
+  clusterTable,
+  figure,
+  type Html,
+  number,
+  type PointSeries,
+  percent,
+  plot,
+  section,
+  table,
+} from './page.ts';
 
 export function evaluationSections(evaluation: Evaluation): Html[] {
   const { rows, equalTime, notes } = evaluation;
@@ -27,7 +37,11 @@ with the dense model; intervals are 95 %, by resampling rows. Data: ${dataLine(e
   sections.push(section('By kind of text', kindTable(rows)));
   if (rows.some(({ tasks }) => tasks !== undefined))
     sections.push(section('Multiple choice', taskTable(rows)));
-  sections.push(...evaluation.routing.map((one) => section(`Routing: ${one.name}`, routingTable(one))));
+  sections.push(
+    ...evaluation.routing.map((one) =>
+      section(`Routing: ${one.name}`, clusterTable('Scored rows by kind and cluster', one.kinds)),
+    ),
+  );
   if (evaluation.checks !== undefined) sections.push(checksSection(evaluation.checks));
   if (notes.length > 0)
     sections.push(section('Notes', html`<ul>${notes.map((note) => html`<li>${note}</li>`)}</ul>`));
@@ -143,13 +157,6 @@ function taskTable(rows: readonly EvaluationRow[]): Html {
   );
 }
 
-const routingTable = ({ kinds }: Evaluation['routing'][number]): Html =>
-  table(
-    'Scored rows by kind and cluster',
-    ['kind', ...(kinds[0]?.counts ?? []).map((_, cluster) => String(cluster))],
-    kinds.map(({ kind, counts }) => [kind, ...counts.map(String)]),
-  );
-
 /* The paper's own checks as tables and one picture. */
 
 function checksSection(checks: Checks): Html {
@@ -159,7 +166,9 @@ function checksSection(checks: Checks): Html {
     checks.cliff && cliff(checks.cliff),
     checks.narrow && narrow(checks.narrow),
     checks.recall && recall(checks.recall),
-    ...(checks.clustersByTask ?? []).map((one) => clusters(one)),
+    ...(checks.clustersByTask ?? []).map(({ name, kinds }) =>
+      clusterTable(`Questions by kind and cluster of ${name}`, kinds),
+    ),
   );
 }
 
@@ -222,10 +231,3 @@ const recall = (rows: NonNullable<Checks['recall']>): Html =>
     ['method', 'KL', 'top-1', 'perplexity'],
     rows.map((row) => [subjectName(row), number(row.kl), percent(row.agreement), number(row.perplexity, 1)]),
   );
-
-const clusters = ({ name, kinds }: NonNullable<Checks['clustersByTask']>[number]): Html =>
-  html`${table(
-    `Questions by kind and cluster of ${name}`,
-    ['kind', ...(kinds[0]?.counts ?? []).map((_, cluster) => String(cluster))],
-    kinds.map(({ kind, counts }) => [kind, ...counts.map(String)]),
-  )}`;

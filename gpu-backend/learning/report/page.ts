@@ -1,4 +1,6 @@
-/** The frame of a report: one file, no network, light and dark, readable without pictures. */
+/**
+ * The frame of a report, its tables and pictures: one file, no network, light and dark, readable without pictures.
+ */
 
 import { LineChart, type LineSeriesOption, ScatterChart, type ScatterSeriesOption } from 'echarts/charts';
 import {
@@ -66,6 +68,17 @@ export function table(caption: string, head: readonly string[], rows: readonly (
       html`<tr><th scope="row">${first}</th>${cells.map((cell) => html`<td>${cell}</td>`)}</tr>`,
   )}</tbody></table></div>`;
 }
+
+/** Prompts of each kind by cluster. */
+export const clusterTable = (
+  caption: string,
+  kinds: readonly { readonly kind: string; readonly counts: readonly number[] }[],
+): Html =>
+  table(
+    caption,
+    ['kind', ...(kinds[0]?.counts ?? []).map((_, cluster) => String(cluster))],
+    kinds.map(({ kind, counts }) => [kind, ...counts.map(String)]),
+  );
 
 export const facts = (entries: readonly (readonly [name: string, value: string])[]): Html =>
   html`<dl>${entries.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;

@@ -8,7 +8,18 @@ import { writeWhole } from '../../write-whole.ts';
 import { type Evaluation, evaluationSchema } from '../evaluation/result.ts';
 import { type LearnedMaskReport, type LearnReport, learnReportSchema } from '../search/learn-report.ts';
 import { evaluationSections } from './evaluation-sections.ts';
-import { facts, figure, type Html, number, page, percent, plot, section, table } from './page.ts';
+import {
+  clusterTable,
+  facts,
+  figure,
+  type Html,
+  number,
+  page,
+  percent,
+  plot,
+  section,
+  table,
+} from './page.ts';
 
 export const LEARN_REPORT_FILE = 'report.json';
 export const EVALUATION_FILE = 'evaluation.json';
@@ -54,9 +65,9 @@ function learnSections(report: LearnReport): Html[] {
   return [
     section('This mask set', facts(summary(report))),
     section('Masks', maskText(report), heatMap(report)),
-    section('Clusters', clusterMap(report), clusterTable(report)),
+    section('Clusters', clusterMap(report), clusterFigures(report)),
     section('Learning', learningCurves(report), gateTable(report)),
-    section('Kinds of prompt', kindsTable(report)),
+    section('Kinds of prompt', clusterTable('Calibration prompts by kind and cluster', report.kinds.fit)),
   ];
 }
 
@@ -120,7 +131,7 @@ function clusterMap({ clusters }: LearnReport): Html | undefined {
   );
 }
 
-const clusterTable = ({ clusters }: LearnReport): Html =>
+const clusterFigures = ({ clusters }: LearnReport): Html =>
   table(
     'Clusters and their held-out figures',
     ['cluster', 'prompts', 'share', 'A out', 'F out', 'mask from', 'KL', 'top-1', 'perplexity', 'dense'],
@@ -188,10 +199,3 @@ function leadText(lead: LearnedMaskReport['lead']): string {
   const { mean_kl, standardError_kl: error_kl } = lead;
   return error_kl === null ? `${number(mean_kl)}, one batch` : `${number(mean_kl)} ± ${number(error_kl)}`;
 }
-
-const kindsTable = ({ kinds, clusters }: LearnReport): Html =>
-  table(
-    'Calibration prompts by kind and cluster',
-    ['kind', ...clusters.map((_, i) => String(i))],
-    kinds.fit.map(({ kind, counts }) => [kind, ...counts.map(String)]),
-  );

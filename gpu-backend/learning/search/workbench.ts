@@ -70,89 +70,117 @@ export type WorkbenchParts = Pick<Workbench, 'budget' | 'seed' | 'signal'> & {
 };
 
 export function createWorkbench(parts: WorkbenchParts): Workbench {
-  const { budget, journal, seed, signal, texts } = parts;
-  const blockCount = budget.blockWeights.length;
-  const dense = denseMask(blockCount);
-
-  /** Sum over the scored positions of one batch, and how many they are. */
-  async function lossOf(text: Text, index: number, name: string, gates: ArrayLike<number>) {
-    const found = await journal.result(`${text.name}.${index} | ${name}`, async () => {
-      signal?.throwIfAborted();
-      const batch = await text.batch(index);
-      return [(await parts.loss(batch, gates)) * batch.scoredRows.length, batch.scoredRows.length];
-    });
-    return { sum: found[0]!, positions: found[1]! };
-  }
-
-  /** Mean rise over the dense model's loss, on the first batches. */
-  async function riseOn(text: Text, batches: number, name: string, gates: ArrayLike<number>) {
-    let [rise, count] = [0, 0];
-    for (let index = 0; index < batches; index++) {
-      const { sum, positions } = await lossOf(text, index, name, gates);
-      rise += sum - (await lossOf(text, index, maskBits(dense), dense.runs)).sum;
-      count += positions;
-    }
-    parts.onResult();
-    return rise / count;
-  }
-
-  async function isBetter(text: Text, mask: Mask, rival: Mask): Promise<boolean> {
-    let lead = 0;
-    for (let index = 0; index < text.batchCount && (index === 0 || lead > 0); index++) {
-      const own = await lossOf(text, index, maskBits(mask), mask.runs);
-      lead += (await lossOf(text, index, maskBits(rival), rival.runs)).sum - own.sum;
-    }
-    parts.onResult();
-    return lead > 0;
-  }
-
-  /** Batches count by their scored positions. */
-  async function leadFrom(text: Text, from: number, mask: Mask, rival: Mask): Promise<Lead | undefined> {
-    const leads: { readonly sum: number; readonly positions: number }[] = [];
-    for (let index = from; index < text.batchCount; index++) {
-      const own = await lossOf(text, index, maskBits(mask), mask.runs);
-      const other = await lossOf(text, index, maskBits(rival), rival.runs);
-      leads.push({ sum: other.sum - own.sum, positions: own.positions });
-    }
-    parts.onResult();
-    if (leads.length === 0) return undefined;
-    const count = leads.reduce((all, { positions }) => all + positions, 0);
-    const mean = leads.reduce((all, { sum }) => all + sum, 0) / count;
-    const squares = leads.reduce((all, { sum, positions }) => all + (sum - mean * positions) ** 2, 0);
-    const standardError = Math.sqrt((squares * leads.length) / (leads.length - 1)) / count;
-    return { mean, standardError: leads.length === 1 ? Number.POSITIVE_INFINITY : standardError };
-  }
-
+  const { budget, seed, signal, texts } = parts;
   return {
-    ...{ budget, seed, signal, blockCount },
+    ...{ budget, seed, signal, blockCount: budget.blockWeights.length },
     costOn(name, rows, positions, glanceParts = 1) {
       const text = texts.text(name, rows, positions, LOSS_BATCH_TOKENS);
       const wanted = glanceParts === 'half' ? Math.ceil(text.batchCount / 2) : glanceParts;
       const glance = Math.min(wanted, text.batchCount);
       return {
-        ofMask: (mask) => riseOn(text, text.batchCount, maskBits(mask), mask.runs),
-        atAGlance: (mask) => riseOn(text, glance, maskBits(mask), mask.runs),
-        isBetter: (mask, rival) => isBetter(text, mask, rival),
-        ofGates: (gatesName, gates) => riseOn(text, glance, gatesName, gates),
-        leadBeyondGlance: (mask, rival) => leadFrom(text, glance, mask, rival),
+        ofMask: (mask) => riseOn(parts, text, text.batchCount, maskBits(mask), mask.runs),
+        atAGlance: (mask) => riseOn(parts, text, glance, maskBits(mask), mask.runs),
+        isBetter: (mask, rival) => isBetter(parts, text, mask, rival),
+        ofGates: (gatesName, gates) => riseOn(parts, text, glance, gatesName, gates),
+        leadBeyondGlance: (mask, rival) => leadFrom(parts, text, glance, mask, rival),
       };
     },
     training(name, rows, steps) {
       const text = texts.text(name, rows, steps * STEP_PARTS * STEP_PART_TOKENS, STEP_PART_TOKENS);
       return {
         parts: STEP_PARTS,
-        async sample(step, part, gates) {
-          const [loss, ...gradients] = await journal.result(`${name} | ${step}.${part}`, async () => {
-            signal?.throwIfAborted();
-            // A group with few rows meets them again, under other gates.
-            const batch = await text.batch((step * STEP_PARTS + part) % text.batchCount);
-            const result = await parts.step(batch, gates);
-            return [result.loss, ...result.gradients];
-          });
-          parts.onResult();
-          return { loss: loss!, gradients };
-        },
+        sample: (step, part, gates) => sampledStep(parts, name, text, step, part, gates),
       };
     },
   };
+}
+
+/** Mean rise over the dense model's loss, on the first batches. */
+async function riseOn(
+  parts: WorkbenchParts,
+  text: Text,
+  batches: number,
+  name: string,
+  gates: ArrayLike<number>,
+): Promise<number> {
+  const dense = denseMask(parts.budget.blockWeights.length);
+  let [rise, count] = [0, 0];
+  for (let index = 0; index < batches; index++) {
+    const { sum, positions } = await lossOf(parts, text, index, name, gates);
+    rise += sum - (await maskLoss(parts, text, index, dense)).sum;
+    count += positions;
+  }
+  parts.onResult();
+  return rise / count;
+}
+
+async function isBetter(parts: WorkbenchParts, text: Text, mask: Mask, rival: Mask): Promise<boolean> {
+  let lead = 0;
+  for (let index = 0; index < text.batchCount && (index === 0 || lead > 0); index++) {
+    const own = await maskLoss(parts, text, index, mask);
+    lead += (await maskLoss(parts, text, index, rival)).sum - own.sum;
+  }
+  parts.onResult();
+  return lead > 0;
+}
+
+/** Batches count by their scored positions. */
+async function leadFrom(
+  parts: WorkbenchParts,
+  text: Text,
+  from: number,
+  mask: Mask,
+  rival: Mask,
+): Promise<Lead | undefined> {
+  const leads: { readonly sum: number; readonly positions: number }[] = [];
+  for (let index = from; index < text.batchCount; index++) {
+    const own = await maskLoss(parts, text, index, mask);
+    const other = await maskLoss(parts, text, index, rival);
+    leads.push({ sum: other.sum - own.sum, positions: own.positions });
+  }
+  parts.onResult();
+  if (leads.length === 0) return undefined;
+  const count = leads.reduce((all, { positions }) => all + positions, 0);
+  const mean = leads.reduce((all, { sum }) => all + sum, 0) / count;
+  const squares = leads.reduce((all, { sum, positions }) => all + (sum - mean * positions) ** 2, 0);
+  const standardError = Math.sqrt((squares * leads.length) / (leads.length - 1)) / count;
+  return { mean, standardError: leads.length === 1 ? Number.POSITIVE_INFINITY : standardError };
+}
+
+const maskLoss = (parts: WorkbenchParts, text: Text, index: number, mask: Mask) =>
+  lossOf(parts, text, index, maskBits(mask), mask.runs);
+
+/** Sum over the scored positions of one batch, and how many they are. */
+async function lossOf(
+  { journal, loss, signal }: WorkbenchParts,
+  text: Text,
+  index: number,
+  name: string,
+  gates: ArrayLike<number>,
+) {
+  const [sum, positions] = await journal.result(`${text.name}.${index} | ${name}`, async () => {
+    signal?.throwIfAborted();
+    const batch = await text.batch(index);
+    return [(await loss(batch, gates)) * batch.scoredRows.length, batch.scoredRows.length];
+  });
+  return { sum: sum!, positions: positions! };
+}
+
+async function sampledStep(
+  { journal, onResult, signal, ...parts }: WorkbenchParts,
+  name: string,
+  text: Text,
+  step: number,
+  part: number,
+  gates: readonly number[],
+) {
+  const [loss, ...gradients] = await journal.result(`${name} | ${step}.${part}`, async () => {
+    signal?.throwIfAborted();
+    // A group with few rows meets them again, under other gates.
+    const batch = await text.batch((step * STEP_PARTS + part) % text.batchCount);
+    const result = await parts.step(batch, gates);
+    return [result.loss, ...result.gradients];
+  });
+  onResult();
+  return { loss: loss!, gradients };
 }

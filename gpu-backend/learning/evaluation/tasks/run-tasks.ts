@@ -121,10 +121,8 @@ function taskFigures({ task, questions }: LoadedTask, verdicts: Verdicts, dense:
   const chance = average(questions.map(({ choices }) => 1 / choices.length));
   const main = (of: Verdicts) => average(hasNorm(task) ? of.accNorm : of.acc) - chance;
   const ones = questions.map(() => 1);
-  const intervalOf = (values: readonly number[]) => {
-    const found = bootstrapInterval(values.length, (weights) => weightedRatio(weights, values, ones));
-    return found === undefined ? null : ([...found] as [number, number]);
-  };
+  const intervalOf = (values: readonly number[]) =>
+    bootstrapInterval(values.length, (weights) => weightedRatio(weights, values, ones));
   const norm = hasNorm(task);
   return {
     questions: questions.length,

@@ -16,6 +16,6 @@ describe('bootstrap intervals', () => {
   });
 
   it('there is none of one row', () => {
-    expect(bootstrapInterval(1, () => 1)).toBeUndefined();
+    expect(bootstrapInterval(1, () => 1)).toBeNull();
   });
 });
