@@ -6,7 +6,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { checkImports, RULES } from '../scripts/import-rules.ts';
+import { checkImports, RULES } from '../../scripts/import-rules.ts';
 
 /** File → the module that it imports. */
 type Tree = Record<string, string>;
