@@ -1,9 +1,9 @@
 /**
  * Results of the model are dear, so they are written down as they come: one JSON line each, `[name, value]`. A run that
- * was killed reads them instead of computing them. All else is a function of them, so it takes the same decisions and
- * ends with the same bytes. A kill costs the line that was being written.
+ * was killed reads them instead of computing them. All else is a function of them, so the run takes the same decisions
+ * and ends with the same bytes. A kill costs the line that was being written.
  *
- * A learning run has a journal of its own; what evaluations find is kept for all that come later.
+ * A learning run has a journal of its own; what evaluations find is kept for all later ones.
  */
 import { createHash } from 'node:crypto';
 import { appendFile, mkdir, readFile, rm } from 'node:fs/promises';
@@ -51,9 +51,9 @@ export async function openRunJournal(path: string, key: string): Promise<RunJour
 }
 
 /**
- * Answers to one question (model, texts, …), under the home folder by its content. Several commands may read and write
- * them at once, so the file only ever grows. `question`: everything that the answers depend on. Lines that do not fit the
- * schema are as good as absent.
+ * Answers to one question (model, texts, …), in a file of the home folder that the question's content names. Several
+ * commands may read and write it at once, so it only ever grows. `question`: everything that the answers depend on.
+ * Lines that do not fit the schema count for nothing.
  */
 export async function openKeptResults<T>(
   home: string,

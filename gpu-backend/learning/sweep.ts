@@ -20,8 +20,8 @@ export type SweepRow = {
   readonly agreement: number;
   readonly perplexity: number;
   /**
-   * Of the mask for everybody on the same prompts. Each number of clusters is judged on prompts of its own, drawn a cluster,
-   * so KLs compare within a row; from row to row, what clusters take off does.
+   * Of the mask for everybody on the same prompts. Each row draws prompts of its own, so KLs compare within a row; from
+   * row to row only what clusters take off does.
    */
   readonly oneMask_kl: number;
   readonly largestShare: number;
@@ -31,7 +31,8 @@ export type SweepRow = {
 
 /**
  * Each number's run is in a folder of its own in `out`, and `sweep.json` there has the rows so far; killed and started
- * again it goes on. @throws MaskrouteError what `learn` throws, and `invalid_data` when no prompt is held out to compare on.
+ * again it goes on.
+ * @throws MaskrouteError what `learn` throws, and `invalid_data` when no prompt is held out to compare on.
  */
 export async function sweepClusters(
   options: Omit<LearnOptions, 'clusterCount' | 'sharedState'>,

@@ -112,7 +112,7 @@ describe('each import rule can fail', () => {
     expect(brokenRules({ 'shared/a.ts': './nowhere.ts' })).toEqual(['resolvable']);
   });
 
-  test('a file that does not parse is no file without imports', () => {
+  test('a file that does not parse is refused', () => {
     expect(() => brokenRules({ 'shared/a.ts': './b.ts' }, () => 'import {')).toThrow(/shared\/a.ts/);
   });
 

@@ -1,8 +1,8 @@
 /**
  * The gradient of `If`: a second `If` on the same condition, whose branches carry the gradient back through the
  * first one's. Forward values that a branch's rules need become outputs of the first `If`; the other branch
- * gives empty tensors in their place. Or, where memory counts more than time, the second `If` computes them once more.
- * A branch that does not run costs nothing in either direction.
+ * gives empty tensors in their place. Where memory counts more than time, the second `If` computes them once more
+ * instead. A branch that does not run costs nothing in either direction.
  */
 import type { Graph, GraphBuilder, Node, Value } from '../../onnx/graph.ts';
 import { zerosLike } from './rules.ts';
@@ -91,7 +91,7 @@ export function differentiateBranches(
 type Saved = { readonly inner: string; readonly outer: string; readonly shape: Shape };
 
 /**
- * A walk over a branch: its weights and constants are named again in the gradient's branch, its values saved or computed
+ * A walk over a branch. The gradient's branch names its weights and constants again; its values are saved or computed
  * once more.
  */
 function branchWalk(

@@ -1,10 +1,10 @@
 /**
  * Reverse mode over graphs of the builder: `gradients` appends the nodes that compute the derivatives of a loss.
- * One walk from the last node to the first, over those nodes alone that lie between a target and the loss;
- * what each does to a gradient stands in the table of `rules.ts` (the form of tinygrad's gradient.py).
+ * One walk from the last node to the first, over the nodes that lie between a target and the loss; what each does to
+ * a gradient stands in the table of `rules.ts` (the form of tinygrad's gradient.py).
  *
- * Forward values that the rules ask for stay alive until then: that is the memory it costs, unless branches are told to
- * compute theirs once more.
+ * Forward values that the rules ask for stay alive until then: that is the memory it costs. `recompute` spares those of
+ * branches.
  */
 import type { Graph, GraphBuilder, Node, Value } from '../../onnx/graph.ts';
 import type { GradientOptions, Reverse, Seed, Walk } from './branches.ts';

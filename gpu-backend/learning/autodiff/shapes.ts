@@ -9,7 +9,7 @@ export type Shapes = Map<string, Shape>;
 
 /**
  * Shapes of everything that `graph` computes, by name. `outer`: shapes visible from around a branch.
- * A value of an operator that is not in the table has none; whoever needs it says so by `shapeOf`.
+ * Values of operators outside the table have no shape here; `shapeOf` complains when a rule needs one.
  */
 export function inferShapes(graph: Graph, outer: ReadonlyMap<string, Shape> = new Map()): Shapes {
   const shapes: Shapes = new Map(outer);

@@ -1,7 +1,7 @@
 /**
- * `maskroute distill`: the static encoder's table out of calibration files and a full sentence encoder, the teacher. Every
- * token through the teacher alone gives the first vectors, regression on the teacher's vectors of ordinary text the
- * final ones (as model2vec's later models do).
+ * `maskroute distill`: the static encoder's table out of calibration files and a full sentence encoder, the teacher.
+ * Every token through the teacher alone gives the first vectors; regression on the teacher's vectors of ordinary text
+ * gives the final ones (as model2vec's later models do).
  */
 import { EMBED_CHARS_MAX } from '../../../shared/embedding/encoder.ts';
 import { normalise } from '../../../shared/embedding/pool.ts';

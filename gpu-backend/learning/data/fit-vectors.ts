@@ -135,7 +135,7 @@ export type PrincipalAxes = {
   readonly kept: number;
 };
 
-/** The axes that keep most of the vectors: of the second moment, not the covariance, since cosines are about the origin. */
+/** The axes that keep most: of the second moment, not of the covariance, since cosines are taken about the origin. */
 export function principalAxes(points: Points, outputs: number): PrincipalAxes {
   const inputs = points.dimensions;
   if (outputs > inputs) throw new RangeError(`${outputs} axes of ${inputs} dimensions`);

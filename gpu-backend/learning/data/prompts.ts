@@ -1,4 +1,4 @@
-/** From files to groups of prompts: read, kept apart from the held-out ones, embedded as the edge does, clustered. */
+/** From rows to groups of prompts: the held-out ones apart, all embedded as the edge does, clustered. */
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import type { Clusters, KindTable } from './clusters.ts';
 import { assignRows, embedRows, kindTable } from './clusters.ts';
@@ -18,7 +18,7 @@ const CLUSTER_ROWS_MIN = 200;
 const CLUSTER_COUNTS = [2, 4, 8, 16, 32];
 /** Clusters with fewer prompts on average are not worth a mask. */
 const ROWS_A_CLUSTER_MIN = 25;
-/** Fewer held-out prompts say nothing of clusters. */
+/** Fewer held-out prompts say nothing about clusters. */
 const HELD_OUT_ROWS_MIN = 20;
 
 export type PromptGroup = {
@@ -87,7 +87,7 @@ export async function groupPrompts(
   };
 }
 
-/** Disjoint by prompt, the same for a prompt in every group; a group with next to nothing uses all of it for both. */
+/** Disjoint, and a prompt is on the same side in every group. A group with next to nothing uses all of it for both. */
 function searchAndChoice(rows: readonly CalibrationRow[]): Pick<PromptGroup, 'search' | 'choice'> {
   const { fit: search, heldOut: choice } = splitRows(rows, CHOICE_SHARE, 'choice');
   return search.length > 0 && choice.length > 0 ? { search, choice } : { search: rows, choice: rows };
@@ -126,7 +126,7 @@ function clusterPoints(
   return found(best.clusters, counts);
 }
 
-/** How clusters divide prompts that they were not made from; those they were made from when there are hardly others. */
+/** How clusters divide held-out prompts; where there are hardly any, the prompts that they were made from. */
 function healthOnOthers(
   points: Points,
   heldOut: readonly Float32Array[],

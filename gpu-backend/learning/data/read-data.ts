@@ -118,7 +118,7 @@ export function parseRow(line: string, fileKind: string, where: string): Calibra
   return { kind: parsed.data.kind ?? fileKind, routeText: routeText(content), content };
 }
 
-/** The first form whose fields are all there; else, for the complaint, the first of which there is one. */
+/** The first form whose fields are all there; else, for the complaint, the first form that the row has a field of. */
 function formOf(row: object): Form | undefined {
   const forms = Object.keys(FORMS) as Form[];
   return (

@@ -21,7 +21,7 @@ type SampleOptions = {
   readonly scored?: Scored;
 };
 
-/** What counts of a row that ends with an answer: the answer alone, or all that its prompt does not share with others. */
+/** What counts of a row: its answer alone, or all but the beginning that every conversation shares. */
 export type Scored = 'answers' | 'all';
 
 /** Every position but the last predicts a token. */
@@ -95,8 +95,8 @@ export function commonLength(a: Int32Array, b: Int32Array): number {
 }
 
 /**
- * The share of all prompts that nothing is learned from: no mask, and no surrogate either. One number for all, since equal
- * shares hold out equal prompts: what one part learned on would otherwise be another's held-out text.
+ * The share of all prompts that nothing is learned from, neither masks nor surrogates. All parts share the number: with
+ * another share, one part would learn on what another holds out.
  */
 export const HELD_OUT_SHARE = 0.1;
 

@@ -16,7 +16,7 @@ import { runChecks } from './checks/run-checks.ts';
 import type { Contestant } from './contestants.ts';
 import { toRow } from './contestants.ts';
 import type { Context, EvaluateOptions } from './evaluation-context.ts';
-import { routeSets, surrogatesOf, withContext } from './evaluation-context.ts';
+import { openContext, routeSets, surrogatesOf } from './evaluation-context.ts';
 import type { Inputs } from './inputs.ts';
 import { readInputs } from './inputs.ts';
 import type { LineUp } from './line-up.ts';
@@ -35,7 +35,8 @@ import { createTimer, timePlane, weightPoints } from './timing.ts';
  */
 export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
   const inputs = await readInputs(options);
-  return withContext(options, (context) => evaluateIn(context, inputs));
+  await using context = await openContext(options);
+  return await evaluateIn(context, inputs);
 }
 
 async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation> {

@@ -64,21 +64,20 @@ export type Context = {
 };
 
 /** Opens the model once for all stages. */
-export async function withContext<T>(
-  options: EvaluateOptions,
-  work: (context: Context) => Promise<T>,
-): Promise<T> {
+export async function openContext(options: EvaluateOptions): Promise<Context & AsyncDisposable> {
   const { model, threads } = options;
   const { folder, manifest } = model;
+  await using opening = new AsyncDisposableStack();
   const text = await openModelText(folder, manifest);
   const runner = await openRunner(folder, manifest.config, { threads, surrogates: surrogatesOf(model) });
+  opening.defer(() => runner.close());
   const session = await openScoreSession(threads);
-  try {
-    return await work({ options, runner, session, text, scorer: createScorer(runner, session) });
-  } finally {
-    await session.close();
-    await runner.close();
-  }
+  opening.defer(() => session.close());
+  const stack = opening.move();
+  return {
+    ...{ options, runner, session, text, scorer: createScorer(runner, session) },
+    [Symbol.asyncDispose]: () => stack.disposeAsync(),
+  };
 }
 
 /** The cluster of each text under each mask set. */

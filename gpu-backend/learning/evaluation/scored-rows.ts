@@ -1,8 +1,8 @@
 /**
  * What is scored and what baselines may calibrate on. Each row counts once, the two never share a prompt, and nothing
- * that a mask set was learned on is scored. A row is known by its content, wherever it stands: of the rows that are also in
- * the calibration files, or in a file that a set names in its record, only the share is scored that `learn` held out
- * (by the same hash).
+ * that a mask set was learned on is scored. Rows are known by content, wherever they stand: those that also stand in the
+ * calibration files, or in a file that a set names in its record, are scored only where `learn` held them out (by the
+ * same hash).
  */
 import { basename } from 'node:path';
 import { MaskrouteError } from '../../../shared/errors.ts';

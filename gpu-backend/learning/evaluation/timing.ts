@@ -52,9 +52,9 @@ function nameOf(mask: Mask): string {
 }
 
 /*
- * Static methods at the time of a learned set: along a method's order, as few blocks as make a token no slower. All times
- * that are compared come from a plane through those that were measured: decoding takes a fixed time and one for each
- * block that runs, by kind. So equal counts take equal time.
+ * Static methods at the time of a learned set: along a method's order, as few blocks as make a token no slower. Times
+ * are compared on a plane through the measured ones: decoding takes a fixed time, and by kind a time for each block that
+ * runs. So equal counts take equal time.
  */
 
 type TimedCounts = BlockCounts & { readonly ms: number };

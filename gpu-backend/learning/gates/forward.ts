@@ -1,6 +1,7 @@
 /**
- * The model and its loss as training computes them: whole sequences at once, no cache, attention written from primitives (its
- * probabilities are needed twice). What becomes of a block's output is the caller's: gates, surrogates, statistics.
+ * The model and its loss as training computes them: whole sequences at once, no cache, attention written from
+ * primitives (its probabilities are needed twice). Callers decide what becomes of a block's output: gates, surrogates,
+ * statistics.
  *
  * Shapes: B sequences of S tokens, H = hidden, N/G = query/KV heads, P = N/G query heads a KV head, D = head
  * width, R = scored positions. Tokens attend within their sequence to themselves and to what is before.

@@ -30,7 +30,7 @@ export type GateSession = {
 export type LossSession = {
   readonly gateCount: number;
   /**
-   * Mean over the scored positions, nats; `gates` `[2L]`, a mask's `runs` for one. Against a teacher's targets the
+   * Mean over the scored positions, nats; `gates` `[2L]`, such as a mask's `runs`. Against a teacher's targets the
    * loss is KL up to their entropy. @throws RangeError on sizes that do not fit each other.
    */
   loss(batch: GateBatch, gates: ArrayLike<number>): Promise<number>;

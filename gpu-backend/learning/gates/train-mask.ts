@@ -85,8 +85,8 @@ export function startState(options: TrainingOptions): TrainingState {
 }
 
 /**
- * What a unit of sparsity costs at the border between skipped and kept: the multiplier at which the ranking's own mask is
- * at rest. Started from 0, the multiplier takes longer to get there than the gates take to open all blocks.
+ * What a unit of sparsity costs at the border between skipped and kept: with this multiplier the ranking's own mask is
+ * at rest. A multiplier that starts from 0 takes longer to get there than the gates take to open all blocks.
  */
 function borderPrice(
   order: readonly number[],

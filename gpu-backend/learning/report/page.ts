@@ -88,7 +88,7 @@ export const number = (value: number, digits = 3): string =>
   Math.abs(value) >= 100_000 ? value.toExponential(1) : value.toFixed(digits);
 
 /*
- * Pictures as SVG text, drawn by ECharts without a browser. Text and lines take the page's own colour, so that one
+ * Pictures as SVG text, drawn by ECharts without a browser. Text and lines take the page's own colour, so that the same
  * picture serves light and dark; series have Okabe and Ito's colours, which colour-blind people tell apart too.
  */
 

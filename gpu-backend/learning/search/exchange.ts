@@ -7,8 +7,8 @@
  * are evaluated, and what helps is taken. Sums predict well because exchanges touch two blocks out of sixty.
  *
  * What an exchange gains (thousandths) is less than what some hundred positions say by chance, and most exchanges lose
- * at first sight. So each one races against the mask it would replace, part by part of the text (Maron & Moore 1994,
- * without their bound), and only one that leads after every part is taken.
+ * at first sight. So each races against the mask it would replace, part by part of the text (Maron & Moore 1994, without
+ * their bound), and is taken only when it leads after every part.
  */
 import type { Mask } from '../../../shared/mask.ts';
 import { denseMask, maskBits } from '../../../shared/mask.ts';
@@ -79,9 +79,8 @@ export async function greedyMask(
 
 /**
  * What each block is worth under a mask: by how much the cost is lower with it than without, `[2L]`. Under the dense
- * mask that is a ranking of blocks by removing them. With a `ranking`, only blocks that may come into question are
- * measured: those that are out, and of each kind about twice as many that rank lowest; the others are taken to be worth
- * as much as the dearest that was measured.
+ * mask that is a ranking of blocks by removing them. With a `ranking`, only blocks in question are measured: those that
+ * are out, and of each kind about twice as many that rank lowest. The others count as much as the dearest measured one.
  */
 export async function worthOfBlocks(
   cost: MaskCost,
@@ -136,7 +135,7 @@ export async function exchangeBlocks(
   return current;
 }
 
-/** Rounds of measuring what blocks in question are worth and exchanging them, until a round changes nothing or none is left. */
+/** Rounds of measuring what blocks in question are worth and exchanging them, until a round changes nothing. */
 export async function improveMask(
   start: Mask,
   ranking: readonly number[],

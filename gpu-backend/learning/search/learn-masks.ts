@@ -1,7 +1,6 @@
 /**
  * From groups of prompts to the mask of each: one mask learned on everything; every cluster's own search from there;
- * the choice among all masks on prompts that none was searched on, confirmed on more of them; figures on held-out
- * prompts.
+ * the choice among all masks on prompts that no search saw, confirmed on more of them; figures on held-out prompts.
  */
 
 import { MaskrouteError } from '../../../shared/errors.ts';

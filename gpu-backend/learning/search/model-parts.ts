@@ -138,7 +138,7 @@ export async function decode_ms(runner: Runner, mask: Mask): Promise<number> {
 
 const SURROGATES_FILE = 'surrogates.safetensors';
 
-/** The table that an installed model serves with; `undefined` for a model without one. @throws MaskrouteError `corrupt_model`. */
+/** The table that an installed model serves with, if any. @throws MaskrouteError `corrupt_model`. */
 export async function installedSurrogates({
   folder,
   manifest,

@@ -1,9 +1,9 @@
 /**
- * How far a mask moves the serving engine's model: KL(dense ‖ masked) in nats, equal top tokens, and the cost of the text
- * itself, over the whole vocabulary. Samples give sums, so that any set of them can be pooled and resampled.
+ * How far a mask moves the serving engine's model, over the whole vocabulary: KL(dense ‖ masked) in nats, equal top
+ * tokens, and the cost of the text itself. Samples give sums, so that any set of them can be pooled and resampled.
  *
- * The runtime computes the distributions: six times as fast as loops in JavaScript, and the largest part of an evaluation
- * after the model itself.
+ * The runtime computes the distributions, the largest part of an evaluation after the model itself: loops in JavaScript
+ * take several times as long.
  *
  * Shapes: P scored positions of a sample, R rows (positions), V tokens; q = softmax of the logits, p the dense model's.
  */
@@ -229,8 +229,8 @@ function scoreGraph(compare: boolean): Graph {
 }
 
 /**
- * Σ_v p · (log p − log q) of every row, as one batch of dot products: `[R, 1, 1]`. Σ p·log p − Σ p·l would cost a pass
- * less, but the rounding of its large sums comes to 5e-4 nats on a vocabulary of 49,152.
+ * Σ_v p · (log p − log q) of every row, as one batch of dot products: `[R, 1, 1]`. The difference of Σ p·log p and
+ * Σ p·logit would cost a pass less, but the rounding of such large sums comes to 5e-4 nats on 49,152 tokens.
  */
 const divergence = (g: GraphBuilder, dense: Value, logs: Value): Value =>
   g.op('MatMul', [

@@ -1,7 +1,7 @@
 /**
- * Where masks come from. The one for everybody: blocks ranked by removing each, taken out one by one, and learned by
- * gates. A cluster's own: from there, by exchanges and by gates on its own prompts. All of them are only proposals;
- * they are compared on prompts that none was searched on.
+ * Where masks come from. The mask for everybody: blocks ranked by removing each, taken out one by one, and learned by
+ * gates. A cluster's own: from there, by exchanges and by gates on its own prompts. All of them are only proposals, and
+ * are compared on prompts that no search saw.
  */
 import { denseMask, type Mask, maskBits } from '../../../shared/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
@@ -52,7 +52,7 @@ export async function searchOneMask(
 }
 
 /**
- * @param starts masks that the search may start from: the one for everybody, then what other clusters found.
+ * @param starts masks that the search may start from: the mask for everybody, then what other clusters found.
  * @param ranking of the blocks, on everybody's prompts.
  */
 export async function searchClusterMask(
@@ -88,7 +88,7 @@ async function bestStart([one, ...others]: readonly [Mask, ...Mask[]], on: TextC
   return best;
 }
 
-/** Masks of other counts of attention and FFN blocks that compete with the one that the gates are nearest to. */
+/** Pairs of counts tried for the learned gates: the nearest, and those next to it. */
 const COUNTS_TRIED = 5;
 /** Draws of the gates whose mean loss stands for gates as they are in training. */
 const DRAWS = 6;
@@ -97,7 +97,7 @@ type LearnedGates = {
   readonly logAlphas: readonly number[];
   readonly curve: TrainingState['history'];
   readonly best: FoundMask;
-  /** Mean cost of gates as training draws them, on the text that `best` has its cost on: the beginning of the search's. */
+  /** Mean cost of gates as training draws them, on the same text as the cost of `best`: a glance of the search's. */
   readonly stochastic: number;
 };
 
@@ -157,8 +157,8 @@ type Choice = Proposal & {
 
 /**
  * The best candidate, if it leads the mask for everybody once more on text that did not choose it, by more than chance;
- * else that mask. The best of a dozen on some text is partly the luckiest, and a mask that only fits its cluster's
- * calibration prompts is worse on prompts of other kinds that are sent there.
+ * else that mask. The best of a dozen on some text is partly the luckiest; and the edge sends prompts of other kinds to
+ * a cluster too, on which a mask that only fits its calibration prompts is worse.
  *
  * @param candidates by rising KL, the mask for everybody among them.
  */

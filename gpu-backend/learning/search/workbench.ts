@@ -24,14 +24,14 @@ export type TextCost = SearchCost & {
   readonly ofMask: MaskCost;
   /** At a glance. `gates`: `[2L]`, 0 to 1; `name` says which they are. */
   ofGates(name: string, gates: readonly number[]): Promise<number>;
-  /** How far the mask leads after the glance, on text that it does not cover; undefined when there is none. */
+  /** How far the mask leads after the glance, on the rest of the text; undefined without a rest. */
   leadBeyondGlance(mask: Mask, rival: Mask): Promise<Lead | undefined>;
 };
 
 /** By how much one mask's cost is lower than another's on the same text. */
 export type Lead = {
   readonly mean: number;
-  /** Of the mean, from how the batches differ; infinite for one batch. */
+  /** Of the mean, from how the batches differ; infinite with a single batch. */
   readonly standardError: number;
 };
 

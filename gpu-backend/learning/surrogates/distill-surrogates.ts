@@ -4,8 +4,8 @@
  * by distillation, with the model's weights frozen). The closed form is where it starts; held-out text says when it
  * stops, and the running mean of the table is what is judged and kept.
  *
- * Every step is a function of the state before it and of its number: a run that is stored and taken up again ends as
- * one that was never interrupted.
+ * Every step is a function of the state before it and of its number: a run that is stored and taken up again ends as if
+ * it had never been interrupted.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
@@ -58,8 +58,8 @@ const WARM_UP_STEPS = 20;
 const FINAL_SHARE = 0.1;
 const JUDGE_EVERY = 50;
 /**
- * Judgements without a better one that end a run, in the part of it whose steps are short. Before that a table that
- * began well gets worse: long steps shake it, and what they gain shows when they are shorter.
+ * A run ends after so many judgements that are no better, once its steps are short. Long steps shake a table that began
+ * well, and what they gain shows when they are shorter.
  */
 const PATIENCE = 4;
 const PATIENT_SHARE = 0.5;

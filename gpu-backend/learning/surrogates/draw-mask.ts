@@ -1,6 +1,6 @@
 /**
- * Random masks around those that are worth using: distillation teaches a table to serve every mask, so each step
- * meets another one. Blocks that are cheap to replace are drawn more often, blocks that are dear alone never.
+ * Random masks around those that are worth using. Distillation teaches a table to serve every mask, so each step meets
+ * another. Blocks that are cheap to replace are drawn more often, blocks that are dear alone never.
  */
 import type { Random } from '../../random.ts';
 
@@ -15,8 +15,9 @@ export type DrawOptions = {
 /** Above this cost alone, a block has no place in any mask. */
 const COST_MAX = 0.5;
 /**
- * How strongly cheap blocks are preferred: the exponent of 1/cost, drawn a mask. Mostly strongly, for searches find masks of
- * cheap blocks and the table has little room for others; sometimes weakly, for no block may be left without a surrogate.
+ * How strongly cheap blocks are preferred: the exponent of 1/cost, drawn for each mask. Mostly strongly, for searches
+ * find masks of cheap blocks and the table has little room for others; sometimes weakly, for every block needs a
+ * surrogate.
  */
 const PREFERENCES = [3, 3, 1] as const;
 /** Costs below this are noise of the measurement. */
@@ -71,7 +72,7 @@ export function drawAround(
     if (skipped.length === 0) break;
     const back = skipped[Math.floor(random.next() * skipped.length)]!;
     const kind = (back % 2) as 0 | 1;
-    // Blocks that are out already are no candidates.
+    // Blocks that are out already cannot go again.
     const open = costs.map((cost, block) => (runs[block] === 1 ? cost : Number.POSITIVE_INFINITY));
     skip(runs, open, kind, 1, PREFERENCES[0], random);
     runs[back] = 1;

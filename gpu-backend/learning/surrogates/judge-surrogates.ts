@@ -1,4 +1,4 @@
-/** How good a table is: KL to the dense model on held-out text, under masks of the blocks that are cheapest to replace. */
+/** How good a table is: KL to the dense model on held-out text, under masks of blocks that are cheap to replace. */
 import type { InstalledModel } from '../../model/store.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import { openLossSession } from '../gates/gate-session.ts';

@@ -85,34 +85,28 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
     from === undefined ? fit(options, texts.fit) : toInstalledBasis(from.table, manifest.weights);
   const run: Run = store.run ?? { table: await begun(), costs: undefined, state: undefined };
   if (store.run === undefined) await store.write(run);
+  await using opened = new AsyncDisposableStack();
   const teacher = await openTeacher(folder, manifest.config, manifest.weights, { threads });
-  try {
-    const heldOut = await taughtBatches(teacher, texts.heldOut);
-    const onRanked = (done: number) => options.onProgress('rank', done, run.table.blockCount);
-    const judge = await openJudge(options, heldOut, run.table);
-    try {
-      const costs = run.costs ?? (await rankBlocks(judge, run.table, onRanked, options.signal));
-      if (run.costs === undefined) await store.write({ ...run, costs });
-      const judgeTable = (table: SurrogateTable) => judge.kl(table, judgedMasks(costs, options.around));
-      const start = run.state ?? (await startDistillation(run.table, judgeTable));
-      const state = await descendAll(options, { teacher, texts, costs, judgeTable, store }, start);
-      const { best, judgements } = state;
-      await writeSurrogates(out, {
-        model: manifest.hash as ModelHash,
-        table: toFileBasis(best.table, manifest.weights),
-        fitted: [
-          from?.fitted ?? 'closed form',
-          ...(best.step === 0 ? [] : [`${best.step} steps of distillation`]),
-        ].join(', '),
-      });
-      await store.remove();
-      return { start: judgements[0]!.kl, distilled: best.kl, steps: state.step };
-    } finally {
-      await judge.close();
-    }
-  } finally {
-    await teacher.close();
-  }
+  opened.defer(() => teacher.close());
+  const judge = await openJudge(options, await taughtBatches(teacher, texts.heldOut), run.table);
+  opened.defer(() => judge.close());
+  const onRanked = (done: number) => options.onProgress('rank', done, run.table.blockCount);
+  const costs = run.costs ?? (await rankBlocks(judge, run.table, onRanked, options.signal));
+  if (run.costs === undefined) await store.write({ ...run, costs });
+  const judgeTable = (table: SurrogateTable) => judge.kl(table, judgedMasks(costs, options.around));
+  const start = run.state ?? (await startDistillation(run.table, judgeTable));
+  const state = await descendAll(options, { teacher, texts, costs, judgeTable, store }, start);
+  const { best, judgements } = state;
+  await writeSurrogates(out, {
+    model: manifest.hash as ModelHash,
+    table: toFileBasis(best.table, manifest.weights),
+    fitted: [
+      from?.fitted ?? 'closed form',
+      ...(best.step === 0 ? [] : [`${best.step} steps of distillation`]),
+    ].join(', '),
+  });
+  await store.remove();
+  return { start: judgements[0]!.kl, distilled: best.kl, steps: state.step };
 }
 
 /** A map of the residual stream has no more than its width of independent directions. */

@@ -1,7 +1,7 @@
 /**
- * Whether a masked model still writes text once its own tokens fill the cache: it generates well past 512 tokens, and the
- * dense model judges them window by window. A mask that starves the cache shows as perplexity that rises from window to
- * window, or as text that repeats itself.
+ * Whether a masked model still writes text once its own tokens fill the cache. It generates well past 512 tokens, and
+ * the dense model judges them window by window. Where a mask starves the cache, perplexity rises from window to window,
+ * or the text repeats itself.
  */
 import { denseMask, type Mask } from '../../../../shared/mask.ts';
 import type { Runner } from '../../../engine/runner.ts';

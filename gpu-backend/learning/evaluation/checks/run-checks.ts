@@ -1,6 +1,6 @@
 /**
- * The checks that the paper asks for: where tasks are routed, what calibration on one narrow kind costs in general, text
- * past 512 tokens, where quality falls off a cliff, and whether facts are still recalled.
+ * The checks that the paper asks for: where tasks are routed, what calibration on one narrow kind costs, text past 512
+ * tokens, where quality falls off a cliff, and whether facts are still recalled.
  */
 import {
   denseMask,

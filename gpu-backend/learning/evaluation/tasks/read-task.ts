@@ -45,7 +45,10 @@ export function parseTaskFile(argument: string): TaskFile {
   );
 }
 
-/** JSONL; PIQA's labels may lie beside its rows. @param limit the first so many, as the harness takes them. @throws MaskrouteError `invalid_data`. */
+/**
+ * JSONL; PIQA's labels may lie beside its rows.
+ * @param limit the first so many, as the harness takes them. @throws MaskrouteError `invalid_data`.
+ */
 export async function readTask({ task, path }: TaskFile, limit: number): Promise<Question[]> {
   const labels = task === 'piqa' ? await readLabels(path) : undefined;
   const questions: Question[] = [];
@@ -67,7 +70,7 @@ export async function readTask({ task, path }: TaskFile, limit: number): Promise
   return questions;
 }
 
-/** `valid.jsonl` → `valid-labels.lst`; undefined where there is none, and the rows must say it. */
+/** `valid.jsonl` → `valid-labels.lst`; undefined without that file: then the rows hold their labels. */
 async function readLabels(path: string): Promise<string[] | undefined> {
   const beside = join(dirname(path), `${basename(path).replace(/\.[^.]*$/, '')}-labels.lst`);
   if (!(await stat(beside).catch(() => undefined))) return undefined;
@@ -128,7 +131,7 @@ const hellaswag = z.looseObject({
   label: z.coerce.number().int().min(0),
 });
 
-/** @throws ZodError on another form, RangeError when the right choice is none of them. */
+/** @throws ZodError on another form, RangeError when the right choice is not among them. */
 export function toQuestion(task: Task, row: unknown): Question {
   switch (task) {
     case 'arc_easy':

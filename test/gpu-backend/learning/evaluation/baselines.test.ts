@@ -147,7 +147,7 @@ describe('a greedy search on a budget', () => {
   it('tries equally many candidates at each step', () => {
     expect(candidatesAStep(60, 15, 400)).toBe(24);
     expect(candidatesAStep(60, 24, 10_000)).toBe(60);
-    // Never fewer than one, though a search on so little is none.
+    // At least one, though so small a budget hardly searches.
     expect(candidatesAStep(60, 24, 10)).toBe(1);
   });
 });

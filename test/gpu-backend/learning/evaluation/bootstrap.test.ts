@@ -15,7 +15,7 @@ describe('bootstrap intervals', () => {
     expect(bootstrapInterval(400, mean)).toEqual([low, high]);
   });
 
-  it('there is none of one row', () => {
+  it('need two rows', () => {
     expect(bootstrapInterval(1, () => 1)).toBeNull();
   });
 });
