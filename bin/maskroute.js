@@ -8,7 +8,7 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
 const NODE_MAJOR_MIN = 24;
-const cli = new URL('../gpu-backend/cli.ts', import.meta.url);
+const cli = new URL('../gpu-backend/cli/cli.ts', import.meta.url);
 
 if (Number(process.versions.node.split('.')[0]) >= NODE_MAJOR_MIN) {
   await import(cli.href);

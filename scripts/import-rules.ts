@@ -1,12 +1,15 @@
 /**
- * The import rules. Data flows one way, and these rules are what keeps it so; ARCHITECTURE.md says why, and
- * test/import-rules.test.ts proves that each can fail.
+ * `npm run imports`: data flows one way, and these rules keep it so. ARCHITECTURE.md says why, and
+ * test/scripts/import-rules.test.ts proves that each can fail. Exits with 1 when a rule is broken.
  */
-import { findCycle, type Import, readImports } from './import-graph.ts';
+import { existsSync, globSync, readFileSync } from 'node:fs';
+import { isBuiltin } from 'node:module';
+import path from 'node:path';
+import { type Expression, parseSync, Visitor } from 'oxc-parser';
 
 /** Patterns of files, or of `node:` and `npm:` names. */
 type Side = { readonly path?: string; readonly pathNot?: string };
-export type Rule = {
+type Rule = {
   readonly name: string;
   readonly why: string;
   readonly from: Side;
@@ -16,8 +19,9 @@ export type Rule = {
 const forbid = (name: string, why: string, from: Side, to: Side): Rule => ({ name, why, from, to });
 
 const ONLINE = '^gpu-backend/(api|jobs|serving|engine|encoder|onnx|model)/';
-const OFFLINE = '^gpu-backend/(calibration|training|evaluation|pipeline|publication)/';
-const ENTRY_POINTS = '^gpu-backend/(cli\\.ts|commands/|dev/|bench/)';
+const OFFLINE = '^gpu-backend/(learning|publication)/';
+const ENTRY_POINTS = '^gpu-backend/(cli|dev|bench)/';
+const STAGES = 'data → masks → evaluation → publication: an earlier stage never needs a later one.';
 
 export const RULES: readonly Rule[] = [
   forbid(
@@ -69,28 +73,28 @@ export const RULES: readonly Rule[] = [
     { path: '^gpu-backend/api/' },
   ),
   forbid(
-    'offline-calibration-first',
-    'calibration → training → evaluation → publication: an earlier stage never needs a later one.',
-    { path: '^gpu-backend/calibration/' },
-    { path: '^gpu-backend/(training|evaluation|publication)/' },
+    'offline-data-first',
+    STAGES,
+    { path: '^gpu-backend/learning/(data|autodiff)/' },
+    { path: '^gpu-backend/(learning/(gates|surrogates|search|evaluation)|publication)/' },
   ),
   forbid(
-    'offline-training-second',
-    'calibration → training → evaluation → publication: an earlier stage never needs a later one.',
-    { path: '^gpu-backend/training/' },
-    { path: '^gpu-backend/(evaluation|publication)/' },
+    'offline-masks-second',
+    STAGES,
+    { path: '^gpu-backend/learning/(gates|surrogates|search)/' },
+    { path: '^gpu-backend/(learning/evaluation|publication)/' },
   ),
   forbid(
     'offline-evaluation-third',
-    'calibration → training → evaluation → publication: an earlier stage never needs a later one.',
-    { path: '^gpu-backend/evaluation/' },
+    STAGES,
+    { path: '^gpu-backend/learning/' },
     { path: '^gpu-backend/publication/' },
   ),
   forbid(
-    'offline-pipeline-composes',
-    'pipeline/ composes the stages of a learning run; no stage knows the run that it is part of.',
-    { path: '^gpu-backend/(calibration|training|evaluation|publication)/' },
-    { path: '^gpu-backend/pipeline/' },
+    'steps-know-no-search',
+    'A search composes training steps; no step knows the search that it is part of.',
+    { path: '^gpu-backend/learning/(gates|surrogates)/' },
+    { path: '^gpu-backend/learning/search/' },
   ),
   forbid(
     'serving-needs-no-learning',
@@ -142,7 +146,7 @@ export const RULES: readonly Rule[] = [
   ),
 ];
 
-export type Violation = { readonly rule: string; readonly why: string; readonly what: string };
+type Violation = { readonly rule: string; readonly why: string; readonly what: string };
 
 const isOn = ({ path, pathNot }: Side, name: string): boolean =>
   (path === undefined || new RegExp(path).test(name)) && !(pathNot && new RegExp(pathNot).test(name));
@@ -163,4 +167,95 @@ export function checkImports(root: string, folders: readonly string[]): Violatio
   if (cycle === undefined) return [...broken, ...dangling];
   const why = 'A cycle hides which of its modules decides.';
   return [...broken, ...dangling, { rule: 'no-cycles', why, what: cycle.join(' → ') }];
+}
+
+/*
+ * Who imports whom: every source file's imports, read from its syntax tree (static, dynamic, type-only, and
+ * `new URL('./x.ts', import.meta.url)`, which is how threads and child processes are named).
+ */
+
+type Import = {
+  /** Relative to the root, with forward slashes. */
+  readonly from: string;
+  /** A file relative to the root, `node:…`, or `npm:` and a package's name. */
+  readonly to: string;
+  /** False for a relative import of a file that is not there. */
+  readonly resolved: boolean;
+};
+
+/** Every import in the `.ts` and `.tsx` files below `folders` of `root`. @throws Error for a file that does not parse. */
+export function readImports(root: string, folders: readonly string[]): Import[] {
+  const files = globSync(
+    folders.map((folder) => `${folder}/**/*.{ts,tsx}`),
+    { cwd: root },
+  ).sort();
+  return files.flatMap((file) => {
+    const from = file.split(path.sep).join('/');
+    const names = importedNames(from, readFileSync(path.join(root, file), 'utf8'));
+    return names.map((name) => ({ from, ...resolve(root, from, name) }));
+  });
+}
+
+function importedNames(file: string, text: string): string[] {
+  const { program, errors } = parseSync(file, text);
+  if (errors.length > 0) throw new Error(`${file}: ${errors[0]!.message}`);
+  const names: string[] = [];
+  const add = (node: Expression | null) => {
+    if (node?.type === 'Literal' && typeof node.value === 'string') names.push(node.value);
+  };
+  new Visitor({
+    ImportDeclaration: (node) => add(node.source),
+    ExportNamedDeclaration: (node) => add(node.source),
+    ExportAllDeclaration: (node) => add(node.source),
+    ImportExpression: (node) => add(node.source),
+    TSImportType: (node) => add(node.source),
+    NewExpression({ callee, arguments: [target, base] }) {
+      const isUrl =
+        callee.type === 'Identifier' && callee.name === 'URL' && base?.type === 'MemberExpression';
+      if (isUrl && target?.type === 'Literal' && String(target.value).endsWith('.ts')) add(target);
+    },
+  }).visit(program);
+  return names;
+}
+
+function resolve(root: string, from: string, name: string): Omit<Import, 'from'> {
+  if (name.startsWith('.')) {
+    const to = path.posix.join(path.posix.dirname(from), name);
+    return { to, resolved: existsSync(path.join(root, to)) };
+  }
+  if (isBuiltin(name)) return { to: name.startsWith('node:') ? name : `node:${name}`, resolved: true };
+  const packageName = name.split('/', name.startsWith('@') ? 2 : 1).join('/');
+  return { to: `npm:${packageName}`, resolved: true };
+}
+
+/** The files of one cycle, the first repeated at the end; undefined when there is none. */
+function findCycle(imports: readonly Import[]): string[] | undefined {
+  const next = Map.groupBy(imports, ({ from }) => from);
+  const done = new Set<string>();
+  const trail: string[] = [];
+  const visit = (file: string): string[] | undefined => {
+    if (done.has(file)) return undefined;
+    const start = trail.indexOf(file);
+    if (start >= 0) return [...trail.slice(start), file];
+    trail.push(file);
+    for (const { to } of next.get(file) ?? []) {
+      const cycle = visit(to);
+      if (cycle !== undefined) return cycle;
+    }
+    trail.pop();
+    done.add(file);
+    return undefined;
+  };
+  for (const file of next.keys()) {
+    const cycle = visit(file);
+    if (cycle !== undefined) return cycle;
+  }
+  return undefined;
+}
+
+if (import.meta.main) {
+  const violations = checkImports('.', ['shared', 'workers', 'gpu-backend', 'scripts', 'test']);
+  for (const { rule, why, what } of violations) console.error(`${rule}: ${what}\n  ${why}`);
+  console.log(violations.length === 0 ? 'Every import keeps the rules.' : `${violations.length} broken`);
+  process.exitCode = violations.length === 0 ? 0 : 1;
 }

@@ -1,167 +1,222 @@
 /**
- * Runs the real lm-evaluation-harness (`pip install "lm-eval[api]"`) against our own server, unchanged, over a
- * multiple-choice task made from a local JSONL file in ARC's form; once with token-id prompts, once with
- * batches of text. With `--reference FOLDER`, the harness scores the same rows with transformers (fp32), and
- * every log-likelihood is compared.
+ * `npm run lm-eval`: the real lm-evaluation-harness (`pip install "lm-eval[api]" transformers`), unchanged and with its
+ * own task definitions, over local files of the six multiple-choice sets. It drives our own server, once with token-id
+ * prompts and once with batches of text; what `maskroute evaluate` computes of the same rows is compared with it. With
+ * `--reference` the harness scores them with transformers (fp32, needs torch), and all is compared with that.
  *
- *     node scripts/lm-eval.ts --data arc_easy/test.jsonl [--model NAME] [--limit 100] [--python python3]
- *                             [--reference FOLDER_OR_GGUF_FILE]
+ *     npm run lm-eval -- --tasks winogrande=winogrande/dev.jsonl piqa=piqa/valid.jsonl [--limit 100]
+ *                        [--model NAME] [--python python3] [--reference FOLDER_OR_GGUF_FILE]
  *
  * The last line is one JSON object. Skipped, with exit code 0, where Python or lm_eval is missing.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { pino } from 'pino';
+import { openRunner } from '../gpu-backend/engine/runner.ts';
 import { maskrouteHome } from '../gpu-backend/home.ts';
+import { average } from '../gpu-backend/learning/evaluation/contestants.ts';
+import type { Question, Task } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
+import { hasNorm, parseTaskFile, readTask } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
+import {
+  encodeChoices,
+  highest,
+  judge,
+  scoreChoices,
+} from '../gpu-backend/learning/evaluation/tasks/score-question.ts';
+import { openScoreSession } from '../gpu-backend/learning/search/score-masks.ts';
 import { startBackend } from '../gpu-backend/main.ts';
+import { openModelText } from '../gpu-backend/model/model-text.ts';
 import { DEFAULT_MODEL } from '../gpu-backend/model/sources/default-model.ts';
-import { modelsFolder } from '../gpu-backend/model/store.ts';
+import { modelsFolder, openInstalled } from '../gpu-backend/model/store.ts';
+import { denseMask } from '../shared/mask.ts';
 
-const { values: options } = parseArgs({
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
   options: {
-    data: { type: 'string' },
+    tasks: { type: 'string', multiple: true, default: [] },
     model: { type: 'string', default: DEFAULT_MODEL },
     limit: { type: 'string', default: '100' },
     python: { type: 'string', default: 'python3' },
     reference: { type: 'string' },
   },
 });
+const home = maskrouteHome();
 
-const TASK = 'maskroute_arc';
-const task = (data: string): string => `task: ${TASK}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: ${JSON.stringify(path.resolve(data))}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "Question: {{question.stem}}\\nAnswer:"
-doc_to_choice: "{{question.choices | map(attribute='text') | list}}"
-doc_to_target: "{{(question.choices | map(attribute='label') | list).index(answerKey)}}"
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-  - metric: acc_norm
-    aggregation: mean
-    higher_is_better: true
-`;
+/** Where the harness keeps each task's own definition. */
+const DEFINITIONS: Record<Task, string> = {
+  openbookqa: 'openbookqa/openbookqa.yaml',
+  winogrande: 'winogrande/default.yaml',
+  hellaswag: 'hellaswag/hellaswag.yaml',
+  piqa: 'piqa/piqa.yaml',
+  arc_easy: 'arc/arc_easy.yaml',
+  arc_challenge: 'arc/arc_challenge.yaml',
+};
 
-/** Log-likelihood and whether it is the greedy continuation, per question and choice. */
-type Scores = { acc: number; accNorm: number; rows: { loglikelihood: number; greedy: boolean }[][] };
-
-async function harness(folder: string, name: string, args: readonly string[], key: string): Promise<Scores> {
-  const output = path.join(folder, name);
-  const all = ['-m', 'lm_eval', ...args, '--tasks', TASK, '--include_path', folder];
-  all.push('--limit', options.limit, '--output_path', output, '--log_samples');
-  console.error(`${options.python} ${all.join(' ')}`);
-  // No hub is needed: the task, the tokenizer and the data are local files.
-  const env = { ...process.env, OPENAI_API_KEY: key, HF_HUB_OFFLINE: '1', HF_DATASETS_OFFLINE: '1' };
-  const child = spawn(options.python, all, { env, stdio: ['ignore', 'ignore', 'inherit'] });
-  const code = await new Promise((resolve) => child.once('exit', resolve));
-  if (code !== 0) throw new Error(`lm_eval ended with code ${code}`);
-  return readScores(output);
-}
-
-async function readScores(output: string): Promise<Scores> {
-  const files = await readdir(output, { recursive: true });
-  const read = async (prefix: string) => {
-    const file = files.find((entry) => path.basename(entry).startsWith(prefix));
-    return readFile(path.join(output, file ?? prefix), 'utf8');
-  };
-  const { results } = JSON.parse(await read('results_'));
-  const samples = (await read('samples_'))
-    .trim()
-    .split('\n')
-    .map((line) => JSON.parse(line));
-  samples.sort((a, b) => a.doc_id - b.doc_id);
-  const rows = samples.map(({ resps }) =>
-    resps.map(([[value, greedy]]: [[string, string]]) => ({
-      loglikelihood: Number(value),
-      greedy: String(greedy) === 'True' || String(greedy) === 'true',
-    })),
-  );
-  const figures = results[TASK];
-  return { acc: figures['acc,none'], accNorm: figures['acc_norm,none'], rows };
-}
-
-function compare(ours: Scores, reference: Scores) {
-  const pairs = ours.rows.flatMap((row, index) =>
-    row.map((choice, position) => [choice, reference.rows[index]![position]!] as const),
-  );
-  const differences = pairs.map(([a, b]) => a.loglikelihood - b.loglikelihood);
-  const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  const best = (row: Scores['rows'][number]) =>
-    row.reduce((top, { loglikelihood }, i) => (loglikelihood > row[top]!.loglikelihood ? i : top), 0);
-  const samePick = ours.rows.map((row, index) => Number(best(row) === best(reference.rows[index]!)));
-  return {
-    loglikelihoods: pairs.length,
-    meanReference: mean(pairs.map(([, b]) => b.loglikelihood)),
-    meanDifference: mean(differences),
-    meanAbsoluteDifference: mean(differences.map(Math.abs)),
-    maxAbsoluteDifference: Math.max(...differences.map(Math.abs)),
-    greedyAgreement: mean(pairs.map(([a, b]) => Number(a.greedy === b.greedy))),
-    pickAgreement: mean(samePick),
-  };
-}
+/** Log-likelihoods a question and choice. */
+type Scores = { acc: number; accNorm: number | null; logLikelihoods: number[][] };
 
 async function main(): Promise<void> {
-  if (options.data === undefined) throw new Error('--data FILE is missing');
-  if (spawnSync(options.python, ['-c', 'import lm_eval']).status !== 0) {
+  const files = [...options.tasks, ...positionals].map(parseTaskFile);
+  if (files.length === 0) throw new Error('--tasks TASK=FILE is missing');
+  const found = spawnSync(options.python, ['-c', 'import lm_eval.tasks as t; print(t.__file__)']);
+  if (found.status !== 0) {
     console.log(JSON.stringify({ skipped: `${options.python} has no lm_eval` }));
     return;
   }
-  const home = maskrouteHome();
+  const definitions = path.dirname(found.stdout.toString().trim());
   const folder = await mkdtemp(path.join(tmpdir(), 'lm-eval-'));
   const key = randomBytes(24).toString('hex');
   const log = pino({ level: 'silent' });
   const backend = await startBackend({ home, model: options.model, port: 0, backendKey: key, log });
   try {
-    await writeFile(path.join(folder, `${TASK}.yaml`), task(options.data));
-    const tokenizer = path.join(modelsFolder(home), options.model);
-    const local = (extra: string) => [
-      ...['--model', 'local-completions', '--model_args'],
-      `model=${options.model},base_url=${backend.url}/v1/completions,tokenizer=${tokenizer},` +
-        `tokenizer_backend=huggingface,max_length=8192,${extra}`,
-    ];
-    const tokenIds = await harness(folder, 'ids', local('tokenized_requests=True,num_concurrent=2'), key);
-    const batches = [...local('tokenized_requests=False,num_concurrent=1'), '--batch_size', '4'];
-    const text = await harness(folder, 'text', batches, key);
-    const reference =
-      options.reference === undefined
-        ? undefined
-        : await harness(folder, 'reference', transformers(options.reference), '');
-    const summary = (scores: Scores) => ({
-      acc: scores.acc,
-      acc_norm: scores.accNorm,
-      ...(reference === undefined ? {} : compare(scores, reference)),
-    });
-    console.log(
-      JSON.stringify({
-        model: options.model,
-        limit: Number(options.limit),
-        tokenIds: summary(tokenIds),
-        text: summary(text),
-        ...(reference && { reference: { acc: reference.acc, acc_norm: reference.accNorm } }),
-      }),
-    );
+    const tasks = [];
+    for (const { task, path: file } of files) {
+      const questions = await readTask({ task, path: file }, Number(options.limit));
+      const name = await writeTask(folder, definitions, task, await hubRows(task, file, questions));
+      const ours = await scoreOurselves(task, questions);
+      const byHarness = (args: readonly string[], run: string) =>
+        harness(args, name, folder, path.join(folder, `${name}-${run}`), key);
+      const tokenIds = await byHarness(served(backend.url, 'tokenized_requests=True'), 'ids');
+      const batches = [...served(backend.url, 'tokenized_requests=False'), '--batch_size', '4'];
+      const text = await byHarness(batches, 'text');
+      const reference = options.reference && (await byHarness(transformers(options.reference), 'reference'));
+      const against = (scores: Scores) => compare(scores, reference || tokenIds);
+      tasks.push({
+        ...{ task, questions: questions.length, comparedWith: reference ? 'reference' : 'tokenIds' },
+        ...{ ours: against(ours), tokenIds: against(tokenIds), text: against(text) },
+        ...(reference && { reference: against(reference) }),
+      });
+    }
+    console.log(JSON.stringify({ model: options.model, tasks }));
   } finally {
     await backend.close();
-    await rm(folder, { recursive: true, force: true });
+    await rm(folder, { recursive: true });
   }
 }
 
+/** Rows in the columns of the hub, which the harness's definitions expect. */
+async function hubRows(task: Task, file: string, questions: readonly Question[]): Promise<object[]> {
+  const lines = (await readFile(file, 'utf8')).split('\n').filter((line) => line.trim() !== '');
+  return questions.map((question, index) => {
+    const row = JSON.parse(lines[index]!) as Record<string, unknown>;
+    if (task === 'piqa') return { ...row, label: question.gold };
+    if (task === 'winogrande' || task === 'hellaswag') return row;
+    const stem = (row.question as { stem?: string } | undefined)?.stem ?? row.question_stem ?? row.question;
+    const text = question.choices.map(({ continuation }) => continuation.slice(1));
+    const label = [...'ABCDEFGH'].slice(0, text.length);
+    return { question: stem, question_stem: stem, choices: { text, label }, answerKey: label[question.gold] };
+  });
+}
+
+/** The harness's own task over these rows; returns its name. */
+async function writeTask(folder: string, definitions: string, task: Task, rows: readonly object[]) {
+  const name = `maskroute_${task}`;
+  const data = path.join(folder, `${name}.jsonl`);
+  await writeFile(data, rows.map((row) => `${JSON.stringify(row)}\n`).join(''));
+  const yaml = {
+    include: path.join(definitions, DEFINITIONS[task]),
+    task: name,
+    dataset_path: 'json',
+    dataset_name: null,
+    dataset_kwargs: { data_files: { validation: data } },
+    training_split: null,
+    validation_split: 'validation',
+    test_split: null,
+  };
+  // JSON is YAML.
+  await writeFile(path.join(folder, `${name}.yaml`), JSON.stringify(yaml));
+  return name;
+}
+
+/** What the harness is told of our server. */
+const served = (url: string, how: string): string[] => [
+  ...['--model', 'local-completions', '--model_args'],
+  `model=${options.model},base_url=${url}/v1/completions,num_concurrent=1,max_length=8192,${how},` +
+    `tokenizer=${path.join(modelsFolder(home), options.model)},tokenizer_backend=huggingface`,
+];
+
 function transformers(model: string): string[] {
-  const gguf = model.endsWith('.gguf');
-  const where = gguf
+  const where = model.endsWith('.gguf')
     ? `pretrained=${path.dirname(model)},gguf_file=${path.basename(model)}`
     : `pretrained=${model}`;
   const args = `${where},dtype=float32,backend=causal`;
   return ['--model', 'hf', '--model_args', args, '--device', 'cpu', '--batch_size', '8'];
+}
+
+async function harness(
+  model: readonly string[],
+  task: string,
+  folder: string,
+  output: string,
+  key: string,
+): Promise<Scores> {
+  const args = ['-m', 'lm_eval', ...model, '--tasks', task, '--include_path', folder];
+  args.push('--output_path', output, '--log_samples');
+  console.error(`${options.python} ${args.join(' ')}`);
+  // No hub is needed: the task, the tokenizer and the data are local files.
+  const env = { ...process.env, OPENAI_API_KEY: key, HF_HUB_OFFLINE: '1', HF_DATASETS_OFFLINE: '1' };
+  const child = spawn(options.python, args, { env, stdio: ['ignore', 'ignore', 'inherit'] });
+  const code = await new Promise((resolve) => child.once('exit', resolve));
+  if (code !== 0) throw new Error(`lm_eval ended with code ${code}`);
+  const files = await readdir(output, { recursive: true });
+  const read = (prefix: string) =>
+    readFile(
+      path.join(output, files.find((file) => path.basename(file).startsWith(prefix)) ?? prefix),
+      'utf8',
+    );
+  const figures = JSON.parse(await read('results_')).results[task];
+  const samples = (await read('samples_'))
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line));
+  samples.sort((a, b) => a.doc_id - b.doc_id);
+  return {
+    acc: figures['acc,none'],
+    accNorm: figures['acc_norm,none'] ?? null,
+    logLikelihoods: samples.map(({ resps }) => resps.map(([[value]]: [[string, string]]) => Number(value))),
+  };
+}
+
+/** By the code of `maskroute evaluate`. */
+async function scoreOurselves(task: Task, questions: readonly Question[]): Promise<Scores> {
+  const threads = availableParallelism();
+  const { folder, manifest } = await openInstalled(home, options.model);
+  const text = await openModelText(folder, manifest);
+  const runner = await openRunner(folder, manifest.config, { threads });
+  const session = await openScoreSession(threads);
+  const parts = { runner, session, cache: runner.newCache() };
+  const mask = denseMask(2 * manifest.config.layerCount);
+  const logLikelihoods: number[][] = [];
+  for (const question of questions) {
+    const choices = encodeChoices(question, text.tokenizer, manifest.config.contextTokens);
+    logLikelihoods.push(await scoreChoices(parts, choices, mask));
+  }
+  await session.close();
+  await runner.close();
+  const judged = questions.map((question, i) => judge(question, logLikelihoods[i]!));
+  return {
+    acc: average(judged.map(({ acc }) => acc)),
+    accNorm: hasNorm(task) ? average(judged.map(({ accNorm }) => accNorm)) : null,
+    logLikelihoods,
+  };
+}
+
+function compare({ acc, accNorm, logLikelihoods }: Scores, other: Scores) {
+  const differences = logLikelihoods.flatMap((row, i) =>
+    row.map((value, choice) => value - other.logLikelihoods[i]![choice]!),
+  );
+  const samePick = logLikelihoods.map((row, i) => Number(highest(row) === highest(other.logLikelihoods[i]!)));
+  return {
+    ...{ acc, acc_norm: accNorm },
+    meanDifference: average(differences),
+    meanAbsoluteDifference: average(differences.map(Math.abs)),
+    maxAbsoluteDifference: Math.max(...differences.map(Math.abs)),
+    pickAgreement: average(samePick),
+  };
 }
 
 await main();

@@ -8,7 +8,7 @@ import { parse as parseToml } from 'smol-toml';
 import { describe, expect, test } from 'vitest';
 import { parseAllDocuments } from 'yaml';
 import { DEFAULT_LIMITS } from '../gpu-backend/api/limits.ts';
-import { readImports } from '../scripts/import-graph.ts';
+import { readImports } from '../scripts/import-rules.ts';
 
 type Manifest = {
   apiVersion: string;
@@ -127,7 +127,7 @@ describe('the Kubernetes manifests', () => {
     ]);
     const { metric } = find('HorizontalPodAutoscaler').spec.metrics[0].pods;
     expect(readFileSync('gpu-backend/api/metrics.ts', 'utf8')).toContain(`gauge('${metric.name}'`);
-    const serve = readFileSync('gpu-backend/commands/serve.ts', 'utf8');
+    const serve = readFileSync('gpu-backend/cli/serve-command.ts', 'utf8');
     const names = (container.env as { name: string; value?: string }[]).map(({ name, value = '' }, i) => {
       // Kubernetes puts in what was named before.
       for (const [, used] of value.matchAll(/\$\((\w+)\)/g))
@@ -150,7 +150,7 @@ describe('the Kubernetes manifests', () => {
     expect(args).toContain(`--probe=http://${name}-{n}.${find('Service').metadata.name}:${port}`);
     for (const [, used] of args.join(' ').matchAll(/\$\((\w+)\)/g))
       expect(named).toContainEqual(expect.objectContaining({ name: used }));
-    const command = readFileSync('gpu-backend/commands/register.ts', 'utf8');
+    const command = readFileSync('gpu-backend/cli/publish-command.ts', 'utf8');
     for (const [option] of args.join(' ').matchAll(/--[a-z]+/g)) expect(command).toContain(`'${option} `);
   });
 

@@ -10,13 +10,13 @@ import { cp, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { maskFromSkippedLayers, type SurrogatesId, withSurrogates } from '../../shared/mask.ts';
+import { learnSurrogates } from '../learning/surrogates/learn-surrogates.ts';
 import { interleaved, rested, round } from '../measure.ts';
 import { installSurrogates } from '../model/install-surrogates.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { modelsFolder, openInstalled } from '../model/store.ts';
 import { checkRank } from '../model/surrogates.ts';
-import { learnSurrogates } from '../training/learn-surrogates.ts';
-import { openEngine } from './subjects.ts';
+import { openEngine } from './decode.ts';
 
 const POSITION = 64;
 const SEED = 1;

@@ -6,6 +6,6 @@ import { serveParent } from './child-protocol.ts';
 /** What can cross a process boundary of the backend's options. */
 export type BackendConfig = Pick<BackendOptions, 'home' | 'model' | 'backendKey'> & { readonly port: number };
 
-const CLI = fileURLToPath(new URL('../cli.ts', import.meta.url));
+const CLI = fileURLToPath(new URL('../cli/cli.ts', import.meta.url));
 
 serveParent<BackendConfig>((config) => startBackend({ ...config, audience: OWN_ADDRESS, jobEntry: CLI }));

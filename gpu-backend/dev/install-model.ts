@@ -1,6 +1,6 @@
 /** Installs a model with its progress on the terminal, unless it is there. */
-import { pullModel } from '../commands/model.ts';
-import { createProgressReporter } from '../commands/progress.ts';
+import { pullModel } from '../cli/models.ts';
+import { createProgressReporter } from '../cli/terminal.ts';
 
 export async function installModel(home: string, name: string, signal: AbortSignal): Promise<void> {
   const { stop, ...hooks } = createProgressReporter();

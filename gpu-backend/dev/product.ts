@@ -7,7 +7,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
-import { readMaskSet } from '../publication/mask-set-file.ts';
+import { readMaskSet } from '../publication/artefact-files.ts';
 import type { BackendConfig } from './backend-process.ts';
 import { type Backups, openBackups, watchFile } from './backups.ts';
 import { type DevFile, removeDevFile, writeDevFile } from './dev-file.ts';

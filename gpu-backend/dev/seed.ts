@@ -8,8 +8,7 @@ import { createdKeySchema, DEFAULT_TENANT, maskSetSummarySchema, tenantSchema } 
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
 import { type AdminClient, listAll } from '../publication/admin-client.ts';
-import { readEvaluation } from '../publication/evaluation-file.ts';
-import { readMaskSet } from '../publication/mask-set-file.ts';
+import { readEvaluation, readMaskSet } from '../publication/artefact-files.ts';
 import {
   livePublication,
   publicationHistory,

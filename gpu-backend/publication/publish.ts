@@ -3,21 +3,85 @@
  * step may be repeated; two publishers at once get a `conflict`, never a mixture.
  */
 import {
+  type AutoRollback,
   type LivePublication,
   listSchema,
   livePublicationSchema,
   maskSetSummarySchema,
   type Publication,
+  type PublishBody,
   publicationSchema,
   publishCheckSchema,
 } from '../../shared/admin.ts';
 import { MaskrouteError } from '../../shared/errors.ts';
 import { type EvaluationFigures, evaluatedRowSchema } from '../../shared/evaluation.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
+import type { RolloutStep } from '../../shared/rollout.ts';
 import { type AdminClient, listAll } from './admin-client.ts';
-import type { PublishSchedule } from './schedule.ts';
 
-export type PublishOutcome = {
+/* How a publication takes hold, as people write it on a command line: `1%:10m,10%:1h` and bounds. */
+
+export type ScheduleFlags = {
+  /** An ISO time with its zone. */
+  readonly at?: string;
+  readonly rollout?: string;
+  readonly maxErrorRate?: number;
+  readonly maxSlowdown?: number;
+  readonly maxTokenMs?: number;
+  readonly minRequests?: number;
+};
+
+type PublishSchedule = Pick<PublishBody, 'activate_at' | 'rollout' | 'auto_rollback'>;
+
+/** @throws MaskrouteError `invalid_argument` naming the flag. */
+export function parseSchedule(flags: ScheduleFlags): PublishSchedule {
+  const bounds = parseBounds(flags);
+  return {
+    ...(flags.at === undefined ? {} : { activate_at: parseTime(flags.at) }),
+    ...(flags.rollout === undefined ? {} : { rollout: parseRollout(flags.rollout) }),
+    ...(bounds === undefined ? {} : { auto_rollback: bounds }),
+  };
+}
+
+function parseTime(text: string): string {
+  const time_ms = /T.*(Z|[+-]\d\d:?\d\d)$/.test(text) ? Date.parse(text) : Number.NaN;
+  if (Number.isNaN(time_ms)) throw invalid(`--at takes a time like 2026-01-31T09:00:00Z, not "${text}"`);
+  return new Date(time_ms).toISOString();
+}
+
+const UNIT_s = { s: 1, m: 60, h: 3600, d: 86_400 } as const;
+
+function parseRollout(text: string): RolloutStep[] {
+  return text.split(',').map((step) => {
+    const match = /^\s*(\d+(?:\.\d+)?)%:(\d+)([smhd])\s*$/.exec(step);
+    if (match === null) throw invalid(`--rollout takes steps like 1%:10m,10%:1h, not "${step}"`);
+    const [, percent, count, unit] = match;
+    const duration_s = Number(count) * UNIT_s[unit as keyof typeof UNIT_s];
+    return { share: Number(percent) / 100, duration_s };
+  });
+}
+
+function parseBounds({
+  maxErrorRate,
+  maxSlowdown,
+  maxTokenMs,
+  minRequests,
+}: ScheduleFlags): Partial<AutoRollback> | undefined {
+  const bounds = {
+    ...(maxErrorRate === undefined ? {} : { error_rate_max: maxErrorRate }),
+    ...(maxSlowdown === undefined ? {} : { tpot_ratio_max: maxSlowdown }),
+    ...(maxTokenMs === undefined ? {} : { tpot_ms_max: maxTokenMs }),
+  };
+  if (Object.keys(bounds).length > 0) {
+    return minRequests === undefined ? bounds : { ...bounds, requests_min: minRequests };
+  }
+  if (minRequests === undefined) return undefined;
+  throw invalid('--min-requests goes with a bound: --max-error-rate, --max-slowdown or --max-token-ms');
+}
+
+const invalid = (message: string) => new MaskrouteError('invalid_argument', `${message}.`);
+
+type PublishOutcome = {
   readonly version: string;
   /**
    * `stored`: not live; `activated`: live since now; `scheduled`: not seen by everyone yet; `already_live`:

@@ -1,7 +1,7 @@
 /** One request while it runs: its tokens, its cache, and what is counted of it. */
 import type { KvCache } from '../engine/kv-cache.ts';
-import { seededRandom } from '../engine/random.ts';
 import type { SamplerState } from '../engine/sampler.ts';
+import { seededRandom } from '../random.ts';
 import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
 import type { ScheduledRequest } from './scheduler.ts';
 

@@ -1,6 +1,6 @@
 /** What the dashboard computes before it draws. */
 import { describe, expect, test } from 'vitest';
-import { readMaskSet } from '../../gpu-backend/publication/mask-set-file.ts';
+import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
 import { centroidDistances, packCentroids } from '../../shared/route.ts';
 import { projectCentroids } from '../../workers/dashboard/projection.ts';
 import { qualityRows } from '../../workers/dashboard/quality/held-out.ts';

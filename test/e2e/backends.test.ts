@@ -29,7 +29,7 @@ let client: OpenAI;
 const backends: Backend[] = [];
 
 async function serve(id: string): Promise<Backend> {
-  const child = spawn(process.execPath, ['gpu-backend/cli.ts', 'serve', '--model', DEFAULT_MODEL], {
+  const child = spawn(process.execPath, ['gpu-backend/cli/cli.ts', 'serve', '--model', DEFAULT_MODEL], {
     env: { ...process.env, MASKROUTE_HOME: home, MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: '0' },
     stdio: ['ignore', 'pipe', 'inherit'],
   });

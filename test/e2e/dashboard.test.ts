@@ -5,7 +5,7 @@ import path from 'node:path';
 import type { Browser, BrowserContext, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
-import { readMaskSet } from '../../gpu-backend/publication/mask-set-file.ts';
+import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
 import { livePublication, publishMaskSet, rollBack } from '../../gpu-backend/publication/publish.ts';
 import { listSchema, tenantSchema } from '../../shared/admin.ts';
 import { maskSetVersion } from '../../shared/mask-set.ts';

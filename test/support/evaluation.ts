@@ -1,5 +1,5 @@
 /** An evaluation as `evaluate` writes it, made up but of the real shape: learned masks beside some baselines. */
-import type { Evaluation, EvaluationRow } from '../../gpu-backend/evaluation/result.ts';
+import type { Evaluation, EvaluationRow } from '../../gpu-backend/learning/evaluation/result.ts';
 
 type Figures = readonly [kl: number, agreement: number, perplexity: number, msPerToken: number];
 

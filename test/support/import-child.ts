@@ -1,5 +1,5 @@
 /** Imports the file argv[3] into the home argv[2], one line a step; it lingers a moment in the conversion. */
-import { pullModel } from '../../gpu-backend/commands/model.ts';
+import { pullModel } from '../../gpu-backend/cli/models.ts';
 
 const pause = new Int32Array(new SharedArrayBuffer(4));
 await pullModel(process.argv[3]!, {

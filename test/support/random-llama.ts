@@ -2,13 +2,13 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { seededRandom } from '../../gpu-backend/engine/random.ts';
 import type { Runner } from '../../gpu-backend/engine/runner.ts';
 import { openRunner } from '../../gpu-backend/engine/runner.ts';
 import { emitModel } from '../../gpu-backend/model/emit.ts';
 import { writeSurrogateGraph } from '../../gpu-backend/model/install-surrogates.ts';
 import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
 import type { LlamaConfig, WeightKind, WeightSource } from '../../gpu-backend/model/types.ts';
+import { seededRandom } from '../../gpu-backend/random.ts';
 import type { SurrogatesId } from '../../shared/mask.ts';
 
 export const TINY_CONFIG: LlamaConfig = {

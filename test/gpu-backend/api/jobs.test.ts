@@ -9,7 +9,7 @@ import { type Job, jobSchema, type UploadedData } from '../../../shared/jobs.ts'
 import { maskSetSchema } from '../../../shared/mask-set.ts';
 import { importTokenKey, signToken } from '../../../shared/service-token.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
-import { writeSmallData } from '../pipeline/small-run.ts';
+import { writeSmallData } from '../learning/search/small-run.ts';
 import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
 
 const LEARN_TIMEOUT_ms = 120_000;
@@ -31,7 +31,7 @@ afterAll(async () => {
 
 /** `maskroute serve` as a process. */
 async function serve(): Promise<typeof backend> {
-  const child = spawn(process.execPath, ['gpu-backend/cli.ts', 'serve', '--model', 'tiny'], {
+  const child = spawn(process.execPath, ['gpu-backend/cli/cli.ts', 'serve', '--model', 'tiny'], {
     env: { ...process.env, MASKROUTE_HOME: home, MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: '0' },
     stdio: ['ignore', 'pipe', 'inherit'],
   });

@@ -19,7 +19,7 @@ afterEach(() => {
 });
 
 function serve(env: Record<string, string>, model = DEFAULT_MODEL): Served {
-  const cli = new URL('../../../gpu-backend/cli.ts', import.meta.url).pathname;
+  const cli = new URL('../../../gpu-backend/cli/cli.ts', import.meta.url).pathname;
   const child = spawn(process.execPath, [cli, 'serve', '--model', model], {
     env: { ...process.env, BACKEND_PORT: '0', ...env },
   });

@@ -11,7 +11,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
 import { applyMigrations, type MigrationDatabase } from '../../../gpu-backend/dev/migrations.ts';
 import { type AdminClient, createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
-import { readMaskSet } from '../../../gpu-backend/publication/mask-set-file.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/artefact-files.ts';
 import { livePublication, publicationHistory, rollBack } from '../../../gpu-backend/publication/publish.ts';
 import { apiKeySchema, listSchema, tenantSchema } from '../../../shared/admin.ts';
 import { statsSchema } from '../../../shared/admin-stats.ts';

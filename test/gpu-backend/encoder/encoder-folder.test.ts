@@ -2,8 +2,8 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { openEncoder } from '../../../gpu-backend/calibration/encoders.ts';
 import { readEncoderFolder } from '../../../gpu-backend/encoder/encoder-folder.ts';
+import { openEncoder } from '../../../gpu-backend/learning/data/encoders.ts';
 
 const CONFIG = {
   model_type: 'bert',

@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { DEFAULT_MODEL, hasPresetMasks, pullModel } from '../../../gpu-backend/commands/model.ts';
+import { DEFAULT_MODEL, hasPresetMasks, pullModel } from '../../../gpu-backend/cli/models.ts';
 import type { FakeHub } from '../../support/fake-hub.ts';
 import { startFakeHub } from '../../support/fake-hub.ts';
 import { tinyFolder } from '../../support/safetensors.ts';

@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { pullModel } from '../../../gpu-backend/commands/model.ts';
+import { pullModel } from '../../../gpu-backend/cli/models.ts';
 import { openGguf } from '../../../gpu-backend/model/gguf-source.ts';
 import { llamaTensors } from '../../../gpu-backend/model/llama-tensors.ts';
 import { tokenizerFromGguf } from '../../../gpu-backend/model/tokenizer-import.ts';

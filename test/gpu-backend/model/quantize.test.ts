@@ -1,8 +1,8 @@
 /** Codes as ONNX Runtime reads them, and the rotation that comes before. */
 import { expect, test } from 'vitest';
-import { seededRandom } from '../../../gpu-backend/engine/random.ts';
 import { QUANT_BLOCK, quantizeRows } from '../../../gpu-backend/model/quantize.ts';
 import { rotateColumns, rotateRows } from '../../../gpu-backend/model/rotation.ts';
+import { seededRandom } from '../../../gpu-backend/random.ts';
 
 const random = seededRandom(5);
 const noise = (count: number, spread = 1) =>

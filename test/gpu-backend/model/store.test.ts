@@ -7,7 +7,7 @@ import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { listModels, pullModel, showModel } from '../../../gpu-backend/commands/model.ts';
+import { listModels, pullModel, showModel } from '../../../gpu-backend/cli/models.ts';
 import type { ImportProgress } from '../../../gpu-backend/model/progress.ts';
 import { loadTokenizer } from '../../../gpu-backend/model/tokenizer.ts';
 import type { WeightKind } from '../../../gpu-backend/model/types.ts';

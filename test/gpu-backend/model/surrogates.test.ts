@@ -3,11 +3,12 @@ import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/pro
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { pullModel, showModel } from '../../../gpu-backend/commands/model.ts';
 import {
   installOwnSurrogates,
+  pullModel,
+  showModel,
   withPresetSurrogates,
-} from '../../../gpu-backend/commands/model-surrogates.ts';
+} from '../../../gpu-backend/cli/models.ts';
 import { openRunner } from '../../../gpu-backend/engine/runner.ts';
 import type { SurrogateTable } from '../../../gpu-backend/model/surrogates.ts';
 import {

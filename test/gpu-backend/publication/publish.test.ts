@@ -6,24 +6,24 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { staticKernel } from '../../../gpu-backend/calibration/encoders.ts';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
 import { ensurePreset, storePreset } from '../../../gpu-backend/dev/seed.ts';
-import { evaluationSchema } from '../../../gpu-backend/evaluation/result.ts';
+import { staticKernel } from '../../../gpu-backend/learning/data/encoders.ts';
+import { evaluationSchema } from '../../../gpu-backend/learning/evaluation/result.ts';
 import {
   type AdminClient,
   createAdminClient,
   listAll,
 } from '../../../gpu-backend/publication/admin-client.ts';
-import { readMaskSet } from '../../../gpu-backend/publication/mask-set-file.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/artefact-files.ts';
 import {
   livePublication,
+  parseSchedule,
   publicationHistory,
   publishMaskSet,
   rollBack,
   storeMaskSet,
 } from '../../../gpu-backend/publication/publish.ts';
-import { parseSchedule } from '../../../gpu-backend/publication/schedule.ts';
 import { listSchema, maskSetSummarySchema, publicationSchema } from '../../../shared/admin.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import { evaluatedRowSchema } from '../../../shared/evaluation.ts';

@@ -4,7 +4,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
-import { STATIC_TABLE_PATH, staticKernel } from '../../../gpu-backend/calibration/encoders.ts';
+import { STATIC_TABLE_PATH, staticKernel } from '../../../gpu-backend/learning/data/encoders.ts';
 import { EMBED_CHARS_MAX } from '../../../shared/embedding/encoder.ts';
 import { normalise } from '../../../shared/embedding/pool.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';

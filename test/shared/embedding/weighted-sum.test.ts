@@ -1,8 +1,8 @@
 /** The kernel against plain arithmetic, to the last bit. The table that ships is summed in `static-encoder.test.ts`. */
 import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
-import { staticKernel } from '../../../gpu-backend/calibration/encoders.ts';
-import { seededRandom } from '../../../gpu-backend/calibration/random.ts';
+import { staticKernel } from '../../../gpu-backend/learning/data/encoders.ts';
+import { createRandom } from '../../../gpu-backend/random.ts';
 import { assembleKernel } from '../../../scripts/build-kernel.ts';
 import type { StaticTable } from '../../../shared/embedding/static-table.ts';
 import { createWeightedSum } from '../../../shared/embedding/weighted-sum.ts';
@@ -10,7 +10,7 @@ import { createWeightedSum } from '../../../shared/embedding/weighted-sum.ts';
 const TOKENS = 50;
 
 function madeUpTable(dimensions: number): StaticTable {
-  const random = seededRandom(dimensions);
+  const random = createRandom(dimensions);
   return {
     dimensions,
     vocabulary: Array.from({ length: TOKENS }, (_, id) => `token${id}`),

@@ -1,0 +1,209 @@
+/**
+ * `bench learn`: milliseconds of one training step of the gates, loss and all 2L gradients, with every gate open
+ * (the slowest case) and with a quarter of them at 0; with fewer, more and longer sequences, for cost should grow with
+ * tokens and no faster; against PyTorch in fp32 and bf16 where Python has it. The peer steps on the next token, so that
+ * is what both are compared by; the step against the dense model's distributions, as `learn` takes it, is beside it.
+ *
+ * The limit is the products: each weight multiplies twice a position, forward and back.
+ */
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { z } from 'zod';
+import { type GateBatch, nextTokenBatch } from '../learning/gates/batches.ts';
+import { type GateSession, openGateSession } from '../learning/gates/gate-session.ts';
+import { openTeacher } from '../learning/gates/teacher.ts';
+import { interleaved, rested, round, type Subject } from '../measure.ts';
+import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
+import { openInstalled } from '../model/store.ts';
+import type { LlamaConfig, WeightKind } from '../model/types.ts';
+import { quarterMask } from './decode.ts';
+
+/* PyTorch as the other side of `bench learn`, in a Python process that steps when told to (`learn-peer.py`). */
+
+const SCRIPT = fileURLToPath(new URL('./learn-peer.py', import.meta.url));
+const readySchema = z.object({ torch: z.string(), transformers: z.string() });
+const stepSchema = z.object({ ms: z.number(), loss: z.number() });
+
+export type TorchPeer =
+  | { readonly version: string; readonly subjects: readonly Subject[]; close(): void }
+  /** Why there is no peer to measure. */
+  | { readonly problem: string };
+
+export type TorchPeerOptions = {
+  readonly file: string;
+  readonly sequences: number;
+  readonly tokens: number;
+  readonly threads: number;
+};
+
+/** Starts Python; a machine without Python or PyTorch gives a reason and no error. */
+export async function openTorchPeer(options: TorchPeerOptions): Promise<TorchPeer> {
+  const { file, sequences, tokens, threads } = options;
+  if (!existsSync(file)) return { problem: `the model's GGUF file is not there` };
+  const python = spawn('python3', [SCRIPT, file, `${sequences}`, `${tokens}`, `${threads}`], {
+    stdio: ['pipe', 'pipe', 'pipe'],
+  });
+  let errors = '';
+  python.stderr.on('data', (chunk) => {
+    errors = `${errors}${chunk}`.slice(-2000);
+  });
+  python.on('error', (error) => {
+    errors = error.message;
+  });
+  // A broken pipe shows as the end of its output.
+  python.stdin.on('error', () => {});
+  const lines = createInterface({ input: python.stdout })[Symbol.asyncIterator]();
+  const ready = await lines.next();
+  if (ready.done) return { problem: errors.trim().split('\n').at(-1) || 'python3 ended without a word' };
+  const { torch } = readySchema.parse(JSON.parse(ready.value));
+  const subject = (name: string): Subject => ({
+    name,
+    async measure() {
+      python.stdin.write(`${name}\n`);
+      const line = await lines.next();
+      if (line.done) throw new Error(`PyTorch's side ended: ${errors.trim().split('\n').at(-1)}`);
+      return stepSchema.parse(JSON.parse(line.value)).ms;
+    },
+  });
+  return { version: torch, subjects: [subject('fp32'), subject('bf16')], close: () => python.stdin.end() };
+}
+
+const SEQUENCES = 6;
+const TOKENS = 128;
+/** PyTorch's threads need as long. */
+const REST_ms = 500;
+const OPEN = 'all gates open';
+const QUARTER = 'a quarter of the gates at 0';
+const DISTRIBUTIONS = "all gates open, the dense model's distributions for targets";
+/** Sequences and tokens of each. */
+const OTHER_SIZES = [
+  [3, 128],
+  [12, 128],
+  [6, 256],
+] as const;
+
+export type LearnBenchOptions = {
+  readonly home: string;
+  readonly rounds: number;
+  readonly say: (line: string) => void;
+};
+
+export async function benchLearn({ home, rounds, say }: LearnBenchOptions): Promise<object> {
+  const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
+  const { config, weights } = manifest;
+  const threads = availableParallelism();
+  const session = await openGateSession(folder, config, weights, { threads });
+  const taught = await openTaught(folder, config, weights, threads);
+  const file = defaultModelFile(home);
+  const peer = await openTorchPeer({ file, sequences: SEQUENCES, tokens: TOKENS, threads });
+  if ('problem' in peer) say(`PyTorch is left out: ${peer.problem}`);
+  else say(`against PyTorch ${peer.version}`);
+  try {
+    const subjects = [
+      ...ownSubjects(session, config),
+      taught.subject,
+      ...('problem' in peer ? [] : peer.subjects),
+    ];
+    const found = await interleaved(
+      subjects.map((subject) => rested(subject, REST_ms)),
+      rounds,
+    );
+    for (const [name, ms] of found) say(`${name}: ${ms.toFixed(0)} ms a step`);
+    const open_ms = found.get(OPEN)!;
+    const times = (name: string) => found.has(name) && round(found.get(name)! / open_ms, 2);
+    return {
+      bench: 'learn',
+      model: manifest.name,
+      weights,
+      msPerStep: round(open_ms, 1),
+      quarterAtZero_ms: round(found.get(QUARTER)!, 1),
+      distributions_ms: round(found.get(DISTRIBUTIONS)!, 1),
+      sequences: SEQUENCES,
+      tokens: TOKENS,
+      rounds,
+      threads,
+      growth: Object.fromEntries(
+        OTHER_SIZES.map(([sequences, tokens]) => [
+          sizeName(sequences, tokens),
+          {
+            tokens: round((sequences * tokens) / (SEQUENCES * TOKENS), 2),
+            time: round(found.get(sizeName(sequences, tokens))! / open_ms, 2),
+          },
+        ]),
+      ),
+      products_GMACps: round((2 * multiplyAdds(config) * SEQUENCES * TOKENS) / open_ms / 1e6, 1),
+      ...('problem' in peer
+        ? { torch: null, torchProblem: peer.problem }
+        : {
+            torch: peer.version,
+            torchFp32_ms: round(found.get('fp32')!, 1),
+            torchBf16_ms: round(found.get('bf16')!, 1),
+            timesTorchFp32: times('fp32'),
+            timesTorchBf16: times('bf16'),
+          }),
+    };
+  } finally {
+    if (!('problem' in peer)) peer.close();
+    await taught.close();
+    await session.close();
+  }
+}
+
+const sizeName = (sequences: number, tokens: number): string => `${sequences} x ${tokens}`;
+
+const openGates = (session: GateSession): number[] => Array(session.gateCount).fill(1);
+
+/** The peer's ids are made by the same rule. */
+const someText = (sequences: number, tokens: number): GateBatch =>
+  nextTokenBatch(
+    Array.from({ length: sequences * tokens }, (_, i) => 100 + ((i * 7919) % 40000)),
+    sequences,
+  );
+
+const stepping = (
+  name: string,
+  session: GateSession,
+  batch: GateBatch,
+  gates: ArrayLike<number>,
+): Subject => ({
+  name,
+  async measure() {
+    const start = performance.now();
+    await session.step(batch, gates);
+    return performance.now() - start;
+  },
+});
+
+/** The step of `learn`: 64 targets a position, and all other tokens as one more. */
+async function openTaught(folder: string, config: LlamaConfig, weights: WeightKind, threads: number) {
+  const teacher = await openTeacher(folder, config, weights, { threads });
+  const batch = await teacher.teach(someText(SEQUENCES, TOKENS));
+  await teacher.close();
+  const session = await openGateSession(folder, config, weights, { threads, tail: true });
+  return {
+    subject: stepping(DISTRIBUTIONS, session, batch, openGates(session)),
+    close: () => session.close(),
+  };
+}
+
+function ownSubjects(session: GateSession, config: LlamaConfig): Subject[] {
+  const open = openGates(session);
+  const subject = (name: string, gates: ArrayLike<number>, sequences = SEQUENCES, tokens = TOKENS): Subject =>
+    stepping(name, session, someText(sequences, tokens), gates);
+  return [
+    subject(OPEN, open),
+    subject(QUARTER, quarterMask(config.layerCount).runs),
+    ...OTHER_SIZES.map(([sequences, tokens]) =>
+      subject(sizeName(sequences, tokens), open, sequences, tokens),
+    ),
+  ];
+}
+
+/** Multiply-adds of all weights for one position. */
+function multiplyAdds(config: LlamaConfig): number {
+  const { layerCount, hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D } = config;
+  return layerCount * (2 * H * N * D + 2 * H * G * D + 3 * H * F) + H * config.vocabularySize;
+}

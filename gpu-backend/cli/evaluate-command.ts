@@ -1,0 +1,201 @@
+/** `evaluate`: learned masks against dense and every static baseline. The last line is one JSON object. */
+import { mkdir } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { dirname, join } from 'node:path';
+import { type Command, InvalidArgumentError } from 'commander';
+import { STATIC_ENCODER_ID } from '../../shared/embedding/static-encoder.ts';
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { SurrogatesId } from '../../shared/mask.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
+import { maskrouteHome } from '../home.ts';
+import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.ts';
+import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
+import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/evaluation/result.ts';
+import { createProgressReporter, createStages, interruptible, share, wholeNumber } from './terminal.ts';
+
+const SURROGATE_CHOICES = ['auto', 'both', 'with', 'without'] as const;
+
+type EvaluateFlags = {
+  readonly model: string;
+  readonly maskSet: string[];
+  readonly data: string[];
+  readonly calibration: string[];
+  readonly baselines: readonly Baseline[];
+  readonly sparsity: readonly number[];
+  readonly surrogate: (typeof SURROGATE_CHOICES)[number];
+  readonly encoder?: string;
+  readonly equalTime: boolean;
+  readonly tasks: readonly string[];
+  readonly taskLimit: number;
+  readonly checks: boolean;
+  readonly facts: readonly string[];
+  readonly limit: number;
+  readonly rows?: number;
+  readonly tokens: number;
+  readonly budget: number;
+  readonly searchPositions: number;
+  readonly rounds: number;
+  readonly threads: number;
+  readonly seed: number;
+  readonly out?: string;
+  readonly json: boolean;
+};
+
+/** Well past 512: where a starved cache would show. */
+const LONG_TOKENS = 640;
+const TASKS_HELP =
+  'multiple choice: TASK=FILE with openbookqa, winogrande, hellaswag, piqa, arc_easy or arc_challenge';
+
+const CALIBRATION_HELP =
+  'what baselines calibrate on (default: a part of --data). Of rows that are also here, or in a file of a name that a ' +
+  'set was learned on, only the tenth that `learn` holds out is scored, and calibrates nothing';
+
+export function addEvaluationCommand(program: Command): void {
+  program
+    .command('evaluate')
+    .description('learned masks against dense and static pruning, on text that neither was made on')
+    .requiredOption('--model <name>', 'an installed model')
+    .requiredOption('--mask-set <file...>', 'what `learn` wrote')
+    .requiredOption('--data <file...>', 'JSONL as for `learn`; repeated rows count once')
+    .option('--calibration <file...>', CALIBRATION_HELP, [])
+    .option('--baselines <names>', `all, none, or some of ${BASELINES.join(',')}`, baselineNames, BASELINES)
+    .option(
+      '--sparsity <shares>',
+      "baselines also at these, such as 0.125,0.25 (default: the sets')",
+      shares,
+      [],
+    )
+    .option('--surrogate <which>', `${SURROGATE_CHOICES.join(', ')} surrogates`, surrogateChoice, 'auto')
+    .option('--encoder <name>', "a set's encoder, where it is not the static one that ships")
+    .option('--no-equal-time', 'without the comparison at equal time')
+    .option('--tasks <file...>', TASKS_HELP, [])
+    .option('--task-limit <questions>', 'the first so many of each task file', wholeNumber(1), 100)
+    .option('--checks', 'also: long text, the cliff, narrow calibration, recall of facts', false)
+    .option('--facts <file...>', 'answers that are facts (default: the right answers of --tasks)', [])
+    .option('--limit <rows>', 'rows that are scored', wholeNumber(1), 64)
+    .option('--rows <count>', 'rows read from each file', wholeNumber(1))
+    .option('--tokens <count>', 'tokens of a row, cut at the end', wholeNumber(8), 160)
+    .option('--budget <evaluations>', 'model evaluations of each search', wholeNumber(1), 300)
+    .option('--search-positions <count>', 'scored positions of one such evaluation', wholeNumber(16), 384)
+    .option('--rounds <count>', 'interleaved rounds whose median is the time', wholeNumber(1), 5)
+    .option('--threads <count>', 'of the engine', wholeNumber(1, 1024), availableParallelism())
+    .option('--seed <number>', 'equal seeds score equal rows', wholeNumber(0), 1)
+    .option('--out <folder>', 'gets evaluation.json and report.html')
+    .option('--json', 'nothing but the JSON line', false)
+    .action((flags: EvaluateFlags, command: Command) => {
+      refuseIdle(flags, (name) => command.getOptionValueSource(name) === 'cli');
+      return interruptible((signal) => runEvaluate(flags, signal));
+    });
+}
+
+/** Options that would do nothing beside the others. @throws MaskrouteError `invalid_argument`. */
+function refuseIdle(
+  { baselines, checks, tasks }: EvaluateFlags,
+  isGiven: (name: keyof EvaluateFlags) => boolean,
+): void {
+  const needs = (name: keyof EvaluateFlags, met: boolean, what: string) => {
+    if (isGiven(name) && !met) throw new MaskrouteError('invalid_argument', `${what}.`);
+  };
+  const compared = (some: readonly Baseline[]) => `${some.join(', ')}, and --baselines has none of them`;
+  const fixed = Object.keys(UNITS_OF) as Baseline[];
+  needs('facts', checks, '--facts are for the recall that --checks asks; add --checks');
+  needs('taskLimit', tasks.length > 0, '--task-limit is for --tasks, which names no file');
+  needs('sparsity', hasAny(baselines, fixed), `--sparsity is for ${compared(fixed)}`);
+  needs('budget', hasAny(baselines, SEARCHED), `--budget is for ${compared(SEARCHED)}`);
+  needs(
+    'searchPositions',
+    hasAny(baselines, CALIBRATED),
+    `--search-positions is for ${compared(CALIBRATED)}`,
+  );
+}
+
+async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<void> {
+  const { evaluate } = await import('../learning/evaluation/evaluate.ts');
+  const { dataLine, formatEvaluation } = await import('../learning/evaluation/result.ts');
+  const stages = createStages();
+  const onRows: EvaluateOptions['onRows'] = (counts) => console.error(`data: ${dataLine(counts)}`);
+  const hooks = { onRows, onProgress: stages.update, signal };
+  const options = await toOptions(flags, hooks);
+  // Before hours of work, not after them: it may be no folder, or nobody's to write to.
+  if (flags.out !== undefined) await mkdir(flags.out, { recursive: true });
+  const evaluation = await evaluate(options).finally(stages.stop);
+  if (!flags.json) console.log(formatEvaluation(evaluation));
+  if (flags.out !== undefined) await writeOut(flags.out, flags.maskSet, evaluation);
+  console.log(JSON.stringify(evaluation));
+}
+
+async function toOptions(
+  flags: EvaluateFlags,
+  hooks: Pick<EvaluateOptions, 'onRows' | 'onProgress' | 'signal'>,
+): Promise<EvaluateOptions> {
+  const { showModel } = await import('./models.ts');
+  const { readMaskSet } = await import('../publication/artefact-files.ts');
+  const { parseTaskFile } = await import('../learning/evaluation/tasks/read-task.ts');
+  const { surrogatesOf } = await import('../learning/evaluation/evaluation-context.ts');
+  const home = maskrouteHome();
+  const model = await showModel(home, flags.model);
+  const { stop: _, ...downloads } = createProgressReporter();
+  const maskSets = await Promise.all(flags.maskSet.map(readMaskSet));
+  return {
+    ...{ home, model, maskSets, data: flags.data, calibration: flags.calibration },
+    ...{ baselines: flags.baselines, sparsities: flags.sparsity, equalTime: flags.equalTime },
+    flavours: flavoursOf(flags.surrogate, surrogatesOf(model)),
+    openEncoder: async (set) => {
+      const { openEncoder } = await import('../learning/data/encoders.ts');
+      return openEncoder(flags.encoder ?? encoderName(set), {
+        ...{ home, threads: flags.threads, hooks: downloads },
+      });
+    },
+    ...{ tasks: flags.tasks.map(parseTaskFile), taskLimit: flags.taskLimit },
+    ...{ checks: flags.checks, facts: flags.facts, longTokens: LONG_TOKENS },
+    ...{ limit: flags.limit, rowsMax: flags.rows, tokensMax: flags.tokens, evaluationsMax: flags.budget },
+    ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads: flags.threads },
+    ...{ seed: flags.seed, ...hooks },
+  };
+}
+
+/** The static encoder is named by its id; a full one by the name that `--encoder` takes. */
+function encoderName({ encoder }: MaskSet): string {
+  if (encoder.id === STATIC_ENCODER_ID) return STATIC_ENCODER_ID;
+  return encoder.id === 'sentence-transformers/all-MiniLM-L6-v2' ? 'all-minilm-l6-v2' : `hf:${encoder.id}`;
+}
+
+/** @throws MaskrouteError `invalid_argument` when surrogates are asked for and the model has none. */
+function flavoursOf(
+  choice: EvaluateFlags['surrogate'],
+  table: SurrogatesId | undefined,
+): (SurrogatesId | null)[] {
+  if (choice === 'without' || (choice === 'auto' && table === undefined)) return [null];
+  if (table === undefined)
+    throw new MaskrouteError('invalid_argument', 'The model has no surrogates: --surrogate without.');
+  return choice === 'with' ? [table] : [null, table];
+}
+
+/** With the learning run's pictures where its report lies beside a mask set. */
+async function writeOut(folder: string, maskSets: readonly string[], evaluation: Evaluation): Promise<void> {
+  const { writeWhole } = await import('../write-whole.ts');
+  const { EVALUATION_FILE, writeReportHtml } = await import('../learning/report/write-report.ts');
+  await writeWhole(join(folder, EVALUATION_FILE), `${JSON.stringify(evaluation, null, 1)}\n`);
+  await writeReportHtml(
+    folder,
+    maskSets.map((file) => dirname(file)),
+  );
+}
+
+function baselineNames(text: string): readonly Baseline[] {
+  if (text === 'all') return BASELINES;
+  if (text === 'none') return [];
+  return text.split(',').map((name) => {
+    const found = BASELINES.find((baseline) => baseline === name.trim());
+    if (found === undefined) throw new InvalidArgumentError(`${name} is none of ${BASELINES.join(', ')}`);
+    return found;
+  });
+}
+
+const shares = (text: string): readonly number[] => text.split(',').map(share);
+
+function surrogateChoice(text: string): EvaluateFlags['surrogate'] {
+  const found = SURROGATE_CHOICES.find((choice) => choice === text);
+  if (found === undefined) throw new InvalidArgumentError(`expected one of ${SURROGATE_CHOICES.join(', ')}`);
+  return found;
+}

@@ -1,0 +1,238 @@
+/** `learn` and `distill`: the offline pipelines on the command line. */
+import { availableParallelism } from 'node:os';
+import path from 'node:path';
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { BLOCK_COUNT_MAX } from '../../shared/mask.ts';
+import { maskrouteHome } from '../home.ts';
+import type { Scored } from '../learning/data/samples.ts';
+import type { Learned, LearnOptions, LearnProgress } from '../learning/learn.ts';
+import type { CountRange } from '../learning/search/budget.ts';
+import type { BlockCost, TargetKind } from '../learning/search/effort.ts';
+import { LEARN_EFFORT } from '../learning/search/effort.ts';
+import type { InstalledModel } from '../model/store.ts';
+import {
+  createProgressReporter,
+  createStages,
+  DATA_HELP,
+  interruptible,
+  part,
+  wholeNumber,
+} from './terminal.ts';
+
+const CLUSTER_COUNT_MAX = 256;
+const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
+
+type LearnFlags = {
+  readonly model: string;
+  readonly data: string[];
+  readonly clusters: readonly number[] | 'auto';
+  readonly sparsity: number;
+  readonly cost: BlockCost;
+  readonly attention?: CountRange;
+  readonly ffn?: CountRange;
+  readonly surrogate?: boolean;
+  readonly loss: TargetKind;
+  readonly score: Scored;
+  readonly encoder: string;
+  readonly out: string;
+  readonly name?: string;
+  readonly rows?: number;
+  readonly seed?: number;
+};
+
+type DistillFlags = {
+  readonly encoder: string;
+  readonly data: string[];
+  readonly out: string;
+  readonly dimensions?: number;
+  readonly seed?: number;
+};
+
+export function addCalibrationCommands(program: Command): void {
+  program
+    .command('learn')
+    .description('find a mask for every cluster of your prompts; killed and started again, it goes on')
+    .requiredOption('--model <name>', 'an installed model')
+    .requiredOption('--data <file...>', DATA_HELP)
+    .requiredOption(
+      '--clusters <count>',
+      'how many masks, auto, or several to compare: 1,2,4,8',
+      clusterCounts,
+    )
+    .requiredOption('--sparsity <share>', 'share of the blocks to leave out, such as 0.125', part)
+    .addOption(
+      new Option('--cost <what>', 'what the sparsity is a share of: blocks, or the measured time of a token')
+        .choices(['blocks', 'time'])
+        .default('blocks'),
+    )
+    .option('--attention <range>', 'attention blocks to leave out: 7, 4-9, or -9', countRange)
+    .option('--ffn <range>', 'FFN blocks to leave out, likewise', countRange)
+    .option(
+      '--surrogate',
+      'learn with surrogates in place of skipped blocks (default: where the model has them)',
+    )
+    .option('--no-surrogate', 'learn with holes')
+    .requiredOption('--out <folder>', 'gets mask-set.json, report.json and report.html')
+    .addOption(
+      new Option('--loss <kind>', "what masks are held against: the dense model's distributions, or the text")
+        .choices(['dense', 'next-token'])
+        .default(LEARN_EFFORT.targets),
+    )
+    .addOption(
+      new Option(
+        '--score <what>',
+        'the positions that count: all that prompts do not share, or answers alone',
+      )
+        .choices(['all', 'answers'])
+        .default(LEARN_EFFORT.scored),
+    )
+    .option('--encoder <name>', 'what embeds: static, a .bin table, all-minilm-l6-v2, or a folder', 'static')
+    .option('--name <name>', "the mask set's own name (default: the folder's)")
+    .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
+    .option('--seed <number>', 'equal seeds give equal sets', wholeNumber(0))
+    .action((flags: LearnFlags) => interruptible((signal) => runLearn(flags, signal)));
+
+  program
+    .command('distill')
+    .description('make the table of the static encoder out of a full sentence encoder')
+    .requiredOption('--encoder <name>', 'the teacher: all-minilm-l6-v2, hf:OWNER/NAME, or a folder')
+    .requiredOption('--data <file...>', DATA_HELP)
+    .requiredOption('--out <file>', 'the table')
+    .option('--dimensions <count>', 'of the vectors', wholeNumber(1, 1024))
+    .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0))
+    .action((flags: DistillFlags) => interruptible((signal) => runDistill(flags, signal)));
+}
+
+async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
+  const { learn, MASK_SET_FILE } = await import('../learning/learn.ts');
+  const { showModel } = await import('./models.ts');
+  const home = maskrouteHome();
+  const { stop: stopHooks, ...hooks } = createProgressReporter();
+  const stages = createStages();
+  const model = await showModel(home, flags.model);
+  checkSparsity(flags, 2 * model.manifest.config.layerCount);
+  const options = {
+    model,
+    surrogates: await surrogatesFor(model, flags.surrogate),
+    data: flags.data,
+    ...{ sparsity: flags.sparsity, cost: flags.cost, attention: flags.attention, ffn: flags.ffn },
+    encoder: flags.encoder,
+    encoderOptions: { home, threads: availableParallelism(), hooks },
+    out: flags.out,
+    name: flags.name ?? path.basename(path.resolve(flags.out)),
+    effort: { ...LEARN_EFFORT, targets: flags.loss, scored: flags.score },
+    ...{ rowsMax: flags.rows, seed: flags.seed, signal },
+    onProgress(progress: LearnProgress) {
+      if (!('done' in progress)) return hooks.log(STAGE_LINES[progress.stage]);
+      const detail = progress.cluster === undefined ? '' : `cluster ${progress.cluster}`;
+      stages.update(progress.stage, progress.done, progress.total, detail);
+    },
+  };
+  try {
+    if (flags.clusters !== 'auto' && flags.clusters.length > 1)
+      return await runSweep(options, flags.clusters);
+    const clusterCount = flags.clusters === 'auto' ? 'auto' : flags.clusters[0]!;
+    const learned = await learn({ ...options, clusterCount });
+    stages.stop();
+    showLearned(learned, path.join(flags.out, MASK_SET_FILE));
+  } finally {
+    stages.stop();
+    stopHooks();
+  }
+}
+
+async function runSweep(
+  options: Omit<LearnOptions, 'clusterCount' | 'sharedState'>,
+  clusterCounts: readonly number[],
+): Promise<void> {
+  const { sweepClusters } = await import('../learning/sweep.ts');
+  await sweepClusters(options, clusterCounts, ({ clusters, kl, oneMask_kl, perplexity, largestShare }) => {
+    const figures = `KL ${kl.toFixed(4)} (one mask ${oneMask_kl.toFixed(4)}), perplexity ${perplexity.toFixed(2)}`;
+    console.log(`${clusters} clusters: held out, ${figures}; largest cluster ${percent(largestShare)}`);
+  });
+}
+
+function showLearned({ maskSet, report }: Learned, file: string): void {
+  if (report.routing.collapse !== null) console.error(`Routing has collapsed: ${report.routing.collapse}.`);
+  for (const [index, cluster] of report.clusters.entries()) {
+    const out = [...cluster.skipAttention.map((l) => `A${l}`), ...cluster.skipFfn.map((l) => `F${l}`)];
+    console.log(`cluster ${index}  ${percent(cluster.share)}  ${cluster.label}  out: ${out.join(' ')}`);
+  }
+  const figures = maskSet.heldOut as Record<string, { kl?: number; perplexity?: number } | undefined>;
+  for (const method of ['learned', 'one-mask']) {
+    const { kl, perplexity } = figures[method] ?? {};
+    if (kl !== undefined && perplexity !== undefined)
+      console.log(`held out, ${method}: KL ${kl.toFixed(3)}, perplexity ${perplexity.toFixed(1)}`);
+  }
+  console.log(
+    `${maskSet.name} ${report.version}, ${percent(maskSet.reachedSparsity)} of the blocks out: ${file}`,
+  );
+  console.log(`Next: maskroute publish ${file} --activate`);
+}
+
+/** The installed table by default. @throws MaskrouteError `invalid_argument` when it is asked for and not there. */
+async function surrogatesFor(model: InstalledModel, wanted: boolean | undefined) {
+  if (wanted === false) return undefined;
+  const { installedSurrogates } = await import('../learning/search/model-parts.ts');
+  const found = await installedSurrogates(model);
+  if (found !== undefined || wanted === undefined) return found;
+  throw new MaskrouteError(
+    'invalid_argument',
+    `${model.manifest.name} has no surrogates; make them with: maskroute surrogates`,
+  );
+}
+
+/** @throws MaskrouteError `invalid_argument` when so small a share is no block at all. */
+function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void {
+  if (cost !== 'blocks' || Math.round(sparsity * blockCount) > 0) return;
+  throw new MaskrouteError(
+    'invalid_argument',
+    `A sparsity of ${sparsity} is less than half a block of ${blockCount}: no mask would leave anything out.`,
+  );
+}
+
+const STAGE_LINES = { read: 'Reading the data', embed: 'Embedding the prompts' };
+
+function clusterCounts(text: string): number[] | 'auto' {
+  if (text === 'auto') return text;
+  const counts = text.split(',').map(Number);
+  const isCount = (count: number) => Number.isInteger(count) && count >= 1 && count <= CLUSTER_COUNT_MAX;
+  if (/^[\d,]+$/.test(text) && counts.every(isCount)) return counts;
+  throw new InvalidArgumentError(
+    `expected a whole number from 1 to ${CLUSTER_COUNT_MAX}, several such as 1,2,4,8, or auto`,
+  );
+}
+
+/** `7`: exactly; `4-9`; `4-`: at least; `-9`: at most. */
+function countRange(text: string): CountRange {
+  const [, min = '', dash, max = ''] = /^(\d*)(-?)(\d*)$/.exec(text) ?? [];
+  const range = {
+    min: Number(min),
+    max: dash === '-' ? (max === '' ? BLOCKS_MAX : Number(max)) : Number(min),
+  };
+  if ((min !== '' || max !== '') && range.min <= range.max) return range;
+  throw new InvalidArgumentError('expected a count or a range of counts, such as 7, 4-9, 4- or -9');
+}
+
+async function runDistill({ seed, dimensions, ...flags }: DistillFlags, signal: AbortSignal): Promise<void> {
+  const { distillTable } = await import('../learning/data/distill.ts');
+  const { stop: stopHooks, ...hooks } = createProgressReporter();
+  const stages = createStages();
+  const report = await distillTable({
+    ...flags,
+    home: maskrouteHome(),
+    threads: availableParallelism(),
+    ...(dimensions === undefined ? {} : { dimensions }),
+    ...(seed === undefined ? {} : { seed }),
+    hooks,
+    onProgress: stages.update,
+    signal,
+  }).finally(() => {
+    stages.stop();
+    stopHooks();
+  });
+  console.log(`${flags.out}: from ${report.texts} texts of ${report.tokens} tokens`);
+}
+
+const percent = (part: number): string => `${(part * 100).toFixed(1)} %`;

@@ -1,0 +1,99 @@
+/** `model pull|list|show`: arguments and output; what they do is in model.ts. */
+import { type Command, Option } from 'commander';
+import { FULL_ENCODER } from '../encoder/encoder-names.ts';
+import { maskrouteHome } from '../home.ts';
+import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/types.ts';
+
+export function addModelCommands(program: Command): void {
+  const model = program.command('model').description('install models and look at them');
+
+  model
+    .command('pull')
+    .description('install a model from GGUF or safetensors')
+    .argument(
+      '<spec>',
+      `smollm2-135m-instruct, a file, a folder, hf:OWNER/NAME, or the encoder ${FULL_ENCODER}`,
+    )
+    .addOption(new Option('--weights <kind>', 'how weights are held').choices(WEIGHT_KINDS).default('q8'))
+    .option('--force', 'import again what is installed', false)
+    .action(async (spec: string, { weights, force }: { weights: WeightKind; force: boolean }) => {
+      const { pullModel } = await import('./models.ts');
+      const { createProgressReporter } = await import('./terminal.ts');
+      const interrupted = new AbortController();
+      process.once('SIGINT', () => interrupted.abort());
+      const { stop, ...hooks } = createProgressReporter();
+      if (spec === FULL_ENCODER) {
+        const { fetchFullEncoder } = await import('../encoder/full-encoder.ts');
+        const fetchHooks = { ...hooks, signal: interrupted.signal };
+        const folder = await fetchFullEncoder(maskrouteHome(), fetchHooks).finally(stop);
+        console.log(
+          `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`,
+        );
+        return;
+      }
+      const options = { home: maskrouteHome(), weights, force, signal: interrupted.signal, ...hooks };
+      const { manifest, folder } = await pullModel(spec, options).finally(stop);
+      console.log(`${manifest.name} (${manifest.weights}) is installed in ${folder}`);
+    });
+
+  model
+    .command('list')
+    .description('the installed models')
+    .option('--json', 'one JSON array', false)
+    .action(async ({ json }: { json: boolean }) => {
+      const { listModels } = await import('./models.ts');
+      const rows = await listModels(maskrouteHome());
+      if (json) console.log(JSON.stringify(rows));
+      else if (rows.length === 0)
+        console.log('No model is installed. Try: maskroute model pull smollm2-135m-instruct');
+      for (const { name, weights, bytes, source, problem } of json ? [] : rows) {
+        console.log(
+          problem ? `${name}  broken: ${problem}` : `${name}  ${weights}  ${megabytes(bytes)}  ${source}`,
+        );
+      }
+    });
+
+  model
+    .command('surrogates')
+    .description(
+      "put a table of stand-ins for skipped blocks into a model, as 'maskroute surrogates' makes it",
+    )
+    .argument('<name>')
+    .argument('<file>', 'safetensors')
+    .action(async (name: string, file: string) => {
+      const { installOwnSurrogates } = await import('./models.ts');
+      const { manifest } = await installOwnSurrogates(maskrouteHome(), name, file, { log: console.log });
+      console.log(`${manifest.name} has the surrogates ${surrogatesLine(manifest)}`);
+    });
+
+  model
+    .command('show')
+    .description('one installed model')
+    .argument('<name>')
+    .option('--verify', 'read every file and compare hashes', false)
+    .option('--json', 'the whole manifest', false)
+    .action(async (name: string, { verify, json }: { verify: boolean; json: boolean }) => {
+      const { showModel } = await import('./models.ts');
+      const { manifest, folder } = await showModel(maskrouteHome(), name, { verify });
+      if (json) return console.log(JSON.stringify(manifest));
+      const { config } = manifest;
+      console.log(`${manifest.name} in ${folder}
+hash       ${manifest.hash}
+source     ${manifest.source}, imported ${manifest.importedAt}
+weights    ${manifest.weights}
+model      ${config.architecture}, ${config.layerCount} layers (${2 * config.layerCount} blocks), hidden ${config.hiddenSize}, FFN ${config.ffnSize}
+attention  ${config.headCount} heads over ${config.kvHeadCount} of K and V, ${config.headSize} wide
+surrogates ${surrogatesLine(manifest)}
+tokens     ${config.vocabularySize} in the vocabulary, ${config.contextTokens} of context
+files      ${Object.entries(manifest.files)
+        .map(([file, { bytes }]) => `${file} ${megabytes(bytes)}`)
+        .join(', ')}${verify ? '\nverified   every file has the hash that it was imported with' : ''}`);
+    });
+}
+
+const surrogatesLine = ({ surrogates }: ModelManifest): string =>
+  surrogates === undefined
+    ? 'none: skipped blocks leave holes'
+    : `${surrogates.id}, rank ${surrogates.rank} (${surrogates.fitted})`;
+
+const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;

@@ -1,0 +1,153 @@
+/** `maskroute model pull|list|show` as plain functions; the command line only parses arguments and prints. */
+import { fileURLToPath } from 'node:url';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { importModel } from '../model/import-model.ts';
+import { installSurrogates } from '../model/install-surrogates.ts';
+import type { ImportHooks } from '../model/progress.ts';
+import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../model/sources/default-model.ts';
+import { fetchModel, nameOfSpec, parseModelSpec } from '../model/sources/resolve.ts';
+import {
+  type InstalledModel,
+  listInstalled,
+  openInstalled,
+  recoverStore,
+  sha256OfFiles,
+  verifyInstalled,
+} from '../model/store.ts';
+import { withStoreLock } from '../model/store-lock.ts';
+import { surrogatesIdOf } from '../model/surrogates.ts';
+import type { WeightKind } from '../model/types.ts';
+
+/*
+ * Surrogates of installed models: the table that comes with the project for the default model, and tables that people
+ * learn themselves.
+ */
+
+const PRESET_FILE = fileURLToPath(
+  new URL(`../presets/${DEFAULT_MODEL}/surrogates.safetensors`, import.meta.url),
+);
+
+/**
+ * The default model with the table that was fitted for it; the model as it is when its weights are from another file,
+ * or when somebody installed a table of their own. Takes the store's lock where there is something to do.
+ */
+export async function withPresetSurrogates(
+  home: string,
+  model: InstalledModel,
+  hooks: Pick<ImportHooks, 'log' | 'signal'>,
+): Promise<InstalledModel> {
+  const { manifest } = model;
+  if (manifest.hash !== DEFAULT_MODEL_HASH || manifest.surrogates?.preset === false) return model;
+  const id = surrogatesIdOf(await sha256OfFiles([PRESET_FILE]));
+  if (manifest.surrogates?.id === id) return model;
+  hooks.log(`Installing the surrogates of ${manifest.name}`);
+  return locked(home, hooks, () => installSurrogates(home, manifest.name, PRESET_FILE, { preset: true }));
+}
+
+/** @throws MaskrouteError `model_not_found`, `surrogates_mismatch` for another model's table, `invalid_request`. */
+export const installOwnSurrogates = (
+  home: string,
+  name: string,
+  file: string,
+  hooks: Pick<ImportHooks, 'log' | 'signal'>,
+): Promise<InstalledModel> =>
+  locked(home, hooks, () => installSurrogates(home, name, file, { preset: false }));
+
+function locked<T>(
+  home: string,
+  { log, signal }: Pick<ImportHooks, 'log' | 'signal'>,
+  work: () => Promise<T>,
+): Promise<T> {
+  const onWait = () => log('Another import is running; waiting for it to end.');
+  return withStoreLock(home, { onWait, signal }, async () => {
+    await recoverStore(home);
+    return work();
+  });
+}
+
+export { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+
+export type PullOptions = ImportHooks & {
+  readonly home: string;
+  readonly weights: WeightKind;
+  /** Import again what is installed already. */
+  readonly force?: boolean;
+};
+
+/**
+ * Installs a model. 8-bit weights have the plain name; others stand beside it as `<name>-q4` and `<name>-f32`.
+ * A model that is installed already, from the same weights, is left alone.
+ * @throws MaskrouteError `download_failed`, `corrupt_model`, `unsupported_model`, `not_found`, `invalid_request`,
+ * `storage_failed`, `cancelled`.
+ */
+export async function pullModel(specText: string, options: PullOptions): Promise<InstalledModel> {
+  try {
+    return await pull(specText, options);
+  } catch (error) {
+    if (options.signal?.aborted && !(error instanceof MaskrouteError)) {
+      throw new MaskrouteError('cancelled', 'Stopped; nothing was installed.', { cause: error });
+    }
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === undefined || !DISK_ERRORS.has(code)) throw error;
+    throw new MaskrouteError('storage_failed', `The disk does not do what an import needs: ${message}`, {
+      cause: error,
+    });
+  }
+}
+
+const DISK_ERRORS = new Set(['ENOSPC', 'EDQUOT', 'EACCES', 'EPERM', 'EROFS', 'EIO', 'ENOTDIR']);
+
+async function pull(specText: string, options: PullOptions): Promise<InstalledModel> {
+  const { home, weights, log, signal, force = false } = options;
+  const spec = await parseModelSpec(specText);
+  const plainName = nameOfSpec(spec);
+  const name = weights === 'q8' ? plainName : `${plainName}-${weights}`;
+  // The default model is asked for at every start: when it is there, neither the network nor the lock is needed.
+  // Whichever source it was taken from counts.
+  const present = async () =>
+    plainName === DEFAULT_MODEL && !force ? openInstalled(home, name).catch(() => undefined) : undefined;
+  const onWait = () => log('Another import is running; waiting for it to end.');
+  const model =
+    (await present()) ??
+    (await withStoreLock(home, { onWait, signal }, async () => {
+      await recoverStore(home);
+      return (
+        (await present()) ?? importModel(await fetchModel(spec, home, options), { ...options, name, force })
+      );
+    }));
+  return withPresetSurrogates(home, model, options);
+}
+
+export type ModelRow = {
+  readonly name: string;
+  readonly weights: WeightKind | undefined;
+  readonly bytes: number;
+  readonly source: string;
+  /** Why it cannot be used, when it cannot. */
+  readonly problem: string | undefined;
+};
+
+export async function listModels(home: string): Promise<ModelRow[]> {
+  return (await listInstalled(home)).map((entry) => {
+    if ('problem' in entry) {
+      return { name: entry.name, weights: undefined, bytes: 0, source: '', problem: entry.problem };
+    }
+    const { name, weights, source, files } = entry.manifest;
+    const bytes = Object.values(files).reduce((sum, file) => sum + file.bytes, 0);
+    return { name, weights, bytes, source, problem: undefined };
+  });
+}
+
+/** `verify`: read every file and compare hashes. @throws MaskrouteError `model_not_found`, `corrupt_model`. */
+export async function showModel(
+  home: string,
+  name: string,
+  options: { readonly verify?: boolean } = {},
+): Promise<InstalledModel> {
+  const model = await openInstalled(home, name);
+  if (options.verify === true) await verifyInstalled(model);
+  return model;
+}
+
+/** Whether a model is the one that the preset mask set was learned on. */
+export const hasPresetMasks = (model: InstalledModel): boolean => model.manifest.hash === DEFAULT_MODEL_HASH;

@@ -1,0 +1,81 @@
+/** `surrogates`: fit and distil stand-ins for a model's blocks, from the command line. */
+import { availableParallelism } from 'node:os';
+import type { Command } from 'commander';
+import { maskBits } from '../../shared/mask.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
+import { maskrouteHome } from '../home.ts';
+import type { InstalledModel } from '../model/store.ts';
+import { createStages, DATA_HELP, interruptible, part, wholeNumber } from './terminal.ts';
+
+type Flags = {
+  readonly model: string;
+  readonly data: string[];
+  readonly rank: number;
+  readonly steps: number;
+  readonly rows?: number;
+  readonly seed: number;
+  readonly learningRate?: number;
+  readonly from?: string;
+  readonly around: string[];
+  readonly out: string;
+  readonly install: boolean;
+};
+
+export function addSurrogatesCommand(program: Command): void {
+  program
+    .command('surrogates')
+    .description("fit small stand-ins for a model's skipped blocks; killed and started again, it goes on")
+    .requiredOption('--model <name>', 'an installed model')
+    .requiredOption('--data <file...>', DATA_HELP)
+    .requiredOption('--out <file>', 'the table, safetensors')
+    .option('--rank <number>', 'of each stand-in, a multiple of 32', wholeNumber(32, 1024), 64)
+    .option('--steps <count>', 'of distillation; 0: the closed form alone', wholeNumber(0), 600)
+    .option('--from <file>', 'go on from this table instead of the closed form')
+    .option(
+      '--around <mask-set...>',
+      'mask sets in use: distil mostly under their masks and such near by',
+      [],
+    )
+    .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
+    .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0), 1)
+    .option('--learning-rate <share>', 'by how much a step moves a table at most', part)
+    .option('--install', 'put the table into the model when it is done', false)
+    .action((flags: Flags) => interruptible((signal) => run(flags, signal)));
+}
+
+async function run({ install, rows, around, ...flags }: Flags, signal: AbortSignal): Promise<void> {
+  const { learnSurrogates } = await import('../learning/surrogates/learn-surrogates.ts');
+  const { showModel } = await import('./models.ts');
+  const home = maskrouteHome();
+  const stages = createStages();
+  const model = await showModel(home, flags.model);
+  const learned = await learnSurrogates({
+    ...flags,
+    model,
+    ...(rows === undefined ? {} : { rowsMax: rows }),
+    ...(around.length === 0 ? {} : { around: await masksInUse(around, model) }),
+    threads: availableParallelism(),
+    onProgress: (stage, done, total, detail) => stages.update(stage, done, total, detail),
+    signal,
+  }).finally(() => stages.stop());
+  const { start, distilled, steps } = learned;
+  console.log(
+    `${flags.out}: held-out KL ${start.toFixed(4)} at first, ${distilled.toFixed(4)} after ${steps} steps`,
+  );
+  if (!install) return console.log(`Next: maskroute model surrogates ${flags.model} ${flags.out}`);
+  const { installOwnSurrogates } = await import('./models.ts');
+  const { manifest } = await installOwnSurrogates(home, flags.model, flags.out, { log: console.log, signal });
+  console.log(`${manifest.name} has the surrogates ${manifest.surrogates?.id}`);
+}
+
+/** The distinct masks of the sets: first what each learned on everything, then those of the clusters. */
+async function masksInUse(paths: readonly string[], model: InstalledModel): Promise<Uint8Array[]> {
+  const { readMaskSet } = await import('../publication/artefact-files.ts');
+  const { checkMaskSets } = await import('../learning/evaluation/inputs.ts');
+  const { clusterMasks, oneMask } = await import('../learning/evaluation/scored-rows.ts');
+  const sets: MaskSet[] = [];
+  for (const path of paths) sets.push(await readMaskSet(path));
+  checkMaskSets(sets, model);
+  const masks = [...sets.flatMap((set) => oneMask(set) ?? []), ...sets.flatMap(clusterMasks)];
+  return [...new Map(masks.map((mask) => [maskBits(mask), mask.runs])).values()];
+}

@@ -1,0 +1,105 @@
+/**
+ * Reverse mode over graphs of the builder: `gradients` appends the nodes that compute the derivatives of a loss.
+ * One walk from the last node to the first, over the nodes that lie between a target and the loss; what each does to
+ * a gradient stands in the table of `rules.ts` (the form of tinygrad's gradient.py).
+ *
+ * Forward values that the rules ask for stay alive until then: that is the memory it costs. `recompute` spares those of
+ * branches.
+ */
+import type { Graph, GraphBuilder, Node, Value } from '../../onnx/graph.ts';
+import type { GradientOptions, Reverse, Seed, Walk } from './branches.ts';
+import { differentiateBranches, isIf, namesReadBy } from './branches.ts';
+import type { RuleContext } from './rules.ts';
+import { RULES } from './rules.ts';
+import { inferShapes, shapeOf } from './shapes.ts';
+
+/**
+ * The loss's gradients by `targets`, in their order, each of its target's shape.
+ * @throws Error naming an operator that has no rule, or a target that the loss does not depend on.
+ */
+export function gradients(
+  g: GraphBuilder,
+  seeds: readonly Seed[],
+  targets: readonly Value[],
+  options: GradientOptions = {},
+): Value[] {
+  const walk: Walk = {
+    graph: { ...g.graph, nodes: [...g.graph.nodes] },
+    shapes: inferShapes(g.graph, options.shapes),
+    g,
+    options,
+    resolve: (name) => ({ name }),
+    replace: (index, node) => {
+      g.graph.nodes[index] = node;
+    },
+  };
+  const found = reverse(walk, seeds, new Set(targets.map(({ name }) => name)));
+  return targets.map(({ name }) => {
+    const gradient = found.get(name);
+    if (gradient === undefined) throw new Error(`the loss does not depend on ${name}`);
+    return gradient;
+  });
+}
+
+const reverse: Reverse = (walk, seeds, targets) => {
+  const { graph, g } = walk;
+  const depends = dependents(graph, targets);
+  const found = new Map<string, Value>();
+  const add = (name: string, gradient: Value): void => {
+    const before = found.get(name);
+    found.set(name, before === undefined ? gradient : g.op('Add', [before, gradient]));
+  };
+  for (const { value, gradient } of seeds) add(value.name, gradient);
+  for (let index = graph.nodes.length - 1; index >= 0; index--) {
+    const node = graph.nodes[index]!;
+    const names = namesReadBy(node);
+    if (!names.some((name) => depends.has(name)) || !node.outputs.some((name) => found.has(name))) continue;
+    if (isIf(node)) {
+      const wanted = names.filter((name) => depends.has(name));
+      for (const [name, gradient] of differentiateBranches(walk, index, found, wanted, reverse)) {
+        add(name, gradient);
+      }
+      continue;
+    }
+    const rule = RULES[node.op];
+    if (rule === undefined) throw new Error(`no gradient rule for ${node.op} (it gives ${node.outputs[0]})`);
+    const wants = (i: number) => depends.has(node.inputs[i] ?? '');
+    rule(contextOf(walk, node, found, wants)).forEach((gradient, i) => {
+      if (gradient !== undefined && wants(i)) add(node.inputs[i]!, gradient);
+    });
+  }
+  return found;
+};
+
+function contextOf(
+  { g, resolve, shapes, options }: Walk,
+  node: Node,
+  found: ReadonlyMap<string, Value>,
+  wants: (index: number) => boolean,
+): RuleContext {
+  return {
+    g,
+    node,
+    wants,
+    input: (i) => resolve(node.inputs[i]!),
+    output: (i) => resolve(node.outputs[i]!),
+    shape: (i) => shapeOf(shapes, node.inputs[i]!),
+    outputShape: (i) => shapeOf(shapes, node.outputs[i]!),
+    gradient: (i) => found.get(node.outputs[i]!),
+    transposed(weight) {
+      const multiply = options.transposed?.get(weight);
+      if (multiply === undefined) throw new Error(`no transposed copy of the quantized weights ${weight}`);
+      return multiply;
+    },
+  };
+}
+
+/** Names whose value changes with a target's. */
+function dependents(graph: Graph, targets: ReadonlySet<string>): Set<string> {
+  const depends = new Set(targets);
+  for (const node of graph.nodes) {
+    if (!namesReadBy(node).some((name) => depends.has(name))) continue;
+    for (const name of node.outputs) if (name !== '') depends.add(name);
+  }
+  return depends;
+}

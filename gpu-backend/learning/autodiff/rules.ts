@@ -1,0 +1,250 @@
+/**
+ * The table of gradient rules: operator → nodes that carry a gradient from its outputs to its inputs. In formulas
+ * y = op(x) and g = ∂loss/∂y.
+ */
+import { type GraphBuilder, MICROSOFT, type Node, type Value } from '../../onnx/graph.ts';
+import { axisOf, type Shape } from './shapes.ts';
+
+export type RuleContext = {
+  /** Where gradient nodes are appended. */
+  readonly g: GraphBuilder;
+  readonly node: Node;
+  /** An input or output of the node, as seen from where gradient nodes go. Asking for a branch's value saves it. */
+  input(index: number): Value;
+  output(index: number): Value;
+  shape(index: number): Shape;
+  outputShape(index: number): Shape;
+  /** The loss's gradient by an output; undefined where the loss does not depend on it. */
+  gradient(index: number): Value | undefined;
+  /** Whether the gradient by this input is wanted. */
+  wants(index: number): boolean;
+  /** x ↦ x·W for a frozen quantized weight W `[out, in]`, by the name of its values. */
+  transposed(weight: string): (g: GraphBuilder, gradient: Value) => Value;
+};
+
+/** Gradients by the node's inputs, in their order; undefined for those not wanted. */
+type Rule = (context: RuleContext) => readonly (Value | undefined)[];
+
+/* Elementwise operators, sums and matrix products. */
+
+/** For an elementwise operator of two inputs: `by(index)` is the gradient before broadcasting is undone. */
+const elementwise =
+  (by: (context: RuleContext, index: number) => Value): Rule =>
+  (context) =>
+    [0, 1].map((index) =>
+      context.wants(index)
+        ? unbroadcast(context.g, by(context, index), context.outputShape(0), context.shape(index))
+        : undefined,
+    );
+
+/** For y = f(x). */
+const unary =
+  (by: (context: RuleContext) => Value): Rule =>
+  (context) => [by(context)];
+
+/** g by a sum over `axes`: the same value at every summed place. */
+function spread(context: RuleContext, gradient: Value): Value {
+  const { g, node } = context;
+  const kept = node.attributes.keepdims === 0 ? g.op('Unsqueeze', [gradient, context.input(1)]) : gradient;
+  return g.op('Expand', [kept, g.op('Shape', [context.input(0)])]);
+}
+
+/** y = α · A · B or A · Bᵀ, with broadcast batches. ∂A = α · g · Bᵀ, ∂B = α · Aᵀ · g. */
+const product: Rule = (context) => {
+  const { g, node } = context;
+  const { transA = 0, transB = 0, transBatchA = 0, transBatchB = 0, alpha = { float: 1 } } = node.attributes;
+  if (transA !== 0 || transBatchA !== 0 || transBatchB !== 0)
+    throw new Error(`${node.op} is differentiated with transB alone`);
+  const multiply = (a: Value, b: Value, transpose: { transA?: number; transB?: number }) =>
+    g.op('FusedMatMul', [a, b], { transA: 0, transB: 0, ...transpose, alpha }, MICROSOFT);
+  const batch = context.outputShape(0).slice(0, -2);
+  const undo = (value: Value, index: number) => {
+    const shape = context.shape(index);
+    return unbroadcast(g, value, [...batch, ...shape.slice(-2)], shape);
+  };
+  const gradient = only(context);
+  return [
+    context.wants(0)
+      ? undo(multiply(gradient, context.input(1), { transB: transB === 1 ? 0 : 1 }), 0)
+      : undefined,
+    context.wants(1)
+      ? undo(
+          transB === 1
+            ? multiply(gradient, context.input(0), { transA: 1 })
+            : multiply(context.input(0), gradient, { transA: 1 }),
+          1,
+        )
+      : undefined,
+  ];
+};
+
+const arithmeticRules: { readonly [op: string]: Rule } = {
+  Identity: unary(only),
+  Neg: unary((c) => c.g.op('Neg', [only(c)])),
+  Add: elementwise(only),
+  Sub: elementwise((c, index) => (index === 0 ? only(c) : c.g.op('Neg', [only(c)]))),
+  Mul: elementwise((c, index) => c.g.op('Mul', [only(c), c.input(1 - index)])),
+  // y = a / b: ∂a = g / b, ∂b = -g · y / b.
+  Div: elementwise((c, index) => {
+    const quotient = c.g.op('Div', [only(c), c.input(1)]);
+    return index === 0 ? quotient : c.g.op('Neg', [c.g.op('Mul', [quotient, c.output(0)])]);
+  }),
+  Sqrt: unary((c) => c.g.op('Div', [only(c), c.g.op('Mul', [c.output(0), scalar(c.g, 2)])])),
+  Sigmoid: unary((c) => {
+    const y = c.output(0);
+    return c.g.op('Mul', [only(c), c.g.op('Mul', [y, c.g.op('Sub', [scalar(c.g, 1), y])])]);
+  }),
+  ReduceSum: (c) => [spread(c, only(c)), undefined],
+  ReduceMean: (c) => {
+    const shape = c.g.op('Cast', [c.g.op('Size', [c.input(0)])], { to: 1 });
+    const means = c.g.op('Cast', [c.g.op('Size', [c.output(0)])], { to: 1 });
+    return [spread(c, c.g.op('Div', [only(c), c.g.op('Div', [shape, means])])), undefined];
+  },
+  // y = softmax(x): ∂x = y · (g - Σ g·y).
+  Softmax: unary((c) => {
+    const y = c.output(0);
+    const gradient = only(c);
+    const axis = axisOf((c.node.attributes.axis as number) ?? -1, c.outputShape(0));
+    const axes = c.g.constant('i64', [1], [axis]);
+    const sum = c.g.op('ReduceSum', [c.g.op('Mul', [gradient, y]), axes], { keepdims: 1 });
+    return c.g.op('Mul', [y, c.g.op('Sub', [gradient, sum])]);
+  }),
+  // y = log softmax(x): ∂x = g - exp(y) · Σ g.
+  LogSoftmax: unary((c) => {
+    const gradient = only(c);
+    const axis = axisOf((c.node.attributes.axis as number) ?? -1, c.outputShape(0));
+    const sum = c.g.op('ReduceSum', [gradient, c.g.constant('i64', [1], [axis])], { keepdims: 1 });
+    return c.g.op('Sub', [gradient, c.g.op('Mul', [c.g.op('Exp', [c.output(0)]), sum])]);
+  }),
+  Where: (c) => {
+    const gradient = only(c);
+    const zero = scalar(c.g, 0);
+    const part = (index: number, arms: [Value, Value]) =>
+      c.wants(index)
+        ? unbroadcast(c.g, c.g.op('Where', [c.input(0), ...arms]), c.outputShape(0), c.shape(index))
+        : undefined;
+    return [undefined, part(1, [gradient, zero]), part(2, [zero, gradient])];
+  },
+  MatMul: product,
+  FusedMatMul: product,
+  GatherElements: (c) => {
+    const { axis = 0 } = c.node.attributes;
+    const zeros = zerosLike(c.g, c.input(0));
+    return [
+      c.g.op('ScatterElements', [zeros, c.input(1), only(c)], { axis: axis as number, reduction: 'add' }),
+      undefined,
+    ];
+  },
+};
+
+/* Operators that only move values. */
+
+const axisAttribute = (c: RuleContext): number => axisOf((c.node.attributes.axis as number) ?? 0, c.shape(0));
+
+const layoutRules: { readonly [op: string]: Rule } = {
+  Reshape: (c) => [c.g.op('Reshape', [only(c), c.g.op('Shape', [c.input(0)])]), undefined],
+  Transpose: (c) => {
+    const perm = c.node.attributes.perm as readonly number[];
+    return [c.g.op('Transpose', [only(c)], { perm: perm.map((_, axis) => perm.indexOf(axis)) })];
+  },
+  Split: (c) => {
+    const parts = c.node.outputs.map((_, i) => c.gradient(i) ?? zerosLike(c.g, c.output(i)));
+    return [c.g.op('Concat', parts, { axis: axisAttribute(c) }), undefined];
+  },
+  Concat: (c) => {
+    const axis = axisAttribute(c);
+    const size = (_: string, i: number): Value =>
+      c.g.op('Shape', [c.input(i)], { start: axis, end: axis + 1 });
+    const sizes = c.g.op('Concat', c.node.inputs.map(size), { axis: 0 });
+    return c.g.ops('Split', [only(c), sizes], c.node.inputs.length, { axis });
+  },
+  // Rows of x by number; a row taken twice gets both gradients.
+  Gather: (c) => {
+    if (axisAttribute(c) !== 0) throw new Error('Gather is differentiated along axis 0 alone');
+    const indices = c.g.op('Unsqueeze', [c.input(1), c.g.constant('i64', [1], [-1])]);
+    return [
+      c.g.op('ScatterND', [zerosLike(c.g, c.input(0)), indices, only(c)], { reduction: 'add' }),
+      undefined,
+    ];
+  },
+};
+
+/* The fused operators that a language model is made of. Their weights are frozen. */
+
+function refuseTrained(op: string, wanted: boolean): void {
+  if (wanted) throw new Error(`the weights of ${op} are frozen: no gradient by them`);
+}
+
+/**
+ * RMS norm, y = w · n with n = x · r and r = (mean x² + ε)^-½ over the last axis:
+ * ∂x = r · (w·g - n · mean(w·g·n)). n and r come from the same fused operator, with weights of 1.
+ */
+const rmsNorm: Rule = (c) => {
+  const { g, node } = c;
+  refuseTrained(node.op, c.wants(1));
+  const last = c.shape(0).at(-1);
+  if ((node.attributes.axis ?? -1) !== -1 || typeof last !== 'number')
+    throw new Error(`${node.op} is differentiated over a last axis of known size`);
+  const ones = g.constant('f32', [last], Array<number>(last).fill(1));
+  const [normalized, inverse] = g.ops(node.op, [c.input(0), ones], 2, node.attributes);
+  const weighted = g.op('Mul', [only(c), c.input(1)]);
+  const axes = g.constant('i64', [1], [-1]);
+  const along = g.op('ReduceMean', [g.op('Mul', [weighted, normalized!]), axes], { keepdims: 1 });
+  const across = g.op('Sub', [weighted, g.op('Mul', [normalized!, along])]);
+  return [g.op('Mul', [across, inverse!]), undefined];
+};
+
+/** y = x · σ(αx): ∂x = g · (σ + α · y · (1 - σ)). */
+const quickGelu: Rule = (c) => {
+  const { g } = c;
+  const alpha = (c.node.attributes.alpha as { float: number } | undefined)?.float ?? 1.702;
+  const x = c.input(0);
+  const sigmoid = g.op('Sigmoid', [alpha === 1 ? x : g.op('Mul', [x, scalar(g, alpha)])]);
+  const y = alpha === 1 ? c.output(0) : g.op('Mul', [c.output(0), scalar(g, alpha)]);
+  const slope = g.op('Add', [sigmoid, g.op('Mul', [y, g.op('Sub', [scalar(g, 1), sigmoid])])]);
+  return [g.op('Mul', [only(c), slope])];
+};
+
+/** A rotation is undone by the opposite angle: the same with -sin. */
+const rotary: Rule = (c) => {
+  const inputs = [only(c), c.input(1), c.input(2), c.g.op('Neg', [c.input(3)])];
+  return [c.g.op('RotaryEmbedding', inputs, c.node.attributes, MICROSOFT)];
+};
+
+/** y = x · Wᵀ with W quantized: ∂x = g · W, from a second copy of W that is quantized along its other axis. */
+const quantizedProduct: Rule = (c) => [c.transposed(c.node.inputs[1]!)(c.g, only(c))];
+
+const modelRules: { readonly [op: string]: Rule } = {
+  SimplifiedLayerNormalization: rmsNorm,
+  QuickGelu: quickGelu,
+  RotaryEmbedding: rotary,
+  MatMulNBits: quantizedProduct,
+  DynamicQuantizeMatMul: quantizedProduct,
+};
+
+export const RULES: { readonly [op: string]: Rule } = { ...arithmeticRules, ...layoutRules, ...modelRules };
+
+/* What rules share. */
+
+/** The gradient by the node's only output. */
+function only(context: RuleContext): Value {
+  const gradient = context.gradient(0);
+  if (gradient === undefined) throw new Error(`no gradient arrives at ${context.node.outputs[0]}`);
+  return gradient;
+}
+
+/** Sums a gradient of shape `from` over the axes along which an input of shape `to` was broadcast. */
+function unbroadcast(g: GraphBuilder, gradient: Value, from: Shape, to: Shape): Value {
+  const lead = from.length - to.length;
+  const axes = from.flatMap((size, i) => (i < lead || (to[i - lead] === 1 && size !== 1) ? [i] : []));
+  if (axes.length === 0) return gradient;
+  const summed = g.op('ReduceSum', [gradient, g.constant('i64', [axes.length], axes)], { keepdims: 1 });
+  if (lead === 0) return summed;
+  const leading = Array.from({ length: lead }, (_, i) => i);
+  return g.op('Squeeze', [summed, g.constant('i64', [lead], leading)]);
+}
+
+const scalar = (g: GraphBuilder, value: number): Value => g.constant('f32', [], [value]);
+
+export const zerosLike = (g: GraphBuilder, value: Value): Value =>
+  g.op('ConstantOfShape', [g.op('Shape', [value])]);

@@ -1,0 +1,108 @@
+/** Prompts to clusters: embed what the edge would embed, k-means, and the table of kind × cluster. */
+import type { Encoder } from '../../../shared/embedding/encoder.ts';
+import { nearestCentroid } from '../../../shared/route.ts';
+import { kMeans, packPoints } from './kmeans.ts';
+import type { CalibrationRow } from './read-data.ts';
+
+export type Clusters = {
+  readonly dimensions: number;
+  /** `[clusterCount, dimensions]`, row-major. */
+  readonly centroids: Float32Array;
+  /** The cluster of each row. */
+  readonly assignment: Uint16Array;
+  readonly sizes: Uint32Array;
+  readonly inertia: number;
+};
+
+/** Prompts of one kind by cluster; the counts of a kind sum to its prompts. */
+export type KindTable = { readonly kind: string; readonly counts: number[] }[];
+
+/** Texts embedded between two looks at the signal. */
+const EMBED_BATCH = 1024;
+
+/**
+ * @throws MaskrouteError `invalid_data` when there are fewer distinct prompts than clusters. Rejects when
+ * `signal` aborts.
+ */
+export async function clusterRows(
+  rows: readonly CalibrationRow[],
+  encoder: Encoder,
+  clusterCount: number,
+  seed: number,
+  signal?: AbortSignal,
+): Promise<Clusters> {
+  const points = packPoints(await embedRows(rows, encoder, signal));
+  const { centroids, assignment, sizes, inertia } = kMeans(points, { clusterCount, seed });
+  return { dimensions: points.dimensions, centroids, assignment, sizes, inertia };
+}
+
+export async function embedRows(
+  rows: readonly CalibrationRow[],
+  encoder: Encoder,
+  signal?: AbortSignal,
+): Promise<Float32Array[]> {
+  const vectors: Float32Array[] = [];
+  for (let from = 0; from < rows.length; from += EMBED_BATCH) {
+    const texts = rows.slice(from, from + EMBED_BATCH).map((row) => row.routeText);
+    vectors.push(...(await encoder.embed(texts, signal)));
+  }
+  return vectors;
+}
+
+/** The cluster that the edge would pick for each vector. */
+export const assignRows = (vectors: readonly Float32Array[], clusters: Clusters): Uint16Array =>
+  Uint16Array.from(vectors, (vector) => {
+    const clusterCount = clusters.sizes.length;
+    return nearestCentroid(vector, {
+      clusterCount,
+      dimensions: clusters.dimensions,
+      values: clusters.centroids,
+    }).cluster;
+  });
+
+export function kindTable(
+  rows: readonly Pick<CalibrationRow, 'kind'>[],
+  assignment: ArrayLike<number>,
+  clusterCount: number,
+): KindTable {
+  const table = new Map<string, number[]>();
+  rows.forEach((row, i) => {
+    const counts = table.get(row.kind) ?? Array<number>(clusterCount).fill(0);
+    counts[assignment[i]!] = counts[assignment[i]!]! + 1;
+    table.set(row.kind, counts);
+  });
+  return [...table].map(([kind, counts]) => ({ kind, counts }));
+}
+
+/**
+ * Mutual information of cluster and kind in bits, each row of the table counted as it stands:
+ * Σ p(k,c) log₂ (p(k,c) / p(k) p(c)). At most log₂ of the number of kinds.
+ */
+export function informationBits(table: KindTable): number {
+  const total = table.reduce((sum, { counts }) => sum + add(counts), 0);
+  const clusterTotals =
+    table[0]?.counts.map((_, c) => table.reduce((sum, row) => sum + row.counts[c]!, 0)) ?? [];
+  let bits = 0;
+  for (const { counts } of table) {
+    const kindTotal = add(counts);
+    counts.forEach((count, c) => {
+      if (count > 0) bits += (count / total) * Math.log2((count * total) / (kindTotal * clusterTotals[c]!));
+    });
+  }
+  return bits;
+}
+
+/** For people: the kinds that make up at least a fifth of a cluster, the largest first. */
+export function clusterLabel(table: KindTable, cluster: number): string {
+  const total = table.reduce((sum, { counts }) => sum + counts[cluster]!, 0);
+  const shares = table
+    .map(({ kind, counts }) => ({ kind, share: total === 0 ? 0 : counts[cluster]! / total }))
+    .sort((a, b) => b.share - a.share);
+  const large = shares.filter(({ share }, rank) => rank === 0 || share >= 0.2).slice(0, 3);
+  return large
+    .map(({ kind, share }) => `${kind} ${Math.round(100 * share)} %`)
+    .join(', ')
+    .slice(0, 200);
+}
+
+const add = (counts: readonly number[]): number => counts.reduce((sum, count) => sum + count, 0);

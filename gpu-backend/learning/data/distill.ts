@@ -1,0 +1,242 @@
+/**
+ * `maskroute distill`: the static encoder's table out of calibration files and a full sentence encoder, the teacher.
+ * Every token through the teacher alone gives the first vectors; regression on the teacher's vectors of ordinary text
+ * gives the final ones (as model2vec's later models do).
+ */
+import { EMBED_CHARS_MAX } from '../../../shared/embedding/encoder.ts';
+import { normalise } from '../../../shared/embedding/pool.ts';
+import { encodeStaticTable } from '../../../shared/embedding/static-table.ts';
+import { openFullEncoder } from '../../encoder/full-encoder.ts';
+import type { SentenceEncoder } from '../../encoder/sentence-encoder.ts';
+import type { ImportHooks } from '../../model/progress.ts';
+import { writeWhole } from '../../write-whole.ts';
+import { type FitTexts, fitVectors, type PrincipalAxes, principalAxes, project } from './fit-vectors.ts';
+import { packPoints } from './kmeans.ts';
+import { type CalibrationRow, readData } from './read-data.ts';
+
+/** Enough sentences of a long document to meet its words, few enough that it does not outweigh the rest. */
+const SENTENCES_PER_ROW_MAX = 12;
+
+export type DistillTableOptions = {
+  /** As `openFullEncoder` takes it. */
+  readonly encoder: string;
+  readonly data: readonly string[];
+  readonly out: string;
+  readonly home: string;
+  readonly threads: number;
+  readonly dimensions?: number;
+  readonly seed?: number;
+  readonly hooks: ImportHooks;
+  readonly onProgress: NonNullable<DistillOptions['onProgress']>;
+  readonly signal?: AbortSignal;
+};
+
+/** Writes the table whole or not at all. @throws MaskrouteError `invalid_data`, `invalid_encoder`, `download_failed`. */
+export async function distillTable(options: DistillTableOptions): Promise<Distilled['report']> {
+  const { encoder, data, out, home, threads, hooks, onProgress, signal } = options;
+  const { rows } = await readData(data);
+  const teacher = await openFullEncoder(encoder, { home, threads, hooks });
+  try {
+    const settings = {
+      dimensions: options.dimensions ?? DISTILL_DEFAULTS.dimensions,
+      epochs: DISTILL_DEFAULTS.epochs,
+      seed: options.seed ?? DISTILL_DEFAULTS.seed,
+      onProgress,
+    };
+    const texts = snippets(rows, SENTENCES_PER_ROW_MAX);
+    const { table, report } = await distill(teacher, texts, settings, signal);
+    await writeWhole(out, table);
+    return report;
+  } finally {
+    await teacher.close();
+  }
+}
+
+export type DistillOptions = {
+  readonly dimensions: number;
+  readonly epochs: number;
+  readonly seed: number;
+  /** `done` of `total` texts seen by the teacher, then epochs of the fit. */
+  readonly onProgress?: (stage: 'teacher' | 'fit', done: number, total: number, detail?: string) => void;
+};
+
+export const DISTILL_DEFAULTS = { dimensions: 248, epochs: 4, seed: 1 } as const;
+
+/** Texts that the teacher sees between two reports. */
+const TEACHER_BATCH = 2048;
+/** Found by trials on held-out prompts (LOG.md). */
+const FIT = { learningRate: 6e-3, batchTexts: 256, tokenDropout: 0.5 } as const;
+/** Tokens of a text that count in the fit; longer texts change nothing but the time. */
+const FIT_TOKENS_MAX = 512;
+/** Inverse-frequency weight a / (a + p) of Arora et al., 2017, for the first vectors. */
+const SIF_A = 1e-3;
+/** Length of the mean first vector: sets how far a step of Adam goes. */
+const INITIAL_LENGTH = 0.3;
+
+export type Distilled = {
+  readonly table: Uint8Array<ArrayBuffer>;
+  readonly report: { texts: number; tokens: number; keptByAxes: number; loss: number[] };
+};
+
+/** `texts`: ordinary text, distinct. Rejects when `signal` aborts. */
+export async function distill(
+  teacher: SentenceEncoder,
+  texts: readonly string[],
+  options: DistillOptions,
+  signal?: AbortSignal,
+): Promise<Distilled> {
+  const { dimensions, epochs, seed, onProgress } = options;
+  const taught = await teach(teacher, texts, onProgress, signal);
+  const axes = principalAxes(packPoints(taught), dimensions);
+  const fitTexts = prepare(teacher, texts, taught, axes);
+  const vectors = await firstVectors(teacher, axes, fitTexts.tokenIds, signal);
+  const loss: number[] = [];
+  await fitVectors(vectors, fitTexts, {
+    dimensions,
+    epochs,
+    seed,
+    ...FIT,
+    async onEpoch(epoch, meanLoss) {
+      signal?.throwIfAborted();
+      loss.push(meanLoss);
+      onProgress?.('fit', epoch + 1, epochs, `1 - cos ${meanLoss.toFixed(4)}`);
+    },
+  });
+  const table = encodeStaticTable({
+    dimensions,
+    vocabulary: teacher.vocabulary,
+    ...quantiseVectors(vectors, dimensions),
+  });
+  const report = { texts: texts.length, tokens: fitTexts.tokenIds.length, keptByAxes: axes.kept, loss };
+  return { table, report };
+}
+
+async function teach(
+  teacher: SentenceEncoder,
+  texts: readonly string[],
+  onProgress: DistillOptions['onProgress'],
+  signal: AbortSignal | undefined,
+): Promise<Float32Array[]> {
+  const vectors: Float32Array[] = [];
+  for (let from = 0; from < texts.length; from += TEACHER_BATCH) {
+    vectors.push(...(await teacher.embed(texts.slice(from, from + TEACHER_BATCH), signal)));
+    onProgress?.('teacher', vectors.length, texts.length);
+  }
+  return vectors;
+}
+
+function prepare(
+  teacher: SentenceEncoder,
+  texts: readonly string[],
+  taught: readonly Float32Array[],
+  axes: PrincipalAxes,
+): FitTexts {
+  const ids = texts.map((text) =>
+    teacher.wordPiece.tokenIds(text.slice(0, EMBED_CHARS_MAX)).slice(0, FIT_TOKENS_MAX),
+  );
+  const offsets = new Uint32Array(ids.length + 1);
+  ids.forEach((some, i) => {
+    offsets[i + 1] = offsets[i]! + some.length;
+  });
+  const tokenIds = new Int32Array(offsets.at(-1)!);
+  ids.forEach((some, i) => {
+    tokenIds.set(some, offsets[i]);
+  });
+  const targets = project(packPoints(taught), axes).values;
+  for (let i = 0; i < texts.length; i++)
+    normalise(targets.subarray(i * axes.outputs, (i + 1) * axes.outputs));
+  return { tokenIds, offsets, targets };
+}
+
+/** Every token through the teacher alone, projected, weighted by inverse frequency in the texts: `[V, D]`. */
+async function firstVectors(
+  teacher: SentenceEncoder,
+  axes: PrincipalAxes,
+  tokenIds: Int32Array,
+  signal: AbortSignal | undefined,
+): Promise<Float32Array> {
+  const { clsTokenId, sepTokenId, vocabularySize } = teacher.wordPiece;
+  const sequences = Array.from({ length: vocabularySize }, (_, id) => [clsTokenId, id, sepTokenId]);
+  const alone = (await teacher.embedTokens(sequences, signal)).map(normalise);
+  const { values } = project(packPoints(alone), axes);
+  const counts = new Uint32Array(vocabularySize);
+  for (const id of tokenIds) counts[id] = counts[id]! + 1;
+  let total = 0;
+  let known = 0;
+  for (let id = 0; id < vocabularySize; id++) {
+    const frequency = (counts[id]! + 1) / (tokenIds.length + vocabularySize);
+    const weight = SIF_A / (SIF_A + frequency);
+    const row = values.subarray(id * axes.outputs, (id + 1) * axes.outputs);
+    for (let i = 0; i < row.length; i++) row[i] = row[i]! * weight;
+    const length = Math.hypot(...row);
+    total += length;
+    if (length > 0) known++;
+  }
+  const factor = (INITIAL_LENGTH * known) / total;
+  return values.map((value) => value * factor);
+}
+
+/** A sentence shorter than this is joined to the next one. */
+const SENTENCE_CHARS_MIN = 24;
+const SENTENCE_CHARS_MAX = 400;
+
+/**
+ * Ordinary text out of calibration data, each piece once, in the order of the rows: first every prompt as the edge would
+ * embed it, then the sentences of everything that was said, so that words are met in many contexts.
+ * @param sentencesPerRowMax bounds what one long document contributes.
+ */
+export function snippets(rows: readonly CalibrationRow[], sentencesPerRowMax: number): string[] {
+  const found = new Set<string>();
+  for (const row of rows) found.add(row.routeText);
+  for (const row of rows) {
+    const texts =
+      row.content.type === 'chat' ? row.content.turns.map((turn) => turn.content) : [row.content.text];
+    for (const sentence of texts.flatMap(sentences).slice(0, sentencesPerRowMax)) found.add(sentence);
+  }
+  found.delete('');
+  return [...found];
+}
+
+/** Sentences and lines of a text, the short ones joined; what has no sentence ends is cut by length. */
+export function sentences(text: string): string[] {
+  const pieces = text.split(/(?<=[.!?。！？।])\s+|\n+/u).flatMap((piece) => chunks(piece.trim()));
+  const result: string[] = [];
+  let pending = '';
+  for (const piece of pieces) {
+    pending = pending === '' ? piece : `${pending} ${piece}`;
+    if (pending.length < SENTENCE_CHARS_MIN) continue;
+    result.push(pending);
+    pending = '';
+  }
+  if (pending !== '') result.push(pending);
+  return result;
+}
+
+function chunks(piece: string): string[] {
+  const result: string[] = [];
+  for (let at = 0; at < piece.length; at += SENTENCE_CHARS_MAX)
+    result.push(piece.slice(at, at + SENTENCE_CHARS_MAX));
+  return result;
+}
+
+export type QuantisedVectors = { readonly scales: Float32Array; readonly vectors: Int8Array };
+
+/**
+ * Token vectors `[V, dimensions]` as int8 with one scale a token: a quarter of fp32, and no loss that routing could
+ * notice. Each row's largest number becomes ±127.
+ */
+export function quantiseVectors(vectors: Float32Array, dimensions: number): QuantisedVectors {
+  const size = vectors.length / dimensions;
+  const scales = new Float32Array(size);
+  const quantised = new Int8Array(vectors.length);
+  for (let row = 0; row < size; row++) {
+    const values = vectors.subarray(row * dimensions, (row + 1) * dimensions);
+    let largest = 0;
+    for (const value of values) largest = Math.max(largest, Math.abs(value));
+    const scale = largest / 127;
+    scales[row] = scale;
+    if (scale === 0) continue;
+    for (let i = 0; i < dimensions; i++) quantised[row * dimensions + i] = Math.round(values[i]! / scale);
+  }
+  return { scales, vectors: quantised };
+}

@@ -1,0 +1,49 @@
+/** Encoders by the name that `--encoder` takes. Files are fetched and read here; everything below works on them. */
+import { readFile } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import type { Encoder } from '../../../shared/embedding/encoder.ts';
+import { loadStaticEncoder, STATIC_ENCODER_ID } from '../../../shared/embedding/static-encoder.ts';
+import { verifyStaticTable } from '../../../shared/embedding/static-table.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import { invalidEncoder } from '../../encoder/encoder-folder.ts';
+import type { EncoderOptions } from '../../encoder/full-encoder.ts';
+import { openFullEncoder } from '../../encoder/full-encoder.ts';
+import { readRegular } from '../../regular-file.ts';
+
+/** The table that ships with the project; the edge serves it as an asset. */
+export const STATIC_TABLE_PATH = fileURLToPath(
+  new URL('../../../workers/assets/encoder/static.bin', import.meta.url),
+);
+/** Thirty times the table that ships. */
+const TABLE_BYTES_MAX = 256 * 1024 * 1024;
+const KERNEL_PATH = fileURLToPath(new URL('../../../shared/embedding/weighted-sum.wasm', import.meta.url));
+
+/** What every table is read with here: the edge has the runtime compile the same file. */
+export const staticKernel = async (): Promise<WebAssembly.Module> =>
+  await WebAssembly.compile(await readFile(KERNEL_PATH));
+
+export type OpenEncoder = { readonly encoder: Encoder; close(): Promise<void> };
+
+/**
+ * `static` is the table that ships, a path to a `.bin` another table; anything else is a full sentence encoder
+ * as {@link openFullEncoder} takes it.
+ * @throws MaskrouteError `invalid_encoder`, `download_failed`.
+ */
+export async function openEncoder(name: string, options: EncoderOptions): Promise<OpenEncoder> {
+  if (name === STATIC_ENCODER_ID) return openStatic(STATIC_TABLE_PATH);
+  if (name.endsWith('.bin')) return openStatic(name);
+  const encoder = await openFullEncoder(name, options);
+  return { encoder, close: () => encoder.close() };
+}
+
+async function openStatic(path: string): Promise<OpenEncoder> {
+  let bytes: Uint8Array;
+  try {
+    bytes = await readRegular(path, TABLE_BYTES_MAX);
+  } catch (cause) {
+    if (cause instanceof MaskrouteError) throw cause;
+    throw invalidEncoder(`${path} cannot be read`, cause);
+  }
+  verifyStaticTable(bytes);
+  return { encoder: loadStaticEncoder(bytes, await staticKernel()), close: async () => {} };
+}

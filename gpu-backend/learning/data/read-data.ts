@@ -1,0 +1,216 @@
+/**
+ * Calibration data from JSONL files, in every form that people have lying about. A row becomes a short
+ * conversation (to be rendered through the model's chat template) or a plain text, with the text that the edge
+ * would route it by: both sides must see the same prompt, or clusters mean nothing.
+ */
+import { basename } from 'node:path';
+import { z } from 'zod';
+import { chatRouteText, completionRouteText } from '../../../shared/embedding/route-text.ts';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import { messageText } from '../../../shared/openai.ts';
+import { check } from '../../../shared/parse-body.ts';
+import { openRegular } from '../../regular-file.ts';
+
+const ROW_CHARS_MAX = 4_000_000;
+const ROW_COUNT_MAX = 5_000_000;
+
+type Turn = { readonly role: 'system' | 'user' | 'assistant'; readonly content: string };
+export type CalibrationRow = {
+  /** The row's own `kind`, or the file's name without its ending: what reports count clusters against. */
+  readonly kind: string;
+  /** What the edge would embed for this request. */
+  readonly routeText: string;
+  readonly content:
+    | { readonly type: 'chat'; readonly turns: readonly Turn[] }
+    | { readonly type: 'text'; readonly text: string };
+};
+
+type CalibrationData = {
+  readonly rows: CalibrationRow[];
+  /** Rows left out because there is nothing to route them by. */
+  readonly emptyRows: number;
+};
+
+const text = z.string();
+const role = z.enum(['system', 'developer', 'user', 'assistant']);
+/** Plain, or in parts as OpenAI's clients send it. */
+const messageContent = z.union([text, z.array(z.looseObject({ type: z.literal('text'), text }))]);
+const withKind = { kind: z.string().min(1).max(100).optional() };
+const FORMS = {
+  messages: z.looseObject({
+    ...withKind,
+    messages: z.array(z.looseObject({ role, content: messageContent })).min(1),
+  }),
+  prompt: z.looseObject({ ...withKind, prompt: text, completion: text }),
+  question: z.looseObject({ ...withKind, question: text, answer: text }),
+  instruction: z.looseObject({
+    ...withKind,
+    instruction: text,
+    input: text.nullish(),
+    output: text,
+  }),
+  text: z.looseObject({ ...withKind, text }),
+} as const;
+type Form = keyof typeof FORMS;
+/** What a row of each form must have; the first is the form's name. */
+const FIELDS: Readonly<Record<Form, readonly string[]>> = {
+  messages: ['messages'],
+  prompt: ['prompt', 'completion'],
+  question: ['question', 'answer'],
+  instruction: ['instruction', 'output'],
+  text: ['text'],
+};
+const FORM_NAMES = 'messages, prompt + completion, question + answer, instruction + output, or text';
+
+/**
+ * @param rowsMax rows taken from each file, from its start.
+ * @throws MaskrouteError `invalid_data` with file and line of the first row that is wrong, or when nothing is left.
+ */
+export async function readData(
+  paths: readonly string[],
+  rowsMax: number = ROW_COUNT_MAX,
+): Promise<CalibrationData> {
+  const rows: CalibrationRow[] = [];
+  let emptyRows = 0;
+  for (const path of paths) {
+    let taken = 0;
+    for await (const line of readLines(path, ROW_CHARS_MAX)) {
+      const content = line.number === 1 ? line.text.replace(/^\uFEFF/, '') : line.text;
+      if (content.trim() === '') continue;
+      if (taken++ >= rowsMax) break;
+      const row = parseRow(content, kindOf(path), `${basename(path)}:${line.number}`);
+      if (row.routeText === '') emptyRows++;
+      else rows.push(row);
+      if (rows.length > ROW_COUNT_MAX) {
+        throw new MaskrouteError('invalid_data', `The data has more than ${ROW_COUNT_MAX} rows.`);
+      }
+    }
+  }
+  if (rows.length === 0) {
+    throw new MaskrouteError(
+      'invalid_data',
+      `There is no row with a prompt in ${paths.join(', ') || 'no file'}.`,
+    );
+  }
+  return { rows, emptyRows };
+}
+
+/** One JSONL line. `where` (`file:line`) stands before every complaint. */
+export function parseRow(line: string, fileKind: string, where: string): CalibrationRow {
+  const fail = (reason: string) => new MaskrouteError('invalid_data', `${where}: ${reason}`);
+  let json: unknown;
+  try {
+    json = JSON.parse(line);
+  } catch (error) {
+    throw fail(`the line is not JSON (${(error as Error).message})`);
+  }
+  if (json === null || typeof json !== 'object' || Array.isArray(json))
+    throw fail('the line is not an object');
+  const form = formOf(json);
+  if (form === undefined) {
+    throw fail(`the row has none of the known forms (${FORM_NAMES}); it has ${Object.keys(json).join(', ')}`);
+  }
+  const checked = check(FORMS[form], json, 'the row');
+  if (checked.kind === 'bad') throw fail(checked.message);
+  const content = toContent(form, json);
+  return { kind: checked.value.kind ?? fileKind, routeText: routeText(content), content };
+}
+
+/** The first form whose fields are all there; else, for the complaint, the first form that the row has a field of. */
+function formOf(row: object): Form | undefined {
+  const forms = Object.keys(FORMS) as Form[];
+  return (
+    forms.find((form) => FIELDS[form].every((field) => field in row)) ?? forms.find((form) => form in row)
+  );
+}
+
+/** `row` has passed the schema of `form`. */
+function toContent(form: Form, row: object): CalibrationRow['content'] {
+  switch (form) {
+    case 'messages': {
+      const { messages } = row as z.infer<typeof FORMS.messages>;
+      const turns = messages.map((message) => ({
+        role: message.role === 'developer' ? ('system' as const) : message.role,
+        content: messageText(message),
+      }));
+      return { type: 'chat', turns };
+    }
+    case 'prompt': {
+      const { prompt, completion } = row as z.infer<typeof FORMS.prompt>;
+      return exchange(prompt, completion);
+    }
+    case 'question': {
+      const { question, answer } = row as z.infer<typeof FORMS.question>;
+      return exchange(question, answer);
+    }
+    case 'instruction': {
+      const { instruction, input, output } = row as z.infer<typeof FORMS.instruction>;
+      return exchange(input ? `${instruction}\n\n${input}` : instruction, output);
+    }
+    case 'text':
+      return { type: 'text', text: (row as z.infer<typeof FORMS.text>).text };
+  }
+}
+
+function exchange(user: string, assistant: string): CalibrationRow['content'] {
+  const turns: Turn[] = [{ role: 'user', content: user }];
+  if (assistant !== '') turns.push({ role: 'assistant', content: assistant });
+  return { type: 'chat', turns };
+}
+
+const routeText = (content: CalibrationRow['content']): string =>
+  content.type === 'chat'
+    ? chatRouteText({ messages: content.turns.map((turn) => ({ ...turn })) })
+    : (completionRouteText({ prompt: content.text }) ?? '');
+
+const kindOf = (path: string): string => basename(path).replace(/\.[^.]*$/, '') || basename(path);
+
+type Line = { readonly number: number; readonly text: string };
+
+/**
+ * Lines of a UTF-8 text file, one at a time.
+ * @throws MaskrouteError `invalid_data`, naming file and line, for what is unreadable, not UTF-8 or too long;
+ * `invalid_argument` for what is no regular file.
+ */
+export async function* readLines(path: string, charsMax: number): AsyncGenerator<Line> {
+  const name = basename(path);
+  const decoder = new TextDecoder('utf-8', { fatal: true });
+  let number = 1;
+  let rest = '';
+  const fail = (reason: string, cause?: unknown) =>
+    new MaskrouteError('invalid_data', `${name}:${number}: ${reason}`, { cause });
+  const decode = (chunk?: Uint8Array): string => {
+    try {
+      return chunk === undefined ? decoder.decode() : decoder.decode(chunk, { stream: true });
+    } catch (cause) {
+      throw fail('the text at or after this line is not UTF-8', cause);
+    }
+  };
+  const unreadable = (error: unknown): MaskrouteError =>
+    error instanceof MaskrouteError
+      ? error
+      : new MaskrouteError('invalid_data', `${path} cannot be read: ${(error as Error).message}`, {
+          cause: error,
+        });
+  const file = await openRegular(path).catch((error: unknown) => {
+    throw unreadable(error);
+  });
+  const stream = file.createReadStream({ highWaterMark: 1 << 16 });
+  try {
+    for await (const chunk of stream) {
+      const pieces = (rest + decode(chunk as Uint8Array)).split('\n');
+      rest = pieces.pop()!;
+      for (const text of pieces) {
+        if (text.length > charsMax) throw fail(`the line is longer than ${charsMax} characters`);
+        yield { number: number++, text: text.replace(/\r$/, '') };
+      }
+      if (rest.length > charsMax) throw fail(`the line is longer than ${charsMax} characters`);
+    }
+    rest += decode();
+    if (rest !== '') yield { number, text: rest };
+  } catch (error) {
+    throw unreadable(error);
+  } finally {
+    stream.destroy();
+  }
+}

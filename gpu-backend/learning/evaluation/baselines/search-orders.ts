@@ -1,0 +1,107 @@
+/** The orders of all static methods on the same calibration samples, with every model evaluation kept on disk. */
+import { z } from 'zod';
+import type { Mask, ModelHash, SurrogatesId } from '../../../../shared/mask.ts';
+import { maskId, withSurrogates } from '../../../../shared/mask.ts';
+import type { InstalledModel } from '../../../model/store.ts';
+import type { Sample } from '../../data/samples.ts';
+import { type Journal, modelKey, openKeptResults, sampleKey } from '../../journal.ts';
+import type { Reference, Scorer } from '../../search/score-masks.ts';
+import { addScores, SCORES_VERSION } from '../../search/score-masks.ts';
+import type { StaticMethod } from '../result.ts';
+import type { Similarities } from './similarity.ts';
+import { measureSimilarities } from './similarity.ts';
+import type { Removal, SearchCosts } from './static-orders.ts';
+import { staticOrders } from './static-orders.ts';
+
+export type SearchOptions = {
+  readonly home: string;
+  readonly model: InstalledModel;
+  readonly scorer: Scorer;
+  readonly samples: readonly Sample[];
+  readonly methods: readonly StaticMethod[];
+  /** Searched once with holes and once with each table: a search sees what its masks will be served with. */
+  readonly flavours: readonly (SurrogatesId | null)[];
+  readonly skipCountMax: number;
+  readonly evaluationsMax: number;
+  readonly threads: number;
+  readonly onEvaluation: (method: StaticMethod) => void;
+  readonly signal?: AbortSignal | undefined;
+};
+
+/** Orders by method, for one flavour. */
+export type Orders = ReadonlyMap<StaticMethod, readonly Removal[]>;
+
+const journalSchema = z.union([
+  z.strictObject({ kl: z.number(), loss: z.number() }),
+  z.strictObject({ blocks: z.array(z.number()), layers: z.array(z.number()) }),
+]);
+type Entry = z.infer<typeof journalSchema>;
+
+/** Orders by flavour. Rejects when `signal` aborts; what was evaluated stays known. */
+export async function searchOrders(options: SearchOptions): Promise<Map<SurrogatesId | null, Orders>> {
+  const { home, model, samples } = options;
+  const question = {
+    ...{ kind: 'search', version: SCORES_VERSION },
+    ...{ model: modelKey(model), samples: sampleKey(samples) },
+  };
+  const journal = await openKeptResults<Entry>(home, question, journalSchema);
+  const evaluate = createEvaluator(options, journal);
+  const similarities = once(() => loadSimilarities(options, journal));
+  const found = new Map<SurrogatesId | null, Orders>();
+  for (const flavour of options.flavours) {
+    const orders = new Map<StaticMethod, readonly Removal[]>();
+    for (const method of options.methods) {
+      const removals = await staticOrders(method, {
+        layerCount: model.manifest.config.layerCount,
+        skipCountMax: options.skipCountMax,
+        evaluationsMax: options.evaluationsMax,
+        similarities,
+        costs: (mask) => evaluate(withSurrogates(mask, flavour)),
+        onEvaluation: () => options.onEvaluation(method),
+        signal: options.signal,
+      });
+      orders.set(method, removals);
+    }
+    found.set(flavour, orders);
+  }
+  return found;
+}
+
+function createEvaluator(
+  { model, samples, scorer }: SearchOptions,
+  journal: Journal<Entry>,
+): (mask: Mask) => Promise<SearchCosts> {
+  const references = once(async () => {
+    const all: Reference[] = [];
+    for (const sample of samples) all.push(await scorer.reference(sample));
+    return all;
+  });
+  return async (mask) => {
+    const name = maskId(model.manifest.hash as ModelHash, mask);
+    const known = journal.get(name);
+    if (known !== undefined && 'kl' in known) return known;
+    const scores = [];
+    for (const reference of await references()) scores.push(await scorer.score(reference, mask));
+    const { positions, kl, loss } = addScores(scores);
+    const costs = { kl: kl / positions, loss: loss / positions };
+    await journal.set(name, costs);
+    return costs;
+  };
+}
+
+async function loadSimilarities(options: SearchOptions, journal: Journal<Entry>): Promise<Similarities> {
+  const known = journal.get('similarities');
+  if (known !== undefined && 'blocks' in known) return known;
+  const sequences = options.samples.map(({ tokenIds }) => tokenIds);
+  const found = await measureSimilarities(options.model, sequences, options.threads, options.signal);
+  await journal.set('similarities', { blocks: [...found.blocks], layers: [...found.layers] });
+  return found;
+}
+
+function once<T>(make: () => Promise<T>): () => Promise<T> {
+  let made: Promise<T> | undefined;
+  return () => {
+    made ??= make();
+    return made;
+  };
+}

@@ -1,0 +1,117 @@
+/**
+ * How little a block or layer turns the residual stream: cosine of the stream before and after it, the mean over
+ * all tokens. ShortGPT's block influence is 1 − that of a layer (Men et al., 2024), LLM-Drop's importance 1 − that
+ * of an attention block with its residual (He et al., 2024).
+ *
+ * The streams are values inside the serving graph; here they are made its outputs. Rotations of the stream leave
+ * cosines as they are.
+ */
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { KvCache } from '../../../engine/kv-cache.ts';
+import { llamaGraph } from '../../../model/architectures/llama.ts';
+import type { InstalledModel } from '../../../model/store.ts';
+import { readStoredLlama } from '../../../model/stored-llama.ts';
+import type { LlamaConfig } from '../../../model/types.ts';
+import { encodeModel } from '../../../onnx/encode.ts';
+import type { Graph } from '../../../onnx/graph.ts';
+import type { Feeds, Fetches, Outputs, Session } from '../../../onnx/session.ts';
+import { createSession, floats, tensor } from '../../../onnx/session.ts';
+import { partOf } from '../../../write-whole.ts';
+import { integers } from '../../gates/batches.ts';
+
+export type Similarities = {
+  /** Before and after each block, `[2L]`. */
+  readonly blocks: readonly number[];
+  /** Before and after each layer, `[L]`. */
+  readonly layers: readonly number[];
+};
+
+const GRAPH_FILE = 'streams.onnx';
+
+/** Under the dense model, over all tokens of `sequences`. Rejects when `signal` aborts. */
+export async function measureSimilarities(
+  { folder, manifest }: InstalledModel,
+  sequences: readonly Int32Array[],
+  threads: number,
+  signal?: AbortSignal,
+): Promise<Similarities> {
+  const { config, weights } = manifest;
+  const graph = llamaGraph(config, await readStoredLlama(folder, config, weights));
+  const names = exposeStreams(graph, config.hiddenSize);
+  // External weights are found beside the graph's file.
+  const path = partOf(join(folder, GRAPH_FILE));
+  await writeFile(path, encodeModel(graph));
+  const session = await createSession(path, { threads }).finally(() => rm(path, { force: true }));
+  const sums = { blocks: Array<number>(names.length - 1).fill(0), layers: [] as number[], tokens: 0 };
+  sums.layers = Array<number>(config.layerCount).fill(0);
+  try {
+    for (const tokenIds of sequences) {
+      signal?.throwIfAborted();
+      const outputs = await runDense(session, config, tokenIds, names);
+      const streams = names.map((name) => floats(outputs[name]!));
+      for (let start = 0; start < streams[0]!.length; start += config.hiddenSize) {
+        const rows = streams.map((stream) => stream.subarray(start, start + config.hiddenSize));
+        for (let block = 0; block + 1 < rows.length; block++)
+          sums.blocks[block]! += cosine(rows[block]!, rows[block + 1]!);
+        for (let layer = 0; layer < config.layerCount; layer++)
+          sums.layers[layer]! += cosine(rows[2 * layer]!, rows[2 * layer + 2]!);
+        sums.tokens++;
+      }
+    }
+  } finally {
+    await session.release();
+  }
+  const mean = (values: readonly number[]) => values.map((value) => value / sums.tokens);
+  return { blocks: mean(sums.blocks), layers: mean(sums.layers) };
+}
+
+/** The stream before each of the 2L blocks, and after the last: 2L + 1 names, now outputs of the graph. */
+function exposeStreams(graph: Graph, hiddenSize: number): string[] {
+  const first = graph.nodes.find(({ op }) => op === 'SimplifiedLayerNormalization')!.inputs[0]!;
+  const between = graph.nodes
+    .filter(({ op }) => op === 'SkipSimplifiedLayerNormalization')
+    .map(({ outputs }) => outputs[3]!);
+  const gather = graph.nodes.find(({ inputs }) => inputs[1] === 'logit_rows')!;
+  const names = [first, ...between, gather.inputs[0]!];
+  for (const name of names) graph.outputs.push({ name, type: 'f32', shape: [1, 'S', hiddenSize] });
+  return names;
+}
+
+/** Every block runs, nothing is cached before; new keys and values are written where attention reads them. */
+function runDense(
+  session: Session,
+  config: LlamaConfig,
+  tokenIds: Int32Array,
+  names: readonly string[],
+): Promise<Outputs> {
+  const S = tokenIds.length;
+  const order = Array.from({ length: S }, (_, i) => i);
+  const blockCount = 2 * config.layerCount;
+  const feeds: Feeds = {
+    token_ids: integers(tokenIds, [1, S]),
+    positions: integers(order, [1, S]),
+    kv_positions: integers(order, [1, S]),
+    kv_rows: integers([S], [1]),
+    key_count: integers([S], [1]),
+    logit_rows: integers([], [0]),
+    runs: tensor('bool', new Uint8Array(blockCount).fill(1), [blockCount]),
+  };
+  const { layerCount, kvHeadCount, headSize, contextTokens } = config;
+  const cache = new KvCache({ layerCount, width: kvHeadCount * headSize, contextTokens });
+  cache.reserve(S);
+  cache.addPast(feeds, S);
+  const fetches: Fetches = Object.fromEntries(names.map((name) => [name, null]));
+  cache.addNew(fetches, S, () => true);
+  return session.run(feeds, fetches);
+}
+
+function cosine(a: Float32Array, b: Float32Array): number {
+  let [dot, aa, bb] = [0, 0, 0];
+  for (let i = 0; i < a.length; i++) {
+    dot += a[i]! * b[i]!;
+    aa += a[i]! * a[i]!;
+    bb += b[i]! * b[i]!;
+  }
+  return dot / Math.sqrt(Math.max(aa * bb, Number.MIN_VALUE));
+}

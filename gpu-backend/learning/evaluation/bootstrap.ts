@@ -1,0 +1,43 @@
+/**
+ * 95 % intervals by resampling rows: positions of one text depend on each other, texts do not. Equal seeds give equal
+ * intervals.
+ */
+import { quantileSorted } from 'simple-statistics';
+import { createRandom } from '../../random.ts';
+
+const RESAMPLES = 1000;
+
+/**
+ * The percentile interval of `statistic` over resampled rows (Efron, 1979). `statistic` gets how often each row was
+ * drawn, `[rows]`. `null` for fewer than two rows.
+ */
+export function bootstrapInterval(
+  rowCount: number,
+  statistic: (weights: Uint16Array) => number,
+  seed = 1,
+): [low: number, high: number] | null {
+  if (rowCount < 2) return null;
+  const random = createRandom(seed);
+  const found: number[] = [];
+  for (let round = 0; round < RESAMPLES; round++) {
+    const weights = new Uint16Array(rowCount);
+    for (let draw = 0; draw < rowCount; draw++) weights[random.below(rowCount)]!++;
+    found.push(statistic(weights));
+  }
+  found.sort((a, b) => a - b);
+  return [quantileSorted(found, 0.025), quantileSorted(found, 0.975)];
+}
+
+/** Σ weight · value, or its quotient by Σ weight · divisor. */
+export function weightedRatio(
+  weights: ArrayLike<number>,
+  values: readonly number[],
+  divisors: readonly number[],
+): number {
+  let [above, below] = [0, 0];
+  for (let row = 0; row < values.length; row++) {
+    above += weights[row]! * values[row]!;
+    below += weights[row]! * divisors[row]!;
+  }
+  return above / below;
+}

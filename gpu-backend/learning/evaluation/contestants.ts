@@ -1,0 +1,88 @@
+/** Methods at a sparsity as what they do to each scored row, and the row of figures that this gives. */
+import type { Mask } from '../../../shared/mask.ts';
+import { sparsity } from '../../../shared/mask.ts';
+import type { LlamaConfig } from '../../model/types.ts';
+import { weightsRead } from '../../model/weights-read.ts';
+import { countsOf } from '../search/budget.ts';
+import type { SampleScores } from '../search/score-masks.ts';
+import { addScores, figuresOf } from '../search/score-masks.ts';
+import { bootstrapInterval, weightedRatio } from './bootstrap.ts';
+import type { EvaluationRow, Method } from './result.ts';
+
+export type Contestant = {
+  readonly method: Method;
+  readonly matched: 'count' | 'time';
+  readonly maskSet: string | null;
+  readonly clusters: number;
+  readonly targetSparsity: number;
+  readonly surrogate: boolean;
+  readonly evaluations: number | null;
+  /** The masks of each scored row; where there are several, their scores are averaged. */
+  readonly masks: readonly (readonly Mask[])[];
+};
+
+export type ScoredRow = { readonly kind: string };
+
+/** `scores[row]`: one sum of scores for each of the row's masks. */
+export function toRow(
+  contestant: Contestant,
+  scoredRows: readonly ScoredRow[],
+  scores: readonly (readonly SampleScores[])[],
+  msOf: (mask: Mask) => number,
+  config: LlamaConfig,
+): EvaluationRow {
+  const { masks, method, matched, maskSet, clusters, targetSparsity, surrogate, evaluations } = contestant;
+  const mean = (value: (mask: Mask) => number) => average(masks.map((some) => average(some.map(value))));
+  const perRow = scores.map(meanScores);
+  const total = addScores(perRow);
+  const dense = weightsRead(config, { runs: new Uint8Array(2 * config.layerCount).fill(1) });
+  return {
+    ...{ method, matched, maskSet, clusters, targetSparsity, surrogate, evaluations },
+    sparsity: mean(sparsity),
+    ...figuresOf(total),
+    msPerToken: mean(msOf),
+    attention: mean((mask) => countsOf(mask).attention),
+    ffn: mean((mask) => countsOf(mask).ffn),
+    skippedWeightShare: mean((mask) => 1 - weightsRead(config, mask) / dense),
+    rows: perRow.length,
+    positions: total.positions,
+    intervals: intervalsOf(perRow),
+    byKind: byKind(scoredRows, perRow),
+  };
+}
+
+/** Scores of one row under several masks: their mean. */
+function meanScores(parts: readonly SampleScores[]): SampleScores {
+  const { positions, kl, equalTops, loss } = addScores(parts);
+  const n = parts.length;
+  return { positions: positions / n, kl: kl / n, equalTops: equalTops / n, loss: loss / n };
+}
+
+function intervalsOf(rows: readonly SampleScores[]): EvaluationRow['intervals'] {
+  const positions = rows.map((row) => row.positions);
+  const of = (value: (row: SampleScores) => number, map = (mean: number) => mean) => {
+    const values = rows.map(value);
+    return bootstrapInterval(rows.length, (weights) => map(weightedRatio(weights, values, positions)));
+  };
+  return {
+    kl: of(({ kl }) => kl),
+    agreement: of(({ equalTops }) => equalTops),
+    perplexity: of(({ loss }) => loss, Math.exp),
+  };
+}
+
+function byKind(scoredRows: readonly ScoredRow[], scores: readonly SampleScores[]): EvaluationRow['byKind'] {
+  const kinds = new Map<string, SampleScores[]>();
+  scoredRows.forEach(({ kind }, row) => {
+    kinds.set(kind, [...(kinds.get(kind) ?? []), scores[row]!]);
+  });
+  return Object.fromEntries(
+    [...kinds].map(([kind, parts]) => {
+      const total = addScores(parts);
+      return [kind, { rows: parts.length, positions: total.positions, ...figuresOf(total) }];
+    }),
+  );
+}
+
+export const average = (values: readonly number[]): number =>
+  values.reduce((sum, value) => sum + value, 0) / values.length;

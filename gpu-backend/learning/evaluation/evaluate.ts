@@ -1,0 +1,182 @@
+/**
+ * `maskroute evaluate`: learned masks against dense and every static baseline, on rows that neither was made on. One
+ * row of figures a method; what was computed is kept by content, so that a killed or repeated evaluation goes on.
+ */
+import { MaskrouteError } from '../../../shared/errors.ts';
+import type { Mask } from '../../../shared/mask.ts';
+import { maskSetVersion } from '../../../shared/mask-set.ts';
+import { createRandom } from '../../random.ts';
+import { kindTable } from '../data/clusters.ts';
+import type { CalibrationRow } from '../data/read-data.ts';
+import type { Sample } from '../data/samples.ts';
+import { createSampler, drawSamples } from '../data/samples.ts';
+import { countsOf, skipCountFor } from '../search/budget.ts';
+import { searchOrders } from './baselines/search-orders.ts';
+import { runChecks } from './checks/run-checks.ts';
+import type { Contestant } from './contestants.ts';
+import { toRow } from './contestants.ts';
+import type { Context, EvaluateOptions } from './evaluation-context.ts';
+import { openContext, routeSets, surrogatesOf } from './evaluation-context.ts';
+import type { Inputs } from './inputs.ts';
+import { readInputs } from './inputs.ts';
+import type { LineUp } from './line-up.ts';
+import { equalCountContestants, equalTimeContestants } from './line-up.ts';
+import type { Evaluation, EvaluationRow, StaticMethod } from './result.ts';
+import { CALIBRATED, hasAny, SEARCHED } from './result.ts';
+import { scoreRows } from './score-rows.ts';
+import { pickRows } from './scored-rows.ts';
+import { checkTasks, runTasks } from './tasks/run-tasks.ts';
+import type { Timer } from './timing.ts';
+import { createTimer, timePlane, weightPoints } from './timing.ts';
+
+/**
+ * @throws MaskrouteError `invalid_data`, `invalid_argument`, `invalid_mask_set` for a set of another model,
+ * `encoder_mismatch`. Rejects when `signal` aborts; what was computed is read back the next time.
+ */
+export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
+  const inputs = await readInputs(options);
+  await using context = await openContext(options);
+  return await evaluateIn(context, inputs);
+}
+
+async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation> {
+  const { options, runner } = context;
+  const { model, seed } = options;
+  const { config } = model.manifest;
+  const { data } = inputs;
+  checkTasks(context, inputs.tasks);
+  const { rows, samples } = scoredSamples(context, data.scored);
+  const sets = await routeSets(
+    options,
+    rows.map(({ routeText }) => routeText),
+  );
+  const lineUp: LineUp = {
+    ...{ rowCount: rows.length, blockCount: 2 * config.layerCount, sets },
+    ...{ baselines: options.baselines, flavours: options.flavours, sparsities: sparsitiesOf(options) },
+    orders: await search(context, data.calibration),
+  };
+  const { contestants, notes } = equalCountContestants(lineUp);
+  const timer = createTimer(runner, options.signal);
+  const timed = await matchTimes(context, lineUp, contestants, timer);
+  const all = [...contestants, ...timed];
+  const scores = await scoreRows(
+    {
+      ...options,
+      ...context,
+      samples,
+      onProgress: (done, total) => options.onProgress('score', done, total),
+    },
+    rows.map((_, row) => all.flatMap(({ masks }) => masks[row]!)),
+  );
+  const toFigures = (contestant: Contestant): EvaluationRow => {
+    const perRow = contestant.masks.map((masks, row) => masks.map((mask) => scores.of(row, mask)));
+    return toRow(contestant, rows, perRow, timer.msOf, config);
+  };
+  const tasks = await runTasks(context, lineUp, inputs.tasks);
+  const checked = options.checks
+    ? await runChecks({ context, inputs, lineUp, rows, samples })
+    : { checks: undefined, notes: [] };
+  return {
+    rows: contestants.map((contestant, i) => ({ ...toFigures(contestant), ...tasks[i] })),
+    equalTime: timed.map(toFigures),
+    routing: sets.map(({ set, clusters }) => ({
+      maskSet: maskSetVersion(set),
+      name: set.name,
+      kinds: kindTable(rows, clusters, set.clusters.length),
+    })),
+    ...(checked.checks === undefined ? {} : { checks: checked.checks }),
+    data: data.counts,
+    notes: [...inputs.notes, ...notes, ...tableNotes(options), ...checked.notes],
+    ...{ model: model.manifest.name, weights: model.manifest.weights, threads: options.threads },
+    search: { evaluations: options.evaluationsMax, positions: options.searchPositions },
+    seed,
+  };
+}
+
+/** Sets that were learned with another table than the model has now. */
+const tableNotes = ({ maskSets, model }: EvaluateOptions): string[] =>
+  maskSets
+    .filter(({ surrogates }) => surrogates !== undefined && surrogates !== surrogatesOf(model))
+    .map(({ name, surrogates }) => {
+      const present = surrogatesOf(model) ?? 'none';
+      return `${name} was learned with the surrogates ${surrogates}; the model has ${present}.`;
+    });
+
+/** Rows that are long enough to score, at most `limit`. */
+function scoredSamples({ options, text }: Context, scored: readonly CalibrationRow[]) {
+  const { limit, model, seed, tokensMax } = options;
+  const sampleOf = createSampler(text, model.manifest.eosTokenIds[0]!, tokensMax);
+  const rows: CalibrationRow[] = [];
+  const samples: Sample[] = [];
+  for (const row of pickRows(scored, limit, seed)) {
+    const sample = sampleOf(row);
+    if (sample === undefined) continue;
+    rows.push(row);
+    samples.push(sample);
+  }
+  if (rows.length === 0)
+    throw new MaskrouteError('invalid_data', `No row has a token to score among its first ${tokensMax}.`);
+  return { rows, samples };
+}
+
+function search({ options, scorer, text }: Context, calibration: readonly CalibrationRow[]) {
+  const { model, seed, searchPositions, tokensMax, onProgress, flavours } = options;
+  const methods = options.baselines.filter((name): name is StaticMethod => name !== 'one-mask');
+  // Equally many rows of each kind, then in the order that they were picked.
+  const rows = pickRows(calibration, searchPositions, seed);
+  const samples = drawSamples(rows, text, model.manifest.eosTokenIds[0]!, createRandom(seed), {
+    positions: searchPositions,
+    tokensMax,
+  });
+  const blockCount = 2 * model.manifest.config.layerCount;
+  if (samples.length === 0 && hasAny(methods, CALIBRATED))
+    throw new MaskrouteError(
+      'invalid_data',
+      `No row to calibrate on has a token among its first ${tokensMax}.`,
+    );
+  const greedy = methods.filter((name) => hasAny(SEARCHED, [name])).length;
+  const total = greedy * flavours.length * options.evaluationsMax;
+  let done = 0;
+  return searchOrders({
+    ...{ ...options, scorer, samples, methods },
+    skipCountMax: skipCountFor(blockCount, Math.max(...sparsitiesOf(options)) + EXTRA_SPARSITY),
+    onEvaluation: (method) => onProgress(`search ${method}`, ++done, Math.max(done, total)),
+  });
+}
+
+/** Searches go this much further than asked for, so that a method can be taken at a learned set's time too. */
+const EXTRA_SPARSITY = 0.05;
+
+/** Enough to tell which count makes a method as fast as another. */
+const ROUGH_ROUNDS = 3;
+
+/** Times of all contestants; then the static methods at the times of the learned ones, and all times again. */
+async function matchTimes(
+  { options }: Context,
+  lineUp: LineUp,
+  contestants: readonly Contestant[],
+  timer: Timer,
+): Promise<Contestant[]> {
+  const masksOf = (some: readonly Contestant[]): Mask[] => some.flatMap(({ masks }) => masks.flat());
+  options.onProgress('time', 0, 2);
+  await timer.measure(masksOf(contestants), options.equalTime ? ROUGH_ROUNDS : options.rounds);
+  options.onProgress('time', 1, 2);
+  if (!options.equalTime) return [];
+  const learned = contestants.filter(({ method }) => method === 'learned');
+  const timed = equalTimeContestants(lineUp, learned, (flavour) => {
+    const dense = masksOf(contestants.filter(({ method }) => method === 'dense')).slice(0, 1);
+    const masks = masksOf(contestants).filter((mask) => (mask.surrogates ?? null) === flavour);
+    const measured = [...dense, ...masks].map((mask) => ({ ...countsOf(mask), ms: timer.msOf(mask) }));
+    const weights = weightPoints(options.model.manifest.config, measured[0]!.ms);
+    // Once for each that was measured: an attention block saves less of a token than measurements differ by chance.
+    return timePlane([...measured, ...measured.flatMap(() => weights)]);
+  });
+  await timer.measure([...masksOf(contestants), ...masksOf(timed)], options.rounds);
+  options.onProgress('time', 2, 2);
+  return timed;
+}
+
+const sparsitiesOf = ({ sparsities, maskSets }: EvaluateOptions): number[] =>
+  [...new Set([...sparsities, ...maskSets.map(({ targetSparsity }) => targetSparsity)])].sort(
+    (a, b) => a - b,
+  );

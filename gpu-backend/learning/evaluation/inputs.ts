@@ -1,0 +1,88 @@
+/** Everything that an evaluation reads, before it works for hours: what is wrong with a file is said at once. */
+import { basename } from 'node:path';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import type { MaskSet } from '../../../shared/mask-set.ts';
+import type { InstalledModel } from '../../model/store.ts';
+import type { EvaluateOptions } from './evaluation-context.ts';
+import { CALIBRATED, hasAny } from './result.ts';
+import { type EvaluationData, oneMask, readEvaluationData } from './scored-rows.ts';
+import { readTask } from './tasks/read-task.ts';
+import type { LoadedTask } from './tasks/run-tasks.ts';
+
+export type Inputs = {
+  readonly data: EvaluationData;
+  readonly tasks: readonly LoadedTask[];
+  readonly notes: readonly string[];
+};
+
+/** Names in a note. */
+const NAMES_MAX = 4;
+
+/** @throws MaskrouteError `invalid_mask_set` for a set of another model, `invalid_data`, `invalid_argument`. */
+export async function readInputs(options: EvaluateOptions): Promise<Inputs> {
+  checkMaskSets(options.maskSets, options.model);
+  const data = await readEvaluationData({
+    ...options,
+    facts: options.checks ? options.facts : [],
+    learnedOn: options.maskSets.flatMap(learnedOn),
+    calibrates: hasAny(options.baselines, CALIBRATED),
+  });
+  options.onRows(data.counts);
+  return { data, tasks: await readTasks(options), notes: unknownRows(options) };
+}
+
+/** @throws MaskrouteError `invalid_mask_set` for a set of another model, or with a record that holds no valid mask. */
+export function checkMaskSets(sets: readonly MaskSet[], model: Pick<InstalledModel, 'manifest'>): void {
+  for (const set of sets) {
+    checkModel(set, model);
+    oneMask(set);
+  }
+}
+
+/** @throws MaskrouteError `invalid_mask_set`. */
+function checkModel({ name, model }: MaskSet, { manifest }: Pick<InstalledModel, 'manifest'>): void {
+  const blockCount = 2 * manifest.config.layerCount;
+  if (model.hash === manifest.hash && model.blockCount === blockCount) return;
+  throw new MaskrouteError('invalid_mask_set', `The mask set ${name} is for ${otherModel(model, manifest)}.`);
+}
+
+/** Two models may have one name. */
+function otherModel(
+  { name, hash, blockCount }: MaskSet['model'],
+  installed: InstalledModel['manifest'],
+): string {
+  if (hash === installed.hash)
+    return `${blockCount} blocks, and ${name} has ${2 * installed.config.layerCount}`;
+  if (name !== installed.name) return `another model (${name}), not for ${installed.name}`;
+  return `another ${name} (SHA-256 ${hash.slice(0, 12)}…) than the installed one (${installed.hash.slice(0, 12)}…)`;
+}
+
+async function readTasks({ tasks, taskLimit }: EvaluateOptions): Promise<LoadedTask[]> {
+  const loaded: LoadedTask[] = [];
+  for (const file of tasks) {
+    if (loaded.some(({ task }) => task === file.task))
+      throw new MaskrouteError(
+        'invalid_argument',
+        `--tasks names two files of ${file.task}; one is answered.`,
+      );
+    loaded.push({ task: file.task, questions: await readTask(file, taskLimit) });
+  }
+  return loaded;
+}
+
+/** Base names in the set's own record. */
+const learnedOn = ({ learned }: MaskSet): string[] =>
+  Array.isArray(learned.data) ? learned.data.filter((name): name is string => typeof name === 'string') : [];
+
+/** Files in the sets' records that were not given: their rows are not known when they stand in others. */
+function unknownRows({ maskSets, data, calibration }: EvaluateOptions): string[] {
+  const given = [...data, ...calibration].map((path) => basename(path));
+  const missing = [...new Set(maskSets.flatMap(learnedOn))].filter((name) => !given.includes(name));
+  if (missing.length === 0) return [];
+  const names = missing.slice(0, NAMES_MAX).join(', ');
+  const more = missing.length > NAMES_MAX ? ` and ${missing.length - NAMES_MAX} more` : '';
+  return [
+    `Masks were learned on ${names}${more}, not given here: their rows, if the data has them under another ` +
+      'name, count as unseen. --calibration makes them known.',
+  ];
+}

@@ -1,0 +1,228 @@
+/** What an evaluation says: the JSON line of the command, `evaluation.json`, and what the report shows. */
+import { z } from 'zod';
+
+/** Static baselines and the one learned mask: what `--baselines` chooses among. */
+export const BASELINES = [
+  'one-mask',
+  'shortgpt',
+  'sleb',
+  'blockpruner',
+  'finercut',
+  'llm-drop',
+  'last-k',
+  'random',
+] as const;
+export type Baseline = (typeof BASELINES)[number];
+
+export const METHODS = ['dense', 'learned', ...BASELINES] as const;
+export type Method = (typeof METHODS)[number];
+
+/** What a method's removals are counted in. */
+export const UNITS_OF = {
+  shortgpt: 'layers',
+  sleb: 'layers',
+  'last-k': 'layers',
+  blockpruner: 'blocks',
+  finercut: 'blocks',
+  'llm-drop': 'blocks',
+  random: 'blocks',
+} as const satisfies Record<Exclude<Baseline, 'one-mask'>, 'layers' | 'blocks'>;
+export type StaticMethod = keyof typeof UNITS_OF;
+
+/** Baselines that evaluate the model for many masks. */
+export const SEARCHED = ['sleb', 'blockpruner', 'finercut'] as const satisfies StaticMethod[];
+/** Baselines that need text to calibrate on. */
+export const CALIBRATED = [...SEARCHED, 'shortgpt', 'llm-drop'] as const satisfies StaticMethod[];
+
+export const hasAny = (baselines: readonly Baseline[], some: readonly Baseline[]): boolean =>
+  baselines.some((name) => some.includes(name));
+
+const interval = z.tuple([z.number(), z.number()]).nullable();
+
+const kindCounts = z.array(z.strictObject({ kind: z.string(), counts: z.array(z.int()) }));
+
+const figures = z.strictObject({
+  rows: z.int(),
+  positions: z.int(),
+  /** KL(dense ‖ masked), nats, mean over positions. */
+  kl: z.number(),
+  /** Share of positions with the dense model's top token. */
+  agreement: z.number(),
+  perplexity: z.number(),
+});
+
+export const taskFiguresSchema = z.strictObject({
+  questions: z.int(),
+  /** By the sum of log-probabilities, and by that sum a character, as lm-evaluation-harness has them. */
+  acc: z.number(),
+  accNorm: z.number().nullable(),
+  accInterval: interval,
+  accNormInterval: interval,
+  /** Accuracy of guessing. */
+  chance: z.number(),
+  /** The main figure (accNorm where there is one) above chance, as a share of dense. */
+  keptAboveChance: z.number().nullable(),
+});
+export type TaskFigures = z.infer<typeof taskFiguresSchema>;
+
+export const rowSchema = z.strictObject({
+  method: z.enum(METHODS),
+  /** `count`: the target's number of blocks is out. `time`: as many as make it as fast as the learned set. */
+  matched: z.enum(['count', 'time']),
+  /** Version of the mask set, for `learned` and `one-mask`; of the set that the time is matched with. */
+  maskSet: z.string().nullable(),
+  /** Masks that routing chooses among. */
+  clusters: z.int(),
+  targetSparsity: z.number(),
+  /** Reached: mean over the scored rows. */
+  sparsity: z.number(),
+  /** Whether surrogates stand in for skipped blocks. */
+  surrogate: z.boolean(),
+  ...figures.omit({ rows: true, positions: true }).shape,
+  msPerToken: z.number(),
+  /** Skipped attention and FFN blocks, means over the scored rows. */
+  attention: z.number(),
+  ffn: z.number(),
+  /** Share of a decoded token's weights that are not read. */
+  skippedWeightShare: z.number(),
+  /** Model evaluations that the search took; null where this command did not search. */
+  evaluations: z.int().nullable(),
+  rows: z.int(),
+  positions: z.int(),
+  /** 95 %, by resampling rows. */
+  intervals: z.strictObject({ kl: interval, agreement: interval, perplexity: interval }),
+  byKind: z.record(z.string(), figures),
+  tasks: z.record(z.string(), taskFiguresSchema).optional(),
+});
+export type EvaluationRow = z.infer<typeof rowSchema>;
+
+const means = { kl: z.number(), agreement: z.number(), perplexity: z.number() };
+const pair = z.strictObject({
+  calibratedOnAll: z.strictObject(means),
+  calibratedOnOne: z.strictObject(means),
+});
+const subject = { method: z.enum(METHODS), targetSparsity: z.number(), surrogate: z.boolean() };
+
+/** The paper's own checks (`checks/run-checks.ts`). */
+export const checksSchema = z.strictObject({
+  /** Right answers alone: how likely they are under each method. */
+  recall: z.array(z.strictObject({ ...subject, facts: z.int(), ...means })).optional(),
+  clustersByTask: z.array(z.strictObject({ name: z.string(), kinds: kindCounts })).optional(),
+  /** FinerCut's order, ever more blocks out. */
+  cliff: z.array(z.strictObject({ sparsity: z.number(), ...means })).optional(),
+  /** FinerCut calibrated on one kind alone, against all kinds: on everything, and on that kind. */
+  narrow: z
+    .strictObject({ kind: z.string(), sparsity: z.number(), general: pair, own: pair.nullable() })
+    .optional(),
+  /** Generated text, judged by the dense model window by window. */
+  longText: z
+    .array(
+      z.strictObject({
+        ...subject,
+        windows: z.array(
+          z.strictObject({
+            from: z.int(),
+            to: z.int(),
+            perplexity: z.number(),
+            newFourGrams: z.number(),
+          }),
+        ),
+      }),
+    )
+    .optional(),
+});
+export type Checks = z.infer<typeof checksSchema>;
+
+/** What became of the rows of the data. */
+export const rowCountsSchema = z.strictObject({
+  read: z.int(),
+  /** Left out because the same row came before. */
+  repeated: z.int(),
+  /** Left out because baselines calibrate on their prompts. */
+  calibrating: z.int(),
+  /** Left out because a mask set was learned on their prompts. */
+  learnedOn: z.int(),
+  /** Of these at most `limit` are scored. */
+  left: z.int(),
+});
+export type RowCounts = z.infer<typeof rowCountsSchema>;
+
+export const evaluationSchema = z.strictObject({
+  rows: z.array(rowSchema),
+  /** Static methods at the measured time of each learned row. */
+  equalTime: z.array(rowSchema),
+  /** Scored rows of each kind by cluster, for each mask set. */
+  routing: z.array(
+    z.strictObject({
+      maskSet: z.string(),
+      name: z.string(),
+      kinds: kindCounts,
+    }),
+  ),
+  checks: checksSchema.optional(),
+  data: rowCountsSchema,
+  /** What was left out, and why. */
+  notes: z.array(z.string()),
+  model: z.string(),
+  weights: z.string(),
+  threads: z.int(),
+  search: z.strictObject({ evaluations: z.int(), positions: z.int() }),
+  seed: z.int(),
+});
+export type Evaluation = z.infer<typeof evaluationSchema>;
+
+/* As aligned text for a terminal. */
+
+export function formatEvaluation({ rows, equalTime, notes }: Evaluation): string {
+  const parts = [`Equal count, ${rows[0]!.rows} rows, ${rows[0]!.positions} positions:`, table(rows)];
+  if (equalTime.length > 0) {
+    const learned = rows.filter(({ method }) => method === 'learned');
+    parts.push(
+      '',
+      'Equal time (static methods as fast as the learned set):',
+      table([...learned, ...equalTime]),
+    );
+  }
+  return [...parts, ...notes].join('\n');
+}
+
+/** What became of the rows that were read. */
+export function dataLine({ read, repeated, calibrating, learnedOn, left }: RowCounts): string {
+  return (
+    `of ${read} rows ${repeated} are repeated, ${calibrating} calibrate, ` +
+    `${learnedOn} were learned on, and ${left} can be scored`
+  );
+}
+
+function table(rows: readonly EvaluationRow[]): string {
+  const lines = [COLUMNS.map(([title]) => title), ...rows.map((row) => COLUMNS.map(([, cell]) => cell(row)))];
+  const widths = COLUMNS.map((_, i) => Math.max(...lines.map((line) => line[i]!.length)));
+  return lines
+    .map((line) =>
+      line
+        .map((cell, i) => cell.padEnd(widths[i]!))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
+}
+
+const COLUMNS: readonly (readonly [title: string, cell: (row: EvaluationRow) => string])[] = [
+  ['method', ({ method, clusters }) => (clusters > 1 ? `${method} (${clusters})` : method)],
+  ['target', ({ targetSparsity }) => percent(targetSparsity)],
+  ['out', ({ attention, ffn }) => `${number(attention)}A ${number(ffn)}F`],
+  ['surrogates', ({ surrogate }) => (surrogate ? 'yes' : 'no')],
+  ['KL', ({ kl, intervals }) => `${kl.toFixed(3)}${plusMinus(intervals.kl, 3)}`],
+  ['top-1', ({ agreement }) => percent(agreement)],
+  [
+    'perplexity',
+    ({ perplexity }) => (perplexity < 10_000 ? perplexity.toFixed(1) : perplexity.toExponential(1)),
+  ],
+  ['ms/token', ({ msPerToken }) => msPerToken.toFixed(2)],
+  ['searched', ({ evaluations }) => (evaluations === null ? '' : String(evaluations))],
+];
+
+const percent = (value: number): string => `${(100 * value).toFixed(1)} %`;
+const number = (value: number): string => (Number.isInteger(value) ? String(value) : value.toFixed(1));
+const plusMinus = (interval: EvaluationRow['intervals']['kl'], digits: number): string =>
+  interval === null ? '' : ` [${interval.map((value) => value.toFixed(digits)).join(', ')}]`;

@@ -1,0 +1,76 @@
+/** Every mask on every scored row that needs it, dense distributions one row at a time, kept on disk by content. */
+import { z } from 'zod';
+import type { Mask, ModelHash } from '../../../shared/mask.ts';
+import { isDense, maskId } from '../../../shared/mask.ts';
+import type { InstalledModel } from '../../model/store.ts';
+import type { Sample } from '../data/samples.ts';
+import { type Journal, modelKey, openKeptResults, sampleKey } from '../journal.ts';
+import { type SampleScores, SCORES_VERSION, type Scorer } from '../search/score-masks.ts';
+
+const scoresSchema = z.strictObject({
+  positions: z.int(),
+  kl: z.number(),
+  equalTops: z.number(),
+  loss: z.number(),
+});
+
+export type RowScoring = {
+  readonly home: string;
+  readonly model: InstalledModel;
+  readonly scorer: Scorer;
+  readonly samples: readonly Sample[];
+  readonly onProgress: (done: number, total: number) => void;
+  readonly signal?: AbortSignal | undefined;
+};
+
+export type RowScores = {
+  /** @throws Error for a mask that was not scored on the row. */
+  of(row: number, mask: Mask): SampleScores;
+};
+
+/**
+ * `masks[row]`: the masks to score on each sample. Rejects when `signal` aborts; what was scored is read back the
+ * next time.
+ */
+export async function scoreRows(
+  options: RowScoring,
+  masks: readonly (readonly Mask[])[],
+): Promise<RowScores> {
+  const { model, samples, onProgress, signal } = options;
+  const hash = model.manifest.hash as ModelHash;
+  const total = masks.reduce((sum, some) => sum + distinct(hash, some).size, 0);
+  const journals: Journal<SampleScores>[] = [];
+  let done = 0;
+  for (const [row, sample] of samples.entries()) {
+    const question = {
+      ...{ kind: 'scores', version: SCORES_VERSION },
+      ...{ model: modelKey(model), sample: sampleKey([sample]) },
+    };
+    const journal = await openKeptResults(options.home, question, scoresSchema);
+    journals.push(journal);
+    const wanted = distinct(hash, masks[row]!);
+    const missing = [...wanted].filter(([id]) => journal.get(id) === undefined);
+    done += wanted.size - missing.length;
+    if (missing.length > 0) {
+      signal?.throwIfAborted();
+      const reference = await options.scorer.reference(sample);
+      for (const [id, mask] of missing) {
+        signal?.throwIfAborted();
+        const scores = isDense(mask) ? reference.scores : await options.scorer.score(reference, mask);
+        await journal.set(id, scores);
+        onProgress(++done, total);
+      }
+    }
+    onProgress(done, total);
+  }
+  return {
+    of(row, mask) {
+      const scores = journals[row]!.get(maskId(hash, mask));
+      if (scores === undefined) throw new Error(`mask ${maskId(hash, mask)} was not scored on row ${row}`);
+      return scores;
+    },
+  };
+}
+
+const distinct = (hash: ModelHash, masks: readonly Mask[]): Map<string, Mask> =>
+  new Map(masks.map((mask) => [maskId(hash, mask), mask]));

@@ -1,0 +1,136 @@
+/**
+ * The multiple-choice part of an evaluation: the accuracy of every contestant, each question routed as the edge would
+ * route it, each answer kept by content.
+ */
+import { z } from 'zod';
+import { MaskrouteError } from '../../../../shared/errors.ts';
+import { type Mask, type ModelHash, maskId } from '../../../../shared/mask.ts';
+import type { Runner } from '../../../engine/runner.ts';
+import type { ModelText } from '../../../model/model-text.ts';
+import type { InstalledModel } from '../../../model/store.ts';
+import { modelKey, openKeptResults } from '../../journal.ts';
+import type { ScoreSession } from '../../search/score-masks.ts';
+import { bootstrapInterval, weightedRatio } from '../bootstrap.ts';
+import { average, type Contestant } from '../contestants.ts';
+import { type Context, routeSets } from '../evaluation-context.ts';
+import { equalCountContestants, type LineUp } from '../line-up.ts';
+import type { EvaluationRow, TaskFigures } from '../result.ts';
+import { hasNorm, type Question, type Task } from './read-task.ts';
+import { encodeChoices, judge, scoreChoices } from './score-question.ts';
+
+export type LoadedTask = { readonly task: Task; readonly questions: readonly Question[] };
+
+type TaskPart = Pick<EvaluationRow, 'tasks'>;
+
+/** @throws MaskrouteError `invalid_data` naming a question that the model cannot be asked. */
+export function checkTasks({ runner, text }: Context, loaded: readonly LoadedTask[]): void {
+  for (const { task, questions } of loaded) {
+    for (const [index, question] of questions.entries()) {
+      try {
+        encodeChoices(question, text.tokenizer, runner.config.contextTokens);
+      } catch (cause) {
+        const reason = `${task}, question ${index + 1}: ${(cause as Error).message}.`;
+        throw new MaskrouteError('invalid_data', reason, { cause });
+      }
+    }
+  }
+}
+
+/** Figures of each contestant, in the order of {@link equalCountContestants}; empty objects without tasks. */
+export async function runTasks(
+  context: Context,
+  lineUp: LineUp,
+  loaded: readonly LoadedTask[],
+): Promise<TaskPart[]> {
+  const { options } = context;
+  const found: Record<string, NonNullable<EvaluationRow['tasks']>[string]>[] = [];
+  const questions = loaded.reduce((sum, task) => sum + task.questions.length, 0);
+  let done = 0;
+  for (const task of loaded) {
+    const sets = await routeSets(
+      options,
+      task.questions.map(({ routeText }) => routeText),
+    );
+    const { contestants } = equalCountContestants({ ...lineUp, rowCount: task.questions.length, sets });
+    const total = questions * masksPerQuestion(contestants);
+    let dense: Verdicts | undefined;
+    for (const [index, contestant] of contestants.entries()) {
+      const verdicts = await answerTask(
+        { ...options, ...context, onQuestion: () => options.onProgress('tasks', ++done, total) },
+        task,
+        contestant,
+      );
+      dense ??= verdicts;
+      found[index] = { ...found[index], [task.task]: taskFigures(task, verdicts, dense) };
+    }
+  }
+  const { length } = equalCountContestants(lineUp).contestants;
+  return Array.from({ length }, (_, i) => (found[i] === undefined ? {} : { tasks: found[i] }));
+}
+
+const masksPerQuestion = (contestants: readonly Contestant[]): number =>
+  contestants.reduce((sum, { masks }) => sum + masks[0]!.length, 0);
+
+type TaskContext = {
+  readonly home: string;
+  readonly model: InstalledModel;
+  readonly runner: Runner;
+  readonly session: ScoreSession;
+  readonly text: ModelText;
+  readonly onQuestion: () => void;
+  readonly signal?: AbortSignal | undefined;
+};
+
+/** The masks of each question; the answers of several are averaged. */
+type TaskEntry = { readonly masks: readonly (readonly Mask[])[] };
+
+/** Right or wrong for each question: 0 to 1, a mean where there are several masks. */
+type Verdicts = { readonly acc: number[]; readonly accNorm: number[] };
+
+/** Rejects when `signal` aborts; what was answered is read back the next time. */
+async function answerTask(
+  context: TaskContext,
+  { task, questions }: LoadedTask,
+  { masks }: TaskEntry,
+): Promise<Verdicts> {
+  const { model, runner, session, text, signal } = context;
+  const question = { kind: 'task', model: modelKey(model), task, questions };
+  const journal = await openKeptResults(context.home, question, z.array(z.number()));
+  const cache = runner.newCache();
+  const verdicts: Verdicts = { acc: [], accNorm: [] };
+  for (const [index, asked] of questions.entries()) {
+    const judged = [];
+    for (const mask of masks[index]!) {
+      const name = `${index} ${maskId(model.manifest.hash as ModelHash, mask)}`;
+      const found = await journal.result(name, () => {
+        signal?.throwIfAborted();
+        const choices = encodeChoices(asked, text.tokenizer, runner.config.contextTokens);
+        return scoreChoices({ runner, session, cache }, choices, mask);
+      });
+      judged.push(judge(asked, found));
+      context.onQuestion();
+    }
+    verdicts.acc.push(average(judged.map(({ acc }) => acc)));
+    verdicts.accNorm.push(average(judged.map(({ accNorm }) => accNorm)));
+  }
+  return verdicts;
+}
+
+/** `dense`: the dense model's verdicts on the same questions, which kept shares refer to. */
+function taskFigures({ task, questions }: LoadedTask, verdicts: Verdicts, dense: Verdicts): TaskFigures {
+  const chance = average(questions.map(({ choices }) => 1 / choices.length));
+  const main = (of: Verdicts) => average(hasNorm(task) ? of.accNorm : of.acc) - chance;
+  const ones = questions.map(() => 1);
+  const intervalOf = (values: readonly number[]) =>
+    bootstrapInterval(values.length, (weights) => weightedRatio(weights, values, ones));
+  const norm = hasNorm(task);
+  return {
+    questions: questions.length,
+    acc: average(verdicts.acc),
+    accNorm: norm ? average(verdicts.accNorm) : null,
+    accInterval: intervalOf(verdicts.acc),
+    accNormInterval: norm ? intervalOf(verdicts.accNorm) : null,
+    chance,
+    keptAboveChance: main(dense) > 0 ? main(verdicts) / main(dense) : null,
+  };
+}

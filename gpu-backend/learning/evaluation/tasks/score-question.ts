@@ -1,0 +1,75 @@
+/**
+ * Log-likelihoods of choices as lm-evaluation-harness takes them: Σ log p of a continuation's tokens after its context,
+ * no special tokens, blanks at the end of a context counted to the continuation. What the sequences of a question share
+ * at their start is computed once.
+ */
+import type { Mask } from '../../../../shared/mask.ts';
+import type { KvCache } from '../../../engine/kv-cache.ts';
+import type { Runner } from '../../../engine/runner.ts';
+import type { Tokenizer } from '../../../model/tokenizer.ts';
+import { commonLength } from '../../data/samples.ts';
+import type { ScoreSession } from '../../search/score-masks.ts';
+import type { Question } from './read-task.ts';
+
+/** Tokens of a choice; the first `contextTokens` are given, the others are scored. */
+export type TokenChoice = { readonly tokenIds: Int32Array; readonly contextTokens: number };
+
+/**
+ * The harness's `_encode_pair`: the continuation is what the whole has beyond as many tokens as the context alone has.
+ * @param contextMax sequences are cut at their start to this many tokens and one.
+ * @throws RangeError when a continuation alone is longer, or context or continuation have no token of their own.
+ */
+export function encodeChoices(
+  { choices }: Question,
+  tokenizer: Pick<Tokenizer, 'encode'>,
+  contextMax: number,
+): TokenChoice[] {
+  const encode = (text: string) => tokenizer.encode(text, { addSpecial: false });
+  return choices.map(({ context, continuation }) => {
+    const bare = context.trimEnd();
+    const given = encode(bare);
+    const scored = encode(context + continuation).slice(given.length);
+    const cut = Math.max(0, given.length + scored.length - (contextMax + 1));
+    if (given.length === 0) throw new RangeError('a choice continues nothing');
+    if (scored.length === 0) throw new RangeError('a choice adds no token to what it continues');
+    if (cut >= given.length) throw new RangeError(`a choice has more than ${contextMax} tokens`);
+    return { tokenIds: Int32Array.from([...given.slice(cut), ...scored]), contextTokens: given.length - cut };
+  });
+}
+
+/** Σ log p of each choice. */
+export async function scoreChoices(
+  { runner, session, cache }: { runner: Runner; session: ScoreSession; cache: KvCache },
+  choices: readonly TokenChoice[],
+  mask: Mask,
+): Promise<number[]> {
+  const plan = { mask, kv: 'preserve' } as const;
+  const found: number[] = [];
+  let held = new Int32Array(0);
+  for (const { tokenIds, contextTokens } of choices) {
+    const input = tokenIds.subarray(0, -1);
+    // The last given token predicts the first scored one, so it runs again.
+    const kept = Math.min(commonLength(held, input), contextTokens - 1);
+    cache.truncate(kept);
+    const first = contextTokens - 1 - kept;
+    const logitRows = Array.from({ length: tokenIds.length - contextTokens }, (_, i) => first + i);
+    const logits = await runner.run({ cache, tokenIds: input.subarray(kept), plan, logitRows });
+    const { losses } = await session.losses(logits, tokenIds.subarray(contextTokens));
+    found.push(-losses.reduce((sum, loss) => sum + loss, 0));
+    held = Int32Array.from(input);
+  }
+  cache.truncate(0);
+  return found;
+}
+
+/** Index of the highest value, the first of equals. */
+export const highest = (values: readonly number[]): number =>
+  values.reduce((best, value, index) => (value > values[best]! ? index : best), 0);
+
+/** 1 or 0: whether the most likely choice is right; by sums, and by sums a character. */
+export function judge({ gold, lengths }: Question, logLikelihoods: readonly number[]) {
+  return {
+    acc: Number(highest(logLikelihoods) === gold),
+    accNorm: Number(highest(logLikelihoods.map((value, i) => value / lengths[i]!)) === gold),
+  };
+}

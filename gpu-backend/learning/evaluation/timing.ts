@@ -1,0 +1,104 @@
+/**
+ * Milliseconds a decoded token on the serving engine, for masks by what they run. Two masks with equally many attention
+ * and FFN blocks read equally many weights, so each such pair of counts is measured once, in rounds in which all take
+ * their turn: whatever slows the machine for a while slows all of them.
+ */
+import { Matrix, solve } from 'ml-matrix';
+import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask.ts';
+import type { Runner } from '../../engine/runner.ts';
+import { interleaved } from '../../measure.ts';
+import type { LlamaConfig } from '../../model/types.ts';
+import { weightsRead } from '../../model/weights-read.ts';
+import { type BlockCounts, countsOf } from '../search/budget.ts';
+import { decode_ms } from '../search/model-parts.ts';
+
+export type Timer = {
+  /** Measures all of them, again where they were measured before. */
+  measure(masks: readonly Mask[], rounds: number): Promise<void>;
+  /** ms a token. @throws Error for a mask whose counts were not measured. */
+  msOf(mask: Mask): number;
+};
+
+export function createTimer(runner: Runner, signal?: AbortSignal): Timer {
+  const known = new Map<string, number>();
+  return {
+    async measure(masks, rounds) {
+      const subjects = new Map<string, Mask>();
+      for (const mask of masks) subjects.set(nameOf(mask), mask);
+      const found = await interleaved(
+        [...subjects].map(([name, mask]) => ({
+          name,
+          measure: () => {
+            signal?.throwIfAborted();
+            return decode_ms(runner, mask);
+          },
+        })),
+        rounds,
+      );
+      for (const [name, ms] of found) known.set(name, ms);
+    },
+    msOf(mask) {
+      const ms = known.get(nameOf(mask));
+      if (ms === undefined) throw new Error(`no time was taken of ${nameOf(mask)}`);
+      return ms;
+    },
+  };
+}
+
+function nameOf(mask: Mask): string {
+  const { attention, ffn } = countsOf(mask);
+  const replaced = attention + ffn > 0 ? (mask.surrogates ?? 'holes') : 'dense';
+  return `${attention} attention, ${ffn} FFN, ${replaced}`;
+}
+
+/*
+ * Static methods at the time of a learned set: along a method's order, as few blocks as make a token no slower. Times
+ * are compared on a plane through the measured ones: decoding takes a fixed time, and by kind a time for each block that
+ * runs. So equal counts take equal time.
+ */
+
+type TimedCounts = BlockCounts & { readonly ms: number };
+
+/**
+ * What the weights alone say: time in proportion to those that are read, for decoding is bound by memory. Beside noisy
+ * measurements they keep a kind's saving near what it can be.
+ */
+export function weightPoints(config: LlamaConfig, dense_ms: number): TimedCounts[] {
+  const quarter = Math.ceil(config.layerCount / 4);
+  const timeOf = (counts: BlockCounts): TimedCounts => {
+    const layers = (count: number) => Array.from({ length: count }, (_, layer) => layer);
+    const mask = maskFromSkippedLayers(2 * config.layerCount, {
+      skipAttention: layers(counts.attention),
+      skipFfn: layers(counts.ffn),
+    });
+    const all = weightsRead(config, denseMask(2 * config.layerCount));
+    return { ...counts, ms: (dense_ms * weightsRead(config, mask)) / all };
+  };
+  return [timeOf({ attention: quarter, ffn: 0 }), timeOf({ attention: 0, ffn: quarter })];
+}
+
+/** ms a token for any counts, by least squares. */
+export function timePlane(points: readonly TimedCounts[]): (counts: BlockCounts) => number {
+  const ridge = 1e-6;
+  const rows = points.map(({ attention, ffn }) => [1, attention, ffn]);
+  const system = new Matrix(rows);
+  const normal = system.transpose().mmul(system);
+  // Kinds that were never skipped have no column of their own; the ridge gives them a saving of 0.
+  for (let i = 0; i < 3; i++) normal.set(i, i, normal.get(i, i) + ridge);
+  const right = system.transpose().mmul(Matrix.columnVector(points.map(({ ms }) => ms)));
+  const [fixed, attention, ffn] = solve(normal, right).to1DArray() as [number, number, number];
+  return (counts) => fixed + attention * counts.attention + ffn * counts.ffn;
+}
+
+/**
+ * The first mask along `masks` (ever more blocks out) that is no slower than `target_ms`, up to `tolerance` of it;
+ * undefined when even the last one is.
+ */
+export function firstAsFast(
+  masks: readonly Mask[],
+  target_ms: number,
+  predict: (counts: BlockCounts) => number,
+  tolerance = 0.005,
+): Mask | undefined {
+  return masks.find((mask) => predict(countsOf(mask)) <= target_ms * (1 + tolerance));
+}

@@ -1,0 +1,213 @@
+/**
+ * The model and its loss as training computes them: whole sequences at once, no cache, attention written from
+ * primitives (its probabilities are needed twice). Callers decide what becomes of a block's output: gates, surrogates,
+ * statistics.
+ *
+ * Shapes: B sequences of S tokens, H = hidden, N/G = query/KV heads, P = N/G query heads a KV head, D = head
+ * width, R = scored positions. Tokens attend within their sequence to themselves and to what is before.
+ */
+import { embed } from '../../model/architectures/embedding.ts';
+import type { StoredLlama } from '../../model/architectures/llama.ts';
+import type { LlamaConfig } from '../../model/types.ts';
+import { external, type WeightRange } from '../../model/weights-file.ts';
+import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import { type LayerLinear, multiplyStored, type TrainingLinears } from './training-weights.ts';
+
+/** The output of a block for the residual stream `h` `[B, S, H]` before it; appends to `b`. */
+type Block = (b: GraphBuilder, h: Value) => Value;
+
+/** What every block sees, and what a caller may need of it. */
+export type Shared = {
+  readonly config: LlamaConfig;
+  /** `[B, S]`. */
+  readonly positions: Value;
+  /** Rows of the rotary tables, `[S, D/2]`. */
+  readonly cos: Value;
+  readonly sin: Value;
+  /** `[S, S]`: 0 where a token may look, very negative elsewhere. */
+  readonly attentionMask: Value;
+  /** `[S, 1]`, bool: the first position of a sequence. */
+  readonly isFirst: Value;
+};
+
+/**
+ * Input `token_ids` `[B, S]`. `next` gives the stream after block `index` (2·layer + 1 for an FFN) from the stream
+ * before it. Returns the stream after the last block, `[B, S, H]`.
+ */
+export function forward(
+  g: GraphBuilder,
+  config: LlamaConfig,
+  stored: StoredLlama,
+  linears: TrainingLinears,
+  next: (index: number, h: Value, block: Block, shared: Shared) => Value,
+): Value {
+  const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
+  const shared = sharedValues(g, config, stored, tokenIds);
+  let h = embed(g, tokenIds, stored.embedding);
+  stored.layers.forEach((layer, index) => {
+    const name = `layer_${index}`;
+    const project: Project = (b, which, x) => {
+      const full = `${name}.${which}`;
+      return multiplyStored(b, x, full, linears.get(full)!.forward);
+    };
+    const attentionBlock: Block = (b, x) =>
+      attention(b, shared, project, normalize(b, config, `${name}.attention_norm`, layer.attentionNorm, x));
+    const ffnBlock: Block = (b, x) =>
+      ffn(b, project, normalize(b, config, `${name}.ffn_norm`, layer.ffnNorm, x));
+    h = next(2 * index, h, attentionBlock, shared);
+    h = next(2 * index + 1, h, ffnBlock, shared);
+  });
+  return h;
+}
+
+/** Input `scored_rows` `[R]` (numbers of positions, b·S + s). The final norm's output there, `[R, H]`. */
+export function scoredRows(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, h: Value): Value {
+  const positions = g.op('Reshape', [h, g.constant('i64', [2], [-1, config.hiddenSize])]);
+  const scored = g.op('Gather', [positions, g.input('scored_rows', 'i64', ['R'])], { axis: 0 });
+  return normalize(g, config, 'final_norm', stored.finalNorm, scored);
+}
+
+/** Shapes that `autodiff/shapes.ts` does not infer. */
+export const sharedShapes = ({ attentionMask, isFirst }: Shared) =>
+  new Map([
+    [attentionMask.name, ['S', 'S']],
+    [isFirst.name, ['S', 1]],
+  ]);
+
+/** x / √(mean x² + ε) over the last axis: the norm without its weights, the same in every basis. */
+export const normalizePlainly = (g: GraphBuilder, config: LlamaConfig, x: Value): Value =>
+  g.op(
+    'SimplifiedLayerNormalization',
+    [x, g.constant('f32', [config.hiddenSize], Array<number>(config.hiddenSize).fill(1))],
+    normAttributes(config),
+  );
+
+type Project = (b: GraphBuilder, which: LayerLinear, x: Value) => Value;
+
+function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, tokenIds: Value): Shared {
+  const table = [config.contextTokens, config.headSize / 2];
+  const int = (...values: number[]) => g.constant('i64', [values.length], values);
+  const scalar = (value: number) => g.constant('i64', [], [value]);
+  const length = g.op('Squeeze', [g.op('Shape', [tokenIds], { start: 1, end: 2 })]);
+  const order = g.op('Range', [scalar(0), length, scalar(1)]);
+  const column = g.op('Unsqueeze', [order, int(1)]);
+  const mayLook = g.op('LessOrEqual', [g.op('Unsqueeze', [order, int(0)]), column]);
+  const rows = (name: string, range: WeightRange): Value =>
+    g.op('Gather', [g.initializer(name, 'f32', table, external(range)), order], { axis: 0 });
+  return {
+    config,
+    positions: g.op('Expand', [g.op('Unsqueeze', [order, int(0)]), g.op('Shape', [tokenIds])]),
+    cos: rows('rope_cos', stored.ropeCos),
+    sin: rows('rope_sin', stored.ropeSin),
+    attentionMask: g.op('Where', [mayLook, g.constant('f32', [], [0]), g.constant('f32', [], [-1e9])]),
+    isFirst: g.op('Equal', [column, scalar(0)]),
+  };
+}
+
+const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
+
+function normalize(g: GraphBuilder, config: LlamaConfig, name: string, stored: WeightRange, x: Value): Value {
+  const weight = g.initializer(name, 'f32', [config.hiddenSize], external(stored));
+  return g.op('SimplifiedLayerNormalization', [x, weight], normAttributes(config));
+}
+
+function attention(b: GraphBuilder, shared: Shared, project: Project, x: Value): Value {
+  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
+  const rotate = (value: Value, heads: number) =>
+    b.op(
+      'RotaryEmbedding',
+      [value, shared.positions, shared.cos, shared.sin],
+      { num_heads: heads, rotary_embedding_dim: D, interleaved: 0 },
+      MICROSOFT,
+    );
+  /** `[B, S, G·P·D]` → `[B, G, P, S, D]`, P = 1 for keys and values. */
+  const byHead = (value: Value, perGroup: number) =>
+    b.op('Transpose', [b.op('Reshape', [value, b.constant('i64', [5], [0, 0, G, perGroup, D])])], {
+      perm: [0, 2, 3, 1, 4],
+    });
+  const q = byHead(rotate(project(b, 'q', x), N), N / G);
+  const k = byHead(rotate(project(b, 'k', x), G), 1);
+  // Rows of Q carry 1/√D.
+  const scores = b.op('FusedMatMul', [q, k], { transB: 1 }, MICROSOFT);
+  const masked = b.op('Add', [scores, shared.attentionMask]);
+  const probabilities = b.op('Softmax', [masked], { axis: -1 });
+  const attended = b.op('MatMul', [probabilities, byHead(project(b, 'v', x), 1)]);
+  const together = b.op('Transpose', [attended], { perm: [0, 3, 1, 2, 4] });
+  const flat = b.op('Reshape', [together, b.constant('i64', [3], [0, 0, N * D])]);
+  return project(b, 'output', flat);
+}
+
+function ffn(b: GraphBuilder, project: Project, x: Value): Value {
+  // QuickGelu with alpha 1 is x·sigmoid(x), SiLU.
+  const activated = b.op('QuickGelu', [project(b, 'gate', x)], { alpha: { float: 1 } }, MICROSOFT);
+  return project(b, 'down', b.op('Mul', [activated, project(b, 'up', x)]));
+}
+
+export type HeadProducts = {
+  /** `[R, H]` → `[R, V]`: x·Wᵀ. */
+  forward(x: Value): Value;
+  /** `[R, V]` → `[R, H]`: y·W. */
+  back(y: Value): Value;
+};
+
+/** The least share of probability: its logarithm is taken, and it is divided by. */
+const SHARE_MIN = 1e-6;
+
+/**
+ * Cross-entropy against a few target tokens a position, and its gradient by the head's input x `[R, H]`, written down
+ * together: in between lie `[R, V]` values, the largest of the whole step, and each pass over them counts. Nodes of the
+ * gradient are appended when it is asked for.
+ *
+ * logits = x·Wᵀ, q = softmax(logits), loss = mean_r Σ_k p_rk · (log Σ exp logits_r - logits_r[id_rk]);
+ * ∂loss/∂x = (q - p)·W / R, where p sums to 1 in every row.
+ *
+ * With `tail`, p may sum to P < 1, and all other tokens are one more target of probability 1 − P: with Q = Σ_k q_k the
+ * loss gains -(1−P)·log(1−Q), and a token outside of the targets has the gradient q·(1 − (1−P)/(1−Q)). Without it,
+ * learning from another model's likeliest tokens would press all others towards 0.
+ */
+export function softTargetLoss(
+  g: GraphBuilder,
+  x: Value,
+  head: HeadProducts,
+  options: { readonly tail: boolean } = { tail: false },
+): { value: Value; gradient: () => Value } {
+  const ids = g.input('target_ids', 'i64', ['R', 'K']);
+  const probabilities = g.input('target_probabilities', 'f32', ['R', 'K']);
+  const axes = g.constant('i64', [1], [-1]);
+  const logits = head.forward(x);
+  const predicted = g.op('Softmax', [logits], { axis: -1 });
+  // The likeliest token's own probability tells the sum that softmax divided by.
+  const most = (value: Value) => g.op('ReduceMax', [value, axes], { keepdims: 1 });
+  const logSum = g.op('Sub', [most(logits), g.op('Log', [most(predicted)])]);
+  const picked = g.op('GatherElements', [logits, ids], { axis: 1 });
+  const terms = g.op('Mul', [probabilities, g.op('Sub', [logSum, picked])]);
+  const rows = g.op('Cast', [g.op('Squeeze', [g.op('Shape', [ids], { start: 0, end: 1 })])], { to: 1 });
+  const sum = g.op('ReduceSum', [terms], { keepdims: 0 });
+  if (!options.tail) {
+    const gradient = () => {
+      const difference = scatterAdd(g, predicted, ids, g.op('Neg', [probabilities]));
+      return g.op('Div', [head.back(difference), rows]);
+    };
+    return { value: g.op('Div', [sum, rows]), gradient };
+  }
+  const found = g.op('GatherElements', [predicted, ids], { axis: 1 });
+  const [rest, predictedRest] = [restOf(g, probabilities), restOf(g, found)];
+  const tail = g.op('ReduceSum', [g.op('Mul', [rest, g.op('Log', [predictedRest])])], { keepdims: 0 });
+  const gradient = () => {
+    const ratio = g.op('Div', [rest, predictedRest]);
+    const scaled = g.op('Mul', [predicted, g.op('Sub', [g.constant('f32', [1], [1]), ratio])]);
+    // A target's own gradient is q − p again.
+    const own = g.op('Sub', [g.op('Mul', [found, ratio]), probabilities]);
+    return g.op('Div', [head.back(scatterAdd(g, scaled, ids, own)), rows]);
+  };
+  return { value: g.op('Div', [g.op('Sub', [sum, tail]), rows]), gradient };
+}
+
+const scatterAdd = (g: GraphBuilder, values: Value, ids: Value, updates: Value): Value =>
+  g.op('ScatterElements', [values, ids, updates], { axis: 1, reduction: 'add' });
+
+/** What `[R, K]` probabilities leave to all other tokens, `[R, 1]`. */
+function restOf(g: GraphBuilder, probabilities: Value): Value {
+  const sum = g.op('ReduceSum', [probabilities, g.constant('i64', [1], [-1])], { keepdims: 1 });
+  return g.op('Max', [g.op('Sub', [g.constant('f32', [1], [1]), sum]), g.constant('f32', [1], [SHARE_MIN])]);
+}

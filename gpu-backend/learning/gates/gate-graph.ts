@@ -1,0 +1,248 @@
+/**
+ * A training step as one graph: loss, and its derivative by each of the 2L gates, or by the tables of surrogates,
+ * or the loss alone. All of the model's weights are frozen.
+ *
+ * h ← h + z·block(h) with a gate z a block (IG-Pruning, arXiv 2511.02213), or with surrogates
+ * h ← h + z·block(h) + (1−z)·surrogate(h). A gate at exactly 0 skips its block forward and backward, one at
+ * exactly 1 its surrogate.
+ *
+ * loss = mean over scored positions of -Σ_k p_k · log q(token_k), where p sums to 1 a position: next-token
+ * cross-entropy with K = 1 and p = 1; KL to another model's K likeliest tokens, up to the entropy of p.
+ */
+import type { StoredLlama } from '../../model/architectures/llama.ts';
+import type { LlamaConfig } from '../../model/types.ts';
+import { external } from '../../model/weights-file.ts';
+import { ELEMENT_TYPES, type Graph, GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import { gradients } from '../autodiff/gradients.ts';
+import {
+  SURROGATE_PARTS,
+  type SurrogateInputs,
+  type SurrogateValues,
+  surrogateInputs,
+  surrogateOutput,
+  surrogateShapes,
+} from '../surrogates/surrogate-graph.ts';
+import {
+  forward,
+  type HeadProducts,
+  type Shared,
+  scoredRows,
+  sharedShapes,
+  softTargetLoss,
+} from './forward.ts';
+import {
+  multiplyGradient,
+  multiplyStored,
+  type TrainingLinear,
+  type TrainingLinears,
+  weightName,
+} from './training-weights.ts';
+
+type StepGraphOptions = {
+  /** What the loss is differentiated by; `none` gives the loss alone, at less than half the time. */
+  readonly by: 'gates' | 'surrogates' | 'none';
+  /** Rank of the surrogates that stand in for what gates leave out; 0: holes. */
+  readonly surrogateRank: number;
+  /** Targets may sum to less than 1, the rest being all other tokens' ({@link softTargetLoss}). */
+  readonly tail: boolean;
+  /** What the gradients need of a block is computed once more rather than kept. */
+  readonly recompute?: boolean | undefined;
+};
+
+/** The step that keeps what its gradients need, or computes it once more where memory asks for it and nobody decided. */
+export function fittingStepGraph(
+  config: LlamaConfig,
+  stored: StoredLlama,
+  linears: TrainingLinears,
+  options: StepGraphOptions,
+): Graph {
+  const graph = stepGraph(config, stored, linears, options);
+  const decides = options.recompute === undefined && options.by !== 'none';
+  return decides && asksForRecompute(graph)
+    ? stepGraph(config, stored, linears, { ...options, recompute: true })
+    : graph;
+}
+
+/**
+ * Inputs `token_ids` `[B, S]`, `gates` `[2L]`, `scored_rows` `[R]` (numbers of positions, b·S + s),
+ * `target_ids` and `target_probabilities` `[R, K]`, and with surrogates `surrogate_a` … `surrogate_first`.
+ * Outputs `loss` `[]`, and `gate_gradients` `[2L]` or `surrogate_a_gradients` … of their inputs' shapes.
+ */
+function stepGraph(
+  config: LlamaConfig,
+  stored: StoredLlama,
+  linears: TrainingLinears,
+  { by, surrogateRank, tail, recompute }: StepGraphOptions,
+): Graph {
+  const g = new GraphBuilder('training_step');
+  const gates = gateValues(g, 2 * config.layerCount);
+  const surrogates = surrogateRank > 0 ? surrogateInputs(g, config, surrogateRank) : undefined;
+  let shared: Shared | undefined;
+  const h = forward(g, config, stored, linears, (index, before, block, common) => {
+    shared = common;
+    const run = gatedBlock(g, config, gates, index, before, block);
+    const stand = surrogates?.blocks[index];
+    return stand === undefined ? run : withStandIn(g, common, gates, index, before, run, stand);
+  });
+  const final = scoredRows(g, config, stored, h);
+  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), { tail });
+  g.node('Identity', [loss.value], ['loss']);
+  g.output({ name: 'loss' }, 'f32', []);
+  if (by === 'none') return g.graph;
+  const targets = by === 'gates' ? [gates.all] : requireTables(surrogates);
+  const found = gradients(g, [{ value: final, gradient: loss.gradient() }], targets, {
+    transposed: backwardProducts(linears),
+    shapes: sharedShapes(shared!),
+    recompute,
+  });
+  const name = (output: string, i: number, shape: number[]) => {
+    g.node('Identity', [found[i]!], [output]);
+    g.output({ name: output }, 'f32', shape);
+  };
+  if (by === 'gates') name('gate_gradients', 0, [2 * config.layerCount]);
+  else {
+    const shapes = surrogateShapes(config, surrogateRank);
+    SURROGATE_PARTS.forEach((part, i) => {
+      name(`surrogate_${part}_gradients`, i, shapes[part]);
+    });
+  }
+  return g.graph;
+}
+
+function requireTables(surrogates: SurrogateInputs | undefined): readonly Value[] {
+  if (surrogates === undefined) throw new RangeError('surrogates need a rank to be learned');
+  return surrogates.tables;
+}
+
+type Gates = {
+  /** `[2L]`. */
+  readonly all: Value;
+  /** z, 1 − z, z > 0 and z < 1 of every block, `[1]` each. */
+  readonly open: readonly Value[];
+  readonly closed: readonly Value[];
+  readonly runs: readonly Value[];
+  readonly isReplaced: readonly Value[];
+};
+
+function gateValues(g: GraphBuilder, count: number): Gates {
+  const all = g.input('gates', 'f32', [count]);
+  const each = g.constant('i64', [count], Array<number>(count).fill(1));
+  const one = g.constant('f32', [1], [1]);
+  const pieces = (value: Value) => g.ops('Split', [value, each], count);
+  return {
+    all,
+    open: pieces(all),
+    closed: pieces(g.op('Sub', [one, all])),
+    runs: pieces(g.op('Cast', [all], { to: ELEMENT_TYPES.bool })),
+    isReplaced: pieces(g.op('Less', [all, one])),
+  };
+}
+
+/** h + z·block(h), or h where the gate z is 0. */
+function gatedBlock(
+  g: GraphBuilder,
+  config: LlamaConfig,
+  gates: Gates,
+  index: number,
+  h: Value,
+  block: (b: GraphBuilder, h: Value) => Value,
+): Value {
+  const shape = ['B', 'S', config.hiddenSize];
+  const run = g.subgraph('run', (b) =>
+    b.output(b.op('Add', [h, b.op('Mul', [block(b, h), gates.open[index]!])]), 'f32', shape),
+  );
+  const skip = g.subgraph('skip', (b) => b.output(b.op('Identity', [h]), 'f32', shape));
+  return g.op('If', [gates.runs[index]!], { then_branch: { graph: run }, else_branch: { graph: skip } });
+}
+
+/** `after` + (1−z)·surrogate(before), or `after` where the gate z is 1: an `If` beside the block's own. */
+function withStandIn(
+  g: GraphBuilder,
+  shared: Shared,
+  gates: Gates,
+  index: number,
+  before: Value,
+  after: Value,
+  values: SurrogateValues,
+): Value {
+  const shape = ['B', 'S', shared.config.hiddenSize];
+  const replace = g.subgraph('replace', (b) => {
+    const output = surrogateOutput(b, shared, before, values);
+    b.output(b.op('Add', [after, b.op('Mul', [output, gates.closed[index]!])]), 'f32', shape);
+  });
+  const keep = g.subgraph('keep', (b) => b.output(b.op('Identity', [after]), 'f32', shape));
+  return g.op('If', [gates.isReplaced[index]!], {
+    then_branch: { graph: replace },
+    else_branch: { graph: keep },
+  });
+}
+
+/** Products that carry gradients back, by the name of the forward weights' values in the graph. */
+function backwardProducts(linears: TrainingLinears) {
+  const products = new Map<string, (g: GraphBuilder, gradient: Value) => Value>();
+  for (const [name, { back }] of linears) {
+    if (back === undefined) continue;
+    products.set(weightName(name), (g, gradient) =>
+      multiplyGradient(g, gradient, g.fresh(`${name}.back`), back),
+    );
+  }
+  return products;
+}
+
+export function headProducts(g: GraphBuilder, { forward: ahead, back }: TrainingLinear): HeadProducts {
+  if (back !== undefined) {
+    return {
+      forward: (x) => multiplyStored(g, x, 'head', ahead),
+      back: (y) => multiplyStored(g, y, 'head.back', back),
+    };
+  }
+  const { outputs, inputs, values } = ahead;
+  const weights = g.initializer('head', 'f32', [outputs, inputs], external(values));
+  return {
+    forward: (x) => g.op('FusedMatMul', [x, weights], { transB: 1 }, MICROSOFT),
+    back: (y) => g.op('MatMul', [y, weights]),
+  };
+}
+
+/*
+ * When a training step computes what its gradients need of a block once more instead of keeping it (gradient
+ * checkpointing): when memory asks for it. What is kept grows with tokens and with the model's width; computed again it
+ * is one block's at a time, for the price of another forward pass. The numbers are the same to the last bit, so a run
+ * may go on on a machine that decides otherwise.
+ */
+
+/** What a step of learning takes at most: 6 sequences of 128 tokens. */
+const STEP_SIZES = { B: 6, S: 128 } as const;
+/** Of the memory that the process may still have; the rest is for weights, which are packed once more when they load. */
+const KEPT_SHARE_MAX = 1 / 3;
+const FLOAT_BYTES = 4;
+
+/** Whether `graph`, which keeps everything, would keep too much. `available_bytes`: what the process may still have. */
+export const asksForRecompute = (graph: Graph, available_bytes = process.availableMemory()): boolean =>
+  keptBytes(graph, STEP_SIZES) > KEPT_SHARE_MAX * available_bytes;
+
+/**
+ * Bytes of what branches give beside their own value: what they hand on for their gradients, all of it f32, and the few
+ * gradients that are not by the stream. `sizes`: of the free dimensions, by name.
+ */
+export function keptBytes(graph: Graph, sizes: Readonly<Record<string, number>>): number {
+  let floats = 0;
+  for (const { op, attributes } of graph.nodes) {
+    const branch = attributes.then_branch;
+    if (op !== 'If' || typeof branch !== 'object' || !('graph' in branch)) continue;
+    // The first output is the branch's own.
+    for (const { shape } of branch.graph.outputs.slice(1)) {
+      floats += shape.reduce<number>(
+        (all, size) => all * (typeof size === 'number' ? size : sizeOf(size, sizes)),
+        1,
+      );
+    }
+  }
+  return FLOAT_BYTES * floats;
+}
+
+function sizeOf(name: string, sizes: Readonly<Record<string, number>>): number {
+  const size = sizes[name];
+  if (size === undefined) throw new RangeError(`the size of ${name} is not known`);
+  return size;
+}

@@ -1,0 +1,133 @@
+/** The training step of one installed model: loss and gate gradients for a batch, or the loss alone, in one call. */
+import { join } from 'node:path';
+import type { StoredLlama } from '../../model/architectures/llama.ts';
+import { readStoredLlama } from '../../model/stored-llama.ts';
+import type { SurrogateTable } from '../../model/surrogates.ts';
+import type { LlamaConfig, WeightKind } from '../../model/types.ts';
+import { encodeModel } from '../../onnx/encode.ts';
+import type { Graph } from '../../onnx/graph.ts';
+import { createSession, floats, type Session, type SessionOptions } from '../../onnx/session.ts';
+import { writeWhole } from '../../write-whole.ts';
+import { type GateBatch, stepFeeds } from './batches.ts';
+import { fittingStepGraph } from './gate-graph.ts';
+import { type TrainingLinears, trainingLinears } from './training-weights.ts';
+
+export type GateStep = {
+  /** Mean over the scored positions, nats. */
+  readonly loss: number;
+  /** ∂loss/∂gate, `[2L]`; exactly 0 where the gate is. */
+  readonly gradients: Float32Array;
+};
+
+export type GateSession = {
+  readonly gateCount: number;
+  /** `gates`: `[2L]`. @throws RangeError on sizes that do not fit each other. */
+  step(batch: GateBatch, gates: ArrayLike<number>): Promise<GateStep>;
+  close(): Promise<void>;
+};
+
+/** Forward only: what ranking and searching masks ask for, at less than half the time of a step. */
+export type LossSession = {
+  readonly gateCount: number;
+  /**
+   * Mean over the scored positions, nats; `gates` `[2L]`, such as a mask's `runs`. Against a teacher's targets the
+   * loss is KL up to their entropy. @throws RangeError on sizes that do not fit each other.
+   */
+  loss(batch: GateBatch, gates: ArrayLike<number>): Promise<number>;
+  close(): Promise<void>;
+};
+
+type GateSessionOptions = {
+  readonly threads: number;
+  readonly profileFile?: string;
+  /** Stand in for what gates leave out; in the installed model's basis (`toInstalledBasis`). Holes without. */
+  readonly surrogates?: SurrogateTable | undefined;
+  /** For a teacher's targets, which sum to less than 1: the rest is all other tokens'. */
+  readonly tail?: boolean;
+  /** Of steps: whether values are computed once more rather than kept; as memory asks for unless said. */
+  readonly recompute?: boolean;
+};
+
+/** Opens the model in `folder`; the first time, transposed weights and the graph are written beside it. */
+export async function openGateSession(
+  folder: string,
+  config: LlamaConfig,
+  kind: WeightKind,
+  options: GateSessionOptions,
+): Promise<GateSession> {
+  const session = await openStep(folder, config, kind, 'gates', options);
+  return {
+    gateCount: 2 * config.layerCount,
+    async step(batch, gates) {
+      const feeds = stepFeeds(config, batch, gates, options.surrogates);
+      const outputs = await session.run(feeds, ['loss', 'gate_gradients']);
+      // A surrogate alone has a one-sided derivative too, but a gate at 0 is out of the learning.
+      const gradients = floats(outputs.gate_gradients!).map((value, i) => (gates[i] === 0 ? 0 : value));
+      return { loss: floats(outputs.loss!)[0]!, gradients };
+    },
+    close: () => closeSession(session),
+  };
+}
+
+export async function openLossSession(
+  folder: string,
+  config: LlamaConfig,
+  kind: WeightKind,
+  options: GateSessionOptions,
+): Promise<LossSession> {
+  const session = await openStep(folder, config, kind, 'none', options);
+  return {
+    gateCount: 2 * config.layerCount,
+    async loss(batch, gates) {
+      const outputs = await session.run(stepFeeds(config, batch, gates, options.surrogates), ['loss']);
+      return floats(outputs.loss!)[0]!;
+    },
+    close: () => closeSession(session),
+  };
+}
+
+function openStep(
+  folder: string,
+  config: LlamaConfig,
+  kind: WeightKind,
+  by: 'gates' | 'none',
+  { surrogates, tail = false, recompute, ...options }: GateSessionOptions,
+): Promise<Session> {
+  const surrogateRank = surrogates?.rank ?? 0;
+  const build = (stored: StoredLlama, linears: TrainingLinears) =>
+    fittingStepGraph(config, stored, linears, { by, surrogateRank, tail, recompute });
+  return openTrainingGraph(
+    folder,
+    config,
+    kind,
+    `${by}-rank-${surrogateRank}${tail ? '-tail' : ''}`,
+    build,
+    options,
+  );
+}
+
+async function closeSession(session: Session): Promise<void> {
+  session.endProfiling();
+  await session.release();
+}
+
+/**
+ * Opens a training graph of an installed model: its weights lie beside the model, and so does the graph's file. `name`
+ * tells graphs apart that are open at the same time. The first time, transposed weights are written too.
+ * @throws MaskrouteError `corrupt_model`; RangeError for a quantized model whose vocabulary is not a multiple of 32.
+ */
+export async function openTrainingGraph(
+  folder: string,
+  config: LlamaConfig,
+  kind: WeightKind,
+  name: string,
+  build: (stored: StoredLlama, linears: TrainingLinears) => Graph,
+  options: SessionOptions,
+): Promise<Session> {
+  const stored = await readStoredLlama(folder, config, kind);
+  const linears = await trainingLinears(folder, config, stored);
+  // External weights are found beside the graph's file.
+  const path = join(folder, `training-${name}.onnx`);
+  await writeWhole(path, encodeModel(build(stored, linears)));
+  return createSession(path, { spinning: false, ...options });
+}

@@ -1,0 +1,90 @@
+/** What the dense model says of a text: its K likeliest next tokens a position, the targets of everything learned. */
+import type { StoredLlama } from '../../model/architectures/llama.ts';
+import type { LlamaConfig, WeightKind } from '../../model/types.ts';
+import type { Graph } from '../../onnx/graph.ts';
+import { GraphBuilder } from '../../onnx/graph.ts';
+import { floats } from '../../onnx/session.ts';
+import type { GateBatch, TextBatch } from './batches.ts';
+import { textFeeds } from './batches.ts';
+import { forward, scoredRows } from './forward.ts';
+import { headProducts } from './gate-graph.ts';
+import { openTrainingGraph } from './gate-session.ts';
+import type { TrainingLinears } from './training-weights.ts';
+
+/** A batch whose targets are the dense model's, small enough to be kept for many. */
+export type TaughtBatch = GateBatch & {
+  readonly targetIds: Int32Array;
+  readonly targetProbabilities: Float32Array;
+  /**
+   * Mean entropy of the targets, all other tokens being one more, nats. With `tail`, loss − entropy is the KL over
+   * these K + 1: a little less than that over all tokens.
+   */
+  readonly entropy: number;
+};
+
+export type Teacher = {
+  teach(text: TextBatch): Promise<TaughtBatch>;
+  close(): Promise<void>;
+};
+
+export type TeacherOptions = { readonly threads: number; readonly targetCount?: number };
+
+/** On ordinary text they hold six sevenths of the probability; the rest goes with `tail`. */
+const TARGET_COUNT = 64;
+
+export async function openTeacher(
+  folder: string,
+  config: LlamaConfig,
+  kind: WeightKind,
+  { threads, targetCount = TARGET_COUNT }: TeacherOptions,
+): Promise<Teacher> {
+  const build = (stored: StoredLlama, linears: TrainingLinears) =>
+    teacherGraph(config, stored, linears, targetCount);
+  const session = await openTrainingGraph(folder, config, kind, `teacher-${targetCount}`, build, { threads });
+  return {
+    async teach(text) {
+      const outputs = await session.run(textFeeds(text), ['ids', 'probabilities']);
+      const targetProbabilities = floats(outputs.probabilities!);
+      const targetIds = Int32Array.from(outputs.ids!.data as BigInt64Array, Number);
+      const rows = text.scoredRows.length;
+      const entropy = totalEntropy(targetProbabilities, targetProbabilities.length / rows) / rows;
+      return { ...text, targetIds, targetProbabilities, entropy };
+    },
+    close: () => session.release(),
+  };
+}
+
+function totalEntropy(probabilities: Float32Array, count: number): number {
+  const term = (p: number) => (p > 0 ? -p * Math.log(p) : 0);
+  let sum = 0;
+  for (let start = 0; start < probabilities.length; start += count) {
+    let rest = 1;
+    for (let i = start; i < start + count; i++) {
+      sum += term(probabilities[i]!);
+      rest -= probabilities[i]!;
+    }
+    sum += term(rest);
+  }
+  return sum;
+}
+
+function teacherGraph(
+  config: LlamaConfig,
+  stored: StoredLlama,
+  linears: TrainingLinears,
+  targetCount: number,
+): Graph {
+  const g = new GraphBuilder('teacher');
+  const h = forward(g, config, stored, linears, (_, before, block) =>
+    g.op('Add', [before, block(g, before)]),
+  );
+  const logits = headProducts(g, linears.get('head')!).forward(scoredRows(g, config, stored, h));
+  const count = Math.min(targetCount, config.vocabularySize);
+  const all = g.op('Softmax', [logits], { axis: -1 });
+  const [most, ids] = g.ops('TopK', [all, g.constant('i64', [1], [count])], 2, { axis: -1 });
+  g.node('Identity', [most], ['probabilities']);
+  g.node('Identity', [ids], ['ids']);
+  g.output({ name: 'ids' }, 'i64', ['R', count]);
+  g.output({ name: 'probabilities' }, 'f32', ['R', count]);
+  return g.graph;
+}

@@ -1,0 +1,184 @@
+/**
+ * Learns one mask: hard concrete gates on frozen weights, descending loss + sparsity penalty while the
+ * penalty's multipliers ascend. Gates start from a ranking of the blocks, shifted so that the expected sparsity is
+ * the target from the first step: learning only redistributes. (Started from open gates, 80 of 100 steps pass
+ * before the penalty closes anything, and then it closes everything at once.)
+ *
+ * Every step is a function of the state before it and of its number, so a run whose samples are known from before
+ * ends as it did then.
+ */
+import { createRandom } from '../../random.ts';
+import type { AdamState, GateSample } from './hard-concrete.ts';
+import {
+  adamStep,
+  clampLogAlpha,
+  expectedSparsity,
+  newAdam,
+  normalizedWeights,
+  sampleGate,
+  shiftToSparsity,
+  sparsityPenalty,
+} from './hard-concrete.ts';
+
+/** A training run between two steps. */
+export type TrainingState = {
+  /** Steps done. */
+  readonly step: number;
+  /** `[2L]`. */
+  readonly logAlphas: readonly number[];
+  /** λ1 and λ2. */
+  readonly multipliers: readonly [number, number];
+  readonly gateAdam: AdamState;
+  readonly multiplierAdam: AdamState;
+  /** One entry a step: the learning curve. */
+  readonly history: readonly { readonly loss: number; readonly expectedSparsity: number }[];
+};
+
+export type TrainingOptions = {
+  /** What a block costs when it alone is missing, `[2L]`: higher stays longer. */
+  readonly importance: readonly number[];
+  /** What a block's absence counts, `[2L]`: all 1, or its cost. */
+  readonly blockWeights: readonly number[];
+  /** Share of the weights' sum to be skipped, in (0, 1). */
+  readonly targetSparsity: number;
+  readonly steps: number;
+  readonly seed: number;
+  /**
+   * Parts of a step. Each has its own text and meets gates drawn for itself, and the parts' gradients are averaged:
+   * more parts of fewer sequences cost the same and vary less.
+   */
+  readonly parts: number;
+  /** Loss and gate gradients on the text of a step's part; the same numbers give the same result. */
+  sample(step: number, part: number, gates: readonly number[]): Promise<SampledLoss>;
+  readonly gateLearningRate?: number;
+  readonly multiplierLearningRate?: number;
+  readonly signal?: AbortSignal;
+};
+
+type SampledLoss = { readonly loss: number; readonly gradients: ArrayLike<number> };
+
+/** logAlpha of the first-ranked and the last-ranked block before the shift. */
+const RANK_SPREAD = 2;
+const GATE_LEARNING_RATE = 0.05;
+const MULTIPLIER_LEARNING_RATE = 0.05;
+
+/** The gates before the first step. */
+export function startState(options: TrainingOptions): TrainingState {
+  const { importance, targetSparsity } = options;
+  const weights = normalizedWeights(options.blockWeights);
+  if (weights.length !== importance.length)
+    throw new RangeError(`${weights.length} weights for ${importance.length} blocks`);
+  const order = importance.map((_, block) => block).sort((a, b) => importance[a]! - importance[b]! || a - b);
+  const ranked = Array<number>(order.length).fill(0);
+  order.forEach((block, rank) => {
+    ranked[block] = RANK_SPREAD * ((2 * rank) / Math.max(1, order.length - 1) - 1);
+  });
+  const shift = shiftToSparsity(ranked, weights, targetSparsity);
+  return {
+    step: 0,
+    logAlphas: ranked.map((value) => clampLogAlpha(value + shift)),
+    multipliers: [-borderPrice(order, importance, weights, targetSparsity), 0],
+    gateAdam: newAdam(ranked.length),
+    multiplierAdam: newAdam(2),
+    history: [],
+  };
+}
+
+/**
+ * What a unit of sparsity costs at the border between skipped and kept: with this multiplier the ranking's own mask is
+ * at rest. A multiplier that starts from 0 takes longer to get there than the gates take to open all blocks.
+ */
+function borderPrice(
+  order: readonly number[],
+  importance: readonly number[],
+  weights: readonly number[],
+  targetSparsity: number,
+): number {
+  let skipped = 0;
+  const border = order.find((block) => {
+    skipped += weights[block]!;
+    return skipped >= targetSparsity;
+  });
+  const block = border ?? order.at(-1)!;
+  return Math.max(0, importance[block]!) / weights[block]!;
+}
+
+/** Goes on from `state` to the last step. Rejects when `signal` aborts. */
+export async function trainMask(
+  options: TrainingOptions,
+  state: TrainingState = startState(options),
+): Promise<TrainingState> {
+  let current = state;
+  while (current.step < options.steps) {
+    options.signal?.throwIfAborted();
+    current = await trainingStep(options, current);
+  }
+  return current;
+}
+
+async function trainingStep(options: TrainingOptions, state: TrainingState): Promise<TrainingState> {
+  const { logAlphas, multipliers, step } = state;
+  const weights = normalizedWeights(options.blockWeights);
+  const { loss, gradients } = await sampledLoss(options, state);
+  const [linear, quadratic] = multipliers;
+  const penalty = sparsityPenalty(logAlphas, weights, options.targetSparsity, { linear, quadratic });
+  const total = gradients.map((gradient, i) => gradient + penalty.logAlphaGradients[i]!);
+  const gates = descend(logAlphas, total, state.gateAdam, options.gateLearningRate ?? GATE_LEARNING_RATE);
+  const up = penalty.multiplierGradients;
+  const moved = descend(
+    multipliers,
+    [-up.linear, -up.quadratic],
+    state.multiplierAdam,
+    options.multiplierLearningRate ?? MULTIPLIER_LEARNING_RATE,
+  );
+  const next = gates.values.map(clampLogAlpha);
+  return {
+    step: step + 1,
+    logAlphas: next,
+    multipliers: [moved.values[0]!, moved.values[1]!],
+    gateAdam: gates.state,
+    multiplierAdam: moved.state,
+    history: [...state.history, { loss, expectedSparsity: expectedSparsity(next, weights) }],
+  };
+}
+
+const descend = (
+  values: readonly number[],
+  gradients: readonly number[],
+  state: AdamState,
+  learningRate: number,
+) => adamStep(values, gradients, state, { learningRate });
+
+/** Mean loss over the parts and its gradient by logAlpha: ∂loss/∂gate · ∂gate/∂logAlpha. */
+async function sampledLoss(
+  { parts, sample, seed }: TrainingOptions,
+  { logAlphas, step }: TrainingState,
+): Promise<{ loss: number; gradients: number[] }> {
+  const gradients = Array<number>(logAlphas.length).fill(0);
+  let loss = 0;
+  for (let part = 0; part < parts; part++) {
+    const drawn = drawGates(logAlphas, seed, step, part);
+    const gates = drawn.map(({ gate }) => gate);
+    const result = await sample(step, part, gates);
+    if (!Number.isFinite(result.loss)) throw new RangeError(`the loss of step ${step} is ${result.loss}`);
+    loss += result.loss / parts;
+    drawn.forEach(({ slope }, i) => {
+      gradients[i]! += (result.gradients[i]! * slope) / parts;
+    });
+  }
+  return { loss, gradients };
+}
+
+/** Every second part takes the mirrored noise of the one before (antithetic variates): their errors tend to cancel. */
+export function drawGates(
+  logAlphas: readonly number[],
+  seed: number,
+  step: number,
+  part: number,
+): GateSample[] {
+  const random = createRandom(Math.imul(seed, 0x9e3779b1) ^ Math.imul(step, 0x85ebca6b) ^ (part >> 1));
+  return logAlphas.map((logAlpha) => {
+    const noise = random.next();
+    return sampleGate(logAlpha, part % 2 === 0 ? noise : 1 - noise);
+  });
+}

@@ -1,0 +1,137 @@
+/**
+ * Results of the model are dear, so they are written down as they come: one JSON line each, `[name, value]`. A run that
+ * was killed reads them instead of computing them. All else is a function of them, so the run takes the same decisions
+ * and ends with the same bytes. A kill costs the line that was being written.
+ *
+ * A learning run has a journal of its own; what evaluations find is kept for all later ones.
+ */
+import { createHash } from 'node:crypto';
+import { appendFile, mkdir, readFile, rm } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { z } from 'zod';
+import { canonicalJson } from '../../shared/mask-set.ts';
+import type { InstalledModel } from '../model/store.ts';
+import { writeWhole } from '../write-whole.ts';
+import type { Sample } from './data/samples.ts';
+
+export type Journal<T> = {
+  readonly size: number;
+  get(name: string): T | undefined;
+  /** @throws RangeError for a value that could not be read back, such as NaN. */
+  set(name: string, value: T): Promise<void>;
+  /** What is written down under `name`; else what `compute` gives, written down. */
+  result(name: string, compute: () => Promise<T>): Promise<T>;
+  /** Forgets everything: the run is over. */
+  remove(): Promise<void>;
+};
+
+export type RunJournal = Journal<readonly number[]>;
+
+const numbers = z.array(z.number());
+const headSchema = z.strictObject({ key: z.string() });
+
+/**
+ * The journal of one run, which alone writes it. `key`: {@link contentKey} of everything that results depend on; it
+ * stands in the first line, and a journal of another key is begun anew. A damaged line is dropped with all behind it.
+ */
+export async function openRunJournal(path: string, key: string): Promise<RunJournal> {
+  await mkdir(dirname(path), { recursive: true });
+  // What follows the last line's end is torn.
+  const [head, ...lines] = (await readOrNothing(path)).split('\n').slice(0, -1);
+  const known = new Map<string, readonly number[]>();
+  if (headSchema.safeParse(parsed(head ?? '')).data?.key === key) {
+    for (const line of lines) {
+      const entry = entryOf(line, numbers);
+      if (entry === undefined) break;
+      known.set(...entry);
+    }
+  }
+  await writeWhole(path, [{ key }, ...known].map(toLine).join(''));
+  return journalOf(path, numbers, known);
+}
+
+/**
+ * Answers to one question (model, texts, …), in a file of the home folder that the question's content names. Several
+ * commands may read and write it at once, so it only ever grows. `question`: everything that the answers depend on.
+ * Lines that do not fit the schema count for nothing.
+ */
+export async function openKeptResults<T>(
+  home: string,
+  question: unknown,
+  schema: z.ZodType<T>,
+): Promise<Journal<T>> {
+  const path = join(home, 'evaluations', `${contentKey(question).slice(0, 32)}.jsonl`);
+  await mkdir(dirname(path), { recursive: true });
+  const text = await readOrNothing(path);
+  // A torn last line must not swallow the next one.
+  if (text !== '' && !text.endsWith('\n')) await appendFile(path, '\n');
+  const known = new Map<string, T>();
+  for (const line of text.split('\n')) {
+    const entry = entryOf(line, schema);
+    if (entry !== undefined) known.set(...entry);
+  }
+  return journalOf(path, schema, known);
+}
+
+/** SHA-256 of a value's canonical JSON. */
+export const contentKey = (content: unknown): string =>
+  createHash('sha256').update(canonicalJson(content)).digest('hex');
+
+/** What the model's weights are, for a question. */
+export const modelKey = ({ manifest }: InstalledModel) => [manifest.hash, manifest.weights, manifest.format];
+
+export const sampleKey = (samples: readonly Sample[]) =>
+  samples.map(({ tokenIds, scoreFrom }) => [
+    scoreFrom,
+    Buffer.from(tokenIds.buffer, tokenIds.byteOffset, tokenIds.byteLength).toString('base64'),
+  ]);
+
+function journalOf<T>(path: string, schema: z.ZodType<T>, known: Map<string, T>): Journal<T> {
+  const set = async (name: string, value: T): Promise<void> => {
+    if (!schema.safeParse(value).success) throw new RangeError(`${name} gave ${value}`);
+    known.set(name, value);
+    await appendFile(path, toLine([name, value]));
+  };
+  return {
+    get size() {
+      return known.size;
+    },
+    get: (name) => known.get(name),
+    set,
+    async result(name, compute) {
+      const before = known.get(name);
+      if (before !== undefined) return before;
+      const value = await compute();
+      await set(name, value);
+      return value;
+    },
+    remove: () => rm(path, { force: true }),
+  };
+}
+
+const toLine = (value: unknown): string => `${JSON.stringify(value)}\n`;
+
+const lineSchema = z.tuple([z.string(), z.unknown()]);
+
+function entryOf<T>(line: string, schema: z.ZodType<T>): [string, T] | undefined {
+  const entry = lineSchema.safeParse(parsed(line));
+  const value = schema.safeParse(entry.data?.[1]);
+  return entry.success && value.success ? [entry.data[0], value.data] : undefined;
+}
+
+function parsed(line: string): unknown {
+  try {
+    return JSON.parse(line);
+  } catch {
+    return undefined;
+  }
+}
+
+async function readOrNothing(path: string): Promise<string> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return '';
+    throw error;
+  }
+}

@@ -1,0 +1,221 @@
+/**
+ * `maskroute learn`: calibration files to a mask set. Read, embed, cluster, learn one mask, learn each cluster's,
+ * choose, measure, write. Killed and started again with the same inputs it goes on where it was, to the same bytes.
+ */
+import { mkdir, stat } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { MaskrouteError } from '../../shared/errors.ts';
+import { type ModelHash, maskBits, maskId, sparsity, withSurrogates } from '../../shared/mask.ts';
+import { type MaskSet, maskSetSchema } from '../../shared/mask-set.ts';
+import type { EncoderOptions } from '../encoder/full-encoder.ts';
+import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
+import type { Surrogates } from '../model/surrogates.ts';
+import { writeWhole } from '../write-whole.ts';
+import { clusterLabel } from './data/clusters.ts';
+import { openEncoder } from './data/encoders.ts';
+import { groupPrompts, type Prompts } from './data/prompts.ts';
+import { readData } from './data/read-data.ts';
+import { distinctRows } from './data/samples.ts';
+import { HARD_CONCRETE } from './gates/hard-concrete.ts';
+import { contentKey, openRunJournal, type RunJournal } from './journal.ts';
+import { LEARN_REPORT_FILE, writeReportHtml } from './report/write-report.ts';
+import type { Budget, CountRange } from './search/budget.ts';
+import {
+  type BlockCost,
+  LEARN_EFFORT,
+  type LearnEffort,
+  type LearnProgress,
+  trackProgress,
+} from './search/effort.ts';
+import { type LearnedMasks, learnMasks } from './search/learn-masks.ts';
+import { buildReport, heldOutFigures, type LearnReport } from './search/learn-report.ts';
+import { openModelParts } from './search/model-parts.ts';
+import { createTextMaker } from './search/texts.ts';
+import { createWorkbench } from './search/workbench.ts';
+
+export type { LearnProgress } from './search/effort.ts';
+
+export const MASK_SET_FILE = 'mask-set.json';
+export const STATE_FILE = 'state.jsonl';
+const METHOD = 'hard-concrete';
+/** Part of the journal's key: raise it when the same inputs come to other results. */
+const PIPELINE_VERSION = 4;
+const DEFAULTS = { seed: 1, cost: 'blocks', effort: LEARN_EFFORT } as const;
+/** Digits of a centroid's numbers: far below what moves a prompt to another cluster. */
+const CENTROID_DIGITS = 6;
+
+export type LearnOptions = {
+  readonly model: InstalledModel;
+  /** Stand in for skipped blocks; holes without. */
+  readonly surrogates?: Surrogates | undefined;
+  readonly data: readonly string[];
+  /** Rows taken from each file. */
+  readonly rowsMax?: number | undefined;
+  readonly clusterCount: number | 'auto';
+  /** Share of the blocks, or of their time, to leave out, in (0, 1). */
+  readonly sparsity: number;
+  readonly cost?: BlockCost | undefined;
+  /** How many blocks of a kind may be left out. */
+  readonly attention?: CountRange | undefined;
+  readonly ffn?: CountRange | undefined;
+  readonly encoder: string;
+  readonly encoderOptions: EncoderOptions;
+  /** Folder for the mask set, the report, and the state of an unfinished run. */
+  readonly out: string;
+  /** The mask set's own name. */
+  readonly name: string;
+  readonly seed?: number | undefined;
+  readonly effort?: LearnEffort | undefined;
+  /** Where an unfinished run is kept; in `out`, and removed at the end, unless several runs share one. */
+  readonly sharedState?: string | undefined;
+  readonly onProgress: (progress: LearnProgress) => void;
+  readonly signal?: AbortSignal | undefined;
+};
+type Settings = LearnOptions & {
+  readonly seed: number;
+  readonly cost: BlockCost;
+  readonly effort: LearnEffort;
+};
+
+export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport };
+
+/** @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_encoder`. Rejects when `signal` aborts; the state stays. */
+export async function learn(options: LearnOptions): Promise<Learned> {
+  const settings: Settings = {
+    ...options,
+    seed: options.seed ?? DEFAULTS.seed,
+    cost: options.cost ?? DEFAULTS.cost,
+    effort: options.effort ?? DEFAULTS.effort,
+  };
+  const { out, signal, onProgress } = options;
+  checkName(options.name);
+  onProgress({ stage: 'read' });
+  const rows = distinctRows((await readData(options.data, options.rowsMax)).rows);
+  await mkdir(out, { recursive: true });
+  const open = await openEncoder(options.encoder, options.encoderOptions);
+  try {
+    onProgress({ stage: 'embed' });
+    const { spec } = open.encoder;
+    const prompts = await groupPrompts(rows, open.encoder, options.clusterCount, settings.seed, signal);
+    const journal = await openRunJournal(
+      options.sharedState ?? join(out, STATE_FILE),
+      await journalKey(settings, spec),
+    );
+    const { masks, budget } = await learnWith(settings, prompts, journal);
+    const maskSet = await assemble(settings, spec, prompts, masks, budget);
+    const report = buildReport(maskSet, prompts, masks, budget, settings.cost);
+    await writeWhole(join(out, LEARN_REPORT_FILE), `${JSON.stringify(report, null, 1)}\n`);
+    await writeReportHtml(out);
+    await writeWhole(join(out, MASK_SET_FILE), `${JSON.stringify(maskSet)}\n`);
+    if (options.sharedState === undefined) await journal.remove();
+    return { maskSet, report };
+  } finally {
+    await open.close();
+  }
+}
+
+async function learnWith(
+  settings: Settings,
+  prompts: Prompts,
+  journal: RunJournal,
+): Promise<{ masks: LearnedMasks; budget: Budget }> {
+  const { model, surrogates, encoderOptions, effort, seed, signal } = settings;
+  const opening = { threads: encoderOptions.threads, targets: effort.targets };
+  await using parts = await openModelParts(model, surrogates, opening, journal);
+  const budget = await parts.budget(settings);
+  const textSettings = { seed, ...effort };
+  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, parts.teacher, textSettings);
+  const { onStage, onResult } = trackProgress(settings.onProgress, effort, prompts.groups.length, budget);
+  const { loss, step, measure } = parts;
+  const bench = createWorkbench({ budget, journal, seed, signal, texts, loss, step, onResult });
+  return { masks: await learnMasks({ bench, prompts, texts, effort, measure, onStage }), budget };
+}
+
+/** Before the work, not after it. */
+function checkName(name: string): void {
+  if (maskSetSchema.shape.name.safeParse(name).success) return;
+  throw new MaskrouteError(
+    'invalid_request',
+    `${name} cannot name a mask set: up to 64 letters, digits, . _ -`,
+  );
+}
+
+/**
+ * Everything that results depend on but the clusters, which their names tell. How many threads compute them does not
+ * change a bit.
+ */
+async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Promise<string> {
+  const { model, surrogates, data, rowsMax, sparsity, cost, attention, ffn, effort, seed } = settings;
+  return contentKey({
+    version: PIPELINE_VERSION,
+    model: [model.manifest.hash, model.manifest.weights],
+    surrogates: surrogates?.id ?? null,
+    data: await sha256OfFiles(data),
+    names: data.map((path) => basename(path)),
+    rowsMax: rowsMax ?? null,
+    budget: [sparsity, cost, attention ?? null, ffn ?? null],
+    effort,
+    seed,
+    encoder,
+  });
+}
+
+/** Checked by the schema that the edge will check it by. @throws ZodError when the parts contradict each other. */
+async function assemble(
+  settings: Settings,
+  encoder: MaskSet['encoder'],
+  prompts: Prompts,
+  masks: LearnedMasks,
+  budget: Budget,
+): Promise<MaskSet> {
+  const { data, effort, name, surrogates, seed, cost } = settings;
+  const { manifest } = settings.model;
+  const [attention, ffn] = budget.blockWeights as [number, number];
+  const clusters = clusterEntries(settings, prompts, masks);
+  return maskSetSchema.parse({
+    format: 'maskroute-mask-set-v1',
+    name,
+    model: { name: manifest.name, hash: manifest.hash, blockCount: 2 * manifest.config.layerCount },
+    encoder,
+    clusters,
+    targetSparsity: settings.sparsity,
+    reachedSparsity: clusters.reduce(
+      (sum, { share }, i) => sum + share * sparsity(masks.clusters[i]!.mask),
+      0,
+    ),
+    surrogate: surrogates !== undefined,
+    ...(surrogates === undefined ? {} : { surrogates: surrogates.id }),
+    learned: {
+      method: METHOD,
+      constants: { ...HARD_CONCRETE },
+      weights: manifest.weights,
+      data: data.map((path) => basename(path)),
+      rows: prompts.rows.fit,
+      heldOutRows: prompts.rows.heldOut,
+      ...{ seed, cost, blockWeights: { attention, ffn }, effort },
+      oneMask: maskBits(masks.one.mask),
+    },
+    heldOut: heldOutFigures(masks.heldOut, prompts),
+    createdAt: (await newestChange(data)).toISOString(),
+  });
+}
+
+function clusterEntries({ model, surrogates }: Settings, { clusters, kinds }: Prompts, masks: LearnedMasks) {
+  const { centroids, dimensions, sizes } = clusters;
+  const total = sizes.reduce((sum, size) => sum + size, 0);
+  return masks.clusters.map(({ mask }, cluster) => ({
+    centroid: Array.from(centroids.subarray(cluster * dimensions, (cluster + 1) * dimensions), (value) =>
+      Number(value.toPrecision(CENTROID_DIGITS)),
+    ),
+    bits: maskBits(mask),
+    mask: maskId(model.manifest.hash as ModelHash, withSurrogates(mask, surrogates?.id)),
+    share: sizes[cluster]! / total,
+    label: clusterLabel(kinds.fit, cluster),
+  }));
+}
+
+/** A set is as old as the newest of its data: the clock would make equal runs differ. */
+async function newestChange(paths: readonly string[]): Promise<Date> {
+  const changes = await Promise.all(paths.map(async (path) => (await stat(path)).mtimeMs));
+  return new Date(Math.max(...changes));
+}

@@ -1,0 +1,201 @@
+/** `report.html` from what a folder holds: a learning run, an evaluation, or both. */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { html } from 'hono/html';
+import type { z } from 'zod';
+import { maskFromBits } from '../../../shared/mask.ts';
+import { writeWhole } from '../../write-whole.ts';
+import { type Evaluation, evaluationSchema } from '../evaluation/result.ts';
+import { type LearnedMaskReport, type LearnReport, learnReportSchema } from '../search/learn-report.ts';
+import { evaluationSections } from './evaluation-sections.ts';
+import {
+  clusterTable,
+  facts,
+  figure,
+  type Html,
+  number,
+  page,
+  percent,
+  plot,
+  section,
+  table,
+} from './page.ts';
+
+export const LEARN_REPORT_FILE = 'report.json';
+export const EVALUATION_FILE = 'evaluation.json';
+export const HTML_FILE = 'report.html';
+
+export type ReportParts = {
+  readonly learn?: LearnReport | undefined;
+  readonly evaluation?: Evaluation | undefined;
+};
+
+/**
+ * Reads what `folder` holds and writes `report.html` there; of files by another version nothing is shown. `learnFrom`:
+ * where the learning run's report is taken from when it is not in the folder itself.
+ */
+export async function writeReportHtml(folder: string, learnFrom: readonly string[] = []): Promise<void> {
+  let learn: LearnReport | undefined;
+  for (const place of [folder, ...learnFrom]) {
+    learn ??= await readAs(join(place, LEARN_REPORT_FILE), learnReportSchema);
+  }
+  const evaluation = await readAs(join(folder, EVALUATION_FILE), evaluationSchema);
+  await writeWhole(join(folder, HTML_FILE), reportHtml({ learn, evaluation }));
+}
+
+export function reportHtml({ learn, evaluation }: ReportParts): string {
+  const title = learn?.name ?? `Evaluation of ${evaluation?.model ?? 'nothing'}`;
+  return page(title, [
+    ...(learn === undefined ? [] : learnSections(learn)),
+    ...(evaluation === undefined ? [] : evaluationSections(evaluation)),
+  ]);
+}
+
+async function readAs<T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> {
+  try {
+    return schema.safeParse(JSON.parse(await readFile(path, 'utf8'))).data;
+  } catch {
+    return undefined;
+  }
+}
+
+/* What a learning run found, in pictures and tables: masks, clusters, learning curves, kinds. */
+
+function learnSections(report: LearnReport): Html[] {
+  return [
+    section('This mask set', facts(summary(report))),
+    section('Masks', maskText(report), heatMap(report)),
+    section('Clusters', clusterMap(report), clusterFigures(report)),
+    section('Learning', learningCurves(report), gateTable(report)),
+    section('Kinds of prompt', clusterTable('Calibration prompts by kind and cluster', report.kinds.fit)),
+  ];
+}
+
+function summary(report: LearnReport): [string, string][] {
+  const { model, encoder, routing, information_bits, budget } = report;
+  return [
+    ['version', report.version],
+    ['model', `${model.name} (${model.blockCount} blocks)`],
+    ['encoder', `${encoder.id}, ${encoder.dimensions} dimensions`],
+    ['blocks out', `${percent(report.reachedSparsity)}, asked for ${percent(report.targetSparsity)}`],
+    ['counted in', budget.cost],
+    ['skipped blocks', report.surrogate ? 'replaced by surrogates' : 'left out'],
+    ['largest cluster', percent(routing.largestShare)],
+    ['cluster tells of the kind', `${number(information_bits.heldOut, 2)} bits (held out)`],
+    ['routing', routing.collapse ?? 'in balance'],
+  ];
+}
+
+const maskText = (report: LearnReport): Html =>
+  html`<p>A row for attention and one for FFN of each cluster's mask; orange squares are left out. ${
+    report.surrogate ? 'A surrogate stands in for each of them.' : ''
+  }</p>`;
+
+/** Layers × attention and FFN, two rows a cluster. */
+function heatMap({ model, oneMask, clusters }: LearnReport): Html {
+  const layers = Array.from({ length: model.blockCount / 2 }, (_, layer) => layer);
+  const named = [
+    { name: 'one mask for all', bits: oneMask.bits },
+    ...clusters.map(({ bits, label }, i) => ({ name: `cluster ${i}: ${label}`, bits })),
+  ];
+  const cell = (runs: boolean, what: string) =>
+    html`<td class="${runs ? '' : 'out'}" title="${what} ${runs ? 'runs' : 'is out'}"><span class="hidden">${runs ? '' : 'out'}</span></td>`;
+  return html`<div class="scroll"><table class="heat"><caption>Blocks by layer</caption>
+<thead><tr><th scope="col">mask</th><th scope="col"><span class="hidden">kind of block</span></th>${layers.map(
+    (layer) => html`<th scope="col">${layer}</th>`,
+  )}</tr></thead><tbody>${named.map(({ name, bits }) => {
+    const { runs } = maskFromBits(model.blockCount, bits);
+    const line = (offset: 0 | 1, kind: string) =>
+      layers.map((layer) => cell(runs[2 * layer + offset] === 1, `${kind} ${layer}`));
+    return html`<tr><th scope="row" rowspan="2">${name}</th><td>A</td>${line(0, 'attention')}</tr>
+<tr class="last"><td>F</td>${line(1, 'FFN')}</tr>`;
+  })}</tbody></table></div>`;
+}
+
+function clusterMap({ clusters }: LearnReport): Html | undefined {
+  if (clusters.length < 2) return undefined;
+  const points = clusters.map(({ position, share }, i) => ({
+    x: position[0],
+    y: position[1],
+    label: String(i),
+    size: 8 + 60 * Math.sqrt(share),
+  }));
+  const svg = plot([{ name: 'centroids', colour: 0, points }], {
+    x: 'first direction',
+    y: 'second direction',
+    bare: true,
+  });
+  return figure(
+    svg,
+    'Centroids along the two main directions of the prompts; the area is the share of prompts.',
+  );
+}
+
+const clusterFigures = ({ clusters }: LearnReport): Html =>
+  table(
+    'Clusters and their held-out figures',
+    ['cluster', 'prompts', 'share', 'A out', 'F out', 'mask from', 'KL', 'top-1', 'perplexity', 'dense'],
+    clusters.map((cluster, i) => [
+      `${i}: ${cluster.label}`,
+      String(cluster.rows),
+      percent(cluster.share),
+      String(cluster.skipAttention.length),
+      String(cluster.skipFfn.length),
+      cluster.source,
+      ...(cluster.heldOut === null
+        ? ['–', '–', '–', '–']
+        : [
+            number(cluster.heldOut.kl),
+            percent(cluster.heldOut.agreement),
+            number(cluster.heldOut.perplexity, 1),
+            number(cluster.heldOut.densePerplexity, 1),
+          ]),
+    ]),
+  );
+
+const masksOf = ({ oneMask, clusters }: LearnReport): (readonly [string, LearnedMaskReport])[] => [
+  ['one mask', oneMask],
+  ...clusters.map((cluster, i) => [`cluster ${i}`, cluster] as const),
+];
+
+function learningCurves(report: LearnReport): Html | undefined {
+  const series = masksOf(report)
+    .filter(([, { curve }]) => curve.length > 1)
+    .map(([name, { curve }], colour) => ({
+      name,
+      colour,
+      joined: true,
+      points: smoothed(curve.map(({ loss }) => loss)).map((y, x) => ({ x: x + 1, y })),
+    }));
+  if (series.length === 0) return undefined;
+  const svg = plot(series, { x: 'training step', y: 'loss under drawn gates, nats' });
+  return figure(svg, 'Loss while gates learn, a mean over five steps.');
+}
+
+/** Mean over a step and its neighbours, two each side. */
+const smoothed = (values: readonly number[]): number[] =>
+  values.map((_, i) => {
+    const near = values.slice(Math.max(0, i - 2), i + 3);
+    return near.reduce((sum, value) => sum + value, 0) / near.length;
+  });
+
+const gateTable = (report: LearnReport): Html =>
+  table(
+    'KL under gates as they were drawn and under the bits that they stand for, and what competed',
+    ['mask', 'stochastic', 'binary', 'chosen', "the best one's lead", 'candidates (KL)'],
+    masksOf(report).map(([name, { gates, source, lead, candidates }]) => [
+      name,
+      number(gates.stochastic_kl),
+      number(gates.binary_kl),
+      source,
+      leadText(lead),
+      candidates.map((one) => `${one.source} ${number(one.kl)}`).join(', '),
+    ]),
+  );
+
+/** A lead that only one batch told has no error. */
+function leadText(lead: LearnedMaskReport['lead']): string {
+  if (lead === undefined) return '';
+  const { mean_kl, standardError_kl: error_kl } = lead;
+  return error_kl === null ? `${number(mean_kl)}, one batch` : `${number(mean_kl)} ± ${number(error_kl)}`;
+}

@@ -1,0 +1,129 @@
+/**
+ * What a mask has to leave out. A target is a share of what all blocks weigh: 1 each for a share of the blocks, or
+ * measured milliseconds for a share of the time, equal within a kind. Whatever the unit, it comes down to how many
+ * attention and how many FFN blocks may be out, so that every search moves between allowed pairs of counts.
+ */
+import { MaskrouteError } from '../../../shared/errors.ts';
+import { denseMask, type Mask } from '../../../shared/mask.ts';
+
+/** Blocks of each kind that are left out. */
+export type BlockCounts = { readonly attention: number; readonly ffn: number };
+
+/** Bounds of how many blocks of a kind may be left out. */
+export type CountRange = { readonly min: number; readonly max: number };
+
+export type BudgetOptions = {
+  readonly layerCount: number;
+  /** Share of the sum of all weights to leave out, 0 to 1. */
+  readonly targetSparsity: number;
+  /** What one block of a kind weighs. */
+  readonly weights: BlockCounts;
+  readonly attention: CountRange;
+  readonly ffn: CountRange;
+};
+
+export type Budget = {
+  readonly targetSparsity: number;
+  /** `[2L]`. */
+  readonly blockWeights: readonly number[];
+  /** The fewest attention blocks that meet the target with each count of FFN blocks; FFN counts rise. */
+  readonly allowed: readonly BlockCounts[];
+};
+
+/**
+ * Equal weights mean a share of the blocks, at the nearest whole number (half up): 12.5 % of 60 blocks are 8.
+ * @throws MaskrouteError `invalid_request` when no pair of counts meets target and bounds.
+ */
+export function createBudget(options: BudgetOptions): Budget {
+  const { layerCount, targetSparsity, weights, attention, ffn } = options;
+  const total = layerCount * (weights.attention + weights.ffn);
+  const equal = weights.attention === weights.ffn;
+  const exact = targetSparsity * total;
+  const needed = equal ? weights.ffn * Math.round(exact / weights.ffn) : exact;
+  const allowed: BlockCounts[] = [];
+  for (let out = ffn.min; out <= Math.min(ffn.max, layerCount); out++) {
+    const missing = needed - out * weights.ffn;
+    // Sums of measured times are off by a few units in the last place.
+    const fewest = Math.max(attention.min, Math.ceil(missing / weights.attention - 1e-9));
+    const overshoots = fewest === attention.min && missing + weights.ffn <= 0;
+    const isExact = !equal || fewest * weights.attention + out * weights.ffn === needed;
+    if (fewest > Math.min(attention.max, layerCount) || overshoots || !isExact) continue;
+    if (allowed.at(-1)?.attention !== fewest) allowed.push({ attention: fewest, ffn: out });
+  }
+  if (allowed.length === 0) {
+    throw new MaskrouteError(
+      'invalid_request',
+      `No mask leaves out ${(100 * targetSparsity).toFixed(1)} % with ${attention.min} to ${attention.max} ` +
+        `attention and ${ffn.min} to ${ffn.max} FFN blocks out of ${layerCount} each.`,
+    );
+  }
+  const blockWeights = Array.from({ length: 2 * layerCount }, (_, block) =>
+    block % 2 === 0 ? weights.attention : weights.ffn,
+  );
+  return { targetSparsity, blockWeights, allowed };
+}
+
+export function countsOf({ runs }: Mask): BlockCounts {
+  let [attention, ffn] = [0, 0];
+  runs.forEach((bit, block) => {
+    if (bit !== 0) return;
+    if (block % 2 === 0) attention++;
+    else ffn++;
+  });
+  return { attention, ffn };
+}
+
+export const meetsBudget = (mask: Mask, { allowed }: Budget): boolean => {
+  const counts = countsOf(mask);
+  return allowed.some(({ attention, ffn }) => attention === counts.attention && ffn === counts.ffn);
+};
+
+/** Share of the blocks' weights that a mask leaves out. */
+export function weightSkipped({ runs }: Mask, { blockWeights }: Budget): number {
+  const total = blockWeights.reduce((sum, weight) => sum + weight, 0);
+  return blockWeights.reduce((sum, weight, block) => sum + (runs[block] === 0 ? weight : 0), 0) / total;
+}
+
+/**
+ * The mask of each allowed pair that skips the blocks of the lowest `scores`, `[2L]`; ties go to the lower block.
+ * First the pair at which closing blocks by rising score would come to meet the target, then those next to it, at
+ * most `count`.
+ */
+export function masksByScore(scores: readonly number[], budget: Budget, count: number): Mask[] {
+  const order = scores.map((_, block) => block).sort((a, b) => scores[a]! - scores[b]! || a - b);
+  const ofKind = (kind: 0 | 1) => order.filter((block) => block % 2 === kind);
+  const [attention, ffn] = [ofKind(0), ofKind(1)];
+  const natural = naturalPair(order, budget);
+  const pairs = budget.allowed
+    .map((pair, index) => ({ pair, distance: Math.abs(index - natural) }))
+    .sort((a, b) => a.distance - b.distance)
+    .slice(0, count);
+  return pairs.map(({ pair }) => {
+    const runs = new Uint8Array(scores.length).fill(1);
+    for (const block of [...attention.slice(0, pair.attention), ...ffn.slice(0, pair.ffn)]) runs[block] = 0;
+    return { runs };
+  });
+}
+
+/** Index of the allowed pair with as many FFN blocks as are closed by the time that the target is met. */
+function naturalPair(order: readonly number[], { allowed, blockWeights, targetSparsity }: Budget): number {
+  const needed = targetSparsity * blockWeights.reduce((sum, weight) => sum + weight, 0);
+  let [weight, ffn] = [0, 0];
+  for (const block of order) {
+    if (weight >= needed - 1e-9) break;
+    weight += blockWeights[block]!;
+    ffn += block % 2;
+  }
+  const distances = allowed.map((pair) => Math.abs(pair.ffn - ffn));
+  return distances.indexOf(Math.min(...distances));
+}
+
+export function maskWithout(blockCount: number, skipped: readonly number[]): Mask {
+  const mask = denseMask(blockCount);
+  for (const block of skipped) mask.runs[block] = 0;
+  return mask;
+}
+
+/** Blocks to skip for a sparsity, at the nearest whole number (half up): 12.5 % of 60 blocks are 8. */
+export const skipCountFor = (blockCount: number, sparsity: number): number =>
+  Math.min(blockCount, Math.round(blockCount * sparsity));

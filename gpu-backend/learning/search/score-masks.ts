@@ -1,0 +1,239 @@
+/**
+ * How far a mask moves the serving engine's model, over the whole vocabulary: KL(dense ‖ masked) in nats, equal top
+ * tokens, and the cost of the text itself. Samples give sums, so that any set of them can be pooled and resampled.
+ *
+ * The runtime computes the distributions, the largest part of an evaluation after the model itself: loops in JavaScript
+ * take several times as long.
+ *
+ * Shapes: P scored positions of a sample, R rows (positions), V tokens; q = softmax of the logits, p the dense model's.
+ */
+import { denseMask, type Mask } from '../../../shared/mask.ts';
+import type { KvCache } from '../../engine/kv-cache.ts';
+import type { Runner } from '../../engine/runner.ts';
+import { encodeModel } from '../../onnx/encode.ts';
+import { type Graph, GraphBuilder, type Value } from '../../onnx/graph.ts';
+import { createSession, floats, type Session, tensor } from '../../onnx/session.ts';
+import { type Sample, scoredPositions } from '../data/samples.ts';
+import { integers } from '../gates/batches.ts';
+
+/** Raised when the same model and samples come to other scores. */
+export const SCORES_VERSION = 2;
+
+/** Sums over the scored positions of a sample. */
+export type SampleScores = {
+  readonly positions: number;
+  /** Nats. */
+  readonly kl: number;
+  readonly equalTops: number;
+  /** −log-likelihood of the text, nats. */
+  readonly loss: number;
+};
+
+/** A sample under the dense model. */
+export type Reference = {
+  readonly sample: Sample;
+  /** log p, `[P, V]`. */
+  readonly logs: Float32Array;
+  readonly tops: Int32Array;
+  readonly scores: SampleScores;
+};
+
+export type Scorer = {
+  reference(sample: Sample): Promise<Reference>;
+  score(reference: Reference, mask: Mask): Promise<SampleScores>;
+};
+
+/** One sequence at a time, in one cache. */
+export function createScorer(runner: Runner, session: ScoreSession): Scorer {
+  const cache = runner.newCache();
+  const dense = denseMask(2 * runner.config.layerCount);
+  return {
+    async reference(sample) {
+      const logits = await logitsOf(runner, cache, sample, dense);
+      const { losses, tops, logs } = await session.logs(logits, nextIds(sample));
+      const positions = tops.length;
+      return { sample, logs, tops, scores: { positions, kl: 0, equalTops: positions, loss: sum(losses) } };
+    },
+    async score({ sample, logs, tops }, mask) {
+      const logits = await logitsOf(runner, cache, sample, mask);
+      const found = await session.against(logits, nextIds(sample), logs);
+      return {
+        positions: tops.length,
+        // Rounding can put an equal distribution a hair below 0.
+        kl: found.kls.reduce((total, kl) => total + Math.max(0, kl), 0),
+        equalTops: tops.filter((top, row) => top === found.tops[row]).length,
+        loss: sum(found.losses),
+      };
+    },
+  };
+}
+
+/** `[P, V]`. */
+function logitsOf(runner: Runner, cache: KvCache, sample: Sample, mask: Mask): Promise<Float32Array> {
+  cache.length = 0;
+  const logitRows = Array.from({ length: scoredPositions(sample) }, (_, i) => sample.scoreFrom + i);
+  const tokenIds = sample.tokenIds.subarray(0, -1);
+  return runner.run({ cache, tokenIds, logitRows, plan: { mask, kv: 'preserve' } });
+}
+
+const nextIds = ({ tokenIds, scoreFrom }: Sample): Int32Array => tokenIds.subarray(scoreFrom + 1);
+
+const sum = (values: Float32Array): number => values.reduce((total, value) => total + value, 0);
+
+export function addScores(parts: readonly SampleScores[]): SampleScores {
+  const total = { positions: 0, kl: 0, equalTops: 0, loss: 0 };
+  for (const part of parts) {
+    total.positions += part.positions;
+    total.kl += part.kl;
+    total.equalTops += part.equalTops;
+    total.loss += part.loss;
+  }
+  return total;
+}
+
+/** Means a position; perplexity is exp of the mean loss. */
+export const figuresOf = ({ positions, kl, equalTops, loss }: SampleScores) => ({
+  kl: kl / positions,
+  agreement: equalTops / positions,
+  perplexity: Math.exp(loss / positions),
+});
+
+/** What masks cost on prompts that they were not searched on, in the numbers that a mask set carries. */
+export type HeldOutScores = {
+  readonly positions: number;
+  /** Mean over the positions, nats. */
+  readonly kl: number;
+  /** Share of positions whose most likely token is that of the dense model. */
+  readonly agreement: number;
+  readonly perplexity: number;
+  readonly densePerplexity: number;
+};
+
+/** The scores of each mask over all samples. One sample at a time: a long set's dense distributions fill the memory. */
+export async function scoreHeldOut(
+  scorer: Scorer,
+  samples: readonly Sample[],
+  masks: readonly Mask[],
+): Promise<HeldOutScores[]> {
+  const dense: SampleScores[] = [];
+  const masked = masks.map((): SampleScores[] => []);
+  for (const sample of samples) {
+    const reference = await scorer.reference(sample);
+    dense.push(reference.scores);
+    for (const [i, mask] of masks.entries()) masked[i]!.push(await scorer.score(reference, mask));
+  }
+  const { perplexity: densePerplexity } = figuresOf(addScores(dense));
+  return masked.map((parts) => {
+    const total = addScores(parts);
+    return { positions: total.positions, ...figuresOf(total), densePerplexity };
+  });
+}
+
+/** Weighted means; perplexities by their logarithms. Positions add up. */
+export function poolScores(
+  parts: readonly { readonly scores: HeldOutScores; readonly weight: number }[],
+): HeldOutScores {
+  const total = parts.reduce((sum, { weight }) => sum + weight, 0);
+  const mean = (value: (scores: HeldOutScores) => number) =>
+    parts.reduce((sum, { scores, weight }) => sum + (weight / total) * value(scores), 0);
+  return {
+    positions: parts.reduce((sum, { scores }) => sum + scores.positions, 0),
+    kl: mean(({ kl }) => kl),
+    agreement: mean(({ agreement }) => agreement),
+    perplexity: Math.exp(mean(({ perplexity }) => Math.log(perplexity))),
+    densePerplexity: Math.exp(mean((scores) => Math.log(scores.densePerplexity))),
+  };
+}
+
+/* Distributions, in graphs of their own. */
+
+type PositionScores = {
+  /** −log q of the row's own next token, nats, `[R]`. */
+  readonly losses: Float32Array;
+  /** The likeliest token, the first of equals, `[R]`. */
+  readonly tops: Int32Array;
+};
+
+/** `logits`: `[R, V]`; `nextIds`: `[R]`. All throw RangeError on logits that are no numbers. */
+export type ScoreSession = {
+  losses(logits: Float32Array, nextIds: ArrayLike<number>): Promise<PositionScores>;
+  /** And log softmax, `[R, V]`. */
+  logs(
+    logits: Float32Array,
+    nextIds: ArrayLike<number>,
+  ): Promise<PositionScores & { readonly logs: Float32Array }>;
+  /** And KL(p ‖ q) of every row, `[R]`, where `logs` is log p, `[R, V]`. */
+  against(
+    logits: Float32Array,
+    nextIds: ArrayLike<number>,
+    logs: Float32Array,
+  ): Promise<PositionScores & { readonly kls: Float32Array }>;
+  close(): Promise<void>;
+};
+
+export async function openScoreSession(threads: number): Promise<ScoreSession> {
+  const open = (compare: boolean) => createSession(encodeModel(scoreGraph(compare)), { threads });
+  const [plain, compare] = await Promise.all([open(false), open(true)]);
+  return {
+    async losses(logits, nextIds) {
+      return positionScores(await plain.run(feedsOf(logits, nextIds), ['losses', 'tops']));
+    },
+    async logs(logits, nextIds) {
+      const outputs = await plain.run(feedsOf(logits, nextIds), ['losses', 'tops', 'logs']);
+      return { ...positionScores(outputs), logs: floats(outputs.logs!) };
+    },
+    async against(logits, nextIds, logs) {
+      const R = nextIds.length;
+      const feeds = { ...feedsOf(logits, nextIds), dense_logs: tensor('f32', logs, [R, logs.length / R]) };
+      const outputs = await compare.run(feeds, ['losses', 'tops', 'kls']);
+      return { ...positionScores(outputs), kls: floats(outputs.kls!) };
+    },
+    async close() {
+      await plain.release();
+      await compare.release();
+    },
+  };
+}
+
+function feedsOf(logits: Float32Array, nextIds: ArrayLike<number>) {
+  const R = nextIds.length;
+  return {
+    logits: tensor('f32', logits, [R, logits.length / R]),
+    next_ids: integers(nextIds, [R, 1]),
+  };
+}
+
+function positionScores(outputs: Awaited<ReturnType<Session['run']>>): PositionScores {
+  const losses = floats(outputs.losses!);
+  if (!losses.every(Number.isFinite))
+    throw new RangeError('the model gave logits that are not finite numbers');
+  return { losses, tops: Int32Array.from(outputs.tops!.data as BigInt64Array, Number) };
+}
+
+function scoreGraph(compare: boolean): Graph {
+  const g = new GraphBuilder('scores');
+  const logits = g.input('logits', 'f32', ['R', 'V']);
+  const nextIds = g.input('next_ids', 'i64', ['R', 1]);
+  const flat = (value: Value, name: string) => {
+    g.node('Reshape', [value, g.constant('i64', [1], [-1])], [name]);
+    g.output({ name }, 'f32', ['R']);
+  };
+  g.node('LogSoftmax', [logits], ['logs'], { axis: -1 });
+  const logs = { name: 'logs' };
+  flat(g.op('Neg', [g.op('GatherElements', [logs, nextIds], { axis: 1 })]), 'losses');
+  g.node('ArgMax', [logits], ['tops'], { axis: -1, keepdims: 0 });
+  g.output({ name: 'tops' }, 'i64', ['R']);
+  if (compare) flat(divergence(g, g.input('dense_logs', 'f32', ['R', 'V']), logs), 'kls');
+  else g.output(logs, 'f32', ['R', 'V']);
+  return g.graph;
+}
+
+/**
+ * Σ_v p · (log p − log q) of every row, as one batch of dot products: `[R, 1, 1]`. The difference of Σ p·log p and
+ * Σ p·logit would cost a pass less, but the rounding of such large sums comes to 5e-4 nats on 49,152 tokens.
+ */
+const divergence = (g: GraphBuilder, dense: Value, logs: Value): Value =>
+  g.op('MatMul', [
+    g.op('Unsqueeze', [g.op('Exp', [dense]), g.constant('i64', [1], [1])]),
+    g.op('Unsqueeze', [g.op('Sub', [dense, logs]), g.constant('i64', [1], [2])]),
+  ]);

@@ -1,0 +1,183 @@
+/**
+ * Where masks come from. The mask for everybody: blocks ranked by removing each, taken out one by one, and learned by
+ * gates. A cluster's own: from there, by exchanges and by gates on its own prompts. All of them are only proposals, and
+ * are compared on prompts that no search saw.
+ */
+import { denseMask, type Mask, maskBits } from '../../../shared/mask.ts';
+import type { CalibrationRow } from '../data/read-data.ts';
+import { drawGates, type TrainingState, trainMask } from '../gates/train-mask.ts';
+import { masksByScore } from './budget.ts';
+import type { GateEffort, LearnEffort } from './effort.ts';
+import {
+  exchangeBlocks,
+  type FoundMask,
+  greedyMask,
+  improveMask,
+  type MaskCost,
+  worthOfBlocks,
+} from './exchange.ts';
+import type { Lead, TextCost, Workbench } from './workbench.ts';
+
+export type Proposal = { readonly source: string; readonly mask: Mask };
+/** `kl`: on the text of the choice. */
+export type Candidate = Proposal & { readonly kl: number };
+
+export type MaskSearch = {
+  readonly proposals: readonly Proposal[];
+  /** Rise of the KL without each block, `[2L]`: under the dense model, or under the mask for everybody. */
+  readonly worth: readonly number[];
+  readonly gates: LearnedGates;
+};
+
+export async function searchOneMask(
+  bench: Workbench,
+  rows: readonly CalibrationRow[],
+  effort: LearnEffort['one'],
+): Promise<MaskSearch> {
+  const { budget } = bench;
+  const on = bench.costOn('one search', rows, effort.searchPositions, effort.glanceParts);
+  const options = { cost: on, budget, evaluationsMax: effort.exchanges, triesMax: effort.triesMax };
+  const worth = await worthOfBlocks(on.atAGlance, denseMask(bench.blockCount));
+  const greedy = await greedyMask(on.atAGlance, budget, worth, effort.greedyEvaluations);
+  const gates = await learnGates(bench, 'one gates', rows, worth, on, effort);
+  const exchanged = await exchangeBlocks(gates.best.mask, gates.logAlphas, options);
+  const proposals = [
+    { source: 'rank', mask: masksByScore(worth, budget, 1)[0]! },
+    { source: 'greedy', mask: greedy.mask },
+    { source: 'greedy+swaps', mask: await improveMask(greedy.mask, worth, effort.rounds, options) },
+    { source: 'gates', mask: gates.best.mask },
+    { source: 'gates+swaps', mask: await improveMask(exchanged, worth, effort.rounds, options) },
+  ];
+  return { proposals, worth, gates };
+}
+
+/**
+ * @param starts masks that the search may start from: the mask for everybody, then what other clusters found.
+ * @param ranking of the blocks, on everybody's prompts.
+ */
+export async function searchClusterMask(
+  bench: Workbench,
+  name: string,
+  rows: readonly CalibrationRow[],
+  starts: readonly [Mask, ...Mask[]],
+  ranking: readonly number[],
+  effort: LearnEffort['cluster'],
+): Promise<MaskSearch> {
+  const on = bench.costOn(`${name} search`, rows, effort.searchPositions, effort.glanceParts);
+  const { exchanges: evaluationsMax, triesMax } = effort;
+  const options = { cost: on, budget: bench.budget, evaluationsMax, triesMax };
+  const start = await bestStart(starts, on);
+  const worth = await worthOfBlocks(on.atAGlance, start, ranking);
+  const swapped = await exchangeBlocks(start, worth, options);
+  const gates = await learnGates(bench, `${name} gates`, rows, worth, on, effort);
+  const learned = await exchangeBlocks(gates.best.mask, gates.logAlphas, options);
+  const best = (await on.isBetter(learned, swapped)) ? learned : swapped;
+  const improved = await improveMask(best, worth, effort.rounds, options);
+  const proposals = [
+    { source: 'swaps', mask: swapped },
+    { source: 'gates', mask: gates.best.mask },
+    { source: 'gates+swaps', mask: learned },
+    { source: best === learned ? 'gates+swaps twice' : 'swaps twice', mask: improved },
+  ];
+  return { proposals, worth, gates };
+}
+
+async function bestStart([one, ...others]: readonly [Mask, ...Mask[]], on: TextCost): Promise<Mask> {
+  let best = one;
+  for (const mask of others) if (await on.isBetter(mask, best)) best = mask;
+  return best;
+}
+
+/** Pairs of counts tried for the learned gates: the nearest, and those next to it. */
+const COUNTS_TRIED = 5;
+/** Draws of the gates whose mean loss stands for gates as they are in training. */
+const DRAWS = 6;
+
+type LearnedGates = {
+  readonly logAlphas: readonly number[];
+  readonly curve: TrainingState['history'];
+  readonly best: FoundMask;
+  /** Mean cost of gates as training draws them, on the same text as the cost of `best`: a glance of the search's. */
+  readonly stochastic: number;
+};
+
+/**
+ * Gates learned on one group of prompts, and the best bits that they stand for.
+ * @param worth rise of the loss without each block, `[2L]`: the ranking that the gates start from.
+ * @param on the text that bits are tried on; the gates learn on text of their own.
+ */
+async function learnGates(
+  bench: Workbench,
+  name: string,
+  rows: readonly CalibrationRow[],
+  worth: readonly number[],
+  on: TextCost,
+  effort: GateEffort,
+): Promise<LearnedGates> {
+  const { budget, seed, signal } = bench;
+  const { logAlphas, history } = await trainMask({
+    importance: worth,
+    blockWeights: budget.blockWeights,
+    targetSparsity: budget.targetSparsity,
+    steps: effort.gateSteps,
+    seed,
+    gateLearningRate: effort.gateLearningRate,
+    multiplierLearningRate: effort.multiplierLearningRate,
+    ...bench.training(name, rows, effort.gateSteps),
+    ...(signal === undefined ? {} : { signal }),
+  });
+  let stochastic = 0;
+  for (let draw = 0; draw < DRAWS; draw++) {
+    const gates = drawGates(logAlphas, seed, effort.gateSteps, draw).map(({ gate }) => gate);
+    stochastic += (await on.ofGates(`${name} draw ${draw}`, gates)) / DRAWS;
+  }
+  const found: FoundMask[] = [];
+  for (const mask of masksByScore(logAlphas, budget, COUNTS_TRIED)) {
+    found.push({ mask, cost: await on.atAGlance(mask) });
+  }
+  const best = found.reduce((least, one) => (one.cost < least.cost ? one : least));
+  return { logAlphas, curve: history, best, stochastic };
+}
+
+/** Each mask once, under its first name, by rising KL; ties keep their order. */
+export async function compareMasks(proposals: readonly Proposal[], cost: MaskCost): Promise<Candidate[]> {
+  const bits = proposals.map(({ mask }) => maskBits(mask));
+  const candidates: Candidate[] = [];
+  for (const [index, proposal] of proposals.entries()) {
+    if (bits.indexOf(bits[index]!) === index) candidates.push({ ...proposal, kl: await cost(proposal.mask) });
+  }
+  return candidates.sort((a, b) => a.kl - b.kl);
+}
+
+type Choice = Proposal & {
+  /** The chosen one first. */
+  readonly candidates: readonly Candidate[];
+  readonly lead: Lead | undefined;
+};
+
+/**
+ * The best candidate, if it leads the mask for everybody once more on text that did not choose it, by more than chance;
+ * else that mask. The best of a dozen on some text is partly the luckiest; and the edge sends prompts of other kinds to
+ * a cluster too, on which a mask that only fits its calibration prompts is worse.
+ *
+ * @param candidates by rising KL, the mask for everybody among them.
+ */
+export async function confirmChoice(
+  candidates: readonly Candidate[],
+  one: Mask,
+  on: Pick<TextCost, 'leadBeyondGlance'>,
+): Promise<Choice> {
+  const isOne = ({ mask }: Candidate) => maskBits(mask) === maskBits(one);
+  const chosen = ({ mask, source }: Candidate, lead: Lead | undefined): Choice => ({
+    ...{ mask, source, lead },
+    candidates: [
+      ...candidates.filter((each) => each.mask === mask),
+      ...candidates.filter((each) => each.mask !== mask),
+    ],
+  });
+  const best = candidates[0]!;
+  if (isOne(best)) return chosen(best, undefined);
+  const lead = await on.leadBeyondGlance(best.mask, one);
+  const leads = lead === undefined || lead.mean > lead.standardError;
+  return chosen(leads ? best : candidates.find(isOne)!, lead);
+}

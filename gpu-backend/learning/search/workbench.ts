@@ -1,0 +1,186 @@
+/**
+ * What every search of a run works with: costs of masks on texts, steps of the gates, the budget. All results go
+ * through the journal.
+ */
+import type { Mask } from '../../../shared/mask.ts';
+import { denseMask, maskBits } from '../../../shared/mask.ts';
+import type { CalibrationRow } from '../data/read-data.ts';
+import type { GateBatch } from '../gates/batches.ts';
+import type { GateStep } from '../gates/gate-session.ts';
+import type { TrainingOptions } from '../gates/train-mask.ts';
+import type { RunJournal } from '../journal.ts';
+import type { Budget } from './budget.ts';
+import { STEP_PARTS } from './effort.ts';
+import type { MaskCost, SearchCost } from './exchange.ts';
+import type { Text, TextMaker } from './texts.ts';
+
+/** Tokens of a batch that only the loss is taken of, and of a part of a training step. */
+const LOSS_BATCH_TOKENS = 768;
+const STEP_PART_TOKENS = 384;
+
+/** Costs on one text: rise of the mean loss over the dense model's, which is the KL where targets are dense. */
+export type TextCost = SearchCost & {
+  /** On the whole text. */
+  readonly ofMask: MaskCost;
+  /** At a glance. `gates`: `[2L]`, 0 to 1; `name` says which they are. */
+  ofGates(name: string, gates: readonly number[]): Promise<number>;
+  /** How far the mask leads after the glance, on the rest of the text; undefined without a rest. */
+  leadBeyondGlance(mask: Mask, rival: Mask): Promise<Lead | undefined>;
+};
+
+/** By how much one mask's cost is lower than another's on the same text. */
+export type Lead = {
+  readonly mean: number;
+  /** Of the mean, from how the batches differ; infinite with a single batch. */
+  readonly standardError: number;
+};
+
+export type Workbench = {
+  readonly blockCount: number;
+  readonly budget: Budget;
+  readonly seed: number;
+  readonly signal: AbortSignal | undefined;
+  /**
+   * @param name distinct names draw distinct rows. @param positions scored positions wanted.
+   * @param glanceParts batches that a glance takes in, or half of them all.
+   */
+  costOn(
+    name: string,
+    rows: readonly CalibrationRow[],
+    positions: number,
+    glanceParts?: number | 'half',
+  ): TextCost;
+  /** As `trainMask` wants it, for `steps` steps on text of their own. */
+  training(
+    name: string,
+    rows: readonly CalibrationRow[],
+    steps: number,
+  ): Pick<TrainingOptions, 'parts' | 'sample'>;
+};
+
+export type WorkbenchParts = Pick<Workbench, 'budget' | 'seed' | 'signal'> & {
+  readonly journal: Pick<RunJournal, 'result'>;
+  readonly texts: TextMaker;
+  /** Mean loss of a batch under gates. */
+  loss(batch: GateBatch, gates: ArrayLike<number>): Promise<number>;
+  /** The same with its gradient. */
+  step(batch: GateBatch, gates: ArrayLike<number>): Promise<GateStep>;
+  /** After every result, known or computed. */
+  onResult(): void;
+};
+
+export function createWorkbench(parts: WorkbenchParts): Workbench {
+  const { budget, seed, signal, texts } = parts;
+  return {
+    ...{ budget, seed, signal, blockCount: budget.blockWeights.length },
+    costOn(name, rows, positions, glanceParts = 1) {
+      const text = texts.text(name, rows, positions, LOSS_BATCH_TOKENS);
+      const wanted = glanceParts === 'half' ? Math.ceil(text.batchCount / 2) : glanceParts;
+      const glance = Math.min(wanted, text.batchCount);
+      return {
+        ofMask: (mask) => riseOn(parts, text, text.batchCount, maskBits(mask), mask.runs),
+        atAGlance: (mask) => riseOn(parts, text, glance, maskBits(mask), mask.runs),
+        isBetter: (mask, rival) => isBetter(parts, text, mask, rival),
+        ofGates: (gatesName, gates) => riseOn(parts, text, glance, gatesName, gates),
+        leadBeyondGlance: (mask, rival) => leadFrom(parts, text, glance, mask, rival),
+      };
+    },
+    training(name, rows, steps) {
+      const text = texts.text(name, rows, steps * STEP_PARTS * STEP_PART_TOKENS, STEP_PART_TOKENS);
+      return {
+        parts: STEP_PARTS,
+        sample: (step, part, gates) => sampledStep(parts, name, text, step, part, gates),
+      };
+    },
+  };
+}
+
+/** Mean rise over the dense model's loss, on the first batches. */
+async function riseOn(
+  parts: WorkbenchParts,
+  text: Text,
+  batches: number,
+  name: string,
+  gates: ArrayLike<number>,
+): Promise<number> {
+  const dense = denseMask(parts.budget.blockWeights.length);
+  let [rise, count] = [0, 0];
+  for (let index = 0; index < batches; index++) {
+    const { sum, positions } = await lossOf(parts, text, index, name, gates);
+    rise += sum - (await maskLoss(parts, text, index, dense)).sum;
+    count += positions;
+  }
+  parts.onResult();
+  return rise / count;
+}
+
+async function isBetter(parts: WorkbenchParts, text: Text, mask: Mask, rival: Mask): Promise<boolean> {
+  let lead = 0;
+  for (let index = 0; index < text.batchCount && (index === 0 || lead > 0); index++) {
+    const own = await maskLoss(parts, text, index, mask);
+    lead += (await maskLoss(parts, text, index, rival)).sum - own.sum;
+  }
+  parts.onResult();
+  return lead > 0;
+}
+
+/** Batches count by their scored positions. */
+async function leadFrom(
+  parts: WorkbenchParts,
+  text: Text,
+  from: number,
+  mask: Mask,
+  rival: Mask,
+): Promise<Lead | undefined> {
+  const leads: { readonly sum: number; readonly positions: number }[] = [];
+  for (let index = from; index < text.batchCount; index++) {
+    const own = await maskLoss(parts, text, index, mask);
+    const other = await maskLoss(parts, text, index, rival);
+    leads.push({ sum: other.sum - own.sum, positions: own.positions });
+  }
+  parts.onResult();
+  if (leads.length === 0) return undefined;
+  const count = leads.reduce((all, { positions }) => all + positions, 0);
+  const mean = leads.reduce((all, { sum }) => all + sum, 0) / count;
+  const squares = leads.reduce((all, { sum, positions }) => all + (sum - mean * positions) ** 2, 0);
+  const standardError = Math.sqrt((squares * leads.length) / (leads.length - 1)) / count;
+  return { mean, standardError: leads.length === 1 ? Number.POSITIVE_INFINITY : standardError };
+}
+
+const maskLoss = (parts: WorkbenchParts, text: Text, index: number, mask: Mask) =>
+  lossOf(parts, text, index, maskBits(mask), mask.runs);
+
+/** Sum over the scored positions of one batch, and how many they are. */
+async function lossOf(
+  { journal, loss, signal }: WorkbenchParts,
+  text: Text,
+  index: number,
+  name: string,
+  gates: ArrayLike<number>,
+) {
+  const [sum, positions] = await journal.result(`${text.name}.${index} | ${name}`, async () => {
+    signal?.throwIfAborted();
+    const batch = await text.batch(index);
+    return [(await loss(batch, gates)) * batch.scoredRows.length, batch.scoredRows.length];
+  });
+  return { sum: sum!, positions: positions! };
+}
+
+async function sampledStep(
+  { journal, onResult, signal, ...parts }: WorkbenchParts,
+  name: string,
+  text: Text,
+  step: number,
+  part: number,
+  gates: readonly number[],
+) {
+  const [loss, ...gradients] = await journal.result(`${name} | ${step}.${part}`, async () => {
+    signal?.throwIfAborted();
+    // A group with few rows meets them again, under other gates.
+    const batch = await text.batch((step * STEP_PARTS + part) % text.batchCount);
+    const result = await parts.step(batch, gates);
+    return [result.loss, ...result.gradients];
+  });
+  onResult();
+  return { loss: loss!, gradients };
+}

@@ -1,0 +1,266 @@
+/**
+ * Distils surrogates: KL of the masked model to the dense one falls by the gradients of A, B and biases, with another
+ * random mask and fresh text every step, so that one table serves every mask (in the manner of SliceGPT-like repair
+ * by distillation, with the model's weights frozen). The closed form is where it starts; held-out text says when it
+ * stops, and the running mean of the table is what is judged and kept.
+ *
+ * Every step is a function of the state before it and of its number: a run that is stored and taken up again ends as if
+ * it had never been interrupted.
+ */
+import type { StoredLlama } from '../../model/architectures/llama.ts';
+import type { SurrogateTable } from '../../model/surrogates.ts';
+import type { LlamaConfig, WeightKind } from '../../model/types.ts';
+import { floats } from '../../onnx/session.ts';
+import { createRandom, type Random } from '../../random.ts';
+import { type GateBatch, stepFeeds } from '../gates/batches.ts';
+import { fittingStepGraph } from '../gates/gate-graph.ts';
+import { openTrainingGraph } from '../gates/gate-session.ts';
+import type { TaughtBatch } from '../gates/teacher.ts';
+import type { TrainingLinears } from '../gates/training-weights.ts';
+import { drawAround, drawMask } from './draw-mask.ts';
+import { SURROGATE_PARTS, type SurrogatePart } from './surrogate-graph.ts';
+
+type Judgement = {
+  readonly step: number;
+  /** Mean over held-out text and masks, nats. */
+  readonly kl: number;
+};
+
+export type DistillState = {
+  readonly step: number;
+  readonly descent: Descent;
+  readonly best: { readonly table: SurrogateTable; readonly kl: number; readonly step: number };
+  readonly judgements: readonly Judgement[];
+  /** KL of every step's own text and mask. */
+  readonly losses: readonly number[];
+};
+
+export type DistillOptions = {
+  readonly session: Pick<SurrogateSession, 'step'>;
+  readonly steps: number;
+  readonly seed: number;
+  /** What replacing a block alone costs, `[2L]`. */
+  readonly costs: readonly number[];
+  /** Masks in use, `[2L]` each: most steps meet one of them or one near by. None: all masks are drawn by cost. */
+  readonly around?: readonly Uint8Array[];
+  /** The text of a step: the same number gives the same text. */
+  batch(step: number): Promise<TaughtBatch>;
+  /** KL on held-out text under the masks that matter. */
+  judge(table: SurrogateTable): Promise<number>;
+  readonly learningRate?: number;
+  readonly onStep?: (state: DistillState) => Promise<void> | void;
+  readonly signal?: AbortSignal | undefined;
+};
+
+/** Share of a block's size; rises at first and falls to a tenth. */
+const LEARNING_RATE = 0.01;
+const WARM_UP_STEPS = 20;
+const FINAL_SHARE = 0.1;
+const JUDGE_EVERY = 50;
+/**
+ * A run ends after so many judgements that are no better, once its steps are short. Long steps shake a table that began
+ * well, and what they gain shows when they are shorter.
+ */
+const PATIENCE = 4;
+const PATIENT_SHARE = 0.5;
+const [SPARSITY_MIN, SPARSITY_MAX] = [0.1, 0.35];
+/** Share of the steps that meet a mask in use, where some are named. */
+const AROUND_SHARE = 0.6;
+
+export async function startDistillation(
+  table: SurrogateTable,
+  judge: DistillOptions['judge'],
+): Promise<DistillState> {
+  const kl = await judge(table);
+  return {
+    step: 0,
+    descent: startDescent(table),
+    best: { table: copyTable(table), kl, step: 0 },
+    judgements: [{ step: 0, kl }],
+    losses: [],
+  };
+}
+
+/** Goes on from `state`, whose arrays it changes, to the last step or until held-out text says that it is enough. */
+export async function distill(options: DistillOptions, state: DistillState): Promise<DistillState> {
+  let current = state;
+  while (current.step < options.steps && !hasStalled(current, options.steps)) {
+    options.signal?.throwIfAborted();
+    current = await distillStep(options, current);
+    await options.onStep?.(current);
+  }
+  return current;
+}
+
+function hasStalled({ best, judgements }: DistillState, steps: number): boolean {
+  const since = Math.max(best.step, PATIENT_SHARE * steps);
+  return judgements.filter(({ step }) => step > since).length >= PATIENCE;
+}
+
+async function distillStep(options: DistillOptions, state: DistillState): Promise<DistillState> {
+  const { session, seed, steps } = options;
+  const random = createRandom(Math.imul(seed + 1, 0x9e3779b1) + state.step);
+  const runs = drawRuns(options, random);
+  const batch = await options.batch(state.step);
+  const { loss, gradients } = await session.step(batch, runs, state.descent.table);
+  if (!Number.isFinite(loss)) throw new RangeError(`the loss of step ${state.step} is ${loss}`);
+  descend(state.descent, gradients, runs, learningRateAt(state.step, steps, options.learningRate));
+  const step = state.step + 1;
+  const losses = [...state.losses, loss - batch.entropy];
+  const next = { ...state, step, losses };
+  if (step % JUDGE_EVERY !== 0 && step !== steps) return next;
+  const { average } = state.descent;
+  const kl = await options.judge(average);
+  const judgements = [...state.judgements, { step, kl }];
+  return kl < state.best.kl
+    ? { ...next, judgements, best: { table: copyTable(average), kl, step } }
+    : { ...next, judgements };
+}
+
+function drawRuns({ costs, around = [] }: DistillOptions, random: Random): Uint8Array {
+  return around.length > 0 && random.next() < AROUND_SHARE
+    ? drawAround(around, costs, random)
+    : drawMask({ costs, sparsityMin: SPARSITY_MIN, sparsityMax: SPARSITY_MAX }, random);
+}
+
+/** Linear up, then half a cosine down. */
+function learningRateAt(step: number, steps: number, peak = LEARNING_RATE): number {
+  const warm = Math.min(1, (step + 1) / WARM_UP_STEPS);
+  const fall = (1 + Math.cos((Math.PI * step) / Math.max(1, steps))) / 2;
+  return peak * warm * (FINAL_SHARE + (1 - FINAL_SHARE) * fall);
+}
+
+/* A step on one installed model: loss, and its gradients by the tables of surrogates. */
+
+/** By part, in the layout of `SurrogateTable`; 0 for the blocks that run. */
+type SurrogateGradients = Readonly<Record<SurrogatePart, Float32Array>>;
+
+export type SurrogateSession = {
+  /** `runs`: `[2L]`, 1 or 0. @throws RangeError on sizes that do not fit each other. */
+  step(
+    batch: GateBatch,
+    runs: ArrayLike<number>,
+    table: SurrogateTable,
+  ): Promise<{ loss: number; gradients: SurrogateGradients }>;
+  close(): Promise<void>;
+};
+
+export async function openSurrogateSession(
+  folder: string,
+  config: LlamaConfig,
+  kind: WeightKind,
+  { rank, threads }: { readonly rank: number; readonly threads: number },
+): Promise<SurrogateSession> {
+  const build = (stored: StoredLlama, linears: TrainingLinears) =>
+    fittingStepGraph(config, stored, linears, { by: 'surrogates', surrogateRank: rank, tail: true });
+  const name = `surrogates-rank-${rank}`;
+  const session = await openTrainingGraph(folder, config, kind, name, build, { threads });
+  return {
+    async step(batch, runs, table) {
+      const outputs = await session.run(stepFeeds(config, batch, runs, table), [
+        'loss',
+        ...SURROGATE_PARTS.map((part) => `surrogate_${part}_gradients`),
+      ]);
+      const gradients = Object.fromEntries(
+        SURROGATE_PARTS.map((part) => [part, floats(outputs[`surrogate_${part}_gradients`]!)]),
+      ) as Record<SurrogatePart, Float32Array>;
+      return { loss: floats(outputs.loss!)[0]!, gradients };
+    },
+    close: () => session.release(),
+  };
+}
+
+/*
+ * Adam on tables of surrogates, in typed arrays and in place: 4.5 million numbers of the default model. Only blocks
+ * that a step skipped have a gradient, and only they move, each with a step count of its own. Steps are relative to the
+ * size that a block's numbers began with, since the outputs of blocks differ by orders of magnitude.
+ */
+
+type Parts = Readonly<Record<SurrogatePart, Float32Array>>;
+
+type Descent = {
+  readonly table: SurrogateTable;
+  /** Running means of gradients and of their squares. */
+  readonly mean: Parts;
+  readonly square: Parts;
+  /** Running mean of the table itself: what is judged and kept. */
+  readonly average: SurrogateTable;
+  /** Steps that moved a block, `[2L]`. */
+  readonly moves: Int32Array;
+  /** Root mean square of a block's numbers at the start, `[2L]` by part. */
+  readonly scale: Parts;
+};
+
+const [BETA_1, BETA_2, EPSILON] = [0.9, 0.99, 1e-12];
+/** Of the table's running mean, a move of a block. */
+const AVERAGE_DECAY = 0.95;
+
+export function startDescent(start: SurrogateTable): Descent {
+  const table = copyTable(start);
+  const each = (make: (values: Float32Array) => Float32Array): Parts => ({
+    a: make(table.a),
+    b: make(table.b),
+    bias: make(table.bias),
+    first: make(table.first),
+  });
+  return {
+    table,
+    mean: each((values) => new Float32Array(values.length)),
+    square: each((values) => new Float32Array(values.length)),
+    average: copyTable(start),
+    moves: new Int32Array(table.blockCount),
+    scale: each((values) => sizes(values, table.blockCount)),
+  };
+}
+
+export const copyTable = (table: SurrogateTable): SurrogateTable => ({
+  ...table,
+  a: table.a.slice(),
+  b: table.b.slice(),
+  bias: table.bias.slice(),
+  first: table.first.slice(),
+});
+
+function sizes(values: Float32Array, blockCount: number): Float32Array {
+  const width = values.length / blockCount;
+  return Float32Array.from({ length: blockCount }, (_, block) => {
+    let sum = 0;
+    for (let i = block * width; i < (block + 1) * width; i++) sum += values[i]! ** 2;
+    return Math.sqrt(sum / width);
+  });
+}
+
+/** Moves the blocks that `runs` skips. `learningRate`: share of a block's size that a step moves it by, at most. */
+export function descend(
+  descent: Descent,
+  gradients: SurrogateGradients,
+  runs: ArrayLike<number>,
+  learningRate: number,
+): void {
+  for (let block = 0; block < descent.table.blockCount; block++) {
+    if (runs[block] !== 0) continue;
+    descent.moves[block]!++;
+    for (const part of SURROGATE_PARTS) moveBlock(descent, gradients[part], part, block, learningRate);
+  }
+}
+
+function moveBlock(
+  { table, mean, square, average, moves, scale }: Descent,
+  gradients: Float32Array,
+  part: SurrogatePart,
+  block: number,
+  learningRate: number,
+): void {
+  const [values, averages, m, v] = [table[part], average[part], mean[part], square[part]];
+  const width = values.length / table.blockCount;
+  const count = moves[block]!;
+  const rate = (learningRate * scale[part][block]!) / (1 - BETA_1 ** count);
+  const squareScale = 1 / (1 - BETA_2 ** count);
+  for (let i = block * width; i < (block + 1) * width; i++) {
+    const gradient = gradients[i]!;
+    m[i] = BETA_1 * m[i]! + (1 - BETA_1) * gradient;
+    v[i] = BETA_2 * v[i]! + (1 - BETA_2) * gradient * gradient;
+    values[i]! -= (rate * m[i]!) / (Math.sqrt(v[i]! * squareScale) + EPSILON);
+    averages[i]! += (1 - AVERAGE_DECAY) * (values[i]! - averages[i]!);
+  }
+}

@@ -1,0 +1,94 @@
+/**
+ * Random masks around those that are worth using. Distillation teaches a table to serve every mask, so each step meets
+ * another. Blocks that are cheap to replace are drawn more often, blocks that are dear alone never.
+ */
+import type { Random } from '../../random.ts';
+
+export type DrawOptions = {
+  /** What replacing a block alone costs, nats, `[2L]`. */
+  readonly costs: readonly number[];
+  /** Shares of all blocks to skip, drawn between. */
+  readonly sparsityMin: number;
+  readonly sparsityMax: number;
+};
+
+/** Above this cost alone, a block has no place in any mask. */
+const COST_MAX = 0.5;
+/**
+ * How strongly cheap blocks are preferred: the exponent of 1/cost, drawn for each mask. Mostly strongly, for searches
+ * find masks of cheap blocks and the table has little room for others; sometimes weakly, for every block needs a
+ * surrogate.
+ */
+const PREFERENCES = [3, 3, 1] as const;
+/** Costs below this are noise of the measurement. */
+const COST_MIN = 0.002;
+
+/** `[2L]`: 1 runs, 0 skipped. */
+export function drawMask({ costs, sparsityMin, sparsityMax }: DrawOptions, random: Random): Uint8Array {
+  const sparsity = sparsityMin + (sparsityMax - sparsityMin) * random.next();
+  const count = Math.max(1, Math.round(sparsity * costs.length));
+  // From evenly split to attention alone: both are in use.
+  const attentionShare = random.next() < 0.5 ? 0.5 : 0.25 + 0.75 * random.next();
+  const attention = Math.round(attentionShare * count);
+  const preference = PREFERENCES[Math.floor(random.next() * PREFERENCES.length)]!;
+  const runs = new Uint8Array(costs.length).fill(1);
+  skip(runs, costs, 0, attention, preference, random);
+  skip(runs, costs, 1, count - attention, preference, random);
+  return runs;
+}
+
+/** Skips `count` blocks of one kind, without replacement, likelier the cheaper (Efraimidis and Spirakis, 2006). */
+function skip(
+  runs: Uint8Array,
+  costs: readonly number[],
+  kind: 0 | 1,
+  count: number,
+  preference: number,
+  random: Random,
+): void {
+  const keys: { block: number; key: number }[] = [];
+  for (let block = kind; block < costs.length; block += 2) {
+    const noise = -Math.log(1 - random.next());
+    if (costs[block]! > COST_MAX) continue;
+    keys.push({ block, key: noise * Math.max(costs[block]!, COST_MIN) ** preference });
+  }
+  keys.sort((a, b) => a.key - b.key || a.block - b.block);
+  for (const { block } of keys.slice(0, count)) runs[block] = 0;
+}
+
+/** Exchanged blocks of a mask that is drawn around another one, at most. */
+const EXCHANGES_MAX = 3;
+
+/** One of the masks in use, as it is or with some of its blocks exchanged for cheap ones of the same kind. */
+export function drawAround(
+  masks: readonly Uint8Array[],
+  costs: readonly number[],
+  random: Random,
+): Uint8Array {
+  const runs = Uint8Array.from(masks[Math.floor(random.next() * masks.length)]!);
+  const exchanges = Math.floor(random.next() * (EXCHANGES_MAX + 1));
+  for (let i = 0; i < exchanges; i++) {
+    const skipped = costs.map((_, block) => block).filter((block) => runs[block] === 0);
+    if (skipped.length === 0) break;
+    const back = skipped[Math.floor(random.next() * skipped.length)]!;
+    const kind = (back % 2) as 0 | 1;
+    // Blocks that are out already cannot go again.
+    const open = costs.map((cost, block) => (runs[block] === 1 ? cost : Number.POSITIVE_INFINITY));
+    skip(runs, open, kind, 1, PREFERENCES[0], random);
+    runs[back] = 1;
+  }
+  return runs;
+}
+
+/** The `attention` and `ffn` blocks that are cheapest alone: the masks that tables are judged by. */
+export function rankedMask(costs: readonly number[], attention: number, ffn: number): Uint8Array {
+  const runs = new Uint8Array(costs.length).fill(1);
+  const close = (kind: 0 | 1, count: number) => {
+    const blocks = costs.map((_, block) => block).filter((block) => block % 2 === kind);
+    blocks.sort((a, b) => costs[a]! - costs[b]! || a - b);
+    for (const block of blocks.slice(0, count)) runs[block] = 0;
+  };
+  close(0, attention);
+  close(1, ffn);
+  return runs;
+}

@@ -1,0 +1,71 @@
+/** How good a table is: KL to the dense model on held-out text, under masks of blocks that are cheap to replace. */
+import type { InstalledModel } from '../../model/store.ts';
+import type { SurrogateTable } from '../../model/surrogates.ts';
+import { openLossSession } from '../gates/gate-session.ts';
+import type { TaughtBatch } from '../gates/teacher.ts';
+import { copyTable } from './distill-surrogates.ts';
+import { rankedMask } from './draw-mask.ts';
+import { SURROGATE_PARTS } from './surrogate-graph.ts';
+
+export type Judge = {
+  /** Mean KL over masks and the first `batchCount` held-out batches. */
+  kl(table: SurrogateTable, masks: readonly Uint8Array[], batchCount?: number): Promise<number>;
+  close(): Promise<void>;
+};
+
+export async function openJudge(
+  { model, threads }: { readonly model: InstalledModel; readonly threads: number },
+  heldOut: readonly TaughtBatch[],
+  first: SurrogateTable,
+): Promise<Judge> {
+  const { folder, manifest } = model;
+  // The session reads the table that it was opened with: judged tables are copied into that one.
+  const surrogates = copyTable(first);
+  const session = await openLossSession(folder, manifest.config, manifest.weights, {
+    threads,
+    surrogates,
+    tail: true,
+  });
+  return {
+    async kl(table, masks, batchCount = heldOut.length) {
+      for (const part of SURROGATE_PARTS) surrogates[part].set(table[part]);
+      let [sum, count] = [0, 0];
+      for (const batch of heldOut.slice(0, batchCount)) {
+        for (const runs of masks) {
+          sum += (await session.loss(batch, runs)) - batch.entropy;
+          count++;
+        }
+      }
+      return sum / count;
+    },
+    close: () => session.close(),
+  };
+}
+
+/** What replacing each block alone costs, nats, on the first batch: `[2L]`. */
+export async function rankBlocks(
+  judge: Judge,
+  table: SurrogateTable,
+  onBlock: (done: number) => void,
+  signal: AbortSignal | undefined,
+): Promise<number[]> {
+  const costs: number[] = [];
+  for (let block = 0; block < table.blockCount; block++) {
+    signal?.throwIfAborted();
+    const runs = new Uint8Array(table.blockCount).fill(1);
+    runs[block] = 0;
+    costs.push(await judge.kl(table, [runs], 1));
+    onBlock(block + 1);
+  }
+  return costs;
+}
+
+/** Of masks in use, the first so many count. */
+const IN_USE_MAX = 6;
+
+/** Masks in use; evenly split at 12.5 and 25 %, attention alone at 25 %, of the blocks that are cheapest alone. */
+export function judgedMasks(costs: readonly number[], inUse: readonly Uint8Array[] = []): Uint8Array[] {
+  const counts = [0.125, 0.25].map((share) => Math.round(share * costs.length));
+  const even = counts.map((count) => rankedMask(costs, Math.floor(count / 2), Math.ceil(count / 2)));
+  return [...inUse.slice(0, IN_USE_MAX), ...even, rankedMask(costs, counts[1]!, 0)];
+}

@@ -1,0 +1,273 @@
+/**
+ * `maskroute surrogates`: calibration files to a table of surrogates for one model. Closed form first, then
+ * distillation; killed and started again with the same inputs, it goes on from the last stored step.
+ */
+import { mkdir, readFile, rm } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import { deserialize, serialize } from 'node:v8';
+import { MaskrouteError } from '../../../shared/errors.ts';
+import type { ModelHash, SurrogatesId } from '../../../shared/mask.ts';
+import { openModelText } from '../../model/model-text.ts';
+import { type InstalledModel, sha256OfFiles } from '../../model/store.ts';
+import {
+  checkRank,
+  checkSurrogatesModel,
+  readSurrogates,
+  type SurrogateTable,
+  toFileBasis,
+  toInstalledBasis,
+  writeSurrogates,
+} from '../../model/surrogates.ts';
+import { writeWhole } from '../../write-whole.ts';
+import { readData } from '../data/read-data.ts';
+import { distinctRows, HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
+import { type PackedText, packRows, scoredRowsOf, sequencesOf } from '../gates/batches.ts';
+import { openTeacher, type TaughtBatch, type Teacher } from '../gates/teacher.ts';
+import { contentKey } from '../journal.ts';
+import { type DistillState, distill, openSurrogateSession, startDistillation } from './distill-surrogates.ts';
+import { fitSurrogates } from './fit-surrogates.ts';
+import { judgedMasks, openJudge, rankBlocks } from './judge-surrogates.ts';
+import { openMomentSession } from './moments.ts';
+
+const SEQUENCE_TOKENS = 128;
+const STEP_SEQUENCES = 6;
+const HELD_OUT_BATCHES = 3;
+const FIT_SEQUENCES = 640;
+const FIT_CHUNK = 32;
+const STORE_EVERY = 10;
+/** Raised when the same inputs give another table. */
+const METHOD = 'closed-form-and-distillation-6';
+
+export type LearnSurrogatesOptions = {
+  readonly model: InstalledModel;
+  readonly data: readonly string[];
+  /** Rows taken from each file. */
+  readonly rowsMax?: number;
+  /** Of the closed form. */
+  readonly rank: number;
+  /** A table to go on from, in place of the closed form; its rank counts. */
+  readonly from?: string;
+  /** Steps of distillation; 0: the closed form alone. */
+  readonly steps: number;
+  readonly learningRate?: number;
+  /** Masks in use, `[2L]` each, the most important first: distillation is mostly about them. */
+  readonly around?: readonly Uint8Array[];
+  /** Sequences of 128 tokens that the closed form is fitted on. */
+  readonly fitSequences?: number;
+  readonly seed: number;
+  /** The table's file; the state of an unfinished run stands beside it. */
+  readonly out: string;
+  readonly threads: number;
+  readonly onProgress: (stage: SurrogateStage, done: number, total: number, detail?: string) => void;
+  readonly signal?: AbortSignal;
+};
+export type SurrogateStage = 'moments' | 'fit' | 'rank' | 'distil';
+
+export type LearnedSurrogates = {
+  /** Held-out KL of the table that distillation began with and of what was written, mean over the judged masks. */
+  readonly start: number;
+  readonly distilled: number;
+  readonly steps: number;
+};
+
+/** @throws MaskrouteError `invalid_request`, `invalid_data`. Rejects when `signal` aborts; the state stays. */
+export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<LearnedSurrogates> {
+  const { model, out, threads } = options;
+  const { folder, manifest } = model;
+  checkRank(options.rank);
+  if (options.from === undefined) checkWidth(options.rank, manifest.config.hiddenSize);
+  const from = options.from === undefined ? undefined : await readSurrogates(options.from);
+  if (from !== undefined) checkSurrogatesModel(from, manifest);
+  const texts = await prepareTexts(options);
+  await mkdir(dirname(resolve(out)), { recursive: true });
+  const store = await openRunStore(`${out}.state`, await keyOf(options, from?.id));
+  const begun = async (): Promise<SurrogateTable> =>
+    from === undefined ? fit(options, texts.fit) : toInstalledBasis(from.table, manifest.weights);
+  const run: Run = store.run ?? { table: await begun(), costs: undefined, state: undefined };
+  if (store.run === undefined) await store.write(run);
+  await using opened = new AsyncDisposableStack();
+  const teacher = await openTeacher(folder, manifest.config, manifest.weights, { threads });
+  opened.defer(() => teacher.close());
+  const judge = await openJudge(options, await taughtBatches(teacher, texts.heldOut), run.table);
+  opened.defer(() => judge.close());
+  const onRanked = (done: number) => options.onProgress('rank', done, run.table.blockCount);
+  const costs = run.costs ?? (await rankBlocks(judge, run.table, onRanked, options.signal));
+  if (run.costs === undefined) await store.write({ ...run, costs });
+  const judgeTable = (table: SurrogateTable) => judge.kl(table, judgedMasks(costs, options.around));
+  const start = run.state ?? (await startDistillation(run.table, judgeTable));
+  const state = await descendAll(options, { teacher, texts, costs, judgeTable, store }, start);
+  const { best, judgements } = state;
+  await writeSurrogates(out, {
+    model: manifest.hash as ModelHash,
+    table: toFileBasis(best.table, manifest.weights),
+    fitted: [
+      from?.fitted ?? 'closed form',
+      ...(best.step === 0 ? [] : [`${best.step} steps of distillation`]),
+    ].join(', '),
+  });
+  await store.remove();
+  return { start: judgements[0]!.kl, distilled: best.kl, steps: state.step };
+}
+
+/** A map of the residual stream has no more than its width of independent directions. */
+function checkWidth(rank: number, hiddenSize: number): void {
+  if (rank <= hiddenSize) return;
+  const message = `The rank of this model's surrogates is at most ${hiddenSize}, its hidden size, not ${rank}.`;
+  throw new MaskrouteError('invalid_request', message);
+}
+
+type Texts = { readonly fit: PackedText; readonly steps: PackedText; readonly heldOut: PackedText };
+
+async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
+  const { model, data, rowsMax, seed, steps, fitSequences = FIT_SEQUENCES } = options;
+  const rows = distinctRows((await readData(data, rowsMax)).rows);
+  const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
+  const text = await openModelText(model.folder, model.manifest);
+  const eosTokenId = model.manifest.eosTokenIds[0]!;
+  const pack = (some: typeof rows, sequencesMax: number, purpose: number) =>
+    packRows(some, text, eosTokenId, { length: SEQUENCE_TOKENS, sequencesMax, seed: seed + purpose });
+  const texts = {
+    fit: pack(fit, fitSequences, 0),
+    steps: pack(fit, Math.max(1, steps) * STEP_SEQUENCES, 1),
+    heldOut: pack(heldOut, HELD_OUT_BATCHES * STEP_SEQUENCES, 2),
+  };
+  if (texts.heldOut.sequences < STEP_SEQUENCES || texts.steps.sequences < STEP_SEQUENCES) {
+    const message = `The data are too few: ${STEP_SEQUENCES} held-out sequences of ${SEQUENCE_TOKENS} tokens are needed.`;
+    throw new MaskrouteError('invalid_data', message);
+  }
+  return texts;
+}
+
+async function fit(options: LearnSurrogatesOptions, text: PackedText): Promise<SurrogateTable> {
+  const { model, threads, rank, signal, onProgress } = options;
+  const { config, weights } = model.manifest;
+  const session = await openMomentSession(model.folder, config, weights, { threads });
+  try {
+    for (let at = 0; at < text.sequences; at += FIT_CHUNK) {
+      signal?.throwIfAborted();
+      onProgress('moments', at, text.sequences);
+      const to = Math.min(text.sequences, at + FIT_CHUNK);
+      await session.add(sequencesOf(text, at, to), to - at);
+    }
+  } finally {
+    await session.close();
+  }
+  return fitSurrogates(session.moments, config.hiddenSize, {
+    rank,
+    onBlock: (done) => onProgress('fit', done, 2 * config.layerCount),
+  });
+}
+
+type DistillParts = {
+  readonly teacher: Teacher;
+  readonly texts: Texts;
+  readonly costs: readonly number[];
+  readonly judgeTable: (table: SurrogateTable) => Promise<number>;
+  readonly store: RunStore;
+};
+
+async function descendAll(
+  options: LearnSurrogatesOptions,
+  { teacher, texts, costs, judgeTable, store }: DistillParts,
+  start: DistillState,
+): Promise<DistillState> {
+  const { model, threads, steps, seed, learningRate, around, onProgress, signal } = options;
+  if (steps === 0) return start;
+  const { rank } = start.descent.table;
+  const { config, weights } = model.manifest;
+  const session = await openSurrogateSession(model.folder, config, weights, { rank, threads });
+  const batches = Math.floor(texts.steps.sequences / STEP_SEQUENCES);
+  try {
+    return await distill(
+      {
+        session,
+        steps,
+        seed,
+        costs,
+        batch: (step) => taughtBatch(teacher, texts.steps, (step % batches) * STEP_SEQUENCES),
+        judge: judgeTable,
+        ...(learningRate === undefined ? {} : { learningRate }),
+        ...(around === undefined ? {} : { around }),
+        signal,
+        onStep: async (state) => {
+          onProgress('distil', state.step, steps, describeStep(state));
+          if (state.step % STORE_EVERY === 0)
+            await store.write({ table: state.descent.average, costs, state });
+        },
+      },
+      start,
+    );
+  } finally {
+    await session.close();
+  }
+}
+
+function describeStep({ losses, best, judgements }: DistillState): string {
+  const recent = losses.slice(-20);
+  const mean = recent.reduce((sum, loss) => sum + loss, 0) / recent.length;
+  const last = judgements.at(-1)!;
+  return `KL ${mean.toFixed(3)}; held out ${last.kl.toFixed(4)}, best ${best.kl.toFixed(4)} at step ${best.step}`;
+}
+
+function taughtBatch(teacher: Teacher, text: PackedText, from: number): Promise<TaughtBatch> {
+  const to = Math.min(text.sequences, from + STEP_SEQUENCES);
+  return teacher.teach({
+    tokenIds: sequencesOf(text, from, to),
+    sequences: to - from,
+    scoredRows: scoredRowsOf(to - from, text.length),
+  });
+}
+
+async function taughtBatches(teacher: Teacher, text: PackedText): Promise<TaughtBatch[]> {
+  const batches: TaughtBatch[] = [];
+  for (let from = 0; from < text.sequences; from += STEP_SEQUENCES)
+    batches.push(await taughtBatch(teacher, text, from));
+  return batches;
+}
+
+/** Everything that the result depends on, but not how many threads computed it. */
+async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undefined): Promise<string> {
+  const { model, data, rowsMax, rank, steps, seed, learningRate, fitSequences, around } = options;
+  const { hash, weights } = model.manifest;
+  const inputs = {
+    method: METHOD,
+    model: [hash, weights],
+    data: await sha256OfFiles(data),
+    rowsMax: rowsMax ?? null,
+    learningRate: learningRate ?? null,
+    fitSequences: fitSequences ?? null,
+    from: from ?? null,
+    around: around?.map((runs) => runs.join('')) ?? null,
+    rank,
+    steps,
+    seed,
+  };
+  return contentKey(inputs);
+}
+
+/** What a run has so far; `state` once distillation has begun. */
+export type Run = {
+  readonly table: SurrogateTable;
+  readonly costs: readonly number[] | undefined;
+  readonly state: DistillState | undefined;
+};
+export type RunStore = {
+  readonly run: Run | undefined;
+  write(run: Run): Promise<void>;
+  remove(): Promise<void>;
+};
+
+/**
+ * The state of an unfinished run, beside the file that it will write: arrays in V8's own format, put in place whole. A
+ * file that does not read, or that other inputs left, counts for nothing: the run begins anew.
+ */
+export async function openRunStore(path: string, key: string): Promise<RunStore> {
+  const found = await readFile(path)
+    .then((bytes) => deserialize(bytes) as { key: string; run: Run })
+    .catch(() => undefined);
+  return {
+    run: found?.key === key ? found.run : undefined,
+    write: (run) => writeWhole(path, serialize({ key, run })),
+    remove: () => rm(path, { force: true }),
+  };
+}

@@ -1,0 +1,69 @@
+/**
+ * Surrogates in a training graph: tables as inputs, so that a step can change them, and their affine map
+ * y = x̂·A·B + bias, or `first` at a sequence's first position, of the plainly normalized stream x̂
+ * (`model/surrogates.ts` says the same of serving).
+ */
+import type { LlamaConfig } from '../../model/types.ts';
+import type { GraphBuilder, Value } from '../../onnx/graph.ts';
+import type { Shared } from '../gates/forward.ts';
+import { normalizePlainly } from '../gates/forward.ts';
+
+/** One block's: A `[H, r]`, B `[r, H]`, bias and first `[H]`. */
+export type SurrogateValues = {
+  readonly a: Value;
+  readonly b: Value;
+  readonly bias: Value;
+  readonly first: Value;
+};
+
+export type SurrogateInputs = {
+  /** The whole tables: what gradients are taken by. */
+  readonly tables: readonly Value[];
+  readonly blocks: readonly SurrogateValues[];
+};
+
+/** The names of the inputs, and of the parts of a table in memory. */
+export const SURROGATE_PARTS = ['a', 'b', 'bias', 'first'] as const;
+export type SurrogatePart = (typeof SURROGATE_PARTS)[number];
+
+/** `[2L, …]`, as `SurrogateTable` holds them. */
+export function surrogateShapes(
+  { layerCount, hiddenSize: H }: LlamaConfig,
+  rank: number,
+): Record<SurrogatePart, number[]> {
+  const blocks = 2 * layerCount;
+  return { a: [blocks, H, rank], b: [blocks, rank, H], bias: [blocks, H], first: [blocks, H] };
+}
+
+/** Inputs `surrogate_a` and so on, cut into blocks. */
+export function surrogateInputs(g: GraphBuilder, config: LlamaConfig, rank: number): SurrogateInputs {
+  const shapes = surrogateShapes(config, rank);
+  const count = 2 * config.layerCount;
+  const each = g.constant('i64', [count], Array<number>(count).fill(1));
+  const tables: Value[] = [];
+  const cut = (part: SurrogatePart): Value[] => {
+    const [, ...shape] = shapes[part];
+    const table = g.input(`surrogate_${part}`, 'f32', shapes[part]);
+    tables.push(table);
+    const target = g.constant('i64', [shape.length], shape);
+    return g.ops('Split', [table, each], count).map((piece) => g.op('Reshape', [piece, target]));
+  };
+  const parts = Object.fromEntries(SURROGATE_PARTS.map((part) => [part, cut(part)])) as Record<
+    SurrogatePart,
+    Value[]
+  >;
+  const blocks = Array.from({ length: count }, (_, i) => ({
+    a: parts.a[i]!,
+    b: parts.b[i]!,
+    bias: parts.bias[i]!,
+    first: parts.first[i]!,
+  }));
+  return { tables, blocks };
+}
+
+/** What stands in for a block's output, `[B, S, H]`: 2·H·r multiply-adds a position. */
+export function surrogateOutput(b: GraphBuilder, shared: Shared, h: Value, values: SurrogateValues): Value {
+  const x = normalizePlainly(b, shared.config, h);
+  const product = b.op('MatMul', [b.op('MatMul', [x, values.a]), values.b]);
+  return b.op('Where', [shared.isFirst, values.first, b.op('Add', [product, values.bias])]);
+}

@@ -1,0 +1,71 @@
+/**
+ * How many clusters are best: the paper's open question, asked of one's own data. The same run for several numbers of
+ * clusters; what they have in common (the mask for everybody) is learned once.
+ */
+import { mkdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { MaskrouteError } from '../../shared/errors.ts';
+import type { MaskSet } from '../../shared/mask-set.ts';
+import { writeWhole } from '../write-whole.ts';
+import type { LearnOptions } from './learn.ts';
+import { learn, STATE_FILE } from './learn.ts';
+import type { HeldOutScores } from './search/score-masks.ts';
+
+export const SWEEP_FILE = 'sweep.json';
+
+export type SweepRow = {
+  readonly clusters: number;
+  /** On held-out prompts, weighted by the clusters' shares. */
+  readonly kl: number;
+  readonly agreement: number;
+  readonly perplexity: number;
+  /**
+   * Of the mask for everybody on the same prompts. Each row draws prompts of its own, so KLs compare within a row; from
+   * row to row only what clusters take off does.
+   */
+  readonly oneMask_kl: number;
+  readonly largestShare: number;
+  readonly silhouette: number | null;
+  readonly folder: string;
+};
+
+/**
+ * Each number's run is in a folder of its own in `out`, and `sweep.json` there has the rows so far; killed and started
+ * again it goes on.
+ * @throws MaskrouteError what `learn` throws, and `invalid_data` when no prompt is held out to compare on.
+ */
+export async function sweepClusters(
+  options: Omit<LearnOptions, 'clusterCount' | 'sharedState'>,
+  clusterCounts: readonly number[],
+  onRow: (row: SweepRow) => void,
+): Promise<SweepRow[]> {
+  await mkdir(options.out, { recursive: true });
+  const sharedState = join(options.out, STATE_FILE);
+  const rows: SweepRow[] = [];
+  for (const clusterCount of clusterCounts) {
+    const out = join(options.out, `clusters-${clusterCount}`);
+    const { maskSet, report } = await learn({ ...options, clusterCount, out, sharedState });
+    const { kl, agreement, perplexity } = heldOutOf(maskSet, 'learned');
+    rows.push({
+      clusters: clusterCount,
+      ...{ kl, agreement, perplexity, oneMask_kl: heldOutOf(maskSet, 'one-mask').kl },
+      largestShare: report.routing.largestShare,
+      silhouette: report.routing.silhouette,
+      folder: out,
+    });
+    await writeWhole(join(options.out, SWEEP_FILE), `${JSON.stringify({ rows }, null, 1)}\n`);
+    onRow(rows.at(-1)!);
+  }
+  await rm(sharedState, { force: true });
+  return rows;
+}
+
+type Figures = Pick<HeldOutScores, 'kl' | 'agreement' | 'perplexity'>;
+
+function heldOutOf({ heldOut }: MaskSet, method: 'learned' | 'one-mask'): Figures {
+  if (heldOut[method] !== undefined) return heldOut[method] as Figures;
+  throw new MaskrouteError(
+    'invalid_data',
+    'No prompt is held out to compare numbers of clusters on: the data are too few.',
+  );
+}

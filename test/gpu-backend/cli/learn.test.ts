@@ -1,0 +1,33 @@
+/** `learn` on the command line, where an installed model decides what may be asked. */
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { expect, test } from 'vitest';
+import { tinyHome } from '../learning/evaluation/tiny.ts';
+import { writeSmallData } from '../learning/search/small-run.ts';
+
+const cli = fileURLToPath(new URL('../../../gpu-backend/cli/cli.ts', import.meta.url));
+
+test.each([
+  ['a sparsity of less than half a block', ['--sparsity', '0.05'], /less than half a block of 8/],
+  ['counts that cannot be', ['--sparsity', '0.5', '--attention', '1', '--ffn', '1'], /No mask leaves out 50/],
+  ['surrogates that the model lacks', ['--sparsity', '0.5', '--surrogate'], /tiny has no surrogates/],
+])(
+  'refuses %s in one line, and writes no mask set',
+  async (_what, flags, reason) => {
+    using tiny = await tinyHome();
+    const data = await writeSmallData(join(tiny.home, 'data'));
+    const out = join(tiny.home, 'out');
+    const args = ['learn', '--model', 'tiny', '--data', ...data, '--clusters', '2', '--out', out, ...flags];
+    const { status, stdout, stderr } = spawnSync(process.execPath, [cli, ...args], {
+      env: { ...process.env, MASKROUTE_HOME: tiny.home },
+      encoding: 'utf8',
+    });
+    expect(stderr.trim().split('\n').at(-1)).toMatch(/^error: /);
+    expect(stderr).toMatch(reason);
+    expect([status, stdout]).toEqual([1, '']);
+    expect(existsSync(join(out, 'mask-set.json'))).toBe(false);
+  },
+  60_000,
+);

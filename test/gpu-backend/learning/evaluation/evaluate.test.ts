@@ -1,0 +1,311 @@
+/** A whole evaluation on the small model: what it says, and that it goes on where it was cut off. */
+import { spawnSync } from 'node:child_process';
+import { appendFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { openEncoder } from '../../../../gpu-backend/learning/data/encoders.ts';
+import { evaluate } from '../../../../gpu-backend/learning/evaluation/evaluate.ts';
+import type { EvaluateOptions } from '../../../../gpu-backend/learning/evaluation/evaluation-context.ts';
+import { surrogatesOf } from '../../../../gpu-backend/learning/evaluation/evaluation-context.ts';
+import type { Evaluation } from '../../../../gpu-backend/learning/evaluation/result.ts';
+import { BASELINES, evaluationSchema, METHODS } from '../../../../gpu-backend/learning/evaluation/result.ts';
+import { reportHtml } from '../../../../gpu-backend/learning/report/write-report.ts';
+import { installSurrogates } from '../../../../gpu-backend/model/install-surrogates.ts';
+import { writeSurrogates } from '../../../../gpu-backend/model/surrogates.ts';
+import type { ModelHash } from '../../../../shared/mask.ts';
+import { maskBits, maskFromSkippedLayers, maskId } from '../../../../shared/mask.ts';
+import type { MaskSet } from '../../../../shared/mask-set.ts';
+import { maskSetSchema } from '../../../../shared/mask-set.ts';
+import { testHome } from '../../../support/installed-model.ts';
+import { randomSurrogates } from '../../../support/random-llama.ts';
+import { writeSmallData } from '../search/small-run.ts';
+import { type TinyHome, tinyHome } from './tiny.ts';
+
+let tiny: TinyHome;
+let data: string[];
+let set: MaskSet;
+const encoderOptions = { home: testHome, threads: 1, hooks: { onProgress: () => {}, log: () => {} } };
+const MASKS = [
+  { skipAttention: [1], skipFfn: [2] },
+  { skipAttention: [3], skipFfn: [1] },
+];
+
+beforeAll(async () => {
+  tiny = await tinyHome();
+  data = await writeSmallData(join(tiny.home, 'data'));
+  set = await smallSet();
+  writeFileSync(join(tiny.home, 'set.json'), JSON.stringify(set));
+});
+afterAll(() => tiny[Symbol.dispose]());
+
+/** Two clusters around one prompt of each kind. */
+async function smallSet(): Promise<MaskSet> {
+  const { encoder, close } = await openEncoder('static', encoderOptions);
+  const vectors = await encoder.embed(['How many apples does Tom have?', 'Book me a flight to Rome.']);
+  await close();
+  const hash = tiny.model.manifest.hash as ModelHash;
+  return maskSetSchema.parse({
+    ...{ format: 'maskroute-mask-set-v1', name: 'small', targetSparsity: 0.25, reachedSparsity: 0.25 },
+    model: { name: 'tiny', hash, blockCount: 8 },
+    encoder: encoder.spec,
+    clusters: MASKS.map((layers, i) => {
+      const mask = maskFromSkippedLayers(8, layers);
+      return { centroid: [...vectors[i]!], bits: maskBits(mask), mask: maskId(hash, mask), share: 0.5 };
+    }),
+    surrogate: false,
+    learned: { method: 'by hand', oneMask: maskBits(maskFromSkippedLayers(8, MASKS[0]!)) },
+    heldOut: {},
+    createdAt: '2026-01-01T00:00:00.000Z',
+  });
+}
+
+const options = (changes: Partial<EvaluateOptions> = {}): EvaluateOptions => ({
+  ...{ home: tiny.home, model: tiny.model, maskSets: [set], data, calibration: [], baselines: BASELINES },
+  ...{ sparsities: [0.5], flavours: [null], openEncoder: () => openEncoder('static', encoderOptions) },
+  ...{
+    equalTime: true,
+    tasks: [],
+    taskLimit: 4,
+    checks: false,
+    facts: [],
+    longTokens: 300,
+    limit: 6,
+    tokensMax: 60,
+    evaluationsMax: 20,
+  },
+  ...{ searchPositions: 60, rounds: 1, threads: 1, seed: 1, onProgress: () => {}, onRows: () => {} },
+  ...changes,
+});
+
+/** All but the times, which are never equal twice. */
+const figures = ({ rows }: Evaluation) => rows.map(({ msPerToken: _, ...row }) => row);
+
+describe('evaluate', () => {
+  it('has one row a method and sparsity, and routes as the edge does', async () => {
+    const found = await evaluate(options());
+    expect(evaluationSchema.parse(JSON.parse(JSON.stringify(found)))).toEqual(found);
+    expect([...new Set(found.rows.map(({ method }) => method))]).toEqual(METHODS);
+    for (const row of found.rows) {
+      expect(row.rows).toBe(6);
+      expect(row.msPerToken).toBeGreaterThan(0);
+      expect(row.kl >= 0 && row.agreement <= 1 && row.perplexity > 1).toBe(true);
+      if (row.method !== 'dense') expect(row.kl).toBeGreaterThan(0);
+    }
+    expect(found.rows[0]).toMatchObject({ method: 'dense', kl: 0, agreement: 1, attention: 0, ffn: 0 });
+    expect(found.rows[1]).toMatchObject({
+      method: 'learned',
+      clusters: 2,
+      sparsity: 0.25,
+      attention: 1,
+      ffn: 1,
+    });
+    const [{ kinds }] = found.routing as [Evaluation['routing'][number]];
+    expect(kinds).toEqual([
+      { kind: 'sums', counts: [3, 0] },
+      { kind: 'trips', counts: [0, 3] },
+    ]);
+    const at = (method: string, target: number) =>
+      found.rows.find((row) => row.method === method && row.targetSparsity === target)!;
+    expect([at('sleb', 0.5).attention, at('sleb', 0.5).ffn]).toEqual([2, 2]);
+    expect([at('llm-drop', 0.5).attention, at('llm-drop', 0.5).ffn]).toEqual([4, 0]);
+    expect(at('finercut', 0.25).kl).toBeLessThan(at('llm-drop', 0.5).kl);
+  }, 60_000);
+
+  it('computes nothing twice, whatever a kill left in its files', async () => {
+    const home = join(tiny.home, 'again');
+    mkdirSync(home);
+    const whole = await evaluate(options({ home, equalTime: false }));
+    const folder = join(home, 'evaluations');
+    const sizes = () => readdirSync(folder).map((file) => readFileSync(join(folder, file)).length);
+    const before = sizes();
+    expect(figures(await evaluate(options({ home, equalTime: false })))).toEqual(figures(whole));
+    expect(sizes()).toEqual(before);
+    // Half of one file is gone, another ends in the middle of a line.
+    const [first, second] = readdirSync(folder).map((file) => join(folder, file));
+    const lines = readFileSync(first!, 'utf8').split('\n');
+    writeFileSync(first!, lines.slice(0, lines.length >> 1).join('\n'));
+    appendFileSync(second!, '["m_0000');
+    expect(figures(await evaluate(options({ home, equalTime: false })))).toEqual(figures(whole));
+    rmSync(home, { recursive: true });
+  }, 60_000);
+
+  it('stopped at any moment goes on to the same figures', async () => {
+    const home = join(tiny.home, 'stopped');
+    const whole = await evaluate(options({ equalTime: false }));
+    for (const steps of [3, 17, 40, 200]) {
+      const stop = new AbortController();
+      let left = steps;
+      const onProgress = () => {
+        if (--left === 0) stop.abort();
+      };
+      await evaluate(options({ home, equalTime: false, onProgress, signal: stop.signal })).catch(() => {});
+    }
+    expect(figures(await evaluate(options({ home, equalTime: false })))).toEqual(figures(whole));
+  }, 60_000);
+
+  it('compares holes with surrogates, where a method is searched with what it is judged by', async () => {
+    using replaced = await tinyHome();
+    const { config, hash } = replaced.model.manifest;
+    const path = join(replaced.home, 'surrogates.safetensors');
+    const table = randomSurrogates(config, 32);
+    await writeSurrogates(path, { model: hash as ModelHash, table, fitted: 'at random' });
+    const model = await installSurrogates(replaced.home, 'tiny', path, { preset: false });
+    const found = await evaluate(
+      options({
+        ...{ home: replaced.home, model, baselines: ['finercut', 'one-mask'], sparsities: [] },
+        flavours: [null, surrogatesOf(model)!],
+      }),
+    );
+    expect(found.rows.map(({ method, surrogate }) => [method, surrogate])).toEqual([
+      ['dense', false],
+      ...[false, true].flatMap((flavour) => [
+        ['learned', flavour],
+        ['one-mask', flavour],
+      ]),
+      ...[false, true].map((flavour) => ['finercut', flavour]),
+    ]);
+    const [holes, surrogates] = found.rows.filter(({ method }) => method === 'learned');
+    expect(holes!.kl).not.toBeCloseTo(surrogates!.kl, 3);
+    expect(holes!.attention).toBe(surrogates!.attention);
+  }, 60_000);
+
+  it('checks what the paper asks for', async () => {
+    const { checks, rows } = await evaluate(
+      options({ ...{ equalTime: false, checks: true, facts: data }, baselines: ['finercut'] }),
+    );
+    expect(checks!.recall!.map(({ method }) => method)).toEqual(rows.map(({ method }) => method));
+    expect(checks!.recall![0]).toMatchObject({ method: 'dense', kl: 0, agreement: 1, facts: 6 });
+    expect(checks!.clustersByTask![0]!.kinds.map(({ counts }) => counts)).toEqual([
+      [3, 0],
+      [0, 3],
+    ]);
+    const cliff = checks!.cliff!;
+    expect(cliff.at(-1)!.sparsity).toBe(0.5);
+    expect(cliff.at(-1)!.kl).toBeGreaterThan(cliff[1]!.kl);
+    expect(checks!.narrow).toMatchObject({ sparsity: 0.25 });
+    const [dense, learned] = checks!.longText!;
+    expect(dense!.windows.map(({ from, to }) => [from, to])).toEqual([
+      [0, 256],
+      [256, 300],
+    ]);
+    const html = reportHtml({
+      evaluation: { ...(await evaluate(options({ baselines: [] }))), checks: checks! },
+    });
+    for (const title of ['Where quality falls off', 'Recall of 6 right answers', 'judged by the dense model'])
+      expect(html).toContain(title);
+    // A text of a model's own is likelier to it than that of a pruned one.
+    expect(learned!.windows[0]!.perplexity).toBeGreaterThan(dense!.windows[0]!.perplexity);
+  }, 120_000);
+
+  it('makes do with one row to score and one to calibrate on', async () => {
+    const row = { question: 'How many legs has a dog?', answer: 'It has four legs.' };
+    const files = ['one', 'other'].map((name) => join(tiny.home, `${name}.jsonl`));
+    writeFileSync(files[0]!, JSON.stringify(row));
+    writeFileSync(files[1]!, JSON.stringify({ ...row, question: 'How many legs has a cat?' }));
+    const found = await evaluate(options({ data: [files[0]!], calibration: [files[1]!], checks: true }));
+    expect(evaluationSchema.parse(JSON.parse(JSON.stringify(found)))).toEqual(found);
+    expect([...new Set(found.rows.map(({ method }) => method))]).toEqual(METHODS);
+    expect(found.rows[0]).toMatchObject({ rows: 1, intervals: { kl: null } });
+    expect(found.data).toEqual({ read: 1, repeated: 0, calibrating: 0, learnedOn: 0, left: 1 });
+    expect(found.notes).toEqual([expect.stringContaining('No check of recall')]);
+    expect(reportHtml({ evaluation: found })).toContain('of 1 rows 0 are repeated');
+  }, 60_000);
+
+  it('says what it cannot check, and whose rows it cannot know', async () => {
+    const learned = { ...set.learned, data: ['sums.jsonl', 'a.jsonl', 'b.jsonl'] };
+    const found = await evaluate(
+      options({ ...{ checks: true, baselines: ['last-k'], maskSets: [{ ...set, learned }] }, longTokens: 0 }),
+    );
+    expect(found.checks).toEqual({});
+    expect(found.notes).toEqual([
+      expect.stringMatching(/^Masks were learned on a\.jsonl, b\.jsonl, not given here/),
+      ...['recall', 'the cliff', 'narrow calibration', 'long text'].map((check) =>
+        expect.stringMatching(new RegExp(`^No check of ${check}: `)),
+      ),
+    ]);
+  }, 60_000);
+
+  it('refuses, before the work, what would end in the middle of it', async () => {
+    const refused = (changes: Partial<EvaluateOptions>) =>
+      expect(evaluate(options({ ...changes, onProgress: () => expect.unreachable() }))).rejects;
+    const write = (name: string, rows: readonly object[]) => {
+      const path = join(tiny.home, name);
+      writeFileSync(path, rows.map((row) => JSON.stringify(row)).join('\n'));
+      return path;
+    };
+    const short = write('short.jsonl', [{ text: 'a' }]);
+    await refused({ calibration: [short] }).toThrow(/No row to calibrate on has a token/);
+    await refused({ data: [short], calibration: data }).toThrow(/No row has a token to score/);
+    await refused({ checks: true, facts: [join(tiny.home, 'none.jsonl')] }).toThrow(/none\.jsonl/);
+    const ask = { goal: 'Sit', sol1: 'down', sol2: 'on', label: 0 };
+    const path = write('two.jsonl', [ask, { ...ask, sol2: 'and '.repeat(2000) }]);
+    const task = { task: 'piqa', path } as const;
+    await refused({ tasks: [task] }).toThrow(/^piqa, question 2: a choice has more than \d+ tokens\.$/);
+    await refused({ tasks: [task, task] }).toThrow(/two files of piqa/);
+    const learned = { ...set.learned, oneMask: 'ffff' };
+    await refused({ maskSets: [{ ...set, learned }] }).toThrow(
+      /^small: learned\.oneMask: mask bits must be 2/,
+    );
+  }, 60_000);
+
+  it('refuses a set of another model or encoder', async () => {
+    const other = { ...set, model: { ...set.model, hash: 'b'.repeat(64) } };
+    await expect(evaluate(options({ maskSets: [other] }))).rejects.toMatchObject({
+      code: 'invalid_mask_set',
+      message: expect.stringMatching(/another tiny \(SHA-256 b{12}…\) than the installed one/),
+    });
+    const named = { ...other, model: { ...other.model, name: 'huge' } };
+    await expect(evaluate(options({ maskSets: [named] }))).rejects.toThrow(
+      'for another model (huge), not for tiny',
+    );
+    const longer = { ...set, model: { ...set.model, blockCount: 12 } };
+    await expect(evaluate(options({ maskSets: [longer] }))).rejects.toThrow('for 12 blocks, and tiny has 8');
+    const changed = { ...set, encoder: { ...set.encoder, revision: 'another' } };
+    await expect(evaluate(options({ maskSets: [changed] }))).rejects.toMatchObject({
+      code: 'encoder_mismatch',
+    });
+  });
+
+  it('ends its command line with one JSON object, and writes a page', () => {
+    const cli = fileURLToPath(new URL('../../../../gpu-backend/cli/cli.ts', import.meta.url));
+    const piqa = join(tiny.home, 'piqa.jsonl');
+    writeFileSync(piqa, `${JSON.stringify({ goal: 'Sit', sol1: 'down', sol2: 'on', label: 0 })}\n`);
+    const out = join(tiny.home, 'out');
+    const args = [
+      ...['evaluate', '--model', 'tiny', '--mask-set', join(tiny.home, 'set.json'), '--data', ...data],
+      ...[
+        '--baselines',
+        'last-k,one-mask',
+        '--limit',
+        '4',
+        '--tokens',
+        '40',
+        '--rounds',
+        '1',
+        '--threads',
+        '1',
+      ],
+      ...['--tasks', piqa, '--out', out],
+    ];
+    const { stdout, stderr, status } = spawnSync(process.execPath, [cli, ...args], {
+      env: { ...process.env, MASKROUTE_HOME: tiny.home },
+      encoding: 'utf8',
+    });
+    expect(status, stderr).toBe(0);
+    const lines = stdout.trim().split('\n');
+    const found = evaluationSchema.parse(JSON.parse(lines.at(-1)!));
+    expect(found.rows.map(({ method }) => method)).toEqual(['dense', 'learned', 'one-mask', 'last-k']);
+    expect(found.rows[0]!.tasks!.piqa).toMatchObject({ questions: 1, chance: 0.5 });
+    expect(lines[0]).toContain('Equal count, 4 rows');
+    expect(stderr).toMatch(
+      /^data: of 60 rows 0 are repeated, \d+ calibrate, 0 were learned on, and \d+ can be/,
+    );
+    expect(evaluationSchema.parse(JSON.parse(readFileSync(join(out, 'evaluation.json'), 'utf8')))).toEqual(
+      found,
+    );
+    const html = readFileSync(join(out, 'report.html'), 'utf8');
+    expect(html).toContain('KL to dense against time a token');
+    expect(html).not.toMatch(/(src|href)=/);
+  }, 60_000);
+});

@@ -1,0 +1,181 @@
+/**
+ * Loss and gate gradients of the real model against PyTorch (`fixtures/make_gates.py`): in fp32 the same, with
+ * quantized weights and activations in both directions the same direction. Then what a step refuses.
+ */
+import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type GateBatch, nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
+import { type GateSession, openGateSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
+import { emitModel } from '../../../../gpu-backend/model/emit.ts';
+import { openGguf } from '../../../../gpu-backend/model/gguf-source.ts';
+import type { WeightKind } from '../../../../gpu-backend/model/types.ts';
+import { installedModel, testModelFile } from '../../../support/installed-model.ts';
+import { randomLlama } from '../../../support/random-llama.ts';
+import reference from './fixtures/gates.json' with { type: 'json' };
+
+const { ids, targetIds, targetProbabilities, uniform, mixed, distil } = reference;
+const CASES: [string, typeof uniform, GateBatch][] = [
+  ['gates at 0.9', uniform, nextTokenBatch(ids, 1)],
+  ['8 gates at 0, two sequences', mixed, nextTokenBatch(ids, 2)],
+  ['against the dense model', distil, { ...nextTokenBatch(ids, 1), targetIds, targetProbabilities }],
+];
+
+const folders: string[] = [];
+const temporary = async () => {
+  folders.push(await mkdtemp(join(tmpdir(), 'maskroute-gates-')));
+  return folders.at(-1)!;
+};
+afterAll(() => Promise.all(folders.map((folder) => rm(folder, { recursive: true }))));
+
+const dot = (a: ArrayLike<number>, b: readonly number[]) => b.reduce((sum, x, i) => sum + x * a[i]!, 0);
+const norm = (a: ArrayLike<number>) => Math.hypot(...Array.from(a));
+const cosine = (a: ArrayLike<number>, b: readonly number[]) => dot(a, b) / (norm(a) * norm(b));
+
+describe('in fp32', () => {
+  let session: GateSession;
+  beforeAll(async () => {
+    const folder = await temporary();
+    const source = await openGguf(testModelFile);
+    await emitModel(source, 'f32', folder, () => {});
+    await source.close();
+    session = await openGateSession(folder, source.config, 'f32', { threads: 1 });
+  }, 120_000);
+  afterAll(() => session.close());
+
+  test.each(CASES)('%s: PyTorch within 1e-4', async (_name, expected, batch) => {
+    const { loss, gradients } = await session.step(batch, expected.gates);
+    expect(Math.abs(loss / expected.loss - 1)).toBeLessThan(1e-5);
+    // Each gradient to 1e-4 of itself, or of the typical gradient where it is near 0 by cancellation.
+    const typical = norm(expected.gradients) / Math.sqrt(expected.gradients.length);
+    expected.gradients.forEach((value, i) => {
+      if (expected.gates[i] === 0) return;
+      expect(Math.abs(gradients[i]! - value)).toBeLessThan(1e-4 * Math.max(Math.abs(value), typical));
+    });
+  });
+
+  test('a gate at 0 skips its block: its derivative is exactly 0', async () => {
+    const { gradients } = await session.step(CASES[1]![2], mixed.gates);
+    expect(mixed.gates.flatMap((gate, i) => (gate === 0 ? [gradients[i]] : []))).toEqual(Array(8).fill(0));
+  });
+});
+
+describe('with 8-bit weights both ways', () => {
+  let session: GateSession;
+  beforeAll(async () => {
+    const { folder, manifest } = await installedModel();
+    session = await openGateSession(folder, manifest.config, manifest.weights, { threads: 1 });
+  }, 60_000);
+  afterAll(() => session.close());
+
+  test.each(CASES)('%s: cosine with fp32 at least 0.99', async (_name, expected, batch) => {
+    const { loss, gradients } = await session.step(batch, expected.gates);
+    expect(Math.abs(loss / expected.loss - 1)).toBeLessThan(0.01);
+    const open = expected.gradients.map((value, i) => (expected.gates[i] === 0 ? 0 : value));
+    expect(cosine(gradients, open)).toBeGreaterThan(0.99);
+  });
+
+  test('a skipped block costs nothing in either direction', async () => {
+    const batch = nextTokenBatch(ids, 1);
+    const time = async (gate: number) => {
+      const start = performance.now();
+      await session.step(
+        { ...batch, scoredRows: [5], targetIds: [1], targetProbabilities: [1] },
+        Array(60).fill(gate),
+      );
+      return performance.now() - start;
+    };
+    await time(1);
+    const [open_ms, closed_ms] = [await time(1), await time(0)];
+    expect(closed_ms).toBeLessThan(open_ms / 3);
+  });
+});
+
+describe('a small random model', () => {
+  const emitted = async (kind: WeightKind, changes = {}) => {
+    const folder = await temporary();
+    const source = randomLlama(changes);
+    await emitModel(source, kind, folder, () => {});
+    const open = (recompute?: boolean) =>
+      openGateSession(folder, source.config, kind, {
+        threads: 1,
+        ...(recompute === undefined ? {} : { recompute }),
+      });
+    return { folder, open };
+  };
+  const batch = nextTokenBatch([...Array(64).keys()], 2);
+
+  // One target everywhere makes gradients that do not cancel. Quantized activations make the loss a staircase,
+  // so quantized kinds need a wide step, which costs them the second digit.
+  test.each([
+    ['f32', 0.01, 0.9999],
+    ['q8', 0.1, 0.99],
+    ['q4', 0.1, 0.99],
+  ] as const)('%s: finite differences of its own loss', async (kind, h, least) => {
+    const session = await (await emitted(kind, { tiedEmbeddings: false })).open();
+    const oneTarget = { ...batch, targetIds: Array.from(batch.targetIds, () => 7) };
+    const gates = [...Array(8).keys()].map((i) => 0.5 + 0.06 * i);
+    const { gradients } = await session.step(oneTarget, gates);
+    const differences: number[] = [];
+    for (const at of gates.keys()) {
+      const lossAt = async (shift: number) => {
+        const moved = gates.map((gate, i) => (i === at ? gate + shift : gate));
+        return (await session.step(oneTarget, moved)).loss;
+      };
+      differences.push(((await lossAt(h)) - (await lossAt(-h))) / (2 * h));
+    }
+    await session.close();
+    expect(cosine(gradients, differences)).toBeGreaterThan(least);
+  });
+
+  test('transposed weights are written once, and again when their index is damaged', async () => {
+    const { folder, open } = await emitted('q8', { tiedEmbeddings: false });
+    const copies = join(folder, 'training-v2.bin');
+    const result = async () => {
+      const session = await open();
+      const step = await session.step(batch, Array(8).fill(0.8));
+      await session.close();
+      return { step, written: (await stat(copies)).mtimeMs };
+    };
+    const first = await result();
+    expect(await result()).toEqual(first);
+    await writeFile(join(folder, 'training-v2.json'), '{"head": ');
+    const again = await result();
+    expect(again.step).toEqual(first.step);
+    expect(again.written).toBeGreaterThan(first.written);
+    expect((await readdir(folder)).filter((name) => name.startsWith('.'))).toEqual([]);
+  });
+
+  test.each(['f32', 'q8', 'q4'] as const)(
+    '%s: values computed once more give the same bits',
+    async (kind) => {
+      const { open } = await emitted(kind, { tiedEmbeddings: false });
+      const gates = [0, 0.3, 1, 0.7, 1, 1, 0, 0.9];
+      const steps = [];
+      for (const recompute of [false, true]) {
+        const session = await open(recompute);
+        steps.push(await session.step(batch, gates));
+        await session.close();
+      }
+      expect(steps[1]).toEqual(steps[0]);
+    },
+  );
+
+  test('two that open at once both work', async () => {
+    const { open } = await emitted('q8');
+    const [a, b] = await Promise.all([open(), open()]);
+    const gates = Array(8).fill(0.8);
+    expect(await a.step(batch, gates)).toEqual(await b.step(batch, gates));
+    await Promise.all([a.close(), b.close()]);
+  });
+
+  test('sizes that do not fit are refused', async () => {
+    const session = await (await emitted('f32')).open();
+    const gates = Array(8).fill(1);
+    await expect(session.step(batch, [1, 1])).rejects.toThrow(/2 gates for 4 layers/);
+    await expect(session.step({ ...batch, sequences: 3 }, gates)).rejects.toThrow(/64 tokens in 3/);
+    await expect(session.step({ ...batch, targetIds: [1] }, gates)).rejects.toThrow(RangeError);
+    await session.close();
+  });
+});

@@ -1,0 +1,90 @@
+/** What killed runs and evaluations go on from: torn lines, foreign runs, numbers to the last bit. */
+import {
+  appendFileSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, it } from 'vitest';
+import { z } from 'zod';
+import { openKeptResults, openRunJournal } from '../../../gpu-backend/learning/journal.ts';
+
+let folder = '';
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'maskroute-journal-'));
+});
+afterEach(() => rmSync(folder, { recursive: true }));
+const path = () => join(folder, 'deeper', 'state.jsonl');
+
+async function ask(
+  names: readonly string[],
+  key = 'key',
+): Promise<{ computed: string[]; values: number[][] }> {
+  const journal = await openRunJournal(path(), key);
+  const computed: string[] = [];
+  const values: number[][] = [];
+  for (const name of names) {
+    const found = await journal.result(name, async () => {
+      computed.push(name);
+      return [name.length / 3, Math.fround(1 / 7), 5e-324];
+    });
+    values.push([...found]);
+  }
+  return { computed, values };
+}
+
+it('computes each result once, and reads back the same bits', async () => {
+  const first = await ask(['a', 'bb', 'a']);
+  expect(first.computed).toEqual(['a', 'bb']);
+  const again = await ask(['a', 'bb', 'ccc']);
+  expect(again.computed).toEqual(['ccc']);
+  expect(again.values.slice(0, 2)).toEqual(first.values.slice(0, 2));
+});
+
+it('cut anywhere, it keeps the whole lines before the cut and goes on', async () => {
+  await ask(['a', 'bb', 'ccc']);
+  const whole = readFileSync(path(), 'utf8');
+  for (let length = 0; length < whole.length; length += 7) {
+    writeFileSync(path(), whole);
+    truncateSync(path(), length);
+    const kept = Math.max(0, whole.slice(0, length).split('\n').length - 2);
+    expect((await ask(['a', 'bb', 'ccc'])).computed).toEqual(['a', 'bb', 'ccc'].slice(kept));
+    expect(readFileSync(path(), 'utf8')).toBe(whole);
+  }
+});
+
+it('drops a damaged line and everything behind it', async () => {
+  await ask(['a', 'bb', 'ccc']);
+  writeFileSync(path(), readFileSync(path(), 'utf8').replace('["bb",[', '["bb",[null,'));
+  expect((await ask(['a', 'bb', 'ccc'])).computed).toEqual(['bb', 'ccc']);
+});
+
+it('is begun anew for other inputs, refuses what is no number, and can be removed', async () => {
+  await ask(['a']);
+  expect((await ask(['a'], 'other')).computed).toEqual(['a']);
+  const journal = await openRunJournal(path(), 'other');
+  await expect(journal.result('nan', async () => [Number.NaN])).rejects.toThrow(/nan gave NaN/);
+  await journal.remove();
+  expect((await ask(['a'], 'other')).computed).toEqual(['a']);
+});
+
+it('kept results are shared by all who ask the same question, and lose no line but a damaged one', async () => {
+  const ask = (question: unknown) => openKeptResults(folder, question, z.strictObject({ kl: z.number() }));
+  const [one, other] = [await ask({ model: 1, text: 'a' }), await ask({ text: 'a', model: 1 })];
+  await one.set('x', { kl: 1 / 3 });
+  await other.set('y', { kl: 2 });
+  const [file] = readdirSync(join(folder, 'evaluations'));
+  expect(readdirSync(join(folder, 'evaluations'))).toEqual([file]);
+  // A line of another form, and one that a kill tore.
+  appendFileSync(join(folder, 'evaluations', file!), '["x",{"loss":1}]\n["z",{"kl"');
+  await (await ask({ model: 1, text: 'a' })).set('w', { kl: 3 });
+  const again = await ask({ model: 1, text: 'a' });
+  expect(['x', 'y', 'z', 'w'].map((name) => again.get(name)?.kl)).toEqual([1 / 3, 2, undefined, 3]);
+  expect((await ask({ model: 2, text: 'a' })).size).toBe(0);
+  await expect(again.set('nan', { kl: Number.NaN })).rejects.toThrow(RangeError);
+});

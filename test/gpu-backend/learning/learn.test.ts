@@ -1,0 +1,131 @@
+/** A learning run as a whole: killed again and again, and what it leaves behind. */
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { type LearnOptions, learn } from '../../../gpu-backend/learning/learn.ts';
+import { reportHtml } from '../../../gpu-backend/learning/report/write-report.ts';
+import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-report.ts';
+import { type SweepRow, sweepClusters } from '../../../gpu-backend/learning/sweep.ts';
+import { createRandom } from '../../../gpu-backend/random.ts';
+import { maskSetSchema } from '../../../shared/mask-set.ts';
+import { smallRun, writeSmallData } from './search/small-run.ts';
+
+const KILLS = 10;
+let folder = '';
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'maskroute-learn-'));
+  await writeSmallData(join(folder, 'data'));
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+const read = (out: string, file: string) => readFileSync(join(folder, out, file), 'utf8');
+const options = async (out: string, changes: Partial<LearnOptions> = {}): Promise<LearnOptions> => ({
+  ...(await smallRun(folder, out)),
+  ...changes,
+});
+
+/** Ends once `results` more of them came in, or by itself; resolves to whether it ended by itself. */
+async function runChild(out: string, killAfter: number): Promise<boolean> {
+  const child = fork(fileURLToPath(new URL('small-child.ts', import.meta.url)), [folder, out]);
+  child.on('message', (results) => {
+    if (Number(results) >= killAfter) child.kill('SIGKILL');
+  });
+  const [code] = await once(child, 'exit');
+  return code === 0;
+}
+
+describe('learn', () => {
+  it('killed ten times at random ends with the same bytes as a run that was not', async () => {
+    const { report } = await learn(await options('whole'));
+    const random = createRandom(11);
+    for (let kill = 0; kill < KILLS; kill++) {
+      // Each attempt reads back what is known and gets a little farther.
+      expect(await runChild('killed', 15 * kill + 1 + random.below(30))).toBe(false);
+    }
+    expect(readdirSync(join(folder, 'killed'))).toEqual(['state.jsonl']);
+    expect(await runChild('killed', Number.POSITIVE_INFINITY)).toBe(true);
+    expect(read('killed', 'mask-set.json')).toBe(read('whole', 'mask-set.json'));
+    expect(read('killed', 'report.json')).toBe(read('whole', 'report.json'));
+    expect(readdirSync(join(folder, 'killed')).sort()).toEqual([
+      'mask-set.json',
+      'report.html',
+      'report.json',
+    ]);
+    expect(report.clusters).toHaveLength(2);
+  }, 240_000);
+
+  it('gives a mask set and a report that hold together', async () => {
+    const { maskSet, report } = await learn(await options('checked'));
+    expect(maskSetSchema.parse(JSON.parse(read('checked', 'mask-set.json')))).toEqual(maskSet);
+    expect(learnReportSchema.parse(JSON.parse(read('checked', 'report.json')))).toEqual(report);
+    expect(maskSet).toMatchObject({ targetSparsity: 0.25, reachedSparsity: 0.25, surrogate: false });
+    expect(maskSet.learned).toMatchObject({ method: 'hard-concrete', oneMask: report.oneMask.bits });
+    expect(Object.keys(maskSet.heldOut)).toEqual(['dense', 'learned', 'one-mask', 'clusters']);
+    expect(report.information_bits.fit).toBeCloseTo(1, 1);
+    for (const cluster of report.clusters) {
+      expect([...cluster.skipAttention, ...cluster.skipFfn]).toHaveLength(4);
+      expect(cluster.candidates[0]!.source).toBe(cluster.source);
+      expect(cluster.curve).toHaveLength(4);
+      // The mask for everybody competed, and did not win against a better one.
+      const one = cluster.candidates.find(({ bits }) => bits === report.oneMask.bits)!;
+      expect(cluster.candidates[0]!.kl).toBeLessThanOrEqual(one.kl);
+    }
+    const lead = { mean_kl: 0.1, standardError_kl: null };
+    const html = reportHtml({ learn: { ...report, oneMask: { ...report.oneMask, lead } } });
+    expect(html).toContain('0.100, one batch');
+    expect(html).not.toContain('NaN');
+  }, 60_000);
+
+  it('keeps the counts that it is told', async () => {
+    const exactly = (count: number) => ({ min: count, max: count });
+    const { report } = await learn(await options('counts', { attention: exactly(1), ffn: exactly(3) }));
+    for (const { skipAttention, skipFfn } of [report.oneMask, ...report.clusters])
+      expect([skipAttention.length, skipFfn.length]).toEqual([1, 3]);
+    const impossible = await options('impossible', { attention: exactly(0), ffn: exactly(3) });
+    await expect(learn(impossible)).rejects.toThrow(/No mask leaves out 25.0 %/);
+  }, 60_000);
+
+  it('by time: leaves out at least the share of the measured milliseconds', async () => {
+    const { report, maskSet } = await learn(await options('time', { cost: 'time', clusterCount: 1 }));
+    expect(report.budget.cost).toBe('time');
+    expect(report.budget.weights.ffn).toBeGreaterThan(0);
+    expect(report.budget.reached).toBeGreaterThanOrEqual(0.25 - 1e-9);
+    expect(maskSet.learned.blockWeights).toEqual(report.budget.weights);
+  }, 60_000);
+
+  it('compares numbers of clusters, and learns the mask for everybody once', async () => {
+    const seen: SweepRow[] = [];
+    const { clusterCount: _, ...rest } = await options('sweep');
+    const rows = await sweepClusters(rest, [1, 2], (row) => {
+      seen.push(row);
+      // What is known stays, should a later number be too large for the data.
+      expect(JSON.parse(read('sweep', 'sweep.json'))).toEqual({ rows: seen });
+    });
+    expect(seen).toEqual(rows);
+    expect(rows[0]!.kl).toBe(rows[0]!.oneMask_kl);
+    expect(rows[1]!.oneMask_kl).toBe(
+      JSON.parse(read('sweep/clusters-2', 'report.json')).heldOut['one-mask'].kl,
+    );
+    expect(readdirSync(join(folder, 'sweep')).sort()).toEqual(['clusters-1', 'clusters-2', 'sweep.json']);
+    // Two clusters have what they have alone, whatever was learned before in the same state.
+    await learn(await options('alone'));
+    expect(read('sweep/clusters-2', 'mask-set.json')).toBe(read('alone', 'mask-set.json'));
+    const one = JSON.parse(read('sweep/clusters-1', 'report.json'));
+    expect(one.clusters[0].bits).toBe(one.oneMask.bits);
+  }, 60_000);
+
+  it('does not compare numbers of clusters where no prompt is held out', async () => {
+    const data = join(folder, 'data', 'one.jsonl');
+    writeFileSync(data, '{"text": "This is the only row that there is to learn from."}');
+    const { clusterCount: _, ...rest } = await options('few', { data: [data] });
+    await expect(sweepClusters(rest, [1], () => {})).rejects.toMatchObject({ code: 'invalid_data' });
+  }, 60_000);
+
+  it('refuses a name that no mask set can have before any work', async () => {
+    await expect(learn(await options('named', { name: 'a b' }))).rejects.toThrow(/cannot name/);
+  });
+});

@@ -1,0 +1,64 @@
+/** A whole learning run that takes seconds: the tiny model, two kinds of prompt, little of everything. */
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { LearnOptions } from '../../../../gpu-backend/learning/learn.ts';
+import type { LearnEffort } from '../../../../gpu-backend/learning/search/effort.ts';
+import { testHome } from '../../../support/installed-model.ts';
+import { installTinyModel } from '../../../support/tiny-model.ts';
+
+const mask = {
+  searchPositions: 120,
+  glanceParts: 1,
+  gateSteps: 4,
+  gateLearningRate: 0.1,
+  multiplierLearningRate: 0.1,
+  rounds: 1,
+  exchanges: 4,
+  triesMax: 3,
+};
+export const SMALL_EFFORT: LearnEffort = {
+  one: { ...mask, greedyEvaluations: 10 },
+  cluster: mask,
+  choicePositions: 60,
+  heldOutPositions: 60,
+  tokensMax: 48,
+  targets: 'dense',
+  scored: 'all',
+};
+
+/** Two kinds that no encoder would mix up. */
+export async function writeSmallData(folder: string): Promise<string[]> {
+  const sums = Array.from({ length: 30 }, (_, i) => ({
+    question: `Tom has ${i + 3} apples and buys ${2 * i + 1} more. How many apples does he have?`,
+    answer: `He has ${3 * i + 4} apples.`,
+  }));
+  const trips = ['Paris', 'Rome', 'Oslo', 'Cairo', 'Lima'].flatMap((city) =>
+    ['hotel room', 'flight', 'train ticket', 'table for two', 'rental car', 'guided tour'].map((what) => ({
+      messages: [
+        { role: 'user', content: `Please book me a ${what} in ${city} for tomorrow.` },
+        { role: 'assistant', content: `Your ${what} in ${city} is booked.` },
+      ],
+    })),
+  );
+  await mkdir(folder, { recursive: true });
+  const kinds = Object.entries({ sums, trips });
+  for (const [name, rows] of kinds) {
+    await writeFile(join(folder, `${name}.jsonl`), rows.map((row) => JSON.stringify(row)).join('\n'));
+  }
+  return kinds.map(([name]) => join(folder, `${name}.jsonl`));
+}
+
+export async function smallRun(folder: string, out: string): Promise<LearnOptions> {
+  return {
+    model: await installTinyModel(join(folder, 'model'), 'q8', { layerCount: 8, contextTokens: 128 }),
+    data: ['sums', 'trips'].map((kind) => join(folder, 'data', `${kind}.jsonl`)),
+    clusterCount: 2,
+    sparsity: 0.25,
+    encoder: 'static',
+    encoderOptions: { home: testHome, threads: 1, hooks: { onProgress: () => {}, log: () => {} } },
+    effort: SMALL_EFFORT,
+    out: join(folder, out),
+    name: 'small',
+    onProgress: () => {},
+  };
+}

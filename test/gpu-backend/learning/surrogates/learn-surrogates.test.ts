@@ -1,0 +1,158 @@
+/** Learning a table, whole: what it writes, the same again by seed, and the same after it was stopped half-way. */
+import { existsSync } from 'node:fs';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { pullModel } from '../../../../gpu-backend/cli/models.ts';
+import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
+import { HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
+import { drawAround, drawMask, rankedMask } from '../../../../gpu-backend/learning/surrogates/draw-mask.ts';
+import type { LearnSurrogatesOptions } from '../../../../gpu-backend/learning/surrogates/learn-surrogates.ts';
+import { learnSurrogates } from '../../../../gpu-backend/learning/surrogates/learn-surrogates.ts';
+import type { InstalledModel } from '../../../../gpu-backend/model/store.ts';
+import { readSurrogates } from '../../../../gpu-backend/model/surrogates.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
+import { tinyLlama, writeGguf } from '../../../support/gguf.ts';
+import { installTinyModel } from '../../../support/tiny-model.ts';
+
+let home: string;
+let model: InstalledModel;
+let data: string;
+beforeAll(async () => {
+  home = await mkdtemp(path.join(tmpdir(), 'maskroute-learn-surrogates-'));
+  const source = path.join(home, 'tiny.gguf');
+  await writeFile(source, writeGguf(tinyLlama()));
+  model = await pullModel(source, { home, weights: 'f32', log: () => {}, onProgress: () => {} });
+  data = path.join(home, 'rows.jsonl');
+  const random = createRandom(5);
+  const words = 'the ship came back in spring with salt and seven letters from a harbour far away'.split(' ');
+  const row = () => Array.from({ length: 16 }, () => words[random.below(words.length)]).join(' ');
+  await writeFile(data, Array.from({ length: 1200 }, () => JSON.stringify({ text: row() })).join('\n'));
+}, 60_000);
+afterAll(() => rm(home, { recursive: true }));
+
+const STEPS = 24;
+const learn = (out: string, changes: Partial<LearnSurrogatesOptions> & { stopAt?: number } = {}) => {
+  const stop = new AbortController();
+  const { stopAt, ...options } = changes;
+  return learnSurrogates({
+    model,
+    data: [data],
+    rank: 32,
+    steps: STEPS,
+    seed: 3,
+    fitSequences: 48,
+    out: path.join(home, out),
+    threads: 1,
+    onProgress: (stage, done) => {
+      if (stage === 'distil' && done === stopAt) stop.abort(new Error('stopped'));
+    },
+    signal: stop.signal,
+    ...options,
+  });
+};
+const bytes = (out: string) => readFile(path.join(home, out));
+
+test('distillation lowers the held-out KL; stopped and started again it ends with the same bytes', async () => {
+  const whole = await learn('whole.safetensors');
+  expect(whole.steps).toBe(STEPS);
+  expect(whole.distilled).toBeLessThan(whole.start);
+  const { model: hash, table, fitted } = await readSurrogates(path.join(home, 'whole.safetensors'));
+  expect(hash).toBe(model.manifest.hash);
+  expect(table).toMatchObject({ blockCount: 4, hiddenSize: 64, rank: 32 });
+  expect(fitted).toMatch(/^closed form, 24 steps of distillation$/);
+  const from = path.join(home, 'whole.safetensors');
+  const more = await learn('more.safetensors', { steps: 1, from });
+  expect(Math.abs(more.start - whole.distilled)).toBeLessThan(0.02);
+  await expect(learn('stopped.safetensors', { stopAt: 15 })).rejects.toThrow('stopped');
+  expect(existsSync(path.join(home, 'stopped.safetensors'))).toBe(false);
+  expect(await learn('stopped.safetensors')).toEqual(whole);
+  expect(await bytes('stopped.safetensors')).toEqual(await bytes('whole.safetensors'));
+  expect(existsSync(path.join(home, 'stopped.safetensors.state'))).toBe(false);
+});
+
+test('a damaged state, or that of other inputs, is begun anew', async () => {
+  await writeFile(path.join(home, 'closed.safetensors.state'), 'no state');
+  const closed = await learn('closed.safetensors', { steps: 0 });
+  expect(closed).toMatchObject({ steps: 0, distilled: closed.start });
+  expect((await readSurrogates(path.join(home, 'closed.safetensors'))).fitted).toBe('closed form');
+});
+
+test('nothing is fitted on prompts that masks are judged by, and no row counts twice', async () => {
+  const chat = await installTinyModel(path.join(home, 'chat'), 'f32', { contextTokens: 128 });
+  const random = createRandom(8);
+  const letters = (count: number) =>
+    Array.from({ length: count }, () => 'abcdefgh '[random.below(9)]).join('');
+  const rows = Array.from({ length: 200 }, (_, i) => ({
+    question: `${i} ${letters(30)}`,
+    answer: letters(60),
+  }));
+  const { heldOut } = splitRows(
+    rows.map((row) => parseRow(JSON.stringify(row), 'k', 'f:1')),
+    HELD_OUT_SHARE,
+  );
+  const judged = new Set(heldOut.map(({ routeText }) => routeText));
+  const fitOn = async (name: string, some: readonly object[]) => {
+    const file = path.join(home, `${name}.jsonl`);
+    await writeFile(file, some.map((row) => JSON.stringify(row)).join('\n'));
+    await learn(name, { steps: 0, model: chat, data: [file], fitSequences: 400 });
+    return bytes(name);
+  };
+  const table = await fitOn('as-it-is', rows);
+  const others = rows.map((row) => (judged.has(row.question) ? { ...row, answer: letters(60) } : row));
+  expect(judged.size).toBeGreaterThan(10);
+  expect(others).not.toEqual(rows);
+  expect(await fitOn('others', others)).toEqual(table);
+  expect(await fitOn('twice', [...rows, ...rows])).toEqual(table);
+  expect(await fitOn('fewer', rows.slice(0, 150))).not.toEqual(table);
+});
+
+test('what cannot be is refused before the work', async () => {
+  await expect(learn('wide.safetensors', { rank: 96 })).rejects.toThrow(
+    /at most 64, its hidden size, not 96/,
+  );
+  await expect(learn('odd.safetensors', { rank: 33 })).rejects.toThrow(/multiple of 32/);
+  await expect(learn('from.safetensors', { from: data })).rejects.toThrow(
+    /rows\.jsonl is no table of surrogates/,
+  );
+  await expect(learn('few.safetensors', { rowsMax: 20 })).rejects.toMatchObject({ code: 'invalid_data' });
+});
+
+test('masks are drawn within their bounds, the dear blocks never, the cheap ones more often', () => {
+  const costs = Array.from({ length: 60 }, (_, i) => (i === 1 ? 1.3 : 0.01 + 0.002 * i));
+  const random = createRandom(9);
+  const counts = Array<number>(60).fill(0);
+  for (let draw = 0; draw < 600; draw++) {
+    const runs = drawMask({ costs, sparsityMin: 0.1, sparsityMax: 0.4 }, random);
+    const skipped = runs.reduce((sum, value) => sum + 1 - value, 0);
+    expect(skipped).toBeGreaterThanOrEqual(6);
+    expect(skipped).toBeLessThanOrEqual(24);
+    runs.forEach((value, block) => {
+      counts[block]! += 1 - value;
+    });
+  }
+  expect(counts[1]).toBe(0);
+  expect(counts[0]! + counts[2]!).toBeGreaterThan(2 * (counts[56]! + counts[58]!));
+  expect(Math.min(...counts.filter((_, block) => block !== 1))).toBeGreaterThan(10);
+});
+
+test('a mask near one in use has as many blocks of each kind out, and few others', () => {
+  const costs = Array.from({ length: 60 }, (_, i) => (i === 1 ? 1.3 : 0.01 + 0.002 * i));
+  const inUse = rankedMask(costs, 5, 3);
+  const random = createRandom(4);
+  const outOf = (runs: Uint8Array, kind: number) => runs.filter((r, b) => b % 2 === kind && r === 0).length;
+  const changes = new Set<number>();
+  for (let draw = 0; draw < 200; draw++) {
+    const runs = drawAround([inUse], costs, random);
+    expect([outOf(runs, 0), outOf(runs, 1)]).toEqual([5, 3]);
+    expect(runs[1]).toBe(1);
+    changes.add(runs.filter((value, block) => value !== inUse[block]).length / 2);
+  }
+  expect([...changes].sort()).toEqual([0, 1, 2, 3]);
+  expect([...inUse]).toEqual([...rankedMask(costs, 5, 3)]);
+});
+
+test('a ranked mask skips the cheapest of each kind', () => {
+  expect([...rankedMask([5, 1, 3, 2, 4, 9], 2, 1)]).toEqual([1, 0, 0, 1, 0, 1]);
+});
