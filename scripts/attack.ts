@@ -8,8 +8,8 @@ import http from 'node:http';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { OpenAI } from 'openai';
-import type { DevFile } from '../gpu-backend/dev/dev-file.ts';
-import { loadTokenizer } from '../gpu-backend/model/tokenizer.ts';
+import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
+import { loadTokenizer } from '../gpu-backend/model/tokenizer/tokenizer.ts';
 import { createHome, removeHome, run, type Started, start, stop } from '../test/e2e/product.ts';
 
 const { values } = parseArgs({ options: { seconds: { type: 'string' }, only: { type: 'string' } } });

@@ -4,12 +4,12 @@
  * with that mask and dense.
  */
 import { OpenAI } from 'openai';
-import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-file.ts';
-import { installModel } from '../gpu-backend/dev/install-model.ts';
+import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
+import { installModel } from '../gpu-backend/dev/ports.ts';
 import { startProduct } from '../gpu-backend/dev/product.ts';
-import { maskrouteHome } from '../gpu-backend/home.ts';
-import { dryRunSchema } from '../shared/dry-run.ts';
-import { HEADERS } from '../shared/protocol.ts';
+import { maskrouteHome } from '../gpu-backend/files.ts';
+import { dryRunSchema } from '../shared/wire/openai.ts';
+import { HEADERS } from '../shared/wire/protocol.ts';
 import { sideBySide } from './side-by-side.ts';
 
 const ANSWER_TOKENS_MAX = 64;

@@ -18,7 +18,7 @@ type Rule = {
 
 const forbid = (name: string, why: string, from: Side, to: Side): Rule => ({ name, why, from, to });
 
-const ONLINE = '^gpu-backend/(api|jobs|serving|engine|encoder|onnx|model)/';
+const ONLINE = '^gpu-backend/(api|jobs|engine|encoder|onnx|model)/';
 const OFFLINE = '^gpu-backend/(learning|publication)/';
 const ENTRY_POINTS = '^gpu-backend/(cli|dev|bench)/';
 const STAGES = 'data → masks → evaluation → publication: an earlier stage never needs a later one.';
@@ -38,13 +38,13 @@ export const RULES: readonly Rule[] = [
   ),
   forbid(
     'workers-know-no-backend',
-    'The edge and the backend meet in shared/protocol.ts and over HTTP only.',
+    'The edge and the backend meet in shared/wire/protocol.ts and over HTTP only.',
     { path: '^workers/' },
     { path: '^(gpu-backend|scripts|test)/' },
   ),
   forbid(
     'backend-knows-no-workers',
-    'The edge and the backend meet in shared/protocol.ts and over HTTP only.',
+    'The edge and the backend meet in shared/wire/protocol.ts and over HTTP only.',
     { path: '^gpu-backend/' },
     { path: '^(workers|test)/' },
   ),
@@ -61,15 +61,9 @@ export const RULES: readonly Rule[] = [
     { path: '^workers/db/schema|^npm:drizzle-orm$' },
   ),
   forbid(
-    'api-serving-engine',
-    'A request goes api → serving → engine; nothing below knows what is above it.',
+    'engine-below-api',
+    'A request goes api → engine; nothing below knows what is above it.',
     { path: '^gpu-backend/engine/' },
-    { path: '^gpu-backend/(api|serving)/' },
-  ),
-  forbid(
-    'serving-below-api',
-    'A request goes api → serving → engine; nothing below knows what is above it.',
-    { path: '^gpu-backend/serving/' },
     { path: '^gpu-backend/api/' },
   ),
   forbid(
@@ -106,7 +100,7 @@ export const RULES: readonly Rule[] = [
     'graphs-know-no-server',
     'Models and graphs are below the engine.',
     { path: '^gpu-backend/(onnx|model)/' },
-    { path: '^gpu-backend/(api|serving|engine)/' },
+    { path: '^gpu-backend/(api|engine)/' },
   ),
   forbid(
     'wiring-at-entry-points',
@@ -115,16 +109,16 @@ export const RULES: readonly Rule[] = [
     { path: ENTRY_POINTS },
   ),
   forbid(
-    'edge-db-below-services',
-    'routes → services → db: a query does not know who asks.',
+    'edge-db-below-subjects',
+    'A query does not know who asks.',
     { path: '^workers/db/' },
-    { path: '^workers/(routes|services|middleware)/' },
+    { path: '^workers/(requests|routing|backends|releases|counting|admin)/' },
   ),
   forbid(
-    'edge-services-below-routes',
-    'routes → services → db: a service does not know over which route it is reached.',
-    { path: '^workers/services/' },
-    { path: '^workers/(routes|app\\.ts|index\\.ts)' },
+    'edge-subjects-below-endpoints',
+    'A subject does not know over which endpoint it is reached.',
+    { path: '^workers/(routing|backends|tenants|releases|counting)/' },
+    { path: '^workers/(admin/|app\\.ts|index\\.ts)' },
   ),
   forbid(
     'dashboard-is-a-client',

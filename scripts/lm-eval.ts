@@ -17,7 +17,7 @@ import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { openRunner } from '../gpu-backend/engine/runner.ts';
-import { maskrouteHome } from '../gpu-backend/home.ts';
+import { maskrouteHome } from '../gpu-backend/files.ts';
 import { average } from '../gpu-backend/learning/evaluation/contestants.ts';
 import type { Question, Task } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
 import { hasNorm, parseTaskFile, readTask } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
@@ -29,10 +29,10 @@ import {
 } from '../gpu-backend/learning/evaluation/tasks/score-question.ts';
 import { openScoreSession } from '../gpu-backend/learning/search/score-masks.ts';
 import { startBackend } from '../gpu-backend/main.ts';
-import { openModelText } from '../gpu-backend/model/model-text.ts';
 import { DEFAULT_MODEL } from '../gpu-backend/model/sources/default-model.ts';
 import { modelsFolder, openInstalled } from '../gpu-backend/model/store.ts';
-import { denseMask } from '../shared/mask.ts';
+import { openModelText } from '../gpu-backend/model/tokenizer/model-text.ts';
+import { denseMask } from '../shared/mask/mask.ts';
 
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,

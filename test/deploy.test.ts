@@ -7,7 +7,7 @@ import path from 'node:path';
 import { parse as parseToml } from 'smol-toml';
 import { describe, expect, test } from 'vitest';
 import { parseAllDocuments } from 'yaml';
-import { DEFAULT_LIMITS } from '../gpu-backend/api/limits.ts';
+import { DEFAULT_LIMITS } from '../gpu-backend/api/served-model.ts';
 import { readImports } from '../scripts/import-rules.ts';
 
 type Manifest = {
@@ -106,7 +106,7 @@ describe('the Kubernetes manifests', () => {
   });
 
   test('ask of a backend what it has', () => {
-    const api = readFileSync('gpu-backend/api/app.ts', 'utf8');
+    const api = readFileSync('gpu-backend/api/api-app.ts', 'utf8');
     for (const probe of ['startupProbe', 'livenessProbe', 'readinessProbe']) {
       expect(container[probe].httpGet.port).toBe(container.ports[0].name);
       expect(api).toContain(`.get('${container[probe].httpGet.path}'`);

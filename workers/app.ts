@@ -1,18 +1,17 @@
 /** The edge, composed. Health comes before the services, so that it can say why there are none. */
 import { Hono } from 'hono';
-import type { AppEnv } from './context.ts';
-import { onError, onNotFound } from './middleware/errors.ts';
-import { requestId, requestIdHeader } from './middleware/request-id.ts';
-import { browsers, services } from './middleware/services.ts';
-import { unreadBody } from './middleware/unread-body.ts';
-import { admin } from './routes/admin/index.ts';
-import { completions } from './routes/completions.ts';
-import { dashboard } from './routes/dashboard/index.ts';
-import { feedback } from './routes/feedback.ts';
-import { health } from './routes/health.ts';
-import { internal } from './routes/internal.ts';
-import { models } from './routes/models.ts';
-import { dryRun } from './routes/route.ts';
+import { admin } from './admin/admin.ts';
+import type { AppEnv } from './http/context.ts';
+import { browsers, services } from './http/context.ts';
+import { dashboard } from './http/dashboard-page.ts';
+import { onError, onNotFound, requestId, requestIdHeader } from './http/error-answers.ts';
+import { health } from './http/health.ts';
+import { unreadBody } from './http/request-body.ts';
+import { completions } from './requests/complete.ts';
+import { dryRun } from './requests/dry-run.ts';
+import { feedback } from './requests/feedback.ts';
+import { models } from './requests/served-models.ts';
+import { internal } from './routing/named-masks.ts';
 
 export const app = new Hono<AppEnv>()
   .onError(onError)

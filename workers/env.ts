@@ -4,12 +4,12 @@
  * `configuration_unavailable`; it is never guessed around.
  */
 import { z } from 'zod';
-import { MaskrouteError } from '../shared/errors.ts';
-import type { EdgeMessage } from '../shared/events.ts';
-import { allowedOriginsSchema } from '../shared/protocol.ts';
-import type { TenantBudget } from './budgets/tenant-budget.ts';
+import type { EdgeMessage } from '../shared/admin/request-event.ts';
+import { MaskrouteError } from '../shared/wire/errors.ts';
+import { allowedOriginsSchema } from '../shared/wire/protocol.ts';
 import { COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
-import { FRONTS } from './services/region.ts';
+import { FRONTS } from './routing/assignment.ts';
+import type { TenantBudget } from './tenants/tenant-budget.ts';
 
 /** The part of Workers AI that embeds. */
 export interface TextEmbeddingBinding {

@@ -1,10 +1,10 @@
 /** The worker's entry point. */
 import { app } from './app.ts';
+import { consumeEvents } from './counting/consume-events.ts';
 import type { Env } from './env.ts';
-import { consumeEvents } from './services/consume-events.ts';
-import { servicesFor } from './services/index.ts';
+import { servicesFor } from './services.ts';
 
-export { TenantBudget } from './budgets/tenant-budget.ts';
+export { TenantBudget } from './tenants/tenant-budget.ts';
 
 export default {
   fetch: (request, env, context) => app.fetch(request, env, context),

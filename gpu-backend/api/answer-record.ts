@@ -1,10 +1,12 @@
 /** One completion from its arrival to its end: cancelling it, and accounting for it exactly once. */
-import type { MaskrouteError } from '../../shared/errors.ts';
-import { runAnswer } from './answer.ts';
-import { usageOf } from './answer-figures.ts';
-import type { AnswerPlan, RunningAnswer } from './answer-plan.ts';
-import type { ApiContext, ApiParts } from './context.ts';
-import { deadlineExceeded } from './deadline.ts';
+
+import { Hono } from 'hono';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { AnswerUsage } from '../../shared/wire/protocol.ts';
+import { runAnswer, usageOf } from './answer.ts';
+import { deadlineExceeded } from './completions.ts';
+import type { ApiContext, ApiEnv, ApiParts } from './parts.ts';
+import type { AnswerPlan, RunningAnswer } from './plan.ts';
 
 export type AnswerRecord = {
   /** Aborts when the caller leaves or its time is over. */
@@ -129,3 +131,37 @@ function account(
     'answer',
   );
 }
+
+/*
+ * What recent answers cost, for callers that did not hear the end of theirs: an edge whose client hung up still
+ * has to account for the tokens. Memory only, and bounded: an answer that is asked for late is not there.
+ */
+
+const ANSWERS_MAX = 5_000;
+
+export type RecentAnswers = {
+  began(id: string): void;
+  ended(id: string, usage: AnswerUsage): void;
+  /** Null while it still runs; undefined when it was never here, or is forgotten. */
+  find(id: string): AnswerUsage | null | undefined;
+};
+
+export function createRecentAnswers(): RecentAnswers {
+  const answers = new Map<string, AnswerUsage | null>();
+  const put = (id: string, value: AnswerUsage | null) => {
+    answers.delete(id);
+    if (answers.size >= ANSWERS_MAX) answers.delete(answers.keys().next().value!);
+    answers.set(id, value);
+  };
+  return { began: (id) => put(id, null), ended: put, find: (id) => answers.get(id) };
+}
+
+/* `GET /v1/answers/{id}`: what a recent answer cost, asked by an edge that did not hear the end of it. */
+
+export const answerRoutes = ({ recent }: Pick<ApiParts, 'recent'>): Hono<ApiEnv> =>
+  new Hono<ApiEnv>().get('/v1/answers/:id', (c) => {
+    const usage = recent.find(c.req.param('id'));
+    if (usage === undefined) throw new MaskrouteError('not_found', 'There is no such answer.');
+    const counts = usage ?? { prompt_tokens: 0, completion_tokens: 0 };
+    return c.json({ object: 'maskroute.answer', finished: usage !== null, ...counts });
+  });

@@ -2,17 +2,103 @@
  * One HTTP answer from many choices: whole, or as a stream of chunks. Which format it has is `Wire`'s
  * matter; how it reaches the client is the route's.
  */
+
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
-import { infoOf, usageOf } from './answer-figures.ts';
-import type { AnswerPlan, RunningAnswer } from './answer-plan.ts';
-import type { ChoiceEvent, Progress } from './choice.ts';
-import { cancellation, runChoice } from './choice.ts';
-import type { ApiLimits } from './limits.ts';
-import { mergeStreams } from './merge-streams.ts';
-import type { ServedModel } from './served-model.ts';
+import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import type { Usage } from '../../shared/wire/openai.ts';
+import type { MaskrouteInfo } from '../../shared/wire/protocol.ts';
+import { type ChoiceEvent, cancellation, type Progress, runChoice } from './choice.ts';
+import type { AnswerPlan, RunningAnswer } from './plan.ts';
+import type { ApiLimits, ServedModel } from './served-model.ts';
 import { SSE_DONE, sseData, sseError } from './sse.ts';
 import type { WholeChoice } from './wire.ts';
+
+/* What an answer cost: tokens as OpenAI counts them, and times. Current while it runs, too. */
+
+export function usageOf({ plan, progress }: Pick<RunningAnswer, 'plan' | 'progress'>): Usage {
+  let promptTokens = 0;
+  let cachedTokens = 0;
+  let completionTokens = 0;
+  plan.jobs.forEach((job, position) => {
+    const { completionTokens: tokens, cachedTokens: cached } = progress[position]!;
+    completionTokens += tokens;
+    if (!job.countsPrompt) return;
+    promptTokens += job.request.promptTokenIds.length;
+    cachedTokens += cached;
+  });
+  return {
+    prompt_tokens: promptTokens,
+    completion_tokens: completionTokens,
+    total_tokens: promptTokens + completionTokens,
+    prompt_tokens_details: { cached_tokens: cachedTokens },
+  };
+}
+
+/** Several choices: the longest wait, and the engine's time summed. */
+export function infoOf(running: Pick<RunningAnswer, 'plan' | 'progress'>): MaskrouteInfo {
+  const { plan, progress } = running;
+  const { prompt_tokens, completion_tokens } = usageOf(running);
+  const timings = progress.flatMap((one) => one.timings ?? []);
+  const sum = (pick: (index: number) => number) =>
+    milliseconds(timings.reduce((total, _, index) => total + pick(index), 0));
+  return {
+    ...plan.route,
+    mask: plan.mask.id,
+    sparsity: plan.mask.sparsity,
+    queue_ms: milliseconds(Math.max(0, ...timings.map((one) => one.queue_ms))),
+    prefill_ms: sum((index) => timings[index]!.prefill_ms),
+    decode_ms: sum((index) => timings[index]!.decode_ms),
+    prompt_tokens,
+    completion_tokens,
+  };
+}
+
+const milliseconds = (value: number): number => Math.round(value * 1000) / 1000;
+
+/*
+ * Several streams into one, as their events come. Nothing is read ahead: a stream is asked for its next
+ * event only after its last one was taken, so a slow reader slows the streams.
+ */
+
+/**
+ * Runs at most `atOnce` streams at a time, in order of start. The first that fails ends the whole; leaving
+ * the iteration early, or a failure, calls `abandon`, which must make pending streams end.
+ */
+async function* mergeStreams<Event>(
+  starts: readonly (() => AsyncGenerator<Event, void>)[],
+  atOnce: number,
+  abandon: () => void,
+): AsyncGenerator<Event, void> {
+  type Turn = { readonly stream: AsyncGenerator<Event, void>; readonly result: IteratorResult<Event, void> };
+  const turns = new Map<AsyncGenerator<Event, void>, Promise<Turn>>();
+  const ask = (stream: AsyncGenerator<Event, void>) => {
+    const turn = stream.next().then((result) => ({ stream, result }));
+    // Once the merge is over nobody waits for this turn any more; its failure is then no news.
+    turn.catch(() => {});
+    // Re-entered at the end of the map, so that a fast stream does not starve the others.
+    turns.delete(stream);
+    turns.set(stream, turn);
+  };
+  let started = 0;
+  try {
+    while (started < starts.length || turns.size > 0) {
+      while (turns.size < atOnce && started < starts.length) ask(starts[started++]!());
+      const { stream, result } = await Promise.race(turns.values());
+      if (result.done) {
+        turns.delete(stream);
+        continue;
+      }
+      yield result.value;
+      ask(stream);
+    }
+  } finally {
+    if (turns.size > 0) {
+      abandon();
+      // Not awaited: an engine that hangs must not hold the client's answer.
+      for (const stream of turns.keys()) void stream.return().catch(() => {});
+    }
+  }
+}
 
 export function runAnswer(
   model: ServedModel,

@@ -3,15 +3,43 @@
  * Nobody else, so a backend without a key does not start.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
-import { MaskrouteError } from '../../shared/errors.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import {
   importTokenKey,
   isFor,
   TOKEN_PREFIX,
   TOKEN_SKEW_s,
   verifyToken,
-} from '../../shared/service-token.ts';
-import { createUsedTokens } from './used-tokens.ts';
+} from '../../shared/wire/service-token.ts';
+
+/*
+ * Tokens that were used: each is for one request, so one that somebody caught on its way opens nothing. What is
+ * remembered is bounded by the tokens' short life; past a number of them the oldest are forgotten first.
+ */
+
+type UsedTokens = {
+  /** Whether this is the first use. `until_s`: when the token is worthless anyway. */
+  use(nonce: string, until_s: number, now_s: number): boolean;
+};
+
+/** At a thousand requests a second, the ninety seconds that a token can be used in. */
+const REMEMBERED_MAX = 100_000;
+
+export function createUsedTokens(rememberedMax = REMEMBERED_MAX): UsedTokens {
+  /** In order of use, which is nearly the order in which they end. */
+  const until = new Map<string, number>();
+  return {
+    use(nonce, until_s, now_s) {
+      for (const [old, end_s] of until) {
+        if (end_s >= now_s && until.size < rememberedMax) break;
+        until.delete(old);
+      }
+      if (until.has(nonce)) return false;
+      until.set(nonce, until_s);
+      return true;
+    },
+  };
+}
 
 export type Caller = {
   /** From the edge's token; a holder of the key itself has no tenant. */
@@ -24,7 +52,7 @@ export type Caller = {
 
 export type Authenticate = (authorization: string | undefined) => Promise<Caller>;
 
-export type TokenRules = {
+type TokenRules = {
   /**
    * The address by which the edge calls this backend: tokens for another one are refused. Unchecked without. A backend
    * that is called at the address that it listens at knows that only once it listens.

@@ -1,10 +1,146 @@
 /** One choice: the engine's tokens become the text events of one entry in `choices`. */
-import { MaskrouteError } from '../../shared/errors.ts';
-import type { FinishReason } from '../../shared/openai.ts';
-import type { Engine, EngineEvent, GenerateRequest, Timings, TokenLogprob } from '../serving/engine.ts';
+
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { FinishReason } from '../../shared/wire/openai.ts';
+import type { Engine, EngineEvent, GenerateRequest, Timings, TokenLogprob } from '../engine/engine.ts';
+import type { TokenDecoder } from '../model/tokenizer/token-bytes.ts';
 import type { TokenText } from './served-model.ts';
-import type { Piece, Shown } from './text-assembler.ts';
-import { createTextAssembler } from './text-assembler.ts';
+
+/**
+ * Stop strings in a stream of text. Text that could still become a stop string is held back, so no part of
+ * one is ever shown; the result does not depend on how the text was cut into pieces.
+ */
+type StopMatcher = {
+  /** `text` may be shown now. After `stopped`, nothing more comes. */
+  push(piece: string): { readonly text: string; readonly stopped: boolean };
+  /** What was held back, when the stream ends without a stop string. */
+  flush(): string;
+};
+
+export function createStopMatcher(stops: readonly string[]): StopMatcher {
+  let held = '';
+  return {
+    push(piece) {
+      held += piece;
+      const cut = firstCompleted(held, stops);
+      const stopped = cut !== undefined;
+      const shown = cut ?? held.length - heldBack(held, stops);
+      const text = held.slice(0, shown);
+      held = stopped ? '' : held.slice(shown);
+      return { text, stopped };
+    },
+    flush() {
+      const text = held;
+      held = '';
+      return text;
+    },
+  };
+}
+
+/** Where the stop string that is complete first begins: what a reader of single characters would find. */
+function firstCompleted(text: string, stops: readonly string[]): number | undefined {
+  let start: number | undefined;
+  let endMin = Number.POSITIVE_INFINITY;
+  for (const stop of stops) {
+    const index = text.indexOf(stop);
+    const end = index + stop.length;
+    if (index < 0 || end > endMin || (end === endMin && index >= start!)) continue;
+    start = index;
+    endMin = end;
+  }
+  return start;
+}
+
+/** The length of the longest end of `text` that begins a stop string. */
+function heldBack(text: string, stops: readonly string[]): number {
+  let longest = 0;
+  for (const stop of stops) {
+    for (let length = Math.min(stop.length - 1, text.length); length > longest; length--) {
+      if (text.endsWith(stop.slice(0, length))) longest = length;
+    }
+  }
+  return longest;
+}
+
+/*
+ * Tokens of one choice into the text that a client sees: decoded, searched for stop strings, and with every
+ * token's log-probability kept beside the text that it stands for.
+ */
+
+/** One token for a logprobs answer. */
+export type Piece = {
+  readonly tokenId: number;
+  /** Where its text begins in the choice's text, in UTF-16 units. */
+  readonly offset: number;
+  /** Null for a prompt's first token: nothing precedes it. */
+  readonly logprob: TokenLogprob | null;
+};
+
+type Shown = {
+  readonly text: string;
+  readonly pieces: readonly Piece[];
+  /** A stop string came: nothing after `text` is shown. */
+  readonly stopped: boolean;
+};
+
+type TextAssembler = {
+  push(tokenId: number, logprob: TokenLogprob | undefined): Shown;
+  /** What was held back, when generation ends by itself; `last` is of a token without text. */
+  finish(last?: TokenLogprob): Shown;
+};
+
+type AssemblerOptions = {
+  readonly decoder: TokenDecoder;
+  readonly stops: readonly string[];
+  /** Stop strings count only after so many tokens. */
+  readonly minTokens: number;
+  /** Length of an echoed prompt before the choice's own text. */
+  readonly offset: number;
+};
+
+function createTextAssembler(options: AssemblerOptions): TextAssembler {
+  const matcher = createStopMatcher(options.stops);
+  const waiting: { piece: Piece; end: number }[] = [];
+  let tokens = 0;
+  let decodedEnd = options.offset;
+  let shownEnd = options.offset;
+
+  function show(text: string, stopped: boolean): Shown {
+    shownEnd += text.length;
+    const pieces: Piece[] = [];
+    // A token that a stop string cuts belongs to the answer when some of its text does.
+    const visible = (entry: (typeof waiting)[number]) =>
+      stopped ? entry.piece.offset < shownEnd : entry.end <= shownEnd;
+    while (waiting.length > 0 && visible(waiting[0]!)) pieces.push(waiting.shift()!.piece);
+    return { text, pieces, stopped };
+  }
+
+  return {
+    push(tokenId, logprob) {
+      tokens++;
+      const decoded = options.decoder.push(tokenId);
+      const offset = decodedEnd;
+      decodedEnd += decoded.length;
+      if (logprob !== undefined) waiting.push({ piece: { tokenId, offset, logprob }, end: decodedEnd });
+      if (tokens < options.minTokens) return show(decoded, false);
+      const { text, stopped } = matcher.push(decoded);
+      return show(text, stopped);
+    },
+    finish(last) {
+      const rest = options.decoder.flush();
+      decodedEnd += rest.length;
+      if (last !== undefined) {
+        const piece = { tokenId: last.tokenId, offset: decodedEnd, logprob: last };
+        waiting.push({ piece, end: decodedEnd });
+      }
+      const matched = matcher.push(rest);
+      if (matched.stopped) return show(matched.text, true);
+      const shown = show(matched.text + matcher.flush(), false);
+      const pieces = [...shown.pieces, ...waiting.splice(0).map((entry) => entry.piece)];
+      return { ...shown, pieces };
+    },
+  };
+}
 
 export type ChoiceJob = {
   /** Position in the answer's `choices`. */

@@ -1,26 +1,43 @@
 /** The two completion endpoints: read, plan, run, and answer whole or as a stream. */
+
 import { Hono } from 'hono';
 import type { z } from 'zod';
-import { BACKEND_HEADERS } from '../../shared/backends.ts';
-import { MaskrouteError, toMaskrouteError } from '../../shared/errors.ts';
-import { type CheckedObject, readFields } from '../../shared/fields.ts';
+import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
+import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import { type CheckedObject, readFields } from '../../shared/wire/fields.ts';
 import {
   type ChatRequest,
   type CompletionRequest,
   chatRequest,
   completionRequest,
-} from '../../shared/openai.ts';
-import { HEADERS } from '../../shared/protocol.ts';
-import { answerFrames, wholeAnswer } from './answer.ts';
-import { infoOf } from './answer-figures.ts';
-import type { AnswerPlan, RunningAnswer } from './answer-plan.ts';
-import type { AnswerRecord } from './answer-record.ts';
-import { openRecord } from './answer-record.ts';
-import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './context.ts';
-import { deadline_ms } from './deadline.ts';
-import type { PlanContext } from './plan.ts';
-import { planChat, planCompletion } from './plan.ts';
+} from '../../shared/wire/openai.ts';
+import { HEADERS } from '../../shared/wire/protocol.ts';
+import { answerFrames, infoOf, wholeAnswer } from './answer.ts';
+import { type AnswerRecord, openRecord } from './answer-record.ts';
+import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './parts.ts';
+import { type AnswerPlan, type PlanContext, planChat, planCompletion, type RunningAnswer } from './plan.ts';
 import { sseBody, within } from './sse.ts';
+
+/* How long a caller waits for the first byte: what comes later would be computed for nobody. */
+
+/** Timers take no more; nobody waits for weeks. */
+const MOST_ms = 2 ** 31 - 1;
+
+/** Undefined without the header. @throws MaskrouteError `invalid_request` when it is no number of milliseconds. */
+function deadline_ms(header: string | undefined): number | undefined {
+  if (header === undefined) return undefined;
+  const name = BACKEND_HEADERS.deadline;
+  if (!/^[1-9]\d{0,15}$/.test(header)) {
+    throw new MaskrouteError('invalid_request', `${name}: expected milliseconds.`, { param: name });
+  }
+  return Math.min(Number(header), MOST_ms);
+}
+
+export const deadlineExceeded = (after_ms: number): MaskrouteError =>
+  new MaskrouteError(
+    'deadline_exceeded',
+    `There was no answer within the ${after_ms} ms that the caller has.`,
+  );
 
 export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
   return new Hono<ApiEnv>()

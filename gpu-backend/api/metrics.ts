@@ -3,7 +3,7 @@
  * spelling) and vLLM's for the engine's gauges.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
-import type { Engine, Timings } from '../serving/engine.ts';
+import type { Engine, Timings } from '../engine/engine.ts';
 
 export type FinishedAnswer = {
   readonly endpoint: string;

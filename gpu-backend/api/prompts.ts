@@ -1,10 +1,10 @@
 /** Prompts as token ids, checked against the model's context before anything is queued. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { MaskrouteError } from '../../shared/errors.ts';
-import type { ChatMessage, CompletionRequest } from '../../shared/openai.ts';
-import { messageText } from '../../shared/openai.ts';
-import type { TextCall, TextJob } from '../model/text-service.ts';
-import { unknownToken } from './sampling.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { ChatMessage, CompletionRequest } from '../../shared/wire/openai.ts';
+import { messageText } from '../../shared/wire/openai.ts';
+import type { TextCall, TextJob } from '../model/tokenizer/text-service.ts';
+import { unknownToken } from './plan.ts';
 import type { ServedModel } from './served-model.ts';
 
 export type Prompt = {

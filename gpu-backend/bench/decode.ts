@@ -12,12 +12,12 @@ import {
   maskFromSkippedLayers,
   type SurrogatesId,
   withSurrogates,
-} from '../../shared/mask.ts';
+} from '../../shared/mask/mask.ts';
 import { openRunner, type Runner } from '../engine/runner.ts';
 import { interleaved, median, round } from '../measure.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
-import { weightsRead } from '../model/weights-read.ts';
+import { weightsRead } from '../model/weights-file.ts';
 
 /* What the speed benches compare: our engine under a mask, and llama.cpp on the same GGUF. */
 

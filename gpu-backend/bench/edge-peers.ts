@@ -9,7 +9,7 @@ import { type AddressInfo, createServer } from 'node:net';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
-import type { MaskSet } from '../../shared/mask-set.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { processTree } from './process-cpu.ts';
 
 const PEER_READY_ms = 30_000;

@@ -6,8 +6,8 @@ import { once } from 'node:events';
 import { createServer, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { setImmediate } from 'node:timers/promises';
-import type { LoadReport } from '../../shared/backends.ts';
-import type { MaskSet } from '../../shared/mask-set.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import type { LoadReport } from '../../shared/wire/backend-load.ts';
 
 const TOKENS = 32;
 

@@ -16,9 +16,9 @@ import { type GateBatch, nextTokenBatch } from '../learning/gates/batches.ts';
 import { type GateSession, openGateSession } from '../learning/gates/gate-session.ts';
 import { openTeacher } from '../learning/gates/teacher.ts';
 import { interleaved, rested, round, type Subject } from '../measure.ts';
+import type { LlamaConfig, WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
-import type { LlamaConfig, WeightKind } from '../model/types.ts';
 import { quarterMask } from './decode.ts';
 
 /* PyTorch as the other side of `bench learn`, in a Python process that steps when told to (`learn-peer.py`). */

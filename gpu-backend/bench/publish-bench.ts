@@ -10,10 +10,10 @@ import { once } from 'node:events';
 import { Agent, createServer, type IncomingMessage, request } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { fileURLToPath } from 'node:url';
-import { maskSetSummarySchema, type Publication, publicationSchema } from '../../shared/admin.ts';
-import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../shared/mask.ts';
-import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
-import { startEdge } from '../dev/edge.ts';
+import { maskSetSummarySchema, type Publication, publicationSchema } from '../../shared/admin/admin-wire.ts';
+import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../shared/mask/mask.ts';
+import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
+import { startEdge } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
 

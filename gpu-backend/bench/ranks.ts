@@ -9,7 +9,7 @@
 import { cp, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { maskFromSkippedLayers, type SurrogatesId, withSurrogates } from '../../shared/mask.ts';
+import { maskFromSkippedLayers, type SurrogatesId, withSurrogates } from '../../shared/mask/mask.ts';
 import { learnSurrogates } from '../learning/surrogates/learn-surrogates.ts';
 import { interleaved, rested, round } from '../measure.ts';
 import { installSurrogates } from '../model/install-surrogates.ts';

@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError } from 'commander';
-import { maskrouteHome } from '../home.ts';
+import { maskrouteHome } from '../files.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { readMaskSet } from '../publication/artefact-files.ts';
 import { DATA_HELP, interruptible, wholeNumber } from './terminal.ts';
@@ -96,7 +96,7 @@ export function addBenchCommands(program: Command): void {
     .option('--stream', 'streamed answers, without the peer', false)
     .option('--json', 'nothing but the JSON line', false)
     .action(async (flags: BenchFlags & { maskSet: string; requests: number; stream: boolean }) => {
-      const { benchEdge } = await import('../bench/edge.ts');
+      const { benchEdge } = await import('../bench/edge-bench.ts');
       const say = flags.json ? () => undefined : console.log;
       const { requests, stream } = flags;
       const set = await readMaskSet(flags.maskSet);

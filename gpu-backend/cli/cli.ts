@@ -3,7 +3,7 @@
  * An error that a person can meet is one clear line and exit code 1; anything else shows its stack.
  */
 import { Command } from 'commander';
-import { MaskrouteError } from '../../shared/errors.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { addBenchCommands } from './bench-command.ts';
 import { addEvaluationCommand } from './evaluate-command.ts';
 import { addCalibrationCommands } from './learn-command.ts';

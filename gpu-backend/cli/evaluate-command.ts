@@ -4,10 +4,10 @@ import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
 import { STATIC_ENCODER_ID } from '../../shared/embedding/static-encoder.ts';
-import { MaskrouteError } from '../../shared/errors.ts';
-import type { SurrogatesId } from '../../shared/mask.ts';
-import type { MaskSet } from '../../shared/mask-set.ts';
-import { maskrouteHome } from '../home.ts';
+import type { SurrogatesId } from '../../shared/mask/mask.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { maskrouteHome } from '../files.ts';
 import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.ts';
 import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
 import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/evaluation/result.ts';
@@ -173,7 +173,7 @@ function flavoursOf(
 
 /** With the learning run's pictures where its report lies beside a mask set. */
 async function writeOut(folder: string, maskSets: readonly string[], evaluation: Evaluation): Promise<void> {
-  const { writeWhole } = await import('../write-whole.ts');
+  const { writeWhole } = await import('../files.ts');
   const { EVALUATION_FILE, writeReportHtml } = await import('../learning/report/write-report.ts');
   await writeWhole(join(folder, EVALUATION_FILE), `${JSON.stringify(evaluation, null, 1)}\n`);
   await writeReportHtml(

@@ -2,9 +2,9 @@
 import { availableParallelism } from 'node:os';
 import path from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { MaskrouteError } from '../../shared/errors.ts';
-import { BLOCK_COUNT_MAX } from '../../shared/mask.ts';
-import { maskrouteHome } from '../home.ts';
+import { BLOCK_COUNT_MAX } from '../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { maskrouteHome } from '../files.ts';
 import type { Scored } from '../learning/data/samples.ts';
 import type { Learned, LearnOptions, LearnProgress } from '../learning/learn.ts';
 import type { CountRange } from '../learning/search/budget.ts';

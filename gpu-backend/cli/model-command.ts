@@ -1,8 +1,8 @@
 /** `model pull|list|show`: arguments and output; what they do is in model.ts. */
 import { type Command, Option } from 'commander';
 import { FULL_ENCODER } from '../encoder/encoder-names.ts';
-import { maskrouteHome } from '../home.ts';
-import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/types.ts';
+import { maskrouteHome } from '../files.ts';
+import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 
 export function addModelCommands(program: Command): void {
   const model = program.command('model').description('install models and look at them');

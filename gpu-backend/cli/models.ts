@@ -1,9 +1,9 @@
 /** `maskroute model pull|list|show` as plain functions; the command line only parses arguments and prints. */
 import { fileURLToPath } from 'node:url';
-import { MaskrouteError } from '../../shared/errors.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { importModel } from '../model/import-model.ts';
 import { installSurrogates } from '../model/install-surrogates.ts';
-import type { ImportHooks } from '../model/progress.ts';
+import type { ImportHooks, WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../model/sources/default-model.ts';
 import { fetchModel, nameOfSpec, parseModelSpec } from '../model/sources/resolve.ts';
 import {
@@ -13,10 +13,9 @@ import {
   recoverStore,
   sha256OfFiles,
   verifyInstalled,
+  withStoreLock,
 } from '../model/store.ts';
-import { withStoreLock } from '../model/store-lock.ts';
 import { surrogatesIdOf } from '../model/surrogates.ts';
-import type { WeightKind } from '../model/types.ts';
 
 /*
  * Surrogates of installed models: the table that comes with the project for the default model, and tables that people

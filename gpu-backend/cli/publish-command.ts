@@ -2,10 +2,10 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Command, InvalidArgumentError } from 'commander';
-import { BACKENDS_MAX } from '../../shared/backends.ts';
-import { MaskrouteError } from '../../shared/errors.ts';
-import { readDevFile } from '../dev/dev-file.ts';
-import { maskrouteHome } from '../home.ts';
+import { BACKENDS_MAX } from '../../shared/wire/backend-load.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { readDevFile } from '../dev/dev-home.ts';
+import { maskrouteHome } from '../files.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
 import { readEvaluation, readMaskSet } from '../publication/artefact-files.ts';
 import {

@@ -1,9 +1,9 @@
 /** `serve`: the backend alone, until SIGTERM or SIGINT. */
 import type { Command } from 'commander';
-import { MaskrouteError } from '../../shared/errors.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { portFrom } from '../dev/ports.ts';
-import { maskrouteHome } from '../home.ts';
-import { PREFIX_TOKENS_MAX } from '../serving/prefix-cache.ts';
+import { PREFIX_TOKENS_MAX } from '../engine/prefix-cache.ts';
+import { maskrouteHome } from '../files.ts';
 
 const BACKEND_PORT = 8080;
 

@@ -1,9 +1,9 @@
 /** `surrogates`: fit and distil stand-ins for a model's blocks, from the command line. */
 import { availableParallelism } from 'node:os';
 import type { Command } from 'commander';
-import { maskBits } from '../../shared/mask.ts';
-import type { MaskSet } from '../../shared/mask-set.ts';
-import { maskrouteHome } from '../home.ts';
+import { maskBits } from '../../shared/mask/mask.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { maskrouteHome } from '../files.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { createStages, DATA_HELP, interruptible, part, wholeNumber } from './terminal.ts';
 

@@ -2,7 +2,7 @@
 
 import { Presets, SingleBar } from 'cli-progress';
 import { InvalidArgumentError } from 'commander';
-import type { ImportPhase, ImportProgress } from '../model/progress.ts';
+import type { ImportPhase, ImportProgress } from '../model/model-source.ts';
 
 export const DATA_HELP =
   'JSONL rows with messages, prompt + completion, question + answer, instruction + output, or text';

@@ -1,7 +1,7 @@
 /** The child process in which `npm start` runs the backend. */
 import { fileURLToPath } from 'node:url';
 import { type BackendOptions, OWN_ADDRESS, startBackend } from '../main.ts';
-import { serveParent } from './child-protocol.ts';
+import { serveParent } from './children.ts';
 
 /** What can cross a process boundary of the backend's options. */
 export type BackendConfig = Pick<BackendOptions, 'home' | 'model' | 'backendKey'> & { readonly port: number };

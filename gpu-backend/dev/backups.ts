@@ -6,7 +6,7 @@ import { existsSync, statSync } from 'node:fs';
 import { chmod, copyFile, mkdir, readdir, rename, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import { MaskrouteError } from '../../shared/errors.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 
 /** Where Miniflare keeps a D1 below its state; the file's name is a hash of the database's. */
 const D1_FOLDER = 'd1/miniflare-D1DatabaseObject';

@@ -6,8 +6,8 @@ import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { parse } from 'smol-toml';
 import { z } from 'zod';
-import { MaskrouteError } from '../../shared/errors.ts';
-import { check } from '../../shared/parse-body.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { check } from '../../shared/wire/parse-body.ts';
 
 const wranglerSchema = z.strictObject({
   name: z.string(),

@@ -1,5 +1,5 @@
 /** The child process in which `npm start` runs the edge. */
-import { serveParent } from './child-protocol.ts';
-import { type EdgeOptions, startEdge } from './edge.ts';
+import { serveParent } from './children.ts';
+import { type EdgeOptions, startEdge } from './local-edge.ts';
 
 serveParent<EdgeOptions>(startEdge);

@@ -4,7 +4,7 @@
  */
 import { readdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
-import { MaskrouteError } from '../../shared/errors.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 
 /** The part of D1 that is needed here, as Miniflare hands it to Node. */
 export interface MigrationDatabase {

@@ -2,7 +2,9 @@
 import { once } from 'node:events';
 import { createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MaskrouteError } from '../../shared/errors.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { pullModel } from '../cli/models.ts';
+import { createProgressReporter } from '../cli/terminal.ts';
 
 /** The children of a killed run need a moment to notice and go. */
 const FREED_WITHIN_ms = 3000;
@@ -40,5 +42,16 @@ async function isFree(port: number): Promise<boolean> {
     throw error;
   } finally {
     server.close();
+  }
+}
+
+/* Installs a model with its progress on the terminal, unless it is there. */
+
+export async function installModel(home: string, name: string, signal: AbortSignal): Promise<void> {
+  const { stop, ...hooks } = createProgressReporter();
+  try {
+    await pullModel(name, { home, weights: 'q8', signal, ...hooks });
+  } finally {
+    stop();
   }
 }

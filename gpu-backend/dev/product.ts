@@ -10,14 +10,19 @@ import { createAdminClient } from '../publication/admin-client.ts';
 import { readMaskSet } from '../publication/artefact-files.ts';
 import type { BackendConfig } from './backend-process.ts';
 import { type Backups, openBackups, watchFile } from './backups.ts';
-import { type DevFile, removeDevFile, writeDevFile } from './dev-file.ts';
-import type { EdgeOptions } from './edge.ts';
-import { lockHome } from './home-lock.ts';
-import { type DevKeys, loadOrCreateKeys, saveKeys } from './keys.ts';
+import { type Supervised, supervise } from './children.ts';
+import {
+  type DevFile,
+  type DevKeys,
+  loadOrCreateKeys,
+  lockHome,
+  removeDevFile,
+  saveKeys,
+  writeDevFile,
+} from './dev-home.ts';
+import type { EdgeOptions } from './local-edge.ts';
 import { expectFreePort } from './ports.ts';
-import { ensureApiKey, ensurePreset, storePreset } from './seed.ts';
-import { type Supervised, supervise } from './supervise.ts';
-import { waitReady } from './wait-ready.ts';
+import { ensureApiKey, ensurePreset, storePreset, waitReady } from './seed.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 const PRESETS_FOLDER = path.join(PROJECT_FOLDER, 'gpu-backend/presets', DEFAULT_MODEL);

@@ -1,12 +1,11 @@
 /** `npm start`: the whole product on this machine until SIGINT or SIGTERM; then it drains and exits with 0. */
 import { once } from 'node:events';
 import { parseArgs } from 'node:util';
-import { MaskrouteError } from '../../shared/errors.ts';
-import { allowedOriginsSchema } from '../../shared/protocol.ts';
-import { maskrouteHome } from '../home.ts';
-import type { DevFile } from './dev-file.ts';
-import { installModel } from './install-model.ts';
-import { portFrom } from './ports.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { allowedOriginsSchema } from '../../shared/wire/protocol.ts';
+import { maskrouteHome } from '../files.ts';
+import type { DevFile } from './dev-home.ts';
+import { installModel, portFrom } from './ports.ts';
 import { startProduct } from './product.ts';
 
 const EDGE_PORT = 8787;

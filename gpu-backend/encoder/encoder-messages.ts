@@ -1,5 +1,5 @@
 /** What the main thread and the encoder's thread say to each other. */
-import type { EncoderSpec } from '../../shared/mask-set.ts';
+import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
 
 export type EncoderStart = { readonly id: string; readonly folder: string; readonly threads: number };
 

@@ -3,8 +3,8 @@
  * are on this machine (`maskroute model pull all-minilm-l6-v2`): a backend that nobody asks keeps its memory.
  */
 import { Worker } from 'node:worker_threads';
-import { MaskrouteError } from '../../shared/errors.ts';
-import type { EncoderSpec } from '../../shared/mask-set.ts';
+import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EncoderStart, FromEncoder, ToEncoder } from './encoder-messages.ts';
 import { FULL_ENCODER, FULL_ENCODER_REPOSITORY } from './encoder-names.ts';
 import { installedFullEncoder } from './full-encoder.ts';

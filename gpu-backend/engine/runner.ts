@@ -3,13 +3,13 @@
  * for. It knows tensors and nothing of requests; the scheduler knows requests and nothing of tensors.
  */
 import { join } from 'node:path';
-import type { Mask, SurrogatesId } from '../../shared/mask.ts';
-import { isDense } from '../../shared/mask.ts';
-import type { ModelConfig } from '../model/types.ts';
+import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
+import { isDense } from '../../shared/mask/mask.ts';
+import type { ModelConfig } from '../model/model-source.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
 import { createSession, floats, tensor } from '../onnx/session.ts';
+import type { MaskPlan } from './engine.ts';
 import { KvCache } from './kv-cache.ts';
-import type { MaskPlan } from './types.ts';
 
 export type RunInput = {
   readonly cache: KvCache;

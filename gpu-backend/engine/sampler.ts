@@ -5,7 +5,7 @@
  * V = vocabulary. Greedy costs one pass over V; a draw costs two, and a sort of the candidates only with
  * top_k or top_p.
  */
-import type { Sampling, TokenLogprob } from './types.ts';
+import type { Sampling, TokenLogprob } from './engine.ts';
 
 /** Tokens less likely than e^-30 of the best one are never drawn: together they hold under 5e-9 at V = 49152. */
 const LOG_RATIO_MIN = -30;

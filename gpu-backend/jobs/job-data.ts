@@ -8,8 +8,8 @@ import { mkdir, readdir, realpath, rename, rm, stat } from 'node:fs/promises';
 import { join, sep } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
-import { MaskrouteError } from '../../shared/errors.ts';
-import { DATA_ID_PATTERN, type JobRequest, type UploadedData } from '../../shared/jobs.ts';
+import { DATA_ID_PATTERN, type JobRequest, type UploadedData } from '../../shared/admin/job-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 
 export type JobDataLimits = {
   /** At a time. */

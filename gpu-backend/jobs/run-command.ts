@@ -9,9 +9,10 @@ import { constants, setPriority } from 'node:os';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { z } from 'zod';
-import type { JobProgress } from '../../shared/jobs.ts';
+import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
+import type { JobProgress, JobRequest } from '../../shared/admin/job-wire.ts';
 
-export type CommandRun = {
+type CommandRun = {
   /** The entry that runs a command given as arguments, and ends when its parent is gone. */
   readonly entry: string;
   readonly args: readonly string[];
@@ -134,3 +135,34 @@ async function openLog(path: string): Promise<{ write(line: string): void; close
     },
   };
 }
+
+/* A job's request as arguments of the command line: jobs do nothing that a person could not do there. */
+
+export function learnArguments(request: JobRequest, files: readonly string[], out: string): string[] {
+  const { model, clusters, sparsity, cost, surrogate, encoder, name, rows, seed } = request;
+  return [
+    'learn',
+    ...['--model', model!],
+    ...['--data', ...files],
+    ...['--clusters', String(clusters)],
+    ...['--sparsity', String(sparsity)],
+    ...['--encoder', encoder],
+    ...['--out', out],
+    ...['--name', name ?? 'learned'],
+    ...(cost === undefined ? [] : ['--cost', cost]),
+    ...(surrogate === undefined ? [] : [surrogate ? '--surrogate' : '--no-surrogate']),
+    ...(rows === undefined ? [] : ['--rows', String(rows)]),
+    ...(seed === undefined ? [] : ['--seed', String(seed)]),
+  ];
+}
+
+export const publishArguments = (
+  { edge, tenant, activate }: NonNullable<JobRequest['publish']>,
+  file: string,
+): string[] => [
+  'publish',
+  file,
+  ...['--edge', edge],
+  ...(tenant === DEFAULT_TENANT ? [] : ['--tenant', tenant]),
+  ...(activate ? ['--activate'] : []),
+];

@@ -9,9 +9,9 @@ import { createHash } from 'node:crypto';
 import { appendFile, mkdir, readFile, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { z } from 'zod';
-import { canonicalJson } from '../../shared/mask-set.ts';
+import { canonicalJson } from '../../shared/mask/mask-set.ts';
+import { writeWhole } from '../files.ts';
 import type { InstalledModel } from '../model/store.ts';
-import { writeWhole } from '../write-whole.ts';
 import type { Sample } from './data/samples.ts';
 
 export type Journal<T> = {

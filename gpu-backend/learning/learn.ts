@@ -4,16 +4,16 @@
  */
 import { mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { MaskrouteError } from '../../shared/errors.ts';
-import { type ModelHash, maskBits, maskId, sparsity, withSurrogates } from '../../shared/mask.ts';
-import { type MaskSet, maskSetSchema } from '../../shared/mask-set.ts';
+import { type ModelHash, maskBits, maskId, sparsity, withSurrogates } from '../../shared/mask/mask.ts';
+import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EncoderOptions } from '../encoder/full-encoder.ts';
+import { writeWhole } from '../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
-import { writeWhole } from '../write-whole.ts';
 import { clusterLabel } from './data/clusters.ts';
 import { openEncoder } from './data/encoders.ts';
-import { groupPrompts, type Prompts } from './data/prompts.ts';
+import { groupPrompts, type Prompts } from './data/prompt-groups.ts';
 import { readData } from './data/read-data.ts';
 import { distinctRows } from './data/samples.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';

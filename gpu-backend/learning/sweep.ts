@@ -4,9 +4,9 @@
  */
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { MaskrouteError } from '../../shared/errors.ts';
-import type { MaskSet } from '../../shared/mask-set.ts';
-import { writeWhole } from '../write-whole.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { writeWhole } from '../files.ts';
 import type { LearnOptions } from './learn.ts';
 import { learn, STATE_FILE } from './learn.ts';
 import type { HeldOutScores } from './search/score-masks.ts';

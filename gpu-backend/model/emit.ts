@@ -2,14 +2,13 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
-import type { StoredEmbedding } from './architectures/embedding.ts';
 import type { StoredLayer } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
-import type { Basis, Matrix } from './basis.ts';
-import { fileBasis, rotatedBasis } from './basis.ts';
-import type { StoredLinear } from './linear.ts';
-import { storeLinear } from './linear.ts';
-import type { LlamaConfig, WeightKind, WeightSource } from './types.ts';
+import type { StoredEmbedding, StoredLinear } from './architectures/projections.ts';
+import { storeLinear } from './architectures/projections.ts';
+import type { Basis, Matrix } from './architectures/rotation.ts';
+import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
+import type { LlamaConfig, WeightKind, WeightSource } from './model-source.ts';
 import type { WeightRange } from './weights-file.ts';
 import { WeightsFile } from './weights-file.ts';
 

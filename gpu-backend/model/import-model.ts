@@ -5,10 +5,10 @@
 import { mkdir, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { emitModel, MODEL_FILE, WEIGHTS_FILE } from './emit.ts';
-import { openGguf } from './gguf-source.ts';
-import type { OpenModelFile } from './open-model.ts';
-import type { ImportHooks } from './progress.ts';
-import { openSafetensorsFolder } from './safetensors-source.ts';
+import { openGguf } from './formats/gguf.ts';
+import { openSafetensorsFolder } from './formats/hf-folder.ts';
+import type { ImportHooks, ModelManifest, OpenModelFile, WeightKind } from './model-source.ts';
+import { MANIFEST_FORMAT } from './model-source.ts';
 import type { InstalledModel } from './store.ts';
 import {
   incomingFolder,
@@ -19,13 +19,11 @@ import {
   sha256OfFiles,
   syncFolder,
 } from './store.ts';
-import { TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer.ts';
-import { tokenizerFromFolder } from './tokenizer-folder.ts';
-import type { ImportedTokenizer } from './tokenizer-import.ts';
-import { tokenizerFromGguf } from './tokenizer-import.ts';
+import type { ImportedTokenizer } from './tokenizer/gguf-tokenizer.ts';
+import { tokenizerFromGguf } from './tokenizer/gguf-tokenizer.ts';
+import { tokenizerFromFolder } from './tokenizer/hf-tokenizer.ts';
+import { TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer/tokenizer.ts';
 import { tryModelText } from './trial.ts';
-import type { ModelManifest, WeightKind } from './types.ts';
-import { MANIFEST_FORMAT } from './types.ts';
 
 export type LocalModel = {
   readonly kind: 'gguf' | 'folder';

@@ -8,10 +8,11 @@ import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
+import { storeLinear } from './architectures/projections.ts';
+import { transpose } from './architectures/rotation.ts';
 import type { StoredSurrogate } from './architectures/surrogate.ts';
 import { MODEL_FILE } from './emit.ts';
-import { storeLinear } from './linear.ts';
-import { transpose } from './rotation.ts';
+import type { ModelManifest, WeightKind } from './model-source.ts';
 import type { InstalledModel } from './store.ts';
 import {
   incomingFolder,
@@ -25,7 +26,6 @@ import {
 import { readStoredLlama } from './stored-llama.ts';
 import type { Surrogates, SurrogateTable } from './surrogates.ts';
 import { checkSurrogatesModel, readSurrogates, toInstalledBasis } from './surrogates.ts';
-import type { ModelManifest, WeightKind } from './types.ts';
 import { WeightsFile } from './weights-file.ts';
 
 /** The table as it came, and its matrices as the graph reads them. */

@@ -3,16 +3,15 @@
  * the tokenizer. A model appears by one rename of a finished folder, so what can be seen is whole; folders whose
  * name begins with a dot are work under way or left by a killed import, and nobody reads them.
  */
-
 import { createHash } from 'node:crypto';
-import { open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { MaskrouteError } from '../../shared/errors.ts';
-import { check } from '../../shared/parse-body.ts';
-import { openRegular } from '../regular-file.ts';
-import { corruptModel } from './model-errors.ts';
-import type { ModelManifest } from './types.ts';
-import { modelManifestSchema } from './types.ts';
+import { DatabaseSync } from 'node:sqlite';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { check } from '../../shared/wire/parse-body.ts';
+import { openRegular } from '../files.ts';
+import { corruptModel, type ModelManifest, modelManifestSchema } from './model-source.ts';
 
 export const MANIFEST_FILE = 'model.json';
 /** The most that a manifest can reasonably weigh: its largest part is the chat template. */
@@ -23,7 +22,7 @@ const OUTGOING = '.outgoing-';
 
 export type InstalledModel = { readonly folder: string; readonly manifest: ModelManifest };
 /** A folder in the store that is no usable model, and why. */
-export type BrokenModel = { readonly name: string; readonly problem: string };
+type BrokenModel = { readonly name: string; readonly problem: string };
 
 export const modelsFolder = (home: string): string => join(home, 'models');
 
@@ -175,6 +174,44 @@ async function readdirOrNone(path: string): Promise<string[]> {
     return await readdir(path);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw error;
+  }
+}
+
+/*
+ * One import at a time. The lock is an exclusive SQLite transaction: the operating system lets go of it with the
+ * process, so a killed import never locks the next one out, and no process id is ever guessed about.
+ */
+
+const SQLITE_BUSY = 5;
+const POLL_ms = 250;
+
+/** Runs `work` alone; waits for another import as long as it takes, saying so once through `onWait`. */
+export async function withStoreLock<T>(
+  home: string,
+  options: { readonly onWait: () => void; readonly signal?: AbortSignal | undefined },
+  work: () => Promise<T>,
+): Promise<T> {
+  const models = modelsFolder(home);
+  await mkdir(models, { recursive: true });
+  const database = new DatabaseSync(join(models, '.lock'), { timeout: 0 });
+  try {
+    for (let waited = false; !tryLock(database); waited = true) {
+      if (!waited) options.onWait();
+      await sleep(POLL_ms, undefined, options.signal ? { signal: options.signal } : {});
+    }
+    return await work();
+  } finally {
+    database.close();
+  }
+}
+
+function tryLock(database: DatabaseSync): boolean {
+  try {
+    database.exec('BEGIN EXCLUSIVE');
+    return true;
+  } catch (error) {
+    if ((error as { errcode?: number }).errcode === SQLITE_BUSY) return false;
     throw error;
   }
 }

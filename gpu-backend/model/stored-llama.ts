@@ -4,13 +4,13 @@
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ModelProto } from '../onnx/schema.ts';
+import { ModelProto } from '../onnx/encode.ts';
 import type { StoredLlama } from './architectures/llama.ts';
+import type { StoredLinear } from './architectures/projections.ts';
 import { MODEL_FILE } from './emit.ts';
-import type { StoredLinear } from './linear.ts';
-import { corruptModel } from './model-errors.ts';
+import type { LlamaConfig, WeightKind } from './model-source.ts';
+import { corruptModel } from './model-source.ts';
 import { QUANT_BLOCK } from './quantize.ts';
-import type { LlamaConfig, WeightKind } from './types.ts';
 import type { WeightRange } from './weights-file.ts';
 
 type Tensor = { readonly shape: readonly number[]; readonly range: WeightRange };

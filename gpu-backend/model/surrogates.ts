@@ -10,16 +10,17 @@
  * On disk: safetensors in half precision, tensors `a` `[2L, H, r]`, `b` `[2L, r, H]`, `bias` and `first`
  * `[2L, H]`. The id is the hash of the file.
  */
-import { MaskrouteError } from '../../shared/errors.ts';
-import type { ModelHash, SurrogatesId } from '../../shared/mask.ts';
-import { MODEL_HASH_PATTERN } from '../../shared/mask.ts';
-import { writeWhole } from '../write-whole.ts';
+
+import type { ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
+import { MODEL_HASH_PATTERN } from '../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { writeWhole } from '../files.ts';
+import { rotateRows, transpose, unrotateRows } from './architectures/rotation.ts';
+import type { SafetensorsFile } from './formats/safetensors.ts';
+import { encodeHalfTensors, openSafetensors } from './formats/safetensors.ts';
+import type { LlamaConfig, WeightKind } from './model-source.ts';
 import { QUANT_BLOCK } from './quantize.ts';
-import { rotateRows, transpose, unrotateRows } from './rotation.ts';
-import type { SafetensorsFile } from './safetensors.ts';
-import { encodeHalfTensors, openSafetensors } from './safetensors.ts';
 import { sha256OfFiles } from './store.ts';
-import type { LlamaConfig, WeightKind } from './types.ts';
 
 export type SurrogateTable = {
   readonly blockCount: number;

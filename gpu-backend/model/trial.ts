@@ -7,10 +7,10 @@
 import { spawn } from 'node:child_process';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
-import { MaskrouteError } from '../../shared/errors.ts';
-import { unsupportedModel } from './model-errors.ts';
-import type { TextManifest } from './model-text.ts';
-import { openModelText } from './model-text.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { unsupportedModel } from './model-source.ts';
+import type { TextManifest } from './tokenizer/model-text.ts';
+import { openModelText } from './tokenizer/model-text.ts';
 
 /** A second on an idle machine, several on one with twenty things to do. */
 const TRIAL_TIMEOUT_ms = 20_000;

@@ -3,7 +3,9 @@
  * memory. Tensors are written once, in the order they come; two initializers may share one range.
  */
 import { closeSync, fsyncSync, openSync, writeSync } from 'node:fs';
+import type { Mask } from '../../shared/mask/mask.ts';
 import type { InitializerData } from '../onnx/graph.ts';
+import type { LlamaConfig } from './model-source.ts';
 
 /** A page, so that a tensor can be mapped by itself. */
 const ALIGNMENT_bytes = 4096;
@@ -44,3 +46,14 @@ export const slice = (range: WeightRange, start_bytes: number, bytes: number): W
   offset: range.offset + start_bytes,
   bytes,
 });
+
+/* How many weights a decoded token reads: what decoding is bound by on most machines. */
+
+/** In multiply-adds, surrogates not counted: a skipped attention still reads K's and V's. */
+export function weightsRead(config: LlamaConfig, mask: Mask): number {
+  const { hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D, vocabularySize: V } = config;
+  return mask.runs.reduce((sum, runs, block) => {
+    if (block % 2 === 1) return sum + (runs ? 3 * H * F : 0);
+    return sum + 2 * H * G * D + (runs ? 2 * H * N * D : 0);
+  }, H * V);
+}

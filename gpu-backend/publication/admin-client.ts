@@ -1,7 +1,7 @@
 /** The edge's admin API over HTTP, its answers parsed and its errors raised as they were worded there. */
 import { z } from 'zod';
-import { listSchema } from '../../shared/admin.ts';
-import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/errors.ts';
+import { listSchema } from '../../shared/admin/admin-wire.ts';
+import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
 
 const ANSWER_TIMEOUT_ms = 30_000;
 

@@ -1,9 +1,10 @@
 /** Reads what people name to publish it, a mask set or its evaluation: refused with the reason before anything is sent. */
-import { MaskrouteError } from '../../shared/errors.ts';
-import { type EvaluationFigures, evaluationFiguresSchema } from '../../shared/evaluation.ts';
-import { type MaskSet, maskSetSchema } from '../../shared/mask-set.ts';
-import { check } from '../../shared/parse-body.ts';
-import { readRegular } from '../regular-file.ts';
+
+import { type EvaluationFigures, evaluationFiguresSchema } from '../../shared/admin/stats-wire.ts';
+import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { check } from '../../shared/wire/parse-body.ts';
+import { readRegular } from '../files.ts';
 
 /** Well above what a D1 row holds (2 MB), so that the edge's own limit is the one that people meet. */
 const FILE_BYTES_MAX = 16 * 1024 * 1024;

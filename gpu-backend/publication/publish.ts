@@ -12,11 +12,11 @@ import {
   type PublishBody,
   publicationSchema,
   publishCheckSchema,
-} from '../../shared/admin.ts';
-import { MaskrouteError } from '../../shared/errors.ts';
-import { type EvaluationFigures, evaluatedRowSchema } from '../../shared/evaluation.ts';
-import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
-import type { RolloutStep } from '../../shared/rollout.ts';
+} from '../../shared/admin/admin-wire.ts';
+import { type EvaluationFigures, evaluatedRowSchema } from '../../shared/admin/stats-wire.ts';
+import type { RolloutStep } from '../../shared/mask/experiment-assignment.ts';
+import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type AdminClient, listAll } from './admin-client.ts';
 
 /* How a publication takes hold, as people write it on a command line: `1%:10m,10%:1h` and bounds. */

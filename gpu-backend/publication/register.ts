@@ -3,7 +3,7 @@
  * them knows their numbers and nothing else, so they are told apart by number.
  */
 import { z } from 'zod';
-import { backendSchema } from '../../shared/backends.ts';
+import { backendSchema } from '../../shared/wire/backend-load.ts';
 import type { AdminClient } from './admin-client.ts';
 
 /** `{n}` in the texts is the number, from 0. */

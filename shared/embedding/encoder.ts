@@ -1,5 +1,5 @@
 /** The one interface behind which every encoder stands, at the edge and in calibration. */
-import type { EncoderSpec } from '../mask-set.ts';
+import type { EncoderSpec } from '../mask/mask-set.ts';
 
 export interface Encoder {
   readonly spec: EncoderSpec;
@@ -15,3 +15,15 @@ export interface Encoder {
 
 /** Longer prompts are cut before they are embedded: enough to tell the kind, bounded for the edge's CPU. */
 export const EMBED_CHARS_MAX = 4000;
+
+/* Vector arithmetic that every encoder shares. */
+
+/** Scales to length 1 in place and returns it; the zero vector stays as it is. */
+export function normalise(vector: Float32Array): Float32Array {
+  let squares = 0;
+  for (const value of vector) squares += value * value;
+  if (squares === 0) return vector;
+  const factor = 1 / Math.sqrt(squares);
+  for (let i = 0; i < vector.length; i++) vector[i] = vector[i]! * factor;
+  return vector;
+}

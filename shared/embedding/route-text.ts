@@ -3,10 +3,21 @@
  * the conversation grows, so the mask (and the prefix cache that depends on it) stays too: a policy says which part
  * of the opening counts, not that a later message may move a conversation to another mask.
  */
-import type { ChatRequest, CompletionRequest } from '../openai.ts';
-import { messageText } from '../openai.ts';
-import { opening } from '../opening.ts';
+import { type ChatRequest, type CompletionRequest, messageText } from '../wire/openai.ts';
 import { EMBED_CHARS_MAX } from './encoder.ts';
+
+/* How a conversation opened: the part of it that every later request of the conversation repeats. */
+
+/**
+ * Everything before the first answer to a user; a greeting that comes before anybody asked is part of it. It is the
+ * same however long the conversation gets, so what is decided by it alone stays decided, in every isolate and with
+ * nothing remembered.
+ */
+export function opening<M extends { readonly role: string }>(messages: readonly M[]): readonly M[] {
+  const firstUser = messages.findIndex(({ role }) => role === 'user');
+  const firstAnswer = messages.findIndex(({ role }, index) => role === 'assistant' && index > firstUser);
+  return firstUser === -1 || firstAnswer === -1 ? messages : messages.slice(0, firstAnswer);
+}
 
 /**
  * `first_user`: the first question, `last_user`: the last one before the first answer (for clients that put

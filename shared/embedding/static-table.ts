@@ -9,7 +9,7 @@
  */
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex } from '@noble/hashes/utils.js';
-import { MaskrouteError } from '../errors.ts';
+import { MaskrouteError } from '../wire/errors.ts';
 
 const MAGIC = 'MRSTATIC';
 const VERSION = 1;

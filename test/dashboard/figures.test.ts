@@ -1,11 +1,14 @@
 /** What the dashboard computes before it draws. */
 import { describe, expect, test } from 'vitest';
 import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
-import { centroidDistances, packCentroids } from '../../shared/route.ts';
-import { projectCentroids } from '../../workers/dashboard/projection.ts';
-import { qualityRows } from '../../workers/dashboard/quality/held-out.ts';
-import { evaluatedRows, paretoFront, type QualityRow } from '../../workers/dashboard/quality/rows.ts';
-import { sharesOverTime } from '../../workers/dashboard/routing-shares.ts';
+import { centroidDistances, packCentroids } from '../../shared/mask/centroids.ts';
+import { projectCentroids, sharesOverTime } from '../../workers/dashboard/pages/figures.ts';
+import {
+  evaluatedRows,
+  paretoFront,
+  type QualityRow,
+  qualityRows,
+} from '../../workers/dashboard/pages/quality-figures.ts';
 import { madeUpEvaluation } from '../support/evaluation.ts';
 
 /** A reproducible stream of numbers in -1 to 1. */

@@ -2,7 +2,7 @@
 import type { Page } from 'playwright-core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { livePublication } from '../../gpu-backend/publication/publish.ts';
-import { experimentSchema } from '../../shared/admin-experiments.ts';
+import { experimentSchema } from '../../shared/admin/experiment-wire.ts';
 import { expectAccessible, visit } from './browser.ts';
 import { closeDashboard, type Dashboard, openDashboard } from './open-dashboard.ts';
 

@@ -7,9 +7,14 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { AdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
 import { livePublication, publishMaskSet } from '../../gpu-backend/publication/publish.ts';
-import { type ApiKeyKind, type CreatedKey, createdKeySchema, tenantSchema } from '../../shared/admin.ts';
-import { experimentSchema } from '../../shared/admin-experiments.ts';
-import { type MaskSet, maskSetVersion } from '../../shared/mask-set.ts';
+import {
+  type ApiKeyKind,
+  type CreatedKey,
+  createdKeySchema,
+  tenantSchema,
+} from '../../shared/admin/admin-wire.ts';
+import { experimentSchema } from '../../shared/admin/experiment-wire.ts';
+import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { madeUpEvaluation } from '../support/evaluation.ts';
 import { complaintsOf, expectAccessible, logIn, openPage, visit } from './browser.ts';
 import { closeDashboard, type Dashboard, openDashboard } from './open-dashboard.ts';

@@ -7,8 +7,8 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
 import { livePublication, publishMaskSet, rollBack } from '../../gpu-backend/publication/publish.ts';
-import { listSchema, tenantSchema } from '../../shared/admin.ts';
-import { maskSetVersion } from '../../shared/mask-set.ts';
+import { listSchema, tenantSchema } from '../../shared/admin/admin-wire.ts';
+import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { complaintsOf, expectAccessible, logIn, openBrowser, openPage, visit } from './browser.ts';
 import { createHome, removeHome, type Started, start, stop } from './product.ts';
 

@@ -7,10 +7,10 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { OpenAI } from 'openai';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
-import type { DevFile } from '../../gpu-backend/dev/dev-file.ts';
+import type { DevFile } from '../../gpu-backend/dev/dev-home.ts';
 import { createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { publicationHistory } from '../../gpu-backend/publication/publish.ts';
-import { tenantSchema } from '../../shared/admin.ts';
+import { tenantSchema } from '../../shared/admin/admin-wire.ts';
 import {
   BY_NPM,
   createHome,

@@ -5,8 +5,8 @@ import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { OpenAI } from 'openai';
-import { type DevFile, readDevFile } from '../../gpu-backend/dev/dev-file.ts';
-import { maskrouteHome } from '../../gpu-backend/home.ts';
+import { type DevFile, readDevFile } from '../../gpu-backend/dev/dev-home.ts';
+import { maskrouteHome } from '../../gpu-backend/files.ts';
 import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/default-model.ts';
 
 const READY_WITHIN_ms = 90_000;

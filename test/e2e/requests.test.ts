@@ -6,9 +6,9 @@ import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { APIError } from 'openai';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { dryRunSchema } from '../../shared/dry-run.ts';
-import { HEADERS, type MaskrouteInfo } from '../../shared/protocol.ts';
-import { createSigner } from '../../shared/service-token.ts';
+import { dryRunSchema } from '../../shared/wire/openai.ts';
+import { HEADERS, type MaskrouteInfo } from '../../shared/wire/protocol.ts';
+import { createSigner } from '../../shared/wire/service-token.ts';
 import { createHome, removeHome, type Started, start, stop } from './product.ts';
 
 const KINDS = [

@@ -1,5 +1,5 @@
 /** The real default model, which `npm test` installs first. */
-import { maskrouteHome } from '../../gpu-backend/home.ts';
+import { maskrouteHome } from '../../gpu-backend/files.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../../gpu-backend/model/sources/default-model.ts';
 import { openInstalled } from '../../gpu-backend/model/store.ts';
 

@@ -3,9 +3,9 @@
  * engine. The mask may change from token to token.
  */
 
+import type { LlamaConfig, WeightSource } from '../../gpu-backend/model/model-source.ts';
 import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
-import type { LlamaConfig, WeightSource } from '../../gpu-backend/model/types.ts';
-import type { Mask } from '../../shared/mask.ts';
+import type { Mask } from '../../shared/mask/mask.ts';
 
 type Layer = Record<'q' | 'k' | 'v' | 'o' | 'gate' | 'up' | 'down' | 'norm1' | 'norm2', Float32Array>;
 

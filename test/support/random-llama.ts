@@ -6,10 +6,10 @@ import type { Runner } from '../../gpu-backend/engine/runner.ts';
 import { openRunner } from '../../gpu-backend/engine/runner.ts';
 import { emitModel } from '../../gpu-backend/model/emit.ts';
 import { writeSurrogateGraph } from '../../gpu-backend/model/install-surrogates.ts';
+import type { LlamaConfig, WeightKind, WeightSource } from '../../gpu-backend/model/model-source.ts';
 import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
-import type { LlamaConfig, WeightKind, WeightSource } from '../../gpu-backend/model/types.ts';
 import { seededRandom } from '../../gpu-backend/random.ts';
-import type { SurrogatesId } from '../../shared/mask.ts';
+import type { SurrogatesId } from '../../shared/mask/mask.ts';
 
 export const TINY_CONFIG: LlamaConfig = {
   architecture: 'llama',

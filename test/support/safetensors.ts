@@ -1,6 +1,6 @@
 /** The tiny Llama of `gguf.ts` as a Hugging Face folder: safetensors, configuration and tokenizer. */
-import { llamaTensors, toHalfSplitRotary } from '../../gpu-backend/model/llama-tensors.ts';
-import type { LlamaConfig } from '../../gpu-backend/model/types.ts';
+import { llamaTensors, toHalfSplitRotary } from '../../gpu-backend/model/formats/llama-tensors.ts';
+import type { LlamaConfig } from '../../gpu-backend/model/model-source.ts';
 import { BYTE_CHARACTERS } from './bytes.ts';
 import { tinyLlama } from './gguf.ts';
 

@@ -1,5 +1,5 @@
 /** Sampling that changes nothing: what a test is about it says itself. */
-import type { Sampling } from '../../gpu-backend/engine/types.ts';
+import type { Sampling } from '../../gpu-backend/engine/engine.ts';
 
 export const PLAIN_SAMPLING: Sampling = {
   temperature: 1,

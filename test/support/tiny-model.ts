@@ -1,8 +1,8 @@
 /** A whole installed model that is learned on in seconds: random weights, a token for every byte, a chat template. */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { emitModel } from '../../gpu-backend/model/emit.ts';
+import type { LlamaConfig, WeightKind } from '../../gpu-backend/model/model-source.ts';
 import type { InstalledModel } from '../../gpu-backend/model/store.ts';
-import type { LlamaConfig, WeightKind } from '../../gpu-backend/model/types.ts';
 import { randomLlama } from './random-llama.ts';
 
 const SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>'];

@@ -1,12 +1,10 @@
 /** The rules by which backends are chosen, left alone and asked again, each on its own. */
 import { describe, expect, it } from 'vitest';
-import { formatLoad, type LoadReport, parseLoad } from '../../shared/backends.ts';
-import type { Outcome } from '../../workers/services/backends/attempt.ts';
-import { createBreaker } from '../../workers/services/backends/breaker.ts';
-import { type Candidate, orderBackends, regionDistance } from '../../workers/services/backends/choose.ts';
-import { hedged } from '../../workers/services/backends/hedge.ts';
-import { pause, retryDelay_ms } from '../../workers/services/backends/retry.ts';
-import { observe } from '../../workers/services/backends/state.ts';
+import { formatLoad, type LoadReport, parseLoad } from '../../shared/wire/backend-load.ts';
+import type { Outcome } from '../../workers/backends/attempt.ts';
+import { createBreaker, observe } from '../../workers/backends/backend-state.ts';
+import { type Candidate, orderBackends, regionDistance } from '../../workers/backends/choose.ts';
+import { hedged, pause, retryDelay_ms } from '../../workers/backends/pool.ts';
 
 const candidate = (id: string, change: Partial<Candidate> = {}): Candidate => ({
   id,

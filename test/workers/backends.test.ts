@@ -4,9 +4,9 @@
  */
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { BACKEND_HEADERS, type BackendEntry } from '../../shared/backends.ts';
-import { HEADERS } from '../../shared/protocol.ts';
-import { importTokenKey, verifyToken } from '../../shared/service-token.ts';
+import { BACKEND_HEADERS, type BackendEntry } from '../../shared/wire/backend-load.ts';
+import { HEADERS } from '../../shared/wire/protocol.ts';
+import { importTokenKey, verifyToken } from '../../shared/wire/service-token.ts';
 import { BACKEND_KEY, EDGE_URL } from '../support/edge/constants.ts';
 import { askedOf, backendOf, idOf, mood, testBackends } from './support/backends.ts';
 import {

@@ -1,6 +1,6 @@
 /** What of a body is refused, and with which words, at the edge; `test/gpu-backend/api/bodies.test.ts` has the backend. */
 import { beforeAll, describe, expect, it } from 'vitest';
-import { HEADERS } from '../../shared/protocol.ts';
+import { HEADERS } from '../../shared/wire/protocol.ts';
 import { BAD_BODIES, CLIENT_BODIES } from '../support/bad-bodies.ts';
 import { MODEL } from '../support/edge/constants.ts';
 import { admin, call, chat, freshIsolate, newTenant, recorded } from './support/edge.ts';

@@ -1,8 +1,8 @@
 /** What anybody may send at once: every tenant, and every administrator. */
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { createBurstLimit } from '../../workers/services/burst.ts';
-import { createNamedMasks } from '../../workers/services/named-masks.ts';
+import { createNamedMasks } from '../../workers/routing/named-masks.ts';
+import { createBurstLimit } from '../../workers/tenants/bursts.ts';
 import { ADMIN_KEY, EDGE_URL } from '../support/edge/constants.ts';
 import { CHAT, call, chat, errorCode, freshIsolate, goLive, newKey, newTenant } from './support/edge.ts';
 

@@ -1,8 +1,8 @@
 /** Requests that run again dense in the background: which ones, how, and that nobody notices. */
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
-import type { EdgeEvent, EdgeMessage, MessageEntry } from '../../shared/events.ts';
-import { agreementOf } from '../../workers/services/compare-dense.ts';
+import type { EdgeEvent, EdgeMessage, MessageEntry } from '../../shared/admin/request-event.ts';
+import { agreementOf } from '../../workers/releases/compare-dense.ts';
 import type { Recorded } from '../support/edge/constants.ts';
 import { call, chat, freshIsolate, goLive, newTenant, recorded } from './support/edge.ts';
 

@@ -1,9 +1,9 @@
 /** One request's way through the edge: what the backend is told, what the client is told, what goes wrong. */
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
-import { BACKEND_HEADERS } from '../../shared/backends.ts';
-import { HEADERS } from '../../shared/protocol.ts';
-import { importTokenKey, verifyToken } from '../../shared/service-token.ts';
+import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
+import { HEADERS } from '../../shared/wire/protocol.ts';
+import { importTokenKey, verifyToken } from '../../shared/wire/service-token.ts';
 import { BACKEND_KEY, EDGE_URL, MODEL, STREAM_PAUSE_ms } from '../support/edge/constants.ts';
 import {
   admin,

@@ -3,8 +3,8 @@ import { createExecutionContext } from 'cloudflare:test';
 import { env } from 'cloudflare:workers';
 import { sign } from 'hono/jwt';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import type { TrafficSample } from '../../shared/admin-traffic.ts';
-import { CSRF_HEADER, type Session } from '../../shared/dashboard.ts';
+import { CSRF_HEADER, type Session } from '../../shared/admin/admin-wire.ts';
+import type { TrafficSample } from '../../shared/admin/stats-wire.ts';
 import edge from '../../workers/index.ts';
 import { ADMIN_KEY, EDGE_URL } from '../support/edge/constants.ts';
 import {

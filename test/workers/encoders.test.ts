@@ -6,13 +6,11 @@ import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import type { Encoder } from '../../shared/embedding/encoder.ts';
 import { encodeStaticTable } from '../../shared/embedding/static-table.ts';
-import { openDatabase } from '../../workers/db/client.ts';
+import { createBackendPool, sender } from '../../workers/backends/call-backend.ts';
+import { openDatabase } from '../../workers/db/d1.ts';
 import { type Env, parseConfig } from '../../workers/env.ts';
-import { createBackendPool } from '../../workers/services/backends/index.ts';
-import { sender } from '../../workers/services/backends/network.ts';
-import { cached } from '../../workers/services/encoders/cached.ts';
-import { loadEncoder } from '../../workers/services/encoders/index.ts';
-import { createRemoteEncoder } from '../../workers/services/encoders/remote.ts';
+import { loadEncoder } from '../../workers/routing/encoders/pick-encoder.ts';
+import { cached, createRemoteEncoder } from '../../workers/routing/encoders/remote.ts';
 import { ENCODER } from '../support/edge/constants.ts';
 import { admin, created } from './support/edge.ts';
 

@@ -1,9 +1,14 @@
 /** The endpoints beside the completions. */
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { dryRunSchema } from '../../shared/dry-run.ts';
-import { maskRecordSchema } from '../../shared/protocol.ts';
-import { createSigner, importTokenKey, signToken, type TokenPurpose } from '../../shared/service-token.ts';
+import { dryRunSchema } from '../../shared/wire/openai.ts';
+import { maskRecordSchema } from '../../shared/wire/protocol.ts';
+import {
+  createSigner,
+  importTokenKey,
+  signToken,
+  type TokenPurpose,
+} from '../../shared/wire/service-token.ts';
 import { EVENTS } from '../../workers/limits.ts';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER, MODEL } from '../support/edge/constants.ts';
 import {

@@ -1,7 +1,7 @@
 /** What was measured of a mask set: kept beside it, and by whom. */
 import { env } from 'cloudflare:workers';
 import { describe, expect, it } from 'vitest';
-import { EVALUATED_ROWS_MAX, type EvaluatedRow } from '../../shared/evaluation.ts';
+import { EVALUATED_ROWS_MAX, type EvaluatedRow } from '../../shared/admin/stats-wire.ts';
 import { madeUpEvaluation } from '../support/evaluation.ts';
 import { admin, created, errorCode, makeMaskSet, newKey, newTenant, upload } from './support/edge.ts';
 

@@ -1,8 +1,11 @@
 /** Experiments: who takes part, in which variant, from when to when, and what two of them may not do. */
 import { describe, expect, it, vi } from 'vitest';
-import { listSchema } from '../../shared/admin.ts';
-import { type Experiment, experimentSchema } from '../../shared/admin-experiments.ts';
-import { experimentResultsSchema } from '../../shared/experiment-results.ts';
+import { listSchema } from '../../shared/admin/admin-wire.ts';
+import {
+  type Experiment,
+  experimentResultsSchema,
+  experimentSchema,
+} from '../../shared/admin/experiment-wire.ts';
 import { EDGE_URL, MODEL } from '../support/edge/constants.ts';
 import {
   admin,

@@ -3,8 +3,8 @@ import { runInDurableObject } from 'cloudflare:test';
 import { env } from 'cloudflare:workers';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { type BudgetLimits, NO_LIMITS, type ReserveRequest } from '../../workers/budgets/budget.ts';
-import { type Ledger, openLedger } from '../../workers/budgets/ledger.ts';
+import { type BudgetLimits, NO_LIMITS, type ReserveRequest } from '../../workers/tenants/budgets.ts';
+import { type Ledger, openLedger } from '../../workers/tenants/ledger.ts';
 
 const MINUTE_ms = 60_000;
 const DAY_ms = 86_400_000;

@@ -1,7 +1,7 @@
 /** Lists of the admin API: page by page each item comes once, and none is left out without a word. */
 import { env } from 'cloudflare:workers';
 import { beforeAll, describe, expect, it } from 'vitest';
-import type { UsageRow } from '../../shared/admin.ts';
+import type { UsageRow } from '../../shared/admin/admin-wire.ts';
 import {
   activate,
   admin,

@@ -1,14 +1,19 @@
 /** Making a mask set live, taking it back, and what readers see meanwhile. */
 import { describe, expect, it, vi } from 'vitest';
-import type { LivePublication, MaskSetSummary, Publication, PublicationInUse } from '../../shared/admin.ts';
+import type {
+  LivePublication,
+  MaskSetSummary,
+  Publication,
+  PublicationInUse,
+} from '../../shared/admin/admin-wire.ts';
 import {
   type ModelHash,
   maskFromBits,
   maskId,
   type SurrogatesId,
   withSurrogates,
-} from '../../shared/mask.ts';
-import { maskSetVersion } from '../../shared/mask-set.ts';
+} from '../../shared/mask/mask.ts';
+import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import {
   activate,
   admin,

@@ -1,11 +1,11 @@
 /** What is told of a request when it is over, however it ended: one event, with the backend's own counts. */
 import { describe, expect, it, vi } from 'vitest';
-import { BACKEND_HEADERS } from '../../shared/backends.ts';
-import { type EdgeMessage, type RequestEvent, requestEventSchema } from '../../shared/events.ts';
+import { type EdgeMessage, type RequestEvent, requestEventSchema } from '../../shared/admin/request-event.ts';
+import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
+import { createEvents } from '../../workers/counting/events.ts';
 import type { Env } from '../../workers/env.ts';
-import { figuresIn } from '../../workers/services/answer-tap.ts';
-import { createEvents } from '../../workers/services/events.ts';
-import { tokenBounds } from '../../workers/services/token-bounds.ts';
+import { tokenBounds } from '../../workers/requests/admission.ts';
+import { figuresIn } from '../../workers/requests/answer-stream.ts';
 import { MODEL } from '../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, say } from './support/edge.ts';
 import { budgetOf, limitedTenant } from './support/limits.ts';

@@ -1,12 +1,12 @@
 /** What an isolate reads of mask sets: each once, however many there are, and one after the other. */
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
-import { openDatabase } from '../../workers/db/client.ts';
-import { listStarted } from '../../workers/db/experiments.ts';
-import { findMaskSet } from '../../workers/db/mask-sets.ts';
-import { findLive } from '../../workers/db/publications.ts';
-import { createRoutingTable } from '../../workers/services/routing-table.ts';
-import { createRunningExperiments } from '../../workers/services/running-experiments.ts';
+import { openDatabase } from '../../workers/db/d1.ts';
+import { listStarted } from '../../workers/db/experiment-rows.ts';
+import { findMaskSet } from '../../workers/db/mask-set-rows.ts';
+import { findLive } from '../../workers/db/publication-rows.ts';
+import { createRunningExperiments } from '../../workers/routing/assignment.ts';
+import { createRoutingTable } from '../../workers/routing/live-sets.ts';
 import { activate, admin, created, goLive, makeMaskSet, newTenant, upload } from './support/edge.ts';
 
 const db = openDatabase(env.DB);

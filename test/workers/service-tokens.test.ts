@@ -4,7 +4,7 @@
  */
 import { env } from 'cloudflare:workers';
 import { afterEach, expect, it, vi } from 'vitest';
-import { BACKEND_HEADERS } from '../../shared/backends.ts';
+import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { admin, chat, created, errorCode, freshIsolate, newTenant } from './support/edge.ts';
 
 const registered: string[] = [];

@@ -1,7 +1,7 @@
 /** The table that ships gives in workerd what it gives in calibration (`test/shared/embedding/static-encoder.test.ts`). */
 import { env } from 'cloudflare:workers';
 import { expect, it } from 'vitest';
-import { loadStatic } from '../../workers/services/encoders/static.ts';
+import { loadStatic } from '../../workers/routing/encoders/pick-encoder.ts';
 import golden from '../support/static-golden.json' with { type: 'json' };
 
 it('a prompt has the same vector at the edge as in calibration', async () => {

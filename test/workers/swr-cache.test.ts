@@ -1,13 +1,13 @@
 /** The cache that stands between requests and D1: what it answers, when it asks, and what it survives. */
 import { describe, expect, it } from 'vitest';
-import type { Hold } from '../../workers/services/deadline.ts';
-import { createRoom, type Room } from '../../workers/services/room.ts';
+import type { Hold } from '../../workers/http/waiting.ts';
+import { createRoom, type Room } from '../../workers/routing/live-sets.ts';
 import {
   createSwrCache,
   type SourceHealth,
   type SwrPolicy,
   unheard,
-} from '../../workers/services/swr-cache.ts';
+} from '../../workers/routing/swr-cache.ts';
 
 const POLICY: SwrPolicy = {
   fresh_ms: 100,

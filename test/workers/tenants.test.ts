@@ -1,7 +1,7 @@
 /** Tenants: what their keys may do, who may change that, and how soon it holds. */
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import type { ApiKey, CreatedKey, Tenant } from '../../shared/admin.ts';
+import type { ApiKey, CreatedKey, Tenant } from '../../shared/admin/admin-wire.ts';
 import { MODEL } from '../support/edge/constants.ts';
 import {
   activate,

@@ -1,8 +1,8 @@
 /** One timer waits for all pieces of a stream, and each of them is waited for as long as it may take. */
 import { afterEach, expect, it, vi } from 'vitest';
+import { readBody } from '../../workers/http/request-body.ts';
+import { createWait } from '../../workers/http/waiting.ts';
 import { BODY_ARRIVAL } from '../../workers/limits.ts';
-import { readBody } from '../../workers/middleware/body.ts';
-import { createWait } from '../../workers/services/wait.ts';
 
 const LIMIT_ms = 60;
 

@@ -3,7 +3,7 @@
  * answer parsed by the schema that the edge writes it by.
  */
 import { z } from 'zod';
-import { CSRF_HEADER, type Session, sessionSchema } from '../../shared/dashboard.ts';
+import { CSRF_HEADER, type Session, sessionSchema } from '../../shared/admin/admin-wire.ts';
 
 export class ApiError extends Error {
   readonly status: number;

@@ -4,7 +4,7 @@ import './styles.css';
 import { render } from 'preact';
 import { z } from 'zod';
 import { App } from './app.tsx';
-import { applyTheme, storedTheme } from './theme.ts';
+import { applyTheme, storedTheme } from './look.ts';
 
 // Schemas that compile themselves would need `eval`, which the page's policy forbids.
 z.config({ jitless: true });

@@ -5,10 +5,10 @@
  */
 import { getTableColumns, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
-import type { ErrorCode } from '../../shared/errors.ts';
-import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/events.ts';
-import { bucketOf } from '../../shared/histogram.ts';
-import type { Database } from './client.ts';
+import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/admin/request-event.ts';
+import { bucketOf } from '../../shared/admin/statistics.ts';
+import type { ErrorCode } from '../../shared/wire/errors.ts';
+import type { Database } from './d1.ts';
 import { countLatencies } from './latencies.ts';
 import { backendLatencies, events, latencies, outcomes, usage, variantOutcomes } from './schema.ts';
 

@@ -1,7 +1,7 @@
 /** How long requests took, in buckets: counted with a delivery of events, read back as histograms. */
 import { and, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
-import { LATENCY_MEASURES, type Latencies, type LatencyMeasure } from '../../shared/experiment-results.ts';
-import type { Database } from './client.ts';
+import { LATENCY_MEASURES, type Latencies, type LatencyMeasure } from '../../shared/admin/experiment-wire.ts';
+import type { Database } from './d1.ts';
 import { type ExperimentKey, isOf, isWithin, type SeriesRequest } from './outcomes.ts';
 import { backendLatencies, events, latencies, variantLatencies } from './schema.ts';
 

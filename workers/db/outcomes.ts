@@ -1,9 +1,9 @@
 /** What was counted, read back: sums of requests by version, by variant, and by the minute. */
 import { and, desc, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
-import { DEFAULT_TENANT } from '../../shared/admin.ts';
-import type { Sums } from '../../shared/experiment-results.ts';
-import type { Database } from './client.ts';
+import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
+import type { Sums } from '../../shared/admin/experiment-wire.ts';
+import type { Database } from './d1.ts';
 import { outcomes, type variantLatencies, variantOutcomes } from './schema.ts';
 
 /** The sums of a group of rows, under the names that `toSums` reads. */

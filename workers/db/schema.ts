@@ -3,10 +3,10 @@
  * query files here. Times are milliseconds since the epoch. An empty owner or tenant is the default one.
  */
 import { index, integer, primaryKey, real, sqliteTable, text } from 'drizzle-orm/sqlite-core';
-import { API_KEY_KINDS, type AutoRollback } from '../../shared/admin.ts';
+import { API_KEY_KINDS, type AutoRollback } from '../../shared/admin/admin-wire.ts';
+import { LATENCY_MEASURES } from '../../shared/admin/experiment-wire.ts';
 import { ROUTING_POLICIES } from '../../shared/embedding/route-text.ts';
-import { LATENCY_MEASURES } from '../../shared/experiment-results.ts';
-import type { RolloutStep } from '../../shared/rollout.ts';
+import type { RolloutStep } from '../../shared/mask/experiment-assignment.ts';
 
 export const tenants = sqliteTable('tenants', {
   id: text('id').primaryKey(),
@@ -241,7 +241,7 @@ export const events = sqliteTable(
     rating: integer('rating'),
     /** Share of the compared tokens that agree with the dense model, 0 to 1. */
     agreement: real('agreement'),
-    /** Buckets of the times, see `shared/histogram.ts`; null without a time, and in rows of an older release. */
+    /** Buckets of the times, see `shared/admin/statistics.ts`; null without a time, and in rows of an older release. */
     ttft_bucket: integer('ttft_bucket'),
     tpot_bucket: integer('tpot_bucket'),
     /** The one that answered; '' when none did, or nobody said. */
@@ -305,7 +305,7 @@ export const variantOutcomes = sqliteTable(
   ],
 );
 
-/** A row a bucket of `shared/histogram.ts` that something fell into. */
+/** A row a bucket of `shared/admin/statistics.ts` that something fell into. */
 const bucketCounts = {
   measure: text('measure', { enum: LATENCY_MEASURES }).notNull(),
   bucket: integer('bucket').notNull(),

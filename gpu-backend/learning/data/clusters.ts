@@ -1,6 +1,6 @@
 /** Prompts to clusters: embed what the edge would embed, k-means, and the table of kind × cluster. */
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
-import { nearestCentroid } from '../../../shared/route.ts';
+import { nearestCentroid } from '../../../shared/mask/centroids.ts';
 import { kMeans, packPoints } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 

@@ -3,13 +3,12 @@
  * Every token through the teacher alone gives the first vectors; regression on the teacher's vectors of ordinary text
  * gives the final ones (as model2vec's later models do).
  */
-import { EMBED_CHARS_MAX } from '../../../shared/embedding/encoder.ts';
-import { normalise } from '../../../shared/embedding/pool.ts';
+import { EMBED_CHARS_MAX, normalise } from '../../../shared/embedding/encoder.ts';
 import { encodeStaticTable } from '../../../shared/embedding/static-table.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
 import type { SentenceEncoder } from '../../encoder/sentence-encoder.ts';
-import type { ImportHooks } from '../../model/progress.ts';
-import { writeWhole } from '../../write-whole.ts';
+import { writeWhole } from '../../files.ts';
+import type { ImportHooks } from '../../model/model-source.ts';
 import { type FitTexts, fitVectors, type PrincipalAxes, principalAxes, project } from './fit-vectors.ts';
 import { packPoints } from './kmeans.ts';
 import { type CalibrationRow, readData } from './read-data.ts';

@@ -4,11 +4,11 @@ import { fileURLToPath } from 'node:url';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { loadStaticEncoder, STATIC_ENCODER_ID } from '../../../shared/embedding/static-encoder.ts';
 import { verifyStaticTable } from '../../../shared/embedding/static-table.ts';
-import { MaskrouteError } from '../../../shared/errors.ts';
-import { invalidEncoder } from '../../encoder/encoder-folder.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { EncoderOptions } from '../../encoder/full-encoder.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
-import { readRegular } from '../../regular-file.ts';
+import { invalidEncoder } from '../../encoder/sentence-encoder.ts';
+import { readRegular } from '../../files.ts';
 
 /** The table that ships with the project; the edge serves it as an asset. */
 export const STATIC_TABLE_PATH = fileURLToPath(

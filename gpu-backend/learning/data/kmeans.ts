@@ -2,7 +2,7 @@
  * k-means: k-means++ seeding (Arthur and Vassilvitskii, 2007), Lloyd's iterations, the best of several starts.
  * Seeded, so that equal data give equal clusters.
  */
-import { MaskrouteError } from '../../../shared/errors.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { Random } from '../../random.ts';
 import { createRandom } from '../../random.ts';
 

@@ -6,10 +6,10 @@
 import { basename } from 'node:path';
 import { z } from 'zod';
 import { chatRouteText, completionRouteText } from '../../../shared/embedding/route-text.ts';
-import { MaskrouteError } from '../../../shared/errors.ts';
-import { messageText } from '../../../shared/openai.ts';
-import { check } from '../../../shared/parse-body.ts';
-import { openRegular } from '../../regular-file.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { messageText } from '../../../shared/wire/openai.ts';
+import { check } from '../../../shared/wire/parse-body.ts';
+import { openRegular } from '../../files.ts';
 
 const ROW_CHARS_MAX = 4_000_000;
 const ROW_COUNT_MAX = 5_000_000;

@@ -3,7 +3,7 @@
  * are held out. That goes by content: equal prompts never stand on both sides, and the split survives any reordering.
  */
 import { createHash } from 'node:crypto';
-import type { ModelText } from '../../model/model-text.ts';
+import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { permutation, type Random } from '../../random.ts';
 import type { CalibrationRow } from './read-data.ts';
 

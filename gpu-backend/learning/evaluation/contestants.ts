@@ -1,8 +1,8 @@
 /** Methods at a sparsity as what they do to each scored row, and the row of figures that this gives. */
-import type { Mask } from '../../../shared/mask.ts';
-import { sparsity } from '../../../shared/mask.ts';
-import type { LlamaConfig } from '../../model/types.ts';
-import { weightsRead } from '../../model/weights-read.ts';
+import type { Mask } from '../../../shared/mask/mask.ts';
+import { sparsity } from '../../../shared/mask/mask.ts';
+import type { LlamaConfig } from '../../model/model-source.ts';
+import { weightsRead } from '../../model/weights-file.ts';
 import { countsOf } from '../search/budget.ts';
 import type { SampleScores } from '../search/score-masks.ts';
 import { addScores, figuresOf } from '../search/score-masks.ts';

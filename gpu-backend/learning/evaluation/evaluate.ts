@@ -2,9 +2,10 @@
  * `maskroute evaluate`: learned masks against dense and every static baseline, on rows that neither was made on. One
  * row of figures a method; what was computed is kept by content, so that a killed or repeated evaluation goes on.
  */
-import { MaskrouteError } from '../../../shared/errors.ts';
-import type { Mask } from '../../../shared/mask.ts';
-import { maskSetVersion } from '../../../shared/mask-set.ts';
+
+import type { Mask } from '../../../shared/mask/mask.ts';
+import { maskSetVersion } from '../../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { createRandom } from '../../random.ts';
 import { kindTable } from '../data/clusters.ts';
 import type { CalibrationRow } from '../data/read-data.ts';

@@ -1,11 +1,11 @@
 /** What an evaluation is asked for, and what all its stages share: the model, opened once. */
-import type { SurrogatesId } from '../../../shared/mask.ts';
-import type { MaskSet } from '../../../shared/mask-set.ts';
+import type { SurrogatesId } from '../../../shared/mask/mask.ts';
+import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import type { Runner } from '../../engine/runner.ts';
 import { openRunner } from '../../engine/runner.ts';
-import type { ModelText } from '../../model/model-text.ts';
-import { openModelText } from '../../model/model-text.ts';
 import type { InstalledModel } from '../../model/store.ts';
+import type { ModelText } from '../../model/tokenizer/model-text.ts';
+import { openModelText } from '../../model/tokenizer/model-text.ts';
 import type { OpenEncoder } from '../data/encoders.ts';
 import type { ScoreSession } from '../search/score-masks.ts';
 import { createScorer, openScoreSession, type Scorer } from '../search/score-masks.ts';

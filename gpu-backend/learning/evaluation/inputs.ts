@@ -1,7 +1,7 @@
 /** Everything that an evaluation reads, before it works for hours: what is wrong with a file is said at once. */
 import { basename } from 'node:path';
-import { MaskrouteError } from '../../../shared/errors.ts';
-import type { MaskSet } from '../../../shared/mask-set.ts';
+import type { MaskSet } from '../../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import type { EvaluateOptions } from './evaluation-context.ts';
 import { CALIBRATED, hasAny } from './result.ts';

@@ -1,7 +1,7 @@
 /** Every mask on every scored row that needs it, dense distributions one row at a time, kept on disk by content. */
 import { z } from 'zod';
-import type { Mask, ModelHash } from '../../../shared/mask.ts';
-import { isDense, maskId } from '../../../shared/mask.ts';
+import type { Mask, ModelHash } from '../../../shared/mask/mask.ts';
+import { isDense, maskId } from '../../../shared/mask/mask.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import type { Sample } from '../data/samples.ts';
 import { type Journal, modelKey, openKeptResults, sampleKey } from '../journal.ts';

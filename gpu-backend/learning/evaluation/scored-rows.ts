@@ -5,10 +5,10 @@
  * same hash).
  */
 import { basename } from 'node:path';
-import { MaskrouteError } from '../../../shared/errors.ts';
-import { type Mask, maskFromBits } from '../../../shared/mask.ts';
-import { type MaskSet, sameEncoder } from '../../../shared/mask-set.ts';
-import { nearestCentroid, packCentroids } from '../../../shared/route.ts';
+import { nearestCentroid, packCentroids } from '../../../shared/mask/centroids.ts';
+import { type Mask, maskFromBits } from '../../../shared/mask/mask.ts';
+import { type MaskSet, sameEncoder } from '../../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { OpenEncoder } from '../data/encoders.ts';
 import { type CalibrationRow, readData } from '../data/read-data.ts';

@@ -4,11 +4,11 @@
  * their turn: whatever slows the machine for a while slows all of them.
  */
 import { Matrix, solve } from 'ml-matrix';
-import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask.ts';
+import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask/mask.ts';
 import type { Runner } from '../../engine/runner.ts';
 import { interleaved } from '../../measure.ts';
-import type { LlamaConfig } from '../../model/types.ts';
-import { weightsRead } from '../../model/weights-read.ts';
+import type { LlamaConfig } from '../../model/model-source.ts';
+import { weightsRead } from '../../model/weights-file.ts';
 import { type BlockCounts, countsOf } from '../search/budget.ts';
 import { decode_ms } from '../search/model-parts.ts';
 

@@ -2,9 +2,10 @@
  * The text of a training step, and how it is fed to a graph: calibration samples of similar length side by side, or rows
  * cut into sequences of one length.
  */
-import type { ModelText } from '../../model/model-text.ts';
+
+import type { LlamaConfig } from '../../model/model-source.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
-import type { LlamaConfig } from '../../model/types.ts';
+import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { type Feeds, tensor } from '../../onnx/session.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { CalibrationRow } from '../data/read-data.ts';

@@ -6,9 +6,10 @@
  * Shapes: B sequences of S tokens, H = hidden, N/G = query/KV heads, P = N/G query heads a KV head, D = head
  * width, R = scored positions. Tokens attend within their sequence to themselves and to what is before.
  */
-import { embed } from '../../model/architectures/embedding.ts';
+
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig } from '../../model/types.ts';
+import { embed } from '../../model/architectures/projections.ts';
+import type { LlamaConfig } from '../../model/model-source.ts';
 import { external, type WeightRange } from '../../model/weights-file.ts';
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import { type LayerLinear, multiplyStored, type TrainingLinears } from './training-weights.ts';

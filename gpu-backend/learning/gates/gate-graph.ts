@@ -10,7 +10,7 @@
  * cross-entropy with K = 1 and p = 1; KL to another model's K likeliest tokens, up to the entropy of p.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig } from '../../model/types.ts';
+import type { LlamaConfig } from '../../model/model-source.ts';
 import { external } from '../../model/weights-file.ts';
 import { ELEMENT_TYPES, type Graph, GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import { gradients } from '../autodiff/gradients.ts';

@@ -1,13 +1,13 @@
 /** The training step of one installed model: loss and gate gradients for a batch, or the loss alone, in one call. */
 import { join } from 'node:path';
+import { writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
+import type { LlamaConfig, WeightKind } from '../../model/model-source.ts';
 import { readStoredLlama } from '../../model/stored-llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
-import type { LlamaConfig, WeightKind } from '../../model/types.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import type { Graph } from '../../onnx/graph.ts';
 import { createSession, floats, type Session, type SessionOptions } from '../../onnx/session.ts';
-import { writeWhole } from '../../write-whole.ts';
 import { type GateBatch, stepFeeds } from './batches.ts';
 import { fittingStepGraph } from './gate-graph.ts';
 import { type TrainingLinears, trainingLinears } from './training-weights.ts';

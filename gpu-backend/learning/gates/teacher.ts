@@ -1,6 +1,6 @@
 /** What the dense model says of a text: its K likeliest next tokens a position, the targets of everything learned. */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig, WeightKind } from '../../model/types.ts';
+import type { LlamaConfig, WeightKind } from '../../model/model-source.ts';
 import type { Graph } from '../../onnx/graph.ts';
 import { GraphBuilder } from '../../onnx/graph.ts';
 import { floats } from '../../onnx/session.ts';

@@ -11,16 +11,22 @@
 import { type FileHandle, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { partOf, writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
+import {
+  linear,
+  multiply,
+  type StoredLinear,
+  storedRows,
+  storeLinear,
+} from '../../model/architectures/projections.ts';
+import { transpose } from '../../model/architectures/rotation.ts';
 import { WEIGHTS_FILE } from '../../model/emit.ts';
-import { linear, multiply, type StoredLinear, storedRows, storeLinear } from '../../model/linear.ts';
-import { corruptModel } from '../../model/model-errors.ts';
+import type { LlamaConfig } from '../../model/model-source.ts';
+import { corruptModel } from '../../model/model-source.ts';
 import { QUANT_BLOCK } from '../../model/quantize.ts';
-import { transpose } from '../../model/rotation.ts';
-import type { LlamaConfig } from '../../model/types.ts';
 import { external, type WeightRange, WeightsFile } from '../../model/weights-file.ts';
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
-import { partOf, writeWhole } from '../../write-whole.ts';
 
 /** Raised whenever the copies' layout changes. */
 const VERSION = 2;

@@ -3,8 +3,9 @@
  * measured milliseconds for a share of the time, equal within a kind. Whatever the unit, it comes down to how many
  * attention and how many FFN blocks may be out, so that every search moves between allowed pairs of counts.
  */
-import { MaskrouteError } from '../../../shared/errors.ts';
-import { denseMask, type Mask } from '../../../shared/mask.ts';
+
+import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 
 /** Blocks of each kind that are left out. */
 export type BlockCounts = { readonly attention: number; readonly ffn: number };

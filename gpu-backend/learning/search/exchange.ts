@@ -10,8 +10,8 @@
  * at first sight. So each races against the mask it would replace, part by part of the text (Maron & Moore 1994, without
  * their bound), and is taken only when it leads after every part.
  */
-import type { Mask } from '../../../shared/mask.ts';
-import { denseMask, maskBits } from '../../../shared/mask.ts';
+import type { Mask } from '../../../shared/mask/mask.ts';
+import { denseMask, maskBits } from '../../../shared/mask/mask.ts';
 import type { BlockCounts, Budget } from './budget.ts';
 import { countsOf, meetsBudget } from './budget.ts';
 

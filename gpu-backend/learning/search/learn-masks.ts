@@ -3,10 +3,10 @@
  * the choice among all masks on prompts that no search saw, confirmed on more of them; figures on held-out prompts.
  */
 
-import { MaskrouteError } from '../../../shared/errors.ts';
-import type { Mask } from '../../../shared/mask.ts';
-import { maskBits } from '../../../shared/mask.ts';
-import type { Prompts } from '../data/prompts.ts';
+import type { Mask } from '../../../shared/mask/mask.ts';
+import { maskBits } from '../../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import type { Prompts } from '../data/prompt-groups.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample } from '../data/samples.ts';
 import type { LearnEffort, MaskStage } from './effort.ts';

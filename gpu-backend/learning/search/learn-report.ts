@@ -3,10 +3,10 @@
  * it, `report.html` and evaluations read it, so its schema stands below both.
  */
 import { z } from 'zod';
-import { maskBits, skippedLayers } from '../../../shared/mask.ts';
-import { type MaskSet, maskSetSchema, maskSetVersion } from '../../../shared/mask-set.ts';
+import { maskBits, skippedLayers } from '../../../shared/mask/mask.ts';
+import { type MaskSet, maskSetSchema, maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { informationBits } from '../data/clusters.ts';
-import type { Prompts } from '../data/prompts.ts';
+import type { Prompts } from '../data/prompt-groups.ts';
 import { type Budget, weightSkipped } from './budget.ts';
 import type { BlockCost } from './effort.ts';
 import type { HeldOutPair, LearnedMask, LearnedMasks } from './learn-masks.ts';

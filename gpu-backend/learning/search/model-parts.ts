@@ -1,12 +1,12 @@
 /** The model as a run needs it: serving engine, training step, loss alone, and teacher, over the same weights. */
 
 import { join } from 'node:path';
-import { denseMask, type Mask, type SurrogatesId, withSurrogates } from '../../../shared/mask.ts';
+import { denseMask, type Mask, type SurrogatesId, withSurrogates } from '../../../shared/mask/mask.ts';
 import { openRunner, type Runner } from '../../engine/runner.ts';
 import { interleaved, median } from '../../measure.ts';
-import { type ModelText, openModelText } from '../../model/model-text.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { readSurrogates, type Surrogates, toInstalledBasis } from '../../model/surrogates.ts';
+import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
 import type { Sample } from '../data/samples.ts';
 import {
   type GateSession,

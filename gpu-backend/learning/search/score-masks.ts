@@ -7,7 +7,7 @@
  *
  * Shapes: P scored positions of a sample, R rows (positions), V tokens; q = softmax of the logits, p the dense model's.
  */
-import { denseMask, type Mask } from '../../../shared/mask.ts';
+import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import type { KvCache } from '../../engine/kv-cache.ts';
 import type { Runner } from '../../engine/runner.ts';
 import { encodeModel } from '../../onnx/encode.ts';

@@ -3,7 +3,7 @@
  * gates. A cluster's own: from there, by exchanges and by gates on its own prompts. All of them are only proposals, and
  * are compared on prompts that no search saw.
  */
-import { denseMask, type Mask, maskBits } from '../../../shared/mask.ts';
+import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import { drawGates, type TrainingState, trainMask } from '../gates/train-mask.ts';
 import { masksByScore } from './budget.ts';

@@ -3,7 +3,7 @@
  * with their targets when they are first needed. A run that goes on after a kill needs few of them again.
  */
 
-import type { ModelText } from '../../model/model-text.ts';
+import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample, Scored } from '../data/samples.ts';

@@ -2,8 +2,8 @@
  * What every search of a run works with: costs of masks on texts, steps of the gates, the budget. All results go
  * through the journal.
  */
-import type { Mask } from '../../../shared/mask.ts';
-import { denseMask, maskBits } from '../../../shared/mask.ts';
+import type { Mask } from '../../../shared/mask/mask.ts';
+import { denseMask, maskBits } from '../../../shared/mask/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { GateBatch } from '../gates/batches.ts';
 import type { GateStep } from '../gates/gate-session.ts';

@@ -8,8 +8,8 @@
  * it had never been interrupted.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
+import type { LlamaConfig, WeightKind } from '../../model/model-source.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
-import type { LlamaConfig, WeightKind } from '../../model/types.ts';
 import { floats } from '../../onnx/session.ts';
 import { createRandom, type Random } from '../../random.ts';
 import { type GateBatch, stepFeeds } from '../gates/batches.ts';

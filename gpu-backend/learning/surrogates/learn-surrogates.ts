@@ -5,9 +5,9 @@
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { deserialize, serialize } from 'node:v8';
-import { MaskrouteError } from '../../../shared/errors.ts';
-import type { ModelHash, SurrogatesId } from '../../../shared/mask.ts';
-import { openModelText } from '../../model/model-text.ts';
+import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { writeWhole } from '../../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../../model/store.ts';
 import {
   checkRank,
@@ -18,7 +18,7 @@ import {
   toInstalledBasis,
   writeSurrogates,
 } from '../../model/surrogates.ts';
-import { writeWhole } from '../../write-whole.ts';
+import { openModelText } from '../../model/tokenizer/model-text.ts';
 import { readData } from '../data/read-data.ts';
 import { distinctRows, HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
 import { type PackedText, packRows, scoredRowsOf, sequencesOf } from '../gates/batches.ts';

@@ -8,7 +8,7 @@
  * left out.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig, WeightKind } from '../../model/types.ts';
+import type { LlamaConfig, WeightKind } from '../../model/model-source.ts';
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { Session } from '../../onnx/session.ts';

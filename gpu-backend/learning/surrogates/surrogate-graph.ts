@@ -3,7 +3,7 @@
  * y = x̂·A·B + bias, or `first` at a sequence's first position, of the plainly normalized stream x̂
  * (`model/surrogates.ts` says the same of serving).
  */
-import type { LlamaConfig } from '../../model/types.ts';
+import type { LlamaConfig } from '../../model/model-source.ts';
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import type { Shared } from '../gates/forward.ts';
 import { normalizePlainly } from '../gates/forward.ts';

@@ -8,7 +8,7 @@
 import { z } from 'zod';
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
-import type { WeightSource } from '../types.ts';
+import type { WeightSource } from '../model-source.ts';
 
 /** `config.json` of a BERT checkpoint, as far as the graph depends on it. */
 export const bertConfigSchema = z.looseObject({

@@ -19,13 +19,11 @@
 
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
-import type { Linear, StoredLinear } from '../linear.ts';
-import { linear, multiply, storedRows } from '../linear.ts';
-import type { LlamaConfig } from '../types.ts';
+import type { LlamaConfig } from '../model-source.ts';
 import type { WeightRange } from '../weights-file.ts';
 import { external } from '../weights-file.ts';
-import type { StoredEmbedding } from './embedding.ts';
-import { embed } from './embedding.ts';
+import type { Linear, StoredEmbedding, StoredLinear } from './projections.ts';
+import { embed, linear, multiply, storedRows } from './projections.ts';
 import type { Skipping, StoredSurrogate } from './surrogate.ts';
 import { skippedOutput, skipping } from './surrogate.ts';
 

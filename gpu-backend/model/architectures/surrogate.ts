@@ -8,10 +8,10 @@
  * beside the first would cost every running block. So the surrogate computes U rows, and zeros fill what is left.
  */
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
-import type { StoredLinear } from '../linear.ts';
-import { linear, multiply } from '../linear.ts';
 import type { WeightRange } from '../weights-file.ts';
 import { external } from '../weights-file.ts';
+import type { StoredLinear } from './projections.ts';
+import { linear, multiply } from './projections.ts';
 
 export type StoredSurrogate = {
   /** Aᵀ `[r, H]`. */

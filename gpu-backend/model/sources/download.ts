@@ -4,7 +4,7 @@
  */
 import { open, rename, rm, stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MaskrouteError } from '../../../shared/errors.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { sha256OfFiles } from '../store.ts';
 
 export type Download = {

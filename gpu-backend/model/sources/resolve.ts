@@ -1,10 +1,10 @@
 /** What a person writes after `model pull`, and the files on this machine that it leads to. */
 import { stat } from 'node:fs/promises';
 import path from 'node:path';
-import { MaskrouteError } from '../../../shared/errors.ts';
-import { kindOf } from '../../regular-file.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { kindOf } from '../../files.ts';
 import type { LocalModel } from '../import-model.ts';
-import type { ImportHooks } from '../progress.ts';
+import type { ImportHooks } from '../model-source.ts';
 import { toModelName } from '../store.ts';
 import { DEFAULT_MODEL, fetchDefaultModel } from './default-model.ts';
 import { fetchFromHub } from './hub.ts';

@@ -1,6 +1,6 @@
 /** What of a body is refused, and with which words, at a backend; `test/workers/bodies.test.ts` has the edge. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { HEADERS } from '../../../shared/protocol.ts';
+import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { BAD_BODIES, CLIENT_BODIES } from '../../support/bad-bodies.ts';
 import { serveModel, type TestServer } from './harness.ts';
 import { bytesOf, END_TOKEN, type ScriptedEngine, scriptedEngine, scriptedModel } from './scripted-engine.ts';

@@ -6,7 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { fetchFullEncoder } from '../../../gpu-backend/encoder/full-encoder.ts';
-import { encoderListSchema } from '../../../shared/embeddings.ts';
+import { encoderListSchema } from '../../../shared/wire/backend-load.ts';
 import { testHome } from '../../support/installed-model.ts';
 import { TEACHER_TIMEOUT_ms } from '../../support/teacher.ts';
 import { BACKEND_KEY, serveModel, type TestServer } from './harness.ts';

@@ -4,20 +4,18 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import OpenAI from 'openai';
 import { pino } from 'pino';
+import { createRecentAnswers } from '../../../gpu-backend/api/answer-record.ts';
 import { createAuthenticator, createScraperCheck } from '../../../gpu-backend/api/auth.ts';
 import { createBodies } from '../../../gpu-backend/api/body.ts';
-import { createLifecycle } from '../../../gpu-backend/api/lifecycle.ts';
-import type { ApiLimits } from '../../../gpu-backend/api/limits.ts';
-import { DEFAULT_LIMITS } from '../../../gpu-backend/api/limits.ts';
 import { createMetrics } from '../../../gpu-backend/api/metrics.ts';
-import { createRecentAnswers } from '../../../gpu-backend/api/recent-answers.ts';
-import { createRecentMasks } from '../../../gpu-backend/api/recent-masks.ts';
-import type { ServedModel } from '../../../gpu-backend/api/served-model.ts';
+import type { ApiLimits, ServedModel } from '../../../gpu-backend/api/served-model.ts';
+import { DEFAULT_LIMITS } from '../../../gpu-backend/api/served-model.ts';
 import type { RunningServer } from '../../../gpu-backend/api/server.ts';
-import { startServer } from '../../../gpu-backend/api/server.ts';
+import { createLifecycle, startServer } from '../../../gpu-backend/api/server.ts';
+import { createRecentMasks } from '../../../gpu-backend/api/what-is-served.ts';
 import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
-import type { Jobs } from '../../../gpu-backend/jobs/jobs.ts';
-import { createMaskRegistry } from '../../../gpu-backend/serving/mask-registry.ts';
+import { createMaskRegistry } from '../../../gpu-backend/engine/mask-registry.ts';
+import type { Jobs } from '../../../gpu-backend/jobs/job-queue.ts';
 
 import { testHome } from '../../support/installed-model.ts';
 

@@ -1,7 +1,7 @@
 /** What a backend says of its load, and that it works for nobody whose time is over. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { BACKEND_HEADERS, loadReportSchema, parseLoad } from '../../../shared/backends.ts';
-import { maskFromSkippedLayers, maskId } from '../../../shared/mask.ts';
+import { maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
+import { BACKEND_HEADERS, loadReportSchema, parseLoad } from '../../../shared/wire/backend-load.ts';
 import { BACKEND_KEY, eventually, parseSse, serveModel, type TestServer } from './harness.ts';
 import {
   bytesOf,

@@ -1,7 +1,7 @@
 /** The official client against the real server; the engine is scripted so that every token is known. */
 import OpenAI from 'openai';
 import { describe, expect, it } from 'vitest';
-import { maskFromSkippedLayers, maskId } from '../../../shared/mask.ts';
+import { maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
 import { collect, serveModel } from './harness.ts';
 import type { Script } from './scripted-engine.ts';
 import {

@@ -9,11 +9,17 @@ import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { RunningBackend } from '../../../gpu-backend/main.ts';
 import { startBackend } from '../../../gpu-backend/main.ts';
-import { openModelText } from '../../../gpu-backend/model/model-text.ts';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
-import type { ModelHash, SurrogatesId } from '../../../shared/mask.ts';
-import { maskBits, maskFromSkippedLayers, maskId, sparsity, withSurrogates } from '../../../shared/mask.ts';
-import { importTokenKey, signToken } from '../../../shared/service-token.ts';
+import { openModelText } from '../../../gpu-backend/model/tokenizer/model-text.ts';
+import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
+import {
+  maskBits,
+  maskFromSkippedLayers,
+  maskId,
+  sparsity,
+  withSurrogates,
+} from '../../../shared/mask/mask.ts';
+import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { installedModel, testHome } from '../../support/installed-model.ts';
 import { BACKEND_KEY, collect, eventually } from './harness.ts';
 

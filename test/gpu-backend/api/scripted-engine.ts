@@ -9,9 +9,9 @@ import type {
   EngineEvent,
   GenerateRequest,
   TokenLogprob,
-} from '../../../gpu-backend/serving/engine.ts';
-import { MaskrouteError } from '../../../shared/errors.ts';
-import type { ModelHash } from '../../../shared/mask.ts';
+} from '../../../gpu-backend/engine/engine.ts';
+import type { ModelHash } from '../../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 
 export const MODEL_HASH = 'ab'.repeat(32) as ModelHash;
 export const END_TOKEN = 256;

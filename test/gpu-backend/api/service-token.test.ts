@@ -12,7 +12,7 @@ import {
   TOKEN_PREFIX,
   TOKEN_SKEW_s,
   verifyToken,
-} from '../../../shared/service-token.ts';
+} from '../../../shared/wire/service-token.ts';
 import { AUDIENCE, BACKEND_KEY, serveModel, type TestServer } from './harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { createStopMatcher } from '../../../gpu-backend/api/stop-matcher.ts';
+import { createStopMatcher } from '../../../gpu-backend/api/choice.ts';
 
 function run(pieces: readonly string[], stops: readonly string[]) {
   const matcher = createStopMatcher(stops);

@@ -14,9 +14,9 @@ import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { openBackups, watchFile } from '../../../gpu-backend/dev/backups.ts';
-import { startEdge } from '../../../gpu-backend/dev/edge.ts';
+import { startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
-import { listSchema, tenantSchema } from '../../../shared/admin.ts';
+import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
 const tenants = { method: 'GET', path: '/tenants' } as const;

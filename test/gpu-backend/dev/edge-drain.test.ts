@@ -6,7 +6,7 @@ import { once } from 'node:events';
 import { type AddressInfo, connect, createServer } from 'node:net';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
+import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { ensureApiKey } from '../../../gpu-backend/dev/seed.ts';
 import { createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
 import { BACKEND_KEY, parseSse, serveModel, type TestServer } from '../api/harness.ts';

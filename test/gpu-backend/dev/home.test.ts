@@ -6,9 +6,14 @@ import { readdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { readDevFile, removeDevFile, writeDevFile } from '../../../gpu-backend/dev/dev-file.ts';
-import { lockHome } from '../../../gpu-backend/dev/home-lock.ts';
-import { loadOrCreateKeys, saveKeys } from '../../../gpu-backend/dev/keys.ts';
+import {
+  loadOrCreateKeys,
+  lockHome,
+  readDevFile,
+  removeDevFile,
+  saveKeys,
+  writeDevFile,
+} from '../../../gpu-backend/dev/dev-home.ts';
 
 let home: string;
 beforeEach(() => {
@@ -21,7 +26,7 @@ const modeOf = (name: string): string => (statSync(path.join(home, name)).mode &
 /** A process that holds the lock until it is killed. */
 async function lockedElsewhere(): Promise<{ kill(): Promise<void> }> {
   const script = `
-    import { lockHome } from ${JSON.stringify(path.resolve('gpu-backend/dev/home-lock.ts'))};
+    import { lockHome } from ${JSON.stringify(path.resolve('gpu-backend/dev/dev-home.ts'))};
     lockHome(${JSON.stringify(home)});
     console.log('locked');
     setInterval(() => {}, 1000);`;

@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
-import { type Supervised, supervise } from '../../../gpu-backend/dev/supervise.ts';
+import { type Supervised, supervise } from '../../../gpu-backend/dev/children.ts';
 import type { ServiceConfig } from './fixtures/service.ts';
 
 const STOP_ms = 5000;

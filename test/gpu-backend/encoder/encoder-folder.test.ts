@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { readEncoderFolder } from '../../../gpu-backend/encoder/encoder-folder.ts';
+import { readEncoderFolder } from '../../../gpu-backend/encoder/sentence-encoder.ts';
 import { openEncoder } from '../../../gpu-backend/learning/data/encoders.ts';
 
 const CONFIG = {

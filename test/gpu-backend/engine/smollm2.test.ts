@@ -7,8 +7,8 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Runner } from '../../../gpu-backend/engine/runner.ts';
 import { openRunner } from '../../../gpu-backend/engine/runner.ts';
 import { argmax, logSumExp } from '../../../gpu-backend/engine/sampler.ts';
-import { openGguf } from '../../../gpu-backend/model/gguf-source.ts';
-import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask.ts';
+import { openGguf } from '../../../gpu-backend/model/formats/gguf.ts';
+import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask/mask.ts';
 import { installedModel, testModelFile } from '../../support/installed-model.ts';
 import { openEmitted } from '../../support/random-llama.ts';
 import reference from './fixtures/reference.json' with { type: 'json' };
@@ -107,7 +107,7 @@ describe('8 bits', () => {
   );
 
   test('2,000 positions of real text: mean KL to fp32 under 0.01, top-1 agreement over 97 %', async () => {
-    const { openModelText } = await import('../../../gpu-backend/model/model-text.ts');
+    const { openModelText } = await import('../../../gpu-backend/model/tokenizer/model-text.ts');
     const installed = await installedModel();
     const { tokenizer } = await openModelText(installed.folder, installed.manifest);
     const text = await readFile(

@@ -11,7 +11,7 @@ import { reportHtml } from '../../../gpu-backend/learning/report/write-report.ts
 import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-report.ts';
 import { type SweepRow, sweepClusters } from '../../../gpu-backend/learning/sweep.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
-import { maskSetSchema } from '../../../shared/mask-set.ts';
+import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { smallRun, writeSmallData } from './search/small-run.ts';
 
 const KILLS = 10;

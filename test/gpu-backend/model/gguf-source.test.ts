@@ -5,8 +5,8 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { gguf } from '@huggingface/gguf';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { openGguf } from '../../../gpu-backend/model/gguf-source.ts';
-import { toHalfSplitRotary } from '../../../gpu-backend/model/llama-tensors.ts';
+import { openGguf } from '../../../gpu-backend/model/formats/gguf.ts';
+import { toHalfSplitRotary } from '../../../gpu-backend/model/formats/llama-tensors.ts';
 import { tinyLlama, writeGguf } from '../../support/gguf.ts';
 import { testModelFile } from '../../support/installed-model.ts';
 

@@ -5,9 +5,9 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { pullModel } from '../../../gpu-backend/cli/models.ts';
-import { openGguf } from '../../../gpu-backend/model/gguf-source.ts';
-import { llamaTensors } from '../../../gpu-backend/model/llama-tensors.ts';
-import { tokenizerFromGguf } from '../../../gpu-backend/model/tokenizer-import.ts';
+import { openGguf } from '../../../gpu-backend/model/formats/gguf.ts';
+import { llamaTensors } from '../../../gpu-backend/model/formats/llama-tensors.ts';
+import { tokenizerFromGguf } from '../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
 import type { FakeHub, HubOptions } from '../../support/fake-hub.ts';
 import { startFakeHub } from '../../support/fake-hub.ts';
 import { tinyLlama, writeGguf } from '../../support/gguf.ts';
@@ -128,9 +128,9 @@ describe('hf:OWNER/NAME', () => {
 });
 
 test('the same model as GGUF and as safetensors gives the same weights and ids', async () => {
-  const { openSafetensorsFolder } = await import('../../../gpu-backend/model/safetensors-source.ts');
-  const { tokenizerFromFolder } = await import('../../../gpu-backend/model/tokenizer-folder.ts');
-  const { createTokenizer } = await import('../../../gpu-backend/model/tokenizer.ts');
+  const { openSafetensorsFolder } = await import('../../../gpu-backend/model/formats/hf-folder.ts');
+  const { tokenizerFromFolder } = await import('../../../gpu-backend/model/tokenizer/hf-tokenizer.ts');
+  const { createTokenizer } = await import('../../../gpu-backend/model/tokenizer/tokenizer.ts');
   const { writeFile } = await import('node:fs/promises');
   for (const [name, bytes] of Object.entries(await tinyFolder()))
     await writeFile(path.join(home, name), bytes);

@@ -1,7 +1,7 @@
 /** Codes as ONNX Runtime reads them, and the rotation that comes before. */
 import { expect, test } from 'vitest';
+import { rotateColumns, rotateRows } from '../../../gpu-backend/model/architectures/rotation.ts';
 import { QUANT_BLOCK, quantizeRows } from '../../../gpu-backend/model/quantize.ts';
-import { rotateColumns, rotateRows } from '../../../gpu-backend/model/rotation.ts';
 import { seededRandom } from '../../../gpu-backend/random.ts';
 
 const random = seededRandom(5);

@@ -8,9 +8,8 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { listModels, pullModel, showModel } from '../../../gpu-backend/cli/models.ts';
-import type { ImportProgress } from '../../../gpu-backend/model/progress.ts';
-import { loadTokenizer } from '../../../gpu-backend/model/tokenizer.ts';
-import type { WeightKind } from '../../../gpu-backend/model/types.ts';
+import type { ImportProgress, WeightKind } from '../../../gpu-backend/model/model-source.ts';
+import { loadTokenizer } from '../../../gpu-backend/model/tokenizer/tokenizer.ts';
 import { tinyLlama, writeGguf } from '../../support/gguf.ts';
 
 let home: string;

@@ -17,8 +17,8 @@ import {
   toInstalledBasis,
   writeSurrogates,
 } from '../../../gpu-backend/model/surrogates.ts';
-import type { ModelHash, SurrogatesId } from '../../../shared/mask.ts';
-import { maskFromSkippedLayers, SURROGATES_ID_PATTERN, withSurrogates } from '../../../shared/mask.ts';
+import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
+import { maskFromSkippedLayers, SURROGATES_ID_PATTERN, withSurrogates } from '../../../shared/mask/mask.ts';
 import { tinyLlama, writeGguf } from '../../support/gguf.ts';
 import { randomSurrogates, TINY_CONFIG } from '../../support/random-llama.ts';
 

@@ -6,10 +6,10 @@ import { STATIC_TABLE_PATH, staticKernel } from '../../../gpu-backend/learning/d
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../gpu-backend/model/sources/default-model.ts';
 import { sha256OfFiles } from '../../../gpu-backend/model/store.ts';
 import { surrogatesIdOf } from '../../../gpu-backend/model/surrogates.ts';
+import { evaluationFiguresSchema } from '../../../shared/admin/stats-wire.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
-import { evaluationFiguresSchema } from '../../../shared/evaluation.ts';
-import { clusterSparsity, maskSetSchema, maskSetVersion } from '../../../shared/mask-set.ts';
-import { nearestCentroid, packCentroids } from '../../../shared/route.ts';
+import { nearestCentroid, packCentroids } from '../../../shared/mask/centroids.ts';
+import { clusterSparsity, maskSetSchema, maskSetVersion } from '../../../shared/mask/mask-set.ts';
 
 const folder = new URL(`../../../gpu-backend/presets/${DEFAULT_MODEL}/`, import.meta.url);
 const json = async (name: string) => JSON.parse(await readFile(new URL(name, folder), 'utf8'));

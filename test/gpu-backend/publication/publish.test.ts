@@ -6,7 +6,7 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
+import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { ensurePreset, storePreset } from '../../../gpu-backend/dev/seed.ts';
 import { staticKernel } from '../../../gpu-backend/learning/data/encoders.ts';
 import { evaluationSchema } from '../../../gpu-backend/learning/evaluation/result.ts';
@@ -24,11 +24,11 @@ import {
   rollBack,
   storeMaskSet,
 } from '../../../gpu-backend/publication/publish.ts';
-import { listSchema, maskSetSummarySchema, publicationSchema } from '../../../shared/admin.ts';
+import { listSchema, maskSetSummarySchema, publicationSchema } from '../../../shared/admin/admin-wire.ts';
+import { evaluatedRowSchema } from '../../../shared/admin/stats-wire.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
-import { evaluatedRowSchema } from '../../../shared/evaluation.ts';
-import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask.ts';
-import { type MaskSet, maskSetVersion } from '../../../shared/mask-set.ts';
+import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
+import { type MaskSet, maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { madeUpEvaluation } from '../../support/evaluation.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';

@@ -4,10 +4,10 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { type Edge, startEdge } from '../../../gpu-backend/dev/edge.ts';
+import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
 import { createRegistrar } from '../../../gpu-backend/publication/register.ts';
-import type { BackendEntry } from '../../../shared/backends.ts';
+import type { BackendEntry } from '../../../shared/wire/backend-load.ts';
 import { BACKEND_KEY, serveModel, type TestServer } from '../api/harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from '../api/scripted-engine.ts';
 

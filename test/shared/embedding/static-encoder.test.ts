@@ -5,8 +5,7 @@
 import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
 import { STATIC_TABLE_PATH, staticKernel } from '../../../gpu-backend/learning/data/encoders.ts';
-import { EMBED_CHARS_MAX } from '../../../shared/embedding/encoder.ts';
-import { normalise } from '../../../shared/embedding/pool.ts';
+import { EMBED_CHARS_MAX, normalise } from '../../../shared/embedding/encoder.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import {
   parseStaticTable,

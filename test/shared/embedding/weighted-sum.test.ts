@@ -4,8 +4,8 @@ import { describe, expect, it } from 'vitest';
 import { staticKernel } from '../../../gpu-backend/learning/data/encoders.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import { assembleKernel } from '../../../scripts/build-kernel.ts';
+import { createWeightedSum } from '../../../shared/embedding/static-encoder.ts';
 import type { StaticTable } from '../../../shared/embedding/static-table.ts';
-import { createWeightedSum } from '../../../shared/embedding/weighted-sum.ts';
 
 const TOKENS = 50;
 

@@ -5,8 +5,8 @@
 import { once } from 'node:events';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { type Authenticate, createAuthenticator } from '../../../gpu-backend/api/auth.ts';
-import { BACKEND_HEADERS } from '../../../shared/backends.ts';
-import { toMaskrouteError } from '../../../shared/errors.ts';
+import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
+import { toMaskrouteError } from '../../../shared/wire/errors.ts';
 import { BACKEND_KEY, ENCODER, MODEL, type Recorded, STREAM_PAUSE_ms } from './constants.ts';
 import { vectorOf } from './encoder-server.ts';
 import { listen, type RunningServer, readText } from './http-server.ts';

@@ -1,7 +1,7 @@
 /** Backends of a test file: one server stands for all of them, each at an address of its own. */
 import { env } from 'cloudflare:workers';
-import { BACKEND_HEADERS } from '../../../shared/backends.ts';
-import { HEADERS } from '../../../shared/protocol.ts';
+import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
+import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { admin, created, recorded } from './edge.ts';
 
 /** `prefix`: the server is there for all test files at once, so each has names of its own. */

@@ -2,9 +2,15 @@
 import { createExecutionContext } from 'cloudflare:test';
 import { env, exports } from 'cloudflare:workers';
 import { expect } from 'vitest';
-import type { CreatedKey, MaskSetSummary, Publication } from '../../../shared/admin.ts';
-import { type ModelHash, maskBits, maskFromSkippedLayers, maskId, sparsity } from '../../../shared/mask.ts';
-import type { MaskSet } from '../../../shared/mask-set.ts';
+import type { CreatedKey, MaskSetSummary, Publication } from '../../../shared/admin/admin-wire.ts';
+import {
+  type ModelHash,
+  maskBits,
+  maskFromSkippedLayers,
+  maskId,
+  sparsity,
+} from '../../../shared/mask/mask.ts';
+import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import type { Env } from '../../../workers/env.ts';
 import edge from '../../../workers/index.ts';
 import { ADMIN_KEY, EDGE_URL, ENCODER, MODEL, type Recorded } from '../../support/edge/constants.ts';

@@ -1,6 +1,6 @@
 /** Tenants with limits, and a clock that no test runs over the edge of. */
 import { vi } from 'vitest';
-import type { BudgetUse, Tenant, TenantChange } from '../../../shared/admin.ts';
+import type { BudgetUse, Tenant, TenantChange } from '../../../shared/admin/admin-wire.ts';
 import { admin, created, newKey, newTenant } from './edge.ts';
 
 /** Half past a minute, so that a test's requests are of one minute. Later tests start later. */

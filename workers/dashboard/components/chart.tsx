@@ -7,7 +7,7 @@ import type { LineSeriesOption, ScatterSeriesOption } from 'echarts/charts';
 import type { GridComponentOption, LegendComponentOption, TooltipComponentOption } from 'echarts/components';
 import type { ComposeOption, ECharts } from 'echarts/core';
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { onThemeChange } from '../theme.ts';
+import { onThemeChange } from '../look.ts';
 
 export type ChartOption = ComposeOption<
   | LineSeriesOption

@@ -2,10 +2,12 @@
  * Masks as a picture that is a table: a column a layer, two rows a cluster (attention and FFN). The last two rows say
  * which share of the calibration set skips the block.
  */
-import { maskFromBits } from '../../../shared/mask.ts';
-import type { MaskSet } from '../../../shared/mask-set.ts';
-import { percent } from '../format.ts';
-import { Scroll } from './scroll.tsx';
+import { maskFromBits } from '../../../shared/mask/mask.ts';
+import type { MaskSet } from '../../../shared/mask/mask-set.ts';
+import { type LiveSet, useLiveSet, useScope } from '../hooks.ts';
+import { percent, tenantName, when } from '../look.ts';
+import { Empty, Loaded, Notice } from './notice.tsx';
+import { type FactList, Facts, Scroll } from './table.tsx';
 
 const KINDS = ['attention', 'FFN'] as const;
 const HEAT_STEPS = 10;
@@ -17,7 +19,7 @@ type HeatRow = {
   readonly heat: readonly [readonly number[], readonly number[]];
 };
 
-export function MaskHeatMap({ set }: { readonly set: MaskSet }) {
+function MaskHeatMap({ set }: { readonly set: MaskSet }) {
   const layers = Array.from({ length: set.model.blockCount / 2 }, (_, layer) => layer);
   const rows = heatRows(set);
   return (
@@ -95,3 +97,50 @@ function heatRows(set: MaskSet): HeatRow[] {
 
 const mean = (values: readonly number[]): number =>
   values.reduce((sum, value) => sum + value, 0) / (values.length || 1);
+
+/* What a mask set is, in one line of figures; and what it means that there is none. */
+
+export function SetSummary({ publication, set }: LiveSet) {
+  const { tenant } = useScope();
+  const facts: FactList = [
+    ['Mask set', set.name],
+    ['Version', publication.version],
+    ['Model', set.model.name],
+    ['Encoder', `${set.encoder.id} (${set.encoder.dimensions} dimensions)`],
+    ['Blocks out', `${percent(set.reachedSparsity)} (target ${percent(set.targetSparsity)})`],
+    ['Surrogates', set.surrogate ? 'stand in for skipped blocks' : 'none: skipped blocks leave a hole'],
+    ['Live since', when(publication.activate_at)],
+  ];
+  return (
+    <>
+      {publication.tenant !== tenant && (
+        <Notice kind="info">
+          {tenantName(tenant)} has no mask set of its own: its requests use the default one, which this is.
+        </Notice>
+      )}
+      <Facts facts={facts} />
+    </>
+  );
+}
+
+export const NothingLive = () => <Empty>No mask set is live: every request runs dense.</Empty>;
+
+/* The live mask set as a heat map. */
+
+export function LiveMasks() {
+  const live = useLiveSet();
+  return (
+    <Loaded load={live}>
+      {(found) =>
+        found === null ? (
+          <NothingLive />
+        ) : (
+          <>
+            <SetSummary {...found} />
+            <MaskHeatMap set={found.set} />
+          </>
+        )
+      }
+    </Loaded>
+  );
+}

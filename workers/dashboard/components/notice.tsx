@@ -1,7 +1,7 @@
 /** What went wrong, what is loading, what there is not. */
 import type { ComponentChildren } from 'preact';
 import { ApiError } from '../api.ts';
-import type { Load } from '../use-load.ts';
+import type { Load } from '../hooks.ts';
 
 export function Failure({ error, retry }: { readonly error: Error; readonly retry?: () => void }) {
   const code = error instanceof ApiError ? error.code : undefined;

@@ -1,16 +1,15 @@
 /** Backends: where they are, whether they answer, how busy they are and which masks they hold hot. */
 import { useState } from 'preact/hooks';
 import { z } from 'zod';
-import { listSchema } from '../../../shared/admin.ts';
-import { backendSchema } from '../../../shared/backends.ts';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { backendSchema } from '../../../shared/wire/backend-load.ts';
 import { admin } from '../api.ts';
-import { Jobs } from '../backends/jobs.tsx';
-import { Confirm } from '../components/dialog.tsx';
-import { FormDialog } from '../components/form-dialog.tsx';
+import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
-import { when } from '../format.ts';
-import { useLoad } from '../use-load.ts';
+import { useLoad } from '../hooks.ts';
+import { when } from '../look.ts';
+import { Jobs } from './backend-jobs.tsx';
 
 const REFRESH_ms = 5_000;
 const removedSchema = z.object({ id: z.string(), deleted: z.literal(true) });

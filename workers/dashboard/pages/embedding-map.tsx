@@ -1,18 +1,16 @@
 /** Where the clusters lie, in two dimensions, and where recent requests fell among them. */
 import { useMemo } from 'preact/hooks';
-import { listSchema } from '../../../shared/admin.ts';
-import { type TrafficSample, trafficSampleSchema } from '../../../shared/admin-traffic.ts';
-import type { MaskSet } from '../../../shared/mask-set.ts';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { type TrafficSample, trafficSampleSchema } from '../../../shared/admin/stats-wire.ts';
+import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
+import { NothingLive, SetSummary } from '../components/mask-heat-map.tsx';
 import { Failure, Loaded } from '../components/notice.tsx';
-import { NothingLive, SetSummary } from '../components/set-summary.tsx';
 import { Table } from '../components/table.tsx';
-import { useScope } from '../context.ts';
-import { number, percent } from '../format.ts';
-import { useLiveSet } from '../live-set.ts';
-import { type Projection, projectCentroids } from '../projection.ts';
-import { useLoad } from '../use-load.ts';
+import { useLiveSet, useLoad, useScope } from '../hooks.ts';
+import { number, percent } from '../look.ts';
+import { type Projection, projectCentroids } from './figures.ts';
 
 const NO_SAMPLES: readonly TrafficSample[] = [];
 

@@ -1,16 +1,15 @@
 /** Experiments: which there are, how they are started and stopped, and what came of the one in view. */
 import { useState } from 'preact/hooks';
-import { listSchema } from '../../../shared/admin.ts';
-import { type Experiment, experimentSchema } from '../../../shared/admin-experiments.ts';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { type Experiment, experimentSchema } from '../../../shared/admin/experiment-wire.ts';
 import { admin, query } from '../api.ts';
 import { Confirm } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
-import { useScope } from '../context.ts';
-import { NewExperiment } from '../experiments/new-experiment.tsx';
-import { Results } from '../experiments/results.tsx';
-import { tenantName, when } from '../format.ts';
-import { useLoad } from '../use-load.ts';
+import { useLoad, useScope } from '../hooks.ts';
+import { tenantName, when } from '../look.ts';
+import { Results } from './experiment-results.tsx';
+import { NewExperiment } from './new-experiment.tsx';
 
 type Open =
   | { readonly what: 'new' }

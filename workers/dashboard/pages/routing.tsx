@@ -1,15 +1,13 @@
 /** Where requests go: the share of every cluster over time, how even it is, and what ran dense and why. */
 import { useMemo, useState } from 'preact/hooks';
-import { COLLAPSE, type Stats, statsSchema } from '../../../shared/admin-stats.ts';
+import { COLLAPSE, type Stats, statsSchema } from '../../../shared/admin/stats-wire.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
-import { FIGURE_COLUMNS, quantiles } from '../components/figures.tsx';
 import { Empty, Loaded, Notice } from '../components/notice.tsx';
-import { Table } from '../components/table.tsx';
-import { useScope } from '../context.ts';
-import { number, percent, shortVersion } from '../format.ts';
-import { type Series, sharesOverTime } from '../routing-shares.ts';
-import { useLoad } from '../use-load.ts';
+import { FIGURE_COLUMNS, quantiles, Table } from '../components/table.tsx';
+import { useLoad, useScope } from '../hooks.ts';
+import { number, percent, shortVersion } from '../look.ts';
+import { type Series, sharesOverTime } from './figures.ts';
 
 const REFRESH_ms = 15_000;
 const HOUR_ms = 3_600_000;

@@ -6,14 +6,13 @@ import {
   type UsageGroup,
   type UsageRow,
   usageRowSchema,
-} from '../../../shared/admin.ts';
+} from '../../../shared/admin/admin-wire.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
-import { useScope } from '../context.ts';
-import { number } from '../format.ts';
-import { useLoad } from '../use-load.ts';
+import { useLoad, useScope } from '../hooks.ts';
+import { number } from '../look.ts';
 
 export function Usage() {
   const { tenant } = useScope();

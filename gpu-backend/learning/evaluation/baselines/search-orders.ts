@@ -1,7 +1,7 @@
 /** The orders of all static methods on the same calibration samples, with every model evaluation kept on disk. */
 import { z } from 'zod';
-import type { Mask, ModelHash, SurrogatesId } from '../../../../shared/mask.ts';
-import { maskId, withSurrogates } from '../../../../shared/mask.ts';
+import type { Mask, ModelHash, SurrogatesId } from '../../../../shared/mask/mask.ts';
+import { maskId, withSurrogates } from '../../../../shared/mask/mask.ts';
 import type { InstalledModel } from '../../../model/store.ts';
 import type { Sample } from '../../data/samples.ts';
 import { type Journal, modelKey, openKeptResults, sampleKey } from '../../journal.ts';

@@ -9,15 +9,15 @@
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { KvCache } from '../../../engine/kv-cache.ts';
+import { partOf } from '../../../files.ts';
 import { llamaGraph } from '../../../model/architectures/llama.ts';
+import type { LlamaConfig } from '../../../model/model-source.ts';
 import type { InstalledModel } from '../../../model/store.ts';
 import { readStoredLlama } from '../../../model/stored-llama.ts';
-import type { LlamaConfig } from '../../../model/types.ts';
 import { encodeModel } from '../../../onnx/encode.ts';
 import type { Graph } from '../../../onnx/graph.ts';
 import type { Feeds, Fetches, Outputs, Session } from '../../../onnx/session.ts';
 import { createSession, floats, tensor } from '../../../onnx/session.ts';
-import { partOf } from '../../../write-whole.ts';
 import { integers } from '../../gates/batches.ts';
 
 export type Similarities = {

@@ -2,7 +2,7 @@
  * The order in which each static method takes blocks out. Every order serves all sparsities: the first n units are
  * the method's mask at that count.
  */
-import type { Mask } from '../../../../shared/mask.ts';
+import type { Mask } from '../../../../shared/mask/mask.ts';
 import { createRandom, permutation } from '../../../random.ts';
 import { maskWithout } from '../../search/budget.ts';
 import type { StaticMethod } from '../result.ts';

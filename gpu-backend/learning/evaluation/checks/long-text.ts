@@ -3,10 +3,10 @@
  * the dense model judges them window by window. Where a mask starves the cache, perplexity rises from window to window,
  * or the text repeats itself.
  */
-import { denseMask, type Mask } from '../../../../shared/mask.ts';
+import { denseMask, type Mask } from '../../../../shared/mask/mask.ts';
+import type { Sampling } from '../../../engine/engine.ts';
 import type { Runner } from '../../../engine/runner.ts';
 import { sample } from '../../../engine/sampler.ts';
-import type { Sampling } from '../../../engine/types.ts';
 import { seededRandom } from '../../../random.ts';
 import type { ScoreSession } from '../../search/score-masks.ts';
 

@@ -8,8 +8,8 @@ import {
   type SurrogatesId,
   sparsity,
   withSurrogates,
-} from '../../../../shared/mask.ts';
-import type { ModelText } from '../../../model/model-text.ts';
+} from '../../../../shared/mask/mask.ts';
+import type { ModelText } from '../../../model/tokenizer/model-text.ts';
 import { createRandom } from '../../../random.ts';
 import { kindTable } from '../../data/clusters.ts';
 import type { CalibrationRow } from '../../data/read-data.ts';

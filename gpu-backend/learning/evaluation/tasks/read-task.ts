@@ -5,7 +5,7 @@
 import { stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { ZodError, z } from 'zod';
-import { MaskrouteError } from '../../../../shared/errors.ts';
+import { MaskrouteError } from '../../../../shared/wire/errors.ts';
 import { readLines } from '../../data/read-data.ts';
 
 export const TASKS = ['openbookqa', 'winogrande', 'hellaswag', 'piqa', 'arc_easy', 'arc_challenge'] as const;

@@ -3,11 +3,11 @@
  * route it, each answer kept by content.
  */
 import { z } from 'zod';
-import { MaskrouteError } from '../../../../shared/errors.ts';
-import { type Mask, type ModelHash, maskId } from '../../../../shared/mask.ts';
+import { type Mask, type ModelHash, maskId } from '../../../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../../../shared/wire/errors.ts';
 import type { Runner } from '../../../engine/runner.ts';
-import type { ModelText } from '../../../model/model-text.ts';
 import type { InstalledModel } from '../../../model/store.ts';
+import type { ModelText } from '../../../model/tokenizer/model-text.ts';
 import { modelKey, openKeptResults } from '../../journal.ts';
 import type { ScoreSession } from '../../search/score-masks.ts';
 import { bootstrapInterval, weightedRatio } from '../bootstrap.ts';

@@ -3,10 +3,10 @@
  * no special tokens, blanks at the end of a context counted to the continuation. What the sequences of a question share
  * at their start is computed once.
  */
-import type { Mask } from '../../../../shared/mask.ts';
+import type { Mask } from '../../../../shared/mask/mask.ts';
 import type { KvCache } from '../../../engine/kv-cache.ts';
 import type { Runner } from '../../../engine/runner.ts';
-import type { Tokenizer } from '../../../model/tokenizer.ts';
+import type { Tokenizer } from '../../../model/tokenizer/tokenizer.ts';
 import { commonLength } from '../../data/samples.ts';
 import type { ScoreSession } from '../../search/score-masks.ts';
 import type { Question } from './read-task.ts';

@@ -5,8 +5,8 @@
 import { describe, expect, test } from 'vitest';
 import { gradients } from '../../../../gpu-backend/learning/autodiff/gradients.ts';
 import { RULES } from '../../../../gpu-backend/learning/autodiff/rules.ts';
+import { transpose } from '../../../../gpu-backend/model/architectures/rotation.ts';
 import { quantizeRows } from '../../../../gpu-backend/model/quantize.ts';
-import { transpose } from '../../../../gpu-backend/model/rotation.ts';
 import { encodeModel } from '../../../../gpu-backend/onnx/encode.ts';
 import type { Value } from '../../../../gpu-backend/onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../../../gpu-backend/onnx/graph.ts';

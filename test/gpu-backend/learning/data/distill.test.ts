@@ -12,7 +12,7 @@ import {
   project,
 } from '../../../../gpu-backend/learning/data/fit-vectors.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
-import { normalise } from '../../../../shared/embedding/pool.ts';
+import { normalise } from '../../../../shared/embedding/encoder.ts';
 import { loadStaticEncoder } from '../../../../shared/embedding/static-encoder.ts';
 import { openTestTeacher, TEACHER_TIMEOUT_ms } from '../../../support/teacher.ts';
 

@@ -10,7 +10,7 @@ import type { StaticMethod } from '../../../../gpu-backend/learning/evaluation/r
 import { maskWithout } from '../../../../gpu-backend/learning/search/budget.ts';
 import type { SampleScores } from '../../../../gpu-backend/learning/search/score-masks.ts';
 import { addScores } from '../../../../gpu-backend/learning/search/score-masks.ts';
-import { denseMask, type Mask, maskBits } from '../../../../shared/mask.ts';
+import { denseMask, type Mask, maskBits } from '../../../../shared/mask/mask.ts';
 import { naiveModel, naiveScores } from './naive-scores.ts';
 import { openTinyScorer, SAMPLES, type TinyHome, tinyHome } from './tiny.ts';
 

@@ -13,10 +13,10 @@ import { BASELINES, evaluationSchema, METHODS } from '../../../../gpu-backend/le
 import { reportHtml } from '../../../../gpu-backend/learning/report/write-report.ts';
 import { installSurrogates } from '../../../../gpu-backend/model/install-surrogates.ts';
 import { writeSurrogates } from '../../../../gpu-backend/model/surrogates.ts';
-import type { ModelHash } from '../../../../shared/mask.ts';
-import { maskBits, maskFromSkippedLayers, maskId } from '../../../../shared/mask.ts';
-import type { MaskSet } from '../../../../shared/mask-set.ts';
-import { maskSetSchema } from '../../../../shared/mask-set.ts';
+import type { ModelHash } from '../../../../shared/mask/mask.ts';
+import { maskBits, maskFromSkippedLayers, maskId } from '../../../../shared/mask/mask.ts';
+import type { MaskSet } from '../../../../shared/mask/mask-set.ts';
+import { maskSetSchema } from '../../../../shared/mask/mask-set.ts';
 import { testHome } from '../../../support/installed-model.ts';
 import { randomSurrogates } from '../../../support/random-llama.ts';
 import { writeSmallData } from '../search/small-run.ts';

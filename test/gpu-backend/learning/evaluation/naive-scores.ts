@@ -1,7 +1,7 @@
 /** Scores of a mask by plain loops over the naive model, in double precision. */
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
 import type { SampleScores } from '../../../../gpu-backend/learning/search/score-masks.ts';
-import { denseMask, type Mask } from '../../../../shared/mask.ts';
+import { denseMask, type Mask } from '../../../../shared/mask/mask.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
 import { randomLlama } from '../../../support/random-llama.ts';
 

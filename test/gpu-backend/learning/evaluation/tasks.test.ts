@@ -13,8 +13,8 @@ import {
   judge,
   scoreChoices,
 } from '../../../../gpu-backend/learning/evaluation/tasks/score-question.ts';
-import { openModelText } from '../../../../gpu-backend/model/model-text.ts';
-import { maskFromSkippedLayers } from '../../../../shared/mask.ts';
+import { openModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
+import { maskFromSkippedLayers } from '../../../../shared/mask/mask.ts';
 import { naiveLogs } from './naive-scores.ts';
 import { openTinyScorer, tinyHome } from './tiny.ts';
 

@@ -11,7 +11,7 @@ import type { TrainingOptions } from '../../../../gpu-backend/learning/gates/tra
 import { startState, trainMask } from '../../../../gpu-backend/learning/gates/train-mask.ts';
 import { createBudget, masksByScore } from '../../../../gpu-backend/learning/search/budget.ts';
 import { emitModel } from '../../../../gpu-backend/model/emit.ts';
-import type { Mask } from '../../../../shared/mask.ts';
+import type { Mask } from '../../../../shared/mask/mask.ts';
 import { randomLlama } from '../../../support/random-llama.ts';
 
 const BLOCKS = 8;

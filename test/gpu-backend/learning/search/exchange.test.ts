@@ -16,8 +16,8 @@ import {
   worthOfBlocks,
 } from '../../../../gpu-backend/learning/search/exchange.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
-import type { Mask } from '../../../../shared/mask.ts';
-import { denseMask, maskBits } from '../../../../shared/mask.ts';
+import type { Mask } from '../../../../shared/mask/mask.ts';
+import { denseMask, maskBits } from '../../../../shared/mask/mask.ts';
 
 const LAYERS = 5;
 const any = { min: 0, max: LAYERS };

@@ -8,7 +8,7 @@ import {
   scoreHeldOut,
 } from '../../../../gpu-backend/learning/search/score-masks.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
-import { denseMask, type Mask, maskFromSkippedLayers } from '../../../../shared/mask.ts';
+import { denseMask, type Mask, maskFromSkippedLayers } from '../../../../shared/mask/mask.ts';
 import { openEmitted, randomLlama } from '../../../support/random-llama.ts';
 import { naiveScores } from '../evaluation/naive-scores.ts';
 import { openTinyScorer, SAMPLES as TINY_SAMPLES, tinyHome } from '../evaluation/tiny.ts';

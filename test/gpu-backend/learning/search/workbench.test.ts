@@ -4,7 +4,7 @@ import type { GateBatch } from '../../../../gpu-backend/learning/gates/batches.t
 import { createBudget } from '../../../../gpu-backend/learning/search/budget.ts';
 import type { Text } from '../../../../gpu-backend/learning/search/texts.ts';
 import { createWorkbench } from '../../../../gpu-backend/learning/search/workbench.ts';
-import type { Mask } from '../../../../shared/mask.ts';
+import type { Mask } from '../../../../shared/mask/mask.ts';
 
 const any = { min: 0, max: 2 };
 const budget = createBudget({

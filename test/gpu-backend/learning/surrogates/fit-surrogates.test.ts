@@ -16,7 +16,7 @@ import {
 } from '../../../../gpu-backend/learning/surrogates/fit-surrogates.ts';
 import { openMomentSession } from '../../../../gpu-backend/learning/surrogates/moments.ts';
 import { emitModel } from '../../../../gpu-backend/model/emit.ts';
-import type { WeightSource } from '../../../../gpu-backend/model/types.ts';
+import type { WeightSource } from '../../../../gpu-backend/model/model-source.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 import { randomLlama } from '../../../support/random-llama.ts';
 import golden from './fixtures/surrogate_fit.json' with { type: 'json' };

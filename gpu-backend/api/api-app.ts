@@ -1,0 +1,123 @@
+/** The HTTP API, composed: health for everybody, figures for scrapers, and all under `/v1` for authenticated callers. */
+import { randomBytes } from 'node:crypto';
+import { Hono } from 'hono';
+import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
+import { answerRoutes } from './answer-record.ts';
+import { completionRoutes } from './completions.ts';
+import { embeddingRoutes } from './embeddings.ts';
+import { jobRoutes } from './jobs-api.ts';
+import type { ApiContext, ApiEnv, ApiParts } from './parts.ts';
+import { loadHeader, loadRoutes, modelRoutes } from './what-is-served.ts';
+
+/** Paths that exist, and the methods that they take; anything else on them is 405, not 404. */
+const METHODS = {
+  '/healthz': 'GET',
+  '/readyz': 'GET',
+  '/metrics': 'GET',
+  '/v1/load': 'GET',
+  '/v1/models': 'GET',
+  '/v1/models/:id{.+}': 'GET',
+  '/v1/answers/:id': 'GET',
+  '/v1/chat/completions': 'POST',
+  '/v1/completions': 'POST',
+  '/v1/embeddings': 'POST',
+  '/v1/encoders': 'GET',
+} as const;
+
+export function createApp(parts: ApiParts): Hono<ApiEnv> {
+  const app = new Hono<ApiEnv>();
+  app.use(async (c, next) => {
+    const given = c.req.header(HEADERS.requestId) ?? '';
+    const requestId = REQUEST_ID_PATTERN.test(given) ? given : `req_${randomBytes(12).toString('hex')}`;
+    c.set('requestId', requestId);
+    c.header(HEADERS.requestId, requestId);
+    await next();
+    // Who is told so comes back on a new connection, which a load balancer leads to another backend.
+    if (parts.lifecycle.draining) c.header('connection', 'close');
+  });
+  app.route('/', healthRoutes(parts));
+  app.use('/v1/*', async (c, next) => {
+    c.set('caller', await parts.authenticate(c.req.header('authorization')));
+    await next();
+    c.header(...loadHeader(parts.model.engine));
+  });
+  app.route('/', modelRoutes(parts.model));
+  app.route('/', loadRoutes(parts));
+  app.route('/', completionRoutes(parts));
+  app.route('/', embeddingRoutes(parts));
+  app.route('/', jobRoutes(parts));
+  app.route('/', answerRoutes(parts));
+  for (const [path, method] of Object.entries(METHODS)) {
+    app.all(path, (c) => {
+      c.header('allow', method);
+      throw new MaskrouteError('method_not_allowed', `${c.req.path} takes ${method}, not ${c.req.method}.`);
+    });
+  }
+  app.notFound((c) =>
+    errorResponse(parts, c, new MaskrouteError('not_found', `There is nothing at ${c.req.path}.`)),
+  );
+  app.onError((error, c) => errorResponse(parts, c, toMaskrouteError(error)));
+  return app;
+}
+
+/**
+ * `/healthz`: whether this process can still do its work, or has to be started again. `/readyz`: whether it takes
+ * requests right now. One that drains is well, and not ready. Anybody may ask, so up or down is all that they hear; the
+ * reason is for the log. `/metrics` says much of the model and its use, so it wants a key.
+ */
+function healthRoutes({ lifecycle, metrics, model, limits, expectScraper, log }: ApiParts): Hono<ApiEnv> {
+  const trouble = (): string | undefined => {
+    if (model.engine.failure !== undefined) return 'The engine has stopped.';
+    return model.engine.silence_ms() > limits.engineSilence_ms ? 'The engine does not answer.' : undefined;
+  };
+  /** Probes come every few seconds, so a reason is told once. */
+  let told: string | undefined;
+  const tell = (why: string | undefined): boolean => {
+    if (why !== told && why !== undefined) log.error({ why }, 'not well');
+    told = why;
+    return why !== undefined;
+  };
+  return new Hono<ApiEnv>()
+    .get('/healthz', (c) =>
+      tell(trouble()) ? unwell(c, 'internal_error', 'Down.') : c.json({ status: 'ok' }),
+    )
+    .get('/readyz', (c) =>
+      tell(trouble()) || lifecycle.draining
+        ? unwell(c, 'not_ready', 'Not ready.')
+        : c.json({ status: 'ready' }),
+    )
+    .get('/metrics', async (c) => {
+      expectScraper(c.req.header('authorization'));
+      return c.body(await metrics.registry.metrics(), 200, { 'content-type': metrics.registry.contentType });
+    });
+}
+
+const unwell = (c: ApiContext, code: 'internal_error' | 'not_ready', message: string): Response => {
+  const error = new MaskrouteError(code, message);
+  return c.json(error.toWire(), error.status as 503);
+};
+
+/** Codes whose answer says when to come back, if the error itself does not. */
+const RETRY_AFTER_s: Partial<Record<MaskrouteError['code'], number>> = { queue_full: 1, queue_timeout: 2 };
+
+function errorResponse(parts: ApiParts, c: ApiContext, error: MaskrouteError): Response {
+  const { status, code } = error;
+  const endpoint = c.req.path.startsWith('/v1/') ? (ENDPOINTS[c.req.path] ?? 'other') : 'other';
+  parts.metrics.request(endpoint, status, code);
+  const detail = { request_id: c.get('requestId'), method: c.req.method, endpoint, status, code };
+  if (status >= 500) parts.log.error({ ...detail, err: error.cause ?? error }, 'request failed');
+  else parts.log.info(detail, 'request refused');
+  const retryAfter_s = error.retryAfter_s ?? RETRY_AFTER_s[code];
+  if (retryAfter_s !== undefined) c.header('retry-after', String(Math.ceil(retryAfter_s)));
+  // Its sender is still at it: nothing else can come over this connection.
+  if (code === 'request_timeout') c.header('connection', 'close');
+  return c.body(JSON.stringify(error.toWire()), status as 400, { 'content-type': 'application/json' });
+}
+
+const ENDPOINTS: Record<string, string> = {
+  '/v1/chat/completions': 'chat',
+  '/v1/completions': 'completions',
+  '/v1/embeddings': 'embeddings',
+  '/v1/models': 'models',
+};

@@ -1,0 +1,85 @@
+/**
+ * Jobs over HTTP; `shared/admin/job-wire.ts` describes the endpoints. They are for holders of the backend key and for operators of
+ * the edge: a job uses this machine for long.
+ */
+import { Hono } from 'hono';
+import { createMiddleware } from 'hono/factory';
+import { createJobSchema, DATA_NAME_PATTERN, type Job } from '../../shared/admin/job-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
+import type { Jobs } from '../jobs/job-queue.ts';
+import type { ApiEnv, ApiParts } from './parts.ts';
+import { sseBody, sseEvent } from './sse.ts';
+
+const DEFAULT_DATA_NAME = 'data';
+
+const operatorsOnly = createMiddleware<ApiEnv>(async (c, next) => {
+  if (!c.get('caller').mayRunJobs) {
+    throw new MaskrouteError(
+      'forbidden',
+      'Jobs are for holders of the backend key and operators of the edge.',
+    );
+  }
+  await next();
+});
+
+export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiParts): Hono<ApiEnv> {
+  const jobs = (): Jobs => {
+    if (maybe === undefined) throw new MaskrouteError('not_found', 'This backend runs no jobs.');
+    return maybe;
+  };
+  const open = (): Jobs => {
+    if (lifecycle.draining)
+      throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
+    return jobs();
+  };
+  return new Hono<ApiEnv>()
+    .use('/v1/jobs/*', operatorsOnly)
+    .use('/v1/jobs', operatorsOnly)
+    .get('/v1/jobs/data', async (c) => c.json({ object: 'list', data: await jobs().data.list() }))
+    .post('/v1/jobs/data', async (c) => {
+      const name = c.req.query('name') ?? DEFAULT_DATA_NAME;
+      if (!DATA_NAME_PATTERN.test(name)) {
+        const message = 'name: expected letters, digits, _ and -, at most 64.';
+        throw new MaskrouteError('invalid_request', message, { param: 'name' });
+      }
+      const body = c.req.raw.body ?? new ReadableStream({ start: (controller) => controller.close() });
+      const { created, data } = await open().data.add(name, body);
+      return c.json(data, created ? 201 : 200);
+    })
+    .delete('/v1/jobs/data/:id', async (c) => {
+      const id = c.req.param('id');
+      await jobs().removeData(id);
+      return c.json({ id, deleted: true });
+    })
+    .get('/v1/jobs', (c) => c.json({ object: 'list', data: jobs().list() }))
+    .post('/v1/jobs', async (c) => {
+      const request = parse(createJobSchema, await bodies.readJson(c.req.raw, c.get('caller').tenant));
+      const job = await open().create(request);
+      log.info({ request_id: c.get('requestId'), job: job.id, kind: job.request.kind }, 'job created');
+      return c.json(job, 202);
+    })
+    .get('/v1/jobs/:id', (c) => c.json(jobs().get(c.req.param('id'))))
+    .post('/v1/jobs/:id/cancel', async (c) => c.json(await jobs().cancel(c.req.param('id'))))
+    .get('/v1/jobs/:id/mask-set', async (c) =>
+      fileAnswer(await jobs().read(c.req.param('id'), 'mask-set.json')),
+    )
+    .get('/v1/jobs/:id/report', async (c) => fileAnswer(await jobs().read(c.req.param('id'), 'report.json')))
+    .get('/v1/jobs/:id/events', (c) => {
+      const left = new AbortController();
+      const { id } = jobs().get(c.req.param('id'));
+      const leave = () => left.abort();
+      const frames = eventFrames(jobs().follow(id, AbortSignal.any([left.signal, lifecycle.stopping])));
+      return c.body(sseBody(frames, { ...limits, onCancel: leave, onStall: leave }), 200, {
+        'content-type': 'text/event-stream; charset=utf-8',
+        'cache-control': 'no-cache, no-transform',
+      });
+    });
+}
+
+async function* eventFrames(changes: AsyncGenerator<Job, void>): AsyncGenerator<string, void> {
+  for await (const job of changes) yield sseEvent('job', job);
+}
+
+const fileAnswer = (json: string): Response =>
+  new Response(json, { headers: { 'content-type': 'application/json' } });

@@ -1,0 +1,195 @@
+/**
+ * Masks by id. An id that is not in memory or on disk is fetched once from the edge, checked against its
+ * content address, and kept. What comes from outside is never trusted: the id is recomputed every time.
+ */
+import { randomBytes } from 'node:crypto';
+import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Mask, MaskId, ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
+import { DENSE_MASK_ID, denseMask, maskFromBits, maskId, withSurrogates } from '../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { MaskRecord } from '../../shared/wire/protocol.ts';
+import { internalMaskPath, maskRecordSchema } from '../../shared/wire/protocol.ts';
+import { createSigner, type SignFor } from '../../shared/wire/service-token.ts';
+
+const FETCH_TIMEOUT_ms = 3000;
+const RECORD_BYTES_MAX = 8192;
+const REASON_CHARS_MAX = 300;
+const IN_MEMORY_MAX = 4096;
+/** Long enough to shield the edge from a client that retries, short enough for a publication just made. */
+const UNKNOWN_FOR_ms = 5000;
+const UNREACHABLE_FOR_ms = 1000;
+
+export type MaskRegistry = {
+  /**
+   * `edge`: the address to ask when none was configured here: what the caller's signed token says. The edge's operator
+   * configured it there, and what is sent there is good at that address alone, so it needs no second configuration.
+   * Rejects with MaskrouteError `unknown_mask`, `mask_model_mismatch`, or `configuration_unavailable` when
+   * the edge could not be asked.
+   */
+  resolve(id: MaskId, edge: string | undefined): Promise<Mask>;
+};
+
+export type MaskRegistryOptions = {
+  /** `MASKROUTE_HOME/masks`; made when the first mask is kept. */
+  readonly folder: string;
+  readonly model: { readonly hash: ModelHash; readonly blockCount: number };
+  /** Signs the token with which the edge is asked; the key itself is sent nowhere. */
+  readonly backendKey: string;
+  /** Wins over the edge that a token names. */
+  readonly edgeUrl: string | undefined;
+  readonly warn: (message: string, detail: Record<string, unknown>) => void;
+};
+
+export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
+  const sign = createSigner(options.backendKey);
+  const known = new Map<MaskId, MaskRecord>();
+  const inFlight = new Map<string, Promise<MaskRecord>>();
+  const refusals = new Map<string, { readonly error: MaskrouteError; readonly until_ms: number }>();
+
+  async function find(id: MaskId, edge: string | undefined): Promise<MaskRecord> {
+    const record = (await readKept(options, id)) ?? (await fetchRecord(options, sign, id, edge));
+    remember(known, id, record, IN_MEMORY_MAX);
+    return record;
+  }
+
+  function findOnce(id: MaskId, edge: string | undefined): Promise<MaskRecord> {
+    const key = `${id} ${edge}`;
+    const refusal = refusals.get(key);
+    if (refusal !== undefined && refusal.until_ms > Date.now()) return Promise.reject(refusal.error);
+    const running = inFlight.get(key);
+    if (running !== undefined) return running;
+    const search = find(id, edge)
+      .catch((error: MaskrouteError) => {
+        const for_ms = error.code === 'unknown_mask' ? UNKNOWN_FOR_ms : UNREACHABLE_FOR_ms;
+        remember(refusals, key, { error, until_ms: Date.now() + for_ms }, IN_MEMORY_MAX);
+        throw error;
+      })
+      .finally(() => inFlight.delete(key));
+    inFlight.set(key, search);
+    return search;
+  }
+
+  return {
+    async resolve(id, tokenEdge) {
+      if (id === DENSE_MASK_ID) return denseMask(options.model.blockCount);
+      const record = known.get(id) ?? (await findOnce(id, options.edgeUrl ?? tokenEdge));
+      if (record.modelHash !== options.model.hash || record.blockCount !== options.model.blockCount) {
+        throw new MaskrouteError('mask_model_mismatch', `The mask ${id} is for another model.`, {
+          param: 'mask',
+        });
+      }
+      return maskOf(record);
+    },
+  };
+}
+
+/** Bounded: the entry that was added first goes. */
+function remember<Key, Value>(map: Map<Key, Value>, key: Key, value: Value, countMax: number): void {
+  map.delete(key);
+  if (map.size >= countMax) map.delete(map.keys().next().value as Key);
+  map.set(key, value);
+}
+
+/** @throws Error with the reason when the text is no record of this id. */
+function checkedRecord(text: string, id: MaskId): MaskRecord {
+  const record = maskRecordSchema.parse(JSON.parse(text));
+  const computed = maskId(record.modelHash as ModelHash, maskOf(record));
+  if (record.id !== id || computed !== id) throw new Error(`its content is that of ${computed}`);
+  return record;
+}
+
+const maskOf = ({ blockCount, bits, surrogates }: MaskRecord): Mask =>
+  withSurrogates(maskFromBits(blockCount, bits), surrogates as SurrogatesId | null | undefined);
+
+const keptPath = (options: MaskRegistryOptions, id: MaskId): string => join(options.folder, `${id}.json`);
+
+async function readKept(options: MaskRegistryOptions, id: MaskId): Promise<MaskRecord | undefined> {
+  const path = keptPath(options, id);
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch {
+    return undefined;
+  }
+  try {
+    return checkedRecord(text, id);
+  } catch (error) {
+    options.warn('a kept mask is damaged; asking the edge again', { path, reason: (error as Error).message });
+    return undefined;
+  }
+}
+
+async function fetchRecord(
+  options: MaskRegistryOptions,
+  sign: SignFor,
+  id: MaskId,
+  edge: string | undefined,
+): Promise<MaskRecord> {
+  const unknown = (why: string) =>
+    new MaskrouteError('unknown_mask', `The mask ${id} is not known: ${why}.`, { param: 'mask' });
+  if (edge === undefined) {
+    options.warn('a mask could not be fetched', {
+      id,
+      reason: 'no address of the edge is configured: EDGE_URL at the edge, or MASKROUTE_EDGE_URL here',
+    });
+    throw unknown('it is not kept here, and no address of the edge is configured to ask for it');
+  }
+  const unavailable = (reason: string, cause?: unknown) => {
+    options.warn('a mask could not be fetched', { id, edge, reason });
+    return new MaskrouteError('configuration_unavailable', `The mask ${id} could not be fetched.`, {
+      param: 'mask',
+      retryAfter_s: 1,
+      cause,
+    });
+  };
+  let status: number;
+  let text: string;
+  try {
+    const response = await fetch(new URL(internalMaskPath(id), edge), {
+      headers: {
+        authorization: `Bearer ${await sign({ tenant: '', edge: '', audience: edge, scope: 'masks' })}`,
+      },
+      redirect: 'error',
+      signal: AbortSignal.timeout(FETCH_TIMEOUT_ms),
+    });
+    status = response.status;
+    text = await readBounded(response);
+  } catch (error) {
+    throw unavailable((error as Error).message, error);
+  }
+  if (status === 404) throw unknown('the edge does not have it');
+  if (status !== 200) throw unavailable(`the edge answered ${status}: ${text.slice(0, REASON_CHARS_MAX)}`);
+  let record: MaskRecord;
+  try {
+    record = checkedRecord(text, id);
+  } catch (error) {
+    throw unavailable(`the edge's answer is not this mask: ${(error as Error).message}`, error);
+  }
+  await keep(options, id, record);
+  return record;
+}
+
+async function readBounded(response: Response): Promise<string> {
+  const decoder = new TextDecoder();
+  let text = '';
+  for await (const chunk of response.body ?? []) {
+    text += decoder.decode(chunk, { stream: true });
+    if (text.length > RECORD_BYTES_MAX) throw new Error(`the answer is over ${RECORD_BYTES_MAX} bytes`);
+  }
+  return text;
+}
+
+/** Atomic: a reader, or a start after a kill, sees the whole file or none. A full disk costs a fetch later. */
+async function keep(options: MaskRegistryOptions, id: MaskId, record: MaskRecord): Promise<void> {
+  const path = keptPath(options, id);
+  const partial = `${path}.${randomBytes(6).toString('hex')}.partial`;
+  try {
+    await mkdir(options.folder, { recursive: true });
+    await writeFile(partial, `${JSON.stringify(record)}\n`);
+    await rename(partial, path);
+  } catch (error) {
+    options.warn('a mask could not be kept on disk', { path, reason: (error as Error).message });
+    await rm(partial, { force: true }).catch(() => {});
+  }
+}

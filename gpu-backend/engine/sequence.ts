@@ -1,0 +1,110 @@
+/** One request while it runs: its tokens, its cache, and what is counted of it. */
+
+import { seededRandom } from '../random.ts';
+import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
+import type { KvCache } from './kv-cache.ts';
+import type { SamplerState } from './sampler.ts';
+import type { ScheduledRequest } from './scheduler.ts';
+
+export type Sequence = {
+  readonly request: GenerateRequest;
+  readonly scheduled: ScheduledRequest;
+  readonly tokenIds: number[];
+  readonly generatedMax: number;
+  readonly generated: Map<number, number>;
+  readonly promptSet: ReadonlySet<number>;
+  readonly promptLogprobs: (TokenLogprob | null)[];
+  readonly random: () => number;
+  /** Tokens of the prompt whose K and V another prompt had. */
+  cachedTokens: number;
+  /** Given when the request first runs. */
+  cache: KvCache | undefined;
+  startedAt_ms: number | undefined;
+  prefilledAt_ms: number | undefined;
+  /** When its last step ended; undefined before its first one. */
+  steppedAt_ms: number | undefined;
+  /** The longest from the end of a step to the begin of its next. */
+  stepGap_ms: number;
+};
+
+export function newSequence(request: GenerateRequest, contextTokens: number, now_ms: number): Sequence {
+  const promptTokens = request.promptTokenIds.length;
+  const generatedMax = Math.min(request.maxTokens, contextTokens - promptTokens);
+  return {
+    request,
+    scheduled: {
+      requestId: request.requestId,
+      tenant: request.tenant,
+      cacheTokens: promptTokens + generatedMax,
+      arrivedAt_ms: now_ms,
+      answerSince_ms: request.answerSince_ms ?? performance.timeOrigin + now_ms,
+      tokenCount: promptTokens,
+      computedCount: 0,
+    },
+    tokenIds: [...request.promptTokenIds],
+    generatedMax,
+    generated: new Map(),
+    promptSet: request.sampling.repetitionPenalty === 1 ? new Set() : new Set(request.promptTokenIds),
+    promptLogprobs: request.promptLogprobs === undefined ? [] : [null],
+    random: seededRandom(request.sampling.seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)),
+    cachedTokens: 0,
+    cache: undefined,
+    startedAt_ms: undefined,
+    prefilledAt_ms: undefined,
+    steppedAt_ms: undefined,
+    stepGap_ms: 0,
+  };
+}
+
+export const promptTokens = (sequence: Sequence): number => sequence.request.promptTokenIds.length;
+export const generatedTokens = (sequence: Sequence): number =>
+  sequence.tokenIds.length - promptTokens(sequence);
+
+/** Rows of the next `tokens` tokens whose logits are needed: to score the prompt, and to sample. */
+export function logitRows(sequence: Sequence, tokens: number): number[] {
+  const { request, scheduled } = sequence;
+  const rows: number[] = [];
+  for (let row = 0; row < tokens; row++) {
+    const next = scheduled.computedCount + row + 1;
+    const scoresPrompt = request.promptLogprobs !== undefined && next < promptTokens(sequence);
+    const samples = next === sequence.tokenIds.length && sequence.generatedMax > 0;
+    if (scoresPrompt || samples) rows.push(row);
+  }
+  return rows;
+}
+
+export function samplerState(sequence: Sequence): SamplerState {
+  const { request } = sequence;
+  return {
+    generated: sequence.generated,
+    prompt: sequence.promptSet,
+    forbidden: generatedTokens(sequence) < request.minTokens ? request.stopTokenIds : [],
+    random: sequence.random,
+  };
+}
+
+export function appendToken(sequence: Sequence, tokenId: number): void {
+  sequence.tokenIds.push(tokenId);
+  sequence.scheduled.tokenCount++;
+  sequence.generated.set(tokenId, (sequence.generated.get(tokenId) ?? 0) + 1);
+}
+
+type Finished = Extract<EngineEvent, { type: 'finished' }>;
+
+export function finishedEvent(sequence: Sequence, reason: Finished['reason'], now_ms: number): Finished {
+  const started_ms = sequence.startedAt_ms ?? now_ms;
+  const prefilled_ms = sequence.prefilledAt_ms ?? now_ms;
+  return {
+    type: 'finished',
+    reason,
+    promptTokens: promptTokens(sequence),
+    completionTokens: generatedTokens(sequence),
+    cachedTokens: sequence.cachedTokens,
+    timings: {
+      queue_ms: started_ms - sequence.scheduled.arrivedAt_ms,
+      prefill_ms: prefilled_ms - started_ms,
+      decode_ms: now_ms - prefilled_ms,
+      stepGap_ms: sequence.stepGap_ms,
+    },
+  };
+}

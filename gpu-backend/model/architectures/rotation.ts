@@ -1,0 +1,162 @@
+/**
+ * An orthogonal change of basis of the residual stream, folded into the weights (QuaRot, arXiv 2404.00456).
+ *
+ * 8-bit products quantize activations too, a block at a time, and a few channels of the residual stream are
+ * far larger than the rest: they cost their block its precision. In a rotated basis no channel stands out.
+ * The result is the same function: RMS norms commute with a rotation once their weights are folded into the
+ * matrices behind them.
+ */
+
+/** Rotates every row of `rows` `[count, width]` in place: row ← row · Q, Q = Hadamard(2^k) ⊗ DCT(width / 2^k). */
+export function rotateRows(rows: Float32Array, width: number): void {
+  const { power, rest } = factors(width);
+  const dct = dctMatrix(rest);
+  const scratch = new Float64Array(width);
+  for (let start = 0; start < rows.length; start += width) {
+    for (let i = 0; i < width; i++) scratch[i] = rows[start + i]!;
+    hadamard(scratch, power, rest);
+    applyDct(scratch, power, rest, dct);
+    for (let i = 0; i < width; i++) rows[start + i] = scratch[i]!;
+  }
+}
+
+/** The inverse of {@link rotateRows}: row ← row · Qᵀ. A Hadamard transform undoes itself, the transposed DCT the DCT. */
+export function unrotateRows(rows: Float32Array, width: number): void {
+  const { power, rest } = factors(width);
+  const dct = transposedSquare(dctMatrix(rest), rest);
+  const scratch = new Float64Array(width);
+  for (let start = 0; start < rows.length; start += width) {
+    for (let i = 0; i < width; i++) scratch[i] = rows[start + i]!;
+    applyDct(scratch, power, rest, dct);
+    hadamard(scratch, power, rest);
+    for (let i = 0; i < width; i++) rows[start + i] = scratch[i]!;
+  }
+}
+
+/** Rotates every column of `matrix` `[width, columns]` in place: matrix ← Qᵀ · matrix. */
+export function rotateColumns(matrix: Float32Array, width: number): Float32Array {
+  const columns = matrix.length / width;
+  const transposed = transpose(matrix, width, columns);
+  rotateRows(transposed, width);
+  return transpose(transposed, columns, width);
+}
+
+export function transpose(matrix: Float32Array, rows: number, columns: number): Float32Array {
+  const out = new Float32Array(matrix.length);
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++)
+      out[column * rows + row] = matrix[row * columns + column]!;
+  }
+  return out;
+}
+
+/** width = power · rest, power the largest power of two. */
+function factors(width: number): { power: number; rest: number } {
+  const power = width & -width;
+  return { power, rest: width / power };
+}
+
+/** The orthonormal DCT-II of size n: `[n, n]`, rows are frequencies. */
+function dctMatrix(n: number): Float64Array {
+  const matrix = new Float64Array(n * n);
+  for (let k = 0; k < n; k++) {
+    const scale = Math.sqrt((k === 0 ? 1 : 2) / n);
+    for (let i = 0; i < n; i++) matrix[k * n + i] = scale * Math.cos((Math.PI * (i + 0.5) * k) / n);
+  }
+  return matrix;
+}
+
+function transposedSquare(matrix: Float64Array, n: number): Float64Array {
+  return matrix.map((_, i) => matrix[(i % n) * n + Math.floor(i / n)]!);
+}
+
+/** Fast Walsh-Hadamard transform over the index of `power` blocks of `rest` values, orthonormal. */
+function hadamard(values: Float64Array, power: number, rest: number): void {
+  const scale = 1 / Math.sqrt(power);
+  for (let half = rest; half < values.length; half *= 2) {
+    for (let start = 0; start < values.length; start += 2 * half) {
+      for (let i = start; i < start + half; i++) {
+        const a = values[i]!;
+        const b = values[i + half]!;
+        values[i] = a + b;
+        values[i + half] = a - b;
+      }
+    }
+  }
+  for (let i = 0; i < values.length; i++) values[i]! *= scale;
+}
+
+/** The DCT within each of the `power` blocks. */
+function applyDct(values: Float64Array, power: number, rest: number, dct: Float64Array): void {
+  if (rest === 1) return;
+  const block = new Float64Array(rest);
+  for (let start = 0; start < power * rest; start += rest) {
+    for (let k = 0; k < rest; k++) {
+      let sum = 0;
+      for (let i = 0; i < rest; i++) sum += values[start + i]! * dct[k * rest + i]!;
+      block[k] = sum;
+    }
+    for (let k = 0; k < rest; k++) values[start + k] = block[k]!;
+  }
+}
+
+/*
+ * In which basis the residual stream of an emitted model lives: the file's own, or a rotated one (see
+ * `rotation.ts` for why). Matrices are `[outputs, inputs]`; they may be changed in place.
+ */
+
+export type Matrix = { readonly rows: Float32Array; readonly outputs: number; readonly inputs: number };
+
+export type Basis = {
+  /** A matrix that multiplies the normalized stream: QKV, gate and up, the head. `norm` is the RMS norm's weight. */
+  reads(matrix: Matrix, norm: Float32Array): Matrix;
+  /** A matrix whose product is added to the stream: attention's output, down. */
+  writes(matrix: Matrix): Matrix;
+  /** The embedding's rows, which begin the stream. */
+  embeds(matrix: Matrix): Matrix;
+  /** What is left of an RMS norm's weight. */
+  norm(norm: Float32Array): Float32Array;
+  /**
+   * Tied embeddings are stored as the head reads them. `[H, H]` (input-major) that turns such a row into the
+   * stream's first value, or undefined when the row is that value.
+   */
+  embeddingFromHead(norm: Float32Array): Float32Array | undefined;
+};
+
+export const fileBasis: Basis = {
+  reads: (matrix) => matrix,
+  writes: (matrix) => matrix,
+  embeds: (matrix) => matrix,
+  norm: (norm) => norm,
+  embeddingFromHead: () => undefined,
+};
+
+/** The stream x becomes x·Q. Norm weights g fold into what reads: W·diag(g)·Q; what writes becomes Qᵀ·W. */
+export function rotatedBasis(hiddenSize: number): Basis {
+  return {
+    reads(matrix, norm) {
+      scaleColumns(matrix, norm);
+      rotateRows(matrix.rows, hiddenSize);
+      return matrix;
+    },
+    writes: (matrix) => ({ ...matrix, rows: rotateColumns(matrix.rows, hiddenSize) }),
+    embeds(matrix) {
+      rotateRows(matrix.rows, hiddenSize);
+      return matrix;
+    },
+    norm: (norm) => new Float32Array(norm.length).fill(1),
+    // The head holds E·diag(g)·Q, the stream begins with E·Q: Qᵀ·diag(1/g)·Q leads from one to the other.
+    embeddingFromHead(norm) {
+      const matrix = new Float32Array(hiddenSize * hiddenSize);
+      norm.forEach((weight, i) => {
+        matrix[i * hiddenSize + i] = 1 / weight;
+      });
+      rotateRows(matrix, hiddenSize);
+      return rotateColumns(matrix, hiddenSize);
+    },
+  };
+}
+
+function scaleColumns({ rows, inputs }: Matrix, scale: Float32Array): void {
+  for (let i = 0; i < rows.length; i++) rows[i]! *= scale[i % inputs]!;
+}

@@ -1,0 +1,224 @@
+/**
+ * One safetensors file: names, shapes, and tensors read when asked for. Layout:
+ * https://github.com/huggingface/safetensors#format (length, JSON header, data). Nothing in the header is believed
+ * before it is checked against the size of the file.
+ */
+import type { FileHandle } from 'node:fs/promises';
+import { z } from 'zod';
+import { openRegular } from '../../files.ts';
+import { corruptModel, unsupportedModel } from '../model-source.ts';
+import { type TensorType, tensorType } from './dequantize.ts';
+import { quoted } from './gguf-header.ts';
+
+/* Reads one tensor of a file in pieces of a few megabytes, so that only the result is held whole. */
+
+const CHUNK_BYTES = 8 * 1024 * 1024;
+
+/**
+ * `elements` values in fp32 from byte `offset` on.
+ * @throws MaskrouteError `corrupt_model` when the file ends early or holds a value that is not finite.
+ */
+export async function readTensor(
+  file: FileHandle,
+  name: string,
+  type: TensorType,
+  offset: number,
+  elements: number,
+): Promise<Float32Array> {
+  const out = new Float32Array(elements);
+  const chunkBlocks = Math.max(1, Math.floor(CHUNK_BYTES / type.blockBytes));
+  const blocks = elements / type.blockSize;
+  const buffer = new Uint8Array(Math.min(chunkBlocks, blocks) * type.blockBytes);
+  for (let block = 0; block < blocks; block += chunkBlocks) {
+    const count = Math.min(chunkBlocks, blocks - block);
+    const bytes = buffer.subarray(0, count * type.blockBytes);
+    await readFully(file, name, bytes, offset + block * type.blockBytes);
+    const values = out.subarray(block * type.blockSize, (block + count) * type.blockSize);
+    type.dequantize(bytes, values);
+    requireFinite(name, values);
+  }
+  return out;
+}
+
+async function readFully(file: FileHandle, name: string, bytes: Uint8Array, position: number): Promise<void> {
+  let done = 0;
+  while (done < bytes.length) {
+    const { bytesRead } = await file.read(bytes, done, bytes.length - done, position + done);
+    if (bytesRead === 0) throw corruptModel(`it ends inside tensor ${JSON.stringify(name)}`);
+    done += bytesRead;
+  }
+}
+
+/** One NaN or infinity in a weight turns every answer into noise, silently. x − x is 0 for finite x alone. */
+function requireFinite(name: string, values: Float32Array): void {
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += values[i]! - values[i]!;
+  if (sum !== 0) throw corruptModel(`tensor ${JSON.stringify(name)} holds values that are not finite`);
+}
+
+export type SafetensorsFile = {
+  readonly names: readonly string[];
+  /** What the writer says of the file, text by name. */
+  readonly metadata: Readonly<Record<string, string>>;
+  has(name: string): boolean;
+  shape(name: string): readonly number[];
+  /** The whole tensor in fp32, row-major. @throws MaskrouteError for another type than F32, F16 and BF16. */
+  read(name: string): Promise<Float32Array>;
+  close(): Promise<void>;
+};
+
+/** A header of a thousand layers is some hundred kilobytes. */
+const HEADER_BYTES_MAX = 32 * 1024 * 1024;
+const TENSOR_COUNT_MAX = 100_000;
+const ELEMENTS_MAX = 2 ** 32;
+
+/** Element types by their ids in a GGUF file, where they are the same. */
+const FLOAT_TYPES: Readonly<Record<string, number>> = { F32: 0, F16: 1, BF16: 30 };
+
+const entrySchema = z.object({
+  dtype: z.string().max(20),
+  shape: z.array(z.int().min(0)).max(8),
+  data_offsets: z.tuple([z.int().min(0), z.int().min(0)]),
+});
+type Entry = z.infer<typeof entrySchema>;
+
+/** `folder`: the file must lie in it. @throws MaskrouteError `corrupt_model`; what `openRegular` throws. */
+export async function openSafetensors(path: string, folder?: string): Promise<SafetensorsFile> {
+  const file = await openRegular(path, folder);
+  try {
+    const { dataStart, entries, metadata } = await readHeader(file);
+    const find = (name: string): Entry => {
+      const entry = entries.get(name);
+      if (entry === undefined) throw corruptModel(`it has no tensor ${quoted(name)}`);
+      return entry;
+    };
+    return {
+      names: [...entries.keys()],
+      metadata,
+      has: (name) => entries.has(name),
+      shape: (name) => find(name).shape,
+      async read(name) {
+        const { dtype, shape, data_offsets } = find(name);
+        const id = FLOAT_TYPES[dtype];
+        if (id === undefined) {
+          throw unsupportedModel(
+            `tensor ${quoted(name)} has the type ${quoted(dtype)} (supported: F32, F16, BF16)`,
+          );
+        }
+        return readTensor(file, name, tensorType(id)!, dataStart + data_offsets[0], product(shape));
+      },
+      close: () => file.close(),
+    };
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+type Header = { dataStart: number; entries: Map<string, Entry>; metadata: Record<string, string> };
+
+async function readHeader(file: FileHandle): Promise<Header> {
+  const { size } = await file.stat();
+  const head = await readBytes(file, 0, 8, size);
+  const length = new DataView(head.buffer).getBigUint64(0, true);
+  if (length > HEADER_BYTES_MAX || Number(length) > size - 8) {
+    throw corruptModel(`its header claims ${length} bytes, the file has ${size}`);
+  }
+  const bytes = await readBytes(file, 8, Number(length), size);
+  let json: unknown;
+  try {
+    json = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
+  } catch (error) {
+    throw corruptModel('its header is not JSON', error);
+  }
+  if (json === null || typeof json !== 'object' || Array.isArray(json)) {
+    throw corruptModel('its header is not a JSON object');
+  }
+  const dataStart = 8 + Number(length);
+  return { dataStart, entries: checkEntries(json, size - dataStart), metadata: checkMetadata(json) };
+}
+
+/** Absent or odd metadata are no reason to refuse weights. */
+function checkMetadata(json: object): Record<string, string> {
+  const parsed = z
+    .record(z.string(), z.string())
+    .safeParse((json as { __metadata__?: unknown }).__metadata__);
+  return parsed.data ?? {};
+}
+
+function checkEntries(json: object, dataBytes: number): Map<string, Entry> {
+  const raw = Object.entries(json).filter(([name]) => name !== '__metadata__');
+  if (raw.length > TENSOR_COUNT_MAX) throw corruptModel(`it announces ${raw.length} tensors`);
+  const entries = new Map<string, Entry>();
+  for (const [name, value] of raw) {
+    const parsed = entrySchema.safeParse(value);
+    if (!parsed.success) throw corruptModel(`the entry of tensor ${quoted(name)} is malformed`);
+    const { dtype, shape, data_offsets } = parsed.data;
+    const [begin, end] = data_offsets;
+    if (begin > end || end > dataBytes) {
+      throw corruptModel(`tensor ${quoted(name)} lies outside the file (it may be truncated)`);
+    }
+    const typeId = FLOAT_TYPES[dtype];
+    const elements = product(shape);
+    if (elements > ELEMENTS_MAX)
+      throw corruptModel(`tensor ${quoted(name)} cannot have ${elements} elements`);
+    if (typeId !== undefined && elements * tensorType(typeId)!.blockBytes !== end - begin) {
+      throw corruptModel(`tensor ${quoted(name)} has ${end - begin} bytes, which is not its shape`);
+    }
+    entries.set(name, parsed.data);
+  }
+  const inOrder = [...entries].sort(([, a], [, b]) => a.data_offsets[0] - b.data_offsets[0]);
+  for (let i = 1; i < inOrder.length; i++) {
+    if (inOrder[i - 1]![1].data_offsets[1] > inOrder[i]![1].data_offsets[0]) {
+      throw corruptModel(`tensors ${quoted(inOrder[i - 1]![0])} and ${quoted(inOrder[i]![0])} overlap`);
+    }
+  }
+  return entries;
+}
+
+async function readBytes(file: FileHandle, start: number, length: number, size: number): Promise<Uint8Array> {
+  if (start + length > size) throw corruptModel(`it ends after ${size} bytes, inside its header`);
+  const bytes = new Uint8Array(length);
+  let done = 0;
+  while (done < length) {
+    const { bytesRead } = await file.read(bytes, done, length - done, start + done);
+    if (bytesRead === 0) throw corruptModel('it became shorter while it was read');
+    done += bytesRead;
+  }
+  return bytes;
+}
+
+const product = (shape: readonly number[]): number => shape.reduce((total, size) => total * size, 1);
+
+type HalfTensor = {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly data: Float32Array;
+};
+
+/** Bytes of a file that holds `tensors` in half precision. @throws RangeError for a value that has none. */
+export function encodeHalfTensors(
+  tensors: readonly HalfTensor[],
+  metadata: Readonly<Record<string, string>>,
+): Uint8Array {
+  const header: Record<string, unknown> = { __metadata__: metadata };
+  let end = 0;
+  for (const { name, shape, data } of tensors) {
+    header[name] = { dtype: 'F16', shape, data_offsets: [end, end + 2 * data.length] };
+    end += 2 * data.length;
+  }
+  const text = new TextEncoder().encode(JSON.stringify(header));
+  // Readers map the data, which should begin at a whole number of 8 bytes.
+  const length = Math.ceil(text.length / 8) * 8;
+  const file = new Uint8Array(8 + length + end).fill(0x20, 8, 8 + length);
+  new DataView(file.buffer).setBigUint64(0, BigInt(length), true);
+  file.set(text, 8);
+  let at = 8 + length;
+  for (const { name, data } of tensors) {
+    const halves = new Float16Array(data);
+    if (!halves.every(Number.isFinite)) throw new RangeError(`${name} holds a value outside half precision`);
+    file.set(new Uint8Array(halves.buffer), at);
+    at += halves.byteLength;
+  }
+  return file;
+}

@@ -1,0 +1,107 @@
+/**
+ * A model between import and graph: where its weights come from, and what the store keeps of it.
+ * `WeightSource` is what GGUF and safetensors readers give and what architectures read.
+ */
+import { z } from 'zod';
+import { MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+
+/** Hyper-parameters of a Llama-family decoder. Widths in floats, positions in tokens. */
+export const llamaConfigSchema = z.strictObject({
+  architecture: z.literal('llama'),
+  layerCount: z.int().min(1).max(512),
+  hiddenSize: z.int().min(1),
+  ffnSize: z.int().min(1),
+  headCount: z.int().min(1),
+  kvHeadCount: z.int().min(1),
+  headSize: z.int().min(1),
+  vocabularySize: z.int().min(1),
+  contextTokens: z.int().min(1),
+  ropeTheta: z.number().positive(),
+  rmsEpsilon: z.number().positive(),
+  tiedEmbeddings: z.boolean(),
+});
+export type LlamaConfig = z.infer<typeof llamaConfigSchema>;
+export type ModelConfig = LlamaConfig;
+
+/** Dequantized weights by canonical (Hugging Face) names, e.g. `model.layers.0.self_attn.q_proj.weight`. */
+export interface WeightSource {
+  readonly config: ModelConfig;
+  has(name: string): boolean;
+  /** Shape as PyTorch has it: `[out, in]` for a projection. */
+  shape(name: string): readonly number[];
+  /** The whole tensor in fp32, row-major. Rotary is in the half-split ("NeoX") order, whatever the file's. */
+  read(name: string): Promise<Float32Array>;
+}
+
+export const WEIGHT_KINDS = ['q8', 'q4', 'f32'] as const;
+export type WeightKind = (typeof WEIGHT_KINDS)[number];
+
+/** Raised whenever the graph or the weights file changes: models of another format are imported again. */
+export const MANIFEST_FORMAT = 'maskroute-model-v3';
+
+/** `model.json` in a model's folder in the store, beside `model.onnx`, `weights.bin` and `tokenizer.json`. */
+export const modelManifestSchema = z.strictObject({
+  format: z.literal(MANIFEST_FORMAT),
+  name: z.string().min(1).max(200),
+  /** SHA-256 of the source's weights file. */
+  hash: z.string().regex(MODEL_HASH_PATTERN),
+  source: z.string(),
+  weights: z.enum(WEIGHT_KINDS),
+  config: llamaConfigSchema,
+  chatTemplate: z.string().nullable(),
+  bosTokenId: z.int().nullable(),
+  /** Ids that end an answer: end of sequence, end of turn. */
+  eosTokenIds: z.array(z.int()).min(1),
+  addBos: z.boolean(),
+  /** The table of surrogates in the graph, when one is installed (`install-surrogates.ts`). */
+  surrogates: z
+    .strictObject({
+      id: z.string().regex(SURROGATES_ID_PATTERN),
+      rank: z.int().min(1),
+      fitted: z.string(),
+      /** Whether it came with the project: a newer one takes its place. */
+      preset: z.boolean(),
+    })
+    .optional(),
+  files: z.record(z.string(), z.strictObject({ bytes: z.int(), sha256: z.string() })),
+  importedAt: z.iso.datetime(),
+});
+export type ModelManifest = z.infer<typeof modelManifestSchema>;
+
+/* What a long import tells whoever waits for it. */
+
+export type ImportPhase = 'download' | 'unpack' | 'verify' | 'convert';
+
+export type ImportProgress = {
+  readonly phase: ImportPhase;
+  readonly done: number;
+  /** Undefined while the size is not known. */
+  readonly total: number | undefined;
+  readonly unit: 'bytes' | 'percent';
+};
+
+export type ImportHooks = {
+  readonly onProgress: (progress: ImportProgress) => void;
+  /** One line for a person: which source was taken, what was skipped and why. */
+  readonly log: (line: string) => void;
+  readonly signal?: AbortSignal | undefined;
+};
+
+/* The two ways in which a model file is refused, worded alike everywhere. */
+
+/** The file contradicts itself or its format: truncated, damaged, or made to harm. */
+export const corruptModel = (reason: string, cause?: unknown): MaskrouteError =>
+  new MaskrouteError('corrupt_model', `The model file is damaged: ${reason}.`, { cause });
+
+/** The file is well-formed and asks for something that we do not compute. */
+export const unsupportedModel = (reason: string): MaskrouteError =>
+  new MaskrouteError('unsupported_model', `The model is not supported: ${reason}.`);
+
+/* An opened source of weights, whatever its format. */
+
+export type OpenModelFile = WeightSource & {
+  /** What the model's hash is taken over, in order. */
+  readonly weightFiles: readonly string[];
+  close(): Promise<void>;
+};

@@ -1,0 +1,283 @@
+/**
+ * The tokenizer of a GGUF file as tokenizer.json and tokenizer_config.json, the format that @huggingface/tokenizers
+ * reads, and what else of it the server needs: which ids end an answer, the chat template.
+ */
+
+import { numberArray, readVocabulary, stringArray, TOKEN_TYPES, type Vocabulary } from '../formats/gguf.ts';
+import { type GgufValue, quoted } from '../formats/gguf-header.ts';
+import { corruptModel, unsupportedModel } from '../model-source.ts';
+import { type PreTokenizerJson, preTokenizerJson, preTokenizerKind } from './pre-tokenizers.ts';
+
+/* Byte-level byte-pair encoding (GPT-2's kind, `tokenizer.ggml.model` = gpt2) as tokenizer.json parts. */
+
+type ByteLevelBpe = {
+  readonly model: unknown;
+  readonly preTokenizer: PreTokenizerJson;
+  /** Whether tokenizers of this kind put BOS first unless the file says otherwise. */
+  readonly addBos: boolean;
+};
+
+function byteLevelBpe(metadata: ReadonlyMap<string, GgufValue>, vocabulary: Vocabulary): ByteLevelBpe {
+  const pre = metadata.get('tokenizer.ggml.pre');
+  const kind = preTokenizerKind(typeof pre === 'string' ? pre : undefined);
+  return {
+    model: {
+      type: 'BPE',
+      dropout: null,
+      unk_token: null,
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: false,
+      byte_fallback: false,
+      ignore_merges: kind.ignoreMerges,
+      vocab: Object.fromEntries(vocabulary.idOf),
+      merges: readMerges(metadata, vocabulary),
+    },
+    preTokenizer: preTokenizerJson(kind),
+    addBos: kind.addBos,
+  };
+}
+
+/** Pairs in order of rank. A merge into a token that does not exist would make text vanish. */
+function readMerges(
+  metadata: ReadonlyMap<string, GgufValue>,
+  vocabulary: Vocabulary,
+): (readonly [string, string])[] {
+  return stringArray(metadata, 'tokenizer.ggml.merges').map((merge) => {
+    const space = merge.indexOf(' ', 1);
+    const left = merge.slice(0, Math.max(space, 0));
+    const right = merge.slice(space + 1);
+    if (space < 1 || right === '' || !vocabulary.idOf.has(left + right)) {
+      throw corruptModel(`the merge ${quoted(merge)} gives no token of its vocabulary`);
+    }
+    return [left, right] as const;
+  });
+}
+
+/*
+ * SentencePiece byte-pair encoding (`tokenizer.ggml.model` = llama: Llama 2, Mistral, TinyLlama) as tokenizer.json
+ * parts, the way transformers converts it (convert_slow_tokenizer.py): spaces become U+2581, one stands before every
+ * piece of text, merges follow from the tokens' scores, and what has no token is spelled in bytes.
+ */
+
+const SPACE = '\u2581';
+
+type SentencePiece = {
+  readonly model: unknown;
+  readonly normalizer: unknown;
+  readonly decoder: unknown;
+};
+
+function sentencePiece(metadata: ReadonlyMap<string, GgufValue>, vocabulary: Vocabulary): SentencePiece {
+  const scores = numberArray(metadata, 'tokenizer.ggml.scores');
+  if (scores === undefined || scores.length < vocabulary.tokens.length) {
+    throw corruptModel('tokenizer.ggml.scores is shorter than its vocabulary');
+  }
+  const unknown = vocabulary.types.indexOf(TOKEN_TYPES.unknown);
+  const prefix = metadata.get('tokenizer.ggml.add_space_prefix') !== false;
+  return {
+    model: {
+      type: 'BPE',
+      dropout: null,
+      unk_token: unknown === -1 ? null : vocabulary.tokens[unknown],
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: true,
+      byte_fallback: true,
+      ignore_merges: false,
+      vocab: Object.fromEntries(vocabulary.idOf),
+      merges: mergesFromScores(vocabulary, scores),
+    },
+    normalizer: {
+      type: 'Sequence',
+      normalizers: [
+        ...(prefix ? [{ type: 'Prepend', prepend: SPACE }] : []),
+        { type: 'Replace', pattern: { String: ' ' }, content: SPACE },
+      ],
+    },
+    decoder: {
+      type: 'Sequence',
+      decoders: [
+        { type: 'Replace', pattern: { String: SPACE }, content: ' ' },
+        { type: 'ByteFallback' },
+        { type: 'Fuse' },
+        ...(prefix ? [{ type: 'Strip', content: ' ', start: 1, stop: 0 }] : []),
+      ],
+    },
+  };
+}
+
+/** Cutting a token of n characters everywhere looks at n² of them; a quarter of a million real tokens make 10^7. */
+const CUT_CHARS_MAX = 3e8;
+
+type Merge = { readonly left: string; readonly right: string; readonly score: number };
+
+/**
+ * Every way to put a token together from two others; the token with the higher score is made first. A token of n
+ * characters has n − 1 cuts and names are short, so the list stays near the size of the vocabulary.
+ */
+function mergesFromScores(vocabulary: Vocabulary, scores: readonly number[]): (readonly [string, string])[] {
+  const work = vocabulary.tokens.reduce((sum, token) => sum + token.length ** 2, 0);
+  if (work > CUT_CHARS_MAX) throw corruptModel('its vocabulary is made of impossibly long tokens');
+  const merges: Merge[] = [];
+  vocabulary.tokens.forEach((token, id) => {
+    if (vocabulary.types[id] !== TOKEN_TYPES.normal) return;
+    for (let cut = 1; cut < token.length; cut++) {
+      const [left, right] = [token.slice(0, cut), token.slice(cut)];
+      if (vocabulary.idOf.has(left) && vocabulary.idOf.has(right))
+        merges.push({ left, right, score: scores[id]! });
+    }
+  });
+  merges.sort(
+    (a, b) => b.score - a.score || b.left.length - a.left.length || b.right.length - a.right.length,
+  );
+  return merges.map(({ left, right }) => [left, right]);
+}
+
+/** What goes into the store beside the graph. */
+export type ImportedTokenizer = {
+  readonly tokenizerJson: Readonly<Record<string, unknown>>;
+  readonly tokenizerConfig: Readonly<Record<string, unknown>>;
+  readonly chatTemplate: string | null;
+  readonly bosTokenId: number | null;
+  readonly eosTokenIds: readonly number[];
+  readonly addBos: boolean;
+};
+
+type Metadata = ReadonlyMap<string, GgufValue>;
+
+/** `rows`: the rows of the embedding, which no id may pass. @throws MaskrouteError as the readers do. */
+export function tokenizerFromGguf(metadata: Metadata, rows: number): ImportedTokenizer {
+  const kind = metadata.get('tokenizer.ggml.model');
+  const vocabulary = readVocabulary(metadata, rows);
+  switch (kind) {
+    case 'gpt2': {
+      const { model, preTokenizer, addBos } = byteLevelBpe(metadata, vocabulary);
+      return assemble(metadata, vocabulary, addBos, {
+        normalizer: null,
+        pre_tokenizer: preTokenizer,
+        decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
+        model,
+      });
+    }
+    case 'llama':
+      return assemble(metadata, vocabulary, true, {
+        pre_tokenizer: null,
+        ...sentencePiece(metadata, vocabulary),
+      });
+    case undefined:
+      throw unsupportedModel('it holds no tokenizer');
+    default:
+      throw unsupportedModel(`its tokenizer is of the kind ${quoted(String(kind))} (supported: gpt2, llama)`);
+  }
+}
+
+type Parts = {
+  readonly normalizer: unknown;
+  readonly pre_tokenizer: unknown;
+  readonly decoder: unknown;
+  readonly model: unknown;
+};
+
+function assemble(
+  metadata: Metadata,
+  vocabulary: Vocabulary,
+  addBosDefault: boolean,
+  parts: Parts,
+): ImportedTokenizer {
+  const bos = specialId(metadata, vocabulary, 'bos');
+  // `add_eos_token` is not honoured on purpose: a prompt that has ended is never continued.
+  const wantsBos = metadata.get('tokenizer.ggml.add_bos_token') ?? addBosDefault;
+  const addBos = wantsBos === true && bos !== null;
+  const eosTokenIds = endOfAnswerIds(metadata, vocabulary);
+  const token = (id: number | null) => (id === null ? null : vocabulary.tokens[id]!);
+  return {
+    tokenizerJson: {
+      version: '1.0',
+      truncation: null,
+      padding: null,
+      added_tokens: vocabulary.added.map(addedToken),
+      ...parts,
+      post_processor: addBos ? prefixWith(bos!, token(bos)!) : null,
+    },
+    tokenizerConfig: {
+      add_bos_token: addBos,
+      bos_token: token(bos),
+      eos_token: token(eosTokenIds[0]!),
+      unk_token: token(specialId(metadata, vocabulary, 'unknown')),
+      clean_up_tokenization_spaces: false,
+      tokenizer_class: 'PreTrainedTokenizerFast',
+    },
+    chatTemplate: textOrNull(metadata.get('tokenizer.chat_template')),
+    bosTokenId: bos,
+    eosTokenIds,
+    addBos,
+  };
+}
+
+const addedToken = (token: Vocabulary['added'][number]) => ({
+  id: token.id,
+  content: token.content,
+  single_word: false,
+  lstrip: false,
+  rstrip: false,
+  normalized: false,
+  special: token.special,
+});
+
+const prefixWith = (id: number, content: string) => ({
+  type: 'TemplateProcessing',
+  single: [{ SpecialToken: { id: content, type_id: 0 } }, { Sequence: { id: 'A', type_id: 0 } }],
+  pair: [
+    { SpecialToken: { id: content, type_id: 0 } },
+    { Sequence: { id: 'A', type_id: 0 } },
+    { SpecialToken: { id: content, type_id: 1 } },
+    { Sequence: { id: 'B', type_id: 1 } },
+  ],
+  special_tokens: { [content]: { id: content, ids: [id], tokens: [content] } },
+});
+
+/** Files rarely name all tokens that end a turn; these names always do (llama.cpp's list, llama-vocab.cpp). */
+const END_OF_ANSWER_NAMES = new Set([
+  '<|eot_id|>',
+  '<|im_end|>',
+  '<|end|>',
+  '<|return|>',
+  '<|call|>',
+  '<end_of_turn>',
+  '<|endoftext|>',
+  '<|eom_id|>',
+  '<EOT>',
+  '_<EOT>',
+  '<|end_of_text|>',
+  '<end_of_utterance>',
+  '<eos>',
+  '</s>',
+]);
+
+export const isEndOfAnswerName = (name: string): boolean => END_OF_ANSWER_NAMES.has(name);
+
+function endOfAnswerIds(metadata: Metadata, vocabulary: Vocabulary): number[] {
+  const ids = new Set<number>();
+  for (const kind of ['eos', 'eot', 'eom']) {
+    const id = specialId(metadata, vocabulary, kind);
+    if (id !== null) ids.add(id);
+  }
+  for (const token of vocabulary.added) if (END_OF_ANSWER_NAMES.has(token.content)) ids.add(token.id);
+  if (ids.size === 0) throw unsupportedModel('it names no token that ends an answer');
+  return [...ids];
+}
+
+function specialId(metadata: Metadata, vocabulary: Vocabulary, kind: string): number | null {
+  const key = `tokenizer.ggml.${kind}_token_id`;
+  const value = metadata.get(key);
+  if (value === undefined) return null;
+  const id = Number(value);
+  if (!Number.isInteger(id) || id < 0 || id >= vocabulary.tokens.length) {
+    throw corruptModel(`${key} is ${quoted(String(value))}, not a token of its vocabulary`);
+  }
+  return id;
+}
+
+const textOrNull = (value: unknown): string | null =>
+  typeof value === 'string' && value !== '' ? value : null;

@@ -1,0 +1,118 @@
+/** The tokenizer of a Hugging Face folder: tokenizer.json, tokenizer_config.json and the files about special tokens. */
+import { join } from 'node:path';
+import { z } from 'zod';
+import { check } from '../../../shared/wire/parse-body.ts';
+import type { JsonObject } from '../../files.ts';
+import { readJsonFile, readTextFile, requireJsonFile } from '../../files.ts';
+import { corruptModel, unsupportedModel } from '../model-source.ts';
+import type { ImportedTokenizer } from './gguf-tokenizer.ts';
+import { isEndOfAnswerName } from './gguf-tokenizer.ts';
+import { byteLevelOnly, GPT2_PATTERN, splitPattern } from './pre-tokenizers.ts';
+import { createTokenizer, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer.ts';
+
+const TOKENIZER_BYTES_MAX = 64 * 1024 * 1024;
+const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
+
+const tokenizerSchema = z.looseObject({
+  model: z.looseObject({ type: z.literal('BPE'), vocab: z.record(z.string(), z.int().min(0)) }),
+  added_tokens: z
+    .array(z.looseObject({ id: z.int().min(0), content: z.string(), special: z.boolean() }))
+    .default([]),
+  pre_tokenizer: z.unknown(),
+  decoder: z.union([
+    z.looseObject({ type: z.literal('ByteLevel') }),
+    // How SentencePiece vocabularies are written (Llama 2 and its kin).
+    z.looseObject({
+      type: z.literal('Sequence'),
+      decoders: z
+        .array(z.looseObject({ type: z.enum(['Replace', 'ByteFallback', 'Fuse', 'Strip']) }))
+        .refine((parts) => parts.some((part) => part.type === 'ByteFallback')),
+    }),
+  ]),
+});
+
+/** `rows`: the rows of the embedding. @throws MaskrouteError `unsupported_model`, `corrupt_model`. */
+export async function tokenizerFromFolder(folder: string, rows: number): Promise<ImportedTokenizer> {
+  const raw = await readJsonFile(join(folder, TOKENIZER_FILE), TOKENIZER_BYTES_MAX);
+  if (raw === undefined) throw unsupportedModel(`its folder has no ${TOKENIZER_FILE}`);
+  const checked = check(tokenizerSchema, raw, 'the file');
+  if (checked.kind === 'bad') {
+    throw unsupportedModel(
+      `${TOKENIZER_FILE} is neither byte-level nor SentencePiece BPE (${checked.message})`,
+    );
+  }
+  const { model, added_tokens: added } = checked.value;
+  const highest = Math.max(...Object.values(model.vocab), ...added.map((token) => token.id));
+  if (highest >= rows) throw corruptModel(`its tokenizer has the id ${highest}, its embedding ${rows} rows`);
+
+  const tokenizerJson = { ...raw, pre_tokenizer: exactPreTokenizer(raw.pre_tokenizer) };
+  const tokenizerConfig = (await readJsonFile(join(folder, TOKENIZER_CONFIG_FILE), CONFIG_BYTES_MAX)) ?? {};
+  const tokenizer = createTokenizer(tokenizerJson, tokenizerConfig);
+  const idOf = (value: unknown): number | undefined => {
+    const name = typeof value === 'string' ? value : (value as { content?: unknown } | null)?.content;
+    return typeof name === 'string' ? tokenizer.tokenId(name) : undefined;
+  };
+  const bosTokenId = idOf(tokenizerConfig.bos_token) ?? null;
+  const eosTokenIds = new Set([...(await declaredEos(folder)), idOf(tokenizerConfig.eos_token)]);
+  for (const token of added) if (token.special && isEndOfAnswerName(token.content)) eosTokenIds.add(token.id);
+  const ends = [...eosTokenIds].filter((id) => id !== undefined && id < rows) as number[];
+  if (ends.length === 0) throw unsupportedModel('it names no token that ends an answer');
+  return {
+    tokenizerJson,
+    tokenizerConfig: { ...tokenizerConfig, chat_template: undefined },
+    chatTemplate: await chatTemplateOf(folder, tokenizerConfig),
+    bosTokenId,
+    eosTokenIds: ends,
+    addBos: bosTokenId !== null && tokenizer.encode('')[0] === bosTokenId,
+  };
+}
+
+const eosSchema = z.union([z.int().min(0), z.array(z.int().min(0)).max(100)]).nullish();
+
+/** generation_config.json knows every id that ends an answer; config.json often only one. */
+async function declaredEos(folder: string): Promise<number[]> {
+  const generation = await readJsonFile(join(folder, 'generation_config.json'), CONFIG_BYTES_MAX);
+  const config = await requireJsonFile(join(folder, 'config.json'), CONFIG_BYTES_MAX);
+  const value = eosSchema.safeParse(generation?.eos_token_id ?? config.eos_token_id);
+  if (!value.success) throw corruptModel('eos_token_id is neither an id nor a list of ids');
+  return [value.data ?? []].flat();
+}
+
+async function chatTemplateOf(folder: string, config: JsonObject): Promise<string | null> {
+  const text = await readTextFile(join(folder, 'chat_template.jinja'), CONFIG_BYTES_MAX);
+  if (text !== undefined) return text;
+  const value = config.chat_template;
+  if (typeof value === 'string' && value !== '') return value;
+  if (!Array.isArray(value)) return null;
+  const named = value as { name?: unknown; template?: unknown }[];
+  const template = (named.find((entry) => entry?.name === 'default') ?? named[0])?.template;
+  return typeof template === 'string' ? template : null;
+}
+
+/**
+ * The same cuts in terms that @huggingface/tokenizers follows to the letter: its `Digits` knows ASCII digits only,
+ * and its `ByteLevel` expression takes JavaScript's white space for the original's.
+ */
+function exactPreTokenizer(json: unknown): unknown {
+  if (json === null || typeof json !== 'object') return json;
+  const part = json as JsonObject;
+  switch (part.type) {
+    case 'Sequence':
+      return {
+        ...part,
+        pretokenizers: (part.pretokenizers as unknown[] | undefined)?.map(exactPreTokenizer) ?? [],
+      };
+    case 'Digits':
+      return splitPattern(part.individual_digits === true ? '\\p{N}' : '\\p{N}+');
+    case 'ByteLevel':
+      if (part.use_regex === false || part.add_prefix_space === true) return part;
+      return { type: 'Sequence', pretokenizers: [splitPattern(GPT2_PATTERN), byteLevelOnly] };
+    case 'Split':
+      return part;
+    case 'Metaspace':
+      if (part.split === false) return part;
+      throw unsupportedModel('its pre-tokenizer Metaspace splits at spaces');
+    default:
+      throw unsupportedModel(`its pre-tokenizer is of the kind ${JSON.stringify(part.type)}`);
+  }
+}

@@ -1,0 +1,102 @@
+/** Text and conversations to token ids and back, for one installed model. */
+import type { ChatMessage } from '../../../shared/wire/openai.ts';
+import { messageText } from '../../../shared/wire/openai.ts';
+import type { ChatTemplate, TemplateMessage } from './chat-template.ts';
+import { controlTexts, createChatTemplate } from './chat-template.ts';
+import type { TokenDecoder } from './token-bytes.ts';
+import { createTokenReader, tokenTable } from './token-bytes.ts';
+import type { EncodeOptions, Tokenizer } from './tokenizer.ts';
+import { addedTokensOf, createTokenizer, finish, isControl, readTokenizerFiles } from './tokenizer.ts';
+
+export type ModelText = {
+  readonly tokenizer: Tokenizer;
+  /** The model's BOS is added where it wants one; special tokens that the text spells out are text. */
+  encodePrompt(text: string, options?: EncodeOptions): Int32Array;
+  /**
+   * Under the model's chat template, ready for the answer; only the template writes control tokens.
+   * @throws MaskrouteError `invalid_request`.
+   */
+  encodeChat(messages: readonly ChatMessage[]): Int32Array;
+  /** The same in steps, as `Tokenizer.encodeSteps`; the first renders the template. */
+  chatSteps(messages: readonly ChatMessage[]): Generator<number, Int32Array>;
+  tokenBytes(tokenId: number): Uint8Array;
+  createDecoder(options: { readonly showSpecial: boolean }): TokenDecoder;
+  readonly tokenBytesMax: number;
+};
+
+/** What of a model's manifest text depends on. */
+export type TextManifest = {
+  readonly chatTemplate: string | null;
+  readonly bosTokenId: number | null;
+  readonly eosTokenIds: readonly number[];
+};
+
+/** `folder`: the model's in the store. */
+export async function openModelText(folder: string, manifest: TextManifest): Promise<ModelText> {
+  const { json, config } = await readTokenizerFiles(folder);
+  return createModelText(json, config, manifest);
+}
+
+/** @throws Error when the files are not what the library reads, MaskrouteError `unsupported_model`. */
+export function createModelText(json: object, config: object, manifest: TextManifest): ModelText {
+  const { chatTemplate, bosTokenId, eosTokenIds } = manifest;
+  const { tokenBytes } = createTokenReader(tokenTable(json, addedTokensOf(json)));
+  const name = (id: number | null | undefined) =>
+    id === null || id === undefined ? '' : new TextDecoder().decode(tokenBytes(id));
+  const template = createChatTemplate(chatTemplate, { bos: name(bosTokenId), eos: name(eosTokenIds[0]) });
+  const names = controlNames(json, template, [bosTokenId, ...eosTokenIds].map(name));
+  const tokenizer = createTokenizer(json, config, new Set(names));
+  const control = controlTexts(names);
+  function* chatSteps(messages: readonly ChatMessage[]): Generator<number, Int32Array> {
+    const { text, within } = template.renderApart(messages.map(templateMessage), control);
+    // The template writes BOS itself where the model wants one.
+    return yield* tokenizer.encodeSteps(text, { addSpecial: false, parseSpecial: { within } });
+  }
+  return {
+    tokenizer,
+    encodePrompt: tokenizer.encode,
+    encodeChat: (messages) => finish(chatSteps(messages)),
+    chatSteps,
+    tokenBytes: tokenizer.tokenBytes,
+    createDecoder: tokenizer.createDecoder,
+    tokenBytesMax: tokenizer.tokenBytesMax,
+  };
+}
+
+const templateMessage = (message: ChatMessage): TemplateMessage => ({
+  role: message.role,
+  content: messageText(message),
+  name: message.name ?? undefined,
+});
+
+/**
+ * The tokens that structure conversations: those that the file calls special, those that begin and end texts, and what
+ * the template writes between messages. Some files call the last ones plain (`<｜User｜>` of DeepSeek's). Other added
+ * tokens are how the model reads text (runs of spaces, `</think>`), whoever wrote it.
+ */
+function controlNames(json: object, template: ChatTemplate, ends: readonly string[]): string[] {
+  const added = addedTokensOf(json);
+  const plain = added.filter((token) => !isControl(token) && token.content.trim() !== '');
+  const written = controlTexts(plain.map(({ content }) => content)).pattern;
+  const rendered = plain.length === 0 ? [] : PROBES.map((probe) => attempt(template, probe));
+  const structural = new Set([...ends, ...rendered.flatMap((text) => text.match(written) ?? [])]);
+  return added
+    .filter((token) => isControl(token) || (structural.has(token.content) && token.content.trim() !== ''))
+    .map(({ content }) => content);
+}
+
+/** Some templates want roles in turn, others no system or tool. */
+const PROBES: readonly TemplateMessage[][] = [
+  ['user'],
+  ['user', 'assistant', 'user'],
+  ['system', 'user', 'assistant', 'user'],
+  ['user', 'assistant', 'tool'],
+].map((roles) => roles.map((role) => ({ role, content: 'a' })));
+
+function attempt(template: ChatTemplate, messages: readonly TemplateMessage[]): string {
+  try {
+    return template.render(messages);
+  } catch {
+    return '';
+  }
+}

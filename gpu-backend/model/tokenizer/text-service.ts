@@ -1,0 +1,352 @@
+/**
+ * Requests' text to token ids, off the thread that answers them. Tenants take turns of some milliseconds, the one
+ * first that has had the least of the thread's time, so that who floods it waits for itself. Who leaves is dropped at
+ * the end of a turn. A turn that does not end (a chat template is a stranger's program) ends with its thread: its job is
+ * refused, the others are done again in a new one.
+ */
+import { Worker } from 'node:worker_threads';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import type { TextManifest } from './model-text.ts';
+import type { FromTextThread, TextJob, TextThreadStart, ToTextThread } from './text-thread.ts';
+import type { TokenReader } from './token-bytes.ts';
+import { createTokenReader } from './token-bytes.ts';
+
+export type { TextJob };
+
+export type TextCall = {
+  readonly tenant: string;
+  readonly signal: AbortSignal;
+  /** Tokens that were made for the call so far, kept up to date, also when it fails: what it has cost. */
+  readonly spent: { tokens: number };
+};
+
+export type EncodedText =
+  | { readonly type: 'encoded'; readonly prompts: readonly Int32Array[] }
+  /** A prompt has more than `tokensMax` tokens. */
+  | { readonly type: 'too_long' };
+
+export type TextService = TokenReader & {
+  /**
+   * Rejects with MaskrouteError `invalid_request` when the template refuses or takes too long, `queue_full`,
+   * `engine_failed`, or what `signal` says, `cancelled` by default.
+   */
+  encode(job: TextJob, call: TextCall): Promise<EncodedText>;
+  close(): Promise<void>;
+};
+
+export type TextServiceOptions = {
+  /** The model's in the store. */
+  readonly folder: string;
+  readonly manifest: TextManifest;
+  /** Hears of failures with their stack, which the wire never carries. */
+  readonly onError: (detail: string) => void;
+  readonly limits?: Partial<TextLimits>;
+};
+
+export type TextLimits = {
+  /** Of all texts that wait. Past it a tenant that has most of them is refused. */
+  readonly waitingCharsMax: number;
+  /** A turn takes some milliseconds, and some more to render a long conversation; a busy machine, many times that. */
+  readonly turn_ms: number;
+  /** Of the thread. A template that hoards memory ends in it. */
+  readonly heap_MB: number;
+};
+
+/** Some seconds of work on one core. */
+const DEFAULT_LIMITS: TextLimits = { waitingCharsMax: 8 * 1024 * 1024, turn_ms: 3000, heap_MB: 512 };
+
+/** What a job takes beyond its letters. */
+const JOB_CHARS = 4096;
+
+type Job = {
+  readonly id: number;
+  readonly job: TextJob;
+  readonly chars: number;
+  readonly call: TextCall;
+  /** Whether the thread that lives now has it. */
+  isSent: boolean;
+  settle(outcome: EncodedText | MaskrouteError): void;
+};
+
+/** Resolves once the thread is there. Rejects with MaskrouteError `engine_failed` when it does not start. */
+export async function openTextService(options: TextServiceOptions): Promise<TextService> {
+  const limits = { ...DEFAULT_LIMITS, ...options.limits };
+  const line = new Line(limits.waitingCharsMax);
+  const first = await openThread(options, limits);
+  let thread: TextThread | undefined = first.thread;
+  let opening = false;
+  let closed = false;
+  let turning: Job | undefined;
+  let ids = 0;
+
+  const lost = () =>
+    new MaskrouteError('engine_failed', 'The text of requests cannot be read at the moment.');
+
+  /** Opens a thread in the place of one that ended; only who waits for it hears of it. */
+  async function reopen(): Promise<void> {
+    opening = true;
+    line.forgetThread();
+    try {
+      thread = (await openThread(options, limits)).thread;
+      if (closed) await thread.close();
+    } catch (error) {
+      options.onError((error as Error).stack ?? String(error));
+      for (const job of line.takeAll()) job.settle(lost());
+    }
+    opening = false;
+    void work();
+  }
+
+  async function work(): Promise<void> {
+    if (turning !== undefined || opening || closed || line.isEmpty) return;
+    if (thread === undefined || thread.isGone) return reopen();
+    const job = line.next()!;
+    turning = job;
+    const started_ms = performance.now();
+    const ended = await thread.turn({ type: 'turn', id: job.id, job: job.isSent ? undefined : job.job });
+    turning = undefined;
+    if (closed) return;
+    job.isSent = true;
+    line.charge(job, performance.now() - started_ms);
+    if (ended.type === 'lost') {
+      thread = undefined;
+      options.onError(`a request ended the thread that reads text: ${ended.why}`);
+    } else if (ended.outcome.type === 'failed') options.onError(ended.outcome.detail);
+    const outcome = outcomeOf(job, ended);
+    if (outcome !== undefined) settle(job, outcome);
+    else if (job.call.signal.aborted) {
+      thread?.send({ type: 'drop', id: job.id });
+      settle(job, cancellation(job.call.signal));
+    } else line.toTheEnd(job);
+    void work();
+  }
+
+  function settle(job: Job, outcome: EncodedText | MaskrouteError): void {
+    line.remove(job);
+    job.settle(outcome);
+  }
+
+  return {
+    ...createTokenReader(first.table),
+    async encode(job, call) {
+      if (closed) throw lost();
+      if (call.signal.aborted) throw cancellation(call.signal);
+      const left = new AbortController();
+      try {
+        const outcome = await new Promise<EncodedText | MaskrouteError>((resolve) => {
+          const added: Job = { id: ids++, job, chars: charsOf(job), call, isSent: false, settle: resolve };
+          const leave = () => {
+            // A running turn ends first, so that what it cost is known.
+            if (turning === added) return;
+            if (added.isSent) thread?.send({ type: 'drop', id: added.id });
+            settle(added, cancellation(call.signal));
+          };
+          call.signal.addEventListener('abort', leave, { once: true, signal: left.signal });
+          for (const displaced of line.add(added, turning)) {
+            if (displaced.isSent) thread?.send({ type: 'drop', id: displaced.id });
+            displaced.settle(queueFull());
+          }
+          void work();
+        });
+        if (outcome instanceof MaskrouteError) throw outcome;
+        return outcome;
+      } finally {
+        left.abort();
+      }
+    },
+    async close() {
+      closed = true;
+      for (const job of line.takeAll()) job.settle(lost());
+      await thread?.close();
+    },
+  };
+}
+
+/** What a turn has brought its job, and what that has cost; undefined: it needs another turn. */
+function outcomeOf({ job, chars, call }: Job, ended: Turned): EncodedText | MaskrouteError | undefined {
+  const { spent } = call;
+  if (ended.type === 'lost') {
+    // Nobody can say what it has cost, so it costs what its prompt could: a token a letter.
+    spent.tokens = Math.max(spent.tokens, Math.min(chars, job.tokensMax));
+    return tooMuch(job, ended.why);
+  }
+  const { outcome, tokens } = ended;
+  spent.tokens = tokens;
+  switch (outcome.type) {
+    case 'paused':
+      return undefined;
+    case 'encoded':
+    case 'too_long':
+      return outcome;
+    case 'refused':
+      return new MaskrouteError(outcome.code, outcome.message, { param: outcome.param });
+    case 'failed':
+      return lost();
+  }
+}
+
+const cancellation = ({ reason }: AbortSignal): MaskrouteError =>
+  reason instanceof MaskrouteError ? reason : new MaskrouteError('cancelled', 'The request was cancelled.');
+
+const lost = (): MaskrouteError =>
+  new MaskrouteError('engine_failed', 'The text of requests cannot be read at the moment.');
+
+const queueFull = (): MaskrouteError =>
+  new MaskrouteError('queue_full', 'Too much text is waiting to be read already.', { retryAfter_s: 1 });
+
+const tooMuch = ({ type }: TextJob, why: string): MaskrouteError => {
+  const param = type === 'chat' ? 'messages' : 'prompt';
+  const what = type === 'chat' ? "The model's chat template or its tokenizer" : "The model's tokenizer";
+  return new MaskrouteError('invalid_request', `${what} cannot cope with this text: ${why}.`, { param });
+};
+
+function charsOf(job: TextJob): number {
+  const texts = job.type === 'prompts' ? job.texts : job.messages.map(({ content }) => content);
+  const lengthOf = (text: (typeof texts)[number]): number =>
+    typeof text === 'string' ? text.length : (text ?? []).reduce((sum, part) => sum + part.text.length, 0);
+  return texts.reduce<number>((sum, text) => sum + lengthOf(text), 0);
+}
+
+/** Jobs that wait and the one whose turn it is, which stays where it is. */
+class Line {
+  readonly #charsMax: number;
+  /** A tenant's own take turns, too: the next of each tenant comes first. */
+  readonly #jobs: Job[] = [];
+  /** The thread's time that tenants had since the line was last empty. */
+  readonly #had_ms = new Map<string, number>();
+
+  constructor(charsMax: number) {
+    this.#charsMax = charsMax;
+  }
+
+  get isEmpty(): boolean {
+    return this.#jobs.length === 0;
+  }
+
+  /** Jobs that have to go for it: the newest of the tenant that has most, itself perhaps. Never `turning`. */
+  add(job: Job, turning: Job | undefined): Job[] {
+    const { tenant } = job.call;
+    const others = this.#jobs.map((one) => this.#had_ms.get(one.call.tenant) ?? 0);
+    // Who comes has had no less than who waits: having been away earns nothing.
+    const least_ms = others.length === 0 ? 0 : Math.min(...others);
+    this.#had_ms.set(tenant, Math.max(this.#had_ms.get(tenant) ?? 0, least_ms));
+    this.#jobs.push(job);
+    const displaced: Job[] = [];
+    while (this.#chars() > this.#charsMax) {
+      const movable = this.#jobs.filter((one) => one !== turning);
+      const most = maxBy([...new Set(movable.map((one) => one.call.tenant))], (name) => this.#chars(name));
+      const newest = maxBy(
+        movable.filter((one) => one.call.tenant === most),
+        ({ id }) => id,
+      );
+      if (newest === undefined) break;
+      this.remove(newest);
+      displaced.push(newest);
+    }
+    return displaced;
+  }
+
+  next(): Job | undefined {
+    return maxBy(this.#jobs, ({ call }) => -(this.#had_ms.get(call.tenant) ?? 0));
+  }
+
+  charge({ call }: Job, took_ms: number): void {
+    this.#had_ms.set(call.tenant, (this.#had_ms.get(call.tenant) ?? 0) + took_ms);
+  }
+
+  toTheEnd(job: Job): void {
+    this.#jobs.push(...this.#jobs.splice(this.#jobs.indexOf(job), 1));
+  }
+
+  remove(job: Job): void {
+    const at = this.#jobs.indexOf(job);
+    if (at >= 0) this.#jobs.splice(at, 1);
+    if (this.#jobs.length === 0) this.#had_ms.clear();
+  }
+
+  takeAll(): Job[] {
+    this.#had_ms.clear();
+    return this.#jobs.splice(0);
+  }
+
+  /** A new one knows no job. */
+  forgetThread(): void {
+    for (const job of this.#jobs) job.isSent = false;
+  }
+
+  #chars(tenant?: string): number {
+    return this.#jobs.reduce(
+      (sum, { chars, call }) =>
+        tenant === undefined || call.tenant === tenant ? sum + chars + JOB_CHARS : sum,
+      0,
+    );
+  }
+}
+
+/** The first of those with the most. */
+const maxBy = <Item>(items: readonly Item[], of: (item: Item) => number): Item | undefined =>
+  items.reduce<Item | undefined>(
+    (best, one) => (best === undefined || of(one) > of(best) ? one : best),
+    undefined,
+  );
+
+type Turned = Extract<FromTextThread, { type: 'turned' }> | { readonly type: 'lost'; readonly why: string };
+
+type TextThread = {
+  readonly isGone: boolean;
+  send(message: ToTextThread): void;
+  /** One at a time. `lost`: the thread is gone, or was ended because it did not stop. */
+  turn(message: ToTextThread): Promise<Turned>;
+  close(): Promise<void>;
+};
+
+async function openThread(
+  { folder, manifest, onError }: TextServiceOptions,
+  { turn_ms, heap_MB }: TextLimits,
+) {
+  const { chatTemplate, bosTokenId, eosTokenIds } = manifest;
+  const workerData: TextThreadStart = { folder, manifest: { chatTemplate, bosTokenId, eosTokenIds } };
+  const worker = new Worker(new URL('./text-thread.ts', import.meta.url), {
+    workerData,
+    resourceLimits: { maxOldGenerationSizeMb: heap_MB, maxYoungGenerationSizeMb: 4 },
+  });
+  let heard: (message: FromTextThread | { type: 'lost'; why: string }) => void = () => {};
+  let why = 'it takes too much';
+  worker.on('message', (message: FromTextThread) => heard(message));
+  worker.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'ERR_WORKER_OUT_OF_MEMORY') why = `it takes more than ${heap_MB} MB`;
+    onError(error.stack ?? String(error));
+  });
+  let isGone = false;
+  worker.on('exit', () => {
+    isGone = true;
+    heard({ type: 'lost', why });
+  });
+  const hear = () =>
+    new Promise<Parameters<typeof heard>[0]>((resolve) => {
+      heard = resolve;
+    });
+  const started = await hear();
+  if (started.type !== 'ready') throw lost();
+  const thread: TextThread = {
+    get isGone() {
+      return isGone;
+    },
+    send: (message) => worker.postMessage(message),
+    async turn(message) {
+      const answer = hear();
+      worker.postMessage(message);
+      const late = setTimeout(() => {
+        why = `it takes more than ${turn_ms / 1000} s`;
+        void worker.terminate();
+      }, turn_ms);
+      const ended = await answer;
+      clearTimeout(late);
+      return ended as Turned;
+    },
+    async close() {
+      await worker.terminate();
+    },
+  };
+  return { thread, table: started.table };
+}

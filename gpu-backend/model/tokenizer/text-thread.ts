@@ -1,0 +1,116 @@
+/**
+ * Entry point of the thread that turns requests' text into token ids, and what it and the main thread say to each
+ * other. It works on one job at a time for one turn at a time, when the main thread says so: whose turn it is, and what
+ * becomes of a turn that does not end, is decided there.
+ */
+import { parentPort, workerData } from 'node:worker_threads';
+import { type ErrorCode, MaskrouteError } from '../../../shared/wire/errors.ts';
+import type { ChatMessage } from '../../../shared/wire/openai.ts';
+import type { ModelText, TextManifest } from './model-text.ts';
+import { openModelText } from './model-text.ts';
+import type { TokenTable } from './token-bytes.ts';
+
+/** `tokensMax`: of one prompt; a longer one is not read to its end. */
+export type TextJob = { readonly tokensMax: number } & (
+  | { readonly type: 'chat'; readonly messages: readonly ChatMessage[] }
+  | {
+      readonly type: 'prompts';
+      readonly texts: readonly string[];
+      readonly addSpecial: boolean;
+      readonly parseSpecial: boolean;
+    }
+);
+
+export type TextThreadStart = { readonly folder: string; readonly manifest: TextManifest };
+
+export type ToTextThread =
+  /** `job` comes with a job's first turn. */
+  | { readonly type: 'turn'; readonly id: number; readonly job: TextJob | undefined }
+  | { readonly type: 'drop'; readonly id: number };
+
+export type FromTextThread =
+  | { readonly type: 'ready'; readonly table: TokenTable }
+  | { readonly type: 'turned'; readonly tokens: number; readonly outcome: TurnOutcome };
+
+/** `tokens` beside it: what the job's prompts have so far, together. */
+export type TurnOutcome =
+  | { readonly type: 'paused' }
+  | { readonly type: 'encoded'; readonly prompts: readonly Int32Array[] }
+  /** A prompt has more than `tokensMax` tokens. */
+  | { readonly type: 'too_long' }
+  | {
+      readonly type: 'refused';
+      readonly code: ErrorCode;
+      readonly message: string;
+      readonly param: string | null;
+    }
+  | { readonly type: 'failed'; readonly detail: string };
+
+/** What a prompt waits for each tenant before it. A short prompt takes a small part of it. */
+const TURN_ms = 5;
+
+/** Ids of all prompts, in steps that yield how many tokens there are so far; undefined once one is too long. */
+function* promptSteps(text: ModelText, job: TextJob): Generator<number, Int32Array[] | undefined> {
+  const all =
+    job.type === 'chat'
+      ? [text.chatSteps(job.messages)]
+      : job.texts.map((prompt) => text.tokenizer.encodeSteps(prompt, job));
+  const prompts: Int32Array[] = [];
+  let before = 0;
+  for (const steps of all) {
+    for (;;) {
+      const { done, value } = steps.next();
+      const tokens = done ? value.length : value;
+      yield before + tokens;
+      if (tokens > job.tokensMax) return undefined;
+      if (!done) continue;
+      prompts.push(value);
+      before += tokens;
+      break;
+    }
+  }
+  return prompts;
+}
+
+type Running = { readonly steps: Generator<number, Int32Array[] | undefined>; tokens: number };
+
+function turn(running: Running): TurnOutcome {
+  const until_ms = performance.now() + TURN_ms;
+  try {
+    do {
+      const { done, value } = running.steps.next();
+      if (done) return value === undefined ? { type: 'too_long' } : { type: 'encoded', prompts: value };
+      running.tokens = value;
+    } while (performance.now() < until_ms);
+    return { type: 'paused' };
+  } catch (error) {
+    if (!(error instanceof MaskrouteError))
+      return { type: 'failed', detail: (error as Error).stack ?? String(error) };
+    const { code, message, param } = error;
+    return { type: 'refused', code, message, param };
+  }
+}
+
+async function serve(port: NonNullable<typeof parentPort>): Promise<void> {
+  const { folder, manifest } = workerData as TextThreadStart;
+  const text = await openModelText(folder, manifest);
+  const jobs = new Map<number, Running>();
+  const send = (message: FromTextThread, transfer: ArrayBuffer[] = []): void =>
+    port.postMessage(message, transfer);
+  port.on('message', (message: ToTextThread) => {
+    const { id } = message;
+    if (message.type === 'drop') {
+      jobs.delete(id);
+      return;
+    }
+    if (message.job !== undefined) jobs.set(id, { steps: promptSteps(text, message.job), tokens: 0 });
+    const running = jobs.get(id)!;
+    const outcome = turn(running);
+    if (outcome.type !== 'paused') jobs.delete(id);
+    const ids = outcome.type === 'encoded' ? outcome.prompts.map(({ buffer }) => buffer as ArrayBuffer) : [];
+    send({ type: 'turned', tokens: running.tokens, outcome }, ids);
+  });
+  send({ type: 'ready', table: text.tokenizer.table });
+}
+
+if (parentPort !== null) await serve(parentPort);

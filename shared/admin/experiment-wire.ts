@@ -1,0 +1,205 @@
+/**
+ * Experiments on the wire of the admin API.
+ *
+ * | method and path (under `/admin/v1`) | body | answer |
+ * |---|---|---|
+ * | `POST /experiments`             | {@link createExperimentSchema} | 201 {@link Experiment}, a draft; 409 when the tenant has one of this id |
+ * | `GET /experiments?tenant=`      |                                | list of {@link Experiment}, newest first |
+ * | `GET /experiments/{id}`         |                                | {@link Experiment} |
+ * | `PATCH /experiments/{id}`       | {@link changeExperimentSchema} | {@link Experiment}; 409 once it was started |
+ * | `DELETE /experiments/{id}`      |                                | {@link Experiment}; 409 once it was started |
+ * | `POST /experiments/{id}/start`  |                                | {@link Experiment}; 409 naming an experiment that overlaps |
+ * | `POST /experiments/{id}/stop`   |                                | {@link Experiment}; again is the same |
+ * | `GET /experiments/{id}/results` |                                | see `experiment-results.ts` |
+ *
+ * An id is its tenant's own, so two tenants may have the same one: `?tenant=` on every path with an `{id}` says whose is
+ * meant. Who manages all and names none means the one of nobody in particular, else the only one (409 where several are).
+ * A tenant's own admin key sees and makes experiments on its own tenant. Those of nobody in particular (an
+ * empty `tenant`) may span several tenants.
+ */
+import { z } from 'zod';
+import { STICKY_KINDS } from '../mask/experiment-assignment.ts';
+import { DEFAULT_TENANT, ownerId, tenantId, timestamp, version } from './admin-wire.ts';
+import type { Histogram, Moments } from './statistics.ts';
+
+/** The variant that runs every block. */
+export const DENSE_VARIANT = 'dense';
+const VARIANTS_MAX = 10;
+const SCOPE_MAX = 50;
+
+const experimentId = z
+  .string()
+  .regex(/^[a-z0-9][a-z0-9-]{0,62}$/, 'expected lower-case letters, digits and dashes, at most 63')
+  .refine((id) => id !== 'none', { message: '"none" stands for no experiment' });
+
+const variantSchema = z.strictObject({
+  name: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/),
+  /** Relative to the other variants' weights. */
+  weight: z.number().gt(0).max(1_000_000),
+  /** The version of a stored mask set, or `dense`. */
+  mask_set: z.union([z.literal(DENSE_VARIANT), version]),
+});
+type ExperimentVariant = z.infer<typeof variantSchema>;
+
+/** Codes as Cloudflare gives them with a request. `NA` is a continent and a country, so each says which it is. */
+const placeSchema = z.union([
+  z.strictObject({ continent: z.string().regex(/^[A-Z]{2}$/) }),
+  z.strictObject({ country: z.string().regex(/^[A-Z0-9]{2}$/) }),
+  z.strictObject({ colo: z.string().regex(/^[A-Z]{3,4}$/) }),
+]);
+export type PlaceScope = z.infer<typeof placeSchema>;
+
+const definitionFields = {
+  description: z.string().max(2000).default(''),
+  /** Which tenants take part; empty: every one. An experiment of one tenant is on that tenant. */
+  tenants: z.array(tenantId).max(SCOPE_MAX).default([]),
+  /** Names of models; empty: every one. */
+  models: z.array(z.string().min(1).max(300)).max(SCOPE_MAX).default([]),
+  /** Where requests come in; empty: everywhere. */
+  regions: z.array(placeSchema).max(SCOPE_MAX).default([]),
+  /** What always gets the same variant. */
+  sticky: z.enum(STICKY_KINDS).default('conversation'),
+  /** The first one is what the others are compared with. */
+  variants: z
+    .array(variantSchema)
+    .min(2)
+    .max(VARIANTS_MAX)
+    .refine((variants) => new Set(variants.map(({ name }) => name)).size === variants.length, {
+      message: 'names must differ',
+    }),
+  /** Absent: from its start on. */
+  starts_at: timestamp.optional(),
+  /** Absent: until it is stopped. */
+  ends_at: timestamp.optional(),
+  /** The share of its requests that run again in the background, to be compared with the dense model. */
+  shadow_share: z.number().min(0).max(0.2).default(0.01),
+  /** How often a difference may be claimed where there is none, however often one looks. */
+  alpha: z.number().min(0.001).max(0.2).default(0.05),
+};
+
+type Window = { readonly starts_at?: string | undefined; readonly ends_at?: string | undefined };
+const endsLater = ({ starts_at, ends_at }: Window) =>
+  starts_at === undefined || ends_at === undefined || Date.parse(starts_at) < Date.parse(ends_at);
+const ENDS_LATER = { message: 'must be later than starts_at', path: ['ends_at'] };
+const namesTenantsRightly = ({ tenant, tenants }: { tenant: string; tenants: readonly string[] }) =>
+  tenant === DEFAULT_TENANT || tenants.length === 0;
+const TENANTS_RIGHTLY = { message: "a tenant's own experiment is on that tenant alone", path: ['tenants'] };
+
+export const createExperimentSchema = z
+  .strictObject({ id: experimentId, tenant: ownerId.default(DEFAULT_TENANT), ...definitionFields })
+  .refine(endsLater, ENDS_LATER)
+  .refine(namesTenantsRightly, TENANTS_RIGHTLY);
+
+/** What an experiment is, apart from its name: fixed once it was started. */
+export const experimentDefinitionSchema = z.strictObject(definitionFields).refine(endsLater, ENDS_LATER);
+export type ExperimentDefinition = z.infer<typeof experimentDefinitionSchema>;
+
+/** The fields to change in a draft; what is absent stays, what is null goes back to its preset. */
+export const changeExperimentSchema = z.strictObject(
+  Object.fromEntries(Object.keys(definitionFields).map((name) => [name, z.unknown().optional()])),
+);
+
+const EXPERIMENT_STATES = ['draft', 'scheduled', 'running', 'ended', 'stopped'] as const;
+
+export const experimentSchema = z.object({
+  id: z.string(),
+  tenant: z.string(),
+  ...definitionFields,
+  state: z.enum(EXPERIMENT_STATES),
+  created_at: timestamp,
+  /** When its first request could take part; null for a draft. */
+  started_at: timestamp.nullable(),
+  /** When it was stopped, before its end or without one. */
+  stopped_at: timestamp.nullable(),
+  actor: z.string(),
+});
+export type Experiment = z.infer<typeof experimentSchema>;
+
+/* What came of an experiment: `GET /admin/v1/experiments/{id}/results?region=`. */
+
+/** What was counted of a group of requests. `errors` are those that are not the client's doing. */
+export type Sums = {
+  readonly requests: number;
+  readonly errors: number;
+  readonly ttft_ms: Moments;
+  readonly tpot_ms: Moments;
+  readonly prompt_tokens: number;
+  readonly completion_tokens: Moments;
+  readonly ratings: number;
+  readonly ratings_up: number;
+  readonly agreement: Moments;
+};
+
+/** What there are quantiles of: time to the first token, and time a token after it. */
+export const LATENCY_MEASURES = ['ttft', 'tpot'] as const;
+export type LatencyMeasure = (typeof LATENCY_MEASURES)[number];
+export type Latencies = Readonly<Record<LatencyMeasure, Histogram>>;
+
+const mean = z.number().nullable();
+/** Milliseconds, each at most 9 % off; null without values. Counted since the release that began to. */
+export const quantilesSchema = z.object({ p50: z.number(), p95: z.number(), p99: z.number() }).nullable();
+
+export const figuresSchema = z.object({
+  requests: z.int(),
+  errors: z.int(),
+  /** Share of the requests. */
+  error_rate: mean,
+  /** Mean milliseconds from the request's arrival to the first token. */
+  ttft_ms: mean,
+  /** Mean milliseconds a token after the first. */
+  tpot_ms: mean,
+  ttft_quantiles_ms: quantilesSchema,
+  tpot_quantiles_ms: quantilesSchema,
+  prompt_tokens: z.int(),
+  completion_tokens: z.int(),
+  /** Mean a request. */
+  completion_tokens_mean: mean,
+  ratings: z.int(),
+  /** Share of the ratings that are good. */
+  rating_up: mean,
+  /** Requests that were run again, dense, in the background. */
+  compared: z.int(),
+  /** Mean share of their tokens before the first that differs from dense. */
+  agreement: mean,
+});
+export type Figures = z.infer<typeof figuresSchema>;
+
+export const METRICS = [
+  'error_rate',
+  'ttft_ms',
+  'tpot_ms',
+  'completion_tokens',
+  'rating_up',
+  'agreement',
+] as const;
+export type Metric = (typeof METRICS)[number];
+
+const comparisonSchema = z.object({
+  variant: z.string(),
+  metric: z.enum(METRICS),
+  control_mean: mean,
+  mean,
+  /** The variant's mean minus the control's. Null with the rest while there are too few values. */
+  difference: z.number().nullable(),
+  low: z.number().nullable(),
+  high: z.number().nullable(),
+  p_value: z.number().nullable(),
+  /** `differs`: neither is better as such (longer answers). */
+  verdict: z.enum(['better', 'worse', 'differs', 'undecided', 'too_few']),
+});
+export type Comparison = z.infer<typeof comparisonSchema>;
+
+export const experimentResultsSchema = z.object({
+  experiment: z.string(),
+  /** The name of the variant that the others are compared with. */
+  control: z.string(),
+  /** Empty: everywhere. */
+  region: z.string(),
+  /** The chance that any interval of one metric misses, at any time of looking: variants share it. */
+  alpha: z.number(),
+  variants: z.array(
+    z.object({ name: z.string(), mask_set: z.string(), weight: z.number(), figures: figuresSchema }),
+  ),
+  comparisons: z.array(comparisonSchema),
+});
+export type ExperimentResults = z.infer<typeof experimentResultsSchema>;

@@ -1,0 +1,123 @@
+/**
+ * Jobs of a backend: learning masks for a team's data while it serves, and publishing them. For holders of the
+ * backend key.
+ *
+ * | method and path | body | answer |
+ * |---|---|---|
+ * | `POST /v1/jobs/data?name=`   | JSONL                        | 201 {@link UploadedData}; the same content again is 200 |
+ * | `GET /v1/jobs/data`          |                              | list of {@link UploadedData} |
+ * | `DELETE /v1/jobs/data/{id}`  |                              | `{ id, deleted: true }`; 409 while a job needs it |
+ * | `POST /v1/jobs`              | {@link createJobSchema}      | 202 {@link Job}; 429 when too many wait |
+ * | `GET /v1/jobs`               |                              | list of {@link Job}, newest first |
+ * | `GET /v1/jobs/{id}`          |                              | {@link Job} |
+ * | `GET /v1/jobs/{id}/events`   |                              | SSE: `job` events, each a whole {@link Job}; ends with the job |
+ * | `POST /v1/jobs/{id}/cancel`  |                              | {@link Job}; again is the same |
+ * | `GET /v1/jobs/{id}/mask-set` |                              | the learned mask set |
+ * | `GET /v1/jobs/{id}/report`   |                              | its report |
+ *
+ * The edge has the same for those who administrate all of it, under `/admin/v1/backends/{backend}`: `/jobs`,
+ * `/jobs/data`, `/jobs/{id}`, `/jobs/{id}/events` and `/jobs/{id}/cancel`. A job takes a machine that all tenants share,
+ * and reads what its operator opened, so a tenant's own admin key starts none. No admin key travels there: what was
+ * learned is stored with `POST /jobs/{id}/store` and {@link storeJobSchema}, and goes live as every mask set does.
+ */
+import { z } from 'zod';
+import { DEFAULT_TENANT, TENANT_ID_PATTERN } from './admin-wire.ts';
+
+export const JOB_ID_PATTERN = /^job_[0-9a-f]{24}$/;
+export const DATA_ID_PATTERN = /^data_[0-9a-f]{24}$/;
+/** The name becomes the kind of its rows, and a file's name. */
+export const DATA_NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/;
+export const JOBS_WAITING_MAX = 8;
+
+const dataSource = z.union([
+  z.strictObject({ upload: z.string().regex(DATA_ID_PATTERN, 'expected the id of uploaded data') }),
+  /** Below the folder that the backend's operator opened for this, if any. */
+  z.strictObject({ path: z.string().min(1).max(500) }),
+]);
+
+const publishTo = {
+  edge: z.url({ protocol: /^https?$/ }).max(500),
+  tenant: z.union([z.literal(DEFAULT_TENANT), z.string().regex(TENANT_ID_PATTERN)]).default(DEFAULT_TENANT),
+  activate: z.boolean().default(false),
+};
+
+export const createJobSchema = z.strictObject({
+  kind: z.literal('learn'),
+  /** An installed model; the one that is served unless given. */
+  model: z.string().min(1).max(200).optional(),
+  data: z.array(dataSource).min(1).max(64),
+  clusters: z.union([z.int().min(1).max(256), z.literal('auto')]),
+  sparsity: z.number().gt(0).lt(1),
+  cost: z.enum(['blocks', 'time']).optional(),
+  surrogate: z.boolean().optional(),
+  encoder: z.enum(['static', 'all-minilm-l6-v2']).default('static'),
+  name: z.string().regex(DATA_NAME_PATTERN).optional(),
+  rows: z.int().min(1).max(10_000_000).optional(),
+  seed: z.int().min(0).optional(),
+  publish: z
+    .strictObject({
+      ...publishTo,
+      /** Used once, by this job; kept sealed until then, and shown to nobody. */
+      admin_key: z.string().min(1).max(500),
+    })
+    .optional(),
+});
+export type CreateJob = z.infer<typeof createJobSchema>;
+
+/** What the edge takes: publishing is the edge's own matter. */
+export const createEdgeJobSchema = createJobSchema.omit({ publish: true });
+export type CreateEdgeJob = z.infer<typeof createEdgeJobSchema>;
+
+export const storeJobSchema = z.strictObject({
+  /** Whose set it will be. */
+  tenant: publishTo.tenant,
+});
+
+export const jobRequestSchema = createEdgeJobSchema.extend({ publish: z.strictObject(publishTo).optional() });
+export type JobRequest = z.infer<typeof jobRequestSchema>;
+
+export const JOB_STATES = ['waiting', 'running', 'succeeded', 'failed', 'cancelled'] as const;
+
+export const jobSchema = z.object({
+  id: z.string(),
+  object: z.literal('maskroute.job'),
+  status: z.enum(JOB_STATES),
+  request: jobRequestSchema,
+  created_at: z.iso.datetime(),
+  started_at: z.iso.datetime().nullable(),
+  finished_at: z.iso.datetime().nullable(),
+  /** How often it was begun: more than once after a restart of the backend, and it went on where it was. */
+  starts: z.int(),
+  progress: z
+    .object({
+      stage: z.string(),
+      done: z.number(),
+      total: z.number(),
+      /** At the pace so far. */
+      left_s: z.number().nullable(),
+      detail: z.string(),
+    })
+    .nullable(),
+  /** Why it failed. */
+  error: z.string().nullable(),
+  result: z
+    .object({
+      version: z.string(),
+      /** What publishing said; null when that was not asked for. */
+      published: z.string().nullable(),
+    })
+    .nullable(),
+});
+export type Job = z.infer<typeof jobSchema>;
+export type JobProgress = NonNullable<Job['progress']>;
+
+export const isFinished = ({ status }: Pick<Job, 'status'>): boolean =>
+  status === 'succeeded' || status === 'failed' || status === 'cancelled';
+
+export const uploadedDataSchema = z.object({
+  id: z.string(),
+  name: z.string(),
+  bytes: z.int(),
+  created_at: z.iso.datetime(),
+});
+export type UploadedData = z.infer<typeof uploadedDataSchema>;

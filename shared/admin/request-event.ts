@@ -1,0 +1,104 @@
+/**
+ * What the edge says of every request that it finished: one event, sent off the request's path to a queue and
+ * counted from there into usage and outcomes. Delivery is at least once, so whoever counts must know `id`.
+ */
+import { z } from 'zod';
+import { FALLBACK_REASONS } from '../wire/protocol.ts';
+
+/** Unique a request, made at the edge: never the client's own request id, which it may send twice. */
+export const EVENT_ID_PATTERN = /^[0-9a-f]{20}$/;
+
+const duration_ms = z.number().min(0).nullable();
+
+export const requestEventSchema = z.strictObject({
+  kind: z.literal('request'),
+  id: z.string().regex(EVENT_ID_PATTERN),
+  tenant: z.string(),
+  key_id: z.string(),
+  /** `YYYY-MM-DD`, UTC, of `created_at_ms`. */
+  day: z.iso.date(),
+  created_at_ms: z.int(),
+  endpoint: z.enum(['chat', 'completion']),
+  /** Without `:dense`. */
+  model: z.string(),
+  /** A mask id, `dense`, or `custom` for a client's own layers that this edge could not name. */
+  mask: z.string(),
+  /** Null: only the backend knows it, and it did not say. */
+  sparsity: z.number().nullable(),
+  mask_set: z.string().nullable(),
+  version: z.string().nullable(),
+  cluster: z.int().nullable(),
+  similarity: z.number().nullable(),
+  experiment: z.string(),
+  /** Whose it is; '' for nobody's, and without one. A message of the release before does not say. */
+  experiment_owner: z.string().default(''),
+  variant: z.string(),
+  region: z.string(),
+  fallback: z.enum(FALLBACK_REASONS).nullable(),
+  stream: z.boolean(),
+  /** Of the answer; 499 when the client hung up first, or the time was over that it had made shorter itself. */
+  status: z.int(),
+  error_code: z.string().nullable(),
+  prompt_tokens: z.int().min(0),
+  completion_tokens: z.int().min(0),
+  /**
+   * Whether the tokens are the backend's own count. False when it could not be asked: then the completion's are those
+   * that were seen to pass, at the least, and the prompt's are unknown (0).
+   */
+  counted: z.boolean(),
+  /** From the request's arrival at the edge to the first bytes of the answer; null when none came. */
+  ttft_ms: duration_ms,
+  /** Mean time a completion token after the first; null with fewer than two, or an answer that is no stream. */
+  tpot_ms: duration_ms,
+  total_ms: z.number().min(0),
+});
+export type RequestEvent = z.infer<typeof requestEventSchema>;
+
+const ofRequest = {
+  /** The `id` of the request's own event, which says what to count this under. */
+  request: z.string().regex(EVENT_ID_PATTERN),
+  tenant: z.string(),
+  created_at_ms: z.int(),
+};
+
+/** What a caller thinks of the answer: one opinion a key. */
+export const ratingEventSchema = z.strictObject({
+  kind: z.literal('rating'),
+  ...ofRequest,
+  key_id: z.string(),
+  rating: z.union([z.literal(1), z.literal(-1)]),
+});
+export type RatingEvent = z.infer<typeof ratingEventSchema>;
+
+/** How far the same request, run again in the background, went with the dense model. */
+export const comparisonEventSchema = z.strictObject({
+  kind: z.literal('comparison'),
+  ...ofRequest,
+  /** The share of the compared tokens before the first that differs, 0 to 1. */
+  agreement: z.number().min(0).max(1),
+});
+export type ComparisonEvent = z.infer<typeof comparisonEventSchema>;
+
+export const edgeEventSchema = z.discriminatedUnion('kind', [
+  requestEventSchema,
+  ratingEventSchema,
+  comparisonEventSchema,
+]);
+export type EdgeEvent = z.infer<typeof edgeEventSchema>;
+
+/** Who answered requests of the same message: no event, for it is never counted without theirs. */
+export const answererEntrySchema = z.strictObject({
+  kind: z.literal('answerer'),
+  backend: z.string(),
+  requests: z.array(z.string().regex(EVENT_ID_PATTERN)),
+});
+export type AnswererEntry = z.infer<typeof answererEntrySchema>;
+
+export const messageEntrySchema = z.discriminatedUnion('kind', [
+  ...edgeEventSchema.options,
+  answererEntrySchema,
+]);
+export type MessageEntry = z.infer<typeof messageEntrySchema>;
+
+/** A message of the queue: requests' events several together, a note alone, since it may have to come again. */
+export type EdgeMessage = EdgeEvent | readonly (RequestEvent | AnswererEntry)[];

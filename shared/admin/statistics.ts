@@ -1,0 +1,123 @@
+/**
+ * Times by size, for quantiles: buckets whose bounds grow by an eighth of a doubling (9 %), the same everywhere and
+ * always, so that histograms of any two groups add up. A quantile read from them is at most one bucket off.
+ */
+
+/** Counts by bucket; bucket b holds times of 2^(b/8) ms up to 2^((b+1)/8) ms. Those without any are absent. */
+export type Histogram = ReadonlyMap<number, number>;
+
+const BUCKETS_A_DOUBLING = 8;
+/** A hundredth of a millisecond, and a day: what is beyond counts as these. */
+const BUCKET_MIN = bucketUnbounded(0.01);
+const BUCKET_MAX = bucketUnbounded(86_400_000);
+
+function bucketUnbounded(time_ms: number): number {
+  return Math.floor(BUCKETS_A_DOUBLING * Math.log2(time_ms));
+}
+
+/** `time_ms` is at least 0. */
+export const bucketOf = (time_ms: number): number =>
+  Math.min(BUCKET_MAX, Math.max(BUCKET_MIN, bucketUnbounded(time_ms)));
+
+/** How many values there are. */
+export const countOf = (histogram: Histogram): number =>
+  [...histogram.values()].reduce((sum, count) => sum + count, 0);
+
+/**
+ * The time that a share `q` (0 to 1) of the values does not exceed, in milliseconds; null without values. Inside of a
+ * bucket values are taken to lie evenly on the logarithmic scale.
+ */
+export function quantile_ms(histogram: Histogram, q: number): number | null {
+  const total = countOf(histogram);
+  if (total === 0) return null;
+  const wanted = q * total;
+  const buckets = [...histogram].filter(([, count]) => count > 0).sort(([a], [b]) => a - b);
+  let before = 0;
+  for (const [bucket, count] of buckets) {
+    if (before + count >= wanted) return 2 ** ((bucket + (wanted - before) / count) / BUCKETS_A_DOUBLING);
+    before += count;
+  }
+  return 2 ** ((buckets.at(-1)![0] + 1) / BUCKETS_A_DOUBLING);
+}
+
+const QUANTILES = { p50: 0.5, p95: 0.95, p99: 0.99 } as const;
+type Quantiles = Record<keyof typeof QUANTILES, number>;
+
+/** Milliseconds; null without values. */
+export function quantilesOf(histogram: Histogram): Quantiles | null {
+  const [p50, p95, p99] = [
+    quantile_ms(histogram, QUANTILES.p50),
+    quantile_ms(histogram, QUANTILES.p95),
+    quantile_ms(histogram, QUANTILES.p99),
+  ];
+  return p50 === null || p95 === null || p99 === null ? null : { p50, p95, p99 };
+}
+
+/*
+ * Comparing two means so that one may look at any time and as often as one likes. The interval is the asymptotic
+ * confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (Annals of Statistics 2024, arXiv
+ * 2103.06476, theorem 2.2): with t observations of variance s² and a tuning constant ρ,
+ *
+ *     mean ± s · sqrt( 2(tρ² + 1) / (t²ρ²) · log( sqrt(tρ² + 1) / α ) )
+ *
+ * covers the true mean at all t at once with probability 1 − α. It is the inverse of the mixture sequential
+ * probability ratio test of Johari, Koomen, Pekelis and Walsh (arXiv 1512.04922) with a normal mixture, whose
+ * p-value is given too. For a difference of means s²/t is the variance of the difference, and t is
+ * n₁n₂ / (n₁ + n₂). Variances are estimated, so it holds for large samples: see {@link SAMPLES_MIN}.
+ */
+
+/** Of one measure: how many values, their sum and their sum of squares. */
+export type Moments = { readonly count: number; readonly sum: number; readonly sq: number };
+
+export type Difference = {
+  readonly difference: number;
+  readonly low: number;
+  readonly high: number;
+  /** Valid at any time of looking. */
+  readonly p_value: number;
+};
+
+/** Fewer values than this on a side, and the estimated variance is not to be trusted. */
+export const SAMPLES_MIN = 100;
+
+/** The interval is narrowest, for what it promises, at about this many values a side. */
+const TUNED_FOR = 2_000;
+
+export const meanOf = ({ count, sum }: Moments): number | null => (count === 0 ? null : sum / count);
+
+/** A share as moments: `count` trials of which `ones` came true. */
+export const sharesOf = (count: number, ones: number): Moments => ({ count, sum: ones, sq: ones });
+
+/**
+ * How much larger the mean of `b` is than that of `a`; null when there are too few values, or none that differ.
+ * `alpha` is the chance of an interval that misses the true difference at any time.
+ */
+export function compareMeans(a: Moments, b: Moments, alpha: number): Difference | null {
+  if (a.count < SAMPLES_MIN || b.count < SAMPLES_MIN) return null;
+  const variance = meanVariance(a) + meanVariance(b);
+  if (!(variance > 0)) return null;
+  const difference = b.sum / b.count - a.sum / a.count;
+  // tρ² of the formula; ρ² = (−2 log α + log(1 − 2 log α)) / t* is narrowest at t = t* (their appendix B.2).
+  const t = (a.count * b.count) / (a.count + b.count);
+  const r = (t / (TUNED_FOR / 2)) * (-2 * Math.log(alpha) + Math.log(1 - 2 * Math.log(alpha)));
+  const halfWidth = Math.sqrt(((2 * variance * (r + 1)) / r) * (0.5 * Math.log(r + 1) - Math.log(alpha)));
+  const logRatio = ((r / (r + 1)) * difference ** 2) / (2 * variance) - 0.5 * Math.log(r + 1);
+  return {
+    difference,
+    low: difference - halfWidth,
+    high: difference + halfWidth,
+    p_value: Math.min(1, Math.exp(-logRatio)),
+  };
+}
+
+/** The variance of the mean. Values that are all the same say little about how much the next ones will differ. */
+function meanVariance({ count, sum, sq }: Moments): number {
+  return Math.max(0, (sq - sum ** 2 / count) / (count - 1)) / count;
+}
+
+/** As {@link compareMeans}, of shares: one success and one failure are added so that no variance is 0. */
+export function compareShares(a: Moments, b: Moments, alpha: number): Difference | null {
+  if (a.count < SAMPLES_MIN || b.count < SAMPLES_MIN) return null;
+  const smooth = ({ count, sum }: Moments) => sharesOf(count + 2, sum + 1);
+  return compareMeans(smooth(a), smooth(b), alpha);
+}

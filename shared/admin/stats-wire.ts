@@ -1,0 +1,145 @@
+/**
+ * What is going on, by the minute or hour: `GET /admin/v1/stats?tenant=&from=&to=&step=`. It is counted behind
+ * the requests, so it lags by some seconds; minutes are kept for 35 days.
+ */
+import { z } from 'zod';
+import { MASK_SET_VERSION_PATTERN, timestamp, version } from './admin-wire.ts';
+import { figuresSchema, quantilesSchema } from './experiment-wire.ts';
+
+const STEPS_MAX = 1_500;
+const STEP_ms = { minute: 60_000, hour: 3_600_000, day: 86_400_000 } as const;
+
+export const statsQuerySchema = z
+  .strictObject({
+    tenant: z.string().default(''),
+    from: timestamp.default(() => new Date(Date.now() - STEP_ms.day).toISOString()),
+    to: timestamp.default(() => new Date(Date.now() + STEP_ms.minute).toISOString()),
+    step: z.enum(['minute', 'hour', 'day']).default('hour'),
+  })
+  .transform(({ tenant, from, to, step }) => ({
+    tenant,
+    from_ms: Date.parse(from),
+    to_ms: Date.parse(to),
+    step_ms: STEP_ms[step],
+  }))
+  .refine(({ from_ms, to_ms }) => from_ms < to_ms, { message: 'must be earlier than to', path: ['from'] })
+  .refine(({ from_ms, to_ms, step_ms }) => (to_ms - from_ms) / step_ms <= STEPS_MAX, {
+    message: `asks for more than ${STEPS_MAX} steps`,
+    path: ['step'],
+  });
+
+const routingShareSchema = z.object({
+  start: timestamp,
+  /** Null: no mask set. */
+  version: z.string().nullable(),
+  /** Null: not routed. */
+  cluster: z.int().nullable(),
+  requests: z.int(),
+  errors: z.int(),
+});
+
+/** How evenly a version's requests fall on its clusters, over the whole time asked for. */
+const balanceSchema = z.object({
+  version: z.string(),
+  /** Requests that fell into a cluster. */
+  requests: z.int(),
+  clusters: z.int(),
+  largest_share: z.number(),
+  /** Bits; log2 of the number of clusters when all are equally common. */
+  entropy_bits: z.number(),
+  /** Routing has collapsed: nearly everything goes to one cluster. */
+  collapsed: z.boolean(),
+});
+
+export const statsSchema = z.object({
+  from: timestamp,
+  to: timestamp,
+  routing: z.array(routingShareSchema),
+  balance: z.array(balanceSchema),
+  versions: z.array(
+    z.object({
+      version: z.string().nullable(),
+      /** Of blocks; null where only the backend knew it. */
+      sparsity: z.number().nullable(),
+      figures: figuresSchema,
+    }),
+  ),
+  /**
+   * By who answered, over all tenants, and so empty where one is asked about. Times are from the request's arrival at
+   * the edge, what it lost at other backends included, and by whole ten minutes.
+   */
+  backends: z
+    .array(
+      z.object({
+        backend: z.string(),
+        /** Of which the time to the first token is known. */
+        answers: z.int(),
+        ttft_quantiles_ms: quantilesSchema,
+        tpot_quantiles_ms: quantilesSchema,
+      }),
+    )
+    // An edge of the release before has none; a page may ask one while a deployment is gradual.
+    .default([]),
+  fallbacks: z.array(z.object({ reason: z.string(), requests: z.int() })),
+});
+export type Stats = z.infer<typeof statsSchema>;
+
+/** With more clusters than one, this share of at least so many requests in a single one is a collapse. */
+export const COLLAPSE = { share: 0.9, requests_min: 100 } as const;
+
+/*
+ * Where recent requests lay: `GET /admin/v1/traffic?tenant=&version=`, the newest first. A sample of them, and of each
+ * only the distances to the version's centroids: enough to place it among them, too little to tell what was asked.
+ */
+
+/** What is kept of a tenant, and what is shown at once. */
+export const TRAFFIC_SAMPLES_MAX = 300;
+
+export const trafficQuerySchema = z.strictObject({
+  tenant: z.string().default(''),
+  version: z.string().regex(MASK_SET_VERSION_PATTERN, 'expected v_ and 24 hexadecimal digits'),
+});
+
+export const trafficSampleSchema = z.object({
+  cluster: z.int(),
+  /** Euclidean, by cluster. */
+  distances: z.array(z.number()),
+  created_at: timestamp,
+});
+export type TrafficSample = z.infer<typeof trafficSampleSchema>;
+
+/*
+ * What an edge keeps of an evaluation: of the `evaluation.json` that `maskroute evaluate` writes, the figures that the
+ * dashboard draws. The whole file may be sent; what is not named here is dropped.
+ */
+
+export const EVALUATED_ROWS_MAX = 500;
+
+const share = z.number().min(0).max(1);
+
+/** One method at one sparsity, measured on text that it was not made on. */
+export const evaluatedRowSchema = z.object({
+  /** `dense`, `learned`, `one-mask`, or a static method. */
+  method: z.string().min(1).max(64),
+  /** Whether as many blocks are out as in the learned set, or so many that a token takes as long. */
+  matched: z.enum(['count', 'time']),
+  /** The set that the masks are of, or that the time is matched with; null for what is of none. */
+  maskSet: version.nullable(),
+  /** Of blocks. */
+  sparsity: share,
+  surrogate: z.boolean(),
+  /** To dense, nats. */
+  kl: z.number(),
+  /** Share of positions with the dense model's top token. */
+  agreement: share,
+  perplexity: z.number().positive(),
+  msPerToken: z.number().positive(),
+});
+export type EvaluatedRow = z.infer<typeof evaluatedRowSchema>;
+
+export const evaluationFiguresSchema = z.object({
+  rows: z.array(evaluatedRowSchema).min(1).max(EVALUATED_ROWS_MAX),
+  /** Static methods at the learned sets' measured time. */
+  equalTime: z.array(evaluatedRowSchema).max(EVALUATED_ROWS_MAX).default([]),
+});
+export type EvaluationFigures = z.infer<typeof evaluationFiguresSchema>;

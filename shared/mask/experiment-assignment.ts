@@ -1,0 +1,173 @@
+/**
+ * Sticky A/B assignment: hash(experiment, sticky key) picks the variant, never a coin a request.
+ * The same key always gets the same variant, and shares follow the weights.
+ */
+import { sha256 } from '@noble/hashes/sha2.js';
+import { utf8ToBytes } from '@noble/hashes/utils.js';
+import { opening } from '../embedding/route-text.ts';
+import { type ChatRequest, type CompletionRequest, messageText } from '../wire/openai.ts';
+
+type Variant = { readonly name: string; readonly weight: number };
+
+/** A number in [0, 1) from 48 bits of SHA-256 over `experiment`, a zero byte and `stickyKey`. */
+export function stickyFraction(experiment: string, stickyKey: string): number {
+  const digest = sha256(utf8ToBytes(`${experiment}\u0000${stickyKey}`));
+  let value = 0;
+  for (let i = 0; i < 6; i++) value = value * 256 + digest[i]!;
+  return value / 2 ** 48;
+}
+
+/** @throws RangeError when no variant has a positive weight. */
+export function assignVariant<V extends Variant>(
+  experiment: string,
+  variants: readonly V[],
+  stickyKey: string,
+): V {
+  const total = variants.reduce((sum, variant) => sum + Math.max(0, variant.weight), 0);
+  if (!(total > 0)) throw new RangeError(`experiment ${experiment} has no variant with a positive weight`);
+  let left = stickyFraction(experiment, stickyKey) * total;
+  for (const variant of variants) {
+    left -= Math.max(0, variant.weight);
+    if (left < 0) return variant;
+  }
+  return variants.findLast((variant) => variant.weight > 0)!;
+}
+
+/** Whom, what and where an experiment is about; an empty list is no limit. Times are milliseconds. */
+export type Scope = {
+  readonly tenants: readonly string[];
+  readonly models: readonly string[];
+  readonly regions: readonly Place[];
+  readonly startsAt_ms: number;
+  /** Infinity: until it is stopped. */
+  readonly endsAt_ms: number;
+};
+/** A place, known as precisely as it is: a scope names one of the three, a request has all that are known. */
+export type Place = {
+  readonly continent?: string | undefined;
+  readonly country?: string | undefined;
+  readonly colo?: string | undefined;
+};
+const PLACE_KINDS = ['continent', 'country', 'colo'] as const;
+
+type ScopedRequest = { readonly tenant: string; readonly model: string; readonly place: Place };
+
+export const isInScope = (scope: Scope, request: ScopedRequest, now_ms: number): boolean =>
+  scope.startsAt_ms <= now_ms &&
+  now_ms < scope.endsAt_ms &&
+  isListed(scope.tenants, request.tenant) &&
+  isListed(scope.models, request.model) &&
+  (scope.regions.length === 0 || scope.regions.some((region) => isWithin(request.place, region)));
+
+const isListed = (list: readonly string[], item: string): boolean => list.length === 0 || list.includes(item);
+
+const isWithin = (place: Place, region: Place): boolean =>
+  PLACE_KINDS.every((kind) => region[kind] === undefined || region[kind] === place[kind]);
+
+/**
+ * Whether one request could be in both. Places of different kinds may hold one another (nothing here knows
+ * which country a data centre is in), so they count as overlapping.
+ */
+export const overlap = (a: Scope, b: Scope): boolean =>
+  a.startsAt_ms < b.endsAt_ms &&
+  b.startsAt_ms < a.endsAt_ms &&
+  share(a.tenants, b.tenants) &&
+  share(a.models, b.models) &&
+  (a.regions.length === 0 ||
+    b.regions.length === 0 ||
+    a.regions.some((one) => b.regions.some((other) => mayMeet(one, other))));
+
+const share = (a: readonly string[], b: readonly string[]): boolean =>
+  a.length === 0 || b.length === 0 || a.some((item) => b.includes(item));
+
+const mayMeet = (a: Place, b: Place): boolean =>
+  PLACE_KINDS.every((kind) => a[kind] === undefined || b[kind] === undefined || a[kind] === b[kind]);
+
+/*
+ * What a request is recognised by, so that the next one like it gets the same variant and the same version.
+ * Nothing is remembered: the key is read off the request.
+ */
+
+/** The start of the conversation, the body's `user` field, or the API key. */
+export const STICKY_KINDS = ['conversation', 'user', 'api_key'] as const;
+export type StickyKind = (typeof STICKY_KINDS)[number];
+
+/** A completion's prompt grows at its end while a conversation goes on, so only its beginning names it. */
+const PROMPT_CHARS = 200;
+const PROMPT_TOKENS = 50;
+/** Enough to tell conversations apart; all of a long prompt would be hashed at every request. */
+const MESSAGES = 8;
+const MESSAGE_CHARS = 2000;
+
+export type StickySource =
+  | { readonly kind: 'chat'; readonly body: Pick<ChatRequest, 'messages' | 'user'> }
+  | { readonly kind: 'completion'; readonly body: Pick<CompletionRequest, 'prompt' | 'user'> };
+
+export type StickyCaller = { readonly tenant: string; readonly keyId: string };
+
+/**
+ * The key of `kind`, unlike that of any other tenant. A user and a conversation stay what they are when the
+ * tenant changes its API key; a request without a `user` field is recognised by its conversation instead.
+ */
+export function stickyKey(kind: StickyKind, caller: StickyCaller, request: StickySource): string {
+  switch (kind) {
+    case 'api_key':
+      return JSON.stringify(['api_key', caller.keyId]);
+    case 'user':
+      if (request.body.user == null) return stickyKey('conversation', caller, request);
+      return JSON.stringify(['user', caller.tenant, request.body.user]);
+    case 'conversation':
+      return JSON.stringify(['conversation', caller.tenant, ...conversationStart(request)]);
+  }
+}
+
+/** Everything up to the first answer, which stays as it is while the conversation grows. */
+function conversationStart(request: StickySource): readonly unknown[] {
+  if (request.kind === 'chat') {
+    const start = opening(request.body.messages).slice(0, MESSAGES);
+    return start.map((message) => [message.role, messageText(message).slice(0, MESSAGE_CHARS)]);
+  }
+  const { prompt } = request.body;
+  if (typeof prompt === 'string') return [prompt.slice(0, PROMPT_CHARS)];
+  const [first] = prompt;
+  if (typeof first === 'number') return prompt.slice(0, PROMPT_TOKENS);
+  return [typeof first === 'string' ? first.slice(0, PROMPT_CHARS) : first!.slice(0, PROMPT_TOKENS)];
+}
+
+/*
+ * Which version of two a request sees while a publication takes hold: pure arithmetic on the schedule that is
+ * stored with the publication, so that every isolate agrees with every other, and none has to be told when a
+ * step begins. A request asks once and keeps the answer: it sees the old version or the new one.
+ */
+
+/** `share` of the sticky keys see the new version for `duration_s`; then the next step, at last all of them. */
+export type RolloutStep = { readonly share: number; readonly duration_s: number };
+
+export type Rollout = {
+  /** Salts the hash, so that it is not the same keys that go first in every publication. */
+  readonly id: string;
+  readonly activateAt_ms: number;
+  /** Shares rise; none: everyone at once. */
+  readonly steps: readonly RolloutStep[];
+};
+
+export const completesAt_ms = ({ activateAt_ms, steps }: Rollout): number =>
+  steps.reduce((end_ms, step) => end_ms + step.duration_s * 1000, activateAt_ms);
+
+/** The share of sticky keys that see the new version, 0 to 1. It never falls as time goes on. */
+export function shareAt({ activateAt_ms, steps }: Rollout, now_ms: number): number {
+  if (now_ms < activateAt_ms) return 0;
+  let end_ms = activateAt_ms;
+  for (const step of steps) {
+    end_ms += step.duration_s * 1000;
+    if (now_ms < end_ms) return step.share;
+  }
+  return 1;
+}
+
+/** Whether this sticky key sees the new version. Once it does, it goes on to: shares only rise. */
+export function seesNew(rollout: Rollout, stickyKey: string, now_ms: number): boolean {
+  const share = shareAt(rollout, now_ms);
+  if (share === 0 || share === 1) return share === 1;
+  return stickyFraction(rollout.id, stickyKey) < share;
+}

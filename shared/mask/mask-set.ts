@@ -1,0 +1,144 @@
+/**
+ * A mask set: k centroids and their k masks, with the model and the encoder that they mean something for.
+ * It is immutable; its version is the hash of its content. This schema is what `learn` writes, what the
+ * admin API accepts and what the edge reads back from D1.
+ */
+import { sha256 } from '@noble/hashes/sha2.js';
+import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
+import { z } from 'zod';
+import { listOf } from '../wire/fields.ts';
+import {
+  BLOCK_COUNT_MAX,
+  MASK_ID_PATTERN,
+  type Mask,
+  type MaskId,
+  MODEL_HASH_PATTERN,
+  type ModelHash,
+  maskFromBits,
+  maskId,
+  SURROGATES_ID_PATTERN,
+  type SurrogatesId,
+  sparsity,
+  withSurrogates,
+} from './mask.ts';
+
+const CLUSTER_COUNT_MAX = 256;
+const DIMENSIONS_MAX = 4096;
+/** Centroids are packed into 32 bits: what is infinite there is near nothing. */
+const FLOAT32_MAX = (2 - 2 ** -23) * 2 ** 127;
+
+export const encoderSpecSchema = z.strictObject({
+  /** For example `static`, `@cf/baai/bge-small-en-v1.5`, `sentence-transformers/all-MiniLM-L6-v2`. */
+  id: z.string().min(1).max(200),
+  /** What exactly computed the vectors: a content hash or a hub revision. */
+  revision: z.string().min(1).max(100),
+  pooling: z.enum(['mean', 'cls', 'weighted-mean']),
+  dimensions: z.int().min(1).max(DIMENSIONS_MAX),
+});
+export type EncoderSpec = z.infer<typeof encoderSpecSchema>;
+
+export const sameEncoder = (a: EncoderSpec, b: EncoderSpec): boolean =>
+  a.id === b.id && a.revision === b.revision && a.pooling === b.pooling && a.dimensions === b.dimensions;
+
+const clusterSchema = z.strictObject({
+  /** The centroid, `dimensions` numbers; vectors are L2-normalised before the distance is taken. */
+  centroid: listOf(z.number().min(-FLOAT32_MAX).max(FLOAT32_MAX), { min: 1, max: DIMENSIONS_MAX }),
+  /** Bits of the mask as `maskBits` writes them. */
+  bits: z.string().max(BLOCK_COUNT_MAX / 4),
+  mask: z.string().regex(MASK_ID_PATTERN),
+  /** Share of the calibration set that fell into this cluster. */
+  share: z.number().min(0).max(1),
+  /** A few words for people: the kinds of prompt that dominate the cluster. */
+  label: z.string().max(200).optional(),
+});
+
+export const maskSetSchema = z
+  .strictObject({
+    format: z.literal('maskroute-mask-set-v1'),
+    name: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/),
+    model: z.strictObject({
+      name: z.string().min(1).max(200),
+      hash: z.string().regex(MODEL_HASH_PATTERN),
+      blockCount: z.int().min(2).max(BLOCK_COUNT_MAX),
+    }),
+    encoder: encoderSpecSchema,
+    clusters: z.array(clusterSchema).min(1).max(CLUSTER_COUNT_MAX),
+    targetSparsity: z.number().min(0).max(1),
+    /** Mean over clusters, weighted by share. */
+    reachedSparsity: z.number().min(0).max(1),
+    /** Whether skipped blocks are replaced by surrogates. */
+    surrogate: z.boolean(),
+    /** The table of surrogates that the masks were learned with; there exactly when `surrogate` is true. */
+    surrogates: z.string().regex(SURROGATES_ID_PATTERN).optional(),
+    /** How it was made: method, seed, calibration counts, constants. */
+    learned: z.record(z.string(), z.json()),
+    /** Figures on held-out data, per method where there are several. */
+    heldOut: z.record(z.string(), z.json()),
+    createdAt: z.iso.datetime(),
+  })
+  .superRefine((set, context) => {
+    if (set.surrogate !== (set.surrogates !== undefined)) {
+      const message = set.surrogate ? 'it has surrogates, but no table' : 'it names a table, but uses none';
+      context.addIssue({ code: 'custom', message, path: ['surrogates'] });
+    }
+    set.clusters.forEach((cluster, index) => {
+      const fail = (message: string) =>
+        context.addIssue({ code: 'custom', message, path: ['clusters', index] });
+      if (cluster.centroid.length !== set.encoder.dimensions) {
+        fail(`the centroid has ${cluster.centroid.length} dimensions, the encoder ${set.encoder.dimensions}`);
+      }
+      try {
+        const id = maskId(set.model.hash as ModelHash, clusterMask(set, cluster));
+        if (id !== cluster.mask) fail(`the mask id is ${cluster.mask}, its bits say ${id}`);
+      } catch (error) {
+        fail((error as Error).message);
+      }
+    });
+  });
+export type MaskSet = z.infer<typeof maskSetSchema>;
+type MaskSetCluster = MaskSet['clusters'][number];
+
+/** `v_` and 24 hexadecimal digits: the hash of the set's canonical JSON. */
+export function maskSetVersion(set: MaskSet): string {
+  return `v_${bytesToHex(sha256(utf8ToBytes(canonicalJson(set)))).slice(0, 24)}`;
+}
+
+/** JSON with sorted keys, so that equal content has equal text. */
+export function canonicalJson(value: unknown): string {
+  return JSON.stringify(value, (_key, inner: unknown) =>
+    inner !== null && typeof inner === 'object' && !Array.isArray(inner)
+      ? Object.fromEntries(Object.entries(inner).sort(([a], [b]) => (a < b ? -1 : 1)))
+      : inner,
+  );
+}
+
+/** A cluster's mask, with the set's surrogates. @throws RangeError when its bits fit no model of that size. */
+const clusterMask = (
+  set: { readonly model: { readonly blockCount: number }; readonly surrogates?: string | undefined },
+  cluster: { readonly bits: string },
+): Mask =>
+  withSurrogates(
+    maskFromBits(set.model.blockCount, cluster.bits),
+    set.surrogates as SurrogatesId | undefined,
+  );
+
+export const clusterSparsity = (set: MaskSet, cluster: MaskSetCluster): number =>
+  sparsity(maskFromBits(set.model.blockCount, cluster.bits));
+
+export type { MaskId, ModelHash, SurrogatesId };
+
+/* What a mask set says of its own quality: the figures that `learn` measured on prompts that it never saw. */
+
+/**
+ * Top-1 agreement with the dense model, 0 to 1; null when the set does not say. Figures are kept by method; the
+ * set's own stand under `learned`, or under the name of the method that it was learned with.
+ */
+export function heldOutAgreement({ heldOut, learned }: Pick<MaskSet, 'heldOut' | 'learned'>): number | null {
+  for (const name of ['learned', String(learned.method)]) {
+    const figures = heldOut[name];
+    if (typeof figures !== 'object' || figures === null || Array.isArray(figures)) continue;
+    const { agreement } = figures;
+    if (typeof agreement === 'number' && agreement >= 0 && agreement <= 1) return agreement;
+  }
+  return null;
+}

@@ -1,0 +1,147 @@
+/**
+ * Backends as the edge knows them: the registry's wire format (`/admin/v1/backends`), and what a backend says of
+ * its load, in `GET /v1/load` and in a header of every answer.
+ */
+import { z } from 'zod';
+import { MASK_ID_PATTERN } from '../mask/mask.ts';
+import { encoderSpecSchema } from '../mask/mask-set.ts';
+import { checkedObject, type FieldTable, honoured, ignored, refused } from './fields.ts';
+
+/** A backend of these regions is asked last of all by requests from elsewhere; `*` is everywhere. */
+export const ANYWHERE = '*';
+export const BACKENDS_MAX = 64;
+
+const backendId = z
+  .string()
+  .regex(/^[a-z0-9][a-z0-9-]{0,62}$/, 'expected lower-case letters, digits and dashes, at most 63');
+const backendUrl = z
+  .url({ protocol: /^https?$/, error: 'expected an http or https address', abort: true })
+  .max(500)
+  .refine((text) => {
+    const { username, password, search, hash } = new URL(text);
+    return `${username}${password}${search}${hash}` === '';
+  }, 'expected an address without credentials, query and fragment')
+  .transform((text) => text.replace(/\/+$/, ''));
+/** A continent (`EU`), a country (`DE`), a data centre (`FRA`), or `*`. */
+const region = z.string().regex(/^(\*|[A-Z0-9]{2,4})$/, 'expected a code such as EU, DE or FRA, or *');
+
+const fields = {
+  url: backendUrl,
+  regions: z.array(region).min(1).max(64),
+  /** The share of masks that it takes beside others of its region. */
+  weight: z.number().min(0.01).max(100),
+  enabled: z.boolean(),
+};
+
+export const createBackendSchema = z.strictObject({
+  id: backendId,
+  url: fields.url,
+  regions: fields.regions.default([ANYWHERE]),
+  weight: fields.weight.default(1),
+  enabled: fields.enabled.default(true),
+});
+export const updateBackendSchema = z
+  .strictObject(fields)
+  .partial()
+  .refine((change) => Object.keys(change).length > 0, 'names nothing to change');
+
+/** What one isolate of the edge knows of a backend right now. */
+const backendStateSchema = z.object({
+  /** `closed`: requests go there; `open`: they do not; `half_open`: one at a time, to see whether it is back. */
+  breaker: z.enum(['closed', 'open', 'half_open']),
+  /** Requests of this isolate that it works on. */
+  in_flight: z.int(),
+  running: z.int().nullable(),
+  waiting: z.int().nullable(),
+  reported_at: z.iso.datetime().nullable(),
+  hot_masks: z.array(z.string()),
+});
+export type BackendState = z.infer<typeof backendStateSchema>;
+
+export const backendSchema = z.object({
+  id: z.string(),
+  url: z.string(),
+  regions: z.array(z.string()),
+  weight: z.number(),
+  enabled: z.boolean(),
+  /** Null for the one entry that `BACKEND_URL` stands for while the registry is empty. */
+  created_at: z.iso.datetime().nullable(),
+  updated_at: z.iso.datetime().nullable(),
+  state: backendStateSchema,
+});
+export type BackendEntry = z.infer<typeof backendSchema>;
+
+export const BACKEND_HEADERS = {
+  /** `running=2;waiting=0;capacity=64`, on the backend's answers. */
+  load: 'x-maskroute-load',
+  /** How long the caller waits for the first byte; a client may shorten it, the edge passes on what is left. */
+  deadline: 'x-maskroute-deadline-ms',
+  /** The id of the backend that answered, on the edge's answers. */
+  backend: 'x-maskroute-backend',
+} as const;
+
+export const HOT_MASKS_MAX = 64;
+
+/** The answer of a backend's `GET /v1/load`. */
+export const loadReportSchema = z.looseObject({
+  object: z.literal('maskroute.load'),
+  model: z.string(),
+  running: z.int().min(0),
+  waiting: z.int().min(0),
+  /** Places in the waiting line. */
+  capacity: z.int().min(0),
+  draining: z.boolean(),
+  /** Masks of recent requests, the latest first. */
+  hot_masks: z.array(z.string().regex(MASK_ID_PATTERN)).max(HOT_MASKS_MAX),
+});
+export type LoadReport = z.infer<typeof loadReportSchema>;
+export type Load = Pick<LoadReport, 'running' | 'waiting' | 'capacity'>;
+
+export const formatLoad = ({ running, waiting, capacity }: Load): string =>
+  `running=${running};waiting=${waiting};capacity=${capacity}`;
+
+/** Undefined when the header is missing or none of ours. */
+export function parseLoad(header: string | null): Load | undefined {
+  const match = /^running=(\d{1,6});waiting=(\d{1,6});capacity=(\d{1,6})$/.exec(header ?? '');
+  if (match === null) return undefined;
+  return { running: Number(match[1]), waiting: Number(match[2]), capacity: Number(match[3]) };
+}
+
+/* Embeddings on the wire: OpenAI's format, and which encoders a backend has (`GET /v1/encoders`). */
+
+/** As OpenAI bounds it. */
+const EMBEDDING_INPUTS_MAX = 2048;
+
+const text = z.string();
+/** OpenAI's fields and vLLM's, as `openai.ts` has those of completions. */
+export const EMBEDDING_FIELDS = {
+  model: honoured(z.string().min(1).max(300)),
+  input: honoured(
+    z.union(
+      [text, z.array(text).min(1).max(EMBEDDING_INPUTS_MAX)],
+      `expected a text, or a list of at most ${EMBEDDING_INPUTS_MAX}`,
+    ),
+  ),
+  encoding_format: honoured(z.enum(['float', 'base64']).nullish()),
+  /** Only the encoder's own number: its vectors are not made to be cut. */
+  dimensions: honoured(z.int().min(1).nullish()),
+  user: ignored(),
+  truncate_prompt_tokens: refused('texts are cut where the encoder ends, and nowhere else', -1),
+  add_special_tokens: refused('a text gets the special tokens that the encoder wants', true),
+  embed_dtype: refused('vectors are 32-bit floats', 'float32'),
+  normalize: refused('vectors have the length 1', true),
+  priority: ignored(0),
+  request_id: ignored(),
+} as const satisfies FieldTable;
+export const embeddingsRequest = checkedObject(EMBEDDING_FIELDS);
+
+const encoderEntrySchema = z.looseObject({
+  id: z.string().min(1).max(300),
+  object: z.literal('maskroute.encoder'),
+  encoder: encoderSpecSchema,
+});
+export type EncoderEntry = z.infer<typeof encoderEntrySchema>;
+export const encoderListSchema = z.looseObject({
+  object: z.literal('list'),
+  data: z.array(encoderEntrySchema).max(16),
+});

@@ -1,0 +1,315 @@
+/**
+ * The OpenAI wire format, as far as Maskroute speaks it: what becomes of every field of a request, at the edge and at the
+ * backend, and the types of answers. A field that would change the answer and is not honoured is refused by name; one
+ * that is ignored is named in the header `x-maskroute-ignored`; one that nobody knows is refused, as OpenAI does.
+ */
+import { z } from 'zod';
+import { BLOCK_COUNT_MAX, MASK_ID_PATTERN } from '../mask/mask.ts';
+import { encoderSpecSchema } from '../mask/mask-set.ts';
+import {
+  checkedObject,
+  type FieldTable,
+  honoured,
+  ignored,
+  listOf,
+  type ObjectOf,
+  refused,
+} from './fields.ts';
+import { routeEchoSchema } from './protocol.ts';
+
+/** Bodies over this size are refused with 413 before they are parsed. */
+export const BODY_BYTES_MAX = 4 * 1024 * 1024;
+const STOP_COUNT_MAX = 16;
+const CHOICE_COUNT_MAX = 16;
+const TOP_LOGPROBS_MAX = 20;
+
+const finite = z.number();
+const flag = z.boolean().nullish();
+const tokenId = z.int().min(0);
+const TOKEN_IDS_MAX = 1_000_000;
+const BIASES_MAX = 4096;
+const PARTS_MAX = 4096;
+const layers = z.array(z.int().min(0).max(BLOCK_COUNT_MAX)).max(BLOCK_COUNT_MAX);
+
+/** `dense`, a mask id, or the layers to skip. */
+const maskFieldSchema = z.union(
+  [
+    z.string().regex(MASK_ID_PATTERN, 'expected "dense" or a mask id'),
+    z.strictObject({
+      skipAttention: layers.default([]),
+      skipFfn: layers.default([]),
+      surrogate: z.boolean().default(false),
+    }),
+  ],
+  'expected "dense", a mask id, or an object with skipAttention, skipFfn and surrogate',
+);
+export type MaskField = z.infer<typeof maskFieldSchema>;
+
+const TOOLS = 'tools are not supported yet';
+const FORM = 'answers of a prescribed form are not supported yet';
+const TEXT_ONLY = 'this model takes and gives text only';
+const TEMPLATE = 'the prompt is written with the template of the model, which cannot be changed';
+const NOT_HERE = 'this server does not support it';
+
+const streamOptions = checkedObject({
+  include_usage: honoured(flag),
+  include_obfuscation: ignored(false),
+  continuous_usage_stats: ignored(false),
+});
+
+/** Of both endpoints: OpenAI's, vLLM's, and Maskroute's own. */
+const commonFields = {
+  model: honoured(z.string().min(1).max(300)),
+  stream: honoured(flag),
+  stream_options: honoured(streamOptions.schema.nullish(), streamOptions),
+  temperature: honoured(finite.min(0).max(2).nullish()),
+  top_p: honoured(finite.gt(0).max(1).nullish()),
+  presence_penalty: honoured(finite.min(-2).max(2).nullish()),
+  frequency_penalty: honoured(finite.min(-2).max(2).nullish()),
+  logit_bias: honoured(
+    z
+      .custom<Record<string, number>>(
+        (value) => typeof value !== 'object' || value === null || Object.keys(value).length <= BIASES_MAX,
+        `expected at most ${BIASES_MAX} token ids`,
+      )
+      .pipe(z.record(z.string().regex(/^\d+$/, 'expected token ids as names'), finite.min(-100).max(100)))
+      .nullish(),
+  ),
+  seed: honoured(z.int().nullish()),
+  stop: honoured(
+    z
+      .union(
+        [z.string().min(1).max(1000), z.array(z.string().min(1).max(1000)).max(STOP_COUNT_MAX)],
+        `expected a string, or a list of at most ${STOP_COUNT_MAX}`,
+      )
+      .nullish(),
+  ),
+  n: honoured(z.int().min(1).max(CHOICE_COUNT_MAX).nullish()),
+  /** The edge recognises a user of an experiment by it. */
+  user: honoured(z.string().max(512).nullish()),
+
+  top_k: honoured(z.int().min(-1).nullish()),
+  min_p: honoured(finite.min(0).max(1).nullish()),
+  repetition_penalty: honoured(finite.gt(0).max(10).nullish()),
+  min_tokens: honoured(z.int().min(0).nullish()),
+  ignore_eos: honoured(flag),
+  stop_token_ids: honoured(z.array(z.int().min(0)).max(STOP_COUNT_MAX).nullish()),
+  use_beam_search: refused('beam search is not supported', false),
+  length_penalty: refused('it is for beam search, which is not supported', 1),
+  early_stopping: refused('it is for beam search, which is not supported', false),
+  include_stop_str_in_output: refused('answers end before the stop string', false),
+  skip_special_tokens: refused('answers are without special tokens', true),
+  /** Of special tokens that are shown, and none are. */
+  spaces_between_special_tokens: ignored(true),
+  truncate_prompt_tokens: refused('prompts are not cut'),
+  truncation_side: refused('prompts are not cut'),
+  prompt_logprobs: refused('`echo` with `logprobs` at /v1/completions gives them'),
+  logprob_token_ids: refused(NOT_HERE),
+  allowed_token_ids: refused(NOT_HERE),
+  bad_words: refused(NOT_HERE, []),
+  logits_processors: refused(NOT_HERE, []),
+  repetition_detection: refused(NOT_HERE),
+  watermarking: refused(NOT_HERE, false),
+  guided_json: refused(FORM),
+  guided_regex: refused(FORM),
+  guided_choice: refused(FORM, []),
+  guided_grammar: refused(FORM),
+  guided_decoding_backend: ignored(),
+  guided_whitespace_pattern: refused(FORM),
+  structural_tag: refused(FORM),
+  structured_outputs: refused(FORM, {}),
+  response_format: refused(FORM, { type: 'text' }),
+  return_tokens_as_token_ids: refused(NOT_HERE, false),
+  return_token_ids: refused(NOT_HERE, false),
+  return_prompt_text: refused(NOT_HERE, false),
+  prompt_embeds: refused(TEXT_ONLY),
+  cache_salt: refused('what is computed of a prompt is kept apart for tenants only'),
+  kv_transfer_params: refused(NOT_HERE),
+  ec_transfer_params: refused(NOT_HERE),
+  vllm_xargs: refused(NOT_HERE, {}),
+  priority: ignored(0),
+  request_id: ignored(),
+  session_id: ignored(),
+
+  mask: honoured(maskFieldSchema.nullish()),
+  kv: honoured(z.enum(['preserve', 'elide']).nullish()),
+  maskroute: honoured(routeEchoSchema.nullish()),
+} as const satisfies FieldTable;
+
+const textPart = checkedObject(
+  {
+    type: honoured(
+      z.literal('text', {
+        error: ({ input }) =>
+          input === undefined ? undefined : `${TEXT_ONLY}, so a part has the type "text"`,
+      }),
+    ),
+    text: honoured(z.string()),
+    cache_control: ignored(),
+    prompt_cache_breakpoint: ignored(),
+  },
+  { tag: 'type' },
+);
+
+export const MESSAGE_FIELDS = {
+  role: honoured(
+    z.enum(['system', 'developer', 'user', 'assistant'], {
+      error: ({ input }) => (input === 'tool' || input === 'function' ? TOOLS : undefined),
+    }),
+  ),
+  content: honoured(
+    z
+      .union(
+        [z.string(), listOf(textPart.schema, { max: PARTS_MAX })],
+        'expected a string, or a list of text parts',
+      )
+      .nullish(),
+    textPart,
+  ),
+  /** Some chat templates write it. */
+  name: honoured(z.string().max(200).nullish()),
+  tool_calls: refused(TOOLS, []),
+  tool_call_id: refused(TOOLS),
+  function_call: refused(TOOLS),
+  audio: refused(TEXT_ONLY),
+  refusal: refused('this model gives no refusals apart from its text', ''),
+  // Fields of an answer that clients send back with it: earlier reasoning is not shown to a model again.
+  reasoning: ignored(''),
+  reasoning_content: ignored(''),
+  annotations: ignored([]),
+  // lm-evaluation-harness says what parts say of whole messages.
+  type: ignored('text'),
+  cache_control: ignored(),
+} as const satisfies FieldTable;
+const message = checkedObject(MESSAGE_FIELDS);
+export type ChatMessage = z.infer<typeof message.schema>;
+
+export const CHAT_FIELDS = {
+  ...commonFields,
+  messages: honoured(listOf(message.schema, { min: 1, max: 2048 }), message),
+  max_tokens: honoured(z.int().min(1).nullish()),
+  max_completion_tokens: honoured(z.int().min(1).nullish()),
+  logprobs: honoured(flag),
+  top_logprobs: honoured(z.int().min(0).max(TOP_LOGPROBS_MAX).nullish()),
+  best_of: refused('every choice that is sampled is returned', 1),
+
+  tools: refused(TOOLS, []),
+  tool_choice: refused(TOOLS, 'none', 'auto'),
+  functions: refused(TOOLS, []),
+  function_call: refused(TOOLS, 'none', 'auto'),
+  /** Of calls that there are none of. */
+  parallel_tool_calls: ignored(),
+  modalities: honoured(z.array(z.literal('text', `${TEXT_ONLY}, so only "text" can stand here`)).nullish()),
+  audio: refused(TEXT_ONLY),
+  mm_processor_kwargs: refused(TEXT_ONLY, {}),
+  media_io_kwargs: refused(TEXT_ONLY, {}),
+  web_search_options: refused('web search is not supported'),
+  moderation: refused('moderation is not supported'),
+  reasoning_effort: refused('this model does not reason before it answers', 'none'),
+  thinking_token_budget: refused('this model does not reason before it answers', 0),
+  include_reasoning: ignored(),
+  verbosity: refused('this model cannot be told how much to say', 'medium'),
+  documents: refused(TEMPLATE, []),
+  chat_template: refused(TEMPLATE),
+  chat_template_kwargs: refused(TEMPLATE, {}),
+  add_generation_prompt: refused(TEMPLATE, true),
+  continue_final_message: refused(TEMPLATE, false),
+  add_special_tokens: refused(TEMPLATE, false),
+  echo: refused('an answer does not repeat the last message', false),
+
+  // What these change is not the answer: how it is kept, billed, found again, or how fast it comes.
+  metadata: ignored({}),
+  store: ignored(false),
+  service_tier: ignored(),
+  prediction: ignored(),
+  prompt_cache_key: ignored(),
+  prompt_cache_options: ignored(),
+  prompt_cache_retention: ignored(),
+  safety_identifier: ignored(),
+} as const satisfies FieldTable;
+
+export const chatRequest = checkedObject(CHAT_FIELDS, {
+  refine: ({ top_logprobs, logprobs }) =>
+    top_logprobs != null && logprobs !== true
+      ? { path: 'top_logprobs', message: 'it needs `logprobs: true`' }
+      : undefined,
+});
+export type ChatRequest = ObjectOf<typeof CHAT_FIELDS>;
+
+export const COMPLETION_FIELDS = {
+  ...commonFields,
+  prompt: honoured(
+    z.union(
+      [
+        z.string(),
+        z.array(z.string()).min(1).max(2048),
+        listOf(tokenId, { min: 1, max: TOKEN_IDS_MAX }),
+        listOf(listOf(tokenId, { max: TOKEN_IDS_MAX }), { min: 1, max: 2048 }),
+      ],
+      'expected a string, a list of strings, token ids, or a list of lists of token ids',
+    ),
+  ),
+  max_tokens: honoured(z.int().min(0).nullish()),
+  echo: honoured(flag),
+  logprobs: honoured(z.int().min(0).max(TOP_LOGPROBS_MAX).nullish()),
+  best_of: honoured(z.int().min(1).nullish()),
+  suffix: refused('a completion has nothing behind it', ''),
+  /** vLLM's: false leaves out the BOS that the model wants. */
+  add_special_tokens: honoured(flag),
+  /** llama.cpp's name: special tokens that a prompt's text spells out are these tokens. Otherwise they are text. */
+  parse_special: honoured(flag),
+} as const satisfies FieldTable;
+
+export const completionRequest = checkedObject(COMPLETION_FIELDS, {
+  refine: ({ best_of, n }) =>
+    best_of != null && best_of !== (n ?? 1)
+      ? { path: 'best_of', message: 'this server returns every choice that it samples, so it must equal `n`' }
+      : undefined,
+});
+export type CompletionRequest = ObjectOf<typeof COMPLETION_FIELDS>;
+
+/** The text of a message, parts joined. */
+export const messageText = (message: ChatMessage): string =>
+  typeof message.content === 'string'
+    ? message.content
+    : (message.content ?? []).map((part) => part.text).join('');
+
+export type FinishReason = 'stop' | 'length';
+export type Usage = {
+  prompt_tokens: number;
+  completion_tokens: number;
+  total_tokens: number;
+  prompt_tokens_details: { cached_tokens: number };
+};
+export type TopLogprob = { token: string; logprob: number; bytes: number[] };
+export type ChatLogprobs = { content: (TopLogprob & { top_logprobs: TopLogprob[] })[] };
+/** The legacy format: parallel arrays, one entry a token. */
+export type CompletionLogprobs = {
+  tokens: string[];
+  token_logprobs: (number | null)[];
+  top_logprobs: (Record<string, number> | null)[];
+  text_offset: number[];
+};
+
+/* The answer of `POST /v1/route`: the whole routing decision and its timings, nothing generated. */
+
+export const dryRunSchema = z.object({
+  object: z.literal('maskroute.route'),
+  request_id: z.string(),
+  model: z.string(),
+  /** What the backend would be told. */
+  mask: maskFieldSchema,
+  /** Null when only the backend can know it: a mask that the client chose and the edge does not hold. */
+  sparsity: z.number().nullable(),
+  /** Layers left out; null when the edge does not hold the mask. */
+  skip: z.object({ attention: z.array(z.int()), ffn: z.array(z.int()) }).nullable(),
+  /** The cluster's words for people. */
+  label: z.string().nullable(),
+  /** Euclidean distance to the centroid. */
+  distance: z.number().nullable(),
+  maskroute: routeEchoSchema,
+  /** What embedded the text; null when nothing was embedded. */
+  encoder: encoderSpecSchema.nullable(),
+  timings_ms: z.object({ assign: z.number(), embed: z.number(), route: z.number() }),
+});
+export type DryRun = z.infer<typeof dryRunSchema>;

@@ -1,0 +1,144 @@
+/**
+ * What the edge and a backend say to each other.
+ *
+ * - The edge forwards the client's body with `mask` set to the id that routing chose and `maskroute` set to
+ *   the routing decision. The backend adds its own part and returns the whole under `maskroute` (in the last
+ *   chunk when streaming), so the edge passes the answer through without reading it.
+ * - The edge authenticates with a short-lived token signed with the backend key (HMAC-SHA256).
+ * - A backend that does not know a mask id asks `GET {edge}/internal/v1/masks/{id}` once and keeps the answer. It
+ *   authenticates with a token for that edge and for masks alone.
+ */
+import { z } from 'zod';
+import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../mask/mask.ts';
+
+/** Why a request went dense although routing was on. */
+export const FALLBACK_REASONS = [
+  'requested',
+  'experiment',
+  'no_mask_set',
+  'model_mismatch',
+  'encoder_mismatch',
+  'encoder_failed',
+  'encoder_timeout',
+  'low_similarity',
+  'empty_prompt',
+  'token_prompt',
+  'unknown_mask',
+  'over_ceiling',
+  'under_floor',
+] as const;
+export type FallbackReason = (typeof FALLBACK_REASONS)[number];
+
+/** Room for the edge's signature; never the client's own request id, which it may send twice. */
+export const COMPLETION_PATTERN = /^[A-Za-z0-9_.-]{1,100}$/;
+
+/** The edge's routing decision as it travels in the body and in the `x-maskroute-*` headers. */
+export const routeEchoSchema = z.looseObject({
+  mask_set: z.string().max(200).nullish(),
+  version: z.string().max(100).nullish(),
+  cluster: z.int().min(0).nullish(),
+  similarity: z.number().nullish(),
+  experiment: z.string().max(200).nullish(),
+  variant: z.string().max(200).nullish(),
+  region: z.string().max(100).nullish(),
+  /** One of {@link FALLBACK_REASONS}, or of a newer edge's: a backend hands it back and does not judge it. */
+  fallback: z.string().max(100).nullish(),
+  /** What the edge names the completion, so that it knows its own again; the answer's `id` ends with it. */
+  completion: z.string().regex(COMPLETION_PATTERN).nullish(),
+});
+export type RouteEcho = z.infer<typeof routeEchoSchema>;
+
+/** What the body carries under `maskroute`: the edge's part (absent on direct calls) and the backend's. */
+export type MaskrouteInfo = RouteEcho & {
+  mask: string;
+  sparsity: number;
+  prefill_ms: number;
+  decode_ms: number;
+  queue_ms: number;
+  prompt_tokens: number;
+  completion_tokens: number;
+};
+
+/** The answer of the backend's `GET /v1/answers/{id}`; 404 with `not_found` when it knows nothing of the id. */
+export const answerUsageSchema = z.looseObject({
+  object: z.literal('maskroute.answer'),
+  /** False: it still runs, and the counts say nothing yet. */
+  finished: z.boolean(),
+  prompt_tokens: z.int().min(0),
+  completion_tokens: z.int().min(0),
+});
+export type AnswerUsage = Pick<z.infer<typeof answerUsageSchema>, 'prompt_tokens' | 'completion_tokens'>;
+export const answerPath = (completion: string): string => `/v1/answers/${completion}`;
+
+/** Response headers on every completion. */
+export const HEADERS = {
+  requestId: 'x-request-id',
+  maskSet: 'x-maskroute-mask-set',
+  version: 'x-maskroute-version',
+  cluster: 'x-maskroute-cluster',
+  mask: 'x-maskroute-mask',
+  sparsity: 'x-maskroute-sparsity',
+  experiment: 'x-maskroute-experiment',
+  variant: 'x-maskroute-variant',
+  region: 'x-maskroute-region',
+  fallback: 'x-maskroute-fallback',
+  /** Fields of the request that do nothing here, when there are any: `metadata, messages.name`. */
+  ignored: 'x-maskroute-ignored',
+  serverTiming: 'server-timing',
+} as const;
+
+/**
+ * `ALLOWED_ORIGINS`: whose pages may call `/v1` from a browser: `*`, or origins as browsers write them, with commas or
+ * spaces between them.
+ */
+export const allowedOriginsSchema = z
+  .string()
+  .transform((text) => text.split(/[\s,]+/).filter((origin) => origin !== ''))
+  .refine((origins) => origins.every((origin) => origin === '*' || isOrigin(origin)), {
+    message: 'expected "*", or origins like https://app.example.com, without a path',
+  });
+
+const isOrigin = (text: string): boolean => /^https?:[^*]+$/.test(text) && URL.parse(text)?.origin === text;
+
+export const REQUEST_ID_PATTERN = /^[A-Za-z0-9_.:-]{1,128}$/;
+
+export const internalMaskPath = (id: string): string => `/internal/v1/masks/${id}`;
+
+/** The answer of `GET /internal/v1/masks/{id}`. */
+export const maskRecordSchema = z.strictObject({
+  id: z.string().regex(MASK_ID_PATTERN),
+  modelHash: z.string().regex(MODEL_HASH_PATTERN),
+  blockCount: z.int().min(2).max(BLOCK_COUNT_MAX),
+  bits: z.string().max(BLOCK_COUNT_MAX / 4),
+  /** The table of surrogates; null for plain skipping. */
+  surrogates: z.string().regex(SURROGATES_ID_PATTERN).nullish(),
+});
+export type MaskRecord = z.infer<typeof maskRecordSchema>;
+
+/** One entry of the backend's `GET /v1/models`, beyond OpenAI's fields. */
+export const modelEntrySchema = z.looseObject({
+  id: z.string(),
+  object: z.literal('model'),
+  created: z.int(),
+  owned_by: z.string(),
+  maskroute: z
+    .looseObject({
+      hash: z.string().regex(MODEL_HASH_PATTERN),
+      block_count: z.int(),
+      context_tokens: z.int(),
+      dense: z.boolean(),
+      /** The table of surrogates that this backend serves; null without one. */
+      surrogates: z.string().regex(SURROGATES_ID_PATTERN).nullish(),
+    })
+    .optional(),
+});
+export const modelListSchema = z.looseObject({ object: z.literal('list'), data: z.array(modelEntrySchema) });
+export type ModelEntry = z.infer<typeof modelEntrySchema>;
+
+/** `<model>:dense` names the unpruned model. */
+export const DENSE_SUFFIX = ':dense';
+export function splitModelName(name: string): { model: string; dense: boolean } {
+  return name.endsWith(DENSE_SUFFIX)
+    ? { model: name.slice(0, -DENSE_SUFFIX.length), dense: true }
+    : { model: name, dense: false };
+}

@@ -1,0 +1,92 @@
+/** The engine's loop in this thread, on a small model whose runs of many scored tokens are made slow. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { expect, test } from 'vitest';
+import type { GenerateRequest } from '../../../gpu-backend/engine/engine.ts';
+import { EngineLoop } from '../../../gpu-backend/engine/engine-loop.ts';
+import type { RunInput } from '../../../gpu-backend/engine/runner.ts';
+import { denseMask } from '../../../shared/mask/mask.ts';
+import { openEmitted, randomLlama } from '../../support/random-llama.ts';
+import { PLAIN_SAMPLING } from '../../support/sampling.ts';
+
+const LIMITS = {
+  runningMax: 8,
+  waitingMax: 8,
+  queueTimeout_ms: 30_000,
+  chunkTokens: 16,
+  cacheTokensMax: 1024,
+  prefixTokensMax: 0,
+};
+const request = (tenant: string, changes: Partial<GenerateRequest>): GenerateRequest => ({
+  requestId: tenant,
+  tenant,
+  promptTokenIds: new Int32Array(10),
+  plan: { mask: denseMask(8), kv: 'preserve' },
+  sampling: { ...PLAIN_SAMPLING, temperature: 0, seed: 11 },
+  maxTokens: 4,
+  minTokens: 0,
+  stopTokenIds: [],
+  logprobs: undefined,
+  promptLogprobs: undefined,
+  ...changes,
+});
+
+test("a prompt that is scored comes between another tenant's tokens once, not before each", async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const steps: string[] = [];
+  const run = async (input: RunInput) => {
+    const scores = input.logitRows.length > 1;
+    steps.push(scores ? 'scores' : 'answers');
+    if (scores) await sleep(400);
+    return runner.run(input);
+  };
+  const answered = Promise.withResolvers<void>();
+  const loop = new EngineLoop({ ...runner, run }, LIMITS, {
+    event: (requestId, { type }) => {
+      if (requestId === 'asks' && type === 'finished') answered.resolve();
+    },
+    failed: (_, error) => answered.reject(error),
+  });
+  loop.add(request('scores', { promptTokenIds: new Int32Array(500), maxTokens: 0, promptLogprobs: 20 }));
+  const ended = loop.run(() => {});
+  await expect.poll(() => steps.length).toBe(1);
+  loop.add(request('asks', {}));
+  await answered.promise;
+  expect(steps.filter((step) => step === 'answers')).toHaveLength(4);
+  expect(steps.filter((step) => step === 'scores').length).toBeLessThanOrEqual(2);
+  loop.cancel('scores');
+  loop.close();
+  await ended;
+});
+
+test("a stream goes on while its tenant's clients ask for one token each, again and again", async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const enough = Promise.withResolvers<void>();
+  let [answers, tokens, gap_ms] = [0, 0, 0];
+  const loop = new EngineLoop(runner, LIMITS, {
+    event(requestId, event) {
+      if (requestId === 'stream') {
+        if (event.type === 'token') tokens++;
+        if (event.type === 'finished') gap_ms = event.timings.stepGap_ms;
+        return;
+      }
+      if (event.type !== 'finished') return;
+      if (++answers >= 200) return enough.resolve();
+      loop.add(request('one tenant', { requestId: `r${answers}`, maxTokens: 1 }));
+    },
+    failed: (_, error) => enough.reject(error),
+  });
+  loop.add(request('one tenant', { requestId: 'stream', maxTokens: 400 }));
+  for (const client of 'abcd') loop.add(request('one tenant', { requestId: client, maxTokens: 1 }));
+  expect(loop.stats().leastRecentStep_ms).toBe(0);
+  expect(loop.stats().oldestUnstarted_ms).toBeGreaterThan(Date.now() - 60_000);
+  const ended = loop.run(() => {});
+  await enough.promise;
+  // One for every turn of the four: fewer only where this machine stands still for a step.
+  expect(tokens).toBeGreaterThan(20);
+  expect(loop.stats().leastRecentStep_ms).toBeGreaterThan(Date.now() - 60_000);
+  loop.cancel('stream');
+  expect(gap_ms).toBeGreaterThan(0);
+  loop.close();
+  await ended;
+  expect(loop.stats()).toMatchObject({ leastRecentStep_ms: 0, oldestUnstarted_ms: 0 });
+});

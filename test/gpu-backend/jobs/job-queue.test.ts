@@ -1,0 +1,272 @@
+/** Jobs as such: their line, their end by every cause, restarts, secrets, data. What they run is scripted here. */
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { createJobData } from '../../../gpu-backend/jobs/job-data.ts';
+import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
+import { seal, unseal } from '../../../gpu-backend/jobs/job-store.ts';
+import { type CreateJob, isFinished, type Job } from '../../../shared/admin/job-wire.ts';
+import { eventually } from '../api/harness.ts';
+
+const KEY = 'a-backend-key-of-the-tests';
+const ADMIN_KEY = 'an-admin-key-that-nobody-may-read';
+const entry = fileURLToPath(new URL('./fixtures/command.ts', import.meta.url));
+
+let home = '';
+const open: Jobs[] = [];
+let notes = '';
+beforeEach(() => {
+  home = mkdtempSync(join(tmpdir(), 'maskroute-jobs-'));
+  notes = '';
+});
+afterEach(async () => {
+  for (const jobs of open.splice(0)) await jobs.close();
+  rmSync(home, { recursive: true, force: true });
+});
+
+async function start(dataFolder?: string): Promise<Jobs> {
+  const note = (message: string, detail: Record<string, unknown>) => {
+    notes += `${message} ${JSON.stringify(detail)}\n`;
+  };
+  const jobs = await openJobs({ home, model: 'served', backendKey: KEY, entry, dataFolder, note });
+  open.push(jobs);
+  return jobs;
+}
+
+const streamOf = (text: string) => new Blob([text]).stream();
+async function request(jobs: Jobs, behaviour: string, more: Partial<CreateJob> = {}): Promise<CreateJob> {
+  const { data } = await jobs.data.add(behaviour, streamOf('{"text": "x"}\n'));
+  return {
+    kind: 'learn',
+    data: [{ upload: data.id }],
+    clusters: 2,
+    sparsity: 0.1,
+    encoder: 'static',
+    ...more,
+  };
+}
+const create = async (jobs: Jobs, behaviour: string, more?: Partial<CreateJob>) =>
+  await jobs.create(await request(jobs, behaviour, more));
+const ended = (jobs: Jobs, id: string) => eventually(() => isFinished(jobs.get(id)), 15_000);
+const folderOf = (id: string) => join(home, 'jobs', id);
+const starts = (id: string) =>
+  existsSync(join(folderOf(id), 'starts'))
+    ? readFileSync(join(folderOf(id), 'starts'), 'utf8')
+        .trim()
+        .split('\n')
+    : [];
+const hangs = (id: string) => eventually(() => existsSync(join(folderOf(id), 'out', 'step-2')), 15_000);
+
+describe('a job', () => {
+  it('runs to its end, tells of its progress, and leaves a mask set', async () => {
+    const jobs = await start();
+    const { id, status, request: asked } = await create(jobs, 'ok');
+    expect([status, asked.model]).toEqual(['waiting', 'served']);
+    const seen: Job[] = [];
+    for await (const job of jobs.follow(id, new AbortController().signal)) seen.push(job);
+    expect(seen[0]!.status).not.toBe('succeeded');
+    expect(seen.at(-1)).toMatchObject({ status: 'succeeded', starts: 1, error: null, progress: null });
+    expect(seen.at(-1)!.result).toMatchObject({ version: expect.stringMatching(/^v_/), published: null });
+    expect(seen.some(({ progress }) => progress?.stage === 'search')).toBe(true);
+    expect(JSON.parse(await jobs.read(id, 'mask-set.json'))).toHaveProperty('clusters');
+  });
+
+  it('that fails says why', async () => {
+    const jobs = await start();
+    const { id } = await create(jobs, 'fail');
+    await ended(jobs, id);
+    expect(jobs.get(id)).toMatchObject({
+      status: 'failed',
+      error: expect.stringContaining('The data is of no use.'),
+    });
+    await expect(jobs.read(id, 'mask-set.json')).rejects.toMatchObject({ code: 'conflict' });
+    expect(readFileSync(join(folderOf(id), 'log.txt'), 'utf8')).toContain('of no use');
+  });
+
+  it('runs alone; a few wait, and more are refused', async () => {
+    const jobs = await start();
+    const first = await create(jobs, 'hang');
+    await hangs(first.id);
+    const asked = await request(jobs, 'ok');
+    const waiting = await Promise.allSettled(Array.from({ length: 10 }, () => jobs.create(asked)));
+    const made = waiting.filter((result) => result.status === 'fulfilled').map(({ value }) => value);
+    expect(made).toHaveLength(8);
+    expect(waiting.find((result) => result.status === 'rejected')!.reason).toMatchObject({
+      code: 'queue_full',
+    });
+    expect(made.map(({ id }) => jobs.get(id).status)).toEqual(Array(8).fill('waiting'));
+    for (const { id } of made.slice(1)) expect((await jobs.cancel(id)).status).toBe('cancelled');
+    expect((await jobs.cancel(first.id)).status).toBe('cancelled');
+    expect((await jobs.cancel(first.id)).status).toBe('cancelled');
+    await ended(jobs, made[0]!.id);
+    expect(jobs.get(made[0]!.id).status).toBe('succeeded');
+    expect(starts(made[1]!.id)).toEqual([]);
+  });
+
+  it('refuses data that is not there before it begins', async () => {
+    const jobs = await start();
+    const asked = await request(jobs, 'ok');
+    const missing = { ...asked, data: [{ upload: `data_${'0'.repeat(24)}` }] };
+    await expect(jobs.create(missing)).rejects.toMatchObject({ code: 'not_found' });
+    await expect(jobs.create({ ...asked, data: [{ path: 'x.jsonl' }] })).rejects.toMatchObject({
+      code: 'forbidden',
+    });
+    expect(jobs.list()).toEqual([]);
+    expect(() => jobs.get('job_x')).toThrow('There is no job');
+  });
+});
+
+describe('a restart', () => {
+  it('in good order stops the job, and the next start goes on with it', async () => {
+    const first = await start();
+    const { id } = await create(first, 'hang');
+    const waiting = await create(first, 'ok');
+    await hangs(id);
+    await first.close();
+    expect(() => process.kill(Number(starts(id)[0]), 0)).toThrow();
+    const second = await start();
+    await ended(second, id);
+    await ended(second, waiting.id);
+    expect(second.get(id)).toMatchObject({ status: 'succeeded', starts: 2 });
+    expect(second.get(waiting.id)).toMatchObject({ status: 'succeeded', starts: 1 });
+  });
+
+  it('after a kill of the command alone is a failure that names the signal', async () => {
+    const jobs = await start();
+    const { id } = await create(jobs, 'hang');
+    await hangs(id);
+    process.kill(Number(starts(id)[0]), 'SIGKILL');
+    await ended(jobs, id);
+    expect(jobs.get(id)).toMatchObject({ status: 'failed', error: expect.stringContaining('SIGKILL') });
+  });
+
+  it('passes over a folder that holds no job', async () => {
+    const first = await start();
+    const { id } = await create(first, 'ok');
+    await ended(first, id);
+    await first.close();
+    mkdirSync(folderOf(`job_${'1'.repeat(24)}`));
+    writeFileSync(join(folderOf(`job_${'1'.repeat(24)}`), 'job.json'), '{"half": ');
+    expect((await start()).list().map((job) => job.id)).toEqual([id]);
+  });
+});
+
+describe('publishing', () => {
+  it('uses the admin key once and shows it to nobody', async () => {
+    const jobs = await start();
+    const publish = { edge: 'http://edge.test', tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
+    const job = await create(jobs, 'ok', { publish });
+    const { id } = job;
+    expect(job.request.publish).toEqual({ edge: 'http://edge.test', tenant: 'acme', activate: true });
+    const secret = readFileSync(join(folderOf(id), 'secret'));
+    expect(secret.includes(ADMIN_KEY)).toBe(false);
+    await ended(jobs, id);
+    expect(jobs.get(id).result!.published).toContain('live at the edge');
+    const { args, key } = JSON.parse(readFileSync(join(folderOf(id), 'published.json'), 'utf8'));
+    expect(key).toBe(ADMIN_KEY);
+    expect(args.slice(1)).toEqual(['--edge', 'http://edge.test', '--tenant', 'acme', '--activate']);
+    rmSync(join(folderOf(id), 'published.json'));
+    for (const file of readdirSync(folderOf(id), { withFileTypes: true })) {
+      if (file.isFile())
+        expect(readFileSync(join(folderOf(id), file.name)).includes(ADMIN_KEY), file.name).toBe(false);
+    }
+    expect(existsSync(join(folderOf(id), 'secret'))).toBe(false);
+    expect(notes + JSON.stringify(jobs.list())).not.toContain(ADMIN_KEY);
+  });
+
+  it('seals a secret for one job under one key', () => {
+    const sealed = seal('secret', KEY, 'job_1');
+    expect(unseal(sealed, KEY, 'job_1')).toBe('secret');
+    expect(() => unseal(sealed, KEY, 'job_2')).toThrow();
+    expect(() => unseal(sealed, 'another key', 'job_1')).toThrow();
+    sealed[sealed.length - 1]! ^= 1;
+    expect(() => unseal(sealed, KEY, 'job_1')).toThrow();
+    expect(seal('secret', KEY, 'job_1').equals(seal('secret', KEY, 'job_1'))).toBe(false);
+  });
+});
+
+describe('data', () => {
+  it('is named by content, listed, removed, and kept while a job needs it', async () => {
+    const jobs = await start();
+    const first = await jobs.data.add('a', streamOf('{"text": 1}'));
+    const again = await jobs.data.add('a', streamOf('{"text": 1}'));
+    expect([first.created, again.created, again.data.id]).toEqual([true, false, first.data.id]);
+    const { id } = await create(jobs, 'hang');
+    await hangs(id);
+    const [source] = jobs.get(id).request.data as { upload: string }[];
+    await expect(jobs.removeData(source!.upload)).rejects.toMatchObject({ code: 'conflict' });
+    await jobs.cancel(id);
+    await jobs.removeData(source!.upload);
+    await jobs.removeData(first.data.id);
+    expect(await jobs.data.list()).toEqual([]);
+    await expect(jobs.removeData(first.data.id)).rejects.toMatchObject({ code: 'not_found' });
+    await expect(jobs.removeData('../..')).rejects.toMatchObject({ code: 'not_found' });
+    await expect(jobs.data.add('a', streamOf(''))).rejects.toMatchObject({ code: 'invalid_data' });
+  });
+
+  it('that breaks off leaves nothing', async () => {
+    const jobs = await start();
+    const broken = new ReadableStream<Uint8Array>({
+      pull(controller) {
+        controller.enqueue(new Uint8Array(10));
+        controller.error(new Error('gone'));
+      },
+    });
+    await expect(jobs.data.add('a', broken)).rejects.toMatchObject({ code: 'cancelled' });
+    expect(readdirSync(join(home, 'jobs', 'data'))).toEqual([]);
+  });
+
+  it('that arrives beside others shares the room with them, and is refused where too many arrive', async () => {
+    const data = createJobData(join(home, 'data'), undefined, {
+      ...{ uploadsMax: 2, uploadBytesMax: 60, allBytesMax: 100 },
+    });
+    const slow = () => {
+      const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+      const writer = writable.getWriter();
+      return {
+        readable,
+        send: (count: number) => writer.write(new Uint8Array(count)),
+        end: () => writer.close(),
+      };
+    };
+    const [one, two] = [slow(), slow()];
+    const first = data.add('one', one.readable);
+    const second = data.add('two', two.readable);
+    second.catch(() => {});
+    await expect(data.add('three', streamOf('x'))).rejects.toMatchObject({ code: 'queue_full' });
+    await one.send(60);
+    await two.send(60).catch(() => {});
+    await expect(second).rejects.toMatchObject({ code: 'body_too_large' });
+    await one.end();
+    expect((await first).data.bytes).toBe(60);
+    await expect(data.add('three', streamOf('x'.repeat(41)))).rejects.toMatchObject({
+      code: 'body_too_large',
+    });
+    expect((await data.add('three', streamOf('x'.repeat(40)))).created).toBe(true);
+  });
+
+  it('by path comes from the open folder and nowhere else', async () => {
+    const outside = join(home, 'outside.jsonl');
+    writeFileSync(outside, 'x');
+    const folder = join(home, 'open');
+    mkdirSync(folder);
+    writeFileSync(join(folder, 'ok.jsonl'), 'x');
+    symlinkSync(outside, join(folder, 'link.jsonl'));
+    const { data } = await start(folder);
+    expect(await data.files({ data: [{ path: 'ok.jsonl' }] })).toEqual([join(folder, 'ok.jsonl')]);
+    for (const path of ['link.jsonl', '../outside.jsonl', outside, 'none.jsonl', '.']) {
+      await expect(data.files({ data: [{ path }] }), path).rejects.toMatchObject({ code: 'not_found' });
+    }
+  });
+});

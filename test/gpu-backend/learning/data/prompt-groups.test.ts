@@ -1,0 +1,111 @@
+/** Prompts into groups: what is held out stays out, small clusters borrow, collapse is told with its cause. */
+import { describe, expect, it } from 'vitest';
+import type { Clusters } from '../../../../gpu-backend/learning/data/clusters.ts';
+import { assignRows, embedRows } from '../../../../gpu-backend/learning/data/clusters.ts';
+import { openEncoder } from '../../../../gpu-backend/learning/data/encoders.ts';
+import { kMeans, packPoints } from '../../../../gpu-backend/learning/data/kmeans.ts';
+import { groupPrompts } from '../../../../gpu-backend/learning/data/prompt-groups.ts';
+import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
+import { routingHealth, silhouette } from '../../../../gpu-backend/learning/data/routing-health.ts';
+import { distinctRows, HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
+import { testHome } from '../../../support/installed-model.ts';
+
+const row = (text: string, kind = 'k') => parseRow(JSON.stringify({ text, kind }), kind, 'f:1');
+const rows = [
+  ...Array.from({ length: 300 }, (_, i) => row(`What is ${i} plus ${3 * i}?`, 'sums')),
+  ...Array.from({ length: 60 }, (_, i) =>
+    row(`Réservez une chambre d'hôtel à Paris, numéro ${i}.`, 'french'),
+  ),
+];
+const { encoder } = await openEncoder('static', {
+  home: testHome,
+  threads: 1,
+  hooks: { onProgress: () => {}, log: () => {} },
+});
+const texts = (some: readonly { routeText: string }[]) => new Set(some.map(({ routeText }) => routeText));
+
+describe('the held-out split', () => {
+  it('goes by the prompt, not by its place', () => {
+    const doubled = Array.from({ length: 400 }, (_, i) => row(`prompt ${i % 200}`));
+    const { fit, heldOut } = splitRows(doubled, 0.1);
+    expect([...texts(fit)].filter((text) => texts(heldOut).has(text))).toEqual([]);
+    expect(heldOut.length).toBeGreaterThan(15);
+    expect(heldOut.length).toBeLessThan(90);
+    expect(texts(splitRows(doubled.toReversed(), 0.1).heldOut)).toEqual(texts(heldOut));
+    expect(distinctRows(doubled)).toHaveLength(200);
+  });
+
+  it('keeps prompts of search, choice and held-out figures apart, borrowed ones too', async () => {
+    const { groups, everybody, rows: counts } = await groupPrompts(rows, encoder, 3, 1);
+    const heldOut = new Set(groups.flatMap((group) => [...texts(group.heldOut)]));
+    expect(heldOut.size).toBe(counts.heldOut);
+    expect(groups.some(({ borrowedRows }) => borrowedRows > 0)).toBe(true);
+    const search = new Set([everybody, ...groups].flatMap((group) => [...texts(group.search)]));
+    const choice = new Set([everybody, ...groups].flatMap((group) => [...texts(group.choice)]));
+    for (const text of choice) expect(search.has(text) || heldOut.has(text)).toBe(false);
+    for (const text of search) expect(heldOut.has(text)).toBe(false);
+    for (const group of groups) {
+      expect(group.search.length + group.choice.length).toBeGreaterThanOrEqual(200);
+      expect(group.position).toHaveLength(2);
+    }
+  });
+
+  it('auto takes the number of clusters that stand apart', async () => {
+    const { clusters, counts } = await groupPrompts(rows, encoder, 'auto', 1);
+    expect(counts.map((one) => one.clusters)).toEqual([2, 4, 8]);
+    const worth = counts.map(({ silhouette, balance }) => silhouette * balance);
+    expect(clusters.sizes.length).toBe(counts[worth.indexOf(Math.max(...worth))]!.clusters);
+    // Judged on prompts that the clusters were not made from.
+    const { heldOut } = splitRows(rows, HELD_OUT_SHARE);
+    const largest = (of: Uint16Array, k: number) =>
+      Math.max(...Array.from({ length: k }, (_, c) => of.filter((one) => one === c).length)) / of.length;
+    const { clusters: two } = await groupPrompts(rows, encoder, 2, 1);
+    expect(counts[0]!.largestShare).toBe(largest(assignRows(await embedRows(heldOut, encoder), two), 2));
+  });
+});
+
+describe('routing health', () => {
+  const random = createRandom(3);
+  const cloud = (x: number, count: number, spread: number) =>
+    Array.from({ length: count }, () =>
+      Float32Array.of(x + spread * random.normal(), spread * random.normal()),
+    );
+  const health = (points: Float32Array[], clusterCount: number) => {
+    const packed = packPoints(points);
+    const clusters: Clusters = { dimensions: 2, ...kMeans(packed, { clusterCount, seed: 1 }) };
+    return routingHealth(packed, clusters, 1);
+  };
+
+  it('two clouds far apart are balanced, and nothing has collapsed', () => {
+    const found = health([...cloud(0, 50, 0.1), ...cloud(5, 50, 0.1)], 2);
+    expect(found).toMatchObject({ largestShare: 0.5, entropy_bits: 1, balance: 1, collapse: null });
+    expect(found.silhouette).toBeGreaterThan(0.9);
+  });
+
+  it('one cloud with an outlier has collapsed', () => {
+    const found = health([...cloud(0, 99, 0.1), Float32Array.of(50, 0)], 2);
+    expect(found.largestShare).toBeCloseTo(0.99, 9);
+    expect(found.collapse).toMatch(/^99 % of the prompts go to one cluster: the data are nearly of one kind/);
+  });
+
+  it('clusters that an encoder hardly tells apart have collapsed for another cause', () => {
+    const points = packPoints([...cloud(0, 90, 1), ...cloud(0, 10, 1)]);
+    const clusters: Clusters = {
+      dimensions: 2,
+      centroids: Float32Array.of(0, 0, 0.05, 0),
+      assignment: Uint16Array.from({ length: 100 }, (_, i) => (i < 90 ? 0 : 1)),
+      sizes: Uint32Array.of(90, 10),
+      inertia: 200,
+    };
+    const { collapse } = routingHealth(points, clusters, 1);
+    expect(collapse).toMatch(/^90 % of the prompts go to one cluster, and centroids 0 and 1 nearly coincide/);
+  });
+
+  it('the silhouette is that of its definition', () => {
+    const points = packPoints([0, 1, 5, 7].map((x) => Float32Array.of(x)));
+    // (b − a) / max(a, b) of 0, 1 | 5, 7.
+    const expected = ((6 - 1) / 6 + (5 - 1) / 5 + (4.5 - 2) / 4.5 + (6.5 - 2) / 6.5) / 4;
+    expect(silhouette(points, [0, 0, 1, 1], 2, 1)).toBeCloseTo(expected, 6);
+  });
+});

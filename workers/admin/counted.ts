@@ -1,0 +1,37 @@
+/** What is going on: for the dashboard, and for whoever watches over routing. */
+import { Hono } from 'hono';
+import { DEFAULT_TENANT, usageQuerySchema } from '../../shared/admin/admin-wire.ts';
+import { type Stats, statsQuerySchema, trafficQuerySchema } from '../../shared/admin/stats-wire.ts';
+import { stats as statsOf } from '../counting/traffic-stats.ts';
+import { d1 } from '../db/d1.ts';
+import { listTrafficSamples, sumUsage } from '../db/usage-rows.ts';
+import type { AppEnv } from '../http/context.ts';
+import { parse } from '../http/request-body.ts';
+import { scopedTenant } from './admin.ts';
+
+export const stats = new Hono<AppEnv>().get('/', async (c) => {
+  const { tenant: named, ...times } = parse(statsQuerySchema, c.req.query());
+  const tenant = await scopedTenant(c, named);
+  const request = { ...times, tenant: tenant === DEFAULT_TENANT ? undefined : tenant };
+  return c.json((await d1(statsOf(c.var.services.db, request))) satisfies Stats);
+});
+
+/* Where recent requests lay among the centroids of a version. */
+
+export const traffic = new Hono<AppEnv>().get('/', async (c) => {
+  const { tenant: named, version } = parse(trafficQuerySchema, c.req.query());
+  const tenant = await scopedTenant(c, named);
+  const only = tenant === DEFAULT_TENANT ? undefined : tenant;
+  return c.json({ object: 'list', data: await d1(listTrafficSamples(c.var.services.db, version, only)) });
+});
+
+/* What tenants used. */
+
+export const usage = new Hono<AppEnv>().get('/', async (c) => {
+  const { tenant: named, ...query } = parse(usageQuerySchema, c.req.query());
+  const tenant = await scopedTenant(c, named);
+  const question = { ...query, tenant: tenant === DEFAULT_TENANT ? undefined : tenant };
+  const { data, next } = await d1(sumUsage(c.var.services.db, question));
+  const more = { has_more: next !== null, next: next === null ? null : JSON.stringify(next) };
+  return c.json({ object: 'list', data, ...more });
+});

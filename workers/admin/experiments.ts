@@ -1,0 +1,128 @@
+/** Experiments: drafts are made and changed, started ones are only stopped. */
+import { Hono } from 'hono';
+import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
+import type { ExperimentResults } from '../../shared/admin/experiment-wire.ts';
+import {
+  changeExperimentSchema,
+  createExperimentSchema,
+  type ExperimentDefinition,
+  experimentDefinitionSchema,
+} from '../../shared/admin/experiment-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { experimentResults } from '../counting/experiment-results.ts';
+import { d1 } from '../db/d1.ts';
+import {
+  changeDraft,
+  deleteDraft,
+  findExperiment,
+  findExperimentsOfAnybody,
+  insertExperiment,
+  listExperiments,
+  type StoredExperiment,
+  toExperiment,
+} from '../db/experiment-rows.ts';
+import { latenciesOfVariants } from '../db/latencies.ts';
+import { sumsOfVariants } from '../db/outcomes.ts';
+import { tenantExists } from '../db/tenant-rows.ts';
+import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
+import { parse, readJson } from '../http/request-body.ts';
+import { start, stop } from '../releases/experiment-life.ts';
+import { requireRoom } from '../tenants/terms.ts';
+import { listed, pageQuery, scopedTenant } from './admin.ts';
+
+export const experiments = new Hono<AppEnv>()
+  .post('/', async (c) => {
+    const { id, tenant, ...definition } = parse(createExperimentSchema, await readJson(c.req.raw));
+    const owner = await scopedTenant(c, tenant);
+    const checked = await checkDefinition(c, owner, definition);
+    await requireRoom(c.var.services.db, c.var.admin.tenant, 'experiments');
+    const draft = { id, owner, definition: checked, createdAt_ms: Date.now(), actor: c.var.admin.actor };
+    return answer(c, await d1(insertExperiment(c.var.services.db, draft)), 201);
+  })
+  .get('/', async (c) => {
+    const owner = await scopedTenant(c, c.req.query('tenant'));
+    const filter = owner === DEFAULT_TENANT ? undefined : owner;
+    const { data, next } = await d1(listExperiments(c.var.services.db, filter, pageQuery(c)));
+    const now_ms = Date.now();
+    return c.json(listed({ data: data.map((experiment) => toExperiment(experiment, now_ms)), next }));
+  })
+  .get('/:id', async (c) => answer(c, await find(c)))
+  .patch('/:id', async (c) => {
+    const draft = await find(c);
+    const change = parse(changeExperimentSchema, await readJson(c.req.raw));
+    const merged = Object.entries({ ...draft.definition, ...change }).filter(([, value]) => value !== null);
+    const definition = parse(experimentDefinitionSchema, Object.fromEntries(merged));
+    const checked = await checkDefinition(c, draft.owner, definition);
+    if (!(await d1(changeDraft(c.var.services.db, draft, checked)))) throw started(draft.id);
+    return answer(c, { ...draft, definition: checked });
+  })
+  .delete('/:id', async (c) => {
+    const draft = await find(c);
+    if (!(await d1(deleteDraft(c.var.services.db, draft)))) throw started(draft.id);
+    return answer(c, draft);
+  })
+  .get('/:id/results', async (c) => {
+    const experiment = await find(c);
+    const region = c.req.query('region') ?? '';
+    const { db } = c.var.services;
+    const counted = Promise.all([
+      sumsOfVariants(db, experiment, region),
+      latenciesOfVariants(db, experiment, region),
+    ]);
+    const [sums, latencies] = await d1(counted);
+    const { id, definition } = experiment;
+    return c.json(experimentResults(id, definition, region, sums, latencies) satisfies ExperimentResults);
+  })
+  .post('/:id/start', async (c) => answer(c, await start(c.var.services, await find(c), holdOf(c))))
+  .post('/:id/stop', async (c) => answer(c, await stop(c.var.services, await find(c), holdOf(c))));
+
+const answer = (c: AppContext, experiment: StoredExperiment, status: 200 | 201 = 200): Response =>
+  c.json(toExperiment(experiment, Date.now()), status);
+
+/**
+ * The caller's own, or that of the tenant that `?tenant=` names. Who manages all and names none means the one of no
+ * tenant, and where there is none the only one of this id.
+ * @throws MaskrouteError `not_found`, `conflict` when several tenants have it, and what `scopedTenant` throws.
+ */
+async function find(c: AppContext): Promise<StoredExperiment> {
+  const { db } = c.var.services;
+  const id = c.req.param('id') ?? '';
+  const named = c.req.query('tenant');
+  if (named !== undefined || c.var.admin.tenant !== undefined) {
+    const found = await d1(findExperiment(db, { owner: await scopedTenant(c, named), id }));
+    if (found === null) throw notFound();
+    return found;
+  }
+  const [first, second] = await d1(findExperimentsOfAnybody(db, id));
+  if (first === undefined) throw notFound();
+  if (first.owner === DEFAULT_TENANT || second === undefined) return first;
+  const message = `Several tenants have an experiment ${id}: say which with ?tenant=.`;
+  throw new MaskrouteError('conflict', message, { param: 'tenant' });
+}
+
+const notFound = () => new MaskrouteError('not_found', 'There is no such experiment.');
+
+/** @throws MaskrouteError `invalid_request` or `not_found` for tenants that cannot take part. */
+async function checkDefinition(
+  c: AppContext,
+  owner: string,
+  definition: ExperimentDefinition,
+): Promise<ExperimentDefinition> {
+  if (owner !== DEFAULT_TENANT && definition.tenants.length > 0) {
+    throw new MaskrouteError(
+      'invalid_request',
+      "tenants: a tenant's own experiment is on that tenant alone",
+      {
+        param: 'tenants',
+      },
+    );
+  }
+  for (const tenant of definition.tenants) {
+    if (await d1(tenantExists(c.var.services.db, tenant))) continue;
+    throw new MaskrouteError('not_found', `There is no tenant ${tenant}.`, { param: 'tenants' });
+  }
+  return definition;
+}
+
+const started = (id: string) =>
+  new MaskrouteError('conflict', `${id} was started, so it stays as it is; stop it and make another.`);

@@ -1,0 +1,100 @@
+/** Jobs of a backend, for those who administrate everything; `shared/admin/job-wire.ts` describes them. */
+import { Hono } from 'hono';
+import type { z } from 'zod';
+import { listSchema } from '../../shared/admin/admin-wire.ts';
+import {
+  createEdgeJobSchema,
+  DATA_NAME_PATTERN,
+  JOB_ID_PATTERN,
+  jobSchema,
+  storeJobSchema,
+  uploadedDataSchema,
+} from '../../shared/admin/job-wire.ts';
+import { maskSetSchema } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { JobQuestion } from '../backends/backend-jobs.ts';
+import { DEFAULT_BACKEND } from '../backends/registry.ts';
+import { findBackend, listBackends } from '../db/backend-rows.ts';
+import { d1 } from '../db/d1.ts';
+import { writeMaskSet } from '../db/mask-set-rows.ts';
+import type { AppContext, AppEnv } from '../http/context.ts';
+import { parse, readJson } from '../http/request-body.ts';
+import { storeMaskSet } from '../releases/publishing.ts';
+import { scopedTenant } from './admin.ts';
+
+export const jobs = new Hono<AppEnv>()
+  .get('/', async (c) => c.json(await ask(c, listSchema(jobSchema), 'GET', '')))
+  .post('/', async (c) => {
+    const body = JSON.stringify(parse(createEdgeJobSchema, await readJson(c.req.raw)));
+    return c.json(await ask(c, jobSchema, 'POST', '', body), 202);
+  })
+  .get('/data', async (c) => c.json(await ask(c, listSchema(uploadedDataSchema), 'GET', '/data')))
+  .post('/data', async (c) => {
+    const name = c.req.query('name') ?? 'data';
+    if (!DATA_NAME_PATTERN.test(name)) {
+      const message = 'name: expected letters, digits, _ and -, at most 64.';
+      throw new MaskrouteError('invalid_request', message, { param: 'name' });
+    }
+    const { body } = c.req.raw;
+    if (body === null) throw new MaskrouteError('invalid_data', 'The data is empty.');
+    return c.json(await ask(c, uploadedDataSchema, 'POST', `/data?name=${name}`, body), 201);
+  })
+  .get('/:job', async (c) => c.json(await ask(c, jobSchema, 'GET', jobPath(c))))
+  .get('/:job/events', async (c) => {
+    const events = await c.var.services.jobs.follow(await question(c, 'GET', `${jobPath(c)}/events`));
+    return c.body(events, 200, {
+      'content-type': 'text/event-stream; charset=utf-8',
+      'cache-control': 'no-cache, no-transform',
+    });
+  })
+  .post('/:job/cancel', async (c) => c.json(await ask(c, jobSchema, 'POST', `${jobPath(c)}/cancel`)))
+  .post('/:job/store', async (c) => {
+    const { tenant: named } = parse(storeJobSchema, await readJson(c.req.raw));
+    const tenant = await scopedTenant(c, named);
+    const set = await ask(c, maskSetSchema, 'GET', `${jobPath(c)}/mask-set`);
+    const { created, summary } = await storeMaskSet(c.var.services.db, tenant, writeMaskSet(set));
+    return c.json(summary, created ? 201 : 200);
+  });
+
+const ask = async <T extends z.ZodType>(
+  c: AppContext,
+  schema: T,
+  method: JobQuestion['method'],
+  path: string,
+  body?: JobQuestion['body'],
+) => await c.get('services').jobs.ask(schema, await question(c, method, path, body));
+
+async function question(
+  c: AppContext,
+  method: JobQuestion['method'],
+  path: string,
+  body?: JobQuestion['body'],
+): Promise<JobQuestion> {
+  const { url } = await backendOf(c);
+  const { signal } = c.req.raw;
+  return {
+    url,
+    method,
+    path,
+    requestId: c.get('requestId'),
+    signal,
+    ...(body === undefined ? {} : { body }),
+  };
+}
+
+/** Switched-off ones, too: a backend without requests has the time to learn. @throws MaskrouteError `not_found`. */
+async function backendOf(c: AppContext): Promise<{ url: string }> {
+  const { db, config } = c.get('services');
+  const id = c.req.param('id') ?? '';
+  const found = await d1(findBackend(db, id));
+  if (found !== null) return found;
+  if (id === DEFAULT_BACKEND && (await d1(listBackends(db))).length === 0) return { url: config.BACKEND_URL };
+  throw new MaskrouteError('not_found', 'There is no such backend.');
+}
+
+/** @throws MaskrouteError `not_found` for what names no job, so that it leads nowhere else at the backend. */
+function jobPath(c: AppContext): string {
+  const id = c.req.param('job') ?? '';
+  if (JOB_ID_PATTERN.test(id)) return `/${id}`;
+  throw new MaskrouteError('not_found', 'There is no such job.');
+}

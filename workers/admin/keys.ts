@@ -1,0 +1,123 @@
+/** API keys: made (the key is shown this once), listed, rotated and revoked. */
+import { Hono } from 'hono';
+import {
+  type CreatedKey,
+  createKeySchema,
+  DEFAULT_TENANT,
+  type EndedSessions,
+  keysQuerySchema,
+  rotateKeySchema,
+} from '../../shared/admin/admin-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { type Database, d1, isoTime } from '../db/d1.ts';
+import {
+  deleteExpiredKeys,
+  findApiKeyById,
+  insertApiKey,
+  listApiKeys,
+  revokeApiKey,
+  rotateApiKey,
+} from '../db/key-rows.ts';
+import { randomHex } from '../http/authentication.ts';
+import type { AppContext, AppEnv } from '../http/context.ts';
+import { parse, readJson } from '../http/request-body.ts';
+import { EXPIRED_KEYS_KEPT_ms } from '../limits.ts';
+import { generateKey } from '../tenants/api-keys.ts';
+import { requireRoom } from '../tenants/terms.ts';
+import { listed, scopedTenant } from './admin.ts';
+
+const ID_RANDOM_BYTES = 8;
+
+export const keys = new Hono<AppEnv>()
+  .post('/', async (c) => {
+    const { db } = c.var.services;
+    const own = c.var.admin.tenant;
+    const raw = await readJson(c.req.raw);
+    // A tenant's administrator need not name the tenant.
+    const filled = own !== undefined && isObject(raw) ? { tenant: own, ...raw } : raw;
+    const { kind, name, tenant: named, expires_at } = parse(createKeySchema, filled);
+    if (own !== undefined && kind === 'admin') {
+      throw new MaskrouteError('forbidden', 'This key administrates its own tenant only.');
+    }
+    const tenant = await scopedTenant(c, named);
+    await dropExpired(db, tenant);
+    await requireRoom(db, own, 'keys');
+    const { key, sha256, prefix } = generateKey(kind);
+    const id = newKeyId();
+    const expiresAt_ms = expires_at === undefined ? null : Date.parse(expires_at);
+    const createdAt_ms = Date.now();
+    const row = { id, kind, tenant, name, prefix, sha256, createdAt_ms, expiresAt_ms };
+    const created = await d1(insertApiKey(db, row));
+    return c.json({ ...created, key } satisfies CreatedKey, 201);
+  })
+  .get('/', async (c) => {
+    const named = c.req.query('tenant');
+    const tenant = await scopedTenant(c, named);
+    const { state, ...page } = parse(keysQuerySchema, c.req.query());
+    const filter = {
+      tenant: tenant === DEFAULT_TENANT ? undefined : tenant,
+      workingAt_ms: state === 'working' ? Date.now() : undefined,
+    };
+    return c.json(listed(await d1(listApiKeys(c.var.services.db, filter, page))));
+  })
+  .post('/:id/rotate', async (c) => {
+    const { db, apiKeys, sessions } = c.var.services;
+    const { tenant } = c.var.admin;
+    const { overlap_s, expires_at } = parse(rotateKeySchema, await readJson(c.req.raw));
+    const old = await d1(findApiKeyById(db, c.req.param('id'), tenant));
+    if (old === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    await dropExpired(db, old.tenant);
+    await requireRoom(db, tenant, 'keys');
+    const { key, sha256, prefix } = generateKey(old.kind);
+    const now_ms = Date.now();
+    const rotated = await d1(
+      rotateApiKey(db, {
+        ...{ id: old.id, tenant, now_ms, oldExpiresAt_ms: now_ms + overlap_s * 1000 },
+        successor: {
+          ...{ id: newKeyId(), prefix, sha256 },
+          expiresAt_ms: expires_at === undefined ? null : Date.parse(expires_at),
+        },
+      }),
+    );
+    if (rotated === null) {
+      throw new MaskrouteError('conflict', 'The key is revoked, expired or replaced already.');
+    }
+    apiKeys.forget(rotated.oldSha256);
+    sessions.noteEndOfAll(old.id, now_ms);
+    return c.json({ ...rotated.successor, key } satisfies CreatedKey, 201);
+  })
+  .delete('/:id', async (c) => {
+    const { db, apiKeys, sessions } = c.var.services;
+    const now_ms = Date.now();
+    const revoked = await d1(revokeApiKey(db, c.req.param('id'), c.var.admin.tenant, now_ms));
+    if (revoked === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    apiKeys.forget(revoked.sha256);
+    sessions.noteEndOfAll(revoked.key.id, now_ms);
+    return c.json(revoked.key);
+  })
+  .delete('/:id/sessions', async (c) => {
+    const { db } = c.var.services;
+    const key = await d1(findApiKeyById(db, c.req.param('id'), c.var.admin.tenant));
+    if (key === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    return await endSessions(c, key.id);
+  });
+
+/** The dashboard's sessions of whoever asks: of `ADMIN_KEY`, too, which is no row. */
+export const ownSessions = new Hono<AppEnv>().delete('/', (c) => endSessions(c, c.var.admin.actor));
+
+async function endSessions(c: AppContext, actor: string): Promise<Response> {
+  const ended_ms = await c.get('services').sessions.endAll(actor);
+  return c.json({ actor, ended_before: isoTime(ended_ms) } satisfies EndedSessions);
+}
+
+/**
+ * Where keys are made for an hour (the dashboard's playground does so), those that are long over would take all of a
+ * tenant's room. Done where keys are made: nobody else makes them more.
+ */
+const dropExpired = (db: Database, tenant: string): Promise<void> =>
+  d1(deleteExpiredKeys(db, tenant, Date.now() - EXPIRED_KEYS_KEPT_ms));
+
+const newKeyId = (): string => `k_${randomHex(ID_RANDOM_BYTES)}`;
+
+const isObject = (value: unknown): value is object =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);

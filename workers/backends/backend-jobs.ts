@@ -1,0 +1,106 @@
+/**
+ * A backend's jobs, asked on behalf of an operator of the edge. The token says so and is for that one backend; the
+ * backend key itself is sent nowhere, since an entry of the registry may lead to anybody.
+ */
+import { z } from 'zod';
+import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
+import { HEADERS } from '../../shared/wire/protocol.ts';
+import { createSigner } from '../../shared/wire/service-token.ts';
+import { log, reasonOf } from '../http/log.ts';
+import { parseOrNull, readBounded } from '../http/request-body.ts';
+import { JOBS, RETRY_AFTER_s } from '../limits.ts';
+import type { Send } from './call-backend.ts';
+
+export type JobQuestion = {
+  /** The address of the backend. */
+  readonly url: string;
+  readonly method: 'GET' | 'POST';
+  /** What follows `/v1/jobs`. */
+  readonly path: string;
+  readonly body?: string | ReadableStream<Uint8Array>;
+  readonly requestId: string;
+  /** The client's: when it leaves, nothing more is read. */
+  readonly signal: AbortSignal;
+};
+
+export interface BackendJobs {
+  /** The answer, parsed. @throws MaskrouteError the backend's own refusal, `backend_error`, `backend_unreachable`. */
+  ask<T extends z.ZodType>(schema: T, question: JobQuestion): Promise<z.output<T>>;
+  /** A stream of events, as it comes. @throws MaskrouteError as `ask`. */
+  follow(question: JobQuestion): Promise<ReadableStream<Uint8Array>>;
+}
+
+export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs {
+  const sign = createSigner(backendKey);
+
+  /** Answers of success only. `stream`: the time is for its headers, not for the upload or the events. */
+  const send = async (question: JobQuestion, isOpen: boolean): Promise<Response> => {
+    const { url, method, path, body, requestId, signal } = question;
+    const type = typeof body === 'string' ? 'application/json' : 'application/x-ndjson';
+    let response: Response;
+    try {
+      response = await sendTo(`${url}/v1/jobs${path}`, {
+        method,
+        headers: {
+          authorization: `Bearer ${await sign({ tenant: '', edge: '', audience: url, scope: 'jobs' })}`,
+          'accept-encoding': 'identity',
+          [HEADERS.requestId]: requestId,
+          ...(body === undefined ? {} : { 'content-type': type }),
+        },
+        redirect: 'manual',
+        signal: isOpen ? signal : AbortSignal.any([signal, AbortSignal.timeout(JOBS.timeout_ms)]),
+        ...(body === undefined ? {} : { body }),
+      });
+    } catch (error) {
+      log('error', 'jobs_unreachable', { request_id: requestId, url, reason: reasonOf(error) });
+      throw new MaskrouteError('backend_unreachable', 'The backend cannot be reached right now.', {
+        retryAfter_s: RETRY_AFTER_s,
+        cause: error,
+      });
+    }
+    if (response.ok) return response;
+    throw await refusal(response, requestId);
+  };
+
+  return {
+    async ask(schema, question) {
+      const response = await send(question, question.body instanceof ReadableStream);
+      const text = await readBounded(response.body, JOBS.bytesMax).catch((error) => {
+        throw useless(question.requestId, reasonOf(error));
+      });
+      const parsed = schema.safeParse(parseOrNull(text));
+      if (!parsed.success) throw useless(question.requestId, parsed.error.message);
+      return parsed.data;
+    },
+    async follow(question) {
+      const response = await send(question, true);
+      const type = response.headers.get('content-type') ?? '';
+      if (response.body !== null && type.startsWith('text/event-stream')) return response.body;
+      await response.body?.cancel();
+      throw useless(question.requestId, `content type ${type}`);
+    },
+  };
+}
+
+const wireErrorSchema = z.looseObject({
+  error: z.looseObject({ message: z.string(), code: z.string(), param: z.string().nullish() }),
+});
+
+/** What the backend says of the job is for the operator; what it says of the edge's credentials is for the log. */
+async function refusal(response: Response, requestId: string): Promise<MaskrouteError> {
+  const text = await readBounded(response.body, JOBS.bytesMax).catch(() => '');
+  const said = wireErrorSchema.safeParse(parseOrNull(text));
+  if (!said.success) return useless(requestId, `status ${response.status}`);
+  const { code, message, param } = said.data.error;
+  if (response.status === 401 || !(code in ERROR_CODES)) return useless(requestId, `${code}: ${message}`);
+  const retryAfter_s = Number(response.headers.get('retry-after') ?? 0);
+  return new MaskrouteError(code as ErrorCode, message, {
+    param: param ?? null,
+    ...(retryAfter_s > 0 ? { retryAfter_s } : {}),
+  });
+}
+
+function useless(requestId: string, reason: string): MaskrouteError {
+  log('error', 'jobs_answer_useless', { request_id: requestId, reason });
+  return new MaskrouteError('backend_error', 'The backend gave an answer that cannot be used.');
+}

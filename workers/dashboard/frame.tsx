@@ -1,0 +1,207 @@
+/** The frame around every page: who is logged in, which tenant is looked at, where one can go. */
+import type { ComponentType } from 'preact';
+import { useLayoutEffect, useRef, useState } from 'preact/hooks';
+import { Link, Route, Switch, useLocation } from 'wouter-preact';
+import { listSchema, type Session, tenantSchema } from '../../shared/admin/admin-wire.ts';
+import { ApiError, admin, logOut } from './api.ts';
+import { Confirm } from './components/dialog.tsx';
+import { LiveMasks } from './components/mask-heat-map.tsx';
+import { ScopeContext, useLoad } from './hooks.ts';
+import { applyTheme, storedTheme, THEMES, tenantName } from './look.ts';
+import { Backends } from './pages/backends.tsx';
+import { EmbeddingMap } from './pages/embedding-map.tsx';
+import { Experiments } from './pages/experiments.tsx';
+import { Keys } from './pages/keys.tsx';
+import { Playground } from './pages/playground.tsx';
+import { Publications } from './pages/publications.tsx';
+import { Quality } from './pages/quality.tsx';
+import { RoutingShares } from './pages/routing.tsx';
+import { Tenants } from './pages/tenants.tsx';
+import { Usage } from './pages/usage.tsx';
+
+/* The pages, in the order of the menu. */
+
+type Page = {
+  readonly path: string;
+  readonly title: string;
+  /** Only for those who manage all tenants. */
+  readonly isGlobal?: boolean;
+  readonly page: ComponentType;
+};
+
+const PAGES: readonly Page[] = [
+  { path: '/', title: 'Live masks', page: LiveMasks },
+  { path: '/map', title: 'Embedding map', page: EmbeddingMap },
+  { path: '/routing', title: 'Routing', page: RoutingShares },
+  { path: '/quality', title: 'Quality', page: Quality },
+  { path: '/publications', title: 'Publications', page: Publications },
+  { path: '/experiments', title: 'Experiments', page: Experiments },
+  { path: '/tenants', title: 'Tenants', page: Tenants },
+  { path: '/keys', title: 'Keys', page: Keys },
+  { path: '/usage', title: 'Usage', page: Usage },
+  { path: '/backends', title: 'Backends', isGlobal: true, page: Backends },
+  { path: '/playground', title: 'Playground', page: Playground },
+];
+
+export function Layout({
+  session,
+  onLogOut,
+}: {
+  readonly session: Session;
+  readonly onLogOut: (notice: string) => void;
+}) {
+  const [tenant, setTenant] = useState(session.tenant ?? '');
+  const isGlobal = session.tenant === null;
+  return (
+    <ScopeContext.Provider value={{ session, tenant, isGlobal }}>
+      <a class="skip" href="#content">
+        Skip to the content
+      </a>
+      <header class="top">
+        <strong>Maskroute</strong>
+        {isGlobal ? <TenantPicker tenant={tenant} onPick={setTenant} /> : <span>Tenant {tenant}</span>}
+        <ThemePicker />
+        <LogOut onLogOut={onLogOut} />
+      </header>
+      <div class="frame">
+        <Navigation isGlobal={isGlobal} />
+        <Content />
+      </div>
+    </ScopeContext.Provider>
+  );
+}
+
+/** A session whose end could not be written down may go on in a copy, and the person hears of that. */
+const NOT_ENDED =
+  'You are logged out here. The edge could not end the session, so a copy of it may work for up to eight hours: log in and log out everywhere.';
+
+const hadEnded = (error: Error): boolean => error instanceof ApiError && error.status === 401;
+
+function LogOut({ onLogOut }: { readonly onLogOut: (notice: string) => void }) {
+  const [asks, setAsks] = useState(false);
+  const here = () =>
+    logOut().then(
+      () => onLogOut('You are logged out.'),
+      (error: Error) => onLogOut(hadEnded(error) ? 'You are logged out.' : NOT_ENDED),
+    );
+  const everywhere = async () => {
+    await logOut({ everywhere: true });
+    onLogOut('You are logged out everywhere.');
+  };
+  return (
+    <>
+      <button type="button" class="outline" onClick={here}>
+        Log out
+      </button>
+      <button type="button" class="outline" onClick={() => setAsks(true)}>
+        Log out everywhere
+      </button>
+      {asks && (
+        <Confirm
+          title="Log out everywhere?"
+          action="End all sessions"
+          act={everywhere}
+          onClose={() => setAsks(false)}
+        >
+          <p>
+            Every session that was opened with the same key ends within five seconds, in other browsers, too.
+          </p>
+        </Confirm>
+      )}
+    </>
+  );
+}
+
+function Navigation({ isGlobal }: { readonly isGlobal: boolean }) {
+  const [location] = useLocation();
+  return (
+    <nav aria-label="Pages">
+      <ul>
+        {PAGES.filter((page) => isGlobal || !page.isGlobal).map(({ path, title }) => (
+          <li key={path}>
+            <Link href={path} aria-current={location === path ? 'page' : undefined}>
+              {title}
+            </Link>
+          </li>
+        ))}
+      </ul>
+    </nav>
+  );
+}
+
+/**
+ * The heading takes the focus when the page changes, so that a screen reader says where one is; before it is painted, so
+ * that nobody meets the new heading with the old title and focus.
+ */
+function Content() {
+  const [location] = useLocation();
+  const heading = useRef<HTMLHeadingElement>(null);
+  const first = useRef(true);
+  const title = PAGES.find((page) => page.path === location)?.title ?? 'Not found';
+  useLayoutEffect(() => {
+    document.title = `${title} · Maskroute`;
+    if (!first.current) heading.current?.focus();
+    first.current = false;
+  }, [title]);
+  return (
+    <main id="content">
+      <h1 tabIndex={-1} ref={heading}>
+        {title}
+      </h1>
+      <Switch>
+        {PAGES.map(({ path, page: Page }) => (
+          <Route key={path} path={path}>
+            <Page />
+          </Route>
+        ))}
+        <Route>
+          <p>There is no such page.</p>
+        </Route>
+      </Switch>
+    </main>
+  );
+}
+
+function TenantPicker(props: { readonly tenant: string; readonly onPick: (tenant: string) => void }) {
+  const tenants = useLoad((signal) => admin(listSchema(tenantSchema), '/tenants', { signal }), []);
+  const ids = tenants.state === 'ready' ? tenants.data.data.map(({ id }) => id) : [];
+  return (
+    <label class="inline">
+      Tenant
+      <select
+        value={props.tenant}
+        onChange={(event) => props.onPick(event.currentTarget.value)}
+        onFocus={tenants.reload}
+      >
+        {['', ...ids].map((id) => (
+          <option key={id} value={id}>
+            {tenantName(id)}
+          </option>
+        ))}
+      </select>
+    </label>
+  );
+}
+
+function ThemePicker() {
+  const [theme, setTheme] = useState(storedTheme());
+  return (
+    <label class="inline">
+      Theme
+      <select
+        value={theme}
+        onChange={(event) => {
+          const picked = THEMES.find((name) => name === event.currentTarget.value) ?? 'auto';
+          applyTheme(picked);
+          setTheme(picked);
+        }}
+      >
+        {THEMES.map((name) => (
+          <option key={name} value={name}>
+            {name}
+          </option>
+        ))}
+      </select>
+    </label>
+  );
+}

@@ -1,0 +1,246 @@
+/** The jobs of one backend: how far they are, how they end, and what is done with what they learned. */
+
+import { useState } from 'preact/hooks';
+import { listSchema, maskSetSummarySchema } from '../../../shared/admin/admin-wire.ts';
+import {
+  type CreateEdgeJob,
+  DATA_NAME_PATTERN,
+  isFinished,
+  type Job,
+  jobSchema,
+  uploadedDataSchema,
+} from '../../../shared/admin/job-wire.ts';
+import { admin, query } from '../api.ts';
+import { Confirm, FormDialog } from '../components/dialog.tsx';
+import { Loaded, Notice } from '../components/notice.tsx';
+import { Table } from '../components/table.tsx';
+import { useLoad, useScope } from '../hooks.ts';
+import { percent, shortVersion, tenantName, when } from '../look.ts';
+
+/* The form that has a backend learn masks: the data is uploaded first, then the job is asked for. */
+
+/**
+ * Neither nothing nor all is a sparsity. A field's bounds are themselves allowed, so they are half a block of the
+ * largest model (1,024 blocks) away from both.
+ */
+const SPARSITY_percent = { min: 0.05, max: 99.95 };
+
+function NewJob(props: {
+  readonly backend: string;
+  readonly onClose: () => void;
+  readonly onCreated: (job: Job) => void;
+}) {
+  const jobs = `/backends/${props.backend}/jobs`;
+  return (
+    <FormDialog
+      title={`Learn masks on ${props.backend}`}
+      action="Start"
+      onClose={props.onClose}
+      onSubmit={async (form) => {
+        const uploads: CreateEdgeJob['data'] = [];
+        for (const file of form.getAll('files')) {
+          if (file instanceof File && file.size > 0) uploads.push({ upload: await upload(jobs, file) });
+        }
+        const path = form.get('path');
+        const body = { ...settingsOf(form), data: [...uploads, ...(path === null ? [] : [{ path }])] };
+        props.onCreated(await admin(jobSchema, jobs, { method: 'POST', body }));
+      }}
+    >
+      <label>
+        Prompts, as JSONL; a file’s name is the kind of its rows
+        <input name="files" type="file" multiple accept=".jsonl,.ndjson,application/x-ndjson" />
+      </label>
+      <label>
+        Or a file in the folder that the backend opens to jobs
+        <input name="path" maxLength={500} placeholder="support.jsonl" />
+      </label>
+      <div class="pairs">
+        <label>
+          Clusters (empty: as many as stand apart)
+          <input name="clusters" type="number" min={1} max={256} />
+        </label>
+        <label>
+          Blocks out, %
+          <input
+            name="sparsity"
+            type="number"
+            min={SPARSITY_percent.min}
+            max={SPARSITY_percent.max}
+            step="any"
+            defaultValue="12.5"
+            required
+          />
+        </label>
+        <label>
+          Counted
+          <select name="cost">
+            <option value="blocks">in blocks</option>
+            <option value="time">in measured time</option>
+          </select>
+        </label>
+        <label>
+          Rows at most (empty: all)
+          <input name="rows" type="number" min={1} max={10_000_000} />
+        </label>
+      </div>
+      <label>
+        Name of the mask set
+        <input
+          name="name"
+          required
+          defaultValue="learned"
+          pattern="[A-Za-z0-9][A-Za-z0-9_\-]{0,63}"
+          title="letters, digits, _ and -"
+        />
+      </label>
+    </FormDialog>
+  );
+}
+
+/** The id of the data. */
+async function upload(jobs: string, file: File): Promise<string> {
+  const plain = file.name.replace(/\.[^.]*$/, '').replaceAll(/[^A-Za-z0-9_-]/g, '-');
+  const name = DATA_NAME_PATTERN.test(plain) ? plain : 'data';
+  const path = `${jobs}/data${query({ name })}`;
+  return (await admin(uploadedDataSchema, path, { method: 'POST', file })).id;
+}
+
+function settingsOf(form: FormData) {
+  const clusters = form.get('clusters');
+  const rows = form.get('rows');
+  return {
+    kind: 'learn',
+    clusters: clusters === null ? 'auto' : Number(clusters),
+    sparsity: Number(form.get('sparsity')) / 100,
+    cost: form.get('cost'),
+    name: form.get('name'),
+    ...(rows === null ? {} : { rows: Number(rows) }),
+  };
+}
+
+const REFRESH_ms = 2_000;
+
+type Open =
+  | { readonly what: 'new' }
+  | { readonly what: 'cancel'; readonly id: string }
+  | { readonly what: 'store'; readonly id: string };
+
+export function Jobs({ backend }: { readonly backend: string }) {
+  const { tenant } = useScope();
+  const [open, setOpen] = useState<Open>();
+  const [stored, setStored] = useState<string>();
+  const path = `/backends/${backend}/jobs`;
+  const jobs = useLoad((signal) => admin(listSchema(jobSchema), path, { signal }), [backend], REFRESH_ms);
+  const close = () => {
+    setOpen(undefined);
+    jobs.reload();
+  };
+  return (
+    <section aria-label={`Jobs of ${backend}`}>
+      <div class="row spread">
+        <h2>Jobs of {backend}</h2>
+        <button type="button" onClick={() => setOpen({ what: 'new' })}>
+          Learn masks
+        </button>
+      </div>
+      {stored !== undefined && (
+        <Notice kind="info">
+          {stored} is stored for {tenantName(tenant)}: the Publications page makes it live.
+        </Notice>
+      )}
+      <Loaded load={jobs}>{({ data }) => <List jobs={data} onOpen={setOpen} />}</Loaded>
+      {open?.what === 'new' && <NewJob backend={backend} onClose={close} onCreated={close} />}
+      {open?.what === 'cancel' && (
+        <Confirm
+          title="End this job?"
+          action="End it"
+          onClose={close}
+          act={async () => {
+            await admin(jobSchema, `${path}/${open.id}/cancel`, { method: 'POST' });
+          }}
+        >
+          <p>
+            What <code>{open.id}</code> has found so far is lost.
+          </p>
+        </Confirm>
+      )}
+      {open?.what === 'store' && (
+        <Confirm
+          title="Store this mask set?"
+          action="Store"
+          onClose={close}
+          act={async () => {
+            const call = { method: 'POST', body: { tenant } };
+            setStored((await admin(maskSetSummarySchema, `${path}/${open.id}/store`, call)).version);
+          }}
+        >
+          <p>For {tenantName(tenant)}. Nothing goes live by that.</p>
+        </Confirm>
+      )}
+    </section>
+  );
+}
+
+function List(props: { readonly jobs: readonly Job[]; readonly onOpen: (open: Open) => void }) {
+  return (
+    <Table
+      caption="Jobs, the newest first"
+      empty="No job was started on this backend yet."
+      rows={props.jobs}
+      rowKey={({ id }) => id}
+      columns={[
+        { title: 'Job', cell: ({ id }) => <code title={id}>{id.slice(0, 12)}</code> },
+        { title: 'Name', cell: ({ request }) => request.name ?? 'learned' },
+        { title: 'Model', cell: ({ request }) => request.model ?? '–' },
+        { title: 'Clusters', cell: ({ request }) => request.clusters, isNumber: true },
+        { title: 'Blocks out', cell: ({ request }) => percent(request.sparsity), isNumber: true },
+        { title: 'Asked for', cell: ({ created_at }) => when(created_at) },
+        { title: 'State', cell: (job) => <State job={job} /> },
+        {
+          title: 'Change',
+          cell: (job) => {
+            if (!isFinished(job)) {
+              return (
+                <button
+                  type="button"
+                  class="small outline"
+                  onClick={() => props.onOpen({ what: 'cancel', id: job.id })}
+                >
+                  End <span class="hidden">{job.id}</span>
+                </button>
+              );
+            }
+            if (job.result === null) return '–';
+            return (
+              <button
+                type="button"
+                class="small outline"
+                onClick={() => props.onOpen({ what: 'store', id: job.id })}
+              >
+                Store <span class="hidden">{job.result.version}</span>
+              </button>
+            );
+          },
+        },
+      ]}
+    />
+  );
+}
+
+function State({ job: { status, progress, error, result, id } }: { readonly job: Job }) {
+  if (progress !== null) {
+    const { stage, done, total, left_s } = progress;
+    const left = left_s === null ? '' : `, ${duration(left_s)} left`;
+    return (
+      <>
+        <progress max={total} value={done} aria-label={`${id}: ${stage}`} /> {stage}
+        {left}
+      </>
+    );
+  }
+  if (error !== null) return <>failed: {error}</>;
+  if (result !== null) return <code title={result.version}>{shortVersion(result.version)}</code>;
+  return <>{status}</>;
+}
+
+const duration = (s: number): string => (s < 90 ? `${Math.ceil(s)} s` : `${Math.round(s / 60)} min`);

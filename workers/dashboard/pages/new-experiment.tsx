@@ -1,0 +1,221 @@
+/** The form for a new experiment: a draft, so that it can be looked at before it is started. */
+
+import { useState } from 'preact/hooks';
+import { listSchema, maskSetSummarySchema } from '../../../shared/admin/admin-wire.ts';
+import { DENSE_VARIANT, experimentSchema, type PlaceScope } from '../../../shared/admin/experiment-wire.ts';
+import { STICKY_KINDS } from '../../../shared/mask/experiment-assignment.ts';
+import { admin, query } from '../api.ts';
+import { FormDialog } from '../components/dialog.tsx';
+import { Loaded } from '../components/notice.tsx';
+import { publicationInUse, useLoad, useScope } from '../hooks.ts';
+import { shortVersion } from '../look.ts';
+
+/* Whom, what, where and when a new experiment is about: the fields, and what the edge is told of them. */
+
+/** One or several, with commas. */
+const listOf = (one: string): string => `\\s*${one}(\\s*,\\s*${one})*\\s*`;
+
+const PLACES = [
+  {
+    name: 'continents',
+    title: 'Continents, like EU, NA',
+    pattern: listOf('[A-Za-z]{2}'),
+    scope: (continent: string): PlaceScope => ({ continent }),
+  },
+  {
+    name: 'countries',
+    title: 'Countries, like DE, FR',
+    pattern: listOf('[A-Za-z0-9]{2}'),
+    scope: (country: string): PlaceScope => ({ country }),
+  },
+  {
+    name: 'colos',
+    title: 'Data centres, like FRA, CDG',
+    pattern: listOf('[A-Za-z]{3,4}'),
+    scope: (colo: string): PlaceScope => ({ colo }),
+  },
+] as const;
+
+/** `isShared`: of no tenant in particular, so that it may name some. */
+function ScopeFields({ isShared }: { readonly isShared: boolean }) {
+  return (
+    <>
+      <fieldset class="pairs">
+        <legend>Where requests come in; any of these (all empty: everywhere)</legend>
+        {PLACES.map(({ name, title, pattern }) => (
+          <label key={name}>
+            {title}
+            <input name={name} pattern={pattern} />
+          </label>
+        ))}
+      </fieldset>
+      {isShared && (
+        <label>
+          Tenants, with commas (empty: every one)
+          <input name="tenants" pattern={listOf('[a-z0-9][a-z0-9\\-]{0,62}')} />
+        </label>
+      )}
+      <label>
+        Models, with commas (empty: every one)
+        <input name="models" />
+      </label>
+      <div class="pairs">
+        <label>
+          Begins (empty: when it is started)
+          <input name="starts_at" type="datetime-local" />
+        </label>
+        <label>
+          Ends (empty: when it is stopped)
+          <input name="ends_at" type="datetime-local" />
+        </label>
+      </div>
+    </>
+  );
+}
+
+/** Fields that were left empty are not in the form. */
+function scopeOf(form: FormData): object {
+  const list = (name: string): string[] =>
+    (form.get(name)?.toString() ?? '')
+      .split(',')
+      .map((item) => item.trim())
+      .filter((item) => item !== '');
+  const time = (name: string) => {
+    const value = form.get(name)?.toString();
+    return value === undefined ? {} : { [name]: new Date(value).toISOString() };
+  };
+  return {
+    regions: PLACES.flatMap(({ name, scope }) => list(name).map((code) => scope(code.toUpperCase()))),
+    tenants: list('tenants'),
+    models: list('models'),
+    ...time('starts_at'),
+    ...time('ends_at'),
+  };
+}
+
+const VARIANT_NAMES = ['A', 'B', 'C', 'D', 'E', 'F'];
+
+export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
+  const { tenant } = useScope();
+  const [variants, setVariants] = useState(2);
+  const sets = useLoad((signal) => loadSets(tenant, signal), [tenant]);
+  const submit = async (form: FormData) => {
+    await admin(experimentSchema, '/experiments', { method: 'POST', body: bodyOf(form, tenant, variants) });
+    onClose();
+  };
+  return (
+    <FormDialog title="New experiment" action="Create the draft" onClose={onClose} onSubmit={submit}>
+      <label>
+        Id
+        <input name="id" required maxLength={63} />
+      </label>
+      <label>
+        What it is to find out
+        <input name="description" maxLength={2000} />
+      </label>
+      <Loaded load={sets}>
+        {(found) => (
+          <>
+            {VARIANT_NAMES.slice(0, variants).map((name, index) => (
+              <fieldset key={name} class="row">
+                <legend>
+                  Variant {name}
+                  {index === 0 ? ', which the others are compared with' : ''}
+                </legend>
+                <label>
+                  Mask set
+                  <select name={`mask_set_${name}`}>
+                    <option value={DENSE_VARIANT}>dense</option>
+                    {found.map(({ version, name: setName }) => (
+                      <option key={version} value={version} selected={index > 0}>
+                        {setName} {shortVersion(version)}
+                      </option>
+                    ))}
+                  </select>
+                </label>
+                <label>
+                  Weight
+                  <input
+                    name={`weight_${name}`}
+                    type="number"
+                    min={0.001}
+                    step="any"
+                    defaultValue="1"
+                    required
+                  />
+                </label>
+              </fieldset>
+            ))}
+          </>
+        )}
+      </Loaded>
+      {variants < VARIANT_NAMES.length && (
+        <button type="button" class="small outline" onClick={() => setVariants(variants + 1)}>
+          One more variant
+        </button>
+      )}
+      <label>
+        The same variant for the same
+        <select name="sticky">
+          {STICKY_KINDS.map((kind) => (
+            <option key={kind} value={kind}>
+              {kind.replaceAll('_', ' ')}
+            </option>
+          ))}
+        </select>
+      </label>
+      <ScopeFields isShared={tenant === ''} />
+      <div class="pairs">
+        <Share name="shadow_share" title="Requests compared with dense, %" preset="1" min={0} />
+        <Share name="alpha" title="Risk of a false claim, %" preset="5" min={0.1} />
+      </div>
+    </FormDialog>
+  );
+}
+
+type NamedSet = { readonly version: string; readonly name: string };
+
+/** The tenant's own sets, and the default one where its requests use that. */
+async function loadSets(tenant: string, signal: AbortSignal): Promise<NamedSet[]> {
+  const path = `/mask-sets${query({ tenant })}`;
+  const [{ data }, inUse] = await Promise.all([
+    admin(listSchema(maskSetSummarySchema), path, { signal }),
+    tenant === '' ? null : publicationInUse(tenant, signal),
+  ]);
+  if (inUse === null || data.some(({ version }) => version === inUse.version)) return data;
+  return [...data, { version: inUse.version, name: 'in use now' }];
+}
+
+function Share(props: {
+  readonly name: string;
+  readonly title: string;
+  readonly preset: string;
+  readonly min: number;
+}) {
+  const { name, title, preset, min } = props;
+  return (
+    <label>
+      {title}
+      <input name={name} type="number" min={min} max={20} step="any" defaultValue={preset} required />
+    </label>
+  );
+}
+
+function bodyOf(form: FormData, tenant: string, variants: number): object {
+  const text = (name: string) => form.get(name)?.toString();
+  const share = (name: string) => Number(text(name)) / 100;
+  return {
+    id: text('id'),
+    tenant,
+    description: text('description') ?? '',
+    sticky: text('sticky'),
+    ...scopeOf(form),
+    variants: VARIANT_NAMES.slice(0, variants).map((name) => ({
+      name,
+      mask_set: text(`mask_set_${name}`),
+      weight: Number(text(`weight_${name}`)),
+    })),
+    shadow_share: share('shadow_share'),
+    alpha: share('alpha'),
+  };
+}

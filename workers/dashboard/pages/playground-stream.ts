@@ -1,0 +1,154 @@
+/** One completion through the edge, as it streams: the text so far, its speed, and what the edge says of it. */
+import { EventSourceParserStream } from 'eventsource-parser/stream';
+import { z } from 'zod';
+import { createdKeySchema } from '../../../shared/admin/admin-wire.ts';
+import { DENSE_SUFFIX, HEADERS } from '../../../shared/wire/protocol.ts';
+import { ApiError, admin, failure } from '../api.ts';
+
+export type Prompt = {
+  readonly model: string;
+  readonly text: string;
+  readonly tokensMax: number;
+  readonly temperature: number;
+};
+
+export type Progress = {
+  readonly text: string;
+  readonly tokens: number;
+  /** From sending to the first token; null before it. */
+  readonly first_ms: number | null;
+  /** Mean from the first token to the last. */
+  readonly perToken_ms: number | null;
+  /** What the response's headers say, by header; empty before they came. */
+  readonly decision: Readonly<Record<string, string>>;
+  readonly isDone: boolean;
+};
+
+export const NO_PROGRESS: Progress = {
+  text: '',
+  tokens: 0,
+  first_ms: null,
+  perToken_ms: null,
+  decision: {},
+  isDone: false,
+};
+
+const chunkSchema = z.object({
+  choices: z.array(z.object({ delta: z.object({ content: z.string().nullish() }).optional() })).optional(),
+  usage: z.object({ completion_tokens: z.number() }).nullish(),
+  error: z.object({ message: z.string(), code: z.string().nullish() }).optional(),
+});
+
+const DECISION = [
+  HEADERS.maskSet,
+  HEADERS.version,
+  HEADERS.cluster,
+  HEADERS.mask,
+  HEADERS.sparsity,
+  HEADERS.experiment,
+  HEADERS.variant,
+  HEADERS.region,
+  HEADERS.fallback,
+  HEADERS.serverTiming,
+  HEADERS.requestId,
+] as const;
+
+export const chatBody = ({ model, text, tokensMax, temperature }: Prompt, kind: 'masked' | 'dense') => ({
+  model: kind === 'dense' ? model + DENSE_SUFFIX : model,
+  messages: [{ role: 'user', content: text }],
+  max_tokens: tokensMax,
+  temperature,
+});
+
+/** Calls `onProgress` with every token. @throws ApiError what the edge or, later, the backend answers. */
+export async function streamChat(
+  key: string,
+  prompt: Prompt,
+  kind: 'masked' | 'dense',
+  onProgress: (progress: Progress) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const started_ms = performance.now();
+  const response = await fetch('/v1/chat/completions', {
+    method: 'POST',
+    headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
+    body: JSON.stringify({
+      ...chatBody(prompt, kind),
+      stream: true,
+      stream_options: { include_usage: true },
+    }),
+    signal,
+  });
+  if (!response.ok) throw await failure(response);
+  const decision = Object.fromEntries(
+    DECISION.flatMap((name) => {
+      const value = response.headers.get(name);
+      return value === null ? [] : [[name, value]];
+    }),
+  );
+  let progress: Progress = { ...NO_PROGRESS, decision };
+  onProgress(progress);
+  const events = response
+    .body!.pipeThrough(new TextDecoderStream())
+    .pipeThrough(new EventSourceParserStream());
+  for await (const { data } of readAll(events)) {
+    if (data === '[DONE]') break;
+    const chunk = chunkSchema.parse(JSON.parse(data));
+    if (chunk.error !== undefined) throw new ApiError(502, chunk.error.code ?? 'error', chunk.error.message);
+    progress = advance(progress, chunk, performance.now() - started_ms);
+    onProgress(progress);
+  }
+  onProgress({ ...progress, isDone: true });
+}
+
+function advance(before: Progress, chunk: z.infer<typeof chunkSchema>, now_ms: number): Progress {
+  const content = chunk.choices?.[0]?.delta?.content ?? '';
+  const tokens = chunk.usage?.completion_tokens ?? before.tokens + (content === '' ? 0 : 1);
+  const first_ms = before.first_ms ?? (content === '' ? null : now_ms);
+  const perToken_ms =
+    content === '' || first_ms === null || tokens < 2
+      ? before.perToken_ms
+      : (now_ms - first_ms) / (tokens - 1);
+  return { ...before, text: before.text + content, tokens, first_ms, perToken_ms };
+}
+
+/** Not every browser lets streams be iterated. */
+async function* readAll<T>(stream: ReadableStream<T>): AsyncGenerator<T> {
+  const reader = stream.getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    await reader.cancel().catch(() => undefined);
+  }
+}
+
+/*
+ * The playground's key: an ordinary tenant key, so that budgets and routing are the tenant's. It is made when it is
+ * first needed, lives an hour, and exists in this page's memory only.
+ */
+
+const LIFETIME_ms = 3_600_000;
+/** A key about to expire is not used for a long answer. */
+const SPARE_ms = 300_000;
+
+const held = new Map<string, { readonly key: string; readonly expiresAt_ms: number }>();
+
+/** @throws ApiError when the edge makes none. */
+export async function playgroundKey(tenant: string): Promise<string> {
+  const known = held.get(tenant);
+  if (known !== undefined && known.expiresAt_ms - Date.now() > SPARE_ms) return known.key;
+  const expiresAt_ms = Date.now() + LIFETIME_ms;
+  const body = {
+    kind: 'tenant',
+    tenant,
+    name: 'Playground',
+    expires_at: new Date(expiresAt_ms).toISOString(),
+  };
+  const { key } = await admin(createdKeySchema, '/keys', { method: 'POST', body });
+  held.set(tenant, { key, expiresAt_ms });
+  return key;
+}

@@ -1,0 +1,197 @@
+/**
+ * Experiments in D1. Whether two overlap is decided outside, on what was read; a start is written only if no
+ * other experiment changed since, so of two that overlap only one starts.
+ */
+import { and, desc, eq, isNull, sql } from 'drizzle-orm';
+import type { PageQuery } from '../../shared/admin/admin-wire.ts';
+import {
+  type Experiment,
+  type ExperimentDefinition,
+  experimentDefinitionSchema,
+} from '../../shared/admin/experiment-wire.ts';
+import type { Scope } from '../../shared/mask/experiment-assignment.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { type Database, isDuplicate, isoTime, isoTimeOrNull, type Page, pastCursor, toPage } from './d1.ts';
+import type { ExperimentKey } from './outcomes.ts';
+import { experiments } from './schema.ts';
+
+type ExperimentRow = typeof experiments.$inferSelect;
+
+export type StoredExperiment = ExperimentKey & {
+  readonly definition: ExperimentDefinition;
+  /** As it is stored: who starts a draft says which text was checked. */
+  readonly definitionText: string;
+  readonly createdAt_ms: number;
+  readonly startsAt_ms: number | null;
+  readonly endsAt_ms: number | null;
+  readonly stoppedAt_ms: number | null;
+  readonly actor: string;
+};
+
+/** Written wherever an experiment changes: one more than what any experiment has. */
+const nextRevision = sql`(select coalesce(max(${experiments.revision}), 0) + 1 from ${experiments})`;
+
+/** @throws MaskrouteError `conflict` when the owner has one of this id. */
+export async function insertExperiment(
+  db: Database,
+  draft: Pick<StoredExperiment, 'id' | 'owner' | 'definition' | 'createdAt_ms' | 'actor'>,
+): Promise<StoredExperiment> {
+  const { definition, ...columns } = draft;
+  const definitionText = JSON.stringify(definition);
+  try {
+    await db.insert(experiments).values({ ...columns, definition: definitionText, revision: 0 });
+  } catch (error) {
+    if (!isDuplicate(error)) throw error;
+    throw new MaskrouteError('conflict', `There is an experiment ${draft.id} already.`, { param: 'id' });
+  }
+  return { ...draft, definitionText, startsAt_ms: null, endsAt_ms: null, stoppedAt_ms: null };
+}
+
+export async function findExperiment(db: Database, key: ExperimentKey): Promise<StoredExperiment | null> {
+  const rows = await db.select().from(experiments).where(named(key)).limit(1);
+  return rows[0] === undefined ? null : toStored(rows[0]);
+}
+
+/** Of whichever owners, that of no tenant first; two at most. */
+export async function findExperimentsOfAnybody(db: Database, id: string): Promise<StoredExperiment[]> {
+  const rows = await db
+    .select()
+    .from(experiments)
+    .where(eq(experiments.id, id))
+    .orderBy(experiments.owner)
+    .limit(2);
+  return rows.map(toStored);
+}
+
+/** Newest first, of one owner when one is given. */
+export async function listExperiments(
+  db: Database,
+  owner: string | undefined,
+  { before, limit }: PageQuery,
+): Promise<Page<StoredExperiment>> {
+  const { id, createdAt_ms } = experiments;
+  const name = sql`${id} || '.' || ${experiments.owner}`;
+  const rows = await db
+    .select()
+    .from(experiments)
+    .where(
+      and(
+        owner === undefined ? undefined : eq(experiments.owner, owner),
+        pastCursor(createdAt_ms, name, before),
+      ),
+    )
+    .orderBy(desc(createdAt_ms), name)
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: `${row.id}.${row.owner}` }), toStored);
+}
+
+/** Those that were started and are not over at `now_ms`, and the revision at which that was so. */
+export async function listStarted(
+  db: Database,
+  now_ms: number,
+): Promise<{ experiments: StoredExperiment[]; revision: number }> {
+  const [rows, revisions] = await db.batch([
+    db
+      .select()
+      .from(experiments)
+      .where(
+        and(
+          sql`${experiments.startsAt_ms} is not null`,
+          isNull(experiments.stoppedAt_ms),
+          sql`(${experiments.endsAt_ms} is null or ${experiments.endsAt_ms} > ${now_ms})`,
+        ),
+      ),
+    db.select({ revision: sql<number>`coalesce(max(${experiments.revision}), 0)` }).from(experiments),
+  ]);
+  return { experiments: rows.map(toStored), revision: revisions[0]!.revision };
+}
+
+/** Null when it is no draft any more, it was changed, or another experiment was started since `seenRevision`. */
+export async function startExperiment(
+  db: Database,
+  { definitionText, ...key }: ExperimentKey & Pick<StoredExperiment, 'definitionText'>,
+  times: { readonly startsAt_ms: number; readonly endsAt_ms: number | null },
+  seenRevision: number,
+): Promise<StoredExperiment | null> {
+  const unchanged = sql`(select coalesce(max(${experiments.revision}), 0) from ${experiments}) = ${seenRevision}`;
+  const rows = await db
+    .update(experiments)
+    .set({ ...times, revision: nextRevision })
+    .where(
+      and(
+        ...[named(key), eq(experiments.definition, definitionText)],
+        ...[isNull(experiments.startsAt_ms), unchanged],
+      ),
+    )
+    .returning();
+  return rows[0] === undefined ? null : toStored(rows[0]);
+}
+
+/** Sets the time of stopping once. */
+export async function stopExperiment(db: Database, key: ExperimentKey, now_ms: number): Promise<void> {
+  await db
+    .update(experiments)
+    .set({ stoppedAt_ms: now_ms, revision: nextRevision })
+    .where(and(named(key), isNull(experiments.stoppedAt_ms)));
+}
+
+/** False when it is no draft. */
+export async function changeDraft(
+  db: Database,
+  key: ExperimentKey,
+  definition: ExperimentDefinition,
+): Promise<boolean> {
+  const rows = await db
+    .update(experiments)
+    .set({ definition: JSON.stringify(definition) })
+    .where(and(named(key), isNull(experiments.startsAt_ms)))
+    .returning({ id: experiments.id });
+  return rows.length > 0;
+}
+
+/** False when it is no draft: what ran is kept, with its results. */
+export async function deleteDraft(db: Database, key: ExperimentKey): Promise<boolean> {
+  const rows = await db
+    .delete(experiments)
+    .where(and(named(key), isNull(experiments.startsAt_ms)))
+    .returning({ id: experiments.id });
+  return rows.length > 0;
+}
+
+/** What a started experiment is about, from its start to its end. */
+export const scopeOf = (experiment: StoredExperiment): Scope => ({
+  tenants: experiment.owner === '' ? experiment.definition.tenants : [experiment.owner],
+  models: experiment.definition.models,
+  regions: experiment.definition.regions,
+  startsAt_ms: experiment.startsAt_ms ?? Number.POSITIVE_INFINITY,
+  endsAt_ms: experiment.stoppedAt_ms ?? experiment.endsAt_ms ?? Number.POSITIVE_INFINITY,
+});
+
+export const toExperiment = (experiment: StoredExperiment, now_ms: number): Experiment => ({
+  id: experiment.id,
+  tenant: experiment.owner,
+  ...experiment.definition,
+  state: stateOf(experiment, now_ms),
+  created_at: isoTime(experiment.createdAt_ms),
+  started_at: isoTimeOrNull(experiment.startsAt_ms),
+  stopped_at: isoTimeOrNull(experiment.stoppedAt_ms),
+  actor: experiment.actor,
+});
+
+function stateOf(
+  { startsAt_ms, endsAt_ms, stoppedAt_ms }: StoredExperiment,
+  now_ms: number,
+): Experiment['state'] {
+  if (startsAt_ms === null) return 'draft';
+  if (stoppedAt_ms !== null) return 'stopped';
+  if (now_ms < startsAt_ms) return 'scheduled';
+  return endsAt_ms !== null && endsAt_ms <= now_ms ? 'ended' : 'running';
+}
+
+const named = ({ owner, id }: ExperimentKey) => and(eq(experiments.owner, owner), eq(experiments.id, id));
+
+const toStored = ({ definition, revision: _, ...row }: ExperimentRow): StoredExperiment => ({
+  ...row,
+  definitionText: definition,
+  definition: experimentDefinitionSchema.parse(JSON.parse(definition)),
+});

@@ -1,0 +1,237 @@
+/**
+ * API keys in D1: found by the SHA-256 of the key, which is all that is stored. With them the ends of the sessions that
+ * they open, so that a key and its sessions end in one batch.
+ */
+import { and, desc, eq, gt, isNull, lt, or, type SQL, sql } from 'drizzle-orm';
+import type { PageQuery } from '../../shared/admin/admin-wire.ts';
+import { type ApiKey, type ApiKeyKind, DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
+import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
+import { type Database, isoTime, isoTimeOrNull, type Page, pastCursor, toPage } from './d1.ts';
+import { apiKeys, endedSessions, tenants } from './schema.ts';
+import { type TenantPolicy, toPolicy } from './tenant-rows.ts';
+
+/** What a request needs to know of the key that it came with. */
+export type KnownKey = {
+  readonly id: string;
+  readonly kind: ApiKeyKind;
+  /** Empty for a key of kind `admin`. */
+  readonly tenant: string;
+  readonly routingPolicy: RoutingPolicy;
+  readonly policy: TenantPolicy;
+  readonly expiresAt_ms: number | null;
+  readonly revokedAt_ms: number | null;
+};
+
+type ApiKeyRow = typeof apiKeys.$inferSelect;
+export type NewApiKey = {
+  readonly id: string;
+  readonly kind: ApiKeyKind;
+  readonly tenant: string;
+  readonly name: string;
+  readonly prefix: string;
+  readonly sha256: string;
+  readonly createdAt_ms: number;
+  readonly expiresAt_ms: number | null;
+};
+
+export async function findApiKey(db: Database, sha256: string): Promise<KnownKey | null> {
+  const rows = await db
+    .select({
+      id: apiKeys.id,
+      kind: apiKeys.kind,
+      tenant: apiKeys.tenantId,
+      tenantRow: tenants,
+      expiresAt_ms: apiKeys.expiresAt_ms,
+      revokedAt_ms: apiKeys.revokedAt_ms,
+    })
+    .from(apiKeys)
+    .leftJoin(tenants, eq(tenants.id, apiKeys.tenantId))
+    .where(eq(apiKeys.sha256, sha256))
+    .limit(1);
+  const row = rows[0];
+  if (row === undefined) return null;
+  const { tenantRow, ...key } = row;
+  return {
+    ...key,
+    tenant: key.tenant ?? DEFAULT_TENANT,
+    routingPolicy: tenantRow?.routingPolicy ?? 'first_user',
+    policy: toPolicy(tenantRow),
+  };
+}
+
+export async function insertApiKey(db: Database, key: NewApiKey): Promise<ApiKey> {
+  const { tenant, ...columns } = key;
+  const row: ApiKeyRow = {
+    ...columns,
+    tenantId: tenant === DEFAULT_TENANT ? null : tenant,
+    revokedAt_ms: null,
+    replacedBy: null,
+  };
+  await db.insert(apiKeys).values(row);
+  return toApiKey(row);
+}
+
+export type KeyFilter = {
+  /** Undefined: of any. */
+  readonly tenant: string | undefined;
+  /** Those that are neither revoked nor expired by then; undefined: all. */
+  readonly workingAt_ms: number | undefined;
+};
+
+/** Newest first. */
+export async function listApiKeys(
+  db: Database,
+  { tenant, workingAt_ms }: KeyFilter,
+  { before, limit }: PageQuery,
+): Promise<Page<ApiKey>> {
+  const { id, createdAt_ms, tenantId } = apiKeys;
+  const rows = await db
+    .select()
+    .from(apiKeys)
+    .where(
+      and(
+        tenant === undefined ? undefined : eq(tenantId, tenant),
+        workingAt_ms === undefined ? undefined : worksAt(workingAt_ms),
+        pastCursor(createdAt_ms, id, before),
+      ),
+    )
+    .orderBy(desc(createdAt_ms), id)
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.id }), toApiKey);
+}
+
+const worksAt = (now_ms: number) =>
+  and(isNull(apiKeys.revokedAt_ms), or(isNull(apiKeys.expiresAt_ms), gt(apiKeys.expiresAt_ms, now_ms)));
+
+/** Nothing refers to a key that expired but what was counted, by its id. */
+export async function deleteExpiredKeys(db: Database, tenant: string, before_ms: number): Promise<void> {
+  await db.delete(apiKeys).where(and(eq(apiKeys.tenantId, tenant), lt(apiKeys.expiresAt_ms, before_ms)));
+}
+
+/**
+ * Sets the revocation time once; null when there is no such key (or it is another tenant's).
+ * The SHA-256 comes along so that the caller can drop the key from its cache.
+ */
+export async function revokeApiKey(
+  db: Database,
+  id: string,
+  tenant: string | undefined,
+  now_ms: number,
+): Promise<{ key: ApiKey; sha256: string } | null> {
+  const owned = and(eq(apiKeys.id, id), tenant === undefined ? undefined : eq(apiKeys.tenantId, tenant));
+  const [, rows] = await db.batch([
+    db
+      .update(apiKeys)
+      .set({ revokedAt_ms: now_ms })
+      .where(and(owned, isNull(apiKeys.revokedAt_ms))),
+    db.select().from(apiKeys).where(owned).limit(1),
+    endSessionsOf(db, owned, now_ms),
+  ]);
+  const row = rows[0];
+  return row === undefined ? null : { key: toApiKey(row), sha256: row.sha256 };
+}
+
+export type Rotation = {
+  readonly id: string;
+  /** The key's tenant must be this one; undefined: any. */
+  readonly tenant: string | undefined;
+  /** The latest time at which the old key stops. */
+  readonly oldExpiresAt_ms: number;
+  readonly now_ms: number;
+  readonly successor: Pick<NewApiKey, 'id' | 'prefix' | 'sha256' | 'expiresAt_ms'>;
+};
+
+/**
+ * Puts a new key in an old one's place, in one batch: the old one gets its end, and only then is the new one made.
+ * Null when the old key is not there, revoked, expired or replaced already.
+ */
+export async function rotateApiKey(
+  db: Database,
+  { id, tenant, oldExpiresAt_ms, now_ms, successor }: Rotation,
+): Promise<{ successor: ApiKey; oldSha256: string } | null> {
+  const [replaced, , made] = await db.batch([
+    db
+      .update(apiKeys)
+      .set({
+        replacedBy: successor.id,
+        expiresAt_ms: sql`min(coalesce(${apiKeys.expiresAt_ms}, ${oldExpiresAt_ms}), ${oldExpiresAt_ms})`,
+      })
+      .where(
+        and(
+          eq(apiKeys.id, id),
+          tenant === undefined ? undefined : eq(apiKeys.tenantId, tenant),
+          isNull(apiKeys.replacedBy),
+          worksAt(now_ms),
+        ),
+      )
+      .returning({ sha256: apiKeys.sha256 }),
+    // The columns are those of the table, in its order.
+    db.insert(apiKeys).select(sql`select ${successor.id}, kind, tenant_id, name, ${successor.prefix},
+      ${successor.sha256}, ${now_ms}, ${successor.expiresAt_ms}, null, null
+      from ${apiKeys} where id = ${id} and replaced_by = ${successor.id}`),
+    db.select().from(apiKeys).where(eq(apiKeys.id, successor.id)).limit(1),
+    endSessionsOf(db, and(eq(apiKeys.id, id), eq(apiKeys.replacedBy, successor.id)), now_ms),
+  ]);
+  const [old] = replaced;
+  return old === undefined ? null : { successor: toApiKey(made[0]!), oldSha256: old.sha256 };
+}
+
+export const sessionSubject = (id: string): string => `session:${id}`;
+export const keySubject = (keyId: string): string => `key:${keyId}`;
+
+/** All that the keys opened until now. */
+const endSessionsOf = (db: Database, keys: SQL | undefined, now_ms: number) =>
+  db
+    .insert(endedSessions)
+    .select(sql`select 'key:' || id, ${now_ms} from ${apiKeys} where ${keys} and kind <> 'tenant'`)
+    .onConflictDoUpdate({ target: endedSessions.subject, set: { endedAt_ms: LATER_END } });
+const LATER_END = sql`max(${endedSessions.endedAt_ms}, excluded.ended_at_ms)`;
+
+/** The time at which a session, or all of a key, ended; 0 when nobody ended it. */
+export async function findSessionEnd(db: Database, subject: string): Promise<number> {
+  const rows = await db
+    .select({ endedAt_ms: endedSessions.endedAt_ms })
+    .from(endedSessions)
+    .where(eq(endedSessions.subject, subject))
+    .limit(1);
+  return rows[0]?.endedAt_ms ?? 0;
+}
+
+/** Rows from before `over_ms` are of sessions that are over by themselves, and go. */
+export async function insertSessionEnd(
+  db: Database,
+  subject: string,
+  endedAt_ms: number,
+  over_ms: number,
+): Promise<void> {
+  await db.batch([
+    db
+      .insert(endedSessions)
+      .values({ subject, endedAt_ms })
+      .onConflictDoUpdate({ target: endedSessions.subject, set: { endedAt_ms: LATER_END } }),
+    db.delete(endedSessions).where(lt(endedSessions.endedAt_ms, over_ms)),
+  ]);
+}
+
+/** Null when there is no such key, or it is another tenant's. */
+export async function findApiKeyById(
+  db: Database,
+  id: string,
+  tenant: string | undefined,
+): Promise<ApiKey | null> {
+  const owned = and(eq(apiKeys.id, id), tenant === undefined ? undefined : eq(apiKeys.tenantId, tenant));
+  const rows = await db.select().from(apiKeys).where(owned).limit(1);
+  return rows[0] === undefined ? null : toApiKey(rows[0]);
+}
+
+const toApiKey = (row: ApiKeyRow): ApiKey => ({
+  id: row.id,
+  kind: row.kind,
+  tenant: row.tenantId ?? DEFAULT_TENANT,
+  name: row.name,
+  prefix: row.prefix,
+  created_at: isoTime(row.createdAt_ms),
+  expires_at: isoTimeOrNull(row.expiresAt_ms),
+  revoked_at: isoTimeOrNull(row.revokedAt_ms),
+  replaced_by: row.replacedBy,
+});

@@ -1,0 +1,203 @@
+/** Mask sets and masks in D1: immutable, so every write is an insert that may find its row already there. */
+import { and, desc, eq, inArray, sql } from 'drizzle-orm';
+import { DEFAULT_TENANT, type MaskSetSummary, type PageQuery } from '../../shared/admin/admin-wire.ts';
+import type { EvaluatedRow } from '../../shared/admin/stats-wire.ts';
+import { maskFromBits, sparsity } from '../../shared/mask/mask.ts';
+import { canonicalJson, type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
+import type { MaskRecord } from '../../shared/wire/protocol.ts';
+import { type Database, isoTime, type Page, pastCursor, toPage } from './d1.ts';
+import { evaluations, maskSets, masks } from './schema.ts';
+
+/** D1 takes 100 bound parameters a statement; a mask binds five. */
+const MASKS_A_STATEMENT = 20;
+
+const summaryColumns = {
+  owner: maskSets.owner,
+  version: maskSets.version,
+  name: maskSets.name,
+  modelName: maskSets.modelName,
+  modelHash: maskSets.modelHash,
+  encoder: maskSets.encoder,
+  clusterCount: maskSets.clusterCount,
+  reachedSparsity: maskSets.reachedSparsity,
+  content_bytes: maskSets.content_bytes,
+  createdAt_ms: maskSets.createdAt_ms,
+};
+type SummaryRow = Omit<typeof maskSets.$inferSelect, 'content'>;
+
+/** A set with the text of its row. It can have 2 MB, so it is written and measured once. */
+export type WrittenMaskSet = {
+  readonly set: MaskSet;
+  readonly content: string;
+  /** In UTF-8. D1 holds 2 MB a row. */
+  readonly content_bytes: number;
+};
+
+export function writeMaskSet(set: MaskSet): WrittenMaskSet {
+  const content = canonicalJson(set);
+  return { set, content, content_bytes: new TextEncoder().encode(content).length };
+}
+
+/** Stores the set and its masks in one batch. `created` is false when the same content was there. */
+export async function insertMaskSet(
+  db: Database,
+  owner: string,
+  { set, content, content_bytes }: WrittenMaskSet,
+  now_ms: number,
+): Promise<{ created: boolean; summary: MaskSetSummary }> {
+  const version = maskSetVersion(set);
+  const insertSet = db
+    .insert(maskSets)
+    .values({
+      owner,
+      version,
+      name: set.name,
+      modelName: set.model.name,
+      modelHash: set.model.hash,
+      encoder: set.encoder.id,
+      clusterCount: set.clusters.length,
+      reachedSparsity: set.reachedSparsity,
+      content,
+      content_bytes,
+      createdAt_ms: now_ms,
+    })
+    .onConflictDoNothing()
+    .returning({ version: maskSets.version });
+  const insertMasks = chunks(maskRecords(set), MASKS_A_STATEMENT).map((rows) =>
+    db.insert(masks).values(rows).onConflictDoNothing(),
+  );
+  const [inserted] = await db.batch([insertSet, ...insertMasks]);
+  const summary = (await findMaskSetSummary(db, owner, version))!;
+  return { created: inserted.length > 0, summary };
+}
+
+async function findMaskSetSummary(
+  db: Database,
+  owner: string,
+  version: string,
+): Promise<MaskSetSummary | null> {
+  const rows = await db
+    .select(summaryColumns)
+    .from(maskSets)
+    .where(and(eq(maskSets.owner, owner), eq(maskSets.version, version)));
+  return rows[0] === undefined ? null : toSummary(rows[0]);
+}
+
+/** Of one owner, newest first, without their content. */
+export async function listMaskSets(
+  db: Database,
+  owner: string,
+  { before, limit }: PageQuery,
+): Promise<Page<MaskSetSummary>> {
+  const { version, createdAt_ms } = maskSets;
+  const rows = await db
+    .select(summaryColumns)
+    .from(maskSets)
+    .where(and(eq(maskSets.owner, owner), pastCursor(createdAt_ms, version, before)))
+    .orderBy(desc(createdAt_ms), version)
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.version }), toSummary);
+}
+
+export type StoredMaskSet = { readonly owner: string; readonly version: string; readonly content: string };
+
+/** The JSON text of a set that `tenant` may use: its own, or the default owner's. */
+export async function findMaskSet(
+  db: Database,
+  tenant: string,
+  version: string,
+): Promise<StoredMaskSet | null> {
+  const rows = await db
+    .select({ owner: maskSets.owner, version: maskSets.version, content: maskSets.content })
+    .from(maskSets)
+    .where(and(inArray(maskSets.owner, [tenant, DEFAULT_TENANT]), eq(maskSets.version, version)))
+    .orderBy(desc(maskSets.owner))
+    .limit(1);
+  return rows[0] ?? null;
+}
+
+/** How many clusters each of these versions has; the same content has the same number for every owner. */
+export async function findClusterCounts(
+  db: Database,
+  versions: readonly string[],
+): Promise<Map<string, number>> {
+  const rows = await db
+    .selectDistinct({ version: maskSets.version, clusters: maskSets.clusterCount })
+    .from(maskSets)
+    .where(sql`${maskSets.version} in (select value from json_each(${JSON.stringify(versions)}))`);
+  return new Map(rows.map(({ version, clusters }) => [version, clusters]));
+}
+
+export async function findMask(db: Database, id: string): Promise<MaskRecord | null> {
+  const rows = await db.select().from(masks).where(eq(masks.id, id)).limit(1);
+  return rows[0] ?? null;
+}
+
+/** Null for a mask that no set ever had. */
+export async function findMaskSparsity(db: Database, id: string): Promise<number | null> {
+  const record = await findMask(db, id);
+  return record === null ? null : sparsity(maskFromBits(record.blockCount, record.bits));
+}
+
+/** One record a distinct mask. Every model's dense mask has the same id and needs no record. */
+function maskRecords(set: MaskSet): MaskRecord[] {
+  const records = new Map<string, MaskRecord>();
+  for (const { mask, bits } of set.clusters) {
+    if (mask === 'dense') continue;
+    const { hash: modelHash, blockCount } = set.model;
+    records.set(mask, { id: mask, modelHash, blockCount, bits, surrogates: set.surrogates ?? null });
+  }
+  return [...records.values()];
+}
+
+const toSummary = (row: SummaryRow): MaskSetSummary => ({
+  version: row.version,
+  tenant: row.owner,
+  name: row.name,
+  model: { name: row.modelName, hash: row.modelHash },
+  encoder: row.encoder,
+  clusters: row.clusterCount,
+  reached_sparsity: row.reachedSparsity,
+  bytes: row.content_bytes,
+  created_at: isoTime(row.createdAt_ms),
+});
+
+function chunks<T>(items: readonly T[], size: number): T[][] {
+  const parts: T[][] = [];
+  for (let start = 0; start < items.length; start += size) parts.push(items.slice(start, start + size));
+  return parts;
+}
+
+/* Evaluations of mask sets in D1: at most one a set, and whoever measures again replaces it. */
+
+type WrittenEvaluation = { readonly content: string; readonly content_bytes: number };
+
+export function writeEvaluation(rows: readonly EvaluatedRow[]): WrittenEvaluation {
+  const content = JSON.stringify(rows);
+  return { content, content_bytes: new TextEncoder().encode(content).length };
+}
+
+export async function putEvaluation(
+  db: Database,
+  set: { readonly owner: string; readonly version: string },
+  written: WrittenEvaluation,
+  now_ms: number,
+): Promise<void> {
+  const kept = { ...written, updatedAt_ms: now_ms };
+  await db
+    .insert(evaluations)
+    .values({ owner: set.owner, version: set.version, ...kept })
+    .onConflictDoUpdate({ target: [evaluations.owner, evaluations.version], set: kept });
+}
+
+/** Empty when there is none. */
+export async function findEvaluation(
+  db: Database,
+  set: { readonly owner: string; readonly version: string },
+): Promise<EvaluatedRow[]> {
+  const rows = await db
+    .select({ content: evaluations.content })
+    .from(evaluations)
+    .where(and(eq(evaluations.owner, set.owner), eq(evaluations.version, set.version)));
+  return rows[0] === undefined ? [] : (JSON.parse(rows[0].content) as EvaluatedRow[]);
+}

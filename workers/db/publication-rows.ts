@@ -1,0 +1,177 @@
+/**
+ * What is live, and how it came to be. Activating appends to the history and flips the tenant's pointer in
+ * one batch that does nothing when the pointer is no longer where the publisher saw it.
+ *
+ * The pointer names the newest publication. Until its schedule is through, readers work out from it and the
+ * clock who sees it and who still sees its base: the last publication that everyone saw.
+ */
+import { and, desc, eq, sql } from 'drizzle-orm';
+import { alias } from 'drizzle-orm/sqlite-core';
+import type { AutoRollback, PageQuery, Publication } from '../../shared/admin/admin-wire.ts';
+import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/mask/experiment-assignment.ts';
+import { type Database, isoTime, type Page, pastCursor, toPage } from './d1.ts';
+import { live, publications } from './schema.ts';
+
+type PublicationRow = typeof publications.$inferSelect;
+export type VersionOf = { readonly owner: string; readonly version: string };
+
+/** A publication with what readers and a rollback need. */
+export type PublicationState = Publication & {
+  readonly owner: string;
+  readonly version: string;
+  readonly schedule: Rollout;
+  /** The publication that a rollback returns to: everyone saw it when this one was made. */
+  readonly previousId: string | null;
+};
+/** The newest publication of a tenant and what is seen where it is not. */
+export type LiveState = PublicationState & { readonly base: VersionOf | null };
+
+export type Flip = {
+  readonly id: string;
+  readonly tenant: string;
+  /** Who owns the mask set: the tenant or the default owner. */
+  readonly owner: string;
+  readonly version: string;
+  readonly replaced_version: string | null;
+  readonly previousId: string | null;
+  readonly action: Publication['action'];
+  readonly actor: string;
+  readonly createdAt_ms: number;
+  readonly activateAt_ms: number | null;
+  readonly rollout: readonly RolloutStep[];
+  readonly autoRollback: AutoRollback | null;
+  readonly reason: string | null;
+};
+
+const bases = alias(publications, 'bases');
+const baseColumns = { owner: bases.owner, version: bases.version };
+
+/** Reads a row, if there is one: fails where the database cannot be read. */
+export async function askForTables(db: Database): Promise<void> {
+  await db.select({ tenant: live.tenant }).from(live).limit(1);
+}
+
+/** The newest publication of exactly this tenant (no falling back to the default one). */
+export async function findLive(db: Database, tenant: string): Promise<LiveState | null> {
+  const rows = await db
+    .select({ publication: publications, base: baseColumns })
+    .from(live)
+    .innerJoin(publications, eq(publications.id, live.publicationId))
+    .leftJoin(bases, eq(bases.id, publications.previousId))
+    .where(eq(live.tenant, tenant))
+    .limit(1);
+  return rows[0] === undefined ? null : { ...toState(rows[0].publication), base: rows[0].base };
+}
+
+export async function findPublication(db: Database, id: string): Promise<PublicationState | null> {
+  const rows = await db.select().from(publications).where(eq(publications.id, id)).limit(1);
+  return rows[0] === undefined ? null : toState(rows[0]);
+}
+
+/** Newest first. */
+export async function listPublications(
+  db: Database,
+  tenant: string,
+  { before, limit }: PageQuery,
+): Promise<Page<Publication>> {
+  const { id, sequence } = publications;
+  const rows = await db
+    .select()
+    .from(publications)
+    .where(and(eq(publications.tenant, tenant), pastCursor(sequence, id, before)))
+    .orderBy(desc(sequence))
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.sequence, id: row.id }), toPublication);
+}
+
+/** The newest publications that may be taken back by themselves and are of one of these versions. */
+export async function listGuarded(db: Database, versions: readonly string[]): Promise<LiveState[]> {
+  const rows = await db
+    .select({ publication: publications, base: baseColumns })
+    .from(live)
+    .innerJoin(publications, eq(publications.id, live.publicationId))
+    .leftJoin(bases, eq(bases.id, publications.previousId))
+    .where(
+      and(
+        sql`${publications.autoRollback} is not null`,
+        sql`${publications.version} in (select value from json_each(${JSON.stringify(versions)}))`,
+      ),
+    );
+  return rows.map(({ publication, base }) => ({ ...toState(publication), base }));
+}
+
+/** What a withdrawal has in the place of a version: the column holds no null. */
+const NOTHING = '';
+
+export type Withdrawal = Omit<
+  Flip,
+  'owner' | 'version' | 'previousId' | 'action' | 'activateAt_ms' | 'rollout' | 'autoRollback'
+>;
+
+/** Leaves the tenant without a publication of its own; else as `flipLive`. */
+export const withdrawLive = (
+  db: Database,
+  change: Withdrawal,
+  seenId: string,
+): Promise<Publication | null> => {
+  const nothing = { owner: NOTHING, version: NOTHING, previousId: null, activateAt_ms: null } as const;
+  return flipLive(db, { ...change, ...nothing, action: 'rollback', rollout: [], autoRollback: null }, seenId);
+};
+
+/**
+ * Makes `flip` live if `seenId` (null: nothing) is still the newest publication; null when it is not, and then
+ * nothing was written. The second statement finds a row only if the first one wrote it.
+ */
+export async function flipLive(db: Database, flip: Flip, seenId: string | null): Promise<Publication | null> {
+  const liveNow = sql`(select ${live.publicationId} from ${live} where ${live.tenant} = ${flip.tenant})`;
+  const rollout = flip.rollout.length === 0 ? null : JSON.stringify(flip.rollout);
+  const autoRollback = flip.autoRollback === null ? null : JSON.stringify(flip.autoRollback);
+  const point =
+    flip.version === NOTHING
+      ? db.delete(live).where(sql`${live.tenant} = ${flip.tenant} and exists
+          (select 1 from ${publications} where ${publications.id} = ${flip.id})`)
+      : db
+          .insert(live)
+          .select(sql`select tenant, id from ${publications} where id = ${flip.id}`)
+          .onConflictDoUpdate({ target: live.tenant, set: { publicationId: sql`excluded.publication_id` } });
+  const [, , written] = await db.batch([
+    // The columns are those of the table, in its order; a null sequence is given the next number.
+    db
+      .insert(publications)
+      .select(sql`select null, ${flip.id}, ${flip.tenant}, ${flip.owner}, ${flip.version},
+      ${flip.replaced_version}, ${flip.previousId}, ${flip.action}, ${flip.actor}, ${flip.createdAt_ms},
+      ${flip.activateAt_ms}, ${rollout}, ${autoRollback}, ${flip.reason}
+      where ${liveNow} is ${seenId}`),
+    point,
+    db.select().from(publications).where(eq(publications.id, flip.id)),
+  ]);
+  return written[0] === undefined ? null : toPublication(written[0]);
+}
+
+/** The id of the last publication that everyone sees at `now_ms`: this one, or the one that it started from. */
+export const settledId = (state: PublicationState | null, now_ms: number): string | null =>
+  state === null || completesAt_ms(state.schedule) <= now_ms ? (state?.id ?? null) : state.previousId;
+
+const activationOf = (row: PublicationRow): number => row.activateAt_ms ?? row.createdAt_ms;
+
+const toPublication = (row: PublicationRow): Publication => ({
+  id: row.id,
+  tenant: row.tenant,
+  version: row.version === NOTHING ? null : row.version,
+  replaced_version: row.replacedVersion,
+  action: row.action,
+  actor: row.actor,
+  created_at: isoTime(row.createdAt_ms),
+  activate_at: isoTime(activationOf(row)),
+  rollout: [...(row.rollout ?? [])],
+  auto_rollback: row.autoRollback,
+  reason: row.reason,
+});
+
+const toState = (row: PublicationRow): PublicationState => ({
+  ...toPublication(row),
+  owner: row.owner,
+  version: row.version,
+  schedule: { id: row.id, activateAt_ms: activationOf(row), steps: row.rollout ?? [] },
+  previousId: row.previousId,
+});

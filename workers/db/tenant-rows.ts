@@ -1,0 +1,110 @@
+/** Tenants in D1. */
+import { and, desc, eq } from 'drizzle-orm';
+import type { NewTenant, PageQuery, Tenant, TenantChange } from '../../shared/admin/admin-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { BudgetLimits } from '../tenants/budgets.ts';
+import { type Database, isDuplicate, isoTime, type Page, pastCursor, toPage } from './d1.ts';
+import { tenants } from './schema.ts';
+
+type TenantRow = typeof tenants.$inferSelect;
+
+/** What a tenant's requests may do; read with the key of each. */
+export type TenantPolicy = {
+  readonly enabled: boolean;
+  readonly models: readonly string[] | null;
+  readonly sparsityMax: number | null;
+  readonly agreementMin: number | null;
+  readonly limits: BudgetLimits;
+};
+
+/** @throws MaskrouteError `conflict` when the id is taken. */
+export async function insertTenant(db: Database, tenant: NewTenant, now_ms: number): Promise<Tenant> {
+  const row = { id: tenant.id, ...columnsOf(tenant), createdAt_ms: now_ms };
+  try {
+    const [inserted] = await db.insert(tenants).values(row).returning();
+    return toTenant(inserted!);
+  } catch (error) {
+    if (!isDuplicate(error)) throw error;
+    throw new MaskrouteError('conflict', `There is a tenant ${tenant.id} already.`, { param: 'id' });
+  }
+}
+
+/** Null when there is no such tenant. */
+export async function updateTenant(db: Database, id: string, change: TenantChange): Promise<Tenant | null> {
+  const rows = await db.update(tenants).set(changedColumns(change)).where(eq(tenants.id, id)).returning();
+  return rows[0] === undefined ? null : toTenant(rows[0]);
+}
+
+export async function findTenant(db: Database, id: string): Promise<Tenant | null> {
+  const rows = await db.select().from(tenants).where(eq(tenants.id, id)).limit(1);
+  return rows[0] === undefined ? null : toTenant(rows[0]);
+}
+
+/** Newest first; one tenant when `only` is given. */
+export async function listTenants(
+  db: Database,
+  only: string | undefined,
+  { before, limit }: PageQuery,
+): Promise<Page<Tenant>> {
+  const { id, createdAt_ms } = tenants;
+  const rows = await db
+    .select()
+    .from(tenants)
+    .where(and(only === undefined ? undefined : eq(id, only), pastCursor(createdAt_ms, id, before)))
+    .orderBy(desc(createdAt_ms), id)
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.id }), toTenant);
+}
+
+export async function tenantExists(db: Database, id: string): Promise<boolean> {
+  const rows = await db.select({ id: tenants.id }).from(tenants).where(eq(tenants.id, id)).limit(1);
+  return rows.length > 0;
+}
+
+/** A key of kind `admin` has no tenant and no limits. */
+export const toPolicy = (row: TenantRow | null): TenantPolicy => ({
+  enabled: row?.enabled ?? true,
+  models: row?.models ?? null,
+  sparsityMax: row?.sparsityMax ?? null,
+  agreementMin: row?.agreementMin ?? null,
+  limits: {
+    requestsPerMinute: row?.requestsPerMinute ?? null,
+    tokensPerMinute: row?.tokensPerMinute ?? null,
+    requestsPerDay: row?.requestsPerDay ?? null,
+    tokensPerDay: row?.tokensPerDay ?? null,
+  },
+});
+
+const columnsOf = (tenant: Omit<NewTenant, 'id'>) => ({
+  name: tenant.name,
+  routingPolicy: tenant.routing_policy,
+  enabled: tenant.enabled,
+  models: tenant.models,
+  sparsityMax: tenant.sparsity_max,
+  agreementMin: tenant.agreement_min,
+  requestsPerMinute: tenant.requests_per_minute,
+  tokensPerMinute: tenant.tokens_per_minute,
+  requestsPerDay: tenant.requests_per_day,
+  tokensPerDay: tenant.tokens_per_day,
+});
+
+/** Columns that the change does not name stay out, which leaves them as they are. */
+const changedColumns = (change: TenantChange) =>
+  Object.fromEntries(
+    Object.entries(columnsOf(change as Omit<NewTenant, 'id'>)).filter(([, value]) => value !== undefined),
+  );
+
+const toTenant = (row: TenantRow): Tenant => ({
+  id: row.id,
+  name: row.name,
+  routing_policy: row.routingPolicy,
+  enabled: row.enabled,
+  models: row.models,
+  sparsity_max: row.sparsityMax,
+  agreement_min: row.agreementMin,
+  requests_per_minute: row.requestsPerMinute,
+  tokens_per_minute: row.tokensPerMinute,
+  requests_per_day: row.requestsPerDay,
+  tokens_per_day: row.tokensPerDay,
+  created_at: isoTime(row.createdAt_ms),
+});

@@ -1,0 +1,153 @@
+/** Bodies from outside: bounded before they are read and decoded strictly; `parse` checks what they say. */
+
+import { createMiddleware } from 'hono/factory';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { BODY_BYTES_MAX } from '../../shared/wire/openai.ts';
+import { parseJson } from '../../shared/wire/parse-body.ts';
+import { BODY_ARRIVAL, DRAIN_BYTES_MAX, JSON_DEPTH_MAX } from '../limits.ts';
+import type { AppEnv } from './context.ts';
+import { createWait } from './waiting.ts';
+
+/* Reading bodies whose size nobody promised. */
+
+class TooLargeError extends Error {}
+
+/**
+ * The body as UTF-8 text. @throws TooLargeError past `bytesMax` (nothing more is read then), TypeError on
+ * invalid UTF-8, and what the stream throws.
+ */
+export async function readBounded(
+  body: ReadableStream<Uint8Array> | null,
+  bytesMax: number,
+): Promise<string> {
+  if (body === null) return '';
+  const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: false });
+  let text = '';
+  let bytes = 0;
+  const reader = body.getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return text + decoder.decode();
+      bytes += value.length;
+      if (bytes > bytesMax) throw new TooLargeError(`the body has more than ${bytesMax} bytes`);
+      text += decoder.decode(value, { stream: true });
+    }
+  } finally {
+    reader.releaseLock();
+  }
+}
+
+/** Reads on and forgets, until the end or `bytesMax`: a client that is still sending does not read answers. */
+async function drain(body: ReadableStream<Uint8Array> | null, bytesMax: number): Promise<void> {
+  if (body === null) return;
+  const reader = body.getReader();
+  for (let bytes = 0; bytes < bytesMax; ) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    bytes += value.length;
+  }
+  await reader.cancel();
+}
+
+/** JSON that somebody else wrote; null for what is none, which every schema of ours refuses. */
+export function parseOrNull(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+export { parse } from '../../shared/wire/parse-body.ts';
+
+/** The JSON value of a request's body. @throws what `readBody` throws. */
+export const readJson = async (request: Request): Promise<unknown> => (await readBody(request)).value;
+
+/**
+ * A request's body, parsed and as it came.
+ * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, or `invalid_json` (not UTF-8, not JSON,
+ * nested too deeply), `invalid_request` (a number that JSON does not have), `request_timeout`.
+ */
+export async function readBody(request: Request): Promise<{ value: unknown; text: string }> {
+  const type = request.headers.get('content-type');
+  if (type !== null && !/^application\/(.+\+)?json\b/i.test(type)) {
+    throw new MaskrouteError('unsupported_media_type', 'Send the body as application/json.');
+  }
+  const text = await readText(request);
+  if (isDeeperThan(text, JSON_DEPTH_MAX)) {
+    throw new MaskrouteError('invalid_json', `The body is nested more than ${JSON_DEPTH_MAX} levels deep.`);
+  }
+  return { value: parseJson(text), text };
+}
+
+/** Without `stream` it keeps nothing from one body to the next. */
+const strictUtf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: false });
+
+async function readText(request: Request): Promise<string> {
+  const tooLarge = () =>
+    new MaskrouteError('body_too_large', `The body has more than ${BODY_BYTES_MAX} bytes.`);
+  const length = request.headers.get('content-length');
+  if (Number(length) > BODY_BYTES_MAX) throw tooLarge();
+  const read = async (): Promise<string> => {
+    if (length === null) return await readBounded(request.body, BODY_BYTES_MAX);
+    // A length that is named is kept to, so all of it is read at once.
+    const bytes = await request.arrayBuffer();
+    if (bytes.byteLength > BODY_BYTES_MAX) throw tooLarge();
+    return strictUtf8.decode(bytes);
+  };
+  const isSmall = length !== null && Number(length) <= BODY_ARRIVAL.untimedBytesMax;
+  try {
+    return await (isSmall ? read() : inTime(read()));
+  } catch (error) {
+    if (error instanceof MaskrouteError) throw error;
+    if (error instanceof TooLargeError) throw tooLarge();
+    if (error instanceof TypeError && !request.signal.aborted) {
+      throw new MaskrouteError('invalid_json', 'The body is not valid UTF-8.', { cause: error });
+    }
+    throw new MaskrouteError('cancelled', 'The body ended early.', { cause: error });
+  }
+}
+
+async function inTime(reading: Promise<string>): Promise<string> {
+  const { limit_ms } = BODY_ARRIVAL;
+  const wait = createWait(limit_ms);
+  const named = reading.then((text) => ({ text }));
+  const whole = await wait.within(named, limit_ms).finally(wait.end);
+  if (whole !== 'late') return whole.text;
+  throw new MaskrouteError('request_timeout', `The body was not whole within ${limit_ms / 1000} s.`);
+}
+
+/** Counts open brackets outside of strings; one pass, no recursion. */
+function isDeeperThan(text: string, depthMax: number): boolean {
+  let depth = 0;
+  let inString = false;
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i);
+    if (inString) {
+      if (code === BACKSLASH) i++;
+      else if (code === QUOTE) inString = false;
+    } else if (code === QUOTE) inString = true;
+    else if (code === OPEN_BRACE || code === OPEN_BRACKET) {
+      if (++depth > depthMax) return true;
+    } else if (code === CLOSE_BRACE || code === CLOSE_BRACKET) depth--;
+  }
+  return false;
+}
+
+const [QUOTE, BACKSLASH, OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET] = [
+  0x22, 0x5c, 0x7b, 0x7d, 0x5b, 0x5d,
+];
+
+/*
+ * Reads on what a refused request still sends, and forgets it. The runtime closes the connection of a request
+ * whose body nobody read, and a client that is still sending then sees a reset, not the refusal.
+ */
+
+export const unreadBody = createMiddleware<AppEnv>(async (c, next) => {
+  await next();
+  // Asked first: to name the body makes the runtime wrap it as a stream.
+  if (c.req.raw.bodyUsed) return;
+  const { body } = c.req.raw;
+  if (body !== null && !body.locked) await drain(body, DRAIN_BYTES_MAX).catch(() => {});
+});

@@ -1,0 +1,131 @@
+/**
+ * Takes a version back that does worse than its publisher said it may. Judged are the last requests that its masks
+ * answered, after each batch of events that is about it: where no requests come in there is nothing to judge.
+ */
+import { AUTO_ROLLBACK, type AutoRollback } from '../../shared/admin/admin-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { Database } from '../db/d1.ts';
+import { type Judged, judgedOfVersion } from '../db/outcomes.ts';
+import { type LiveState, listGuarded } from '../db/publication-rows.ts';
+import { log, reasonOf } from '../http/log.ts';
+import type { Hold } from '../http/waiting.ts';
+import { JUDGED_ms, JUDGED_ROWS_MAX } from '../limits.ts';
+import type { RoutingTable } from '../routing/live-sets.ts';
+import { rollback } from './publishing.ts';
+
+export type AutoRollbackDependencies = { readonly db: Database; readonly table: RoutingTable };
+
+/** Looks at every guarded publication of these versions. A failure is logged: the next batch tries again. */
+export async function takeBackBad(
+  dependencies: AutoRollbackDependencies,
+  versions: readonly string[],
+  hold: Hold,
+): Promise<void> {
+  if (versions.length === 0) return;
+  for (const state of await listGuarded(dependencies.db, versions)) {
+    await takeBackIfBad(dependencies, state, hold).catch((error) => {
+      log('error', 'auto_rollback_failed', { publication: state.id, reason: reasonOf(error) });
+    });
+  }
+}
+
+async function takeBackIfBad(
+  { db, table }: AutoRollbackDependencies,
+  state: LiveState,
+  hold: Hold,
+): Promise<void> {
+  const reason = await whyBad(db, state);
+  if (reason === null) return;
+  try {
+    const { tenant, version, id } = state;
+    const judged = { id, reason };
+    await rollback({ db, table }, { tenant, expected: version, actor: AUTO_ROLLBACK, judged, hold });
+    log('warn', 'auto_rollback', { tenant, version, reason });
+  } catch (error) {
+    // Somebody published or rolled back meanwhile: there is nothing to take back.
+    if (!(error instanceof MaskrouteError) || error.code !== 'conflict') throw error;
+    log('warn', 'auto_rollback_impossible', { version: state.version, reason, because: error.message });
+  }
+}
+
+/** The bound that was crossed lately, in words, or null. */
+async function whyBad(db: Database, state: LiveState): Promise<string | null> {
+  if (state.auto_rollback === null) return null;
+  const now_ms = Date.now();
+  const starts_ms = new Set(JUDGED_ms.map((ms) => Math.max(state.schedule.activateAt_ms, now_ms - ms)));
+  const windows = [...starts_ms].map((since_ms) => windowOf(db, state, since_ms));
+  for (const rule of rulesOf(state.auto_rollback)) {
+    const reason = await firstWord(rule, windows);
+    if (reason !== null) return reason;
+  }
+  return null;
+}
+
+/** What requests since some time say of the version, and of the one that it replaced. Asked for only when needed. */
+type Window = { now(): Promise<Judged>; before(): Promise<Judged> | null };
+
+function windowOf(db: Database, { version, base, tenant }: LiveState, since_ms: number): Window {
+  const judged = (of: string) => judgedOfVersion(db, of, tenant, since_ms, JUDGED_ROWS_MAX);
+  let now: Promise<Judged> | undefined;
+  return {
+    now: () => (now ??= judged(version)),
+    before: () => (base === null ? null : judged(base.version)),
+  };
+}
+
+/** How a bound is crossed, in words; null when it is kept, undefined when too few requests came to say. */
+type Rule = (window: Window) => Promise<string | null | undefined>;
+
+/** Each bound looks back for itself, no further than it has to: what others lack is no reason to judge it by older requests. */
+async function firstWord(rule: Rule, windows: readonly Window[]): Promise<string | null> {
+  for (const window of windows) {
+    const word = await rule(window);
+    if (word !== undefined) return word;
+  }
+  return null;
+}
+
+function rulesOf(bounds: AutoRollback): Rule[] {
+  const { error_rate_max, tpot_ms_max, tpot_ratio_max, requests_min } = bounds;
+  return [
+    ...(error_rate_max === undefined ? [] : [errorRule(error_rate_max, requests_min)]),
+    ...(tpot_ms_max === undefined ? [] : [timeRule(tpot_ms_max, requests_min)]),
+    ...(tpot_ratio_max === undefined ? [] : [ratioRule(tpot_ratio_max, requests_min)]),
+  ];
+}
+
+const errorRule =
+  (rateMax: number, requestsMin: number): Rule =>
+  async ({ now }) => {
+    const { requests, errors } = await now();
+    if (requests < requestsMin) return undefined;
+    if (errors / requests <= rateMax) return null;
+    return `${errors} of ${requests} requests failed, more than ${100 * rateMax} %`;
+  };
+
+const timeRule =
+  (max_ms: number, requestsMin: number): Rule =>
+  async ({ now }) => {
+    const { tpot_ms } = await now();
+    if (tpot_ms.count < requestsMin) return undefined;
+    return meanOf(tpot_ms) <= max_ms ? null : `${timeSaid(tpot_ms)}, more than ${max_ms} ms`;
+  };
+
+/** The version before is asked about first: once everyone sees the new one that is quick, and there is nothing to compare. */
+const ratioRule =
+  (ratioMax: number, requestsMin: number): Rule =>
+  async ({ now, before }) => {
+    const base = await before();
+    if (base === null) return null;
+    if (base.tpot_ms.count < requestsMin) return undefined;
+    const { tpot_ms } = await now();
+    if (tpot_ms.count < requestsMin) return undefined;
+    const base_ms = meanOf(base.tpot_ms);
+    if (meanOf(tpot_ms) <= ratioMax * base_ms) return null;
+    return `${timeSaid(tpot_ms)}, more than ${ratioMax} times the ${base_ms.toFixed(2)} ms of the version before`;
+  };
+
+const meanOf = ({ sum, count }: Judged['tpot_ms']): number => sum / count;
+
+const timeSaid = (tpot_ms: Judged['tpot_ms']): string =>
+  `${meanOf(tpot_ms).toFixed(2)} ms a token over ${tpot_ms.count} requests`;

@@ -1,0 +1,287 @@
+/**
+ * Making a mask set live, and taking it back. Checked first against what the set means something for (the
+ * edge's encoder, the backend's model), then flipped in one batch that only one of two publishers wins.
+ */
+import {
+  type AutoRollback,
+  DEFAULT_TENANT,
+  type MaskSetSummary,
+  type Publication,
+} from '../../shared/admin/admin-wire.ts';
+import type { RolloutStep } from '../../shared/mask/experiment-assignment.ts';
+import { type EncoderSpec, sameEncoder } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { ModelEntry } from '../../shared/wire/protocol.ts';
+import { type Database, d1 } from '../db/d1.ts';
+import { findMaskSet, insertMaskSet, type WrittenMaskSet } from '../db/mask-set-rows.ts';
+import {
+  type Flip,
+  findLive,
+  findPublication,
+  flipLive,
+  type PublicationState,
+  settledId,
+  withdrawLive,
+} from '../db/publication-rows.ts';
+import { findTenant } from '../db/tenant-rows.ts';
+import type { Hold } from '../http/waiting.ts';
+import { MASK_SET_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
+import type { Models } from '../requests/served-models.ts';
+import { isOverCeiling, meetsFloor } from '../routing/decision.ts';
+import type { Embedder } from '../routing/embed.ts';
+import { decodeMaskSet, type LiveSet, type RoutingTable } from '../routing/live-sets.ts';
+
+export type PublishDependencies = {
+  readonly db: Database;
+  readonly table: RoutingTable;
+  readonly embedder: Embedder;
+  readonly models: Models;
+};
+
+type PublishRequest = {
+  readonly tenant: string;
+  readonly version: string;
+  /** What the publisher believes is live; undefined = whatever is. */
+  readonly expected: string | null | undefined;
+  readonly actor: string;
+  readonly hold: Hold;
+};
+type RollbackRequest = Omit<PublishRequest, 'version'> & {
+  /** Set when bounds were crossed: the publication that was judged, which alone may be taken back, and why. */
+  readonly judged?: { readonly id: string; readonly reason: string };
+};
+type Schedule = {
+  /** Undefined or past: at once. */
+  readonly activateAt_ms: number | undefined;
+  readonly rollout: readonly RolloutStep[];
+  readonly autoRollback: AutoRollback | undefined;
+};
+
+/**
+ * @throws MaskrouteError `not_found`, `encoder_mismatch`, `mask_model_mismatch`, `surrogates_mismatch`,
+ * `quality_unknown`, `quality_below_floor`, `sparsity_over_ceiling`, or why it can't be checked.
+ */
+export async function checkPublishable(
+  dependencies: PublishDependencies,
+  request: Pick<PublishRequest, 'tenant' | 'version' | 'hold'>,
+): Promise<{ owner: string }> {
+  const stored = await d1(findMaskSet(dependencies.db, request.tenant, request.version));
+  if (stored === null) {
+    throw new MaskrouteError('not_found', `There is no mask set ${request.version}.`, { param: 'version' });
+  }
+  const set = decodeMaskSet(stored);
+  await checkTenantsTerms(dependencies.db, request.tenant, set);
+  await checkEncoder(set, dependencies.embedder, request.hold);
+  await checkModel(set, dependencies.models, request.hold);
+  return { owner: stored.owner };
+}
+
+/** @throws MaskrouteError as `checkPublishable`, and `conflict` when another publisher was faster. */
+export async function publish(
+  dependencies: PublishDependencies,
+  request: PublishRequest & Schedule,
+): Promise<Publication> {
+  const { owner } = await checkPublishable(dependencies, request);
+  const seen = await seenLive(dependencies.db, request);
+  const basics = flipBasics(request, seen);
+  const { activateAt_ms = 0, rollout, autoRollback } = request;
+  const isLater = activateAt_ms > basics.createdAt_ms;
+  // A publication that had not reached everyone yet is passed over: this one starts where that one did. So is one of
+  // the same version that only gets other bounds: to go back to it would take nothing back.
+  const settledBefore = settledId(seen, basics.createdAt_ms);
+  const isAtOnce = !isLater && rollout.length === 0;
+  return await flip(dependencies, request.hold, seen, {
+    ...basics,
+    owner,
+    version: request.version,
+    previousId: isAtOnce && seen?.version === request.version ? seen.previousId : settledBefore,
+    action: 'activate',
+    activateAt_ms: isLater ? activateAt_ms : null,
+    rollout,
+    autoRollback: autoRollback ?? null,
+  });
+}
+
+/**
+ * Returns, at once, to what everyone saw before the newest publication; again, to what was before that. A
+ * publication that waits for its time or has not reached everyone ends there. A tenant's first one leaves nothing
+ * behind: a person calls it off only until everyone sees it, since afterwards a second click would leave them
+ * without a set; its own bounds (`judged`) may always.
+ * @throws MaskrouteError `conflict` when nothing came before, or another publisher was faster.
+ */
+export async function rollback(
+  dependencies: Pick<PublishDependencies, 'db' | 'table'>,
+  request: RollbackRequest,
+): Promise<Publication> {
+  const seen = await seenLive(dependencies.db, request);
+  if (request.judged !== undefined && request.judged.id !== seen?.id) throw cameLate();
+  const target =
+    seen?.previousId == null ? null : await d1(findPublication(dependencies.db, seen.previousId));
+  if (target === null) return await callOff(dependencies, request, seen);
+  return await flip(dependencies, request.hold, seen, {
+    ...flipBasics(request, seen),
+    owner: target.owner,
+    version: target.version,
+    previousId: target.previousId,
+    action: 'rollback',
+    activateAt_ms: null,
+    rollout: [],
+    autoRollback: null,
+    reason: request.judged?.reason ?? null,
+  });
+}
+
+async function callOff(
+  dependencies: Pick<PublishDependencies, 'db' | 'table'>,
+  request: RollbackRequest,
+  seen: PublicationState | null,
+): Promise<Publication> {
+  const basics = flipBasics(request, seen);
+  const isEveryones = seen !== null && settledId(seen, basics.createdAt_ms) === seen.id;
+  if (seen === null || (isEveryones && request.judged === undefined)) {
+    throw new MaskrouteError('conflict', 'Nothing was live before.');
+  }
+  const change = { ...basics, reason: request.judged?.reason ?? null };
+  const done = withdrawLive(dependencies.db, change, seen.id);
+  return await flipped(dependencies.table, request, await d1(done));
+}
+
+async function seenLive(
+  db: Database,
+  request: Pick<PublishRequest, 'tenant' | 'expected'>,
+): Promise<PublicationState | null> {
+  const seen = await d1(findLive(db, request.tenant));
+  if (request.expected !== undefined && request.expected !== (seen?.version ?? null)) {
+    throw new MaskrouteError('conflict', `The live version is ${seen?.version ?? 'none'}.`, {
+      param: 'expected_version',
+    });
+  }
+  return seen;
+}
+
+const flipBasics = (request: Omit<PublishRequest, 'version'>, seen: PublicationState | null) => ({
+  id: `p_${crypto.randomUUID()}`,
+  tenant: request.tenant,
+  replaced_version: seen?.version ?? null,
+  actor: request.actor,
+  createdAt_ms: Date.now(),
+  reason: null,
+});
+
+async function flip(
+  { db, table }: Pick<PublishDependencies, 'db' | 'table'>,
+  hold: Hold,
+  seen: PublicationState | null,
+  change: Flip,
+): Promise<Publication> {
+  return await flipped(
+    table,
+    { tenant: change.tenant, hold },
+    await d1(flipLive(db, change, seen?.id ?? null)),
+  );
+}
+
+const cameLate = (): MaskrouteError =>
+  new MaskrouteError('conflict', 'Another publication came first; look at what is live now.');
+
+/** @throws MaskrouteError `conflict` when nothing was written. */
+async function flipped(
+  table: RoutingTable,
+  { tenant, hold }: Pick<PublishRequest, 'tenant' | 'hold'>,
+  publication: Publication | null,
+): Promise<Publication> {
+  if (publication === null) throw cameLate();
+  // It is live whatever happens here; this isolate would else serve it a moment later.
+  await table.refresh(tenant, hold).catch(() => {});
+  return publication;
+}
+
+/** What a tenant's administrator set for it: the sparsest mask, and the least agreement with the dense model. */
+async function checkTenantsTerms(db: Database, id: string, set: LiveSet): Promise<void> {
+  if (set.agreement === null) {
+    const advice = 'evaluate it, or learn it with enough data to hold some out';
+    throw new MaskrouteError('quality_unknown', `The set has no held-out figures: ${advice}.`, {
+      param: 'version',
+    });
+  }
+  const tenant = id === DEFAULT_TENANT ? null : await d1(findTenant(db, id));
+  const sparsest = Math.max(...set.clusters.map(({ sparsity }) => sparsity));
+  if (tenant?.sparsity_max != null && isOverCeiling(sparsest, tenant.sparsity_max)) {
+    throw new MaskrouteError(
+      'sparsity_over_ceiling',
+      `A mask of the set skips ${percent(sparsest)} of the blocks; ${id} allows ${percent(tenant.sparsity_max)}.`,
+      { param: 'version' },
+    );
+  }
+  if (tenant?.agreement_min != null && !meetsFloor(set, tenant.agreement_min)) {
+    throw new MaskrouteError(
+      'quality_below_floor',
+      `The set agrees with dense on ${percent(set.agreement)} of held-out tokens; ${id} asks for ${percent(tenant.agreement_min)}.`,
+      { param: 'version' },
+    );
+  }
+}
+
+export const percent = (share: number): string => `${Number((100 * share).toFixed(1))} %`;
+
+async function checkEncoder(set: LiveSet, embedder: Embedder, hold: Hold): Promise<void> {
+  const { spec } = await embedder.encoder(hold).catch((error) => {
+    throw new MaskrouteError('not_ready', 'The edge cannot load its encoder, so no set can be checked.', {
+      cause: error,
+    });
+  });
+  if (sameEncoder(spec, set.encoder)) return;
+  throw new MaskrouteError(
+    'encoder_mismatch',
+    `The set was made with ${describe(set.encoder)}, the edge embeds with ${describe(spec)}.`,
+    { param: 'version' },
+  );
+}
+
+const describe = ({ id, revision, pooling, dimensions }: EncoderSpec): string =>
+  `${id} (revision ${revision}, ${pooling} pooling, ${dimensions} dimensions)`;
+
+async function checkModel(set: LiveSet, models: Models, hold: Hold): Promise<void> {
+  const served = await models.list(hold).catch((error) => {
+    throw new MaskrouteError('backend_unreachable', 'No backend can say which models are served.', {
+      retryAfter_s: RETRY_AFTER_s,
+      cause: error,
+    });
+  });
+  const serving = served.filter((entry) => entry.maskroute?.hash === set.model.hash);
+  if (serving.length > 0) return checkSurrogates(set, serving);
+  throw new MaskrouteError(
+    'mask_model_mismatch',
+    `The set is for ${set.model.name} (${set.model.hash.slice(0, 12)}…), which no backend serves.`,
+    { param: 'version' },
+  );
+}
+
+function checkSurrogates({ surrogates }: LiveSet, serving: readonly ModelEntry[]): void {
+  if (surrogates === undefined) return;
+  if (serving.some((entry) => entry.maskroute?.surrogates === surrogates)) return;
+  throw new MaskrouteError(
+    'surrogates_mismatch',
+    `The masks need the surrogates ${surrogates}, which no backend serves.`,
+    { param: 'version' },
+  );
+}
+
+/* Storing a mask set, however it came. */
+
+/** `created` is false for content that was there. @throws MaskrouteError `invalid_mask_set` for one that is too large. */
+export async function storeMaskSet(
+  db: Database,
+  tenant: string,
+  written: WrittenMaskSet,
+): Promise<{ created: boolean; summary: MaskSetSummary }> {
+  const bytes = written.content_bytes;
+  if (bytes > MASK_SET_BYTES_MAX) {
+    const advice = 'use fewer clusters or dimensions, or write centroids with fewer digits';
+    throw new MaskrouteError(
+      'invalid_mask_set',
+      `The set takes ${bytes} bytes, more than the ${MASK_SET_BYTES_MAX} that the database holds: ${advice}.`,
+    );
+  }
+  return await d1(insertMaskSet(db, tenant, written, Date.now()));
+}

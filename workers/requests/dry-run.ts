@@ -1,0 +1,52 @@
+/** The dry run: the same body, the same decision, no backend. */
+import { Hono } from 'hono';
+import type { SkippedLayers } from '../../shared/mask/mask.ts';
+import { DENSE_MASK_ID, maskFromBits, skippedLayers } from '../../shared/mask/mask.ts';
+import type { DryRun } from '../../shared/wire/openai.ts';
+import { tenantOnly } from '../http/authentication.ts';
+import type { AppEnv } from '../http/context.ts';
+import { methodNotAllowed } from '../http/error-answers.ts';
+import { readJson } from '../http/request-body.ts';
+import type { Decision } from '../routing/decision.ts';
+import { routeEcho } from '../routing/decision.ts';
+import type { RoutingTable } from '../routing/live-sets.ts';
+import { requireModel } from './admission.ts';
+import { decisionHeaders, parseChat, parseCompletion, route, setHeaders } from './complete.ts';
+
+export const dryRun = new Hono<AppEnv>()
+  .post('/route', tenantOnly, async (c) => {
+    const { routable, ignored } = parseEither(await readJson(c.req.raw));
+    requireModel(c.var.caller.policy, routable.body.model);
+    const routed = await route(c, routable);
+    const { decision, encoder, timings } = routed;
+    setHeaders(c, { ...decisionHeaders(routed), ...ignored });
+    const skip = skippedBy(decision, c.var.services.table);
+    return c.json({
+      object: 'maskroute.route',
+      request_id: c.get('requestId'),
+      model: routable.body.model,
+      mask: decision.mask,
+      sparsity: decision.sparsity,
+      skip: skip && { attention: [...skip.skipAttention], ffn: [...skip.skipFfn] },
+      label: decision.cluster === null ? null : (decision.set?.clusters[decision.cluster]?.label ?? null),
+      distance: decision.distance,
+      maskroute: routeEcho(routed),
+      encoder,
+      timings_ms: { assign: timings.assign_ms, embed: timings.embed_ms, route: timings.route_ms },
+    } satisfies DryRun);
+  })
+  .all('/route', methodNotAllowed('POST'));
+
+/** A body with `messages` is a chat, any other a completion. */
+function parseEither(raw: unknown): ReturnType<typeof parseChat> {
+  return typeof raw === 'object' && raw !== null && 'messages' in raw ? parseChat(raw) : parseCompletion(raw);
+}
+
+function skippedBy({ mask }: Decision, table: RoutingTable): SkippedLayers | null {
+  if (typeof mask !== 'string') return mask;
+  if (mask === DENSE_MASK_ID) return { skipAttention: [], skipFfn: [] };
+  const held = table.findMask(mask);
+  return held === undefined
+    ? null
+    : skippedLayers(maskFromBits(held.set.model.blockCount, held.cluster.bits));
+}

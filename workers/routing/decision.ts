@@ -1,0 +1,316 @@
+/** A request's way to its mask: assign, look up what is live, embed, find the nearest centroid; each timed. */
+
+import { chatRouteText, completionRouteText } from '../../shared/embedding/route-text.ts';
+import { nearestAllowed, nearestCentroid } from '../../shared/mask/centroids.ts';
+import { type Place, stickyKey } from '../../shared/mask/experiment-assignment.ts';
+import {
+  DENSE_MASK_ID,
+  type MaskId,
+  type ModelHash,
+  maskFromSkippedLayers,
+  maskId,
+  type SurrogatesId,
+  sparsity,
+  withSurrogates,
+} from '../../shared/mask/mask.ts';
+import { type EncoderSpec, sameEncoder } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { ChatRequest, CompletionRequest, MaskField } from '../../shared/wire/openai.ts';
+import {
+  type FallbackReason,
+  type ModelEntry,
+  type RouteEcho,
+  splitModelName,
+} from '../../shared/wire/protocol.ts';
+import { log, reasonOf } from '../http/log.ts';
+import type { Hold } from '../http/waiting.ts';
+import type { Models } from '../requests/served-models.ts';
+import type { Caller } from '../tenants/api-keys.ts';
+import {
+  type Assignment,
+  assign,
+  type RunningExperiment,
+  type RunningExperiments,
+  unassigned,
+} from './assignment.ts';
+import type { Embedder, Embedding } from './embed.ts';
+import type { LiveSet, RoutingTable } from './live-sets.ts';
+import type { NamedMasks } from './named-masks.ts';
+
+/* From what is known of a request to its mask: pure, so that a dry run and a completion cannot differ. */
+
+/** What was chosen and why. `mask` is what the backend is told. */
+export type Decision = {
+  readonly mask: MaskField;
+  /** Null when only the backend can know it: a mask that the client chose and this edge does not hold. */
+  readonly maskId: MaskId | null;
+  readonly sparsity: number | null;
+  readonly set: LiveSet | null;
+  readonly cluster: number | null;
+  readonly distance: number | null;
+  readonly similarity: number | null;
+  readonly fallback: FallbackReason | null;
+};
+
+const NOT_ROUTED = { cluster: null, distance: null, similarity: null } as const;
+
+export const denseDecision = (set: LiveSet | null, fallback: FallbackReason): Decision => ({
+  ...NOT_ROUTED,
+  mask: DENSE_MASK_ID,
+  maskId: DENSE_MASK_ID,
+  sparsity: 0,
+  set,
+  fallback,
+});
+
+/** The client's own mask goes through as it is; `findSparsity` knows the masks that this edge holds. */
+function requestedDecision(
+  mask: MaskField,
+  set: LiveSet | null,
+  model: ModelEntry | undefined,
+  findSparsity: (id: string) => number | undefined,
+): Decision {
+  if (mask === DENSE_MASK_ID) return denseDecision(set, 'requested');
+  const known = typeof mask === 'string' ? heldMask(mask, findSparsity) : inlineMask(mask, model);
+  return { ...NOT_ROUTED, ...known, mask, set, fallback: null };
+}
+
+const heldMask = (id: string, findSparsity: (id: string) => number | undefined) => ({
+  maskId: id as MaskId,
+  sparsity: findSparsity(id) ?? null,
+});
+
+function inlineMask(mask: Exclude<MaskField, string>, model: ModelEntry | undefined) {
+  const unknown = { maskId: null, sparsity: null };
+  if (model?.maskroute === undefined) return unknown;
+  try {
+    const { block_count, hash, surrogates } = model.maskroute;
+    // The backend refuses surrogates that its model lacks; what it would say is not guessed here.
+    if (mask.surrogate && surrogates == null) return unknown;
+    const runs = maskFromSkippedLayers(block_count, mask);
+    const chosen = withSurrogates(runs, mask.surrogate ? (surrogates as SurrogatesId) : null);
+    return { maskId: maskId(hash as ModelHash, chosen), sparsity: sparsity(chosen) };
+  } catch {
+    // A layer outside the model: the backend says so better than a guess here.
+    return unknown;
+  }
+}
+
+/** By content hash where the backend's list has the model, else by name. */
+const isModelOf = (set: LiveSet, name: string, entry: ModelEntry | undefined): boolean =>
+  entry?.maskroute === undefined ? set.model.name === name : set.model.hash === entry.maskroute.hash;
+
+/**
+ * The mask of the nearest centroid, or dense with the reason. `similarityMin` is a cosine. A mask that is sparser
+ * than `sparsityMax` gives way to that of the nearest cluster whose mask is not.
+ */
+function nearestDecision(
+  set: LiveSet,
+  embedding: Embedding,
+  similarityMin: number,
+  sparsityMax: number | null,
+): Decision {
+  if (!embedding.ok) return denseDecision(set, embedding.fallback);
+  if (!sameEncoder(embedding.spec, set.encoder)) return denseDecision(set, 'encoder_mismatch');
+  const nearest = nearestCentroid(embedding.vector, set.centroids);
+  // The zero vector is near nothing: the encoder knew no token of the text.
+  const isUnknown = embedding.vector.every((value) => value === 0);
+  if (isUnknown || nearest.similarity < similarityMin) {
+    return { ...denseDecision(set, 'low_similarity'), ...nearest };
+  }
+  const isAllowed = (cluster: number) => !isOverCeiling(set.clusters[cluster]!.sparsity, sparsityMax);
+  const allowed = isAllowed(nearest.cluster)
+    ? nearest
+    : nearestAllowed(embedding.vector, set.centroids, isAllowed);
+  if (allowed === null) return { ...denseDecision(set, 'over_ceiling'), ...nearest };
+  const { mask, sparsity: skipped } = set.clusters[allowed.cluster]!;
+  return { ...allowed, mask, maskId: mask, sparsity: skipped, set, fallback: null };
+}
+
+/** A ceiling of 0.3 is meant to allow 3 of 10 blocks, however the quotient rounds. */
+const SPARSITY_SLACK = 1e-9;
+
+/**
+ * Whether a tenant's requests may be routed by a set, going by how far it agrees with the dense model. Publishing asks
+ * the same, but a floor may be raised later, and the default set was published for nobody in particular.
+ */
+export const meetsFloor = ({ agreement }: Pick<LiveSet, 'agreement'>, agreementMin: number | null): boolean =>
+  agreementMin === null || (agreement !== null && agreement >= agreementMin);
+
+export const isOverCeiling = (sparsity: number, sparsityMax: number | null): boolean =>
+  sparsityMax !== null && sparsity > sparsityMax + SPARSITY_SLACK;
+
+/** @throws MaskrouteError `sparsity_over_ceiling` for a mask that is sparser than it may be, or may be so. */
+function requireAllowed(sparsity: number | null, sparsityMax: number | null): void {
+  if (sparsityMax === null || (sparsity !== null && sparsity <= sparsityMax + SPARSITY_SLACK)) return;
+  const found = sparsity === null ? 'of unknown sparsity' : `that skips ${Math.round(sparsity * 100)} %`;
+  throw new MaskrouteError(
+    'sparsity_over_ceiling',
+    `This tenant's masks skip at most ${Math.round(sparsityMax * 100)} % of blocks; this is one ${found}.`,
+    { param: 'mask' },
+  );
+}
+
+/** The body that routing reads. */
+export type RoutableBody =
+  | { readonly kind: 'chat'; readonly body: ChatRequest }
+  | { readonly kind: 'completion'; readonly body: CompletionRequest };
+
+type RouteRequest = RoutableBody & {
+  readonly caller: Caller;
+  readonly region: string;
+  readonly place: Place;
+  readonly signal: AbortSignal;
+  readonly hold: Hold;
+};
+
+export type RouteTimings = { assign_ms: number; embed_ms: number; route_ms: number };
+
+export type Routed = {
+  readonly decision: Decision;
+  readonly assignment: Assignment;
+  /** The encoder that embedded the text, when one did. */
+  readonly encoder: EncoderSpec | null;
+  /** Where the text lies in the encoder's space, when it was embedded. */
+  readonly vector: Float32Array | null;
+  readonly timings: RouteTimings;
+};
+
+type RoutingDependencies = {
+  readonly table: RoutingTable;
+  readonly models: Models;
+  readonly experiments: RunningExperiments;
+  readonly embedder: Embedder;
+  readonly similarityMin: number;
+  readonly namedMasks: Pick<NamedMasks, 'enter' | 'sparsityOf'>;
+};
+
+/**
+ * @throws MaskrouteError `sparsity_over_ceiling` when the client asks for a mask that its tenant may not use,
+ * `rate_limit_exceeded` when its tenant names too many that nobody knows here.
+ */
+export async function routeRequest(
+  dependencies: RoutingDependencies,
+  request: RouteRequest,
+): Promise<Routed> {
+  const timings: RouteTimings = { assign_ms: 0, embed_ms: 0, route_ms: 0 };
+  const started_ms = performance.now();
+  const known = knownNow(dependencies, request) ?? (await lookUp(dependencies, request));
+  const found_ms = performance.now();
+  const assignment = assignRequest(known, request);
+  timings.assign_ms = performance.now() - found_ms;
+  const { decision, encoder, vector } = await decide(dependencies, known, assignment, request, timings);
+  timings.route_ms = performance.now() - started_ms - timings.assign_ms - timings.embed_ms;
+  return { decision, assignment, encoder, vector, timings };
+}
+
+/** What is known, all of it from the isolate once it has been asked for. */
+type Known = {
+  readonly live: LiveSet | null;
+  readonly entry: ModelEntry | undefined;
+  readonly experiments: readonly RunningExperiment[];
+};
+
+/** What most requests need: waiting for what is there already would cost more than all that is done with it. */
+function knownNow(
+  { table, models, experiments }: RoutingDependencies,
+  request: RouteRequest,
+): Known | undefined {
+  const live = table.fresh(request.caller.tenant, conversationOf(request));
+  const list = models.fresh();
+  const running = experiments.fresh();
+  if (live === undefined || list === undefined || running === undefined) return undefined;
+  return { live, entry: entryOf(list, request), experiments: running };
+}
+
+const conversationOf = (request: RouteRequest) => () => stickyKey('conversation', request.caller, request);
+
+function entryOf(list: readonly ModelEntry[], request: RouteRequest): ModelEntry | undefined {
+  const { model } = splitModelName(request.body.model);
+  return list.find((candidate) => candidate.id === model);
+}
+
+async function lookUp(
+  { table, models, experiments }: RoutingDependencies,
+  request: RouteRequest,
+): Promise<Known> {
+  const [live, list, running] = await Promise.all([
+    table.liveFor(request.caller.tenant, conversationOf(request), request.hold).catch(() => null),
+    models.list(request.hold).catch((error): readonly ModelEntry[] => {
+      log('warn', 'model_list_unavailable', { reason: reasonOf(error) });
+      return [];
+    }),
+    experiments.list(request.hold),
+  ]);
+  return { live, entry: entryOf(list, request), experiments: running };
+}
+
+/** Who names the mask, or asks for dense, decided for themselves: no experiment is about their request. */
+function assignRequest({ experiments, entry }: Known, request: RouteRequest): Assignment {
+  const { region, place, caller, body } = request;
+  const { model, dense } = splitModelName(body.model);
+  if (dense || body.mask != null) return unassigned(region);
+  const isUsable = (set: LiveSet) =>
+    isModelOf(set, model, entry) && meetsFloor(set, caller.policy.agreementMin);
+  return assign(experiments, { caller, model, place, region, source: request, isUsable }, Date.now());
+}
+
+async function decide(
+  { table, embedder, similarityMin, namedMasks }: RoutingDependencies,
+  { live, entry }: Known,
+  { arm }: Assignment,
+  request: RouteRequest,
+  timings: RouteTimings,
+): Promise<Pick<Routed, 'decision' | 'encoder' | 'vector'>> {
+  const unembedded = (decision: Decision) => ({ decision, encoder: null, vector: null });
+  const { model, dense } = splitModelName(request.body.model);
+  const { mask } = request.body;
+  const { sparsityMax, agreementMin } = request.caller.policy;
+  if (mask != null) {
+    const asked = typeof mask === 'string' ? namedMasks.enter(request.caller.tenant, mask) : undefined;
+    if (asked !== undefined) await asked;
+    const heldSparsity = (id: string) => table.findMask(id)?.cluster.sparsity;
+    const decision = requestedDecision(mask, live, entry, heldSparsity);
+    if (sparsityMax === null) return unembedded(decision);
+    const sparsity =
+      decision.sparsity ?? (decision.maskId === null ? null : await namedMasks.sparsityOf(decision.maskId));
+    requireAllowed(sparsity, sparsityMax);
+    return unembedded({ ...decision, sparsity });
+  }
+  if (dense) return unembedded(denseDecision(live, 'requested'));
+  const set = arm === null ? live : arm.set;
+  if (set === null) return unembedded(denseDecision(null, arm === null ? 'no_mask_set' : 'experiment'));
+  if (!isModelOf(set, model, entry)) return unembedded(denseDecision(set, 'model_mismatch'));
+  if (!meetsFloor(set, agreementMin)) return unembedded(denseDecision(set, 'under_floor'));
+
+  const text = routeText(request);
+  if (text === null) return unembedded(denseDecision(set, 'token_prompt'));
+  if (text === '') return unembedded(denseDecision(set, 'empty_prompt'));
+  const started_ms = performance.now();
+  const embedding = await embedder.embed(text, request);
+  timings.embed_ms = performance.now() - started_ms;
+  return {
+    decision: nearestDecision(set, embedding, similarityMin, sparsityMax),
+    encoder: embedding.ok ? embedding.spec : null,
+    vector: embedding.ok ? embedding.vector : null,
+  };
+}
+
+const routeText = (request: RouteRequest): string | null =>
+  request.kind === 'chat'
+    ? chatRouteText(request.body, request.caller.routingPolicy)
+    : completionRouteText(request.body);
+
+/** The decision as the backend is told it and the body's `maskroute` returns it. */
+export const routeEcho = ({ decision, assignment }: Routed): RouteEcho => ({
+  mask_set: setName(decision.set),
+  version: decision.set?.version ?? null,
+  cluster: decision.cluster,
+  similarity: decision.similarity,
+  experiment: assignment.experiment,
+  variant: assignment.variant,
+  region: assignment.region,
+  fallback: decision.fallback,
+});
+
+const setName = (set: LiveSet | null): string | null => set?.name ?? null;

@@ -1,0 +1,209 @@
+/**
+ * What every encoder behind a network has in common: batches, texts that are empty, vectors that must be
+ * checked before they are trusted, and a caller who may hang up.
+ */
+
+import { InferenceClient } from '@huggingface/inference';
+import { LRUCache } from 'lru-cache';
+import { z } from 'zod';
+import { EMBED_CHARS_MAX, type Encoder, normalise } from '../../../shared/embedding/encoder.ts';
+import { DENSE_MASK_ID } from '../../../shared/mask/mask.ts';
+import { type EncoderSpec, sameEncoder } from '../../../shared/mask/mask-set.ts';
+import { encoderListSchema } from '../../../shared/wire/backend-load.ts';
+import type { BackendPool } from '../../backends/call-backend.ts';
+import type { Config, TextEmbeddingBinding } from '../../env.ts';
+import { sha256Hex } from '../../http/authentication.ts';
+import { readBounded } from '../../http/request-body.ts';
+import { EMBEDDINGS, VECTORS_MAX } from '../../limits.ts';
+
+const vectorsSchema = z.array(z.array(z.number()));
+
+export type RemoteCall = (
+  texts: readonly string[],
+  signal: AbortSignal | undefined,
+  region: string | undefined,
+) => Promise<unknown>;
+
+/**
+ * `call` asks the provider for one vector a text, at most `batch` texts at a time.
+ * `embed` rejects with an Error that says what the provider got wrong.
+ */
+export function createRemoteEncoder(spec: EncoderSpec, batch: number, call: RemoteCall): Encoder {
+  const embedBatch = async (
+    texts: readonly string[],
+    signal: AbortSignal | undefined,
+    region: string | undefined,
+  ) => {
+    const parsed = vectorsSchema.safeParse(await abortable(call(texts, signal, region), signal));
+    if (!parsed.success) throw new Error(`${spec.id} did not answer with one vector a text`);
+    if (parsed.data.length !== texts.length) {
+      throw new Error(`${spec.id} answered ${parsed.data.length} vectors for ${texts.length} texts`);
+    }
+    return parsed.data.map((vector) => {
+      if (vector.length !== spec.dimensions) {
+        throw new Error(`${spec.id} answered ${vector.length} dimensions, not ${spec.dimensions}`);
+      }
+      return normalise(Float32Array.from(vector));
+    });
+  };
+  return {
+    spec,
+    async embed(texts, signal, region) {
+      signal?.throwIfAborted();
+      const vectors: Float32Array[] = texts.map(() => new Float32Array(spec.dimensions));
+      const filled = texts.flatMap((text, index) => (text.trim() === '' ? [] : [index]));
+      for (let start = 0; start < filled.length; start += batch) {
+        const indices = filled.slice(start, start + batch);
+        const answered = await embedBatch(
+          indices.map((index) => texts[index]!.slice(0, EMBED_CHARS_MAX)),
+          signal,
+          region,
+        );
+        indices.forEach((index, i) => {
+          vectors[index] = answered[i]!;
+        });
+      }
+      return vectors;
+    },
+  };
+}
+
+/** Rejects as soon as `signal` aborts, for providers whose client does not. */
+async function abortable<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (signal === undefined) return await work;
+  let abort: (() => void) | undefined;
+  const aborted = new Promise<never>((_resolve, reject) => {
+    abort = () => reject(signal.reason);
+    signal.addEventListener('abort', abort, { once: true });
+  });
+  try {
+    return await Promise.race([work, aborted]);
+  } finally {
+    signal.removeEventListener('abort', abort!);
+  }
+}
+
+/*
+ * The full encoder on the backends: `POST /v1/embeddings` in the OpenAI wire format, through the same pool as
+ * completions. It is another process there: one that has stopped says nothing of the completions, nor the reverse.
+ */
+
+const answerSchema = z.looseObject({ data: z.array(z.looseObject({ embedding: z.array(z.number()) })) });
+const nothing = () => {};
+
+/** @throws Error when no backend has an encoder, or backends have different ones: their vectors would not compare. */
+export async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 'call'>): Promise<Encoder> {
+  const answers = await backends.askAll('/v1/encoders', EMBEDDINGS.timeout_ms, nothing);
+  const entries = answers.flatMap((answer) => encoderListSchema.parse(answer).data);
+  const [first] = entries;
+  if (first === undefined)
+    throw new Error('no backend has an encoder: maskroute model pull all-minilm-l6-v2');
+  const other = entries.find((entry) => !sameEncoder(entry.encoder, first.encoder));
+  if (other !== undefined) throw new Error('the backends have different encoders');
+  const { id: model, encoder: spec } = first;
+  return createRemoteEncoder(spec, EMBEDDINGS.batch, async (texts, signal, region) => {
+    const { response } = await backends.call({
+      path: '/v1/embeddings',
+      requestId: `edge_${crypto.randomUUID()}`,
+      tenant: '',
+      signal: signal ?? new AbortController().signal,
+      timeout_ms: EMBEDDINGS.timeout_ms,
+      isAside: true,
+      ...(region === undefined ? {} : { wish: { region, mask: DENSE_MASK_ID, model: undefined } }),
+      hold: nothing,
+      body: JSON.stringify({ model, input: texts, encoding_format: 'float' }),
+    });
+    const text = await readBounded(response.body, EMBEDDINGS.bytesMax);
+    if (!response.ok) throw new Error(`the backend answered ${response.status}: ${text.slice(0, 200)}`);
+    return answerSchema.parse(JSON.parse(text)).data.map(({ embedding }) => embedding);
+  });
+}
+
+/*
+ * The full encoder through Hugging Face: the hub's inference providers, or a dedicated endpoint or
+ * text-embeddings-inference server when `HF_ENDPOINT_URL` is set.
+ */
+
+/** What text-embeddings-inference takes in one call by default. */
+const BATCH = 32;
+
+type HuggingFaceConfig = Pick<
+  Config,
+  'HF_TOKEN' | 'HF_MODEL' | 'HF_REVISION' | 'HF_POOLING' | 'HF_DIMENSIONS' | 'HF_ENDPOINT_URL'
+>;
+
+export function createHuggingFaceEncoder(config: HuggingFaceConfig): Encoder {
+  const client = new InferenceClient(config.HF_TOKEN);
+  const target =
+    config.HF_ENDPOINT_URL === undefined
+      ? ({ model: config.HF_MODEL, provider: 'hf-inference' } as const)
+      : ({ endpointUrl: config.HF_ENDPOINT_URL } as const);
+  return createRemoteEncoder(
+    {
+      id: config.HF_MODEL,
+      revision: config.HF_REVISION,
+      pooling: config.HF_POOLING,
+      dimensions: config.HF_DIMENSIONS,
+    },
+    BATCH,
+    async (texts, signal) =>
+      await client.featureExtraction(
+        { ...target, inputs: [...texts] },
+        // A refused or slow call goes dense at once: the request in front of it waits.
+        { retry_on_error: false, ...(signal === undefined ? {} : { signal }) },
+      ),
+  );
+}
+
+/* The full encoder through the Workers AI binding. Mean and CLS pooling give incompatible vectors: it is named. */
+
+const MODEL = '@cf/baai/bge-small-en-v1.5';
+const DIMENSIONS = 384;
+/** Texts that the model takes in one call. */
+const WORKERS_AI_BATCH = 100;
+
+const workersAiAnswerSchema = z.looseObject({ data: z.array(z.array(z.number())) });
+
+export function createWorkersAiEncoder(ai: TextEmbeddingBinding): Encoder {
+  return createRemoteEncoder(
+    // Workers AI does not version the model; its name is all that can be pinned.
+    { id: MODEL, revision: 'workers-ai', pooling: 'cls', dimensions: DIMENSIONS },
+    WORKERS_AI_BATCH,
+    async (texts, signal) =>
+      workersAiAnswerSchema.parse(await ai.run(MODEL, { text: texts, pooling: 'cls' }, signal && { signal }))
+        .data,
+  );
+}
+
+/*
+ * Vectors of texts that were embedded before, by the hash of what is embedded: a conversation's first message comes
+ * again with every turn, and a remote encoder is not asked for it twice. Bounded, and gone with the isolate.
+ */
+
+/** The same vectors as `encoder`'s. What fails is not kept. */
+export function cached(encoder: Encoder, vectorsMax = VECTORS_MAX): Encoder {
+  const vectors = new LRUCache<string, Float32Array>({ max: vectorsMax });
+  return {
+    spec: encoder.spec,
+    async embed(texts, signal, region) {
+      signal?.throwIfAborted();
+      const keys = texts.map((text) => sha256Hex(text.slice(0, EMBED_CHARS_MAX)));
+      const found = keys.map((key) => vectors.get(key));
+      const missing = [...new Map(keys.map((key, index) => [key, index])).values()].filter(
+        (index) => found[index] === undefined,
+      );
+      const made =
+        missing.length === 0
+          ? []
+          : await encoder.embed(
+              missing.map((i) => texts[i]!),
+              signal,
+              region,
+            );
+      const fresh = new Map(missing.map((index, i) => [keys[index]!, made[i]!]));
+      for (const [key, vector] of fresh) vectors.set(key, vector);
+      // Copies: a caller that changes its vector must not change the next one's.
+      return keys.map((key, index) => (found[index] ?? fresh.get(key))!.slice());
+    },
+  };
+}

@@ -1,0 +1,251 @@
+/**
+ * The live mask sets, decoded once a version and kept in the isolate. A request takes one `LiveSet` by
+ * reference, so it sees the old version or the new one, never a mixture.
+ */
+import { LRUCache } from 'lru-cache';
+import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
+import { type Centroids, packCentroids } from '../../shared/mask/centroids.ts';
+import { completesAt_ms, type Rollout, seesNew, shareAt } from '../../shared/mask/experiment-assignment.ts';
+import {
+  clusterSparsity,
+  type EncoderSpec,
+  heldOutAgreement,
+  type MaskId,
+  type MaskSet,
+  maskSetSchema,
+  type SurrogatesId,
+} from '../../shared/mask/mask-set.ts';
+import { type Database, d1 } from '../db/d1.ts';
+import type { StoredMaskSet } from '../db/mask-set-rows.ts';
+import { findLive, findPublication, type LiveState, type PublicationState } from '../db/publication-rows.ts';
+import { log, reasonOf } from '../http/log.ts';
+import type { Hold } from '../http/waiting.ts';
+import { DECODED_SETS_BYTES_MAX, LIVE_SETS_BYTES_MAX, TABLE } from '../limits.ts';
+import { createSwrCache, type SourceHealth } from './swr-cache.ts';
+
+/* A bound on the bytes that a cache's values hold together, where what several of them hold lies in memory once. */
+
+export interface Room<V> {
+  add(value: V): void;
+  remove(value: V): void;
+  /** Whether all that the value holds is held anyway, so that it takes no room and frees none. */
+  holds(value: V): boolean;
+  /** Of the bound: 1 is full. */
+  share(): number;
+}
+
+/** `partsOf` says what a value holds. The same part, by identity, counts once. */
+export function createRoom<V, P>(
+  bytesMax: number,
+  partsOf: (value: V) => readonly P[],
+  bytesOf: (part: P) => number,
+): Room<V> {
+  const holders = new Map<P, number>();
+  let bytes = 0;
+  return {
+    add(value) {
+      for (const part of partsOf(value)) {
+        const count = holders.get(part) ?? 0;
+        if (count === 0) bytes += bytesOf(part);
+        holders.set(part, count + 1);
+      }
+    },
+    remove(value) {
+      for (const part of partsOf(value)) {
+        const count = holders.get(part) ?? 0;
+        if (count > 1) holders.set(part, count - 1);
+        else if (holders.delete(part)) bytes -= bytesOf(part);
+      }
+    },
+    holds: (value) => partsOf(value).every((part) => holders.has(part)),
+    share: () => bytes / bytesMax,
+  };
+}
+
+type LiveCluster = {
+  readonly mask: MaskId;
+  readonly bits: string;
+  readonly sparsity: number;
+  readonly label: string | undefined;
+};
+
+export type LiveSet = {
+  readonly version: string;
+  readonly name: string;
+  readonly model: MaskSet['model'];
+  readonly encoder: EncoderSpec;
+  readonly surrogate: boolean;
+  /** The table that replaces skipped blocks; undefined with plain skipping. */
+  readonly surrogates: SurrogatesId | undefined;
+  /** With the dense model on held-out text, 0 to 1; null when the set does not say. */
+  readonly agreement: number | null;
+  readonly centroids: Centroids;
+  readonly clusters: readonly LiveCluster[];
+};
+
+/** What the table reads from D1. */
+type TableSource = {
+  /** The newest publication of exactly this tenant, and what those see who do not see it yet. */
+  findLive(tenant: string): Promise<Pick<LiveState, 'owner' | 'version' | 'schedule' | 'base'> | null>;
+  findMaskSet(owner: string, version: string): Promise<StoredMaskSet | null>;
+};
+
+/** Sets that somebody has in hand, from whenever they were loaded: a version is its content, so they are still right. */
+export type HeldSets = readonly (LiveSet | null | undefined)[];
+
+export interface RoutingTable {
+  /**
+   * The tenant's own live set, or the default one; null when nothing was ever published. While a publication
+   * takes hold, `stickyKey` says whether this request sees it; it is asked for only then.
+   * @throws what D1 threw, only while nothing is known of the tenant: it is new here, or was let go for want of room.
+   */
+  liveFor(tenant: string, stickyKey: () => string, hold: Hold): Promise<LiveSet | null>;
+  /** The same at once; undefined when it takes a question, to be asked by `liveFor`. */
+  fresh(tenant: string, stickyKey: () => string): LiveSet | null | undefined;
+  /** How long ago D1 was asked for what `liveFor` answers of this tenant's own; undefined when nothing is held. */
+  age_ms(tenant: string): number | undefined;
+  /** Reads a tenant's pointer now: after a publication the same isolate serves it at once. */
+  refresh(tenant: string, hold: Hold): Promise<void>;
+  /**
+   * A stored set, decoded; what was decoded before, or is among `held`, needs no D1. @throws Error when it is not
+   * stored.
+   */
+  versionOf(owner: string, version: string, held?: HeldSets): Promise<LiveSet>;
+  /** A decoded set that holds this mask, if there is one. */
+  findMask(id: string): { set: LiveSet; cluster: LiveCluster } | undefined;
+}
+
+/** A tenant's newest publication, decoded. `base` is loaded only while somebody may still see it. */
+type Pointer = { readonly schedule: Rollout; readonly set: LiveSet; readonly base: LiveSet | null };
+/** Null where the tenant has none of its own: that is known, too. */
+type Loaded = { readonly pointer: Pointer | null };
+
+export function createRoutingTable(
+  source: TableSource,
+  health?: SourceHealth,
+  { decodedMax_bytes = DECODED_SETS_BYTES_MAX, liveMax_bytes = LIVE_SETS_BYTES_MAX } = {},
+): RoutingTable {
+  /** By owner and version: sets are immutable, so an entry is never wrong, only unused. */
+  const decoded = new LRUCache<string, LiveSet>({ maxSize: decodedMax_bytes, sizeCalculation: bytesOf });
+
+  const versionOf = async (owner: string, version: string, held: HeldSets = []): Promise<LiveSet> => {
+    const key = `${owner}/${version}`;
+    const known = decoded.get(key) ?? held.find((set) => set?.version === version);
+    if (known != null) {
+      if (!decoded.has(key)) decoded.set(key, known);
+      return known;
+    }
+    const stored = await source.findMaskSet(owner, version);
+    if (stored === null) throw new Error(`mask set ${version} is not stored`);
+    const set = decodeMaskSet(stored);
+    decoded.set(key, set);
+    log('info', 'mask_set_loaded', { owner, version: set.version, clusters: set.clusters.length });
+    return set;
+  };
+
+  const load = async (tenant: string): Promise<Loaded> => {
+    const live = await source.findLive(tenant);
+    if (live === null) return { pointer: null };
+    const before = pointers.peek(tenant)?.pointer;
+    const held = [before?.set, before?.base];
+    const isSettled = completesAt_ms(live.schedule) <= Date.now();
+    const [set, base] = await Promise.all([
+      versionOf(live.owner, live.version, held),
+      isSettled || live.base === null ? null : versionOf(live.base.owner, live.base.version, held),
+    ]);
+    return { pointer: { schedule: live.schedule, set, base } };
+  };
+
+  const pointers = createSwrCache(
+    'the routing table',
+    (tenant) =>
+      load(tenant).catch((error) => {
+        log('error', 'routing_table_load_failed', { tenant, reason: reasonOf(error) });
+        throw error;
+      }),
+    TABLE,
+    health,
+    createRoom(liveMax_bytes, setsOf, bytesOf),
+  );
+
+  return {
+    fresh(tenant, stickyKey) {
+      const own = pointers.fresh(tenant);
+      const shared = tenant === DEFAULT_TENANT ? own : pointers.fresh(DEFAULT_TENANT);
+      if (own === undefined || shared === undefined) return undefined;
+      return seenSet(own.pointer, stickyKey) ?? seenSet(shared.pointer, stickyKey);
+    },
+    async liveFor(tenant, stickyKey, hold) {
+      const [own, shared] = await Promise.all([
+        pointers.get(tenant, hold),
+        tenant === DEFAULT_TENANT ? null : pointers.get(DEFAULT_TENANT, hold),
+      ]);
+      return seenSet(own?.pointer, stickyKey) ?? seenSet(shared?.pointer, stickyKey);
+    },
+    age_ms: (tenant) => pointers.age_ms(tenant),
+    async refresh(tenant, hold) {
+      await pointers.refresh(tenant, hold);
+    },
+    versionOf,
+    findMask(id) {
+      for (const set of decoded.values()) {
+        const cluster = set.clusters.find((candidate) => candidate.mask === id);
+        if (cluster !== undefined) return { set, cluster };
+      }
+      return undefined;
+    },
+  };
+}
+
+const setsOf = ({ pointer }: Loaded): LiveSet[] => [pointer?.set, pointer?.base].filter((set) => set != null);
+
+/** The objects, ids and labels of a cluster. */
+const CLUSTER_BYTES = 500;
+
+const bytesOf = ({ centroids, clusters }: LiveSet): number =>
+  centroids.values.byteLength + CLUSTER_BYTES * clusters.length;
+
+function seenSet(pointer: Pointer | null | undefined, stickyKey: () => string): LiveSet | null {
+  if (pointer == null) return null;
+  const now_ms = Date.now();
+  const isSettled = completesAt_ms(pointer.schedule) <= now_ms;
+  return isSettled || seesNew(pointer.schedule, stickyKey(), now_ms) ? pointer.set : pointer.base;
+}
+
+/** @throws ZodError or SyntaxError when the stored text is not a mask set. */
+export function decodeMaskSet(stored: StoredMaskSet): LiveSet {
+  const set = maskSetSchema.parse(JSON.parse(stored.content));
+  return {
+    version: stored.version,
+    name: set.name,
+    model: set.model,
+    encoder: set.encoder,
+    surrogate: set.surrogate,
+    surrogates: set.surrogates as SurrogatesId | undefined,
+    agreement: heldOutAgreement(set),
+    centroids: packCentroids(set.clusters.map((cluster) => cluster.centroid)),
+    clusters: set.clusters.map((cluster) => ({
+      mask: cluster.mask as MaskId,
+      bits: cluster.bits,
+      sparsity: clusterSparsity(set, cluster),
+      label: cluster.label,
+    })),
+  };
+}
+
+/* Which publication a tenant's requests are routed by, for those who ask about it; requests have `routing-table.ts`. */
+
+/**
+ * The tenant's own or the default one, and of each what came before while nobody sees the newest yet; null when every
+ * request runs dense.
+ */
+export async function findInUse(
+  db: Database,
+  tenant: string,
+  now_ms: number,
+): Promise<PublicationState | null> {
+  const newest = await d1(findLive(db, tenant));
+  if (newest !== null && shareAt(newest.schedule, now_ms) > 0) return newest;
+  if (newest?.previousId != null) return await d1(findPublication(db, newest.previousId));
+  return tenant === DEFAULT_TENANT ? null : await findInUse(db, DEFAULT_TENANT, now_ms);
+}

@@ -1,0 +1,133 @@
+/** The services of one isolate, made once from its environment: the only place that wires them together. */
+
+import { type BackendJobs, createBackendJobs } from './backends/backend-jobs.ts';
+import { type BackendPool, createBackendPool, sender } from './backends/call-backend.ts';
+import { createEvents, type Events } from './counting/events.ts';
+import { type Database, d1, openDatabase } from './db/d1.ts';
+import { listStarted } from './db/experiment-rows.ts';
+import { findApiKey, findSessionEnd, insertSessionEnd } from './db/key-rows.ts';
+import { findMaskSet, findMaskSparsity } from './db/mask-set-rows.ts';
+import { askForTables, findLive } from './db/publication-rows.ts';
+import { insertTrafficSample } from './db/usage-rows.ts';
+import { type Config, type Env, parseConfig } from './env.ts';
+import { createMaskDoor } from './http/authentication.ts';
+import { createReadiness, type Readiness } from './http/health.ts';
+import { log } from './http/log.ts';
+import { createSessions, type Sessions } from './http/sessions.ts';
+import { BURST, MODELS } from './limits.ts';
+import { createDenseComparison, type DenseComparison } from './releases/compare-dense.ts';
+import { type CompletionIds, createCompletionIds } from './requests/completion-ids.ts';
+import { createModels, type Models } from './requests/served-models.ts';
+import { createRunningExperiments, type RunningExperiments } from './routing/assignment.ts';
+import { createEmbedder, type Embedder } from './routing/embed.ts';
+import { loadEncoder } from './routing/encoders/pick-encoder.ts';
+import { createRoutingTable, type RoutingTable } from './routing/live-sets.ts';
+import { createNamedMasks, type NamedMasks } from './routing/named-masks.ts';
+import { unheard } from './routing/swr-cache.ts';
+import { createTrafficSampler, type TrafficSampler } from './routing/traffic.ts';
+import { type ApiKeys, createApiKeys } from './tenants/api-keys.ts';
+import { type Budgets, createBudgets } from './tenants/budgets.ts';
+import { type BurstLimit, createBurstLimit } from './tenants/bursts.ts';
+
+export type Services = {
+  readonly config: Config;
+  readonly db: Database;
+  readonly apiKeys: ApiKeys;
+  readonly table: RoutingTable;
+  readonly experiments: RunningExperiments;
+  readonly embedder: Embedder;
+  readonly models: Models;
+  readonly backend: BackendPool;
+  readonly readiness: Readiness;
+  readonly budgets: Budgets;
+  readonly bursts: {
+    readonly tenant: BurstLimit;
+    readonly admin: BurstLimit;
+    /** A rating is a question to the database, too. */
+    readonly feedback: BurstLimit;
+  };
+  readonly namedMasks: NamedMasks;
+  readonly completionIds: CompletionIds;
+  readonly events: Events;
+  readonly comparison: DenseComparison;
+  readonly sessions: Sessions;
+  readonly jobs: BackendJobs;
+  /** Lets in who may ask for masks. */
+  readonly expectBackend: (token: string) => Promise<void>;
+  readonly traffic: TrafficSampler;
+};
+
+const made = new WeakMap<Env, Services>();
+
+/** @throws MaskrouteError `configuration_unavailable` when a variable is missing or wrong. */
+export function servicesFor(env: Env): Services {
+  const known = made.get(env);
+  if (known !== undefined) return known;
+  const services = createServices(env);
+  made.set(env, services);
+  return services;
+}
+
+function createServices(env: Env): Services {
+  const config = parseConfig(env);
+  if (config.EDGE_URL === undefined) {
+    const reason = 'backends cannot fetch masks that they do not know, and such requests run dense';
+    log('warn', 'edge_url_missing', { reason });
+  }
+  const db = openDatabase(env.DB);
+  const send = sender(env.BACKEND_NETWORK);
+  const backend = createBackendPool(db, config, send);
+  const events = createEvents(env.EVENTS, env.METRICS);
+  const d1Health = unheard();
+  const table = createRoutingTable(
+    {
+      findLive: (tenant) => findLive(db, tenant),
+      findMaskSet: (owner, version) => findMaskSet(db, owner, version),
+    },
+    d1Health,
+  );
+  return {
+    config,
+    db,
+    backend,
+    table,
+    experiments: createRunningExperiments(
+      async () => (await listStarted(db, Date.now())).experiments,
+      table,
+      d1Health,
+    ),
+    readiness: createReadiness(backend, () => askForTables(db), d1Health),
+    budgets: createBudgets(env.BUDGETS),
+    bursts: {
+      tenant: createBurstLimit(
+        env.TENANT_BURST,
+        'This tenant sends too many requests',
+        BURST.tenantAskedEvery,
+      ),
+      admin: createBurstLimit(env.ADMIN_BURST, 'This administrator asks for too much', BURST.adminAskedEvery),
+      feedback: createBurstLimit(env.ADMIN_BURST, 'This tenant rates too much', BURST.adminAskedEvery),
+    },
+    namedMasks: createNamedMasks(
+      createBurstLimit(env.ADMIN_BURST, 'This tenant names too many unknown masks', BURST.adminAskedEvery),
+      (id) => table.findMask(id) !== undefined,
+      (id) => d1(findMaskSparsity(db, id)),
+    ),
+    completionIds: createCompletionIds(config.BACKEND_KEY),
+    events,
+    comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
+    sessions: createSessions(
+      config.ADMIN_KEY,
+      {
+        find: (subject) => findSessionEnd(db, subject),
+        save: (...end) => insertSessionEnd(db, ...end),
+      },
+      d1Health,
+    ),
+    jobs: createBackendJobs(config.BACKEND_KEY, send),
+    expectBackend: createMaskDoor(config),
+    traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
+    apiKeys: createApiKeys((sha256) => findApiKey(db, sha256), d1Health),
+    embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),
+    models: createModels(() => backend.askAll('/v1/models', MODELS.load_ms, () => {})),
+  };
+}

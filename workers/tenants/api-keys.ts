@@ -1,0 +1,112 @@
+/**
+ * Who is calling. Keys are looked up by their hash in D1 and kept in the isolate; a key that was never seen
+ * is refused while D1 can't be asked. This never fails open.
+ */
+import type { ApiKeyKind } from '../../shared/admin/admin-wire.ts';
+import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { KnownKey } from '../db/key-rows.ts';
+import type { TenantPolicy } from '../db/tenant-rows.ts';
+import { randomHex, sha256Hex } from '../http/authentication.ts';
+import type { Hold } from '../http/waiting.ts';
+import { KEYS, RETRY_AFTER_s } from '../limits.ts';
+import { createSwrCache, type SourceHealth } from '../routing/swr-cache.ts';
+
+export type Caller = {
+  readonly keyId: string;
+  readonly kind: ApiKeyKind;
+  /** Empty for a key of kind `admin`. */
+  readonly tenant: string;
+  readonly routingPolicy: RoutingPolicy;
+  readonly policy: TenantPolicy;
+};
+
+export interface ApiKeys {
+  /**
+   * @throws MaskrouteError `invalid_api_key` for an unknown, revoked or expired key, `tenant_disabled`,
+   * `configuration_unavailable` for a key never seen before while D1 can't be asked.
+   */
+  authenticate(key: string, hold: Hold): Promise<Caller>;
+  /** The same for somebody who once showed the key and of whom its SHA-256 was kept. */
+  authenticateSha256(sha256: string, hold: Hold): Promise<Caller>;
+  /** Whether the key was looked up before, so that letting it in (or not) costs nothing. */
+  isKnown(key: string): boolean;
+  /** Makes a revocation hold in this isolate at once. */
+  forget(sha256: string): void;
+}
+
+const BEARER = /^Bearer +([\x21-\x7e]{1,2048}) *$/i;
+
+/** @throws MaskrouteError `invalid_api_key` when the header is missing or malformed. */
+export function bearerKey(authorization: string | null | undefined): string {
+  const key = BEARER.exec(authorization ?? '')?.[1];
+  if (key === undefined) {
+    throw new MaskrouteError('invalid_api_key', 'Send an API key as "Authorization: Bearer <key>".');
+  }
+  return key;
+}
+
+const KEY_PREFIXES: Record<ApiKeyKind, string> = {
+  tenant: 'mr_live_',
+  tenant_admin: 'mr_tadm_',
+  admin: 'mr_admin_',
+};
+const KEY_RANDOM_BYTES = 24;
+const PREFIX_RANDOM_CHARS = 6;
+const KEY_HASHES_MAX = 100;
+
+/** A new key, what is stored of it, and the prefix by which people tell keys apart. */
+export function generateKey(kind: ApiKeyKind): { key: string; sha256: string; prefix: string } {
+  const random = randomHex(KEY_RANDOM_BYTES);
+  const key = KEY_PREFIXES[kind] + random;
+  return { key, sha256: sha256Hex(key), prefix: KEY_PREFIXES[kind] + random.slice(0, PREFIX_RANDOM_CHARS) };
+}
+
+/** `find` gives null for an unknown key. */
+export function createApiKeys(
+  find: (sha256: string) => Promise<KnownKey | null>,
+  health?: SourceHealth,
+): ApiKeys {
+  const cache = createSwrCache('API keys', find, KEYS, health);
+  /**
+   * Of keys that were let in lately, so that one that comes again is not hashed again. Whether a key is valid is asked
+   * of its hash every time. The runtime finds strings by a seeded hash, so a guess learns nothing from the time.
+   */
+  const hashes = new Map<string, string>();
+  const hashOf = (key: string): string => hashes.get(key) ?? sha256Hex(key);
+  const remember = (key: string, sha256: string): void => {
+    if (hashes.has(key)) return;
+    if (hashes.size >= KEY_HASHES_MAX) hashes.delete(hashes.keys().next().value!);
+    hashes.set(key, sha256);
+  };
+  return {
+    async authenticate(key, hold) {
+      const sha256 = hashOf(key);
+      const caller = await this.authenticateSha256(sha256, hold);
+      remember(key, sha256);
+      return caller;
+    },
+    async authenticateSha256(sha256, hold) {
+      let known: KnownKey | null;
+      try {
+        known = cache.fresh(sha256) ?? (await cache.get(sha256, hold));
+      } catch (error) {
+        throw new MaskrouteError('configuration_unavailable', 'API keys cannot be checked right now.', {
+          retryAfter_s: RETRY_AFTER_s,
+          cause: error,
+        });
+      }
+      if (known === null || known.revokedAt_ms !== null) throw invalidKey('The API key is not valid.');
+      if (known.expiresAt_ms !== null && known.expiresAt_ms <= Date.now()) {
+        throw invalidKey('The API key has expired.');
+      }
+      if (!known.policy.enabled) throw new MaskrouteError('tenant_disabled', 'This tenant is disabled.');
+      const { id: keyId, kind, tenant, routingPolicy, policy } = known;
+      return { keyId, kind, tenant, routingPolicy, policy };
+    },
+    isKnown: (key) => cache.holds(hashOf(key)),
+    forget: (sha256) => cache.forget(sha256),
+  };
+}
+
+const invalidKey = (message: string): MaskrouteError => new MaskrouteError('invalid_api_key', message);
