@@ -206,7 +206,10 @@ function importedNames(file: string, text: string): string[] {
     NewExpression({ callee, arguments: [target, base] }) {
       const isUrl =
         callee.type === 'Identifier' && callee.name === 'URL' && base?.type === 'MemberExpression';
-      if (isUrl && target?.type === 'Literal' && String(target.value).endsWith('.ts')) add(target);
+      if (!isUrl || target?.type !== 'Literal') return;
+      const name = String(target.value);
+      // Such a name is relative, with or without a dot.
+      if (name.endsWith('.ts')) names.push(name.startsWith('.') ? name : `./${name}`);
     },
   }).visit(program);
   return names;

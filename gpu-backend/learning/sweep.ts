@@ -11,7 +11,7 @@ import type { LearnOptions } from './learn.ts';
 import { learn, STATE_FILE } from './learn.ts';
 import type { HeldOutScores } from './search/score-masks.ts';
 
-export const SWEEP_FILE = 'sweep.json';
+const SWEEP_FILE = 'sweep.json';
 
 export type SweepRow = {
   readonly clusters: number;

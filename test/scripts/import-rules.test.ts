@@ -108,6 +108,8 @@ describe('each import rule can fail', () => {
 
   test('a file that is not there', () => {
     expect(brokenRules({ 'shared/a.ts': './nowhere.ts' })).toEqual(['resolvable']);
+    // A file beside this one, as `new URL` may name it.
+    expect(brokenRules({ 'gpu-backend/a.ts': 'nowhere.ts' }, WAYS['a thread'])).toEqual(['resolvable']);
   });
 
   test('a file that does not parse is refused', () => {

@@ -1,7 +1,6 @@
-/** Prompts to clusters: embed what the edge would embed, k-means, and the table of kind × cluster. */
+/** Clusters of prompts: what the edge would embed, the cluster that it would pick, and the table of kind × cluster. */
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { nearestCentroid } from '../../../shared/mask/centroids.ts';
-import { kMeans, packPoints } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 
 export type Clusters = {
@@ -19,22 +18,6 @@ export type KindTable = { readonly kind: string; readonly counts: number[] }[];
 
 /** Texts embedded between two looks at the signal. */
 const EMBED_BATCH = 1024;
-
-/**
- * @throws MaskrouteError `invalid_data` when there are fewer distinct prompts than clusters. Rejects when
- * `signal` aborts.
- */
-export async function clusterRows(
-  rows: readonly CalibrationRow[],
-  encoder: Encoder,
-  clusterCount: number,
-  seed: number,
-  signal?: AbortSignal,
-): Promise<Clusters> {
-  const points = packPoints(await embedRows(rows, encoder, signal));
-  const { centroids, assignment, sizes, inertia } = kMeans(points, { clusterCount, seed });
-  return { dimensions: points.dimensions, centroids, assignment, sizes, inertia };
-}
 
 export async function embedRows(
   rows: readonly CalibrationRow[],

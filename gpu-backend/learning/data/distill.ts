@@ -16,7 +16,7 @@ import { type CalibrationRow, readData } from './read-data.ts';
 /** Enough sentences of a long document to meet its words, few enough that it does not outweigh the rest. */
 const SENTENCES_PER_ROW_MAX = 12;
 
-export type DistillTableOptions = {
+type DistillTableOptions = {
   /** As `openFullEncoder` takes it. */
   readonly encoder: string;
   readonly data: readonly string[];
@@ -59,7 +59,7 @@ export type DistillOptions = {
   readonly onProgress?: (stage: 'teacher' | 'fit', done: number, total: number, detail?: string) => void;
 };
 
-export const DISTILL_DEFAULTS = { dimensions: 248, epochs: 4, seed: 1 } as const;
+const DISTILL_DEFAULTS = { dimensions: 248, epochs: 4, seed: 1 } as const;
 
 /** Texts that the teacher sees between two reports. */
 const TEACHER_BATCH = 2048;
@@ -72,7 +72,7 @@ const SIF_A = 1e-3;
 /** Length of the mean first vector: sets how far a step of Adam goes. */
 const INITIAL_LENGTH = 0.3;
 
-export type Distilled = {
+type Distilled = {
   readonly table: Uint8Array<ArrayBuffer>;
   readonly report: { texts: number; tokens: number; keptByAxes: number; loss: number[] };
 };
@@ -218,7 +218,7 @@ function chunks(piece: string): string[] {
   return result;
 }
 
-export type QuantisedVectors = { readonly scales: Float32Array; readonly vectors: Int8Array };
+type QuantisedVectors = { readonly scales: Float32Array; readonly vectors: Int8Array };
 
 /**
  * Token vectors `[V, dimensions]` as int8 with one scale a token: a quarter of fp32, and no loss that routing could

@@ -9,7 +9,7 @@ import { createRandom } from '../../random.ts';
 /** `values` is row-major `[count, dimensions]`. */
 export type Points = { readonly count: number; readonly dimensions: number; readonly values: Float32Array };
 
-export type Clustering = {
+type Clustering = {
   /** `[clusterCount, dimensions]`. */
   readonly centroids: Float32Array;
   /** The cluster of each point, `[count]`. */
@@ -20,7 +20,7 @@ export type Clustering = {
   readonly inertia: number;
 };
 
-export type KMeansOptions = {
+type KMeansOptions = {
   readonly clusterCount: number;
   readonly seed: number;
   readonly starts?: number;

@@ -21,7 +21,7 @@ const ROWS_A_CLUSTER_MIN = 25;
 /** Fewer held-out prompts say nothing about clusters. */
 const HELD_OUT_ROWS_MIN = 20;
 
-export type PromptGroup = {
+type PromptGroup = {
   /** Prompts to search and train on. */
   readonly search: readonly CalibrationRow[];
   /** Prompts to choose among masks on. */

@@ -21,7 +21,7 @@ export type Contestant = {
   readonly masks: readonly (readonly Mask[])[];
 };
 
-export type ScoredRow = { readonly kind: string };
+type ScoredRow = { readonly kind: string };
 
 /** `scores[row]`: one sum of scores for each of the row's masks. */
 export function toRow(

@@ -51,7 +51,7 @@ const figures = z.strictObject({
   perplexity: z.number(),
 });
 
-export const taskFiguresSchema = z.strictObject({
+const taskFiguresSchema = z.strictObject({
   questions: z.int(),
   /** By the sum of log-probabilities, and by that sum a character, as lm-evaluation-harness has them. */
   acc: z.number(),
@@ -65,7 +65,7 @@ export const taskFiguresSchema = z.strictObject({
 });
 export type TaskFigures = z.infer<typeof taskFiguresSchema>;
 
-export const rowSchema = z.strictObject({
+const rowSchema = z.strictObject({
   method: z.enum(METHODS),
   /** `count`: the target's number of blocks is out. `time`: as many as make it as fast as the learned set. */
   matched: z.enum(['count', 'time']),
@@ -104,7 +104,7 @@ const pair = z.strictObject({
 const subject = { method: z.enum(METHODS), targetSparsity: z.number(), surrogate: z.boolean() };
 
 /** The paper's own checks (`checks/run-checks.ts`). */
-export const checksSchema = z.strictObject({
+const checksSchema = z.strictObject({
   /** Right answers alone: how likely they are under each method. */
   recall: z.array(z.strictObject({ ...subject, facts: z.int(), ...means })).optional(),
   clustersByTask: z.array(z.strictObject({ name: z.string(), kinds: kindCounts })).optional(),
@@ -134,7 +134,7 @@ export const checksSchema = z.strictObject({
 export type Checks = z.infer<typeof checksSchema>;
 
 /** What became of the rows of the data. */
-export const rowCountsSchema = z.strictObject({
+const rowCountsSchema = z.strictObject({
   read: z.int(),
   /** Left out because the same row came before. */
   repeated: z.int(),

@@ -14,7 +14,7 @@ const scoresSchema = z.strictObject({
   loss: z.number(),
 });
 
-export type RowScoring = {
+type RowScoring = {
   readonly home: string;
   readonly model: InstalledModel;
   readonly scorer: Scorer;
@@ -23,7 +23,7 @@ export type RowScoring = {
   readonly signal?: AbortSignal | undefined;
 };
 
-export type RowScores = {
+type RowScores = {
   /** @throws Error for a mask that was not scored on the row. */
   of(row: number, mask: Mask): SampleScores;
 };

@@ -51,9 +51,6 @@ export function openProbabilitySlope(logAlpha: number): number {
   return open * (1 - open);
 }
 
-/** The logAlpha at which a gate is open with this probability, clamped. */
-export const logAlphaFor = (open: number): number => clampLogAlpha(logit(open) + OPEN_SHIFT);
-
 export const clampLogAlpha = (logAlpha: number): number =>
   Math.min(logAlphaMax, Math.max(logAlphaMin, logAlpha));
 

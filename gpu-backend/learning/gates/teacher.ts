@@ -27,7 +27,7 @@ export type Teacher = {
   close(): Promise<void>;
 };
 
-export type TeacherOptions = { readonly threads: number; readonly targetCount?: number };
+type TeacherOptions = { readonly threads: number; readonly targetCount?: number };
 
 /** On ordinary text they hold six sevenths of the probability; the rest goes with `tail`. */
 const TARGET_COUNT = 64;

@@ -23,9 +23,9 @@ import {
 
 export const LEARN_REPORT_FILE = 'report.json';
 export const EVALUATION_FILE = 'evaluation.json';
-export const HTML_FILE = 'report.html';
+const HTML_FILE = 'report.html';
 
-export type ReportParts = {
+type ReportParts = {
   readonly learn?: LearnReport | undefined;
   readonly evaluation?: Evaluation | undefined;
 };

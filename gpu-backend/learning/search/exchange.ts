@@ -28,7 +28,7 @@ export type SearchCost = {
   isBetter(mask: Mask, rival: Mask): Promise<boolean>;
 };
 
-export type ImproveOptions = {
+type ImproveOptions = {
   readonly cost: SearchCost;
   readonly budget: Budget;
   /** Exchanges that may be tried. */

@@ -34,7 +34,7 @@ export type LearnedMasks = {
 };
 export type HeldOutPair = { readonly learned: HeldOutScores; readonly one: HeldOutScores };
 
-export type LearnMasksContext = {
+type LearnMasksContext = {
   readonly bench: Workbench;
   readonly prompts: Prompts;
   readonly texts: TextMaker;

@@ -20,7 +20,7 @@ import { type BlockCounts, type Budget, type BudgetOptions, createBudget, maskWi
 import type { BlockCost, TargetKind } from './effort.ts';
 import { createScorer, type HeldOutScores, openScoreSession, scoreHeldOut } from './score-masks.ts';
 
-export type ModelParts = AsyncDisposable & {
+type ModelParts = AsyncDisposable & {
   readonly text: ModelText;
   readonly teacher: Pick<Teacher, 'teach'>;
   readonly loss: LossSession['loss'];

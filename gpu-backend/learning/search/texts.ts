@@ -21,7 +21,7 @@ export type Text = {
   batch(index: number): Promise<GateBatch>;
 };
 
-export type TextSettings = {
+type TextSettings = {
   readonly seed: number;
   /** Tokens of one sequence, cut at the end. */
   readonly tokensMax: number;

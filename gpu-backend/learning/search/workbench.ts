@@ -58,7 +58,7 @@ export type Workbench = {
   ): Pick<TrainingOptions, 'parts' | 'sample'>;
 };
 
-export type WorkbenchParts = Pick<Workbench, 'budget' | 'seed' | 'signal'> & {
+type WorkbenchParts = Pick<Workbench, 'budget' | 'seed' | 'signal'> & {
   readonly journal: Pick<RunJournal, 'result'>;
   readonly texts: TextMaker;
   /** Mean loss of a batch under gates. */

@@ -4,7 +4,7 @@
  */
 import type { Random } from '../../random.ts';
 
-export type DrawOptions = {
+type DrawOptions = {
   /** What replacing a block alone costs, nats, `[2L]`. */
   readonly costs: readonly number[];
   /** Shares of all blocks to skip, drawn between. */

@@ -7,7 +7,7 @@ import { copyTable } from './distill-surrogates.ts';
 import { rankedMask } from './draw-mask.ts';
 import { SURROGATE_PARTS } from './surrogate-graph.ts';
 
-export type Judge = {
+type Judge = {
   /** Mean KL over masks and the first `batchCount` held-out batches. */
   kl(table: SurrogateTable, masks: readonly Uint8Array[], batchCount?: number): Promise<number>;
   close(): Promise<void>;

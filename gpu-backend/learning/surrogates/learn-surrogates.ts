@@ -61,9 +61,9 @@ export type LearnSurrogatesOptions = {
   readonly onProgress: (stage: SurrogateStage, done: number, total: number, detail?: string) => void;
   readonly signal?: AbortSignal;
 };
-export type SurrogateStage = 'moments' | 'fit' | 'rank' | 'distil';
+type SurrogateStage = 'moments' | 'fit' | 'rank' | 'distil';
 
-export type LearnedSurrogates = {
+type LearnedSurrogates = {
   /** Held-out KL of the table that distillation began with and of what was written, mean over the judged masks. */
   readonly start: number;
   readonly distilled: number;
@@ -246,12 +246,12 @@ async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undef
 }
 
 /** What a run has so far; `state` once distillation has begun. */
-export type Run = {
+type Run = {
   readonly table: SurrogateTable;
   readonly costs: readonly number[] | undefined;
   readonly state: DistillState | undefined;
 };
-export type RunStore = {
+type RunStore = {
   readonly run: Run | undefined;
   write(run: Run): Promise<void>;
   remove(): Promise<void>;
@@ -261,7 +261,7 @@ export type RunStore = {
  * The state of an unfinished run, beside the file that it will write: arrays in V8's own format, put in place whole. A
  * file that does not read, or that other inputs left, counts for nothing: the run begins anew.
  */
-export async function openRunStore(path: string, key: string): Promise<RunStore> {
+async function openRunStore(path: string, key: string): Promise<RunStore> {
   const found = await readFile(path)
     .then((bytes) => deserialize(bytes) as { key: string; run: Run })
     .catch(() => undefined);

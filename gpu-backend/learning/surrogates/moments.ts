@@ -32,7 +32,7 @@ export type BlockMoments = {
 
 export type Moments = { readonly blocks: readonly BlockMoments[]; sequences: number };
 
-export type MomentSession = {
+type MomentSession = {
   readonly moments: Moments;
   /** Adds `[sequences, S]` tokens. */
   add(tokenIds: ArrayLike<number>, sequences: number): Promise<void>;

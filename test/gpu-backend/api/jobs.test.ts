@@ -9,7 +9,7 @@ import { type Job, jobSchema, type UploadedData } from '../../../shared/admin/jo
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
-import { writeSmallData } from '../learning/search/small-run.ts';
+import { writeSmallData } from '../learning/small-run.ts';
 import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
 
 const LEARN_TIMEOUT_ms = 120_000;

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
 import { tinyHome } from '../learning/evaluation/tiny.ts';
-import { writeSmallData } from '../learning/search/small-run.ts';
+import { writeSmallData } from '../learning/small-run.ts';
 
 const cli = fileURLToPath(new URL('../../../gpu-backend/cli/cli.ts', import.meta.url));
 

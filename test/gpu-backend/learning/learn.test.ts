@@ -12,7 +12,7 @@ import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-re
 import { type SweepRow, sweepClusters } from '../../../gpu-backend/learning/sweep.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
-import { smallRun, writeSmallData } from './search/small-run.ts';
+import { smallRun, writeSmallData } from './small-run.ts';
 
 const KILLS = 10;
 let folder = '';
@@ -28,14 +28,15 @@ const options = async (out: string, changes: Partial<LearnOptions> = {}): Promis
   ...changes,
 });
 
-/** Ends once `results` more of them came in, or by itself; resolves to whether it ended by itself. */
+/** Killed after so many results, or ends by itself; resolves to whether it ended by itself. Rejects when it fails. */
 async function runChild(out: string, killAfter: number): Promise<boolean> {
-  const child = fork(fileURLToPath(new URL('small-child.ts', import.meta.url)), [folder, out]);
+  const child = fork(fileURLToPath(new URL('./small-run.ts', import.meta.url)), [folder, out]);
   child.on('message', (results) => {
     if (Number(results) >= killAfter) child.kill('SIGKILL');
   });
-  const [code] = await once(child, 'exit');
-  return code === 0;
+  const [code, signal] = await once(child, 'exit');
+  if (signal !== 'SIGKILL' && code !== 0) throw new Error(`the run ended with code ${code}`);
+  return signal === null;
 }
 
 describe('learn', () => {

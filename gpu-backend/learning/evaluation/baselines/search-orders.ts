@@ -13,7 +13,7 @@ import { measureSimilarities } from './similarity.ts';
 import type { Removal, SearchCosts } from './static-orders.ts';
 import { staticOrders } from './static-orders.ts';
 
-export type SearchOptions = {
+type SearchOptions = {
   readonly home: string;
   readonly model: InstalledModel;
   readonly scorer: Scorer;

@@ -10,16 +10,15 @@ import { sample } from '../../../engine/sampler.ts';
 import { seededRandom } from '../../../random.ts';
 import type { ScoreSession } from '../../search/score-masks.ts';
 
-export const GENERATED_TOKENS = 640;
 /** Ends of the windows, in generated tokens. */
-export const WINDOWS = [256, 512, GENERATED_TOKENS] as const;
+const WINDOWS = [256, 512, 640] as const;
 const CHUNK_TOKENS = 128;
 const SAMPLING: Sampling = {
   ...{ temperature: 0.8, topP: 1, topK: 0, minP: 0, presencePenalty: 0, frequencyPenalty: 0 },
   ...{ repetitionPenalty: 1, logitBias: [], seed: undefined },
 };
 
-export type WindowFigures = {
+type WindowFigures = {
   /** The window's first token and the one behind its last, counted from the prompt's end. */
   readonly from: number;
   readonly to: number;
@@ -30,7 +29,7 @@ export type WindowFigures = {
 };
 
 /** A prompt and the mask that its cluster is decoded with. */
-export type RoutedPrompt = { readonly tokenIds: Int32Array; readonly mask: Mask };
+type RoutedPrompt = { readonly tokenIds: Int32Array; readonly mask: Mask };
 
 type Parts = {
   readonly runner: Runner;
@@ -43,7 +42,7 @@ export async function judgeLongText(
   parts: Parts,
   prompts: readonly RoutedPrompt[],
   endIds: readonly number[],
-  tokens: number = GENERATED_TOKENS,
+  tokens: number,
 ): Promise<WindowFigures[]> {
   const ends = WINDOWS.map((end) => Math.min(end, tokens)).filter(
     (end, i, all) => i === 0 || end > all[i - 1]!,

@@ -8,7 +8,7 @@ import { ZodError, z } from 'zod';
 import { MaskrouteError } from '../../../../shared/wire/errors.ts';
 import { readLines } from '../../data/read-data.ts';
 
-export const TASKS = ['openbookqa', 'winogrande', 'hellaswag', 'piqa', 'arc_easy', 'arc_challenge'] as const;
+const TASKS = ['openbookqa', 'winogrande', 'hellaswag', 'piqa', 'arc_easy', 'arc_challenge'] as const;
 export type Task = (typeof TASKS)[number];
 
 /** A multiple-choice question as it is scored: pairs of context and continuation, one a choice. */

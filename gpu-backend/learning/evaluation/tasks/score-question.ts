@@ -12,7 +12,7 @@ import type { ScoreSession } from '../../search/score-masks.ts';
 import type { Question } from './read-task.ts';
 
 /** Tokens of a choice; the first `contextTokens` are given, the others are scored. */
-export type TokenChoice = { readonly tokenIds: Int32Array; readonly contextTokens: number };
+type TokenChoice = { readonly tokenIds: Int32Array; readonly contextTokens: number };
 
 /**
  * The harness's `_encode_pair`: the continuation is what the whole has beyond as many tokens as the context alone has.

@@ -100,7 +100,7 @@ it(
   async () => {
     const documents = await Promise.all(
       ['README.md', 'ARCHITECTURE.md', 'CONTRIBUTING.md', 'LOG.md', 'LICENSE'].map((name) =>
-        readFile(new URL(`../../../${name}`, import.meta.url), 'utf8'),
+        readFile(new URL(`../../../../${name}`, import.meta.url), 'utf8'),
       ),
     );
     const texts = [...new Set(documents.flatMap(sentences))];

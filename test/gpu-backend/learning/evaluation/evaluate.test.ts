@@ -19,7 +19,7 @@ import type { MaskSet } from '../../../../shared/mask/mask-set.ts';
 import { maskSetSchema } from '../../../../shared/mask/mask-set.ts';
 import { testHome } from '../../../support/installed-model.ts';
 import { randomSurrogates } from '../../../support/random-llama.ts';
-import { writeSmallData } from '../search/small-run.ts';
+import { writeSmallData } from '../small-run.ts';
 import { type TinyHome, tinyHome } from './tiny.ts';
 
 let tiny: TinyHome;

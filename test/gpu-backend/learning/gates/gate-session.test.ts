@@ -87,8 +87,13 @@ describe('with 8-bit weights both ways', () => {
       return performance.now() - start;
     };
     await time(1);
-    const [open_ms, closed_ms] = [await time(1), await time(0)];
-    expect(closed_ms).toBeLessThan(open_ms / 3);
+    // The best of some in turns: another program may take the machine in the middle of any.
+    const [open, closed]: [number[], number[]] = [[], []];
+    for (let turn = 0; turn < 3; turn++) {
+      open.push(await time(1));
+      closed.push(await time(0));
+    }
+    expect(Math.min(...closed)).toBeLessThan(Math.min(...open) / 3);
   });
 });
 

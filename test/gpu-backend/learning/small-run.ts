@@ -1,10 +1,13 @@
-/** A whole learning run that takes seconds: the tiny model, two kinds of prompt, little of everything. */
+/**
+ * A whole learning run that takes seconds: the tiny model, two kinds of prompt, little of everything. As a program
+ * (`small-run.ts FOLDER OUT`) it is such a run in a process of its own, to be killed.
+ */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { LearnOptions } from '../../../../gpu-backend/learning/learn.ts';
-import type { LearnEffort } from '../../../../gpu-backend/learning/search/effort.ts';
-import { testHome } from '../../../support/installed-model.ts';
-import { installTinyModel } from '../../../support/tiny-model.ts';
+import { type LearnOptions, learn } from '../../../gpu-backend/learning/learn.ts';
+import type { LearnEffort } from '../../../gpu-backend/learning/search/effort.ts';
+import { testHome } from '../../support/installed-model.ts';
+import { installTinyModel } from '../../support/tiny-model.ts';
 
 const mask = {
   searchPositions: 120,
@@ -61,4 +64,10 @@ export async function smallRun(folder: string, out: string): Promise<LearnOption
     name: 'small',
     onProgress: () => {},
   };
+}
+
+if (import.meta.main) {
+  const [folder, out] = process.argv.slice(2) as [string, string];
+  let results = 0;
+  await learn({ ...(await smallRun(folder, out)), onProgress: () => process.send?.(++results) });
 }
