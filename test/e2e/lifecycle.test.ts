@@ -249,8 +249,9 @@ test(
 );
 
 /** How many requests the engine works on. */
-async function running({ backend }: DevFile): Promise<number> {
-  const text = await (await fetch(`${backend}/metrics`)).text();
+async function running({ backend, backendKey }: DevFile): Promise<number> {
+  const headers = { authorization: `Bearer ${backendKey}` };
+  const text = await (await fetch(`${backend}/metrics`, { headers })).text();
   return Number(/^num_requests_running(?:\{.*\})? (\d+)/m.exec(text)?.[1]);
 }
 

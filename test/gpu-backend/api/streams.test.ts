@@ -194,7 +194,8 @@ describe('clients that leave', () => {
 it('figures say how long requests wait: in the line, between their steps, and right now', async () => {
   await using api = await start(says('ab'));
   const figure = async (name: string) => {
-    const metrics = await (await fetch(`${api.server.url}/metrics`)).text();
+    const headers = { authorization: `Bearer ${BACKEND_KEY}` };
+    const metrics = await (await fetch(`${api.server.url}/metrics`, { headers })).text();
     return Number(new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, 'm').exec(metrics)?.[1]);
   };
   await (await api.chat({ n: 2 })).text();
