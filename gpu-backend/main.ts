@@ -10,14 +10,8 @@ import type { Logger } from 'pino';
 import { pino } from 'pino';
 import type { ModelHash, SurrogatesId } from '../shared/mask/mask.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
-import { createRecentAnswers } from './api/answer-record.ts';
-import { createAuthenticator, createScraperCheck } from './api/auth.ts';
-import { createBodies } from './api/body.ts';
-import { createMetrics } from './api/metrics.ts';
-import type { ApiLimits, ServedModel } from './api/served-model.ts';
-import { DEFAULT_LIMITS } from './api/served-model.ts';
-import { createLifecycle, startServer } from './api/server.ts';
-import { createRecentMasks } from './api/what-is-served.ts';
+import { type ApiLimits, DEFAULT_LIMITS, type ServedModel } from './api/parts.ts';
+import { startServer } from './api/server.ts';
 import { createEncoderService } from './encoder/encoder-service.ts';
 import type { Engine } from './engine/engine.ts';
 import { createMaskRegistry } from './engine/mask-registry.ts';
@@ -88,8 +82,6 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
   if (options.audience === undefined)
     log.warn('tokens for any backend are taken here: MASKROUTE_BACKEND_URL says which are for this one');
   let jobs: Jobs | undefined;
-  const lifecycle = createLifecycle();
-  const limits: ApiLimits = { ...DEFAULT_LIMITS, ...options.limits };
   try {
     jobs = await jobsOf(options, model.name, log);
     const server = await startServer(
@@ -102,18 +94,14 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
           edgeUrl: options.edgeUrl,
           warn: (message, detail) => log.warn(detail, message),
         }),
-        authenticate: await createAuthenticator(options.backendKey, {
-          audience: options.audience === OWN_ADDRESS ? own.promise : options.audience,
-        }),
-        expectScraper: createScraperCheck(options.backendKey, options.metricsKey),
-        metrics: createMetrics(engine, model.name),
-        recent: createRecentAnswers(),
-        lifecycle,
-        bodies: createBodies(limits, lifecycle.stopping),
         encoders,
         jobs,
-        recentMasks: createRecentMasks(),
-        limits,
+        keys: {
+          backendKey: options.backendKey,
+          metricsKey: options.metricsKey,
+          audience: options.audience === OWN_ADDRESS ? own.promise : options.audience,
+        },
+        limits: { ...DEFAULT_LIMITS, ...options.limits },
         log,
       },
       { port: options.port, hostname: options.host ?? '127.0.0.1' },

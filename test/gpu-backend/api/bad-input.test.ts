@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { connect, type Socket } from 'node:net';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { createUsedTokens } from '../../../gpu-backend/api/auth.ts';
-import type { ApiLimits } from '../../../gpu-backend/api/served-model.ts';
+import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import type { TestServer } from './harness.ts';
 import { AUDIENCE, BACKEND_KEY, eventually, METRICS_KEY, serveModel } from './harness.ts';

@@ -1,7 +1,7 @@
 /** Streams that go wrong: clients that leave or do not read, engines that are slow, full or broken, a stop. */
 import { connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
-import type { ApiLimits } from '../../../gpu-backend/api/served-model.ts';
+import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
 import type { Script } from './scripted-engine.ts';
@@ -194,7 +194,8 @@ describe('clients that leave', () => {
 it('figures say how long requests wait: in the line, between their steps, and right now', async () => {
   await using api = await start(says('ab'));
   const figure = async (name: string) => {
-    const metrics = await (await fetch(`${api.server.url}/metrics`)).text();
+    const headers = { authorization: `Bearer ${BACKEND_KEY}` };
+    const metrics = await (await fetch(`${api.server.url}/metrics`, { headers })).text();
     return Number(new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, 'm').exec(metrics)?.[1]);
   };
   await (await api.chat({ n: 2 })).text();
