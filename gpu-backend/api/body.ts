@@ -2,9 +2,9 @@
  * A request's body, from bytes to a JSON value: bounded before it is read, strict UTF-8. `shared/wire/parse-body.ts`
  * checks the value.
  *
- * A body that is arriving takes nobody's place. Where too many arrive at a time, the one that has been arriving for
- * longest gives way, of the tenant that has most of them: a body that is sent at once is whole within milliseconds,
- * however many clients send theirs slowly.
+ * A body that is arriving takes nobody's place. Where too many arrive at a time, the tenant that has most of them loses the
+ * body that has been arriving for longest: a body that is sent at once is whole within milliseconds, however many clients
+ * send theirs slowly.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parseJson } from '../../shared/wire/parse-body.ts';

@@ -39,6 +39,8 @@ beforeAll(async () => {
     port: 0,
     backendKey: BACKEND_KEY,
     log: pino({ level: 'silent' }),
+    // However slow the machine is: an answer's first event comes before its status.
+    limits: { commit_ms: 60_000 },
     // Other tests run beside this one; threads that wait for each other would crawl.
     threads: 1,
   });
