@@ -146,9 +146,12 @@ class EncoderThread {
   #settle(message: Exclude<FromEncoder, { type: 'ready' }>): void {
     const job = this.#waiting.get(message.job);
     this.#waiting.delete(message.job);
-    if (message.type === 'done') return job?.resolve(message);
-    this.#onError(message.detail);
-    job?.reject(failed());
+    if (message.type === 'done') {
+      job?.resolve(message);
+    } else {
+      this.#onError(message.detail);
+      job?.reject(failed());
+    }
   }
 
   async embed(texts: readonly string[], signal: AbortSignal): Promise<Embedded> {

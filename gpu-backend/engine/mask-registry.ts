@@ -3,8 +3,7 @@
  * edge, checked against its content address, and kept. What comes from outside is never trusted: the id is recomputed every
  * time.
  */
-import { randomBytes } from 'node:crypto';
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LRUCache } from 'lru-cache';
 import type { Mask, MaskId, ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
@@ -21,6 +20,7 @@ import type { MaskField } from '../../shared/wire/openai.ts';
 import type { MaskRecord } from '../../shared/wire/protocol.ts';
 import { internalMaskPath, maskRecordSchema } from '../../shared/wire/protocol.ts';
 import { createSigner, type SignFor } from '../../shared/wire/service-token.ts';
+import { writeWhole } from '../files.ts';
 import type { EngineModel } from './engine.ts';
 
 const FETCH_TIMEOUT_ms = 3000;
@@ -204,16 +204,13 @@ async function readBounded(response: Response): Promise<string> {
   return text;
 }
 
-/** Atomic: a reader, or a start after a kill, sees the whole file or none. A full disk costs a fetch later. */
+/** A full disk costs a fetch later. */
 async function keep(options: MaskRegistryOptions, id: MaskId, record: MaskRecord): Promise<void> {
   const path = keptPath(options, id);
-  const partial = `${path}.${randomBytes(6).toString('hex')}.partial`;
   try {
     await mkdir(options.folder, { recursive: true });
-    await writeFile(partial, `${JSON.stringify(record)}\n`);
-    await rename(partial, path);
+    await writeWhole(path, `${JSON.stringify(record)}\n`);
   } catch (error) {
     options.warn('a mask could not be kept on disk', { path, reason: (error as Error).message });
-    await rm(partial, { force: true }).catch(() => {});
   }
 }

@@ -152,9 +152,11 @@ class ThreadEngine implements Engine {
       case 'ready':
         return;
       case 'pong':
-        return this.#pulse.answered();
+        this.#pulse.answered();
+        return;
       case 'event':
-        return this.#queues.get(message.requestId)?.push(message.event);
+        this.#queues.get(message.requestId)?.push(message.event);
+        return;
       case 'failed':
         if (message.error.detail !== '') this.#onError?.(message.error.detail);
         this.#queues.get(message.requestId)?.fail(fromThread(message.error));
