@@ -10,15 +10,10 @@ import type { Logger } from 'pino';
 import { pino } from 'pino';
 import type { ModelHash, SurrogatesId } from '../shared/mask/mask.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
-import { createRecentAnswers } from './api/answer-record.ts';
-import { createAuthenticator, createScraperCheck } from './api/auth.ts';
-import { createBodies } from './api/body.ts';
-import { createMetrics } from './api/metrics.ts';
-import type { ApiLimits, ServedModel } from './api/served-model.ts';
-import { DEFAULT_LIMITS } from './api/served-model.ts';
-import { createLifecycle, startServer } from './api/server.ts';
-import { createRecentMasks } from './api/what-is-served.ts';
-import { createEncoderService } from './encoder/encoder-service.ts';
+import { type ApiLimits, DEFAULT_LIMITS, type ServedModel } from './api/parts.ts';
+import { type RunningServer, startServer } from './api/server.ts';
+import { within } from './api/sse.ts';
+import { createEncoderService, type EncoderService } from './encoder/encoder-service.ts';
 import type { Engine } from './engine/engine.ts';
 import { createMaskRegistry } from './engine/mask-registry.ts';
 import { createEngine } from './engine/start-engine.ts';
@@ -77,6 +72,8 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
     throw new MaskrouteError('start_failed', message);
   }
+  if (options.audience === undefined)
+    log.warn('tokens for any backend are taken here: MASKROUTE_BACKEND_URL says which are for this one');
   const { engine, text, model } = await openModel(options, log);
   const encoders = createEncoderService({
     home: options.home,
@@ -84,61 +81,66 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     threads: 1,
     onError: (detail) => log.error({ detail }, 'the encoder failed'),
   });
-  const own = Promise.withResolvers<string>();
-  if (options.audience === undefined)
-    log.warn('tokens for any backend are taken here: MASKROUTE_BACKEND_URL says which are for this one');
   let jobs: Jobs | undefined;
-  const lifecycle = createLifecycle();
-  const limits: ApiLimits = { ...DEFAULT_LIMITS, ...options.limits };
+  const closeParts = async () => {
+    await Promise.all([encoders.close(), text.close(), jobs?.close()]);
+    await within(engine.close(), ENGINE_CLOSE_ms);
+  };
   try {
     jobs = await jobsOf(options, model.name, log);
-    const server = await startServer(
-      {
-        model,
-        masks: createMaskRegistry({
-          folder: join(options.home, 'masks'),
-          model: engine.model,
-          backendKey: options.backendKey,
-          edgeUrl: options.edgeUrl,
-          warn: (message, detail) => log.warn(detail, message),
-        }),
-        authenticate: await createAuthenticator(options.backendKey, {
-          audience: options.audience === OWN_ADDRESS ? own.promise : options.audience,
-        }),
-        expectScraper: createScraperCheck(options.backendKey, options.metricsKey),
-        metrics: createMetrics(engine, model.name),
-        recent: createRecentAnswers(),
-        lifecycle,
-        bodies: createBodies(limits, lifecycle.stopping),
-        encoders,
-        jobs,
-        recentMasks: createRecentMasks(),
-        limits,
-        log,
-      },
-      { port: options.port, hostname: options.host ?? '127.0.0.1' },
-    ).catch((cause: Error) => {
-      throw new MaskrouteError('start_failed', `The backend cannot listen: ${cause.message}.`, { cause });
-    });
-    own.resolve(server.url);
+    const server = await serve(options, model, encoders, jobs, log);
     log.info({ url: server.url, model: model.name }, 'ready');
+    let closing: Promise<void> | undefined;
+    const close = async () => {
+      log.info('stopping');
+      await server.close();
+      await closeParts();
+      log.info('stopped');
+    };
     return {
       url: server.url,
       drain: server.drain,
-      close: closeOnce(
-        server.close,
-        engine,
-        async () => {
-          await Promise.all([encoders.close(), text.close(), jobs?.close()]);
-        },
-        log,
-      ),
+      close: () => {
+        closing ??= close();
+        return closing;
+      },
     };
   } catch (error) {
-    await Promise.all([jobs?.close(), text.close()]);
-    await engine.close();
+    await closeParts();
     throw error;
   }
+}
+
+/** How long the engine may take to end once no answer runs; past that the process ends without it. */
+const ENGINE_CLOSE_ms = 3000;
+
+async function serve(
+  options: BackendOptions,
+  model: ServedModel,
+  encoders: EncoderService,
+  jobs: Jobs | undefined,
+  log: Logger,
+): Promise<RunningServer> {
+  const { home, backendKey, metricsKey, edgeUrl } = options;
+  const own = Promise.withResolvers<string>();
+  const audience = options.audience === OWN_ADDRESS ? own.promise : options.audience;
+  const masks = createMaskRegistry({
+    folder: join(home, 'masks'),
+    model: model.engine.model,
+    backendKey,
+    edgeUrl,
+    warn: (message, detail) => log.warn(detail, message),
+  });
+  const keys = { backendKey, metricsKey, audience };
+  const limits = { ...DEFAULT_LIMITS, ...options.limits };
+  const server = await startServer(
+    { model, masks, encoders, jobs, keys, limits, log },
+    { port: options.port, hostname: options.host ?? '127.0.0.1' },
+  ).catch((cause: Error) => {
+    throw new MaskrouteError('start_failed', `The backend cannot listen: ${cause.message}.`, { cause });
+  });
+  own.resolve(server.url);
+  return server;
 }
 
 function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<Jobs> | undefined {
@@ -183,34 +185,6 @@ async function openModel(
     engine,
     text,
     model: { name: manifest.name, created_s, engine, text, endTokenIds: manifest.eosTokenIds },
-  };
-}
-
-/** How long the engine may take to end once no answer runs; past that the process ends without it. */
-const ENGINE_CLOSE_ms = 3000;
-
-function closeOnce(
-  closeServer: () => Promise<void>,
-  engine: Engine,
-  closeOthers: () => Promise<void>,
-  log: Logger,
-): () => Promise<void> {
-  let closing: Promise<void> | undefined;
-  const close = async () => {
-    log.info('stopping');
-    await closeServer();
-    await closeOthers();
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, ENGINE_CLOSE_ms);
-    });
-    await Promise.race([engine.close(), late]);
-    clearTimeout(timer);
-    log.info('stopped');
-  };
-  return () => {
-    closing ??= close();
-    return closing;
   };
 }
 

@@ -7,7 +7,7 @@ import path from 'node:path';
 import { parse as parseToml } from 'smol-toml';
 import { describe, expect, test } from 'vitest';
 import { parseAllDocuments } from 'yaml';
-import { DEFAULT_LIMITS } from '../gpu-backend/api/served-model.ts';
+import { DEFAULT_LIMITS } from '../gpu-backend/api/parts.ts';
 import { readImports } from '../scripts/import-rules.ts';
 
 type Manifest = {

@@ -1,9 +1,11 @@
-/** The HTTP API, composed: health for everybody, figures for scrapers, and all under `/v1` for authenticated callers. */
+/**
+ * The HTTP API, composed: health for everybody, figures for scrapers, and all under `/v1` for authenticated callers. Every
+ * error becomes its response here.
+ */
 import { randomBytes } from 'node:crypto';
 import { Hono } from 'hono';
 import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
-import { answerRoutes } from './answer-record.ts';
 import { completionRoutes } from './completions.ts';
 import { embeddingRoutes } from './embeddings.ts';
 import { jobRoutes } from './jobs-api.ts';
@@ -33,7 +35,7 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
     c.set('requestId', requestId);
     c.header(HEADERS.requestId, requestId);
     await next();
-    // Who is told so comes back on a new connection, which a load balancer leads to another backend.
+    // The client comes back on a new connection then, which a load balancer leads to another backend.
     if (parts.lifecycle.draining) c.header('connection', 'close');
   });
   app.route('/', healthRoutes(parts));
@@ -47,7 +49,6 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
   app.route('/', completionRoutes(parts));
   app.route('/', embeddingRoutes(parts));
   app.route('/', jobRoutes(parts));
-  app.route('/', answerRoutes(parts));
   for (const [path, method] of Object.entries(METHODS)) {
     app.all(path, (c) => {
       c.header('allow', method);
@@ -63,8 +64,8 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
 
 /**
  * `/healthz`: whether this process can still do its work, or has to be started again. `/readyz`: whether it takes
- * requests right now. One that drains is well, and not ready. Anybody may ask, so up or down is all that they hear; the
- * reason is for the log. `/metrics` says much of the model and its use, so it wants a key.
+ * requests right now: a process that drains is well, and not ready. Anybody may ask, so up or down is all that they hear;
+ * the reason is for the log. `/metrics` says much of the model and its use, so it wants a key.
  */
 function healthRoutes({ lifecycle, metrics, model, limits, expectScraper, log }: ApiParts): Hono<ApiEnv> {
   const trouble = (): string | undefined => {

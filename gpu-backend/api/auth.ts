@@ -12,35 +12,6 @@ import {
   verifyToken,
 } from '../../shared/wire/service-token.ts';
 
-/*
- * Tokens that were used: each is for one request, so one that somebody caught on its way opens nothing. What is
- * remembered is bounded by the tokens' short life; past a number of them the oldest are forgotten first.
- */
-
-type UsedTokens = {
-  /** Whether this is the first use. `until_s`: when the token is worthless anyway. */
-  use(nonce: string, until_s: number, now_s: number): boolean;
-};
-
-/** At a thousand requests a second, the ninety seconds that a token can be used in. */
-const REMEMBERED_MAX = 100_000;
-
-export function createUsedTokens(rememberedMax = REMEMBERED_MAX): UsedTokens {
-  /** In order of use, which is nearly the order in which they end. */
-  const until = new Map<string, number>();
-  return {
-    use(nonce, until_s, now_s) {
-      for (const [old, end_s] of until) {
-        if (end_s >= now_s && until.size < rememberedMax) break;
-        until.delete(old);
-      }
-      if (until.has(nonce)) return false;
-      until.set(nonce, until_s);
-      return true;
-    },
-  };
-}
-
 export type Caller = {
   /** From the edge's token; a holder of the key itself has no tenant. */
   readonly tenant: string | undefined;
@@ -54,8 +25,8 @@ export type Authenticate = (authorization: string | undefined) => Promise<Caller
 
 type TokenRules = {
   /**
-   * The address by which the edge calls this backend: tokens for another one are refused. Unchecked without. A backend
-   * that is called at the address that it listens at knows that only once it listens.
+   * The address by which the edge calls this backend: tokens for another backend are refused. Unchecked without. A backend
+   * that is called at the address that it listens at knows it only once it listens.
    */
   readonly audience?: string | Promise<string> | undefined;
 };
@@ -73,35 +44,31 @@ export async function createAuthenticator(
   }
   const isBackendKey = isOneOf([backendKey]);
   const tokenKey = await importTokenKey(backendKey);
-  const usedTokens = createUsedTokens();
+  const usedTokens = new UsedTokens();
   return async (authorization) => {
     const credential = bearer(authorization);
-    if (isBackendKey(credential)) {
-      return { tenant: undefined, edge: undefined, mayRunJobs: true };
+    if (isBackendKey(credential)) return { tenant: undefined, edge: undefined, mayRunJobs: true };
+    if (!credential.startsWith(TOKEN_PREFIX)) throw invalidKey('The backend key is not right.');
+    const now_s = Math.floor(Date.now() / 1000);
+    const claims = await verifyToken(tokenKey, credential, now_s);
+    // A backend signed it, this one or another, and whoever got it sends it back.
+    if (claims.scope === 'masks') throw invalidKey('The service token is for an edge.');
+    if (audience !== undefined && !isFor(claims, await audience)) {
+      throw invalidKey('The service token is for another backend.');
     }
-    if (credential.startsWith(TOKEN_PREFIX)) {
-      const now_s = Math.floor(Date.now() / 1000);
-      const claims = await verifyToken(tokenKey, credential, now_s);
-      // It would be this backend's own, or another's, sent back by whoever it was for.
-      if (claims.scope === 'masks') {
-        throw new MaskrouteError('invalid_api_key', 'The service token is for an edge.');
-      }
-      if (audience !== undefined && !isFor(claims, await audience)) {
-        throw new MaskrouteError('invalid_api_key', 'The service token is for another backend.');
-      }
-      if (!usedTokens.use(claims.nonce, claims.expiresAt_s + TOKEN_SKEW_s, now_s)) {
-        throw new MaskrouteError('invalid_api_key', 'The service token was used before.');
-      }
-      const { tenant, edge, scope } = claims;
-      return { tenant, edge: edge === '' ? undefined : edge, mayRunJobs: scope === 'jobs' };
+    if (!usedTokens.use(claims.nonce, claims.expiresAt_s + TOKEN_SKEW_s, now_s)) {
+      throw invalidKey('The service token was used before.');
     }
-    throw new MaskrouteError('invalid_api_key', 'The backend key is not right.');
+    const { tenant, edge, scope } = claims;
+    return { tenant, edge: edge === '' ? undefined : edge, mayRunJobs: scope === 'jobs' };
   };
 }
 
+const invalidKey = (message: string): MaskrouteError => new MaskrouteError('invalid_api_key', message);
+
 /**
- * Whose figures are read by a scraper, which is trusted with nothing else: it has a key of its own. Without one only the
- * backend key reads them. What it gives throws MaskrouteError `invalid_api_key`.
+ * Who may read the figures: a scraper with a key of its own, which opens nothing else, and holders of the backend key. The
+ * check throws MaskrouteError `invalid_api_key`.
  */
 export function createScraperCheck(
   backendKey: string,
@@ -110,14 +77,14 @@ export function createScraperCheck(
   const mayRead = isOneOf(metricsKey ? [backendKey, metricsKey] : [backendKey]);
   return (authorization) => {
     if (mayRead(bearer(authorization))) return;
-    throw new MaskrouteError('invalid_api_key', 'The key is not right.');
+    throw invalidKey('The key is not right.');
   };
 }
 
 function bearer(authorization: string | undefined): string {
   const credential = /^Bearer +(\S+)$/i.exec(authorization ?? '')?.[1];
   if (credential !== undefined) return credential;
-  throw new MaskrouteError('invalid_api_key', 'Send a key: `Authorization: Bearer KEY`.');
+  throw invalidKey('Send a key: `Authorization: Bearer KEY`.');
 }
 
 /** Digests have one length, so the comparison tells nothing about a key's. */
@@ -130,3 +97,31 @@ function isOneOf(keys: readonly string[]): (credential: string) => boolean {
 }
 
 const digest = (text: string): Buffer => createHash('sha256').update(text).digest();
+
+/**
+ * Tokens that were used. Each is good for one request, so a token that somebody caught on its way opens nothing. The
+ * tokens' short life bounds what is remembered; past a number of them the oldest are forgotten first.
+ */
+export class UsedTokens {
+  readonly #rememberedMax: number;
+  /** When each is worthless anyway, in order of use, which is nearly the order in which they end. */
+  readonly #until_s = new Map<string, number>();
+
+  constructor(rememberedMax = REMEMBERED_MAX) {
+    this.#rememberedMax = rememberedMax;
+  }
+
+  /** Whether this is the first use. `until_s`: when the token is worthless anyway. */
+  use(nonce: string, until_s: number, now_s: number): boolean {
+    for (const [old, end_s] of this.#until_s) {
+      if (end_s >= now_s && this.#until_s.size < this.#rememberedMax) break;
+      this.#until_s.delete(old);
+    }
+    if (this.#until_s.has(nonce)) return false;
+    this.#until_s.set(nonce, until_s);
+    return true;
+  }
+}
+
+/** At a thousand requests a second, the ninety seconds that a token can be used in. */
+const REMEMBERED_MAX = 100_000;

@@ -1,81 +1,88 @@
 /**
- * A request's body, from bytes to a JSON value: bounded before it is read, strict UTF-8. `shared/wire/parse-body.ts` checks
- * the value.
+ * A request's body, from bytes to a JSON value: bounded before it is read, strict UTF-8. `shared/wire/parse-body.ts`
+ * checks the value.
  *
- * A body that is arriving takes nobody's place. Where too many arrive at a time, the one that has been arriving for
- * longest gives way, of the tenant that has most of them: a body that is sent at once is whole within milliseconds,
- * however many clients send theirs slowly.
+ * A body that is arriving takes nobody's place. Where too many arrive at a time, the tenant that has most of them loses the
+ * body that has been arriving for longest: a body that is sent at once is whole within milliseconds, however many clients
+ * send theirs slowly.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parseJson } from '../../shared/wire/parse-body.ts';
-import type { ApiLimits } from './served-model.ts';
 
-export type Bodies = {
-  /**
-   * The body of a request of `tenant`; undefined: of the key's holder.
-   * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, `invalid_json` or `invalid_request`; `request_timeout`
-   * for one that takes too long, or gives way to others; `not_ready` when the server stops before it is whole.
-   */
-  readJson(request: Request, tenant: string | undefined): Promise<unknown>;
+export type ArrivalLimits = {
+  readonly bodyBytesMax: number;
+  /** Bodies that are arriving, in number and in bytes together, and how long each may take. */
+  readonly bodiesArrivingMax: number;
+  readonly bytesArrivingMax: number;
+  readonly bodyArrival_ms: number;
 };
 
 type Arriving = { readonly tenant: string; readonly end: AbortController; bytes: number };
 
-/** `stopping` ends all that are arriving. */
-export function createBodies(limits: ApiLimits, stopping: AbortSignal): Bodies {
-  /** Who has been arriving for longest comes first. */
-  const arriving = new Set<Arriving>();
-  const giveUp = (body: Arriving, error: MaskrouteError) => {
-    arriving.delete(body);
-    body.end.abort(error);
-  };
-  stopping.addEventListener('abort', () => {
-    const error = new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
-    for (const body of arriving) giveUp(body, error);
-  });
+export class Bodies {
+  readonly #limits: ArrivalLimits;
+  /** The body that has been arriving for longest comes first. */
+  readonly #arriving = new Set<Arriving>();
 
-  /** Who has most is who has the greatest sum of `amount`. */
-  const makeRoom = (max: number, amount: (body: Arriving) => number) => {
-    for (;;) {
-      const sums = new Map<string, number>();
-      for (const body of arriving) sums.set(body.tenant, (sums.get(body.tenant) ?? 0) + amount(body));
-      const all = [...sums.values()].reduce((sum, one) => sum + one, 0);
-      if (all <= max) return;
-      const most = Math.max(...sums.values());
-      const oldest = [...arriving].find(({ tenant }) => sums.get(tenant) === most)!;
-      giveUp(oldest, tooSlow('Too many requests are arriving, and this one has been for longest'));
-    }
-  };
+  /** `stopping` ends all that are arriving, with its reason. */
+  constructor(limits: ArrivalLimits, stopping: AbortSignal) {
+    this.#limits = limits;
+    stopping.addEventListener('abort', () => {
+      for (const body of this.#arriving) this.#giveUp(body, stopping.reason);
+    });
+  }
 
-  async function receive(request: Request, tenant: string): Promise<Uint8Array> {
+  /**
+   * The body of a request of `tenant`; undefined: of the key's holder.
+   * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, `invalid_json` or `invalid_request`;
+   * `request_timeout` when it takes too long, or gives way to others; `not_ready` when the server stops before it is whole.
+   */
+  async readJson(request: Request, tenant: string | undefined): Promise<unknown> {
+    requireJsonType(request.headers.get('content-type'));
+    return parseJson(decodeUtf8(await this.#receive(request, tenant ?? '')));
+  }
+
+  async #receive(request: Request, tenant: string): Promise<Uint8Array> {
+    const { bodiesArrivingMax, bodyArrival_ms, bodyBytesMax, bytesArrivingMax } = this.#limits;
     const body: Arriving = { tenant, end: new AbortController(), bytes: 0 };
     const { signal } = body.end;
     const ended = new Promise<never>((_, reject) => {
       signal.addEventListener('abort', () => reject(signal.reason));
     });
-    arriving.add(body);
+    this.#arriving.add(body);
     const late = setTimeout(() => {
-      giveUp(body, tooSlow(`The request was not whole within ${limits.bodyArrival_ms / 1000} s`));
-    }, limits.bodyArrival_ms);
+      this.#giveUp(body, tooSlow(`The request was not whole within ${bodyArrival_ms / 1000} s`));
+    }, bodyArrival_ms);
     const onBytes = (bytes: number) => {
       body.bytes += bytes;
-      makeRoom(limits.bytesArrivingMax, (one) => one.bytes);
+      this.#makeRoom(bytesArrivingMax, (one) => one.bytes);
     };
     try {
-      makeRoom(limits.bodiesArrivingMax, () => 1);
-      return await Promise.race([readBounded(request, limits.bodyBytesMax, onBytes, signal), ended]);
+      this.#makeRoom(bodiesArrivingMax, () => 1);
+      return await Promise.race([readBounded(request, bodyBytesMax, onBytes, signal), ended]);
     } finally {
       clearTimeout(late);
-      arriving.delete(body);
+      this.#arriving.delete(body);
     }
   }
 
-  return {
-    async readJson(request, tenant) {
-      requireJsonType(request.headers.get('content-type'));
-      return parseJson(decodeUtf8(await receive(request, tenant ?? '')));
-    },
-  };
+  /** The tenant that has most is the tenant with the greatest sum of `amount`. */
+  #makeRoom(max: number, amount: (body: Arriving) => number): void {
+    for (;;) {
+      const sums = new Map<string, number>();
+      for (const body of this.#arriving) sums.set(body.tenant, (sums.get(body.tenant) ?? 0) + amount(body));
+      const all = [...sums.values()].reduce((sum, one) => sum + one, 0);
+      if (all <= max) return;
+      const most = Math.max(...sums.values());
+      const oldest = [...this.#arriving].find(({ tenant }) => sums.get(tenant) === most)!;
+      this.#giveUp(oldest, tooSlow('Too many requests are arriving, and this one has been for longest'));
+    }
+  }
+
+  #giveUp(body: Arriving, error: MaskrouteError): void {
+    this.#arriving.delete(body);
+    body.end.abort(error);
+  }
 }
 
 const tooSlow = (why: string): MaskrouteError =>

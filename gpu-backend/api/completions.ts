@@ -1,5 +1,7 @@
-/** The two completion endpoints: read, plan, run, and answer whole or as a stream. */
-
+/**
+ * The two completion endpoints: a request is read, planned, run, and answered whole or as a stream. However it ends, it
+ * is accounted for once; `GET /v1/answers/{id}` tells an edge that did not hear the end what the answer cost.
+ */
 import { Hono } from 'hono';
 import type { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
@@ -12,106 +14,155 @@ import {
   completionRequest,
 } from '../../shared/wire/openai.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
-import { answerFrames, infoOf, wholeAnswer } from './answer.ts';
-import { type AnswerRecord, openRecord } from './answer-record.ts';
+import { type RunningAnswer, runAnswer } from './answer.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './parts.ts';
-import { type AnswerPlan, type PlanContext, planChat, planCompletion, type RunningAnswer } from './plan.ts';
-import { sseBody, within } from './sse.ts';
+import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion } from './plan.ts';
+import { SSE_DONE, sseBody, within } from './sse.ts';
+import { answerChunks, chunkHead, failureFrames, infoOf, usageOf, wholeAnswer } from './wire.ts';
 
-/* How long a caller waits for the first byte: what comes later would be computed for nobody. */
+export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
+  return new Hono<ApiEnv>()
+    .post('/v1/chat/completions', (c) => respond(parts, c, 'chat', chatRequest, planChat))
+    .post('/v1/completions', (c) => respond(parts, c, 'completions', completionRequest, planCompletion))
+    .get('/v1/answers/:id', (c) => {
+      const cost = parts.recentAnswers.peek(c.req.param('id'));
+      if (cost === undefined) throw new MaskrouteError('not_found', 'There is no such answer.');
+      return c.json({ object: 'maskroute.answer', ...cost });
+    });
+}
+
+async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>>(
+  parts: ApiParts,
+  c: ApiContext,
+  endpoint: Endpoint,
+  checked: CheckedObject<Schema>,
+  planOf: (parts: ApiParts, call: Call, request: z.infer<Schema>) => Promise<AnswerPlan>,
+): Promise<Response> {
+  const arrivedAt_ms = performance.now();
+  requirePlace(parts);
+  const raw = await parts.bodies.readJson(c.req.raw, c.get('caller').tenant);
+  // Others may have taken it meanwhile: only a request that is whole takes a place.
+  requirePlace(parts);
+  const { body, ignored } = readFields(checked, raw);
+  setHeaders(c, ignored);
+  const limit_ms = deadline_ms(c.req.header(BACKEND_HEADERS.deadline));
+  const completion = begin(parts, c, endpoint, body.maskroute?.completion, { arrivedAt_ms, limit_ms });
+  let running: RunningAnswer | undefined;
+  try {
+    const plan = await planOf(parts, completion, body);
+    parts.recentMasks.set(plan.mask.id, true);
+    running = runAnswer(parts.model, plan, parts.limits, completion.signal);
+    if (plan.stream) return await streamed(parts, c, completion, running);
+    const whole = await wholeAnswer(parts.model, running);
+    const headers = { ...answerHeaders(plan), [HEADERS.serverTiming]: wholeTiming(running) };
+    parts.metrics.request(endpoint, 200, 'ok');
+    end(parts, completion, running, undefined);
+    return c.json(whole, 200, headers);
+  } catch (thrown) {
+    const error = toMaskrouteError(thrown);
+    end(parts, completion, running, error);
+    throw error;
+  }
+}
+
+/** @throws MaskrouteError `not_ready`, `queue_full`. */
+function requirePlace({ lifecycle, limits }: ApiParts): void {
+  lifecycle.stopping.throwIfAborted();
+  if (lifecycle.running >= limits.inFlightMax) {
+    throw new MaskrouteError('queue_full', `${limits.inFlightMax} requests are under way already.`);
+  }
+}
 
 /** Timers take no more; nobody waits for weeks. */
-const MOST_ms = 2 ** 31 - 1;
+const DEADLINE_MAX_ms = 2 ** 31 - 1;
 
-/** Undefined without the header. @throws MaskrouteError `invalid_request` when it is no number of milliseconds. */
+/**
+ * How long the caller waits for the first byte: what comes later would be computed for nobody. Undefined without the
+ * header. @throws MaskrouteError `invalid_request` when it is no number of milliseconds.
+ */
 function deadline_ms(header: string | undefined): number | undefined {
   if (header === undefined) return undefined;
   const name = BACKEND_HEADERS.deadline;
   if (!/^[1-9]\d{0,15}$/.test(header)) {
     throw new MaskrouteError('invalid_request', `${name}: expected milliseconds.`, { param: name });
   }
-  return Math.min(Number(header), MOST_ms);
+  return Math.min(Number(header), DEADLINE_MAX_ms);
 }
 
-export const deadlineExceeded = (after_ms: number): MaskrouteError =>
+/** A completion that has taken its place. It gives it back in `end`, which is called once. */
+type Completion = Call & {
+  readonly endpoint: Endpoint;
+  /** When its first bytes came, on the clock of `performance`. */
+  readonly arrivedAt_ms: number;
+  /** Aborts `signal`. */
+  readonly abort: AbortController;
+  /** Aborts it when the caller's time is over. */
+  readonly deadline: NodeJS.Timeout | undefined;
+  readonly leave: () => void;
+};
+
+function begin(
+  { lifecycle, recentAnswers }: ApiParts,
+  c: ApiContext,
+  endpoint: Endpoint,
+  name: string | null | undefined,
+  { arrivedAt_ms, limit_ms }: { readonly arrivedAt_ms: number; readonly limit_ms: number | undefined },
+): Completion {
+  const [requestId, caller] = [c.get('requestId'), c.get('caller')];
+  const id = name ?? requestId;
+  const abort = new AbortController();
+  const clientLeft = c.req.raw.signal;
+  if (clientLeft.aborted) abort.abort();
+  clientLeft.addEventListener('abort', () => abort.abort(), { once: true });
+  const deadline =
+    limit_ms === undefined
+      ? undefined
+      : setTimeout(
+          () => abort.abort(deadlineExceeded(limit_ms)),
+          Math.max(0, limit_ms - (performance.now() - arrivedAt_ms)),
+        );
+  recentAnswers.set(id, { finished: false, prompt_tokens: 0, completion_tokens: 0 });
+  return {
+    id,
+    requestId,
+    caller,
+    signal: abort.signal,
+    spent: { tokens: 0 },
+    endpoint,
+    arrivedAt_ms,
+    abort,
+    deadline,
+    leave: lifecycle.begin(abort),
+  };
+}
+
+const deadlineExceeded = (after_ms: number): MaskrouteError =>
   new MaskrouteError(
     'deadline_exceeded',
     `There was no answer within the ${after_ms} ms that the caller has.`,
   );
 
-export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
-  return new Hono<ApiEnv>()
-    .post('/v1/chat/completions', (c) => respond(parts, c, 'chat', chatRequest, planChat))
-    .post('/v1/completions', (c) => respond(parts, c, 'completions', completionRequest, planCompletion));
-}
-
-async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>>(
-  parts: ApiParts,
-  c: ApiContext,
-  endpoint: string,
-  checked: CheckedObject<Schema>,
-  planOf: (context: PlanContext, request: z.infer<Schema>) => Promise<AnswerPlan>,
-): Promise<Response> {
-  const { model, masks, limits } = parts;
-  const arrived_ms = performance.now();
-  requirePlace(parts);
-  const raw = await parts.bodies.readJson(c.req.raw, c.get('caller').tenant);
-  // Others may have taken it meanwhile: only a request that is whole takes a place.
-  requirePlace(parts);
-  const record = openRecord(parts, c, endpoint, arrived_ms);
-  try {
-    const { body, ignored } = readFields(checked, raw);
-    setHeaders(c, ignored);
-    const [requestId, caller] = [c.get('requestId'), c.get('caller')];
-    const spent = record.plans(body.maskroute?.completion ?? requestId);
-    const context = { model, masks, limits, requestId, caller, signal: record.signal, spent };
-    record.expectWithin(deadline_ms(c.req.header(BACKEND_HEADERS.deadline)));
-    const plan = await planOf(context, body);
-    parts.recentMasks.used(plan.mask.id);
-    const running = record.run(plan);
-    // Asked for here, so that a refusal (a full line, say) still has its own HTTP status.
-    const first = running.events.next();
-    first.then(
-      () => record.firstEvent(plan.stream),
-      () => {},
-    );
-    if (plan.stream) return await streamed(parts, c, running, first, record);
-    const whole = await wholeAnswer(model, running, first);
-    record.end(undefined);
-    return c.json(whole, 200, { ...answerHeaders(plan), [HEADERS.serverTiming]: wholeTiming(running) });
-  } catch (thrown) {
-    const error = toMaskrouteError(thrown);
-    record.end(error);
-    throw error;
-  }
-}
-
-function requirePlace({ lifecycle, limits }: ApiParts): void {
-  if (lifecycle.draining) {
-    throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
-  }
-  if (lifecycle.running >= limits.inFlightMax) {
-    throw new MaskrouteError('queue_full', `${limits.inFlightMax} requests are under way already.`);
-  }
-}
-
+/** Before the status is sent a failure rejects, and has a status of its own. */
 async function streamed(
   parts: ApiParts,
   c: ApiContext,
+  completion: Completion,
   running: RunningAnswer,
-  first: ReturnType<RunningAnswer['events']['next']>,
-  record: AnswerRecord,
 ): Promise<Response> {
-  const { limits } = parts;
-  await within(first, limits.commit_ms);
-  const frames = answerFrames(parts.model, running, first, record.endLate);
-  const body = sseBody(frames, {
-    keepalive_ms: limits.keepalive_ms,
-    stall_ms: limits.stall_ms,
-    onCancel: record.abort,
+  const { commit_ms, keepalive_ms, stall_ms } = parts.limits;
+  const { abort, arrivedAt_ms, deadline, requestId } = completion;
+  running.begun.then(
+    () => clearTimeout(deadline),
+    () => {},
+  );
+  await within(running.begun, commit_ms);
+  const body = sseBody(answerFrames(parts, completion, running), {
+    keepalive_ms,
+    stall_ms,
+    onCancel: () => abort.abort(),
     onStall: () => {
-      parts.log.warn({ request_id: running.plan.requestId }, 'a client stopped reading; its request ends');
-      record.abort();
+      parts.log.warn({ request_id: requestId }, 'a client stopped reading; its request ends');
+      abort.abort();
       c.env?.outgoing?.destroy();
     },
   });
@@ -121,8 +172,30 @@ async function streamed(
     'cache-control': 'no-cache, no-transform',
     // Some proxies buffer streams unless told not to.
     'x-accel-buffering': 'no',
-    [HEADERS.serverTiming]: `first;dur=${record.elapsed_ms().toFixed(1)}`,
+    [HEADERS.serverTiming]: `first;dur=${(performance.now() - arrivedAt_ms).toFixed(1)}`,
   });
+}
+
+/** Never rejects: a late failure is an `error` event after what was sent, without `[DONE]`. */
+async function* answerFrames(
+  parts: ApiParts,
+  completion: Completion,
+  running: RunningAnswer,
+): AsyncGenerator<string, void> {
+  const head = chunkHead(parts.model, running.plan);
+  // What it is when the client leaves in between.
+  let outcome: MaskrouteError | undefined = new MaskrouteError('cancelled', 'The client left.');
+  try {
+    yield* answerChunks(parts.model, head, running);
+    outcome = undefined;
+    yield SSE_DONE;
+  } catch (thrown) {
+    outcome = toMaskrouteError(thrown);
+    yield* failureFrames(head, running, outcome);
+  } finally {
+    parts.metrics.request(completion.endpoint, 200, outcome?.code ?? 'ok');
+    end(parts, completion, running, outcome);
+  }
 }
 
 const answerHeaders = ({ mask }: AnswerPlan): Record<string, string> => ({
@@ -133,4 +206,58 @@ const answerHeaders = ({ mask }: AnswerPlan): Record<string, string> => ({
 function wholeTiming(running: RunningAnswer): string {
   const { queue_ms, prefill_ms, decode_ms } = infoOf(running);
   return `queue;dur=${queue_ms}, prefill;dur=${prefill_ms}, decode;dur=${decode_ms}`;
+}
+
+/**
+ * Gives the place back, and says what it cost: to callers who ask later, to the figures and to the log. `running` is
+ * undefined of a request that is refused for its prompts, or that leaves meanwhile: reading them is its whole cost.
+ */
+function end(
+  parts: ApiParts,
+  completion: Completion,
+  running: RunningAnswer | undefined,
+  error: MaskrouteError | undefined,
+): void {
+  const { id, requestId, caller, endpoint, arrivedAt_ms } = completion;
+  clearTimeout(completion.deadline);
+  completion.leave();
+  if (running === undefined) {
+    const prompt_tokens = completion.spent.tokens;
+    parts.recentAnswers.set(id, { finished: true, prompt_tokens, completion_tokens: 0 });
+    return;
+  }
+  const { plan, progress, firstEventAt_ms } = running;
+  const { prompt_tokens, completion_tokens, prompt_tokens_details } = usageOf(running);
+  parts.recentAnswers.set(id, { finished: true, prompt_tokens, completion_tokens });
+  const { cached_tokens } = prompt_tokens_details;
+  const first_ms = firstEventAt_ms === undefined ? undefined : firstEventAt_ms - arrivedAt_ms;
+  const total_ms = performance.now() - arrivedAt_ms;
+  parts.metrics.answer({
+    endpoint,
+    mask: plan.mask.id,
+    promptTokens: prompt_tokens,
+    completionTokens: completion_tokens,
+    cachedTokens: cached_tokens,
+    first_ms,
+    total_ms,
+    timings: progress.flatMap(({ timings }) => timings ?? []),
+  });
+  parts.log.info(
+    {
+      request_id: requestId,
+      tenant: caller.tenant,
+      endpoint,
+      stream: plan.stream,
+      choices: plan.jobs.length,
+      mask: plan.mask.id,
+      sparsity: plan.mask.sparsity,
+      prompt_tokens,
+      completion_tokens,
+      cached_tokens,
+      first_ms: first_ms === undefined ? undefined : Math.round(first_ms),
+      total_ms: Math.round(total_ms),
+      outcome: error?.code ?? 'ok',
+    },
+    'answer',
+  );
 }

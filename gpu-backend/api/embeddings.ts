@@ -14,8 +14,7 @@ export const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiPar
       return c.json({ object: 'list', data });
     })
     .post('/v1/embeddings', async (c) => {
-      if (lifecycle.draining)
-        throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
+      lifecycle.stopping.throwIfAborted();
       const raw = await bodies.readJson(c.req.raw, c.get('caller').tenant);
       const { body: request, ignored } = readFields(embeddingsRequest, raw);
       setHeaders(c, ignored);

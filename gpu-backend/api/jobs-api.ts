@@ -29,8 +29,7 @@ export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiPa
     return maybe;
   };
   const open = (): Jobs => {
-    if (lifecycle.draining)
-      throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
+    lifecycle.stopping.throwIfAborted();
     return jobs();
   };
   return new Hono<ApiEnv>()

@@ -1,35 +1,113 @@
-/** From a checked body to a plan that can run: mask, prompts, choices and sampling of both endpoints. */
-
-import {
-  DENSE_MASK_ID,
-  type Mask,
-  type MaskId,
-  maskFromSkippedLayers,
-  maskId,
-  sparsity,
-  withSurrogates,
-} from '../../shared/mask/mask.ts';
+/** From a checked body to a plan that can run: mask, prompts as token ids, choices and sampling of both endpoints. */
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { DENSE_MASK_ID, type MaskId, maskId, sparsity } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { ChatRequest, CompletionRequest, MaskField } from '../../shared/wire/openai.ts';
+import { type ChatRequest, type CompletionRequest, messageText } from '../../shared/wire/openai.ts';
 import { DENSE_SUFFIX, type RouteEcho, splitModelName } from '../../shared/wire/protocol.ts';
-import type { EngineModel, KvMode, MaskPlan, Sampling } from '../engine/engine.ts';
-import type { MaskRegistry } from '../engine/mask-registry.ts';
-import type { TextCall } from '../model/tokenizer/text-service.ts';
+import type { MaskPlan, Sampling } from '../engine/engine.ts';
+import type { TextJob } from '../model/tokenizer/text-service.ts';
 import type { Caller } from './auth.ts';
-import type { ChoiceEvent, ChoiceJob, Progress } from './choice.ts';
-import { chatPrompt, completionPrompts, type Prompt } from './prompts.ts';
-import type { ApiLimits, ServedModel } from './served-model.ts';
-import { chatWire, completionWire, type Wire } from './wire.ts';
+import type { ChoiceJob } from './choice.ts';
+import type { ApiParts, ServedModel } from './parts.ts';
 
-/* Which mask a request runs under: from its `mask` field and its model name. */
+export type Endpoint = 'chat' | 'completions';
+
+/** A checked request, ready to run. */
+export type AnswerPlan = {
+  readonly endpoint: Endpoint;
+  /** The edge's name for the completion, or else the request's. */
+  readonly id: string;
+  /** As the client wrote it. */
+  readonly modelName: string;
+  readonly mask: ChosenMask;
+  /** The edge's decision; empty on a direct call. */
+  readonly route: RouteEcho;
+  readonly jobs: readonly ChoiceJob[];
+  readonly withLogprobs: boolean;
+  readonly stream: boolean;
+  readonly includeUsage: boolean;
+};
 
 type ChosenMask = { readonly id: MaskId; readonly sparsity: number; readonly plan: MaskPlan };
 
-type MaskRequest = {
-  readonly model: string;
-  readonly mask?: MaskField | null | undefined;
-  readonly kv?: KvMode | null | undefined;
+/** Who asks, and until when somebody waits for the answer. */
+export type Call = {
+  readonly id: string;
+  readonly requestId: string;
+  readonly caller: Caller;
+  readonly signal: AbortSignal;
+  /** What reading the prompts has cost so far, also when it fails. */
+  readonly spent: { tokens: number };
 };
+
+type PlanParts = Pick<ApiParts, 'model' | 'masks' | 'limits'>;
+
+/** What a request asks for, whichever endpoint's names it uses. */
+type Wanted = {
+  readonly endpoint: Endpoint;
+  /** Undefined: until the context is full. */
+  readonly maxTokens: number | undefined;
+  readonly logprobs: number | undefined;
+  readonly echo: boolean;
+};
+
+/** OpenAI's default for the legacy endpoint; chat answers until the context is full. */
+const COMPLETION_TOKENS_DEFAULT = 16;
+
+/** Rejects with MaskrouteError. */
+export async function planChat(parts: PlanParts, call: Call, request: ChatRequest): Promise<AnswerPlan> {
+  const wanted: Wanted = {
+    endpoint: 'chat',
+    maxTokens: request.max_completion_tokens ?? request.max_tokens ?? undefined,
+    logprobs: request.logprobs === true ? (request.top_logprobs ?? 0) : undefined,
+    echo: false,
+  };
+  const frame = await planFrame(parts, call, request, wanted);
+  const prompts = await chatPrompt(parts.model, request, call);
+  return { ...frame, jobs: choiceJobs(parts.model, call, request, wanted, frame.mask, prompts) };
+}
+
+/** Rejects with MaskrouteError. */
+export async function planCompletion(
+  parts: PlanParts,
+  call: Call,
+  request: CompletionRequest,
+): Promise<AnswerPlan> {
+  const wanted: Wanted = {
+    endpoint: 'completions',
+    maxTokens: request.max_tokens ?? COMPLETION_TOKENS_DEFAULT,
+    logprobs: request.logprobs ?? undefined,
+    echo: request.echo === true,
+  };
+  const frame = await planFrame(parts, call, request, wanted);
+  const prompts = await completionPrompts(parts.model, request, call);
+  return { ...frame, jobs: choiceJobs(parts.model, call, request, wanted, frame.mask, prompts) };
+}
+
+/** All but the choices: what can be checked before the prompts are read, which costs more. */
+async function planFrame(
+  { model, masks, limits }: PlanParts,
+  { id, caller }: Call,
+  request: ChatRequest | CompletionRequest,
+  { endpoint, maxTokens, logprobs }: Wanted,
+): Promise<Omit<AnswerPlan, 'jobs'>> {
+  requireModel(model.name, request.model);
+  const mask = await masks.resolve(request.mask ?? DENSE_MASK_ID, caller.edge);
+  const chosen = chosenMask(model, request, { mask, kv: request.kv ?? 'preserve' });
+  requireTokens(request.logit_bias, model.engine.model.vocabularySize);
+  requireCount(request, limits.choicesMax);
+  requireMinTokens(request.min_tokens ?? 0, maxTokens);
+  return {
+    endpoint,
+    id,
+    modelName: request.model,
+    mask: chosen,
+    route: plainFields(request.maskroute ?? {}),
+    withLogprobs: logprobs !== undefined,
+    stream: request.stream === true,
+    includeUsage: request.stream_options?.include_usage === true,
+  };
+}
 
 /** @throws MaskrouteError `model_not_found` when the request names a model that is not served here. */
 function requireModel(served: string, requested: string): void {
@@ -39,154 +117,37 @@ function requireModel(served: string, requested: string): void {
   });
 }
 
-/**
- * No `mask` means dense. Rejects with MaskrouteError `invalid_request` when the model name and the mask
- * contradict each other or a layer lies outside the model, and with what the registry says about an id.
- */
-async function chooseMask(
-  request: MaskRequest,
-  model: EngineModel,
-  masks: MaskRegistry,
-  edge: string | undefined,
-): Promise<ChosenMask> {
-  const field = request.mask ?? DENSE_MASK_ID;
-  const mask =
-    typeof field === 'string' ? await masks.resolve(field as MaskId, edge) : inlineMask(model, field);
-  const id = maskId(model.hash, mask);
-  if (splitModelName(request.model).dense && id !== DENSE_MASK_ID) {
-    const message = `A model name that ends in ${DENSE_SUFFIX} takes no mask but "dense".`;
-    throw new MaskrouteError('invalid_request', message, { param: 'mask' });
+/** @throws MaskrouteError `invalid_request` when the model name and the mask contradict each other. */
+function chosenMask(
+  { engine }: ServedModel,
+  { model }: { readonly model: string },
+  plan: MaskPlan,
+): ChosenMask {
+  const id = maskId(engine.model.hash, plan.mask);
+  if (splitModelName(model).dense && id !== DENSE_MASK_ID) {
+    throw refusal('mask', `A model name that ends in ${DENSE_SUFFIX} takes no mask but "dense".`);
   }
-  return { id, sparsity: sparsity(mask), plan: { mask, kv: request.kv ?? 'preserve' } };
+  return { id, sparsity: sparsity(plan.mask), plan };
 }
 
-/** `surrogate: true` means those of the table that the served model has. */
-function inlineMask({ blockCount, surrogates }: EngineModel, field: Exclude<MaskField, string>): Mask {
-  if (field.surrogate && surrogates === undefined) {
-    const message = 'This model has no surrogates: ask for "surrogate": false.';
-    throw new MaskrouteError('surrogates_mismatch', message, { param: 'mask.surrogate' });
-  }
-  try {
-    return withSurrogates(maskFromSkippedLayers(blockCount, field), field.surrogate ? surrogates : null);
-  } catch (error) {
-    throw new MaskrouteError('invalid_request', `mask: ${(error as Error).message}.`, { param: 'mask' });
-  }
+function requireTokens(logitBias: ChatRequest['logit_bias'], vocabularySize: number): void {
+  const unknown = Object.keys(logitBias ?? {}).find((id) => Number(id) >= vocabularySize);
+  if (unknown !== undefined) throw unknownToken('logit_bias', Number(unknown), vocabularySize);
 }
 
-/* What is to be answered, and what is being answered: the data between planning, running and accounting. */
-
-/** A checked request, ready to run. */
-export type AnswerPlan = {
-  readonly requestId: string;
-  /** The edge's name for the completion. */
-  readonly completion: string | undefined;
-  /** As the client wrote it. */
-  readonly modelName: string;
-  readonly mask: ChosenMask;
-  /** The edge's decision; empty on a direct call. */
-  readonly route: RouteEcho;
-  readonly wire: Wire;
-  readonly jobs: readonly ChoiceJob[];
-  readonly withLogprobs: boolean;
-  readonly stream: boolean;
-  readonly includeUsage: boolean;
-};
-
-/** A plan that runs. `progress` is current at any time, also after an abort. */
-export type RunningAnswer = {
-  readonly plan: AnswerPlan;
-  readonly progress: readonly Progress[];
-  readonly events: AsyncGenerator<ChoiceEvent, void>;
-};
-
-/* From a request's fields to what the engine samples with. Defaults are OpenAI's. */
-
-type SamplingFields = Pick<
-  ChatRequest & CompletionRequest,
-  | 'temperature'
-  | 'top_p'
-  | 'top_k'
-  | 'min_p'
-  | 'presence_penalty'
-  | 'frequency_penalty'
-  | 'repetition_penalty'
-  | 'logit_bias'
-  | 'seed'
->;
-
-/** @throws MaskrouteError `invalid_request` when `logit_bias` names a token that the model does not have. */
-function samplingOf(request: SamplingFields, vocabularySize: number): Sampling {
-  const logitBias = Object.entries(request.logit_bias ?? {}).map(([id, bias]) => [Number(id), bias] as const);
-  const unknown = logitBias.find(([id]) => id >= vocabularySize);
-  if (unknown !== undefined) throw unknownToken('logit_bias', unknown[0], vocabularySize);
-  return {
-    temperature: request.temperature ?? 1,
-    topP: request.top_p ?? 1,
-    topK: Math.max(0, request.top_k ?? 0),
-    minP: request.min_p ?? 0,
-    presencePenalty: request.presence_penalty ?? 0,
-    frequencyPenalty: request.frequency_penalty ?? 0,
-    repetitionPenalty: request.repetition_penalty ?? 1,
-    logitBias,
-    seed: request.seed ?? undefined,
-  };
+function requireCount(request: ChatRequest | CompletionRequest, choicesMax: number): void {
+  const prompt = 'prompt' in request ? request.prompt : undefined;
+  const several = Array.isArray(prompt) && typeof prompt[0] !== 'number';
+  const count = (several ? prompt.length : 1) * (request.n ?? 1);
+  if (count <= choicesMax) return;
+  const param = several ? 'prompt' : 'n';
+  throw refusal(param, `${param}: prompts times n is ${count}, the most is ${choicesMax}.`);
 }
 
-/** Choices of one prompt differ: each adds its number to the request's seed. */
-const withChoiceSeed = (sampling: Sampling, choice: number): Sampling =>
-  sampling.seed === undefined ? sampling : { ...sampling, seed: sampling.seed + choice };
-
-export const unknownToken = (param: string, tokenId: number, vocabularySize: number): MaskrouteError =>
-  new MaskrouteError(
-    'invalid_request',
-    `${param}: token ${tokenId} is outside the vocabulary of ${vocabularySize} tokens.`,
-    { param },
-  );
-
-export type PlanContext = {
-  readonly model: ServedModel;
-  readonly masks: MaskRegistry;
-  readonly limits: ApiLimits;
-  readonly requestId: string;
-  readonly caller: Caller;
-  readonly signal: AbortSignal;
-  /** What reading the prompts costs, also when it fails. */
-  readonly spent: { tokens: number };
-};
-
-/** Rejects with MaskrouteError. */
-export async function planChat(context: PlanContext, request: ChatRequest): Promise<AnswerPlan> {
-  return plan(context, request, {
-    prompts: async () => [await chatPrompt(context.model, request.messages, textCall(context))],
-    maxTokens: request.max_completion_tokens ?? request.max_tokens ?? undefined,
-    logprobs: request.logprobs === true ? (request.top_logprobs ?? 0) : undefined,
-    echo: false,
-    scoresStopToken: false,
-    wire: chatWire(context.model.text),
-  });
+function requireMinTokens(minTokens: number, maxTokens: number | undefined): void {
+  if (maxTokens === undefined || minTokens <= maxTokens) return;
+  throw refusal('min_tokens', `min_tokens: ${minTokens} is more than max_tokens, ${maxTokens}.`);
 }
-
-/** Rejects with MaskrouteError. */
-export async function planCompletion(context: PlanContext, request: CompletionRequest): Promise<AnswerPlan> {
-  return plan(context, request, {
-    prompts: () => completionPrompts(context.model, request, textCall(context)),
-    maxTokens: request.max_tokens ?? COMPLETION_TOKENS_DEFAULT,
-    logprobs: request.logprobs ?? undefined,
-    echo: request.echo === true,
-    // lm-evaluation-harness takes the last entry for the one token that it let the model generate.
-    scoresStopToken: true,
-    wire: completionWire(context.model.text),
-  });
-}
-
-const textCall = ({ caller, signal, spent }: PlanContext): TextCall => ({
-  tenant: caller.tenant ?? '',
-  signal,
-  spent,
-});
-
-/** OpenAI's default for the legacy endpoint; chat answers until the context is full. */
-const COMPLETION_TOKENS_DEFAULT = 16;
 
 /** Echoed as it came, but flat: what a client nests in there could be too deep to write out again. */
 const plainFields = (route: RouteEcho): RouteEcho =>
@@ -196,78 +157,44 @@ const plainFields = (route: RouteEcho): RouteEcho =>
     ),
   );
 
-type Shape = {
-  /** Called once the cheaper checks have passed. */
-  readonly prompts: () => Promise<readonly Prompt[]>;
-  /** Undefined: until the context is full. */
-  readonly maxTokens: number | undefined;
-  readonly logprobs: number | undefined;
-  readonly echo: boolean;
-  readonly scoresStopToken: boolean;
-  readonly wire: AnswerPlan['wire'];
-};
-
-async function plan(
-  context: PlanContext,
+function choiceJobs(
+  model: ServedModel,
+  { requestId, caller }: Call,
   request: ChatRequest | CompletionRequest,
-  shape: Shape,
-): Promise<AnswerPlan> {
-  const { model, caller } = context;
-  requireModel(model.name, request.model);
-  const mask = await chooseMask(request, model.engine.model, context.masks, caller.edge);
-  return {
-    requestId: context.requestId,
-    completion: request.maskroute?.completion ?? undefined,
-    modelName: request.model,
-    mask,
-    route: plainFields(request.maskroute ?? {}),
-    wire: shape.wire,
-    jobs: await choiceJobs(context, request, shape, mask),
-    withLogprobs: shape.logprobs !== undefined,
-    stream: request.stream === true,
-    includeUsage: request.stream_options?.include_usage === true,
-  };
-}
-
-async function choiceJobs(
-  { model, limits, requestId, caller }: PlanContext,
-  request: ChatRequest | CompletionRequest,
-  shape: Shape,
-  mask: ChosenMask,
-): Promise<ChoiceJob[]> {
-  const { contextTokens, vocabularySize } = model.engine.model;
-  const sampling = samplingOf(request, vocabularySize);
+  { endpoint, maxTokens, logprobs, echo }: Wanted,
+  { plan }: ChosenMask,
+  prompts: readonly Prompt[],
+): ChoiceJob[] {
+  const sampling = samplingOf(request);
   const perPrompt = request.n ?? 1;
-  requireCount(request, perPrompt, limits.choicesMax);
-  requireMinTokens(request.min_tokens ?? 0, shape.maxTokens);
   const stops = request.stop == null ? [] : [request.stop].flat();
   const endIds = request.ignore_eos === true ? [] : model.endTokenIds;
   const stopTokenIds = [...new Set([...endIds, ...(request.stop_token_ids ?? [])])];
-  const prompts = await shape.prompts();
   return prompts.flatMap(({ tokenIds, text }, promptIndex) => {
-    const room = contextTokens - tokenIds.length;
-    return Array.from({ length: perPrompt }, (_, choice): ChoiceJob => {
-      const index = promptIndex * perPrompt + choice;
-      return {
-        index,
+    const room = model.engine.model.contextTokens - tokenIds.length;
+    return Array.from(
+      { length: perPrompt },
+      (_, choice): ChoiceJob => ({
+        index: promptIndex * perPrompt + choice,
         countsPrompt: choice === 0,
         stops,
-        echo: shape.echo ? text : undefined,
-        scoresStopToken: shape.scoresStopToken,
+        echo: echo ? text : undefined,
+        // lm-evaluation-harness takes the last entry for the one token that it let the model generate.
+        scoresStopToken: endpoint === 'completions',
         request: {
           requestId: engineRequestId(requestId),
           tenant: caller.tenant ?? '',
           promptTokenIds: tokenIds,
-          plan: mask.plan,
+          plan,
           sampling: withChoiceSeed(sampling, choice),
-          maxTokens: Math.min(shape.maxTokens ?? room, room),
+          maxTokens: Math.min(maxTokens ?? room, room),
           minTokens: Math.min(request.min_tokens ?? 0, room),
           stopTokenIds,
-          logprobs: shape.logprobs,
-          promptLogprobs: shape.echo ? shape.logprobs : undefined,
+          logprobs,
+          promptLogprobs: echo ? logprobs : undefined,
         },
-      };
-    });
+      }),
+    );
   });
 }
 
@@ -275,18 +202,123 @@ let engineRequests = 0;
 /** Unique in this process: a client may send one request id twice, and every choice is a request to the engine. */
 const engineRequestId = (requestId: string): string => `${requestId}#${++engineRequests}`;
 
-function requireCount(request: object, perPrompt: number, choicesMax: number): void {
-  const prompt = 'prompt' in request ? request.prompt : undefined;
-  const several = Array.isArray(prompt) && typeof prompt[0] !== 'number';
-  const count = (several ? prompt.length : 1) * perPrompt;
-  if (count <= choicesMax) return;
-  throw refusal(several ? 'prompt' : 'n', `prompts times n is ${count}, the most is ${choicesMax}`);
+/** Defaults are OpenAI's. */
+const samplingOf = (request: ChatRequest | CompletionRequest): Sampling => ({
+  temperature: request.temperature ?? 1,
+  topP: request.top_p ?? 1,
+  topK: Math.max(0, request.top_k ?? 0),
+  minP: request.min_p ?? 0,
+  presencePenalty: request.presence_penalty ?? 0,
+  frequencyPenalty: request.frequency_penalty ?? 0,
+  repetitionPenalty: request.repetition_penalty ?? 1,
+  logitBias: Object.entries(request.logit_bias ?? {}).map(([id, bias]) => [Number(id), bias] as const),
+  seed: request.seed ?? undefined,
+});
+
+/** Choices of one prompt differ: each adds its number to the request's seed. */
+const withChoiceSeed = (sampling: Sampling, choice: number): Sampling =>
+  sampling.seed === undefined ? sampling : { ...sampling, seed: sampling.seed + choice };
+
+/* Prompts as token ids, checked against the model's context before anything is queued. */
+
+type Prompt = {
+  readonly tokenIds: Int32Array;
+  /** What `echo` repeats. */
+  readonly text: string;
+};
+
+/** Rejects with MaskrouteError `invalid_request`, `context_length_exceeded`, and what the reading of text does. */
+async function chatPrompt(model: ServedModel, { messages }: ChatRequest, call: Call): Promise<Prompt[]> {
+  refuseLongText(model, messages.map(messageText), 'messages');
+  const tokensMax = model.engine.model.contextTokens - 1;
+  const prompts = await encode(model, { type: 'chat', messages, tokensMax }, call, 'messages');
+  return prompts.map((tokenIds) => ({ tokenIds, text: '' }));
 }
 
-function requireMinTokens(minTokens: number, maxTokens: number | undefined): void {
-  if (maxTokens === undefined || minTokens <= maxTokens) return;
-  throw refusal('min_tokens', `${minTokens} is more than max_tokens, ${maxTokens}`);
+/**
+ * One prompt, a list of prompts, or the same in token ids. Special tokens that a text spells out are text, unless the
+ * request asks otherwise; ids are what they are. Rejects as `chatPrompt`.
+ */
+async function completionPrompts(
+  model: ServedModel,
+  request: CompletionRequest,
+  call: Call,
+): Promise<Prompt[]> {
+  const tokensMax = model.engine.model.contextTokens - (request.max_tokens === 0 ? 0 : 1);
+  const { prompt } = request;
+  if (typeof prompt !== 'string' && typeof prompt[0] !== 'string') {
+    const several = (typeof prompt[0] === 'number' ? [prompt] : prompt) as number[][];
+    return await idPrompts(model, several, tokensMax, request.echo === true);
+  }
+  const texts = [prompt].flat() as string[];
+  for (const text of texts) refuseLongText(model, [text], 'prompt');
+  const job = {
+    type: 'prompts',
+    texts,
+    tokensMax,
+    addSpecial: request.add_special_tokens !== false,
+    parseSpecial: request.parse_special === true,
+  } as const;
+  const found = await encode(model, job, call, 'prompt');
+  return found.map((tokenIds, i) => ({ tokenIds, text: texts[i]! }));
 }
 
-const refusal = (param: string, why: string): MaskrouteError =>
-  new MaskrouteError('invalid_request', `${param}: ${why}.`, { param });
+async function encode(
+  model: ServedModel,
+  job: TextJob,
+  { caller, signal, spent }: Call,
+  param: string,
+): Promise<readonly Int32Array[]> {
+  const encoded = await model.text.encode(job, { tenant: caller.tenant ?? '', signal, spent });
+  if (encoded.type === 'too_long') throw tooLong(model, `more than ${job.tokensMax}`, param);
+  if (encoded.prompts.some((tokenIds) => tokenIds.length === 0)) throw empty(param);
+  return encoded.prompts;
+}
+
+async function idPrompts(
+  model: ServedModel,
+  prompts: readonly (readonly number[])[],
+  tokensMax: number,
+  isEchoed: boolean,
+): Promise<Prompt[]> {
+  const { vocabularySize } = model.engine.model;
+  const found: Prompt[] = [];
+  for (const ids of prompts) {
+    if (ids.length === 0) throw empty('prompt');
+    if (ids.length > tokensMax) throw tooLong(model, String(ids.length), 'prompt');
+    const unknown = ids.find((id) => id >= vocabularySize);
+    if (unknown !== undefined) throw unknownToken('prompt', unknown, vocabularySize);
+    found.push({ tokenIds: Int32Array.from(ids), text: isEchoed ? textOf(model, ids) : '' });
+    // Other requests' tokens go out between two long prompts.
+    if (prompts.length > 1) await nextTurn();
+  }
+  return found;
+}
+
+function textOf(model: ServedModel, ids: readonly number[]): string {
+  const decoder = model.text.createDecoder({ showSpecial: true });
+  return ids.map((id) => decoder.push(id)).join('') + decoder.flush();
+}
+
+/** What has more bytes than the longest tokens could hold needs no reading to be refused. */
+function refuseLongText(model: ServedModel, texts: readonly string[], param: string): void {
+  const bytes = texts.reduce((sum, text) => sum + Buffer.byteLength(text), 0);
+  const tokensMin = Math.ceil(bytes / model.text.tokenBytesMax);
+  if (tokensMin > model.engine.model.contextTokens) throw tooLong(model, `at least ${tokensMin}`, param);
+}
+
+const empty = (param: string): MaskrouteError =>
+  refusal(param, `${param}: it is empty; this model needs a first token.`);
+
+const unknownToken = (param: string, tokenId: number, vocabularySize: number): MaskrouteError =>
+  refusal(param, `${param}: token ${tokenId} is outside the vocabulary of ${vocabularySize} tokens.`);
+
+const refusal = (param: string, message: string): MaskrouteError =>
+  new MaskrouteError('invalid_request', message, { param });
+
+const tooLong = (model: ServedModel, tokens: string, param: string): MaskrouteError =>
+  new MaskrouteError(
+    'context_length_exceeded',
+    `This model's context is ${model.engine.model.contextTokens} tokens; the prompt has ${tokens} and leaves no room for an answer.`,
+    { param },
+  );

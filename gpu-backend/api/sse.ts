@@ -3,12 +3,10 @@
  * pulled, never pushed: a client that does not read stops the source, and after a while its request.
  */
 
+export const sseEvent = (event: string, value: unknown): string => `event: ${event}\n${sseData(value)}`;
 export const sseData = (value: unknown): string => `data: ${JSON.stringify(value)}\n\n`;
-export const sseEvent = (event: string, value: unknown): string =>
-  `event: ${event}\ndata: ${JSON.stringify(value)}\n\n`;
-export const sseError = (value: unknown): string => sseEvent('error', value);
 export const SSE_DONE = 'data: [DONE]\n\n';
-export const SSE_KEEPALIVE = ': keepalive\n\n';
+const SSE_KEEPALIVE = ': keepalive\n\n';
 
 export type SseBodyOptions = {
   readonly keepalive_ms: number;
@@ -19,13 +17,16 @@ export type SseBodyOptions = {
   readonly onCancel: () => void;
 };
 
-/** `frames` yields framed events and never rejects: a failure is an event of its own. */
+/**
+ * `frames` yields framed events and never rejects: a failure is an event of its own. It is begun at once, so that it
+ * gets to its end also when the client is gone before it has read anything.
+ */
 export function sseBody(
   frames: AsyncGenerator<string, void>,
   options: SseBodyOptions,
 ): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder();
-  let pending: Promise<IteratorResult<string, void>> | undefined;
+  let pending: Promise<IteratorResult<string, void>> | undefined = frames.next();
   let stall: NodeJS.Timeout | undefined;
   return new ReadableStream<Uint8Array>(
     {

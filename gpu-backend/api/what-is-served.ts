@@ -1,18 +1,12 @@
-/** `GET /v1/models`: the served model, and `<model>:dense` for the same without a mask. */
+/** What is served here, and how busy it is: `GET /v1/models` and `GET /v1/load`, for whoever chooses between backends. */
 import { Hono } from 'hono';
-import {
-  BACKEND_HEADERS,
-  formatLoad,
-  HOT_MASKS_MAX,
-  type Load,
-  type LoadReport,
-} from '../../shared/wire/backend-load.ts';
+import { BACKEND_HEADERS, formatLoad, type Load, type LoadReport } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { DENSE_SUFFIX, type ModelEntry } from '../../shared/wire/protocol.ts';
 import type { Engine } from '../engine/engine.ts';
-import type { ApiEnv, ApiParts } from './parts.ts';
-import type { ServedModel } from './served-model.ts';
+import type { ApiEnv, ApiParts, ServedModel } from './parts.ts';
 
+/** The served model, and `<model>:dense` for the same without a mask. */
 export function modelRoutes(model: ServedModel): Hono<ApiEnv> {
   const entries = [modelEntry(model, false), modelEntry(model, true)];
   return new Hono<ApiEnv>()
@@ -35,14 +29,12 @@ function modelEntry(model: ServedModel, dense: boolean): ModelEntry {
   };
 }
 
-/* `GET /v1/load`: how busy this backend is and which masks it works with, for whoever chooses between backends. */
-
 const loadOf = (engine: Engine): Load => {
   const { requestsRunning, requestsWaiting, queueCapacity } = engine.stats();
   return { running: requestsRunning, waiting: requestsWaiting, capacity: queueCapacity };
 };
 
-/** The same in short, for a header of every answer: who sends requests need not ask. */
+/** The load in short, for a header of every answer: who sends requests need not ask. */
 export const loadHeader = (engine: Engine): [name: string, value: string] => [
   BACKEND_HEADERS.load,
   formatLoad(loadOf(engine)),
@@ -55,23 +47,6 @@ export const loadRoutes = ({ model, lifecycle, recentMasks }: ApiParts): Hono<Ap
       model: model.name,
       ...loadOf(model.engine),
       draining: lifecycle.draining || model.engine.failure !== undefined,
-      hot_masks: recentMasks.list(),
+      hot_masks: [...recentMasks.keys()],
     } satisfies LoadReport),
   );
-
-/* The masks of recent requests: what this backend works with, which is where their next requests should go. */
-
-export type RecentMasks = { used(mask: string): void; list(): string[] };
-
-export function createRecentMasks(): RecentMasks {
-  /** The latest is last. */
-  const masks = new Set<string>();
-  return {
-    used(mask) {
-      masks.delete(mask);
-      if (masks.size >= HOT_MASKS_MAX) masks.delete(masks.values().next().value!);
-      masks.add(mask);
-    },
-    list: () => [...masks].reverse(),
-  };
-}

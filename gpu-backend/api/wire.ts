@@ -1,18 +1,202 @@
-/** The two answer formats, chat and legacy completions, behind one table, so that one path serves both. */
-import type { ChatLogprobs, CompletionLogprobs, FinishReason, TopLogprob } from '../../shared/wire/openai.ts';
+/**
+ * An answer as its client reads it: the bodies of both OpenAI formats, chat and legacy completions, whole or in chunks,
+ * with what the answer cost. How it runs is in `answer.ts`, how it is sent in `completions.ts`.
+ */
+import type { MaskrouteError } from '../../shared/wire/errors.ts';
+import type {
+  ChatLogprobs,
+  CompletionLogprobs,
+  FinishReason,
+  TopLogprob,
+  Usage,
+} from '../../shared/wire/openai.ts';
+import type { MaskrouteInfo } from '../../shared/wire/protocol.ts';
+import type { RunningAnswer } from './answer.ts';
 import type { Piece } from './choice.ts';
-import type { TokenText } from './served-model.ts';
+import type { ServedModel, TokenText } from './parts.ts';
+import type { AnswerPlan, Endpoint } from './plan.ts';
+import { sseData, sseEvent } from './sse.ts';
 
-/* Log-probabilities as the two OpenAI formats write them. */
+/** The whole answer's body. Rejects with what the first failing choice throws. */
+export async function wholeAnswer(model: ServedModel, running: RunningAnswer): Promise<object> {
+  const { plan } = running;
+  const format = FORMATS[plan.endpoint];
+  const texts = plan.jobs.map(() => ({ text: '', pieces: [] as Piece[] }));
+  const choices: object[] = [];
+  for await (const event of running.events) {
+    const choice = texts[event.index]!;
+    if (event.type === 'finished') {
+      const logprobs = plan.withLogprobs ? format.logprobs(model.text, choice.pieces) : null;
+      choices[event.index] = format.whole(event.index, choice.text, logprobs, event.reason);
+    } else {
+      choice.text += event.text;
+      choice.pieces.push(...event.pieces);
+    }
+  }
+  return {
+    ...envelope(model, plan, format.object),
+    choices,
+    usage: usageOf(running),
+    maskroute: infoOf(running),
+  };
+}
+
+/** What every chunk of one answer begins with. */
+export const chunkHead = (model: ServedModel, plan: AnswerPlan): object =>
+  envelope(model, plan, FORMATS[plan.endpoint].chunkObject);
+
+/** The answer as framed chunks, without `[DONE]`. Rejects with what the first failing choice throws. */
+export async function* answerChunks(
+  { text }: ServedModel,
+  head: object,
+  running: RunningAnswer,
+): AsyncGenerator<string, void> {
+  const { plan } = running;
+  const format = FORMATS[plan.endpoint];
+  const usage = plan.includeUsage ? { usage: null } : {};
+  const chunk = (choice: object, extra: object = {}) =>
+    sseData({ ...head, choices: [choice], ...usage, ...extra });
+  const opened = new Set<number>();
+  let unfinished = plan.jobs.length;
+  for await (const event of running.events) {
+    const { index } = event;
+    const opening = opened.has(index) ? undefined : format.opening(index);
+    opened.add(index);
+    if (opening !== undefined) yield chunk(opening);
+    if (event.type === 'text') {
+      const logprobs = plan.withLogprobs ? format.logprobs(text, event.pieces) : null;
+      yield chunk(format.text(index, event.text, logprobs));
+    } else {
+      const isLast = --unfinished === 0 && !plan.includeUsage;
+      yield chunk(format.finish(index, event.reason), isLast ? { maskroute: infoOf(running) } : {});
+    }
+  }
+  if (plan.includeUsage) yield usageChunk(head, running);
+}
+
+/** A late failure, after what was sent. The tokens were spent, so a client that counts them hears of them. */
+export function* failureFrames(
+  head: object,
+  running: RunningAnswer,
+  error: MaskrouteError,
+): Generator<string, void> {
+  if (running.plan.includeUsage) yield usageChunk(head, running);
+  yield sseEvent('error', { ...error.toWire(), maskroute: infoOf(running) });
+}
+
+const usageChunk = (head: object, running: RunningAnswer): string =>
+  sseData({ ...head, choices: [], usage: usageOf(running), maskroute: infoOf(running) });
+
+/** The completion's id follows from the edge's name for it, so that the edge knows it without reading the answer. */
+const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object => ({
+  id: FORMATS[plan.endpoint].idPrefix + plan.id,
+  object,
+  created: Math.floor(Date.now() / 1000),
+  model: plan.modelName,
+  system_fingerprint: `fp_${model.engine.model.hash.slice(0, 12)}_${plan.mask.id}`,
+});
+
+/** The tokens so far, as OpenAI counts them. */
+export function usageOf({ plan, progress }: RunningAnswer): Usage {
+  let promptTokens = 0;
+  let cachedTokens = 0;
+  let completionTokens = 0;
+  plan.jobs.forEach((job, position) => {
+    const { completionTokens: tokens, cachedTokens: cached } = progress[position]!;
+    completionTokens += tokens;
+    if (!job.countsPrompt) return;
+    promptTokens += job.request.promptTokenIds.length;
+    cachedTokens += cached;
+  });
+  return {
+    prompt_tokens: promptTokens,
+    completion_tokens: completionTokens,
+    total_tokens: promptTokens + completionTokens,
+    prompt_tokens_details: { cached_tokens: cachedTokens },
+  };
+}
+
+/** Several choices: the longest wait, and the engine's time summed. */
+export function infoOf(running: RunningAnswer): MaskrouteInfo {
+  const { route, mask } = running.plan;
+  const { prompt_tokens, completion_tokens } = usageOf(running);
+  const timings = running.progress.flatMap((one) => one.timings ?? []);
+  const sum = (name: 'prefill_ms' | 'decode_ms') =>
+    milliseconds(timings.reduce((total, one) => total + one[name], 0));
+  return {
+    ...route,
+    mask: mask.id,
+    sparsity: mask.sparsity,
+    queue_ms: milliseconds(Math.max(0, ...timings.map((one) => one.queue_ms))),
+    prefill_ms: sum('prefill_ms'),
+    decode_ms: sum('decode_ms'),
+    prompt_tokens,
+    completion_tokens,
+  };
+}
+
+const milliseconds = (value: number): number => Math.round(value * 1000) / 1000;
+
+type Format = {
+  readonly idPrefix: string;
+  readonly object: string;
+  readonly chunkObject: string;
+  logprobs(tokens: TokenText, pieces: readonly Piece[]): object;
+  /** The first chunk's choice, or undefined where the format has none. */
+  opening(index: number): object | undefined;
+  text(index: number, text: string, logprobs: object | null): object;
+  finish(index: number, reason: FinishReason): object;
+  whole(index: number, text: string, logprobs: object | null, reason: FinishReason): object;
+};
+
+const legacyChoice = (index: number, text: string, logprobs: object | null, reason: FinishReason | null) => ({
+  index,
+  text,
+  logprobs,
+  finish_reason: reason,
+});
+
+const FORMATS: Record<Endpoint, Format> = {
+  chat: {
+    idPrefix: 'chatcmpl-',
+    object: 'chat.completion',
+    chunkObject: 'chat.completion.chunk',
+    logprobs: chatLogprobs,
+    opening: (index) => ({
+      index,
+      delta: { role: 'assistant', content: '' },
+      logprobs: null,
+      finish_reason: null,
+    }),
+    text: (index, content, logprobs) => ({ index, delta: { content }, logprobs, finish_reason: null }),
+    finish: (index, reason) => ({ index, delta: {}, logprobs: null, finish_reason: reason }),
+    whole: (index, content, logprobs, reason) => ({
+      index,
+      message: { role: 'assistant', content, refusal: null },
+      logprobs,
+      finish_reason: reason,
+    }),
+  },
+  completions: {
+    idPrefix: 'cmpl-',
+    object: 'text_completion',
+    chunkObject: 'text_completion',
+    logprobs: completionLogprobs,
+    opening: () => undefined,
+    text: (index, text, logprobs) => legacyChoice(index, text, logprobs, null),
+    finish: (index, reason) => legacyChoice(index, '', null, reason),
+    whole: legacyChoice,
+  },
+};
 
 /** What OpenAI writes for an impossible token; JSON has no minus infinity. */
 const LOGPROB_MIN = -9999;
 
 const finite = (logprob: number): number => Math.max(logprob, LOGPROB_MIN);
 
-function chatLogprobs(text: TokenText, pieces: readonly Piece[]): ChatLogprobs {
+function chatLogprobs(tokens: TokenText, pieces: readonly Piece[]): ChatLogprobs {
   const entry = (tokenId: number, logprob: number): TopLogprob => {
-    const bytes = text.tokenBytes(tokenId);
+    const bytes = tokens.tokenBytes(tokenId);
     return {
       token: new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes),
       logprob: finite(logprob),
@@ -34,15 +218,15 @@ function chatLogprobs(text: TokenText, pieces: readonly Piece[]): ChatLogprobs {
 }
 
 /** The chosen token is always among the alternatives, as OpenAI has it: up to N + 1 entries. */
-function completionLogprobs(text: TokenText, pieces: readonly Piece[]): CompletionLogprobs {
+function completionLogprobs(tokens: TokenText, pieces: readonly Piece[]): CompletionLogprobs {
   return {
-    tokens: pieces.map((piece) => tokenName(text, piece.tokenId)),
+    tokens: pieces.map((piece) => tokenName(tokens, piece.tokenId)),
     token_logprobs: pieces.map(({ logprob }) => (logprob === null ? null : finite(logprob.logprob))),
     top_logprobs: pieces.map(({ logprob }) => {
       if (logprob === null) return null;
       const names: Record<string, number> = {};
       for (const { tokenId, logprob: value } of [...logprob.top, logprob]) {
-        const name = tokenName(text, tokenId);
+        const name = tokenName(tokens, tokenId);
         // Two ids may share a name; the likelier one comes first and keeps it.
         if (!Object.hasOwn(names, name)) names[name] = finite(value);
       }
@@ -53,75 +237,11 @@ function completionLogprobs(text: TokenText, pieces: readonly Piece[]): Completi
 }
 
 /** A token whose bytes are not whole characters is written `bytes:\xe2\x82`, as OpenAI does. */
-function tokenName(text: TokenText, tokenId: number): string {
-  const bytes = text.tokenBytes(tokenId);
+function tokenName(tokens: TokenText, tokenId: number): string {
+  const bytes = tokens.tokenBytes(tokenId);
   try {
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
   } catch {
     return `bytes:${[...bytes].map((byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('')}`;
   }
 }
-
-/** A choice once it is whole. */
-export type WholeChoice = {
-  readonly index: number;
-  readonly text: string;
-  readonly pieces: readonly Piece[];
-  readonly reason: FinishReason;
-};
-
-export type Wire = {
-  readonly idPrefix: string;
-  readonly object: string;
-  readonly chunkObject: string;
-  /** The first chunk's choice, or undefined where the format has none. */
-  open(index: number): object | undefined;
-  text(index: number, text: string, pieces: readonly Piece[] | undefined): object;
-  finish(index: number, reason: FinishReason): object;
-  whole(choice: WholeChoice, withLogprobs: boolean): object;
-};
-
-export const chatWire = (tokens: TokenText): Wire => ({
-  idPrefix: 'chatcmpl-',
-  object: 'chat.completion',
-  chunkObject: 'chat.completion.chunk',
-  open: (index) => ({
-    index,
-    delta: { role: 'assistant', content: '' },
-    logprobs: null,
-    finish_reason: null,
-  }),
-  text: (index, content, pieces) => ({
-    index,
-    delta: { content },
-    logprobs: pieces === undefined ? null : chatLogprobs(tokens, pieces),
-    finish_reason: null,
-  }),
-  finish: (index, reason) => ({ index, delta: {}, logprobs: null, finish_reason: reason }),
-  whole: ({ index, text, pieces, reason }, withLogprobs) => ({
-    index,
-    message: { role: 'assistant', content: text, refusal: null },
-    logprobs: withLogprobs ? chatLogprobs(tokens, pieces) : null,
-    finish_reason: reason,
-  }),
-});
-
-export const completionWire = (tokens: TokenText): Wire => ({
-  idPrefix: 'cmpl-',
-  object: 'text_completion',
-  chunkObject: 'text_completion',
-  open: () => undefined,
-  text: (index, text, pieces) => ({
-    index,
-    text,
-    logprobs: pieces === undefined ? null : completionLogprobs(tokens, pieces),
-    finish_reason: null,
-  }),
-  finish: (index, reason) => ({ index, text: '', logprobs: null, finish_reason: reason }),
-  whole: ({ index, text, pieces, reason }, withLogprobs) => ({
-    index,
-    text,
-    logprobs: withLogprobs ? completionLogprobs(tokens, pieces) : null,
-    finish_reason: reason,
-  }),
-});

@@ -1,6 +1,6 @@
 /** `model pull|list|show`: arguments and output; what they do is in model.ts. */
 import { type Command, Option } from 'commander';
-import { FULL_ENCODER } from '../encoder/encoder-names.ts';
+import { FULL_ENCODER } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 

@@ -1,20 +1,47 @@
 /**
  * The full encoder for requests, in a thread of its own. It is opened by the first request and only when its files
- * are on this machine (`maskroute model pull all-minilm-l6-v2`): a backend that nobody asks keeps its memory.
+ * are on this machine (`maskroute model pull all-minilm-l6-v2`): a backend that nobody asks keeps its memory. This file
+ * loads no runtime, so the command line can say the encoder's name without one.
  */
+import { stat } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { EncoderStart, FromEncoder, ToEncoder } from './encoder-messages.ts';
-import { FULL_ENCODER, FULL_ENCODER_REPOSITORY } from './encoder-names.ts';
-import { installedFullEncoder } from './full-encoder.ts';
+import type { EncoderStart, FromEncoder, ToEncoder } from './encoder-thread.ts';
 
-export type Embedded = {
-  /** One a text, of length 1; zero for an empty text. */
-  readonly vectors: Float32Array[];
-  /** Of all texts as the encoder cut them. */
-  readonly tokens: number;
-};
+/** The teacher of the static table that ships, and what `/v1/embeddings` runs. */
+export const FULL_ENCODER = 'all-minilm-l6-v2';
+export const FULL_ENCODER_REPOSITORY = 'sentence-transformers/all-MiniLM-L6-v2';
+
+/** Pinned, because the revision of the static table that ships depends on it. */
+export const ENCODER_FILES = [
+  {
+    name: 'model/config.json',
+    bytes: 612,
+    sha256: '953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41',
+  },
+  {
+    name: 'model/tokenizer.json',
+    bytes: 466_247,
+    sha256: 'be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037',
+  },
+  {
+    name: 'model/model.safetensors',
+    bytes: 90_868_376,
+    sha256: '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
+  },
+] as const;
+
+export const encoderFolder = (home: string): string => join(home, 'sources', FULL_ENCODER);
+
+async function isInstalled(folder: string): Promise<boolean> {
+  for (const { name, bytes } of ENCODER_FILES) {
+    const found = await stat(join(folder, basename(name))).catch(() => undefined);
+    if (found?.size !== bytes) return false;
+  }
+  return true;
+}
 
 export type EncoderService = {
   /** What is installed; opens it, so that its revision is that of its weights. */
@@ -27,8 +54,12 @@ export type EncoderService = {
   close(): Promise<void>;
 };
 
-/** Requests at a time: each is bounded in texts, and an edge gives up after half a second anyway. */
-const JOBS_MAX = 64;
+export type Embedded = {
+  /** One a text, of length 1; zero for an empty text. */
+  readonly vectors: Float32Array[];
+  /** Of all texts as the encoder cut them. */
+  readonly tokens: number;
+};
 
 export type EncoderServiceOptions = {
   readonly home: string;
@@ -37,26 +68,26 @@ export type EncoderServiceOptions = {
   readonly onError: (detail: string) => void;
 };
 
-export function createEncoderService(options: EncoderServiceOptions): EncoderService {
-  let opening: Promise<OpenThread> | undefined;
-  const open = async (): Promise<OpenThread | undefined> => {
-    if (opening !== undefined) return await opening;
-    const folder = await installedFullEncoder(options.home);
-    if (folder === undefined) return undefined;
-    // Somebody may have been quicker while the disk was asked.
-    opening ??= openThread(
-      { id: FULL_ENCODER_REPOSITORY, folder, threads: options.threads },
-      options.onError,
-      () => {
+export function createEncoderService({ home, threads, onError }: EncoderServiceOptions): EncoderService {
+  const folder = encoderFolder(home);
+  let opening: Promise<EncoderThread> | undefined;
+  const open = async (): Promise<EncoderThread | undefined> => {
+    // While the disk is asked somebody else may be quicker.
+    if (opening === undefined && !(await isInstalled(folder))) return undefined;
+    if (opening === undefined) {
+      const thread = new EncoderThread({ id: FULL_ENCODER_REPOSITORY, folder, threads }, onError);
+      opening = thread.ready.then(() => thread);
+      // However the thread ends, the next request opens another.
+      void thread.ended.then(() => {
         opening = undefined;
-      },
-    );
+      });
+    }
     return await opening;
   };
   return {
     async installed() {
       const thread = await open();
-      return thread && { id: FULL_ENCODER, spec: thread.spec };
+      return thread && { id: FULL_ENCODER, spec: await thread.ready };
     },
     async embed(name, texts, signal) {
       if (name !== FULL_ENCODER && name !== FULL_ENCODER_REPOSITORY) {
@@ -77,75 +108,84 @@ const notFound = (message: string): MaskrouteError =>
   new MaskrouteError('model_not_found', message, { param: 'model' });
 const failed = (): MaskrouteError => new MaskrouteError('engine_failed', 'The encoder has stopped.');
 
-type OpenThread = {
-  readonly spec: EncoderSpec;
-  embed(texts: readonly string[], signal: AbortSignal): Promise<Embedded>;
-  close(): Promise<void>;
-};
-type Waiting = {
-  resolve(done: Extract<FromEncoder, { type: 'done' }>): void;
-  reject(error: MaskrouteError): void;
-};
+/** Requests at a time: each is bounded in texts, and an edge gives up after half a second anyway. */
+const JOBS_MAX = 64;
 
-/** `onEnd` is called once, however the thread ended; the next request opens another. */
-async function openThread(
-  workerData: EncoderStart,
-  onError: (detail: string) => void,
-  onEnd: () => void,
-): Promise<OpenThread> {
-  const worker = new Worker(new URL('./encoder-thread.ts', import.meta.url), { workerData });
-  const waiting = new Map<number, Waiting>();
-  let jobs = 0;
-  worker.on('error', (error) => onError(error.stack ?? String(error)));
-  worker.on('exit', () => {
-    onEnd();
-    for (const { reject } of waiting.values()) reject(failed());
-    waiting.clear();
-  });
-  const spec = await new Promise<EncoderSpec>((resolve, reject) => {
+type Done = Extract<FromEncoder, { type: 'done' }>;
+
+class EncoderThread {
+  /** Rejects with MaskrouteError `engine_failed` when the thread ends first. */
+  readonly ready: Promise<EncoderSpec>;
+  readonly ended: Promise<void>;
+  readonly #worker: Worker;
+  readonly #onError: (detail: string) => void;
+  readonly #waiting = new Map<number, PromiseWithResolvers<Done>>();
+  #jobs = 0;
+
+  constructor(workerData: EncoderStart, onError: (detail: string) => void) {
+    const worker = new Worker(new URL('./encoder-thread.ts', import.meta.url), { workerData });
+    const opened = Promise.withResolvers<EncoderSpec>();
+    this.ready = opened.promise;
+    this.#worker = worker;
+    this.#onError = onError;
+    worker.on('error', (error) => onError(error.stack ?? String(error)));
     worker.on('message', (message: FromEncoder) => {
-      if (message.type === 'ready') return resolve(message.spec);
-      const job = waiting.get(message.job);
-      waiting.delete(message.job);
-      if (message.type === 'done') return job?.resolve(message);
-      onError(message.detail);
-      job?.reject(failed());
+      if (message.type === 'ready') opened.resolve(message.spec);
+      else this.#settle(message);
     });
-    worker.once('exit', () => reject(failed()));
-  });
-  const post = (message: ToEncoder) => worker.postMessage(message);
-  return {
-    spec,
-    async embed(texts, signal) {
-      if (waiting.size >= JOBS_MAX) {
-        throw new MaskrouteError('queue_full', `${JOBS_MAX} requests for embeddings are waiting already.`);
-      }
-      const job = jobs++;
-      const cancelled = () => {
-        post({ type: 'cancel', job });
-        waiting.get(job)?.reject(new MaskrouteError('cancelled', 'The request was cancelled.'));
-        waiting.delete(job);
+    this.ended = new Promise((resolve) => {
+      worker.on('exit', () => {
+        resolve();
+        opened.reject(failed());
+        for (const { reject } of this.#waiting.values()) reject(failed());
+        this.#waiting.clear();
+      });
+    });
+  }
+
+  #settle(message: Exclude<FromEncoder, { type: 'ready' }>): void {
+    const job = this.#waiting.get(message.job);
+    this.#waiting.delete(message.job);
+    if (message.type === 'done') {
+      job?.resolve(message);
+    } else {
+      this.#onError(message.detail);
+      job?.reject(failed());
+    }
+  }
+
+  async embed(texts: readonly string[], signal: AbortSignal): Promise<Embedded> {
+    if (this.#waiting.size >= JOBS_MAX) {
+      throw new MaskrouteError('queue_full', `${JOBS_MAX} requests for embeddings are waiting already.`);
+    }
+    const job = this.#jobs++;
+    const done = Promise.withResolvers<Done>();
+    const cancel = () => {
+      this.#post({ type: 'cancel', job });
+      this.#waiting.delete(job);
+      done.reject(new MaskrouteError('cancelled', 'The request was cancelled.'));
+    };
+    this.#waiting.set(job, done);
+    this.#post({ type: 'embed', job, texts });
+    signal.addEventListener('abort', cancel, { once: true });
+    if (signal.aborted) cancel();
+    try {
+      const { vectors, tokens } = await done.promise;
+      const { dimensions } = await this.ready;
+      return {
+        vectors: texts.map((_, i) => vectors.subarray(i * dimensions, (i + 1) * dimensions)),
+        tokens,
       };
-      try {
-        const { vectors, tokens } = await new Promise<Extract<FromEncoder, { type: 'done' }>>(
-          (resolve, reject) => {
-            waiting.set(job, { resolve, reject });
-            post({ type: 'embed', job, texts });
-            signal.addEventListener('abort', cancelled, { once: true });
-            if (signal.aborted) cancelled();
-          },
-        );
-        const { dimensions } = spec;
-        return {
-          vectors: texts.map((_, i) => vectors.subarray(i * dimensions, (i + 1) * dimensions)),
-          tokens,
-        };
-      } finally {
-        signal.removeEventListener('abort', cancelled);
-      }
-    },
-    close: async () => {
-      await worker.terminate();
-    },
-  };
+    } finally {
+      signal.removeEventListener('abort', cancel);
+    }
+  }
+
+  #post(message: ToEncoder): void {
+    this.#worker.postMessage(message);
+  }
+
+  async close(): Promise<void> {
+    await this.#worker.terminate();
+  }
 }

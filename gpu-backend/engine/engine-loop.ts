@@ -1,11 +1,10 @@
 /**
  * The loop of the engine's thread: step = schedule → run → update. Plain data goes between the scheduler, which
- * decides, and the runner, which computes; what comes out are events a request.
+ * decides, and the runner, which computes; events of requests come out.
  */
-
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
+import type { EngineEvent, GenerateRequest, ThreadStats, TokenLogprob } from './engine.ts';
 import type { KvCache } from './kv-cache.ts';
 import { PrefixCache } from './prefix-cache.ts';
 import type { Runner } from './runner.ts';
@@ -26,18 +25,6 @@ import {
 export type LoopOutput = {
   event(requestId: string, event: EngineEvent): void;
   failed(requestId: string, error: MaskrouteError): void;
-};
-
-export type LoopStats = {
-  requestsRunning: number;
-  requestsWaiting: number;
-  kvCacheUsage: number;
-  /** Since the epoch, 0 for none: what {@link EngineStats} has the ages of, which grow while the thread computes. */
-  leastRecentStep_ms: number;
-  oldestUnstarted_ms: number;
-  stepsTotal: number;
-  promptTokensTotal: number;
-  generatedTokensTotal: number;
 };
 
 export type LoopLimits = SchedulerLimits & {
@@ -91,7 +78,7 @@ export class EngineLoop {
     }
   }
 
-  /** Its tenant has more in the line than anybody else, who comes with less. */
+  /** Its tenant has most in the line, and a tenant that has less comes. */
   #displace(requestId: string): void {
     this.#sequences.delete(requestId);
     this.#output.failed(requestId, queueFull(this.#limits.waitingMax));
@@ -108,7 +95,7 @@ export class EngineLoop {
     this.#wake?.();
   }
 
-  stats(): LoopStats {
+  stats(): ThreadStats {
     return {
       requestsRunning: this.#scheduler.runningCount,
       requestsWaiting: this.#scheduler.waitingCount,
@@ -120,7 +107,7 @@ export class EngineLoop {
     };
   }
 
-  #oldest(): Pick<LoopStats, 'leastRecentStep_ms' | 'oldestUnstarted_ms'> {
+  #oldest(): Pick<ThreadStats, 'leastRecentStep_ms' | 'oldestUnstarted_ms'> {
     let [step_ms, unstarted_ms] = [Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY];
     for (const { steppedAt_ms, scheduled } of this.#sequences.values()) {
       if (steppedAt_ms === undefined) unstarted_ms = Math.min(unstarted_ms, scheduled.arrivedAt_ms);

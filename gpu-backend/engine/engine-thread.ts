@@ -1,10 +1,46 @@
-/** Entry point of the engine's worker thread: wires the runner and the loop to the messages of the main thread. */
+/**
+ * The engine's worker thread: what the main thread and it say to each other (structured clones, so plain data only), and
+ * the runner and the loop behind it.
+ */
 import { parentPort, workerData } from 'node:worker_threads';
-import type { MaskrouteError } from '../../shared/wire/errors.ts';
-import { EngineLoop } from './engine-loop.ts';
+import type { SurrogatesId } from '../../shared/mask/mask.ts';
+import type { ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
+import type { ModelConfig } from '../model/model-source.ts';
+import { type EngineEvent, type GenerateRequest, writeStats } from './engine.ts';
+import { EngineLoop, type LoopLimits } from './engine-loop.ts';
 import { openRunner } from './runner.ts';
-import type { FromThread, ThreadError, ThreadStart, ToThread } from './thread-messages.ts';
-import { writeStats } from './thread-messages.ts';
+
+export type ThreadStart = {
+  readonly modelDir: string;
+  readonly config: ModelConfig;
+  readonly surrogates: SurrogatesId | undefined;
+  readonly threads: number;
+  readonly limits: LoopLimits;
+  /** Statistics, written after every step. */
+  readonly stats: SharedArrayBuffer;
+};
+
+export type ToThread =
+  | { readonly type: 'generate'; readonly request: GenerateRequest }
+  | { readonly type: 'cancel'; readonly requestId: string }
+  /** Answered with `pong` between two steps: a thread that does not answer is stuck in a step. */
+  | { readonly type: 'ping' }
+  | { readonly type: 'close' };
+
+/** A `MaskrouteError` as plain data; `detail`: the stack of its cause, for the log. */
+export type ThreadError = {
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly param: string | null;
+  readonly retryAfter_s: number | undefined;
+  readonly detail: string;
+};
+
+export type FromThread =
+  | { readonly type: 'ready' }
+  | { readonly type: 'pong' }
+  | { readonly type: 'event'; readonly requestId: string; readonly event: EngineEvent }
+  | { readonly type: 'failed'; readonly requestId: string; readonly error: ThreadError };
 
 const start = workerData as ThreadStart;
 const port = parentPort!;

@@ -1,16 +1,27 @@
 /**
- * Masks by id. An id that is not in memory or on disk is fetched once from the edge, checked against its
- * content address, and kept. What comes from outside is never trusted: the id is recomputed every time.
+ * The mask that a request asks for: by id, or written out. An id that is not in memory or on disk is fetched once from the
+ * edge, checked against its content address, and kept. What comes from outside is never trusted: the id is recomputed every
+ * time.
  */
-import { randomBytes } from 'node:crypto';
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { LRUCache } from 'lru-cache';
 import type { Mask, MaskId, ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
-import { DENSE_MASK_ID, denseMask, maskFromBits, maskId, withSurrogates } from '../../shared/mask/mask.ts';
+import {
+  DENSE_MASK_ID,
+  denseMask,
+  maskFromBits,
+  maskFromSkippedLayers,
+  maskId,
+  withSurrogates,
+} from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { MaskField } from '../../shared/wire/openai.ts';
 import type { MaskRecord } from '../../shared/wire/protocol.ts';
 import { internalMaskPath, maskRecordSchema } from '../../shared/wire/protocol.ts';
 import { createSigner, type SignFor } from '../../shared/wire/service-token.ts';
+import { writeWhole } from '../files.ts';
+import type { EngineModel } from './engine.ts';
 
 const FETCH_TIMEOUT_ms = 3000;
 const RECORD_BYTES_MAX = 8192;
@@ -24,16 +35,17 @@ export type MaskRegistry = {
   /**
    * `edge`: the address to ask when none was configured here: what the caller's signed token says. The edge's operator
    * configured it there, and what is sent there is good at that address alone, so it needs no second configuration.
-   * Rejects with MaskrouteError `unknown_mask`, `mask_model_mismatch`, or `configuration_unavailable` when
-   * the edge could not be asked.
+   * Rejects with MaskrouteError `unknown_mask`, `mask_model_mismatch`, or `configuration_unavailable` when the edge could
+   * not be asked; of a mask that is written out, `invalid_request` when a layer lies outside the model, or
+   * `surrogates_mismatch`.
    */
-  resolve(id: MaskId, edge: string | undefined): Promise<Mask>;
+  resolve(mask: MaskField, edge: string | undefined): Promise<Mask>;
 };
 
 export type MaskRegistryOptions = {
   /** `MASKROUTE_HOME/masks`; made when the first mask is kept. */
   readonly folder: string;
-  readonly model: { readonly hash: ModelHash; readonly blockCount: number };
+  readonly model: Pick<EngineModel, 'hash' | 'blockCount' | 'surrogates'>;
   /** Signs the token with which the edge is asked; the key itself is sent nowhere. */
   readonly backendKey: string;
   /** Wins over the edge that a token names. */
@@ -43,26 +55,27 @@ export type MaskRegistryOptions = {
 
 export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
   const sign = createSigner(options.backendKey);
-  const known = new Map<MaskId, MaskRecord>();
+  const known = new LRUCache<MaskId, MaskRecord>({ max: IN_MEMORY_MAX });
   const inFlight = new Map<string, Promise<MaskRecord>>();
-  const refusals = new Map<string, { readonly error: MaskrouteError; readonly until_ms: number }>();
+  const refusals = new LRUCache<string, MaskrouteError>({ max: IN_MEMORY_MAX });
 
   async function find(id: MaskId, edge: string | undefined): Promise<MaskRecord> {
     const record = (await readKept(options, id)) ?? (await fetchRecord(options, sign, id, edge));
-    remember(known, id, record, IN_MEMORY_MAX);
+    known.set(id, record);
     return record;
   }
 
   function findOnce(id: MaskId, edge: string | undefined): Promise<MaskRecord> {
     const key = `${id} ${edge}`;
     const refusal = refusals.get(key);
-    if (refusal !== undefined && refusal.until_ms > Date.now()) return Promise.reject(refusal.error);
+    if (refusal !== undefined) return Promise.reject(refusal);
     const running = inFlight.get(key);
     if (running !== undefined) return running;
     const search = find(id, edge)
       .catch((error: MaskrouteError) => {
-        const for_ms = error.code === 'unknown_mask' ? UNKNOWN_FOR_ms : UNREACHABLE_FOR_ms;
-        remember(refusals, key, { error, until_ms: Date.now() + for_ms }, IN_MEMORY_MAX);
+        refusals.set(key, error, {
+          ttl: error.code === 'unknown_mask' ? UNKNOWN_FOR_ms : UNREACHABLE_FOR_ms,
+        });
         throw error;
       })
       .finally(() => inFlight.delete(key));
@@ -71,7 +84,9 @@ export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
   }
 
   return {
-    async resolve(id, tokenEdge) {
+    async resolve(field, tokenEdge) {
+      if (typeof field !== 'string') return inlineMask(options.model, field);
+      const id = field as MaskId;
       if (id === DENSE_MASK_ID) return denseMask(options.model.blockCount);
       const record = known.get(id) ?? (await findOnce(id, options.edgeUrl ?? tokenEdge));
       if (record.modelHash !== options.model.hash || record.blockCount !== options.model.blockCount) {
@@ -84,11 +99,20 @@ export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
   };
 }
 
-/** Bounded: the entry that was added first goes. */
-function remember<Key, Value>(map: Map<Key, Value>, key: Key, value: Value, countMax: number): void {
-  map.delete(key);
-  if (map.size >= countMax) map.delete(map.keys().next().value as Key);
-  map.set(key, value);
+/** `surrogate: true` means the surrogates of the table that the served model has. */
+function inlineMask(
+  { blockCount, surrogates }: MaskRegistryOptions['model'],
+  field: Exclude<MaskField, string>,
+): Mask {
+  if (field.surrogate && surrogates === undefined) {
+    const message = 'This model has no surrogates: ask for "surrogate": false.';
+    throw new MaskrouteError('surrogates_mismatch', message, { param: 'mask.surrogate' });
+  }
+  try {
+    return withSurrogates(maskFromSkippedLayers(blockCount, field), field.surrogate ? surrogates : null);
+  } catch (error) {
+    throw new MaskrouteError('invalid_request', `mask: ${(error as Error).message}.`, { param: 'mask' });
+  }
 }
 
 /** @throws Error with the reason when the text is no record of this id. */
@@ -180,16 +204,13 @@ async function readBounded(response: Response): Promise<string> {
   return text;
 }
 
-/** Atomic: a reader, or a start after a kill, sees the whole file or none. A full disk costs a fetch later. */
+/** A full disk costs a fetch later. */
 async function keep(options: MaskRegistryOptions, id: MaskId, record: MaskRecord): Promise<void> {
   const path = keptPath(options, id);
-  const partial = `${path}.${randomBytes(6).toString('hex')}.partial`;
   try {
     await mkdir(options.folder, { recursive: true });
-    await writeFile(partial, `${JSON.stringify(record)}\n`);
-    await rename(partial, path);
+    await writeWhole(path, `${JSON.stringify(record)}\n`);
   } catch (error) {
     options.warn('a mask could not be kept on disk', { path, reason: (error as Error).message });
-    await rm(partial, { force: true }).catch(() => {});
   }
 }

@@ -1,6 +1,6 @@
 /**
- * Prompts that begin as one that was computed already, the turns of a conversation or a shared system prompt, take its
- * K and V over instead of computing them.
+ * A prompt that begins as an earlier one did (the turns of a conversation, a shared system prompt) takes its K and V over
+ * instead of computing them.
  *
  * K and V depend on the blocks that ran and on what stood in for the others, so only a prompt under the same mask can
  * use them; and how soon an answer comes would tell one tenant what another one asked, so only the same tenant's. What
@@ -98,7 +98,7 @@ export class PrefixCache {
     return free.map((prefix) => prefix.cache);
   }
 
-  /** Those that can stay beside the one that is added; undefined when that one has to give way itself. */
+  /** The prefixes that can stay beside the added one; undefined when the added one has to give way itself. */
   #fitting(kept: readonly Prefix[], added: Prefix): Prefix[] | undefined {
     const stay = [...kept];
     for (;;) {
@@ -109,7 +109,7 @@ export class PrefixCache {
       if (all <= this.#tokensMax) return stay;
       const most = Math.max(...tokens.values());
       const isIdle = ({ usedAt_ms }: Prefix) => added.usedAt_ms - usedAt_ms > IDLE_ms;
-      // Of several that have most, the one who comes with more.
+      // Where several tenants have most, the tenant that adds loses.
       const loses = ({ tenant }: Prefix) =>
         tokens.get(added.tenant) === most ? tenant === added.tenant : tokens.get(tenant) === most;
       const idle = stay.findIndex(isIdle);

@@ -4,9 +4,9 @@
  *
  * There is no prefill or decode phase (as in vLLM v1): a request has tokens, some of them computed, and every
  * step brings the computed ones closer to all. Tenants take turns, one turn a step, and so do a tenant's requests among
- * themselves: a long prompt delays the others by one chunk and no more, and many requests of one tenant cost another
- * no more than one would. A step that takes as long as several, far into a long prompt or with its tokens scored, counts
- * as so many turns: a short answer waits for it once, and not before each of its tokens. Chunks start at multiples of
+ * themselves: a long prompt delays the others by one chunk and no more, and a tenant with many requests delays another
+ * tenant as little as with one. A step that takes as long as several, far into a long prompt or with its tokens scored,
+ * counts as so many turns: a short answer waits for it once, and not before each of its tokens. Chunks start at multiples of
  * the chunk size, whatever else runs: a request's result never depends on its neighbours.
  *
  * Everybody's wait is bounded, whoever else comes and goes:
@@ -38,14 +38,14 @@ export type ScheduledRequest = {
   /** The most tokens its cache may come to hold: reserved when it starts, so it never has to stop half-way. */
   readonly cacheTokens: number;
   readonly arrivedAt_ms: number;
-  /** When the answer began that it is part of. */
+  /** When the whole answer began; the request may be a late choice of it. */
   readonly answerSince_ms: number;
   /** Prompt and generated tokens so far. */
   tokenCount: number;
   computedCount: number;
 };
 
-/** Of the running places: whoever comes later finds one, though a tenant's answers are long. */
+/** A tenant's share of the running places: whoever comes later finds a place, though a tenant's answers are long. */
 const TENANT_SHARE_MAX = 3 / 4;
 
 /** What a step of a full chunk takes at a prompt's start, on two cores: all that is shorter is one turn as well. */
@@ -61,9 +61,9 @@ export class Scheduler {
   readonly #waiting: ScheduledRequest[] = [];
   readonly #running: ScheduledRequest[] = [];
   readonly #tenants = new Turns<string>();
-  /** Of each tenant that runs, its requests' turns among themselves. */
+  /** The turns of each running tenant's requests among themselves. */
   readonly #own = new Map<string, Turns<ScheduledRequest>>();
-  /** Of tenants in the waiting line, how many later requests of others went past since their own last one went in. */
+  /** How many later requests of others went past each waiting tenant since its own last request went in. */
   readonly #passedBy = new Map<string, number>();
 
   constructor(limits: SchedulerLimits) {
@@ -86,9 +86,9 @@ export class Scheduler {
   }
 
   /**
-   * In a full line a request takes the place of the newest one of the tenants that have most there, which is returned.
-   * @throws MaskrouteError `queue_full` when that would be itself, or `context_length_exceeded` for one that could never
-   * fit.
+   * In a full line a request takes the place of the newest request of the tenants that have most there, which is
+   * returned. @throws MaskrouteError `queue_full` when the newest is this request itself, or `context_length_exceeded` when
+   * it could never fit.
    */
   add(request: ScheduledRequest): ScheduledRequest | undefined {
     const { waitingMax, cacheTokensMax } = this.#limits;
@@ -178,7 +178,7 @@ export class Scheduler {
     step.request.computedCount += step.tokens;
   }
 
-  /** After a step, also one that failed, was cancelled or was the request's last: what it took of everybody's time. */
+  /** After every step, also when it failed, was cancelled or was the request's last: what it took of everybody's time. */
   charge(request: ScheduledRequest, took_ms: number): void {
     const turns = Math.min(Math.max(1, Math.round(took_ms / TURN_ms)), STEP_TURNS_MAX);
     this.#tenants.charge(request.tenant, turns);
@@ -228,8 +228,8 @@ export class Scheduler {
   }
 
   /**
-   * The first request of the tenant that was passed by as many as there are places; else of the tenants with fewest
-   * requests running, the one that has waited longest.
+   * The first request of a tenant that was passed by as many as there are places; else the request that has waited
+   * longest, among those of the tenants with fewest requests running.
    */
   #nextWaiting(): ScheduledRequest | undefined {
     const eligible = this.#eligible();

@@ -1,5 +1,4 @@
 /** One request while it runs: its tokens, its cache, and what is counted of it. */
-
 import { seededRandom } from '../random.ts';
 import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
 import type { KvCache } from './kv-cache.ts';

@@ -4,76 +4,20 @@ import { Worker } from 'node:worker_threads';
 import type { ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ModelConfig } from '../model/model-source.ts';
-import type { Engine, EngineEvent, GenerateRequest } from './engine.ts';
-import type { LoopLimits } from './engine-loop.ts';
-import { PREFIX_TOKENS_MAX } from './prefix-cache.ts';
 import {
-  type FromThread,
+  type Engine,
+  type EngineEvent,
+  type EngineModel,
+  type EngineStats,
+  type GenerateRequest,
   newSharedStats,
   readStats,
-  type ThreadError,
-  type ThreadStart,
-  type ToThread,
-} from './thread-messages.ts';
+} from './engine.ts';
+import type { LoopLimits } from './engine-loop.ts';
+import type { FromThread, ThreadError, ThreadStart, ToThread } from './engine-thread.ts';
+import { PREFIX_TOKENS_MAX } from './prefix-cache.ts';
 
-/** Events pushed on one side, iterated on the other. It holds at most one request's tokens, so it needs no bound. */
-class EventQueue<T> implements AsyncIterable<T> {
-  readonly #events: T[] = [];
-  #error: unknown;
-  #failed = false;
-  #wake: (() => void) | undefined;
-
-  push(event: T): void {
-    this.#events.push(event);
-    this.#wake?.();
-  }
-
-  /** Ends the iteration with `error`, after what was pushed before. */
-  fail(error: unknown): void {
-    this.#failed = true;
-    this.#error = error;
-    this.#wake?.();
-  }
-
-  async *[Symbol.asyncIterator](): AsyncGenerator<T> {
-    for (;;) {
-      while (this.#events.length > 0) yield this.#events.shift()!;
-      if (this.#failed) throw this.#error;
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
-      this.#wake = undefined;
-    }
-  }
-}
-
-/*
- * Whether a thread still answers. It is asked by whoever looks, so an engine that nobody looks at pays nothing; a thread
- * that is stuck in native code throws nothing and ends nothing, and is known by its silence alone.
- */
-
-type Pulse = {
-  /** How long the thread has owed an answer, in ms; 0 when it owed none, and then it is asked again. */
-  silence_ms(): number;
-  answered(): void;
-};
-
-export function createPulse(ask: () => void, now_ms: () => number = () => performance.now()): Pulse {
-  let askedAt_ms: number | undefined;
-  return {
-    silence_ms() {
-      if (askedAt_ms !== undefined) return now_ms() - askedAt_ms;
-      askedAt_ms = now_ms();
-      ask();
-      return 0;
-    },
-    answered() {
-      askedAt_ms = undefined;
-    },
-  };
-}
-
-type EngineOptions = {
+export type EngineOptions = {
   readonly modelDir: string;
   readonly hash: ModelHash;
   readonly config: ModelConfig;
@@ -95,8 +39,9 @@ const QUEUE_TIMEOUT_ms = 30_000;
  */
 const CHUNK_TOKENS = 128;
 
+/** Rejects with MaskrouteError `engine_failed` when the model cannot be opened. */
 export async function createEngine(options: EngineOptions): Promise<Engine> {
-  const { config } = options;
+  const { modelDir, config, surrogates } = options;
   const limits: LoopLimits = {
     runningMax: RUNNING_MAX,
     waitingMax: WAITING_MAX,
@@ -108,123 +53,184 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   };
   const threads = options.threads ?? availableParallelism();
   const stats = newSharedStats();
-  const { modelDir, surrogates } = options;
   const workerData: ThreadStart = { modelDir, config, surrogates, threads, limits, stats };
   const worker = new Worker(new URL('./engine-thread.ts', import.meta.url), {
     workerData,
     resourceLimits: { maxYoungGenerationSizeMb: 2 },
   });
-  const queues = new Map<string, EventQueue<EngineEvent>>();
-  const state: { failure: MaskrouteError | undefined } = { failure: undefined };
-
-  const post = (message: ToThread) => worker.postMessage(message);
-  const pulse = createPulse(() => post({ type: 'ping' }));
-  worker.on('message', (message: FromThread) => receive(message, queues, pulse, options.onError));
-  const exited = new Promise<void>((resolve) => worker.once('exit', () => resolve()));
-  const stop = (detail: string) => {
-    state.failure ??= new MaskrouteError('engine_failed', 'The engine has stopped.');
-    if (queues.size > 0 || detail !== '') options.onError?.(detail);
-    for (const queue of queues.values()) queue.fail(state.failure);
-    queues.clear();
-  };
-  worker.on('error', (error) => stop(error.stack ?? String(error)));
-  worker.on('exit', () => stop(''));
+  const engine = new ThreadEngine(worker, options, limits.waitingMax, new Float64Array(stats));
   await ready(worker);
+  return engine;
+}
 
-  const shared = new Float64Array(stats);
-  return {
-    model: {
-      hash: options.hash,
+/** Resolves with the thread's first message. */
+function ready(worker: Worker): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const failed = (message: string, cause?: Error) =>
+      reject(new MaskrouteError('engine_failed', message, { cause }));
+    worker.once('message', () => resolve());
+    worker.once('error', (error) => failed(`The engine did not start: ${error.message}`, error));
+    worker.once('exit', (code) => failed(`The engine's thread ended with code ${code}.`));
+  });
+}
+
+class ThreadEngine implements Engine {
+  readonly model: EngineModel;
+  failure: MaskrouteError | undefined;
+  readonly #worker: Worker;
+  readonly #onError: ((detail: string) => void) | undefined;
+  readonly #queueCapacity: number;
+  readonly #stats: Float64Array;
+  readonly #exited: Promise<void>;
+  readonly #pulse = new Pulse(() => this.#post({ type: 'ping' }));
+  /** The events of each request that runs. */
+  readonly #queues = new Map<string, EventQueue<EngineEvent>>();
+
+  constructor(worker: Worker, options: EngineOptions, queueCapacity: number, stats: Float64Array) {
+    const { hash, config, surrogates } = options;
+    this.model = {
+      hash,
       blockCount: 2 * config.layerCount,
       contextTokens: config.contextTokens,
       vocabularySize: config.vocabularySize,
-      ...(options.surrogates === undefined ? {} : { surrogates: options.surrogates }),
-    },
-    generate: (request, signal) => generate(request, signal, queues, state, post),
-    stats: () => {
-      const { leastRecentStep_ms, oldestUnstarted_ms, ...counts } = readStats(shared);
-      const [stepAge_ms, queueAge_ms] = [age_ms(leastRecentStep_ms), age_ms(oldestUnstarted_ms)];
-      return { ...counts, queueCapacity: limits.waitingMax, stepAge_ms, queueAge_ms };
-    },
-    get failure() {
-      return state.failure;
-    },
-    silence_ms: pulse.silence_ms,
-    close: async () => {
-      post({ type: 'close' });
-      await exited;
-    },
-  };
+      ...(surrogates === undefined ? {} : { surrogates }),
+    };
+    this.#worker = worker;
+    this.#onError = options.onError;
+    this.#queueCapacity = queueCapacity;
+    this.#stats = stats;
+    worker.on('message', (message: FromThread) => this.#receive(message));
+    worker.on('error', (error) => this.#fail(error.stack ?? String(error)));
+    worker.on('exit', () => this.#fail(''));
+    this.#exited = new Promise((resolve) => worker.once('exit', () => resolve()));
+  }
+
+  async *generate(request: GenerateRequest, signal: AbortSignal): AsyncGenerator<EngineEvent> {
+    if (this.failure !== undefined) throw this.failure;
+    const { requestId } = request;
+    const queue = new EventQueue<EngineEvent>();
+    const cancel = () => this.#post({ type: 'cancel', requestId });
+    this.#queues.set(requestId, queue);
+    this.#post({ type: 'generate', request });
+    if (signal.aborted) cancel();
+    signal.addEventListener('abort', cancel, { once: true });
+    let finished = false;
+    try {
+      for await (const event of queue) {
+        finished = event.type === 'finished';
+        yield event;
+        if (finished) return;
+      }
+    } finally {
+      signal.removeEventListener('abort', cancel);
+      this.#queues.delete(requestId);
+      if (!finished) cancel();
+    }
+  }
+
+  stats(): EngineStats {
+    const { leastRecentStep_ms, oldestUnstarted_ms, ...counts } = readStats(this.#stats);
+    const [stepAge_ms, queueAge_ms] = [age_ms(leastRecentStep_ms), age_ms(oldestUnstarted_ms)];
+    return { ...counts, queueCapacity: this.#queueCapacity, stepAge_ms, queueAge_ms };
+  }
+
+  silence_ms(): number {
+    return this.#pulse.silence_ms();
+  }
+
+  async close(): Promise<void> {
+    this.#post({ type: 'close' });
+    await this.#exited;
+  }
+
+  #post(message: ToThread): void {
+    this.#worker.postMessage(message);
+  }
+
+  #receive(message: FromThread): void {
+    switch (message.type) {
+      case 'ready':
+        return;
+      case 'pong':
+        this.#pulse.answered();
+        return;
+      case 'event':
+        this.#queues.get(message.requestId)?.push(message.event);
+        return;
+      case 'failed':
+        if (message.error.detail !== '') this.#onError?.(message.error.detail);
+        this.#queues.get(message.requestId)?.fail(fromThread(message.error));
+    }
+  }
+
+  /** The thread is gone, and with it what ran. */
+  #fail(detail: string): void {
+    this.failure ??= new MaskrouteError('engine_failed', 'The engine has stopped.');
+    if (this.#queues.size > 0 || detail !== '') this.#onError?.(detail);
+    for (const queue of this.#queues.values()) queue.fail(this.failure);
+    this.#queues.clear();
+  }
 }
 
 /** Threads have clocks of their own, which agree to some milliseconds. */
 const age_ms = (since_ms: number): number =>
   since_ms === 0 ? 0 : Math.max(0, performance.timeOrigin + performance.now() - since_ms);
 
-async function* generate(
-  request: GenerateRequest,
-  signal: AbortSignal,
-  queues: Map<string, EventQueue<EngineEvent>>,
-  state: { readonly failure: MaskrouteError | undefined },
-  post: (message: ToThread) => void,
-): AsyncGenerator<EngineEvent> {
-  if (state.failure !== undefined) throw state.failure;
-  const { requestId } = request;
-  const queue = new EventQueue<EngineEvent>();
-  const cancel = () => post({ type: 'cancel', requestId });
-  queues.set(requestId, queue);
-  post({ type: 'generate', request });
-  if (signal.aborted) cancel();
-  signal.addEventListener('abort', cancel, { once: true });
-  let finished = false;
-  try {
-    for await (const event of queue) {
-      finished = event.type === 'finished';
-      yield event;
-      if (finished) return;
-    }
-  } finally {
-    signal.removeEventListener('abort', cancel);
-    queues.delete(requestId);
-    if (!finished) cancel();
-  }
-}
-
-function receive(
-  message: FromThread,
-  queues: Map<string, EventQueue<EngineEvent>>,
-  pulse: Pulse,
-  onError: ((detail: string) => void) | undefined,
-): void {
-  switch (message.type) {
-    case 'ready':
-      return;
-    case 'pong':
-      pulse.answered();
-      return;
-    case 'event':
-      queues.get(message.requestId)?.push(message.event);
-      return;
-    case 'failed':
-      if (message.error.detail !== '') onError?.(message.error.detail);
-      queues.get(message.requestId)?.fail(fromWire(message.error));
-  }
-}
-
-const fromWire = ({ code, message, param, retryAfter_s }: ThreadError): MaskrouteError =>
+const fromThread = ({ code, message, param, retryAfter_s }: ThreadError): MaskrouteError =>
   new MaskrouteError(code, message, { param, ...(retryAfter_s === undefined ? {} : { retryAfter_s }) });
 
-/** Resolves with the thread's first message; rejects when the model cannot be opened. */
-function ready(worker: Worker): Promise<void> {
-  return new Promise((resolve, reject) => {
-    worker.once('message', () => resolve());
-    worker.once('error', (error) =>
-      reject(
-        new MaskrouteError('engine_failed', `The engine did not start: ${error.message}`, { cause: error }),
-      ),
-    );
-    worker.once('exit', (code) =>
-      reject(new MaskrouteError('engine_failed', `The engine's thread ended with code ${code}.`)),
-    );
-  });
+/** Events pushed on one side, iterated on the other. It holds at most one request's tokens, so it needs no bound. */
+class EventQueue<T> implements AsyncIterable<T> {
+  readonly #events: T[] = [];
+  #error: MaskrouteError | undefined;
+  #wake: (() => void) | undefined;
+
+  push(event: T): void {
+    this.#events.push(event);
+    this.#wake?.();
+  }
+
+  /** Ends the iteration with `error`, after what was pushed before. */
+  fail(error: MaskrouteError): void {
+    this.#error = error;
+    this.#wake?.();
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<T> {
+    for (;;) {
+      while (this.#events.length > 0) yield this.#events.shift()!;
+      if (this.#error !== undefined) throw this.#error;
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+      this.#wake = undefined;
+    }
+  }
+}
+
+/**
+ * Whether a thread still answers. It is asked by whoever looks, so an engine that nobody looks at pays nothing; a thread
+ * that is stuck in native code throws nothing and ends nothing, and is known by its silence alone.
+ */
+export class Pulse {
+  readonly #ask: () => void;
+  readonly #now_ms: () => number;
+  #askedAt_ms: number | undefined;
+
+  constructor(ask: () => void, now_ms: () => number = () => performance.now()) {
+    this.#ask = ask;
+    this.#now_ms = now_ms;
+  }
+
+  /** How long the thread has owed an answer, in ms; 0 when it owed none, and then it is asked again. */
+  silence_ms(): number {
+    if (this.#askedAt_ms !== undefined) return this.#now_ms() - this.#askedAt_ms;
+    this.#askedAt_ms = this.#now_ms();
+    this.#ask();
+    return 0;
+  }
+
+  answered(): void {
+    this.#askedAt_ms = undefined;
+  }
 }

@@ -2,8 +2,8 @@
 import { randomUUID } from 'node:crypto';
 import { connect, type Socket } from 'node:net';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { createUsedTokens } from '../../../gpu-backend/api/auth.ts';
-import type { ApiLimits } from '../../../gpu-backend/api/served-model.ts';
+import { UsedTokens } from '../../../gpu-backend/api/auth.ts';
+import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import type { TestServer } from './harness.ts';
 import { AUDIENCE, BACKEND_KEY, eventually, METRICS_KEY, serveModel } from './harness.ts';
@@ -371,7 +371,7 @@ describe('paths, methods and callers', () => {
   });
 
   it('remembers used tokens as long as they live, and never more than so many', () => {
-    const used = createUsedTokens(3);
+    const used = new UsedTokens(3);
     expect([used.use('a', 10, 0), used.use('a', 10, 5), used.use('b', 20, 5)]).toEqual([true, false, true]);
     expect(used.use('a', 30, 11)).toBe(true);
     for (const nonce of ['c', 'd', 'e']) used.use(nonce, 99, 12);

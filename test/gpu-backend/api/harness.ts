@@ -4,15 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import OpenAI from 'openai';
 import { pino } from 'pino';
-import { createRecentAnswers } from '../../../gpu-backend/api/answer-record.ts';
-import { createAuthenticator, createScraperCheck } from '../../../gpu-backend/api/auth.ts';
-import { createBodies } from '../../../gpu-backend/api/body.ts';
-import { createMetrics } from '../../../gpu-backend/api/metrics.ts';
-import type { ApiLimits, ServedModel } from '../../../gpu-backend/api/served-model.ts';
-import { DEFAULT_LIMITS } from '../../../gpu-backend/api/served-model.ts';
-import type { RunningServer } from '../../../gpu-backend/api/server.ts';
-import { createLifecycle, startServer } from '../../../gpu-backend/api/server.ts';
-import { createRecentMasks } from '../../../gpu-backend/api/what-is-served.ts';
+import { type ApiLimits, DEFAULT_LIMITS, type ServedModel } from '../../../gpu-backend/api/parts.ts';
+import { type RunningServer, startServer } from '../../../gpu-backend/api/server.ts';
 import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { createMaskRegistry } from '../../../gpu-backend/engine/mask-registry.ts';
 import type { Jobs } from '../../../gpu-backend/jobs/job-queue.ts';
@@ -55,8 +48,6 @@ export async function serveModel(
       },
     },
   );
-  const lifecycle = createLifecycle();
-  const allLimits: ApiLimits = { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits };
   const encoders = createEncoderService({
     home: testHome,
     threads: 1,
@@ -72,16 +63,10 @@ export async function serveModel(
         edgeUrl: undefined,
         warn: (message, detail) => log.warn(detail, message),
       }),
-      authenticate: await createAuthenticator(BACKEND_KEY, { audience }),
-      expectScraper: createScraperCheck(BACKEND_KEY, more.metricsKey),
-      metrics: createMetrics(model.engine, model.name),
-      recent: createRecentAnswers(),
-      lifecycle,
-      bodies: createBodies(allLimits, lifecycle.stopping),
       encoders,
       jobs,
-      recentMasks: createRecentMasks(),
-      limits: allLimits,
+      keys: { backendKey: BACKEND_KEY, metricsKey: more.metricsKey, audience },
+      limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
       log,
     },
     { port: 0, hostname: '127.0.0.1' },
@@ -108,7 +93,7 @@ export async function serveModel(
 /** Waits until `condition` holds. @throws Error after `limit_ms`. */
 export async function eventually(
   condition: () => boolean | Promise<boolean>,
-  limit_ms = 2000,
+  limit_ms = 10_000,
 ): Promise<void> {
   const until = Date.now() + limit_ms;
   while (!(await condition())) {

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Worker } from 'node:worker_threads';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { createEngine, createPulse } from '../../../gpu-backend/engine/start-engine.ts';
+import { createEngine, Pulse } from '../../../gpu-backend/engine/start-engine.ts';
 import { emitModel } from '../../../gpu-backend/model/emit.ts';
 import type { ModelHash } from '../../../shared/mask/mask.ts';
 import { randomLlama } from '../../support/random-llama.ts';
@@ -103,7 +103,7 @@ it('a server that drains is well, and not ready', async () => {
 
 it('a thread is asked once, and its silence counts from then on', () => {
   let [now_ms, asked] = [0, 0];
-  const pulse = createPulse(
+  const pulse = new Pulse(
     () => asked++,
     () => now_ms,
   );

@@ -39,6 +39,8 @@ beforeAll(async () => {
     port: 0,
     backendKey: BACKEND_KEY,
     log: pino({ level: 'silent' }),
+    // However slow the machine is: an answer's first event comes before its status.
+    limits: { commit_ms: 60_000 },
     // Other tests run beside this one; threads that wait for each other would crawl.
     threads: 1,
   });
@@ -327,7 +329,8 @@ describe('clients that leave', () => {
     leave.abort();
     await left();
     expect(await pending).toBeInstanceOf(OpenAI.APIUserAbortError);
-    expect(performance.now() - before).toBeLessThan(1500);
+    // An answer that goes on fills the context, which takes far longer.
+    expect(performance.now() - before).toBeLessThan(15_000);
   });
 
   it('do not exist for prompts of 100,000 tokens: those are refused at once', async () => {

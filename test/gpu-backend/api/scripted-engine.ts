@@ -3,7 +3,7 @@
  * engine's contract (bounded line, cancellation within a step, one `finished` event), and no more.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { ServedModel, TokenText } from '../../../gpu-backend/api/served-model.ts';
+import type { ServedModel, TokenText } from '../../../gpu-backend/api/parts.ts';
 import type {
   Engine,
   EngineEvent,

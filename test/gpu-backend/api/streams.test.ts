@@ -1,7 +1,7 @@
 /** Streams that go wrong: clients that leave or do not read, engines that are slow, full or broken, a stop. */
 import { connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
-import type { ApiLimits } from '../../../gpu-backend/api/served-model.ts';
+import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
 import type { Script } from './scripted-engine.ts';

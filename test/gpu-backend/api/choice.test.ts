@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest';
-import { createStopMatcher } from '../../../gpu-backend/api/choice.ts';
+import { StopMatcher } from '../../../gpu-backend/api/choice.ts';
 
 function run(pieces: readonly string[], stops: readonly string[]) {
-  const matcher = createStopMatcher(stops);
+  const matcher = new StopMatcher(stops);
   let text = '';
   for (const piece of pieces) {
     const result = matcher.push(piece);
@@ -14,7 +14,7 @@ function run(pieces: readonly string[], stops: readonly string[]) {
 
 describe('stop strings', () => {
   it('are found across pieces and never shown in part', () => {
-    const matcher = createStopMatcher(['\n\nQ:']);
+    const matcher = new StopMatcher(['\n\nQ:']);
     expect(matcher.push('yes\n')).toEqual({ text: 'yes', stopped: false });
     expect(matcher.push('\n')).toEqual({ text: '', stopped: false });
     expect(matcher.push('Q')).toEqual({ text: '', stopped: false });
