@@ -4,13 +4,12 @@
  * name begins with a dot are work under way or left by a killed import, and nobody reads them.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { openRegular } from '../files.ts';
+import { openRegular, readJson, tryLock } from '../files.ts';
 import { corruptModel, type ModelManifest, modelManifestSchema } from './model-source.ts';
 
 export const MANIFEST_FILE = 'model.json';
@@ -140,8 +139,7 @@ async function readManifest(folder: string): Promise<ModelManifest> {
   const path = join(folder, MANIFEST_FILE);
   let json: unknown;
   try {
-    if ((await stat(path)).size > MANIFEST_BYTES_MAX) throw new Error('it is far too large');
-    json = JSON.parse(await readFile(path, 'utf8'));
+    json = await readJson(path, MANIFEST_BYTES_MAX, (reason) => new Error(`it ${reason}`));
   } catch (error) {
     throw corruptModel(`${path} cannot be read (${(error as Error).message})`, error);
   }
@@ -178,12 +176,8 @@ async function readdirOrNone(path: string): Promise<string[]> {
   }
 }
 
-/*
- * One import at a time. The lock is an exclusive SQLite transaction: the operating system lets go of it with the
- * process, so a killed import never locks the next one out, and no process id is ever guessed about.
- */
+/* One import at a time. */
 
-const SQLITE_BUSY = 5;
 const POLL_ms = 250;
 
 /** Runs `work` alone; waits for another import as long as it takes, saying so once through `onWait`. */
@@ -194,24 +188,15 @@ export async function withStoreLock<T>(
 ): Promise<T> {
   const models = modelsFolder(home);
   await mkdir(models, { recursive: true });
-  const database = new DatabaseSync(join(models, '.lock'), { timeout: 0 });
+  const take = () => tryLock(join(models, '.lock'));
+  let unlock = take();
+  if (unlock === undefined) options.onWait();
+  for (; unlock === undefined; unlock = take()) {
+    await sleep(POLL_ms, undefined, options.signal ? { signal: options.signal } : {});
+  }
   try {
-    for (let waited = false; !tryLock(database); waited = true) {
-      if (!waited) options.onWait();
-      await sleep(POLL_ms, undefined, options.signal ? { signal: options.signal } : {});
-    }
     return await work();
   } finally {
-    database.close();
-  }
-}
-
-function tryLock(database: DatabaseSync): boolean {
-  try {
-    database.exec('BEGIN EXCLUSIVE');
-    return true;
-  } catch (error) {
-    if ((error as { errcode?: number }).errcode === SQLITE_BUSY) return false;
-    throw error;
+    unlock();
   }
 }

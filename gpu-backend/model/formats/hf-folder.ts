@@ -4,8 +4,15 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { check } from '../../../shared/wire/parse-body.ts';
-import { type JsonObject, readJsonFile, requireJsonFile } from '../../files.ts';
-import { corruptModel, type LlamaConfig, type OpenModelFile, unsupportedModel } from '../model-source.ts';
+import {
+  corruptModel,
+  type JsonObject,
+  type LlamaConfig,
+  type OpenModelFile,
+  readModelJson,
+  requireModelJson,
+  unsupportedModel,
+} from '../model-source.ts';
 import { checkConfig, unsupportedArchitecture } from './gguf-config.ts';
 import { quoted } from './gguf-header.ts';
 import { checkLlamaTensors, llamaTensors } from './llama-tensors.ts';
@@ -77,7 +84,7 @@ const SHARD_COUNT_MAX = 1000;
 
 /** @throws MaskrouteError `corrupt_model`, `unsupported_model`, `invalid_argument` for a file that is none. */
 export async function openSafetensorsFolder(folder: string): Promise<OpenModelFile> {
-  const config = configFromHuggingFace(await requireJsonFile(join(folder, 'config.json'), CONFIG_BYTES_MAX));
+  const config = configFromHuggingFace(await requireModelJson(folder, 'config.json', CONFIG_BYTES_MAX));
   const names = await weightFileNames(folder);
   const files: SafetensorsFile[] = [];
   const close = async () => {
@@ -120,7 +127,7 @@ const isIgnored = (name: string, tied: boolean): boolean =>
 /** Sorted, so that the model's hash does not depend on the order in a folder. */
 async function weightFileNames(folder: string): Promise<string[]> {
   const entries = new Set(await readdir(folder));
-  const index = await readJsonFile(join(folder, INDEX_FILE), INDEX_BYTES_MAX);
+  const index = await readModelJson(folder, INDEX_FILE, INDEX_BYTES_MAX);
   if (index === undefined) {
     if (entries.has('model.safetensors')) return ['model.safetensors'];
     throw corruptModel('its folder has neither model.safetensors nor its index');

@@ -6,7 +6,7 @@
 import type { FileHandle } from 'node:fs/promises';
 import { z } from 'zod';
 import { openRegular } from '../../files.ts';
-import { corruptModel, unsupportedModel } from '../model-source.ts';
+import { corruptModel, isJsonObject, unsupportedModel } from '../model-source.ts';
 import { type TensorType, tensorType } from './dequantize.ts';
 import { quoted } from './gguf-header.ts';
 
@@ -131,7 +131,7 @@ async function readHeader(file: FileHandle): Promise<Header> {
   } catch (error) {
     throw corruptModel('its header is not JSON', error);
   }
-  if (json === null || typeof json !== 'object' || Array.isArray(json)) {
+  if (!isJsonObject(json)) {
     throw corruptModel('its header is not a JSON object');
   }
   const dataStart = 8 + Number(length);
