@@ -1,9 +1,9 @@
 /** SentencePiece vocabularies out of GGUF metadata, against SentencePiece itself. */
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import type { GgufValue } from '../../../gpu-backend/model/formats/gguf-header.ts';
-import { tokenizerFromGguf } from '../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
-import { createTokenizer } from '../../../gpu-backend/model/tokenizer/tokenizer.ts';
+import type { GgufValue } from '../../../../gpu-backend/model/formats/gguf-header.ts';
+import { tokenizerFromGguf } from '../../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
+import { createTokenizer } from '../../../../gpu-backend/model/tokenizer/tokenizer.ts';
 
 type Fixture = {
   tokens: string[];

@@ -7,13 +7,13 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { openGguf } from '../../../gpu-backend/model/formats/gguf.ts';
-import { llamaTensors } from '../../../gpu-backend/model/formats/llama-tensors.ts';
-import { tokenizerFromGguf } from '../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
-import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { appendBytes } from '../../support/bytes.ts';
-import type { GgufParts, Value } from '../../support/gguf.ts';
-import { floats, tinyLlama, writeGguf } from '../../support/gguf.ts';
+import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
+import { llamaTensors } from '../../../../gpu-backend/model/formats/llama-tensors.ts';
+import { tokenizerFromGguf } from '../../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
+import { MaskrouteError } from '../../../../shared/wire/errors.ts';
+import { appendBytes } from '../../../support/bytes.ts';
+import type { GgufParts, Value } from '../../../support/gguf.ts';
+import { floats, tinyLlama, writeGguf } from '../../../support/gguf.ts';
 
 let folder: string;
 beforeAll(async () => {
