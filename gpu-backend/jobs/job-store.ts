@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { JOB_ID_PATTERN, type Job, jobSchema } from '../../shared/admin/job-wire.ts';
 import { readOwnJson, writeWhole } from '../files.ts';
 
-type JobStore = {
+export type JobStore = {
   /** In order of creation; a folder that holds no job is passed over. */
   load(): Promise<Job[]>;
   save(job: Job): Promise<void>;
