@@ -53,6 +53,13 @@ export async function readOwnJson<T>(file: string, schema: z.ZodType<T>): Promis
   }
 }
 
+/** In bytes; `undefined` when there is nothing of that name. */
+export const sizeOf = (file: string): Promise<number | undefined> =>
+  stat(file).then(
+    ({ size }) => size,
+    () => undefined,
+  );
+
 /** A hidden name beside `file` that nobody else writes to. */
 export const partOf = (file: string): string =>
   path.join(path.dirname(file), `.${path.basename(file)}.${randomUUID().slice(0, 8)}`);

@@ -4,12 +4,12 @@
  * name begins with a dot are work under way or left by a killed import, and nobody reads them.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import { mkdir, open, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { openRegular, readJson, tryLock } from '../files.ts';
+import { openRegular, readJson, sizeOf, tryLock } from '../files.ts';
 import { corruptModel, type ModelManifest, modelManifestSchema } from './model-source.ts';
 
 export const MANIFEST_FILE = 'model.json';
@@ -56,10 +56,7 @@ export async function openInstalled(home: string, name: string): Promise<Install
   if (!NAME_PATTERN.test(name) || !(await exists(folder))) throw await notFound(home, name);
   const manifest = await readManifest(folder);
   for (const [file, { bytes }] of Object.entries(manifest.files)) {
-    const size = await stat(join(folder, file)).then(
-      (found) => found.size,
-      () => undefined,
-    );
+    const size = await sizeOf(join(folder, file));
     if (size !== bytes) {
       const what = size === undefined ? 'is missing' : `has ${size} bytes instead of ${bytes}`;
       throw corruptModel(`${file} of ${name} ${what}; pull it again with --force`);
@@ -77,21 +74,53 @@ export async function verifyInstalled({ folder, manifest }: InstalledModel): Pro
 }
 
 /**
- * Puts a finished folder in its place, for an older model of that name too. Call with the store locked.
- * Killed between the two renames, it leaves the older one to `recoverStore`.
+ * Makes a model in a hidden folder and puts it in its place, for an older model of that name too. `fill` writes the files
+ * and says what the manifest says of them; when it throws, nothing is left behind. Call with the store locked.
  */
-export async function putInPlace(home: string, name: string, finished: string): Promise<void> {
+export async function install(
+  home: string,
+  name: string,
+  fill: (folder: string) => Promise<ModelManifest>,
+): Promise<InstalledModel> {
   const models = modelsFolder(home);
+  const folder = join(models, `${INCOMING}${name}-${process.pid}`);
+  await rm(folder, { recursive: true, force: true });
+  await mkdir(folder, { recursive: true });
+  try {
+    const manifest = await fill(folder);
+    await writeFile(join(folder, MANIFEST_FILE), JSON.stringify(manifest), { flush: true });
+    await syncToDisk(folder);
+    await putInPlace(models, name, folder);
+    return { folder: join(models, name), manifest };
+  } catch (error) {
+    await rm(folder, { recursive: true, force: true });
+    throw error;
+  }
+}
+
+/** Killed between the two renames, it leaves the older model to `recoverStore`. */
+async function putInPlace(models: string, name: string, finished: string): Promise<void> {
   const target = join(models, name);
   const outgoing = join(models, OUTGOING + name);
   if (await exists(target)) await rename(target, outgoing);
   await rename(finished, target);
-  await syncFolder(models);
+  await syncToDisk(models);
   await rm(outgoing, { recursive: true, force: true });
 }
 
-export const incomingFolder = (home: string, name: string): string =>
-  join(modelsFolder(home), `${INCOMING}${name}-${process.pid}`);
+/** What a manifest says of files. */
+export async function describeFiles(
+  folder: string,
+  names: readonly string[],
+  signal?: AbortSignal,
+): Promise<ModelManifest['files']> {
+  const files: ModelManifest['files'] = {};
+  for (const name of names) {
+    const path = join(folder, name);
+    files[name] = { bytes: (await stat(path)).size, sha256: await sha256OfFiles([path], () => {}, signal) };
+  }
+  return files;
+}
 
 /** Clears away what killed imports left. Call with the store locked: then no import is under way. */
 export async function recoverStore(home: string): Promise<void> {
@@ -126,7 +155,7 @@ export async function sha256OfFiles(
 }
 
 /** Makes a file's or folder's content survive a power cut. */
-export async function syncFolder(path: string): Promise<void> {
+export async function syncToDisk(path: string): Promise<void> {
   const handle = await open(path, 'r');
   try {
     await handle.sync();
@@ -161,11 +190,7 @@ async function notFound(home: string, name: string): Promise<MaskrouteError> {
   );
 }
 
-const exists = (path: string): Promise<boolean> =>
-  stat(path).then(
-    () => true,
-    () => false,
-  );
+const exists = async (path: string): Promise<boolean> => (await sizeOf(path)) !== undefined;
 
 async function readdirOrNone(path: string): Promise<string[]> {
   try {
