@@ -104,7 +104,7 @@ export async function readRegular(file: string, bytesMax: number, folder?: strin
   }
 }
 
-/** The same as JSON. `refuse` makes the error for text that is none. @throws as {@link readRegular}. */
+/** The same as JSON. `refuse` makes the error for other text. @throws as {@link readRegular}. */
 export async function readJson(
   file: string,
   bytesMax: number,

@@ -9,7 +9,7 @@ import { open } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 
-export type ChildOptions<Config> = {
+type ChildOptions<Config> = {
   /** For people, and the entry's only argument: `backend`, `edge`. */
   readonly name: string;
   readonly entry: URL;
@@ -81,7 +81,7 @@ export async function supervise<Config extends { readonly port: number }>(
 /** `workerUrl`: the edge's worker itself, past the door in front of it. */
 type Addresses = { readonly url: string; readonly workerUrl?: string | undefined };
 
-export type Child = Addresses & {
+type Child = Addresses & {
   readonly pid: number;
   /** Resolves with the reason once the process has ended. */
   readonly ended: Promise<string>;

@@ -7,7 +7,7 @@ import path from 'node:path';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 
 /** The part of D1 that is needed here, as Miniflare hands it to Node. */
-export interface MigrationDatabase {
+interface MigrationDatabase {
   prepare(sql: string): MigrationStatement;
   batch(statements: MigrationStatement[]): Promise<unknown>;
 }

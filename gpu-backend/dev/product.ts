@@ -35,7 +35,7 @@ const BACKEND_STOP_ms = 60_000;
 /** Longer than the edge takes to have counted all that it knows. */
 const EDGE_STOP_ms = 60_000;
 
-export type ProductOptions = {
+type ProductOptions = {
   readonly home: string;
   /** 0 picks a free one. */
   readonly port: number;
@@ -50,7 +50,7 @@ export type ProductOptions = {
   readonly signal: AbortSignal;
 };
 
-export type Product = { readonly dev: DevFile; stop(): Promise<void> };
+type Product = { readonly dev: DevFile; stop(): Promise<void> };
 
 type Parts = { backend?: Supervised; edge?: Supervised; unwatch?: () => void };
 

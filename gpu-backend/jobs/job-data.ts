@@ -11,13 +11,13 @@ import { pipeline } from 'node:stream/promises';
 import { DATA_ID_PATTERN, type JobRequest, type UploadedData } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 
-export type JobDataLimits = {
+type JobDataLimits = {
   /** At a time. */
   readonly uploadsMax: number;
   readonly uploadBytesMax: number;
   readonly allBytesMax: number;
 };
-export const JOB_DATA_LIMITS: JobDataLimits = {
+const JOB_DATA_LIMITS: JobDataLimits = {
   uploadsMax: 8,
   uploadBytesMax: 256 * 1024 * 1024,
   allBytesMax: 2 * 1024 * 1024 * 1024,

@@ -12,7 +12,7 @@ import { JobData } from './job-data.ts';
 import { createJobStore, type JobStore, seal, unseal } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
-export type JobsOptions = {
+type JobsOptions = {
   readonly home: string;
   /** The served model, for requests that name none. */
   readonly model: string;

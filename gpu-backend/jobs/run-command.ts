@@ -110,7 +110,7 @@ async function* linesOf(stream: Readable): AsyncGenerator<string> {
   for await (const line of createInterface({ input: stream })) yield line.slice(0, LINE_CHARS_MAX);
 }
 
-/** Takes all lines into the log, and gives the last one that says something. */
+/** Takes all lines into the log, and gives the last line with text. */
 async function lastLineOf(stream: Readable, log: Log): Promise<string> {
   let last = '';
   for await (const line of linesOf(stream)) {

@@ -27,7 +27,7 @@ export type LocalModel = {
   readonly source: string;
 };
 
-export type ImportOptions = ImportHooks & {
+type ImportOptions = ImportHooks & {
   readonly home: string;
   readonly name: string;
   readonly weights: WeightKind;

@@ -155,7 +155,7 @@ export async function sha256OfFiles(
 }
 
 /** Makes a file's or folder's content survive a power cut. */
-export async function syncToDisk(path: string): Promise<void> {
+async function syncToDisk(path: string): Promise<void> {
   const handle = await open(path, 'r');
   try {
     await handle.sync();

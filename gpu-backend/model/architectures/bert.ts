@@ -27,7 +27,7 @@ export const bertConfigSchema = z.looseObject({
 export type BertConfig = z.infer<typeof bertConfigSchema>;
 
 /** Weights by the names of the checkpoint, e.g. `encoder.layer.0.attention.self.query.weight`. */
-export type BertWeights = Pick<WeightSource, 'has' | 'shape' | 'read'>;
+type BertWeights = Pick<WeightSource, 'has' | 'shape' | 'read'>;
 
 /** What every part of the graph needs. */
 type Context = { readonly g: GraphBuilder; readonly config: BertConfig; readonly weights: BertWeights };

@@ -22,7 +22,7 @@ const INDEX_BYTES_MAX = 32 * 1024 * 1024;
 const INDEX_FILE = 'model.safetensors.index.json';
 const SHARD_COUNT_MAX = 1000;
 
-/** @throws MaskrouteError `corrupt_model`, `unsupported_model`, `invalid_argument` for a file that is none. */
+/** @throws MaskrouteError `corrupt_model`, `unsupported_model`, `invalid_argument` for a file that is not a regular one. */
 export async function openSafetensorsFolder(folder: string): Promise<OpenModelFile> {
   const config = configFromHuggingFace(await requireModelJson(folder, 'config.json', CONFIG_BYTES_MAX));
   const names = await weightFileNames(folder);
@@ -115,7 +115,7 @@ const configSchema = z.looseObject({
 });
 
 /** @throws MaskrouteError `unsupported_model` or `corrupt_model`. */
-export function configFromHuggingFace(json: JsonObject): LlamaConfig {
+function configFromHuggingFace(json: JsonObject): LlamaConfig {
   if (json.model_type !== 'llama') throw unsupportedArchitecture(String(json.model_type ?? 'none'));
   const checked = check(configSchema, json, 'the file');
   if (checked.kind === 'bad') throw corruptModel(`config.json: ${checked.message}`);

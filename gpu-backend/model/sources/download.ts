@@ -8,7 +8,7 @@ import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { sizeOf } from '../../files.ts';
 import { sha256OfFiles } from '../store.ts';
 
-export type Download = {
+type Download = {
   readonly url: string;
   readonly headers?: Readonly<Record<string, string>>;
   readonly bytes: number;

@@ -118,7 +118,7 @@ type RunOptions = {
   readonly onLine?: (line: string) => void;
 };
 
-/** Runs a program to its end; one that does not exist has the status `null`. */
+/** Runs a program to its end; the status is `null` where there is no such program. */
 async function run(
   command: readonly [string, ...string[]],
   args: readonly string[],

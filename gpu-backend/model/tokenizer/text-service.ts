@@ -1,8 +1,8 @@
 /**
- * Requests' text to token ids, off the thread that answers them. Tenants take turns of some milliseconds, the one
- * first that has had the least of the thread's time, so that who floods it waits for itself. Who leaves is dropped at
- * the end of a turn. A turn that does not end (a chat template is a stranger's program) ends with its thread: its job is
- * refused, the others are done again in a new one.
+ * Requests' text to token ids, off the thread that answers them. Tenants take turns of some milliseconds; the tenant
+ * that has had the least of the thread's time comes first, so a tenant that floods it waits for itself. A request that
+ * leaves is dropped at the end of a turn. A turn that does not end (a chat template is a stranger's program) ends with
+ * its thread: its job is refused, and a new thread begins the others again.
  */
 import { Worker } from 'node:worker_threads';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
@@ -33,7 +33,7 @@ export type TextService = TokenReader & {
   close(): Promise<void>;
 };
 
-export type TextServiceOptions = {
+type TextServiceOptions = {
   /** The model's in the store. */
   readonly folder: string;
   readonly manifest: TextManifest;
@@ -160,7 +160,7 @@ class Turns {
     job.settle(reason);
   }
 
-  /** Opens a thread in the place of one that ended; those who wait for it hear when it does not start. */
+  /** Opens a new thread when the old one has ended. If it does not start, all that waits is refused. */
   async #reopen(): Promise<void> {
     this.#isOpening = true;
     this.#line.forgetThread();

@@ -26,7 +26,7 @@ let count = 0;
 async function readAll(bytes: Uint8Array): Promise<MaskrouteError | undefined> {
   const file = path.join(folder, `${count++}.gguf`);
   await writeFile(file, bytes);
-  const started = performance.now();
+  const before = process.cpuUsage();
   try {
     const model = await openGguf(file);
     try {
@@ -40,7 +40,8 @@ async function readAll(bytes: Uint8Array): Promise<MaskrouteError | undefined> {
     if (error instanceof MaskrouteError) return error;
     throw error;
   } finally {
-    expect(performance.now() - started).toBeLessThan(2000);
+    const { user, system } = process.cpuUsage(before);
+    expect((user + system) / 1000, 'ms of the processor').toBeLessThan(2000);
     await rm(file);
   }
 }

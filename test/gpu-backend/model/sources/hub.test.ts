@@ -118,7 +118,8 @@ describe('hf:OWNER/NAME', () => {
     await hub!.close();
     const started = performance.now();
     await expect(pull()).rejects.toMatchObject({ code: 'download_failed' });
-    expect(performance.now() - started).toBeLessThan(4000);
+    // Its probe takes 3 s at most; a request that is not bounded as a probe would take 30 s.
+    expect(performance.now() - started).toBeLessThan(15_000);
   });
 
   test('a repository with no model in it is refused', async () => {
