@@ -1,36 +1,68 @@
-/** Writes a file so that a reader sees the old one or the new one, whoever else writes it. */
+/**
+ * Files on this machine: where the product keeps its own, how they are written whole, how files that somebody else
+ * chose are read safely, and locks that end with their process.
+ */
 import { randomUUID } from 'node:crypto';
 import { constants, type Stats } from 'node:fs';
 import { type FileHandle, open, readFile, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
-import path, { basename, dirname, join } from 'node:path';
+import path from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import type { z } from 'zod';
 import { MaskrouteError } from '../shared/wire/errors.ts';
-import { corruptModel } from './model/model-source.ts';
 
-export async function writeWhole(path: string, content: string | Uint8Array): Promise<void> {
-  const part = partOf(path);
-  try {
-    await writeFile(part, content, { flush: true });
-    await rename(part, path);
-  } finally {
-    await rm(part, { force: true });
-  }
-}
-
-/** A hidden name beside `path` that nobody else writes to. */
-export const partOf = (path: string): string =>
-  join(dirname(path), `.${basename(path)}.${randomUUID().slice(0, 8)}`);
-
-/* Where everything that outlives a process is kept: models, masks, the local database, development keys. */
-
-/** An absolute folder: `MASKROUTE_HOME`, or `~/.cache/maskroute`. It need not exist yet. */
+/**
+ * Where everything that outlives a process is kept: models, masks, the local database, development keys. An absolute
+ * folder: `MASKROUTE_HOME`, or `~/.cache/maskroute`. It need not exist yet.
+ */
 export function maskrouteHome(env: NodeJS.ProcessEnv = process.env): string {
   const named = env.MASKROUTE_HOME;
   return named === undefined || named === ''
     ? path.join(homedir(), '.cache', 'maskroute')
     : path.resolve(named);
 }
+
+/* The product's own files. */
+
+/** A reader sees the old file or the new one, whoever else writes it, and so does a machine after a power cut. */
+export async function writeWhole(
+  file: string,
+  content: string | Uint8Array,
+  options: { readonly mode?: number } = {},
+): Promise<void> {
+  const part = partOf(file);
+  try {
+    await writeFile(part, content, { ...options, flush: true });
+    await rename(part, file);
+  } finally {
+    await rm(part, { force: true });
+  }
+}
+
+/** For files that hold keys: only their owner reads them. */
+export const writePrivateJson = (file: string, value: unknown): Promise<void> =>
+  writeWhole(file, `${JSON.stringify(value, null, 2)}\n`, { mode: 0o600 });
+
+/** `undefined` when the file is absent, cut short, or not what `schema` asks for. */
+export async function readOwnJson<T>(file: string, schema: z.ZodType<T>): Promise<T | undefined> {
+  try {
+    return schema.safeParse(JSON.parse(await readFile(file, 'utf8'))).data;
+  } catch (error) {
+    if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+    throw error;
+  }
+}
+
+/** In bytes; `undefined` when there is nothing of that name. */
+export const sizeOf = (file: string): Promise<number | undefined> =>
+  stat(file).then(
+    ({ size }) => size,
+    () => undefined,
+  );
+
+/** A hidden name beside `file` that nobody else writes to. */
+export const partOf = (file: string): string =>
+  path.join(path.dirname(file), `.${path.basename(file)}.${randomUUID().slice(0, 8)}`);
 
 /*
  * Files that people name, or that lie in a folder that they name. Only regular files are opened: the reader of a named
@@ -72,6 +104,21 @@ export async function readRegular(file: string, bytesMax: number, folder?: strin
   }
 }
 
+/** The same as JSON. `refuse` makes the error for other text. @throws as {@link readRegular}. */
+export async function readJson(
+  file: string,
+  bytesMax: number,
+  refuse: (reason: string, cause: unknown) => Error,
+  folder?: string,
+): Promise<unknown> {
+  const bytes = await readRegular(file, bytesMax, folder);
+  try {
+    return JSON.parse(bytes.toString('utf8'));
+  } catch (error) {
+    throw refuse('is not JSON', error);
+  }
+}
+
 /** What it is, for people. */
 export function kindOf(stats: Stats): string {
   if (stats.isFile()) return 'a regular file';
@@ -97,60 +144,31 @@ async function ownFolder(folder: string): Promise<string> {
 
 const isInside = (file: string, folder: string): boolean => file.startsWith(folder + path.sep);
 
-/* Small files beside the weights: bounded, of their own folder, and JSON objects but for a chat template. */
+/*
+ * A lock is an exclusive SQLite transaction: the operating system lets go of it with the process, so a killed one never
+ * locks the next one out, and nobody guesses about process ids.
+ */
 
-export type JsonObject = Readonly<Record<string, unknown>>;
+const SQLITE_BUSY = 5;
+/** The garbage collector would let go of locks that nothing refers to. */
+const held = new Set<DatabaseSync>();
 
-/** `undefined` when there is no such file. @throws MaskrouteError `invalid_argument`, as `readRegular`. */
-export async function readTextFile(path: string, bytesMax: number): Promise<string | undefined> {
+/**
+ * Call the result to let go; `undefined` when another process, or another part of this one, holds it. This thread stands
+ * still for up to `wait_ms`.
+ */
+export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
+  const database = new DatabaseSync(file, { timeout: wait_ms });
   try {
-    return (await readRegular(path, bytesMax, dirname(path))).toString('utf8');
+    database.exec('BEGIN EXCLUSIVE');
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+    database.close();
+    if ((error as { errcode?: number }).errcode === SQLITE_BUSY) return undefined;
     throw error;
   }
-}
-
-/** `undefined` when there is no such file. @throws MaskrouteError `corrupt_model`, `invalid_argument`. */
-export async function readJsonFile(path: string, bytesMax: number): Promise<JsonObject | undefined> {
-  const name = basename(path);
-  const text = await readTextFile(path, bytesMax);
-  if (text === undefined) return undefined;
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch (error) {
-    throw corruptModel(`${name} is not JSON`, error);
-  }
-  if (json === null || typeof json !== 'object' || Array.isArray(json)) {
-    throw corruptModel(`${name} is not a JSON object`);
-  }
-  return json as JsonObject;
-}
-
-/** @throws MaskrouteError `corrupt_model` when it is missing, too. */
-export async function requireJsonFile(path: string, bytesMax: number): Promise<JsonObject> {
-  const json = await readJsonFile(path, bytesMax);
-  if (json === undefined) throw corruptModel(`its folder has no ${basename(path)}`);
-  return json;
-}
-
-/* Files that hold keys: readable by their owner alone, and never seen half-written. */
-
-/** Replaces the file atomically; mode 0600 from its first byte on. */
-export async function writePrivateJson(file: string, value: unknown): Promise<void> {
-  const incoming = `${file}.incoming-${process.pid}`;
-  await rm(incoming, { force: true });
-  await writeFile(incoming, `${JSON.stringify(value, null, 2)}\n`, { mode: 0o600, flag: 'wx' });
-  await rename(incoming, file);
-}
-
-/** `undefined` when the file is absent, or is not what `schema` asks for. */
-export async function readPrivateJson<T>(file: string, schema: z.ZodType<T>): Promise<T | undefined> {
-  try {
-    return schema.safeParse(JSON.parse(await readFile(file, 'utf8'))).data;
-  } catch (error) {
-    if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-    throw error;
-  }
+  held.add(database);
+  return () => {
+    held.delete(database);
+    database.close();
+  };
 }

@@ -5,7 +5,6 @@
  */
 import { OpenAI } from 'openai';
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
-import { installModel } from '../gpu-backend/dev/ports.ts';
 import { startProduct } from '../gpu-backend/dev/product.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
 import { dryRunSchema } from '../shared/wire/openai.ts';
@@ -119,7 +118,6 @@ if (dev !== undefined && (await isRunning(dev))) {
     port: 0,
     backendPort: 0,
     say: console.log,
-    ensureModel: (name) => installModel(home, name, interrupted.signal),
     signal: interrupted.signal,
   });
   await demo(product.dev).finally(() => product.stop());

@@ -103,7 +103,7 @@ async function startMaskroute(
   const folder = await mkdtemp(path.join(tmpdir(), 'bench-edge-'));
   const edge = await startChild<EdgeOptions>({
     name: 'edge',
-    entry: new URL('../dev/edge-process.ts', import.meta.url),
+    entry: new URL('../dev/part-process.ts', import.meta.url),
     config: {
       projectFolder: PROJECT_FOLDER,
       stateFolder: path.join(folder, 'state'),

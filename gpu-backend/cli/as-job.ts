@@ -4,22 +4,15 @@
  * still be at its last step.
  */
 import { join } from 'node:path';
-import { DatabaseSync } from 'node:sqlite';
+import { tryLock } from '../files.ts';
 
 const OTHER_RUN_ENDS_WITHIN_ms = 60_000;
 
-/** Kept from the garbage collector, which would let go of the lock. */
-const held: DatabaseSync[] = [];
-
-/**
- * `folder` is the job's. The lock is an exclusive SQLite transaction, which the operating system lets go of with the
- * process. @throws Error when another run does not end.
- */
+/** `folder` is the job's; it stays locked as long as this process lives. @throws Error when another run does not end. */
 export function becomeJob(folder: string): void {
   process.once('disconnect', () => process.kill(process.pid, 'SIGKILL'));
   // The channel alone must not keep the process.
   process.channel?.unref();
-  const lock = new DatabaseSync(join(folder, 'lock'), { timeout: OTHER_RUN_ENDS_WITHIN_ms });
-  lock.exec('BEGIN EXCLUSIVE');
-  held.push(lock);
+  if (tryLock(join(folder, 'lock'), OTHER_RUN_ENDS_WITHIN_ms) === undefined)
+    throw new Error('another run of this job does not end');
 }

@@ -1,9 +1,9 @@
 /** `serve`: the backend alone, until SIGTERM or SIGINT. */
 import type { Command } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { portFrom } from '../dev/ports.ts';
 import { PREFIX_TOKENS_MAX } from '../engine/prefix-cache.ts';
 import { maskrouteHome } from '../files.ts';
+import { portFrom } from './terminal.ts';
 
 const BACKEND_PORT = 8080;
 
@@ -52,7 +52,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
       await serveUntilSignal({
         home: maskrouteHome(),
         model,
-        port: portFrom(process.env, 'BACKEND_PORT', BACKEND_PORT),
+        port: portFrom('BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(BACKEND_HOST ? { host: BACKEND_HOST } : {}),
         jobEntry,

@@ -2,6 +2,7 @@
 
 import { Presets, SingleBar } from 'cli-progress';
 import { InvalidArgumentError } from 'commander';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ImportPhase, ImportProgress } from '../model/model-source.ts';
 
 export const DATA_HELP =
@@ -40,6 +41,15 @@ export function share(text: string): number {
   const value = Number(text);
   if (text.trim() !== '' && value >= 0 && value < 1) return value;
   throw new InvalidArgumentError('expected a number from 0 to 1, such as 0.125');
+}
+
+/** From the environment; 0 means any free one. @throws MaskrouteError `invalid_argument` unless it is absent or a port. */
+export function portFrom(name: string, preset: number): number {
+  const text = process.env[name];
+  if (text === undefined || text === '') return preset;
+  const port = Number(text);
+  if (/^\d+$/.test(text) && port <= 65_535) return port;
+  throw new MaskrouteError('invalid_argument', `${name} must be a port from 0 to 65535, not "${text}".`);
 }
 
 /* Progress of an import on a terminal: one bar a phase; in a log file: a line at every tenth. */

@@ -13,7 +13,7 @@ const D1_FOLDER = 'd1/miniflare-D1DatabaseObject';
 const DATABASE_FILE = /^[0-9a-f]{64}\.sqlite$/;
 /** When it was made, when its database began, and what that is called. */
 const BACKUP_FILE = /^(\d{8}T\d{9}Z)~(\d{8}T\d{6})~([0-9a-f]{64}\.sqlite)$/;
-/** Of each database so many are kept, and of so many databases: an empty one that takes a lost one's place drives it out of none. */
+/** So many copies of each database, and of so many databases: the copies of a lost one outlive the empty one in its place. */
 const KEPT = { copies: 3, databases: 3 } as const;
 
 export type Backups = {

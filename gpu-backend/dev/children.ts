@@ -1,98 +1,85 @@
-/** Keeps a child running: one that dies is started again on its old port, later each time that it dies soon. */
-
+/**
+ * The child processes of `npm start`: the backend may crash without the edge, and the edge takes workerd with it when it
+ * ends. A child that dies is started again on its old port, later each time that it dies soon. Both ends of the channel
+ * between parent and child are here.
+ */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { open } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 
-/*
- * What `npm start` and its two children say to each other over the IPC channel. Each child is a process of
- * its own: the backend may crash without the edge, and the edge takes workerd with it when it ends.
- */
-
-type ToChild<Config> =
-  | { readonly type: 'start'; readonly config: Config }
-  | { readonly type: 'drain' }
-  | { readonly type: 'stop' };
-type FromChild =
-  | ({ readonly type: 'ready' } & Addresses)
-  | { readonly type: 'drained' }
-  | { readonly type: 'failed'; readonly code: ErrorCode; readonly message: string };
-
-/** `workerUrl`: the edge's worker itself, past the door in front of it. */
-type Addresses = { readonly url: string; readonly workerUrl?: string | undefined };
-
-type Service = Addresses & {
-  /** Takes no new work and ends what runs; it still answers questions about that. */
-  drain?(): Promise<void>;
-  close(): Promise<void>;
-};
-
-/** How long a child may take to end once its parent is gone. */
-const ORPHAN_CLOSE_ms = 2000;
-
-/**
- * The child's whole life: start once told to, close when told to, and when the parent is gone (killed,
- * perhaps) go too. Signals are the parent's business: it decides in which order things stop.
- */
-export function serveParent<Config>(start: (config: Config) => Promise<Service>): void {
-  let service: Service | undefined;
-  const begin = async (config: Config) => {
-    try {
-      service = await start(config);
-      const { url, workerUrl } = service;
-      process.send?.({ type: 'ready', url, workerUrl } satisfies FromChild);
-    } catch (error) {
-      console.error(error);
-      process.send?.(failure(error), () => process.exit(1));
-    }
-  };
-  const drain = async () => {
-    await service?.drain?.();
-    process.send?.({ type: 'drained' } satisfies FromChild);
-  };
-  const end = async (code: number) => {
-    await service?.close();
-    process.exit(code);
-  };
-  process.on('message', (message: ToChild<Config>) => {
-    switch (message.type) {
-      case 'start':
-        void begin(message.config);
-        return;
-      case 'drain':
-        void drain();
-        return;
-      case 'stop':
-        void end(0);
-    }
-  });
-  process.on('disconnect', () => {
-    // The child leads a group of its own, so this ends what it has started too.
-    setTimeout(() => process.kill(-process.pid, 'SIGKILL'), ORPHAN_CLOSE_ms);
-    void end(1);
-  });
-  process.on('SIGINT', () => undefined);
-  process.on('SIGTERM', () => undefined);
-}
-
-function failure(error: unknown): FromChild {
-  if (error instanceof MaskrouteError) return { type: 'failed', code: error.code, message: error.message };
-  const { message } = error instanceof Error ? error : toMaskrouteError(error);
-  return { type: 'failed', code: 'start_failed', message };
-}
-
-/* A child process of `npm start`: started, watched, started again when it dies, stopped with its whole group. */
-
 type ChildOptions<Config> = {
-  /** For people: `backend`, `edge`. */
+  /** For people, and the entry's only argument: `backend`, `edge`. */
   readonly name: string;
   readonly entry: URL;
   readonly config: Config;
   /** The child's output goes to the end of this file. */
   readonly logFile: string;
 };
+
+export type Supervised = {
+  readonly url: string;
+  /** See {@link Child}. A child that is down has nothing to drain. */
+  drain(limit_ms: number): Promise<void>;
+  stop(limit_ms: number): Promise<void>;
+};
+
+const RESTART_DELAY_ms = { first: 250, max: 10_000 };
+/** A child that ran this long starts again with the first delay. */
+const STEADY_ms = 60_000;
+
+/**
+ * The first start must succeed; later ones are tried until {@link Supervised.stop}.
+ * `say` gets one line whenever the child died or came back.
+ */
+export async function supervise<Config extends { readonly port: number }>(
+  options: ChildOptions<Config>,
+  say: (line: string) => void,
+): Promise<Supervised> {
+  let child: Child | undefined = await startChild(options);
+  const { url } = child;
+  const again = { ...options, config: { ...options.config, port: Number(new URL(url).port) } };
+  const stopping = new AbortController();
+
+  const keepRunning = async () => {
+    let delay_ms = RESTART_DELAY_ms.first;
+    while (child !== undefined) {
+      const started_ms = performance.now();
+      const reason = await child.ended;
+      if (stopping.signal.aborted) return;
+      if (performance.now() - started_ms > STEADY_ms) delay_ms = RESTART_DELAY_ms.first;
+      say(`The ${options.name} ended (${reason}); starting it again. Its log: ${options.logFile}`);
+      child = undefined;
+      while (child === undefined) {
+        await sleep(delay_ms, undefined, { signal: stopping.signal }).catch(() => undefined);
+        if (stopping.signal.aborted) return;
+        delay_ms = Math.min(delay_ms * 2, RESTART_DELAY_ms.max);
+        child = await startChild(again).catch((error: Error) => {
+          say(`The ${options.name} does not start: ${error.message}`);
+          return undefined;
+        });
+        if (stopping.signal.aborted) return child?.stop(0);
+      }
+      say(`The ${options.name} runs again.`);
+    }
+  };
+  const kept = keepRunning();
+  return {
+    url,
+    async drain(limit_ms) {
+      await child?.drain(limit_ms);
+    },
+    async stop(limit_ms) {
+      stopping.abort();
+      await child?.stop(limit_ms);
+      await kept;
+    },
+  };
+}
+
+/** `workerUrl`: the edge's worker itself, past the door in front of it. */
+type Addresses = { readonly url: string; readonly workerUrl?: string | undefined };
 
 type Child = Addresses & {
   readonly pid: number;
@@ -108,7 +95,10 @@ type Child = Addresses & {
 export async function startChild<Config>(options: ChildOptions<Config>): Promise<Child> {
   const log = await open(options.logFile, 'a', 0o600);
   // A group of its own: a Ctrl-C in the terminal reaches the parent alone, and the group can be ended whole.
-  const child = fork(options.entry, { detached: true, stdio: ['ignore', log.fd, log.fd, 'ipc'] });
+  const child = fork(options.entry, [options.name], {
+    detached: true,
+    stdio: ['ignore', log.fd, log.fd, 'ipc'],
+  });
   await log.close();
   const ended = once(child, 'exit').then(([code, signal]) => {
     killGroup(child.pid);
@@ -119,7 +109,7 @@ export async function startChild<Config>(options: ChildOptions<Config>): Promise
 
   const answer = await Promise.race([
     once(child, 'message').then(([message]) => message as FromChild),
-    ended.then((reason) => reason),
+    ended,
   ]);
   if (typeof answer === 'string') {
     const message = `The ${options.name} ended while it started (${answer}); see ${options.logFile}.`;
@@ -159,64 +149,71 @@ function killGroup(pid: number | undefined): void {
   }
 }
 
-const RESTART_DELAY_ms = { first: 250, max: 10_000 };
-/** A child that ran this long starts again with the first delay. */
-const STEADY_ms = 60_000;
+/* The child's end. */
 
-export type Supervised = {
-  readonly url: string;
-  /** See {@link Child}. One that is down has nothing to drain. */
-  drain(limit_ms: number): Promise<void>;
-  stop(limit_ms: number): Promise<void>;
+type ToChild<Config> =
+  | { readonly type: 'start'; readonly config: Config }
+  | { readonly type: 'drain' }
+  | { readonly type: 'stop' };
+type FromChild =
+  | ({ readonly type: 'ready' } & Addresses)
+  | { readonly type: 'drained' }
+  | { readonly type: 'failed'; readonly code: ErrorCode; readonly message: string };
+
+type Service = Addresses & {
+  /** Takes no new work and ends what runs; it still answers questions about that. */
+  drain?(): Promise<void>;
+  close(): Promise<void>;
 };
 
-/**
- * The first start must succeed; later ones are tried until {@link Supervised.stop}.
- * `say` gets one line whenever the child died or came back.
- */
-export async function supervise<Config extends { readonly port: number }>(
-  options: ChildOptions<Config>,
-  say: (line: string) => void,
-): Promise<Supervised> {
-  let child: Child | undefined = await startChild(options);
-  const { url } = child;
-  const port = Number(new URL(url).port);
-  const stopping = new AbortController();
+/** How long a child may take to end once its parent is gone. */
+const ORPHAN_CLOSE_ms = 2000;
 
-  const keepRunning = async () => {
-    let delay_ms = RESTART_DELAY_ms.first;
-    while (child !== undefined) {
-      const started_ms = performance.now();
-      const reason = await child.ended;
-      if (stopping.signal.aborted) return;
-      if (performance.now() - started_ms > STEADY_ms) delay_ms = RESTART_DELAY_ms.first;
-      say(`The ${options.name} ended (${reason}); starting it again. Its log: ${options.logFile}`);
-      child = undefined;
-      while (child === undefined) {
-        await sleep(delay_ms, undefined, { signal: stopping.signal }).catch(() => undefined);
-        if (stopping.signal.aborted) return;
-        delay_ms = Math.min(delay_ms * 2, RESTART_DELAY_ms.max);
-        child = await startChild({ ...options, config: { ...options.config, port } }).catch(
-          (error: Error) => {
-            say(`The ${options.name} does not start: ${error.message}`);
-            return undefined;
-          },
-        );
-        if (stopping.signal.aborted) return child?.stop(0);
-      }
-      say(`The ${options.name} runs again.`);
+/**
+ * The child's whole life: it starts when its parent says so, closes when its parent says so, and goes when its parent is
+ * gone (killed, perhaps). Signals are the parent's business: it decides in which order things stop.
+ */
+export function serveParent<Config>(start: (config: Config) => Promise<Service>): void {
+  let service: Service | undefined;
+  const tell = (message: FromChild) => process.send?.(message);
+  const begin = async (config: Config) => {
+    try {
+      service = await start(config);
+      tell({ type: 'ready', url: service.url, workerUrl: service.workerUrl });
+    } catch (error) {
+      console.error(error);
+      process.send?.(failure(error), () => process.exit(1));
     }
   };
-  const kept = keepRunning();
-  return {
-    url,
-    async drain(limit_ms) {
-      await child?.drain(limit_ms);
-    },
-    async stop(limit_ms) {
-      stopping.abort();
-      await child?.stop(limit_ms);
-      await kept;
-    },
+  const drain = async () => {
+    await service?.drain?.();
+    tell({ type: 'drained' });
   };
+  const end = async (code: number) => {
+    await service?.close();
+    process.exit(code);
+  };
+  process.on('message', (message: ToChild<Config>) => {
+    switch (message.type) {
+      case 'start':
+        return void begin(message.config);
+      case 'drain':
+        return void drain();
+      case 'stop':
+        return void end(0);
+    }
+  });
+  process.on('disconnect', () => {
+    // The child leads a group of its own, so this ends what it has started too.
+    setTimeout(() => process.kill(-process.pid, 'SIGKILL'), ORPHAN_CLOSE_ms);
+    void end(1);
+  });
+  process.on('SIGINT', () => undefined);
+  process.on('SIGTERM', () => undefined);
+}
+
+function failure(error: unknown): FromChild {
+  if (error instanceof MaskrouteError) return { type: 'failed', code: error.code, message: error.message };
+  const { message } = error instanceof Error ? error : toMaskrouteError(error);
+  return { type: 'failed', code: 'start_failed', message };
 }

@@ -2,14 +2,12 @@
  * `$MASKROUTE_HOME/dev.json`: where a running `npm start` is and the keys to it. It exists exactly while
  * the product is ready; a file left by a killed run is told by nobody answering at its address.
  */
-
 import { randomBytes } from 'node:crypto';
 import { rm } from 'node:fs/promises';
 import path from 'node:path';
-import { DatabaseSync } from 'node:sqlite';
 import { z } from 'zod';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { readPrivateJson, writePrivateJson } from '../files.ts';
+import { readOwnJson, tryLock, writePrivateJson } from '../files.ts';
 
 const devFileSchema = z.object({
   edge: z.url(),
@@ -24,7 +22,7 @@ export type DevFile = z.infer<typeof devFileSchema>;
 const devFilePath = (home: string): string => path.join(home, 'dev.json');
 
 export const readDevFile = (home: string): Promise<DevFile | undefined> =>
-  readPrivateJson(devFilePath(home), devFileSchema);
+  readOwnJson(devFilePath(home), devFileSchema);
 
 export const writeDevFile = (home: string, dev: DevFile): Promise<void> =>
   writePrivateJson(devFilePath(home), dev);
@@ -45,7 +43,7 @@ const keysPath = (home: string): string => path.join(home, 'dev-keys.json');
 const randomKey = (prefix: string): string => `${prefix}_${randomBytes(24).toString('base64url')}`;
 
 export async function loadOrCreateKeys(home: string): Promise<DevKeys> {
-  const kept = await readPrivateJson(keysPath(home), devKeysSchema);
+  const kept = await readOwnJson(keysPath(home), devKeysSchema);
   if (kept !== undefined) return kept;
   const keys = { adminKey: randomKey('mr_admin'), backendKey: randomKey('mr_backend') };
   await saveKeys(home, keys);
@@ -55,26 +53,12 @@ export async function loadOrCreateKeys(home: string): Promise<DevKeys> {
 export const saveKeys = (home: string, keys: DevKeys): Promise<void> =>
   writePrivateJson(keysPath(home), keys);
 
-/*
- * One running product a home. The lock is an exclusive SQLite transaction: the operating system lets go of it
- * with the process, so a killed run never locks the next one out, and no process id is ever guessed about.
- */
-
-const SQLITE_BUSY = 5;
-
-/** Call the result to let go. @throws MaskrouteError `already_running` when another process holds it. */
+/** One running product a home. Call the result to let go. @throws MaskrouteError `already_running`. */
 export function lockHome(home: string): () => void {
-  const database = new DatabaseSync(path.join(home, 'dev.lock'), { timeout: 0 });
-  try {
-    database.exec('BEGIN EXCLUSIVE');
-  } catch (error) {
-    database.close();
-    if ((error as { errcode?: number }).errcode !== SQLITE_BUSY) throw error;
-    throw new MaskrouteError(
-      'already_running',
-      `Maskroute is already running on ${home}. Stop it first, or set MASKROUTE_HOME to another folder.`,
-      { cause: error },
-    );
-  }
-  return () => database.close();
+  const unlock = tryLock(path.join(home, 'dev.lock'));
+  if (unlock !== undefined) return unlock;
+  throw new MaskrouteError(
+    'already_running',
+    `Maskroute is already running on ${home}. Stop it first, or set MASKROUTE_HOME to another folder.`,
+  );
 }

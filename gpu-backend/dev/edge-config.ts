@@ -1,6 +1,7 @@
 /**
- * What wrangler.toml says about the edge, as far as one machine can give it. A binding that is not known here
- * stops the start, so that the local edge never runs with less than the deployed one in silence.
+ * What wrangler.toml says about the edge, as far as one machine can give it: the worker as Miniflare's options, and what
+ * has to be done around it. A binding that is not known here stops the start, so that the local edge never runs with
+ * less than the deployed one in silence.
  */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -16,16 +17,14 @@ const wranglerSchema = z.strictObject({
   compatibility_flags: z.array(z.string()).default([]),
   build: z.strictObject({ command: z.string() }),
   assets: z.strictObject({ directory: z.string(), binding: z.string(), run_worker_first: z.literal(true) }),
-  d1_databases: z
-    .array(
-      z.strictObject({
-        binding: z.string(),
-        database_name: z.string(),
-        database_id: z.string(),
-        migrations_dir: z.string(),
-      }),
-    )
-    .length(1),
+  d1_databases: z.tuple([
+    z.strictObject({
+      binding: z.string(),
+      database_name: z.string(),
+      database_id: z.string(),
+      migrations_dir: z.string(),
+    }),
+  ]),
   durable_objects: z
     .strictObject({ bindings: z.array(z.strictObject({ name: z.string(), class_name: z.string() })) })
     .default({ bindings: [] }),
@@ -51,10 +50,11 @@ const wranglerSchema = z.strictObject({
         .array(
           z.strictObject({
             queue: z.string(),
-            max_batch_size: z.int().positive().optional(),
-            max_batch_timeout: z.int().min(0).optional(),
-            max_retries: z.int().min(0).optional(),
-            retry_delay: z.int().min(0).optional(),
+            // The platform's own defaults.
+            max_batch_size: z.int().positive().default(10),
+            max_batch_timeout: z.int().min(0).default(5),
+            max_retries: z.int().min(0).default(3),
+            retry_delay: z.int().min(0).default(0),
             dead_letter_queue: z.string().optional(),
           }),
         )
@@ -70,96 +70,89 @@ const wranglerSchema = z.strictObject({
   observability: z.unknown(),
   env: z.unknown(),
 });
+type Wrangler = z.output<typeof wranglerSchema>;
 
 export type EdgeConfig = {
-  readonly name: string;
-  /** Absolute, as are the folders. */
+  /** The worker's source; absolute, as is the folder of migrations. */
   readonly entry: string;
-  readonly compatibilityDate: string;
-  readonly compatibilityFlags: string[];
   /** What makes the assets. */
   readonly buildCommand: string;
-  readonly assets: { readonly folder: string; readonly binding: string };
-  readonly database: { readonly binding: string; readonly name: string; readonly migrationsFolder: string };
-  /** By binding. All are SQLite-backed. */
-  readonly durableObjects: Record<string, { readonly className: string }>;
-  readonly rateLimits: Record<
-    string,
-    { readonly namespaceId: string; readonly limit: number; readonly period_s: 10 | 60 }
-  >;
-  readonly queueProducers: Record<string, { readonly queueName: string }>;
-  readonly queueConsumers: Record<string, QueueConsumer>;
-  readonly analyticsDatasets: Record<string, { readonly dataset: string }>;
-  readonly crons: readonly string[];
-  readonly vars: Record<string, string>;
-};
-
-export type QueueConsumer = {
-  readonly maxBatchSize?: number;
-  readonly maxBatchTimeout_s?: number;
-  readonly maxRetries?: number;
-  readonly retryDelay_s?: number;
-  readonly deadLetterQueue?: string;
+  readonly database: { readonly binding: string; readonly migrationsFolder: string };
+  readonly wakesEveryMinute: boolean;
+  readonly worker: ReturnType<typeof workerOptions>;
 };
 
 /** @throws MaskrouteError `start_failed` naming the entry that is wrong or not known here. */
 export async function readEdgeConfig(projectFolder: string): Promise<EdgeConfig> {
   const file = path.join(projectFolder, 'wrangler.toml');
   const checked = check(wranglerSchema, parse(await readFile(file, 'utf8')), 'the file');
-  if (checked.kind === 'bad') {
-    throw new MaskrouteError('start_failed', `wrangler.toml: ${checked.message}.`);
-  }
+  if (checked.kind === 'bad') throw refused(checked.message);
   const { value: data } = checked;
-  const [database] = data.d1_databases;
-  const inProject = (relative: string) => path.resolve(projectFolder, relative);
+  const [{ binding, migrations_dir }] = data.d1_databases;
   return {
-    name: data.name,
-    entry: inProject(data.main),
-    compatibilityDate: data.compatibility_date,
-    compatibilityFlags: data.compatibility_flags,
+    entry: path.resolve(projectFolder, data.main),
     buildCommand: data.build.command,
-    assets: { folder: inProject(data.assets.directory), binding: data.assets.binding },
-    database: {
-      binding: database!.binding,
-      name: database!.database_name,
-      migrationsFolder: inProject(database!.migrations_dir),
-    },
-    durableObjects: durableObjects(data),
-    rateLimits: Object.fromEntries(
-      data.ratelimits.map(({ name, namespace_id, simple }) => [
-        name,
-        { namespaceId: namespace_id, limit: simple.limit, period_s: simple.period },
-      ]),
-    ),
-    queueProducers: Object.fromEntries(
-      data.queues.producers.map(({ binding, queue }) => [binding, { queueName: queue }]),
-    ),
-    queueConsumers: Object.fromEntries(data.queues.consumers.map((entry) => [entry.queue, consumer(entry)])),
-    analyticsDatasets: Object.fromEntries(
-      data.analytics_engine_datasets.map(({ binding, dataset }) => [binding, { dataset }]),
-    ),
-    crons: data.triggers.crons,
-    vars: data.vars,
+    database: { binding, migrationsFolder: path.resolve(projectFolder, migrations_dir) },
+    wakesEveryMinute: data.triggers.crons.length > 0,
+    worker: workerOptions(data, projectFolder),
   };
 }
 
-type Wrangler = z.output<typeof wranglerSchema>;
+/** Miniflare keeps what these bindings hold beside D1. */
+const workerOptions = (data: Wrangler, projectFolder: string) => ({
+  name: data.name,
+  compatibilityDate: data.compatibility_date,
+  compatibilityFlags: data.compatibility_flags,
+  bindings: data.vars,
+  d1Databases: named(data.d1_databases, ({ binding, database_name }) => [binding, database_name]),
+  durableObjects: durableObjects(data),
+  ratelimits: named(data.ratelimits, ({ name, namespace_id, simple }) => [name, { namespace_id, simple }]),
+  queueProducers: named(data.queues.producers, ({ binding, queue }) => [binding, { queueName: queue }]),
+  queueConsumers: named(data.queues.consumers, consumer),
+  analyticsEngineDatasets: named(data.analytics_engine_datasets, ({ binding, dataset }) => [
+    binding,
+    { dataset },
+  ]),
+  assets: {
+    directory: path.resolve(projectFolder, data.assets.directory),
+    binding: data.assets.binding,
+    run_worker_first: true,
+    routerConfig: { has_user_worker: true, invoke_user_worker_ahead_of_assets: true },
+  },
+});
 
-/** A class that no migration makes would be refused when it is deployed, so it is refused here. */
-function durableObjects({ durable_objects, migrations }: Wrangler): EdgeConfig['durableObjects'] {
+const named = <Entry, Value>(entries: readonly Entry[], of: (entry: Entry) => [string, Value]) =>
+  Object.fromEntries(entries.map(of)) as Record<string, Value>;
+
+/** The platform refuses to deploy a class that no migration makes, so it is refused here, too. */
+function durableObjects({ durable_objects, migrations }: Wrangler) {
   const made = new Set(migrations.flatMap((migration) => migration.new_sqlite_classes));
-  return Object.fromEntries(
-    durable_objects.bindings.map(({ name, class_name }) => {
-      if (made.has(class_name)) return [name, { className: class_name }];
-      throw new MaskrouteError('start_failed', `wrangler.toml: no migration makes the class ${class_name}.`);
-    }),
-  );
+  return named(durable_objects.bindings, ({ name, class_name }) => {
+    if (!made.has(class_name)) throw refused(`no migration makes the class ${class_name}`);
+    return [name, { className: class_name, useSQLite: true }];
+  });
 }
 
-const consumer = (entry: Wrangler['queues']['consumers'][number]): QueueConsumer => ({
-  ...(entry.max_batch_size === undefined ? {} : { maxBatchSize: entry.max_batch_size }),
-  ...(entry.max_batch_timeout === undefined ? {} : { maxBatchTimeout_s: entry.max_batch_timeout }),
-  ...(entry.max_retries === undefined ? {} : { maxRetries: entry.max_retries }),
-  ...(entry.retry_delay === undefined ? {} : { retryDelay_s: entry.retry_delay }),
-  ...(entry.dead_letter_queue === undefined ? {} : { deadLetterQueue: entry.dead_letter_queue }),
-});
+/**
+ * Miniflare keeps a queue in memory, so what waits in it is lost with the process, and what waits for it in the worker,
+ * too. It is therefore counted sooner than on the platform, whose queues last: a kill takes along the last second of
+ * usage (a stop loses nothing, see `drainable.ts`).
+ */
+const QUEUE_WAIT_MAX_s = 0.5;
+
+const consumer = (entry: Wrangler['queues']['consumers'][number]): [string, QueueConsumer] => [
+  entry.queue,
+  {
+    maxBatchSize: entry.max_batch_size,
+    maxBatchTimeout: Math.min(entry.max_batch_timeout, QUEUE_WAIT_MAX_s),
+    maxRetries: entry.max_retries,
+    retryDelay: entry.retry_delay,
+    ...(entry.dead_letter_queue !== undefined && { deadLetterQueue: entry.dead_letter_queue }),
+  },
+];
+type QueueConsumer = Record<'maxBatchSize' | 'maxBatchTimeout' | 'maxRetries' | 'retryDelay', number> & {
+  readonly deadLetterQueue?: string;
+};
+
+const refused = (reason: string): MaskrouteError =>
+  new MaskrouteError('start_failed', `wrangler.toml: ${reason}.`);

@@ -1,16 +1,128 @@
-/** The edge on this machine: the worker bundled as it is deployed, in real workerd with a D1 on disk. */
-
-import { execFile } from 'node:child_process';
+/**
+ * The edge on this machine: the worker bundled as it is deployed, in real workerd with a D1 on disk. What the platform
+ * does around a worker is done here: it wakes it every minute, tells it of clients that are gone (`front.ts`), and lets
+ * its counting end (`drainable.ts`).
+ */
 import { readFile } from 'node:fs/promises';
-import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { promisify } from 'node:util';
-import { build } from 'esbuild';
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { DRAIN_CRON } from './drainable.ts';
+import { bundleEdge, DOOR, type WorkerModule } from './edge-bundle.ts';
 import { type EdgeConfig, readEdgeConfig } from './edge-config.ts';
-import { openFront } from './front.ts';
+import { type Front, openFront } from './front.ts';
 import { applyMigrations } from './migrations.ts';
+
+export type EdgeOptions = {
+  readonly projectFolder: string;
+  /** The local D1 and caches; undefined keeps them in memory. */
+  readonly stateFolder: string | undefined;
+  /** 0 picks a free one. */
+  readonly port: number;
+  /** Beside what wrangler.toml declares: `BACKEND_URL` and the secrets. */
+  readonly bindings: Record<string, string>;
+};
+
+export type Edge = {
+  readonly url: string;
+  /** workerd's own socket, past the door: nobody there notices a client that hangs up. */
+  readonly workerUrl: string;
+  /** Lets what is under way end, and what was told of it be counted. */
+  readonly close: () => Promise<void>;
+};
+
+/**
+ * The young generation begins at 16 MB instead of 1: with what one request leaves it fills every few thousand requests
+ * rather than every few hundred, and the slowest one in a hundred, which waits for a collection, takes half as long.
+ */
+const V8_FLAGS = '--min-semi-space-size=16 --max-semi-space-size=32';
+
+/** Listens on the loopback interface only. @throws MaskrouteError `port_in_use`, `start_failed`. */
+export async function startEdge(options: EdgeOptions): Promise<Edge> {
+  const config = await readEdgeConfig(options.projectFolder);
+  const modules = await bundleEdge(config, options.projectFolder);
+  const network = await backendNetwork();
+  process.env.MINIFLARE_WORKERD_V8_FLAGS ??= V8_FLAGS;
+  const front = await openFront(options.port).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EADDRINUSE') throw error;
+    throw new MaskrouteError('port_in_use', `Port ${options.port} is in use.`, { cause: error });
+  });
+  // By number: whoever listens at `localhost` in the other family of addresses is not the edge.
+  const bindings = { EDGE_URL: `http://127.0.0.1:${front.port}`, ...options.bindings };
+  const miniflare = new Miniflare(miniflareOptions(config, modules, network, { ...options, bindings }));
+  try {
+    await miniflare.ready;
+    const port = Number((await miniflare.unsafeGetDirectURL(config.worker.name, DOOR)).port);
+    const database = await miniflare.getD1Database(config.database.binding);
+    await applyMigrations(database, config.database.migrationsFolder);
+    front.leadTo(port);
+    const waking = config.wakesEveryMinute ? setInterval(() => wake(miniflare), 60_000) : undefined;
+    return {
+      url: `http://localhost:${front.port}`,
+      workerUrl: `http://127.0.0.1:${port}`,
+      async close() {
+        clearInterval(waking);
+        await closeEdge(front, miniflare);
+      },
+    };
+  } catch (error) {
+    await front.close(0);
+    await miniflare.dispose().catch(() => undefined);
+    throw error;
+  }
+}
+
+/** What the platform's cron trigger does; the worker logs its own failures. */
+async function wake(miniflare: Miniflare): Promise<void> {
+  try {
+    const worker = await miniflare.getWorker();
+    await worker.scheduled({ cron: '* * * * *' });
+  } catch (error) {
+    console.error(`the edge's scheduled work failed: ${error}`);
+  }
+}
+
+/** How long answers that are under way may go on after a stop, where nobody has ended them before. */
+const ANSWERS_END_ms = 5_000;
+/** Longer than counting that failed takes to be tried again. */
+const DRAIN_ms = 45_000;
+
+async function closeEdge(front: Front, miniflare: Miniflare): Promise<void> {
+  await front.close(ANSWERS_END_ms);
+  const work = miniflare.getWorker().then((worker) => worker.scheduled({ cron: DRAIN_CRON }));
+  const late = sleep(DRAIN_ms, 'late' as const, { ref: false });
+  const found = await Promise.race([work.catch((error: unknown) => `${error}`), late]);
+  if (typeof found === 'string')
+    console.error(`the edge ends, and some of its usage is not counted: ${found}`);
+  await miniflare.dispose();
+}
+
+const miniflareOptions = (
+  { worker }: EdgeConfig,
+  modules: WorkerModule[],
+  network: Awaited<ReturnType<typeof backendNetwork>>,
+  { stateFolder, bindings }: EdgeOptions,
+) =>
+  convertV4MiniflareOptions({
+    host: '127.0.0.1',
+    port: 0,
+    log: new Log(LogLevel.ERROR),
+    logRequests: false,
+    // What the worker logs is for people who look into it; standard output may be for a program.
+    handleStructuredLogs: ({ message }) => console.error(message),
+    // No made-up place: without it every local request would seem to come from one city.
+    cf: {},
+    ...(stateFolder === undefined ? {} : { resourcePersistencePath: stateFolder }),
+    workers: [
+      {
+        ...worker,
+        bindings: { ...worker.bindings, ...bindings },
+        modules,
+        unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: DOOR }],
+        serviceBindings: { [BACKEND_NETWORK]: network },
+      },
+    ],
+  });
 
 /*
  * How the edge on this machine reaches backends: through the binding that a deployed one has for a private network, so
@@ -41,293 +153,3 @@ async function extraCertificates(): Promise<string[]> {
   const text = await readFile(file, 'utf8').catch(() => '');
   return text.match(CERTIFICATE) ?? [];
 }
-
-/* Runs the build command of wrangler.toml, as `wrangler deploy` does before it bundles. */
-
-const OUTPUT_CHARS_MAX = 2000;
-const LIMIT_ms = 60_000;
-
-/** The command finds this very Node first. @throws MaskrouteError `start_failed` with what the command said. */
-async function runBuild(command: string, projectFolder: string): Promise<void> {
-  const PATH = [path.dirname(process.execPath), process.env.PATH].join(path.delimiter);
-  try {
-    await promisify(execFile)('sh', ['-c', command], {
-      cwd: projectFolder,
-      env: { ...process.env, PATH },
-      timeout: LIMIT_ms,
-    });
-  } catch (error) {
-    const { stderr, message } = error as Error & { stderr?: string };
-    const reason = (stderr || message).slice(-OUTPUT_CHARS_MAX);
-    throw new MaskrouteError('start_failed', `"${command}" failed: ${reason}`, { cause: error });
-  }
-}
-
-export type EdgeOptions = {
-  readonly projectFolder: string;
-  /** The local D1 and caches; undefined keeps them in memory. */
-  readonly stateFolder: string | undefined;
-  /** 0 picks a free one. */
-  readonly port: number;
-  /** Beside what wrangler.toml declares: `BACKEND_URL` and the secrets. */
-  readonly bindings: Record<string, string>;
-};
-
-export type Edge = {
-  readonly url: string;
-  /** workerd's own socket, past the door: nobody there notices a client that hangs up. */
-  readonly workerUrl: string;
-  /** Lets what is under way end, and what was told of it be counted. */
-  readonly close: () => Promise<void>;
-};
-
-/** Listens on the loopback interface only. @throws MaskrouteError `port_in_use`, `start_failed`. */
-export async function startEdge(options: EdgeOptions): Promise<Edge> {
-  const config = await readEdgeConfig(options.projectFolder);
-  await runBuild(config.buildCommand, options.projectFolder);
-  const modules = await bundleWorker(config);
-  const network = await backendNetwork();
-  process.env.MINIFLARE_WORKERD_V8_FLAGS ??= V8_FLAGS;
-  const front = await openFront(options.port).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EADDRINUSE') throw error;
-    throw new MaskrouteError('port_in_use', `Port ${options.port} is in use.`, { cause: error });
-  });
-  // By number: whoever listens at `localhost` in the other family of addresses is not the edge.
-  const bindings = { EDGE_URL: `http://127.0.0.1:${front.port}`, ...options.bindings };
-  const miniflare = new Miniflare(miniflareOptions(config, modules, network, { ...options, bindings }));
-  try {
-    await miniflare.ready;
-    const port = Number((await miniflare.unsafeGetDirectURL(config.name, DOOR)).port);
-    const database = await miniflare.getD1Database(config.database.binding);
-    await applyMigrations(database, config.database.migrationsFolder);
-    front.leadTo(port);
-    const cron = config.crons.length === 0 ? undefined : setInterval(() => wake(miniflare), CRON_ms);
-    return {
-      url: `http://localhost:${front.port}`,
-      workerUrl: `http://127.0.0.1:${port}`,
-      close: async () => {
-        clearInterval(cron);
-        await front.close(ANSWERS_END_ms);
-        await drain(miniflare);
-        await miniflare.dispose();
-      },
-    };
-  } catch (error) {
-    await front.close(0);
-    await miniflare.dispose().catch(() => undefined);
-    throw error;
-  }
-}
-
-const CRON_ms = 60_000;
-
-/**
- * The young generation begins at 16 MB instead of 1: with what one request leaves it fills every few thousand requests
- * rather than every few hundred, and the slowest one in a hundred, which waits for a collection, takes half as long.
- */
-const V8_FLAGS = '--min-semi-space-size=16 --max-semi-space-size=32';
-
-/**
- * Miniflare puts three workers of its own before the default entrypoint (pages about errors, assets that come before the
- * worker), which no request here needs, and which cost as much as all that ours does: a socket of an entrypoint with a
- * name leads past them.
- */
-const DOOR = 'door';
-
-/** How long answers that are under way may go on after a stop, where nobody has ended them before. */
-const ANSWERS_END_ms = 5_000;
-/** Longer than counting that failed takes to be tried again. */
-const DRAIN_ms = 45_000;
-const DRAIN_CRON = 'drain';
-const DRAIN_POLL_ms = 20;
-
-/**
- * Miniflare keeps a queue in memory, so what waits in it is lost with the process, and what waits for it in the worker,
- * too. It is therefore counted sooner than on the platform, whose queues last: what a kill takes along is the last
- * second of usage ({@link drain} leaves nothing to a stop).
- */
-const QUEUE_WAIT_MAX_s = 0.5;
-
-/**
- * What the platform does by itself: work that is held goes on, and so does what is in a queue. Here that ends with the
- * process, so the worker that is told to drain says when none is left: what was held has ended, and then a mark that
- * goes through each queue has come out.
- */
-const mainModule = (queues: readonly string[]): string => `
-import worker from './worker.js';
-export * from './worker.js';
-
-let working = 0;
-const marks = new Set();
-const work_ = async (work) => {
-  working++;
-  try {
-    return await work;
-  } finally {
-    working--;
-  }
-};
-const held = (context) => ({ waitUntil: (work) => context.waitUntil(work_(work)) });
-const until = async (isSo) => {
-  while (!isSo()) await new Promise((resolve) => setTimeout(resolve, ${DRAIN_POLL_ms}));
-};
-
-const local = {
-  fetch: (request, env, context) => worker.fetch(request, env, held(context)),
-  async queue(batch, env, context) {
-    let isRepeated = false;
-    const retryAll = (options) => {
-      isRepeated = true;
-      batch.retryAll(options);
-    };
-    const messages = batch.messages.filter(({ body }) => !marks.has(body));
-    await work_(worker.queue({ queue: batch.queue, messages, retryAll }, env, held(context)));
-    // A delivery that failed comes again, and the mark with it.
-    if (!isRepeated) for (const { body } of batch.messages) marks.delete(body);
-  },
-  async scheduled(event, env, context) {
-    if (event.cron !== '${DRAIN_CRON}') return await worker.scheduled?.(event, env, held(context));
-    await until(() => working === 0);
-    for (const queue of ${JSON.stringify(queues)}) {
-      const mark = crypto.randomUUID();
-      marks.add(mark);
-      await env[queue].send(mark);
-    }
-    await until(() => marks.size === 0 && working === 0);
-  },
-};
-export { local as default, local as ${DOOR} };
-`;
-
-async function drain(miniflare: Miniflare): Promise<void> {
-  const work = miniflare.getWorker().then((worker) => worker.scheduled({ cron: DRAIN_CRON }));
-  const late = sleep(DRAIN_ms, 'late' as const, { ref: false });
-  const found = await Promise.race([work.catch((error: unknown) => `${error}`), late]);
-  if (typeof found === 'string')
-    console.error(`the edge ends, and some of its usage is not counted: ${found}`);
-}
-
-/** What the platform's cron trigger does; the worker logs its own failures. */
-async function wake(miniflare: Miniflare): Promise<void> {
-  try {
-    const worker = await miniflare.getWorker();
-    await worker.scheduled({ cron: '* * * * *' });
-  } catch (error) {
-    console.error(`the edge's scheduled work failed: ${error}`);
-  }
-}
-
-/**
- * As `wrangler deploy` would send it: one ES module, and beside it what it imports of WebAssembly, which the platform
- * compiles before anything runs.
- */
-async function bundleWorker(config: EdgeConfig): Promise<WorkerModule[]> {
-  /** Files by the names that they have beside the worker. */
-  const compiled = new Map<string, string>();
-  const { outputFiles } = await build({
-    entryPoints: [config.entry],
-    bundle: true,
-    write: false,
-    format: 'esm',
-    target: 'es2024',
-    platform: 'neutral',
-    mainFields: ['module', 'main'],
-    conditions: ['workerd', 'worker', 'browser'],
-    external: ['cloudflare:*', 'node:*'],
-    plugins: [
-      {
-        name: 'wasm-beside-the-worker',
-        setup: ({ onResolve }) =>
-          onResolve({ filter: /\.wasm$/ }, ({ path: name, resolveDir }) => {
-            const beside = path.basename(name);
-            compiled.set(beside, path.join(resolveDir, name));
-            return { path: `./${beside}`, external: true };
-          }),
-      },
-    ],
-    logLevel: 'silent',
-  });
-  const kernels = [...compiled].map(async ([name, file]) => ({
-    type: 'CompiledWasm' as const,
-    path: name,
-    contents: new Uint8Array(await readFile(file)),
-  }));
-  return [
-    { type: 'ESModule', path: 'worker.js', contents: outputFiles[0]!.text },
-    ...(await Promise.all(kernels)),
-  ];
-}
-
-type WorkerModule =
-  | { readonly type: 'ESModule'; readonly path: string; readonly contents: string }
-  | { readonly type: 'CompiledWasm'; readonly path: string; readonly contents: Uint8Array<ArrayBuffer> };
-
-const miniflareOptions = (
-  config: EdgeConfig,
-  modules: readonly WorkerModule[],
-  network: Awaited<ReturnType<typeof backendNetwork>>,
-  options: EdgeOptions,
-) =>
-  convertV4MiniflareOptions({
-    host: '127.0.0.1',
-    port: 0,
-    log: new Log(LogLevel.ERROR),
-    logRequests: false,
-    // What the worker logs is for people who look into it; standard output may be for a program.
-    handleStructuredLogs: ({ message }) => console.error(message),
-    // No made-up place: without it every local request would seem to come from one city.
-    cf: {},
-    ...(options.stateFolder === undefined ? {} : { resourcePersistencePath: options.stateFolder }),
-    workers: [
-      {
-        name: config.name,
-        modules: [
-          { type: 'ESModule', path: 'main.js', contents: mainModule(Object.keys(config.queueProducers)) },
-          ...modules,
-        ],
-        unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: DOOR }],
-        serviceBindings: { [BACKEND_NETWORK]: network },
-        compatibilityDate: config.compatibilityDate,
-        compatibilityFlags: config.compatibilityFlags,
-        bindings: { ...config.vars, ...options.bindings },
-        d1Databases: { [config.database.binding]: config.database.name },
-        ...statefulBindings(config),
-        assets: {
-          directory: config.assets.folder,
-          binding: config.assets.binding,
-          run_worker_first: true,
-          routerConfig: { has_user_worker: true, invoke_user_worker_ahead_of_assets: true },
-        },
-      },
-    ],
-  });
-
-/** Bindings that hold state or count; Miniflare keeps what they hold beside D1. */
-const statefulBindings = (config: EdgeConfig) => ({
-  durableObjects: Object.fromEntries(
-    Object.entries(config.durableObjects).map(([binding, { className }]) => [
-      binding,
-      { className, useSQLite: true },
-    ]),
-  ),
-  ratelimits: Object.fromEntries(
-    Object.entries(config.rateLimits).map(([binding, { namespaceId, limit, period_s }]) => [
-      binding,
-      { namespace_id: namespaceId, simple: { limit, period: period_s } },
-    ]),
-  ),
-  queueProducers: { ...config.queueProducers },
-  queueConsumers: Object.fromEntries(
-    Object.entries(config.queueConsumers).map(([queue, entry]) => [
-      queue,
-      {
-        ...(entry.maxBatchSize === undefined ? {} : { maxBatchSize: entry.maxBatchSize }),
-        maxBatchTimeout: Math.min(entry.maxBatchTimeout_s ?? QUEUE_WAIT_MAX_s, QUEUE_WAIT_MAX_s),
-        ...(entry.maxRetries === undefined ? {} : { maxRetries: entry.maxRetries }),
-        ...(entry.retryDelay_s === undefined ? {} : { retryDelay: entry.retryDelay_s }),
-        ...(entry.deadLetterQueue === undefined ? {} : { deadLetterQueue: entry.deadLetterQueue }),
-      },
-    ]),
-  ),
-  analyticsEngineDatasets: { ...config.analyticsDatasets },
-});

@@ -2,13 +2,16 @@
  * The whole product on one machine: the default model, a backend, the edge in workerd with its own D1, a key,
  * a live mask set. Everything that lasts is under `home`; a killed start leaves nothing that stops the next.
  */
+import { once } from 'node:events';
 import { mkdir, rename } from 'node:fs/promises';
+import { createServer } from 'node:net';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { pullModel } from '../cli/models.ts';
+import { createProgressReporter } from '../cli/terminal.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
-import { createAdminClient } from '../publication/admin-client.ts';
-import { readMaskSet } from '../publication/artefact-files.ts';
-import type { BackendConfig } from './backend-process.ts';
 import { type Backups, openBackups, watchFile } from './backups.ts';
 import { type Supervised, supervise } from './children.ts';
 import {
@@ -21,22 +24,18 @@ import {
   writeDevFile,
 } from './dev-home.ts';
 import type { EdgeOptions } from './local-edge.ts';
-import { expectFreePort } from './ports.ts';
-import { ensureApiKey, ensurePreset, storePreset, waitReady } from './seed.ts';
+import type { BackendConfig } from './part-process.ts';
+import { seed } from './seed.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
-const PRESETS_FOLDER = path.join(PROJECT_FOLDER, 'gpu-backend/presets', DEFAULT_MODEL);
-/** What a fresh start makes live, and what it only stores, for the operator to activate. */
-const LIVE_PRESET = 'mask-set.json';
-const STORED_PRESETS = ['mask-set-25.json', 'mask-set-blocks.json', 'mask-set-blocks-25.json'];
-const presetFile = (name: string): string => path.join(PRESETS_FOLDER, name);
+const PART = new URL('./part-process.ts', import.meta.url);
 const READY_WITHIN_ms = 60_000;
 /** Longer than a backend takes to finish what runs, or to end it. */
 const BACKEND_STOP_ms = 60_000;
 /** Longer than the edge takes to have counted all that it knows. */
 const EDGE_STOP_ms = 60_000;
 
-export type ProductOptions = {
+type ProductOptions = {
   readonly home: string;
   /** 0 picks a free one. */
   readonly port: number;
@@ -47,13 +46,11 @@ export type ProductOptions = {
   readonly restore?: string | undefined;
   /** Gets one line for people about what goes on. */
   readonly say: (line: string) => void;
-  /** Installs the model in `home` unless it is there. */
-  readonly ensureModel: (name: string) => Promise<void>;
   /** Aborting ends a start that is under way. */
   readonly signal: AbortSignal;
 };
 
-export type Product = { readonly dev: DevFile; stop(): Promise<void> };
+type Product = { readonly dev: DevFile; stop(): Promise<void> };
 
 type Parts = { backend?: Supervised; edge?: Supervised; unwatch?: () => void };
 
@@ -65,14 +62,7 @@ export async function startProduct(options: ProductOptions): Promise<Product> {
   const parts: Parts = {};
   const backups = openBackups(home);
   const stop = async () => {
-    parts.unwatch?.();
-    await removeDevFile(home);
-    // The backend finishes what runs while the edge still carries its answers, and stays until the edge has asked it
-    // what those cost whose clients left.
-    await parts.backend?.drain(BACKEND_STOP_ms);
-    await parts.edge?.stop(EDGE_STOP_ms);
-    await parts.backend?.stop(BACKEND_STOP_ms);
-    if (parts.edge !== undefined) await backUp(backups, options.say);
+    await stopParts(options, parts, backups);
     unlock();
   };
   try {
@@ -83,41 +73,97 @@ export async function startProduct(options: ProductOptions): Promise<Product> {
   }
 }
 
+/** What it starts is in `parts` as soon as it runs, so that a start that fails half-way can be stopped. */
 async function startParts(options: ProductOptions, parts: Parts, backups: Backups): Promise<DevFile> {
-  const { home, signal } = options;
+  const { home, say, signal } = options;
   await removeDevFile(home);
   await expectFreePort(options.port, 'PORT');
   await expectFreePort(options.backendPort, 'BACKEND_PORT');
   for (const name of ['backend', 'edge']) await keepPrevious(logFile(home, name));
   const keys = await loadOrCreateKeys(home);
   if (options.restore !== undefined) await backups.restore(options.restore);
-  await backUp(backups, options.say);
+  await backUp(backups, say);
   await sayIfLost(options, keys, backups);
-  await options.ensureModel(DEFAULT_MODEL);
+  await installModel(home, signal);
   signal.throwIfAborted();
 
-  parts.backend = await startBackendChild(options, keys);
+  const { adminKey, backendKey } = keys;
+  parts.backend = await supervise(backendChild(options, keys), say);
+  const backend = parts.backend.url;
   signal.throwIfAborted();
-  parts.edge = await startEdgeChild(options, keys, parts.backend.url);
-  await waitReady(parts.backend.url, READY_WITHIN_ms, signal);
-  await waitReady(parts.edge.url, READY_WITHIN_ms, signal);
+  parts.edge = await supervise(edgeChild(options, keys, backend), say);
+  const edge = parts.edge.url;
+  for (const url of [backend, edge]) await waitReady(url, signal);
   const database = await backups.database();
   if (database !== undefined) parts.unwatch = watchFile(database, () => sayGone(options, database, backups));
 
-  const apiKey = await seed(options, keys, parts.edge.url);
+  const apiKey = await seed(edge, keys, say);
+  if (apiKey !== keys.apiKey) await saveKeys(home, { ...keys, apiKey });
   signal.throwIfAborted();
-  const { adminKey, backendKey } = keys;
-  const dev = {
-    edge: parts.edge.url,
-    backend: parts.backend.url,
-    apiKey,
-    adminKey,
-    backendKey,
-    model: DEFAULT_MODEL,
-  };
+  const dev = { edge, backend, apiKey, adminKey, backendKey, model: DEFAULT_MODEL };
   await writeDevFile(home, dev);
   return dev;
 }
+
+/**
+ * The backend finishes what runs while the edge still carries its answers, and stays until the edge has asked it what
+ * those cost whose clients left.
+ */
+async function stopParts({ home, say }: ProductOptions, parts: Parts, backups: Backups): Promise<void> {
+  parts.unwatch?.();
+  await removeDevFile(home);
+  await parts.backend?.drain(BACKEND_STOP_ms);
+  await parts.edge?.stop(EDGE_STOP_ms);
+  await parts.backend?.stop(BACKEND_STOP_ms);
+  if (parts.edge !== undefined) await backUp(backups, say);
+}
+
+const backendChild = ({ home, backendPort: port }: ProductOptions, { backendKey }: DevKeys) => ({
+  name: 'backend',
+  entry: PART,
+  config: { home, model: DEFAULT_MODEL, port, backendKey } satisfies BackendConfig,
+  logFile: logFile(home, 'backend'),
+});
+
+const edgeChild = (
+  { home, port, allowedOrigins }: ProductOptions,
+  { adminKey, backendKey }: DevKeys,
+  backendUrl: string,
+) => ({
+  name: 'edge',
+  entry: PART,
+  config: {
+    projectFolder: PROJECT_FOLDER,
+    stateFolder: path.join(home, 'edge'),
+    port,
+    bindings: {
+      ...{ BACKEND_URL: backendUrl, BACKEND_KEY: backendKey, ADMIN_KEY: adminKey },
+      ...(allowedOrigins === undefined ? {} : { ALLOWED_ORIGINS: allowedOrigins }),
+    },
+  } satisfies EdgeOptions,
+  logFile: logFile(home, 'edge'),
+});
+
+const logFile = (home: string, name: string): string => path.join(home, 'logs', `${name}.log`);
+
+/** The last run's log stays beside this run's; older ones go. */
+async function keepPrevious(file: string): Promise<void> {
+  await rename(file, `${file}.previous`).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw error;
+  });
+}
+
+/** Installs the default model, with its progress on the terminal, unless it is there. */
+async function installModel(home: string, signal: AbortSignal): Promise<void> {
+  const { stop, ...hooks } = createProgressReporter();
+  try {
+    await pullModel(DEFAULT_MODEL, { home, weights: 'q8', signal, ...hooks });
+  } finally {
+    stop();
+  }
+}
+
+/* The local database: what people hear of it. */
 
 /** A start or a stop goes on without a copy: it is there for a bad day, and this may be one. */
 async function backUp(backups: Backups, say: ProductOptions['say']): Promise<void> {
@@ -145,60 +191,62 @@ const howToRestore = (copy: string | undefined): string =>
     ? 'There is no copy to go back to.'
     : `To go back to the newest copy, stop it and start with: npm start -- --restore=${copy}`;
 
-const startBackendChild = ({ home, backendPort, say }: ProductOptions, keys: DevKeys): Promise<Supervised> =>
-  supervise<BackendConfig>(
-    {
-      name: 'backend',
-      entry: new URL('./backend-process.ts', import.meta.url),
-      config: { home, model: DEFAULT_MODEL, port: backendPort, backendKey: keys.backendKey },
-      logFile: logFile(home, 'backend'),
-    },
-    say,
-  );
+/* Ports that are free before anything slow starts, and servers that are ready. */
 
-const startEdgeChild = (
-  { home, port, allowedOrigins, say }: ProductOptions,
-  { adminKey, backendKey }: DevKeys,
-  backendUrl: string,
-): Promise<Supervised> =>
-  supervise<EdgeOptions>(
-    {
-      name: 'edge',
-      entry: new URL('./edge-process.ts', import.meta.url),
-      config: {
-        projectFolder: PROJECT_FOLDER,
-        stateFolder: path.join(home, 'edge'),
-        port,
-        bindings: {
-          ...{ BACKEND_URL: backendUrl, BACKEND_KEY: backendKey, ADMIN_KEY: adminKey },
-          ...(allowedOrigins === undefined ? {} : { ALLOWED_ORIGINS: allowedOrigins }),
-        },
-      },
-      logFile: logFile(home, 'edge'),
-    },
-    say,
-  );
+/** The children of a killed run need a moment to notice and go. */
+const FREED_WITHIN_ms = 3000;
+const PORT_POLL_ms = 100;
 
-const logFile = (home: string, name: string): string => path.join(home, 'logs', `${name}.log`);
-
-/** The last run's log stays beside this one's; older ones go. */
-async function keepPrevious(file: string): Promise<void> {
-  await rename(file, `${file}.previous`).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== 'ENOENT') throw error;
-  });
+/** @throws MaskrouteError `port_in_use` when another program keeps it. */
+async function expectFreePort(port: number, name: string): Promise<void> {
+  const deadline_ms = performance.now() + FREED_WITHIN_ms;
+  while (port !== 0 && !(await isFree(port))) {
+    if (performance.now() > deadline_ms) {
+      const message = `Port ${port} is in use by another program. Set ${name} to another port, or to 0 for any.`;
+      throw new MaskrouteError('port_in_use', message);
+    }
+    await sleep(PORT_POLL_ms);
+  }
 }
 
-/** The API key that works. */
-async function seed({ home, say }: ProductOptions, keys: DevKeys, edgeUrl: string): Promise<string> {
-  const client = createAdminClient(edgeUrl, keys.adminKey);
-  const apiKey = await ensureApiKey(client, keys.apiKey);
-  if (apiKey !== keys.apiKey) await saveKeys(home, { ...keys, apiKey });
-  const preset = await ensurePreset(client, await readMaskSet(presetFile(LIVE_PRESET)));
-  if (preset === 'kept_other') say('A mask set other than the preset is live, and stays live.');
-  if (preset === 'other_model') {
-    say(`The preset mask set is for other weights than these of ${DEFAULT_MODEL}; requests run dense.`);
-  } else {
-    for (const file of [LIVE_PRESET, ...STORED_PRESETS]) await storePreset(client, presetFile(file));
+async function isFree(port: number): Promise<boolean> {
+  const server = createServer();
+  try {
+    server.listen(port, '127.0.0.1');
+    await once(server, 'listening');
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EADDRINUSE') return false;
+    throw error;
+  } finally {
+    server.close();
   }
-  return apiKey;
+}
+
+const READY_POLL_ms = 50;
+const ANSWER_TIMEOUT_ms = 5000;
+const REASON_CHARS_MAX = 500;
+
+/** Until `/readyz` says so. @throws MaskrouteError `start_failed` with the last answer; the reason of `signal`. */
+async function waitReady(url: string, signal: AbortSignal): Promise<void> {
+  const deadline_ms = performance.now() + READY_WITHIN_ms;
+  for (;;) {
+    const answer = await ask(`${url}/readyz`);
+    if (answer === 'ready') return;
+    if (performance.now() > deadline_ms) {
+      const message = `${url} is not ready after ${READY_WITHIN_ms / 1000} s: ${answer}`;
+      throw new MaskrouteError('start_failed', message);
+    }
+    await sleep(READY_POLL_ms, undefined, { signal });
+  }
+}
+
+async function ask(url: string): Promise<string> {
+  try {
+    const response = await fetch(url, { signal: AbortSignal.timeout(ANSWER_TIMEOUT_ms) });
+    const text = await response.text();
+    return response.ok ? 'ready' : text.slice(0, REASON_CHARS_MAX);
+  } catch (error) {
+    return String((error as Error).cause ?? error);
+  }
 }

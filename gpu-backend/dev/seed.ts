@@ -4,7 +4,7 @@
  */
 import { existsSync } from 'node:fs';
 import path from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import {
   createdKeySchema,
   DEFAULT_TENANT,
@@ -13,7 +13,8 @@ import {
 } from '../../shared/admin/admin-wire.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type AdminClient, listAll } from '../publication/admin-client.ts';
+import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+import { type AdminClient, createAdminClient, listAll } from '../publication/admin-client.ts';
 import { readEvaluation, readMaskSet } from '../publication/artefact-files.ts';
 import {
   livePublication,
@@ -22,8 +23,28 @@ import {
   storeEvaluation,
   storeMaskSet,
 } from '../publication/publish.ts';
+import type { DevKeys } from './dev-home.ts';
 
+const PRESETS_FOLDER = fileURLToPath(new URL(`../presets/${DEFAULT_MODEL}`, import.meta.url));
+/** What a fresh start makes live, and what it only stores, for the operator to activate. */
+const LIVE_PRESET = 'mask-set.json';
+const STORED_PRESETS = ['mask-set-25.json', 'mask-set-blocks.json', 'mask-set-blocks-25.json'];
 const TENANT = { id: 'local', name: 'This machine' };
+
+/** Gives the API key that works. `say` gets a line when the preset is not what goes live. */
+export async function seed(edge: string, keys: DevKeys, say: (line: string) => void): Promise<string> {
+  const client = createAdminClient(edge, keys.adminKey);
+  const apiKey = await ensureApiKey(client, keys.apiKey);
+  const files = [LIVE_PRESET, ...STORED_PRESETS].map((name) => path.join(PRESETS_FOLDER, name));
+  const preset = await ensurePreset(client, await readMaskSet(files[0]!));
+  if (preset === 'other_model') {
+    say(`The preset mask set is for other weights than these of ${DEFAULT_MODEL}; requests run dense.`);
+    return apiKey;
+  }
+  if (preset === 'kept_other') say('A mask set other than the preset is live, and stays live.');
+  for (const file of files) await storePreset(client, file);
+  return apiKey;
+}
 
 /** The key that was kept when the edge still takes it, else a new one. */
 export async function ensureApiKey(client: AdminClient, kept: string | undefined): Promise<string> {
@@ -84,33 +105,4 @@ export async function storePreset(client: AdminClient, file: string): Promise<vo
 async function nameOf(client: AdminClient, version: string): Promise<string | undefined> {
   const sets = await listAll(client, '/mask-sets', maskSetSummarySchema);
   return sets.find((set) => set.version === version)?.name;
-}
-
-/* Waits until a server says by `/readyz` that it is ready. */
-
-const POLL_ms = 50;
-const ANSWER_TIMEOUT_ms = 5000;
-const REASON_CHARS_MAX = 500;
-
-/** @throws MaskrouteError `start_failed` with the last answer when `limit_ms` pass; the reason of `signal`. */
-export async function waitReady(url: string, limit_ms: number, signal: AbortSignal): Promise<void> {
-  const deadline_ms = performance.now() + limit_ms;
-  for (;;) {
-    const answer = await ask(`${url}/readyz`);
-    if (answer === 'ready') return;
-    if (performance.now() > deadline_ms) {
-      throw new MaskrouteError('start_failed', `${url} is not ready after ${limit_ms / 1000} s: ${answer}`);
-    }
-    await sleep(POLL_ms, undefined, { signal });
-  }
-}
-
-async function ask(url: string): Promise<string> {
-  try {
-    const response = await fetch(url, { signal: AbortSignal.timeout(ANSWER_TIMEOUT_ms) });
-    const text = await response.text();
-    return response.ok ? 'ready' : text.slice(0, REASON_CHARS_MAX);
-  } catch (error) {
-    return String((error as Error).cause ?? error);
-  }
 }

@@ -3,13 +3,34 @@ import { once } from 'node:events';
 import { parseArgs } from 'node:util';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../../shared/wire/protocol.ts';
+import { portFrom } from '../cli/terminal.ts';
 import { maskrouteHome } from '../files.ts';
 import type { DevFile } from './dev-home.ts';
-import { installModel, portFrom } from './ports.ts';
 import { startProduct } from './product.ts';
 
 const EDGE_PORT = 8787;
 const BACKEND_PORT = 8080;
+
+async function main(): Promise<void> {
+  const signal = stopSignal();
+  const stopped = once(signal, 'abort');
+  const product = await startProduct({
+    home: maskrouteHome(),
+    port: portFrom('PORT', EDGE_PORT),
+    backendPort: portFrom('BACKEND_PORT', BACKEND_PORT),
+    allowedOrigins: allowedOrigins(),
+    restore: restoreFrom(process.argv.slice(2)),
+    say: console.log,
+    signal,
+  }).catch((error: unknown) => {
+    if (signal.aborted) return undefined;
+    throw error;
+  });
+  if (product === undefined) return;
+  console.log(greeting(product.dev));
+  await stopped;
+  await product.stop();
+}
 
 const PARENT_POLL_ms = 500;
 
@@ -27,29 +48,6 @@ function stopSignal(): AbortSignal {
     setInterval(() => process.ppid !== npm && ask(), PARENT_POLL_ms).unref();
   }
   return stop.signal;
-}
-
-async function main(): Promise<void> {
-  const signal = stopSignal();
-  const stopped = once(signal, 'abort');
-  const home = maskrouteHome();
-  const product = await startProduct({
-    home,
-    port: portFrom(process.env, 'PORT', EDGE_PORT),
-    backendPort: portFrom(process.env, 'BACKEND_PORT', BACKEND_PORT),
-    allowedOrigins: allowedOrigins(),
-    restore: restoreFrom(process.argv.slice(2)),
-    say: console.log,
-    ensureModel: (name) => installModel(home, name, signal),
-    signal,
-  }).catch((error: unknown) => {
-    if (signal.aborted) return undefined;
-    throw error;
-  });
-  if (product === undefined) return;
-  console.log(greeting(product.dev));
-  await stopped;
-  await product.stop();
 }
 
 /** `--restore=FILE`. @throws MaskrouteError `invalid_argument` for anything else. */

@@ -8,9 +8,9 @@ import { type Encoder, normalise } from '../../shared/embedding/encoder.ts';
 import { loadWordPiece, type WordPiece } from '../../shared/embedding/wordpiece.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { readJsonFile, requireJsonFile } from '../files.ts';
 import { type BertConfig, bertConfigSchema, bertGraph } from '../model/architectures/bert.ts';
 import { openSafetensors } from '../model/formats/safetensors.ts';
+import { readModelJson, requireModelJson } from '../model/model-source.ts';
 import { sha256OfFiles } from '../model/store.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import { createSession, floats, type Session, tensor } from '../onnx/session.ts';
@@ -49,9 +49,9 @@ const limitsSchema = z.looseObject({ max_seq_length: z.int().min(2) });
  */
 export async function readEncoderFolder(folder: string): Promise<EncoderFolder> {
   const required = async <T>(name: string, schema: z.ZodType<T>, bytesMax: number) =>
-    fitting(name, schema, await requireJsonFile(join(folder, name), bytesMax));
+    fitting(name, schema, await requireModelJson(folder, name, bytesMax));
   const optional = async <T>(name: string, schema: z.ZodType<T>) => {
-    const json = await readJsonFile(join(folder, name), CONFIG_BYTES_MAX);
+    const json = await readModelJson(folder, name, CONFIG_BYTES_MAX);
     return json === undefined ? undefined : fitting(name, schema, json);
   };
   const config = await required('config.json', bertConfigSchema, CONFIG_BYTES_MAX);

@@ -1,12 +1,12 @@
 /** Jobs on disk, a folder each: what was asked, how far it is, its log and what it made. A reader sees whole files. */
 
 import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from 'node:crypto';
-import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { JOB_ID_PATTERN, type Job, jobSchema } from '../../shared/admin/job-wire.ts';
-import { writeWhole } from '../files.ts';
+import { readOwnJson, writeWhole } from '../files.ts';
 
-type JobStore = {
+export type JobStore = {
   /** In order of creation; a folder that holds no job is passed over. */
   load(): Promise<Job[]>;
   save(job: Job): Promise<void>;
@@ -25,7 +25,7 @@ export function createJobStore(folder: string): JobStore {
     async load() {
       const names = await readdir(folder).catch(() => []);
       const jobs = await Promise.all(
-        names.filter((name) => JOB_ID_PATTERN.test(name)).map((id) => readJob(fileOf(id))),
+        names.filter((name) => JOB_ID_PATTERN.test(name)).map((id) => readOwnJson(fileOf(id), jobSchema)),
       );
       return jobs
         .filter((job) => job !== undefined)
@@ -41,14 +41,6 @@ export function createJobStore(folder: string): JobStore {
     logOf: (id) => join(folderOf(id), 'log.txt'),
     secretOf: (id) => join(folderOf(id), 'secret'),
   };
-}
-
-async function readJob(path: string): Promise<Job | undefined> {
-  try {
-    return jobSchema.parse(JSON.parse(await readFile(path, 'utf8')));
-  } catch {
-    return undefined;
-  }
 }
 
 /*

@@ -2,7 +2,7 @@
  * One command of the command line in a child process: low in priority, so that serving goes first; its progress
  * read from JSON lines; its output kept in a bounded log; gone with its parent, however that ends.
  */
-import { fork } from 'node:child_process';
+import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { type FileHandle, open } from 'node:fs/promises';
 import { constants, setPriority } from 'node:os';
@@ -18,7 +18,6 @@ type CommandRun = {
   readonly args: readonly string[];
   readonly env: Record<string, string>;
   readonly logFile: string;
-  readonly onProgress: (progress: JobProgress) => void;
   /** Ends it in good order; it can be started again and goes on. */
   readonly signal: AbortSignal;
 };
@@ -44,48 +43,34 @@ const progressLineSchema = z.object({
   }),
 });
 
-export async function runCommand(run: CommandRun): Promise<CommandEnd> {
+/** Yields how far it is; returns how it ended. */
+export async function* runCommand(run: CommandRun): AsyncGenerator<JobProgress, CommandEnd> {
   if (run.signal.aborted) return { kind: 'stopped' };
   const log = await openLog(run.logFile);
-  const child = fork(run.entry, run.args, {
-    stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-    // The backend key is none of a command's business.
-    env: {
-      ...process.env,
-      MASKROUTE_BACKEND_KEY: '',
-      MASKROUTE_METRICS_KEY: '',
-      ...run.env,
-      MASKROUTE_PROGRESS: 'json',
-    },
-  });
-  lowerPriority(child.pid);
+  const child = startCommand(run);
   let killer: NodeJS.Timeout | undefined;
   const stop = () => {
     child.kill('SIGTERM');
     killer = setTimeout(() => child.kill('SIGKILL'), STOP_ms);
   };
   run.signal.addEventListener('abort', stop, { once: true });
-  let lastLine = '';
-  let reason = '';
   try {
-    const exited = once(child, 'exit') as Promise<[code: number | null, signal: string | null]>;
-    const [[code, signal]] = await Promise.all([
-      exited,
-      eachLine(child.stdout!, (line) => {
-        const progress = progressOf(line);
-        if (progress !== undefined) return run.onProgress(progress);
-        lastLine = line;
-        log.write(line);
-      }),
-      eachLine(child.stderr!, (line) => {
-        if (line.trim() !== '') reason = line;
-        log.write(line);
-      }),
-    ]);
+    const ended = Promise.all([once(child, 'exit') as Promise<Exit>, lastLineOf(child.stderr!, log)]);
+    // It is waited for below; until then nobody hears of a failure.
+    ended.catch(() => {});
+    let lastLine = '';
+    for await (const line of linesOf(child.stdout!)) {
+      const progress = progressOf(line);
+      if (progress !== undefined) {
+        yield progress;
+        continue;
+      }
+      lastLine = line;
+      log.write(line);
+    }
+    const [exit, error] = await ended;
     if (run.signal.aborted) return { kind: 'stopped' };
-    if (code === 0) return { kind: 'done', lastLine };
-    const how = signal === null ? `exit code ${code}` : `signal ${signal}`;
-    return { kind: 'failed', reason: reason === '' ? how : `${reason.replace(/^error: /, '')} (${how})` };
+    return exit[0] === 0 ? { kind: 'done', lastLine } : { kind: 'failed', reason: reasonOf(exit, error) };
   } finally {
     clearTimeout(killer);
     run.signal.removeEventListener('abort', stop);
@@ -93,17 +78,46 @@ export async function runCommand(run: CommandRun): Promise<CommandEnd> {
   }
 }
 
-function lowerPriority(pid: number | undefined): void {
-  if (pid === undefined) return;
+function startCommand({ entry, args, env }: CommandRun): ChildProcess {
+  const child = fork(entry, args, {
+    stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+    // The backend key is none of a command's business.
+    env: {
+      ...process.env,
+      MASKROUTE_BACKEND_KEY: '',
+      MASKROUTE_METRICS_KEY: '',
+      ...env,
+      MASKROUTE_PROGRESS: 'json',
+    },
+  });
   try {
-    setPriority(pid, constants.priority.PRIORITY_LOW);
+    if (child.pid !== undefined) setPriority(child.pid, constants.priority.PRIORITY_LOW);
   } catch {
     // It ended already, or the system does not let us: it runs as it is.
   }
+  return child;
 }
 
-async function eachLine(stream: Readable, take: (line: string) => void): Promise<void> {
-  for await (const line of createInterface({ input: stream })) take(line.slice(0, LINE_CHARS_MAX));
+type Exit = [code: number | null, signal: string | null];
+
+/** `error`: the last line on standard error, where commands say what went wrong. */
+function reasonOf([code, signal]: Exit, error: string): string {
+  const how = signal === null ? `exit code ${code}` : `signal ${signal}`;
+  return error === '' ? how : `${error.replace(/^error: /, '')} (${how})`;
+}
+
+async function* linesOf(stream: Readable): AsyncGenerator<string> {
+  for await (const line of createInterface({ input: stream })) yield line.slice(0, LINE_CHARS_MAX);
+}
+
+/** Takes all lines into the log, and gives the last line with text. */
+async function lastLineOf(stream: Readable, log: Log): Promise<string> {
+  let last = '';
+  for await (const line of linesOf(stream)) {
+    if (line.trim() !== '') last = line;
+    log.write(line);
+  }
+  return last;
 }
 
 function progressOf(line: string): JobProgress | undefined {
@@ -115,8 +129,10 @@ function progressOf(line: string): JobProgress | undefined {
   }
 }
 
+type Log = { write(line: string): void; close(): Promise<void> };
+
 /** A full disk costs the log, not the job. */
-async function openLog(path: string): Promise<{ write(line: string): void; close(): Promise<void> }> {
+async function openLog(path: string): Promise<Log> {
   const file: FileHandle | undefined = await open(path, 'a', 0o600).catch(() => undefined);
   let bytes = (await file?.stat().catch(() => undefined))?.size ?? 0;
   let writing = Promise.resolve();

@@ -56,7 +56,8 @@ export async function emitModel(
       ropeCos: file.append(cos),
       ropeSin: file.append(sin),
     };
-    writeFileSync(join(outDir, MODEL_FILE), encodeModel(llamaGraph(config, stored)));
+    const graph = encodeModel(llamaGraph(config, stored));
+    writeFileSync(join(outDir, MODEL_FILE), graph, { flush: true });
   } finally {
     file.close();
   }

@@ -2,25 +2,20 @@
  * From a weights file on this machine to an installed model. Everything is checked and written in a hidden folder
  * first; the model appears by one rename, and a failure leaves nothing behind.
  */
-import { mkdir, rm, stat, writeFile } from 'node:fs/promises';
+import { stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { emitModel, MODEL_FILE, WEIGHTS_FILE } from './emit.ts';
 import { openGguf } from './formats/gguf.ts';
 import { openSafetensorsFolder } from './formats/hf-folder.ts';
-import type { ImportHooks, ModelManifest, OpenModelFile, WeightKind } from './model-source.ts';
-import { MANIFEST_FORMAT } from './model-source.ts';
-import type { InstalledModel } from './store.ts';
 import {
-  incomingFolder,
-  MANIFEST_FILE,
-  modelsFolder,
-  openInstalled,
-  putInPlace,
-  sha256OfFiles,
-  syncFolder,
-} from './store.ts';
-import type { ImportedTokenizer } from './tokenizer/gguf-tokenizer.ts';
-import { tokenizerFromGguf } from './tokenizer/gguf-tokenizer.ts';
+  type ImportHooks,
+  MANIFEST_FORMAT,
+  type ModelManifest,
+  type OpenModelFile,
+  type WeightKind,
+} from './model-source.ts';
+import { describeFiles, type InstalledModel, install, openInstalled, sha256OfFiles } from './store.ts';
+import { type ImportedTokenizer, tokenizerFromGguf } from './tokenizer/gguf-tokenizer.ts';
 import { tokenizerFromFolder } from './tokenizer/hf-tokenizer.ts';
 import { TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer/tokenizer.ts';
 import { tryModelText } from './trial.ts';
@@ -32,7 +27,7 @@ export type LocalModel = {
   readonly source: string;
 };
 
-export type ImportOptions = ImportHooks & {
+type ImportOptions = ImportHooks & {
   readonly home: string;
   readonly name: string;
   readonly weights: WeightKind;
@@ -40,34 +35,21 @@ export type ImportOptions = ImportHooks & {
   readonly force: boolean;
 };
 
-/** Call with the store locked. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
+/**
+ * Call with the store locked. The same model again changes nothing.
+ * @throws MaskrouteError `corrupt_model`, `unsupported_model`.
+ */
 export async function importModel(local: LocalModel, options: ImportOptions): Promise<InstalledModel> {
-  const { weights, tokenizer } = await openLocal(local);
+  const opened = await openLocal(local);
   try {
-    const hash = await hashWeights(weights.weightFiles, options);
+    const hash = await hashWeights(opened.weights.weightFiles, options);
     const present = await sameModel(options, hash);
     if (present !== undefined) return present;
-    const folder = incomingFolder(options.home, options.name);
-    await rm(folder, { recursive: true, force: true });
-    await mkdir(folder, { recursive: true });
-    try {
-      await writeSynced(folder, TOKENIZER_FILE, tokenizer.tokenizerJson);
-      await writeSynced(folder, TOKENIZER_CONFIG_FILE, tokenizer.tokenizerConfig);
-      // Quick checks before the long work.
-      await tryModelText(folder, tokenizer);
-      await convert(weights, options, folder);
-      const manifest = await describe(local, weights, tokenizer, hash, options, folder);
-      await writeSynced(folder, MANIFEST_FILE, manifest);
-      await syncFolder(folder);
-      options.signal?.throwIfAborted();
-      await putInPlace(options.home, options.name, folder);
-      return { folder: join(modelsFolder(options.home), options.name), manifest };
-    } catch (error) {
-      await rm(folder, { recursive: true, force: true });
-      throw error;
-    }
+    return await install(options.home, options.name, (folder) =>
+      convert(local, opened, hash, options, folder),
+    );
   } finally {
-    await weights.close();
+    await opened.weights.close();
   }
 }
 
@@ -119,50 +101,30 @@ async function sameModel(options: ImportOptions, hash: string): Promise<Installe
   return same ? installed : undefined;
 }
 
-async function convert(weights: OpenModelFile, options: ImportOptions, folder: string): Promise<void> {
-  await emitModel(weights, options.weights, folder, (fraction) => {
-    // Emission has no signal of its own: an exception here ends it between two layers.
-    options.signal?.throwIfAborted();
-    options.onProgress({ phase: 'convert', done: 100 * fraction, total: 100, unit: 'percent' });
-  });
-  await syncFile(folder, MODEL_FILE);
-}
-
-/** Sums up what the folder holds. */
-async function describe(
-  local: LocalModel,
-  weights: OpenModelFile,
-  tokenizer: ImportedTokenizer,
+/** Writes what an engine and a tokenizer read. */
+async function convert(
+  { source }: LocalModel,
+  { weights, tokenizer }: OpenedModel,
   hash: string,
-  options: ImportOptions,
+  { name, weights: kind, onProgress, signal }: ImportOptions,
   folder: string,
 ): Promise<ModelManifest> {
-  const files: ModelManifest['files'] = {};
-  for (const name of [MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE]) {
-    const path = join(folder, name);
-    files[name] = {
-      bytes: (await stat(path)).size,
-      sha256: await sha256OfFiles([path], () => {}, options.signal),
-    };
-  }
+  const { tokenizerJson, tokenizerConfig, chatTemplate, bosTokenId, eosTokenIds, addBos } = tokenizer;
+  await writeFile(join(folder, TOKENIZER_FILE), JSON.stringify(tokenizerJson), { flush: true });
+  await writeFile(join(folder, TOKENIZER_CONFIG_FILE), JSON.stringify(tokenizerConfig), { flush: true });
+  // Quick checks before the long work.
+  await tryModelText(folder, tokenizer);
+  await emitModel(weights, kind, folder, (fraction) => {
+    // Emission has no signal of its own: an exception here ends it between two layers.
+    signal?.throwIfAborted();
+    onProgress({ phase: 'convert', done: 100 * fraction, total: 100, unit: 'percent' });
+  });
+  const names = [MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
+  const files = await describeFiles(folder, names, signal);
+  signal?.throwIfAborted();
   return {
-    format: MANIFEST_FORMAT,
-    name: options.name,
-    hash,
-    source: local.source,
-    weights: options.weights,
-    config: weights.config,
-    chatTemplate: tokenizer.chatTemplate,
-    bosTokenId: tokenizer.bosTokenId,
-    eosTokenIds: [...tokenizer.eosTokenIds],
-    addBos: tokenizer.addBos,
-    files,
+    ...{ format: MANIFEST_FORMAT, name, hash, source, weights: kind, config: weights.config },
+    ...{ chatTemplate, bosTokenId, eosTokenIds: [...eosTokenIds], addBos, files },
     importedAt: new Date().toISOString(),
   };
 }
-
-async function writeSynced(folder: string, name: string, content: unknown): Promise<void> {
-  await writeFile(join(folder, name), JSON.stringify(content), { flush: true });
-}
-
-const syncFile = (folder: string, name: string): Promise<void> => syncFolder(join(folder, name));

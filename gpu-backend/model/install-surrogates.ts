@@ -3,29 +3,18 @@
  * and a graph whose skip branches use them. The model's own weights are not touched; a new folder shares their files
  * and takes the old one's place by one rename, so an engine that has it open goes on.
  */
-import { copyFile, link, mkdir, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { copyFile, link, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
-import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
-import { llamaGraph } from './architectures/llama.ts';
+import { llamaGraph, type StoredLayer, type StoredLlama } from './architectures/llama.ts';
 import { storeLinear } from './architectures/projections.ts';
 import { transpose } from './architectures/rotation.ts';
 import type { StoredSurrogate } from './architectures/surrogate.ts';
 import { MODEL_FILE } from './emit.ts';
 import type { ModelManifest, WeightKind } from './model-source.ts';
-import type { InstalledModel } from './store.ts';
-import {
-  incomingFolder,
-  MANIFEST_FILE,
-  modelsFolder,
-  openInstalled,
-  putInPlace,
-  sha256OfFiles,
-  syncFolder,
-} from './store.ts';
+import { describeFiles, type InstalledModel, install, MANIFEST_FILE, openInstalled } from './store.ts';
 import { readStoredLlama } from './stored-llama.ts';
-import type { Surrogates, SurrogateTable } from './surrogates.ts';
-import { checkSurrogatesModel, readSurrogates, toInstalledBasis } from './surrogates.ts';
+import { checkSurrogatesModel, readSurrogates, type SurrogateTable, toInstalledBasis } from './surrogates.ts';
 import { WeightsFile } from './weights-file.ts';
 
 /** The table as it came, and its matrices as the graph reads them. */
@@ -53,22 +42,18 @@ export async function installSurrogates(
   const surrogates = await readSurrogates(path);
   checkSurrogatesModel(surrogates, manifest);
   if (manifest.surrogates?.id === surrogates.id) return installed;
-  const folder = incomingFolder(home, name);
-  await rm(folder, { recursive: true, force: true });
-  await mkdir(folder, { recursive: true });
-  try {
+  return await install(home, name, async (folder) => {
     await shareFiles(installed.folder, folder);
     await copyFile(path, join(folder, SURROGATES_FILE));
     await writeSurrogateGraph(installed.folder, folder, manifest, surrogates.table);
-    const next = await describe(manifest, folder, { ...surrogates, preset });
-    await writeFile(join(folder, MANIFEST_FILE), JSON.stringify(next), { flush: true });
-    await syncFolder(folder);
-    await putInPlace(home, name, folder);
-    return { folder: join(modelsFolder(home), name), manifest: next };
-  } catch (error) {
-    await rm(folder, { recursive: true, force: true });
-    throw error;
-  }
+    const { id, table, fitted } = surrogates;
+    const written = await describeFiles(folder, [MODEL_FILE, SURROGATES_FILE, SURROGATE_WEIGHTS_FILE]);
+    return {
+      ...manifest,
+      surrogates: { id, rank: table.rank, fitted, preset },
+      files: { ...manifest.files, ...written },
+    };
+  });
 }
 
 /** Everything that stays, copies of weights for training too; hard links, or copies where the disk has none. */
@@ -122,17 +107,4 @@ function storeSurrogates(
   } finally {
     file.close();
   }
-}
-
-async function describe(
-  manifest: ModelManifest,
-  folder: string,
-  { id, table, fitted, preset }: Surrogates & { readonly preset: boolean },
-): Promise<ModelManifest> {
-  const files = { ...manifest.files };
-  for (const name of [MODEL_FILE, SURROGATES_FILE, SURROGATE_WEIGHTS_FILE]) {
-    const path = join(folder, name);
-    files[name] = { bytes: (await stat(path)).size, sha256: await sha256OfFiles([path]) };
-  }
-  return { ...manifest, surrogates: { id, rank: table.rank, fitted, preset }, files };
 }

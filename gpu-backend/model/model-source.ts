@@ -2,9 +2,11 @@
  * A model between import and graph: where its weights come from, and what the store keeps of it.
  * `WeightSource` is what GGUF and safetensors readers give and what architectures read.
  */
+import { basename, dirname, join } from 'node:path';
 import { z } from 'zod';
 import { MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { readJson, readRegular } from '../files.ts';
 
 /** Hyper-parameters of a Llama-family decoder. Widths in floats, positions in tokens. */
 export const llamaConfigSchema = z.strictObject({
@@ -105,3 +107,41 @@ export type OpenModelFile = WeightSource & {
   readonly weightFiles: readonly string[];
   close(): Promise<void>;
 };
+
+/* The small files beside the weights: bounded, links lead nowhere else, JSON objects but for a chat template. */
+
+export type JsonObject = Readonly<Record<string, unknown>>;
+
+/** `undefined` when there is no such file. @throws MaskrouteError `invalid_argument`, as `readRegular`. */
+export const readModelText = (folder: string, name: string, bytesMax: number): Promise<string | undefined> =>
+  readRegular(join(folder, name), bytesMax, dirname(join(folder, name))).then(
+    (bytes) => bytes.toString('utf8'),
+    unlessAbsent,
+  );
+
+/** `undefined` when there is no such file. @throws MaskrouteError `corrupt_model`, `invalid_argument`. */
+export async function readModelJson(
+  folder: string,
+  name: string,
+  bytesMax: number,
+): Promise<JsonObject | undefined> {
+  const file = join(folder, name);
+  const refuse = (reason: string, cause?: unknown) => corruptModel(`${basename(name)} ${reason}`, cause);
+  const json = await readJson(file, bytesMax, refuse, dirname(file)).catch(unlessAbsent);
+  if (json === undefined || isJsonObject(json)) return json;
+  throw refuse('is not a JSON object');
+}
+
+/** @throws MaskrouteError `corrupt_model` when it is missing, too. */
+export async function requireModelJson(folder: string, name: string, bytesMax: number): Promise<JsonObject> {
+  const json = await readModelJson(folder, name, bytesMax);
+  if (json === undefined) throw corruptModel(`its folder has no ${basename(name)}`);
+  return json;
+}
+
+export const isJsonObject = (json: unknown): json is JsonObject =>
+  json !== null && typeof json === 'object' && !Array.isArray(json);
+
+function unlessAbsent(error: NodeJS.ErrnoException): undefined {
+  if (error.code !== 'ENOENT') throw error;
+}

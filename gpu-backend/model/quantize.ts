@@ -6,7 +6,7 @@
  */
 export const QUANT_BLOCK = 32;
 
-export type QuantizedRows = {
+type QuantizedRows = {
   /** `[out, in/32, 32·bits/8]` bytes; with 4 bits the even input sits in the low half. */
   readonly values: Uint8Array;
   /** `[out, in/32]`. */

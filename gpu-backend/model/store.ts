@@ -4,13 +4,12 @@
  * name begins with a dot are work under way or left by a killed import, and nobody reads them.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { mkdir, open, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { openRegular } from '../files.ts';
+import { openRegular, readJson, sizeOf, tryLock } from '../files.ts';
 import { corruptModel, type ModelManifest, modelManifestSchema } from './model-source.ts';
 
 export const MANIFEST_FILE = 'model.json';
@@ -57,10 +56,7 @@ export async function openInstalled(home: string, name: string): Promise<Install
   if (!NAME_PATTERN.test(name) || !(await exists(folder))) throw await notFound(home, name);
   const manifest = await readManifest(folder);
   for (const [file, { bytes }] of Object.entries(manifest.files)) {
-    const size = await stat(join(folder, file)).then(
-      (found) => found.size,
-      () => undefined,
-    );
+    const size = await sizeOf(join(folder, file));
     if (size !== bytes) {
       const what = size === undefined ? 'is missing' : `has ${size} bytes instead of ${bytes}`;
       throw corruptModel(`${file} of ${name} ${what}; pull it again with --force`);
@@ -78,21 +74,53 @@ export async function verifyInstalled({ folder, manifest }: InstalledModel): Pro
 }
 
 /**
- * Puts a finished folder in its place, for an older model of that name too. Call with the store locked.
- * Killed between the two renames, it leaves the older one to `recoverStore`.
+ * Makes a model in a hidden folder and puts it in its place, for an older model of that name too. `fill` writes the files
+ * and says what the manifest says of them; when it throws, nothing is left behind. Call with the store locked.
  */
-export async function putInPlace(home: string, name: string, finished: string): Promise<void> {
+export async function install(
+  home: string,
+  name: string,
+  fill: (folder: string) => Promise<ModelManifest>,
+): Promise<InstalledModel> {
   const models = modelsFolder(home);
+  const folder = join(models, `${INCOMING}${name}-${process.pid}`);
+  await rm(folder, { recursive: true, force: true });
+  await mkdir(folder, { recursive: true });
+  try {
+    const manifest = await fill(folder);
+    await writeFile(join(folder, MANIFEST_FILE), JSON.stringify(manifest), { flush: true });
+    await syncToDisk(folder);
+    await putInPlace(models, name, folder);
+    return { folder: join(models, name), manifest };
+  } catch (error) {
+    await rm(folder, { recursive: true, force: true });
+    throw error;
+  }
+}
+
+/** Killed between the two renames, it leaves the older model to `recoverStore`. */
+async function putInPlace(models: string, name: string, finished: string): Promise<void> {
   const target = join(models, name);
   const outgoing = join(models, OUTGOING + name);
   if (await exists(target)) await rename(target, outgoing);
   await rename(finished, target);
-  await syncFolder(models);
+  await syncToDisk(models);
   await rm(outgoing, { recursive: true, force: true });
 }
 
-export const incomingFolder = (home: string, name: string): string =>
-  join(modelsFolder(home), `${INCOMING}${name}-${process.pid}`);
+/** What a manifest says of files. */
+export async function describeFiles(
+  folder: string,
+  names: readonly string[],
+  signal?: AbortSignal,
+): Promise<ModelManifest['files']> {
+  const files: ModelManifest['files'] = {};
+  for (const name of names) {
+    const path = join(folder, name);
+    files[name] = { bytes: (await stat(path)).size, sha256: await sha256OfFiles([path], () => {}, signal) };
+  }
+  return files;
+}
 
 /** Clears away what killed imports left. Call with the store locked: then no import is under way. */
 export async function recoverStore(home: string): Promise<void> {
@@ -127,7 +155,7 @@ export async function sha256OfFiles(
 }
 
 /** Makes a file's or folder's content survive a power cut. */
-export async function syncFolder(path: string): Promise<void> {
+async function syncToDisk(path: string): Promise<void> {
   const handle = await open(path, 'r');
   try {
     await handle.sync();
@@ -140,8 +168,7 @@ async function readManifest(folder: string): Promise<ModelManifest> {
   const path = join(folder, MANIFEST_FILE);
   let json: unknown;
   try {
-    if ((await stat(path)).size > MANIFEST_BYTES_MAX) throw new Error('it is far too large');
-    json = JSON.parse(await readFile(path, 'utf8'));
+    json = await readJson(path, MANIFEST_BYTES_MAX, (reason) => new Error(`it ${reason}`));
   } catch (error) {
     throw corruptModel(`${path} cannot be read (${(error as Error).message})`, error);
   }
@@ -163,11 +190,7 @@ async function notFound(home: string, name: string): Promise<MaskrouteError> {
   );
 }
 
-const exists = (path: string): Promise<boolean> =>
-  stat(path).then(
-    () => true,
-    () => false,
-  );
+const exists = async (path: string): Promise<boolean> => (await sizeOf(path)) !== undefined;
 
 async function readdirOrNone(path: string): Promise<string[]> {
   try {
@@ -178,12 +201,8 @@ async function readdirOrNone(path: string): Promise<string[]> {
   }
 }
 
-/*
- * One import at a time. The lock is an exclusive SQLite transaction: the operating system lets go of it with the
- * process, so a killed import never locks the next one out, and no process id is ever guessed about.
- */
+/* One import at a time. */
 
-const SQLITE_BUSY = 5;
 const POLL_ms = 250;
 
 /** Runs `work` alone; waits for another import as long as it takes, saying so once through `onWait`. */
@@ -194,24 +213,15 @@ export async function withStoreLock<T>(
 ): Promise<T> {
   const models = modelsFolder(home);
   await mkdir(models, { recursive: true });
-  const database = new DatabaseSync(join(models, '.lock'), { timeout: 0 });
+  const take = () => tryLock(join(models, '.lock'));
+  let unlock = take();
+  if (unlock === undefined) options.onWait();
+  for (; unlock === undefined; unlock = take()) {
+    await sleep(POLL_ms, undefined, options.signal ? { signal: options.signal } : {});
+  }
   try {
-    for (let waited = false; !tryLock(database); waited = true) {
-      if (!waited) options.onWait();
-      await sleep(POLL_ms, undefined, options.signal ? { signal: options.signal } : {});
-    }
     return await work();
   } finally {
-    database.close();
-  }
-}
-
-function tryLock(database: DatabaseSync): boolean {
-  try {
-    database.exec('BEGIN EXCLUSIVE');
-    return true;
-  } catch (error) {
-    if ((error as { errcode?: number }).errcode === SQLITE_BUSY) return false;
-    throw error;
+    unlock();
   }
 }

@@ -46,7 +46,7 @@ export type Surrogates = {
 };
 
 const FORMAT = 'maskroute-surrogates-v1';
-export const RANK_MAX = 1024;
+const RANK_MAX = 1024;
 
 /** @throws MaskrouteError `corrupt_model`, `invalid_request` for a file that is no table of surrogates. */
 export async function readSurrogates(path: string): Promise<Surrogates> {

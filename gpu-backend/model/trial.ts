@@ -1,6 +1,6 @@
 /**
  * Tries a model's tokenizer and chat template before it is taken in. Both are programs from a stranger (regular
- * expressions, a template language): they run in a process whose time and memory are bounded, so that one that
+ * expressions, a template language): they run in a process whose time and memory are bounded, so that a program that
  * never ends is refused here and not in the server. (A worker thread is not enough: running out of memory in one
  * can take the whole process down.)
  */

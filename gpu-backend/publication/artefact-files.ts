@@ -4,7 +4,7 @@ import { type EvaluationFigures, evaluationFiguresSchema } from '../../shared/ad
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { readRegular } from '../files.ts';
+import { readJson } from '../files.ts';
 
 /** Well above what a D1 row holds (2 MB), so that the edge's own limit is the one that people meet. */
 const FILE_BYTES_MAX = 16 * 1024 * 1024;
@@ -31,12 +31,7 @@ async function readJsonFile(
   file: string,
   invalid: (reason: string, cause?: unknown) => Error,
 ): Promise<unknown> {
-  const bytes = await readRegular(file, FILE_BYTES_MAX).catch((error: unknown) => {
+  return await readJson(file, FILE_BYTES_MAX, invalid).catch((error: unknown) => {
     throw error instanceof MaskrouteError ? error : invalid('cannot be read', error);
   });
-  try {
-    return JSON.parse(bytes.toString('utf8'));
-  } catch (error) {
-    throw invalid('is not JSON', error);
-  }
 }

@@ -5,7 +5,7 @@ import { createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { createJobData } from '../../gpu-backend/jobs/job-data.ts';
+import { JobData } from '../../gpu-backend/jobs/job-data.ts';
 import { openEncoder } from '../../gpu-backend/learning/data/encoders.ts';
 import { readData } from '../../gpu-backend/learning/data/read-data.ts';
 import { readTask } from '../../gpu-backend/learning/evaluation/tasks/read-task.ts';
@@ -95,7 +95,7 @@ describe.each(Object.entries(KINDS))('a %s', (_kind, { make, said }) => {
 
   test('is refused as data of a job', async () => {
     await make(path.join(folder, 'named.jsonl'));
-    const data = createJobData(path.join(folder, 'uploads'), folder);
+    const data = new JobData(path.join(folder, 'uploads'), folder);
     await expect(data.files({ data: [{ path: 'named.jsonl' }] })).rejects.toMatchObject({
       name: 'MaskrouteError',
       param: 'data',

@@ -9,6 +9,7 @@ import { z } from 'zod';
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { WeightSource } from '../model-source.ts';
+import { transpose } from './rotation.ts';
 
 /** `config.json` of a BERT checkpoint, as far as the graph depends on it. */
 export const bertConfigSchema = z.looseObject({
@@ -26,7 +27,7 @@ export const bertConfigSchema = z.looseObject({
 export type BertConfig = z.infer<typeof bertConfigSchema>;
 
 /** Weights by the names of the checkpoint, e.g. `encoder.layer.0.attention.self.query.weight`. */
-export type BertWeights = Pick<WeightSource, 'has' | 'shape' | 'read'>;
+type BertWeights = Pick<WeightSource, 'has' | 'shape' | 'read'>;
 
 /** What every part of the graph needs. */
 type Context = { readonly g: GraphBuilder; readonly config: BertConfig; readonly weights: BertWeights };
@@ -148,12 +149,4 @@ async function read({ weights }: Context, name: string, shape: readonly number[]
     throw new RangeError(`${name} has shape [${found}], the configuration says [${shape}]`);
   }
   return weights.read(name);
-}
-
-function transpose(values: Float32Array, rows: number, columns: number): Float32Array {
-  const result = new Float32Array(values.length);
-  for (let r = 0; r < rows; r++) {
-    for (let c = 0; c < columns; c++) result[c * rows + r] = values[r * columns + c]!;
-  }
-  return result;
 }

@@ -4,118 +4,6 @@
  * that one rounding to fp32 gives what the reference gives, bit for bit.
  */
 
-/* IEEE half precision to float, by a table: quantized blocks ask for one or two of 65,536 values each. */
-
-let table: Float32Array | undefined;
-
-/** `bits`: 0 to 65,535. */
-function halfToFloat(bits: number): number {
-  table ??= Float32Array.from({ length: 65_536 }, (_, value) => decode(value));
-  return table[bits]!;
-}
-
-function decode(bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
-}
-
-/* The K types of ggml: super-blocks of 256, in sub-blocks whose scales are quantized too (ggml-quants.c). */
-
-const halfAt = (bytes: Uint8Array, at: number): number => halfToFloat(bytes[at]! | (bytes[at + 1]! << 8));
-
-/**
- * Eight 6-bit scales and eight 6-bit minimums in 12 bytes, as `get_scale_min_k4` unpacks them.
- * Fills `scales[0..7]` and `minimums[0..7]`.
- */
-function unpackScales(bytes: Uint8Array, at: number, scales: Uint8Array, minimums: Uint8Array): void {
-  for (let j = 0; j < 4; j++) {
-    const low = bytes[at + j]!;
-    const middle = bytes[at + j + 4]!;
-    const packed = bytes[at + j + 8]!;
-    scales[j] = low & 63;
-    minimums[j] = middle & 63;
-    scales[j + 4] = (packed & 15) | ((low >> 6) << 4);
-    minimums[j + 4] = (packed >> 4) | ((middle >> 6) << 4);
-  }
-}
-
-/** x = d·scale·q − dmin·minimum, q of 4 bits; 64 values share 32 bytes, low nibbles first. */
-function dequantizeQ4K(bytes: Uint8Array, out: Float32Array): void {
-  const scales = new Uint8Array(8);
-  const minimums = new Uint8Array(8);
-  for (let at = 0, o = 0; o < out.length; at += 144, o += 256) {
-    const d = halfAt(bytes, at);
-    const dmin = halfAt(bytes, at + 2);
-    unpackScales(bytes, at + 4, scales, minimums);
-    for (let group = 0; group < 4; group++) {
-      const dLow = d * scales[2 * group]!;
-      const mLow = dmin * minimums[2 * group]!;
-      const dHigh = d * scales[2 * group + 1]!;
-      const mHigh = dmin * minimums[2 * group + 1]!;
-      const from = at + 16 + 32 * group;
-      const to = o + 64 * group;
-      for (let l = 0; l < 32; l++) {
-        const q = bytes[from + l]!;
-        out[to + l] = dLow * (q & 15) - mLow;
-        out[to + l + 32] = dHigh * (q >> 4) - mHigh;
-      }
-    }
-  }
-}
-
-/** As Q4_K with a fifth bit: bit 2·group and 2·group + 1 of 32 bytes. */
-function dequantizeQ5K(bytes: Uint8Array, out: Float32Array): void {
-  const scales = new Uint8Array(8);
-  const minimums = new Uint8Array(8);
-  for (let at = 0, o = 0; o < out.length; at += 176, o += 256) {
-    const d = halfAt(bytes, at);
-    const dmin = halfAt(bytes, at + 2);
-    unpackScales(bytes, at + 4, scales, minimums);
-    for (let group = 0; group < 4; group++) {
-      const dLow = d * scales[2 * group]!;
-      const mLow = dmin * minimums[2 * group]!;
-      const dHigh = d * scales[2 * group + 1]!;
-      const mHigh = dmin * minimums[2 * group + 1]!;
-      const from = at + 48 + 32 * group;
-      const to = o + 64 * group;
-      for (let l = 0; l < 32; l++) {
-        const q = bytes[from + l]!;
-        const high = bytes[at + 16 + l]! >> (2 * group);
-        out[to + l] = dLow * ((q & 15) | ((high & 1) << 4)) - mLow;
-        out[to + l + 32] = dHigh * ((q >> 4) | ((high & 2) << 3)) - mHigh;
-      }
-    }
-  }
-}
-
-/** x = d·scale·(q − 32), q of 6 bits: four in `ql`, two in `qh`; a signed scale for every 16 values. */
-function dequantizeQ6K(bytes: Uint8Array, out: Float32Array): void {
-  const signed = new Int8Array(bytes.buffer, bytes.byteOffset, bytes.length);
-  for (let at = 0, o = 0; o < out.length; at += 210, o += 256) {
-    const d = halfAt(bytes, at + 208);
-    for (let part = 0; part < 2; part++) {
-      const ql = at + 64 * part;
-      const qh = at + 128 + 32 * part;
-      const scale = at + 192 + 8 * part;
-      const to = o + 128 * part;
-      for (let l = 0; l < 32; l++) {
-        const s = scale + (l >> 4);
-        const low = bytes[ql + l]!;
-        const low32 = bytes[ql + l + 32]!;
-        const high = bytes[qh + l]!;
-        out[to + l] = d * signed[s]! * (((low & 15) | ((high & 3) << 4)) - 32);
-        out[to + l + 32] = d * signed[s + 2]! * (((low32 & 15) | (((high >> 2) & 3) << 4)) - 32);
-        out[to + l + 64] = d * signed[s + 4]! * (((low >> 4) | (((high >> 4) & 3) << 4)) - 32);
-        out[to + l + 96] = d * signed[s + 6]! * (((low32 >> 4) | ((high >> 6) << 4)) - 32);
-      }
-    }
-  }
-}
-
 /** Fills `out` (a multiple of `blockSize` floats) from the blocks in `bytes`. */
 type Dequantize = (bytes: Uint8Array, out: Float32Array) => void;
 export type TensorType = {
@@ -170,12 +58,14 @@ export function tensorTypeName(id: number): string {
   return `${OTHER_TYPES[id] ?? `number ${id}`} (supported: ${supported.join(', ')})`;
 }
 
+/* Plain floats, and blocks of 32. */
+
 function dequantizeF32(bytes: Uint8Array, out: Float32Array): void {
   new Uint8Array(out.buffer, out.byteOffset, out.byteLength).set(bytes.subarray(0, out.byteLength));
 }
 
 function dequantizeF16(bytes: Uint8Array, out: Float32Array): void {
-  for (let i = 0; i < out.length; i++) out[i] = halfToFloat(bytes[2 * i]! | (bytes[2 * i + 1]! << 8));
+  for (let i = 0; i < out.length; i++) out[i] = half(bytes, 2 * i);
 }
 
 /** bfloat16 is the upper half of an fp32. */
@@ -183,8 +73,6 @@ function dequantizeBF16(bytes: Uint8Array, out: Float32Array): void {
   const bits = new Uint32Array(out.buffer, out.byteOffset, out.length);
   for (let i = 0; i < bits.length; i++) bits[i] = (bytes[2 * i]! << 16) | (bytes[2 * i + 1]! << 24);
 }
-
-const half = (bytes: Uint8Array, at: number): number => halfToFloat(bytes[at]! | (bytes[at + 1]! << 8));
 
 /** x = d·(q − 8); the low nibbles are the first half of the block. */
 function dequantizeQ4_0(bytes: Uint8Array, out: Float32Array): void {
@@ -248,4 +136,113 @@ function dequantizeQ8_0(bytes: Uint8Array, out: Float32Array): void {
     const d = half(bytes, at);
     for (let j = 0; j < 32; j++) out[o + j] = d * signed[at + 2 + j]!;
   }
+}
+
+/* The K types of ggml: super-blocks of 256, in sub-blocks whose scales are quantized too (ggml-quants.c). */
+
+/**
+ * Eight 6-bit scales and eight 6-bit minimums in 12 bytes, as `get_scale_min_k4` unpacks them.
+ * Fills `scales[0..7]` and `minimums[0..7]`.
+ */
+function unpackScales(bytes: Uint8Array, at: number, scales: Uint8Array, minimums: Uint8Array): void {
+  for (let j = 0; j < 4; j++) {
+    const low = bytes[at + j]!;
+    const middle = bytes[at + j + 4]!;
+    const packed = bytes[at + j + 8]!;
+    scales[j] = low & 63;
+    minimums[j] = middle & 63;
+    scales[j + 4] = (packed & 15) | ((low >> 6) << 4);
+    minimums[j + 4] = (packed >> 4) | ((middle >> 6) << 4);
+  }
+}
+
+/** x = d·scale·q − dmin·minimum, q of 4 bits; 64 values share 32 bytes, low nibbles first. */
+function dequantizeQ4K(bytes: Uint8Array, out: Float32Array): void {
+  const scales = new Uint8Array(8);
+  const minimums = new Uint8Array(8);
+  for (let at = 0, o = 0; o < out.length; at += 144, o += 256) {
+    const d = half(bytes, at);
+    const dmin = half(bytes, at + 2);
+    unpackScales(bytes, at + 4, scales, minimums);
+    for (let group = 0; group < 4; group++) {
+      const dLow = d * scales[2 * group]!;
+      const mLow = dmin * minimums[2 * group]!;
+      const dHigh = d * scales[2 * group + 1]!;
+      const mHigh = dmin * minimums[2 * group + 1]!;
+      const from = at + 16 + 32 * group;
+      const to = o + 64 * group;
+      for (let l = 0; l < 32; l++) {
+        const q = bytes[from + l]!;
+        out[to + l] = dLow * (q & 15) - mLow;
+        out[to + l + 32] = dHigh * (q >> 4) - mHigh;
+      }
+    }
+  }
+}
+
+/** As Q4_K with a fifth bit: bit 2·group and 2·group + 1 of 32 bytes. */
+function dequantizeQ5K(bytes: Uint8Array, out: Float32Array): void {
+  const scales = new Uint8Array(8);
+  const minimums = new Uint8Array(8);
+  for (let at = 0, o = 0; o < out.length; at += 176, o += 256) {
+    const d = half(bytes, at);
+    const dmin = half(bytes, at + 2);
+    unpackScales(bytes, at + 4, scales, minimums);
+    for (let group = 0; group < 4; group++) {
+      const dLow = d * scales[2 * group]!;
+      const mLow = dmin * minimums[2 * group]!;
+      const dHigh = d * scales[2 * group + 1]!;
+      const mHigh = dmin * minimums[2 * group + 1]!;
+      const from = at + 48 + 32 * group;
+      const to = o + 64 * group;
+      for (let l = 0; l < 32; l++) {
+        const q = bytes[from + l]!;
+        const high = bytes[at + 16 + l]! >> (2 * group);
+        out[to + l] = dLow * ((q & 15) | ((high & 1) << 4)) - mLow;
+        out[to + l + 32] = dHigh * ((q >> 4) | ((high & 2) << 3)) - mHigh;
+      }
+    }
+  }
+}
+
+/** x = d·scale·(q − 32), q of 6 bits: four in `ql`, two in `qh`; a signed scale for every 16 values. */
+function dequantizeQ6K(bytes: Uint8Array, out: Float32Array): void {
+  const signed = new Int8Array(bytes.buffer, bytes.byteOffset, bytes.length);
+  for (let at = 0, o = 0; o < out.length; at += 210, o += 256) {
+    const d = half(bytes, at + 208);
+    for (let part = 0; part < 2; part++) {
+      const ql = at + 64 * part;
+      const qh = at + 128 + 32 * part;
+      const scale = at + 192 + 8 * part;
+      const to = o + 128 * part;
+      for (let l = 0; l < 32; l++) {
+        const s = scale + (l >> 4);
+        const low = bytes[ql + l]!;
+        const low32 = bytes[ql + l + 32]!;
+        const high = bytes[qh + l]!;
+        out[to + l] = d * signed[s]! * (((low & 15) | ((high & 3) << 4)) - 32);
+        out[to + l + 32] = d * signed[s + 2]! * (((low32 & 15) | (((high >> 2) & 3) << 4)) - 32);
+        out[to + l + 64] = d * signed[s + 4]! * (((low >> 4) | (((high >> 4) & 3) << 4)) - 32);
+        out[to + l + 96] = d * signed[s + 6]! * (((low32 >> 4) | ((high >> 6) << 4)) - 32);
+      }
+    }
+  }
+}
+
+/* IEEE half precision to float, by a table: quantized blocks ask for one or two of 65,536 values each. */
+
+let table: Float32Array | undefined;
+
+function half(bytes: Uint8Array, at: number): number {
+  table ??= Float32Array.from({ length: 65_536 }, (_, value) => decode(value));
+  return table[bytes[at]! | (bytes[at + 1]! << 8)]!;
+}
+
+function decode(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 31;
+  const fraction = bits & 1023;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
+  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }

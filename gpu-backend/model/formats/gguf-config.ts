@@ -1,6 +1,6 @@
 /**
  * `LlamaConfig` from a GGUF file's metadata. Defaults are llama.cpp's; whatever would change the computation and
- * is not honoured here is refused by name, because a model that runs wrong is worse than one that does not.
+ * is not honoured here is refused by name, because a model that runs wrong is worse than a model that does not run.
  */
 import { check } from '../../../shared/wire/parse-body.ts';
 import type { LlamaConfig } from '../model-source.ts';
@@ -8,7 +8,7 @@ import { corruptModel, llamaConfigSchema, unsupportedModel } from '../model-sour
 import type { GgufHeader, GgufValue } from './gguf-header.ts';
 import { quoted } from './gguf-header.ts';
 
-export const SUPPORTED_ARCHITECTURES = ['llama'] as const;
+const SUPPORTED_ARCHITECTURES = ['llama'] as const;
 
 // The largest models have 16,384 floats a position and 256,000 tokens; rotary tables grow with the context.
 const WIDTH_MAX = 1 << 18;

@@ -73,7 +73,7 @@ export function readVocabulary(metadata: ReadonlyMap<string, GgufValue>, rows: n
   const types = numberArray(metadata, 'tokenizer.ggml.token_type') ?? names.map(() => TOKEN_TYPES.normal);
   if (types.length < names.length)
     throw corruptModel('tokenizer.ggml.token_type is shorter than the vocabulary');
-  // llama.cpp gives a token without a name one that no text spells.
+  // A token without a name gets a name that no text spells, as llama.cpp does.
   const tokens = names.map((name, id) => (name === '' ? `[EMPTY_${id}]` : name));
   const long = tokens.findIndex((token) => token.length > TOKEN_CHARS_MAX);
   if (long !== -1) throw corruptModel(`token ${long} has ${tokens[long]!.length} characters`);

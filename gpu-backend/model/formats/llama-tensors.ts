@@ -6,7 +6,7 @@
 import type { LlamaConfig } from '../model-source.ts';
 import { corruptModel, unsupportedModel } from '../model-source.ts';
 
-export type LlamaTensor = {
+type LlamaTensor = {
   /** Hugging Face's name. */
   readonly name: string;
   readonly ggufName: string;

@@ -6,55 +6,9 @@
 import type { FileHandle } from 'node:fs/promises';
 import { z } from 'zod';
 import { openRegular } from '../../files.ts';
-import { corruptModel, unsupportedModel } from '../model-source.ts';
+import { corruptModel, isJsonObject, unsupportedModel } from '../model-source.ts';
 import { type TensorType, tensorType } from './dequantize.ts';
 import { quoted } from './gguf-header.ts';
-
-/* Reads one tensor of a file in pieces of a few megabytes, so that only the result is held whole. */
-
-const CHUNK_BYTES = 8 * 1024 * 1024;
-
-/**
- * `elements` values in fp32 from byte `offset` on.
- * @throws MaskrouteError `corrupt_model` when the file ends early or holds a value that is not finite.
- */
-export async function readTensor(
-  file: FileHandle,
-  name: string,
-  type: TensorType,
-  offset: number,
-  elements: number,
-): Promise<Float32Array> {
-  const out = new Float32Array(elements);
-  const chunkBlocks = Math.max(1, Math.floor(CHUNK_BYTES / type.blockBytes));
-  const blocks = elements / type.blockSize;
-  const buffer = new Uint8Array(Math.min(chunkBlocks, blocks) * type.blockBytes);
-  for (let block = 0; block < blocks; block += chunkBlocks) {
-    const count = Math.min(chunkBlocks, blocks - block);
-    const bytes = buffer.subarray(0, count * type.blockBytes);
-    await readFully(file, name, bytes, offset + block * type.blockBytes);
-    const values = out.subarray(block * type.blockSize, (block + count) * type.blockSize);
-    type.dequantize(bytes, values);
-    requireFinite(name, values);
-  }
-  return out;
-}
-
-async function readFully(file: FileHandle, name: string, bytes: Uint8Array, position: number): Promise<void> {
-  let done = 0;
-  while (done < bytes.length) {
-    const { bytesRead } = await file.read(bytes, done, bytes.length - done, position + done);
-    if (bytesRead === 0) throw corruptModel(`it ends inside tensor ${JSON.stringify(name)}`);
-    done += bytesRead;
-  }
-}
-
-/** One NaN or infinity in a weight turns every answer into noise, silently. x − x is 0 for finite x alone. */
-function requireFinite(name: string, values: Float32Array): void {
-  let sum = 0;
-  for (let i = 0; i < values.length; i++) sum += values[i]! - values[i]!;
-  if (sum !== 0) throw corruptModel(`tensor ${JSON.stringify(name)} holds values that are not finite`);
-}
 
 export type SafetensorsFile = {
   readonly names: readonly string[];
@@ -119,19 +73,22 @@ type Header = { dataStart: number; entries: Map<string, Entry>; metadata: Record
 
 async function readHeader(file: FileHandle): Promise<Header> {
   const { size } = await file.stat();
-  const head = await readBytes(file, 0, 8, size);
+  if (size < 8) throw corruptModel(`it ends after ${size} bytes, inside its header`);
+  const head = new Uint8Array(8);
+  await readFully(file, 'its header', head, 0);
   const length = new DataView(head.buffer).getBigUint64(0, true);
   if (length > HEADER_BYTES_MAX || Number(length) > size - 8) {
     throw corruptModel(`its header claims ${length} bytes, the file has ${size}`);
   }
-  const bytes = await readBytes(file, 8, Number(length), size);
+  const bytes = new Uint8Array(Number(length));
+  await readFully(file, 'its header', bytes, 8);
   let json: unknown;
   try {
     json = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
   } catch (error) {
     throw corruptModel('its header is not JSON', error);
   }
-  if (json === null || typeof json !== 'object' || Array.isArray(json)) {
+  if (!isJsonObject(json)) {
     throw corruptModel('its header is not a JSON object');
   }
   const dataStart = 8 + Number(length);
@@ -176,19 +133,56 @@ function checkEntries(json: object, dataBytes: number): Map<string, Entry> {
   return entries;
 }
 
-async function readBytes(file: FileHandle, start: number, length: number, size: number): Promise<Uint8Array> {
-  if (start + length > size) throw corruptModel(`it ends after ${size} bytes, inside its header`);
-  const bytes = new Uint8Array(length);
-  let done = 0;
-  while (done < length) {
-    const { bytesRead } = await file.read(bytes, done, length - done, start + done);
-    if (bytesRead === 0) throw corruptModel('it became shorter while it was read');
-    done += bytesRead;
+const product = (shape: readonly number[]): number => shape.reduce((total, size) => total * size, 1);
+
+/* Reads one tensor of a file in pieces of a few megabytes, so that only the result is held whole. */
+
+const CHUNK_BYTES = 8 * 1024 * 1024;
+
+/**
+ * `elements` values in fp32 from byte `offset` on.
+ * @throws MaskrouteError `corrupt_model` when the file ends early or holds a value that is not finite.
+ */
+export async function readTensor(
+  file: FileHandle,
+  name: string,
+  type: TensorType,
+  offset: number,
+  elements: number,
+): Promise<Float32Array> {
+  const out = new Float32Array(elements);
+  const chunkBlocks = Math.max(1, Math.floor(CHUNK_BYTES / type.blockBytes));
+  const blocks = elements / type.blockSize;
+  const buffer = new Uint8Array(Math.min(chunkBlocks, blocks) * type.blockBytes);
+  for (let block = 0; block < blocks; block += chunkBlocks) {
+    const count = Math.min(chunkBlocks, blocks - block);
+    const bytes = buffer.subarray(0, count * type.blockBytes);
+    await readFully(file, `tensor ${JSON.stringify(name)}`, bytes, offset + block * type.blockBytes);
+    const values = out.subarray(block * type.blockSize, (block + count) * type.blockSize);
+    type.dequantize(bytes, values);
+    requireFinite(name, values);
   }
-  return bytes;
+  return out;
 }
 
-const product = (shape: readonly number[]): number => shape.reduce((total, size) => total * size, 1);
+/** Fills `bytes`. `what` is being read, for people. */
+async function readFully(file: FileHandle, what: string, bytes: Uint8Array, position: number): Promise<void> {
+  let done = 0;
+  while (done < bytes.length) {
+    const { bytesRead } = await file.read(bytes, done, bytes.length - done, position + done);
+    if (bytesRead === 0) throw corruptModel(`it ends inside ${what}`);
+    done += bytesRead;
+  }
+}
+
+/** One NaN or infinity in a weight turns every answer into noise, silently. x − x is 0 for finite x alone. */
+function requireFinite(name: string, values: Float32Array): void {
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += values[i]! - values[i]!;
+  if (sum !== 0) throw corruptModel(`tensor ${JSON.stringify(name)} holds values that are not finite`);
+}
+
+/* Writing. */
 
 type HalfTensor = {
   readonly name: string;

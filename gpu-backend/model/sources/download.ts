@@ -2,12 +2,13 @@
  * One file over HTTP: into `<target>.part`, resumed from where an earlier try or an earlier run stopped, checked
  * against its size and hash, then renamed. A file under its own name is therefore whole.
  */
-import { open, rename, rm, stat } from 'node:fs/promises';
+import { open, rename, rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { sizeOf } from '../../files.ts';
 import { sha256OfFiles } from '../store.ts';
 
-export type Download = {
+type Download = {
   readonly url: string;
   readonly headers?: Readonly<Record<string, string>>;
   readonly bytes: number;
@@ -54,7 +55,7 @@ const isFinal = (error: unknown): boolean =>
   error instanceof FinalStatus || (error as NodeJS.ErrnoException).code === 'ENOSPC';
 
 async function continuePart(file: Download, part: string): Promise<void> {
-  let start = await sizeOf(part);
+  let start = (await sizeOf(part)) ?? 0;
   if (start > file.bytes) {
     await rm(part, { force: true });
     start = 0;
@@ -114,12 +115,6 @@ async function appendTo(
     await handle.close();
   }
 }
-
-const sizeOf = (path: string): Promise<number> =>
-  stat(path).then(
-    (found) => found.size,
-    () => 0,
-  );
 
 function failed(file: Download, error: unknown): MaskrouteError {
   const reason = (error as NodeJS.ErrnoException).code === 'ENOSPC' ? 'the disk is full' : messageOf(error);

@@ -9,7 +9,7 @@ import { toModelName } from '../store.ts';
 import { DEFAULT_MODEL, fetchDefaultModel } from './default-model.ts';
 import { fetchFromHub } from './hub.ts';
 
-export type ModelSpec =
+type ModelSpec =
   | { readonly kind: 'default' }
   | { readonly kind: 'hub'; readonly repository: string; readonly file: string | undefined }
   | { readonly kind: 'file' | 'folder'; readonly path: string };

@@ -14,7 +14,7 @@ export type BytePairsJson = {
   readonly continuing_subword_prefix?: string | null;
 };
 
-export type BytePairs = {
+type BytePairs = {
   /**
    * Appends the ids of one pre-token to `ids`. Yields between pieces of bounded work, some milliseconds each; a short
    * pre-token never yields.

@@ -15,11 +15,11 @@ export type TemplateMessage = {
 };
 
 /** For models that bring no template; llama.cpp does the same. */
-export const CHATML_TEMPLATE =
+const CHATML_TEMPLATE =
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}" +
   "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-export type Rendered = {
+type Rendered = {
   readonly text: string;
   /** The text with other letters wherever a client's could be part of a control token. */
   readonly within: string;
@@ -73,7 +73,7 @@ export function createChatTemplate(
   };
 }
 
-export type ControlTexts = {
+type ControlTexts = {
   /** All letters of all of them, without white space: templates trim it, and it begins and ends no such token. */
   readonly letters: ReadonlySet<string>;
   /** The control tokens of a text, the leftmost and longest first. */

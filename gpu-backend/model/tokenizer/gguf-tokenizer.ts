@@ -2,137 +2,10 @@
  * The tokenizer of a GGUF file as tokenizer.json and tokenizer_config.json, the format that @huggingface/tokenizers
  * reads, and what else of it the server needs: which ids end an answer, the chat template.
  */
-
 import { numberArray, readVocabulary, stringArray, TOKEN_TYPES, type Vocabulary } from '../formats/gguf.ts';
 import { type GgufValue, quoted } from '../formats/gguf-header.ts';
 import { corruptModel, unsupportedModel } from '../model-source.ts';
 import { type PreTokenizerJson, preTokenizerJson, preTokenizerKind } from './pre-tokenizers.ts';
-
-/* Byte-level byte-pair encoding (GPT-2's kind, `tokenizer.ggml.model` = gpt2) as tokenizer.json parts. */
-
-type ByteLevelBpe = {
-  readonly model: unknown;
-  readonly preTokenizer: PreTokenizerJson;
-  /** Whether tokenizers of this kind put BOS first unless the file says otherwise. */
-  readonly addBos: boolean;
-};
-
-function byteLevelBpe(metadata: ReadonlyMap<string, GgufValue>, vocabulary: Vocabulary): ByteLevelBpe {
-  const pre = metadata.get('tokenizer.ggml.pre');
-  const kind = preTokenizerKind(typeof pre === 'string' ? pre : undefined);
-  return {
-    model: {
-      type: 'BPE',
-      dropout: null,
-      unk_token: null,
-      continuing_subword_prefix: null,
-      end_of_word_suffix: null,
-      fuse_unk: false,
-      byte_fallback: false,
-      ignore_merges: kind.ignoreMerges,
-      vocab: Object.fromEntries(vocabulary.idOf),
-      merges: readMerges(metadata, vocabulary),
-    },
-    preTokenizer: preTokenizerJson(kind),
-    addBos: kind.addBos,
-  };
-}
-
-/** Pairs in order of rank. A merge into a token that does not exist would make text vanish. */
-function readMerges(
-  metadata: ReadonlyMap<string, GgufValue>,
-  vocabulary: Vocabulary,
-): (readonly [string, string])[] {
-  return stringArray(metadata, 'tokenizer.ggml.merges').map((merge) => {
-    const space = merge.indexOf(' ', 1);
-    const left = merge.slice(0, Math.max(space, 0));
-    const right = merge.slice(space + 1);
-    if (space < 1 || right === '' || !vocabulary.idOf.has(left + right)) {
-      throw corruptModel(`the merge ${quoted(merge)} gives no token of its vocabulary`);
-    }
-    return [left, right] as const;
-  });
-}
-
-/*
- * SentencePiece byte-pair encoding (`tokenizer.ggml.model` = llama: Llama 2, Mistral, TinyLlama) as tokenizer.json
- * parts, the way transformers converts it (convert_slow_tokenizer.py): spaces become U+2581, one stands before every
- * piece of text, merges follow from the tokens' scores, and what has no token is spelled in bytes.
- */
-
-const SPACE = '\u2581';
-
-type SentencePiece = {
-  readonly model: unknown;
-  readonly normalizer: unknown;
-  readonly decoder: unknown;
-};
-
-function sentencePiece(metadata: ReadonlyMap<string, GgufValue>, vocabulary: Vocabulary): SentencePiece {
-  const scores = numberArray(metadata, 'tokenizer.ggml.scores');
-  if (scores === undefined || scores.length < vocabulary.tokens.length) {
-    throw corruptModel('tokenizer.ggml.scores is shorter than its vocabulary');
-  }
-  const unknown = vocabulary.types.indexOf(TOKEN_TYPES.unknown);
-  const prefix = metadata.get('tokenizer.ggml.add_space_prefix') !== false;
-  return {
-    model: {
-      type: 'BPE',
-      dropout: null,
-      unk_token: unknown === -1 ? null : vocabulary.tokens[unknown],
-      continuing_subword_prefix: null,
-      end_of_word_suffix: null,
-      fuse_unk: true,
-      byte_fallback: true,
-      ignore_merges: false,
-      vocab: Object.fromEntries(vocabulary.idOf),
-      merges: mergesFromScores(vocabulary, scores),
-    },
-    normalizer: {
-      type: 'Sequence',
-      normalizers: [
-        ...(prefix ? [{ type: 'Prepend', prepend: SPACE }] : []),
-        { type: 'Replace', pattern: { String: ' ' }, content: SPACE },
-      ],
-    },
-    decoder: {
-      type: 'Sequence',
-      decoders: [
-        { type: 'Replace', pattern: { String: SPACE }, content: ' ' },
-        { type: 'ByteFallback' },
-        { type: 'Fuse' },
-        ...(prefix ? [{ type: 'Strip', content: ' ', start: 1, stop: 0 }] : []),
-      ],
-    },
-  };
-}
-
-/** Cutting a token of n characters everywhere looks at n² of them; a quarter of a million real tokens make 10^7. */
-const CUT_CHARS_MAX = 3e8;
-
-type Merge = { readonly left: string; readonly right: string; readonly score: number };
-
-/**
- * Every way to put a token together from two others; the token with the higher score is made first. A token of n
- * characters has n − 1 cuts and names are short, so the list stays near the size of the vocabulary.
- */
-function mergesFromScores(vocabulary: Vocabulary, scores: readonly number[]): (readonly [string, string])[] {
-  const work = vocabulary.tokens.reduce((sum, token) => sum + token.length ** 2, 0);
-  if (work > CUT_CHARS_MAX) throw corruptModel('its vocabulary is made of impossibly long tokens');
-  const merges: Merge[] = [];
-  vocabulary.tokens.forEach((token, id) => {
-    if (vocabulary.types[id] !== TOKEN_TYPES.normal) return;
-    for (let cut = 1; cut < token.length; cut++) {
-      const [left, right] = [token.slice(0, cut), token.slice(cut)];
-      if (vocabulary.idOf.has(left) && vocabulary.idOf.has(right))
-        merges.push({ left, right, score: scores[id]! });
-    }
-  });
-  merges.sort(
-    (a, b) => b.score - a.score || b.left.length - a.left.length || b.right.length - a.right.length,
-  );
-  return merges.map(({ left, right }) => [left, right]);
-}
 
 /** What goes into the store beside the graph. */
 export type ImportedTokenizer = {
@@ -237,6 +110,8 @@ const prefixWith = (id: number, content: string) => ({
   special_tokens: { [content]: { id: content, ids: [id], tokens: [content] } },
 });
 
+/* What ends an answer, and other tokens that a file names. */
+
 /** Files rarely name all tokens that end a turn; these names always do (llama.cpp's list, llama-vocab.cpp). */
 const END_OF_ANSWER_NAMES = new Set([
   '<|eot_id|>',
@@ -281,3 +156,126 @@ function specialId(metadata: Metadata, vocabulary: Vocabulary, kind: string): nu
 
 const textOrNull = (value: unknown): string | null =>
   typeof value === 'string' && value !== '' ? value : null;
+
+/* Byte-level byte-pair encoding (GPT-2's kind, `tokenizer.ggml.model` = gpt2) as tokenizer.json parts. */
+
+type ByteLevelBpe = {
+  readonly model: unknown;
+  readonly preTokenizer: PreTokenizerJson;
+  /** Whether tokenizers of this kind put BOS first unless the file says otherwise. */
+  readonly addBos: boolean;
+};
+
+function byteLevelBpe(metadata: Metadata, vocabulary: Vocabulary): ByteLevelBpe {
+  const pre = metadata.get('tokenizer.ggml.pre');
+  const kind = preTokenizerKind(typeof pre === 'string' ? pre : undefined);
+  return {
+    model: {
+      type: 'BPE',
+      dropout: null,
+      unk_token: null,
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: false,
+      byte_fallback: false,
+      ignore_merges: kind.ignoreMerges,
+      vocab: Object.fromEntries(vocabulary.idOf),
+      merges: readMerges(metadata, vocabulary),
+    },
+    preTokenizer: preTokenizerJson(kind),
+    addBos: kind.addBos,
+  };
+}
+
+/** Pairs in order of rank. A merge into a token that does not exist would make text vanish. */
+function readMerges(metadata: Metadata, vocabulary: Vocabulary): (readonly [string, string])[] {
+  return stringArray(metadata, 'tokenizer.ggml.merges').map((merge) => {
+    const space = merge.indexOf(' ', 1);
+    const left = merge.slice(0, Math.max(space, 0));
+    const right = merge.slice(space + 1);
+    if (space < 1 || right === '' || !vocabulary.idOf.has(left + right)) {
+      throw corruptModel(`the merge ${quoted(merge)} gives no token of its vocabulary`);
+    }
+    return [left, right] as const;
+  });
+}
+
+/*
+ * SentencePiece byte-pair encoding (`tokenizer.ggml.model` = llama: Llama 2, Mistral, TinyLlama) as tokenizer.json
+ * parts, the way transformers converts it (convert_slow_tokenizer.py): spaces become U+2581, one stands before every
+ * piece of text, merges follow from the tokens' scores, and what has no token is spelled in bytes.
+ */
+
+const SPACE = '\u2581';
+
+type SentencePiece = {
+  readonly model: unknown;
+  readonly normalizer: unknown;
+  readonly decoder: unknown;
+};
+
+function sentencePiece(metadata: Metadata, vocabulary: Vocabulary): SentencePiece {
+  const scores = numberArray(metadata, 'tokenizer.ggml.scores');
+  if (scores === undefined || scores.length < vocabulary.tokens.length) {
+    throw corruptModel('tokenizer.ggml.scores is shorter than its vocabulary');
+  }
+  const unknown = vocabulary.types.indexOf(TOKEN_TYPES.unknown);
+  const prefix = metadata.get('tokenizer.ggml.add_space_prefix') !== false;
+  return {
+    model: {
+      type: 'BPE',
+      dropout: null,
+      unk_token: unknown === -1 ? null : vocabulary.tokens[unknown],
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: true,
+      byte_fallback: true,
+      ignore_merges: false,
+      vocab: Object.fromEntries(vocabulary.idOf),
+      merges: mergesFromScores(vocabulary, scores),
+    },
+    normalizer: {
+      type: 'Sequence',
+      normalizers: [
+        ...(prefix ? [{ type: 'Prepend', prepend: SPACE }] : []),
+        { type: 'Replace', pattern: { String: ' ' }, content: SPACE },
+      ],
+    },
+    decoder: {
+      type: 'Sequence',
+      decoders: [
+        { type: 'Replace', pattern: { String: SPACE }, content: ' ' },
+        { type: 'ByteFallback' },
+        { type: 'Fuse' },
+        ...(prefix ? [{ type: 'Strip', content: ' ', start: 1, stop: 0 }] : []),
+      ],
+    },
+  };
+}
+
+/** Cutting a token of n characters everywhere looks at n² of them; a quarter of a million real tokens make 10^7. */
+const CUT_CHARS_MAX = 3e8;
+
+type Merge = { readonly left: string; readonly right: string; readonly score: number };
+
+/**
+ * Every way to put a token together from two others; the token with the higher score is made first. A token of n
+ * characters has n − 1 cuts and names are short, so the list stays near the size of the vocabulary.
+ */
+function mergesFromScores(vocabulary: Vocabulary, scores: readonly number[]): (readonly [string, string])[] {
+  const work = vocabulary.tokens.reduce((sum, token) => sum + token.length ** 2, 0);
+  if (work > CUT_CHARS_MAX) throw corruptModel('its vocabulary is made of impossibly long tokens');
+  const merges: Merge[] = [];
+  vocabulary.tokens.forEach((token, id) => {
+    if (vocabulary.types[id] !== TOKEN_TYPES.normal) return;
+    for (let cut = 1; cut < token.length; cut++) {
+      const [left, right] = [token.slice(0, cut), token.slice(cut)];
+      if (vocabulary.idOf.has(left) && vocabulary.idOf.has(right))
+        merges.push({ left, right, score: scores[id]! });
+    }
+  });
+  merges.sort(
+    (a, b) => b.score - a.score || b.left.length - a.left.length || b.right.length - a.right.length,
+  );
+  return merges.map(({ left, right }) => [left, right]);
+}

@@ -1,10 +1,14 @@
 /** The tokenizer of a Hugging Face folder: tokenizer.json, tokenizer_config.json and the files about special tokens. */
-import { join } from 'node:path';
 import { z } from 'zod';
 import { check } from '../../../shared/wire/parse-body.ts';
-import type { JsonObject } from '../../files.ts';
-import { readJsonFile, readTextFile, requireJsonFile } from '../../files.ts';
-import { corruptModel, unsupportedModel } from '../model-source.ts';
+import {
+  corruptModel,
+  type JsonObject,
+  readModelJson,
+  readModelText,
+  requireModelJson,
+  unsupportedModel,
+} from '../model-source.ts';
 import type { ImportedTokenizer } from './gguf-tokenizer.ts';
 import { isEndOfAnswerName } from './gguf-tokenizer.ts';
 import { byteLevelOnly, GPT2_PATTERN, splitPattern } from './pre-tokenizers.ts';
@@ -33,7 +37,7 @@ const tokenizerSchema = z.looseObject({
 
 /** `rows`: the rows of the embedding. @throws MaskrouteError `unsupported_model`, `corrupt_model`. */
 export async function tokenizerFromFolder(folder: string, rows: number): Promise<ImportedTokenizer> {
-  const raw = await readJsonFile(join(folder, TOKENIZER_FILE), TOKENIZER_BYTES_MAX);
+  const raw = await readModelJson(folder, TOKENIZER_FILE, TOKENIZER_BYTES_MAX);
   if (raw === undefined) throw unsupportedModel(`its folder has no ${TOKENIZER_FILE}`);
   const checked = check(tokenizerSchema, raw, 'the file');
   if (checked.kind === 'bad') {
@@ -46,7 +50,7 @@ export async function tokenizerFromFolder(folder: string, rows: number): Promise
   if (highest >= rows) throw corruptModel(`its tokenizer has the id ${highest}, its embedding ${rows} rows`);
 
   const tokenizerJson = { ...raw, pre_tokenizer: exactPreTokenizer(raw.pre_tokenizer) };
-  const tokenizerConfig = (await readJsonFile(join(folder, TOKENIZER_CONFIG_FILE), CONFIG_BYTES_MAX)) ?? {};
+  const tokenizerConfig = (await readModelJson(folder, TOKENIZER_CONFIG_FILE, CONFIG_BYTES_MAX)) ?? {};
   const tokenizer = createTokenizer(tokenizerJson, tokenizerConfig);
   const idOf = (value: unknown): number | undefined => {
     const name = typeof value === 'string' ? value : (value as { content?: unknown } | null)?.content;
@@ -71,15 +75,15 @@ const eosSchema = z.union([z.int().min(0), z.array(z.int().min(0)).max(100)]).nu
 
 /** generation_config.json knows every id that ends an answer; config.json often only one. */
 async function declaredEos(folder: string): Promise<number[]> {
-  const generation = await readJsonFile(join(folder, 'generation_config.json'), CONFIG_BYTES_MAX);
-  const config = await requireJsonFile(join(folder, 'config.json'), CONFIG_BYTES_MAX);
+  const generation = await readModelJson(folder, 'generation_config.json', CONFIG_BYTES_MAX);
+  const config = await requireModelJson(folder, 'config.json', CONFIG_BYTES_MAX);
   const value = eosSchema.safeParse(generation?.eos_token_id ?? config.eos_token_id);
   if (!value.success) throw corruptModel('eos_token_id is neither an id nor a list of ids');
   return [value.data ?? []].flat();
 }
 
 async function chatTemplateOf(folder: string, config: JsonObject): Promise<string | null> {
-  const text = await readTextFile(join(folder, 'chat_template.jinja'), CONFIG_BYTES_MAX);
+  const text = await readModelText(folder, 'chat_template.jinja', CONFIG_BYTES_MAX);
   if (text !== undefined) return text;
   const value = config.chat_template;
   if (typeof value === 'string' && value !== '') return value;

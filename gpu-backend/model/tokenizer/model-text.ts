@@ -1,12 +1,21 @@
 /** Text and conversations to token ids and back, for one installed model. */
-import type { ChatMessage } from '../../../shared/wire/openai.ts';
-import { messageText } from '../../../shared/wire/openai.ts';
-import type { ChatTemplate, TemplateMessage } from './chat-template.ts';
-import { controlTexts, createChatTemplate } from './chat-template.ts';
-import type { TokenDecoder } from './token-bytes.ts';
+import { type ChatMessage, messageText } from '../../../shared/wire/openai.ts';
+import {
+  type ChatTemplate,
+  controlTexts,
+  createChatTemplate,
+  type TemplateMessage,
+} from './chat-template.ts';
 import { createTokenReader, tokenTable } from './token-bytes.ts';
-import type { EncodeOptions, Tokenizer } from './tokenizer.ts';
-import { addedTokensOf, createTokenizer, finish, isControl, readTokenizerFiles } from './tokenizer.ts';
+import {
+  addedTokensOf,
+  createTokenizer,
+  type EncodeOptions,
+  finish,
+  isControl,
+  readTokenizerFiles,
+  type Tokenizer,
+} from './tokenizer.ts';
 
 export type ModelText = {
   readonly tokenizer: Tokenizer;
@@ -19,9 +28,6 @@ export type ModelText = {
   encodeChat(messages: readonly ChatMessage[]): Int32Array;
   /** The same in steps, as `Tokenizer.encodeSteps`; the first renders the template. */
   chatSteps(messages: readonly ChatMessage[]): Generator<number, Int32Array>;
-  tokenBytes(tokenId: number): Uint8Array;
-  createDecoder(options: { readonly showSpecial: boolean }): TokenDecoder;
-  readonly tokenBytesMax: number;
 };
 
 /** What of a model's manifest text depends on. */
@@ -57,9 +63,6 @@ export function createModelText(json: object, config: object, manifest: TextMani
     encodePrompt: tokenizer.encode,
     encodeChat: (messages) => finish(chatSteps(messages)),
     chatSteps,
-    tokenBytes: tokenizer.tokenBytes,
-    createDecoder: tokenizer.createDecoder,
-    tokenBytesMax: tokenizer.tokenBytesMax,
   };
 }
 

@@ -1,15 +1,14 @@
 /**
- * Requests' text to token ids, off the thread that answers them. Tenants take turns of some milliseconds, the one
- * first that has had the least of the thread's time, so that who floods it waits for itself. Who leaves is dropped at
- * the end of a turn. A turn that does not end (a chat template is a stranger's program) ends with its thread: its job is
- * refused, the others are done again in a new one.
+ * Requests' text to token ids, off the thread that answers them. Tenants take turns of some milliseconds; the tenant
+ * that has had the least of the thread's time comes first, so a tenant that floods it waits for itself. A request that
+ * leaves is dropped at the end of a turn. A turn that does not end (a chat template is a stranger's program) ends with
+ * its thread: its job is refused, and a new thread begins the others again.
  */
 import { Worker } from 'node:worker_threads';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { TextManifest } from './model-text.ts';
 import type { FromTextThread, TextJob, TextThreadStart, ToTextThread } from './text-thread.ts';
-import type { TokenReader } from './token-bytes.ts';
-import { createTokenReader } from './token-bytes.ts';
+import { createTokenReader, type TokenReader } from './token-bytes.ts';
 
 export type { TextJob };
 
@@ -34,7 +33,7 @@ export type TextService = TokenReader & {
   close(): Promise<void>;
 };
 
-export type TextServiceOptions = {
+type TextServiceOptions = {
   /** The model's in the store. */
   readonly folder: string;
   readonly manifest: TextManifest;
@@ -71,95 +70,110 @@ type Job = {
 /** Resolves once the thread is there. Rejects with MaskrouteError `engine_failed` when it does not start. */
 export async function openTextService(options: TextServiceOptions): Promise<TextService> {
   const limits = { ...DEFAULT_LIMITS, ...options.limits };
-  const line = new Line(limits.waitingCharsMax);
-  const first = await openThread(options, limits);
-  let thread: TextThread | undefined = first.thread;
-  let opening = false;
-  let closed = false;
-  let turning: Job | undefined;
-  let ids = 0;
-
-  const lost = () =>
-    new MaskrouteError('engine_failed', 'The text of requests cannot be read at the moment.');
-
-  /** Opens a thread in the place of one that ended; only who waits for it hears of it. */
-  async function reopen(): Promise<void> {
-    opening = true;
-    line.forgetThread();
-    try {
-      thread = (await openThread(options, limits)).thread;
-      if (closed) await thread.close();
-    } catch (error) {
-      options.onError((error as Error).stack ?? String(error));
-      for (const job of line.takeAll()) job.settle(lost());
-    }
-    opening = false;
-    void work();
-  }
-
-  async function work(): Promise<void> {
-    if (turning !== undefined || opening || closed || line.isEmpty) return;
-    if (thread === undefined || thread.isGone) return reopen();
-    const job = line.next()!;
-    turning = job;
-    const started_ms = performance.now();
-    const ended = await thread.turn({ type: 'turn', id: job.id, job: job.isSent ? undefined : job.job });
-    turning = undefined;
-    if (closed) return;
-    job.isSent = true;
-    line.charge(job, performance.now() - started_ms);
-    if (ended.type === 'lost') {
-      thread = undefined;
-      options.onError(`a request ended the thread that reads text: ${ended.why}`);
-    } else if (ended.outcome.type === 'failed') options.onError(ended.outcome.detail);
-    const outcome = outcomeOf(job, ended);
-    if (outcome !== undefined) settle(job, outcome);
-    else if (job.call.signal.aborted) {
-      thread?.send({ type: 'drop', id: job.id });
-      settle(job, cancellation(job.call.signal));
-    } else line.toTheEnd(job);
-    void work();
-  }
-
-  function settle(job: Job, outcome: EncodedText | MaskrouteError): void {
-    line.remove(job);
-    job.settle(outcome);
-  }
-
+  const { thread, table } = await openThread(options, limits);
+  const turns = new Turns(options, limits, thread);
   return {
-    ...createTokenReader(first.table),
-    async encode(job, call) {
-      if (closed) throw lost();
-      if (call.signal.aborted) throw cancellation(call.signal);
-      const left = new AbortController();
-      try {
-        const outcome = await new Promise<EncodedText | MaskrouteError>((resolve) => {
-          const added: Job = { id: ids++, job, chars: charsOf(job), call, isSent: false, settle: resolve };
-          const leave = () => {
-            // A running turn ends first, so that what it cost is known.
-            if (turning === added) return;
-            if (added.isSent) thread?.send({ type: 'drop', id: added.id });
-            settle(added, cancellation(call.signal));
-          };
-          call.signal.addEventListener('abort', leave, { once: true, signal: left.signal });
-          for (const displaced of line.add(added, turning)) {
-            if (displaced.isSent) thread?.send({ type: 'drop', id: displaced.id });
-            displaced.settle(queueFull());
-          }
-          void work();
-        });
-        if (outcome instanceof MaskrouteError) throw outcome;
-        return outcome;
-      } finally {
-        left.abort();
-      }
-    },
-    async close() {
-      closed = true;
-      for (const job of line.takeAll()) job.settle(lost());
-      await thread?.close();
-    },
+    ...createTokenReader(table),
+    encode: (job, call) => turns.encode(job, call),
+    close: () => turns.close(),
   };
+}
+
+/** Whose turn the thread has. */
+class Turns {
+  readonly #options: TextServiceOptions;
+  readonly #limits: TextLimits;
+  readonly #line: Line;
+  /** Undefined after its end, until another is there. */
+  #thread: TextThread | undefined;
+  #isOpening = false;
+  #isClosed = false;
+  #turning: Job | undefined;
+  #ids = 0;
+
+  constructor(options: TextServiceOptions, limits: TextLimits, thread: TextThread) {
+    this.#options = options;
+    this.#limits = limits;
+    this.#line = new Line(limits.waitingCharsMax);
+    this.#thread = thread;
+  }
+
+  async encode(job: TextJob, call: TextCall): Promise<EncodedText> {
+    if (this.#isClosed) throw lost();
+    if (call.signal.aborted) throw cancellation(call.signal);
+    const { promise, resolve: settle } = Promise.withResolvers<EncodedText | MaskrouteError>();
+    const added: Job = { id: this.#ids++, job, chars: charsOf(job), call, isSent: false, settle };
+    const leave = () => this.#leave(added);
+    call.signal.addEventListener('abort', leave, { once: true });
+    try {
+      for (const displaced of this.#line.add(added, this.#turning)) this.#drop(displaced, queueFull());
+      void this.#work();
+      const outcome = await promise;
+      if (outcome instanceof MaskrouteError) throw outcome;
+      return outcome;
+    } finally {
+      call.signal.removeEventListener('abort', leave);
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    for (const job of this.#line.takeAll()) job.settle(lost());
+    await this.#thread?.close();
+  }
+
+  /** Gives the next job a turn, and the ones after it theirs. */
+  async #work(): Promise<void> {
+    if (this.#turning !== undefined || this.#isOpening || this.#isClosed || this.#line.isEmpty) return;
+    if (this.#thread === undefined || this.#thread.isGone) return this.#reopen();
+    const job = this.#line.next()!;
+    this.#turning = job;
+    const started_ms = performance.now();
+    const message = { type: 'turn', id: job.id, job: job.isSent ? undefined : job.job } as const;
+    const ended = await this.#thread.turn(message);
+    this.#turning = undefined;
+    if (this.#isClosed) return;
+    job.isSent = true;
+    this.#line.charge(job, performance.now() - started_ms);
+    if (ended.type === 'lost') {
+      this.#thread = undefined;
+      this.#options.onError(`a request ended the thread that reads text: ${ended.why}`);
+    } else if (ended.outcome.type === 'failed') this.#options.onError(ended.outcome.detail);
+    const outcome = outcomeOf(job, ended);
+    if (outcome !== undefined) {
+      this.#line.remove(job);
+      job.settle(outcome);
+    } else if (job.call.signal.aborted) this.#leave(job);
+    else this.#line.toTheEnd(job);
+    void this.#work();
+  }
+
+  /** A running turn ends first, so that what it cost is known. */
+  #leave(job: Job): void {
+    if (this.#turning === job) return;
+    this.#line.remove(job);
+    this.#drop(job, cancellation(job.call.signal));
+  }
+
+  #drop(job: Job, reason: MaskrouteError): void {
+    if (job.isSent) this.#thread?.send({ type: 'drop', id: job.id });
+    job.settle(reason);
+  }
+
+  /** Opens a new thread when the old one has ended. If it does not start, all that waits is refused. */
+  async #reopen(): Promise<void> {
+    this.#isOpening = true;
+    this.#line.forgetThread();
+    try {
+      this.#thread = (await openThread(this.#options, this.#limits)).thread;
+      if (this.#isClosed) await this.#thread.close();
+    } catch (error) {
+      this.#options.onError((error as Error).stack ?? String(error));
+      for (const job of this.#line.takeAll()) job.settle(lost());
+    }
+    this.#isOpening = false;
+    void this.#work();
+  }
 }
 
 /** What a turn has brought its job, and what that has cost; undefined: it needs another turn. */

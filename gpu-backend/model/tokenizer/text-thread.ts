@@ -33,7 +33,7 @@ export type FromTextThread =
   | { readonly type: 'turned'; readonly tokens: number; readonly outcome: TurnOutcome };
 
 /** `tokens` beside it: what the job's prompts have so far, together. */
-export type TurnOutcome =
+type TurnOutcome =
   | { readonly type: 'paused' }
   | { readonly type: 'encoded'; readonly prompts: readonly Int32Array[] }
   /** A prompt has more than `tokensMax` tokens. */

@@ -26,7 +26,7 @@ export type EncodeOptions = {
 
 export type Tokenizer = TokenReader & {
   encode(text: string, options?: EncodeOptions): Int32Array;
-  /** The same in steps of some milliseconds, each of which yields how many tokens there are at least. */
+  /** The same in steps of some milliseconds; each yields how many tokens there are at least. */
   encodeSteps(text: string, options?: EncodeOptions): Generator<number, Int32Array>;
   decode(tokenIds: ArrayLike<number>, options?: { readonly showSpecial?: boolean }): string;
   /** The id of a token by its name, e.g. `<|im_end|>`. */
@@ -35,7 +35,7 @@ export type Tokenizer = TokenReader & {
   readonly table: TokenTable;
 };
 
-export type TokenizerFiles = { readonly json: object; readonly config: object };
+type TokenizerFiles = { readonly json: object; readonly config: object };
 
 /** Reads a model's folder in the store. */
 export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles> {

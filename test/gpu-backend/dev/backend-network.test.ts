@@ -1,5 +1,5 @@
 /** The local edge and backends over https: whom it trusts, and that everything travels as over http. */
-import { execFileSync, spawnSync } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { type AddressInfo, connect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -14,16 +14,13 @@ import { startBackend } from '../../support/edge/backend-server.ts';
 import { ADMIN_KEY, BACKEND_KEY, MODEL, type Recorded } from '../../support/edge/constants.ts';
 import type { RunningServer } from '../../support/edge/http-server.ts';
 
-/** Certificates are made here, so that no key lies in the project. */
-const hasOpenssl = spawnSync('openssl', ['version']).status === 0;
-
 let folder: string;
 let backend: RunningServer;
 let edge: Edge;
 let key: string;
 const doors: Server[] = [];
 
-/** A TLS door to the backend, with a certificate that signs itself. */
+/** A TLS door to the backend. `openssl` makes its certificate here, so that no key lies in the project. */
 async function openDoor(name: string): Promise<string> {
   const at = (file: string) => path.join(folder, `${name}.${file}`);
   const subject = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'];
@@ -44,7 +41,6 @@ async function openDoor(name: string): Promise<string> {
 }
 
 beforeAll(async () => {
-  if (!hasOpenssl) return;
   folder = mkdtempSync(path.join(tmpdir(), 'backend-network-'));
   backend = await startBackend();
   const trusted = await openDoor('trusted');
@@ -83,44 +79,32 @@ const chat = (id: string, more: object = {}, signal?: AbortSignal) =>
 const recorded = async (id: string): Promise<Recorded | null> =>
   (await (await fetch(`${backend.url}/recorded/${id}`)).json()) as Recorded | null;
 
-test.skipIf(!hasOpenssl)(
-  'an answer and a stream come over https',
-  async () => {
-    const whole = await chat('whole');
-    expect(whole.status, await whole.text()).toBe(200);
-    const stream = await chat('stream', { stream: true });
-    expect(await stream.text()).toMatch(/data: \[DONE\]\s*$/);
-  },
-  60_000,
-);
+test('an answer and a stream come over https', async () => {
+  const whole = await chat('whole');
+  expect(whole.status, await whole.text()).toBe(200);
+  const stream = await chat('stream', { stream: true });
+  expect(await stream.text()).toMatch(/data: \[DONE\]\s*$/);
+}, 60_000);
 
-test.skipIf(!hasOpenssl)(
-  'a client that hangs up is heard of over https',
-  async () => {
-    const leave = new AbortController();
-    const answer = chat('hang-up', { user: 'stream-forever', stream: true }, leave.signal);
-    const reading = answer.then((response) => response.text());
-    reading.catch(() => {});
-    await vi.waitFor(async () => expect(await recorded('hang-up')).toMatchObject({ hungUp: false }), 10_000);
-    leave.abort();
-    await expect(reading).rejects.toThrow();
-    await vi.waitFor(async () => expect((await recorded('hang-up'))!.hungUp).toBe(true), 10_000);
-  },
-  60_000,
-);
+test('a client that hangs up is heard of over https', async () => {
+  const leave = new AbortController();
+  const answer = chat('hang-up', { user: 'stream-forever', stream: true }, leave.signal);
+  const reading = answer.then((response) => response.text());
+  reading.catch(() => {});
+  await vi.waitFor(async () => expect(await recorded('hang-up')).toMatchObject({ hungUp: false }), 10_000);
+  leave.abort();
+  await expect(reading).rejects.toThrow();
+  await vi.waitFor(async () => expect((await recorded('hang-up'))!.hungUp).toBe(true), 10_000);
+}, 60_000);
 
-test.skipIf(!hasOpenssl)(
-  'a backend whose certificate nobody trusts is none',
-  async () => {
-    const body = { id: 'stranger', url: await openDoor('stranger') };
-    await createAdminClient(edge.url, ADMIN_KEY).request(
-      { method: 'POST', path: '/backends', body },
-      backendSchema,
-    );
-    const answer = await chat('stranger');
-    expect(answer.status).toBe(503);
-    expect(await answer.json()).toMatchObject({ error: { code: 'backend_unreachable' } });
-    expect(await recorded('stranger')).toBeNull();
-  },
-  60_000,
-);
+test('a backend whose certificate nobody trusts is none', async () => {
+  const body = { id: 'stranger', url: await openDoor('stranger') };
+  await createAdminClient(edge.url, ADMIN_KEY).request(
+    { method: 'POST', path: '/backends', body },
+    backendSchema,
+  );
+  const answer = await chat('stranger');
+  expect(answer.status).toBe(503);
+  expect(await answer.json()).toMatchObject({ error: { code: 'backend_unreachable' } });
+  expect(await recorded('stranger')).toBeNull();
+}, 60_000);

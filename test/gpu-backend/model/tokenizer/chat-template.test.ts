@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { createChatTemplate } from '../../../gpu-backend/model/tokenizer/chat-template.ts';
+import { createChatTemplate } from '../../../../gpu-backend/model/tokenizer/chat-template.ts';
 
 const tokens = { bos: '<s>', eos: '</s>' };
 const hi = [{ role: 'user', content: 'Hi {{ 1 + 1 }}' }];

@@ -4,12 +4,12 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { openSafetensorsFolder } from '../../../gpu-backend/model/formats/hf-folder.ts';
-import { openSafetensors } from '../../../gpu-backend/model/formats/safetensors.ts';
-import { tokenizerFromFolder } from '../../../gpu-backend/model/tokenizer/hf-tokenizer.ts';
-import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import type { TensorEntry } from '../../support/safetensors.ts';
-import { TINY_CONFIG_JSON, tinyFolder, tinyWeights, writeSafetensors } from '../../support/safetensors.ts';
+import { openSafetensorsFolder } from '../../../../gpu-backend/model/formats/hf-folder.ts';
+import { openSafetensors } from '../../../../gpu-backend/model/formats/safetensors.ts';
+import { tokenizerFromFolder } from '../../../../gpu-backend/model/tokenizer/hf-tokenizer.ts';
+import { MaskrouteError } from '../../../../shared/wire/errors.ts';
+import type { TensorEntry } from '../../../support/safetensors.ts';
+import { TINY_CONFIG_JSON, tinyFolder, tinyWeights, writeSafetensors } from '../../../support/safetensors.ts';
 
 let folder: string;
 beforeEach(async () => {

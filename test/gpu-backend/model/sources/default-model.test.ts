@@ -3,10 +3,10 @@ import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { DEFAULT_MODEL, hasPresetMasks, pullModel } from '../../../gpu-backend/cli/models.ts';
-import type { FakeHub } from '../../support/fake-hub.ts';
-import { startFakeHub } from '../../support/fake-hub.ts';
-import { tinyFolder } from '../../support/safetensors.ts';
+import { DEFAULT_MODEL, hasPresetMasks, pullModel } from '../../../../gpu-backend/cli/models.ts';
+import type { FakeHub } from '../../../support/fake-hub.ts';
+import { startFakeHub } from '../../../support/fake-hub.ts';
+import { tinyFolder } from '../../../support/safetensors.ts';
 
 const environment = { ...process.env };
 let home: string;

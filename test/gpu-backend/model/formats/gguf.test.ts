@@ -5,10 +5,10 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { gguf } from '@huggingface/gguf';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { openGguf } from '../../../gpu-backend/model/formats/gguf.ts';
-import { toHalfSplitRotary } from '../../../gpu-backend/model/formats/llama-tensors.ts';
-import { tinyLlama, writeGguf } from '../../support/gguf.ts';
-import { testModelFile } from '../../support/installed-model.ts';
+import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
+import { toHalfSplitRotary } from '../../../../gpu-backend/model/formats/llama-tensors.ts';
+import { tinyLlama, writeGguf } from '../../../support/gguf.ts';
+import { testModelFile } from '../../../support/installed-model.ts';
 
 let folder: string;
 beforeAll(async () => {

@@ -1,7 +1,7 @@
 /** Every tensor type against the `gguf` Python package, bit for bit. */
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import { tensorType } from '../../../gpu-backend/model/formats/dequantize.ts';
+import { tensorType } from '../../../../gpu-backend/model/formats/dequantize.ts';
 
 type Case = { type: number; name: string; bytes: string; values: string };
 const cases: Case[] = JSON.parse(readFileSync(new URL('fixtures/dequantize.json', import.meta.url), 'utf8'));
