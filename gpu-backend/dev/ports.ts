@@ -4,7 +4,7 @@ import { createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pullModel } from '../cli/models.ts';
-import { createProgressReporter } from '../cli/terminal.ts';
+import { createReporter } from '../cli/terminal.ts';
 
 /** The children of a killed run need a moment to notice and go. */
 const FREED_WITHIN_ms = 3000;
@@ -48,7 +48,7 @@ async function isFree(port: number): Promise<boolean> {
 /* Installs a model with its progress on the terminal, unless it is there. */
 
 export async function installModel(home: string, name: string, signal: AbortSignal): Promise<void> {
-  const { stop, ...hooks } = createProgressReporter();
+  const { stop, ...hooks } = createReporter();
   try {
     await pullModel(name, { home, weights: 'q8', signal, ...hooks });
   } finally {
