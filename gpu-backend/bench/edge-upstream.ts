@@ -1,6 +1,6 @@
 /**
  * The upstream of `bench edge`, in a process of its own: one answer for everybody, at once. It is scripted, since what
- * is measured is what gateways add to it. It speaks what both of them expect of an OpenAI-compatible server.
+ * is measured is what gateways add to it. It says what both of them expect of an OpenAI-compatible server.
  */
 import { once } from 'node:events';
 import { createServer, type ServerResponse } from 'node:http';
