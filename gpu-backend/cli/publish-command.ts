@@ -34,9 +34,13 @@ export function addPublishCommands(program: Command): void {
     .option('--evaluation <file>', 'what `evaluate` wrote of it, for the dashboard')
     .option('--activate', 'make it live', false)
     .option('--at <time>', 'not before this time, like 2026-01-31T09:00:00Z')
-    .option('--rollout <steps>', 'by and by: 1%:10m,10%:1h is 1 % of conversations for 10 minutes, and so on')
+    .option('--rollout <steps>', 'in steps: 1%:10m,10%:1h is 1 % of conversations for 10 minutes, and so on')
     .option('--max-error-rate <share>', 'roll back by itself when more requests fail, 0 to 1', number)
-    .option('--max-slowdown <ratio>', 'roll back by itself when a token takes more times as long', number)
+    .option(
+      '--max-slowdown <ratio>',
+      'roll back by itself when a token takes this many times as long as before',
+      number,
+    )
     .option('--max-token-ms <ms>', 'roll back by itself when a token takes longer on average', number)
     .option('--min-requests <count>', 'how many requests such a decision takes (default: 100)', number)
     .addHelpText('after', KEY_HELP)
