@@ -15,7 +15,7 @@ import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { type EdgeOptions, startEdge } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
-import { createAdminClient } from '../publication/admin-client.ts';
+import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
 import { processTree } from './process-cpu.ts';
 
 export const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
@@ -67,8 +67,15 @@ export const edgeOptions = (backendUrl: string, stateFolder: string | undefined)
   bindings: { BACKEND_URL: backendUrl, BACKEND_KEY: KEY, ADMIN_KEY: KEY, COMPARISON_SHARE: '0' },
 });
 
+export type BenchEdge = {
+  readonly url: string;
+  readonly client: AdminClient;
+  readonly apiKey: string;
+  close(): Promise<void>;
+};
+
 /** An edge in workerd, asked by this process. Its state is in memory and goes with it. */
-export async function openEdge(backendUrl: string) {
+export async function openEdge(backendUrl: string): Promise<BenchEdge> {
   const { url, close } = await startEdge(edgeOptions(backendUrl, undefined));
   const client = createAdminClient(url, KEY);
   return { url, close, client, apiKey: await ensureApiKey(client, undefined) };

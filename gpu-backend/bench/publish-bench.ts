@@ -15,7 +15,7 @@ import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { round } from '../measure.ts';
 import type { AdminClient } from '../publication/admin-client.ts';
 import { storeMaskSet } from '../publication/publish.ts';
-import { call, openEdge } from './edge-peers.ts';
+import { type BenchEdge, call, openEdge } from './edge-peers.ts';
 
 const CLIENTS = 16;
 
@@ -89,7 +89,7 @@ export async function benchPublish(
 /** One client: sends until nothing is left. */
 async function send(
   sending: Sending,
-  edge: { readonly url: string; readonly apiKey: string },
+  edge: BenchEdge,
   model: string,
   say: (line: string) => void,
 ): Promise<void> {
@@ -107,12 +107,7 @@ async function send(
 }
 
 /** @throws Error for a refusal, and for an answer whose headers and body do not agree. */
-async function ask(
-  agent: Agent,
-  edge: { readonly url: string; readonly apiKey: string },
-  model: string,
-  index: number,
-): Promise<Answer> {
+async function ask(agent: Agent, edge: BenchEdge, model: string, index: number): Promise<Answer> {
   const headers = { authorization: `Bearer ${edge.apiKey}`, 'content-type': 'application/json' };
   const body = JSON.stringify({ model, messages: [{ role: 'user', content: `question ${index}` }] });
   const answer = await call(agent, `${edge.url}/v1/chat/completions`, { method: 'POST', headers, body });

@@ -15,7 +15,7 @@ import { dryRunSchema } from '../../shared/wire/openai.ts';
 import { STATIC_TABLE_PATH, staticKernel } from '../learning/data/encoders.ts';
 import { inTurns, quantile, round } from '../measure.ts';
 import { publishMaskSet } from '../publication/publish.ts';
-import { call, openEdge, promptOf, startUpstream } from './edge-peers.ts';
+import { type BenchEdge, call, openEdge, promptOf, startUpstream } from './edge-peers.ts';
 
 const WARM_UP = 300;
 
@@ -61,11 +61,7 @@ export async function benchRoute(
 }
 
 /** ms of `route` and `healthz`, one request at a time over one kept connection. */
-async function measure(
-  edge: { readonly url: string; readonly apiKey: string },
-  model: string,
-  requests: number,
-): Promise<Map<string, number[]>> {
+async function measure(edge: BenchEdge, model: string, requests: number): Promise<Map<string, number[]>> {
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
   const headers = { authorization: `Bearer ${edge.apiKey}`, 'content-type': 'application/json' };
   let count = 0;
