@@ -1,16 +1,38 @@
-/** Small pieces that measurements share: medians, and rounds in which everything measured takes its turn. */
+/**
+ * What every measurement shares: rounds in which everything measured takes its turn, so that whatever slows the machine
+ * for a while slows all of it, and the figures that are made of the times.
+ */
 import { setTimeout as sleep } from 'node:timers/promises';
 
-export function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
+/**
+ * What each subject gives in `rounds` rounds, by its name. Each takes its turn, in reversed order every second round.
+ */
+export async function inTurns<S extends { readonly name: string }, T>(
+  subjects: readonly S[],
+  rounds: number,
+  measure: (subject: S) => Promise<T>,
+): Promise<Map<string, T[]>> {
+  const found = new Map<string, T[]>(subjects.map(({ name }) => [name, []]));
+  for (let turn = 0; turn < rounds; turn++) {
+    for (const subject of turn % 2 === 0 ? subjects : subjects.toReversed()) {
+      found.get(subject.name)!.push(await measure(subject));
+    }
+  }
+  return found;
 }
-
-export const round = (value: number, digits = 3): number => Number(value.toFixed(digits));
 
 /** A thing to measure: gives one figure a call. */
 export type Subject = { readonly name: string; measure(): Promise<number> };
+
+/** The median of every subject over `rounds` turns, after one that does not count. */
+export async function interleaved(
+  subjects: readonly Subject[],
+  rounds: number,
+): Promise<Map<string, number>> {
+  for (const { measure } of subjects) await measure();
+  const found = await inTurns(subjects, rounds, ({ measure }) => measure());
+  return new Map([...found].map(([name, values]) => [name, median(values)]));
+}
 
 /** After a rest: the threads of what was measured before spin on for a while, on the cores that this one needs. */
 export const rested = ({ name, measure }: Subject, rest_ms: number): Subject => ({
@@ -21,20 +43,14 @@ export const rested = ({ name, measure }: Subject, rest_ms: number): Subject => 
   },
 });
 
-/**
- * The median of every subject over `rounds`, each in turn, in reversed order every second round: whatever slows
- * the machine for a while slows all of them.
- */
-export async function interleaved(
-  subjects: readonly Subject[],
-  rounds: number,
-): Promise<Map<string, number>> {
-  const found = new Map<string, number[]>(subjects.map(({ name }) => [name, []]));
-  for (const { measure } of subjects) await measure();
-  for (let turn = 0; turn < rounds; turn++) {
-    for (const { name, measure } of turn % 2 === 0 ? subjects : subjects.toReversed()) {
-      found.get(name)!.push(await measure());
-    }
-  }
-  return new Map([...found].map(([name, values]) => [name, median(values)]));
+export function median(values: readonly number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
+
+/** The value that `share` of the values are below. */
+export const quantile = (values: readonly number[], share: number): number =>
+  values.toSorted((a, b) => a - b)[Math.floor(share * values.length)]!;
+
+export const round = (value: number, digits = 3): number => Number(value.toFixed(digits));

@@ -4,7 +4,6 @@
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
 
 const CANDIDATES = [
   process.env.CHROMIUM,
@@ -31,7 +30,7 @@ function install(): boolean {
   return run('update') && run('install', '-y', '--no-install-recommends', 'chromium', 'fonts-dejavu-core');
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
+if (import.meta.main) {
   if (findBrowser() === undefined && !(install() && findBrowser() !== undefined)) {
     console.error(NO_BROWSER);
     process.exit(1);

@@ -1,7 +1,6 @@
 /**
  * `npm run demo`: prompts of several kinds through a running `npm start` (or one that this starts), with the
- * official client. For each: where routing sent it, which mask it decoded under, the speed and the answer
- * with that mask and dense.
+ * official client. It shows where routing sent each, its mask, and the speed and the answer with that mask and dense.
  */
 import { OpenAI } from 'openai';
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
@@ -9,7 +8,6 @@ import { startProduct } from '../gpu-backend/dev/product.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
 import { dryRunSchema } from '../shared/wire/openai.ts';
 import { HEADERS } from '../shared/wire/protocol.ts';
-import { sideBySide } from './side-by-side.ts';
 
 const ANSWER_TOKENS_MAX = 64;
 const ROUNDS = 3;
@@ -27,6 +25,49 @@ const PROMPTS = [
   ['Spanish', '¿Cuál es la capital de Francia y por qué es famosa?'],
   ['writing', 'Write a short poem about the sea in autumn.'],
 ] as const;
+const GAP = '  │  ';
+
+async function main(): Promise<void> {
+  const home = maskrouteHome();
+  const dev = await readDevFile(home);
+  if (dev !== undefined && (await isRunning(dev))) return demo(dev);
+  console.log('No "npm start" is running; starting one for the demo.');
+  const interrupted = new AbortController();
+  process.once('SIGINT', () => interrupted.abort());
+  const product = await startProduct({
+    home,
+    port: 0,
+    backendPort: 0,
+    say: console.log,
+    signal: interrupted.signal,
+  });
+  await demo(product.dev).finally(() => product.stop());
+}
+
+async function isRunning(dev: DevFile): Promise<boolean> {
+  return fetch(`${dev.edge}/healthz`).then(
+    (response) => response.ok,
+    () => false,
+  );
+}
+
+async function demo(dev: DevFile): Promise<void> {
+  const client = new OpenAI({ baseURL: `${dev.edge}/v1`, apiKey: dev.apiKey });
+  const columns = Math.min(process.stdout.columns ?? COLUMNS_MAX, COLUMNS_MAX);
+  // The first answer after a start pays for cold caches; it is not the one to show.
+  await ask(client, dev.model, 'Hello!');
+  for (const [kind, prompt] of PROMPTS) {
+    const { masked, dense } = await askBoth(client, dev.model, prompt);
+    const speed = ({ tokensPerSecond }: Answer) => `${tokensPerSecond.toFixed(1)} tokens/s`;
+    console.log(`\n${'═'.repeat(columns)}\n${kind}: ${prompt}`);
+    console.log(`cluster ${masked.cluster} (${await labelOf(dev, prompt)}), mask ${masked.mask}`);
+    const left = `MASKED, ${(masked.sparsity * 100).toFixed(1)} % of blocks out, ${speed(masked)}`;
+    const right = `DENSE, ${speed(dense)}`;
+    for (const line of sideBySide(`${left}\n\n${masked.text}`, `${right}\n\n${dense.text}`, columns)) {
+      console.log(line);
+    }
+  }
+}
 
 type Answer = {
   readonly text: string;
@@ -35,6 +76,19 @@ type Answer = {
   readonly sparsity: number;
   readonly tokensPerSecond: number;
 };
+
+/** In turns, so that a busy machine slows both; the faster of each is shown (the texts are the same). */
+async function askBoth(client: OpenAI, model: string, prompt: string) {
+  const masked: Answer[] = [];
+  const dense: Answer[] = [];
+  for (let round = 0; round < ROUNDS; round++) {
+    masked.push(await ask(client, model, prompt));
+    dense.push(await ask(client, `${model}:dense`, prompt));
+  }
+  const fastest = (answers: Answer[]): Answer =>
+    answers.reduce((best, answer) => (answer.tokensPerSecond > best.tokensPerSecond ? answer : best));
+  return { masked: fastest(masked), dense: fastest(dense) };
+}
 
 async function ask(client: OpenAI, model: string, prompt: string): Promise<Answer> {
   const { data, response } = await client.chat.completions
@@ -57,19 +111,6 @@ async function ask(client: OpenAI, model: string, prompt: string): Promise<Answe
   };
 }
 
-/** In turns, so that a busy machine slows both; the faster of each is shown (the texts are the same). */
-async function askBoth(client: OpenAI, model: string, prompt: string) {
-  const masked: Answer[] = [];
-  const dense: Answer[] = [];
-  for (let round = 0; round < ROUNDS; round++) {
-    masked.push(await ask(client, model, prompt));
-    dense.push(await ask(client, `${model}:dense`, prompt));
-  }
-  const fastest = (answers: Answer[]): Answer =>
-    answers.reduce((best, answer) => (answer.tokensPerSecond > best.tokensPerSecond ? answer : best));
-  return { masked: fastest(masked), dense: fastest(dense) };
-}
-
 /** The label that the mask set's maker gave the cluster. */
 async function labelOf({ edge, apiKey, model }: DevFile, prompt: string): Promise<string> {
   const response = await fetch(`${edge}/v1/route`, {
@@ -80,45 +121,41 @@ async function labelOf({ edge, apiKey, model }: DevFile, prompt: string): Promis
   return dryRunSchema.parse(await response.json()).label ?? 'no label';
 }
 
-async function demo(dev: DevFile): Promise<void> {
-  const client = new OpenAI({ baseURL: `${dev.edge}/v1`, apiKey: dev.apiKey });
-  const columns = Math.min(process.stdout.columns ?? COLUMNS_MAX, COLUMNS_MAX);
-  // The first answer after a start pays for cold caches; it is not the one to show.
-  await ask(client, dev.model, 'Hello!');
-  for (const [kind, prompt] of PROMPTS) {
-    const { masked, dense } = await askBoth(client, dev.model, prompt);
-    const speed = ({ tokensPerSecond }: Answer) => `${tokensPerSecond.toFixed(1)} tokens/s`;
-    console.log(`\n${'═'.repeat(columns)}\n${kind}: ${prompt}`);
-    console.log(`cluster ${masked.cluster} (${await labelOf(dev, prompt)}), mask ${masked.mask}`);
-    const left = `MASKED, ${(masked.sparsity * 100).toFixed(1)} % of blocks out, ${speed(masked)}`;
-    const right = `DENSE, ${speed(dense)}`;
-    for (const line of sideBySide(`${left}\n\n${masked.text}`, `${right}\n\n${dense.text}`, columns)) {
-      console.log(line);
-    }
-  }
-}
-
-async function isRunning(dev: DevFile): Promise<boolean> {
-  return fetch(`${dev.edge}/healthz`).then(
-    (response) => response.ok,
-    () => false,
+/** Two texts in two columns, wrapped at words. Widths are counted in characters, so wide scripts lean a little. */
+export function sideBySide(left: string, right: string, columns: number): string[] {
+  const width = Math.max(10, Math.floor((columns - GAP.length) / 2));
+  const [leftLines, rightLines] = [wrap(left, width), wrap(right, width)];
+  return Array.from({ length: Math.max(leftLines.length, rightLines.length) }, (_, row) =>
+    `${(leftLines[row] ?? '').padEnd(width)}${GAP}${rightLines[row] ?? ''}`.trimEnd(),
   );
 }
 
-const home = maskrouteHome();
-const dev = await readDevFile(home);
-if (dev !== undefined && (await isRunning(dev))) {
-  await demo(dev);
-} else {
-  console.log('No "npm start" is running; starting one for the demo.');
-  const interrupted = new AbortController();
-  process.once('SIGINT', () => interrupted.abort());
-  const product = await startProduct({
-    home,
-    port: 0,
-    backendPort: 0,
-    say: console.log,
-    signal: interrupted.signal,
+/** Lines of at most `width` characters, indented as their paragraph is; a longer word is cut. */
+export function wrap(text: string, width: number): string[] {
+  return text.split('\n').flatMap((paragraph) => {
+    const indent = paragraph.match(/^ */)![0].slice(0, width / 2);
+    const lines: string[] = [];
+    let line = '';
+    for (const word of paragraph
+      .trim()
+      .split(/ +/)
+      .flatMap((word) => cut(word, width - indent.length))) {
+      if (line !== '' && indent.length + line.length + 1 + word.length > width) {
+        lines.push(indent + line);
+        line = word;
+      } else line = line === '' ? word : `${line} ${word}`;
+    }
+    return [...lines, line === '' ? '' : indent + line];
   });
-  await demo(product.dev).finally(() => product.stop());
 }
+
+function cut(word: string, width: number): string[] {
+  const characters = [...word];
+  const parts: string[] = [];
+  for (let start = 0; start === 0 || start < characters.length; start += width) {
+    parts.push(characters.slice(start, start + width).join(''));
+  }
+  return parts;
+}
+
+if (import.meta.main) await main();

@@ -2,6 +2,7 @@
  * What is deployed fits together: Kubernetes' own schemas take every manifest, names that refer to each other meet,
  * what manifests ask of a backend is there, and its image holds what a backend imports.
  */
+import { spawnSync } from 'node:child_process';
 import { existsSync, globSync, readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { parse as parseToml } from 'smol-toml';
@@ -9,6 +10,8 @@ import { describe, expect, test } from 'vitest';
 import { parseAllDocuments } from 'yaml';
 import { DEFAULT_LIMITS } from '../gpu-backend/api/parts.ts';
 import { readImports } from '../scripts/import-rules.ts';
+import { METRICS_KEY, serveModel } from './gpu-backend/api/harness.ts';
+import { bytesOf, scriptedEngine, scriptedModel } from './gpu-backend/api/scripted-engine.ts';
 
 type Manifest = {
   apiVersion: string;
@@ -36,6 +39,10 @@ function guideYaml(key: string) {
   const [, block] = [...blocks].find(([, text]) => text!.trimStart().startsWith(`${key}:`))!;
   return parseAllDocuments(block!, { strict: true })[0]!.toJS();
 }
+
+/** What a command says of its options and of what it reads from the environment. */
+const helpOf = (command: string): string =>
+  spawnSync(process.execPath, ['bin/maskroute.js', command, '--help'], { encoding: 'utf8' }).stdout;
 
 const files = readdirSync(FOLDER).filter((name) => name !== KUSTOMIZATION);
 const manifests = files.flatMap(readYaml);
@@ -105,11 +112,12 @@ describe('the Kubernetes manifests', () => {
     }
   });
 
-  test('ask of a backend what it has', () => {
-    const api = readFileSync('gpu-backend/api/api-app.ts', 'utf8');
+  test('ask of a backend what it has', async () => {
+    const model = scriptedModel(scriptedEngine({ answer: () => bytesOf('a story') }));
+    await using server = await serveModel(model, {}, { metricsKey: METRICS_KEY });
     for (const probe of ['startupProbe', 'livenessProbe', 'readinessProbe']) {
       expect(container[probe].httpGet.port).toBe(container.ports[0].name);
-      expect(api).toContain(`.get('${container[probe].httpGet.path}'`);
+      expect((await fetch(server.url + container[probe].httpGet.path)).status).toBe(200);
     }
     // Figures want a key: the backend has one for them alone, and the guide's job of Prometheus sends it.
     const metricsKey = container.env.find(({ name }: { name: string }) => name === 'MASKROUTE_METRICS_KEY');
@@ -126,8 +134,10 @@ describe('the Kubernetes manifests', () => {
       find('Namespace', 'maskroute').metadata.name,
     ]);
     const { metric } = find('HorizontalPodAutoscaler').spec.metrics[0].pods;
-    expect(readFileSync('gpu-backend/api/metrics.ts', 'utf8')).toContain(`gauge('${metric.name}'`);
-    const serve = readFileSync('gpu-backend/cli/serve-command.ts', 'utf8');
+    const headers = { authorization: `Bearer ${METRICS_KEY}` };
+    const figures = await (await fetch(`${server.url}/metrics`, { headers })).text();
+    expect(figures).toContain(`# TYPE ${metric.name} gauge`);
+    const serve = helpOf('serve');
     const names = (container.env as { name: string; value?: string }[]).map(({ name, value = '' }, i) => {
       // Kubernetes puts in what was named before.
       for (const [, used] of value.matchAll(/\$\((\w+)\)/g))
@@ -150,8 +160,8 @@ describe('the Kubernetes manifests', () => {
     expect(args).toContain(`--probe=http://${name}-{n}.${find('Service').metadata.name}:${port}`);
     for (const [, used] of args.join(' ').matchAll(/\$\((\w+)\)/g))
       expect(named).toContainEqual(expect.objectContaining({ name: used }));
-    const command = readFileSync('gpu-backend/cli/publish-command.ts', 'utf8');
-    for (const [option] of args.join(' ').matchAll(/--[a-z]+/g)) expect(command).toContain(`'${option} `);
+    const help = helpOf('register');
+    for (const [option] of args.join(' ').matchAll(/--[a-z]+/g)) expect(help).toContain(`  ${option} <`);
   });
 
   test('give each backend an address, and time to finish what runs', () => {

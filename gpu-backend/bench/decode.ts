@@ -2,8 +2,9 @@
  * `bench decode` and `bench prefill`: milliseconds a token and a prompt, dense and with a quarter of the blocks
  * out, against llama.cpp on the same GGUF in the same run.
  *
- * The limit of decoding is the weights: each is read once a token, 1.16 bytes apiece at 8 bits with scales and
- * zero points. `speedup25Limit` is what the weights that a mask leaves out allow at most.
+ * The limit of decoding is memory: every weight is read once a token, 1.16 bytes apiece at 8 bits with scales and zero
+ * points. `speedup25Limit` is how much faster a mask can be at most, by the weights that it leaves out. The limit of a
+ * prefill is the products of weights and positions.
  */
 import { availableParallelism } from 'node:os';
 import {
@@ -19,12 +20,102 @@ import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.
 import { openInstalled } from '../model/store.ts';
 import { weightsRead } from '../model/weights-file.ts';
 
-/* What the speed benches compare: our engine under a mask, and llama.cpp on the same GGUF. */
-
+const DENSE = 'dense';
+const QUARTER = '25 % of the blocks out';
+const SURROGATES = '25 % replaced by surrogates';
+const POSITIONS = [64, 512] as const;
+const PROMPT_TOKENS = 512;
+/** Bytes a weight: one, and a scale (4) and a zero point (1) for each 32. */
+const BYTES_A_WEIGHT = 1 + 5 / 32;
 /** Chunks of a prompt, as the server computes them. */
 const CHUNK_TOKENS = 128;
 /** Steps whose median is one figure. */
 const STEPS = 24;
+
+/** `say` gets lines for people. */
+export type SpeedOptions = {
+  readonly home: string;
+  readonly rounds: number;
+  readonly say: (line: string) => void;
+};
+
+export async function benchDecode({ home, rounds, say }: SpeedOptions): Promise<object> {
+  await using compared = await openCompared(home, say);
+  const { manifest, dense, quarter, peers } = compared;
+  const weights = weightsRead(manifest.config, dense);
+  const positions: Record<string, object> = {};
+  for (const position of POSITIONS) {
+    const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
+    const found = await interleaved(subjects, rounds);
+    for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms a token`);
+    positions[`at${position}`] = decodeFigures(found, weights * BYTES_A_WEIGHT);
+  }
+  return {
+    ...{ bench: 'decode', model: manifest.name, rounds },
+    ...positions,
+    speedup25Limit: round(weights / weightsRead(manifest.config, quarter)),
+  };
+}
+
+function decodeFigures(found: ReadonlyMap<string, number>, bytes: number): object {
+  const dense_ms = found.get(DENSE)!;
+  const quarter_ms = found.get(QUARTER)!;
+  const replaced_ms = found.get(SURROGATES);
+  const llamaCpp_ms = bestOfLlamaCpp(found);
+  return {
+    dense_ms: round(dense_ms),
+    quarter_ms: round(quarter_ms),
+    ...(replaced_ms === undefined ? {} : { quarterSurrogates_ms: round(replaced_ms) }),
+    llamaCpp_ms: round(llamaCpp_ms),
+    timesLlamaCpp: round(llamaCpp_ms / dense_ms),
+    speedup25: round(dense_ms / quarter_ms),
+    weightsRead_GBps: round(bytes / dense_ms / 1e6, 1),
+  };
+}
+
+export async function benchPrefill({ home, rounds, say }: SpeedOptions): Promise<object> {
+  await using compared = await openCompared(home, say);
+  const { manifest, dense, peers } = compared;
+  const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.prefill(PROMPT_TOKENS) }));
+  const found = await interleaved(subjects, rounds);
+  for (const [name, ms] of found) say(`${PROMPT_TOKENS} tokens, ${name}: ${ms.toFixed(0)} ms`);
+  const dense_ms = found.get(DENSE)!;
+  const llamaCpp_ms = bestOfLlamaCpp(found);
+  const { config } = manifest;
+  const products = (weightsRead(config, dense) - config.hiddenSize * config.vocabularySize) * PROMPT_TOKENS;
+  return {
+    ...{ bench: 'prefill', model: manifest.name, rounds, promptTokens: PROMPT_TOKENS },
+    dense_ms: round(dense_ms, 1),
+    quarter_ms: round(found.get(QUARTER)!, 1),
+    llamaCpp_ms: round(llamaCpp_ms, 1),
+    timesLlamaCpp: round(llamaCpp_ms / dense_ms),
+    products_GMACps: round(products / dense_ms / 1e6, 1),
+  };
+}
+
+const bestOfLlamaCpp = (found: ReadonlyMap<string, number>): number =>
+  Math.min(...[...found].filter(([name]) => name.startsWith('llama.cpp')).map(([, ms]) => ms));
+
+/** Our engine, which is one subject for each mask, and llama.cpp. */
+async function openCompared(home: string, say: SpeedOptions['say']) {
+  const engine = await openEngine(home, DEFAULT_MODEL);
+  const { manifest, dense, runner } = engine;
+  const quarter = quarterMask(manifest.config.layerCount);
+  const own = [engine.peer(DENSE, dense), engine.peer(QUARTER, quarter)];
+  if (runner.surrogates !== undefined)
+    own.push(engine.peer(SURROGATES, withSurrogates(quarter, runner.surrogates)));
+  const others: (Peer & { close(): Promise<void> })[] = [];
+  for (const threads of [1, 2]) others.push(await llamaCppPeer(defaultModelFile(home), threads));
+  const names = others.map(({ name }) => name).join(' and ');
+  say(`${DEFAULT_MODEL} (${manifest.weights}) against ${names}`);
+  return {
+    ...{ manifest, dense, quarter, peers: [...own, ...others] },
+    async [Symbol.asyncDispose]() {
+      for (const peer of others) await peer.close();
+      await runner.close();
+    },
+  };
+}
 
 export type Peer = {
   readonly name: string;
@@ -32,13 +123,12 @@ export type Peer = {
   decode(position: number): Promise<number>;
   /** ms for a prompt of `tokens`. */
   prefill(tokens: number): Promise<number>;
-  close(): Promise<void>;
 };
 
 const somePrompt = (tokens: number, vocabulary: number): number[] =>
   Array.from({ length: tokens }, (_, i) => 100 + ((i * 7919) % (vocabulary - 1000)));
 
-/** Our engine, one session, on all cores; `peers` share it. */
+/** Our engine on all cores. Its peers share its one session. */
 export async function openEngine(home: string, model: string) {
   const { folder, manifest } = await openInstalled(home, model);
   const runner = await openRunner(folder, manifest.config, {
@@ -80,12 +170,11 @@ function enginePeer(runner: Runner, name: string, mask: Mask): Peer {
       return median(times);
     },
     prefill: async (tokens) => (await prefill(tokens)).elapsed_ms,
-    close: async () => {},
   };
 }
 
 /** llama.cpp through node-llama-cpp, from the GGUF that our model was imported from. */
-export async function llamaCppPeer(ggufFile: string, threads: number): Promise<Peer> {
+async function llamaCppPeer(ggufFile: string, threads: number) {
   const { getLlama } = await import('node-llama-cpp');
   const llama = await getLlama({ gpu: false, build: 'never', maxThreads: threads });
   const model = await llama.loadModel({ modelPath: ggufFile });
@@ -94,7 +183,7 @@ export async function llamaCppPeer(ggufFile: string, threads: number): Promise<P
   const prompt = (tokens: number) => somePrompt(tokens, 49152) as never[];
   return {
     name: `llama.cpp, ${threads} threads`,
-    async decode(position) {
+    async decode(position: number) {
       await sequence.clearHistory();
       await sequence.evaluateWithoutGeneratingNewTokens(prompt(position));
       const times: number[] = [];
@@ -107,7 +196,7 @@ export async function llamaCppPeer(ggufFile: string, threads: number): Promise<P
       // The first counts the start of the generator.
       return median(times.slice(1));
     },
-    async prefill(tokens) {
+    async prefill(tokens: number) {
       await sequence.clearHistory();
       const start = performance.now();
       await sequence.evaluateWithoutGeneratingNewTokens(prompt(tokens));
@@ -130,112 +219,3 @@ export function quarterMask(layerCount: number): Mask {
     skipFfn: spread(skipped - attention, 2),
   });
 }
-
-const DENSE = 'dense';
-const QUARTER = '25 % of the blocks out';
-const SURROGATES = '25 % replaced by surrogates';
-const POSITIONS = [64, 512] as const;
-const PROMPT_TOKENS = 512;
-/** Bytes a weight: one, and a scale (4) and a zero point (1) for each 32. */
-const BYTES_A_WEIGHT = 1 + 5 / 32;
-
-export type SpeedOptions = {
-  readonly home: string;
-  readonly rounds: number;
-  readonly say: (line: string) => void;
-};
-
-/** Opens the peers, calls `measure`, closes them. */
-async function withPeers<T>(
-  { home, say }: SpeedOptions,
-  measure: (peers: Peer[], engine: Awaited<ReturnType<typeof openEngine>>) => Promise<T>,
-): Promise<T> {
-  const engine = await openEngine(home, DEFAULT_MODEL);
-  const quarter = quarterMask(engine.manifest.config.layerCount);
-  const { surrogates } = engine.runner;
-  const own = [
-    engine.peer(DENSE, engine.dense),
-    engine.peer(QUARTER, quarter),
-    ...(surrogates === undefined ? [] : [engine.peer(SURROGATES, withSurrogates(quarter, surrogates))]),
-  ];
-  const peers = [...own];
-  for (const threads of [1, 2]) peers.push(await llamaCppPeer(defaultModelFile(home), threads));
-  say(
-    `${DEFAULT_MODEL} (${engine.manifest.weights}) against ${peers
-      .slice(own.length)
-      .map(({ name }) => name)
-      .join(' and ')}`,
-  );
-  try {
-    return await measure(peers, engine);
-  } finally {
-    for (const peer of peers) await peer.close();
-    await engine.runner.close();
-  }
-}
-
-export async function benchDecode(options: SpeedOptions): Promise<object> {
-  return withPeers(options, async (peers, { manifest, dense }) => {
-    const { config } = manifest;
-    const quarter = quarterMask(config.layerCount);
-    const limit = weightsRead(config, dense) / weightsRead(config, quarter);
-    const bytes = weightsRead(config, dense) * BYTES_A_WEIGHT;
-    const positions: Record<string, object> = {};
-    for (const position of POSITIONS) {
-      const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
-      const found = await interleaved(subjects, options.rounds);
-      for (const [name, ms] of found)
-        options.say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms a token`);
-      positions[`at${position}`] = decodeFigures(found, bytes);
-    }
-    return {
-      bench: 'decode',
-      model: manifest.name,
-      rounds: options.rounds,
-      ...positions,
-      speedup25Limit: round(limit),
-    };
-  });
-}
-
-function decodeFigures(found: ReadonlyMap<string, number>, bytes: number): object {
-  const dense_ms = found.get(DENSE)!;
-  const quarter_ms = found.get(QUARTER)!;
-  const replaced_ms = found.get(SURROGATES);
-  const llamaCpp_ms = bestOfLlamaCpp(found);
-  return {
-    dense_ms: round(dense_ms),
-    quarter_ms: round(quarter_ms),
-    ...(replaced_ms === undefined ? {} : { quarterSurrogates_ms: round(replaced_ms) }),
-    llamaCpp_ms: round(llamaCpp_ms),
-    timesLlamaCpp: round(llamaCpp_ms / dense_ms),
-    speedup25: round(dense_ms / quarter_ms),
-    weightsRead_GBps: round(bytes / dense_ms / 1e6, 1),
-  };
-}
-
-export async function benchPrefill(options: SpeedOptions): Promise<object> {
-  return withPeers(options, async (peers, { manifest, dense }) => {
-    const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.prefill(PROMPT_TOKENS) }));
-    const found = await interleaved(subjects, options.rounds);
-    for (const [name, ms] of found) options.say(`${PROMPT_TOKENS} tokens, ${name}: ${ms.toFixed(0)} ms`);
-    const dense_ms = found.get(DENSE)!;
-    const llamaCpp_ms = bestOfLlamaCpp(found);
-    const { config } = manifest;
-    const products = (weightsRead(config, dense) - config.hiddenSize * config.vocabularySize) * PROMPT_TOKENS;
-    return {
-      bench: 'prefill',
-      model: manifest.name,
-      rounds: options.rounds,
-      promptTokens: PROMPT_TOKENS,
-      dense_ms: round(dense_ms, 1),
-      quarter_ms: round(found.get(QUARTER)!, 1),
-      llamaCpp_ms: round(llamaCpp_ms, 1),
-      timesLlamaCpp: round(llamaCpp_ms / dense_ms),
-      products_GMACps: round(products / dense_ms / 1e6, 1),
-    };
-  });
-}
-
-const bestOfLlamaCpp = (found: ReadonlyMap<string, number>): number =>
-  Math.min(...[...found].filter(([name]) => name.startsWith('llama.cpp')).map(([, ms]) => ms));

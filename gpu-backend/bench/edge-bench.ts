@@ -2,27 +2,34 @@
  * `bench edge`: what the edge adds to calling its upstream directly, against what Portkey's gateway adds, in the same
  * run, in interleaved rounds, with the same upstream and prompts. The edge authenticates, embeds, routes and counts
  * every request, in workerd; it is asked at its own socket, as Cloudflare would, and once more through the development
- * runner's door, as `npm start` has it. Portkey's gateway passes a request on, and so does the floor, a bare worker.
+ * runner's door, as `npm start` has it. Portkey's gateway passes a request on. The limit is the floor: a bare worker
+ * that does the same.
  */
-import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
-import { Agent, request } from 'node:http';
+import { Agent } from 'node:http';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
 import { startChild } from '../dev/children.ts';
 import type { EdgeOptions } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
-import { round } from '../measure.ts';
+import { inTurns, quantile, round } from '../measure.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { publishMaskSet } from '../publication/publish.ts';
-import { type Started, startFloor, startPortkey, startUpstream, type Target } from './edge-peers.ts';
+import {
+  call,
+  edgeOptions,
+  KEY,
+  promptOf,
+  type Started,
+  startFloor,
+  startPortkey,
+  startUpstream,
+  type Target,
+} from './edge-peers.ts';
 import { cpuTime_ms, processTree } from './process-cpu.ts';
 
-const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
-const KEY = 'key-of-this-bench-0123456789abcdef';
 const WARM_UP = 500;
 /** One after the other in a turn, then it is the next one's turn. */
 const TURN = 25;
@@ -104,13 +111,7 @@ async function startMaskroute(
   const edge = await startChild<EdgeOptions>({
     name: 'edge',
     entry: new URL('../dev/part-process.ts', import.meta.url),
-    config: {
-      projectFolder: PROJECT_FOLDER,
-      stateFolder: path.join(folder, 'state'),
-      port: 0,
-      // No request is run again in the background to be compared: the peer does not do that either.
-      bindings: { BACKEND_URL: upstream, BACKEND_KEY: KEY, ADMIN_KEY: KEY, COMPARISON_SHARE: '0' },
-    },
+    config: edgeOptions(upstream, path.join(folder, 'state')),
     logFile: path.join(folder, 'edge.log'),
   });
   const stop = async () => {
@@ -137,6 +138,8 @@ async function startMaskroute(
   }
 }
 
+type Ask = (target: Target) => Promise<number>;
+
 async function measure(
   targets: readonly Target[],
   { set, requests, stream, say }: EdgeBenchOptions,
@@ -145,60 +148,61 @@ async function measure(
     targets.map(({ name }) => [name, new Agent({ keepAlive: true, maxSockets: CLIENTS })]),
   );
   let count = 0;
-  const ask = (target: Target) =>
+  const ask: Ask = (target) =>
     timed(agents.get(target.name)!, target, bodyOf(set.model.name, count++, stream));
-
   for (const target of targets) for (let index = 0; index < WARM_UP; index++) await ask(target);
-  const times = new Map<string, number[]>(targets.map(({ name }) => [name, []]));
-  for (let turn = 0; turn * TURN < requests; turn++) {
-    for (const target of turn % 2 === 0 ? targets : targets.toReversed()) {
-      for (let index = 0; index < TURN; index++) times.get(target.name)!.push(await ask(target));
-    }
-  }
-  const loads = new Map<string, Load[]>(targets.map(({ name }) => [name, []]));
-  for (let turn = 0; turn < THROUGHPUT_TURNS; turn++) {
-    for (const target of turn % 2 === 0 ? targets : targets.toReversed()) {
-      loads.get(target.name)!.push(await throughput(target, () => ask(target)));
-    }
-  }
+  const times = await inTurns(targets, Math.ceil(requests / TURN), (target) => oneByOne(target, ask));
+  const loads = await inTurns(targets, THROUGHPUT_TURNS, (target) => throughput(target, ask));
   for (const agent of agents.values()) agent.destroy();
   return Object.fromEntries(
     targets.map(({ name }) => {
-      const sorted = times.get(name)!.sort((a, b) => a - b);
-      const at = (share: number) => round(sorted[Math.floor(share * sorted.length)]!);
-      const turns = loads.get(name)!;
-      const best = Math.round(Math.max(...turns.map(({ perSecond }) => perSecond)));
-      const cpu_ms = turns.some((load) => load.cpu_ms === null)
-        ? null
-        : round(sum(turns, (load) => load.cpu_ms!) / sum(turns, ({ done }) => done));
-      const latency = { median_ms: at(0.5), p99_ms: at(0.99), requestsPerSecond: best, cpu_ms };
+      const latency = latencyOf(times.get(name)!.flat(), loads.get(name)!);
+      const { median_ms, p99_ms, requestsPerSecond, cpu_ms } = latency;
       const work = cpu_ms === null ? '' : `, ${cpu_ms} ms of CPU each`;
-      say(
-        `${name}: median ${latency.median_ms} ms, p99 ${latency.p99_ms} ms, ${best} requests a second${work}`,
-      );
+      say(`${name}: median ${median_ms} ms, p99 ${p99_ms} ms, ${requestsPerSecond} requests a second${work}`);
       return [name, latency];
     }),
   );
 }
 
-type Load = { readonly perSecond: number; readonly done: number; readonly cpu_ms: number | null };
+/** The throughput is that of the best turn; the CPU time is of all of them. */
+function latencyOf(times: readonly number[], loads: readonly Load[]): Latency {
+  const cpu_ms = loads.some((load) => load.cpu_ms === null)
+    ? null
+    : round(sum(loads, (load) => load.cpu_ms!) / sum(loads, ({ done }) => done));
+  return {
+    median_ms: round(quantile(times, 0.5)),
+    p99_ms: round(quantile(times, 0.99)),
+    requestsPerSecond: Math.round(Math.max(...loads.map(({ perSecond }) => perSecond))),
+    cpu_ms,
+  };
+}
 
 const sum = <T>(list: readonly T[], figure: (one: T) => number): number =>
   list.reduce((total, one) => total + figure(one), 0);
 
+/** {@link TURN} requests. */
+async function oneByOne(target: Target, ask: Ask): Promise<number[]> {
+  const times: number[] = [];
+  while (times.length < TURN) times.push(await ask(target));
+  return times;
+}
+
+type Load = { readonly perSecond: number; readonly done: number; readonly cpu_ms: number | null };
+
 /** With {@link CLIENTS} at a time. */
-async function throughput({ pids }: Target, ask: () => Promise<unknown>): Promise<Load> {
+async function throughput(target: Target, ask: Ask): Promise<Load> {
   const start_ms = performance.now();
-  const before_ms = cpuTime_ms(pids);
+  const before_ms = cpuTime_ms(target.pids);
   let done = 0;
   const client = async () => {
     while (performance.now() - start_ms < THROUGHPUT_TURN_ms) {
-      await ask();
+      await ask(target);
       done++;
     }
   };
   await Promise.all(Array.from({ length: CLIENTS }, client));
-  const after_ms = cpuTime_ms(pids);
+  const after_ms = cpuTime_ms(target.pids);
   return {
     perSecond: (1000 * done) / (performance.now() - start_ms),
     done,
@@ -206,47 +210,21 @@ async function throughput({ pids }: Target, ask: () => Promise<unknown>): Promis
   };
 }
 
-/** About 60 tokens; the number changes from request to request, so that nothing can be looked up. */
 const bodyOf = (model: string, index: number, stream: boolean): string =>
   JSON.stringify({
-    model,
-    stream,
-    max_tokens: 32,
-    messages: [
-      {
-        role: 'user',
-        content:
-          `A train leaves the station at nine in the morning and travels at ${100 + (index % 900)} kilometres an hour. ` +
-          'A second train follows half an hour later on the same track and is twenty kilometres an hour faster. ' +
-          'How long does it take until the second train has caught up with the first one? Please explain every step.',
-      },
-    ],
+    ...{ model, stream, max_tokens: 32 },
+    messages: [{ role: 'user', content: promptOf(index) }],
   });
 
-/** From sending to the last byte. @throws Error for an answer that is none, or that the edge did not route. */
-async function timed(agent: Agent, target: Target, body: string): Promise<number> {
-  const { name, url, headers } = target;
-  const start_ms = performance.now();
-  const outgoing = request(url, {
-    agent,
-    method: 'POST',
-    headers: { 'content-type': 'application/json', ...headers },
-  });
-  outgoing.end(body);
-  const [response] = await once(outgoing, 'response').catch((error: NodeJS.ErrnoException) => {
-    // The server closed a kept connection just then, as idle: the request never reached it.
-    if (outgoing.reusedSocket && error.code === 'ECONNRESET') return [undefined];
-    throw error;
-  });
-  if (response === undefined) return await timed(agent, target, body);
-  let text = '';
-  for await (const chunk of response) text += chunk;
-  const took_ms = performance.now() - start_ms;
-  if (response.statusCode !== 200 || !text.includes('chatcmpl-')) {
-    throw new Error(`${name} answered ${response.statusCode}: ${text.slice(0, 300)}`);
+/** From sending to the last byte. @throws Error for a refusal, and for an answer that the edge did not route. */
+async function timed(agent: Agent, { name, url, headers: own }: Target, body: string): Promise<number> {
+  const headers = { 'content-type': 'application/json', ...own };
+  const answer = await call(agent, url, { method: 'POST', headers, body, again: true });
+  if (answer.status !== 200 || !answer.text.includes('chatcmpl-')) {
+    throw new Error(`${name} answered ${answer.status}: ${answer.text.slice(0, 300)}`);
   }
-  if (name.startsWith('edge') && !/^\d+$/.test(response.headers[HEADERS.cluster] ?? '')) {
-    throw new Error(`the edge did not route: ${response.headers[HEADERS.fallback]}`);
+  if (name.startsWith('edge') && !/^\d+$/.test(String(answer.headers[HEADERS.cluster]))) {
+    throw new Error(`the edge did not route: ${answer.headers[HEADERS.fallback]}`);
   }
-  return took_ms;
+  return answer.to_ms - answer.from_ms;
 }

@@ -1,16 +1,85 @@
 /**
- * What `bench edge` measures the edge against: the upstream itself, Portkey's gateway, and the floor, a worker in
- * workerd that does nothing but pass a request on. No gateway in workerd can take less than that.
+ * The parts of the benches of the edge: a prompt, a timed call, an edge to ask, and what `bench edge` measures the edge
+ * against. That is the upstream itself, Portkey's gateway, and the floor: a worker in workerd that does nothing but pass
+ * a request on. No gateway in workerd can take less than that.
  */
 import { type ChildProcess, fork, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { type Agent, type IncomingHttpHeaders, type IncomingMessage, request } from 'node:http';
 import { createRequire } from 'node:module';
 import { type AddressInfo, createServer } from 'node:net';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { type EdgeOptions, startEdge } from '../dev/local-edge.ts';
+import { ensureApiKey } from '../dev/seed.ts';
+import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
 import { processTree } from './process-cpu.ts';
+
+export const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
+export const KEY = 'key-of-this-bench-0123456789abcdef';
+
+/** 60 WordPiece tokens; the number changes from request to request, so that nothing can be looked up. */
+export const promptOf = (index: number): string =>
+  `A train leaves the station at nine in the morning and travels at ${100 + (index % 900)} kilometres an hour. ` +
+  'A second train follows half an hour later on the same track and is twenty kilometres an hour faster. ' +
+  'How long does it take until the second train has caught up with the first one? Please explain every step.';
+
+export type Call = {
+  readonly method: 'GET' | 'POST';
+  readonly headers: Record<string, string>;
+  readonly body: string;
+  /** Sends again when the server closed the kept connection just then, as idle: the request never reached it. */
+  readonly again?: boolean;
+};
+export type Called = {
+  readonly status: number;
+  readonly headers: IncomingHttpHeaders;
+  readonly text: string;
+  /** When it was sent, and when the last byte was there. */
+  readonly from_ms: number;
+  readonly to_ms: number;
+};
+
+export async function call(agent: Agent, url: string, sent: Call): Promise<Called> {
+  const { method, headers, body, again = false } = sent;
+  const from_ms = performance.now();
+  const outgoing = request(url, { agent, method, headers });
+  outgoing.end(body);
+  const [response] = (await once(outgoing, 'response').catch((error: NodeJS.ErrnoException) => {
+    if (again && outgoing.reusedSocket && error.code === 'ECONNRESET') return [undefined];
+    throw error;
+  })) as [IncomingMessage | undefined];
+  if (response === undefined) return call(agent, url, sent);
+  let text = '';
+  for await (const chunk of response) text += chunk;
+  const { statusCode: status = 0 } = response;
+  return { status, headers: response.headers, text, from_ms, to_ms: performance.now() };
+}
+
+/** No request is run again in the background to be compared: the peers do not do that either. */
+export const edgeOptions = (backendUrl: string, stateFolder: string | undefined): EdgeOptions => ({
+  projectFolder: PROJECT_FOLDER,
+  stateFolder,
+  port: 0,
+  bindings: { BACKEND_URL: backendUrl, BACKEND_KEY: KEY, ADMIN_KEY: KEY, COMPARISON_SHARE: '0' },
+});
+
+export type BenchEdge = {
+  readonly url: string;
+  readonly client: AdminClient;
+  readonly apiKey: string;
+  close(): Promise<void>;
+};
+
+/** An edge in workerd, asked by this process. Its state is in memory and goes with it. */
+export async function openEdge(backendUrl: string): Promise<BenchEdge> {
+  const { url, close } = await startEdge(edgeOptions(backendUrl, undefined));
+  const client = createAdminClient(url, KEY);
+  return { url, close, client, apiKey: await ensureApiKey(client, undefined) };
+}
 
 const PEER_READY_ms = 30_000;
 

@@ -1,6 +1,6 @@
 /**
  * The upstream of `bench edge`, in a process of its own: one answer for everybody, at once. It is scripted, since what
- * is measured is what gateways add to it. It speaks what both of them expect of an OpenAI-compatible server.
+ * is measured is what gateways add to it. It says what both of them expect of an OpenAI-compatible server.
  */
 import { once } from 'node:events';
 import { createServer, type ServerResponse } from 'node:http';
@@ -9,28 +9,14 @@ import { setImmediate } from 'node:timers/promises';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import type { LoadReport } from '../../shared/wire/backend-load.ts';
 
-const TOKENS = 32;
+type Served = Pick<MaskSet, 'model' | 'surrogates'>;
 
-function answerOf(model: string) {
-  const content = 'The sky is blue because of how air scatters light. '.repeat(3);
-  const usage = { prompt_tokens: 60, completion_tokens: TOKENS, total_tokens: 60 + TOKENS };
-  const head = { id: 'chatcmpl-0123456789', created: 1_700_000_000, model };
-  const whole = {
-    ...head,
-    object: 'chat.completion',
-    choices: [{ index: 0, message: { role: 'assistant', content }, finish_reason: 'stop', logprobs: null }],
-    usage,
-  };
-  const chunk = (delta: object, more: object = {}) =>
-    `data: ${JSON.stringify({ ...head, object: 'chat.completion.chunk', choices: [{ index: 0, delta, finish_reason: null }], ...more })}\n\n`;
-  const chunks = Array.from({ length: TOKENS }, (_, index) => chunk({ content: ` word${index}` }));
-  return {
-    whole: JSON.stringify(whole),
-    events: [...chunks, chunk({}, { usage }), 'data: [DONE]\n\n'],
-  };
-}
+process.once('message', async (set: Served) => {
+  process.send?.({ url: await serve(set) });
+});
+process.once('disconnect', () => process.exit(0));
 
-async function serve({ model, surrogates }: Pick<MaskSet, 'model' | 'surrogates'>): Promise<string> {
+async function serve({ model, surrogates }: Served): Promise<string> {
   const maskroute = {
     hash: model.hash,
     block_count: model.blockCount,
@@ -80,7 +66,23 @@ async function serve({ model, surrogates }: Pick<MaskSet, 'model' | 'surrogates'
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
-process.once('message', async (set: Pick<MaskSet, 'model' | 'surrogates'>) => {
-  process.send?.({ url: await serve(set) });
-});
-process.once('disconnect', () => process.exit(0));
+const TOKENS = 32;
+
+function answerOf(model: string) {
+  const content = 'The sky is blue because of how air scatters light. '.repeat(3);
+  const usage = { prompt_tokens: 60, completion_tokens: TOKENS, total_tokens: 60 + TOKENS };
+  const head = { id: 'chatcmpl-0123456789', created: 1_700_000_000, model };
+  const whole = {
+    ...head,
+    object: 'chat.completion',
+    choices: [{ index: 0, message: { role: 'assistant', content }, finish_reason: 'stop', logprobs: null }],
+    usage,
+  };
+  const chunk = (delta: object, more: object = {}) =>
+    `data: ${JSON.stringify({ ...head, object: 'chat.completion.chunk', choices: [{ index: 0, delta, finish_reason: null }], ...more })}\n\n`;
+  const chunks = Array.from({ length: TOKENS }, (_, index) => chunk({ content: ` word${index}` }));
+  return {
+    whole: JSON.stringify(whole),
+    events: [...chunks, chunk({}, { usage }), 'data: [DONE]\n\n'],
+  };
+}

@@ -1,24 +1,22 @@
 /**
- * `bench publish`: requests go on while versions are published, at once and by and by, and rolled back. Every
- * answer must name one version that was live while it was made, with a mask of that version and of no other, and none
- * may fail. Each publication is of a version that was never live before, and the isolate that publishes serves what it
- * published from its answer on, so nothing that is old by then passes. (Other isolates have 5 s, of which
- * `test/workers/publications.test.ts` makes sure.) The edge is real, in workerd with a D1; the backend only answers what
- * it was told.
+ * `bench publish`: requests go on while versions are published, at once and in steps, and rolled back. Every answer must
+ * name a version that was live while it was made, with a mask of that version, and no request may fail: 0 is the limit
+ * of both counts. Each publication is of a version that was never live before. The isolate that publishes serves what it
+ * published from its answer on, so nothing older passes. (Other isolates have 5 s; `test/workers/publications.test.ts`
+ * makes sure of that.) The edge is real, in workerd with a D1; the backend only answers what it was told.
  */
 import { once } from 'node:events';
-import { Agent, createServer, type IncomingMessage, request } from 'node:http';
+import { Agent, createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { fileURLToPath } from 'node:url';
-import { maskSetSummarySchema, type Publication, publicationSchema } from '../../shared/admin/admin-wire.ts';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type Publication, publicationSchema } from '../../shared/admin/admin-wire.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../shared/mask/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
-import { startEdge } from '../dev/local-edge.ts';
-import { ensureApiKey } from '../dev/seed.ts';
-import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
+import { round } from '../measure.ts';
+import type { AdminClient } from '../publication/admin-client.ts';
+import { storeMaskSet } from '../publication/publish.ts';
+import { type BenchEdge, call, openEdge } from './edge-peers.ts';
 
-const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
-const KEY = 'key-of-this-bench-0123456789abcdef';
 const CLIENTS = 16;
 
 export type PublishBench = {
@@ -31,12 +29,12 @@ export type PublishBench = {
   readonly failed: number;
   /** Answers that name a version that was not live while they were made, or a mask of another version. */
   readonly wrong: number;
-  /** Answers for which one version only was right: no change was under way, and none was gradual. */
+  /** Answers for which only one version was right: no change was under way, and no rollout. */
   readonly oneRight: number;
   readonly took_s: number;
 };
 
-/** Requests see one of `versions`, the first of them from somewhen between the two times on. */
+/** Requests see one of `versions`. They begin to see the first at some moment between the two times. */
 export type Change = {
   /** When it was asked for, and when the answer was there. */
   readonly asked_ms: number;
@@ -50,50 +48,25 @@ export type Answer = {
   readonly mask: string;
 };
 
+/** What the clients have left to send, and what came of what they sent. */
+type Sending = { left: number; failed: number; readonly answers: Answer[] };
+
 export async function benchPublish(
   preset: MaskSet,
   counts: { readonly requests: number; readonly changes: number },
   say: (line: string) => void,
 ): Promise<PublishBench> {
   const backend = await serveEcho(preset);
-  const edge = await startEdge({
-    projectFolder: PROJECT_FOLDER,
-    stateFolder: undefined,
-    port: 0,
-    bindings: { BACKEND_URL: backend.url, BACKEND_KEY: KEY, ADMIN_KEY: KEY, COMPARISON_SHARE: '0' },
-  });
+  const edge = await openEdge(backend.url);
   try {
-    const client = createAdminClient(edge.url, KEY);
-    const apiKey = await ensureApiKey(client, undefined);
-    const maskOf = await storeVersions(client, preset, counts.changes);
+    const maskOf = await storeVersions(edge.client, preset, counts.changes);
     const started_ms = performance.now();
-    const publisher = createPublisher(client, [...maskOf.keys()]);
+    const publisher = createPublisher(edge.client, [...maskOf.keys()]);
     await publisher.change();
-    const answers: Answer[] = [];
-    let failed = 0;
-    let left = counts.requests;
-    const reader = async (): Promise<void> => {
-      const agent = new Agent({ keepAlive: true, maxSockets: 1 });
-      while (left > 0) {
-        const index = left--;
-        const answer = await ask(agent, edge.url, apiKey, preset.model.name, index).catch((error) => {
-          say(`request ${index}: ${error}`);
-          return undefined;
-        });
-        if (answer === undefined) failed++;
-        else answers.push(answer);
-      }
-      agent.destroy();
-    };
-    const publishing = async (): Promise<void> => {
-      for (let done = 1; done < counts.changes && left > 0; done++) {
-        // Spread over the requests, so that each change meets some under way.
-        const next = counts.requests * (1 - done / counts.changes);
-        while (left > next) await new Promise((resolve) => setTimeout(resolve, 1));
-        await publisher.change();
-      }
-    };
-    await Promise.all([publishing(), ...Array.from({ length: CLIENTS }, reader)]);
+    const sending: Sending = { left: counts.requests, failed: 0, answers: [] };
+    const clients = Array.from({ length: CLIENTS }, () => send(sending, edge, preset.model.name, say));
+    await Promise.all([publishMeanwhile(publisher, sending, counts), ...clients]);
+    const { answers, failed } = sending;
     const wrong = answers.filter((answer) => isWrong(answer, publisher.changes, maskOf));
     const oneRight = answers.filter((answer) => rightVersions(answer, publisher.changes).size === 1);
     for (const { version, mask } of wrong.slice(0, 5)) say(`wrong: version ${version}, mask ${mask}`);
@@ -105,11 +78,56 @@ export async function benchPublish(
       failed,
       wrong: wrong.length,
       oneRight: oneRight.length,
-      took_s: Number(((performance.now() - started_ms) / 1000).toFixed(1)),
+      took_s: round((performance.now() - started_ms) / 1000, 1),
     };
   } finally {
     await edge.close();
     backend.close();
+  }
+}
+
+/** One client: sends until nothing is left. */
+async function send(
+  sending: Sending,
+  edge: BenchEdge,
+  model: string,
+  say: (line: string) => void,
+): Promise<void> {
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  while (sending.left > 0) {
+    const index = sending.left--;
+    try {
+      sending.answers.push(await ask(agent, edge, model, index));
+    } catch (error) {
+      say(`request ${index}: ${error}`);
+      sending.failed++;
+    }
+  }
+  agent.destroy();
+}
+
+/** @throws Error for a refusal, and for an answer whose headers and body do not agree. */
+async function ask(agent: Agent, edge: BenchEdge, model: string, index: number): Promise<Answer> {
+  const headers = { authorization: `Bearer ${edge.apiKey}`, 'content-type': 'application/json' };
+  const body = JSON.stringify({ model, messages: [{ role: 'user', content: `question ${index}` }] });
+  const answer = await call(agent, `${edge.url}/v1/chat/completions`, { method: 'POST', headers, body });
+  const { status, text, from_ms, to_ms } = answer;
+  if (status !== 200) throw new Error(`${status} ${text}`);
+  const { maskroute } = JSON.parse(text) as { maskroute: { version: string; mask: string } };
+  const named = ['version', 'mask'].map((name) => answer.headers[`x-maskroute-${name}`]).join(' ');
+  if (named !== `${maskroute.version} ${maskroute.mask}`) throw new Error(`${named}, but the body: ${text}`);
+  return { from_ms, to_ms, ...maskroute };
+}
+
+/** The changes are spread over the requests, so that each meets some under way. */
+async function publishMeanwhile(
+  publisher: Publisher,
+  sending: Sending,
+  { requests, changes }: { readonly requests: number; readonly changes: number },
+): Promise<void> {
+  for (let done = 1; done < changes && sending.left > 0; done++) {
+    while (sending.left > requests * (1 - done / changes)) await sleep(1);
+    await publisher.change();
   }
 }
 
@@ -133,12 +151,14 @@ async function storeVersions(
       clusters: preset.clusters.map((cluster) => ({ ...cluster, mask, bits: maskBits(runs) })),
     };
     maskOf.set(maskSetVersion(set), mask);
-    await client.request({ method: 'POST', path: '/mask-sets', body: set }, maskSetSummarySchema);
+    await storeMaskSet(client, set, '');
   }
   return maskOf;
 }
 
-/** Publishes at once, publishes by and by, and rolls back, in turn. */
+type Publisher = ReturnType<typeof createPublisher>;
+
+/** Publishes at once, publishes in steps, and rolls back, in turn. */
 function createPublisher(client: AdminClient, versions: readonly string[]) {
   const changes: Change[] = [];
   const counts = { publications: 0, rollbacks: 0, gradual: 0 };
@@ -195,28 +215,6 @@ function rightVersions(
     return asked_ms <= to_ms && ended_ms >= from_ms;
   });
   return new Set(during.flatMap(({ versions }) => versions));
-}
-
-/** @throws Error when the answer is none, or says one thing in its headers and another in its body. */
-async function ask(
-  agent: Agent,
-  edge: string,
-  apiKey: string,
-  model: string,
-  index: number,
-): Promise<Answer> {
-  const from_ms = performance.now();
-  const headers = { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' };
-  const outgoing = request(`${edge}/v1/chat/completions`, { agent, method: 'POST', headers });
-  outgoing.end(JSON.stringify({ model, messages: [{ role: 'user', content: `question ${index}` }] }));
-  const [response] = (await once(outgoing, 'response')) as [IncomingMessage];
-  let text = '';
-  for await (const chunk of response) text += chunk;
-  if (response.statusCode !== 200) throw new Error(`${response.statusCode} ${text}`);
-  const { maskroute } = JSON.parse(text) as { maskroute: { version: string; mask: string } };
-  const named = ['version', 'mask'].map((name) => response.headers[`x-maskroute-${name}`]).join(' ');
-  if (named !== `${maskroute.version} ${maskroute.mask}`) throw new Error(`${named}, but the body: ${text}`);
-  return { from_ms, to_ms: performance.now(), ...maskroute };
 }
 
 /** A backend that serves the model and repeats the mask and the decision that it was given. */

@@ -1,10 +1,10 @@
 /**
- * `bench ranks`: what a rank of surrogates gives and what it takes. For each, the closed form is fitted on the same
- * rows, its KL to the dense model is measured on held-out ones under masks of the cheapest blocks, and a token is timed
- * with every block replaced, against holes, in interleaved rounds: what one surrogate takes is too little to be seen in
- * a token with a few of them. What a rank gives a microsecond is told for a quarter of the blocks.
+ * `bench ranks`: what a rank of surrogates gives and what it takes. For each rank the closed form is fitted on the same
+ * rows, and its KL to the dense model is measured on held-out rows under masks of the cheapest blocks. A token is timed
+ * with every block replaced, against holes, in interleaved rounds: a few surrogates take too little time to be seen.
+ * What a rank gives for its time is told for a quarter of the blocks.
  *
- * A rank r costs 2·hidden·r multiply-adds a block, and as many weights read: what a token takes more should be that.
+ * The limit: a rank r costs 2·hidden·r multiply-adds a block, and reads as many weights.
  */
 import { cp, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -66,10 +66,9 @@ async function fitRank(
 ): Promise<{ kl: number; engine: Engine }> {
   const out = join(scratch, `rank-${rank}.safetensors`);
   const model = await openInstalled(home, DEFAULT_MODEL);
-  const onProgress = () => undefined;
   const { start } = await learnSurrogates({
-    ...{ model, data, rank, out, threads, signal, onProgress },
-    ...{ steps: 0, seed: SEED },
+    ...{ model, data, rank, out, threads, signal, steps: 0, seed: SEED },
+    onProgress: () => undefined,
   });
   await installSurrogates(scratch, DEFAULT_MODEL, out, { preset: false });
   return { kl: start, engine: await openEngine(scratch, DEFAULT_MODEL) };

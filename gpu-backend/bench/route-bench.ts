@@ -1,36 +1,23 @@
 /**
- * `bench route`: what a client waits for `POST /v1/route` at the edge in workerd, with a prompt of 60 tokens and a live
- * mask set. As with `npm start` the pipe of `dev/front.ts` stands in between, which deployed edges do not have; so
- * `/healthz` is asked in turn with it, through the same pipe: the difference is what authentication, embedding and
- * routing cost over an empty answer.
+ * `bench route` and `bench encode`: what routing takes. The first is what a client waits for `POST /v1/route` at the edge
+ * in workerd, with a prompt of 60 tokens and a live mask set. As with `npm start` the edge's door stands in between,
+ * which deployed edges do not have. The limit is an empty answer: `/healthz` is asked in turn with it, through the same
+ * door, and the difference is what authentication, embedding and routing cost. The second is the static encoder alone.
  */
-import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
-import { Agent, request } from 'node:http';
-import path from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { Agent } from 'node:http';
 import type { Encoder } from '../../shared/embedding/encoder.ts';
 import { loadStaticEncoder } from '../../shared/embedding/static-encoder.ts';
 import { parseStaticTable } from '../../shared/embedding/static-table.ts';
 import { loadWordPiece } from '../../shared/embedding/wordpiece.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { dryRunSchema } from '../../shared/wire/openai.ts';
-import { startEdge } from '../dev/local-edge.ts';
-import { ensureApiKey } from '../dev/seed.ts';
 import { STATIC_TABLE_PATH, staticKernel } from '../learning/data/encoders.ts';
-import { createAdminClient } from '../publication/admin-client.ts';
+import { inTurns, quantile, round } from '../measure.ts';
 import { publishMaskSet } from '../publication/publish.ts';
-import { startUpstream } from './edge-peers.ts';
+import { type BenchEdge, call, openEdge, promptOf, startUpstream } from './edge-peers.ts';
 
-const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
-const KEY = 'key-of-this-bench-0123456789abcdef';
 const WARM_UP = 300;
-
-/** 60 WordPiece tokens; the number changes from request to request. */
-const promptOf = (index: number): string =>
-  `A train leaves the station at nine in the morning and travels at ${100 + (index % 900)} kilometres an hour. ` +
-  'A second train follows half an hour later on the same track and is twenty kilometres an hour faster. ' +
-  'How long does it take until the second train has caught up with the first one? Please explain every step.';
 
 export type RouteBench = {
   readonly bench: 'route';
@@ -43,36 +30,26 @@ export type RouteBench = {
   readonly healthz_p99_ms: number;
 };
 
-/** `say` gets lines for people. The edge's state is in memory and goes with it. */
+/** `say` gets lines for people. */
 export async function benchRoute(
   set: MaskSet,
   requests: number,
   say: (line: string) => void,
 ): Promise<RouteBench> {
-  const promptTokens = await countTokens(promptOf(0));
+  const { vocabulary } = parseStaticTable(await readFile(STATIC_TABLE_PATH));
+  const promptTokens = loadWordPiece(vocabulary).tokenIds(promptOf(0)).length;
   const backend = await startUpstream(set);
-  const edge = await startEdge({
-    projectFolder: PROJECT_FOLDER,
-    stateFolder: undefined,
-    port: 0,
-    bindings: { BACKEND_URL: backend.url, BACKEND_KEY: KEY, ADMIN_KEY: KEY },
-  });
+  const edge = await openEdge(backend.url);
   try {
-    const client = createAdminClient(edge.url, KEY);
-    const apiKey = await ensureApiKey(client, undefined);
-    await publishMaskSet(client, set, { tenant: '', activate: true });
-    const { route, healthz } = await measure(edge.url, apiKey, set.model.name, requests);
-    const at = (times: number[], share: number) =>
-      Number(times[Math.floor(share * times.length)]!.toFixed(3));
+    await publishMaskSet(edge.client, set, { tenant: '', activate: true });
+    const times = await measure(edge, set.model.name, requests);
+    const at = (name: string, share: number) => round(quantile(times.get(name)!, share));
     const result: RouteBench = {
-      bench: 'route',
-      requests,
-      promptTokens,
-      clusters: set.clusters.length,
-      median_ms: at(route, 0.5),
-      p99_ms: at(route, 0.99),
-      healthz_median_ms: at(healthz, 0.5),
-      healthz_p99_ms: at(healthz, 0.99),
+      ...{ bench: 'route', requests, promptTokens, clusters: set.clusters.length },
+      median_ms: at('route', 0.5),
+      p99_ms: at('route', 0.99),
+      healthz_median_ms: at('healthz', 0.5),
+      healthz_p99_ms: at('healthz', 0.99),
     };
     say(`/v1/route, ${promptTokens} tokens: median ${result.median_ms} ms, p99 ${result.p99_ms} ms`);
     say(`/healthz in turn with it: median ${result.healthz_median_ms} ms, p99 ${result.healthz_p99_ms} ms`);
@@ -83,49 +60,35 @@ export async function benchRoute(
   }
 }
 
-/** Sorted times of both, one request at a time over one kept connection. */
-async function measure(edge: string, apiKey: string, model: string, requests: number) {
+/** ms of `route` and `healthz`, one request at a time over one kept connection. */
+async function measure(edge: BenchEdge, model: string, requests: number): Promise<Map<string, number[]>> {
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
-  const route: number[] = [];
-  const healthz: number[] = [];
-  const headers = { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' };
-  for (let index = 0; index < WARM_UP + requests; index++) {
-    const body = JSON.stringify({ model, messages: [{ role: 'user', content: promptOf(index) }] });
-    const routed = await timed(agent, `${edge}/v1/route`, { method: 'POST', headers, body });
-    const live = await timed(agent, `${edge}/healthz`, { method: 'GET', headers: {}, body: '' });
-    const { cluster, fallback } = dryRunSchema.parse(JSON.parse(routed.text)).maskroute;
-    if (typeof cluster !== 'number') throw new Error(`the request was not routed: ${fallback}`);
-    if (index < WARM_UP) continue;
-    route.push(routed.took_ms);
-    healthz.push(live.took_ms);
-  }
+  const headers = { authorization: `Bearer ${edge.apiKey}`, 'content-type': 'application/json' };
+  let count = 0;
+  const subjects = [
+    {
+      name: 'route',
+      async measure() {
+        const body = JSON.stringify({ model, messages: [{ role: 'user', content: promptOf(count++) }] });
+        const routed = await call(agent, `${edge.url}/v1/route`, { method: 'POST', headers, body });
+        const { cluster, fallback } = dryRunSchema.parse(JSON.parse(routed.text)).maskroute;
+        if (typeof cluster !== 'number') throw new Error(`the request was not routed: ${fallback}`);
+        return routed.to_ms - routed.from_ms;
+      },
+    },
+    {
+      name: 'healthz',
+      async measure() {
+        const live = await call(agent, `${edge.url}/healthz`, { method: 'GET', headers: {}, body: '' });
+        return live.to_ms - live.from_ms;
+      },
+    },
+  ];
+  await inTurns(subjects, WARM_UP, (subject) => subject.measure());
+  const times = await inTurns(subjects, requests, (subject) => subject.measure());
   agent.destroy();
-  const ascending = (a: number, b: number) => a - b;
-  return { route: route.sort(ascending), healthz: healthz.sort(ascending) };
+  return times;
 }
-
-type Call = { readonly method: string; readonly headers: Record<string, string>; readonly body: string };
-
-/** From sending to the last byte of the answer. */
-async function timed(agent: Agent, url: string, { method, headers, body }: Call) {
-  const start_ms = performance.now();
-  const outgoing = request(url, { agent, method, headers });
-  outgoing.end(body);
-  const [response] = await once(outgoing, 'response');
-  let text = '';
-  for await (const chunk of response) text += chunk;
-  return { took_ms: performance.now() - start_ms, text };
-}
-
-async function countTokens(text: string): Promise<number> {
-  const table = await readFile(path.join(PROJECT_FOLDER, 'workers/assets/encoder/static.bin'));
-  return loadWordPiece(parseStaticTable(table).vocabulary).tokenIds(text).length;
-}
-
-/*
- * Time of the static encoder for prompts of several lengths, tokenization included: what every routed request
- * pays at the edge.
- */
 
 const WARM_UP_RUNS = 200;
 const RUNS = 2000;
@@ -134,7 +97,10 @@ const WORDS =
 
 type Row = { readonly tokens: number; readonly p50_ms: number; readonly p99_ms: number };
 
-/** The table that ships, in this process; `say` gets lines for people. */
+/**
+ * Time of the static encoder that ships for prompts of several lengths, tokenization included, in this process: what
+ * every routed request pays at the edge.
+ */
 export async function benchEncode(say: (line: string) => void) {
   const bytes = await readFile(STATIC_TABLE_PATH);
   const kernel = await staticKernel();
@@ -160,7 +126,5 @@ async function timeEach(encoder: Encoder, texts: readonly string[]): Promise<Omi
     await encoder.embed([text]);
     times.push(performance.now() - start_ms);
   }
-  times.sort((a, b) => a - b);
-  const at = (share: number) => Number(times[Math.floor(share * times.length)]!.toFixed(4));
-  return { p50_ms: at(0.5), p99_ms: at(0.99) };
+  return { p50_ms: round(quantile(times, 0.5), 4), p99_ms: round(quantile(times, 0.99), 4) };
 }

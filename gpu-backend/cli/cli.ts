@@ -6,11 +6,12 @@ import { Command } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { addBenchCommands } from './bench-command.ts';
 import { addEvaluationCommand } from './evaluate-command.ts';
-import { addCalibrationCommands } from './learn-command.ts';
+import { addLearnCommands } from './learn-command.ts';
 import { addModelCommands } from './model-command.ts';
-import { addPublicationCommands, addRegisterCommand } from './publish-command.ts';
+import { addPublishCommands, addRegisterCommand } from './publish-command.ts';
 import { addServeCommand } from './serve-command.ts';
 import { addSurrogatesCommand } from './surrogates-command.ts';
+import { becomeJob } from './terminal.ts';
 
 const program = new Command('maskroute')
   .description(
@@ -19,10 +20,10 @@ const program = new Command('maskroute')
   .showHelpAfterError('(run with --help for the options)');
 
 addModelCommands(program);
-addCalibrationCommands(program);
+addLearnCommands(program);
 addSurrogatesCommand(program);
 addEvaluationCommand(program);
-addPublicationCommands(program);
+addPublishCommands(program);
 addRegisterCommand(program);
 // The backend's jobs are commands of this same file.
 addServeCommand(program, import.meta.filename);
@@ -30,7 +31,7 @@ addBenchCommands(program);
 
 // A backend sets it for its jobs.
 const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
-if (jobFolder) (await import('./as-job.ts')).becomeJob(jobFolder);
+if (jobFolder) becomeJob(jobFolder);
 
 try {
   await program.parseAsync();

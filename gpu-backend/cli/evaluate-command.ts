@@ -11,7 +11,7 @@ import { maskrouteHome } from '../files.ts';
 import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.ts';
 import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
 import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/evaluation/result.ts';
-import { createProgressReporter, createStages, interruptible, share, wholeNumber } from './terminal.ts';
+import { createReporter, interruptible, type Reporter, share, wholeNumber } from './terminal.ts';
 
 const SURROGATE_CHOICES = ['auto', 'both', 'with', 'without'] as const;
 
@@ -93,8 +93,8 @@ function refuseIdle(
   { baselines, checks, tasks }: EvaluateFlags,
   isGiven: (name: keyof EvaluateFlags) => boolean,
 ): void {
-  const needs = (name: keyof EvaluateFlags, met: boolean, what: string) => {
-    if (isGiven(name) && !met) throw new MaskrouteError('invalid_argument', `${what}.`);
+  const needs = (name: keyof EvaluateFlags, isMet: boolean, what: string) => {
+    if (isGiven(name) && !isMet) throw new MaskrouteError('invalid_argument', `${what}.`);
   };
   const compared = (some: readonly Baseline[]) => `${some.join(', ')}, and --baselines has none of them`;
   const fixed = Object.keys(UNITS_OF) as Baseline[];
@@ -112,13 +112,16 @@ function refuseIdle(
 async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<void> {
   const { evaluate } = await import('../learning/evaluation/evaluate.ts');
   const { dataLine, formatEvaluation } = await import('../learning/evaluation/result.ts');
-  const stages = createStages();
-  const onRows: EvaluateOptions['onRows'] = (counts) => console.error(`data: ${dataLine(counts)}`);
-  const hooks = { onRows, onProgress: stages.update, signal };
-  const options = await toOptions(flags, hooks);
+  const reporter = createReporter();
+  const options: EvaluateOptions = {
+    ...(await toOptions(flags, reporter)),
+    onRows: (counts) => reporter.log(`data: ${dataLine(counts)}`),
+    onProgress: reporter.update,
+    signal,
+  };
   // Before hours of work, not after them: it may be no folder, or nobody's to write to.
   if (flags.out !== undefined) await mkdir(flags.out, { recursive: true });
-  const evaluation = await evaluate(options).finally(stages.stop);
+  const evaluation = await evaluate(options).finally(reporter.stop);
   if (!flags.json) console.log(formatEvaluation(evaluation));
   if (flags.out !== undefined) await writeOut(flags.out, flags.maskSet, evaluation);
   console.log(JSON.stringify(evaluation));
@@ -126,15 +129,14 @@ async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<v
 
 async function toOptions(
   flags: EvaluateFlags,
-  hooks: Pick<EvaluateOptions, 'onRows' | 'onProgress' | 'signal'>,
-): Promise<EvaluateOptions> {
-  const { showModel } = await import('./models.ts');
+  downloads: Reporter,
+): Promise<Omit<EvaluateOptions, 'onRows' | 'onProgress' | 'signal'>> {
+  const { openInstalled } = await import('../model/store.ts');
   const { readMaskSet } = await import('../publication/artefact-files.ts');
   const { parseTaskFile } = await import('../learning/evaluation/tasks/read-task.ts');
   const { surrogatesOf } = await import('../learning/evaluation/evaluation-context.ts');
   const home = maskrouteHome();
-  const model = await showModel(home, flags.model);
-  const { stop: _, ...downloads } = createProgressReporter();
+  const model = await openInstalled(home, flags.model);
   const maskSets = await Promise.all(flags.maskSet.map(readMaskSet));
   return {
     ...{ home, model, maskSets, data: flags.data, calibration: flags.calibration },
@@ -150,7 +152,7 @@ async function toOptions(
     ...{ checks: flags.checks, facts: flags.facts, longTokens: LONG_TOKENS },
     ...{ limit: flags.limit, rowsMax: flags.rows, tokensMax: flags.tokens, evaluationsMax: flags.budget },
     ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads: flags.threads },
-    ...{ seed: flags.seed, ...hooks },
+    seed: flags.seed,
   };
 }
 

@@ -11,14 +11,7 @@ import type { CountRange } from '../learning/search/budget.ts';
 import type { BlockCost, TargetKind } from '../learning/search/effort.ts';
 import { LEARN_EFFORT } from '../learning/search/effort.ts';
 import type { InstalledModel } from '../model/store.ts';
-import {
-  createProgressReporter,
-  createStages,
-  DATA_HELP,
-  interruptible,
-  part,
-  wholeNumber,
-} from './terminal.ts';
+import { createReporter, DATA_HELP, interruptible, part, wholeNumber } from './terminal.ts';
 
 const CLUSTER_COUNT_MAX = 256;
 const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
@@ -49,7 +42,7 @@ type DistillFlags = {
   readonly seed?: number;
 };
 
-export function addCalibrationCommands(program: Command): void {
+export function addLearnCommands(program: Command): void {
   program
     .command('learn')
     .description('find a mask for every cluster of your prompts; killed and started again, it goes on')
@@ -104,13 +97,14 @@ export function addCalibrationCommands(program: Command): void {
     .action((flags: DistillFlags) => interruptible((signal) => runDistill(flags, signal)));
 }
 
+const STAGE_LINES = { read: 'Reading the data', embed: 'Embedding the prompts' };
+
 async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const { learn, MASK_SET_FILE } = await import('../learning/learn.ts');
-  const { showModel } = await import('./models.ts');
+  const { openInstalled } = await import('../model/store.ts');
   const home = maskrouteHome();
-  const { stop: stopHooks, ...hooks } = createProgressReporter();
-  const stages = createStages();
-  const model = await showModel(home, flags.model);
+  const reporter = createReporter();
+  const model = await openInstalled(home, flags.model);
   checkSparsity(flags, 2 * model.manifest.config.layerCount);
   const options = {
     model,
@@ -118,15 +112,15 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     data: flags.data,
     ...{ sparsity: flags.sparsity, cost: flags.cost, attention: flags.attention, ffn: flags.ffn },
     encoder: flags.encoder,
-    encoderOptions: { home, threads: availableParallelism(), hooks },
+    encoderOptions: { home, threads: availableParallelism(), hooks: reporter },
     out: flags.out,
     name: flags.name ?? path.basename(path.resolve(flags.out)),
     effort: { ...LEARN_EFFORT, targets: flags.loss, scored: flags.score },
     ...{ rowsMax: flags.rows, seed: flags.seed, signal },
     onProgress(progress: LearnProgress) {
-      if (!('done' in progress)) return hooks.log(STAGE_LINES[progress.stage]);
-      const detail = progress.cluster === undefined ? '' : `cluster ${progress.cluster}`;
-      stages.update(progress.stage, progress.done, progress.total, detail);
+      if (!('done' in progress)) return reporter.log(STAGE_LINES[progress.stage]);
+      const { stage, done, total, cluster } = progress;
+      reporter.update(stage, done, total, cluster === undefined ? '' : `cluster ${cluster}`);
     },
   };
   try {
@@ -134,11 +128,10 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
       return await runSweep(options, flags.clusters);
     const clusterCount = flags.clusters === 'auto' ? 'auto' : flags.clusters[0]!;
     const learned = await learn({ ...options, clusterCount });
-    stages.stop();
+    reporter.stop();
     showLearned(learned, path.join(flags.out, MASK_SET_FILE));
   } finally {
-    stages.stop();
-    stopHooks();
+    reporter.stop();
   }
 }
 
@@ -192,7 +185,21 @@ function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void
   );
 }
 
-const STAGE_LINES = { read: 'Reading the data', embed: 'Embedding the prompts' };
+async function runDistill({ seed, dimensions, ...flags }: DistillFlags, signal: AbortSignal): Promise<void> {
+  const { distillTable } = await import('../learning/data/distill.ts');
+  const reporter = createReporter();
+  const report = await distillTable({
+    ...flags,
+    home: maskrouteHome(),
+    threads: availableParallelism(),
+    ...(dimensions === undefined ? {} : { dimensions }),
+    ...(seed === undefined ? {} : { seed }),
+    hooks: reporter,
+    onProgress: reporter.update,
+    signal,
+  }).finally(reporter.stop);
+  console.log(`${flags.out}: from ${report.texts} texts of ${report.tokens} tokens`);
+}
 
 function clusterCounts(text: string): number[] | 'auto' {
   if (text === 'auto') return text;
@@ -213,26 +220,6 @@ function countRange(text: string): CountRange {
   };
   if ((min !== '' || max !== '') && range.min <= range.max) return range;
   throw new InvalidArgumentError('expected a count or a range of counts, such as 7, 4-9, 4- or -9');
-}
-
-async function runDistill({ seed, dimensions, ...flags }: DistillFlags, signal: AbortSignal): Promise<void> {
-  const { distillTable } = await import('../learning/data/distill.ts');
-  const { stop: stopHooks, ...hooks } = createProgressReporter();
-  const stages = createStages();
-  const report = await distillTable({
-    ...flags,
-    home: maskrouteHome(),
-    threads: availableParallelism(),
-    ...(dimensions === undefined ? {} : { dimensions }),
-    ...(seed === undefined ? {} : { seed }),
-    hooks,
-    onProgress: stages.update,
-    signal,
-  }).finally(() => {
-    stages.stop();
-    stopHooks();
-  });
-  console.log(`${flags.out}: from ${report.texts} texts of ${report.tokens} tokens`);
 }
 
 const percent = (part: number): string => `${(part * 100).toFixed(1)} %`;

@@ -1,8 +1,9 @@
-/** `model pull|list|show`: arguments and output; what they do is in model.ts. */
+/** `model pull|list|show|surrogates`: arguments and output. What they do is in models.ts and in the store of models. */
 import { type Command, Option } from 'commander';
 import { FULL_ENCODER } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
+import { createReporter, megabytes } from './terminal.ts';
 
 export function addModelCommands(program: Command): void {
   const model = program.command('model').description('install models and look at them');
@@ -18,21 +19,20 @@ export function addModelCommands(program: Command): void {
     .option('--force', 'import again what is installed', false)
     .action(async (spec: string, { weights, force }: { weights: WeightKind; force: boolean }) => {
       const { pullModel } = await import('./models.ts');
-      const { createProgressReporter } = await import('./terminal.ts');
       const interrupted = new AbortController();
       process.once('SIGINT', () => interrupted.abort());
-      const { stop, ...hooks } = createProgressReporter();
+      const reporter = createReporter();
+      const hooks = { ...reporter, signal: interrupted.signal };
       if (spec === FULL_ENCODER) {
         const { fetchFullEncoder } = await import('../encoder/full-encoder.ts');
-        const fetchHooks = { ...hooks, signal: interrupted.signal };
-        const folder = await fetchFullEncoder(maskrouteHome(), fetchHooks).finally(stop);
+        const folder = await fetchFullEncoder(maskrouteHome(), hooks).finally(reporter.stop);
         console.log(
           `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`,
         );
         return;
       }
-      const options = { home: maskrouteHome(), weights, force, signal: interrupted.signal, ...hooks };
-      const { manifest, folder } = await pullModel(spec, options).finally(stop);
+      const options = { home: maskrouteHome(), weights, force, ...hooks };
+      const { manifest, folder } = await pullModel(spec, options).finally(reporter.stop);
       console.log(`${manifest.name} (${manifest.weights}) is installed in ${folder}`);
     });
 
@@ -95,5 +95,3 @@ const surrogatesLine = ({ surrogates }: ModelManifest): string =>
   surrogates === undefined
     ? 'none: skipped blocks leave holes'
     : `${surrogates.id}, rank ${surrogates.rank} (${surrogates.fitted})`;
-
-const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;

@@ -1,4 +1,7 @@
-/** `maskroute model pull|list|show` as plain functions; the command line only parses arguments and prints. */
+/**
+ * What the commands do with installed models: `model pull`, `list`, `show` and `surrogates` as plain functions. Here the
+ * default model gets the table of surrogates that comes with the project.
+ */
 import { fileURLToPath } from 'node:url';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { importModel } from '../model/import-model.ts';
@@ -17,61 +20,15 @@ import {
 } from '../model/store.ts';
 import { surrogatesIdOf } from '../model/surrogates.ts';
 
-/*
- * Surrogates of installed models: the table that comes with the project for the default model, and tables that people
- * learn themselves.
- */
-
-const PRESET_FILE = fileURLToPath(
-  new URL(`../presets/${DEFAULT_MODEL}/surrogates.safetensors`, import.meta.url),
-);
-
-/**
- * The default model with the table that was fitted for it; the model as it is when its weights are from another file,
- * or when somebody installed a table of their own. Takes the store's lock where there is something to do.
- */
-export async function withPresetSurrogates(
-  home: string,
-  model: InstalledModel,
-  hooks: Pick<ImportHooks, 'log' | 'signal'>,
-): Promise<InstalledModel> {
-  const { manifest } = model;
-  if (manifest.hash !== DEFAULT_MODEL_HASH || manifest.surrogates?.preset === false) return model;
-  const id = surrogatesIdOf(await sha256OfFiles([PRESET_FILE]));
-  if (manifest.surrogates?.id === id) return model;
-  hooks.log(`Installing the surrogates of ${manifest.name}`);
-  return locked(home, hooks, () => installSurrogates(home, manifest.name, PRESET_FILE, { preset: true }));
-}
-
-/** @throws MaskrouteError `model_not_found`, `surrogates_mismatch` for another model's table, `invalid_request`. */
-export const installOwnSurrogates = (
-  home: string,
-  name: string,
-  file: string,
-  hooks: Pick<ImportHooks, 'log' | 'signal'>,
-): Promise<InstalledModel> =>
-  locked(home, hooks, () => installSurrogates(home, name, file, { preset: false }));
-
-function locked<T>(
-  home: string,
-  { log, signal }: Pick<ImportHooks, 'log' | 'signal'>,
-  work: () => Promise<T>,
-): Promise<T> {
-  const onWait = () => log('Another import is running; waiting for it to end.');
-  return withStoreLock(home, { onWait, signal }, async () => {
-    await recoverStore(home);
-    return work();
-  });
-}
-
-export { DEFAULT_MODEL } from '../model/sources/default-model.ts';
-
 export type PullOptions = ImportHooks & {
   readonly home: string;
   readonly weights: WeightKind;
   /** Import again what is installed already. */
   readonly force?: boolean;
 };
+
+/** Hooks of what may wait for another import. */
+type WaitHooks = Pick<ImportHooks, 'log' | 'signal'>;
 
 /**
  * Installs a model. 8-bit weights have the plain name; others stand beside it as `<name>-q4` and `<name>-f32`.
@@ -97,7 +54,7 @@ export async function pullModel(specText: string, options: PullOptions): Promise
 const DISK_ERRORS = new Set(['ENOSPC', 'EDQUOT', 'EACCES', 'EPERM', 'EROFS', 'EIO', 'ENOTDIR']);
 
 async function pull(specText: string, options: PullOptions): Promise<InstalledModel> {
-  const { home, weights, log, signal, force = false } = options;
+  const { home, weights, force = false } = options;
   const spec = await parseModelSpec(specText);
   const plainName = nameOfSpec(spec);
   const name = weights === 'q8' ? plainName : `${plainName}-${weights}`;
@@ -105,16 +62,19 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
   // Whichever source it was taken from counts.
   const present = async () =>
     plainName === DEFAULT_MODEL && !force ? openInstalled(home, name).catch(() => undefined) : undefined;
-  const onWait = () => log('Another import is running; waiting for it to end.');
-  const model =
-    (await present()) ??
-    (await withStoreLock(home, { onWait, signal }, async () => {
-      await recoverStore(home);
-      return (
-        (await present()) ?? importModel(await fetchModel(spec, home, options), { ...options, name, force })
-      );
-    }));
+  const imported = async () =>
+    (await present()) ?? importModel(await fetchModel(spec, home, options), { ...options, name, force });
+  const model = (await present()) ?? (await locked(home, options, imported));
   return withPresetSurrogates(home, model, options);
+}
+
+/** Work on the store, after whatever another process does there; what a killed import left is put right first. */
+function locked<T>(home: string, { log, signal }: WaitHooks, work: () => Promise<T>): Promise<T> {
+  const onWait = () => log('Another import is running; waiting for it to end.');
+  return withStoreLock(home, { onWait, signal }, async () => {
+    await recoverStore(home);
+    return work();
+  });
 }
 
 export type ModelRow = {
@@ -148,5 +108,32 @@ export async function showModel(
   return model;
 }
 
-/** Whether a model is the one that the preset mask set was learned on. */
-export const hasPresetMasks = (model: InstalledModel): boolean => model.manifest.hash === DEFAULT_MODEL_HASH;
+/** @throws MaskrouteError `model_not_found`, `surrogates_mismatch` for another model's table, `invalid_request`. */
+export const installOwnSurrogates = (
+  home: string,
+  name: string,
+  file: string,
+  hooks: WaitHooks,
+): Promise<InstalledModel> =>
+  locked(home, hooks, () => installSurrogates(home, name, file, { preset: false }));
+
+const PRESET_FILE = fileURLToPath(
+  new URL(`../presets/${DEFAULT_MODEL}/surrogates.safetensors`, import.meta.url),
+);
+
+/**
+ * The default model with the table that was fitted for it; the model as it is when its weights are from another file,
+ * or when somebody installed a table of their own. Takes the store's lock where there is something to do.
+ */
+export async function withPresetSurrogates(
+  home: string,
+  model: InstalledModel,
+  hooks: WaitHooks,
+): Promise<InstalledModel> {
+  const { manifest } = model;
+  if (manifest.hash !== DEFAULT_MODEL_HASH || manifest.surrogates?.preset === false) return model;
+  const id = surrogatesIdOf(await sha256OfFiles([PRESET_FILE]));
+  if (manifest.surrogates?.id === id) return model;
+  hooks.log(`Installing the surrogates of ${manifest.name}`);
+  return locked(home, hooks, () => installSurrogates(home, manifest.name, PRESET_FILE, { preset: true }));
+}

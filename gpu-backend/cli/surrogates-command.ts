@@ -1,11 +1,11 @@
-/** `surrogates`: fit and distil stand-ins for a model's blocks, from the command line. */
+/** `surrogates`: fits and distils stand-ins for the blocks of a model that masks skip, and installs them when asked to. */
 import { availableParallelism } from 'node:os';
 import type { Command } from 'commander';
 import { maskBits } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { maskrouteHome } from '../files.ts';
 import type { InstalledModel } from '../model/store.ts';
-import { createStages, DATA_HELP, interruptible, part, wholeNumber } from './terminal.ts';
+import { createReporter, DATA_HELP, interruptible, part, wholeNumber } from './terminal.ts';
 
 type Flags = {
   readonly model: string;
@@ -33,7 +33,7 @@ export function addSurrogatesCommand(program: Command): void {
     .option('--from <file>', 'go on from this table instead of the closed form')
     .option(
       '--around <mask-set...>',
-      'mask sets in use: distil mostly under their masks and such near by',
+      'mask sets in use: distil mostly under their masks and similar ones',
       [],
     )
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
@@ -45,19 +45,19 @@ export function addSurrogatesCommand(program: Command): void {
 
 async function run({ install, rows, around, ...flags }: Flags, signal: AbortSignal): Promise<void> {
   const { learnSurrogates } = await import('../learning/surrogates/learn-surrogates.ts');
-  const { showModel } = await import('./models.ts');
+  const { openInstalled } = await import('../model/store.ts');
   const home = maskrouteHome();
-  const stages = createStages();
-  const model = await showModel(home, flags.model);
+  const reporter = createReporter();
+  const model = await openInstalled(home, flags.model);
   const learned = await learnSurrogates({
     ...flags,
     model,
     ...(rows === undefined ? {} : { rowsMax: rows }),
     ...(around.length === 0 ? {} : { around: await masksInUse(around, model) }),
     threads: availableParallelism(),
-    onProgress: (stage, done, total, detail) => stages.update(stage, done, total, detail),
+    onProgress: reporter.update,
     signal,
-  }).finally(() => stages.stop());
+  }).finally(reporter.stop);
   const { start, distilled, steps } = learned;
   console.log(
     `${flags.out}: held-out KL ${start.toFixed(4)} at first, ${distilled.toFixed(4)} after ${steps} steps`,

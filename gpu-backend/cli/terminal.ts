@@ -1,14 +1,18 @@
-/** What several commands do with their arguments, and with Ctrl-C. */
-
+/**
+ * What every command does with its surroundings, a terminal, a log file or a backend that runs it as a job: arguments,
+ * Ctrl-C, and progress. Progress is a bar on a terminal and some lines in a log file, with the time left.
+ */
+import { join } from 'node:path';
 import { Presets, SingleBar } from 'cli-progress';
 import { InvalidArgumentError } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { tryLock } from '../files.ts';
 import type { ImportPhase, ImportProgress } from '../model/model-source.ts';
 
 export const DATA_HELP =
   'JSONL rows with messages, prompt + completion, question + answer, instruction + output, or text';
 
-/** Ctrl-C ends the work in good order: nothing half-written, and the same command can go on later. */
+/** Ctrl-C ends the work in good order: nothing is half-written, and the same command can go on later. */
 export async function interruptible(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
   const interrupted = new AbortController();
   const stop = () => interrupted.abort();
@@ -22,11 +26,31 @@ export async function interruptible(work: (signal: AbortSignal) => Promise<void>
   }
 }
 
+const OTHER_RUN_ENDS_WITHIN_ms = 60_000;
+
+/**
+ * Makes this process a backend's job: it ends when its parent is gone, so that no orphan goes on. It waits for another
+ * run on the same folder, which may have lost its parent a moment ago and still be at its last step. The lock is an
+ * exclusive SQLite transaction, and the operating system lets go of it with the process.
+ * @throws Error when the other run does not end.
+ */
+export function becomeJob(folder: string): void {
+  process.once('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+  // The channel alone must not keep the process.
+  process.channel?.unref();
+  if (tryLock(join(folder, 'lock'), OTHER_RUN_ENDS_WITHIN_ms) === undefined)
+    throw new Error('another run of this job does not end');
+}
+
+/* Arguments: each function is a parser for commander. */
+
 export function wholeNumber(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => number {
   return (text) => {
     const value = Number(text);
     if (/^\d+$/.test(text) && value >= min && value <= max) return value;
-    throw new InvalidArgumentError(`expected a whole number from ${min} to ${max}`);
+    const range =
+      max < Number.MAX_SAFE_INTEGER ? ` from ${min} to ${max}` : min > 0 ? ` above ${min - 1}` : '';
+    throw new InvalidArgumentError(`expected a whole number${range}`);
   };
 }
 
@@ -52,7 +76,63 @@ export function portFrom(name: string, preset: number): number {
   throw new MaskrouteError('invalid_argument', `${name} must be a port from 0 to 65535, not "${text}".`);
 }
 
-/* Progress of an import on a terminal: one bar a phase; in a log file: a line at every tenth. */
+/* Progress. */
+
+export type Reporter = {
+  /** Of a long pipeline: `done` of `total`; a new `stage` ends the one before. */
+  update(stage: string, done: number, total: number, detail?: string): void;
+  /** Of a download and an import. */
+  onProgress(progress: ImportProgress): void;
+  /** A line of text that does not tear the bar. */
+  log(line: string): void;
+  stop(): void;
+};
+
+/**
+ * With `MASKROUTE_PROGRESS=json` a pipeline's progress goes to standard output, as lines for the backend that runs it:
+ * `{"progress": {"stage", "done", "total", "left_s", "detail"}}`.
+ */
+export function createReporter(out: NodeJS.WriteStream = process.stderr): Reporter {
+  const people = out.isTTY ? bars(out) : lines(out);
+  const asJson = process.env.MASKROUTE_PROGRESS === 'json';
+  const pipeline = asJson ? jsonLines((line) => process.stdout.write(line)) : people;
+  return {
+    update: (stage, done, total, detail = '') => pipeline.show(pipelineStep(stage, done, total, detail)),
+    onProgress: (progress) => people.show(importStep(progress)),
+    log(line) {
+      people.stop();
+      out.write(`${line}\n`);
+    },
+    stop: () => people.stop(),
+  };
+}
+
+/** How far a stage is, and how that is worded. */
+type Step = {
+  readonly stage: string;
+  readonly done: number;
+  /** Undefined while it is not known. */
+  readonly total: number | undefined;
+  readonly detail: string;
+  /** What cli-progress fills in. */
+  readonly bar: string;
+  /** How many lines of a log file the stage gets. */
+  readonly lines: number;
+  /** The line after the `nth` of that many parts. */
+  line(nth: number, left_s: number | undefined): string;
+};
+
+type Display = { show(step: Step): void; stop(): void };
+
+const pipelineStep = (stage: string, done: number, total: number, detail: string): Step => ({
+  ...{ stage, done, total, detail },
+  bar: `${stage.padEnd(10)} {bar} {value} of {total} · {eta_formatted} left {detail}`,
+  lines: 20,
+  line(_, left_s) {
+    const left = left_s === undefined ? '' : `, ${duration(left_s)} left`;
+    return `${stage}: ${done} of ${total}${left}${detail === '' ? '' : ` (${detail})`}`;
+  },
+});
 
 const TITLES: Readonly<Record<ImportPhase, string>> = {
   download: 'Downloading',
@@ -61,152 +141,91 @@ const TITLES: Readonly<Record<ImportPhase, string>> = {
   convert: 'Converting',
 };
 
-export type ProgressReporter = {
-  onProgress(progress: ImportProgress): void;
-  /** A line of text that does not tear the bar. */
-  log(line: string): void;
-  stop(): void;
-};
-
-export function createProgressReporter(out: NodeJS.WriteStream = process.stderr): ProgressReporter {
-  return out.isTTY ? barReporter(out) : lineReporter(out);
+function importStep({ phase, done, total, unit }: ImportProgress): Step {
+  const title = TITLES[phase];
+  const isBytes = unit === 'bytes' && total !== undefined;
+  const detail = isBytes ? ` · ${(done / 1e6).toFixed(1)} of ${megabytes(total)}` : '';
+  return {
+    ...{ done, total, detail },
+    // Once its length is known, it is another bar.
+    stage: total === undefined ? `${title} …` : title,
+    bar: `${title.padEnd(12)} {bar} {percentage}%{detail} · {eta_formatted}`,
+    lines: 10,
+    line: (nth) => `${title} ${total === undefined ? '…' : `${10 * nth}%`}${detail}`,
+  };
 }
 
-function barReporter(out: NodeJS.WriteStream): ProgressReporter {
+function bars(out: NodeJS.WriteStream): Display {
   let bar: SingleBar | undefined;
-  let shown = '';
+  let shown: string | undefined;
   const stop = () => {
     bar?.stop();
     bar = undefined;
-    shown = '';
+    shown = undefined;
   };
   return {
-    onProgress(progress) {
-      const { phase, done, total } = progress;
-      // A bar of unknown length says nothing; its title alone does.
-      const key = total === undefined ? `${phase} …` : phase;
-      if (shown !== key) {
+    show({ stage, done, total, detail, bar: format }) {
+      if (stage !== shown) {
         stop();
-        shown = key;
-        if (total === undefined) out.write(`${TITLES[phase]} …\n`);
-        else bar = startBar(out, phase, total);
+        shown = stage;
+        // A bar of unknown length says nothing; its title alone does.
+        if (total === undefined) out.write(`${stage}\n`);
+        else {
+          bar = new SingleBar({ stream: out, format, barsize: 30, etaBuffer: 20 }, Presets.shades_classic);
+          bar.start(total, done, { detail });
+        }
       }
-      bar?.update(done, { detail: detailOf(progress) });
-    },
-    log(line) {
-      stop();
-      out.write(`${line}\n`);
-    },
-    stop,
-  };
-}
-
-function startBar(out: NodeJS.WriteStream, phase: ImportPhase, total: number): SingleBar {
-  const format = `${TITLES[phase].padEnd(12)} {bar} {percentage}%{detail} · {eta_formatted}`;
-  const bar = new SingleBar({ stream: out, format, barsize: 30 }, Presets.shades_classic);
-  bar.start(total, 0, { detail: '' });
-  return bar;
-}
-
-function lineReporter(out: NodeJS.WriteStream): ProgressReporter {
-  let shown = '';
-  return {
-    onProgress(progress) {
-      const { phase, done, total } = progress;
-      const tenth = total === undefined ? '…' : `${Math.floor((10 * done) / total) * 10}%`;
-      const key = `${TITLES[phase]} ${tenth}`;
-      if (key === shown) return;
-      shown = key;
-      out.write(`${key}${detailOf(progress)}\n`);
-    },
-    log: (line) => out.write(`${line}\n`),
-    stop() {},
-  };
-}
-
-function detailOf({ done, total, unit }: ImportProgress): string {
-  if (unit === 'percent' || total === undefined) return '';
-  const megabytes = (bytes: number) => (bytes / 1e6).toFixed(1);
-  return ` · ${megabytes(done)} of ${megabytes(total)} MB`;
-}
-
-/*
- * Progress of a long pipeline: one bar a stage on a terminal, in a log file a line at every twentieth, and with
- * `MASKROUTE_PROGRESS=json` a JSON line a change on standard output for a program; all with the time left.
- */
-
-export type Stages = {
-  /** `done` of `total`; a new `stage` ends the one before. */
-  update(stage: string, done: number, total: number, detail?: string): void;
-  stop(): void;
-};
-
-export function createStages(out: NodeJS.WriteStream = process.stderr): Stages {
-  if (process.env.MASKROUTE_PROGRESS === 'json') return jsonStages((line) => process.stdout.write(line));
-  return out.isTTY ? barStages(out) : lineStages(out);
-}
-
-function barStages(out: NodeJS.WriteStream): Stages {
-  let bar: SingleBar | undefined;
-  let current: string | undefined;
-  const stop = () => {
-    bar?.stop();
-    bar = undefined;
-    current = undefined;
-  };
-  return {
-    update(stage, done, total, detail = '') {
-      if (stage !== current) {
-        stop();
-        current = stage;
-        const format = `${stage.padEnd(10)} {bar} {value} of {total} · {eta_formatted} left {detail}`;
-        bar = new SingleBar({ stream: out, format, etaBuffer: 20 }, Presets.shades_classic);
-        bar.start(total, done, { detail });
-      }
-      bar?.setTotal(total);
+      if (total !== undefined) bar?.setTotal(total);
       bar?.update(done, { detail });
     },
     stop,
   };
 }
 
+function lines(out: NodeJS.WriteStream): Display {
+  const pace = createPace();
+  let told = -1;
+  return {
+    show(step) {
+      const { isNew, left_s } = pace(step);
+      const { done, total, lines } = step;
+      const nth = total ? Math.floor((lines * done) / total) : lines;
+      if (!isNew && nth === told) return;
+      told = nth;
+      out.write(`${step.line(nth, left_s)}\n`);
+    },
+    stop() {},
+  };
+}
+
 /** How often at most a program hears of the same stage; it hears of every stage's begin and end. */
 const JSON_EVERY_ms = 250;
 
-/** Lines of `{"progress": {"stage", "done", "total", "left_s", "detail"}}`. */
-export function jsonStages(write: (line: string) => void): Stages {
-  let current = { stage: '', start_ms: 0, startDone: 0 };
+function jsonLines(write: (line: string) => void): Display {
+  const pace = createPace();
   let said_ms = Number.NEGATIVE_INFINITY;
   return {
-    update(stage, done, total, detail = '') {
+    show(step) {
+      const { isNew, left_s = null } = pace(step);
+      const { stage, done, total = done, detail } = step;
       const now_ms = performance.now();
-      const isNew = stage !== current.stage;
-      if (isNew) current = { stage, start_ms: now_ms, startDone: done };
       if (!isNew && done < total && now_ms - said_ms < JSON_EVERY_ms) return;
       said_ms = now_ms;
-      const left_s = secondsLeft(now_ms - current.start_ms, done - current.startDone, total - done) ?? null;
       write(`${JSON.stringify({ progress: { stage, done, total, left_s, detail } })}\n`);
     },
     stop() {},
   };
 }
 
-const LINES_A_STAGE = 20;
-
-function lineStages(out: NodeJS.WriteStream): Stages {
-  let current = { stage: '', start_ms: 0, startDone: 0, step: -1 };
-  return {
-    update(stage, done, total, detail = '') {
-      const now_ms = performance.now();
-      if (stage !== current.stage) current = { stage, start_ms: now_ms, startDone: done, step: -1 };
-      const step = total === 0 ? LINES_A_STAGE : Math.floor((LINES_A_STAGE * done) / total);
-      if (step === current.step) return;
-      current.step = step;
-      const left_s = secondsLeft(now_ms - current.start_ms, done - current.startDone, total - done);
-      const left = left_s === undefined ? '' : `, ${duration(left_s)} left`;
-      out.write(`${stage}: ${done} of ${total}${left}${detail === '' ? '' : ` (${detail})`}\n`);
-    },
-    stop() {},
+/** Tells of each step whether it begins a stage, and the seconds left at the stage's pace so far. */
+function createPace() {
+  let current = { stage: '', start_ms: 0, startDone: 0 };
+  return ({ stage, done, total = done }: Step) => {
+    const now_ms = performance.now();
+    const isNew = stage !== current.stage;
+    if (isNew) current = { stage, start_ms: now_ms, startDone: done };
+    const left_s = secondsLeft(now_ms - current.start_ms, done - current.startDone, total - done);
+    return { isNew, left_s };
   };
 }
 
@@ -221,3 +240,5 @@ export function duration(seconds: number): string {
   if (hours > 0) return `${hours} h ${minutes} min`;
   return minutes > 0 ? `${minutes} min ${seconds % 60} s` : `${seconds} s`;
 }
+
+export const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;

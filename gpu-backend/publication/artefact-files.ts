@@ -1,5 +1,5 @@
-/** Reads what people name to publish it, a mask set or its evaluation: refused with the reason before anything is sent. */
-
+/** Reads the files that people publish, a mask set and its evaluation; what is wrong with one is said before anything is sent. */
+import type { z } from 'zod';
 import { type EvaluationFigures, evaluationFiguresSchema } from '../../shared/admin/stats-wire.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -10,28 +10,25 @@ import { readJson } from '../files.ts';
 const FILE_BYTES_MAX = 16 * 1024 * 1024;
 
 /** @throws MaskrouteError `invalid_mask_set` with file and reason; `invalid_argument` for what is no regular file. */
-export async function readMaskSet(file: string): Promise<MaskSet> {
-  const invalid = (reason: string, cause?: unknown) =>
-    new MaskrouteError('invalid_mask_set', `${file}: ${reason}`, { cause });
-  const checked = check(maskSetSchema, await readJsonFile(file, invalid), 'the set');
-  if (checked.kind === 'good') return checked.value;
-  throw invalid(checked.message);
-}
+export const readMaskSet = (file: string): Promise<MaskSet> =>
+  readArtefact(file, maskSetSchema, 'the set', 'invalid_mask_set');
 
 /** What an edge keeps of it. @throws MaskrouteError `invalid_argument` with file and reason. */
-export async function readEvaluation(file: string): Promise<EvaluationFigures> {
-  const invalid = (reason: string, cause?: unknown) =>
-    new MaskrouteError('invalid_argument', `${file}: ${reason}`, { cause });
-  const checked = check(evaluationFiguresSchema, await readJsonFile(file, invalid), 'the evaluation');
-  if (checked.kind === 'good') return checked.value;
-  throw invalid(checked.message);
-}
+export const readEvaluation = (file: string): Promise<EvaluationFigures> =>
+  readArtefact(file, evaluationFiguresSchema, 'the evaluation', 'invalid_argument');
 
-async function readJsonFile(
+async function readArtefact<T>(
   file: string,
-  invalid: (reason: string, cause?: unknown) => Error,
-): Promise<unknown> {
-  return await readJson(file, FILE_BYTES_MAX, invalid).catch((error: unknown) => {
+  schema: z.ZodType<T>,
+  what: string,
+  code: 'invalid_mask_set' | 'invalid_argument',
+): Promise<T> {
+  const invalid = (reason: string, cause?: unknown) =>
+    new MaskrouteError(code, `${file}: ${reason}`, { cause });
+  const json = await readJson(file, FILE_BYTES_MAX, invalid).catch((error: unknown) => {
     throw error instanceof MaskrouteError ? error : invalid('cannot be read', error);
   });
+  const checked = check(schema, json, what);
+  if (checked.kind === 'good') return checked.value;
+  throw invalid(checked.message);
 }

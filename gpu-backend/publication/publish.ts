@@ -1,6 +1,6 @@
 /**
- * Publishing: the set is stored under its content address, then one pointer is flipped at the edge. Every
- * step may be repeated; two publishers at once get a `conflict`, never a mixture.
+ * Publishing: the set is stored under its content address, then one pointer is flipped at the edge. Every step may be
+ * repeated. When two publish at once, one of them gets a `conflict`, and what is live is never a mixture.
  */
 import {
   type AutoRollback,
@@ -19,73 +19,11 @@ import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type AdminClient, listAll } from './admin-client.ts';
 
-/* How a publication takes hold, as people write it on a command line: `1%:10m,10%:1h` and bounds. */
-
-export type ScheduleFlags = {
-  /** An ISO time with its zone. */
-  readonly at?: string;
-  readonly rollout?: string;
-  readonly maxErrorRate?: number;
-  readonly maxSlowdown?: number;
-  readonly maxTokenMs?: number;
-  readonly minRequests?: number;
-};
-
-type PublishSchedule = Pick<PublishBody, 'activate_at' | 'rollout' | 'auto_rollback'>;
-
-/** @throws MaskrouteError `invalid_argument` naming the flag. */
-export function parseSchedule(flags: ScheduleFlags): PublishSchedule {
-  const bounds = parseBounds(flags);
-  return {
-    ...(flags.at === undefined ? {} : { activate_at: parseTime(flags.at) }),
-    ...(flags.rollout === undefined ? {} : { rollout: parseRollout(flags.rollout) }),
-    ...(bounds === undefined ? {} : { auto_rollback: bounds }),
-  };
-}
-
-function parseTime(text: string): string {
-  const time_ms = /T.*(Z|[+-]\d\d:?\d\d)$/.test(text) ? Date.parse(text) : Number.NaN;
-  if (Number.isNaN(time_ms)) throw invalid(`--at takes a time like 2026-01-31T09:00:00Z, not "${text}"`);
-  return new Date(time_ms).toISOString();
-}
-
-const UNIT_s = { s: 1, m: 60, h: 3600, d: 86_400 } as const;
-
-function parseRollout(text: string): RolloutStep[] {
-  return text.split(',').map((step) => {
-    const match = /^\s*(\d+(?:\.\d+)?)%:(\d+)([smhd])\s*$/.exec(step);
-    if (match === null) throw invalid(`--rollout takes steps like 1%:10m,10%:1h, not "${step}"`);
-    const [, percent, count, unit] = match;
-    const duration_s = Number(count) * UNIT_s[unit as keyof typeof UNIT_s];
-    return { share: Number(percent) / 100, duration_s };
-  });
-}
-
-function parseBounds({
-  maxErrorRate,
-  maxSlowdown,
-  maxTokenMs,
-  minRequests,
-}: ScheduleFlags): Partial<AutoRollback> | undefined {
-  const bounds = {
-    ...(maxErrorRate === undefined ? {} : { error_rate_max: maxErrorRate }),
-    ...(maxSlowdown === undefined ? {} : { tpot_ratio_max: maxSlowdown }),
-    ...(maxTokenMs === undefined ? {} : { tpot_ms_max: maxTokenMs }),
-  };
-  if (Object.keys(bounds).length > 0) {
-    return minRequests === undefined ? bounds : { ...bounds, requests_min: minRequests };
-  }
-  if (minRequests === undefined) return undefined;
-  throw invalid('--min-requests goes with a bound: --max-error-rate, --max-slowdown or --max-token-ms');
-}
-
-const invalid = (message: string) => new MaskrouteError('invalid_argument', `${message}.`);
-
 type PublishOutcome = {
   readonly version: string;
   /**
-   * `stored`: not live; `activated`: live since now; `scheduled`: not seen by everyone yet; `already_live`:
-   * nothing was changed; `bounds_changed`: nothing but the bounds of a version that everyone saw.
+   * `stored`: not live; `activated`: live from now on; `scheduled`: not everyone sees it yet; `already_live`: nothing
+   * changed; `bounds_changed`: everyone saw the version before, and only its bounds changed.
    */
   readonly state: 'stored' | 'activated' | 'scheduled' | 'already_live' | 'bounds_changed';
   readonly replacedVersion: string | null;
@@ -104,7 +42,7 @@ export async function publishMaskSet(
   const common = { version, tenant, activate, expected_version: live?.version ?? null };
   const request = (more: PublishSchedule | undefined) =>
     ({ method: 'POST', path: '/publications', body: { ...common, ...more } }) as const;
-  // One that only some see yet goes live for everyone, or by another schedule.
+  // A version that only some see goes live for everyone, or by another schedule.
   if (live?.version === version && live.share === 1) {
     const bounds = schedule?.auto_rollback;
     if (!activate || bounds === undefined) return { version, state: 'already_live', replacedVersion: null };
@@ -169,3 +107,65 @@ export const publicationHistory = (client: AdminClient, tenant: string): Promise
 
 const tenantQuery = (tenant: string): string =>
   tenant === '' ? '' : `?tenant=${encodeURIComponent(tenant)}`;
+
+/** When and how fast a publication takes hold, and its bounds, as people write them on a command line. */
+export type ScheduleFlags = {
+  /** An ISO time with its zone. */
+  readonly at?: string;
+  /** Steps such as `1%:10m,10%:1h`. */
+  readonly rollout?: string;
+  readonly maxErrorRate?: number;
+  readonly maxSlowdown?: number;
+  readonly maxTokenMs?: number;
+  readonly minRequests?: number;
+};
+
+type PublishSchedule = Pick<PublishBody, 'activate_at' | 'rollout' | 'auto_rollback'>;
+
+/** @throws MaskrouteError `invalid_argument` naming the flag. */
+export function parseSchedule(flags: ScheduleFlags): PublishSchedule {
+  const bounds = parseBounds(flags);
+  return {
+    ...(flags.at === undefined ? {} : { activate_at: parseTime(flags.at) }),
+    ...(flags.rollout === undefined ? {} : { rollout: parseRollout(flags.rollout) }),
+    ...(bounds === undefined ? {} : { auto_rollback: bounds }),
+  };
+}
+
+function parseTime(text: string): string {
+  const time_ms = /T.*(Z|[+-]\d\d:?\d\d)$/.test(text) ? Date.parse(text) : Number.NaN;
+  if (Number.isNaN(time_ms)) throw invalid(`--at takes a time like 2026-01-31T09:00:00Z, not "${text}"`);
+  return new Date(time_ms).toISOString();
+}
+
+const UNIT_s = { s: 1, m: 60, h: 3600, d: 86_400 } as const;
+
+function parseRollout(text: string): RolloutStep[] {
+  return text.split(',').map((step) => {
+    const match = /^\s*(\d+(?:\.\d+)?)%:(\d+)([smhd])\s*$/.exec(step);
+    if (match === null) throw invalid(`--rollout takes steps like 1%:10m,10%:1h, not "${step}"`);
+    const [, percent, count, unit] = match;
+    const duration_s = Number(count) * UNIT_s[unit as keyof typeof UNIT_s];
+    return { share: Number(percent) / 100, duration_s };
+  });
+}
+
+function parseBounds({
+  maxErrorRate,
+  maxSlowdown,
+  maxTokenMs,
+  minRequests,
+}: ScheduleFlags): Partial<AutoRollback> | undefined {
+  const bounds = {
+    ...(maxErrorRate === undefined ? {} : { error_rate_max: maxErrorRate }),
+    ...(maxSlowdown === undefined ? {} : { tpot_ratio_max: maxSlowdown }),
+    ...(maxTokenMs === undefined ? {} : { tpot_ms_max: maxTokenMs }),
+  };
+  if (Object.keys(bounds).length > 0) {
+    return minRequests === undefined ? bounds : { ...bounds, requests_min: minRequests };
+  }
+  if (minRequests === undefined) return undefined;
+  throw invalid('--min-requests goes with a bound: --max-error-rate, --max-slowdown or --max-token-ms');
+}
+
+const invalid = (message: string) => new MaskrouteError('invalid_argument', `${message}.`);

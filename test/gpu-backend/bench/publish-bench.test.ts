@@ -14,7 +14,7 @@ test('every answer names one version that was live, with its own mask, and none 
   // things.
   expect(result.versionsSeen).toBeGreaterThan(6);
   expect(result.oneRight).toBeGreaterThan(60);
-});
+}, 180_000);
 
 describe('an answer', () => {
   const changes: Change[] = [

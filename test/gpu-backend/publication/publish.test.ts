@@ -75,7 +75,7 @@ beforeAll(async () => {
   const bindings = { BACKEND_URL, BACKEND_KEY: ADMIN_KEY, ADMIN_KEY };
   edge = await startEdge({ projectFolder: path.resolve('.'), stateFolder: undefined, port: 0, bindings });
   client = createAdminClient(`${edge.url}/`, ADMIN_KEY);
-});
+}, 60_000);
 afterAll(async () => {
   await edge?.close();
   backend.close();

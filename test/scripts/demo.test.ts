@@ -1,6 +1,6 @@
 /** Columns of the demo. */
 import { expect, test } from 'vitest';
-import { sideBySide, wrap } from '../../scripts/side-by-side.ts';
+import { sideBySide, wrap } from '../../scripts/demo.ts';
 
 test('wraps at words, keeps paragraphs and indentation, cuts what is too long', () => {
   expect(wrap('one two three', 7)).toEqual(['one two', 'three']);

@@ -1,6 +1,6 @@
 /** The counts that CI reports, on reports as vitest writes them. */
 import { expect, test } from 'vitest';
-import { countReport } from '../../scripts/test-report.ts';
+import { countReport } from '../../scripts/ci.ts';
 
 const report = (passed: number, failed: number, files: { status: string; tests: string[] }[]): string =>
   JSON.stringify({
