@@ -7,12 +7,11 @@ import {
   writeCursor,
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import { d1, type Page } from '../db/d1.ts';
 import { tenantExists } from '../db/tenant-rows.ts';
-import { adminOnly } from '../http/authentication.ts';
+import { adminOnly, noStore } from '../http/authentication.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { parse } from '../http/request-body.ts';
-import { noStore } from '../http/sessions.ts';
 import { backends } from './backends.ts';
 import { stats, traffic, usage } from './counted.ts';
 import { experiments } from './experiments.ts';

@@ -7,7 +7,7 @@
 import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
 import { BACKEND_HEADERS, parseLoad } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { Hold } from '../http/waiting.ts';
+import type { Hold } from '../base/waiting.ts';
 import { attempt, type BackendRequest, type Outcome, type Rest, unreachable } from './attempt.ts';
 import type { Breaker, LiveBackend, Observed } from './backend-state.ts';
 import type { Send } from './call-backend.ts';

@@ -7,30 +7,19 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ChatMessage, messageText } from '../../shared/wire/openai.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import type { Patience } from '../backends/attempt.ts';
+import type { Models } from '../backends/served-models.ts';
+import type { Hold } from '../base/waiting.ts';
+import type { CompletionIds } from '../counting/completion-ids.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
-import type { Hold } from '../http/waiting.ts';
 import type { RoutableBody, Routed } from '../routing/decision.ts';
 import type { Caller } from '../tenants/api-keys.ts';
-import { type Budgets, isUnlimited } from '../tenants/budgets.ts';
-import type { CompletionIds } from './completion-ids.ts';
+import { type Budgets, isUnlimited, type TokenBounds } from '../tenants/budgets.ts';
 import { openRecord, type RecordParts, type RequestRecord } from './request-record.ts';
-import type { Models } from './served-models.ts';
 
 /*
  * How many tokens a request can cost at most, told before it runs. The edge has no tokenizer of the model, but a
  * byte-level tokenizer never makes more tokens than there are bytes, and no sequence is longer than the context.
  */
-
-export type TokenBounds = {
-  readonly prompt_tokens: number;
-  /** With the longest answer that the request allows. */
-  readonly wanted_tokens: number;
-  /** What must be granted; fewer than wanted when the client left the length open. */
-  readonly least_tokens: number;
-  readonly choices: number;
-  /** Whether the client said how long the answer may get. */
-  readonly isOpen: boolean;
-};
 
 /** What a chat template adds: markers a message, and a system prompt of its own. */
 const TEMPLATE_TOKENS = 32;

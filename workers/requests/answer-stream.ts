@@ -5,8 +5,8 @@
  */
 
 import { MaskrouteError, type WireError } from '../../shared/wire/errors.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { createWait, type Wait } from '../http/waiting.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { createWait, type Wait } from '../base/waiting.ts';
 import type { WatchedAnswer } from './request-record.ts';
 
 /** More than the last event of any stream, and than what follows the choices of a whole answer. */

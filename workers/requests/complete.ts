@@ -6,12 +6,12 @@ import { readFields } from '../../shared/wire/fields.ts';
 import { chatRequest, completionRequest } from '../../shared/wire/openai.ts';
 import { HEADERS, splitModelName } from '../../shared/wire/protocol.ts';
 import { type Patience, patienceOf } from '../backends/attempt.ts';
+import { placeOf, regionOf } from '../base/place.ts';
+import { createWait } from '../base/waiting.ts';
 import { tenantOnly } from '../http/authentication.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { methodNotAllowed } from '../http/error-answers.ts';
 import { readBody } from '../http/request-body.ts';
-import { createWait } from '../http/waiting.ts';
-import { placeOf, regionOf } from '../routing/assignment.ts';
 import {
   denseDecision,
   type RoutableBody,

@@ -19,8 +19,8 @@ import {
 } from '../../shared/wire/protocol.ts';
 import type { Patience, Rest } from '../backends/attempt.ts';
 import type { Said } from '../backends/call-backend.ts';
+import type { Hold } from '../base/waiting.ts';
 import type { Events } from '../counting/events.ts';
-import type { Hold } from '../http/waiting.ts';
 import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms } from '../limits.ts';
 import type { RoutableBody, Routed } from '../routing/decision.ts';
 import type { Caller } from '../tenants/api-keys.ts';

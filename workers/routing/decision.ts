@@ -22,9 +22,9 @@ import {
   type RouteEcho,
   splitModelName,
 } from '../../shared/wire/protocol.ts';
-import { log, reasonOf } from '../http/log.ts';
-import type { Hold } from '../http/waiting.ts';
-import type { Models } from '../requests/served-models.ts';
+import type { Models } from '../backends/served-models.ts';
+import { log, reasonOf } from '../base/log.ts';
+import type { Hold } from '../base/waiting.ts';
 import type { Caller } from '../tenants/api-keys.ts';
 import {
   type Assignment,

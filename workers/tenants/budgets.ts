@@ -3,10 +3,9 @@
  * Object a tenant; when it can't be reached nobody knows what is left, and the request is refused.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { withDeadline } from '../http/waiting.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { withDeadline } from '../base/waiting.ts';
 import { BUDGET, RETRY_AFTER_s } from '../limits.ts';
-import type { TokenBounds } from '../requests/admission.ts';
 import type { TenantBudget } from './tenant-budget.ts';
 
 /*
@@ -83,6 +82,18 @@ export type ReserveAnswer =
       readonly everFits: boolean;
       readonly states: readonly BudgetState[];
     };
+
+/** How many tokens a request can cost at most, told before it runs. */
+export type TokenBounds = {
+  readonly prompt_tokens: number;
+  /** With the longest answer that the request allows. */
+  readonly wanted_tokens: number;
+  /** What must be granted; fewer than wanted when the client left the length open. */
+  readonly least_tokens: number;
+  readonly choices: number;
+  /** Whether the client said how long the answer may get. */
+  readonly isOpen: boolean;
+};
 
 export type Reservation = {
   readonly tokens: number;

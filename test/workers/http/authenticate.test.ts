@@ -1,6 +1,6 @@
 /** Who gets in, and for how long. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { addressGroup } from '../../../workers/routing/assignment.ts';
+import { addressGroup } from '../../../workers/base/place.ts';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL } from '../../support/edge/constants.ts';
 import {
   admin,

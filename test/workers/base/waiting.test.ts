@@ -1,7 +1,7 @@
 /** One timer waits for all pieces of a stream, and each of them is waited for as long as it may take. */
 import { afterEach, expect, it, vi } from 'vitest';
+import { createWait } from '../../../workers/base/waiting.ts';
 import { readBody } from '../../../workers/http/request-body.ts';
-import { createWait } from '../../../workers/http/waiting.ts';
 import { BODY_ARRIVAL } from '../../../workers/limits.ts';
 
 const LIMIT_ms = 60;

@@ -6,24 +6,19 @@
 import { hkdf } from '@noble/hashes/hkdf.js';
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
-import { deleteCookie, getCookie, setCookie } from 'hono/cookie';
-import { createMiddleware } from 'hono/factory';
 import { sign, verify } from 'hono/jwt';
 import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
-import { CSRF_HEADER, type Session } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { randomHex } from '../base/secrets.ts';
+import { createSwrCache, type SourceHealth } from '../base/swr-cache.ts';
+import type { Hold } from '../base/waiting.ts';
 import { d1 } from '../db/d1.ts';
 import { keySubject, sessionSubject } from '../db/key-rows.ts';
 import { RETRY_AFTER_s, SESSION_ENDS, SESSION_ENDS_KNOWN_MAX, SESSION_LIFETIME_s } from '../limits.ts';
-import { createSwrCache, type SourceHealth } from '../routing/swr-cache.ts';
-import type { Caller } from '../tenants/api-keys.ts';
-import { randomHex, sameSecret } from './authentication.ts';
-import { type AdminCaller, type AppContext, type AppEnv, holdOf } from './context.ts';
-import type { Hold } from './waiting.ts';
 
 /** `keySha256` finds the key again, so that revoking it ends its sessions; null for the root key. */
-type SessionClaims = {
+export type SessionClaims = {
   readonly id: string;
   /** The id of the key that opened it, or `root`. */
   readonly actor: string;
@@ -136,101 +131,3 @@ export function createSessions(adminKey: string, ends: SessionEnds, health?: Sou
 
 const hasEnded = (cause?: unknown): MaskrouteError =>
   new MaskrouteError('invalid_session', 'The session has ended. Log in again.', { cause });
-
-const SAFE_METHODS = ['GET', 'HEAD', 'OPTIONS'];
-
-/** @throws MaskrouteError `forbidden` when another site's page made the browser send the request. */
-export function requireOwnOrigin(request: Request): void {
-  if (request.headers.get('origin') !== new URL(request.url).origin) {
-    throw new MaskrouteError('forbidden', 'The request did not come from this page.');
-  }
-}
-
-/**
- * A request that changes something comes from our own page and proves it twice: by its origin, which other
- * sites cannot forge, and by a token that they cannot read.
- * @throws MaskrouteError `forbidden`
- */
-function requireIntent(request: Request, given: string | undefined, csrf: string): void {
-  if (SAFE_METHODS.includes(request.method)) return;
-  requireOwnOrigin(request);
-  if (given === undefined || !sameSecret(given, csrf)) {
-    throw new MaskrouteError('forbidden', 'The request lacks the token of its session.');
-  }
-}
-
-/* The dashboard's session: its cookie, and whom it stands for. */
-
-/** What an administrator sees is kept by no cache on the way, nor by the browser: some of it is a new key. */
-export const noStore = createMiddleware<AppEnv>(async (c, next) => {
-  c.header('cache-control', 'no-store');
-  await next();
-});
-
-export const ROOT: AdminCaller = { actor: 'root', tenant: undefined };
-
-/** @throws MaskrouteError `forbidden` for a key that sends completions. */
-export function adminCaller(caller: Caller): AdminCaller {
-  if (caller.kind === 'tenant') throw new MaskrouteError('forbidden', 'This key administrates nothing.');
-  return { actor: caller.keyId, tenant: caller.kind === 'admin' ? undefined : caller.tenant };
-}
-
-/**
- * The claims of the request's session, ended or not; undefined when it has no cookie.
- * @throws MaskrouteError `invalid_session` for a bad cookie, `forbidden` when a request that changes something
- * does not prove that our page sent it.
- */
-export async function readClaims(c: AppContext): Promise<SessionClaims | undefined> {
-  const token = getCookie(c, cookieName(c));
-  if (token === undefined) return undefined;
-  const claims = await c.get('services').sessions.verify(token);
-  requireIntent(c.req.raw, c.req.header(CSRF_HEADER), claims.csrf);
-  return claims;
-}
-
-/**
- * The request's session; undefined when it has no cookie. The key behind it is looked up again, so revoking
- * the key ends the session.
- * @throws MaskrouteError `invalid_session` for one that has ended, what `readClaims` throws, and what looking up the
- * session and the key throws.
- */
-export async function readSession(
-  c: AppContext,
-): Promise<{ admin: AdminCaller; claims: SessionClaims } | undefined> {
-  const claims = await readClaims(c);
-  if (claims === undefined) return undefined;
-  const { sessions, apiKeys } = c.get('services');
-  const hold = holdOf(c);
-  const { keySha256 } = claims;
-  const live = sessions.requireLive(claims, hold);
-  // Asked at once, judged after the key: of both ends the key's says more.
-  live.catch(() => {});
-  const admin = keySha256 === null ? ROOT : adminCaller(await apiKeys.authenticateSha256(keySha256, hold));
-  await live;
-  return { admin, claims };
-}
-
-export const toSession = (admin: AdminCaller, claims: SessionClaims): Session => ({
-  actor: admin.actor,
-  tenant: admin.tenant ?? null,
-  csrf: claims.csrf,
-  expires_at: new Date(claims.expiresAt_s * 1000).toISOString(),
-});
-
-export function setSessionCookie(c: AppContext, token: string, expiresAt_s: number): void {
-  setCookie(c, cookieName(c), token, { ...cookieScope(c), expires: new Date(expiresAt_s * 1000) });
-}
-
-export function clearSessionCookie(c: AppContext): void {
-  deleteCookie(c, cookieName(c), cookieScope(c));
-}
-
-const isSecure = (c: AppContext): boolean => new URL(c.req.url).protocol === 'https:';
-
-/** With the prefix the browser holds the cookie to this very host; it demands https, which a local edge lacks. */
-const cookieName = (c: AppContext): string =>
-  isSecure(c) ? '__Host-maskroute-session' : 'maskroute-session';
-
-/** The admin API lies outside of the page's folder, so the path is the whole host. */
-const cookieScope = (c: AppContext) =>
-  ({ path: '/', httpOnly: true, sameSite: 'Strict', secure: isSecure(c) }) as const;

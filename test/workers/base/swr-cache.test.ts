@@ -1,13 +1,14 @@
 /** The cache that stands between requests and D1: what it answers, when it asks, and what it survives. */
 import { describe, expect, it } from 'vitest';
-import type { Hold } from '../../../workers/http/waiting.ts';
-import { createRoom, type Room } from '../../../workers/routing/live-sets.ts';
 import {
+  createRoom,
   createSwrCache,
+  type Room,
   type SourceHealth,
   type SwrPolicy,
   unheard,
-} from '../../../workers/routing/swr-cache.ts';
+} from '../../../workers/base/swr-cache.ts';
+import type { Hold } from '../../../workers/base/waiting.ts';
 
 const POLICY: SwrPolicy = {
   fresh_ms: 100,

@@ -10,7 +10,7 @@
 import { hmac } from '@noble/hashes/hmac.js';
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex } from '@noble/hashes/utils.js';
-import { randomHex, sameSecret } from '../http/authentication.ts';
+import { randomHex, sameSecret } from '../base/secrets.ts';
 
 const encoder = new TextEncoder();
 

@@ -1,19 +1,22 @@
-/** The models: the backend's list, with the unpruned name of each beside it. */
+/** What there is: the models, for clients; the masks, for backends that meet an id that they do not know. */
 import { Hono } from 'hono';
+import { MASK_ID_PATTERN } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import {
   DENSE_SUFFIX,
+  type MaskRecord,
   type ModelEntry,
-  modelListSchema,
   splitModelName,
 } from '../../shared/wire/protocol.ts';
-import { tenantOnly } from '../http/authentication.ts';
+import { d1 } from '../db/d1.ts';
+import { findMask } from '../db/mask-set-rows.ts';
+import { backendOnly, tenantOnly } from '../http/authentication.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { methodNotAllowed } from '../http/error-answers.ts';
-import type { Hold } from '../http/waiting.ts';
-import { MODELS, RETRY_AFTER_s } from '../limits.ts';
-import { createSwrCache } from '../routing/swr-cache.ts';
+import { RETRY_AFTER_s } from '../limits.ts';
+import type { RoutingTable } from '../routing/live-sets.ts';
 
+/** `GET /v1/models`: the backends' list, with the unpruned name of each beside it. */
 export const models = new Hono<AppEnv>()
   .get('/models', tenantOnly, async (c) => c.json({ object: 'list', data: withDense(await list(c)) }))
   .get('/models/:id{.+}', tenantOnly, async (c) => {
@@ -50,27 +53,21 @@ function withDense(entries: readonly ModelEntry[]): ModelEntry[] {
     ]);
 }
 
-/* The models that the backends serve, kept in the isolate and refreshed behind requests. */
+/** The bits of a mask id. Sets that the isolate holds answer without D1. */
+export const internal = new Hono<AppEnv>().get('/masks/:id', backendOnly, async (c) => {
+  const id = c.req.param('id');
+  const { table, db } = c.var.services;
+  const record = MASK_ID_PATTERN.test(id) ? (held(table, id) ?? (await d1(findMask(db, id)))) : null;
+  if (record === null) throw new MaskrouteError('not_found', 'There is no such mask.');
+  // The id is the hash of the content.
+  c.header('cache-control', 'private, max-age=31536000, immutable');
+  return c.json(record satisfies MaskRecord);
+});
 
-export interface Models {
-  /** @throws Error when the backend can't be asked and nothing is known. */
-  list(hold: Hold): Promise<readonly ModelEntry[]>;
-  /** The same at once; undefined when it takes a question, to be asked by `list`. */
-  fresh(): readonly ModelEntry[] | undefined;
-}
-
-/** `fetchLists` gives what the backends answer to `GET /v1/models`. A model of several backends is one entry. */
-export function createModels(fetchLists: () => Promise<readonly unknown[]>): Models {
-  const cache = createSwrCache(
-    'the model list',
-    async () => {
-      const entries = (await fetchLists()).flatMap((list) => modelListSchema.parse(list).data);
-      return [...new Map(entries.map((entry) => [entry.id, entry])).values()];
-    },
-    MODELS,
-  );
-  return {
-    fresh: () => cache.fresh(''),
-    list: async (hold) => (await cache.get('', hold)) ?? [],
-  };
+function held(table: RoutingTable, id: string): MaskRecord | undefined {
+  const found = table.findMask(id);
+  if (found === undefined || found.cluster.mask === 'dense') return undefined;
+  const { hash, blockCount } = found.set.model;
+  const surrogates = found.set.surrogates ?? null;
+  return { id, modelHash: hash, blockCount, bits: found.cluster.bits, surrogates };
 }

@@ -8,12 +8,12 @@ import { z } from 'zod';
 import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import type { BackendPool } from '../backends/call-backend.ts';
-import type { Events } from '../counting/events.ts';
-import { log, reasonOf } from '../http/log.ts';
-import type { Hold } from '../http/waiting.ts';
+import { log, reasonOf } from '../base/log.ts';
+import type { Hold } from '../base/waiting.ts';
 import { COMPARISON } from '../limits.ts';
-import { lotOf } from '../requests/completion-ids.ts';
 import type { RoutableBody, Routed } from '../routing/decision.ts';
+import { lotOf } from './completion-ids.ts';
+import type { Events } from './events.ts';
 
 export type ComparisonOf = {
   /** The id of the request's event. */

@@ -2,7 +2,7 @@
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import type { EdgeEvent, EdgeMessage, MessageEntry } from '../../../shared/admin/request-event.ts';
-import { agreementOf } from '../../../workers/releases/compare-dense.ts';
+import { agreementOf } from '../../../workers/counting/compare-dense.ts';
 import type { Recorded } from '../../support/edge/constants.ts';
 import { call, chat, freshIsolate, goLive, newTenant, recorded } from '../support/edge.ts';
 

@@ -1,7 +1,7 @@
 /** The names of completions: nobody has two alike, and nobody makes up a tenant's. */
 import { afterEach, expect, it, vi } from 'vitest';
 import { EVENT_ID_PATTERN } from '../../../shared/admin/request-event.ts';
-import { ageOf_ms, createCompletionIds, lotOf } from '../../../workers/requests/completion-ids.ts';
+import { ageOf_ms, createCompletionIds, lotOf } from '../../../workers/counting/completion-ids.ts';
 
 afterEach(() => {
   vi.useRealTimers();
