@@ -99,21 +99,18 @@ export type Reservation = {
   readonly tokens: number;
   /** The prompt's part. */
   readonly prompt_tokens: number;
-  readonly headers: Record<string, string>;
 };
 
+/** `headers` tell the client how far its limits are used. */
+export type Reserved = { readonly headers: Record<string, string> } & (
+  | ({ readonly granted: true } & Reservation)
+  /** `error`: `budget_exceeded`. */
+  | { readonly granted: false; readonly error: MaskrouteError }
+);
+
 export interface Budgets {
-  /**
-   * Null for a tenant without limits, which costs nothing.
-   * @throws MaskrouteError `budget_exceeded`, `budget_unavailable`.
-   */
-  reserve(
-    tenant: string,
-    limits: BudgetLimits,
-    id: string,
-    bounds: TokenBounds,
-    onRefused: (headers: Record<string, string>) => void,
-  ): Promise<Reservation | null>;
+  /** @throws MaskrouteError `budget_unavailable`. */
+  reserve(tenant: string, limits: BudgetLimits, id: string, bounds: TokenBounds): Promise<Reserved>;
   /** Never throws: what could not be settled stays reserved. */
   settle(tenant: string, id: string, tokens: number): Promise<void>;
   /** @throws MaskrouteError `budget_unavailable`. */
@@ -139,17 +136,14 @@ export function createBudgets(
     }
   };
   return {
-    async reserve(tenant, limits, id, bounds, onRefused) {
-      if (isUnlimited(limits)) return null;
+    async reserve(tenant, limits, id, bounds) {
       const { prompt_tokens, wanted_tokens, least_tokens } = bounds;
       const request = { id, limits, wanted_tokens, least_tokens };
       const answer = await ask(tenant, async (object) => (await object.reserve(request)) as ReserveAnswer);
       const headers = rateLimitHeaders(answer.states);
-      if (answer.granted) {
-        return { tokens: answer.tokens, prompt_tokens: Math.min(prompt_tokens, answer.tokens), headers };
-      }
-      onRefused(headers);
-      throw exceeded(answer, least_tokens);
+      if (!answer.granted) return { granted: false, error: exceeded(answer, least_tokens), headers };
+      const { tokens } = answer;
+      return { granted: true, tokens, prompt_tokens: Math.min(prompt_tokens, tokens), headers };
     },
     async settle(tenant, id, tokens) {
       await ask(tenant, (object) => object.settle(id, tokens)).catch((error) => {

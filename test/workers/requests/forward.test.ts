@@ -1,7 +1,7 @@
 /** What a backend is sent says the same as the client's body and what was added, whatever the client's text looks like. */
 import fc from 'fast-check';
 import { expect, it } from 'vitest';
-import { forwardedBody } from '../../../workers/requests/complete.ts';
+import { forwardedBody } from '../../../workers/requests/forward.ts';
 
 const ADDED = { mask: 'm_1', maskroute: { cluster: 3, label: '"}' } };
 const plainly = (value: object) => JSON.parse(JSON.stringify({ ...value, ...ADDED }));
