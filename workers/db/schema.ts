@@ -244,7 +244,7 @@ export const events = sqliteTable(
     /** Buckets of the times, see `shared/admin/statistics.ts`; null without a time. */
     ttft_bucket: integer('ttft_bucket'),
     tpot_bucket: integer('tpot_bucket'),
-    /** The one that answered; '' when none did, or nobody said. */
+    /** The one that answered; '' when none did. */
     backend: text('backend').notNull().default(''),
     outages: outages(),
     /** Whose the experiment is; '' for nobody's, and without one. */

@@ -161,9 +161,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
     const seen_tokens = cost === null ? seenTokens(outcome.heard, of.routable) : 0;
     await Promise.all([
       settle(cost, seen_tokens, outcome),
-      routed === undefined
-        ? undefined
-        : parts.events.send(event(routed, outcome, cost, seen_tokens), answerer),
+      routed === undefined ? undefined : parts.events.send(event(routed, outcome, cost, seen_tokens)),
     ]);
     const isWhole = outcome.status === 200 && outcome.code === null;
     if (routed !== undefined && isWhole) await of.answered(of.event, routed);
@@ -218,6 +216,7 @@ export function openRecord(parts: RecordParts, of: RecordOf): RequestRecord {
       experiment_owner: assignment.experimentOwner,
       variant: assignment.variant,
       region: assignment.region,
+      backend: answerer ?? null,
       fallback: decision.fallback,
       stream: body.stream === true,
       status: isClientsDoing(outcome.code) ? CLIENT_LEFT : outcome.status,
