@@ -11,7 +11,8 @@ import type { TenantPolicy } from '../db/tenant-rows.ts';
 import type { Hold } from '../http/waiting.ts';
 import type { RoutableBody, Routed } from '../routing/decision.ts';
 import type { Caller } from '../tenants/api-keys.ts';
-import { type Budgets, isUnlimited } from '../tenants/budgets.ts';
+import type { Budgets } from '../tenants/budgets.ts';
+import { isUnlimited } from '../tenants/ledger.ts';
 import type { CompletionIds } from './completion-ids.ts';
 import { openRecord, type RecordParts, type RequestRecord } from './request-record.ts';
 import type { Models } from './served-models.ts';
@@ -165,9 +166,11 @@ async function reserve(
   const { model } = splitModelName(routable.body.model);
   const context = list.find(({ id }) => id === model)?.maskroute?.context_tokens ?? CONTEXT_UNKNOWN_TOKENS;
   const bounds = tokenBounds(routable, context);
-  const reservation = await budgets.reserve(tenant, policy.limits, event, bounds, onLimits);
-  if (reservation === null) return;
-  onLimits(reservation.headers);
+  const reserved = await budgets.reserve(tenant, policy.limits, event, bounds);
+  if (reserved === null) return;
+  onLimits(reserved.headers);
+  if (!reserved.granted) throw reserved.error;
+  const { reservation } = reserved;
   record.reserved(reservation, answerTokensMax(bounds, reservation.tokens));
 }
 
