@@ -13,7 +13,7 @@ import { d1 } from '../db/d1.ts';
 import { findTenant, insertTenant, listTenants, updateTenant } from '../db/tenant-rows.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
-import type { BudgetLimits, BudgetState } from '../tenants/budgets.ts';
+import type { BudgetLimits, BudgetState } from '../tenants/ledger.ts';
 import { tenantWarnings } from '../tenants/terms.ts';
 import { listed, pageQuery, requireGlobal } from './admin.ts';
 

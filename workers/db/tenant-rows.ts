@@ -2,7 +2,7 @@
 import { and, desc, eq } from 'drizzle-orm';
 import type { NewTenant, PageQuery, Tenant, TenantChange } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { BudgetLimits } from '../tenants/budgets.ts';
+import type { BudgetLimits } from '../tenants/ledger.ts';
 import { type Database, isDuplicate, isoTime, type Page, pastCursor, toPage } from './d1.ts';
 import { tenants } from './schema.ts';
 

@@ -15,7 +15,8 @@ import type { TenantPolicy } from '../db/tenant-rows.ts';
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
 import type { Caller } from '../tenants/api-keys.ts';
-import { isUnlimited, type Reservation, type TokenBounds } from '../tenants/budgets.ts';
+import type { Reservation } from '../tenants/budgets.ts';
+import { isUnlimited } from '../tenants/ledger.ts';
 
 /** Who asks for what, and until when. */
 export type Asking = {
@@ -69,8 +70,9 @@ export async function admit(parts: AdmitParts, asking: Asking): Promise<Admissio
       letGo(undefined);
       return { kind: 'refused', error: reserved.error, headers };
     }
-    const answerTokensMax = answerTokensMaxOf(bounds, reserved.tokens);
-    return { kind: 'admitted', account: { ...account, reservation: reserved, answerTokensMax }, headers };
+    const { reservation } = reserved;
+    const answerTokensMax = answerTokensMaxOf(bounds, reservation.tokens);
+    return { kind: 'admitted', account: { ...account, reservation, answerTokensMax }, headers };
   } catch (error) {
     // The books may have heard the question, and only the answer was lost. What they reserved then is given back.
     const isUnsure = error instanceof MaskrouteError && error.code === 'budget_unavailable';
@@ -102,6 +104,17 @@ async function contextTokens({ models }: AdmitParts, { routable, hold }: Asking)
   const { model } = splitModelName(routable.body.model);
   return list.find(({ id }) => id === model)?.maskroute?.context_tokens ?? CONTEXT_UNKNOWN_TOKENS;
 }
+
+type TokenBounds = {
+  readonly prompt_tokens: number;
+  /** With the longest answer that the request allows. */
+  readonly wanted_tokens: number;
+  /** What must be granted; fewer than wanted when the client left the length open. */
+  readonly least_tokens: number;
+  readonly choices: number;
+  /** The client did not say how long the answer may get. */
+  readonly isOpen: boolean;
+};
 
 /** What a chat template adds: markers a message, and a system prompt of its own. */
 const TEMPLATE_TOKENS = 32;

@@ -44,7 +44,7 @@ async function close(
     due_tokens === null ? undefined : parts.budgets.settle(caller.tenant, event, due_tokens),
     progress === undefined
       ? undefined
-      : parts.events.send(eventOf(account, outcome, progress, cost, seen_tokens), progress.backend),
+      : parts.events.send(eventOf(account, outcome, progress, cost, seen_tokens)),
   ]);
   const isWhole = outcome.status === 200 && outcome.code === null;
   if (progress === undefined || !isWhole) return;
@@ -147,7 +147,7 @@ const UNKNOWN_MODEL = 'unknown';
 function eventOf(
   account: Account,
   outcome: Outcome,
-  { routed }: Progress,
+  { routed, backend }: Progress,
   cost: Cost | null,
   seen_tokens: number,
 ): RequestEvent {
@@ -176,6 +176,7 @@ function eventOf(
     experiment_owner: assignment.experimentOwner,
     variant: assignment.variant,
     region: assignment.region,
+    backend: backend ?? null,
     fallback: decision.fallback,
     stream: isStream,
     status: isClientsDoing(account, outcome.code) ? CLIENT_LEFT : outcome.status,

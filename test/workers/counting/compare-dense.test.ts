@@ -1,14 +1,14 @@
 /** Requests that run again dense in the background: which ones, how, and that nobody notices. */
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
-import type { EdgeEvent, EdgeMessage, MessageEntry } from '../../../shared/admin/request-event.ts';
+import type { EdgeEvent, EdgeMessage } from '../../../shared/admin/request-event.ts';
 import { agreementOf } from '../../../workers/counting/compare-dense.ts';
 import type { Recorded } from '../../support/edge/constants.ts';
 import { call, chat, freshIsolate, goLive, newTenant, recorded } from '../support/edge.ts';
 
 /** An isolate whose events are also seen here. */
 function listening(share: number) {
-  const events: MessageEntry[] = [];
+  const events: EdgeEvent[] = [];
   const EVENTS = {
     sendBatch: async (messages: Iterable<{ body: EdgeMessage }>) => {
       for (const { body } of messages) events.push(...[body].flat());

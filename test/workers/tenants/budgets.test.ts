@@ -3,7 +3,7 @@ import { env } from 'cloudflare:workers';
 import OpenAI from 'openai';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { Env } from '../../../workers/env.ts';
-import type { ReserveRequest } from '../../../workers/tenants/budgets.ts';
+import type { ReserveRequest } from '../../../workers/tenants/ledger.ts';
 import { EDGE_URL } from '../../support/edge/constants.ts';
 import { CHAT, chat, errorCode, freshIsolate, newTenant, recorded, say } from '../support/edge.ts';
 import { budgetOf, later, limitedTenant, midMinute } from '../support/limits.ts';

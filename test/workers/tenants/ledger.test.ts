@@ -3,8 +3,12 @@ import { runInDurableObject } from 'cloudflare:test';
 import { env } from 'cloudflare:workers';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { type BudgetLimits, NO_LIMITS, type ReserveRequest } from '../../../workers/tenants/budgets.ts';
-import { type Ledger, openLedger } from '../../../workers/tenants/ledger.ts';
+import {
+  type BudgetLimits,
+  Ledger,
+  NO_LIMITS,
+  type ReserveRequest,
+} from '../../../workers/tenants/ledger.ts';
 
 const MINUTE_ms = 60_000;
 const DAY_ms = 86_400_000;
@@ -15,7 +19,7 @@ let books = 0;
 /** A ledger over the SQLite of an object that nobody used. */
 const withLedger = <T>(work: (ledger: Ledger) => T): Promise<T> =>
   runInDurableObject(env.BUDGETS.getByName(`books-${++books}`), (_object, state) =>
-    work(openLedger(state.storage.sql)),
+    work(new Ledger(state.storage.sql)),
   );
 
 const want = (
@@ -136,16 +140,17 @@ describe('a minute', () => {
 });
 
 /** What was reserved, by a plain list. */
-type Entry = { at_ms: number; tokens: number; is: 'held' | 'settled' };
+type Entry = { at_ms: number; requests: number; tokens: number; is: 'held' | 'settled' };
 
 const SECOND_ms = 1_000;
 
 it('never lets more through than the limits in any sixty seconds, and agrees with a naive account', async () => {
   const step = fc.record({
     kind: fc.constantFrom('reserve', 'reserve', 'settle'),
-    id: fc.nat(30),
+    // Asked about again soon: the ledger forgets what was settled half an hour ago.
+    back: fc.nat(10),
     tokens: fc.integer({ min: 1, max: 60 }),
-    wait_ms: fc.constantFrom(0, 1, 999, 5_000, 30_000, 59_001, 61_000, 700_000),
+    wait_ms: fc.constantFrom(0, 1, 999, 5_000, 30_000, 59_001, 61_000, 150_000),
   });
   const limits = { requestsPerMinute: 4, tokensPerMinute: 100, requestsPerDay: 12, tokensPerDay: 250 };
   await fc.assert(
@@ -155,29 +160,33 @@ it('never lets more through than the limits in any sixty seconds, and agrees wit
         let now_ms = START_ms + first_ms;
         const count = (isInside: (at_ms: number) => boolean) => {
           const inside = [...naive.values()].filter(({ at_ms }) => isInside(at_ms));
-          return [inside.length, inside.reduce((total, { tokens }) => total + tokens, 0)] as const;
+          return [
+            inside.reduce((total, { requests }) => total + requests, 0),
+            inside.reduce((total, { tokens }) => total + tokens, 0),
+          ] as const;
         };
         /** A second that reaches into the last minute counts whole. */
         const minuteUse = () =>
           count((at_ms) => at_ms - (at_ms % SECOND_ms) + SECOND_ms > now_ms - MINUTE_ms);
         const dayUse = () => count((at_ms) => at_ms >= now_ms - (now_ms % DAY_ms));
-        for (const { kind, id: number, tokens, wait_ms } of steps) {
+        for (const [index, { kind, back, tokens, wait_ms }] of steps.entries()) {
           now_ms += wait_ms;
-          const id = String(number);
+          const id = String(index - back);
           const known = naive.get(id);
           if (kind === 'settle') {
             // An answer takes no more than was reserved for it.
             const cost = Math.min(tokens, known?.tokens ?? tokens);
             ledger.settle(id, cost, now_ms);
-            if (known !== undefined && known.is !== 'settled')
-              Object.assign(known, { tokens: cost, is: 'settled' });
+            if (known === undefined) naive.set(id, { at_ms: now_ms, requests: 0, tokens: 0, is: 'settled' });
+            else if (known.is !== 'settled') Object.assign(known, { tokens: cost, is: 'settled' });
           } else {
             const [minute, day] = [minuteUse(), dayUse()];
             const fits =
               known !== undefined ||
               (minute[0] < 4 && minute[1] + tokens <= 100 && day[0] < 12 && day[1] + tokens <= 250);
             expect(ledger.reserve(want(id, tokens, limits), now_ms).granted).toBe(fits);
-            if (fits && known === undefined) naive.set(id, { at_ms: now_ms, tokens, is: 'held' });
+            if (fits && known === undefined)
+              naive.set(id, { at_ms: now_ms, requests: 1, tokens, is: 'held' });
           }
           expect(used(ledger, limits, now_ms)).toEqual([...minuteUse(), ...dayUse()]);
           const [requests, spent] = count((at_ms) => at_ms > now_ms - MINUTE_ms);
@@ -186,7 +195,7 @@ it('never lets more through than the limits in any sixty seconds, and agrees wit
         }
       });
     }),
-    { numRuns: 25 },
+    { numRuns: 25, seed: 7 },
   );
 });
 
@@ -209,6 +218,6 @@ it('has room exactly when it said that it would', async () => {
         }
       });
     }),
-    { numRuns: 25 },
+    { numRuns: 25, seed: 7 },
   );
 });
