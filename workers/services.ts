@@ -4,7 +4,7 @@ import { type BackendJobs, createBackendJobs } from './backends/backend-jobs.ts'
 import { type BackendPool, createBackendPool, sender } from './backends/call-backend.ts';
 import { createModels, type Models } from './backends/served-models.ts';
 import { log } from './base/log.ts';
-import { createSwrCache, type SourceHealth, type SwrCache, unheard } from './base/swr-cache.ts';
+import { type SourceHealth, SwrCache, unheard } from './base/swr-cache.ts';
 import { createDenseComparison, type DenseComparison } from './counting/compare-dense.ts';
 import { type CompletionIds, createCompletionIds } from './counting/completion-ids.ts';
 import { createEvents, type Events } from './counting/events.ts';
@@ -98,17 +98,14 @@ function createServices(env: Env): Services {
       d1Health,
     ),
     reached: {
-      backend: createSwrCache(
+      backend: new SwrCache(
         'readiness of the backends',
         () => backend.askAll('/readyz', READINESS.load_ms, () => {}).then(() => true as const),
         READINESS,
       ),
-      database: createSwrCache(
-        'the database',
-        () => askForTables(db).then(() => true as const),
-        READINESS,
-        d1Health,
-      ),
+      database: new SwrCache('the database', () => askForTables(db).then(() => true as const), READINESS, {
+        health: d1Health,
+      }),
     },
     d1Health,
     budgets: createBudgets(env.BUDGETS),

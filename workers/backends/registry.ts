@@ -4,7 +4,7 @@
  */
 import { ANYWHERE } from '../../shared/wire/backend-load.ts';
 import { log, reasonOf } from '../base/log.ts';
-import { createSwrCache } from '../base/swr-cache.ts';
+import { SwrCache } from '../base/swr-cache.ts';
 import type { Hold } from '../base/waiting.ts';
 import type { BackendRow } from '../db/backend-rows.ts';
 import { BACKENDS } from '../limits.ts';
@@ -33,7 +33,7 @@ export const defaultBackend = (url: string): BackendRow => ({
 
 /** `read` gives all rows. */
 export function createRegistry(read: () => Promise<readonly BackendRow[]>, defaultUrl: string): Registry {
-  const cache = createSwrCache(
+  const cache = new SwrCache(
     'the registry of backends',
     async () => {
       const rows = await read();

@@ -1,6 +1,6 @@
 /** The models that the backends serve, kept in the isolate and refreshed behind requests. */
 import { type ModelEntry, modelListSchema } from '../../shared/wire/protocol.ts';
-import { createSwrCache } from '../base/swr-cache.ts';
+import { SwrCache } from '../base/swr-cache.ts';
 import type { Hold } from '../base/waiting.ts';
 import { MODELS } from '../limits.ts';
 
@@ -13,7 +13,7 @@ export interface Models {
 
 /** `fetchLists` gives what the backends answer to `GET /v1/models`. A model of several backends is one entry. */
 export function createModels(fetchLists: () => Promise<readonly unknown[]>): Models {
-  const cache = createSwrCache(
+  const cache = new SwrCache(
     'the model list',
     async () => {
       const entries = (await fetchLists()).flatMap((list) => modelListSchema.parse(list).data);

@@ -7,6 +7,7 @@
  * them with `waitUntil`, every waiter has a deadline of its own, and a load that never settles (its request
  * was torn down) is given up by age.
  */
+import { LRUCache } from 'lru-cache';
 import { DeadlineError, type Hold, withDeadline } from './waiting.ts';
 
 export type SwrPolicy = {
@@ -35,23 +36,6 @@ export type SwrPolicy = {
   readonly loadsMax: number;
 };
 
-export interface SwrCache<V> {
-  /** What is held and is young enough to be answered as it is; undefined otherwise. What `get` gives, without a wait. */
-  fresh(key: string): V | undefined;
-  /** Null: the source says that there is none. @throws what the source threw when no usable value is held. */
-  get(key: string, hold: Hold): Promise<V | null>;
-  /** What is held, however old; undefined when nothing is. */
-  peek(key: string): V | undefined;
-  /** How long ago what is held was read; undefined when nothing is. */
-  age_ms(key: string): number | undefined;
-  /** Whether `get` can answer without waiting for the source: a value, or a null that is remembered. */
-  holds(key: string): boolean;
-  /** Asks the source now and waits for it. @throws what the source threw. */
-  refresh(key: string, hold: Hold): Promise<V | null>;
-  /** Drops what is held, and what a load under way would bring. */
-  forget(key: string): void;
-}
-
 /** An isolate may sleep: what it heard of a source longer ago says nothing about it now. */
 const FAILING_ms = 60_000;
 
@@ -67,176 +51,212 @@ export type SourceHealth = {
 };
 export const unheard = (): SourceHealth => ({ failingUntil_ms: 0, failingSince_ms: undefined });
 
+type Options<V> = {
+  readonly health?: SourceHealth | undefined;
+  /** Bounds the values by bytes, too. Only a load that succeeded lets go of any: a source that is down costs none. */
+  readonly room?: Room<V>;
+  readonly now?: () => number;
+};
+
 type Entry<V> = { readonly value: V; readonly loadedAt_ms: number };
-type Load<V> = { readonly startedAt_ms: number; readonly result: Promise<V | null> };
+type Load<V> = { readonly startedAt_ms: number; result: Promise<V | null> };
 
-/** With `room` values are bounded by bytes, too. Only a load that succeeded lets go of any: a source that is down costs none. */
-export function createSwrCache<V>(
-  what: string,
-  source: (key: string) => Promise<V | null>,
-  policy: SwrPolicy,
-  health: SourceHealth = unheard(),
-  room?: Room<V>,
-  now: () => number = () => Date.now(),
-): SwrCache<V> {
-  const entries = new Map<string, Entry<V>>();
-  const negativeUntil_ms = new Map<string, number>();
-  const loads = new Map<string, Load<V>>();
-  let failedUntil_ms = 0;
-  const failed = (): void => {
-    health.failingUntil_ms = now() + FAILING_ms;
-    health.failingSince_ms ??= now();
-    failedUntil_ms = now() + policy.retry_ms;
-  };
+export class SwrCache<V> {
+  readonly #what: string;
+  readonly #source: (key: string) => Promise<V | null>;
+  readonly #policy: SwrPolicy;
+  readonly #health: SourceHealth;
+  readonly #room: Room<V> | undefined;
+  readonly #now: () => number;
 
-  /** Who goes first matters only where some will soon have to. */
-  let isTight = false;
-  const drop = (key: string): void => {
-    const entry = entries.get(key);
-    if (entry === undefined) return;
-    entries.delete(key);
-    room?.remove(entry.value);
-  };
+  readonly #entries: LRUCache<string, Entry<V>>;
+  /** Until when a null of the source is remembered. */
+  readonly #nullUntil_ms: LRUCache<string, number> | undefined;
+  readonly #loads = new Map<string, Load<V>>();
+  /** Nobody asks the source before. */
+  #failedUntil_ms = 0;
 
-  const store = (key: string, value: V | null): void => {
-    drop(key);
-    negativeUntil_ms.delete(key);
-    if (value === null) {
-      setBounded(negativeUntil_ms, key, now() + policy.negative_ms, policy.negativeEntriesMax);
-      return;
+  constructor(
+    what: string,
+    source: (key: string) => Promise<V | null>,
+    policy: SwrPolicy,
+    { health = unheard(), room, now = () => Date.now() }: Options<V> = {},
+  ) {
+    this.#what = what;
+    this.#source = source;
+    this.#policy = policy;
+    this.#health = health;
+    this.#room = room;
+    this.#now = now;
+    this.#entries = new LRUCache({ max: policy.entriesMax, dispose: ({ value }) => room?.remove(value) });
+    const { negativeEntriesMax: max } = policy;
+    this.#nullUntil_ms = max === 0 ? undefined : new LRUCache({ max });
+  }
+
+  /** What is held and is young enough to be answered as it is; undefined otherwise. What `get` gives, without a wait. */
+  fresh(key: string): V | undefined {
+    const entry = this.#entries.get(key);
+    return entry === undefined || this.#age_ms(entry) >= this.#policy.fresh_ms ? undefined : entry.value;
+  }
+
+  /** Null: the source says that there is none. @throws what the source threw when no usable value is held. */
+  async get(key: string, hold: Hold): Promise<V | null> {
+    const { wait_ms, fresh_ms, revalidate_ms, stale_ms, retriesBehind } = this.#policy;
+    const entry = this.#entries.get(key);
+    if (entry === undefined) return this.#isNull(key) ? null : await this.#waitFor(key, wait_ms, hold);
+    const age_ms = this.#age_ms(entry);
+    if (age_ms < fresh_ms) return entry.value;
+    const isServedAsIs = this.#isFailing() && retriesBehind === true && age_ms < stale_ms;
+    if (age_ms < revalidate_ms || isServedAsIs) {
+      if (this.#now() >= this.#failedUntil_ms) this.#startLoad(key, hold).catch(() => {});
+      return entry.value;
     }
-    while (entries.size >= policy.entriesMax) drop(firstKey(entries));
-    entries.set(key, { value, loadedAt_ms: now() });
-    room?.add(value);
-    if (room !== undefined) letGo(entries, room, key);
-    isTight = entries.size > policy.entriesMax / 2 || (room?.share() ?? 0) > 1 / 2;
-  };
-
-  const startLoad = (key: string, hold: Hold): Promise<V | null> => {
-    const running = loads.get(key);
-    if (running !== undefined && !isDead(running)) return running.result;
-    if (loads.size >= policy.loadsMax) for (const [k, load] of loads) if (isDead(load)) loads.delete(k);
-    if (loads.size >= policy.loadsMax && !loads.has(key)) {
-      return Promise.reject(new Error(`${what}: too many loads under way`));
-    }
-    const load: Load<V> = { startedAt_ms: now(), result: run() };
-    async function run(): Promise<V | null> {
-      // The first await is before `loads.set`, so that `load` is there whenever this goes on.
-      await null;
-      try {
-        const value = await withDeadline(source(key), policy.load_ms, what);
-        if (loads.get(key) === load) store(key, value);
-        health.failingUntil_ms = 0;
-        health.failingSince_ms = undefined;
-        failedUntil_ms = 0;
-        return value;
-      } catch (error) {
-        failed();
-        throw error;
-      } finally {
-        if (loads.get(key) === load) loads.delete(key);
-      }
-    }
-    loads.set(key, load);
-    hold(load.result.catch(() => {}));
-    return load.result;
-  };
-
-  const isDead = (load: Load<V>): boolean => now() - load.startedAt_ms > policy.load_ms + 1_000;
-
-  const waitFor = async (key: string, wait_ms: number, hold: Hold): Promise<V | null> => {
-    if (now() < failedUntil_ms) throw new Error(`${what}: failed a moment ago`);
     try {
-      return await withDeadline(startLoad(key, hold), wait_ms, what);
+      return await this.#waitFor(key, this.#oldWait_ms(key), hold);
     } catch (error) {
-      if (error instanceof DeadlineError) failed();
+      if (age_ms < stale_ms) return entry.value;
       throw error;
     }
-  };
+  }
+
+  /** What is held, however old; undefined when nothing is. */
+  peek(key: string): V | undefined {
+    return this.#entries.peek(key)?.value;
+  }
+
+  /** How long ago what is held was read; undefined when nothing is. */
+  age_ms(key: string): number | undefined {
+    const entry = this.#entries.peek(key);
+    return entry && this.#age_ms(entry);
+  }
+
+  /** Whether `get` can answer without waiting for the source: a value, or a null that is remembered. */
+  holds(key: string): boolean {
+    return this.#entries.has(key) || this.#isNull(key);
+  }
+
+  /** Asks the source now and waits for it. @throws what the source threw. */
+  async refresh(key: string, hold: Hold): Promise<V | null> {
+    this.#loads.delete(key);
+    return await withDeadline(this.#startLoad(key, hold), this.#policy.load_ms, this.#what);
+  }
+
+  /** Drops what is held, and what a load under way would bring. */
+  forget(key: string): void {
+    this.#entries.delete(key);
+    this.#nullUntil_ms?.delete(key);
+    this.#loads.delete(key);
+  }
+
+  /* Waiting for the source. */
+
+  async #waitFor(key: string, wait_ms: number, hold: Hold): Promise<V | null> {
+    if (this.#now() < this.#failedUntil_ms) throw new Error(`${this.#what}: failed a moment ago`);
+    try {
+      return await withDeadline(this.#startLoad(key, hold), wait_ms, this.#what);
+    } catch (error) {
+      if (error instanceof DeadlineError) this.#failed();
+      throw error;
+    }
+  }
 
   /** A source that has kept this key waiting for long enough already stalls, though nobody found out yet. */
-  const oldWait_ms = (key: string): number => {
-    const { staleWait_ms, failingWait_ms = staleWait_ms } = policy;
-    const load = loads.get(key);
-    const isStalling = load !== undefined && !isDead(load) && now() - load.startedAt_ms >= staleWait_ms;
-    return isStalling || now() < health.failingUntil_ms ? failingWait_ms : staleWait_ms;
-  };
-
-  return {
-    fresh(key) {
-      const entry = entries.get(key);
-      if (entry === undefined || now() - entry.loadedAt_ms >= policy.fresh_ms) return undefined;
-      if (isTight) touch(entries, key, entry);
-      return entry.value;
-    },
-    async get(key, hold) {
-      const entry = entries.get(key);
-      if (entry === undefined) {
-        return now() < (negativeUntil_ms.get(key) ?? 0) ? null : await waitFor(key, policy.wait_ms, hold);
-      }
-      if (isTight) touch(entries, key, entry);
-      const age_ms = now() - entry.loadedAt_ms;
-      if (age_ms < policy.fresh_ms) return entry.value;
-      const isServedAsIs =
-        now() < health.failingUntil_ms && policy.retriesBehind === true && age_ms < policy.stale_ms;
-      if (age_ms < policy.revalidate_ms || isServedAsIs) {
-        if (now() >= failedUntil_ms) startLoad(key, hold).catch(() => {});
-        return entry.value;
-      }
-      try {
-        return await waitFor(key, oldWait_ms(key), hold);
-      } catch (error) {
-        if (age_ms < policy.stale_ms) return entry.value;
-        throw error;
-      }
-    },
-    peek: (key) => entries.get(key)?.value,
-    age_ms(key) {
-      const entry = entries.get(key);
-      return entry === undefined ? undefined : now() - entry.loadedAt_ms;
-    },
-    holds: (key) => entries.has(key) || now() < (negativeUntil_ms.get(key) ?? 0),
-    async refresh(key, hold) {
-      loads.delete(key);
-      return await withDeadline(startLoad(key, hold), policy.load_ms, what);
-    },
-    forget(key) {
-      drop(key);
-      negativeUntil_ms.delete(key);
-      loads.delete(key);
-    },
-  };
-}
-
-/** Moves an entry to the young end: a Map keeps the order of insertion, so the first key is the oldest used. */
-function touch<T>(map: Map<string, T>, key: string, value: T): void {
-  map.delete(key);
-  map.set(key, value);
-}
-
-/**
- * Lets go of what was used longest ago until the rest has room; of `newest` never. Who holds only what a younger one
- * holds, too, stays, since that frees nothing.
- */
-function letGo<V>(entries: Map<string, Entry<V>>, room: Room<V>, newest: string): void {
-  const oldest: [key: string, value: V][] = [];
-  for (const [key, { value }] of entries) {
-    if (room.share() <= 1 || key === newest) break;
-    room.remove(value);
-    oldest.push([key, value]);
+  #oldWait_ms(key: string): number {
+    const { staleWait_ms, failingWait_ms = staleWait_ms } = this.#policy;
+    const load = this.#loads.get(key);
+    const isStalling =
+      load !== undefined && !this.#isDead(load) && this.#now() - load.startedAt_ms >= staleWait_ms;
+    return isStalling || this.#isFailing() ? failingWait_ms : staleWait_ms;
   }
-  for (const [key, value] of oldest) {
-    if (room.holds(value)) room.add(value);
-    else entries.delete(key);
+
+  #startLoad(key: string, hold: Hold): Promise<V | null> {
+    const { loadsMax } = this.#policy;
+    const loads = this.#loads;
+    const running = loads.get(key);
+    if (running !== undefined && !this.#isDead(running)) return running.result;
+    if (loads.size >= loadsMax) for (const [k, load] of loads) if (this.#isDead(load)) loads.delete(k);
+    if (loads.size >= loadsMax && !loads.has(key)) {
+      return Promise.reject(new Error(`${this.#what}: too many loads under way`));
+    }
+    const load: Load<V> = { startedAt_ms: this.#now(), result: Promise.resolve(null) };
+    loads.set(key, load);
+    load.result = this.#run(key, load);
+    hold(load.result.catch(() => {}));
+    return load.result;
   }
-}
 
-const firstKey = <T>(map: Map<string, T>): string => map.keys().next().value!;
+  async #run(key: string, load: Load<V>): Promise<V | null> {
+    try {
+      const value = await withDeadline(this.#source(key), this.#policy.load_ms, this.#what);
+      if (this.#loads.get(key) === load) this.#store(key, value);
+      this.#health.failingUntil_ms = 0;
+      this.#health.failingSince_ms = undefined;
+      this.#failedUntil_ms = 0;
+      return value;
+    } catch (error) {
+      this.#failed();
+      throw error;
+    } finally {
+      if (this.#loads.get(key) === load) this.#loads.delete(key);
+    }
+  }
 
-function setBounded<T>(map: Map<string, T>, key: string, value: T, entriesMax: number): void {
-  if (entriesMax === 0) return;
-  while (map.size >= entriesMax) map.delete(firstKey(map));
-  map.set(key, value);
+  #failed(): void {
+    const now_ms = this.#now();
+    this.#health.failingUntil_ms = now_ms + FAILING_ms;
+    this.#health.failingSince_ms ??= now_ms;
+    this.#failedUntil_ms = now_ms + this.#policy.retry_ms;
+  }
+
+  #isFailing(): boolean {
+    return this.#now() < this.#health.failingUntil_ms;
+  }
+
+  #isDead(load: Load<V>): boolean {
+    return this.#now() - load.startedAt_ms > this.#policy.load_ms + 1_000;
+  }
+
+  /* What is held. */
+
+  #age_ms(entry: Entry<V>): number {
+    return this.#now() - entry.loadedAt_ms;
+  }
+
+  #isNull(key: string): boolean {
+    return this.#now() < (this.#nullUntil_ms?.get(key) ?? 0);
+  }
+
+  #store(key: string, value: V | null): void {
+    const now_ms = this.#now();
+    if (value === null) {
+      this.#entries.delete(key);
+      this.#nullUntil_ms?.set(key, now_ms + this.#policy.negative_ms);
+      return;
+    }
+    this.#nullUntil_ms?.delete(key);
+    this.#entries.set(key, { value, loadedAt_ms: now_ms });
+    if (this.#room === undefined) return;
+    this.#room.add(value);
+    this.#letGo(this.#room, key);
+  }
+
+  /**
+   * Lets go of what was used longest ago until the rest has room; of `newest` never. Who holds only what a younger one
+   * holds, too, stays, since that frees nothing.
+   */
+  #letGo(room: Room<V>, newest: string): void {
+    const oldest: [key: string, value: V][] = [];
+    for (const [key, { value }] of this.#entries.rentries() as Generator<[string, Entry<V>]>) {
+      if (room.share() <= 1 || key === newest) break;
+      room.remove(value);
+      oldest.push([key, value]);
+    }
+    for (const [key, value] of oldest) {
+      const isFreeing = !room.holds(value);
+      room.add(value);
+      if (isFreeing) this.#entries.delete(key);
+    }
+  }
 }
 
 /* A bound on the bytes that a cache's values hold together, where what several of them hold lies in memory once. */

@@ -16,7 +16,7 @@ import {
   stickyKey,
 } from '../../shared/mask/experiment-assignment.ts';
 import { log, reasonOf } from '../base/log.ts';
-import { createSwrCache, type SourceHealth } from '../base/swr-cache.ts';
+import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import type { Hold } from '../base/waiting.ts';
 import { type StoredExperiment, scopeOf } from '../db/experiment-rows.ts';
 import { EXPERIMENTS } from '../limits.ts';
@@ -110,7 +110,7 @@ export function createRunningExperiments(
   table: Pick<RoutingTable, 'versionOf'>,
   health?: SourceHealth,
 ): RunningExperiments {
-  const cache = createSwrCache<readonly RunningExperiment[]>(
+  const cache = new SwrCache<readonly RunningExperiment[]>(
     'the experiments',
     async () => {
       try {
@@ -127,7 +127,7 @@ export function createRunningExperiments(
       }
     },
     EXPERIMENTS,
-    health,
+    { health },
   );
   return {
     fresh: () => cache.fresh(KEY),

@@ -16,7 +16,7 @@ import {
   type SurrogatesId,
 } from '../../shared/mask/mask-set.ts';
 import { log, reasonOf } from '../base/log.ts';
-import { createRoom, createSwrCache, type SourceHealth } from '../base/swr-cache.ts';
+import { createRoom, type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import type { Hold } from '../base/waiting.ts';
 import { type Database, d1 } from '../db/d1.ts';
 import type { StoredMaskSet } from '../db/mask-set-rows.ts';
@@ -117,7 +117,7 @@ export function createRoutingTable(
     return { pointer: { schedule: live.schedule, set, base } };
   };
 
-  const pointers = createSwrCache(
+  const pointers = new SwrCache(
     'the routing table',
     (tenant) =>
       load(tenant).catch((error) => {
@@ -125,8 +125,7 @@ export function createRoutingTable(
         throw error;
       }),
     TABLE,
-    health,
-    createRoom(liveMax_bytes, setsOf, bytesOf),
+    { health, room: createRoom(liveMax_bytes, setsOf, bytesOf) },
   );
 
   return {

@@ -6,7 +6,7 @@ import type { ApiKeyKind } from '../../shared/admin/admin-wire.ts';
 import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { randomHex, sha256Hex } from '../base/secrets.ts';
-import { createSwrCache, type SourceHealth } from '../base/swr-cache.ts';
+import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import type { Hold } from '../base/waiting.ts';
 import type { KnownKey } from '../db/key-rows.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
@@ -67,7 +67,7 @@ export function createApiKeys(
   find: (sha256: string) => Promise<KnownKey | null>,
   health?: SourceHealth,
 ): ApiKeys {
-  const cache = createSwrCache('API keys', find, KEYS, health);
+  const cache = new SwrCache('API keys', find, KEYS, { health });
   /**
    * Of keys that were let in lately, so that one that comes again is not hashed again. Whether a key is valid is asked
    * of its hash every time. The runtime finds strings by a seeded hash, so a guess learns nothing from the time.

@@ -11,7 +11,7 @@ import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { randomHex } from '../base/secrets.ts';
-import { createSwrCache, type SourceHealth } from '../base/swr-cache.ts';
+import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import type { Hold } from '../base/waiting.ts';
 import { d1 } from '../db/d1.ts';
 import { keySubject, sessionSubject } from '../db/key-rows.ts';
@@ -72,7 +72,7 @@ const payloadSchema = z.object({
 
 export function createSessions(adminKey: string, ends: SessionEnds, health?: SourceHealth): Sessions {
   const secret = bytesToHex(hkdf(sha256, utf8ToBytes(adminKey), undefined, utf8ToBytes(INFO), KEY_BYTES));
-  const cache = createSwrCache('ended sessions', ends.find, SESSION_ENDS, health);
+  const cache = new SwrCache('ended sessions', ends.find, SESSION_ENDS, { health });
   const known = new LRUCache<string, number>({ max: SESSION_ENDS_KNOWN_MAX });
   const note = (subject: string, endedAt_ms: number): void => {
     known.set(subject, Math.max(endedAt_ms, known.get(subject) ?? 0));

@@ -2,9 +2,9 @@
 import { describe, expect, it } from 'vitest';
 import {
   createRoom,
-  createSwrCache,
   type Room,
   type SourceHealth,
+  SwrCache,
   type SwrPolicy,
   unheard,
 } from '../../../workers/base/swr-cache.ts';
@@ -30,16 +30,14 @@ function setup(policy: Partial<SwrPolicy> = {}, health?: SourceHealth, room?: Ro
   let now_ms = 1_000;
   const held: Promise<unknown>[] = [];
   const hold: Hold = (work) => void held.push(work);
-  const cache = createSwrCache<string>(
+  const cache = new SwrCache<string>(
     'test',
     (key) =>
       new Promise((resolve, reject) => {
         asked.push({ key, answer: resolve, fail: () => reject(new Error('the source fails')) });
       }),
     { ...POLICY, ...policy },
-    health,
-    room,
-    () => now_ms,
+    { health, ...(room === undefined ? {} : { room }), now: () => now_ms },
   );
   const settle = () => new Promise<void>((resolve) => setTimeout(resolve, 0));
   const get = (key = 'a') => cache.get(key, hold);
