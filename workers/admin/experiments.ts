@@ -28,8 +28,8 @@ import { tenantExists } from '../db/tenant-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { start, stop } from '../releases/experiment-life.ts';
-import { requireRoom } from '../tenants/terms.ts';
 import { listed, pageQuery, scopedTenant } from './admin.ts';
+import { requireRoom } from './terms.ts';
 
 export const experiments = new Hono<AppEnv>()
   .post('/', async (c) => {

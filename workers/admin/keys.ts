@@ -24,8 +24,8 @@ import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { EXPIRED_KEYS_KEPT_ms } from '../limits.ts';
 import { generateKey } from '../tenants/api-keys.ts';
-import { requireRoom } from '../tenants/terms.ts';
 import { listed, scopedTenant } from './admin.ts';
+import { requireRoom } from './terms.ts';
 
 const ID_RANDOM_BYTES = 8;
 

@@ -17,8 +17,8 @@ import {
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { storeMaskSet } from '../releases/publishing.ts';
-import { requireRoom } from '../tenants/terms.ts';
 import { listed, pageQuery, scopedTenant } from './admin.ts';
+import { requireRoom } from './terms.ts';
 
 export const maskSets = new Hono<AppEnv>()
   .post('/', async (c) => {

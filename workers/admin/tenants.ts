@@ -10,12 +10,13 @@ import {
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { d1 } from '../db/d1.ts';
+import type { BudgetLimits } from '../db/tenant-rows.ts';
 import { findTenant, insertTenant, listTenants, updateTenant } from '../db/tenant-rows.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
-import type { BudgetLimits, BudgetState } from '../tenants/ledger.ts';
-import { tenantWarnings } from '../tenants/terms.ts';
+import type { BudgetState } from '../tenants/ledger.ts';
 import { listed, pageQuery, requireGlobal } from './admin.ts';
+import { tenantWarnings } from './terms.ts';
 
 export const tenants = new Hono<AppEnv>()
   .post('/', async (c) => {

@@ -7,15 +7,9 @@ import { DurableObject } from 'cloudflare:workers';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { log, reasonOf } from '../base/log.ts';
 import { withDeadline } from '../base/waiting.ts';
+import type { BudgetLimits } from '../db/tenant-rows.ts';
 import { BUDGET, RETRY_AFTER_s } from '../limits.ts';
-import {
-  BUDGET_UNITS,
-  type BudgetLimits,
-  type BudgetState,
-  Ledger,
-  type ReserveAnswer,
-  type ReserveRequest,
-} from './ledger.ts';
+import { BUDGET_UNITS, type BudgetState, Ledger, type ReserveAnswer, type ReserveRequest } from './ledger.ts';
 
 /** What a request may cost, see `ReserveRequest`. */
 type Bounds = Pick<ReserveRequest, 'wanted_tokens' | 'least_tokens'> & { readonly prompt_tokens: number };

@@ -8,14 +8,7 @@
  * worked on the request is gone and nobody knows what was spent. A budget that gave it back could be passed by whoever
  * makes that happen.
  */
-
-/** Null: no limit. Every limit is a whole number of at least 1. */
-export type BudgetLimits = {
-  readonly requestsPerMinute: number | null;
-  readonly tokensPerMinute: number | null;
-  readonly requestsPerDay: number | null;
-  readonly tokensPerDay: number | null;
-};
+import type { BudgetLimits } from '../db/tenant-rows.ts';
 
 export const NO_LIMITS: BudgetLimits = {
   requestsPerMinute: null,

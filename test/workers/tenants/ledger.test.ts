@@ -3,12 +3,8 @@ import { runInDurableObject } from 'cloudflare:test';
 import { env } from 'cloudflare:workers';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import {
-  type BudgetLimits,
-  Ledger,
-  NO_LIMITS,
-  type ReserveRequest,
-} from '../../../workers/tenants/ledger.ts';
+import type { BudgetLimits } from '../../../workers/db/tenant-rows.ts';
+import { Ledger, NO_LIMITS, type ReserveRequest } from '../../../workers/tenants/ledger.ts';
 
 const MINUTE_ms = 60_000;
 const DAY_ms = 86_400_000;
