@@ -28,7 +28,7 @@ import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { parse, readJson } from '../http/request-body.ts';
 import { start, stop } from '../releases/experiment-life.ts';
 import { requireRoom } from '../tenants/terms.ts';
-import { listed, pageQuery, scopedTenant } from './admin.ts';
+import { listed, pageQuery, scopedTenant } from './scope.ts';
 
 export const experiments = new Hono<AppEnv>()
   .post('/', async (c) => {

@@ -24,7 +24,7 @@ import { parse, readJson } from '../http/request-body.ts';
 import { EXPIRED_KEYS_KEPT_ms } from '../limits.ts';
 import { generateKey } from '../tenants/api-keys.ts';
 import { requireRoom } from '../tenants/terms.ts';
-import { listed, scopedTenant } from './admin.ts';
+import { listed, scopedTenant } from './scope.ts';
 
 const ID_RANDOM_BYTES = 8;
 

@@ -17,7 +17,7 @@ import type { AppContext, AppEnv } from '../http/context.ts';
 import { parse, readJson } from '../http/request-body.ts';
 import { storeMaskSet } from '../releases/publishing.ts';
 import { requireRoom } from '../tenants/terms.ts';
-import { listed, pageQuery, scopedTenant } from './admin.ts';
+import { listed, pageQuery, scopedTenant } from './scope.ts';
 
 export const maskSets = new Hono<AppEnv>()
   .post('/', async (c) => {

@@ -14,7 +14,7 @@ import type { AppContext, AppEnv } from '../http/context.ts';
 import { parse, readJson } from '../http/request-body.ts';
 import type { BudgetLimits, BudgetState } from '../tenants/ledger.ts';
 import { tenantWarnings } from '../tenants/terms.ts';
-import { listed, pageQuery, requireGlobal } from './admin.ts';
+import { listed, pageQuery, requireGlobal } from './scope.ts';
 
 export const tenants = new Hono<AppEnv>()
   .post('/', async (c) => {

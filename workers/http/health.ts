@@ -5,7 +5,7 @@
  */
 import { Hono } from 'hono';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
-import type { BackendPool } from '../backends/call-backend.ts';
+import type { BackendPool } from '../backends/pool.ts';
 import { READINESS, READY_TABLE_AGE_MAX_ms } from '../limits.ts';
 import { createSwrCache, type SourceHealth } from '../routing/swr-cache.ts';
 import { servicesFor } from '../services.ts';

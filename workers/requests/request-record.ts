@@ -18,7 +18,7 @@ import {
   splitModelName,
 } from '../../shared/wire/protocol.ts';
 import type { Patience, Rest } from '../backends/attempt.ts';
-import type { Said } from '../backends/call-backend.ts';
+import type { Said } from '../backends/pool.ts';
 import type { Events } from '../counting/events.ts';
 import type { Hold } from '../http/waiting.ts';
 import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms } from '../limits.ts';
