@@ -1,7 +1,8 @@
 /** The services of one isolate, made once from its environment: the only place that wires them together. */
 
+import { sender } from './backends/attempt.ts';
 import { type BackendJobs, createBackendJobs } from './backends/backend-jobs.ts';
-import { type BackendPool, createBackendPool, sender } from './backends/call-backend.ts';
+import { BackendPool } from './backends/pool.ts';
 import { createModels, type Models } from './backends/served-models.ts';
 import { log } from './base/log.ts';
 import { type SourceHealth, SwrCache, unheard } from './base/swr-cache.ts';
@@ -77,7 +78,7 @@ function createServices(env: Env): Services {
   }
   const db = openDatabase(env.DB);
   const send = sender(env.BACKEND_NETWORK);
-  const backend = createBackendPool(db, config, send);
+  const backend = new BackendPool(db, config, send);
   const events = createEvents(env.EVENTS, env.METRICS);
   const d1Health = unheard();
   const table = createRoutingTable(

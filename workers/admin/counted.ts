@@ -7,7 +7,7 @@ import { stats as statsOf } from '../counting/traffic-stats.ts';
 import { d1 } from '../db/d1.ts';
 import { listTrafficSamples, sumUsage } from '../db/usage-rows.ts';
 import type { AppEnv } from '../http/context.ts';
-import { scopedTenant } from './admin.ts';
+import { scopedTenant } from './scope.ts';
 
 export const stats = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...times } = parse(statsQuerySchema, c.req.query());

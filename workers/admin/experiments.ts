@@ -28,7 +28,7 @@ import { tenantExists } from '../db/tenant-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { start, stop } from '../releases/experiment-life.ts';
-import { listed, pageQuery, scopedTenant } from './admin.ts';
+import { listed, pageQuery, scopedTenant } from './scope.ts';
 import { requireRoom } from './terms.ts';
 
 export const experiments = new Hono<AppEnv>()

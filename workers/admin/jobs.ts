@@ -21,7 +21,7 @@ import { writeMaskSet } from '../db/mask-set-rows.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { storeMaskSet } from '../releases/publishing.ts';
-import { scopedTenant } from './admin.ts';
+import { scopedTenant } from './scope.ts';
 
 export const jobs = new Hono<AppEnv>()
   .get('/', async (c) => c.json(await ask(c, listSchema(jobSchema), 'GET', '')))

@@ -24,7 +24,7 @@ import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { EXPIRED_KEYS_KEPT_ms } from '../limits.ts';
 import { generateKey } from '../tenants/api-keys.ts';
-import { listed, scopedTenant } from './admin.ts';
+import { listed, scopedTenant } from './scope.ts';
 import { requireRoom } from './terms.ts';
 
 const ID_RANDOM_BYTES = 8;

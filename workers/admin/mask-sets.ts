@@ -17,7 +17,7 @@ import {
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { storeMaskSet } from '../releases/publishing.ts';
-import { listed, pageQuery, scopedTenant } from './admin.ts';
+import { listed, pageQuery, scopedTenant } from './scope.ts';
 import { requireRoom } from './terms.ts';
 
 export const maskSets = new Hono<AppEnv>()

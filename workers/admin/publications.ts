@@ -15,7 +15,7 @@ import { type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { checkPublishable, publish, rollback } from '../releases/publishing.ts';
 import { findInUse } from '../routing/live-sets.ts';
-import { listed, pageQuery, scopedTenant } from './admin.ts';
+import { listed, pageQuery, scopedTenant } from './scope.ts';
 
 export const publications = new Hono<AppEnv>()
   .post('/', async (c) => {

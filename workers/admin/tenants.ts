@@ -15,7 +15,7 @@ import { findTenant, insertTenant, listTenants, updateTenant } from '../db/tenan
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import type { BudgetState } from '../tenants/ledger.ts';
-import { listed, pageQuery, requireGlobal } from './admin.ts';
+import { listed, pageQuery, requireGlobal } from './scope.ts';
 import { tenantWarnings } from './terms.ts';
 
 export const tenants = new Hono<AppEnv>()

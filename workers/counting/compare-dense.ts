@@ -7,7 +7,7 @@
 import { z } from 'zod';
 import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
-import type { BackendPool } from '../backends/call-backend.ts';
+import type { BackendPool } from '../backends/pool.ts';
 import { log, reasonOf } from '../base/log.ts';
 import type { Hold } from '../base/waiting.ts';
 import { COMPARISON } from '../limits.ts';

@@ -3,8 +3,8 @@ import { describe, expect, it } from 'vitest';
 import { formatLoad, type LoadReport, parseLoad } from '../../../shared/wire/backend-load.ts';
 import type { Outcome } from '../../../workers/backends/attempt.ts';
 import { createBreaker, observe } from '../../../workers/backends/backend-state.ts';
+import { hedged, pause, retryDelay_ms } from '../../../workers/backends/call-backend.ts';
 import { type Candidate, orderBackends, regionDistance } from '../../../workers/backends/choose.ts';
-import { hedged, pause, retryDelay_ms } from '../../../workers/backends/pool.ts';
 
 const candidate = (id: string, change: Partial<Candidate> = {}): Candidate => ({
   id,

@@ -6,7 +6,8 @@ import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { encodeStaticTable } from '../../../shared/embedding/static-table.ts';
-import { createBackendPool, sender } from '../../../workers/backends/call-backend.ts';
+import { sender } from '../../../workers/backends/attempt.ts';
+import { BackendPool } from '../../../workers/backends/pool.ts';
 import { openDatabase } from '../../../workers/db/d1.ts';
 import { type Env, parseConfig } from '../../../workers/env.ts';
 import { loadEncoder } from '../../../workers/routing/encoders/pick-encoder.ts';
@@ -55,7 +56,7 @@ const table = encodeStaticTable({
 const load = (overrides: Partial<Env>): Promise<Encoder> => {
   const changed = { ...env, ...overrides };
   const config = parseConfig(changed);
-  return loadEncoder(config, changed, createBackendPool(openDatabase(changed.DB), config, sender(undefined)));
+  return loadEncoder(config, changed, new BackendPool(openDatabase(changed.DB), config, sender(undefined)));
 };
 
 const suites: [string, Partial<Env>, number][] = [
@@ -164,7 +165,7 @@ it('the encoder of the backends is asked in the region that the text comes from'
     await created(admin('POST', '/backends', { id: region.toLowerCase(), url, regions: [region] }));
   }
   const config = parseConfig(env as Env);
-  const pool = createBackendPool(openDatabase(env.DB), config, (url, init) => {
+  const pool = new BackendPool(openDatabase(env.DB), config, (url, init) => {
     if (url.endsWith('/v1/embeddings')) asked.push(url);
     return fetch(url, init);
   });
