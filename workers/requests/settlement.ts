@@ -15,7 +15,8 @@ import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms } from '../limits.ts';
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
 import { type Account, choicesOf } from './admission.ts';
-import { CLIENT_LEFT, type Heard, type Outcome } from './answer-stream.ts';
+import type { Heard } from './answer-figures.ts';
+import { CLIENT_LEFT, type Outcome } from './answer-stream.ts';
 import type { Progress } from './forward.ts';
 
 type SettleParts = Pick<Services, 'backend' | 'budgets' | 'comparison' | 'events'>;

@@ -193,7 +193,7 @@ export function decodeMaskSet(stored: StoredMaskSet): LiveSet {
   };
 }
 
-/* Which publication a tenant's requests are routed by, for those who ask about it; requests have `routing-table.ts`. */
+/* Which publication a tenant's requests are routed by, for those who ask about it; requests have the table above. */
 
 /**
  * The tenant's own or the default one, and of each what came before while nobody sees the newest yet; null when every

@@ -9,7 +9,7 @@ import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
 import { createEvents } from '../../../workers/counting/events.ts';
 import type { Env } from '../../../workers/env.ts';
 import { tokenBounds } from '../../../workers/requests/admission.ts';
-import { figuresIn } from '../../../workers/requests/answer-stream.ts';
+import { figuresIn } from '../../../workers/requests/answer-figures.ts';
 import { MODEL } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, say } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
