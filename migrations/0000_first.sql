@@ -8,11 +8,93 @@ CREATE TABLE `api_keys` (
 	`created_at_ms` integer NOT NULL,
 	`expires_at_ms` integer,
 	`revoked_at_ms` integer,
+	`replaced_by` text,
 	FOREIGN KEY (`tenant_id`) REFERENCES `tenants`(`id`) ON UPDATE no action ON DELETE no action
 );
 --> statement-breakpoint
 CREATE UNIQUE INDEX `api_keys_sha256_unique` ON `api_keys` (`sha256`);--> statement-breakpoint
 CREATE INDEX `api_keys_tenant` ON `api_keys` (`tenant_id`);--> statement-breakpoint
+CREATE TABLE `backend_latencies` (
+	`minute` integer NOT NULL,
+	`backend` text NOT NULL,
+	`measure` text NOT NULL,
+	`bucket` integer NOT NULL,
+	`count` integer NOT NULL,
+	PRIMARY KEY(`minute`, `backend`, `measure`, `bucket`)
+);
+--> statement-breakpoint
+CREATE TABLE `backends` (
+	`id` text PRIMARY KEY NOT NULL,
+	`url` text NOT NULL,
+	`regions` text NOT NULL,
+	`weight` real NOT NULL,
+	`enabled` integer NOT NULL,
+	`created_at_ms` integer NOT NULL,
+	`updated_at_ms` integer NOT NULL
+);
+--> statement-breakpoint
+CREATE TABLE `ended_sessions` (
+	`subject` text PRIMARY KEY NOT NULL,
+	`ended_at_ms` integer NOT NULL
+);
+--> statement-breakpoint
+CREATE INDEX `ended_sessions_time` ON `ended_sessions` (`ended_at_ms`);--> statement-breakpoint
+CREATE TABLE `evaluations` (
+	`owner` text NOT NULL,
+	`version` text NOT NULL,
+	`content` text NOT NULL,
+	`content_bytes` integer NOT NULL,
+	`updated_at_ms` integer NOT NULL,
+	PRIMARY KEY(`owner`, `version`)
+);
+--> statement-breakpoint
+CREATE TABLE `events` (
+	`id` text PRIMARY KEY NOT NULL,
+	`batch` text NOT NULL,
+	`created_at_ms` integer NOT NULL,
+	`day` text NOT NULL,
+	`key_id` text NOT NULL,
+	`tenant` text NOT NULL,
+	`model` text NOT NULL,
+	`version` text NOT NULL,
+	`cluster` integer NOT NULL,
+	`mask` text NOT NULL,
+	`sparsity` real NOT NULL,
+	`fallback` text NOT NULL,
+	`experiment` text NOT NULL,
+	`variant` text NOT NULL,
+	`region` text NOT NULL,
+	`requests` integer NOT NULL,
+	`errors` integer NOT NULL,
+	`failures` integer NOT NULL,
+	`ttft_ms` real,
+	`tpot_ms` real,
+	`prompt_tokens` integer NOT NULL,
+	`completion_tokens` integer NOT NULL,
+	`rating` integer,
+	`agreement` real,
+	`ttft_bucket` integer,
+	`tpot_bucket` integer,
+	`backend` text DEFAULT '' NOT NULL,
+	`outages` integer DEFAULT 0 NOT NULL,
+	`experiment_owner` text DEFAULT '' NOT NULL
+);
+--> statement-breakpoint
+CREATE INDEX `events_batch` ON `events` (`batch`);--> statement-breakpoint
+CREATE INDEX `events_created` ON `events` (`created_at_ms`);--> statement-breakpoint
+CREATE TABLE `experiments` (
+	`owner` text NOT NULL,
+	`id` text NOT NULL,
+	`definition` text NOT NULL,
+	`created_at_ms` integer NOT NULL,
+	`starts_at_ms` integer,
+	`ends_at_ms` integer,
+	`stopped_at_ms` integer,
+	`revision` integer NOT NULL,
+	`actor` text NOT NULL,
+	PRIMARY KEY(`owner`, `id`)
+);
+--> statement-breakpoint
 CREATE TABLE `feedback` (
 	`tenant_id` text NOT NULL,
 	`api_key_id` text NOT NULL,
@@ -21,6 +103,17 @@ CREATE TABLE `feedback` (
 	`comment` text,
 	`created_at_ms` integer NOT NULL,
 	PRIMARY KEY(`tenant_id`, `completion_id`, `api_key_id`)
+);
+--> statement-breakpoint
+CREATE TABLE `latencies` (
+	`minute` integer NOT NULL,
+	`tenant` text NOT NULL,
+	`version` text NOT NULL,
+	`sparsity` real NOT NULL,
+	`measure` text NOT NULL,
+	`bucket` integer NOT NULL,
+	`count` integer NOT NULL,
+	PRIMARY KEY(`minute`, `tenant`, `version`, `sparsity`, `measure`, `bucket`)
 );
 --> statement-breakpoint
 CREATE TABLE `live` (
@@ -48,9 +141,44 @@ CREATE TABLE `masks` (
 	`id` text PRIMARY KEY NOT NULL,
 	`model_hash` text NOT NULL,
 	`block_count` integer NOT NULL,
-	`bits` text NOT NULL
+	`bits` text NOT NULL,
+	`surrogates` text
 );
 --> statement-breakpoint
+CREATE TABLE `outcomes` (
+	`minute` integer NOT NULL,
+	`tenant` text NOT NULL,
+	`model` text NOT NULL,
+	`version` text NOT NULL,
+	`cluster` integer NOT NULL,
+	`mask` text NOT NULL,
+	`sparsity` real NOT NULL,
+	`fallback` text NOT NULL,
+	`experiment` text NOT NULL,
+	`variant` text NOT NULL,
+	`region` text NOT NULL,
+	`requests` integer NOT NULL,
+	`errors` integer NOT NULL,
+	`ttft_count` integer NOT NULL,
+	`ttft_sum` real NOT NULL,
+	`ttft_sq` real NOT NULL,
+	`tpot_count` integer NOT NULL,
+	`tpot_sum` real NOT NULL,
+	`tpot_sq` real NOT NULL,
+	`prompt_tokens` integer NOT NULL,
+	`completion_tokens` integer NOT NULL,
+	`completion_tokens_sq` real NOT NULL,
+	`ratings` integer NOT NULL,
+	`ratings_up` integer NOT NULL,
+	`agreement_count` integer NOT NULL,
+	`agreement_sum` real NOT NULL,
+	`agreement_sq` real NOT NULL,
+	`outages` integer DEFAULT 0 NOT NULL,
+	PRIMARY KEY(`minute`, `tenant`, `model`, `version`, `cluster`, `mask`, `sparsity`, `fallback`, `experiment`, `variant`, `region`)
+);
+--> statement-breakpoint
+CREATE INDEX `outcomes_version` ON `outcomes` (`version`,`minute`);--> statement-breakpoint
+CREATE INDEX `outcomes_tenant` ON `outcomes` (`tenant`,`minute`);--> statement-breakpoint
 CREATE TABLE `publications` (
 	`sequence` integer PRIMARY KEY AUTOINCREMENT NOT NULL,
 	`id` text NOT NULL,
@@ -61,7 +189,11 @@ CREATE TABLE `publications` (
 	`previous_id` text,
 	`action` text NOT NULL,
 	`actor` text NOT NULL,
-	`created_at_ms` integer NOT NULL
+	`created_at_ms` integer NOT NULL,
+	`activate_at_ms` integer,
+	`rollout` text,
+	`auto_rollback` text,
+	`reason` text
 );
 --> statement-breakpoint
 CREATE UNIQUE INDEX `publications_id_unique` ON `publications` (`id`);--> statement-breakpoint
@@ -70,5 +202,71 @@ CREATE TABLE `tenants` (
 	`id` text PRIMARY KEY NOT NULL,
 	`name` text NOT NULL,
 	`routing_policy` text NOT NULL,
+	`created_at_ms` integer NOT NULL,
+	`enabled` integer DEFAULT true NOT NULL,
+	`models` text,
+	`sparsity_max` real,
+	`requests_per_minute` integer,
+	`tokens_per_minute` integer,
+	`requests_per_day` integer,
+	`tokens_per_day` integer,
+	`agreement_min` real
+);
+--> statement-breakpoint
+CREATE TABLE `traffic_samples` (
+	`id` integer PRIMARY KEY AUTOINCREMENT NOT NULL,
+	`tenant` text NOT NULL,
+	`version` text NOT NULL,
+	`cluster` integer NOT NULL,
+	`distances` text NOT NULL,
 	`created_at_ms` integer NOT NULL
+);
+--> statement-breakpoint
+CREATE INDEX `traffic_samples_tenant` ON `traffic_samples` (`tenant`,`id`);--> statement-breakpoint
+CREATE INDEX `traffic_samples_version` ON `traffic_samples` (`version`,`id`);--> statement-breakpoint
+CREATE TABLE `usage` (
+	`tenant_id` text NOT NULL,
+	`day` text NOT NULL,
+	`model` text NOT NULL,
+	`mask` text NOT NULL,
+	`requests` integer NOT NULL,
+	`errors` integer NOT NULL,
+	`prompt_tokens` integer NOT NULL,
+	`completion_tokens` integer NOT NULL,
+	PRIMARY KEY(`tenant_id`, `day`, `model`, `mask`)
+);
+--> statement-breakpoint
+CREATE TABLE `variant_latencies` (
+	`experiment_owner` text NOT NULL,
+	`experiment` text NOT NULL,
+	`variant` text NOT NULL,
+	`region` text NOT NULL,
+	`measure` text NOT NULL,
+	`bucket` integer NOT NULL,
+	`count` integer NOT NULL,
+	PRIMARY KEY(`experiment_owner`, `experiment`, `variant`, `region`, `measure`, `bucket`)
+);
+--> statement-breakpoint
+CREATE TABLE `variant_outcomes` (
+	`experiment_owner` text NOT NULL,
+	`experiment` text NOT NULL,
+	`variant` text NOT NULL,
+	`region` text NOT NULL,
+	`requests` integer NOT NULL,
+	`errors` integer NOT NULL,
+	`ttft_count` integer NOT NULL,
+	`ttft_sum` real NOT NULL,
+	`ttft_sq` real NOT NULL,
+	`tpot_count` integer NOT NULL,
+	`tpot_sum` real NOT NULL,
+	`tpot_sq` real NOT NULL,
+	`prompt_tokens` integer NOT NULL,
+	`completion_tokens` integer NOT NULL,
+	`completion_tokens_sq` real NOT NULL,
+	`ratings` integer NOT NULL,
+	`ratings_up` integer NOT NULL,
+	`agreement_count` integer NOT NULL,
+	`agreement_sum` real NOT NULL,
+	`agreement_sq` real NOT NULL,
+	PRIMARY KEY(`experiment_owner`, `experiment`, `variant`, `region`)
 );

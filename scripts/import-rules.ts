@@ -23,6 +23,12 @@ const OFFLINE = '^gpu-backend/(learning|publication)/';
 const ENTRY_POINTS = '^gpu-backend/(cli|dev|bench)/';
 const STAGES = 'data → masks → evaluation → publication: an earlier stage never needs a later one.';
 
+/** The folders of the edge. services.ts stands between `counting` and `http`. */
+const EDGE_ORDER = [
+  ...['base', 'db', 'backends', 'tenants', 'routing', 'releases', 'counting'],
+  ...['http', 'requests', 'admin'],
+];
+
 export const RULES: readonly Rule[] = [
   forbid(
     'shared-is-pure',
@@ -108,17 +114,25 @@ export const RULES: readonly Rule[] = [
     { path: '^(gpu-backend|workers|shared)/', pathNot: ENTRY_POINTS },
     { path: ENTRY_POINTS },
   ),
-  forbid(
-    'edge-db-below-subjects',
-    'A query does not know who asks.',
-    { path: '^workers/db/' },
-    { path: '^workers/(requests|routing|backends|releases|counting|admin)/' },
+  ...EDGE_ORDER.slice(0, -1).map((folder, index) =>
+    forbid(
+      `edge-order-${folder}`,
+      `At the edge a folder knows only those before it: ${EDGE_ORDER.join(' → ')}.`,
+      { path: `^workers/${folder}/` },
+      { path: `^workers/(${EDGE_ORDER.slice(index + 1).join('|')})/` },
+    ),
   ),
   forbid(
-    'edge-subjects-below-endpoints',
-    'A subject does not know over which endpoint it is reached.',
-    { path: '^workers/(routing|backends|tenants|releases|counting)/' },
-    { path: '^workers/(admin/|app\\.ts|index\\.ts)' },
+    'edge-services-wire-subjects',
+    'services.ts wires the subjects together; what concerns HTTP stands on top of it, and app.ts composes that.',
+    { path: `^workers/(${EDGE_ORDER.slice(0, EDGE_ORDER.indexOf('http')).join('|')})/` },
+    { path: '^workers/(services|app|index)\\.ts' },
+  ),
+  forbid(
+    'edge-is-composed-once',
+    'No endpoint knows the app that it is part of.',
+    { path: '^workers/(http|requests|admin|services\\.ts)' },
+    { path: '^workers/(app|index)\\.ts' },
   ),
   forbid(
     'dashboard-is-a-client',

@@ -4,7 +4,7 @@ import { consumeEvents } from './counting/consume-events.ts';
 import type { Env } from './env.ts';
 import { servicesFor } from './services.ts';
 
-export { TenantBudget } from './tenants/tenant-budget.ts';
+export { TenantBudget } from './tenants/budgets.ts';
 
 export default {
   fetch: (request, env, context) => app.fetch(request, env, context),

@@ -187,8 +187,7 @@ export const BUDGET = { wait_ms: 2_000, tries: 2 } as const;
 /**
  * The rate-limit bindings of wrangler.toml. Their windows are ten seconds. They are asked once for some requests of a
  * caller in an isolate, since on one machine they are a question to another object, which no request should wait for.
- * A new isolate lets up to so many in before it asks. One that has seen more callers than it remembers begins anew with
- * each of them.
+ * A new isolate lets up to so many in before it asks.
  */
 export const BURST = {
   window_s: 10,

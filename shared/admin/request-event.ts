@@ -30,10 +30,12 @@ export const requestEventSchema = z.strictObject({
   cluster: z.int().nullable(),
   similarity: z.number().nullable(),
   experiment: z.string(),
-  /** Whose it is; '' for nobody's, and without one. A message of the release before does not say. */
-  experiment_owner: z.string().default(''),
+  /** Whose it is; '' for nobody's, and without one. */
+  experiment_owner: z.string(),
   variant: z.string(),
   region: z.string(),
+  /** The backend that answered; null when none did. */
+  backend: z.string().nullable(),
   fallback: z.enum(FALLBACK_REASONS).nullable(),
   stream: z.boolean(),
   /** Of the answer; 499 when the client hung up first, or the time was over that it had made shorter itself. */
@@ -86,19 +88,5 @@ export const edgeEventSchema = z.discriminatedUnion('kind', [
 ]);
 export type EdgeEvent = z.infer<typeof edgeEventSchema>;
 
-/** Who answered requests of the same message: no event, for it is never counted without theirs. */
-export const answererEntrySchema = z.strictObject({
-  kind: z.literal('answerer'),
-  backend: z.string(),
-  requests: z.array(z.string().regex(EVENT_ID_PATTERN)),
-});
-export type AnswererEntry = z.infer<typeof answererEntrySchema>;
-
-export const messageEntrySchema = z.discriminatedUnion('kind', [
-  ...edgeEventSchema.options,
-  answererEntrySchema,
-]);
-export type MessageEntry = z.infer<typeof messageEntrySchema>;
-
 /** A message of the queue: requests' events several together, a note alone, since it may have to come again. */
-export type EdgeMessage = EdgeEvent | readonly (RequestEvent | AnswererEntry)[];
+export type EdgeMessage = EdgeEvent | readonly RequestEvent[];

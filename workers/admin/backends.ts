@@ -2,6 +2,7 @@
 import { Hono } from 'hono';
 import { createBackendSchema, updateBackendSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import { defaultBackend } from '../backends/registry.ts';
 import {
   type BackendRow,
@@ -13,9 +14,9 @@ import {
 } from '../db/backend-rows.ts';
 import { d1 } from '../db/d1.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
-import { parse, readJson } from '../http/request-body.ts';
-import { requireGlobal } from './admin.ts';
+import { readJson } from '../http/request-body.ts';
 import { jobs } from './jobs.ts';
+import { requireGlobal } from './scope.ts';
 
 export const backends = new Hono<AppEnv>()
   .use(async (c, next) => {
@@ -27,7 +28,7 @@ export const backends = new Hono<AppEnv>()
     const { db, backend, config } = c.var.services;
     const rows = await d1(listBackends(db));
     const shown = rows.length === 0 ? [defaultBackend(config.BACKEND_URL)] : rows;
-    return c.json({ object: 'list', data: shown.map(backend.describe) });
+    return c.json({ object: 'list', data: shown.map((row) => backend.describe(row)) });
   })
   .post('/', async (c) => {
     const { id, ...fields } = parse(createBackendSchema, await readJson(c.req.raw));

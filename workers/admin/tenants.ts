@@ -8,13 +8,15 @@ import {
   updateTenantSchema,
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import { d1 } from '../db/d1.ts';
+import type { BudgetLimits } from '../db/tenant-rows.ts';
 import { findTenant, insertTenant, listTenants, updateTenant } from '../db/tenant-rows.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { parse, readJson } from '../http/request-body.ts';
-import type { BudgetLimits, BudgetState } from '../tenants/budgets.ts';
-import { tenantWarnings } from '../tenants/terms.ts';
-import { listed, pageQuery, requireGlobal } from './admin.ts';
+import { readJson } from '../http/request-body.ts';
+import type { BudgetState } from '../tenants/ledger.ts';
+import { listed, pageQuery, requireGlobal } from './scope.ts';
+import { tenantWarnings } from './terms.ts';
 
 export const tenants = new Hono<AppEnv>()
   .post('/', async (c) => {

@@ -3,11 +3,17 @@ import { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { parseOrNull, readBounded } from '../http/request-body.ts';
-import { createWait } from '../http/waiting.ts';
+import { parseOrNull, readBounded } from '../../shared/wire/read-bounded.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { createWait } from '../base/waiting.ts';
 import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
-import type { Send } from './call-backend.ts';
+
+/** How requests reach backends: as `fetch`, for absolute addresses. */
+export type Send = (url: string, init: RequestInit) => Promise<Response>;
+
+/** `network` is a binding of Workers VPC; without one backends have public names. */
+export const sender = (network: Pick<Fetcher, 'fetch'> | undefined): Send =>
+  network === undefined ? (url, init) => fetch(url, init) : (url, init) => network.fetch(url, init);
 
 export type BackendRequest = {
   readonly path: string;
@@ -29,15 +35,13 @@ export type Outcome =
   | { readonly kind: 'answer'; readonly response: Response; readonly rest: Rest | undefined }
   /** An error of its own that another backend may not have; the client gets it when there is no other. */
   | { readonly kind: 'refused'; readonly response: Response; readonly why: Refusal }
-  /** No answer, or none of the protocol. `again`: the same backend may do better in a moment. */
+  /** No answer, or something that is no answer of the protocol. `again`: the same backend may do better in a moment. */
   | { readonly kind: 'failed'; readonly error: MaskrouteError; readonly again: boolean }
   /** Given up after all of the attempt's time: it may have worked on the request. */
   | { readonly kind: 'late'; readonly waited_ms: number }
   | { readonly kind: 'cancelled' };
 
-/**
- * Of a small whole answer: gives what `work`, which reads it, gives. @throws Error when the backend stalls in its middle.
- */
+/** Waits for `work`, which reads a small whole answer. @throws Error when the backend stalls in its middle. */
 export type Rest = <T>(work: Promise<T>) => Promise<T>;
 
 /** `stopping`: it is about to be gone, and another one may already answer at its address. */
@@ -56,24 +60,8 @@ type Sending = {
   readonly left_ms: number;
 };
 
-/** Whether an answer is over when it begins: no stream, and known to be small. */
-function isSmallWhole(headers: Headers): boolean {
-  const length = headers.get('content-length');
-  if (length === null || Number(length) > WHOLE_BYTES_MAX) return false;
-  return headers.get('content-type')?.startsWith('text/event-stream') !== true;
-}
-/** A whole answer up to this size is read at once: that takes less work than passing it on in pieces. */
-const WHOLE_BYTES_MAX = 1024 * 1024;
-
-export async function attempt({
-  send,
-  url,
-  token,
-  request,
-  signal,
-  timeout_ms,
-  left_ms,
-}: Sending): Promise<Outcome> {
+export async function attempt(sending: Sending): Promise<Outcome> {
+  const { send, url, request, signal, timeout_ms, left_ms } = sending;
   const { stall_ms } = request;
   const wait = createWait(Math.min(timeout_ms, stall_ms ?? timeout_ms));
   // A backend stops by itself when the caller's time is over: it is told that. A controller that hears of another signal
@@ -88,22 +76,7 @@ export async function attempt({
   let isRestLeft = false;
   let sent: Promise<Response> | undefined;
   try {
-    sent = send(url + request.path, {
-      method: request.body === undefined ? 'GET' : 'POST',
-      headers: {
-        authorization: `Bearer ${token}`,
-        accept: 'application/json, text/event-stream',
-        // A compressed stream would be held back to be unpacked.
-        'accept-encoding': 'identity',
-        [HEADERS.requestId]: request.requestId,
-        [BACKEND_HEADERS.deadline]: String(Math.ceil(left_ms)),
-        ...(request.body === undefined ? {} : { 'content-type': 'application/json' }),
-      },
-      redirect: 'manual',
-      // Aborting it is how a hang-up reaches the engine, before the first byte too.
-      signal: controller?.signal ?? signal,
-      ...(request.body === undefined ? {} : { body: request.body }),
-    });
+    sent = send(url + request.path, initOf(sending, controller?.signal ?? signal));
     const response = await inTime(sent, timeout_ms);
     const rest: Rest | undefined =
       stall_ms !== undefined && response.ok && isSmallWhole(response.headers)
@@ -127,6 +100,32 @@ export async function attempt({
   }
 }
 
+const initOf = ({ request, token, left_ms }: Sending, signal: AbortSignal): RequestInit => ({
+  method: request.body === undefined ? 'GET' : 'POST',
+  headers: {
+    authorization: `Bearer ${token}`,
+    accept: 'application/json, text/event-stream',
+    // A compressed stream would be held back to be unpacked.
+    'accept-encoding': 'identity',
+    [HEADERS.requestId]: request.requestId,
+    [BACKEND_HEADERS.deadline]: String(Math.ceil(left_ms)),
+    ...(request.body === undefined ? {} : { 'content-type': 'application/json' }),
+  },
+  redirect: 'manual',
+  // Aborting it is how a hang-up reaches the engine, before the first byte too.
+  signal,
+  ...(request.body === undefined ? {} : { body: request.body }),
+});
+
+/** Whether an answer is over when it begins: no stream, and known to be small. */
+function isSmallWhole(headers: Headers): boolean {
+  const length = headers.get('content-length');
+  if (length === null || Number(length) > WHOLE_BYTES_MAX) return false;
+  return headers.get('content-type')?.startsWith('text/event-stream') !== true;
+}
+/** A whole answer up to this size is read at once: that takes less work than passing it on in pieces. */
+const WHOLE_BYTES_MAX = 1024 * 1024;
+
 class LateError extends Error {}
 
 /** Aborts with `signal`, too. `AbortSignal.any` of two takes the runtime a good deal longer to make. */
@@ -148,7 +147,17 @@ export const unreachable = (cause?: unknown, retryAfter_s = RETRY_AFTER_s): Mask
     cause,
   });
 
-const errorBodySchema = z.looseObject({ error: z.looseObject({ message: z.string(), code: z.unknown() }) });
+const errorBodySchema = z.looseObject({
+  error: z.looseObject({ message: z.string(), code: z.unknown(), param: z.unknown() }),
+});
+
+/** An error as the protocol has it, with the text that it came in; null for anything else. Never throws. */
+export async function readError(response: Response) {
+  const text = await readBounded(response.body, BACKEND_ERROR_BYTES_MAX).catch(() => null);
+  if (text === null) return null;
+  const body = errorBodySchema.safeParse(parseOrNull(text));
+  return body.success ? { text, ...body.data.error } : null;
+}
 
 /** Refusals that say nothing bad of the backend. */
 const HARMLESS: ReadonlyMap<unknown, Refusal> = new Map([
@@ -164,19 +173,6 @@ const FINAL_CODES: readonly unknown[] = ['deadline_exceeded', 'configuration_una
 const isOfSomethingBetween = (status: number): boolean =>
   (status >= 502 && status <= 504) || (status >= 520 && status <= 530);
 
-/** What came is none of the protocol's: a backend's fault, or something in between that did not reach it. */
-async function foreign(response: Response, { requestId }: BackendRequest, reason: string): Promise<Outcome> {
-  const { status } = response;
-  await response.body?.cancel().catch(() => {});
-  if (isOfSomethingBetween(status)) {
-    log('error', 'backend_unreachable', { request_id: requestId, url: response.url, status, reason });
-    return { kind: 'failed', error: unreachable(), again: true };
-  }
-  log('error', 'backend_error', { request_id: requestId, status, reason });
-  const error = new MaskrouteError('backend_error', 'The model backend gave an answer that cannot be used.');
-  return { kind: 'failed', error, again: false };
-}
-
 async function judge(response: Response, request: BackendRequest, rest: Rest | undefined): Promise<Outcome> {
   const { status } = response;
   const type = response.headers.get('content-type') ?? '';
@@ -191,11 +187,9 @@ async function judge(response: Response, request: BackendRequest, rest: Rest | u
   }
   if (status < 400 || !type.startsWith('application/json'))
     return await foreign(response, request, `content type ${type}`);
-  const text = await readBounded(response.body, BACKEND_ERROR_BYTES_MAX).catch(() => null);
-  const body = errorBodySchema.safeParse(text === null ? null : parseOrNull(text));
-  if (text === null || !body.success)
-    return await foreign(response, request, 'an error that is none of the protocol');
-  const { code } = body.data.error;
+  const error = await readError(response);
+  if (error === null) return await foreign(response, request, 'an error that is not of the protocol');
+  const { code, text } = error;
   if (isOfSomethingBetween(status) && typeof code !== 'string')
     return await foreign(response, request, 'an error without a code of the protocol');
   const said = new Response(text, { status, headers: response.headers });
@@ -206,6 +200,19 @@ async function judge(response: Response, request: BackendRequest, rest: Rest | u
   return { kind: 'answer', response: said, rest: undefined };
 }
 
+/** What came does not keep to the protocol: a backend's fault, or something in between that did not reach it. */
+async function foreign(response: Response, { requestId }: BackendRequest, reason: string): Promise<Outcome> {
+  const { status } = response;
+  await response.body?.cancel().catch(() => {});
+  if (isOfSomethingBetween(status)) {
+    log('error', 'backend_unreachable', { request_id: requestId, url: response.url, status, reason });
+    return { kind: 'failed', error: unreachable(), again: true };
+  }
+  log('error', 'backend_error', { request_id: requestId, status, reason });
+  const error = new MaskrouteError('backend_error', 'The model backend gave an answer that cannot be used.');
+  return { kind: 'failed', error, again: false };
+}
+
 /** A body that is only named costs a stream, so it is not where the length is known. */
 function isEmpty(response: Response): boolean {
   const length = response.headers.get('content-length');
@@ -214,9 +221,8 @@ function isEmpty(response: Response): boolean {
 
 /** Why a backend does not let the edge in, in its own words: for the log, never for the client. */
 async function refusal(response: Response): Promise<string> {
-  const text = await readBounded(response.body, BACKEND_ERROR_BYTES_MAX).catch(() => null);
-  const said = errorBodySchema.safeParse(text === null ? null : parseOrNull(text));
-  const why = said.success ? `${said.data.error.code}: ${said.data.error.message}` : 'without a reason';
+  const error = await readError(response);
+  const why = error === null ? 'without a reason' : `${error.code}: ${error.message}`;
   return `it refused the credentials of the edge (${why}): compare BACKEND_KEY, MASKROUTE_BACKEND_URL, clocks`;
 }
 

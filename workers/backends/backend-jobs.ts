@@ -2,14 +2,14 @@
  * A backend's jobs, asked on behalf of an operator of the edge. The token says so and is for that one backend; the
  * backend key itself is sent nowhere, since an entry of the registry may lead to anybody.
  */
-import { z } from 'zod';
+import type { z } from 'zod';
 import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
+import { parseOrNull, readBounded } from '../../shared/wire/read-bounded.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { parseOrNull, readBounded } from '../http/request-body.ts';
+import { log, reasonOf } from '../base/log.ts';
 import { JOBS, RETRY_AFTER_s } from '../limits.ts';
-import type { Send } from './call-backend.ts';
+import { readError, type Send } from './attempt.ts';
 
 export type JobQuestion = {
   /** The address of the backend. */
@@ -82,20 +82,16 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
   };
 }
 
-const wireErrorSchema = z.looseObject({
-  error: z.looseObject({ message: z.string(), code: z.string(), param: z.string().nullish() }),
-});
-
 /** What the backend says of the job is for the operator; what it says of the edge's credentials is for the log. */
 async function refusal(response: Response, requestId: string): Promise<MaskrouteError> {
-  const text = await readBounded(response.body, JOBS.bytesMax).catch(() => '');
-  const said = wireErrorSchema.safeParse(parseOrNull(text));
-  if (!said.success) return useless(requestId, `status ${response.status}`);
-  const { code, message, param } = said.data.error;
-  if (response.status === 401 || !(code in ERROR_CODES)) return useless(requestId, `${code}: ${message}`);
+  const said = await readError(response);
+  if (said === null) return useless(requestId, `status ${response.status}`);
+  const { code, message, param } = said;
+  if (response.status === 401 || typeof code !== 'string' || !(code in ERROR_CODES))
+    return useless(requestId, `${code}: ${message}`);
   const retryAfter_s = Number(response.headers.get('retry-after') ?? 0);
   return new MaskrouteError(code as ErrorCode, message, {
-    param: param ?? null,
+    param: typeof param === 'string' ? param : null,
     ...(retryAfter_s > 0 ? { retryAfter_s } : {}),
   });
 }

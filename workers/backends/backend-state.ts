@@ -108,6 +108,9 @@ export type LiveBackend = {
   readonly weight: number;
 };
 
+/** With what this isolate has learned of it. */
+export type KnownBackend = LiveBackend & { readonly seen: Observed };
+
 export interface Observed {
   readonly breaker: Breaker;
   /** The models that it lists; undefined while unknown. */

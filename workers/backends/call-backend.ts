@@ -1,182 +1,314 @@
-/** The backends of one isolate, wired: registry, what was learned of each, signed tokens, and the pool over them. */
-import { type BackendEntry, loadReportSchema } from '../../shared/wire/backend-load.ts';
-import { createSigner } from '../../shared/wire/service-token.ts';
-import { type BackendRow, listBackends } from '../db/backend-rows.ts';
-import { type Database, isoTimeOrNull } from '../db/d1.ts';
-import type { Config } from '../env.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { readBounded } from '../http/request-body.ts';
-import type { Hold } from '../http/waiting.ts';
-import { LOAD_PROBE } from '../limits.ts';
-import { attempt, type BackendRequest } from './attempt.ts';
-import { type LiveBackend, type Observed, observe } from './backend-state.ts';
-import { type Backends, createBackends } from './pool.ts';
-import { createRegistry } from './registry.ts';
+/**
+ * One request's way through the backends: the best one is asked, the next if it fails, until the first byte of an
+ * answer. From then on nothing is asked again. The way ends with the caller's time, with the client's patience
+ * (`signal`), or after a few attempts.
+ */
+import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
+import { BACKEND_HEADERS, parseLoad } from '../../shared/wire/backend-load.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { Hold } from '../base/waiting.ts';
+import { attempt, type BackendRequest, type Outcome, type Rest, type Send, unreachable } from './attempt.ts';
+import type { Breaker, KnownBackend, LiveBackend, Observed } from './backend-state.ts';
+import { type Candidate, orderBackends, type Wish } from './choose.ts';
 
-/* How requests reach backends: over the open network, or over a private one that is bound to the worker. */
+export type Call = BackendRequest & {
+  /** Absent: any backend. */
+  readonly wish?: Wish;
+  /** A backend that is silent for so long is given up for the next one, where there is one. */
+  readonly silence_ms?: number;
+  /** `timeout_ms` is all that the edge ever waits, and not what a client or a task behind requests gives it. */
+  readonly isFullTime?: boolean;
+  /** No completion: what comes of it says nothing of how completions fare, so that no breaker hears of it. */
+  readonly isAside?: boolean;
+  /** A backend was given up in silence: it may have worked on the request. */
+  readonly onLate?: () => void;
+  /** False: what fails now fails for good (a byte has gone to the client). */
+  readonly mayRetry?: () => boolean;
+  readonly hold: Hold;
+};
 
-/** As `fetch`, for absolute addresses. */
-export type Send = (url: string, init: RequestInit) => Promise<Response>;
+export type Answer = {
+  readonly response: Response;
+  readonly backend: string;
+  /** Undefined for a stream, a large answer or an error. */
+  readonly rest: Rest | undefined;
+};
 
-/** `network` is a binding of Workers VPC; without one backends have public names. */
-export const sender = (network: Pick<Fetcher, 'fetch'> | undefined): Send =>
-  network === undefined ? (url, init) => fetch(url, init) : (url, init) => network.fetch(url, init);
+export type CallParts = {
+  readonly send: Send;
+  /** A token for one attempt at one backend. */
+  readonly token: (request: BackendRequest, backend: LiveBackend) => Promise<string>;
+  /** Asks a backend that let a whole answer's time pass for its load: it may only be busy. If it is gone, it is blamed. */
+  readonly suspect: (backend: KnownBackend) => Promise<void>;
+  /** A second backend is asked when the first is silent for so long; 0: never. */
+  readonly hedge_ms: number;
+};
 
-/** One backend's answer to a question; `status` null: it gave none, or something in between did. */
-export type Said = { readonly status: number | null; readonly value: unknown };
-
-export interface BackendPool extends Backends {
-  /** Every enabled backend is asked the same; what they answer with success, as JSON. Rejects when none does. */
-  askAll(path: string, timeout_ms: number, hold: Hold): Promise<unknown[]>;
-  /** The same, with what those say that refuse. Rejects when nobody knows which backends there are. */
-  askEach(path: string, timeout_ms: number, hold: Hold, only?: string): Promise<readonly Said[]>;
-  /** With what this isolate knows of it. */
-  describe(row: BackendRow): BackendEntry;
-  /** After a change of the registry. */
-  refresh(hold: Hold): Promise<void>;
+/**
+ * The answer, its body unread when it is a success.
+ * @throws MaskrouteError `backend_unreachable` when there is no answer, `deadline_exceeded` when there is none
+ * in a time that is not the edge's own, `backend_error` when the answer does not keep to the protocol, `cancelled`
+ * when `signal` aborts.
+ */
+export async function callBackend(
+  parts: CallParts,
+  call: Call,
+  backends: readonly KnownBackend[],
+): Promise<Answer> {
+  const way = new Way(parts, call, backends);
+  for (let attempts = 1; ; attempts++) {
+    const outcome = await way.next();
+    if (outcome.kind === 'answer') return outcome;
+    if (outcome.kind === 'cancelled') throw hungUp();
+    const mayGoOn = attempts < RETRY.attemptsMax && call.mayRetry?.() !== false && way.left_ms() > 0;
+    const step = mayGoOn ? way.peek() : 'none';
+    if (step === 'none') return lastWord(outcome, call);
+    // Another backend is asked at once; the same one after a pause.
+    if (step === 'same') {
+      const delay_ms = retryDelay_ms(way.retries(), Math.random());
+      await pause(Math.min(delay_ms, way.left_ms()), call.signal);
+    }
+  }
 }
 
-export function createBackendPool(
-  db: Database,
-  config: Pick<Config, 'BACKEND_URL' | 'BACKEND_KEY' | 'BACKEND_HEDGE_MS' | 'EDGE_URL'>,
-  send: Send,
-): BackendPool {
-  const registry = createRegistry(() => listBackends(db), config.BACKEND_URL);
-  const known = new Map<string, { readonly url: string; readonly seen: Observed }>();
+/** `hadAll`: all of the caller's time that was left was for this attempt. */
+type Tried = Outcome & { readonly backend: string; readonly hadAll: boolean };
 
-  /** A backend that moved to another address is another one. */
-  const observedOf = ({ id, url }: Pick<LiveBackend, 'id' | 'url'>): Observed => {
-    const found = known.get(id);
-    if (found?.url === url) return found.seen;
-    const seen = observe();
-    known.set(id, { url, seen });
-    return seen;
-  };
-  const list = async (hold: Hold): Promise<readonly BackendRow[]> => {
-    const rows = registry.fresh() ?? (await registry.enabled(hold));
-    for (const row of rows) observedOf(row);
-    if (known.size > rows.length) dropUnlisted(known, rows);
-    return rows;
-  };
+/** What hears how a call went. */
+type Listener = Pick<Breaker, 'succeeded' | 'failed' | 'released'>;
+const DEAF: Listener = { succeeded() {}, failed() {}, released() {} };
 
-  const sign = createSigner(config.BACKEND_KEY);
-  // The edge's own address is what its operator says. The host of a request is what its client says: a backend would be
-  // led wherever that points.
-  const { EDGE_URL: edge = '' } = config;
-  const token = ({ tenant }: BackendRequest, { url }: LiveBackend): Promise<string> =>
-    sign({ tenant, edge, audience: url });
-  /** Its status and JSON, also of a refusal. @throws when it gives no answer of the protocol. */
-  const askOne = async (
-    backend: LiveBackend,
-    path: string,
-    timeout_ms: number,
-  ): Promise<{ status: number; value: unknown }> => {
-    const { signal } = new AbortController();
-    const requestId = `edge_${crypto.randomUUID()}`;
-    const request = { path, requestId, tenant: '', signal, timeout_ms } satisfies BackendRequest;
-    const outcome = await attempt({
-      send,
-      url: backend.url,
-      token: await token(request, backend),
-      request,
-      signal,
-      timeout_ms,
-      left_ms: timeout_ms,
-    });
-    if (outcome.kind === 'failed') throw outcome.error;
-    if (outcome.kind === 'late') throw new Error(`no answer within ${outcome.waited_ms} ms`);
-    if (outcome.kind === 'cancelled') throw new Error('it was called off');
-    const { status, body } = outcome.response;
-    return { status, value: JSON.parse(await readBounded(body, LOAD_PROBE.bytesMax)) };
-  };
-  const successOf = async (backend: LiveBackend, path: string, timeout_ms: number): Promise<unknown> => {
-    const { status, value } = await askOne(backend, path, timeout_ms);
-    if (status < 200 || status >= 300) throw new Error(`the backend ${backend.id} answered ${status}`);
-    return value;
-  };
+const ANY: Wish = { region: 'local', mask: DENSE_MASK_ID, model: undefined };
 
-  /** Whether it told its load. */
-  const probe = async (backend: LiveBackend): Promise<boolean> => {
-    try {
-      const report = loadReportSchema.parse(await successOf(backend, '/v1/load', LOAD_PROBE.timeout_ms));
-      observedOf(backend).probed(report, Date.now());
-      return true;
-    } catch (error) {
-      log('warn', 'backend_load_unknown', { backend: backend.id, reason: reasonOf(error) });
-      return false;
-    }
-  };
-  const suspect = async (backend: LiveBackend): Promise<void> => {
-    if (!(await probe(backend))) observedOf(backend).breaker.failed(Date.now(), true);
-  };
-  const refreshLoads = (backends: readonly LiveBackend[], hold: Hold): void => {
+/** Which backends were asked, what they said, and who is next. */
+class Way {
+  readonly #parts: CallParts;
+  readonly #call: Call;
+  readonly #wish: Wish;
+  readonly #isAside: boolean;
+  readonly #backends: readonly KnownBackend[];
+  readonly #started_ms = Date.now();
+  /** How often, by id. */
+  readonly #asked = new Map<string, number>();
+  /** They would say the same again. */
+  readonly #done = new Set<string>();
+  /** A request blames a backend once, however often it tries: one bad request must not open a breaker. */
+  readonly #blamed = new Set<string>();
+  #last: Tried | undefined;
+
+  constructor(parts: CallParts, call: Call, backends: readonly KnownBackend[]) {
+    this.#parts = parts;
+    this.#call = call;
+    this.#wish = call.wish ?? ANY;
+    this.#isAside = call.isAside === true;
+    this.#backends = backends;
+  }
+
+  left_ms(): number {
+    return this.#call.timeout_ms - (Date.now() - this.#started_ms);
+  }
+
+  /** Attempts at backends that had been asked before. */
+  retries(): number {
+    return [...this.#asked.values()].reduce((sum, times) => sum + times - 1, 0);
+  }
+
+  peek(): 'none' | 'other' | 'same' {
+    const [first] = this.#open();
+    return first === undefined ? 'none' : this.#asked.has(first.id) ? 'same' : 'other';
+  }
+
+  async next(): Promise<Tried> {
     const now_ms = Date.now();
-    let asked = 0;
-    for (const backend of backends) {
-      const seen = observedOf(backend);
-      // With one backend there is nothing to choose, so nothing to ask unless it seems to be gone.
-      if (backends.length < 2 && seen.breaker.state(now_ms) === 'closed') continue;
-      if (asked < LOAD_PROBE.aRequestMax && seen.takeProbe(now_ms)) {
-        asked++;
-        hold(probe(backend));
-      }
+    const [first, second] = this.#open();
+    if (first === undefined || !this.#mayAsk(first, now_ms)) {
+      this.#last ??= { ...this.#nobody(now_ms), backend: '', hadAll: false };
+      return this.#last;
     }
-  };
+    // Nobody who may still answer is given up for a backend that drains: it would refuse.
+    const fresh =
+      second !== undefined && !this.#asked.has(second.id) && !second.seen.isDraining ? second : undefined;
+    this.#last = await hedged(
+      (signal) => this.#ask(first, signal, fresh !== undefined),
+      // A hedge takes no half-open backend's one trial.
+      fresh && fresh.seen.breaker.state(now_ms) === 'closed'
+        ? (signal) => this.#ask(fresh, signal, false)
+        : undefined,
+      this.#parts.hedge_ms,
+      this.#call.signal,
+    );
+    return this.#last;
+  }
 
-  const pool = createBackends({
-    send,
-    list,
-    observed: (id) => known.get(id)!.seen,
-    token,
-    refresh: refreshLoads,
-    suspect,
-    hedge_ms: config.BACKEND_HEDGE_MS,
+  /** Those that may be asked now, the best first: the untried before the tried. */
+  #open(): KnownBackend[] {
+    const now_ms = Date.now();
+    const usable = this.#backends.filter(
+      ({ id, seen }) => !this.#done.has(id) && seen.breaker.admits(now_ms),
+    );
+    const timesAsked = ({ id }: KnownBackend) => this.#asked.get(id) ?? 0;
+    return orderBackends(usable.map(candidate), this.#wish)
+      .map(({ backend }) => backend)
+      .sort((a, b) => timesAsked(a) - timesAsked(b));
+  }
+
+  #mayAsk({ seen: { breaker } }: KnownBackend, now_ms: number): boolean {
+    return this.#isAside ? breaker.admits(now_ms) : breaker.admit(now_ms);
+  }
+
+  #nobody(now_ms: number): Outcome {
+    const waits_ms = this.#backends.map(({ seen }) => seen.breaker.wait_ms(now_ms));
+    const wait_ms = Math.min(...waits_ms);
+    const retryAfter_s = Number.isFinite(wait_ms) ? Math.max(1, Math.ceil(wait_ms / 1000)) : 1;
+    return { kind: 'failed', error: unreachable(undefined, retryAfter_s), again: false };
+  }
+
+  async #ask(backend: KnownBackend, signal: AbortSignal, hasOthers: boolean): Promise<Tried> {
+    const { send, token } = this.#parts;
+    const request = this.#call;
+    const { id, url, seen } = backend;
+    this.#asked.set(id, (this.#asked.get(id) ?? 0) + 1);
+    const signed = await token(request, backend);
+    const wasDraining = seen.isDraining;
+    const end = this.#isAside ? () => {} : seen.begin(this.#wish.mask);
+    const left_ms = Math.max(1, this.left_ms());
+    const timeout_ms = hasOthers ? Math.min(left_ms, request.silence_ms ?? left_ms) : left_ms;
+    const sending = { send, url, token: signed, request, signal, timeout_ms, left_ms };
+    const outcome = await attempt(sending).finally(end);
+    this.#learnState(outcome, seen, wasDraining);
+    this.#learnHealth(outcome, backend, this.#isAside ? DEAF : seen.breaker);
+    return { ...outcome, backend: id, hadAll: timeout_ms === left_ms };
+  }
+
+  #learnState(outcome: Outcome, seen: Observed, wasDraining: boolean): void {
+    if (outcome.kind !== 'answer' && outcome.kind !== 'refused') return;
+    const load = parseLoad(outcome.response.headers.get(BACKEND_HEADERS.load));
+    if (load !== undefined) seen.reported(load, Date.now());
+    if (outcome.kind === 'refused') {
+      if (outcome.why === 'stopping') seen.drains(true, Date.now());
+      // What had been under way before says nothing: a backend that drains finishes it.
+    } else if (wasDraining && !this.#isAside) seen.drains(false, Date.now());
+  }
+
+  #learnHealth(outcome: Outcome, backend: KnownBackend, breaker: Listener): void {
+    const { id } = backend;
+    switch (outcome.kind) {
+      case 'answer':
+        return breaker.succeeded();
+      case 'cancelled':
+        return breaker.released();
+      case 'refused':
+        if (outcome.why === 'stopping') return breaker.released();
+        this.#done.add(id);
+        return outcome.why === 'sick' ? this.#blame(id, breaker, false) : breaker.succeeded();
+      case 'failed':
+        if (!outcome.again) this.#done.add(id);
+        return this.#blame(id, breaker, outcome.again);
+      case 'late':
+        this.#done.add(id);
+        this.#call.onLate?.();
+        // Backends send the headers of a stream early. A whole answer may take longer than its caller waits.
+        if (outcome.waited_ms >= (this.#call.silence_ms ?? Number.POSITIVE_INFINITY))
+          return this.#blame(id, breaker, false);
+        breaker.released();
+        if (this.#call.isFullTime === true) this.#call.hold(this.#parts.suspect(backend));
+    }
+  }
+
+  #blame(id: string, breaker: Listener, isUnreachable: boolean): void {
+    if (this.#blamed.has(id)) breaker.released();
+    else breaker.failed(Date.now(), isUnreachable);
+    this.#blamed.add(id);
+  }
+}
+
+function candidate(backend: KnownBackend): Candidate & { readonly backend: KnownBackend } {
+  const { id, regions, weight, seen } = backend;
+  const { load, waiting, isHot, isDraining, models } = seen;
+  return { backend, id, regions, weight, load, waiting, isHot, isDraining, models };
+}
+
+/** What the client is told when nobody is left to ask. */
+function lastWord(
+  said: Exclude<Tried, { kind: 'answer' | 'cancelled' }>,
+  { isFullTime, timeout_ms }: Call,
+): Answer {
+  switch (said.kind) {
+    case 'refused':
+      return { response: said.response, backend: said.backend, rest: undefined };
+    case 'failed':
+      throw said.error;
+    case 'late':
+      throw said.hadAll && isFullTime !== true
+        ? new MaskrouteError('deadline_exceeded', `No answer came within ${timeout_ms} ms.`)
+        : unreachable();
+  }
+}
+
+const hungUp = (): MaskrouteError => new MaskrouteError('cancelled', 'The client hung up.');
+
+type Ask<T> = (signal: AbortSignal) => Promise<T>;
+
+/**
+ * Hedging: a second backend is asked when the first has been silent for a while, and the first answer wins; the loser is
+ * called off at once. It costs work done twice, so it is off unless configured.
+ *
+ * `after_ms` 0, or no `second`: plainly the first. A failure counts only when nobody else can still answer.
+ */
+export async function hedged<T extends Outcome>(
+  first: Ask<T>,
+  second: Ask<T> | undefined,
+  after_ms: number,
+  signal: AbortSignal,
+): Promise<T> {
+  if (second === undefined || after_ms === 0) return await first(signal);
+  const callOff = [new AbortController(), new AbortController()] as const;
+  const begin = (ask: Ask<T>, index: 0 | 1) => ask(AbortSignal.any([signal, callOff[index].signal]));
+  const running = [begin(first, 0)];
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const silent = new Promise<'silent'>((resolve) => {
+    timer = setTimeout(resolve, after_ms, 'silent');
   });
-  return {
-    ...pool,
-    async askEach(path, timeout_ms, hold, only) {
-      const backends = (await list(hold)).filter(({ id }) => only === undefined || id === only);
-      return await Promise.all(
-        backends.map((backend) =>
-          askOne(backend, path, timeout_ms).catch(() => ({ status: null, value: null })),
-        ),
-      );
-    },
-    async askAll(path, timeout_ms, hold) {
-      const backends = await list(hold);
-      const answers = await Promise.allSettled(
-        backends.map(async (backend) => {
-          const answer = await successOf(backend, path, timeout_ms);
-          const models = modelIds(answer);
-          if (models !== undefined) observedOf(backend).models = models;
-          return answer;
-        }),
-      );
-      const given = answers.filter((answer) => answer.status === 'fulfilled').map(({ value }) => value);
-      if (given.length > 0) return given;
-      throw (
-        answers.find((answer) => answer.status === 'rejected')?.reason ?? new Error('no backend is enabled')
-      );
-    },
-    describe: ({ createdAt_ms, updatedAt_ms, ...row }) => ({
-      ...row,
-      regions: [...row.regions],
-      created_at: isoTimeOrNull(createdAt_ms),
-      updated_at: isoTimeOrNull(updatedAt_ms),
-      state: (known.get(row.id)?.seen ?? observe()).summary(Date.now()),
-    }),
-    refresh: (hold) => registry.refresh(hold),
-  };
+  const early = await Promise.race([running[0]!, silent]);
+  clearTimeout(timer ?? null);
+  if (early !== 'silent') return early;
+
+  running.push(begin(second, 1));
+  const winner = await Promise.race(
+    running
+      .map(async (attempt, index) => {
+        const outcome = await attempt;
+        return outcome.kind === 'answer' ? { outcome, index } : await new Promise<never>(() => {});
+      })
+      .concat(Promise.all(running).then((outcomes) => ({ outcome: outcomes[1]!, index: 1 }))),
+  );
+  callOff[winner.index === 0 ? 1 : 0].abort();
+  return winner.outcome;
 }
 
-function dropUnlisted(known: Map<string, unknown>, rows: readonly BackendRow[]): void {
-  const listed = new Set(rows.map(({ id }) => id));
-  for (const id of known.keys()) if (!listed.has(id)) known.delete(id);
+const RETRY = { attemptsMax: 5, first_ms: 50, max_ms: 5_000, factor: 2, jitter: 0.1 } as const;
+
+/**
+ * How long to wait before a backend is asked again: exponential, with a little jitter so that callers spread.
+ * `retry` counts from 0; `random` is in [0, 1).
+ */
+export function retryDelay_ms(retry: number, random: number): number {
+  const delay_ms = Math.min(RETRY.first_ms * RETRY.factor ** retry, RETRY.max_ms);
+  return delay_ms * (1 - RETRY.jitter + 2 * RETRY.jitter * random);
 }
 
-/** The ids of a model list; undefined when it is none. */
-function modelIds(answer: unknown): ReadonlySet<string> | undefined {
-  const data = (answer as { data?: unknown } | null)?.data;
-  if (!Array.isArray(data)) return undefined;
-  return new Set(data.map((entry) => String((entry as { id?: unknown } | null)?.id)));
+/** @throws MaskrouteError `cancelled` as soon as `signal` aborts: a client that hung up waits for nothing. */
+export async function pause(delay_ms: number, signal: AbortSignal): Promise<void> {
+  if (signal.aborted) throw hungUp();
+  await new Promise<void>((resolve, reject) => {
+    const stop = () => {
+      clearTimeout(timer);
+      reject(hungUp());
+    };
+    const timer = setTimeout(() => {
+      signal.removeEventListener('abort', stop);
+      resolve();
+    }, delay_ms);
+    signal.addEventListener('abort', stop, { once: true });
+  });
 }

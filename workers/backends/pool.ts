@@ -1,321 +1,175 @@
 /**
- * All backends behind one `call`: the best one is asked, the next if it fails, until the first byte of an answer.
- * From then on nothing is asked again. There is one loop of attempts, and it ends with the caller's time, with the
- * client's patience (`signal`), or after a few attempts.
+ * The backends of one isolate: which there are, what was learned of each, and the questions to them. A request's call
+ * goes to one of them (call-backend.ts); other questions go to all.
  */
+import { type BackendEntry, type LoadReport, loadReportSchema } from '../../shared/wire/backend-load.ts';
+import { readBounded } from '../../shared/wire/read-bounded.ts';
+import { createSigner } from '../../shared/wire/service-token.ts';
+import { log, reasonOf } from '../base/log.ts';
+import type { Hold } from '../base/waiting.ts';
+import { type BackendRow, listBackends } from '../db/backend-rows.ts';
+import { type Database, isoTimeOrNull } from '../db/d1.ts';
+import type { Config } from '../env.ts';
+import { LOAD_PROBE } from '../limits.ts';
+import { attempt, type BackendRequest, type Send } from './attempt.ts';
+import { type KnownBackend, type LiveBackend, type Observed, observe } from './backend-state.ts';
+import { type Answer, type Call, type CallParts, callBackend } from './call-backend.ts';
+import { createRegistry, type Registry } from './registry.ts';
 
-import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
-import { BACKEND_HEADERS, parseLoad } from '../../shared/wire/backend-load.ts';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { Hold } from '../http/waiting.ts';
-import { attempt, type BackendRequest, type Outcome, type Rest, unreachable } from './attempt.ts';
-import type { Breaker, LiveBackend, Observed } from './backend-state.ts';
-import type { Send } from './call-backend.ts';
-import { orderBackends, type Wish } from './choose.ts';
+/** One backend's answer to a question; `status` null: it gave none, or something in between did. */
+export type Said = { readonly status: number | null; readonly value: unknown };
 
-/*
- * Hedging: a second backend is asked when the first has been silent for a while, and the first answer wins. It
- * costs work done twice, so it is off unless configured; a loser is called off at once.
- */
+type PoolConfig = Pick<Config, 'BACKEND_URL' | 'BACKEND_KEY' | 'BACKEND_HEDGE_MS' | 'EDGE_URL'>;
 
-type Ask<T> = (signal: AbortSignal) => Promise<T>;
+export class BackendPool {
+  readonly #registry: Registry;
+  readonly #known = new Map<string, { readonly url: string; readonly seen: Observed }>();
+  readonly #callParts: CallParts;
 
-/** `after_ms` 0, or no `second`: plainly the first. A failure counts only when nobody else can still answer. */
-export async function hedged<T extends Outcome>(
-  first: Ask<T>,
-  second: Ask<T> | undefined,
-  after_ms: number,
-  signal: AbortSignal,
-): Promise<T> {
-  if (second === undefined || after_ms === 0) return await first(signal);
-  const callOff = [new AbortController(), new AbortController()] as const;
-  const begin = (ask: Ask<T>, index: 0 | 1) => ask(AbortSignal.any([signal, callOff[index].signal]));
-  const running = [begin(first, 0)];
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const silent = new Promise<'silent'>((resolve) => {
-    timer = setTimeout(resolve, after_ms, 'silent');
-  });
-  const early = await Promise.race([running[0]!, silent]);
-  clearTimeout(timer ?? null);
-  if (early !== 'silent') return early;
-
-  running.push(begin(second, 1));
-  const winner = await Promise.race(
-    running
-      .map(async (attempt, index) => {
-        const outcome = await attempt;
-        return outcome.kind === 'answer' ? { outcome, index } : await new Promise<never>(() => {});
-      })
-      .concat(Promise.all(running).then((outcomes) => ({ outcome: outcomes[1]!, index: 1 }))),
-  );
-  callOff[winner.index === 0 ? 1 : 0].abort();
-  return winner.outcome;
-}
-
-/* How long to wait before a backend is asked again: exponential, with a little jitter so that callers spread. */
-
-const RETRY = { attemptsMax: 5, first_ms: 50, max_ms: 5_000, factor: 2, jitter: 0.1 } as const;
-
-/** `retry` counts from 0; `random` is in [0, 1). */
-export function retryDelay_ms(retry: number, random: number): number {
-  const delay_ms = Math.min(RETRY.first_ms * RETRY.factor ** retry, RETRY.max_ms);
-  return delay_ms * (1 - RETRY.jitter + 2 * RETRY.jitter * random);
-}
-
-/** @throws MaskrouteError `cancelled` as soon as `signal` aborts: a client that hung up waits for nothing. */
-export async function pause(delay_ms: number, signal: AbortSignal): Promise<void> {
-  const hungUp = () => new MaskrouteError('cancelled', 'The client hung up.');
-  if (signal.aborted) throw hungUp();
-  await new Promise<void>((resolve, reject) => {
-    const stop = () => {
-      clearTimeout(timer);
-      reject(hungUp());
+  constructor(db: Database, config: PoolConfig, send: Send) {
+    this.#registry = createRegistry(() => listBackends(db), config.BACKEND_URL);
+    const sign = createSigner(config.BACKEND_KEY);
+    // The edge's own address is what its operator says. The host of a request is what its client says: a backend would
+    // be led wherever that points.
+    const { EDGE_URL: edge = '' } = config;
+    this.#callParts = {
+      send,
+      token: ({ tenant }, { url }) => sign({ tenant, edge, audience: url }),
+      suspect: (backend) => this.#suspect(backend),
+      hedge_ms: config.BACKEND_HEDGE_MS,
     };
-    const timer = setTimeout(() => {
-      signal.removeEventListener('abort', stop);
-      resolve();
-    }, delay_ms);
-    signal.addEventListener('abort', stop, { once: true });
-  });
-}
+  }
 
-type PoolRequest = BackendRequest & {
-  /** Absent: any backend. */
-  readonly wish?: Wish;
-  /** A backend that is silent for so long is given up for the next one, where there is one. */
-  readonly silence_ms?: number;
-  /** `timeout_ms` is all that the edge ever waits, and not what a client or a task behind requests gives it. */
-  readonly isFullTime?: boolean;
-  /** No completion: what comes of it says nothing of how completions fare, so that no breaker hears of it. */
-  readonly isAside?: boolean;
-  /** A backend was given up in silence: it may have worked on the request. */
-  readonly onLate?: () => void;
-  /** False: what fails now fails for good (a byte has gone to the client). */
-  readonly mayRetry?: () => boolean;
-  readonly hold: Hold;
-};
+  /** As `callBackend`, which goes through the enabled backends. */
+  async call(call: Call): Promise<Answer> {
+    const backends = await this.#list(call.hold);
+    this.#refreshLoads(backends, call.hold);
+    return await callBackend(this.#callParts, call, backends);
+  }
 
-type Answer = {
-  readonly response: Response;
-  readonly backend: string;
-  /** Undefined for a stream, a large answer or an error. */
-  readonly rest: Rest | undefined;
-};
+  /** Every enabled backend is asked the same; what they answer with success, as JSON. Rejects when none does. */
+  async askAll(path: string, timeout_ms: number, hold: Hold): Promise<unknown[]> {
+    const backends = await this.#list(hold);
+    const answers = await Promise.allSettled(
+      backends.map(async (backend) => {
+        const answer = await this.#askForSuccess(backend, path, timeout_ms);
+        const models = modelIds(answer);
+        if (models !== undefined) backend.seen.models = models;
+        return answer;
+      }),
+    );
+    const given = answers.filter((answer) => answer.status === 'fulfilled').map(({ value }) => value);
+    if (given.length > 0) return given;
+    const refused = answers.find((answer) => answer.status === 'rejected');
+    throw refused?.reason ?? new Error('no backend is enabled');
+  }
 
-export interface Backends {
-  /**
-   * The answer, its body unread when it is a success.
-   * @throws MaskrouteError `backend_unreachable` when there is no answer, `deadline_exceeded` when there is none
-   * in a time that is not the edge's own, `backend_error` when the answer is none of the protocol's, `cancelled`
-   * when `signal` aborts.
-   */
-  call(request: PoolRequest): Promise<Answer>;
-}
+  /** The same, with what those say that refuse. Rejects when nobody knows which backends there are. */
+  async askEach(path: string, timeout_ms: number, hold: Hold, only?: string): Promise<readonly Said[]> {
+    const backends = (await this.#list(hold)).filter(({ id }) => only === undefined || id === only);
+    return await Promise.all(
+      backends.map((backend) =>
+        this.#ask(backend, path, timeout_ms).catch(() => ({ status: null, value: null })),
+      ),
+    );
+  }
 
-type PoolParts = {
-  readonly send: Send;
-  readonly list: (hold: Hold) => Promise<readonly LiveBackend[]>;
-  readonly observed: (id: string) => Observed;
-  /** A token for one attempt at one backend. */
-  readonly token: (request: BackendRequest, backend: LiveBackend) => Promise<string>;
+  /** With what this isolate knows of it. */
+  describe({ createdAt_ms, updatedAt_ms, ...row }: BackendRow): BackendEntry {
+    return {
+      ...row,
+      regions: [...row.regions],
+      created_at: isoTimeOrNull(createdAt_ms),
+      updated_at: isoTimeOrNull(updatedAt_ms),
+      state: (this.#known.get(row.id)?.seen ?? observe()).summary(Date.now()),
+    };
+  }
+
+  /** After a change of the registry. */
+  refresh(hold: Hold): Promise<void> {
+    return this.#registry.refresh(hold);
+  }
+
+  async #list(hold: Hold): Promise<readonly KnownBackend[]> {
+    const rows = this.#registry.fresh() ?? (await this.#registry.enabled(hold));
+    const backends = rows.map(({ id, url, regions, weight }) => {
+      return { id, url, regions, weight, seen: this.#observed(id, url) };
+    });
+    if (this.#known.size > rows.length) {
+      const listed = new Set(rows.map(({ id }) => id));
+      for (const id of this.#known.keys()) if (!listed.has(id)) this.#known.delete(id);
+    }
+    return backends;
+  }
+
+  /** A backend that moved to another address is another one. */
+  #observed(id: string, url: string): Observed {
+    const found = this.#known.get(id);
+    if (found?.url === url) return found.seen;
+    const seen = observe();
+    this.#known.set(id, { url, seen });
+    return seen;
+  }
+
+  /** Its status and JSON, also of a refusal. @throws when it gives no answer of the protocol. */
+  async #ask(backend: LiveBackend, path: string, timeout_ms: number) {
+    const { send, token: sign } = this.#callParts;
+    const { signal } = new AbortController();
+    const requestId = `edge_${crypto.randomUUID()}`;
+    const request: BackendRequest = { path, requestId, tenant: '', signal, timeout_ms };
+    const token = await sign(request, backend);
+    const sending = { send, url: backend.url, token, request, signal, timeout_ms, left_ms: timeout_ms };
+    const outcome = await attempt(sending);
+    if (outcome.kind === 'failed') throw outcome.error;
+    if (outcome.kind === 'late') throw new Error(`no answer within ${outcome.waited_ms} ms`);
+    if (outcome.kind === 'cancelled') throw new Error('it was called off');
+    const { status, body } = outcome.response;
+    const value: unknown = JSON.parse(await readBounded(body, LOAD_PROBE.bytesMax));
+    return { status, value };
+  }
+
+  async #askForSuccess(backend: LiveBackend, path: string, timeout_ms: number): Promise<unknown> {
+    const { status, value } = await this.#ask(backend, path, timeout_ms);
+    if (status < 200 || status >= 300) throw new Error(`the backend ${backend.id} answered ${status}`);
+    return value;
+  }
+
   /** Asks for the loads that are old, behind the request. */
-  readonly refresh: (backends: readonly LiveBackend[], hold: Hold) => void;
-  /** Asks one that let a whole answer's time pass for its load: it may only be busy. If it is gone, it is blamed. */
-  readonly suspect: (backend: LiveBackend) => Promise<void>;
-  /** A second backend is asked when the first is silent for so long; 0: never. */
-  readonly hedge_ms: number;
-  readonly random?: () => number;
-};
-
-const ANY: Wish = { region: 'local', mask: DENSE_MASK_ID, model: undefined };
-
-export function createBackends(parts: PoolParts): Backends {
-  const { random = Math.random } = parts;
-  return {
-    async call(request) {
-      const backends = await parts.list(request.hold);
-      parts.refresh(backends, request.hold);
-      const run = startRun(parts, request, backends);
-      for (let attempts = 1; ; attempts++) {
-        const outcome = await run.next();
-        switch (outcome.kind) {
-          case 'answer':
-            return outcome;
-          case 'cancelled':
-            throw new MaskrouteError('cancelled', 'The client hung up.');
-          case 'refused':
-          case 'failed':
-          case 'late':
-        }
-        const retry = run.retries();
-        const mayGoOn = attempts < RETRY.attemptsMax && request.mayRetry?.() !== false && run.left_ms() > 0;
-        const step = mayGoOn ? run.peek() : 'none';
-        if (step === 'none') return run.lastWord();
-        // Another backend is asked at once; the same one after a pause.
-        if (step === 'same')
-          await pause(Math.min(retryDelay_ms(retry, random()), run.left_ms()), request.signal);
+  #refreshLoads(backends: readonly KnownBackend[], hold: Hold): void {
+    const now_ms = Date.now();
+    let asked = 0;
+    for (const backend of backends) {
+      const { seen } = backend;
+      // With one backend there is nothing to choose, so nothing to ask unless it seems to be gone.
+      if (backends.length < 2 && seen.breaker.state(now_ms) === 'closed') continue;
+      if (asked < LOAD_PROBE.aRequestMax && seen.takeProbe(now_ms)) {
+        asked++;
+        hold(this.#probe(backend));
       }
-    },
-  };
+    }
+  }
+
+  /** Whether it told its load. */
+  async #probe(backend: KnownBackend): Promise<boolean> {
+    try {
+      const answer = await this.#askForSuccess(backend, '/v1/load', LOAD_PROBE.timeout_ms);
+      const report: LoadReport = loadReportSchema.parse(answer);
+      backend.seen.probed(report, Date.now());
+      return true;
+    } catch (error) {
+      log('warn', 'backend_load_unknown', { backend: backend.id, reason: reasonOf(error) });
+      return false;
+    }
+  }
+
+  async #suspect(backend: KnownBackend): Promise<void> {
+    if (!(await this.#probe(backend))) backend.seen.breaker.failed(Date.now(), true);
+  }
 }
 
-type Listener = Pick<Breaker, 'succeeded' | 'failed' | 'released'>;
-const DEAF: Listener = { succeeded() {}, failed() {}, released() {} };
-
-/** `hadAll`: all of the caller's time that was left was for this attempt. */
-type Tried = Outcome & { readonly backend: string; readonly hadAll: boolean };
-
-/** One request's way through the backends: which were asked, what they said, who is next. */
-function startRun(parts: PoolParts, request: PoolRequest, backends: readonly LiveBackend[]) {
-  const started_ms = Date.now();
-  const wish = request.wish ?? ANY;
-  const asked = new Map<string, number>();
-  /** They would say the same again. */
-  const done = new Set<string>();
-  /** A request blames a backend once, however often it tries: one bad request must not open a breaker. */
-  const blamed = new Set<string>();
-  let last: Tried | undefined;
-
-  const left_ms = (): number => request.timeout_ms - (Date.now() - started_ms);
-
-  /** Those that may be asked now, the best first: the untried before the tried. */
-  const open = (): LiveBackend[] => {
-    const now_ms = Date.now();
-    const usable = backends
-      .filter(({ id }) => !done.has(id) && parts.observed(id).breaker.admits(now_ms))
-      .map((backend) => {
-        const seen = parts.observed(backend.id);
-        return {
-          backend,
-          ...backend,
-          load: seen.load,
-          waiting: seen.waiting,
-          isHot: seen.isHot,
-          isDraining: seen.isDraining,
-          models: seen.models,
-        };
-      });
-    const order = orderBackends(usable, wish).map(({ backend }) => backend);
-    return order.sort((a, b) => (asked.get(a.id) ?? 0) - (asked.get(b.id) ?? 0));
-  };
-
-  const mayAsk = (id: string, now_ms: number): boolean => {
-    const { breaker } = parts.observed(id);
-    return request.isAside === true ? breaker.admits(now_ms) : breaker.admit(now_ms);
-  };
-
-  const ask = async (backend: LiveBackend, signal: AbortSignal, others: boolean): Promise<Tried> => {
-    const { id, url } = backend;
-    const seen = parts.observed(id);
-    asked.set(id, (asked.get(id) ?? 0) + 1);
-    const token = await parts.token(request, backend);
-    const wasDraining = seen.isDraining;
-    const end = request.isAside === true ? () => {} : seen.begin(wish.mask);
-    const time_ms = Math.max(1, left_ms());
-    const timeout_ms = others ? Math.min(time_ms, request.silence_ms ?? time_ms) : time_ms;
-    const outcome = await attempt({
-      ...{ send: parts.send, url, token, request, signal },
-      ...{ timeout_ms, left_ms: time_ms },
-    }).finally(end);
-    if (outcome.kind === 'answer' || outcome.kind === 'refused') {
-      const load = parseLoad(outcome.response.headers.get(BACKEND_HEADERS.load));
-      if (load !== undefined) seen.reported(load, Date.now());
-    }
-    if (outcome.kind === 'refused' && outcome.why === 'stopping') seen.drains(true, Date.now());
-    // What had been under way before says nothing: a backend that drains finishes it.
-    else if (outcome.kind === 'answer' && wasDraining && request.isAside !== true)
-      seen.drains(false, Date.now());
-    learn(outcome, request.isAside === true ? DEAF : seen.breaker, backend);
-    return { ...outcome, backend: id, hadAll: timeout_ms === time_ms };
-  };
-
-  const learn = (outcome: Outcome, breaker: Listener, backend: LiveBackend): void => {
-    const { id } = backend;
-    const blame = () => {
-      if (blamed.has(id)) breaker.released();
-      else breaker.failed(Date.now(), outcome.kind === 'failed' && outcome.again);
-      blamed.add(id);
-    };
-    switch (outcome.kind) {
-      case 'answer':
-        breaker.succeeded();
-        return;
-      case 'cancelled':
-        breaker.released();
-        return;
-      case 'refused':
-        if (outcome.why !== 'stopping') done.add(id);
-        if (outcome.why === 'sick') blame();
-        else if (outcome.why === 'full') breaker.succeeded();
-        else breaker.released();
-        return;
-      case 'failed':
-        if (!outcome.again) done.add(id);
-        blame();
-        return;
-      case 'late':
-        done.add(id);
-        request.onLate?.();
-        // Backends send the headers of a stream early. A whole answer may take longer than its caller waits.
-        if (outcome.waited_ms >= (request.silence_ms ?? Number.POSITIVE_INFINITY)) blame();
-        else {
-          breaker.released();
-          if (request.isFullTime === true) request.hold(parts.suspect(backend));
-        }
-    }
-  };
-
-  return {
-    left_ms,
-    /** Attempts at backends that had been asked before. */
-    retries: () => [...asked.values()].reduce((sum, times) => sum + times - 1, 0),
-    peek: (): 'none' | 'other' | 'same' => {
-      const [first] = open();
-      return first === undefined ? 'none' : asked.has(first.id) ? 'same' : 'other';
-    },
-    async next(): Promise<Tried> {
-      const now_ms = Date.now();
-      const [first, second] = open();
-      if (first === undefined || !mayAsk(first.id, now_ms)) {
-        const wait_ms = Math.min(...backends.map(({ id }) => parts.observed(id).breaker.wait_ms(now_ms)));
-        const retryAfter_s = Number.isFinite(wait_ms) ? Math.max(1, Math.ceil(wait_ms / 1000)) : 1;
-        const error = unreachable(undefined, retryAfter_s);
-        last ??= { kind: 'failed', error, again: false, backend: '', hadAll: false };
-        return last;
-      }
-      // Nobody who may still answer is given up for one that drains: it would refuse.
-      const fresh =
-        second !== undefined && !asked.has(second.id) && !parts.observed(second.id).isDraining
-          ? second
-          : undefined;
-      last = await hedged(
-        (signal) => ask(first, signal, fresh !== undefined),
-        // A hedge takes no half-open backend's one trial.
-        fresh && parts.observed(fresh.id).breaker.state(now_ms) === 'closed'
-          ? (signal) => ask(fresh, signal, false)
-          : undefined,
-        parts.hedge_ms,
-        request.signal,
-      );
-      return last;
-    },
-    /** What the client is told when nobody is left to ask. */
-    lastWord(): Answer {
-      const said = last!;
-      switch (said.kind) {
-        case 'answer':
-          return said;
-        case 'refused':
-          return { response: said.response, backend: said.backend, rest: undefined };
-        case 'failed':
-          throw said.error;
-        case 'late':
-          throw said.hadAll && request.isFullTime !== true
-            ? new MaskrouteError('deadline_exceeded', `No answer came within ${request.timeout_ms} ms.`)
-            : unreachable();
-        case 'cancelled':
-          throw new MaskrouteError('cancelled', 'The client hung up.');
-      }
-    },
-  };
+/** The ids of a model list; undefined for anything else. */
+function modelIds(answer: unknown): ReadonlySet<string> | undefined {
+  const data = (answer as { data?: unknown } | null)?.data;
+  if (!Array.isArray(data)) return undefined;
+  return new Set(data.map((entry) => String((entry as { id?: unknown } | null)?.id)));
 }

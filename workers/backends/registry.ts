@@ -3,11 +3,11 @@
  * `BACKEND_URL` names while the registry is empty or was never reached.
  */
 import { ANYWHERE } from '../../shared/wire/backend-load.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { SwrCache } from '../base/swr-cache.ts';
+import type { Hold } from '../base/waiting.ts';
 import type { BackendRow } from '../db/backend-rows.ts';
-import { log, reasonOf } from '../http/log.ts';
-import type { Hold } from '../http/waiting.ts';
 import { BACKENDS } from '../limits.ts';
-import { createSwrCache } from '../routing/swr-cache.ts';
 
 /** The entry that `BACKEND_URL` stands for. */
 export const DEFAULT_BACKEND = 'default';
@@ -33,7 +33,7 @@ export const defaultBackend = (url: string): BackendRow => ({
 
 /** `read` gives all rows. */
 export function createRegistry(read: () => Promise<readonly BackendRow[]>, defaultUrl: string): Registry {
-  const cache = createSwrCache(
+  const cache = new SwrCache(
     'the registry of backends',
     async () => {
       const rows = await read();

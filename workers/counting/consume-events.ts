@@ -1,16 +1,16 @@
 /**
- * The events queue's other end. Delivery is at least once: what is counted twice would be, were it not for the
- * events' ids; so a delivery that failed, or of which nobody knows whether it failed, is simply asked for again.
+ * The events queue's other end. It delivers at least once, and counting knows an event by its id. So a delivery that
+ * failed, or may have failed, is asked for again.
  */
 import type { EdgeEvent, RequestEvent } from '../../shared/admin/request-event.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { type Hold, withDeadline } from '../base/waiting.ts';
 import { type Counted, countEvents, type NoteEvent } from '../db/count-events.ts';
 import type { Database } from '../db/d1.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { type Hold, withDeadline } from '../http/waiting.ts';
 import { EVENTS } from '../limits.ts';
 import { takeBackBad } from '../releases/auto-rollback.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
-import { type Answerers, readMessage } from './events.ts';
+import { readMessage } from './events.ts';
 
 export type ConsumeDependencies = { readonly db: Database; readonly table: RoutingTable };
 
@@ -20,22 +20,20 @@ export async function consumeEvents(
   hold: Hold,
 ): Promise<void> {
   const now_ms = Date.now();
-  const answerers = new Map<string, string>();
   const received = batch.messages.flatMap((message) => {
-    const read = readMessage(message.body);
-    for (const [id, backend] of read.answerers) answerers.set(id, backend);
-    const events = read.events.filter((event) => isRecent(event, now_ms));
+    const events = readMessage(message.body).filter((event) => isRecent(event, now_ms));
     if (events.length === 0) message.ack();
     return events.map((event) => ({ message, event }));
   });
   if (received.length === 0) return;
-  const requests = received.map(({ event }) => event).filter((event) => event.kind === 'request');
-  const notes = received.map(({ event }) => event).filter((event) => event.kind !== 'request');
+  const events = received.map(({ event }) => event);
+  const requests = events.filter((event) => event.kind === 'request');
+  const notes = events.filter((event) => event.kind !== 'request');
   let left: ReadonlySet<EdgeEvent>;
   try {
-    left = await countAll(dependencies.db, { requests, notes, answerers }, now_ms);
+    left = await countAll(dependencies.db, requests, notes, now_ms);
   } catch (error) {
-    log('error', 'events_not_counted', { events: received.length, reason: reasonOf(error) });
+    log('error', 'events_not_counted', { events: events.length, reason: reasonOf(error) });
     batch.retryAll({ delaySeconds: EVENTS.retryDelay_s });
     return;
   }
@@ -50,35 +48,38 @@ export async function consumeEvents(
   });
 }
 
-type Delivery = {
-  readonly requests: readonly RequestEvent[];
-  readonly notes: readonly NoteEvent[];
-  readonly answerers: Answerers;
-};
-
 /**
  * What one transaction counts: D1 runs them one at a time, and requests that read wait behind them for some ms. A row
  * takes 0.4 kB of a text that may have 2 MB, 2.5 at the very most.
  */
 const COUNTED_AT_ONCE_MAX = 500;
 
-/** The notes that could not be counted yet. Part of it may be counted when it throws; that counts once, as ever. */
-async function countAll(db: Database, delivery: Delivery, now_ms: number): Promise<ReadonlySet<EdgeEvent>> {
-  const { requests, notes, answerers } = delivery;
+/** The notes that could not be counted yet. When it throws, part of it may be counted; counted again, it changes nothing. */
+async function countAll(
+  db: Database,
+  requests: readonly RequestEvent[],
+  notes: readonly NoteEvent[],
+  now_ms: number,
+): Promise<ReadonlySet<EdgeEvent>> {
   let at = 0;
   for (; requests.length - at > COUNTED_AT_ONCE_MAX; at += COUNTED_AT_ONCE_MAX) {
-    const some = requests.slice(at, at + COUNTED_AT_ONCE_MAX);
-    await count(db, { requests: some, notes: [], answerers }, now_ms);
+    await count(db, requests.slice(at, at + COUNTED_AT_ONCE_MAX), [], now_ms);
   }
-  const { notesLeft } = await count(db, { requests: requests.slice(at), notes, answerers }, now_ms);
+  const { notesLeft } = await count(db, requests.slice(at), notes, now_ms);
   return new Set(notesLeft);
 }
 
-const count = (db: Database, delivery: Delivery, now_ms: number): Promise<Counted> =>
+const count = (
+  db: Database,
+  requests: readonly RequestEvent[],
+  notes: readonly NoteEvent[],
+  now_ms: number,
+): Promise<Counted> =>
   withDeadline(
     countEvents(db, {
       batch: crypto.randomUUID(),
-      ...delivery,
+      requests,
+      notes,
       eventsSince_ms: now_ms - EVENTS.kept_ms,
       minutesSince_ms: now_ms - EVENTS.minutesKept_ms,
     }),
@@ -86,7 +87,7 @@ const count = (db: Database, delivery: Delivery, now_ms: number): Promise<Counte
     'counting events',
   );
 
-/** The id of an older one may have been forgotten by now, and then it would be counted again: the log has it. */
+/** The id of an older event may be forgotten by now, and it would be counted again: the log has it. */
 function isRecent({ created_at_ms }: EdgeEvent, now_ms: number): boolean {
   if (created_at_ms >= now_ms - EVENTS.counted_ms) return true;
   log('error', 'event_too_old', { created_at_ms });

@@ -28,19 +28,17 @@ export type CountRequest = {
   readonly batch: string;
   readonly requests: readonly RequestEvent[];
   readonly notes: readonly NoteEvent[];
-  /** The backend that answered, by the request's event, where it is known. */
-  readonly answerers: ReadonlyMap<string, string>;
   /** Events and minutes before these are deleted. */
   readonly eventsSince_ms: number;
   readonly minutesSince_ms: number;
 };
 
 export async function countEvents(db: Database, request: CountRequest): Promise<Counted> {
-  const { batch, requests, notes, answerers, eventsSince_ms } = request;
+  const { batch, requests, notes, eventsSince_ms } = request;
   const minutesSince = Math.floor(request.minutesSince_ms / 60_000);
   const isNote = sql`${events.id} in (select value from json_each(${JSON.stringify(notes.map(noteId))}))`;
   const [, , , , , , , known] = await db.batch([
-    insertRequests(db, batch, requests, answerers),
+    insertRequests(db, batch, requests),
     insertNotes(db, batch, notes),
     add(db, outcomes, { minute: 'created_at_ms / 60000', ...same(OUTCOME_KEYS) }, OUTCOME_SUMS, batch),
     add(db, variantOutcomes, same(VARIANT_KEYS), SUMS, batch, "and experiment <> 'none'"),
@@ -68,13 +66,8 @@ const EVENT_COLUMNS = Object.values(getTableColumns(events))
  * A row is an array of its values: that takes SQLite an eighth of the time that objects take. `limit -1` keeps it from
  * folding the inner query into the outer one, where it would write each row's JSON anew for every column.
  */
-function insertRequests(
-  db: Database,
-  batch: string,
-  requests: readonly RequestEvent[],
-  answerers: CountRequest['answerers'],
-) {
-  const rows = requests.map((request) => requestRow(request, answerers.get(request.id) ?? ''));
+function insertRequests(db: Database, batch: string, requests: readonly RequestEvent[]) {
+  const rows = requests.map(requestRow);
   const names = Object.keys(rows[0] ?? {});
   const column = (name: string) => `value ->> ${names.indexOf(name)}`;
   const [id, columns] = [sql.raw(column('id')), sql.raw(EVENT_COLUMNS.map(column).join(', '))];
@@ -114,7 +107,7 @@ const noteId = (note: NoteEvent): string =>
   note.kind === 'rating' ? `${note.request}:rating:${note.key_id}` : `${note.request}:agreement`;
 
 /** By column name. Keys hold no null: '' and -1 stand for it. */
-const requestRow = (event: RequestEvent, backend: string): Record<string, unknown> => ({
+const requestRow = (event: RequestEvent): Record<string, unknown> => ({
   id: event.id,
   created_at_ms: event.created_at_ms,
   day: event.day,
@@ -140,7 +133,7 @@ const requestRow = (event: RequestEvent, backend: string): Record<string, unknow
   completion_tokens: event.completion_tokens,
   rating: null,
   agreement: null,
-  backend,
+  backend: event.backend ?? '',
   outages: isOutage(event) ? 1 : 0,
   experiment_owner: event.experiment_owner,
 });

@@ -241,10 +241,10 @@ export const events = sqliteTable(
     rating: integer('rating'),
     /** Share of the compared tokens that agree with the dense model, 0 to 1. */
     agreement: real('agreement'),
-    /** Buckets of the times, see `shared/admin/statistics.ts`; null without a time, and in rows of an older release. */
+    /** Buckets of the times, see `shared/admin/statistics.ts`; null without a time. */
     ttft_bucket: integer('ttft_bucket'),
     tpot_bucket: integer('tpot_bucket'),
-    /** The one that answered; '' when none did, or nobody said. */
+    /** The one that answered; '' when none did. */
     backend: text('backend').notNull().default(''),
     outages: outages(),
     /** Whose the experiment is; '' for nobody's, and without one. */

@@ -2,11 +2,18 @@
 import { and, desc, eq } from 'drizzle-orm';
 import type { NewTenant, PageQuery, Tenant, TenantChange } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { BudgetLimits } from '../tenants/budgets.ts';
 import { type Database, isDuplicate, isoTime, type Page, pastCursor, toPage } from './d1.ts';
 import { tenants } from './schema.ts';
 
 type TenantRow = typeof tenants.$inferSelect;
+
+/** Null: no limit. Every limit is a whole number of at least 1. */
+export type BudgetLimits = {
+  readonly requestsPerMinute: number | null;
+  readonly tokensPerMinute: number | null;
+  readonly requestsPerDay: number | null;
+  readonly tokensPerDay: number | null;
+};
 
 /** What a tenant's requests may do; read with the key of each. */
 export type TenantPolicy = {

@@ -2,10 +2,11 @@
  * Keeps where a few requests lay, for the dashboard's map. It costs a request nothing that it waits for: most are
  * passed over by the clock alone, and what goes wrong is told to the log.
  */
+import { LRUCache } from 'lru-cache';
 import { centroidDistances } from '../../shared/mask/centroids.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { type Hold, withDeadline } from '../base/waiting.ts';
 import type { NewTrafficSample } from '../db/usage-rows.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { type Hold, withDeadline } from '../http/waiting.ts';
 import { TRAFFIC } from '../limits.ts';
 import type { Routed } from './decision.ts';
 
@@ -17,14 +18,13 @@ export interface TrafficSampler {
 const DIGITS = 4;
 
 export function createTrafficSampler(insert: (sample: NewTrafficSample) => Promise<void>): TrafficSampler {
-  const sampledAt_ms = new Map<string, number>();
+  const sampledAt_ms = new LRUCache<string, number>({ max: TRAFFIC.tenantsMax });
   return {
     seen(tenant, { decision, vector }, hold) {
       const { set, cluster } = decision;
       if (set === null || cluster === null || vector === null) return;
       const now_ms = Date.now();
       if (now_ms - (sampledAt_ms.get(tenant) ?? 0) < TRAFFIC.every_ms) return;
-      if (sampledAt_ms.size >= TRAFFIC.tenantsMax) sampledAt_ms.clear();
       sampledAt_ms.set(tenant, now_ms);
       const distances = [...centroidDistances(vector, set.centroids)].map((distance) =>
         Number(distance.toFixed(DIGITS)),

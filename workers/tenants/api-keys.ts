@@ -2,15 +2,16 @@
  * Who is calling. Keys are looked up by their hash in D1 and kept in the isolate; a key that was never seen
  * is refused while D1 can't be asked. This never fails open.
  */
+import { LRUCache } from 'lru-cache';
 import type { ApiKeyKind } from '../../shared/admin/admin-wire.ts';
 import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { randomHex, sha256Hex } from '../base/secrets.ts';
+import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
+import type { Hold } from '../base/waiting.ts';
 import type { KnownKey } from '../db/key-rows.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
-import { randomHex, sha256Hex } from '../http/authentication.ts';
-import type { Hold } from '../http/waiting.ts';
 import { KEYS, RETRY_AFTER_s } from '../limits.ts';
-import { createSwrCache, type SourceHealth } from '../routing/swr-cache.ts';
 
 export type Caller = {
   readonly keyId: string;
@@ -67,23 +68,18 @@ export function createApiKeys(
   find: (sha256: string) => Promise<KnownKey | null>,
   health?: SourceHealth,
 ): ApiKeys {
-  const cache = createSwrCache('API keys', find, KEYS, health);
+  const cache = new SwrCache('API keys', find, KEYS, { health });
   /**
    * Of keys that were let in lately, so that one that comes again is not hashed again. Whether a key is valid is asked
    * of its hash every time. The runtime finds strings by a seeded hash, so a guess learns nothing from the time.
    */
-  const hashes = new Map<string, string>();
+  const hashes = new LRUCache<string, string>({ max: KEY_HASHES_MAX });
   const hashOf = (key: string): string => hashes.get(key) ?? sha256Hex(key);
-  const remember = (key: string, sha256: string): void => {
-    if (hashes.has(key)) return;
-    if (hashes.size >= KEY_HASHES_MAX) hashes.delete(hashes.keys().next().value!);
-    hashes.set(key, sha256);
-  };
   return {
     async authenticate(key, hold) {
       const sha256 = hashOf(key);
       const caller = await this.authenticateSha256(sha256, hold);
-      remember(key, sha256);
+      if (!hashes.has(key)) hashes.set(key, sha256);
       return caller;
     },
     async authenticateSha256(sha256, hold) {

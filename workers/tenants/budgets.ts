@@ -1,108 +1,35 @@
 /**
- * Tenants' budgets, from the side of a request: reserve before, settle after. The books are kept by one Durable
- * Object a tenant; when it can't be reached nobody knows what is left, and the request is refused.
+ * Tenants' budgets, from the side of a request: reserve before, settle after. One Durable Object a tenant keeps the
+ * books. There is one in the world, and it runs one request at a time, which is what makes a budget exact. When it can't
+ * be reached nobody knows what is left, and the request is refused.
  */
+import { DurableObject } from 'cloudflare:workers';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { withDeadline } from '../http/waiting.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { withDeadline } from '../base/waiting.ts';
+import type { BudgetLimits } from '../db/tenant-rows.ts';
 import { BUDGET, RETRY_AFTER_s } from '../limits.ts';
-import type { TokenBounds } from '../requests/admission.ts';
-import type { TenantBudget } from './tenant-budget.ts';
+import { BUDGET_UNITS, type BudgetState, Ledger, type ReserveAnswer, type ReserveRequest } from './ledger.ts';
 
-/*
- * A tenant's budget, as the edge and the tenant's ledger speak of it. A minute is any sixty seconds, so that no more
- * than its limit passes in them wherever they begin; a day is one of UTC, as bills are.
- */
-
-/** Null: no limit. Every limit is a whole number of at least 1. */
-export type BudgetLimits = {
-  readonly requestsPerMinute: number | null;
-  readonly tokensPerMinute: number | null;
-  readonly requestsPerDay: number | null;
-  readonly tokensPerDay: number | null;
-};
-
-export const NO_LIMITS: BudgetLimits = {
-  requestsPerMinute: null,
-  tokensPerMinute: null,
-  requestsPerDay: null,
-  tokensPerDay: null,
-};
-
-export const isUnlimited = (limits: BudgetLimits): boolean =>
-  Object.values(limits).every((limit) => limit === null);
-
-export const BUDGET_UNITS = ['requests', 'tokens'] as const;
-export type BudgetUnit = (typeof BUDGET_UNITS)[number];
-export const BUDGET_WINDOWS = ['minute', 'day'] as const;
-export type BudgetWindow = (typeof BUDGET_WINDOWS)[number];
-
-/**
- * A minute is counted by the second, and one that has only partly left it counts whole: a limit is never passed, and
- * what was used comes back up to a second late.
- */
-export const BUCKET_ms = 1_000;
-
-export const WINDOW_ms: Record<BudgetWindow, number> = { minute: 60_000, day: 86_400_000 };
-
-export const limitOf = (limits: BudgetLimits, unit: BudgetUnit, window: BudgetWindow): number | null => {
-  switch (unit) {
-    case 'requests':
-      return window === 'minute' ? limits.requestsPerMinute : limits.requestsPerDay;
-    case 'tokens':
-      return window === 'minute' ? limits.tokensPerMinute : limits.tokensPerDay;
-  }
-};
-
-/** One limit and how far it is used. */
-export type BudgetState = {
-  readonly unit: BudgetUnit;
-  readonly window: BudgetWindow;
-  readonly limit: number;
-  readonly used: number;
-  /** Until nothing of it is used, if nothing is asked meanwhile; in a refusal: until there is room. */
-  readonly resetsAfter_ms: number;
-};
-
-export type ReserveRequest = {
-  /** Names the reservation: the same id again gives the same reservation, not a second one. */
-  readonly id: string;
-  readonly limits: BudgetLimits;
-  /** Prompt and answer at their longest. */
-  readonly wanted_tokens: number;
-  /** Fewer than this are no use to the caller; equal to `wanted_tokens` when the answer may not be cut. */
-  readonly least_tokens: number;
-};
-
-export type ReserveAnswer =
-  | { readonly granted: true; readonly tokens: number; readonly states: readonly BudgetState[] }
-  | {
-      readonly granted: false;
-      readonly refusedBy: BudgetState;
-      /** False: it would not fit into an unused window either, so asking again is no use. */
-      readonly everFits: boolean;
-      readonly states: readonly BudgetState[];
-    };
+/** What a request may cost, see `ReserveRequest`. */
+type Bounds = Pick<ReserveRequest, 'wanted_tokens' | 'least_tokens'> & { readonly prompt_tokens: number };
 
 export type Reservation = {
   readonly tokens: number;
   /** The prompt's part. */
   readonly prompt_tokens: number;
-  readonly headers: Record<string, string>;
 };
 
+/** With OpenAI's headers, which say how far the limits are used. */
+type Reserved = { readonly headers: Record<string, string> } & (
+  | { readonly granted: true; readonly reservation: Reservation }
+  /** `budget_exceeded` */
+  | { readonly granted: false; readonly error: MaskrouteError }
+);
+
 export interface Budgets {
-  /**
-   * Null for a tenant without limits, which costs nothing.
-   * @throws MaskrouteError `budget_exceeded`, `budget_unavailable`.
-   */
-  reserve(
-    tenant: string,
-    limits: BudgetLimits,
-    id: string,
-    bounds: TokenBounds,
-    onRefused: (headers: Record<string, string>) => void,
-  ): Promise<Reservation | null>;
+  /** For tenants with limits: others need not ask. @throws MaskrouteError `budget_unavailable`. */
+  reserve(tenant: string, limits: BudgetLimits, id: string, bounds: Bounds): Promise<Reserved>;
   /** Never throws: what could not be settled stays reserved. */
   settle(tenant: string, id: string, tokens: number): Promise<void>;
   /** @throws MaskrouteError `budget_unavailable`. */
@@ -128,17 +55,14 @@ export function createBudgets(
     }
   };
   return {
-    async reserve(tenant, limits, id, bounds, onRefused) {
-      if (isUnlimited(limits)) return null;
-      const { prompt_tokens, wanted_tokens, least_tokens } = bounds;
+    async reserve(tenant, limits, id, { prompt_tokens, wanted_tokens, least_tokens }) {
       const request = { id, limits, wanted_tokens, least_tokens };
       const answer = await ask(tenant, async (object) => (await object.reserve(request)) as ReserveAnswer);
       const headers = rateLimitHeaders(answer.states);
-      if (answer.granted) {
-        return { tokens: answer.tokens, prompt_tokens: Math.min(prompt_tokens, answer.tokens), headers };
-      }
-      onRefused(headers);
-      throw exceeded(answer, least_tokens);
+      if (!answer.granted) return { granted: false, error: exceeded(answer, least_tokens), headers };
+      const { tokens } = answer;
+      const reservation = { tokens, prompt_tokens: Math.min(prompt_tokens, tokens) };
+      return { granted: true, reservation, headers };
     },
     async settle(tenant, id, tokens) {
       await ask(tenant, (object) => object.settle(id, tokens)).catch((error) => {
@@ -147,6 +71,28 @@ export function createBudgets(
     },
     states: (tenant, limits) => ask(tenant, async (object) => (await object.states(limits)) as BudgetState[]),
   };
+}
+
+/** It needs no alarm: what is due is done before the next answer. */
+export class TenantBudget extends DurableObject {
+  readonly #ledger: Ledger;
+
+  constructor(state: DurableObjectState, env: unknown) {
+    super(state, env as never);
+    this.#ledger = new Ledger(state.storage.sql);
+  }
+
+  reserve(request: ReserveRequest): ReserveAnswer {
+    return this.ctx.storage.transactionSync(() => this.#ledger.reserve(request, Date.now()));
+  }
+
+  settle(id: string, tokens: number): void {
+    this.ctx.storage.transactionSync(() => this.#ledger.settle(id, tokens, Date.now()));
+  }
+
+  states(limits: BudgetLimits): BudgetState[] {
+    return this.ctx.storage.transactionSync(() => this.#ledger.states(limits, Date.now()));
+  }
 }
 
 const unavailable = (cause: unknown) =>
@@ -171,7 +117,7 @@ function exceeded(refusal: Extract<ReserveAnswer, { granted: false }>, tokens: n
 /** OpenAI's headers, a unit each about the window with the least left. */
 function rateLimitHeaders(states: readonly BudgetState[]): Record<string, string> {
   const headers: Record<string, string> = {};
-  for (const unit of ['requests', 'tokens'] satisfies BudgetUnit[]) {
+  for (const unit of BUDGET_UNITS) {
     const [least] = states
       .filter((state) => state.unit === unit)
       .sort((a, b) => a.limit - a.used - (b.limit - b.used));

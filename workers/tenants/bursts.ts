@@ -2,8 +2,9 @@
  * A ceiling for everybody, with budgets or without: what one caller may send at once, so that it cannot take everything
  * from the others. The platform counts, a location for itself and not to the last request.
  */
+import { LRUCache } from 'lru-cache';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { log, reasonOf } from '../http/log.ts';
+import { log, reasonOf } from '../base/log.ts';
 import { BURST } from '../limits.ts';
 
 export interface BurstLimit {
@@ -29,12 +30,11 @@ export function createBurstLimit(
   askedEvery: number,
   random: () => number = Math.random,
 ): BurstLimit {
-  const seen = new Map<string, Seen>();
+  const seen = new LRUCache<string, Seen>({ max: BURST.callersMax });
 
   const seenOf = (who: string): Seen => {
     const known = seen.get(who);
     if (known !== undefined) return known;
-    if (seen.size >= BURST.callersMax) seen.clear();
     const first = { count: Math.floor(random() * askedEvery), refused: false };
     seen.set(who, first);
     return first;

@@ -1,43 +1,233 @@
 /**
- * The books of one tenant: what was used of each window, and what is reserved for requests under way. All of
- * it is synchronous on the object's own SQLite, so that no two requests ever see the same remainder.
+ * What a budget is, and the books of one tenant: what was used of each window, and what is reserved for requests under
+ * way. All of it is synchronous on the tenant's own SQLite, so that no two requests ever see the same remainder.
  *
- * What is used is kept by the second (`minute`) and by the day; a minute's use is the sum of its seconds. A reservation
- * counts where it was made. Settling it replaces what was reserved by what was used. One that nobody settles counts in
- * full until its windows are over (a minute; the day): whoever worked on the request is gone, nobody knows what was
- * spent, and a budget that gave it back could be passed by whoever makes that happen.
+ * A minute is any sixty seconds, so that no more than its limit passes in them wherever they begin; a day is one of UTC,
+ * as bills are. A minute's use is kept by the second. A reservation counts where it was made. Settling it replaces what
+ * was reserved by what was used. If nobody settles it, it counts in full until its minute and its day are over: whoever
+ * worked on the request is gone and nobody knows what was spent. A budget that gave it back could be passed by whoever
+ * makes that happen.
  */
-import {
-  BUCKET_ms,
-  BUDGET_UNITS,
-  BUDGET_WINDOWS,
-  type BudgetLimits,
-  type BudgetState,
-  type BudgetUnit,
-  type BudgetWindow,
-  limitOf,
-  type ReserveAnswer,
-  type ReserveRequest,
-  WINDOW_ms,
-} from './budgets.ts';
+import type { BudgetLimits } from '../db/tenant-rows.ts';
 
-/* What a ledger's figures mean for a request: how much is left, and when there is more. Pure arithmetic. */
+export const NO_LIMITS: BudgetLimits = {
+  requestsPerMinute: null,
+  tokensPerMinute: null,
+  requestsPerDay: null,
+  tokensPerDay: null,
+};
+
+export const isUnlimited = (limits: BudgetLimits): boolean =>
+  Object.values(limits).every((limit) => limit === null);
+
+export const BUDGET_UNITS = ['requests', 'tokens'] as const;
+type Unit = (typeof BUDGET_UNITS)[number];
+const WINDOWS = ['minute', 'day'] as const;
+type Window = (typeof WINDOWS)[number];
+
+/** One limit and how far it is used. */
+export type BudgetState = {
+  readonly unit: Unit;
+  readonly window: Window;
+  readonly limit: number;
+  readonly used: number;
+  /** Until nothing of it is used, if nothing is asked meanwhile; in a refusal: until there is room. */
+  readonly resetsAfter_ms: number;
+};
+
+export type ReserveRequest = {
+  /** Names the reservation: the same id again gives the same reservation, not a second one. */
+  readonly id: string;
+  readonly limits: BudgetLimits;
+  /** Prompt and answer at their longest. */
+  readonly wanted_tokens: number;
+  /** Fewer than this are no use to the caller; equal to `wanted_tokens` when the answer may not be cut. */
+  readonly least_tokens: number;
+};
+
+export type ReserveAnswer =
+  | { readonly granted: true; readonly tokens: number; readonly states: readonly BudgetState[] }
+  | {
+      readonly granted: false;
+      readonly refusedBy: BudgetState;
+      /** False: it would not fit into an unused window either, so asking again is no use. */
+      readonly everFits: boolean;
+      readonly states: readonly BudgetState[];
+    };
+
+const WINDOW_ms: Record<Window, number> = { minute: 60_000, day: 86_400_000 };
+/** A second that has only partly left the minute counts whole: what was used comes back up to a second late. */
+const SECOND_ms = 1_000;
+
+/** Settlements that come later than this are lost. */
+const KEEP_ms = 2 * WINDOW_ms.day;
+/** Longer than anybody asks the same again. */
+const KEEP_SETTLED_ms = 30 * 60_000;
+/** Seconds that left the minute this long ago are deleted. */
+const KEEP_SECONDS_ms = WINDOW_ms.minute;
+
+type Reservation = { second_ms: number; day_ms: number; tokens: number; settled: number };
+
+export class Ledger {
+  readonly #sql: SqlStorage;
+
+  constructor(sql: SqlStorage) {
+    this.#sql = sql;
+    sql.exec(`CREATE TABLE IF NOT EXISTS windows (
+      window TEXT NOT NULL, start_ms INTEGER NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
+      PRIMARY KEY (window, start_ms)) WITHOUT ROWID`);
+    sql.exec(`CREATE TABLE IF NOT EXISTS reservations (
+      id TEXT PRIMARY KEY, second_ms INTEGER NOT NULL, day_ms INTEGER NOT NULL, tokens INTEGER NOT NULL,
+      settled INTEGER NOT NULL) WITHOUT ROWID`);
+  }
+
+  states(limits: BudgetLimits, now_ms: number): BudgetState[] {
+    return statesOf(this.#counters(limits, now_ms), now_ms);
+  }
+
+  reserve({ id, limits, wanted_tokens, least_tokens }: ReserveRequest, now_ms: number): ReserveAnswer {
+    const known = this.#find(id);
+    const counters = this.#counters(limits, now_ms);
+    if (known !== undefined) {
+      return { granted: true, tokens: known.tokens, states: statesOf(counters, now_ms) };
+    }
+    const refusedBy = this.#tightest(counters, least_tokens, now_ms);
+    if (refusedBy !== undefined) {
+      const everFits = counters.every((counter) => counter.limit >= needOf(counter, least_tokens));
+      return { granted: false, refusedBy, everFits, states: statesOf(counters, now_ms) };
+    }
+    const tokens = Math.min(wanted_tokens, ...counters.filter(isOfTokens).map(remaining));
+    const start = startsAt(now_ms);
+    if (!this.#hasUseSince(now_ms - (now_ms % WINDOW_ms.minute))) this.#forgetOld(now_ms);
+    this.#add('minute', start.second_ms, 1, tokens);
+    this.#add('day', start.day_ms, 1, tokens);
+    this.#keep(id, { ...start, tokens, settled: 0 });
+    const after = counters.map((counter) => withRequest(counter, tokens, now_ms));
+    return { granted: true, tokens, states: statesOf(after, now_ms) };
+  }
+
+  /**
+   * What was really used. Again it changes nothing. For an id that is not there it only keeps that it is settled: a
+   * reservation that comes after that, late on its way, weighs nothing.
+   */
+  settle(id: string, tokens: number, now_ms: number): void {
+    const reservation = this.#find(id);
+    if (reservation === undefined) {
+      this.#keep(id, { ...startsAt(now_ms), tokens: 0, settled: 1 });
+    } else if (reservation.settled === 0) {
+      this.#add('minute', reservation.second_ms, 0, tokens - reservation.tokens);
+      this.#add('day', reservation.day_ms, 0, tokens - reservation.tokens);
+      this.#sql.exec('UPDATE reservations SET tokens = ?, settled = 1 WHERE id = ?', tokens, id);
+    }
+  }
+
+  #find(id: string): Reservation | undefined {
+    const sql = 'SELECT second_ms, day_ms, tokens, settled FROM reservations WHERE id = ?';
+    return this.#sql.exec<Reservation>(sql, id).toArray()[0];
+  }
+
+  #keep(id: string, { second_ms, day_ms, tokens, settled }: Reservation): void {
+    const sql = 'INSERT INTO reservations (id, second_ms, day_ms, tokens, settled) VALUES (?, ?, ?, ?, ?)';
+    this.#sql.exec(sql, id, second_ms, day_ms, tokens, settled);
+  }
+
+  #add(window: Window, start_ms: number, requests: number, tokens: number): void {
+    const sql = `INSERT INTO windows VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
+      SET requests = requests + excluded.requests, tokens = tokens + excluded.tokens`;
+    this.#sql.exec(sql, window, start_ms, requests, tokens);
+  }
+
+  #counters(limits: BudgetLimits, now_ms: number): Counter[] {
+    return WINDOWS.flatMap((window) => {
+      const named = BUDGET_UNITS.map((unit) => ({ unit, limit: limitOf(limits, unit, window) }));
+      if (named.every(({ limit }) => limit === null)) return [];
+      const used = this.#used(window, now_ms);
+      return named.flatMap(({ unit, limit }) =>
+        limit === null
+          ? []
+          : [{ unit, window, limit, used: used[unit], lastStart_ms: used[`${unit}Last_ms`] }],
+      );
+    });
+  }
+
+  #used(window: Window, now_ms: number): Used {
+    const sql = `SELECT total(requests) AS requests, total(tokens) AS tokens,
+        max(CASE WHEN requests > 0 THEN start_ms END) AS requestsLast_ms,
+        max(CASE WHEN tokens > 0 THEN start_ms END) AS tokensLast_ms
+      FROM windows WHERE window = ? AND start_ms >= ?`;
+    return this.#sql.exec<Used>(sql, window, firstStart(window, now_ms)).one();
+  }
+
+  /** Among the limits that have no room for one more request of `tokens`, the one that takes longest to have it. */
+  #tightest(counters: readonly Counter[], tokens: number, now_ms: number): BudgetState | undefined {
+    return counters
+      .filter((counter) => remaining(counter) < needOf(counter, tokens))
+      .map((counter) => ({
+        ...stateOf(counter, now_ms),
+        resetsAfter_ms: this.#roomAfter_ms(counter, needOf(counter, tokens), now_ms),
+      }))
+      .sort((a, b) => b.resetsAfter_ms - a.resetsAfter_ms)[0];
+  }
+
+  /** How long until there is room for `need`, if nothing is asked meanwhile. */
+  #roomAfter_ms({ unit, window, limit, used }: Counter, need: number, now_ms: number): number {
+    const sql =
+      'SELECT start_ms, requests, tokens FROM windows WHERE window = ? AND start_ms >= ? ORDER BY start_ms';
+    const buckets = this.#sql.exec<Bucket>(sql, window, firstStart(window, now_ms)).toArray();
+    let missing = need - (limit - used);
+    let after_ms = 0;
+    for (const bucket of buckets) {
+      if (missing <= 0) break;
+      missing -= bucket[unit];
+      after_ms = leavesAt_ms(window, bucket.start_ms) - now_ms;
+    }
+    return after_ms;
+  }
+
+  #hasUseSince(start_ms: number): boolean {
+    const sql = "SELECT 1 FROM windows WHERE window = 'minute' AND start_ms >= ? LIMIT 1";
+    return this.#sql.exec(sql, start_ms).toArray().length > 0;
+  }
+
+  #forgetOld(now_ms: number): void {
+    const second_ms = firstStart('minute', now_ms) - KEEP_SECONDS_ms;
+    this.#sql.exec("DELETE FROM windows WHERE window = 'minute' AND start_ms < ?", second_ms);
+    this.#sql.exec("DELETE FROM windows WHERE window = 'day' AND start_ms < ?", now_ms - KEEP_ms);
+    this.#sql.exec('DELETE FROM reservations WHERE second_ms < ?', now_ms - KEEP_ms);
+    const settled_ms = now_ms - KEEP_SETTLED_ms;
+    this.#sql.exec('DELETE FROM reservations WHERE settled = 1 AND second_ms < ?', settled_ms);
+  }
+}
+
+/* What the books mean for a request: how much is left, and when there is more. Pure arithmetic. */
 
 /** A second or a day, with what was used in it. */
-type Bucket = Record<BudgetUnit, number> & { start_ms: number };
+type Bucket = Record<Unit, number> & { start_ms: number };
 
-/** One limit, with what is used of it and when the last bucket begins that something of it was used in. */
+/** A window's use, with the start of the last bucket in which something was used of each unit. */
+type Used = Record<Unit, number> & Record<`${Unit}Last_ms`, number | null>;
+
+/** One limit, with what is used of it and when the last bucket begins in which something of it was used. */
 type Counter = Omit<BudgetState, 'resetsAfter_ms'> & { readonly lastStart_ms: number | null };
 
-const secondOf = (now_ms: number): number => now_ms - (now_ms % BUCKET_ms);
-const minuteOf = (now_ms: number): number => now_ms - (now_ms % WINDOW_ms.minute);
+const limitOf = (limits: BudgetLimits, unit: Unit, window: Window): number | null =>
+  unit === 'requests'
+    ? limits[window === 'minute' ? 'requestsPerMinute' : 'requestsPerDay']
+    : limits[window === 'minute' ? 'tokensPerMinute' : 'tokensPerDay'];
+
+/** The second and the day that a moment is in. */
+const startsAt = (now_ms: number) => ({
+  second_ms: now_ms - (now_ms % SECOND_ms),
+  day_ms: now_ms - (now_ms % WINDOW_ms.day),
+});
+
 /** Where the oldest bucket begins that counts: the second that holds the moment a minute ago, or today. */
-const firstStart = (window: BudgetWindow, now_ms: number): number =>
-  window === 'minute' ? secondOf(now_ms - WINDOW_ms.minute) : now_ms - (now_ms % WINDOW_ms.day);
+const firstStart = (window: Window, now_ms: number): number =>
+  window === 'minute' ? startsAt(now_ms - WINDOW_ms.minute).second_ms : startsAt(now_ms).day_ms;
 
 /** When a bucket counts no longer. */
-const leavesAt_ms = (window: BudgetWindow, start_ms: number): number =>
-  start_ms + WINDOW_ms[window] + (window === 'minute' ? BUCKET_ms : 0);
+const leavesAt_ms = (window: Window, start_ms: number): number =>
+  start_ms + WINDOW_ms[window] + (window === 'minute' ? SECOND_ms : 0);
 
 const remaining = ({ limit, used }: Counter): number => Math.max(0, limit - used);
 const isOfTokens = ({ unit }: Counter): boolean => unit === 'tokens';
@@ -47,7 +237,7 @@ const needOf = (counter: Counter, tokens: number): number => (isOfTokens(counter
 const withRequest = (counter: Counter, tokens: number, now_ms: number): Counter => ({
   ...counter,
   used: counter.used + needOf(counter, tokens),
-  lastStart_ms: counter.window === 'minute' ? secondOf(now_ms) : firstStart('day', now_ms),
+  lastStart_ms: startsAt(now_ms)[counter.window === 'minute' ? 'second_ms' : 'day_ms'],
 });
 
 const stateOf = ({ lastStart_ms, ...counter }: Counter, now_ms: number): BudgetState => ({
@@ -55,192 +245,5 @@ const stateOf = ({ lastStart_ms, ...counter }: Counter, now_ms: number): BudgetS
   resetsAfter_ms: lastStart_ms === null ? 0 : leavesAt_ms(counter.window, lastStart_ms) - now_ms,
 });
 
-/** How long until there is room for `need`, if nothing is asked meanwhile. `buckets`: the oldest first. */
-function roomAfter_ms(
-  { unit, window, limit, used }: Counter,
-  need: number,
-  buckets: readonly Bucket[],
-  now_ms: number,
-): number {
-  let missing = need - (limit - used);
-  let after_ms = 0;
-  for (const bucket of buckets) {
-    if (missing <= 0) break;
-    missing -= bucket[unit];
-    after_ms = leavesAt_ms(window, bucket.start_ms) - now_ms;
-  }
-  return after_ms;
-}
-
-/** Of the limits that have no room for one more request of `tokens`, the one that takes longest to have it. */
-const tightest = (
-  counters: readonly Counter[],
-  tokens: number,
-  now_ms: number,
-  bucketsOf: (window: BudgetWindow) => readonly Bucket[],
-): BudgetState | undefined =>
-  counters
-    .filter((counter) => remaining(counter) < needOf(counter, tokens))
-    .map((counter) => {
-      const need = needOf(counter, tokens);
-      const resetsAfter_ms = roomAfter_ms(counter, need, bucketsOf(counter.window), now_ms);
-      return { ...stateOf(counter, now_ms), resetsAfter_ms };
-    })
-    .sort((a, b) => b.resetsAfter_ms - a.resetsAfter_ms)[0];
-
-/** Whether a request of `tokens` would fit if nothing were used. */
-const fitsUnused = (counters: readonly Counter[], tokens: number): boolean =>
-  counters.every((counter) => counter.limit >= needOf(counter, tokens));
-
-/** Settlements that come later than this are lost. */
-const KEEP_ms = 2 * WINDOW_ms.day;
-/** Longer than anybody asks the same again. */
-const KEEP_SETTLED_ms = 30 * 60_000;
-/** Seconds that left the minute this long ago are deleted. */
-const KEEP_SECONDS_ms = WINDOW_ms.minute;
-
-export interface Ledger {
-  reserve(request: ReserveRequest, now_ms: number): ReserveAnswer;
-  /**
-   * What was really used. Again it changes nothing. For an id that is not there it only keeps that it is settled: a
-   * reservation that comes after that, late on its way, weighs nothing.
-   */
-  settle(id: string, tokens: number, now_ms: number): void;
-  states(limits: BudgetLimits, now_ms: number): BudgetState[];
-}
-
-/** `minute_ms` is the second in which it was made. */
-type Reservation = { minute_ms: number; day_ms: number; tokens: number; settled: number };
-/** Of a window, with the start of the last bucket that counts for each unit. */
-type Used = {
-  requests: number;
-  tokens: number;
-  requestsLast_ms: number | null;
-  tokensLast_ms: number | null;
-};
-
-export function openLedger(sql: SqlStorage): Ledger {
-  sql.exec(`CREATE TABLE IF NOT EXISTS windows (
-    window TEXT NOT NULL, start_ms INTEGER NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
-    PRIMARY KEY (window, start_ms)) WITHOUT ROWID`);
-  // `prompt_tokens` and `expires_at_ms` are columns of earlier releases, which objects still have.
-  sql.exec(`CREATE TABLE IF NOT EXISTS reservations (
-    id TEXT PRIMARY KEY, minute_ms INTEGER NOT NULL, day_ms INTEGER NOT NULL, tokens INTEGER NOT NULL,
-    prompt_tokens INTEGER NOT NULL, expires_at_ms INTEGER, settled INTEGER NOT NULL) WITHOUT ROWID`);
-  sql.exec('DROP INDEX IF EXISTS held');
-
-  const usedIn = (window: BudgetWindow, now_ms: number): Used =>
-    sql
-      .exec<Used>(
-        `SELECT total(requests) AS requests, total(tokens) AS tokens,
-           max(CASE WHEN requests > 0 THEN start_ms END) AS requestsLast_ms,
-           max(CASE WHEN tokens > 0 THEN start_ms END) AS tokensLast_ms
-         FROM windows WHERE window = ? AND start_ms >= ?`,
-        window,
-        firstStart(window, now_ms),
-      )
-      .one();
-
-  /** The oldest first. */
-  const bucketsOf = (window: BudgetWindow, now_ms: number): Bucket[] =>
-    sql
-      .exec<Bucket>(
-        'SELECT start_ms, requests, tokens FROM windows WHERE window = ? AND start_ms >= ? ORDER BY start_ms',
-        window,
-        firstStart(window, now_ms),
-      )
-      .toArray();
-
-  const seenSince = (start_ms: number): boolean =>
-    sql.exec("SELECT 1 FROM windows WHERE window = 'minute' AND start_ms >= ? LIMIT 1", start_ms).toArray()
-      .length > 0;
-
-  const add = (window: BudgetWindow, start_ms: number, requests: number, tokens: number): void => {
-    sql.exec(
-      `INSERT INTO windows VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
-       SET requests = requests + excluded.requests, tokens = tokens + excluded.tokens`,
-      window,
-      start_ms,
-      requests,
-      tokens,
-    );
-  };
-
-  /** Makes a reservation weigh `tokens` from now on, in the windows that it was made in. */
-  const reweigh = (reservation: Reservation, tokens: number): void => {
-    for (const window of BUDGET_WINDOWS) {
-      const start_ms = window === 'minute' ? reservation.minute_ms : reservation.day_ms;
-      add(window, start_ms, 0, tokens - reservation.tokens);
-    }
-  };
-
-  const find = (id: string): Reservation | undefined =>
-    sql
-      .exec<Reservation>('SELECT minute_ms, day_ms, tokens, settled FROM reservations WHERE id = ?', id)
-      .toArray()[0];
-
-  const keep = (id: string, { minute_ms, day_ms, tokens, settled }: Reservation): void => {
-    sql.exec(
-      'INSERT INTO reservations (id, minute_ms, day_ms, tokens, prompt_tokens, settled) VALUES (?, ?, ?, ?, 0, ?)',
-      ...[id, minute_ms, day_ms, tokens, settled],
-    );
-  };
-
-  const forgetOld = (now_ms: number): void => {
-    const second_ms = firstStart('minute', now_ms) - KEEP_SECONDS_ms;
-    sql.exec("DELETE FROM windows WHERE window = 'minute' AND start_ms < ?", second_ms);
-    sql.exec("DELETE FROM windows WHERE window = 'day' AND start_ms < ?", now_ms - KEEP_ms);
-    sql.exec('DELETE FROM reservations WHERE minute_ms < ?', now_ms - KEEP_ms);
-    sql.exec('DELETE FROM reservations WHERE settled = 1 AND minute_ms < ?', now_ms - KEEP_SETTLED_ms);
-  };
-
-  const countersOf = (limits: BudgetLimits, now_ms: number): Counter[] =>
-    BUDGET_WINDOWS.flatMap((window) => {
-      const named = BUDGET_UNITS.map((unit) => ({ unit, limit: limitOf(limits, unit, window) }));
-      if (named.every(({ limit }) => limit === null)) return [];
-      const used = usedIn(window, now_ms);
-      return named.flatMap(({ unit, limit }) =>
-        limit === null
-          ? []
-          : [{ unit, window, limit, used: used[unit], lastStart_ms: used[`${unit}Last_ms`] }],
-      );
-    });
-  const statesOf = (counters: readonly Counter[], now_ms: number): BudgetState[] =>
-    counters.map((counter) => stateOf(counter, now_ms));
-
-  return {
-    states(limits, now_ms) {
-      return statesOf(countersOf(limits, now_ms), now_ms);
-    },
-    reserve({ id, limits, wanted_tokens, least_tokens }, now_ms) {
-      const known = find(id);
-      const counters = countersOf(limits, now_ms);
-      if (known !== undefined) {
-        return { granted: true, tokens: known.tokens, states: statesOf(counters, now_ms) };
-      }
-      const refusedBy = tightest(counters, least_tokens, now_ms, (window) => bucketsOf(window, now_ms));
-      if (refusedBy !== undefined) {
-        const everFits = fitsUnused(counters, least_tokens);
-        return { granted: false, refusedBy, everFits, states: statesOf(counters, now_ms) };
-      }
-      const tokens = Math.min(wanted_tokens, ...counters.filter(isOfTokens).map(remaining));
-      const [minute_ms, day_ms] = [secondOf(now_ms), firstStart('day', now_ms)];
-      if (!seenSince(minuteOf(now_ms))) forgetOld(now_ms);
-      add('minute', minute_ms, 1, tokens);
-      add('day', day_ms, 1, tokens);
-      keep(id, { minute_ms, day_ms, tokens, settled: 0 });
-      const after = counters.map((counter) => withRequest(counter, tokens, now_ms));
-      return { granted: true, tokens, states: statesOf(after, now_ms) };
-    },
-    settle(id, tokens, now_ms) {
-      const reservation = find(id);
-      if (reservation === undefined) {
-        const [minute_ms, day_ms] = [secondOf(now_ms), firstStart('day', now_ms)];
-        keep(id, { minute_ms, day_ms, tokens: 0, settled: 1 });
-      } else if (reservation.settled === 0) {
-        reweigh(reservation, tokens);
-        sql.exec('UPDATE reservations SET tokens = ?, settled = 1 WHERE id = ?', tokens, id);
-      }
-    },
-  };
-}
+const statesOf = (counters: readonly Counter[], now_ms: number): BudgetState[] =>
+  counters.map((counter) => stateOf(counter, now_ms));

@@ -2,7 +2,7 @@
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import kernel from '../../../shared/embedding/weighted-sum.wasm';
-import type { BackendPool } from '../../backends/call-backend.ts';
+import type { BackendPool } from '../../backends/pool.ts';
 import type { Config, Env } from '../../env.ts';
 import { cached, createWorkersAiEncoder, loadBackendEncoder } from './remote.ts';
 

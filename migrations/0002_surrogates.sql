@@ -1,1 +1,0 @@
-ALTER TABLE `masks` ADD `surrogates` text;

@@ -1,2 +1,0 @@
-ALTER TABLE `events` ADD `outages` integer DEFAULT 0 NOT NULL;--> statement-breakpoint
-ALTER TABLE `outcomes` ADD `outages` integer DEFAULT 0 NOT NULL;
