@@ -7,11 +7,10 @@ import { dashboard } from './http/dashboard-page.ts';
 import { onError, onNotFound, requestId, requestIdHeader } from './http/error-answers.ts';
 import { health } from './http/health.ts';
 import { unreadBody } from './http/request-body.ts';
+import { internal, models } from './requests/catalogue.ts';
 import { completions } from './requests/complete.ts';
 import { dryRun } from './requests/dry-run.ts';
 import { feedback } from './requests/feedback.ts';
-import { models } from './requests/served-models.ts';
-import { internal } from './routing/named-masks.ts';
 
 export const app = new Hono<AppEnv>()
   .onError(onError)

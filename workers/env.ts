@@ -7,8 +7,8 @@ import { z } from 'zod';
 import type { EdgeMessage } from '../shared/admin/request-event.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../shared/wire/protocol.ts';
+import { FRONTS } from './base/place.ts';
 import { COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
-import { FRONTS } from './routing/assignment.ts';
 import type { TenantBudget } from './tenants/budgets.ts';
 
 /** The part of Workers AI that embeds. */

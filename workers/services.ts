@@ -3,6 +3,11 @@
 import { sender } from './backends/attempt.ts';
 import { type BackendJobs, createBackendJobs } from './backends/backend-jobs.ts';
 import { BackendPool } from './backends/pool.ts';
+import { createModels, type Models } from './backends/served-models.ts';
+import { log } from './base/log.ts';
+import { createSwrCache, type SourceHealth, type SwrCache, unheard } from './base/swr-cache.ts';
+import { createDenseComparison, type DenseComparison } from './counting/compare-dense.ts';
+import { type CompletionIds, createCompletionIds } from './counting/completion-ids.ts';
 import { createEvents, type Events } from './counting/events.ts';
 import { type Database, d1, openDatabase } from './db/d1.ts';
 import { listStarted } from './db/experiment-rows.ts';
@@ -11,24 +16,17 @@ import { findMaskSet, findMaskSparsity } from './db/mask-set-rows.ts';
 import { askForTables, findLive } from './db/publication-rows.ts';
 import { insertTrafficSample } from './db/usage-rows.ts';
 import { type Config, type Env, parseConfig } from './env.ts';
-import { createMaskDoor } from './http/authentication.ts';
-import { createReadiness, type Readiness } from './http/health.ts';
-import { log } from './http/log.ts';
-import { createSessions, type Sessions } from './http/sessions.ts';
-import { BURST, MODELS } from './limits.ts';
-import { createDenseComparison, type DenseComparison } from './releases/compare-dense.ts';
-import { type CompletionIds, createCompletionIds } from './requests/completion-ids.ts';
-import { createModels, type Models } from './requests/served-models.ts';
+import { BURST, MODELS, READINESS } from './limits.ts';
 import { createRunningExperiments, type RunningExperiments } from './routing/assignment.ts';
 import { createEmbedder, type Embedder } from './routing/embed.ts';
 import { loadEncoder } from './routing/encoders/pick-encoder.ts';
 import { createRoutingTable, type RoutingTable } from './routing/live-sets.ts';
-import { createNamedMasks, type NamedMasks } from './routing/named-masks.ts';
-import { unheard } from './routing/swr-cache.ts';
+import { createMaskDoor, createNamedMasks, type NamedMasks } from './routing/named-masks.ts';
 import { createTrafficSampler, type TrafficSampler } from './routing/traffic.ts';
 import { type ApiKeys, createApiKeys } from './tenants/api-keys.ts';
 import { type Budgets, createBudgets } from './tenants/budgets.ts';
 import { type BurstLimit, createBurstLimit } from './tenants/bursts.ts';
+import { createSessions, type Sessions } from './tenants/sessions.ts';
 
 export type Services = {
   readonly config: Config;
@@ -39,7 +37,10 @@ export type Services = {
   readonly embedder: Embedder;
   readonly models: Models;
   readonly backend: BackendPool;
-  readonly readiness: Readiness;
+  /** Whether a backend and D1 can be reached: one question to each answers all who ask within a second. */
+  readonly reached: { readonly backend: SwrCache<true>; readonly database: SwrCache<true> };
+  /** What all who ask D1 heard of it. */
+  readonly d1Health: SourceHealth;
   readonly budgets: Budgets;
   readonly bursts: {
     readonly tenant: BurstLimit;
@@ -97,7 +98,20 @@ function createServices(env: Env): Services {
       table,
       d1Health,
     ),
-    readiness: createReadiness(backend, () => askForTables(db), d1Health),
+    reached: {
+      backend: createSwrCache(
+        'readiness of the backends',
+        () => backend.askAll('/readyz', READINESS.load_ms, () => {}).then(() => true as const),
+        READINESS,
+      ),
+      database: createSwrCache(
+        'the database',
+        () => askForTables(db).then(() => true as const),
+        READINESS,
+        d1Health,
+      ),
+    },
+    d1Health,
     budgets: createBudgets(env.BUDGETS),
     bursts: {
       tenant: createBurstLimit(

@@ -3,7 +3,7 @@
  * answer must name one version that was live while it was made, with a mask of that version and of no other, and none
  * may fail. Each publication is of a version that was never live before, and the isolate that publishes serves what it
  * published from its answer on, so nothing that is old by then passes. (Other isolates have 5 s, of which
- * `test/workers/publications.test.ts` makes sure.) The edge is real, in workerd with a D1; the backend only answers what
+ * `test/workers/releases/publishing.test.ts` makes sure.) The edge is real, in workerd with a D1; the backend only answers what
  * it was told.
  */
 import { once } from 'node:events';

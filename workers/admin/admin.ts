@@ -1,8 +1,7 @@
 /** The admin API; `shared/admin/admin-wire.ts` describes it. */
 import { Hono } from 'hono';
-import { adminOnly } from '../http/authentication.ts';
+import { adminOnly, noStore } from '../http/authentication.ts';
 import type { AppEnv } from '../http/context.ts';
-import { noStore } from '../http/sessions.ts';
 import { backends } from './backends.ts';
 import { stats, traffic, usage } from './counted.ts';
 import { experiments } from './experiments.ts';

@@ -2,6 +2,7 @@
 import { Hono } from 'hono';
 import { createBackendSchema, updateBackendSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import { defaultBackend } from '../backends/registry.ts';
 import {
   type BackendRow,
@@ -13,7 +14,7 @@ import {
 } from '../db/backend-rows.ts';
 import { d1 } from '../db/d1.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
-import { parse, readJson } from '../http/request-body.ts';
+import { readJson } from '../http/request-body.ts';
 import { jobs } from './jobs.ts';
 import { requireGlobal } from './scope.ts';
 

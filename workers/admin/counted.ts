@@ -2,11 +2,11 @@
 import { Hono } from 'hono';
 import { DEFAULT_TENANT, usageQuerySchema } from '../../shared/admin/admin-wire.ts';
 import { type Stats, statsQuerySchema, trafficQuerySchema } from '../../shared/admin/stats-wire.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import { stats as statsOf } from '../counting/traffic-stats.ts';
 import { d1 } from '../db/d1.ts';
 import { listTrafficSamples, sumUsage } from '../db/usage-rows.ts';
 import type { AppEnv } from '../http/context.ts';
-import { parse } from '../http/request-body.ts';
 import { scopedTenant } from './scope.ts';
 
 export const stats = new Hono<AppEnv>().get('/', async (c) => {

@@ -9,6 +9,7 @@ import {
   experimentDefinitionSchema,
 } from '../../shared/admin/experiment-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import { experimentResults } from '../counting/experiment-results.ts';
 import { d1 } from '../db/d1.ts';
 import {
@@ -25,7 +26,7 @@ import { latenciesOfVariants } from '../db/latencies.ts';
 import { sumsOfVariants } from '../db/outcomes.ts';
 import { tenantExists } from '../db/tenant-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
-import { parse, readJson } from '../http/request-body.ts';
+import { readJson } from '../http/request-body.ts';
 import { start, stop } from '../releases/experiment-life.ts';
 import { requireRoom } from '../tenants/terms.ts';
 import { listed, pageQuery, scopedTenant } from './scope.ts';

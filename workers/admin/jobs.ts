@@ -12,13 +12,14 @@ import {
 } from '../../shared/admin/job-wire.ts';
 import { maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import type { JobQuestion } from '../backends/backend-jobs.ts';
 import { DEFAULT_BACKEND } from '../backends/registry.ts';
 import { findBackend, listBackends } from '../db/backend-rows.ts';
 import { d1 } from '../db/d1.ts';
 import { writeMaskSet } from '../db/mask-set-rows.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { parse, readJson } from '../http/request-body.ts';
+import { readJson } from '../http/request-body.ts';
 import { storeMaskSet } from '../releases/publishing.ts';
 import { scopedTenant } from './scope.ts';
 

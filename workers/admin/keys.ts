@@ -9,6 +9,8 @@ import {
   rotateKeySchema,
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
+import { randomHex } from '../base/secrets.ts';
 import { type Database, d1, isoTime } from '../db/d1.ts';
 import {
   deleteExpiredKeys,
@@ -18,9 +20,8 @@ import {
   revokeApiKey,
   rotateApiKey,
 } from '../db/key-rows.ts';
-import { randomHex } from '../http/authentication.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { parse, readJson } from '../http/request-body.ts';
+import { readJson } from '../http/request-body.ts';
 import { EXPIRED_KEYS_KEPT_ms } from '../limits.ts';
 import { generateKey } from '../tenants/api-keys.ts';
 import { requireRoom } from '../tenants/terms.ts';

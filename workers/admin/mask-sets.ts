@@ -3,6 +3,7 @@ import { Hono } from 'hono';
 import { evaluationFiguresSchema } from '../../shared/admin/stats-wire.ts';
 import { maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import { d1 } from '../db/d1.ts';
 import {
   findEvaluation,
@@ -14,7 +15,7 @@ import {
   writeMaskSet,
 } from '../db/mask-set-rows.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { parse, readJson } from '../http/request-body.ts';
+import { readJson } from '../http/request-body.ts';
 import { storeMaskSet } from '../releases/publishing.ts';
 import { requireRoom } from '../tenants/terms.ts';
 import { listed, pageQuery, scopedTenant } from './scope.ts';

@@ -8,10 +8,11 @@ import {
 } from '../../shared/admin/admin-wire.ts';
 import { shareAt } from '../../shared/mask/experiment-assignment.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import { d1 } from '../db/d1.ts';
 import { findLive, type LiveState, listPublications } from '../db/publication-rows.ts';
 import { type AppEnv, holdOf } from '../http/context.ts';
-import { parse, readJson } from '../http/request-body.ts';
+import { readJson } from '../http/request-body.ts';
 import { checkPublishable, publish, rollback } from '../releases/publishing.ts';
 import { findInUse } from '../routing/live-sets.ts';
 import { listed, pageQuery, scopedTenant } from './scope.ts';

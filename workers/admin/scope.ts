@@ -6,10 +6,10 @@ import {
   writeCursor,
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import { d1, type Page } from '../db/d1.ts';
 import { tenantExists } from '../db/tenant-rows.ts';
 import type { AppContext } from '../http/context.ts';
-import { parse } from '../http/request-body.ts';
 
 /**
  * The tenant that a request is about: the one it names, or the caller's own.

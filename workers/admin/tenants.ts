@@ -8,10 +8,11 @@ import {
   updateTenantSchema,
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
 import { d1 } from '../db/d1.ts';
 import { findTenant, insertTenant, listTenants, updateTenant } from '../db/tenant-rows.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { parse, readJson } from '../http/request-body.ts';
+import { readJson } from '../http/request-body.ts';
 import type { BudgetLimits, BudgetState } from '../tenants/ledger.ts';
 import { tenantWarnings } from '../tenants/terms.ts';
 import { listed, pageQuery, requireGlobal } from './scope.ts';

@@ -3,9 +3,9 @@ import { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { parseOrNull, readBounded } from '../http/request-body.ts';
-import { createWait } from '../http/waiting.ts';
+import { parseOrNull, readBounded } from '../../shared/wire/read-bounded.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { createWait } from '../base/waiting.ts';
 import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
 
 /** How requests reach backends: as `fetch`, for absolute addresses. */

@@ -5,9 +5,9 @@
 import type { z } from 'zod';
 import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
+import { parseOrNull, readBounded } from '../../shared/wire/read-bounded.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { parseOrNull, readBounded } from '../http/request-body.ts';
+import { log, reasonOf } from '../base/log.ts';
 import { JOBS, RETRY_AFTER_s } from '../limits.ts';
 import { readError, type Send } from './attempt.ts';
 

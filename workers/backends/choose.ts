@@ -9,7 +9,7 @@
 
 import { stickyFraction } from '../../shared/mask/experiment-assignment.ts';
 import { ANYWHERE } from '../../shared/wire/backend-load.ts';
-import { LOCAL_REGION } from '../routing/assignment.ts';
+import { LOCAL_REGION } from '../base/place.ts';
 
 export type Candidate = {
   readonly id: string;

@@ -3,13 +3,13 @@
  * goes to one of them (call-backend.ts); other questions go to all.
  */
 import { type BackendEntry, type LoadReport, loadReportSchema } from '../../shared/wire/backend-load.ts';
+import { readBounded } from '../../shared/wire/read-bounded.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
+import { log, reasonOf } from '../base/log.ts';
+import type { Hold } from '../base/waiting.ts';
 import { type BackendRow, listBackends } from '../db/backend-rows.ts';
 import { type Database, isoTimeOrNull } from '../db/d1.ts';
 import type { Config } from '../env.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { readBounded } from '../http/request-body.ts';
-import type { Hold } from '../http/waiting.ts';
 import { LOAD_PROBE } from '../limits.ts';
 import { attempt, type BackendRequest, type Send } from './attempt.ts';
 import { type KnownBackend, type LiveBackend, type Observed, observe } from './backend-state.ts';

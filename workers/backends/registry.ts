@@ -3,11 +3,11 @@
  * `BACKEND_URL` names while the registry is empty or was never reached.
  */
 import { ANYWHERE } from '../../shared/wire/backend-load.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { createSwrCache } from '../base/swr-cache.ts';
+import type { Hold } from '../base/waiting.ts';
 import type { BackendRow } from '../db/backend-rows.ts';
-import { log, reasonOf } from '../http/log.ts';
-import type { Hold } from '../http/waiting.ts';
 import { BACKENDS } from '../limits.ts';
-import { createSwrCache } from '../routing/swr-cache.ts';
 
 /** The entry that `BACKEND_URL` stands for. */
 export const DEFAULT_BACKEND = 'default';

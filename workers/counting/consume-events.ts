@@ -3,10 +3,10 @@
  * failed, or may have failed, is asked for again.
  */
 import type { EdgeEvent, RequestEvent } from '../../shared/admin/request-event.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { type Hold, withDeadline } from '../base/waiting.ts';
 import { type Counted, countEvents, type NoteEvent } from '../db/count-events.ts';
 import type { Database } from '../db/d1.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { type Hold, withDeadline } from '../http/waiting.ts';
 import { EVENTS } from '../limits.ts';
 import { takeBackBad } from '../releases/auto-rollback.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';

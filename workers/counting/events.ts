@@ -12,7 +12,7 @@ import {
   edgeEventSchema,
   type RequestEvent,
 } from '../../shared/admin/request-event.ts';
-import { log, reasonOf } from '../http/log.ts';
+import { log, reasonOf } from '../base/log.ts';
 import { EVENT_BATCH, EVENT_RETRY_DELAYS_ms } from '../limits.ts';
 
 export interface Events {

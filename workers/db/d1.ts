@@ -5,7 +5,7 @@ import { type DrizzleD1Database, drizzle } from 'drizzle-orm/d1';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import type { Cursor } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { withDeadline } from '../http/waiting.ts';
+import { withDeadline } from '../base/waiting.ts';
 import { D1_TIMEOUT_ms, RETRY_AFTER_s } from '../limits.ts';
 import { apiKeys, evaluations, experiments, maskSets } from './schema.ts';
 

@@ -1,58 +1,17 @@
-/** Three kinds of callers, three doors: tenants, those who administrate, and backends. */
-import { sha256 } from '@noble/hashes/sha2.js';
-import { bytesToHex } from '@noble/hashes/utils.js';
-import { createMiddleware } from 'hono/factory';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { importTokenKey, isFor, type TokenKey, verifyToken } from '../../shared/wire/service-token.ts';
-import type { Config } from '../env.ts';
-import { BURST } from '../limits.ts';
-import { networkOf } from '../routing/assignment.ts';
-import { bearerKey, type Caller } from '../tenants/api-keys.ts';
-import { type AdminCaller, type AppContext, type AppEnv, holdOf } from './context.ts';
-import { adminCaller, ROOT, readSession } from './sessions.ts';
-
-/* Hashing and comparing secrets, and the door for backends. */
-
-const encoder = new TextEncoder();
-
-/** 64 hexadecimal digits. */
-export const sha256Hex = (text: string): string => bytesToHex(sha256(encoder.encode(text)));
-
-/** Compares digests in constant time, so neither the content nor the length of the secret shows in the time. */
-export function sameSecret(given: string, secret: string): boolean {
-  return crypto.subtle.timingSafeEqual(sha256(encoder.encode(given)), sha256(encoder.encode(secret)));
-}
-
 /**
- * Lets backends ask for masks, with a token that one of them signed for this edge and for that alone; a token of the edge
- * itself, for a backend, opens nothing here, and neither does the backend key. A token may come twice: what it gets is
- * what its id says, every time, and isolates share no memory of those that were used.
- * The result throws MaskrouteError `invalid_api_key`, `expired_token`, or `configuration_unavailable` when nobody said
- * which address is this edge's.
+ * Who may come in: tenants by their keys, administrators by theirs or by the session of the dashboard (a cookie that
+ * stands in for the key), and backends by tokens that they sign.
  */
-export function createMaskDoor({
-  BACKEND_KEY,
-  EDGE_URL,
-}: Pick<Config, 'BACKEND_KEY' | 'EDGE_URL'>): (token: string) => Promise<void> {
-  let tokenKey: Promise<TokenKey> | undefined;
-  return async (token) => {
-    tokenKey ??= importTokenKey(BACKEND_KEY);
-    const claims = await verifyToken(await tokenKey, token, Math.floor(Date.now() / 1000), 'edge');
-    if (claims.scope !== 'masks') {
-      throw new MaskrouteError('invalid_api_key', 'The service token is for something else than masks.');
-    }
-    if (EDGE_URL === undefined) {
-      const message = 'This edge does not know its own address: EDGE_URL is not configured.';
-      throw new MaskrouteError('configuration_unavailable', message);
-    }
-    if (!isFor(claims, EDGE_URL)) {
-      throw new MaskrouteError('invalid_api_key', 'The service token is for another edge.');
-    }
-  };
-}
-
-/** `bytes` random bytes as hexadecimal. */
-export const randomHex = (bytes: number): string => bytesToHex(crypto.getRandomValues(new Uint8Array(bytes)));
+import { deleteCookie, getCookie, setCookie } from 'hono/cookie';
+import { createMiddleware } from 'hono/factory';
+import { CSRF_HEADER, type Session } from '../../shared/admin/admin-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { networkOf } from '../base/place.ts';
+import { sameSecret } from '../base/secrets.ts';
+import { BURST } from '../limits.ts';
+import { bearerKey, type Caller } from '../tenants/api-keys.ts';
+import type { SessionClaims } from '../tenants/sessions.ts';
+import { type AdminCaller, type AppContext, type AppEnv, holdOf } from './context.ts';
 
 /**
  * A tenant's key. Other kinds are refused: a key that administrates should not sit in chat clients.
@@ -125,3 +84,103 @@ export const backendOnly = createMiddleware<AppEnv>(async (c, next) => {
   await c.get('services').expectBackend(bearerKey(c.req.header('authorization')));
   await next();
 });
+
+/* The dashboard's session: its cookie, and whom it stands for. */
+
+/** What an administrator sees is kept by no cache on the way, nor by the browser: some of it is a new key. */
+export const noStore = createMiddleware<AppEnv>(async (c, next) => {
+  c.header('cache-control', 'no-store');
+  await next();
+});
+
+export const ROOT: AdminCaller = { actor: 'root', tenant: undefined };
+
+/** @throws MaskrouteError `forbidden` for a key that sends completions. */
+export function adminCaller(caller: Caller): AdminCaller {
+  if (caller.kind === 'tenant') throw new MaskrouteError('forbidden', 'This key administrates nothing.');
+  return { actor: caller.keyId, tenant: caller.kind === 'admin' ? undefined : caller.tenant };
+}
+
+/**
+ * The claims of the request's session, ended or not; undefined when it has no cookie.
+ * @throws MaskrouteError `invalid_session` for a bad cookie, `forbidden` when a request that changes something
+ * does not prove that our page sent it.
+ */
+export async function readClaims(c: AppContext): Promise<SessionClaims | undefined> {
+  const token = getCookie(c, cookieName(c));
+  if (token === undefined) return undefined;
+  const claims = await c.get('services').sessions.verify(token);
+  requireIntent(c.req.raw, c.req.header(CSRF_HEADER), claims.csrf);
+  return claims;
+}
+
+/**
+ * The request's session; undefined when it has no cookie. The key behind it is looked up again, so revoking
+ * the key ends the session.
+ * @throws MaskrouteError `invalid_session` for one that has ended, what `readClaims` throws, and what looking up the
+ * session and the key throws.
+ */
+export async function readSession(
+  c: AppContext,
+): Promise<{ admin: AdminCaller; claims: SessionClaims } | undefined> {
+  const claims = await readClaims(c);
+  if (claims === undefined) return undefined;
+  const { sessions, apiKeys } = c.get('services');
+  const hold = holdOf(c);
+  const { keySha256 } = claims;
+  const live = sessions.requireLive(claims, hold);
+  // Asked at once, judged after the key: of both ends the key's says more.
+  live.catch(() => {});
+  const admin = keySha256 === null ? ROOT : adminCaller(await apiKeys.authenticateSha256(keySha256, hold));
+  await live;
+  return { admin, claims };
+}
+
+export const toSession = (admin: AdminCaller, claims: SessionClaims): Session => ({
+  actor: admin.actor,
+  tenant: admin.tenant ?? null,
+  csrf: claims.csrf,
+  expires_at: new Date(claims.expiresAt_s * 1000).toISOString(),
+});
+
+export function setSessionCookie(c: AppContext, token: string, expiresAt_s: number): void {
+  setCookie(c, cookieName(c), token, { ...cookieScope(c), expires: new Date(expiresAt_s * 1000) });
+}
+
+export function clearSessionCookie(c: AppContext): void {
+  deleteCookie(c, cookieName(c), cookieScope(c));
+}
+
+const isSecure = (c: AppContext): boolean => new URL(c.req.url).protocol === 'https:';
+
+/** With the prefix the browser holds the cookie to this very host; it demands https, which a local edge lacks. */
+const cookieName = (c: AppContext): string =>
+  isSecure(c) ? '__Host-maskroute-session' : 'maskroute-session';
+
+/** The admin API lies outside of the page's folder, so the path is the whole host. */
+const cookieScope = (c: AppContext) =>
+  ({ path: '/', httpOnly: true, sameSite: 'Strict', secure: isSecure(c) }) as const;
+
+const SAFE_METHODS = ['GET', 'HEAD', 'OPTIONS'];
+
+/** @throws MaskrouteError `forbidden` when another site's page made the browser send the request. */
+export function requireOwnOrigin(request: Request): void {
+  if (request.headers.get('origin') !== new URL(request.url).origin) {
+    throw new MaskrouteError('forbidden', 'The request did not come from this page.');
+  }
+}
+
+/**
+ * A request that changes something comes from our own page and proves it twice: by its origin, which other
+ * sites cannot forge, and by a token that they cannot read.
+ * @throws MaskrouteError `forbidden`
+ */
+function requireIntent(request: Request, given: string | undefined, csrf: string): void {
+  if (SAFE_METHODS.includes(request.method)) return;
+  requireOwnOrigin(request);
+  if (given === undefined || !sameSecret(given, csrf)) {
+    throw new MaskrouteError('forbidden', 'The request lacks the token of its session.');
+  }
+}
+
+/* The dashboard's session: its cookie, and whom it stands for. */

@@ -4,11 +4,11 @@ import { cors } from 'hono/cors';
 import { createMiddleware } from 'hono/factory';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
+import type { Hold } from '../base/waiting.ts';
 import type { Config, Env } from '../env.ts';
 import { PREFLIGHT_KEPT_s } from '../limits.ts';
 import { type Services, servicesFor } from '../services.ts';
 import type { Caller } from '../tenants/api-keys.ts';
-import type { Hold } from './waiting.ts';
 
 export type AppEnv = {
   Bindings: Env;

@@ -6,11 +6,10 @@ import { Hono } from 'hono';
 import { secureHeaders } from 'hono/secure-headers';
 import { loginSchema } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { adminOf, sha256Hex } from './authentication.ts';
-import type { AppContext, AppEnv } from './context.ts';
-import { methodNotAllowed } from './error-answers.ts';
-import { parse, readJson } from './request-body.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
+import { sha256Hex } from '../base/secrets.ts';
 import {
+  adminOf,
   clearSessionCookie,
   noStore,
   ROOT,
@@ -19,7 +18,10 @@ import {
   requireOwnOrigin,
   setSessionCookie,
   toSession,
-} from './sessions.ts';
+} from './authentication.ts';
+import type { AppContext, AppEnv } from './context.ts';
+import { methodNotAllowed } from './error-answers.ts';
+import { readJson } from './request-body.ts';
 
 const NONE = ["'none'"];
 const SELF = ["'self'"];

@@ -3,9 +3,9 @@ import { createMiddleware } from 'hono/factory';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
+import { log, reasonOf } from '../base/log.ts';
 import { RETRIED_AFTER_MAX_s } from '../limits.ts';
 import type { AppContext, AppEnv } from './context.ts';
-import { log, reasonOf } from './log.ts';
 
 /* Every request has an id: the client's when it is well-formed, else a new one. It names the request everywhere. */
 

@@ -5,14 +5,11 @@
  */
 import { Hono } from 'hono';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
-import type { BackendPool } from '../backends/pool.ts';
-import { READINESS, READY_TABLE_AGE_MAX_ms } from '../limits.ts';
-import { createSwrCache, type SourceHealth } from '../routing/swr-cache.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { READY_TABLE_AGE_MAX_ms } from '../limits.ts';
 import { servicesFor } from '../services.ts';
 import { type AppContext, type AppEnv, holdOf } from './context.ts';
 import { requestIdHeader } from './error-answers.ts';
-import { log, reasonOf } from './log.ts';
-import type { Hold } from './waiting.ts';
 
 export const health = new Hono<AppEnv>()
   .get('/healthz', requestIdHeader, (c) => c.json({ status: 'live' }))
@@ -57,16 +54,16 @@ async function readiness(c: AppContext): Promise<Report> {
     };
     return { checks, routing_table_age_s: null };
   }
-  const { table, embedder, readiness: reachable } = servicesFor(c.env);
+  const { table, embedder, reached, d1Health } = servicesFor(c.env);
   const [loaded, asked, encoder, backend] = await Promise.all([
     check('routing_table', () => table.liveFor(DEFAULT_TENANT, () => '', hold), 'it cannot be loaded'),
-    check('database', () => reachable.database(hold), UNREACHABLE),
+    check('database', () => reached.database.get('', hold), UNREACHABLE),
     check('encoder', () => embedder.encoder(hold), 'the encoder cannot be loaded'),
-    check('backend', () => reachable.backend(hold), 'no backend is ready'),
+    check('backend', () => reached.backend.get('', hold), 'no backend is ready'),
   ]);
   const age_ms = table.age_ms(DEFAULT_TENANT);
   const isTooOld = age_ms !== undefined && age_ms > READY_TABLE_AGE_MAX_ms;
-  const since = new Date(reachable.unreachableSince_ms() ?? Date.now()).toISOString();
+  const since = new Date(d1Health.failingSince_ms ?? Date.now()).toISOString();
   const checks = {
     configuration,
     routing_table: loaded === OK && isTooOld ? TOO_OLD : loaded === OK || asked === OK ? loaded : UNREACHABLE,
@@ -79,39 +76,3 @@ async function readiness(c: AppContext): Promise<Report> {
 
 const UNREACHABLE = 'the database cannot be reached';
 const TOO_OLD = `older than ${READY_TABLE_AGE_MAX_ms / 1000} s, and it cannot be read again`;
-
-/* Whether a backend and the database can be reached; one question to each answers all who ask within a second. */
-
-export interface Readiness {
-  /** Rejects with the reason when no backend is ready. */
-  backend(hold: Hold): Promise<void>;
-  /** Rejects with the reason when the database does not answer within a second, however long it goes on. */
-  database(hold: Hold): Promise<void>;
-  /** Since when the database answers nobody in this isolate; undefined when the last question had an answer. */
-  unreachableSince_ms(): number | undefined;
-}
-
-export function createReadiness(
-  pool: Pick<BackendPool, 'askAll'>,
-  askDatabase: () => Promise<unknown>,
-  health: SourceHealth,
-): Readiness {
-  const backends = createSwrCache(
-    'readiness of the backends',
-    async () => {
-      await pool.askAll('/readyz', READINESS.load_ms, () => {});
-      return true;
-    },
-    READINESS,
-  );
-  const database = createSwrCache('the database', () => askDatabase().then(() => true), READINESS, health);
-  return {
-    async backend(hold) {
-      await backends.get('', hold);
-    },
-    async database(hold) {
-      await database.get('', hold);
-    },
-    unreachableSince_ms: () => health.failingSince_ms,
-  };
-}

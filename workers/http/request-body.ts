@@ -1,65 +1,13 @@
-/** Bodies from outside: bounded before they are read and decoded strictly; `parse` checks what they say. */
+/** Bodies of requests: bounded before they are read and decoded strictly. `shared/wire/parse-body.ts` checks what they say. */
 
 import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/wire/openai.ts';
 import { parseJson } from '../../shared/wire/parse-body.ts';
+import { readBounded, TooLargeError } from '../../shared/wire/read-bounded.ts';
+import { createWait } from '../base/waiting.ts';
 import { BODY_ARRIVAL, DRAIN_BYTES_MAX, JSON_DEPTH_MAX } from '../limits.ts';
 import type { AppEnv } from './context.ts';
-import { createWait } from './waiting.ts';
-
-/* Reading bodies whose size nobody promised. */
-
-class TooLargeError extends Error {}
-
-/**
- * The body as UTF-8 text. @throws TooLargeError past `bytesMax` (nothing more is read then), TypeError on
- * invalid UTF-8, and what the stream throws.
- */
-export async function readBounded(
-  body: ReadableStream<Uint8Array> | null,
-  bytesMax: number,
-): Promise<string> {
-  if (body === null) return '';
-  const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: false });
-  let text = '';
-  let bytes = 0;
-  const reader = body.getReader();
-  try {
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return text + decoder.decode();
-      bytes += value.length;
-      if (bytes > bytesMax) throw new TooLargeError(`the body has more than ${bytesMax} bytes`);
-      text += decoder.decode(value, { stream: true });
-    }
-  } finally {
-    reader.releaseLock();
-  }
-}
-
-/** Reads on and forgets, until the end or `bytesMax`: a client that is still sending does not read answers. */
-async function drain(body: ReadableStream<Uint8Array> | null, bytesMax: number): Promise<void> {
-  if (body === null) return;
-  const reader = body.getReader();
-  for (let bytes = 0; bytes < bytesMax; ) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    bytes += value.length;
-  }
-  await reader.cancel();
-}
-
-/** JSON that somebody else wrote; null for what is none, which every schema of ours refuses. */
-export function parseOrNull(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
-}
-
-export { parse } from '../../shared/wire/parse-body.ts';
 
 /** The JSON value of a request's body. @throws what `readBody` throws. */
 export const readJson = async (request: Request): Promise<unknown> => (await readBody(request)).value;
@@ -151,3 +99,15 @@ export const unreadBody = createMiddleware<AppEnv>(async (c, next) => {
   const { body } = c.req.raw;
   if (body !== null && !body.locked) await drain(body, DRAIN_BYTES_MAX).catch(() => {});
 });
+
+/** Reads on and forgets, until the end or `bytesMax`: a client that is still sending does not read answers. */
+async function drain(body: ReadableStream<Uint8Array> | null, bytesMax: number): Promise<void> {
+  if (body === null) return;
+  const reader = body.getReader();
+  for (let bytes = 0; bytes < bytesMax; ) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    bytes += value.length;
+  }
+  await reader.cancel();
+}

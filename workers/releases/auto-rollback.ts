@@ -4,11 +4,11 @@
  */
 import { AUTO_ROLLBACK, type AutoRollback } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { log, reasonOf } from '../base/log.ts';
+import type { Hold } from '../base/waiting.ts';
 import type { Database } from '../db/d1.ts';
 import { type Judged, judgedOfVersion } from '../db/outcomes.ts';
 import { type LiveState, listGuarded } from '../db/publication-rows.ts';
-import { log, reasonOf } from '../http/log.ts';
-import type { Hold } from '../http/waiting.ts';
 import { JUDGED_ms, JUDGED_ROWS_MAX } from '../limits.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
 import { rollback } from './publishing.ts';

@@ -3,6 +3,7 @@ import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import { DENSE_VARIANT } from '../../shared/admin/experiment-wire.ts';
 import { overlap } from '../../shared/mask/experiment-assignment.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { Hold } from '../base/waiting.ts';
 import { d1 } from '../db/d1.ts';
 import {
   findExperiment,
@@ -12,7 +13,6 @@ import {
   startExperiment,
   stopExperiment,
 } from '../db/experiment-rows.ts';
-import type { Hold } from '../http/waiting.ts';
 import {
   EXPERIMENT_SETS_MAX,
   EXPERIMENTS_RUNNING_MAX,

@@ -12,6 +12,8 @@ import type { RolloutStep } from '../../shared/mask/experiment-assignment.ts';
 import { type EncoderSpec, sameEncoder } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ModelEntry } from '../../shared/wire/protocol.ts';
+import type { Models } from '../backends/served-models.ts';
+import type { Hold } from '../base/waiting.ts';
 import { type Database, d1 } from '../db/d1.ts';
 import { findMaskSet, insertMaskSet, type WrittenMaskSet } from '../db/mask-set-rows.ts';
 import {
@@ -24,9 +26,7 @@ import {
   withdrawLive,
 } from '../db/publication-rows.ts';
 import { findTenant } from '../db/tenant-rows.ts';
-import type { Hold } from '../http/waiting.ts';
 import { MASK_SET_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
-import type { Models } from '../requests/served-models.ts';
 import { isOverCeiling, meetsFloor } from '../routing/decision.ts';
 import type { Embedder } from '../routing/embed.ts';
 import { decodeMaskSet, type LiveSet, type RoutingTable } from '../routing/live-sets.ts';

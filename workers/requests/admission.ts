@@ -1,35 +1,118 @@
 /**
- * Letting a request in: what its tenant may ask for, and the tokens that it may take. The reservation is made while
- * the request is routed, so that it costs no time of its own.
+ * Letting a request in: what its tenant may ask for, and the tokens that it may take. A request that is let in has an
+ * account, which `settlement.ts` closes.
+ *
+ * An open account holds its request. Nothing else does: the runtime drops a request whose client hangs up, where it
+ * stands, with everything that waits in it, and not even its signal is heard then. Held, it hears the signal and ends.
  */
 
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ChatMessage, messageText } from '../../shared/wire/openai.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import type { Patience } from '../backends/attempt.ts';
+import type { Hold } from '../base/waiting.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
-import type { Hold } from '../http/waiting.ts';
-import type { RoutableBody, Routed } from '../routing/decision.ts';
+import type { RoutableBody } from '../routing/decision.ts';
+import type { Services } from '../services.ts';
 import type { Caller } from '../tenants/api-keys.ts';
-import type { Budgets } from '../tenants/budgets.ts';
+import type { Reservation } from '../tenants/budgets.ts';
 import { isUnlimited } from '../tenants/ledger.ts';
-import type { CompletionIds } from './completion-ids.ts';
-import { openRecord, type RecordParts, type RequestRecord } from './request-record.ts';
-import type { Models } from './served-models.ts';
 
-/*
- * How many tokens a request can cost at most, told before it runs. The edge has no tokenizer of the model, but a
- * byte-level tokenizer never makes more tokens than there are bytes, and no sequence is longer than the context.
- */
+/** Who asks for what, and until when. */
+export type Asking = {
+  readonly caller: Caller;
+  readonly routable: RoutableBody;
+  readonly patience: Patience;
+  /** Its abort is the client leaving. */
+  readonly signal: AbortSignal;
+  readonly hold: Hold;
+};
 
-export type TokenBounds = {
+export type Account = Asking & {
+  /** The id of the request's event, which names its reservation too. */
+  readonly event: string;
+  /** What the backend calls the completion. */
+  readonly completion: string;
+  readonly started_ms: number;
+  /** Null: of a tenant without limits. */
+  readonly reservation: Reservation | null;
+  /** The longest answer that was granted, in tokens a choice; undefined: as the client said. */
+  readonly answerTokensMax: number | undefined;
+  /** Ends the hold on the request, when `work` is done. */
+  readonly letGo: (work: Promise<void> | undefined) => void;
+};
+
+/** `headers`: how far the tenant's limits are used, for the client. */
+export type Admission = { readonly headers: Record<string, string> } & (
+  | { readonly kind: 'admitted'; readonly account: Account }
+  /** Over before it began: nothing is told of it. */
+  | { readonly kind: 'refused'; readonly error: unknown }
+);
+
+type AdmitParts = Pick<Services, 'budgets' | 'completionIds' | 'models'>;
+
+/** Never rejects. */
+export async function admit(parts: AdmitParts, asking: Asking): Promise<Admission> {
+  const { tenant } = asking.caller;
+  const ids = parts.completionIds.create(tenant);
+  const { promise, resolve: letGo } = Promise.withResolvers<void>();
+  asking.hold(promise);
+  const account = { ...asking, ...ids, started_ms: Date.now(), letGo };
+  try {
+    const { limits } = asking.caller.policy;
+    if (isUnlimited(limits)) {
+      return { kind: 'admitted', account: { ...account, ...NO_RESERVATION }, headers: {} };
+    }
+    const bounds = tokenBounds(asking.routable, await contextTokens(parts, asking));
+    const reserved = await parts.budgets.reserve(tenant, limits, ids.event, bounds);
+    const { headers } = reserved;
+    if (!reserved.granted) {
+      letGo(undefined);
+      return { kind: 'refused', error: reserved.error, headers };
+    }
+    const { reservation } = reserved;
+    const answerTokensMax = answerTokensMaxOf(bounds, reservation.tokens);
+    return { kind: 'admitted', account: { ...account, reservation, answerTokensMax }, headers };
+  } catch (error) {
+    // The books may have heard the question, and only the answer was lost. What they reserved then is given back.
+    const isUnsure = error instanceof MaskrouteError && error.code === 'budget_unavailable';
+    letGo(isUnsure ? parts.budgets.settle(tenant, ids.event, 0) : undefined);
+    return { kind: 'refused', error, headers: {} };
+  }
+}
+
+const NO_RESERVATION = { reservation: null, answerTokensMax: undefined };
+
+/** @throws MaskrouteError `model_not_allowed`. */
+export function requireModel({ models }: TenantPolicy, name: string): void {
+  const { model } = splitModelName(name);
+  if (models === null || models.includes(model)) return;
+  throw new MaskrouteError('model_not_allowed', `This tenant may not use ${model}.`, { param: 'model' });
+}
+
+/** An answer of open length is cut where what was granted ends; any other was granted whole. */
+const answerTokensMaxOf = (bounds: TokenBounds, granted_tokens: number): number | undefined =>
+  bounds.isOpen && granted_tokens < bounds.wanted_tokens
+    ? Math.floor((granted_tokens - bounds.prompt_tokens) / bounds.choices)
+    : undefined;
+
+/* How many tokens a request can cost at most. The edge has no tokenizer of the model, but a byte-level tokenizer never
+ * makes more tokens than there are bytes, and no sequence is longer than the context. */
+
+async function contextTokens({ models }: AdmitParts, { routable, hold }: Asking): Promise<number> {
+  const list = await models.list(hold).catch(() => []);
+  const { model } = splitModelName(routable.body.model);
+  return list.find(({ id }) => id === model)?.maskroute?.context_tokens ?? CONTEXT_UNKNOWN_TOKENS;
+}
+
+type TokenBounds = {
   readonly prompt_tokens: number;
   /** With the longest answer that the request allows. */
   readonly wanted_tokens: number;
   /** What must be granted; fewer than wanted when the client left the length open. */
   readonly least_tokens: number;
   readonly choices: number;
-  /** Whether the client said how long the answer may get. */
+  /** The client did not say how long the answer may get. */
   readonly isOpen: boolean;
 };
 
@@ -97,85 +180,3 @@ function byteLength(text: string): number {
   }
   return bytes;
 }
-
-type AdmitParts = RecordParts & {
-  readonly budgets: Budgets;
-  readonly models: Models;
-  readonly completionIds: CompletionIds;
-};
-
-type AdmitRequest = {
-  readonly caller: Caller;
-  readonly routable: RoutableBody;
-  readonly patience: Patience;
-  readonly signal: AbortSignal;
-  readonly hold: Hold;
-  /** See `openRecord`. */
-  readonly answered: (event: string, routed: Routed) => Promise<void>;
-  /** How far the tenant's limits are used, for the client. */
-  readonly onLimits: (headers: Record<string, string>) => void;
-};
-
-/**
- * `route` runs meanwhile; the record is open when both are done, and closed when either fails.
- * @throws MaskrouteError `model_not_allowed`, what `reserve` throws, and what `route` throws.
- */
-export async function admit(
-  parts: AdmitParts,
-  request: AdmitRequest,
-  route: () => Promise<Routed>,
-): Promise<{ record: RequestRecord; routed: Routed }> {
-  const { caller, routable, patience, signal, hold, answered } = request;
-  requireModel(caller.policy, routable.body.model);
-  const ids = parts.completionIds.create(caller.tenant);
-  const record = openRecord(parts, { ...ids, caller, routable, patience, signal, hold, answered });
-  const [reserved, routed] = await Promise.allSettled([
-    reserve(parts, request, ids.event, record),
-    route().then((decided) => {
-      record.routed(decided);
-      return decided;
-    }),
-  ]);
-  if (reserved.status === 'rejected') {
-    record.refused(reserved.reason);
-    throw reserved.reason;
-  }
-  if (routed.status === 'rejected') {
-    record.failed(routed.reason);
-    throw routed.reason;
-  }
-  return { record, routed: routed.value };
-}
-
-/** @throws MaskrouteError `model_not_allowed`. */
-export function requireModel({ models }: TenantPolicy, name: string): void {
-  const { model } = splitModelName(name);
-  if (models === null || models.includes(model)) return;
-  throw new MaskrouteError('model_not_allowed', `This tenant may not use ${model}.`, { param: 'model' });
-}
-
-async function reserve(
-  { budgets, models }: AdmitParts,
-  { caller, routable, hold, onLimits }: AdmitRequest,
-  event: string,
-  record: RequestRecord,
-): Promise<void> {
-  const { tenant, policy } = caller;
-  if (isUnlimited(policy.limits)) return;
-  const list = await models.list(hold).catch(() => []);
-  const { model } = splitModelName(routable.body.model);
-  const context = list.find(({ id }) => id === model)?.maskroute?.context_tokens ?? CONTEXT_UNKNOWN_TOKENS;
-  const bounds = tokenBounds(routable, context);
-  const reserved = await budgets.reserve(tenant, policy.limits, event, bounds);
-  if (reserved === null) return;
-  onLimits(reserved.headers);
-  if (!reserved.granted) throw reserved.error;
-  const { reservation } = reserved;
-  record.reserved(reservation, answerTokensMax(bounds, reservation.tokens));
-}
-
-/** An answer of open length is cut where what was granted ends; any other was granted whole. */
-const answerTokensMax = (bounds: TokenBounds, granted_tokens: number): number | undefined =>
-  bounds.isOpen && granted_tokens < bounds.wanted_tokens
-    ? Math.floor((granted_tokens - bounds.prompt_tokens) / bounds.choices)
-    : undefined;

@@ -1,22 +1,367 @@
 /**
- * Listens in on an answer that passes through: when its first bytes came, how it ended, and what the backend
- * says at its end about its cost. Nothing is held back or copied; only the last pieces are kept, and read once
- * the answer is over.
+ * A backend's answer on its way through the edge, from the question to its end, however it ends:
+ *
+ *     asking → reading → over      a small whole answer, read at once
+ *     asking → passing → over      a stream or a large answer, passed on piece by piece as the client takes it
+ *     asking → over                no answer, or a refusal
+ *
+ * A stream passes in whole events; a comment keeps it open while nothing comes; and what goes wrong after the status was
+ * sent is an `error` event, never a connection that breaks off inside an event. Nothing is copied to find out what an
+ * answer cost: the last pieces are kept, and read once it is over.
  */
 
-import { MaskrouteError, type WireError } from '../../shared/wire/errors.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { createWait, type Wait } from '../http/waiting.ts';
-import type { WatchedAnswer } from './request-record.ts';
+import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import { HEADERS } from '../../shared/wire/protocol.ts';
+import type { Rest } from '../backends/attempt.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { createWait, type Wait } from '../base/waiting.ts';
+import type { Asked, Progress } from './forward.ts';
 
-/** More than the last event of any stream, and than what follows the choices of a whole answer. */
-const TAIL_BYTES = 16 * 1024;
+type Bytes = Uint8Array<ArrayBuffer>;
 
-type AnswerEnd =
-  /** `broken`: the backend's side ended before the answer did. */
-  | { readonly how: 'complete' | 'broken' }
-  /** The client left. */
-  | { readonly how: 'cancelled' };
+/** How an answer begins. `passing`: it is read as `events` or as `bytes`. */
+export type Begun = Pick<Response, 'ok' | 'status' | 'headers'> & {
+  readonly body: 'passing' | ReadableStream<Uint8Array> | ArrayBuffer | null;
+};
+
+/** How an answer ended: what its account and its event need to know. */
+export type Outcome = {
+  readonly status: number;
+  readonly code: string | null;
+  readonly heard: Heard | null;
+  readonly ranAt: RanAt;
+  /** As the backend says. */
+  readonly mask: string | null;
+  readonly sparsity: number | null;
+  readonly endedAt_ms: number;
+};
+
+/**
+ * Who may have worked on it: the backend whose answer began; any of those that were asked, and one refused it, so they
+ * are done with it; any of them, and one may only be about to begin; or none, unless one was given up in silence.
+ */
+export type RanAt = 'answerer' | 'refuser' | 'anywhere' | 'nowhere';
+
+/** The outcome of a request that got no answer. */
+export function noAnswer(status: number, code: string | null, ranAt: RanAt): Outcome {
+  return { status, code, ranAt, heard: null, mask: null, sparsity: null, endedAt_ms: Date.now() };
+}
+
+type Following = {
+  /** Its abort is the client leaving. */
+  readonly signal: AbortSignal;
+  /** A backend that has begun its answer and sends nothing of it for so long has broken off. */
+  readonly stall_ms: number;
+  /** A stream that is silent for so long gets a comment that keeps it open. */
+  readonly keepalive_ms: number;
+};
+
+export class Answer {
+  /**
+   * @throws what asking for it throws, MaskrouteError `backend_error` for a small whole answer that broke off,
+   * `cancelled` when the client left meanwhile.
+   */
+  readonly begun: Promise<Begun>;
+  /** Comes once, whether anybody reads the answer or not. */
+  readonly ended: Promise<Outcome>;
+
+  readonly #end: (outcome: Outcome) => void;
+  readonly #progress: Progress;
+  readonly #signal: AbortSignal;
+  readonly #stall_ms: number;
+  readonly #keepalive_ms: number;
+  readonly #stall: Wait;
+  readonly #silence: Wait;
+  readonly #tail = new Tail();
+  #phase: 'asking' | 'reading' | 'passing' | 'over' = 'asking';
+  /** Of an answer that passes. */
+  #response: Response | undefined;
+  #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
+  #hasLeft = false;
+  /** Of an answer that does not pass: its one piece went to the client. */
+  #isTold = false;
+
+  constructor(asked: Promise<Asked>, progress: Progress, { signal, stall_ms, keepalive_ms }: Following) {
+    const { promise, resolve } = Promise.withResolvers<Outcome>();
+    this.ended = promise;
+    this.#end = resolve;
+    this.#progress = progress;
+    this.#signal = signal;
+    this.#stall_ms = stall_ms;
+    this.#keepalive_ms = keepalive_ms;
+    this.#stall = createWait(stall_ms);
+    this.#silence = createWait(keepalive_ms);
+    this.begun = this.#begin(asked);
+  }
+
+  /** `late`: a stream has been silent for too long. Then `events` is what its client gets. @throws as `begun`. */
+  begunInTime(): Promise<Begun | 'late'> {
+    return this.#silence.within(this.begun, this.#keepalive_ms);
+  }
+
+  /**
+   * Server-sent events, pulled by the client: what it does not read is not read from the backend either. A refusal is
+   * one event, and a whole answer passes as it is.
+   */
+  events(requestId: string): ReadableStream<Bytes> {
+    const events = new WholeEvents();
+    let pending: Promise<Bytes | undefined> | undefined;
+    return new ReadableStream<Bytes>(
+      {
+        pull: async (controller) => {
+          try {
+            for (;;) {
+              pending ??= this.#reader === undefined ? this.#firstPiece() : this.#read();
+              const bytes = await this.#silence.within(pending, this.#keepalive_ms);
+              if (bytes === 'late') return controller.enqueue(KEEPALIVE);
+              pending = undefined;
+              const whole = bytes === undefined ? events.rest() : events.add(bytes);
+              if (whole.length > 0) controller.enqueue(whole);
+              if (bytes === undefined) break;
+              if (whole.length > 0) return;
+            }
+          } catch (thrown) {
+            controller.enqueue(errorEvent(JSON.stringify(lateError(thrown, requestId))));
+          }
+          this.#silence.end();
+          controller.close();
+        },
+        cancel: async (reason) => {
+          this.#silence.end();
+          await this.#leave(reason);
+        },
+      },
+      { highWaterMark: 0 },
+    );
+  }
+
+  /** An answer that is no stream, as it comes: what the client does not take stays with the backend. */
+  bytes(): ReadableStream<Bytes> {
+    this.#silence.end();
+    return new ReadableStream<Bytes>(
+      {
+        pull: async (controller) => {
+          const bytes = await this.#read();
+          if (bytes === undefined) controller.close();
+          else controller.enqueue(bytes);
+        },
+        cancel: (reason) => this.#leave(reason),
+      },
+      { highWaterMark: 0 },
+    );
+  }
+
+  async #begin(asked: Promise<Asked>): Promise<Begun> {
+    try {
+      const { response, rest } = await asked;
+      const { ok, status, headers } = response;
+      if (rest !== undefined) return { ok, status, headers, body: await this.#readWhole(response, rest) };
+      if (!ok || response.body === null) {
+        const code = await codeOf(response);
+        this.#over(
+          noAnswer(status, code, code !== null && AFTER_WORK.includes(code) ? 'refuser' : 'nowhere'),
+        );
+        return { ok, status, headers, body: response.body };
+      }
+      this.#pass(response, response.body);
+      return { ok, status, headers, body: 'passing' };
+    } catch (thrown) {
+      const hadBegun = this.#phase === 'reading';
+      const error = hadBegun ? this.#brokeOff(thrown) : thrown;
+      const { status, code } = toMaskrouteError(error);
+      // A refused connection is no work done.
+      const ranElsewhere = this.#progress.wasAsked && code === 'cancelled' ? 'anywhere' : 'nowhere';
+      this.#over(noAnswer(status, code, hadBegun ? 'answerer' : ranElsewhere));
+      throw error;
+    }
+  }
+
+  async #readWhole(response: Response, rest: Rest): Promise<ArrayBuffer> {
+    this.#phase = 'reading';
+    const bytes = await rest(response.arrayBuffer());
+    this.#overWith(response, 'complete', hearWhole(new Uint8Array(bytes)));
+    return bytes;
+  }
+
+  #brokeOff(cause: unknown): MaskrouteError {
+    return this.#signal.aborted
+      ? hungUp()
+      : new MaskrouteError('backend_error', 'The model backend broke off in the middle of its answer.', {
+          cause,
+        });
+  }
+
+  #pass(response: Response, body: ReadableStream<Uint8Array>): void {
+    this.#phase = 'passing';
+    this.#response = response;
+    this.#reader = body.getReader();
+    // The client may have left while the answer was on its way here: a signal says that only once.
+    if (this.#signal.aborted || this.#hasLeft) this.#left();
+    else this.#signal.addEventListener('abort', this.#left, { once: true });
+  }
+
+  readonly #left = (): void => void this.#leave(undefined);
+
+  async #leave(reason: unknown): Promise<void> {
+    this.#hasLeft = true;
+    if (this.#phase === 'passing') this.#passed('cancelled');
+    await this.#reader?.cancel(reason).catch(() => {});
+  }
+
+  /** What comes first in a stream that was begun before the answer: the whole of an answer that is no stream. */
+  async #firstPiece(): Promise<Bytes | undefined> {
+    const { ok, body } = await this.begun;
+    if (body === 'passing') return await this.#read();
+    if (this.#isTold) return undefined;
+    this.#isTold = true;
+    const text = await new Response(body).text();
+    return ok ? encode(text) : errorEvent(text);
+  }
+
+  async #read(): Promise<Bytes | undefined> {
+    try {
+      const piece = await this.#stall.within(this.#reader!.read(), this.#stall_ms);
+      if (piece === 'late') {
+        this.#reader!.cancel().catch(() => {});
+        throw new Error(`no bytes for ${this.#stall_ms} ms`);
+      }
+      if (piece.done) {
+        this.#passed('complete');
+        return undefined;
+      }
+      this.#tail.hear(piece.value);
+      return piece.value as Bytes;
+    } catch (error) {
+      this.#passed(this.#signal.aborted ? 'cancelled' : 'broken');
+      throw error;
+    }
+  }
+
+  #passed(how: How): void {
+    if (this.#phase !== 'passing') return;
+    this.#stall.end();
+    this.#signal.removeEventListener('abort', this.#left);
+    this.#overWith(this.#response!, how, this.#tail.heard());
+  }
+
+  #overWith({ headers, status }: Response, how: How, heard: Heard): void {
+    const sparsity = numberOrNull(headers.get(HEADERS.sparsity));
+    this.#over({
+      ...{ ...endOf(how, heard, status), heard, ranAt: 'answerer' },
+      ...{ mask: headers.get(HEADERS.mask), sparsity, endedAt_ms: Date.now() },
+    });
+  }
+
+  #over(outcome: Outcome): void {
+    this.#phase = 'over';
+    this.#silence.end();
+    this.#end(outcome);
+  }
+}
+
+/** `broken`: the backend's side ended before the answer did. `cancelled`: the client left. */
+type How = 'complete' | 'broken' | 'cancelled';
+
+function endOf(how: How, { lateError }: Heard, status: number): Pick<Outcome, 'status' | 'code'> {
+  if (lateError !== null) return { status, code: lateError };
+  switch (how) {
+    case 'complete':
+      return { status, code: null };
+    case 'broken':
+      return { status, code: 'backend_error' };
+    case 'cancelled':
+      return { status: CLIENT_LEFT, code: 'cancelled' };
+  }
+}
+
+export const CLIENT_LEFT = ERROR_CODES.cancelled[0];
+export const hungUp = () => new MaskrouteError('cancelled', 'The client hung up.');
+
+/** Refusals of a backend that had begun, or may have: it knows what that cost. */
+const AFTER_WORK: readonly string[] = [
+  'deadline_exceeded',
+  'engine_failed',
+  // Finding out how long a prompt is takes work, the more the longer it is.
+  'context_length_exceeded',
+] satisfies ErrorCode[];
+
+async function codeOf(response: Response): Promise<string | null> {
+  const body = await response
+    .clone()
+    .json<{ error?: { code?: unknown } }>()
+    .catch(() => null);
+  return typeof body?.error?.code === 'string' ? body.error.code : 'backend_error';
+}
+
+const numberOrNull = (text: string | null): number | null =>
+  text === null || !Number.isFinite(Number(text)) ? null : Number(text);
+
+/* Events, whole. */
+
+const encoder = new TextEncoder();
+const encode = (text: string): Bytes => encoder.encode(text) as Bytes;
+const KEEPALIVE = encode(': keepalive\n\n');
+const NOTHING = new Uint8Array(0);
+const LINE_FEED = 0x0a;
+/** An event that is longer passes in pieces. */
+const HELD_BYTES_MAX = 1024 * 1024;
+
+const errorEvent = (json: string): Bytes => encode(`event: error\ndata: ${json}\n\n`);
+
+function lateError(thrown: unknown, requestId: string): unknown {
+  if (thrown instanceof MaskrouteError) return thrown.toWire();
+  log('error', 'stream_broke_off', { request_id: requestId, reason: reasonOf(thrown) });
+  return new MaskrouteError(
+    'backend_error',
+    'The model backend broke off in the middle of its answer.',
+  ).toWire();
+}
+
+/** Cuts a stream after its events, and holds the beginning of one whose end has not come yet. */
+class WholeEvents {
+  #held: Bytes = NOTHING;
+
+  /** What is whole by now, up to the last empty line. */
+  add(bytes: Bytes): Bytes {
+    const all = this.#held.length === 0 ? bytes : (join([this.#held, bytes]) as Bytes);
+    for (let end = all.length; end >= 2; end--) {
+      if (all[end - 1] === LINE_FEED && all[end - 2] === LINE_FEED) {
+        this.#held = end === all.length ? NOTHING : all.slice(end);
+        return end === all.length ? all : all.subarray(0, end);
+      }
+    }
+    const isTooLong = all.length > HELD_BYTES_MAX;
+    this.#held = isTooLong ? NOTHING : all;
+    return isTooLong ? all : NOTHING;
+  }
+
+  /** What is left at the end of the stream. */
+  rest(): Bytes {
+    return this.#held;
+  }
+}
+
+function join(parts: readonly Uint8Array[]): Uint8Array {
+  if (parts.length === 1) return parts[0]!;
+  const whole = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let offset = 0;
+  for (const part of parts) {
+    whole.set(part, offset);
+    offset += part.length;
+  }
+  return whole;
+}
+
+/* What an answer says of itself: when its first bytes came, and at its end the backend's figures of its cost. */
+
+export type Heard = {
+  readonly firstAt_ms: number | null;
+  readonly figures: AnswerFigures | null;
+  /** The code of an error event in the stream. */
+  readonly lateError: string | null;
+  /** What passed of an answer whose figures did not: each event is a token at least. */
+  readonly passed: Passed;
+};
 
 /** As the backend counted. */
 type AnswerFigures = {
@@ -27,145 +372,59 @@ type AnswerFigures = {
   readonly decode_ms: number | null;
 };
 
-export type Heard = {
-  readonly end: AnswerEnd['how'];
-  readonly firstAt_ms: number | null;
-  readonly figures: AnswerFigures | null;
-  /** The code of an error event in the stream. */
-  readonly lateError: string | null;
-  /** What passed of an answer whose figures did not: each event is a token at least. */
-  readonly passed: Passed;
-};
-
 /** `texts`: events with text among the last. `others`: of the earlier ones, which nobody looked into. */
 type Passed = { readonly texts: number; readonly others: number };
+
+/** More than the last event of any stream, and than what follows the choices of a whole answer. */
+const TAIL_BYTES = 16 * 1024;
 
 /** Without `stream` it keeps nothing from one text to the next. */
 const utf8 = new TextDecoder();
 
-/** What {@link tapAnswer} hears of an answer that was read whole. */
-export function hearWhole(bytes: Uint8Array): Heard {
+function hearWhole(bytes: Uint8Array): Heard {
   const text = utf8.decode(bytes.subarray(-TAIL_BYTES));
   const passed = { texts: 0, others: 0 };
-  return { end: 'complete', firstAt_ms: Date.now(), figures: figuresIn(text), lateError: null, passed };
+  return { firstAt_ms: Date.now(), figures: figuresIn(text), lateError: null, passed };
 }
 
-/** An answer that is read piece by piece, as a reader of a stream gives it. */
-export type TappedBody = {
-  read(): Promise<{ readonly done: boolean; readonly value?: Uint8Array | undefined }>;
-  cancel(reason: unknown): Promise<void>;
-};
+/** The last pieces of an answer that passes. */
+class Tail {
+  #pieces: Uint8Array[] = [];
+  #bytes = 0;
+  /** Pieces that are kept no more and ended with an event: at most as many as there were events. */
+  #dropped = 0;
+  #firstAt_ms: number | null = null;
 
-type TapOptions = {
-  /** Its abort is the client leaving. */
-  readonly signal: AbortSignal;
-  /** Whoever waits for bytes so long in vain waits no longer: the backend is called off, and `read` rejects. */
-  readonly stall_ms: number;
-  /** Called exactly once. */
-  readonly onEnd: (heard: Heard) => void;
-};
-
-export function tapAnswer(
-  body: ReadableStream<Uint8Array>,
-  { signal, stall_ms, onEnd }: TapOptions,
-): TappedBody {
-  const reader = body.getReader();
-  let tail: Uint8Array[] = [];
-  let tail_bytes = 0;
-  /** Pieces that are kept no more and ended with an event: no more than there were events. */
-  let dropped = 0;
-  let firstAt_ms: number | null = null;
-  let ended = false;
-  const wait = createWait(stall_ms);
-
-  const hear = (chunk: Uint8Array): void => {
-    if (isComment(chunk)) return;
-    firstAt_ms ??= Date.now();
-    tail.push(chunk);
-    tail_bytes += chunk.length;
-    while (tail_bytes - tail[0]!.length >= TAIL_BYTES) {
-      const piece = tail.shift()!;
-      tail_bytes -= piece.length;
-      if (endsEvent(piece)) dropped++;
+  hear(piece: Uint8Array): void {
+    if (isComment(piece)) return;
+    this.#firstAt_ms ??= Date.now();
+    this.#pieces.push(piece);
+    this.#bytes += piece.length;
+    while (this.#bytes - this.#pieces[0]!.length >= TAIL_BYTES) {
+      const oldest = this.#pieces.shift()!;
+      this.#bytes -= oldest.length;
+      if (endsEvent(oldest)) this.#dropped++;
     }
-  };
-  const end = (how: AnswerEnd['how']): void => {
-    if (ended) return;
-    ended = true;
-    wait.end();
-    signal.removeEventListener('abort', left);
-    const text = utf8.decode(join(tail, tail_bytes));
-    tail = [];
+  }
+
+  heard(): Heard {
+    const text = utf8.decode(join(this.#pieces));
+    this.#pieces = [];
     const figures = figuresIn(text);
-    const passed = { texts: figures === null ? textsIn(text) : 0, others: dropped };
-    onEnd({ end: how, firstAt_ms, figures, lateError: lateErrorIn(text), passed });
-  };
-  const left = () => {
-    end('cancelled');
-    reader.cancel().catch(() => {});
-  };
-  // It may have left while the answer was on its way here: a signal says that once only.
-  if (signal.aborted) left();
-  else signal.addEventListener('abort', left, { once: true });
-
-  return {
-    async read() {
-      try {
-        const piece = await wait.within(reader.read(), stall_ms);
-        if (piece === 'late') {
-          reader.cancel().catch(() => {});
-          throw new Error(`no bytes for ${stall_ms} ms`);
-        }
-        if (piece.done) end('complete');
-        else hear(piece.value);
-        return piece;
-      } catch (error) {
-        end(signal.aborted ? 'cancelled' : 'broken');
-        throw error;
-      }
-    },
-    async cancel(reason) {
-      end('cancelled');
-      await reader.cancel(reason).catch(() => {});
-    },
-  };
+    const passed = { texts: figures === null ? textsIn(text) : 0, others: this.#dropped };
+    return { firstAt_ms: this.#firstAt_ms, figures, lateError: lateErrorIn(text), passed };
+  }
 }
-
-/** For a client: what it does not take stays with the backend. */
-export const streamOf = (body: TappedBody): ReadableStream<Uint8Array> =>
-  new ReadableStream<Uint8Array>(
-    {
-      async pull(controller) {
-        const { done, value } = await body.read();
-        if (done) controller.close();
-        else controller.enqueue(value!);
-      },
-      cancel: (reason) => body.cancel(reason),
-    },
-    { highWaterMark: 0 },
-  );
 
 const COLON = 0x3a;
 /** A keepalive says nothing of the answer. */
 const isComment = (chunk: Uint8Array): boolean => chunk[0] === COLON && chunk.length < 64;
 
-const LINE_FEED = 0x0a;
 const endsEvent = (piece: Uint8Array): boolean =>
   piece[piece.length - 1] === LINE_FEED && piece[piece.length - 2] === LINE_FEED;
 
 /** As for the figures: a quote that a model wrote is escaped. */
 const textsIn = (text: string): number => text.match(/"(?:content|text)":"(?!")/g)?.length ?? 0;
-
-function join(parts: readonly Uint8Array[], bytes: number): Uint8Array {
-  if (parts.length === 1) return parts[0]!;
-  const whole = new Uint8Array(bytes);
-  let offset = 0;
-  for (const part of parts) {
-    whole.set(part, offset);
-    offset += part.length;
-  }
-  return whole;
-}
 
 /**
  * The last counts in the text. They are looked for as they stand in JSON outside of strings: inside of one, which
@@ -194,113 +453,4 @@ function lateErrorIn(text: string): string | null {
   const at = text.lastIndexOf('event: error\n');
   if (at === -1 || (at > 0 && text[at - 1] !== '\n')) return null;
   return /"code":"([a-z_]{1,64})"/.exec(text.slice(at))?.[1] ?? 'backend_error';
-}
-
-/*
- * A stream of server-sent events on its way through the edge. Whole events pass as they come; a comment keeps the
- * connection open while nothing does; and what goes wrong after the status was sent is told in an `error` event,
- * never by a connection that breaks off inside of one.
- */
-
-type Bytes = Uint8Array<ArrayBuffer>;
-
-const encoder = new TextEncoder();
-const KEEPALIVE = encoder.encode(': keepalive\n\n') as Bytes;
-const NOTHING = new Uint8Array(0);
-const LF = 0x0a;
-/** An event that is longer passes in pieces. */
-const HELD_BYTES_MAX = 1024 * 1024;
-
-/** `wait`: for the backend's next bytes, until a comment is due. */
-export type RelayOptions = { readonly wait: Wait; readonly keepalive_ms: number; readonly requestId: string };
-
-/** Pulled by the client: what it does not read is not read from the backend either. */
-export function relayStream(
-  answer: Promise<WatchedAnswer>,
-  { wait, keepalive_ms, requestId }: RelayOptions,
-): ReadableStream<Bytes> {
-  let reader: TappedBody | undefined;
-  let pending: Promise<Bytes | undefined> | undefined;
-  /** The beginning of an event whose end has not come yet. */
-  let held = NOTHING;
-
-  const read = async (): Promise<Bytes | undefined> => {
-    if (reader === undefined) {
-      const { ok, body } = await answer;
-      if (body.kind === 'plain') {
-        const text = await new Response(body.body).text();
-        return ok ? (encoder.encode(text) as Bytes) : errorEvent(text);
-      }
-      reader = body.body;
-    }
-    const { done, value } = await reader.read();
-    return done ? undefined : (value as Bytes);
-  };
-
-  const close = (controller: ReadableStreamDefaultController<Bytes>): void => {
-    wait.end();
-    controller.close();
-  };
-
-  return new ReadableStream<Bytes>(
-    {
-      async pull(controller) {
-        try {
-          for (;;) {
-            pending ??= read();
-            const bytes = await wait.within(pending, keepalive_ms);
-            if (bytes === 'late') return controller.enqueue(KEEPALIVE);
-            pending = undefined;
-            if (bytes === undefined) {
-              if (held.length > 0) controller.enqueue(held);
-              return close(controller);
-            }
-            if (reader === undefined) {
-              // A refusal is one event, and an answer that is no stream one piece.
-              controller.enqueue(bytes);
-              return close(controller);
-            }
-            const [whole, rest] = cut(held, bytes);
-            held = rest;
-            if (whole.length > 0) return controller.enqueue(whole);
-          }
-        } catch (thrown) {
-          controller.enqueue(errorEvent(JSON.stringify(lateError(thrown, requestId))));
-          close(controller);
-        }
-      },
-      async cancel(reason) {
-        wait.end();
-        await reader?.cancel(reason).catch(() => {});
-      },
-    },
-    { highWaterMark: 0 },
-  );
-}
-
-const errorEvent = (json: string): Bytes => encoder.encode(`event: error\ndata: ${json}\n\n`) as Bytes;
-
-function lateError(thrown: unknown, requestId: string): WireError {
-  if (thrown instanceof MaskrouteError) return thrown.toWire();
-  log('error', 'stream_broke_off', { request_id: requestId, reason: reasonOf(thrown) });
-  const message = 'The model backend broke off in the middle of its answer.';
-  return new MaskrouteError('backend_error', message).toWire();
-}
-
-/** What is whole of `held` and `bytes` together, up to the last empty line, and the rest. */
-function cut(held: Bytes, bytes: Bytes): [whole: Bytes, rest: Bytes] {
-  const all = held.length === 0 ? bytes : concat(held, bytes);
-  for (let end = all.length; end >= 2; end--) {
-    if (all[end - 1] === LF && all[end - 2] === LF) {
-      return end === all.length ? [all, NOTHING] : [all.subarray(0, end), all.slice(end)];
-    }
-  }
-  return all.length > HELD_BYTES_MAX ? [all, NOTHING] : [NOTHING, all];
-}
-
-function concat(a: Bytes, b: Bytes): Bytes {
-  const both = new Uint8Array(a.length + b.length);
-  both.set(a);
-  both.set(b, a.length);
-  return both;
 }

@@ -2,14 +2,15 @@
 import { Hono } from 'hono';
 import { feedbackSchema } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
+import { ageOf_ms } from '../counting/completion-ids.ts';
 import { d1 } from '../db/d1.ts';
 import { insertFeedback } from '../db/usage-rows.ts';
 import { tenantOnly } from '../http/authentication.ts';
 import { type AppEnv, holdOf } from '../http/context.ts';
 import { methodNotAllowed } from '../http/error-answers.ts';
-import { parse, readJson } from '../http/request-body.ts';
+import { readJson } from '../http/request-body.ts';
 import { EVENTS } from '../limits.ts';
-import { ageOf_ms } from './completion-ids.ts';
 
 export const feedback = new Hono<AppEnv>()
   .post('/feedback', tenantOnly, async (c) => {

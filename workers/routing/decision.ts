@@ -22,9 +22,10 @@ import {
   type RouteEcho,
   splitModelName,
 } from '../../shared/wire/protocol.ts';
-import { log, reasonOf } from '../http/log.ts';
-import type { Hold } from '../http/waiting.ts';
-import type { Models } from '../requests/served-models.ts';
+import type { Models } from '../backends/served-models.ts';
+import { log, reasonOf } from '../base/log.ts';
+import type { Hold } from '../base/waiting.ts';
+import type { Config } from '../env.ts';
 import type { Caller } from '../tenants/api-keys.ts';
 import {
   type Assignment,
@@ -181,7 +182,7 @@ type RoutingDependencies = {
   readonly models: Models;
   readonly experiments: RunningExperiments;
   readonly embedder: Embedder;
-  readonly similarityMin: number;
+  readonly config: Pick<Config, 'SIMILARITY_MIN'>;
   readonly namedMasks: Pick<NamedMasks, 'enter' | 'sparsityOf'>;
 };
 
@@ -256,7 +257,7 @@ function assignRequest({ experiments, entry }: Known, request: RouteRequest): As
 }
 
 async function decide(
-  { table, embedder, similarityMin, namedMasks }: RoutingDependencies,
+  { table, embedder, config, namedMasks }: RoutingDependencies,
   { live, entry }: Known,
   { arm }: Assignment,
   request: RouteRequest,
@@ -290,7 +291,7 @@ async function decide(
   const embedding = await embedder.embed(text, request);
   timings.embed_ms = performance.now() - started_ms;
   return {
-    decision: nearestDecision(set, embedding, similarityMin, sparsityMax),
+    decision: nearestDecision(set, embedding, config.SIMILARITY_MIN, sparsityMax),
     encoder: embedding.ok ? embedding.spec : null,
     vector: embedding.ok ? embedding.vector : null,
   };

@@ -2,8 +2,8 @@
 import type { Encoder } from '../../shared/embedding/encoder.ts';
 import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
 import type { FallbackReason } from '../../shared/wire/protocol.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { DeadlineError, type Hold, withDeadline } from '../http/waiting.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { DeadlineError, type Hold, withDeadline } from '../base/waiting.ts';
 import { ENCODER_LOAD_TIMEOUT_ms } from '../limits.ts';
 
 export type Embedding =

@@ -15,52 +15,13 @@ import {
   maskSetSchema,
   type SurrogatesId,
 } from '../../shared/mask/mask-set.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { createRoom, createSwrCache, type SourceHealth } from '../base/swr-cache.ts';
+import type { Hold } from '../base/waiting.ts';
 import { type Database, d1 } from '../db/d1.ts';
 import type { StoredMaskSet } from '../db/mask-set-rows.ts';
 import { findLive, findPublication, type LiveState, type PublicationState } from '../db/publication-rows.ts';
-import { log, reasonOf } from '../http/log.ts';
-import type { Hold } from '../http/waiting.ts';
 import { DECODED_SETS_BYTES_MAX, LIVE_SETS_BYTES_MAX, TABLE } from '../limits.ts';
-import { createSwrCache, type SourceHealth } from './swr-cache.ts';
-
-/* A bound on the bytes that a cache's values hold together, where what several of them hold lies in memory once. */
-
-export interface Room<V> {
-  add(value: V): void;
-  remove(value: V): void;
-  /** Whether all that the value holds is held anyway, so that it takes no room and frees none. */
-  holds(value: V): boolean;
-  /** Of the bound: 1 is full. */
-  share(): number;
-}
-
-/** `partsOf` says what a value holds. The same part, by identity, counts once. */
-export function createRoom<V, P>(
-  bytesMax: number,
-  partsOf: (value: V) => readonly P[],
-  bytesOf: (part: P) => number,
-): Room<V> {
-  const holders = new Map<P, number>();
-  let bytes = 0;
-  return {
-    add(value) {
-      for (const part of partsOf(value)) {
-        const count = holders.get(part) ?? 0;
-        if (count === 0) bytes += bytesOf(part);
-        holders.set(part, count + 1);
-      }
-    },
-    remove(value) {
-      for (const part of partsOf(value)) {
-        const count = holders.get(part) ?? 0;
-        if (count > 1) holders.set(part, count - 1);
-        else if (holders.delete(part)) bytes -= bytesOf(part);
-      }
-    },
-    holds: (value) => partsOf(value).every((part) => holders.has(part)),
-    share: () => bytes / bytesMax,
-  };
-}
 
 type LiveCluster = {
   readonly mask: MaskId;

@@ -3,19 +3,13 @@
  * with a ceiling, else the backend's), and names can be made up: so of each tenant only so many are let through, but for
  * those that turned out to be masks, which may come as often as anything.
  */
-
-import { Hono } from 'hono';
 import { LRUCache } from 'lru-cache';
-import { DENSE_MASK_ID, MASK_ID_PATTERN } from '../../shared/mask/mask.ts';
+import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { MaskRecord } from '../../shared/wire/protocol.ts';
-import { d1 } from '../db/d1.ts';
-import { findMask } from '../db/mask-set-rows.ts';
-import { backendOnly } from '../http/authentication.ts';
-import type { AppEnv } from '../http/context.ts';
+import { importTokenKey, isFor, type TokenKey, verifyToken } from '../../shared/wire/service-token.ts';
+import type { Config } from '../env.ts';
 import { NAMED_MASKS_MAX } from '../limits.ts';
 import type { BurstLimit } from '../tenants/bursts.ts';
-import type { RoutingTable } from './live-sets.ts';
 
 export interface NamedMasks {
   /**
@@ -50,22 +44,32 @@ export function createNamedMasks(
   };
 }
 
-/* What backends ask: the bits of a mask id. Sets that the isolate holds answer without D1. */
+/* Masks that backends ask for. */
 
-export const internal = new Hono<AppEnv>().get('/masks/:id', backendOnly, async (c) => {
-  const id = c.req.param('id');
-  const { table, db } = c.var.services;
-  const record = MASK_ID_PATTERN.test(id) ? (held(table, id) ?? (await d1(findMask(db, id)))) : null;
-  if (record === null) throw new MaskrouteError('not_found', 'There is no such mask.');
-  // The id is the hash of the content.
-  c.header('cache-control', 'private, max-age=31536000, immutable');
-  return c.json(record satisfies MaskRecord);
-});
-
-function held(table: RoutingTable, id: string): MaskRecord | undefined {
-  const found = table.findMask(id);
-  if (found === undefined || found.cluster.mask === 'dense') return undefined;
-  const { hash, blockCount } = found.set.model;
-  const surrogates = found.set.surrogates ?? null;
-  return { id, modelHash: hash, blockCount, bits: found.cluster.bits, surrogates };
+/**
+ * Lets backends ask for masks, with a token that one of them signed for this edge and for that alone; a token of the edge
+ * itself, for a backend, opens nothing here, and neither does the backend key. A token may come twice: what it gets is
+ * what its id says, every time, and isolates share no memory of those that were used.
+ * The result throws MaskrouteError `invalid_api_key`, `expired_token`, or `configuration_unavailable` when nobody said
+ * which address is this edge's.
+ */
+export function createMaskDoor({
+  BACKEND_KEY,
+  EDGE_URL,
+}: Pick<Config, 'BACKEND_KEY' | 'EDGE_URL'>): (token: string) => Promise<void> {
+  let tokenKey: Promise<TokenKey> | undefined;
+  return async (token) => {
+    tokenKey ??= importTokenKey(BACKEND_KEY);
+    const claims = await verifyToken(await tokenKey, token, Math.floor(Date.now() / 1000), 'edge');
+    if (claims.scope !== 'masks') {
+      throw new MaskrouteError('invalid_api_key', 'The service token is for something else than masks.');
+    }
+    if (EDGE_URL === undefined) {
+      const message = 'This edge does not know its own address: EDGE_URL is not configured.';
+      throw new MaskrouteError('configuration_unavailable', message);
+    }
+    if (!isFor(claims, EDGE_URL)) {
+      throw new MaskrouteError('invalid_api_key', 'The service token is for another edge.');
+    }
+  };
 }

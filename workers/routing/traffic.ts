@@ -3,9 +3,9 @@
  * passed over by the clock alone, and what goes wrong is told to the log.
  */
 import { centroidDistances } from '../../shared/mask/centroids.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { type Hold, withDeadline } from '../base/waiting.ts';
 import type { NewTrafficSample } from '../db/usage-rows.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { type Hold, withDeadline } from '../http/waiting.ts';
 import { TRAFFIC } from '../limits.ts';
 import type { Routed } from './decision.ts';
 

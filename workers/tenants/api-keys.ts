@@ -5,12 +5,12 @@
 import type { ApiKeyKind } from '../../shared/admin/admin-wire.ts';
 import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { randomHex, sha256Hex } from '../base/secrets.ts';
+import { createSwrCache, type SourceHealth } from '../base/swr-cache.ts';
+import type { Hold } from '../base/waiting.ts';
 import type { KnownKey } from '../db/key-rows.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
-import { randomHex, sha256Hex } from '../http/authentication.ts';
-import type { Hold } from '../http/waiting.ts';
 import { KEYS, RETRY_AFTER_s } from '../limits.ts';
-import { createSwrCache, type SourceHealth } from '../routing/swr-cache.ts';
 
 export type Caller = {
   readonly keyId: string;

@@ -5,14 +5,13 @@
  */
 import { DurableObject } from 'cloudflare:workers';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { log, reasonOf } from '../http/log.ts';
-import { withDeadline } from '../http/waiting.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { withDeadline } from '../base/waiting.ts';
 import { BUDGET, RETRY_AFTER_s } from '../limits.ts';
 import {
   BUDGET_UNITS,
   type BudgetLimits,
   type BudgetState,
-  isUnlimited,
   Ledger,
   type ReserveAnswer,
   type ReserveRequest,
@@ -35,11 +34,8 @@ type Reserved = { readonly headers: Record<string, string> } & (
 );
 
 export interface Budgets {
-  /**
-   * Null for a tenant without limits, which costs nothing.
-   * @throws MaskrouteError `budget_unavailable`.
-   */
-  reserve(tenant: string, limits: BudgetLimits, id: string, bounds: Bounds): Promise<Reserved | null>;
+  /** For tenants with limits: others need not ask. @throws MaskrouteError `budget_unavailable`. */
+  reserve(tenant: string, limits: BudgetLimits, id: string, bounds: Bounds): Promise<Reserved>;
   /** Never throws: what could not be settled stays reserved. */
   settle(tenant: string, id: string, tokens: number): Promise<void>;
   /** @throws MaskrouteError `budget_unavailable`. */
@@ -66,7 +62,6 @@ export function createBudgets(
   };
   return {
     async reserve(tenant, limits, id, { prompt_tokens, wanted_tokens, least_tokens }) {
-      if (isUnlimited(limits)) return null;
       const request = { id, limits, wanted_tokens, least_tokens };
       const answer = await ask(tenant, async (object) => (await object.reserve(request)) as ReserveAnswer);
       const headers = rateLimitHeaders(answer.states);

@@ -3,7 +3,7 @@
  * from the others. The platform counts, a location for itself and not to the last request.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { log, reasonOf } from '../http/log.ts';
+import { log, reasonOf } from '../base/log.ts';
 import { BURST } from '../limits.ts';
 
 export interface BurstLimit {

@@ -5,9 +5,9 @@
 
 import { DEFAULT_TENANT, type Tenant, type TenantWarning } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { log, reasonOf } from '../base/log.ts';
 import { type Database, d1, findStored, type Stored } from '../db/d1.ts';
 import { findLive } from '../db/publication-rows.ts';
-import { log, reasonOf } from '../http/log.ts';
 import { TENANT_ROOM } from '../limits.ts';
 import { percent } from '../releases/publishing.ts';
 import { isOverCeiling, meetsFloor } from '../routing/decision.ts';

@@ -1,4 +1,4 @@
-/** What of a body is refused, and with which words, at a backend; `test/workers/bodies.test.ts` has the edge. */
+/** What of a body is refused, and with which words, at a backend; `test/workers/http/bodies.test.ts` has the edge. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { BAD_BODIES, CLIENT_BODIES } from '../../support/bad-bodies.ts';

@@ -10,10 +10,10 @@ import { EMBED_CHARS_MAX, type Encoder, normalise } from '../../../shared/embedd
 import { DENSE_MASK_ID } from '../../../shared/mask/mask.ts';
 import { type EncoderSpec, sameEncoder } from '../../../shared/mask/mask-set.ts';
 import { encoderListSchema } from '../../../shared/wire/backend-load.ts';
+import { readBounded } from '../../../shared/wire/read-bounded.ts';
 import type { BackendPool } from '../../backends/pool.ts';
+import { sha256Hex } from '../../base/secrets.ts';
 import type { Config, TextEmbeddingBinding } from '../../env.ts';
-import { sha256Hex } from '../../http/authentication.ts';
-import { readBounded } from '../../http/request-body.ts';
 import { EMBEDDINGS, VECTORS_MAX } from '../../limits.ts';
 
 const vectorsSchema = z.array(z.array(z.number()));

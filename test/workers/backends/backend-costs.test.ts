@@ -1,0 +1,107 @@
+/** What a request costs its tenant on which several backends worked: the one answer that came, once. */
+import { afterEach, describe, expect, it, vi } from 'vitest';
+import { COST_QUESTION_DELAYS_ms } from '../../../workers/limits.ts';
+import { askedOf, mood, testBackends } from '../support/backends.ts';
+import { chat, errorCode, freshIsolate, say } from '../support/edge.ts';
+import { budgetOf, limitedTenant } from '../support/limits.ts';
+
+const SECOND_ms = 1_000;
+const sumOf = (delays_ms: readonly number[]) => delays_ms.reduce((sum, one) => sum + one, 0);
+const { register, removeAll } = testBackends('cost');
+afterEach(removeAll);
+
+describe('what is charged', () => {
+  /** The test backend counts a token a word of the prompt, and three of a whole answer. */
+  const BODY = { ...say('a b'), max_tokens: 10 };
+  const WHOLE = 2 + 3;
+  const QUIET = { BACKEND_SILENCE_MS: '100' };
+  const charged = (tenant: string, tokens: number) =>
+    vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(tokens), 8 * SECOND_ms);
+  /** Either of two backends is once the bad one, so that it once comes first. */
+  const eachCharges = async (tokens: number, how: string, ask: (key: string) => Promise<void>) => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const ids = [await register(), await register()];
+    for (const [turn, bad] of ids.entries()) {
+      await mood(bad, how);
+      await ask(key);
+      await charged(tenant, (turn + 1) * tokens);
+      await mood(bad, 'good');
+    }
+  };
+
+  it.each(['half-dead', 'spent-stopping', 'sick-late'])(
+    'is the answer that came, after one that had computed and then was %s',
+    async (how) => {
+      let asked = 0;
+      await eachCharges(WHOLE, how, async (key) => {
+        const response = await chat(key, BODY, freshIsolate());
+        expect(response.status).toBe(200);
+        asked += (await askedOf(response))!.length;
+      });
+      expect(asked).toBe(3);
+    },
+  );
+
+  it('is the stream that came, after one that was given up in silence', () =>
+    eachCharges(WHOLE, 'busy', async (key) => {
+      const response = await chat(key, { ...BODY, stream: true }, freshIsolate(QUIET));
+      expect(await response.text()).toContain('data: [DONE]');
+    }));
+
+  it('is what the one that answered had made, when its answer broke off', () =>
+    eachCharges(2 + 2, 'busy', async (key) => {
+      const body = { ...BODY, stream: true, user: 'die-mid-stream' };
+      const response = await chat(key, body, freshIsolate(QUIET));
+      expect(await response.text()).toContain('backend_error');
+    }));
+
+  // The prompt weighs what was reserved for it: its bytes, and the template.
+  it('is what was seen of an answer whose backend is gone, and not what another one had made', () =>
+    eachCharges(3 + 40 + 2, 'busy', async (key) => {
+      const body = { ...BODY, stream: true, user: 'vanish-mid-stream' };
+      await (await chat(key, body, freshIsolate(QUIET))).text();
+    }));
+
+  it('is what the hedge that won had made, when its answer broke off', () =>
+    eachCharges(WHOLE, 'busy', async (key) => {
+      const isolate = freshIsolate({ BACKEND_HEDGE_MS: '50' });
+      expect(await errorCode(chat(key, { ...BODY, user: 'half-whole' }, isolate))).toBe('502 backend_error');
+    }));
+
+  it('is all that was reserved, when the client left before it saw anything and the backend is gone', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const backend = await register();
+    const leave = new AbortController();
+    const isolate = freshIsolate();
+    setTimeout(async () => {
+      await mood(backend, 'down');
+      leave.abort();
+    }, 300);
+    const response = await chat(key, { ...BODY, user: 'busy' }, (request) =>
+      isolate(new Request(request, { signal: leave.signal })),
+    );
+    expect(response.status).toBe(499);
+    // Its bytes, the template and the answer.
+    const reserved = 3 + 40 + 10;
+    // The backend is asked for as long as the platform lets anybody ask.
+    await new Promise((resolve) => setTimeout(resolve, sumOf(COST_QUESTION_DELAYS_ms) + SECOND_ms));
+    await charged(tenant, reserved);
+  }, 30_000);
+
+  it('is the prompt as it was reserved, when the backend broke off and is gone', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    await register();
+    await (await chat(key, { ...BODY, user: 'half-whole-vanishes' }, freshIsolate())).text();
+    await charged(tenant, 3 + 40);
+  });
+
+  it('is one of them when all were silent', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    for (const id of [await register(), await register()]) await mood(id, 'busy');
+    const isolate = freshIsolate({ ...QUIET, BACKEND_TIMEOUT_MS: '300' });
+    const response = await chat(key, { ...BODY, stream: true }, isolate);
+    expect(await askedOf(response)).toHaveLength(2);
+    expect(await errorCode(response)).toBe('503 backend_unreachable');
+    await charged(tenant, WHOLE);
+  });
+});

@@ -1,0 +1,41 @@
+/** Backends without a public name: everything that the edge asks of one goes through the network that is bound to it. */
+import { env } from 'cloudflare:workers';
+import { expect, it } from 'vitest';
+import { ADMIN_KEY } from '../../support/edge/constants.ts';
+import { CHAT, call, chat, errorCode, freshIsolate, goLive, newTenant, recorded } from '../support/edge.ts';
+
+/** Nobody listens there; in the network it is the backend. */
+const BACKEND_URL = 'http://127.0.0.1:9';
+const BACKEND_NETWORK = env.TEST_NETWORK;
+
+it('is what completions, streams, models, readiness and jobs travel through', async () => {
+  const { tenant, key } = await newTenant();
+  const { version } = await goLive('private', tenant);
+  const isolate = freshIsolate({ BACKEND_URL, BACKEND_NETWORK });
+
+  const whole = await chat(key, {}, isolate);
+  expect(whole.status, await whole.text()).toBe(200);
+  expect(whole.headers.get('x-maskroute-version')).toBe(version);
+  const seen = await recorded(whole.headers.get('x-request-id')!);
+  expect(seen!.headers.host).toBe('127.0.0.1:9');
+
+  const stream = await chat(key, { stream: true }, isolate);
+  expect(stream.headers.get('content-type')).toMatch(/^text\/event-stream/);
+  expect(await stream.text()).toMatch(/data: \[DONE\]\s*$/);
+
+  const models = await call('GET', '/v1/models', { key }, isolate);
+  expect(await models.json()).toMatchObject({ data: [{ id: CHAT.model }, { id: `${CHAT.model}:dense` }] });
+  expect((await call('GET', '/readyz', {}, isolate)).status).toBe(200);
+
+  // This backend has no jobs and says so: the refusal is its own.
+  const jobs = call('GET', '/admin/v1/backends/default/jobs', { key: ADMIN_KEY }, isolate);
+  expect(await errorCode(jobs)).not.toBe('503 backend_unreachable');
+});
+
+it('is needed for an address that only it knows', async () => {
+  const { key } = await newTenant();
+  const isolate = freshIsolate({ BACKEND_URL });
+  expect(await errorCode(chat(key, {}, isolate))).toBe('503 backend_unreachable');
+  const jobs = call('GET', '/admin/v1/backends/default/jobs', { key: ADMIN_KEY }, isolate);
+  expect(await errorCode(jobs)).toBe('503 backend_unreachable');
+});

@@ -1,0 +1,600 @@
+/**
+ * Several backends behind the edge: the registry, who is asked and who comes next, and what clients see when
+ * backends are gone, full, silent or break off. One server stands for all of them, each at an address of its own.
+ */
+import { env } from 'cloudflare:workers';
+import { afterEach, describe, expect, it, vi } from 'vitest';
+import { BACKEND_HEADERS, type BackendEntry } from '../../../shared/wire/backend-load.ts';
+import { HEADERS } from '../../../shared/wire/protocol.ts';
+import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
+import { BACKEND_KEY, EDGE_URL } from '../../support/edge/constants.ts';
+import { askedOf, backendOf, idOf, mood, testBackends } from '../support/backends.ts';
+import {
+  admin,
+  badD1,
+  CHAT,
+  call,
+  chat,
+  errorCode,
+  freshIsolate,
+  goLive,
+  newKey,
+  newTenant,
+  recorded,
+  say,
+} from '../support/edge.ts';
+
+const SECOND_ms = 1_000;
+const { register, removeAll } = testBackends('backend');
+
+afterEach(async () => {
+  vi.useRealTimers();
+  await removeAll();
+});
+
+/** Later, as the edge's clock has it. */
+const passTime = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
+
+describe('the registry', () => {
+  it('is the one backend of BACKEND_URL while it is empty', async () => {
+    const { data } = await (await admin('GET', '/backends')).json<{ data: BackendEntry[] }>();
+    expect(data).toMatchObject([{ id: 'default', url: env.BACKEND_URL, regions: ['*'], created_at: null }]);
+  });
+
+  it('makes, changes, shows and removes entries', async () => {
+    const id = await register({ regions: ['EU', 'DE'], weight: 2 });
+    const shown = await (await admin('GET', `/backends/${id}`)).json();
+    expect(shown).toMatchObject({ id, regions: ['EU', 'DE'], weight: 2, enabled: true });
+    expect(shown).toMatchObject({ state: { breaker: 'closed', in_flight: 0, running: null } });
+    const changed = await admin('PATCH', `/backends/${id}`, { enabled: false });
+    expect(await changed.json()).toMatchObject({ enabled: false, weight: 2 });
+    expect(await errorCode(admin('POST', '/backends', { id, url: 'http://x.test' }))).toBe('409 conflict');
+    expect((await admin('DELETE', `/backends/${id}`)).status).toBe(200);
+    expect(await errorCode(admin('DELETE', `/backends/${id}`))).toBe('404 not_found');
+    expect(await errorCode(admin('GET', `/backends/${id}`))).toBe('404 not_found');
+    expect(await errorCode(admin('PATCH', `/backends/${id}`, { weight: 1 }))).toBe('404 not_found');
+  });
+
+  it.each([
+    [{ id: 'Bad Id', url: 'http://x.test' }],
+    [{ id: 'x', url: '.' }],
+    [{ id: 'x', url: 'ftp://x.test' }],
+    [{ id: 'x', url: 'http://user:secret@x.test' }],
+    [{ id: 'x', url: 'http://x.test/?a=1' }],
+    [{ id: 'x', url: 'http://x.test', regions: [] }],
+    [{ id: 'x', url: 'http://x.test', regions: ['europe'] }],
+    [{ id: 'x', url: 'http://x.test', weight: 0 }],
+    [{ id: 'x', url: 'http://x.test', secret: 1 }],
+  ])('refuses %j', async (body) => {
+    expect(await errorCode(admin('POST', '/backends', body))).toBe('400 invalid_request');
+  });
+
+  it('is not for administrators of one tenant', async () => {
+    const { tenant } = await newTenant();
+    const { key } = await newKey({ tenant, kind: 'tenant_admin' });
+    expect(await errorCode(admin('GET', '/backends', undefined, key))).toBe('403 forbidden');
+    expect(await errorCode(admin('DELETE', '/backends/x', undefined, key))).toBe('403 forbidden');
+  });
+
+  it('that was read once serves while D1 does not', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('compass', tenant);
+    const id = await register();
+    const d1 = badD1();
+    const isolate = freshIsolate({ DB: d1.DB });
+    expect(backendOf(await chat(key, {}, isolate))).toBe(id);
+    for (const how of ['stalled', 'failing'] as const) {
+      d1.be(how);
+      passTime(10 * SECOND_ms);
+      // The first request finds out that D1 does not answer, for all that is asked of it.
+      for (const wait_ms of [1.5 * SECOND_ms, SECOND_ms]) {
+        const started_ms = performance.now();
+        expect(backendOf(await chat(key, {}, isolate))).toBe(id);
+        expect(performance.now() - started_ms).toBeLessThan(wait_ms);
+      }
+    }
+  });
+
+  it('without an enabled backend is 503', async () => {
+    const { key } = await newTenant();
+    await register({ enabled: false });
+    expect(await errorCode(chat(key, {}, freshIsolate()))).toBe('503 backend_unreachable');
+  });
+});
+
+describe('who is asked', () => {
+  const from = (cf: object, key: string, isolate: ReturnType<typeof freshIsolate>) =>
+    isolate(
+      new Request(`${EDGE_URL}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json', authorization: `Bearer ${key}` },
+        body: JSON.stringify(CHAT),
+        cf,
+      } as RequestInit),
+    );
+
+  it('is the region, and the next one when that is gone', async () => {
+    const { key } = await newTenant();
+    const europe = await register({ regions: ['EU'] });
+    const america = await register({ regions: ['NA'] });
+    const isolate = freshIsolate();
+    expect(backendOf(await from({ continent: 'EU', country: 'DE', colo: 'FRA' }, key, isolate))).toBe(europe);
+    expect(backendOf(await from({ continent: 'NA', country: 'US', colo: 'DFW' }, key, isolate))).toBe(
+      america,
+    );
+    await mood(europe, 'down');
+    const response = await from({ continent: 'EU', country: 'DE', colo: 'FRA' }, key, isolate);
+    expect([response.status, backendOf(response)]).toEqual([200, america]);
+  });
+
+  it('is the same for the same mask, whatever isolate asks', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('compass', tenant);
+    for (let i = 0; i < 3; i++) await register();
+    const words = ['north', 'east', 'south'];
+    const placesOf = async (isolate: ReturnType<typeof freshIsolate>) => {
+      const places: (string | null)[] = [];
+      // One after the other: several at once are spread by load.
+      for (const content of words) {
+        const response = await chat(key, { messages: [{ role: 'user', content }] }, isolate);
+        await response.text();
+        places.push(backendOf(response));
+      }
+      return places;
+    };
+    const places = await placesOf(freshIsolate());
+    for (let i = 0; i < 3; i++) expect(await placesOf(freshIsolate())).toEqual(places);
+  });
+
+  it('is another one while the first has a line', async () => {
+    const { key } = await newTenant();
+    await register();
+    await register();
+    const isolate = freshIsolate();
+    const first = backendOf(await chat(key, {}, isolate))!;
+    await mood(first, 'loaded');
+    // The answer that tells of the line is still from there.
+    expect(backendOf(await chat(key, {}, isolate))).toBe(first);
+    expect(backendOf(await chat(key, {}, isolate))).not.toBe(first);
+  });
+});
+
+describe('a backend that drains', () => {
+  const from =
+    (cf: object) =>
+    (key: string, isolate: ReturnType<typeof freshIsolate>, body: object = {}, headers = {}) =>
+      call('POST', '/v1/chat/completions', { key, headers, body: { ...CHAT, ...body } }, (request) =>
+        isolate(new Request(request, { cf } as RequestInit)),
+      );
+  const inEurope = from({ continent: 'EU', country: 'DE', colo: 'FRA' });
+  const inAmerica = from({ continent: 'NA', country: 'US', colo: 'DFW' });
+  const pair = async () => ({
+    key: (await newTenant()).key,
+    near: await register({ regions: ['EU'] }),
+    far: await register({ regions: ['NA'] }),
+  });
+
+  it('is asked once, and then after all others', async () => {
+    const { key, near, far } = await pair();
+    const isolate = freshIsolate();
+    await mood(near, 'stopping');
+    expect(await askedOf(await inEurope(key, isolate))).toEqual([near, far]);
+    for (let i = 0; i < 3; i++) expect(await askedOf(await inEurope(key, isolate))).toEqual([far]);
+    await mood(far, 'sick');
+    expect((await askedOf(await inEurope(key, isolate)))!.slice(0, 2)).toEqual([far, near]);
+  });
+
+  it('is passed over as soon as it reports that', async () => {
+    const { key, near, far } = await pair();
+    const isolate = freshIsolate();
+    await mood(near, 'stopping');
+    // Long enough for the loads that are asked for behind it.
+    expect(backendOf(await inAmerica(key, isolate, { user: 'slow-whole' }))).toBe(far);
+    expect(await askedOf(await inEurope(key, isolate))).toEqual([far]);
+  });
+
+  it('is the first one again when another process answers at its address', async () => {
+    const { key, near, far } = await pair();
+    const isolate = freshIsolate();
+    await mood(near, 'stopping');
+    await inEurope(key, isolate);
+    await mood(near, 'good');
+    await mood(far, 'sick');
+    expect(await askedOf(await inEurope(key, isolate))).toEqual([far, near]);
+    await mood(far, 'good');
+    expect(await askedOf(await inEurope(key, isolate))).toEqual([near]);
+  });
+
+  it('is the first one again when it reports that it stays', async () => {
+    const { key, near } = await pair();
+    const isolate = freshIsolate();
+    await mood(near, 'stopping');
+    await inEurope(key, isolate);
+    await mood(near, 'good');
+    await vi.waitFor(async () => expect(backendOf(await inEurope(key, isolate))).toBe(near), {
+      timeout: 5 * SECOND_ms,
+      interval: 200,
+    });
+  });
+
+  it('still drains when it finishes what it had begun', async () => {
+    const { key, near, far } = await pair();
+    const isolate = freshIsolate();
+    const id = crypto.randomUUID();
+    const begun = inEurope(key, isolate, { user: 'slow-whole' }, { [HEADERS.requestId]: id });
+    await vi.waitFor(async () => expect((await recorded(id))?.places).toEqual([near]));
+    await mood(near, 'stopping');
+    expect(backendOf(await inEurope(key, isolate))).toBe(far);
+    expect(backendOf(await begun)).toBe(near);
+    expect(await askedOf(await inEurope(key, isolate))).toEqual([far]);
+  });
+
+  it('is nobody to give up a silent stream for', async () => {
+    const { key, near, far } = await pair();
+    const isolate = freshIsolate({ BACKEND_SILENCE_MS: '100' });
+    await mood(far, 'stopping');
+    await mood(near, 'sick');
+    expect(await errorCode(inEurope(key, isolate))).toBe('503 not_ready');
+    await mood(near, 'good');
+    const response = await inEurope(key, isolate, { stream: true, user: 'slow-first' });
+    expect(await response.text()).toContain('data: [DONE]');
+    expect(backendOf(response)).toBe(near);
+  });
+});
+
+describe('when a backend fails', () => {
+  it.each(['down', 'sick', 'html', 'bad-error', 'unauthorized', 'queue-full', 'stopping', 'gateway-502'])(
+    'with %s, the next one answers, and the client sees nothing of it',
+    async (how) => {
+      const { key } = await newTenant();
+      const ids = [await register(), await register()];
+      for (const bad of ids) {
+        await mood(bad, how);
+        const response = await chat(key, {}, freshIsolate());
+        expect(response.status).toBe(200);
+        expect(backendOf(response)).not.toBe(bad);
+        await mood(bad, 'good');
+      }
+    },
+  );
+
+  it('because it stops, the one that follows it at its address answers', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    await mood(id, 'stopping');
+    const answering = chat(key, {}, isolate);
+    setTimeout(() => mood(id, 'good'), 100);
+    const response = await answering;
+    expect(response.status).toBe(200);
+    expect((await askedOf(response))!.length).toBeGreaterThan(1);
+  });
+
+  it('because it stops, and nothing follows, nobody is blamed', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    await mood(id, 'stopping');
+    const refused = await Promise.all(Array.from({ length: 6 }, () => chat(key, {}, isolate)));
+    for (const response of refused) expect(await errorCode(response)).toBe('503 not_ready');
+    await mood(id, 'good');
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
+
+  it.each(['gateway-502', 'gateway-503', 'gateway-504', 'gateway-520', 'gateway-530', 'foreign-error'])(
+    'and what is in between says so (%s), it is asked again, and is unreachable',
+    async (how) => {
+      const { key } = await newTenant();
+      const id = await register();
+      await mood(id, how);
+      const response = await chat(key, {}, freshIsolate());
+      expect(response.headers.get('retry-after')).toBe('1');
+      expect(await askedOf(response)).toEqual(Array(5).fill(id));
+      expect(await errorCode(response)).toBe('503 backend_unreachable');
+    },
+  );
+
+  it('and is back while it is asked again, the client sees nothing of what was in between', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    await mood(id, 'gateway-530');
+    const answering = chat(key, {}, freshIsolate());
+    setTimeout(() => mood(id, 'good'), 100);
+    expect((await answering).status).toBe(200);
+  });
+
+  it.each(['gateway-400', 'gateway-500', 'gateway-519', 'gateway-531', 'bad-error'])(
+    'with a page that says nothing of being reached (%s), it is asked once',
+    async (how) => {
+      const { key } = await newTenant();
+      await mood(await register(), how);
+      const response = await chat(key, {}, freshIsolate());
+      expect(await askedOf(response)).toHaveLength(1);
+      expect(await errorCode(response)).toBe('502 backend_error');
+    },
+  );
+
+  it('in silence, a stream goes to the next one', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register()];
+    for (const silent of ids) {
+      await mood(silent, 'hang');
+      const isolate = freshIsolate({ BACKEND_SILENCE_MS: '100' });
+      const response = await chat(key, { stream: true }, isolate);
+      expect(await response.text()).toContain('data: [DONE]');
+      expect(backendOf(response)).not.toBe(silent);
+      await mood(silent, 'good');
+    }
+  });
+
+  it('with an error of the request, nobody else is asked', async () => {
+    const { key } = await newTenant();
+    await register();
+    await register();
+    const response = await chat(key, { user: 'unknown-model' }, freshIsolate());
+    expect(await askedOf(response)).toHaveLength(1);
+    expect(await errorCode(response)).toBe('404 model_not_found');
+  });
+
+  it('after the first byte, nobody else is asked', async () => {
+    const { key } = await newTenant();
+    await register();
+    await register();
+    const response = await chat(key, { user: 'half-event', stream: true }, freshIsolate());
+    const text = await response.text();
+    expect(text).toMatch(
+      /^data: \{"choices":\[\]\}\n\nevent: error\ndata: \{"error":\{.*backend_error.*\n\n$/,
+    );
+    expect(await askedOf(response)).toHaveLength(1);
+  });
+
+  it('and all others too: 503 with Retry-After, within a second, and no retry storm', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register()];
+    for (const id of ids) await mood(id, 'down');
+    const started_ms = performance.now();
+    const response = await chat(key, {}, freshIsolate());
+    expect(performance.now() - started_ms).toBeLessThan(2 * SECOND_ms);
+    expect(response.headers.get('retry-after')).toBe('1');
+    expect(await errorCode(response)).toBe('503 backend_unreachable');
+  });
+
+  it('again and again, it is left alone, and tried after a while', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    await mood(id, 'html');
+    for (let i = 0; i < 5; i++) expect(await errorCode(chat(key, {}, isolate))).toBe('502 backend_error');
+    const refused = await chat(key, {}, isolate);
+    expect(await askedOf(refused)).toBeUndefined();
+    expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(20);
+    expect(await errorCode(refused)).toBe('503 backend_unreachable');
+    await mood(id, 'good');
+    expect(await errorCode(chat(key, {}, isolate))).toBe('503 backend_unreachable');
+    passTime(31 * SECOND_ms);
+    for (let i = 0; i < 3; i++) expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
+
+  it.each(['down', 'gateway-502'])(
+    'and comes back (from %s), it is found by asking for its load, long before the breaker would',
+    async (how) => {
+      const { key } = await newTenant();
+      const id = await register();
+      const isolate = freshIsolate();
+      await mood(id, how);
+      for (let i = 0; i < 5; i++) await chat(key, {}, isolate);
+      expect(await askedOf(await chat(key, {}, isolate))).toBeUndefined();
+      await mood(id, 'good');
+      await vi.waitFor(async () => expect((await chat(key, {}, isolate)).status).toBe(200), {
+        timeout: 5 * SECOND_ms,
+        interval: 200,
+      });
+    },
+  );
+
+  it('one bad request does not open a breaker', async () => {
+    const { key } = await newTenant();
+    await register();
+    const isolate = freshIsolate();
+    expect(await errorCode(chat(key, { user: 'die' }, isolate))).toBe('503 backend_unreachable');
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
+});
+
+describe('the encoder of the backends', () => {
+  const routed = async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('compass', tenant);
+    const id = await register();
+    return { key, id, isolate: freshIsolate({ ENCODER: 'backend' }) };
+  };
+
+  it('that has stopped costs requests their mask, and nothing else', async () => {
+    const { key, isolate } = await routed();
+    const answers = await Promise.all(
+      Array.from({ length: 8 }, (_, i) => chat(key, say(`!fail ${i}`), isolate)),
+    );
+    for (const response of answers) {
+      expect([response.status, response.headers.get(HEADERS.fallback)]).toEqual([200, 'encoder_failed']);
+    }
+  });
+
+  it('that works does not hide that completions do not', async () => {
+    const { key, id, isolate } = await routed();
+    await mood(id, 'html');
+    for (let i = 0; i < 5; i++)
+      expect(await errorCode(chat(key, say(`north ${i}`), isolate))).toBe('502 backend_error');
+    const refused = await chat(key, say('north 6'), isolate);
+    expect(await askedOf(refused)).toBeUndefined();
+    expect(await errorCode(refused)).toBe('503 backend_unreachable');
+  });
+});
+
+describe('time', () => {
+  it('is passed on, and a client may shorten it', async () => {
+    const { key } = await newTenant();
+    const send = (headers: Record<string, string>) =>
+      freshIsolate()(
+        new Request(`${EDGE_URL}/v1/chat/completions`, {
+          method: 'POST',
+          headers: { 'content-type': 'application/json', authorization: `Bearer ${key}`, ...headers },
+          body: JSON.stringify(CHAT),
+        }),
+      );
+    const left = async (response: Response) =>
+      Number((await recorded(idOf(response)))!.headers[BACKEND_HEADERS.deadline]);
+    expect(await left(await send({}))).toBeGreaterThan(110_000);
+    const short = await left(await send({ [BACKEND_HEADERS.deadline]: '1500' }));
+    expect(short).toBeLessThanOrEqual(1500);
+    expect(short).toBeGreaterThan(500);
+    expect(await errorCode(send({ [BACKEND_HEADERS.deadline]: 'soon' }))).toBe('400 invalid_request');
+  });
+
+  const hurried = (
+    key: string,
+    deadline_ms: number,
+    body: object,
+    isolate: ReturnType<typeof freshIsolate>,
+  ) =>
+    call(
+      'POST',
+      '/v1/chat/completions',
+      { key, body: { ...CHAT, ...body }, headers: { [BACKEND_HEADERS.deadline]: String(deadline_ms) } },
+      isolate,
+    );
+
+  it.each([false, true])(
+    'that a client made too short is no fault of the backend (stream: %s)',
+    async (stream) => {
+      const [one, other] = [await newTenant(), await newTenant()];
+      await register();
+      const isolate = freshIsolate();
+      for (let i = 0; i < 6; i++) {
+        const answer = await hurried(one.key, 1, { user: 'hang', stream }, isolate);
+        expect(await errorCode(answer)).toBe('504 deadline_exceeded');
+      }
+      expect((await chat(other.key, {}, isolate)).status).toBe(200);
+    },
+  );
+
+  it('that whole answers take is no fault of a backend that tells its load meanwhile', async () => {
+    const { key } = await newTenant();
+    await register();
+    const isolate = freshIsolate({ BACKEND_TIMEOUT_MS: '50' });
+    for (let i = 0; i < 6; i++) {
+      expect(await errorCode(chat(key, { user: 'hang' }, isolate))).toBe('503 backend_unreachable');
+    }
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+  });
+
+  it.each([false, true])(
+    'is wasted on a backend that says nothing at all, for a while (stream: %s)',
+    async (stream) => {
+      const { key } = await newTenant();
+      await mood(await register(), 'mute');
+      const isolate = freshIsolate({ BACKEND_TIMEOUT_MS: '50', BACKEND_SILENCE_MS: stream ? '40' : '15000' });
+      for (let i = 0; i < 5; i++) await chat(key, { stream }, isolate);
+      await vi.waitFor(async () => {
+        const refused = await chat(key, {}, isolate);
+        expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(20);
+      }, 5 * SECOND_ms);
+    },
+  );
+
+  it('without a token: comments keep a stream open, and the answer follows', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '50' });
+    const response = await chat(key, { stream: true, user: 'slow-first' }, isolate);
+    expect(response.headers.get('content-type')).toMatch(/^text\/event-stream/);
+    const text = await response.text();
+    expect(text).toMatch(/^(: keepalive\n\n){3,}data: /);
+    expect(text.endsWith('data: [DONE]\n\n')).toBe(true);
+  });
+
+  it('without a byte of an answer that has begun ends it, and the backend is called off', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '400', BACKEND_STALL_MS: '1000' });
+    const response = await chat(key, { stream: true, user: 'stall-mid-stream' }, isolate);
+    const text = await response.text();
+    expect(text).toMatch(/^(data: \{.*\n\n)(data: \{.*\n\n)(: keepalive\n\n){2,}event: error\ndata: .*\n\n$/);
+    expect(text).toContain('"code":"backend_error"');
+    await vi.waitFor(async () => expect((await recorded(idOf(response)))!.hungUp).toBe(true));
+    expect(await errorCode(chat(key, { user: 'stall-whole' }, isolate))).toBe('502 backend_error');
+  });
+
+  it('with comments of the backend is no end', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ BACKEND_STALL_MS: '500' });
+    const response = await chat(key, { stream: true, user: 'slow-tokens' }, isolate);
+    expect((await response.text()).endsWith('data: [DONE]\n\n')).toBe(true);
+  });
+
+  it('that a client takes to read is no silence of the backend', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ BACKEND_STALL_MS: '200' });
+    const response = await chat(key, { stream: true }, isolate);
+    const reader = response.body!.getReader();
+    let text = '';
+    for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+      text += new TextDecoder().decode(piece.value);
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+    expect(text.endsWith('data: [DONE]\n\n')).toBe(true);
+  });
+
+  it.each([
+    ['slow-refusal', 'model_not_found'],
+    ['hang', 'backend_unreachable'],
+  ])('after a comment, %s is an error event', async (user, code) => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '50', BACKEND_TIMEOUT_MS: '600' });
+    const response = await chat(key, { stream: true, user }, isolate);
+    expect(response.status).toBe(200);
+    const last = (await response.text()).trim().split('\n\n').at(-1)!;
+    expect(last.startsWith('event: error\ndata: ')).toBe(true);
+    expect(JSON.parse(last.slice('event: error\ndata: '.length))).toMatchObject({ error: { code } });
+    expect(await askedOf(response)).toHaveLength(1);
+  });
+
+  it('after a comment, an answer that is no stream is passed on, and ends', async () => {
+    const { key } = await newTenant();
+    const response = await chat(
+      key,
+      { stream: true, user: 'slow-whole' },
+      freshIsolate({ STREAM_KEEPALIVE_MS: '50' }),
+    );
+    const [, whole] = /^(?:: keepalive\n\n)+(\{.*\})$/.exec(await response.text())!;
+    expect(JSON.parse(whole!)).toHaveProperty('maskroute');
+  });
+
+  it('a second backend is asked for a silent one where hedging is on', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register()];
+    for (const silent of ids) {
+      await mood(silent, 'hang');
+      const response = await chat(key, {}, freshIsolate({ BACKEND_HEDGE_MS: '50' }));
+      expect(response.status).toBe(200);
+      expect(backendOf(response)).not.toBe(silent);
+      await mood(silent, 'good');
+    }
+  });
+});
+
+describe('a token', () => {
+  it('is for one backend and one attempt', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register()];
+    const claimsOf = async (response: Response) => {
+      const { headers } = (await recorded(idOf(response)))!;
+      const token = headers.authorization!.slice('Bearer '.length);
+      return await verifyToken(await importTokenKey(BACKEND_KEY), token, Date.now() / 1000);
+    };
+    for (const down of ids) {
+      await mood(down, 'sick');
+      const response = await chat(key, {}, freshIsolate());
+      const { audience } = await claimsOf(response);
+      expect(audience).toBe(`${env.BACKEND_URL}/at/${backendOf(response)}`);
+      await mood(down, 'good');
+    }
+  });
+});

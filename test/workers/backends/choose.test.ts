@@ -1,0 +1,239 @@
+/** The rules by which backends are chosen, left alone and asked again, each on its own. */
+import { describe, expect, it } from 'vitest';
+import { formatLoad, type LoadReport, parseLoad } from '../../../shared/wire/backend-load.ts';
+import type { Outcome } from '../../../workers/backends/attempt.ts';
+import { createBreaker, observe } from '../../../workers/backends/backend-state.ts';
+import { hedged, pause, retryDelay_ms } from '../../../workers/backends/call-backend.ts';
+import { type Candidate, orderBackends, regionDistance } from '../../../workers/backends/choose.ts';
+
+const candidate = (id: string, change: Partial<Candidate> = {}): Candidate => ({
+  id,
+  regions: ['*'],
+  weight: 1,
+  load: 0,
+  waiting: 0,
+  isHot: () => false,
+  isDraining: false,
+  models: undefined,
+  ...change,
+});
+const wish = (mask: string, region = 'local', model?: string) => ({ mask, region, model });
+const ids = (candidates: readonly Candidate[]) => candidates.map(({ id }) => id);
+
+describe('the order of backends', () => {
+  it('is by region first: data centre, country, continent, everywhere, elsewhere', () => {
+    const backends = [
+      candidate('us', { regions: ['NA'] }),
+      candidate('all'),
+      candidate('europe', { regions: ['EU'] }),
+      candidate('germany', { regions: ['DE', 'AT'] }),
+      candidate('frankfurt', { regions: ['FRA'] }),
+    ];
+    expect(ids(orderBackends(backends, wish('m', 'EU/DE/FRA')))).toEqual([
+      'frankfurt',
+      'germany',
+      'europe',
+      'all',
+      'us',
+    ]);
+    expect(ids(orderBackends(backends, wish('m', 'NA/US/DFW'))).slice(0, 2)).toEqual(['us', 'all']);
+    expect(ids(orderBackends(backends, wish('m'))).at(0)).toBe('all');
+    expect(regionDistance(['DE'], 'DE')).toBe(0);
+  });
+
+  it('gives a mask the same backend, shares by weight, and moves few masks when a backend goes', () => {
+    const backends = [candidate('a'), candidate('b'), candidate('c', { weight: 2 })];
+    const masks = Array.from({ length: 4000 }, (_, i) => `m_${i}`);
+    const home = (mask: string, some = backends) => orderBackends(some, wish(mask))[0]!.id;
+    const count = (id: string) => masks.filter((mask) => home(mask) === id).length / masks.length;
+    expect(count('a')).toBeCloseTo(0.25, 1);
+    expect(count('b')).toBeCloseTo(0.25, 1);
+    expect(count('c')).toBeCloseTo(0.5, 1);
+    const reversed = backends.toReversed();
+    for (const mask of masks.slice(0, 100)) expect(home(mask, reversed)).toBe(home(mask));
+    const left = backends.filter(({ id }) => id !== 'b');
+    for (const mask of masks) if (home(mask) !== 'b') expect(home(mask, left)).toBe(home(mask));
+  });
+
+  it('prefers who works with the mask already, and passes over the full', () => {
+    const mask = 'm_1';
+    const order = ids(orderBackends([candidate('a'), candidate('b')], wish(mask)));
+    const [first, second] = [candidate(order[0]!), candidate(order[1]!)];
+    const change = (one: Candidate, what: Partial<Candidate>) => ({ ...one, ...what });
+    expect(ids(orderBackends([first, change(second, { isHot: () => true })], wish(mask)))[0]).toBe(second.id);
+    expect(ids(orderBackends([change(first, { waiting: 1, load: 9 }), second], wish(mask)))[0]).toBe(
+      second.id,
+    );
+    expect(ids(orderBackends([change(first, { load: 3 }), second], wish(mask)))[0]).toBe(second.id);
+    expect(ids(orderBackends([change(first, { load: 1 }), second], wish(mask)))[0]).toBe(first.id);
+    const bothFull = [change(first, { waiting: 5, load: 13 }), change(second, { waiting: 2, load: 10 })];
+    expect(ids(orderBackends(bothFull, wish(mask)))[0]).toBe(second.id);
+  });
+
+  it('leaves out who is known to serve another model, unless nobody else is there', () => {
+    const backends = [
+      candidate('x', { models: new Set(['other']) }),
+      candidate('y', { models: new Set(['mine']) }),
+      candidate('z'),
+    ];
+    expect(ids(orderBackends(backends, wish('m', 'local', 'mine'))).toSorted()).toEqual(['y', 'z']);
+    expect(orderBackends([backends[0]!, backends[1]!], wish('m', 'local', 'third'))).toHaveLength(2);
+    expect(orderBackends([], wish('m'))).toEqual([]);
+  });
+});
+
+describe('a backend that drains', () => {
+  it('comes behind all that do not, wherever they are and however full, and is the last resort', () => {
+    const draining = { isDraining: true, isHot: () => true };
+    const backends = [
+      candidate('near', { regions: ['FRA'], ...draining }),
+      candidate('full', { regions: ['EU'], waiting: 9, load: 20 }),
+      candidate('all', draining),
+      candidate('us', { regions: ['NA'] }),
+    ];
+    expect(ids(orderBackends(backends, wish('m', 'EU/DE/FRA')))).toEqual(['full', 'us', 'near', 'all']);
+    expect(ids(orderBackends([backends[0]!], wish('m')))).toEqual(['near']);
+  });
+
+  it('is no part of the others’ average', () => {
+    const [home, other] = ids(orderBackends([candidate('a'), candidate('b')], wish('m')));
+    const loaded = [candidate(home!, { load: 5 }), candidate(other!, { load: 4 })];
+    const first = (isDraining: boolean) =>
+      ids(orderBackends([...loaded, candidate('idle', { isDraining })], wish('m')))[0];
+    expect(first(true)).toBe(home);
+    expect(first(false)).not.toBe(home);
+  });
+
+  const report = (draining: boolean): LoadReport => ({
+    object: 'maskroute.load',
+    ...{ model: 'm', running: 0, waiting: 0, capacity: 64, draining, hot_masks: [] },
+  });
+
+  it('is known for ten seconds after its last word, and no longer than it drains', () => {
+    const seen = observe();
+    const now_ms = Date.now();
+    expect(seen.isDraining).toBe(false);
+    seen.probed(report(true), now_ms - 9_000);
+    expect(seen.isDraining).toBe(true);
+    seen.probed(report(false), now_ms);
+    expect(seen.isDraining).toBe(false);
+    seen.drains(true, now_ms);
+    expect(seen.isDraining).toBe(true);
+    seen.drains(false, now_ms);
+    expect(seen.isDraining).toBe(false);
+    seen.drains(true, now_ms - 10_000);
+    expect(seen.isDraining).toBe(false);
+  });
+});
+
+describe('the breaker', () => {
+  const policy = { failuresMax: 3, open_ms: 1000, successesMin: 2, trial_ms: 500 };
+
+  it('opens after failures in a row, lets one through after a while, and closes after successes', () => {
+    const breaker = createBreaker(policy);
+    breaker.failed(0, false);
+    breaker.failed(0, false);
+    breaker.succeeded();
+    breaker.failed(0, false);
+    breaker.failed(0, false);
+    expect(breaker.state(0)).toBe('closed');
+    breaker.failed(0, false);
+    expect([breaker.state(0), breaker.admits(999), breaker.wait_ms(400)]).toEqual(['open', false, 600]);
+    expect(breaker.state(1000)).toBe('half_open');
+    expect([breaker.admit(1000), breaker.admit(1001)]).toEqual([true, false]);
+    breaker.succeeded();
+    expect([breaker.state(1002), breaker.admit(1002)]).toEqual(['half_open', true]);
+    breaker.succeeded();
+    expect(breaker.state(1003)).toBe('closed');
+  });
+
+  it('opens again when the trial fails, and gives up a trial that says nothing', () => {
+    const breaker = createBreaker(policy);
+    for (let i = 0; i < 3; i++) breaker.failed(0, false);
+    expect(breaker.admit(1000)).toBe(true);
+    breaker.failed(1100, false);
+    expect([breaker.state(1100), breaker.wait_ms(1100)]).toEqual(['open', 1000]);
+    expect(breaker.admit(2100)).toBe(true);
+    expect([breaker.admit(2500), breaker.admit(2600)]).toEqual([false, true]);
+    breaker.released();
+    expect(breaker.admit(2601)).toBe(true);
+  });
+
+  it('hears that an unreachable backend is back, but takes no such word for one that answered wrongly', () => {
+    const [gone, wrong] = [createBreaker(policy), createBreaker(policy)];
+    for (let i = 0; i < 3; i++) {
+      gone.failed(0, true);
+      wrong.failed(0, false);
+    }
+    gone.heard();
+    wrong.heard();
+    expect([gone.state(1), wrong.state(1)]).toEqual(['half_open', 'open']);
+    gone.heard();
+    expect(gone.state(1)).toBe('closed');
+  });
+});
+
+describe('asking again', () => {
+  it('waits 50 ms, then twice as long each time up to 5 s, give or take a tenth', () => {
+    const waits = Array.from({ length: 9 }, (_, retry) => retryDelay_ms(retry, 0.5));
+    expect(waits).toEqual([50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+    expect([retryDelay_ms(0, 0), retryDelay_ms(0, 1)]).toEqual([45, 55].map((ms) => expect.closeTo(ms, 9)));
+  });
+
+  it('ends its pause when the client hangs up', async () => {
+    const started_ms = performance.now();
+    await expect(pause(5_000, AbortSignal.timeout(20))).rejects.toMatchObject({ code: 'cancelled' });
+    await expect(pause(5_000, AbortSignal.abort())).rejects.toMatchObject({ code: 'cancelled' });
+    expect(performance.now() - started_ms).toBeLessThan(1_000);
+  });
+});
+
+describe('hedging', () => {
+  type Named = Outcome & { name: string };
+  const asker =
+    (name: string, after_ms: number, kind: 'answer' | 'cancelled', seen: string[]) => (signal: AbortSignal) =>
+      new Promise<Named>((resolve) => {
+        seen.push(name);
+        const timer = setTimeout(() => resolve(outcome(kind, name)), after_ms);
+        signal.addEventListener('abort', () => {
+          seen.push(`${name} off`);
+          clearTimeout(timer);
+          resolve(outcome('cancelled', name));
+        });
+      });
+  const outcome = (kind: 'answer' | 'cancelled', name: string): Named =>
+    kind === 'answer' ? { kind, response: new Response(), rest: undefined, name } : { kind, name };
+  const run = async (
+    first: [number, 'answer' | 'cancelled'],
+    second: [number, 'answer' | 'cancelled'],
+    after_ms: number,
+  ) => {
+    const seen: string[] = [];
+    const { signal } = new AbortController();
+    const { name } = await hedged(asker('a', ...first, seen), asker('b', ...second, seen), after_ms, signal);
+    return [name, ...seen];
+  };
+
+  it('asks nobody else when the first is quick or hedging is off', async () => {
+    expect(await run([5, 'answer'], [5, 'answer'], 200)).toEqual(['a', 'a']);
+    expect(await run([30, 'answer'], [1, 'answer'], 0)).toEqual(['a', 'a']);
+  });
+
+  it('takes the first answer and calls the other off', async () => {
+    expect(await run([400, 'answer'], [10, 'answer'], 10)).toEqual(['b', 'a', 'b', 'a off']);
+    expect(await run([40, 'answer'], [400, 'answer'], 10)).toEqual(['a', 'a', 'b', 'b off']);
+  });
+
+  it('waits for the other when one fails', async () => {
+    expect((await run([30, 'cancelled'], [60, 'answer'], 10))[0]).toBe('b');
+    expect((await run([60, 'answer'], [20, 'cancelled'], 10))[0]).toBe('a');
+  });
+});
+
+it('a load in a header is read back, and nothing else is taken for one', () => {
+  const load = { running: 2, waiting: 0, capacity: 64 };
+  expect(parseLoad(formatLoad(load))).toEqual(load);
+  for (const bad of [null, '', 'running=1', 'running=-1;waiting=0;capacity=1', `${formatLoad(load)};x=1`]) {
+    expect(parseLoad(bad)).toBeUndefined();
+  }
+});

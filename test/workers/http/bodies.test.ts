@@ -1,0 +1,72 @@
+/** What of a body is refused, and with which words, at the edge; `test/gpu-backend/api/bodies.test.ts` has the backend. */
+import { beforeAll, describe, expect, it } from 'vitest';
+import { HEADERS } from '../../../shared/wire/protocol.ts';
+import { BAD_BODIES, CLIENT_BODIES } from '../../support/bad-bodies.ts';
+import { MODEL } from '../../support/edge/constants.ts';
+import { admin, call, chat, freshIsolate, newTenant, recorded } from '../support/edge.ts';
+import { limitedTenant } from '../support/limits.ts';
+
+let key: string;
+beforeAll(async () => {
+  ({ key } = await newTenant());
+});
+const isolate = freshIsolate();
+const post = (path: string, body: unknown) => call('POST', path, { key, body }, isolate);
+
+describe('a bad body', () => {
+  it.each(BAD_BODIES)('$path $param: $message', async ({ path, body, param, message }) => {
+    for (const at of [path, '/v1/route']) {
+      // A dry run takes a body without messages for a completion.
+      if (at === '/v1/route' && (typeof body !== 'object' || !('messages' in (body as object)))) continue;
+      const response = await post(at, body);
+      expect(response.status).toBe(400);
+      const { error } = await response.json<{
+        error: { param: string | null; message: string; code: string };
+      }>();
+      expect(error).toMatchObject({ param, type: 'invalid_request_error' });
+      expect(error.code).toMatch(/^invalid_(request|json)$/);
+      if (typeof message === 'string') expect(error.message).toBe(message);
+      else expect(error.message).toMatch(message);
+    }
+  });
+
+  it('of the admin API names every field, too', async () => {
+    const response = await admin('POST', '/tenants', { id: 'A b', nam: 'x', enabled: 1 });
+    const { error } = await response.json<{ error: { message: string } }>();
+    expect(error.message).toBe(
+      'id: expected lower-case letters, digits and dashes, at most 63; name: it is missing, expected a string; ' +
+        `enabled: expected true or false, got 1; nam: ${error.message.split('nam: ')[1]}`,
+    );
+    expect(error.message).toMatch(/nam: there is no such field here, only id, name, routing_policy, /);
+  });
+
+  it('of a rating names every field, too', async () => {
+    const response = await post('/v1/feedback', { id: 'chatcmpl-1', rating: 5, comments: 'x' });
+    expect(await response.json()).toMatchObject({
+      error: {
+        param: 'rating',
+        message:
+          'rating: expected 1 or -1, got 5; comments: there is no such field here, only id, rating, comment.',
+      },
+    });
+  });
+});
+
+describe('a body as clients send it', () => {
+  it.each(CLIENT_BODIES)('$client', async ({ path, body, ignored }) => {
+    const response = await post(path, { model: MODEL.id, ...body });
+    expect(response.status, await response.clone().text()).toBe(200);
+    expect(response.headers.get(HEADERS.ignored)).toBe(ignored);
+    await response.text();
+  });
+
+  it('reaches the backend as it came, and says in an error, too, what was ignored', async () => {
+    const response = await chat(key, { metadata: { a: 'b' } });
+    const sent = (await recorded(response.headers.get(HEADERS.requestId)!))!;
+    expect(sent.body).toMatchObject({ metadata: { a: 'b' } });
+    const other = await limitedTenant({ models: ['another'] });
+    const refused = await chat(other.key, { metadata: { a: 'b' } });
+    expect(refused.status).toBe(403);
+    expect(refused.headers.get(HEADERS.ignored)).toBe('metadata');
+  });
+});

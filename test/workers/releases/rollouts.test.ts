@@ -1,0 +1,181 @@
+/** Versions that go live later, step by step, or not at all. */
+import { describe, expect, it, vi } from 'vitest';
+import type { LivePublication, Publication } from '../../../shared/admin/admin-wire.ts';
+import {
+  activate,
+  admin,
+  badD1,
+  chat,
+  created,
+  errorCode,
+  freshIsolate,
+  goLive,
+  makeMaskSet,
+  newTenant,
+  say,
+  upload,
+} from '../support/edge.ts';
+
+type Fetch = ReturnType<typeof freshIsolate>;
+
+const versionSeen = async (key: string, text = 'north', fetch?: Fetch) => {
+  const response = await chat(key, say(text), fetch);
+  expect(response.status).toBe(200);
+  return response.headers.get('x-maskroute-version');
+};
+const live = async (tenant: string) =>
+  await (await admin('GET', `/publications/live?tenant=${tenant}`)).json<LivePublication>();
+const inFuture = (after_ms: number) => new Date(Date.now() + after_ms).toISOString();
+
+async function twoVersions() {
+  const { tenant, key } = await newTenant();
+  const { version: old } = await goLive('old', tenant);
+  const { version: fresh } = await upload(makeMaskSet('new'), tenant);
+  return { tenant, key, old, fresh };
+}
+
+describe('a scheduled publication', () => {
+  it('goes live at its time in every isolate, also in one that cannot reach D1 by then', async () => {
+    const { tenant, key, old, fresh } = await twoVersions();
+    const d1 = badD1();
+    const cutOff = freshIsolate({ DB: d1.DB });
+    const at_ms = Date.now() + 2_500;
+    const activate_at = new Date(at_ms).toISOString();
+    expect(await activate(fresh, { tenant, activate_at })).toMatchObject({ activate_at });
+    expect(await live(tenant)).toMatchObject({ version: fresh, share: 0, base_version: old });
+    expect(await versionSeen(key)).toBe(old);
+    expect(await versionSeen(key, 'north', cutOff)).toBe(old);
+    d1.be('failing');
+    await vi.waitFor(async () => expect(await versionSeen(key, 'north', cutOff)).toBe(fresh), {
+      timeout: 5_000,
+    });
+    expect(Date.now()).toBeGreaterThanOrEqual(at_ms);
+    expect(Date.now() - at_ms).toBeLessThan(1_000);
+    expect(await versionSeen(key)).toBe(fresh);
+    expect(await live(tenant)).toMatchObject({ version: fresh, share: 1, base_version: null });
+  });
+
+  it('that is the first can be called off: nothing is live then, and the history says so', async () => {
+    const { tenant, key } = await newTenant();
+    const { version } = await upload(makeMaskSet('first'), tenant);
+    const other = freshIsolate();
+    for (const schedule of [
+      { activate_at: inFuture(3_600_000) },
+      { rollout: [{ share: 0.999, duration_s: 3_600 }] },
+    ]) {
+      await activate(version, { tenant, ...schedule });
+      const wrong = admin('POST', '/publications/rollback', { tenant, expected_version: null });
+      expect(await errorCode(wrong)).toBe('409 conflict');
+      const body = { tenant, expected_version: version };
+      const off = await created<Publication>(admin('POST', '/publications/rollback', body));
+      expect(off).toMatchObject({ action: 'rollback', version: null, replaced_version: version });
+      expect(await errorCode(admin('GET', `/publications/live?tenant=${tenant}`))).toBe('404 not_found');
+      expect(await errorCode(admin('POST', '/publications/rollback', { tenant }))).toBe('409 conflict');
+      for (const fetch of [undefined, other]) {
+        expect((await chat(key, {}, fetch)).headers.get('x-maskroute-fallback')).toBe('no_mask_set');
+      }
+    }
+    const list = await admin('GET', `/publications?tenant=${tenant}`);
+    const { data } = await list.json<{ data: Publication[] }>();
+    expect(data.map((entry) => entry.version)).toEqual([null, version, null, version]);
+    // The way is open for the next one, and back from there is its own matter.
+    await activate(version, { tenant, expected_version: null });
+    expect(await versionSeen(key)).toBe(version);
+    expect(await errorCode(admin('POST', '/publications/rollback', { tenant }))).toBe('409 conflict');
+  });
+
+  it('that is the first is called off once, whoever is faster', async () => {
+    const { tenant } = await newTenant();
+    const { version } = await upload(makeMaskSet('first'), tenant);
+    await activate(version, { tenant, activate_at: inFuture(3_600_000) });
+    const body = { tenant, expected_version: version };
+    const both = await Promise.all([1, 2].map(() => admin('POST', '/publications/rollback', body)));
+    expect(both.map(({ status }) => status).sort()).toEqual([201, 409]);
+  });
+
+  it('is called off by a rollback, and passed over by the next publication', async () => {
+    const { tenant, key, old, fresh } = await twoVersions();
+    await activate(fresh, { tenant, activate_at: inFuture(3_600_000) });
+    const back = await created<Publication>(admin('POST', '/publications/rollback', { tenant }));
+    expect(back).toMatchObject({ version: old, replaced_version: fresh });
+    expect(await live(tenant)).toMatchObject({ version: old, share: 1 });
+
+    await activate(fresh, { tenant, activate_at: inFuture(3_600_000) });
+    const { version: third } = await upload(makeMaskSet('third'), tenant);
+    await activate(third, { tenant, activate_at: inFuture(3_600_000) });
+    expect(await live(tenant)).toMatchObject({ version: third, base_version: old });
+    expect(await versionSeen(key)).toBe(old);
+    await activate(third, { tenant });
+    expect(await versionSeen(key)).toBe(third);
+    await created(admin('POST', '/publications/rollback', { tenant }));
+    expect(await versionSeen(key)).toBe(old);
+  });
+
+  it('of a tenant that had none leaves it with the default set until then, or when it is called off', async () => {
+    const { version: shared } = await goLive('shared');
+    const { tenant, key } = await newTenant();
+    const { version } = await upload(makeMaskSet('own'), tenant);
+    await activate(version, { tenant, activate_at: inFuture(3_600_000) });
+    expect(await versionSeen(key)).toBe(shared);
+    await created(admin('POST', '/publications/rollback', { tenant }));
+    expect(await versionSeen(key)).toBe(shared);
+  });
+});
+
+describe('a gradual publication', () => {
+  it('is seen by its share of conversations, which keep it, and by all of them at the end', async () => {
+    const { tenant, key, old, fresh } = await twoVersions();
+    const rollout = [
+      { share: 0.3, duration_s: 4 },
+      { share: 0.7, duration_s: 3600 },
+    ];
+    await activate(fresh, { tenant, rollout });
+    expect(await live(tenant)).toMatchObject({ rollout, share: 0.3, base_version: old });
+    const texts = Array.from({ length: 120 }, (_, i) => `north ${i}`);
+    const other = freshIsolate();
+    const seenBy = async (fetch?: Fetch) =>
+      await Promise.all(texts.map((text) => versionSeen(key, text, fetch)));
+    const first = await seenBy();
+    const share = (seen: unknown[]) => seen.filter((version) => version === fresh).length / seen.length;
+    expect(new Set(first)).toEqual(new Set([old, fresh]));
+    expect(share(first)).toBeGreaterThan(0.15);
+    expect(share(first)).toBeLessThan(0.45);
+    // The next turn of a conversation sees what the first one saw.
+    const messages = [
+      { role: 'user', content: texts[0] },
+      { role: 'assistant', content: 'yes' },
+      { role: 'user', content: 'south?' },
+    ];
+    expect((await chat(key, { messages })).headers.get('x-maskroute-version')).toBe(first[0]);
+    expect(await seenBy(other)).toEqual(first);
+    await vi.waitFor(async () => expect((await live(tenant)).share).toBe(0.7), { timeout: 6_000 });
+    const second = await seenBy(other);
+    expect(share(second)).toBeGreaterThan(0.55);
+    first.forEach((version, i) => {
+      if (version === fresh) expect(second[i]).toBe(fresh);
+    });
+    // Publishing the same version without steps finishes it.
+    await activate(fresh, { tenant });
+    expect(new Set(await seenBy())).toEqual(new Set([fresh]));
+  });
+
+  it('whose steps fall, or whose bounds say nothing, is refused', async () => {
+    const { tenant, fresh } = await twoVersions();
+    const falling = [
+      { share: 0.5, duration_s: 1 },
+      { share: 0.1, duration_s: 1 },
+    ];
+    for (const body of [
+      { rollout: falling },
+      { rollout: [{ share: 1, duration_s: 1 }] },
+      { rollout: [{ share: 0.5, duration_s: 0 }] },
+      { activate_at: 'tomorrow' },
+      { auto_rollback: {} },
+      { auto_rollback: { requests_min: 5 } },
+      { auto_rollback: { tpot_ratio_max: 0.5 } },
+    ]) {
+      const answer = admin('POST', '/publications', { tenant, version: fresh, ...body });
+      expect(await errorCode(answer)).toBe('400 invalid_request');
+    }
+  });
+});

@@ -1,0 +1,299 @@
+/** What is told of a request when it is over, however it ended: one event, with the backend's own counts. */
+import { describe, expect, it, vi } from 'vitest';
+import {
+  type EdgeMessage,
+  type RequestEvent,
+  requestEventSchema,
+} from '../../../shared/admin/request-event.ts';
+import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
+import { createEvents } from '../../../workers/counting/events.ts';
+import type { Env } from '../../../workers/env.ts';
+import { tokenBounds } from '../../../workers/requests/admission.ts';
+import { figuresIn } from '../../../workers/requests/answer-stream.ts';
+import { MODEL } from '../../support/edge/constants.ts';
+import { CHAT, call, chat, freshIsolate, goLive, newTenant, say } from '../support/edge.ts';
+import { budgetOf, limitedTenant } from '../support/limits.ts';
+
+/** The queue, seen from the front: what is sent is kept, after as many failures as wanted. */
+function queue(failures = 0) {
+  const sent: RequestEvent[] = [];
+  const tries = { count: 0 };
+  const EVENTS = {
+    sendBatch: async (messages: { body: EdgeMessage }[]) => {
+      if (++tries.count <= failures) throw new Error('the queue is down');
+      const events = messages.flatMap(({ body }) => [body].flat());
+      sent.push(...events.map((event) => requestEventSchema.parse(event)));
+    },
+  } as unknown as Env['EVENTS'];
+  const event = async (): Promise<RequestEvent> => {
+    await vi.waitFor(() => expect(sent.length).toBeGreaterThan(0), 8_000);
+    return sent[0]!;
+  };
+  return { EVENTS, sent, tries, event };
+}
+
+async function someEvent(): Promise<RequestEvent> {
+  const { key } = await newTenant();
+  const { EVENTS, event } = queue();
+  await (await chat(key, say('north'), freshIsolate({ EVENTS }))).text();
+  return await event();
+}
+
+describe('the event', () => {
+  it('of a stream says what was decided, what it cost and how long it took', async () => {
+    const { tenant, key, keyId } = await newTenant();
+    const { set, version } = await goLive('compass', tenant);
+    const { EVENTS, event } = queue();
+    const before = Date.now();
+    const response = await chat(key, { ...say('east of here'), stream: true }, freshIsolate({ EVENTS }));
+    const text = await response.text();
+    const told = await event();
+    expect(told).toMatchObject({
+      ...{ tenant, key_id: keyId, endpoint: 'chat', model: MODEL.id, stream: true, status: 200 },
+      ...{ mask: set.clusters[1]!.mask, mask_set: 'compass', version, cluster: 1, experiment: 'none' },
+      ...{ error_code: null, fallback: null, counted: true, prompt_tokens: 3, completion_tokens: 3 },
+      tpot_ms: 15,
+    });
+    expect(told.sparsity).toBeCloseTo(1 / 6);
+    expect(text).toContain(`"id":"chatcmpl-${told.id}.`);
+    expect(told.day).toBe(new Date(told.created_at_ms).toISOString().slice(0, 10));
+    expect(told.created_at_ms).toBeGreaterThanOrEqual(before);
+    expect(told.ttft_ms!).toBeLessThan(told.total_ms - 200);
+    expect(told.backend).not.toBeNull();
+    expect(told.backend).toBe(response.headers.get('x-maskroute-backend'));
+  });
+
+  it('of a whole answer has the times that the backend says', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, event } = queue();
+    const body = { model: `${MODEL.id}:dense`, prompt: 'a b c', max_tokens: 5 };
+    const isolate = freshIsolate({ EVENTS });
+    await (await call('POST', '/v1/completions', { key, body }, isolate)).text();
+    expect(await event()).toMatchObject({
+      ...{ endpoint: 'completion', model: MODEL.id, mask: 'dense', fallback: 'requested', stream: false },
+      ...{ prompt_tokens: 3, completion_tokens: 3, ttft_ms: 3, tpot_ms: 15 },
+    });
+  });
+
+  it.each([
+    ['queue-full', false, { status: 429, error_code: 'queue_full', counted: true, completion_tokens: 0 }],
+    ['die', false, { status: 503, error_code: 'backend_unreachable', counted: true, completion_tokens: 0 }],
+    ['html', false, { status: 502, error_code: 'backend_error' }],
+    ['empty', false, { status: 502, error_code: 'backend_error' }],
+    ['half-whole', false, { status: 502, error_code: 'backend_error', counted: true, completion_tokens: 3 }],
+    ['unsized', false, { status: 200, error_code: null, counted: true, completion_tokens: 3, ttft_ms: 3 }],
+    [
+      'die-mid-stream',
+      true,
+      { status: 200, error_code: 'backend_error', completion_tokens: 2, counted: true },
+    ],
+    [
+      'stall-mid-stream',
+      true,
+      { status: 200, error_code: 'backend_error', completion_tokens: 2, counted: true },
+    ],
+    ['stall-whole', false, { status: 502, error_code: 'backend_error', completion_tokens: 3, counted: true }],
+  ])('of a request that met %s says so', async (user, stream, expected) => {
+    const { key } = await newTenant();
+    const { EVENTS, sent, event } = queue();
+    const isolate = freshIsolate({ EVENTS, BACKEND_STALL_MS: '500' });
+    const response = await chat(key, { ...say('north'), user, stream }, isolate);
+    await response.text().catch(() => {});
+    expect(await event()).toMatchObject(expected);
+    expect(sent).toHaveLength(1);
+    expect(sent[0]!.backend).toBe(['die', 'html', 'empty'].includes(user) ? null : 'default');
+  });
+
+  it.each([true, false])('of a client that left has what was made for it (stream: %s)', async (stream) => {
+    const { key } = await newTenant();
+    const { EVENTS, sent, event } = queue();
+    const leave = new AbortController();
+    const isolate = freshIsolate({ EVENTS });
+    const answering = chat(
+      key,
+      { ...say('a b'), user: stream ? 'stream-forever' : 'hang', stream },
+      (request) => isolate(new Request(request, { signal: leave.signal })),
+    );
+    if (stream) {
+      const reader = (await answering).body!.getReader();
+      await reader.read();
+      leave.abort();
+      await reader.cancel().catch(() => {});
+    } else {
+      setTimeout(() => leave.abort(), 200);
+      expect((await answering).status).toBe(499);
+    }
+    const told = await event();
+    expect(told).toMatchObject({ status: 499, error_code: 'cancelled', counted: true, prompt_tokens: 2 });
+    expect(told.completion_tokens > 0).toBe(stream);
+    expect(sent).toHaveLength(1);
+  });
+
+  it.each([
+    ['busy', false, 50, { status: 499, error_code: 'deadline_exceeded' }],
+    ['busy', true, 50, { status: 499, error_code: 'deadline_exceeded' }],
+    ['deadline', false, 5_000, { status: 499, error_code: 'deadline_exceeded' }],
+    ['deadline-mid-stream', true, 5_000, { status: 499, error_code: 'deadline_exceeded' }],
+    ['busy', false, undefined, { status: 503, error_code: 'backend_unreachable' }],
+    ['deadline', false, undefined, { status: 504, error_code: 'deadline_exceeded' }],
+    ['sick-late', false, undefined, { status: 500, error_code: 'engine_failed' }],
+  ])(
+    'of one that met %s (stream: %s, deadline: %s) has what was made, and whose doing it is',
+    async (...met) => {
+      const [user, stream, deadline_ms, expected] = met;
+      const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+      const { EVENTS, event } = queue();
+      const body = { ...CHAT, ...say('a b'), max_tokens: 10, user, stream };
+      const headers = deadline_ms === undefined ? {} : { [BACKEND_HEADERS.deadline]: String(deadline_ms) };
+      const isolate = freshIsolate({ EVENTS, BACKEND_TIMEOUT_MS: deadline_ms === undefined ? '200' : '' });
+      await (await call('POST', '/v1/chat/completions', { key, body, headers }, isolate)).text();
+      expect(await event()).toMatchObject({
+        ...expected,
+        ...{ counted: true, prompt_tokens: 2, completion_tokens: 3 },
+      });
+      await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(5));
+    },
+  );
+
+  it('of a prompt that was read and found too long has what reading it cost, and the budget, too', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const { EVENTS, event } = queue();
+    const body = { ...say('a b'), max_tokens: 10, user: 'too-long' };
+    await (await chat(key, body, freshIsolate({ EVENTS }))).text();
+    expect(await event()).toMatchObject({
+      ...{ status: 400, error_code: 'context_length_exceeded' },
+      ...{ counted: true, prompt_tokens: 2, completion_tokens: 0 },
+    });
+    await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(2));
+  });
+
+  it.each([
+    ['vanish-mid-stream', 2, 2],
+    ['vanish-after-many', 200, 400],
+  ])('of one that met %s has the tokens that were seen', async (user, least, most) => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const { EVENTS, event } = queue();
+    const body = { ...say('north'), max_tokens: 500, user, stream: true };
+    await (await chat(key, body, freshIsolate({ EVENTS }))).text();
+    const { completion_tokens, ...told } = await event();
+    expect(told).toMatchObject({ error_code: 'backend_error', counted: false, prompt_tokens: 0 });
+    expect(completion_tokens).toBeGreaterThanOrEqual(least);
+    expect(completion_tokens).toBeLessThanOrEqual(most);
+    // The prompt weighs what was reserved for it.
+    await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(45 + completion_tokens));
+  });
+
+  it.each([
+    ['a model', 'unknown-model', { model: 'made-up' }, { model: 'unknown' }],
+    ['a mask by id', 'masks-unknown', { mask: `m_${'0'.repeat(24)}` }, { mask: 'custom' }],
+    ['layers', 'masks-unknown', { mask: { skipFfn: [1, 3] } }, { mask: 'custom' }],
+  ])('of one that was refused repeats nothing that its client made up: %s', async (...made) => {
+    const [, user, body, expected] = made;
+    const { key } = await newTenant();
+    const { EVENTS, event } = queue();
+    await (await chat(key, { ...say('north'), user, ...body }, freshIsolate({ EVENTS }))).text();
+    expect(await event()).toMatchObject(expected);
+  });
+
+  it('is offered again when the queue is down, and the answer waits for none of it', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, tries, event } = queue(2);
+    const started = performance.now();
+    await (await chat(key, say('north'), freshIsolate({ EVENTS }))).text();
+    expect(performance.now() - started).toBeLessThan(1_000);
+    await event();
+    expect(tries.count).toBe(3);
+  });
+
+  it('goes to the queue with those of other requests at the same time', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, sent, tries } = queue();
+    const isolate = freshIsolate({ EVENTS });
+    await Promise.all(
+      Array.from({ length: 30 }, async () => (await chat(key, say('north'), isolate)).text()),
+    );
+    await vi.waitFor(() => expect(sent).toHaveLength(30), 5_000);
+    expect(new Set(sent.map(({ id }) => id)).size).toBe(30);
+    expect(tries.count).toBeLessThan(15);
+  });
+
+  /** A request that is gone before it sends: its timer never fires. */
+  const tornDown = (send: () => Promise<void>): void => {
+    const timer = vi.spyOn(globalThis, 'setTimeout').mockImplementationOnce(() => 0 as never);
+    void send();
+    timer.mockRestore();
+  };
+  const ids = (...digits: string[]) => digits.map((digit) => digit.repeat(20));
+
+  it('is sent by another request of the batch when the one that collects was torn down', async () => {
+    const told = await someEvent();
+    const { EVENTS, sent } = queue();
+    const events = createEvents(EVENTS, undefined);
+    const [first, second] = ids('0', '1');
+    tornDown(() => events.send({ ...told, id: first! }));
+    await events.send({ ...told, id: second! });
+    expect(sent.map(({ id }) => id)).toEqual([first, second]);
+  });
+
+  it('is sent by the next request when all that stayed for its batch were torn down', async () => {
+    const told = await someEvent();
+    const { EVENTS, sent } = queue();
+    const events = createEvents(EVENTS, undefined);
+    const [first, second, third, late, last] = ids('0', '1', '2', '3', '4');
+    for (const id of [first, second, third]) tornDown(() => events.send({ ...told, id: id! }));
+    // Enough stay for the batch, as far as this one knows.
+    await events.send({ ...told, id: late! });
+    expect(sent).toEqual([]);
+    const clock = vi.spyOn(Date, 'now').mockReturnValue(Date.now() + 60_000);
+    await events.send({ ...told, id: last! });
+    clock.mockRestore();
+    expect(sent.map(({ id }) => id)).toEqual([first, second, third, late, last]);
+  });
+
+  it('is not made for a request that never began', async () => {
+    const { key } = await limitedTenant({ requests_per_day: 1, models: [MODEL.id] });
+    const { EVENTS, sent } = queue();
+    const isolate = freshIsolate({ EVENTS });
+    await (await chat(key, {}, isolate)).text();
+    for (const body of [{}, { model: 'other' }, { messages: [] }])
+      await (await chat(key, body, isolate)).text();
+    await vi.waitFor(() => expect(sent).toHaveLength(1));
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(sent).toHaveLength(1);
+  });
+});
+
+describe('what the edge reads off an answer', () => {
+  it('is never what a model wrote', () => {
+    const content = JSON.stringify('"prompt_tokens":9,"completion_tokens":9,"usage":{"prompt_tokens":9}');
+    const honest = '"maskroute":{"decode_ms":4.5,"prompt_tokens":1,"completion_tokens":2}';
+    expect(figuresIn(`{"usage":{},${honest},"choices":[{"text":${content}}]}`)).toEqual({
+      ...{ prompt_tokens: 1, completion_tokens: 2, decode_ms: 4.5, queue_ms: null, prefill_ms: null },
+    });
+    expect(figuresIn(`{"text":${content}}`)).toBeNull();
+    expect(figuresIn('"prompt_tokens":-1,"completion_tokens":2')).toBeNull();
+  });
+});
+
+describe('the bound of a request', () => {
+  const bound = (body: object, context = 1000) =>
+    tokenBounds({ kind: 'chat', body: { ...CHAT, ...body } } as Parameters<typeof tokenBounds>[0], context);
+
+  it('is the bytes of the prompt and the longest answer, and never more than the context', () => {
+    expect(bound({ ...say('x'), max_tokens: 5 })).toMatchObject({
+      prompt_tokens: 41,
+      wanted_tokens: 46,
+      least_tokens: 46,
+    });
+    expect(bound({ ...say('é€😀'), max_tokens: 5 }).prompt_tokens).toBeGreaterThanOrEqual(40 + 2 + 3 + 4);
+    expect(bound({ ...say('x'.repeat(5000)), max_tokens: 5000 })).toMatchObject({
+      prompt_tokens: 1000,
+      wanted_tokens: 2000,
+    });
+    expect(bound({ ...say('x'), n: 3 })).toMatchObject({
+      wanted_tokens: 41 + 3000,
+      least_tokens: 41 + 48,
+      choices: 3,
+    });
+  });
+});

@@ -1,0 +1,236 @@
+/**
+ * One suite over every encoder: whatever computes the vectors, the edge may rely on the same things. The
+ * remote ones talk to a server that speaks their provider's wire.
+ */
+import { env } from 'cloudflare:workers';
+import { describe, expect, it, vi } from 'vitest';
+import type { Encoder } from '../../../shared/embedding/encoder.ts';
+import { encodeStaticTable } from '../../../shared/embedding/static-table.ts';
+import { sender } from '../../../workers/backends/attempt.ts';
+import { BackendPool } from '../../../workers/backends/pool.ts';
+import { openDatabase } from '../../../workers/db/d1.ts';
+import { type Env, parseConfig } from '../../../workers/env.ts';
+import { loadEncoder } from '../../../workers/routing/encoders/pick-encoder.ts';
+import { cached, createRemoteEncoder } from '../../../workers/routing/encoders/remote.ts';
+import { ENCODER } from '../../support/edge/constants.ts';
+import { admin, created } from '../support/edge.ts';
+
+const URL_OF_PROVIDERS = env.HF_ENDPOINT_URL!;
+
+/** The AI binding as the platform gives it, asking the provider's server over HTTP. */
+const aiBinding: NonNullable<Env['AI']> = {
+  async run(model, inputs, options) {
+    const response = await fetch(`${URL_OF_PROVIDERS}/ai/run/${model}`, {
+      method: 'POST',
+      body: JSON.stringify(inputs),
+      ...(options?.signal instanceof AbortSignal ? { signal: options.signal } : {}),
+    });
+    if (!response.ok) throw new Error(`InferenceUpstreamError: ${response.status}`);
+    return await response.json();
+  },
+};
+
+/** A vocabulary of three pieces; no test text has to know more. */
+const SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'];
+const table = encodeStaticTable({
+  dimensions: 4,
+  vocabulary: [...SPECIAL, 'north', 'east', '##ern'],
+  scales: Float32Array.from([...SPECIAL.map(() => 0), 0.01, 0.02, 0.005]),
+  vectors: Int8Array.from([
+    ...SPECIAL.flatMap(() => [0, 0, 0, 0]),
+    100,
+    0,
+    0,
+    10,
+    0,
+    100,
+    0,
+    0,
+    0,
+    0,
+    50,
+    50,
+  ]),
+});
+
+const load = (overrides: Partial<Env>): Promise<Encoder> => {
+  const changed = { ...env, ...overrides };
+  const config = parseConfig(changed);
+  return loadEncoder(config, changed, new BackendPool(openDatabase(changed.DB), config, sender(undefined)));
+};
+
+const suites: [string, Partial<Env>, number][] = [
+  [
+    'static, a small table',
+    { ENCODER: 'static', ASSETS: { fetch: async () => new Response(table) } as never },
+    4,
+  ],
+  ['static, the table that is shipped', { ENCODER: 'static' }, 0],
+  ['workers-ai', { ENCODER: 'workers-ai', AI: aiBinding }, 384],
+  ['huggingface', { ENCODER: 'huggingface' }, 4],
+  ['backend', { ENCODER: 'backend' }, 4],
+];
+
+const length = (vector: Float32Array) => Math.hypot(...vector);
+const close = (a: Float32Array, b: Float32Array) =>
+  a.forEach((value, i) => {
+    expect(value).toBeCloseTo(b[i]!, 5);
+  });
+
+describe.each(suites)('%s', (_name, overrides, dimensions) => {
+  it('says what it is', async () => {
+    const { spec } = await load(overrides);
+    expect(spec.dimensions).toBe(dimensions === 0 ? spec.dimensions : dimensions);
+    expect(spec.id).not.toBe('');
+    expect(spec.revision).not.toBe('');
+    expect(spec).toEqual((await load(overrides)).spec);
+  });
+
+  it('gives one vector of length 1 a text', async () => {
+    const encoder = await load(overrides);
+    const vectors = await encoder.embed(['north', 'east', 'northern east']);
+    expect(vectors).toHaveLength(3);
+    for (const vector of vectors) {
+      expect(vector).toBeInstanceOf(Float32Array);
+      expect(vector.length).toBe(encoder.spec.dimensions);
+      expect(length(vector)).toBeCloseTo(1, 5);
+    }
+    expect(vectors[0]).not.toEqual(vectors[1]);
+    expect(await encoder.embed([])).toEqual([]);
+  });
+
+  it('gives the same alone and in a batch, and each time', async () => {
+    const encoder = await load(overrides);
+    const texts = ['north', '', 'east', ...Array.from({ length: 130 }, (_, i) => `north ${i}`)];
+    const batch = await encoder.embed(texts);
+    expect(batch).toHaveLength(texts.length);
+    for (const index of [0, 1, 2, 40, 132]) close((await encoder.embed([texts[index]!]))[0]!, batch[index]!);
+  });
+
+  it('gives the zero vector for nothing', async () => {
+    const encoder = await load(overrides);
+    for (const vector of await encoder.embed(['', '   '])) expect(length(vector)).toBe(0);
+  });
+
+  it('is bounded: what comes after the first thousands of characters changes nothing', async () => {
+    const encoder = await load(overrides);
+    const long = 'north '.repeat(2_000);
+    const [a, b] = await encoder.embed([`${long}`, `${long} east`]);
+    close(a!, b!);
+  });
+
+  it('rejects when it is called off', async () => {
+    const encoder = await load(overrides);
+    await expect(encoder.embed(['north'], AbortSignal.abort())).rejects.toThrow();
+  });
+});
+
+const remotes = suites.filter(([name]) => !name.startsWith('static'));
+
+describe.each(remotes)('%s over its wire', (_name, overrides) => {
+  it('rejects within the time when the provider hangs', async () => {
+    const encoder = await load(overrides);
+    const started_ms = performance.now();
+    await expect(encoder.embed(['!hang'], AbortSignal.timeout(50))).rejects.toThrow();
+    expect(performance.now() - started_ms).toBeLessThan(1_000);
+  });
+
+  it.each(['!fail', '!short', '!missing', '!words'])(
+    'rejects when the provider answers wrongly: %s',
+    async (text) => {
+      await expect((await load(overrides)).embed([text])).rejects.toThrow();
+    },
+  );
+});
+
+it('a provider that answers numbers that are none is not believed', async () => {
+  const spec = { id: 'x', revision: 'x', pooling: 'mean', dimensions: 2 } as const;
+  for (const answer of [
+    [[Number.NaN, 1]],
+    [[Number.POSITIVE_INFINITY, 1]],
+    [[1, null]],
+    [1, 2],
+    null,
+    [[[1, 2]]],
+  ]) {
+    const encoder = createRemoteEncoder(spec, 10, async () => answer);
+    await expect(encoder.embed(['x']), JSON.stringify(answer)).rejects.toThrow();
+  }
+});
+
+it('the encoder of the backends is asked in the region that the text comes from', async () => {
+  const asked: string[] = [];
+  for (const region of ['EU', 'NA']) {
+    const url = `${env.BACKEND_URL}/at/encoder-${region}`;
+    await created(admin('POST', '/backends', { id: region.toLowerCase(), url, regions: [region] }));
+  }
+  const config = parseConfig(env as Env);
+  const pool = new BackendPool(openDatabase(env.DB), config, (url, init) => {
+    if (url.endsWith('/v1/embeddings')) asked.push(url);
+    return fetch(url, init);
+  });
+  const encoder = await loadEncoder({ ...config, ENCODER: 'backend' }, env as Env, pool);
+  for (const [i, region] of ['EU/DE/FRA', 'NA/US/DFW', 'EU/FR/CDG', 'NA/CA/YYZ'].entries()) {
+    await encoder.embed([`north ${i}`], undefined, region);
+  }
+  for (const id of ['eu', 'na']) await admin('DELETE', `/backends/${id}`);
+  expect(asked.map((url) => /encoder-(..)/.exec(url)![1])).toEqual(['EU', 'NA', 'EU', 'NA']);
+});
+
+it('a static table that is missing or damaged is an error that says so', async () => {
+  const assets = (response: () => Response): Partial<Env> => ({
+    ENCODER: 'static',
+    ASSETS: { fetch: async () => response() } as never,
+  });
+  await expect(load(assets(() => new Response('', { status: 404 })))).rejects.toThrow(/404/);
+  await expect(load(assets(() => new Response(table.slice(0, 60))))).rejects.toThrow();
+  await expect(load(assets(() => new Response('<html>')))).rejects.toThrow();
+});
+
+it('a text that was embedded is not embedded again, up to a bound, and never by a vector that a caller changed', async () => {
+  const asked: string[][] = [];
+  const spec = { id: 'x', revision: 'x', pooling: 'mean', dimensions: 1 } as const;
+  const encoder = cached(
+    {
+      spec,
+      embed: async (texts) => {
+        asked.push([...texts]);
+        return texts.map((text) => Float32Array.of(text.length));
+      },
+    },
+    2,
+  );
+  const lengths = async (...texts: string[]) => (await encoder.embed(texts)).map(([first]) => first);
+  expect(await lengths('a', 'bb', 'a')).toEqual([1, 2, 1]);
+  expect(asked.map((texts) => texts.toSorted())).toEqual([['a', 'bb']]);
+  (await encoder.embed(['a']))[0]![0] = 99;
+  expect(await lengths('a', 'ccc')).toEqual([1, 3]);
+  expect(asked).toHaveLength(2);
+  expect(asked[1]).toEqual(['ccc']);
+  expect(await lengths('bb')).toEqual([2]);
+  expect(asked[2]).toEqual(['bb']);
+  const broken = cached({ spec, embed: () => Promise.reject(new Error('no')) });
+  await expect(broken.embed(['a'])).rejects.toThrow('no');
+});
+
+it('the hub is asked with the token, through its router and by the model’s name', async () => {
+  const asked: string[] = [];
+  const real = globalThis.fetch;
+  // The hub itself cannot be reached from a test; its wire is that of the encoder server.
+  vi.stubGlobal('fetch', async (input: RequestInfo, init?: RequestInit) => {
+    const url = new URL(typeof input === 'string' ? input : input.url);
+    if (!url.hostname.endsWith('huggingface.co')) return await real(input, init);
+    asked.push(`${url.hostname}${url.pathname} ${new Headers(init?.headers).get('authorization')}`);
+    if (url.pathname.startsWith('/api/models/')) {
+      const provider = { providerId: ENCODER.id, status: 'live', task: 'feature-extraction' };
+      return Response.json({ id: ENCODER.id, inferenceProviderMapping: { 'hf-inference': provider } });
+    }
+    return await real(URL_OF_PROVIDERS, init);
+  });
+  const encoder = await load({ ENCODER: 'huggingface', HF_ENDPOINT_URL: '', HF_TOKEN: 'hf_test' });
+  const [vector] = await encoder.embed(['north']);
+  vi.unstubAllGlobals();
+  expect(vector).toEqual(Float32Array.of(1, 0, 0, 0));
+  const path = `router.huggingface.co/hf-inference/models/${ENCODER.id}/pipeline/feature-extraction`;
+  expect(asked).toContain(`${path} Bearer hf_test`);
+});

@@ -1,0 +1,118 @@
+/**
+ * How far a masked answer goes with the dense model: a small share of requests runs again in the background, once
+ * masked and once dense, both greedily and for a few tokens, and what they have in common is sent as an event. It
+ * starts when the user's answer is over, has no budget to use up, and whatever goes wrong with it is a line in
+ * the log.
+ */
+import { z } from 'zod';
+import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
+import { splitModelName } from '../../shared/wire/protocol.ts';
+import type { BackendPool } from '../backends/pool.ts';
+import { log, reasonOf } from '../base/log.ts';
+import type { Hold } from '../base/waiting.ts';
+import { COMPARISON } from '../limits.ts';
+import type { RoutableBody, Routed } from '../routing/decision.ts';
+import { lotOf } from './completion-ids.ts';
+import type { Events } from './events.ts';
+
+export type ComparisonOf = {
+  /** The id of the request's event. */
+  readonly event: string;
+  readonly tenant: string;
+  readonly routable: RoutableBody;
+  readonly routed: Routed;
+  readonly hold: Hold;
+};
+
+export interface DenseComparison {
+  /** Never throws. Most requests are not compared, and the promise is settled at once. */
+  maybeCompare(of: ComparisonOf): Promise<void>;
+}
+
+export function createDenseComparison(parts: {
+  readonly backend: Pick<BackendPool, 'call'>;
+  readonly events: Events;
+  /** Of the requests that are in no experiment; those of an experiment have its own. */
+  readonly share: number;
+}): DenseComparison {
+  let running = 0;
+  return {
+    async maybeCompare(of) {
+      if (!isSampled(of, parts.share) || running >= COMPARISON.atOnceMax) return;
+      running++;
+      try {
+        const masked = await greedyTokens(parts.backend, of, 'masked');
+        const dense = await greedyTokens(parts.backend, of, 'dense');
+        await parts.events.send({
+          kind: 'comparison',
+          request: of.event,
+          tenant: of.tenant,
+          created_at_ms: Date.now(),
+          agreement: agreementOf(masked, dense),
+        });
+      } catch (error) {
+        log('warn', 'comparison_failed', { request_event: of.event, reason: reasonOf(error) });
+      } finally {
+        running--;
+      }
+    },
+  };
+}
+
+/** Only masks that routing chose say something about a mask set. */
+export function isSampled({ event, routable, routed }: ComparisonOf, share: number): boolean {
+  const { decision, assignment } = routed;
+  if (decision.cluster === null || decision.fallback !== null || decision.maskId === DENSE_MASK_ID)
+    return false;
+  if (routable.kind === 'completion' && typeof routable.body.prompt !== 'string') return false;
+  const wanted = assignment.arm === null ? share : assignment.shadowShare;
+  return lotOf(event) < wanted;
+}
+
+/** Tokens before the first that differs, as a share of the longer answer. */
+export function agreementOf(masked: readonly string[], dense: readonly string[]): number {
+  const longer = Math.max(masked.length, dense.length);
+  if (longer === 0) return 1;
+  const differs = dense.findIndex((token, i) => token !== masked[i]);
+  return (differs === -1 ? dense.length : differs) / longer;
+}
+
+async function greedyTokens(
+  backend: Pick<BackendPool, 'call'>,
+  { event, tenant, routable, routed, hold }: ComparisonOf,
+  which: 'masked' | 'dense',
+): Promise<string[]> {
+  const { model } = splitModelName(routable.body.model);
+  const mask = which === 'dense' ? DENSE_MASK_ID : routed.decision.mask;
+  const common = { model, mask, temperature: 0, max_tokens: COMPARISON.tokens };
+  const { response } = await backend.call({
+    path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
+    requestId: `compare_${event}_${which}`,
+    tenant,
+    signal: AbortSignal.timeout(COMPARISON.timeout_ms),
+    timeout_ms: COMPARISON.timeout_ms,
+    wish: { region: routed.assignment.region, mask: routed.decision.maskId ?? DENSE_MASK_ID, model },
+    // A backend that has no room has none for this either.
+    mayRetry: () => false,
+    hold,
+    body: JSON.stringify(
+      routable.kind === 'chat'
+        ? { ...common, messages: routable.body.messages, logprobs: true }
+        : { ...common, prompt: routable.body.prompt, logprobs: 1 },
+    ),
+  });
+  if (!response.ok) {
+    await response.body?.cancel();
+    throw new Error(`the backend answered ${response.status}`);
+  }
+  return answerSchema.parse(await response.json()).choices[0]!.logprobs;
+}
+
+/** Both wires to the tokens of the answer. */
+const tokensSchema = z.union([
+  z.looseObject({ tokens: z.array(z.string()) }).transform(({ tokens }) => tokens),
+  z
+    .looseObject({ content: z.array(z.looseObject({ token: z.string() })) })
+    .transform(({ content }) => content.map(({ token }) => token)),
+]);
+const answerSchema = z.looseObject({ choices: z.array(z.looseObject({ logprobs: tokensSchema })).min(1) });

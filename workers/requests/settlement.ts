@@ -1,0 +1,208 @@
+/**
+ * Closes a request's account, once and however the request ended: settles its budget and sends its event, both behind the
+ * answer. Closing takes less than the 30 s that the platform leaves to a request whose client is gone (see
+ * `COST_QUESTION_DELAYS_ms`). Where an account is never closed (the isolate died), its reservation counts in full.
+ */
+
+import type { RequestEvent } from '../../shared/admin/request-event.ts';
+import {
+  type AnswerUsage,
+  answerPath,
+  answerUsageSchema,
+  splitModelName,
+} from '../../shared/wire/protocol.ts';
+import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms } from '../limits.ts';
+import type { RoutableBody } from '../routing/decision.ts';
+import type { Services } from '../services.ts';
+import { type Account, choicesOf } from './admission.ts';
+import { CLIENT_LEFT, type Heard, type Outcome } from './answer-stream.ts';
+import type { Progress } from './forward.ts';
+
+type SettleParts = Pick<Services, 'backend' | 'budgets' | 'comparison' | 'events'>;
+
+/** `progress`: undefined when it was not routed, and nothing is told of it. Lets go of the request when all is done. */
+export function settle(
+  parts: SettleParts,
+  account: Account,
+  outcome: Outcome,
+  progress: Progress | undefined,
+): void {
+  account.letGo(close(parts, account, outcome, progress));
+}
+
+async function close(
+  parts: SettleParts,
+  account: Account,
+  outcome: Outcome,
+  progress: Progress | undefined,
+): Promise<void> {
+  const cost = await costOf(parts, account, outcome, progress);
+  const seen_tokens = cost === null ? seenTokens(outcome.heard, account.routable) : 0;
+  const due_tokens = dueTokens(account, outcome, cost, seen_tokens);
+  const { event, caller, routable, hold } = account;
+  await Promise.all([
+    due_tokens === null ? undefined : parts.budgets.settle(caller.tenant, event, due_tokens),
+    progress === undefined
+      ? undefined
+      : parts.events.send(eventOf(account, outcome, progress, cost, seen_tokens)),
+  ]);
+  const isWhole = outcome.status === 200 && outcome.code === null;
+  if (progress === undefined || !isWhole) return;
+  const { routed } = progress;
+  await parts.comparison.maybeCompare({ event, tenant: caller.tenant, routable, routed, hold });
+}
+
+/* What it cost. */
+
+type Cost = { readonly prompt_tokens: number; readonly completion_tokens: number };
+const NOTHING: Cost = { prompt_tokens: 0, completion_tokens: 0 };
+
+/**
+ * Null: nobody can say. What a backend computed that broke off or was given up is not charged when another one answered:
+ * the client gets one answer.
+ */
+async function costOf(
+  { backend }: SettleParts,
+  { completion, hold }: Account,
+  { heard, ranAt }: Outcome,
+  progress: Progress | undefined,
+): Promise<Cost | null> {
+  if (heard?.figures) return heard.figures;
+  if (ranAt === 'nowhere' && progress?.gaveUp !== true) return NOTHING;
+  const only = ranAt === 'answerer' ? progress?.backend : undefined;
+  const path = answerPath(completion);
+  const said = await answerCost(() => backend.askEach(path, COST_QUESTION_ms, hold, only), ranAt);
+  if (said === 'unknown') return null;
+  return said === 'never_began' ? NOTHING : said;
+}
+
+/** `never_began`: no backend knows of it. `unknown`: the one that could say is gone, or has forgotten it. */
+type AnswerCost = AnswerUsage | 'never_began' | 'unknown';
+
+/**
+ * What an answer cost whose end the edge did not hear: the backends are asked a few times, since the one that worked on it
+ * notices a hang-up only a little later. A client that asked once is charged once, however many backends worked on it: for
+ * what the answerer spent on its answer; where none began one, for what the one spent that spent the most.
+ */
+async function answerCost(
+  ask: () => ReturnType<Services['backend']['askEach']>,
+  ranAt: Outcome['ranAt'],
+): Promise<AnswerCost> {
+  let cost: AnswerCost = 'unknown';
+  for (const delay_ms of COST_QUESTION_DELAYS_ms) {
+    await new Promise((resolve) => setTimeout(resolve, delay_ms));
+    const said = await ask().catch(() => []);
+    const parts = said.flatMap((one) => answerUsageSchema.safeParse(one.value).data ?? []);
+    if (parts.length > 0 && parts.every(({ finished }) => finished)) {
+      return parts.reduce((most, part) => (tokensOf(part) > tokensOf(most) ? part : most));
+    }
+    const isUnheardOf = said.length > 0 && said.every(({ status }) => status === 404);
+    if (isUnheardOf && ranAt === 'answerer') return 'unknown';
+    cost = isUnheardOf ? 'never_began' : 'unknown';
+    if (isUnheardOf && ranAt === 'refuser') return cost;
+  }
+  return cost;
+}
+
+const tokensOf = ({ prompt_tokens, completion_tokens }: AnswerUsage): number =>
+  prompt_tokens + completion_tokens;
+
+/**
+ * What is due of a reservation; null: all of it stays due. Where nobody can say the cost it is what was seen to pass, and
+ * the prompt as it was reserved. Of a client that left before it saw anything all stays due: else leaving would be a way
+ * to have work for nothing.
+ */
+function dueTokens(
+  account: Account,
+  { code }: Outcome,
+  cost: Cost | null,
+  seen_tokens: number,
+): number | null {
+  if (account.reservation === null) return null;
+  if (cost !== null) return cost.prompt_tokens + cost.completion_tokens;
+  const isOfLeaver = code === 'cancelled' || isClientsDoing(account, code);
+  if (seen_tokens === 0 && isOfLeaver) return null;
+  return account.reservation.prompt_tokens + seen_tokens;
+}
+
+/** A time that the client made shorter ran out: it says as little about the version as a client that left. */
+const isClientsDoing = ({ patience }: Account, code: string | null): boolean =>
+  code === 'deadline_exceeded' && patience.isShort;
+
+/** At least so many tokens passed. Of what nobody looked into, two events a choice may open and end it. */
+function seenTokens(heard: Heard | null, routable: RoutableBody): number {
+  if (heard === null) return 0;
+  const { texts, others } = heard.passed;
+  return texts + Math.max(0, others - 2 * choicesOf(routable));
+}
+
+/* What is told of it. */
+
+/**
+ * For every name that no backend serves, as `custom` is for the masks of requests that were refused: usage has a row a
+ * model and mask for good, and a client could make up one a request at no cost.
+ */
+const UNKNOWN_MODEL = 'unknown';
+
+function eventOf(
+  account: Account,
+  outcome: Outcome,
+  { routed, backend }: Progress,
+  cost: Cost | null,
+  seen_tokens: number,
+): RequestEvent {
+  const { decision, assignment } = routed;
+  const { caller, started_ms } = account;
+  const { body, kind } = account.routable;
+  const isStream = body.stream === true;
+  const isRefused = outcome.status >= 400 && outcome.status < 500;
+  const isClientsMask = body.mask != null && decision.fallback === null;
+  return {
+    kind: 'request',
+    id: account.event,
+    tenant: caller.tenant,
+    key_id: caller.keyId,
+    day: new Date(started_ms).toISOString().slice(0, 10),
+    created_at_ms: started_ms,
+    endpoint: kind,
+    model: outcome.code === 'model_not_found' ? UNKNOWN_MODEL : splitModelName(body.model).model,
+    mask: (isRefused && isClientsMask ? null : decision.maskId) ?? outcome.mask ?? 'custom',
+    sparsity: decision.sparsity ?? outcome.sparsity,
+    mask_set: decision.set?.name ?? null,
+    version: decision.set?.version ?? null,
+    cluster: decision.cluster,
+    similarity: decision.similarity,
+    experiment: assignment.experiment,
+    experiment_owner: assignment.experimentOwner,
+    variant: assignment.variant,
+    region: assignment.region,
+    backend: backend ?? null,
+    fallback: decision.fallback,
+    stream: isStream,
+    status: isClientsDoing(account, outcome.code) ? CLIENT_LEFT : outcome.status,
+    error_code: outcome.code,
+    prompt_tokens: cost?.prompt_tokens ?? 0,
+    completion_tokens: cost?.completion_tokens ?? seen_tokens,
+    counted: cost !== null,
+    ...latencies(outcome.heard, started_ms, isStream, body.n ?? 1),
+    total_ms: outcome.endedAt_ms - started_ms,
+  };
+}
+
+/** The first token as the edge saw it in a stream, as the backend says in a whole answer. */
+function latencies(
+  heard: Heard | null,
+  started_ms: number,
+  stream: boolean,
+  choices: number,
+): Pick<RequestEvent, 'ttft_ms' | 'tpot_ms'> {
+  const figures = heard?.figures ?? null;
+  const seen_ms = stream && heard?.firstAt_ms != null ? Math.max(0, heard.firstAt_ms - started_ms) : null;
+  const said_ms =
+    figures?.queue_ms == null || figures.prefill_ms == null ? null : figures.queue_ms + figures.prefill_ms;
+  const later = (figures?.completion_tokens ?? 0) - choices;
+  return {
+    ttft_ms: stream ? seen_ms : said_ms,
+    tpot_ms: figures?.decode_ms != null && later > 0 ? figures.decode_ms / later : null,
+  };
+}

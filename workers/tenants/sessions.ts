@@ -1,0 +1,133 @@
+/**
+ * Sessions of the dashboard: a signed token (a JWT, HS256) that stands in for the admin key, so that the browser
+ * never keeps the key. The signing key is derived from ADMIN_KEY (HKDF-SHA256, RFC 5869): a new ADMIN_KEY ends
+ * every session. D1 has those that were ended before their time, one by one or all of a key.
+ */
+import { hkdf } from '@noble/hashes/hkdf.js';
+import { sha256 } from '@noble/hashes/sha2.js';
+import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
+import { sign, verify } from 'hono/jwt';
+import { LRUCache } from 'lru-cache';
+import { z } from 'zod';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { randomHex } from '../base/secrets.ts';
+import { createSwrCache, type SourceHealth } from '../base/swr-cache.ts';
+import type { Hold } from '../base/waiting.ts';
+import { d1 } from '../db/d1.ts';
+import { keySubject, sessionSubject } from '../db/key-rows.ts';
+import { RETRY_AFTER_s, SESSION_ENDS, SESSION_ENDS_KNOWN_MAX, SESSION_LIFETIME_s } from '../limits.ts';
+
+/** `keySha256` finds the key again, so that revoking it ends its sessions; null for the root key. */
+export type SessionClaims = {
+  readonly id: string;
+  /** The id of the key that opened it, or `root`. */
+  readonly actor: string;
+  readonly keySha256: string | null;
+  readonly csrf: string;
+  readonly issuedAt_ms: number;
+  readonly expiresAt_s: number;
+};
+
+export interface Sessions {
+  issue(actor: string, keySha256: string | null): Promise<{ token: string; claims: SessionClaims }>;
+  /** Whose token it is, ended or not. @throws MaskrouteError `invalid_session`: forged, malformed or too old. */
+  verify(token: string): Promise<SessionClaims>;
+  /**
+   * @throws MaskrouteError `invalid_session` for one that was ended, `configuration_unavailable` when that cannot be
+   * found out.
+   */
+  requireLive(claims: SessionClaims, hold: Hold): Promise<void>;
+  /** Ends one: here at once, whatever D1 says. @throws MaskrouteError `configuration_unavailable`: it goes on elsewhere. */
+  end(claims: SessionClaims): Promise<void>;
+  /** Ends all that a key, or `root`, opened until now; gives that time. @throws as `end`. */
+  endAll(actor: string): Promise<number>;
+  /** D1 has it from the key's revocation or rotation; makes it hold here at once. */
+  noteEndOfAll(actor: string, endedAt_ms: number): void;
+}
+
+/** Where ends are kept. */
+type SessionEnds = {
+  /** 0: nobody ended it. */
+  find(subject: string): Promise<number>;
+  save(subject: string, endedAt_ms: number, over_ms: number): Promise<void>;
+};
+
+const INFO = 'maskroute dashboard session v1';
+const KEY_BYTES = 32;
+const CSRF_RANDOM_BYTES = 16;
+const ID_RANDOM_BYTES = 12;
+
+const payloadSchema = z.object({
+  jti: z.string().min(ID_RANDOM_BYTES * 2),
+  sub: z.string().min(1),
+  key: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .nullable(),
+  csrf: z.string().min(CSRF_RANDOM_BYTES * 2),
+  /** `iat` has seconds: who logs in right after all sessions ended is not to be taken for one of them. */
+  iat_ms: z.int(),
+  exp: z.int(),
+});
+
+export function createSessions(adminKey: string, ends: SessionEnds, health?: SourceHealth): Sessions {
+  const secret = bytesToHex(hkdf(sha256, utf8ToBytes(adminKey), undefined, utf8ToBytes(INFO), KEY_BYTES));
+  const cache = createSwrCache('ended sessions', ends.find, SESSION_ENDS, health);
+  const known = new LRUCache<string, number>({ max: SESSION_ENDS_KNOWN_MAX });
+  const note = (subject: string, endedAt_ms: number): void => {
+    known.set(subject, Math.max(endedAt_ms, known.get(subject) ?? 0));
+  };
+  const save = async (subject: string, endedAt_ms: number): Promise<void> => {
+    note(subject, endedAt_ms);
+    await d1(ends.save(subject, endedAt_ms, endedAt_ms - SESSION_LIFETIME_s * 1000));
+  };
+  return {
+    async issue(actor, keySha256) {
+      const issuedAt_ms = Date.now();
+      const expiresAt_s = Math.floor(issuedAt_ms / 1000) + SESSION_LIFETIME_s;
+      const csrf = randomHex(CSRF_RANDOM_BYTES);
+      const id = randomHex(ID_RANDOM_BYTES);
+      const payload = { jti: id, sub: actor, key: keySha256, csrf, iat_ms: issuedAt_ms, exp: expiresAt_s };
+      const token = await sign(payload, secret, 'HS256');
+      return { token, claims: { id, actor, keySha256, csrf, issuedAt_ms, expiresAt_s } };
+    },
+    async verify(token) {
+      try {
+        const payload = payloadSchema.parse(await verify(token, secret, 'HS256'));
+        const { jti: id, sub: actor, key: keySha256, csrf, iat_ms: issuedAt_ms, exp: expiresAt_s } = payload;
+        return { id, actor, keySha256, csrf, issuedAt_ms, expiresAt_s };
+      } catch (error) {
+        throw hasEnded(error);
+      }
+    },
+    async requireLive({ id, actor, issuedAt_ms }, hold) {
+      const [session, key] = [sessionSubject(id), keySubject(actor)];
+      const isEnded = (sessionEnd_ms = 0, keyEnd_ms = 0) => sessionEnd_ms > 0 || keyEnd_ms >= issuedAt_ms;
+      // An end is for good, so one that is known needs no question.
+      if (isEnded(known.get(session), known.get(key))) throw hasEnded();
+      if (isEnded(cache.peek(session), cache.peek(key))) throw hasEnded();
+      let found: (number | null)[];
+      try {
+        found = await Promise.all([cache.get(session, hold), cache.get(key, hold)]);
+      } catch (error) {
+        throw new MaskrouteError('configuration_unavailable', 'Sessions cannot be checked right now.', {
+          retryAfter_s: RETRY_AFTER_s,
+          cause: error,
+        });
+      }
+      if (isEnded(...found.map((end_ms) => end_ms ?? 0))) throw hasEnded();
+    },
+    async end({ id }) {
+      await save(sessionSubject(id), Date.now());
+    },
+    async endAll(actor) {
+      const now_ms = Date.now();
+      await save(keySubject(actor), now_ms);
+      return now_ms;
+    },
+    noteEndOfAll: (actor, endedAt_ms) => note(keySubject(actor), endedAt_ms),
+  };
+}
+
+const hasEnded = (cause?: unknown): MaskrouteError =>
+  new MaskrouteError('invalid_session', 'The session has ended. Log in again.', { cause });
