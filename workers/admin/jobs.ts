@@ -93,7 +93,7 @@ async function backendOf(c: AppContext): Promise<{ url: string }> {
   throw new MaskrouteError('not_found', 'There is no such backend.');
 }
 
-/** @throws MaskrouteError `not_found` for what names no job, so that it leads nowhere else at the backend. */
+/** @throws MaskrouteError `not_found` unless it is a job's id: nothing else may become a path at the backend. */
 function jobPath(c: AppContext): string {
   const id = c.req.param('job') ?? '';
   if (JOB_ID_PATTERN.test(id)) return `/${id}`;

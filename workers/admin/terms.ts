@@ -1,6 +1,6 @@
 /**
- * What a tenant's own administrators may store, so that none of them fills the database that all tenants share. Whoever
- * administrates everything is not held to it, and may store for a tenant that has no room left.
+ * What a tenant is held to: how much its own administrators may store in the database that all tenants share, and what
+ * its terms mean for the mask set that it is routed by.
  */
 
 import { DEFAULT_TENANT, type Tenant, type TenantWarning } from '../../shared/admin/admin-wire.ts';
@@ -20,8 +20,9 @@ const NAMES = {
 } satisfies Record<keyof Stored, string>;
 
 /**
- * Some requests at once may each find the last room and go past it by so many.
- * `tenant`: whose administrator asks; undefined for one of everything.
+ * Requests at the same moment may each find the last room, and go past it together.
+ * `tenant`: whose administrator asks; undefined for those who administrate everything. They are not held to it, and may
+ * store for a tenant that has no room left.
  * @throws MaskrouteError `conflict` when there is no room.
  */
 export async function requireRoom(
@@ -38,8 +39,8 @@ export async function requireRoom(
 }
 
 /*
- * What a tenant's terms forbid of the mask set that it is routed by. Terms may be tightened at any time and hold from
- * then on, request by request, so tightening them is never refused; who does it is told what it means.
+ * Terms may be tightened at any time and hold from then on, request by request. So tightening them is never refused; the
+ * answer says what it means.
  */
 
 type WarningParts = { readonly db: Database; readonly table: RoutingTable };

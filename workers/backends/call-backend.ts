@@ -194,22 +194,29 @@ class Way {
     const { id } = backend;
     switch (outcome.kind) {
       case 'answer':
-        return breaker.succeeded();
+        breaker.succeeded();
+        return;
       case 'cancelled':
-        return breaker.released();
+        breaker.released();
+        return;
       case 'refused':
-        if (outcome.why === 'stopping') return breaker.released();
-        this.#done.add(id);
-        return outcome.why === 'sick' ? this.#blame(id, breaker, false) : breaker.succeeded();
+        if (outcome.why !== 'stopping') this.#done.add(id);
+        if (outcome.why === 'sick') this.#blame(id, breaker, false);
+        else if (outcome.why === 'full') breaker.succeeded();
+        else breaker.released();
+        return;
       case 'failed':
         if (!outcome.again) this.#done.add(id);
-        return this.#blame(id, breaker, outcome.again);
+        this.#blame(id, breaker, outcome.again);
+        return;
       case 'late':
         this.#done.add(id);
         this.#call.onLate?.();
         // Backends send the headers of a stream early. A whole answer may take longer than its caller waits.
-        if (outcome.waited_ms >= (this.#call.silence_ms ?? Number.POSITIVE_INFINITY))
-          return this.#blame(id, breaker, false);
+        if (outcome.waited_ms >= (this.#call.silence_ms ?? Number.POSITIVE_INFINITY)) {
+          this.#blame(id, breaker, false);
+          return;
+        }
         breaker.released();
         if (this.#call.isFullTime === true) this.#call.hold(this.#parts.suspect(backend));
     }

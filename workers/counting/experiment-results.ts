@@ -1,4 +1,4 @@
-/** From what was counted to what can be said: figures a variant, and differences with intervals. Pure. */
+/** An experiment's results from its counts: figures of each variant, and differences with intervals. Pure. */
 import type {
   Comparison,
   ExperimentDefinition,

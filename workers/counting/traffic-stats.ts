@@ -1,5 +1,4 @@
 /** What is going on, from what was counted: routing over time, its balance, speed by version, fallbacks. */
-
 import type { Latencies } from '../../shared/admin/experiment-wire.ts';
 import { countOf, quantilesOf } from '../../shared/admin/statistics.ts';
 import { COLLAPSE, type Stats } from '../../shared/admin/stats-wire.ts';

@@ -1,4 +1,4 @@
-/** The one place that opens D1. Atomic writes go through `batch()`: D1 refuses BEGIN. */
+/** What all queries share: opening D1, waiting for it, pages, room. Atomic writes go through `batch()`: D1 refuses BEGIN. */
 
 import { count, eq, lt, or, type SQL, sql } from 'drizzle-orm';
 import { type DrizzleD1Database, drizzle } from 'drizzle-orm/d1';
@@ -90,7 +90,7 @@ export const pastCursor = (
     ? undefined
     : or(lt(at, before.at), sql`(${at} = ${before.at} and ${id} > ${before.id})`);
 
-/** Of rows of which one more was asked for than a page has: it says whether there are more. */
+/** A page of rows. One more is asked for than a page has: it says whether there are more. */
 export function toPage<Row, T>(
   rows: readonly Row[],
   limit: number,

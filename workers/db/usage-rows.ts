@@ -1,4 +1,4 @@
-/** What tenants used, by day, model and mask; `count-events.ts` counts it. */
+/** What tenants used (count-events.ts counts it), where their requests lay, and what they thought of the answers. */
 import { and, asc, between, type Column, desc, eq, notInArray, sql } from 'drizzle-orm';
 import type { UsageGroup, UsageQuery, UsageRow } from '../../shared/admin/admin-wire.ts';
 import { TRAFFIC_SAMPLES_MAX, type TrafficSample } from '../../shared/admin/stats-wire.ts';

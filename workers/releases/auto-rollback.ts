@@ -1,6 +1,6 @@
 /**
- * Takes a version back that does worse than its publisher said it may. Judged are the last requests that its masks
- * answered, after each batch of events that is about it: where no requests come in there is nothing to judge.
+ * Takes a version back that does worse than its publisher said it may. After each batch of events about a version, the
+ * last requests that its masks answered are judged.
  */
 import { AUTO_ROLLBACK, type AutoRollback } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -76,7 +76,7 @@ function windowOf(db: Database, { version, base, tenant }: LiveState, since_ms: 
 /** How a bound is crossed, in words; null when it is kept, undefined when too few requests came to say. */
 type Rule = (window: Window) => Promise<string | null | undefined>;
 
-/** Each bound looks back for itself, no further than it has to: what others lack is no reason to judge it by older requests. */
+/** Each bound looks back for itself, no further than it has to. */
 async function firstWord(rule: Rule, windows: readonly Window[]): Promise<string | null> {
   for (const window of windows) {
     const word = await rule(window);

@@ -8,10 +8,7 @@ import { log, reasonOf } from '../base/log.ts';
 import { BURST } from '../limits.ts';
 
 export interface BurstLimit {
-  /**
-   * Undefined when nobody need be asked, which is at once and costs nothing.
-   * @throws MaskrouteError `rate_limit_exceeded`.
-   */
+  /** Undefined when there is nothing to wait for. @throws MaskrouteError `rate_limit_exceeded`. */
   enter(who: string): Promise<void> | undefined;
 }
 
@@ -19,10 +16,10 @@ export interface BurstLimit {
 type Seen = { count: number; refused: boolean };
 
 /**
- * `binding` is asked once for `askedEvery` requests, so that its limit counts so many at a time; but for every request
- * of a caller that it refused last. The first time comes somewhere in the first so many, by chance: were it the first
- * request of every isolate, a caller with few requests in many isolates would be counted for many. One that is absent or can't be asked lets everybody in: it holds off bursts, and
- * whoever must not pass a limit has a budget.
+ * `binding` is asked once for `askedEvery` requests, so that its limit counts so many at a time. A caller that it refused
+ * last is asked about at every request. Chance says at which of the first requests an isolate asks: if all isolates
+ * asked at the first, a caller with few requests in many isolates would be counted for many. A binding that is absent
+ * or can't be asked lets everybody in: it holds off bursts, and whoever must not pass a limit has a budget.
  */
 export function createBurstLimit(
   binding: Pick<RateLimit, 'limit'> | undefined,
