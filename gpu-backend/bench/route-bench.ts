@@ -10,14 +10,13 @@ import { Agent, request } from 'node:http';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Encoder } from '../../shared/embedding/encoder.ts';
-import { loadStaticEncoder } from '../../shared/embedding/static-encoder.ts';
-import { parseStaticTable } from '../../shared/embedding/static-table.ts';
+import { loadStaticEncoder, parseStaticTable } from '../../shared/embedding/static-encoder.ts';
 import { loadWordPiece } from '../../shared/embedding/wordpiece.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { dryRunSchema } from '../../shared/wire/openai.ts';
 import { startEdge } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
-import { STATIC_TABLE_PATH, staticKernel } from '../learning/data/encoders.ts';
+import { STATIC_TABLE_PATH } from '../learning/data/encoders.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import { startUpstream } from './edge-peers.ts';
@@ -137,9 +136,8 @@ type Row = { readonly tokens: number; readonly p50_ms: number; readonly p99_ms: 
 /** The table that ships, in this process; `say` gets lines for people. */
 export async function benchEncode(say: (line: string) => void) {
   const bytes = await readFile(STATIC_TABLE_PATH);
-  const kernel = await staticKernel();
   const start_ms = performance.now();
-  const encoder = loadStaticEncoder(bytes, kernel);
+  const encoder = loadStaticEncoder(bytes);
   const load_ms = performance.now() - start_ms;
   const wordPiece = loadWordPiece(parseStaticTable(bytes).vocabulary);
   const rows: Row[] = [];

@@ -85,7 +85,7 @@ export type Edge = {
 export async function startEdge(options: EdgeOptions): Promise<Edge> {
   const config = await readEdgeConfig(options.projectFolder);
   await runBuild(config.buildCommand, options.projectFolder);
-  const modules = await bundleWorker(config);
+  const worker = await bundleWorker(config);
   const network = await backendNetwork();
   process.env.MINIFLARE_WORKERD_V8_FLAGS ??= V8_FLAGS;
   const front = await openFront(options.port).catch((error: NodeJS.ErrnoException) => {
@@ -94,7 +94,7 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
   });
   // By number: whoever listens at `localhost` in the other family of addresses is not the edge.
   const bindings = { EDGE_URL: `http://127.0.0.1:${front.port}`, ...options.bindings };
-  const miniflare = new Miniflare(miniflareOptions(config, modules, network, { ...options, bindings }));
+  const miniflare = new Miniflare(miniflareOptions(config, worker, network, { ...options, bindings }));
   try {
     await miniflare.ready;
     const port = Number((await miniflare.unsafeGetDirectURL(config.name, DOOR)).port);
@@ -217,13 +217,8 @@ async function wake(miniflare: Miniflare): Promise<void> {
   }
 }
 
-/**
- * As `wrangler deploy` would send it: one ES module, and beside it what it imports of WebAssembly, which the platform
- * compiles before anything runs.
- */
-async function bundleWorker(config: EdgeConfig): Promise<WorkerModule[]> {
-  /** Files by the names that they have beside the worker. */
-  const compiled = new Map<string, string>();
+/** One ES module, as `wrangler deploy` would send it. */
+async function bundleWorker(config: EdgeConfig): Promise<string> {
   const { outputFiles } = await build({
     entryPoints: [config.entry],
     bundle: true,
@@ -234,37 +229,14 @@ async function bundleWorker(config: EdgeConfig): Promise<WorkerModule[]> {
     mainFields: ['module', 'main'],
     conditions: ['workerd', 'worker', 'browser'],
     external: ['cloudflare:*', 'node:*'],
-    plugins: [
-      {
-        name: 'wasm-beside-the-worker',
-        setup: ({ onResolve }) =>
-          onResolve({ filter: /\.wasm$/ }, ({ path: name, resolveDir }) => {
-            const beside = path.basename(name);
-            compiled.set(beside, path.join(resolveDir, name));
-            return { path: `./${beside}`, external: true };
-          }),
-      },
-    ],
     logLevel: 'silent',
   });
-  const kernels = [...compiled].map(async ([name, file]) => ({
-    type: 'CompiledWasm' as const,
-    path: name,
-    contents: new Uint8Array(await readFile(file)),
-  }));
-  return [
-    { type: 'ESModule', path: 'worker.js', contents: outputFiles[0]!.text },
-    ...(await Promise.all(kernels)),
-  ];
+  return outputFiles[0]!.text;
 }
-
-type WorkerModule =
-  | { readonly type: 'ESModule'; readonly path: string; readonly contents: string }
-  | { readonly type: 'CompiledWasm'; readonly path: string; readonly contents: Uint8Array<ArrayBuffer> };
 
 const miniflareOptions = (
   config: EdgeConfig,
-  modules: readonly WorkerModule[],
+  worker: string,
   network: Awaited<ReturnType<typeof backendNetwork>>,
   options: EdgeOptions,
 ) =>
@@ -283,7 +255,7 @@ const miniflareOptions = (
         name: config.name,
         modules: [
           { type: 'ESModule', path: 'main.js', contents: mainModule(Object.keys(config.queueProducers)) },
-          ...modules,
+          { type: 'ESModule', path: 'worker.js', contents: worker },
         ],
         unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: DOOR }],
         serviceBindings: { [BACKEND_NETWORK]: network },

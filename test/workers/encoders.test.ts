@@ -5,7 +5,7 @@
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import type { Encoder } from '../../shared/embedding/encoder.ts';
-import { encodeStaticTable } from '../../shared/embedding/static-table.ts';
+import { encodeStaticTable } from '../../shared/embedding/static-encoder.ts';
 import { createBackendPool, sender } from '../../workers/backends/call-backend.ts';
 import { openDatabase } from '../../workers/db/d1.ts';
 import { type Env, parseConfig } from '../../workers/env.ts';
