@@ -10,7 +10,11 @@ import { once } from 'node:events';
 import { Agent, createServer, type IncomingMessage, request } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { fileURLToPath } from 'node:url';
-import { maskSetSummarySchema, type Publication, publicationSchema } from '../../shared/admin/admin-wire.ts';
+import {
+  maskSetSummarySchema,
+  type Publication,
+  publicationSchema,
+} from '../../shared/admin/publication-wire.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../shared/mask/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { startEdge } from '../dev/local-edge.ts';

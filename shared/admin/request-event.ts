@@ -1,6 +1,6 @@
 /**
- * What the edge says of every request that it finished: one event, sent off the request's path to a queue and
- * counted from there into usage and outcomes. Delivery is at least once, so whoever counts must know `id`.
+ * What the edge says of every request that it finished, and what is said of it later: events that go to a queue off the
+ * request's path and are counted from there into usage and outcomes. A message may come twice, so counting goes by `id`.
  */
 import { z } from 'zod';
 import { FALLBACK_REASONS } from '../wire/protocol.ts';
@@ -30,13 +30,13 @@ export const requestEventSchema = z.strictObject({
   cluster: z.int().nullable(),
   similarity: z.number().nullable(),
   experiment: z.string(),
-  /** Whose it is; '' for nobody's, and without one. A message of the release before does not say. */
+  /** Whose experiment it is; '' where it belongs to nobody, or there is none. A message of the release before lacks it. */
   experiment_owner: z.string().default(''),
   variant: z.string(),
   region: z.string(),
   fallback: z.enum(FALLBACK_REASONS).nullable(),
   stream: z.boolean(),
-  /** Of the answer; 499 when the client hung up first, or the time was over that it had made shorter itself. */
+  /** Of the answer; 499 when the client hung up, or its own deadline passed, before there was one. */
   status: z.int(),
   error_code: z.string().nullable(),
   prompt_tokens: z.int().min(0),
@@ -62,7 +62,7 @@ const ofRequest = {
 };
 
 /** What a caller thinks of the answer: one opinion a key. */
-export const ratingEventSchema = z.strictObject({
+const ratingEventSchema = z.strictObject({
   kind: z.literal('rating'),
   ...ofRequest,
   key_id: z.string(),
@@ -71,7 +71,7 @@ export const ratingEventSchema = z.strictObject({
 export type RatingEvent = z.infer<typeof ratingEventSchema>;
 
 /** How far the same request, run again in the background, went with the dense model. */
-export const comparisonEventSchema = z.strictObject({
+const comparisonEventSchema = z.strictObject({
   kind: z.literal('comparison'),
   ...ofRequest,
   /** The share of the compared tokens before the first that differs, 0 to 1. */
@@ -79,15 +79,15 @@ export const comparisonEventSchema = z.strictObject({
 });
 export type ComparisonEvent = z.infer<typeof comparisonEventSchema>;
 
-export const edgeEventSchema = z.discriminatedUnion('kind', [
+const edgeEventSchema = z.discriminatedUnion('kind', [
   requestEventSchema,
   ratingEventSchema,
   comparisonEventSchema,
 ]);
 export type EdgeEvent = z.infer<typeof edgeEventSchema>;
 
-/** Who answered requests of the same message: no event, for it is never counted without theirs. */
-export const answererEntrySchema = z.strictObject({
+/** Who answered requests of the same message. It is no event: it is counted with theirs only. */
+const answererEntrySchema = z.strictObject({
   kind: z.literal('answerer'),
   backend: z.string(),
   requests: z.array(z.string().regex(EVENT_ID_PATTERN)),
@@ -100,5 +100,5 @@ export const messageEntrySchema = z.discriminatedUnion('kind', [
 ]);
 export type MessageEntry = z.infer<typeof messageEntrySchema>;
 
-/** A message of the queue: requests' events several together, a note alone, since it may have to come again. */
+/** A message of the queue: several requests' events together, or one rating or comparison, which may have to come again. */
 export type EdgeMessage = EdgeEvent | readonly (RequestEvent | AnswererEntry)[];

@@ -5,8 +5,8 @@ import {
   type PublicationInUse,
   publishSchema,
   rollbackSchema,
-} from '../../shared/admin/admin-wire.ts';
-import { shareAt } from '../../shared/mask/experiment-assignment.ts';
+} from '../../shared/admin/publication-wire.ts';
+import { shareAt } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { d1 } from '../db/d1.ts';
 import { findLive, type LiveState, listPublications } from '../db/publication-rows.ts';

@@ -2,11 +2,8 @@
 
 import { createContext } from 'preact';
 import { useCallback, useContext, useEffect, useState } from 'preact/hooks';
-import {
-  type PublicationInUse,
-  publicationInUseSchema,
-  type Session,
-} from '../../shared/admin/admin-wire.ts';
+import type { Session } from '../../shared/admin/admin-wire.ts';
+import { type PublicationInUse, publicationInUseSchema } from '../../shared/admin/publication-wire.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { ApiError, admin, query } from './api.ts';
 

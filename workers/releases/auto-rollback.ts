@@ -2,7 +2,7 @@
  * Takes a version back that does worse than its publisher said it may. Judged are the last requests that its masks
  * answered, after each batch of events that is about it: where no requests come in there is nothing to judge.
  */
-import { AUTO_ROLLBACK, type AutoRollback } from '../../shared/admin/admin-wire.ts';
+import { AUTO_ROLLBACK, type AutoRollback } from '../../shared/admin/publication-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { Database } from '../db/d1.ts';
 import { type Judged, judgedOfVersion } from '../db/outcomes.ts';

@@ -14,7 +14,7 @@ import {
   type StickyKind,
   type StickySource,
   stickyKey,
-} from '../../shared/mask/experiment-assignment.ts';
+} from '../../shared/mask/sticky.ts';
 import { type StoredExperiment, scopeOf } from '../db/experiment-rows.ts';
 import { log, reasonOf } from '../http/log.ts';
 import type { Hold } from '../http/waiting.ts';

@@ -23,7 +23,8 @@ import {
   rollBack,
   storeMaskSet,
 } from '../../../gpu-backend/publication/publish.ts';
-import { listSchema, maskSetSummarySchema, publicationSchema } from '../../../shared/admin/admin-wire.ts';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { maskSetSummarySchema, publicationSchema } from '../../../shared/admin/publication-wire.ts';
 import { evaluatedRowSchema } from '../../../shared/admin/stats-wire.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';

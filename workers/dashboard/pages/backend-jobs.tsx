@@ -1,7 +1,7 @@
 /** The jobs of one backend: how far they are, how they end, and what is done with what they learned. */
 
 import { useState } from 'preact/hooks';
-import { listSchema, maskSetSummarySchema } from '../../../shared/admin/admin-wire.ts';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import {
   type CreateEdgeJob,
   DATA_NAME_PATTERN,
@@ -10,6 +10,7 @@ import {
   jobSchema,
   uploadedDataSchema,
 } from '../../../shared/admin/job-wire.ts';
+import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { admin, query } from '../api.ts';
 import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Loaded, Notice } from '../components/notice.tsx';

@@ -8,7 +8,7 @@ import {
   METRICS,
   type Metric,
 } from '../../../shared/admin/experiment-wire.ts';
-import type { StickyKind } from '../../../shared/mask/experiment-assignment.ts';
+import type { StickyKind } from '../../../shared/mask/sticky.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
 import { Empty, Loaded } from '../components/notice.tsx';

@@ -1,9 +1,10 @@
 /** The form for a new experiment: a draft, so that it can be looked at before it is started. */
 
 import { useState } from 'preact/hooks';
-import { listSchema, maskSetSummarySchema } from '../../../shared/admin/admin-wire.ts';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { DENSE_VARIANT, experimentSchema, type PlaceScope } from '../../../shared/admin/experiment-wire.ts';
-import { STICKY_KINDS } from '../../../shared/mask/experiment-assignment.ts';
+import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
+import { STICKY_KINDS } from '../../../shared/mask/sticky.ts';
 import { admin, query } from '../api.ts';
 import { FormDialog } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';

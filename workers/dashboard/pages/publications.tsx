@@ -1,16 +1,16 @@
 /** What was made live and when, with the way back; and what else could be made live. */
 
 import { useState } from 'preact/hooks';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import {
   type LivePublication,
-  listSchema,
   livePublicationSchema,
   type MaskSetSummary,
   maskSetSummarySchema,
   type Publication,
   type PublishBody,
   publicationSchema,
-} from '../../../shared/admin/admin-wire.ts';
+} from '../../../shared/admin/publication-wire.ts';
 import { ApiError, admin, query } from '../api.ts';
 import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';

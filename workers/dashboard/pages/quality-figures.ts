@@ -1,7 +1,8 @@
 /** Quality and cost of a method, wherever the figures come from; and which of many rows there is a reason to choose. */
 
 import { z } from 'zod';
-import { listSchema, maskSetSummarySchema } from '../../../shared/admin/admin-wire.ts';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { type EvaluatedRow, evaluatedRowSchema } from '../../../shared/admin/stats-wire.ts';
 import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { admin, query } from '../api.ts';
