@@ -295,7 +295,7 @@ export const loginSchema = z.strictObject({ key: z.string().min(1).max(512) });
 export const sessionSchema = z.object({
   /** The id of the key that logged in, or `root`. */
   actor: z.string(),
-  /** The only tenant that the session sees; null for one that manages all. */
+  /** The only tenant that the session sees; null when it manages all tenants. */
   tenant: z.string().nullable(),
   csrf: z.string(),
   expires_at: z.iso.datetime(),

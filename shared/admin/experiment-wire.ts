@@ -69,7 +69,7 @@ const definitionFields = {
   ends_at: timestamp.optional(),
   /** The share of its requests that run again in the background, to be compared with the dense model. */
   shadow_share: z.number().min(0).max(0.2).default(0.01),
-  /** How often a difference may be claimed where there is none, however often one looks. */
+  /** The chance that a difference is claimed where there is none, however often people look. */
   alpha: z.number().min(0.001).max(0.2).default(0.05),
 };
 

@@ -82,7 +82,7 @@ const TUNED_FOR = 2_000;
 
 export const meanOf = ({ count, sum }: Moments): number | null => (count === 0 ? null : sum / count);
 
-/** A share as moments: `count` trials of which `ones` came true. */
+/** A share as moments: `ones` of `count` trials came true. */
 export const sharesOf = (count: number, ones: number): Moments => ({ count, sum: ones, sq: ones });
 
 /**

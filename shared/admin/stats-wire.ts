@@ -70,7 +70,7 @@ export const statsSchema = z.object({
     }),
   ),
   /**
-   * By who answered, over all tenants, and so empty where one is asked about. Times are from the request's arrival at
+   * By backend, over all tenants; empty in a question about one tenant. Times are from the request's arrival at
    * the edge, what it lost at other backends included, and by whole ten minutes.
    */
   backends: z

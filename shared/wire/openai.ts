@@ -1,7 +1,7 @@
 /**
  * The OpenAI wire format, as far as Maskroute speaks it: what becomes of every field of a request, at the edge and at the
- * backend, and the types of answers. A field that would change the answer and is not honoured is refused by name; one
- * that is ignored is named in the header `x-maskroute-ignored`; one that nobody knows is refused, as OpenAI does.
+ * backend, and the types of answers. A field that would change the answer and is not honoured is refused by name;
+ * an ignored field is named in the header `x-maskroute-ignored`; an unknown field is refused, as OpenAI does.
  */
 import { z } from 'zod';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN } from '../mask/mask.ts';

@@ -75,7 +75,7 @@ export async function signToken(key: TokenKey, claims: TokenClaims): Promise<str
 
 /**
  * @param verifier whose clock `now_s` is, for people.
- * @throws MaskrouteError `invalid_api_key` for a forged or malformed token or one that would live too long,
+ * @throws MaskrouteError `invalid_api_key` for a forged, malformed or too long-lived token,
  * `expired_token` outside its time by the verifier's clock.
  */
 export async function verifyToken(
@@ -114,7 +114,7 @@ const spelled = (address: string): string =>
 
 /** The two clocks are never mentioned to a client: the edge puts this into its log. */
 function requireTime({ issuedAt_s, expiresAt_s }: TokenClaims, now_s: number, verifier: string): void {
-  // Replays are remembered for a token's life, so nobody may sign one that lives longer.
+  // Replays are remembered for a token's life, so no token may live longer.
   if (expiresAt_s - issuedAt_s > TOKEN_LIFETIME_s) {
     throw new MaskrouteError('invalid_api_key', 'The service token is made to live too long.');
   }

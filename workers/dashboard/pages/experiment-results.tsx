@@ -103,9 +103,9 @@ function Picture(props: { readonly results: ExperimentResults; readonly sticky: 
         ]}
       />
       <small>
-        Intervals and p-values hold at any time of looking, as often as one likes, where requests do not
-        depend on each other. Those of one {sticky.replaceAll('_', ' ')} resemble each other: the more of them
-        there are of each, the more intervals are narrower, and p-values smaller, than they should be.
+        Intervals and p-values hold at any time of looking, as often as you like, where requests do not depend
+        on each other. Those of one {sticky.replaceAll('_', ' ')} resemble each other: the more of them there
+        are of each, the more intervals are narrower, and p-values smaller, than they should be.
       </small>
     </>
   );
