@@ -1,8 +1,9 @@
 /** `POST /v1/embeddings` in OpenAI's wire format, and `GET /v1/encoders`: what a mask set would be made for. */
 import { Hono } from 'hono';
-import { type EncoderEntry, embeddingsRequest } from '../../shared/wire/backend-load.ts';
+import type { EncoderEntry } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readFields } from '../../shared/wire/fields.ts';
+import { embeddingsRequest } from '../../shared/wire/openai.ts';
 import { type ApiEnv, type ApiParts, setHeaders } from './parts.ts';
 
 export const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Hono<ApiEnv> =>

@@ -9,7 +9,7 @@ import { once } from 'node:events';
 import { Agent, createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Publication, publicationSchema } from '../../shared/admin/admin-wire.ts';
+import { type Publication, publicationSchema } from '../../shared/admin/publication-wire.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../shared/mask/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { round } from '../measure.ts';

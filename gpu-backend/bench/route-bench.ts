@@ -7,12 +7,11 @@
 import { readFile } from 'node:fs/promises';
 import { Agent } from 'node:http';
 import type { Encoder } from '../../shared/embedding/encoder.ts';
-import { loadStaticEncoder } from '../../shared/embedding/static-encoder.ts';
-import { parseStaticTable } from '../../shared/embedding/static-table.ts';
+import { loadStaticEncoder, parseStaticTable } from '../../shared/embedding/static-encoder.ts';
 import { loadWordPiece } from '../../shared/embedding/wordpiece.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { dryRunSchema } from '../../shared/wire/openai.ts';
-import { STATIC_TABLE_PATH, staticKernel } from '../learning/data/encoders.ts';
+import { STATIC_TABLE_PATH } from '../learning/data/encoders.ts';
 import { inTurns, quantile, round } from '../measure.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import { type BenchEdge, call, openEdge, promptOf, startUpstream } from './edge-peers.ts';
@@ -103,9 +102,8 @@ type Row = { readonly tokens: number; readonly p50_ms: number; readonly p99_ms: 
  */
 export async function benchEncode(say: (line: string) => void) {
   const bytes = await readFile(STATIC_TABLE_PATH);
-  const kernel = await staticKernel();
   const start_ms = performance.now();
-  const encoder = loadStaticEncoder(bytes, kernel);
+  const encoder = loadStaticEncoder(bytes);
   const load_ms = performance.now() - start_ms;
   const wordPiece = loadWordPiece(parseStaticTable(bytes).vocabulary);
   const rows: Row[] = [];

@@ -1,16 +1,11 @@
-/** The edge's code as `wrangler deploy` would send it: its assets built, its worker bundled, its WebAssembly beside it. */
+/** The edge's code as `wrangler deploy` would send it: its assets built, its worker bundled into one module. */
 import { execFile } from 'node:child_process';
-import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { build } from 'esbuild';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EdgeConfig } from './edge-config.ts';
-
-export type WorkerModule =
-  | { readonly type: 'ESModule'; readonly path: string; readonly contents: string }
-  | { readonly type: 'CompiledWasm'; readonly path: string; readonly contents: Uint8Array<ArrayBuffer> };
 
 /**
  * Miniflare puts three workers of its own before the default entrypoint (pages about errors, assets that come before the
@@ -19,11 +14,9 @@ export type WorkerModule =
  */
 export const DOOR = 'door';
 
-/** The main module first. @throws MaskrouteError `start_failed` with what the build command said. */
-export async function bundleEdge(config: EdgeConfig, projectFolder: string): Promise<WorkerModule[]> {
+/** @throws MaskrouteError `start_failed` with what the build command said. */
+export async function bundleEdge(config: EdgeConfig, projectFolder: string): Promise<string> {
   await runBuild(config.buildCommand, projectFolder);
-  /** Files by the names that they have beside the worker. */
-  const compiled = new Map<string, string>();
   const { outputFiles } = await build({
     stdin: { contents: mainModule(config), resolveDir: projectFolder },
     bundle: true,
@@ -34,28 +27,9 @@ export async function bundleEdge(config: EdgeConfig, projectFolder: string): Pro
     mainFields: ['module', 'main'],
     conditions: ['workerd', 'worker', 'browser'],
     external: ['cloudflare:*', 'node:*'],
-    plugins: [
-      {
-        name: 'wasm-beside-the-worker',
-        setup: ({ onResolve }) =>
-          onResolve({ filter: /\.wasm$/ }, ({ path: name, resolveDir }) => {
-            const beside = path.basename(name);
-            compiled.set(beside, path.join(resolveDir, name));
-            return { path: `./${beside}`, external: true };
-          }),
-      },
-    ],
     logLevel: 'silent',
   });
-  const kernels = [...compiled].map(async ([name, file]) => ({
-    type: 'CompiledWasm' as const,
-    path: name,
-    contents: new Uint8Array(await readFile(file)),
-  }));
-  return [
-    { type: 'ESModule', path: 'main.js', contents: outputFiles[0]!.text },
-    ...(await Promise.all(kernels)),
-  ];
+  return outputFiles[0]!.text;
 }
 
 const DRAINABLE = fileURLToPath(new URL('./drainable.ts', import.meta.url));

@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { DRAIN_CRON } from './drainable.ts';
-import { bundleEdge, DOOR, type WorkerModule } from './edge-bundle.ts';
+import { bundleEdge, DOOR } from './edge-bundle.ts';
 import { type EdgeConfig, readEdgeConfig } from './edge-config.ts';
 import { type Front, openFront } from './front.ts';
 import { applyMigrations } from './migrations.ts';
@@ -40,7 +40,7 @@ const V8_FLAGS = '--min-semi-space-size=16 --max-semi-space-size=32';
 /** Listens on the loopback interface only. @throws MaskrouteError `port_in_use`, `start_failed`. */
 export async function startEdge(options: EdgeOptions): Promise<Edge> {
   const config = await readEdgeConfig(options.projectFolder);
-  const modules = await bundleEdge(config, options.projectFolder);
+  const script = await bundleEdge(config, options.projectFolder);
   const network = await backendNetwork();
   process.env.MINIFLARE_WORKERD_V8_FLAGS ??= V8_FLAGS;
   const front = await openFront(options.port).catch((error: NodeJS.ErrnoException) => {
@@ -49,7 +49,7 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
   });
   // By number: whoever listens at `localhost` in the other family of addresses is not the edge.
   const bindings = { EDGE_URL: `http://127.0.0.1:${front.port}`, ...options.bindings };
-  const miniflare = new Miniflare(miniflareOptions(config, modules, network, { ...options, bindings }));
+  const miniflare = new Miniflare(miniflareOptions(config, script, network, { ...options, bindings }));
   try {
     await miniflare.ready;
     const port = Number((await miniflare.unsafeGetDirectURL(config.worker.name, DOOR)).port);
@@ -99,7 +99,7 @@ async function closeEdge(front: Front, miniflare: Miniflare): Promise<void> {
 
 const miniflareOptions = (
   { worker }: EdgeConfig,
-  modules: WorkerModule[],
+  script: string,
   network: Awaited<ReturnType<typeof backendNetwork>>,
   { stateFolder, bindings }: EdgeOptions,
 ) =>
@@ -117,7 +117,7 @@ const miniflareOptions = (
       {
         ...worker,
         bindings: { ...worker.bindings, ...bindings },
-        modules,
+        modules: [{ type: 'ESModule', path: 'main.js', contents: script }],
         unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: DOOR }],
         serviceBindings: { [BACKEND_NETWORK]: network },
       },

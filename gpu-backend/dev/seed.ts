@@ -5,12 +5,8 @@
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import {
-  createdKeySchema,
-  DEFAULT_TENANT,
-  maskSetSummarySchema,
-  tenantSchema,
-} from '../../shared/admin/admin-wire.ts';
+import { createdKeySchema, DEFAULT_TENANT, tenantSchema } from '../../shared/admin/admin-wire.ts';
+import { maskSetSummarySchema } from '../../shared/admin/publication-wire.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';

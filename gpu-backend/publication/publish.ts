@@ -2,20 +2,20 @@
  * Publishing: the set is stored under its content address, then one pointer is flipped at the edge. Every step may be
  * repeated. When two publish at once, one of them gets a `conflict`, and what is live is never a mixture.
  */
+import { listSchema } from '../../shared/admin/admin-wire.ts';
 import {
   type AutoRollback,
   type LivePublication,
-  listSchema,
   livePublicationSchema,
   maskSetSummarySchema,
   type Publication,
   type PublishBody,
   publicationSchema,
   publishCheckSchema,
-} from '../../shared/admin/admin-wire.ts';
+} from '../../shared/admin/publication-wire.ts';
 import { type EvaluationFigures, evaluatedRowSchema } from '../../shared/admin/stats-wire.ts';
-import type { RolloutStep } from '../../shared/mask/experiment-assignment.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
+import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type AdminClient, listAll } from './admin-client.ts';
 

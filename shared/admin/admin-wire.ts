@@ -1,54 +1,97 @@
 /**
- * The admin API's wire format: what `maskroute publish` and `rollback` send, what the dashboard reads.
+ * The admin API's wire format: what `maskroute publish` and the dashboard send and read.
  *
  * | method and path (under `/admin/v1`) | body | answer |
  * |---|---|---|
  * | `POST /tenants`                 | {@link createTenantSchema}  | 201 {@link Tenant}; 409 when the id is taken |
  * | `GET /tenants`                  |                             | list of {@link Tenant} |
- * | `GET /tenants/{id}`             |                             | {@link Tenant} |
- * | `PATCH /tenants/{id}`           | {@link updateTenantSchema}  | {@link Tenant}; holds everywhere within 5 s |
+ * | `GET /tenants/{id}`             |                             | {@link Tenant}, with its warnings |
+ * | `PATCH /tenants/{id}`           | {@link updateTenantSchema}  | the same; holds everywhere within 5 s |
  * | `GET /tenants/{id}/budget`      |                             | list of {@link BudgetUse}: what is used right now |
  * | `POST /keys`                    | {@link createKeySchema}     | 201 {@link CreatedKey}: the only time the key is shown |
- * | `GET /keys?tenant=&state=`      |                             | list of {@link ApiKey}; `state=working`: neither revoked nor expired |
+ * | `GET /keys?tenant=&state=`      |                             | list of {@link ApiKey} |
  * | `DELETE /keys/{id}`             |                             | {@link ApiKey} with `revoked_at`, its sessions end; again is the same |
+ * | `POST /keys/{id}/rotate`        | {@link rotateKeySchema}     | 201 {@link CreatedKey}: the key in its place, the old one's sessions end; 409 when it is over |
  * | `DELETE /keys/{id}/sessions`    |                             | {@link EndedSessions}: all sessions of the dashboard that the key opened end, within 5 s |
  * | `DELETE /sessions`              |                             | the same of the key that asks, `ADMIN_KEY` included |
- * | `POST /keys/{id}/rotate`        | {@link rotateKeySchema}     | 201 {@link CreatedKey}: the key in its place, the old one's sessions end; 409 when it is over |
  * | `GET /usage?tenant=&from=&to=&group=` |                       | list of {@link UsageRow} |
- * | `POST /mask-sets?tenant=`       | a mask set                  | 201 {@link MaskSetSummary}; 200 for content already there |
- * | `GET /mask-sets?tenant=`        |                             | list of {@link MaskSetSummary} |
+ * | `POST /mask-sets?tenant=`       | a mask set                  | 201 `MaskSetSummary`; 200 for content already there |
+ * | `GET /mask-sets?tenant=`        |                             | list of `MaskSetSummary` |
  * | `GET /mask-sets/{version}?tenant=` |                          | the mask set itself |
- * | `PUT /mask-sets/{version}/evaluation?tenant=` | see `evaluation.ts` | list of what is kept of its rows, in place of what was |
+ * | `PUT /mask-sets/{version}/evaluation?tenant=` | `evaluationFiguresSchema` | list of what is kept of its rows, in place of what was |
  * | `GET /mask-sets/{version}/evaluation?tenant=` |             | the same; empty when there is none |
- * | `POST /publications`            | {@link publishSchema}       | 201 {@link Publication}; 409 when another publisher won |
- * | `POST /publications/rollback`   | {@link rollbackSchema}      | 201 {@link Publication}; calls a first one off that not everyone sees yet; 409 when nothing came before |
- * | `GET /publications?tenant=`     |                             | list of {@link Publication}, newest first |
- * | `GET /traffic?tenant=&version=`  |                            | see `admin-traffic.ts` |
- * | `GET /publications/live?tenant=` |                            | {@link LivePublication}; 404 when nothing was published |
- * | `GET /publications/in-use?tenant=` |                          | {@link PublicationInUse}: the tenant's own or the default one; 404 when every request runs dense |
- * | `/experiments`, `/stats`        |                             | see `admin-experiments.ts` |
+ * | `POST /publications`            | `publishSchema`             | 201 `Publication`; 409 when another publisher won; `publishCheckSchema` where nothing is to be activated |
+ * | `POST /publications/rollback`   | `rollbackSchema`            | 201 `Publication`; calls a first one off that not everyone sees yet; 409 when nothing came before |
+ * | `GET /publications?tenant=`     |                             | list of `Publication` |
+ * | `GET /publications/live?tenant=` |                            | `LivePublication`; 404 when nothing was published |
+ * | `GET /publications/in-use?tenant=` |                          | `PublicationInUse`: the tenant's own or the default one; 404 when every request runs dense |
+ * | `GET /stats?tenant=&from=&to=&step=` |                        | `Stats` |
+ * | `GET /traffic?tenant=&version=` |                             | list of `TrafficSample`, newest first |
+ * | `/experiments`                  |                             | see `experiment-wire.ts` |
+ * | `POST /backends`                | `createBackendSchema`       | 201 `BackendEntry`; 409 when the id is taken |
+ * | `GET /backends`                 |                             | list of `BackendEntry`; of an empty registry, what `BACKEND_URL` stands for |
+ * | `GET /backends/{id}`            |                             | `BackendEntry` |
+ * | `PATCH /backends/{id}`          | `updateBackendSchema`       | `BackendEntry` |
+ * | `DELETE /backends/{id}`         |                             | `{ id, deleted: true }` |
+ * | `/backends/{id}/jobs`           |                             | see `job-wire.ts` |
  *
- * Lists have pages, see `admin-pages.ts`. `tenant` is a tenant id; absent or empty it means the default that every tenant without its own uses.
- * A tenant's own admin key needs no `tenant`: it means its own, and every other is refused with 403.
+ * Mask sets and publications are described in `publication-wire.ts`, figures in `stats-wire.ts`, backends in
+ * `wire/backend-load.ts`; how lists have pages stands at {@link pageQuerySchema}. `tenant` is a tenant id; absent or empty
+ * it means the default that every tenant without its own uses. A tenant's own admin key needs no `tenant`: it means its
+ * own, and every other is refused with 403.
  */
 import { z } from 'zod';
 import { ROUTING_POLICIES } from '../embedding/route-text.ts';
 
 /** The owner of what no tenant owns. */
 export const DEFAULT_TENANT = '';
-export const TENANT_ID_PATTERN = /^[a-z0-9][a-z0-9-]{0,62}$/;
-export const MASK_SET_VERSION_PATTERN = /^v_[0-9a-f]{24}$/;
+
+/** The id of a tenant, an experiment or a backend. */
+export const slug = z
+  .string()
+  .regex(/^[a-z0-9][a-z0-9-]{0,62}$/, 'expected lower-case letters, digits and dashes, at most 63');
+export const tenantId = slug;
+export const ownerId = z.union([z.literal(DEFAULT_TENANT), tenantId]);
+export const version = z.string().regex(/^v_[0-9a-f]{24}$/, 'expected v_ and 24 hexadecimal digits');
+export const timestamp = z.iso.datetime();
+
+/*
+ * Lists and their pages. Keys, tenants, mask sets, publications and experiments are listed newest first:
+ * `?limit=` says how many an answer has, and `?before=` takes the `next` of the answer before. Usage is listed in the
+ * order of what it is grouped by, and takes its `next` as `?after=`. Without them an answer is the first page.
+ */
+
 const LIST_COUNT_MAX = 200;
 
-export const API_KEY_KINDS = ['tenant', 'tenant_admin', 'admin'] as const;
-export type ApiKeyKind = (typeof API_KEY_KINDS)[number];
+export const listSchema = <T extends z.ZodType>(item: T) =>
+  z.object({
+    object: z.literal('list'),
+    data: z.array(item),
+    /** Whether there are more, and where they begin; of lists that have pages. */
+    has_more: z.boolean().optional(),
+    next: z.string().nullable().optional(),
+  });
 
-export const tenantId = z
-  .string()
-  .regex(TENANT_ID_PATTERN, 'expected lower-case letters, digits and dashes, at most 63');
-export const ownerId = z.union([z.literal(DEFAULT_TENANT), tenantId]);
-export const version = z.string().regex(MASK_SET_VERSION_PATTERN, 'expected v_ and 24 hexadecimal digits');
-export const timestamp = z.iso.datetime();
+/** Where a page ended: what its last item is sorted by, and what tells it from others that are sorted alike. */
+export type Cursor = { readonly at: number; readonly id: string };
+
+const CURSOR = /^(\d{1,15})~([A-Za-z0-9._-]{1,200})$/;
+export const writeCursor = ({ at, id }: Cursor): string => `${at}~${id}`;
+
+export const pageQuerySchema = z.object({
+  limit: z.coerce.number().pipe(z.int().min(1).max(LIST_COUNT_MAX)).default(LIST_COUNT_MAX),
+  before: z
+    .string()
+    .regex(CURSOR, 'expected the next of an earlier answer')
+    .transform((text): Cursor => {
+      const [, at, id] = CURSOR.exec(text)!;
+      return { at: Number(at), id: id! };
+    })
+    .optional(),
+});
+export type PageQuery = z.infer<typeof pageQuerySchema>;
+
+/* Tenants. */
 
 /** Null: no limit. Counted over any sixty seconds, and by the day of UTC. */
 const budget = z.int().min(1).max(1e12).nullable();
@@ -62,7 +105,7 @@ const tenantFields = {
   models: z.array(z.string().min(1).max(300)).min(1).max(64).nullable(),
   /** No mask of a request skips a larger share of blocks; null: any may. */
   sparsity_max: z.number().min(0).max(1).nullable(),
-  /** The least agreement with dense of a set that goes live, and of one that requests are routed by; null: any. */
+  /** The least agreement with dense of a set that goes live or that requests are routed by; null: any. */
   agreement_min: z.number().min(0).max(1).nullable(),
   requests_per_minute: budget,
   tokens_per_minute: budget,
@@ -117,7 +160,12 @@ export const budgetUseSchema = z.object({
 });
 export type BudgetUse = z.infer<typeof budgetUseSchema>;
 
-/** A key that is over when it is made opens nothing, and in a rotation it would take the place of one that does. */
+/* API keys. */
+
+export const API_KEY_KINDS = ['tenant', 'tenant_admin', 'admin'] as const;
+export type ApiKeyKind = (typeof API_KEY_KINDS)[number];
+
+/** A key that has ended before it is made opens nothing; in a rotation it would replace a key that works. */
 const keyEnd = timestamp.refine((time) => Date.parse(time) > Date.now(), 'is over already').optional();
 
 export const createKeySchema = z
@@ -159,6 +207,11 @@ export const rotateKeySchema = z.strictObject({
   expires_at: keyEnd,
 });
 
+export const keysQuerySchema = pageQuerySchema.extend({
+  /** `working`: neither revoked nor expired. Absent: all. */
+  state: z.enum(['working']).optional(),
+});
+
 const endedSessionsSchema = z.object({
   /** The id of the key that opened them, or `root`. */
   actor: z.string(),
@@ -166,6 +219,8 @@ const endedSessionsSchema = z.object({
   ended_before: timestamp,
 });
 export type EndedSessions = z.infer<typeof endedSessionsSchema>;
+
+/* Usage. */
 
 export const USAGE_GROUPS = ['tenant', 'day', 'model', 'mask'] as const;
 export type UsageGroup = (typeof USAGE_GROUPS)[number];
@@ -219,171 +274,6 @@ export const usageRowSchema = z.object({
 });
 export type UsageRow = z.infer<typeof usageRowSchema>;
 
-export const maskSetSummarySchema = z.object({
-  version: z.string(),
-  tenant: z.string(),
-  name: z.string(),
-  model: z.object({ name: z.string(), hash: z.string() }),
-  encoder: z.string(),
-  clusters: z.int(),
-  reached_sparsity: z.number(),
-  bytes: z.int(),
-  created_at: timestamp,
-});
-export type MaskSetSummary = z.infer<typeof maskSetSummarySchema>;
-
-/** The version that the caller believes is live; null = nothing is live; absent = whatever is. */
-const expectedVersion = version.nullable().optional();
-
-const ROLLOUT_STEPS_MAX = 20;
-
-const rolloutSchema = z
-  .array(
-    z.strictObject({
-      /** The share of conversations that see the new version during this step. */
-      share: z.number().gt(0).lt(1),
-      duration_s: z
-        .int()
-        .min(1)
-        .max(30 * 86_400),
-    }),
-  )
-  .max(ROLLOUT_STEPS_MAX)
-  .refine((steps) => steps.every(({ share }, i) => i === 0 || share > steps[i - 1]!.share), {
-    message: 'shares must rise from step to step',
-  });
-
-/**
- * When the edge takes a publication back by itself. Compared are the requests since the activation that were routed to
- * one of its masks: those of the last 15 minutes; where these are fewer than `requests_min`, of the last two hours, and
- * where these are, of the last day.
- */
-const autoRollbackSchema = z
-  .strictObject({
-    /** Highest share of requests that fail, and neither for the client's doing nor because nobody answered in time. */
-    error_rate_max: z.number().min(0).lt(1).optional(),
-    /** Highest mean time per token, in milliseconds. */
-    tpot_ms_max: z.number().gt(0).optional(),
-    /** Highest mean time per token, as a multiple of the replaced version's in the same time. */
-    tpot_ratio_max: z.number().gt(1).optional(),
-    /** Nothing is decided on fewer requests than this. */
-    requests_min: z.int().min(1).max(1_000_000).default(100),
-  })
-  .refine(({ requests_min: _, ...bounds }) => Object.values(bounds).some((bound) => bound !== undefined), {
-    message: 'name at least one of error_rate_max, tpot_ms_max and tpot_ratio_max',
-  });
-export type AutoRollback = z.infer<typeof autoRollbackSchema>;
-
-export const publishSchema = z.strictObject({
-  version,
-  tenant: ownerId.default(DEFAULT_TENANT),
-  expected_version: expectedVersion,
-  /** False checks that the set could go live, and changes nothing. */
-  activate: z.boolean().default(true),
-  /** Until then the version that is live now stays. Absent or past: at once. */
-  activate_at: timestamp.optional(),
-  /** The steps on the way to everyone; without them everyone sees the new version at once. */
-  rollout: rolloutSchema.default([]),
-  auto_rollback: autoRollbackSchema.optional(),
-});
-export type PublishBody = z.input<typeof publishSchema>;
-
-export const rollbackSchema = z.strictObject({
-  tenant: ownerId.default(DEFAULT_TENANT),
-  expected_version: expectedVersion,
-});
-
-export const publicationSchema = z.object({
-  id: z.string(),
-  tenant: z.string(),
-  /** Null: nothing is live any more, since a first publication was called off. */
-  version: z.string().nullable(),
-  /** The version that was live before. */
-  replaced_version: z.string().nullable(),
-  action: z.enum(['activate', 'rollback']),
-  /** The id of the key that did it, `root`, or {@link AUTO_ROLLBACK}. */
-  actor: z.string(),
-  created_at: timestamp,
-  activate_at: timestamp,
-  rollout: rolloutSchema,
-  auto_rollback: autoRollbackSchema.nullable(),
-  /** Which bound was crossed, when the edge took a version back by itself. */
-  reason: z.string().nullable(),
-});
-export type Publication = z.infer<typeof publicationSchema>;
-
-/** The actor of a rollback that no person asked for. */
-export const AUTO_ROLLBACK = 'auto-rollback';
-
-/** The newest publication, with the share of conversations that see it at this moment. */
-export const livePublicationSchema = publicationSchema.extend({
-  version: z.string(),
-  share: z.number().min(0).max(1),
-  /** What the others see; null when this is everyone's, or when nothing came before. */
-  base_version: z.string().nullable(),
-  /** What a rollback brings back; null when nothing came before. An edge of the release before does not say. */
-  previous_version: z.string().nullable().default(null),
-});
-export type LivePublication = z.infer<typeof livePublicationSchema>;
-
-/** What a tenant's requests are routed by. While a publication takes hold, the newest that any of them sees. */
-export const publicationInUseSchema = z.object({
-  /** Whose it is: the tenant itself, or empty for the default one. */
-  tenant: z.string(),
-  version: z.string(),
-  activate_at: timestamp,
-});
-export type PublicationInUse = z.infer<typeof publicationInUseSchema>;
-
-/** The answer to a publish request with `activate: false`. */
-export const publishCheckSchema = z.object({ activated: z.literal(false), version: z.string() });
-
-export const listSchema = <T extends z.ZodType>(item: T) =>
-  z.object({
-    object: z.literal('list'),
-    data: z.array(item),
-    /** Whether there are more, and where they begin; of lists that have pages, see `admin-pages.ts`. */
-    has_more: z.boolean().optional(),
-    next: z.string().nullable().optional(),
-  });
-
-export const feedbackSchema = z.strictObject({
-  /** The `id` of the completion, of the last six days. */
-  id: z.string().regex(/^[A-Za-z0-9_.:-]{1,200}$/),
-  rating: z.union([z.literal(1), z.literal(-1)]),
-  comment: z.string().max(2000).optional(),
-});
-
-/*
- * Pages of the admin API's lists. Keys, tenants, mask sets, publications and experiments are listed newest first:
- * `?limit=` says how many an answer has, and `?before=` takes the `next` of the answer before. Usage is listed in the
- * order of what it is grouped by, and takes its `next` as `?after=`. Without them an answer is the first page.
- */
-
-/** Where a page ended: what its last item is sorted by, and what tells it from others that are sorted alike. */
-export type Cursor = { readonly at: number; readonly id: string };
-
-const CURSOR = /^(\d{1,15})~([A-Za-z0-9._-]{1,200})$/;
-export const writeCursor = ({ at, id }: Cursor): string => `${at}~${id}`;
-
-export const pageQuerySchema = z.object({
-  limit: z.coerce.number().pipe(z.int().min(1).max(LIST_COUNT_MAX)).default(LIST_COUNT_MAX),
-  before: z
-    .string()
-    .regex(CURSOR, 'expected the next of an earlier answer')
-    .transform((text): Cursor => {
-      const [, at, id] = CURSOR.exec(text)!;
-      return { at: Number(at), id: id! };
-    })
-    .optional(),
-});
-export type PageQuery = z.infer<typeof pageQuerySchema>;
-
-export const keysQuerySchema = pageQuerySchema.extend({
-  /** `working`: neither revoked nor expired. Absent: all. */
-  state: z.enum(['working']).optional(),
-});
-
 /*
  * What the dashboard's page and the edge say to each other beside the admin API: the session.
  *
@@ -405,7 +295,7 @@ export const loginSchema = z.strictObject({ key: z.string().min(1).max(512) });
 export const sessionSchema = z.object({
   /** The id of the key that logged in, or `root`. */
   actor: z.string(),
-  /** The only tenant that the session sees; null for one that manages all. */
+  /** The only tenant that the session sees; null when it manages all tenants. */
   tenant: z.string().nullable(),
   csrf: z.string(),
   expires_at: z.iso.datetime(),

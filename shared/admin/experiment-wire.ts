@@ -10,16 +10,16 @@
  * | `DELETE /experiments/{id}`      |                                | {@link Experiment}; 409 once it was started |
  * | `POST /experiments/{id}/start`  |                                | {@link Experiment}; 409 naming an experiment that overlaps |
  * | `POST /experiments/{id}/stop`   |                                | {@link Experiment}; again is the same |
- * | `GET /experiments/{id}/results` |                                | see `experiment-results.ts` |
+ * | `GET /experiments/{id}/results?region=` |                                | {@link ExperimentResults} |
  *
- * An id is its tenant's own, so two tenants may have the same one: `?tenant=` on every path with an `{id}` says whose is
- * meant. Who manages all and names none means the one of nobody in particular, else the only one (409 where several are).
- * A tenant's own admin key sees and makes experiments on its own tenant. Those of nobody in particular (an
- * empty `tenant`) may span several tenants.
+ * An id is its tenant's own, so two tenants may have the same id: `?tenant=` on every path with an `{id}` says whose
+ * experiment is meant. An administrator of all who names no tenant means the experiment that belongs to nobody, or else
+ * the only one of that id (409 where there are several). A tenant's own admin key sees and makes experiments on its own
+ * tenant. Those that belong to nobody (an empty `tenant`) may span several tenants.
  */
 import { z } from 'zod';
-import { STICKY_KINDS } from '../mask/experiment-assignment.ts';
-import { DEFAULT_TENANT, ownerId, tenantId, timestamp, version } from './admin-wire.ts';
+import { STICKY_KINDS } from '../mask/sticky.ts';
+import { DEFAULT_TENANT, ownerId, slug, tenantId, timestamp, version } from './admin-wire.ts';
 import type { Histogram, Moments } from './statistics.ts';
 
 /** The variant that runs every block. */
@@ -27,10 +27,7 @@ export const DENSE_VARIANT = 'dense';
 const VARIANTS_MAX = 10;
 const SCOPE_MAX = 50;
 
-const experimentId = z
-  .string()
-  .regex(/^[a-z0-9][a-z0-9-]{0,62}$/, 'expected lower-case letters, digits and dashes, at most 63')
-  .refine((id) => id !== 'none', { message: '"none" stands for no experiment' });
+const experimentId = slug.refine((id) => id !== 'none', { message: '"none" stands for no experiment' });
 
 const variantSchema = z.strictObject({
   name: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/),
@@ -39,7 +36,6 @@ const variantSchema = z.strictObject({
   /** The version of a stored mask set, or `dense`. */
   mask_set: z.union([z.literal(DENSE_VARIANT), version]),
 });
-type ExperimentVariant = z.infer<typeof variantSchema>;
 
 /** Codes as Cloudflare gives them with a request. `NA` is a continent and a country, so each says which it is. */
 const placeSchema = z.union([
@@ -51,9 +47,9 @@ export type PlaceScope = z.infer<typeof placeSchema>;
 
 const definitionFields = {
   description: z.string().max(2000).default(''),
-  /** Which tenants take part; empty: every one. An experiment of one tenant is on that tenant. */
+  /** Which tenants take part; empty: all. An experiment of one tenant is on that tenant. */
   tenants: z.array(tenantId).max(SCOPE_MAX).default([]),
-  /** Names of models; empty: every one. */
+  /** Names of models; empty: all. */
   models: z.array(z.string().min(1).max(300)).max(SCOPE_MAX).default([]),
   /** Where requests come in; empty: everywhere. */
   regions: z.array(placeSchema).max(SCOPE_MAX).default([]),
@@ -73,7 +69,7 @@ const definitionFields = {
   ends_at: timestamp.optional(),
   /** The share of its requests that run again in the background, to be compared with the dense model. */
   shadow_share: z.number().min(0).max(0.2).default(0.01),
-  /** How often a difference may be claimed where there is none, however often one looks. */
+  /** The chance that a difference is claimed where there is none, however often people look. */
   alpha: z.number().min(0.001).max(0.2).default(0.05),
 };
 
@@ -115,7 +111,7 @@ export const experimentSchema = z.object({
 });
 export type Experiment = z.infer<typeof experimentSchema>;
 
-/* What came of an experiment: `GET /admin/v1/experiments/{id}/results?region=`. */
+/* What came of an experiment. */
 
 /** What was counted of a group of requests. `errors` are those that are not the client's doing. */
 export type Sums = {

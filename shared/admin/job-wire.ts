@@ -15,13 +15,13 @@
  * | `GET /v1/jobs/{id}/mask-set` |                              | the learned mask set |
  * | `GET /v1/jobs/{id}/report`   |                              | its report |
  *
- * The edge has the same for those who administrate all of it, under `/admin/v1/backends/{backend}`: `/jobs`,
- * `/jobs/data`, `/jobs/{id}`, `/jobs/{id}/events` and `/jobs/{id}/cancel`. A job takes a machine that all tenants share,
- * and reads what its operator opened, so a tenant's own admin key starts none. No admin key travels there: what was
- * learned is stored with `POST /jobs/{id}/store` and {@link storeJobSchema}, and goes live as every mask set does.
+ * The edge offers its own administrators most of these under `/admin/v1/backends/{backend}`: `/jobs`, `/jobs/data`,
+ * `/jobs/{id}`, `/jobs/{id}/events` and `/jobs/{id}/cancel`. A job takes a machine that all tenants share and reads what
+ * its operator opened, so a tenant's own admin key starts none. No admin key travels to the backend: `POST
+ * /jobs/{id}/store` with {@link storeJobSchema} stores what was learned, and it goes live as every mask set does.
  */
 import { z } from 'zod';
-import { DEFAULT_TENANT, TENANT_ID_PATTERN } from './admin-wire.ts';
+import { DEFAULT_TENANT, ownerId, timestamp } from './admin-wire.ts';
 
 export const JOB_ID_PATTERN = /^job_[0-9a-f]{24}$/;
 export const DATA_ID_PATTERN = /^data_[0-9a-f]{24}$/;
@@ -37,7 +37,7 @@ const dataSource = z.union([
 
 const publishTo = {
   edge: z.url({ protocol: /^https?$/ }).max(500),
-  tenant: z.union([z.literal(DEFAULT_TENANT), z.string().regex(TENANT_ID_PATTERN)]).default(DEFAULT_TENANT),
+  tenant: ownerId.default(DEFAULT_TENANT),
   activate: z.boolean().default(false),
 };
 
@@ -73,20 +73,20 @@ export const storeJobSchema = z.strictObject({
   tenant: publishTo.tenant,
 });
 
-export const jobRequestSchema = createEdgeJobSchema.extend({ publish: z.strictObject(publishTo).optional() });
+const jobRequestSchema = createEdgeJobSchema.extend({ publish: z.strictObject(publishTo).optional() });
 export type JobRequest = z.infer<typeof jobRequestSchema>;
 
-export const JOB_STATES = ['waiting', 'running', 'succeeded', 'failed', 'cancelled'] as const;
+const JOB_STATES = ['waiting', 'running', 'succeeded', 'failed', 'cancelled'] as const;
 
 export const jobSchema = z.object({
   id: z.string(),
   object: z.literal('maskroute.job'),
   status: z.enum(JOB_STATES),
   request: jobRequestSchema,
-  created_at: z.iso.datetime(),
-  started_at: z.iso.datetime().nullable(),
-  finished_at: z.iso.datetime().nullable(),
-  /** How often it was begun: more than once after a restart of the backend, and it went on where it was. */
+  created_at: timestamp,
+  started_at: timestamp.nullable(),
+  finished_at: timestamp.nullable(),
+  /** How often it was begun. After a restart of the backend a job goes on where it was. */
   starts: z.int(),
   progress: z
     .object({
@@ -118,6 +118,6 @@ export const uploadedDataSchema = z.object({
   id: z.string(),
   name: z.string(),
   bytes: z.int(),
-  created_at: z.iso.datetime(),
+  created_at: timestamp,
 });
 export type UploadedData = z.infer<typeof uploadedDataSchema>;

@@ -1,6 +1,6 @@
 /**
- * What the edge says of every request that it finished: one event, sent off the request's path to a queue and
- * counted from there into usage and outcomes. Delivery is at least once, so whoever counts must know `id`.
+ * What the edge says of every request that it finished, and what is said of it later: events that go to a queue off the
+ * request's path and are counted from there into usage and outcomes. A message may come twice, so counting goes by `id`.
  */
 import { z } from 'zod';
 import { FALLBACK_REASONS } from '../wire/protocol.ts';
@@ -38,7 +38,7 @@ export const requestEventSchema = z.strictObject({
   backend: z.string().nullable(),
   fallback: z.enum(FALLBACK_REASONS).nullable(),
   stream: z.boolean(),
-  /** Of the answer; 499 when the client hung up first, or the time was over that it had made shorter itself. */
+  /** Of the answer; 499 when the client hung up, or its own deadline passed, before there was one. */
   status: z.int(),
   error_code: z.string().nullable(),
   prompt_tokens: z.int().min(0),
@@ -64,7 +64,7 @@ const ofRequest = {
 };
 
 /** What a caller thinks of the answer: one opinion a key. */
-export const ratingEventSchema = z.strictObject({
+const ratingEventSchema = z.strictObject({
   kind: z.literal('rating'),
   ...ofRequest,
   key_id: z.string(),
@@ -73,7 +73,7 @@ export const ratingEventSchema = z.strictObject({
 export type RatingEvent = z.infer<typeof ratingEventSchema>;
 
 /** How far the same request, run again in the background, went with the dense model. */
-export const comparisonEventSchema = z.strictObject({
+const comparisonEventSchema = z.strictObject({
   kind: z.literal('comparison'),
   ...ofRequest,
   /** The share of the compared tokens before the first that differs, 0 to 1. */

@@ -1,13 +1,17 @@
 /**
- * Times by size, for quantiles: buckets whose bounds grow by an eighth of a doubling (9 %), the same everywhere and
- * always, so that histograms of any two groups add up. A quantile read from them is at most one bucket off.
+ * Statistics of what was counted: quantiles of times, and comparisons of two means that may be looked at any time.
  */
 
-/** Counts by bucket; bucket b holds times of 2^(b/8) ms up to 2^((b+1)/8) ms. Those without any are absent. */
+/*
+ * Times by size: buckets whose bounds grow by an eighth of a doubling (9 %), the same everywhere and always, so that
+ * histograms of any two groups add up. A quantile read from them is at most one bucket off.
+ */
+
+/** Counts by bucket; bucket b holds times of 2^(b/8) ms up to 2^((b+1)/8) ms. Empty buckets are absent. */
 export type Histogram = ReadonlyMap<number, number>;
 
 const BUCKETS_A_DOUBLING = 8;
-/** A hundredth of a millisecond, and a day: what is beyond counts as these. */
+/** A hundredth of a millisecond, and a day: what lies beyond counts as these. */
 const BUCKET_MIN = bucketUnbounded(0.01);
 const BUCKET_MAX = bucketUnbounded(86_400_000);
 
@@ -40,21 +44,14 @@ export function quantile_ms(histogram: Histogram, q: number): number | null {
   return 2 ** ((buckets.at(-1)![0] + 1) / BUCKETS_A_DOUBLING);
 }
 
-const QUANTILES = { p50: 0.5, p95: 0.95, p99: 0.99 } as const;
-type Quantiles = Record<keyof typeof QUANTILES, number>;
-
 /** Milliseconds; null without values. */
-export function quantilesOf(histogram: Histogram): Quantiles | null {
-  const [p50, p95, p99] = [
-    quantile_ms(histogram, QUANTILES.p50),
-    quantile_ms(histogram, QUANTILES.p95),
-    quantile_ms(histogram, QUANTILES.p99),
-  ];
-  return p50 === null || p95 === null || p99 === null ? null : { p50, p95, p99 };
+export function quantilesOf(histogram: Histogram): { p50: number; p95: number; p99: number } | null {
+  const [p50, p95, p99] = [0.5, 0.95, 0.99].map((q) => quantile_ms(histogram, q)) as [number, number, number];
+  return p50 === null ? null : { p50, p95, p99 };
 }
 
 /*
- * Comparing two means so that one may look at any time and as often as one likes. The interval is the asymptotic
+ * Comparing two means, so that people may look at any time and as often as they like. The interval is the asymptotic
  * confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (Annals of Statistics 2024, arXiv
  * 2103.06476, theorem 2.2): with t observations of variance s² and a tuning constant ρ,
  *
@@ -66,7 +63,7 @@ export function quantilesOf(histogram: Histogram): Quantiles | null {
  * n₁n₂ / (n₁ + n₂). Variances are estimated, so it holds for large samples: see {@link SAMPLES_MIN}.
  */
 
-/** Of one measure: how many values, their sum and their sum of squares. */
+/** Of one measure: how many values there are, their sum and their sum of squares. */
 export type Moments = { readonly count: number; readonly sum: number; readonly sq: number };
 
 export type Difference = {
@@ -85,11 +82,11 @@ const TUNED_FOR = 2_000;
 
 export const meanOf = ({ count, sum }: Moments): number | null => (count === 0 ? null : sum / count);
 
-/** A share as moments: `count` trials of which `ones` came true. */
+/** A share as moments: `ones` of `count` trials came true. */
 export const sharesOf = (count: number, ones: number): Moments => ({ count, sum: ones, sq: ones });
 
 /**
- * How much larger the mean of `b` is than that of `a`; null when there are too few values, or none that differ.
+ * How much larger the mean of `b` is than that of `a`; null when there are too few values, or all are the same.
  * `alpha` is the chance of an interval that misses the true difference at any time.
  */
 export function compareMeans(a: Moments, b: Moments, alpha: number): Difference | null {

@@ -1,10 +1,15 @@
 /**
- * What is going on, by the minute or hour: `GET /admin/v1/stats?tenant=&from=&to=&step=`. It is counted behind
- * the requests, so it lags by some seconds; minutes are kept for 35 days.
+ * Figures of the admin API: what is going on, where recent requests lay, and how well a mask set did when it was
+ * evaluated.
  */
 import { z } from 'zod';
-import { MASK_SET_VERSION_PATTERN, timestamp, version } from './admin-wire.ts';
+import { timestamp, version } from './admin-wire.ts';
 import { figuresSchema, quantilesSchema } from './experiment-wire.ts';
+
+/*
+ * What is going on, by the minute, hour or day: `GET /admin/v1/stats?tenant=&from=&to=&step=`. It is counted behind the
+ * requests, so it lags by some seconds; minutes are kept for 35 days.
+ */
 
 const STEPS_MAX = 1_500;
 const STEP_ms = { minute: 60_000, hour: 3_600_000, day: 86_400_000 } as const;
@@ -47,7 +52,7 @@ const balanceSchema = z.object({
   largest_share: z.number(),
   /** Bits; log2 of the number of clusters when all are equally common. */
   entropy_bits: z.number(),
-  /** Routing has collapsed: nearly everything goes to one cluster. */
+  /** Nearly everything goes to one cluster: see {@link COLLAPSE}. */
   collapsed: z.boolean(),
 });
 
@@ -65,14 +70,14 @@ export const statsSchema = z.object({
     }),
   ),
   /**
-   * By who answered, over all tenants, and so empty where one is asked about. Times are from the request's arrival at
+   * By backend, over all tenants; empty in a question about one tenant. Times are from the request's arrival at
    * the edge, what it lost at other backends included, and by whole ten minutes.
    */
   backends: z
     .array(
       z.object({
         backend: z.string(),
-        /** Of which the time to the first token is known. */
+        /** Those whose time to the first token is known. */
         answers: z.int(),
         ttft_quantiles_ms: quantilesSchema,
         tpot_quantiles_ms: quantilesSchema,
@@ -84,20 +89,20 @@ export const statsSchema = z.object({
 });
 export type Stats = z.infer<typeof statsSchema>;
 
-/** With more clusters than one, this share of at least so many requests in a single one is a collapse. */
+/** Routing has collapsed when a single one of several clusters gets this share of at least so many requests. */
 export const COLLAPSE = { share: 0.9, requests_min: 100 } as const;
 
 /*
- * Where recent requests lay: `GET /admin/v1/traffic?tenant=&version=`, the newest first. A sample of them, and of each
- * only the distances to the version's centroids: enough to place it among them, too little to tell what was asked.
+ * Where recent requests lay: `GET /admin/v1/traffic?tenant=&version=`, the newest first. It is a sample, with the distances
+ * to the version's centroids only: enough to place a request among them, too little to tell what was asked.
  */
 
-/** What is kept of a tenant, and what is shown at once. */
+/** As many are kept of a tenant, and as many are shown at once. */
 export const TRAFFIC_SAMPLES_MAX = 300;
 
 export const trafficQuerySchema = z.strictObject({
   tenant: z.string().default(''),
-  version: z.string().regex(MASK_SET_VERSION_PATTERN, 'expected v_ and 24 hexadecimal digits'),
+  version,
 });
 
 export const trafficSampleSchema = z.object({
@@ -123,7 +128,7 @@ export const evaluatedRowSchema = z.object({
   method: z.string().min(1).max(64),
   /** Whether as many blocks are out as in the learned set, or so many that a token takes as long. */
   matched: z.enum(['count', 'time']),
-  /** The set that the masks are of, or that the time is matched with; null for what is of none. */
+  /** The set that the masks belong to, or whose time is matched; null where there is none. */
   maskSet: version.nullable(),
   /** Of blocks. */
   sparsity: share,

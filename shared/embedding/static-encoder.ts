@@ -1,90 +1,31 @@
 /**
- * The static encoder: the mean of token vectors, with no network and no model behind it. The same code embeds
+ * The static encoder: the weighted mean of token vectors, with no network and no model behind it. The same code embeds
  * at the edge and in calibration, so a centroid means the same on both sides.
  *
- * A text's vector is the L2-normalised sum of its tokens' vectors: each vector carries its token's weight, and
- * the weighted mean's divisor vanishes in the normalisation.
+ * Its file holds a WordPiece vocabulary and one int8 vector a token, so that a table never meets another vocabulary
+ * than its own. Layout (little-endian): magic (8 bytes) · version, dimensions, vocabulary size, vocabulary bytes (u32
+ * each) · SHA-256 of everything after the header (32 bytes) · scales (f32 `[vocabularySize]`) · vectors
+ * (i8 `[vocabularySize, dimensions]`) · vocabulary (UTF-8, one token a line, in id order).
+ * A token's vector is `scale · int8`; its weight in the mean is part of it.
  */
-
+import { sha256 } from '@noble/hashes/sha2.js';
+import { bytesToHex } from '@noble/hashes/utils.js';
+import { MaskrouteError } from '../wire/errors.ts';
 import { EMBED_CHARS_MAX, type Encoder, normalise } from './encoder.ts';
-import { parseStaticTable, type StaticTable } from './static-table.ts';
 import { loadWordPiece } from './wordpiece.ts';
-
-/*
- * The inner loop of the static encoder on SIMD: a prompt of 60 tokens is 15,000 multiply-adds, which take plain
- * JavaScript four times as long and were an edge's largest own expense. The kernel is WebAssembly, since no engine
- * vectorises JavaScript; each side compiles `weighted-sum.wasm` as its runtime allows and hands the module in.
- *
- * Memory: sum (f32 `[stride]`) · ids (i32 `[IDS_MAX]`) · scales (f32 `[tokens]`) · vectors (i8 `[tokens, stride]`), each
- * from a multiple of 16 on; a row is `dimensions` numbers and zeros up to `stride`.
- */
-
-/** Numbers that the kernel takes at once. */
-const LANES = 8;
-/** Ids that are handed over at a time; the sum goes on from one time to the next. */
-const IDS_MAX = 1024;
-const PAGE_BYTES = 65_536;
-
-type Kernel = {
-  addRows(ids: number, idsEnd: number, scales: number, vectors: number, stride: number, sum: number): void;
-};
-
-/**
- * Gives the sum of the tokens' vectors, `[dimensions]`, added in the order of `ids`; each product and each sum is
- * rounded to 32 bits. `ids` are of the table, unchecked.
- */
-type WeightedSum = (ids: readonly number[]) => Float32Array;
-
-/** Copies the table: `table.vectors` and `table.scales` are not needed any more. */
-export function createWeightedSum(module: WebAssembly.Module, table: StaticTable): WeightedSum {
-  const { dimensions, scales, vectors } = table;
-  const stride = aligned(dimensions, LANES);
-  const sumAt = 0;
-  const idsAt = aligned(4 * stride, 16);
-  const scalesAt = idsAt + 4 * IDS_MAX;
-  const vectorsAt = aligned(scalesAt + 4 * scales.length, 16);
-  const memory = new WebAssembly.Memory({
-    initial: Math.ceil((vectorsAt + scales.length * stride) / PAGE_BYTES),
-  });
-  const kernel = new WebAssembly.Instance(module, { env: { memory } }).exports as Kernel;
-  const { buffer } = memory;
-  new Float32Array(buffer, scalesAt, scales.length).set(scales);
-  const rows = new Int8Array(buffer, vectorsAt, scales.length * stride);
-  if (stride === dimensions) rows.set(vectors);
-  else {
-    for (let id = 0; id < scales.length; id++) {
-      rows.set(vectors.subarray(id * dimensions, (id + 1) * dimensions), id * stride);
-    }
-  }
-  const sum = new Float32Array(buffer, sumAt, stride);
-  const some = new Int32Array(buffer, idsAt, IDS_MAX);
-  return (ids) => {
-    sum.fill(0);
-    for (let at = 0; at < ids.length; at += IDS_MAX) {
-      const count = Math.min(IDS_MAX, ids.length - at);
-      for (let i = 0; i < count; i++) some[i] = ids[at + i]!;
-      kernel.addRows(idsAt, idsAt + 4 * count, scalesAt, vectorsAt, stride, sumAt);
-    }
-    return sum.slice(0, dimensions);
-  };
-}
-
-const aligned = (size: number, to: number): number => Math.ceil(size / to) * to;
 
 export const STATIC_ENCODER_ID = 'static';
 
 /**
- * @param source the bytes of a table as `encodeStaticTable` writes them; copied.
- * @param kernel `weighted-sum.wasm`, compiled.
+ * @param source the bytes of a table as `encodeStaticTable` writes them. The encoder reads them as long as it lives.
  * @throws MaskrouteError `invalid_encoder` when the table is malformed.
  */
-export function loadStaticEncoder(source: ArrayBuffer | Uint8Array, kernel: WebAssembly.Module): Encoder {
+export function loadStaticEncoder(source: ArrayBuffer | Uint8Array): Encoder {
   const table = parseStaticTable(source);
   const tokenizer = loadWordPiece(table.vocabulary);
-  const weightedSum = createWeightedSum(kernel, table);
-  /** The zero vector for a text with no known token. */
+  /** The zero vector for a text with no known token. The mean's divisor vanishes in the normalisation. */
   const embedText = (text: string): Float32Array =>
-    normalise(weightedSum(tokenizer.tokenIds(text.slice(0, EMBED_CHARS_MAX))));
+    normalise(sumOfTokens(table, tokenizer.tokenIds(text.slice(0, EMBED_CHARS_MAX))));
   return {
     isLocal: true,
     spec: {
@@ -99,3 +40,134 @@ export function loadStaticEncoder(source: ArrayBuffer | Uint8Array, kernel: WebA
     },
   };
 }
+
+/** `[dimensions]`. Two tokens a pass: each pass reads and writes the sum, which takes as long as a token's own row. */
+function sumOfTokens({ dimensions, scales, vectors }: StaticTable, ids: readonly number[]): Float32Array {
+  const sum = new Float32Array(dimensions);
+  for (let next = 0; next < ids.length; next += 2) {
+    const first = ids[next]!;
+    const second = ids[next + 1] ?? first;
+    const firstScale = scales[first]!;
+    const secondScale = next + 1 < ids.length ? scales[second]! : 0;
+    const firstAt = first * dimensions;
+    const secondAt = second * dimensions;
+    for (let i = 0; i < dimensions; i++) {
+      sum[i] = sum[i]! + firstScale * vectors[firstAt + i]! + secondScale * vectors[secondAt + i]!;
+    }
+  }
+  return sum;
+}
+
+const MAGIC = 'MRSTATIC';
+const VERSION = 1;
+const HEADER_BYTES = 56;
+/** What a worker may spend on the table: it stays in the isolate's memory. */
+export const STATIC_TABLE_BYTES_MAX = 8_000_000;
+const DIMENSIONS_MAX = 1024;
+const VOCABULARY_MAX = 200_000;
+
+export type StaticTable = {
+  readonly dimensions: number;
+  /** Tokens in id order. */
+  readonly vocabulary: readonly string[];
+  /** One factor a token. */
+  readonly scales: Float32Array;
+  /** `[vocabulary.length, dimensions]`, row-major. */
+  readonly vectors: Int8Array;
+};
+
+/** A table read back, with the content hash that names it: `t_` and 24 hexadecimal digits. */
+export type LoadedStaticTable = StaticTable & { readonly revision: string };
+
+/** @throws MaskrouteError `invalid_encoder` when the parts do not fit together or the file would be too large. */
+export function encodeStaticTable(table: StaticTable): Uint8Array<ArrayBuffer> {
+  const { dimensions, vocabulary, scales, vectors } = table;
+  const size = vocabulary.length;
+  if (scales.length !== size || vectors.length !== size * dimensions) {
+    throw invalid(
+      `${size} tokens, ${scales.length} scales and ${vectors.length} numbers do not fit together`,
+    );
+  }
+  const words = new TextEncoder().encode(vocabulary.join('\n'));
+  const bytes = new Uint8Array(HEADER_BYTES + size * (4 + dimensions) + words.length);
+  if (bytes.length > STATIC_TABLE_BYTES_MAX) throw invalid(`the table would take ${bytes.length} bytes`);
+  const view = new DataView(bytes.buffer);
+  bytes.set(new TextEncoder().encode(MAGIC));
+  [VERSION, dimensions, size, words.length].forEach((value, i) => {
+    view.setUint32(8 + 4 * i, value, true);
+  });
+  scales.forEach((scale, i) => {
+    view.setFloat32(HEADER_BYTES + 4 * i, scale, true);
+  });
+  bytes.set(new Uint8Array(vectors.buffer, vectors.byteOffset, vectors.length), HEADER_BYTES + 4 * size);
+  bytes.set(words, HEADER_BYTES + size * (4 + dimensions));
+  bytes.set(sha256(bytes.subarray(HEADER_BYTES)), 24);
+  parseStaticTable(bytes);
+  return bytes;
+}
+
+/**
+ * Reads a table; the vectors stay a view on `source`. The sizes that the header claims are checked against the
+ * bytes that are there; the content hash is taken as it stands ({@link verifyStaticTable} checks it).
+ * @throws MaskrouteError `invalid_encoder`.
+ */
+export function parseStaticTable(source: ArrayBuffer | Uint8Array): LoadedStaticTable {
+  const bytes = source instanceof Uint8Array ? source : new Uint8Array(source);
+  if (bytes.length < HEADER_BYTES || new TextDecoder().decode(bytes.subarray(0, 8)) !== MAGIC) {
+    throw invalid('the file is not a static encoder table');
+  }
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const field = (index: number) => view.getUint32(8 + 4 * index, true);
+  const [version, dimensions, size, wordBytes] = [field(0), field(1), field(2), field(3)];
+  if (version !== VERSION) throw invalid(`the table has version ${version}, this code reads ${VERSION}`);
+  if (dimensions < 1 || dimensions > DIMENSIONS_MAX || size < 1 || size > VOCABULARY_MAX) {
+    throw invalid(`the table claims ${size} tokens of ${dimensions} dimensions`);
+  }
+  const expected = HEADER_BYTES + size * (4 + dimensions) + wordBytes;
+  if (bytes.length !== expected)
+    throw invalid(`the table has ${bytes.length} bytes, its header says ${expected}`);
+  const vectorsAt = HEADER_BYTES + 4 * size;
+  return {
+    dimensions,
+    vocabulary: readVocabulary(bytes.subarray(vectorsAt + size * dimensions), size),
+    scales: readScales(view, size),
+    vectors: new Int8Array(bytes.buffer, bytes.byteOffset + vectorsAt, size * dimensions),
+    revision: `t_${bytesToHex(bytes.subarray(24, HEADER_BYTES)).slice(0, 24)}`,
+  };
+}
+
+/** Hashes the content (tens of ms): for those who write, publish or calibrate, not for every cold start. */
+export function verifyStaticTable(source: ArrayBuffer | Uint8Array): void {
+  const bytes = source instanceof Uint8Array ? source : new Uint8Array(source);
+  parseStaticTable(bytes);
+  const claimed = bytesToHex(bytes.subarray(24, HEADER_BYTES));
+  if (bytesToHex(sha256(bytes.subarray(HEADER_BYTES))) !== claimed) {
+    throw invalid('the content of the table does not match its hash; the file is damaged');
+  }
+}
+
+function readScales(view: DataView, size: number): Float32Array {
+  const scales = new Float32Array(size);
+  for (let i = 0; i < size; i++) {
+    scales[i] = view.getFloat32(HEADER_BYTES + 4 * i, true);
+    if (!Number.isFinite(scales[i]!)) throw invalid(`the scale of token ${i} is not a finite number`);
+  }
+  return scales;
+}
+
+function readVocabulary(bytes: Uint8Array, size: number): string[] {
+  let text: string;
+  try {
+    text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch (cause) {
+    throw invalid('the vocabulary is not UTF-8', cause);
+  }
+  const vocabulary = text.split('\n');
+  if (vocabulary.length !== size) {
+    throw invalid(`the vocabulary has ${vocabulary.length} tokens, its header says ${size}`);
+  }
+  return vocabulary;
+}
+
+const invalid = (reason: string, cause?: unknown): MaskrouteError =>
+  new MaskrouteError('invalid_encoder', `The encoder cannot be used: ${reason}.`, { cause });

@@ -36,45 +36,47 @@ export function nearestAllowed(
   centroids: Centroids,
   isAllowed: (cluster: number) => boolean,
 ): Nearest | null {
-  const { clusterCount, dimensions, values } = centroids;
-  if (embedding.length !== dimensions || clusterCount === 0) {
-    throw new RangeError(`an embedding of ${embedding.length} against centroids of ${dimensions} dimensions`);
-  }
+  requireSameLength(embedding, centroids);
   let cluster = -1;
   let best = Number.POSITIVE_INFINITY;
-  for (let row = 0; row < clusterCount; row++) {
+  for (let row = 0; row < centroids.clusterCount; row++) {
     if (!isAllowed(row)) continue;
-    let sum = 0;
-    const start = row * dimensions;
-    for (let i = 0; i < dimensions; i++) {
-      const difference = embedding[i]! - values[start + i]!;
-      sum += difference * difference;
-    }
-    if (sum < best) {
-      best = sum;
+    const distance = squaredDistance(embedding, centroids, row);
+    if (distance < best) {
+      best = distance;
       cluster = row;
     }
   }
   if (cluster === -1) return null;
-  return { cluster, distance: Math.sqrt(best), similarity: cosine(embedding, values, cluster * dimensions) };
+  return { cluster, distance: Math.sqrt(best), similarity: cosine(embedding, centroids, cluster) };
 }
 
 /** To every centroid, Euclidean. @throws RangeError on a wrong length. */
 export function centroidDistances(embedding: Float32Array, centroids: Centroids): Float64Array {
-  const { clusterCount, dimensions, values } = centroids;
-  if (embedding.length !== dimensions) {
-    throw new RangeError(`an embedding of ${embedding.length} against centroids of ${dimensions} dimensions`);
-  }
-  const distances = new Float64Array(clusterCount);
-  for (let row = 0; row < clusterCount; row++) {
-    let sum = 0;
-    for (let i = 0; i < dimensions; i++) sum += (embedding[i]! - values[row * dimensions + i]!) ** 2;
-    distances[row] = Math.sqrt(sum);
-  }
-  return distances;
+  requireSameLength(embedding, centroids);
+  return Float64Array.from({ length: centroids.clusterCount }, (_, row) =>
+    Math.sqrt(squaredDistance(embedding, centroids, row)),
+  );
 }
 
-function cosine(embedding: Float32Array, values: Float32Array, start: number): number {
+function requireSameLength(embedding: Float32Array, { clusterCount, dimensions }: Centroids): void {
+  if (embedding.length !== dimensions || clusterCount === 0) {
+    throw new RangeError(`an embedding of ${embedding.length} against centroids of ${dimensions} dimensions`);
+  }
+}
+
+function squaredDistance(embedding: Float32Array, { dimensions, values }: Centroids, row: number): number {
+  const start = row * dimensions;
+  let sum = 0;
+  for (let i = 0; i < dimensions; i++) {
+    const difference = embedding[i]! - values[start + i]!;
+    sum += difference * difference;
+  }
+  return sum;
+}
+
+function cosine(embedding: Float32Array, { dimensions, values }: Centroids, row: number): number {
+  const start = row * dimensions;
   let dot = 0;
   let normA = 0;
   let normB = 0;

@@ -11,7 +11,6 @@ import {
   BLOCK_COUNT_MAX,
   MASK_ID_PATTERN,
   type Mask,
-  type MaskId,
   MODEL_HASH_PATTERN,
   type ModelHash,
   maskFromBits,
@@ -124,8 +123,6 @@ const clusterMask = (
 
 export const clusterSparsity = (set: MaskSet, cluster: MaskSetCluster): number =>
   sparsity(maskFromBits(set.model.blockCount, cluster.bits));
-
-export type { MaskId, ModelHash, SurrogatesId };
 
 /* What a mask set says of its own quality: the figures that `learn` measured on prompts that it never saw. */
 

@@ -1,19 +1,16 @@
 /**
- * Backends as the edge knows them: the registry's wire format (`/admin/v1/backends`), and what a backend says of
- * its load, in `GET /v1/load` and in a header of every answer.
+ * Backends as the edge knows them: the registry's wire format (`/admin/v1/backends`), and what a backend says of itself:
+ * its load, in `GET /v1/load` and in a header of every answer, and its encoders, in `GET /v1/encoders`.
  */
 import { z } from 'zod';
+import { slug, timestamp } from '../admin/admin-wire.ts';
 import { MASK_ID_PATTERN } from '../mask/mask.ts';
 import { encoderSpecSchema } from '../mask/mask-set.ts';
-import { checkedObject, type FieldTable, honoured, ignored, refused } from './fields.ts';
 
-/** A backend of these regions is asked last of all by requests from elsewhere; `*` is everywhere. */
+/** The region of a backend that serves everywhere. */
 export const ANYWHERE = '*';
 export const BACKENDS_MAX = 64;
 
-const backendId = z
-  .string()
-  .regex(/^[a-z0-9][a-z0-9-]{0,62}$/, 'expected lower-case letters, digits and dashes, at most 63');
 const backendUrl = z
   .url({ protocol: /^https?$/, error: 'expected an http or https address', abort: true })
   .max(500)
@@ -28,13 +25,13 @@ const region = z.string().regex(/^(\*|[A-Z0-9]{2,4})$/, 'expected a code such as
 const fields = {
   url: backendUrl,
   regions: z.array(region).min(1).max(64),
-  /** The share of masks that it takes beside others of its region. */
+  /** Its share of masks beside others of its region, relative to their weights. */
   weight: z.number().min(0.01).max(100),
   enabled: z.boolean(),
 };
 
 export const createBackendSchema = z.strictObject({
-  id: backendId,
+  id: slug,
   url: fields.url,
   regions: fields.regions.default([ANYWHERE]),
   weight: fields.weight.default(1),
@@ -53,7 +50,7 @@ const backendStateSchema = z.object({
   in_flight: z.int(),
   running: z.int().nullable(),
   waiting: z.int().nullable(),
-  reported_at: z.iso.datetime().nullable(),
+  reported_at: timestamp.nullable(),
   hot_masks: z.array(z.string()),
 });
 export type BackendState = z.infer<typeof backendStateSchema>;
@@ -64,9 +61,9 @@ export const backendSchema = z.object({
   regions: z.array(z.string()),
   weight: z.number(),
   enabled: z.boolean(),
-  /** Null for the one entry that `BACKEND_URL` stands for while the registry is empty. */
-  created_at: z.iso.datetime().nullable(),
-  updated_at: z.iso.datetime().nullable(),
+  /** Null for the entry that stands for `BACKEND_URL` while the registry is empty. */
+  created_at: timestamp.nullable(),
+  updated_at: timestamp.nullable(),
   state: backendStateSchema,
 });
 export type BackendEntry = z.infer<typeof backendSchema>;
@@ -100,41 +97,14 @@ export type Load = Pick<LoadReport, 'running' | 'waiting' | 'capacity'>;
 export const formatLoad = ({ running, waiting, capacity }: Load): string =>
   `running=${running};waiting=${waiting};capacity=${capacity}`;
 
-/** Undefined when the header is missing or none of ours. */
+/** Undefined when the header is missing or says something else. */
 export function parseLoad(header: string | null): Load | undefined {
   const match = /^running=(\d{1,6});waiting=(\d{1,6});capacity=(\d{1,6})$/.exec(header ?? '');
   if (match === null) return undefined;
   return { running: Number(match[1]), waiting: Number(match[2]), capacity: Number(match[3]) };
 }
 
-/* Embeddings on the wire: OpenAI's format, and which encoders a backend has (`GET /v1/encoders`). */
-
-/** As OpenAI bounds it. */
-const EMBEDDING_INPUTS_MAX = 2048;
-
-const text = z.string();
-/** OpenAI's fields and vLLM's, as `openai.ts` has those of completions. */
-export const EMBEDDING_FIELDS = {
-  model: honoured(z.string().min(1).max(300)),
-  input: honoured(
-    z.union(
-      [text, z.array(text).min(1).max(EMBEDDING_INPUTS_MAX)],
-      `expected a text, or a list of at most ${EMBEDDING_INPUTS_MAX}`,
-    ),
-  ),
-  encoding_format: honoured(z.enum(['float', 'base64']).nullish()),
-  /** Only the encoder's own number: its vectors are not made to be cut. */
-  dimensions: honoured(z.int().min(1).nullish()),
-  user: ignored(),
-  truncate_prompt_tokens: refused('texts are cut where the encoder ends, and nowhere else', -1),
-  add_special_tokens: refused('a text gets the special tokens that the encoder wants', true),
-  embed_dtype: refused('vectors are 32-bit floats', 'float32'),
-  normalize: refused('vectors have the length 1', true),
-  priority: ignored(0),
-  request_id: ignored(),
-} as const satisfies FieldTable;
-export const embeddingsRequest = checkedObject(EMBEDDING_FIELDS);
-
+/** One entry of a backend's `GET /v1/encoders`. */
 const encoderEntrySchema = z.looseObject({
   id: z.string().min(1).max(300),
   object: z.literal('maskroute.encoder'),

@@ -44,7 +44,7 @@ export type CheckedObject<Schema extends z.ZodType> = {
   collectIgnored(object: object, prefix: string, paths: Set<string>): void;
 };
 
-export type ObjectOptions<Table extends FieldTable> = {
+type ObjectOptions<Table extends FieldTable> = {
   /** The field that says what the object is: if it is wrong, others are not looked at. */
   readonly tag?: keyof Table & string;
   /** What fields say of each other, once each is right. */

@@ -1,7 +1,7 @@
 /**
  * The OpenAI wire format, as far as Maskroute speaks it: what becomes of every field of a request, at the edge and at the
- * backend, and the types of answers. A field that would change the answer and is not honoured is refused by name; one
- * that is ignored is named in the header `x-maskroute-ignored`; one that nobody knows is refused, as OpenAI does.
+ * backend, and the types of answers. A field that would change the answer and is not honoured is refused by name;
+ * an ignored field is named in the header `x-maskroute-ignored`; an unknown field is refused, as OpenAI does.
  */
 import { z } from 'zod';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN } from '../mask/mask.ts';
@@ -291,8 +291,36 @@ export type CompletionLogprobs = {
   text_offset: number[];
 };
 
-/* The answer of `POST /v1/route`: the whole routing decision and its timings, nothing generated. */
+/* Embeddings. */
 
+/** As OpenAI bounds it. */
+const EMBEDDING_INPUTS_MAX = 2048;
+
+/** OpenAI's fields and vLLM's. */
+export const EMBEDDING_FIELDS = {
+  model: honoured(z.string().min(1).max(300)),
+  input: honoured(
+    z.union(
+      [z.string(), z.array(z.string()).min(1).max(EMBEDDING_INPUTS_MAX)],
+      `expected a text, or a list of at most ${EMBEDDING_INPUTS_MAX}`,
+    ),
+  ),
+  encoding_format: honoured(z.enum(['float', 'base64']).nullish()),
+  /** Only the encoder's own number: its vectors are not made to be cut. */
+  dimensions: honoured(z.int().min(1).nullish()),
+  user: ignored(),
+  truncate_prompt_tokens: refused('texts are cut where the encoder ends, and nowhere else', -1),
+  add_special_tokens: refused('a text gets the special tokens that the encoder wants', true),
+  embed_dtype: refused('vectors are 32-bit floats', 'float32'),
+  normalize: refused('vectors have the length 1', true),
+  priority: ignored(0),
+  request_id: ignored(),
+} as const satisfies FieldTable;
+export const embeddingsRequest = checkedObject(EMBEDDING_FIELDS);
+
+/* Maskroute's own endpoints for clients. */
+
+/** The answer of `POST /v1/route`: the whole routing decision and its timings, nothing generated. */
 export const dryRunSchema = z.object({
   object: z.literal('maskroute.route'),
   request_id: z.string(),
@@ -313,3 +341,11 @@ export const dryRunSchema = z.object({
   timings_ms: z.object({ assign: z.number(), embed: z.number(), route: z.number() }),
 });
 export type DryRun = z.infer<typeof dryRunSchema>;
+
+/** The body of `POST /v1/feedback`. */
+export const feedbackSchema = z.strictObject({
+  /** The `id` of the completion, of the last six days. */
+  id: z.string().regex(/^[A-Za-z0-9_.:-]{1,200}$/),
+  rating: z.union([z.literal(1), z.literal(-1)]),
+  comment: z.string().max(2000).optional(),
+});

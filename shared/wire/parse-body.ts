@@ -150,7 +150,7 @@ function isFurther(path: readonly PropertyKey[], than: readonly PropertyKey[]): 
 }
 
 /** `messages[0].content`, as OpenAI writes it. */
-export function formatPath(path: readonly PropertyKey[]): string {
+function formatPath(path: readonly PropertyKey[]): string {
   const text = path.reduce<string>((before, key) => {
     if (typeof key === 'number') return `${before}[${key}]`;
     const name = cut(String(key), KEY_CHARS_MAX);

@@ -30,7 +30,7 @@ export const FALLBACK_REASONS = [
 export type FallbackReason = (typeof FALLBACK_REASONS)[number];
 
 /** Room for the edge's signature; never the client's own request id, which it may send twice. */
-export const COMPLETION_PATTERN = /^[A-Za-z0-9_.-]{1,100}$/;
+const COMPLETION_PATTERN = /^[A-Za-z0-9_.-]{1,100}$/;
 
 /** The edge's routing decision as it travels in the body and in the `x-maskroute-*` headers. */
 export const routeEchoSchema = z.looseObject({
@@ -116,7 +116,7 @@ export const maskRecordSchema = z.strictObject({
 export type MaskRecord = z.infer<typeof maskRecordSchema>;
 
 /** One entry of the backend's `GET /v1/models`, beyond OpenAI's fields. */
-export const modelEntrySchema = z.looseObject({
+const modelEntrySchema = z.looseObject({
   id: z.string(),
   object: z.literal('model'),
   created: z.int(),

@@ -2,8 +2,8 @@
  * The token that edge and backend sign for each other: `mrt1.<payload>.<signature>`, both base64url; the signature is
  * HMAC-SHA256 with the backend key over everything before the last dot. WebCrypto, so it runs on both sides.
  *
- * The backend key itself goes nowhere. A token is for one address, for a minute and for one purpose, so whoever catches
- * one can do little with it.
+ * The backend key itself goes nowhere. A token is for one address, one purpose and a minute, so a caught token is worth
+ * little.
  */
 import { z } from 'zod';
 import { MaskrouteError } from './errors.ts';
@@ -22,7 +22,7 @@ const claimsSchema = z.strictObject({
   nonce: z.string().min(8).max(64),
   /** Where the backend may fetch masks that it does not know, as the edge's operator configured it; empty: nowhere. */
   edge: z.string().max(500),
-  /** The address that it is for, a backend's or the edge's; who has another one refuses it. */
+  /** Whom it is for: a backend's address or the edge's. Everybody else refuses it. */
   audience: z.string().max(500).optional(),
   /**
    * `jobs`: for the edge's operator, who may have the backend learn. `masks`: a backend's, for the edge, which tells it
@@ -30,9 +30,9 @@ const claimsSchema = z.strictObject({
    */
   scope: z.enum(['jobs', 'masks']).optional(),
 });
-export type TokenClaims = z.infer<typeof claimsSchema>;
+type TokenClaims = z.infer<typeof claimsSchema>;
 
-/** What differs from token to token, but for its time and nonce. */
+/** What a token says beside its time and nonce. */
 export type TokenPurpose = Omit<TokenClaims, 'issuedAt_s' | 'expiresAt_s' | 'nonce'>;
 export type SignFor = (purpose: TokenPurpose) => Promise<string>;
 
@@ -41,7 +41,6 @@ export type TokenKey = Awaited<ReturnType<typeof crypto.subtle.importKey>>;
 
 const encoder = new TextEncoder();
 
-/** Import once and keep: importing costs more than signing. */
 export const importTokenKey = (backendKey: string): Promise<TokenKey> =>
   crypto.subtle.importKey('raw', encoder.encode(backendKey), { name: 'HMAC', hash: 'SHA-256' }, false, [
     'sign',
@@ -76,7 +75,7 @@ export async function signToken(key: TokenKey, claims: TokenClaims): Promise<str
 
 /**
  * @param verifier whose clock `now_s` is, for people.
- * @throws MaskrouteError `invalid_api_key` for a forged or malformed token or one that would live too long,
+ * @throws MaskrouteError `invalid_api_key` for a forged, malformed or too long-lived token,
  * `expired_token` outside its time by the verifier's clock.
  */
 export async function verifyToken(
@@ -115,7 +114,7 @@ const spelled = (address: string): string =>
 
 /** The two clocks are never mentioned to a client: the edge puts this into its log. */
 function requireTime({ issuedAt_s, expiresAt_s }: TokenClaims, now_s: number, verifier: string): void {
-  // Replays are remembered for a token's life, so nobody may sign one that lives longer.
+  // Replays are remembered for a token's life, so no token may live longer.
   if (expiresAt_s - issuedAt_s > TOKEN_LIFETIME_s) {
     throw new MaskrouteError('invalid_api_key', 'The service token is made to live too long.');
   }

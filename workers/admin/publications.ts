@@ -5,8 +5,8 @@ import {
   type PublicationInUse,
   publishSchema,
   rollbackSchema,
-} from '../../shared/admin/admin-wire.ts';
-import { shareAt } from '../../shared/mask/experiment-assignment.ts';
+} from '../../shared/admin/publication-wire.ts';
+import { shareAt } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { d1 } from '../db/d1.ts';

@@ -252,7 +252,7 @@ function lastWord(
   }
 }
 
-const hungUp = (): MaskrouteError => new MaskrouteError('cancelled', 'The client hung up.');
+export const hungUp = (): MaskrouteError => new MaskrouteError('cancelled', 'The client hung up.');
 
 type Ask<T> = (signal: AbortSignal) => Promise<T>;
 

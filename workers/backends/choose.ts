@@ -7,7 +7,7 @@
  * has its backend, but one that has a quarter more than the average of its region passes requests on.
  */
 
-import { stickyFraction } from '../../shared/mask/experiment-assignment.ts';
+import { stickyFraction } from '../../shared/mask/sticky.ts';
 import { ANYWHERE } from '../../shared/wire/backend-load.ts';
 import { LOCAL_REGION } from '../base/place.ts';
 

@@ -3,7 +3,7 @@
  * Whoever stands before the worker says so, and anybody can write the same into a request. So nothing is believed unless
  * the operator says who stands there (`TRUSTED_FRONT`): on one machine nobody does.
  */
-import type { Place } from '../../shared/mask/experiment-assignment.ts';
+import type { Place } from '../../shared/mask/sticky.ts';
 
 /** `cloudflare` replaces what clients send as `cf-connecting-ip`, and fills `request.cf`. */
 export const FRONTS = ['none', 'cloudflare'] as const;

@@ -84,6 +84,12 @@ export async function admin<T extends z.ZodType>(
   );
 }
 
+/** For a question whose answer may be that there is nothing: `.catch(noneIfNotFound)`. */
+export function noneIfNotFound(error: unknown): null {
+  if (error instanceof ApiError && error.status === 404) return null;
+  throw error;
+}
+
 export const sessionEnds = (listener: () => void): void => {
   onSessionEnd = listener;
 };

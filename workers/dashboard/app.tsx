@@ -8,8 +8,35 @@ import { Failure } from './components/notice.tsx';
 import { Layout } from './frame.tsx';
 import { useAttempt } from './hooks.ts';
 
-/* The login: an admin key for a session. The key is sent once and kept nowhere. */
+type Gate =
+  | { readonly state: 'asking' }
+  | { readonly state: 'out'; readonly notice?: string }
+  | { readonly state: 'in'; readonly session: Session };
 
+export function App() {
+  const [gate, setGate] = useState<Gate>({ state: 'asking' });
+  useEffect(() => {
+    sessionEnds(() => setGate({ state: 'out', notice: 'The session has ended. Log in again.' }));
+    resume().then(
+      (session) => setGate(session === undefined ? { state: 'out' } : { state: 'in', session }),
+      (error: Error) => setGate({ state: 'out', notice: error.message }),
+    );
+  }, []);
+  switch (gate.state) {
+    case 'asking':
+      return <main class="container" aria-busy="true" />;
+    case 'out':
+      return <Login notice={gate.notice} onSession={(session) => setGate({ state: 'in', session })} />;
+    case 'in':
+      return (
+        <Router base="/dashboard">
+          <Layout session={gate.session} onLogOut={(notice) => setGate({ state: 'out', notice })} />
+        </Router>
+      );
+  }
+}
+
+/** An admin key for a session. The key is sent once and kept nowhere. */
 function Login(props: {
   readonly notice: string | undefined;
   readonly onSession: (session: Session) => void;
@@ -40,32 +67,4 @@ function Login(props: {
       </article>
     </main>
   );
-}
-
-type Gate =
-  | { readonly state: 'asking' }
-  | { readonly state: 'out'; readonly notice?: string }
-  | { readonly state: 'in'; readonly session: Session };
-
-export function App() {
-  const [gate, setGate] = useState<Gate>({ state: 'asking' });
-  useEffect(() => {
-    sessionEnds(() => setGate({ state: 'out', notice: 'The session has ended. Log in again.' }));
-    resume().then(
-      (session) => setGate(session === undefined ? { state: 'out' } : { state: 'in', session }),
-      (error: Error) => setGate({ state: 'out', notice: error.message }),
-    );
-  }, []);
-  switch (gate.state) {
-    case 'asking':
-      return <main class="container" aria-busy="true" />;
-    case 'out':
-      return <Login notice={gate.notice} onSession={(session) => setGate({ state: 'in', session })} />;
-    case 'in':
-      return (
-        <Router base="/dashboard">
-          <Layout session={gate.session} onLogOut={(notice) => setGate({ state: 'out', notice })} />
-        </Router>
-      );
-  }
 }

@@ -1,9 +1,10 @@
-/** The frame around every page: who is logged in, which tenant is looked at, where one can go. */
+/** The frame around every page: the menu, who is logged in, and which tenant is in view. */
 import type { ComponentType } from 'preact';
 import { useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { Link, Route, Switch, useLocation } from 'wouter-preact';
 import { listSchema, type Session, tenantSchema } from '../../shared/admin/admin-wire.ts';
 import { ApiError, admin, logOut } from './api.ts';
+import { Choice } from './components/controls.tsx';
 import { Confirm } from './components/dialog.tsx';
 import { LiveMasks } from './components/mask-heat-map.tsx';
 import { ScopeContext, useLoad } from './hooks.ts';
@@ -71,7 +72,7 @@ export function Layout({
   );
 }
 
-/** A session whose end could not be written down may go on in a copy, and the person hears of that. */
+/** A copy of a session whose end was not written down may go on: the person hears of that. */
 const NOT_ENDED =
   'You are logged out here. The edge could not end the session, so a copy of it may work for up to eight hours: log in and log out everywhere.';
 
@@ -130,8 +131,8 @@ function Navigation({ isGlobal }: { readonly isGlobal: boolean }) {
 }
 
 /**
- * The heading takes the focus when the page changes, so that a screen reader says where one is; before it is painted, so
- * that nobody meets the new heading with the old title and focus.
+ * The heading takes the focus when the page changes, so that a screen reader says which page it is. That happens before
+ * the heading is painted, so that nobody meets it with the old title and focus.
  */
 function Content() {
   const [location] = useLocation();
@@ -186,22 +187,15 @@ function TenantPicker(props: { readonly tenant: string; readonly onPick: (tenant
 function ThemePicker() {
   const [theme, setTheme] = useState(storedTheme());
   return (
-    <label class="inline">
-      Theme
-      <select
-        value={theme}
-        onChange={(event) => {
-          const picked = THEMES.find((name) => name === event.currentTarget.value) ?? 'auto';
-          applyTheme(picked);
-          setTheme(picked);
-        }}
-      >
-        {THEMES.map((name) => (
-          <option key={name} value={name}>
-            {name}
-          </option>
-        ))}
-      </select>
-    </label>
+    <Choice
+      class="inline"
+      title="Theme"
+      value={theme}
+      options={THEMES.map((name) => [name, name])}
+      onPick={(picked) => {
+        applyTheme(picked);
+        setTheme(picked);
+      }}
+    />
   );
 }

@@ -1,21 +1,21 @@
-/** Loading for a component: again when what it depends on changes, on demand, or every so often. */
+/** What the components of every page share: loading, acting, and what is in view. */
 
 import { createContext } from 'preact';
 import { useCallback, useContext, useEffect, useState } from 'preact/hooks';
-import {
-  type PublicationInUse,
-  publicationInUseSchema,
-  type Session,
-} from '../../shared/admin/admin-wire.ts';
+import type { Session } from '../../shared/admin/admin-wire.ts';
+import { type PublicationInUse, publicationInUseSchema } from '../../shared/admin/publication-wire.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
-import { ApiError, admin, query } from './api.ts';
+import { admin, noneIfNotFound, query } from './api.ts';
 
 export type Load<T> =
   | { readonly state: 'loading' }
   | { readonly state: 'failed'; readonly error: Error }
   | { readonly state: 'ready'; readonly data: T };
 
-/** While it loads again, the last data stays: a page that refreshes does not flicker. */
+/**
+ * Loads when what it depends on changes, on demand, and every so often. While it loads again, the last data stays: a page
+ * that refreshes does not flicker.
+ */
 export function useLoad<T>(
   load: (signal: AbortSignal) => Promise<T>,
   dependencies: readonly unknown[],
@@ -105,10 +105,6 @@ export async function publicationInUse(
   tenant: string,
   signal: AbortSignal,
 ): Promise<PublicationInUse | null> {
-  try {
-    return await admin(publicationInUseSchema, `/publications/in-use${query({ tenant })}`, { signal });
-  } catch (error) {
-    if (error instanceof ApiError && error.status === 404) return null;
-    throw error;
-  }
+  const path = `/publications/in-use${query({ tenant })}`;
+  return await admin(publicationInUseSchema, path, { signal }).catch(noneIfNotFound);
 }

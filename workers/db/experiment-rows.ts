@@ -9,7 +9,7 @@ import {
   type ExperimentDefinition,
   experimentDefinitionSchema,
 } from '../../shared/admin/experiment-wire.ts';
-import type { Scope } from '../../shared/mask/experiment-assignment.ts';
+import type { Scope } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type Database, isDuplicate, isoTime, isoTimeOrNull, type Page, pastCursor, toPage } from './d1.ts';
 import type { ExperimentKey } from './outcomes.ts';

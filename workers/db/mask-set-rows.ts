@@ -1,6 +1,7 @@
 /** Mask sets and masks in D1: immutable, so every write is an insert that may find its row already there. */
 import { and, desc, eq, inArray, sql } from 'drizzle-orm';
-import { DEFAULT_TENANT, type MaskSetSummary, type PageQuery } from '../../shared/admin/admin-wire.ts';
+import { DEFAULT_TENANT, type PageQuery } from '../../shared/admin/admin-wire.ts';
+import type { MaskSetSummary } from '../../shared/admin/publication-wire.ts';
 import type { EvaluatedRow } from '../../shared/admin/stats-wire.ts';
 import { maskFromBits, sparsity } from '../../shared/mask/mask.ts';
 import { canonicalJson, type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';

@@ -7,8 +7,9 @@
  */
 import { and, desc, eq, sql } from 'drizzle-orm';
 import { alias } from 'drizzle-orm/sqlite-core';
-import type { AutoRollback, PageQuery, Publication } from '../../shared/admin/admin-wire.ts';
-import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/mask/experiment-assignment.ts';
+import type { PageQuery } from '../../shared/admin/admin-wire.ts';
+import type { AutoRollback, Publication } from '../../shared/admin/publication-wire.ts';
+import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/mask/sticky.ts';
 import { type Database, isoTime, type Page, pastCursor, toPage } from './d1.ts';
 import { live, publications } from './schema.ts';
 

@@ -3,10 +3,11 @@
  * query files here. Times are milliseconds since the epoch. An empty owner or tenant is the default one.
  */
 import { index, integer, primaryKey, real, sqliteTable, text } from 'drizzle-orm/sqlite-core';
-import { API_KEY_KINDS, type AutoRollback } from '../../shared/admin/admin-wire.ts';
+import { API_KEY_KINDS } from '../../shared/admin/admin-wire.ts';
 import { LATENCY_MEASURES } from '../../shared/admin/experiment-wire.ts';
+import type { AutoRollback } from '../../shared/admin/publication-wire.ts';
 import { ROUTING_POLICIES } from '../../shared/embedding/route-text.ts';
-import type { RolloutStep } from '../../shared/mask/experiment-assignment.ts';
+import type { RolloutStep } from '../../shared/mask/sticky.ts';
 
 export const tenants = sqliteTable('tenants', {
   id: text('id').primaryKey(),

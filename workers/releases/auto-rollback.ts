@@ -2,7 +2,7 @@
  * Takes a version back that does worse than its publisher said it may. After each batch of events about a version, the
  * last requests that its masks answered are judged.
  */
-import { AUTO_ROLLBACK, type AutoRollback } from '../../shared/admin/admin-wire.ts';
+import { AUTO_ROLLBACK, type AutoRollback } from '../../shared/admin/publication-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { log, reasonOf } from '../base/log.ts';
 import type { Hold } from '../base/waiting.ts';

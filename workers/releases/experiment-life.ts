@@ -1,7 +1,7 @@
 /** The life of an experiment: a draft is checked when it starts, and refused if it overlaps another. */
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import { DENSE_VARIANT } from '../../shared/admin/experiment-wire.ts';
-import { overlap } from '../../shared/mask/experiment-assignment.ts';
+import { overlap } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { Hold } from '../base/waiting.ts';
 import { d1 } from '../db/d1.ts';

@@ -2,14 +2,10 @@
  * Making a mask set live, and taking it back. Checked first against what the set means something for (the
  * edge's encoder, the backend's model), then flipped in one batch that only one of two publishers wins.
  */
-import {
-  type AutoRollback,
-  DEFAULT_TENANT,
-  type MaskSetSummary,
-  type Publication,
-} from '../../shared/admin/admin-wire.ts';
-import type { RolloutStep } from '../../shared/mask/experiment-assignment.ts';
+import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
+import type { AutoRollback, MaskSetSummary, Publication } from '../../shared/admin/publication-wire.ts';
 import { type EncoderSpec, sameEncoder } from '../../shared/mask/mask-set.ts';
+import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ModelEntry } from '../../shared/wire/protocol.ts';
 import type { Models } from '../backends/served-models.ts';

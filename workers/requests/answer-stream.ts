@@ -13,6 +13,7 @@
 import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
 import type { Rest } from '../backends/attempt.ts';
+import { hungUp } from '../backends/call-backend.ts';
 import { log, reasonOf } from '../base/log.ts';
 import { createWait, type Wait } from '../base/waiting.ts';
 import { type Heard, hearWhole, join, Tail } from './answer-figures.ts';
@@ -276,7 +277,6 @@ function endOf(how: How, { lateError }: Heard, status: number): Pick<Outcome, 's
 }
 
 export const CLIENT_LEFT = ERROR_CODES.cancelled[0];
-export const hungUp = () => new MaskrouteError('cancelled', 'The client hung up.');
 
 /** Refusals of a backend that had begun, or may have: it knows what that cost. */
 const AFTER_WORK: readonly string[] = [

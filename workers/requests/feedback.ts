@@ -1,7 +1,7 @@
 /** What a caller thinks of a completion: once a caller and completion. */
 import { Hono } from 'hono';
-import { feedbackSchema } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { feedbackSchema } from '../../shared/wire/openai.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { ageOf_ms } from '../counting/completion-ids.ts';
 import { d1 } from '../db/d1.ts';

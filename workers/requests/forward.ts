@@ -2,10 +2,10 @@
 
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import type { Rest } from '../backends/attempt.ts';
+import { hungUp } from '../backends/call-backend.ts';
 import { denseDecision, type Routed, routeEcho } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
 import type { Account } from './admission.ts';
-import { hungUp } from './answer-stream.ts';
 
 /** How far a request got with the backends: `ask` writes it as it goes, since a request may end at any moment. */
 export type Progress = {

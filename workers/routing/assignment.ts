@@ -14,7 +14,7 @@ import {
   type StickyKind,
   type StickySource,
   stickyKey,
-} from '../../shared/mask/experiment-assignment.ts';
+} from '../../shared/mask/sticky.ts';
 import { log, reasonOf } from '../base/log.ts';
 import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import type { Hold } from '../base/waiting.ts';

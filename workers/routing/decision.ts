@@ -2,7 +2,6 @@
 
 import { chatRouteText, completionRouteText } from '../../shared/embedding/route-text.ts';
 import { nearestAllowed, nearestCentroid } from '../../shared/mask/centroids.ts';
-import { type Place, stickyKey } from '../../shared/mask/experiment-assignment.ts';
 import {
   DENSE_MASK_ID,
   type MaskId,
@@ -14,6 +13,7 @@ import {
   withSurrogates,
 } from '../../shared/mask/mask.ts';
 import { type EncoderSpec, sameEncoder } from '../../shared/mask/mask-set.ts';
+import { type Place, stickyKey } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ChatRequest, CompletionRequest, MaskField } from '../../shared/wire/openai.ts';
 import {

@@ -5,16 +5,15 @@
 import { LRUCache } from 'lru-cache';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import { type Centroids, packCentroids } from '../../shared/mask/centroids.ts';
-import { completesAt_ms, type Rollout, seesNew, shareAt } from '../../shared/mask/experiment-assignment.ts';
+import type { MaskId, SurrogatesId } from '../../shared/mask/mask.ts';
 import {
   clusterSparsity,
   type EncoderSpec,
   heldOutAgreement,
-  type MaskId,
   type MaskSet,
   maskSetSchema,
-  type SurrogatesId,
 } from '../../shared/mask/mask-set.ts';
+import { completesAt_ms, type Rollout, seesNew, shareAt } from '../../shared/mask/sticky.ts';
 import { log, reasonOf } from '../base/log.ts';
 import { createRoom, type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import type { Hold } from '../base/waiting.ts';

@@ -4,7 +4,7 @@
  * gives the final ones (as model2vec's later models do).
  */
 import { EMBED_CHARS_MAX, normalise } from '../../../shared/embedding/encoder.ts';
-import { encodeStaticTable } from '../../../shared/embedding/static-table.ts';
+import { encodeStaticTable } from '../../../shared/embedding/static-encoder.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
 import type { SentenceEncoder } from '../../encoder/sentence-encoder.ts';
 import { writeWhole } from '../../files.ts';

@@ -1,9 +1,11 @@
 /** Encoders by the name that `--encoder` takes. Files are fetched and read here; everything below works on them. */
-import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
-import { loadStaticEncoder, STATIC_ENCODER_ID } from '../../../shared/embedding/static-encoder.ts';
-import { verifyStaticTable } from '../../../shared/embedding/static-table.ts';
+import {
+  loadStaticEncoder,
+  STATIC_ENCODER_ID,
+  verifyStaticTable,
+} from '../../../shared/embedding/static-encoder.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { EncoderOptions } from '../../encoder/full-encoder.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
@@ -16,11 +18,6 @@ export const STATIC_TABLE_PATH = fileURLToPath(
 );
 /** Thirty times the table that ships. */
 const TABLE_BYTES_MAX = 256 * 1024 * 1024;
-const KERNEL_PATH = fileURLToPath(new URL('../../../shared/embedding/weighted-sum.wasm', import.meta.url));
-
-/** What every table is read with here: the edge has the runtime compile the same file. */
-export const staticKernel = async (): Promise<WebAssembly.Module> =>
-  await WebAssembly.compile(await readFile(KERNEL_PATH));
 
 export type OpenEncoder = { readonly encoder: Encoder; close(): Promise<void> };
 
@@ -45,5 +42,5 @@ async function openStatic(path: string): Promise<OpenEncoder> {
     throw invalidEncoder(`${path} cannot be read`, cause);
   }
   verifyStaticTable(bytes);
-  return { encoder: loadStaticEncoder(bytes, await staticKernel()), close: async () => {} };
+  return { encoder: loadStaticEncoder(bytes), close: async () => {} };
 }

@@ -9,8 +9,9 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
-import type { CreatedKey, MaskSetSummary } from '../../../shared/admin/admin-wire.ts';
+import type { CreatedKey } from '../../../shared/admin/admin-wire.ts';
 import { isFinished, type Job, jobSchema, type UploadedData } from '../../../shared/admin/job-wire.ts';
+import type { MaskSetSummary } from '../../../shared/admin/publication-wire.ts';
 import { BACKEND_KEY, eventually, parseSse, serveModel, type TestServer } from '../api/harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from '../api/scripted-engine.ts';
 

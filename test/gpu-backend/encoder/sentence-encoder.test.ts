@@ -36,6 +36,12 @@ describe('all-MiniLM-L6-v2', () => {
     expect(encoder.wordPiece.tokenIds(text)).toEqual(ids);
   });
 
+  it('reads control tokens that somebody wrote as text, where the original takes them for its own', () => {
+    const pieces = ['[', 'cl', '##s', ']', '[', 'sep', ']', '[', 'mask', ']', '[', 'un', '##k', ']'];
+    const ids = pieces.map((piece) => encoder.vocabulary.indexOf(piece));
+    expect(encoder.wordPiece.tokenIds('[CLS] [SEP] [MASK] [UNK]')).toEqual(ids);
+  });
+
   it('gives the zero vector for nothing, and stops when it is called off', async () => {
     const [empty] = await encoder.embed([' \n']);
     expect(empty!.every((value) => value === 0)).toBe(true);

@@ -2,7 +2,7 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
-import { STATIC_TABLE_PATH, staticKernel } from '../../../gpu-backend/learning/data/encoders.ts';
+import { STATIC_TABLE_PATH } from '../../../gpu-backend/learning/data/encoders.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../gpu-backend/model/sources/default-model.ts';
 import { sha256OfFiles } from '../../../gpu-backend/model/store.ts';
 import { surrogatesIdOf } from '../../../gpu-backend/model/surrogates.ts';
@@ -14,7 +14,7 @@ import { clusterSparsity, maskSetSchema, maskSetVersion } from '../../../shared/
 const folder = new URL(`../../../gpu-backend/presets/${DEFAULT_MODEL}/`, import.meta.url);
 const json = async (name: string) => JSON.parse(await readFile(new URL(name, folder), 'utf8'));
 const table = fileURLToPath(new URL('surrogates.safetensors', folder));
-const encoder = loadStaticEncoder(await readFile(STATIC_TABLE_PATH), await staticKernel());
+const encoder = loadStaticEncoder(await readFile(STATIC_TABLE_PATH));
 
 const readSet = async (name: string) => maskSetSchema.parse(await json(name));
 const set = await readSet('mask-set.json');

@@ -8,7 +8,6 @@ import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { ensurePreset, storePreset } from '../../../gpu-backend/dev/seed.ts';
-import { staticKernel } from '../../../gpu-backend/learning/data/encoders.ts';
 import { evaluationSchema } from '../../../gpu-backend/learning/evaluation/result.ts';
 import {
   type AdminClient,
@@ -24,7 +23,8 @@ import {
   rollBack,
   storeMaskSet,
 } from '../../../gpu-backend/publication/publish.ts';
-import { listSchema, maskSetSummarySchema, publicationSchema } from '../../../shared/admin/admin-wire.ts';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { maskSetSummarySchema, publicationSchema } from '../../../shared/admin/publication-wire.ts';
 import { evaluatedRowSchema } from '../../../shared/admin/stats-wire.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
@@ -33,7 +33,7 @@ import { madeUpEvaluation } from '../../support/evaluation.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
 const MODEL = { name: 'tiny', hash: 'ab'.repeat(32) as ModelHash, blockCount: 8 };
-const { spec } = loadStaticEncoder(readFileSync('workers/assets/encoder/static.bin'), await staticKernel());
+const { spec } = loadStaticEncoder(readFileSync('workers/assets/encoder/static.bin'));
 
 /** A valid set with one cluster that skips one attention block. */
 function maskSet(name: string, skippedLayer = 0): MaskSet {

@@ -1,7 +1,7 @@
 /** Plain ASCII takes a short way past the library; its ids must be the library's. */
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { parseStaticTable } from '../../../shared/embedding/static-table.ts';
+import { parseStaticTable } from '../../../shared/embedding/static-encoder.ts';
 import { loadWordPiece } from '../../../shared/embedding/wordpiece.ts';
 
 const { vocabulary } = parseStaticTable(readFileSync('workers/assets/encoder/static.bin'));
@@ -30,7 +30,7 @@ describe('the ids of plain ASCII', () => {
     'x'.repeat(100),
     'x'.repeat(101),
     `${'un'.repeat(60)} and more`,
-    '[CLS] is a special token and ] is none',
+    '[CLS] is text and ] is too',
     'a\u0000b\u007fc\u0001d',
     // Its small letter is ASCII.
     'at 300 \u212a it melts',
@@ -53,6 +53,16 @@ describe('the ids of plain ASCII', () => {
       expect(tokenIds(text), JSON.stringify(text)).toEqual(libraryIds(text));
     }
   });
+
+  it.each(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'])(
+    'read a %s that somebody wrote as text',
+    (token) => {
+      const [open, close] = ['[', ']'].map((mark) => vocabulary.indexOf(mark));
+      const letters = tokenIds(token.slice(1, -1));
+      expect(tokenIds(token)).toEqual([open, ...letters, close]);
+      expect(tokenIds(`${token} é`).slice(0, -1)).toEqual([open, ...letters, close]);
+    },
+  );
 
   it('know an unknown word', () => {
     expect(tokenIds('x'.repeat(101))).toEqual([unkTokenId]);

@@ -4,7 +4,6 @@ import fc from 'fast-check';
 import { parseSync } from 'oxc-parser';
 import { describe, expect, it } from 'vitest';
 import { z } from 'zod';
-import { EMBEDDING_FIELDS } from '../../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import {
   checkedObject,
@@ -19,13 +18,14 @@ import {
   COMPLETION_FIELDS,
   chatRequest,
   completionRequest,
+  EMBEDDING_FIELDS,
   MESSAGE_FIELDS,
 } from '../../../shared/wire/openai.ts';
 import { parse } from '../../../shared/wire/parse-body.ts';
 
 /** Names of an interface's members, from the types of the official client. */
 async function membersOf(file: string, ...interfaces: string[]): Promise<string[]> {
-  const path = new URL(`../../node_modules/openai/resources/${file}.d.ts`, import.meta.url);
+  const path = new URL(`../../../node_modules/openai/resources/${file}.d.ts`, import.meta.url);
   const { program } = parseSync(file, await readFile(path, 'utf8'), { lang: 'dts' });
   const found = interfaces.map((name) => {
     for (const statement of program.body) {

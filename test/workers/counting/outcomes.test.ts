@@ -2,8 +2,8 @@
 import { createExecutionContext, createMessageBatch, getQueueResult } from 'cloudflare:test';
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import type { LivePublication, Publication } from '../../../shared/admin/admin-wire.ts';
 import { type ExperimentResults, experimentResultsSchema } from '../../../shared/admin/experiment-wire.ts';
+import type { LivePublication, Publication } from '../../../shared/admin/publication-wire.ts';
 import type { EdgeEvent, RequestEvent } from '../../../shared/admin/request-event.ts';
 import { type Stats, statsSchema } from '../../../shared/admin/stats-wire.ts';
 import { openDatabase } from '../../../workers/db/d1.ts';

@@ -5,7 +5,7 @@ import type {
   MaskSetSummary,
   Publication,
   PublicationInUse,
-} from '../../../shared/admin/admin-wire.ts';
+} from '../../../shared/admin/publication-wire.ts';
 import {
   type ModelHash,
   maskFromBits,

@@ -1,6 +1,6 @@
 /** Versions that go live later, step by step, or not at all. */
 import { describe, expect, it, vi } from 'vitest';
-import type { LivePublication, Publication } from '../../../shared/admin/admin-wire.ts';
+import type { LivePublication, Publication } from '../../../shared/admin/publication-wire.ts';
 import {
   activate,
   admin,

@@ -5,7 +5,7 @@
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
-import { encodeStaticTable } from '../../../shared/embedding/static-table.ts';
+import { encodeStaticTable } from '../../../shared/embedding/static-encoder.ts';
 import { sender } from '../../../workers/backends/attempt.ts';
 import { BackendPool } from '../../../workers/backends/pool.ts';
 import { openDatabase } from '../../../workers/db/d1.ts';

@@ -2,7 +2,8 @@
 import { createExecutionContext } from 'cloudflare:test';
 import { env, exports } from 'cloudflare:workers';
 import { expect } from 'vitest';
-import type { CreatedKey, MaskSetSummary, Publication } from '../../../shared/admin/admin-wire.ts';
+import type { CreatedKey } from '../../../shared/admin/admin-wire.ts';
+import type { MaskSetSummary, Publication } from '../../../shared/admin/publication-wire.ts';
 import {
   type ModelHash,
   maskBits,

@@ -1,4 +1,4 @@
-/** A modal dialog that asks before something is changed; the browser keeps the focus inside. */
+/** Modal dialogs that ask before something is changed; the browser keeps the focus inside. */
 import type { ComponentChildren } from 'preact';
 import { useEffect, useId, useRef } from 'preact/hooks';
 import { useAttempt } from '../hooks.ts';
@@ -38,29 +38,19 @@ export function Confirm(props: {
       await props.act();
       props.onClose();
     });
+  const button = (
+    <button type="button" onClick={agree} aria-busy={busy} disabled={busy}>
+      {props.action}
+    </button>
+  );
   return (
-    <Dialog
-      title={props.title}
-      onClose={props.onClose}
-      footer={
-        <>
-          <button type="button" class="secondary" onClick={props.onClose}>
-            Cancel
-          </button>
-          <button type="button" onClick={agree} aria-busy={busy} disabled={busy}>
-            {props.action}
-          </button>
-        </>
-      }
-    >
+    <Question title={props.title} onClose={props.onClose} button={button} error={error}>
       {props.children}
-      {error !== undefined && <Failure error={error} />}
-    </Dialog>
+    </Question>
   );
 }
 
-/* A form in a dialog: sent when it is complete, open with the reason when the edge refuses it. */
-
+/** A form in a dialog: sent when it is complete, open with the reason when the edge refuses it. */
 export function FormDialog(props: {
   readonly title: string;
   readonly action: string;
@@ -77,25 +67,40 @@ export function FormDialog(props: {
     for (const [name, value] of [...form]) if (value === '') form.delete(name);
     return attempt(() => props.onSubmit(form));
   };
+  const button = (
+    <button type="submit" form={formId} aria-busy={busy} disabled={busy}>
+      {props.action}
+    </button>
+  );
   return (
-    <Dialog
-      title={props.title}
-      onClose={props.onClose}
-      footer={
-        <>
-          <button type="button" class="secondary" onClick={props.onClose}>
-            Cancel
-          </button>
-          <button type="submit" form={formId} aria-busy={busy} disabled={busy}>
-            {props.action}
-          </button>
-        </>
-      }
-    >
+    <Question title={props.title} onClose={props.onClose} button={button} error={error}>
       <form id={formId} onSubmit={submit}>
         {props.children}
       </form>
-      {error !== undefined && <Failure error={error} />}
+    </Question>
+  );
+}
+
+function Question(props: {
+  readonly title: string;
+  readonly onClose: () => void;
+  /** What goes on; the other one cancels. */
+  readonly button: ComponentChildren;
+  readonly error: Error | undefined;
+  readonly children: ComponentChildren;
+}) {
+  const footer = (
+    <>
+      <button type="button" class="secondary" onClick={props.onClose}>
+        Cancel
+      </button>
+      {props.button}
+    </>
+  );
+  return (
+    <Dialog title={props.title} onClose={props.onClose} footer={footer}>
+      {props.children}
+      {props.error !== undefined && <Failure error={props.error} />}
     </Dialog>
   );
 }

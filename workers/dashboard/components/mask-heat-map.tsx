@@ -1,13 +1,58 @@
 /**
- * Masks as a picture that is a table: a column a layer, two rows a cluster (attention and FFN). The last two rows say
- * which share of the calibration set skips the block.
+ * The live mask set, and its masks as a picture that is a table: a column a layer, two rows a cluster (attention and
+ * FFN). The last two rows say which share of the calibration set skips the block.
  */
+import type { ComponentChildren } from 'preact';
 import { maskFromBits } from '../../../shared/mask/mask.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import { type LiveSet, useLiveSet, useScope } from '../hooks.ts';
 import { percent, tenantName, when } from '../look.ts';
 import { Empty, Loaded, Notice } from './notice.tsx';
 import { type FactList, Facts, Scroll } from './table.tsx';
+
+export const LiveMasks = () => <WithLiveSet>{({ set }) => <MaskHeatMap set={set} />}</WithLiveSet>;
+
+/** What a page shows of the live mask set, below the set's own figures; or that there is none. */
+export function WithLiveSet({ children }: { readonly children: (live: LiveSet) => ComponentChildren }) {
+  const live = useLiveSet();
+  return (
+    <Loaded load={live}>
+      {(found) =>
+        found === null ? (
+          <Empty>No mask set is live: every request runs dense.</Empty>
+        ) : (
+          <>
+            <SetSummary {...found} />
+            {children(found)}
+          </>
+        )
+      }
+    </Loaded>
+  );
+}
+
+function SetSummary({ publication, set }: LiveSet) {
+  const { tenant } = useScope();
+  const facts: FactList = [
+    ['Mask set', set.name],
+    ['Version', publication.version],
+    ['Model', set.model.name],
+    ['Encoder', `${set.encoder.id} (${set.encoder.dimensions} dimensions)`],
+    ['Blocks out', `${percent(set.reachedSparsity)} (target ${percent(set.targetSparsity)})`],
+    ['Surrogates', set.surrogate ? 'stand in for skipped blocks' : 'none: skipped blocks leave a hole'],
+    ['Live since', when(publication.activate_at)],
+  ];
+  return (
+    <>
+      {publication.tenant !== tenant && (
+        <Notice kind="info">
+          {tenantName(tenant)} has no mask set of its own: its requests use the default one, which this is.
+        </Notice>
+      )}
+      <Facts facts={facts} />
+    </>
+  );
+}
 
 const KINDS = ['attention', 'FFN'] as const;
 const HEAT_STEPS = 10;
@@ -97,50 +142,3 @@ function heatRows(set: MaskSet): HeatRow[] {
 
 const mean = (values: readonly number[]): number =>
   values.reduce((sum, value) => sum + value, 0) / (values.length || 1);
-
-/* What a mask set is, in one line of figures; and what it means that there is none. */
-
-export function SetSummary({ publication, set }: LiveSet) {
-  const { tenant } = useScope();
-  const facts: FactList = [
-    ['Mask set', set.name],
-    ['Version', publication.version],
-    ['Model', set.model.name],
-    ['Encoder', `${set.encoder.id} (${set.encoder.dimensions} dimensions)`],
-    ['Blocks out', `${percent(set.reachedSparsity)} (target ${percent(set.targetSparsity)})`],
-    ['Surrogates', set.surrogate ? 'stand in for skipped blocks' : 'none: skipped blocks leave a hole'],
-    ['Live since', when(publication.activate_at)],
-  ];
-  return (
-    <>
-      {publication.tenant !== tenant && (
-        <Notice kind="info">
-          {tenantName(tenant)} has no mask set of its own: its requests use the default one, which this is.
-        </Notice>
-      )}
-      <Facts facts={facts} />
-    </>
-  );
-}
-
-export const NothingLive = () => <Empty>No mask set is live: every request runs dense.</Empty>;
-
-/* The live mask set as a heat map. */
-
-export function LiveMasks() {
-  const live = useLiveSet();
-  return (
-    <Loaded load={live}>
-      {(found) =>
-        found === null ? (
-          <NothingLive />
-        ) : (
-          <>
-            <SetSummary {...found} />
-            <MaskHeatMap set={found.set} />
-          </>
-        )
-      }
-    </Loaded>
-  );
-}

@@ -1,25 +1,8 @@
-/** A table with a caption: the readable side of every chart. It scrolls by itself, by keyboard too. */
+/** A table with a caption: the readable side of every chart. */
 import type { ComponentChildren } from 'preact';
 import type { Figures } from '../../../shared/admin/experiment-wire.ts';
 import { number, percent } from '../look.ts';
 import { Empty } from './notice.tsx';
-
-/* A wide thing that scrolls by itself, with the arrow keys too, which is why it can be focused. */
-
-export function Scroll({
-  label,
-  children,
-}: {
-  readonly label: string;
-  readonly children: ComponentChildren;
-}) {
-  return (
-    // biome-ignore lint/a11y/noNoninteractiveTabindex: without the focus, only a mouse could scroll it
-    <section class="scroll" aria-label={label} tabIndex={0}>
-      {children}
-    </section>
-  );
-}
 
 type Column<Row> = {
   readonly title: string;
@@ -66,6 +49,22 @@ export function Table<Row>(props: {
   );
 }
 
+/** A wide thing that scrolls by itself, with the arrow keys too, which is why it takes the focus. */
+export function Scroll({
+  label,
+  children,
+}: {
+  readonly label: string;
+  readonly children: ComponentChildren;
+}) {
+  return (
+    // biome-ignore lint/a11y/noNoninteractiveTabindex: without the focus, only a mouse could scroll it
+    <section class="scroll" aria-label={label} tabIndex={0}>
+      {children}
+    </section>
+  );
+}
+
 /** What is known of one thing: names and values. */
 export type FactList = readonly (readonly [name: string, value: string])[];
 
@@ -82,28 +81,26 @@ export const Facts = ({ facts }: { readonly facts: FactList }) => (
 
 /* The columns of what was counted of requests, wherever they are shown. */
 
-const share = (value: number | null): string => (value === null ? '–' : percent(value));
 /** p50 / p95 / p99. */
 export const quantiles = (values: Figures['ttft_quantiles_ms'], digits: number): string =>
   values === null ? '–' : [values.p50, values.p95, values.p99].map((ms) => number(ms, digits)).join(' / ');
-const mean = (value: number | null, digits: number): string => (value === null ? '–' : number(value, digits));
 
 export const FIGURE_COLUMNS: readonly Column<{ readonly figures: Figures }>[] = [
   { title: 'Requests', cell: ({ figures }) => number(figures.requests), isNumber: true },
-  { title: 'Errors', cell: ({ figures }) => share(figures.error_rate), isNumber: true },
-  { title: 'First token, ms', cell: ({ figures }) => mean(figures.ttft_ms, 0), isNumber: true },
+  { title: 'Errors', cell: ({ figures }) => percent(figures.error_rate), isNumber: true },
+  { title: 'First token, ms', cell: ({ figures }) => number(figures.ttft_ms, 0), isNumber: true },
   {
     title: 'First token, p50 / p95 / p99',
     cell: ({ figures }) => quantiles(figures.ttft_quantiles_ms, 0),
     isNumber: true,
   },
-  { title: 'ms a token', cell: ({ figures }) => mean(figures.tpot_ms, 1), isNumber: true },
+  { title: 'ms a token', cell: ({ figures }) => number(figures.tpot_ms, 1), isNumber: true },
   {
     title: 'A token, p50 / p95 / p99',
     cell: ({ figures }) => quantiles(figures.tpot_quantiles_ms, 1),
     isNumber: true,
   },
   { title: 'Tokens out', cell: ({ figures }) => number(figures.completion_tokens), isNumber: true },
-  { title: 'Good ratings', cell: ({ figures }) => share(figures.rating_up), isNumber: true },
-  { title: 'Agreement', cell: ({ figures }) => share(figures.agreement), isNumber: true },
+  { title: 'Good ratings', cell: ({ figures }) => percent(figures.rating_up), isNumber: true },
+  { title: 'Agreement', cell: ({ figures }) => percent(figures.agreement), isNumber: true },
 ];

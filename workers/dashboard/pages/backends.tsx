@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { backendSchema } from '../../../shared/wire/backend-load.ts';
 import { admin } from '../api.ts';
+import { itemsIn, RowButton } from '../components/controls.tsx';
 import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
@@ -65,25 +66,23 @@ export function Backends() {
                       'from the configuration'
                     ) : (
                       <>
-                        <button type="button" class="small outline" onClick={() => change(id, !enabled)}>
-                          {enabled ? 'Switch off' : 'Switch on'} <span class="hidden">{id}</span>
-                        </button>{' '}
-                        <button
-                          type="button"
-                          class="small outline"
+                        <RowButton
+                          title={enabled ? 'Switch off' : 'Switch on'}
+                          about={id}
+                          onClick={() => change(id, !enabled)}
+                        />{' '}
+                        <RowButton
+                          title="Remove"
+                          about={id}
                           onClick={() => setOpen({ what: 'remove', id })}
-                        >
-                          Remove <span class="hidden">{id}</span>
-                        </button>
+                        />
                       </>
                     ),
                 },
                 {
                   title: 'Jobs',
                   cell: ({ id }) => (
-                    <button type="button" class="small outline" onClick={() => setShown(id)}>
-                      Jobs <span class="hidden">of {id}</span>
-                    </button>
+                    <RowButton title="Jobs" about={`of ${id}`} onClick={() => setShown(id)} />
                   ),
                 },
               ]}
@@ -118,13 +117,10 @@ function NewBackend({ onClose }: { readonly onClose: () => void }) {
       action="Add"
       onClose={onClose}
       onSubmit={async (form) => {
-        const regions = String(form.get('regions') ?? '*')
-          .split(/[\s,]+/)
-          .filter((region) => region !== '');
         const body = {
           id: form.get('id'),
           url: form.get('url'),
-          regions,
+          regions: itemsIn(form, 'regions', /[\s,]+/),
           weight: Number(form.get('weight') ?? 1),
         };
         await admin(backendSchema, '/backends', { method: 'POST', body });

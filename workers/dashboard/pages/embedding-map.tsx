@@ -5,32 +5,20 @@ import { type TrafficSample, trafficSampleSchema } from '../../../shared/admin/s
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
-import { NothingLive, SetSummary } from '../components/mask-heat-map.tsx';
-import { Failure, Loaded } from '../components/notice.tsx';
+import { WithLiveSet } from '../components/mask-heat-map.tsx';
+import { Failure } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
-import { useLiveSet, useLoad, useScope } from '../hooks.ts';
+import { useLoad, useScope } from '../hooks.ts';
 import { number, percent } from '../look.ts';
 import { type Projection, projectCentroids } from './figures.ts';
 
-const NO_SAMPLES: readonly TrafficSample[] = [];
+export const EmbeddingMap = () => (
+  <WithLiveSet>
+    {({ set, publication }) => <ClusterMap set={set} version={publication.version} />}
+  </WithLiveSet>
+);
 
-export function EmbeddingMap() {
-  const live = useLiveSet();
-  return (
-    <Loaded load={live}>
-      {(found) =>
-        found === null ? (
-          <NothingLive />
-        ) : (
-          <>
-            <SetSummary {...found} />
-            <ClusterMap set={found.set} version={found.publication.version} />
-          </>
-        )
-      }
-    </Loaded>
-  );
-}
+const NO_SAMPLES: readonly TrafficSample[] = [];
 
 const REFRESH_ms = 15_000;
 

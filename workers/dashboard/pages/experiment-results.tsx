@@ -1,16 +1,17 @@
 /** What came of an experiment: figures a variant, and differences with intervals that hold however often one looks. */
 import { useMemo, useState } from 'preact/hooks';
-import type { Experiment } from '../../../shared/admin/experiment-wire.ts';
 import {
   type Comparison,
+  type Experiment,
   type ExperimentResults,
   experimentResultsSchema,
   METRICS,
   type Metric,
 } from '../../../shared/admin/experiment-wire.ts';
-import type { StickyKind } from '../../../shared/mask/experiment-assignment.ts';
+import type { StickyKind } from '../../../shared/mask/sticky.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
+import { Choice } from '../components/controls.tsx';
 import { Empty, Loaded } from '../components/notice.tsx';
 import { FIGURE_COLUMNS, Table } from '../components/table.tsx';
 import { useLoad } from '../hooks.ts';
@@ -71,16 +72,12 @@ function Picture(props: { readonly results: ExperimentResults; readonly sticky: 
           ...FIGURE_COLUMNS,
         ]}
       />
-      <label>
-        Compared by
-        <select value={metric} onChange={(event) => setMetric(event.currentTarget.value as Metric)}>
-          {METRICS.map((name) => (
-            <option key={name} value={name}>
-              {METRIC_NAMES[name]}
-            </option>
-          ))}
-        </select>
-      </label>
+      <Choice
+        title="Compared by"
+        value={metric}
+        options={METRICS.map((name) => [name, METRIC_NAMES[name]])}
+        onPick={setMetric}
+      />
       {drawn.length === 0 ? (
         <Empty>Too few values on one side for an interval of this figure.</Empty>
       ) : (
@@ -101,24 +98,20 @@ function Picture(props: { readonly results: ExperimentResults; readonly sticky: 
           { title: 'Variant’s', cell: (row) => figure(row.mean), isNumber: true },
           { title: 'Difference', cell: (row) => figure(row.difference), isNumber: true },
           { title: `${percent(1 - results.alpha, 0)} interval`, cell: intervalOf, isNumber: true },
-          {
-            title: 'p',
-            cell: (row) => (row.p_value === null ? '–' : number(row.p_value, 4)),
-            isNumber: true,
-          },
+          { title: 'p', cell: (row) => number(row.p_value, 4), isNumber: true },
           { title: 'Verdict', cell: (row) => row.verdict.replaceAll('_', ' ') },
         ]}
       />
       <small>
-        Intervals and p-values hold at any time of looking, as often as one likes, where requests do not
-        depend on each other. Those of one {sticky.replaceAll('_', ' ')} resemble each other: the more of them
-        there are of each, the more intervals are narrower, and p-values smaller, than they should be.
+        Intervals and p-values hold at any time of looking, as often as you like, where requests do not depend
+        on each other. Those of one {sticky.replaceAll('_', ' ')} resemble each other: the more of them there
+        are of each, the more intervals are narrower, and p-values smaller, than they should be.
       </small>
     </>
   );
 }
 
-const figure = (value: number | null): string => (value === null ? '–' : number(value, 3));
+const figure = (value: number | null): string => number(value, 3);
 const intervalOf = ({ low, high }: Comparison): string =>
   low === null || high === null ? '–' : `${figure(low)} to ${figure(high)}`;
 

@@ -3,6 +3,7 @@ import { useState } from 'preact/hooks';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { type Experiment, experimentSchema } from '../../../shared/admin/experiment-wire.ts';
 import { admin, query } from '../api.ts';
+import { RowButton } from '../components/controls.tsx';
 import { Confirm } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
@@ -62,9 +63,7 @@ function List(props: {
   readonly onShow: (experiment: Experiment) => void;
 }) {
   const button = (title: string, experiment: Experiment, act: () => void) => (
-    <button type="button" class="small outline" onClick={act}>
-      {title} <span class="hidden">{experiment.id}</span>
-    </button>
+    <RowButton title={title} about={experiment.id} onClick={act} />
   );
   return (
     <Table

@@ -1,10 +1,12 @@
-/**
- * Centroids seen from where they differ most (their first two principal components, ml-pca), and further points placed
- * among them from their distances alone.
- */
+/** What the embedding map and the routing page compute before they draw. */
 import { PCA } from 'ml-pca';
 import type { Stats } from '../../../shared/admin/stats-wire.ts';
 import { shortVersion } from '../look.ts';
+
+/*
+ * Centroids seen from where they differ most (their first two principal components, ml-pca), and further points placed
+ * among them from their distances alone.
+ */
 
 type Point = { readonly x: number; readonly y: number };
 export type Projection = {

@@ -1,4 +1,7 @@
-/** One completion through the edge, as it streams: the text so far, its speed, and what the edge says of it. */
+/**
+ * What the playground asks of the edge, with a key of its own: one completion as it streams, with its speed and what the
+ * edge says of it.
+ */
 import { EventSourceParserStream } from 'eventsource-parser/stream';
 import { z } from 'zod';
 import { createdKeySchema } from '../../../shared/admin/admin-wire.ts';
@@ -69,17 +72,8 @@ export async function streamChat(
   signal: AbortSignal,
 ): Promise<void> {
   const started_ms = performance.now();
-  const response = await fetch('/v1/chat/completions', {
-    method: 'POST',
-    headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
-    body: JSON.stringify({
-      ...chatBody(prompt, kind),
-      stream: true,
-      stream_options: { include_usage: true },
-    }),
-    signal,
-  });
-  if (!response.ok) throw await failure(response);
+  const body = { ...chatBody(prompt, kind), stream: true, stream_options: { include_usage: true } };
+  const response = await askEdge(key, '/v1/chat/completions', { body, signal });
   const decision = Object.fromEntries(
     DECISION.flatMap((name) => {
       const value = response.headers.get(name);
@@ -110,6 +104,21 @@ function advance(before: Progress, chunk: z.infer<typeof chunkSchema>, now_ms: n
       ? before.perToken_ms
       : (now_ms - first_ms) / (tokens - 1);
   return { ...before, text: before.text + content, tokens, first_ms, perToken_ms };
+}
+
+/** A question to the API that clients use; with a body it is a POST. @throws ApiError what the edge answers. */
+export async function askEdge(
+  key: string,
+  path: string,
+  { body, signal }: { readonly body?: object; readonly signal: AbortSignal },
+): Promise<Response> {
+  const response = await fetch(path, {
+    headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
+    ...(body === undefined ? {} : { method: 'POST', body: JSON.stringify(body) }),
+    signal,
+  });
+  if (!response.ok) throw await failure(response);
+  return response;
 }
 
 /** Not every browser lets streams be iterated. */

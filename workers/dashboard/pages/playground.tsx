@@ -4,12 +4,13 @@ import { useEffect, useRef, useState } from 'preact/hooks';
 import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
 import { type DryRun, dryRunSchema } from '../../../shared/wire/openai.ts';
 import { HEADERS, modelListSchema, splitModelName } from '../../../shared/wire/protocol.ts';
-import { admin, failure } from '../api.ts';
+import { admin } from '../api.ts';
 import { Empty, Failure, Loaded } from '../components/notice.tsx';
 import { type FactList, Facts } from '../components/table.tsx';
 import { useLoad, useScope } from '../hooks.ts';
 import { number, percent } from '../look.ts';
 import {
+  askEdge,
   chatBody,
   NO_PROGRESS,
   type Progress,
@@ -17,94 +18,6 @@ import {
   playgroundKey,
   streamChat,
 } from './playground-stream.ts';
-
-/* One of the two answers: its text as it comes, and its speed. */
-
-type Side =
-  | { readonly state: 'idle' }
-  | { readonly state: 'running' | 'done' | 'stopped'; readonly progress: Progress }
-  | { readonly state: 'failed'; readonly progress: Progress; readonly error: Error };
-
-function Answer({ title, side }: { readonly title: string; readonly side: Side }) {
-  const progress = side.state === 'idle' ? undefined : side.progress;
-  const decision = progress?.decision ?? {};
-  return (
-    <article class="answer" aria-label={title}>
-      <header>
-        <h2>{title}</h2>
-        <small>
-          {decision[HEADERS.mask] !== undefined && (
-            <>
-              mask <code>{decision[HEADERS.mask]}</code>, {percent(Number(decision[HEADERS.sparsity] ?? 0))}{' '}
-              of the blocks out
-            </>
-          )}
-        </small>
-      </header>
-      <p class="text" aria-live="polite" aria-busy={side.state === 'running'}>
-        {progress?.text}
-      </p>
-      {side.state === 'failed' && <Failure error={side.error} />}
-      <footer>
-        <small>{progress === undefined ? 'Nothing was run yet.' : speed(progress)}</small>
-        {side.state === 'stopped' && <small> Stopped.</small>}
-      </footer>
-    </article>
-  );
-}
-
-function speed({ tokens, first_ms, perToken_ms }: Progress): string {
-  const first =
-    first_ms === null ? 'waiting for the first token' : `first token after ${number(first_ms)} ms`;
-  const rate = perToken_ms === null ? '' : `, then ${number(perToken_ms, 1)} ms a token`;
-  return `${first}${rate}, ${tokens} tokens`;
-}
-
-/* Why the prompt got its mask: the dry run's answer, in words and as a row of blocks. */
-
-/** @throws ApiError */
-async function explain(key: string, prompt: Prompt, signal: AbortSignal): Promise<DryRun> {
-  const response = await fetch('/v1/route', {
-    method: 'POST',
-    headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
-    body: JSON.stringify(chatBody(prompt, 'masked')),
-    signal,
-  });
-  if (!response.ok) throw await failure(response);
-  return dryRunSchema.parse(await response.json());
-}
-
-function Routing({ decision }: { readonly decision: DryRun }) {
-  const { maskroute, label, distance, skip, sparsity, encoder, timings_ms: timings } = decision;
-  const facts: FactList = [
-    ['Mask set', maskroute.mask_set == null ? 'none' : `${maskroute.mask_set} ${maskroute.version ?? ''}`],
-    [
-      'Cluster',
-      maskroute.cluster == null ? 'none' : `${maskroute.cluster}${label === null ? '' : `: ${label}`}`,
-    ],
-    ['Distance', distance === null ? '–' : number(distance, 3)],
-    ['Cosine', maskroute.similarity == null ? '–' : number(maskroute.similarity, 3)],
-    ['Blocks out', sparsity === null ? 'unknown at the edge' : percent(sparsity)],
-    ['Attention skipped', layersOf(skip?.attention)],
-    ['FFN skipped', layersOf(skip?.ffn)],
-    ['Encoder', encoder === null ? 'none was needed' : `${encoder.id}, ${encoder.dimensions} dimensions`],
-    ['Experiment', `${maskroute.experiment ?? 'none'} / ${maskroute.variant ?? '–'}`],
-    ['Region', maskroute.region ?? '–'],
-    ['Time', `assign ${timings.assign}, embed ${timings.embed}, route ${timings.route} ms`],
-  ];
-  return (
-    <section aria-label="How the prompt was routed">
-      <h2>Routing</h2>
-      {maskroute.fallback != null && (
-        <p>The request runs dense: {maskroute.fallback.replaceAll('_', ' ')}.</p>
-      )}
-      <Facts facts={facts} />
-    </section>
-  );
-}
-
-const layersOf = (layers: readonly number[] | undefined): string =>
-  layers === undefined ? 'unknown at the edge' : layers.length === 0 ? 'none' : `layers ${layers.join(', ')}`;
 
 const TOKENS = { default: 120, max: 1024 };
 
@@ -130,9 +43,8 @@ async function prepare(tenant: string, signal: AbortSignal) {
   const used = tenant === '' ? data[0]?.id : tenant;
   if (used === undefined) return null;
   const key = await playgroundKey(used);
-  const response = await fetch('/v1/models', { headers: { authorization: `Bearer ${key}` }, signal });
-  if (!response.ok) throw await failure(response);
-  const models = modelListSchema.parse(await response.json()).data.map(({ id }) => id);
+  const { data: served } = modelListSchema.parse(await (await askEdge(key, '/v1/models', { signal })).json());
+  const models = served.map(({ id }) => id);
   return { tenant: used, models: models.filter((id) => !splitModelName(id).dense) };
 }
 
@@ -278,3 +190,85 @@ function PromptForm(props: {
     </form>
   );
 }
+
+/* One of the two answers: its text as it comes, and its speed. */
+
+type Side =
+  | { readonly state: 'idle' }
+  | { readonly state: 'running' | 'done' | 'stopped'; readonly progress: Progress }
+  | { readonly state: 'failed'; readonly progress: Progress; readonly error: Error };
+
+function Answer({ title, side }: { readonly title: string; readonly side: Side }) {
+  const progress = side.state === 'idle' ? undefined : side.progress;
+  const decision = progress?.decision ?? {};
+  return (
+    <article class="answer" aria-label={title}>
+      <header>
+        <h2>{title}</h2>
+        <small>
+          {decision[HEADERS.mask] !== undefined && (
+            <>
+              mask <code>{decision[HEADERS.mask]}</code>, {percent(Number(decision[HEADERS.sparsity] ?? 0))}{' '}
+              of the blocks out
+            </>
+          )}
+        </small>
+      </header>
+      <p class="text" aria-live="polite" aria-busy={side.state === 'running'}>
+        {progress?.text}
+      </p>
+      {side.state === 'failed' && <Failure error={side.error} />}
+      <footer>
+        <small>{progress === undefined ? 'Nothing was run yet.' : speed(progress)}</small>
+        {side.state === 'stopped' && <small> Stopped.</small>}
+      </footer>
+    </article>
+  );
+}
+
+function speed({ tokens, first_ms, perToken_ms }: Progress): string {
+  const first =
+    first_ms === null ? 'waiting for the first token' : `first token after ${number(first_ms)} ms`;
+  const rate = perToken_ms === null ? '' : `, then ${number(perToken_ms, 1)} ms a token`;
+  return `${first}${rate}, ${tokens} tokens`;
+}
+
+/* Why the prompt got its mask: the dry run's answer, in words and as a row of blocks. */
+
+/** @throws ApiError */
+async function explain(key: string, prompt: Prompt, signal: AbortSignal): Promise<DryRun> {
+  const response = await askEdge(key, '/v1/route', { body: chatBody(prompt, 'masked'), signal });
+  return dryRunSchema.parse(await response.json());
+}
+
+function Routing({ decision }: { readonly decision: DryRun }) {
+  const { maskroute, label, distance, skip, sparsity, encoder, timings_ms: timings } = decision;
+  const facts: FactList = [
+    ['Mask set', maskroute.mask_set == null ? 'none' : `${maskroute.mask_set} ${maskroute.version ?? ''}`],
+    [
+      'Cluster',
+      maskroute.cluster == null ? 'none' : `${maskroute.cluster}${label === null ? '' : `: ${label}`}`,
+    ],
+    ['Distance', number(distance, 3)],
+    ['Cosine', number(maskroute.similarity ?? null, 3)],
+    ['Blocks out', sparsity === null ? 'unknown at the edge' : percent(sparsity)],
+    ['Attention skipped', layersOf(skip?.attention)],
+    ['FFN skipped', layersOf(skip?.ffn)],
+    ['Encoder', encoder === null ? 'none was needed' : `${encoder.id}, ${encoder.dimensions} dimensions`],
+    ['Experiment', `${maskroute.experiment ?? 'none'} / ${maskroute.variant ?? '–'}`],
+    ['Region', maskroute.region ?? '–'],
+    ['Time', `assign ${timings.assign}, embed ${timings.embed}, route ${timings.route} ms`],
+  ];
+  return (
+    <section aria-label="How the prompt was routed">
+      <h2>Routing</h2>
+      {maskroute.fallback != null && (
+        <p>The request runs dense: {maskroute.fallback.replaceAll('_', ' ')}.</p>
+      )}
+      <Facts facts={facts} />
+    </section>
+  );
+}
+
+const layersOf = (layers: readonly number[] | undefined): string =>
+  layers === undefined ? 'unknown at the edge' : layers.length === 0 ? 'none' : `layers ${layers.join(', ')}`;

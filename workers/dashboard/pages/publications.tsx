@@ -1,22 +1,162 @@
 /** What was made live and when, with the way back; and what else could be made live. */
 
 import { useState } from 'preact/hooks';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import {
   type LivePublication,
-  listSchema,
   livePublicationSchema,
   type MaskSetSummary,
   maskSetSummarySchema,
   type Publication,
   type PublishBody,
   publicationSchema,
-} from '../../../shared/admin/admin-wire.ts';
-import { ApiError, admin, query } from '../api.ts';
+} from '../../../shared/admin/publication-wire.ts';
+import { admin, noneIfNotFound, query } from '../api.ts';
+import { RowButton, timeIn } from '../components/controls.tsx';
 import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useLoad, useScope } from '../hooks.ts';
 import { percent, shortVersion, tenantName, when } from '../look.ts';
+
+/** What the person is about to do. */
+type Intent =
+  | { readonly what: 'activate'; readonly set: MaskSetSummary }
+  | { readonly what: 'rollback'; readonly live: LivePublication };
+
+const REFRESH_ms = 15_000;
+
+export function Publications() {
+  const { tenant } = useScope();
+  const [intent, setIntent] = useState<Intent>();
+  const state = useLoad((signal) => loadState(tenant, signal), [tenant], REFRESH_ms);
+  return (
+    <Loaded load={state}>
+      {({ live, history, sets }) => {
+        const close = () => {
+          setIntent(undefined);
+          state.reload();
+        };
+        return (
+          <>
+            <div class="row spread">
+              <p role="status">{statusOf(live, tenant)}</p>
+              {live !== null && (
+                <button
+                  type="button"
+                  class="secondary"
+                  disabled={live.previous_version === null && live.share === 1}
+                  onClick={() => setIntent({ what: 'rollback', live })}
+                >
+                  Roll back
+                </button>
+              )}
+            </div>
+            <Table
+              caption="History"
+              rows={history}
+              rowKey={({ id }) => id}
+              columns={[
+                { title: 'When', cell: (row) => when(row.created_at) },
+                { title: 'What', cell: (row) => row.action },
+                {
+                  title: 'Version',
+                  cell: ({ version }) =>
+                    version === null ? 'nothing' : <code title={version}>{shortVersion(version)}</code>,
+                },
+                {
+                  title: 'Instead of',
+                  cell: ({ replaced_version: old }) =>
+                    old === null ? 'nothing' : <code title={old}>{shortVersion(old)}</code>,
+                },
+                { title: 'How', cell: howOf },
+                { title: 'By', cell: (row) => <code>{row.actor}</code> },
+              ]}
+            />
+            <MaskSets
+              sets={sets}
+              live={live?.version}
+              onActivate={(set) => setIntent({ what: 'activate', set })}
+            />
+            {intent?.what === 'activate' && (
+              <ActivateDialog set={intent.set} tenant={tenant} live={live?.version ?? null} onClose={close} />
+            )}
+            {intent?.what === 'rollback' && (
+              <RollBackDialog live={intent.live} tenant={tenant} onClose={close} />
+            )}
+          </>
+        );
+      }}
+    </Loaded>
+  );
+}
+
+async function loadState(tenant: string, signal: AbortSignal) {
+  const scope = query({ tenant });
+  const [live, history, sets] = await Promise.all([
+    admin(livePublicationSchema, `/publications/live${scope}`, { signal }).catch(noneIfNotFound),
+    admin(listSchema(publicationSchema), `/publications${scope}`, { signal }),
+    admin(listSchema(maskSetSummarySchema), `/mask-sets${scope}`, { signal }),
+  ]);
+  return { live, history: history.data, sets: sets.data };
+}
+
+function statusOf(live: LivePublication | null, tenant: string): string {
+  const isDefault = tenant === '';
+  if (live === null) {
+    const instead = isDefault ? '' : ' Its requests use the default mask set.';
+    return `Nothing is live for ${tenantName(tenant)}.${instead}`;
+  }
+  const { version, share, base_version: base, activate_at } = live;
+  if (share === 1) return `Live for ${tenantName(tenant)}: ${version}, since ${when(activate_at)}.`;
+  const without = isDefault ? 'the others run dense' : 'the others use the default mask set';
+  const others = base === null ? without : `the others see ${base}`;
+  return share === 0
+    ? `${version} goes live at ${when(activate_at)} for ${tenantName(tenant)}; until then ${others}.`
+    : `${version} is seen by ${percent(share)} of the conversations of ${tenantName(tenant)}; ${others}.`;
+}
+
+function howOf({ rollout, auto_rollback: bounds, reason }: Publication): string {
+  const steps = rollout.map(({ share, duration_s }) => `${percent(share, 0)} for ${duration_s / 60} min`);
+  const parts = [
+    steps.length === 0 ? 'for everyone' : `${steps.join(', ')}, then everyone`,
+    ...(bounds === null ? [] : ['watched']),
+    ...(reason === null ? [] : [`because ${reason}`]),
+  ];
+  return parts.join('; ');
+}
+
+function MaskSets(props: {
+  readonly sets: readonly MaskSetSummary[];
+  readonly live: string | undefined;
+  readonly onActivate: (set: MaskSetSummary) => void;
+}) {
+  return (
+    <Table
+      caption="Mask sets"
+      empty="No mask set was uploaded: “maskroute publish FILE” does it."
+      rows={props.sets}
+      rowKey={({ version }) => version}
+      columns={[
+        { title: 'Version', cell: (set) => <code title={set.version}>{shortVersion(set.version)}</code> },
+        { title: 'Name', cell: (set) => set.name },
+        { title: 'Model', cell: (set) => set.model.name },
+        { title: 'Clusters', cell: (set) => set.clusters, isNumber: true },
+        { title: 'Blocks out', cell: (set) => percent(set.reached_sparsity), isNumber: true },
+        { title: 'Uploaded', cell: (set) => when(set.created_at) },
+        {
+          title: 'Live',
+          cell: (set) =>
+            set.version === props.live ? (
+              'live'
+            ) : (
+              <RowButton title="Activate" about={set.version} onClick={() => props.onActivate(set)} />
+            ),
+        },
+      ]}
+    />
+  );
+}
 
 /*
  * Making a set live, at once or step by step, and taking it back. Both name what is live as this page saw it: when
@@ -80,11 +220,10 @@ function ActivateDialog(props: {
 function scheduleOf(form: FormData): Partial<PublishBody> {
   const errors = form.get('errors');
   const ratio = form.get('ratio');
-  const at = form.get('activate_at');
   const duration_s = Math.round(60 * Number(form.get('minutes')));
   return {
     ...(form.get('gradual') === null ? {} : { rollout: STEP_SHARES.map((share) => ({ share, duration_s })) }),
-    ...(at === null ? {} : { activate_at: new Date(String(at)).toISOString() }),
+    ...timeIn(form, 'activate_at'),
     ...(errors === null && ratio === null
       ? {}
       : {
@@ -122,149 +261,3 @@ function RollBackDialog(props: {
 
 /** After a first publication that was called off. */
 const whatIsLeft = (tenant: string): string => (tenant === '' ? 'the dense model' : 'the default mask set');
-
-/** What the person is about to do. */
-type Intent =
-  | { readonly what: 'activate'; readonly set: MaskSetSummary }
-  | { readonly what: 'rollback'; readonly live: LivePublication };
-
-const REFRESH_ms = 15_000;
-
-export function Publications() {
-  const { tenant } = useScope();
-  const [intent, setIntent] = useState<Intent>();
-  const state = useLoad((signal) => loadState(tenant, signal), [tenant], REFRESH_ms);
-  return (
-    <Loaded load={state}>
-      {({ live, history, sets }) => {
-        const close = () => {
-          setIntent(undefined);
-          state.reload();
-        };
-        return (
-          <>
-            <div class="row spread">
-              <p role="status">{statusOf(live, tenant)}</p>
-              {live !== undefined && (
-                <button
-                  type="button"
-                  class="secondary"
-                  disabled={live.previous_version === null && live.share === 1}
-                  onClick={() => setIntent({ what: 'rollback', live })}
-                >
-                  Roll back
-                </button>
-              )}
-            </div>
-            <Table
-              caption="History"
-              rows={history}
-              rowKey={({ id }) => id}
-              columns={[
-                { title: 'When', cell: (row) => when(row.created_at) },
-                { title: 'What', cell: (row) => row.action },
-                {
-                  title: 'Version',
-                  cell: ({ version }) =>
-                    version === null ? 'nothing' : <code title={version}>{shortVersion(version)}</code>,
-                },
-                {
-                  title: 'Instead of',
-                  cell: ({ replaced_version: old }) =>
-                    old === null ? 'nothing' : <code title={old}>{shortVersion(old)}</code>,
-                },
-                { title: 'How', cell: howOf },
-                { title: 'By', cell: (row) => <code>{row.actor}</code> },
-              ]}
-            />
-            <MaskSets
-              sets={sets}
-              live={live?.version}
-              onActivate={(set) => setIntent({ what: 'activate', set })}
-            />
-            {intent?.what === 'activate' && (
-              <ActivateDialog set={intent.set} tenant={tenant} live={live?.version ?? null} onClose={close} />
-            )}
-            {intent?.what === 'rollback' && (
-              <RollBackDialog live={intent.live} tenant={tenant} onClose={close} />
-            )}
-          </>
-        );
-      }}
-    </Loaded>
-  );
-}
-
-async function loadState(tenant: string, signal: AbortSignal) {
-  const scope = query({ tenant });
-  const [live, history, sets] = await Promise.all([
-    admin(livePublicationSchema, `/publications/live${scope}`, { signal }).catch(noneIfNotFound),
-    admin(listSchema(publicationSchema), `/publications${scope}`, { signal }),
-    admin(listSchema(maskSetSummarySchema), `/mask-sets${scope}`, { signal }),
-  ]);
-  return { live, history: history.data, sets: sets.data };
-}
-
-function noneIfNotFound(error: unknown): undefined {
-  if (error instanceof ApiError && error.status === 404) return undefined;
-  throw error;
-}
-
-function statusOf(live: LivePublication | undefined, tenant: string): string {
-  const isDefault = tenant === '';
-  if (live === undefined) {
-    const instead = isDefault ? '' : ' Its requests use the default mask set.';
-    return `Nothing is live for ${tenantName(tenant)}.${instead}`;
-  }
-  const { version, share, base_version: base, activate_at } = live;
-  if (share === 1) return `Live for ${tenantName(tenant)}: ${version}, since ${when(activate_at)}.`;
-  const without = isDefault ? 'the others run dense' : 'the others use the default mask set';
-  const others = base === null ? without : `the others see ${base}`;
-  return share === 0
-    ? `${version} goes live at ${when(activate_at)} for ${tenantName(tenant)}; until then ${others}.`
-    : `${version} is seen by ${percent(share)} of the conversations of ${tenantName(tenant)}; ${others}.`;
-}
-
-function howOf({ rollout, auto_rollback: bounds, reason }: Publication): string {
-  const steps = rollout.map(({ share, duration_s }) => `${percent(share, 0)} for ${duration_s / 60} min`);
-  const parts = [
-    steps.length === 0 ? 'for everyone' : `${steps.join(', ')}, then everyone`,
-    ...(bounds === null ? [] : ['watched']),
-    ...(reason === null ? [] : [`because ${reason}`]),
-  ];
-  return parts.join('; ');
-}
-
-function MaskSets(props: {
-  readonly sets: readonly MaskSetSummary[];
-  readonly live: string | undefined;
-  readonly onActivate: (set: MaskSetSummary) => void;
-}) {
-  return (
-    <Table
-      caption="Mask sets"
-      empty="No mask set was uploaded: “maskroute publish FILE” does it."
-      rows={props.sets}
-      rowKey={({ version }) => version}
-      columns={[
-        { title: 'Version', cell: (set) => <code title={set.version}>{shortVersion(set.version)}</code> },
-        { title: 'Name', cell: (set) => set.name },
-        { title: 'Model', cell: (set) => set.model.name },
-        { title: 'Clusters', cell: (set) => set.clusters, isNumber: true },
-        { title: 'Blocks out', cell: (set) => percent(set.reached_sparsity), isNumber: true },
-        { title: 'Uploaded', cell: (set) => when(set.created_at) },
-        {
-          title: 'Live',
-          cell: (set) =>
-            set.version === props.live ? (
-              'live'
-            ) : (
-              <button type="button" class="small outline" onClick={() => props.onActivate(set)}>
-                Activate <span class="hidden">{set.version}</span>
-              </button>
-            ),
-        },
-      ]}
-    />
-  );
-}

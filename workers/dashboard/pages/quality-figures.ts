@@ -1,7 +1,8 @@
-/** Quality and cost of a method, wherever the figures come from; and which of many rows there is a reason to choose. */
+/** Quality and cost of methods: where the figures come from, and which methods there is a reason to choose. */
 
 import { z } from 'zod';
-import { listSchema, maskSetSummarySchema } from '../../../shared/admin/admin-wire.ts';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { type EvaluatedRow, evaluatedRowSchema } from '../../../shared/admin/stats-wire.ts';
 import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { admin, query } from '../api.ts';
@@ -9,7 +10,7 @@ import { publicationInUse } from '../hooks.ts';
 import { shortVersion } from '../look.ts';
 
 export type QualityRow = {
-  /** The name of the mask set; null for a method of none. */
+  /** The name of the mask set; null for a method without one. */
   readonly set: string | null;
   readonly method: string;
   /** How an evaluation chose what is out: as many blocks as in a learned set, or as a token takes as long; else null. */
@@ -23,7 +24,7 @@ export type QualityRow = {
   readonly ms_per_token: number | null;
 };
 
-/** `names`: of the sets that are known, by version. */
+/** `names`: those of known sets, by version. */
 export const evaluatedRows = (
   rows: readonly EvaluatedRow[],
   names: ReadonlyMap<string, string>,
@@ -57,8 +58,8 @@ export function paretoFront(
 }
 
 /*
- * The held-out figures that mask sets carry, as rows that can be compared: one a method. A set names its figures
- * itself, so what is no row of figures is left out.
+ * The held-out figures that mask sets carry, as one comparable row a method. A set names its figures itself, so what is
+ * not a row of figures is left out.
  */
 
 const figure = z

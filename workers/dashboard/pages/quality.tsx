@@ -7,12 +7,116 @@ import { useMemo, useState } from 'preact/hooks';
 import { statsSchema } from '../../../shared/admin/stats-wire.ts';
 import { admin, query } from '../api.ts';
 import { Chart } from '../components/chart.tsx';
+import { Choice } from '../components/controls.tsx';
 import { Empty, Loaded } from '../components/notice.tsx';
 import { quantiles, Table } from '../components/table.tsx';
 import { useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
 import { COSTS, type Cost, MEASURES, paretoOption } from './pareto.ts';
 import { type Figures, loadFigures, type Measure, type QualityRow } from './quality-figures.ts';
+
+export function Quality() {
+  const { tenant } = useScope();
+  const figures = useLoad((signal) => loadFigures(tenant, signal), [tenant]);
+  return (
+    <>
+      <Loaded load={figures}>
+        {(found) =>
+          found.length === 0 ? (
+            <Empty>No mask set with held-out figures was uploaded yet.</Empty>
+          ) : (
+            <Chosen figures={found} />
+          )
+        }
+      </Loaded>
+      <LiveTimes />
+    </>
+  );
+}
+
+function Chosen({ figures }: { readonly figures: readonly Figures[] }) {
+  const [index, setIndex] = useState(0);
+  const chosen = figures[index] ?? figures[0]!;
+  return (
+    <>
+      <div class="row">
+        <Choice
+          title="Figures"
+          value={String(index)}
+          options={figures.map(({ title }, at) => [String(at), title])}
+          onPick={(at) => setIndex(Number(at))}
+        />
+      </div>
+      <Picture key={index} {...chosen} />
+    </>
+  );
+}
+
+const ABOUT_EVALUATION =
+  'Every method on the same text, which none was made on. Hollow marks leave holes where the others have surrogates.';
+const ABOUT_HELD_OUT = 'Figures on held-out prompts, as the mask sets carry them.';
+
+function Picture({ rows, isEvaluation }: Figures) {
+  const [measure, setMeasure] = useState<Measure>('kl');
+  const hasTimes = rows.some((row) => row.ms_per_token !== null);
+  const [cost, setCost] = useState<Cost>(isEvaluation ? 'time' : 'sparsity');
+  const option = useMemo(() => paretoOption(rows, cost, measure), [rows, cost, measure]);
+  return (
+    <>
+      <p>
+        {isEvaluation ? ABOUT_EVALUATION : ABOUT_HELD_OUT} The dashed line joins what nothing else beats: at
+        less cost, or at better quality.
+        {measure === 'kl' && ' The upright line is dense, whose KL is 0.'}
+      </p>
+      <div class="row">
+        <Choice title="Quality" value={measure} options={Object.entries(MEASURES)} onPick={setMeasure} />
+        <Choice
+          title="Cost"
+          value={cost}
+          options={Object.entries(COSTS).filter(([name]) => name !== 'time' || hasTimes)}
+          onPick={setCost}
+        />
+      </div>
+      <Chart
+        label={`${MEASURES[measure]} against ${COSTS[cost]}, one point a method`}
+        option={option}
+        height_px={400}
+      />
+      <Rows caption={isEvaluation ? 'Evaluated methods' : 'Held-out figures'} rows={rows} />
+    </>
+  );
+}
+
+function Rows({ caption, rows }: { readonly caption: string; readonly rows: readonly QualityRow[] }) {
+  return (
+    <Table
+      caption={caption}
+      rows={rows}
+      rowKey={(row) => JSON.stringify(row)}
+      columns={[
+        { title: 'Method', cell: (row) => row.method },
+        { title: 'Mask set', cell: (row) => row.set ?? '–' },
+        ...(rows.some(({ matched }) => matched === 'time')
+          ? [{ title: 'Compared at', cell: (row: QualityRow) => MATCHED[row.matched ?? 'count'] }]
+          : []),
+        { title: 'Surrogates', cell: surrogatesOf },
+        { title: 'Blocks out', cell: (row) => percent(row.sparsity), isNumber: true },
+        { title: 'KL', cell: (row) => number(row.kl, 3), isNumber: true },
+        { title: 'Agreement', cell: (row) => percent(row.agreement), isNumber: true },
+        { title: 'Perplexity', cell: (row) => number(row.perplexity, 2), isNumber: true },
+        { title: 'ms a token', cell: (row) => number(row.ms_per_token, 2), isNumber: true },
+      ]}
+    />
+  );
+}
+
+const MATCHED = { count: 'equal blocks', time: 'equal time' } as const;
+
+/** Nothing is skipped in the dense model. */
+const surrogatesOf = ({ method, surrogate }: QualityRow): string => {
+  if (method === 'dense') return '–';
+  return surrogate ? 'yes' : 'no';
+};
 
 /* What a token took in live traffic, by the share of blocks that was out: the cost beside what was measured offline. */
 
@@ -58,127 +162,3 @@ function LiveTimes() {
     </Loaded>
   );
 }
-
-export function Quality() {
-  const { tenant } = useScope();
-  const figures = useLoad((signal) => loadFigures(tenant, signal), [tenant]);
-  return (
-    <>
-      <Loaded load={figures}>
-        {(found) =>
-          found.length === 0 ? (
-            <Empty>No mask set with held-out figures was uploaded yet.</Empty>
-          ) : (
-            <Chosen figures={found} />
-          )
-        }
-      </Loaded>
-      <LiveTimes />
-    </>
-  );
-}
-
-function Chosen({ figures }: { readonly figures: readonly Figures[] }) {
-  const [index, setIndex] = useState(0);
-  const chosen = figures[index] ?? figures[0]!;
-  return (
-    <>
-      <div class="row">
-        <label>
-          Figures
-          <select value={index} onChange={(event) => setIndex(Number(event.currentTarget.value))}>
-            {figures.map(({ title }, at) => (
-              <option key={at} value={at}>
-                {title}
-              </option>
-            ))}
-          </select>
-        </label>
-      </div>
-      <Picture key={index} {...chosen} />
-    </>
-  );
-}
-
-const ABOUT_EVALUATION =
-  'Every method on the same text, which none was made on. Hollow marks leave holes where the others have surrogates.';
-const ABOUT_HELD_OUT = 'Figures on held-out prompts, as the mask sets carry them.';
-
-function Picture({ rows, isEvaluation }: Figures) {
-  const [measure, setMeasure] = useState<Measure>('kl');
-  const hasTimes = rows.some((row) => row.ms_per_token !== null);
-  const [cost, setCost] = useState<Cost>(isEvaluation ? 'time' : 'sparsity');
-  const option = useMemo(() => paretoOption(rows, cost, measure), [rows, cost, measure]);
-  return (
-    <>
-      <p>
-        {isEvaluation ? ABOUT_EVALUATION : ABOUT_HELD_OUT} The dashed line joins what nothing else beats: at
-        less cost, or at better quality.
-        {measure === 'kl' && ' The upright line is dense, whose KL is 0.'}
-      </p>
-      <div class="row">
-        <label>
-          Quality
-          <select value={measure} onChange={(event) => setMeasure(event.currentTarget.value as Measure)}>
-            {Object.entries(MEASURES).map(([name, title]) => (
-              <option key={name} value={name}>
-                {title}
-              </option>
-            ))}
-          </select>
-        </label>
-        <label>
-          Cost
-          <select value={cost} onChange={(event) => setCost(event.currentTarget.value as Cost)}>
-            <option value="sparsity">{COSTS.sparsity}</option>
-            {hasTimes && <option value="time">{COSTS.time}</option>}
-          </select>
-        </label>
-      </div>
-      <Chart
-        label={`${MEASURES[measure]} against ${COSTS[cost]}, one point a method`}
-        option={option}
-        height_px={400}
-      />
-      <Rows caption={isEvaluation ? 'Evaluated methods' : 'Held-out figures'} rows={rows} />
-    </>
-  );
-}
-
-function Rows({ caption, rows }: { readonly caption: string; readonly rows: readonly QualityRow[] }) {
-  return (
-    <Table
-      caption={caption}
-      rows={rows}
-      rowKey={(row) => JSON.stringify(row)}
-      columns={[
-        { title: 'Method', cell: (row) => row.method },
-        { title: 'Mask set', cell: (row) => row.set ?? '–' },
-        ...(rows.some(({ matched }) => matched === 'time')
-          ? [{ title: 'Compared at', cell: (row: QualityRow) => MATCHED[row.matched ?? 'count'] }]
-          : []),
-        { title: 'Surrogates', cell: surrogatesOf },
-        { title: 'Blocks out', cell: (row) => percent(row.sparsity), isNumber: true },
-        { title: 'KL', cell: (row) => figure(row.kl, 3), isNumber: true },
-        {
-          title: 'Agreement',
-          cell: (row) => (row.agreement === null ? '–' : percent(row.agreement)),
-          isNumber: true,
-        },
-        { title: 'Perplexity', cell: (row) => figure(row.perplexity, 2), isNumber: true },
-        { title: 'ms a token', cell: (row) => figure(row.ms_per_token, 2), isNumber: true },
-      ]}
-    />
-  );
-}
-
-const MATCHED = { count: 'equal blocks', time: 'equal time' } as const;
-
-/** Nothing is skipped in the dense model. */
-const surrogatesOf = ({ method, surrogate }: QualityRow): string => {
-  if (method === 'dense') return '–';
-  return surrogate ? 'yes' : 'no';
-};
-
-const figure = (value: number | null, digits: number): string =>
-  value === null ? '–' : number(value, digits);

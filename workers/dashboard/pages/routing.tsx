@@ -3,6 +3,7 @@ import { useMemo, useState } from 'preact/hooks';
 import { COLLAPSE, type Stats, statsSchema } from '../../../shared/admin/stats-wire.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
+import { Choice } from '../components/controls.tsx';
 import { Empty, Loaded, Notice } from '../components/notice.tsx';
 import { FIGURE_COLUMNS, quantiles, Table } from '../components/table.tsx';
 import { useLoad, useScope } from '../hooks.ts';
@@ -33,16 +34,12 @@ export function RoutingShares() {
   return (
     <>
       <div class="row">
-        <label>
-          Time
-          <select value={span} onChange={(event) => setSpan(event.currentTarget.value as Span)}>
-            {Object.entries(SPANS).map(([name, { title }]) => (
-              <option key={name} value={name}>
-                {title}
-              </option>
-            ))}
-          </select>
-        </label>
+        <Choice
+          title="Time"
+          value={span}
+          options={Object.entries(SPANS).map(([name, { title }]) => [name, title])}
+          onPick={setSpan}
+        />
       </div>
       <Loaded load={stats}>{(data) => <Picture stats={data} />}</Loaded>
     </>

@@ -9,6 +9,7 @@ import {
 } from '../../../shared/admin/admin-wire.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
+import { Choice } from '../components/controls.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useLoad, useScope } from '../hooks.ts';
@@ -25,16 +26,12 @@ export function Usage() {
   return (
     <>
       <div class="row">
-        <label>
-          By
-          <select value={group} onChange={(event) => setGroup(event.currentTarget.value as UsageGroup)}>
-            {USAGE_GROUPS.map((name) => (
-              <option key={name} value={name}>
-                {name}
-              </option>
-            ))}
-          </select>
-        </label>
+        <Choice
+          title="By"
+          value={group}
+          options={USAGE_GROUPS.map((name) => [name, name])}
+          onPick={setGroup}
+        />
       </div>
       <Loaded load={usage}>
         {({ data }) => (

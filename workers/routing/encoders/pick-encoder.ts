@@ -1,7 +1,6 @@
 /** The one place that picks an encoder: the variable `ENCODER` names it. */
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
-import kernel from '../../../shared/embedding/weighted-sum.wasm';
 import type { BackendPool } from '../../backends/pool.ts';
 import type { Config, Env } from '../../env.ts';
 import { cached, createWorkersAiEncoder, loadBackendEncoder } from './remote.ts';
@@ -16,7 +15,7 @@ export async function loadStatic(env: Env): Promise<Encoder> {
   if (env.ASSETS === undefined) throw new Error('the binding ASSETS is missing');
   const response = await env.ASSETS.fetch(TABLE_URL);
   if (!response.ok) throw new Error(`the asset encoder/static.bin answered ${response.status}`);
-  return loadStaticEncoder(await response.arrayBuffer(), kernel);
+  return loadStaticEncoder(await response.arrayBuffer());
 }
 
 /** @throws Error when a binding or an asset that the encoder needs is missing. */

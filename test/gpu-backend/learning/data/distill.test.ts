@@ -3,7 +3,6 @@ import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
 import type { SentenceEncoder } from '../../../../gpu-backend/encoder/sentence-encoder.ts';
 import { distill, quantiseVectors, sentences } from '../../../../gpu-backend/learning/data/distill.ts';
-import { staticKernel } from '../../../../gpu-backend/learning/data/encoders.ts';
 import {
   type FitOptions,
   type FitTexts,
@@ -113,7 +112,7 @@ it(
       for (const epochs of [0, 6]) {
         const { table, report } = await distill(teacher, seen, { dimensions: 128, epochs, seed: 1 });
         expect(report.texts).toBe(seen.length);
-        const student = loadStaticEncoder(table, await staticKernel());
+        const student = loadStaticEncoder(table);
         expect(student.spec).toMatchObject({ id: 'static', pooling: 'weighted-mean', dimensions: 128 });
         cosines.push(await relation(await student.embed(unseen), target));
       }

@@ -1,13 +1,12 @@
 /**
- * Sticky A/B assignment: hash(experiment, sticky key) picks the variant, never a coin a request.
- * The same key always gets the same variant, and shares follow the weights.
+ * Which of several versions a request sees: an experiment's variant, or the old or the new version while a publication
+ * takes hold. A hash of the experiment or publication and the request's sticky key decides, never a coin a request: the
+ * same key always gets the same answer, in every isolate, with nothing remembered, and shares follow the weights.
  */
 import { sha256 } from '@noble/hashes/sha2.js';
 import { utf8ToBytes } from '@noble/hashes/utils.js';
 import { opening } from '../embedding/route-text.ts';
 import { type ChatRequest, type CompletionRequest, messageText } from '../wire/openai.ts';
-
-type Variant = { readonly name: string; readonly weight: number };
 
 /** A number in [0, 1) from 48 bits of SHA-256 over `experiment`, a zero byte and `stickyKey`. */
 export function stickyFraction(experiment: string, stickyKey: string): number {
@@ -18,7 +17,7 @@ export function stickyFraction(experiment: string, stickyKey: string): number {
 }
 
 /** @throws RangeError when no variant has a positive weight. */
-export function assignVariant<V extends Variant>(
+export function assignVariant<V extends { readonly weight: number }>(
   experiment: string,
   variants: readonly V[],
   stickyKey: string,
@@ -33,7 +32,9 @@ export function assignVariant<V extends Variant>(
   return variants.findLast((variant) => variant.weight > 0)!;
 }
 
-/** Whom, what and where an experiment is about; an empty list is no limit. Times are milliseconds. */
+/* An experiment's scope: which requests take part. */
+
+/** An empty list is no limit. */
 export type Scope = {
   readonly tenants: readonly string[];
   readonly models: readonly string[];
@@ -42,6 +43,7 @@ export type Scope = {
   /** Infinity: until it is stopped. */
   readonly endsAt_ms: number;
 };
+
 /** A place, known as precisely as it is: a scope names one of the three, a request has all that are known. */
 export type Place = {
   readonly continent?: string | undefined;
@@ -84,8 +86,8 @@ const mayMeet = (a: Place, b: Place): boolean =>
   PLACE_KINDS.every((kind) => a[kind] === undefined || b[kind] === undefined || a[kind] === b[kind]);
 
 /*
- * What a request is recognised by, so that the next one like it gets the same variant and the same version.
- * Nothing is remembered: the key is read off the request.
+ * The sticky key: what a request is recognised by, so that the next one like it gets the same variant and the same
+ * version. It is read off the request.
  */
 
 /** The start of the conversation, the body's `user` field, or the API key. */
@@ -106,7 +108,7 @@ export type StickySource =
 export type StickyCaller = { readonly tenant: string; readonly keyId: string };
 
 /**
- * The key of `kind`, unlike that of any other tenant. A user and a conversation stay what they are when the
+ * The key of `kind`; those of two tenants differ. A user and a conversation stay what they are when the
  * tenant changes its API key; a request without a `user` field is recognised by its conversation instead.
  */
 export function stickyKey(kind: StickyKind, caller: StickyCaller, request: StickySource): string {
@@ -135,9 +137,8 @@ function conversationStart(request: StickySource): readonly unknown[] {
 }
 
 /*
- * Which version of two a request sees while a publication takes hold: pure arithmetic on the schedule that is
- * stored with the publication, so that every isolate agrees with every other, and none has to be told when a
- * step begins. A request asks once and keeps the answer: it sees the old version or the new one.
+ * A publication that takes hold in steps: pure arithmetic on its stored schedule, so that all isolates agree and none
+ * has to be told when a step begins. A request asks once and keeps the answer: it sees the old version or the new one.
  */
 
 /** `share` of the sticky keys see the new version for `duration_s`; then the next step, at last all of them. */

@@ -10,7 +10,7 @@ import {
   seesNew,
   shareAt,
   stickyKey,
-} from '../../../shared/mask/experiment-assignment.ts';
+} from '../../../shared/mask/sticky.ts';
 
 const KEYS = Array.from({ length: 100_000 }, (_, i) => `["conversation","tenant",["user","question ${i}"]]`);
 
