@@ -72,9 +72,9 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
     throw new MaskrouteError('start_failed', message);
   }
+  const { engine, text, model } = await openModel(options, log);
   if (options.audience === undefined)
     log.warn('tokens for any backend are taken here: MASKROUTE_BACKEND_URL says which are for this one');
-  const { engine, text, model } = await openModel(options, log);
   const encoders = createEncoderService({
     home: options.home,
     // One: the cores are the engine's, and a prompt is embedded in some milliseconds anyway.
