@@ -1,13 +1,10 @@
 /** The child process in which `npm start` runs one part of the product: its argument says which. */
-import { fileURLToPath } from 'node:url';
 import type { BackendOptions } from '../main.ts';
 import { serveParent } from './children.ts';
 import type { EdgeOptions } from './local-edge.ts';
 
 /** What can cross a process boundary of the backend's options. */
-export type BackendConfig = Pick<BackendOptions, 'home' | 'model' | 'backendKey'> & { readonly port: number };
-
-const CLI = fileURLToPath(new URL('../cli/cli.ts', import.meta.url));
+export type BackendConfig = Pick<BackendOptions, 'home' | 'model' | 'port' | 'backendKey' | 'jobEntry'>;
 
 if (process.argv[2] === 'edge') {
   serveParent(async (options: EdgeOptions) => {
@@ -17,6 +14,6 @@ if (process.argv[2] === 'edge') {
 } else {
   serveParent(async (config: BackendConfig) => {
     const main = await import('../main.ts');
-    return await main.startBackend({ ...config, audience: main.OWN_ADDRESS, jobEntry: CLI });
+    return await main.startBackend({ ...config, audience: main.OWN_ADDRESS });
   });
 }

@@ -29,6 +29,7 @@ import { seed } from './seed.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 const PART = new URL('./part-process.ts', import.meta.url);
+const CLI = fileURLToPath(new URL('../cli/cli.ts', import.meta.url));
 const READY_WITHIN_ms = 60_000;
 /** Longer than a backend takes to finish what runs, or to end it. */
 const BACKEND_STOP_ms = 60_000;
@@ -121,7 +122,7 @@ async function stopParts({ home, say }: ProductOptions, parts: Parts, backups: B
 const backendChild = ({ home, backendPort: port }: ProductOptions, { backendKey }: DevKeys) => ({
   name: 'backend',
   entry: PART,
-  config: { home, model: DEFAULT_MODEL, port, backendKey } satisfies BackendConfig,
+  config: { home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI } satisfies BackendConfig,
   logFile: logFile(home, 'backend'),
 });
 
