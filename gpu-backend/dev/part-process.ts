@@ -4,9 +4,7 @@ import { serveParent } from './children.ts';
 import type { EdgeOptions } from './local-edge.ts';
 
 /** What can cross a process boundary of the backend's options. */
-export type BackendConfig = Pick<BackendOptions, 'home' | 'model' | 'backendKey' | 'jobEntry'> & {
-  readonly port: number;
-};
+export type BackendConfig = Pick<BackendOptions, 'home' | 'model' | 'port' | 'backendKey' | 'jobEntry'>;
 
 if (process.argv[2] === 'edge') {
   serveParent(async (options: EdgeOptions) => {

@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pullModel } from '../cli/models.ts';
-import { createReporter } from '../cli/terminal.ts';
+import { createProgressReporter } from '../cli/terminal.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { type Backups, openBackups, watchFile } from './backups.ts';
 import { type Supervised, supervise } from './children.ts';
@@ -29,7 +29,7 @@ import { seed } from './seed.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 const PART = new URL('./part-process.ts', import.meta.url);
-const COMMANDS = fileURLToPath(new URL('../cli/cli.ts', import.meta.url));
+const CLI = fileURLToPath(new URL('../cli/cli.ts', import.meta.url));
 const READY_WITHIN_ms = 60_000;
 /** Longer than a backend takes to finish what runs, or to end it. */
 const BACKEND_STOP_ms = 60_000;
@@ -122,7 +122,7 @@ async function stopParts({ home, say }: ProductOptions, parts: Parts, backups: B
 const backendChild = ({ home, backendPort: port }: ProductOptions, { backendKey }: DevKeys) => ({
   name: 'backend',
   entry: PART,
-  config: { home, model: DEFAULT_MODEL, port, backendKey, jobEntry: COMMANDS } satisfies BackendConfig,
+  config: { home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI } satisfies BackendConfig,
   logFile: logFile(home, 'backend'),
 });
 
@@ -156,7 +156,7 @@ async function keepPrevious(file: string): Promise<void> {
 
 /** Installs the default model, with its progress on the terminal, unless it is there. */
 async function installModel(home: string, signal: AbortSignal): Promise<void> {
-  const { stop, ...hooks } = createReporter();
+  const { stop, ...hooks } = createProgressReporter();
   try {
     await pullModel(DEFAULT_MODEL, { home, weights: 'q8', signal, ...hooks });
   } finally {
