@@ -12,7 +12,7 @@ import { installTinyModel } from '../../support/tiny-model.ts';
 import { writeSmallData } from '../learning/small-run.ts';
 import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
 
-const LEARN_TIMEOUT_ms = 120_000;
+const LEARN_TIMEOUT_ms = 420_000;
 let home = '';
 let files: string[] = [];
 let backend: { url: string; kill(signal: NodeJS.Signals): Promise<void> };
