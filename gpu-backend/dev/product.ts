@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pullModel } from '../cli/models.ts';
-import { createProgressReporter } from '../cli/terminal.ts';
+import { createReporter } from '../cli/terminal.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { type Backups, openBackups, watchFile } from './backups.ts';
 import { type Supervised, supervise } from './children.ts';
@@ -156,7 +156,7 @@ async function keepPrevious(file: string): Promise<void> {
 
 /** Installs the default model, with its progress on the terminal, unless it is there. */
 async function installModel(home: string, signal: AbortSignal): Promise<void> {
-  const { stop, ...hooks } = createProgressReporter();
+  const { stop, ...hooks } = createReporter();
   try {
     await pullModel(DEFAULT_MODEL, { home, weights: 'q8', signal, ...hooks });
   } finally {
