@@ -29,18 +29,23 @@ addRegisterCommand(program);
 addServeCommand(program, import.meta.filename);
 addBenchCommands(program);
 
-// A backend sets it for its jobs.
-const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
-if (jobFolder) becomeJob(jobFolder);
-
-try {
-  await program.parseAsync();
-} catch (error) {
-  console.error(isForPeople(error) ? `error: ${error.message}` : error);
-  process.exitCode = 1;
+/** Runs what `args` say, and leaves the exit code in `process.exitCode`. */
+export async function main(args: readonly string[]): Promise<void> {
+  // A backend sets it for its jobs.
+  const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
+  if (jobFolder) becomeJob(jobFolder);
+  try {
+    await program.parseAsync(args, { from: 'user' });
+  } catch (error) {
+    console.error(isForPeople(error) ? `error: ${error.message}` : error);
+    process.exitCode = 1;
+  }
 }
 
 /** Our own errors, and the system's: no such file, no room, no right to. */
 function isForPeople(error: unknown): error is Error {
   return error instanceof MaskrouteError || (error instanceof Error && 'syscall' in error);
 }
+
+// By its own name, as jobs start it; `bin/maskroute.js` calls it.
+if (process.argv[1] === import.meta.filename) await main(process.argv.slice(2));

@@ -3,18 +3,46 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterAll, describe, expect, test, vi } from 'vitest';
+import { main } from '../../../gpu-backend/cli/cli.ts';
 
 const home = mkdtempSync(path.join(tmpdir(), 'cli-'));
 afterAll(() => rmSync(home, { recursive: true }));
+const ENVIRONMENT = { MASKROUTE_HOME: home, MASKROUTE_ADMIN_KEY: '', MASKROUTE_BACKEND_KEY: '' };
 
+/** As a person runs it. */
 function maskroute(...args: string[]) {
-  const env = { ...process.env, MASKROUTE_HOME: home, MASKROUTE_ADMIN_KEY: '', MASKROUTE_BACKEND_KEY: '' };
   const { status, stdout, stderr } = spawnSync(process.execPath, ['bin/maskroute.js', ...args], {
-    env,
+    env: { ...process.env, ...ENVIRONMENT },
     encoding: 'utf8',
   });
   return { status, stdout, stderr };
+}
+
+/** The same without a process of its own, which takes longer than any refusal. */
+async function refusal(...args: string[]) {
+  for (const [name, value] of Object.entries(ENVIRONMENT)) vi.stubEnv(name, value);
+  const said = { stdout: '', stderr: '' };
+  let isOver = false;
+  const hear = (stream: 'stdout' | 'stderr') => (text: unknown) => {
+    if (!isOver) said[stream] += text;
+    return true;
+  };
+  vi.spyOn(process.stdout, 'write').mockImplementation(hear('stdout'));
+  vi.spyOn(process.stderr, 'write').mockImplementation(hear('stderr'));
+  vi.spyOn(console, 'error').mockImplementation((text) => void hear('stderr')(`${text}\n`));
+  // A process says nothing after it.
+  vi.spyOn(process, 'exit').mockImplementation((status) => {
+    isOver = true;
+    process.exitCode = status ?? 0;
+    throw new Error('This process goes on.');
+  });
+  await main(args);
+  const status = process.exitCode;
+  process.exitCode = undefined;
+  vi.restoreAllMocks();
+  vi.unstubAllEnvs();
+  return { status, ...said };
 }
 
 const PRESET = 'gpu-backend/presets/smollm2-135m-instruct/mask-set.json';
@@ -74,12 +102,19 @@ const REFUSED: [string, string[], RegExp][] = [
 ];
 
 describe('the command line', () => {
-  test.each(REFUSED)('refuses %s', (_what, args, reason) => {
-    const { status, stdout, stderr } = maskroute(...args);
+  test.each(REFUSED)('refuses %s', async (_what, args, reason) => {
+    const { status, stdout, stderr } = await refusal(...args);
     expect(stderr).toMatch(reason);
     expect(stderr).toMatch(/^error: /);
     expect(stderr.trim().split('\n').length, stderr).toBeLessThanOrEqual(2);
     expect([status, stdout]).toEqual([1, '']);
+  });
+
+  test('says so and ends with 1, as a process', () => {
+    const { status, stdout, stderr } = maskroute('model', 'show', 'nobody');
+    expect([status, stdout]).toEqual([1, '']);
+    expect(stderr).toMatch(/^error: No model named "nobody".*\n$/);
+    expect(maskroute('nonsense').status).toBe(1);
   });
 
   test('tells of every command', () => {
