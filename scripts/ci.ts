@@ -1,6 +1,6 @@
 /**
  * `npm run ci`: everything that `npm run check` does, counted. Each static check is one test, then come the tests
- * themselves. A runner that crashes counts as a failure. The last line is `N passed, N failed`.
+ * themselves. A runner that crashes counts as a failure; tests that did not run are named. The last line is `N passed, N failed`.
  */
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
@@ -10,13 +10,19 @@ import { z } from 'zod';
 
 const STATIC_CHECKS = ['lint', 'types', 'imports', 'deploy:check'];
 
-type Counts = { readonly passed: number; readonly failed: number };
+type Counts = {
+  readonly passed: number;
+  readonly failed: number;
+  /** By name: a test that does not run proves nothing. */
+  readonly skipped: readonly string[];
+};
 
 function main(): void {
   const checks = STATIC_CHECKS.map((name) => ({ name, isGreen: succeeds('run', name) }));
   const tests = runTests();
   const red = checks.filter(({ isGreen }) => !isGreen);
   for (const { name } of red) console.error(`npm run ${name} failed`);
+  for (const name of tests.skipped) console.error(`did not run: ${name}`);
   const failed = red.length + tests.failed;
   process.exitCode = failed === 0 ? 0 : 1;
   console.log(`${checks.length - red.length + tests.passed} passed, ${failed} failed`);
@@ -44,7 +50,10 @@ const reportSchema = z.object({
   numPassedTests: z.int(),
   numFailedTests: z.int(),
   testResults: z.array(
-    z.object({ status: z.string(), assertionResults: z.array(z.object({ status: z.string() })) }),
+    z.object({
+      status: z.string(),
+      assertionResults: z.array(z.object({ status: z.string(), fullName: z.string() })),
+    }),
   ),
 });
 
@@ -54,13 +63,20 @@ const reportSchema = z.object({
  */
 export function countReport(text: string, isGreen: boolean): Counts {
   const report = parse(text);
-  if (report === undefined) return { passed: 0, failed: 1 };
+  if (report === undefined) return { passed: 0, failed: 1, skipped: [] };
   const filesFailedOutside = report.testResults.filter(
     (file) => file.status === 'failed' && file.assertionResults.every((test) => test.status !== 'failed'),
   ).length;
   const failed = report.numFailedTests + filesFailedOutside;
   const unexplained = failed === 0 && (!isGreen || report.numPassedTests === 0);
-  return { passed: report.numPassedTests, failed: unexplained ? 1 : failed };
+  const skipped = report.testResults
+    .flatMap((file) => file.assertionResults)
+    .filter(({ status }) => status !== 'passed' && status !== 'failed');
+  return {
+    passed: report.numPassedTests,
+    failed: unexplained ? 1 : failed,
+    skipped: skipped.map(({ fullName }) => fullName),
+  };
 }
 
 function parse(text: string): z.infer<typeof reportSchema> | undefined {

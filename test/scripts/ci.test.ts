@@ -8,7 +8,7 @@ const report = (passed: number, failed: number, files: { status: string; tests: 
     numFailedTests: failed,
     testResults: files.map(({ status, tests }) => ({
       status,
-      assertionResults: tests.map((result) => ({ status: result })),
+      assertionResults: tests.map((result, i) => ({ status: result, fullName: `test ${i}` })),
     })),
   });
 
@@ -26,7 +26,13 @@ test.each([
   ['a runner that crashed after its report', GOOD, false, { passed: 2, failed: 1 }],
   ['no report', '', false, { passed: 0, failed: 1 }],
   ['a report cut short', GOOD.slice(0, 30), true, { passed: 0, failed: 1 }],
+  [
+    'one did not run',
+    report(1, 0, [{ status: 'passed', tests: ['passed', 'skipped'] }]),
+    true,
+    { passed: 1, failed: 0, skipped: ['test 1'] },
+  ],
   ['no test at all', report(0, 0, []), true, { passed: 0, failed: 1 }],
 ])('%s', (_name, text, green, counts) => {
-  expect(countReport(text, green)).toEqual(counts);
+  expect(countReport(text, green)).toEqual({ skipped: [], ...counts });
 });

