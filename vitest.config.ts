@@ -66,7 +66,7 @@ export default defineConfig({
           include: ['test/workers/**/*.test.ts'],
           globalSetup: ['test/support/edge/global-setup.ts'],
           setupFiles: ['test/workers/support/migrate.ts'],
-          testTimeout: 15_000,
+          testTimeout: 30_000,
         },
       },
     ],

@@ -4,7 +4,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import OpenAI from 'openai';
 import { pino } from 'pino';
-import { type ApiLimits, DEFAULT_LIMITS, type ServedModel } from '../../../gpu-backend/api/parts.ts';
+import {
+  type ApiLimits,
+  type ApiOptions,
+  DEFAULT_LIMITS,
+  type ServedModel,
+} from '../../../gpu-backend/api/parts.ts';
 import { type RunningServer, startServer } from '../../../gpu-backend/api/server.ts';
 import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { createMaskRegistry } from '../../../gpu-backend/engine/mask-registry.ts';
@@ -30,13 +35,41 @@ export type ServeOptions = {
   readonly jobs?: Jobs;
   readonly audience?: string | undefined;
   readonly metricsKey?: string;
+  /** Where masks are asked for. */
+  readonly edgeUrl?: string;
 };
 
 export async function serveModel(
   model: ServedModel,
   limits: Partial<ApiLimits> = {},
-  { jobs, ...more }: ServeOptions = {},
+  options: ServeOptions = {},
 ): Promise<TestServer> {
+  const api = await apiOptions(model, limits, options);
+  const server = await startServer(api.options, { port: 0, hostname: '127.0.0.1' });
+  return {
+    ...server,
+    client: new OpenAI({ baseURL: `${server.url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 }),
+    logs: api.logs,
+    post: (path, body, init) =>
+      fetch(server.url + path, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': 'application/json' },
+        body: typeof body === 'string' ? body : JSON.stringify(body),
+        ...init,
+      }),
+    async [Symbol.asyncDispose]() {
+      await server.close();
+      await api.close();
+    },
+  };
+}
+
+/** What an API over a model is opened with, folders of its own among it. */
+export async function apiOptions(
+  model: ServedModel,
+  limits: Partial<ApiLimits> = {},
+  { jobs, ...more }: ServeOptions = {},
+): Promise<{ readonly options: ApiOptions; readonly logs: () => string; close(): Promise<void> }> {
   const { audience } = { audience: AUDIENCE, ...more };
   const home = await mkdtemp(join(tmpdir(), 'maskroute-api-'));
   let logs = '';
@@ -53,37 +86,25 @@ export async function serveModel(
     threads: 1,
     onError: (detail) => log.error(detail),
   });
-  const server = await startServer(
-    {
-      model,
-      masks: createMaskRegistry({
-        folder: join(home, 'masks'),
-        model: model.engine.model,
-        backendKey: BACKEND_KEY,
-        edgeUrl: undefined,
-        warn: (message, detail) => log.warn(detail, message),
-      }),
-      encoders,
-      jobs,
-      keys: { backendKey: BACKEND_KEY, metricsKey: more.metricsKey, audience },
-      limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
-      log,
-    },
-    { port: 0, hostname: '127.0.0.1' },
-  );
+  const options: ApiOptions = {
+    model,
+    masks: createMaskRegistry({
+      folder: join(home, 'masks'),
+      model: model.engine.model,
+      backendKey: BACKEND_KEY,
+      edgeUrl: more.edgeUrl,
+      warn: (message, detail) => log.warn(detail, message),
+    }),
+    encoders,
+    jobs,
+    keys: { backendKey: BACKEND_KEY, metricsKey: more.metricsKey, audience },
+    limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
+    log,
+  };
   return {
-    ...server,
-    client: new OpenAI({ baseURL: `${server.url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 }),
+    options,
     logs: () => logs,
-    post: (path, body, init) =>
-      fetch(server.url + path, {
-        method: 'POST',
-        headers: { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': 'application/json' },
-        body: typeof body === 'string' ? body : JSON.stringify(body),
-        ...init,
-      }),
-    async [Symbol.asyncDispose]() {
-      await server.close();
+    async close() {
       await encoders.close();
       await rm(home, { recursive: true, force: true });
     },
@@ -93,7 +114,7 @@ export async function serveModel(
 /** Waits until `condition` holds. @throws Error after `limit_ms`. */
 export async function eventually(
   condition: () => boolean | Promise<boolean>,
-  limit_ms = 10_000,
+  limit_ms = 20_000,
 ): Promise<void> {
   const until = Date.now() + limit_ms;
   while (!(await condition())) {

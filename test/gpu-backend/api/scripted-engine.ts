@@ -7,7 +7,9 @@ import type { ServedModel, TokenText } from '../../../gpu-backend/api/parts.ts';
 import type {
   Engine,
   EngineEvent,
+  EngineModel,
   GenerateRequest,
+  Timings,
   TokenLogprob,
 } from '../../../gpu-backend/engine/engine.ts';
 import type { ModelHash } from '../../../shared/mask/mask.ts';
@@ -23,17 +25,31 @@ export type Script = {
   /** Token ids of the answer; without an end token it goes on until `maxTokens`, repeating the last. */
   readonly answer: (request: GenerateRequest) => readonly number[];
   readonly prefill_ms?: number;
-  readonly step_ms?: number;
+  /** Before each token; or before the one of this number. */
+  readonly step_ms?: number | ((token: number) => number);
   /** Thrown after so many tokens. */
   readonly failure?: { readonly afterTokens: number; readonly error: Error };
+  /** After so many tokens it is silent, until the request is cancelled. */
+  readonly stallsAfter?: number;
+  readonly onStall?: () => void;
   readonly slots?: number;
   readonly queueCapacity?: number;
+  /** What a full line says of coming back; 1 unless given. */
+  readonly retryAfter_s?: number;
   readonly contextTokens?: number;
   /** Ignores cancellation: what a hung runtime looks like. */
   readonly hangs?: boolean;
   /** What a thread that is stuck looks like. */
   readonly silence_ms?: number;
+  /** What an answer of so many tokens took. */
+  readonly timings?: (tokens: number) => Timings;
+  /** What the engine says of itself instead of the truth. */
+  readonly stats?: Partial<ReturnType<Engine['stats']>>;
+  /** What is different for one request. */
+  readonly of?: (request: GenerateRequest) => Partial<Script> | undefined;
 };
+
+const TIMINGS: Timings = { queue_ms: 1, prefill_ms: 2, decode_ms: 3, stepGap_ms: 4 };
 
 export type ScriptedEngine = Engine & {
   readonly requests: GenerateRequest[];
@@ -44,7 +60,10 @@ export type ScriptedEngine = Engine & {
 
 export const bytesOf = (text: string): number[] => [...new TextEncoder().encode(text)];
 
-export function scriptedEngine(initial: Script): ScriptedEngine {
+export function scriptedEngine(
+  initial: Script,
+  model: Pick<EngineModel, 'hash' | 'blockCount'> = { hash: MODEL_HASH, blockCount: 8 },
+): ScriptedEngine {
   const waiting: (() => void)[] = [];
   let running = 0;
   let generated = 0;
@@ -56,7 +75,8 @@ export function scriptedEngine(initial: Script): ScriptedEngine {
       return true;
     }
     if (waiting.length >= (script.queueCapacity ?? 16)) {
-      throw new MaskrouteError('queue_full', 'The waiting line is full.', { retryAfter_s: 1 });
+      const { retryAfter_s = 1 } = script;
+      throw new MaskrouteError('queue_full', 'The waiting line is full.', { retryAfter_s });
     }
     return new Promise((resolve) => {
       // A slot that is handed on stays taken, so `running` does not change.
@@ -81,16 +101,15 @@ export function scriptedEngine(initial: Script): ScriptedEngine {
     ended: [],
     script: initial,
     model: {
-      hash: MODEL_HASH,
-      blockCount: 8,
+      ...model,
       get contextTokens() {
         return engine.script.contextTokens ?? 512;
       },
       vocabularySize: VOCABULARY,
     },
     async *generate(request, signal): AsyncGenerator<EngineEvent, void> {
-      const { script } = engine;
       engine.requests.push(request);
+      const script = { ...engine.script, ...engine.script.of?.(request) };
       const admitted = await admit(script, signal);
       let tokens = 0;
       let reason: 'stop' | 'length' | 'cancelled' = 'cancelled';
@@ -108,13 +127,21 @@ export function scriptedEngine(initial: Script): ScriptedEngine {
         for (;;) {
           if (signal.aborted) break;
           if (script.failure?.afterTokens === tokens) throw script.failure.error;
+          if (script.stallsAfter === tokens) {
+            script.onStall?.();
+            if (signal.aborted) break;
+            await new Promise((resolve) => signal.addEventListener('abort', resolve));
+            break;
+          }
           const tokenId = answer[Math.min(tokens, answer.length - 1)]!;
           reason = tokens >= request.maxTokens ? 'length' : 'stop';
           const logprob = request.logprobs === undefined ? undefined : logprobOf(tokenId, request.logprobs);
           if (reason === 'stop' && request.stopTokenIds.includes(tokenId)) stopLogprob = logprob;
           if (reason === 'length' || request.stopTokenIds.includes(tokenId)) break;
           reason = 'cancelled';
-          if (script.step_ms) await sleep(script.step_ms, undefined, { signal }).catch(() => {});
+          const { step_ms = 0 } = script;
+          const pause_ms = typeof step_ms === 'number' ? step_ms : step_ms(tokens);
+          if (pause_ms > 0) await sleep(pause_ms, undefined, { signal }).catch(() => {});
           if (signal.aborted) break;
           tokens++;
           generated++;
@@ -127,7 +154,7 @@ export function scriptedEngine(initial: Script): ScriptedEngine {
           promptTokens: request.promptTokenIds.length,
           completionTokens: tokens,
           cachedTokens: 0,
-          timings: { queue_ms: 1, prefill_ms: 2, decode_ms: 3, stepGap_ms: 4 },
+          timings: script.timings?.(tokens) ?? TIMINGS,
         };
       } finally {
         if (admitted) leave();
@@ -144,6 +171,7 @@ export function scriptedEngine(initial: Script): ScriptedEngine {
       stepsTotal: generated,
       promptTokensTotal: 0,
       generatedTokensTotal: generated,
+      ...engine.script.stats,
     }),
     failure: undefined,
     silence_ms: () => engine.script.silence_ms ?? 0,

@@ -71,12 +71,10 @@ describe('the load', () => {
 
 describe('a deadline', () => {
   it('that passes before the answer ends the work with 504', async () => {
-    engine.script = { ...script, step_ms: 5000 };
-    const started_ms = performance.now();
+    engine.script = { ...script, step_ms: 600_000 };
     const response = await server.post(CHAT, body(), within('100'));
     expect(response.status).toBe(504);
     expect(await response.json()).toMatchObject({ error: { code: 'deadline_exceeded' } });
-    expect(performance.now() - started_ms).toBeLessThan(2000);
     await eventually(async () => engine.stats().requestsRunning === 0);
   });
 

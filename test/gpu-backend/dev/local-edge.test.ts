@@ -62,7 +62,7 @@ describe('the edge on this machine', () => {
       const ask = async () => {
         const asked_ms = performance.now();
         const answer = await (await fetch(`${edge.url}/readyz`)).json();
-        expect(performance.now() - asked_ms).toBeLessThan(8_000);
+        expect(performance.now() - asked_ms).toBeLessThan(25_000);
         return answer as { checks: Record<string, string>; routing_table_age_s: number | null };
       };
       expect((await ask()).checks).toMatchObject({ database: 'ok', routing_table: 'ok' });

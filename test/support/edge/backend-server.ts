@@ -1,382 +1,325 @@
 /**
- * A small backend that speaks the real protocol over a real socket, records what it is asked, and behaves as
- * the test wishes: the `user` field names the behaviour. Only its answers' text is made up.
+ * The backends of the edge's tests: the real app over a scripted engine, on a real socket. One server stands for all
+ * of them and keeps what each was asked. A test says how a backend is (`POST /mood/NAME`), or what one request meets
+ * (by its field `user`, which backends ignore). What no app would send comes from broken-backend.ts.
  */
-import { once } from 'node:events';
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { getRequestListener } from '@hono/node-server';
+import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
+import { LRUCache } from 'lru-cache';
+import { createApp } from '../../../gpu-backend/api/api-app.ts';
 import { type Authenticate, createAuthenticator } from '../../../gpu-backend/api/auth.ts';
-import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
-import { toMaskrouteError } from '../../../shared/wire/errors.ts';
-import { BACKEND_KEY, ENCODER, MODEL, type Recorded, STREAM_PAUSE_ms } from './constants.ts';
+import {
+  type ApiLimits,
+  type ApiParts,
+  Lifecycle,
+  openParts,
+  type ServedModel,
+  type TokenText,
+} from '../../../gpu-backend/api/parts.ts';
+import type { EncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
+import { type ModelHash, maskBits, maskId, sparsity } from '../../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { messageText } from '../../../shared/wire/openai.ts';
+import { internalMaskPath, type MaskRecord } from '../../../shared/wire/protocol.ts';
+import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
+import { apiOptions } from '../../gpu-backend/api/harness.ts';
+import { END_TOKEN, type Script, scriptedEngine } from '../../gpu-backend/api/scripted-engine.ts';
+import { CUT, FORGOTTEN, gatewayPage, UNASKED, wrongVectors } from './broken-backend.ts';
+import { BACKEND_KEY, ENCODER, MODEL, type Recorded, STREAM_PAUSE_ms, TEST_MASKS } from './constants.ts';
 import { vectorOf } from './encoder-server.ts';
-import { listen, type RunningServer, readText } from './http-server.ts';
+import { listen, type RunningServer } from './http-server.ts';
 
-export function startBackend(): Promise<RunningServer> {
+const error = (code: ConstructorParameters<typeof MaskrouteError>[0]) =>
+  new MaskrouteError(code, `the backend says ${code}`);
+
+/** Three tokens; where log-probabilities are asked for, four, the third of which is another one under a mask. */
+const USUAL: Script = {
+  answer: ({ logprobs, plan }) =>
+    logprobs === undefined ? [0, 1, 2, END_TOKEN] : [0, 1, sparsity(plan.mask) === 0 ? 2 : 12, 3, END_TOKEN],
+  timings: (tokens) => ({ queue_ms: 1, prefill_ms: 2, decode_ms: 10 * tokens, stepGap_ms: 4 }),
+  slots: 1_000,
+  queueCapacity: 64,
+  contextTokens: 2048,
+};
+
+const failing = (afterTokens: number, code: Parameters<typeof error>[0]): Partial<Script> => ({
+  failure: { afterTokens, error: error(code) },
+});
+
+/** The first token of a stream comes at once. */
+const PACED: Partial<Script> = { step_ms: (token) => (token === 0 ? 0 : STREAM_PAUSE_ms) };
+
+/** What the engine does with one request, by name. */
+const SCRIPTS: Readonly<Record<string, Partial<Script>>> = {
+  sick: failing(0, 'engine_failed'),
+  'sick-late': failing(3, 'engine_failed'),
+  'spent-stopping': failing(3, 'not_ready'),
+  deadline: failing(3, 'deadline_exceeded'),
+  'deadline-mid-stream': failing(3, 'deadline_exceeded'),
+  'slow-refusal': { prefill_ms: 400, ...failing(0, 'model_not_found') },
+  'slow-first': { prefill_ms: 400 },
+  'slow-whole': { prefill_ms: 400 },
+  'slow-tokens': { prefill_ms: 8 * STREAM_PAUSE_ms },
+  'stream-forever': { answer: () => [0] },
+  hang: { stallsAfter: 0 },
+  busy: { step_ms: 0, stallsAfter: 3 },
+  'die-mid-stream': { stallsAfter: 2 },
+  'vanish-mid-stream': { stallsAfter: 2 },
+  'stall-mid-stream': { stallsAfter: 2 },
+  'vanish-after-many': { answer: () => [0], step_ms: 2, stallsAfter: 400 },
+};
+
+/** A backend that is set up in another way, for requests of this name. */
+type Setup = {
+  readonly script?: Partial<Script>;
+  readonly limits?: Partial<ApiLimits>;
+  readonly door?: 'strict' | 'locked';
+  /** Another process than the one that answered: it knows no answer. */
+  readonly isNew?: boolean;
+  readonly knowsMasks?: boolean;
+};
+const SMALL: Setup = { script: { contextTokens: 1 } };
+const SETUPS: Readonly<Record<string, Setup>> = {
+  usual: {},
+  loaded: { script: { stats: { requestsRunning: 8, requestsWaiting: 3 } } },
+  strict: { door: 'strict' },
+  unauthorized: { door: 'locked' },
+  restarted: { isNew: true },
+  'queue-full': { script: { slots: 0, queueCapacity: 0, retryAfter_s: 7 } },
+  'masks-unknown': { knowsMasks: false },
+  'too-long': SMALL,
+  'too-long-unmeasured': SMALL,
+  'slow-tokens': { limits: { commit_ms: 1, keepalive_ms: STREAM_PAUSE_ms } },
+};
+/** Those that are so whatever is asked. */
+const MOODS_OF_ALL = new Set(['loaded', 'strict']);
+
+const COMPLETIONS = new Set(['/v1/chat/completions', '/v1/completions']);
+
+type App = ReturnType<typeof createApp>;
+
+/** One backend, until it is told to stop; then another process takes its place. */
+type Backend = {
+  mood: string;
+  lifecycle: Lifecycle;
+  recentAnswers: ApiParts['recentAnswers'];
+  /** By setup. */
+  apps: Map<string, Promise<App>>;
+  /** What each request meets, by its id. */
+  readonly met: Map<string, Partial<Script>>;
+};
+const newAnswers = (): ApiParts['recentAnswers'] => new LRUCache({ max: 5_000 });
+const freshProcess = () => ({
+  lifecycle: new Lifecycle(),
+  recentAnswers: newAnswers(),
+  apps: new Map<string, Promise<App>>(),
+});
+
+export async function startBackend(): Promise<RunningServer> {
+  const backends = new Map<string, Backend>();
   const recorded = new Map<string, Recorded>();
   /** The backends that saw a request, in turn. */
   const places = new Map<string, string[]>();
-  const moods = new Map<string, string>();
-  /** By place and completion. */
-  const answers = new Map<string, MadeAnswer>();
-  return listen(async (request, response) => {
-    // One server stands for many backends: `/at/NAME` is the address of one, `/mood/NAME` says how it is today.
-    const [, place = '', path = request.url ?? ''] = /^\/at\/([^/]+)(.*)$/.exec(request.url ?? '') ?? [];
+  const forgotten = new Set<string>();
+  const closing: (() => Promise<void>)[] = [];
+
+  const at = (place: string): Backend => {
+    const found = backends.get(place) ?? { mood: 'good', met: new Map(), ...freshProcess() };
+    backends.set(place, found);
+    return found;
+  };
+
+  function setMood(backend: Backend, mood: string): void {
+    backend.mood = mood;
+    if (mood === 'stopping') void backend.lifecycle.drain(30_000, 3_000);
+    else if (backend.lifecycle.draining) Object.assign(backend, freshProcess());
+  }
+
+  function appOf(place: string, backend: Backend, name: string): Promise<App> {
+    const { apps, lifecycle, recentAnswers, met } = backend;
+    const known = apps.get(name);
+    if (known !== undefined) return known;
+    const make = async () => {
+      const { script, limits, door, isNew, knowsMasks = true } = SETUPS[name]!;
+      const of: Script['of'] = ({ requestId }) => met.get(requestId.replace(/#\d+$/, ''));
+      const { options, close } = await apiOptions(
+        servedModel({ ...USUAL, ...script, of }),
+        limits,
+        // The server is the edge as well, for masks.
+        { edgeUrl: knowsMasks ? server.url : strangeEdge.url },
+      );
+      closing.push(close);
+      const audience = place === '' ? server.url : `${server.url}/at/${place}`;
+      return createApp({
+        ...(await openParts(options)),
+        encoders,
+        lifecycle,
+        recentAnswers: isNew ? newAnswers() : recentAnswers,
+        authenticate:
+          door === 'strict'
+            ? await createAuthenticator(BACKEND_KEY, { audience })
+            : door === 'locked'
+              ? await createAuthenticator('the-key-of-another-edge')
+              : anyClock,
+      });
+    };
+    const app = make();
+    apps.set(name, app);
+    return app;
+  }
+
+  async function handle(
+    request: Request,
+    { incoming, outgoing }: { incoming: IncomingMessage; outgoing: ServerResponse },
+  ): Promise<Response> {
+    const [, place = '', path = incoming.url!] = /^\/at\/([^/]+)(.*)$/.exec(incoming.url!) ?? [];
     if (path.startsWith('/mood/')) {
-      moods.set(path.slice('/mood/'.length), await readText(request));
-      return json(response, 200, {});
+      const name = path.slice('/mood/'.length);
+      const next = await request.text();
+      setMood(at(name), next);
+      // It is there before its first request, whose time may be short.
+      await appOf(name, at(name), SETUPS[next] === undefined ? 'usual' : next);
+      return Response.json({});
     }
-    const mood = moods.get(place) ?? 'good';
-    if (mood === 'down') {
-      response.destroy();
-      return;
-    }
-    if (mood === 'mute') return;
+    const backend = at(place);
+    const { mood } = backend;
+    if (mood === 'down') outgoing.destroy();
+    if (mood === 'down' || mood === 'mute') return RESPONSE_ALREADY_SENT;
     if (path.startsWith('/recorded/')) {
       const id = decodeURIComponent(path.slice('/recorded/'.length));
       const entry = recorded.get(id);
-      return json(response, 200, entry === undefined ? null : { ...entry, places: places.get(id) });
+      return Response.json(entry === undefined ? null : { ...entry, places: places.get(id) });
     }
-    const text = await readText(request);
+    const mask = MASKS.get(path);
+    if (mask !== undefined) return Response.json(mask);
+
+    const text = await request.text();
     const entry: Recorded = {
       path,
       place,
-      headers: request.headers as Record<string, string>,
+      headers: incoming.headers as Record<string, string>,
       body: text === '' ? null : JSON.parse(text),
       hungUp: false,
       sent_bytes: 0,
     };
-    if (mood === 'strict') {
-      const refused = await strict(place, request);
-      if (refused !== undefined) return json(response, 401, refused);
-    }
-    const id = String(request.headers['x-request-id']);
+    const id = String(incoming.headers['x-request-id']);
     places.set(id, [...(places.get(id) ?? []), place]);
     recorded.set(id, entry);
-    response.on('close', () => {
-      entry.hungUp = !response.writableFinished;
+    const left = new AbortController();
+    const stall = Promise.withResolvers<void>();
+    /** What a backend that is `busy` has made does not depend on how long the edge waits for it. */
+    let heardOf: Promise<void> = Promise.resolve();
+    outgoing.on('close', () => {
+      entry.hungUp = !outgoing.writableFinished;
+      if (entry.hungUp) heardOf.then(() => left.abort());
     });
-    if (mood.startsWith('gateway-')) return page(response, Number(mood.slice('gateway-'.length)));
-    if (path === '/readyz') return json(response, 200, { status: 'ready' });
-    if (path === '/v1/models') return json(response, 200, modelList());
-    if (path.startsWith('/v1/answers/'))
-      return cost(answers.get(`${place}/${path.slice('/v1/answers/'.length)}`), response);
-    if (path === '/v1/load') return json(response, 200, { ...LOAD, ...loads[mood] });
-    if (path === '/v1/encoders') return json(response, 200, { object: 'list', data: [ENCODER_ENTRY] });
-    if (path === '/v1/embeddings') return embeddings(entry.body?.input as string[], response);
-    response.setHeader('x-maskroute-load', loadHeader(mood));
-    const made = beginAnswer(entry);
-    answers.set(`${place}/${made.completion}`, made);
-    const finish = () => {
-      made.finished = true;
+    if (mood.startsWith('gateway-')) {
+      gatewayPage(outgoing, Number(mood.slice('gateway-'.length)));
+      return RESPONSE_ALREADY_SENT;
+    }
+
+    const ask = async (setup: string, body = text): Promise<Response> => {
+      const app = await appOf(place, backend, setup);
+      const { method } = request;
+      const headers = new Headers(request.headers);
+      if (body !== text) headers.delete('content-length');
+      const init = { method, headers, signal: left.signal, ...(body === '' ? {} : { body }) };
+      return await app.fetch(new Request(new URL(path, server.url), init), { incoming, outgoing });
     };
-    response.on('close', finish);
-    if (response.destroyed) finish();
-    // Nobody waits for longer; the real backend stops then, too.
-    setTimeout(finish, Number(request.headers[BACKEND_HEADERS.deadline])).unref();
-    await answer(
-      ['good', 'loaded', 'strict'].includes(mood) ? String(entry.body?.user ?? '') : mood,
-      entry,
-      response,
-      made,
-    );
-  });
-}
-
-const doors = new Map<string, Promise<Authenticate>>();
-
-/** Whom the real backend would not let in, by its own code and clock; undefined for everyone else. */
-async function strict(place: string, { headers, socket }: IncomingMessage): Promise<object | undefined> {
-  const audience = `http://127.0.0.1:${socket.localPort}/at/${place}`;
-  const door = doors.get(place) ?? createAuthenticator(BACKEND_KEY, { audience });
-  doors.set(place, door);
-  try {
-    await (await door)(headers.authorization);
-    return undefined;
-  } catch (error) {
-    return toMaskrouteError(error).toWire();
+    const wrong = path === '/v1/embeddings' && wrongVectors(entry.body?.input as string[]);
+    if (wrong) return Response.json({ object: 'list', model: 'test-encoder', data: embeddingsOf(wrong) });
+    if (!COMPLETIONS.has(path)) {
+      const isForgotten = forgotten.has(path.replace('/v1/answers/', ''));
+      return await ask(isForgotten ? 'restarted' : MOODS_OF_ALL.has(mood) ? mood : 'usual');
+    }
+    const name = mood === 'good' || MOODS_OF_ALL.has(mood) ? String(entry.body?.user ?? mood) : mood;
+    const setup = [name, mood].find((one) => SETUPS[one] !== undefined) ?? 'usual';
+    const isStream = entry.body?.stream === true;
+    backend.met.set(id, { ...(isStream && PACED), ...SCRIPTS[name], onStall: stall.resolve });
+    if (name === 'busy') heardOf = stall.promise;
+    const { completion } = (entry.body?.maskroute ?? {}) as { completion?: string };
+    if (FORGOTTEN.has(name)) forgotten.add(completion!);
+    const unasked = UNASKED[name];
+    if (unasked !== undefined) {
+      await unasked(outgoing, entry);
+      return RESPONSE_ALREADY_SENT;
+    }
+    const cut = CUT[name];
+    if (cut !== undefined) {
+      await cut(ask(setup), outgoing);
+      return RESPONSE_ALREADY_SENT;
+    }
+    // Somebody's backend that knows no streams.
+    return await ask(setup, name === 'slow-whole' ? JSON.stringify({ ...entry.body, stream: false }) : text);
   }
+
+  /** Another edge, which has none of our masks. */
+  const strangeEdge = await listen((_request, response) => response.writeHead(404).end());
+  const server = await listen(getRequestListener(handle as never, { overrideGlobalObjects: false }));
+  await appOf('', at(''), 'usual');
+  return {
+    url: server.url,
+    async close() {
+      await Promise.all([server.close(), strangeEdge.close()]);
+      for (const close of closing) await close();
+    },
+  };
 }
 
-/** What the real backend counts: here a token a word of the prompt, and a token a chunk. */
-type MadeAnswer = {
-  readonly completion: string;
-  readonly prompt_tokens: number;
-  completion_tokens: number;
-  finished: boolean;
-  /** As of a backend that was started again. */
-  forgotten: boolean;
+/** What the edge answers when a backend asks it for a mask. */
+const MASKS: ReadonlyMap<string, MaskRecord> = new Map(
+  TEST_MASKS.map((mask) => {
+    const modelHash = MODEL.hash as ModelHash;
+    const id = maskId(modelHash, mask);
+    const record = { id, modelHash, blockCount: MODEL.blockCount, bits: maskBits(mask) };
+    return [internalMaskPath(id), record];
+  }),
+);
+
+const tokenKey = importTokenKey(BACKEND_KEY);
+
+/** Tests move the edge's clock, so this door goes by the clock of whoever signed; `strict` by its own. */
+const anyClock: Authenticate = async (authorization) => {
+  const token = authorization?.replace(/^Bearer /, '') ?? '';
+  const payload = Buffer.from(token.split('.')[1] ?? '', 'base64url').toString() || '{}';
+  const { tenant, edge, scope } = await verifyToken(await tokenKey, token, JSON.parse(payload).issuedAt_s);
+  return { tenant, edge: edge === '' ? undefined : edge, mayRunJobs: scope === 'jobs' };
 };
 
-const WORDS = 3;
-
-function beginAnswer({ body }: Recorded): MadeAnswer {
-  const { completion = 'none' } = (body?.maskroute ?? {}) as { completion?: string };
-  const text = JSON.stringify(body?.messages ?? body?.prompt ?? '');
-  const prompt_tokens = text.split(' ').length;
-  return { completion, prompt_tokens, completion_tokens: 0, finished: false, forgotten: false };
-}
-
-const infoOf = ({ body }: Recorded, { prompt_tokens, completion_tokens }: MadeAnswer) => ({
-  maskroute: {
-    ...(body?.maskroute as object | undefined),
-    ...{ queue_ms: 1, prefill_ms: 2, decode_ms: 10 * completion_tokens, prompt_tokens, completion_tokens },
-  },
+const servedModel = (script: Script): ServedModel => ({
+  name: MODEL.id,
+  created_s: 0,
+  engine: scriptedEngine(script, { hash: MODEL.hash as ModelHash, blockCount: MODEL.blockCount }),
+  text: wordText,
+  endTokenIds: [END_TOKEN],
 });
 
-function cost(made: MadeAnswer | undefined, response: ServerResponse): void {
-  if (made === undefined || made.forgotten) json(response, 404, wireError('not_found'));
-  else {
-    const { finished, prompt_tokens, completion_tokens } = made;
-    json(response, 200, { object: 'maskroute.answer', finished, prompt_tokens, completion_tokens });
-  }
-}
-
-async function answer(
-  behaviour: string,
-  entry: Recorded,
-  response: ServerResponse,
-  made: MadeAnswer,
-): Promise<void> {
-  switch (behaviour) {
-    case 'hang':
-      return;
-    case 'busy':
-      made.completion_tokens = WORDS;
-      return;
-    case 'die':
-      response.destroy();
-      return;
-    case 'html':
-      response.writeHead(200, { 'content-type': 'text/html' }).end('<h1>It works!</h1>');
-      return;
-    case 'empty':
-      response.writeHead(200, { 'content-type': 'application/json', 'content-length': 0 }).end();
-      return;
-    case 'bad-error':
-      response.writeHead(500, { 'content-type': 'application/json' }).end('{"oops":true}');
-      return;
-    case 'foreign-error':
-      // As some balancers word it.
-      return json(response, 502, { error: { code: 502, message: 'no healthy upstream' } });
-    case 'unauthorized':
-      return json(response, 401, wireError('expired_token'));
-    case 'redirect':
-      response.writeHead(302, { location: 'http://127.0.0.1:1/' }).end();
-      return;
-    case 'sick':
-      return json(response, 500, wireError('engine_failed'));
-    case 'stopping':
-      response.setHeader('retry-after', '5');
-      return json(response, 503, wireError('not_ready'));
-    case 'sick-late':
-      made.completion_tokens = WORDS;
-      return json(response, 500, wireError('engine_failed'));
-    case 'too-long':
-      return json(response, 400, wireError('context_length_exceeded'));
-    case 'spent-stopping':
-      made.completion_tokens = WORDS;
-      return json(response, 503, wireError('not_ready'));
-    case 'half-dead':
-      made.completion_tokens = WORDS;
-      response.destroy();
-      return;
-    case 'deadline':
-      made.completion_tokens = WORDS;
-      return json(response, 504, wireError('deadline_exceeded'));
-    case 'deadline-mid-stream':
-      made.completion_tokens = WORDS;
-      response.writeHead(200, { 'content-type': 'text/event-stream' });
-      response.end(`event: error\ndata: ${JSON.stringify(wireError('deadline_exceeded'))}\n\n`);
-      return;
-    case 'slow-first': {
-      await new Promise((resolve) => setTimeout(resolve, 400));
-      return await stream(entry, response, made, 1);
-    }
-    case 'slow-refusal': {
-      await new Promise((resolve) => setTimeout(resolve, 400));
-      return json(response, 404, wireError('model_not_found'));
-    }
-    case 'slow-whole': {
-      await new Promise((resolve) => setTimeout(resolve, 400));
-      if (response.destroyed) return;
-      made.completion_tokens = WORDS;
-      return json(response, 200, infoOf(entry, made));
-    }
-    case 'half-event':
-      response.writeHead(200, { 'content-type': 'text/event-stream' });
-      response.write('data: {"choices":[]}\n\ndata: {"choi');
-      await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
-      response.destroy();
-      return;
-    case 'half-whole':
-    case 'half-whole-vanishes':
-      made.forgotten = behaviour === 'half-whole-vanishes';
-      made.completion_tokens = WORDS;
-      response.writeHead(200, { 'content-type': 'application/json', 'content-length': 1000 });
-      response.write('{"id":"chatcmpl-');
-      await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
-      response.destroy();
-      return;
-    case 'stall-whole':
-      // A whole answer is over when it begins to be sent.
-      Object.assign(made, { completion_tokens: WORDS, finished: true });
-      response.writeHead(200, { 'content-type': 'application/json', 'content-length': 1000 });
-      response.write('{"id":"chatcmpl-');
-      return;
-    case 'unsized':
-      made.completion_tokens = WORDS;
-      response.writeHead(200, { 'content-type': 'application/json' });
-      response.write('{"object":"chat.completion",');
-      await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
-      response.end(JSON.stringify(infoOf(entry, made)).slice(1));
-      return;
-    case 'queue-full':
-      response.setHeader('retry-after', '7');
-      return json(response, 429, wireError('queue_full'));
-    case 'masks-unknown':
-      if (entry.body?.mask === 'dense') return json(response, 200, infoOf(entry, made));
-      return json(response, 400, wireError('unknown_mask', 'mask'));
-    case 'too-long-unmeasured':
-      made.forgotten = true;
-      return json(response, 400, wireError('context_length_exceeded'));
-    case 'unknown-model':
-      return json(response, 404, wireError('model_not_found'));
-    case 'flood':
-      return await flood(entry, response);
-    case 'stream-forever':
-      return await stream(entry, response, made, Number.POSITIVE_INFINITY);
-    case 'die-mid-stream':
-      return await stream(entry, response, made, 2, 'die');
-    case 'vanish-mid-stream':
-      made.forgotten = true;
-      return await stream(entry, response, made, 2, 'die');
-    case 'vanish-after-many':
-      made.forgotten = true;
-      return await stream(entry, response, made, 400, 'die', 2);
-    case 'stall-mid-stream':
-      return await stream(entry, response, made, 2, 'stall');
-    case 'slow-tokens':
-      return await slowTokens(response);
-    default:
-      if (entry.body?.stream === true) return await stream(entry, response, made, WORDS);
-      made.completion_tokens = Math.min(WORDS, Number(entry.body?.max_tokens ?? WORDS));
-      return json(response, 200, {
-        id: `chatcmpl-${made.completion}`,
-        object: 'chat.completion',
-        ...(entry.body?.logprobs ? { choices: [{ index: 0, logprobs: logprobsOf(entry) }] } : {}),
-        ...infoOf(entry, made),
-      });
-  }
-}
-
-/** The third of four tokens is another one under a mask. */
-function logprobsOf({ body }: Recorded): object {
-  const tokens = ['one', 'two', body?.mask === 'dense' ? 'three' : 'drei', 'four'];
-  return body?.messages === undefined ? { tokens } : { content: tokens.map((token) => ({ token })) };
-}
-
-async function stream(
-  entry: Recorded,
-  response: ServerResponse,
-  made: MadeAnswer,
-  chunks: number,
-  end: 'well' | 'die' | 'stall' = 'well',
-  pause_ms = STREAM_PAUSE_ms,
-): Promise<void> {
-  response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
-  for (let i = 0; i < chunks && !response.destroyed; i++) {
-    made.completion_tokens++;
-    const last = i === chunks - 1 && end === 'well' ? infoOf(entry, made) : {};
-    const choices = [{ index: 0, delta: { content: `t${i}` } }];
-    response.write(`data: ${JSON.stringify({ id: `chatcmpl-${made.completion}`, choices, ...last })}\n\n`);
-    await new Promise((resolve) => setTimeout(resolve, pause_ms));
-  }
-  if (end === 'die') response.destroy();
-  else if (end === 'well') response.end('data: [DONE]\n\n');
-}
-
-/** A token only after many comments, as a backend sends them whose engine takes its time. */
-async function slowTokens(response: ServerResponse): Promise<void> {
-  response.writeHead(200, { 'content-type': 'text/event-stream' });
-  for (let i = 0; i < 8; i++) {
-    response.write(': keepalive\n\n');
-    await new Promise((resolve) => setTimeout(resolve, STREAM_PAUSE_ms));
-  }
-  response.end('data: {"choices":[]}\n\ndata: [DONE]\n\n');
-}
-
-const FLOOD_BYTES = 64 * 1024 * 1024;
-
-/** As fast as the other side reads. */
-async function flood(entry: Recorded, response: ServerResponse): Promise<void> {
-  const chunk = `data: ${'x'.repeat(64 * 1024)}\n\n`;
-  response.writeHead(200, { 'content-type': 'text/event-stream' });
-  const closed = once(response, 'close');
-  for (; entry.sent_bytes < FLOOD_BYTES && !response.destroyed; entry.sent_bytes += chunk.length) {
-    if (!response.write(chunk)) await Promise.race([once(response, 'drain'), closed]);
-  }
-  response.end();
-}
-
-const LOAD = {
-  object: 'maskroute.load',
-  model: MODEL.id,
-  running: 0,
-  waiting: 0,
-  capacity: 64,
-  draining: false,
-  hot_masks: [],
+/** A token a word, `t` and a number. */
+const wordText: TokenText = {
+  tokenBytesMax: 64,
+  async encode(job, { spent }) {
+    const texts = job.type === 'chat' ? [job.messages.map(messageText).join(' ')] : job.texts;
+    const prompts = texts.map((text) => Int32Array.from(text.split(' '), (word) => word.length % 256));
+    spent.tokens = prompts.reduce((sum, { length }) => sum + length, 0);
+    if (prompts.some(({ length }) => length > job.tokensMax)) return { type: 'too_long' };
+    return { type: 'encoded', prompts };
+  },
+  tokenBytes: (id) => new TextEncoder().encode(`t${id}`),
+  createDecoder: () => ({ push: (id) => `t${id}`, flush: () => '' }),
 };
-
-const loads: Record<string, object> = {
-  loaded: { running: 8, waiting: 3 },
-  stopping: { draining: true },
-};
-const loadHeader = (mood: string) =>
-  mood === 'loaded' ? 'running=8;waiting=3;capacity=64' : 'running=0;waiting=0;capacity=64';
-
-const ENCODER_ENTRY = { id: 'test-encoder', object: 'maskroute.encoder', encoder: ENCODER };
 
 /** The faults are those of the encoder server. */
-function embeddings(texts: string[], response: ServerResponse): void {
-  const is = (fault: string) => texts.some((text) => text.startsWith(fault));
-  if (is('!hang')) return;
-  if (is('!fail')) {
-    json(response, 500, wireError('engine_failed'));
-    return;
-  }
-  const right = () => texts.map(vectorOf);
-  const wrong = { '!short': texts.map(() => [1, 2]), '!missing': [], '!words': texts.map(() => ['a', 'b']) };
-  const vectors = Object.entries(wrong).find(([fault]) => is(fault))?.[1] ?? right();
-  const data = vectors.map((embedding, index) => ({ object: 'embedding', index, embedding }));
-  json(response, 200, { object: 'list', model: 'test-encoder', data });
-}
+const encoders: EncoderService = {
+  installed: async () => ({ id: 'test-encoder', spec: ENCODER }),
+  async embed(_name, texts, signal) {
+    const is = (fault: string) => texts.some((text) => text.startsWith(fault));
+    if (is('!hang')) await new Promise((resolve) => signal.addEventListener('abort', resolve));
+    if (is('!fail')) throw error('engine_failed');
+    return { vectors: texts.map((text) => Float32Array.from(vectorOf(text))), tokens: texts.length };
+  },
+  close: async () => {},
+};
 
-/** What a proxy or a tunnel says when nothing answers behind it, whatever was asked. */
-function page(response: ServerResponse, status: number): void {
-  response.writeHead(status, { 'content-type': 'text/html' }).end(`<h1>Error ${status}</h1>`);
-}
-
-const wireError = (code: string, param: string | null = null) => ({
-  error: { message: `the backend says ${code}`, type: 'invalid_request_error', param, code },
-});
-
-const modelList = () => ({
-  object: 'list',
-  data: [
-    {
-      id: MODEL.id,
-      object: 'model',
-      created: 0,
-      owned_by: 'maskroute',
-      maskroute: { hash: MODEL.hash, block_count: MODEL.blockCount, context_tokens: 2048, dense: false },
-    },
-  ],
-});
-
-function json(response: ServerResponse, status: number, value: unknown): void {
-  const text = JSON.stringify(value);
-  response
-    .writeHead(status, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) })
-    .end(text);
-}
+const embeddingsOf = (vectors: readonly unknown[]) =>
+  vectors.map((embedding, index) => ({ object: 'embedding', index, embedding }));

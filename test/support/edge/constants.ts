@@ -1,7 +1,13 @@
 /** What the tests of the edge and the servers around it agree on. */
+import { maskFromSkippedLayers } from '../../../shared/mask/mask.ts';
 
 /** What the backend serves; the tests' mask sets are for it. */
 export const MODEL = { id: 'test-model', hash: 'a'.repeat(64), blockCount: 12 } as const;
+
+/** Those of the tests' mask sets, which backends ask the edge for. */
+export const TEST_MASKS = [1, 2, 3].map((layer) =>
+  maskFromSkippedLayers(MODEL.blockCount, { skipAttention: [layer], skipFfn: [2] }),
+);
 
 /** The pause between two chunks of a stream. */
 export const STREAM_PAUSE_ms = 150;

@@ -181,10 +181,9 @@ describe('asking again', () => {
   });
 
   it('ends its pause when the client hangs up', async () => {
-    const started_ms = performance.now();
-    await expect(pause(5_000, AbortSignal.timeout(20))).rejects.toMatchObject({ code: 'cancelled' });
-    await expect(pause(5_000, AbortSignal.abort())).rejects.toMatchObject({ code: 'cancelled' });
-    expect(performance.now() - started_ms).toBeLessThan(1_000);
+    const HOUR_ms = 3_600_000;
+    await expect(pause(HOUR_ms, AbortSignal.timeout(20))).rejects.toMatchObject({ code: 'cancelled' });
+    await expect(pause(HOUR_ms, AbortSignal.abort())).rejects.toMatchObject({ code: 'cancelled' });
   });
 });
 

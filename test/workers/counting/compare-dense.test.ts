@@ -4,7 +4,7 @@ import { describe, expect, it, vi } from 'vitest';
 import type { EdgeEvent, EdgeMessage } from '../../../shared/admin/request-event.ts';
 import { agreementOf } from '../../../workers/counting/compare-dense.ts';
 import type { Recorded } from '../../support/edge/constants.ts';
-import { call, chat, freshIsolate, goLive, newTenant, recorded } from '../support/edge.ts';
+import { call, chat, freshIsolate, goLive, newTenant, recorded, soon } from '../support/edge.ts';
 
 /** An isolate whose events are also seen here. */
 function listening(share: number) {
@@ -59,7 +59,7 @@ describe('a comparison with the dense model', () => {
     const { fetch, events } = listening(0.2);
     const texts = Array.from({ length: 100 }, () => chat(key, { mask: 'dense' }, fetch));
     for (const response of await Promise.all(texts)) await response.text();
-    await vi.waitFor(() => expect(events.filter(({ kind }) => kind === 'request')).toHaveLength(100));
+    await soon(() => expect(events.filter(({ kind }) => kind === 'request')).toHaveLength(100));
     expect(events.filter(({ kind }) => kind === 'comparison')).toEqual([]);
     const never = listening(0);
     for (let i = 0; i < 20; i++) await (await chat(key, {}, never.fetch)).text();
@@ -76,7 +76,7 @@ describe('a comparison with the dense model', () => {
       expect(response.status).toBe(200);
       await response.text();
     }
-    await vi.waitFor(() => expect(events.filter(({ kind }) => kind === 'request')).toHaveLength(30));
+    await soon(() => expect(events.filter(({ kind }) => kind === 'request')).toHaveLength(30));
   });
 });
 

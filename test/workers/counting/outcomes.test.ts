@@ -435,7 +435,7 @@ describe('a version that does worse than it may', () => {
     const bad = () => of({ status: 502, error_code: 'backend_error' });
     const delivered = deliver([bad(), bad()], { DB: d1.DB });
     // The events are counted and the publication is found: it is being judged.
-    await vi.waitFor(() => expect(d1.asked()).toBe(3), { timeout: 5_000, interval: 5 });
+    await vi.waitFor(() => expect(d1.asked()).toBe(3), { timeout: 12_000, interval: 5 });
     const again = await activate(version, { tenant });
     await delivered;
     const [newest, ...others] = await history();

@@ -12,6 +12,7 @@ import {
   freshIsolate,
   newKey,
   newTenant,
+  soon,
 } from '../support/edge.ts';
 
 afterEach(() => {
@@ -240,11 +241,12 @@ describe('while D1 is down', () => {
     await chat(key, {}, isolate);
     const started = performance.now();
     for (let i = 0; i < 10; i++) expect((await chat(key, {}, isolate)).status).toBe(200);
-    expect(performance.now() - started).toBeLessThan(1_000);
+    // Each would wait for two seconds.
+    expect(performance.now() - started).toBeLessThan(10_000);
     d1.be('good');
     later(30_000);
     const { key: other } = await newTenant();
-    await vi.waitFor(async () => expect((await chat(other, {}, isolate)).status).toBe(200), 8_000);
+    await soon(async () => expect((await chat(other, {}, isolate)).status).toBe(200));
   });
 
   it('a key unseen for an hour is no longer believed', async () => {

@@ -19,6 +19,7 @@ import {
   newKey,
   newTenant,
   say,
+  soon,
 } from '../support/edge.ts';
 
 afterEach(() => {
@@ -363,14 +364,14 @@ describe('the traffic on the map', () => {
     const other = await newTenant();
     await (await chat(own.key, say('north is cold'))).text();
     await (await chat(own.key, say('east is red'))).text();
-    await vi.waitFor(async () => expect(await traffic(own.tenant, version)).toHaveLength(1));
+    await soon(async () => expect(await traffic(own.tenant, version)).toHaveLength(1));
     const [sample] = await traffic(own.tenant, version);
     expect(sample).toMatchObject({ cluster: 0, distances: [0, DIAGONAL, DIAGONAL] });
     expect(Object.keys(sample!).sort()).toEqual(['cluster', 'created_at', 'distances']);
 
     later(6_000);
     await (await chat(own.key, say('east is red'))).text();
-    await vi.waitFor(async () => expect(await traffic(own.tenant, version)).toHaveLength(2));
+    await soon(async () => expect(await traffic(own.tenant, version)).toHaveLength(2));
     expect((await traffic(own.tenant, version))[0]).toMatchObject({ cluster: 1 });
     expect(await traffic(other.tenant, version)).toEqual([]);
     const { key } = await newKey({ tenant: other.tenant, kind: 'tenant_admin' });

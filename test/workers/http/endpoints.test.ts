@@ -24,6 +24,7 @@ import {
   newTenant,
   recorded,
   say,
+  soon,
 } from '../support/edge.ts';
 
 type ReadyAnswer = { status: string; checks: Record<string, string>; routing_table_age_s: number | null };
@@ -162,7 +163,7 @@ describe('feedback', () => {
     d1.be('slow');
     const asked = d1.asked();
     const answer = call('POST', '/v1/feedback', { key, body: { id, rating: 1 } }, isolate);
-    await vi.waitFor(() => expect(d1.asked()).toBeGreaterThan(asked), { interval: 5 });
+    await soon(() => expect(d1.asked()).toBeGreaterThan(asked));
     // The question to D1 is under way; were the client to leave now, this alone would go on.
     expect(held).toHaveLength(1);
     await Promise.all(held);
@@ -312,7 +313,8 @@ describe('health', () => {
       const ask = async () => {
         const asked_ms = performance.now();
         const response = await call('GET', '/readyz', {}, isolate);
-        expect(performance.now() - asked_ms).toBeLessThan(3_000);
+        // The database may be silent for ever.
+        expect(performance.now() - asked_ms).toBeLessThan(10_000);
         return { code: response.status, ...(await response.json<ReadyAnswer>()) };
       };
       const good = await ask();

@@ -21,6 +21,7 @@ import {
   newTenant,
   recorded,
   say,
+  soon,
   upload,
 } from '../support/edge.ts';
 
@@ -143,9 +144,9 @@ describe('an experiment', () => {
     const experimentOf = async () => (await assigned(key, 'north', isolate)).experiment;
     expect(await experimentOf()).toBe('none');
     d1.be('failing');
-    await vi.waitFor(async () => expect(await experimentOf()).toBe(id), 3_000);
+    await soon(async () => expect(await experimentOf()).toBe(id));
     expect(Date.now()).toBeGreaterThanOrEqual(begin_ms);
-    await vi.waitFor(async () => expect(await experimentOf()).toBe('none'), 3_000);
+    await soon(async () => expect(await experimentOf()).toBe('none'));
     expect(Date.now()).toBeGreaterThanOrEqual(begin_ms + 1_500);
     expect((await assigned(key, 'north', isolate)).version).toBe(live);
     expect(await (await admin('GET', `/experiments/${id}`)).json()).toMatchObject({ state: 'ended' });

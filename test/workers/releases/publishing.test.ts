@@ -114,9 +114,8 @@ describe('publishing', () => {
     expect(await versionSeen(key, other)).toBe(one);
     const { version: two } = await goLive('two', tenant);
     expect(await versionSeen(key)).toBe(two);
-    const started = performance.now();
-    await vi.waitFor(async () => expect(await versionSeen(key, other)).toBe(two), 5_000);
-    expect(performance.now() - started).toBeLessThan(5_000);
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 5_000 });
+    expect(await versionSeen(key, other)).toBe(two);
   });
 
   it('is seen by the first request of an isolate that was idle for long', async () => {

@@ -11,7 +11,7 @@ import type { Env } from '../../../workers/env.ts';
 import { tokenBounds } from '../../../workers/requests/admission.ts';
 import { figuresIn } from '../../../workers/requests/answer-figures.ts';
 import { MODEL } from '../../support/edge/constants.ts';
-import { CHAT, call, chat, freshIsolate, goLive, newTenant, say } from '../support/edge.ts';
+import { CHAT, call, chat, freshIsolate, goLive, newTenant, say, soon } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
 
 /** The queue, seen from the front: what is sent is kept, after as many failures as wanted. */
@@ -26,7 +26,7 @@ function queue(failures = 0) {
     },
   } as unknown as Env['EVENTS'];
   const event = async (): Promise<RequestEvent> => {
-    await vi.waitFor(() => expect(sent.length).toBeGreaterThan(0), 8_000);
+    await soon(() => expect(sent.length).toBeGreaterThan(0));
     return sent[0]!;
   };
   return { EVENTS, sent, tries, event };
@@ -130,8 +130,8 @@ describe('the event', () => {
   });
 
   it.each([
-    ['busy', false, 50, { status: 499, error_code: 'deadline_exceeded' }],
-    ['busy', true, 50, { status: 499, error_code: 'deadline_exceeded' }],
+    ['busy', false, 500, { status: 499, error_code: 'deadline_exceeded' }],
+    ['busy', true, 500, { status: 499, error_code: 'deadline_exceeded' }],
     ['deadline', false, 5_000, { status: 499, error_code: 'deadline_exceeded' }],
     ['deadline-mid-stream', true, 5_000, { status: 499, error_code: 'deadline_exceeded' }],
     ['busy', false, undefined, { status: 503, error_code: 'backend_unreachable' }],
@@ -151,7 +151,7 @@ describe('the event', () => {
         ...expected,
         ...{ counted: true, prompt_tokens: 2, completion_tokens: 3 },
       });
-      await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(5));
+      await soon(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(5));
     },
   );
 
@@ -164,7 +164,7 @@ describe('the event', () => {
       ...{ status: 400, error_code: 'context_length_exceeded' },
       ...{ counted: true, prompt_tokens: 2, completion_tokens: 0 },
     });
-    await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(2));
+    await soon(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(2));
   });
 
   it.each([
@@ -180,13 +180,13 @@ describe('the event', () => {
     expect(completion_tokens).toBeGreaterThanOrEqual(least);
     expect(completion_tokens).toBeLessThanOrEqual(most);
     // The prompt weighs what was reserved for it.
-    await vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(45 + completion_tokens));
+    await soon(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(45 + completion_tokens));
   });
 
   it.each([
-    ['a model', 'unknown-model', { model: 'made-up' }, { model: 'unknown' }],
+    ['a model', 'me', { model: 'made-up' }, { model: 'unknown' }],
     ['a mask by id', 'masks-unknown', { mask: `m_${'0'.repeat(24)}` }, { mask: 'custom' }],
-    ['layers', 'masks-unknown', { mask: { skipFfn: [1, 3] } }, { mask: 'custom' }],
+    ['layers', 'too-long', { mask: { skipFfn: [1, 3] } }, { mask: 'custom' }],
   ])('of one that was refused repeats nothing that its client made up: %s', async (...made) => {
     const [, user, body, expected] = made;
     const { key } = await newTenant();
@@ -198,9 +198,8 @@ describe('the event', () => {
   it('is offered again when the queue is down, and the answer waits for none of it', async () => {
     const { key } = await newTenant();
     const { EVENTS, tries, event } = queue(2);
-    const started = performance.now();
     await (await chat(key, say('north'), freshIsolate({ EVENTS }))).text();
-    expect(performance.now() - started).toBeLessThan(1_000);
+    expect(tries.count).toBeLessThan(3);
     await event();
     expect(tries.count).toBe(3);
   });
@@ -212,7 +211,7 @@ describe('the event', () => {
     await Promise.all(
       Array.from({ length: 30 }, async () => (await chat(key, say('north'), isolate)).text()),
     );
-    await vi.waitFor(() => expect(sent).toHaveLength(30), 5_000);
+    await soon(() => expect(sent).toHaveLength(30));
     expect(new Set(sent.map(({ id }) => id)).size).toBe(30);
     expect(tries.count).toBeLessThan(15);
   });
@@ -257,7 +256,7 @@ describe('the event', () => {
     await (await chat(key, {}, isolate)).text();
     for (const body of [{}, { model: 'other' }, { messages: [] }])
       await (await chat(key, body, isolate)).text();
-    await vi.waitFor(() => expect(sent).toHaveLength(1));
+    await soon(() => expect(sent).toHaveLength(1));
     await new Promise((resolve) => setTimeout(resolve, 50));
     expect(sent).toHaveLength(1);
   });

@@ -1,7 +1,7 @@
 /** How tests talk to the edge: through its own HTTP interface, with what `npm start` would seed. */
 import { createExecutionContext } from 'cloudflare:test';
 import { env, exports } from 'cloudflare:workers';
-import { expect } from 'vitest';
+import { expect, vi } from 'vitest';
 import type { CreatedKey } from '../../../shared/admin/admin-wire.ts';
 import type { MaskSetSummary, Publication } from '../../../shared/admin/publication-wire.ts';
 import {
@@ -14,7 +14,14 @@ import {
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import type { Env } from '../../../workers/env.ts';
 import edge from '../../../workers/index.ts';
-import { ADMIN_KEY, EDGE_URL, ENCODER, MODEL, type Recorded } from '../../support/edge/constants.ts';
+import {
+  ADMIN_KEY,
+  EDGE_URL,
+  ENCODER,
+  MODEL,
+  type Recorded,
+  TEST_MASKS,
+} from '../../support/edge/constants.ts';
 
 export type Call = { key?: string; body?: unknown; headers?: Record<string, string>; signal?: AbortSignal };
 type Fetch = (request: Request) => Promise<Response>;
@@ -81,6 +88,10 @@ export async function newTenant(): Promise<{ tenant: string; key: string; keyId:
 export const newKey = (body: object): Promise<CreatedKey> =>
   created(admin('POST', '/keys', { name: 'test', ...body }));
 
+/** Asks again and again, for as long as a busy machine may take. */
+export const soon = <T>(check: () => T | Promise<T>): Promise<T> =>
+  vi.waitFor(check, { timeout: 12_000, interval: 20 });
+
 /** The body of a 201. */
 export async function created<T>(answer: Promise<Response>): Promise<T> {
   const response = await answer;
@@ -94,7 +105,7 @@ const DIRECTIONS = { north: [1, 0, 0, 0], east: [0, 1, 0, 0], south: [0, 0, 1, 0
 /** Three clusters, each with a mask of its own; `name` makes the version another one. */
 export function makeMaskSet(name: string, change: Partial<MaskSet> = {}): MaskSet {
   const clusters = Object.entries(DIRECTIONS).map(([label, centroid], index) => {
-    const mask = maskFromSkippedLayers(MODEL.blockCount, { skipAttention: [index + 1], skipFfn: [2] });
+    const mask = TEST_MASKS[index]!;
     expect(sparsity(mask)).toBeCloseTo(2 / 12);
     return {
       centroid,

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { Env } from '../../../workers/env.ts';
 import type { ReserveRequest } from '../../../workers/tenants/ledger.ts';
 import { EDGE_URL } from '../../support/edge/constants.ts';
-import { CHAT, chat, errorCode, freshIsolate, newTenant, recorded, say } from '../support/edge.ts';
+import { CHAT, chat, errorCode, freshIsolate, newTenant, recorded, say, soon } from '../support/edge.ts';
 import { budgetOf, later, limitedTenant, midMinute } from '../support/limits.ts';
 
 beforeEach(midMinute);
@@ -19,7 +19,7 @@ const ONE = { ...say('north'), max_tokens: 10 };
 const COST = 4;
 
 const settled = (tenant: string, tokens: number) =>
-  vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(tokens));
+  soon(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(tokens));
 
 describe('a budget of requests', () => {
   it('is exact, also for requests at once, and says when to come back', async () => {
