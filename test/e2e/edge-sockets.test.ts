@@ -165,7 +165,8 @@ describe('what was made for a client that hung up is counted', () => {
     const seen = await recorded(id);
     if (seen === null) return 0;
     const { completion } = seen.body!.maskroute as { completion: string };
-    const answer = await (await fetch(`${backend.url}/v1/answers/${completion}`)).json();
+    const headers = { authorization: `Bearer ${BACKEND_KEY}` };
+    const answer = await (await fetch(`${backend.url}/v1/answers/${completion}`, { headers })).json();
     const { prompt_tokens, completion_tokens } = answer as Record<string, number>;
     return prompt_tokens! + completion_tokens!;
   };
