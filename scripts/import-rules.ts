@@ -171,10 +171,9 @@ export function checkImports(root: string, folders: readonly string[]): Violatio
   const dangling = imports
     .filter((edge) => !edge.resolved)
     .map((edge) => ({ rule: 'resolvable', why: 'There is no such file.', what: arrow(edge) }));
-  const cycle = findCycle(imports);
-  if (cycle === undefined) return [...broken, ...dangling];
   const why = 'A cycle hides which of its modules decides.';
-  return [...broken, ...dangling, { rule: 'no-cycles', why, what: cycle.join(' → ') }];
+  const cycles = findCycles(imports).map((files) => ({ rule: 'no-cycles', why, what: files.join(' → ') }));
+  return [...broken, ...dangling, ...cycles];
 }
 
 /*
@@ -239,29 +238,23 @@ function resolve(root: string, from: string, name: string): Omit<Import, 'from'>
   return { to: `npm:${packageName}`, resolved: true };
 }
 
-/** The files of one cycle, the first repeated at the end; undefined when there is none. */
-function findCycle(imports: readonly Import[]): string[] | undefined {
+/** Cycles, each as its files with the first repeated at the end. One is named for every import that closes one. */
+function findCycles(imports: readonly Import[]): string[][] {
   const next = Map.groupBy(imports, ({ from }) => from);
   const done = new Set<string>();
   const trail: string[] = [];
-  const visit = (file: string): string[] | undefined => {
-    if (done.has(file)) return undefined;
+  const cycles: string[][] = [];
+  const visit = (file: string): void => {
     const start = trail.indexOf(file);
-    if (start >= 0) return [...trail.slice(start), file];
+    if (start >= 0) cycles.push([...trail.slice(start), file]);
+    if (start >= 0 || done.has(file)) return;
     trail.push(file);
-    for (const { to } of next.get(file) ?? []) {
-      const cycle = visit(to);
-      if (cycle !== undefined) return cycle;
-    }
+    for (const { to } of next.get(file) ?? []) visit(to);
     trail.pop();
     done.add(file);
-    return undefined;
   };
-  for (const file of next.keys()) {
-    const cycle = visit(file);
-    if (cycle !== undefined) return cycle;
-  }
-  return undefined;
+  for (const file of next.keys()) visit(file);
+  return cycles;
 }
 
 if (import.meta.main) {

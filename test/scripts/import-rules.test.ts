@@ -113,6 +113,9 @@ describe('each import rule can fail', () => {
     expect(brokenRules(tree)).toEqual(['no-cycles']);
     expect(brokenRules(tree, WAYS['import type'])).toEqual(['no-cycles']);
     expect(brokenRules({ 'shared/a.ts': './a.ts' })).toEqual(['no-cycles']);
+    // All of them, for the first may hide worse ones.
+    brokenRules({ ...tree, 'shared/z.ts': './z.ts' });
+    expect(checkImports(folder, ['shared'])).toHaveLength(2);
   });
 
   test('a file that is not there', () => {
