@@ -143,7 +143,9 @@ describe('the event', () => {
       const [user, stream, deadline_ms, expected] = met;
       const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
       const { EVENTS, event } = queue();
-      const body = { ...CHAT, ...say('a b'), max_tokens: 10, user, stream };
+      // What could become the stop text is held back: a stream has nothing to show, though tokens were made.
+      const stop = user === 'busy' ? ['t0t1t2t9'] : [];
+      const body = { ...CHAT, ...say('a b'), max_tokens: 10, user, stream, stop };
       const headers = deadline_ms === undefined ? {} : { [BACKEND_HEADERS.deadline]: String(deadline_ms) };
       const isolate = freshIsolate({ EVENTS, BACKEND_TIMEOUT_MS: deadline_ms === undefined ? '200' : '' });
       await (await call('POST', '/v1/chat/completions', { key, body, headers }, isolate)).text();
