@@ -72,7 +72,7 @@ describe('a tenant without limits of its own', () => {
     expect(await errorCode(refused)).toBe('429 rate_limit_exceeded');
     // Neither those that are live here, nor anybody else.
     for (const mask of ['dense', set.clusters[0]!.mask]) expect((await named(mask)).status).toBe(200);
-    expect((await named(unknown, other.key)).status).toBe(200);
+    expect(await errorCode(await named(unknown, other.key))).toBe('400 unknown_mask');
   });
 
   it('names a mask that a backend worked with as often as it likes', async () => {
