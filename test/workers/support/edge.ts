@@ -4,13 +4,7 @@ import { env, exports } from 'cloudflare:workers';
 import { expect, vi } from 'vitest';
 import type { CreatedKey } from '../../../shared/admin/admin-wire.ts';
 import type { MaskSetSummary, Publication } from '../../../shared/admin/publication-wire.ts';
-import {
-  type ModelHash,
-  maskBits,
-  maskFromSkippedLayers,
-  maskId,
-  sparsity,
-} from '../../../shared/mask/mask.ts';
+import { type ModelHash, maskBits, maskId, sparsity } from '../../../shared/mask/mask.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import type { Env } from '../../../workers/env.ts';
 import edge from '../../../workers/index.ts';
