@@ -76,10 +76,11 @@ beforeAll(async () => {
 }, 2 * READY_WITHIN_ms);
 
 afterAll(async () => {
+  // It asks the backends what those answers cost whose ends it did not hear, until its time for that is over.
   await edge?.close();
   for (const { child } of backends) child.kill('SIGKILL');
   if (home !== '') await rm(home, { recursive: true, force: true });
-});
+}, READY_WITHIN_ms);
 
 /** Two clusters in the space of the backends' encoder, around one text each. */
 async function maskSetOf(texts: readonly string[]): Promise<MaskSet> {
