@@ -39,10 +39,11 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
   planOf: (parts: ApiParts, call: Call, request: z.infer<Schema>) => Promise<AnswerPlan>,
 ): Promise<Response> {
   const arrivedAt_ms = performance.now();
-  requirePlace(parts);
-  const raw = await parts.bodies.readJson(c.req.raw, c.get('caller').tenant);
+  const tenant = tenantOf(c);
+  requirePlace(parts, tenant);
+  const raw = await parts.bodies.readJson(c.req.raw, tenant);
   // Others may have taken it meanwhile: only a request that is whole takes a place.
-  requirePlace(parts);
+  requirePlace(parts, tenant);
   const { body, ignored } = readFields(checked, raw);
   setHeaders(c, ignored);
   const limit_ms = deadline_ms(c.req.header(BACKEND_HEADERS.deadline));
@@ -65,11 +66,22 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
   }
 }
 
+/** Whoever holds the backend key itself is one tenant. */
+const tenantOf = (c: ApiContext): string => c.get('caller').tenant ?? '';
+
+/** Of the places: whoever comes later finds one, however many requests a tenant has under way. */
+const TENANT_SHARE_MAX = 3 / 4;
+
 /** @throws MaskrouteError `not_ready`, `queue_full`. */
-function requirePlace({ lifecycle, limits }: ApiParts): void {
+function requirePlace({ lifecycle, limits }: ApiParts, tenant: string): void {
   lifecycle.stopping.throwIfAborted();
-  if (lifecycle.running >= limits.inFlightMax) {
-    throw new MaskrouteError('queue_full', `${limits.inFlightMax} requests are under way already.`);
+  const { inFlightMax } = limits;
+  if (lifecycle.running >= inFlightMax) {
+    throw new MaskrouteError('queue_full', `${inFlightMax} requests are under way already.`);
+  }
+  const shareMax = Math.ceil(TENANT_SHARE_MAX * inFlightMax);
+  if (lifecycle.runningOf(tenant) >= shareMax) {
+    throw new MaskrouteError('queue_full', `${shareMax} requests of this tenant are under way already.`);
   }
 }
 
@@ -132,7 +144,7 @@ function begin(
     arrivedAt_ms,
     abort,
     deadline,
-    leave: lifecycle.begin(abort),
+    leave: lifecycle.begin(abort, tenantOf(c)),
   };
 }
 

@@ -89,7 +89,8 @@ export async function openParts({ keys, ...given }: ApiOptions): Promise<ApiPart
 
 /** Which completions are under way, so that a stop can wait for them, and after a while end them. */
 export class Lifecycle {
-  readonly #running = new Set<AbortController>();
+  /** With the tenant of each. */
+  readonly #running = new Map<AbortController, string>();
   readonly #stop = new AbortController();
   readonly #idle = Promise.withResolvers<void>();
 
@@ -106,9 +107,13 @@ export class Lifecycle {
     return this.#running.size;
   }
 
+  runningOf(tenant: string): number {
+    return [...this.#running.values()].filter((one) => one === tenant).length;
+  }
+
   /** Call the result once the answer has ended, however it did. */
-  begin(abort: AbortController): () => void {
-    this.#running.add(abort);
+  begin(abort: AbortController, tenant: string): () => void {
+    this.#running.set(abort, tenant);
     return () => {
       this.#running.delete(abort);
       if (this.draining && this.#running.size === 0) this.#idle.resolve();
@@ -121,7 +126,7 @@ export class Lifecycle {
     this.#stop.abort(shutDown);
     if (this.#running.size === 0) return;
     const end = setTimeout(() => {
-      for (const abort of this.#running) abort.abort(shutDown);
+      for (const abort of this.#running.keys()) abort.abort(shutDown);
     }, limit_ms);
     const giveUp = setTimeout(this.#idle.resolve, limit_ms + ending_ms);
     await this.#idle.promise;

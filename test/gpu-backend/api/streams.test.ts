@@ -1,9 +1,11 @@
 /** Streams that go wrong: clients that leave or do not read, engines that are slow, full or broken, a stop. */
+import { randomUUID } from 'node:crypto';
 import { connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
+import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
+import { AUDIENCE, BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
 import type { Script } from './scripted-engine.ts';
 import { bytesOf, END_TOKEN, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
@@ -138,6 +140,25 @@ describe('failures', () => {
     leave.abort();
     await eventually(() => api.engine.ended.length === 2);
     expect((await api.chat({}, { body: '{' })).status).toBe(400);
+  });
+
+  it('of a tenant with its share of the places leave the others a place', async () => {
+    await using api = await start(endless, { inFlightMax: 4 });
+    const leave = new AbortController();
+    const ask = async (tenant: string) => {
+      const now_s = Math.floor(Date.now() / 1000);
+      const times = { issuedAt_s: now_s, expiresAt_s: now_s + 60, nonce: randomUUID() };
+      const key = await importTokenKey(BACKEND_KEY);
+      const token = await signToken(key, { ...times, tenant, edge: '', audience: AUDIENCE });
+      const headers = { authorization: `Bearer ${token}`, 'content-type': 'application/json' };
+      return api.chat({}, { headers, signal: leave.signal });
+    };
+    const statuses: number[] = [];
+    for (const tenant of ['many', 'many', 'many', 'many', 'other', 'other']) {
+      statuses.push((await ask(tenant)).status);
+    }
+    expect(statuses).toEqual([200, 200, 200, 429, 200, 429]);
+    leave.abort();
   });
 
   it('of a full line spare the later choices of a request that is in', async () => {
