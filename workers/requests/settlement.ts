@@ -11,7 +11,7 @@ import {
   answerUsageSchema,
   splitModelName,
 } from '../../shared/wire/protocol.ts';
-import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms } from '../limits.ts';
+import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms, COST_QUESTIONS_MAX } from '../limits.ts';
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
 import { type Account, choicesOf } from './admission.ts';
@@ -92,7 +92,7 @@ async function answerCost(
   let cost: AnswerCost = 'unknown';
   for (const delay_ms of COST_QUESTION_DELAYS_ms) {
     await new Promise((resolve) => setTimeout(resolve, delay_ms));
-    const said = await ask().catch(() => []);
+    const said = await inTurn(ask);
     const parts = said.flatMap((one) => answerUsageSchema.safeParse(one.value).data ?? []);
     if (parts.length > 0 && parts.every(({ finished }) => finished)) {
       return parts.reduce((most, part) => (tokensOf(part) > tokensOf(most) ? part : most));
@@ -103,6 +103,24 @@ async function answerCost(
     if (isUnheardOf && ranAt === 'refuser') return cost;
   }
   return cost;
+}
+
+/** The questions of this isolate that are under way. */
+const underWay = new Set<{ readonly at_ms: number }>();
+
+/**
+ * Each question may take a connection of its own. A flood of clients that leave would fill the line of connections that a
+ * backend has not accepted yet, and hold up everybody's requests. A question whose request was dropped counts until it
+ * must be over.
+ */
+async function inTurn<Answer>(ask: () => Promise<readonly Answer[]>): Promise<readonly Answer[]> {
+  for (const one of underWay) if (Date.now() - one.at_ms > 2 * COST_QUESTION_ms) underWay.delete(one);
+  if (underWay.size >= COST_QUESTIONS_MAX) return [];
+  const question = { at_ms: Date.now() };
+  underWay.add(question);
+  return await ask()
+    .catch(() => [])
+    .finally(() => underWay.delete(question));
 }
 
 const tokensOf = ({ prompt_tokens, completion_tokens }: AnswerUsage): number =>
