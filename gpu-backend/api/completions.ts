@@ -14,6 +14,7 @@ import {
   completionRequest,
 } from '../../shared/wire/openai.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
+import { TENANT_SHARE_MAX } from '../engine/scheduler.ts';
 import { type RunningAnswer, runAnswer } from './answer.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './parts.ts';
 import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion } from './plan.ts';
@@ -68,9 +69,6 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
 
 /** Whoever holds the backend key itself is one tenant. */
 const tenantOf = (c: ApiContext): string => c.get('caller').tenant ?? '';
-
-/** Of the places: whoever comes later finds one, however many requests a tenant has under way. */
-const TENANT_SHARE_MAX = 3 / 4;
 
 /** @throws MaskrouteError `not_ready`, `queue_full`. */
 function requirePlace({ lifecycle, limits }: ApiParts, tenant: string): void {

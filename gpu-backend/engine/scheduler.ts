@@ -46,7 +46,7 @@ export type ScheduledRequest = {
 };
 
 /** A tenant's share of the running places: whoever comes later finds a place, though a tenant's answers are long. */
-const TENANT_SHARE_MAX = 3 / 4;
+export const TENANT_SHARE_MAX = 3 / 4;
 
 /** What a step of a full chunk takes at a prompt's start, on two cores: all that is shorter is one turn as well. */
 const TURN_ms = 70;
