@@ -149,7 +149,7 @@ describe('a header that lies', () => {
       withTensor('output_norm.weight', { type: 250 }),
       /number 250 \(supported: F32/,
     ],
-    ['a type that we do not read', withTensor('output_norm.weight', { type: 10 }), /Q2_K/],
+    ['a type that we do not read', withTensor('output_norm.weight', { type: 16 }), /IQ2_XXS/],
     [
       'rows that do not fill blocks',
       withTensor('output_norm.weight', { type: 12 }),
