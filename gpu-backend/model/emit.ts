@@ -9,6 +9,7 @@ import { storeLinear } from './architectures/projections.ts';
 import type { Basis, Matrix } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
 import type { LlamaConfig, WeightKind, WeightSource } from './model-source.ts';
+import { ropeTables } from './rope.ts';
 import type { WeightRange } from './weights-file.ts';
 import { WeightsFile } from './weights-file.ts';
 
@@ -127,18 +128,3 @@ function scaleQueries(config: LlamaConfig, qkv: Matrix): Matrix {
 
 const store = ({ file, kind }: Emission, { rows, outputs, inputs }: Matrix): StoredLinear =>
   storeLinear(file, kind, rows, outputs, inputs);
-
-/** cos and sin of position · theta^(-2i/D), `[context, D/2]` each; computed in double precision. */
-function ropeTables(config: LlamaConfig): [Float32Array, Float32Array] {
-  const half = config.headSize / 2;
-  const cos = new Float32Array(config.contextTokens * half);
-  const sin = new Float32Array(config.contextTokens * half);
-  for (let i = 0; i < half; i++) {
-    const frequency = config.ropeTheta ** (-i / half);
-    for (let position = 0; position < config.contextTokens; position++) {
-      cos[position * half + i] = Math.cos(position * frequency);
-      sin[position * half + i] = Math.sin(position * frequency);
-    }
-  }
-  return [cos, sin];
-}

@@ -3,8 +3,8 @@
  * reads, and what else of it the server needs: which ids end an answer, the chat template.
  */
 import { numberArray, readVocabulary, stringArray, TOKEN_TYPES, type Vocabulary } from '../formats/gguf.ts';
-import { type GgufValue, quoted } from '../formats/gguf-header.ts';
-import { corruptModel, unsupportedModel } from '../model-source.ts';
+import type { GgufValue } from '../formats/gguf-header.ts';
+import { corruptModel, quoted, unsupportedModel } from '../model-source.ts';
 import { type PreTokenizerJson, preTokenizerJson, preTokenizerKind } from './pre-tokenizers.ts';
 
 /** What goes into the store beside the graph. */
