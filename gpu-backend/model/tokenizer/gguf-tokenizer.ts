@@ -25,9 +25,9 @@ export function tokenizerFromGguf(metadata: Metadata, rows: number): ImportedTok
   const vocabulary = readVocabulary(metadata, rows);
   switch (kind) {
     case 'gpt2': {
-      const { model, preTokenizer, addBos } = byteLevelBpe(metadata, vocabulary);
+      const { model, preTokenizer, addBos, nfc } = byteLevelBpe(metadata, vocabulary);
       return assemble(metadata, vocabulary, addBos, {
-        normalizer: null,
+        normalizer: nfc ? { type: 'NFC' } : null,
         pre_tokenizer: preTokenizer,
         decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
         model,
@@ -164,6 +164,7 @@ type ByteLevelBpe = {
   readonly preTokenizer: PreTokenizerJson;
   /** Whether tokenizers of this kind put BOS first unless the file says otherwise. */
   readonly addBos: boolean;
+  readonly nfc: boolean;
 };
 
 function byteLevelBpe(metadata: Metadata, vocabulary: Vocabulary): ByteLevelBpe {
@@ -184,6 +185,7 @@ function byteLevelBpe(metadata: Metadata, vocabulary: Vocabulary): ByteLevelBpe 
     },
     preTokenizer: preTokenizerJson(kind),
     addBos: kind.addBos,
+    nfc: kind.nfc === true,
   };
 }
 

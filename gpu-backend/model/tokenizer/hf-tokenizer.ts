@@ -46,7 +46,11 @@ export async function tokenizerFromFolder(folder: string, rows: number): Promise
     );
   }
   const { model, added_tokens: added } = checked.value;
-  const highest = Math.max(...Object.values(model.vocab), ...added.map((token) => token.id));
+  // As arguments of one call, so many ids would overflow the stack.
+  const highest = [...Object.values(model.vocab), ...added.map((token) => token.id)].reduce(
+    (most, id) => Math.max(most, id),
+    -1,
+  );
   if (highest >= rows) throw corruptModel(`its tokenizer has the id ${highest}, its embedding ${rows} rows`);
 
   const tokenizerJson = { ...raw, pre_tokenizer: exactPreTokenizer(raw.pre_tokenizer) };
