@@ -38,10 +38,14 @@ export function tokenizerFromGguf(metadata: Metadata, rows: number): ImportedTok
         pre_tokenizer: null,
         ...sentencePiece(metadata, vocabulary),
       });
+    case 't5':
+      return assemble(metadata, vocabulary, false, unigram(metadata, vocabulary));
     case undefined:
       throw unsupportedModel('it holds no tokenizer');
     default:
-      throw unsupportedModel(`its tokenizer is of the kind ${quoted(String(kind))} (supported: gpt2, llama)`);
+      throw unsupportedModel(
+        `its tokenizer is of the kind ${quoted(String(kind))} (supported: gpt2, llama, t5)`,
+      );
   }
 }
 
@@ -217,10 +221,7 @@ type SentencePiece = {
 };
 
 function sentencePiece(metadata: Metadata, vocabulary: Vocabulary): SentencePiece {
-  const scores = numberArray(metadata, 'tokenizer.ggml.scores');
-  if (scores === undefined || scores.length < vocabulary.tokens.length) {
-    throw corruptModel('tokenizer.ggml.scores is shorter than its vocabulary');
-  }
+  const scores = scoresOf(metadata, vocabulary);
   const unknown = vocabulary.types.indexOf(TOKEN_TYPES.unknown);
   const prefix = metadata.get('tokenizer.ggml.add_space_prefix') !== false;
   return {
@@ -255,6 +256,14 @@ function sentencePiece(metadata: Metadata, vocabulary: Vocabulary): SentencePiec
   };
 }
 
+function scoresOf(metadata: Metadata, vocabulary: Vocabulary): readonly number[] {
+  const scores = numberArray(metadata, 'tokenizer.ggml.scores');
+  if (scores === undefined || scores.length < vocabulary.tokens.length) {
+    throw corruptModel('tokenizer.ggml.scores is shorter than its vocabulary');
+  }
+  return scores;
+}
+
 /** Cutting a token of n characters everywhere looks at n² of them; a quarter of a million real tokens make 10^7. */
 const CUT_CHARS_MAX = 3e8;
 
@@ -280,4 +289,43 @@ function mergesFromScores(vocabulary: Vocabulary, scores: readonly number[]): (r
     (a, b) => b.score - a.score || b.left.length - a.left.length || b.right.length - a.right.length,
   );
   return merges.map(({ left, right }) => [left, right]);
+}
+
+/*
+ * SentencePiece unigrams (`tokenizer.ggml.model` = t5) as tokenizer.json parts, the way transformers converts them
+ * (`SpmConverter` in convert_slow_tokenizer.py).
+ */
+
+function unigram(metadata: Metadata, vocabulary: Vocabulary): Parts {
+  const scores = scoresOf(metadata, vocabulary);
+  const unknown = vocabulary.types.indexOf(TOKEN_TYPES.unknown);
+  if (unknown === -1) throw corruptModel('its vocabulary has no token for what is unknown');
+  const table = metadata.get('tokenizer.ggml.precompiled_charsmap');
+  const joins = metadata.get('tokenizer.ggml.remove_extra_whitespaces') === true;
+  const scheme = metadata.get('tokenizer.ggml.add_space_prefix') === false ? 'never' : 'always';
+  const metaspace = { type: 'Metaspace', replacement: SPACE, prepend_scheme: scheme, split: true };
+  return {
+    normalizer: {
+      type: 'Sequence',
+      normalizers: [
+        ...(Array.isArray(table) && table.length > 0
+          ? [{ type: 'Precompiled', precompiled_charsmap: Buffer.from(table as number[]).toString('base64') }]
+          : []),
+        ...(joins
+          ? [
+              { type: 'Strip', strip_left: false, strip_right: true },
+              { type: 'Replace', pattern: { Regex: ' {2,}' }, content: SPACE },
+            ]
+          : []),
+      ],
+    },
+    pre_tokenizer: metaspace,
+    decoder: metaspace,
+    model: {
+      type: 'Unigram',
+      unk_id: unknown,
+      byte_fallback: vocabulary.types.includes(TOKEN_TYPES.byte),
+      vocab: vocabulary.tokens.map((token, id) => [token, scores[id]!]),
+    },
+  };
 }
