@@ -3,6 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
 import type { Graph } from '../onnx/graph.ts';
+import { queryScale, storeExtras } from './architectures/attention-extras.ts';
 import { batchedLlamaGraph } from './architectures/batched-llama.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
@@ -111,6 +112,7 @@ async function storeLayer(emission: Emission, index: number): Promise<StoredLaye
     down: store(emission, basis.writes(await read('mlp.down_proj'))),
     attentionNorm: keepNorm(attentionNorm),
     ffnNorm: keepNorm(ffnNorm),
+    ...(await storeExtras(source, basis, file, index)),
   };
 }
 
@@ -128,9 +130,9 @@ async function stackRows(source: WeightSource, names: readonly string[]): Promis
   return { rows, outputs, inputs };
 }
 
-/** Puts the 1/√D of the attention scores into the rows of Q (exact where D is a power of 4). */
+/** Puts the 1/√D of the attention scores into the rows of Q (exact where D is a power of 4), or leaves it to their norm. */
 function scaleQueries(config: LlamaConfig, qkv: Matrix): Matrix {
-  const scale = 1 / Math.sqrt(config.headSize);
+  const scale = queryScale(config);
   const end = config.headCount * config.headSize * qkv.inputs;
   for (let i = 0; i < end; i++) qkv.rows[i]! *= scale;
   return qkv;
