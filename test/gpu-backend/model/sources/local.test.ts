@@ -117,14 +117,6 @@ describe('is refused, and nothing is left behind', () => {
       }),
       /"model.*" and "model.*" overlap/,
     ],
-    [
-      'a feature that no graph computes',
-      async () => ({
-        ...(await tinyFolder()),
-        'config.json': { ...TINY_CONFIG_JSON, model_type: 'mistral', sliding_window: 64 },
-      }),
-      /sliding window of 64 tokens/,
-    ],
   ];
   test.each(cases)('%s', async (_, files, reason, name = '') => {
     await put(await files());
