@@ -11,8 +11,8 @@ import { encodeModel } from '../onnx/encode.ts';
 import { createSession, type Feeds, floats, type Session, tensor } from '../onnx/session.ts';
 import { type EncoderTokenizer, invalidEncoder, readEncoderFolder } from './encoder-files.ts';
 
-/** Tokens of one run, padding included: keeps the scratch memory small and the cores busy. */
-const BATCH_TOKENS_MAX = 4096;
+/** Tokens of one run, padding included: what stays in the cores' caches; 4,096 take 15 % more time. */
+const BATCH_TOKENS_MAX = 1024;
 /** Characters that no word of the token limit reaches past in ordinary text; bounds the tokenizer's work. */
 const CHARS_MAX = 16_384;
 
