@@ -21,8 +21,9 @@ import { openInstalled } from '../model/store.ts';
 import { quarterMask, type SpeedOptions, somePrompt } from './decode.ts';
 
 const STREAMS = 8;
-/** Tokens of each stream's answer. */
-const ANSWER_TOKENS = 48;
+/** Tokens of each stream that are measured. */
+const STEPS = 40;
+const ANSWER_TOKENS_MAX = 4000;
 /** Prompts of eight streams. */
 const LENGTHS: Readonly<Record<string, readonly number[]>> = {
   64: Array<number>(STREAMS).fill(64),
@@ -119,12 +120,14 @@ async function openOurs(home: string) {
   return {
     ...{ engine, config, name, weights },
     /** `masks`: of each stream, or one for all. */
-    streams: (prompts: readonly number[], masks: readonly Mask[]): Promise<number> =>
-      whileAllRun(
-        prompts.map((tokens, i) =>
-          tokensOf(engine, newPrompt(tokens, vocabularySize), masks[i % masks.length]!, ANSWER_TOKENS),
-        ),
-      ),
+    streams(prompts: readonly number[], of: readonly Mask[]): Promise<number> {
+      const stop = new AbortController();
+      const streams = prompts.map((tokens, i) => {
+        const prompt = newPrompt(tokens, vocabularySize);
+        return tokensOf(engine, prompt, of[i % of.length]!, ANSWER_TOKENS_MAX, stop.signal);
+      });
+      return whileAllRun(streams, stop);
+    },
     [Symbol.asyncDispose]: () => engine.close(),
   };
 }
@@ -144,34 +147,39 @@ const requestOf = (promptTokenIds: Int32Array, mask: Mask, maxTokens: number): G
   ...{ maxTokens, minTokens: 0, stopTokenIds: [], logprobs: undefined, promptLogprobs: undefined },
 });
 
-/** When each token of an answer came, in ms. */
+/** An answer's tokens as they come, until `signal`. */
 async function* tokensOf(
   engine: Engine,
   prompt: Int32Array,
   mask: Mask,
   maxTokens: number,
-): AsyncGenerator<number> {
-  for await (const event of engine.generate(
-    requestOf(prompt, mask, maxTokens),
-    NEVER,
-  ) as AsyncIterable<EngineEvent>)
-    if (event.type === 'token') yield performance.now();
+  signal = NEVER,
+): AsyncGenerator<void> {
+  const events: AsyncIterable<EngineEvent> = engine.generate(requestOf(prompt, mask, maxTokens), signal);
+  for await (const event of events) if (event.type === 'token') yield;
 }
 
-/** Tokens a second from the last stream's first token to the first stream's last. */
-async function whileAllRun(streams: readonly AsyncIterable<number>[]): Promise<number> {
-  const times = await Promise.all(streams.map(collected));
-  const from_ms = Math.max(...times.map((stream) => stream[0]!));
-  const to_ms = Math.min(...times.map((stream) => stream.at(-1)!));
-  const count = times.flat().filter((time_ms) => time_ms > from_ms && time_ms <= to_ms).length;
-  if (count === 0) throw new Error('the streams never ran together: their answers are too short');
-  return (1000 * count) / (to_ms - from_ms);
-}
-
-async function collected(stream: AsyncIterable<number>): Promise<number[]> {
-  const found: number[] = [];
-  for await (const value of stream) found.push(value);
-  return found;
+/** Tokens a second, from the last stream's first token until each has `STEPS` more. */
+async function whileAllRun(streams: readonly AsyncIterable<void>[], stop: AbortController): Promise<number> {
+  const counts = streams.map(() => 0);
+  let [all, from_ms, to_ms] = [0, 0, 0];
+  await Promise.all(
+    streams.map(async (stream, i) => {
+      for await (const _ of stream) {
+        if (stop.signal.aborted) return;
+        counts[i]!++;
+        if (from_ms > 0) all++;
+        else if (!counts.includes(0)) {
+          from_ms = performance.now();
+          counts.fill(1);
+        }
+        if (Math.min(...counts) <= STEPS) continue;
+        to_ms = performance.now();
+        stop.abort();
+      }
+    }),
+  );
+  return (1000 * all) / (to_ms - from_ms);
 }
 
 /** Times between the tokens of four streams, alone and while a long prompt is read beside them. */
@@ -220,20 +228,19 @@ async function llamaCppStreams(ggufFile: string, threads: number) {
     threads,
   });
   const sequences = Array.from({ length: STREAMS }, () => context.getSequence());
-  async function* stream(i: number, tokens: number): AsyncGenerator<number> {
+  async function* stream(i: number, tokens: number): AsyncGenerator<void> {
     const sequence = sequences[i]!;
     await sequence.clearHistory();
-    let count = 0;
     const prompt = somePrompt(tokens, 49152, promptCount++) as never[];
-    for await (const _ of sequence.evaluate(prompt, { temperature: 0 })) {
-      yield performance.now();
-      if (++count === ANSWER_TOKENS) return;
-    }
+    for await (const _ of sequence.evaluate(prompt, { temperature: 0 })) yield;
   }
   return {
     name: `llama.cpp, ${STREAMS} sequences, ${threads} threads`,
     tokensPerSecond: (prompts: readonly number[]) =>
-      whileAllRun(prompts.map((tokens, i) => stream(i, tokens))),
+      whileAllRun(
+        prompts.map((tokens, i) => stream(i, tokens)),
+        new AbortController(),
+      ),
     close: () => llama.dispose(),
   };
 }
