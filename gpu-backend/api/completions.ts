@@ -250,7 +250,7 @@ function end(
     cachedTokens: cached_tokens,
     first_ms,
     total_ms,
-    timings: progress.flatMap(({ timings }) => timings ?? []),
+    choices: progress,
   });
   parts.log.info(
     {

@@ -47,7 +47,7 @@ export class EngineLoop {
   readonly #output: LoopOutput;
   readonly #sequences = new Map<string, Sequence>();
   readonly #freeCaches: KvCache[] = [];
-  readonly #totals = { steps: 0, promptTokens: 0, generatedTokens: 0 };
+  readonly #totals = { steps: 0, promptTokens: 0, generatedTokens: 0, prefixQueries: 0, prefixHits: 0 };
   #expiredAt_ms = 0;
   #wake: (() => void) | undefined;
   #closing = false;
@@ -99,7 +99,13 @@ export class EngineLoop {
     return {
       requestsRunning: this.#scheduler.runningCount,
       requestsWaiting: this.#scheduler.waitingCount,
+      batchSize: this.#totals.steps === 0 ? 0 : 1,
       kvCacheUsage: this.#scheduler.cacheTokensReserved / this.#limits.cacheTokensMax,
+      pagesUsed: 0,
+      pagesTotal: 0,
+      prefixQueriesTotal: this.#totals.prefixQueries,
+      prefixHitsTotal: this.#totals.prefixHits,
+      preemptionsTotal: 0,
       ...this.#oldest(),
       stepsTotal: this.#totals.steps,
       promptTokensTotal: this.#totals.promptTokens,
@@ -175,8 +181,10 @@ export class EngineLoop {
     sequence.cache.reserve(Math.min(scheduled.cacheTokens, scheduled.tokenCount + RESERVED_ANSWER_TOKENS));
     // A prompt that is scored needs the logits of all its tokens.
     if (request.promptLogprobs !== undefined) return;
+    this.#totals.prefixQueries += promptTokens(sequence);
     const known = this.#prefixes.find(request, request.promptTokenIds);
     if (known === undefined) return;
+    this.#totals.prefixHits += known.tokens;
     sequence.cache.copyFrom(known.cache, known.tokens);
     scheduled.computedCount = known.tokens;
     sequence.cachedTokens = known.tokens;

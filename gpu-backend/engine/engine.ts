@@ -111,8 +111,18 @@ export type EngineStats = {
   readonly stepAge_ms: number;
   /** The longest wait of a request that has had no step; 0 when there is none. */
   readonly queueAge_ms: number;
+  /** Sequences that the last step computed. */
+  readonly batchSize: number;
   /** Share of the cache's token slots that are taken, 0 to 1. */
   readonly kvCacheUsage: number;
+  /** Pages of keys and values that requests hold or later ones may share, of so many; 0 of 0 where there are no pages. */
+  readonly pagesUsed: number;
+  readonly pagesTotal: number;
+  /** Tokens of prompts for which the prefix cache was asked, and those that it had. */
+  readonly prefixQueriesTotal: number;
+  readonly prefixHitsTotal: number;
+  /** How often a running request gave its cache back, to be computed again later. */
+  readonly preemptionsTotal: number;
   readonly stepsTotal: number;
   readonly promptTokensTotal: number;
   readonly generatedTokensTotal: number;
@@ -129,7 +139,13 @@ export type ThreadStats = Omit<EngineStats, 'queueCapacity' | 'stepAge_ms' | 'qu
 const STATS = [
   'requestsRunning',
   'requestsWaiting',
+  'batchSize',
   'kvCacheUsage',
+  'pagesUsed',
+  'pagesTotal',
+  'prefixQueriesTotal',
+  'prefixHitsTotal',
+  'preemptionsTotal',
   'leastRecentStep_ms',
   'oldestUnstarted_ms',
   'stepsTotal',
