@@ -25,18 +25,19 @@ export type ChoiceJob = {
 export type Progress = {
   completionTokens: number;
   cachedTokens: number;
-  /** Undefined until the engine has finished it, as are the next two. */
+  /** Undefined until the engine has finished it, as are the next two. Times of events are on the clock of `performance`. */
   timings: Timings | undefined;
   finishReason: FinishReason | undefined;
-  /** On the clock of `performance`. */
   finishedAt_ms: number | undefined;
+  firstTokenAt_ms: number | undefined;
   tokenAt_ms: number | undefined;
   /** Between each token and the next. */
   readonly tokenGaps_ms: number[];
 };
 
 export const notBegun = (): Progress => ({
-  ...{ completionTokens: 0, cachedTokens: 0, tokenAt_ms: undefined, tokenGaps_ms: [] },
+  ...{ completionTokens: 0, cachedTokens: 0, tokenGaps_ms: [] },
+  ...{ firstTokenAt_ms: undefined, tokenAt_ms: undefined },
   ...{ timings: undefined, finishReason: undefined, finishedAt_ms: undefined },
 });
 
@@ -94,6 +95,7 @@ export async function* runChoice(
 function noteToken(progress: Progress, now_ms: number): void {
   progress.completionTokens++;
   if (progress.tokenAt_ms !== undefined) progress.tokenGaps_ms.push(now_ms - progress.tokenAt_ms);
+  progress.firstTokenAt_ms ??= now_ms;
   progress.tokenAt_ms = now_ms;
 }
 

@@ -17,6 +17,7 @@ Environment:
   MASKROUTE_METRICS_KEY  the key that reads /metrics and nothing else; without it only the backend key does
   MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
   MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
+  OTEL_EXPORTER_OTLP_ENDPOINT  a collector of traces (http/protobuf), and OTEL_EXPORTER_OTLP_HEADERS its key; without it none
   MASKROUTE_HOME         models and masks (~/.cache/maskroute)`;
 
 function prefixTokensFrom(text: string): number {
@@ -40,6 +41,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
     .addHelpText('after', ENVIRONMENT)
     .action(async ({ model }: { model: string }) => {
       const { serveUntilSignal } = await import('../main.ts');
+      const { collectorFrom } = await import('../../shared/tracing/collector.ts');
       const {
         MASKROUTE_BACKEND_KEY,
         MASKROUTE_BACKEND_URL,
@@ -56,6 +58,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(BACKEND_HOST ? { host: BACKEND_HOST } : {}),
         jobEntry,
+        collector: collectorFrom(process.env),
         ...(MASKROUTE_PREFIX_TOKENS ? { prefixTokens: prefixTokensFrom(MASKROUTE_PREFIX_TOKENS) } : {}),
         ...(MASKROUTE_JOB_DATA ? { jobDataFolder: MASKROUTE_JOB_DATA } : {}),
         ...(MASKROUTE_BACKEND_URL
