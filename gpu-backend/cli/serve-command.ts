@@ -17,7 +17,9 @@ Environment:
   MASKROUTE_METRICS_KEY  the key that reads /metrics and nothing else; without it only the backend key does
   MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
   MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
-  OTEL_EXPORTER_OTLP_ENDPOINT  a collector of traces (http/protobuf), and OTEL_EXPORTER_OTLP_HEADERS its key; without it none
+  OTEL_EXPORTER_OTLP_ENDPOINT  a collector of traces (http/protobuf); without it none are made
+  OTEL_EXPORTER_OTLP_HEADERS   what it wants in headers: name=value,name=value, percent-encoded
+  OTEL_RESOURCE_ATTRIBUTES     how this backend is named in its spans, and OTEL_SERVICE_NAME
   MASKROUTE_HOME         models and masks (~/.cache/maskroute)`;
 
 function prefixTokensFrom(text: string): number {
