@@ -7,6 +7,7 @@
  *     npm run load -- --clients 200 --seconds 300 --hang-ups 0.2 --rate 1 --seed 1
  */
 import { readdirSync, readFileSync } from 'node:fs';
+import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import autocannon from 'autocannon';
@@ -132,22 +133,35 @@ async function fire({ edge, apiKey, model }: DevFile, tally: Tally): Promise<voi
 /* What is watched. */
 
 type Sample = { readonly at_s: number; readonly rss_MB: Record<string, number> };
-type Watched = { readonly samples: Sample[]; standStill_ms: number; probe_ms: number };
+type Watched = {
+  readonly samples: Sample[];
+  standStill_ms: number;
+  ownStandStill_ms: number;
+  probe_ms: number;
+};
 
-/** Every second, until `over` aborts. */
-async function watch(started: Started, watched: Watched, over: AbortSignal): Promise<void> {
+/** Every second, until `over` aborts. A part that does not answer meanwhile is a failure, too. */
+async function watch(started: Started, watched: Watched, tally: Tally, over: AbortSignal): Promise<void> {
   const begun_ms = performance.now();
-  const { dev, process: main } = started;
+  // What stops this process, too, is the machine.
+  const own = monitorEventLoopDelay({ resolution: LAG_RESOLUTION_ms });
+  own.enable();
   // What came before does not count.
-  await longestLag_ms(dev);
+  await longestLag_ms(started.dev);
   while (!over.aborted) {
     await sleep(1000, undefined, { signal: over }).catch(() => undefined);
-    const asked_ms = performance.now();
-    await fetch(`${dev.edge}/healthz`).then((response) => response.arrayBuffer());
-    watched.probe_ms = Math.max(watched.probe_ms, performance.now() - asked_ms);
-    watched.standStill_ms = Math.max(watched.standStill_ms, (await longestLag_ms(dev)) - LAG_RESOLUTION_ms);
-    watched.samples.push({ at_s: (performance.now() - begun_ms) / 1000, rss_MB: memoryOf(main.pid!) });
+    await probe(started.dev, watched).catch(() => count(tally.failures, 'watched_part_is_silent'));
+    const at_s = (performance.now() - begun_ms) / 1000;
+    watched.samples.push({ at_s, rss_MB: memoryOf(started.process.pid!) });
   }
+  watched.ownStandStill_ms = own.max / 1e6 - LAG_RESOLUTION_ms;
+}
+
+async function probe(dev: DevFile, watched: Watched): Promise<void> {
+  const asked_ms = performance.now();
+  await fetch(`${dev.edge}/healthz`).then((response) => response.arrayBuffer());
+  watched.probe_ms = Math.max(watched.probe_ms, performance.now() - asked_ms);
+  watched.standStill_ms = Math.max(watched.standStill_ms, (await longestLag_ms(dev)) - LAG_RESOLUTION_ms);
 }
 
 /** Since it was asked last: the backend begins a new histogram at every scrape. */
@@ -221,10 +235,10 @@ let running: Started | undefined;
 try {
   running = await start(home);
   const tally: Tally = { sent: 0, answers: 0, hangUps: 0, refusals: {}, failures: {} };
-  const watched: Watched = { samples: [], standStill_ms: 0, probe_ms: 0 };
+  const watched: Watched = { samples: [], standStill_ms: 0, ownStandStill_ms: 0, probe_ms: 0 };
   const over = new AbortController();
   console.log(`${CLIENTS} clients for ${SECONDS} s at ${running.dev.edge}`);
-  const watching = watch(running, watched, over.signal);
+  const watching = watch(running, watched, tally, over.signal);
   await fire(running.dev, tally);
   over.abort();
   await watching;
@@ -236,7 +250,13 @@ try {
   const isKept =
     Object.keys(tally.failures).length === 0 && growth <= GROWTH_MAX && standStill_ms < STAND_STILL_MAX_ms;
   const settings = { clients: CLIENTS, seconds: SECONDS, hangUpShare: HANG_UPS, rate: RATE };
-  const figures = { standStill_ms, edgeProbeMax_ms: Math.round(watched.probe_ms), memory: parts, growth };
+  const figures = {
+    standStill_ms,
+    ownStandStill_ms: Math.round(watched.ownStandStill_ms),
+    edgeProbeMax_ms: Math.round(watched.probe_ms),
+    memory: parts,
+    growth,
+  };
   console.log(JSON.stringify({ ...settings, ...tally, ...figures, isKept }));
   process.exitCode = isKept ? 0 : 1;
 } finally {
