@@ -111,17 +111,16 @@ export type EngineStats = {
   readonly stepAge_ms: number;
   /** The longest wait of a request that has had no step; 0 when there is none. */
   readonly queueAge_ms: number;
-  /** Sequences that the last step computed. */
-  readonly batchSize: number;
   /** Share of the cache's token slots that are taken, 0 to 1. */
   readonly kvCacheUsage: number;
-  /** Pages of keys and values that requests hold or later ones may share, of so many; 0 of 0 where there are no pages. */
+  /** Sequences in the last step. */
+  readonly batchSize: number;
+  /** Pages of K and V: of those that run, and kept for prompts that begin the same. */
   readonly pagesUsed: number;
   readonly pagesTotal: number;
-  /** Tokens of prompts for which the prefix cache was asked, and those that it had. */
+  /** Tokens of prompts that were looked up among kept pages, and found. */
   readonly prefixQueriesTotal: number;
   readonly prefixHitsTotal: number;
-  /** How often a running request gave its cache back, to be computed again later. */
   readonly preemptionsTotal: number;
   readonly stepsTotal: number;
   readonly promptTokensTotal: number;
@@ -139,15 +138,15 @@ export type ThreadStats = Omit<EngineStats, 'queueCapacity' | 'stepAge_ms' | 'qu
 const STATS = [
   'requestsRunning',
   'requestsWaiting',
-  'batchSize',
   'kvCacheUsage',
+  'leastRecentStep_ms',
+  'oldestUnstarted_ms',
+  'batchSize',
   'pagesUsed',
   'pagesTotal',
   'prefixQueriesTotal',
   'prefixHitsTotal',
   'preemptionsTotal',
-  'leastRecentStep_ms',
-  'oldestUnstarted_ms',
   'stepsTotal',
   'promptTokensTotal',
   'generatedTokensTotal',

@@ -37,10 +37,12 @@ const sum = (samples: readonly Sample[], name: string, labels: Record<string, st
     .reduce((total, { value }) => total + value, 0);
 
 it('the engine tells its batch, its pages, its prefix cache and its preemptions', async () => {
-  await using server = await open(says('a'));
+  const counted = { prefixQueriesTotal: 40, prefixHitsTotal: 30, preemptionsTotal: 2 };
+  const stats = { batchSize: 5, pagesUsed: 3, pagesTotal: 12, ...counted };
+  await using server = await open({ ...says('a'), stats });
   const { types, samples } = await scrape(server);
   const expected = {
-    maskroute_batch_size: ['gauge', 0],
+    maskroute_batch_size: ['gauge', 5],
     maskroute_kv_cache_pages_used: ['gauge', 3],
     maskroute_kv_cache_pages: ['gauge', 12],
     prefix_cache_queries_total: ['counter', 40],
