@@ -215,6 +215,12 @@ export const EVENT_BATCH = { wait_ms: 100, eventsMax: 100, lost_ms: 2_000 } as c
 export const EVENT_RETRY_DELAYS_ms = [0, 100, 1_000] as const;
 
 /**
+ * Spans of requests that end within 200 ms of each other go to the collector together. What it does not take in time is
+ * lost, and so is what comes while it takes nothing: a request has some five spans, of some 0.5 kB each.
+ */
+export const TRACES = { wait_ms: 200, lost_ms: 2_000, post_ms: 5_000, postsMax: 4, spansMax: 4_096 } as const;
+
+/**
  * Counting events. An id is kept for longer than an event may take to arrive (a queue keeps messages for four
  * days), so that none is counted twice; minutes are kept for pictures over a month.
  */

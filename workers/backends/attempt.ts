@@ -58,6 +58,8 @@ type Sending = {
   readonly timeout_ms: number;
   /** What is left of the caller's time, which the backend is told. */
   readonly left_ms: number;
+  /** Headers that make it a part of a trace. */
+  readonly trace?: Record<string, string> | undefined;
 };
 
 export async function attempt(sending: Sending): Promise<Outcome> {
@@ -100,7 +102,7 @@ export async function attempt(sending: Sending): Promise<Outcome> {
   }
 }
 
-const initOf = ({ request, token, left_ms }: Sending, signal: AbortSignal): RequestInit => ({
+const initOf = ({ request, token, left_ms, trace }: Sending, signal: AbortSignal): RequestInit => ({
   method: request.body === undefined ? 'GET' : 'POST',
   headers: {
     authorization: `Bearer ${token}`,
@@ -109,6 +111,7 @@ const initOf = ({ request, token, left_ms }: Sending, signal: AbortSignal): Requ
     'accept-encoding': 'identity',
     [HEADERS.requestId]: request.requestId,
     [BACKEND_HEADERS.deadline]: String(Math.ceil(left_ms)),
+    ...trace,
     ...(request.body === undefined ? {} : { 'content-type': 'application/json' }),
   },
   redirect: 'manual',

@@ -6,6 +6,7 @@
 import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
 import { BACKEND_HEADERS, parseLoad } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { RequestTrace } from '../base/tracing.ts';
 import type { Hold } from '../base/waiting.ts';
 import { attempt, type BackendRequest, type Outcome, type Rest, type Send, unreachable } from './attempt.ts';
 import type { Breaker, KnownBackend, LiveBackend, Observed } from './backend-state.ts';
@@ -24,6 +25,7 @@ export type Call = BackendRequest & {
   readonly onLate?: () => void;
   /** False: what fails now fails for good (a byte has gone to the client). */
   readonly mayRetry?: () => boolean;
+  readonly trace?: RequestTrace;
   readonly hold: Hold;
 };
 
@@ -110,7 +112,7 @@ class Way {
 
   /** Attempts at backends that had been asked before. */
   retries(): number {
-    return [...this.#asked.values()].reduce((sum, times) => sum + times - 1, 0);
+    return sum(this.#asked.values()) - this.#asked.size;
   }
 
   peek(): 'none' | 'other' | 'same' {
@@ -173,8 +175,19 @@ class Way {
     const end = this.#isAside ? () => {} : seen.begin(this.#wish.mask);
     const left_ms = Math.max(1, this.left_ms());
     const timeout_ms = hasOthers ? Math.min(left_ms, request.silence_ms ?? left_ms) : left_ms;
-    const sending = { send, url, token: signed, request, signal, timeout_ms, left_ms };
+    const traced = request.trace?.attempt(backend, sum(this.#asked.values()));
+    const sending = {
+      send,
+      url,
+      token: signed,
+      request,
+      signal,
+      timeout_ms,
+      left_ms,
+      trace: traced?.headers,
+    };
     const outcome = await attempt(sending).finally(end);
+    traced?.end(outcome.kind, 'response' in outcome ? outcome.response.status : null);
     this.#learnState(outcome, seen, wasDraining);
     this.#learnHealth(outcome, backend, this.#isAside ? DEAF : seen.breaker);
     return { ...outcome, backend: id, hadAll: timeout_ms === left_ms };
@@ -234,6 +247,8 @@ function candidate(backend: KnownBackend): Candidate & { readonly backend: Known
   const { load, waiting, isHot, isDraining, models } = seen;
   return { backend, id, regions, weight, load, waiting, isHot, isDraining, models };
 }
+
+const sum = (counts: Iterable<number>): number => [...counts].reduce((total, count) => total + count, 0);
 
 /** What the client is told when nobody is left to ask. */
 function lastWord(

@@ -63,7 +63,7 @@ async function askUnder(
   { account, requestId, client }: Question,
   progress: Progress,
 ): Promise<Asked> {
-  const { caller, routable, patience, signal, hold } = account;
+  const { caller, routable, patience, signal, hold, trace } = account;
   if (signal.aborted) throw hungUp();
   Object.assign(progress, { routed, wasAsked: true, backend_ms: undefined });
   const body = forwardedBody(client, {
@@ -73,7 +73,7 @@ async function askUnder(
   });
   const started_ms = performance.now();
   const answer = await backend.call({
-    ...{ path: pathOf(routable), requestId, tenant: caller.tenant, signal, hold, body },
+    ...{ path: pathOf(routable), requestId, tenant: caller.tenant, signal, hold, body, trace },
     timeout_ms: patience.time_ms,
     stall_ms: config.BACKEND_STALL_MS,
     isFullTime: !patience.isShort,

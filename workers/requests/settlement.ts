@@ -6,11 +6,19 @@
 
 import type { RequestEvent } from '../../shared/admin/request-event.ts';
 import {
+  answerAttributes,
+  decisionAttributes,
+  operationOf,
+  requestAttributes,
+  spanName,
+} from '../../shared/tracing/attributes.ts';
+import {
   type AnswerUsage,
   answerPath,
   answerUsageSchema,
   splitModelName,
 } from '../../shared/wire/protocol.ts';
+import type { Ended } from '../base/tracing.ts';
 import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms, COST_QUESTIONS_MAX } from '../limits.ts';
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
@@ -40,12 +48,12 @@ async function close(
   const cost = await costOf(parts, account, outcome, progress);
   const seen_tokens = cost === null ? seenTokens(outcome.heard, account.routable) : 0;
   const due_tokens = dueTokens(account, outcome, cost, seen_tokens);
-  const { event, caller, routable, hold } = account;
+  const { event, caller, routable, hold, trace } = account;
+  const told = progress && eventOf(account, outcome, progress, cost, seen_tokens);
+  if (trace.isRecorded) hold(trace.end(traceEnd(account, outcome, told)));
   await Promise.all([
     due_tokens === null ? undefined : parts.budgets.settle(caller.tenant, event, due_tokens),
-    progress === undefined
-      ? undefined
-      : parts.events.send(eventOf(account, outcome, progress, cost, seen_tokens)),
+    told && parts.events.send(told),
   ]);
   const isWhole = outcome.status === 200 && outcome.code === null;
   if (progress === undefined || !isWhole) return;
@@ -205,6 +213,34 @@ function eventOf(
     counted: cost !== null,
     ...latencies(outcome.heard, started_ms, isStream, body.n ?? 1),
     total_ms: outcome.endedAt_ms - started_ms,
+  };
+}
+
+/** `told`: undefined when it was not routed. */
+function traceEnd(
+  { caller, routable, completion }: Account,
+  { status, code, heard, endedAt_ms }: Outcome,
+  told: RequestEvent | undefined,
+): Ended {
+  const operation = operationOf(routable.kind);
+  return {
+    name: told === undefined ? operation : spanName(operation, told.model),
+    status: told?.status ?? status,
+    code,
+    attributes: {
+      'maskroute.completion': completion,
+      'maskroute.tenant': caller.tenant,
+      ...requestAttributes(operation, routable.body),
+      ...(told && decisionAttributes(told, told.mask, told.sparsity)),
+      ...(told?.backend ? { 'maskroute.backend': told.backend } : {}),
+      ...answerAttributes({
+        input_tokens: told?.counted ? told.prompt_tokens : undefined,
+        output_tokens: told?.completion_tokens,
+        finishReasons: heard?.finishReasons,
+        first_ms: told?.stream ? told.ttft_ms : undefined,
+      }),
+    },
+    at_ms: endedAt_ms,
   };
 }
 
