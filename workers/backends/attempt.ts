@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
-import { parseOrNull, readBounded } from '../../shared/wire/read-bounded.ts';
+import { parseOrNull, readAnswer } from '../../shared/wire/read-bounded.ts';
 import { log, reasonOf } from '../base/log.ts';
 import { createWait } from '../base/waiting.ts';
 import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
@@ -154,7 +154,7 @@ const errorBodySchema = z.looseObject({
 
 /** An error as the protocol has it, with the text that it came in; null for anything else. Never throws. */
 export async function readError(response: Response) {
-  const text = await readBounded(response.body, BACKEND_ERROR_BYTES_MAX).catch(() => null);
+  const text = await readAnswer(response, BACKEND_ERROR_BYTES_MAX).catch(() => null);
   if (text === null) return null;
   const body = errorBodySchema.safeParse(parseOrNull(text));
   return body.success ? { text, ...body.data.error } : null;

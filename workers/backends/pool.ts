@@ -3,7 +3,7 @@
  * goes to one of them (call-backend.ts); other questions go to all.
  */
 import { type BackendEntry, type LoadReport, loadReportSchema } from '../../shared/wire/backend-load.ts';
-import { readBounded } from '../../shared/wire/read-bounded.ts';
+import { readAnswer } from '../../shared/wire/read-bounded.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
 import { log, reasonOf } from '../base/log.ts';
 import type { Hold } from '../base/waiting.ts';
@@ -123,9 +123,8 @@ export class BackendPool {
     if (outcome.kind === 'failed') throw outcome.error;
     if (outcome.kind === 'late') throw new Error(`no answer within ${outcome.waited_ms} ms`);
     if (outcome.kind === 'cancelled') throw new Error('it was called off');
-    const { status, body } = outcome.response;
-    const value: unknown = JSON.parse(await readBounded(body, LOAD_PROBE.bytesMax));
-    return { status, value };
+    const value: unknown = JSON.parse(await readAnswer(outcome.response, LOAD_PROBE.bytesMax));
+    return { status: outcome.response.status, value };
   }
 
   async #askForSuccess(backend: LiveBackend, path: string, timeout_ms: number): Promise<unknown> {

@@ -14,7 +14,7 @@ import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { Session } from '../../onnx/session.ts';
 import { floats } from '../../onnx/session.ts';
 import { integers } from '../gates/batches.ts';
-import { forward, normalizePlainly } from '../gates/forward.ts';
+import { forward, normalizePlainly } from '../gates/training-forward.ts';
 import { openTrainingGraph } from '../gates/gate-session.ts';
 import type { TrainingLinears } from '../gates/training-weights.ts';
 

@@ -9,7 +9,7 @@ import { z } from 'zod';
 import { EMBED_CHARS_MAX, type Encoder, normalise } from '../../../shared/embedding/encoder.ts';
 import { type EncoderSpec, sameEncoder } from '../../../shared/mask/mask-set.ts';
 import { encoderListSchema } from '../../../shared/wire/backend-load.ts';
-import { readBounded } from '../../../shared/wire/read-bounded.ts';
+import { readAnswer } from '../../../shared/wire/read-bounded.ts';
 import { RETRIES_MAX } from '../../backends/call-backend.ts';
 import type { BackendPool } from '../../backends/pool.ts';
 import { sha256Hex } from '../../base/secrets.ts';
@@ -117,7 +117,7 @@ export async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 
     });
     if (called.kind === 'error') throw called.error;
     const { response } = called;
-    const text = await readBounded(response.body, EMBEDDINGS.bytesMax);
+    const text = await readAnswer(response, EMBEDDINGS.bytesMax);
     if (!response.ok) throw new Error(`the backend answered ${response.status}: ${text.slice(0, 200)}`);
     return answerSchema.parse(JSON.parse(text)).data.map(({ embedding }) => embedding);
   });
