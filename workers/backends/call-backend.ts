@@ -141,8 +141,8 @@ class Way {
     this.#call = call;
     this.#isAside = call.purpose.kind === 'aside';
     this.#backends = backends;
-    this.#wish = wishOf(call, backends.length > 1);
-    this.#home = this.#isAside ? undefined : homeOf(backends.map(this.#candidate), this.#wish);
+    this.#wish = wishOf(call.purpose, call.request.tenant, backends.length > 1);
+    this.#home = this.#isAside ? undefined : homeOf(backends.map(candidateOf), this.#wish);
   }
 
   left_ms(): number {
@@ -193,17 +193,10 @@ class Way {
       ({ id, seen }) => !this.#done.has(id) && seen.breaker.admits(now_ms),
     );
     const timesAsked = ({ id }: KnownBackend) => this.#asked.get(id) ?? 0;
-    return orderBackends(usable.map(this.#candidate), this.#wish)
+    return orderBackends(usable.map(candidateOf), this.#wish)
       .map(({ backend }) => backend)
       .sort((a, b) => timesAsked(a) - timesAsked(b));
   }
-
-  readonly #candidate = (backend: KnownBackend): Candidate & { readonly backend: KnownBackend } => {
-    const { id, regions, weight, seen } = backend;
-    const now_ms = Date.now();
-    const [load, waiting, isDraining] = [seen.load(now_ms), seen.waiting(now_ms), seen.isDraining(now_ms)];
-    return { backend, id, regions, weight, load, waiting, isDraining, models: seen.models };
-  };
 
   /** Nothing but its load speaks against the conversation's own backend. */
   #isPassedOver({ id, seen }: KnownBackend, now_ms: number): boolean {
@@ -292,14 +285,28 @@ class Way {
   }
 }
 
+function candidateOf(backend: KnownBackend): Candidate & { readonly backend: KnownBackend } {
+  const { id, regions, weight, seen } = backend;
+  const now_ms = Date.now();
+  const [load, waiting, isDraining] = [seen.load(now_ms), seen.waiting(now_ms), seen.isDraining(now_ms)];
+  return { backend, id, regions, weight, load, waiting, isDraining, models: seen.models };
+}
+
 /** Where there is no choice, nothing is hashed. */
-function wishOf({ purpose, request }: Call, isChoice: boolean): Wish {
+function wishOf(purpose: Purpose, tenant: string, isChoice: boolean): Wish {
   if (purpose.kind === 'aside') {
     return { region: purpose.region ?? LOCAL_REGION, model: undefined, key: '' };
   }
   const { region, model, mask, conversation } = purpose;
-  return { region, model, key: isChoice ? pagesKey(request.tenant, mask, conversation) : '' };
+  return { region, model, key: isChoice ? pagesKey(tenant, mask, conversation) : '' };
 }
+
+/** The backend that a conversation has while all are well and idle; undefined without a choice. */
+export const homeBackend = (
+  backends: readonly KnownBackend[],
+  purpose: Purpose,
+  tenant: string,
+): string | undefined => homeOf(backends.map(candidateOf), wishOf(purpose, tenant, backends.length > 1));
 
 /** What the client is told when nobody else is asked. */
 function lastWord(

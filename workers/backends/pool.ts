@@ -13,7 +13,14 @@ import type { Config } from '../env.ts';
 import { LOAD_PROBE } from '../limits.ts';
 import { attempt, type BackendRequest, type Send } from './attempt.ts';
 import { type KnownBackend, type LiveBackend, Observed } from './backend-state.ts';
-import { type Call, type Called, type CallParts, callBackend } from './call-backend.ts';
+import {
+  type Call,
+  type Called,
+  type CallParts,
+  callBackend,
+  homeBackend,
+  type Purpose,
+} from './call-backend.ts';
 import { createRegistry, type Registry } from './registry.ts';
 
 /** One backend's answer to a question; `status` null: it gave none, or something in between did. */
@@ -45,6 +52,11 @@ export class BackendPool {
     const backends = await this.#list(call.hold);
     this.#refreshLoads(backends, call.hold);
     return await callBackend(this.#callParts, call, backends);
+  }
+
+  /** As `homeBackend`, of the enabled backends. */
+  async home(purpose: Purpose, tenant: string, hold: Hold): Promise<string | undefined> {
+    return homeBackend(await this.#list(hold), purpose, tenant);
   }
 
   /** Every enabled backend is asked the same; what they answer with success, as JSON. Rejects when none does. */

@@ -1,8 +1,8 @@
 /** Asking the backends: the client's body with what was decided about it, once more without a mask that they don't know. */
 
 import { splitModelName } from '../../shared/wire/protocol.ts';
-import { type Answer, hungUp, RETRIES_MAX, type Retries } from '../backends/call-backend.ts';
-import { denseDecision, type Routed, routeEcho } from '../routing/decision.ts';
+import { type Answer, hungUp, type Purpose, RETRIES_MAX, type Retries } from '../backends/call-backend.ts';
+import { denseDecision, type RoutableBody, type Routed, routeEcho } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
 import type { Account } from './admission.ts';
 
@@ -74,13 +74,7 @@ async function askUnder(
   const started_ms = performance.now();
   const called = await backend.call({
     request: { path: pathOf(routable), requestId, tenant: caller.tenant, body },
-    purpose: {
-      kind: 'completion',
-      region: routed.assignment.region,
-      model: splitModelName(routable.body.model).model,
-      mask: routed.decision.maskId ?? JSON.stringify(routed.decision.mask),
-      conversation: routable,
-    },
+    purpose: purposeOf(routed, routable),
     time: {
       timeout_ms: patience.time_ms,
       isFullTime: !patience.isShort,
@@ -97,6 +91,14 @@ async function askUnder(
   Object.assign(progress, { backend: answerer, affinity, backend_ms: performance.now() - started_ms });
   return { response, rest };
 }
+
+export const purposeOf = ({ decision, assignment }: Routed, conversation: RoutableBody): Purpose => ({
+  kind: 'completion',
+  region: assignment.region,
+  model: splitModelName(conversation.body.model).model,
+  mask: decision.maskId ?? JSON.stringify(decision.mask),
+  conversation,
+});
 
 const pathOf = ({ kind }: Account['routable']): string =>
   kind === 'chat' ? '/v1/chat/completions' : '/v1/completions';

@@ -5,6 +5,7 @@
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { BACKEND_HEADERS, type BackendEntry } from '../../../shared/wire/backend-load.ts';
+import type { DryRun } from '../../../shared/wire/openai.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
 import { BACKEND_KEY, EDGE_URL } from '../../support/edge/constants.ts';
@@ -169,10 +170,25 @@ describe('who is asked', () => {
     expect(await placesOf(key)).toEqual(before);
   });
 
-  it('is not said where there is one backend', async () => {
+  it('is what a dry run says, and is not said where there is one', async () => {
     const { key } = await newTenant();
+    const only = await register();
+    const isolate = freshIsolate();
+    const dryRun = async (body: object) => {
+      const response = await call('POST', '/v1/route', { key, body: { ...CHAT, ...body } }, isolate);
+      return (await response.json<DryRun>()).backend;
+    };
+    expect(await dryRun({})).toBeNull();
+    expect(affinityOf(await chat(key, {}, isolate))).toBeNull();
+    await admin('DELETE', `/backends/${only}`);
     await register();
-    expect(affinityOf(await chat(key, {}, freshIsolate()))).toBeNull();
+    await register();
+    passTime(10 * SECOND_ms);
+    await vi.waitFor(async () => expect(await dryRun({})).not.toBeNull());
+    for (const word of WORDS) {
+      const { messages } = say(word);
+      expect(backendOf(await chat(key, { messages }, isolate))).toBe(await dryRun({ messages }));
+    }
   });
 
   it('is another one while the first has a line', async () => {
