@@ -202,8 +202,11 @@ export const BURST = {
  * client is gone.
  */
 export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000, 8_000] as const;
-/** Of one isolate at a time. A question that finds no room is left out; the account has some more. */
-export const COST_QUESTIONS_MAX = 4;
+/**
+ * Questions of one isolate at a time. One that finds no room is left out; the account has some more. A tenant that asks
+ * none yet has room of its own, so that nobody's flood of hang-ups costs others their answers' true price.
+ */
+export const COST_QUESTIONS_MAX = { all: 16, whileOwn: 4 } as const;
 export const COST_QUESTION_ms = 2_000;
 /**
  * Events of requests that end within 100 ms of each other go to the queue together (it takes 100 messages of

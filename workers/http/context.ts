@@ -71,7 +71,12 @@ function corsOf(config: Config): MiddlewareHandler<AppEnv> {
   const handler = cors({
     origin: origins.includes('*') ? '*' : origins,
     allowMethods: ['GET', 'POST'],
-    exposeHeaders: [...Object.values(HEADERS), BACKEND_HEADERS.backend, ...ABOUT_LIMITS],
+    exposeHeaders: [
+      ...Object.values(HEADERS),
+      BACKEND_HEADERS.backend,
+      BACKEND_HEADERS.affinity,
+      ...ABOUT_LIMITS,
+    ],
     maxAge: PREFLIGHT_KEPT_s,
   });
   made.set(config, handler);

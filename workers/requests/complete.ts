@@ -141,7 +141,7 @@ async function forward(
   }
   if (begun === 'late') {
     // No backend has answered yet. A comment keeps the client; the status is sent with it, so nothing is tried again.
-    progress.hasReplied = true;
+    progress.retries.left = 0;
     Object.assign(headers, EVENT_STREAM);
     return new Response(answer.events(requestId), { headers });
   }
@@ -176,10 +176,11 @@ function passHeaders(from: Headers, to: ReplyHeaders): void {
   }
 }
 
-const progressHeaders = ({ routed, backend, backend_ms }: Progress): ReplyHeaders => ({
+const progressHeaders = ({ routed, backend, affinity, backend_ms }: Progress): ReplyHeaders => ({
   ...decisionHeaders(routed),
   ...(backend_ms === undefined ? {} : { [HEADERS.serverTiming]: serverTiming(routed.timings, backend_ms) }),
   ...(backend === undefined ? {} : { [BACKEND_HEADERS.backend]: backend }),
+  ...(affinity === undefined ? {} : { [BACKEND_HEADERS.affinity]: affinity }),
 });
 
 /* The routing decision as response headers: every one is there on every completion, except the two that say why not. */

@@ -72,7 +72,7 @@ const NOTHING: Cost = { prompt_tokens: 0, completion_tokens: 0 };
  */
 async function costOf(
   { backend }: SettleParts,
-  { completion, hold }: Account,
+  { caller, completion, hold }: Account,
   { heard, ranAt }: Outcome,
   progress: Progress | undefined,
 ): Promise<Cost | null> {
@@ -80,7 +80,8 @@ async function costOf(
   if (ranAt === 'nowhere' && progress?.gaveUp !== true) return NOTHING;
   const only = ranAt === 'answerer' ? progress?.backend : undefined;
   const path = answerPath(completion);
-  const said = await answerCost(() => backend.askEach(path, COST_QUESTION_ms, hold, only), ranAt);
+  const ask = () => inTurn(caller.tenant, () => backend.askEach(path, COST_QUESTION_ms, hold, only));
+  const said = await answerCost(ask, ranAt);
   if (said === 'unknown') return null;
   return said === 'never_began' ? NOTHING : said;
 }
@@ -100,7 +101,7 @@ async function answerCost(
   let cost: AnswerCost = 'unknown';
   for (const delay_ms of COST_QUESTION_DELAYS_ms) {
     await new Promise((resolve) => setTimeout(resolve, delay_ms));
-    const said = await inTurn(ask);
+    const said = await ask();
     const parts = said.flatMap((one) => answerUsageSchema.safeParse(one.value).data ?? []);
     if (parts.length > 0 && parts.every(({ finished }) => finished)) {
       return parts.reduce((most, part) => (tokensOf(part) > tokensOf(most) ? part : most));
@@ -114,17 +115,21 @@ async function answerCost(
 }
 
 /** The questions of this isolate that are under way. */
-const underWay = new Set<{ readonly at_ms: number }>();
+const underWay = new Set<{ readonly tenant: string; readonly at_ms: number }>();
 
 /**
  * Each question may take a connection of its own. A flood of clients that leave would fill the line of connections that a
  * backend has not accepted yet, and hold up everybody's requests. A question whose request was dropped counts until it
  * must be over.
  */
-async function inTurn<Answer>(ask: () => Promise<readonly Answer[]>): Promise<readonly Answer[]> {
+async function inTurn<Answer>(
+  tenant: string,
+  ask: () => Promise<readonly Answer[]>,
+): Promise<readonly Answer[]> {
   for (const one of underWay) if (Date.now() - one.at_ms > 2 * COST_QUESTION_ms) underWay.delete(one);
-  if (underWay.size >= COST_QUESTIONS_MAX) return [];
-  const question = { at_ms: Date.now() };
+  const isFirst = ![...underWay].some((one) => one.tenant === tenant);
+  if (underWay.size >= (isFirst ? COST_QUESTIONS_MAX.all : COST_QUESTIONS_MAX.whileOwn)) return [];
+  const question = { tenant, at_ms: Date.now() };
   underWay.add(question);
   return await ask()
     .catch(() => [])
