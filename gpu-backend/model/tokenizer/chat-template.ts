@@ -12,6 +12,8 @@ export type TemplateMessage = {
   readonly role: string;
   readonly content: string;
   readonly name?: string | undefined;
+  readonly tool_calls?: readonly object[];
+  readonly tool_call_id?: string;
 };
 
 /** For models that bring no template; llama.cpp does the same. */
@@ -27,7 +29,7 @@ type Rendered = {
 
 export type ChatTemplate = {
   /** Ends where the answer begins. @throws MaskrouteError `invalid_request` when the template refuses. */
-  render(messages: readonly TemplateMessage[]): string;
+  render(messages: readonly TemplateMessage[], tools?: readonly object[]): string;
   /** The same, and which of it the template wrote. `control`: the texts of the tokens that only it may write. */
   renderApart(messages: readonly TemplateMessage[], control: ControlTexts): Rendered;
 };
@@ -44,13 +46,14 @@ export function createChatTemplate(
   } catch (error) {
     throw unsupportedModel(`its chat template cannot be parsed (${(error as Error).message})`);
   }
-  const render: ChatTemplate['render'] = (messages) => {
+  const render: ChatTemplate['render'] = (messages, tools = []) => {
     try {
       return template.render({
         // Copies: a template can assign to what it is given.
-        messages: messages.map(({ role, content, name }) =>
-          name === undefined ? { role, content } : { role, content, name },
+        messages: structuredClone(
+          messages.map(({ name, ...said }) => (name === undefined ? said : { ...said, name })),
         ),
+        ...(tools.length === 0 ? {} : { tools: structuredClone(tools) }),
         add_generation_prompt: true,
         bos_token: tokens.bos,
         eos_token: tokens.eos,
