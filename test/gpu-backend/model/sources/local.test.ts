@@ -5,8 +5,14 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
+import { openRunner } from '../../../../gpu-backend/engine/runner.ts';
+import { configFromHuggingFace } from '../../../../gpu-backend/model/formats/hf-config.ts';
+import { denseMask } from '../../../../shared/mask/mask.ts';
+import { ggufParts, readAll, safetensorsFiles } from '../../../support/family-files.ts';
 import { splitGguf, tinyLlama, writeGguf } from '../../../support/gguf.ts';
+import { randomLlama } from '../../../support/random-llama.ts';
 import { TINY_CONFIG_JSON, tinyFolder, tinyWeights, writeSafetensors } from '../../../support/safetensors.ts';
+import figures from '../architectures/fixtures/families.json' with { type: 'json' };
 
 let home: string;
 let folder: string;
@@ -43,6 +49,36 @@ describe('a folder', () => {
   test('with several asks which', async () => {
     await put({ 'a.gguf': gguf, 'b.gguf': gguf });
     await expect(pull()).rejects.toThrow(/2 models \(a.gguf, b.gguf\): name one/);
+  });
+});
+
+describe.each(['llama', 'mistral', 'smollm3', 'qwen2', 'qwen3'])('a %s checkpoint', (family) => {
+  const variant = figures.variants.find(({ name }) => name.startsWith(family))!;
+  const config = configFromHuggingFace(variant.config);
+
+  test('is installed from shards and from GGUF in parts, and runs; rows beyond its tokens are padding', async () => {
+    const source = randomLlama(config);
+    await put({
+      ...(await tinyFolder()),
+      'config.json': { ...variant.config, eos_token_id: 2 },
+      ...safetensorsFiles(await readAll(source), 2),
+    });
+    await rm(path.join(folder, 'model.safetensors'));
+    const sharded = await pull();
+    expect(sharded.manifest.config).toEqual(config);
+    await put(splitGguf(await ggufParts(source), 2));
+    const split = await pull(path.join(folder, 'tiny-00001-of-00002.gguf'));
+    expect(split.manifest).toMatchObject({ name: 'tiny', eosTokenIds: sharded.manifest.eosTokenIds });
+    const logits = [];
+    for (const { folder: installed, manifest } of [sharded, split]) {
+      const runner = await openRunner(installed, manifest.config, { threads: 1 });
+      const plan = { mask: denseMask(8), kv: 'preserve' as const };
+      logits.push(await runner.run({ cache: runner.newCache(), tokenIds: [5, 9, 40], plan, logitRows: [2] }));
+      await runner.close();
+    }
+    const best = (row: Float32Array) => row.indexOf(row.reduce((most, one) => Math.max(most, one)));
+    expect(best(logits[1]!)).toBe(best(logits[0]!));
+    expect(logits[0]).toHaveLength(320);
   });
 });
 
