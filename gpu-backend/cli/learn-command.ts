@@ -80,7 +80,11 @@ export function addLearnCommands(program: Command): void {
         .choices(['all', 'answers'])
         .default(LEARN_EFFORT.scored),
     )
-    .option('--encoder <name>', 'what embeds: static, a .bin table, all-minilm-l6-v2, or a folder', 'static')
+    .option(
+      '--encoder <name>',
+      'what embeds: static, a .bin table, an encoder by name, hf:OWNER/NAME, or a folder',
+      'static',
+    )
     .option('--name <name>', "the mask set's own name (default: the folder's)")
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
     .option('--seed <number>', 'equal seeds give equal sets', wholeNumber(0))
@@ -89,7 +93,10 @@ export function addLearnCommands(program: Command): void {
   program
     .command('distill')
     .description('make the table of the static encoder out of a full sentence encoder')
-    .requiredOption('--encoder <name>', 'the teacher: all-minilm-l6-v2, hf:OWNER/NAME, or a folder')
+    .requiredOption(
+      '--encoder <name>',
+      'the teacher: an encoder by name, such as all-minilm-l6-v2, hf:OWNER/NAME, or a folder',
+    )
     .requiredOption('--data <file...>', DATA_HELP)
     .requiredOption('--out <file>', 'the table')
     .option('--dimensions <count>', 'of the vectors', wholeNumber(1, 1024))
