@@ -243,7 +243,12 @@ describe('a model that contradicts itself or asks for what we do not compute', (
       /not finite/,
     ],
     ['no tokenizer', with_('tokenizer.ggml.model', undefined), 'unsupported_model', /no tokenizer/],
-    ['a tokenizer of another kind', with_('tokenizer.ggml.model', text('t5')), 'unsupported_model', /"t5"/],
+    [
+      'a tokenizer of another kind',
+      with_('tokenizer.ggml.model', text('rwkv')),
+      'unsupported_model',
+      /"rwkv"/,
+    ],
     [
       'an unknown pre-tokenizer',
       with_('tokenizer.ggml.pre', text('nobody')),
