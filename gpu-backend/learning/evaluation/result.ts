@@ -72,7 +72,7 @@ const rowSchema = z.strictObject({
   matched: z.enum(['count', 'time']),
   /** Version of the mask set, for `learned` and `one-mask`; of the set that the time is matched with. */
   maskSet: z.string().nullable(),
-  /** Masks that routing chooses among. */
+  /** Clusters that routing chooses among; they may share masks. */
   clusters: z.int(),
   targetSparsity: z.number(),
   /** Reached: mean over the scored rows. */
