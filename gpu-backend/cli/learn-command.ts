@@ -97,7 +97,7 @@ export function addLearnCommands(program: Command): void {
     .option('--encoder <name>', 'what embeds: static, a .bin table, all-minilm-l6-v2, or a folder', 'static')
     .option('--name <name>', "the mask set's own name (default: the folder's)")
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
-    .option('--quick', 'a first set with about a tenth of the work', false)
+    .option('--quick', 'a first set with much less work: less text, few exchanges, one turn', false)
     .option('--seed <number>', 'equal seeds give equal sets', wholeNumber(0))
     .action((flags: LearnFlags) => interruptible((signal) => runLearn(flags, signal)));
 

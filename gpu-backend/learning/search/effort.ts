@@ -77,7 +77,7 @@ export const LEARN_EFFORT: LearnEffort = {
     triesMax: 8,
   },
   masksMax: 8,
-  turns: 3,
+  turns: 2,
   choicePositions: 6144,
   sharePositions: 32_768,
   heldOutPositions: 16_384,
@@ -86,7 +86,7 @@ export const LEARN_EFFORT: LearnEffort = {
   scored: 'all',
 };
 
-/** A first set in a tenth of the time: less text, few exchanges, one turn. */
+/** A first set: less text, few exchanges, one turn. */
 export const QUICK_EFFORT: LearnEffort = {
   ...LEARN_EFFORT,
   one: {

@@ -259,7 +259,10 @@ async function searchGroup(
   const name = nameOf(prompts, group);
   const search = await searchGroupMask(bench, name, rows, starts, ranking, effort.group);
   const of = group.length === 1 ? `cluster ${group[0]}` : `${group.length} clusters`;
-  return search.proposals.map(({ mask, source }) => ({ mask, source: `${source} on ${of}`, search }));
+  // Each mask costs a run on every prompt that shares clusters out, and gates without exchanges win nowhere.
+  return search.proposals
+    .filter(({ source }) => source !== 'gates')
+    .map(({ mask, source }) => ({ mask, source: `${source} on ${of}`, search }));
 }
 
 /** Each mask once, under its first name. */
