@@ -1,24 +1,17 @@
 /**
- * From clusters of prompts to the mask of each. One mask is learned on everything. Then, as in k-means with a mask in the
- * place of a mean: masks are searched for groups of clusters, and every cluster goes to the mask that measures best on
- * prompts of its own that no search saw; in turns, until nothing changes. Held-out prompts say whether that leads one
- * mask; when it does not, all clusters share the mask for everybody.
+ * From clusters of prompts to the mask of each. One mask is learned on everything. Then masks and clusters are learned
+ * together, in turns (`search-in-turns.ts`), and as many masks are kept as pay. Held-out prompts say whether they lead one
+ * mask; when they do not, all clusters share the mask for everybody.
  */
-import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
+import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { kMeans } from '../data/kmeans.ts';
-import type { Prompts } from '../data/prompt-groups.ts';
-import type { CalibrationRow } from '../data/read-data.ts';
-import type { Sample, SampledRow } from '../data/samples.ts';
-import { contentKey } from '../journal.ts';
-import { type LearnEffort, searchResults, type trackProgress } from './effort.ts';
+import { searchResults } from './effort.ts';
 import { lighterMasks } from './exchange.ts';
 import { type Headroom, headroomOf, leads } from './headroom.ts';
 import type { SampleScores } from './score-masks.ts';
-import type { Candidate, MaskSearch, Proposal } from './search-masks.ts';
-import { compareMasks, searchGroupMask, searchOneMask } from './search-masks.ts';
+import { type FoundMask, isScorable, type LearnMasksContext, searchInTurns } from './search-in-turns.ts';
+import { type Candidate, compareMasks, searchOneMask } from './search-masks.ts';
 import {
-  bestForAll,
   countThatPays,
   type RowCosts,
   type Sharing,
@@ -26,11 +19,6 @@ import {
   type Validated,
   validateCounts,
 } from './share-masks.ts';
-import type { TextMaker } from './texts.ts';
-import type { Workbench } from './workbench.ts';
-
-/** A mask that was found, by the search for everybody or for a group of clusters. */
-export type FoundMask = Proposal & { readonly search: MaskSearch };
 
 export type LearnedMasks = {
   /** Those in use; the mask for everybody first. */
@@ -65,19 +53,6 @@ export type HeldOutRow = {
   /** Under the cluster's mask, and under the mask for everybody. */
   readonly learned: SampleScores;
   readonly one: SampleScores;
-};
-
-type LearnMasksContext = {
-  readonly bench: Workbench;
-  readonly prompts: Prompts;
-  readonly texts: TextMaker;
-  readonly effort: LearnEffort;
-  /** How many masks; undefined: as many as pay. */
-  readonly maskCount: number | undefined;
-  readonly seed: number;
-  /** Exact scores by the serving engine. */
-  score(sample: Sample, masks: readonly Mask[]): Promise<SampleScores[]>;
-  readonly track: ReturnType<typeof trackProgress>;
 };
 
 /** @throws MaskrouteError `invalid_data` when no row is long enough to score a mask on. */
@@ -117,8 +92,9 @@ async function learnShared(
   const most = Math.min(maskCount ?? context.effort.masksMax, pool.length);
   const options = { clusterCount, base, maskCount: most };
   const validated = validateCounts(costs, options, seed);
-  const wanted = maskCount === undefined ? countThatPays(validated) : most;
-  const sharing = shareMasks(costs, { ...options, maskCount: wanted });
+  const wanted = maskCount ?? countThatPays(validated);
+  // Where one mask is best, the headroom of several is still worth telling.
+  const sharing = shareMasks(costs, { ...options, maskCount: wanted > 1 ? Math.min(wanted, most) : most });
   const masks = sharing.masks.map((index) => pool[index]!);
   const clusters = sharing.clusters.map((index) => sharing.masks.indexOf(index));
   const lighter = masks.length > 1 ? await lighterOf(context, masks[0]!.mask) : [];
@@ -128,16 +104,10 @@ async function learnShared(
     clusters,
     lighter,
   );
-  const reason = whyOneMask(maskCount, sharing, validated, measured.headroom);
-  const total = costs.reduce((sum, { positions }) => sum + positions, 0);
+  const reason = whyOneMask(maskCount, wanted, sharing, measured.headroom);
   const figures: SharingFigures = {
     ...{ turns, rows: costs.length, validated, headroom: measured.headroom, reason },
-    pool: pool
-      .map(({ mask, source }, i) => ({
-        ...{ mask, source },
-        kl: costs.reduce((sum, { kl }) => sum + kl[i]!, 0) / Math.max(1, total),
-      }))
-      .sort((a, b) => a.kl - b.kl),
+    pool: costs.length === 0 ? [] : candidatesOn(pool, costs),
   };
   if (reason === null) return { masks, clusters, sharing: figures, heldOut: measured.rows, lighter };
   return {
@@ -148,18 +118,26 @@ async function learnShared(
   };
 }
 
+/** By rising KL over all rows. */
+function candidatesOn(pool: readonly FoundMask[], costs: readonly RowCosts[]): Candidate[] {
+  const positions = costs.reduce((sum, row) => sum + row.positions, 0);
+  const klOf = (index: number) => costs.reduce((sum, { kl }) => sum + kl[index]!, 0) / positions;
+  return pool
+    .map(({ mask, source }, index) => ({ mask, source, kl: klOf(index) }))
+    .sort((a, b) => a.kl - b.kl);
+}
+
+/** `asked`: how many masks were asked for, if any; `wanted`: how many pay. */
 function whyOneMask(
   asked: number | undefined,
+  wanted: number,
   { masks }: Sharing,
-  validated: readonly Validated[],
   headroom: Headroom | undefined,
 ): string | null {
-  if (masks.length === 1) {
-    if (asked === 1) return 'one mask was asked for';
-    return validated.length > 1
-      ? 'no other mask took anything off the KL of prompts that did not choose it'
-      : 'no other mask was found that suits some clusters better';
-  }
+  if (asked === 1) return 'one mask was asked for';
+  if (masks.length === 1) return 'no other mask suits any cluster better';
+  if (wanted === 1)
+    return 'no number of masks led one mask by more than its error on prompts that did not choose them';
   if (headroom === undefined) return 'no prompt is held out to confirm on that several masks lead one';
   if (leads(headroom)) return null;
   const { mean_kl, standardError_kl } = headroom.lead;
@@ -169,126 +147,6 @@ function whyOneMask(
     `routing among ${masks.length} masks took ${mean_kl.toFixed(4)} nats off the KL of ${headroom.rows} held-out ` +
     `prompts, with ${error}`
   );
-}
-
-/* Turns. */
-
-type Searched = {
-  readonly pool: readonly FoundMask[];
-  readonly costs: readonly RowCosts[];
-  readonly turns: number;
-  /** The mask for everybody, an index into the pool. */
-  readonly base: number;
-};
-
-async function searchInTurns(context: LearnMasksContext, one: FoundMask): Promise<Searched> {
-  const { prompts, texts, effort, maskCount, seed } = context;
-  const clusterCount = prompts.clusters.sizes.length;
-  const most = maskCount ?? effort.masksMax;
-  const rows = texts.draw('share', prompts.everybody.choice, effort.sharePositions);
-  const pool = [one];
-  for (const proposal of one.search.proposals) addTo(pool, { ...proposal, search: one.search });
-  const searched = new Set<string>();
-  let groups = groupsByMeaning(prompts, most, seed);
-  let state: Searched = { pool: [one], costs: [], turns: 0, base: 0 };
-  // One mask is known already.
-  for (let turn = 1; turn <= effort.turns && most > 1; turn++) {
-    const fresh = groups.filter((clusters) => !searched.has(nameOf(prompts, clusters)));
-    if (fresh.length === 0) break;
-    for (const [group, clusters] of fresh.entries()) {
-      context.track.onStage('masks', {
-        results: searchResults(effort, context.bench.blockCount).group,
-        ...{ group, groups: fresh.length },
-      });
-      searched.add(nameOf(prompts, clusters));
-      const starts = startsFor(state, clusters);
-      for (const found of await searchGroup(context, clusters, starts, one.search.worth)) addTo(pool, found);
-    }
-    const masks = [...pool];
-    const costs = await measureRows(context, rows, masks);
-    const base = bestForAll(costs, 0);
-    const sharing = shareMasks(costs, { clusterCount, base, maskCount: most });
-    state = { pool: masks, costs, turns: turn, base };
-    groups = groupsBy(sharing.clusters);
-  }
-  return state;
-}
-
-/** Clusters, by their numbers. */
-type Group = readonly number[];
-
-/** To begin with, clusters whose centroids are near each other. */
-function groupsByMeaning({ clusters }: Prompts, groupCount: number, seed: number): Group[] {
-  const { centroids, dimensions, sizes } = clusters;
-  const points = { count: sizes.length, dimensions, values: centroids };
-  const { assignment } = kMeans(points, { clusterCount: Math.min(groupCount, sizes.length), seed });
-  return groupsBy(Array.from(assignment));
-}
-
-/** Clusters with equal labels, by rising label. */
-function groupsBy(labels: readonly number[]): Group[] {
-  const found = new Map<number, number[]>();
-  labels.forEach((label, cluster) => {
-    found.set(label, [...(found.get(label) ?? []), cluster]);
-  });
-  return [...found].sort(([a], [b]) => a - b).map(([, group]) => group);
-}
-
-/** By content: an equal group in another turn, or in a run with other numbers, has been searched already. */
-const nameOf = ({ clusters: { sizes, centroids } }: Prompts, group: Group): string =>
-  `group ${contentKey([sizes.length, Array.from(centroids.subarray(0, 8)), group]).slice(0, 16)}`;
-
-/** The group's present mask first, where all its clusters share one. */
-function startsFor({ pool, costs, base }: Searched, group: Group): [Mask, ...Mask[]] {
-  const own = bestForAll(
-    costs.filter(({ cluster }) => group.includes(cluster)),
-    base,
-  );
-  return own === base ? [pool[base]!.mask] : [pool[own]!.mask, pool[base]!.mask];
-}
-
-async function searchGroup(
-  context: LearnMasksContext,
-  group: Group,
-  starts: readonly [Mask, ...Mask[]],
-  ranking: readonly number[],
-): Promise<FoundMask[]> {
-  const { bench, prompts, effort } = context;
-  const rows = prompts.everybody.search.filter((row) => group.includes(prompts.clusterOf.get(row)!));
-  if (!isScorable(context, rows)) return [];
-  const name = nameOf(prompts, group);
-  const search = await searchGroupMask(bench, name, rows, starts, ranking, effort.group);
-  const of = group.length === 1 ? `cluster ${group[0]}` : `${group.length} clusters`;
-  // Each mask costs a run on every prompt that shares clusters out, and gates without exchanges win nowhere.
-  return search.proposals
-    .filter(({ source }) => source !== 'gates')
-    .map(({ mask, source }) => ({ mask, source: `${source} on ${of}`, search }));
-}
-
-/** Each mask once, under its first name. */
-function addTo(pool: FoundMask[], found: FoundMask): void {
-  if (pool.some(({ mask }) => maskBits(mask) === maskBits(found.mask))) return;
-  pool.push(found);
-}
-
-async function measureRows(
-  { score, track, prompts }: LearnMasksContext,
-  rows: readonly SampledRow[],
-  pool: readonly FoundMask[],
-): Promise<RowCosts[]> {
-  const masks = pool.map(({ mask }) => mask);
-  track.onStage('share', { results: rows.length });
-  const costs: RowCosts[] = [];
-  for (const { row, sample } of rows) {
-    const scores = await score(sample, masks);
-    costs.push({
-      cluster: prompts.clusterOf.get(row)!,
-      positions: scores[0]!.positions,
-      kl: scores.map(({ kl }) => kl),
-    });
-    track.onResult();
-  }
-  return costs;
 }
 
 /* Held-out prompts. */
@@ -335,6 +193,3 @@ async function measureHeldOut(
     headroom,
   };
 }
-
-const isScorable = ({ texts }: LearnMasksContext, rows: readonly CalibrationRow[]): boolean =>
-  texts.draw('scorable', rows, 1).length > 0;

@@ -10,8 +10,9 @@ import type { Prompts } from '../data/prompt-groups.ts';
 import { type Budget, weightSkipped } from './budget.ts';
 import type { BlockCost } from './effort.ts';
 import { headroomSchema } from './headroom.ts';
-import type { FoundMask, HeldOutRow, LearnedMasks, SharingFigures } from './learn-masks.ts';
+import type { HeldOutRow, LearnedMasks, SharingFigures } from './learn-masks.ts';
 import { type HeldOutScores, heldOutScores } from './score-masks.ts';
+import type { FoundMask } from './search-in-turns.ts';
 import type { Candidate } from './search-masks.ts';
 
 const REPORT_FORMAT = 'maskroute-learn-report-v2';
