@@ -51,7 +51,7 @@ type Sending = {
   readonly signal: AbortSignal;
   readonly time: AttemptTime;
   /** Headers that make it a part of a trace. */
-  readonly trace: Record<string, string> | undefined;
+  readonly trace?: Record<string, string> | undefined;
 };
 
 type AttemptTime = {
