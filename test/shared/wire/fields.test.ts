@@ -115,7 +115,7 @@ const WRONG: Record<string, unknown> = {
     guided_json: {},
     echo: true,
   },
-  ...{ response_format: { type: 'json_object' }, messages: [{ role: 'x' }], maxTokens: 1, zzz: 1 },
+  ...{ response_format: { type: 'xml' }, messages: [{ role: 'x' }], maxTokens: 1, zzz: 1 },
 };
 
 describe('the message', () => {
