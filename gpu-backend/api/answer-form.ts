@@ -3,11 +3,10 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ChatRequest, Tool } from '../../shared/wire/openai.ts';
 import { isNestedWithin } from '../../shared/wire/parse-body.ts';
 import type { CallsSpec, GrammarSpec } from '../grammar/grammar-spec.ts';
-import type { PreparedGrammar } from '../grammar/grammars.ts';
+import type { GrammarCall, PreparedGrammar } from '../grammar/grammars.ts';
 import { schemaGrammar } from '../grammar/json-schema.ts';
 import type { ToolFormat } from '../model/tokenizer/tool-format.ts';
 import type { ServedModel } from './parts.ts';
-import type { Call } from './plan.ts';
 
 export type AnswerForm = {
   readonly grammar: PreparedGrammar | undefined;
@@ -22,7 +21,7 @@ const FREE: AnswerForm = { grammar: undefined, tools: [], calls: undefined };
 /** Rejects with MaskrouteError `invalid_schema`, and what preparing a grammar does. */
 export async function answerForm(
   { grammars, text }: ServedModel,
-  { caller, signal }: Call,
+  call: Pick<GrammarCall, 'tenant' | 'signal'>,
   request: ChatRequest,
 ): Promise<AnswerForm> {
   const tools = request.tool_choice === 'none' ? [] : (request.tools ?? []);
@@ -32,7 +31,7 @@ export async function answerForm(
   const calls = tools.length === 0 ? undefined : callsSpec(request, tools, text.toolFormat);
   const param = answer === undefined ? 'tools' : 'response_format';
   const spec: GrammarSpec = { answer, calls };
-  const grammar = await grammars.prepare(spec, { tenant: caller.tenant ?? '', signal, param });
+  const grammar = await grammars.prepare(spec, { ...call, param });
   return { grammar, tools, calls: calls && text.toolFormat };
 }
 

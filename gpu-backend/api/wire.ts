@@ -20,7 +20,7 @@ import { sseData, sseEvent } from './sse.ts';
 /** The whole answer's body. Rejects with what the first failing choice throws. */
 export async function wholeAnswer(model: ServedModel, running: RunningAnswer): Promise<object> {
   const { plan } = running;
-  const format = FORMATS[plan.endpoint];
+  const format = formatOf(plan);
   const choices = (await wholeChoices(running)).map((choice, index) => {
     const logprobs = plan.withLogprobs ? format.logprobs(model.text, choice.pieces) : null;
     return format.whole(index, choice, logprobs);
@@ -66,7 +66,7 @@ export async function wholeChoices({ plan, events }: RunningAnswer): Promise<Who
 
 /** What every chunk of one answer begins with. */
 export const chunkHead = (model: ServedModel, plan: AnswerPlan): object =>
-  envelope(model, plan, FORMATS[plan.endpoint].chunkObject);
+  envelope(model, plan, formatOf(plan).chunkObject);
 
 /** The answer as framed chunks, without `[DONE]`. Rejects with what the first failing choice throws. */
 export async function* answerChunks(
@@ -75,7 +75,7 @@ export async function* answerChunks(
   running: RunningAnswer,
 ): AsyncGenerator<string, void> {
   const { plan } = running;
-  const format = FORMATS[plan.endpoint];
+  const format = formatOf(plan);
   const usage = plan.includeUsage ? { usage: null } : {};
   const chunk = (choice: object, extra: object = {}) =>
     sseData({ ...head, choices: [choice], ...usage, ...extra });
@@ -120,9 +120,9 @@ const usageChunk = (head: object, running: RunningAnswer): string =>
 
 /** The completion's id follows from the edge's name for it, so that the edge knows it without reading the answer. */
 const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object => ({
-  id: FORMATS[plan.endpoint].idPrefix + plan.id,
+  id: formatOf(plan).idPrefix + plan.id,
   object,
-  created: Math.floor(Date.now() / 1000),
+  created: plan.created_s,
   model: plan.modelName,
   system_fingerprint: `fp_${model.engine.model.hash.slice(0, 12)}_${plan.mask.id}`,
 });
@@ -197,12 +197,16 @@ const legacyChoice = (index: number, text: string, logprobs: object | null, reas
   finish_reason: reason,
 });
 
+/** The newer wire has its own (`responses-wire.ts`). */
+const formatOf = ({ endpoint }: AnswerPlan): Format =>
+  FORMATS[endpoint === 'completions' ? endpoint : 'chat'];
+
 const wholeCall = ({ id, name, arguments: json }: WholeChoice['calls'][number]) => ({
   ...{ id, type: 'function' },
   function: { name, arguments: json },
 });
 
-const FORMATS: Record<Endpoint, Format> = {
+const FORMATS: Record<Exclude<Endpoint, 'responses'>, Format> = {
   chat: {
     idPrefix: 'chatcmpl-',
     object: 'chat.completion',

@@ -75,7 +75,7 @@ const endsEvent = (piece: Uint8Array): boolean =>
   piece[piece.length - 1] === LINE_FEED && piece[piece.length - 2] === LINE_FEED;
 
 /** As for the figures: a quote that a model wrote is escaped. */
-const textsIn = (text: string): number => text.match(/"(?:content|text)":"(?!")/g)?.length ?? 0;
+const textsIn = (text: string): number => text.match(/"(?:content|text|delta)":"(?!")/g)?.length ?? 0;
 
 /**
  * The last counts in the text. They are looked for as they stand in JSON outside of strings: inside of one, which
