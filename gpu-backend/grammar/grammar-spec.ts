@@ -18,6 +18,6 @@ export type CallsSpec = {
   readonly separator: string;
   /** Calls only, and at least one. */
   readonly isRequired: boolean;
-  /** One call at most. */
+  /** One call at most; beside an `answer` it is that anyway, unless calls are required. */
   readonly isSingle: boolean;
 };

@@ -75,7 +75,8 @@ function formatOf({ answer, calls }: GrammarSpec): library.StructuralTagFormat {
     ...{ at_least_one: true, stop_after_first: isSingle },
   };
   if (isRequired) return only;
-  if (answer !== undefined) return { type: 'or', elements: [form(answer), only] };
+  // The library takes no list of calls as one of several forms, so beside a form there is one call.
+  if (answer !== undefined) return { type: 'or', elements: [form(answer), ...tags] };
   return { type: 'triggered_tags', triggers: [trigger], tags, stop_after_first: isSingle };
 }
 

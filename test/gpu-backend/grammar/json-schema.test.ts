@@ -109,3 +109,100 @@ describe('what is generated is valid', () => {
     expect(ended).toBeGreaterThan(6);
   });
 });
+
+describe('what cannot be kept', () => {
+  const deep = (levels: number): unknown =>
+    levels === 0 ? { type: 'null' } : object({ a: deep(levels - 1) });
+  const many = (count: number) => Array.from({ length: count }, (_, i) => i);
+  const doubling = {
+    $defs: Object.fromEntries(
+      many(30).map((i) => [
+        `d${i}`,
+        i === 29
+          ? { type: 'null' }
+          : object({ a: { $ref: `#/$defs/d${i + 1}` }, b: { $ref: `#/$defs/d${i + 1}` } }),
+      ]),
+    ),
+    $ref: '#/$defs/d0',
+  };
+  const HOSTILE: readonly [string, unknown, RegExp][] = [
+    ['a thousand nested objects', deep(1000), /nested more than 48 deep/],
+    [
+      'a hundred thousand properties',
+      object(Object.fromEntries(many(100_000).map((i) => [`p${i}`, {}]))),
+      /more than 2000 parts/,
+    ],
+    [
+      'a megabyte of values',
+      { enum: many(20_000).map((i) => `${i}`.padStart(50, 'x')) },
+      /characters together/,
+    ],
+    ['a reference to itself', { $ref: '#' }, /leads back to itself/],
+    [
+      'references in a ring',
+      {
+        $defs: { a: { $ref: '#/$defs/b' }, b: { anyOf: [{ $ref: '#/$defs/a' }, { type: 'null' }] } },
+        $ref: '#/$defs/a',
+      },
+      /leads back to itself/,
+    ],
+    [
+      'a list that needs itself',
+      { type: 'array', items: { $ref: '#' }, minItems: 1 },
+      /no value of it ever ends/,
+    ],
+    [
+      'an object that needs itself',
+      {
+        $defs: { a: object({ a: { $ref: '#/$defs/a' } }) },
+        anyOf: [{ $ref: '#/$defs/a' }, { type: 'null' }],
+      },
+      /no value of it ever ends/,
+    ],
+    ['long strings', { type: 'string', maxLength: 1_000_000 }, /counted over more than 256/],
+    [
+      'a pattern that repeats repetitions',
+      { type: 'string', pattern: '^((a{99}){99}){99}$' },
+      /counted over more than 256/,
+    ],
+    ['a pattern that looks ahead', { type: 'string', pattern: '^(?=a)b$' }, /look-ahead/],
+    ['millions of items', { type: 'array', minItems: 5_000_000 }, /more than 2000 items/],
+    ['a place that is not there', { $ref: '#/$defs/nothing' }, /names nothing/],
+    ['another document', { $ref: 'https://example.com/a.json' }, /a place in the same schema/],
+    [
+      'a keyword without a grammar',
+      { type: 'array', items: {}, uniqueItems: true },
+      /at \/uniqueItems: it cannot be kept/,
+    ],
+    ['options that overlap', { oneOf: [{ type: 'integer' }, { type: 'number' }] }, /valid for two/],
+    ['bounds with nothing between them', { type: 'integer', minimum: 2, maximum: 1 }, /no number/],
+    ['no value at all', false, /no value is allowed/],
+    ['a type that is none', { type: 'thing' }, /expected object, array/],
+  ];
+  test.each(HOSTILE)('%s', (_, schema, message) => {
+    const started = process.cpuUsage();
+    expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).toThrowError(
+      expect.objectContaining({
+        code: 'invalid_schema',
+        param: 'schema',
+        message: expect.stringMatching(message),
+      }),
+    );
+    const { user } = process.cpuUsage(started);
+    // Of this process, whatever else the machine does; other threads of it rest.
+    expect(user / 1000).toBeLessThan(100);
+  });
+
+  test('is small where references double: each is one rule', () => {
+    expect(schemaGrammar(doubling, { strict: true, param: 'schema' }).length).toBeLessThan(20_000);
+  });
+
+  test('is left out where nobody asked for strictness', () => {
+    const schema = {
+      type: 'array',
+      items: { type: 'string', maxLength: 9999, pattern: '(?=a)' },
+      uniqueItems: true,
+    };
+    expect(schemaGrammar(schema, { strict: false, param: 'schema' })).toContain('json_string');
+  });
+});
