@@ -111,6 +111,8 @@ const BASICS: readonly (readonly [string, Expression])[] = [
       ),
     ),
   ],
+  ['json_integer', INTEGER],
+  ['json_number', NUMBER],
   [
     'json_object',
     sequence(text('{'), optional(list(sequence(rule('json_string'), COLON, rule('json_value')))), text('}')),
@@ -122,7 +124,7 @@ const BASICS: readonly (readonly [string, Expression])[] = [
       rule('json_object'),
       rule('json_array'),
       rule('json_string'),
-      NUMBER,
+      rule('json_number'),
       text('true'),
       text('false'),
       text('null'),
@@ -344,7 +346,8 @@ class Converter {
     const minIsOut = below !== undefined && (min === undefined || below >= min);
     const maxIsOut = above !== undefined && (max === undefined || above <= max);
     const bounds = { min: minIsOut ? below : min, max: maxIsOut ? above : max, minIsOut, maxIsOut };
-    if (bounds.min === undefined && bounds.max === undefined) return type === 'integer' ? INTEGER : NUMBER;
+    if (bounds.min === undefined && bounds.max === undefined)
+      return rule(type === 'integer' ? 'json_integer' : 'json_number');
     const found = type === 'integer' ? integersBetween(bounds) : numbersBetween(bounds);
     if (found === undefined)
       throw this.#refusal(path, 'no number of at most 15 digits lies between its bounds');
