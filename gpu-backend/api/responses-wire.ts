@@ -5,7 +5,7 @@ import type { ResponsesRequest } from '../../shared/wire/responses.ts';
 import type { RunningAnswer } from './answer.ts';
 import type { ChoiceEvent } from './choice.ts';
 import { sseEvent } from './sse.ts';
-import { infoOf, usageOf, type WholeChoice, wholeChoices } from './wire.ts';
+import { answerId, infoOf, usageOf, type WholeChoice, wholeChoices } from './wire.ts';
 
 /** The whole answer's body. Rejects with what the choice throws. */
 export async function wholeResponse(running: RunningAnswer, request: ResponsesRequest): Promise<object> {
@@ -82,7 +82,7 @@ function response(
   output: readonly Output[],
 ): object {
   return {
-    id: `resp_${plan.id}`,
+    id: answerId(plan),
     object: 'response',
     created_at: plan.created_s,
     status,

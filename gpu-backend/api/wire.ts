@@ -118,9 +118,12 @@ export function* failureFrames(
 const usageChunk = (head: object, running: RunningAnswer): string =>
   sseData({ ...head, choices: [], usage: usageOf(running), maskroute: infoOf(running) });
 
-/** The completion's id follows from the edge's name for it, so that the edge knows it without reading the answer. */
+/** It follows from the edge's name for the completion, so that the edge knows it without reading the answer. */
+export const answerId = (plan: AnswerPlan): string =>
+  (plan.response === undefined ? formatOf(plan).idPrefix : 'resp_') + plan.id;
+
 const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object => ({
-  id: formatOf(plan).idPrefix + plan.id,
+  id: answerId(plan),
   object,
   created: plan.created_s,
   model: plan.modelName,
