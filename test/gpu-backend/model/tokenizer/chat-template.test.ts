@@ -4,13 +4,14 @@ import {
   createChatTemplate,
   type TemplateMessage,
 } from '../../../../gpu-backend/model/tokenizer/chat-template.ts';
+import type { Tool } from '../../../../shared/wire/openai.ts';
 
 type Figures = {
   name: string;
   template: string;
   bos: string;
   eos: string;
-  cases: { name: string; messages: TemplateMessage[]; tools: object[]; text: string }[];
+  cases: { name: string; messages: TemplateMessage[]; tools: Tool[]; text: string }[];
 };
 /** Rendered by transformers. */
 const figures: Figures[] = JSON.parse(
