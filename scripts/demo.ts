@@ -5,6 +5,7 @@
 import { OpenAI } from 'openai';
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
 import { startProduct } from '../gpu-backend/dev/product.ts';
+import { createStep } from '../gpu-backend/dev/steps.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
 import { dryRunSchema } from '../shared/wire/openai.ts';
 import { HEADERS } from '../shared/wire/protocol.ts';
@@ -39,6 +40,7 @@ async function main(): Promise<void> {
     port: 0,
     backendPort: 0,
     say: console.log,
+    step: createStep(),
     signal: interrupted.signal,
   });
   await demo(product.dev).finally(() => product.stop());
