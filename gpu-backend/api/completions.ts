@@ -47,8 +47,10 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
   requirePlace(parts, tenant);
   const { body, ignored } = readFields(checked, raw);
   setHeaders(c, ignored);
+  const request = { endpoint, tenant, ...body };
+  parts.failedRequests.expectHarmless(request);
   const limit_ms = deadline_ms(c.req.header(BACKEND_HEADERS.deadline));
-  const completion = begin(parts, c, endpoint, body.maskroute?.completion, { arrivedAt_ms, limit_ms });
+  const completion = begin(parts, c, request, { arrivedAt_ms, limit_ms });
   let running: RunningAnswer | undefined;
   try {
     const plan = await planOf(parts, completion, body);
@@ -99,9 +101,14 @@ function deadline_ms(header: string | undefined): number | undefined {
   return Math.min(Number(header), DEADLINE_MAX_ms);
 }
 
+type Asked = (ChatRequest | CompletionRequest) & {
+  readonly endpoint: Endpoint;
+  readonly tenant: string;
+};
+
 /** A completion that has taken its place. It gives it back in `end`, which is called once. */
 type Completion = Call & {
-  readonly endpoint: Endpoint;
+  readonly request: Asked;
   /** When its first bytes came, on the clock of `performance`. */
   readonly arrivedAt_ms: number;
   /** Aborts `signal`. */
@@ -114,12 +121,11 @@ type Completion = Call & {
 function begin(
   { lifecycle, recentAnswers }: ApiParts,
   c: ApiContext,
-  endpoint: Endpoint,
-  name: string | null | undefined,
+  request: Asked,
   { arrivedAt_ms, limit_ms }: { readonly arrivedAt_ms: number; readonly limit_ms: number | undefined },
 ): Completion {
   const [requestId, caller] = [c.get('requestId'), c.get('caller')];
-  const id = name ?? requestId;
+  const id = request.maskroute?.completion ?? requestId;
   const abort = new AbortController();
   const clientLeft = c.req.raw.signal;
   if (clientLeft.aborted) abort.abort();
@@ -138,7 +144,7 @@ function begin(
     caller,
     signal: abort.signal,
     spent: { tokens: 0 },
-    endpoint,
+    request,
     arrivedAt_ms,
     abort,
     deadline,
@@ -203,7 +209,7 @@ async function* answerFrames(
     outcome = toMaskrouteError(thrown);
     yield* failureFrames(head, running, outcome);
   } finally {
-    parts.metrics.request(completion.endpoint, 200, outcome?.code ?? 'ok');
+    parts.metrics.request(completion.request.endpoint, 200, outcome?.code ?? 'ok');
     end(parts, completion, running, outcome);
   }
 }
@@ -228,7 +234,8 @@ function end(
   running: RunningAnswer | undefined,
   error: MaskrouteError | undefined,
 ): void {
-  const { id, requestId, caller, endpoint, arrivedAt_ms } = completion;
+  const { id, requestId, caller, request, arrivedAt_ms } = completion;
+  const { endpoint } = request;
   clearTimeout(completion.deadline);
   completion.leave();
   if (running === undefined) {
@@ -236,6 +243,8 @@ function end(
     parts.recentAnswers.set(id, { finished: true, prompt_tokens, completion_tokens: 0 });
     return;
   }
+  if (error === undefined) parts.failedRequests.succeeded(request);
+  else if (error.code === 'engine_failed') parts.failedRequests.failed(request);
   const { plan, progress, firstEventAt_ms } = running;
   const { prompt_tokens, completion_tokens, prompt_tokens_details } = usageOf(running);
   parts.recentAnswers.set(id, { finished: true, prompt_tokens, completion_tokens });

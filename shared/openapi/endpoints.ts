@@ -127,7 +127,8 @@ const ROUTED: readonly ErrorCode[] = [
 const COMPLETED: readonly ErrorCode[] = [
   ...ROUTED,
   ...(['context_length_exceeded', 'budget_exceeded', 'queue_full', 'cancelled'] as const),
-  ...(['engine_failed', 'backend_error', 'backend_unreachable', 'budget_unavailable'] as const),
+  ...(['engine_failed', 'request_fails_engine', 'backend_error', 'backend_unreachable'] as const),
+  ...(['budget_unavailable'] as const),
   ...(['queue_timeout', 'deadline_exceeded'] as const),
 ];
 const COMPLETION = `The edge picks a mask by the prompt, and the backend decodes the whole answer under it. The decision \
