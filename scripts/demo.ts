@@ -10,6 +10,10 @@ import { startProduct } from '../gpu-backend/dev/product.ts';
 import { createStep } from '../gpu-backend/dev/steps.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
 import { median } from '../gpu-backend/measure.ts';
+import { createAdminClient } from '../gpu-backend/publication/admin-client.ts';
+import { livePublication } from '../gpu-backend/publication/publish.ts';
+import { DEFAULT_TENANT, listSchema } from '../shared/admin/admin-wire.ts';
+import { evaluatedRowSchema } from '../shared/admin/stats-wire.ts';
 import { dryRunSchema } from '../shared/wire/openai.ts';
 import { HEADERS } from '../shared/wire/protocol.ts';
 
@@ -76,6 +80,13 @@ async function demo(dev: DevFile): Promise<void> {
     }
   }
   console.log(`\n${'═'.repeat(columns)}\n${summaryOf(compared, loadavg()[0]! / availableParallelism())}`);
+  const evaluated = await evaluatedAgreement(dev);
+  if (evaluated !== undefined) {
+    const share = `${(evaluated * 100).toFixed(0)} %`;
+    console.log(
+      `  evaluated  ${share} of next tokens are dense's own, on text that the masks were not made on`,
+    );
+  }
   console.log(`\nMore on this: ${dev.edge}/dashboard`);
 }
 
@@ -86,6 +97,16 @@ type Answer = {
   readonly sparsity: number;
   readonly tokensPerSecond: number;
 };
+
+/** What was measured of the live mask set, where that is known. */
+async function evaluatedAgreement({ edge, adminKey }: DevFile): Promise<number | undefined> {
+  const client = createAdminClient(edge, adminKey);
+  const live = await livePublication(client, DEFAULT_TENANT);
+  if (live === undefined) return undefined;
+  const path = `/mask-sets/${live.version}/evaluation`;
+  const { data } = await client.request({ method: 'GET', path }, listSchema(evaluatedRowSchema));
+  return data.find(({ method, maskSet }) => method === 'learned' && maskSet === live.version)?.agreement;
+}
 
 type Compared = {
   readonly masked: Answer;
