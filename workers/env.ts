@@ -5,6 +5,7 @@
  */
 import { z } from 'zod';
 import type { EdgeMessage } from '../shared/admin/request-event.ts';
+import { collectorVariables } from '../shared/tracing/collector.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../shared/wire/protocol.ts';
 import { FRONTS } from './base/place.ts';
@@ -49,6 +50,9 @@ export interface Env {
   readonly STREAM_KEEPALIVE_MS?: string | number;
   readonly SIMILARITY_MIN?: string | number;
   readonly COMPARISON_SHARE?: string | number;
+  readonly OTEL_EXPORTER_OTLP_ENDPOINT?: string;
+  readonly OTEL_EXPORTER_OTLP_HEADERS?: string;
+  readonly OTEL_TRACES_SAMPLER_ARG?: string | number;
   readonly HF_TOKEN?: string;
   readonly HF_MODEL?: string;
   readonly HF_REVISION?: string;
@@ -101,6 +105,7 @@ const configSchema = z.object({
   /** The share of routed requests, outside of experiments, that run again dense in the background. */
   COMPARISON_SHARE: optional(z.coerce.number().min(0).max(0.2).default(COMPARISON_SHARE)),
   SIMILARITY_MIN: optional(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
+  ...collectorVariables,
   HF_TOKEN: optional(z.string().optional()),
   HF_MODEL: optional(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),
   HF_REVISION: optional(z.string().default('main')),

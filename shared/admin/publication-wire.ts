@@ -107,8 +107,8 @@ export const livePublicationSchema = publicationSchema.extend({
   share: z.number().min(0).max(1),
   /** What the others see; null when this is everyone's, or when nothing came before. */
   base_version: z.string().nullable(),
-  /** What a rollback brings back; null when nothing came before. An edge of the release before does not say. */
-  previous_version: z.string().nullable().default(null),
+  /** What a rollback brings back; null when nothing came before. */
+  previous_version: z.string().nullable(),
 });
 export type LivePublication = z.infer<typeof livePublicationSchema>;
 

@@ -8,7 +8,7 @@ import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
 import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/admin/request-event.ts';
 import { bucketOf } from '../../shared/admin/statistics.ts';
 import type { ErrorCode } from '../../shared/wire/errors.ts';
-import type { Database } from './d1.ts';
+import { type Database, minuteOf } from './d1.ts';
 import { countLatencies } from './latencies.ts';
 import { backendLatencies, events, latencies, outcomes, usage, variantOutcomes } from './schema.ts';
 
@@ -35,7 +35,7 @@ export type CountRequest = {
 
 export async function countEvents(db: Database, request: CountRequest): Promise<Counted> {
   const { batch, requests, notes, eventsSince_ms } = request;
-  const minutesSince = Math.floor(request.minutesSince_ms / 60_000);
+  const minutesSince = minuteOf(request.minutesSince_ms);
   const isNote = sql`${events.id} in (select value from json_each(${JSON.stringify(notes.map(noteId))}))`;
   const [, , , , , , , known] = await db.batch([
     insertRequests(db, batch, requests),
