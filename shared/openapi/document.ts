@@ -91,7 +91,7 @@ function paths(): Record<string, Record<string, Operation>> {
 
 function operation(endpoint: Endpoint, tag: string, caller: CallerKind): Operation {
   const { method, path, summary, more, body, answers } = endpoint;
-  const good = Object.entries(answers).map(([status, answer]) => [status, success(answer, path)] as const);
+  const good = Object.entries(answers).map(([status, answer]) => [status, success(answer)] as const);
   return {
     tags: [tag],
     operationId: `${method.toLowerCase()}${path.replaceAll(/[^A-Za-z0-9]+(\w?)/g, (_, letter) => letter.toUpperCase())}`,
@@ -129,12 +129,12 @@ const bodyContent = (body: z.ZodType | string): Content =>
 const ref = (name: AnswerName | 'Error'): JsonSchema => ({ $ref: `#/components/schemas/${name}` });
 const json = (schema: JsonSchema): Content => ({ 'application/json': { schema } });
 
-const COMPLETION_NAMES: readonly unknown[] = ['ChatCompletion', 'TextCompletion'];
+const COMPLETION_NAMES: readonly unknown[] = ['ChatCompletion', 'Response', 'TextCompletion'];
 const HEADER_SCHEMAS = Object.fromEntries(
   Object.values(HEADERS).map((name) => [name, { schema: { type: 'string' } }]),
 );
 
-function success(answer: Endpoint['answers'][number] | undefined, path: string) {
+function success(answer: Endpoint['answers'][number] | undefined) {
   if (answer == null) return { description: 'Nothing to say.' };
   if (typeof answer !== 'string') {
     const list = {
@@ -153,8 +153,8 @@ function success(answer: Endpoint['answers'][number] | undefined, path: string) 
   const name = answer as AnswerName;
   if (!COMPLETION_NAMES.includes(name)) return { description: `${name}.`, content: json(ref(name)) };
   return {
-    description: `${name}; with \`stream: true\` its chunks as server-sent events, closed by \`[DONE]\`.`,
-    headers: path.includes('completions') ? HEADER_SCHEMAS : {},
+    description: `${name}; with \`stream: true\` its events as a stream.`,
+    headers: HEADER_SCHEMAS,
     content: { ...json(ref(name)), 'text/event-stream': {} },
   };
 }

@@ -13,6 +13,7 @@ import * as backends from '../wire/backend-load.ts';
 import type { ErrorCode } from '../wire/errors.ts';
 import { chatRequest, completionRequest, dryRunSchema, feedbackSchema } from '../wire/openai.ts';
 import { maskRecordSchema, modelListSchema, routeEchoSchema } from '../wire/protocol.ts';
+import { responsesRequest } from '../wire/responses.ts';
 
 /** Who asks: a tenant's key, an admin key (or the dashboard's session), a backend's token, the session alone, anybody. */
 export type CallerKind = 'tenant' | 'admin' | 'backend' | 'session' | 'anybody';
@@ -69,6 +70,16 @@ const answer = <Choice extends z.ZodRawShape>(object: string, choice: Choice) =>
     maskroute: maskrouteInfo,
   });
 
+const response = z.looseObject({
+  id: z.string(),
+  object: z.literal('response'),
+  created_at: z.int(),
+  status: z.string(),
+  model: z.string(),
+  output: z.array(z.looseObject({ id: z.string(), type: z.string() })),
+  usage: z.looseObject({ input_tokens: z.int(), output_tokens: z.int(), total_tokens: z.int() }).nullable(),
+});
+
 const checks = z.record(z.string(), z.string());
 
 export const ANSWERS = {
@@ -101,6 +112,7 @@ export const ANSWERS = {
     checks,
     routing_table_age_s: z.int().nullable(),
   }),
+  Response: response,
   Route: dryRunSchema,
   Session: wire.sessionSchema,
   Stats: stats.statsSchema,
@@ -159,6 +171,13 @@ export const GROUPS: readonly Group[] = [
         ...{ method: 'POST', path: '/v1/completions', summary: 'Continue a text', more: COMPLETION },
         body: completionRequest.schema,
         answers: { 200: 'TextCompletion' },
+        errors: COMPLETED,
+      },
+      {
+        ...{ method: 'POST', path: '/v1/responses', summary: "Answer in OpenAI's newer wire, stateless" },
+        more: COMPLETION,
+        body: responsesRequest.schema,
+        answers: { 200: 'Response' },
         errors: COMPLETED,
       },
       {

@@ -6,7 +6,7 @@ import type { OpenApi } from '../../../shared/openapi/document.ts';
 import { ANSWERS, type AnswerName, GROUPS } from '../../../shared/openapi/endpoints.ts';
 import { app } from '../../../workers/app.ts';
 import { ADMIN_KEY } from '../../support/edge/constants.ts';
-import { call, chat, freshIsolate, goLive, newTenant } from '../support/edge.ts';
+import { CHAT, call, chat, freshIsolate, goLive, newTenant } from '../support/edge.ts';
 
 const document = async (): Promise<OpenApi> => (await call('GET', '/openapi.json')).json();
 
@@ -45,6 +45,9 @@ describe('the document', () => {
     const { key } = await newTenant();
     const body = await (await chat(key)).json();
     expect(z.safeParse(ANSWERS.ChatCompletion, body).error?.message).toBeUndefined();
+    const asked = { model: CHAT.model, input: 'north is cold' };
+    const response = await (await call('POST', '/v1/responses', { key, body: asked })).json();
+    expect(z.safeParse(ANSWERS.Response, response).error?.message).toBeUndefined();
     const models = await (await call('GET', '/v1/models', { key })).json();
     expect(z.safeParse(ANSWERS.ModelList, models).error?.message).toBeUndefined();
   });
