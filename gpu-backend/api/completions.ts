@@ -75,10 +75,12 @@ async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest |
   requirePlace(parts, tenant);
   const { body, ignored } = readFields(checked, raw);
   setHeaders(c, ignored);
+  const request = { endpoint: arrival.endpoint, tenant, ...body };
+  parts.failedRequests.expectHarmless(request);
   const limit_ms = deadline_ms(c.req.header(BACKEND_HEADERS.deadline));
   const asked: ChatRequest | CompletionRequest = 'input' in body ? chatOfResponse(body) : (body as never);
   arrival.trace?.asked(arrival.endpoint, c.get('requestId'), asked);
-  const completion = begin(parts, c, arrival, body.maskroute?.completion, limit_ms);
+  const completion = begin(parts, c, arrival, request, limit_ms);
   let running: RunningAnswer | undefined;
   try {
     const plan = await planOf(parts, completion, body);
@@ -132,9 +134,16 @@ function deadline_ms(header: string | undefined): number | undefined {
   return Math.min(Number(header), DEADLINE_MAX_ms);
 }
 
+/** What is asked, and by whom. */
+type Asked = (ChatRequest | CompletionRequest | ResponsesRequest) & {
+  readonly endpoint: Endpoint;
+  readonly tenant: string;
+};
+
 /** A completion that has taken its place. It gives it back in `end`, which is called once. */
 type Completion = Call &
   Arrival & {
+    readonly request: Asked;
     /** Aborts `signal`. */
     readonly abort: AbortController;
     /** Aborts it when the caller's time is over. */
@@ -146,11 +155,11 @@ function begin(
   { lifecycle, recentAnswers }: ApiParts,
   c: ApiContext,
   arrival: Arrival,
-  name: string | null | undefined,
+  request: Asked,
   limit_ms: number | undefined,
 ): Completion {
   const [requestId, caller] = [c.get('requestId'), c.get('caller')];
-  const id = name ?? requestId;
+  const id = request.maskroute?.completion ?? requestId;
   const abort = new AbortController();
   const clientLeft = c.req.raw.signal;
   if (clientLeft.aborted) abort.abort();
@@ -170,6 +179,7 @@ function begin(
     signal: abort.signal,
     spent: { tokens: 0 },
     ...arrival,
+    request,
     abort,
     deadline,
     leave: lifecycle.begin(abort, tenantOf(c)),
@@ -262,7 +272,8 @@ function end(
   running: RunningAnswer | undefined,
   error: MaskrouteError | undefined,
 ): void {
-  const { id, requestId, caller, endpoint, arrivedAt_ms } = completion;
+  const { id, requestId, caller, request, arrivedAt_ms } = completion;
+  const { endpoint } = completion;
   clearTimeout(completion.deadline);
   completion.leave();
   completion.trace?.end(running, error);
@@ -271,6 +282,8 @@ function end(
     parts.recentAnswers.set(id, { finished: true, prompt_tokens, completion_tokens: 0 });
     return;
   }
+  if (error === undefined) parts.failedRequests.succeeded(request);
+  else if (error.code === 'engine_failed') parts.failedRequests.failed(request);
   const { plan, progress, firstEventAt_ms } = running;
   const { prompt_tokens, completion_tokens, prompt_tokens_details } = usageOf(running);
   parts.recentAnswers.set(id, { finished: true, prompt_tokens, completion_tokens });

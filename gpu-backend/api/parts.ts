@@ -19,6 +19,7 @@ import type { Jobs } from '../jobs/job-queue.ts';
 import type { TextService } from '../model/tokenizer/text-service.ts';
 import { type Authenticate, type Caller, createAuthenticator, createScraperCheck } from './auth.ts';
 import { type ArrivalLimits, Bodies } from './body.ts';
+import { FailedRequests } from './failed-requests.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 
 /** What the API is given. */
@@ -70,6 +71,7 @@ export type ApiParts = Omit<ApiOptions, 'keys'> & {
    * account for the tokens. Memory only: an answer that is asked for late is not there.
    */
   readonly recentAnswers: LRUCache<string, AnswerUsage & { readonly finished: boolean }>;
+  readonly failedRequests: FailedRequests;
   /** The masks of recent requests: their next requests should come here. The latest comes first. */
   readonly recentMasks: LRUCache<string, true>;
 };
@@ -88,6 +90,7 @@ export async function openParts({ keys, ...given }: ApiOptions): Promise<ApiPart
     bodies: new Bodies(limits, lifecycle.stopping),
     lifecycle,
     recentAnswers: new LRUCache({ max: RECENT_ANSWERS_MAX }),
+    failedRequests: new FailedRequests(),
     recentMasks: new LRUCache({ max: HOT_MASKS_MAX }),
   };
 }

@@ -5,7 +5,7 @@ import type { Command } from 'commander';
 import { maskrouteHome } from '../files.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { readMaskSet } from '../publication/artefact-files.ts';
-import { DATA_HELP, interruptible, wholeNumber } from './terminal.ts';
+import { DATA_HELP, examples, interruptible, rank, wholeNumber } from './terminal.ts';
 
 const PRESET = fileURLToPath(new URL(`../presets/${DEFAULT_MODEL}/mask-set.json`, import.meta.url));
 const ROUNDS = ['--rounds <count>', 'interleaved rounds whose median counts', wholeNumber(1)] as const;
@@ -15,7 +15,10 @@ const MASK_SET = ['--mask-set <file>', 'the set to route by (default: the preset
 type BenchFlags = { readonly json: boolean };
 
 export function addBenchCommands(program: Command): void {
-  const bench = program.command('bench').description('measure speed; the last line is one JSON object');
+  const bench = program
+    .command('bench')
+    .description('measure speed; the last line is one JSON object')
+    .addHelpText('after', examples('maskroute bench decode', 'maskroute bench edge --stream --json'));
 
   command(bench, 'decode', 'milliseconds a token, dense and masked, against llama.cpp')
     .option(...ROUNDS, 7)
@@ -122,7 +125,14 @@ export function addBenchCommands(program: Command): void {
 }
 
 const command = (bench: Command, name: string, description: string): Command =>
-  bench.command(name).description(description).option('--json', 'nothing but the JSON line', false);
+  bench
+    .command(name)
+    .description(description)
+    .option('--json', 'nothing but the JSON line', false)
+    .addHelpText(
+      'after',
+      examples(`maskroute bench ${name}${name === 'ranks' ? ' --data chats.jsonl' : ''} --json`),
+    );
 
 /** Measures, and prints what was found; what is said meanwhile is for people. */
 async function told<T extends object>(
@@ -134,4 +144,4 @@ async function told<T extends object>(
   return result;
 }
 
-const ranks = (text: string): number[] => text.split(',').map(wholeNumber(32, 1024));
+const ranks = (text: string): number[] => text.split(',').map(rank);

@@ -12,7 +12,15 @@ import type { BlockCost, TargetKind } from '../learning/search/effort.ts';
 import { CONTEXT_TOKENS, LEARN_EFFORT, QUICK_EFFORT } from '../learning/search/effort.ts';
 import type { LearnReport } from '../learning/search/learn-report.ts';
 import type { InstalledModel } from '../model/store.ts';
-import { createReporter, DATA_HELP, interruptible, part, wholeNumber } from './terminal.ts';
+import {
+  createReporter,
+  DATA_HELP,
+  examples,
+  interruptible,
+  JSON_OPTION,
+  part,
+  wholeNumber,
+} from './terminal.ts';
 
 const CLUSTER_COUNT_MAX = 256;
 const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
@@ -36,6 +44,7 @@ type LearnFlags = {
   readonly name?: string;
   readonly rows?: number;
   readonly seed?: number;
+  readonly json: boolean;
 };
 
 type DistillFlags = {
@@ -44,6 +53,7 @@ type DistillFlags = {
   readonly out: string;
   readonly dimensions?: number;
   readonly seed?: number;
+  readonly json: boolean;
 };
 
 export function addLearnCommands(program: Command): void {
@@ -103,6 +113,15 @@ export function addLearnCommands(program: Command): void {
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
     .option('--quick', 'a first set with much less work: less text, few exchanges, one turn', false)
     .option('--seed <number>', 'equal seeds give equal sets', wholeNumber(0))
+    .option(...JSON_OPTION)
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute learn --model smollm2-135m-instruct --data chats.jsonl --clusters 8 --sparsity 0.125 --out out',
+        'maskroute learn --model smollm2-135m-instruct --data a.jsonl b.jsonl --clusters auto --cost time --sparsity 0.25 \\',
+        '    --out out',
+      ),
+    )
     .action((flags: LearnFlags) => interruptible((signal) => runLearn(flags, signal)));
 
   program
@@ -116,6 +135,11 @@ export function addLearnCommands(program: Command): void {
     .requiredOption('--out <file>', 'the table')
     .option('--dimensions <count>', 'of the vectors', wholeNumber(1, 1024))
     .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0))
+    .option(...JSON_OPTION)
+    .addHelpText(
+      'after',
+      examples('maskroute distill --encoder all-minilm-l6-v2 --data chats.jsonl --out table.bin'),
+    )
     .action((flags: DistillFlags) => interruptible((signal) => runDistill(flags, signal)));
 }
 
@@ -150,11 +174,13 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   };
   try {
     if (flags.clusters !== 'auto' && flags.clusters.length > 1)
-      return await runSweep(options, flags.clusters);
+      return await runSweep(options, flags.clusters, flags.json);
     const clusterCount = flags.clusters === 'auto' ? 'auto' : flags.clusters[0]!;
     const learned = await learn({ ...options, clusterCount });
     reporter.stop();
-    await showLearned(learned, path.join(flags.out, MASK_SET_FILE));
+    const file = path.join(flags.out, MASK_SET_FILE);
+    if (flags.json) console.log(JSON.stringify(learnedJson(learned, file)));
+    else await showLearned(learned, file);
   } finally {
     reporter.stop();
   }
@@ -163,13 +189,26 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
 async function runSweep(
   options: Omit<LearnOptions, 'clusterCount' | 'sharedState'>,
   clusterCounts: readonly number[],
+  json: boolean,
 ): Promise<void> {
   const { sweepClusters } = await import('../learning/sweep.ts');
-  await sweepClusters(options, clusterCounts, ({ clusters, kl, oneMask_kl, perplexity, largestShare }) => {
+  await sweepClusters(options, clusterCounts, (run) => {
+    if (json) return console.log(JSON.stringify(run));
+    const { clusters, kl, oneMask_kl, perplexity, largestShare } = run;
     const figures = `KL ${kl.toFixed(4)} (one mask ${oneMask_kl.toFixed(4)}), perplexity ${perplexity.toFixed(2)}`;
     console.log(`${clusters} clusters: held out, ${figures}; largest cluster ${percent(largestShare)}`);
   });
 }
+
+const learnedJson = ({ maskSet, report }: Learned, file: string) => ({
+  ...{ file, name: maskSet.name, version: report.version },
+  ...{ masks: report.masks, clusters: report.clusters },
+  ...{
+    reached_sparsity: maskSet.reachedSparsity,
+    held_out: maskSet.heldOut,
+    collapse: report.routing.collapse,
+  },
+});
 
 async function showLearned({ maskSet, report }: Learned, file: string): Promise<void> {
   if (report.routing.collapse !== null) console.error(`Routing has collapsed: ${report.routing.collapse}.`);
@@ -229,7 +268,10 @@ function checkContext({ cost, context }: LearnFlags): void {
   );
 }
 
-async function runDistill({ seed, dimensions, ...flags }: DistillFlags, signal: AbortSignal): Promise<void> {
+async function runDistill(
+  { seed, dimensions, json, ...flags }: DistillFlags,
+  signal: AbortSignal,
+): Promise<void> {
   const { distillTable } = await import('../learning/data/distill.ts');
   const reporter = createReporter();
   const report = await distillTable({
@@ -242,7 +284,9 @@ async function runDistill({ seed, dimensions, ...flags }: DistillFlags, signal: 
     onProgress: reporter.update,
     signal,
   }).finally(reporter.stop);
-  console.log(`${flags.out}: from ${report.texts} texts of ${report.tokens} tokens`);
+  const { texts, tokens } = report;
+  const text = `${flags.out}: from ${texts} texts of ${tokens} tokens`;
+  console.log(json ? JSON.stringify({ out: flags.out, texts, tokens }) : text);
 }
 
 function clusterCounts(text: string): number[] | 'auto' {

@@ -3,10 +3,19 @@ import { type Command, Option } from 'commander';
 import { ENCODERS } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
-import { createReporter, megabytes } from './terminal.ts';
+import { createReporter, examples, JSON_OPTION, megabytes } from './terminal.ts';
 
 export function addModelCommands(program: Command): void {
-  const model = program.command('model').description('install models and look at them');
+  const model = program
+    .command('model')
+    .description('install models and look at them')
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute model pull smollm2-135m-instruct',
+        'maskroute model show smollm2-135m-instruct --verify',
+      ),
+    );
 
   model
     .command('pull')
@@ -17,7 +26,16 @@ export function addModelCommands(program: Command): void {
     )
     .addOption(new Option('--weights <kind>', 'how weights are held').choices(WEIGHT_KINDS).default('q8'))
     .option('--force', 'import again what is installed', false)
-    .action(async (spec: string, { weights, force }: { weights: WeightKind; force: boolean }) => {
+    .option(...JSON_OPTION)
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute model pull smollm2-135m-instruct',
+        'maskroute model pull ./llama-3.2-1b.gguf --weights q4',
+        'maskroute model pull hf:HuggingFaceTB/SmolLM2-360M-Instruct',
+      ),
+    )
+    .action(async (spec: string, { weights, force, json }: PullFlags) => {
       const { pullModel } = await import('./models.ts');
       const interrupted = new AbortController();
       process.once('SIGINT', () => interrupted.abort());
@@ -26,20 +44,21 @@ export function addModelCommands(program: Command): void {
       if (Object.hasOwn(ENCODERS, spec)) {
         const { fetchFullEncoder } = await import('../encoder/full-encoder.ts');
         const folder = await fetchFullEncoder(maskrouteHome(), hooks, spec).finally(reporter.stop);
-        console.log(
-          `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`,
-        );
-        return;
+        const text = `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`;
+        return console.log(json ? JSON.stringify({ name: spec, folder }) : text);
       }
       const options = { home: maskrouteHome(), weights, force, ...hooks };
       const { manifest, folder } = await pullModel(spec, options).finally(reporter.stop);
-      console.log(`${manifest.name} (${manifest.weights}) is installed in ${folder}`);
+      const { name, weights: kept, hash } = manifest;
+      const text = `${name} (${kept}) is installed in ${folder}`;
+      console.log(json ? JSON.stringify({ name, weights: kept, hash, folder }) : text);
     });
 
   model
     .command('list')
     .description('the installed models')
     .option('--json', 'one JSON array', false)
+    .addHelpText('after', examples('maskroute model list', 'maskroute model list --json'))
     .action(async ({ json }: { json: boolean }) => {
       const { listModels } = await import('./models.ts');
       const rows = await listModels(maskrouteHome());
@@ -60,9 +79,13 @@ export function addModelCommands(program: Command): void {
     )
     .argument('<name>')
     .argument('<file>', 'safetensors')
-    .action(async (name: string, file: string) => {
+    .option(...JSON_OPTION)
+    .addHelpText('after', examples('maskroute model surrogates smollm2-135m-instruct table.safetensors'))
+    .action(async (name: string, file: string, { json }: { json: boolean }) => {
       const { installOwnSurrogates } = await import('./models.ts');
-      const { manifest } = await installOwnSurrogates(maskrouteHome(), name, file, { log: console.log });
+      const log = json ? console.error : console.log;
+      const { manifest } = await installOwnSurrogates(maskrouteHome(), name, file, { log });
+      if (json) return console.log(JSON.stringify({ name, surrogates: manifest.surrogates ?? null }));
       console.log(`${manifest.name} has the surrogates ${surrogatesLine(manifest)}`);
     });
 
@@ -72,6 +95,7 @@ export function addModelCommands(program: Command): void {
     .argument('<name>')
     .option('--verify', 'read every file and compare hashes', false)
     .option('--json', 'the whole manifest', false)
+    .addHelpText('after', examples('maskroute model show smollm2-135m-instruct --verify'))
     .action(async (name: string, { verify, json }: { verify: boolean; json: boolean }) => {
       const { showModel } = await import('./models.ts');
       const { manifest, folder } = await showModel(maskrouteHome(), name, { verify });
@@ -90,6 +114,8 @@ files      ${Object.entries(manifest.files)
         .join(', ')}${verify ? '\nverified   every file has the hash that it was imported with' : ''}`);
     });
 }
+
+type PullFlags = { readonly weights: WeightKind; readonly force: boolean; readonly json: boolean };
 
 const surrogatesLine = ({ surrogates }: ModelManifest): string =>
   surrogates === undefined

@@ -3,7 +3,7 @@ import type { Command } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { PREFIX_TOKENS_MAX } from '../engine/prefix-cache.ts';
 import { maskrouteHome } from '../files.ts';
-import { portFrom } from './terminal.ts';
+import { examples, portFrom } from './terminal.ts';
 
 const BACKEND_PORT = 8080;
 
@@ -42,6 +42,10 @@ export function addServeCommand(program: Command, jobEntry: string): void {
     .description('run the backend alone')
     .requiredOption('--model <name>', 'an installed model')
     .addHelpText('after', ENVIRONMENT)
+    .addHelpText(
+      'after',
+      examples('MASKROUTE_BACKEND_KEY=$(openssl rand -hex 24) maskroute serve --model smollm2-135m-instruct'),
+    )
     .action(async ({ model }: { model: string }) => {
       const { serveUntilSignal } = await import('../main.ts');
       const { collectorFrom } = await import('../../shared/tracing/collector.ts');

@@ -212,7 +212,7 @@ export const keysQuerySchema = pageQuerySchema.extend({
   state: z.enum(['working']).optional(),
 });
 
-const endedSessionsSchema = z.object({
+export const endedSessionsSchema = z.object({
   /** The id of the key that opened them, or `root`. */
   actor: z.string(),
   /** Those that were opened later go on. */

@@ -35,6 +35,7 @@ export const ERROR_CODES = {
   conflict: [409, 'invalid_request_error'],
   body_too_large: [413, 'invalid_request_error'],
   unsupported_media_type: [415, 'invalid_request_error'],
+  request_fails_engine: [422, 'invalid_request_error'],
   rate_limit_exceeded: [429, 'rate_limit_error'],
   budget_exceeded: [429, 'rate_limit_error'],
   queue_full: [429, 'rate_limit_error'],

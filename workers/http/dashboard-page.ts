@@ -3,6 +3,7 @@
  * styles that it loads, whose names hold their content's hash. Nothing from elsewhere may run or be asked.
  */
 import { Hono } from 'hono';
+import { accepts } from 'hono/accepts';
 import { secureHeaders } from 'hono/secure-headers';
 import { loginSchema } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -20,7 +21,7 @@ import {
   toSession,
 } from './authentication.ts';
 import type { AppContext, AppEnv } from './context.ts';
-import { methodNotAllowed } from './error-answers.ts';
+import { methodNotAllowed, requestIdHeader } from './error-answers.ts';
 import { readJson } from './request-body.ts';
 
 const NONE = ["'none'"];
@@ -59,13 +60,7 @@ const page = new Hono<AppEnv>()
     if (file === null) throw new MaskrouteError('not_found', `There is no ${c.req.path}.`);
     return deliver(c, file, 'public, max-age=31536000, immutable');
   })
-  .get('*', async (c) => {
-    const file = await asset(c, '/dashboard/');
-    if (file === null) {
-      throw new MaskrouteError('not_found', 'The page was not built: "npm run dashboard" builds it.');
-    }
-    return deliver(c, file, 'no-cache');
-  });
+  .get('*', (c) => built(c, '/dashboard/'));
 
 async function asset(c: AppContext, path: string): Promise<Response | null> {
   // The assets binding answers by path; the host means nothing.
@@ -79,6 +74,34 @@ function deliver(c: AppContext, file: Response, cacheControl: string): Response 
   c.header('content-type', file.headers.get('content-type') ?? 'application/octet-stream');
   c.header('cache-control', cacheControl);
   return c.body(file.body as ReadableStream);
+}
+
+/* What this is, for whoever finds it, and the documentation of its API: files of the same build. */
+
+export const site = new Hono<AppEnv>()
+  .use('/', headers, requestIdHeader)
+  .use('/docs', headers, requestIdHeader)
+  .use('/openapi.json', headers, requestIdHeader)
+  .get('/', async (c) => {
+    c.header('vary', 'accept');
+    const wanted = accepts(c, { header: 'Accept', supports: [HTML, JSON_TYPE], default: HTML });
+    return wanted === HTML ? await built(c, '/dashboard/home') : c.json(WHAT_THIS_IS);
+  })
+  .get('/docs', (c) => built(c, '/dashboard/docs'))
+  .get('/openapi.json', (c) => built(c, '/dashboard/openapi.json'));
+
+const [HTML, JSON_TYPE] = ['text/html', 'application/json'];
+const WHAT_THIS_IS = {
+  ...{ object: 'maskroute.edge', api: '/v1', admin: '/admin/v1', openapi: '/openapi.json' },
+  ...{ documentation: '/docs', dashboard: '/dashboard', ready: '/readyz' },
+};
+
+async function built(c: AppContext, path: string): Promise<Response> {
+  const file = await asset(c, path);
+  if (file === null) {
+    throw new MaskrouteError('not_found', 'The page was not built: "npm run dashboard" builds it.');
+  }
+  return deliver(c, file, 'no-cache');
 }
 
 /* The dashboard: its session, and the page with everything that it loads. `shared/admin/admin-wire.ts` describes it. */

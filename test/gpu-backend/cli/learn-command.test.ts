@@ -10,17 +10,23 @@ import { writeSmallData } from '../learning/small-run.ts';
 const cli = fileURLToPath(new URL('../../../gpu-backend/cli/cli.ts', import.meta.url));
 
 test.each([
-  ['a sparsity of less than half a block', ['--sparsity', '0.05'], /less than half a block of 8/],
-  ['counts that cannot be', ['--sparsity', '0.5', '--attention', '1', '--ffn', '1'], /No mask leaves out 50/],
+  ['a sparsity of less than half a block', ['--sparsity', '0.05'], /less than half a block of 8/, 2],
+  [
+    'counts that cannot be',
+    ['--sparsity', '0.5', '--attention', '1', '--ffn', '1'],
+    /No mask leaves out 50/,
+    1,
+  ],
   [
     'a context that nothing is timed with',
     ['--sparsity', '0.5', '--context', '90'],
     /--context is for --cost/,
+    2,
   ],
-  ['surrogates that the model lacks', ['--sparsity', '0.5', '--surrogate'], /tiny has no surrogates/],
-])(
+  ['surrogates that the model lacks', ['--sparsity', '0.5', '--surrogate'], /tiny has no surrogates/, 2],
+] as const)(
   'refuses %s in one line, and writes no mask set',
-  async (_what, flags, reason) => {
+  async (_what, flags, reason, code) => {
     using tiny = await tinyHome();
     const data = await writeSmallData(join(tiny.home, 'data'));
     const out = join(tiny.home, 'out');
@@ -31,7 +37,7 @@ test.each([
     });
     expect(stderr.trim().split('\n').at(-1)).toMatch(/^error: /);
     expect(stderr).toMatch(reason);
-    expect([status, stdout]).toEqual([1, '']);
+    expect([status, stdout]).toEqual([code, '']);
     expect(existsSync(join(out, 'mask-set.json'))).toBe(false);
   },
   60_000,

@@ -8,7 +8,7 @@ import { BACKEND_HEADERS, type BackendEntry } from '../../../shared/wire/backend
 import type { DryRun } from '../../../shared/wire/openai.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
-import { BACKEND_KEY, EDGE_URL } from '../../support/edge/constants.ts';
+import { ADMIN_KEY, BACKEND_KEY, EDGE_URL } from '../../support/edge/constants.ts';
 import { askedOf, backendOf, idOf, mood, testBackends } from '../support/backends.ts';
 import {
   admin,
@@ -309,6 +309,23 @@ describe('a backend that drains', () => {
 });
 
 describe('when a backend fails', () => {
+  it('at one request again and again, the request is refused in the end, and no backend is left out', async () => {
+    const { key } = await newTenant();
+    const backends = [await register(), await register()];
+    const isolate = freshIsolate();
+    for (const backend of backends) await mood(backend, 'sick');
+    const codes: string[] = [];
+    for (let i = 0; i < 12; i++) codes.push(await errorCode(chat(key, { seed: 404 }, isolate)));
+    // Both backends met it, each at most twice.
+    expect(codes[0]).toBe('500 engine_failed');
+    expect(new Set(codes.slice(2))).toEqual(new Set(['422 request_fails_engine']));
+    const answer = await call('GET', '/admin/v1/backends', { key: ADMIN_KEY }, isolate);
+    const { data } = await answer.json<{ data: BackendEntry[] }>();
+    for (const id of backends) expect(data.find((one) => one.id === id)?.state.breaker).toBe('closed');
+    for (const backend of backends) await mood(backend, 'good');
+    expect((await chat(key, { seed: 405 }, isolate)).status).toBe(200);
+  });
+
   /** A request, and what happens once its first backend has it. */
   async function onceAsked(key: string, isolate: ReturnType<typeof freshIsolate>, then: () => unknown) {
     const id = crypto.randomUUID();
