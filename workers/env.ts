@@ -8,7 +8,7 @@ import type { EdgeMessage } from '../shared/admin/request-event.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../shared/wire/protocol.ts';
 import { FRONTS } from './base/place.ts';
-import { COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
+import { AUDIT_KEPT_DAYS, COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
 import type { TenantBudget } from './tenants/budgets.ts';
 
 /** The part of Workers AI that embeds. */
@@ -37,6 +37,8 @@ export interface Env {
   readonly BACKEND_URL: string;
   readonly BACKEND_KEY: string;
   readonly ADMIN_KEY: string;
+  readonly BACKEND_KEY_2?: string;
+  readonly ADMIN_KEY_2?: string;
   readonly EDGE_URL?: string;
   readonly ALLOWED_ORIGINS?: string;
   readonly TRUSTED_FRONT?: string;
@@ -48,6 +50,7 @@ export interface Env {
   readonly BACKEND_HEDGE_MS?: string | number;
   readonly STREAM_KEEPALIVE_MS?: string | number;
   readonly SIMILARITY_MIN?: string | number;
+  readonly AUDIT_KEPT_DAYS?: string | number;
   readonly COMPARISON_SHARE?: string | number;
   readonly HF_TOKEN?: string;
   readonly HF_MODEL?: string;
@@ -74,6 +77,9 @@ const configSchema = z.object({
   BACKEND_URL: baseUrl,
   BACKEND_KEY: secret,
   ADMIN_KEY: secret,
+  /** Taken besides the others while they are rotated; nothing is signed with them. */
+  BACKEND_KEY_2: optional(secret.optional()),
+  ADMIN_KEY_2: optional(secret.optional()),
   /** How backends reach this edge. Without it they get no mask that they do not know, and such requests run dense. */
   EDGE_URL: optional(baseUrl.optional()),
   /** Whose pages may call `/v1`; none unless it names them. */
@@ -100,6 +106,8 @@ const configSchema = z.object({
   STREAM_KEEPALIVE_MS: timeout_ms(10_000),
   /** The share of routed requests, outside of experiments, that run again dense in the background. */
   COMPARISON_SHARE: optional(z.coerce.number().min(0).max(0.2).default(COMPARISON_SHARE)),
+  /** How long it can be read what administrators changed. */
+  AUDIT_KEPT_DAYS: optional(z.coerce.number().int().min(1).max(3_650).default(AUDIT_KEPT_DAYS)),
   SIMILARITY_MIN: optional(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
   HF_TOKEN: optional(z.string().optional()),
   HF_MODEL: optional(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),

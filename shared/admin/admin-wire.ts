@@ -57,7 +57,7 @@ export const timestamp = z.iso.datetime();
 
 /*
  * Lists and their pages. Keys, tenants, mask sets, publications and experiments are listed newest first:
- * `?limit=` says how many an answer has, and `?before=` takes the `next` of the answer before. Usage is listed in the
+ * `?limit=` says how many an answer has, `?before=` takes the `next` of the answer before, and `?q=` looks for a text. Usage is listed in the
  * order of what it is grouped by, and takes its `next` as `?after=`. Without them an answer is the first page.
  */
 
@@ -88,10 +88,14 @@ export const pageQuerySchema = z.object({
       return { at: Number(at), id: id! };
     })
     .optional(),
+  /** Only what has this text in its id or name, or in what else tells it from others. */
+  q: z.string().min(1).max(200).optional(),
 });
 export type PageQuery = z.infer<typeof pageQuerySchema>;
 
 /* Tenants. */
+
+export const TEXTS_KEPT_DAYS_MAX = 90;
 
 /** Null: no limit. Counted over any sixty seconds, and by the day of UTC. */
 const budget = z.int().min(1).max(1e12).nullable();
@@ -111,6 +115,8 @@ const tenantFields = {
   tokens_per_minute: budget,
   requests_per_day: budget,
   tokens_per_day: budget,
+  /** For how many days prompts and answers are kept, to be read beside their request; null: not at all. */
+  texts_kept_days: z.int().min(1).max(TEXTS_KEPT_DAYS_MAX).nullable(),
 };
 
 export const createTenantSchema = z.strictObject({
@@ -125,6 +131,7 @@ export const createTenantSchema = z.strictObject({
   tokens_per_minute: budget.default(null),
   requests_per_day: budget.default(null),
   tokens_per_day: budget.default(null),
+  texts_kept_days: tenantFields.texts_kept_days.default(null),
 });
 export type NewTenant = z.infer<typeof createTenantSchema>;
 
@@ -134,7 +141,7 @@ export const updateTenantSchema = z
   .partial()
   .refine((change) => Object.keys(change).length > 0, 'names nothing to change');
 export type TenantChange = z.infer<typeof updateTenantSchema>;
-export const OWN_TENANT_FIELDS: readonly string[] = ['name', 'routing_policy'];
+export const OWN_TENANT_FIELDS: readonly string[] = ['name', 'routing_policy', 'texts_kept_days'];
 
 /** What of the live mask set the tenant's terms forbid, with the code that publishing it now would be refused with. */
 const TENANT_WARNINGS = ['quality_below_floor', 'sparsity_over_ceiling', 'model_not_allowed'] as const;
@@ -142,6 +149,8 @@ const TENANT_WARNINGS = ['quality_below_floor', 'sparsity_over_ceiling', 'model_
 export const tenantSchema = z.object({
   id: z.string(),
   ...tenantFields,
+  /** An edge of the release before does not say. */
+  texts_kept_days: tenantFields.texts_kept_days.default(null),
   created_at: timestamp,
   /** Of one tenant only, not in lists; absent, too, while the live set cannot be read. */
   warnings: z.array(z.object({ code: z.enum(TENANT_WARNINGS), message: z.string() })).optional(),

@@ -47,6 +47,26 @@ export const importTokenKey = (backendKey: string): Promise<TokenKey> =>
     'verify',
   ]);
 
+/**
+ * What checks tokens that any of the keys signed: while a key is rotated, both sides take the one before and the one after.
+ * It throws as {@link verifyToken}.
+ */
+export function createVerifier(
+  backendKeys: readonly string[],
+  verifier: 'backend' | 'edge',
+): (token: string, now_s: number) => Promise<TokenClaims> {
+  let tokenKeys: Promise<TokenKey[]> | undefined;
+  return async (token, now_s) => {
+    tokenKeys ??= Promise.all(backendKeys.map(importTokenKey));
+    const [first, ...others] = await tokenKeys;
+    for (const key of others) {
+      // The time is judged below; here it is only found out who signed it.
+      if (await isSignedBy(key, token)) return await verifyToken(key, token, now_s, verifier);
+    }
+    return await verifyToken(first!, token, now_s, verifier);
+  };
+}
+
 /** Signs token after token. Importing the key costs more than signing, so it is done once. */
 export function createSigner(backendKey: string): SignFor {
   let tokenKey: Promise<TokenKey> | undefined;
@@ -85,14 +105,9 @@ export async function verifyToken(
   verifier: 'backend' | 'edge' = 'backend',
 ): Promise<TokenClaims> {
   const invalid = () => new MaskrouteError('invalid_api_key', 'The service token is not valid.');
-  const parts = token.split('.');
-  if (token.length > TOKEN_CHARS_MAX || parts.length !== 3 || `${parts[0]}.` !== TOKEN_PREFIX)
-    throw invalid();
-  const signature = fromBase64Url(parts[2]!);
-  const payload = fromBase64Url(parts[1]!);
-  if (signature === null || payload === null) throw invalid();
-  const head = encoder.encode(`${parts[0]}.${parts[1]}`);
-  if (!(await crypto.subtle.verify('HMAC', key, signature, head))) throw invalid();
+  if (!(await isSignedBy(key, token))) throw invalid();
+  const payload = fromBase64Url(token.split('.')[1]!);
+  if (payload === null) throw invalid();
   let json: unknown;
   try {
     json = JSON.parse(new TextDecoder().decode(payload));
@@ -103,6 +118,15 @@ export async function verifyToken(
   if (!claims.success) throw invalid();
   requireTime(claims.data, now_s, verifier);
   return claims.data;
+}
+
+/** False for what is no token, too. */
+async function isSignedBy(key: TokenKey, token: string): Promise<boolean> {
+  const parts = token.split('.');
+  if (token.length > TOKEN_CHARS_MAX || parts.length !== 3 || `${parts[0]}.` !== TOKEN_PREFIX) return false;
+  const signature = fromBase64Url(parts[2]!);
+  const head = encoder.encode(`${parts[0]}.${parts[1]}`);
+  return signature !== null && (await crypto.subtle.verify('HMAC', key, signature, head));
 }
 
 /** Whether a token is for whoever has this address, however the two are spelled. */

@@ -11,7 +11,16 @@ import {
 } from '../../shared/admin/experiment-wire.ts';
 import type { Scope } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type Database, isDuplicate, isoTime, isoTimeOrNull, type Page, pastCursor, toPage } from './d1.ts';
+import {
+  type Database,
+  holds,
+  isDuplicate,
+  isoTime,
+  isoTimeOrNull,
+  type Page,
+  pastCursor,
+  toPage,
+} from './d1.ts';
 import type { ExperimentKey } from './outcomes.ts';
 import { experiments } from './schema.ts';
 
@@ -67,7 +76,7 @@ export async function findExperimentsOfAnybody(db: Database, id: string): Promis
 export async function listExperiments(
   db: Database,
   owner: string | undefined,
-  { before, limit }: PageQuery,
+  { before, limit, q }: PageQuery,
 ): Promise<Page<StoredExperiment>> {
   const { id, createdAt_ms } = experiments;
   const name = sql`${id} || '.' || ${experiments.owner}`;
@@ -77,6 +86,7 @@ export async function listExperiments(
     .where(
       and(
         owner === undefined ? undefined : eq(experiments.owner, owner),
+        holds(q, id, experiments.owner),
         pastCursor(createdAt_ms, name, before),
       ),
     )

@@ -6,7 +6,7 @@ import { and, desc, eq, gt, isNull, lt, or, type SQL, sql } from 'drizzle-orm';
 import type { PageQuery } from '../../shared/admin/admin-wire.ts';
 import { type ApiKey, type ApiKeyKind, DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
-import { type Database, isoTime, isoTimeOrNull, type Page, pastCursor, toPage } from './d1.ts';
+import { type Database, holds, isoTime, isoTimeOrNull, type Page, pastCursor, toPage } from './d1.ts';
 import { apiKeys, endedSessions, tenants } from './schema.ts';
 import { type TenantPolicy, toPolicy } from './tenant-rows.ts';
 
@@ -82,9 +82,9 @@ export type KeyFilter = {
 export async function listApiKeys(
   db: Database,
   { tenant, workingAt_ms }: KeyFilter,
-  { before, limit }: PageQuery,
+  { before, limit, q }: PageQuery,
 ): Promise<Page<ApiKey>> {
-  const { id, createdAt_ms, tenantId } = apiKeys;
+  const { id, createdAt_ms, tenantId, name, prefix } = apiKeys;
   const rows = await db
     .select()
     .from(apiKeys)
@@ -92,6 +92,7 @@ export async function listApiKeys(
       and(
         tenant === undefined ? undefined : eq(tenantId, tenant),
         workingAt_ms === undefined ? undefined : worksAt(workingAt_ms),
+        holds(q, id, name, prefix, tenantId),
         pastCursor(createdAt_ms, id, before),
       ),
     )

@@ -46,7 +46,9 @@ export const adminOnly = createMiddleware<AppEnv>(async (c, next) => {
  * @throws MaskrouteError `invalid_api_key`, `forbidden` for a key of another kind, `rate_limit_exceeded`.
  */
 export async function adminOf(c: AppContext, key: string): Promise<AdminCaller> {
-  const isRoot = sameSecret(key, c.get('services').config.ADMIN_KEY);
+  const { ADMIN_KEY, ADMIN_KEY_2 } = c.get('services').config;
+  const isSecond = ADMIN_KEY_2 !== undefined && sameSecret(key, ADMIN_KEY_2);
+  const isRoot = sameSecret(key, ADMIN_KEY) || isSecond;
   return await within(c, isRoot ? ROOT : adminCaller(await authenticate(c, key)));
 }
 

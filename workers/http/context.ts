@@ -12,7 +12,14 @@ import type { Caller } from '../tenants/api-keys.ts';
 
 export type AppEnv = {
   Bindings: Env;
-  Variables: { requestId: string; services: Services; caller: Caller; admin: AdminCaller };
+  Variables: {
+    requestId: string;
+    services: Services;
+    caller: Caller;
+    admin: AdminCaller;
+    /** Of what is about to be changed, as it is shown; for the audit log. */
+    before: unknown;
+  };
 };
 export type AppContext = Context<AppEnv>;
 

@@ -1,7 +1,7 @@
 /**
  * Sessions of the dashboard: a signed token (a JWT, HS256) that stands in for the admin key, so that the browser
- * never keeps the key. The signing key is derived from ADMIN_KEY (HKDF-SHA256, RFC 5869): a new ADMIN_KEY ends
- * every session. D1 has those that were ended before their time, one by one or all of a key.
+ * never keeps the key. The signing key is derived from ADMIN_KEY (HKDF-SHA256, RFC 5869): a new ADMIN_KEY ends every
+ * session, once ADMIN_KEY_2 no longer has the one before. D1 has those that were ended before their time, one by one or all of a key.
  */
 import { hkdf } from '@noble/hashes/hkdf.js';
 import { sha256 } from '@noble/hashes/sha2.js';
@@ -70,8 +70,15 @@ const payloadSchema = z.object({
   exp: z.int(),
 });
 
-export function createSessions(adminKey: string, ends: SessionEnds, health?: SourceHealth): Sessions {
-  const secret = bytesToHex(hkdf(sha256, utf8ToBytes(adminKey), undefined, utf8ToBytes(INFO), KEY_BYTES));
+/** The first of the keys signs; sessions that another one signed go on. */
+export function createSessions(
+  adminKeys: readonly string[],
+  ends: SessionEnds,
+  health?: SourceHealth,
+): Sessions {
+  const secrets = adminKeys.map((adminKey) =>
+    bytesToHex(hkdf(sha256, utf8ToBytes(adminKey), undefined, utf8ToBytes(INFO), KEY_BYTES)),
+  );
   const cache = new SwrCache('ended sessions', ends.find, SESSION_ENDS, { health });
   const known = new LRUCache<string, number>({ max: SESSION_ENDS_KNOWN_MAX });
   const note = (subject: string, endedAt_ms: number): void => {
@@ -88,12 +95,14 @@ export function createSessions(adminKey: string, ends: SessionEnds, health?: Sou
       const csrf = randomHex(CSRF_RANDOM_BYTES);
       const id = randomHex(ID_RANDOM_BYTES);
       const payload = { jti: id, sub: actor, key: keySha256, csrf, iat_ms: issuedAt_ms, exp: expiresAt_s };
-      const token = await sign(payload, secret, 'HS256');
+      const token = await sign(payload, secrets[0]!, 'HS256');
       return { token, claims: { id, actor, keySha256, csrf, issuedAt_ms, expiresAt_s } };
     },
     async verify(token) {
       try {
-        const payload = payloadSchema.parse(await verify(token, secret, 'HS256'));
+        const payload = payloadSchema.parse(
+          await Promise.any(secrets.map((one) => verify(token, one, 'HS256'))),
+        );
         const { jti: id, sub: actor, key: keySha256, csrf, iat_ms: issuedAt_ms, exp: expiresAt_s } = payload;
         return { id, actor, keySha256, csrf, issuedAt_ms, expiresAt_s };
       } catch (error) {
