@@ -40,6 +40,12 @@ export type Call = {
 
 let session: Session | undefined;
 let onSessionEnd: () => void = () => undefined;
+let onChange: () => void = () => undefined;
+
+/** `listener` hears of everything that this page has changed at the edge. */
+export const afterChange = (listener: () => void): void => {
+  onChange = listener;
+};
 
 /** @throws ApiError */
 async function send(path: string, { method = 'GET', body, file, signal }: Call): Promise<Response> {
@@ -76,6 +82,7 @@ export async function admin<T extends z.ZodType>(
   call: Call = {},
 ): Promise<z.output<T>> {
   const parsed = schema.safeParse(await (await send(`/admin/v1${path}`, call)).json());
+  if (call.method !== undefined) onChange();
   if (parsed.success) return parsed.data;
   throw new ApiError(
     200,
