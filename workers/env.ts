@@ -52,6 +52,10 @@ export interface Env {
   readonly SIMILARITY_MIN?: string | number;
   readonly AUDIT_KEPT_DAYS?: string | number;
   readonly COMPARISON_SHARE?: string | number;
+  readonly OIDC_ISSUER?: string;
+  readonly OIDC_CLIENT_ID?: string;
+  readonly OIDC_CLIENT_SECRET?: string;
+  readonly OIDC_ROLE_CLAIM?: string;
   readonly HF_TOKEN?: string;
   readonly HF_MODEL?: string;
   readonly HF_REVISION?: string;
@@ -109,6 +113,13 @@ const configSchema = z.object({
   /** How long it can be read what administrators changed. */
   AUDIT_KEPT_DAYS: optional(z.coerce.number().int().min(1).max(3_650).default(AUDIT_KEPT_DAYS)),
   SIMILARITY_MIN: optional(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
+  /** Who says who somebody is, for the dashboard; without it there are keys alone. */
+  OIDC_ISSUER: optional(z.url({ protocol: /^https?$/ }).optional()),
+  OIDC_CLIENT_ID: optional(z.string().optional()),
+  /** Of a confidential client; a public one proves itself by PKCE alone. */
+  OIDC_CLIENT_SECRET: optional(z.string().optional()),
+  /** Of the id token: `admin`, `viewer`, `tenant_admin:TENANT` or `viewer:TENANT`, or a list with one of them. */
+  OIDC_ROLE_CLAIM: optional(z.string().default('maskroute_role')),
   HF_TOKEN: optional(z.string().optional()),
   HF_MODEL: optional(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),
   HF_REVISION: optional(z.string().default('main')),

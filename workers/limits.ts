@@ -176,6 +176,8 @@ export const TRAFFIC = { every_ms: 5_000, write_ms: 5_000, tenantsMax: 1_000 } a
 
 /** A working day: a session of the dashboard can't be renewed, only opened again. */
 export const SESSION_LIFETIME_s = 8 * 3600;
+/** How long somebody may take at an OpenID Connect provider. */
+export const SIGN_IN_s = 600;
 
 /**
  * Which sessions ended before their time. An end holds within 5 s everywhere, also while D1 does not answer: nothing older

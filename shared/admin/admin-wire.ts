@@ -171,22 +171,26 @@ export type BudgetUse = z.infer<typeof budgetUseSchema>;
 
 /* API keys. */
 
-export const API_KEY_KINDS = ['tenant', 'tenant_admin', 'admin'] as const;
+export const API_KEY_KINDS = ['tenant', 'viewer', 'tenant_admin', 'admin'] as const;
 export type ApiKeyKind = (typeof API_KEY_KINDS)[number];
+
+/** What somebody may do who administrates: a `viewer` reads, of one tenant or of all. */
+export const ROLES = ['viewer', 'tenant_admin', 'admin'] as const satisfies ApiKeyKind[];
+export type Role = (typeof ROLES)[number];
 
 /** A key that has ended before it is made opens nothing; in a rotation it would replace a key that works. */
 const keyEnd = timestamp.refine((time) => Date.parse(time) > Date.now(), 'is over already').optional();
 
 export const createKeySchema = z
   .strictObject({
-    /** `tenant` sends completions, `tenant_admin` manages one tenant, `admin` manages all. */
+    /** `tenant` sends completions, `viewer` reads, `tenant_admin` manages one tenant, `admin` manages all. */
     kind: z.enum(API_KEY_KINDS).default('tenant'),
     tenant: ownerId.default(DEFAULT_TENANT),
     name: z.string().min(1).max(200),
     expires_at: keyEnd,
   })
-  .refine((key) => (key.kind === 'admin') === (key.tenant === DEFAULT_TENANT), {
-    message: 'a key of kind admin has no tenant, every other kind has one',
+  .refine(({ kind, tenant }) => kind === 'viewer' || (kind === 'admin') === (tenant === DEFAULT_TENANT), {
+    message: 'a key of kind admin has no tenant, a viewer may have one, every other kind has one',
     path: ['tenant'],
   });
 
@@ -299,6 +303,9 @@ export type UsageRow = z.infer<typeof usageRowSchema>;
 
 export const CSRF_HEADER = 'x-maskroute-csrf';
 
+/** Of the 204 of `GET /dashboard/session`: who else says who somebody is, at `GET /dashboard/sign-in` (OpenID Connect). */
+export const SIGN_IN_HEADER = 'x-maskroute-sign-in';
+
 export const loginSchema = z.strictObject({ key: z.string().min(1).max(512) });
 
 export const sessionSchema = z.object({
@@ -306,6 +313,8 @@ export const sessionSchema = z.object({
   actor: z.string(),
   /** The only tenant that the session sees; null when it manages all tenants. */
   tenant: z.string().nullable(),
+  /** An edge of the release before does not say. */
+  role: z.enum(ROLES).default('admin'),
   csrf: z.string(),
   expires_at: z.iso.datetime(),
 });

@@ -1,6 +1,6 @@
 /** The admin API; `shared/admin/admin-wire.ts` describes it. */
 import { Hono } from 'hono';
-import { adminOnly, noStore } from '../http/authentication.ts';
+import { adminOnly, mayChange, noStore } from '../http/authentication.ts';
 import type { AppEnv } from '../http/context.ts';
 import { audit, audited } from './audit.ts';
 import { backends } from './backends.ts';
@@ -15,6 +15,7 @@ import { tenants } from './tenants.ts';
 export const admin = new Hono<AppEnv>()
   .use(noStore)
   .use(adminOnly)
+  .use(mayChange)
   .use(audited)
   .route('/tenants', tenants)
   .route('/keys', keys)

@@ -3,7 +3,7 @@
  * answer parsed by the schema that the edge writes it by.
  */
 import { z } from 'zod';
-import { CSRF_HEADER, type Session, sessionSchema } from '../../shared/admin/admin-wire.ts';
+import { CSRF_HEADER, type Session, SIGN_IN_HEADER, sessionSchema } from '../../shared/admin/admin-wire.ts';
 
 export class ApiError extends Error {
   readonly status: number;
@@ -101,10 +101,15 @@ export const sessionEnds = (listener: () => void): void => {
   onSessionEnd = listener;
 };
 
+/** Who else says who somebody is, beside keys. */
+let provider: string | undefined;
+export const signInProvider = (): string | undefined => provider;
+
 /** The session that the cookie stands for; undefined without one. @throws ApiError */
 export async function resume(): Promise<Session | undefined> {
   try {
     const response = await send('/dashboard/session', {});
+    provider = response.headers.get(SIGN_IN_HEADER) ?? provider;
     session = response.status === 204 ? undefined : sessionSchema.parse(await response.json());
     return session;
   } catch (error) {

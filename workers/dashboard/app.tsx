@@ -3,7 +3,7 @@
 import { useEffect, useState } from 'preact/hooks';
 import { Router } from 'wouter-preact';
 import type { Session } from '../../shared/admin/admin-wire.ts';
-import { logIn, resume, sessionEnds } from './api.ts';
+import { logIn, resume, sessionEnds, signInProvider } from './api.ts';
 import { Failure } from './components/notice.tsx';
 import { Layout } from './frame.tsx';
 import { queries, useAttempt } from './hooks.ts';
@@ -73,6 +73,11 @@ function Login(props: {
             Log in
           </button>
         </form>
+        {signInProvider() !== undefined && (
+          <p>
+            <a href="/dashboard/sign-in">Sign in through {signInProvider()}</a>
+          </p>
+        )}
         <small>The key is exchanged for a session of eight hours and is not kept in this browser.</small>
       </article>
     </main>

@@ -30,6 +30,8 @@ type Page = {
   readonly title: string;
   /** Only for those who manage all tenants. */
   readonly isGlobal?: boolean;
+  /** Not for those who only read. */
+  readonly isForChange?: boolean;
   readonly page: ComponentType;
 };
 
@@ -47,7 +49,7 @@ const PAGES: readonly Page[] = [
   { path: '/usage', title: 'Usage', page: Usage },
   { path: '/audit', title: 'Audit log', page: Audit },
   { path: '/backends', title: 'Backends', isGlobal: true, page: Backends },
-  { path: '/playground', title: 'Playground', page: Playground },
+  { path: '/playground', title: 'Playground', isForChange: true, page: Playground },
 ];
 
 export function Layout({
@@ -59,9 +61,10 @@ export function Layout({
 }) {
   const [picked, setTenant] = useAddress('tenant', '');
   const isGlobal = session.tenant === null;
+  const mayChange = session.role !== 'viewer';
   const tenant = session.tenant ?? picked;
   return (
-    <ScopeContext.Provider value={{ session, tenant, isGlobal }}>
+    <ScopeContext.Provider value={{ session, tenant, isGlobal, mayChange }}>
       <a class="skip" href="#content">
         Skip to the content
       </a>
@@ -82,7 +85,7 @@ export function Layout({
         <LogOut onLogOut={onLogOut} />
       </header>
       <div class="frame">
-        <Navigation isGlobal={isGlobal} />
+        <Navigation isGlobal={isGlobal} mayChange={mayChange} />
         <Content />
       </div>
     </ScopeContext.Provider>
@@ -130,14 +133,16 @@ function LogOut({ onLogOut }: { readonly onLogOut: (notice: string) => void }) {
   );
 }
 
-function Navigation({ isGlobal }: { readonly isGlobal: boolean }) {
+function Navigation(props: { readonly isGlobal: boolean; readonly mayChange: boolean }) {
+  const { isGlobal, mayChange } = props;
+  const isOpen = (page: Page) => (isGlobal || !page.isGlobal) && (mayChange || !page.isForChange);
   const [location] = useLocation();
   const [tenant] = useAddress('tenant', '');
   const scope = tenant === '' ? '' : `?tenant=${tenant}`;
   return (
     <nav aria-label="Pages">
       <ul>
-        {PAGES.filter((page) => isGlobal || !page.isGlobal).map(({ path, title }) => (
+        {PAGES.filter(isOpen).map(({ path, title }) => (
           <li key={path}>
             <Link href={path + scope} aria-current={location === path ? 'page' : undefined}>
               {title}

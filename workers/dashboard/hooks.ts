@@ -174,6 +174,8 @@ type Scope = {
   readonly tenant: string;
   /** Whether the session manages all tenants. */
   readonly isGlobal: boolean;
+  /** Whether the session may change anything. */
+  readonly mayChange: boolean;
 };
 
 export const ScopeContext = createContext<Scope | undefined>(undefined);

@@ -2,6 +2,7 @@
 import type { Context, MiddlewareHandler } from 'hono';
 import { cors } from 'hono/cors';
 import { createMiddleware } from 'hono/factory';
+import type { Role } from '../../shared/admin/admin-wire.ts';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
 import type { Hold } from '../base/waiting.ts';
@@ -24,7 +25,11 @@ export type AppEnv = {
 export type AppContext = Context<AppEnv>;
 
 /** `tenant` limits what the caller sees and changes; undefined for those who manage everything. */
-export type AdminCaller = { readonly actor: string; readonly tenant: string | undefined };
+export type AdminCaller = {
+  readonly actor: string;
+  readonly tenant: string | undefined;
+  readonly role: Role;
+};
 
 /** Keeps work alive after the answer. */
 export const holdOf =

@@ -51,6 +51,7 @@ export function bearerKey(authorization: string | null | undefined): string {
 
 const KEY_PREFIXES: Record<ApiKeyKind, string> = {
   tenant: 'mr_live_',
+  viewer: 'mr_view_',
   tenant_admin: 'mr_tadm_',
   admin: 'mr_admin_',
 };

@@ -9,6 +9,7 @@ import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
 import { sign, verify } from 'hono/jwt';
 import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
+import { ROLES, type Role } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { randomHex } from '../base/secrets.ts';
 import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
@@ -23,13 +24,20 @@ export type SessionClaims = {
   /** The id of the key that opened it, or `root`. */
   readonly actor: string;
   readonly keySha256: string | null;
+  /** What whoever signed in without a key may do; null for keys. */
+  readonly grant: Grant | null;
   readonly csrf: string;
   readonly issuedAt_ms: number;
   readonly expiresAt_s: number;
 };
 
+export type Grant = { readonly role: Role; readonly tenant: string | null };
+
 export interface Sessions {
-  issue(actor: string, keySha256: string | null): Promise<{ token: string; claims: SessionClaims }>;
+  issue(
+    actor: string,
+    of: Pick<SessionClaims, 'keySha256' | 'grant'>,
+  ): Promise<{ token: string; claims: SessionClaims }>;
   /** Whose token it is, ended or not. @throws MaskrouteError `invalid_session`: forged, malformed or too old. */
   verify(token: string): Promise<SessionClaims>;
   /**
@@ -64,6 +72,10 @@ const payloadSchema = z.object({
     .string()
     .regex(/^[0-9a-f]{64}$/)
     .nullable(),
+  grant: z
+    .object({ role: z.enum(ROLES), tenant: z.string().nullable() })
+    .nullable()
+    .default(null),
   csrf: z.string().min(CSRF_RANDOM_BYTES * 2),
   /** `iat` has seconds: who logs in right after all sessions ended is not to be taken for one of them. */
   iat_ms: z.int(),
@@ -89,22 +101,38 @@ export function createSessions(
     await d1(ends.save(subject, endedAt_ms, endedAt_ms - SESSION_LIFETIME_s * 1000));
   };
   return {
-    async issue(actor, keySha256) {
+    async issue(actor, { keySha256, grant }) {
       const issuedAt_ms = Date.now();
       const expiresAt_s = Math.floor(issuedAt_ms / 1000) + SESSION_LIFETIME_s;
       const csrf = randomHex(CSRF_RANDOM_BYTES);
       const id = randomHex(ID_RANDOM_BYTES);
-      const payload = { jti: id, sub: actor, key: keySha256, csrf, iat_ms: issuedAt_ms, exp: expiresAt_s };
+      const payload = {
+        jti: id,
+        sub: actor,
+        key: keySha256,
+        grant,
+        csrf,
+        iat_ms: issuedAt_ms,
+        exp: expiresAt_s,
+      };
       const token = await sign(payload, secrets[0]!, 'HS256');
-      return { token, claims: { id, actor, keySha256, csrf, issuedAt_ms, expiresAt_s } };
+      return { token, claims: { id, actor, keySha256, grant, csrf, issuedAt_ms, expiresAt_s } };
     },
     async verify(token) {
       try {
         const payload = payloadSchema.parse(
           await Promise.any(secrets.map((one) => verify(token, one, 'HS256'))),
         );
-        const { jti: id, sub: actor, key: keySha256, csrf, iat_ms: issuedAt_ms, exp: expiresAt_s } = payload;
-        return { id, actor, keySha256, csrf, issuedAt_ms, expiresAt_s };
+        const {
+          jti: id,
+          sub: actor,
+          key: keySha256,
+          grant,
+          csrf,
+          iat_ms: issuedAt_ms,
+          exp: expiresAt_s,
+        } = payload;
+        return { id, actor, keySha256, grant, csrf, issuedAt_ms, expiresAt_s };
       } catch (error) {
         throw hasEnded(error);
       }

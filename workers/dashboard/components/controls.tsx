@@ -1,10 +1,11 @@
 /** What people press and fill in, outside of dialogs and inside; and what a form's fields mean. */
 
+import type { ComponentChildren } from 'preact';
 import { useState } from 'preact/hooks';
 import { z } from 'zod';
 import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
 import { admin, query } from '../api.ts';
-import { useLoad } from '../hooks.ts';
+import { useLoad, useScope } from '../hooks.ts';
 
 /** A choice that holds at once. `options` are values with their titles, in the order of the list. */
 export function Choice<T extends string>(props: {
@@ -35,20 +36,30 @@ export function Choice<T extends string>(props: {
 }
 
 /** A button in a row of a table. Those who cannot see the row hear what it is about. */
-export const RowButton = (props: {
+export function RowButton(props: {
   readonly title: string;
   readonly about: string;
   readonly onClick: () => void;
   readonly destroys?: boolean;
-}) => (
-  <button
-    type="button"
-    class={props.destroys === true ? 'small danger outline' : 'small outline'}
-    onClick={props.onClick}
-  >
-    {props.title} <span class="hidden">{props.about}</span>
-  </button>
-);
+  /** It shows something; any other one changes something, and is not for those who only read. */
+  readonly reads?: boolean;
+}) {
+  const { mayChange } = useScope();
+  if (!mayChange && props.reads !== true) return null;
+  return (
+    <button
+      type="button"
+      class={props.destroys === true ? 'small danger outline' : 'small outline'}
+      onClick={props.onClick}
+    >
+      {props.title} <span class="hidden">{props.about}</span>
+    </button>
+  );
+}
+
+/** What changes something: not for those who only read. */
+export const ForChange = ({ children }: { readonly children: ComponentChildren }) =>
+  useScope().mayChange ? children : null;
 
 /** Looks for something when the person stops typing, or presses Enter. */
 export function Search(props: {

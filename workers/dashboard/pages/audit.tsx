@@ -42,7 +42,7 @@ export function Audit() {
             title: 'Change',
             isActions: true,
             cell: ({ id, target }) => (
-              <RowButton title="Open" about={`${id} ${target}`} onClick={() => show(String(id))} />
+              <RowButton title="Open" reads about={`${id} ${target}`} onClick={() => show(String(id))} />
             ),
           },
         ]}

@@ -12,7 +12,7 @@ import {
 } from '../../../shared/admin/job-wire.ts';
 import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { admin, query } from '../api.ts';
-import { RowButton } from '../components/controls.tsx';
+import { ForChange, RowButton } from '../components/controls.tsx';
 import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Loaded, Notice } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
@@ -38,9 +38,11 @@ export function Jobs({ backend }: { readonly backend: string }) {
     <section aria-label={`Jobs of ${backend}`}>
       <div class="row spread">
         <h2>Jobs of {backend}</h2>
-        <button type="button" onClick={() => setOpen({ what: 'new' })}>
-          Learn masks
-        </button>
+        <ForChange>
+          <button type="button" onClick={() => setOpen({ what: 'new' })}>
+            Learn masks
+          </button>
+        </ForChange>
       </div>
       {stored !== undefined && (
         <Notice kind="info">

@@ -4,7 +4,7 @@ import { z } from 'zod';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { backendSchema } from '../../../shared/wire/backend-load.ts';
 import { admin } from '../api.ts';
-import { itemsIn, RowButton } from '../components/controls.tsx';
+import { ForChange, itemsIn, RowButton } from '../components/controls.tsx';
 import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Failure, Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
@@ -34,9 +34,11 @@ export function Backends() {
   const close = () => setOpen(undefined);
   return (
     <>
-      <button type="button" onClick={() => setOpen({ what: 'add' })}>
-        New backend
-      </button>
+      <ForChange>
+        <button type="button" onClick={() => setOpen({ what: 'add' })}>
+          New backend
+        </button>
+      </ForChange>
       {error !== undefined && <Failure error={error} />}
       <Loaded load={backends}>
         {({ data }) => (
@@ -83,7 +85,7 @@ export function Backends() {
                   title: 'Jobs',
                   isActions: true,
                   cell: ({ id }) => (
-                    <RowButton title="Jobs" about={`of ${id}`} onClick={() => setShown(id)} />
+                    <RowButton title="Jobs" reads about={`of ${id}`} onClick={() => setShown(id)} />
                   ),
                 },
               ]}

@@ -2,7 +2,7 @@
 import { useState } from 'preact/hooks';
 import { type Experiment, experimentSchema } from '../../../shared/admin/experiment-wire.ts';
 import { admin, query } from '../api.ts';
-import { RowButton } from '../components/controls.tsx';
+import { ForChange, RowButton } from '../components/controls.tsx';
 import { Confirm } from '../components/dialog.tsx';
 import { ListTable } from '../components/table.tsx';
 import { type List, useAddress, useList, useScope } from '../hooks.ts';
@@ -23,9 +23,11 @@ export function Experiments() {
   const close = () => setOpen(undefined);
   return (
     <>
-      <button type="button" onClick={() => setOpen({ what: 'new' })}>
-        New experiment
-      </button>
+      <ForChange>
+        <button type="button" onClick={() => setOpen({ what: 'new' })}>
+          New experiment
+        </button>
+      </ForChange>
       <ExperimentTable
         experiments={experiments}
         search={{ title: 'Search experiments: an id or a tenant', value: q, onSearch: setQ }}
@@ -59,6 +61,7 @@ function ExperimentTable(props: {
     <RowButton
       title={title}
       about={experiment.id}
+      reads={title === 'Results'}
       destroys={title === 'Stop' || title === 'Delete'}
       onClick={act}
     />

@@ -10,14 +10,15 @@ import {
   ROTATION_OVERLAP_MAX_s,
 } from '../../../shared/admin/admin-wire.ts';
 import { admin } from '../api.ts';
-import { Choice, RowButton, TenantChoice, timeIn } from '../components/controls.tsx';
+import { Choice, ForChange, RowButton, TenantChoice, timeIn } from '../components/controls.tsx';
 import { Confirm, Dialog, FormDialog } from '../components/dialog.tsx';
 import { ListTable } from '../components/table.tsx';
 import { type List, useAddress, useAddressOf, useList, useScope } from '../hooks.ts';
-import { when } from '../look.ts';
+import { tenantFilter, when } from '../look.ts';
 
 const KIND_NAMES: Record<ApiKeyKind, string> = {
   tenant: 'sends completions',
+  viewer: 'reads, and changes nothing',
   tenant_admin: 'administrates its tenant',
   admin: 'administrates everything',
 };
@@ -37,9 +38,11 @@ export function Keys() {
   return (
     <>
       <div class="row spread">
-        <button type="button" onClick={() => setOpen({ what: 'form' })}>
-          New key
-        </button>
+        <ForChange>
+          <button type="button" onClick={() => setOpen({ what: 'form' })}>
+            New key
+          </button>
+        </ForChange>
         <label>
           <input
             type="checkbox"
@@ -211,7 +214,13 @@ function NewKey(props: { readonly onCreated: (key: CreatedKey) => void; readonly
         onPick={setKind}
       />
       {isGlobal && kind !== 'admin' && (
-        <TenantChoice name="tenant" title="Tenant" value={owner} onPick={setOwner} />
+        <TenantChoice
+          name="tenant"
+          title="Tenant"
+          value={owner}
+          {...(kind === 'viewer' ? { none: tenantFilter('') } : {})}
+          onPick={setOwner}
+        />
       )}
       <label>
         Expires (empty: never)

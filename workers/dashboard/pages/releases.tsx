@@ -29,7 +29,7 @@ type Intent =
 const REFRESH_ms = 5_000;
 
 export function Releases() {
-  const { tenant } = useScope();
+  const { tenant, mayChange } = useScope();
   const [intent, setIntent] = useState<Intent>();
   const state = useLoad(['releases', tenant], (signal) => loadState(tenant, signal), REFRESH_ms);
   const live = state.state === 'ready' ? state.data.live : null;
@@ -40,7 +40,7 @@ export function Releases() {
         {(found) => (
           <>
             <Serving {...found} tenant={tenant} />
-            {found.live !== null && (
+            {mayChange && found.live !== null && (
               <Steps live={found.live} onAct={(what) => setIntent({ what, live: found.live! })} />
             )}
             {found.comparison !== null && <Comparison comparison={found.comparison} live={found.live} />}

@@ -113,7 +113,7 @@ const columnsOf = (isGlobal: boolean, show: (id: string) => void): Column<SeenRe
     title: 'Decision',
     isActions: true,
     cell: ({ id, request_id }) => (
-      <RowButton title="Open" about={request_id ?? id} onClick={() => show(id)} />
+      <RowButton title="Open" reads about={request_id ?? id} onClick={() => show(id)} />
     ),
   },
 ];

@@ -20,7 +20,7 @@ import { number, percent, when } from '../look.ts';
 type Open = { readonly what: 'add' } | { readonly what: 'edit'; readonly tenant: Tenant };
 
 export function Tenants() {
-  const { isGlobal } = useScope();
+  const { isGlobal, mayChange } = useScope();
   const [open, setOpen] = useState<Open>();
   const [shown, setShown] = useAddress('budget', '');
   const [q, setQ] = useAddress('q', '');
@@ -29,7 +29,7 @@ export function Tenants() {
   const close = () => setOpen(undefined);
   return (
     <>
-      {isGlobal && (
+      {isGlobal && mayChange && (
         <button type="button" onClick={() => setOpen({ what: 'add' })}>
           New tenant
         </button>
@@ -124,7 +124,12 @@ function TenantTable(props: {
           cell: (tenant) => (
             <>
               <RowButton title="Edit" about={tenant.id} onClick={() => props.onEdit(tenant)} />{' '}
-              <RowButton title="Budget" about={`of ${tenant.id}`} onClick={() => props.onShow(tenant.id)} />
+              <RowButton
+                title="Budget"
+                reads
+                about={`of ${tenant.id}`}
+                onClick={() => props.onShow(tenant.id)}
+              />
             </>
           ),
         },
