@@ -50,6 +50,8 @@ export type BackendOptions = {
   readonly log?: Logger;
   /** All cores by default. One is slower, but far faster than several on a machine that is busy otherwise. */
   readonly threads?: number;
+  /** Room for keys and values of requests that run, in tokens; 8 times the model's context by default. */
+  readonly cacheTokens?: number;
   /** Room for prompts that later ones may begin with, in tokens; 0: none is kept. */
   readonly prefixTokens?: number;
   readonly limits?: Partial<ApiLimits>;
@@ -161,7 +163,7 @@ function keepHeapSmall(): void {
 }
 
 async function openModel(
-  { home, model: name, threads, prefixTokens }: BackendOptions,
+  { home, model: name, threads, cacheTokens, prefixTokens }: BackendOptions,
   log: Logger,
 ): Promise<{ engine: Engine; text: TextService; model: ServedModel }> {
   const { folder, manifest } = await openInstalled(home, name);
@@ -176,7 +178,10 @@ async function openModel(
     config: manifest.config,
     ...(manifest.surrogates && { surrogates: manifest.surrogates.id as SurrogatesId }),
     ...(threads === undefined ? {} : { threads }),
-    limits: prefixTokens === undefined ? {} : { prefixTokensMax: prefixTokens },
+    limits: {
+      ...(cacheTokens === undefined ? {} : { cacheTokensMax: cacheTokens }),
+      ...(prefixTokens === undefined ? {} : { prefixTokensMax: prefixTokens }),
+    },
     onError: (detail) => log.error({ detail }, 'the engine failed'),
   }).catch(async (error) => {
     await text.close();

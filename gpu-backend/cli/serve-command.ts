@@ -17,12 +17,13 @@ Environment:
   MASKROUTE_EDGE_URL     where unknown masks are fetched; without it, where the edge's EDGE_URL says
   MASKROUTE_METRICS_KEY  the key that reads /metrics and nothing else; without it only the backend key does
   MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
+  MASKROUTE_CACHE_TOKENS  room for keys and values of requests that run, in tokens; 8 times the model's context unless given
   MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
   MASKROUTE_HOME         models and masks (~/.cache/maskroute)`;
 
-function prefixTokensFrom(text: string): number {
+function tokensFrom(name: string, text: string): number {
   if (/^\d{1,9}$/.test(text)) return Number(text);
-  const message = `MASKROUTE_PREFIX_TOKENS must be a whole number of tokens, not "${text}".`;
+  const message = `${name} must be a whole number of tokens, not "${text}".`;
   throw new MaskrouteError('invalid_argument', message);
 }
 
@@ -48,6 +49,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         MASKROUTE_EDGE_URL,
         MASKROUTE_JOB_DATA,
         MASKROUTE_METRICS_KEY,
+        MASKROUTE_CACHE_TOKENS,
         MASKROUTE_PREFIX_TOKENS,
         BACKEND_HOST,
       } = process.env;
@@ -59,7 +61,12 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         ...(MASKROUTE_BACKEND_KEY_2 ? { otherBackendKey: MASKROUTE_BACKEND_KEY_2 } : {}),
         ...(BACKEND_HOST ? { host: BACKEND_HOST } : {}),
         jobEntry,
-        ...(MASKROUTE_PREFIX_TOKENS ? { prefixTokens: prefixTokensFrom(MASKROUTE_PREFIX_TOKENS) } : {}),
+        ...(MASKROUTE_CACHE_TOKENS
+          ? { cacheTokens: tokensFrom('MASKROUTE_CACHE_TOKENS', MASKROUTE_CACHE_TOKENS) }
+          : {}),
+        ...(MASKROUTE_PREFIX_TOKENS
+          ? { prefixTokens: tokensFrom('MASKROUTE_PREFIX_TOKENS', MASKROUTE_PREFIX_TOKENS) }
+          : {}),
         ...(MASKROUTE_JOB_DATA ? { jobDataFolder: MASKROUTE_JOB_DATA } : {}),
         ...(MASKROUTE_BACKEND_URL
           ? { audience: addressFrom('MASKROUTE_BACKEND_URL', MASKROUTE_BACKEND_URL) }

@@ -292,7 +292,7 @@ describe('clients that do not read', () => {
 
 describe('a stop', () => {
   it('lets running answers finish, refuses new ones, and says so', async () => {
-    await using api = await start({ ...says('abcdefghij'), step_ms: 20 });
+    await using api = await start({ ...says('abcdefghij'), step_ms: 200 });
     const running = await api.chat();
     const connection = (response: Response) => response.headers.get('connection');
     expect(connection(await fetch(`${api.server.url}/healthz`))).toBe('keep-alive');
