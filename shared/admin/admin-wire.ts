@@ -25,6 +25,11 @@
  * | `GET /publications?tenant=`     |                             | list of `Publication` |
  * | `GET /publications/live?tenant=` |                            | `LivePublication`; 404 when nothing was published |
  * | `GET /publications/in-use?tenant=` |                          | `PublicationInUse`: the tenant's own or the default one; 404 when every request runs dense |
+ * | `POST /publications/pause`, `/resume` | `holdSchema`          | 201 `Publication`: a rollout stands still, or goes on; 409 when nothing is on its way |
+ * | `GET /publications/comparison?tenant=` |                      | `ReleaseComparison`: the newest version beside what it replaces |
+ * | `GET /requests`, `/requests/{id}`, `/ratings` |               | see `requests-wire.ts` |
+ * | `GET /audit`, `/audit/export`   |                             | see `audit-wire.ts` |
+ * | `GET /models`                   |                             | list of `{ id }`: what backends serve |
  * | `GET /stats?tenant=&from=&to=&step=` |                        | `Stats` |
  * | `GET /traffic?tenant=&version=` |                             | list of `TrafficSample`, newest first |
  * | `/experiments`                  |                             | see `experiment-wire.ts` |

@@ -3,6 +3,7 @@ import { Hono } from 'hono';
 import { DEFAULT_TENANT, usageQuerySchema } from '../../shared/admin/admin-wire.ts';
 import { type Stats, statsQuerySchema, trafficQuerySchema } from '../../shared/admin/stats-wire.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
+import { splitModelName } from '../../shared/wire/protocol.ts';
 import { stats as statsOf } from '../counting/traffic-stats.ts';
 import { d1 } from '../db/d1.ts';
 import { listTrafficSamples, sumUsage } from '../db/usage-rows.ts';
@@ -29,7 +30,9 @@ export const traffic = new Hono<AppEnv>().get('/', async (c) => {
 
 export const models = new Hono<AppEnv>().get('/', async (c) => {
   const served = await c.var.services.models.list(holdOf(c)).catch(() => []);
-  return c.json({ object: 'list', data: served.map(({ id }) => ({ id })) });
+  // Tenants and experiments name models, of which each is served dense, too.
+  const ids = served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
+  return c.json({ object: 'list', data: ids.map((id) => ({ id })) });
 });
 
 /* What tenants used. */

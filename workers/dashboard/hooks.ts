@@ -25,7 +25,7 @@ export type Loading<T> = Load<T> & { readonly reload: () => void };
  * person decides about a second try, and pages that refresh try by themselves.
  */
 export const queries = new QueryClient({
-  defaultOptions: { queries: { retry: false, networkMode: 'always', staleTime: 1_000 } },
+  defaultOptions: { queries: { retry: false, networkMode: 'always' } },
 });
 
 // Whatever changes something may change what any open list shows.

@@ -94,14 +94,14 @@ const SHOWN_MAX = 200;
 export function useTenantIds(
   picked: string,
   q = '',
-): { readonly ids: readonly string[]; readonly isCut: boolean } {
+): { readonly ids: readonly string[]; readonly isCut: boolean; readonly reload: () => void } {
   const path = `/tenants${query({ limit: SHOWN_MAX, q: q || undefined })}`;
   const found = useLoad(['tenants to pick', q], (signal) =>
     admin(listSchema(tenantSchema), path, { signal }),
   );
   const ids = found.state === 'ready' ? found.data.data.map(({ id }) => id) : [];
   const isCut = found.state === 'ready' && found.data.has_more === true;
-  return { ids: picked === '' || ids.includes(picked) ? ids : [picked, ...ids], isCut };
+  return { ids: picked === '' || ids.includes(picked) ? ids : [picked, ...ids], isCut, reload: found.reload };
 }
 
 /** A tenant by its id. Where there are more than a list should hold, a field beside it finds the others. */
@@ -115,7 +115,7 @@ export function TenantChoice(props: {
   readonly class?: string;
 }) {
   const [q, setQ] = useState('');
-  const { ids, isCut } = useTenantIds(props.value, q);
+  const { ids, isCut, reload } = useTenantIds(props.value, q);
   const none = props.none ?? (props.value === '' ? 'pick one' : undefined);
   const options = [
     ...(none === undefined ? [] : [['', none] as const]),
@@ -130,6 +130,7 @@ export function TenantChoice(props: {
           name={props.name}
           value={props.value}
           required={props.none === undefined}
+          onFocus={reload}
           onChange={(event) => props.onPick(event.currentTarget.value)}
         >
           {options.map(([value, title]) => (

@@ -265,7 +265,7 @@ function MaskSets(props: {
   const { live } = props;
   const { tenant } = useScope();
   const [q, setQ] = useAddress('set', '');
-  const list = useList(maskSetSummarySchema, '/mask-sets', { tenant, q: q || undefined });
+  const list = useList(maskSetSummarySchema, '/mask-sets', { tenant, q: q || undefined }, REFRESH_ms);
   return (
     <ListTable
       caption="Mask sets"
