@@ -146,9 +146,9 @@ test('a tenant without a set of its own sees the default one, with its own key, 
     experimentSchema,
   );
   expect(variants.map(({ mask_set }) => mask_set)).toEqual(['dense', version]);
-  // Each asked for what is live for the tenant itself, which is nothing.
+  // Each asked for what is live for the tenant itself, which is nothing, and goes on to ask.
   for (const list of [complaints, troubles]) {
-    expect(list.splice(0)).toEqual([expect.stringContaining('404')]);
+    expect([...new Set(list.splice(0))]).toEqual([expect.stringContaining('404')]);
   }
   await own.context().close();
 });

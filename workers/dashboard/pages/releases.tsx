@@ -62,11 +62,16 @@ export function Releases() {
 
 async function loadState(tenant: string, signal: AbortSignal) {
   const scope = query({ tenant });
-  const [live, inUse, comparison] = await Promise.all([
+  const [live, inUse] = await Promise.all([
     admin(livePublicationSchema, `/publications/live${scope}`, { signal }).catch(noneIfNotFound),
     admin(publicationInUseSchema, `/publications/in-use${scope}`, { signal }).catch(noneIfNotFound),
-    admin(releaseComparisonSchema, `/publications/comparison${scope}`, { signal }).catch(noneIfNotFound),
   ]);
+  const comparison =
+    live === null
+      ? null
+      : await admin(releaseComparisonSchema, `/publications/comparison${scope}`, { signal }).catch(
+          noneIfNotFound,
+        );
   return { live, parts: inUse?.parts ?? [], comparison };
 }
 
