@@ -9,11 +9,13 @@ import { setFlagsFromString } from 'node:v8';
 import type { Logger } from 'pino';
 import { pino } from 'pino';
 import type { ModelHash, SurrogatesId } from '../shared/mask/mask.ts';
+import type { Collector } from '../shared/tracing/collector.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
-import { type ApiLimits, DEFAULT_LIMITS, type ServedModel } from './api/parts.ts';
+import { type ApiLimits, type ApiOptions, DEFAULT_LIMITS, type ServedModel } from './api/parts.ts';
 import { type RunningServer, startServer } from './api/server.ts';
 import { within } from './api/sse.ts';
-import { createEncoderService, type EncoderService } from './encoder/encoder-service.ts';
+import type { Tracing } from './api/trace-export.ts';
+import { createEncoderService } from './encoder/encoder-service.ts';
 import type { Engine } from './engine/engine.ts';
 import { createMaskRegistry } from './engine/mask-registry.ts';
 import { createEngine } from './engine/start-engine.ts';
@@ -54,6 +56,8 @@ export type BackendOptions = {
   readonly cacheTokens?: number;
   /** Room for prompts that later ones may begin with, in tokens; 0: none is kept. */
   readonly prefixTokens?: number;
+  /** Where spans of answers go; without it there are none. */
+  readonly collector?: Collector | undefined;
   readonly limits?: Partial<ApiLimits>;
 };
 
@@ -85,14 +89,15 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     threads: 1,
     onError: (detail) => log.error({ detail }, 'the encoder failed'),
   });
+  const tracing = options.collector && (await openTracing(options.collector, log));
   let jobs: Jobs | undefined;
   const closeParts = async () => {
-    await Promise.all([encoders.close(), text.close(), jobs?.close()]);
+    await Promise.all([encoders.close(), text.close(), jobs?.close(), tracing?.close()]);
     await within(engine.close(), ENGINE_CLOSE_ms);
   };
   try {
     jobs = await jobsOf(options, model.name, log);
-    const server = await serve(options, model, encoders, jobs, log);
+    const server = await serve(options, { model, encoders, jobs, tracer: tracing?.tracer, log });
     log.info({ url: server.url, model: model.name }, 'ready');
     let closing: Promise<void> | undefined;
     const close = async () => {
@@ -115,16 +120,20 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
   }
 }
 
+/** Loaded where it is wanted: it takes some megabytes. */
+async function openTracing(collector: Collector, log: Logger): Promise<Tracing> {
+  const { openTracing } = await import('./api/trace-export.ts');
+  return openTracing(collector, log);
+}
+
 /** How long the engine may take to end once no answer runs; past that the process ends without it. */
 const ENGINE_CLOSE_ms = 3000;
 
 async function serve(
   options: BackendOptions,
-  model: ServedModel,
-  encoders: EncoderService,
-  jobs: Jobs | undefined,
-  log: Logger,
+  parts: Pick<ApiOptions, 'model' | 'encoders' | 'jobs' | 'tracer' | 'log'>,
 ): Promise<RunningServer> {
+  const { model, log } = parts;
   const { home, backendKey, otherBackendKey, metricsKey, edgeUrl } = options;
   const own = Promise.withResolvers<string>();
   const audience = options.audience === OWN_ADDRESS ? own.promise : options.audience;
@@ -138,7 +147,7 @@ async function serve(
   const keys = { backendKey, otherBackendKey, metricsKey, audience };
   const limits = { ...DEFAULT_LIMITS, ...options.limits };
   const server = await startServer(
-    { model, masks, encoders, jobs, keys, limits, log },
+    { ...parts, masks, keys, limits },
     { port: options.port, hostname: options.host ?? '127.0.0.1' },
   ).catch((cause: Error) => {
     throw new MaskrouteError('start_failed', `The backend cannot listen: ${cause.message}.`, { cause });

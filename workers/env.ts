@@ -5,6 +5,7 @@
  */
 import { z } from 'zod';
 import type { EdgeMessage } from '../shared/admin/request-event.ts';
+import { collectorVariables } from '../shared/tracing/collector.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../shared/wire/protocol.ts';
 import { FRONTS } from './base/place.ts';
@@ -56,6 +57,9 @@ export interface Env {
   readonly OIDC_CLIENT_ID?: string;
   readonly OIDC_CLIENT_SECRET?: string;
   readonly OIDC_ROLE_CLAIM?: string;
+  readonly OTEL_EXPORTER_OTLP_ENDPOINT?: string;
+  readonly OTEL_EXPORTER_OTLP_HEADERS?: string;
+  readonly OTEL_TRACES_SAMPLER_ARG?: string | number;
   readonly HF_TOKEN?: string;
   readonly HF_MODEL?: string;
   readonly HF_REVISION?: string;
@@ -120,6 +124,7 @@ const configSchema = z.object({
   OIDC_CLIENT_SECRET: optional(z.string().optional()),
   /** Of the id token: `admin`, `viewer`, `tenant_admin:TENANT` or `viewer:TENANT`, or a list with one of them. */
   OIDC_ROLE_CLAIM: optional(z.string().default('maskroute_role')),
+  ...collectorVariables,
   HF_TOKEN: optional(z.string().optional()),
   HF_MODEL: optional(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),
   HF_REVISION: optional(z.string().default('main')),

@@ -4,7 +4,14 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type ChoiceEvent, type ChoiceJob, cancellation, type Progress, runChoice } from './choice.ts';
+import {
+  type ChoiceEvent,
+  type ChoiceJob,
+  cancellation,
+  notBegun,
+  type Progress,
+  runChoice,
+} from './choice.ts';
 import type { ApiLimits, ServedModel } from './parts.ts';
 import type { AnswerPlan } from './plan.ts';
 
@@ -26,9 +33,7 @@ export function runAnswer(
   limits: ApiLimits,
   signal: AbortSignal,
 ): RunningAnswer {
-  const progress = plan.jobs.map(
-    (): Progress => ({ completionTokens: 0, cachedTokens: 0, timings: undefined }),
-  );
+  const progress = plan.jobs.map(notBegun);
   const abandoned = new AbortController();
   const admission: Admission = {
     someoneIsIn: false,

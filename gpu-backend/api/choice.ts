@@ -25,8 +25,21 @@ export type ChoiceJob = {
 export type Progress = {
   completionTokens: number;
   cachedTokens: number;
+  /** Undefined until the engine has finished it, as are the next two. Times of events are on the clock of `performance`. */
   timings: Timings | undefined;
+  finishReason: FinishReason | undefined;
+  finishedAt_ms: number | undefined;
+  firstTokenAt_ms: number | undefined;
+  tokenAt_ms: number | undefined;
+  /** Between each token and the next. */
+  readonly tokenGaps_ms: number[];
 };
+
+export const notBegun = (): Progress => ({
+  ...{ completionTokens: 0, cachedTokens: 0, tokenGaps_ms: [] },
+  ...{ firstTokenAt_ms: undefined, tokenAt_ms: undefined },
+  ...{ timings: undefined, finishReason: undefined, finishedAt_ms: undefined },
+});
 
 export type ChoiceEvent =
   | ({ readonly type: 'text'; readonly index: number } & Shown)
@@ -64,17 +77,26 @@ export async function* runChoice(
       const { text, pieces } = answer.take(event);
       if (text !== '' || pieces.length > 0) yield { type: 'text', index, text, pieces };
       if (answer.stopped) own.abort();
-      if (event.type === 'token') progress.completionTokens++;
+      if (event.type === 'token') noteToken(progress, performance.now());
       if (event.type !== 'finished') continue;
-      progress.cachedTokens = event.cachedTokens;
-      progress.timings = event.timings;
-      yield { type: 'finished', index, reason: answer.stopped ? 'stop' : finishReason(event.reason, signal) };
+      const { cachedTokens, timings } = event;
+      Object.assign(progress, { cachedTokens, timings, finishedAt_ms: performance.now() });
+      const reason = answer.stopped ? 'stop' : finishReason(event.reason, signal);
+      progress.finishReason = reason;
+      yield { type: 'finished', index, reason };
       return;
     }
     throw new MaskrouteError('engine_failed', 'The engine ended a request without an end.');
   } finally {
     own.abort();
   }
+}
+
+function noteToken(progress: Progress, now_ms: number): void {
+  progress.completionTokens++;
+  if (progress.tokenAt_ms !== undefined) progress.tokenGaps_ms.push(now_ms - progress.tokenAt_ms);
+  progress.firstTokenAt_ms ??= now_ms;
+  progress.tokenAt_ms = now_ms;
 }
 
 function finishReason(reason: 'stop' | 'length' | 'cancelled', signal: AbortSignal): FinishReason {

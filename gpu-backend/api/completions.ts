@@ -16,6 +16,7 @@ import {
 import { HEADERS } from '../../shared/wire/protocol.ts';
 import { TENANT_SHARE_MAX } from '../engine/scheduler.ts';
 import { type RunningAnswer, runAnswer } from './answer.ts';
+import { AnswerTrace } from './answer-trace.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './parts.ts';
 import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion } from './plan.ts';
 import { SSE_DONE, sseBody, within } from './sse.ts';
@@ -32,6 +33,13 @@ export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
     });
 }
 
+/** What a request asks of an endpoint, and when its first bytes came, on the clock of `performance`. */
+type Arrival = {
+  readonly endpoint: Endpoint;
+  readonly arrivedAt_ms: number;
+  readonly trace: AnswerTrace | undefined;
+};
+
 async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>>(
   parts: ApiParts,
   c: ApiContext,
@@ -40,6 +48,23 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
   planOf: (parts: ApiParts, call: Call, request: z.infer<Schema>) => Promise<AnswerPlan>,
 ): Promise<Response> {
   const arrivedAt_ms = performance.now();
+  const trace =
+    parts.tracer && new AnswerTrace(parts.tracer, endpoint, (name) => c.req.header(name), arrivedAt_ms);
+  try {
+    return await answer(parts, c, { endpoint, arrivedAt_ms, trace }, checked, planOf);
+  } catch (thrown) {
+    trace?.end(undefined, toMaskrouteError(thrown));
+    throw thrown;
+  }
+}
+
+async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest>>(
+  parts: ApiParts,
+  c: ApiContext,
+  arrival: Arrival,
+  checked: CheckedObject<Schema>,
+  planOf: (parts: ApiParts, call: Call, request: z.infer<Schema>) => Promise<AnswerPlan>,
+): Promise<Response> {
   const tenant = tenantOf(c);
   requirePlace(parts, tenant);
   const raw = await parts.bodies.readJson(c.req.raw, tenant);
@@ -48,7 +73,8 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
   const { body, ignored } = readFields(checked, raw);
   setHeaders(c, ignored);
   const limit_ms = deadline_ms(c.req.header(BACKEND_HEADERS.deadline));
-  const completion = begin(parts, c, endpoint, body.maskroute?.completion, { arrivedAt_ms, limit_ms });
+  arrival.trace?.asked(arrival.endpoint, c.get('requestId'), body);
+  const completion = begin(parts, c, arrival, body.maskroute?.completion, limit_ms);
   let running: RunningAnswer | undefined;
   try {
     const plan = await planOf(parts, completion, body);
@@ -57,7 +83,7 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
     if (plan.stream) return await streamed(parts, c, completion, running);
     const whole = await wholeAnswer(parts.model, running);
     const headers = { ...answerHeaders(plan), [HEADERS.serverTiming]: wholeTiming(running) };
-    parts.metrics.request(endpoint, 200, 'ok');
+    parts.metrics.request(arrival.endpoint, 200, 'ok');
     end(parts, completion, running, undefined);
     return c.json(whole, 200, headers);
   } catch (thrown) {
@@ -100,23 +126,21 @@ function deadline_ms(header: string | undefined): number | undefined {
 }
 
 /** A completion that has taken its place. It gives it back in `end`, which is called once. */
-type Completion = Call & {
-  readonly endpoint: Endpoint;
-  /** When its first bytes came, on the clock of `performance`. */
-  readonly arrivedAt_ms: number;
-  /** Aborts `signal`. */
-  readonly abort: AbortController;
-  /** Aborts it when the caller's time is over. */
-  readonly deadline: NodeJS.Timeout | undefined;
-  readonly leave: () => void;
-};
+type Completion = Call &
+  Arrival & {
+    /** Aborts `signal`. */
+    readonly abort: AbortController;
+    /** Aborts it when the caller's time is over. */
+    readonly deadline: NodeJS.Timeout | undefined;
+    readonly leave: () => void;
+  };
 
 function begin(
   { lifecycle, recentAnswers }: ApiParts,
   c: ApiContext,
-  endpoint: Endpoint,
+  arrival: Arrival,
   name: string | null | undefined,
-  { arrivedAt_ms, limit_ms }: { readonly arrivedAt_ms: number; readonly limit_ms: number | undefined },
+  limit_ms: number | undefined,
 ): Completion {
   const [requestId, caller] = [c.get('requestId'), c.get('caller')];
   const id = name ?? requestId;
@@ -129,7 +153,7 @@ function begin(
       ? undefined
       : setTimeout(
           () => abort.abort(deadlineExceeded(limit_ms)),
-          Math.max(0, limit_ms - (performance.now() - arrivedAt_ms)),
+          Math.max(0, limit_ms - (performance.now() - arrival.arrivedAt_ms)),
         );
   recentAnswers.set(id, { finished: false, prompt_tokens: 0, completion_tokens: 0 });
   return {
@@ -138,8 +162,7 @@ function begin(
     caller,
     signal: abort.signal,
     spent: { tokens: 0 },
-    endpoint,
-    arrivedAt_ms,
+    ...arrival,
     abort,
     deadline,
     leave: lifecycle.begin(abort, tenantOf(c)),
@@ -231,6 +254,7 @@ function end(
   const { id, requestId, caller, endpoint, arrivedAt_ms } = completion;
   clearTimeout(completion.deadline);
   completion.leave();
+  completion.trace?.end(running, error);
   if (running === undefined) {
     const prompt_tokens = completion.spent.tokens;
     parts.recentAnswers.set(id, { finished: true, prompt_tokens, completion_tokens: 0 });
@@ -250,7 +274,7 @@ function end(
     cachedTokens: cached_tokens,
     first_ms,
     total_ms,
-    timings: progress.flatMap(({ timings }) => timings ?? []),
+    choices: progress,
   });
   parts.log.info(
     {

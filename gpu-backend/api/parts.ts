@@ -3,6 +3,7 @@
  * wait of it. Tests shorten the waits and bring an engine of their own.
  */
 import type { HttpBindings } from '@hono/node-server';
+import type { Tracer } from '@opentelemetry/api';
 import type { Context } from 'hono';
 import { LRUCache } from 'lru-cache';
 import type { Logger } from 'pino';
@@ -27,6 +28,8 @@ export type ApiOptions = {
   /** Undefined: this backend runs none. */
   readonly jobs: Jobs | undefined;
   readonly keys: ApiKeys;
+  /** Undefined: nothing is traced. */
+  readonly tracer: Tracer | undefined;
   readonly limits: ApiLimits;
   readonly log: Logger;
 };

@@ -87,9 +87,11 @@ export function* failureFrames(
 const usageChunk = (head: object, running: RunningAnswer): string =>
   sseData({ ...head, choices: [], usage: usageOf(running), maskroute: infoOf(running) });
 
-/** The completion's id follows from the edge's name for it, so that the edge knows it without reading the answer. */
+/** It follows from the edge's name for the completion, so that the edge knows it without reading the answer. */
+export const answerId = ({ endpoint, id }: AnswerPlan): string => FORMATS[endpoint].idPrefix + id;
+
 const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object => ({
-  id: FORMATS[plan.endpoint].idPrefix + plan.id,
+  id: answerId(plan),
   object,
   created: Math.floor(Date.now() / 1000),
   model: plan.modelName,

@@ -9,7 +9,8 @@ import type { Scored } from '../learning/data/samples.ts';
 import type { Learned, LearnOptions, LearnProgress } from '../learning/learn.ts';
 import type { CountRange } from '../learning/search/budget.ts';
 import type { BlockCost, TargetKind } from '../learning/search/effort.ts';
-import { LEARN_EFFORT } from '../learning/search/effort.ts';
+import { CONTEXT_TOKENS, LEARN_EFFORT, QUICK_EFFORT } from '../learning/search/effort.ts';
+import type { LearnReport } from '../learning/search/learn-report.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { createReporter, DATA_HELP, interruptible, part, wholeNumber } from './terminal.ts';
 
@@ -20,8 +21,11 @@ type LearnFlags = {
   readonly model: string;
   readonly data: string[];
   readonly clusters: readonly number[] | 'auto';
+  readonly masks?: number;
   readonly sparsity: number;
   readonly cost: BlockCost;
+  readonly context?: number;
+  readonly quick: boolean;
   readonly attention?: CountRange;
   readonly ffn?: CountRange;
   readonly surrogate?: boolean;
@@ -45,19 +49,29 @@ type DistillFlags = {
 export function addLearnCommands(program: Command): void {
   program
     .command('learn')
-    .description('find a mask for every cluster of your prompts; killed and started again, it goes on')
+    .description('find masks for the clusters of your prompts; killed and started again, it goes on')
     .requiredOption('--model <name>', 'an installed model')
     .requiredOption('--data <file...>', DATA_HELP)
     .requiredOption(
       '--clusters <count>',
-      'how many masks, auto, or several to compare: 1,2,4,8',
+      'how many groups of like prompts: 16 to 256, auto, or several to compare: 1,16,64',
       clusterCounts,
+    )
+    .option(
+      '--masks <count>',
+      'how many masks the clusters share at most (default: as many as pay)',
+      wholeNumber(1, CLUSTER_COUNT_MAX),
     )
     .requiredOption('--sparsity <share>', 'share of the blocks to leave out, such as 0.125', part)
     .addOption(
       new Option('--cost <what>', 'what the sparsity is a share of: blocks, or the measured time of a token')
         .choices(['blocks', 'time'])
         .default('blocks'),
+    )
+    .option(
+      '--context <tokens>',
+      `with --cost time: tokens before the one that is timed (default: ${CONTEXT_TOKENS})`,
+      wholeNumber(1),
     )
     .option('--attention <range>', 'attention blocks to leave out: 7, 4-9, or -9', countRange)
     .option('--ffn <range>', 'FFN blocks to leave out, likewise', countRange)
@@ -83,6 +97,7 @@ export function addLearnCommands(program: Command): void {
     .option('--encoder <name>', 'what embeds: static, a .bin table, all-minilm-l6-v2, or a folder', 'static')
     .option('--name <name>', "the mask set's own name (default: the folder's)")
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
+    .option('--quick', 'a first set with much less work: less text, few exchanges, one turn', false)
     .option('--seed <number>', 'equal seeds give equal sets', wholeNumber(0))
     .action((flags: LearnFlags) => interruptible((signal) => runLearn(flags, signal)));
 
@@ -106,21 +121,24 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const reporter = createReporter();
   const model = await openInstalled(home, flags.model);
   checkSparsity(flags, 2 * model.manifest.config.layerCount);
+  checkContext(flags);
   const options = {
     model,
     surrogates: await surrogatesFor(model, flags.surrogate),
     data: flags.data,
-    ...{ sparsity: flags.sparsity, cost: flags.cost, attention: flags.attention, ffn: flags.ffn },
+    maskCount: flags.masks,
+    ...{ sparsity: flags.sparsity, cost: flags.cost, context: flags.context },
+    ...{ attention: flags.attention, ffn: flags.ffn },
     encoder: flags.encoder,
     encoderOptions: { home, threads: availableParallelism(), hooks: reporter },
     out: flags.out,
     name: flags.name ?? path.basename(path.resolve(flags.out)),
-    effort: { ...LEARN_EFFORT, targets: flags.loss, scored: flags.score },
+    effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
     ...{ rowsMax: flags.rows, seed: flags.seed, signal },
     onProgress(progress: LearnProgress) {
       if (!('done' in progress)) return reporter.log(STAGE_LINES[progress.stage]);
-      const { stage, done, total, cluster } = progress;
-      reporter.update(stage, done, total, cluster === undefined ? '' : `cluster ${cluster}`);
+      const { stage, done, total, group } = progress;
+      reporter.update(stage, done, total, group === undefined ? '' : `group ${group}`);
     },
   };
   try {
@@ -129,7 +147,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     const clusterCount = flags.clusters === 'auto' ? 'auto' : flags.clusters[0]!;
     const learned = await learn({ ...options, clusterCount });
     reporter.stop();
-    showLearned(learned, path.join(flags.out, MASK_SET_FILE));
+    await showLearned(learned, path.join(flags.out, MASK_SET_FILE));
   } finally {
     reporter.stop();
   }
@@ -146,12 +164,16 @@ async function runSweep(
   });
 }
 
-function showLearned({ maskSet, report }: Learned, file: string): void {
+async function showLearned({ maskSet, report }: Learned, file: string): Promise<void> {
   if (report.routing.collapse !== null) console.error(`Routing has collapsed: ${report.routing.collapse}.`);
-  for (const [index, cluster] of report.clusters.entries()) {
-    const out = [...cluster.skipAttention.map((l) => `A${l}`), ...cluster.skipFfn.map((l) => `F${l}`)];
-    console.log(`cluster ${index}  ${percent(cluster.share)}  ${cluster.label}  out: ${out.join(' ')}`);
+  for (const [index, mask] of report.masks.entries()) {
+    const out = [...mask.skipAttention.map((l) => `A${l}`), ...mask.skipFfn.map((l) => `F${l}`)];
+    const clusters = report.clusters.filter(({ maskIndex }) => maskIndex === index).length;
+    console.log(
+      `mask ${index}  ${clusters} of ${report.clusters.length} clusters, ${percent(mask.share)}  out: ${out.join(' ')}`,
+    );
   }
+  if (report.sharing !== null) await showSharing(report.sharing);
   const figures = maskSet.heldOut as Record<string, { kl?: number; perplexity?: number } | undefined>;
   for (const method of ['learned', 'one-mask']) {
     const { kl, perplexity } = figures[method] ?? {};
@@ -162,6 +184,12 @@ function showLearned({ maskSet, report }: Learned, file: string): void {
     `${maskSet.name} ${report.version}, ${percent(maskSet.reachedSparsity)} of the blocks out: ${file}`,
   );
   console.log(`Next: maskroute publish ${file} --activate`);
+}
+
+async function showSharing({ headroom, reason }: NonNullable<LearnReport['sharing']>): Promise<void> {
+  const { headroomLines } = await import('../learning/search/headroom.ts');
+  if (headroom !== null) console.log(headroomLines(headroom).join('\n'));
+  if (reason !== null) console.log(`All clusters share one mask: ${reason}.`);
 }
 
 /** The installed table by default. @throws MaskrouteError `invalid_argument` when it is asked for and not there. */
@@ -182,6 +210,15 @@ function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void
   throw new MaskrouteError(
     'invalid_argument',
     `A sparsity of ${sparsity} is less than half a block of ${blockCount}: no mask would leave anything out.`,
+  );
+}
+
+/** @throws MaskrouteError `invalid_argument` when it would do nothing. */
+function checkContext({ cost, context }: LearnFlags): void {
+  if (context === undefined || cost === 'time') return;
+  throw new MaskrouteError(
+    'invalid_argument',
+    '--context is for --cost time, which measures what blocks take.',
   );
 }
 

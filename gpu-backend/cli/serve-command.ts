@@ -19,6 +19,9 @@ Environment:
   MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
   MASKROUTE_CACHE_TOKENS  room for keys and values of requests that run, in tokens; 8 times the model's context unless given
   MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
+  OTEL_EXPORTER_OTLP_ENDPOINT  a collector of traces (http/protobuf); without it none are made
+  OTEL_EXPORTER_OTLP_HEADERS   what it wants in headers: name=value,name=value, percent-encoded
+  OTEL_RESOURCE_ATTRIBUTES     how this backend is named in its spans, and OTEL_SERVICE_NAME
   MASKROUTE_HOME         models and masks (~/.cache/maskroute)`;
 
 function tokensFrom(name: string, text: string): number {
@@ -42,6 +45,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
     .addHelpText('after', ENVIRONMENT)
     .action(async ({ model }: { model: string }) => {
       const { serveUntilSignal } = await import('../main.ts');
+      const { collectorFrom } = await import('../../shared/tracing/collector.ts');
       const {
         MASKROUTE_BACKEND_KEY,
         MASKROUTE_BACKEND_KEY_2,
@@ -61,6 +65,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         ...(MASKROUTE_BACKEND_KEY_2 ? { otherBackendKey: MASKROUTE_BACKEND_KEY_2 } : {}),
         ...(BACKEND_HOST ? { host: BACKEND_HOST } : {}),
         jobEntry,
+        collector: collectorFrom(process.env),
         ...(MASKROUTE_CACHE_TOKENS
           ? { cacheTokens: tokensFrom('MASKROUTE_CACHE_TOKENS', MASKROUTE_CACHE_TOKENS) }
           : {}),

@@ -8,6 +8,7 @@ import { createServer } from 'node:net';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { type Collector, variablesOf } from '../../shared/tracing/collector.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pullModel } from '../cli/models.ts';
 import { createReporter } from '../cli/terminal.ts';
@@ -43,6 +44,8 @@ type ProductOptions = {
   readonly backendPort: number;
   /** Whose pages may call the edge; undefined: as `wrangler.toml` says. */
   readonly allowedOrigins?: string | undefined;
+  /** Where the spans of both parts go; undefined: nowhere. */
+  readonly collector?: Collector | undefined;
   /** A copy of the database to begin with, in place of what is there. */
   readonly restore?: string | undefined;
   /** Gets one line for people about what goes on. */
@@ -119,15 +122,15 @@ async function stopParts({ home, say }: ProductOptions, parts: Parts, backups: B
   if (parts.edge !== undefined) await backUp(backups, say);
 }
 
-const backendChild = ({ home, backendPort: port }: ProductOptions, { backendKey }: DevKeys) => ({
+const backendChild = ({ home, backendPort: port, collector }: ProductOptions, { backendKey }: DevKeys) => ({
   name: 'backend',
   entry: PART,
-  config: { home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI } satisfies BackendConfig,
+  config: { home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI, collector } satisfies BackendConfig,
   logFile: logFile(home, 'backend'),
 });
 
 const edgeChild = (
-  { home, port, allowedOrigins }: ProductOptions,
+  { home, port, allowedOrigins, collector }: ProductOptions,
   { adminKey, backendKey }: DevKeys,
   backendUrl: string,
 ) => ({
@@ -140,6 +143,7 @@ const edgeChild = (
     bindings: {
       ...{ BACKEND_URL: backendUrl, BACKEND_KEY: backendKey, ADMIN_KEY: adminKey },
       ...(allowedOrigins === undefined ? {} : { ALLOWED_ORIGINS: allowedOrigins }),
+      ...(collector && variablesOf(collector)),
     },
   } satisfies EdgeOptions,
   logFile: logFile(home, 'edge'),

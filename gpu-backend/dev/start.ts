@@ -1,6 +1,7 @@
 /** `npm start`: the whole product on this machine until SIGINT or SIGTERM; then it drains and exits with 0. */
 import { once } from 'node:events';
 import { parseArgs } from 'node:util';
+import { collectorFrom } from '../../shared/tracing/collector.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../../shared/wire/protocol.ts';
 import { portFrom } from '../cli/terminal.ts';
@@ -19,6 +20,7 @@ async function main(): Promise<void> {
     port: portFrom('PORT', EDGE_PORT),
     backendPort: portFrom('BACKEND_PORT', BACKEND_PORT),
     allowedOrigins: allowedOrigins(),
+    collector: collectorFrom(process.env),
     restore: restoreFrom(process.argv.slice(2)),
     say: console.log,
     signal,

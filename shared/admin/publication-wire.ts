@@ -115,12 +115,12 @@ export const livePublicationSchema = publicationSchema.extend({
   share: z.number().min(0).max(1),
   /** What the others see; null when this is everyone's, or when nothing came before. */
   base_version: z.string().nullable(),
-  /** What a rollback brings back; null when nothing came before. An edge of the release before does not say. */
-  previous_version: z.string().nullable().default(null),
+  /** What a rollback brings back; null when nothing came before. */
+  previous_version: z.string().nullable(),
   /** Since when its steps wait for somebody to let them go on; null: they go on by themselves. */
-  paused_at: timestamp.nullable().default(null),
+  paused_at: timestamp.nullable(),
   /** When the share changes next; null when everyone sees it, and while it is paused. */
-  next_step_at: timestamp.nullable().default(null),
+  next_step_at: timestamp.nullable(),
 });
 export type LivePublication = z.infer<typeof livePublicationSchema>;
 

@@ -112,18 +112,15 @@ export const statsSchema = z.object({
    * By backend, over all tenants; empty in a question about one tenant. Times are from the request's arrival at
    * the edge, what it lost at other backends included, and by whole ten minutes.
    */
-  backends: z
-    .array(
-      z.object({
-        backend: z.string(),
-        /** Those whose time to the first token is known. */
-        answers: z.int(),
-        ttft_quantiles_ms: quantilesSchema,
-        tpot_quantiles_ms: quantilesSchema,
-      }),
-    )
-    // An edge of the release before has none; a page may ask one while a deployment is gradual.
-    .default([]),
+  backends: z.array(
+    z.object({
+      backend: z.string(),
+      /** Those whose time to the first token is known. */
+      answers: z.int(),
+      ttft_quantiles_ms: quantilesSchema,
+      tpot_quantiles_ms: quantilesSchema,
+    }),
+  ),
   fallbacks: z.array(z.object({ reason: z.string(), requests: z.int() })),
   /** All of it together; an edge of the release before does not say. */
   total: figuresSchema.optional(),

@@ -119,9 +119,12 @@ export function stickyKey(kind: StickyKind, caller: StickyCaller, request: Stick
       if (request.body.user == null) return stickyKey('conversation', caller, request);
       return JSON.stringify(['user', caller.tenant, request.body.user]);
     case 'conversation':
-      return JSON.stringify(['conversation', caller.tenant, ...conversationStart(request)]);
+      return conversationKey(caller.tenant, request);
   }
 }
+
+export const conversationKey = (tenant: string, request: StickySource): string =>
+  JSON.stringify(['conversation', tenant, ...conversationStart(request)]);
 
 /** Everything up to the first answer, which stays as it is while the conversation grows. */
 function conversationStart(request: StickySource): readonly unknown[] {

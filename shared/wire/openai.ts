@@ -336,6 +336,8 @@ export const dryRunSchema = z.object({
   /** Euclidean distance to the centroid. */
   distance: z.number().nullable(),
   maskroute: routeEchoSchema,
+  /** The conversation's own backend, which is asked first unless it is busy; null where there is one. */
+  backend: z.string().nullable(),
   /** What embedded the text; null when nothing was embedded. */
   encoder: encoderSpecSchema.nullable(),
   timings_ms: z.object({ assign: z.number(), embed: z.number(), route: z.number() }),

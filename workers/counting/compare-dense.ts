@@ -103,22 +103,32 @@ async function greedyAnswer(
   const { model } = splitModelName(routable.body.model);
   const mask = which === 'dense' ? DENSE_MASK_ID : routed.decision.mask;
   const common = { model, mask, temperature: 0, max_tokens: COMPARISON.tokens };
-  const { response, backend: answerer } = await backend.call({
-    path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
-    requestId: `compare_${event}_${which}`,
-    tenant,
-    signal: AbortSignal.timeout(COMPARISON.timeout_ms),
-    timeout_ms: COMPARISON.timeout_ms,
-    wish: { region: routed.assignment.region, mask: routed.decision.maskId ?? DENSE_MASK_ID, model },
+  const called = await backend.call({
+    request: {
+      path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
+      requestId: `compare_${event}_${which}`,
+      tenant,
+      body: JSON.stringify(
+        routable.kind === 'chat'
+          ? { ...common, messages: routable.body.messages, logprobs: true }
+          : { ...common, prompt: routable.body.prompt, logprobs: 1 },
+      ),
+    },
+    purpose: {
+      kind: 'completion',
+      region: routed.assignment.region,
+      model,
+      mask: which === 'dense' ? DENSE_MASK_ID : (routed.decision.maskId ?? DENSE_MASK_ID),
+      conversation: routable,
+    },
+    time: { timeout_ms: COMPARISON.timeout_ms, isFullTime: false },
     // A backend that has no room has none for this either.
-    mayRetry: () => false,
+    retries: { left: 0 },
+    signal: AbortSignal.timeout(COMPARISON.timeout_ms),
     hold,
-    body: JSON.stringify(
-      routable.kind === 'chat'
-        ? { ...common, messages: routable.body.messages, logprobs: true }
-        : { ...common, prompt: routable.body.prompt, logprobs: 1 },
-    ),
   });
+  if (called.kind === 'error') throw called.error;
+  const { response, backend: answerer } = called;
   if (!response.ok) {
     await response.body?.cancel();
     throw new Error(`the backend answered ${response.status}`);

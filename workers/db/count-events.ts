@@ -8,7 +8,7 @@ import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
 import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/admin/request-event.ts';
 import { bucketOf } from '../../shared/admin/statistics.ts';
 import type { ErrorCode } from '../../shared/wire/errors.ts';
-import type { Database } from './d1.ts';
+import { type Database, minuteOf } from './d1.ts';
 import { countLatencies } from './latencies.ts';
 import {
   auditLog,
@@ -70,7 +70,7 @@ export async function countEvents(db: Database, request: CountRequest): Promise<
 
 /** Some of what is over, of every kind. */
 const deletions = (db: Database, kept: Kept) => {
-  const minutesSince = Math.floor(kept.minutesSince_ms / 60_000);
+  const minutesSince = minuteOf(kept.minutesSince_ms);
   return [
     db.delete(events).where(firstOf(events, lt(events.createdAt_ms, kept.eventsSince_ms))),
     db.delete(outcomes).where(firstOf(outcomes, lt(outcomes.minute, minutesSince))),

@@ -17,8 +17,24 @@ export const isoTime = (time_ms: number): string => new Date(time_ms).toISOStrin
 export const isoTimeOrNull = (time_ms: number | null): string | null =>
   time_ms === null ? null : isoTime(time_ms);
 
-/** Whether a write failed because a row with the same key is already there, however deep the driver wrapped it. */
-export function isDuplicate(error: unknown): boolean {
+export const minuteOf = (time_ms: number): number => Math.floor(time_ms / 60_000);
+
+/** Undefined: any value will do. */
+export const isIfGiven = (column: SQLiteColumn, value: string | undefined): SQL | undefined =>
+  value === undefined ? undefined : eq(column, value);
+
+/** @throws MaskrouteError `conflict` with this message when a row with the same key is there already. */
+export async function orConflict<T>(insert: Promise<T>, message: string): Promise<T> {
+  try {
+    return await insert;
+  } catch (error) {
+    if (!isDuplicate(error)) throw error;
+    throw new MaskrouteError('conflict', message, { param: 'id' });
+  }
+}
+
+/** However deep the driver wrapped it. */
+function isDuplicate(error: unknown): boolean {
   for (let cause = error; cause instanceof Error; cause = cause.cause) {
     if (/UNIQUE constraint failed|PRIMARY KEY constraint failed/i.test(cause.message)) return true;
   }

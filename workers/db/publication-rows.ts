@@ -5,7 +5,7 @@
  * The pointer names the newest publication. Until its schedule is through, readers work out from it and the
  * clock who sees it and who still sees its base: the last publication that everyone saw.
  */
-import { and, desc, eq, sql } from 'drizzle-orm';
+import { and, desc, eq, type SQL, sql } from 'drizzle-orm';
 import { alias } from 'drizzle-orm/sqlite-core';
 import type { PageQuery } from '../../shared/admin/admin-wire.ts';
 import type { AutoRollback, Publication } from '../../shared/admin/publication-wire.ts';
@@ -48,7 +48,6 @@ export type Flip = {
 };
 
 const bases = alias(publications, 'bases');
-const baseColumns = { owner: bases.owner, version: bases.version };
 
 /** Reads a row, if there is one: fails where the database cannot be read. */
 export async function askForTables(db: Database): Promise<void> {
@@ -57,14 +56,24 @@ export async function askForTables(db: Database): Promise<void> {
 
 /** The newest publication of exactly this tenant (no falling back to the default one). */
 export async function findLive(db: Database, tenant: string): Promise<LiveState | null> {
+  const [state] = await liveStates(db, eq(live.tenant, tenant));
+  return state ?? null;
+}
+
+/** The newest publications that may be taken back by themselves and are of one of these versions. */
+export function listGuarded(db: Database, versions: readonly string[]): Promise<LiveState[]> {
+  const isOfThese = sql`${publications.version} in (select value from json_each(${JSON.stringify(versions)}))`;
+  return liveStates(db, and(sql`${publications.autoRollback} is not null`, isOfThese));
+}
+
+async function liveStates(db: Database, condition: SQL | undefined): Promise<LiveState[]> {
   const rows = await db
-    .select({ publication: publications, base: baseColumns })
+    .select({ publication: publications, base: { owner: bases.owner, version: bases.version } })
     .from(live)
     .innerJoin(publications, eq(publications.id, live.publicationId))
     .leftJoin(bases, eq(bases.id, publications.previousId))
-    .where(eq(live.tenant, tenant))
-    .limit(1);
-  return rows[0] === undefined ? null : { ...toState(rows[0].publication), base: rows[0].base };
+    .where(condition);
+  return rows.map(({ publication, base }) => ({ ...toState(publication), base }));
 }
 
 export async function findPublication(db: Database, id: string): Promise<PublicationState | null> {
@@ -92,22 +101,6 @@ export async function listPublications(
     .orderBy(desc(sequence))
     .limit(limit + 1);
   return toPage(rows, limit, (row) => ({ at: row.sequence, id: row.id }), toPublication);
-}
-
-/** The newest publications that may be taken back by themselves and are of one of these versions. */
-export async function listGuarded(db: Database, versions: readonly string[]): Promise<LiveState[]> {
-  const rows = await db
-    .select({ publication: publications, base: baseColumns })
-    .from(live)
-    .innerJoin(publications, eq(publications.id, live.publicationId))
-    .leftJoin(bases, eq(bases.id, publications.previousId))
-    .where(
-      and(
-        sql`${publications.autoRollback} is not null`,
-        sql`${publications.version} in (select value from json_each(${JSON.stringify(versions)}))`,
-      ),
-    );
-  return rows.map(({ publication, base }) => ({ ...toState(publication), base }));
 }
 
 /** What a withdrawal has in the place of a version: the column holds no null. */

@@ -316,7 +316,7 @@ export const events = sqliteTable(
 );
 
 /** Sums from which means and variances follow; `_sq` are sums of squares. */
-const outcomeSums = {
+export const outcomeSums = {
   requests: integer('requests').notNull(),
   errors: integer('errors').notNull(),
   ttft_count: integer('ttft_count').notNull(),

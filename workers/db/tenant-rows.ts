@@ -1,8 +1,7 @@
 /** Tenants in D1. */
 import { and, desc, eq } from 'drizzle-orm';
 import type { NewTenant, PageQuery, Tenant, TenantChange } from '../../shared/admin/admin-wire.ts';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type Database, holds, isDuplicate, isoTime, type Page, pastCursor, toPage } from './d1.ts';
+import { type Database, holds, isIfGiven, isoTime, orConflict, type Page, pastCursor, toPage } from './d1.ts';
 import { tenants } from './schema.ts';
 
 type TenantRow = typeof tenants.$inferSelect;
@@ -29,13 +28,9 @@ export type TenantPolicy = {
 /** @throws MaskrouteError `conflict` when the id is taken. */
 export async function insertTenant(db: Database, tenant: NewTenant, now_ms: number): Promise<Tenant> {
   const row = { id: tenant.id, ...columnsOf(tenant), createdAt_ms: now_ms };
-  try {
-    const [inserted] = await db.insert(tenants).values(row).returning();
-    return toTenant(inserted!);
-  } catch (error) {
-    if (!isDuplicate(error)) throw error;
-    throw new MaskrouteError('conflict', `There is a tenant ${tenant.id} already.`, { param: 'id' });
-  }
+  const inserting = db.insert(tenants).values(row).returning();
+  const [inserted] = await orConflict(inserting, `There is a tenant ${tenant.id} already.`);
+  return toTenant(inserted!);
 }
 
 /** Null when there is no such tenant. */
@@ -59,13 +54,7 @@ export async function listTenants(
   const rows = await db
     .select()
     .from(tenants)
-    .where(
-      and(
-        only === undefined ? undefined : eq(id, only),
-        holds(q, id, name),
-        pastCursor(createdAt_ms, id, before),
-      ),
-    )
+    .where(and(isIfGiven(id, only), holds(q, id, name), pastCursor(createdAt_ms, id, before)))
     .orderBy(desc(createdAt_ms), id)
     .limit(limit + 1);
   return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.id }), toTenant);

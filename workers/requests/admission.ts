@@ -11,6 +11,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ChatMessage, messageText } from '../../shared/wire/openai.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import type { Patience } from '../backends/attempt.ts';
+import type { RequestTrace } from '../base/tracing.ts';
 import type { Hold } from '../base/waiting.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
 import type { RoutableBody } from '../routing/decision.ts';
@@ -29,6 +30,8 @@ export type Asking = {
   /** Its abort is the client leaving. */
   readonly signal: AbortSignal;
   readonly hold: Hold;
+  /** Whoever closes the account ends it. */
+  readonly trace: RequestTrace;
 };
 
 export type Account = Asking & {

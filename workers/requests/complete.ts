@@ -12,8 +12,9 @@ import { chatRequest, completionRequest } from '../../shared/wire/openai.ts';
 import { HEADERS, TRIAL_HEADERS } from '../../shared/wire/protocol.ts';
 import { patienceOf } from '../backends/attempt.ts';
 import { placeOf, regionOf } from '../base/place.ts';
+import type { RequestTrace } from '../base/tracing.ts';
 import { tenantOnly } from '../http/authentication.ts';
-import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
+import { type AppContext, type AppEnv, holdOf, traced } from '../http/context.ts';
 import { methodNotAllowed } from '../http/error-answers.ts';
 import { readBody } from '../http/request-body.ts';
 import {
@@ -31,11 +32,11 @@ import { AnswerBytes, keepTexts } from './kept-texts.ts';
 import { settle } from './settlement.ts';
 
 export const completions = new Hono<AppEnv>()
-  .post('/chat/completions', tenantOnly, async (c) => {
+  .post('/chat/completions', traced, tenantOnly, async (c) => {
     const { value, text } = await readBody(c.req.raw);
     return await complete(c, { value: value as object, text }, parseChat(value));
   })
-  .post('/completions', tenantOnly, async (c) => {
+  .post('/completions', traced, tenantOnly, async (c) => {
     const { value, text } = await readBody(c.req.raw);
     return await complete(c, { value: value as object, text }, parseCompletion(value));
   })
@@ -88,11 +89,13 @@ async function enter(
   const hold = holdOf(c);
   const patience = patienceOf(c.req.header(BACKEND_HEADERS.deadline), services.config.BACKEND_TIMEOUT_MS);
   requireModel(caller.policy, routable.body.model);
+  const trace = c.get('trace')!;
   const source = trialOf(c) === undefined ? 'client' : 'playground';
   const asking: Asking = {
-    ...{ caller, routable, patience, source, hold },
+    ...{ caller, routable, patience, source, hold, trace },
     ...{ requestId: c.get('requestId'), signal: c.req.raw.signal },
   };
+  const begun_ms = Date.now();
   const [admission, routing] = await Promise.all([
     admit(services, asking),
     route(c, routable).then(
@@ -103,13 +106,28 @@ async function enter(
   Object.assign(headers, admission.headers);
   if (admission.kind === 'refused') throw admission.error;
   const { account } = admission;
+  c.set('trace', undefined);
   if ('error' in routing) {
     const { status, code } = toMaskrouteError(routing.error);
     settle(services, account, noAnswer(status, code, 'nowhere'), undefined);
     throw routing.error;
   }
+  if (trace.isRecorded) traceRouting(trace, begun_ms, routing.routed);
   services.traffic.seen(caller.tenant, routing.routed, hold);
   return { account, routed: routing.routed };
+}
+
+/** Their lengths are measured, their order is told as if all that is looked up came first. */
+function traceRouting(trace: RequestTrace, begun_ms: number, { timings, encoder }: Routed): void {
+  const routed_ms = begun_ms + timings.assign_ms + timings.route_ms;
+  trace.part('route', begun_ms, routed_ms);
+  if (timings.embed_ms === 0 && encoder === null) return;
+  trace.part(
+    'embed',
+    routed_ms,
+    routed_ms + timings.embed_ms,
+    encoder ? { 'maskroute.encoder': encoder.id } : {},
+  );
 }
 
 async function forward(
@@ -141,7 +159,7 @@ async function forward(
   }
   if (begun === 'late') {
     // No backend has answered yet. A comment keeps the client; the status is sent with it, so nothing is tried again.
-    progress.hasReplied = true;
+    progress.retries.left = 0;
     Object.assign(headers, EVENT_STREAM);
     return new Response(answer.events(requestId), { headers });
   }
@@ -182,10 +200,11 @@ function passHeaders(from: Headers, to: ReplyHeaders): void {
   }
 }
 
-const progressHeaders = ({ routed, backend, backend_ms }: Progress): ReplyHeaders => ({
+const progressHeaders = ({ routed, backend, affinity, backend_ms }: Progress): ReplyHeaders => ({
   ...decisionHeaders(routed),
   ...(backend_ms === undefined ? {} : { [HEADERS.serverTiming]: serverTiming(routed.timings, backend_ms) }),
   ...(backend === undefined ? {} : { [BACKEND_HEADERS.backend]: backend }),
+  ...(affinity === undefined ? {} : { [BACKEND_HEADERS.affinity]: affinity }),
 });
 
 /* The routing decision as response headers: every one is there on every completion, except the two that say why not. */

@@ -3,10 +3,10 @@ import type { Mask } from '../../../shared/mask/mask.ts';
 import { sparsity } from '../../../shared/mask/mask.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import { weightsRead } from '../../model/weights-file.ts';
+import { bootstrapInterval, weightedRatio } from '../search/bootstrap.ts';
 import { countsOf } from '../search/budget.ts';
 import type { SampleScores } from '../search/score-masks.ts';
 import { addScores, figuresOf } from '../search/score-masks.ts';
-import { bootstrapInterval, weightedRatio } from './bootstrap.ts';
 import type { EvaluationRow, Method } from './result.ts';
 import type { Timer } from './timing.ts';
 

@@ -10,7 +10,7 @@ import { interleavedRounds, median } from '../../measure.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import { weightsRead } from '../../model/weights-file.ts';
 import { type BlockCounts, countsOf } from '../search/budget.ts';
-import { decode_ms } from '../search/model-parts.ts';
+import { type Decoder, openDecoder } from '../search/model-parts.ts';
 
 export type Timer = {
   /** Measures all of them, again where they were measured before. */
@@ -28,16 +28,19 @@ export function createTimer(runner: Runner, signal?: AbortSignal): Timer {
     if (rounds === undefined) throw new Error(`no time was taken of ${nameOf(mask)}`);
     return rounds;
   };
+  let decoder: Decoder | undefined;
   return {
     async measure(masks, rounds) {
       const subjects = new Map<string, Mask>();
       for (const mask of masks) subjects.set(nameOf(mask), mask);
+      decoder ??= await openDecoder(runner);
+      const { step_ms } = decoder;
       const found = await interleavedRounds(
         [...subjects].map(([name, mask]) => ({
           name,
           measure: () => {
             signal?.throwIfAborted();
-            return decode_ms(runner, mask);
+            return step_ms(mask);
           },
         })),
         rounds,

@@ -6,9 +6,9 @@ import { GraphBuilder } from '../../onnx/graph.ts';
 import { floats } from '../../onnx/session.ts';
 import type { GateBatch, TextBatch } from './batches.ts';
 import { textFeeds } from './batches.ts';
-import { forward, scoredRows } from './forward.ts';
 import { headProducts } from './gate-graph.ts';
 import { openTrainingGraph } from './gate-session.ts';
+import { forward, scoredRows } from './training-forward.ts';
 import type { TrainingLinears } from './training-weights.ts';
 
 /** A batch whose targets are the dense model's, small enough to be kept for many. */

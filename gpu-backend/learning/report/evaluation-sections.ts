@@ -5,6 +5,7 @@ import {
   clusterTable,
   figure,
   type Html,
+  headroomTable,
   number,
   type PointSeries,
   percent,
@@ -34,6 +35,8 @@ with the dense model; intervals are 95 %, by resampling rows. Data: ${dataLine(e
       ),
     );
   }
+  if (evaluation.headroom.length > 0)
+    sections.push(section('What routing gains', ...evaluation.headroom.map(headroomOfSet)));
   sections.push(section('By kind of text', kindTable(rows)));
   if (rows.some(({ tasks }) => tasks !== undefined))
     sections.push(section('Multiple choice', taskTable(rows)));
@@ -77,6 +80,8 @@ const times = ({ msPerToken, msPerTokenSpread: spread }: EvaluationRow): string 
   spread === undefined
     ? `${number(msPerToken, 2)} ms`
     : `${number(msPerToken, 2)} ms (${number(spread[0], 2)} to ${number(spread[1], 2)})`;
+const headroomOfSet = ({ name, surrogate, ...found }: Evaluation['headroom'][number]): Html =>
+  html`<h3>${name}${surrogate ? '' : ', holes'}</h3>${headroomTable(found)}`;
 
 const nameOf = ({ method, clusters, surrogate }: EvaluationRow): string => {
   const name = clusters > 1 ? `${method} (${clusters})` : method;

@@ -12,6 +12,7 @@ import {
 import { type ComposeOption, init, use } from 'echarts/core';
 import { SVGRenderer } from 'echarts/renderers';
 import { html, raw } from 'hono/html';
+import { blocksLine, type Headroom } from '../search/headroom.ts';
 
 export type Html = ReturnType<typeof html>;
 
@@ -83,6 +84,30 @@ export const clusterTable = (
     ['kind', ...(kinds[0]?.counts ?? []).map((_, cluster) => String(cluster))],
     kinds.map(({ kind, counts }) => [kind, ...counts.map(String)]),
   );
+
+/** What routing gains over one mask, and what it could gain. */
+export function headroomTable({ oneMask, routed, bestAfterwards, byKind, ...rest }: Headroom): Html {
+  const spread = (interval: Headroom['routed']['interval'], show: (value: number) => string) =>
+    interval === null ? '–' : interval.map(show).join(' to ');
+  const line = (name: string, { kl, interval, change, changeInterval }: Headroom['routed']) => [
+    name,
+    number(kl, 4),
+    spread(interval, (value) => number(value, 4)),
+    percent(change),
+    spread(changeInterval, (value) => percent(value)),
+  ];
+  const blocks = rest.blocks === null ? '' : ` ${blocksLine(rest.blocks)}`;
+  return table(
+    `Headroom of ${rest.masks} masks on ${rest.rows} prompts, ${rest.positions} positions.${blocks}`,
+    ['mask of each prompt', 'KL', '95 %', 'against one mask', '95 %'],
+    [
+      line('one mask for all', oneMask),
+      line('as routed', routed),
+      line('the best, known afterwards', bestAfterwards),
+      line('the best for other prompts of its kind', byKind),
+    ],
+  );
+}
 
 export const facts = (entries: readonly (readonly [name: string, value: string])[]): Html =>
   html`<dl>${entries.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;

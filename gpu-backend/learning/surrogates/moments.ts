@@ -14,8 +14,8 @@ import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { Session } from '../../onnx/session.ts';
 import { floats } from '../../onnx/session.ts';
 import { integers } from '../gates/batches.ts';
-import { forward, normalizePlainly } from '../gates/forward.ts';
 import { openTrainingGraph } from '../gates/gate-session.ts';
+import { forward, normalizePlainly } from '../gates/training-forward.ts';
 import type { TrainingLinears } from '../gates/training-weights.ts';
 
 /** Mean square of an output, in units of that of all ordinary positions, from which on it is an outlier. */

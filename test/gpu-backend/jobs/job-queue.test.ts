@@ -16,7 +16,8 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { JobData } from '../../../gpu-backend/jobs/job-data.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
 import { seal, unseal, unsealWithAny } from '../../../gpu-backend/jobs/job-store.ts';
-import { type CreateJob, isFinished, type Job } from '../../../shared/admin/job-wire.ts';
+import { learnArguments } from '../../../gpu-backend/jobs/run-command.ts';
+import { type CreateJob, isFinished, type Job, type JobRequest } from '../../../shared/admin/job-wire.ts';
 import { eventually } from '../api/harness.ts';
 
 const KEY = 'a-backend-key-of-the-tests';
@@ -272,4 +273,22 @@ describe('data', () => {
       await expect(data.files({ data: [{ path }] }), path).rejects.toMatchObject({ code: 'not_found' });
     }
   });
+});
+
+it('a job asks the command line for what its request says, and for nothing else', () => {
+  const asked: JobRequest = {
+    kind: 'learn',
+    model: 'm',
+    data: [],
+    clusters: 64,
+    sparsity: 0.25,
+    encoder: 'static',
+  };
+  const plain = learnArguments(asked, ['a.jsonl'], 'out').join(' ');
+  expect(plain).toContain('--clusters 64 --sparsity 0.25');
+  expect(plain).not.toMatch(/--masks|--cost|--context/);
+  const more: JobRequest = { ...asked, masks: 4, cost: 'time', context: 2000 };
+  expect(learnArguments(more, ['a.jsonl'], 'out').join(' ')).toContain(
+    '--masks 4 --cost time --context 2000',
+  );
 });
