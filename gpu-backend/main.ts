@@ -19,6 +19,7 @@ import { createEncoderService } from './encoder/encoder-service.ts';
 import type { Engine } from './engine/engine.ts';
 import { createMaskRegistry } from './engine/mask-registry.ts';
 import { createEngine } from './engine/start-engine.ts';
+import { createGrammars, type Grammars } from './grammar/grammars.ts';
 import { type Jobs, openJobs } from './jobs/job-queue.ts';
 import { openInstalled } from './model/store.ts';
 import { openTextService, type TextService } from './model/tokenizer/text-service.ts';
@@ -80,7 +81,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
     throw new MaskrouteError('start_failed', message);
   }
-  const { engine, text, model } = await openModel(options, log);
+  const { engine, text, grammars, model } = await openModel(options, log);
   if (options.audience === undefined)
     log.warn('tokens for any backend are taken here: MASKROUTE_BACKEND_URL says which are for this one');
   const encoders = createEncoderService({
@@ -92,7 +93,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
   const tracing = options.collector && (await openTracing(options.collector, log));
   let jobs: Jobs | undefined;
   const closeParts = async () => {
-    await Promise.all([encoders.close(), text.close(), jobs?.close(), tracing?.close()]);
+    await Promise.all([encoders.close(), text.close(), grammars.close(), jobs?.close(), tracing?.close()]);
     await within(engine.close(), ENGINE_CLOSE_ms);
   };
   try {
@@ -174,7 +175,7 @@ function keepHeapSmall(): void {
 async function openModel(
   { home, model: name, threads, cacheTokens, prefixTokens }: BackendOptions,
   log: Logger,
-): Promise<{ engine: Engine; text: TextService; model: ServedModel }> {
+): Promise<{ engine: Engine; text: TextService; grammars: Grammars; model: ServedModel }> {
   const { folder, manifest } = await openInstalled(home, name);
   const text = await openTextService({
     folder,
@@ -197,10 +198,21 @@ async function openModel(
     throw error;
   });
   const created_s = Math.floor(Date.parse(manifest.importedAt) / 1000);
+  const endTokenIds = manifest.eosTokenIds;
+  const grammars = createGrammars({
+    vocabulary: {
+      table: text.table,
+      size: manifest.config.vocabularySize,
+      // Of a model that ends nothing by itself the last token has to stand for the end.
+      endTokenId: endTokenIds[0] ?? manifest.config.vocabularySize - 1,
+    },
+    onError: (detail) => log.error({ detail }, 'a grammar failed'),
+  });
   return {
     engine,
     text,
-    model: { name: manifest.name, created_s, engine, text, endTokenIds: manifest.eosTokenIds },
+    grammars,
+    model: { name: manifest.name, created_s, engine, text, grammars, endTokenIds },
   };
 }
 

@@ -6,6 +6,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { FinishReason } from '../../shared/wire/openai.ts';
 import type { Engine, EngineEvent, GenerateRequest, Timings, TokenLogprob } from '../engine/engine.ts';
 import type { TokenDecoder } from '../model/tokenizer/token-bytes.ts';
+import type { AnswerForm } from './answer-form.ts';
 import type { TokenText } from './parts.ts';
 
 export type ChoiceJob = {
@@ -19,6 +20,8 @@ export type ChoiceJob = {
   readonly echo: string | undefined;
   /** Whether a stop token has an entry in the log-probabilities, as the legacy format has it. */
   readonly scoresStopToken: boolean;
+  /** What the answer must look like; without it any text. */
+  readonly form?: AnswerForm;
 };
 
 /** What is known of a choice so far; kept up to date while it runs, so that an abort can be accounted for. */
@@ -43,6 +46,15 @@ export const notBegun = (): Progress => ({
 
 export type ChoiceEvent =
   | ({ readonly type: 'text'; readonly index: number } & Shown)
+  /** A call of a tool begins, the `call`th of the choice; its arguments follow, as JSON in pieces. */
+  | {
+      readonly type: 'call';
+      readonly index: number;
+      readonly call: number;
+      readonly id: string;
+      readonly name: string;
+    }
+  | { readonly type: 'arguments'; readonly index: number; readonly call: number; readonly text: string }
   | { readonly type: 'finished'; readonly index: number; readonly reason: FinishReason };
 
 type Shown = { readonly text: string; readonly pieces: readonly Piece[] };

@@ -1,5 +1,5 @@
 /**
- * The two completion endpoints: a request is read, planned, run, and answered whole or as a stream. However it ends, it
+ * The three completion endpoints: a request is read, planned, run, and answered whole or as a stream. However it ends, it
  * is accounted for once; `GET /v1/answers/{id}` tells an edge that did not hear the end what the answer cost.
  */
 import { Hono } from 'hono';
@@ -14,11 +14,13 @@ import {
   completionRequest,
 } from '../../shared/wire/openai.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
+import { chatOfResponse, type ResponsesRequest, responsesRequest } from '../../shared/wire/responses.ts';
 import { TENANT_SHARE_MAX } from '../engine/scheduler.ts';
 import { type RunningAnswer, runAnswer } from './answer.ts';
 import { AnswerTrace } from './answer-trace.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './parts.ts';
-import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion } from './plan.ts';
+import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion, planResponse } from './plan.ts';
+import { failedResponse, responseEvents, wholeResponse } from './responses-wire.ts';
 import { SSE_DONE, sseBody, within } from './sse.ts';
 import { answerChunks, chunkHead, failureFrames, infoOf, usageOf, wholeAnswer } from './wire.ts';
 
@@ -26,6 +28,7 @@ export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
   return new Hono<ApiEnv>()
     .post('/v1/chat/completions', (c) => respond(parts, c, 'chat', chatRequest, planChat))
     .post('/v1/completions', (c) => respond(parts, c, 'completions', completionRequest, planCompletion))
+    .post('/v1/responses', (c) => respond(parts, c, 'responses', responsesRequest, planResponse))
     .get('/v1/answers/:id', (c) => {
       const cost = parts.recentAnswers.peek(c.req.param('id'));
       if (cost === undefined) throw new MaskrouteError('not_found', 'There is no such answer.');
@@ -40,7 +43,7 @@ type Arrival = {
   readonly trace: AnswerTrace | undefined;
 };
 
-async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>>(
+async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest | ResponsesRequest>>(
   parts: ApiParts,
   c: ApiContext,
   endpoint: Endpoint,
@@ -58,7 +61,7 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
   }
 }
 
-async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest>>(
+async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest | ResponsesRequest>>(
   parts: ApiParts,
   c: ApiContext,
   arrival: Arrival,
@@ -73,7 +76,8 @@ async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest>>
   const { body, ignored } = readFields(checked, raw);
   setHeaders(c, ignored);
   const limit_ms = deadline_ms(c.req.header(BACKEND_HEADERS.deadline));
-  arrival.trace?.asked(arrival.endpoint, c.get('requestId'), body);
+  const asked: ChatRequest | CompletionRequest = 'input' in body ? chatOfResponse(body) : (body as never);
+  arrival.trace?.asked(arrival.endpoint, c.get('requestId'), asked);
   const completion = begin(parts, c, arrival, body.maskroute?.completion, limit_ms);
   let running: RunningAnswer | undefined;
   try {
@@ -81,7 +85,10 @@ async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest>>
     parts.recentMasks.set(plan.mask.id, true);
     running = runAnswer(parts.model, plan, parts.limits, completion.signal);
     if (plan.stream) return await streamed(parts, c, completion, running);
-    const whole = await wholeAnswer(parts.model, running);
+    const whole =
+      plan.response === undefined
+        ? await wholeAnswer(parts.model, running)
+        : await wholeResponse(running, plan.response);
     const headers = { ...answerHeaders(plan), [HEADERS.serverTiming]: wholeTiming(running) };
     parts.metrics.request(arrival.endpoint, 200, 'ok');
     end(parts, completion, running, undefined);
@@ -216,15 +223,19 @@ async function* answerFrames(
   running: RunningAnswer,
 ): AsyncGenerator<string, void> {
   const head = chunkHead(parts.model, running.plan);
+  const { response } = running.plan;
   // What it is when the client leaves in between.
   let outcome: MaskrouteError | undefined = new MaskrouteError('cancelled', 'The client left.');
   try {
-    yield* answerChunks(parts.model, head, running);
+    if (response === undefined) yield* answerChunks(parts.model, head, running);
+    else yield* responseEvents(running, response);
     outcome = undefined;
-    yield SSE_DONE;
+    // The newer wire says by its last event that it is the last.
+    if (response === undefined) yield SSE_DONE;
   } catch (thrown) {
     outcome = toMaskrouteError(thrown);
-    yield* failureFrames(head, running, outcome);
+    if (response === undefined) yield* failureFrames(head, running, outcome);
+    else yield* failedResponse(running, outcome);
   } finally {
     parts.metrics.request(completion.endpoint, 200, outcome?.code ?? 'ok');
     end(parts, completion, running, outcome);

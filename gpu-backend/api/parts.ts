@@ -14,6 +14,7 @@ import type { AnswerUsage } from '../../shared/wire/protocol.ts';
 import type { EncoderService } from '../encoder/encoder-service.ts';
 import type { Engine } from '../engine/engine.ts';
 import type { MaskRegistry } from '../engine/mask-registry.ts';
+import type { Grammars } from '../grammar/grammars.ts';
 import type { Jobs } from '../jobs/job-queue.ts';
 import type { TextService } from '../model/tokenizer/text-service.ts';
 import { type Authenticate, type Caller, createAuthenticator, createScraperCheck } from './auth.ts';
@@ -40,12 +41,13 @@ export type ServedModel = {
   readonly created_s: number;
   readonly engine: Engine;
   readonly text: TokenText;
+  readonly grammars: Grammars;
   /** Ids that end an answer unless `ignore_eos`. */
   readonly endTokenIds: readonly number[];
 };
 
 /** The way between text and token ids. */
-export type TokenText = Omit<TextService, 'close'>;
+export type TokenText = Omit<TextService, 'close' | 'table'>;
 
 export type ApiKeys = {
   readonly backendKey: string;

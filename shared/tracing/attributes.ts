@@ -13,7 +13,8 @@ const known = (attributes: Record<string, Attributes[string] | null>): Attribute
 
 export type Operation = 'chat' | 'text_completion';
 
-export const operationOf = (kind: string): Operation => (kind === 'chat' ? 'chat' : 'text_completion');
+export const operationOf = (kind: string): Operation =>
+  kind.startsWith('completion') ? 'text_completion' : 'chat';
 
 /** As the conventions name a span. */
 export const spanName = (operation: Operation, model: string): string => `${operation} ${model}`;

@@ -13,6 +13,7 @@ export const ERROR_CODES = {
   mask_model_mismatch: [400, 'invalid_request_error'],
   surrogates_mismatch: [400, 'invalid_request_error'],
   invalid_mask_set: [400, 'invalid_request_error'],
+  invalid_schema: [400, 'invalid_request_error'],
   invalid_encoder: [400, 'invalid_request_error'],
   invalid_data: [400, 'invalid_request_error'],
   encoder_mismatch: [400, 'invalid_request_error'],

@@ -20,7 +20,7 @@ const TIMES = 16 ** TIME_DIGITS;
 const CHANCE_DIGITS = 12;
 /** 64 bits. */
 const SIGNATURE_DIGITS = 16;
-const COMPLETION_ID = /^(?:chatcmpl-|cmpl-)?([0-9a-f]{20})\.([0-9a-f]{16})$/;
+const COMPLETION_ID = /^(?:chatcmpl-|cmpl-|resp_)?([0-9a-f]{20})\.([0-9a-f]{16})$/;
 
 export interface CompletionIds {
   /** `event`: 20 hexadecimal digits. `completion`: what the backend builds the answer's `id` of. */

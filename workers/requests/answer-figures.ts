@@ -79,7 +79,7 @@ const endsEvent = (piece: Uint8Array): boolean =>
   piece[piece.length - 1] === LINE_FEED && piece[piece.length - 2] === LINE_FEED;
 
 /** As for the figures: a quote that a model wrote is escaped. */
-const textsIn = (text: string): number => text.match(/"(?:content|text)":"(?!")/g)?.length ?? 0;
+const textsIn = (text: string): number => text.match(/"(?:content|text|delta)":"(?!")/g)?.length ?? 0;
 
 const finishReasonsIn = (text: string): string[] =>
   [...text.matchAll(/"finish_reason":"([a-z_]{1,32})"/g)].map(([, reason]) => reason!);

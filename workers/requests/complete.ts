@@ -1,5 +1,5 @@
 /**
- * The two completion endpoints. A request goes one way: its key (`tenantOnly`), its body, then at the same time its tokens
+ * The three completion endpoints. A request goes one way: its key (`tenantOnly`), its body, then at the same time its tokens
  * (`admit`) and its mask (`route`), then the backends (`ask`), and the answer back (`Answer`). When that is over its
  * account is settled.
  */
@@ -10,6 +10,7 @@ import { toMaskrouteError } from '../../shared/wire/errors.ts';
 import { readFields } from '../../shared/wire/fields.ts';
 import { chatRequest, completionRequest } from '../../shared/wire/openai.ts';
 import { HEADERS, TRIAL_HEADERS } from '../../shared/wire/protocol.ts';
+import { chatOfResponse, responsesRequest } from '../../shared/wire/responses.ts';
 import { patienceOf } from '../backends/attempt.ts';
 import { placeOf, regionOf } from '../base/place.ts';
 import type { RequestTrace } from '../base/tracing.ts';
@@ -34,14 +35,19 @@ import { settle } from './settlement.ts';
 export const completions = new Hono<AppEnv>()
   .post('/chat/completions', traced, tenantOnly, async (c) => {
     const { value, text } = await readBody(c.req.raw);
-    return await complete(c, { value: value as object, text }, parseChat(value));
+    return await complete(c, { value: value as object, text, wire: 'chat' }, parseChat(value));
   })
   .post('/completions', traced, tenantOnly, async (c) => {
     const { value, text } = await readBody(c.req.raw);
-    return await complete(c, { value: value as object, text }, parseCompletion(value));
+    return await complete(c, { value: value as object, text, wire: 'completions' }, parseCompletion(value));
+  })
+  .post('/responses', traced, tenantOnly, async (c) => {
+    const { value, text } = await readBody(c.req.raw);
+    return await complete(c, { value: value as object, text, wire: 'responses' }, parseResponse(value));
   })
   .all('/chat/completions', methodNotAllowed('POST'))
-  .all('/completions', methodNotAllowed('POST'));
+  .all('/completions', methodNotAllowed('POST'))
+  .all('/responses', methodNotAllowed('POST'));
 
 /** What can be routed, and the header that names what of the body is ignored. */
 type ReadBody = { readonly routable: RoutableBody; readonly ignored: Record<string, string> };
@@ -50,6 +56,11 @@ type ReadBody = { readonly routable: RoutableBody; readonly ignored: Record<stri
 export function parseChat(raw: unknown): ReadBody {
   const { body, ignored } = readFields(chatRequest, raw);
   return { routable: { kind: 'chat', body }, ignored };
+}
+/** A request on the newer wire is routed as the chat that it is. @throws MaskrouteError `invalid_request`. */
+export function parseResponse(raw: unknown): ReadBody {
+  const { body, ignored } = readFields(responsesRequest, raw);
+  return { routable: { kind: 'chat', body: chatOfResponse(body) }, ignored };
 }
 /** @throws MaskrouteError `invalid_request`. */
 export function parseCompletion(raw: unknown): ReadBody {

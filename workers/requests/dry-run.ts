@@ -11,12 +11,12 @@ import type { Decision } from '../routing/decision.ts';
 import { routeEcho } from '../routing/decision.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
 import { requireModel } from './admission.ts';
-import { decisionHeaders, parseChat, parseCompletion, route, setHeaders } from './complete.ts';
+import { decisionHeaders, parseChat, parseCompletion, parseResponse, route, setHeaders } from './complete.ts';
 import { purposeOf } from './forward.ts';
 
 export const dryRun = new Hono<AppEnv>()
   .post('/route', tenantOnly, async (c) => {
-    const { routable, ignored } = parseEither(await readJson(c.req.raw));
+    const { routable, ignored } = parseAny(await readJson(c.req.raw));
     requireModel(c.var.caller.policy, routable.body.model);
     const routed = await route(c, routable);
     const { decision, encoder, timings } = routed;
@@ -41,9 +41,11 @@ export const dryRun = new Hono<AppEnv>()
   })
   .all('/route', methodNotAllowed('POST'));
 
-/** A body with `messages` is a chat, any other a completion. */
-function parseEither(raw: unknown): ReturnType<typeof parseChat> {
-  return typeof raw === 'object' && raw !== null && 'messages' in raw ? parseChat(raw) : parseCompletion(raw);
+/** A body with `messages` is a chat, one with `input` is of the newer wire, any other a completion. */
+function parseAny(raw: unknown): ReturnType<typeof parseChat> {
+  const has = (name: string) => typeof raw === 'object' && raw !== null && name in raw;
+  if (has('messages')) return parseChat(raw);
+  return has('input') ? parseResponse(raw) : parseCompletion(raw);
 }
 
 function skippedBy({ mask }: Decision, table: RoutingTable): SkippedLayers | null {

@@ -67,13 +67,15 @@ async function askUnder(
   if (signal.aborted) throw hungUp();
   Object.assign(progress, { routed, wasAsked: true, backend_ms: undefined });
   const body = forwardedBody(client, {
-    ...(account.answerTokensMax === undefined ? {} : { max_tokens: account.answerTokensMax }),
+    ...(account.answerTokensMax === undefined
+      ? {}
+      : { [client.wire === 'responses' ? 'max_output_tokens' : 'max_tokens']: account.answerTokensMax }),
     mask: routed.decision.mask,
     maskroute: { ...routeEcho(routed), completion: account.completion },
   });
   const started_ms = performance.now();
   const called = await backend.call({
-    request: { path: pathOf(routable), requestId, tenant: caller.tenant, body },
+    request: { path: PATHS[client.wire], requestId, tenant: caller.tenant, body },
     purpose: purposeOf(routed, routable),
     time: {
       timeout_ms: patience.time_ms,
@@ -100,18 +102,28 @@ export const purposeOf = ({ decision, assignment }: Routed, conversation: Routab
   conversation,
 });
 
-const pathOf = ({ kind }: Account['routable']): string =>
-  kind === 'chat' ? '/v1/chat/completions' : '/v1/completions';
+const PATHS = {
+  chat: '/v1/chat/completions',
+  completions: '/v1/completions',
+  responses: '/v1/responses',
+} as const;
 
-/** A JSON object, and the text that it was parsed from. */
-export type ClientBody = { readonly value: object; readonly text: string };
+/** A JSON object, the text that it was parsed from, and the wire that it is on. */
+export type ClientBody = {
+  readonly value: object;
+  readonly text: string;
+  readonly wire: keyof typeof PATHS;
+};
 
 /**
  * The client's own text with `added` at its end: to write a prompt as JSON again would cost more than it costs to parse
  * it. Only where the client itself says something of what is added, all of it is written anew, and `added` wins.
  * @param value not empty, nor is `added`.
  */
-export function forwardedBody({ value, text }: ClientBody, added: Record<string, unknown>): string {
+export function forwardedBody(
+  { value, text }: Pick<ClientBody, 'value' | 'text'>,
+  added: Record<string, unknown>,
+): string {
   if (Object.keys(added).some((name) => Object.hasOwn(value, name))) {
     return JSON.stringify({ ...value, ...added });
   }

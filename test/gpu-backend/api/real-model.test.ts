@@ -248,7 +248,7 @@ describe('a conversation', () => {
       await asked('other', 'second-other')(messages),
     ];
     expect(own.cached).toBeGreaterThanOrEqual(512);
-    expect(own.cached % 128).toBe(0);
+    expect(own.cached % 16).toBe(0);
     expect(other).toEqual({ text: own.text, cached: 0 });
   });
 });

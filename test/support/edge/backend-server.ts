@@ -18,13 +18,19 @@ import {
   type TokenText,
 } from '../../../gpu-backend/api/parts.ts';
 import type { EncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
+import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
 import { type ModelHash, maskBits, maskId, sparsity } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageText } from '../../../shared/wire/openai.ts';
 import { internalMaskPath, type MaskRecord } from '../../../shared/wire/protocol.ts';
 import { createVerifier } from '../../../shared/wire/service-token.ts';
 import { apiOptions } from '../../gpu-backend/api/harness.ts';
-import { END_TOKEN, type Script, scriptedEngine } from '../../gpu-backend/api/scripted-engine.ts';
+import {
+  byteGrammars,
+  END_TOKEN,
+  type Script,
+  scriptedEngine,
+} from '../../gpu-backend/api/scripted-engine.ts';
 import { CUT, FORGOTTEN, gatewayPage, UNASKED, wrongVectors } from './broken-backend.ts';
 import {
   BACKEND_KEY,
@@ -301,11 +307,13 @@ const servedModel = (script: Script): ServedModel => ({
   created_s: 0,
   engine: scriptedEngine(script, { hash: MODEL.hash as ModelHash, blockCount: MODEL.blockCount }),
   text: wordText,
+  grammars: byteGrammars,
   endTokenIds: [END_TOKEN],
 });
 
 /** A token a word, `t` and a number. */
 const wordText: TokenText = {
+  toolFormat: PLAIN_FORMAT,
   tokenBytesMax: 64,
   async encode(job, { spent }) {
     const texts = job.type === 'chat' ? [job.messages.map(messageText).join(' ')] : job.texts;
