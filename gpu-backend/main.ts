@@ -37,6 +37,8 @@ export type BackendOptions = {
   /** Only this machine by default; `0.0.0.0` for every network that it is in. */
   readonly host?: string;
   readonly backendKey: string;
+  /** Taken besides the backend key while that is rotated; nothing is signed or sealed with it. */
+  readonly otherBackendKey?: string;
   /** The address by which the edge calls this backend; tokens for another one are refused then. */
   readonly audience?: string | typeof OWN_ADDRESS;
   /** For whoever collects `/metrics`, and for nothing else; without it only the backend key reads them. */
@@ -133,7 +135,7 @@ async function serve(
   parts: Pick<ApiOptions, 'model' | 'encoders' | 'jobs' | 'tracer' | 'log'>,
 ): Promise<RunningServer> {
   const { model, log } = parts;
-  const { home, backendKey, metricsKey, edgeUrl } = options;
+  const { home, backendKey, otherBackendKey, metricsKey, edgeUrl } = options;
   const own = Promise.withResolvers<string>();
   const audience = options.audience === OWN_ADDRESS ? own.promise : options.audience;
   const masks = createMaskRegistry({
@@ -143,7 +145,7 @@ async function serve(
     edgeUrl,
     warn: (message, detail) => log.warn(detail, message),
   });
-  const keys = { backendKey, metricsKey, audience };
+  const keys = { backendKey, otherBackendKey, metricsKey, audience };
   const limits = { ...DEFAULT_LIMITS, ...options.limits };
   const server = await startServer(
     { ...parts, masks, keys, limits },
@@ -156,10 +158,10 @@ async function serve(
 }
 
 function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<Jobs> | undefined {
-  const { home, backendKey, jobEntry: entry, jobDataFolder: dataFolder } = options;
+  const { home, backendKey, otherBackendKey, jobEntry: entry, jobDataFolder: dataFolder } = options;
   if (entry === undefined) return undefined;
   const note = (message: string, detail: Record<string, unknown>) => log.info(detail, message);
-  return openJobs({ home, model, backendKey, entry, dataFolder, note });
+  return openJobs({ home, model, backendKey, otherBackendKey, entry, dataFolder, note });
 }
 
 /**

@@ -62,6 +62,16 @@ export const KEYS = {
   loadsMax: 64,
 } as const;
 
+/** How often a stream asks whether its key still works: with what a look-up may be old, it ends within some 7 s. */
+export const KEY_WATCH_ms = 2_000;
+
+/** What is kept of a prompt and of an answer, where a tenant has them kept. */
+export const TEXT_BYTES_MAX = 64 * 1024;
+
+/** For how long ratings are kept with their comments, and what administrators changed. */
+export const FEEDBACK_KEPT_ms = 90 * 86_400_000;
+export const AUDIT_KEPT_DAYS = 365;
+
 /** The backend's model list: it changes when a backend is restarted. */
 export const MODELS = {
   fresh_ms: 5_000,
@@ -166,6 +176,8 @@ export const TRAFFIC = { every_ms: 5_000, write_ms: 5_000, tenantsMax: 1_000 } a
 
 /** A working day: a session of the dashboard can't be renewed, only opened again. */
 export const SESSION_LIFETIME_s = 8 * 3600;
+/** How long somebody may take at an OpenID Connect provider. */
+export const SIGN_IN_s = 600;
 
 /**
  * Which sessions ended before their time. An end holds within 5 s everywhere, also while D1 does not answer: nothing older

@@ -73,6 +73,8 @@ export function servicesFor(env: Env): Services {
   return services;
 }
 
+const present = (key: string | undefined): string[] => (key === undefined ? [] : [key]);
+
 function createServices(env: Env): Services {
   const config = parseConfig(env);
   if (config.EDGE_URL === undefined) {
@@ -127,11 +129,11 @@ function createServices(env: Env): Services {
       (id) => table.findMask(id) !== undefined,
       (id) => d1(findMaskSparsity(db, id)),
     ),
-    completionIds: createCompletionIds(config.BACKEND_KEY),
+    completionIds: createCompletionIds(config.BACKEND_KEY, present(config.BACKEND_KEY_2)),
     events,
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
     sessions: createSessions(
-      config.ADMIN_KEY,
+      [config.ADMIN_KEY, ...present(config.ADMIN_KEY_2)],
       {
         find: (subject) => findSessionEnd(db, subject),
         save: (...end) => insertSessionEnd(db, ...end),

@@ -52,6 +52,8 @@ export type TokenText = Omit<TextService, 'close' | 'table'>;
 
 export type ApiKeys = {
   readonly backendKey: string;
+  /** Taken besides the backend key while that is rotated. */
+  readonly otherBackendKey?: string | undefined;
   /** For whoever collects `/metrics`, and for nothing else; without it only the backend key reads them. */
   readonly metricsKey: string | undefined;
   /** As `createAuthenticator` has it. */
@@ -85,7 +87,7 @@ export async function openParts({ keys, ...given }: ApiOptions): Promise<ApiPart
   return {
     ...given,
     authenticate: await createAuthenticator(keys.backendKey, keys),
-    expectScraper: createScraperCheck(keys.backendKey, keys.metricsKey),
+    expectScraper: createScraperCheck(keys.backendKey, keys.otherBackendKey, keys.metricsKey),
     metrics: createMetrics(model.engine, model.name),
     bodies: new Bodies(limits, lifecycle.stopping),
     lifecycle,

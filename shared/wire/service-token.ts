@@ -48,6 +48,26 @@ export const importTokenKey = (backendKey: string): Promise<TokenKey> =>
     'verify',
   ]);
 
+/**
+ * What checks tokens that any of the keys signed: while a key is rotated, both sides take the one before and the one after.
+ * It throws as {@link verifyToken}.
+ */
+export function createVerifier(
+  backendKeys: readonly string[],
+  verifier: 'backend' | 'edge',
+): (token: string, now_s: number) => Promise<TokenClaims> {
+  let tokenKeys: Promise<TokenKey[]> | undefined;
+  return async (token, now_s) => {
+    tokenKeys ??= Promise.all(backendKeys.map(importTokenKey));
+    const [first, ...others] = await tokenKeys;
+    for (const key of others) {
+      // The time is judged below; here it is only found out who signed it.
+      if ((await signedBy(key, token)) !== undefined) return await verifyToken(key, token, now_s, verifier);
+    }
+    return await verifyToken(first!, token, now_s, verifier);
+  };
+}
+
 /** Signs token after token. Importing the key costs more than signing, so it is done once. */
 export function createSigner(backendKey: string): SignFor {
   let tokenKey: Promise<TokenKey> | undefined;
@@ -81,12 +101,16 @@ export async function verifyToken(
   now_s: number,
   verifier: 'backend' | 'edge' = 'backend',
 ): Promise<TokenClaims> {
-  const isToken = token.length <= TOKEN_CHARS_MAX && token.startsWith(TOKEN_PREFIX);
-  const payload = isToken ? await verify(token, key, 'HS256').catch(() => undefined) : undefined;
-  const claims = claimsSchema.safeParse(payload);
+  const claims = claimsSchema.safeParse(await signedBy(key, token));
   if (!claims.success) throw new MaskrouteError('invalid_api_key', 'The service token is not valid.');
   requireTime(claims.data, now_s, verifier);
   return claims.data;
+}
+
+/** Undefined for what is no token of this key. */
+async function signedBy(key: TokenKey, token: string): Promise<unknown> {
+  const isToken = token.length <= TOKEN_CHARS_MAX && token.startsWith(TOKEN_PREFIX);
+  return isToken ? await verify(token, key, 'HS256').catch(() => undefined) : undefined;
 }
 
 /** Whether a token is for whoever has this address, however the two are spelled. */

@@ -1,6 +1,6 @@
 /** What all queries share: opening D1, waiting for it, pages, room. Atomic writes go through `batch()`: D1 refuses BEGIN. */
 
-import { count, eq, lt, or, type SQL, sql } from 'drizzle-orm';
+import { type AnyColumn, count, eq, lt, or, type SQL, sql } from 'drizzle-orm';
 import { type DrizzleD1Database, drizzle } from 'drizzle-orm/d1';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import type { Cursor } from '../../shared/admin/admin-wire.ts';
@@ -105,6 +105,12 @@ export const pastCursor = (
   before === undefined
     ? undefined
     : or(lt(at, before.at), sql`(${at} = ${before.at} and ${id} > ${before.id})`);
+
+/** Whether one of the columns holds the text, in any case of ASCII; every row does without a text. */
+export const holds = (text: string | undefined, ...columns: (AnyColumn | SQL)[]): SQL | undefined =>
+  text === undefined
+    ? undefined
+    : or(...columns.map((column) => sql`instr(lower(coalesce(${column}, '')), ${text.toLowerCase()}) > 0`));
 
 /** A page of rows. One more is asked for than a page has: it says whether there are more. */
 export function toPage<Row, T>(

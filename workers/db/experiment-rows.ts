@@ -12,6 +12,7 @@ import {
 import type { Scope } from '../../shared/mask/sticky.ts';
 import {
   type Database,
+  holds,
   isIfGiven,
   isoTime,
   isoTimeOrNull,
@@ -72,14 +73,20 @@ export async function findExperimentsOfAnybody(db: Database, id: string): Promis
 export async function listExperiments(
   db: Database,
   owner: string | undefined,
-  { before, limit }: PageQuery,
+  { before, limit, q }: PageQuery,
 ): Promise<Page<StoredExperiment>> {
   const { id, createdAt_ms } = experiments;
   const name = sql`${id} || '.' || ${experiments.owner}`;
   const rows = await db
     .select()
     .from(experiments)
-    .where(and(isIfGiven(experiments.owner, owner), pastCursor(createdAt_ms, name, before)))
+    .where(
+      and(
+        isIfGiven(experiments.owner, owner),
+        holds(q, id, experiments.owner),
+        pastCursor(createdAt_ms, name, before),
+      ),
+    )
     .orderBy(desc(createdAt_ms), name)
     .limit(limit + 1);
   return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: `${row.id}.${row.owner}` }), toStored);

@@ -6,7 +6,16 @@ import { and, desc, eq, gt, isNull, lt, or, type SQL, sql } from 'drizzle-orm';
 import type { PageQuery } from '../../shared/admin/admin-wire.ts';
 import { type ApiKey, type ApiKeyKind, DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
-import { type Database, isIfGiven, isoTime, isoTimeOrNull, type Page, pastCursor, toPage } from './d1.ts';
+import {
+  type Database,
+  holds,
+  isIfGiven,
+  isoTime,
+  isoTimeOrNull,
+  type Page,
+  pastCursor,
+  toPage,
+} from './d1.ts';
 import { apiKeys, endedSessions, tenants } from './schema.ts';
 import { type TenantPolicy, toPolicy } from './tenant-rows.ts';
 
@@ -82,9 +91,9 @@ export type KeyFilter = {
 export async function listApiKeys(
   db: Database,
   { tenant, workingAt_ms }: KeyFilter,
-  { before, limit }: PageQuery,
+  { before, limit, q }: PageQuery,
 ): Promise<Page<ApiKey>> {
-  const { id, createdAt_ms, tenantId } = apiKeys;
+  const { id, createdAt_ms, tenantId, name, prefix } = apiKeys;
   const rows = await db
     .select()
     .from(apiKeys)
@@ -92,6 +101,7 @@ export async function listApiKeys(
       and(
         isIfGiven(tenantId, tenant),
         workingAt_ms === undefined ? undefined : worksAt(workingAt_ms),
+        holds(q, id, name, prefix, tenantId),
         pastCursor(createdAt_ms, id, before),
       ),
     )

@@ -3,6 +3,7 @@ import { and, desc, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import type { Sums } from '../../shared/admin/experiment-wire.ts';
+import type { Moments } from '../../shared/admin/statistics.ts';
 import { type Database, isIfGiven, minuteOf } from './d1.ts';
 import { type latencies, outcomeSums, outcomes, type variantLatencies, variantOutcomes } from './schema.ts';
 
@@ -65,6 +66,43 @@ export async function judgedOfVersion(
     .where(and(gte(newest.cluster, 0), eq(newest.fallback, '')));
   const { requests, errors, tpot_count: count, tpot_sum, tpot_sq: sq } = rows[0]!;
   return { requests, errors, tpot_ms: { count, sum: tpot_sum, sq } };
+}
+
+export type MinuteSums = Record<
+  'requests' | 'errors' | 'ttft_count' | 'ttft_sum' | 'tpot_count' | 'tpot_sum',
+  number
+>;
+
+/** By minute: what a version's masks answered or failed to. Dense requests and outages are left out, as in judging. */
+export async function minuteSumsOfVersion(
+  db: Database,
+  version: string,
+  tenant: string,
+  since_ms: number,
+): Promise<Map<number, MinuteSums>> {
+  const sum = (column: SQLiteColumn) => sql<number>`total(${column})`;
+  const rows = await db
+    .select({
+      minute: outcomes.minute,
+      requests: sql<number>`total(${outcomes.requests} - ${outcomes.outages})`,
+      errors: sql<number>`total(${outcomes.errors} - ${outcomes.outages})`,
+      ttft_count: sum(outcomes.ttft_count),
+      ttft_sum: sum(outcomes.ttft_sum),
+      tpot_count: sum(outcomes.tpot_count),
+      tpot_sum: sum(outcomes.tpot_sum),
+    })
+    .from(outcomes)
+    .where(
+      and(
+        eq(outcomes.version, version),
+        gte(outcomes.minute, minuteOf(since_ms)),
+        tenant === DEFAULT_TENANT ? undefined : eq(outcomes.tenant, tenant),
+        gte(outcomes.cluster, 0),
+        eq(outcomes.fallback, ''),
+      ),
+    )
+    .groupBy(outcomes.minute);
+  return new Map(rows.map(({ minute, ...sums }) => [minute, sums]));
 }
 
 /** Whether a column's region is `region` or in it; every one is in an empty one. */
@@ -140,6 +178,39 @@ export async function versionSums(db: Database, request: SeriesRequest) {
     .orderBy(outcomes.version, outcomes.sparsity);
   return rows.map(({ version, sparsity, ...sums }) => ({ version, sparsity, sums: toSums(sums) }));
 }
+
+/** Everything together, and what comparisons with the dense model say of the time that masks save. */
+export async function totalSums(
+  db: Database,
+  request: SeriesRequest,
+): Promise<{ sums: Sums; saved: Moments }> {
+  const [row] = await db
+    .select({
+      ...sumsOf(outcomes),
+      saved_count: sql<number>`total(${outcomes.saved_count})`,
+      saved_sum: sql<number>`total(${outcomes.saved_sum})`,
+      saved_sq: sql<number>`total(${outcomes.saved_sq})`,
+    })
+    .from(outcomes)
+    .where(within(outcomes, request));
+  const { saved_count: count, saved_sum: sum, saved_sq: sq, ...sums } = row!;
+  return { sums: toSums(sums), saved: { count, sum, sq } };
+}
+
+/** The most common first. */
+export async function maskCounts(db: Database, request: SeriesRequest) {
+  const requests = sql<number>`total(${outcomes.requests})`;
+  return await db
+    .select({ mask: outcomes.mask, sparsity: sql<number>`max(${outcomes.sparsity})`, requests })
+    .from(outcomes)
+    .where(within(outcomes, request))
+    .groupBy(outcomes.mask)
+    .orderBy(desc(requests), outcomes.mask)
+    .limit(MASKS_SHOWN_MAX);
+}
+
+/** A client can put a mask together for every request. */
+const MASKS_SHOWN_MAX = 50;
 
 /** Requests that went dense, by reason. */
 export async function fallbackCounts(db: Database, request: SeriesRequest) {

@@ -10,7 +10,7 @@ import { alias } from 'drizzle-orm/sqlite-core';
 import type { PageQuery } from '../../shared/admin/admin-wire.ts';
 import type { AutoRollback, Publication } from '../../shared/admin/publication-wire.ts';
 import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/mask/sticky.ts';
-import { type Database, isoTime, type Page, pastCursor, toPage } from './d1.ts';
+import { type Database, holds, isoTime, type Page, pastCursor, toPage } from './d1.ts';
 import { live, publications } from './schema.ts';
 
 type PublicationRow = typeof publications.$inferSelect;
@@ -42,6 +42,9 @@ export type Flip = {
   readonly rollout: readonly RolloutStep[];
   readonly autoRollback: AutoRollback | null;
   readonly reason: string | null;
+  /** Of the publication whose steps these are; null: its own. */
+  readonly rolloutId: string | null;
+  readonly pausedAt_ms: number | null;
 };
 
 const bases = alias(publications, 'bases');
@@ -82,13 +85,19 @@ export async function findPublication(db: Database, id: string): Promise<Publica
 export async function listPublications(
   db: Database,
   tenant: string,
-  { before, limit }: PageQuery,
+  { before, limit, q }: PageQuery,
 ): Promise<Page<Publication>> {
-  const { id, sequence } = publications;
+  const { id, sequence, version, actor, reason } = publications;
   const rows = await db
     .select()
     .from(publications)
-    .where(and(eq(publications.tenant, tenant), pastCursor(sequence, id, before)))
+    .where(
+      and(
+        eq(publications.tenant, tenant),
+        holds(q, version, actor, reason),
+        pastCursor(sequence, id, before),
+      ),
+    )
     .orderBy(desc(sequence))
     .limit(limit + 1);
   return toPage(rows, limit, (row) => ({ at: row.sequence, id: row.id }), toPublication);
@@ -97,9 +106,20 @@ export async function listPublications(
 /** What a withdrawal has in the place of a version: the column holds no null. */
 const NOTHING = '';
 
+/** The schedule of what everyone sees from now on. */
+export const AT_ONCE = { activateAt_ms: null, rollout: [], rolloutId: null, pausedAt_ms: null } as const;
+
 export type Withdrawal = Omit<
   Flip,
-  'owner' | 'version' | 'previousId' | 'action' | 'activateAt_ms' | 'rollout' | 'autoRollback'
+  | 'owner'
+  | 'version'
+  | 'previousId'
+  | 'action'
+  | 'activateAt_ms'
+  | 'rollout'
+  | 'autoRollback'
+  | 'rolloutId'
+  | 'pausedAt_ms'
 >;
 
 /** Leaves the tenant without a publication of its own; else as `flipLive`. */
@@ -108,8 +128,8 @@ export const withdrawLive = (
   change: Withdrawal,
   seenId: string,
 ): Promise<Publication | null> => {
-  const nothing = { owner: NOTHING, version: NOTHING, previousId: null, activateAt_ms: null } as const;
-  return flipLive(db, { ...change, ...nothing, action: 'rollback', rollout: [], autoRollback: null }, seenId);
+  const nothing = { owner: NOTHING, version: NOTHING, previousId: null, ...AT_ONCE } as const;
+  return flipLive(db, { ...change, ...nothing, action: 'rollback', autoRollback: null }, seenId);
 };
 
 /**
@@ -134,7 +154,7 @@ export async function flipLive(db: Database, flip: Flip, seenId: string | null):
       .insert(publications)
       .select(sql`select null, ${flip.id}, ${flip.tenant}, ${flip.owner}, ${flip.version},
       ${flip.replaced_version}, ${flip.previousId}, ${flip.action}, ${flip.actor}, ${flip.createdAt_ms},
-      ${flip.activateAt_ms}, ${rollout}, ${autoRollback}, ${flip.reason}
+      ${flip.activateAt_ms}, ${rollout}, ${autoRollback}, ${flip.reason}, ${flip.rolloutId}, ${flip.pausedAt_ms}
       where ${liveNow} is ${seenId}`),
     point,
     db.select().from(publications).where(eq(publications.id, flip.id)),
@@ -166,6 +186,11 @@ const toState = (row: PublicationRow): PublicationState => ({
   ...toPublication(row),
   owner: row.owner,
   version: row.version,
-  schedule: { id: row.id, activateAt_ms: activationOf(row), steps: row.rollout ?? [] },
+  schedule: {
+    id: row.rolloutId ?? row.id,
+    activateAt_ms: activationOf(row),
+    steps: row.rollout ?? [],
+    pausedAt_ms: row.pausedAt_ms,
+  },
   previousId: row.previousId,
 });

@@ -2,6 +2,7 @@
 import type { Context, MiddlewareHandler } from 'hono';
 import { cors } from 'hono/cors';
 import { createMiddleware } from 'hono/factory';
+import type { Role } from '../../shared/admin/admin-wire.ts';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { toMaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
@@ -19,6 +20,8 @@ export type AppEnv = {
     services: Services;
     caller: Caller;
     admin: AdminCaller;
+    /** Of what is about to be changed, as it is shown; for the audit log. */
+    before: unknown;
     /** Until its account has it. */
     trace: RequestTrace | undefined;
   };
@@ -26,7 +29,11 @@ export type AppEnv = {
 export type AppContext = Context<AppEnv>;
 
 /** `tenant` limits what the caller sees and changes; undefined for those who manage everything. */
-export type AdminCaller = { readonly actor: string; readonly tenant: string | undefined };
+export type AdminCaller = {
+  readonly actor: string;
+  readonly tenant: string | undefined;
+  readonly role: Role;
+};
 
 /** Keeps work alive after the answer. */
 export const holdOf =

@@ -5,7 +5,7 @@
 import { Hono } from 'hono';
 import { accepts } from 'hono/accepts';
 import { secureHeaders } from 'hono/secure-headers';
-import { loginSchema } from '../../shared/admin/admin-wire.ts';
+import { loginSchema, SIGN_IN_HEADER } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { sha256Hex } from '../base/secrets.ts';
@@ -23,6 +23,7 @@ import {
 import type { AppContext, AppEnv } from './context.ts';
 import { methodNotAllowed, requestIdHeader } from './error-answers.ts';
 import { readJson } from './request-body.ts';
+import { signIn } from './sign-in.ts';
 
 const NONE = ["'none'"];
 const SELF = ["'self'"];
@@ -113,14 +114,18 @@ export const dashboard = new Hono<AppEnv>()
     const { key } = parse(loginSchema, await readJson(c.req.raw));
     const admin = await adminOf(c, key);
     const keySha256 = admin === ROOT ? null : sha256Hex(key);
-    const { token, claims } = await c.var.services.sessions.issue(admin.actor, keySha256);
+    const { token, claims } = await c.var.services.sessions.issue(admin.actor, { keySha256, grant: null });
     setSessionCookie(c, token, claims.expiresAt_s);
     return c.json(toSession(admin, claims));
   })
   .get('/session', async (c) => {
     const session = await readSession(c);
     // Asked by the page before anybody logged in: no error, there is just nobody.
-    if (session === undefined) return c.body(null, 204);
+    if (session === undefined) {
+      const { OIDC_ISSUER } = c.var.services.config;
+      if (OIDC_ISSUER !== undefined) c.header(SIGN_IN_HEADER, new URL(OIDC_ISSUER).host);
+      return c.body(null, 204);
+    }
     return c.json(toSession(session.admin, session.claims));
   })
   .delete('/session', async (c) => {
@@ -139,4 +144,5 @@ export const dashboard = new Hono<AppEnv>()
     return c.body(null, 204);
   })
   .all('/session', methodNotAllowed('GET', 'POST', 'DELETE'))
+  .route('/sign-in', signIn)
   .route('/', page);

@@ -6,6 +6,7 @@
  * stands, with everything that waits in it, and not even its signal is heard then. Held, it hears the signal and ends.
  */
 
+import type { RequestSource } from '../../shared/admin/request-event.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ChatMessage, type ChatRequest, messageTexts } from '../../shared/wire/openai.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
@@ -22,6 +23,8 @@ import { isUnlimited } from '../tenants/ledger.ts';
 /** Who asks for what, and until when. */
 export type Asking = {
   readonly caller: Caller;
+  readonly requestId: string;
+  readonly source: RequestSource;
   readonly routable: RoutableBody;
   readonly patience: Patience;
   /** Its abort is the client leaving. */

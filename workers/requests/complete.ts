@@ -9,7 +9,7 @@ import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { toMaskrouteError } from '../../shared/wire/errors.ts';
 import { readFields } from '../../shared/wire/fields.ts';
 import { chatRequest, completionRequest } from '../../shared/wire/openai.ts';
-import { HEADERS } from '../../shared/wire/protocol.ts';
+import { HEADERS, TRIAL_HEADERS } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, responsesRequest } from '../../shared/wire/responses.ts';
 import { patienceOf } from '../backends/attempt.ts';
 import { placeOf, regionOf } from '../base/place.ts';
@@ -18,10 +18,18 @@ import { tenantOnly } from '../http/authentication.ts';
 import { type AppContext, type AppEnv, holdOf, traced } from '../http/context.ts';
 import { methodNotAllowed } from '../http/error-answers.ts';
 import { readBody } from '../http/request-body.ts';
-import { type RoutableBody, type Routed, type RouteTimings, routeRequest } from '../routing/decision.ts';
+import {
+  type RoutableBody,
+  type Routed,
+  type RouteTimings,
+  routeRequest,
+  type Trial,
+} from '../routing/decision.ts';
+import { createKeyWatch } from '../tenants/api-keys.ts';
 import { type Account, type Asking, admit, requireModel } from './admission.ts';
 import { Answer, type Begun, noAnswer } from './answer-stream.ts';
 import { ask, type ClientBody, notAsked, type Progress } from './forward.ts';
+import { AnswerBytes, keepTexts } from './kept-texts.ts';
 import { settle } from './settlement.ts';
 
 export const completions = new Hono<AppEnv>()
@@ -93,7 +101,11 @@ async function enter(
   const patience = patienceOf(c.req.header(BACKEND_HEADERS.deadline), services.config.BACKEND_TIMEOUT_MS);
   requireModel(caller.policy, routable.body.model);
   const trace = c.get('trace')!;
-  const asking: Asking = { caller, routable, patience, signal: c.req.raw.signal, hold, trace };
+  const source = trialOf(c) === undefined ? 'client' : 'playground';
+  const asking: Asking = {
+    ...{ caller, routable, patience, source, hold, trace },
+    ...{ requestId: c.get('requestId'), signal: c.req.raw.signal },
+  };
   const begun_ms = Date.now();
   const [admission, routing] = await Promise.all([
     admit(services, asking),
@@ -141,8 +153,14 @@ async function forward(
   const requestId = c.get('requestId');
   const { STREAM_KEEPALIVE_MS: keepalive_ms, BACKEND_STALL_MS: stall_ms } = services.config;
   const asked = ask(services, { account, requestId, client }, progress);
-  const answer = new Answer(asked, progress, { signal: account.signal, stall_ms, keepalive_ms });
-  answer.ended.then((outcome) => settle(services, account, outcome, progress));
+  const { caller, hold, signal } = account;
+  const kept = caller.policy.textsKept_days === null ? undefined : new AnswerBytes();
+  const watch = createKeyWatch(services.apiKeys, caller, hold);
+  const answer = new Answer(asked, progress, { signal, stall_ms, keepalive_ms, watch, kept });
+  answer.ended.then((outcome) => {
+    settle(services, account, outcome, progress);
+    if (kept !== undefined) hold(keepTexts(services.db, account, kept));
+  });
   let begun: Begun | 'late';
   try {
     begun = await (account.routable.body.stream === true ? answer.begunInTime() : answer.begun);
@@ -173,8 +191,14 @@ export function route(c: AppContext, routable: RoutableBody): Promise<Routed> {
   const place = placeOf(c.req.raw, services.config.TRUSTED_FRONT);
   return routeRequest(services, {
     ...{ ...routable, caller: c.get('caller'), signal: c.req.raw.signal, hold: holdOf(c) },
-    ...{ region: regionOf(place), place },
+    ...{ region: regionOf(place), place, trial: trialOf(c) },
   });
+}
+
+/** Somebody tries something out: marked as such, in no experiment, and under any stored set that is named. */
+function trialOf(c: AppContext): Trial | undefined {
+  if (c.req.header(TRIAL_HEADERS.source) !== 'playground') return undefined;
+  return { version: c.req.header(TRIAL_HEADERS.version) };
 }
 
 /** What the backend says of the answer, and what it knows better than the edge: a custom mask's id and sparsity. */

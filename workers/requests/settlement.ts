@@ -218,6 +218,8 @@ function eventOf(
     counted: cost !== null,
     ...latencies(outcome.heard, started_ms, isStream, body.n ?? 1),
     total_ms: outcome.endedAt_ms - started_ms,
+    request_id: account.requestId,
+    source: account.source,
   };
 }
 

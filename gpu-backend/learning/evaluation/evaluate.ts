@@ -76,7 +76,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   );
   const toFigures = (contestant: Contestant): EvaluationRow => {
     const perRow = contestant.masks.map((masks, row) => masks.map((mask) => scores.of(row, mask)));
-    return toRow(contestant, rows, perRow, timer.msOf, config);
+    return toRow(contestant, rows, perRow, timer, config);
   };
   const tasks = await runTasks(context, lineUp, inputs.tasks);
   const checked = options.checks

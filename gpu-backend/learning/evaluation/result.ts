@@ -81,6 +81,8 @@ const rowSchema = z.strictObject({
   surrogate: z.boolean(),
   ...figures.omit({ rows: true, positions: true }).shape,
   msPerToken: z.number(),
+  /** From the fastest round to the slowest; an evaluation of an earlier version does not say. */
+  msPerTokenSpread: z.tuple([z.number(), z.number()]).optional(),
   /** Skipped attention and FFN blocks, means over the scored rows. */
   attention: z.number(),
   ffn: z.number(),

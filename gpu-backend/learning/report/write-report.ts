@@ -7,7 +7,7 @@ import { maskFromBits } from '../../../shared/mask/mask.ts';
 import { writeWhole } from '../../files.ts';
 import { type Evaluation, evaluationSchema } from '../evaluation/result.ts';
 import { type LearnedMaskReport, type LearnReport, learnReportSchema } from '../search/learn-report.ts';
-import { evaluationSections } from './evaluation-sections.ts';
+import { evaluationSections, evaluationVerdict } from './evaluation-sections.ts';
 import {
   clusterTable,
   facts,
@@ -46,10 +46,27 @@ export async function writeReportHtml(folder: string, learnFrom: readonly string
 
 export function reportHtml({ learn, evaluation }: ReportParts): string {
   const title = learn?.name ?? `Evaluation of ${evaluation?.model ?? 'nothing'}`;
-  return page(title, [
+  return page(title, verdictOf({ learn, evaluation }), [
     ...(learn === undefined ? [] : learnSections(learn)),
     ...(evaluation === undefined ? [] : evaluationSections(evaluation)),
   ]);
+}
+
+/** Whether the masks are worth it, from the evaluation where there is one, else from what the run held out. */
+function verdictOf({ learn, evaluation }: ReportParts): string {
+  if (evaluation !== undefined) return evaluationVerdict(evaluation);
+  if (learn === undefined)
+    return 'There is nothing to judge here. The folder holds no report of this version.';
+  const held = learn.clusters.flatMap(({ heldOut, share }) => (heldOut === null ? [] : [{ heldOut, share }]));
+  const total = held.reduce((sum, { share }) => sum + share, 0);
+  const out = `The masks leave out ${percent(learn.reachedSparsity)} of the blocks`;
+  if (total === 0) return `${out}. Nothing was held out, so how good they are is not known.`;
+  const agreement = held.reduce((sum, { heldOut, share }) => sum + (share / total) * heldOut.agreement, 0);
+  const routing =
+    learn.routing.collapse === null
+      ? 'Prompts spread over the clusters'
+      : 'Routing collapses: nearly all prompts fall into one cluster';
+  return `${out} and agree with the dense model on ${percent(agreement)} of held-out tokens. ${routing}.`;
 }
 
 async function readAs<T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> {
@@ -92,7 +109,7 @@ function summary(report: LearnReport): [string, string][] {
 }
 
 const maskText = (report: LearnReport): Html =>
-  html`<p>A row for attention and one for FFN of each mask; orange squares are left out. ${
+  html`<p>A row for attention and one for FFN of each mask; dark squares are left out, in the dark theme light ones. ${
     report.surrogate ? 'A surrogate stands in for each of them.' : ''
   }</p>`;
 

@@ -15,7 +15,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { JobData } from '../../../gpu-backend/jobs/job-data.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
-import { seal, unseal } from '../../../gpu-backend/jobs/job-store.ts';
+import { seal, unseal, unsealWithAny } from '../../../gpu-backend/jobs/job-store.ts';
 import { learnArguments } from '../../../gpu-backend/jobs/run-command.ts';
 import { type CreateJob, isFinished, type Job, type JobRequest } from '../../../shared/admin/job-wire.ts';
 import { eventually } from '../api/harness.ts';
@@ -191,6 +191,9 @@ describe('publishing', () => {
     expect(unseal(sealed, KEY, 'job_1')).toBe('secret');
     expect(() => unseal(sealed, KEY, 'job_2')).toThrow();
     expect(() => unseal(sealed, 'another key', 'job_1')).toThrow();
+    // While the key is rotated, what the one before sealed is opened.
+    expect(unsealWithAny(sealed, ['another key', KEY], 'job_1')).toBe('secret');
+    expect(() => unsealWithAny(sealed, ['another key', 'a third'], 'job_1')).toThrow();
     sealed[sealed.length - 1]! ^= 1;
     expect(() => unseal(sealed, KEY, 'job_1')).toThrow();
     expect(seal('secret', KEY, 'job_1').equals(seal('secret', KEY, 'job_1'))).toBe(false);

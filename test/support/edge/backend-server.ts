@@ -23,7 +23,7 @@ import { type ModelHash, maskBits, maskId, sparsity } from '../../../shared/mask
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageText } from '../../../shared/wire/openai.ts';
 import { internalMaskPath, type MaskRecord } from '../../../shared/wire/protocol.ts';
-import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
+import { createVerifier } from '../../../shared/wire/service-token.ts';
 import { apiOptions } from '../../gpu-backend/api/harness.ts';
 import {
   byteGrammars,
@@ -32,7 +32,15 @@ import {
   scriptedEngine,
 } from '../../gpu-backend/api/scripted-engine.ts';
 import { CUT, FORGOTTEN, gatewayPage, UNASKED, wrongVectors } from './broken-backend.ts';
-import { BACKEND_KEY, ENCODER, MODEL, type Recorded, STREAM_PAUSE_ms, TEST_MASKS } from './constants.ts';
+import {
+  BACKEND_KEY,
+  BACKEND_KEY_2,
+  ENCODER,
+  MODEL,
+  type Recorded,
+  STREAM_PAUSE_ms,
+  TEST_MASKS,
+} from './constants.ts';
 import { vectorOf } from './encoder-server.ts';
 import { listen, type RunningServer } from './http-server.ts';
 
@@ -164,7 +172,7 @@ export async function startBackend(): Promise<RunningServer> {
         recentAnswers: isNew ? newAnswers() : recentAnswers,
         authenticate:
           door === 'strict'
-            ? await createAuthenticator(BACKEND_KEY, { audience })
+            ? await createAuthenticator(BACKEND_KEY, { audience, otherBackendKey: BACKEND_KEY_2 })
             : door === 'locked'
               ? await createAuthenticator('the-key-of-another-edge')
               : anyClock,
@@ -283,14 +291,14 @@ const MASKS: ReadonlyMap<string, MaskRecord> = new Map(
   }),
 );
 
-const tokenKey = importTokenKey(BACKEND_KEY);
+const verify = createVerifier([BACKEND_KEY, BACKEND_KEY_2], 'backend');
 
 /** Tests move the edge's clock, so this door goes by the clock of whoever signed; `strict` by its own. */
 const anyClock: Authenticate = async (authorization) => {
   const token = authorization?.replace(/^Bearer /, '') ?? '';
   if (token === BACKEND_KEY) return { tenant: undefined, edge: undefined, mayRunJobs: true };
   const payload = Buffer.from(token.split('.')[1] ?? '', 'base64url').toString() || '{}';
-  const { tenant, edge, scope } = await verifyToken(await tokenKey, token, JSON.parse(payload).issuedAt_s);
+  const { tenant, edge, scope } = await verify(token, JSON.parse(payload).issuedAt_s);
   return { tenant, edge: edge === '' ? undefined : edge, mayRunJobs: scope === 'jobs' };
 };
 

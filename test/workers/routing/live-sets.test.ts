@@ -62,6 +62,8 @@ const tenantsWithSets = (count: number): Promise<Own[]> =>
         rollout: [],
         autoRollback: null,
         reason: null,
+        rolloutId: null,
+        pausedAt_ms: null,
         replaced_version: null,
         previousId: null,
       };

@@ -79,7 +79,8 @@ const options = (changes: Partial<EvaluateOptions> = {}): EvaluateOptions => ({
 });
 
 /** All but the times, which are never equal twice. */
-const figures = ({ rows }: Evaluation) => rows.map(({ msPerToken: _, ...row }) => row);
+const figures = ({ rows }: Evaluation) =>
+  rows.map(({ msPerToken: _ms, msPerTokenSpread: _spread, ...row }) => row);
 
 describe('evaluate', () => {
   it('has one row a method and sparsity, and routes as the edge does', async () => {
