@@ -3,7 +3,9 @@ import { type Command, Option } from 'commander';
 import { FULL_ENCODER } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
-import { createReporter, megabytes } from './terminal.ts';
+import { createReporter, DATA_HELP, megabytes } from './terminal.ts';
+
+type PullFlags = { readonly weights: WeightKind; readonly force: boolean; readonly data?: string[] };
 
 export function addModelCommands(program: Command): void {
   const model = program.command('model').description('install models and look at them');
@@ -16,8 +18,12 @@ export function addModelCommands(program: Command): void {
       `smollm2-135m-instruct, a file, a folder, hf:OWNER/NAME, or the encoder ${FULL_ENCODER}`,
     )
     .addOption(new Option('--weights <kind>', 'how weights are held').choices(WEIGHT_KINDS).default('q8'))
+    .option(
+      '--data <file...>',
+      `text that four bits are measured on, ${DATA_HELP}; else the model writes its own`,
+    )
     .option('--force', 'import again what is installed', false)
-    .action(async (spec: string, { weights, force }: { weights: WeightKind; force: boolean }) => {
+    .action(async (spec: string, { weights, force, data = [] }: PullFlags) => {
       const { pullModel } = await import('./models.ts');
       const interrupted = new AbortController();
       process.once('SIGINT', () => interrupted.abort());
@@ -31,7 +37,7 @@ export function addModelCommands(program: Command): void {
         );
         return;
       }
-      const options = { home: maskrouteHome(), weights, force, ...hooks };
+      const options = { home: maskrouteHome(), weights, force, data, ...hooks };
       const { manifest, folder } = await pullModel(spec, options).finally(reporter.stop);
       console.log(`${manifest.name} (${manifest.weights}) is installed in ${folder}`);
     });

@@ -138,6 +138,7 @@ const TITLES: Readonly<Record<ImportPhase, string>> = {
   download: 'Downloading',
   unpack: 'Unpacking',
   verify: 'Checking',
+  write: 'Writing text',
   convert: 'Converting',
 };
 

@@ -124,7 +124,7 @@ export async function openTrainingGraph(
   build: (stored: StoredLlama, linears: TrainingLinears) => Graph,
   options: SessionOptions,
 ): Promise<Session> {
-  const stored = await readStoredLlama(folder, config, kind);
+  const stored = await readStoredLlama(folder, config);
   const linears = await trainingLinears(folder, config, stored);
   // External weights are found beside the graph's file.
   const path = join(folder, `training-${name}.onnx`);
