@@ -89,10 +89,15 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
 
 const OWN_TEXT_SEED = 1;
 
-/** What a manifest calls the text. @throws MaskrouteError `not_found`, `invalid_request`. */
+/** What a manifest calls the text. @throws MaskrouteError `invalid_data` when a file cannot be read. */
 async function originOf(data: readonly string[]): Promise<string> {
   if (data.length === 0) return `own text, seed ${OWN_TEXT_SEED}`;
-  return `data ${await sha256OfFiles(data)}`;
+  const hash = await sha256OfFiles(data).catch((cause: Error) => {
+    if (cause instanceof MaskrouteError) throw cause;
+    const message = `The data cannot be read: ${cause.message}`;
+    throw new MaskrouteError('invalid_data', message, { cause });
+  });
+  return `data ${hash}`;
 }
 
 /** How weights are held. The text for four bits comes from the data, or from the model itself at eight bits. */

@@ -1,15 +1,21 @@
 /**
  * The loop of the engine's thread: step = schedule → run → update. Plain data goes between the scheduler, which
  * decides, and the runner, which computes; events of requests come out.
+ *
+ * An answer is the same, to the bit, alone and in company, wherever its prompt is cut, after its pages were given back, and with
+ * its prompt's pages taken over from another prompt: a row is summed alike among any others, but for attention of a lone
+ * row, so pieces of prompts have two rows at least and tokens of answers are computed alone (`test/gpu-backend/engine/batch.test.ts`).
+ * Only pages of an earlier answer, which a later prompt repeats, were summed as lone rows: they change its logits by rounding.
  */
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { RunInput } from './batch-run.ts';
 import type { EngineEvent, GenerateRequest, ThreadStats, TokenLogprob } from './engine.ts';
 import type { KvCache } from './kv-cache.ts';
 import { PrefixCache } from './prefix-cache.ts';
 import type { Runner } from './runner.ts';
 import { sample, tokenLogprob } from './sampler.ts';
-import type { ScheduledRequest, SchedulerLimits } from './scheduler.ts';
+import type { SchedulerLimits, Step, StepPart } from './scheduler.ts';
 import { queueFull, Scheduler } from './scheduler.ts';
 import type { Sequence } from './sequence.ts';
 import {
@@ -21,6 +27,8 @@ import {
   promptTokens,
   samplerState,
 } from './sequence.ts';
+import type { StepTimes } from './step-cost.ts';
+import { StepCost } from './step-cost.ts';
 
 export type LoopOutput = {
   event(requestId: string, event: EngineEvent): void;
@@ -28,7 +36,7 @@ export type LoopOutput = {
 };
 
 export type LoopLimits = SchedulerLimits & {
-  /** Room of all caches that are kept for prompts that begin the same, in tokens; 0 keeps none. */
+  /** Room of all pages that are kept for prompts that begin the same, in tokens; 0 keeps none. */
   readonly prefixTokensMax: number;
 };
 
@@ -47,16 +55,29 @@ export class EngineLoop {
   readonly #output: LoopOutput;
   readonly #sequences = new Map<string, Sequence>();
   readonly #freeCaches: KvCache[] = [];
-  readonly #totals = { steps: 0, promptTokens: 0, generatedTokens: 0 };
+  readonly #totals = {
+    steps: 0,
+    promptTokens: 0,
+    generatedTokens: 0,
+    preemptions: 0,
+    prefixQueries: 0,
+    prefixHits: 0,
+  };
+  #batchSize = 0;
   #expiredAt_ms = 0;
   #wake: (() => void) | undefined;
   #closing = false;
 
-  constructor(runner: Runner, { prefixTokensMax, ...limits }: LoopLimits, output: LoopOutput) {
+  constructor(
+    runner: Runner,
+    { prefixTokensMax, ...limits }: LoopLimits,
+    times: StepTimes,
+    output: LoopOutput,
+  ) {
     this.#runner = runner;
     this.#limits = limits;
-    this.#scheduler = new Scheduler(limits);
-    this.#prefixes = new PrefixCache({ chunkTokens: limits.chunkTokens, tokensMax: prefixTokensMax });
+    this.#scheduler = new Scheduler(limits, new StepCost(times));
+    this.#prefixes = new PrefixCache(prefixTokensMax);
     this.#output = output;
   }
 
@@ -99,8 +120,14 @@ export class EngineLoop {
     return {
       requestsRunning: this.#scheduler.runningCount,
       requestsWaiting: this.#scheduler.waitingCount,
-      kvCacheUsage: this.#scheduler.cacheTokensReserved / this.#limits.cacheTokensMax,
+      kvCacheUsage: this.#scheduler.pagesUsed / this.#scheduler.pagesTotal,
       ...this.#oldest(),
+      batchSize: this.#batchSize,
+      pagesUsed: this.#scheduler.pagesUsed + this.#prefixes.pageCount,
+      pagesTotal: this.#scheduler.pagesTotal + this.#prefixes.pagesMax,
+      prefixQueriesTotal: this.#totals.prefixQueries,
+      prefixHitsTotal: this.#totals.prefixHits,
+      preemptionsTotal: this.#totals.preemptions,
       stepsTotal: this.#totals.steps,
       promptTokensTotal: this.#totals.promptTokens,
       generatedTokensTotal: this.#totals.generatedTokens,
@@ -121,10 +148,11 @@ export class EngineLoop {
   async run(afterStep: () => void): Promise<void> {
     for (;;) {
       this.#expire();
-      const next = this.#scheduler.next;
-      if (next !== undefined) await this.#step(next);
+      this.#startThoseAdmitted();
+      const step = this.#scheduler.schedule();
+      if (step !== undefined) await this.#step(step);
       afterStep();
-      if (next === undefined) {
+      if (step === undefined) {
         if (this.#closing && this.#sequences.size === 0) return;
         await new Promise<void>((resolve) => {
           this.#wake = resolve;
@@ -134,59 +162,111 @@ export class EngineLoop {
     }
   }
 
-  async #step(scheduled: ScheduledRequest): Promise<void> {
-    const sequence = this.#sequences.get(scheduled.requestId)!;
-    const begun_ms = performance.now();
-    sequence.stepGap_ms = Math.max(sequence.stepGap_ms, begun_ms - (sequence.steppedAt_ms ?? begun_ms));
-    try {
-      this.#start(sequence);
-      const step = this.#scheduler.schedule()!;
-      const { computedCount } = scheduled;
-      const rows = logitRows(sequence, step.tokens);
-      const logits = await this.#runner.run({
-        cache: sequence.cache!,
-        tokenIds: sequence.tokenIds.slice(computedCount, computedCount + step.tokens),
-        plan: sequence.request.plan,
-        logitRows: rows,
-      });
-      this.#totals.steps++;
-      sequence.steppedAt_ms = performance.now();
-      // It may have been cancelled while the runtime held the thread.
-      if (!this.#sequences.has(sequence.scheduled.requestId)) {
-        this.#recycle(sequence);
-        return;
+  /** A cache for each that got a place, filled with what is known of its tokens. */
+  #startThoseAdmitted(): void {
+    for (const { requestId } of [...this.#scheduler.running]) {
+      const sequence = this.#sequences.get(requestId)!;
+      if (sequence.cache !== undefined) continue;
+      try {
+        this.#start(sequence);
+      } catch (error) {
+        this.#fail(sequence, error);
       }
-      this.#scheduler.update(step);
-      this.#advance(sequence, rows, computedCount, logits);
-    } catch (error) {
-      this.#remove(sequence);
-      this.#output.failed(sequence.scheduled.requestId, asEngineError(error));
-    } finally {
-      this.#scheduler.charge(scheduled, performance.now() - begun_ms);
     }
   }
 
+  async #step(step: Step): Promise<void> {
+    const begun_ms = performance.now();
+    for (const { requestId } of step.preempted) this.#preempted(this.#sequences.get(requestId)!);
+    const work = step.parts.map((part) => this.#prepare(part, begun_ms));
+    this.#batchSize = work.length;
+    await this.#run(work);
+    this.#totals.steps++;
+    this.#scheduler.charge(step, performance.now() - begun_ms);
+  }
+
+  #prepare(part: StepPart, begun_ms: number): Work {
+    const sequence = this.#sequences.get(part.request.requestId)!;
+    sequence.stepGap_ms = Math.max(sequence.stepGap_ms, begun_ms - (sequence.steppedAt_ms ?? begun_ms));
+    const { computedCount } = part.request;
+    return {
+      ...{ part, sequence, start: computedCount },
+      input: {
+        cache: sequence.cache!,
+        tokenIds: sequence.tokenIds.slice(computedCount, computedCount + part.tokens),
+        plan: sequence.request.plan,
+        logitRows: logitRows(sequence, part.tokens),
+      },
+    };
+  }
+
+  /** When a step fails, each of its requests is run again alone: one that makes the engine fail takes no other along. */
+  async #run(work: readonly Work[]): Promise<void> {
+    try {
+      const logits = await this.#runner.runMany(work.map(({ input }) => input));
+      work.forEach((one, i) => {
+        this.#ran(one, logits[i]!);
+      });
+    } catch (error) {
+      if (work.length === 1) this.#fail(work[0]!.sequence, error);
+      else for (const one of work) await this.#run([one]);
+    }
+  }
+
+  #ran({ part, sequence, input, start }: Work, logits: Float32Array): void {
+    sequence.steppedAt_ms = performance.now();
+    // It may have been cancelled while the runtime held the thread.
+    if (!this.#sequences.has(part.request.requestId)) return;
+    try {
+      this.#scheduler.update(part);
+      this.#keepPages(sequence);
+      this.#advance(sequence, input.logitRows, start, logits);
+    } catch (error) {
+      this.#fail(sequence, error);
+    }
+  }
+
+  #fail(sequence: Sequence, error: unknown): void {
+    if (!this.#sequences.has(sequence.scheduled.requestId)) return;
+    this.#remove(sequence);
+    this.#output.failed(sequence.scheduled.requestId, asEngineError(error));
+  }
+
   #start(sequence: Sequence): void {
-    if (sequence.cache !== undefined) return;
     const { request, scheduled } = sequence;
-    sequence.startedAt_ms = performance.now();
+    sequence.startedAt_ms ??= performance.now();
     sequence.cache = this.#freeCaches.pop() ?? this.#runner.newCache();
     sequence.cache.truncate(0);
     sequence.cache.reserve(Math.min(scheduled.cacheTokens, scheduled.tokenCount + RESERVED_ANSWER_TOKENS));
     // A prompt that is scored needs the logits of all its tokens.
     if (request.promptLogprobs !== undefined) return;
-    const known = this.#prefixes.find(request, request.promptTokenIds);
-    if (known === undefined) return;
-    sequence.cache.copyFrom(known.cache, known.tokens);
-    scheduled.computedCount = known.tokens;
-    sequence.cachedTokens = known.tokens;
+    // The tokens of an answer that began are computed again as they were, one by one: the answer goes on the same.
+    const known = this.#prefixes.take(request, request.promptTokenIds, sequence.cache);
+    this.#totals.prefixQueries += promptTokens(sequence);
+    this.#totals.prefixHits += known;
+    scheduled.computedCount = known;
+    sequence.keptTokens = known;
+    if (scheduled.preemptions === 0) sequence.cachedTokens = known;
+  }
+
+  /** Its pages may serve it again; its cache goes. */
+  #preempted(sequence: Sequence): void {
+    this.#totals.preemptions++;
+    if (sequence.prefilledAt_ms === undefined) sequence.promptLogprobs.splice(1);
+    this.#recycle(sequence);
+  }
+
+  #keepPages(sequence: Sequence): void {
+    const { request, scheduled, tokenIds, keptTokens, cache } = sequence;
+    this.#prefixes.keep(request, tokenIds, keptTokens, scheduled.computedCount, cache!);
+    sequence.keptTokens = scheduled.computedCount;
   }
 
   /** Reads the logits of a step: scores the prompt, then samples once all tokens are computed. */
   #advance(sequence: Sequence, rows: readonly number[], start: number, logits: Float32Array): void {
     const { request, scheduled } = sequence;
     const width = this.#runner.config.vocabularySize;
-    const inPrompt = start < promptTokens(sequence);
+    const inPrompt = start < promptTokens(sequence) && sequence.prefilledAt_ms === undefined;
     if (request.promptLogprobs !== undefined && inPrompt) {
       rows.forEach((row, i) => {
         const next = start + row + 1;
@@ -241,15 +321,11 @@ export class EngineLoop {
     this.#recycle(sequence);
   }
 
-  /** Its cache is kept for prompts that begin the same, or used again as it is. */
   #recycle(sequence: Sequence): void {
-    const { cache, request, scheduled } = sequence;
+    const { cache } = sequence;
     sequence.cache = undefined;
-    if (cache === undefined) return;
-    for (const free of this.#prefixes.keep(request, request.promptTokenIds, scheduled.computedCount, cache)) {
-      const isWanted = this.#freeCaches.length < this.#limits.runningMax;
-      if (isWanted && free.capacity_tokens <= KEPT_CACHE_TOKENS_MAX) this.#freeCaches.push(free);
-    }
+    if (cache === undefined || cache.capacity_tokens > KEPT_CACHE_TOKENS_MAX) return;
+    if (this.#freeCaches.length < this.#limits.runningMax) this.#freeCaches.push(cache);
   }
 
   #expire(): void {
@@ -263,6 +339,15 @@ export class EngineLoop {
     }
   }
 }
+
+/** One sequence's part in a step. */
+type Work = {
+  readonly part: StepPart;
+  readonly sequence: Sequence;
+  readonly input: RunInput;
+  /** Its first token in this step. */
+  readonly start: number;
+};
 
 function checkRequest(request: GenerateRequest, { config, surrogates }: Runner): void {
   const promptTokens = request.promptTokenIds.length;

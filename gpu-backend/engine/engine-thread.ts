@@ -9,6 +9,7 @@ import type { ModelConfig } from '../model/model-source.ts';
 import { type EngineEvent, type GenerateRequest, writeStats } from './engine.ts';
 import { EngineLoop, type LoopLimits } from './engine-loop.ts';
 import { openRunner } from './runner.ts';
+import { measureStepTimes } from './step-cost.ts';
 
 export type ThreadStart = {
   readonly modelDir: string;
@@ -47,8 +48,8 @@ const port = parentPort!;
 const send = (message: FromThread): void => port.postMessage(message);
 
 const { modelDir, config, surrogates, threads } = start;
-const runner = await openRunner(modelDir, config, { threads, surrogates });
-const loop = new EngineLoop(runner, start.limits, {
+const runner = await openRunner(modelDir, config, { threads, surrogates, batches: true });
+const loop = new EngineLoop(runner, start.limits, await measureStepTimes(runner), {
   event: (requestId, event) => send({ type: 'event', requestId, event }),
   failed: (requestId, error) => send({ type: 'failed', requestId, error: wireError(error) }),
 });

@@ -113,6 +113,15 @@ export type EngineStats = {
   readonly queueAge_ms: number;
   /** Share of the cache's token slots that are taken, 0 to 1. */
   readonly kvCacheUsage: number;
+  /** Sequences in the last step. */
+  readonly batchSize: number;
+  /** Pages of K and V: of those that run, and kept for prompts that begin the same. */
+  readonly pagesUsed: number;
+  readonly pagesTotal: number;
+  /** Tokens of prompts that were looked up among kept pages, and found. */
+  readonly prefixQueriesTotal: number;
+  readonly prefixHitsTotal: number;
+  readonly preemptionsTotal: number;
   readonly stepsTotal: number;
   readonly promptTokensTotal: number;
   readonly generatedTokensTotal: number;
@@ -132,6 +141,12 @@ const STATS = [
   'kvCacheUsage',
   'leastRecentStep_ms',
   'oldestUnstarted_ms',
+  'batchSize',
+  'pagesUsed',
+  'pagesTotal',
+  'prefixQueriesTotal',
+  'prefixHitsTotal',
+  'preemptionsTotal',
   'stepsTotal',
   'promptTokensTotal',
   'generatedTokensTotal',

@@ -30,20 +30,11 @@ export class KvCache {
   /** K of layer i at 2i, V at 2i + 1; each `[capacity, width]`. */
   #buffers: Float32Array[];
   #past: { readonly viewTokens: number; readonly tensors: readonly RuntimeTensor[] } | undefined;
-  readonly #pastNames: readonly string[];
-  readonly #newNames: readonly string[];
 
   /** Takes no memory before the first `reserve`. */
   constructor(shape: CacheShape) {
     this.shape = shape;
-    const names = (prefix: string) =>
-      Array.from(
-        { length: 2 * shape.layerCount },
-        (_, i) => `${prefix}_${i % 2 === 0 ? 'k' : 'v'}_${i >> 1}`,
-      );
-    this.#pastNames = names('past');
-    this.#newNames = names('new');
-    this.#buffers = this.#pastNames.map(() => new Float32Array(0));
+    this.#buffers = Array.from({ length: 2 * shape.layerCount }, () => new Float32Array(0));
   }
 
   get capacity_tokens(): number {
@@ -68,8 +59,8 @@ export class KvCache {
     this.#past = undefined;
   }
 
-  /** Feeds `past_k_i`, `past_v_i`: `[1, T, width]`, T ≥ length + tokens. Call `reserve` first. */
-  addPast(feeds: Feeds, tokens: number): void {
+  /** K of layer i at 2i, V at 2i + 1, `[1, T, width]` each, T ≥ length + tokens: to be fed. Call `reserve` first. */
+  past(tokens: number): readonly RuntimeTensor[] {
     const live = Math.ceil((this.length + tokens) / VIEW_STEP_TOKENS) * VIEW_STEP_TOKENS;
     const viewTokens = Math.min(live, this.#capacity_tokens);
     if (this.#past?.viewTokens !== viewTokens) {
@@ -78,26 +69,35 @@ export class KvCache {
         tensor('f32', buffer.subarray(0, viewTokens * this.shape.width), dims);
       this.#past = { viewTokens, tensors: this.#buffers.map(view) };
     }
-    this.#past.tensors.forEach((past, i) => {
-      feeds[this.#pastNames[i]!] = past;
-    });
+    return this.#past.tensors;
   }
 
   /**
-   * Binds `new_k_i`, `new_v_i` to the next `tokens` rows. `writes(layer)` is false where the mask elides K and
-   * V: those outputs are empty.
+   * For the graph of one sequence: feeds `past_k_i`, `past_v_i`, and binds `new_k_i`, `new_v_i` to the next `tokens` rows.
+   * `writes(layer)` is false where the mask elides K and V: those outputs are empty.
    */
-  addNew(fetches: Fetches, tokens: number, writes: (layer: number) => boolean): void {
+  bind(feeds: Feeds, fetches: Fetches, tokens: number, writes: (layer: number) => boolean): void {
+    this.past(tokens).forEach((past, buffer) => {
+      const layer = buffer >> 1;
+      const name = `${buffer % 2 === 0 ? 'k' : 'v'}_${layer}`;
+      feeds[`past_${name}`] = past;
+      fetches[`new_${name}`] = this.newRows(buffer, writes(layer) ? tokens : 0);
+    });
+  }
+
+  /** The next `rows` rows of one buffer: an output that is bound to it is written in place. */
+  newRows(buffer: number, rows: number): RuntimeTensor {
     const { width } = this.shape;
     const start = this.length * width;
-    this.#buffers.forEach((buffer, i) => {
-      const rows = writes(i >> 1) ? tokens : 0;
-      fetches[this.#newNames[i]!] = tensor('f32', buffer.subarray(start, start + rows * width), [
-        1,
-        rows,
-        width,
-      ]);
-    });
+    const data = this.#buffers[buffer]!.subarray(start, start + rows * width);
+    return tensor('f32', data, [1, rows, width]);
+  }
+
+  /** Writes the next `rows` rows of one buffer, from `values` on at float `from`; returns how many floats. */
+  write(buffer: number, values: Float32Array, from: number, rows: number): number {
+    const floats = rows * this.shape.width;
+    this.#buffers[buffer]!.set(values.subarray(from, from + floats), this.length * this.shape.width);
+    return floats;
   }
 
   /** After a run: its tokens are in the cache. */
@@ -105,17 +105,27 @@ export class KvCache {
     this.length += tokens;
   }
 
-  /** Holds the first `tokens` of `from`, and nothing else; room for them has to be there. */
-  copyFrom(from: KvCache, tokens: number): void {
-    const { width } = this.shape;
-    if (tokens > from.length || tokens > this.#capacity_tokens)
-      throw new RangeError(
-        `${tokens} tokens of a cache with ${from.length} into one for ${this.#capacity_tokens}`,
-      );
+  /** Puts `tokens` tokens behind those that it holds; `page` is what `copyPage` gave. Room for them has to be there. */
+  appendPage(page: Float32Array, tokens: number): void {
+    const floats = tokens * this.shape.width;
+    if (this.length + tokens > this.#capacity_tokens)
+      throw new RangeError(`${this.length + tokens} tokens in a cache for ${this.#capacity_tokens}`);
     this.#buffers.forEach((buffer, i) => {
-      buffer.set(from.#buffers[i]!.subarray(0, tokens * width));
+      buffer.set(page.subarray(i * floats, (i + 1) * floats), this.length * this.shape.width);
     });
-    this.length = tokens;
+    this.length += tokens;
+  }
+
+  /** K and V of `tokens` tokens from token `from` on, buffer after buffer; into `page` where there is one of that size. */
+  copyPage(from: number, tokens: number, page?: Float32Array): Float32Array {
+    const floats = tokens * this.shape.width;
+    if (from + tokens > this.length) throw new RangeError(`tokens to ${from + tokens} of ${this.length}`);
+    const copy = page ?? new Float32Array(this.#buffers.length * floats);
+    const start = from * this.shape.width;
+    this.#buffers.forEach((buffer, i) => {
+      copy.set(buffer.subarray(start, start + floats), i * floats);
+    });
+    return copy;
   }
 
   /** Forgets all but the first `tokens`: for a slot that is used again. */

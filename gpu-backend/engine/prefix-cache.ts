@@ -1,21 +1,28 @@
 /**
- * A prompt that begins as an earlier one did (the turns of a conversation, a shared system prompt) takes its K and V over
- * instead of computing them.
+ * Pages of K and V that prompts which begin alike share: the turns of a conversation, a common system prompt.
+ *
+ * A page holds the K and V of `PAGE_TOKENS` tokens, in all layers. Pages hang in a tree: a page belongs behind the one
+ * before it, and is found by its own tokens. A prompt takes over the pages that it begins with, computes what is new, and
+ * leaves its own whole pages here, its answer's too. ONNX Runtime's attention reads K and V of a sequence in one piece, so
+ * pages are copied into a sequence's cache and out of it: 46 kB a token of the default model, a
+ * hundredth of the time that computing them takes.
  *
  * K and V depend on the blocks that ran and on what stood in for the others, so only a prompt under the same mask can
- * use them; and how soon an answer comes would tell one tenant what another one asked, so only the same tenant's. What
- * is kept are whole chunks as a prompt is computed in: an answer is the same, to the bit, whether its prompt was found
- * or not.
+ * use them; and how soon an answer comes would tell one tenant what another one asked, so only the same tenant's.
  *
- * Tenants share the room: a prompt takes the place of what was used longest ago, of the tenant that has most of it. So
- * nobody's prompts push out those of a tenant that has its share or less, and a lone tenant has all the room.
+ * There is one bound for all pages. Tenants share it: a page takes the place of what was used longest ago, of the tenant
+ * that has most. So nobody's prompts push out those of a tenant that has its share or less, and a lone tenant has all the
+ * room. Only pages without followers go: what is left can be reached.
  */
 import { maskBits } from '../../shared/mask/mask.ts';
 import type { GenerateRequest, MaskPlan } from './engine.ts';
 import type { KvCache } from './kv-cache.ts';
 
-/** A token takes 46 kB with the default model: 370 MB, once long prompts have filled it. */
+export const PAGE_TOKENS = 16;
+/** A token takes 46 kB with the default model: 370 MB, once pages have filled it. */
 export const PREFIX_TOKENS_MAX = 8192;
+
+export const pagesOf = (tokens: number): number => Math.ceil(tokens / PAGE_TOKENS);
 
 /** What was not used for so long goes first, whosever it is: who is gone keeps nobody out. */
 const IDLE_ms = 10 * 60_000;
@@ -28,109 +35,122 @@ const keyOf = ({ tenant, plan }: PrefixOwner): string => JSON.stringify([tenant,
 
 const planKey = ({ mask, kv }: MaskPlan): string[] => [kv, mask.surrogates ?? '', maskBits(mask)];
 
-type Prefix = {
+/** `followers` by their tokens. The root of a tree has no data. */
+type Tree = { readonly followers: Map<string, Page> };
+type Page = Tree & {
   readonly tenant: string;
   readonly key: string;
-  /** The tokens that others may start with: whole chunks, the first ones of a prompt. */
-  readonly tokenIds: Int32Array;
-  readonly cache: KvCache;
+  readonly before: Tree;
+  readonly name: string;
+  readonly data: Float32Array;
   usedAt_ms: number;
 };
 
 export class PrefixCache {
-  readonly #chunkTokens: number;
-  readonly #tokensMax: number;
+  readonly pagesMax: number;
   readonly #now_ms: () => number;
-  /** What was used last stands last. */
-  #kept: Prefix[] = [];
+  readonly #trees = new Map<string, Tree>();
+  readonly #pages = new Set<Page>();
 
-  /** `tokensMax`: room of all kept caches together, in tokens; 0 keeps none. */
-  constructor(
-    limits: { readonly chunkTokens: number; readonly tokensMax: number },
-    now_ms = () => performance.now(),
-  ) {
+  /** `tokensMax`: room of all pages together, in tokens; 0 keeps none. */
+  constructor(tokensMax: number, now_ms = () => performance.now()) {
+    this.pagesMax = Math.floor(tokensMax / PAGE_TOKENS);
     this.#now_ms = now_ms;
-    this.#chunkTokens = limits.chunkTokens;
-    this.#tokensMax = limits.tokensMax;
   }
 
-  /** The longest known beginning of a prompt, in whole chunks; its last token is left to be computed, for its logits. */
-  find(
-    owner: PrefixOwner,
-    prompt: Int32Array,
-  ): { readonly cache: KvCache; readonly tokens: number } | undefined {
-    const key = keyOf(owner);
-    let best: { readonly prefix: Prefix; readonly tokens: number } | undefined;
-    for (const prefix of this.#kept) {
-      if (prefix.key !== key) continue;
-      const shared = sharedTokens(prefix.tokenIds, prompt.subarray(0, -1));
-      const tokens = this.#wholeChunks(shared);
-      if (tokens > (best?.tokens ?? 0)) best = { prefix, tokens };
-    }
-    if (best === undefined) return undefined;
-    this.#touch(best.prefix);
-    return { cache: best.prefix.cache, tokens: best.tokens };
+  get pageCount(): number {
+    return this.#pages.size;
   }
 
   /**
-   * Takes a cache over, whose first `computed` tokens came from `prompt` in chunks. Returns the caches that are free now:
-   * the given one when it says nothing new or has no place, and what it takes the place of.
+   * Copies the longest known beginning of a prompt into an empty cache that has room for it; returns how many tokens that
+   * is. Two tokens are left to be computed: the last one's logits are wanted, and a lone row is summed otherwise
+   * (`scheduler.ts`).
    */
-  keep(owner: PrefixOwner, prompt: Int32Array, computed: number, cache: KvCache): KvCache[] {
+  take(owner: PrefixOwner, tokenIds: ArrayLike<number>, cache: KvCache): number {
+    let tree = this.#trees.get(keyOf(owner));
+    for (let at = 0; at + PAGE_TOKENS + 2 <= tokenIds.length; at += PAGE_TOKENS) {
+      const page = tree?.followers.get(nameOf(tokenIds, at));
+      if (page === undefined) break;
+      page.usedAt_ms = this.#now_ms();
+      cache.appendPage(page.data, PAGE_TOKENS);
+      tree = page;
+    }
+    return cache.length;
+  }
+
+  /** Keeps the whole pages among the first `computed` tokens of a cache; those before token `from` are here already or gone. */
+  keep(
+    owner: PrefixOwner,
+    tokenIds: ArrayLike<number>,
+    from: number,
+    computed: number,
+    cache: KvCache,
+  ): void {
+    if (this.pagesMax === 0 || Math.floor(from / PAGE_TOKENS) === Math.floor(computed / PAGE_TOKENS)) return;
+    const now_ms = this.#now_ms();
     const key = keyOf(owner);
-    const tokenIds = prompt.slice(0, this.#wholeChunks(Math.min(computed, prompt.length)));
-    if (tokenIds.length === 0 || cache.capacity_tokens > this.#tokensMax) return [cache];
-    const same = this.#kept.filter((prefix) => prefix.key === key);
-    const longer = same.find((prefix) => sharedTokens(prefix.tokenIds, tokenIds) === tokenIds.length);
-    if (longer !== undefined) {
-      this.#touch(longer);
-      return [cache];
+    let tree: Tree = this.#trees.get(key) ?? { followers: new Map() };
+    this.#trees.set(key, tree);
+    for (let at = 0; at + PAGE_TOKENS <= computed; at += PAGE_TOKENS) {
+      const name = nameOf(tokenIds, at);
+      let page = tree.followers.get(name);
+      if (page === undefined && at + PAGE_TOKENS <= from) break;
+      if (page === undefined) {
+        const room = this.#room(owner.tenant, now_ms, tree);
+        if (room === 'none') break;
+        const data = cache.copyPage(at, PAGE_TOKENS, room);
+        page = {
+          tenant: owner.tenant,
+          key,
+          before: tree,
+          name,
+          data,
+          followers: new Map(),
+          usedAt_ms: now_ms,
+        };
+        tree.followers.set(name, page);
+        this.#pages.add(page);
+      }
+      page.usedAt_ms = now_ms;
+      tree = page;
     }
-    const replaced = same.filter(
-      (prefix) => sharedTokens(prefix.tokenIds, tokenIds) === prefix.tokenIds.length,
-    );
-    const added = { tenant: owner.tenant, key, tokenIds, cache, usedAt_ms: this.#now_ms() };
-    const others = this.#kept.filter((prefix) => !replaced.includes(prefix));
-    const stay = this.#fitting(others, added);
-    if (stay === undefined) return [cache];
-    const free = this.#kept.filter((prefix) => !stay.includes(prefix));
-    this.#kept = [...stay, added];
-    return free.map((prefix) => prefix.cache);
+    if (this.#trees.get(key)!.followers.size === 0) this.#trees.delete(key);
   }
 
-  /** The prefixes that can stay beside the added one; undefined when the added one has to give way itself. */
-  #fitting(kept: readonly Prefix[], added: Prefix): Prefix[] | undefined {
-    const stay = [...kept];
-    for (;;) {
-      const tokens = new Map<string, number>();
-      for (const { tenant, cache } of [added, ...stay])
-        tokens.set(tenant, (tokens.get(tenant) ?? 0) + cache.capacity_tokens);
-      const all = [...tokens.values()].reduce((sum, one) => sum + one, 0);
-      if (all <= this.#tokensMax) return stay;
-      const most = Math.max(...tokens.values());
-      const isIdle = ({ usedAt_ms }: Prefix) => added.usedAt_ms - usedAt_ms > IDLE_ms;
-      // Where several tenants have most, the tenant that adds loses.
-      const loses = ({ tenant }: Prefix) =>
-        tokens.get(added.tenant) === most ? tenant === added.tenant : tokens.get(tenant) === most;
-      const idle = stay.findIndex(isIdle);
-      const victim = idle < 0 ? stay.findIndex(loses) : idle;
-      if (victim < 0) return undefined;
-      stay.splice(victim, 1);
+  /** The memory of a page that gave way, undefined for new memory, or `none` when the one that comes has to give way itself. */
+  #room(tenant: string, now_ms: number, behind: Tree): Float32Array | undefined | 'none' {
+    if (this.#pages.size < this.pagesMax) return undefined;
+    const victim = this.#victim(tenant, now_ms, behind);
+    if (victim === undefined) return 'none';
+    this.#pages.delete(victim);
+    victim.before.followers.delete(victim.name);
+    const isRoot = victim.before === this.#trees.get(victim.key);
+    if (isRoot && victim.before !== behind && victim.before.followers.size === 0)
+      this.#trees.delete(victim.key);
+    return victim.data;
+  }
+
+  #victim(tenant: string, now_ms: number, behind: Tree): Page | undefined {
+    const counts = new Map<string, number>([[tenant, 1]]);
+    for (const page of this.#pages) counts.set(page.tenant, (counts.get(page.tenant) ?? 0) + 1);
+    const most = Math.max(...counts.values());
+    // Where several tenants have most, the tenant that adds loses.
+    const loses = (page: Page) =>
+      counts.get(tenant) === most ? page.tenant === tenant : counts.get(page.tenant) === most;
+    let oldest: Page | undefined;
+    for (const page of this.#pages) {
+      if (page.followers.size > 0 || page === behind) continue;
+      const isIdle = now_ms - page.usedAt_ms > IDLE_ms;
+      if ((isIdle || loses(page)) && page.usedAt_ms < (oldest?.usedAt_ms ?? Number.POSITIVE_INFINITY))
+        oldest = page;
     }
-  }
-
-  #wholeChunks(tokens: number): number {
-    return tokens - (tokens % this.#chunkTokens);
-  }
-
-  #touch(prefix: Prefix): void {
-    prefix.usedAt_ms = this.#now_ms();
-    this.#kept = [...this.#kept.filter((other) => other !== prefix), prefix];
+    return oldest;
   }
 }
 
-function sharedTokens(a: Int32Array, b: Int32Array): number {
-  const length = Math.min(a.length, b.length);
-  for (let i = 0; i < length; i++) if (a[i] !== b[i]) return i;
-  return length;
+function nameOf(tokenIds: ArrayLike<number>, at: number): string {
+  let name = '';
+  for (let i = at; i < at + PAGE_TOKENS; i++) name += `${tokenIds[i]!.toString(36)} `;
+  return name;
 }

@@ -1,24 +1,22 @@
 /**
- * Runs the model's graph: new tokens of one sequence under one mask plan, logits of the rows that are asked
- * for. It knows tensors and nothing of requests; the scheduler knows requests and nothing of tensors.
+ * Runs the model's graphs: new tokens of one sequence under one mask plan, or of several, each under its own; logits of
+ * the rows that are asked for. It knows tensors and nothing of requests; the scheduler knows requests and nothing of tensors.
+ *
+ * There are two graphs over one file of weights, which give a row the same bits: one for one sequence, with the fewest nodes,
+ * and the batched one. ONNX Runtime packs weights for each session, so a large model opens the batched one alone: there
+ * nodes cost nothing beside weights.
  */
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import { isDense } from '../../shared/mask/mask.ts';
+import { BATCHED_MODEL_FILE, MODEL_FILE, WEIGHTS_FILE } from '../model/emit.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
 import { createSession, floats, tensor } from '../onnx/session.ts';
-import type { MaskPlan } from './engine.ts';
+import type { RunInput } from './batch-run.ts';
+import { runBatch } from './batch-run.ts';
 import { KvCache } from './kv-cache.ts';
-
-export type RunInput = {
-  readonly cache: KvCache;
-  /** S new tokens, after those that the cache holds. */
-  readonly tokenIds: ArrayLike<number>;
-  readonly plan: MaskPlan;
-  /** Rows (0 to S-1) whose logits are wanted; none is cheaper than one. */
-  readonly logitRows: readonly number[];
-};
 
 export type Runner = {
   readonly config: ModelConfig;
@@ -27,12 +25,19 @@ export type Runner = {
   newCache(): KvCache;
   /** Logits, row-major `[logitRows, vocabulary]`; the cache then holds the S tokens. */
   run(input: RunInput): Promise<Float32Array>;
+  /** The same for several sequences at once, `BATCH_PLACES` at most. */
+  runMany(inputs: readonly RunInput[]): Promise<Float32Array[]>;
   close(): Promise<void>;
 };
+
+/** The default model's weights twice: 160 MB. */
+const TWO_SESSIONS_BYTES_MAX = 2 ** 30;
 
 export type RunnerOptions = {
   readonly threads: number;
   readonly profileFile?: string;
+  /** Whether `runMany` is given several sequences: only then the batched graph is opened. */
+  readonly batches?: boolean;
   /** Of the model's manifest, where its graph has surrogates. */
   readonly surrogates?: SurrogatesId | undefined;
 };
@@ -43,29 +48,46 @@ export async function openRunner(
   config: ModelConfig,
   options: RunnerOptions,
 ): Promise<Runner> {
-  const session = await createSession(join(modelDir, 'model.onnx'), options);
+  const { batches = false, surrogates } = options;
+  const isLarge = batches && (await stat(join(modelDir, WEIGHTS_FILE))).size > TWO_SESSIONS_BYTES_MAX;
+  const one = isLarge ? undefined : await createSession(join(modelDir, MODEL_FILE), options);
+  const many = batches ? await createSession(join(modelDir, BATCHED_MODEL_FILE), options) : undefined;
   const planTensors = new WeakMap<Uint8Array, RuntimeTensor>();
   const cacheShape = {
     layerCount: config.layerCount,
     width: config.kvHeadCount * config.headSize,
     contextTokens: config.contextTokens,
   };
+  const runMany = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
+    for (const { plan } of inputs) checkSurrogates(plan.mask, surrogates);
+    if (inputs.length === 1 && one !== undefined) return [await run(one, config, planTensors, inputs[0]!)];
+    if (many === undefined) throw new Error('this runner was opened for one sequence at a time');
+    return runBatch(many, cacheShape, inputs);
+  };
   return {
     config,
-    surrogates: options.surrogates,
+    surrogates,
     newCache: () => new KvCache(cacheShape),
-    run: (input) => run(session, config, options.surrogates, planTensors, input),
+    run: async (input) => (await runMany([input]))[0]!,
+    runMany,
     close: async () => {
-      session.endProfiling();
-      await session.release();
+      for (const session of [one, many]) {
+        session?.endProfiling();
+        await session?.release();
+      }
     },
   };
+}
+
+/** @throws Error for another table than the graph's. */
+function checkSurrogates({ surrogates }: Mask, served: SurrogatesId | undefined): void {
+  if (surrogates !== undefined && surrogates !== served)
+    throw new Error(`the mask wants surrogates ${surrogates}, the graph has ${served ?? 'none'}`);
 }
 
 async function run(
   session: Session,
   config: ModelConfig,
-  surrogates: SurrogatesId | undefined,
   planTensors: WeakMap<Uint8Array, RuntimeTensor>,
   input: RunInput,
 ): Promise<Float32Array> {
@@ -91,11 +113,10 @@ async function run(
     ),
     runs: runsTensor(planTensors, plan.mask.runs),
     ...positionFeeds(cache.length, tokens, elides),
-    ...surrogateFeeds(session, plan.mask, surrogates, tokens),
+    ...surrogateFeeds(session, plan.mask, tokens),
   };
   const fetches: Fetches = { logits: null };
-  cache.addPast(feeds, tokens);
-  cache.addNew(fetches, tokens, (layer) => !elides || plan.mask.runs[2 * layer] === 1);
+  cache.bind(feeds, fetches, tokens, (layer) => !elides || plan.mask.runs[2 * layer] === 1);
   const outputs = await session.run(feeds, fetches);
   cache.advance(tokens);
   const logits = floats(outputs.logits!);
@@ -122,15 +143,8 @@ function positionFeeds(start: number, tokens: number, elides: boolean): Feeds {
   };
 }
 
-/** How many rows surrogates compute: all, or none with plain skipping. @throws Error for another table than the graph's. */
-function surrogateFeeds(
-  session: Session,
-  mask: Mask,
-  served: SurrogatesId | undefined,
-  tokens: number,
-): Feeds {
-  if (mask.surrogates !== undefined && mask.surrogates !== served)
-    throw new Error(`the mask wants surrogates ${mask.surrogates}, the graph has ${served ?? 'none'}`);
+/** How many rows surrogates compute: all, or none with plain skipping. */
+function surrogateFeeds(session: Session, mask: Mask, tokens: number): Feeds {
   if (!session.inputNames.includes('surrogate_rows')) return {};
   const rows = mask.surrogates === undefined ? 0 : tokens;
   return {

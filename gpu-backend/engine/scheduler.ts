@@ -2,30 +2,38 @@
  * Who runs next. It knows requests and token counts and never touches a tensor: `schedule` says what the next
  * step computes, `update` hears what came of it.
  *
- * There is no prefill or decode phase (as in vLLM v1): a request has tokens, some of them computed, and every
- * step brings the computed ones closer to all. Tenants take turns, one turn a step, and so do a tenant's requests among
- * themselves: a long prompt delays the others by one chunk and no more, and a tenant with many requests delays another
- * tenant as little as with one. A step that takes as long as several, far into a long prompt or with its tokens scored,
- * counts as so many turns: a short answer waits for it once, and not before each of its tokens. Chunks start at multiples of
- * the chunk size, whatever else runs: a request's result never depends on its neighbours.
+ * A step has one token of every running request that generates, and pieces of prompts beside them. There is no prefill or
+ * decode phase (as in vLLM v1): a request has tokens, some of them computed, and every step brings the computed ones
+ * closer to all. How large a piece may be follows from what a step may take (`step-cost.ts`): the tokens of those who generate are
+ * never held up by more than their own time once more and a fifth, and where nobody generates a step takes `stepMax_ms` at most.
+ * Pieces are cut where time says so: an answer does not depend on it (`pieceOf`).
+ * When not everybody fits, tenants take turns, and so do a tenant's requests among themselves (`turns.ts` has the bounds): for tokens
+ * and for pieces of prompts apart, so that neither waits for the other.
  *
- * Everybody's wait is bounded, whoever else comes and goes:
- * - After a tenant's step that counted as c turns, each other tenant that runs has at most c steps before its next one,
- *   and at most c + 1 newcomers have one.
- * - After a request's step, each other running request of its tenant has at most one before its next one, and at most two
- *   newcomers have one.
- * - In the waiting line, a tenant's requests go in as they came. Tenants with fewer running requests go first. While a
- *   tenant has a place left in its share, at most `runningMax` requests pass its first one, and after them one of each
- *   tenant that was passed by as many before.
+ * Rows of one mask are not put together: a block's weights are read once for all rows that run it, and a step with the rows of
+ * two masks takes less than two steps with one each (measured: `bench batch`).
+ *
+ * Caches are counted in pages, as they fill. When there is no room for the next tokens, the newest request gives its pages
+ * back and waits at the head of the line; its tokens are computed again later.
+ *
+ * In the waiting line, a tenant's requests go in as they came. Tenants with fewer running requests go first. While a tenant
+ * has a place left in its share, at most `runningMax` requests pass its first one, and after them one of each tenant that was
+ * passed by as many before.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { pagesOf } from './prefix-cache.ts';
+import type { StepCost, StepLoad } from './step-cost.ts';
+import { addLoads, NO_LOAD } from './step-cost.ts';
+import { Lane } from './turns.ts';
 
 export type SchedulerLimits = {
   /** Requests that hold a cache at a time. */
   readonly runningMax: number;
   readonly waitingMax: number;
   readonly queueTimeout_ms: number;
-  /** Tokens of a prompt computed in one step. */
+  /** What a step may take while nobody generates: the longest that a cancel waits. */
+  readonly stepMax_ms: number;
+  /** Tokens of prompts in one step at most, 2 or more. */
   readonly chunkTokens: number;
   /** Room in all caches together, in tokens. */
   readonly cacheTokensMax: number;
@@ -35,42 +43,65 @@ export type SchedulerLimits = {
 export type ScheduledRequest = {
   readonly requestId: string;
   readonly tenant: string;
-  /** The most tokens its cache may come to hold: reserved when it starts, so it never has to stop half-way. */
+  /** The most tokens its cache may come to hold. */
   readonly cacheTokens: number;
+  /** Tokens of its prompt: they are computed in pieces, those of its answer one by one. */
+  readonly promptCount: number;
+  /** Its prompt's tokens are scored, which costs more than computing them. */
+  readonly isScored: boolean;
   readonly arrivedAt_ms: number;
   /** When the whole answer began; the request may be a late choice of it. */
   readonly answerSince_ms: number;
-  /** Prompt and generated tokens so far. */
+  /** Tokens of prompt and answer so far. */
   tokenCount: number;
   computedCount: number;
+  /** How often it had to give its pages back. */
+  preemptions: number;
 };
 
 /** A tenant's share of the running places: whoever comes later finds a place, though a tenant's answers are long. */
 export const TENANT_SHARE_MAX = 3 / 4;
 
-/** What a step of a full chunk takes at a prompt's start, on two cores: all that is shorter is one turn as well. */
+/** All that is shorter is one turn as well. */
 const TURN_ms = 70;
 /** A machine that slept, or stood still, makes nobody wait for ever. */
 const STEP_TURNS_MAX = 32;
+/** What pieces of prompts may add to a step, as a share of what the tokens of those who generate take in it. */
+const PROMPT_SHARE = 1.2;
+/** A prompt goes on, however little time there is. */
+const PIECE_TOKENS_MIN = 8;
+/** A row whose logits are read for its score takes as long as so many others. */
+const SCORED_ROWS = 2.5;
 
-export type Step = { readonly request: ScheduledRequest; readonly tokens: number };
+export type StepPart = {
+  readonly request: ScheduledRequest;
+  readonly tokens: number;
+  /** A token of an answer, or a piece of a prompt. */
+  readonly kind: 'token' | 'piece';
+  readonly load: StepLoad;
+};
+
+/** What the next run of the graph computes, and who gave its pages back before it. */
+export type Step = { readonly parts: readonly StepPart[]; readonly preempted: readonly ScheduledRequest[] };
 
 export class Scheduler {
   readonly #limits: SchedulerLimits;
   /** In order of arrival. */
   readonly #waiting: ScheduledRequest[] = [];
   readonly #running: ScheduledRequest[] = [];
-  readonly #tenants = new Turns<string>();
-  /** The turns of each running tenant's requests among themselves. */
-  readonly #own = new Map<string, Turns<ScheduledRequest>>();
+  readonly #prompts = new Lane<ScheduledRequest>();
+  readonly #tokens = new Lane<ScheduledRequest>();
+  readonly #cost: StepCost;
   /** How many later requests of others went past each waiting tenant since its own last request went in. */
   readonly #passedBy = new Map<string, number>();
 
-  constructor(limits: SchedulerLimits) {
+  constructor(limits: SchedulerLimits, cost: StepCost) {
     for (const [name, value] of Object.entries(limits)) {
       if (!(value > 0)) throw new RangeError(`${name} must be positive, not ${value}`);
     }
+    if (limits.chunkTokens < 2) throw new RangeError('a piece of a prompt has two tokens at least');
     this.#limits = limits;
+    this.#cost = cost;
   }
 
   get runningCount(): number {
@@ -81,8 +112,16 @@ export class Scheduler {
     return this.#waiting.length;
   }
 
-  get cacheTokensReserved(): number {
-    return this.#running.reduce((sum, request) => sum + request.cacheTokens, 0);
+  get running(): readonly ScheduledRequest[] {
+    return this.#running;
+  }
+
+  get pagesUsed(): number {
+    return this.#running.reduce((sum, { tokenCount }) => sum + pagesOf(tokenCount), 0);
+  }
+
+  get pagesTotal(): number {
+    return pagesOf(this.#limits.cacheTokensMax);
   }
 
   /**
@@ -112,9 +151,11 @@ export class Scheduler {
    * comes late: else newcomers would keep it out for ever.
    */
   #newestOfMost(): ScheduledRequest {
-    const counts = countsByTenant(this.#waiting);
+    // Who ran already is in the line once more and keeps its place.
+    const newcomers = this.#waiting.filter(({ preemptions }) => preemptions === 0);
+    const counts = countsByTenant(newcomers);
     const most = Math.max(...counts.values());
-    return this.#waiting
+    return newcomers
       .filter(({ tenant }) => counts.get(tenant) === most)
       .reduce((newest, one) => (one.answerSince_ms >= newest.answerSince_ms ? one : newest));
   }
@@ -131,13 +172,12 @@ export class Scheduler {
     if (place >= 0) this.#leaveLine(this.#waiting[place]!);
     const running = of(this.#running);
     if (running < 0) return;
-    const [request] = this.#running.splice(running, 1);
-    const { tenant } = request!;
-    const own = this.#own.get(tenant)!;
-    own.leave(request!);
-    if (own.size > 0) return;
-    this.#own.delete(tenant);
-    this.#tenants.leave(tenant);
+    this.#stop(this.#running[running]!);
+  }
+
+  #stop(request: ScheduledRequest): void {
+    this.#running.splice(this.#running.indexOf(request), 1);
+    if (!this.#prompts.leave(request)) this.#tokens.leave(request);
   }
 
   #leaveLine(request: ScheduledRequest): void {
@@ -148,7 +188,8 @@ export class Scheduler {
   /** Requests that waited too long, taken out of the line. */
   expire(now_ms: number): ScheduledRequest[] {
     const late = this.#waiting.filter(
-      (request) => now_ms - request.arrivedAt_ms > this.#limits.queueTimeout_ms,
+      ({ arrivedAt_ms, preemptions }) =>
+        preemptions === 0 && now_ms - arrivedAt_ms > this.#limits.queueTimeout_ms,
     );
     // All of them first: the room that one leaves is for those that stay.
     for (const { requestId } of late) this.#take(requestId);
@@ -156,34 +197,84 @@ export class Scheduler {
     return late;
   }
 
-  /** Whose step is next, or undefined when nothing runs. */
-  get next(): ScheduledRequest | undefined {
-    const tenant = this.#tenants.next;
-    return tenant === undefined ? undefined : this.#own.get(tenant)!.next;
-  }
-
-  /** The next step, or undefined when nothing runs. It is its request's turn from now on. */
+  /** The next step, or undefined when nothing runs. It is the turn of those in it from now on. */
   schedule(): Step | undefined {
-    const request = this.next;
-    if (request === undefined) return undefined;
-    this.#tenants.begin(request.tenant);
-    this.#own.get(request.tenant)!.begin(request);
-    const left = request.tokenCount - request.computedCount;
-    const untilBoundary = this.#limits.chunkTokens - (request.computedCount % this.#limits.chunkTokens);
-    return { request, tokens: Math.min(left, left > 1 ? untilBoundary : 1) };
+    const preempted = this.#makeRoom();
+    if (this.#running.length === 0) return undefined;
+    const tokens = this.#nextTokens();
+    const parts = [...tokens, ...this.#nextPieces(tokens)];
+    return { parts, preempted };
   }
 
-  /** After a step: its tokens are computed. */
-  update(step: Step): void {
-    step.request.computedCount += step.tokens;
+  /** The newest gives way, until the tokens of all others have room: one alone always has it. */
+  #makeRoom(): ScheduledRequest[] {
+    const preempted: ScheduledRequest[] = [];
+    while (this.pagesUsed > this.pagesTotal) {
+      const newest = this.#running.reduce((a, b) => (b.arrivedAt_ms >= a.arrivedAt_ms ? b : a));
+      this.#stop(newest);
+      newest.computedCount = 0;
+      newest.preemptions++;
+      this.#waiting.unshift(newest);
+      preempted.push(newest);
+    }
+    return preempted;
   }
 
-  /** After every step, also when it failed, was cancelled or was the request's last: what it took of everybody's time. */
-  charge(request: ScheduledRequest, took_ms: number): void {
-    const turns = Math.min(Math.max(1, Math.round(took_ms / TURN_ms)), STEP_TURNS_MAX);
-    this.#tenants.charge(request.tenant, turns);
-    // One, however long it took: who sends many short requests would never have to wait for what each of them took.
-    this.#own.get(request.tenant)?.charge(request, 1);
+  /** One token of each that generates, as many as a step has time for. */
+  #nextTokens(): StepPart[] {
+    const parts: StepPart[] = [];
+    let load = NO_LOAD;
+    for (const request of this.#tokens.inOrder) {
+      const part = newPart(request, 1, 'token');
+      load = addLoads(load, part.load);
+      if (parts.length > 0 && this.#cost.ms(load) > this.#limits.stepMax_ms) break;
+      this.#tokens.begin(request);
+      parts.push(part);
+    }
+    return parts;
+  }
+
+  /** Pieces of prompts, in the time that those who generate leave. */
+  #nextPieces(tokens: readonly StepPart[]): StepPart[] {
+    const { stepMax_ms, chunkTokens } = this.#limits;
+    const base = loadOf(tokens);
+    const until_ms =
+      tokens.length === 0 ? stepMax_ms : Math.min((1 + PROMPT_SHARE) * this.#cost.ms(base), stepMax_ms);
+    const parts: StepPart[] = [];
+    let load = base;
+    let rows = 0;
+    for (const request of this.#prompts.inOrder) {
+      const rowWeight = request.isScored ? SCORED_ROWS : 1;
+      const fits = Math.floor(this.#cost.rowsUntil(until_ms, load, request.computedCount) / rowWeight);
+      const atLeast = parts.length === 0 ? PIECE_TOKENS_MIN : 0;
+      const count = pieceOf(request, Math.min(Math.max(fits, atLeast), chunkTokens - rows));
+      if (count === 0) break;
+      const part = newPart(request, count, 'piece');
+      load = addLoads(load, part.load);
+      rows += count;
+      this.#prompts.begin(request);
+      parts.push(part);
+    }
+    return parts;
+  }
+
+  /** After a step: the tokens of a part are computed. */
+  update({ request, tokens }: StepPart): void {
+    request.computedCount += tokens;
+    if (isInPrompt(request) || !this.#prompts.leave(request)) return;
+    this.#tokens.enter(request);
+  }
+
+  /** After every step, whatever became of it: what each part took of everybody's time. */
+  charge({ parts }: Step, took_ms: number): void {
+    this.#cost.observe(loadOf(parts), took_ms);
+    const shares = parts.map(({ load }) => this.#cost.ms(load));
+    const all = shares.reduce((sum, share) => sum + share, 0);
+    parts.forEach(({ request, kind }, i) => {
+      const turns = Math.round((took_ms * shares[i]!) / all / TURN_ms);
+      const lane = kind === 'token' ? this.#tokens : this.#prompts;
+      lane.charge(request, Math.min(Math.max(1, turns), STEP_TURNS_MAX));
+    });
   }
 
   isRunning(request: ScheduledRequest): boolean {
@@ -193,17 +284,12 @@ export class Scheduler {
   /** The next one is waited for when it does not fit: a large request is not overtaken for ever by small ones. */
   #admit(): void {
     for (let next = this.#nextWaiting(); next !== undefined; next = this.#nextWaiting()) {
-      const { runningMax, cacheTokensMax } = this.#limits;
-      if (this.#running.length >= runningMax) return;
-      if (this.cacheTokensReserved + next.cacheTokens > cacheTokensMax) return;
+      if (this.#running.length >= this.#limits.runningMax) return;
+      if (this.pagesUsed + pagesOf(next.tokenCount) > this.pagesTotal) return;
       this.#countPassed(next);
       this.#leaveLine(next);
       this.#running.push(next);
-      if (!this.#own.has(next.tenant)) {
-        this.#own.set(next.tenant, new Turns());
-        this.#tenants.enter(next.tenant);
-      }
-      this.#own.get(next.tenant)!.enter(next);
+      (isInPrompt(next) ? this.#prompts : this.#tokens).enter(next);
     }
   }
 
@@ -228,10 +314,12 @@ export class Scheduler {
   }
 
   /**
-   * The first request of a tenant that was passed by as many as there are places; else the request that has waited
+   * Who gave its pages back; then the first request of a tenant that was passed by as many as there are places; else the request that has waited
    * longest, among those of the tenants with fewest requests running.
    */
   #nextWaiting(): ScheduledRequest | undefined {
+    const preempted = this.#waiting.find(({ preemptions }) => preemptions > 0);
+    if (preempted !== undefined) return preempted;
     const eligible = this.#eligible();
     for (const [tenant, passed] of this.#passedBy) {
       if (passed < this.#limits.runningMax) continue;
@@ -245,67 +333,6 @@ export class Scheduler {
   }
 }
 
-/**
- * Turns in rounds (start-time fair queueing: Goyal, Vin and Cheng, 1996). Whoever takes a turn that counts as c is due
- * again c rounds later, behind all that are due in that round. Of those who come in a round, the first is next: a client
- * waits for its first token. The others are due in the round after it at the earliest: no number of newcomers holds a
- * round open, so that it gives each place one turn, and one newcomer.
- */
-class Turns<Key> {
-  /** Of the turn that was taken last. */
-  #round = 0;
-  /** The last round with a newcomer that was next. */
-  #welcomed = -1;
-  /** The round in which each is due; of the same round, who was put in first is next. */
-  readonly #due = new Map<Key, number>();
-  /** Of those that left after a turn that counted as several: who leaves and comes back owes it still. */
-  readonly #owed = new Map<Key, number>();
-
-  get size(): number {
-    return this.#due.size;
-  }
-
-  get next(): Key | undefined {
-    const soonest = Math.min(...this.#due.values());
-    for (const [key, round] of this.#due) if (round === soonest) return key;
-    return undefined;
-  }
-
-  enter(key: Key): void {
-    const isNext = this.#welcomed < this.#round && !this.#owed.has(key);
-    if (isNext) this.#welcomed = this.#round;
-    // Half a round before all others.
-    this.#due.set(key, isNext ? this.#round - 0.5 : Math.max(this.#round + 1, this.#owed.get(key) ?? 0));
-    this.#owed.delete(key);
-  }
-
-  leave(key: Key): void {
-    this.#owed.set(key, this.#due.get(key)!);
-    this.#due.delete(key);
-    this.#forget();
-  }
-
-  begin(key: Key): void {
-    this.#round = Math.max(this.#round, this.#due.get(key)!);
-  }
-
-  /** The turn that began last counts as so many; its taker may have left since, and even have come back. */
-  charge(key: Key, turns: number): void {
-    const place = this.#due.has(key) ? this.#due : this.#owed;
-    const due = Math.max(place.get(key) ?? 0, this.#round + turns);
-    place.delete(key);
-    place.set(key, due);
-    this.#forget();
-  }
-
-  /** Who left owes nothing once everybody has had as many turns, or is gone. */
-  #forget(): void {
-    for (const [key, round] of this.#owed) {
-      if (this.#due.size === 0 || round <= this.#round + 1) this.#owed.delete(key);
-    }
-  }
-}
-
 function countsByTenant(requests: readonly ScheduledRequest[]): Map<string, number> {
   const counts = new Map<string, number>();
   for (const { tenant } of requests) counts.set(tenant, (counts.get(tenant) ?? 0) + 1);
@@ -314,3 +341,26 @@ function countsByTenant(requests: readonly ScheduledRequest[]): Map<string, numb
 
 export const queueFull = (waitingMax: number): MaskrouteError =>
   new MaskrouteError('queue_full', `${waitingMax} requests are waiting already.`, { retryAfter_s: 1 });
+
+const isInPrompt = ({ computedCount, promptCount }: ScheduledRequest): boolean => computedCount < promptCount;
+
+/**
+ * How many of a prompt's tokens are computed, of `room` at most. Never one of several: attention sums a lone row otherwise than
+ * rows together, and where a prompt is cut must not change its answer.
+ */
+function pieceOf({ computedCount, promptCount }: ScheduledRequest, room: number): number {
+  const left = promptCount - computedCount;
+  if (left <= room) return left;
+  if (room < 2) return 0;
+  if (left - room > 1) return room;
+  return room > 2 ? room - 1 : left;
+}
+
+function newPart(request: ScheduledRequest, tokens: number, kind: StepPart['kind']): StepPart {
+  const keys = request.computedCount + tokens;
+  const rows = request.isScored && kind === 'piece' ? SCORED_ROWS * tokens : tokens;
+  return { request, tokens, kind, load: { rows, keys, rowKeys: tokens * keys } };
+}
+
+const loadOf = (parts: readonly StepPart[]): StepLoad =>
+  parts.map(({ load }) => load).reduce(addLoads, NO_LOAD);

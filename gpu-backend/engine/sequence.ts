@@ -16,7 +16,9 @@ export type Sequence = {
   readonly random: () => number;
   /** Tokens of the prompt whose K and V another prompt had. */
   cachedTokens: number;
-  /** Given when the request first runs. */
+  /** The first of its tokens whose pages are not offered to later prompts yet. */
+  keptTokens: number;
+  /** Given when the request gets its place. */
   cache: KvCache | undefined;
   startedAt_ms: number | undefined;
   prefilledAt_ms: number | undefined;
@@ -37,8 +39,11 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
       cacheTokens: promptTokens + generatedMax,
       arrivedAt_ms: now_ms,
       answerSince_ms: request.answerSince_ms ?? performance.timeOrigin + now_ms,
+      promptCount: promptTokens,
+      isScored: request.promptLogprobs !== undefined,
       tokenCount: promptTokens,
       computedCount: 0,
+      preemptions: 0,
     },
     tokenIds: [...request.promptTokenIds],
     generatedMax,
@@ -47,6 +52,7 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
     promptLogprobs: request.promptLogprobs === undefined ? [] : [null],
     random: seededRandom(request.sampling.seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)),
     cachedTokens: 0,
+    keptTokens: 0,
     cache: undefined,
     startedAt_ms: undefined,
     prefilledAt_ms: undefined,
@@ -63,9 +69,11 @@ export const generatedTokens = (sequence: Sequence): number =>
 export function logitRows(sequence: Sequence, tokens: number): number[] {
   const { request, scheduled } = sequence;
   const rows: number[] = [];
+  // Computed once more after its pages were given back, it is scored already.
+  const isToBeScored = request.promptLogprobs !== undefined && sequence.prefilledAt_ms === undefined;
   for (let row = 0; row < tokens; row++) {
     const next = scheduled.computedCount + row + 1;
-    const scoresPrompt = request.promptLogprobs !== undefined && next < promptTokens(sequence);
+    const scoresPrompt = isToBeScored && next < promptTokens(sequence);
     const samples = next === sequence.tokenIds.length && sequence.generatedMax > 0;
     if (scoresPrompt || samples) rows.push(row);
   }

@@ -3,6 +3,7 @@ import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import type { ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import {
   type Engine,
@@ -28,16 +29,14 @@ export type EngineOptions = {
   readonly onError?: (detail: string) => void;
 };
 
-/** Requests that share the engine; each decodes more slowly with more of them. */
-const RUNNING_MAX = 8;
+/** Requests that share a step. */
+const RUNNING_MAX = BATCH_PLACES;
 /** At some 3 ms a token and 100 tokens an answer, the last of 64 waits about 20 s: more would only time out. */
 const WAITING_MAX = 64;
 const QUEUE_TIMEOUT_ms = 30_000;
-/**
- * 128 tokens take some 70 ms on two cores, 170 when they are scored, and up to 450 after 8,000 others: the longest that a
- * cancel waits.
- */
-const CHUNK_TOKENS = 128;
+/** The longest that a cancel waits, on a machine that is as fast as it was at the start. */
+const STEP_MAX_ms = 70;
+const CHUNK_TOKENS = 256;
 
 /** Rejects with MaskrouteError `engine_failed` when the model cannot be opened. */
 export async function createEngine(options: EngineOptions): Promise<Engine> {
@@ -46,11 +45,14 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     runningMax: RUNNING_MAX,
     waitingMax: WAITING_MAX,
     queueTimeout_ms: QUEUE_TIMEOUT_ms,
+    stepMax_ms: STEP_MAX_ms,
     chunkTokens: CHUNK_TOKENS,
     cacheTokensMax: RUNNING_MAX * config.contextTokens,
     prefixTokensMax: PREFIX_TOKENS_MAX,
     ...options.limits,
   };
+  if (limits.runningMax > BATCH_PLACES)
+    throw new RangeError(`a step has ${BATCH_PLACES} places, not ${limits.runningMax}`);
   const threads = options.threads ?? availableParallelism();
   const stats = newSharedStats();
   const workerData: ThreadStart = { modelDir, config, surrogates, threads, limits, stats };

@@ -2,7 +2,9 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
-import type { StoredLayer } from './architectures/llama.ts';
+import type { Graph } from '../onnx/graph.ts';
+import { batchedLlamaGraph } from './architectures/batched-llama.ts';
+import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
 import type { StoredEmbedding, StoredLinear } from './architectures/projections.ts';
 import { storeCodes, storeLinear } from './architectures/projections.ts';
@@ -10,13 +12,15 @@ import type { Basis, Matrix } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
 import type { LayerProduct } from './matrices.ts';
 import { eachProduct, headMatrix, layerMatrices, ropeTables, stackRows } from './matrices.ts';
-import type { WeightSource } from './model-source.ts';
+import type { LlamaConfig, WeightSource } from './model-source.ts';
 import { type FourBitOptions, openFourBits, type Quantizer } from './quantization/four-bits.ts';
 import { PLAIN_8_BITS, roundRows } from './quantization/quantize.ts';
 import type { WeightRange } from './weights-file.ts';
 import { WeightsFile } from './weights-file.ts';
 
 export const MODEL_FILE = 'model.onnx';
+/** The graph for many sequences at once, over the same weights. */
+export const BATCHED_MODEL_FILE = 'model-batched.onnx';
 export const WEIGHTS_FILE = 'weights.bin';
 
 /** How weights are held; for four bits, what they are chosen by. */
@@ -94,8 +98,14 @@ async function writeModel(
     ropeCos: file.append(cos),
     ropeSin: file.append(sin),
   };
-  const graph = encodeModel(llamaGraph(config, stored));
-  writeFileSync(join(outDir, MODEL_FILE), graph, { flush: true });
+  writeGraphs(outDir, config, stored);
+}
+
+export function writeGraphs(folder: string, config: LlamaConfig, stored: StoredLlama): void {
+  const write = (file: string, graph: Graph) =>
+    writeFileSync(join(folder, file), encodeModel(graph), { flush: true });
+  write(MODEL_FILE, llamaGraph(config, stored));
+  write(BATCHED_MODEL_FILE, batchedLlamaGraph(config, stored));
 }
 
 /** Embedding and head; tied ones are stored once, as the head multiplies by them. */

@@ -4,7 +4,7 @@
  */
 import { stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { emitModel, MODEL_FILE, WEIGHTS_FILE } from './emit.ts';
+import { BATCHED_MODEL_FILE, emitModel, MODEL_FILE, WEIGHTS_FILE } from './emit.ts';
 import { openGguf } from './formats/gguf.ts';
 import { openSafetensorsFolder } from './formats/hf-folder.ts';
 import {
@@ -142,7 +142,7 @@ async function convert(
     signal?.throwIfAborted();
     onProgress({ phase: 'convert', done: 100 * fraction, total: 100, unit: 'percent' });
   });
-  const names = [MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
+  const names = [MODEL_FILE, BATCHED_MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
   const files = await describeFiles(folder, names, signal);
   signal?.throwIfAborted();
   return {

@@ -3,14 +3,13 @@
  * and a graph whose skip branches use them. The model's own weights are not touched; a new folder shares their files
  * and takes the old one's place by one rename, so an engine that has it open goes on.
  */
-import { copyFile, link, readdir, writeFile } from 'node:fs/promises';
+import { copyFile, link, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { encodeModel } from '../onnx/encode.ts';
-import { llamaGraph, type StoredLayer, type StoredLlama } from './architectures/llama.ts';
+import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { storeLinear } from './architectures/projections.ts';
 import { transpose } from './architectures/rotation.ts';
 import type { StoredSurrogate } from './architectures/surrogate.ts';
-import { MODEL_FILE } from './emit.ts';
+import { BATCHED_MODEL_FILE, MODEL_FILE, writeGraphs } from './emit.ts';
 import type { ModelManifest, WeightKind } from './model-source.ts';
 import { describeFiles, type InstalledModel, install, MANIFEST_FILE, openInstalled } from './store.ts';
 import { readStoredLlama } from './stored-llama.ts';
@@ -22,6 +21,7 @@ export const SURROGATES_FILE = 'surrogates.safetensors';
 const SURROGATE_WEIGHTS_FILE = 'surrogates.bin';
 const REPLACED: ReadonlySet<string> = new Set([
   MODEL_FILE,
+  BATCHED_MODEL_FILE,
   MANIFEST_FILE,
   SURROGATES_FILE,
   SURROGATE_WEIGHTS_FILE,
@@ -47,7 +47,12 @@ export async function installSurrogates(
     await copyFile(path, join(folder, SURROGATES_FILE));
     await writeSurrogateGraph(installed.folder, folder, manifest, surrogates.table);
     const { id, table, fitted } = surrogates;
-    const written = await describeFiles(folder, [MODEL_FILE, SURROGATES_FILE, SURROGATE_WEIGHTS_FILE]);
+    const written = await describeFiles(folder, [
+      MODEL_FILE,
+      BATCHED_MODEL_FILE,
+      SURROGATES_FILE,
+      SURROGATE_WEIGHTS_FILE,
+    ]);
     return {
       ...manifest,
       surrogates: { id, rank: table.rank, fitted, preset },
@@ -74,9 +79,7 @@ export async function writeSurrogateGraph(
 ): Promise<void> {
   const stored = await readStoredLlama(from, config);
   const layers = storeSurrogates(join(folder, SURROGATE_WEIGHTS_FILE), stored, weights, table);
-  await writeFile(join(folder, MODEL_FILE), encodeModel(llamaGraph(config, { ...stored, layers })), {
-    flush: true,
-  });
+  writeGraphs(folder, config, { ...stored, layers });
 }
 
 function storeSurrogates(

@@ -95,7 +95,7 @@ export async function openEmitted(
   const { config } = source;
   if (table !== undefined) await writeSurrogateGraph(folder, folder, { config, weights: kind }, table);
   const surrogates = table && RANDOM_TABLE_ID;
-  const runner = await openRunner(folder, config, { threads: 1, surrogates });
+  const runner = await openRunner(folder, config, { threads: 1, surrogates, batches: true });
   return {
     ...runner,
     async [Symbol.asyncDispose]() {

@@ -107,10 +107,10 @@ function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama,
   };
 }
 
-const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
+export const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
 
 /** The residual stream with the last block's output added, and its RMS norm: one node. */
-function addAndNormalize(
+export function addAndNormalize(
   g: GraphBuilder,
   config: LlamaConfig,
   residual: Value,
@@ -132,7 +132,7 @@ function addAndNormalize(
 }
 
 /** The stream normalized without weights: `x` itself where the weights are folded into the matrices behind it. */
-function plainly(
+export function plainly(
   config: LlamaConfig,
   { kind }: StoredLinear,
   residual: Value,
@@ -251,7 +251,13 @@ function declareBranch(
 }
 
 /** Rotary embedding of all heads of `x` `[B, S, heads·D]`, half-split order. */
-const rotate = (b: GraphBuilder, shared: Shared, x: Value, positions: Value, heads: number): Value =>
+export const rotate = (
+  b: GraphBuilder,
+  shared: Pick<Shared, 'config' | 'cos' | 'sin'>,
+  x: Value,
+  positions: Value,
+  heads: number,
+): Value =>
   b.op(
     'RotaryEmbedding',
     [x, positions, shared.cos, shared.sin],
@@ -268,19 +274,14 @@ function ffn(
   branch: Value,
 ): [Value, Value] {
   const { config } = shared;
-  const { hiddenSize: H, ffnSize: F } = config;
+  const { hiddenSize: H } = config;
   const norm = g.initializer(`layer_${index}.ffn_norm`, 'f32', [H], external(stored.ffnNorm));
   const [residual, x] = addAndNormalize(g, config, before, branch, norm);
   const gateUp = linear(g, `layer_${index}.gate_up`, stored.gateUp);
   const down = linear(g, `layer_${index}.down`, stored.down);
-  const run = g.subgraph(`ffn_${index}`, (b) => {
-    const [gate, up] = b.ops('Split', [multiply(b, x, gateUp), b.constant('i64', [2], [F, F])], 2, {
-      axis: -1,
-    });
-    // QuickGelu with alpha 1 is x·sigmoid(x), SiLU, in one node.
-    const activated = b.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT);
-    b.output(multiply(b, b.op('Mul', [activated, up]), down), 'f32', [1, 'S', H]);
-  });
+  const run = g.subgraph(`ffn_${index}`, (b) =>
+    b.output(feedForward(b, config, x, { gateUp, down }), 'f32', [1, 'S', H]),
+  );
   const plain = plainly(config, stored.gateUp, residual, x);
   const out = skippedOutput(g, shared.skipping, `layer_${index}.ffn`, stored.surrogates?.ffn, plain);
   const skip = g.subgraph(`skip_ffn_${index}`, (b) => b.output(out(b), 'f32', [1, 'S', H]));
@@ -288,4 +289,19 @@ function ffn(
     residual,
     g.op('If', [shared.runs[2 * index + 1]], { then_branch: { graph: run }, else_branch: { graph: skip } }),
   ];
+}
+
+/** `x` `[..., H]`, normalized → `[..., H]`. */
+export function feedForward(
+  b: GraphBuilder,
+  { ffnSize: F }: LlamaConfig,
+  x: Value,
+  { gateUp, down }: { readonly gateUp: Linear; readonly down: Linear },
+): Value {
+  const [gate, up] = b.ops('Split', [multiply(b, x, gateUp), b.constant('i64', [2], [F, F])], 2, {
+    axis: -1,
+  });
+  // QuickGelu with alpha 1 is x·sigmoid(x), SiLU, in one node.
+  const activated = b.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT);
+  return multiply(b, b.op('Mul', [activated, up]), down);
 }

@@ -73,6 +73,23 @@ export function skippedOutput(
   x: (b: GraphBuilder) => Value,
 ): (b: GraphBuilder) => Value {
   if (stored === undefined || surrogates === undefined) return (b) => b.op('Identity', [zeros]);
+  const product = surrogateProduct(g, name, stored);
+  return (b) => {
+    const int = (value: number) => b.constant('i64', [1], [value]);
+    const rows = b.op('Slice', [x(b), int(0), surrogates.rows, int(1)]);
+    return b.op('Concat', [product(b, rows, surrogates.isFirst), surrogates.zerosLeft], { axis: 1 });
+  };
+}
+
+/**
+ * Names a surrogate's weights in `g`, the outer graph, and computes with them in a branch: `x` `[..., rows, H]`, `isFirst`
+ * `[..., rows, 1]` → `[..., rows, H]`.
+ */
+export function surrogateProduct(
+  g: GraphBuilder,
+  name: string,
+  stored: StoredSurrogate,
+): (b: GraphBuilder, x: Value, isFirst: Value) => Value {
   const hiddenSize = stored.down.inputs;
   const down = linear(g, `${name}.surrogate_down`, stored.down);
   const up = linear(g, `${name}.surrogate_up`, stored.up);
@@ -80,11 +97,8 @@ export function skippedOutput(
     g.initializer(`${name}.surrogate_${part}`, 'f32', [hiddenSize], external(range));
   const bias = vector('bias', stored.bias);
   const first = vector('first', stored.first);
-  return (b) => {
-    const int = (value: number) => b.constant('i64', [1], [value]);
-    const rows = b.op('Slice', [x(b), int(0), surrogates.rows, int(1)]);
-    const product = multiply(b, multiply(b, rows, down), up);
-    const output = b.op('Where', [surrogates.isFirst, first, b.op('Add', [product, bias])]);
-    return b.op('Concat', [output, surrogates.zerosLeft], { axis: 1 });
+  return (b, x, isFirst) => {
+    const product = multiply(b, multiply(b, x, down), up);
+    return b.op('Where', [isFirst, first, b.op('Add', [product, bias])]);
   };
 }

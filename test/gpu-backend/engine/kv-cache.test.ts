@@ -41,8 +41,7 @@ async function step(
   cache.reserve(tokens);
   const feeds: Feeds = { x: tensor('f32', Float32Array.from(values), [1, tokens, 4]) };
   const fetches: Fetches = { sum: null };
-  cache.addPast(feeds, tokens);
-  cache.addNew(fetches, tokens, () => true);
+  cache.bind(feeds, fetches, tokens, () => true);
   const outputs = await session.run(feeds, fetches);
   cache.advance(tokens);
   return floats(outputs.sum as RuntimeTensor)[0]!;
@@ -69,13 +68,10 @@ test('a slot used again sees nothing of the sequence before', async () => {
   await step(session, cache, Array<number>(16).fill(5));
   cache.truncate(0);
   expect(cache.length).toBe(0);
-  const feeds: Feeds = {};
-  cache.addPast(feeds, 1);
   // Old rows may still lie in the buffer: key_count is what bounds attention. New rows overwrite from the start.
   await step(session, cache, [1, 1, 1, 1]);
-  const again: Feeds = {};
-  cache.addPast(again, 0);
-  expect([...floats(again.past_k_0!).subarray(0, 8)]).toEqual([1, 1, 1, 1, 5, 5, 5, 5]);
+  const rows = floats(cache.past(0)[0]!).subarray(0, 8);
+  expect([...rows]).toEqual([1, 1, 1, 1, 5, 5, 5, 5]);
   await session.release();
 });
 

@@ -1,100 +1,119 @@
-/** The room for prompts alone: real caches, no model. */
+/** Pages alone: real caches, no model. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
-import { PrefixCache, type PrefixOwner } from '../../../gpu-backend/engine/prefix-cache.ts';
+import { PAGE_TOKENS, PrefixCache, type PrefixOwner } from '../../../gpu-backend/engine/prefix-cache.ts';
+import { floats } from '../../../gpu-backend/onnx/session.ts';
 import { denseMask } from '../../../shared/mask/mask.ts';
 
-const CHUNK = 4;
+const SHAPE = { layerCount: 1, width: 1, contextTokens: 1024 };
 const owner = (tenant: string): PrefixOwner => ({ tenant, plan: { mask: denseMask(2), kv: 'preserve' } });
-/** A cache has 256, 512 or 1024 tokens of room. */
-function cacheOf(tokens: number): KvCache {
-  const cache = new KvCache({ layerCount: 1, width: 1, contextTokens: 1024 });
-  cache.reserve(tokens);
-  return cache;
-}
-const prompt = (first: number) => Int32Array.from([first, 1, 2, 3, 4]);
 
-/** Keeps and finds as told, and knows what is kept from what came back. */
-function historyOf(tokensMax: number) {
+/** As an engine fills it: K of token t of a prompt is the sum of its first t tokens, V is minus that. */
+function filled(tokenIds: readonly number[], from = new KvCache(SHAPE)): KvCache {
+  from.reserve(tokenIds.length - from.length);
+  let sum = tokenIds.slice(0, from.length).reduce((all, id) => all + id, 0);
+  for (const id of tokenIds.slice(from.length)) {
+    sum += id;
+    from.write(0, Float32Array.of(sum), 0, 1);
+    from.write(1, Float32Array.of(-sum), 0, 1);
+    from.advance(1);
+  }
+  return from;
+}
+const contents = (cache: KvCache) =>
+  cache.past(0).map((buffer) => [...floats(buffer)].slice(0, cache.length));
+const prompt = (pages: number, first: number) =>
+  Array.from({ length: pages * PAGE_TOKENS + 5 }, (_, i) => (i === 0 ? first : i % 7));
+
+function historyOf(pagesMax: number) {
   let now_ms = 0;
-  const prefixes = new PrefixCache({ chunkTokens: CHUNK, tokensMax }, () => now_ms);
-  const kept = new Map<KvCache, { readonly tenant: string; readonly first: number }>();
-  const tokensOf = (tenant: string) =>
-    [...kept].reduce((sum, [cache, of]) => sum + (of.tenant === tenant ? cache.capacity_tokens : 0), 0);
+  const prefixes = new PrefixCache(pagesMax * PAGE_TOKENS, () => now_ms);
   return {
-    kept,
-    tokensOf,
+    prefixes,
     wait: (ms: number) => {
       now_ms += ms;
     },
-    find: (tenant: string, first: number) => prefixes.find(owner(tenant), prompt(first)),
-    /** What was let go. */
-    keep(tenant: string, first: number, tokens: number) {
-      const cache = cacheOf(tokens);
-      const gone = prefixes
-        .keep(owner(tenant), prompt(first), 5, cache)
-        .map((free) => ({ cache: free, tenant, ...kept.get(free) }));
-      kept.set(cache, { tenant, first });
-      for (const free of gone) kept.delete(free.cache);
-      return gone;
+    /** As an engine does with a prompt: takes what is known, computes the rest, keeps all. Returns the tokens that were known. */
+    run(tenant: string, tokenIds: readonly number[]): number {
+      now_ms++;
+      const cache = new KvCache(SHAPE);
+      cache.reserve(tokenIds.length);
+      const known = prefixes.take(owner(tenant), tokenIds, cache);
+      filled(tokenIds, cache);
+      expect(contents(cache)).toEqual(contents(filled(tokenIds)));
+      prefixes.keep(owner(tenant), tokenIds, known, tokenIds.length, cache);
+      return known;
+    },
+    known: (tenant: string, tokenIds: readonly number[]): number => {
+      const cache = new KvCache(SHAPE);
+      cache.reserve(tokenIds.length);
+      return prefixes.take(owner(tenant), tokenIds, cache) / PAGE_TOKENS;
     },
   };
 }
 
-test('a lone tenant has all the room; who comes gets a share of it, from who has most', () => {
-  const history = historyOf(2048);
-  for (let first = 0; first < 10; first++) history.keep('a', first, 200);
-  expect(history.tokensOf('a')).toBe(2048);
-  for (let first = 0; first < 10; first++) history.keep('b', first, 200);
-  expect([history.tokensOf('a'), history.tokensOf('b')]).toEqual([1024, 1024]);
-  for (let first = 0; first < 10; first++) history.keep('c', first, 200);
-  expect(history.tokensOf('c')).toBe(512);
-  expect(history.find('a', 9)).toBeDefined();
-  expect(history.find('a', 0)).toBeUndefined();
+test('prompts that begin alike share pages', () => {
+  const { run, prefixes } = historyOf(100);
+  expect(run('a', prompt(4, 1))).toBe(0);
+  expect(prefixes.pageCount).toBe(4);
+  const longer = [...prompt(4, 1).slice(0, 3 * PAGE_TOKENS), ...prompt(3, 9)];
+  expect(run('a', longer)).toBe(3 * PAGE_TOKENS);
+  expect(prefixes.pageCount).toBe(7);
+  expect(run('b', longer)).toBe(0);
 });
 
-test('a prompt larger than what its tenant can have leaves all as it is', () => {
-  const history = historyOf(2048);
-  for (let first = 0; first < 4; first++) history.keep('a', first, 200);
-  for (let first = 0; first < 3; first++) history.keep('b', first, 200);
-  expect(history.keep('b', 9, 1024)).toHaveLength(3);
-  const full = historyOf(1024);
-  full.keep('a', 0, 500);
-  full.keep('b', 0, 200);
-  expect(full.keep('c', 0, 1024)).toHaveLength(1);
-  expect([full.tokensOf('a'), full.tokensOf('b'), full.tokensOf('c')]).toEqual([512, 256, 0]);
+test('the last two tokens of a prompt are always computed', () => {
+  const { run } = historyOf(100);
+  const whole = prompt(4, 1).slice(0, 4 * PAGE_TOKENS);
+  run('a', whole);
+  expect(run('a', whole)).toBe(3 * PAGE_TOKENS);
+  expect(run('a', [...whole, 3])).toBe(3 * PAGE_TOKENS);
+  expect(run('a', [...whole, 3, 3])).toBe(4 * PAGE_TOKENS);
+});
+
+test('a lone tenant has all the room; who comes gets a share of it, from who has most', () => {
+  const { run, known, prefixes } = historyOf(12);
+  for (let first = 0; first < 10; first++) run('a', prompt(2, first));
+  expect(prefixes.pageCount).toBe(12);
+  for (let first = 0; first < 10; first++) run('b', prompt(2, first));
+  const pages = (tenant: string) =>
+    Array.from({ length: 10 }, (_, first) => known(tenant, prompt(2, first))).reduce((a, b) => a + b);
+  expect([pages('a'), pages('b')]).toEqual([6, 6]);
+  expect([known('a', prompt(2, 9)), known('a', prompt(2, 0))]).toEqual([2, 0]);
 });
 
 test('who has not come for long keeps nobody out', () => {
-  const history = historyOf(1024);
-  history.keep('gone', 0, 500);
-  history.wait(11 * 60_000);
-  for (let first = 0; first < 4; first++) history.keep('a', first, 200);
-  expect([history.tokensOf('gone'), history.tokensOf('a')]).toEqual([0, 1024]);
+  const { run, wait, known } = historyOf(4);
+  run('gone', prompt(2, 0));
+  wait(11 * 60_000);
+  run('a', prompt(4, 1));
+  expect([known('gone', prompt(2, 0)), known('a', prompt(4, 1))]).toEqual([0, 4]);
 });
 
-test('whoever comes: the room is kept to, and nobody loses to others what is no more than a share', () => {
+test('without room nothing is kept', () => {
+  const { run, prefixes } = historyOf(0);
+  run('a', prompt(3, 0));
+  expect([run('a', prompt(3, 0)), prefixes.pageCount]).toEqual([0, 0]);
+});
+
+test('whoever comes: pages are right, the bound holds, and nobody loses to others what is no more than a share', () => {
   const act = fc.record({
     tenant: fc.constantFrom('a', 'b', 'c', 'd'),
-    first: fc.nat(30),
-    tokens: fc.constantFrom(200, 300, 600),
-    finds: fc.boolean(),
+    first: fc.nat(6),
+    pages: fc.integer({ min: 0, max: 6 }),
+    branch: fc.nat(3),
   });
   fc.assert(
-    fc.property(fc.array(act, { maxLength: 120 }), (acts) => {
-      const history = historyOf(4096);
-      for (const { tenant, first, tokens, finds } of acts) {
-        const before = new Map(['a', 'b', 'c', 'd'].map((one) => [one, history.tokensOf(one)]));
-        const holders = [...before].filter(([one, has]) => has > 0 || one === tenant).length;
-        const known = [...history.kept.values()].some((of) => of.tenant === tenant && of.first === first);
-        expect(history.find(tenant, first) !== undefined).toBe(known);
-        if (finds) continue;
-        for (const lost of history.keep(tenant, first, tokens)) {
-          if (lost.tenant !== tenant) expect(before.get(lost.tenant)).toBeGreaterThan(4096 / holders);
-        }
-        const all = [...history.kept.keys()].reduce((sum, cache) => sum + cache.capacity_tokens, 0);
-        expect(all).toBeLessThanOrEqual(4096);
+    fc.property(fc.array(act, { maxLength: 60 }), fc.integer({ min: 1, max: 24 }), (acts, pagesMax) => {
+      const { run, prefixes } = historyOf(pagesMax);
+      for (const { tenant, first, pages, branch } of acts) {
+        // Prompts of one first token begin alike for two pages, and may part there.
+        run(tenant, [
+          ...prompt(Math.min(pages, 2), first).slice(0, 2 * PAGE_TOKENS),
+          ...prompt(pages, branch),
+        ]);
+        expect(prefixes.pageCount).toBeLessThanOrEqual(pagesMax);
       }
     }),
     { seed: 1107, numRuns: 200 },

@@ -100,9 +100,8 @@ function runDense(
   const { layerCount, kvHeadCount, headSize, contextTokens } = config;
   const cache = new KvCache({ layerCount, width: kvHeadCount * headSize, contextTokens });
   cache.reserve(S);
-  cache.addPast(feeds, S);
   const fetches: Fetches = Object.fromEntries(names.map((name) => [name, null]));
-  cache.addNew(fetches, S, () => true);
+  cache.bind(feeds, fetches, S, () => true);
   return session.run(feeds, fetches);
 }
 

@@ -52,7 +52,9 @@ test("a user's rows become sequences, cut where they are long, in an order that 
 });
 
 test('too little text is refused with what is needed, and a row that is none with its line', async () => {
-  await expect(readCalibrationText(model, [await rows('short.jsonl', ['a few words'])], 1)).rejects.toMatchObject({
+  await expect(
+    readCalibrationText(model, [await rows('short.jsonl', ['a few words'])], 1),
+  ).rejects.toMatchObject({
     code: 'invalid_data',
     message: expect.stringMatching(/2048 tokens .* has 11/),
   });

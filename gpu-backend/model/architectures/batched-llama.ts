@@ -1,0 +1,295 @@
+/**
+ * The Llama decoder as one graph for many sequences at once, each under its own mask: what `llama.ts` is for one
+ * sequence, with the same arithmetic in the same order, so that both give a row the same bits.
+ *
+ * Shapes: S = new tokens of all sequences, one after the other; H, F, N, G, D, V as in `llama.ts`; P = places.
+ *
+ * The weight products see all tokens of a step as rows: weights are read once for everybody. A mask is a list of rows
+ * for each block, so a block computes those rows that run it and no others. Attention sees each sequence's own
+ * cache at its exact length: one node a sequence. A layer's running sequences stand in its first places, whoever they are.
+ * A binary tree of `If`s picks the branch with as many nodes as sequences, because an `Attention` without rows is an error.
+ * No weight lies in those branches: ONNX Runtime does not prepack two branches deep.
+ *
+ * The limit of a step: every weight of a block that runs for anybody is read once; products grow by the row.
+ */
+import type { Graph, Value } from '../../onnx/graph.ts';
+import { GraphBuilder } from '../../onnx/graph.ts';
+import type { LlamaConfig } from '../model-source.ts';
+import { external } from '../weights-file.ts';
+import type { StoredLayer, StoredLlama } from './llama.ts';
+import { addAndNormalize, feedForward, normAttributes, plainly, rotate } from './llama.ts';
+import { embed, linear, multiply, storedRows } from './projections.ts';
+import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
+
+/** P: sequences in one step at most. */
+export const BATCH_PLACES = 8;
+
+/** Values that every block sees. */
+type Shared = {
+  readonly config: LlamaConfig;
+  /** `[S]`. */
+  readonly positions: Value;
+  readonly cos: Value;
+  readonly sin: Value;
+  /** `[S, H]`. */
+  readonly zeros: Value;
+  /** Rows that run each of the 2L blocks. */
+  readonly runRows: readonly Value[];
+  /** Rows of each layer whose attention is skipped and whose K and V are written, and whether there are any. */
+  readonly keptRows: readonly Value[];
+  readonly keeps: readonly Value[];
+  /** `[P]` a layer: how many of its running rows each place has. */
+  readonly placeRows: readonly Value[];
+  /** `[1]` for each place of each layer: keys, the new ones counted. */
+  readonly keyCounts: readonly Value[];
+  /** For each place of each layer: whether more sequences run than stand before it. */
+  readonly hasPlace: readonly Value[];
+  readonly surrogates:
+    | { readonly rows: readonly Value[]; readonly any: readonly Value[]; readonly isFirst: Value }
+    | undefined;
+};
+
+/** Inputs and outputs are named in `engine/batch-run.ts`, which feeds them. */
+export function batchedLlamaGraph(config: LlamaConfig, stored: StoredLlama): Graph {
+  const g = new GraphBuilder('batched_llama');
+  const { hiddenSize: H, vocabularySize: V } = config;
+  const tokenIds = g.input('token_ids', 'i64', ['S']);
+  const logitRows = g.input('logit_rows', 'i64', ['R']);
+  const embedded = embed(g, tokenIds, stored.embedding);
+  const shared = sharedValues(g, config, stored, embedded);
+  let residual = embedded;
+  let branch: Value | undefined;
+  stored.layers.forEach((layer, index) => {
+    [residual, branch] = attention(g, shared, layer, index, residual, branch);
+    [residual, branch] = ffn(g, shared, layer, index, residual, branch);
+  });
+  const final = g.op('Gather', [g.op('Add', [residual, branch!]), logitRows], { axis: 0 });
+  const norm = g.initializer('final_norm', 'f32', [H], external(stored.finalNorm));
+  const normalized = g.op('SimplifiedLayerNormalization', [final, norm], normAttributes(config));
+  g.output(multiply(g, normalized, linear(g, 'head', stored.head), 'logits'), 'f32', ['R', V]);
+  return g.graph;
+}
+
+function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
+  const { contextTokens, headSize, layerCount: L } = config;
+  const positions = g.input('positions', 'i64', ['S']);
+  const rope = [contextTokens, headSize / 2];
+  return {
+    config,
+    positions,
+    cos: g.initializer('rope_cos', 'f32', rope, external(stored.ropeCos)),
+    sin: g.initializer('rope_sin', 'f32', rope, external(stored.ropeSin)),
+    zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
+    runRows: rowLists(g, 'run', 2 * L),
+    keptRows: rowLists(g, 'kept', L),
+    keeps: single(g, 'keeps', 'bool', L),
+    placeRows: pieces(g, g.input('place_rows', 'i64', [L * BATCH_PLACES]), L, BATCH_PLACES),
+    keyCounts: single(g, 'key_counts', 'i64', L * BATCH_PLACES),
+    hasPlace: single(g, 'has_place', 'bool', L * BATCH_PLACES),
+    surrogates: stored.layers.some(({ surrogates }) => surrogates !== undefined)
+      ? {
+          rows: rowLists(g, 'surrogate', 2 * L),
+          any: single(g, 'surrogates', 'bool', 2 * L),
+          isFirst: column(g, g.op('Equal', [positions, g.constant('i64', [], [0])])),
+        }
+      : undefined,
+  };
+}
+
+/** Lists of rows, one behind the other in `NAME_rows`, their lengths in `NAME_counts`. */
+const rowLists = (g: GraphBuilder, name: string, count: number): Value[] =>
+  g.ops(
+    'Split',
+    [g.input(`${name}_rows`, 'i64', [`all_${name}`]), g.input(`${name}_counts`, 'i64', [count])],
+    count,
+  );
+
+const single = (g: GraphBuilder, name: string, type: 'i64' | 'bool', count: number): Value[] =>
+  pieces(g, g.input(name, type, [count]), count, 1);
+
+const pieces = (g: GraphBuilder, value: Value, count: number, size: number): Value[] =>
+  g.ops('Split', [value, g.constant('i64', [count], Array<number>(count).fill(size))], count);
+
+const int = (g: GraphBuilder, value: number): Value => g.constant('i64', [1], [value]);
+const column = (g: GraphBuilder, value: Value): Value => g.op('Unsqueeze', [value, int(g, 1)]);
+/** As a batch of one sequence, which rotary embedding and attention want. */
+const asBatch = (g: GraphBuilder, value: Value): Value => g.op('Unsqueeze', [value, int(g, 0)]);
+const rowsOf = (g: GraphBuilder, value: Value, rows: Value): Value =>
+  g.op('Gather', [value, rows], { axis: 0 });
+const scatter = (g: GraphBuilder, into: Value, rows: Value, values: Value): Value =>
+  g.op('ScatterND', [into, column(g, rows), values]);
+
+function attention(
+  g: GraphBuilder,
+  shared: Shared,
+  stored: StoredLayer,
+  index: number,
+  before: Value,
+  previous: Value | undefined,
+): [Value, Value] {
+  const { config, positions } = shared;
+  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
+  const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
+  const [residual, x] = addAndNormalize(g, config, before, previous, norm);
+  const rows = shared.runRows[2 * index]!;
+  const qkv = asBatch(g, multiply(g, rowsOf(g, x, rows), linear(g, `layer_${index}.qkv`, stored.qkv)));
+  const [qk, v] = g.ops('Split', [qkv, g.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
+  const rotated = rotate(g, shared, qk!, asBatch(g, rowsOf(g, positions, rows)), N + G);
+  const [q, k] = g.ops('Split', [rotated, g.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
+  writePlaces(g, shared, index, { k: k!, v: v! });
+  const attended = attendByPlace(g, shared, index, q!);
+  const flat = g.op('Reshape', [attended, g.constant('i64', [2], [-1, N * D])]);
+  const output = multiply(g, flat, linear(g, `layer_${index}.output`, stored.output));
+  const keptWeights = linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D));
+  keepKeys(g, shared, index, x, keptWeights);
+  const plain = plainly(config, stored.qkv, residual, x);
+  const around = skipped(
+    g,
+    shared,
+    2 * index,
+    `layer_${index}.attention`,
+    stored.surrogates?.attention,
+    plain,
+  );
+  return [residual, scatter(g, around, rows, output)];
+}
+
+/** K and V of running rows, a tensor a place, bound in place into the caches (`engine/kv-cache.ts`). */
+function writePlaces(g: GraphBuilder, shared: Shared, index: number, { k, v }: { k: Value; v: Value }): void {
+  const width = shared.config.kvHeadCount * shared.config.headSize;
+  const write = (name: 'k' | 'v', value: Value) => {
+    const outputs = Array.from({ length: BATCH_PLACES }, (_, place) => `new_${name}_${index}_${place}`);
+    g.node('Split', [value, shared.placeRows[index]!], outputs, { axis: 1 });
+    for (const [place, output] of outputs.entries())
+      g.output({ name: output }, 'f32', [1, `rows_${index}_${place}`, width]);
+  };
+  write('k', k);
+  write('v', v);
+}
+
+/** `q` `[1, rows, N·D]` of a layer's running rows → what they attend to, of the same shape. */
+function attendByPlace(g: GraphBuilder, shared: Shared, index: number, q: Value): Value {
+  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
+  const past = (name: 'k' | 'v', place: number) =>
+    g.input(`past_${name}_${index}_${place}`, 'f32', [1, `keys_${index}_${place}`, G * D]);
+  const places = Array.from({ length: BATCH_PLACES }, (_, place) => ({
+    k: past('k', place),
+    v: past('v', place),
+  }));
+  const nobody = g.constant('f32', [1, 0, N * D], []);
+  const attend = (b: GraphBuilder, place: number, queries: Value, keyCount: Value): Value =>
+    b.op(
+      'Attention',
+      [queries, places[place]!.k, places[place]!.v, undefined, undefined, undefined, keyCount],
+      // Rows of Q carry 1/√D already (see `llama.ts`).
+      { q_num_heads: N, kv_num_heads: G, is_causal: 1, scale: { float: 1 } },
+    );
+  const of = (b: GraphBuilder, count: number): Value => {
+    if (count === 0) return b.op('Identity', [nobody]);
+    const counts = b.op('Slice', [shared.placeRows[index]!, int(b, 0), int(b, count), int(b, 0)]);
+    const queries = count === 1 ? [q] : b.ops('Split', [q, counts], count, { axis: 1 });
+    const attended = queries.map((own, place) => {
+      const keyCount = shared.keyCounts[index * BATCH_PLACES + place]!;
+      return attend(b, place, own, place === 0 ? afterWrites(b, index, keyCount) : keyCount);
+    });
+    return count === 1 ? attended[0]! : b.op('Concat', attended, { axis: 1 });
+  };
+  /** `low` to `high` sequences run; one alone is found first. */
+  const between = (b: GraphBuilder, low: number, high: number): Value => {
+    if (low === high) return of(b, low);
+    const middle = low === 0 ? Math.min(1, high - 1) : (low + high) >> 1;
+    const part = (from: number, to: number) =>
+      b.subgraph(`attention_${index}_of_${from}_to_${to}`, (inner) =>
+        inner.output(between(inner, from, to), 'f32', [1, `running_${index}`, N * D]),
+      );
+    return b.op('If', [shared.hasPlace[index * BATCH_PLACES + middle]!], {
+      then_branch: { graph: part(middle + 1, high) },
+      else_branch: { graph: part(low, middle) },
+    });
+  };
+  return between(g, 0, BATCH_PLACES);
+}
+
+/** The key count itself, known only once all new K and V of the layer are in the caches: it orders writes before reads. */
+function afterWrites(b: GraphBuilder, index: number, keyCount: Value): Value {
+  const rows = (name: 'k' | 'v') => b.op('Shape', [{ name: `new_${name}_${index}_0` }], { start: 1, end: 2 });
+  return b.op('Max', [keyCount, rows('k'), rows('v')]);
+}
+
+/** Outputs `kept_k_i` and `kept_v_i`: K and V of rows whose attention is skipped. */
+function keepKeys(
+  g: GraphBuilder,
+  shared: Shared,
+  index: number,
+  x: Value,
+  weights: ReturnType<typeof linear>,
+): void {
+  const { kvHeadCount: G, headSize: D } = shared.config;
+  const width = G * D;
+  const shape = [1, `kept_${index}`, width];
+  const nothing = g.constant('f32', [1, 0, width], []);
+  const keep = g.subgraph(`keep_${index}`, (b) => {
+    const rows = shared.keptRows[index]!;
+    const product = asBatch(b, multiply(b, rowsOf(b, x, rows), weights));
+    const [k, v] = b.ops('Split', [product, b.constant('i64', [2], [width, width])], 2, { axis: -1 });
+    b.output(rotate(b, shared, k!, asBatch(b, rowsOf(b, shared.positions, rows)), G), 'f32', shape);
+    b.output(v!, 'f32', shape);
+  });
+  const none = g.subgraph(`keep_none_${index}`, (b) => {
+    b.output(b.op('Identity', [nothing]), 'f32', shape);
+    b.output(b.op('Identity', [nothing]), 'f32', shape);
+  });
+  const outputs = [`kept_k_${index}`, `kept_v_${index}`];
+  g.node('If', [shared.keeps[index]!], outputs, {
+    then_branch: { graph: keep },
+    else_branch: { graph: none },
+  });
+  for (const name of outputs) g.output({ name }, 'f32', shape);
+}
+
+function ffn(
+  g: GraphBuilder,
+  shared: Shared,
+  stored: StoredLayer,
+  index: number,
+  before: Value,
+  previous: Value,
+): [Value, Value] {
+  const { config } = shared;
+  const norm = g.initializer(`layer_${index}.ffn_norm`, 'f32', [config.hiddenSize], external(stored.ffnNorm));
+  const [residual, x] = addAndNormalize(g, config, before, previous, norm);
+  const rows = shared.runRows[2 * index + 1]!;
+  const weights = {
+    gateUp: linear(g, `layer_${index}.gate_up`, stored.gateUp),
+    down: linear(g, `layer_${index}.down`, stored.down),
+  };
+  const output = feedForward(g, config, rowsOf(g, x, rows), weights);
+  const plain = plainly(config, stored.gateUp, residual, x);
+  const around = skipped(g, shared, 2 * index + 1, `layer_${index}.ffn`, stored.surrogates?.ffn, plain);
+  return [residual, scatter(g, around, rows, output)];
+}
+
+/** `[S, H]`: what rows that do not run a block add to the stream: zeros, or their surrogate's output (`surrogate.ts`). */
+function skipped(
+  g: GraphBuilder,
+  shared: Shared,
+  block: number,
+  name: string,
+  stored: StoredSurrogate | undefined,
+  x: (b: GraphBuilder) => Value,
+): Value {
+  const { zeros, surrogates } = shared;
+  if (stored === undefined || surrogates === undefined) return zeros;
+  const shape = ['S', stored.down.inputs];
+  const product = surrogateProduct(g, name, stored);
+  const replace = g.subgraph(`surrogate_${block}`, (b) => {
+    const rows = surrogates.rows[block]!;
+    const values = product(b, rowsOf(b, x(b), rows), rowsOf(b, surrogates.isFirst, rows));
+    b.output(scatter(b, zeros, rows, values), 'f32', shape);
+  });
+  const leave = g.subgraph(`no_surrogate_${block}`, (b) => b.output(b.op('Identity', [zeros]), 'f32', shape));
+  return g.op('If', [surrogates.any[block]!], {
+    then_branch: { graph: replace },
+    else_branch: { graph: leave },
+  });
+}

@@ -1,0 +1,343 @@
+/** Many sequences at once: the batched graph against the graph of one sequence, and the loop under anything that may happen. */
+import fc from 'fast-check';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { RunInput } from '../../../gpu-backend/engine/batch-run.ts';
+import type { EngineEvent, GenerateRequest, KvMode, MaskPlan } from '../../../gpu-backend/engine/engine.ts';
+import { EngineLoop, type LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
+import { KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
+import { PAGE_TOKENS } from '../../../gpu-backend/engine/prefix-cache.ts';
+import type { Runner } from '../../../gpu-backend/engine/runner.ts';
+import { floats } from '../../../gpu-backend/onnx/session.ts';
+import { seededRandom } from '../../../gpu-backend/random.ts';
+import { denseMask, type Mask, maskFromSkippedLayers, withSurrogates } from '../../../shared/mask/mask.ts';
+import { naiveLlama } from '../../support/naive-llama.ts';
+import {
+  openEmitted,
+  RANDOM_TABLE_ID,
+  randomLlama,
+  randomSurrogates,
+  TINY_CONFIG,
+} from '../../support/random-llama.ts';
+import { PLAIN_SAMPLING } from '../../support/sampling.ts';
+
+const V = TINY_CONFIG.vocabularySize;
+const tokensOf = (seed: number, count: number) => {
+  const random = seededRandom(seed);
+  return Array.from({ length: count }, () => Math.floor(random() * V));
+};
+const MASKS: readonly Mask[] = [
+  denseMask(8),
+  maskFromSkippedLayers(8, { skipAttention: [1, 2], skipFfn: [0, 2] }),
+  maskFromSkippedLayers(8, { skipAttention: [0], skipFfn: [3] }),
+  maskFromSkippedLayers(8, { skipAttention: [0, 1, 2, 3], skipFfn: [] }),
+  { runs: new Uint8Array(8) },
+];
+
+describe.each(['q8', 'f32'] as const)('the batched graph in %s', (kind) => {
+  let runner: Runner & AsyncDisposable;
+  beforeAll(async () => {
+    runner = await openEmitted(randomLlama(), kind, randomSurrogates(TINY_CONFIG, 32));
+  });
+  afterAll(async () => runner[Symbol.asyncDispose]());
+
+  const plans: MaskPlan[] = MASKS.flatMap((mask) => [
+    { mask, kv: 'preserve' as KvMode },
+    { mask, kv: 'elide' as KvMode },
+    { mask: withSurrogates(mask, RANDOM_TABLE_ID), kv: 'preserve' as KvMode },
+  ]);
+
+  test('gives every sequence the bits that it has alone, whoever else is in the step', async () => {
+    const random = seededRandom(5);
+    for (let turn = 0; turn < 12; turn++) {
+      const chosen = Array.from({ length: 2 + Math.floor(random() * 7) }, () => ({
+        plan: plans[Math.floor(random() * plans.length)]!,
+        alone: runner.newCache(),
+        together: runner.newCache(),
+      }));
+      for (let step = 0; step < 4; step++) {
+        const inputs = chosen.map(({ plan, together }, i): RunInput => {
+          const count = random() < 0.5 && step > 0 ? 1 : 2 + Math.floor(random() * 30);
+          const tokenIds = tokensOf(100 * turn + 10 * step + i, count);
+          const all = random() < 0.3;
+          const logitRows = all ? tokenIds.map((_, row) => row) : random() < 0.2 ? [] : [count - 1];
+          return { cache: together, tokenIds, plan, logitRows };
+        });
+        const found = await runner.runMany(inputs);
+        for (const [i, input] of inputs.entries()) {
+          const expected = await runner.run({ ...input, cache: chosen[i]!.alone });
+          expect(found[i]!.length).toBe(expected.length);
+          // fp32 products are summed otherwise for one row than for several; quantized ones are not.
+          const difference = found[i]!.reduce(
+            (most, value, at) => Math.max(most, Math.abs(value - expected[at]!)),
+            0,
+          );
+          expect(difference).toBeLessThanOrEqual(kind === 'q8' ? 0 : 1e-4);
+        }
+      }
+    }
+  });
+
+  test('writes K and V of skipped attention, so that a sequence may change its mask', async () => {
+    const tokenIds = tokensOf(1, 20);
+    const pair = [runner.newCache(), runner.newCache()] as const;
+    const step = (plan: MaskPlan, ids: readonly number[]) =>
+      pair.map((cache): RunInput => ({ cache, tokenIds: ids, plan, logitRows: [ids.length - 1] }));
+    await runner.runMany(step({ mask: MASKS[3]!, kv: 'preserve' }, tokenIds));
+    const [found] = await runner.runMany(step({ mask: MASKS[0]!, kv: 'preserve' }, [7, 8]));
+    const alone = runner.newCache();
+    await runner.run({ cache: alone, tokenIds, plan: { mask: MASKS[3]!, kv: 'preserve' }, logitRows: [] });
+    const expected = await runner.run({
+      ...{ cache: alone, tokenIds: [7, 8], logitRows: [1] },
+      plan: { mask: MASKS[0]!, kv: 'preserve' },
+    });
+    found!.forEach((value, i) => {
+      expect(value).toBeCloseTo(expected[i]!, kind === 'q8' ? 9 : 4);
+    });
+  });
+
+  test('refuses more sequences than it has places, and other surrogates', async () => {
+    const input = (mask: Mask): RunInput => ({
+      ...{ cache: runner.newCache(), tokenIds: [1], logitRows: [0] },
+      plan: { mask, kv: 'preserve' },
+    });
+    const many = Array.from({ length: 9 }, () => input(MASKS[0]!));
+    await expect(runner.runMany(many)).rejects.toThrow('9 sequences for 8 places');
+    const other = withSurrogates(MASKS[1]!, `s_${'b'.repeat(24)}` as typeof RANDOM_TABLE_ID);
+    await expect(runner.runMany([input(MASKS[0]!), input(other)])).rejects.toThrow('surrogates');
+  });
+});
+
+test('the batched graph equals plain loops', async () => {
+  const source = randomLlama();
+  await using runner = await openEmitted(source, 'f32');
+  const inputs = MASKS.map((mask, i): RunInput => {
+    const tokenIds = tokensOf(i, 10 + 3 * i);
+    const plan = { mask, kv: 'preserve' as const };
+    return { cache: runner.newCache(), tokenIds, plan, logitRows: tokenIds.map((_, row) => row) };
+  });
+  const found = await runner.runMany(inputs);
+  for (const [i, { tokenIds, plan }] of inputs.entries()) {
+    const naive = await naiveLlama(source);
+    const expected = [...(tokenIds as number[])].flatMap((id) => [...naive.next(id, plan.mask)]);
+    found[i]!.forEach((value, at) => {
+      expect(Math.abs(value - expected[at]!)).toBeLessThan(1e-4);
+    });
+  }
+});
+
+/*
+ * Histories: requests that come, wait, run beside each other, give their pages back, are cancelled.
+ */
+
+type Asked = {
+  readonly tenant: string;
+  readonly mask: number;
+  readonly prompt: readonly number[];
+  readonly maxTokens: number;
+  /** Steps of the loop before it comes, and after which it leaves. */
+  readonly comesAfter: number;
+  readonly leavesAfter: number | undefined;
+};
+
+const requestOf = (asked: Asked, index: number): GenerateRequest => ({
+  requestId: `r${index}`,
+  tenant: asked.tenant,
+  promptTokenIds: Int32Array.from(asked.prompt),
+  plan: { mask: MASKS[asked.mask]!, kv: 'preserve' },
+  sampling: { ...PLAIN_SAMPLING, temperature: 0 },
+  maxTokens: asked.maxTokens,
+  minTokens: 0,
+  stopTokenIds: [],
+  logprobs: undefined,
+  promptLogprobs: undefined,
+});
+
+type Ended = { readonly tokenIds: number[]; readonly how: string };
+
+/** Plays a history to its end. @throws Error when a request ends twice or never. */
+async function play(runner: Runner, limits: LoopLimits, history: readonly Asked[]) {
+  const ended = new Map<string, Ended>();
+  const tokens = new Map<string, number[]>();
+  const end = (id: string, how: string) => {
+    if (ended.has(id)) throw new Error(`${id} ended twice`);
+    ended.set(id, { tokenIds: tokens.get(id) ?? [], how });
+  };
+  const times = { fixed_ms: 1, row_ms: 1, key_ms: 0, rowKey_ms: 0 };
+  const loop = new EngineLoop(runner, limits, times, {
+    event(id, event: EngineEvent) {
+      if (event.type === 'token') tokens.set(id, [...(tokens.get(id) ?? []), event.tokenId]);
+      if (event.type === 'finished') end(id, event.reason);
+    },
+    failed: (id, error) => end(id, error.code),
+  });
+  let step = 0;
+  const act = () => {
+    history.forEach((asked, index) => {
+      if (asked.comesAfter === step) loop.add(requestOf(asked, index));
+      const isThere = asked.comesAfter <= step && !ended.has(`r${index}`);
+      if (isThere && asked.leavesAfter !== undefined && asked.comesAfter + asked.leavesAfter <= step)
+        loop.cancel(`r${index}`);
+    });
+    step++;
+    // An idle loop has no steps: whoever is to come then comes now.
+    const { requestsRunning, requestsWaiting } = loop.stats();
+    if (requestsRunning + requestsWaiting > 0) return;
+    if (ended.size === history.length) loop.close();
+    else act();
+  };
+  act();
+  await loop.run(act);
+  for (const index of history.keys()) if (!ended.has(`r${index}`)) throw new Error(`r${index} never ended`);
+  return { ended, stats: loop.stats() };
+}
+
+/**
+ * A runner without a model: K of a token says what it is and under which mask, and the next token follows from all K
+ * before it. So a page in a wrong place, or of another mask, gives another answer.
+ */
+const SHAPE = { layerCount: 1, width: 1, contextTokens: 512 };
+const WORDS = 97;
+const scripted: Runner = {
+  config: { ...TINY_CONFIG, vocabularySize: WORDS, contextTokens: 512 },
+  surrogates: undefined,
+  newCache: () => new KvCache(SHAPE),
+  run: async (input) => (await scripted.runMany([input]))[0]!,
+  async runMany(inputs) {
+    return inputs.map(({ cache, tokenIds, plan, logitRows }) => {
+      cache.reserve(tokenIds.length);
+      const salt = plan.mask.runs.reduce((sum, bit, i) => sum + bit * 2 ** i, 0);
+      const keys = Float32Array.from(tokenIds, (id) => id * 256 + salt);
+      cache.write(0, keys, 0, keys.length);
+      cache.write(1, keys, 0, keys.length);
+      const seen = floats(cache.past(tokenIds.length)[1]!);
+      const logits = new Float32Array(logitRows.length * WORDS);
+      logitRows.forEach((row, i) => {
+        logits[i * WORDS + nextWord(seen.subarray(0, cache.length + row + 1))] = 1;
+      });
+      cache.advance(tokenIds.length);
+      return logits;
+    });
+  },
+  close: async () => {},
+};
+const nextWord = (keys: ArrayLike<number>): number => {
+  let hash = 7;
+  for (let i = 0; i < keys.length; i++) hash = (hash * 31 + keys[i]!) % 1_000_003;
+  return hash % WORDS;
+};
+function expectedAnswer({ prompt, mask, maxTokens }: Asked): number[] {
+  const salt = MASKS[mask]!.runs.reduce((sum, bit, i) => sum + bit * 2 ** i, 0);
+  const keys = prompt.map((id) => id * 256 + salt);
+  const answer: number[] = [];
+  while (answer.length < maxTokens) {
+    answer.push(nextWord(keys));
+    keys.push(answer.at(-1)! * 256 + salt);
+  }
+  return answer;
+}
+
+/** Prompts begin as one of three, so that pages are shared. */
+const anyAsked: fc.Arbitrary<Asked> = fc.record({
+  tenant: fc.constantFrom('a', 'b', 'c'),
+  mask: fc.nat(2),
+  prompt: fc
+    .tuple(fc.nat(2), fc.integer({ min: 1, max: 70 }), fc.array(fc.nat(WORDS - 1), { maxLength: 30 }))
+    .map(([begin, length, rest]) => [
+      ...Array.from({ length }, (_, i) => (i * 13 + begin * 5) % WORDS),
+      ...rest,
+    ]),
+  maxTokens: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 12 }), fc.integer({ min: 20, max: 60 })),
+  comesAfter: fc.nat(30),
+  leavesAfter: fc.option(fc.nat(25), { nil: undefined, freq: 4 }),
+});
+const anyLimits: fc.Arbitrary<LoopLimits> = fc.record({
+  runningMax: fc.integer({ min: 1, max: 8 }),
+  waitingMax: fc.constant(6),
+  queueTimeout_ms: fc.constant(60_000),
+  stepMax_ms: fc.constantFrom(5, 40),
+  chunkTokens: fc.integer({ min: 2, max: 64 }),
+  // 160 tokens are the longest request: some must give their pages back.
+  cacheTokensMax: fc.integer({ min: 160, max: 260 }),
+  prefixTokensMax: fc.constantFrom(0, 3 * PAGE_TOKENS, 40 * PAGE_TOKENS),
+});
+
+test('whatever comes and goes, each request ends once, with the answer that it has alone, and pages are given back', async () => {
+  let preemptions = 0;
+  let hits = 0;
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(anyAsked, { minLength: 1, maxLength: 14 }),
+      anyLimits,
+      async (history, limits) => {
+        const { ended, stats } = await play(scripted, limits, history);
+        preemptions += stats.preemptionsTotal;
+        hits += stats.prefixHitsTotal;
+        history.forEach((asked, index) => {
+          const { tokenIds, how } = ended.get(`r${index}`)!;
+          const expected = expectedAnswer(asked);
+          if (how === 'length') expect(tokenIds).toEqual(expected);
+          else expect(tokenIds).toEqual(expected.slice(0, tokenIds.length));
+          expect(['length', 'cancelled', 'queue_full']).toContain(how);
+        });
+        expect(stats).toMatchObject({ requestsRunning: 0, requestsWaiting: 0, kvCacheUsage: 0 });
+        expect(stats.pagesUsed).toBeLessThanOrEqual(limits.prefixTokensMax / PAGE_TOKENS);
+      },
+    ),
+    { seed: 1611, numRuns: 2000 },
+  );
+  // The histories are worth their name.
+  expect(preemptions).toBeGreaterThan(100);
+  expect(hits).toBeGreaterThan(1000);
+}, 180_000);
+
+test('on a real graph an answer is the same alone and in company, cut anywhere, and after its pages were given back', async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const limits: LoopLimits = {
+    ...{ runningMax: 8, waitingMax: 20, queueTimeout_ms: 60_000, stepMax_ms: 40 },
+    ...{ chunkTokens: 64, cacheTokensMax: 512, prefixTokensMax: 0 },
+  };
+  const history = Array.from({ length: 10 }, (_, i): Asked => {
+    const common = { tenant: 'abc'[i % 3]!, mask: i % MASKS.length, leavesAfter: undefined };
+    return { ...common, prompt: tokensOf(i, 8 + 9 * i), maxTokens: 40, comesAfter: 2 * i };
+  });
+  const alone = await Promise.all(
+    history.map(
+      async (asked) => (await play(runner, limits, [{ ...asked, comesAfter: 0 }])).ended.get('r0')!.tokenIds,
+    ),
+  );
+  for (const changes of [{ chunkTokens: 64 }, { chunkTokens: 3 }, { cacheTokensMax: 160 }]) {
+    const { ended, stats } = await play(runner, { ...limits, ...changes }, history);
+    history.forEach((_, index) => {
+      expect(ended.get(`r${index}`)!.tokenIds).toEqual(alone[index]);
+    });
+    if ('cacheTokensMax' in changes) expect(stats.preemptionsTotal).toBeGreaterThan(0);
+  }
+});
+
+test('a sequence that makes the engine fail takes no other along', async () => {
+  const poisoned = 66;
+  const runner: Runner = {
+    ...scripted,
+    async runMany(inputs) {
+      if (inputs.some(({ tokenIds }) => Array.from(tokenIds).includes(poisoned))) throw new Error('it fails');
+      return scripted.runMany(inputs);
+    },
+  };
+  const limits: LoopLimits = {
+    ...{ runningMax: 4, waitingMax: 4, queueTimeout_ms: 60_000, stepMax_ms: 40 },
+    ...{ chunkTokens: 64, cacheTokensMax: 1024, prefixTokensMax: 0 },
+  };
+  const asked = { tenant: 'a', mask: 0, maxTokens: 3, comesAfter: 0, leavesAfter: undefined };
+  const history = [
+    [1, 2, 3],
+    [4, poisoned],
+    [5, 6],
+  ].map((prompt): Asked => ({ ...asked, prompt }));
+  const { ended } = await play(runner, limits, history);
+  expect([0, 1, 2].map((index) => ended.get(`r${index}`)!.how)).toEqual([
+    'length',
+    'engine_failed',
+    'length',
+  ]);
+  expect(ended.get('r0')!.tokenIds).toEqual(expectedAnswer(history[0]!));
+});
