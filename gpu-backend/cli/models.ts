@@ -8,6 +8,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { findImported, importModel, isHeldSo, type LocalModel, type Weights } from '../model/import-model.ts';
 import { installSurrogates } from '../model/install-surrogates.ts';
 import type { ImportHooks, WeightKind } from '../model/model-source.ts';
+import { BATCHED_MODEL_FILE } from '../model/emit.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../model/sources/default-model.ts';
 import { fetchModel, nameOfSpec, parseModelSpec } from '../model/sources/resolve.ts';
 import {
@@ -110,13 +111,14 @@ async function heldAs(
   const { weights, home, data = [], signal } = options;
   if (weights !== 'q4') return { kind: weights };
   const { readCalibrationText, writeOwnText } = await import('../learning/data/calibration-text.ts');
+  const threads = availableParallelism();
   const text = await withEightBits(local, plainName, home, options, (model) => {
     if (data.length > 0) return readCalibrationText(model, data, OWN_TEXT_SEED);
     const onProgress = (done: number, total: number) =>
       options.onProgress({ phase: 'write', done: (100 * done) / total, total: 100, unit: 'percent' });
-    return writeOwnText(model, { seed: OWN_TEXT_SEED, signal, onProgress });
+    return writeOwnText(model, { threads, seed: OWN_TEXT_SEED, signal, onProgress });
   });
-  return { kind: 'q4', origin: origin!, text, threads: availableParallelism() };
+  return { kind: 'q4', origin: origin!, text, threads };
 }
 
 /** `use` gets the model at eight bits: the one that is installed, or one that is made for the purpose. */
@@ -128,7 +130,10 @@ async function withEightBits<T>(
   use: (model: InstalledModel) => Promise<T>,
 ): Promise<T> {
   const installed = await findImported(local, { ...hooks, home, name: plainName });
-  if (installed !== undefined && isHeldSo(installed.manifest, 'q8', undefined)) return use(installed);
+  const isUsable = installed && isHeldSo(installed.manifest, 'q8', undefined);
+  // An older import has no graph for many sequences.
+  if (isUsable && BATCHED_MODEL_FILE in installed.manifest.files) return use(installed);
+  hooks.log('Four bits are measured on text, which the model reads and writes at eight bits first.');
   return withScratch(home, async (scratch) =>
     use(await importModel(local, { ...hooks, home: scratch, name: plainName, weights: { kind: 'q8' } })),
   );

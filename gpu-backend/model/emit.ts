@@ -49,7 +49,7 @@ export async function emitModel(
   const basis = holding === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize);
   const file = new WeightsFile(join(outDir, WEIGHTS_FILE), WEIGHTS_FILE);
   try {
-    await using quantizer = await openQuantizer(source, basis, holding, onProgress);
+    const quantizer = await openQuantizer(source, basis, holding, onProgress);
     const emission = { source, file, quantizer, basis };
     const from = quantizer?.progress ?? 0;
     await writeModel(emission, outDir, (done) => onProgress(from + (1 - from) * done));
@@ -63,7 +63,7 @@ async function openQuantizer(
   basis: Basis,
   holding: Holding,
   onProgress: (fraction: number) => void,
-): Promise<(Quantizer & AsyncDisposable) | undefined> {
+): Promise<Quantizer | undefined> {
   if (holding === 'f32') return undefined;
   if (holding !== 'q8') return openFourBits(source, basis, holding, onProgress);
   const round = ({ rows, outputs, inputs }: Matrix) => roundRows(rows, outputs, inputs, PLAIN_8_BITS);
@@ -71,7 +71,6 @@ async function openQuantizer(
     progress: 0,
     end: round,
     layer: async (_, matrices) => eachProduct((name) => round(matrices[name])),
-    [Symbol.asyncDispose]: async () => undefined,
   };
 }
 

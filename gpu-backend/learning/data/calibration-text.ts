@@ -6,9 +6,11 @@
 import { denseMask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { Sampling } from '../../engine/engine.ts';
+import type { RunInput } from '../../engine/batch-run.ts';
 import { openRunner, type Runner } from '../../engine/runner.ts';
 import { sample } from '../../engine/sampler.ts';
 import type { ModelManifest } from '../../model/model-source.ts';
+import { BATCH_PLACES } from '../../model/architectures/batched-llama.ts';
 import type { CalibrationText } from '../../model/quantization/calibration.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
@@ -24,8 +26,8 @@ const TOKENS_MAX = 16_384;
 /** Less says too little about inputs that seldom are large. */
 const TOKENS_MIN = 2_048;
 /** Of the model's own text, for each input of its widest matrix; and at most, as writing takes its time. */
-const OWN_TOKENS_PER_INPUT = 2.5;
-const OWN_TOKENS_MAX = 8_192;
+const OWN_TOKENS_PER_INPUT = 8;
+const OWN_TOKENS_MAX = 16_384;
 
 const lengthFor = ({ config }: ModelManifest): number => Math.min(SEQUENCE_TOKENS, config.contextTokens);
 
@@ -59,6 +61,7 @@ export async function readCalibrationText(
 }
 
 export type OwnTextOptions = {
+  readonly threads: number;
   readonly seed: number;
   readonly signal?: AbortSignal | undefined;
   /** Tokens that are written, and all that will be. */
@@ -74,34 +77,57 @@ const SAMPLING: Sampling = {
 /** @throws the signal's reason when it aborts. */
 export async function writeOwnText(
   { folder, manifest }: InstalledModel,
-  { seed, signal, onProgress }: OwnTextOptions,
+  { threads, seed, signal, onProgress }: OwnTextOptions,
 ): Promise<CalibrationText> {
   const text = await openModelText(folder, manifest);
-  // Where others compete for the cores, two threads that wait for each other take ten times as long as one.
-  const runner = await openRunner(folder, manifest.config, { threads: 1 });
+  const { config, eosTokenIds } = manifest;
   const sequenceTokens = lengthFor(manifest);
-  const { hiddenSize, ffnSize } = manifest.config;
-  const wanted = Math.min(OWN_TOKENS_MAX, OWN_TOKENS_PER_INPUT * Math.max(hiddenSize, ffnSize));
-  const total = Math.ceil(wanted / sequenceTokens) * sequenceTokens;
-  const tokenIds = new Int32Array(total);
-  const random = seededRandom(seed);
-  let opening = 0;
-  const nextOpening = () => openingIds(text, OPENINGS[opening++ % OPENINGS.length]!);
+  const wanted = Math.min(OWN_TOKENS_MAX, OWN_TOKENS_PER_INPUT * Math.max(config.hiddenSize, config.ffnSize));
+  const sequences = Math.ceil(wanted / sequenceTokens);
+  const runner = await openRunner(folder, config, { threads, batches: true });
+  const tokenIds = new Int32Array(sequences * sequenceTokens);
+  let done = 0;
   try {
-    for (let start = 0; start < total; start += sequenceTokens) {
-      const write = createWriter(runner, manifest.eosTokenIds, random, nextOpening);
-      for (let length = 0; length < sequenceTokens; ) {
+    for (let first = 0; first < sequences; first += BATCH_PLACES) {
+      const writers = Array.from({ length: Math.min(BATCH_PLACES, sequences - first) }, (_, place) => {
+        const start = (first + place) * sequenceTokens;
+        const own = tokenIds.subarray(start, start + sequenceTokens);
+        return createWriter(
+          runner,
+          own,
+          openingsFrom(text, first + place),
+          eosTokenIds,
+          seed + first + place,
+        );
+      });
+      for (let open = writers; open.length > 0; open = open.filter(({ isFull }) => !isFull())) {
         signal?.throwIfAborted();
-        const more = await write(sequenceTokens - length);
-        tokenIds.set(more, start + length);
-        length += more.length;
-        onProgress(start + length, total);
+        const inputs = open.map(({ next }) => next());
+        const logits = await runTogether(runner, inputs);
+        for (const [i, { take }] of open.entries()) take(logits[i]!);
+        done += inputs.reduce((sum, input) => sum + input.tokenIds.length, 0);
+        onProgress(done, tokenIds.length);
       }
     }
   } finally {
     await runner.close();
   }
   return { tokenIds, sequenceTokens };
+}
+
+/** Single tokens in one run, longer pieces alone: a run of the batched graph has no more rows than the context has positions. */
+async function runTogether(runner: Runner, inputs: readonly RunInput[]): Promise<Float32Array[]> {
+  const single = inputs.filter(({ tokenIds }) => tokenIds.length === 1);
+  const together = single.length === 0 ? [] : await runner.runMany(single);
+  const logits = new Map(single.map((input, i) => [input, together[i]!]));
+  for (const input of inputs) if (!logits.has(input)) logits.set(input, await runner.run(input));
+  return inputs.map((input) => logits.get(input)!);
+}
+
+/** Openings in their order, each sequence from its own on. */
+function openingsFrom(text: ModelText, first: number): () => Int32Array {
+  let at = first;
+  return () => openingIds(text, OPENINGS[at++ % OPENINGS.length]!);
 }
 
 function openingIds(text: ModelText, opening: Opening): Int32Array {
@@ -114,23 +140,41 @@ function openingIds(text: ModelText, opening: Opening): Int32Array {
   }
 }
 
-/** Gives up to `room` more tokens of one sequence: an opening, then a token a call; after an end, another opening. */
+type Writer = {
+  readonly isFull: () => boolean;
+  /** The sequence's next tokens, to be run. */
+  next(): RunInput & { readonly tokenIds: Int32Array };
+  /** What the model says after them. */
+  take(logits: Float32Array): void;
+};
+
+/** Fills `sequence`: an opening, then one token after the other; after an end, another opening. */
 function createWriter(
   runner: Runner,
-  ends: readonly number[],
-  random: () => number,
+  sequence: Int32Array,
   nextOpening: () => Int32Array,
-): (room: number) => Promise<Int32Array> {
+  ends: readonly number[],
+  seed: number,
+): Writer {
   const cache = runner.newCache();
   const plan = { mask: denseMask(2 * runner.config.layerCount), kv: 'preserve' } as const;
+  const random = seededRandom(seed);
   const state = { generated: new Map(), prompt: new Set<number>(), forbidden: [], random };
-  let logits: Float32Array | undefined;
-  return async (room) => {
-    const token = logits && sample(logits, SAMPLING, state);
-    const goesOn = token !== undefined && !ends.includes(token);
-    const end = token === undefined ? [] : [token];
-    const tokenIds = Int32Array.from(goesOn ? [token] : [...end, ...nextOpening()]).slice(0, room);
-    logits = await runner.run({ cache, tokenIds, plan, logitRows: [tokenIds.length - 1] });
-    return tokenIds;
+  let token: number | undefined;
+  let length = 0;
+  return {
+    isFull: () => length === sequence.length,
+    next() {
+      const goesOn = token !== undefined && !ends.includes(token);
+      const end = token === undefined ? [] : [token];
+      const more = Int32Array.from(goesOn ? end : [...end, ...nextOpening()]);
+      const tokenIds = more.subarray(0, sequence.length - length);
+      sequence.set(tokenIds, length);
+      length += tokenIds.length;
+      return { cache, tokenIds, plan, logitRows: [tokenIds.length - 1] };
+    },
+    take(logits) {
+      token = sample(logits, SAMPLING, state);
+    },
   };
 }

@@ -10,7 +10,7 @@ import type { WeightSource } from '../model-source.ts';
 import { quantizeWithFeedback } from './error-feedback.ts';
 import type { LayerSteps } from './layer-steps.ts';
 import type { Products } from './products.ts';
-import { dequantize, type QuantCodes, type QuantForm, roundRows } from './quantize.ts';
+import { dequantize, type QuantCodes, type QuantForm } from './quantize.ts';
 
 /** Tokens of one run: their activations fit the cache, and the runtime keeps busy. */
 const CHUNK_TOKENS = 2048;
@@ -26,6 +26,7 @@ export type CalibrationState = {
   readonly products: Products;
   /** How often blocks are visited again. */
   readonly passes: number;
+  readonly form: QuantForm;
   /** The residual stream before a layer, a chunk of sequences each, `[T, H]`. */
   readonly streams: readonly Float32Array[];
 };
@@ -40,7 +41,10 @@ export async function embedText(
   if (text.tokenIds.length === 0 || text.tokenIds.length % text.sequenceTokens !== 0)
     throw new RangeError(`${text.tokenIds.length} tokens are no sequences of ${text.sequenceTokens}`);
   const table = await source.read('model.embed_tokens.weight');
-  const perChunk = Math.max(1, Math.floor(CHUNK_TOKENS / text.sequenceTokens)) * text.sequenceTokens;
+  // At least two chunks, which are compared.
+  const half = Math.ceil(text.tokenIds.length / text.sequenceTokens / 2);
+  const perRun = Math.max(1, Math.floor(CHUNK_TOKENS / text.sequenceTokens));
+  const perChunk = Math.min(half, perRun) * text.sequenceTokens;
   const chunks: Float32Array[] = [];
   for (let start = 0; start < text.tokenIds.length; start += perChunk) {
     const ids = text.tokenIds.subarray(start, start + perChunk);
@@ -55,12 +59,11 @@ export async function embedText(
 export async function quantizeLayer(
   state: CalibrationState,
   matrices: LayerMatrices,
-  formOf: (name: LayerProduct) => QuantForm,
 ): Promise<{ codes: Record<LayerProduct, QuantCodes>; streams: Float32Array[] }> {
   const { steps } = state;
   const { attentionNorm, ffnNorm } = matrices;
   const quantize = (name: LayerProduct, inputs: readonly Float32Array[], shares: readonly Float32Array[]) =>
-    quantizeMatrix(state, matrices[name], formOf(name), inputs, shares);
+    quantizeMatrix(state, matrices[name], inputs, shares);
   const before = state.streams;
   const attentionInputs = await inOrder(before, (h) => steps.normalize(h, attentionNorm));
   const qkv = await quantize('qkv', attentionInputs, before.map(equalShares(attentionNorm.length)));
@@ -75,7 +78,7 @@ export async function quantizeLayer(
   return { codes: { qkv, output, gateUp, down }, streams };
 }
 
-const restored = (codes: QuantCodes): Matrix => ({
+export const restored = (codes: QuantCodes): Matrix => ({
   rows: dequantize(codes),
   outputs: codes.rows,
   inputs: codes.columns,
@@ -91,18 +94,18 @@ async function inOrder<T>(
 }
 
 async function quantizeMatrix(
-  { steps, products, passes }: CalibrationState,
+  { steps, products, passes, form }: CalibrationState,
   matrix: Matrix,
-  form: QuantForm,
   inputs: readonly Float32Array[],
   shares: readonly Float32Array[],
 ): Promise<QuantCodes> {
-  if (form.bits === 8) return roundRows(matrix.rows, matrix.outputs, matrix.inputs, form);
-  const moments = new Float64Array(matrix.inputs * matrix.inputs);
+  const halves = [0, 1].map(() => new Float64Array(matrix.inputs * matrix.inputs));
   for (const [chunk, x] of inputs.entries()) {
+    const half = halves[chunk % 2]!;
     const sums = await steps.moments(x, shares[chunk]!);
-    for (let i = 0; i < sums.length; i++) moments[i]! += sums[i]!;
+    for (let i = 0; i < sums.length; i++) half[i]! += sums[i]!;
   }
+  const moments = shrink(halves[0]!, halves[1]!, matrix.inputs);
   return quantizeWithFeedback(matrix, { moments, form, passes, products });
 }
 
@@ -125,3 +128,43 @@ const streamShares =
       // A stream of nothing but zeros has no norm to change.
       return square === 0 ? 0 : width / square;
     });
+
+/**
+ * By how much all but the diagonal of moments is made smaller: at least, for each share of it that is chance, and at most.
+ * Chosen by the error on other text (LOG.md): chance costs several times its share, as feedback looks for what is cheap.
+ */
+const SHRINKING = { least: 0.05, perChance: 4, most: 0.6 } as const;
+
+/**
+ * The moments of both halves of a text together, `[K, K]`, with all but the diagonal made smaller, the more the less the
+ * halves have in common (after Ledoit and Wolf, 2004). A few thousand tokens say little about how 1,536 inputs go
+ * together, and errors that make up for each other on chance alone add up on other text.
+ */
+export function shrink(a: Float64Array, b: Float64Array, K: number): Float64Array {
+  const sizes = [a, b].map((half) => Float64Array.from({ length: K }, (_, i) => Math.sqrt(half[i * K + i]!)));
+  const [sizeA, sizeB] = sizes as [Float64Array, Float64Array];
+  let [common, apart] = [0, 0];
+  for (let i = 0; i < K; i++) {
+    for (let j = 0; j < i; j++) {
+      const scaleA = sizeA[i]! * sizeA[j]!;
+      const scaleB = sizeB[i]! * sizeB[j]!;
+      if (scaleA === 0 || scaleB === 0) continue;
+      const [inA, inB] = [a[i * K + j]! / scaleA, b[i * K + j]! / scaleB];
+      common += inA * inB;
+      apart += (inA - inB) ** 2;
+    }
+  }
+  // The variance of a half is half of that of the difference, and that of both together half of that.
+  const chance = apart / 4;
+  const chanceShare = common > 0 ? chance / (common + chance) : 1;
+  const { least, perChance, most } = SHRINKING;
+  const kept = 1 - Math.min(most, least + perChance * chanceShare);
+  const moments = new Float64Array(K * K);
+  for (let i = 0; i < K; i++) {
+    for (let j = 0; j < K; j++) {
+      const at = i * K + j;
+      moments[at] = (a[at]! + b[at]!) * (i === j ? 1 : kept);
+    }
+  }
+  return moments;
+}

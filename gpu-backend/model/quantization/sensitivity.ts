@@ -25,8 +25,8 @@ export type SensitivityOptions = {
   readonly stream: Float32Array;
   /** Every how many-th position is scored. */
   readonly every: number;
-  /** The matrix as four bits have it. */
-  round(matrix: Matrix): Matrix;
+  /** A matrix as four bits have it. */
+  rounded(layer: number, name: LayerProduct): Matrix;
   readonly onProgress: (fraction: number) => void;
 };
 
@@ -61,13 +61,13 @@ export async function measureSensitivity(
 
 /** The dense stream after the layer; `variants` gain this layer's four and have passed it. */
 async function throughLayer(
-  { steps, round }: SensitivityOptions,
+  { steps, ...options }: SensitivityOptions,
   layer: number,
   matrices: LayerMatrices,
   dense: Float32Array,
   variants: Variant[],
 ): Promise<Float32Array> {
-  const rounded = eachProduct((name) => round(matrices[name]));
+  const rounded = eachProduct((name) => options.rounded(layer, name));
   const attention = async (h: Float32Array, qkv: Matrix, output: Matrix) =>
     steps.add(h, await steps.attend(await steps.normalize(h, matrices.attentionNorm), qkv), output);
   const ffn = async (h: Float32Array, gateUp: Matrix, down: Matrix) =>

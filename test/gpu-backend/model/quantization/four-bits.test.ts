@@ -161,7 +161,7 @@ describe('a model of four bits', () => {
       throw new Error('enough');
     };
     await expect(emitModel(source, holding('q4', source.config), out, onProgress)).rejects.toThrow('enough');
-    // One of two layers is measured, which is 0.4 of the work.
-    expect(seen).toEqual([0.2]);
+    // One of two layers has its four bits, which all of them have after 0.65 of the work.
+    expect(seen).toEqual([0.325]);
   });
 });

@@ -1,6 +1,7 @@
 /** What rounding a matrix costs, against plain loops over the whole model with that matrix rounded. */
 import { expect, test } from 'vitest';
 import { fileBasis } from '../../../../gpu-backend/model/architectures/rotation.ts';
+import { layerMatrices } from '../../../../gpu-backend/model/matrices.ts';
 import type { WeightSource } from '../../../../gpu-backend/model/model-source.ts';
 import { embedText } from '../../../../gpu-backend/model/quantization/calibration.ts';
 import { openLayerSteps } from '../../../../gpu-backend/model/quantization/layer-steps.ts';
@@ -55,11 +56,15 @@ test.each([
 ] as const)('layer %i, %s', async (layer, name, files) => {
   await using steps = await openLayerSteps(source.config, SEQUENCE, 1);
   await using products = await openProducts(1);
-  const [stream] = await embedText(source, fileBasis, { tokenIds, sequenceTokens: SEQUENCE });
+  const layers = [await layerMatrices(source, fileBasis, 0), await layerMatrices(source, fileBasis, 1)];
+  const [first, second] = await embedText(source, fileBasis, { tokenIds, sequenceTokens: SEQUENCE });
   const fractions: number[] = [];
   const found = await measureSensitivity(source, fileBasis, {
-    ...{ steps, products, stream: stream!, every: EVERY },
-    round: ({ rows, outputs, inputs }) => ({ rows: rounded(rows, outputs, inputs), outputs, inputs }),
+    ...{ steps, products, stream: Float32Array.from([...first!, ...second!]), every: EVERY },
+    rounded(at, which) {
+      const { rows, outputs, inputs } = layers[at]![which];
+      return { rows: rounded(rows, outputs, inputs), outputs, inputs };
+    },
     onProgress: (fraction) => fractions.push(fraction),
   });
   expect(found).toHaveLength(4 * L);
