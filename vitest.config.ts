@@ -66,6 +66,8 @@ export default defineConfig({
           include: ['test/workers/**/*.test.ts'],
           globalSetup: ['test/support/edge/global-setup.ts'],
           setupFiles: ['test/workers/support/migrate.ts'],
+          // The encoder's library has hundreds of files, and each test file would load them one by one.
+          deps: { optimizer: { ssr: { enabled: true, include: ['@huggingface/inference'] } } },
           testTimeout: 30_000,
         },
       },

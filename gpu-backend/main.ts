@@ -9,14 +9,17 @@ import { setFlagsFromString } from 'node:v8';
 import type { Logger } from 'pino';
 import { pino } from 'pino';
 import type { ModelHash, SurrogatesId } from '../shared/mask/mask.ts';
+import type { Collector } from '../shared/tracing/collector.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
-import { type ApiLimits, DEFAULT_LIMITS, type ServedModel } from './api/parts.ts';
+import { type ApiLimits, type ApiOptions, DEFAULT_LIMITS, type ServedModel } from './api/parts.ts';
 import { type RunningServer, startServer } from './api/server.ts';
 import { within } from './api/sse.ts';
-import { createEncoderService, type EncoderService } from './encoder/encoder-service.ts';
+import type { Tracing } from './api/trace-export.ts';
+import { createEncoderService } from './encoder/encoder-service.ts';
 import type { Engine } from './engine/engine.ts';
 import { createMaskRegistry } from './engine/mask-registry.ts';
 import { createEngine } from './engine/start-engine.ts';
+import { createGrammars, type Grammars } from './grammar/grammars.ts';
 import { type Jobs, openJobs } from './jobs/job-queue.ts';
 import { openInstalled } from './model/store.ts';
 import { openTextService, type TextService } from './model/tokenizer/text-service.ts';
@@ -34,6 +37,8 @@ export type BackendOptions = {
   /** Only this machine by default; `0.0.0.0` for every network that it is in. */
   readonly host?: string;
   readonly backendKey: string;
+  /** Taken besides the backend key while that is rotated; nothing is signed or sealed with it. */
+  readonly otherBackendKey?: string;
   /** The address by which the edge calls this backend; tokens for another one are refused then. */
   readonly audience?: string | typeof OWN_ADDRESS;
   /** For whoever collects `/metrics`, and for nothing else; without it only the backend key reads them. */
@@ -48,8 +53,12 @@ export type BackendOptions = {
   readonly log?: Logger;
   /** All cores by default. One is slower, but far faster than several on a machine that is busy otherwise. */
   readonly threads?: number;
+  /** Room for keys and values of requests that run, in tokens; 8 times the model's context by default. */
+  readonly cacheTokens?: number;
   /** Room for prompts that later ones may begin with, in tokens; 0: none is kept. */
   readonly prefixTokens?: number;
+  /** Where spans of answers go; without it there are none. */
+  readonly collector?: Collector | undefined;
   readonly limits?: Partial<ApiLimits>;
 };
 
@@ -72,7 +81,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
     throw new MaskrouteError('start_failed', message);
   }
-  const { engine, text, model } = await openModel(options, log);
+  const { engine, text, grammars, model } = await openModel(options, log);
   if (options.audience === undefined)
     log.warn('tokens for any backend are taken here: MASKROUTE_BACKEND_URL says which are for this one');
   const encoders = createEncoderService({
@@ -81,14 +90,15 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     threads: 1,
     onError: (detail) => log.error({ detail }, 'the encoder failed'),
   });
+  const tracing = options.collector && (await openTracing(options.collector, log));
   let jobs: Jobs | undefined;
   const closeParts = async () => {
-    await Promise.all([encoders.close(), text.close(), jobs?.close()]);
+    await Promise.all([encoders.close(), text.close(), grammars.close(), jobs?.close(), tracing?.close()]);
     await within(engine.close(), ENGINE_CLOSE_ms);
   };
   try {
     jobs = await jobsOf(options, model.name, log);
-    const server = await serve(options, model, encoders, jobs, log);
+    const server = await serve(options, { model, encoders, jobs, tracer: tracing?.tracer, log });
     log.info({ url: server.url, model: model.name }, 'ready');
     let closing: Promise<void> | undefined;
     const close = async () => {
@@ -111,17 +121,21 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
   }
 }
 
+/** Loaded where it is wanted: it takes some megabytes. */
+async function openTracing(collector: Collector, log: Logger): Promise<Tracing> {
+  const { openTracing } = await import('./api/trace-export.ts');
+  return openTracing(collector, log);
+}
+
 /** How long the engine may take to end once no answer runs; past that the process ends without it. */
 const ENGINE_CLOSE_ms = 3000;
 
 async function serve(
   options: BackendOptions,
-  model: ServedModel,
-  encoders: EncoderService,
-  jobs: Jobs | undefined,
-  log: Logger,
+  parts: Pick<ApiOptions, 'model' | 'encoders' | 'jobs' | 'tracer' | 'log'>,
 ): Promise<RunningServer> {
-  const { home, backendKey, metricsKey, edgeUrl } = options;
+  const { model, log } = parts;
+  const { home, backendKey, otherBackendKey, metricsKey, edgeUrl } = options;
   const own = Promise.withResolvers<string>();
   const audience = options.audience === OWN_ADDRESS ? own.promise : options.audience;
   const masks = createMaskRegistry({
@@ -131,10 +145,10 @@ async function serve(
     edgeUrl,
     warn: (message, detail) => log.warn(detail, message),
   });
-  const keys = { backendKey, metricsKey, audience };
+  const keys = { backendKey, otherBackendKey, metricsKey, audience };
   const limits = { ...DEFAULT_LIMITS, ...options.limits };
   const server = await startServer(
-    { model, masks, encoders, jobs, keys, limits, log },
+    { ...parts, masks, keys, limits },
     { port: options.port, hostname: options.host ?? '127.0.0.1' },
   ).catch((cause: Error) => {
     throw new MaskrouteError('start_failed', `The backend cannot listen: ${cause.message}.`, { cause });
@@ -144,10 +158,10 @@ async function serve(
 }
 
 function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<Jobs> | undefined {
-  const { home, backendKey, jobEntry: entry, jobDataFolder: dataFolder } = options;
+  const { home, backendKey, otherBackendKey, jobEntry: entry, jobDataFolder: dataFolder } = options;
   if (entry === undefined) return undefined;
   const note = (message: string, detail: Record<string, unknown>) => log.info(detail, message);
-  return openJobs({ home, model, backendKey, entry, dataFolder, note });
+  return openJobs({ home, model, backendKey, otherBackendKey, entry, dataFolder, note });
 }
 
 /**
@@ -159,9 +173,9 @@ function keepHeapSmall(): void {
 }
 
 async function openModel(
-  { home, model: name, threads, prefixTokens }: BackendOptions,
+  { home, model: name, threads, cacheTokens, prefixTokens }: BackendOptions,
   log: Logger,
-): Promise<{ engine: Engine; text: TextService; model: ServedModel }> {
+): Promise<{ engine: Engine; text: TextService; grammars: Grammars; model: ServedModel }> {
   const { folder, manifest } = await openInstalled(home, name);
   const text = await openTextService({
     folder,
@@ -174,17 +188,31 @@ async function openModel(
     config: manifest.config,
     ...(manifest.surrogates && { surrogates: manifest.surrogates.id as SurrogatesId }),
     ...(threads === undefined ? {} : { threads }),
-    limits: prefixTokens === undefined ? {} : { prefixTokensMax: prefixTokens },
+    limits: {
+      ...(cacheTokens === undefined ? {} : { cacheTokensMax: cacheTokens }),
+      ...(prefixTokens === undefined ? {} : { prefixTokensMax: prefixTokens }),
+    },
     onError: (detail) => log.error({ detail }, 'the engine failed'),
   }).catch(async (error) => {
     await text.close();
     throw error;
   });
   const created_s = Math.floor(Date.parse(manifest.importedAt) / 1000);
+  const endTokenIds = manifest.eosTokenIds;
+  const grammars = createGrammars({
+    vocabulary: {
+      table: text.table,
+      size: manifest.config.vocabularySize,
+      // Of a model that ends nothing by itself the last token has to stand for the end.
+      endTokenId: endTokenIds[0] ?? manifest.config.vocabularySize - 1,
+    },
+    onError: (detail) => log.error({ detail }, 'a grammar failed'),
+  });
   return {
     engine,
     text,
-    model: { name: manifest.name, created_s, engine, text, endTokenIds: manifest.eosTokenIds },
+    grammars,
+    model: { name: manifest.name, created_s, engine, text, grammars, endTokenIds },
   };
 }
 

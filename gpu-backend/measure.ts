@@ -29,9 +29,17 @@ export async function interleaved(
   subjects: readonly Subject[],
   rounds: number,
 ): Promise<Map<string, number>> {
-  for (const { measure } of subjects) await measure();
-  const found = await inTurns(subjects, rounds, ({ measure }) => measure());
+  const found = await interleavedRounds(subjects, rounds);
   return new Map([...found].map(([name, values]) => [name, median(values)]));
+}
+
+/** The same, with the figure of every turn. */
+export async function interleavedRounds(
+  subjects: readonly Subject[],
+  rounds: number,
+): Promise<Map<string, number[]>> {
+  for (const { measure } of subjects) await measure();
+  return await inTurns(subjects, rounds, ({ measure }) => measure());
 }
 
 /** After a rest: the threads of what was measured before spin on for a while, on the cores that this one needs. */

@@ -1,11 +1,19 @@
 /**
  * `npm run demo`: prompts of several kinds through a running `npm start` (or one that this starts), with the
- * official client. It shows where routing sent each, its mask, and the speed and the answer with that mask and dense.
+ * official client. It shows where routing sent each, its mask, and the speed and the answer with that mask and dense;
+ * then a summary.
  */
+import { availableParallelism, loadavg } from 'node:os';
 import { OpenAI } from 'openai';
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
 import { startProduct } from '../gpu-backend/dev/product.ts';
+import { createStep } from '../gpu-backend/dev/steps.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
+import { median } from '../gpu-backend/measure.ts';
+import { createAdminClient } from '../gpu-backend/publication/admin-client.ts';
+import { livePublication } from '../gpu-backend/publication/publish.ts';
+import { DEFAULT_TENANT, listSchema } from '../shared/admin/admin-wire.ts';
+import { evaluatedRowSchema } from '../shared/admin/stats-wire.ts';
 import { dryRunSchema } from '../shared/wire/openai.ts';
 import { HEADERS } from '../shared/wire/protocol.ts';
 
@@ -39,6 +47,7 @@ async function main(): Promise<void> {
     port: 0,
     backendPort: 0,
     say: console.log,
+    step: createStep(),
     signal: interrupted.signal,
   });
   await demo(product.dev).finally(() => product.stop());
@@ -52,12 +61,15 @@ async function isRunning(dev: DevFile): Promise<boolean> {
 }
 
 async function demo(dev: DevFile): Promise<void> {
+  const compared: Compared[] = [];
   const client = new OpenAI({ baseURL: `${dev.edge}/v1`, apiKey: dev.apiKey });
   const columns = Math.min(process.stdout.columns ?? COLUMNS_MAX, COLUMNS_MAX);
   // The first answer after a start pays for cold caches; it is not the one to show.
   await ask(client, dev.model, 'Hello!');
   for (const [kind, prompt] of PROMPTS) {
-    const { masked, dense } = await askBoth(client, dev.model, prompt);
+    const both = await askBoth(client, dev.model, prompt);
+    compared.push(both);
+    const { masked, dense } = both;
     const speed = ({ tokensPerSecond }: Answer) => `${tokensPerSecond.toFixed(1)} tokens/s`;
     console.log(`\n${'═'.repeat(columns)}\n${kind}: ${prompt}`);
     console.log(`cluster ${masked.cluster} (${await labelOf(dev, prompt)}), mask ${masked.mask}`);
@@ -67,6 +79,15 @@ async function demo(dev: DevFile): Promise<void> {
       console.log(line);
     }
   }
+  console.log(`\n${'═'.repeat(columns)}\n${summaryOf(compared, loadavg()[0]! / availableParallelism())}`);
+  const evaluated = await evaluatedAgreement(dev);
+  if (evaluated !== undefined) {
+    const share = `${(evaluated * 100).toFixed(0)} %`;
+    console.log(
+      `  evaluated  ${share} of next tokens are dense's own, on text that the masks were not made on`,
+    );
+  }
+  console.log(`\nMore on this: ${dev.edge}/dashboard`);
 }
 
 type Answer = {
@@ -77,8 +98,25 @@ type Answer = {
   readonly tokensPerSecond: number;
 };
 
+/** What was measured of the live mask set, where that is known. */
+async function evaluatedAgreement({ edge, adminKey }: DevFile): Promise<number | undefined> {
+  const client = createAdminClient(edge, adminKey);
+  const live = await livePublication(client, DEFAULT_TENANT);
+  if (live === undefined) return undefined;
+  const path = `/mask-sets/${live.version}/evaluation`;
+  const { data } = await client.request({ method: 'GET', path }, listSchema(evaluatedRowSchema));
+  return data.find(({ method, maskSet }) => method === 'learned' && maskSet === live.version)?.agreement;
+}
+
+type Compared = {
+  readonly masked: Answer;
+  readonly dense: Answer;
+  /** Tokens a second of every round, masked and dense in turns. */
+  readonly speeds: readonly { readonly masked: number; readonly dense: number }[];
+};
+
 /** In turns, so that a busy machine slows both; the faster of each is shown (the texts are the same). */
-async function askBoth(client: OpenAI, model: string, prompt: string) {
+async function askBoth(client: OpenAI, model: string, prompt: string): Promise<Compared> {
   const masked: Answer[] = [];
   const dense: Answer[] = [];
   for (let round = 0; round < ROUNDS; round++) {
@@ -87,7 +125,59 @@ async function askBoth(client: OpenAI, model: string, prompt: string) {
   }
   const fastest = (answers: Answer[]): Answer =>
     answers.reduce((best, answer) => (answer.tokensPerSecond > best.tokensPerSecond ? answer : best));
-  return { masked: fastest(masked), dense: fastest(dense) };
+  const speeds = masked.map((answer, round) => ({
+    masked: answer.tokensPerSecond,
+    dense: dense[round]!.tokensPerSecond,
+  }));
+  return { masked: fastest(masked), dense: fastest(dense), speeds };
+}
+
+/** Rounds of the same prompt that differ by more are not the product's doing. */
+const SPREAD_MAX = 1.25;
+/** Others' work, in cores: what a demo leaves of each. */
+const LOAD_MAX = 1.5;
+
+/** @param load what wants to run, a core. */
+export function summaryOf(compared: readonly Compared[], load: number): string {
+  const rounds = compared.flatMap(({ speeds }) => speeds);
+  const masked = median(rounds.map((round) => round.masked));
+  const dense = median(rounds.map((round) => round.dense));
+  const agreement = mean(compared.map((one) => agreementOf(one.masked.text, one.dense.text)));
+  const spread = median(
+    compared.flatMap(({ speeds }) =>
+      (['masked', 'dense'] as const).map((kind) => {
+        const values = speeds.map((speed) => speed[kind]);
+        return Math.max(...values) / Math.min(...values);
+      }),
+    ),
+  );
+  const change = (masked / dense - 1) * 100;
+  return [
+    `Summary of ${compared.length} prompts, ${ROUNDS} rounds each, masked and dense in turns:`,
+    `  masked     ${masked.toFixed(1)} tokens/s (median)`,
+    `  dense      ${dense.toFixed(1)} tokens/s (median); masked is ${Math.abs(change).toFixed(0)} % ${change < 0 ? 'slower' : 'faster'}`,
+    `  agreement  ${(agreement * 100).toFixed(0)} % of the words before an answer first differs from dense (mean)`,
+    ...(spread > SPREAD_MAX || load > LOAD_MAX
+      ? [
+          `  The machine is busy: rounds of one prompt differ by ${((spread - 1) * 100).toFixed(0)} % (median), and ${load.toFixed(1)} programs`,
+          '  want each core. Do not trust these speeds; run it again when nothing else runs.',
+        ]
+      : []),
+  ].join('\n');
+}
+
+const mean = (values: readonly number[]): number =>
+  values.reduce((sum, value) => sum + value, 0) / values.length;
+
+/** The share of the dense answer's words that the other one begins with. */
+export function agreementOf(text: string, dense: string): number {
+  const [words, denseWords] = [text, dense].map((answer) => answer.split(/\s+/).filter(Boolean)) as [
+    string[],
+    string[],
+  ];
+  if (denseWords.length === 0) return words.length === 0 ? 1 : 0;
+  const differs = denseWords.findIndex((word, at) => word !== words[at]);
+  return (differs === -1 ? denseWords.length : differs) / denseWords.length;
 }
 
 async function ask(client: OpenAI, model: string, prompt: string): Promise<Answer> {

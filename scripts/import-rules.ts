@@ -142,9 +142,9 @@ export const RULES: readonly Rule[] = [
   ),
   forbid(
     'edge-serves-the-page-unread',
-    'The worker delivers the page as files; code for browsers does not get into it.',
-    { path: '^workers/(?!dashboard/)' },
-    { path: '^workers/dashboard/' },
+    'The worker delivers pages as files that the build wrote; what makes them does not get into it.',
+    { path: '^workers/(?!(dashboard|site)/)' },
+    { path: '^workers/(dashboard|site)/' },
   ),
   forbid(
     'no-test-code-in-the-product',

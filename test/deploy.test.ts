@@ -295,7 +295,7 @@ describe('wrangler.toml', () => {
   );
 
   test('holds no secret', () => {
-    const secrets = ['BACKEND_KEY', 'ADMIN_KEY', 'HF_TOKEN'];
+    const secrets = ['BACKEND_KEY', 'ADMIN_KEY', 'HF_TOKEN', 'OTEL_EXPORTER_OTLP_HEADERS'];
     for (const environment of [top, ...Object.values(env)]) {
       for (const secret of secrets) expect(Object.keys(environment.vars)).not.toContain(secret);
     }

@@ -1,9 +1,9 @@
-/** The edge, composed. Health comes before the services, so that it can say why there are none. */
+/** The edge, composed. Health and pages come before the services: they are there where a variable is wrong, too. */
 import { Hono } from 'hono';
 import { admin } from './admin/admin.ts';
 import type { AppEnv } from './http/context.ts';
 import { browsers, services } from './http/context.ts';
-import { dashboard } from './http/dashboard-page.ts';
+import { dashboard, site } from './http/dashboard-page.ts';
 import { onError, onNotFound, requestId, requestIdHeader } from './http/error-answers.ts';
 import { health } from './http/health.ts';
 import { unreadBody } from './http/request-body.ts';
@@ -18,6 +18,7 @@ export const app = new Hono<AppEnv>()
   .use(unreadBody)
   .use(requestId)
   .route('/', health)
+  .route('/', site)
   .use(services)
   .use('/v1/*', browsers)
   .route('/v1', completions)

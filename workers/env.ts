@@ -5,10 +5,11 @@
  */
 import { z } from 'zod';
 import type { EdgeMessage } from '../shared/admin/request-event.ts';
+import { collectorVariables } from '../shared/tracing/collector.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../shared/wire/protocol.ts';
 import { FRONTS } from './base/place.ts';
-import { COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
+import { AUDIT_KEPT_DAYS, COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
 import type { TenantBudget } from './tenants/budgets.ts';
 
 /** The part of Workers AI that embeds. */
@@ -37,6 +38,8 @@ export interface Env {
   readonly BACKEND_URL: string;
   readonly BACKEND_KEY: string;
   readonly ADMIN_KEY: string;
+  readonly BACKEND_KEY_2?: string;
+  readonly ADMIN_KEY_2?: string;
   readonly EDGE_URL?: string;
   readonly ALLOWED_ORIGINS?: string;
   readonly TRUSTED_FRONT?: string;
@@ -48,7 +51,15 @@ export interface Env {
   readonly BACKEND_HEDGE_MS?: string | number;
   readonly STREAM_KEEPALIVE_MS?: string | number;
   readonly SIMILARITY_MIN?: string | number;
+  readonly AUDIT_KEPT_DAYS?: string | number;
   readonly COMPARISON_SHARE?: string | number;
+  readonly OIDC_ISSUER?: string;
+  readonly OIDC_CLIENT_ID?: string;
+  readonly OIDC_CLIENT_SECRET?: string;
+  readonly OIDC_ROLE_CLAIM?: string;
+  readonly OTEL_EXPORTER_OTLP_ENDPOINT?: string;
+  readonly OTEL_EXPORTER_OTLP_HEADERS?: string;
+  readonly OTEL_TRACES_SAMPLER_ARG?: string | number;
   readonly HF_TOKEN?: string;
   readonly HF_MODEL?: string;
   readonly HF_REVISION?: string;
@@ -74,6 +85,9 @@ const configSchema = z.object({
   BACKEND_URL: baseUrl,
   BACKEND_KEY: secret,
   ADMIN_KEY: secret,
+  /** Taken besides the others while they are rotated; nothing is signed with them. */
+  BACKEND_KEY_2: optional(secret.optional()),
+  ADMIN_KEY_2: optional(secret.optional()),
   /** How backends reach this edge. Without it they get no mask that they do not know, and such requests run dense. */
   EDGE_URL: optional(baseUrl.optional()),
   /** Whose pages may call `/v1`; none unless it names them. */
@@ -100,7 +114,17 @@ const configSchema = z.object({
   STREAM_KEEPALIVE_MS: timeout_ms(10_000),
   /** The share of routed requests, outside of experiments, that run again dense in the background. */
   COMPARISON_SHARE: optional(z.coerce.number().min(0).max(0.2).default(COMPARISON_SHARE)),
+  /** How long it can be read what administrators changed. */
+  AUDIT_KEPT_DAYS: optional(z.coerce.number().int().min(1).max(3_650).default(AUDIT_KEPT_DAYS)),
   SIMILARITY_MIN: optional(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
+  /** Who says who somebody is, for the dashboard; without it there are keys alone. */
+  OIDC_ISSUER: optional(z.url({ protocol: /^https?$/ }).optional()),
+  OIDC_CLIENT_ID: optional(z.string().optional()),
+  /** Of a confidential client; a public one proves itself by PKCE alone. */
+  OIDC_CLIENT_SECRET: optional(z.string().optional()),
+  /** Of the id token: `admin`, `viewer`, `tenant_admin:TENANT` or `viewer:TENANT`, or a list with one of them. */
+  OIDC_ROLE_CLAIM: optional(z.string().default('maskroute_role')),
+  ...collectorVariables,
   HF_TOKEN: optional(z.string().optional()),
   HF_MODEL: optional(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),
   HF_REVISION: optional(z.string().default('main')),

@@ -62,6 +62,16 @@ export const KEYS = {
   loadsMax: 64,
 } as const;
 
+/** How often a stream asks whether its key still works: with what a look-up may be old, it ends within some 7 s. */
+export const KEY_WATCH_ms = 2_000;
+
+/** What is kept of a prompt and of an answer, where a tenant has them kept. */
+export const TEXT_BYTES_MAX = 64 * 1024;
+
+/** For how long ratings are kept with their comments, and what administrators changed. */
+export const FEEDBACK_KEPT_ms = 90 * 86_400_000;
+export const AUDIT_KEPT_DAYS = 365;
+
 /** The backend's model list: it changes when a backend is restarted. */
 export const MODELS = {
   fresh_ms: 5_000,
@@ -166,6 +176,8 @@ export const TRAFFIC = { every_ms: 5_000, write_ms: 5_000, tenantsMax: 1_000 } a
 
 /** A working day: a session of the dashboard can't be renewed, only opened again. */
 export const SESSION_LIFETIME_s = 8 * 3600;
+/** How long somebody may take at an OpenID Connect provider. */
+export const SIGN_IN_s = 600;
 
 /**
  * Which sessions ended before their time. An end holds within 5 s everywhere, also while D1 does not answer: nothing older
@@ -202,8 +214,11 @@ export const BURST = {
  * client is gone.
  */
 export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000, 8_000] as const;
-/** Of one isolate at a time. A question that finds no room is left out; the account has some more. */
-export const COST_QUESTIONS_MAX = 4;
+/**
+ * Questions of one isolate at a time. One that finds no room is left out; the account has some more. A tenant that asks
+ * none yet has room of its own, so that nobody's flood of hang-ups costs others their answers' true price.
+ */
+export const COST_QUESTIONS_MAX = { all: 16, whileOwn: 4 } as const;
 export const COST_QUESTION_ms = 2_000;
 /**
  * Events of requests that end within 100 ms of each other go to the queue together (it takes 100 messages of
@@ -213,6 +228,12 @@ export const EVENT_BATCH = { wait_ms: 100, eventsMax: 100, lost_ms: 2_000 } as c
 
 /** An event that the queue does not take is offered again; after that the log has it. */
 export const EVENT_RETRY_DELAYS_ms = [0, 100, 1_000] as const;
+
+/**
+ * Spans of requests that end within 200 ms of each other go to the collector together. What it does not take in time is
+ * lost, and so is what comes while it takes nothing: a request has some five spans, of some 0.5 kB each.
+ */
+export const TRACES = { wait_ms: 200, lost_ms: 2_000, post_ms: 5_000, postsMax: 4, spansMax: 4_096 } as const;
 
 /**
  * Counting events. An id is kept for longer than an event may take to arrive (a queue keeps messages for four

@@ -1,11 +1,13 @@
 /** The services of one isolate, made once from its environment: the only place that wires them together. */
 
+import { collectorOf } from '../shared/tracing/collector.ts';
 import { sender } from './backends/attempt.ts';
 import { type BackendJobs, createBackendJobs } from './backends/backend-jobs.ts';
 import { BackendPool } from './backends/pool.ts';
 import { createModels, type Models } from './backends/served-models.ts';
 import { log } from './base/log.ts';
 import { type SourceHealth, SwrCache, unheard } from './base/swr-cache.ts';
+import { createTraces, type Traces } from './base/tracing.ts';
 import { createDenseComparison, type DenseComparison } from './counting/compare-dense.ts';
 import { type CompletionIds, createCompletionIds } from './counting/completion-ids.ts';
 import { createEvents, type Events } from './counting/events.ts';
@@ -57,6 +59,7 @@ export type Services = {
   /** Lets in who may ask for masks. */
   readonly expectBackend: (token: string) => Promise<void>;
   readonly traffic: TrafficSampler;
+  readonly traces: Traces;
 };
 
 const made = new WeakMap<Env, Services>();
@@ -69,6 +72,8 @@ export function servicesFor(env: Env): Services {
   made.set(env, services);
   return services;
 }
+
+const present = (key: string | undefined): string[] => (key === undefined ? [] : [key]);
 
 function createServices(env: Env): Services {
   const config = parseConfig(env);
@@ -124,11 +129,11 @@ function createServices(env: Env): Services {
       (id) => table.findMask(id) !== undefined,
       (id) => d1(findMaskSparsity(db, id)),
     ),
-    completionIds: createCompletionIds(config.BACKEND_KEY),
+    completionIds: createCompletionIds(config.BACKEND_KEY, present(config.BACKEND_KEY_2)),
     events,
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
     sessions: createSessions(
-      config.ADMIN_KEY,
+      [config.ADMIN_KEY, ...present(config.ADMIN_KEY_2)],
       {
         find: (subject) => findSessionEnd(db, subject),
         save: (...end) => insertSessionEnd(db, ...end),
@@ -138,6 +143,7 @@ function createServices(env: Env): Services {
     jobs: createBackendJobs(config.BACKEND_KEY, send),
     expectBackend: createMaskDoor(config),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
+    traces: createTraces(collectorOf(config)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256), d1Health),
     embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),
     models: createModels(() => backend.askAll('/v1/models', MODELS.load_ms, () => {})),

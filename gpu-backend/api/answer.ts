@@ -4,9 +4,17 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type ChoiceEvent, type ChoiceJob, cancellation, type Progress, runChoice } from './choice.ts';
+import {
+  type ChoiceEvent,
+  type ChoiceJob,
+  cancellation,
+  notBegun,
+  type Progress,
+  runChoice,
+} from './choice.ts';
 import type { ApiLimits, ServedModel } from './parts.ts';
 import type { AnswerPlan } from './plan.ts';
+import { readCalls } from './tool-calls.ts';
 
 /** A plan that runs. */
 export type RunningAnswer = {
@@ -26,9 +34,7 @@ export function runAnswer(
   limits: ApiLimits,
   signal: AbortSignal,
 ): RunningAnswer {
-  const progress = plan.jobs.map(
-    (): Progress => ({ completionTokens: 0, cachedTokens: 0, timings: undefined }),
-  );
+  const progress = plan.jobs.map(notBegun);
   const abandoned = new AbortController();
   const admission: Admission = {
     someoneIsIn: false,
@@ -79,7 +85,7 @@ type Admission = { someoneIsIn: boolean; readonly readmit_ms: number; readonly s
  * them out.
  */
 async function* runAdmitted(
-  { engine, text }: ServedModel,
+  model: ServedModel,
   job: ChoiceJob,
   progress: Progress,
   admission: Admission,
@@ -88,7 +94,7 @@ async function* runAdmitted(
   const until_ms = Date.now() + readmit_ms;
   for (let wait_ms = 20; ; wait_ms = Math.min(2 * wait_ms, 1000)) {
     try {
-      for await (const event of runChoice(engine, text, job, progress, signal)) {
+      for await (const event of runFormed(model, job, progress, signal)) {
         admission.someoneIsIn = true;
         yield event;
       }
@@ -100,6 +106,25 @@ async function* runAdmitted(
     await sleep(wait_ms, undefined, { signal }).catch(() => {
       throw cancellation(signal);
     });
+  }
+}
+
+/** With a grammar of its own, if the answer has a form. */
+async function* runFormed(
+  { engine, text, grammars }: ServedModel,
+  job: ChoiceJob,
+  progress: Progress,
+  signal: AbortSignal,
+): AsyncGenerator<ChoiceEvent, void> {
+  const { grammar, calls } = job.form ?? {};
+  if (grammar === undefined) return yield* runChoice(engine, text, job, progress, signal);
+  const open = await grammars.open(grammar, { tenant: job.request.tenant, signal, param: 'response_format' });
+  try {
+    const formed = { ...job, request: { ...job.request, grammar: open.session } };
+    const events = runChoice(engine, text, formed, progress, signal);
+    yield* calls === undefined ? events : readCalls(events, calls);
+  } finally {
+    open.close();
   }
 }
 

@@ -23,6 +23,7 @@ const METHODS = {
   '/v1/answers/:id': 'GET',
   '/v1/chat/completions': 'POST',
   '/v1/completions': 'POST',
+  '/v1/responses': 'POST',
   '/v1/embeddings': 'POST',
   '/v1/encoders': 'GET',
 } as const;
@@ -119,6 +120,7 @@ function errorResponse(parts: ApiParts, c: ApiContext, error: MaskrouteError): R
 const ENDPOINTS: Record<string, string> = {
   '/v1/chat/completions': 'chat',
   '/v1/completions': 'completions',
+  '/v1/responses': 'responses',
   '/v1/embeddings': 'embeddings',
   '/v1/models': 'models',
 };

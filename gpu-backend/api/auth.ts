@@ -4,13 +4,7 @@
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import {
-  importTokenKey,
-  isFor,
-  TOKEN_PREFIX,
-  TOKEN_SKEW_s,
-  verifyToken,
-} from '../../shared/wire/service-token.ts';
+import { createVerifier, isFor, TOKEN_PREFIX, TOKEN_SKEW_s } from '../../shared/wire/service-token.ts';
 
 export type Caller = {
   /** From the edge's token; a holder of the key itself has no tenant. */
@@ -29,6 +23,8 @@ type TokenRules = {
    * that is called at the address that it listens at knows it only once it listens.
    */
   readonly audience?: string | Promise<string> | undefined;
+  /** Taken besides the backend key while that is rotated; nothing is signed with it. */
+  readonly otherBackendKey?: string | undefined;
 };
 
 /**
@@ -37,20 +33,21 @@ type TokenRules = {
  */
 export async function createAuthenticator(
   backendKey: string,
-  { audience }: TokenRules = {},
+  { audience, otherBackendKey }: TokenRules = {},
 ): Promise<Authenticate> {
   if (backendKey.trim() === '') {
     throw new Error('The backend needs a key (MASKROUTE_BACKEND_KEY); it does not serve without one.');
   }
-  const isBackendKey = isOneOf([backendKey]);
-  const tokenKey = await importTokenKey(backendKey);
+  const backendKeys = [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])];
+  const isBackendKey = isOneOf(backendKeys);
+  const verify = createVerifier(backendKeys, 'backend');
   const usedTokens = new UsedTokens();
   return async (authorization) => {
     const credential = bearer(authorization);
     if (isBackendKey(credential)) return { tenant: undefined, edge: undefined, mayRunJobs: true };
     if (!credential.startsWith(TOKEN_PREFIX)) throw invalidKey('The backend key is not right.');
     const now_s = Math.floor(Date.now() / 1000);
-    const claims = await verifyToken(tokenKey, credential, now_s);
+    const claims = await verify(credential, now_s);
     // A backend signed it, this one or another, and whoever got it sends it back.
     if (claims.scope === 'masks') throw invalidKey('The service token is for an edge.');
     if (audience !== undefined && !isFor(claims, await audience)) {
@@ -71,10 +68,9 @@ const invalidKey = (message: string): MaskrouteError => new MaskrouteError('inva
  * check throws MaskrouteError `invalid_api_key`.
  */
 export function createScraperCheck(
-  backendKey: string,
-  metricsKey: string | undefined,
+  ...keys: readonly (string | undefined)[]
 ): (authorization: string | undefined) => void {
-  const mayRead = isOneOf(metricsKey ? [backendKey, metricsKey] : [backendKey]);
+  const mayRead = isOneOf(keys.filter((key) => key !== undefined && key !== '') as string[]);
   return (authorization) => {
     if (mayRead(bearer(authorization))) return;
     throw invalidKey('The key is not right.');

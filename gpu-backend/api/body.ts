@@ -8,6 +8,7 @@
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parseJson } from '../../shared/wire/parse-body.ts';
+import { piecesOf, TooLargeError } from '../../shared/wire/read-bounded.ts';
 
 export type ArrivalLimits = {
   readonly bodyBytesMax: number;
@@ -43,7 +44,7 @@ export class Bodies {
   }
 
   async #receive(request: Request, tenant: string): Promise<Uint8Array> {
-    const { bodiesArrivingMax, bodyArrival_ms, bodyBytesMax, bytesArrivingMax } = this.#limits;
+    const { bodiesArrivingMax, bodyArrival_ms } = this.#limits;
     const body: Arriving = { tenant, end: new AbortController(), bytes: 0 };
     const { signal } = body.end;
     const ended = new Promise<never>((_, reject) => {
@@ -53,17 +54,35 @@ export class Bodies {
     const late = setTimeout(() => {
       this.#giveUp(body, tooSlow(`The request was not whole within ${bodyArrival_ms / 1000} s`));
     }, bodyArrival_ms);
-    const onBytes = (bytes: number) => {
-      body.bytes += bytes;
-      this.#makeRoom(bytesArrivingMax, (one) => one.bytes);
-    };
     try {
       this.#makeRoom(bodiesArrivingMax, () => 1);
-      return await Promise.race([readBounded(request, bodyBytesMax, onBytes, signal), ended]);
+      return await Promise.race([this.#read(request, body), ended]);
     } finally {
       clearTimeout(late);
       this.#arriving.delete(body);
     }
+  }
+
+  /** Keeps nothing any more once the body was given up. */
+  async #read(request: Request, body: Arriving): Promise<Uint8Array> {
+    const { bodyBytesMax, bytesArrivingMax } = this.#limits;
+    if (Number(request.headers.get('content-length') ?? 0) > bodyBytesMax) throw tooLarge(bodyBytesMax);
+    const pieces: Uint8Array[] = [];
+    try {
+      for await (const piece of piecesOf(request.body, bodyBytesMax)) {
+        body.bytes += piece.byteLength;
+        this.#makeRoom(bytesArrivingMax, (one) => one.bytes);
+        body.end.signal.throwIfAborted();
+        pieces.push(piece);
+      }
+    } catch (error) {
+      if (error instanceof MaskrouteError) throw error;
+      if (error instanceof TooLargeError) throw tooLarge(bodyBytesMax);
+      throw new MaskrouteError('cancelled', 'The connection closed before the body was whole.', {
+        cause: error,
+      });
+    }
+    return Buffer.concat(pieces);
   }
 
   /** The tenant that has most is the tenant with the greatest sum of `amount`. */
@@ -85,6 +104,9 @@ export class Bodies {
   }
 }
 
+const tooLarge = (bytesMax: number): MaskrouteError =>
+  new MaskrouteError('body_too_large', `The body is over the limit of ${bytesMax} bytes.`);
+
 const tooSlow = (why: string): MaskrouteError =>
   new MaskrouteError('request_timeout', `${why}.`, { retryAfter_s: 1 });
 
@@ -94,40 +116,6 @@ function requireJsonType(contentType: string | null): void {
   const utf8 = charset === undefined || /^charset="?utf-?8"?$/.test(charset);
   if (type?.trim() === 'application/json' && utf8) return;
   throw new MaskrouteError('unsupported_media_type', 'Send `content-type: application/json` in UTF-8.');
-}
-
-/** Keeps nothing any more once `signal` has aborted. */
-async function readBounded(
-  request: Request,
-  bytesMax: number,
-  onBytes: (bytes: number) => void,
-  signal: AbortSignal,
-): Promise<Uint8Array> {
-  const tooLarge = () =>
-    new MaskrouteError('body_too_large', `The body is over the limit of ${bytesMax} bytes.`);
-  if (Number(request.headers.get('content-length') ?? 0) > bytesMax) throw tooLarge();
-  const chunks: Uint8Array[] = [];
-  let length = 0;
-  // A reader, not `for await`: leaving the loop would cancel the upload before the answer is sent.
-  const reader = request.body?.getReader();
-  while (reader !== undefined) {
-    const { done, value } = await readChunk(reader);
-    if (done) break;
-    length += value.byteLength;
-    if (length > bytesMax) throw tooLarge();
-    onBytes(value.byteLength);
-    signal.throwIfAborted();
-    chunks.push(value);
-  }
-  return Buffer.concat(chunks, length);
-}
-
-async function readChunk(reader: ReadableStreamDefaultReader<Uint8Array>) {
-  try {
-    return await reader.read();
-  } catch (cause) {
-    throw new MaskrouteError('cancelled', 'The connection closed before the body was whole.', { cause });
-  }
 }
 
 function decodeUtf8(bytes: Uint8Array): string {

@@ -6,6 +6,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { FinishReason } from '../../shared/wire/openai.ts';
 import type { Engine, EngineEvent, GenerateRequest, Timings, TokenLogprob } from '../engine/engine.ts';
 import type { TokenDecoder } from '../model/tokenizer/token-bytes.ts';
+import type { AnswerForm } from './answer-form.ts';
 import type { TokenText } from './parts.ts';
 
 export type ChoiceJob = {
@@ -19,17 +20,41 @@ export type ChoiceJob = {
   readonly echo: string | undefined;
   /** Whether a stop token has an entry in the log-probabilities, as the legacy format has it. */
   readonly scoresStopToken: boolean;
+  /** What the answer must look like; without it any text. */
+  readonly form?: AnswerForm;
 };
 
 /** What is known of a choice so far; kept up to date while it runs, so that an abort can be accounted for. */
 export type Progress = {
   completionTokens: number;
   cachedTokens: number;
+  /** Undefined until the engine has finished it, as are the next two. Times of events are on the clock of `performance`. */
   timings: Timings | undefined;
+  finishReason: FinishReason | undefined;
+  finishedAt_ms: number | undefined;
+  firstTokenAt_ms: number | undefined;
+  tokenAt_ms: number | undefined;
+  /** Between each token and the next. */
+  readonly tokenGaps_ms: number[];
 };
+
+export const notBegun = (): Progress => ({
+  ...{ completionTokens: 0, cachedTokens: 0, tokenGaps_ms: [] },
+  ...{ firstTokenAt_ms: undefined, tokenAt_ms: undefined },
+  ...{ timings: undefined, finishReason: undefined, finishedAt_ms: undefined },
+});
 
 export type ChoiceEvent =
   | ({ readonly type: 'text'; readonly index: number } & Shown)
+  /** A call of a tool begins, the `call`th of the choice; its arguments follow, as JSON in pieces. */
+  | {
+      readonly type: 'call';
+      readonly index: number;
+      readonly call: number;
+      readonly id: string;
+      readonly name: string;
+    }
+  | { readonly type: 'arguments'; readonly index: number; readonly call: number; readonly text: string }
   | { readonly type: 'finished'; readonly index: number; readonly reason: FinishReason };
 
 type Shown = { readonly text: string; readonly pieces: readonly Piece[] };
@@ -64,17 +89,26 @@ export async function* runChoice(
       const { text, pieces } = answer.take(event);
       if (text !== '' || pieces.length > 0) yield { type: 'text', index, text, pieces };
       if (answer.stopped) own.abort();
-      if (event.type === 'token') progress.completionTokens++;
+      if (event.type === 'token') noteToken(progress, performance.now());
       if (event.type !== 'finished') continue;
-      progress.cachedTokens = event.cachedTokens;
-      progress.timings = event.timings;
-      yield { type: 'finished', index, reason: answer.stopped ? 'stop' : finishReason(event.reason, signal) };
+      const { cachedTokens, timings } = event;
+      Object.assign(progress, { cachedTokens, timings, finishedAt_ms: performance.now() });
+      const reason = answer.stopped ? 'stop' : finishReason(event.reason, signal);
+      progress.finishReason = reason;
+      yield { type: 'finished', index, reason };
       return;
     }
     throw new MaskrouteError('engine_failed', 'The engine ended a request without an end.');
   } finally {
     own.abort();
   }
+}
+
+function noteToken(progress: Progress, now_ms: number): void {
+  progress.completionTokens++;
+  if (progress.tokenAt_ms !== undefined) progress.tokenGaps_ms.push(now_ms - progress.tokenAt_ms);
+  progress.firstTokenAt_ms ??= now_ms;
+  progress.tokenAt_ms = now_ms;
 }
 
 function finishReason(reason: 'stop' | 'length' | 'cancelled', signal: AbortSignal): FinishReason {

@@ -1,5 +1,5 @@
 /**
- * The two completion endpoints: a request is read, planned, run, and answered whole or as a stream. However it ends, it
+ * The three completion endpoints: a request is read, planned, run, and answered whole or as a stream. However it ends, it
  * is accounted for once; `GET /v1/answers/{id}` tells an edge that did not hear the end what the answer cost.
  */
 import { Hono } from 'hono';
@@ -14,10 +14,13 @@ import {
   completionRequest,
 } from '../../shared/wire/openai.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
+import { chatOfResponse, type ResponsesRequest, responsesRequest } from '../../shared/wire/responses.ts';
 import { TENANT_SHARE_MAX } from '../engine/scheduler.ts';
 import { type RunningAnswer, runAnswer } from './answer.ts';
+import { AnswerTrace } from './answer-trace.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './parts.ts';
-import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion } from './plan.ts';
+import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion, planResponse } from './plan.ts';
+import { failedResponse, responseEvents, wholeResponse } from './responses-wire.ts';
 import { SSE_DONE, sseBody, within } from './sse.ts';
 import { answerChunks, chunkHead, failureFrames, infoOf, usageOf, wholeAnswer } from './wire.ts';
 
@@ -25,6 +28,7 @@ export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
   return new Hono<ApiEnv>()
     .post('/v1/chat/completions', (c) => respond(parts, c, 'chat', chatRequest, planChat))
     .post('/v1/completions', (c) => respond(parts, c, 'completions', completionRequest, planCompletion))
+    .post('/v1/responses', (c) => respond(parts, c, 'responses', responsesRequest, planResponse))
     .get('/v1/answers/:id', (c) => {
       const cost = parts.recentAnswers.peek(c.req.param('id'));
       if (cost === undefined) throw new MaskrouteError('not_found', 'There is no such answer.');
@@ -32,7 +36,14 @@ export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
     });
 }
 
-async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>>(
+/** What a request asks of an endpoint, and when its first bytes came, on the clock of `performance`. */
+type Arrival = {
+  readonly endpoint: Endpoint;
+  readonly arrivedAt_ms: number;
+  readonly trace: AnswerTrace | undefined;
+};
+
+async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest | ResponsesRequest>>(
   parts: ApiParts,
   c: ApiContext,
   endpoint: Endpoint,
@@ -40,6 +51,23 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
   planOf: (parts: ApiParts, call: Call, request: z.infer<Schema>) => Promise<AnswerPlan>,
 ): Promise<Response> {
   const arrivedAt_ms = performance.now();
+  const trace =
+    parts.tracer && new AnswerTrace(parts.tracer, endpoint, (name) => c.req.header(name), arrivedAt_ms);
+  try {
+    return await answer(parts, c, { endpoint, arrivedAt_ms, trace }, checked, planOf);
+  } catch (thrown) {
+    trace?.end(undefined, toMaskrouteError(thrown));
+    throw thrown;
+  }
+}
+
+async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest | ResponsesRequest>>(
+  parts: ApiParts,
+  c: ApiContext,
+  arrival: Arrival,
+  checked: CheckedObject<Schema>,
+  planOf: (parts: ApiParts, call: Call, request: z.infer<Schema>) => Promise<AnswerPlan>,
+): Promise<Response> {
   const tenant = tenantOf(c);
   requirePlace(parts, tenant);
   const raw = await parts.bodies.readJson(c.req.raw, tenant);
@@ -47,17 +75,24 @@ async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest>
   requirePlace(parts, tenant);
   const { body, ignored } = readFields(checked, raw);
   setHeaders(c, ignored);
+  const request = { endpoint: arrival.endpoint, tenant, ...body };
+  parts.failedRequests.expectHarmless(request);
   const limit_ms = deadline_ms(c.req.header(BACKEND_HEADERS.deadline));
-  const completion = begin(parts, c, endpoint, body.maskroute?.completion, { arrivedAt_ms, limit_ms });
+  const asked: ChatRequest | CompletionRequest = 'input' in body ? chatOfResponse(body) : (body as never);
+  arrival.trace?.asked(arrival.endpoint, c.get('requestId'), asked);
+  const completion = begin(parts, c, arrival, request, limit_ms);
   let running: RunningAnswer | undefined;
   try {
     const plan = await planOf(parts, completion, body);
     parts.recentMasks.set(plan.mask.id, true);
     running = runAnswer(parts.model, plan, parts.limits, completion.signal);
     if (plan.stream) return await streamed(parts, c, completion, running);
-    const whole = await wholeAnswer(parts.model, running);
+    const whole =
+      plan.response === undefined
+        ? await wholeAnswer(parts.model, running)
+        : await wholeResponse(running, plan.response);
     const headers = { ...answerHeaders(plan), [HEADERS.serverTiming]: wholeTiming(running) };
-    parts.metrics.request(endpoint, 200, 'ok');
+    parts.metrics.request(arrival.endpoint, 200, 'ok');
     end(parts, completion, running, undefined);
     return c.json(whole, 200, headers);
   } catch (thrown) {
@@ -99,27 +134,32 @@ function deadline_ms(header: string | undefined): number | undefined {
   return Math.min(Number(header), DEADLINE_MAX_ms);
 }
 
-/** A completion that has taken its place. It gives it back in `end`, which is called once. */
-type Completion = Call & {
+/** What is asked, and by whom. */
+type Asked = (ChatRequest | CompletionRequest | ResponsesRequest) & {
   readonly endpoint: Endpoint;
-  /** When its first bytes came, on the clock of `performance`. */
-  readonly arrivedAt_ms: number;
-  /** Aborts `signal`. */
-  readonly abort: AbortController;
-  /** Aborts it when the caller's time is over. */
-  readonly deadline: NodeJS.Timeout | undefined;
-  readonly leave: () => void;
+  readonly tenant: string;
 };
+
+/** A completion that has taken its place. It gives it back in `end`, which is called once. */
+type Completion = Call &
+  Arrival & {
+    readonly request: Asked;
+    /** Aborts `signal`. */
+    readonly abort: AbortController;
+    /** Aborts it when the caller's time is over. */
+    readonly deadline: NodeJS.Timeout | undefined;
+    readonly leave: () => void;
+  };
 
 function begin(
   { lifecycle, recentAnswers }: ApiParts,
   c: ApiContext,
-  endpoint: Endpoint,
-  name: string | null | undefined,
-  { arrivedAt_ms, limit_ms }: { readonly arrivedAt_ms: number; readonly limit_ms: number | undefined },
+  arrival: Arrival,
+  request: Asked,
+  limit_ms: number | undefined,
 ): Completion {
   const [requestId, caller] = [c.get('requestId'), c.get('caller')];
-  const id = name ?? requestId;
+  const id = request.maskroute?.completion ?? requestId;
   const abort = new AbortController();
   const clientLeft = c.req.raw.signal;
   if (clientLeft.aborted) abort.abort();
@@ -129,7 +169,7 @@ function begin(
       ? undefined
       : setTimeout(
           () => abort.abort(deadlineExceeded(limit_ms)),
-          Math.max(0, limit_ms - (performance.now() - arrivedAt_ms)),
+          Math.max(0, limit_ms - (performance.now() - arrival.arrivedAt_ms)),
         );
   recentAnswers.set(id, { finished: false, prompt_tokens: 0, completion_tokens: 0 });
   return {
@@ -138,8 +178,8 @@ function begin(
     caller,
     signal: abort.signal,
     spent: { tokens: 0 },
-    endpoint,
-    arrivedAt_ms,
+    ...arrival,
+    request,
     abort,
     deadline,
     leave: lifecycle.begin(abort, tenantOf(c)),
@@ -193,15 +233,19 @@ async function* answerFrames(
   running: RunningAnswer,
 ): AsyncGenerator<string, void> {
   const head = chunkHead(parts.model, running.plan);
+  const { response } = running.plan;
   // What it is when the client leaves in between.
   let outcome: MaskrouteError | undefined = new MaskrouteError('cancelled', 'The client left.');
   try {
-    yield* answerChunks(parts.model, head, running);
+    if (response === undefined) yield* answerChunks(parts.model, head, running);
+    else yield* responseEvents(running, response);
     outcome = undefined;
-    yield SSE_DONE;
+    // The newer wire says by its last event that it is the last.
+    if (response === undefined) yield SSE_DONE;
   } catch (thrown) {
     outcome = toMaskrouteError(thrown);
-    yield* failureFrames(head, running, outcome);
+    if (response === undefined) yield* failureFrames(head, running, outcome);
+    else yield* failedResponse(running, outcome);
   } finally {
     parts.metrics.request(completion.endpoint, 200, outcome?.code ?? 'ok');
     end(parts, completion, running, outcome);
@@ -228,14 +272,18 @@ function end(
   running: RunningAnswer | undefined,
   error: MaskrouteError | undefined,
 ): void {
-  const { id, requestId, caller, endpoint, arrivedAt_ms } = completion;
+  const { id, requestId, caller, request, arrivedAt_ms } = completion;
+  const { endpoint } = completion;
   clearTimeout(completion.deadline);
   completion.leave();
+  completion.trace?.end(running, error);
   if (running === undefined) {
     const prompt_tokens = completion.spent.tokens;
     parts.recentAnswers.set(id, { finished: true, prompt_tokens, completion_tokens: 0 });
     return;
   }
+  if (error === undefined) parts.failedRequests.succeeded(request);
+  else if (error.code === 'engine_failed') parts.failedRequests.failed(request);
   const { plan, progress, firstEventAt_ms } = running;
   const { prompt_tokens, completion_tokens, prompt_tokens_details } = usageOf(running);
   parts.recentAnswers.set(id, { finished: true, prompt_tokens, completion_tokens });
@@ -250,7 +298,7 @@ function end(
     cachedTokens: cached_tokens,
     first_ms,
     total_ms,
-    timings: progress.flatMap(({ timings }) => timings ?? []),
+    choices: progress,
   });
   parts.log.info(
     {

@@ -3,7 +3,7 @@
  * spelling) and vLLM's for the engine's gauges.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
-import type { Engine, Timings } from '../engine/engine.ts';
+import type { Engine, EngineStats, Timings } from '../engine/engine.ts';
 
 export type FinishedAnswer = {
   readonly endpoint: string;
@@ -14,8 +14,16 @@ export type FinishedAnswer = {
   /** Undefined when no event came. */
   readonly first_ms: number | undefined;
   readonly total_ms: number;
-  /** Of its choices that the engine finished. */
-  readonly timings: readonly Timings[];
+  readonly choices: readonly FinishedChoice[];
+};
+
+/** What is known of a choice when its answer ends, however that ends. */
+export type FinishedChoice = {
+  /** Undefined: the engine did not finish it. */
+  readonly timings: Timings | undefined;
+  readonly finishReason: string | undefined;
+  /** Between each token and the next. */
+  readonly tokenGaps_ms: readonly number[];
 };
 
 export type Metrics = {
@@ -29,13 +37,27 @@ const FIRST_BUCKETS_s = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 const PER_TOKEN_BUCKETS_s = [0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1];
 const TOTAL_BUCKETS_s = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120];
 
+/** Masks with a name in the figures; every label is a series for each bucket of each histogram, for good. */
+const NAMED_MASKS_MAX = 32;
+const OTHER_MASK = 'other';
+
+/** Codes of requests that this backend did not take, or gave up, for its own state and not for what they ask. */
+const REJECTIONS: ReadonlySet<string> = new Set([
+  'queue_full',
+  'queue_timeout',
+  'deadline_exceeded',
+  'request_timeout',
+  'not_ready',
+]);
+
 export function createMetrics(engine: Engine, modelName: string): Metrics {
   const registry = new Registry();
   registry.setDefaultLabels({ model_name: modelName });
   collectDefaultMetrics({ register: registry });
   engineGauges(engine, registry);
+  const maskLabel = firstNames(NAMED_MASKS_MAX);
   const histogram = (name: string, help: string, buckets: number[]) =>
-    new Histogram({ name, help, buckets, labelNames: ['endpoint'], registers: [registry] });
+    new Histogram({ name, help, buckets, labelNames: ['endpoint', 'mask'], registers: [registry] });
   const counter = <Label extends string>(name: string, help: string, labelNames: Label[]) =>
     new Counter({ name, help, labelNames, registers: [registry] });
   const requests = counter('maskroute_requests_total', 'Requests by endpoint, HTTP status and error code.', [
@@ -51,6 +73,14 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
     'endpoint',
     'masked',
   ]);
+  const rejections = counter(
+    'request_rejections_total',
+    'Requests that were refused or given up for the state of this backend, by error code.',
+    ['reason'],
+  );
+  const finished = counter('request_success_total', 'Choices that ended by themselves, by reason.', [
+    'finished_reason',
+  ]);
   const first = histogram(
     'gen_ai_server_time_to_first_token_seconds',
     'From the request to its first text.',
@@ -59,6 +89,11 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
   const perToken = histogram(
     'gen_ai_server_time_per_output_token_seconds',
     'Time a token after the first.',
+    PER_TOKEN_BUCKETS_s,
+  );
+  const betweenTokens = histogram(
+    'inter_token_latency_seconds',
+    'From each token of a choice to its next.',
     PER_TOKEN_BUCKETS_s,
   );
   const total = histogram(
@@ -78,65 +113,106 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
   );
   return {
     registry,
-    request: (endpoint, status, code) => requests.inc({ endpoint, status, code }),
+    request(endpoint, status, code) {
+      requests.inc({ endpoint, status, code });
+      if (REJECTIONS.has(code)) rejections.inc({ reason: code });
+    },
     answer(answer) {
       const { endpoint, first_ms, total_ms, completionTokens } = answer;
       tokens.inc({ endpoint, kind: 'prompt' }, answer.promptTokens);
       tokens.inc({ endpoint, kind: 'cached' }, answer.cachedTokens);
       tokens.inc({ endpoint, kind: 'completion' }, completionTokens);
       masked.inc({ endpoint, masked: String(answer.mask !== 'dense') });
-      total.observe({ endpoint }, total_ms / 1000);
-      for (const { queue_ms, stepGap_ms } of answer.timings) {
-        queued.observe({ endpoint }, queue_ms / 1000);
-        gap.observe({ endpoint }, stepGap_ms / 1000);
+      const labels = { endpoint, mask: maskLabel(answer.mask) };
+      total.observe(labels, total_ms / 1000);
+      for (const { timings, finishReason, tokenGaps_ms } of answer.choices) {
+        for (const gap_ms of tokenGaps_ms) betweenTokens.observe(labels, gap_ms / 1000);
+        if (finishReason !== undefined) finished.inc({ finished_reason: finishReason });
+        if (timings === undefined) continue;
+        queued.observe(labels, timings.queue_ms / 1000);
+        gap.observe(labels, timings.stepGap_ms / 1000);
       }
       if (first_ms === undefined) return;
-      first.observe({ endpoint }, first_ms / 1000);
+      first.observe(labels, first_ms / 1000);
       if (completionTokens > 1) {
-        perToken.observe({ endpoint }, (total_ms - first_ms) / 1000 / (completionTokens - 1));
+        perToken.observe(labels, (total_ms - first_ms) / 1000 / (completionTokens - 1));
       }
     },
   };
 }
 
+/** The first `most` names stand for themselves, later ones for all others. */
+function firstNames(most: number): (name: string) => string {
+  const known = new Set<string>();
+  return (name) => {
+    if (known.size < most) known.add(name);
+    return known.has(name) ? name : OTHER_MASK;
+  };
+}
+
 function engineGauges(engine: Engine, registry: Registry): void {
-  const gauge = (name: string, help: string, read: () => number) =>
+  const gauge = (name: string, help: string, read: (stats: EngineStats) => number) =>
     new Gauge({
       name,
       help,
       registers: [registry],
       collect() {
-        this.set(read());
+        this.set(read(engine.stats()));
       },
     });
-  gauge('num_requests_running', 'Requests that the engine works on.', () => engine.stats().requestsRunning);
-  gauge('num_requests_waiting', 'Requests in the waiting line.', () => engine.stats().requestsWaiting);
+  const counter = (name: string, help: string, read: (stats: EngineStats) => number) =>
+    new Counter({
+      name,
+      help,
+      registers: [registry],
+      collect() {
+        // The engine counts.
+        this.reset();
+        this.inc(read(engine.stats()));
+      },
+    });
+  gauge('num_requests_running', 'Requests that the engine works on.', (stats) => stats.requestsRunning);
+  gauge('num_requests_waiting', 'Requests in the waiting line.', (stats) => stats.requestsWaiting);
+  gauge('maskroute_batch_size', 'Sequences that the last step computed.', (stats) => stats.batchSize);
   gauge(
     'maskroute_longest_step_age_seconds',
     'The longest time since its last step of a request that the engine works on.',
-    () => engine.stats().stepAge_ms / 1000,
+    (stats) => stats.stepAge_ms / 1000,
   );
   gauge(
     'maskroute_longest_queue_age_seconds',
     'The longest wait so far of a request that has had no step.',
-    () => engine.stats().queueAge_ms / 1000,
+    (stats) => stats.queueAge_ms / 1000,
   );
-  gauge(
-    'kv_cache_usage_perc',
-    'Share of the cache that is taken, 0 to 1.',
-    () => engine.stats().kvCacheUsage,
+  gauge('kv_cache_usage_perc', 'Share of the cache that is taken, 0 to 1.', (stats) => stats.kvCacheUsage);
+  gauge('maskroute_kv_cache_pages_used', 'Pages of the cache that are taken.', (stats) => stats.pagesUsed);
+  gauge('maskroute_kv_cache_pages', 'Pages of the cache.', (stats) => stats.pagesTotal);
+  gauge('maskroute_queue_capacity', 'Places in the waiting line.', (stats) => stats.queueCapacity);
+  counter(
+    'prefix_cache_queries_total',
+    'Prompt tokens for which the prefix cache was asked.',
+    (stats) => stats.prefixQueriesTotal,
   );
-  gauge('maskroute_queue_capacity', 'Places in the waiting line.', () => engine.stats().queueCapacity);
+  counter(
+    'prefix_cache_hits_total',
+    'Prompt tokens that the prefix cache had.',
+    (stats) => stats.prefixHitsTotal,
+  );
+  counter(
+    'num_preemptions_total',
+    'Running requests that gave their cache back, to be computed again later.',
+    (stats) => stats.preemptionsTotal,
+  );
   // Gauges, since the engine counts; they only rise, so rates over them are right.
-  gauge('maskroute_engine_steps', 'Engine steps since the start.', () => engine.stats().stepsTotal);
+  gauge('maskroute_engine_steps', 'Engine steps since the start.', (stats) => stats.stepsTotal);
   gauge(
     'maskroute_engine_prompt_tokens',
     'Prompt tokens computed since the start.',
-    () => engine.stats().promptTokensTotal,
+    (stats) => stats.promptTokensTotal,
   );
   gauge(
     'maskroute_engine_generated_tokens',
     'Tokens generated since the start.',
-    () => engine.stats().generatedTokensTotal,
+    (stats) => stats.generatedTokensTotal,
   );
 }

@@ -3,6 +3,7 @@
  * wait of it. Tests shorten the waits and bring an engine of their own.
  */
 import type { HttpBindings } from '@hono/node-server';
+import type { Tracer } from '@opentelemetry/api';
 import type { Context } from 'hono';
 import { LRUCache } from 'lru-cache';
 import type { Logger } from 'pino';
@@ -13,10 +14,12 @@ import type { AnswerUsage } from '../../shared/wire/protocol.ts';
 import type { EncoderService } from '../encoder/encoder-service.ts';
 import type { Engine } from '../engine/engine.ts';
 import type { MaskRegistry } from '../engine/mask-registry.ts';
+import type { Grammars } from '../grammar/grammars.ts';
 import type { Jobs } from '../jobs/job-queue.ts';
 import type { TextService } from '../model/tokenizer/text-service.ts';
 import { type Authenticate, type Caller, createAuthenticator, createScraperCheck } from './auth.ts';
 import { type ArrivalLimits, Bodies } from './body.ts';
+import { FailedRequests } from './failed-requests.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 
 /** What the API is given. */
@@ -27,6 +30,8 @@ export type ApiOptions = {
   /** Undefined: this backend runs none. */
   readonly jobs: Jobs | undefined;
   readonly keys: ApiKeys;
+  /** Undefined: nothing is traced. */
+  readonly tracer: Tracer | undefined;
   readonly limits: ApiLimits;
   readonly log: Logger;
 };
@@ -37,15 +42,18 @@ export type ServedModel = {
   readonly created_s: number;
   readonly engine: Engine;
   readonly text: TokenText;
+  readonly grammars: Grammars;
   /** Ids that end an answer unless `ignore_eos`. */
   readonly endTokenIds: readonly number[];
 };
 
 /** The way between text and token ids. */
-export type TokenText = Omit<TextService, 'close'>;
+export type TokenText = Omit<TextService, 'close' | 'table'>;
 
 export type ApiKeys = {
   readonly backendKey: string;
+  /** Taken besides the backend key while that is rotated. */
+  readonly otherBackendKey?: string | undefined;
   /** For whoever collects `/metrics`, and for nothing else; without it only the backend key reads them. */
   readonly metricsKey: string | undefined;
   /** As `createAuthenticator` has it. */
@@ -65,6 +73,7 @@ export type ApiParts = Omit<ApiOptions, 'keys'> & {
    * account for the tokens. Memory only: an answer that is asked for late is not there.
    */
   readonly recentAnswers: LRUCache<string, AnswerUsage & { readonly finished: boolean }>;
+  readonly failedRequests: FailedRequests;
   /** The masks of recent requests: their next requests should come here. The latest comes first. */
   readonly recentMasks: LRUCache<string, true>;
 };
@@ -78,11 +87,12 @@ export async function openParts({ keys, ...given }: ApiOptions): Promise<ApiPart
   return {
     ...given,
     authenticate: await createAuthenticator(keys.backendKey, keys),
-    expectScraper: createScraperCheck(keys.backendKey, keys.metricsKey),
+    expectScraper: createScraperCheck(keys.backendKey, keys.otherBackendKey, keys.metricsKey),
     metrics: createMetrics(model.engine, model.name),
     bodies: new Bodies(limits, lifecycle.stopping),
     lifecycle,
     recentAnswers: new LRUCache({ max: RECENT_ANSWERS_MAX }),
+    failedRequests: new FailedRequests(),
     recentMasks: new LRUCache({ max: HOT_MASKS_MAX }),
   };
 }

@@ -2,15 +2,17 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { DENSE_MASK_ID, type MaskId, maskId, sparsity } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type ChatRequest, type CompletionRequest, messageText } from '../../shared/wire/openai.ts';
+import { type ChatRequest, type CompletionRequest, messageTexts } from '../../shared/wire/openai.ts';
 import { DENSE_SUFFIX, type RouteEcho, splitModelName } from '../../shared/wire/protocol.ts';
+import { chatOfResponse, type ResponsesRequest, translated } from '../../shared/wire/responses.ts';
 import type { MaskPlan, Sampling } from '../engine/engine.ts';
 import type { TextJob } from '../model/tokenizer/text-service.ts';
+import { type AnswerForm, answerForm } from './answer-form.ts';
 import type { Caller } from './auth.ts';
 import type { ChoiceJob } from './choice.ts';
 import type { ApiParts, ServedModel } from './parts.ts';
 
-export type Endpoint = 'chat' | 'completions';
+export type Endpoint = 'chat' | 'completions' | 'responses';
 
 /** A checked request, ready to run. */
 export type AnswerPlan = {
@@ -23,6 +25,10 @@ export type AnswerPlan = {
   /** The edge's decision; empty on a direct call. */
   readonly route: RouteEcho;
   readonly jobs: readonly ChoiceJob[];
+  /** On the newer wire: its answer repeats what was asked. */
+  readonly response?: ResponsesRequest;
+  /** When it was asked for. */
+  readonly created_s: number;
   readonly withLogprobs: boolean;
   readonly stream: boolean;
   readonly includeUsage: boolean;
@@ -63,8 +69,27 @@ export async function planChat(parts: PlanParts, call: Call, request: ChatReques
     echo: false,
   };
   const frame = await planFrame(parts, call, request, wanted);
-  const prompts = await chatPrompt(parts.model, request, call);
-  return { ...frame, jobs: choiceJobs(parts.model, call, request, wanted, frame.mask, prompts) };
+  const form = await answerForm(
+    parts.model,
+    { tenant: call.caller.tenant ?? '', signal: call.signal },
+    request,
+  );
+  const prompts = await chatPrompt(parts.model, request, form, call);
+  const jobs = choiceJobs(parts.model, call, request, wanted, frame.mask, prompts);
+  return { ...frame, jobs: jobs.map((job) => ({ ...job, form })) };
+}
+
+/** Rejects with MaskrouteError. */
+export async function planResponse(
+  parts: PlanParts,
+  call: Call,
+  request: ResponsesRequest,
+): Promise<AnswerPlan> {
+  const chat = chatOfResponse(request);
+  const plan = await planChat(parts, call, chat).catch((error: unknown) => {
+    throw translated(error);
+  });
+  return { ...plan, endpoint: 'responses', response: request };
 }
 
 /** Rejects with MaskrouteError. */
@@ -100,6 +125,7 @@ async function planFrame(
   return {
     endpoint,
     id,
+    created_s: Math.floor(Date.now() / 1000),
     modelName: request.model,
     mask: chosen,
     route: plainFields(request.maskroute ?? {}),
@@ -228,10 +254,16 @@ type Prompt = {
 };
 
 /** Rejects with MaskrouteError `invalid_request`, `context_length_exceeded`, and what the reading of text does. */
-async function chatPrompt(model: ServedModel, { messages }: ChatRequest, call: Call): Promise<Prompt[]> {
-  refuseLongText(model, messages.map(messageText), 'messages');
+async function chatPrompt(
+  model: ServedModel,
+  { messages }: ChatRequest,
+  { tools }: AnswerForm,
+  call: Call,
+): Promise<Prompt[]> {
+  refuseLongText(model, messages.flatMap(messageTexts), 'messages');
   const tokensMax = model.engine.model.contextTokens - 1;
-  const prompts = await encode(model, { type: 'chat', messages, tokensMax }, call, 'messages');
+  const told = tools.length === 0 ? {} : { tools };
+  const prompts = await encode(model, { type: 'chat', messages, tokensMax, ...told }, call, 'messages');
   return prompts.map((tokenIds) => ({ tokenIds, text: '' }));
 }
 

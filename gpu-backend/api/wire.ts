@@ -12,7 +12,7 @@ import type {
 } from '../../shared/wire/openai.ts';
 import type { MaskrouteInfo } from '../../shared/wire/protocol.ts';
 import type { RunningAnswer } from './answer.ts';
-import type { Piece } from './choice.ts';
+import type { ChoiceEvent, ChoiceJob, Piece } from './choice.ts';
 import type { ServedModel, TokenText } from './parts.ts';
 import type { AnswerPlan, Endpoint } from './plan.ts';
 import { sseData, sseEvent } from './sse.ts';
@@ -20,19 +20,11 @@ import { sseData, sseEvent } from './sse.ts';
 /** The whole answer's body. Rejects with what the first failing choice throws. */
 export async function wholeAnswer(model: ServedModel, running: RunningAnswer): Promise<object> {
   const { plan } = running;
-  const format = FORMATS[plan.endpoint];
-  const texts = plan.jobs.map(() => ({ text: '', pieces: [] as Piece[] }));
-  const choices: object[] = [];
-  for await (const event of running.events) {
-    const choice = texts[event.index]!;
-    if (event.type === 'finished') {
-      const logprobs = plan.withLogprobs ? format.logprobs(model.text, choice.pieces) : null;
-      choices[event.index] = format.whole(event.index, choice.text, logprobs, event.reason);
-    } else {
-      choice.text += event.text;
-      choice.pieces.push(...event.pieces);
-    }
-  }
+  const format = formatOf(plan);
+  const choices = (await wholeChoices(running)).map((choice, index) => {
+    const logprobs = plan.withLogprobs ? format.logprobs(model.text, choice.pieces) : null;
+    return format.whole(index, choice, logprobs);
+  });
   return {
     ...envelope(model, plan, format.object),
     choices,
@@ -41,9 +33,40 @@ export async function wholeAnswer(model: ServedModel, running: RunningAnswer): P
   };
 }
 
+/** A choice, all of it. */
+export type WholeChoice = {
+  text: string;
+  readonly pieces: Piece[];
+  readonly calls: { readonly id: string; readonly name: string; arguments: string }[];
+  reason: FinishReason;
+};
+
+/** Rejects with what the first failing choice throws. */
+export async function wholeChoices({ plan, events }: RunningAnswer): Promise<WholeChoice[]> {
+  const choices = plan.jobs.map((): WholeChoice => ({ text: '', pieces: [], calls: [], reason: 'stop' }));
+  for await (const event of events) {
+    const choice = choices[event.index]!;
+    switch (event.type) {
+      case 'text':
+        choice.text += event.text;
+        choice.pieces.push(...event.pieces);
+        break;
+      case 'call':
+        choice.calls.push({ id: event.id, name: event.name, arguments: '' });
+        break;
+      case 'arguments':
+        choice.calls[event.call]!.arguments += event.text;
+        break;
+      case 'finished':
+        choice.reason = event.reason;
+    }
+  }
+  return choices;
+}
+
 /** What every chunk of one answer begins with. */
 export const chunkHead = (model: ServedModel, plan: AnswerPlan): object =>
-  envelope(model, plan, FORMATS[plan.endpoint].chunkObject);
+  envelope(model, plan, formatOf(plan).chunkObject);
 
 /** The answer as framed chunks, without `[DONE]`. Rejects with what the first failing choice throws. */
 export async function* answerChunks(
@@ -52,7 +75,7 @@ export async function* answerChunks(
   running: RunningAnswer,
 ): AsyncGenerator<string, void> {
   const { plan } = running;
-  const format = FORMATS[plan.endpoint];
+  const format = formatOf(plan);
   const usage = plan.includeUsage ? { usage: null } : {};
   const chunk = (choice: object, extra: object = {}) =>
     sseData({ ...head, choices: [choice], ...usage, ...extra });
@@ -60,15 +83,23 @@ export async function* answerChunks(
   let unfinished = plan.jobs.length;
   for await (const event of running.events) {
     const { index } = event;
-    const opening = opened.has(index) ? undefined : format.opening(index);
+    const opening = opened.has(index) ? undefined : format.opening(index, plan.jobs[index]!);
     opened.add(index);
     if (opening !== undefined) yield chunk(opening);
-    if (event.type === 'text') {
-      const logprobs = plan.withLogprobs ? format.logprobs(text, event.pieces) : null;
-      yield chunk(format.text(index, event.text, logprobs));
-    } else {
-      const isLast = --unfinished === 0 && !plan.includeUsage;
-      yield chunk(format.finish(index, event.reason), isLast ? { maskroute: infoOf(running) } : {});
+    switch (event.type) {
+      case 'text': {
+        const logprobs = plan.withLogprobs ? format.logprobs(text, event.pieces) : null;
+        yield chunk(format.text(index, event.text, logprobs));
+        break;
+      }
+      case 'call':
+      case 'arguments':
+        yield chunk(callDelta(event));
+        break;
+      case 'finished': {
+        const isLast = --unfinished === 0 && !plan.includeUsage;
+        yield chunk(format.finish(index, event.reason), isLast ? { maskroute: infoOf(running) } : {});
+      }
     }
   }
   if (plan.includeUsage) yield usageChunk(head, running);
@@ -87,11 +118,14 @@ export function* failureFrames(
 const usageChunk = (head: object, running: RunningAnswer): string =>
   sseData({ ...head, choices: [], usage: usageOf(running), maskroute: infoOf(running) });
 
-/** The completion's id follows from the edge's name for it, so that the edge knows it without reading the answer. */
+/** It follows from the edge's name for the completion, so that the edge knows it without reading the answer. */
+export const answerId = (plan: AnswerPlan): string =>
+  (plan.response === undefined ? formatOf(plan).idPrefix : 'resp_') + plan.id;
+
 const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object => ({
-  id: FORMATS[plan.endpoint].idPrefix + plan.id,
+  id: answerId(plan),
   object,
-  created: Math.floor(Date.now() / 1000),
+  created: plan.created_s,
   model: plan.modelName,
   system_fingerprint: `fp_${model.engine.model.hash.slice(0, 12)}_${plan.mask.id}`,
 });
@@ -143,11 +177,21 @@ type Format = {
   readonly chunkObject: string;
   logprobs(tokens: TokenText, pieces: readonly Piece[]): object;
   /** The first chunk's choice, or undefined where the format has none. */
-  opening(index: number): object | undefined;
+  opening(index: number, job: ChoiceJob): object | undefined;
   text(index: number, text: string, logprobs: object | null): object;
   finish(index: number, reason: FinishReason): object;
-  whole(index: number, text: string, logprobs: object | null, reason: FinishReason): object;
+  whole(index: number, choice: WholeChoice, logprobs: object | null): object;
 };
+
+/** The name and the id come first, then the arguments in pieces. Only chats have calls. */
+function callDelta(event: Extract<ChoiceEvent, { type: 'call' | 'arguments' }>): object {
+  const head = { index: event.call };
+  const call =
+    event.type === 'call'
+      ? { ...head, id: event.id, type: 'function', function: { name: event.name, arguments: '' } }
+      : { ...head, function: { arguments: event.text } };
+  return { index: event.index, delta: { tool_calls: [call] }, logprobs: null, finish_reason: null };
+}
 
 const legacyChoice = (index: number, text: string, logprobs: object | null, reason: FinishReason | null) => ({
   index,
@@ -156,23 +200,38 @@ const legacyChoice = (index: number, text: string, logprobs: object | null, reas
   finish_reason: reason,
 });
 
-const FORMATS: Record<Endpoint, Format> = {
+/** The newer wire has its own (`responses-wire.ts`). */
+const formatOf = ({ endpoint }: AnswerPlan): Format =>
+  FORMATS[endpoint === 'completions' ? endpoint : 'chat'];
+
+const wholeCall = ({ id, name, arguments: json }: WholeChoice['calls'][number]) => ({
+  ...{ id, type: 'function' },
+  function: { name, arguments: json },
+});
+
+const FORMATS: Record<Exclude<Endpoint, 'responses'>, Format> = {
   chat: {
     idPrefix: 'chatcmpl-',
     object: 'chat.completion',
     chunkObject: 'chat.completion.chunk',
     logprobs: chatLogprobs,
-    opening: (index) => ({
+    opening: (index, { form }) => ({
       index,
-      delta: { role: 'assistant', content: '' },
+      // An answer that only calls tools has no content.
+      delta: { role: 'assistant', content: form?.calls === undefined ? '' : null },
       logprobs: null,
       finish_reason: null,
     }),
     text: (index, content, logprobs) => ({ index, delta: { content }, logprobs, finish_reason: null }),
     finish: (index, reason) => ({ index, delta: {}, logprobs: null, finish_reason: reason }),
-    whole: (index, content, logprobs, reason) => ({
+    whole: (index, { text, calls, reason }, logprobs) => ({
       index,
-      message: { role: 'assistant', content, refusal: null },
+      message: {
+        role: 'assistant',
+        content: text === '' && calls.length > 0 ? null : text,
+        refusal: null,
+        ...(calls.length === 0 ? {} : { tool_calls: calls.map(wholeCall) }),
+      },
       logprobs,
       finish_reason: reason,
     }),
@@ -185,7 +244,7 @@ const FORMATS: Record<Endpoint, Format> = {
     opening: () => undefined,
     text: (index, text, logprobs) => legacyChoice(index, text, logprobs, null),
     finish: (index, reason) => legacyChoice(index, '', null, reason),
-    whole: legacyChoice,
+    whole: (index, { text, reason }, logprobs) => legacyChoice(index, text, logprobs, reason),
   },
 };
 

@@ -6,7 +6,9 @@
  * points. `speedup25Limit` is how much faster a mask can be at most, by the weights that it leaves out. The limit of a
  * prefill is the products of weights and positions.
  */
+import { once } from 'node:events';
 import { availableParallelism } from 'node:os';
+import { Worker } from 'node:worker_threads';
 import {
   denseMask,
   type Mask,
@@ -23,7 +25,9 @@ import { weightsRead } from '../model/weights-file.ts';
 const DENSE = 'dense';
 const QUARTER = '25 % of the blocks out';
 const SURROGATES = '25 % replaced by surrogates';
-const POSITIONS = [64, 512] as const;
+const POSITIONS = [64, 512];
+/** With `long`: where K and V weigh as much as weights and more. */
+const LONG_POSITIONS = [2048, 4096, 8000];
 const PROMPT_TOKENS = 512;
 /** Bytes a weight: one, and a scale (4) and a zero point (1) for each 32. */
 const BYTES_A_WEIGHT = 1 + 5 / 32;
@@ -36,28 +40,33 @@ const STEPS = 24;
 export type SpeedOptions = {
   readonly home: string;
   readonly rounds: number;
+  /** Long contexts, which take minutes. */
+  readonly long?: boolean;
   readonly say: (line: string) => void;
 };
 
-export async function benchDecode({ home, rounds, say }: SpeedOptions): Promise<object> {
-  await using compared = await openCompared(home, say);
+export async function benchDecode({ home, rounds, long = false, say }: SpeedOptions): Promise<object> {
+  await using compared = await openCompared(home, long ? 8192 : 1024, say);
   const { manifest, dense, quarter, peers } = compared;
+  const bandwidth_GBps = await readBandwidth_GBps();
+  say(`plain reading reaches ${bandwidth_GBps.toFixed(1)} GB/s`);
   const weights = weightsRead(manifest.config, dense);
   const positions: Record<string, object> = {};
-  for (const position of POSITIONS) {
+  for (const position of long ? LONG_POSITIONS : POSITIONS) {
     const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
     const found = await interleaved(subjects, rounds);
     for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms a token`);
-    positions[`at${position}`] = decodeFigures(found, weights * BYTES_A_WEIGHT);
+    positions[`at${position}`] = decodeFigures(found, weights * BYTES_A_WEIGHT, bandwidth_GBps);
   }
   return {
     ...{ bench: 'decode', model: manifest.name, rounds },
     ...positions,
+    bandwidth_GBps: round(bandwidth_GBps, 1),
     speedup25Limit: round(weights / weightsRead(manifest.config, quarter)),
   };
 }
 
-function decodeFigures(found: ReadonlyMap<string, number>, bytes: number): object {
+function decodeFigures(found: ReadonlyMap<string, number>, bytes: number, bandwidth_GBps: number): object {
   const dense_ms = found.get(DENSE)!;
   const quarter_ms = found.get(QUARTER)!;
   const replaced_ms = found.get(SURROGATES);
@@ -70,15 +79,55 @@ function decodeFigures(found: ReadonlyMap<string, number>, bytes: number): objec
     timesLlamaCpp: round(llamaCpp_ms / dense_ms),
     speedup25: round(dense_ms / quarter_ms),
     weightsRead_GBps: round(bytes / dense_ms / 1e6, 1),
+    bandwidthShare: round(bytes / dense_ms / 1e6 / bandwidth_GBps),
   };
 }
 
-export async function benchPrefill({ home, rounds, say }: SpeedOptions): Promise<object> {
-  await using compared = await openCompared(home, say);
+/** What all cores read together, by searching large buffers for a byte that is not there: SIMD loops of the C library. */
+async function readBandwidth_GBps(): Promise<number> {
+  const script = `
+    const { parentPort } = require('node:worker_threads');
+    const buffer = Buffer.alloc(2 ** 28, 1);
+    parentPort.on('message', (rounds) => {
+      for (let i = 0; i < rounds; i++) buffer.indexOf(2);
+      parentPort.postMessage(rounds * buffer.length);
+    });`;
+  const workers = Array.from({ length: availableParallelism() }, () => new Worker(script, { eval: true }));
+  const read = async (rounds: number): Promise<number> => {
+    const begun_ms = performance.now();
+    for (const worker of workers) worker.postMessage(rounds);
+    const answers = await Promise.all(workers.map((worker) => once(worker, 'message')));
+    const bytes = answers.reduce((sum, [own]) => sum + own, 0);
+    return bytes / (performance.now() - begun_ms) / 1e6;
+  };
+  await read(1);
+  const found = [await read(8), await read(8), await read(8)];
+  await Promise.all(workers.map((worker) => worker.terminate()));
+  return median(found);
+}
+
+export async function benchPrefill({ home, rounds, long = false, say }: SpeedOptions): Promise<object> {
+  await using compared = await openCompared(home, long ? 8192 : 1024, say);
   const { manifest, dense, peers } = compared;
-  const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.prefill(PROMPT_TOKENS) }));
-  const found = await interleaved(subjects, rounds);
-  for (const [name, ms] of found) say(`${PROMPT_TOKENS} tokens, ${name}: ${ms.toFixed(0)} ms`);
+  const measured = async (tokens: number) => {
+    const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.prefill(tokens) }));
+    const found = await interleaved(subjects, rounds);
+    for (const [name, ms] of found) say(`${tokens} tokens, ${name}: ${ms.toFixed(0)} ms`);
+    return found;
+  };
+  if (long) {
+    const figures: Record<string, object> = {};
+    for (const tokens of LONG_POSITIONS) {
+      const found = await measured(tokens);
+      const [dense_ms, llamaCpp_ms] = [found.get(DENSE)!, bestOfLlamaCpp(found)];
+      figures[`of${tokens}`] = {
+        ...{ dense_ms: round(dense_ms, 0), llamaCpp_ms: round(llamaCpp_ms, 0) },
+        timesLlamaCpp: round(llamaCpp_ms / dense_ms),
+      };
+    }
+    return { bench: 'prefill', model: manifest.name, rounds, ...figures };
+  }
+  const found = await measured(PROMPT_TOKENS);
   const dense_ms = found.get(DENSE)!;
   const llamaCpp_ms = bestOfLlamaCpp(found);
   const { config } = manifest;
@@ -97,7 +146,7 @@ const bestOfLlamaCpp = (found: ReadonlyMap<string, number>): number =>
   Math.min(...[...found].filter(([name]) => name.startsWith('llama.cpp')).map(([, ms]) => ms));
 
 /** Our engine, which is one subject for each mask, and llama.cpp. */
-async function openCompared(home: string, say: SpeedOptions['say']) {
+async function openCompared(home: string, contextTokens: number, say: SpeedOptions['say']) {
   const engine = await openEngine(home, DEFAULT_MODEL);
   const { manifest, dense, runner } = engine;
   const quarter = quarterMask(manifest.config.layerCount);
@@ -105,7 +154,8 @@ async function openCompared(home: string, say: SpeedOptions['say']) {
   if (runner.surrogates !== undefined)
     own.push(engine.peer(SURROGATES, withSurrogates(quarter, runner.surrogates)));
   const others: (Peer & { close(): Promise<void> })[] = [];
-  for (const threads of [1, 2]) others.push(await llamaCppPeer(defaultModelFile(home), threads));
+  for (const threads of [1, 2])
+    others.push(await llamaCppPeer(defaultModelFile(home), threads, contextTokens));
   const names = others.map(({ name }) => name).join(' and ');
   say(`${DEFAULT_MODEL} (${manifest.weights}) against ${names}`);
   return {
@@ -125,8 +175,9 @@ export type Peer = {
   prefill(tokens: number): Promise<number>;
 };
 
-const somePrompt = (tokens: number, vocabulary: number): number[] =>
-  Array.from({ length: tokens }, (_, i) => 100 + ((i * 7919) % (vocabulary - 1000)));
+/** Another one for each `which`, unlike from its first token on. */
+export const somePrompt = (tokens: number, vocabulary: number, which = 0): number[] =>
+  Array.from({ length: tokens }, (_, i) => 100 + ((i * 7919 + which * 104_729) % (vocabulary - 1000)));
 
 /** Our engine on all cores. Its peers share its one session. */
 export async function openEngine(home: string, model: string) {
@@ -174,11 +225,11 @@ function enginePeer(runner: Runner, name: string, mask: Mask): Peer {
 }
 
 /** llama.cpp through node-llama-cpp, from the GGUF that our model was imported from. */
-async function llamaCppPeer(ggufFile: string, threads: number) {
+async function llamaCppPeer(ggufFile: string, threads: number, contextSize: number) {
   const { getLlama } = await import('node-llama-cpp');
   const llama = await getLlama({ gpu: false, build: 'never', maxThreads: threads });
   const model = await llama.loadModel({ modelPath: ggufFile });
-  const context = await model.createContext({ contextSize: 1024, batchSize: 512, threads });
+  const context = await model.createContext({ contextSize, batchSize: 512, threads });
   const sequence = context.getSequence();
   const prompt = (tokens: number) => somePrompt(tokens, 49152) as never[];
   return {

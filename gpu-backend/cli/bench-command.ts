@@ -5,30 +5,54 @@ import type { Command } from 'commander';
 import { maskrouteHome } from '../files.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { readMaskSet } from '../publication/artefact-files.ts';
-import { DATA_HELP, interruptible, wholeNumber } from './terminal.ts';
+import { DATA_HELP, examples, interruptible, rank, wholeNumber } from './terminal.ts';
 
 const PRESET = fileURLToPath(new URL(`../presets/${DEFAULT_MODEL}/mask-set.json`, import.meta.url));
 const ROUNDS = ['--rounds <count>', 'interleaved rounds whose median counts', wholeNumber(1)] as const;
+const LONG = ['--long', 'contexts of 2,048, 4,096 and 8,000 tokens; some minutes a round', false] as const;
 const MASK_SET = ['--mask-set <file>', 'the set to route by (default: the preset)', PRESET] as const;
 
 type BenchFlags = { readonly json: boolean };
 type QuantizationFlags = { data: string[]; positions: number; maskSet: string[]; rounds: number };
 
 export function addBenchCommands(program: Command): void {
-  const bench = program.command('bench').description('measure speed; the last line is one JSON object');
+  const bench = program
+    .command('bench')
+    .description('measure speed; the last line is one JSON object')
+    .addHelpText('after', examples('maskroute bench decode', 'maskroute bench edge --stream --json'));
 
   command(bench, 'decode', 'milliseconds a token, dense and masked, against llama.cpp')
     .option(...ROUNDS, 7)
-    .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
+    .option(...LONG)
+    .action(async ({ json, ...flags }: BenchFlags & { rounds: number; long: boolean }) => {
       const { benchDecode } = await import('../bench/decode.ts');
-      await told(json, (say) => benchDecode({ home: maskrouteHome(), rounds, say }));
+      await told(json, (say) => benchDecode({ home: maskrouteHome(), ...flags, say }));
     });
 
   command(bench, 'prefill', 'milliseconds for a prompt of 512 tokens, against llama.cpp')
     .option(...ROUNDS, 7)
-    .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
+    .option(...LONG)
+    .action(async ({ json, ...flags }: BenchFlags & { rounds: number; long: boolean }) => {
       const { benchPrefill } = await import('../bench/decode.ts');
-      await told(json, (say) => benchPrefill({ home: maskrouteHome(), rounds, say }));
+      await told(json, (say) => benchPrefill({ home: maskrouteHome(), ...flags, say }));
+    });
+
+  command(
+    bench,
+    'batch',
+    'tokens a second of eight streams, under one mask and under eight, against llama.cpp',
+  )
+    .option(...ROUNDS, 5)
+    .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
+      const { benchBatch } = await import('../bench/batch.ts');
+      await told(json, (say) => benchBatch({ home: maskrouteHome(), rounds, say }));
+    });
+
+  command(bench, 'prefix', 'milliseconds to the first token, when 400 tokens of the prompt are known')
+    .option(...ROUNDS, 7)
+    .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
+      const { benchPrefix } = await import('../bench/batch.ts');
+      await told(json, (say) => benchPrefix({ home: maskrouteHome(), rounds, say }));
     });
 
   command(bench, 'encode', 'what embedding takes with the static encoder, tokenization included').action(
@@ -120,7 +144,14 @@ export function addBenchCommands(program: Command): void {
 }
 
 const command = (bench: Command, name: string, description: string): Command =>
-  bench.command(name).description(description).option('--json', 'nothing but the JSON line', false);
+  bench
+    .command(name)
+    .description(description)
+    .option('--json', 'nothing but the JSON line', false)
+    .addHelpText(
+      'after',
+      examples(`maskroute bench ${name}${name === 'ranks' ? ' --data chats.jsonl' : ''} --json`),
+    );
 
 /** Measures, and prints what was found; what is said meanwhile is for people. */
 async function told<T extends object>(
@@ -132,4 +163,4 @@ async function told<T extends object>(
   return result;
 }
 
-const ranks = (text: string): number[] => text.split(',').map(wholeNumber(32, 1024));
+const ranks = (text: string): number[] => text.split(',').map(rank);

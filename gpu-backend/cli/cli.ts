@@ -1,33 +1,51 @@
 /**
  * `maskroute`: every command of the project. A command's parts load when it runs, so that `--help` is quick.
- * An error that a person can meet is one clear line and exit code 1; anything else shows its stack.
+ * An error that a person can meet is one clear line and exit code 1, or 2 where the command was not called right;
+ * anything else shows its stack.
  */
-import { Command } from 'commander';
+import { Command, CommanderError } from 'commander';
+import manifest from '../../package.json' with { type: 'json' };
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { addBenchCommands } from './bench-command.ts';
+import { addCompletionCommand } from './completion-command.ts';
 import { addEvaluationCommand } from './evaluate-command.ts';
 import { addLearnCommands } from './learn-command.ts';
 import { addModelCommands } from './model-command.ts';
 import { addPublishCommands, addRegisterCommand } from './publish-command.ts';
 import { addServeCommand } from './serve-command.ts';
+import { addStatusCommands } from './status-command.ts';
 import { addSurrogatesCommand } from './surrogates-command.ts';
-import { becomeJob } from './terminal.ts';
+import { becomeJob, examples } from './terminal.ts';
 
-const program = new Command('maskroute')
+const USAGE_EXIT = 2;
+
+export const program = new Command('maskroute')
   .description(
     'One language model, many block masks, and an edge that picks the right mask for every request.',
   )
-  .showHelpAfterError('(run with --help for the options)');
+  .version(manifest.version, '--version', 'print the version')
+  .showHelpAfterError('(run with --help for the options)')
+  .exitOverride()
+  .addHelpText(
+    'after',
+    examples(
+      'maskroute model list',
+      'maskroute status',
+      'maskroute learn --help     # what each command takes',
+    ),
+  );
 
 addModelCommands(program);
 addLearnCommands(program);
 addSurrogatesCommand(program);
 addEvaluationCommand(program);
 addPublishCommands(program);
+addStatusCommands(program);
 addRegisterCommand(program);
 // The backend's jobs are commands of this same file.
 addServeCommand(program, import.meta.filename);
 addBenchCommands(program);
+addCompletionCommand(program);
 
 /** Runs what `args` say, and leaves the exit code in `process.exitCode`. */
 export async function main(args: readonly string[]): Promise<void> {
@@ -37,10 +55,18 @@ export async function main(args: readonly string[]): Promise<void> {
   try {
     await program.parseAsync(args, { from: 'user' });
   } catch (error) {
+    // Commander has said what is wrong, or printed what was asked for.
+    if (error instanceof CommanderError) {
+      process.exitCode = error.exitCode === 0 ? 0 : USAGE_EXIT;
+      return;
+    }
     console.error(isForPeople(error) ? `error: ${error.message}` : error);
-    process.exitCode = 1;
+    process.exitCode = isUsage(error) ? USAGE_EXIT : 1;
   }
 }
+
+const isUsage = (error: unknown): boolean =>
+  error instanceof MaskrouteError && error.code === 'invalid_argument';
 
 /** Our own errors, and the system's: no such file, no room, no right to. */
 function isForPeople(error: unknown): error is Error {

@@ -11,7 +11,7 @@ import { maskrouteHome } from '../files.ts';
 import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.ts';
 import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
 import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/evaluation/result.ts';
-import { createReporter, interruptible, type Reporter, share, wholeNumber } from './terminal.ts';
+import { createReporter, examples, interruptible, type Reporter, share, wholeNumber } from './terminal.ts';
 
 const SURROGATE_CHOICES = ['auto', 'both', 'with', 'without'] as const;
 
@@ -82,6 +82,14 @@ export function addEvaluationCommand(program: Command): void {
     .option('--seed <number>', 'equal seeds score equal rows', wholeNumber(0), 1)
     .option('--out <folder>', 'gets evaluation.json and report.html')
     .option('--json', 'nothing but the JSON line', false)
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute evaluate --model smollm2-135m-instruct --mask-set out/mask-set.json --data held-out.jsonl --out out',
+        'maskroute evaluate --model smollm2-135m-instruct --mask-set out/mask-set.json --data held-out.jsonl \\',
+        '    --baselines shortgpt,last-k --limit 32 --json',
+      ),
+    )
     .action((flags: EvaluateFlags, command: Command) => {
       refuseIdle(flags, (name) => command.getOptionValueSource(name) === 'cli');
       return interruptible((signal) => runEvaluate(flags, signal));

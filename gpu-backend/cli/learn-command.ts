@@ -9,9 +9,18 @@ import type { Scored } from '../learning/data/samples.ts';
 import type { Learned, LearnOptions, LearnProgress } from '../learning/learn.ts';
 import type { CountRange } from '../learning/search/budget.ts';
 import type { BlockCost, TargetKind } from '../learning/search/effort.ts';
-import { LEARN_EFFORT } from '../learning/search/effort.ts';
+import { CONTEXT_TOKENS, LEARN_EFFORT, QUICK_EFFORT } from '../learning/search/effort.ts';
+import type { LearnReport } from '../learning/search/learn-report.ts';
 import type { InstalledModel } from '../model/store.ts';
-import { createReporter, DATA_HELP, interruptible, part, wholeNumber } from './terminal.ts';
+import {
+  createReporter,
+  DATA_HELP,
+  examples,
+  interruptible,
+  JSON_OPTION,
+  part,
+  wholeNumber,
+} from './terminal.ts';
 
 const CLUSTER_COUNT_MAX = 256;
 const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
@@ -20,8 +29,11 @@ type LearnFlags = {
   readonly model: string;
   readonly data: string[];
   readonly clusters: readonly number[] | 'auto';
+  readonly masks?: number;
   readonly sparsity: number;
   readonly cost: BlockCost;
+  readonly context?: number;
+  readonly quick: boolean;
   readonly attention?: CountRange;
   readonly ffn?: CountRange;
   readonly surrogate?: boolean;
@@ -32,6 +44,7 @@ type LearnFlags = {
   readonly name?: string;
   readonly rows?: number;
   readonly seed?: number;
+  readonly json: boolean;
 };
 
 type DistillFlags = {
@@ -40,24 +53,35 @@ type DistillFlags = {
   readonly out: string;
   readonly dimensions?: number;
   readonly seed?: number;
+  readonly json: boolean;
 };
 
 export function addLearnCommands(program: Command): void {
   program
     .command('learn')
-    .description('find a mask for every cluster of your prompts; killed and started again, it goes on')
+    .description('find masks for the clusters of your prompts; killed and started again, it goes on')
     .requiredOption('--model <name>', 'an installed model')
     .requiredOption('--data <file...>', DATA_HELP)
     .requiredOption(
       '--clusters <count>',
-      'how many masks, auto, or several to compare: 1,2,4,8',
+      'how many groups of like prompts: 16 to 256, auto, or several to compare: 1,16,64',
       clusterCounts,
+    )
+    .option(
+      '--masks <count>',
+      'how many masks the clusters share at most (default: as many as pay)',
+      wholeNumber(1, CLUSTER_COUNT_MAX),
     )
     .requiredOption('--sparsity <share>', 'share of the blocks to leave out, such as 0.125', part)
     .addOption(
       new Option('--cost <what>', 'what the sparsity is a share of: blocks, or the measured time of a token')
         .choices(['blocks', 'time'])
         .default('blocks'),
+    )
+    .option(
+      '--context <tokens>',
+      `with --cost time: tokens before the one that is timed (default: ${CONTEXT_TOKENS})`,
+      wholeNumber(1),
     )
     .option('--attention <range>', 'attention blocks to leave out: 7, 4-9, or -9', countRange)
     .option('--ffn <range>', 'FFN blocks to leave out, likewise', countRange)
@@ -80,20 +104,42 @@ export function addLearnCommands(program: Command): void {
         .choices(['all', 'answers'])
         .default(LEARN_EFFORT.scored),
     )
-    .option('--encoder <name>', 'what embeds: static, a .bin table, all-minilm-l6-v2, or a folder', 'static')
+    .option(
+      '--encoder <name>',
+      'what embeds: static, a .bin table, an encoder by name, hf:OWNER/NAME, or a folder',
+      'static',
+    )
     .option('--name <name>', "the mask set's own name (default: the folder's)")
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
+    .option('--quick', 'a first set with much less work: less text, few exchanges, one turn', false)
     .option('--seed <number>', 'equal seeds give equal sets', wholeNumber(0))
+    .option(...JSON_OPTION)
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute learn --model smollm2-135m-instruct --data chats.jsonl --clusters 8 --sparsity 0.125 --out out',
+        'maskroute learn --model smollm2-135m-instruct --data a.jsonl b.jsonl --clusters auto --cost time --sparsity 0.25 \\',
+        '    --out out',
+      ),
+    )
     .action((flags: LearnFlags) => interruptible((signal) => runLearn(flags, signal)));
 
   program
     .command('distill')
     .description('make the table of the static encoder out of a full sentence encoder')
-    .requiredOption('--encoder <name>', 'the teacher: all-minilm-l6-v2, hf:OWNER/NAME, or a folder')
+    .requiredOption(
+      '--encoder <name>',
+      'the teacher: an encoder by name, such as all-minilm-l6-v2, hf:OWNER/NAME, or a folder',
+    )
     .requiredOption('--data <file...>', DATA_HELP)
     .requiredOption('--out <file>', 'the table')
     .option('--dimensions <count>', 'of the vectors', wholeNumber(1, 1024))
     .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0))
+    .option(...JSON_OPTION)
+    .addHelpText(
+      'after',
+      examples('maskroute distill --encoder all-minilm-l6-v2 --data chats.jsonl --out table.bin'),
+    )
     .action((flags: DistillFlags) => interruptible((signal) => runDistill(flags, signal)));
 }
 
@@ -106,30 +152,35 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const reporter = createReporter();
   const model = await openInstalled(home, flags.model);
   checkSparsity(flags, 2 * model.manifest.config.layerCount);
+  checkContext(flags);
   const options = {
     model,
     surrogates: await surrogatesFor(model, flags.surrogate),
     data: flags.data,
-    ...{ sparsity: flags.sparsity, cost: flags.cost, attention: flags.attention, ffn: flags.ffn },
+    maskCount: flags.masks,
+    ...{ sparsity: flags.sparsity, cost: flags.cost, context: flags.context },
+    ...{ attention: flags.attention, ffn: flags.ffn },
     encoder: flags.encoder,
     encoderOptions: { home, threads: availableParallelism(), hooks: reporter },
     out: flags.out,
     name: flags.name ?? path.basename(path.resolve(flags.out)),
-    effort: { ...LEARN_EFFORT, targets: flags.loss, scored: flags.score },
+    effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
     ...{ rowsMax: flags.rows, seed: flags.seed, signal },
     onProgress(progress: LearnProgress) {
       if (!('done' in progress)) return reporter.log(STAGE_LINES[progress.stage]);
-      const { stage, done, total, cluster } = progress;
-      reporter.update(stage, done, total, cluster === undefined ? '' : `cluster ${cluster}`);
+      const { stage, done, total, group } = progress;
+      reporter.update(stage, done, total, group === undefined ? '' : `group ${group}`);
     },
   };
   try {
     if (flags.clusters !== 'auto' && flags.clusters.length > 1)
-      return await runSweep(options, flags.clusters);
+      return await runSweep(options, flags.clusters, flags.json);
     const clusterCount = flags.clusters === 'auto' ? 'auto' : flags.clusters[0]!;
     const learned = await learn({ ...options, clusterCount });
     reporter.stop();
-    showLearned(learned, path.join(flags.out, MASK_SET_FILE));
+    const file = path.join(flags.out, MASK_SET_FILE);
+    if (flags.json) console.log(JSON.stringify(learnedJson(learned, file)));
+    else await showLearned(learned, file);
   } finally {
     reporter.stop();
   }
@@ -138,20 +189,37 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
 async function runSweep(
   options: Omit<LearnOptions, 'clusterCount' | 'sharedState'>,
   clusterCounts: readonly number[],
+  json: boolean,
 ): Promise<void> {
   const { sweepClusters } = await import('../learning/sweep.ts');
-  await sweepClusters(options, clusterCounts, ({ clusters, kl, oneMask_kl, perplexity, largestShare }) => {
+  await sweepClusters(options, clusterCounts, (run) => {
+    if (json) return console.log(JSON.stringify(run));
+    const { clusters, kl, oneMask_kl, perplexity, largestShare } = run;
     const figures = `KL ${kl.toFixed(4)} (one mask ${oneMask_kl.toFixed(4)}), perplexity ${perplexity.toFixed(2)}`;
     console.log(`${clusters} clusters: held out, ${figures}; largest cluster ${percent(largestShare)}`);
   });
 }
 
-function showLearned({ maskSet, report }: Learned, file: string): void {
+const learnedJson = ({ maskSet, report }: Learned, file: string) => ({
+  ...{ file, name: maskSet.name, version: report.version },
+  ...{ masks: report.masks, clusters: report.clusters },
+  ...{
+    reached_sparsity: maskSet.reachedSparsity,
+    held_out: maskSet.heldOut,
+    collapse: report.routing.collapse,
+  },
+});
+
+async function showLearned({ maskSet, report }: Learned, file: string): Promise<void> {
   if (report.routing.collapse !== null) console.error(`Routing has collapsed: ${report.routing.collapse}.`);
-  for (const [index, cluster] of report.clusters.entries()) {
-    const out = [...cluster.skipAttention.map((l) => `A${l}`), ...cluster.skipFfn.map((l) => `F${l}`)];
-    console.log(`cluster ${index}  ${percent(cluster.share)}  ${cluster.label}  out: ${out.join(' ')}`);
+  for (const [index, mask] of report.masks.entries()) {
+    const out = [...mask.skipAttention.map((l) => `A${l}`), ...mask.skipFfn.map((l) => `F${l}`)];
+    const clusters = report.clusters.filter(({ maskIndex }) => maskIndex === index).length;
+    console.log(
+      `mask ${index}  ${clusters} of ${report.clusters.length} clusters, ${percent(mask.share)}  out: ${out.join(' ')}`,
+    );
   }
+  if (report.sharing !== null) await showSharing(report.sharing);
   const figures = maskSet.heldOut as Record<string, { kl?: number; perplexity?: number } | undefined>;
   for (const method of ['learned', 'one-mask']) {
     const { kl, perplexity } = figures[method] ?? {};
@@ -162,6 +230,12 @@ function showLearned({ maskSet, report }: Learned, file: string): void {
     `${maskSet.name} ${report.version}, ${percent(maskSet.reachedSparsity)} of the blocks out: ${file}`,
   );
   console.log(`Next: maskroute publish ${file} --activate`);
+}
+
+async function showSharing({ headroom, reason }: NonNullable<LearnReport['sharing']>): Promise<void> {
+  const { headroomLines } = await import('../learning/search/headroom.ts');
+  if (headroom !== null) console.log(headroomLines(headroom).join('\n'));
+  if (reason !== null) console.log(`All clusters share one mask: ${reason}.`);
 }
 
 /** The installed table by default. @throws MaskrouteError `invalid_argument` when it is asked for and not there. */
@@ -185,7 +259,19 @@ function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void
   );
 }
 
-async function runDistill({ seed, dimensions, ...flags }: DistillFlags, signal: AbortSignal): Promise<void> {
+/** @throws MaskrouteError `invalid_argument` when it would do nothing. */
+function checkContext({ cost, context }: LearnFlags): void {
+  if (context === undefined || cost === 'time') return;
+  throw new MaskrouteError(
+    'invalid_argument',
+    '--context is for --cost time, which measures what blocks take.',
+  );
+}
+
+async function runDistill(
+  { seed, dimensions, json, ...flags }: DistillFlags,
+  signal: AbortSignal,
+): Promise<void> {
   const { distillTable } = await import('../learning/data/distill.ts');
   const reporter = createReporter();
   const report = await distillTable({
@@ -198,7 +284,9 @@ async function runDistill({ seed, dimensions, ...flags }: DistillFlags, signal: 
     onProgress: reporter.update,
     signal,
   }).finally(reporter.stop);
-  console.log(`${flags.out}: from ${report.texts} texts of ${report.tokens} tokens`);
+  const { texts, tokens } = report;
+  const text = `${flags.out}: from ${texts} texts of ${tokens} tokens`;
+  console.log(json ? JSON.stringify({ out: flags.out, texts, tokens }) : text);
 }
 
 function clusterCounts(text: string): number[] | 'auto' {

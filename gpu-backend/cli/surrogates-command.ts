@@ -5,7 +5,16 @@ import { maskBits } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { maskrouteHome } from '../files.ts';
 import type { InstalledModel } from '../model/store.ts';
-import { createReporter, DATA_HELP, interruptible, part, wholeNumber } from './terminal.ts';
+import {
+  createReporter,
+  DATA_HELP,
+  examples,
+  interruptible,
+  JSON_OPTION,
+  part,
+  rank,
+  wholeNumber,
+} from './terminal.ts';
 
 type Flags = {
   readonly model: string;
@@ -19,6 +28,7 @@ type Flags = {
   readonly around: string[];
   readonly out: string;
   readonly install: boolean;
+  readonly json: boolean;
 };
 
 export function addSurrogatesCommand(program: Command): void {
@@ -28,7 +38,7 @@ export function addSurrogatesCommand(program: Command): void {
     .requiredOption('--model <name>', 'an installed model')
     .requiredOption('--data <file...>', DATA_HELP)
     .requiredOption('--out <file>', 'the table, safetensors')
-    .option('--rank <number>', 'of each stand-in, a multiple of 32', wholeNumber(32, 1024), 64)
+    .option('--rank <number>', 'of each stand-in, a multiple of 32', rank, 64)
     .option('--steps <count>', 'of distillation; 0: the closed form alone', wholeNumber(0), 600)
     .option('--from <file>', 'go on from this table instead of the closed form')
     .option(
@@ -40,10 +50,17 @@ export function addSurrogatesCommand(program: Command): void {
     .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0), 1)
     .option('--learning-rate <share>', 'by how much a step moves a table at most', part)
     .option('--install', 'put the table into the model when it is done', false)
+    .option(...JSON_OPTION)
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute surrogates --model smollm2-135m-instruct --data chats.jsonl --out table.safetensors --install',
+      ),
+    )
     .action((flags: Flags) => interruptible((signal) => run(flags, signal)));
 }
 
-async function run({ install, rows, around, ...flags }: Flags, signal: AbortSignal): Promise<void> {
+async function run({ install, json, rows, around, ...flags }: Flags, signal: AbortSignal): Promise<void> {
   const { learnSurrogates } = await import('../learning/surrogates/learn-surrogates.ts');
   const { openInstalled } = await import('../model/store.ts');
   const home = maskrouteHome();
@@ -59,13 +76,15 @@ async function run({ install, rows, around, ...flags }: Flags, signal: AbortSign
     signal,
   }).finally(reporter.stop);
   const { start, distilled, steps } = learned;
-  console.log(
-    `${flags.out}: held-out KL ${start.toFixed(4)} at first, ${distilled.toFixed(4)} after ${steps} steps`,
-  );
-  if (!install) return console.log(`Next: maskroute model surrogates ${flags.model} ${flags.out}`);
+  const say = json ? () => {} : console.log;
+  say(`${flags.out}: held-out KL ${start.toFixed(4)} at first, ${distilled.toFixed(4)} after ${steps} steps`);
+  const told = { out: flags.out, start_kl: start, kl: distilled, steps };
+  if (json && !install) return console.log(JSON.stringify({ ...told, installed: false }));
+  if (!install) return say(`Next: maskroute model surrogates ${flags.model} ${flags.out}`);
   const { installOwnSurrogates } = await import('./models.ts');
-  const { manifest } = await installOwnSurrogates(home, flags.model, flags.out, { log: console.log, signal });
-  console.log(`${manifest.name} has the surrogates ${manifest.surrogates?.id}`);
+  const { manifest } = await installOwnSurrogates(home, flags.model, flags.out, { log: say, signal });
+  say(`${manifest.name} has the surrogates ${manifest.surrogates?.id}`);
+  if (json) console.log(JSON.stringify({ ...told, installed: true, surrogates: manifest.surrogates?.id }));
 }
 
 /** The distinct masks of the sets: first what each learned on everything, then those of the clusters. */

@@ -42,6 +42,13 @@ export function becomeJob(folder: string): void {
     throw new Error('another run of this job does not end');
 }
 
+/* Help and output: every command ends its help with examples, and says in JSON what it says to people. */
+
+export const examples = (...lines: string[]): string =>
+  `\n${lines.length === 1 ? 'Example' : 'Examples'}:\n${lines.map((line) => `  ${line}`).join('\n')}`;
+
+export const JSON_OPTION = ['--json', 'nothing but JSON on standard output', false] as const;
+
 /* Arguments: each function is a parser for commander. */
 
 export function wholeNumber(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => number {
@@ -52,6 +59,13 @@ export function wholeNumber(min: number, max = Number.MAX_SAFE_INTEGER): (text: 
       max < Number.MAX_SAFE_INTEGER ? ` from ${min} to ${max}` : min > 0 ? ` above ${min - 1}` : '';
     throw new InvalidArgumentError(`expected a whole number${range}`);
   };
+}
+
+/** Of a table of surrogates. */
+export function rank(text: string): number {
+  const value = wholeNumber(32, 1024)(text);
+  if (value % 32 === 0) return value;
+  throw new InvalidArgumentError('expected a multiple of 32');
 }
 
 /** Some of the whole, neither none nor all. */

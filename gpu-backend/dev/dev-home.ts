@@ -19,7 +19,7 @@ const devFileSchema = z.object({
 });
 export type DevFile = z.infer<typeof devFileSchema>;
 
-const devFilePath = (home: string): string => path.join(home, 'dev.json');
+export const devFilePath = (home: string): string => path.join(home, 'dev.json');
 
 export const readDevFile = (home: string): Promise<DevFile | undefined> =>
   readOwnJson(devFilePath(home), devFileSchema);

@@ -4,7 +4,10 @@ import { serveParent } from './children.ts';
 import type { EdgeOptions } from './local-edge.ts';
 
 /** What can cross a process boundary of the backend's options. */
-export type BackendConfig = Pick<BackendOptions, 'home' | 'model' | 'port' | 'backendKey' | 'jobEntry'>;
+export type BackendConfig = Pick<
+  BackendOptions,
+  'home' | 'model' | 'port' | 'backendKey' | 'jobEntry' | 'collector'
+>;
 
 if (process.argv[2] === 'edge') {
   serveParent(async (options: EdgeOptions) => {

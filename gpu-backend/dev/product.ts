@@ -8,6 +8,7 @@ import { createServer } from 'node:net';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { type Collector, variablesOf } from '../../shared/tracing/collector.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pullModel } from '../cli/models.ts';
 import { createReporter } from '../cli/terminal.ts';
@@ -26,6 +27,7 @@ import {
 import type { EdgeOptions } from './local-edge.ts';
 import type { BackendConfig } from './part-process.ts';
 import { seed } from './seed.ts';
+import type { Step } from './steps.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 const PART = new URL('./part-process.ts', import.meta.url);
@@ -43,10 +45,14 @@ type ProductOptions = {
   readonly backendPort: number;
   /** Whose pages may call the edge; undefined: as `wrangler.toml` says. */
   readonly allowedOrigins?: string | undefined;
+  /** Where the spans of both parts go; undefined: nowhere. */
+  readonly collector?: Collector | undefined;
   /** A copy of the database to begin with, in place of what is there. */
   readonly restore?: string | undefined;
   /** Gets one line for people about what goes on. */
   readonly say: (line: string) => void;
+  /** Shows what the start is at. */
+  readonly step: Step;
   /** Aborting ends a start that is under way. */
   readonly signal: AbortSignal;
 };
@@ -58,7 +64,7 @@ type Parts = { backend?: Supervised; edge?: Supervised; unwatch?: () => void };
 /** @throws MaskrouteError `already_running`, `port_in_use`, `start_failed`, and what a model pull throws. */
 export async function startProduct(options: ProductOptions): Promise<Product> {
   const { home } = options;
-  await mkdir(path.join(home, 'logs'), { recursive: true, mode: 0o700 });
+  await mkdir(logFolder(home), { recursive: true, mode: 0o700 });
   const unlock = lockHome(home);
   const parts: Parts = {};
   const backups = openBackups(home);
@@ -76,7 +82,7 @@ export async function startProduct(options: ProductOptions): Promise<Product> {
 
 /** What it starts is in `parts` as soon as it runs, so that a start that fails half-way can be stopped. */
 async function startParts(options: ProductOptions, parts: Parts, backups: Backups): Promise<DevFile> {
-  const { home, say, signal } = options;
+  const { home, say, step, signal } = options;
   await removeDevFile(home);
   await expectFreePort(options.port, 'PORT');
   await expectFreePort(options.backendPort, 'BACKEND_PORT');
@@ -85,20 +91,24 @@ async function startParts(options: ProductOptions, parts: Parts, backups: Backup
   if (options.restore !== undefined) await backups.restore(options.restore);
   await backUp(backups, say);
   await sayIfLost(options, keys, backups);
-  await installModel(home, signal);
+  await step(`The model ${DEFAULT_MODEL} is installed`, () => installModel(home, signal));
   signal.throwIfAborted();
 
   const { adminKey, backendKey } = keys;
-  parts.backend = await supervise(backendChild(options, keys), say);
+  parts.backend = await step('The backend has the model in memory', () =>
+    supervise(backendChild(options, keys), say),
+  );
   const backend = parts.backend.url;
   signal.throwIfAborted();
-  parts.edge = await supervise(edgeChild(options, keys, backend), say);
+  parts.edge = await step('The edge runs in workerd, with its database', () =>
+    supervise(edgeChild(options, keys, backend), say),
+  );
   const edge = parts.edge.url;
   for (const url of [backend, edge]) await waitReady(url, signal);
   const database = await backups.database();
   if (database !== undefined) parts.unwatch = watchFile(database, () => sayGone(options, database, backups));
 
-  const apiKey = await seed(edge, keys, say);
+  const apiKey = await step('A tenant, its key and the mask sets are in place', () => seed(edge, keys, say));
   if (apiKey !== keys.apiKey) await saveKeys(home, { ...keys, apiKey });
   signal.throwIfAborted();
   const dev = { edge, backend, apiKey, adminKey, backendKey, model: DEFAULT_MODEL };
@@ -119,15 +129,15 @@ async function stopParts({ home, say }: ProductOptions, parts: Parts, backups: B
   if (parts.edge !== undefined) await backUp(backups, say);
 }
 
-const backendChild = ({ home, backendPort: port }: ProductOptions, { backendKey }: DevKeys) => ({
+const backendChild = ({ home, backendPort: port, collector }: ProductOptions, { backendKey }: DevKeys) => ({
   name: 'backend',
   entry: PART,
-  config: { home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI } satisfies BackendConfig,
+  config: { home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI, collector } satisfies BackendConfig,
   logFile: logFile(home, 'backend'),
 });
 
 const edgeChild = (
-  { home, port, allowedOrigins }: ProductOptions,
+  { home, port, allowedOrigins, collector }: ProductOptions,
   { adminKey, backendKey }: DevKeys,
   backendUrl: string,
 ) => ({
@@ -140,12 +150,14 @@ const edgeChild = (
     bindings: {
       ...{ BACKEND_URL: backendUrl, BACKEND_KEY: backendKey, ADMIN_KEY: adminKey },
       ...(allowedOrigins === undefined ? {} : { ALLOWED_ORIGINS: allowedOrigins }),
+      ...(collector && variablesOf(collector)),
     },
   } satisfies EdgeOptions,
   logFile: logFile(home, 'edge'),
 });
 
-const logFile = (home: string, name: string): string => path.join(home, 'logs', `${name}.log`);
+export const logFolder = (home: string): string => path.join(home, 'logs');
+const logFile = (home: string, name: string): string => path.join(logFolder(home), `${name}.log`);
 
 /** The last run's log stays beside this run's; older ones go. */
 async function keepPrevious(file: string): Promise<void> {

@@ -6,14 +6,14 @@ import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { createdKeySchema, DEFAULT_TENANT, tenantSchema } from '../../shared/admin/admin-wire.ts';
-import { maskSetSummarySchema } from '../../shared/admin/publication-wire.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
-import { type AdminClient, createAdminClient, listAll } from '../publication/admin-client.ts';
+import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
 import { readEvaluation, readMaskSet } from '../publication/artefact-files.ts';
 import {
   livePublication,
+  namesOfVersions,
   publicationHistory,
   publishMaskSet,
   storeEvaluation,
@@ -74,7 +74,10 @@ export async function ensurePreset(
   if (live?.version === version) return 'live';
   const history = await publicationHistory(client, DEFAULT_TENANT);
   const wasPublished = history.some((publication) => publication.version === version);
-  if (live !== undefined && (wasPublished || (await nameOf(client, live.version)) !== preset.name)) {
+  if (
+    live !== undefined &&
+    (wasPublished || (await namesOfVersions(client, DEFAULT_TENANT)).get(live.version) !== preset.name)
+  ) {
     return 'kept_other';
   }
   try {
@@ -96,9 +99,4 @@ export async function storePreset(client: AdminClient, file: string): Promise<vo
   const evaluation = path.join(path.dirname(file), path.basename(file).replace('mask-set', 'evaluation'));
   if (!existsSync(evaluation)) return;
   await storeEvaluation(client, maskSetVersion(set), await readEvaluation(evaluation), DEFAULT_TENANT);
-}
-
-async function nameOf(client: AdminClient, version: string): Promise<string | undefined> {
-  const sets = await listAll(client, '/mask-sets', maskSetSummarySchema);
-  return sets.find((set) => set.version === version)?.name;
 }

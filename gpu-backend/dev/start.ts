@@ -1,12 +1,14 @@
 /** `npm start`: the whole product on this machine until SIGINT or SIGTERM; then it drains and exits with 0. */
 import { once } from 'node:events';
 import { parseArgs } from 'node:util';
+import { collectorFrom } from '../../shared/tracing/collector.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../../shared/wire/protocol.ts';
 import { portFrom } from '../cli/terminal.ts';
 import { maskrouteHome } from '../files.ts';
-import type { DevFile } from './dev-home.ts';
-import { startProduct } from './product.ts';
+import { type DevFile, devFilePath } from './dev-home.ts';
+import { logFolder, startProduct } from './product.ts';
+import { createStep } from './steps.ts';
 
 const EDGE_PORT = 8787;
 const BACKEND_PORT = 8080;
@@ -14,20 +16,23 @@ const BACKEND_PORT = 8080;
 async function main(): Promise<void> {
   const signal = stopSignal();
   const stopped = once(signal, 'abort');
+  const home = maskrouteHome();
   const product = await startProduct({
-    home: maskrouteHome(),
+    home,
     port: portFrom('PORT', EDGE_PORT),
     backendPort: portFrom('BACKEND_PORT', BACKEND_PORT),
     allowedOrigins: allowedOrigins(),
+    collector: collectorFrom(process.env),
     restore: restoreFrom(process.argv.slice(2)),
     say: console.log,
+    step: createStep(),
     signal,
   }).catch((error: unknown) => {
     if (signal.aborted) return undefined;
     throw error;
   });
   if (product === undefined) return;
-  console.log(greeting(product.dev));
+  console.log(greeting(product.dev, home));
   await stopped;
   await product.stop();
 }
@@ -67,7 +72,17 @@ function allowedOrigins(): string | undefined {
   throw new MaskrouteError('invalid_argument', `ALLOWED_ORIGINS: ${issue.message}, not ${given}.`);
 }
 
-const greeting = ({ edge, apiKey, model }: DevFile): string => `Maskroute is ready at ${edge}. Try:
+const greeting = ({ edge, backend, apiKey, model }: DevFile, home: string): string => `
+Maskroute is ready at ${edge}
+
+  API            ${edge}/v1
+  Dashboard      ${edge}/dashboard
+  Documentation  ${edge}/docs
+  Backend        ${backend}
+  Logs           ${logFolder(home)}
+  Admin key      adminKey in ${devFilePath(home)}
+
+Try:
 curl -N ${edge}/v1/chat/completions -H 'authorization: Bearer ${apiKey}' -H 'content-type: application/json' -d '{"model": "${model}", "stream": true, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}'`;
 
 try {

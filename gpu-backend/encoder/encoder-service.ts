@@ -1,18 +1,25 @@
 /**
- * The full encoder for requests, in a thread of its own. It is opened by the first request and only when its files
+ * Full encoders for requests, each in a thread of its own. One is opened by the first request and only when its files
  * are on this machine (`maskroute model pull all-minilm-l6-v2`): a backend that nobody asks keeps its memory. This file
  * loads no runtime, so the command line can say the encoder's name without one.
  */
-import { stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
+import { z } from 'zod';
 import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { readOwnJson, sizeOf } from '../files.ts';
 import type { EncoderStart, FromEncoder, ToEncoder } from './encoder-thread.ts';
 
-/** The teacher of the static table that ships, and what `/v1/embeddings` runs. */
+/** The teacher of the static table that ships, and what `/v1/embeddings` runs first of all. */
 export const FULL_ENCODER = 'all-minilm-l6-v2';
 export const FULL_ENCODER_REPOSITORY = 'sentence-transformers/all-MiniLM-L6-v2';
+/** Encoders by the names that people give, and where the hub has them. Other ones go by `hf:OWNER/NAME` or a folder. */
+export const ENCODERS: Readonly<Record<string, string>> = {
+  [FULL_ENCODER]: FULL_ENCODER_REPOSITORY,
+  'bge-small-en-v1.5': 'BAAI/bge-small-en-v1.5',
+  'multilingual-e5-small': 'intfloat/multilingual-e5-small',
+};
 
 /** Pinned, because the revision of the static table that ships depends on it. */
 export const ENCODER_FILES = [
@@ -35,12 +42,23 @@ export const ENCODER_FILES = [
 
 export const encoderFolder = (home: string): string => join(home, 'sources', FULL_ENCODER);
 
-async function isInstalled(folder: string): Promise<boolean> {
-  for (const { name, bytes } of ENCODER_FILES) {
-    const found = await stat(join(folder, basename(name))).catch(() => undefined);
-    if (found?.size !== bytes) return false;
+/** Says where the files of an encoder from the hub are. */
+export const encoderPointer = (home: string, name: string): string => join(home, 'sources', `${name}.json`);
+export const encoderPointerSchema = z.strictObject({ folder: z.string() });
+
+/** Where an encoder's files are, if it was pulled. */
+async function installedFolder(home: string, name: string): Promise<string | undefined> {
+  if (name !== FULL_ENCODER) {
+    const folder = (await readOwnJson(encoderPointer(home, name), encoderPointerSchema))?.folder;
+    return folder !== undefined && (await sizeOf(join(folder, 'config.json'))) !== undefined
+      ? folder
+      : undefined;
   }
-  return true;
+  const folder = encoderFolder(home);
+  for (const { name: file, bytes } of ENCODER_FILES) {
+    if ((await sizeOf(join(folder, basename(file)))) !== bytes) return undefined;
+  }
+  return folder;
 }
 
 export type EncoderService = {
@@ -69,37 +87,44 @@ export type EncoderServiceOptions = {
 };
 
 export function createEncoderService({ home, threads, onError }: EncoderServiceOptions): EncoderService {
-  const folder = encoderFolder(home);
-  let opening: Promise<EncoderThread> | undefined;
-  const open = async (): Promise<EncoderThread | undefined> => {
+  const opening = new Map<string, Promise<EncoderThread>>();
+  const open = async (name: string): Promise<EncoderThread | undefined> => {
+    const folder = opening.has(name) ? undefined : await installedFolder(home, name);
     // While the disk is asked somebody else may be quicker.
-    if (opening === undefined && !(await isInstalled(folder))) return undefined;
-    if (opening === undefined) {
-      const thread = new EncoderThread({ id: FULL_ENCODER_REPOSITORY, folder, threads }, onError);
-      opening = thread.ready.then(() => thread);
+    if (!opening.has(name) && folder === undefined) return undefined;
+    if (!opening.has(name)) {
+      const thread = new EncoderThread({ id: ENCODERS[name]!, folder: folder!, threads }, onError);
+      opening.set(
+        name,
+        thread.ready.then(() => thread),
+      );
       // However the thread ends, the next request opens another.
-      void thread.ended.then(() => {
-        opening = undefined;
-      });
+      void thread.ended.then(() => opening.delete(name));
     }
-    return await opening;
+    return await opening.get(name);
   };
   return {
     async installed() {
-      const thread = await open();
-      return thread && { id: FULL_ENCODER, spec: await thread.ready };
-    },
-    async embed(name, texts, signal) {
-      if (name !== FULL_ENCODER && name !== FULL_ENCODER_REPOSITORY) {
-        throw notFound(`There is no encoder ${JSON.stringify(name)} here; ${FULL_ENCODER} is known.`);
+      for (const name of Object.keys(ENCODERS)) {
+        const thread = await open(name);
+        if (thread !== undefined) return { id: name, spec: await thread.ready };
       }
-      const thread = await open();
-      if (thread === undefined) throw notFound(`Not installed: maskroute model pull ${FULL_ENCODER}.`);
+      return undefined;
+    },
+    async embed(given, texts, signal) {
+      const name = Object.entries(ENCODERS).find((names) => names.includes(given))?.[0];
+      if (name === undefined) {
+        const known = Object.keys(ENCODERS).join(', ');
+        throw notFound(`There is no encoder ${JSON.stringify(given)} here; known: ${known}.`);
+      }
+      const thread = await open(name);
+      if (thread === undefined) throw notFound(`Not installed: maskroute model pull ${name}.`);
       return await thread.embed(texts, signal);
     },
     async close() {
-      const thread = await opening?.catch(() => undefined);
-      await thread?.close();
+      for (const thread of await Promise.allSettled(opening.values())) {
+        if (thread.status === 'fulfilled') await thread.value.close();
+      }
     },
   };
 }

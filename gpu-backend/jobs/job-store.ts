@@ -63,6 +63,17 @@ export function seal(secret: string, backendKey: string, purpose: string): Buffe
   return Buffer.concat([iv, cipher.getAuthTag(), text]);
 }
 
+/** As `unseal`, of what one of the keys sealed. @throws Error as `unseal` with the last of them. */
+export function unsealWithAny(sealed: Uint8Array, backendKeys: readonly string[], purpose: string): string {
+  const [first, ...others] = backendKeys;
+  if (others.length === 0) return unseal(sealed, first!, purpose);
+  try {
+    return unseal(sealed, first!, purpose);
+  } catch {
+    return unsealWithAny(sealed, others, purpose);
+  }
+}
+
 /** @throws Error when it was sealed under another key or for another purpose, or is damaged. */
 export function unseal(sealed: Uint8Array, backendKey: string, purpose: string): string {
   const bytes = Buffer.from(sealed);

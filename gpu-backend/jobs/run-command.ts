@@ -155,7 +155,7 @@ async function openLog(path: string): Promise<Log> {
 /* A job's request as arguments of the command line: jobs do nothing that a person could not do there. */
 
 export function learnArguments(request: JobRequest, files: readonly string[], out: string): string[] {
-  const { model, clusters, sparsity, cost, surrogate, encoder, name, rows, seed } = request;
+  const { model, clusters, masks, sparsity, cost, context, surrogate, encoder, name, rows, seed } = request;
   return [
     'learn',
     ...['--model', model!],
@@ -165,7 +165,9 @@ export function learnArguments(request: JobRequest, files: readonly string[], ou
     ...['--encoder', encoder],
     ...['--out', out],
     ...['--name', name ?? 'learned'],
+    ...(masks === undefined ? [] : ['--masks', String(masks)]),
     ...(cost === undefined ? [] : ['--cost', cost]),
+    ...(context === undefined ? [] : ['--context', String(context)]),
     ...(surrogate === undefined ? [] : [surrogate ? '--surrogate' : '--no-surrogate']),
     ...(rows === undefined ? [] : ['--rows', String(rows)]),
     ...(seed === undefined ? [] : ['--seed', String(seed)]),

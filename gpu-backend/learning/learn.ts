@@ -1,10 +1,17 @@
 /**
- * `maskroute learn`: calibration files to a mask set. Read, embed, cluster, learn one mask, learn each cluster's,
- * choose, measure, write. Killed and started again with the same inputs it goes on where it was, to the same bytes.
+ * `maskroute learn`: calibration files to a mask set. Read, embed, cluster, learn one mask, learn those of groups of
+ * clusters, share the clusters out, measure, write. Killed and started again with the same inputs it goes on where it was, to the same bytes.
  */
 import { mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { type ModelHash, maskBits, maskId, sparsity, withSurrogates } from '../../shared/mask/mask.ts';
+import {
+  type Mask,
+  type ModelHash,
+  maskBits,
+  maskId,
+  sparsity,
+  withSurrogates,
+} from '../../shared/mask/mask.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EncoderOptions } from '../encoder/full-encoder.ts';
@@ -39,7 +46,7 @@ export const MASK_SET_FILE = 'mask-set.json';
 export const STATE_FILE = 'state.jsonl';
 const METHOD = 'hard-concrete';
 /** Part of the journal's key: raise it when the same inputs come to other results. */
-const PIPELINE_VERSION = 4;
+const PIPELINE_VERSION = 5;
 const DEFAULTS = { seed: 1, cost: 'blocks', effort: LEARN_EFFORT } as const;
 /** Digits of a centroid's numbers: far below what moves a prompt to another cluster. */
 const CENTROID_DIGITS = 6;
@@ -52,9 +59,13 @@ export type LearnOptions = {
   /** Rows taken from each file. */
   readonly rowsMax?: number | undefined;
   readonly clusterCount: number | 'auto';
+  /** How many masks clusters share at most; as many as pay unless given. */
+  readonly maskCount?: number | undefined;
   /** Share of the blocks, or of their time, to leave out, in (0, 1). */
   readonly sparsity: number;
   readonly cost?: BlockCost | undefined;
+  /** Tokens before those that blocks are timed with. */
+  readonly context?: number | undefined;
   /** How many blocks of a kind may be left out. */
   readonly attention?: CountRange | undefined;
   readonly ffn?: CountRange | undefined;
@@ -119,16 +130,30 @@ async function learnWith(
   prompts: Prompts,
   journal: RunJournal,
 ): Promise<{ masks: LearnedMasks; budget: Budget }> {
-  const { model, surrogates, encoderOptions, effort, seed, signal } = settings;
+  const { model, surrogates, encoderOptions, effort, seed, signal, maskCount } = settings;
   const opening = { threads: encoderOptions.threads, targets: effort.targets };
   await using parts = await openModelParts(model, surrogates, opening, journal);
   const budget = await parts.budget(settings);
   const textSettings = { seed, ...effort };
   const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, parts.teacher, textSettings);
-  const { onStage, onResult } = trackProgress(settings.onProgress, effort, prompts.groups.length, budget);
-  const { loss, step, measure } = parts;
-  const bench = createWorkbench({ budget, journal, seed, signal, texts, loss, step, onResult });
-  return { masks: await learnMasks({ bench, prompts, texts, effort, measure, onStage }), budget };
+  const track = trackProgress(settings.onProgress);
+  const { loss, step } = parts;
+  const bench = createWorkbench({
+    budget,
+    journal,
+    seed,
+    signal,
+    texts,
+    loss,
+    step,
+    onResult: track.onResult,
+  });
+  const score: typeof parts.score = (sample, masks) => {
+    signal?.throwIfAborted();
+    return parts.score(sample, masks);
+  };
+  const masks = await learnMasks({ bench, prompts, texts, effort, maskCount, seed, score, track });
+  return { masks, budget };
 }
 
 /** Before the work, not after it. */
@@ -145,7 +170,8 @@ function checkName(name: string): void {
  * change a bit.
  */
 async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Promise<string> {
-  const { model, surrogates, data, rowsMax, sparsity, cost, attention, ffn, effort, seed } = settings;
+  const { model, surrogates, data, rowsMax, sparsity, cost, context, attention, ffn, effort, seed } =
+    settings;
   return contentKey({
     version: PIPELINE_VERSION,
     model: [model.manifest.hash, model.manifest.weights],
@@ -153,7 +179,7 @@ async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Prom
     data: await sha256OfFiles(data),
     names: data.map((path) => basename(path)),
     rowsMax: rowsMax ?? null,
-    budget: [sparsity, cost, attention ?? null, ffn ?? null],
+    budget: [sparsity, cost, context ?? null, attention ?? null, ffn ?? null],
     effort,
     seed,
     encoder,
@@ -179,10 +205,7 @@ async function assemble(
     encoder,
     clusters,
     targetSparsity: settings.sparsity,
-    reachedSparsity: clusters.reduce(
-      (sum, { share }, i) => sum + share * sparsity(masks.clusters[i]!.mask),
-      0,
-    ),
+    reachedSparsity: clusters.reduce((sum, { share }, i) => sum + share * sparsity(maskOf(masks, i)), 0),
     surrogate: surrogates !== undefined,
     ...(surrogates === undefined ? {} : { surrogates: surrogates.id }),
     learned: {
@@ -193,9 +216,10 @@ async function assemble(
       rows: prompts.rows.fit,
       heldOutRows: prompts.rows.heldOut,
       ...{ seed, cost, blockWeights: { attention, ffn }, effort },
-      oneMask: maskBits(masks.one.mask),
+      oneMask: maskBits(masks.masks[0]!.mask),
+      ...routingRecord(masks),
     },
-    heldOut: heldOutFigures(masks.heldOut, prompts),
+    heldOut: heldOutFigures(masks),
     createdAt: (await newestChange(data)).toISOString(),
   });
 }
@@ -203,15 +227,27 @@ async function assemble(
 function clusterEntries({ model, surrogates }: Settings, { clusters, kinds }: Prompts, masks: LearnedMasks) {
   const { centroids, dimensions, sizes } = clusters;
   const total = sizes.reduce((sum, size) => sum + size, 0);
-  return masks.clusters.map(({ mask }, cluster) => ({
+  return masks.clusters.map((_, cluster) => ({
     centroid: Array.from(centroids.subarray(cluster * dimensions, (cluster + 1) * dimensions), (value) =>
       Number(value.toPrecision(CENTROID_DIGITS)),
     ),
-    bits: maskBits(mask),
-    mask: maskId(model.manifest.hash as ModelHash, withSurrogates(mask, surrogates?.id)),
+    bits: maskBits(maskOf(masks, cluster)),
+    mask: maskId(model.manifest.hash as ModelHash, withSurrogates(maskOf(masks, cluster), surrogates?.id)),
     share: sizes[cluster]! / total,
     label: clusterLabel(kinds.fit, cluster),
   }));
+}
+
+const maskOf = ({ masks, clusters }: LearnedMasks, cluster: number): Mask => masks[clusters[cluster]!]!.mask;
+
+/** How many masks the clusters share, why there is only one, and what tells `evaluate` what routing gains in blocks. */
+function routingRecord({ masks, sharing, lighter }: LearnedMasks) {
+  if (sharing === undefined) return {};
+  return {
+    masks: masks.length,
+    ...(sharing.reason === null ? {} : { oneMaskReason: sharing.reason }),
+    ...(lighter.length === 0 ? {} : { lighterMasks: lighter.map(maskBits) }),
+  };
 }
 
 /** A set is as old as the newest of its data: the clock would make equal runs differ. */

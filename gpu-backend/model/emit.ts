@@ -3,6 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
 import type { Graph } from '../onnx/graph.ts';
+import { storeExtras } from './architectures/attention-extras.ts';
 import { batchedLlamaGraph } from './architectures/batched-llama.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
@@ -11,10 +12,11 @@ import { storeCodes, storeLinear } from './architectures/projections.ts';
 import type { Basis, Matrix } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
 import type { LayerProduct } from './matrices.ts';
-import { eachProduct, headMatrix, layerMatrices, ropeTables, stackRows } from './matrices.ts';
+import { eachProduct, headMatrix, layerMatrices, stackRows } from './matrices.ts';
 import type { LlamaConfig, WeightSource } from './model-source.ts';
 import { type FourBitOptions, openFourBits, type Quantizer } from './quantization/four-bits.ts';
 import { PLAIN_8_BITS, roundRows } from './quantization/quantize.ts';
+import { ropeTables } from './rope.ts';
 import type { WeightRange } from './weights-file.ts';
 import { WeightsFile } from './weights-file.ts';
 
@@ -137,6 +139,7 @@ async function storeLayer({ source, file, basis, quantizer }: Emission, index: n
     ...eachProduct(store),
     attentionNorm: keep(matrices.attentionNorm),
     ffnNorm: keep(matrices.ffnNorm),
+    ...storeExtras(file, matrices.extras),
   };
 }
 

@@ -2,15 +2,18 @@
  * A model's matrices as its graph multiplies by them, whatever holds them afterwards: in the basis of the installed model,
  * with what is stacked or scaled for the graph's sake.
  */
+import { type ExtraWeights, queryScale, readExtras } from './architectures/attention-extras.ts';
 import type { Basis, Matrix } from './architectures/rotation.ts';
 import type { LlamaConfig, WeightSource } from './model-source.ts';
 
 /** A layer as the graph multiplies by it: Q times 1/√D. */
 export type LayerMatrices = {
+  readonly index: number;
   readonly qkv: Matrix;
   readonly output: Matrix;
   readonly gateUp: Matrix;
   readonly down: Matrix;
+  readonly extras: ExtraWeights;
   readonly attentionNorm: Float32Array;
   readonly ffnNorm: Float32Array;
 };
@@ -46,10 +49,12 @@ export async function layerMatrices(
   const ffnNorm = await source.read(`${layer}.post_attention_layernorm.weight`);
   const qkv = await read('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
   return {
+    index,
     qkv: basis.reads(scaleQueries(source.config, qkv), attentionNorm),
     output: basis.writes(await read('self_attn.o_proj')),
     gateUp: basis.reads(await read('mlp.gate_proj', 'mlp.up_proj'), ffnNorm),
     down: basis.writes(await read('mlp.down_proj')),
+    extras: await readExtras(source, basis, index),
     attentionNorm: basis.norm(attentionNorm),
     ffnNorm: basis.norm(ffnNorm),
   };
@@ -69,25 +74,10 @@ export async function stackRows(source: WeightSource, names: readonly string[]):
   return { rows, outputs, inputs };
 }
 
-/** Puts the 1/√D of the attention scores into the rows of Q (exact where D is a power of 4). */
+/** Puts the 1/√D of the attention scores into the rows of Q (exact where D is a power of 4), or leaves it to their norm. */
 function scaleQueries(config: LlamaConfig, qkv: Matrix): Matrix {
-  const scale = 1 / Math.sqrt(config.headSize);
+  const scale = queryScale(config);
   const end = config.headCount * config.headSize * qkv.inputs;
   for (let i = 0; i < end; i++) qkv.rows[i]! *= scale;
   return qkv;
-}
-
-/** cos and sin of position · theta^(-2i/D), `[context, D/2]` each; computed in double precision. */
-export function ropeTables(config: LlamaConfig): [Float32Array, Float32Array] {
-  const half = config.headSize / 2;
-  const cos = new Float32Array(config.contextTokens * half);
-  const sin = new Float32Array(config.contextTokens * half);
-  for (let i = 0; i < half; i++) {
-    const frequency = config.ropeTheta ** (-i / half);
-    for (let position = 0; position < config.contextTokens; position++) {
-      cos[position * half + i] = Math.cos(position * frequency);
-      sin[position * half + i] = Math.sin(position * frequency);
-    }
-  }
-  return [cos, sin];
 }

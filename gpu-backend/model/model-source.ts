@@ -8,9 +8,41 @@ import { MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../../shared/mask/mas
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readJson, readRegular } from '../files.ts';
 
-/** Hyper-parameters of a Llama-family decoder. Widths in floats, positions in tokens. */
+/** Families of decoders, by Hugging Face's `model_type`. What each of them means is a row of `families.ts`. */
+export const ARCHITECTURES = ['llama', 'mistral', 'smollm3', 'qwen2', 'qwen3'] as const;
+
+/** How rotary frequencies differ from those of `ropeTheta` alone; formulas in `rope.ts`. */
+const ropeScalingSchema = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('linear'), factor: z.number().positive() }),
+  z.strictObject({
+    type: z.literal('llama3'),
+    factor: z.number().positive(),
+    lowFrequencyFactor: z.number().positive(),
+    highFrequencyFactor: z.number().positive(),
+    originalContextTokens: z.int().min(1),
+  }),
+  z.strictObject({
+    type: z.literal('yarn'),
+    factor: z.number().positive(),
+    originalContextTokens: z.int().min(1),
+    betaFast: z.number().positive(),
+    betaSlow: z.number().positive(),
+    /** Whether the range that is interpolated begins and ends at whole dimensions. */
+    wholeDimensions: z.boolean(),
+    /** Multiplies cos and sin, so scores by its square. */
+    attentionFactor: z.number().positive(),
+  }),
+  /** Each frequency is divided by its own factor: how GGUF files hold Llama 3's. */
+  z.strictObject({ type: z.literal('factors'), factors: z.array(z.number().positive()).min(1).max(4096) }),
+]);
+export type RopeScaling = z.infer<typeof ropeScalingSchema>;
+
+/**
+ * Hyper-parameters of a decoder. Widths in floats, positions in tokens. A feature that a model has not is absent, so a
+ * plain Llama has none of the optional ones.
+ */
 export const llamaConfigSchema = z.strictObject({
-  architecture: z.literal('llama'),
+  architecture: z.enum(ARCHITECTURES),
   layerCount: z.int().min(1).max(512),
   hiddenSize: z.int().min(1),
   ffnSize: z.int().min(1),
@@ -22,9 +54,18 @@ export const llamaConfigSchema = z.strictObject({
   ropeTheta: z.number().positive(),
   rmsEpsilon: z.number().positive(),
   tiedEmbeddings: z.boolean(),
+  ropeScaling: ropeScalingSchema.optional(),
+  /** Which projections of attention add a bias: Q, K and V, or the output's as well. */
+  attentionBias: z.enum(['qkv', 'qkvo']).optional(),
+  /** RMS norms over each head of Q and of K, before rotary. */
+  headNorms: z.literal(true).optional(),
+  /** Layers whose queries see this many tokens, their own among them. */
+  slidingWindow: z.strictObject({ tokens: z.int().min(1), layers: z.array(z.int().min(0)) }).optional(),
+  /** Layers that turn neither Q nor K. */
+  layersWithoutRope: z.array(z.int().min(0)).optional(),
 });
-export type LlamaConfig = z.infer<typeof llamaConfigSchema>;
-export type ModelConfig = LlamaConfig;
+export type ModelConfig = z.infer<typeof llamaConfigSchema>;
+export type LlamaConfig = ModelConfig;
 
 /** Dequantized weights by canonical (Hugging Face) names, e.g. `model.layers.0.self_attn.q_proj.weight`. */
 export interface WeightSource {
@@ -101,6 +142,12 @@ export const corruptModel = (reason: string, cause?: unknown): MaskrouteError =>
 /** The file is well-formed and asks for something that we do not compute. */
 export const unsupportedModel = (reason: string): MaskrouteError =>
   new MaskrouteError('unsupported_model', `The model is not supported: ${reason}.`);
+
+/** Names from a file go into messages short and without control characters. */
+export function quoted(text: string): string {
+  const short = text.length > 60 ? `${text.slice(0, 60)}…` : text;
+  return JSON.stringify(short);
+}
 
 /* An opened source of weights, whatever its format. */
 

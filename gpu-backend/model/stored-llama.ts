@@ -6,6 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { ModelProto } from '../onnx/encode.ts';
+import { findExtras } from './architectures/attention-extras.ts';
 import type { StoredLlama } from './architectures/llama.ts';
 import type { StoredLinear } from './architectures/projections.ts';
 import { MODEL_FILE } from './emit.ts';
@@ -34,6 +35,7 @@ export async function readStoredLlama(folder: string, config: LlamaConfig): Prom
       down: linear(`layer_${index}.down`),
       attentionNorm: get(`layer_${index}.attention_norm`).range,
       ffnNorm: get(`layer_${index}.ffn_norm`).range,
+      ...findExtras(index, (name) => found.tensors.get(name)?.range),
     })),
     embedding: {
       rows: linear('embedding'),

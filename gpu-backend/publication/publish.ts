@@ -105,6 +105,15 @@ export async function livePublication(
 export const publicationHistory = (client: AdminClient, tenant: string): Promise<Publication[]> =>
   listAll(client, `/publications${tenantQuery(tenant)}`, publicationSchema);
 
+/** The names of the stored mask sets, by version. */
+export async function namesOfVersions(
+  client: AdminClient,
+  tenant: string,
+): Promise<ReadonlyMap<string, string>> {
+  const sets = await listAll(client, `/mask-sets${tenantQuery(tenant)}`, maskSetSummarySchema);
+  return new Map(sets.map(({ version, name }) => [version, name]));
+}
+
 const tenantQuery = (tenant: string): string =>
   tenant === '' ? '' : `?tenant=${encodeURIComponent(tenant)}`;
 

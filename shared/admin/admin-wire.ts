@@ -25,6 +25,11 @@
  * | `GET /publications?tenant=`     |                             | list of `Publication` |
  * | `GET /publications/live?tenant=` |                            | `LivePublication`; 404 when nothing was published |
  * | `GET /publications/in-use?tenant=` |                          | `PublicationInUse`: the tenant's own or the default one; 404 when every request runs dense |
+ * | `POST /publications/pause`, `/resume` | `holdSchema`          | 201 `Publication`: a rollout stands still, or goes on; 409 when nothing is on its way |
+ * | `GET /publications/comparison?tenant=` |                      | `ReleaseComparison`: the newest version beside what it replaces |
+ * | `GET /requests`, `/requests/{id}`, `/ratings` |               | see `requests-wire.ts` |
+ * | `GET /audit`, `/audit/export`   |                             | see `audit-wire.ts` |
+ * | `GET /models`                   |                             | list of `{ id }`: what backends serve |
  * | `GET /stats?tenant=&from=&to=&step=` |                        | `Stats` |
  * | `GET /traffic?tenant=&version=` |                             | list of `TrafficSample`, newest first |
  * | `/experiments`                  |                             | see `experiment-wire.ts` |
@@ -57,7 +62,7 @@ export const timestamp = z.iso.datetime();
 
 /*
  * Lists and their pages. Keys, tenants, mask sets, publications and experiments are listed newest first:
- * `?limit=` says how many an answer has, and `?before=` takes the `next` of the answer before. Usage is listed in the
+ * `?limit=` says how many an answer has, `?before=` takes the `next` of the answer before, and `?q=` looks for a text. Usage is listed in the
  * order of what it is grouped by, and takes its `next` as `?after=`. Without them an answer is the first page.
  */
 
@@ -88,10 +93,14 @@ export const pageQuerySchema = z.object({
       return { at: Number(at), id: id! };
     })
     .optional(),
+  /** Only what has this text in its id or name, or in what else tells it from others. */
+  q: z.string().min(1).max(200).optional(),
 });
 export type PageQuery = z.infer<typeof pageQuerySchema>;
 
 /* Tenants. */
+
+export const TEXTS_KEPT_DAYS_MAX = 90;
 
 /** Null: no limit. Counted over any sixty seconds, and by the day of UTC. */
 const budget = z.int().min(1).max(1e12).nullable();
@@ -111,6 +120,8 @@ const tenantFields = {
   tokens_per_minute: budget,
   requests_per_day: budget,
   tokens_per_day: budget,
+  /** For how many days prompts and answers are kept, to be read beside their request; null: not at all. */
+  texts_kept_days: z.int().min(1).max(TEXTS_KEPT_DAYS_MAX).nullable(),
 };
 
 export const createTenantSchema = z.strictObject({
@@ -125,6 +136,7 @@ export const createTenantSchema = z.strictObject({
   tokens_per_minute: budget.default(null),
   requests_per_day: budget.default(null),
   tokens_per_day: budget.default(null),
+  texts_kept_days: tenantFields.texts_kept_days.default(null),
 });
 export type NewTenant = z.infer<typeof createTenantSchema>;
 
@@ -134,7 +146,7 @@ export const updateTenantSchema = z
   .partial()
   .refine((change) => Object.keys(change).length > 0, 'names nothing to change');
 export type TenantChange = z.infer<typeof updateTenantSchema>;
-export const OWN_TENANT_FIELDS: readonly string[] = ['name', 'routing_policy'];
+export const OWN_TENANT_FIELDS: readonly string[] = ['name', 'routing_policy', 'texts_kept_days'];
 
 /** What of the live mask set the tenant's terms forbid, with the code that publishing it now would be refused with. */
 const TENANT_WARNINGS = ['quality_below_floor', 'sparsity_over_ceiling', 'model_not_allowed'] as const;
@@ -142,6 +154,8 @@ const TENANT_WARNINGS = ['quality_below_floor', 'sparsity_over_ceiling', 'model_
 export const tenantSchema = z.object({
   id: z.string(),
   ...tenantFields,
+  /** An edge of the release before does not say. */
+  texts_kept_days: tenantFields.texts_kept_days.default(null),
   created_at: timestamp,
   /** Of one tenant only, not in lists; absent, too, while the live set cannot be read. */
   warnings: z.array(z.object({ code: z.enum(TENANT_WARNINGS), message: z.string() })).optional(),
@@ -162,22 +176,26 @@ export type BudgetUse = z.infer<typeof budgetUseSchema>;
 
 /* API keys. */
 
-export const API_KEY_KINDS = ['tenant', 'tenant_admin', 'admin'] as const;
+export const API_KEY_KINDS = ['tenant', 'viewer', 'tenant_admin', 'admin'] as const;
 export type ApiKeyKind = (typeof API_KEY_KINDS)[number];
+
+/** What somebody may do who administrates: a `viewer` reads, of one tenant or of all. */
+export const ROLES = ['viewer', 'tenant_admin', 'admin'] as const satisfies ApiKeyKind[];
+export type Role = (typeof ROLES)[number];
 
 /** A key that has ended before it is made opens nothing; in a rotation it would replace a key that works. */
 const keyEnd = timestamp.refine((time) => Date.parse(time) > Date.now(), 'is over already').optional();
 
 export const createKeySchema = z
   .strictObject({
-    /** `tenant` sends completions, `tenant_admin` manages one tenant, `admin` manages all. */
+    /** `tenant` sends completions, `viewer` reads, `tenant_admin` manages one tenant, `admin` manages all. */
     kind: z.enum(API_KEY_KINDS).default('tenant'),
     tenant: ownerId.default(DEFAULT_TENANT),
     name: z.string().min(1).max(200),
     expires_at: keyEnd,
   })
-  .refine((key) => (key.kind === 'admin') === (key.tenant === DEFAULT_TENANT), {
-    message: 'a key of kind admin has no tenant, every other kind has one',
+  .refine(({ kind, tenant }) => kind === 'viewer' || (kind === 'admin') === (tenant === DEFAULT_TENANT), {
+    message: 'a key of kind admin has no tenant, a viewer may have one, every other kind has one',
     path: ['tenant'],
   });
 
@@ -212,7 +230,7 @@ export const keysQuerySchema = pageQuerySchema.extend({
   state: z.enum(['working']).optional(),
 });
 
-const endedSessionsSchema = z.object({
+export const endedSessionsSchema = z.object({
   /** The id of the key that opened them, or `root`. */
   actor: z.string(),
   /** Those that were opened later go on. */
@@ -290,6 +308,9 @@ export type UsageRow = z.infer<typeof usageRowSchema>;
 
 export const CSRF_HEADER = 'x-maskroute-csrf';
 
+/** Of the 204 of `GET /dashboard/session`: who else says who somebody is, at `GET /dashboard/sign-in` (OpenID Connect). */
+export const SIGN_IN_HEADER = 'x-maskroute-sign-in';
+
 export const loginSchema = z.strictObject({ key: z.string().min(1).max(512) });
 
 export const sessionSchema = z.object({
@@ -297,6 +318,8 @@ export const sessionSchema = z.object({
   actor: z.string(),
   /** The only tenant that the session sees; null when it manages all tenants. */
   tenant: z.string().nullable(),
+  /** An edge of the release before does not say. */
+  role: z.enum(ROLES).default('admin'),
   csrf: z.string(),
   expires_at: z.iso.datetime(),
 });

@@ -48,7 +48,11 @@ export const createJobSchema = z.strictObject({
   data: z.array(dataSource).min(1).max(64),
   clusters: z.union([z.int().min(1).max(256), z.literal('auto')]),
   sparsity: z.number().gt(0).lt(1),
+  /** How many masks the clusters share at most; as many as pay unless given. */
+  masks: z.int().min(1).max(256).optional(),
   cost: z.enum(['blocks', 'time']).optional(),
+  /** With `cost: "time"`: tokens before the one that is timed. */
+  context: z.int().min(1).max(1_000_000).optional(),
   surrogate: z.boolean().optional(),
   encoder: z.enum(['static', 'all-minilm-l6-v2']).default('static'),
   name: z.string().regex(DATA_NAME_PATTERN).optional(),

@@ -74,10 +74,18 @@ export const publishSchema = z.strictObject({
 });
 export type PublishBody = z.input<typeof publishSchema>;
 
+/** Of the newest publication: it stays where it is, or goes on. */
+export const holdSchema = z.strictObject({
+  tenant: ownerId.default(DEFAULT_TENANT),
+  expected_version: expectedVersion,
+});
+
 export const rollbackSchema = z.strictObject({
   tenant: ownerId.default(DEFAULT_TENANT),
   expected_version: expectedVersion,
 });
+
+export const PUBLICATION_ACTIONS = ['activate', 'rollback', 'pause', 'resume'] as const;
 
 export const publicationSchema = z.object({
   id: z.string(),
@@ -86,7 +94,7 @@ export const publicationSchema = z.object({
   version: z.string().nullable(),
   /** The version that was live before. */
   replaced_version: z.string().nullable(),
-  action: z.enum(['activate', 'rollback']),
+  action: z.enum(PUBLICATION_ACTIONS),
   /** The id of the key that did it, `root`, or {@link AUTO_ROLLBACK}. */
   actor: z.string(),
   created_at: timestamp,
@@ -107,17 +115,34 @@ export const livePublicationSchema = publicationSchema.extend({
   share: z.number().min(0).max(1),
   /** What the others see; null when this is everyone's, or when nothing came before. */
   base_version: z.string().nullable(),
-  /** What a rollback brings back; null when nothing came before. An edge of the release before does not say. */
-  previous_version: z.string().nullable().default(null),
+  /** What a rollback brings back; null when nothing came before. */
+  previous_version: z.string().nullable(),
+  /** Since when its steps wait for somebody to let them go on; null: they go on by themselves. */
+  paused_at: timestamp.nullable(),
+  /** When the share changes next; null when everyone sees it, and while it is paused. */
+  next_step_at: timestamp.nullable(),
 });
 export type LivePublication = z.infer<typeof livePublicationSchema>;
 
-/** What a tenant's requests are routed by. While a publication takes hold, the newest that any of them sees. */
+/** What a part of a tenant's conversations sees. */
+const servedPartSchema = z.object({
+  /** Whose it is: the tenant itself, or empty for the default one. */
+  tenant: z.string(),
+  /** Null: they run dense. */
+  version: z.string().nullable(),
+  /** Of the conversations, 0 to 1. */
+  share: z.number(),
+});
+export type ServedPart = z.infer<typeof servedPartSchema>;
+
+/** What a tenant's requests are routed by. While a publication takes hold, what most of them see. */
 export const publicationInUseSchema = z.object({
   /** Whose it is: the tenant itself, or empty for the default one. */
   tenant: z.string(),
   version: z.string(),
   activate_at: timestamp,
+  /** All that is seen, the largest part first; more than one while a publication takes hold. */
+  parts: z.array(servedPartSchema).default([]),
 });
 export type PublicationInUse = z.infer<typeof publicationInUseSchema>;
 

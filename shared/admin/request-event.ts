@@ -8,6 +8,9 @@ import { FALLBACK_REASONS } from '../wire/protocol.ts';
 /** Unique a request, made at the edge: never the client's own request id, which it may send twice. */
 export const EVENT_ID_PATTERN = /^[0-9a-f]{20}$/;
 
+export const REQUEST_SOURCES = ['client', 'playground'] as const;
+export type RequestSource = (typeof REQUEST_SOURCES)[number];
+
 const duration_ms = z.number().min(0).nullable();
 
 export const requestEventSchema = z.strictObject({
@@ -53,6 +56,10 @@ export const requestEventSchema = z.strictObject({
   /** Mean time a completion token after the first; null with fewer than two, or an answer that is no stream. */
   tpot_ms: duration_ms,
   total_ms: z.number().min(0),
+  /** What the client calls the request; it may say the same of several. */
+  request_id: z.string().max(200).default(''),
+  /** `playground`: somebody tried something, who is no customer. */
+  source: z.enum(REQUEST_SOURCES).default('client'),
 });
 export type RequestEvent = z.infer<typeof requestEventSchema>;
 
@@ -78,6 +85,8 @@ const comparisonEventSchema = z.strictObject({
   ...ofRequest,
   /** The share of the compared tokens before the first that differs, 0 to 1. */
   agreement: z.number().min(0).max(1),
+  /** The share of a token's time that the mask saved: 1 less masked by dense. Null where a backend did not time both. */
+  saved: z.number().max(1).nullable().default(null),
 });
 export type ComparisonEvent = z.infer<typeof comparisonEventSchema>;
 

@@ -107,6 +107,24 @@ export function compareMeans(a: Moments, b: Moments, alpha: number): Difference 
   };
 }
 
+/** Pairs differ less among themselves than answers do, so fewer of them are enough to estimate how much. */
+export const PAIRS_MIN = 30;
+
+/** The mean of paired differences with its interval, by the same sequence; null for fewer than {@link PAIRS_MIN}. */
+export function meanInterval(
+  pairs: Moments,
+  alpha: number,
+): { readonly mean: number; readonly low: number; readonly high: number } | null {
+  const { count, sum } = pairs;
+  if (count < PAIRS_MIN) return null;
+  const mean = sum / count;
+  // Here t is the number of pairs.
+  const r = (count / TUNED_FOR) * (-2 * Math.log(alpha) + Math.log(1 - 2 * Math.log(alpha)));
+  const variance = meanVariance(pairs);
+  const halfWidth = Math.sqrt(((2 * variance * (r + 1)) / r) * (0.5 * Math.log(r + 1) - Math.log(alpha)));
+  return { mean, low: mean - halfWidth, high: mean + halfWidth };
+}
+
 /** The variance of the mean. Values that are all the same say little about how much the next ones will differ. */
 function meanVariance({ count, sum, sq }: Moments): number {
   return Math.max(0, (sq - sum ** 2 / count) / (count - 1)) / count;

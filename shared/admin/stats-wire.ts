@@ -33,6 +33,45 @@ export const statsQuerySchema = z
     path: ['step'],
   });
 
+/*
+ * Whether masks save time. A figure is only compared with what was measured at the same time: the speed of a machine
+ * changes from one minute to the next more than a mask changes it.
+ */
+
+const savedSchema = z.object({
+  /** How many answers were run again, masked and dense, one right after the other. */
+  pairs: z.int(),
+  /** So many are needed before there is an interval. */
+  pairs_min: z.int(),
+  /** The mean share of a token's time that the mask saved: 0.2 is a fifth less. Null: not comparable yet. */
+  mean: z.number().nullable(),
+  /** At 95 %, whenever and however often one looks. */
+  low: z.number().nullable(),
+  high: z.number().nullable(),
+});
+export type Saved = z.infer<typeof savedSchema>;
+
+/**
+ * The newest publication beside what it replaces: `GET /admin/v1/publications/comparison?tenant=`. Counted are answers
+ * under their masks in minutes in which both had some, since the newest activation or in the last day.
+ */
+export const releaseComparisonSchema = z.object({
+  from: timestamp,
+  /** Minutes in which both had answers. */
+  minutes: z.int(),
+  sides: z.array(
+    z.object({
+      version: z.string(),
+      requests: z.int(),
+      errors: z.int(),
+      error_rate: z.number().nullable(),
+      ttft_ms: z.number().nullable(),
+      tpot_ms: z.number().nullable(),
+    }),
+  ),
+});
+export type ReleaseComparison = z.infer<typeof releaseComparisonSchema>;
+
 const routingShareSchema = z.object({
   start: timestamp,
   /** Null: no mask set. */
@@ -73,19 +112,22 @@ export const statsSchema = z.object({
    * By backend, over all tenants; empty in a question about one tenant. Times are from the request's arrival at
    * the edge, what it lost at other backends included, and by whole ten minutes.
    */
-  backends: z
-    .array(
-      z.object({
-        backend: z.string(),
-        /** Those whose time to the first token is known. */
-        answers: z.int(),
-        ttft_quantiles_ms: quantilesSchema,
-        tpot_quantiles_ms: quantilesSchema,
-      }),
-    )
-    // An edge of the release before has none; a page may ask one while a deployment is gradual.
-    .default([]),
+  backends: z.array(
+    z.object({
+      backend: z.string(),
+      /** Those whose time to the first token is known. */
+      answers: z.int(),
+      ttft_quantiles_ms: quantilesSchema,
+      tpot_quantiles_ms: quantilesSchema,
+    }),
+  ),
   fallbacks: z.array(z.object({ reason: z.string(), requests: z.int() })),
+  /** All of it together; an edge of the release before does not say. */
+  total: figuresSchema.optional(),
+  masks: z
+    .array(z.object({ mask: z.string(), sparsity: z.number().nullable(), requests: z.int() }))
+    .default([]),
+  saved: savedSchema.optional(),
 });
 export type Stats = z.infer<typeof statsSchema>;
 

@@ -119,9 +119,12 @@ export function stickyKey(kind: StickyKind, caller: StickyCaller, request: Stick
       if (request.body.user == null) return stickyKey('conversation', caller, request);
       return JSON.stringify(['user', caller.tenant, request.body.user]);
     case 'conversation':
-      return JSON.stringify(['conversation', caller.tenant, ...conversationStart(request)]);
+      return conversationKey(caller.tenant, request);
   }
 }
+
+export const conversationKey = (tenant: string, request: StickySource): string =>
+  JSON.stringify(['conversation', tenant, ...conversationStart(request)]);
 
 /** Everything up to the first answer, which stays as it is while the conversation grows. */
 function conversationStart(request: StickySource): readonly unknown[] {
@@ -150,18 +153,38 @@ export type Rollout = {
   readonly activateAt_ms: number;
   /** Shares rise; none: everyone at once. */
   readonly steps: readonly RolloutStep[];
+  /** From then on nothing goes on by itself; null: it does. */
+  readonly pausedAt_ms?: number | null;
 };
 
-export const completesAt_ms = ({ activateAt_ms, steps }: Rollout): number =>
-  steps.reduce((end_ms, step) => end_ms + step.duration_s * 1000, activateAt_ms);
+/** Infinity while it is paused on its way. */
+export function completesAt_ms({ activateAt_ms, steps, pausedAt_ms = null }: Rollout): number {
+  const end_ms = steps.reduce((sum_ms, step) => sum_ms + step.duration_s * 1000, activateAt_ms);
+  return pausedAt_ms !== null && pausedAt_ms < end_ms ? Number.POSITIVE_INFINITY : end_ms;
+}
+
+/** When the share changes next; null when everyone sees it, and while it is paused. */
+export function nextStepAt_ms(
+  { activateAt_ms, steps, pausedAt_ms = null }: Rollout,
+  now_ms: number,
+): number | null {
+  if (pausedAt_ms !== null) return null;
+  let at_ms = activateAt_ms;
+  for (const { duration_s } of steps) {
+    if (now_ms < at_ms) return at_ms;
+    at_ms += duration_s * 1000;
+  }
+  return now_ms < at_ms ? at_ms : null;
+}
 
 /** The share of sticky keys that see the new version, 0 to 1. It never falls as time goes on. */
-export function shareAt({ activateAt_ms, steps }: Rollout, now_ms: number): number {
-  if (now_ms < activateAt_ms) return 0;
+export function shareAt({ activateAt_ms, steps, pausedAt_ms = null }: Rollout, now_ms: number): number {
+  const at_ms = pausedAt_ms === null ? now_ms : Math.min(now_ms, pausedAt_ms);
+  if (at_ms < activateAt_ms) return 0;
   let end_ms = activateAt_ms;
   for (const step of steps) {
     end_ms += step.duration_s * 1000;
-    if (now_ms < end_ms) return step.share;
+    if (at_ms < end_ms) return step.share;
   }
   return 1;
 }

@@ -75,7 +75,15 @@ export const BACKEND_HEADERS = {
   deadline: 'x-maskroute-deadline-ms',
   /** The id of the backend that answered, on the edge's answers. */
   backend: 'x-maskroute-backend',
+  /** A {@link BackendAffinity}, on the edge's answers where there are several backends. */
+  affinity: 'x-maskroute-backend-affinity',
 } as const;
+
+/**
+ * Which backend answered a conversation's request: the conversation's own (`hit`), which has its pages of keys and
+ * values; another, since that one was busy (`overflow`), or since it is gone, drains or failed (`failover`).
+ */
+export type BackendAffinity = 'hit' | 'overflow' | 'failover';
 
 export const HOT_MASKS_MAX = 64;
 

@@ -37,6 +37,13 @@ type HonouredShape<Table extends FieldTable> = {
 };
 export type ObjectOf<Table extends FieldTable> = z.output<z.ZodObject<HonouredShape<Table>, z.core.$strip>>;
 
+/** What a schema made here accepts. It is a function, so a document of the API learns it here alone. */
+type Drawn =
+  | { readonly kind: 'table'; readonly table: FieldTable }
+  | { readonly kind: 'list'; readonly item: z.ZodType; readonly min: number; readonly max: number };
+const drawn = new WeakMap<object, Drawn>();
+export const drawnFrom = (schema: object): Drawn | undefined => drawn.get(schema);
+
 export type CheckedObject<Schema extends z.ZodType> = {
   /** Gives the honoured fields; whatever is wrong is an issue, of all fields at once. */
   readonly schema: Schema;
@@ -65,6 +72,7 @@ export function checkedObject<const Table extends FieldTable>(
     }
     return readObject(value as Record<string, unknown>, rules, always, options as Options, issues) as never;
   }) as unknown as z.ZodType<ObjectOf<Table>>;
+  drawn.set(schema, { kind: 'table', table });
   return {
     schema,
     collectIgnored: (object, prefix, paths) => collectIgnored(object, rules, prefix, paths),
@@ -192,14 +200,17 @@ function run(schema: z.ZodType, value: unknown, key: PropertyKey, issues: unknow
  * A list that is given up after some wrong items: in a body of megabytes, a million of them would hold up everybody
  * else for seconds.
  */
-export const listOf = <S extends z.ZodType>(item: S, { min = 0, max }: { min?: number; max: number }) =>
-  z.transform((value: unknown, { issues }: Context) => {
+export function listOf<S extends z.ZodType>(item: S, { min = 0, max }: { min?: number; max: number }) {
+  const schema = z.transform((value: unknown, { issues }: Context) => {
     if (!Array.isArray(value)) issues.push({ code: 'invalid_type', expected: 'array', input: value });
     else if (value.length < min) issues.push({ code: 'too_small', minimum: min, ...LIST, input: value });
     else if (value.length > max) issues.push({ code: 'too_big', maximum: max, ...LIST, input: value });
     else return readItems(value, item, issues);
     return [];
   }) as unknown as z.ZodType<z.output<S>[]>;
+  drawn.set(schema, { kind: 'list', item, min, max });
+  return schema;
+}
 const LIST = { origin: 'array', inclusive: true };
 const ISSUES_MAX = 100;
 

@@ -29,6 +29,8 @@ const tokenId = z.int().min(0);
 const TOKEN_IDS_MAX = 1_000_000;
 const BIASES_MAX = 4096;
 const PARTS_MAX = 4096;
+/** Of one request, and of one message. */
+const TOOLS_MAX = 128;
 const layers = z.array(z.int().min(0).max(BLOCK_COUNT_MAX)).max(BLOCK_COUNT_MAX);
 
 /** `dense`, a mask id, or the layers to skip. */
@@ -45,8 +47,9 @@ const maskFieldSchema = z.union(
 );
 export type MaskField = z.infer<typeof maskFieldSchema>;
 
-const TOOLS = 'tools are not supported yet';
-const FORM = 'answers of a prescribed form are not supported yet';
+const FUNCTIONS = 'send `tools` and `tool_choice` instead';
+const FORM = 'send `response_format` instead';
+const CHAT_FORM = 'answers of a prescribed form are for /v1/chat/completions and /v1/responses';
 const TEXT_ONLY = 'this model takes and gives text only';
 const TEMPLATE = 'the prompt is written with the template of the model, which cannot be changed';
 const NOT_HERE = 'this server does not support it';
@@ -118,7 +121,6 @@ const commonFields = {
   guided_whitespace_pattern: refused(FORM),
   structural_tag: refused(FORM),
   structured_outputs: refused(FORM, {}),
-  response_format: refused(FORM, { type: 'text' }),
   return_tokens_as_token_ids: refused(NOT_HERE, false),
   return_token_ids: refused(NOT_HERE, false),
   return_prompt_text: refused(NOT_HERE, false),
@@ -151,10 +153,32 @@ const textPart = checkedObject(
   { tag: 'type' },
 );
 
+const NAME = /^[A-Za-z0-9_.-]{1,64}$/;
+const NAME_WORDS = 'expected 1 to 64 letters, digits, points, dashes and underscores';
+const functionName = z.string().regex(NAME, NAME_WORDS);
+const toolId = z.string().min(1).max(200);
+/** Checked where grammars are made of them. */
+const schemaField = z.record(z.string(), z.unknown());
+
+const calledFunction = checkedObject({
+  name: honoured(functionName),
+  /** JSON, as a model wrote it. */
+  arguments: honoured(z.string()),
+  /** What the `openai` client adds. */
+  parsed_arguments: ignored(),
+});
+const toolCall = checkedObject({
+  id: honoured(toolId),
+  type: honoured(z.literal('function').nullish()),
+  function: honoured(calledFunction.schema, calledFunction),
+  index: ignored(),
+});
+export type ToolCall = z.infer<typeof toolCall.schema>;
+
 export const MESSAGE_FIELDS = {
   role: honoured(
-    z.enum(['system', 'developer', 'user', 'assistant'], {
-      error: ({ input }) => (input === 'tool' || input === 'function' ? TOOLS : undefined),
+    z.enum(['system', 'developer', 'user', 'assistant', 'tool'], {
+      error: ({ input }) => (input === 'function' ? 'send the role "tool" instead' : undefined),
     }),
   ),
   content: honoured(
@@ -168,21 +192,83 @@ export const MESSAGE_FIELDS = {
   ),
   /** Some chat templates write it. */
   name: honoured(z.string().max(200).nullish()),
-  tool_calls: refused(TOOLS, []),
-  tool_call_id: refused(TOOLS),
-  function_call: refused(TOOLS),
+  tool_calls: honoured(listOf(toolCall.schema, { max: TOOLS_MAX }).nullish(), toolCall),
+  tool_call_id: honoured(toolId.nullish()),
+  function_call: refused(FUNCTIONS),
   audio: refused(TEXT_ONLY),
   refusal: refused('this model gives no refusals apart from its text', ''),
   // Fields of an answer that clients send back with it: earlier reasoning is not shown to a model again.
   reasoning: ignored(''),
   reasoning_content: ignored(''),
   annotations: ignored([]),
+  /** What the `openai` client adds to an answer that it has parsed. */
+  parsed: ignored(),
   // lm-evaluation-harness says what parts say of whole messages.
   type: ignored('text'),
   cache_control: ignored(),
 } as const satisfies FieldTable;
-const message = checkedObject(MESSAGE_FIELDS);
+const message = checkedObject(MESSAGE_FIELDS, {
+  refine: ({ role, tool_call_id, tool_calls }) => {
+    if (role === 'tool' && tool_call_id == null)
+      return { path: 'tool_call_id', message: 'a message of a tool says which call it answers' };
+    return role !== 'assistant' && (tool_calls?.length ?? 0) > 0
+      ? { path: 'tool_calls', message: 'only an assistant calls tools' }
+      : undefined;
+  },
+});
 export type ChatMessage = z.infer<typeof message.schema>;
+
+/** A function that the model may call. `strict`: what its schema says and a grammar cannot keep is refused. */
+const toolFunction = checkedObject({
+  name: honoured(functionName),
+  description: honoured(z.string().max(16_384).nullish()),
+  parameters: honoured(schemaField.nullish()),
+  strict: honoured(flag),
+});
+const tool = checkedObject(
+  {
+    type: honoured(
+      z.literal('function', {
+        error: ({ input }) =>
+          input === undefined ? undefined : 'the only tools here are of the type "function"',
+      }),
+    ),
+    function: honoured(toolFunction.schema, toolFunction),
+    cache_control: ignored(),
+  },
+  { tag: 'type' },
+);
+export type Tool = z.infer<typeof tool.schema>;
+
+const toolChoice = z
+  .union(
+    [
+      z.enum(['auto', 'none', 'required']),
+      z.object({ type: z.literal('function'), function: z.object({ name: functionName }) }),
+    ],
+    'expected "auto", "none", "required", or {"type": "function", "function": {"name": …}}',
+  )
+  .nullish();
+
+const jsonSchemaFormat = checkedObject({
+  name: honoured(functionName),
+  description: ignored(),
+  schema: honoured(schemaField.nullish()),
+  strict: honoured(flag),
+});
+const responseFormat = checkedObject(
+  {
+    type: honoured(z.enum(['text', 'json_object', 'json_schema'])),
+    json_schema: honoured(jsonSchemaFormat.schema.nullish(), jsonSchemaFormat),
+  },
+  {
+    refine: ({ type, json_schema }) =>
+      (type === 'json_schema') === (json_schema == null)
+        ? { path: 'json_schema', message: 'it belongs to the type "json_schema", and to no other' }
+        : undefined,
+  },
+);
+export type ResponseFormat = z.infer<typeof responseFormat.schema>;
 
 export const CHAT_FIELDS = {
   ...commonFields,
@@ -193,12 +279,12 @@ export const CHAT_FIELDS = {
   top_logprobs: honoured(z.int().min(0).max(TOP_LOGPROBS_MAX).nullish()),
   best_of: refused('every choice that is sampled is returned', 1),
 
-  tools: refused(TOOLS, []),
-  tool_choice: refused(TOOLS, 'none', 'auto'),
-  functions: refused(TOOLS, []),
-  function_call: refused(TOOLS, 'none', 'auto'),
-  /** Of calls that there are none of. */
-  parallel_tool_calls: ignored(),
+  response_format: honoured(responseFormat.schema.nullish(), responseFormat),
+  tools: honoured(listOf(tool.schema, { max: TOOLS_MAX }).nullish(), tool),
+  tool_choice: honoured(toolChoice),
+  parallel_tool_calls: honoured(flag),
+  functions: refused(FUNCTIONS, []),
+  function_call: refused(FUNCTIONS, 'none', 'auto'),
   modalities: honoured(z.array(z.literal('text', `${TEXT_ONLY}, so only "text" can stand here`)).nullish()),
   audio: refused(TEXT_ONLY),
   mm_processor_kwargs: refused(TEXT_ONLY, {}),
@@ -229,10 +315,19 @@ export const CHAT_FIELDS = {
 } as const satisfies FieldTable;
 
 export const chatRequest = checkedObject(CHAT_FIELDS, {
-  refine: ({ top_logprobs, logprobs }) =>
-    top_logprobs != null && logprobs !== true
-      ? { path: 'top_logprobs', message: 'it needs `logprobs: true`' }
-      : undefined,
+  refine: ({ top_logprobs, logprobs, tools, tool_choice }) => {
+    if (top_logprobs != null && logprobs !== true)
+      return { path: 'top_logprobs', message: 'it needs `logprobs: true`' };
+    const names = (tools ?? []).map((one) => one.function.name);
+    const twice = names.find((name, i) => names.indexOf(name) !== i);
+    if (twice !== undefined) return { path: 'tools', message: `two of them are called ${twice}` };
+    const named = typeof tool_choice === 'object' ? tool_choice?.function.name : undefined;
+    if (named !== undefined && !names.includes(named))
+      return { path: 'tool_choice', message: `none of the tools is called ${named}` };
+    return tool_choice === 'required' && names.length === 0
+      ? { path: 'tool_choice', message: 'it needs `tools`' }
+      : undefined;
+  },
 });
 export type ChatRequest = ObjectOf<typeof CHAT_FIELDS>;
 
@@ -254,6 +349,7 @@ export const COMPLETION_FIELDS = {
   logprobs: honoured(z.int().min(0).max(TOP_LOGPROBS_MAX).nullish()),
   best_of: honoured(z.int().min(1).nullish()),
   suffix: refused('a completion has nothing behind it', ''),
+  response_format: refused(CHAT_FORM, { type: 'text' }),
   /** vLLM's: false leaves out the BOS that the model wants. */
   add_special_tokens: honoured(flag),
   /** llama.cpp's name: special tokens that a prompt's text spells out are these tokens. Otherwise they are text. */
@@ -274,7 +370,15 @@ export const messageText = (message: ChatMessage): string =>
     ? message.content
     : (message.content ?? []).map((part) => part.text).join('');
 
-export type FinishReason = 'stop' | 'length';
+/** All that a message brings into a prompt: its text, who speaks, and what it calls. */
+export const messageTexts = (message: ChatMessage): string[] => [
+  messageText(message),
+  message.name ?? '',
+  ...(message.tool_calls ?? []).flatMap(({ id, function: called }) => [id, called.name, called.arguments]),
+  message.tool_call_id ?? '',
+];
+
+export type FinishReason = 'stop' | 'length' | 'tool_calls';
 export type Usage = {
   prompt_tokens: number;
   completion_tokens: number;
@@ -336,6 +440,8 @@ export const dryRunSchema = z.object({
   /** Euclidean distance to the centroid. */
   distance: z.number().nullable(),
   maskroute: routeEchoSchema,
+  /** The conversation's own backend, which is asked first unless it is busy; null where there is one. */
+  backend: z.string().nullable(),
   /** What embedded the text; null when nothing was embedded. */
   encoder: encoderSpecSchema.nullable(),
   timings_ms: z.object({ assign: z.number(), embed: z.number(), route: z.number() }),

@@ -24,6 +24,12 @@ export function parseJson(text: string): unknown {
   }
 }
 
+/** Whether what takes a value apart may do so by calling itself. */
+export const isNestedWithin = (value: unknown, depth: number): boolean =>
+  typeof value !== 'object' ||
+  value === null ||
+  (depth > 0 && Object.values(value).every((one) => isNestedWithin(one, depth - 1)));
+
 /** @throws MaskrouteError `code`, with every wrong field in its message and the path of the first as `param`. */
 export function parse<T extends z.ZodType>(
   schema: T,

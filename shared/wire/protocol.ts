@@ -88,6 +88,17 @@ export const HEADERS = {
 } as const;
 
 /**
+ * What somebody says who tries something out, as the dashboard's playground does: the request is marked, takes part in no
+ * experiment, and may be routed by any mask set that the tenant could publish.
+ */
+export const TRIAL_HEADERS = {
+  /** `playground`. */
+  source: 'x-maskroute-source',
+  /** A version of a mask set. */
+  version: 'x-maskroute-try-version',
+} as const;
+
+/**
  * `ALLOWED_ORIGINS`: whose pages may call `/v1` from a browser: `*`, or origins as browsers write them, with commas or
  * spaces between them.
  */

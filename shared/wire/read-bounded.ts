@@ -3,28 +3,47 @@
 export class TooLargeError extends Error {}
 
 /**
- * The body as UTF-8 text. @throws TooLargeError past `bytesMax` (nothing more is read then), TypeError on
- * invalid UTF-8, and what the stream throws.
+ * A body's pieces, as they come. Whoever stops early leaves the rest unread: a server that refuses a body lets its client
+ * send it and then read why. @throws TooLargeError past `bytesMax`, and what the stream throws.
  */
-export async function readBounded(
+export async function* piecesOf(
   body: ReadableStream<Uint8Array> | null,
   bytesMax: number,
-): Promise<string> {
-  if (body === null) return '';
-  const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: false });
-  let text = '';
+): AsyncGenerator<Uint8Array, void, void> {
+  if (body === null) return;
   let bytes = 0;
   const reader = body.getReader();
   try {
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) return text + decoder.decode();
+      if (done) return;
       bytes += value.length;
       if (bytes > bytesMax) throw new TooLargeError(`the body has more than ${bytesMax} bytes`);
-      text += decoder.decode(value, { stream: true });
+      yield value;
     }
   } finally {
     reader.releaseLock();
+  }
+}
+
+/** The body as UTF-8 text. @throws as `piecesOf`, TypeError on invalid UTF-8. */
+export async function readBounded(
+  body: ReadableStream<Uint8Array> | null,
+  bytesMax: number,
+): Promise<string> {
+  const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: false });
+  let text = '';
+  for await (const piece of piecesOf(body, bytesMax)) text += decoder.decode(piece, { stream: true });
+  return text + decoder.decode();
+}
+
+/** The same of an answer. One that is not read to its end is called off: its connection is free again. */
+export async function readAnswer({ body }: Pick<Response, 'body'>, bytesMax: number): Promise<string> {
+  try {
+    return await readBounded(body, bytesMax);
+  } catch (error) {
+    await body?.cancel().catch(() => {});
+    throw error;
   }
 }
 

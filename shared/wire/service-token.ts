@@ -1,14 +1,15 @@
 /**
- * The token that edge and backend sign for each other: `mrt1.<payload>.<signature>`, both base64url; the signature is
- * HMAC-SHA256 with the backend key over everything before the last dot. WebCrypto, so it runs on both sides.
+ * The token that edge and backend sign for each other: a JWT with HMAC-SHA256 and the backend key.
  *
  * The backend key itself goes nowhere. A token is for one address, one purpose and a minute, so a caught token is worth
  * little.
  */
+import { sign, verify } from 'hono/jwt';
 import { z } from 'zod';
 import { MaskrouteError } from './errors.ts';
 
-export const TOKEN_PREFIX = 'mrt1.';
+/** The head of every token: one that names another way to sign is none, so that nobody is talked into it. */
+export const TOKEN_PREFIX = `${btoa('{"alg":"HS256","typ":"JWT"}')}.`;
 export const TOKEN_LIFETIME_s = 60;
 /** How far the two clocks may be apart. */
 export const TOKEN_SKEW_s = 30;
@@ -47,6 +48,26 @@ export const importTokenKey = (backendKey: string): Promise<TokenKey> =>
     'verify',
   ]);
 
+/**
+ * What checks tokens that any of the keys signed: while a key is rotated, both sides take the one before and the one after.
+ * It throws as {@link verifyToken}.
+ */
+export function createVerifier(
+  backendKeys: readonly string[],
+  verifier: 'backend' | 'edge',
+): (token: string, now_s: number) => Promise<TokenClaims> {
+  let tokenKeys: Promise<TokenKey[]> | undefined;
+  return async (token, now_s) => {
+    tokenKeys ??= Promise.all(backendKeys.map(importTokenKey));
+    const [first, ...others] = await tokenKeys;
+    for (const key of others) {
+      // The time is judged below; here it is only found out who signed it.
+      if ((await signedBy(key, token)) !== undefined) return await verifyToken(key, token, now_s, verifier);
+    }
+    return await verifyToken(first!, token, now_s, verifier);
+  };
+}
+
 /** Signs token after token. Importing the key costs more than signing, so it is done once. */
 export function createSigner(backendKey: string): SignFor {
   let tokenKey: Promise<TokenKey> | undefined;
@@ -67,11 +88,7 @@ export function createSigner(backendKey: string): SignFor {
   };
 }
 
-export async function signToken(key: TokenKey, claims: TokenClaims): Promise<string> {
-  const head = TOKEN_PREFIX + base64Url(asciiJson(claims));
-  const signature = await crypto.subtle.sign('HMAC', key, encoder.encode(head));
-  return `${head}.${base64Url(String.fromCharCode(...new Uint8Array(signature)))}`;
-}
+export const signToken = (key: TokenKey, claims: TokenClaims): Promise<string> => sign(claims, key, 'HS256');
 
 /**
  * @param verifier whose clock `now_s` is, for people.
@@ -84,25 +101,16 @@ export async function verifyToken(
   now_s: number,
   verifier: 'backend' | 'edge' = 'backend',
 ): Promise<TokenClaims> {
-  const invalid = () => new MaskrouteError('invalid_api_key', 'The service token is not valid.');
-  const parts = token.split('.');
-  if (token.length > TOKEN_CHARS_MAX || parts.length !== 3 || `${parts[0]}.` !== TOKEN_PREFIX)
-    throw invalid();
-  const signature = fromBase64Url(parts[2]!);
-  const payload = fromBase64Url(parts[1]!);
-  if (signature === null || payload === null) throw invalid();
-  const head = encoder.encode(`${parts[0]}.${parts[1]}`);
-  if (!(await crypto.subtle.verify('HMAC', key, signature, head))) throw invalid();
-  let json: unknown;
-  try {
-    json = JSON.parse(new TextDecoder().decode(payload));
-  } catch {
-    throw invalid();
-  }
-  const claims = claimsSchema.safeParse(json);
-  if (!claims.success) throw invalid();
+  const claims = claimsSchema.safeParse(await signedBy(key, token));
+  if (!claims.success) throw new MaskrouteError('invalid_api_key', 'The service token is not valid.');
   requireTime(claims.data, now_s, verifier);
   return claims.data;
+}
+
+/** Undefined for what is no token of this key. */
+async function signedBy(key: TokenKey, token: string): Promise<unknown> {
+  const isToken = token.length <= TOKEN_CHARS_MAX && token.startsWith(TOKEN_PREFIX);
+  return isToken ? await verify(token, key, 'HS256').catch(() => undefined) : undefined;
 }
 
 /** Whether a token is for whoever has this address, however the two are spelled. */
@@ -130,26 +138,4 @@ function requireTime({ issuedAt_s, expiresAt_s }: TokenClaims, now_s: number, ve
     'expired_token',
     `The service token ${outside} by this ${verifier}'s clock; ${advice}.`,
   );
-}
-
-/** With everything beyond ASCII escaped, so that a character is a byte. */
-const asciiJson = (value: unknown): string =>
-  JSON.stringify(value).replace(
-    BEYOND_ASCII,
-    (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`,
-  );
-const BEYOND_ASCII = /[\u0080-\uffff]/g;
-
-/** `bytes`: a character a byte. */
-const base64Url = (bytes: string): string => btoa(bytes).replace(/[+/=]/g, (char) => URL_CHARS[char]!);
-const URL_CHARS: Record<string, string> = { '+': '-', '/': '_', '=': '' };
-
-function fromBase64Url(text: string): Uint8Array<ArrayBuffer> | null {
-  try {
-    return Uint8Array.from(atob(text.replaceAll('-', '+').replaceAll('_', '/')), (char) =>
-      char.charCodeAt(0),
-    );
-  } catch {
-    return null;
-  }
 }

@@ -2,7 +2,12 @@
 import { describe, expect, test } from 'vitest';
 import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
 import { centroidDistances, packCentroids } from '../../shared/mask/centroids.ts';
-import { projectCentroids, sharesOverTime } from '../../workers/dashboard/pages/figures.ts';
+import {
+  groupByMask,
+  projectCentroids,
+  sharesOverTime,
+  versionsIn,
+} from '../../workers/dashboard/pages/figures.ts';
 import {
   evaluatedRows,
   paretoFront,
@@ -56,24 +61,32 @@ describe('the map', () => {
   });
 });
 
-test('shares add up to one at every time, and clusters without requests have none', () => {
-  const at = (start: string, cluster: number | null, requests: number) => ({
-    ...{ start, cluster, requests, errors: 0 },
-    version: 'v_0123456789',
+test('shares of one version add up to one at every step, and a step without requests is a gap', () => {
+  const at = (start: string, cluster: number | null, requests: number, version = 'v_1') => ({
+    ...{ start, cluster, requests, errors: 0, version },
   });
-  const { requests, clusters } = sharesOverTime([
+  const routing = [
     at('2026-01-01T00:00:00Z', 10, 3),
     at('2026-01-01T00:00:00Z', 2, 1),
-    at('2026-01-01T01:00:00Z', 2, 5),
-    at('2026-01-01T01:00:00Z', null, 5),
-  ]);
+    at('2026-01-01T02:00:00Z', 2, 5),
+    at('2026-01-01T02:00:00Z', null, 5),
+    at('2026-01-01T01:00:00Z', 2, 7, 'v_2'),
+  ];
+  const range = { from_ms: Date.parse('2026-01-01T00:00:00Z'), step_ms: 3_600_000, steps: 3 };
+  const { requests, clusters } = sharesOverTime(routing, 'v_1', range);
   expect(requests).toBe(14);
-  expect(clusters.map(({ name }) => name)).toEqual(['not routed', 'v_01234567 · 2', 'v_01234567 · 10']);
-  expect(clusters.map(({ shares }) => shares.map(({ share }) => share))).toEqual([
-    [0, 0.5],
-    [0.25, 0.5],
-    [0.75, 0],
+  expect(clusters.map(({ cluster }) => cluster)).toEqual([null, 2, 10]);
+  expect(clusters.map(({ shares }) => shares)).toEqual([
+    [0, null, 0.5],
+    [0.25, null, 0.5],
+    [0.75, null, 0],
   ]);
+  expect(versionsIn(routing)).toEqual(['v_1', 'v_2']);
+});
+
+test('clusters that share a mask are drawn once', () => {
+  const groups = groupByMask([{ mask: 'm_a' }, { mask: 'm_b' }, { mask: 'm_a' }]);
+  expect(groups.map(({ members }) => members.map(({ index }) => index))).toEqual([[0, 2], [1]]);
 });
 
 describe('quality', () => {

@@ -1,11 +1,11 @@
-/** OpenAI's own client inside a page of another origin, in a real Chromium, against the running product. */
+/** What a stranger's Chromium meets at the running product: OpenAI's own client in a page of another origin, and its pages. */
 import { once } from 'node:events';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { build } from 'esbuild';
 import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { openBrowser, openPage } from './browser.ts';
+import { complaintsOf, expectAccessible, openBrowser, openPage } from './browser.ts';
 import { createHome, removeHome, run, type Started, start, stop } from './product.ts';
 
 /** What the page runs; `ask` is called from here. */
@@ -104,4 +104,26 @@ test('a list that no origin stands in stops a start at once, with the reason', a
   } finally {
     removeHome(other);
   }
+});
+
+test.each([
+  ['light', 1400],
+  ['dark', 390],
+] as const)('the edge says what it is and documents its API, %s at %i pixels', async (colorScheme, width) => {
+  const page = await openPage(browser);
+  const complaints = complaintsOf(page);
+  await page.setViewportSize({ width, height: 900 });
+  await page.emulateMedia({ colorScheme });
+  await page.goto(product.dev.edge);
+  await expectAccessible(page, 'what this is');
+  await page.getByRole('link', { name: 'Documentation of the API' }).click();
+  await page.getByRole('heading', { level: 1, name: /^Maskroute API/ }).waitFor();
+  await page.getByText('/v1/chat/completions Answer a conversation').click();
+  await page.getByText('Make a tenant').click();
+  await page.getByRole('cell', { name: 'tokens_per_minute' }).first().waitFor();
+  await expectAccessible(page, 'documentation');
+  // Wide tables scroll by themselves; the page does not.
+  expect(await page.evaluate('document.documentElement.scrollWidth')).toBe(width);
+  expect(complaints).toEqual([]);
+  await page.context().close();
 });

@@ -47,7 +47,7 @@ export async function logIn(page: Page, edge: string, key: string): Promise<void
   await page.goto(`${edge}/dashboard`);
   await page.getByLabel('Admin key').fill(key);
   await page.getByRole('button', { name: 'Log in' }).click();
-  await page.getByRole('heading', { level: 1, name: 'Live masks' }).waitFor();
+  await page.getByRole('heading', { level: 1, name: 'Overview' }).waitFor();
 }
 
 /** Goes there by the menu and waits for what it loads. */

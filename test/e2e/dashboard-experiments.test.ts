@@ -26,21 +26,27 @@ test('the form asks for all that an experiment can be limited to', async () => {
   await expectAccessible(page, 'the form of an experiment');
   const { model } = dashboard.product.dev;
   for (const [label, value] of [
-    [/^Id/, 'everything'],
+    [/^Id$/, 'everything'],
     [/^What it is/, 'whether less is enough'],
     [/^Continents/, 'eu'],
     [/^Countries/, 'us , T1'],
     [/^Data centres/, 'fra,CDG'],
-    [/^Tenants/, 'local'],
-    [/^Models/, `${model}, another`],
     [/^Begins/, '2031-03-01T09:00'],
     [/^Ends/, '2031-02-01T09:00'],
     [/^Requests compared/, '2.5'],
-    [/^Risk/, '1'],
+    [/^Significance level/, '1'],
   ] as const) {
     await dialog.getByLabel(label).fill(value);
   }
-  await dialog.getByLabel('The same variant for the same').selectOption('user');
+  await dialog
+    .getByRole('group', { name: /^Tenants/ })
+    .getByLabel('local')
+    .check();
+  await dialog
+    .getByRole('group', { name: /^Models/ })
+    .getByLabel(model)
+    .check();
+  await dialog.getByLabel(/^Sticky unit/).selectOption('user');
   const create = dialog.getByRole('button', { name: 'Create the draft' });
   await create.click();
   await dialog.getByText('must be later than starts_at').waitFor();
@@ -52,7 +58,7 @@ test('the form asks for all that an experiment can be limited to', async () => {
   expect(await row.textContent()).toContain('EU, US, T1, FRA, CDG');
   expect(await experiment('everything')).toMatchObject({
     ...{ tenant: '', description: 'whether less is enough', sticky: 'user', state: 'draft' },
-    ...{ tenants: ['local'], models: [model, 'another'], shadow_share: 0.025, alpha: 0.01 },
+    ...{ tenants: ['local'], models: [model], shadow_share: 0.025, alpha: 0.01 },
     regions: [{ continent: 'EU' }, { country: 'US' }, { country: 'T1' }, { colo: 'FRA' }, { colo: 'CDG' }],
     starts_at: new Date('2031-03-01T09:00').toISOString(),
     ends_at: new Date('2031-04-01T09:00').toISOString(),

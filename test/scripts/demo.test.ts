@@ -1,6 +1,6 @@
 /** Columns of the demo. */
 import { expect, test } from 'vitest';
-import { sideBySide, wrap } from '../../scripts/demo.ts';
+import { agreementOf, sideBySide, summaryOf, wrap } from '../../scripts/demo.ts';
 
 test('wraps at words, keeps paragraphs and indentation, cuts what is too long', () => {
   expect(wrap('one two three', 7)).toEqual(['one two', 'three']);
@@ -18,4 +18,25 @@ test('no line is wider than it may be', () => {
 test('the shorter text is padded', () => {
   expect(sideBySide('left', 'a b c', 30)).toEqual(['left          │  a b c']);
   expect(sideBySide('l', '1\n2', 30).map((line) => line.split('│')[1]?.trim())).toEqual(['1', '2']);
+});
+
+test('agreement is the share of words before the first that differs', () => {
+  expect(agreementOf('one two three', 'one two three')).toBe(1);
+  expect(agreementOf('one two four', 'one two three six')).toBe(0.5);
+  expect(agreementOf('', 'one')).toBe(0);
+});
+
+const answer = { text: 'a b', cluster: '0', mask: 'm', sparsity: 0.1, tokensPerSecond: 0 };
+const speeds = (masked: number[], dense: number[]) => [
+  { masked: answer, dense: answer, speeds: masked.map((one, i) => ({ masked: one, dense: dense[i]! })) },
+];
+
+test('the summary has medians of all rounds, and says so when the machine is busy', () => {
+  const calm = summaryOf(speeds([110, 111, 112], [100, 101, 99]), 0.5);
+  expect(calm).toMatch(/masked {5}111\.0 tokens\/s \(median\)/);
+  expect(calm).toMatch(/dense {6}100\.0 tokens\/s \(median\); masked is 11 % faster/);
+  expect(calm).toContain('agreement  100 %');
+  expect(calm).not.toContain('busy');
+  expect(summaryOf(speeds([60, 111, 112], [100, 50, 99]), 0.5)).toContain('The machine is busy');
+  expect(summaryOf(speeds([110, 111, 112], [100, 101, 99]), 4)).toContain('4.0 programs');
 });

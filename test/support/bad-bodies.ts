@@ -23,6 +23,8 @@ const legacy = (fields: object, param: string | null, message: string | RegExp):
 const TEXT_ONLY = 'this model takes and gives text only';
 const MASK = 'expected "dense", a mask id, or an object with skipAttention, skipFfn and surrogate';
 
+const TOOL = { type: 'function', function: { name: 'f' } };
+
 export const BAD_BODIES: readonly BadBody[] = [
   chat({ max_token: 5 }, 'max_token', 'max_token: there is no such field here; did you mean `max_tokens`?.'),
   chat({ topP: 1 }, 'topP', 'topP: there is no such field here; did you mean `top_p`?.'),
@@ -62,19 +64,29 @@ export const BAD_BODIES: readonly BadBody[] = [
     'messages[0].content: expected a string, or a list of text parts, got 5.',
   ),
   chat(
-    { messages: [{ role: 'tool', content: 'x', tool_call_id: '1' }] },
+    { messages: [{ role: 'function', content: 'x', name: 'f' }] },
     'messages[0].role',
-    /^messages\[0\]\.role: tools are not supported yet; messages\[0\]\.tool_call_id: tools are not/,
+    'messages[0].role: send the role "tool" instead.',
+  ),
+  chat(
+    { messages: [{ role: 'tool', content: 'x' }] },
+    'messages[0].tool_call_id',
+    'messages[0].tool_call_id: a message of a tool says which call it answers.',
   ),
   chat(
     { messages: [hello, { role: 'assistant', content: null, tool_calls: [{ id: '1' }] }] },
-    'messages[1].tool_calls',
-    'messages[1].tool_calls: tools are not supported yet; only [] can be sent here.',
+    'messages[1].tool_calls[0].function',
+    /^messages\[1\]\.tool_calls\[0\]\.function: it is missing/,
+  ),
+  chat(
+    { messages: [{ ...hello, tool_calls: [{ id: '1', function: { name: 'f', arguments: '{}' } }] }] },
+    'messages[0].tool_calls',
+    'messages[0].tool_calls: only an assistant calls tools.',
   ),
   chat(
     { messages: [{ ...hello, role: 'king', content_: 'x' }] },
     'messages[0].role',
-    'messages[0].role: expected one of "system", "developer", "user", "assistant", got "king"; ' +
+    'messages[0].role: expected one of "system", "developer", "user", "assistant", "tool", got "king"; ' +
       'messages[0].content_: there is no such field here; did you mean `content`?.',
   ),
   chat({ messages: [{ ...hello, audio: { id: 'a' } }] }, 'messages[0].audio', /text only/),
@@ -92,20 +104,33 @@ export const BAD_BODIES: readonly BadBody[] = [
   chat({ logit_bias: { one: 1 } }, 'logit_bias.one', 'logit_bias.one: expected token ids as names.'),
   chat({ stream_options: { include_usages: true } }, 'stream_options.include_usages', /`include_usage`/),
   chat({ stream_options: [] }, 'stream_options', 'stream_options: expected an object, got a list.'),
+  chat({ response_format: { type: 'xml' } }, 'response_format.type', /one of "text", "json_object"/),
   chat(
-    { response_format: { type: 'json_object' } },
-    'response_format',
-    /prescribed form are not supported yet/,
+    { response_format: { type: 'json_schema' } },
+    'response_format.json_schema',
+    'response_format.json_schema: it belongs to the type "json_schema", and to no other.',
   ),
-  chat({ response_format: { type: 'json_schema', json_schema: {} } }, 'response_format', /\{"type":"text"\}/),
-  chat({ guided_json: {} }, 'guided_json', /prescribed form/),
+  chat(
+    { response_format: { type: 'json_schema', json_schema: {} } },
+    'response_format.json_schema.name',
+    /it is missing/,
+  ),
+  chat({ guided_json: {} }, 'guided_json', /send `response_format` instead/),
   chat({ reasoning_effort: 'high' }, 'reasoning_effort', /does not reason.*only "none"/),
   chat({ prompt_logprobs: 0 }, 'prompt_logprobs', /`echo` with `logprobs`/),
   chat({ best_of: 2 }, 'best_of', /every choice/),
   chat({ chat_template_kwargs: { enable_thinking: false } }, 'chat_template_kwargs', /template/),
   chat({ modalities: ['text', 'audio'] }, 'modalities[1]', /text only/),
-  chat({ tools: [{}] }, 'tools', /tools are not supported yet/),
-  chat({ tool_choice: 'required' }, 'tool_choice', /only "none" or "auto"/),
+  chat({ tools: [{}] }, 'tools[0].type', 'tools[0].type: expected "function", got nothing.'),
+  chat({ tools: [{ type: 'web_search' }] }, 'tools[0].type', /of the type "function"/),
+  chat({ tools: [TOOL, TOOL] }, 'tools', 'tools: two of them are called f.'),
+  chat({ tool_choice: 'required' }, 'tool_choice', 'tool_choice: it needs `tools`.'),
+  chat(
+    { tools: [TOOL], tool_choice: { type: 'function', function: { name: 'g' } } },
+    'tool_choice',
+    'tool_choice: none of the tools is called g.',
+  ),
+  chat({ functions: [{}] }, 'functions', /send `tools` and `tool_choice` instead/),
   chat({ web_search_options: {} }, 'web_search_options', /web search/),
   chat({ top_logprobs: 2 }, 'top_logprobs', 'top_logprobs: it needs `logprobs: true`.'),
 
@@ -194,7 +219,7 @@ export const CLIENT_BODIES: readonly {
       prediction: { type: 'content', content: 'ok' },
     },
     ignored:
-      'stream_options.include_obfuscation, metadata, store, service_tier, parallel_tool_calls, prompt_cache_key, ' +
+      'stream_options.include_obfuscation, metadata, store, service_tier, prompt_cache_key, ' +
       'safety_identifier, prediction',
   },
 ];

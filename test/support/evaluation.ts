@@ -36,6 +36,7 @@ export function madeUpEvaluation(version: string): Evaluation {
       row('finercut', [0.41, 0.72, 28.9, 5.19], { matched: 'time', maskSet: version, sparsity: 0.15 }),
       row('blockpruner', [0.38, 0.73, 28.1, 5.2], { matched: 'time', maskSet: version, sparsity: 0.15 }),
     ],
+    headroom: [],
     routing: [{ maskSet: version, name: 'made-up', kinds: [{ kind: 'math', counts: [8, 56] }] }],
     data: { read: 200, repeated: 0, calibrating: 100, learnedOn: 0, left: 100 },
     notes: [],

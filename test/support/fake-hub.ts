@@ -21,6 +21,8 @@ export type HubOptions = {
   /** Announces another hash than the content's. */
   readonly wrongHashOf?: string;
   readonly token?: string;
+  /** Branches and tags beside what the hub shows first; all lead to the same commit. */
+  readonly revisions?: readonly string[];
 };
 
 export async function startFakeHub(options: HubOptions): Promise<FakeHub> {
@@ -50,7 +52,8 @@ function answer(options: HubOptions, request: IncomingMessage, response: ServerR
   if (options.token !== undefined && request.headers.authorization !== `Bearer ${options.token}`) {
     return json(401, { error: 'Invalid credentials' });
   }
-  if (pathname === `/api/models/${options.repository}/revision/HEAD`) {
+  const revisions = ['HEAD', COMMIT, ...(options.revisions ?? [])];
+  if (revisions.some((name) => pathname === `/api/models/${options.repository}/revision/${name}`)) {
     return json(200, { _id: '1', id: options.repository, sha: COMMIT, private: false, gated: false });
   }
   if (pathname === `/api/models/${options.repository}/tree/${COMMIT}`) {

@@ -25,6 +25,29 @@ export type GgufParts = {
   readonly alignment?: number;
 };
 
+/** The same as `llama-gguf-split` cuts it: metadata in the first part, tensors in all. `changes`: other metadata by part. */
+export function splitGguf(
+  { metadata, tensors }: GgufParts,
+  count: number,
+  changes: (part: number) => Record<string, Value> = () => ({}),
+): Record<string, Uint8Array> {
+  const number = (value: number) => String(value).padStart(5, '0');
+  const each = Math.ceil(tensors.length / count);
+  return Object.fromEntries(
+    Array.from({ length: count }, (_, i) => {
+      const own = new Map<string, Value>([
+        ...(i === 0 ? metadata : []),
+        ['split.no', { type: 'u32', value: i }],
+        ['split.count', { type: 'u32', value: count }],
+        ['split.tensors.count', { type: 'i32', value: tensors.length }],
+        ...Object.entries(changes(i)),
+      ]);
+      const part = { metadata: own, tensors: tensors.slice(i * each, (i + 1) * each) };
+      return [`tiny-${number(i + 1)}-of-${number(count)}.gguf`, writeGguf(part)];
+    }),
+  );
+}
+
 const VALUE_TYPES = { u32: 4, i32: 5, f32: 6, bool: 7, string: 8, u64: 10 } as const;
 const ARRAY = 9;
 

@@ -1,13 +1,15 @@
 /**
- * The naive reference: a Llama in plain loops, one token at a time, every K and V kept, nothing shared with the
- * engine. The mask may change from token to token.
+ * The naive reference: any family of decoders in plain loops, one token at a time, every K and V kept, nothing shared
+ * with the engine. The mask may change from token to token.
  */
 
 import type { LlamaConfig, WeightSource } from '../../gpu-backend/model/model-source.ts';
+import { ropeFrequencies } from '../../gpu-backend/model/rope.ts';
 import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
 import type { Mask } from '../../shared/mask/mask.ts';
 
-type Layer = Record<'q' | 'k' | 'v' | 'o' | 'gate' | 'up' | 'down' | 'norm1' | 'norm2', Float32Array>;
+type Layer = Record<'q' | 'k' | 'v' | 'o' | 'gate' | 'up' | 'down' | 'norm1' | 'norm2', Float32Array> &
+  Partial<Record<'qBias' | 'kBias' | 'vBias' | 'oBias' | 'qNorm' | 'kNorm', Float32Array>>;
 
 export type NaiveLlama = {
   /** Logits `[V]` after `tokenId`. `watch` sees the residual stream before each block, and after the last. */
@@ -21,7 +23,18 @@ export async function naiveLlama(source: WeightSource, table?: SurrogateTable): 
   const layers: Layer[] = [];
   for (let i = 0; i < config.layerCount; i++) {
     const at = (name: string) => read(`layers.${i}.${name}`);
+    const attention = (name: string) => source.read(`model.layers.${i}.self_attn.${name}`);
     layers.push({
+      ...(config.attentionBias && {
+        qBias: await attention('q_proj.bias'),
+        kBias: await attention('k_proj.bias'),
+        vBias: await attention('v_proj.bias'),
+      }),
+      ...(config.attentionBias === 'qkvo' && { oBias: await attention('o_proj.bias') }),
+      ...(config.headNorms && {
+        qNorm: await attention('q_norm.weight'),
+        kNorm: await attention('k_norm.weight'),
+      }),
       q: await at('self_attn.q_proj'),
       k: await at('self_attn.k_proj'),
       v: await at('self_attn.v_proj'),
@@ -49,7 +62,7 @@ export async function naiveLlama(source: WeightSource, table?: SurrogateTable): 
         const runs = mask.runs[2 * i] === 1;
         const before = x.slice();
         watch(x);
-        attention(config, layer, cache[i]!, x, position, runs);
+        attention(config, layer, i, cache[i]!, x, position, runs);
         if (!runs) {
           x.set(before);
           replace(2 * i);
@@ -67,6 +80,7 @@ export async function naiveLlama(source: WeightSource, table?: SurrogateTable): 
 function attention(
   config: LlamaConfig,
   layer: Layer,
+  index: number,
   cache: { k: Float64Array[]; v: Float64Array[] },
   x: Float64Array,
   position: number,
@@ -74,14 +88,20 @@ function attention(
 ): void {
   const { headCount: N, kvHeadCount: G, headSize: D } = config;
   const normalized = normalize(x, layer.norm1, config.rmsEpsilon);
-  cache.k.push(rotate(config, product(layer.k, normalized), position));
-  cache.v.push(product(layer.v, normalized));
+  const turned = (x: Float64Array, norm: Float32Array | undefined) => {
+    const normed = norm === undefined ? x : normalizeHeads(x, norm, config);
+    return config.layersWithoutRope?.includes(index) ? normed : rotate(config, normed, position);
+  };
+  cache.k.push(turned(biased(product(layer.k, normalized), layer.kBias), layer.kNorm));
+  cache.v.push(biased(product(layer.v, normalized), layer.vBias));
   if (!runs) return;
-  const q = rotate(config, product(layer.q, normalized), position);
+  const q = turned(biased(product(layer.q, normalized), layer.qBias), layer.qNorm);
+  const { slidingWindow } = config;
+  const first = slidingWindow?.layers.includes(index) ? Math.max(0, position + 1 - slidingWindow.tokens) : 0;
   const attended = new Float64Array(N * D);
   for (let head = 0; head < N; head++) {
     const group = Math.floor((head * G) / N);
-    const scores = cache.k.map((k) => {
+    const scores = cache.k.slice(first).map((k) => {
       let dot = 0;
       for (let i = 0; i < D; i++) dot += q[head * D + i]! * k[group * D + i]!;
       return dot / Math.sqrt(D);
@@ -90,10 +110,11 @@ function attention(
     const weights = scores.map((score) => Math.exp(score - best));
     const total = weights.reduce((sum, weight) => sum + weight, 0);
     weights.forEach((weight, at) => {
-      for (let i = 0; i < D; i++) attended[head * D + i]! += (weight / total) * cache.v[at]![group * D + i]!;
+      for (let i = 0; i < D; i++)
+        attended[head * D + i]! += (weight / total) * cache.v[first + at]![group * D + i]!;
     });
   }
-  product(layer.o, attended).forEach((value, i) => {
+  biased(product(layer.o, attended), layer.oBias).forEach((value, i) => {
     x[i]! += value;
   });
 }
@@ -131,16 +152,34 @@ function normalize(x: Float64Array, weight: Float32Array, epsilon: number): Floa
   return x.map((value, i) => (value / Math.sqrt(meanSquare + epsilon)) * weight[i]!);
 }
 
+const biased = (x: Float64Array, bias: Float32Array | undefined): Float64Array =>
+  bias === undefined ? x : x.map((value, i) => value + bias[i]!);
+
+function normalizeHeads(
+  x: Float64Array,
+  norm: Float32Array,
+  { headSize, rmsEpsilon }: LlamaConfig,
+): Float64Array {
+  const out = x.slice();
+  for (let start = 0; start < x.length; start += headSize) {
+    out.set(normalize(x.subarray(start, start + headSize), norm, rmsEpsilon), start);
+  }
+  return out;
+}
+
 /** Half-split rotary embedding of every head. */
 function rotate(config: LlamaConfig, x: Float64Array, position: number): Float64Array {
   const half = config.headSize / 2;
+  const frequencies = ropeFrequencies(config);
+  const factor = config.ropeScaling?.type === 'yarn' ? config.ropeScaling.attentionFactor : 1;
   const out = x.slice();
   for (let start = 0; start < x.length; start += config.headSize) {
     for (let i = 0; i < half; i++) {
-      const angle = position * config.ropeTheta ** (-i / half);
+      const angle = position * frequencies[i]!;
+      const [cos, sin] = [factor * Math.cos(angle), factor * Math.sin(angle)];
       const [a, b] = [x[start + i]!, x[start + half + i]!];
-      out[start + i] = a * Math.cos(angle) - b * Math.sin(angle);
-      out[start + half + i] = b * Math.cos(angle) + a * Math.sin(angle);
+      out[start + i] = a * cos - b * sin;
+      out[start + half + i] = b * cos + a * sin;
     }
   }
   return out;

@@ -30,6 +30,10 @@ export function randomLlama(changes: Partial<LlamaConfig> = {}): WeightSource {
   const config = { ...TINY_CONFIG, ...changes };
   const { hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D, vocabularySize: V } = config;
   const shapes: [RegExp, number[]][] = [
+    [/q_proj\.bias/, [N * D]],
+    [/[kv]_proj\.bias/, [G * D]],
+    [/o_proj\.bias/, [H]],
+    [/[qk]_norm/, [D]],
     [/embed_tokens|lm_head/, [V, H]],
     [/q_proj/, [N * D, H]],
     [/[kv]_proj/, [G * D, H]],
@@ -43,16 +47,17 @@ export function randomLlama(changes: Partial<LlamaConfig> = {}): WeightSource {
     config,
     has: () => true,
     shape,
-    async read(name) {
-      const random = seededRandom(
-        [...name].reduce((sum, char) => sum * 31 + char.charCodeAt(0), 7) % 2 ** 40,
-      );
-      const [rows, columns] = shape(name);
-      if (columns === undefined) return Float32Array.from({ length: rows! }, () => 0.5 + random());
-      const scale = 3 / Math.sqrt(columns);
-      return Float32Array.from({ length: rows! * columns }, () => (random() - 0.5) * scale);
-    },
+    read: async (name) => randomTensor(name, shape(name)),
   };
+}
+
+/** The same values for a name everywhere; scripts that make figures do it, too (`splitmix.py`). */
+export function randomTensor(name: string, [rows, columns]: readonly number[]): Float32Array {
+  const random = seededRandom([...name].reduce((sum, char) => sum * 31 + char.charCodeAt(0), 7) % 2 ** 40);
+  const least = name.endsWith('.bias') ? -0.5 : 0.5;
+  if (columns === undefined) return Float32Array.from({ length: rows! }, () => least + random());
+  const scale = 3 / Math.sqrt(columns);
+  return Float32Array.from({ length: rows! * columns }, () => (random() - 0.5) * scale);
 }
 
 /** Of no model that is installed anywhere. */

@@ -1,5 +1,5 @@
 /** The tiny Llama of `gguf.ts` as a Hugging Face folder: safetensors, configuration and tokenizer. */
-import { llamaTensors, toHalfSplitRotary } from '../../gpu-backend/model/formats/llama-tensors.ts';
+import { decoderTensors, toHalfSplitRotary } from '../../gpu-backend/model/families.ts';
 import type { LlamaConfig } from '../../gpu-backend/model/model-source.ts';
 import { BYTE_CHARACTERS } from './bytes.ts';
 import { tinyLlama } from './gguf.ts';
@@ -48,11 +48,14 @@ export function writeSafetensors(
 export function tinyWeights(): Map<string, { shape: readonly number[]; data: Float32Array }> {
   const stored = new Map(tinyLlama().tensors.map((tensor) => [tensor.name, tensor]));
   return new Map(
-    llamaTensors(CONFIG).map(({ name, ggufName, shape, rotaryHeads }) => {
+    decoderTensors(CONFIG).map(({ name, ggufName, shape, interleavedHeads }) => {
       const data = new Float32Array(stored.get(ggufName)!.data.slice().buffer);
       return [
         name,
-        { shape, data: rotaryHeads === undefined ? data : toHalfSplitRotary(data, rotaryHeads, shape[1]!) },
+        {
+          shape,
+          data: interleavedHeads === undefined ? data : toHalfSplitRotary(data, interleavedHeads, shape[1]!),
+        },
       ];
     }),
   );

@@ -1,18 +1,22 @@
 /** The admin API; `shared/admin/admin-wire.ts` describes it. */
 import { Hono } from 'hono';
-import { adminOnly, noStore } from '../http/authentication.ts';
+import { adminOnly, mayChange, noStore } from '../http/authentication.ts';
 import type { AppEnv } from '../http/context.ts';
+import { audit, audited } from './audit.ts';
 import { backends } from './backends.ts';
-import { stats, traffic, usage } from './counted.ts';
+import { models, stats, traffic, usage } from './counted.ts';
 import { experiments } from './experiments.ts';
 import { keys, ownSessions } from './keys.ts';
 import { maskSets } from './mask-sets.ts';
 import { publications } from './publications.ts';
+import { ratings, requests } from './requests.ts';
 import { tenants } from './tenants.ts';
 
 export const admin = new Hono<AppEnv>()
   .use(noStore)
   .use(adminOnly)
+  .use(mayChange)
+  .use(audited)
   .route('/tenants', tenants)
   .route('/keys', keys)
   .route('/sessions', ownSessions)
@@ -21,5 +25,9 @@ export const admin = new Hono<AppEnv>()
   .route('/publications', publications)
   .route('/backends', backends)
   .route('/experiments', experiments)
+  .route('/audit', audit)
+  .route('/requests', requests)
+  .route('/ratings', ratings)
+  .route('/models', models)
   .route('/stats', stats)
   .route('/traffic', traffic);

@@ -40,12 +40,16 @@ export const backends = new Hono<AppEnv>()
   })
   .patch('/:id', async (c) => {
     const change = parse(updateBackendSchema, await readJson(c.req.raw));
-    const updated = await d1(updateBackend(c.var.services.db, c.req.param('id'), change, Date.now()));
+    const { db } = c.var.services;
+    const id = c.req.param('id');
+    c.set('before', await d1(findBackend(db, id)));
+    const updated = await d1(updateBackend(db, id, change, Date.now()));
     return await changed(c, found(updated), 200);
   })
   .delete('/:id', async (c) => {
     const { db, backend } = c.var.services;
     const id = c.req.param('id');
+    c.set('before', await d1(findBackend(db, id)));
     if (!(await d1(deleteBackend(db, id)))) throw unknown();
     await backend.refresh(holdOf(c));
     return c.json({ id, deleted: true });

@@ -3,10 +3,11 @@ import { Hono } from 'hono';
 import { DEFAULT_TENANT, usageQuerySchema } from '../../shared/admin/admin-wire.ts';
 import { type Stats, statsQuerySchema, trafficQuerySchema } from '../../shared/admin/stats-wire.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
+import { splitModelName } from '../../shared/wire/protocol.ts';
 import { stats as statsOf } from '../counting/traffic-stats.ts';
 import { d1 } from '../db/d1.ts';
 import { listTrafficSamples, sumUsage } from '../db/usage-rows.ts';
-import type { AppEnv } from '../http/context.ts';
+import { type AppEnv, holdOf } from '../http/context.ts';
 import { scopedTenant } from './scope.ts';
 
 export const stats = new Hono<AppEnv>().get('/', async (c) => {
@@ -23,6 +24,15 @@ export const traffic = new Hono<AppEnv>().get('/', async (c) => {
   const tenant = await scopedTenant(c, named);
   const only = tenant === DEFAULT_TENANT ? undefined : tenant;
   return c.json({ object: 'list', data: await d1(listTrafficSamples(c.var.services.db, version, only)) });
+});
+
+/* The models that backends serve: what a tenant may be given, and an experiment be about. */
+
+export const models = new Hono<AppEnv>().get('/', async (c) => {
+  const served = await c.var.services.models.list(holdOf(c)).catch(() => []);
+  // Tenants and experiments name models, of which each is served dense, too.
+  const ids = served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
+  return c.json({ object: 'list', data: ids.map((id) => ({ id })) });
 });
 
 /* What tenants used. */

@@ -86,6 +86,12 @@ const answer = (c: AppContext, experiment: StoredExperiment, status: 200 | 201 =
  * @throws MaskrouteError `not_found`, `conflict` when several tenants have it, and what `scopedTenant` throws.
  */
 async function find(c: AppContext): Promise<StoredExperiment> {
+  const found = await findStored(c);
+  c.set('before', toExperiment(found, Date.now()));
+  return found;
+}
+
+async function findStored(c: AppContext): Promise<StoredExperiment> {
   const { db } = c.var.services;
   const id = c.req.param('id') ?? '';
   const named = c.req.query('tenant');

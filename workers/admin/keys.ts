@@ -67,6 +67,7 @@ export const keys = new Hono<AppEnv>()
     const { overlap_s, expires_at } = parse(rotateKeySchema, await readJson(c.req.raw));
     const old = await d1(findApiKeyById(db, c.req.param('id'), tenant));
     if (old === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    c.set('before', old);
     await dropExpired(db, old.tenant);
     await requireRoom(db, tenant, 'keys');
     const { key, sha256, prefix } = generateKey(old.kind);
@@ -90,6 +91,7 @@ export const keys = new Hono<AppEnv>()
   .delete('/:id', async (c) => {
     const { db, apiKeys, sessions } = c.var.services;
     const now_ms = Date.now();
+    c.set('before', await d1(findApiKeyById(db, c.req.param('id'), c.var.admin.tenant)));
     const revoked = await d1(revokeApiKey(db, c.req.param('id'), c.var.admin.tenant, now_ms));
     if (revoked === null) throw new MaskrouteError('not_found', 'There is no such key.');
     apiKeys.forget(revoked.sha256);

@@ -50,6 +50,7 @@ export const maskSets = new Hono<AppEnv>()
     if (!rows.some(({ maskSet }) => maskSet === set.version)) {
       throw new MaskrouteError('invalid_request', `No row is of ${set.version}.`, { param: 'rows' });
     }
+    c.set('before', await d1(findEvaluation(c.var.services.db, set)));
     const written = writeEvaluation(rows);
     await requireRoom(c.var.services.db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes);
     await d1(putEvaluation(c.var.services.db, set, written, Date.now()));

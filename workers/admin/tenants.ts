@@ -36,8 +36,9 @@ export const tenants = new Hono<AppEnv>()
       const message = `A tenant changes its ${OWN_TENANT_FIELDS.join(' and ')} itself, nothing else.`;
       throw new MaskrouteError('forbidden', message, { param: foreign });
     }
-    const { id } = await tenantOf(c);
-    const changed = await d1(updateTenant(c.var.services.db, id, change));
+    const before = await tenantOf(c);
+    c.set('before', before);
+    const changed = await d1(updateTenant(c.var.services.db, before.id, change));
     if (changed === null) throw notFound();
     return c.json(await withWarnings(c, changed));
   })

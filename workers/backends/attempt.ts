@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
-import { parseOrNull, readBounded } from '../../shared/wire/read-bounded.ts';
+import { parseOrNull, readAnswer } from '../../shared/wire/read-bounded.ts';
 import { log, reasonOf } from '../base/log.ts';
 import { createWait } from '../base/waiting.ts';
 import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
@@ -20,11 +20,6 @@ export type BackendRequest = {
   readonly requestId: string;
   /** Tenant id: whose turn it is there, and whose cached prompts it may use; empty for the edge's own questions. */
   readonly tenant: string;
-  readonly signal: AbortSignal;
-  /** Until the first byte of the answer, all attempts together. */
-  readonly timeout_ms: number;
-  /** For the rest of a small whole answer; undefined: as long as it takes. Whoever sets it reads by the answer's `rest`. */
-  readonly stall_ms?: number;
   /** JSON text; a GET without it. */
   readonly body?: string;
 };
@@ -54,15 +49,23 @@ type Sending = {
   readonly request: BackendRequest;
   /** Aborts this attempt alone. */
   readonly signal: AbortSignal;
-  /** Of this attempt. */
+  readonly time: AttemptTime;
+  /** Headers that make it a part of a trace. */
+  readonly trace?: Record<string, string> | undefined;
+};
+
+type AttemptTime = {
+  /** Of this attempt, until the first byte of its answer. */
   readonly timeout_ms: number;
   /** What is left of the caller's time, which the backend is told. */
   readonly left_ms: number;
+  /** For the rest of a small whole answer; undefined: as long as it takes. Whoever sets it reads by the answer's `rest`. */
+  readonly stall_ms?: number | undefined;
 };
 
 export async function attempt(sending: Sending): Promise<Outcome> {
-  const { send, url, request, signal, timeout_ms, left_ms } = sending;
-  const { stall_ms } = request;
+  const { send, url, request, signal } = sending;
+  const { timeout_ms, left_ms, stall_ms } = sending.time;
   const wait = createWait(Math.min(timeout_ms, stall_ms ?? timeout_ms));
   // A backend stops by itself when the caller's time is over: it is told that. A controller that hears of another signal
   // is a twelfth of what a request costs, so there is one only where this backend is given up before.
@@ -100,7 +103,7 @@ export async function attempt(sending: Sending): Promise<Outcome> {
   }
 }
 
-const initOf = ({ request, token, left_ms }: Sending, signal: AbortSignal): RequestInit => ({
+const initOf = ({ request, token, time, trace }: Sending, signal: AbortSignal): RequestInit => ({
   method: request.body === undefined ? 'GET' : 'POST',
   headers: {
     authorization: `Bearer ${token}`,
@@ -108,7 +111,8 @@ const initOf = ({ request, token, left_ms }: Sending, signal: AbortSignal): Requ
     // A compressed stream would be held back to be unpacked.
     'accept-encoding': 'identity',
     [HEADERS.requestId]: request.requestId,
-    [BACKEND_HEADERS.deadline]: String(Math.ceil(left_ms)),
+    [BACKEND_HEADERS.deadline]: String(Math.ceil(time.left_ms)),
+    ...trace,
     ...(request.body === undefined ? {} : { 'content-type': 'application/json' }),
   },
   redirect: 'manual',
@@ -153,7 +157,7 @@ const errorBodySchema = z.looseObject({
 
 /** An error as the protocol has it, with the text that it came in; null for anything else. Never throws. */
 export async function readError(response: Response) {
-  const text = await readBounded(response.body, BACKEND_ERROR_BYTES_MAX).catch(() => null);
+  const text = await readAnswer(response, BACKEND_ERROR_BYTES_MAX).catch(() => null);
   if (text === null) return null;
   const body = errorBodySchema.safeParse(parseOrNull(text));
   return body.success ? { text, ...body.data.error } : null;

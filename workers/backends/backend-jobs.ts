@@ -5,7 +5,7 @@
 import type { z } from 'zod';
 import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
-import { parseOrNull, readBounded } from '../../shared/wire/read-bounded.ts';
+import { parseOrNull, readAnswer } from '../../shared/wire/read-bounded.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
 import { log, reasonOf } from '../base/log.ts';
 import { JOBS, RETRY_AFTER_s } from '../limits.ts';
@@ -65,7 +65,7 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
   return {
     async ask(schema, question) {
       const response = await send(question, question.body instanceof ReadableStream);
-      const text = await readBounded(response.body, JOBS.bytesMax).catch((error) => {
+      const text = await readAnswer(response, JOBS.bytesMax).catch((error) => {
         throw useless(question.requestId, reasonOf(error));
       });
       const parsed = schema.safeParse(parseOrNull(text));

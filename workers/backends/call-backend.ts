@@ -3,36 +3,71 @@
  * answer. From then on nothing is asked again. The way ends with the caller's time, with the client's patience
  * (`signal`), or after a few attempts.
  */
-import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
-import { BACKEND_HEADERS, parseLoad } from '../../shared/wire/backend-load.ts';
+import type { StickySource } from '../../shared/mask/sticky.ts';
+import { BACKEND_HEADERS, type BackendAffinity, parseLoad } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { LOCAL_REGION } from '../base/place.ts';
+import type { RequestTrace } from '../base/tracing.ts';
 import type { Hold } from '../base/waiting.ts';
 import { attempt, type BackendRequest, type Outcome, type Rest, type Send, unreachable } from './attempt.ts';
-import type { Breaker, KnownBackend, LiveBackend, Observed } from './backend-state.ts';
-import { type Candidate, orderBackends, type Wish } from './choose.ts';
+import type { KnownBackend, LiveBackend, Observed } from './backend-state.ts';
+import type { Breaker } from './breaker.ts';
+import { affinityOf, type Candidate, homeOf, orderBackends, pagesKey, type Wish } from './choose.ts';
 
-export type Call = BackendRequest & {
-  /** Absent: any backend. */
-  readonly wish?: Wish;
-  /** A backend that is silent for so long is given up for the next one, where there is one. */
-  readonly silence_ms?: number;
-  /** `timeout_ms` is all that the edge ever waits, and not what a client or a task behind requests gives it. */
-  readonly isFullTime?: boolean;
-  /** No completion: what comes of it says nothing of how completions fare, so that no breaker hears of it. */
-  readonly isAside?: boolean;
-  /** A backend was given up in silence: it may have worked on the request. */
-  readonly onLate?: () => void;
-  /** False: what fails now fails for good (a byte has gone to the client). */
-  readonly mayRetry?: () => boolean;
+export type Call = {
+  readonly request: BackendRequest;
+  readonly purpose: Purpose;
+  readonly time: CallTime;
+  readonly retries: Retries;
+  readonly signal: AbortSignal;
+  readonly trace?: RequestTrace;
   readonly hold: Hold;
 };
+
+export type Purpose =
+  | {
+      readonly kind: 'completion';
+      readonly region: string;
+      readonly model: string;
+      /** Its id, or what else names it. */
+      readonly mask: string;
+      readonly conversation: StickySource;
+    }
+  /** What comes of it says nothing of how completions fare, so that no breaker hears of it. */
+  | { readonly kind: 'aside'; readonly region: string | undefined };
+
+export type CallTime = {
+  /** Until the first byte of the answer, all attempts together. */
+  readonly timeout_ms: number;
+  /** That is all that the edge ever waits, and not what a client or a task behind requests gives it. */
+  readonly isFullTime: boolean;
+  /** A backend that is silent for so long is given up for the next one, where there is one. */
+  readonly silence_ms?: number | undefined;
+  /** As an attempt's. */
+  readonly stall_ms?: number;
+};
+
+/**
+ * How often a backend may still be asked after one failed. Whoever holds it sets 0 when what fails now fails for good (a
+ * byte has gone to the client).
+ */
+export type Retries = { left: number };
+export const RETRIES_MAX = 4;
 
 export type Answer = {
   readonly response: Response;
   readonly backend: string;
+  /** Undefined where there is one backend. */
+  readonly affinity: BackendAffinity | undefined;
   /** Undefined for a stream, a large answer or an error. */
   readonly rest: Rest | undefined;
 };
+
+/** `gaveUp`: a backend was given up in silence, so it may have worked on the request, whatever came of it. */
+export type Called = { readonly gaveUp: boolean } & (
+  | ({ readonly kind: 'answer' } & Answer)
+  | { readonly kind: 'error'; readonly error: MaskrouteError }
+);
 
 export type CallParts = {
   readonly send: Send;
@@ -45,48 +80,55 @@ export type CallParts = {
 };
 
 /**
- * The answer, its body unread when it is a success.
- * @throws MaskrouteError `backend_unreachable` when there is no answer, `deadline_exceeded` when there is none
- * in a time that is not the edge's own, `backend_error` when the answer does not keep to the protocol, `cancelled`
- * when `signal` aborts.
+ * The answer, its body unread when it is a success; or `backend_unreachable` when there is no answer,
+ * `deadline_exceeded` when there is none in a time that is not the edge's own, `backend_error` when the answer does not
+ * keep to the protocol.
+ * @throws MaskrouteError `cancelled` when `signal` aborts.
  */
 export async function callBackend(
   parts: CallParts,
   call: Call,
   backends: readonly KnownBackend[],
-): Promise<Answer> {
+): Promise<Called> {
   const way = new Way(parts, call, backends);
-  for (let attempts = 1; ; attempts++) {
+  for (;;) {
     const outcome = await way.next();
-    if (outcome.kind === 'answer') return outcome;
     if (outcome.kind === 'cancelled') throw hungUp();
-    const mayGoOn = attempts < RETRY.attemptsMax && call.mayRetry?.() !== false && way.left_ms() > 0;
-    const step = mayGoOn ? way.peek() : 'none';
-    if (step === 'none') return lastWord(outcome, call);
+    const isOver = outcome.kind === 'answer' || call.retries.left <= 0 || way.left_ms() <= 0;
+    const step = isOver ? 'none' : way.peek();
+    if (step === 'none') return { ...lastWord(outcome, call.time), gaveUp: way.gaveUp };
+    call.retries.left--;
     // Another backend is asked at once; the same one after a pause.
     if (step === 'same') {
-      const delay_ms = retryDelay_ms(way.retries(), Math.random());
+      const delay_ms = retryDelay_ms(way.again(), Math.random());
       await pause(Math.min(delay_ms, way.left_ms()), call.signal);
     }
   }
 }
 
-/** `hadAll`: all of the caller's time that was left was for this attempt. */
-type Tried = Outcome & { readonly backend: string; readonly hadAll: boolean };
+type Tried = Outcome & {
+  readonly backend: string;
+  readonly affinity: BackendAffinity | undefined;
+  /** All of the caller's time that was left was for this attempt. */
+  readonly hadAll: boolean;
+};
 
 /** What hears how a call went. */
 type Listener = Pick<Breaker, 'succeeded' | 'failed' | 'released'>;
 const DEAF: Listener = { succeeded() {}, failed() {}, released() {} };
 
-const ANY: Wish = { region: 'local', mask: DENSE_MASK_ID, model: undefined };
-
 /** Which backends were asked, what they said, and who is next. */
 class Way {
+  /** A backend was given up in silence. */
+  gaveUp = false;
   readonly #parts: CallParts;
   readonly #call: Call;
-  readonly #wish: Wish;
   readonly #isAside: boolean;
   readonly #backends: readonly KnownBackend[];
+  readonly #wish: Wish;
+  /** The conversation's own backend. */
+  readonly #home: string | undefined;
+  #isHomeFull = false;
   readonly #started_ms = Date.now();
   /** How often, by id. */
   readonly #asked = new Map<string, number>();
@@ -99,17 +141,18 @@ class Way {
   constructor(parts: CallParts, call: Call, backends: readonly KnownBackend[]) {
     this.#parts = parts;
     this.#call = call;
-    this.#wish = call.wish ?? ANY;
-    this.#isAside = call.isAside === true;
+    this.#isAside = call.purpose.kind === 'aside';
     this.#backends = backends;
+    this.#wish = wishOf(call.purpose, call.request.tenant, backends.length > 1);
+    this.#home = this.#isAside ? undefined : homeOf(backends.map(candidateOf), this.#wish);
   }
 
   left_ms(): number {
-    return this.#call.timeout_ms - (Date.now() - this.#started_ms);
+    return this.#call.time.timeout_ms - (Date.now() - this.#started_ms);
   }
 
   /** Attempts at backends that had been asked before. */
-  retries(): number {
+  again(): number {
     return [...this.#asked.values()].reduce((sum, times) => sum + times - 1, 0);
   }
 
@@ -120,14 +163,19 @@ class Way {
 
   async next(): Promise<Tried> {
     const now_ms = Date.now();
-    const [first, second] = this.#open();
+    const open = this.#open();
+    const [first, second] = open;
     if (first === undefined || !this.#mayAsk(first, now_ms)) {
-      this.#last ??= { ...this.#nobody(now_ms), backend: '', hadAll: false };
+      this.#last ??= { ...this.#nobody(now_ms), backend: '', affinity: undefined, hadAll: false };
       return this.#last;
     }
+    this.#isHomeFull ||=
+      first.id !== this.#home && open.some((backend) => this.#isPassedOver(backend, now_ms));
     // Nobody who may still answer is given up for a backend that drains: it would refuse.
     const fresh =
-      second !== undefined && !this.#asked.has(second.id) && !second.seen.isDraining ? second : undefined;
+      second !== undefined && !this.#asked.has(second.id) && !second.seen.isDraining(now_ms)
+        ? second
+        : undefined;
     this.#last = await hedged(
       (signal) => this.#ask(first, signal, fresh !== undefined),
       // A hedge takes no half-open backend's one trial.
@@ -147,9 +195,14 @@ class Way {
       ({ id, seen }) => !this.#done.has(id) && seen.breaker.admits(now_ms),
     );
     const timesAsked = ({ id }: KnownBackend) => this.#asked.get(id) ?? 0;
-    return orderBackends(usable.map(candidate), this.#wish)
+    return orderBackends(usable.map(candidateOf), this.#wish)
       .map(({ backend }) => backend)
       .sort((a, b) => timesAsked(a) - timesAsked(b));
+  }
+
+  /** Nothing but its load speaks against the conversation's own backend. */
+  #isPassedOver({ id, seen }: KnownBackend, now_ms: number): boolean {
+    return id === this.#home && !this.#asked.has(id) && !seen.isDraining(now_ms);
   }
 
   #mayAsk({ seen: { breaker } }: KnownBackend, now_ms: number): boolean {
@@ -164,20 +217,26 @@ class Way {
   }
 
   async #ask(backend: KnownBackend, signal: AbortSignal, hasOthers: boolean): Promise<Tried> {
-    const { send, token } = this.#parts;
-    const request = this.#call;
+    const { send, token: sign } = this.#parts;
+    const { request, time } = this.#call;
     const { id, url, seen } = backend;
     this.#asked.set(id, (this.#asked.get(id) ?? 0) + 1);
-    const signed = await token(request, backend);
-    const wasDraining = seen.isDraining;
-    const end = this.#isAside ? () => {} : seen.begin(this.#wish.mask);
+    const token = await sign(request, backend);
+    const wasDraining = seen.isDraining(Date.now());
     const left_ms = Math.max(1, this.left_ms());
-    const timeout_ms = hasOthers ? Math.min(left_ms, request.silence_ms ?? left_ms) : left_ms;
-    const sending = { send, url, token: signed, request, signal, timeout_ms, left_ms };
-    const outcome = await attempt(sending).finally(end);
+    const timeout_ms = hasOthers ? Math.min(left_ms, time.silence_ms ?? left_ms) : left_ms;
+    const times = { timeout_ms, left_ms, stall_ms: time.stall_ms };
+    if (!this.#isAside) seen.began();
+    const traced = this.#call.trace?.attempt(backend, sum(this.#asked.values()));
+    const sending = { send, url, token, request, signal, time: times, trace: traced?.headers };
+    const outcome = await attempt(sending).finally(() => {
+      if (!this.#isAside) seen.ended();
+    });
+    traced?.end(outcome.kind, 'response' in outcome ? outcome.response.status : null);
     this.#learnState(outcome, seen, wasDraining);
     this.#learnHealth(outcome, backend, this.#isAside ? DEAF : seen.breaker);
-    return { ...outcome, backend: id, hadAll: timeout_ms === left_ms };
+    const affinity = affinityOf(id, this.#home, this.#isHomeFull);
+    return { ...outcome, backend: id, affinity, hadAll: timeout_ms === left_ms };
   }
 
   #learnState(outcome: Outcome, seen: Observed, wasDraining: boolean): void {
@@ -192,6 +251,7 @@ class Way {
 
   #learnHealth(outcome: Outcome, backend: KnownBackend, breaker: Listener): void {
     const { id } = backend;
+    const { time, hold } = this.#call;
     switch (outcome.kind) {
       case 'answer':
         breaker.succeeded();
@@ -201,6 +261,7 @@ class Way {
         return;
       case 'refused':
         if (outcome.why !== 'stopping') this.#done.add(id);
+        if (outcome.why === 'full') this.#isHomeFull ||= id === this.#home;
         if (outcome.why === 'sick') this.#blame(id, breaker, false);
         else if (outcome.why === 'full') breaker.succeeded();
         else breaker.released();
@@ -211,14 +272,14 @@ class Way {
         return;
       case 'late':
         this.#done.add(id);
-        this.#call.onLate?.();
+        this.gaveUp = true;
         // Backends send the headers of a stream early. A whole answer may take longer than its caller waits.
-        if (outcome.waited_ms >= (this.#call.silence_ms ?? Number.POSITIVE_INFINITY)) {
+        if (outcome.waited_ms >= (time.silence_ms ?? Number.POSITIVE_INFINITY)) {
           this.#blame(id, breaker, false);
           return;
         }
         breaker.released();
-        if (this.#call.isFullTime === true) this.#call.hold(this.#parts.suspect(backend));
+        if (time.isFullTime) hold(this.#parts.suspect(backend));
     }
   }
 
@@ -229,26 +290,52 @@ class Way {
   }
 }
 
-function candidate(backend: KnownBackend): Candidate & { readonly backend: KnownBackend } {
+function candidateOf(backend: KnownBackend): Candidate & { readonly backend: KnownBackend } {
   const { id, regions, weight, seen } = backend;
-  const { load, waiting, isHot, isDraining, models } = seen;
-  return { backend, id, regions, weight, load, waiting, isHot, isDraining, models };
+  const now_ms = Date.now();
+  const [load, waiting, isDraining] = [seen.load(now_ms), seen.waiting(now_ms), seen.isDraining(now_ms)];
+  return { backend, id, regions, weight, load, waiting, isDraining, models: seen.models };
 }
 
-/** What the client is told when nobody is left to ask. */
+const sum = (counts: Iterable<number>): number => [...counts].reduce((total, count) => total + count, 0);
+
+/** Where there is no choice, nothing is hashed. */
+function wishOf(purpose: Purpose, tenant: string, isChoice: boolean): Wish {
+  if (purpose.kind === 'aside') {
+    return { region: purpose.region ?? LOCAL_REGION, model: undefined, key: '' };
+  }
+  const { region, model, mask, conversation } = purpose;
+  return { region, model, key: isChoice ? pagesKey(tenant, mask, conversation) : '' };
+}
+
+/** The backend that a conversation has while all are well and idle; undefined without a choice. */
+export const homeBackend = (
+  backends: readonly KnownBackend[],
+  purpose: Purpose,
+  tenant: string,
+): string | undefined => homeOf(backends.map(candidateOf), wishOf(purpose, tenant, backends.length > 1));
+
+/** What the client is told when nobody else is asked. */
 function lastWord(
-  said: Exclude<Tried, { kind: 'answer' | 'cancelled' }>,
-  { isFullTime, timeout_ms }: Call,
-): Answer {
+  said: Exclude<Tried, { kind: 'cancelled' }>,
+  { isFullTime, timeout_ms }: CallTime,
+): ({ kind: 'answer' } & Answer) | { kind: 'error'; error: MaskrouteError } {
   switch (said.kind) {
-    case 'refused':
-      return { response: said.response, backend: said.backend, rest: undefined };
+    case 'answer':
+    case 'refused': {
+      const { response, backend, affinity } = said;
+      return { kind: 'answer', response, backend, affinity, rest: 'rest' in said ? said.rest : undefined };
+    }
     case 'failed':
-      throw said.error;
-    case 'late':
-      throw said.hadAll && isFullTime !== true
-        ? new MaskrouteError('deadline_exceeded', `No answer came within ${timeout_ms} ms.`)
-        : unreachable();
+      return { kind: 'error', error: said.error };
+    case 'late': {
+      const isCallersTime = said.hadAll && !isFullTime;
+      const late = `No answer came within ${timeout_ms} ms.`;
+      return {
+        kind: 'error',
+        error: isCallersTime ? new MaskrouteError('deadline_exceeded', late) : unreachable(),
+      };
+    }
   }
 }
 
@@ -293,7 +380,7 @@ export async function hedged<T extends Outcome>(
   return winner.outcome;
 }
 
-const RETRY = { attemptsMax: 5, first_ms: 50, max_ms: 5_000, factor: 2, jitter: 0.1 } as const;
+const RETRY = { first_ms: 50, max_ms: 5_000, factor: 2, jitter: 0.1 } as const;
 
 /**
  * How long to wait before a backend is asked again: exponential, with a little jitter so that callers spread.

@@ -1,15 +1,15 @@
 /**
- * Which backend a request goes to, and which come next if that fails: by region, then by mask (so that one
- * backend's requests share masks), then by load; behind all of these those that drain. Pure: what is known of backends
- * comes in, an order comes out.
+ * Which backend a request goes to, and which come next if that fails: by region, then by conversation (so that a
+ * conversation finds its pages of keys and values), then by load; behind all of these those that drain. Pure: what is
+ * known of backends comes in, an order comes out.
  *
- * Mask affinity is weighted rendezvous hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2016): a mask
- * has its backend, but one that has a quarter more than the average of its region passes requests on.
+ * A conversation's place is weighted rendezvous hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2016): it has
+ * its backend, but one that has a line, or a quarter more load than the average of its region, passes requests on.
  */
-
-import { stickyFraction } from '../../shared/mask/sticky.ts';
-import { ANYWHERE } from '../../shared/wire/backend-load.ts';
+import { conversationKey, type StickySource, stickyFraction } from '../../shared/mask/sticky.ts';
+import { ANYWHERE, type BackendAffinity } from '../../shared/wire/backend-load.ts';
 import { LOCAL_REGION } from '../base/place.ts';
+import { sha256Hex } from '../base/secrets.ts';
 
 export type Candidate = {
   readonly id: string;
@@ -19,7 +19,6 @@ export type Candidate = {
   readonly load: number;
   /** Requests in its line: more would only wait. */
   readonly waiting: number;
-  readonly isHot: (mask: string) => boolean;
   /** It is about to be gone, and would refuse. */
   readonly isDraining: boolean;
   /** Undefined: not known. */
@@ -29,10 +28,18 @@ export type Candidate = {
 export type Wish = {
   /** As `regionOf` gives it: `EU/DE/FRA`. */
   readonly region: string;
-  readonly mask: string;
   /** Undefined: any will do. */
   readonly model: string | undefined;
+  /** Requests with the same one have the same backend, as long as it has room. */
+  readonly key: string;
 };
+
+/**
+ * What a backend keeps pages by: the tenant, the mask, and the conversation. It is named by its opening, which all
+ * its later requests repeat, so that isolates agree with nothing remembered.
+ */
+export const pagesKey = (tenant: string, mask: string, conversation: StickySource): string =>
+  sha256Hex(`${mask}\u0000${conversationKey(tenant, conversation)}`);
 
 /** How far a load may be above the average. */
 const SLACK = 1.25;
@@ -59,10 +66,11 @@ export function orderBackends<C extends Candidate>(candidates: readonly C[], wis
   );
   const pool = serving.length === 0 ? candidates : serving;
   const tiers = Map.groupBy(pool, (candidate) => distance(candidate, wish.region));
-  return [...tiers].sort(([near], [far]) => near - far).flatMap(([, tier]) => orderTier(tier, wish.mask));
+  return [...tiers].sort(([near], [far]) => near - far).flatMap(([, tier]) => orderTier(tier, wish.key));
 }
 
-function orderTier<C extends Candidate>(tier: readonly C[], mask: string): C[] {
+function orderTier<C extends Candidate>(tier: readonly C[], key: string): C[] {
+  if (tier.length < 2) return [...tier];
   const weights = tier.reduce((sum, { weight }) => sum + weight, 0);
   const loads = tier.reduce((sum, { load }) => sum + load, 0);
   const ranked = tier.map((candidate) => {
@@ -72,16 +80,32 @@ function orderTier<C extends Candidate>(tier: readonly C[], mask: string): C[] {
       candidate,
       isFull: waiting > 0 || load + 1 > Math.max(bound, 1),
       pressure: load / weight,
-      isHot: candidate.isHot(mask),
       // Weighted rendezvous: the largest -w / ln(u) wins with probability w / Σw.
-      score: -weight / Math.log(stickyFraction(id, mask) || Number.MIN_VALUE),
+      score: -weight / Math.log(stickyFraction(id, key) || Number.MIN_VALUE),
     };
   });
   ranked.sort((a, b) => {
     if (a.isFull !== b.isFull) return a.isFull ? 1 : -1;
     if (a.isFull) return a.pressure - b.pressure || b.score - a.score;
-    if (a.isHot !== b.isHot) return a.isHot ? -1 : 1;
     return b.score - a.score;
   });
   return ranked.map(({ candidate }) => candidate);
+}
+
+/** The backend of a conversation while all are well and idle; undefined without a choice. */
+export function homeOf(candidates: readonly Candidate[], wish: Wish): string | undefined {
+  if (candidates.length < 2) return undefined;
+  const idle = candidates.map((candidate) => ({ ...candidate, load: 0, waiting: 0, isDraining: false }));
+  return orderBackends(idle, wish)[0]!.id;
+}
+
+/** How an answer that came from `backend` relates to the conversation's home, if there is one. */
+export function affinityOf(
+  backend: string,
+  home: string | undefined,
+  isHomeFull: boolean,
+): BackendAffinity | undefined {
+  if (home === undefined) return undefined;
+  if (backend === home) return 'hit';
+  return isHomeFull ? 'overflow' : 'failover';
 }

@@ -3,7 +3,7 @@
  * goes to one of them (call-backend.ts); other questions go to all.
  */
 import { type BackendEntry, type LoadReport, loadReportSchema } from '../../shared/wire/backend-load.ts';
-import { readBounded } from '../../shared/wire/read-bounded.ts';
+import { readAnswer } from '../../shared/wire/read-bounded.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
 import { log, reasonOf } from '../base/log.ts';
 import type { Hold } from '../base/waiting.ts';
@@ -12,8 +12,15 @@ import { type Database, isoTimeOrNull } from '../db/d1.ts';
 import type { Config } from '../env.ts';
 import { LOAD_PROBE } from '../limits.ts';
 import { attempt, type BackendRequest, type Send } from './attempt.ts';
-import { type KnownBackend, type LiveBackend, type Observed, observe } from './backend-state.ts';
-import { type Answer, type Call, type CallParts, callBackend } from './call-backend.ts';
+import { type KnownBackend, type LiveBackend, Observed } from './backend-state.ts';
+import {
+  type Call,
+  type Called,
+  type CallParts,
+  callBackend,
+  homeBackend,
+  type Purpose,
+} from './call-backend.ts';
 import { createRegistry, type Registry } from './registry.ts';
 
 /** One backend's answer to a question; `status` null: it gave none, or something in between did. */
@@ -41,10 +48,15 @@ export class BackendPool {
   }
 
   /** As `callBackend`, which goes through the enabled backends. */
-  async call(call: Call): Promise<Answer> {
+  async call(call: Call): Promise<Called> {
     const backends = await this.#list(call.hold);
     this.#refreshLoads(backends, call.hold);
     return await callBackend(this.#callParts, call, backends);
+  }
+
+  /** As `homeBackend`, of the enabled backends. */
+  async home(purpose: Purpose, tenant: string, hold: Hold): Promise<string | undefined> {
+    return homeBackend(await this.#list(hold), purpose, tenant);
   }
 
   /** Every enabled backend is asked the same; what they answer with success, as JSON. Rejects when none does. */
@@ -81,7 +93,7 @@ export class BackendPool {
       regions: [...row.regions],
       created_at: isoTimeOrNull(createdAt_ms),
       updated_at: isoTimeOrNull(updatedAt_ms),
-      state: (this.#known.get(row.id)?.seen ?? observe()).summary(Date.now()),
+      state: (this.#known.get(row.id)?.seen ?? new Observed()).summary(Date.now()),
     };
   }
 
@@ -106,7 +118,7 @@ export class BackendPool {
   #observed(id: string, url: string): Observed {
     const found = this.#known.get(id);
     if (found?.url === url) return found.seen;
-    const seen = observe();
+    const seen = new Observed();
     this.#known.set(id, { url, seen });
     return seen;
   }
@@ -114,18 +126,17 @@ export class BackendPool {
   /** Its status and JSON, also of a refusal. @throws when it gives no answer of the protocol. */
   async #ask(backend: LiveBackend, path: string, timeout_ms: number) {
     const { send, token: sign } = this.#callParts;
-    const { signal } = new AbortController();
-    const requestId = `edge_${crypto.randomUUID()}`;
-    const request: BackendRequest = { path, requestId, tenant: '', signal, timeout_ms };
+    const request: BackendRequest = { path, requestId: `edge_${crypto.randomUUID()}`, tenant: '' };
     const token = await sign(request, backend);
-    const sending = { send, url: backend.url, token, request, signal, timeout_ms, left_ms: timeout_ms };
+    const { signal } = new AbortController();
+    const time = { timeout_ms, left_ms: timeout_ms };
+    const sending = { send, url: backend.url, token, request, signal, time };
     const outcome = await attempt(sending);
     if (outcome.kind === 'failed') throw outcome.error;
     if (outcome.kind === 'late') throw new Error(`no answer within ${outcome.waited_ms} ms`);
     if (outcome.kind === 'cancelled') throw new Error('it was called off');
-    const { status, body } = outcome.response;
-    const value: unknown = JSON.parse(await readBounded(body, LOAD_PROBE.bytesMax));
-    return { status, value };
+    const value: unknown = JSON.parse(await readAnswer(outcome.response, LOAD_PROBE.bytesMax));
+    return { status: outcome.response.status, value };
   }
 
   async #askForSuccess(backend: LiveBackend, path: string, timeout_ms: number): Promise<unknown> {

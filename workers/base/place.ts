@@ -28,10 +28,14 @@ export function regionOf({ continent, country, colo }: Place): string {
   return [continent, country, colo].filter((part) => part !== undefined).join('/') || LOCAL_REGION;
 }
 
+/** The client's address; undefined where nobody can be believed. */
+export const addressOf = (request: Request, front: Front): string | undefined =>
+  (front === 'cloudflare' ? request.headers.get('cf-connecting-ip') : null) ?? undefined;
+
 /** The client's address, or its network where one customer has many addresses; undefined where nobody can be believed. */
 export function networkOf(request: Request, front: Front): string | undefined {
-  const address = front === 'cloudflare' ? request.headers.get('cf-connecting-ip') : null;
-  return address === null ? undefined : addressGroup(address);
+  const address = addressOf(request, front);
+  return address === undefined ? undefined : addressGroup(address);
 }
 
 const GROUPS_OF_A_NETWORK = 4;

@@ -108,7 +108,7 @@ export class SwrCache<V> {
     if (age_ms < fresh_ms) return entry.value;
     const isServedAsIs = this.#isFailing() && retriesBehind === true && age_ms < stale_ms;
     if (age_ms < revalidate_ms || isServedAsIs) {
-      if (this.#now() >= this.#failedUntil_ms) this.#startLoad(key, hold).catch(() => {});
+      this.#refreshBehind(key, hold);
       return entry.value;
     }
     try {
@@ -163,17 +163,30 @@ export class SwrCache<V> {
   /** A source that has kept this key waiting for long enough already stalls, though nobody found out yet. */
   #oldWait_ms(key: string): number {
     const { staleWait_ms, failingWait_ms = staleWait_ms } = this.#policy;
-    const load = this.#loads.get(key);
-    const isStalling =
-      load !== undefined && !this.#isDead(load) && this.#now() - load.startedAt_ms >= staleWait_ms;
+    const load = this.#running(key);
+    const isStalling = load !== undefined && this.#now() - load.startedAt_ms >= staleWait_ms;
     return isStalling || this.#isFailing() ? failingWait_ms : staleWait_ms;
+  }
+
+  /**
+   * Nothing is attached to a load that another request began: it would settle there when this request is long over, of
+   * which workerd warns, once a request.
+   */
+  #refreshBehind(key: string, hold: Hold): void {
+    if (this.#now() < this.#failedUntil_ms || this.#running(key) !== undefined) return;
+    this.#startLoad(key, hold).catch(() => {});
+  }
+
+  #running(key: string): Load<V> | undefined {
+    const load = this.#loads.get(key);
+    return load === undefined || this.#isDead(load) ? undefined : load;
   }
 
   #startLoad(key: string, hold: Hold): Promise<V | null> {
     const { loadsMax } = this.#policy;
     const loads = this.#loads;
-    const running = loads.get(key);
-    if (running !== undefined && !this.#isDead(running)) return running.result;
+    const running = this.#running(key);
+    if (running !== undefined) return running.result;
     if (loads.size >= loadsMax) for (const [k, load] of loads) if (this.#isDead(load)) loads.delete(k);
     if (loads.size >= loadsMax && !loads.has(key)) {
       return Promise.reject(new Error(`${this.#what}: too many loads under way`));

@@ -41,14 +41,18 @@ export function createDenseComparison(parts: {
       if (!isSampled(of, parts.share) || running >= COMPARISON.atOnceMax) return;
       running++;
       try {
-        const masked = await greedyTokens(parts.backend, of, 'masked');
-        const dense = await greedyTokens(parts.backend, of, 'dense');
+        // Each goes first as often: a machine may get slower while one looks.
+        const isMaskedFirst = Number.parseInt(of.event.at(-1)!, 16) % 2 === 0;
+        const first = await greedyAnswer(parts.backend, of, isMaskedFirst ? 'masked' : 'dense');
+        const second = await greedyAnswer(parts.backend, of, isMaskedFirst ? 'dense' : 'masked');
+        const [masked, dense] = isMaskedFirst ? [first, second] : [second, first];
         await parts.events.send({
           kind: 'comparison',
           request: of.event,
           tenant: of.tenant,
           created_at_ms: Date.now(),
-          agreement: agreementOf(masked, dense),
+          agreement: agreementOf(masked.tokens, dense.tokens),
+          saved: savedBy(masked, dense),
         });
       } catch (error) {
         log('warn', 'comparison_failed', { request_event: of.event, reason: reasonOf(error) });
@@ -77,36 +81,67 @@ export function agreementOf(masked: readonly string[], dense: readonly string[])
   return (differs === -1 ? dense.length : differs) / longer;
 }
 
-async function greedyTokens(
+type Greedy = {
+  readonly tokens: readonly string[];
+  /** A token after the first, as the backend timed it; null where it did not, or there was none. */
+  readonly perToken_ms: number | null;
+  readonly backend: string;
+};
+
+/** Only times of one backend say something, and these were taken one right after the other. */
+function savedBy(masked: Greedy, dense: Greedy): number | null {
+  if (masked.backend !== dense.backend) return null;
+  if (masked.perToken_ms === null || dense.perToken_ms === null || dense.perToken_ms === 0) return null;
+  return 1 - masked.perToken_ms / dense.perToken_ms;
+}
+
+async function greedyAnswer(
   backend: Pick<BackendPool, 'call'>,
   { event, tenant, routable, routed, hold }: ComparisonOf,
   which: 'masked' | 'dense',
-): Promise<string[]> {
+): Promise<Greedy> {
   const { model } = splitModelName(routable.body.model);
   const mask = which === 'dense' ? DENSE_MASK_ID : routed.decision.mask;
   const common = { model, mask, temperature: 0, max_tokens: COMPARISON.tokens };
-  const { response } = await backend.call({
-    path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
-    requestId: `compare_${event}_${which}`,
-    tenant,
-    signal: AbortSignal.timeout(COMPARISON.timeout_ms),
-    timeout_ms: COMPARISON.timeout_ms,
-    wish: { region: routed.assignment.region, mask: routed.decision.maskId ?? DENSE_MASK_ID, model },
+  const called = await backend.call({
+    request: {
+      path: routable.kind === 'chat' ? '/v1/chat/completions' : '/v1/completions',
+      requestId: `compare_${event}_${which}`,
+      tenant,
+      body: JSON.stringify(
+        routable.kind === 'chat'
+          ? { ...common, messages: routable.body.messages, logprobs: true }
+          : { ...common, prompt: routable.body.prompt, logprobs: 1 },
+      ),
+    },
+    purpose: {
+      kind: 'completion',
+      region: routed.assignment.region,
+      model,
+      mask: which === 'dense' ? DENSE_MASK_ID : (routed.decision.maskId ?? DENSE_MASK_ID),
+      conversation: routable,
+    },
+    time: { timeout_ms: COMPARISON.timeout_ms, isFullTime: false },
     // A backend that has no room has none for this either.
-    mayRetry: () => false,
+    retries: { left: 0 },
+    signal: AbortSignal.timeout(COMPARISON.timeout_ms),
     hold,
-    body: JSON.stringify(
-      routable.kind === 'chat'
-        ? { ...common, messages: routable.body.messages, logprobs: true }
-        : { ...common, prompt: routable.body.prompt, logprobs: 1 },
-    ),
   });
+  if (called.kind === 'error') throw called.error;
+  const { response, backend: answerer } = called;
   if (!response.ok) {
     await response.body?.cancel();
     throw new Error(`the backend answered ${response.status}`);
   }
-  return answerSchema.parse(await response.json()).choices[0]!.logprobs;
+  const text = await response.text();
+  const tokens = answerSchema.parse(JSON.parse(text)).choices[0]!.logprobs;
+  const decode_ms = timedSchema.safeParse(JSON.parse(text)).data?.maskroute.decode_ms;
+  const later = tokens.length - 1;
+  const perToken_ms = decode_ms === undefined || later < 1 ? null : decode_ms / later;
+  return { tokens, perToken_ms, backend: answerer };
 }
+
+const timedSchema = z.looseObject({ maskroute: z.looseObject({ decode_ms: z.number().min(0) }) });
 
 /** Both wires to the tokens of the answer. */
 const tokensSchema = z.union([

@@ -20,7 +20,7 @@ const TIMES = 16 ** TIME_DIGITS;
 const CHANCE_DIGITS = 12;
 /** 64 bits. */
 const SIGNATURE_DIGITS = 16;
-const COMPLETION_ID = /^(?:chatcmpl-|cmpl-)?([0-9a-f]{20})\.([0-9a-f]{16})$/;
+const COMPLETION_ID = /^(?:chatcmpl-|cmpl-|resp_)?([0-9a-f]{20})\.([0-9a-f]{16})$/;
 
 export interface CompletionIds {
   /** `event`: 20 hexadecimal digits. `completion`: what the backend builds the answer's `id` of. */
@@ -29,14 +29,10 @@ export interface CompletionIds {
   eventOf(id: string, tenant: string): string | null;
 }
 
-/** Ids signed with another `secret` are not known again. */
-export function createCompletionIds(secret: string): CompletionIds {
-  // The key is hashed in once: half of what a signature takes.
-  const keyed = hmac.create(sha256, encoder.encode(secret));
-  const sign = (event: string, tenant: string): string => {
-    const text = encoder.encode(`maskroute-completion\n${tenant}\n${event}`);
-    return bytesToHex(keyed.clone().update(text).digest()).slice(0, SIGNATURE_DIGITS);
-  };
+/** Ids are signed with `secret`; those that were signed with one of `others` are known again, too. */
+export function createCompletionIds(secret: string, others: readonly string[] = []): CompletionIds {
+  const sign = createIdSigner(secret);
+  const signers = [sign, ...others.map(createIdSigner)];
   return {
     create(tenant) {
       const event = newEvent(Date.now());
@@ -46,8 +42,17 @@ export function createCompletionIds(secret: string): CompletionIds {
       const match = COMPLETION_ID.exec(id);
       if (match === null) return null;
       const [, event, given] = match;
-      return sameSecret(given!, sign(event!, tenant)) ? event! : null;
+      return signers.some((signed) => sameSecret(given!, signed(event!, tenant))) ? event! : null;
     },
+  };
+}
+
+function createIdSigner(secret: string): (event: string, tenant: string) => string {
+  // The key is hashed in once: half of what a signature takes.
+  const keyed = hmac.create(sha256, encoder.encode(secret));
+  return (event, tenant) => {
+    const text = encoder.encode(`maskroute-completion\n${tenant}\n${event}`);
+    return bytesToHex(keyed.clone().update(text).digest()).slice(0, SIGNATURE_DIGITS);
   };
 }
 

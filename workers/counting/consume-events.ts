@@ -5,14 +5,31 @@
 import type { EdgeEvent, RequestEvent } from '../../shared/admin/request-event.ts';
 import { log, reasonOf } from '../base/log.ts';
 import { type Hold, withDeadline } from '../base/waiting.ts';
-import { type Counted, countEvents, type NoteEvent } from '../db/count-events.ts';
+import { type Counted, countEvents, forget, type Kept, type NoteEvent } from '../db/count-events.ts';
 import type { Database } from '../db/d1.ts';
-import { EVENTS } from '../limits.ts';
+import type { Config } from '../env.ts';
+import { EVENTS, FEEDBACK_KEPT_ms } from '../limits.ts';
 import { takeBackBad } from '../releases/auto-rollback.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
 import { readMessage } from './events.ts';
 
-export type ConsumeDependencies = { readonly db: Database; readonly table: RoutingTable };
+export type ConsumeDependencies = {
+  readonly db: Database;
+  readonly table: RoutingTable;
+  readonly config: Pick<Config, 'AUDIT_KEPT_DAYS'>;
+};
+
+const keptAt = (now_ms: number, audit_days: number): Kept => ({
+  now_ms,
+  eventsSince_ms: now_ms - EVENTS.kept_ms,
+  feedbackSince_ms: now_ms - FEEDBACK_KEPT_ms,
+  auditSince_ms: now_ms - audit_days * 86_400_000,
+  minutesSince_ms: now_ms - EVENTS.minutesKept_ms,
+});
+
+/** For a clock: what is over goes, whether anybody sends requests or not. */
+export const forgetOld = ({ db, config }: Pick<ConsumeDependencies, 'db' | 'config'>): Promise<void> =>
+  forget(db, keptAt(Date.now(), config.AUDIT_KEPT_DAYS));
 
 export async function consumeEvents(
   dependencies: ConsumeDependencies,
@@ -31,7 +48,8 @@ export async function consumeEvents(
   const notes = events.filter((event) => event.kind !== 'request');
   let left: ReadonlySet<EdgeEvent>;
   try {
-    left = await countAll(dependencies.db, requests, notes, now_ms);
+    const kept = keptAt(now_ms, dependencies.config.AUDIT_KEPT_DAYS);
+    left = await countAll(dependencies.db, requests, notes, kept);
   } catch (error) {
     log('error', 'events_not_counted', { events: events.length, reason: reasonOf(error) });
     batch.retryAll({ delaySeconds: EVENTS.retryDelay_s });
@@ -59,13 +77,13 @@ async function countAll(
   db: Database,
   requests: readonly RequestEvent[],
   notes: readonly NoteEvent[],
-  now_ms: number,
+  kept: Kept,
 ): Promise<ReadonlySet<EdgeEvent>> {
   let at = 0;
   for (; requests.length - at > COUNTED_AT_ONCE_MAX; at += COUNTED_AT_ONCE_MAX) {
-    await count(db, requests.slice(at, at + COUNTED_AT_ONCE_MAX), [], now_ms);
+    await count(db, requests.slice(at, at + COUNTED_AT_ONCE_MAX), [], kept);
   }
-  const { notesLeft } = await count(db, requests.slice(at), notes, now_ms);
+  const { notesLeft } = await count(db, requests.slice(at), notes, kept);
   return new Set(notesLeft);
 }
 
@@ -73,15 +91,14 @@ const count = (
   db: Database,
   requests: readonly RequestEvent[],
   notes: readonly NoteEvent[],
-  now_ms: number,
+  kept: Kept,
 ): Promise<Counted> =>
   withDeadline(
     countEvents(db, {
       batch: crypto.randomUUID(),
       requests,
       notes,
-      eventsSince_ms: now_ms - EVENTS.kept_ms,
-      minutesSince_ms: now_ms - EVENTS.minutesKept_ms,
+      kept,
     }),
     EVENTS.count_ms,
     'counting events',

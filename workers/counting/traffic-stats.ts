@@ -1,20 +1,36 @@
 /** What is going on, from what was counted: routing over time, its balance, speed by version, fallbacks. */
 import type { Latencies } from '../../shared/admin/experiment-wire.ts';
-import { countOf, quantilesOf } from '../../shared/admin/statistics.ts';
-import { COLLAPSE, type Stats } from '../../shared/admin/stats-wire.ts';
+import {
+  countOf,
+  type Histogram,
+  type Moments,
+  meanInterval,
+  PAIRS_MIN,
+  quantilesOf,
+} from '../../shared/admin/statistics.ts';
+import { COLLAPSE, type Saved, type Stats } from '../../shared/admin/stats-wire.ts';
 import { type Database, isoTime } from '../db/d1.ts';
 import { latenciesOfBackends, versionKey, versionLatencies } from '../db/latencies.ts';
 import { findClusterCounts } from '../db/mask-set-rows.ts';
-import { clusterSeries, fallbackCounts, type SeriesRequest, versionSums } from '../db/outcomes.ts';
+import {
+  clusterSeries,
+  fallbackCounts,
+  maskCounts,
+  type SeriesRequest,
+  totalSums,
+  versionSums,
+} from '../db/outcomes.ts';
 import { figuresOf } from './experiment-results.ts';
 
 export async function stats(db: Database, request: SeriesRequest): Promise<Stats> {
-  const [series, versions, latencies, byBackend, fallbacks] = await Promise.all([
+  const [series, versions, latencies, byBackend, fallbacks, total, masks] = await Promise.all([
     clusterSeries(db, request),
     versionSums(db, request),
     versionLatencies(db, request),
     request.tenant === undefined ? latenciesOfBackends(db, request) : new Map<string, Latencies>(),
     fallbackCounts(db, request),
+    totalSums(db, request),
+    maskCounts(db, request),
   ]);
   const clusterCounts = await findClusterCounts(db, [...new Set(series.map(({ version }) => version))]);
   return {
@@ -39,7 +55,33 @@ export async function stats(db: Database, request: SeriesRequest): Promise<Stats
       tpot_quantiles_ms: quantilesOf(tpot),
     })),
     fallbacks: fallbacks.map(({ fallback, requests }) => ({ reason: fallback, requests })),
+    total: figuresOf(total.sums, mergeLatencies([...latencies.values()])),
+    masks: masks.map(({ mask, sparsity, requests }) => ({
+      ...{ mask, requests, sparsity: sparsity < 0 ? null : sparsity },
+    })),
+    saved: savedOf(total.saved),
   };
+}
+
+function savedOf(saved: Moments): Saved {
+  const found = meanInterval(saved, SAVED_ALPHA);
+  const interval = found ?? { mean: null, low: null, high: null };
+  return { pairs: saved.count, pairs_min: PAIRS_MIN, ...interval };
+}
+
+/** Of an interval that misses the true mean at any time of looking. */
+const SAVED_ALPHA = 0.05;
+
+function mergeLatencies(parts: readonly Latencies[]): Latencies | undefined {
+  if (parts.length === 0) return undefined;
+  const merged = (of: (part: Latencies) => Histogram): Histogram => {
+    const sum = new Map<number, number>();
+    for (const part of parts) {
+      for (const [bucket, count] of of(part)) sum.set(bucket, (sum.get(bucket) ?? 0) + count);
+    }
+    return sum;
+  };
+  return { ttft: merged(({ ttft }) => ttft), tpot: merged(({ tpot }) => tpot) };
 }
 
 type ClusterCount = { readonly version: string; readonly cluster: number; readonly requests: number };

@@ -3,7 +3,7 @@
  * answer parsed by the schema that the edge writes it by.
  */
 import { z } from 'zod';
-import { CSRF_HEADER, type Session, sessionSchema } from '../../shared/admin/admin-wire.ts';
+import { CSRF_HEADER, type Session, SIGN_IN_HEADER, sessionSchema } from '../../shared/admin/admin-wire.ts';
 
 export class ApiError extends Error {
   readonly status: number;
@@ -40,6 +40,12 @@ export type Call = {
 
 let session: Session | undefined;
 let onSessionEnd: () => void = () => undefined;
+let onChange: () => void = () => undefined;
+
+/** `listener` hears of everything that this page has changed at the edge. */
+export const afterChange = (listener: () => void): void => {
+  onChange = listener;
+};
 
 /** @throws ApiError */
 async function send(path: string, { method = 'GET', body, file, signal }: Call): Promise<Response> {
@@ -76,6 +82,7 @@ export async function admin<T extends z.ZodType>(
   call: Call = {},
 ): Promise<z.output<T>> {
   const parsed = schema.safeParse(await (await send(`/admin/v1${path}`, call)).json());
+  if (call.method !== undefined) onChange();
   if (parsed.success) return parsed.data;
   throw new ApiError(
     200,
@@ -94,10 +101,15 @@ export const sessionEnds = (listener: () => void): void => {
   onSessionEnd = listener;
 };
 
+/** Who else says who somebody is, beside keys. */
+let provider: string | undefined;
+export const signInProvider = (): string | undefined => provider;
+
 /** The session that the cookie stands for; undefined without one. @throws ApiError */
 export async function resume(): Promise<Session | undefined> {
   try {
     const response = await send('/dashboard/session', {});
+    provider = response.headers.get(SIGN_IN_HEADER) ?? provider;
     session = response.status === 204 ? undefined : sessionSchema.parse(await response.json());
     return session;
   } catch (error) {

@@ -3,10 +3,10 @@
 import { useEffect, useState } from 'preact/hooks';
 import { Router } from 'wouter-preact';
 import type { Session } from '../../shared/admin/admin-wire.ts';
-import { logIn, resume, sessionEnds } from './api.ts';
+import { logIn, resume, sessionEnds, signInProvider } from './api.ts';
 import { Failure } from './components/notice.tsx';
 import { Layout } from './frame.tsx';
-import { useAttempt } from './hooks.ts';
+import { queries, useAttempt } from './hooks.ts';
 
 type Gate =
   | { readonly state: 'asking' }
@@ -16,7 +16,10 @@ type Gate =
 export function App() {
   const [gate, setGate] = useState<Gate>({ state: 'asking' });
   useEffect(() => {
-    sessionEnds(() => setGate({ state: 'out', notice: 'The session has ended. Log in again.' }));
+    sessionEnds(() => {
+      queries.clear();
+      setGate({ state: 'out', notice: 'The session has ended. Log in again.' });
+    });
     resume().then(
       (session) => setGate(session === undefined ? { state: 'out' } : { state: 'in', session }),
       (error: Error) => setGate({ state: 'out', notice: error.message }),
@@ -30,7 +33,14 @@ export function App() {
     case 'in':
       return (
         <Router base="/dashboard">
-          <Layout session={gate.session} onLogOut={(notice) => setGate({ state: 'out', notice })} />
+          <Layout
+            session={gate.session}
+            onLogOut={(notice) => {
+              // The next one to log in sees nothing of what this one saw.
+              queries.clear();
+              setGate({ state: 'out', notice });
+            }}
+          />
         </Router>
       );
   }
@@ -63,6 +73,11 @@ function Login(props: {
             Log in
           </button>
         </form>
+        {signInProvider() !== undefined && (
+          <p>
+            <a href="/dashboard/sign-in">Sign in through {signInProvider()}</a>
+          </p>
+        )}
         <small>The key is exchanged for a session of eight hours and is not kept in this browser.</small>
       </article>
     </main>

@@ -2,20 +2,23 @@
 import type { ComponentType } from 'preact';
 import { useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { Link, Route, Switch, useLocation } from 'wouter-preact';
-import { listSchema, type Session, tenantSchema } from '../../shared/admin/admin-wire.ts';
-import { ApiError, admin, logOut } from './api.ts';
-import { Choice } from './components/controls.tsx';
+import type { Session } from '../../shared/admin/admin-wire.ts';
+import { ApiError, logOut } from './api.ts';
+import { Choice, TenantChoice } from './components/controls.tsx';
 import { Confirm } from './components/dialog.tsx';
 import { LiveMasks } from './components/mask-heat-map.tsx';
-import { ScopeContext, useLoad } from './hooks.ts';
-import { applyTheme, storedTheme, THEMES, tenantName } from './look.ts';
+import { ScopeContext, useAddress } from './hooks.ts';
+import { applyTheme, storedTheme, THEMES, tenantFilter } from './look.ts';
+import { Audit } from './pages/audit.tsx';
 import { Backends } from './pages/backends.tsx';
 import { EmbeddingMap } from './pages/embedding-map.tsx';
 import { Experiments } from './pages/experiments.tsx';
 import { Keys } from './pages/keys.tsx';
+import { Overview } from './pages/overview.tsx';
 import { Playground } from './pages/playground.tsx';
-import { Publications } from './pages/publications.tsx';
 import { Quality } from './pages/quality.tsx';
+import { Releases } from './pages/releases.tsx';
+import { Requests } from './pages/requests.tsx';
 import { RoutingShares } from './pages/routing.tsx';
 import { Tenants } from './pages/tenants.tsx';
 import { Usage } from './pages/usage.tsx';
@@ -27,21 +30,26 @@ type Page = {
   readonly title: string;
   /** Only for those who manage all tenants. */
   readonly isGlobal?: boolean;
+  /** Not for those who only read. */
+  readonly isForChange?: boolean;
   readonly page: ComponentType;
 };
 
 const PAGES: readonly Page[] = [
-  { path: '/', title: 'Live masks', page: LiveMasks },
+  { path: '/', title: 'Overview', page: Overview },
+  { path: '/requests', title: 'Requests', page: Requests },
+  { path: '/releases', title: 'Releases', page: Releases },
+  { path: '/masks', title: 'Live masks', page: LiveMasks },
   { path: '/map', title: 'Embedding map', page: EmbeddingMap },
   { path: '/routing', title: 'Routing', page: RoutingShares },
   { path: '/quality', title: 'Quality', page: Quality },
-  { path: '/publications', title: 'Publications', page: Publications },
   { path: '/experiments', title: 'Experiments', page: Experiments },
   { path: '/tenants', title: 'Tenants', page: Tenants },
   { path: '/keys', title: 'Keys', page: Keys },
   { path: '/usage', title: 'Usage', page: Usage },
+  { path: '/audit', title: 'Audit log', page: Audit },
   { path: '/backends', title: 'Backends', isGlobal: true, page: Backends },
-  { path: '/playground', title: 'Playground', page: Playground },
+  { path: '/playground', title: 'Playground', isForChange: true, page: Playground },
 ];
 
 export function Layout({
@@ -51,21 +59,33 @@ export function Layout({
   readonly session: Session;
   readonly onLogOut: (notice: string) => void;
 }) {
-  const [tenant, setTenant] = useState(session.tenant ?? '');
+  const [picked, setTenant] = useAddress('tenant', '');
   const isGlobal = session.tenant === null;
+  const mayChange = session.role !== 'viewer';
+  const tenant = session.tenant ?? picked;
   return (
-    <ScopeContext.Provider value={{ session, tenant, isGlobal }}>
+    <ScopeContext.Provider value={{ session, tenant, isGlobal, mayChange }}>
       <a class="skip" href="#content">
         Skip to the content
       </a>
       <header class="top">
         <strong>Maskroute</strong>
-        {isGlobal ? <TenantPicker tenant={tenant} onPick={setTenant} /> : <span>Tenant {tenant}</span>}
+        {isGlobal ? (
+          <TenantChoice
+            class="inline"
+            title="Tenant"
+            value={tenant}
+            none={tenantFilter('')}
+            onPick={setTenant}
+          />
+        ) : (
+          <span>Tenant {tenant}</span>
+        )}
         <ThemePicker />
         <LogOut onLogOut={onLogOut} />
       </header>
       <div class="frame">
-        <Navigation isGlobal={isGlobal} />
+        <Navigation isGlobal={isGlobal} mayChange={mayChange} />
         <Content />
       </div>
     </ScopeContext.Provider>
@@ -113,14 +133,18 @@ function LogOut({ onLogOut }: { readonly onLogOut: (notice: string) => void }) {
   );
 }
 
-function Navigation({ isGlobal }: { readonly isGlobal: boolean }) {
+function Navigation(props: { readonly isGlobal: boolean; readonly mayChange: boolean }) {
+  const { isGlobal, mayChange } = props;
+  const isOpen = (page: Page) => (isGlobal || !page.isGlobal) && (mayChange || !page.isForChange);
   const [location] = useLocation();
+  const [tenant] = useAddress('tenant', '');
+  const scope = tenant === '' ? '' : `?tenant=${tenant}`;
   return (
     <nav aria-label="Pages">
       <ul>
-        {PAGES.filter((page) => isGlobal || !page.isGlobal).map(({ path, title }) => (
+        {PAGES.filter(isOpen).map(({ path, title }) => (
           <li key={path}>
-            <Link href={path} aria-current={location === path ? 'page' : undefined}>
+            <Link href={path + scope} aria-current={location === path ? 'page' : undefined}>
               {title}
             </Link>
           </li>
@@ -160,27 +184,6 @@ function Content() {
         </Route>
       </Switch>
     </main>
-  );
-}
-
-function TenantPicker(props: { readonly tenant: string; readonly onPick: (tenant: string) => void }) {
-  const tenants = useLoad((signal) => admin(listSchema(tenantSchema), '/tenants', { signal }), []);
-  const ids = tenants.state === 'ready' ? tenants.data.data.map(({ id }) => id) : [];
-  return (
-    <label class="inline">
-      Tenant
-      <select
-        value={props.tenant}
-        onChange={(event) => props.onPick(event.currentTarget.value)}
-        onFocus={tenants.reload}
-      >
-        {['', ...ids].map((id) => (
-          <option key={id} value={id}>
-            {tenantName(id)}
-          </option>
-        ))}
-      </select>
-    </label>
   );
 }
 

@@ -35,6 +35,7 @@ export function onThemeChange(listener: () => void): () => void {
 
 /* Numbers, times and names for people; what is not known is a dash. */
 
+const timeOfDay = new Intl.DateTimeFormat(undefined, { timeStyle: 'medium' });
 const dateTime = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' });
 
 export const when = (iso: string | null): string => (iso === null ? '–' : dateTime.format(new Date(iso)));
@@ -42,5 +43,29 @@ export const percent = (share: number | null, digits = 1): string =>
   share === null ? '–' : `${(100 * share).toFixed(digits)} %`;
 export const number = (value: number | null, digits = 0): string =>
   value?.toLocaleString(undefined, { maximumFractionDigits: digits, minimumFractionDigits: digits }) ?? '–';
+export const time = (at_ms: number): string => timeOfDay.format(new Date(at_ms));
 export const shortVersion = (version: string): string => version.slice(0, 10);
-export const tenantName = (tenant: string): string => (tenant === '' ? 'default (shared)' : tenant);
+
+/** `1 h 5 min`, `4 min 10 s`, `9 s`: the two largest parts. */
+export function duration(length_ms: number): string {
+  const total_s = Math.max(0, Math.ceil(length_ms / 1000));
+  const parts = [
+    [Math.floor(total_s / 86_400), 'd'],
+    [Math.floor(total_s / 3600) % 24, 'h'],
+    [Math.floor(total_s / 60) % 60, 'min'],
+    [total_s % 60, 's'],
+  ] as const;
+  const first = parts.findIndex(([count]) => count > 0);
+  if (first < 0) return '0 s';
+  return parts
+    .slice(first, first + 2)
+    .filter(([count]) => count > 0)
+    .map(([count, unit]) => `${count} ${unit}`)
+    .join(' ');
+}
+
+/** Where a list is about tenants, and where it is about the mask set of those that have none of their own. */
+export const tenantFilter = (tenant: string): string => (tenant === '' ? 'All tenants' : tenant);
+export const setOwner = (tenant: string): string => (tenant === '' ? 'Default mask set' : tenant);
+/** In a sentence. */
+export const whose = (tenant: string): string => (tenant === '' ? 'all tenants without their own' : tenant);

@@ -2,7 +2,7 @@
 import { eq, sql } from 'drizzle-orm';
 import { BACKENDS_MAX } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type Database, isDuplicate } from './d1.ts';
+import { type Database, orConflict } from './d1.ts';
 import { backends } from './schema.ts';
 
 export type BackendRow = {
@@ -34,20 +34,16 @@ export async function insertBackend(
   now_ms: number,
 ): Promise<BackendRow> {
   const { url, regions, weight, enabled } = fields;
-  try {
-    // One statement, so that two administrators at once can't pass the limit together.
-    const inserted = await db
-      .insert(backends)
-      .select(
-        sql`select ${id}, ${url}, ${JSON.stringify(regions)}, ${weight}, ${enabled ? 1 : 0}, ${now_ms}, ${now_ms}
-        where (select count(*) from ${backends}) < ${BACKENDS_MAX}`,
-      )
-      .returning();
-    if (inserted[0] !== undefined) return inserted[0];
-  } catch (error) {
-    if (!isDuplicate(error)) throw error;
-    throw new MaskrouteError('conflict', `There is a backend ${id} already.`, { param: 'id' });
-  }
+  // One statement, so that two administrators at once can't pass the limit together.
+  const inserting = db
+    .insert(backends)
+    .select(
+      sql`select ${id}, ${url}, ${JSON.stringify(regions)}, ${weight}, ${enabled ? 1 : 0}, ${now_ms}, ${now_ms}
+      where (select count(*) from ${backends}) < ${BACKENDS_MAX}`,
+    )
+    .returning();
+  const [inserted] = await orConflict(inserting, `There is a backend ${id} already.`);
+  if (inserted !== undefined) return inserted;
   throw new MaskrouteError('conflict', `There are ${BACKENDS_MAX} backends already.`);
 }
 

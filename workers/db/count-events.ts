@@ -8,9 +8,19 @@ import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
 import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/admin/request-event.ts';
 import { bucketOf } from '../../shared/admin/statistics.ts';
 import type { ErrorCode } from '../../shared/wire/errors.ts';
-import type { Database } from './d1.ts';
+import { type Database, minuteOf } from './d1.ts';
 import { countLatencies } from './latencies.ts';
-import { backendLatencies, events, latencies, outcomes, usage, variantOutcomes } from './schema.ts';
+import {
+  auditLog,
+  backendLatencies,
+  events,
+  feedback,
+  latencies,
+  outcomes,
+  texts,
+  usage,
+  variantOutcomes,
+} from './schema.ts';
 
 /** An event about a request that has its own event. */
 export type NoteEvent = RatingEvent | ComparisonEvent;
@@ -28,30 +38,57 @@ export type CountRequest = {
   readonly batch: string;
   readonly requests: readonly RequestEvent[];
   readonly notes: readonly NoteEvent[];
-  /** Events and minutes before these are deleted. */
+  /** What is older than these is deleted with it. */
+  readonly kept: Kept;
+};
+
+/** Rows from before these times are over, and so are kept texts whose own time has come. */
+export type Kept = {
+  readonly now_ms: number;
   readonly eventsSince_ms: number;
+  readonly feedbackSince_ms: number;
+  readonly auditSince_ms: number;
   readonly minutesSince_ms: number;
 };
 
 export async function countEvents(db: Database, request: CountRequest): Promise<Counted> {
-  const { batch, requests, notes, eventsSince_ms } = request;
-  const minutesSince = Math.floor(request.minutesSince_ms / 60_000);
+  const { batch, requests, notes, kept } = request;
   const isNote = sql`${events.id} in (select value from json_each(${JSON.stringify(notes.map(noteId))}))`;
-  const [, , , , , , , known] = await db.batch([
+  const [, , , , , known] = await db.batch([
     insertRequests(db, batch, requests),
     insertNotes(db, batch, notes),
     add(db, outcomes, { minute: 'created_at_ms / 60000', ...same(OUTCOME_KEYS) }, OUTCOME_SUMS, batch),
     add(db, variantOutcomes, same(VARIANT_KEYS), SUMS, batch, "and experiment <> 'none'"),
     add(db, usage, USAGE_KEYS, USAGE_SUMS, batch, 'and requests > 0'),
-    db.delete(events).where(firstOf(events, lt(events.createdAt_ms, eventsSince_ms))),
-    db.delete(outcomes).where(firstOf(outcomes, lt(outcomes.minute, minutesSince))),
     db.select({ id: events.id }).from(events).where(isNote),
     ...countLatencies(db, batch),
-    db.delete(latencies).where(firstOf(latencies, lt(latencies.minute, minutesSince))),
-    db.delete(backendLatencies).where(firstOf(backendLatencies, lt(backendLatencies.minute, minutesSince))),
+    ...deletions(db, kept),
   ]);
   const found = new Set(known.map(({ id }) => id));
   return { notesLeft: notes.filter((note) => !found.has(noteId(note))) };
+}
+
+/** Some of what is over, of every kind. */
+const deletions = (db: Database, kept: Kept) => {
+  const minutesSince = minuteOf(kept.minutesSince_ms);
+  return [
+    db.delete(events).where(firstOf(events, lt(events.createdAt_ms, kept.eventsSince_ms))),
+    db.delete(outcomes).where(firstOf(outcomes, lt(outcomes.minute, minutesSince))),
+    db.delete(latencies).where(firstOf(latencies, lt(latencies.minute, minutesSince))),
+    db.delete(backendLatencies).where(firstOf(backendLatencies, lt(backendLatencies.minute, minutesSince))),
+    db.delete(feedback).where(firstOf(feedback, lt(feedback.createdAt_ms, kept.feedbackSince_ms))),
+    db.delete(texts).where(firstOf(texts, lt(texts.expiresAt_ms, kept.now_ms))),
+    db.delete(auditLog).where(firstOf(auditLog, lt(auditLog.createdAt_ms, kept.auditSince_ms))),
+  ] as const;
+};
+
+/** Deletes what is over, some at a time until nothing is left. An edge that counts nothing for weeks forgets as well. */
+export async function forget(db: Database, kept: Kept): Promise<void> {
+  for (;;) {
+    const [first, ...rest] = deletions(db, kept);
+    const done = await db.batch([first, ...rest]);
+    if (done.every(({ meta }) => meta.changes < PRUNED_ROWS_MAX)) return;
+  }
 }
 
 const firstOf = (table: SQLiteTable, condition: SQL): SQL =>
@@ -87,6 +124,9 @@ function insertNotes(db: Database, batch: string, notes: readonly NoteEvent[]) {
     created_at_ms: "note.value ->> 'created_at_ms'",
     rating: "note.value ->> 'rating'",
     agreement: "note.value ->> 'agreement'",
+    saved: "note.value ->> 'saved'",
+    ...{ request_id: "''", endpoint: "''", status: '0', error_code: "''", source: "''" },
+    ...{ total_ms: 'null', similarity: 'null' },
     ...{ requests: '0', errors: '0', outages: '0', failures: '0' },
     ...{ prompt_tokens: '0', completion_tokens: '0' },
     ...{ ttft_ms: 'null', tpot_ms: 'null', ttft_bucket: 'null', tpot_bucket: 'null' },
@@ -136,6 +176,14 @@ const requestRow = (event: RequestEvent): Record<string, unknown> => ({
   backend: event.backend ?? '',
   outages: isOutage(event) ? 1 : 0,
   experiment_owner: event.experiment_owner,
+  request_id: event.request_id,
+  endpoint: event.endpoint,
+  status: event.status,
+  error_code: event.error_code ?? '',
+  total_ms: event.total_ms,
+  similarity: event.similarity,
+  source: event.source,
+  saved: null,
 });
 
 /** An error that is not the client's doing: none that a 4xx says, and also one that came in mid-stream. */
@@ -169,7 +217,7 @@ const SUMS: readonly (readonly [name: string, sum: string])[] = [
   ['ratings_up', 'count(case when rating > 0 then 1 end)'],
   ...moments('agreement', 'agreement'),
 ];
-const OUTCOME_SUMS: typeof SUMS = [...SUMS, ['outages', 'sum(outages)']];
+const OUTCOME_SUMS: typeof SUMS = [...SUMS, ['outages', 'sum(outages)'], ...moments('saved', 'saved')];
 
 function moments(name: string, value: string): [string, string][] {
   return [

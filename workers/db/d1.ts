@@ -1,6 +1,6 @@
 /** What all queries share: opening D1, waiting for it, pages, room. Atomic writes go through `batch()`: D1 refuses BEGIN. */
 
-import { count, eq, lt, or, type SQL, sql } from 'drizzle-orm';
+import { type AnyColumn, count, eq, lt, or, type SQL, sql } from 'drizzle-orm';
 import { type DrizzleD1Database, drizzle } from 'drizzle-orm/d1';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import type { Cursor } from '../../shared/admin/admin-wire.ts';
@@ -17,8 +17,24 @@ export const isoTime = (time_ms: number): string => new Date(time_ms).toISOStrin
 export const isoTimeOrNull = (time_ms: number | null): string | null =>
   time_ms === null ? null : isoTime(time_ms);
 
-/** Whether a write failed because a row with the same key is already there, however deep the driver wrapped it. */
-export function isDuplicate(error: unknown): boolean {
+export const minuteOf = (time_ms: number): number => Math.floor(time_ms / 60_000);
+
+/** Undefined: any value will do. */
+export const isIfGiven = (column: SQLiteColumn, value: string | undefined): SQL | undefined =>
+  value === undefined ? undefined : eq(column, value);
+
+/** @throws MaskrouteError `conflict` with this message when a row with the same key is there already. */
+export async function orConflict<T>(insert: Promise<T>, message: string): Promise<T> {
+  try {
+    return await insert;
+  } catch (error) {
+    if (!isDuplicate(error)) throw error;
+    throw new MaskrouteError('conflict', message, { param: 'id' });
+  }
+}
+
+/** However deep the driver wrapped it. */
+function isDuplicate(error: unknown): boolean {
   for (let cause = error; cause instanceof Error; cause = cause.cause) {
     if (/UNIQUE constraint failed|PRIMARY KEY constraint failed/i.test(cause.message)) return true;
   }
@@ -89,6 +105,12 @@ export const pastCursor = (
   before === undefined
     ? undefined
     : or(lt(at, before.at), sql`(${at} = ${before.at} and ${id} > ${before.id})`);
+
+/** Whether one of the columns holds the text, in any case of ASCII; every row does without a text. */
+export const holds = (text: string | undefined, ...columns: (AnyColumn | SQL)[]): SQL | undefined =>
+  text === undefined
+    ? undefined
+    : or(...columns.map((column) => sql`instr(lower(coalesce(${column}, '')), ${text.toLowerCase()}) > 0`));
 
 /** A page of rows. One more is asked for than a page has: it says whether there are more. */
 export function toPage<Row, T>(

@@ -10,8 +10,17 @@ import {
   experimentDefinitionSchema,
 } from '../../shared/admin/experiment-wire.ts';
 import type { Scope } from '../../shared/mask/sticky.ts';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type Database, isDuplicate, isoTime, isoTimeOrNull, type Page, pastCursor, toPage } from './d1.ts';
+import {
+  type Database,
+  holds,
+  isIfGiven,
+  isoTime,
+  isoTimeOrNull,
+  orConflict,
+  type Page,
+  pastCursor,
+  toPage,
+} from './d1.ts';
 import type { ExperimentKey } from './outcomes.ts';
 import { experiments } from './schema.ts';
 
@@ -28,8 +37,9 @@ export type StoredExperiment = ExperimentKey & {
   readonly actor: string;
 };
 
-/** Written wherever an experiment changes: one more than what any experiment has. */
-const nextRevision = sql`(select coalesce(max(${experiments.revision}), 0) + 1 from ${experiments})`;
+/** Of all experiments: written wherever one changes, as one more. */
+const revision = sql<number>`(select coalesce(max(${experiments.revision}), 0) from ${experiments})`;
+const nextRevision = sql`${revision} + 1`;
 
 /** @throws MaskrouteError `conflict` when the owner has one of this id. */
 export async function insertExperiment(
@@ -38,12 +48,8 @@ export async function insertExperiment(
 ): Promise<StoredExperiment> {
   const { definition, ...columns } = draft;
   const definitionText = JSON.stringify(definition);
-  try {
-    await db.insert(experiments).values({ ...columns, definition: definitionText, revision: 0 });
-  } catch (error) {
-    if (!isDuplicate(error)) throw error;
-    throw new MaskrouteError('conflict', `There is an experiment ${draft.id} already.`, { param: 'id' });
-  }
+  const inserting = db.insert(experiments).values({ ...columns, definition: definitionText, revision: 0 });
+  await orConflict(inserting, `There is an experiment ${draft.id} already.`);
   return { ...draft, definitionText, startsAt_ms: null, endsAt_ms: null, stoppedAt_ms: null };
 }
 
@@ -67,7 +73,7 @@ export async function findExperimentsOfAnybody(db: Database, id: string): Promis
 export async function listExperiments(
   db: Database,
   owner: string | undefined,
-  { before, limit }: PageQuery,
+  { before, limit, q }: PageQuery,
 ): Promise<Page<StoredExperiment>> {
   const { id, createdAt_ms } = experiments;
   const name = sql`${id} || '.' || ${experiments.owner}`;
@@ -76,7 +82,8 @@ export async function listExperiments(
     .from(experiments)
     .where(
       and(
-        owner === undefined ? undefined : eq(experiments.owner, owner),
+        isIfGiven(experiments.owner, owner),
+        holds(q, id, experiments.owner),
         pastCursor(createdAt_ms, name, before),
       ),
     )
@@ -113,14 +120,13 @@ export async function startExperiment(
   times: { readonly startsAt_ms: number; readonly endsAt_ms: number | null },
   seenRevision: number,
 ): Promise<StoredExperiment | null> {
-  const unchanged = sql`(select coalesce(max(${experiments.revision}), 0) from ${experiments}) = ${seenRevision}`;
   const rows = await db
     .update(experiments)
     .set({ ...times, revision: nextRevision })
     .where(
       and(
         ...[named(key), eq(experiments.definition, definitionText)],
-        ...[isNull(experiments.startsAt_ms), unchanged],
+        ...[isNull(experiments.startsAt_ms), sql`${revision} = ${seenRevision}`],
       ),
     )
     .returning();

@@ -6,7 +6,16 @@ import { and, desc, eq, gt, isNull, lt, or, type SQL, sql } from 'drizzle-orm';
 import type { PageQuery } from '../../shared/admin/admin-wire.ts';
 import { type ApiKey, type ApiKeyKind, DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
-import { type Database, isoTime, isoTimeOrNull, type Page, pastCursor, toPage } from './d1.ts';
+import {
+  type Database,
+  holds,
+  isIfGiven,
+  isoTime,
+  isoTimeOrNull,
+  type Page,
+  pastCursor,
+  toPage,
+} from './d1.ts';
 import { apiKeys, endedSessions, tenants } from './schema.ts';
 import { type TenantPolicy, toPolicy } from './tenant-rows.ts';
 
@@ -82,16 +91,17 @@ export type KeyFilter = {
 export async function listApiKeys(
   db: Database,
   { tenant, workingAt_ms }: KeyFilter,
-  { before, limit }: PageQuery,
+  { before, limit, q }: PageQuery,
 ): Promise<Page<ApiKey>> {
-  const { id, createdAt_ms, tenantId } = apiKeys;
+  const { id, createdAt_ms, tenantId, name, prefix } = apiKeys;
   const rows = await db
     .select()
     .from(apiKeys)
     .where(
       and(
-        tenant === undefined ? undefined : eq(tenantId, tenant),
+        isIfGiven(tenantId, tenant),
         workingAt_ms === undefined ? undefined : worksAt(workingAt_ms),
+        holds(q, id, name, prefix, tenantId),
         pastCursor(createdAt_ms, id, before),
       ),
     )
@@ -99,6 +109,10 @@ export async function listApiKeys(
     .limit(limit + 1);
   return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.id }), toApiKey);
 }
+
+/** A key by its id, which must be this tenant's; undefined: anybody's. */
+const ownedKey = (id: string, tenant: string | undefined) =>
+  and(eq(apiKeys.id, id), isIfGiven(apiKeys.tenantId, tenant));
 
 const worksAt = (now_ms: number) =>
   and(isNull(apiKeys.revokedAt_ms), or(isNull(apiKeys.expiresAt_ms), gt(apiKeys.expiresAt_ms, now_ms)));
@@ -118,7 +132,7 @@ export async function revokeApiKey(
   tenant: string | undefined,
   now_ms: number,
 ): Promise<{ key: ApiKey; sha256: string } | null> {
-  const owned = and(eq(apiKeys.id, id), tenant === undefined ? undefined : eq(apiKeys.tenantId, tenant));
+  const owned = ownedKey(id, tenant);
   const [, rows] = await db.batch([
     db
       .update(apiKeys)
@@ -156,14 +170,7 @@ export async function rotateApiKey(
         replacedBy: successor.id,
         expiresAt_ms: sql`min(coalesce(${apiKeys.expiresAt_ms}, ${oldExpiresAt_ms}), ${oldExpiresAt_ms})`,
       })
-      .where(
-        and(
-          eq(apiKeys.id, id),
-          tenant === undefined ? undefined : eq(apiKeys.tenantId, tenant),
-          isNull(apiKeys.replacedBy),
-          worksAt(now_ms),
-        ),
-      )
+      .where(and(ownedKey(id, tenant), isNull(apiKeys.replacedBy), worksAt(now_ms)))
       .returning({ sha256: apiKeys.sha256 }),
     // The columns are those of the table, in its order.
     db.insert(apiKeys).select(sql`select ${successor.id}, kind, tenant_id, name, ${successor.prefix},
@@ -219,7 +226,7 @@ export async function findApiKeyById(
   id: string,
   tenant: string | undefined,
 ): Promise<ApiKey | null> {
-  const owned = and(eq(apiKeys.id, id), tenant === undefined ? undefined : eq(apiKeys.tenantId, tenant));
+  const owned = ownedKey(id, tenant);
   const rows = await db.select().from(apiKeys).where(owned).limit(1);
   return rows[0] === undefined ? null : toApiKey(rows[0]);
 }

@@ -1,8 +1,9 @@
 /** How long requests took, in buckets: counted with a delivery of events, read back as histograms. */
-import { and, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
+import { and, getTableColumns, gte, lt, type SQL, sql } from 'drizzle-orm';
+import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { LATENCY_MEASURES, type Latencies, type LatencyMeasure } from '../../shared/admin/experiment-wire.ts';
 import type { Database } from './d1.ts';
-import { type ExperimentKey, isOf, isWithin, type SeriesRequest } from './outcomes.ts';
+import { type ExperimentKey, isOf, isWithin, type SeriesRequest, within } from './outcomes.ts';
 import { backendLatencies, events, latencies, variantLatencies } from './schema.ts';
 
 /** Backends' times are counted by this many minutes, under the first of them. */
@@ -15,42 +16,30 @@ const SLOT = `created_at_ms / ${60_000 * SLOT_minutes} * ${SLOT_minutes}`;
  */
 export const countLatencies = (db: Database, batch: string) =>
   [
-    db
-      .insert(latencies)
-      .select(timesOf(batch, 'created_at_ms / 60000, tenant, version, sparsity'))
-      .onConflictDoUpdate({
-        target: [
-          ...[latencies.minute, latencies.tenant, latencies.version, latencies.sparsity],
-          ...[latencies.measure, latencies.bucket],
-        ],
-        set: { count: sql`${latencies.count} + excluded.count` },
-      }),
-    db
-      .insert(variantLatencies)
-      .select(timesOf(batch, 'experiment_owner, experiment, variant, region', "and experiment <> 'none'"))
-      .onConflictDoUpdate({
-        target: [
-          ...[
-            variantLatencies.experimentOwner,
-            variantLatencies.experiment,
-            variantLatencies.variant,
-            variantLatencies.region,
-          ],
-          ...[variantLatencies.measure, variantLatencies.bucket],
-        ],
-        set: { count: sql`${variantLatencies.count} + excluded.count` },
-      }),
-    db
-      .insert(backendLatencies)
-      .select(timesOf(batch, `${SLOT}, backend`, "and backend <> ''"))
-      .onConflictDoUpdate({
-        target: [
-          ...[backendLatencies.minute, backendLatencies.backend],
-          ...[backendLatencies.measure, backendLatencies.bucket],
-        ],
-        set: { count: sql`${backendLatencies.count} + excluded.count` },
-      }),
+    add(db, latencies, timesOf(batch, 'created_at_ms / 60000, tenant, version, sparsity')),
+    add(
+      db,
+      variantLatencies,
+      timesOf(batch, 'experiment_owner, experiment, variant, region', "and experiment <> 'none'"),
+    ),
+    add(db, backendLatencies, timesOf(batch, `${SLOT}, backend`, "and backend <> ''")),
   ] as const;
+
+/** `times`: the columns of the table, in its order. */
+function add<T extends typeof latencies | typeof variantLatencies | typeof backendLatencies>(
+  db: Database,
+  table: T,
+  times: SQL,
+) {
+  const { count, ...keys } = getTableColumns(table);
+  return db
+    .insert(table)
+    .select(times)
+    .onConflictDoUpdate({
+      target: Object.values(keys) as SQLiteColumn[],
+      set: { count: sql`${count} + excluded.count` },
+    });
+}
 
 /** Both measures of a batch, a row a group and bucket. All expressions are from this file. */
 function timesOf(batch: string, keys: string, condition = ''): SQL {
@@ -69,18 +58,11 @@ export async function versionLatencies(
   db: Database,
   request: SeriesRequest,
 ): Promise<Map<string, Latencies>> {
-  const { tenant, from_ms, to_ms } = request;
   const { version, sparsity, measure, bucket } = latencies;
   const rows = await db
     .select({ version, sparsity, measure, bucket, count: sql<number>`total(${latencies.count})` })
     .from(latencies)
-    .where(
-      and(
-        gte(latencies.minute, Math.floor(from_ms / 60_000)),
-        lt(latencies.minute, Math.ceil(to_ms / 60_000)),
-        tenant === undefined ? undefined : eq(latencies.tenant, tenant),
-      ),
-    )
+    .where(within(latencies, request))
     .groupBy(version, sparsity, measure, bucket);
   return histograms(rows.map((row) => ({ ...row, key: versionKey(row) })));
 }

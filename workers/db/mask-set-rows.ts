@@ -6,7 +6,7 @@ import type { EvaluatedRow } from '../../shared/admin/stats-wire.ts';
 import { maskFromBits, sparsity } from '../../shared/mask/mask.ts';
 import { canonicalJson, type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import type { MaskRecord } from '../../shared/wire/protocol.ts';
-import { type Database, isoTime, type Page, pastCursor, toPage } from './d1.ts';
+import { type Database, holds, isoTime, type Page, pastCursor, toPage } from './d1.ts';
 import { evaluations, maskSets, masks } from './schema.ts';
 
 /** D1 takes 100 bound parameters a statement; a mask binds five. */
@@ -88,13 +88,19 @@ async function findMaskSetSummary(
 export async function listMaskSets(
   db: Database,
   owner: string,
-  { before, limit }: PageQuery,
+  { before, limit, q }: PageQuery,
 ): Promise<Page<MaskSetSummary>> {
-  const { version, createdAt_ms } = maskSets;
+  const { version, createdAt_ms, name, modelName } = maskSets;
   const rows = await db
     .select(summaryColumns)
     .from(maskSets)
-    .where(and(eq(maskSets.owner, owner), pastCursor(createdAt_ms, version, before)))
+    .where(
+      and(
+        eq(maskSets.owner, owner),
+        holds(q, version, name, modelName),
+        pastCursor(createdAt_ms, version, before),
+      ),
+    )
     .orderBy(desc(createdAt_ms), version)
     .limit(limit + 1);
   return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.version }), toSummary);

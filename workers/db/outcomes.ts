@@ -3,31 +3,19 @@ import { and, desc, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import type { Sums } from '../../shared/admin/experiment-wire.ts';
-import type { Database } from './d1.ts';
-import { outcomes, type variantLatencies, variantOutcomes } from './schema.ts';
+import type { Moments } from '../../shared/admin/statistics.ts';
+import { type Database, isIfGiven, minuteOf } from './d1.ts';
+import { type latencies, outcomeSums, outcomes, type variantLatencies, variantOutcomes } from './schema.ts';
 
-/** The sums of a group of rows, under the names that `toSums` reads. */
-const sumsOf = (table: typeof outcomes | typeof variantOutcomes) => ({
-  requests: sql<number>`total(${table.requests})`,
-  errors: sql<number>`total(${table.errors})`,
-  ttft_count: sql<number>`total(${table.ttft_count})`,
-  ttft_sum: sql<number>`total(${table.ttft_sum})`,
-  ttft_sq: sql<number>`total(${table.ttft_sq})`,
-  tpot_count: sql<number>`total(${table.tpot_count})`,
-  tpot_sum: sql<number>`total(${table.tpot_sum})`,
-  tpot_sq: sql<number>`total(${table.tpot_sq})`,
-  prompt_tokens: sql<number>`total(${table.prompt_tokens})`,
-  completion_tokens: sql<number>`total(${table.completion_tokens})`,
-  completion_tokens_sq: sql<number>`total(${table.completion_tokens_sq})`,
-  ratings: sql<number>`total(${table.ratings})`,
-  ratings_up: sql<number>`total(${table.ratings_up})`,
-  agreement_count: sql<number>`total(${table.agreement_count})`,
-  agreement_sum: sql<number>`total(${table.agreement_sum})`,
-  agreement_sq: sql<number>`total(${table.agreement_sq})`,
-});
-type SumsRow = Record<keyof ReturnType<typeof sumsOf>, number>;
+type SumName = keyof typeof outcomeSums;
 
-const toSums = (row: SumsRow): Sums => ({
+/** The sums of a group of rows, under the names of their columns. */
+const sumsOf = (table: typeof outcomes | typeof variantOutcomes) =>
+  Object.fromEntries(
+    Object.keys(outcomeSums).map((name) => [name, sql`total(${table[name as SumName]})`]),
+  ) as Record<SumName, SQL<number>>;
+
+const toSums = (row: Record<SumName, number>): Sums => ({
   requests: row.requests,
   errors: row.errors,
   ttft_ms: { count: row.ttft_count, sum: row.ttft_sum, sq: row.ttft_sq },
@@ -80,6 +68,43 @@ export async function judgedOfVersion(
   return { requests, errors, tpot_ms: { count, sum: tpot_sum, sq } };
 }
 
+export type MinuteSums = Record<
+  'requests' | 'errors' | 'ttft_count' | 'ttft_sum' | 'tpot_count' | 'tpot_sum',
+  number
+>;
+
+/** By minute: what a version's masks answered or failed to. Dense requests and outages are left out, as in judging. */
+export async function minuteSumsOfVersion(
+  db: Database,
+  version: string,
+  tenant: string,
+  since_ms: number,
+): Promise<Map<number, MinuteSums>> {
+  const sum = (column: SQLiteColumn) => sql<number>`total(${column})`;
+  const rows = await db
+    .select({
+      minute: outcomes.minute,
+      requests: sql<number>`total(${outcomes.requests} - ${outcomes.outages})`,
+      errors: sql<number>`total(${outcomes.errors} - ${outcomes.outages})`,
+      ttft_count: sum(outcomes.ttft_count),
+      ttft_sum: sum(outcomes.ttft_sum),
+      tpot_count: sum(outcomes.tpot_count),
+      tpot_sum: sum(outcomes.tpot_sum),
+    })
+    .from(outcomes)
+    .where(
+      and(
+        eq(outcomes.version, version),
+        gte(outcomes.minute, minuteOf(since_ms)),
+        tenant === DEFAULT_TENANT ? undefined : eq(outcomes.tenant, tenant),
+        gte(outcomes.cluster, 0),
+        eq(outcomes.fallback, ''),
+      ),
+    )
+    .groupBy(outcomes.minute);
+  return new Map(rows.map(({ minute, ...sums }) => [minute, sums]));
+}
+
 /** Whether a column's region is `region` or in it; every one is in an empty one. */
 export const isWithin = (column: SQLiteColumn, region: string): SQL | undefined =>
   region === '' ? undefined : sql`substr(${column} || '/', 1, ${region.length + 1}) = ${`${region}/`}`;
@@ -115,13 +140,14 @@ export type SeriesRequest = {
   readonly step_ms: number;
 };
 
-const minuteOf = (time_ms: number): number => Math.floor(time_ms / 60_000);
-
-const within = ({ tenant, from_ms, to_ms }: SeriesRequest) =>
+export const within = (
+  table: typeof outcomes | typeof latencies,
+  { tenant, from_ms, to_ms }: SeriesRequest,
+): SQL | undefined =>
   and(
-    gte(outcomes.minute, minuteOf(from_ms)),
-    lt(outcomes.minute, Math.ceil(to_ms / 60_000)),
-    tenant === undefined ? undefined : eq(outcomes.tenant, tenant),
+    gte(table.minute, minuteOf(from_ms)),
+    lt(table.minute, Math.ceil(to_ms / 60_000)),
+    isIfGiven(table.tenant, tenant),
   );
 
 /** Requests by step, version and cluster; a version is '' and a cluster -1 where there was none. */
@@ -136,7 +162,7 @@ export async function clusterSeries(db: Database, request: SeriesRequest) {
       errors: sql<number>`total(${outcomes.errors})`,
     })
     .from(outcomes)
-    .where(within(request))
+    .where(within(outcomes, request))
     .groupBy(sql`start_minute`, outcomes.version, outcomes.cluster)
     .orderBy(sql`start_minute`, outcomes.version, outcomes.cluster);
   return rows.map(({ start_minute, ...row }) => ({ start_ms: start_minute * 60_000, ...row }));
@@ -147,18 +173,51 @@ export async function versionSums(db: Database, request: SeriesRequest) {
   const rows = await db
     .select({ version: outcomes.version, sparsity: outcomes.sparsity, ...sumsOf(outcomes) })
     .from(outcomes)
-    .where(within(request))
+    .where(within(outcomes, request))
     .groupBy(outcomes.version, outcomes.sparsity)
     .orderBy(outcomes.version, outcomes.sparsity);
   return rows.map(({ version, sparsity, ...sums }) => ({ version, sparsity, sums: toSums(sums) }));
 }
+
+/** Everything together, and what comparisons with the dense model say of the time that masks save. */
+export async function totalSums(
+  db: Database,
+  request: SeriesRequest,
+): Promise<{ sums: Sums; saved: Moments }> {
+  const [row] = await db
+    .select({
+      ...sumsOf(outcomes),
+      saved_count: sql<number>`total(${outcomes.saved_count})`,
+      saved_sum: sql<number>`total(${outcomes.saved_sum})`,
+      saved_sq: sql<number>`total(${outcomes.saved_sq})`,
+    })
+    .from(outcomes)
+    .where(within(outcomes, request));
+  const { saved_count: count, saved_sum: sum, saved_sq: sq, ...sums } = row!;
+  return { sums: toSums(sums), saved: { count, sum, sq } };
+}
+
+/** The most common first. */
+export async function maskCounts(db: Database, request: SeriesRequest) {
+  const requests = sql<number>`total(${outcomes.requests})`;
+  return await db
+    .select({ mask: outcomes.mask, sparsity: sql<number>`max(${outcomes.sparsity})`, requests })
+    .from(outcomes)
+    .where(within(outcomes, request))
+    .groupBy(outcomes.mask)
+    .orderBy(desc(requests), outcomes.mask)
+    .limit(MASKS_SHOWN_MAX);
+}
+
+/** A client can put a mask together for every request. */
+const MASKS_SHOWN_MAX = 50;
 
 /** Requests that went dense, by reason. */
 export async function fallbackCounts(db: Database, request: SeriesRequest) {
   return await db
     .select({ fallback: outcomes.fallback, requests: sql<number>`total(${outcomes.requests})` })
     .from(outcomes)
-    .where(and(within(request), sql`${outcomes.fallback} <> ''`))
+    .where(and(within(outcomes, request), sql`${outcomes.fallback} <> ''`))
     .groupBy(outcomes.fallback)
     .orderBy(outcomes.fallback);
 }

@@ -5,12 +5,12 @@
  * The pointer names the newest publication. Until its schedule is through, readers work out from it and the
  * clock who sees it and who still sees its base: the last publication that everyone saw.
  */
-import { and, desc, eq, sql } from 'drizzle-orm';
+import { and, desc, eq, type SQL, sql } from 'drizzle-orm';
 import { alias } from 'drizzle-orm/sqlite-core';
 import type { PageQuery } from '../../shared/admin/admin-wire.ts';
 import type { AutoRollback, Publication } from '../../shared/admin/publication-wire.ts';
 import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/mask/sticky.ts';
-import { type Database, isoTime, type Page, pastCursor, toPage } from './d1.ts';
+import { type Database, holds, isoTime, type Page, pastCursor, toPage } from './d1.ts';
 import { live, publications } from './schema.ts';
 
 type PublicationRow = typeof publications.$inferSelect;
@@ -42,10 +42,12 @@ export type Flip = {
   readonly rollout: readonly RolloutStep[];
   readonly autoRollback: AutoRollback | null;
   readonly reason: string | null;
+  /** Of the publication whose steps these are; null: its own. */
+  readonly rolloutId: string | null;
+  readonly pausedAt_ms: number | null;
 };
 
 const bases = alias(publications, 'bases');
-const baseColumns = { owner: bases.owner, version: bases.version };
 
 /** Reads a row, if there is one: fails where the database cannot be read. */
 export async function askForTables(db: Database): Promise<void> {
@@ -54,14 +56,24 @@ export async function askForTables(db: Database): Promise<void> {
 
 /** The newest publication of exactly this tenant (no falling back to the default one). */
 export async function findLive(db: Database, tenant: string): Promise<LiveState | null> {
+  const [state] = await liveStates(db, eq(live.tenant, tenant));
+  return state ?? null;
+}
+
+/** The newest publications that may be taken back by themselves and are of one of these versions. */
+export function listGuarded(db: Database, versions: readonly string[]): Promise<LiveState[]> {
+  const isOfThese = sql`${publications.version} in (select value from json_each(${JSON.stringify(versions)}))`;
+  return liveStates(db, and(sql`${publications.autoRollback} is not null`, isOfThese));
+}
+
+async function liveStates(db: Database, condition: SQL | undefined): Promise<LiveState[]> {
   const rows = await db
-    .select({ publication: publications, base: baseColumns })
+    .select({ publication: publications, base: { owner: bases.owner, version: bases.version } })
     .from(live)
     .innerJoin(publications, eq(publications.id, live.publicationId))
     .leftJoin(bases, eq(bases.id, publications.previousId))
-    .where(eq(live.tenant, tenant))
-    .limit(1);
-  return rows[0] === undefined ? null : { ...toState(rows[0].publication), base: rows[0].base };
+    .where(condition);
+  return rows.map(({ publication, base }) => ({ ...toState(publication), base }));
 }
 
 export async function findPublication(db: Database, id: string): Promise<PublicationState | null> {
@@ -73,40 +85,41 @@ export async function findPublication(db: Database, id: string): Promise<Publica
 export async function listPublications(
   db: Database,
   tenant: string,
-  { before, limit }: PageQuery,
+  { before, limit, q }: PageQuery,
 ): Promise<Page<Publication>> {
-  const { id, sequence } = publications;
+  const { id, sequence, version, actor, reason } = publications;
   const rows = await db
     .select()
     .from(publications)
-    .where(and(eq(publications.tenant, tenant), pastCursor(sequence, id, before)))
+    .where(
+      and(
+        eq(publications.tenant, tenant),
+        holds(q, version, actor, reason),
+        pastCursor(sequence, id, before),
+      ),
+    )
     .orderBy(desc(sequence))
     .limit(limit + 1);
   return toPage(rows, limit, (row) => ({ at: row.sequence, id: row.id }), toPublication);
 }
 
-/** The newest publications that may be taken back by themselves and are of one of these versions. */
-export async function listGuarded(db: Database, versions: readonly string[]): Promise<LiveState[]> {
-  const rows = await db
-    .select({ publication: publications, base: baseColumns })
-    .from(live)
-    .innerJoin(publications, eq(publications.id, live.publicationId))
-    .leftJoin(bases, eq(bases.id, publications.previousId))
-    .where(
-      and(
-        sql`${publications.autoRollback} is not null`,
-        sql`${publications.version} in (select value from json_each(${JSON.stringify(versions)}))`,
-      ),
-    );
-  return rows.map(({ publication, base }) => ({ ...toState(publication), base }));
-}
-
 /** What a withdrawal has in the place of a version: the column holds no null. */
 const NOTHING = '';
 
+/** The schedule of what everyone sees from now on. */
+export const AT_ONCE = { activateAt_ms: null, rollout: [], rolloutId: null, pausedAt_ms: null } as const;
+
 export type Withdrawal = Omit<
   Flip,
-  'owner' | 'version' | 'previousId' | 'action' | 'activateAt_ms' | 'rollout' | 'autoRollback'
+  | 'owner'
+  | 'version'
+  | 'previousId'
+  | 'action'
+  | 'activateAt_ms'
+  | 'rollout'
+  | 'autoRollback'
+  | 'rolloutId'
+  | 'pausedAt_ms'
 >;
 
 /** Leaves the tenant without a publication of its own; else as `flipLive`. */
@@ -115,8 +128,8 @@ export const withdrawLive = (
   change: Withdrawal,
   seenId: string,
 ): Promise<Publication | null> => {
-  const nothing = { owner: NOTHING, version: NOTHING, previousId: null, activateAt_ms: null } as const;
-  return flipLive(db, { ...change, ...nothing, action: 'rollback', rollout: [], autoRollback: null }, seenId);
+  const nothing = { owner: NOTHING, version: NOTHING, previousId: null, ...AT_ONCE } as const;
+  return flipLive(db, { ...change, ...nothing, action: 'rollback', autoRollback: null }, seenId);
 };
 
 /**
@@ -141,7 +154,7 @@ export async function flipLive(db: Database, flip: Flip, seenId: string | null):
       .insert(publications)
       .select(sql`select null, ${flip.id}, ${flip.tenant}, ${flip.owner}, ${flip.version},
       ${flip.replaced_version}, ${flip.previousId}, ${flip.action}, ${flip.actor}, ${flip.createdAt_ms},
-      ${flip.activateAt_ms}, ${rollout}, ${autoRollback}, ${flip.reason}
+      ${flip.activateAt_ms}, ${rollout}, ${autoRollback}, ${flip.reason}, ${flip.rolloutId}, ${flip.pausedAt_ms}
       where ${liveNow} is ${seenId}`),
     point,
     db.select().from(publications).where(eq(publications.id, flip.id)),
@@ -173,6 +186,11 @@ const toState = (row: PublicationRow): PublicationState => ({
   ...toPublication(row),
   owner: row.owner,
   version: row.version,
-  schedule: { id: row.id, activateAt_ms: activationOf(row), steps: row.rollout ?? [] },
+  schedule: {
+    id: row.rolloutId ?? row.id,
+    activateAt_ms: activationOf(row),
+    steps: row.rollout ?? [],
+    pausedAt_ms: row.pausedAt_ms,
+  },
   previousId: row.previousId,
 });

@@ -5,7 +5,7 @@
 import { index, integer, primaryKey, real, sqliteTable, text } from 'drizzle-orm/sqlite-core';
 import { API_KEY_KINDS } from '../../shared/admin/admin-wire.ts';
 import { LATENCY_MEASURES } from '../../shared/admin/experiment-wire.ts';
-import type { AutoRollback } from '../../shared/admin/publication-wire.ts';
+import { type AutoRollback, PUBLICATION_ACTIONS } from '../../shared/admin/publication-wire.ts';
 import { ROUTING_POLICIES } from '../../shared/embedding/route-text.ts';
 import type { RolloutStep } from '../../shared/mask/sticky.ts';
 
@@ -26,7 +26,47 @@ export const tenants = sqliteTable('tenants', {
   tokensPerDay: integer('tokens_per_day'),
   /** The least share of tokens on which a set that goes live must agree with dense; null: any. */
   agreementMin: real('agreement_min'),
+  /** For how many days prompts and answers are kept; null: not at all. */
+  textsKept_days: integer('texts_kept_days'),
 });
+
+/** Prompts and answers of tenants that asked for it, by the id of the request's event. */
+export const texts = sqliteTable(
+  'texts',
+  {
+    event: text('event').primaryKey(),
+    tenant: text('tenant').notNull(),
+    expiresAt_ms: integer('expires_at_ms').notNull(),
+    prompt: text('prompt').notNull(),
+    answer: text('answer').notNull(),
+  },
+  (table) => [index('texts_expires').on(table.expiresAt_ms), index('texts_tenant').on(table.tenant)],
+);
+
+/** Every administrative change: inserted and read, never updated. */
+export const auditLog = sqliteTable(
+  'audit_log',
+  {
+    sequence: integer('sequence').primaryKey({ autoIncrement: true }),
+    createdAt_ms: integer('created_at_ms').notNull(),
+    /** The tenant that it was about; '' for the whole edge. */
+    tenant: text('tenant').notNull(),
+    actor: text('actor').notNull(),
+    /** Where the request came from: an address, or '' where nobody can say. */
+    address: text('address').notNull(),
+    action: text('action').notNull(),
+    /** What was changed: its kind and its id. */
+    target: text('target').notNull(),
+    /** JSON; null where there was or is nothing. */
+    before: text('before'),
+    after: text('after'),
+    requestId: text('request_id').notNull(),
+  },
+  (table) => [
+    index('audit_log_created').on(table.createdAt_ms),
+    index('audit_log_tenant').on(table.tenant, table.sequence),
+  ],
+);
 
 export const apiKeys = sqliteTable(
   'api_keys',
@@ -113,7 +153,7 @@ export const publications = sqliteTable(
     replacedVersion: text('replaced_version'),
     /** The publication that a rollback of this one returns to. */
     previousId: text('previous_id'),
-    action: text('action', { enum: ['activate', 'rollback'] }).notNull(),
+    action: text('action', { enum: PUBLICATION_ACTIONS }).notNull(),
     actor: text('actor').notNull(),
     createdAt_ms: integer('created_at_ms').notNull(),
     /** Null: at once. */
@@ -122,6 +162,9 @@ export const publications = sqliteTable(
     rollout: text('rollout', { mode: 'json' }).$type<readonly RolloutStep[]>(),
     autoRollback: text('auto_rollback', { mode: 'json' }).$type<AutoRollback>(),
     reason: text('reason'),
+    /** The publication whose steps these are, where a pause or a resumption goes on with them; null: its own. */
+    rolloutId: text('rollout_id'),
+    pausedAt_ms: integer('paused_at_ms'),
   },
   (table) => [index('publications_tenant').on(table.tenant, table.sequence)],
 );
@@ -145,7 +188,10 @@ export const feedback = sqliteTable(
     comment: text('comment'),
     createdAt_ms: integer('created_at_ms').notNull(),
   },
-  (table) => [primaryKey({ columns: [table.tenantId, table.completionId, table.apiKeyId] })],
+  (table) => [
+    primaryKey({ columns: [table.tenantId, table.completionId, table.apiKeyId] }),
+    index('feedback_created').on(table.createdAt_ms),
+  ],
 );
 
 /** An experiment is a draft until `startsAt_ms` is set; from then on only its end changes. */
@@ -250,12 +296,27 @@ export const events = sqliteTable(
     outages: outages(),
     /** Whose the experiment is; '' for nobody's, and without one. */
     experimentOwner: text('experiment_owner').notNull().default(''),
+    /** What the client calls the request; '' for a rating or a comparison. */
+    requestId: text('request_id').notNull().default(''),
+    endpoint: text('endpoint').notNull().default(''),
+    status: integer('status').notNull().default(0),
+    errorCode: text('error_code').notNull().default(''),
+    total_ms: real('total_ms'),
+    similarity: real('similarity'),
+    source: text('source').notNull().default(''),
+    /** The share of a token's time that the mask saved in a comparison; null where it was not timed. */
+    saved: real('saved'),
   },
-  (table) => [index('events_batch').on(table.batch), index('events_created').on(table.createdAt_ms)],
+  (table) => [
+    index('events_batch').on(table.batch),
+    index('events_created').on(table.createdAt_ms),
+    index('events_tenant').on(table.tenant, table.createdAt_ms),
+    index('events_request').on(table.requestId),
+  ],
 );
 
 /** Sums from which means and variances follow; `_sq` are sums of squares. */
-const outcomeSums = {
+export const outcomeSums = {
   requests: integer('requests').notNull(),
   errors: integer('errors').notNull(),
   ttft_count: integer('ttft_count').notNull(),
@@ -277,7 +338,15 @@ const outcomeSums = {
 /** What happened, by the minute: for pictures over time, and for taking a bad version back. */
 export const outcomes = sqliteTable(
   'outcomes',
-  { minute: integer('minute').notNull(), ...outcomeKeys, ...outcomeSums, outages: outages() },
+  {
+    minute: integer('minute').notNull(),
+    ...outcomeKeys,
+    ...outcomeSums,
+    outages: outages(),
+    saved_count: integer('saved_count').notNull().default(0),
+    saved_sum: real('saved_sum').notNull().default(0),
+    saved_sq: real('saved_sq').notNull().default(0),
+  },
   (table) => [
     primaryKey({
       columns: [

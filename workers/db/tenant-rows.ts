@@ -1,8 +1,7 @@
 /** Tenants in D1. */
 import { and, desc, eq } from 'drizzle-orm';
 import type { NewTenant, PageQuery, Tenant, TenantChange } from '../../shared/admin/admin-wire.ts';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type Database, isDuplicate, isoTime, type Page, pastCursor, toPage } from './d1.ts';
+import { type Database, holds, isIfGiven, isoTime, orConflict, type Page, pastCursor, toPage } from './d1.ts';
 import { tenants } from './schema.ts';
 
 type TenantRow = typeof tenants.$inferSelect;
@@ -22,18 +21,16 @@ export type TenantPolicy = {
   readonly sparsityMax: number | null;
   readonly agreementMin: number | null;
   readonly limits: BudgetLimits;
+  /** For how many days prompts and answers are kept; null: not at all. */
+  readonly textsKept_days: number | null;
 };
 
 /** @throws MaskrouteError `conflict` when the id is taken. */
 export async function insertTenant(db: Database, tenant: NewTenant, now_ms: number): Promise<Tenant> {
   const row = { id: tenant.id, ...columnsOf(tenant), createdAt_ms: now_ms };
-  try {
-    const [inserted] = await db.insert(tenants).values(row).returning();
-    return toTenant(inserted!);
-  } catch (error) {
-    if (!isDuplicate(error)) throw error;
-    throw new MaskrouteError('conflict', `There is a tenant ${tenant.id} already.`, { param: 'id' });
-  }
+  const inserting = db.insert(tenants).values(row).returning();
+  const [inserted] = await orConflict(inserting, `There is a tenant ${tenant.id} already.`);
+  return toTenant(inserted!);
 }
 
 /** Null when there is no such tenant. */
@@ -51,13 +48,13 @@ export async function findTenant(db: Database, id: string): Promise<Tenant | nul
 export async function listTenants(
   db: Database,
   only: string | undefined,
-  { before, limit }: PageQuery,
+  { before, limit, q }: PageQuery,
 ): Promise<Page<Tenant>> {
-  const { id, createdAt_ms } = tenants;
+  const { id, createdAt_ms, name } = tenants;
   const rows = await db
     .select()
     .from(tenants)
-    .where(and(only === undefined ? undefined : eq(id, only), pastCursor(createdAt_ms, id, before)))
+    .where(and(isIfGiven(id, only), holds(q, id, name), pastCursor(createdAt_ms, id, before)))
     .orderBy(desc(createdAt_ms), id)
     .limit(limit + 1);
   return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.id }), toTenant);
@@ -74,6 +71,7 @@ export const toPolicy = (row: TenantRow | null): TenantPolicy => ({
   models: row?.models ?? null,
   sparsityMax: row?.sparsityMax ?? null,
   agreementMin: row?.agreementMin ?? null,
+  textsKept_days: row?.textsKept_days ?? null,
   limits: {
     requestsPerMinute: row?.requestsPerMinute ?? null,
     tokensPerMinute: row?.tokensPerMinute ?? null,
@@ -93,6 +91,7 @@ const columnsOf = (tenant: Omit<NewTenant, 'id'>) => ({
   tokensPerMinute: tenant.tokens_per_minute,
   requestsPerDay: tenant.requests_per_day,
   tokensPerDay: tenant.tokens_per_day,
+  textsKept_days: tenant.texts_kept_days,
 });
 
 /** Columns that the change does not name stay out, which leaves them as they are. */
@@ -113,5 +112,6 @@ const toTenant = (row: TenantRow): Tenant => ({
   tokens_per_minute: row.tokensPerMinute,
   requests_per_day: row.requestsPerDay,
   tokens_per_day: row.tokensPerDay,
+  texts_kept_days: row.textsKept_days,
   created_at: isoTime(row.createdAt_ms),
 });

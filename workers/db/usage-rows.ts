@@ -2,8 +2,7 @@
 import { and, asc, between, type Column, desc, eq, notInArray, sql } from 'drizzle-orm';
 import type { UsageGroup, UsageQuery, UsageRow } from '../../shared/admin/admin-wire.ts';
 import { TRAFFIC_SAMPLES_MAX, type TrafficSample } from '../../shared/admin/stats-wire.ts';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type Database, isDuplicate, isoTime } from './d1.ts';
+import { type Database, isIfGiven, isoTime, orConflict } from './d1.ts';
 import { feedback, trafficSamples, usage } from './schema.ts';
 
 /** Without a tenant: all of them. */
@@ -41,7 +40,7 @@ export async function sumUsage(
     .where(
       and(
         between(usage.day, from, to),
-        tenant === undefined ? undefined : eq(usage.tenantId, tenant),
+        isIfGiven(usage.tenantId, tenant),
         after === undefined ? undefined : sql`(${list(by)}) > (${list(after)})`,
       ),
     )
@@ -93,12 +92,7 @@ export async function listTrafficSamples(
   const rows = await db
     .select()
     .from(trafficSamples)
-    .where(
-      and(
-        eq(trafficSamples.version, version),
-        tenant === undefined ? undefined : eq(trafficSamples.tenant, tenant),
-      ),
-    )
+    .where(and(eq(trafficSamples.version, version), isIfGiven(trafficSamples.tenant, tenant)))
     .orderBy(desc(trafficSamples.id))
     .limit(TRAFFIC_SAMPLES_MAX);
   return rows.map(({ cluster, distances, createdAt_ms }) => ({
@@ -114,10 +108,5 @@ type Feedback = typeof feedback.$inferInsert;
 
 /** @throws MaskrouteError `conflict` when this caller has rated this completion before. */
 export async function insertFeedback(db: Database, row: Feedback): Promise<void> {
-  try {
-    await db.insert(feedback).values(row);
-  } catch (error) {
-    if (!isDuplicate(error)) throw error;
-    throw new MaskrouteError('conflict', 'You have rated this completion already.', { param: 'id' });
-  }
+  await orConflict(db.insert(feedback).values(row), 'You have rated this completion already.');
 }

@@ -36,6 +36,15 @@ export const adminOnly = createMiddleware<AppEnv>(async (c, next) => {
   await next();
 });
 
+/** Who only reads changes nothing, but may end the sessions that are its own. */
+export const mayChange = createMiddleware<AppEnv>(async (c, next) => {
+  const isOwnSessions = c.req.path.endsWith('/sessions') && c.req.path.split('/').length === 4;
+  if (c.get('admin').role === 'viewer' && !SAFE_METHODS.includes(c.req.method) && !isOwnSessions) {
+    throw new MaskrouteError('forbidden', 'This key reads, and changes nothing.');
+  }
+  await next();
+});
+
 /**
  * The root key, a key of kind `admin`, or a tenant's own admin key (which is held to that tenant).
  *
@@ -46,7 +55,9 @@ export const adminOnly = createMiddleware<AppEnv>(async (c, next) => {
  * @throws MaskrouteError `invalid_api_key`, `forbidden` for a key of another kind, `rate_limit_exceeded`.
  */
 export async function adminOf(c: AppContext, key: string): Promise<AdminCaller> {
-  const isRoot = sameSecret(key, c.get('services').config.ADMIN_KEY);
+  const { ADMIN_KEY, ADMIN_KEY_2 } = c.get('services').config;
+  const isSecond = ADMIN_KEY_2 !== undefined && sameSecret(key, ADMIN_KEY_2);
+  const isRoot = sameSecret(key, ADMIN_KEY) || isSecond;
   return await within(c, isRoot ? ROOT : adminCaller(await authenticate(c, key)));
 }
 
@@ -93,12 +104,12 @@ export const noStore = createMiddleware<AppEnv>(async (c, next) => {
   await next();
 });
 
-export const ROOT: AdminCaller = { actor: 'root', tenant: undefined };
+export const ROOT: AdminCaller = { actor: 'root', tenant: undefined, role: 'admin' };
 
 /** @throws MaskrouteError `forbidden` for a key that sends completions. */
 export function adminCaller(caller: Caller): AdminCaller {
   if (caller.kind === 'tenant') throw new MaskrouteError('forbidden', 'This key administrates nothing.');
-  return { actor: caller.keyId, tenant: caller.kind === 'admin' ? undefined : caller.tenant };
+  return { actor: caller.keyId, tenant: caller.tenant || undefined, role: caller.kind };
 }
 
 /**
@@ -127,11 +138,16 @@ export async function readSession(
   if (claims === undefined) return undefined;
   const { sessions, apiKeys } = c.get('services');
   const hold = holdOf(c);
-  const { keySha256 } = claims;
+  const { keySha256, grant, actor } = claims;
   const live = sessions.requireLive(claims, hold);
   // Asked at once, judged after the key: of both ends the key's says more.
   live.catch(() => {});
-  const admin = keySha256 === null ? ROOT : adminCaller(await apiKeys.authenticateSha256(keySha256, hold));
+  const admin =
+    grant !== null
+      ? { actor, role: grant.role, tenant: grant.tenant ?? undefined }
+      : keySha256 === null
+        ? ROOT
+        : adminCaller(await apiKeys.authenticateSha256(keySha256, hold));
   await live;
   return { admin, claims };
 }
@@ -139,6 +155,7 @@ export async function readSession(
 export const toSession = (admin: AdminCaller, claims: SessionClaims): Session => ({
   actor: admin.actor,
   tenant: admin.tenant ?? null,
+  role: admin.role,
   csrf: claims.csrf,
   expires_at: new Date(claims.expiresAt_s * 1000).toISOString(),
 });
@@ -151,7 +168,7 @@ export function clearSessionCookie(c: AppContext): void {
   deleteCookie(c, cookieName(c), cookieScope(c));
 }
 
-const isSecure = (c: AppContext): boolean => new URL(c.req.url).protocol === 'https:';
+export const isSecure = (c: AppContext): boolean => new URL(c.req.url).protocol === 'https:';
 
 /** With the prefix the browser holds the cookie to this very host; it demands https, which a local edge lacks. */
 const cookieName = (c: AppContext): string =>

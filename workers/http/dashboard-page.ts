@@ -3,8 +3,9 @@
  * styles that it loads, whose names hold their content's hash. Nothing from elsewhere may run or be asked.
  */
 import { Hono } from 'hono';
+import { accepts } from 'hono/accepts';
 import { secureHeaders } from 'hono/secure-headers';
-import { loginSchema } from '../../shared/admin/admin-wire.ts';
+import { loginSchema, SIGN_IN_HEADER } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { sha256Hex } from '../base/secrets.ts';
@@ -20,8 +21,9 @@ import {
   toSession,
 } from './authentication.ts';
 import type { AppContext, AppEnv } from './context.ts';
-import { methodNotAllowed } from './error-answers.ts';
+import { methodNotAllowed, requestIdHeader } from './error-answers.ts';
 import { readJson } from './request-body.ts';
+import { signIn } from './sign-in.ts';
 
 const NONE = ["'none'"];
 const SELF = ["'self'"];
@@ -59,13 +61,7 @@ const page = new Hono<AppEnv>()
     if (file === null) throw new MaskrouteError('not_found', `There is no ${c.req.path}.`);
     return deliver(c, file, 'public, max-age=31536000, immutable');
   })
-  .get('*', async (c) => {
-    const file = await asset(c, '/dashboard/');
-    if (file === null) {
-      throw new MaskrouteError('not_found', 'The page was not built: "npm run dashboard" builds it.');
-    }
-    return deliver(c, file, 'no-cache');
-  });
+  .get('*', (c) => built(c, '/dashboard/'));
 
 async function asset(c: AppContext, path: string): Promise<Response | null> {
   // The assets binding answers by path; the host means nothing.
@@ -81,6 +77,34 @@ function deliver(c: AppContext, file: Response, cacheControl: string): Response 
   return c.body(file.body as ReadableStream);
 }
 
+/* What this is, for whoever finds it, and the documentation of its API: files of the same build. */
+
+export const site = new Hono<AppEnv>()
+  .use('/', headers, requestIdHeader)
+  .use('/docs', headers, requestIdHeader)
+  .use('/openapi.json', headers, requestIdHeader)
+  .get('/', async (c) => {
+    c.header('vary', 'accept');
+    const wanted = accepts(c, { header: 'Accept', supports: [HTML, JSON_TYPE], default: HTML });
+    return wanted === HTML ? await built(c, '/dashboard/home') : c.json(WHAT_THIS_IS);
+  })
+  .get('/docs', (c) => built(c, '/dashboard/docs'))
+  .get('/openapi.json', (c) => built(c, '/dashboard/openapi.json'));
+
+const [HTML, JSON_TYPE] = ['text/html', 'application/json'];
+const WHAT_THIS_IS = {
+  ...{ object: 'maskroute.edge', api: '/v1', admin: '/admin/v1', openapi: '/openapi.json' },
+  ...{ documentation: '/docs', dashboard: '/dashboard', ready: '/readyz' },
+};
+
+async function built(c: AppContext, path: string): Promise<Response> {
+  const file = await asset(c, path);
+  if (file === null) {
+    throw new MaskrouteError('not_found', 'The page was not built: "npm run dashboard" builds it.');
+  }
+  return deliver(c, file, 'no-cache');
+}
+
 /* The dashboard: its session, and the page with everything that it loads. `shared/admin/admin-wire.ts` describes it. */
 
 export const dashboard = new Hono<AppEnv>()
@@ -90,14 +114,18 @@ export const dashboard = new Hono<AppEnv>()
     const { key } = parse(loginSchema, await readJson(c.req.raw));
     const admin = await adminOf(c, key);
     const keySha256 = admin === ROOT ? null : sha256Hex(key);
-    const { token, claims } = await c.var.services.sessions.issue(admin.actor, keySha256);
+    const { token, claims } = await c.var.services.sessions.issue(admin.actor, { keySha256, grant: null });
     setSessionCookie(c, token, claims.expiresAt_s);
     return c.json(toSession(admin, claims));
   })
   .get('/session', async (c) => {
     const session = await readSession(c);
     // Asked by the page before anybody logged in: no error, there is just nobody.
-    if (session === undefined) return c.body(null, 204);
+    if (session === undefined) {
+      const { OIDC_ISSUER } = c.var.services.config;
+      if (OIDC_ISSUER !== undefined) c.header(SIGN_IN_HEADER, new URL(OIDC_ISSUER).host);
+      return c.body(null, 204);
+    }
     return c.json(toSession(session.admin, session.claims));
   })
   .delete('/session', async (c) => {
@@ -116,4 +144,5 @@ export const dashboard = new Hono<AppEnv>()
     return c.body(null, 204);
   })
   .all('/session', methodNotAllowed('GET', 'POST', 'DELETE'))
+  .route('/sign-in', signIn)
   .route('/', page);

@@ -13,10 +13,12 @@ import type { Hold } from '../base/waiting.ts';
 import { type Database, d1 } from '../db/d1.ts';
 import { findMaskSet, insertMaskSet, type WrittenMaskSet } from '../db/mask-set-rows.ts';
 import {
+  AT_ONCE,
   type Flip,
   findLive,
   findPublication,
   flipLive,
+  type LiveState,
   type PublicationState,
   settledId,
   withdrawLive,
@@ -82,6 +84,7 @@ export async function publish(
   const basics = flipBasics(request, seen);
   const { activateAt_ms = 0, rollout, autoRollback } = request;
   const isLater = activateAt_ms > basics.createdAt_ms;
+  if (isLater || rollout.length > 0) requireNews(seen, request.version, basics.createdAt_ms);
   // A publication that had not reached everyone yet is passed over: this one starts where that one did. So is one of
   // the same version that only gets other bounds: to go back to it would take nothing back.
   const settledBefore = settledId(seen, basics.createdAt_ms);
@@ -94,7 +97,58 @@ export async function publish(
     action: 'activate',
     activateAt_ms: isLater ? activateAt_ms : null,
     rollout,
+    rolloutId: null,
+    pausedAt_ms: null,
     autoRollback: autoRollback ?? null,
+  });
+}
+
+/**
+ * A share of those who see a version already cannot be led to it, and its time has come.
+ * @throws MaskrouteError `conflict`.
+ */
+function requireNews(seen: LiveState | null, version: string, now_ms: number): void {
+  const isSettled = seen !== null && settledId(seen, now_ms) === seen.id;
+  const everyones = isSettled ? seen.version : seen?.base?.version;
+  if (everyones !== version) return;
+  const instead = isSettled
+    ? 'publish it at once to change its bounds'
+    : 'roll back to call the newer one off';
+  const message = `${version} is what everyone sees already, so it cannot begin step by step or later: ${instead}.`;
+  throw new MaskrouteError('conflict', message, { param: 'version' });
+}
+
+/**
+ * Stops the newest publication where it is, or lets it go on from there: the same conversations see it. A pause that
+ * nobody ends lasts. @throws MaskrouteError `conflict` where there is nothing to stop or let go on.
+ */
+export async function hold(
+  dependencies: Pick<PublishDependencies, 'db' | 'table'>,
+  request: Omit<PublishRequest, 'version'>,
+  what: 'pause' | 'resume',
+): Promise<Publication> {
+  const seen = await seenLive(dependencies.db, request);
+  const basics = flipBasics(request, seen);
+  const now_ms = basics.createdAt_ms;
+  const paused_ms = seen?.schedule.pausedAt_ms ?? null;
+  if (seen === null || settledId(seen, now_ms) === seen.id) {
+    throw new MaskrouteError('conflict', 'Everyone sees what is live: nothing is on its way.');
+  }
+  if ((paused_ms !== null) === (what === 'pause')) {
+    throw new MaskrouteError('conflict', paused_ms === null ? 'It is not paused.' : 'It is paused already.');
+  }
+  return await flip(dependencies, request.hold, seen, {
+    ...basics,
+    owner: seen.owner,
+    version: seen.version,
+    previousId: seen.previousId,
+    action: what,
+    // The time that it stood still is added to all that is to come.
+    activateAt_ms: seen.schedule.activateAt_ms + (paused_ms === null ? 0 : now_ms - paused_ms),
+    rollout: seen.rollout,
+    rolloutId: seen.schedule.id,
+    pausedAt_ms: what === 'pause' ? now_ms : null,
+    autoRollback: seen.auto_rollback,
   });
 }
 
@@ -120,8 +174,7 @@ export async function rollback(
     version: target.version,
     previousId: target.previousId,
     action: 'rollback',
-    activateAt_ms: null,
-    rollout: [],
+    ...AT_ONCE,
     autoRollback: null,
     reason: request.judged?.reason ?? null,
   });
@@ -145,7 +198,7 @@ async function callOff(
 async function seenLive(
   db: Database,
   request: Pick<PublishRequest, 'tenant' | 'expected'>,
-): Promise<PublicationState | null> {
+): Promise<LiveState | null> {
   const seen = await d1(findLive(db, request.tenant));
   if (request.expected !== undefined && request.expected !== (seen?.version ?? null)) {
     throw new MaskrouteError('conflict', `The live version is ${seen?.version ?? 'none'}.`, {

@@ -6,10 +6,12 @@
  * stands, with everything that waits in it, and not even its signal is heard then. Held, it hears the signal and ends.
  */
 
+import type { RequestSource } from '../../shared/admin/request-event.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type ChatMessage, messageText } from '../../shared/wire/openai.ts';
+import { type ChatMessage, type ChatRequest, messageTexts } from '../../shared/wire/openai.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import type { Patience } from '../backends/attempt.ts';
+import type { RequestTrace } from '../base/tracing.ts';
 import type { Hold } from '../base/waiting.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
 import type { RoutableBody } from '../routing/decision.ts';
@@ -21,11 +23,15 @@ import { isUnlimited } from '../tenants/ledger.ts';
 /** Who asks for what, and until when. */
 export type Asking = {
   readonly caller: Caller;
+  readonly requestId: string;
+  readonly source: RequestSource;
   readonly routable: RoutableBody;
   readonly patience: Patience;
   /** Its abort is the client leaving. */
   readonly signal: AbortSignal;
   readonly hold: Hold;
+  /** Whoever closes the account ends it. */
+  readonly trace: RequestTrace;
 };
 
 export type Account = Asking & {
@@ -158,7 +164,7 @@ function promptBounds(request: RoutableBody): number[] {
   if (request.kind === 'chat') {
     const { messages } = request.body;
     const bytes = messages.reduce((sum, message) => sum + messageBytes(message), 0);
-    return [bytes + TEMPLATE_TOKENS + MESSAGE_TOKENS * messages.length];
+    return [bytes + TEMPLATE_TOKENS + MESSAGE_TOKENS * messages.length + toolTokens(request.body)];
   }
   const { prompt } = request.body;
   if (typeof prompt === 'string') return [byteLength(prompt) + 1];
@@ -169,7 +175,18 @@ function promptBounds(request: RoutableBody): number[] {
 }
 
 const messageBytes = (message: ChatMessage): number =>
-  byteLength(messageText(message)) + byteLength(message.name ?? '');
+  messageTexts(message).reduce((sum, text) => sum + byteLength(text), 0) +
+  CALL_TOKENS * ((message.tool_calls ?? []).length + (message.role === 'tool' ? 1 : 0));
+
+/** What a template writes around a call or its result. */
+const CALL_TOKENS = 48;
+/** What it says of tools in general; and it may write each with more spaces. */
+const TOOLS_TOKENS = 512;
+
+function toolTokens({ tools, tool_choice }: ChatRequest): number {
+  if (tools == null || tools.length === 0 || tool_choice === 'none') return 0;
+  return TOOLS_TOKENS + 2 * byteLength(JSON.stringify(tools));
+}
 
 /** Of its UTF-8, without making it: 3 a unit at most, exact for ASCII. */
 function byteLength(text: string): number {

@@ -8,6 +8,8 @@ export type Heard = {
   readonly figures: AnswerFigures | null;
   /** The code of an error event in the stream. */
   readonly lateError: string | null;
+  /** Of the choices whose end is among the last pieces. */
+  readonly finishReasons: readonly string[];
   /** What passed of an answer whose figures did not: each event is a token at least. */
   readonly passed: Passed;
 };
@@ -35,7 +37,8 @@ const utf8 = new TextDecoder();
 export function hearWhole(bytes: Uint8Array): Heard {
   const text = utf8.decode(bytes.subarray(-TAIL_BYTES));
   const passed = { texts: 0, others: 0 };
-  return { firstAt_ms: Date.now(), figures: figuresIn(text), lateError: null, passed };
+  const figures = figuresIn(text);
+  return { firstAt_ms: Date.now(), figures, lateError: null, finishReasons: finishReasonsIn(text), passed };
 }
 
 /** The last pieces of an answer that passes. */
@@ -63,7 +66,8 @@ export class Tail {
     this.#pieces = [];
     const figures = figuresIn(text);
     const passed = { texts: figures === null ? textsIn(text) : 0, others: this.#dropped };
-    return { firstAt_ms: this.#firstAt_ms, figures, lateError: lateErrorIn(text), passed };
+    const [lateError, finishReasons] = [lateErrorIn(text), finishReasonsIn(text)];
+    return { firstAt_ms: this.#firstAt_ms, figures, lateError, finishReasons, passed };
   }
 }
 
@@ -75,7 +79,10 @@ const endsEvent = (piece: Uint8Array): boolean =>
   piece[piece.length - 1] === LINE_FEED && piece[piece.length - 2] === LINE_FEED;
 
 /** As for the figures: a quote that a model wrote is escaped. */
-const textsIn = (text: string): number => text.match(/"(?:content|text)":"(?!")/g)?.length ?? 0;
+const textsIn = (text: string): number => text.match(/"(?:content|text|delta)":"(?!")/g)?.length ?? 0;
+
+const finishReasonsIn = (text: string): string[] =>
+  [...text.matchAll(/"finish_reason":"([a-z_]{1,32})"/g)].map(([, reason]) => reason!);
 
 /**
  * The last counts in the text. They are looked for as they stand in JSON outside of strings: inside of one, which

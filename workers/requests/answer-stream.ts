@@ -18,6 +18,7 @@ import { log, reasonOf } from '../base/log.ts';
 import { createWait, type Wait } from '../base/waiting.ts';
 import { type Heard, hearWhole, join, Tail } from './answer-figures.ts';
 import type { Asked, Progress } from './forward.ts';
+import type { AnswerBytes } from './kept-texts.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
@@ -56,6 +57,10 @@ type Following = {
   readonly stall_ms: number;
   /** A stream that is silent for so long gets a comment that keeps it open. */
   readonly keepalive_ms: number;
+  /** Asked as pieces pass. It throws once the caller may have no more of the answer. */
+  readonly watch: () => Promise<void> | undefined;
+  /** Takes what passes; undefined: nobody keeps it. */
+  readonly kept: AnswerBytes | undefined;
 };
 
 export class Answer {
@@ -72,6 +77,8 @@ export class Answer {
   readonly #signal: AbortSignal;
   readonly #stall_ms: number;
   readonly #keepalive_ms: number;
+  readonly #watch: Following['watch'];
+  readonly #kept: Following['kept'];
   readonly #stall: Wait;
   readonly #silence: Wait;
   readonly #tail = new Tail();
@@ -83,7 +90,8 @@ export class Answer {
   /** Of an answer that does not pass: its one piece went to the client. */
   #isTold = false;
 
-  constructor(asked: Promise<Asked>, progress: Progress, { signal, stall_ms, keepalive_ms }: Following) {
+  constructor(asked: Promise<Asked>, progress: Progress, following: Following) {
+    const { signal, stall_ms, keepalive_ms, watch, kept } = following;
     const { promise, resolve } = Promise.withResolvers<Outcome>();
     this.ended = promise;
     this.#end = resolve;
@@ -91,6 +99,8 @@ export class Answer {
     this.#signal = signal;
     this.#stall_ms = stall_ms;
     this.#keepalive_ms = keepalive_ms;
+    this.#watch = watch;
+    this.#kept = kept;
     this.#stall = createWait(stall_ms);
     this.#silence = createWait(keepalive_ms);
     this.begun = this.#begin(asked);
@@ -181,6 +191,7 @@ export class Answer {
   async #readWhole(response: Response, rest: Rest): Promise<ArrayBuffer> {
     this.#phase = 'reading';
     const bytes = await rest(response.arrayBuffer());
+    this.#kept?.add(new Uint8Array(bytes));
     this.#overWith(response, 'complete', hearWhole(new Uint8Array(bytes)));
     return bytes;
   }
@@ -221,6 +232,13 @@ export class Answer {
   }
 
   async #read(): Promise<Bytes | undefined> {
+    const checked = this.#watch();
+    if (checked !== undefined) {
+      await checked.catch(async (refusal) => {
+        await this.#leave(refusal);
+        throw refusal;
+      });
+    }
     try {
       const piece = await this.#stall.within(this.#reader!.read(), this.#stall_ms);
       if (piece === 'late') {
@@ -232,6 +250,7 @@ export class Answer {
         return undefined;
       }
       this.#tail.hear(piece.value);
+      this.#kept?.add(piece.value);
       return piece.value as Bytes;
     } catch (error) {
       this.#passed(this.#signal.aborted ? 'cancelled' : 'broken');

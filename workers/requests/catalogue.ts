@@ -22,7 +22,9 @@ export const models = new Hono<AppEnv>()
   .get('/models/:id{.+}', tenantOnly, async (c) => {
     const id = c.req.param('id');
     const entry = withDense(await list(c)).find((candidate) => candidate.id === id);
-    if (entry === undefined) throw new MaskrouteError('model_not_found', `There is no model ${id}.`);
+    if (entry === undefined) {
+      throw new MaskrouteError('model_not_found', `There is no model ${id}.`, { param: 'model' });
+    }
     return c.json(entry);
   })
   .all('/models', methodNotAllowed('GET'));

@@ -1,5 +1,5 @@
 /**
- * The two completion endpoints. A request goes one way: its key (`tenantOnly`), its body, then at the same time its tokens
+ * The three completion endpoints. A request goes one way: its key (`tenantOnly`), its body, then at the same time its tokens
  * (`admit`) and its mask (`route`), then the backends (`ask`), and the answer back (`Answer`). When that is over its
  * account is settled.
  */
@@ -9,30 +9,45 @@ import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { toMaskrouteError } from '../../shared/wire/errors.ts';
 import { readFields } from '../../shared/wire/fields.ts';
 import { chatRequest, completionRequest } from '../../shared/wire/openai.ts';
-import { HEADERS } from '../../shared/wire/protocol.ts';
+import { HEADERS, TRIAL_HEADERS } from '../../shared/wire/protocol.ts';
+import { chatOfResponse, responsesRequest } from '../../shared/wire/responses.ts';
 import { patienceOf } from '../backends/attempt.ts';
 import { placeOf, regionOf } from '../base/place.ts';
+import type { RequestTrace } from '../base/tracing.ts';
 import { tenantOnly } from '../http/authentication.ts';
-import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
+import { type AppContext, type AppEnv, holdOf, traced } from '../http/context.ts';
 import { methodNotAllowed } from '../http/error-answers.ts';
 import { readBody } from '../http/request-body.ts';
-import { type RoutableBody, type Routed, type RouteTimings, routeRequest } from '../routing/decision.ts';
+import {
+  type RoutableBody,
+  type Routed,
+  type RouteTimings,
+  routeRequest,
+  type Trial,
+} from '../routing/decision.ts';
+import { createKeyWatch } from '../tenants/api-keys.ts';
 import { type Account, type Asking, admit, requireModel } from './admission.ts';
 import { Answer, type Begun, noAnswer } from './answer-stream.ts';
 import { ask, type ClientBody, notAsked, type Progress } from './forward.ts';
+import { AnswerBytes, keepTexts } from './kept-texts.ts';
 import { settle } from './settlement.ts';
 
 export const completions = new Hono<AppEnv>()
-  .post('/chat/completions', tenantOnly, async (c) => {
+  .post('/chat/completions', traced, tenantOnly, async (c) => {
     const { value, text } = await readBody(c.req.raw);
-    return await complete(c, { value: value as object, text }, parseChat(value));
+    return await complete(c, { value: value as object, text, wire: 'chat' }, parseChat(value));
   })
-  .post('/completions', tenantOnly, async (c) => {
+  .post('/completions', traced, tenantOnly, async (c) => {
     const { value, text } = await readBody(c.req.raw);
-    return await complete(c, { value: value as object, text }, parseCompletion(value));
+    return await complete(c, { value: value as object, text, wire: 'completions' }, parseCompletion(value));
+  })
+  .post('/responses', traced, tenantOnly, async (c) => {
+    const { value, text } = await readBody(c.req.raw);
+    return await complete(c, { value: value as object, text, wire: 'responses' }, parseResponse(value));
   })
   .all('/chat/completions', methodNotAllowed('POST'))
-  .all('/completions', methodNotAllowed('POST'));
+  .all('/completions', methodNotAllowed('POST'))
+  .all('/responses', methodNotAllowed('POST'));
 
 /** What can be routed, and the header that names what of the body is ignored. */
 type ReadBody = { readonly routable: RoutableBody; readonly ignored: Record<string, string> };
@@ -41,6 +56,11 @@ type ReadBody = { readonly routable: RoutableBody; readonly ignored: Record<stri
 export function parseChat(raw: unknown): ReadBody {
   const { body, ignored } = readFields(chatRequest, raw);
   return { routable: { kind: 'chat', body }, ignored };
+}
+/** A request on the newer wire is routed as the chat that it is. @throws MaskrouteError `invalid_request`. */
+export function parseResponse(raw: unknown): ReadBody {
+  const { body, ignored } = readFields(responsesRequest, raw);
+  return { routable: { kind: 'chat', body: chatOfResponse(body) }, ignored };
 }
 /** @throws MaskrouteError `invalid_request`. */
 export function parseCompletion(raw: unknown): ReadBody {
@@ -80,7 +100,13 @@ async function enter(
   const hold = holdOf(c);
   const patience = patienceOf(c.req.header(BACKEND_HEADERS.deadline), services.config.BACKEND_TIMEOUT_MS);
   requireModel(caller.policy, routable.body.model);
-  const asking: Asking = { caller, routable, patience, signal: c.req.raw.signal, hold };
+  const trace = c.get('trace')!;
+  const source = trialOf(c) === undefined ? 'client' : 'playground';
+  const asking: Asking = {
+    ...{ caller, routable, patience, source, hold, trace },
+    ...{ requestId: c.get('requestId'), signal: c.req.raw.signal },
+  };
+  const begun_ms = Date.now();
   const [admission, routing] = await Promise.all([
     admit(services, asking),
     route(c, routable).then(
@@ -91,13 +117,28 @@ async function enter(
   Object.assign(headers, admission.headers);
   if (admission.kind === 'refused') throw admission.error;
   const { account } = admission;
+  c.set('trace', undefined);
   if ('error' in routing) {
     const { status, code } = toMaskrouteError(routing.error);
     settle(services, account, noAnswer(status, code, 'nowhere'), undefined);
     throw routing.error;
   }
+  if (trace.isRecorded) traceRouting(trace, begun_ms, routing.routed);
   services.traffic.seen(caller.tenant, routing.routed, hold);
   return { account, routed: routing.routed };
+}
+
+/** Their lengths are measured, their order is told as if all that is looked up came first. */
+function traceRouting(trace: RequestTrace, begun_ms: number, { timings, encoder }: Routed): void {
+  const routed_ms = begun_ms + timings.assign_ms + timings.route_ms;
+  trace.part('route', begun_ms, routed_ms);
+  if (timings.embed_ms === 0 && encoder === null) return;
+  trace.part(
+    'embed',
+    routed_ms,
+    routed_ms + timings.embed_ms,
+    encoder ? { 'maskroute.encoder': encoder.id } : {},
+  );
 }
 
 async function forward(
@@ -112,8 +153,14 @@ async function forward(
   const requestId = c.get('requestId');
   const { STREAM_KEEPALIVE_MS: keepalive_ms, BACKEND_STALL_MS: stall_ms } = services.config;
   const asked = ask(services, { account, requestId, client }, progress);
-  const answer = new Answer(asked, progress, { signal: account.signal, stall_ms, keepalive_ms });
-  answer.ended.then((outcome) => settle(services, account, outcome, progress));
+  const { caller, hold, signal } = account;
+  const kept = caller.policy.textsKept_days === null ? undefined : new AnswerBytes();
+  const watch = createKeyWatch(services.apiKeys, caller, hold);
+  const answer = new Answer(asked, progress, { signal, stall_ms, keepalive_ms, watch, kept });
+  answer.ended.then((outcome) => {
+    settle(services, account, outcome, progress);
+    if (kept !== undefined) hold(keepTexts(services.db, account, kept));
+  });
   let begun: Begun | 'late';
   try {
     begun = await (account.routable.body.stream === true ? answer.begunInTime() : answer.begun);
@@ -123,7 +170,7 @@ async function forward(
   }
   if (begun === 'late') {
     // No backend has answered yet. A comment keeps the client; the status is sent with it, so nothing is tried again.
-    progress.hasReplied = true;
+    progress.retries.left = 0;
     Object.assign(headers, EVENT_STREAM);
     return new Response(answer.events(requestId), { headers });
   }
@@ -144,8 +191,14 @@ export function route(c: AppContext, routable: RoutableBody): Promise<Routed> {
   const place = placeOf(c.req.raw, services.config.TRUSTED_FRONT);
   return routeRequest(services, {
     ...{ ...routable, caller: c.get('caller'), signal: c.req.raw.signal, hold: holdOf(c) },
-    ...{ region: regionOf(place), place },
+    ...{ region: regionOf(place), place, trial: trialOf(c) },
   });
+}
+
+/** Somebody tries something out: marked as such, in no experiment, and under any stored set that is named. */
+function trialOf(c: AppContext): Trial | undefined {
+  if (c.req.header(TRIAL_HEADERS.source) !== 'playground') return undefined;
+  return { version: c.req.header(TRIAL_HEADERS.version) };
 }
 
 /** What the backend says of the answer, and what it knows better than the edge: a custom mask's id and sparsity. */
@@ -158,10 +211,11 @@ function passHeaders(from: Headers, to: ReplyHeaders): void {
   }
 }
 
-const progressHeaders = ({ routed, backend, backend_ms }: Progress): ReplyHeaders => ({
+const progressHeaders = ({ routed, backend, affinity, backend_ms }: Progress): ReplyHeaders => ({
   ...decisionHeaders(routed),
   ...(backend_ms === undefined ? {} : { [HEADERS.serverTiming]: serverTiming(routed.timings, backend_ms) }),
   ...(backend === undefined ? {} : { [BACKEND_HEADERS.backend]: backend }),
+  ...(affinity === undefined ? {} : { [BACKEND_HEADERS.affinity]: affinity }),
 });
 
 /* The routing decision as response headers: every one is there on every completion, except the two that say why not. */

@@ -4,23 +4,26 @@ import type { SkippedLayers } from '../../shared/mask/mask.ts';
 import { DENSE_MASK_ID, maskFromBits, skippedLayers } from '../../shared/mask/mask.ts';
 import type { DryRun } from '../../shared/wire/openai.ts';
 import { tenantOnly } from '../http/authentication.ts';
-import type { AppEnv } from '../http/context.ts';
+import { type AppEnv, holdOf } from '../http/context.ts';
 import { methodNotAllowed } from '../http/error-answers.ts';
 import { readJson } from '../http/request-body.ts';
 import type { Decision } from '../routing/decision.ts';
 import { routeEcho } from '../routing/decision.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
 import { requireModel } from './admission.ts';
-import { decisionHeaders, parseChat, parseCompletion, route, setHeaders } from './complete.ts';
+import { decisionHeaders, parseChat, parseCompletion, parseResponse, route, setHeaders } from './complete.ts';
+import { purposeOf } from './forward.ts';
 
 export const dryRun = new Hono<AppEnv>()
   .post('/route', tenantOnly, async (c) => {
-    const { routable, ignored } = parseEither(await readJson(c.req.raw));
+    const { routable, ignored } = parseAny(await readJson(c.req.raw));
     requireModel(c.var.caller.policy, routable.body.model);
     const routed = await route(c, routable);
     const { decision, encoder, timings } = routed;
     setHeaders(c, { ...decisionHeaders(routed), ...ignored });
-    const skip = skippedBy(decision, c.var.services.table);
+    const { caller, services } = c.var;
+    const home = await services.backend.home(purposeOf(routed, routable), caller.tenant, holdOf(c));
+    const skip = skippedBy(decision, services.table);
     return c.json({
       object: 'maskroute.route',
       request_id: c.get('requestId'),
@@ -31,15 +34,18 @@ export const dryRun = new Hono<AppEnv>()
       label: decision.cluster === null ? null : (decision.set?.clusters[decision.cluster]?.label ?? null),
       distance: decision.distance,
       maskroute: routeEcho(routed),
+      backend: home ?? null,
       encoder,
       timings_ms: { assign: timings.assign_ms, embed: timings.embed_ms, route: timings.route_ms },
     } satisfies DryRun);
   })
   .all('/route', methodNotAllowed('POST'));
 
-/** A body with `messages` is a chat, any other a completion. */
-function parseEither(raw: unknown): ReturnType<typeof parseChat> {
-  return typeof raw === 'object' && raw !== null && 'messages' in raw ? parseChat(raw) : parseCompletion(raw);
+/** A body with `messages` is a chat, one with `input` is of the newer wire, any other a completion. */
+function parseAny(raw: unknown): ReturnType<typeof parseChat> {
+  const has = (name: string) => typeof raw === 'object' && raw !== null && name in raw;
+  if (has('messages')) return parseChat(raw);
+  return has('input') ? parseResponse(raw) : parseCompletion(raw);
 }
 
 function skippedBy({ mask }: Decision, table: RoutingTable): SkippedLayers | null {

@@ -1,9 +1,8 @@
 /** Asking the backends: the client's body with what was decided about it, once more without a mask that they don't know. */
 
 import { splitModelName } from '../../shared/wire/protocol.ts';
-import type { Rest } from '../backends/attempt.ts';
-import { hungUp } from '../backends/call-backend.ts';
-import { denseDecision, type Routed, routeEcho } from '../routing/decision.ts';
+import { type Answer, hungUp, type Purpose, RETRIES_MAX, type Retries } from '../backends/call-backend.ts';
+import { denseDecision, type RoutableBody, type Routed, routeEcho } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
 import type { Account } from './admission.ts';
 
@@ -17,19 +16,20 @@ export type Progress = {
   gaveUp: boolean;
   /** The one that answered last. */
   backend: string | undefined;
+  affinity: Answer['affinity'];
   /** Until its first byte. */
   backend_ms: number | undefined;
-  /** A byte of the answer is with the client, so nothing is tried again. */
-  hasReplied: boolean;
+  /** None once a byte of the answer is with the client. */
+  readonly retries: Retries;
 };
 
 export const notAsked = (routed: Routed): Progress => ({
   ...{ routed, wasAsked: false, gaveUp: false },
-  ...{ backend: undefined, backend_ms: undefined, hasReplied: false },
+  ...{ backend: undefined, affinity: undefined, backend_ms: undefined, retries: { left: RETRIES_MAX } },
 });
 
 /** `rest`: how a small whole answer is read, undefined for any other. */
-export type Asked = { readonly response: Response; readonly rest: Rest | undefined };
+export type Asked = Pick<Answer, 'response' | 'rest'>;
 
 /** What is sent: for whom, under which name, and in the client's own words. */
 export type Question = {
@@ -63,49 +63,67 @@ async function askUnder(
   { account, requestId, client }: Question,
   progress: Progress,
 ): Promise<Asked> {
-  const { caller, routable, patience, signal, hold } = account;
+  const { caller, routable, patience, signal, hold, trace } = account;
   if (signal.aborted) throw hungUp();
   Object.assign(progress, { routed, wasAsked: true, backend_ms: undefined });
   const body = forwardedBody(client, {
-    ...(account.answerTokensMax === undefined ? {} : { max_tokens: account.answerTokensMax }),
+    ...(account.answerTokensMax === undefined
+      ? {}
+      : { [client.wire === 'responses' ? 'max_output_tokens' : 'max_tokens']: account.answerTokensMax }),
     mask: routed.decision.mask,
     maskroute: { ...routeEcho(routed), completion: account.completion },
   });
   const started_ms = performance.now();
-  const answer = await backend.call({
-    ...{ path: pathOf(routable), requestId, tenant: caller.tenant, signal, hold, body },
-    timeout_ms: patience.time_ms,
-    stall_ms: config.BACKEND_STALL_MS,
-    isFullTime: !patience.isShort,
-    ...(routable.body.stream === true ? { silence_ms: config.BACKEND_SILENCE_MS } : {}),
-    wish: {
-      region: routed.assignment.region,
-      mask: routed.decision.maskId ?? JSON.stringify(routed.decision.mask),
-      model: splitModelName(routable.body.model).model,
+  const called = await backend.call({
+    request: { path: PATHS[client.wire], requestId, tenant: caller.tenant, body },
+    purpose: purposeOf(routed, routable),
+    time: {
+      timeout_ms: patience.time_ms,
+      isFullTime: !patience.isShort,
+      silence_ms: routable.body.stream === true ? config.BACKEND_SILENCE_MS : undefined,
+      stall_ms: config.BACKEND_STALL_MS,
     },
-    mayRetry: () => !progress.hasReplied,
-    onLate: () => {
-      progress.gaveUp = true;
-    },
+    retries: progress.retries,
+    ...{ signal, hold, trace },
   });
-  const { response, rest } = answer;
+  progress.gaveUp ||= called.gaveUp;
+  if (called.kind === 'error') throw called.error;
+  const { response, rest, backend: answerer, affinity } = called;
   if (response.ok && typeof routable.body.mask === 'string') namedMasks.met(routable.body.mask);
-  Object.assign(progress, { backend: answer.backend, backend_ms: performance.now() - started_ms });
+  Object.assign(progress, { backend: answerer, affinity, backend_ms: performance.now() - started_ms });
   return { response, rest };
 }
 
-const pathOf = ({ kind }: Account['routable']): string =>
-  kind === 'chat' ? '/v1/chat/completions' : '/v1/completions';
+export const purposeOf = ({ decision, assignment }: Routed, conversation: RoutableBody): Purpose => ({
+  kind: 'completion',
+  region: assignment.region,
+  model: splitModelName(conversation.body.model).model,
+  mask: decision.maskId ?? JSON.stringify(decision.mask),
+  conversation,
+});
 
-/** A JSON object, and the text that it was parsed from. */
-export type ClientBody = { readonly value: object; readonly text: string };
+const PATHS = {
+  chat: '/v1/chat/completions',
+  completions: '/v1/completions',
+  responses: '/v1/responses',
+} as const;
+
+/** A JSON object, the text that it was parsed from, and the wire that it is on. */
+export type ClientBody = {
+  readonly value: object;
+  readonly text: string;
+  readonly wire: keyof typeof PATHS;
+};
 
 /**
  * The client's own text with `added` at its end: to write a prompt as JSON again would cost more than it costs to parse
  * it. Only where the client itself says something of what is added, all of it is written anew, and `added` wins.
  * @param value not empty, nor is `added`.
  */
-export function forwardedBody({ value, text }: ClientBody, added: Record<string, unknown>): string {
+export function forwardedBody(
+  { value, text }: Pick<ClientBody, 'value' | 'text'>,
+  added: Record<string, unknown>,
+): string {
   if (Object.keys(added).some((name) => Object.hasOwn(value, name))) {
     return JSON.stringify({ ...value, ...added });
   }

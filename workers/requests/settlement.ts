@@ -6,11 +6,19 @@
 
 import type { RequestEvent } from '../../shared/admin/request-event.ts';
 import {
+  answerAttributes,
+  decisionAttributes,
+  operationOf,
+  requestAttributes,
+  spanName,
+} from '../../shared/tracing/attributes.ts';
+import {
   type AnswerUsage,
   answerPath,
   answerUsageSchema,
   splitModelName,
 } from '../../shared/wire/protocol.ts';
+import type { Ended } from '../base/tracing.ts';
 import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms, COST_QUESTIONS_MAX } from '../limits.ts';
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
@@ -40,12 +48,12 @@ async function close(
   const cost = await costOf(parts, account, outcome, progress);
   const seen_tokens = cost === null ? seenTokens(outcome.heard, account.routable) : 0;
   const due_tokens = dueTokens(account, outcome, cost, seen_tokens);
-  const { event, caller, routable, hold } = account;
+  const { event, caller, routable, hold, trace } = account;
+  const told = progress && eventOf(account, outcome, progress, cost, seen_tokens);
+  if (trace.isRecorded) hold(trace.end(traceEnd(account, outcome, told)));
   await Promise.all([
     due_tokens === null ? undefined : parts.budgets.settle(caller.tenant, event, due_tokens),
-    progress === undefined
-      ? undefined
-      : parts.events.send(eventOf(account, outcome, progress, cost, seen_tokens)),
+    told && parts.events.send(told),
   ]);
   const isWhole = outcome.status === 200 && outcome.code === null;
   if (progress === undefined || !isWhole) return;
@@ -64,7 +72,7 @@ const NOTHING: Cost = { prompt_tokens: 0, completion_tokens: 0 };
  */
 async function costOf(
   { backend }: SettleParts,
-  { completion, hold }: Account,
+  { caller, completion, hold }: Account,
   { heard, ranAt }: Outcome,
   progress: Progress | undefined,
 ): Promise<Cost | null> {
@@ -72,7 +80,8 @@ async function costOf(
   if (ranAt === 'nowhere' && progress?.gaveUp !== true) return NOTHING;
   const only = ranAt === 'answerer' ? progress?.backend : undefined;
   const path = answerPath(completion);
-  const said = await answerCost(() => backend.askEach(path, COST_QUESTION_ms, hold, only), ranAt);
+  const ask = () => inTurn(caller.tenant, () => backend.askEach(path, COST_QUESTION_ms, hold, only));
+  const said = await answerCost(ask, ranAt);
   if (said === 'unknown') return null;
   return said === 'never_began' ? NOTHING : said;
 }
@@ -92,7 +101,7 @@ async function answerCost(
   let cost: AnswerCost = 'unknown';
   for (const delay_ms of COST_QUESTION_DELAYS_ms) {
     await new Promise((resolve) => setTimeout(resolve, delay_ms));
-    const said = await inTurn(ask);
+    const said = await ask();
     const parts = said.flatMap((one) => answerUsageSchema.safeParse(one.value).data ?? []);
     if (parts.length > 0 && parts.every(({ finished }) => finished)) {
       return parts.reduce((most, part) => (tokensOf(part) > tokensOf(most) ? part : most));
@@ -106,17 +115,21 @@ async function answerCost(
 }
 
 /** The questions of this isolate that are under way. */
-const underWay = new Set<{ readonly at_ms: number }>();
+const underWay = new Set<{ readonly tenant: string; readonly at_ms: number }>();
 
 /**
  * Each question may take a connection of its own. A flood of clients that leave would fill the line of connections that a
  * backend has not accepted yet, and hold up everybody's requests. A question whose request was dropped counts until it
  * must be over.
  */
-async function inTurn<Answer>(ask: () => Promise<readonly Answer[]>): Promise<readonly Answer[]> {
+async function inTurn<Answer>(
+  tenant: string,
+  ask: () => Promise<readonly Answer[]>,
+): Promise<readonly Answer[]> {
   for (const one of underWay) if (Date.now() - one.at_ms > 2 * COST_QUESTION_ms) underWay.delete(one);
-  if (underWay.size >= COST_QUESTIONS_MAX) return [];
-  const question = { at_ms: Date.now() };
+  const isFirst = ![...underWay].some((one) => one.tenant === tenant);
+  if (underWay.size >= (isFirst ? COST_QUESTIONS_MAX.all : COST_QUESTIONS_MAX.whileOwn)) return [];
+  const question = { tenant, at_ms: Date.now() };
   underWay.add(question);
   return await ask()
     .catch(() => [])
@@ -205,6 +218,36 @@ function eventOf(
     counted: cost !== null,
     ...latencies(outcome.heard, started_ms, isStream, body.n ?? 1),
     total_ms: outcome.endedAt_ms - started_ms,
+    request_id: account.requestId,
+    source: account.source,
+  };
+}
+
+/** `told`: undefined when it was not routed. */
+function traceEnd(
+  { caller, routable, completion }: Account,
+  { status, code, heard, endedAt_ms }: Outcome,
+  told: RequestEvent | undefined,
+): Ended {
+  const operation = operationOf(routable.kind);
+  return {
+    name: told === undefined ? operation : spanName(operation, told.model),
+    status: told?.status ?? status,
+    code,
+    attributes: {
+      'maskroute.completion': completion,
+      'maskroute.tenant': caller.tenant,
+      ...requestAttributes(operation, routable.body),
+      ...(told && decisionAttributes(told, told.mask, told.sparsity)),
+      ...(told?.backend ? { 'maskroute.backend': told.backend } : {}),
+      ...answerAttributes({
+        input_tokens: told?.counted ? told.prompt_tokens : undefined,
+        output_tokens: told?.completion_tokens,
+        finishReasons: heard?.finishReasons,
+        first_ms: told?.stream ? told.ttft_ms : undefined,
+      }),
+    },
+    at_ms: endedAt_ms,
   };
 }
 

@@ -21,6 +21,7 @@ import {
   type ModelEntry,
   type RouteEcho,
   splitModelName,
+  TRIAL_HEADERS,
 } from '../../shared/wire/protocol.ts';
 import type { Models } from '../backends/served-models.ts';
 import { log, reasonOf } from '../base/log.ts';
@@ -157,7 +158,15 @@ export type RoutableBody =
   | { readonly kind: 'chat'; readonly body: ChatRequest }
   | { readonly kind: 'completion'; readonly body: CompletionRequest };
 
+/** A request that somebody tries something out with. */
+export type Trial = {
+  /** Of the mask set that it is routed by; undefined: what is live. */
+  readonly version: string | undefined;
+};
+
 type RouteRequest = RoutableBody & {
+  /** Undefined for a client's own. */
+  readonly trial: Trial | undefined;
   readonly caller: Caller;
   readonly region: string;
   readonly place: Place;
@@ -196,7 +205,8 @@ export async function routeRequest(
 ): Promise<Routed> {
   const timings: RouteTimings = { assign_ms: 0, embed_ms: 0, route_ms: 0 };
   const started_ms = performance.now();
-  const known = knownNow(dependencies, request) ?? (await lookUp(dependencies, request));
+  const found = knownNow(dependencies, request) ?? (await lookUp(dependencies, request));
+  const known = await tried(dependencies, found, request);
   const found_ms = performance.now();
   const assignment = assignRequest(known, request);
   timings.assign_ms = performance.now() - found_ms;
@@ -222,6 +232,19 @@ function knownNow(
   const running = experiments.fresh();
   if (live === undefined || list === undefined || running === undefined) return undefined;
   return { live, entry: entryOf(list, request), experiments: running };
+}
+
+/** @throws MaskrouteError `not_found` for a set that this tenant has not. */
+async function tried({ table }: RoutingDependencies, known: Known, request: RouteRequest): Promise<Known> {
+  const version = request.trial?.version;
+  if (version === undefined) return known;
+  const live = await table.versionOf(request.caller.tenant, version).catch((cause) => {
+    throw new MaskrouteError('not_found', `There is no mask set ${version}.`, {
+      param: TRIAL_HEADERS.version,
+      cause,
+    });
+  });
+  return { ...known, live };
 }
 
 const conversationOf = (request: RouteRequest) => () => stickyKey('conversation', request.caller, request);
@@ -250,7 +273,7 @@ async function lookUp(
 function assignRequest({ experiments, entry }: Known, request: RouteRequest): Assignment {
   const { region, place, caller, body } = request;
   const { model, dense } = splitModelName(body.model);
-  if (dense || body.mask != null) return unassigned(region);
+  if (dense || body.mask != null || request.trial !== undefined) return unassigned(region);
   const isUsable = (set: LiveSet) =>
     isModelOf(set, model, entry) && meetsFloor(set, caller.policy.agreementMin);
   return assign(experiments, { caller, model, place, region, source: request, isUsable }, Date.now());

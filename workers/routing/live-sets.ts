@@ -192,19 +192,27 @@ export function decodeMaskSet(stored: StoredMaskSet): LiveSet {
   };
 }
 
-/* Which publication a tenant's requests are routed by, for those who ask about it; requests have the table above. */
+/* What a tenant's requests are routed by, for those who ask about it; requests have the table above. */
 
-/**
- * The tenant's own or the default one, and of each what came before while nobody sees the newest yet; null when every
- * request runs dense.
- */
-export async function findInUse(
-  db: Database,
-  tenant: string,
-  now_ms: number,
-): Promise<PublicationState | null> {
+export type SeenPart = {
+  /** Null: these run dense. */
+  readonly publication: PublicationState | null;
+  /** Of the tenant's conversations. */
+  readonly share: number;
+};
+
+/** The newest publication of the tenant, and for those who do not see it what came before, or the default one. */
+export async function findSeen(db: Database, tenant: string, now_ms: number): Promise<SeenPart[]> {
   const newest = await d1(findLive(db, tenant));
-  if (newest !== null && shareAt(newest.schedule, now_ms) > 0) return newest;
-  if (newest?.previousId != null) return await d1(findPublication(db, newest.previousId));
-  return tenant === DEFAULT_TENANT ? null : await findInUse(db, DEFAULT_TENANT, now_ms);
+  const share = newest === null ? 0 : shareAt(newest.schedule, now_ms);
+  const parts: SeenPart[] = share === 0 ? [] : [{ publication: newest, share }];
+  if (share < 1) {
+    const before = newest?.previousId == null ? null : await d1(findPublication(db, newest.previousId));
+    const rest =
+      before !== null || tenant === DEFAULT_TENANT
+        ? [{ publication: before, share: 1 }]
+        : await findSeen(db, DEFAULT_TENANT, now_ms);
+    parts.push(...rest.map((part) => ({ ...part, share: part.share * (1 - share) })));
+  }
+  return parts.sort((a, b) => b.share - a.share);
 }

@@ -6,7 +6,7 @@
 import { LRUCache } from 'lru-cache';
 import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { importTokenKey, isFor, type TokenKey, verifyToken } from '../../shared/wire/service-token.ts';
+import { createVerifier, isFor } from '../../shared/wire/service-token.ts';
 import type { Config } from '../env.ts';
 import { NAMED_MASKS_MAX } from '../limits.ts';
 import type { BurstLimit } from '../tenants/bursts.ts';
@@ -55,12 +55,15 @@ export function createNamedMasks(
  */
 export function createMaskDoor({
   BACKEND_KEY,
+  BACKEND_KEY_2,
   EDGE_URL,
-}: Pick<Config, 'BACKEND_KEY' | 'EDGE_URL'>): (token: string) => Promise<void> {
-  let tokenKey: Promise<TokenKey> | undefined;
+}: Pick<Config, 'BACKEND_KEY' | 'BACKEND_KEY_2' | 'EDGE_URL'>): (token: string) => Promise<void> {
+  const verify = createVerifier(
+    [BACKEND_KEY, ...(BACKEND_KEY_2 === undefined ? [] : [BACKEND_KEY_2])],
+    'edge',
+  );
   return async (token) => {
-    tokenKey ??= importTokenKey(BACKEND_KEY);
-    const claims = await verifyToken(await tokenKey, token, Math.floor(Date.now() / 1000), 'edge');
+    const claims = await verify(token, Math.floor(Date.now() / 1000));
     if (claims.scope !== 'masks') {
       throw new MaskrouteError('invalid_api_key', 'The service token is for something else than masks.');
     }

@@ -11,10 +11,12 @@ import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import type { Hold } from '../base/waiting.ts';
 import type { KnownKey } from '../db/key-rows.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
-import { KEYS, RETRY_AFTER_s } from '../limits.ts';
+import { KEY_WATCH_ms, KEYS, RETRY_AFTER_s } from '../limits.ts';
 
 export type Caller = {
   readonly keyId: string;
+  /** Of the key, by which it is looked up again. */
+  readonly keySha256: string;
   readonly kind: ApiKeyKind;
   /** Empty for a key of kind `admin`. */
   readonly tenant: string;
@@ -49,6 +51,7 @@ export function bearerKey(authorization: string | null | undefined): string {
 
 const KEY_PREFIXES: Record<ApiKeyKind, string> = {
   tenant: 'mr_live_',
+  viewer: 'mr_view_',
   tenant_admin: 'mr_tadm_',
   admin: 'mr_admin_',
 };
@@ -98,10 +101,33 @@ export function createApiKeys(
       }
       if (!known.policy.enabled) throw new MaskrouteError('tenant_disabled', 'This tenant is disabled.');
       const { id: keyId, kind, tenant, routingPolicy, policy } = known;
-      return { keyId, kind, tenant, routingPolicy, policy };
+      return { keyId, keySha256: sha256, kind, tenant, routingPolicy, policy };
     },
     isKnown: (key) => cache.holds(hashOf(key)),
     forget: (sha256) => cache.forget(sha256),
+  };
+}
+
+/**
+ * For answers that take long: looks the key up again every so often, and throws once it no longer works. Asked as pieces
+ * of the answer pass, so it needs no timer. Where the database does not answer, what was known holds.
+ */
+export function createKeyWatch(
+  apiKeys: Pick<ApiKeys, 'authenticateSha256'>,
+  { keySha256 }: Caller,
+  hold: Hold,
+): () => Promise<void> | undefined {
+  let checked_ms = Date.now();
+  return () => {
+    const now_ms = Date.now();
+    if (now_ms - checked_ms < KEY_WATCH_ms) return undefined;
+    checked_ms = now_ms;
+    return apiKeys.authenticateSha256(keySha256, hold).then(
+      () => undefined,
+      (error) => {
+        if (error instanceof MaskrouteError && error.code !== 'configuration_unavailable') throw error;
+      },
+    );
   };
 }
 

@@ -1,7 +1,7 @@
 /**
  * Sessions of the dashboard: a signed token (a JWT, HS256) that stands in for the admin key, so that the browser
- * never keeps the key. The signing key is derived from ADMIN_KEY (HKDF-SHA256, RFC 5869): a new ADMIN_KEY ends
- * every session. D1 has those that were ended before their time, one by one or all of a key.
+ * never keeps the key. The signing key is derived from ADMIN_KEY (HKDF-SHA256, RFC 5869): a new ADMIN_KEY ends every
+ * session, once ADMIN_KEY_2 no longer has the one before. D1 has those that were ended before their time, one by one or all of a key.
  */
 import { hkdf } from '@noble/hashes/hkdf.js';
 import { sha256 } from '@noble/hashes/sha2.js';
@@ -9,6 +9,7 @@ import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
 import { sign, verify } from 'hono/jwt';
 import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
+import { ROLES, type Role } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { randomHex } from '../base/secrets.ts';
 import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
@@ -23,13 +24,20 @@ export type SessionClaims = {
   /** The id of the key that opened it, or `root`. */
   readonly actor: string;
   readonly keySha256: string | null;
+  /** What whoever signed in without a key may do; null for keys. */
+  readonly grant: Grant | null;
   readonly csrf: string;
   readonly issuedAt_ms: number;
   readonly expiresAt_s: number;
 };
 
+export type Grant = { readonly role: Role; readonly tenant: string | null };
+
 export interface Sessions {
-  issue(actor: string, keySha256: string | null): Promise<{ token: string; claims: SessionClaims }>;
+  issue(
+    actor: string,
+    of: Pick<SessionClaims, 'keySha256' | 'grant'>,
+  ): Promise<{ token: string; claims: SessionClaims }>;
   /** Whose token it is, ended or not. @throws MaskrouteError `invalid_session`: forged, malformed or too old. */
   verify(token: string): Promise<SessionClaims>;
   /**
@@ -64,14 +72,25 @@ const payloadSchema = z.object({
     .string()
     .regex(/^[0-9a-f]{64}$/)
     .nullable(),
+  grant: z
+    .object({ role: z.enum(ROLES), tenant: z.string().nullable() })
+    .nullable()
+    .default(null),
   csrf: z.string().min(CSRF_RANDOM_BYTES * 2),
   /** `iat` has seconds: who logs in right after all sessions ended is not to be taken for one of them. */
   iat_ms: z.int(),
   exp: z.int(),
 });
 
-export function createSessions(adminKey: string, ends: SessionEnds, health?: SourceHealth): Sessions {
-  const secret = bytesToHex(hkdf(sha256, utf8ToBytes(adminKey), undefined, utf8ToBytes(INFO), KEY_BYTES));
+/** The first of the keys signs; sessions that another one signed go on. */
+export function createSessions(
+  adminKeys: readonly string[],
+  ends: SessionEnds,
+  health?: SourceHealth,
+): Sessions {
+  const secrets = adminKeys.map((adminKey) =>
+    bytesToHex(hkdf(sha256, utf8ToBytes(adminKey), undefined, utf8ToBytes(INFO), KEY_BYTES)),
+  );
   const cache = new SwrCache('ended sessions', ends.find, SESSION_ENDS, { health });
   const known = new LRUCache<string, number>({ max: SESSION_ENDS_KNOWN_MAX });
   const note = (subject: string, endedAt_ms: number): void => {
@@ -82,20 +101,38 @@ export function createSessions(adminKey: string, ends: SessionEnds, health?: Sou
     await d1(ends.save(subject, endedAt_ms, endedAt_ms - SESSION_LIFETIME_s * 1000));
   };
   return {
-    async issue(actor, keySha256) {
+    async issue(actor, { keySha256, grant }) {
       const issuedAt_ms = Date.now();
       const expiresAt_s = Math.floor(issuedAt_ms / 1000) + SESSION_LIFETIME_s;
       const csrf = randomHex(CSRF_RANDOM_BYTES);
       const id = randomHex(ID_RANDOM_BYTES);
-      const payload = { jti: id, sub: actor, key: keySha256, csrf, iat_ms: issuedAt_ms, exp: expiresAt_s };
-      const token = await sign(payload, secret, 'HS256');
-      return { token, claims: { id, actor, keySha256, csrf, issuedAt_ms, expiresAt_s } };
+      const payload = {
+        jti: id,
+        sub: actor,
+        key: keySha256,
+        grant,
+        csrf,
+        iat_ms: issuedAt_ms,
+        exp: expiresAt_s,
+      };
+      const token = await sign(payload, secrets[0]!, 'HS256');
+      return { token, claims: { id, actor, keySha256, grant, csrf, issuedAt_ms, expiresAt_s } };
     },
     async verify(token) {
       try {
-        const payload = payloadSchema.parse(await verify(token, secret, 'HS256'));
-        const { jti: id, sub: actor, key: keySha256, csrf, iat_ms: issuedAt_ms, exp: expiresAt_s } = payload;
-        return { id, actor, keySha256, csrf, issuedAt_ms, expiresAt_s };
+        const payload = payloadSchema.parse(
+          await Promise.any(secrets.map((one) => verify(token, one, 'HS256'))),
+        );
+        const {
+          jti: id,
+          sub: actor,
+          key: keySha256,
+          grant,
+          csrf,
+          iat_ms: issuedAt_ms,
+          exp: expiresAt_s,
+        } = payload;
+        return { id, actor, keySha256, grant, csrf, issuedAt_ms, expiresAt_s };
       } catch (error) {
         throw hasEnded(error);
       }

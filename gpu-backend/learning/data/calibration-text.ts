@@ -5,12 +5,12 @@
 
 import { denseMask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import type { Sampling } from '../../engine/engine.ts';
 import type { RunInput } from '../../engine/batch-run.ts';
+import type { Sampling } from '../../engine/engine.ts';
 import { openRunner, type Runner } from '../../engine/runner.ts';
 import { sample } from '../../engine/sampler.ts';
-import type { ModelManifest } from '../../model/model-source.ts';
 import { BATCH_PLACES } from '../../model/architectures/batched-llama.ts';
+import type { ModelManifest } from '../../model/model-source.ts';
 import type { CalibrationText } from '../../model/quantization/calibration.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';

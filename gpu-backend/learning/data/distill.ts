@@ -5,6 +5,7 @@
  */
 import { EMBED_CHARS_MAX, normalise } from '../../../shared/embedding/encoder.ts';
 import { encodeStaticTable } from '../../../shared/embedding/static-encoder.ts';
+import { loadWordPiece, type WordPiece } from '../../../shared/embedding/wordpiece.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
 import type { SentenceEncoder } from '../../encoder/sentence-encoder.ts';
 import { writeWhole } from '../../files.ts';
@@ -87,8 +88,9 @@ export async function distill(
   const { dimensions, epochs, seed, onProgress } = options;
   const taught = await teach(teacher, texts, onProgress, signal);
   const axes = principalAxes(packPoints(taught), dimensions);
-  const fitTexts = prepare(teacher, texts, taught, axes);
-  const vectors = await firstVectors(teacher, axes, fitTexts.tokenIds, signal);
+  const pieces = piecesFor(teacher, texts);
+  const fitTexts = prepare(pieces, texts, taught, axes);
+  const vectors = await firstVectors(pieces, axes, fitTexts.tokenIds, signal);
   const loss: number[] = [];
   await fitVectors(vectors, fitTexts, {
     dimensions,
@@ -103,7 +105,7 @@ export async function distill(
   });
   const table = encodeStaticTable({
     dimensions,
-    vocabulary: teacher.vocabulary,
+    vocabulary: pieces.vocabulary,
     ...quantiseVectors(vectors, dimensions),
   });
   const report = { texts: texts.length, tokens: fitTexts.tokenIds.length, keptByAxes: axes.kept, loss };
@@ -124,14 +126,70 @@ async function teach(
   return vectors;
 }
 
+/** The table's tokens: how texts are cut into them, and what the teacher makes of each alone. */
+type Pieces = {
+  readonly vocabulary: readonly string[];
+  readonly wordPiece: WordPiece;
+  alone(signal: AbortSignal | undefined): Promise<Float32Array[]>;
+};
+
+/** The teacher's own tokens, or where it cuts words otherwise, the words and letters of the texts. */
+function piecesFor(teacher: SentenceEncoder, texts: readonly string[]): Pieces {
+  if (teacher.wordPiece !== undefined) {
+    const { vocabulary, pieces } = teacher.wordPiece;
+    const { clsTokenId, sepTokenId } = pieces;
+    const sequences = vocabulary.map((_, id) => [clsTokenId, id, sepTokenId]);
+    return { vocabulary, wordPiece: pieces, alone: (signal) => teacher.embedTokens(sequences, signal) };
+  }
+  const vocabulary = wordsOf(texts);
+  return {
+    vocabulary,
+    wordPiece: loadWordPiece(vocabulary),
+    alone: (signal) =>
+      teacher.embed(
+        vocabulary.map((token) => token.replace(/^##/, '')),
+        signal,
+      ),
+  };
+}
+
+const SPECIAL_TOKENS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'];
+/** As many as the tables of English encoders have: some megabytes. */
+const WORDS_MAX = 24_000;
+const LETTERS_MAX = 3000;
+
+/** A WordPiece vocabulary: the most frequent words, and letters to spell the others. */
+export function wordsOf(texts: readonly string[]): string[] {
+  const words = new Map<string, number>();
+  const letters = new Map<string, number>();
+  const count = (counts: Map<string, number>, key: string) => counts.set(key, (counts.get(key) ?? 0) + 1);
+  for (const text of texts) {
+    // Uncased and without accents, as the edge's tokenizer reads text.
+    const plain = text
+      .slice(0, EMBED_CHARS_MAX)
+      .toLowerCase()
+      .normalize('NFD')
+      .replace(/\p{Mn}/gu, '');
+    for (const word of plain.match(/[\p{L}\p{N}]+|[^\s\p{L}\p{N}]/gu) ?? []) {
+      count(words, word);
+      for (const letter of word) count(letters, letter);
+    }
+  }
+  const most = (counts: Map<string, number>, max: number) =>
+    [...counts].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1)).slice(0, max);
+  const spelled = most(letters, LETTERS_MAX).flatMap(([letter]) => [letter, `##${letter}`]);
+  const whole = most(words, WORDS_MAX).flatMap(([word, times]) => (times > 1 ? [word] : []));
+  return [...new Set([...SPECIAL_TOKENS, ...spelled, ...whole])];
+}
+
 function prepare(
-  teacher: SentenceEncoder,
+  { wordPiece }: Pieces,
   texts: readonly string[],
   taught: readonly Float32Array[],
   axes: PrincipalAxes,
 ): FitTexts {
   const ids = texts.map((text) =>
-    teacher.wordPiece.tokenIds(text.slice(0, EMBED_CHARS_MAX)).slice(0, FIT_TOKENS_MAX),
+    wordPiece.tokenIds(text.slice(0, EMBED_CHARS_MAX)).slice(0, FIT_TOKENS_MAX),
   );
   const offsets = new Uint32Array(ids.length + 1);
   ids.forEach((some, i) => {
@@ -149,14 +207,13 @@ function prepare(
 
 /** Every token through the teacher alone, projected, weighted by inverse frequency in the texts: `[V, D]`. */
 async function firstVectors(
-  teacher: SentenceEncoder,
+  pieces: Pieces,
   axes: PrincipalAxes,
   tokenIds: Int32Array,
   signal: AbortSignal | undefined,
 ): Promise<Float32Array> {
-  const { clsTokenId, sepTokenId, vocabularySize } = teacher.wordPiece;
-  const sequences = Array.from({ length: vocabularySize }, (_, id) => [clsTokenId, id, sepTokenId]);
-  const alone = (await teacher.embedTokens(sequences, signal)).map(normalise);
+  const vocabularySize = pieces.vocabulary.length;
+  const alone = (await pieces.alone(signal)).map(normalise);
   const { values } = project(packPoints(alone), axes);
   const counts = new Uint32Array(vocabularySize);
   for (const id of tokenIds) counts[id] = counts[id]! + 1;

@@ -7,9 +7,9 @@ import {
   verifyStaticTable,
 } from '../../../shared/embedding/static-encoder.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { invalidEncoder } from '../../encoder/encoder-files.ts';
 import type { EncoderOptions } from '../../encoder/full-encoder.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
-import { invalidEncoder } from '../../encoder/sentence-encoder.ts';
 import { readRegular } from '../../files.ts';
 
 /** The table that ships with the project; the edge serves it as an asset. */

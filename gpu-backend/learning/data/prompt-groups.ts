@@ -1,10 +1,10 @@
-/** From rows to groups of prompts: the held-out ones apart, all embedded as the edge does, clustered. */
+/** From rows to clusters of prompts: the held-out ones apart, all embedded as the edge does. */
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import type { Clusters, KindTable } from './clusters.ts';
 import { assignRows, embedRows, kindTable } from './clusters.ts';
 import { principalAxes, project } from './fit-vectors.ts';
 import type { Points } from './kmeans.ts';
-import { clusterSizes, distanceBetween, kMeans, packPoints } from './kmeans.ts';
+import { clusterSizes, kMeans, packPoints } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 import type { RoutingHealth } from './routing-health.ts';
 import { routingHealth } from './routing-health.ts';
@@ -12,31 +12,34 @@ import { HELD_OUT_SHARE, splitRows } from './samples.ts';
 
 /** Of what is learned from, the share that masks are only chosen on. */
 const CHOICE_SHARE = 0.25;
-/** A cluster with fewer prompts borrows the nearest ones of others, up to as many. */
-const CLUSTER_ROWS_MIN = 200;
-/** What `auto` chooses among. */
-const CLUSTER_COUNTS = [2, 4, 8, 16, 32];
-/** Clusters with fewer prompts on average are not worth a mask. */
+/** What `auto` chooses among: clusters are fine, for masks are shared. Fewer only where there are too few prompts. */
+const CLUSTER_COUNTS = [16, 32, 64, 128, 256];
+const FEW_PROMPTS_COUNTS = [2, 4, 8];
+/** With fewer prompts on average a cluster says next to nothing of which mask suits it. */
 const ROWS_A_CLUSTER_MIN = 25;
+/** Many clusters differ little from one start to the next, and a start takes long. */
+const MANY_CLUSTERS = 32;
+const MANY_STARTS = { starts: 2, iterationsMax: 40 };
 /** Fewer held-out prompts say nothing about clusters. */
 const HELD_OUT_ROWS_MIN = 20;
 
-type PromptGroup = {
-  /** Prompts to search and train on. */
+/** Disjoint shares of the prompts. */
+type Shares = {
+  /** To search and train on. */
   readonly search: readonly CalibrationRow[];
-  /** Prompts to choose among masks on. */
+  /** To choose among masks on, and to measure which mask suits a cluster. */
   readonly choice: readonly CalibrationRow[];
+  /** Nothing is learned from these. */
   readonly heldOut: readonly CalibrationRow[];
-  readonly borrowedRows: number;
-  /** The centroid along the two main directions of the prompts. */
-  readonly position: readonly [number, number];
 };
 
 export type Prompts = {
-  /** All prompts that are learned from. */
-  readonly everybody: Pick<PromptGroup, 'search' | 'choice'>;
+  readonly everybody: Shares;
   readonly clusters: Clusters;
-  readonly groups: readonly PromptGroup[];
+  /** Of every prompt. */
+  readonly clusterOf: ReadonlyMap<CalibrationRow, number>;
+  /** Each centroid along the two main directions of the prompts. */
+  readonly positions: readonly (readonly [number, number])[];
   readonly kinds: { readonly fit: KindTable; readonly heldOut: KindTable };
   readonly health: RoutingHealth;
   /** What `auto` compared, on held-out prompts. */
@@ -65,20 +68,13 @@ export async function groupPrompts(
   const { clusters, health, counts } = clusterPoints(points, heldOutVectors, clusterCount, seed);
   const heldOutClusters = assignRows(heldOutVectors, clusters);
   const count = clusters.sizes.length;
-  const positions = centroidPositions(points, clusters);
-  const groups = positions.map((position, cluster): PromptGroup => {
-    const own = [...clusters.assignment.keys()].filter((i) => clusters.assignment[i] === cluster);
-    const borrowed = nearestOthers(points, clusters, cluster, CLUSTER_ROWS_MIN - own.length);
-    return {
-      ...searchAndChoice([...own, ...borrowed].map((i) => fit[i]!)),
-      heldOut: heldOut.filter((_, i) => heldOutClusters[i] === cluster),
-      borrowedRows: borrowed.length,
-      position,
-    };
-  });
+  const clusterOf = new Map<CalibrationRow, number>();
+  for (const [i, row] of fit.entries()) clusterOf.set(row, clusters.assignment[i]!);
+  for (const [i, row] of heldOut.entries()) clusterOf.set(row, heldOutClusters[i]!);
   return {
-    everybody: searchAndChoice(fit),
-    ...{ clusters, groups, health, counts },
+    everybody: { ...searchAndChoice(fit), heldOut },
+    ...{ clusters, clusterOf, health, counts },
+    positions: centroidPositions(points, clusters),
     kinds: {
       fit: kindTable(fit, clusters.assignment, count),
       heldOut: kindTable(heldOut, heldOutClusters, count),
@@ -87,8 +83,8 @@ export async function groupPrompts(
   };
 }
 
-/** Disjoint, and a prompt is on the same side in every group. A group with next to nothing uses all of it for both. */
-function searchAndChoice(rows: readonly CalibrationRow[]): Pick<PromptGroup, 'search' | 'choice'> {
+/** Disjoint; where there is next to nothing, all of it is used for both. */
+function searchAndChoice(rows: readonly CalibrationRow[]): Pick<Shares, 'search' | 'choice'> {
   const { fit: search, heldOut: choice } = splitRows(rows, CHOICE_SHARE, 'choice');
   return search.length > 0 && choice.length > 0 ? { search, choice } : { search: rows, choice: rows };
 }
@@ -101,14 +97,16 @@ function clusterPoints(
 ) {
   const cluster = (count: number): Clusters => ({
     dimensions: points.dimensions,
-    ...kMeans(points, { clusterCount: count, seed }),
+    ...kMeans(points, { clusterCount: count, seed, ...(count > MANY_CLUSTERS ? MANY_STARTS : {}) }),
   });
   const found = (clusters: Clusters, counts: readonly ClusterCount[]) => ({
     ...{ clusters, counts },
     health: routingHealth(points, clusters, seed),
   });
   if (clusterCount !== 'auto') return found(cluster(clusterCount), []);
-  const possible = CLUSTER_COUNTS.filter((count) => count * ROWS_A_CLUSTER_MIN <= points.count);
+  const affordable = (count: number) => count * ROWS_A_CLUSTER_MIN <= points.count;
+  const fine = CLUSTER_COUNTS.filter(affordable);
+  const possible = fine.length > 0 ? fine : FEW_PROMPTS_COUNTS.filter(affordable);
   if (possible.length === 0) return found(cluster(1), []);
   const attempts = possible.map((count) => {
     const clusters = cluster(count);
@@ -137,18 +135,6 @@ function healthOnOthers(
   const assignment = assignRows(heldOut, clusters);
   const sizes = clusterSizes(assignment, clusters.sizes.length);
   return routingHealth(packPoints(heldOut), { ...clusters, assignment, sizes }, seed);
-}
-
-/** The rows of other clusters that are nearest to this one's centroid. */
-function nearestOthers(points: Points, clusters: Clusters, cluster: number, count: number): number[] {
-  if (count <= 0) return [];
-  const { assignment, centroids, dimensions } = clusters;
-  return [...assignment.keys()]
-    .filter((i) => assignment[i] !== cluster)
-    .map((i) => ({ i, distance: distanceBetween(points.values, i, centroids, cluster, dimensions) }))
-    .sort((a, b) => a.distance - b.distance || a.i - b.i)
-    .slice(0, count)
-    .map(({ i }) => i);
 }
 
 function centroidPositions(points: Points, { centroids, dimensions, sizes }: Clusters): [number, number][] {

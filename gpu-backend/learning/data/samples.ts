@@ -27,26 +27,34 @@ export type Scored = 'answers' | 'all';
 /** Every position but the last predicts a token. */
 export const scoredPositions = (sample: Sample): number => sample.tokenIds.length - 1 - sample.scoreFrom;
 
+/** A row, and what the model sees of it. */
+export type SampledRow = { readonly row: CalibrationRow; readonly sample: Sample };
+
 /** Rows in a random order until there are enough positions. @throws MaskrouteError when the template refuses a row. */
-export function drawSamples(
+export function drawRows(
   rows: readonly CalibrationRow[],
   text: ModelText,
   eosTokenId: number,
   random: Random,
   { positions, tokensMax, scored }: SampleOptions,
-): Sample[] {
+): SampledRow[] {
   const sampleOf = createSampler(text, eosTokenId, tokensMax, scored);
-  const samples: Sample[] = [];
+  const drawn: SampledRow[] = [];
   let total = 0;
   for (const index of permutation(rows.length, random)) {
     if (total >= positions) break;
-    const sample = sampleOf(rows[index]!);
+    const row = rows[index]!;
+    const sample = sampleOf(row);
     if (sample === undefined) continue;
-    samples.push(sample);
+    drawn.push({ row, sample });
     total += scoredPositions(sample);
   }
-  return samples;
+  return drawn;
 }
+
+/** What {@link drawRows} draws, without the rows. */
+export const drawSamples = (...args: Parameters<typeof drawRows>): Sample[] =>
+  drawRows(...args).map(({ sample }) => sample);
 
 /** One row's sample; `undefined` when it is too short to score. */
 export function createSampler(

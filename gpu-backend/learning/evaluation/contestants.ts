@@ -3,11 +3,12 @@ import type { Mask } from '../../../shared/mask/mask.ts';
 import { sparsity } from '../../../shared/mask/mask.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import { weightsRead } from '../../model/weights-file.ts';
+import { bootstrapInterval, weightedRatio } from '../search/bootstrap.ts';
 import { countsOf } from '../search/budget.ts';
 import type { SampleScores } from '../search/score-masks.ts';
 import { addScores, figuresOf } from '../search/score-masks.ts';
-import { bootstrapInterval, weightedRatio } from './bootstrap.ts';
 import type { EvaluationRow, Method } from './result.ts';
+import type { Timer } from './timing.ts';
 
 export type Contestant = {
   readonly method: Method;
@@ -28,7 +29,7 @@ export function toRow(
   contestant: Contestant,
   scoredRows: readonly ScoredRow[],
   scores: readonly (readonly SampleScores[])[],
-  msOf: (mask: Mask) => number,
+  timer: Pick<Timer, 'msOf' | 'spreadOf'>,
   config: LlamaConfig,
 ): EvaluationRow {
   const { masks, method, matched, maskSet, clusters, targetSparsity, surrogate, evaluations } = contestant;
@@ -40,7 +41,8 @@ export function toRow(
     ...{ method, matched, maskSet, clusters, targetSparsity, surrogate, evaluations },
     sparsity: mean(sparsity),
     ...figuresOf(total),
-    msPerToken: mean(msOf),
+    msPerToken: mean(timer.msOf),
+    msPerTokenSpread: [mean((mask) => timer.spreadOf(mask)[0]), mean((mask) => timer.spreadOf(mask)[1])],
     attention: mean((mask) => countsOf(mask).attention),
     ffn: mean((mask) => countsOf(mask).ffn),
     skippedWeightShare: mean((mask) => 1 - weightsRead(config, mask) / dense),

@@ -26,6 +26,7 @@ import type { Evaluation, EvaluationRow, StaticMethod } from './result.ts';
 import { CALIBRATED, hasAny, SEARCHED } from './result.ts';
 import { scoreRows } from './score-rows.ts';
 import { pickRows } from './scored-rows.ts';
+import { headroomSubjects, setHeadroom } from './set-headroom.ts';
 import { checkTasks, runTasks } from './tasks/run-tasks.ts';
 import type { Timer } from './timing.ts';
 import { createTimer, timePlane, weightPoints } from './timing.ts';
@@ -60,6 +61,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   const timer = createTimer(runner, options.signal);
   const timed = await matchTimes(context, lineUp, contestants, timer);
   const all = [...contestants, ...timed];
+  const subjects = headroomSubjects(lineUp);
   const scores = await scoreRows(
     {
       ...options,
@@ -67,11 +69,14 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
       samples,
       onProgress: (done, total) => options.onProgress('score', done, total),
     },
-    rows.map((_, row) => all.flatMap(({ masks }) => masks[row]!)),
+    rows.map((_, row) => [
+      ...all.flatMap(({ masks }) => masks[row]!),
+      ...subjects.flatMap(({ masks, lighter }) => [...masks, ...lighter]),
+    ]),
   );
   const toFigures = (contestant: Contestant): EvaluationRow => {
     const perRow = contestant.masks.map((masks, row) => masks.map((mask) => scores.of(row, mask)));
-    return toRow(contestant, rows, perRow, timer.msOf, config);
+    return toRow(contestant, rows, perRow, timer, config);
   };
   const tasks = await runTasks(context, lineUp, inputs.tasks);
   const checked = options.checks
@@ -80,6 +85,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   return {
     rows: contestants.map((contestant, i) => ({ ...toFigures(contestant), ...tasks[i] })),
     equalTime: timed.map(toFigures),
+    headroom: subjects.map((subject) => setHeadroom(subject, rows, scores.of)),
     routing: sets.map(({ set, clusters }) => ({
       maskSet: maskSetVersion(set),
       name: set.name,

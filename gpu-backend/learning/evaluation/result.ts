@@ -1,5 +1,6 @@
 /** What an evaluation says: the JSON line of the command, `evaluation.json`, and what the report shows. */
 import { z } from 'zod';
+import { headroomLines, headroomSchema } from '../search/headroom.ts';
 
 /** Static baselines and the one learned mask: what `--baselines` chooses among. */
 export const BASELINES = [
@@ -71,7 +72,7 @@ const rowSchema = z.strictObject({
   matched: z.enum(['count', 'time']),
   /** Version of the mask set, for `learned` and `one-mask`; of the set that the time is matched with. */
   maskSet: z.string().nullable(),
-  /** Masks that routing chooses among. */
+  /** Clusters that routing chooses among; they may share masks. */
   clusters: z.int(),
   targetSparsity: z.number(),
   /** Reached: mean over the scored rows. */
@@ -80,6 +81,8 @@ const rowSchema = z.strictObject({
   surrogate: z.boolean(),
   ...figures.omit({ rows: true, positions: true }).shape,
   msPerToken: z.number(),
+  /** From the fastest round to the slowest; an evaluation of an earlier version does not say. */
+  msPerTokenSpread: z.tuple([z.number(), z.number()]).optional(),
   /** Skipped attention and FFN blocks, means over the scored rows. */
   attention: z.number(),
   ffn: z.number(),
@@ -151,6 +154,8 @@ export const evaluationSchema = z.strictObject({
   rows: z.array(rowSchema),
   /** Static methods at the measured time of each learned row. */
   equalTime: z.array(rowSchema),
+  /** What each set of several masks gains over its one mask, and what it could gain. */
+  headroom: z.array(headroomSchema.extend({ maskSet: z.string(), name: z.string(), surrogate: z.boolean() })),
   /** Scored rows of each kind by cluster, for each mask set. */
   routing: z.array(
     z.strictObject({
@@ -173,7 +178,7 @@ export type Evaluation = z.infer<typeof evaluationSchema>;
 
 /* As aligned text for a terminal. */
 
-export function formatEvaluation({ rows, equalTime, notes }: Evaluation): string {
+export function formatEvaluation({ rows, equalTime, headroom, notes }: Evaluation): string {
   const parts = [`Equal count, ${rows[0]!.rows} rows, ${rows[0]!.positions} positions:`, table(rows)];
   if (equalTime.length > 0) {
     const learned = rows.filter(({ method }) => method === 'learned');
@@ -183,6 +188,8 @@ export function formatEvaluation({ rows, equalTime, notes }: Evaluation): string
       table([...learned, ...equalTime]),
     );
   }
+  for (const { name, surrogate, ...found } of headroom)
+    parts.push('', `${name}${surrogate ? '' : ', holes'}:`, ...headroomLines(found));
   return [...parts, ...notes].join('\n');
 }
 

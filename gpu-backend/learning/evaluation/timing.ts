@@ -6,41 +6,51 @@
 import { Matrix, solve } from 'ml-matrix';
 import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask/mask.ts';
 import type { Runner } from '../../engine/runner.ts';
-import { interleaved } from '../../measure.ts';
+import { interleavedRounds, median } from '../../measure.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import { weightsRead } from '../../model/weights-file.ts';
 import { type BlockCounts, countsOf } from '../search/budget.ts';
-import { decode_ms } from '../search/model-parts.ts';
+import { type Decoder, openDecoder } from '../search/model-parts.ts';
 
 export type Timer = {
   /** Measures all of them, again where they were measured before. */
   measure(masks: readonly Mask[], rounds: number): Promise<void>;
   /** ms a token. @throws Error for a mask whose counts were not measured. */
   msOf(mask: Mask): number;
+  /** The fastest and the slowest round of it. @throws as `msOf`. */
+  spreadOf(mask: Mask): readonly [low_ms: number, high_ms: number];
 };
 
 export function createTimer(runner: Runner, signal?: AbortSignal): Timer {
-  const known = new Map<string, number>();
+  const known = new Map<string, readonly number[]>();
+  const roundsOf = (mask: Mask): readonly number[] => {
+    const rounds = known.get(nameOf(mask));
+    if (rounds === undefined) throw new Error(`no time was taken of ${nameOf(mask)}`);
+    return rounds;
+  };
+  let decoder: Decoder | undefined;
   return {
     async measure(masks, rounds) {
       const subjects = new Map<string, Mask>();
       for (const mask of masks) subjects.set(nameOf(mask), mask);
-      const found = await interleaved(
+      decoder ??= await openDecoder(runner);
+      const { step_ms } = decoder;
+      const found = await interleavedRounds(
         [...subjects].map(([name, mask]) => ({
           name,
           measure: () => {
             signal?.throwIfAborted();
-            return decode_ms(runner, mask);
+            return step_ms(mask);
           },
         })),
         rounds,
       );
       for (const [name, ms] of found) known.set(name, ms);
     },
-    msOf(mask) {
-      const ms = known.get(nameOf(mask));
-      if (ms === undefined) throw new Error(`no time was taken of ${nameOf(mask)}`);
-      return ms;
+    msOf: (mask) => median(roundsOf(mask)),
+    spreadOf(mask) {
+      const rounds = roundsOf(mask);
+      return [Math.min(...rounds), Math.max(...rounds)];
     },
   };
 }

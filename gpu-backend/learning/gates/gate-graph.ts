@@ -29,7 +29,7 @@ import {
   scoredRows,
   sharedShapes,
   softTargetLoss,
-} from './forward.ts';
+} from './training-forward.ts';
 import {
   multiplyGradient,
   multiplyStored,

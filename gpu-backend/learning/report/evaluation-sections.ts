@@ -5,6 +5,7 @@ import {
   clusterTable,
   figure,
   type Html,
+  headroomTable,
   number,
   type PointSeries,
   percent,
@@ -34,6 +35,8 @@ with the dense model; intervals are 95 %, by resampling rows. Data: ${dataLine(e
       ),
     );
   }
+  if (evaluation.headroom.length > 0)
+    sections.push(section('What routing gains', ...evaluation.headroom.map(headroomOfSet)));
   sections.push(section('By kind of text', kindTable(rows)));
   if (rows.some(({ tasks }) => tasks !== undefined))
     sections.push(section('Multiple choice', taskTable(rows)));
@@ -47,6 +50,38 @@ with the dense model; intervals are 95 %, by resampling rows. Data: ${dataLine(e
     sections.push(section('Notes', html`<ul>${notes.map((note) => html`<li>${note}</li>`)}</ul>`));
   return sections;
 }
+
+/** The learned set that saves most time, beside dense and beside the best method that learns no clusters. */
+export function evaluationVerdict({ rows }: Evaluation): string {
+  const dense = rows.find(({ method }) => method === 'dense');
+  const [learned] = rows
+    .filter(({ method }) => method === 'learned')
+    .toSorted((a, b) => a.msPerToken - b.msPerToken);
+  if (dense === undefined || learned === undefined) {
+    return 'No learned set was compared with the dense model. The tables below show what was.';
+  }
+  const saved = 1 - learned.msPerToken / dense.msPerToken;
+  const speed =
+    saved > 0 ? `${percent(saved)} less time a token than dense` : `no less time a token than dense`;
+  const first = `The learned masks take ${speed} (${times(learned)} and ${times(dense)}) and agree with it on ${percent(learned.agreement)} of tokens.`;
+  const [rival] = rows
+    .filter(
+      (row) =>
+        row.method !== 'dense' && row.method !== 'learned' && row.targetSparsity === learned.targetSparsity,
+    )
+    .toSorted((a, b) => a.kl - b.kl);
+  if (rival === undefined) return `${first} No other method was compared at the same share of blocks.`;
+  const better = learned.kl < rival.kl ? 'nearer to dense than' : 'no nearer to dense than';
+  return `${first} They are ${better} the best other method at as many blocks out, ${nameOf(rival)} (KL ${number(learned.kl)} against ${number(rival.kl)}).`;
+}
+
+/** With the spread between repetitions, where it was noted. */
+const times = ({ msPerToken, msPerTokenSpread: spread }: EvaluationRow): string =>
+  spread === undefined
+    ? `${number(msPerToken, 2)} ms`
+    : `${number(msPerToken, 2)} ms (${number(spread[0], 2)} to ${number(spread[1], 2)})`;
+const headroomOfSet = ({ name, surrogate, ...found }: Evaluation['headroom'][number]): Html =>
+  html`<h3>${name}${surrogate ? '' : ', holes'}</h3>${headroomTable(found)}`;
 
 const nameOf = ({ method, clusters, surrogate }: EvaluationRow): string => {
   const name = clusters > 1 ? `${method} (${clusters})` : method;
@@ -119,7 +154,7 @@ const rowTable = (caption: string, rows: readonly EvaluationRow[]): Html =>
       row.intervals.kl === null ? '–' : row.intervals.kl.map((value) => number(value)).join(' to '),
       percent(row.agreement),
       number(row.perplexity, 1),
-      number(row.msPerToken, 2),
+      times(row),
       row.evaluations === null ? '–' : String(row.evaluations),
     ]),
   );

@@ -12,13 +12,17 @@ import {
 import { type ComposeOption, init, use } from 'echarts/core';
 import { SVGRenderer } from 'echarts/renderers';
 import { html, raw } from 'hono/html';
+import { blocksLine, type Headroom } from '../search/headroom.ts';
 
 export type Html = ReturnType<typeof html>;
 
+/** The dashboard's colours: Pico's for the page, and its own for blocks that run and that are skipped. */
 const STYLE = `
-:root { color-scheme: light dark; --line: #8885; --out: #d55e00; --runs: #0072b233; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem;
-  background: light-dark(#fff, #16181d); color: light-dark(#1b1e24, #e6e8ec); }
+:root { color-scheme: light dark; --background: light-dark(#fff, #13171f); --line: light-dark(#e7eaf0, #202632);
+  --runs: var(--line); --out: light-dark(#0b3d66, #8ecbff); }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem;
+  background: var(--background); color: light-dark(#373c44, #c2c7d0); overflow-wrap: anywhere; }
+.verdict { font-size: 1.15rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 section > p { max-width: 46rem; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; }
@@ -28,17 +32,18 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { vertical-align: bottom; }
-.heat th, .heat td { padding: 0; border: 1px solid light-dark(#fff, #16181d); text-align: center; }
+.heat th, .heat td { padding: 0; border: 1px solid var(--background); text-align: center; }
 .heat th[scope=row] { padding-right: .6rem; text-align: left; font-weight: normal; }
 .heat td { width: 1.2rem; min-width: 1.2rem; height: 1.1rem; background: var(--runs); }
 .heat td.out { background: var(--out); }
-.heat tr.last td, .heat tr.last th { border-bottom: .35rem solid light-dark(#fff, #16181d); }
+.heat tr.last td, .heat tr.last th { border-bottom: .35rem solid var(--background); }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { opacity: .75; } dd { margin: 0; }
+dl { display: grid; grid-template-columns: minmax(8rem, max-content) minmax(0, 1fr); gap: .2rem 1rem; } dt { opacity: .75; } dd { margin: 0; }
 .best { font-weight: 700; }
 `;
 
-export const page = (title: string, body: readonly Html[]): string =>
+/** `verdict`: what a reader in a hurry takes along, in two sentences. */
+export const page = (title: string, verdict: string, body: readonly Html[]): string =>
   String(html`<!doctype html>
 <html lang="en">
 <head>
@@ -48,7 +53,7 @@ export const page = (title: string, body: readonly Html[]): string =>
 <title>${title}</title>
 <style>${raw(STYLE)}</style>
 </head>
-<body><main><h1>${title}</h1>${body}</main></body>
+<body><main><h1>${title}</h1><p class="verdict">${verdict}</p>${body}</main></body>
 </html>
 `);
 
@@ -79,6 +84,30 @@ export const clusterTable = (
     ['kind', ...(kinds[0]?.counts ?? []).map((_, cluster) => String(cluster))],
     kinds.map(({ kind, counts }) => [kind, ...counts.map(String)]),
   );
+
+/** What routing gains over one mask, and what it could gain. */
+export function headroomTable({ oneMask, routed, bestAfterwards, byKind, ...rest }: Headroom): Html {
+  const spread = (interval: Headroom['routed']['interval'], show: (value: number) => string) =>
+    interval === null ? '–' : interval.map(show).join(' to ');
+  const line = (name: string, { kl, interval, change, changeInterval }: Headroom['routed']) => [
+    name,
+    number(kl, 4),
+    spread(interval, (value) => number(value, 4)),
+    percent(change),
+    spread(changeInterval, (value) => percent(value)),
+  ];
+  const blocks = rest.blocks === null ? '' : ` ${blocksLine(rest.blocks)}`;
+  return table(
+    `Headroom of ${rest.masks} masks on ${rest.rows} prompts, ${rest.positions} positions.${blocks}`,
+    ['mask of each prompt', 'KL', '95 %', 'against one mask', '95 %'],
+    [
+      line('one mask for all', oneMask),
+      line('as routed', routed),
+      line('the best, known afterwards', bestAfterwards),
+      line('the best for other prompts of its kind', byKind),
+    ],
+  );
+}
 
 export const facts = (entries: readonly (readonly [name: string, value: string])[]): Html =>
   html`<dl>${entries.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;

@@ -7,12 +7,13 @@ import { maskFromBits } from '../../../shared/mask/mask.ts';
 import { writeWhole } from '../../files.ts';
 import { type Evaluation, evaluationSchema } from '../evaluation/result.ts';
 import { type LearnedMaskReport, type LearnReport, learnReportSchema } from '../search/learn-report.ts';
-import { evaluationSections } from './evaluation-sections.ts';
+import { evaluationSections, evaluationVerdict } from './evaluation-sections.ts';
 import {
   clusterTable,
   facts,
   figure,
   type Html,
+  headroomTable,
   number,
   page,
   percent,
@@ -45,10 +46,27 @@ export async function writeReportHtml(folder: string, learnFrom: readonly string
 
 export function reportHtml({ learn, evaluation }: ReportParts): string {
   const title = learn?.name ?? `Evaluation of ${evaluation?.model ?? 'nothing'}`;
-  return page(title, [
+  return page(title, verdictOf({ learn, evaluation }), [
     ...(learn === undefined ? [] : learnSections(learn)),
     ...(evaluation === undefined ? [] : evaluationSections(evaluation)),
   ]);
+}
+
+/** Whether the masks are worth it, from the evaluation where there is one, else from what the run held out. */
+function verdictOf({ learn, evaluation }: ReportParts): string {
+  if (evaluation !== undefined) return evaluationVerdict(evaluation);
+  if (learn === undefined)
+    return 'There is nothing to judge here. The folder holds no report of this version.';
+  const held = learn.clusters.flatMap(({ heldOut, share }) => (heldOut === null ? [] : [{ heldOut, share }]));
+  const total = held.reduce((sum, { share }) => sum + share, 0);
+  const out = `The masks leave out ${percent(learn.reachedSparsity)} of the blocks`;
+  if (total === 0) return `${out}. Nothing was held out, so how good they are is not known.`;
+  const agreement = held.reduce((sum, { heldOut, share }) => sum + (share / total) * heldOut.agreement, 0);
+  const routing =
+    learn.routing.collapse === null
+      ? 'Prompts spread over the clusters'
+      : 'Routing collapses: nearly all prompts fall into one cluster';
+  return `${out} and agree with the dense model on ${percent(agreement)} of held-out tokens. ${routing}.`;
 }
 
 async function readAs<T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> {
@@ -61,13 +79,16 @@ async function readAs<T>(path: string, schema: z.ZodType<T>): Promise<T | undefi
 
 /* What a learning run found, in pictures and tables: masks, clusters, learning curves, kinds. */
 
+type Sharing = NonNullable<LearnReport['sharing']>;
+
 function learnSections(report: LearnReport): Html[] {
   return [
     section('This mask set', facts(summary(report))),
     section('Masks', maskText(report), heatMap(report)),
+    ...(report.sharing === null ? [] : [section('Does routing pay?', ...sharingParts(report.sharing))]),
     section('Clusters', clusterMap(report), clusterFigures(report)),
-    section('Learning', learningCurves(report), gateTable(report)),
-    section('Kinds of prompt', clusterTable('Calibration prompts by kind and cluster', report.kinds.fit)),
+    section('Learning', learningCurves(report), ...gateTable(report)),
+    section('Kinds of prompt', kindsByMask(report)),
   ];
 }
 
@@ -80,6 +101,7 @@ function summary(report: LearnReport): [string, string][] {
     ['blocks out', `${percent(report.reachedSparsity)}, asked for ${percent(report.targetSparsity)}`],
     ['counted in', budget.cost],
     ['skipped blocks', report.surrogate ? 'replaced by surrogates' : 'left out'],
+    ['masks', `${report.masks.length}, shared by ${report.clusters.length} clusters`],
     ['largest cluster', percent(routing.largestShare)],
     ['cluster tells of the kind', `${number(information_bits.heldOut, 2)} bits (held out)`],
     ['routing', routing.collapse ?? 'in balance'],
@@ -87,17 +109,15 @@ function summary(report: LearnReport): [string, string][] {
 }
 
 const maskText = (report: LearnReport): Html =>
-  html`<p>A row for attention and one for FFN of each cluster's mask; orange squares are left out. ${
+  html`<p>A row for attention and one for FFN of each mask; dark squares are left out, in the dark theme light ones. ${
     report.surrogate ? 'A surrogate stands in for each of them.' : ''
   }</p>`;
 
-/** Layers × attention and FFN, two rows a cluster. */
-function heatMap({ model, oneMask, clusters }: LearnReport): Html {
+/** Layers × attention and FFN, two rows a mask. */
+function heatMap(report: LearnReport): Html {
+  const { model } = report;
   const layers = Array.from({ length: model.blockCount / 2 }, (_, layer) => layer);
-  const named = [
-    { name: 'one mask for all', bits: oneMask.bits },
-    ...clusters.map(({ bits, label }, i) => ({ name: `cluster ${i}: ${label}`, bits })),
-  ];
+  const named = report.masks.map(({ bits }, index) => ({ name: maskName(report, index), bits }));
   const cell = (runs: boolean, what: string) =>
     html`<td class="${runs ? '' : 'out'}" title="${what} ${runs ? 'runs' : 'is out'}"><span class="hidden">${runs ? '' : 'out'}</span></td>`;
   return html`<div class="scroll"><table class="heat"><caption>Blocks by layer</caption>
@@ -134,14 +154,14 @@ function clusterMap({ clusters }: LearnReport): Html | undefined {
 const clusterFigures = ({ clusters }: LearnReport): Html =>
   table(
     'Clusters and their held-out figures',
-    ['cluster', 'prompts', 'share', 'A out', 'F out', 'mask from', 'KL', 'top-1', 'perplexity', 'dense'],
+    ['cluster', 'prompts', 'share', 'mask', 'A out', 'F out', 'KL', 'top-1', 'perplexity', 'dense'],
     clusters.map((cluster, i) => [
       `${i}: ${cluster.label}`,
       String(cluster.rows),
       percent(cluster.share),
+      String(cluster.maskIndex),
       String(cluster.skipAttention.length),
       String(cluster.skipFfn.length),
-      cluster.source,
       ...(cluster.heldOut === null
         ? ['–', '–', '–', '–']
         : [
@@ -153,10 +173,49 @@ const clusterFigures = ({ clusters }: LearnReport): Html =>
     ]),
   );
 
-const masksOf = ({ oneMask, clusters }: LearnReport): (readonly [string, LearnedMaskReport])[] => [
-  ['one mask', oneMask],
-  ...clusters.map((cluster, i) => [`cluster ${i}`, cluster] as const),
-];
+/** Clusters are many; what they share is few. */
+const maskName = ({ clusters, masks }: LearnReport, index: number): string => {
+  const count = clusters.filter(({ maskIndex }) => maskIndex === index).length;
+  const users = `${count} ${count === 1 ? 'cluster' : 'clusters'}, ${percent(masks[index]!.share)} of the prompts`;
+  return index === 0 ? `one mask for all: ${users}` : `mask ${index}: ${users}`;
+};
+
+const masksOf = (report: LearnReport): (readonly [string, LearnedMaskReport])[] =>
+  report.masks.map((mask, index) => [index === 0 ? 'one mask' : `mask ${index}`, mask] as const);
+
+function sharingParts({ headroom, reason, validated_kl, pool, turns, rows }: Sharing): (Html | undefined)[] {
+  return [
+    html`<p>${
+      reason === null
+        ? 'Yes: on held-out prompts routing leads one mask by more than its error.'
+        : `No: ${reason}. All clusters share the mask for everybody.`
+    } Clusters were shared out by the KL of ${rows} prompts that no search saw, in ${turns} turns.</p>`,
+    headroom === null ? undefined : headroomTable(headroom),
+    validated_kl.length === 0
+      ? undefined
+      : table(
+          'KL by the number of masks, on prompts that did not share the clusters out (five-fold)',
+          validated_kl.map((_, i) => String(i + 1)),
+          [validated_kl.map((kl) => number(kl, 4))],
+        ),
+    table(
+      'All masks that competed for the clusters, by their KL over all of these prompts',
+      ['from', 'KL'],
+      pool.map(({ source, kl }) => [source, number(kl, 4)]),
+    ),
+  ];
+}
+
+/** A table with 256 columns would tell nobody anything: prompts of each kind by mask. */
+function kindsByMask({ kinds, masks, clusters }: LearnReport): Html {
+  const byMask = kinds.fit.map(({ kind, counts }) => ({
+    kind,
+    counts: masks.map((_, index) =>
+      counts.reduce((sum, count, cluster) => sum + (clusters[cluster]!.maskIndex === index ? count : 0), 0),
+    ),
+  }));
+  return clusterTable('Calibration prompts by kind and mask', byMask);
+}
 
 function learningCurves(report: LearnReport): Html | undefined {
   const series = masksOf(report)
@@ -179,23 +238,20 @@ const smoothed = (values: readonly number[]): number[] =>
     return near.reduce((sum, value) => sum + value, 0) / near.length;
   });
 
-const gateTable = (report: LearnReport): Html =>
+const gateTable = (report: LearnReport): Html[] => [
   table(
-    'KL under gates as they were drawn and under the bits that they stand for, and what competed',
-    ['mask', 'stochastic', 'binary', 'chosen', "the best one's lead", 'candidates (KL)'],
-    masksOf(report).map(([name, { gates, source, lead, candidates }]) => [
+    'KL under gates as they were drawn and under the bits that they stand for',
+    ['mask', 'stochastic', 'binary', 'from'],
+    masksOf(report).map(([name, { gates, source }]) => [
       name,
       number(gates.stochastic_kl),
       number(gates.binary_kl),
       source,
-      leadText(lead),
-      candidates.map((one) => `${one.source} ${number(one.kl)}`).join(', '),
     ]),
-  );
-
-/** A lead that only one batch told has no error. */
-function leadText(lead: LearnedMaskReport['lead']): string {
-  if (lead === undefined) return '';
-  const { mean_kl, standardError_kl: error_kl } = lead;
-  return error_kl === null ? `${number(mean_kl)}, one batch` : `${number(mean_kl)} ± ${number(error_kl)}`;
-}
+  ),
+  table(
+    'What the mask for everybody was chosen from',
+    ['from', 'KL'],
+    report.oneMask.candidates.map(({ source, kl }) => [source, number(kl)]),
+  ),
+];

@@ -110,6 +110,25 @@ function blocksInQuestion(mask: Mask, ranking: readonly number[]): number[] {
   return [...out, ...lowest(0, attention + 4), ...lowest(1, ffn + 4)].sort((a, b) => a - b);
 }
 
+/**
+ * A mask with one block fewer out, two fewer, and so on, at most `steps`: the blocks first whose return takes most off the
+ * cost for what they weigh, each measured alone.
+ */
+export async function lighterMasks(
+  mask: Mask,
+  { blockWeights }: Budget,
+  steps: number,
+  cost: MaskCost,
+): Promise<Mask[]> {
+  const here = await cost(mask);
+  const gains = new Map<number, number>();
+  for (const block of [...blocksOf(mask, 0, 0), ...blocksOf(mask, 1, 0)]) {
+    gains.set(block, (here - (await cost(exchanged(mask, [block], [])))) / blockWeights[block]!);
+  }
+  const order = [...gains].sort(([a, gainA], [b, gainB]) => gainB - gainA || a - b).map(([block]) => block);
+  return order.slice(0, steps).map((_, i) => exchanged(mask, order.slice(0, i + 1), []));
+}
+
 /** Exchanges as `worth` predicts them, measured one by one; never worse than `start`. */
 export async function exchangeBlocks(
   start: Mask,

@@ -1,128 +1,195 @@
 /**
- * From groups of prompts to the mask of each: one mask learned on everything; every cluster's own search from there;
- * the choice among all masks on prompts that no search saw, confirmed on more of them; figures on held-out prompts.
+ * From clusters of prompts to the mask of each. One mask is learned on everything. Then masks and clusters are learned
+ * together, in turns (`search-in-turns.ts`), and as many masks are kept as pay. Held-out prompts say whether they lead one
+ * mask; when they do not, all clusters share the mask for everybody.
  */
-
-import type { Mask } from '../../../shared/mask/mask.ts';
-import { maskBits } from '../../../shared/mask/mask.ts';
+import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import type { Prompts } from '../data/prompt-groups.ts';
-import type { CalibrationRow } from '../data/read-data.ts';
-import type { Sample } from '../data/samples.ts';
-import type { LearnEffort, MaskStage } from './effort.ts';
-import type { HeldOutScores } from './score-masks.ts';
-import type { Candidate, MaskSearch, Proposal } from './search-masks.ts';
-import { compareMasks, confirmChoice, searchClusterMask, searchOneMask } from './search-masks.ts';
-import type { TextMaker } from './texts.ts';
-import type { Lead, Workbench } from './workbench.ts';
-
-export type LearnedMask = {
-  readonly mask: Mask;
-  readonly source: string;
-  /** All that competed, the chosen one first, the others by rising KL. */
-  readonly candidates: readonly Candidate[];
-  /** Of the best candidate over the mask for everybody, on other text; undefined when the best was that mask. */
-  readonly lead: Lead | undefined;
-  readonly search: MaskSearch;
-};
+import { searchResults } from './effort.ts';
+import { lighterMasks } from './exchange.ts';
+import { type Headroom, headroomOf, leads } from './headroom.ts';
+import type { SampleScores } from './score-masks.ts';
+import { type FoundMask, isScorable, type LearnMasksContext, searchInTurns } from './search-in-turns.ts';
+import { type Candidate, compareMasks, searchOneMask } from './search-masks.ts';
+import {
+  countThatPays,
+  type RowCosts,
+  type Sharing,
+  shareMasks,
+  type Validated,
+  validateCounts,
+} from './share-masks.ts';
 
 export type LearnedMasks = {
-  readonly one: LearnedMask;
-  readonly clusters: readonly LearnedMask[];
-  /** By cluster; `undefined` where no held-out prompt is. */
-  readonly heldOut: readonly (HeldOutPair | undefined)[];
+  /** Those in use; the mask for everybody first. */
+  readonly masks: readonly FoundMask[];
+  /** The mask of each cluster, an index into `masks`. */
+  readonly clusters: readonly number[];
+  /** What the mask for everybody was chosen from, by rising KL. */
+  readonly candidates: readonly Candidate[];
+  readonly sharing: SharingFigures | undefined;
+  readonly heldOut: readonly HeldOutRow[];
+  /** The mask for everybody with one block fewer out, two fewer, and so on. */
+  readonly lighter: readonly Mask[];
 };
-export type HeldOutPair = { readonly learned: HeldOutScores; readonly one: HeldOutScores };
 
-type LearnMasksContext = {
-  readonly bench: Workbench;
-  readonly prompts: Prompts;
-  readonly texts: TextMaker;
-  readonly effort: LearnEffort;
-  /** Exact scores by the serving engine, of several masks on the same samples; `name` says which samples. */
-  measure(name: string, samples: readonly Sample[], masks: readonly Mask[]): Promise<HeldOutScores[]>;
-  onStage(stage: MaskStage, cluster?: number): void;
+/** How clusters were shared out; undefined with a single cluster. */
+export type SharingFigures = {
+  /** Turns of searching and sharing out, and rows that were measured. */
+  readonly turns: number;
+  readonly rows: number;
+  /** All masks that competed, with their KL over all of those rows. */
+  readonly pool: readonly Candidate[];
+  /** Of 1, 2, … masks. */
+  readonly validated: readonly Validated[];
+  readonly headroom: Headroom | undefined;
+  /** Why there is one mask for all clusters; null when there are several. */
+  readonly reason: string | null;
+};
+
+export type HeldOutRow = {
+  readonly cluster: number;
+  readonly dense: SampleScores;
+  /** Under the cluster's mask, and under the mask for everybody. */
+  readonly learned: SampleScores;
+  readonly one: SampleScores;
 };
 
 /** @throws MaskrouteError `invalid_data` when no row is long enough to score a mask on. */
 export async function learnMasks(context: LearnMasksContext): Promise<LearnedMasks> {
-  const { everybody, groups } = context.prompts;
-  context.onStage('one mask');
+  const { prompts, bench, effort } = context;
+  const { everybody, clusters } = prompts;
+  context.track.onStage('one mask', { results: searchResults(effort, bench.blockCount).one });
   if (!isScorable(context, everybody.search))
     throw new MaskrouteError('invalid_data', 'No row is long enough to score a mask on.');
-  const one = await learnOne(context);
-  // A single cluster is everybody.
-  const clusters = groups.length === 1 ? [one] : await learnClusters(context, one);
-  return { one, clusters, heldOut: await measureAll(context, one.mask, clusters) };
+  const { one, candidates } = await learnOne(context);
+  const clusterCount = clusters.sizes.length;
+  if (clusterCount === 1) {
+    const heldOut = await measureHeldOut(context, [one.mask], [0], []);
+    return {
+      ...{ masks: [one], clusters: [0], candidates, sharing: undefined, lighter: [] },
+      heldOut: heldOut.rows,
+    };
+  }
+  return { ...(await learnShared(context, one)), candidates };
 }
 
-async function learnClusters(context: LearnMasksContext, one: LearnedMask): Promise<LearnedMask[]> {
-  const { bench, effort } = context;
-  const { everybody, groups } = context.prompts;
-  const searches: MaskSearch[] = [];
-  for (const [cluster, { search }] of groups.entries()) {
-    context.onStage('masks', cluster);
-    const rows = isScorable(context, search) ? search : everybody.search;
-    const name = nameOf(context, cluster);
-    const starts: [Mask, ...Mask[]] = [one.mask, ...searches.map(lastMask)];
-    searches.push(await searchClusterMask(bench, name, rows, starts, one.search.worth, effort.cluster));
-  }
-  const clusters: LearnedMask[] = [];
-  for (const [cluster, { choice: own }] of groups.entries()) {
-    context.onStage('choose', cluster);
-    const rows = isScorable(context, own) ? own : everybody.choice;
-    const on = bench.costOn(`${nameOf(context, cluster)} choice`, rows, 2 * effort.choicePositions, 'half');
-    const candidates = await compareMasks(proposalsFor(cluster, one.mask, searches), on.atAGlance);
-    const choice = await confirmChoice(candidates, one.mask, on);
-    clusters.push({ ...choice, search: searches[cluster]! });
-  }
-  return clusters;
-}
-
-async function learnOne({ bench, prompts, effort }: LearnMasksContext): Promise<LearnedMask> {
+async function learnOne({ bench, prompts, effort }: LearnMasksContext) {
   const search = await searchOneMask(bench, prompts.everybody.search, effort.one);
-  const on = bench.costOn('one choice', prompts.everybody.choice, 2 * effort.choicePositions);
+  const on = bench.costOn('one choice', prompts.everybody.choice, effort.choicePositions);
   const candidates = await compareMasks(search.proposals, on.ofMask);
   const [{ mask, source }] = candidates as [Candidate, ...Candidate[]];
-  return { mask, source, candidates, search, lead: undefined };
+  return { one: { mask, source, search }, candidates };
 }
 
-/** The mask for everybody, which wins ties; the cluster's own; and the best that other clusters found. */
-function proposalsFor(cluster: number, one: Mask, searches: readonly MaskSearch[]): Proposal[] {
-  const others = searches.flatMap((search, other) =>
-    other === cluster ? [] : [{ source: `cluster ${other}`, mask: lastMask(search) }],
-  );
-  return [{ source: 'one mask', mask: one }, ...searches[cluster]!.proposals, ...others];
-}
-
-/** The best of a search, by its own text. */
-const lastMask = ({ proposals }: MaskSearch): Mask => proposals.at(-1)!.mask;
-
-async function measureAll(
+async function learnShared(
   context: LearnMasksContext,
-  one: Mask,
-  clusters: readonly LearnedMask[],
-): Promise<(HeldOutPair | undefined)[]> {
-  const { prompts, texts, effort } = context;
-  const results: (HeldOutPair | undefined)[] = [];
-  for (const [cluster, { mask }] of clusters.entries()) {
-    context.onStage('measure', cluster);
-    const name = `${nameOf(context, cluster)} held-out`;
-    const samples = texts.samples(name, prompts.groups[cluster]!.heldOut, effort.heldOutPositions);
-    if (samples.length === 0) {
-      results.push(undefined);
-      continue;
-    }
-    const same = maskBits(mask) === maskBits(one);
-    const [learned, alone] = await context.measure(name, samples, same ? [mask] : [mask, one]);
-    results.push({ learned: learned!, one: alone ?? learned! });
-  }
-  return results;
+  one: FoundMask,
+): Promise<Omit<LearnedMasks, 'candidates'>> {
+  const { prompts, maskCount, seed } = context;
+  const clusterCount = prompts.clusters.sizes.length;
+  const { pool, costs, turns, base } = await searchInTurns(context, one);
+  const most = Math.min(maskCount ?? context.effort.masksMax, pool.length);
+  const options = { clusterCount, base, maskCount: most };
+  const validated = validateCounts(costs, options, seed);
+  const wanted = maskCount ?? countThatPays(validated);
+  // Where one mask is best, the headroom of several is still worth telling.
+  const sharing = shareMasks(costs, { ...options, maskCount: wanted > 1 ? Math.min(wanted, most) : most });
+  const masks = sharing.masks.map((index) => pool[index]!);
+  const clusters = sharing.clusters.map((index) => sharing.masks.indexOf(index));
+  const lighter = masks.length > 1 ? await lighterOf(context, masks[0]!.mask) : [];
+  const measured = await measureHeldOut(
+    context,
+    masks.map(({ mask }) => mask),
+    clusters,
+    lighter,
+  );
+  const reason = whyOneMask(maskCount, wanted, sharing, measured.headroom);
+  const figures: SharingFigures = {
+    ...{ turns, rows: costs.length, validated, headroom: measured.headroom, reason },
+    pool: costs.length === 0 ? [] : candidatesOn(pool, costs),
+  };
+  if (reason === null) return { masks, clusters, sharing: figures, heldOut: measured.rows, lighter };
+  return {
+    masks: masks.slice(0, 1),
+    clusters: clusters.map(() => 0),
+    ...{ sharing: figures, lighter },
+    heldOut: measured.rows.map((row) => ({ ...row, learned: row.one })),
+  };
 }
 
-/** Unique among all numbers of clusters that share a journal. */
-const nameOf = ({ prompts }: LearnMasksContext, cluster: number): string =>
-  `cluster ${cluster} of ${prompts.groups.length}`;
+/** By rising KL over all rows. */
+function candidatesOn(pool: readonly FoundMask[], costs: readonly RowCosts[]): Candidate[] {
+  const positions = costs.reduce((sum, row) => sum + row.positions, 0);
+  const klOf = (index: number) => costs.reduce((sum, { kl }) => sum + kl[index]!, 0) / positions;
+  return pool
+    .map(({ mask, source }, index) => ({ mask, source, kl: klOf(index) }))
+    .sort((a, b) => a.kl - b.kl);
+}
 
-const isScorable = ({ texts }: LearnMasksContext, rows: readonly CalibrationRow[]): boolean =>
-  texts.samples('scorable', rows, 1).length > 0;
+/** `asked`: how many masks were asked for, if any; `wanted`: how many pay. */
+function whyOneMask(
+  asked: number | undefined,
+  wanted: number,
+  { masks }: Sharing,
+  headroom: Headroom | undefined,
+): string | null {
+  if (asked === 1) return 'one mask was asked for';
+  if (masks.length === 1) return 'no other mask suits any cluster better';
+  if (wanted === 1)
+    return 'no number of masks led one mask by more than its error on prompts that did not choose them';
+  if (headroom === undefined) return 'no prompt is held out to confirm on that several masks lead one';
+  if (leads(headroom)) return null;
+  const { mean_kl, standardError_kl } = headroom.lead;
+  const error =
+    standardError_kl === null ? 'a single prompt' : `a standard error of ${standardError_kl.toFixed(4)}`;
+  return (
+    `routing among ${masks.length} masks took ${mean_kl.toFixed(4)} nats off the KL of ${headroom.rows} held-out ` +
+    `prompts, with ${error}`
+  );
+}
+
+/* Held-out prompts. */
+
+/** Steps back from one mask that tell what routing gains in blocks. */
+const LIGHTER_STEPS = 3;
+
+/** One mask with ever fewer blocks out: those first whose return takes most off the KL for what they weigh. */
+async function lighterOf({ bench, prompts, effort }: LearnMasksContext, one: Mask): Promise<Mask[]> {
+  const on = bench.costOn('one lighter', prompts.everybody.choice, effort.choicePositions);
+  return lighterMasks(one, bench.budget, LIGHTER_STEPS, on.atAGlance);
+}
+
+/** @param clusters the mask of each, an index into `masks`; the first is for everybody. */
+async function measureHeldOut(
+  { prompts, texts, effort, score, track }: LearnMasksContext,
+  masks: readonly Mask[],
+  clusters: readonly number[],
+  lighter: readonly Mask[],
+) {
+  const drawn = texts.draw('held-out', prompts.everybody.heldOut, effort.heldOutPositions);
+  track.onStage('measure', { results: drawn.length });
+  const dense = denseMask(masks[0]!.runs.length);
+  const rows: (HeldOutRow & { kind: string; under: SampleScores[] })[] = [];
+  for (const { row, sample } of drawn) {
+    const [reference, ...under] = await score(sample, [dense, ...masks, ...lighter]);
+    const cluster = prompts.clusterOf.get(row)!;
+    const learned = under[clusters[cluster]!]!;
+    rows.push({ cluster, kind: row.kind, dense: reference!, learned, one: under[0]!, under });
+    track.onResult();
+  }
+  const headroom =
+    masks.length === 1 || rows.length === 0
+      ? undefined
+      : headroomOf(
+          rows.map(({ cluster, kind, dense: { positions }, under }) => ({
+            ...{ kind, positions, routed: clusters[cluster]! },
+            kl: under.slice(0, masks.length).map(({ kl }) => kl),
+            lighter: under.slice(masks.length).map(({ kl }) => kl),
+          })),
+        );
+  return {
+    rows: rows.map(({ cluster, dense, learned, one }) => ({ cluster, dense, learned, one })),
+    headroom,
+  };
+}

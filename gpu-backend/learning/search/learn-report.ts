@@ -9,11 +9,13 @@ import { informationBits } from '../data/clusters.ts';
 import type { Prompts } from '../data/prompt-groups.ts';
 import { type Budget, weightSkipped } from './budget.ts';
 import type { BlockCost } from './effort.ts';
-import type { HeldOutPair, LearnedMask, LearnedMasks } from './learn-masks.ts';
-import { type HeldOutScores, poolScores } from './score-masks.ts';
-import type { Lead } from './workbench.ts';
+import { headroomSchema } from './headroom.ts';
+import type { HeldOutRow, LearnedMasks, SharingFigures } from './learn-masks.ts';
+import { type HeldOutScores, heldOutScores } from './score-masks.ts';
+import type { FoundMask } from './search-in-turns.ts';
+import type { Candidate } from './search-masks.ts';
 
-const REPORT_FORMAT = 'maskroute-learn-report-v1';
+const REPORT_FORMAT = 'maskroute-learn-report-v2';
 
 const kindTable = z.array(z.object({ kind: z.string(), counts: z.array(z.number()) }));
 
@@ -27,7 +29,7 @@ const scores = z.object({
 });
 
 const candidate = z.object({
-  /** Where a mask came from: `rank`, `greedy`, `gates`, with `+swaps` after exchanges; `one mask`; `cluster 3`. */
+  /** Where a mask came from: `rank`, `greedy`, `gates`, with `+swaps` after exchanges; `swaps on 5 clusters`. */
   source: z.string(),
   bits: z.string(),
   /** On the prompts that the choice is made on. */
@@ -44,15 +46,39 @@ const learnedMask = z.object({
   curve: z.array(z.object({ loss: z.number(), expectedSparsity: z.number() })),
   /** KL under gates as training draws them, and under the best bits that they stand for, on the same text. */
   gates: z.object({ stochastic_kl: z.number(), binary_kl: z.number() }),
-  /** All that competed, the chosen one first. */
-  candidates: z.array(candidate),
   source: z.string(),
-  /**
-   * How far the best candidate led the mask for everybody on other text: it was taken when that was more than its
-   * standard error (null: there was one batch). Absent where that mask was the best itself, or had no rival.
-   */
-  lead: z.object({ mean_kl: z.number(), standardError_kl: z.number().nullable() }).optional(),
+  /** Of the calibration prompts, the share whose clusters have this mask. */
+  share: z.number(),
+});
+
+const clusterSchema = z.object({
+  label: z.string(),
+  share: z.number(),
+  /** Index into `masks`, and that mask. */
+  maskIndex: z.number(),
+  mask: z.string(),
+  bits: z.string(),
+  skipAttention: z.array(z.number()),
+  skipFfn: z.array(z.number()),
+  /** Prompts to learn from. */
+  rows: z.number(),
+  /** The centroid along the two main directions of the prompts. */
+  position: z.tuple([z.number(), z.number()]),
   heldOut: scores.nullable(),
+});
+
+const sharingSchema = z.object({
+  /** Turns of searching masks and sharing clusters out, and prompts that were measured for it. */
+  turns: z.number(),
+  rows: z.number(),
+  /** All masks that competed for the clusters, by their KL over all of these prompts. */
+  pool: z.array(candidate),
+  /** KL of 1, 2, … masks on prompts that did not share the clusters out. */
+  validated_kl: z.array(z.number()),
+  /** What routing gains on held-out prompts; null where none is held out, or where there was one mask to begin with. */
+  headroom: headroomSchema.nullable(),
+  /** Why there is one mask for all clusters; null when there are several. */
+  reason: z.string().nullable(),
 });
 
 export const learnReportSchema = z.object({
@@ -95,19 +121,13 @@ export const learnReportSchema = z.object({
   clusterCounts: z.array(
     z.object({ clusters: z.number(), silhouette: z.number(), largestShare: z.number(), balance: z.number() }),
   ),
-  oneMask: learnedMask,
-  clusters: z.array(
-    learnedMask.extend({
-      label: z.string(),
-      share: z.number(),
-      mask: z.string(),
-      /** Prompts to learn from, own ones and those borrowed from the nearest clusters. */
-      rows: z.number(),
-      borrowedRows: z.number(),
-      /** The centroid along the two main directions of the prompts. */
-      position: z.tuple([z.number(), z.number()]),
-    }),
-  ),
+  /** The mask for everybody; its `candidates` are what it was chosen from, by rising KL. */
+  oneMask: learnedMask.extend({ candidates: z.array(candidate), heldOut: scores.nullable() }),
+  /** All masks in use, the one for everybody first. */
+  masks: z.array(learnedMask),
+  /** Null with a single cluster. */
+  sharing: sharingSchema.nullable(),
+  clusters: z.array(clusterSchema),
 });
 export type LearnReport = z.infer<typeof learnReportSchema>;
 export type LearnedMaskReport = z.infer<typeof learnedMask>;
@@ -115,41 +135,52 @@ export type LearnedMaskReport = z.infer<typeof learnedMask>;
 export function buildReport(
   maskSet: MaskSet,
   prompts: Prompts,
-  { one, clusters, heldOut }: LearnedMasks,
+  learned: LearnedMasks,
   budget: Budget,
   cost: BlockCost,
 ): LearnReport {
-  const { name, model, encoder, targetSparsity, reachedSparsity, learned, surrogate, createdAt } = maskSet;
+  const { name, model, encoder, targetSparsity, reachedSparsity, surrogate, createdAt } = maskSet;
   const [attention, ffn] = budget.blockWeights as [number, number];
+  const maskOf = (cluster: number) => learned.masks[learned.clusters[cluster]!]!.mask;
+  const shareOf = (index: number) =>
+    maskSet.clusters.reduce((sum, { share }, i) => sum + (learned.clusters[i] === index ? share : 0), 0);
   const reached = maskSet.clusters.reduce(
-    (sum, { share }, i) => sum + share * weightSkipped(clusters[i]!.mask, budget),
+    (sum, { share }, i) => sum + share * weightSkipped(maskOf(i), budget),
     0,
   );
   const { fit, heldOut: held } = prompts.kinds;
+  const masks = learned.masks.map((found, index) => maskReport(found, shareOf(index)));
   return {
     format: REPORT_FORMAT,
     version: maskSetVersion(maskSet),
     ...{ name, createdAt, model, encoder, targetSparsity, reachedSparsity, surrogate },
     budget: { cost, weights: { attention, ffn }, reached, allowed: [...budget.allowed] },
-    ...{ learned, heldOut: maskSet.heldOut, kinds: prompts.kinds },
+    ...{ learned: maskSet.learned, heldOut: maskSet.heldOut, kinds: prompts.kinds },
     information_bits: { fit: informationBits(fit), heldOut: informationBits(held) },
     routing: prompts.health,
     clusterCounts: [...prompts.counts],
-    oneMask: maskReport(one, pooled(heldOut, prompts, 'one')),
-    clusters: maskSet.clusters.map(({ share, label = '', mask }, cluster) => {
-      const { search, choice, borrowedRows, position } = prompts.groups[cluster]!;
+    oneMask: {
+      ...masks[0]!,
+      candidates: learned.candidates.map(candidateReport),
+      heldOut: scoresOf(learned.heldOut, 'one') ?? null,
+    },
+    masks,
+    sharing: learned.sharing === undefined ? null : sharingReport(learned.sharing),
+    clusters: maskSet.clusters.map(({ share, label = '', mask, bits }, cluster) => {
+      const [x, y] = prompts.positions[cluster]!;
+      const rows = learned.heldOut.filter((row) => row.cluster === cluster);
       return {
-        ...maskReport(clusters[cluster]!, heldOut[cluster]?.learned),
-        ...{ label, share, mask, borrowedRows },
-        rows: search.length + choice.length,
-        position: [position[0], position[1]],
+        ...{ label, share, mask, bits, maskIndex: learned.clusters[cluster]! },
+        ...skippedLayers(maskOf(cluster)),
+        rows: prompts.clusters.sizes[cluster]!,
+        position: [x, y],
+        heldOut: scoresOf(rows, 'learned') ?? null,
       };
     }),
   };
 }
 
-function maskReport(learned: LearnedMask, heldOut: HeldOutScores | undefined): LearnedMaskReport {
-  const { mask, source, search, candidates, lead } = learned;
+function maskReport({ mask, source, search }: FoundMask, share: number): LearnedMaskReport {
   const { curve, stochastic, best } = search.gates;
   return {
     bits: maskBits(mask),
@@ -157,24 +188,21 @@ function maskReport(learned: LearnedMask, heldOut: HeldOutScores | undefined): L
     worth: [...search.worth],
     curve: curve.map((entry) => ({ ...entry })),
     gates: { stochastic_kl: stochastic, binary_kl: best.cost },
-    candidates: candidates.map((one) => ({ source: one.source, bits: maskBits(one.mask), kl: one.kl })),
-    source,
-    ...(lead === undefined ? {} : { lead: leadReport(lead) }),
-    heldOut: heldOut ?? null,
+    ...{ source, share },
   };
 }
 
-const leadReport = ({ mean, standardError }: Lead) => ({
-  mean_kl: mean,
-  standardError_kl: Number.isFinite(standardError) ? standardError : null,
+const candidateReport = ({ source, mask, kl }: Candidate) => ({ source, bits: maskBits(mask), kl });
+
+const sharingReport = ({ turns, rows, pool, validated, headroom, reason }: SharingFigures) => ({
+  ...{ turns, rows, reason, headroom: headroom ?? null },
+  pool: pool.map(candidateReport),
+  validated_kl: validated.map(({ kl }) => kl),
 });
 
-/** Held-out figures by method, each cluster weighted by its share of the calibration prompts. */
-export function heldOutFigures(
-  heldOut: readonly (HeldOutPair | undefined)[],
-  prompts: Prompts,
-): MaskSet['heldOut'] {
-  const [learned, one] = [pooled(heldOut, prompts, 'learned'), pooled(heldOut, prompts, 'one')];
+/** Held-out figures by method, over prompts drawn evenly from all that are held out. */
+export function heldOutFigures({ heldOut, clusters }: LearnedMasks): MaskSet['heldOut'] {
+  const [learned, one] = [scoresOf(heldOut, 'learned'), scoresOf(heldOut, 'one')];
   if (learned === undefined || one === undefined) return {};
   const figures = ({ positions, kl, agreement, perplexity }: HeldOutScores) => ({
     ...{ positions, kl, agreement, perplexity },
@@ -183,17 +211,20 @@ export function heldOutFigures(
     dense: { positions: learned.positions, perplexity: learned.densePerplexity },
     learned: figures(learned),
     'one-mask': figures(one),
-    clusters: heldOut.map((pair) => (pair === undefined ? null : { ...pair.learned })),
+    clusters: clusters.map(
+      (_, cluster) =>
+        scoresOf(
+          heldOut.filter((row) => row.cluster === cluster),
+          'learned',
+        ) ?? null,
+    ),
   };
 }
 
-function pooled(
-  heldOut: readonly (HeldOutPair | undefined)[],
-  { clusters }: Prompts,
-  which: keyof HeldOutPair,
-): HeldOutScores | undefined {
-  const parts = heldOut.flatMap((pair, cluster) =>
-    pair === undefined ? [] : [{ scores: pair[which], weight: clusters.sizes[cluster]! }],
+function scoresOf(rows: readonly HeldOutRow[], which: 'learned' | 'one'): HeldOutScores | undefined {
+  if (rows.length === 0) return undefined;
+  return heldOutScores(
+    rows.map((row) => row[which]),
+    rows.map(({ dense }) => dense),
   );
-  return parts.length === 0 ? undefined : poolScores(parts);
 }

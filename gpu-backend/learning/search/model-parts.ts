@@ -1,7 +1,15 @@
 /** The model as a run needs it: serving engine, training step, loss alone, and teacher, over the same weights. */
 
 import { join } from 'node:path';
-import { denseMask, type Mask, type SurrogatesId, withSurrogates } from '../../../shared/mask/mask.ts';
+import {
+  denseMask,
+  isDense,
+  type Mask,
+  maskBits,
+  type SurrogatesId,
+  withSurrogates,
+} from '../../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { openRunner, type Runner } from '../../engine/runner.ts';
 import { interleaved, median } from '../../measure.ts';
 import type { InstalledModel } from '../../model/store.ts';
@@ -15,10 +23,16 @@ import {
   openLossSession,
 } from '../gates/gate-session.ts';
 import { openTeacher, type Teacher } from '../gates/teacher.ts';
-import type { RunJournal } from '../journal.ts';
+import { contentKey, type RunJournal, sampleKey } from '../journal.ts';
 import { type BlockCounts, type Budget, type BudgetOptions, createBudget, maskWithout } from './budget.ts';
-import type { BlockCost, TargetKind } from './effort.ts';
-import { createScorer, type HeldOutScores, openScoreSession, scoreHeldOut } from './score-masks.ts';
+import { type BlockCost, CONTEXT_TOKENS, type TargetKind } from './effort.ts';
+import {
+  createScorer,
+  openScoreSession,
+  type Reference,
+  type SampleScores,
+  type Scorer,
+} from './score-masks.ts';
 
 type ModelParts = AsyncDisposable & {
   readonly text: ModelText;
@@ -27,11 +41,17 @@ type ModelParts = AsyncDisposable & {
   readonly step: GateSession['step'];
   /** @throws MaskrouteError `invalid_request` when no mask can meet it. */
   budget(
-    options: { readonly sparsity: number; readonly cost?: BlockCost | undefined } & {
+    options: {
+      readonly sparsity: number;
+      readonly cost?: BlockCost | undefined;
+      /** Tokens before those that blocks are timed with. */
+      readonly context?: number | undefined;
+    } & {
       readonly [kind in 'attention' | 'ffn']?: BudgetOptions[kind] | undefined;
     },
   ): Promise<Budget>;
-  measure(name: string, samples: readonly Sample[], masks: readonly Mask[]): Promise<HeldOutScores[]>;
+  /** Exact scores by the serving engine of several masks on one sample; each is kept by the content of both. */
+  score(sample: Sample, masks: readonly Mask[]): Promise<SampleScores[]>;
 };
 
 export async function openModelParts(
@@ -51,17 +71,17 @@ export async function openModelParts(
   const runner = opened(await openRunner(folder, config, { threads, surrogates: surrogates?.id }));
   // The dense model's likeliest tokens alone would have every mask that presses all others towards 0 look good.
   const lossOptions = { threads, surrogates: table, tail: targets === 'dense' };
-  const gates = opened(await openGateSession(folder, config, weights, lossOptions));
-  const losses = opened(await openLossSession(folder, config, weights, lossOptions));
-  const teacher = opened(await openTeacher(folder, config, weights, { threads }));
+  const gates = opened(await openGateSession(folder, config, lossOptions));
+  const losses = opened(await openLossSession(folder, config, lossOptions));
+  const teacher = opened(await openTeacher(folder, config, { threads }));
   const scorer = createScorer(runner, opened(await openScoreSession(threads)));
   const stack = opening.move();
   return {
     ...{ text, teacher, loss: losses.loss, step: gates.step },
     [Symbol.asyncDispose]: () => stack.disposeAsync(),
-    async budget({ sparsity, cost = 'blocks', attention, ffn }) {
+    async budget({ sparsity, cost = 'blocks', context, attention, ffn }) {
       const all = { min: 0, max: config.layerCount };
-      const measured = async () => Object.values(await measureBlockTimes(runner, surrogates?.id));
+      const measured = async () => Object.values(await measureBlockTimes(runner, surrogates?.id, context));
       const [a, f] = cost === 'time' ? await journal.result('block times', measured) : [1, 1];
       return createBudget({
         layerCount: config.layerCount,
@@ -71,24 +91,38 @@ export async function openModelParts(
         ffn: ffn ?? all,
       });
     },
-    async measure(name, samples, masks) {
-      const served = masks.map((mask) => withSurrogates(mask, surrogates?.id));
-      const numbers = await journal.result(name, async () => {
-        const scores = await scoreHeldOut(scorer, samples, served);
-        return scores.flatMap((one) => FIGURES.map((figure) => one[figure]));
-      });
-      return masks.map((_, mask) => {
-        const figures = FIGURES.map((figure, i) => [figure, numbers[mask * FIGURES.length + i]!]);
-        return Object.fromEntries(figures) as HeldOutScores;
-      });
-    },
+    score: (sample, masks) => scoreKept(sample, masks, scorer, journal, surrogates?.id),
   };
 }
 
-const FIGURES = ['positions', 'kl', 'agreement', 'perplexity', 'densePerplexity'] as const;
+const FIGURES = ['positions', 'kl', 'equalTops', 'loss'] as const;
 
-/** Tokens before those that are timed. */
-const POSITION = 64;
+/** The dense model runs once for all masks that are not known yet. */
+async function scoreKept(
+  sample: Sample,
+  masks: readonly Mask[],
+  scorer: Scorer,
+  journal: RunJournal,
+  surrogates: SurrogatesId | undefined,
+): Promise<SampleScores[]> {
+  const name = contentKey(sampleKey([sample])).slice(0, 24);
+  let reference: Reference | undefined;
+  const found: SampleScores[] = [];
+  for (const mask of masks) {
+    const numbers = await journal.result(`${name} | ${maskBits(mask)}`, async () => {
+      reference ??= await scorer.reference(sample);
+      const scores = isDense(mask)
+        ? reference.scores
+        : await scorer.score(reference, withSurrogates(mask, surrogates));
+      return FIGURES.map((figure) => scores[figure]);
+    });
+    found.push(Object.fromEntries(FIGURES.map((figure, i) => [figure, numbers[i]!])) as SampleScores);
+  }
+  return found;
+}
+
+/** Tokens that the cache is filled with at a time: attention over all of a long text at once takes a lot of memory. */
+const FILL_TOKENS = 256;
 const STEPS = 16;
 const ROUNDS = 9;
 /** A kind that costs next to nothing still has to weigh something. */
@@ -96,9 +130,13 @@ const BLOCK_MIN_ms = 1e-4;
 
 /**
  * By how much a decoded token takes less for each attention and each FFN block that is left out, in ms: half of a kind
- * out against none, in interleaved rounds.
+ * out against none, in interleaved rounds. An FFN block takes the same at any length, attention longer after more tokens.
  */
-async function measureBlockTimes(runner: Runner, surrogates: SurrogatesId | undefined): Promise<BlockCounts> {
+async function measureBlockTimes(
+  runner: Runner,
+  surrogates: SurrogatesId | undefined,
+  context?: number,
+): Promise<BlockCounts> {
   const { layerCount } = runner.config;
   const half = Array.from({ length: Math.ceil(layerCount / 2) }, (_, i) => 2 * i);
   const without = (kind: 0 | 1): Mask =>
@@ -110,9 +148,10 @@ async function measureBlockTimes(runner: Runner, surrogates: SurrogatesId | unde
       surrogates,
     );
   const masks = { dense: denseMask(2 * layerCount), attention: without(0), ffn: without(1) };
+  const decoder = await openDecoder(runner, context);
   const subjects = Object.entries(masks).map(([name, mask]) => ({
     name,
-    measure: () => decode_ms(runner, mask),
+    measure: () => decoder.step_ms(mask),
   }));
   const found = await interleaved(subjects, ROUNDS);
   const perBlock = (name: 'attention' | 'ffn') =>
@@ -120,20 +159,42 @@ async function measureBlockTimes(runner: Runner, surrogates: SurrogatesId | unde
   return { attention: perBlock('attention'), ffn: perBlock('ffn') };
 }
 
-/** The median step of decoding on the engine that serves. Which tokens come makes no difference to it. */
-export async function decode_ms(runner: Runner, mask: Mask): Promise<number> {
-  const plan = { mask, kv: 'preserve' } as const;
-  const cache = runner.newCache();
-  const token = (i: number) => (7919 * i) % runner.config.vocabularySize;
-  const tokenIds = Array.from({ length: POSITION }, (_, i) => token(i));
-  await runner.run({ cache, tokenIds, plan, logitRows: [] });
-  const times: number[] = [];
-  for (let step = 0; step < STEPS; step++) {
-    const start = performance.now();
-    await runner.run({ cache, tokenIds: [token(step)], plan, logitRows: [0] });
-    times.push(performance.now() - start);
+/** Times decoding after `context` tokens on the engine that serves. Which tokens come makes no difference to it. */
+export type Decoder = {
+  /** The median step under a mask. */
+  step_ms(mask: Mask): Promise<number>;
+};
+
+/** @throws MaskrouteError `invalid_argument` when the model has no room for so many tokens. */
+export async function openDecoder(runner: Runner, context = CONTEXT_TOKENS): Promise<Decoder> {
+  const { vocabularySize, contextTokens } = runner.config;
+  if (context + STEPS > contextTokens) {
+    throw new MaskrouteError(
+      'invalid_argument',
+      `The model has room for ${contextTokens} tokens: ${context} leave none to time ${STEPS} steps with.`,
+    );
   }
-  return median(times);
+  const cache = runner.newCache();
+  const token = (i: number) => (7919 * i) % vocabularySize;
+  const dense = { mask: denseMask(2 * runner.config.layerCount), kv: 'preserve' } as const;
+  // Every mask leaves keys and values of the same shape, so all are timed after the same ones.
+  for (let from = 0; from < context; from += FILL_TOKENS) {
+    const tokenIds = Array.from({ length: Math.min(FILL_TOKENS, context - from) }, (_, i) => token(from + i));
+    await runner.run({ cache, tokenIds, plan: dense, logitRows: [] });
+  }
+  return {
+    async step_ms(mask) {
+      const plan = { mask, kv: 'preserve' } as const;
+      cache.length = context;
+      const times: number[] = [];
+      for (let step = 0; step < STEPS; step++) {
+        const start = performance.now();
+        await runner.run({ cache, tokenIds: [token(step)], plan, logitRows: [0] });
+        times.push(performance.now() - start);
+      }
+      return median(times);
+    },
+  };
 }
 
 const SURROGATES_FILE = 'surrogates.safetensors';

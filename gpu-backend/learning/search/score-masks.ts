@@ -109,40 +109,11 @@ export type HeldOutScores = {
   readonly densePerplexity: number;
 };
 
-/** The scores of each mask over all samples. One sample at a time: a long set's dense distributions fill the memory. */
-export async function scoreHeldOut(
-  scorer: Scorer,
-  samples: readonly Sample[],
-  masks: readonly Mask[],
-): Promise<HeldOutScores[]> {
-  const dense: SampleScores[] = [];
-  const masked = masks.map((): SampleScores[] => []);
-  for (const sample of samples) {
-    const reference = await scorer.reference(sample);
-    dense.push(reference.scores);
-    for (const [i, mask] of masks.entries()) masked[i]!.push(await scorer.score(reference, mask));
-  }
-  const { perplexity: densePerplexity } = figuresOf(addScores(dense));
-  return masked.map((parts) => {
-    const total = addScores(parts);
-    return { positions: total.positions, ...figuresOf(total), densePerplexity };
-  });
-}
-
-/** Weighted means; perplexities by their logarithms. Positions add up. */
-export function poolScores(
-  parts: readonly { readonly scores: HeldOutScores; readonly weight: number }[],
-): HeldOutScores {
-  const total = parts.reduce((sum, { weight }) => sum + weight, 0);
-  const mean = (value: (scores: HeldOutScores) => number) =>
-    parts.reduce((sum, { scores, weight }) => sum + (weight / total) * value(scores), 0);
-  return {
-    positions: parts.reduce((sum, { scores }) => sum + scores.positions, 0),
-    kl: mean(({ kl }) => kl),
-    agreement: mean(({ agreement }) => agreement),
-    perplexity: Math.exp(mean(({ perplexity }) => Math.log(perplexity))),
-    densePerplexity: Math.exp(mean((scores) => Math.log(scores.densePerplexity))),
-  };
+/** @param dense the same samples under the dense model. */
+export function heldOutScores(parts: readonly SampleScores[], dense: readonly SampleScores[]): HeldOutScores {
+  const total = addScores(parts);
+  const densePerplexity = figuresOf(addScores(dense)).perplexity;
+  return { positions: total.positions, ...figuresOf(total), densePerplexity };
 }
 
 /* Distributions, in graphs of their own. */

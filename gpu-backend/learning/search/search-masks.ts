@@ -1,7 +1,7 @@
 /**
  * Where masks come from. The mask for everybody: blocks ranked by removing each, taken out one by one, and learned by
- * gates. A cluster's own: from there, by exchanges and by gates on its own prompts. All of them are only proposals, and
- * are compared on prompts that no search saw.
+ * gates. The mask of a group of clusters: from there, by exchanges and by gates on the group's prompts. All of them are
+ * only proposals, and are compared on prompts that no search saw.
  */
 import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
@@ -16,7 +16,7 @@ import {
   type MaskCost,
   worthOfBlocks,
 } from './exchange.ts';
-import type { Lead, TextCost, Workbench } from './workbench.ts';
+import type { TextCost, Workbench } from './workbench.ts';
 
 export type Proposal = { readonly source: string; readonly mask: Mask };
 /** `kl`: on the text of the choice. */
@@ -52,16 +52,16 @@ export async function searchOneMask(
 }
 
 /**
- * @param starts masks that the search may start from: the mask for everybody, then what other clusters found.
+ * @param starts masks that the search may start from: the group's own or the mask for everybody, then those of others.
  * @param ranking of the blocks, on everybody's prompts.
  */
-export async function searchClusterMask(
+export async function searchGroupMask(
   bench: Workbench,
   name: string,
   rows: readonly CalibrationRow[],
   starts: readonly [Mask, ...Mask[]],
   ranking: readonly number[],
-  effort: LearnEffort['cluster'],
+  effort: LearnEffort['group'],
 ): Promise<MaskSearch> {
   const on = bench.costOn(`${name} search`, rows, effort.searchPositions, effort.glanceParts);
   const { exchanges: evaluationsMax, triesMax } = effort;
@@ -147,37 +147,4 @@ export async function compareMasks(proposals: readonly Proposal[], cost: MaskCos
     if (bits.indexOf(bits[index]!) === index) candidates.push({ ...proposal, kl: await cost(proposal.mask) });
   }
   return candidates.sort((a, b) => a.kl - b.kl);
-}
-
-type Choice = Proposal & {
-  /** The chosen one first. */
-  readonly candidates: readonly Candidate[];
-  readonly lead: Lead | undefined;
-};
-
-/**
- * The best candidate, if it leads the mask for everybody once more on text that did not choose it, by more than chance;
- * else that mask. The best of a dozen on some text is partly the luckiest; and the edge sends prompts of other kinds to
- * a cluster too, on which a mask that only fits its calibration prompts is worse.
- *
- * @param candidates by rising KL, the mask for everybody among them.
- */
-export async function confirmChoice(
-  candidates: readonly Candidate[],
-  one: Mask,
-  on: Pick<TextCost, 'leadBeyondGlance'>,
-): Promise<Choice> {
-  const isOne = ({ mask }: Candidate) => maskBits(mask) === maskBits(one);
-  const chosen = ({ mask, source }: Candidate, lead: Lead | undefined): Choice => ({
-    ...{ mask, source, lead },
-    candidates: [
-      ...candidates.filter((each) => each.mask === mask),
-      ...candidates.filter((each) => each.mask !== mask),
-    ],
-  });
-  const best = candidates[0]!;
-  if (isOne(best)) return chosen(best, undefined);
-  const lead = await on.leadBeyondGlance(best.mask, one);
-  const leads = lead === undefined || lead.mean > lead.standardError;
-  return chosen(leads ? best : candidates.find(isOne)!, lead);
 }

@@ -6,8 +6,8 @@
 import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
-import type { Sample, Scored } from '../data/samples.ts';
-import { drawSamples } from '../data/samples.ts';
+import type { SampledRow, Scored } from '../data/samples.ts';
+import { drawRows } from '../data/samples.ts';
 import type { GateBatch, SampleBatch } from '../gates/batches.ts';
 import { batchSamples, nextTokenTargets } from '../gates/batches.ts';
 import type { Teacher } from '../gates/teacher.ts';
@@ -36,7 +36,8 @@ export type TextMaker = {
    * @param batchTokens tokens of one batch, with padding.
    */
   text(name: string, rows: readonly CalibrationRow[], positions: number, batchTokens: number): Text;
-  samples(name: string, rows: readonly CalibrationRow[], positions: number): Sample[];
+  /** Rows one by one, drawn likewise. */
+  draw(name: string, rows: readonly CalibrationRow[], positions: number): SampledRow[];
 };
 
 export function createTextMaker(
@@ -46,14 +47,15 @@ export function createTextMaker(
   settings: TextSettings,
 ): TextMaker {
   const randomFor = (name: string) => createRandom(hashOf(`${settings.seed} ${name}`));
-  const samples: TextMaker['samples'] = (name, rows, positions) =>
-    drawSamples(rows, modelText, eosTokenId, randomFor(name), { ...settings, positions });
+  const draw: TextMaker['draw'] = (name, rows, positions) =>
+    drawRows(rows, modelText, eosTokenId, randomFor(name), { ...settings, positions });
   const withTargets = async (batch: SampleBatch): Promise<GateBatch> =>
     settings.targets === 'dense' ? teacher.teach(batch) : nextTokenTargets(batch);
   return {
-    samples,
+    draw,
     text(name, rows, positions, batchTokens) {
-      const sorted = batchSamples(samples(name, rows, positions), batchTokens);
+      const samples = draw(name, rows, positions).map(({ sample }) => sample);
+      const sorted = batchSamples(samples, batchTokens);
       const order = permutation(sorted.length, randomFor(`${name} order`));
       const batches = Array.from(order, (index) => sorted[index]!);
       const made = new Map<number, Promise<GateBatch>>();

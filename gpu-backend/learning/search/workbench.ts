@@ -24,15 +24,6 @@ export type TextCost = SearchCost & {
   readonly ofMask: MaskCost;
   /** At a glance. `gates`: `[2L]`, 0 to 1; `name` says which they are. */
   ofGates(name: string, gates: readonly number[]): Promise<number>;
-  /** How far the mask leads after the glance, on the rest of the text; undefined without a rest. */
-  leadBeyondGlance(mask: Mask, rival: Mask): Promise<Lead | undefined>;
-};
-
-/** By how much one mask's cost is lower than another's on the same text. */
-export type Lead = {
-  readonly mean: number;
-  /** Of the mean, from how the batches differ; infinite with a single batch. */
-  readonly standardError: number;
 };
 
 export type Workbench = {
@@ -42,14 +33,9 @@ export type Workbench = {
   readonly signal: AbortSignal | undefined;
   /**
    * @param name distinct names draw distinct rows. @param positions scored positions wanted.
-   * @param glanceParts batches that a glance takes in, or half of them all.
+   * @param glanceParts batches that a glance takes in.
    */
-  costOn(
-    name: string,
-    rows: readonly CalibrationRow[],
-    positions: number,
-    glanceParts?: number | 'half',
-  ): TextCost;
+  costOn(name: string, rows: readonly CalibrationRow[], positions: number, glanceParts?: number): TextCost;
   /** As `trainMask` wants it, for `steps` steps on text of their own. */
   training(
     name: string,
@@ -75,14 +61,12 @@ export function createWorkbench(parts: WorkbenchParts): Workbench {
     ...{ budget, seed, signal, blockCount: budget.blockWeights.length },
     costOn(name, rows, positions, glanceParts = 1) {
       const text = texts.text(name, rows, positions, LOSS_BATCH_TOKENS);
-      const wanted = glanceParts === 'half' ? Math.ceil(text.batchCount / 2) : glanceParts;
-      const glance = Math.min(wanted, text.batchCount);
+      const glance = Math.min(glanceParts, text.batchCount);
       return {
         ofMask: (mask) => riseOn(parts, text, text.batchCount, maskBits(mask), mask.runs),
         atAGlance: (mask) => riseOn(parts, text, glance, maskBits(mask), mask.runs),
         isBetter: (mask, rival) => isBetter(parts, text, mask, rival),
         ofGates: (gatesName, gates) => riseOn(parts, text, glance, gatesName, gates),
-        leadBeyondGlance: (mask, rival) => leadFrom(parts, text, glance, mask, rival),
       };
     },
     training(name, rows, steps) {
@@ -122,29 +106,6 @@ async function isBetter(parts: WorkbenchParts, text: Text, mask: Mask, rival: Ma
   }
   parts.onResult();
   return lead > 0;
-}
-
-/** Batches count by their scored positions. */
-async function leadFrom(
-  parts: WorkbenchParts,
-  text: Text,
-  from: number,
-  mask: Mask,
-  rival: Mask,
-): Promise<Lead | undefined> {
-  const leads: { readonly sum: number; readonly positions: number }[] = [];
-  for (let index = from; index < text.batchCount; index++) {
-    const own = await maskLoss(parts, text, index, mask);
-    const other = await maskLoss(parts, text, index, rival);
-    leads.push({ sum: other.sum - own.sum, positions: own.positions });
-  }
-  parts.onResult();
-  if (leads.length === 0) return undefined;
-  const count = leads.reduce((all, { positions }) => all + positions, 0);
-  const mean = leads.reduce((all, { sum }) => all + sum, 0) / count;
-  const squares = leads.reduce((all, { sum, positions }) => all + (sum - mean * positions) ** 2, 0);
-  const standardError = Math.sqrt((squares * leads.length) / (leads.length - 1)) / count;
-  return { mean, standardError: leads.length === 1 ? Number.POSITIVE_INFINITY : standardError };
 }
 
 const maskLoss = (parts: WorkbenchParts, text: Text, index: number, mask: Mask) =>

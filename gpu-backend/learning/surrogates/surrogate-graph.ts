@@ -5,8 +5,8 @@
  */
 import type { LlamaConfig } from '../../model/model-source.ts';
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
-import type { Shared } from '../gates/forward.ts';
-import { normalizePlainly } from '../gates/forward.ts';
+import type { Shared } from '../gates/training-forward.ts';
+import { normalizePlainly } from '../gates/training-forward.ts';
 
 /** One block's: A `[H, r]`, B `[r, H]`, bias and first `[H]`. */
 export type SurrogateValues = {

@@ -16,8 +16,9 @@ import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import { external } from '../weights-file.ts';
+import { type Extras, layerExtras, rotate, windowMask } from './attention-extras.ts';
 import type { StoredLayer, StoredLlama } from './llama.ts';
-import { addAndNormalize, feedForward, normAttributes, plainly, rotate } from './llama.ts';
+import { addAndNormalize, feedForward, normAttributes, plainly } from './llama.ts';
 import { embed, linear, multiply, storedRows } from './projections.ts';
 import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
 
@@ -132,16 +133,20 @@ function attention(
   const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
   const [residual, x] = addAndNormalize(g, config, before, previous, norm);
   const rows = shared.runRows[2 * index]!;
-  const qkv = asBatch(g, multiply(g, rowsOf(g, x, rows), linear(g, `layer_${index}.qkv`, stored.qkv)));
+  const extras = layerExtras(g, config, index, stored);
+  const product = asBatch(g, multiply(g, rowsOf(g, x, rows), linear(g, `layer_${index}.qkv`, stored.qkv)));
+  const qkv = extras.biased(g, product, { from: 0, count: N + 2 * G });
   const [qk, v] = g.ops('Split', [qkv, g.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
-  const rotated = rotate(g, shared, qk!, asBatch(g, rowsOf(g, positions, rows)), N + G);
+  const rowPositions = asBatch(g, rowsOf(g, positions, rows));
+  const normed = extras.normed(g, qk!, { from: 0, count: N + G });
+  const rotated = rotate(g, shared, extras, normed, rowPositions, N + G);
   const [q, k] = g.ops('Split', [rotated, g.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
   writePlaces(g, shared, index, { k: k!, v: v! });
-  const attended = attendByPlace(g, shared, index, q!);
+  const attended = attendByPlace(g, shared, index, q!, { window: extras.window, positions: rowPositions });
   const flat = g.op('Reshape', [attended, g.constant('i64', [2], [-1, N * D])]);
-  const output = multiply(g, flat, linear(g, `layer_${index}.output`, stored.output));
+  const output = extras.outputBiased(g, multiply(g, flat, linear(g, `layer_${index}.output`, stored.output)));
   const keptWeights = linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D));
-  keepKeys(g, shared, index, x, keptWeights);
+  keepKeys(g, shared, index, x, keptWeights, extras);
   const plain = plainly(config, stored.qkv, residual, x);
   const around = skipped(
     g,
@@ -168,7 +173,13 @@ function writePlaces(g: GraphBuilder, shared: Shared, index: number, { k, v }: {
 }
 
 /** `q` `[1, rows, N·D]` of a layer's running rows → what they attend to, of the same shape. */
-function attendByPlace(g: GraphBuilder, shared: Shared, index: number, q: Value): Value {
+function attendByPlace(
+  g: GraphBuilder,
+  shared: Shared,
+  index: number,
+  q: Value,
+  { window, positions }: { readonly window: number | undefined; readonly positions: Value },
+): Value {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
   const past = (name: 'k' | 'v', place: number) =>
     g.input(`past_${name}_${index}_${place}`, 'f32', [1, `keys_${index}_${place}`, G * D]);
@@ -177,20 +188,26 @@ function attendByPlace(g: GraphBuilder, shared: Shared, index: number, q: Value)
     v: past('v', place),
   }));
   const nobody = g.constant('f32', [1, 0, N * D], []);
-  const attend = (b: GraphBuilder, place: number, queries: Value, keyCount: Value): Value =>
+  const attend = (b: GraphBuilder, place: number, queries: Value, at: Value, keyCount: Value): Value =>
     b.op(
       'Attention',
-      [queries, places[place]!.k, places[place]!.v, undefined, undefined, undefined, keyCount],
+      [queries, places[place]!.k, places[place]!.v, seen(b, place, at), undefined, undefined, keyCount],
       // Rows of Q carry 1/√D already (see `llama.ts`).
       { q_num_heads: N, kv_num_heads: G, is_causal: 1, scale: { float: 1 } },
     );
+  const seen = (b: GraphBuilder, place: number, at: Value) =>
+    window === undefined ? undefined : windowMask(b, window, at, places[place]!.k);
   const of = (b: GraphBuilder, count: number): Value => {
     if (count === 0) return b.op('Identity', [nobody]);
     const counts = b.op('Slice', [shared.placeRows[index]!, int(b, 0), int(b, count), int(b, 0)]);
-    const queries = count === 1 ? [q] : b.ops('Split', [q, counts], count, { axis: 1 });
+    const cut = (value: Value) =>
+      count === 1 ? [value] : b.ops('Split', [value, counts], count, { axis: 1 });
+    const queries = cut(q);
+    const at = window === undefined ? queries : cut(positions);
     const attended = queries.map((own, place) => {
       const keyCount = shared.keyCounts[index * BATCH_PLACES + place]!;
-      return attend(b, place, own, place === 0 ? afterWrites(b, index, keyCount) : keyCount);
+      const count = place === 0 ? afterWrites(b, index, keyCount) : keyCount;
+      return attend(b, place, own, at[place]!, count);
     });
     return count === 1 ? attended[0]! : b.op('Concat', attended, { axis: 1 });
   };
@@ -223,16 +240,22 @@ function keepKeys(
   index: number,
   x: Value,
   weights: ReturnType<typeof linear>,
+  extras: Extras,
 ): void {
-  const { kvHeadCount: G, headSize: D } = shared.config;
+  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
   const width = G * D;
   const shape = [1, `kept_${index}`, width];
   const nothing = g.constant('f32', [1, 0, width], []);
   const keep = g.subgraph(`keep_${index}`, (b) => {
     const rows = shared.keptRows[index]!;
-    const product = asBatch(b, multiply(b, rowsOf(b, x, rows), weights));
+    const product = extras.biased(b, asBatch(b, multiply(b, rowsOf(b, x, rows), weights)), {
+      from: N,
+      count: 2 * G,
+    });
     const [k, v] = b.ops('Split', [product, b.constant('i64', [2], [width, width])], 2, { axis: -1 });
-    b.output(rotate(b, shared, k!, asBatch(b, rowsOf(b, shared.positions, rows)), G), 'f32', shape);
+    const normed = extras.normed(b, k!, { from: N, count: G });
+    const at = asBatch(b, rowsOf(b, shared.positions, rows));
+    b.output(rotate(b, shared, extras, normed, at, G), 'f32', shape);
     b.output(v!, 'f32', shape);
   });
   const none = g.subgraph(`keep_none_${index}`, (b) => {

@@ -3,7 +3,8 @@
  * Post-norm layers as in Devlin et al., 2018. Shapes: B = sequences, S = tokens, H = hidden.
  *
  * Inputs: `token_ids` i64 [B, S] and `token_mask` i32 [B, S] (1 = a token, 0 = padding).
- * Output: `pooled` f32 [B, H], the sum of the last hidden states over the tokens; normalised, it is the mean.
+ * Output: `pooled` f32 [B, H]: the sum of the last hidden states over the tokens, which normalised is the mean, or the
+ * first token's.
  */
 import { z } from 'zod';
 import type { Graph, Value } from '../../onnx/graph.ts';
@@ -25,6 +26,8 @@ export const bertConfigSchema = z.looseObject({
   layer_norm_eps: z.number().positive(),
 });
 export type BertConfig = z.infer<typeof bertConfigSchema>;
+/** How one vector comes out of many. */
+export type Pooling = 'mean' | 'cls';
 
 /** Weights by the names of the checkpoint, e.g. `encoder.layer.0.attention.self.query.weight`. */
 type BertWeights = Pick<WeightSource, 'has' | 'shape' | 'read'>;
@@ -33,7 +36,7 @@ type BertWeights = Pick<WeightSource, 'has' | 'shape' | 'read'>;
 type Context = { readonly g: GraphBuilder; readonly config: BertConfig; readonly weights: BertWeights };
 
 /** @throws RangeError when a tensor is missing or has another shape than the configuration says. */
-export async function bertGraph(config: BertConfig, weights: BertWeights): Promise<Graph> {
+export async function bertGraph(config: BertConfig, weights: BertWeights, pooling: Pooling): Promise<Graph> {
   const g = new GraphBuilder('bert');
   const context: Context = { g, config, weights };
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
@@ -42,11 +45,15 @@ export async function bertGraph(config: BertConfig, weights: BertWeights): Promi
   for (let layer = 0; layer < config.num_hidden_layers; layer++) {
     hidden = await encoderLayer(context, `encoder.layer.${layer}`, hidden, tokenMask);
   }
+  g.output({ name: 'pooled' }, 'f32', ['B', config.hidden_size]);
+  if (pooling === 'cls') {
+    g.node('Gather', [hidden, g.constant('i64', [], [0])], ['pooled'], { axis: 1 });
+    return g.graph;
+  }
   const kept = g.op('Unsqueeze', [g.op('Cast', [tokenMask], { to: 1 }), g.constant('i64', [1], [2])]);
   g.node('ReduceSum', [g.op('Mul', [hidden, kept]), g.constant('i64', [1], [1])], ['pooled'], {
     keepdims: 0,
   });
-  g.output({ name: 'pooled' }, 'f32', ['B', config.hidden_size]);
   return g.graph;
 }
 

@@ -22,12 +22,13 @@ import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import type { WeightRange } from '../weights-file.ts';
 import { external } from '../weights-file.ts';
+import { type Extras, layerExtras, rotate, type StoredExtras, windowMask } from './attention-extras.ts';
 import type { Linear, StoredEmbedding, StoredLinear } from './projections.ts';
 import { embed, linear, multiply, storedRows } from './projections.ts';
 import type { Skipping, StoredSurrogate } from './surrogate.ts';
 import { skippedOutput, skipping } from './surrogate.ts';
 
-export type StoredLayer = {
+export type StoredLayer = StoredExtras & {
   /** Rows of Q (times 1/√D), K and V, one matrix `[(N + 2G)·D, H]`. */
   readonly qkv: StoredLinear;
   readonly output: StoredLinear;
@@ -170,11 +171,14 @@ function attention(
     kv: linear(g, `layer_${index}.kv`, kvRows),
     output: linear(g, `layer_${index}.output`, stored.output),
   };
-  const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, weights, x, past));
+  const extras = layerExtras(g, config, index, stored);
+  const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, weights, extras, x, past));
   const surrogate = stored.surrogates?.attention;
   const plain = plainly(config, stored.qkv, residual, x);
   const out = skippedOutput(g, shared.skipping, `layer_${index}.attention`, surrogate, plain);
-  const skip = g.subgraph(`skip_attention_${index}`, (b) => skipAttention(b, shared, weights, x, out));
+  const skip = g.subgraph(`skip_attention_${index}`, (b) =>
+    skipAttention(b, shared, weights, extras, x, out),
+  );
   const outputs = [g.fresh('attention'), `new_k_${index}`, `new_v_${index}`];
   g.node('If', [shared.runs[2 * index]], outputs, {
     then_branch: { graph: run },
@@ -192,28 +196,32 @@ function runAttention(
   b: GraphBuilder,
   shared: Shared,
   { qkv, output }: AttentionWeights,
+  extras: Extras,
   x: Value,
   past: { k: Value; v: Value },
 ): void {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
-  const [qk, v] = b.ops('Split', [multiply(b, x, qkv), b.constant('i64', [2], [(N + G) * D, G * D])], 2, {
+  const all = extras.biased(b, multiply(b, x, qkv), { from: 0, count: N + 2 * G });
+  const [qk, v] = b.ops('Split', [all, b.constant('i64', [2], [(N + G) * D, G * D])], 2, {
     axis: -1,
   });
-  const [q, k] = b.ops(
-    'Split',
-    [rotate(b, shared, qk!, shared.positions, N + G), b.constant('i64', [2], [N * D, G * D])],
-    2,
-    { axis: -1 },
+  const normed = extras.normed(b, qk!, { from: 0, count: N + G });
+  const rotated = rotate(b, shared, extras, normed, shared.positions, N + G);
+  const [q, k] = b.ops('Split', [rotated, b.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
+  const mask = extras.window && windowMask(b, extras.window, shared.positions, past.k);
+  const attended = b.op(
+    'Attention',
+    [q, past.k, past.v, mask || undefined, undefined, undefined, shared.keyCount],
+    {
+      q_num_heads: N,
+      kv_num_heads: G,
+      is_causal: 1,
+      // Rows of Q carry 1/√D already: ONNX Runtime's matrix-vector kernels only serve a scale of exactly 1,
+      // and without them this node takes 1.4 times as long.
+      scale: { float: 1 },
+    },
   );
-  const attended = b.op('Attention', [q, past.k, past.v, undefined, undefined, undefined, shared.keyCount], {
-    q_num_heads: N,
-    kv_num_heads: G,
-    is_causal: 1,
-    // Rows of Q carry 1/√D already: ONNX Runtime's matrix-vector kernels only serve a scale of exactly 1,
-    // and without them this node takes 1.4 times as long.
-    scale: { float: 1 },
-  });
-  declareBranch(b, shared.config, multiply(b, attended, output), k!, v!, 'S');
+  declareBranch(b, shared.config, extras.outputBiased(b, multiply(b, attended, output)), k!, v!, 'S');
 }
 
 /**
@@ -224,15 +232,16 @@ function skipAttention(
   b: GraphBuilder,
   shared: Shared,
   { kv }: AttentionWeights,
+  extras: Extras,
   x: Value,
   output: (b: GraphBuilder) => Value,
 ): void {
-  const { kvHeadCount: G, headSize: D } = shared.config;
+  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
   const rows = b.op('Slice', [x, b.constant('i64', [1], [0]), shared.kvRows, b.constant('i64', [1], [1])]);
-  const [k, v] = b.ops('Split', [multiply(b, rows, kv), b.constant('i64', [2], [G * D, G * D])], 2, {
-    axis: -1,
-  });
-  const rotated = rotate(b, shared, k!, shared.kvPositions, G);
+  const both = extras.biased(b, multiply(b, rows, kv), { from: N, count: 2 * G });
+  const [k, v] = b.ops('Split', [both, b.constant('i64', [2], [G * D, G * D])], 2, { axis: -1 });
+  const normed = extras.normed(b, k!, { from: N, count: G });
+  const rotated = rotate(b, shared, extras, normed, shared.kvPositions, G);
   declareBranch(b, shared.config, output(b), rotated, v!, 'E');
 }
 
@@ -249,21 +258,6 @@ function declareBranch(
   b.output(k, 'f32', [1, kvRows, width]);
   b.output(v, 'f32', [1, kvRows, width]);
 }
-
-/** Rotary embedding of all heads of `x` `[B, S, heads·D]`, half-split order. */
-export const rotate = (
-  b: GraphBuilder,
-  shared: Pick<Shared, 'config' | 'cos' | 'sin'>,
-  x: Value,
-  positions: Value,
-  heads: number,
-): Value =>
-  b.op(
-    'RotaryEmbedding',
-    [x, positions, shared.cos, shared.sin],
-    { num_heads: heads, rotary_embedding_dim: shared.config.headSize, interleaved: 0 },
-    MICROSOFT,
-  );
 
 function ffn(
   g: GraphBuilder,

@@ -3,6 +3,16 @@
  * https://github.com/ggml-org/ggml. Products of a block's scale and a quant are exact in double precision, so
  * that one rounding to fp32 gives what the reference gives, bit for bit.
  */
+import {
+  dequantizeIQ4NL,
+  dequantizeIQ4XS,
+  dequantizeQ2K,
+  dequantizeQ3K,
+  dequantizeQ4K,
+  dequantizeQ5K,
+  dequantizeQ6K,
+  half,
+} from './k-quants.ts';
 
 /** Fills `out` (a multiple of `blockSize` floats) from the blocks in `bytes`. */
 type Dequantize = (bytes: Uint8Array, out: Float32Array) => void;
@@ -22,24 +32,26 @@ const TENSOR_TYPES: Readonly<Record<number, TensorType>> = {
   6: { name: 'Q5_0', blockSize: 32, blockBytes: 22, dequantize: dequantizeQ5_0 },
   7: { name: 'Q5_1', blockSize: 32, blockBytes: 24, dequantize: dequantizeQ5_1 },
   8: { name: 'Q8_0', blockSize: 32, blockBytes: 34, dequantize: dequantizeQ8_0 },
+  10: { name: 'Q2_K', blockSize: 256, blockBytes: 84, dequantize: dequantizeQ2K },
+  11: { name: 'Q3_K', blockSize: 256, blockBytes: 110, dequantize: dequantizeQ3K },
   12: { name: 'Q4_K', blockSize: 256, blockBytes: 144, dequantize: dequantizeQ4K },
   13: { name: 'Q5_K', blockSize: 256, blockBytes: 176, dequantize: dequantizeQ5K },
   14: { name: 'Q6_K', blockSize: 256, blockBytes: 210, dequantize: dequantizeQ6K },
+  20: { name: 'IQ4_NL', blockSize: 32, blockBytes: 18, dequantize: dequantizeIQ4NL },
+  23: { name: 'IQ4_XS', blockSize: 256, blockBytes: 136, dequantize: dequantizeIQ4XS },
   30: { name: 'BF16', blockSize: 1, blockBytes: 2, dequantize: dequantizeBF16 },
 };
 
 /** Types that exist and that we do not read, for the message. */
 const OTHER_TYPES: Readonly<Record<number, string>> = {
-  10: 'Q2_K',
-  11: 'Q3_K',
   16: 'IQ2_XXS',
   17: 'IQ2_XS',
   18: 'IQ3_XXS',
   19: 'IQ1_S',
-  20: 'IQ4_NL',
   21: 'IQ3_S',
   22: 'IQ2_S',
-  23: 'IQ4_XS',
+  9: 'Q8_1',
+  15: 'Q8_K',
   24: 'I8',
   25: 'I16',
   26: 'I32',
@@ -49,6 +61,8 @@ const OTHER_TYPES: Readonly<Record<number, string>> = {
   34: 'TQ1_0',
   35: 'TQ2_0',
   39: 'MXFP4',
+  40: 'NVFP4',
+  41: 'Q1_0',
 };
 
 export const tensorType = (id: number): TensorType | undefined => TENSOR_TYPES[id];
@@ -136,113 +150,4 @@ function dequantizeQ8_0(bytes: Uint8Array, out: Float32Array): void {
     const d = half(bytes, at);
     for (let j = 0; j < 32; j++) out[o + j] = d * signed[at + 2 + j]!;
   }
-}
-
-/* The K types of ggml: super-blocks of 256, in sub-blocks whose scales are quantized too (ggml-quants.c). */
-
-/**
- * Eight 6-bit scales and eight 6-bit minimums in 12 bytes, as `get_scale_min_k4` unpacks them.
- * Fills `scales[0..7]` and `minimums[0..7]`.
- */
-function unpackScales(bytes: Uint8Array, at: number, scales: Uint8Array, minimums: Uint8Array): void {
-  for (let j = 0; j < 4; j++) {
-    const low = bytes[at + j]!;
-    const middle = bytes[at + j + 4]!;
-    const packed = bytes[at + j + 8]!;
-    scales[j] = low & 63;
-    minimums[j] = middle & 63;
-    scales[j + 4] = (packed & 15) | ((low >> 6) << 4);
-    minimums[j + 4] = (packed >> 4) | ((middle >> 6) << 4);
-  }
-}
-
-/** x = d·scale·q − dmin·minimum, q of 4 bits; 64 values share 32 bytes, low nibbles first. */
-function dequantizeQ4K(bytes: Uint8Array, out: Float32Array): void {
-  const scales = new Uint8Array(8);
-  const minimums = new Uint8Array(8);
-  for (let at = 0, o = 0; o < out.length; at += 144, o += 256) {
-    const d = half(bytes, at);
-    const dmin = half(bytes, at + 2);
-    unpackScales(bytes, at + 4, scales, minimums);
-    for (let group = 0; group < 4; group++) {
-      const dLow = d * scales[2 * group]!;
-      const mLow = dmin * minimums[2 * group]!;
-      const dHigh = d * scales[2 * group + 1]!;
-      const mHigh = dmin * minimums[2 * group + 1]!;
-      const from = at + 16 + 32 * group;
-      const to = o + 64 * group;
-      for (let l = 0; l < 32; l++) {
-        const q = bytes[from + l]!;
-        out[to + l] = dLow * (q & 15) - mLow;
-        out[to + l + 32] = dHigh * (q >> 4) - mHigh;
-      }
-    }
-  }
-}
-
-/** As Q4_K with a fifth bit: bit 2·group and 2·group + 1 of 32 bytes. */
-function dequantizeQ5K(bytes: Uint8Array, out: Float32Array): void {
-  const scales = new Uint8Array(8);
-  const minimums = new Uint8Array(8);
-  for (let at = 0, o = 0; o < out.length; at += 176, o += 256) {
-    const d = half(bytes, at);
-    const dmin = half(bytes, at + 2);
-    unpackScales(bytes, at + 4, scales, minimums);
-    for (let group = 0; group < 4; group++) {
-      const dLow = d * scales[2 * group]!;
-      const mLow = dmin * minimums[2 * group]!;
-      const dHigh = d * scales[2 * group + 1]!;
-      const mHigh = dmin * minimums[2 * group + 1]!;
-      const from = at + 48 + 32 * group;
-      const to = o + 64 * group;
-      for (let l = 0; l < 32; l++) {
-        const q = bytes[from + l]!;
-        const high = bytes[at + 16 + l]! >> (2 * group);
-        out[to + l] = dLow * ((q & 15) | ((high & 1) << 4)) - mLow;
-        out[to + l + 32] = dHigh * ((q >> 4) | ((high & 2) << 3)) - mHigh;
-      }
-    }
-  }
-}
-
-/** x = d·scale·(q − 32), q of 6 bits: four in `ql`, two in `qh`; a signed scale for every 16 values. */
-function dequantizeQ6K(bytes: Uint8Array, out: Float32Array): void {
-  const signed = new Int8Array(bytes.buffer, bytes.byteOffset, bytes.length);
-  for (let at = 0, o = 0; o < out.length; at += 210, o += 256) {
-    const d = half(bytes, at + 208);
-    for (let part = 0; part < 2; part++) {
-      const ql = at + 64 * part;
-      const qh = at + 128 + 32 * part;
-      const scale = at + 192 + 8 * part;
-      const to = o + 128 * part;
-      for (let l = 0; l < 32; l++) {
-        const s = scale + (l >> 4);
-        const low = bytes[ql + l]!;
-        const low32 = bytes[ql + l + 32]!;
-        const high = bytes[qh + l]!;
-        out[to + l] = d * signed[s]! * (((low & 15) | ((high & 3) << 4)) - 32);
-        out[to + l + 32] = d * signed[s + 2]! * (((low32 & 15) | (((high >> 2) & 3) << 4)) - 32);
-        out[to + l + 64] = d * signed[s + 4]! * (((low >> 4) | (((high >> 4) & 3) << 4)) - 32);
-        out[to + l + 96] = d * signed[s + 6]! * (((low32 >> 4) | ((high >> 6) << 4)) - 32);
-      }
-    }
-  }
-}
-
-/* IEEE half precision to float, by a table: quantized blocks ask for one or two of 65,536 values each. */
-
-let table: Float32Array | undefined;
-
-function half(bytes: Uint8Array, at: number): number {
-  table ??= Float32Array.from({ length: 65_536 }, (_, value) => decode(value));
-  return table[bytes[at]! | (bytes[at + 1]! << 8)]!;
-}
-
-function decode(bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }

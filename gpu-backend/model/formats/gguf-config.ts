@@ -1,86 +1,113 @@
 /**
- * `LlamaConfig` from a GGUF file's metadata. Defaults are llama.cpp's; whatever would change the computation and
+ * `ModelConfig` from a GGUF file's metadata. Defaults are llama.cpp's; whatever would change the computation and
  * is not honoured here is refused by name, because a model that runs wrong is worse than a model that does not run.
  */
-import { check } from '../../../shared/wire/parse-body.ts';
-import type { LlamaConfig } from '../model-source.ts';
-import { corruptModel, llamaConfigSchema, unsupportedModel } from '../model-source.ts';
+import {
+  type Architecture,
+  architectureNamed,
+  checkConfig,
+  FAMILIES,
+  layersOf,
+  slidingWindowOf,
+} from '../families.ts';
+import {
+  corruptModel,
+  type ModelConfig,
+  quoted,
+  type RopeScaling,
+  unsupportedModel,
+} from '../model-source.ts';
+import { yarnAttentionFactor } from '../rope.ts';
 import type { GgufHeader, GgufValue } from './gguf-header.ts';
-import { quoted } from './gguf-header.ts';
 
-const SUPPORTED_ARCHITECTURES = ['llama'] as const;
+/** Llama 3's files hold what divides each rotary frequency as a tensor. */
+export const ROPE_FACTORS = 'rope_freqs.weight';
 
-// The largest models have 16,384 floats a position and 256,000 tokens; rotary tables grow with the context.
-const WIDTH_MAX = 1 << 18;
-const VOCABULARY_MAX = 1 << 20;
-const CONTEXT_TOKENS_MAX = 1 << 20;
-
-/** @throws MaskrouteError `unsupported_model` or `corrupt_model`. */
-export function configFromGguf(header: GgufHeader): LlamaConfig {
-  const read = reader(header.metadata);
-  const architecture = read.text('general.architecture');
-  if (architecture !== 'llama') throw unsupportedArchitecture(architecture ?? 'none');
+/** `ropeFactors`: the content of {@link ROPE_FACTORS}. @throws MaskrouteError `unsupported_model` or `corrupt_model`. */
+export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[] | undefined): ModelConfig {
+  const named = reader(header.metadata, '').text('general.architecture');
+  const architecture = architectureNamed(named);
+  const read = reader(header.metadata, `${architecture}.`);
   refuseUnhonoured(read);
-  const hiddenSize = read.required('llama.embedding_length');
-  const headCount = read.required('llama.attention.head_count');
-  const kvHeadCount = read.number('llama.attention.head_count_kv') ?? headCount;
-  const headSize = read.number('llama.attention.key_length') ?? hiddenSize / headCount;
-  const valueSize = read.number('llama.attention.value_length') ?? headSize;
-  const rotarySize = read.number('llama.rope.dimension_count') ?? headSize;
+  const family = FAMILIES[architecture];
+  const layerCount = read.required('block_count');
+  const hiddenSize = read.required('embedding_length');
+  const headCount = read.required('attention.head_count');
+  const kvHeadCount = read.number('attention.head_count_kv') ?? headCount;
+  const headSize = read.number('attention.key_length') ?? hiddenSize / headCount;
+  const valueSize = read.number('attention.value_length') ?? headSize;
+  const rotarySize = read.number('rope.dimension_count') ?? headSize;
+  const contextTokens = read.required('context_length');
   if (valueSize !== headSize) throw unsupportedModel(`keys are ${headSize} wide and values ${valueSize}`);
   if (rotarySize !== headSize) {
     throw unsupportedModel(`rotary turns ${rotarySize} of ${headSize} dimensions of a head`);
   }
+  const every = family.ropelessEvery;
   return checkConfig({
-    architecture: 'llama',
-    layerCount: read.required('llama.block_count'),
+    architecture,
+    layerCount,
     hiddenSize,
-    ffnSize: read.required('llama.feed_forward_length'),
+    ffnSize: read.required('feed_forward_length'),
     headCount,
     kvHeadCount,
     headSize,
     // The embedding has the last word: vocabularies are padded to a round number.
     vocabularySize: header.tensors.get('token_embd.weight')?.shape[0] ?? 0,
-    contextTokens: read.required('llama.context_length'),
-    ropeTheta: read.number('llama.rope.freq_base') ?? 10_000,
-    rmsEpsilon: singlePrecisionText(read.required('llama.attention.layer_norm_rms_epsilon')),
+    contextTokens,
+    ropeTheta: read.number('rope.freq_base') ?? 10_000,
+    rmsEpsilon: singlePrecisionText(read.required('attention.layer_norm_rms_epsilon')),
     tiedEmbeddings: !header.tensors.has('output.weight'),
+    ropeScaling: ropeFactors ? { type: 'factors', factors: ropeFactors } : ropeScaling(read, contextTokens),
+    attentionBias: attentionBias(header, architecture),
+    headNorms: family.headNorms || undefined,
+    slidingWindow: slidingWindowOf(
+      read.number('attention.sliding_window'),
+      layersOf(layerCount),
+      contextTokens,
+    ),
+    layersWithoutRope: every && layersOf(layerCount, (layer) => (layer + 1) % every === 0),
   });
 }
 
-export const unsupportedArchitecture = (name: string) =>
-  unsupportedModel(`architecture ${quoted(name)} (supported: ${SUPPORTED_ARCHITECTURES.join(', ')})`);
+function attentionBias({ tensors }: GgufHeader, architecture: Architecture): ModelConfig['attentionBias'] {
+  const { biases } = FAMILIES[architecture];
+  if (biases !== 'asked') return biases === 'qkv' ? 'qkv' : undefined;
+  if (!tensors.has('blk.0.attn_q.bias')) return undefined;
+  return tensors.has('blk.0.attn_output.bias') ? 'qkvo' : 'qkv';
+}
 
-/** Relations between the numbers that the schema cannot say. Shared by every reader of configurations. */
-export function checkConfig(config: Record<keyof LlamaConfig, unknown>): LlamaConfig {
-  const checked = check(llamaConfigSchema, config, 'all of it');
-  if (checked.kind === 'bad') {
-    throw corruptModel(`its configuration makes no sense (${checked.message})`);
+function ropeScaling(read: Reader, contextTokens: number): RopeScaling | undefined {
+  const factor = read.number('rope.scaling.factor') ?? read.number('rope.scale_linear') ?? 1;
+  const type = read.text('rope.scaling.type') ?? 'linear';
+  // llama.cpp reads a factor of 0 as "no scaling".
+  const scaled = factor !== 1 && factor !== 0;
+  switch (type) {
+    case 'none':
+      return undefined;
+    case 'linear':
+      return scaled ? { type, factor } : undefined;
+    case 'yarn':
+      if (!scaled) return undefined;
+      return {
+        type,
+        factor,
+        originalContextTokens: read.number('rope.scaling.original_context_length') ?? contextTokens,
+        betaFast: read.number('rope.scaling.yarn_beta_fast') ?? 32,
+        betaSlow: read.number('rope.scaling.yarn_beta_slow') ?? 1,
+        wholeDimensions: true,
+        attentionFactor: yarnAttentionFactor(factor) * (read.number('rope.scaling.attn_factor') ?? 1),
+      };
+    default:
+      throw unsupportedModel(`rope scaling ${quoted(type)} (factor ${factor})`);
   }
-  const { value } = checked;
-  const atMost = (name: keyof LlamaConfig, max: number) => {
-    if ((value[name] as number) > max) throw unsupportedModel(`${name} is ${value[name]}, more than ${max}`);
-  };
-  atMost('hiddenSize', WIDTH_MAX);
-  atMost('ffnSize', WIDTH_MAX);
-  atMost('headCount', WIDTH_MAX);
-  atMost('headSize', WIDTH_MAX);
-  atMost('vocabularySize', VOCABULARY_MAX);
-  atMost('contextTokens', CONTEXT_TOKENS_MAX);
-  if (value.headSize % 2 !== 0)
-    throw corruptModel(`a head of ${value.headSize} dimensions cannot be rotated`);
-  if (value.headCount % value.kvHeadCount !== 0) {
-    throw corruptModel(
-      `${value.headCount} heads do not share ${value.kvHeadCount} key and value heads evenly`,
-    );
-  }
-  return value;
 }
 
 type Reader = ReturnType<typeof reader>;
 
-function reader(metadata: ReadonlyMap<string, GgufValue>) {
-  const number = (key: string): number | undefined => {
+/** `prefix` stands before every key. */
+function reader(metadata: ReadonlyMap<string, GgufValue>, prefix: string) {
+  const number = (name: string): number | undefined => {
+    const key = prefix + name;
     const value = metadata.get(key);
     if (value === undefined) return undefined;
     const uniform = Array.isArray(value) ? uniformValue(key, value) : value;
@@ -90,13 +117,13 @@ function reader(metadata: ReadonlyMap<string, GgufValue>) {
   };
   return {
     number,
-    required(key: string): number {
-      const value = number(key);
-      if (value === undefined) throw corruptModel(`${key} is missing`);
+    required(name: string): number {
+      const value = number(name);
+      if (value === undefined) throw corruptModel(`${prefix}${name} is missing`);
       return value;
     },
-    text(key: string): string | undefined {
-      const value = metadata.get(key);
+    text(name: string): string | undefined {
+      const value = metadata.get(prefix + name);
       return typeof value === 'string' ? value : undefined;
     },
   };
@@ -111,18 +138,17 @@ function uniformValue(key: string, values: readonly unknown[]): unknown {
 }
 
 function refuseUnhonoured(read: Reader): void {
-  const shards = read.number('split.count') ?? 1;
-  if (shards > 1)
-    throw unsupportedModel(`it is one of ${shards} parts; join them with llama-gguf-split --merge`);
-  const experts = read.number('llama.expert_count') ?? 0;
+  const experts = read.number('expert_count') ?? 0;
   if (experts > 0) throw unsupportedModel(`it is a mixture of ${experts} experts`);
-  const scaling = read.text('llama.rope.scaling.type') ?? 'linear';
-  const factor = read.number('llama.rope.scaling.factor') ?? read.number('llama.rope.scale_linear') ?? 1;
-  // llama.cpp reads a factor of 0 as "no scaling".
-  const scaled = scaling === 'linear' ? factor !== 1 && factor !== 0 : scaling !== 'none';
-  if (scaled) throw unsupportedModel(`rope scaling ${quoted(scaling)} (factor ${factor})`);
-  if ((read.number('llama.rope.scaling.attn_factor') ?? 1) !== 1) {
+  const scaling = read.text('rope.scaling.type');
+  if (scaling !== 'yarn' && (read.number('rope.scaling.attn_factor') ?? 1) !== 1) {
     throw unsupportedModel('rope scaling with an attention factor');
+  }
+  for (const key of ['yarn_ext_factor', 'yarn_attn_factor']) {
+    if ((read.number(`rope.scaling.${key}`) ?? 1) !== 1) throw unsupportedModel(`rope scaling with ${key}`);
+  }
+  if ((read.number('rope.scaling.yarn_log_multiplier') ?? 0) !== 0) {
+    throw unsupportedModel('rope scaling with yarn_log_multiplier');
   }
 }
 

@@ -7,12 +7,12 @@
  * it, and drops a byte-order mark that begins a token. The tests hold the two against each other.
  */
 import { readSync } from 'node:fs';
-import { corruptModel, unsupportedModel } from '../model-source.ts';
+import { corruptModel, quoted, unsupportedModel } from '../model-source.ts';
 import { tensorType, tensorTypeName } from './dequantize.ts';
 
 type GgufScalar = string | number | bigint | boolean;
 export type GgufValue = GgufScalar | readonly GgufScalar[];
-type GgufTensor = {
+export type GgufTensor = {
   readonly name: string;
   readonly type: number;
   /** As PyTorch has it: the file holds the dimensions in reverse. */
@@ -205,12 +205,6 @@ function tensorBytes(tensor: RawTensor): number {
   }
   const elements = tensor.shape.reduce((product, size) => product * size, 1);
   return (elements / type.blockSize) * type.blockBytes;
-}
-
-/** Names from a file go into messages short and without control characters. */
-export function quoted(text: string): string {
-  const short = text.length > 60 ? `${text.slice(0, 60)}…` : text;
-  return JSON.stringify(short);
 }
 
 /*

@@ -1,24 +1,34 @@
-/** A GGUF file as a `WeightSource`: header checked, weights read from the disk when asked for. */
+/**
+ * A GGUF file, or one that llama-gguf-split cut into parts, as a `WeightSource`: headers checked, weights read from the
+ * disk when asked for.
+ */
+import type { FileHandle } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
 import { openRegular } from '../../files.ts';
-import { corruptModel, type OpenModelFile } from '../model-source.ts';
+import { checkTensors, toHalfSplitRotary } from '../families.ts';
+import { corruptModel, type OpenModelFile, quoted } from '../model-source.ts';
 import { tensorType } from './dequantize.ts';
-import { configFromGguf } from './gguf-config.ts';
-import { type GgufHeader, type GgufValue, quoted, readGgufHeader } from './gguf-header.ts';
-import { checkLlamaTensors, llamaTensors, toHalfSplitRotary } from './llama-tensors.ts';
+import { configFromGguf, ROPE_FACTORS } from './gguf-config.ts';
+import { type GgufHeader, type GgufTensor, type GgufValue, readGgufHeader } from './gguf-header.ts';
 import { readTensor } from './safetensors.ts';
 
 type GgufFile = OpenModelFile & { readonly metadata: GgufHeader['metadata'] };
 
-/** @throws MaskrouteError `corrupt_model`, `unsupported_model`; what `openRegular` throws. */
+/** `path`: the file, or any of its parts. @throws MaskrouteError `corrupt_model`, `unsupported_model`; what `openRegular` throws. */
 export async function openGguf(path: string): Promise<GgufFile> {
-  const file = await openRegular(path);
+  const files: FileHandle[] = [];
+  const close = async () => {
+    await Promise.all(files.map((file) => file.close()));
+  };
   try {
-    const header = readGgufHeader(file.fd, (await file.stat()).size);
-    const config = configFromGguf(header);
-    const tensors = new Map(llamaTensors(config).map((tensor) => [tensor.name, tensor]));
-    const shapes = new Map([...header.tensors.values()].map(({ name, shape }) => [name, shape]));
-    checkLlamaTensors([...tensors.values()], shapes, (tensor) => tensor.ggufName);
-
+    const parts = await openParts(path, files);
+    const stored = allTensors(parts);
+    const { metadata } = parts[0]!.header;
+    const config = configFromGguf({ metadata, tensors: stored }, await ropeFactorsOf(stored));
+    const shapes = new Map([...stored.values()].map(({ name, shape }) => [name, shape]));
+    shapes.delete(ROPE_FACTORS);
+    const expected = checkTensors(config, shapes, (tensor) => tensor.ggufName);
+    const tensors = new Map(expected.map((tensor) => [tensor.name, tensor]));
     const find = (name: string) => {
       const tensor = tensors.get(name);
       if (tensor === undefined) throw new RangeError(`the model has no tensor ${name}`);
@@ -26,24 +36,112 @@ export async function openGguf(path: string): Promise<GgufFile> {
     };
     return {
       config,
-      metadata: header.metadata,
-      weightFiles: [path],
+      metadata,
+      weightFiles: parts.map((part) => part.path),
       has: (name) => tensors.has(name),
       shape: (name) => find(name).shape,
       async read(name) {
-        const tensor = find(name);
-        const stored = header.tensors.get(tensor.ggufName)!;
-        const elements = tensor.shape.reduce((product, size) => product * size, 1);
-        const values = await readTensor(file, name, tensorType(stored.type)!, stored.offset, elements);
-        if (tensor.rotaryHeads === undefined) return values;
-        return toHalfSplitRotary(values, tensor.rotaryHeads, tensor.shape[1]!);
+        const { ggufName, interleavedHeads, shape } = find(name);
+        const values = await readStored(stored.get(ggufName)!);
+        return interleavedHeads === undefined
+          ? values
+          : toHalfSplitRotary(values, interleavedHeads, shape[1] ?? 1);
       },
-      close: () => file.close(),
+      close,
     };
   } catch (error) {
-    await file.close();
+    await close();
     throw error;
   }
+}
+
+/** One a frequency, so a file that has thousands of them lies. */
+const ROPE_FACTORS_MAX = 4096;
+
+async function ropeFactorsOf(stored: ReadonlyMap<string, StoredTensor>): Promise<number[] | undefined> {
+  const tensor = stored.get(ROPE_FACTORS);
+  if (tensor === undefined) return undefined;
+  if (tensor.shape.length !== 1 || tensor.shape[0]! > ROPE_FACTORS_MAX) {
+    throw corruptModel(`tensor ${ROPE_FACTORS} is [${tensor.shape.join()}]`);
+  }
+  return Array.from(await readStored(tensor));
+}
+
+type Part = { readonly path: string; readonly file: FileHandle; readonly header: GgufHeader };
+type StoredTensor = GgufTensor & { readonly file: FileHandle };
+
+function readStored({ file, name, type, offset, shape }: StoredTensor): Promise<Float32Array> {
+  const elements = shape.reduce((product, size) => product * size, 1);
+  return readTensor(file, name, tensorType(type)!, offset, elements);
+}
+
+const PART_NAME = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/;
+const PART_COUNT_MAX = 1000;
+
+/** All parts in order; the first holds the metadata. `files` gets every file that was opened, also when this throws. */
+async function openParts(path: string, files: FileHandle[]): Promise<Part[]> {
+  const one = await openPart(path, undefined, files);
+  const count = countOf(one.header, 'split.count') ?? 1;
+  if (count <= 1) return [one];
+  if (count > PART_COUNT_MAX) throw corruptModel(`it claims to be one of ${count} parts`);
+  const [, stem, , written] = PART_NAME.exec(basename(path)) ?? [];
+  if (stem === undefined || Number(written) !== count) {
+    throw corruptModel(
+      `it is one of ${count} parts and its name does not say so: parts are called NAME-00001-of-${padded(count)}.gguf`,
+    );
+  }
+  const folder = dirname(path);
+  const parts: Part[] = [];
+  for (let i = 0; i < count; i++) {
+    const name = `${stem}-${padded(i + 1)}-of-${padded(count)}.gguf`;
+    const part =
+      name === basename(path)
+        ? one
+        : await openPart(join(folder, name), folder, files).catch(unlessAbsent(name));
+    const says = [countOf(part.header, 'split.no'), countOf(part.header, 'split.count')];
+    if (says.join() !== `${i},${count}`) {
+      throw corruptModel(`${name} says that it is part ${(says[0] ?? 0) + 1} of ${says[1] ?? 1}`);
+    }
+    parts.push(part);
+  }
+  return parts;
+}
+
+const padded = (number: number): string => String(number).padStart(5, '0');
+
+async function openPart(path: string, folder: string | undefined, files: FileHandle[]): Promise<Part> {
+  const file = await openRegular(path, folder);
+  files.push(file);
+  return { path, file, header: readGgufHeader(file.fd, (await file.stat()).size) };
+}
+
+const unlessAbsent =
+  (name: string) =>
+  (error: NodeJS.ErrnoException): never => {
+    throw error.code === 'ENOENT' ? corruptModel(`its part ${name} is missing`) : error;
+  };
+
+function countOf({ metadata }: GgufHeader, key: string): number | undefined {
+  const value = metadata.get(key);
+  if (value === undefined) return undefined;
+  const number = Number(value);
+  if (Number.isInteger(number) && number >= 0) return number;
+  throw corruptModel(`${key} is ${quoted(String(value))}`);
+}
+
+function allTensors(parts: readonly Part[]): Map<string, StoredTensor> {
+  const tensors = new Map<string, StoredTensor>();
+  for (const { file, header } of parts) {
+    for (const [name, tensor] of header.tensors) {
+      if (tensors.has(name)) throw corruptModel(`tensor ${quoted(name)} is in two parts`);
+      tensors.set(name, { ...tensor, file });
+    }
+  }
+  const announced = parts.length > 1 ? countOf(parts[0]!.header, 'split.tensors.count') : undefined;
+  if (announced !== undefined && announced !== tensors.size) {
+    throw corruptModel(`its parts hold ${tensors.size} tensors, not ${announced}`);
+  }
+  return tensors;
 }
 
 /* The vocabulary arrays of a GGUF file, checked: one token an id, no name twice. */

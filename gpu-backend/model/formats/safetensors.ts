@@ -6,9 +6,8 @@
 import type { FileHandle } from 'node:fs/promises';
 import { z } from 'zod';
 import { openRegular } from '../../files.ts';
-import { corruptModel, isJsonObject, unsupportedModel } from '../model-source.ts';
+import { corruptModel, isJsonObject, quoted, unsupportedModel } from '../model-source.ts';
 import { type TensorType, tensorType } from './dequantize.ts';
-import { quoted } from './gguf-header.ts';
 
 export type SafetensorsFile = {
   readonly names: readonly string[];
@@ -16,6 +15,8 @@ export type SafetensorsFile = {
   readonly metadata: Readonly<Record<string, string>>;
   has(name: string): boolean;
   shape(name: string): readonly number[];
+  /** As the file calls it, e.g. `BF16`. */
+  dtype(name: string): string;
   /** The whole tensor in fp32, row-major. @throws MaskrouteError for another type than F32, F16 and BF16. */
   read(name: string): Promise<Float32Array>;
   close(): Promise<void>;
@@ -51,15 +52,10 @@ export async function openSafetensors(path: string, folder?: string): Promise<Sa
       metadata,
       has: (name) => entries.has(name),
       shape: (name) => find(name).shape,
+      dtype: (name) => find(name).dtype,
       async read(name) {
         const { dtype, shape, data_offsets } = find(name);
-        const id = FLOAT_TYPES[dtype];
-        if (id === undefined) {
-          throw unsupportedModel(
-            `tensor ${quoted(name)} has the type ${quoted(dtype)} (supported: F32, F16, BF16)`,
-          );
-        }
-        return readTensor(file, name, tensorType(id)!, dataStart + data_offsets[0], product(shape));
+        return readTensor(file, name, floatType(name, dtype), dataStart + data_offsets[0], product(shape));
       },
       close: () => file.close(),
     };
@@ -67,6 +63,17 @@ export async function openSafetensors(path: string, folder?: string): Promise<Sa
     await file.close();
     throw error;
   }
+}
+
+/** @throws MaskrouteError `unsupported_model` for a tensor that `read` would refuse. */
+export function requireReadable(name: string, file: SafetensorsFile): void {
+  floatType(name, file.dtype(name));
+}
+
+function floatType(name: string, dtype: string): TensorType {
+  const id = Object.hasOwn(FLOAT_TYPES, dtype) ? FLOAT_TYPES[dtype] : undefined;
+  if (id !== undefined) return tensorType(id)!;
+  throw unsupportedModel(`tensor ${quoted(name)} has the type ${quoted(dtype)} (supported: F32, F16, BF16)`);
 }
 
 type Header = { dataStart: number; entries: Map<string, Entry>; metadata: Record<string, string> };

@@ -67,9 +67,10 @@ export async function quantizeLayer(
   const before = state.streams;
   const attentionInputs = await inOrder(before, (h) => steps.normalize(h, attentionNorm));
   const qkv = await quantize('qkv', attentionInputs, before.map(equalShares(attentionNorm.length)));
-  const attended = await inOrder(attentionInputs, (x) => steps.attend(x, restored(qkv)));
+  const attended = await inOrder(attentionInputs, (x) => steps.attend(x, matrices, restored(qkv)));
   const output = await quantize('output', attended, before.map(streamShares(attentionNorm.length)));
-  const between = await inOrder(before, (h, i) => steps.add(h, attended[i]!, restored(output)));
+  const { outputBias } = matrices.extras;
+  const between = await inOrder(before, (h, i) => steps.add(h, attended[i]!, restored(output), outputBias));
   const ffnInputs = await inOrder(between, (h) => steps.normalize(h, ffnNorm));
   const gateUp = await quantize('gateUp', ffnInputs, between.map(equalShares(ffnNorm.length)));
   const activated = await inOrder(ffnInputs, (x) => steps.activate(x, restored(gateUp)));

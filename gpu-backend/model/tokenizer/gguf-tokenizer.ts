@@ -3,8 +3,8 @@
  * reads, and what else of it the server needs: which ids end an answer, the chat template.
  */
 import { numberArray, readVocabulary, stringArray, TOKEN_TYPES, type Vocabulary } from '../formats/gguf.ts';
-import { type GgufValue, quoted } from '../formats/gguf-header.ts';
-import { corruptModel, unsupportedModel } from '../model-source.ts';
+import type { GgufValue } from '../formats/gguf-header.ts';
+import { corruptModel, quoted, unsupportedModel } from '../model-source.ts';
 import { type PreTokenizerJson, preTokenizerJson, preTokenizerKind } from './pre-tokenizers.ts';
 
 /** What goes into the store beside the graph. */
@@ -25,9 +25,9 @@ export function tokenizerFromGguf(metadata: Metadata, rows: number): ImportedTok
   const vocabulary = readVocabulary(metadata, rows);
   switch (kind) {
     case 'gpt2': {
-      const { model, preTokenizer, addBos } = byteLevelBpe(metadata, vocabulary);
+      const { model, preTokenizer, addBos, nfc } = byteLevelBpe(metadata, vocabulary);
       return assemble(metadata, vocabulary, addBos, {
-        normalizer: null,
+        normalizer: nfc ? { type: 'NFC' } : null,
         pre_tokenizer: preTokenizer,
         decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
         model,
@@ -38,10 +38,14 @@ export function tokenizerFromGguf(metadata: Metadata, rows: number): ImportedTok
         pre_tokenizer: null,
         ...sentencePiece(metadata, vocabulary),
       });
+    case 't5':
+      return assemble(metadata, vocabulary, false, unigram(metadata, vocabulary));
     case undefined:
       throw unsupportedModel('it holds no tokenizer');
     default:
-      throw unsupportedModel(`its tokenizer is of the kind ${quoted(String(kind))} (supported: gpt2, llama)`);
+      throw unsupportedModel(
+        `its tokenizer is of the kind ${quoted(String(kind))} (supported: gpt2, llama, t5)`,
+      );
   }
 }
 
@@ -164,6 +168,7 @@ type ByteLevelBpe = {
   readonly preTokenizer: PreTokenizerJson;
   /** Whether tokenizers of this kind put BOS first unless the file says otherwise. */
   readonly addBos: boolean;
+  readonly nfc: boolean;
 };
 
 function byteLevelBpe(metadata: Metadata, vocabulary: Vocabulary): ByteLevelBpe {
@@ -184,6 +189,7 @@ function byteLevelBpe(metadata: Metadata, vocabulary: Vocabulary): ByteLevelBpe 
     },
     preTokenizer: preTokenizerJson(kind),
     addBos: kind.addBos,
+    nfc: kind.nfc === true,
   };
 }
 
@@ -215,10 +221,7 @@ type SentencePiece = {
 };
 
 function sentencePiece(metadata: Metadata, vocabulary: Vocabulary): SentencePiece {
-  const scores = numberArray(metadata, 'tokenizer.ggml.scores');
-  if (scores === undefined || scores.length < vocabulary.tokens.length) {
-    throw corruptModel('tokenizer.ggml.scores is shorter than its vocabulary');
-  }
+  const scores = scoresOf(metadata, vocabulary);
   const unknown = vocabulary.types.indexOf(TOKEN_TYPES.unknown);
   const prefix = metadata.get('tokenizer.ggml.add_space_prefix') !== false;
   return {
@@ -253,6 +256,14 @@ function sentencePiece(metadata: Metadata, vocabulary: Vocabulary): SentencePiec
   };
 }
 
+function scoresOf(metadata: Metadata, vocabulary: Vocabulary): readonly number[] {
+  const scores = numberArray(metadata, 'tokenizer.ggml.scores');
+  if (scores === undefined || scores.length < vocabulary.tokens.length) {
+    throw corruptModel('tokenizer.ggml.scores is shorter than its vocabulary');
+  }
+  return scores;
+}
+
 /** Cutting a token of n characters everywhere looks at n² of them; a quarter of a million real tokens make 10^7. */
 const CUT_CHARS_MAX = 3e8;
 
@@ -278,4 +289,43 @@ function mergesFromScores(vocabulary: Vocabulary, scores: readonly number[]): (r
     (a, b) => b.score - a.score || b.left.length - a.left.length || b.right.length - a.right.length,
   );
   return merges.map(({ left, right }) => [left, right]);
+}
+
+/*
+ * SentencePiece unigrams (`tokenizer.ggml.model` = t5) as tokenizer.json parts, the way transformers converts them
+ * (`SpmConverter` in convert_slow_tokenizer.py).
+ */
+
+function unigram(metadata: Metadata, vocabulary: Vocabulary): Parts {
+  const scores = scoresOf(metadata, vocabulary);
+  const unknown = vocabulary.types.indexOf(TOKEN_TYPES.unknown);
+  if (unknown === -1) throw corruptModel('its vocabulary has no token for what is unknown');
+  const table = metadata.get('tokenizer.ggml.precompiled_charsmap');
+  const joins = metadata.get('tokenizer.ggml.remove_extra_whitespaces') === true;
+  const scheme = metadata.get('tokenizer.ggml.add_space_prefix') === false ? 'never' : 'always';
+  const metaspace = { type: 'Metaspace', replacement: SPACE, prepend_scheme: scheme, split: true };
+  return {
+    normalizer: {
+      type: 'Sequence',
+      normalizers: [
+        ...(Array.isArray(table) && table.length > 0
+          ? [{ type: 'Precompiled', precompiled_charsmap: Buffer.from(table as number[]).toString('base64') }]
+          : []),
+        ...(joins
+          ? [
+              { type: 'Strip', strip_left: false, strip_right: true },
+              { type: 'Replace', pattern: { Regex: ' {2,}' }, content: SPACE },
+            ]
+          : []),
+      ],
+    },
+    pre_tokenizer: metaspace,
+    decoder: metaspace,
+    model: {
+      type: 'Unigram',
+      unk_id: unknown,
+      byte_fallback: vocabulary.types.includes(TOKEN_TYPES.byte),
+      vocab: vocabulary.tokens.map((token, id) => [token, scores[id]!]),
+    },
+  };
 }

@@ -12,19 +12,27 @@ import {
 import type { ImportedTokenizer } from './gguf-tokenizer.ts';
 import { isEndOfAnswerName } from './gguf-tokenizer.ts';
 import { byteLevelOnly, GPT2_PATTERN, splitPattern } from './pre-tokenizers.ts';
+import { vocabularyOf } from './token-bytes.ts';
 import { createTokenizer, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer.ts';
 
 const TOKENIZER_BYTES_MAX = 64 * 1024 * 1024;
 const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
 
 const tokenizerSchema = z.looseObject({
-  model: z.looseObject({ type: z.literal('BPE'), vocab: z.record(z.string(), z.int().min(0)) }),
+  model: z.union([
+    z.looseObject({ type: z.literal('BPE'), vocab: z.record(z.string(), z.int().min(0)) }),
+    z.looseObject({
+      type: z.literal('Unigram'),
+      vocab: z.array(z.tuple([z.string(), z.number()])).min(1),
+      unk_id: z.int().min(0),
+    }),
+  ]),
   added_tokens: z
     .array(z.looseObject({ id: z.int().min(0), content: z.string(), special: z.boolean() }))
     .default([]),
   pre_tokenizer: z.unknown(),
   decoder: z.union([
-    z.looseObject({ type: z.literal('ByteLevel') }),
+    z.looseObject({ type: z.enum(['ByteLevel', 'Metaspace']) }),
     // How SentencePiece vocabularies are written (Llama 2 and its kin).
     z.looseObject({
       type: z.literal('Sequence'),
@@ -41,15 +49,16 @@ export async function tokenizerFromFolder(folder: string, rows: number): Promise
   if (raw === undefined) throw unsupportedModel(`its folder has no ${TOKENIZER_FILE}`);
   const checked = check(tokenizerSchema, raw, 'the file');
   if (checked.kind === 'bad') {
-    throw unsupportedModel(
-      `${TOKENIZER_FILE} is neither byte-level nor SentencePiece BPE (${checked.message})`,
-    );
+    throw unsupportedModel(`${TOKENIZER_FILE} is neither byte-level nor SentencePiece (${checked.message})`);
   }
   const { model, added_tokens: added } = checked.value;
-  const highest = Math.max(...Object.values(model.vocab), ...added.map((token) => token.id));
+  const ids = vocabularyOf(raw).map(([, id]) => id);
+  // As arguments of one call, so many ids would overflow the stack.
+  const highest = [...ids, ...added.map((token) => token.id)].reduce((most, id) => Math.max(most, id), -1);
   if (highest >= rows) throw corruptModel(`its tokenizer has the id ${highest}, its embedding ${rows} rows`);
 
-  const tokenizerJson = { ...raw, pre_tokenizer: exactPreTokenizer(raw.pre_tokenizer) };
+  const exact = model.type === 'BPE' ? exactPreTokenizer(raw.pre_tokenizer) : raw.pre_tokenizer;
+  const tokenizerJson = { ...raw, pre_tokenizer: exact };
   const tokenizerConfig = (await readModelJson(folder, TOKENIZER_CONFIG_FILE, CONFIG_BYTES_MAX)) ?? {};
   const tokenizer = createTokenizer(tokenizerJson, tokenizerConfig);
   const idOf = (value: unknown): number | undefined => {

@@ -1,5 +1,5 @@
 /** Text and conversations to token ids and back, for one installed model. */
-import { type ChatMessage, messageText } from '../../../shared/wire/openai.ts';
+import type { ChatMessage, Tool } from '../../../shared/wire/openai.ts';
 import {
   type ChatTemplate,
   controlTexts,
@@ -16,6 +16,7 @@ import {
   readTokenizerFiles,
   type Tokenizer,
 } from './tokenizer.ts';
+import { type ToolFormat, templateMessages, toolFormatOf } from './tool-format.ts';
 
 export type ModelText = {
   readonly tokenizer: Tokenizer;
@@ -25,9 +26,10 @@ export type ModelText = {
    * Under the model's chat template, ready for the answer; only the template writes control tokens.
    * @throws MaskrouteError `invalid_request`.
    */
-  encodeChat(messages: readonly ChatMessage[]): Int32Array;
+  encodeChat(messages: readonly ChatMessage[], tools?: readonly Tool[]): Int32Array;
   /** The same in steps, as `Tokenizer.encodeSteps`; the first renders the template. */
-  chatSteps(messages: readonly ChatMessage[]): Generator<number, Int32Array>;
+  chatSteps(messages: readonly ChatMessage[], tools?: readonly Tool[]): Generator<number, Int32Array>;
+  readonly toolFormat: ToolFormat;
 };
 
 /** What of a model's manifest text depends on. */
@@ -53,24 +55,24 @@ export function createModelText(json: object, config: object, manifest: TextMani
   const names = controlNames(json, template, [bosTokenId, ...eosTokenIds].map(name));
   const tokenizer = createTokenizer(json, config, new Set(names));
   const control = controlTexts(names);
-  function* chatSteps(messages: readonly ChatMessage[]): Generator<number, Int32Array> {
-    const { text, within } = template.renderApart(messages.map(templateMessage), control);
+  const toolFormat = toolFormatOf(template);
+  function* chatSteps(
+    messages: readonly ChatMessage[],
+    tools: readonly Tool[] = [],
+  ): Generator<number, Int32Array> {
+    const shown = templateMessages(messages, tools, toolFormat);
+    const { text, within } = template.renderApart(shown, toolFormat.isOwn ? tools : [], control);
     // The template writes BOS itself where the model wants one.
     return yield* tokenizer.encodeSteps(text, { addSpecial: false, parseSpecial: { within } });
   }
   return {
     tokenizer,
     encodePrompt: tokenizer.encode,
-    encodeChat: (messages) => finish(chatSteps(messages)),
+    encodeChat: (messages, tools) => finish(chatSteps(messages, tools)),
     chatSteps,
+    toolFormat,
   };
 }
-
-const templateMessage = (message: ChatMessage): TemplateMessage => ({
-  role: message.role,
-  content: messageText(message),
-  name: message.name ?? undefined,
-});
 
 /**
  * The tokens that structure conversations: those that the file calls special, those that begin and end texts, and what

@@ -25,12 +25,14 @@ type Kind = {
   /** A piece that is a token as it stands is taken whole, whatever the merges say. */
   readonly ignoreMerges: boolean;
   readonly addBos: boolean;
+  /** Letters with their accents become one before all else; GGUF files do not say so. */
+  readonly nfc?: true;
 };
 
 const gpt2: Kind = { patterns: [GPT2_PATTERN], ignoreMerges: false, addBos: false };
 const digitsThenGpt2: Kind = { ...gpt2, patterns: ['\\p{N}', GPT2_PATTERN] };
 const llama3: Kind = { patterns: [modern('\\p{N}{1,3}')], ignoreMerges: true, addBos: true };
-const qwen2: Kind = { ...gpt2, patterns: [modern('\\p{N}')] };
+const qwen2: Kind = { ...gpt2, patterns: [modern('\\p{N}')], nfc: true };
 const dbrx: Kind = { ...gpt2, patterns: [modern('\\p{N}{1,3}')] };
 const tekken: Kind = { patterns: [TEKKEN_PATTERN], ignoreMerges: true, addBos: true };
 

@@ -6,9 +6,11 @@
  */
 import { Worker } from 'node:worker_threads';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { messageTexts } from '../../../shared/wire/openai.ts';
 import type { TextManifest } from './model-text.ts';
 import type { FromTextThread, TextJob, TextThreadStart, ToTextThread } from './text-thread.ts';
-import { createTokenReader, type TokenReader } from './token-bytes.ts';
+import { createTokenReader, type TokenReader, type TokenTable } from './token-bytes.ts';
+import type { ToolFormat } from './tool-format.ts';
 
 export type { TextJob };
 
@@ -25,6 +27,10 @@ export type EncodedText =
   | { readonly type: 'too_long' };
 
 export type TextService = TokenReader & {
+  /** How the model calls tools. */
+  readonly toolFormat: ToolFormat;
+  /** What all tokens are read from, as plain data. */
+  readonly table: TokenTable;
   /**
    * Rejects with MaskrouteError `invalid_request` when the template refuses or takes too long, `queue_full`,
    * `engine_failed`, or what `signal` says, `cancelled` by default.
@@ -70,10 +76,12 @@ type Job = {
 /** Resolves once the thread is there. Rejects with MaskrouteError `engine_failed` when it does not start. */
 export async function openTextService(options: TextServiceOptions): Promise<TextService> {
   const limits = { ...DEFAULT_LIMITS, ...options.limits };
-  const { thread, table } = await openThread(options, limits);
+  const { thread, table, toolFormat } = await openThread(options, limits);
   const turns = new Turns(options, limits, thread);
   return {
     ...createTokenReader(table),
+    table,
+    toolFormat,
     encode: (job, call) => turns.encode(job, call),
     close: () => turns.close(),
   };
@@ -215,10 +223,14 @@ const tooMuch = ({ type }: TextJob, why: string): MaskrouteError => {
 };
 
 function charsOf(job: TextJob): number {
-  const texts = job.type === 'prompts' ? job.texts : job.messages.map(({ content }) => content);
-  const lengthOf = (text: (typeof texts)[number]): number =>
-    typeof text === 'string' ? text.length : (text ?? []).reduce((sum, part) => sum + part.text.length, 0);
-  return texts.reduce<number>((sum, text) => sum + lengthOf(text), 0);
+  const texts =
+    job.type === 'prompts'
+      ? job.texts
+      : [
+          ...job.messages.flatMap(messageTexts),
+          ...(job.tools === undefined ? [] : [JSON.stringify(job.tools)]),
+        ];
+  return texts.reduce((sum, { length }) => sum + length, 0);
 }
 
 /** Jobs that wait and the one whose turn it is, which stays where it is. */
@@ -362,5 +374,5 @@ async function openThread(
       await worker.terminate();
     },
   };
-  return { thread, table: started.table };
+  return { thread, table: started.table, toolFormat: started.toolFormat };
 }

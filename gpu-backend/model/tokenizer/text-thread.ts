@@ -5,14 +5,20 @@
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { type ErrorCode, MaskrouteError } from '../../../shared/wire/errors.ts';
-import type { ChatMessage } from '../../../shared/wire/openai.ts';
+import type { ChatMessage, Tool } from '../../../shared/wire/openai.ts';
 import type { ModelText, TextManifest } from './model-text.ts';
 import { openModelText } from './model-text.ts';
 import type { TokenTable } from './token-bytes.ts';
+import type { ToolFormat } from './tool-format.ts';
 
 /** `tokensMax`: of one prompt; a longer one is not read to its end. */
 export type TextJob = { readonly tokensMax: number } & (
-  | { readonly type: 'chat'; readonly messages: readonly ChatMessage[] }
+  | {
+      readonly type: 'chat';
+      readonly messages: readonly ChatMessage[];
+      /** Those that the prompt tells of. */
+      readonly tools?: readonly Tool[];
+    }
   | {
       readonly type: 'prompts';
       readonly texts: readonly string[];
@@ -29,7 +35,7 @@ export type ToTextThread =
   | { readonly type: 'drop'; readonly id: number };
 
 export type FromTextThread =
-  | { readonly type: 'ready'; readonly table: TokenTable }
+  | { readonly type: 'ready'; readonly table: TokenTable; readonly toolFormat: ToolFormat }
   | { readonly type: 'turned'; readonly tokens: number; readonly outcome: TurnOutcome };
 
 /** `tokens` beside it: what the job's prompts have so far, together. */
@@ -53,7 +59,7 @@ const TURN_ms = 5;
 function* promptSteps(text: ModelText, job: TextJob): Generator<number, Int32Array[] | undefined> {
   const all =
     job.type === 'chat'
-      ? [text.chatSteps(job.messages)]
+      ? [text.chatSteps(job.messages, job.tools)]
       : job.texts.map((prompt) => text.tokenizer.encodeSteps(prompt, job));
   const prompts: Int32Array[] = [];
   let before = 0;
@@ -110,7 +116,7 @@ async function serve(port: NonNullable<typeof parentPort>): Promise<void> {
     const ids = outcome.type === 'encoded' ? outcome.prompts.map(({ buffer }) => buffer as ArrayBuffer) : [];
     send({ type: 'turned', tokens: running.tokens, outcome }, ids);
   });
-  send({ type: 'ready', table: text.tokenizer.table });
+  send({ type: 'ready', table: text.tokenizer.table, toolFormat: text.toolFormat });
 }
 
 if (parentPort !== null) await serve(parentPort);

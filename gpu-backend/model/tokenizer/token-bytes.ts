@@ -80,7 +80,7 @@ export function tokenTable(json: object, added: readonly AddedToken[]): TokenTab
   const parts = decoderParts((json as { decoder?: DecoderJson | null }).decoder);
   const convert = parts.some((part) => part.type === 'ByteLevel') ? byteLevel : sentencePiece;
   const table: Uint8Array[] = [];
-  for (const [name, id] of Object.entries((json as VocabularyJson).model.vocab)) table[id] = convert(name);
+  for (const [name, id] of vocabularyOf(json)) table[id] = convert(name);
   for (const { id, content } of added) table[id] = utf8.encode(content);
   const ends = new Int32Array(table.length + 1);
   for (let id = 0; id < table.length; id++) ends[id + 1] = ends[id]! + (table[id]?.length ?? 0);
@@ -92,13 +92,30 @@ export function tokenTable(json: object, added: readonly AddedToken[]): TokenTab
     bytes,
     ends,
     specialIds: added.filter(({ special }) => special === true).map(({ id }) => id),
-    leadingSpace: parts.some((part) => part.type === 'Strip' && (part.start ?? 0) > 0),
+    leadingSpace: parts.some(
+      ({ type, start = 0, prepend_scheme: scheme, add_prefix_space: adds }) =>
+        (type === 'Strip' && start > 0) ||
+        (type === 'Metaspace' && scheme !== 'never' && (scheme !== undefined || adds !== false)),
+    ),
   };
 }
 
-type VocabularyJson = { readonly model: { readonly vocab: Readonly<Record<string, number>> } };
+/** Names and ids. A unigram model lists its pieces by id, the others name them. `json`: a tokenizer.json. */
+export function vocabularyOf(json: object): [string, number][] {
+  const { vocab } = (json as VocabularyJson).model;
+  if (!Array.isArray(vocab)) return Object.entries(vocab);
+  return (vocab as [string, number][]).map(([piece], id) => [piece, id]);
+}
+
+type VocabularyJson = {
+  readonly model: {
+    readonly vocab: Readonly<Record<string, number>> | readonly (readonly [string, number])[];
+  };
+};
 type DecoderJson = {
   readonly type: string;
+  readonly prepend_scheme?: string;
+  readonly add_prefix_space?: boolean;
   readonly start?: number;
   readonly decoders?: readonly DecoderJson[];
 };

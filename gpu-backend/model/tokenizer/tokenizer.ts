@@ -6,10 +6,11 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
-import type { BytePairsJson } from './byte-pairs.ts';
-import { createBytePairs } from './byte-pairs.ts';
+import { type BytePairsJson, createBytePairs } from './byte-pairs.ts';
+import { createNormalizer, type Normalizer } from './normalizer.ts';
 import type { TokenReader, TokenTable } from './token-bytes.ts';
-import { BYTE_NAMES, createTokenReader, tokenTable } from './token-bytes.ts';
+import { BYTE_NAMES, createTokenReader, tokenTable, vocabularyOf } from './token-bytes.ts';
+import { createUnigram, metaspaceCutter, type UnigramJson } from './unigram.ts';
 
 export const TOKENIZER_FILE = 'tokenizer.json';
 export const TOKENIZER_CONFIG_FILE = 'tokenizer_config.json';
@@ -62,7 +63,8 @@ export type AddedToken = {
 };
 
 type TokenizerJson = {
-  readonly model: BytePairsJson;
+  readonly model: (BytePairsJson & { readonly type?: 'BPE' }) | UnigramJson;
+  readonly normalizer?: unknown;
   readonly added_tokens?: readonly AddedToken[];
   readonly pre_tokenizer?: PreTokenizerPart | null;
 };
@@ -97,30 +99,21 @@ export function createTokenizer(
   config: object,
   alsoControl: ReadonlySet<string> = new Set(),
 ): Tokenizer {
-  const { model, pre_tokenizer } = json as TokenizerJson;
+  const { model, normalizer, pre_tokenizer } = json as TokenizerJson;
   const added = addedTokensOf(json);
   const control = added.filter((token) => isControl(token) || alsoControl.has(token.content));
   const others = added.filter((token) => !control.includes(token));
   const library = withoutVocabulary(json, config);
-  const splits = splitsOf(pre_tokenizer);
   const reserved = new Set(control.map(({ content }) => content));
-  const letter = splits && BYTE_NAMES.find((name) => reserved.has(name));
-  if (letter !== undefined) throw new Error(`its special token ${letter} is a letter of its alphabet`);
-  const pairs = createBytePairs(model, reserved, splits && BYTE_NAMES);
-  const cut = createCutter(control, others, library);
+  const words =
+    model.type === 'Unigram'
+      ? unigramWords(model, pre_tokenizer, reserved)
+      : bytePairWords(model, pre_tokenizer, reserved, library);
+  const cut = createCutter(control, others, createNormalizer(normalizer, config));
   const idsOfAdded = new Map(added.map(({ content, id }) => [content, id]));
-  const tokenId = (name: string) => idsOfAdded.get(name) ?? model.vocab[name];
+  const vocabulary = new Map(vocabularyOf(json));
+  const tokenId = (name: string) => idsOfAdded.get(name) ?? vocabulary.get(name);
   const frame = frameOf(library, tokenId);
-
-  /** Words as the merging takes them; a long text is cut as it is needed. */
-  function* wordsOf(text: string, section: number): Generator<string> {
-    if (splits !== undefined) return yield* cutWords(text, splits);
-    const cuts = library.pre_tokenizer?.pre_tokenize(text, { section_index: section }) ?? [text];
-    for (const piece of cuts) {
-      if (pairs.cutsAtSpaces) yield* cutAtSpaces(piece);
-      else yield piece;
-    }
-  }
 
   function* encodeSteps(text: string, options: EncodeOptions = {}): Generator<number, Int32Array> {
     const { addSpecial = true, parseSpecial = false } = options;
@@ -128,9 +121,9 @@ export function createTokenizer(
     const ids = addSpecial ? [...frame.before] : [];
     let chars = 0;
     for (const { section, part } of cut(text, within)) {
-      const words = typeof part === 'string' ? wordsOf(part, section) : [part];
-      for (const word of words) {
-        if (typeof word === 'string') for (const _ of pairs.encode(word, ids)) yield ids.length;
+      const all = typeof part === 'string' ? words.cut(part, section) : [part];
+      for (const word of all) {
+        if (typeof word === 'string') for (const _ of words.encode(word, ids)) yield ids.length;
         else ids.push(word.id);
         chars += typeof word === 'string' ? word.length : word.content.length;
         if (chars < CHARS_A_STEP) continue;
@@ -159,15 +152,57 @@ export function createTokenizer(
   };
 }
 
+/** How text is cut into words, and how a word becomes ids; see `createBytePairs`. */
+type Words = {
+  /** A long text is cut as it is needed. `section`: how many come before it. */
+  cut(text: string, section: number): Iterable<string>;
+  encode(word: string, ids: number[]): Generator<void, void>;
+};
+
+function bytePairWords(
+  model: BytePairsJson,
+  preTokenizer: PreTokenizerPart | null | undefined,
+  reserved: ReadonlySet<string>,
+  library: LibraryTokenizer,
+): Words {
+  const splits = splitsOf(preTokenizer);
+  const letter = splits && BYTE_NAMES.find((name) => reserved.has(name));
+  if (letter !== undefined) throw new Error(`its special token ${letter} is a letter of its alphabet`);
+  const pairs = createBytePairs(model, reserved, splits && BYTE_NAMES);
+  return {
+    *cut(text, section) {
+      if (splits !== undefined) return yield* cutWords(text, splits);
+      const cuts = library.pre_tokenizer?.pre_tokenize(text, { section_index: section }) ?? [text];
+      for (const piece of cuts) {
+        if (pairs.cutsAtSpaces) yield* cutAtSpaces(piece);
+        else yield piece;
+      }
+    },
+    encode: pairs.encode,
+  };
+}
+
+function unigramWords(
+  model: UnigramJson,
+  preTokenizer: PreTokenizerPart | null | undefined,
+  reserved: ReadonlySet<string>,
+): Words {
+  const cut = metaspaceCutter(flat(preTokenizer));
+  return {
+    cut: (text, section) => cut(text, section === 0),
+    encode: createUnigram(model, reserved).encode,
+  };
+}
+
 /** The library, for what it does on text alone. */
 const withoutVocabulary = (json: object, config: object): LibraryTokenizer =>
   new LibraryTokenizer(
     {
-      normalizer: null,
       pre_tokenizer: null,
       post_processor: null,
       decoder: null,
       ...json,
+      normalizer: null,
       model: { type: 'BPE', vocab: {}, merges: [] },
       added_tokens: [],
     },
@@ -240,7 +275,7 @@ type Cutter = (text: string, within: string | undefined) => Iterable<Section>;
 function createCutter(
   control: readonly AddedToken[],
   others: readonly AddedToken[],
-  { normalizer }: LibraryTokenizer,
+  normalizer: Normalizer | null,
 ): Cutter {
   const isNormalized = ({ normalized, special }: AddedToken) =>
     normalizer !== null && (normalized ?? special !== true);

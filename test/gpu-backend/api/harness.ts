@@ -2,6 +2,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { Tracer } from '@opentelemetry/api';
 import OpenAI from 'openai';
 import { pino } from 'pino';
 import {
@@ -33,6 +34,7 @@ export type TestServer = RunningServer & {
 
 export type ServeOptions = {
   readonly jobs?: Jobs;
+  readonly tracer?: Tracer;
   readonly audience?: string | undefined;
   readonly metricsKey?: string;
   /** Where masks are asked for. */
@@ -97,6 +99,7 @@ export async function apiOptions(
     }),
     encoders,
     jobs,
+    tracer: more.tracer,
     keys: { backendKey: BACKEND_KEY, metricsKey: more.metricsKey, audience },
     limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
     log,

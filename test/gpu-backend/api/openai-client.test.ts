@@ -343,7 +343,7 @@ describe('errors reach the client as its own exceptions', () => {
     [{ top_logprobs: 3 }, OpenAI.BadRequestError, 'invalid_request', 'top_logprobs'],
     [{ logit_bias: { 9999: 1 } }, OpenAI.BadRequestError, 'invalid_request', 'logit_bias'],
     [{ min_tokens: 9, max_tokens: 3 }, OpenAI.BadRequestError, 'invalid_request', 'min_tokens'],
-    [{ tools: [{ type: 'function' }] }, OpenAI.BadRequestError, 'invalid_request', 'tools'],
+    [{ tools: [{ type: 'function' }] }, OpenAI.BadRequestError, 'invalid_request', 'tools[0].function'],
     [{ tool_choice: 'required' }, OpenAI.BadRequestError, 'invalid_request', 'tool_choice'],
     [{ function_call: { name: 'f' } }, OpenAI.BadRequestError, 'invalid_request', 'function_call'],
     [{ modalities: ['text', 'audio'] }, OpenAI.BadRequestError, 'invalid_request', 'modalities[1]'],

@@ -12,6 +12,9 @@ import type {
   Timings,
   TokenLogprob,
 } from '../../../gpu-backend/engine/engine.ts';
+import { createGrammars } from '../../../gpu-backend/grammar/grammars.ts';
+import { tokenTable } from '../../../gpu-backend/model/tokenizer/token-bytes.ts';
+import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
 import type { ModelHash } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 
@@ -198,6 +201,7 @@ const logprobOf = (tokenId: number, count: number): TokenLogprob => ({
 
 /** One token a byte, and two special ones. */
 export const byteText: TokenText = {
+  toolFormat: PLAIN_FORMAT,
   tokenBytesMax: 8,
   async encode(job, { spent }) {
     const prompts =
@@ -225,10 +229,27 @@ const encode = (text: string): number[] =>
     return special === undefined ? bytesOf(part) : [Number(special[0])];
   });
 
+/** The real thing over the bytes; a script does what it says whatever the grammar allows. */
+export const byteGrammars = createGrammars({
+  vocabulary: {
+    table: tokenTable(
+      {
+        model: {
+          vocab: Object.fromEntries(Array.from({ length: 128 }, (_, id) => [String.fromCharCode(id), id])),
+        },
+      },
+      Object.entries(NAMES).map(([id, content]) => ({ id: Number(id), content, special: true })),
+    ),
+    ...{ size: VOCABULARY, endTokenId: END_TOKEN },
+  },
+  onError: () => {},
+});
+
 export const scriptedModel = (engine: Engine): ServedModel => ({
   name: 'scripted',
   created_s: 1_700_000_000,
   engine,
   text: byteText,
+  grammars: byteGrammars,
   endTokenIds: [END_TOKEN],
 });

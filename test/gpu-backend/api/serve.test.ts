@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { afterEach, describe, expect, it } from 'vitest';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
+import { openReceiver, type Receiver } from '../../support/otlp-receiver.ts';
 import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
 
 type Served = {
@@ -40,10 +41,24 @@ async function ready({ output }: Served): Promise<string> {
   return url()!;
 }
 
+/** Where OpenTelemetry's packages send what nobody said where to send. Another run may have the port for a moment. */
+async function defaultCollector(): Promise<Receiver> {
+  let receiver: Receiver | undefined;
+  await eventually(async () => {
+    receiver = await openReceiver(4318).catch(() => undefined);
+    return receiver !== undefined;
+  });
+  return receiver!;
+}
+
 const story = (url: string) =>
   fetch(`${url}/v1/chat/completions`, {
     method: 'POST',
-    headers: { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': 'application/json' },
+    headers: {
+      authorization: `Bearer ${BACKEND_KEY}`,
+      'content-type': 'application/json',
+      traceparent: '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01',
+    },
     body: JSON.stringify({
       model: DEFAULT_MODEL,
       messages: [{ role: 'user', content: 'Tell me a story.' }],
@@ -65,6 +80,7 @@ describe('serve', () => {
   });
 
   it('finishes running answers on SIGTERM and exits with 0', async () => {
+    const collector = await defaultCollector();
     const served = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY });
     const response = await story(await ready(served));
     served.child.kill('SIGTERM');
@@ -74,6 +90,9 @@ describe('serve', () => {
     expect(tokens).toBeGreaterThan(20);
     expect(await served.exit).toBe(0);
     expect(served.output()).not.toContain(BACKEND_KEY);
+    await collector.close();
+    // Nobody named a collector.
+    expect(collector.requests).toEqual([]);
   });
 
   it('says which port it cannot have', async () => {

@@ -91,6 +91,30 @@ describe('failures', () => {
     });
   });
 
+  it.each([true, false])(
+    'twice of one request refuse it the third time, streamed: %s, and no other',
+    async (stream) => {
+      await using api = await start({
+        ...says('abc'),
+        failure: { afterTokens: stream ? 2 : 0, error: broken },
+      });
+      const codeOf = async (fields: object) =>
+        /"code":"(\w+)"/.exec(await (await api.chat({ stream, ...fields })).text())?.[1];
+      expect(await codeOf({ maskroute: { completion: 'one' } })).toBe('engine_failed');
+      expect(await codeOf({ seed: 7 })).toBe('engine_failed');
+      expect(await codeOf({ maskroute: { completion: 'two' } })).toBe('engine_failed');
+      const { length } = api.engine.ended;
+      const refused = await api.chat({ stream, maskroute: { completion: 'three' } });
+      expect(refused.status).toBe(422);
+      expect(await refused.json()).toMatchObject({
+        error: { code: 'request_fails_engine', type: 'invalid_request_error' },
+      });
+      expect(api.engine.ended).toHaveLength(length);
+      expect(await codeOf({ seed: 7 })).toBe('engine_failed');
+      expect(await codeOf({ seed: 8 })).toBe('engine_failed');
+    },
+  );
+
   it('of an unknown kind tell the client nothing', async () => {
     const error = new Error('password 1234 in /etc');
     await using api = await start({ ...says('x'), failure: { afterTokens: 0, error } });
@@ -292,7 +316,7 @@ describe('clients that do not read', () => {
 
 describe('a stop', () => {
   it('lets running answers finish, refuses new ones, and says so', async () => {
-    await using api = await start({ ...says('abcdefghij'), step_ms: 20 });
+    await using api = await start({ ...says('abcdefghij'), step_ms: 200 }, { drain_ms: 20_000 });
     const running = await api.chat();
     const connection = (response: Response) => response.headers.get('connection');
     expect(connection(await fetch(`${api.server.url}/healthz`))).toBe('keep-alive');

@@ -1,10 +1,12 @@
-/** The command line as a person meets it: one clear line and exit code 1 when something is wrong. */
+/** The command line as a person meets it: one clear line when something is wrong, and help with examples. */
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import type { Command } from 'commander';
 import { afterAll, describe, expect, test, vi } from 'vitest';
-import { main } from '../../../gpu-backend/cli/cli.ts';
+import { main, program } from '../../../gpu-backend/cli/cli.ts';
+import manifest from '../../../package.json' with { type: 'json' };
 
 const home = mkdtempSync(path.join(tmpdir(), 'cli-'));
 afterAll(() => rmSync(home, { recursive: true }));
@@ -23,20 +25,13 @@ function maskroute(...args: string[]) {
 async function refusal(...args: string[]) {
   for (const [name, value] of Object.entries(ENVIRONMENT)) vi.stubEnv(name, value);
   const said = { stdout: '', stderr: '' };
-  let isOver = false;
   const hear = (stream: 'stdout' | 'stderr') => (text: unknown) => {
-    if (!isOver) said[stream] += text;
+    said[stream] += text;
     return true;
   };
   vi.spyOn(process.stdout, 'write').mockImplementation(hear('stdout'));
   vi.spyOn(process.stderr, 'write').mockImplementation(hear('stderr'));
   vi.spyOn(console, 'error').mockImplementation((text) => void hear('stderr')(`${text}\n`));
-  // A process says nothing after it.
-  vi.spyOn(process, 'exit').mockImplementation((status) => {
-    isOver = true;
-    process.exitCode = status ?? 0;
-    throw new Error('This process goes on.');
-  });
   await main(args);
   const status = process.exitCode;
   process.exitCode = undefined;
@@ -101,20 +96,79 @@ const REFUSED: [string, string[], RegExp][] = [
   ['a rank that is none', ['bench', 'ranks', '--data', 'x', '--ranks', '64,65'], /multiple of 32/],
 ];
 
+/** Called rightly, and yet it cannot be done: exit code 1. Everything else above is not called rightly: 2. */
+const FAILED = [
+  'a model that is not installed',
+  'a source that is nowhere',
+  'a mask set that is missing',
+  'no backend key',
+  'a model to learn for that is missing',
+];
+
+const commandsOf = (command: Command, name: string): [string, Command][] => [
+  [name, command],
+  ...command.commands.flatMap((sub) => commandsOf(sub, `${name} ${sub.name()}`)),
+];
+
 describe('the command line', () => {
-  test.each(REFUSED)('refuses %s', async (_what, args, reason) => {
+  test.each(REFUSED)('refuses %s', async (what, args, reason) => {
     const { status, stdout, stderr } = await refusal(...args);
     expect(stderr).toMatch(reason);
     expect(stderr).toMatch(/^error: /);
     expect(stderr.trim().split('\n').length, stderr).toBeLessThanOrEqual(2);
-    expect([status, stdout]).toEqual([1, '']);
+    expect([status, stdout]).toEqual([FAILED.includes(what) ? 1 : 2, '']);
   });
 
-  test('says so and ends with 1, as a process', () => {
+  test('says so and ends with 1 or 2, as a process', () => {
     const { status, stdout, stderr } = maskroute('model', 'show', 'nobody');
     expect([status, stdout]).toEqual([1, '']);
     expect(stderr).toMatch(/^error: No model named "nobody".*\n$/);
-    expect(maskroute('nonsense').status).toBe(1);
+    expect(maskroute('nonsense').status).toBe(2);
+  });
+
+  test('tells its version', () => {
+    expect(maskroute('--version')).toEqual({ status: 0, stdout: `${manifest.version}\n`, stderr: '' });
+  });
+
+  test.each(commandsOf(program, 'maskroute'))(
+    '%s: its help ends with examples that it takes',
+    (name, command) => {
+      let help = '';
+      command.configureOutput({ writeOut: (text) => (help += text) });
+      command.outputHelp();
+      const [, examples] = help.split(/\nExamples?:\n/);
+      expect(examples, help).toBeDefined();
+      expect(examples).toContain('maskroute ');
+      const words = name.split(' ').slice(1);
+      if (words[0] !== 'completion' && words.length > 0) expect(examples).toContain(name);
+      // Options that are not there.
+      const known = commandsOf(program, 'maskroute').flatMap(([, { options }]) =>
+        options.map(({ long }) => long),
+      );
+      for (const [option] of examples!.matchAll(/--[a-z-]+/g)) expect(['--help', ...known]).toContain(option);
+      // `serve` prints a log and `completion` a script.
+      const prints = command.commands.length === 0 && !['serve', 'completion'].includes(command.name());
+      if (prints) expect(command.options.map(({ long }) => long)).toContain('--json');
+    },
+  );
+
+  test('a shell completes commands and options, the ones that fit', () => {
+    const { stdout: script } = maskroute('completion', 'bash');
+    const offered = (...typed: string[]) => {
+      const words = ['maskroute', ...typed].map((word) => `'${word}'`).join(' ');
+      const asked = `${script}\nCOMP_WORDS=(${words}); COMP_CWORD=${typed.length}; _maskroute; echo "\${COMPREPLY[@]}"`;
+      return spawnSync('bash', ['-c', asked], { encoding: 'utf8' }).stdout.trim().split(' ');
+    };
+    expect(offered('ro')).toEqual(['rollback']);
+    expect(offered('model', '')).toEqual(['pull', 'list', 'surrogates', 'show', 'help', '--help']);
+    expect(offered('model', 'show', '--v')).toEqual(['--verify']);
+    expect(offered('learn', '--data', 'file.jsonl', '--spa')).toEqual(['--sparsity']);
+    expect(offered('completion', 'z')).toEqual(['zsh']);
+    expect(maskroute('completion', 'zsh').stdout).toContain('bashcompinit');
+    expect(maskroute('completion', 'fish').stdout).toContain(
+      "complete -c maskroute -n '__fish_seen_subcommand_from model; and __fish_seen_subcommand_from show' -l verify",
+    );
+    expect(maskroute('completion', 'tcsh').status).toBe(2);
   });
 
   test('tells of every command', () => {
@@ -128,8 +182,11 @@ describe('the command line', () => {
       'distill',
       'publish',
       'rollback',
+      'status',
+      'history',
       'serve',
       'bench',
+      'completion',
     ];
     for (const command of commands) {
       expect(stdout).toMatch(new RegExp(`^ {2}${command} `, 'm'));

@@ -1,6 +1,6 @@
 /** `learn` on the command line, where an installed model decides what may be asked. */
 import { spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
@@ -10,12 +10,23 @@ import { writeSmallData } from '../learning/small-run.ts';
 const cli = fileURLToPath(new URL('../../../gpu-backend/cli/cli.ts', import.meta.url));
 
 test.each([
-  ['a sparsity of less than half a block', ['--sparsity', '0.05'], /less than half a block of 8/],
-  ['counts that cannot be', ['--sparsity', '0.5', '--attention', '1', '--ffn', '1'], /No mask leaves out 50/],
-  ['surrogates that the model lacks', ['--sparsity', '0.5', '--surrogate'], /tiny has no surrogates/],
-])(
+  ['a sparsity of less than half a block', ['--sparsity', '0.05'], /less than half a block of 8/, 2],
+  [
+    'counts that cannot be',
+    ['--sparsity', '0.5', '--attention', '1', '--ffn', '1'],
+    /No mask leaves out 50/,
+    1,
+  ],
+  [
+    'a context that nothing is timed with',
+    ['--sparsity', '0.5', '--context', '90'],
+    /--context is for --cost/,
+    2,
+  ],
+  ['surrogates that the model lacks', ['--sparsity', '0.5', '--surrogate'], /tiny has no surrogates/, 2],
+] as const)(
   'refuses %s in one line, and writes no mask set',
-  async (_what, flags, reason) => {
+  async (_what, flags, reason, code) => {
     using tiny = await tinyHome();
     const data = await writeSmallData(join(tiny.home, 'data'));
     const out = join(tiny.home, 'out');
@@ -26,8 +37,30 @@ test.each([
     });
     expect(stderr.trim().split('\n').at(-1)).toMatch(/^error: /);
     expect(stderr).toMatch(reason);
-    expect([status, stdout]).toEqual([1, '']);
+    expect([status, stdout]).toEqual([code, '']);
     expect(existsSync(join(out, 'mask-set.json'))).toBe(false);
   },
   60_000,
 );
+
+test('makes a first set quickly, and says whether routing pays', async () => {
+  using tiny = await tinyHome();
+  const data = await writeSmallData(join(tiny.home, 'data'));
+  const out = join(tiny.home, 'out');
+  const args = ['learn', '--model', 'tiny', '--data', ...data, '--clusters', '4', '--out', out];
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    [cli, ...args, '--masks', '2', '--sparsity', '0.25', '--quick'],
+    { env: { ...process.env, MASKROUTE_HOME: tiny.home }, encoding: 'utf8' },
+  );
+  expect([status, stderr.includes('error:')]).toEqual([0, false]);
+  const set = JSON.parse(readFileSync(join(out, 'mask-set.json'), 'utf8'));
+  const masks = new Set(set.clusters.map(({ bits }: { bits: string }) => bits));
+  expect(set.clusters).toHaveLength(4);
+  expect(set.learned.masks).toBe(masks.size);
+  expect(masks.size).toBeLessThanOrEqual(2);
+  expect(masks.has(set.learned.oneMask)).toBe(true);
+  // Either several masks lead one, and the figures stand there, or the reason does.
+  expect(stdout).toMatch(masks.size > 1 ? /routing +KL .* -\d/ : /All clusters share one mask: /);
+  expect(set.learned.oneMaskReason === undefined).toBe(masks.size > 1);
+}, 120_000);

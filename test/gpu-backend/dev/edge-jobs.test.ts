@@ -170,7 +170,7 @@ it('a backend that is gone is 503, and gets no key that opens others', async () 
   await answer(call('POST', '/backends', { id: 'stranger', url: `http://127.0.0.1:${port}` }), 201);
   await answer(call('GET', '/backends/stranger/jobs'), 502);
   stranger.close();
-  expect(sent).toMatch(/^Bearer mrt1\./);
+  expect(sent).toMatch(/^Bearer eyJ/);
   expect(sent).not.toContain(BACKEND_KEY);
   const claims = JSON.parse(Buffer.from(sent.split('.')[1]!, 'base64url').toString());
   expect(claims).toMatchObject({ scope: 'jobs', audience: `http://127.0.0.1:${port}` });

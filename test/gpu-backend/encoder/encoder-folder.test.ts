@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { readEncoderFolder } from '../../../gpu-backend/encoder/sentence-encoder.ts';
+import { readEncoderFolder } from '../../../gpu-backend/encoder/encoder-files.ts';
 import { openEncoder } from '../../../gpu-backend/learning/data/encoders.ts';
 
 const CONFIG = {
@@ -13,13 +13,13 @@ const CONFIG = {
   num_attention_heads: 2,
   num_hidden_layers: 1,
   max_position_embeddings: 16,
-  vocab_size: 3,
+  vocab_size: 5,
   layer_norm_eps: 1e-12,
 };
 const TOKENIZER = {
   normalizer: { type: 'BertNormalizer', lowercase: true },
   pre_tokenizer: { type: 'BertPreTokenizer' },
-  model: { type: 'WordPiece', vocab: { b: 1, a: 0, c: 2 } },
+  model: { type: 'WordPiece', vocab: { b: 1, a: 0, '[UNK]': 2, '[CLS]': 3, '[SEP]': 4 } },
 };
 
 let folder = '';
@@ -37,7 +37,9 @@ function write(config: object, tokenizer: object): Promise<unknown> {
 describe('the folder of a sentence encoder', () => {
   it('is read, its vocabulary in id order', async () => {
     await expect(write(CONFIG, TOKENIZER)).resolves.toMatchObject({
-      vocabulary: ['a', 'b', 'c'],
+      wordPiece: { vocabulary: ['a', 'b', '[UNK]', '[CLS]', '[SEP]'] },
+      pooling: 'mean',
+      prefix: '',
       tokensMax: 16,
     });
   });
@@ -60,9 +62,14 @@ describe('the folder of a sentence encoder', () => {
       'a vocabulary of another size',
       CONFIG,
       { ...TOKENIZER, model: { vocab: { a: 0 } } },
-      /has 1 tokens, not 3/,
+      /has 1 tokens, not 5/,
     ],
-    ['an id given twice', CONFIG, { ...TOKENIZER, model: { vocab: { a: 0, b: 0, c: 2 } } }, /id 0 wrongly/],
+    [
+      'an id given twice',
+      CONFIG,
+      { ...TOKENIZER, model: { vocab: { a: 0, b: 0, c: 2, d: 3, e: 4 } } },
+      /id 0 wrongly/,
+    ],
   ])('with %s is refused', async (_, config, tokenizer, message) => {
     await expect(write(config, tokenizer)).rejects.toThrow(message);
   });
@@ -77,7 +84,9 @@ describe('the folder of a sentence encoder', () => {
     );
     const options = { home: folder, threads: 1, hooks: { onProgress: () => {}, log: () => {} } };
     await expect(openEncoder(folder, options)).rejects.toThrow(/model\.safetensors cannot be read/);
-    await expect(openEncoder('no-such-encoder', options)).rejects.toThrow(/neither all-minilm-l6-v2 nor/);
+    await expect(openEncoder('no-such-encoder', options)).rejects.toThrow(
+      /neither all-minilm-l6-v2, bge.* nor hf:/,
+    );
     await expect(openEncoder(join(folder, 'none.bin'), options)).rejects.toThrow(/none\.bin cannot be read/);
   });
 });

@@ -2,7 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import type { KvMode } from '../../../gpu-backend/engine/engine.ts';
 import type { Runner } from '../../../gpu-backend/engine/runner.ts';
-import type { WeightSource } from '../../../gpu-backend/model/model-source.ts';
+import type { ModelConfig, WeightSource } from '../../../gpu-backend/model/model-source.ts';
 import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask/mask.ts';
 import { naiveLlama } from '../../support/naive-llama.ts';
 import { openEmitted, randomLlama, TINY_CONFIG } from '../../support/random-llama.ts';
@@ -44,6 +44,29 @@ function largestDifference(a: ArrayLike<number>[], b: ArrayLike<number>[]): numb
   return largest;
 }
 
+/** What families have beside a plain Llama, and all of it at once. */
+const FEATURES: [string, Partial<ModelConfig>][] = [
+  ['biases of Q, K and V', { architecture: 'qwen2', attentionBias: 'qkv' }],
+  ['biases of all of attention', { attentionBias: 'qkvo' }],
+  [
+    'norms over heads as wide as they like',
+    { architecture: 'qwen3', headNorms: true, headSize: 32, kvHeadCount: 1 },
+  ],
+  ['layers without rotary', { architecture: 'smollm3', layersWithoutRope: [1, 3] }],
+  ['a sliding window in some layers', { slidingWindow: { tokens: 9, layers: [0, 2] } }],
+  [
+    'all of it, YaRN and a head of its own',
+    {
+      ...{ attentionBias: 'qkvo', headNorms: true, layersWithoutRope: [0], tiedEmbeddings: false },
+      slidingWindow: { tokens: 13, layers: [1, 2, 3] },
+      ropeScaling: {
+        ...{ type: 'yarn', factor: 4, originalContextTokens: 16, betaFast: 32, betaSlow: 1 },
+        ...{ wholeDimensions: true, attentionFactor: 1.1386 },
+      },
+    },
+  ],
+];
+
 const WHOLE = [60];
 const BY_TOKEN = Array<number>(60).fill(1);
 const UNEVEN = [7, 1, 1, 30, 2, 19];
@@ -52,6 +75,7 @@ describe.each([
   ['tied embeddings', {}],
   ['a head of its own', { tiedEmbeddings: false }],
   ['heads of 32, whose scale is no power of two', { headSize: 32, headCount: 3, kvHeadCount: 1 }],
+  ...FEATURES,
 ])('fp32, %s', (_name, changes) => {
   const source = randomLlama(changes);
 
@@ -74,6 +98,36 @@ describe.each([
     expect(largestDifference(found, await naiveLogits(source, mask))).toBeLessThan(1e-4);
   });
 });
+
+test.each(FEATURES)(
+  '%s: two sequences under two masks at once have the logits that they have alone',
+  async (_, changes) => {
+    const source = randomLlama(changes);
+    await using runner = await openEmitted(source, 'f32');
+    const plans = [DENSE, MASKED].map((mask) => ({ mask, kv: 'preserve' as const }));
+    const caches = plans.map(() => runner.newCache());
+    const expected = await Promise.all(plans.map(({ mask }) => naiveLogits(source, () => mask)));
+    for (const [step, size] of [7, 1, 12, 1].entries()) {
+      const inputs = plans.map((plan, i) => {
+        const cache = caches[i]!;
+        const tokens = i === 0 ? size : size + 1;
+        return {
+          cache,
+          plan,
+          tokenIds: TOKENS.slice(cache.length, cache.length + tokens),
+          logitRows: [tokens - 1],
+        };
+      });
+      const logits = await runner.runMany(inputs);
+      logits.forEach((row, i) => {
+        const found = [row];
+        expect(largestDifference(found, [expected[i]![caches[i]!.length - 1]!]), `step ${step}`).toBeLessThan(
+          1e-4,
+        );
+      });
+    }
+  },
+);
 
 test('with kv: elide a request that keeps its mask has the same logits', async () => {
   const source = randomLlama();

@@ -97,7 +97,9 @@ test('a piece shrinks where keys are many, and while the machine is slow', () =>
   expect(near).toBe(51);
   for (let step = 0; step < 40; step++) runStep(scheduler, 400);
   const [[, slow]] = runStep(scheduler) as [[string, number]];
-  expect(slow).toBe(8);
+  // Not so small that reading the weights takes most of the time.
+  expect(slow).toBeLessThan(near / 2);
+  expect(slow).toBeGreaterThan(8);
 });
 
 test('no piece of several tokens leaves one, or is one', () => {
@@ -189,14 +191,17 @@ test('tenants take turns with their prompts, and so do the requests of one', () 
 });
 
 test('where not everybody fits into a step, tenants take turns with their tokens', () => {
-  // With so many keys a token takes 29 ms: two fit, and the time of a third does not.
+  // With so many keys a token takes 29 ms, and each further one 20: five fit into the time of four alone.
   const scheduler = open({ ...PROMPTS, stepMax_ms: 50 }, { ...TIMES, key_ms: 0.0019 });
-  for (const id of ['a1', 'a2', 'a3', 'b1', 'c1'])
+  for (const id of ['a1', 'a2', 'a3', 'a4', 'b1', 'b2', 'c1', 'c2'])
     scheduler.add({ ...request(id, 10_000, 100_000), tokenCount: 10_001, computedCount: 10_000 });
   const found = Array.from({ length: 30 }, () => ids(runStep(scheduler)));
-  expect(new Set(found.map((step) => step.split(' ').length))).toEqual(new Set([2]));
+  expect(new Set(found.map((step) => step.split(' ').length))).toEqual(new Set([5]));
   const steps = (tenant: string) => found.join(' ').split(tenant).length - 1;
-  expect([steps('a'), steps('b'), steps('c')]).toEqual([20, 20, 20]);
+  for (const tenant of 'abc') {
+    expect(steps(tenant)).toBeGreaterThan(42);
+    expect(steps(tenant)).toBeLessThan(58);
+  }
 });
 
 test('a step as long as several counts as so many turns', () => {

@@ -15,8 +15,9 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { JobData } from '../../../gpu-backend/jobs/job-data.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
-import { seal, unseal } from '../../../gpu-backend/jobs/job-store.ts';
-import { type CreateJob, isFinished, type Job } from '../../../shared/admin/job-wire.ts';
+import { seal, unseal, unsealWithAny } from '../../../gpu-backend/jobs/job-store.ts';
+import { learnArguments } from '../../../gpu-backend/jobs/run-command.ts';
+import { type CreateJob, isFinished, type Job, type JobRequest } from '../../../shared/admin/job-wire.ts';
 import { eventually } from '../api/harness.ts';
 
 const KEY = 'a-backend-key-of-the-tests';
@@ -190,6 +191,9 @@ describe('publishing', () => {
     expect(unseal(sealed, KEY, 'job_1')).toBe('secret');
     expect(() => unseal(sealed, KEY, 'job_2')).toThrow();
     expect(() => unseal(sealed, 'another key', 'job_1')).toThrow();
+    // While the key is rotated, what the one before sealed is opened.
+    expect(unsealWithAny(sealed, ['another key', KEY], 'job_1')).toBe('secret');
+    expect(() => unsealWithAny(sealed, ['another key', 'a third'], 'job_1')).toThrow();
     sealed[sealed.length - 1]! ^= 1;
     expect(() => unseal(sealed, KEY, 'job_1')).toThrow();
     expect(seal('secret', KEY, 'job_1').equals(seal('secret', KEY, 'job_1'))).toBe(false);
@@ -269,4 +273,22 @@ describe('data', () => {
       await expect(data.files({ data: [{ path }] }), path).rejects.toMatchObject({ code: 'not_found' });
     }
   });
+});
+
+it('a job asks the command line for what its request says, and for nothing else', () => {
+  const asked: JobRequest = {
+    kind: 'learn',
+    model: 'm',
+    data: [],
+    clusters: 64,
+    sparsity: 0.25,
+    encoder: 'static',
+  };
+  const plain = learnArguments(asked, ['a.jsonl'], 'out').join(' ');
+  expect(plain).toContain('--clusters 64 --sparsity 0.25');
+  expect(plain).not.toMatch(/--masks|--cost|--context/);
+  const more: JobRequest = { ...asked, masks: 4, cost: 'time', context: 2000 };
+  expect(learnArguments(more, ['a.jsonl'], 'out').join(' ')).toContain(
+    '--masks 4 --cost time --context 2000',
+  );
 });

@@ -67,24 +67,27 @@ describe('learn', () => {
     expect(maskSet.learned).toMatchObject({ method: 'hard-concrete', oneMask: report.oneMask.bits });
     expect(Object.keys(maskSet.heldOut)).toEqual(['dense', 'learned', 'one-mask', 'clusters']);
     expect(report.information_bits.fit).toBeCloseTo(1, 1);
-    for (const cluster of report.clusters) {
-      expect([...cluster.skipAttention, ...cluster.skipFfn]).toHaveLength(4);
-      expect(cluster.candidates[0]!.source).toBe(cluster.source);
-      expect(cluster.curve).toHaveLength(4);
-      // The mask for everybody competed, and did not win against a better one.
-      const one = cluster.candidates.find(({ bits }) => bits === report.oneMask.bits)!;
-      expect(cluster.candidates[0]!.kl).toBeLessThanOrEqual(one.kl);
+    expect(report.masks[0]).toMatchObject({ bits: report.oneMask.bits });
+    for (const mask of report.masks) {
+      expect([...mask.skipAttention, ...mask.skipFfn]).toHaveLength(4);
+      expect(mask.curve).toHaveLength(4);
     }
-    const lead = { mean_kl: 0.1, standardError_kl: null };
-    const html = reportHtml({ learn: { ...report, oneMask: { ...report.oneMask, lead } } });
-    expect(html).toContain('0.100, one batch');
+    for (const cluster of report.clusters) expect(cluster.bits).toBe(report.masks[cluster.maskIndex]!.bits);
+    const { pool, validated_kl, rows } = report.sharing!;
+    expect(rows).toBeGreaterThan(4);
+    expect(validated_kl).toHaveLength(2);
+    // The mask for everybody competes with all others, and each mask once.
+    expect(new Set(pool.map(({ bits }) => bits)).size).toBe(pool.length);
+    expect(pool.map(({ bits }) => bits)).toContain(report.oneMask.bits);
+    const html = reportHtml({ learn: report });
+    expect(html).toContain('Does routing pay?');
     expect(html).not.toContain('NaN');
   }, 60_000);
 
   it('keeps the counts that it is told', async () => {
     const exactly = (count: number) => ({ min: count, max: count });
     const { report } = await learn(await options('counts', { attention: exactly(1), ffn: exactly(3) }));
-    for (const { skipAttention, skipFfn } of [report.oneMask, ...report.clusters])
+    for (const { skipAttention, skipFfn } of [...report.masks, ...report.clusters])
       expect([skipAttention.length, skipFfn.length]).toEqual([1, 3]);
     const impossible = await options('impossible', { attention: exactly(0), ffn: exactly(3) });
     await expect(learn(impossible)).rejects.toThrow(/No mask leaves out 25.0 %/);

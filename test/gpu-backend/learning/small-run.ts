@@ -21,9 +21,12 @@ const mask = {
 };
 export const SMALL_EFFORT: LearnEffort = {
   one: { ...mask, greedyEvaluations: 10 },
-  cluster: mask,
+  group: mask,
+  masksMax: 2,
+  turns: 2,
   choicePositions: 60,
-  heldOutPositions: 60,
+  sharePositions: 240,
+  heldOutPositions: 120,
   tokensMax: 48,
   targets: 'dense',
   scored: 'all',

@@ -103,7 +103,7 @@ test('a model gets a table beside its weights, changes it, and keeps its name an
     surrogates: { rank: 32, fitted: 'first', preset: false },
   });
   expect((await readdir(first.folder)).sort()).toEqual(
-    ['model.json', 'model.onnx', 'surrogates.bin', 'surrogates.safetensors'].concat([
+    ['model-batched.onnx', 'model.json', 'model.onnx', 'surrogates.bin', 'surrogates.safetensors'].concat([
       'tokenizer.json',
       'tokenizer_config.json',
       'weights.bin',

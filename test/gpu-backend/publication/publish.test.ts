@@ -5,7 +5,9 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { z } from 'zod';
+import { main } from '../../../gpu-backend/cli/cli.ts';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { ensurePreset, storePreset } from '../../../gpu-backend/dev/seed.ts';
 import { evaluationSchema } from '../../../gpu-backend/learning/evaluation/result.ts';
@@ -291,5 +293,83 @@ describe('a mask set’s file', () => {
   test('that is missing, or a folder, is named', async () => {
     await expect(readMaskSet(path.join(folder, 'nowhere'))).rejects.toThrow(/nowhere: cannot be read/);
     await expect(readMaskSet(folder)).rejects.toThrow(/is a folder, not a regular file/);
+  });
+});
+
+describe('the command line at an edge', () => {
+  const folder = mkdtempSync(path.join(tmpdir(), 'publish-cli-'));
+  afterAll(() => rmSync(folder, { recursive: true }));
+  const fileOf = (set: MaskSet): string => {
+    const file = path.join(folder, `${set.name}.json`);
+    writeFileSync(file, JSON.stringify(set));
+    return file;
+  };
+  async function run(...args: string[]) {
+    vi.stubEnv('MASKROUTE_HOME', folder);
+    vi.stubEnv('MASKROUTE_ADMIN_KEY', ADMIN_KEY);
+    const said = { stdout: '', stderr: '' };
+    const hear = (stream: 'stdout' | 'stderr') => (text: unknown) => {
+      said[stream] += text;
+      return true;
+    };
+    vi.spyOn(console, 'log').mockImplementation((text) => void hear('stdout')(`${text}\n`));
+    vi.spyOn(console, 'error').mockImplementation((text) => void hear('stderr')(`${text}\n`));
+    vi.spyOn(process.stderr, 'write').mockImplementation(hear('stderr'));
+    await main(args);
+    const status = process.exitCode ?? 0;
+    process.exitCode = undefined;
+    vi.restoreAllMocks();
+    vi.unstubAllEnvs();
+    return { status, ...said };
+  }
+  /** The same edge by an address that is not this machine's own. */
+  const elsewhere = () => edge.url.replace('localhost', '0.0.0.0');
+  const tenant = 'cli';
+
+  test('status and history say what is live, and in JSON the same', async () => {
+    await client.request(
+      { method: 'POST', path: '/tenants', body: { id: tenant, name: tenant } },
+      z.unknown(),
+    );
+    const flags = ['--edge', edge.url, '--tenant', tenant];
+    expect((await run('status', ...flags)).stdout).toMatch(/^Live {6}nothing/m);
+    expect((await run('history', ...flags)).stdout).toBe(
+      `Nothing was published for tenant ${tenant} at ${edge.url}.\n`,
+    );
+    const set = maskSet('told', 1);
+    const published = await run('publish', fileOf(set), ...flags, '--activate', '--json');
+    expect(JSON.parse(published.stdout)).toMatchObject({ version: maskSetVersion(set), state: 'activated' });
+    const { stdout } = await run('status', ...flags);
+    expect(stdout).toContain(`Live      told ${maskSetVersion(set)}, for everyone since`);
+    expect(stdout).toMatch(/^Backend {3}default at http:\/\/127\.0\.0\.1:\d+: taking requests/m);
+    const status = JSON.parse((await run('status', ...flags, '--json')).stdout);
+    expect(status).toMatchObject({ live: { name: 'told', version: maskSetVersion(set), share: 1 }, tenant });
+    expect((await run('history', ...flags)).stdout).toMatch(/activate {2}told v_\S+, by root\n$/);
+    expect(JSON.parse((await run('history', ...flags, '--json')).stdout)).toMatchObject([{ name: 'told' }]);
+  });
+
+  test('what changes an edge elsewhere says so and wants --yes where nobody can be asked', async () => {
+    const flags = ['--edge', elsewhere(), '--tenant', tenant];
+    const set = maskSet('next', 2);
+    const refused = await run('publish', fileOf(set), ...flags, '--activate');
+    expect(refused.status).toBe(2);
+    expect(refused.stderr).toContain(`for tenant ${tenant}.\nLive now: told v_`);
+    expect(refused.stderr).toMatch(/It will be: next v_\S+, for everyone at once\nerror: .*add --yes\.\n$/);
+    expect((await livePublication(client, tenant))?.version).toBe(maskSetVersion(maskSet('told', 1)));
+    // To store a set changes nothing for anybody.
+    expect(await run('publish', fileOf(set), ...flags)).toMatchObject({ status: 0, stderr: '' });
+
+    expect((await run('publish', fileOf(set), ...flags, '--activate', '--yes')).stdout).toContain('next v_');
+    const back = await run('rollback', ...flags);
+    expect([back.status, back.stderr]).toEqual([
+      2,
+      expect.stringMatching(/Live now: next v_\S+\nIt will be: told v_/),
+    ]);
+    expect((await livePublication(client, tenant))?.version).toBe(maskSetVersion(set));
+    const { stdout } = await run('rollback', ...flags, '--yes', '--json');
+    expect(JSON.parse(stdout)).toMatchObject({
+      action: 'rollback',
+      version: maskSetVersion(maskSet('told', 1)),
+    });
   });
 });

@@ -22,6 +22,7 @@ import {
   MESSAGE_FIELDS,
 } from '../../../shared/wire/openai.ts';
 import { parse } from '../../../shared/wire/parse-body.ts';
+import { RESPONSE_FIELDS } from '../../../shared/wire/responses.ts';
 
 /** Names of an interface's members, from the types of the official client. */
 async function membersOf(file: string, ...interfaces: string[]): Promise<string[]> {
@@ -45,6 +46,7 @@ describe("the official client's types", () => {
     ['chat', 'chat/completions/completions', ['ChatCompletionCreateParamsBase'], CHAT_FIELDS, 30],
     ['completions', 'completions', ['CompletionCreateParamsBase'], COMPLETION_FIELDS, 15],
     ['embeddings', 'embeddings', ['EmbeddingCreateParams'], EMBEDDING_FIELDS, 5],
+    ['responses', 'responses/responses', ['ResponseCreateParamsBase'], RESPONSE_FIELDS, 28],
     [
       'messages',
       'chat/completions/completions',
@@ -115,7 +117,7 @@ const WRONG: Record<string, unknown> = {
     guided_json: {},
     echo: true,
   },
-  ...{ response_format: { type: 'json_object' }, messages: [{ role: 'x' }], maxTokens: 1, zzz: 1 },
+  ...{ response_format: { type: 'xml' }, messages: [{ role: 'x' }], maxTokens: 1, zzz: 1 },
 };
 
 describe('the message', () => {

@@ -18,15 +18,29 @@ import {
   type TokenText,
 } from '../../../gpu-backend/api/parts.ts';
 import type { EncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
+import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
 import { type ModelHash, maskBits, maskId, sparsity } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageText } from '../../../shared/wire/openai.ts';
 import { internalMaskPath, type MaskRecord } from '../../../shared/wire/protocol.ts';
-import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
+import { createVerifier } from '../../../shared/wire/service-token.ts';
 import { apiOptions } from '../../gpu-backend/api/harness.ts';
-import { END_TOKEN, type Script, scriptedEngine } from '../../gpu-backend/api/scripted-engine.ts';
+import {
+  byteGrammars,
+  END_TOKEN,
+  type Script,
+  scriptedEngine,
+} from '../../gpu-backend/api/scripted-engine.ts';
 import { CUT, FORGOTTEN, gatewayPage, UNASKED, wrongVectors } from './broken-backend.ts';
-import { BACKEND_KEY, ENCODER, MODEL, type Recorded, STREAM_PAUSE_ms, TEST_MASKS } from './constants.ts';
+import {
+  BACKEND_KEY,
+  BACKEND_KEY_2,
+  ENCODER,
+  MODEL,
+  type Recorded,
+  STREAM_PAUSE_ms,
+  TEST_MASKS,
+} from './constants.ts';
 import { vectorOf } from './encoder-server.ts';
 import { listen, type RunningServer } from './http-server.ts';
 
@@ -158,7 +172,7 @@ export async function startBackend(): Promise<RunningServer> {
         recentAnswers: isNew ? newAnswers() : recentAnswers,
         authenticate:
           door === 'strict'
-            ? await createAuthenticator(BACKEND_KEY, { audience })
+            ? await createAuthenticator(BACKEND_KEY, { audience, otherBackendKey: BACKEND_KEY_2 })
             : door === 'locked'
               ? await createAuthenticator('the-key-of-another-edge')
               : anyClock,
@@ -277,14 +291,14 @@ const MASKS: ReadonlyMap<string, MaskRecord> = new Map(
   }),
 );
 
-const tokenKey = importTokenKey(BACKEND_KEY);
+const verify = createVerifier([BACKEND_KEY, BACKEND_KEY_2], 'backend');
 
 /** Tests move the edge's clock, so this door goes by the clock of whoever signed; `strict` by its own. */
 const anyClock: Authenticate = async (authorization) => {
   const token = authorization?.replace(/^Bearer /, '') ?? '';
   if (token === BACKEND_KEY) return { tenant: undefined, edge: undefined, mayRunJobs: true };
   const payload = Buffer.from(token.split('.')[1] ?? '', 'base64url').toString() || '{}';
-  const { tenant, edge, scope } = await verifyToken(await tokenKey, token, JSON.parse(payload).issuedAt_s);
+  const { tenant, edge, scope } = await verify(token, JSON.parse(payload).issuedAt_s);
   return { tenant, edge: edge === '' ? undefined : edge, mayRunJobs: scope === 'jobs' };
 };
 
@@ -293,11 +307,13 @@ const servedModel = (script: Script): ServedModel => ({
   created_s: 0,
   engine: scriptedEngine(script, { hash: MODEL.hash as ModelHash, blockCount: MODEL.blockCount }),
   text: wordText,
+  grammars: byteGrammars,
   endTokenIds: [END_TOKEN],
 });
 
 /** A token a word, `t` and a number. */
 const wordText: TokenText = {
+  toolFormat: PLAIN_FORMAT,
   tokenBytesMax: 64,
   async encode(job, { spent }) {
     const texts = job.type === 'chat' ? [job.messages.map(messageText).join(' ')] : job.texts;

@@ -13,6 +13,8 @@ export const TEST_MASKS = [1, 2, 3].map((layer) =>
 export const STREAM_PAUSE_ms = 150;
 
 export const BACKEND_KEY = 'test-backend-key-000000000000';
+/** The backend takes this one, too: the next one of a rotation. */
+export const BACKEND_KEY_2 = 'test-backend-key-222222222222';
 export const ADMIN_KEY = 'test-admin-key-00000000000000';
 export const EDGE_URL = 'https://edge.test';
 

@@ -5,9 +5,10 @@
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { BACKEND_HEADERS, type BackendEntry } from '../../../shared/wire/backend-load.ts';
+import type { DryRun } from '../../../shared/wire/openai.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
-import { BACKEND_KEY, EDGE_URL } from '../../support/edge/constants.ts';
+import { ADMIN_KEY, BACKEND_KEY, EDGE_URL } from '../../support/edge/constants.ts';
 import { askedOf, backendOf, idOf, mood, testBackends } from '../support/backends.ts';
 import {
   admin,
@@ -128,23 +129,66 @@ describe('who is asked', () => {
     expect([response.status, backendOf(response)]).toEqual([200, america]);
   });
 
-  it('is the same for the same mask, whatever isolate asks', async () => {
+  const affinityOf = (response: Response) => response.headers.get(BACKEND_HEADERS.affinity);
+  const WORDS = ['north', 'east', 'south', 'west', 'up', 'down'];
+  /** Where conversations are, one request after the other: several at once are spread by load. */
+  async function placesOf(key: string, isolate = freshIsolate(), turns = 1): Promise<(string | null)[]> {
+    const places: (string | null)[] = [];
+    for (const content of WORDS) {
+      const { messages } = say(content);
+      const later = Array.from({ length: turns - 1 }, (_, i) => [
+        { role: 'assistant', content: `answer ${i}` },
+        { role: 'user', content: `and then ${i}?` },
+      ]).flat();
+      const response = await chat(key, { messages: [...messages, ...later] }, isolate);
+      await response.text();
+      expect(affinityOf(response)).toBe('hit');
+      places.push(backendOf(response));
+    }
+    return places;
+  }
+
+  it('is the same for all turns of a conversation, whatever isolate asks', async () => {
     const { tenant, key } = await newTenant();
     await goLive('compass', tenant);
     for (let i = 0; i < 3; i++) await register();
-    const words = ['north', 'east', 'south'];
-    const placesOf = async (isolate: ReturnType<typeof freshIsolate>) => {
-      const places: (string | null)[] = [];
-      // One after the other: several at once are spread by load.
-      for (const content of words) {
-        const response = await chat(key, { messages: [{ role: 'user', content }] }, isolate);
-        await response.text();
-        places.push(backendOf(response));
-      }
-      return places;
+    const places = await placesOf(key);
+    expect(new Set(places).size).toBeGreaterThan(1);
+    const isolate = freshIsolate();
+    for (let turns = 1; turns <= 3; turns++) expect(await placesOf(key, isolate, turns)).toEqual(places);
+  });
+
+  it('stays the same for most conversations when a backend comes or goes', async () => {
+    const { key } = await newTenant();
+    await register();
+    await register();
+    const before = await placesOf(key);
+    const third = await register();
+    const after = await placesOf(key);
+    for (const [i, place] of after.entries()) if (place !== third) expect(place).toBe(before[i]);
+    await admin('DELETE', `/backends/${third}`);
+    expect(await placesOf(key)).toEqual(before);
+  });
+
+  it('is what a dry run says, and is not said where there is one', async () => {
+    const { key } = await newTenant();
+    const only = await register();
+    const isolate = freshIsolate();
+    const dryRun = async (body: object) => {
+      const response = await call('POST', '/v1/route', { key, body: { ...CHAT, ...body } }, isolate);
+      return (await response.json<DryRun>()).backend;
     };
-    const places = await placesOf(freshIsolate());
-    for (let i = 0; i < 3; i++) expect(await placesOf(freshIsolate())).toEqual(places);
+    expect(await dryRun({})).toBeNull();
+    expect(affinityOf(await chat(key, {}, isolate))).toBeNull();
+    await admin('DELETE', `/backends/${only}`);
+    await register();
+    await register();
+    passTime(10 * SECOND_ms);
+    await vi.waitFor(async () => expect(await dryRun({})).not.toBeNull());
+    for (const word of WORDS) {
+      const { messages } = say(word);
+      expect(backendOf(await chat(key, { messages }, isolate))).toBe(await dryRun({ messages }));
+    }
   });
 
   it('is another one while the first has a line', async () => {
@@ -156,7 +200,28 @@ describe('who is asked', () => {
     await mood(first, 'loaded');
     // The answer that tells of the line is still from there.
     expect(backendOf(await chat(key, {}, isolate))).toBe(first);
-    expect(backendOf(await chat(key, {}, isolate))).not.toBe(first);
+    const other = await chat(key, {}, isolate);
+    expect(backendOf(other)).not.toBe(first);
+    expect(affinityOf(other)).toBe('overflow');
+    await mood(first, 'queue-full');
+    expect(affinityOf(await chat(key, {}, freshIsolate()))).toBe('overflow');
+    await mood(first, 'down');
+    expect(affinityOf(await chat(key, {}, freshIsolate()))).toBe('failover');
+  });
+
+  it('is several for a conversation that asks much at once', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register(), await register()];
+    const isolate = freshIsolate();
+    const home = backendOf(await chat(key, {}, isolate));
+    const answers = await Promise.all(
+      Array.from({ length: 9 }, () => chat(key, { user: 'slow-whole' }, isolate)),
+    );
+    const places = answers.map(backendOf);
+    for (const id of ids) expect(places).toContain(id);
+    for (const [i, place] of places.entries()) {
+      expect(affinityOf(answers[i]!)).toBe(place === home ? 'hit' : 'overflow');
+    }
   });
 });
 
@@ -244,6 +309,23 @@ describe('a backend that drains', () => {
 });
 
 describe('when a backend fails', () => {
+  it('at one request again and again, the request is refused in the end, and no backend is left out', async () => {
+    const { key } = await newTenant();
+    const backends = [await register(), await register()];
+    const isolate = freshIsolate();
+    for (const backend of backends) await mood(backend, 'sick');
+    const codes: string[] = [];
+    for (let i = 0; i < 12; i++) codes.push(await errorCode(chat(key, { seed: 404 }, isolate)));
+    // Both backends met it, each at most twice.
+    expect(codes[0]).toBe('500 engine_failed');
+    expect(new Set(codes.slice(2))).toEqual(new Set(['422 request_fails_engine']));
+    const answer = await call('GET', '/admin/v1/backends', { key: ADMIN_KEY }, isolate);
+    const { data } = await answer.json<{ data: BackendEntry[] }>();
+    for (const id of backends) expect(data.find((one) => one.id === id)?.state.breaker).toBe('closed');
+    for (const backend of backends) await mood(backend, 'good');
+    expect((await chat(key, { seed: 405 }, isolate)).status).toBe(200);
+  });
+
   /** A request, and what happens once its first backend has it. */
   async function onceAsked(key: string, isolate: ReturnType<typeof freshIsolate>, then: () => unknown) {
     const id = crypto.randomUUID();

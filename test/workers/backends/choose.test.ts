@@ -2,9 +2,17 @@
 import { describe, expect, it } from 'vitest';
 import { formatLoad, type LoadReport, parseLoad } from '../../../shared/wire/backend-load.ts';
 import type { Outcome } from '../../../workers/backends/attempt.ts';
-import { createBreaker, observe } from '../../../workers/backends/backend-state.ts';
+import { Observed } from '../../../workers/backends/backend-state.ts';
+import { Breaker } from '../../../workers/backends/breaker.ts';
 import { hedged, pause, retryDelay_ms } from '../../../workers/backends/call-backend.ts';
-import { type Candidate, orderBackends, regionDistance } from '../../../workers/backends/choose.ts';
+import {
+  affinityOf,
+  type Candidate,
+  homeOf,
+  orderBackends,
+  pagesKey,
+  regionDistance,
+} from '../../../workers/backends/choose.ts';
 
 const candidate = (id: string, change: Partial<Candidate> = {}): Candidate => ({
   id,
@@ -12,12 +20,11 @@ const candidate = (id: string, change: Partial<Candidate> = {}): Candidate => ({
   weight: 1,
   load: 0,
   waiting: 0,
-  isHot: () => false,
   isDraining: false,
   models: undefined,
   ...change,
 });
-const wish = (mask: string, region = 'local', model?: string) => ({ mask, region, model });
+const wish = (key: string, region = 'local', model?: string) => ({ key, region, model });
 const ids = (candidates: readonly Candidate[]) => candidates.map(({ id }) => id);
 
 describe('the order of backends', () => {
@@ -41,33 +48,85 @@ describe('the order of backends', () => {
     expect(regionDistance(['DE'], 'DE')).toBe(0);
   });
 
-  it('gives a mask the same backend, shares by weight, and moves few masks when a backend goes', () => {
+  const KEYS = Array.from({ length: 4000 }, (_, i) => `conversation ${i}`);
+
+  it('gives a conversation the same backend, and shares by weight', () => {
     const backends = [candidate('a'), candidate('b'), candidate('c', { weight: 2 })];
-    const masks = Array.from({ length: 4000 }, (_, i) => `m_${i}`);
-    const home = (mask: string, some = backends) => orderBackends(some, wish(mask))[0]!.id;
-    const count = (id: string) => masks.filter((mask) => home(mask) === id).length / masks.length;
-    expect(count('a')).toBeCloseTo(0.25, 1);
-    expect(count('b')).toBeCloseTo(0.25, 1);
-    expect(count('c')).toBeCloseTo(0.5, 1);
+    const home = (key: string, some = backends) => orderBackends(some, wish(key))[0]!.id;
+    const share = (id: string) => KEYS.filter((key) => home(key) === id).length / KEYS.length;
+    expect(share('a')).toBeCloseTo(0.25, 1);
+    expect(share('b')).toBeCloseTo(0.25, 1);
+    expect(share('c')).toBeCloseTo(0.5, 1);
     const reversed = backends.toReversed();
-    for (const mask of masks.slice(0, 100)) expect(home(mask, reversed)).toBe(home(mask));
-    const left = backends.filter(({ id }) => id !== 'b');
-    for (const mask of masks) if (home(mask) !== 'b') expect(home(mask, left)).toBe(home(mask));
+    for (const key of KEYS.slice(0, 100)) expect(home(key, reversed)).toBe(home(key));
   });
 
-  it('prefers who works with the mask already, and passes over the full', () => {
-    const mask = 'm_1';
-    const order = ids(orderBackends([candidate('a'), candidate('b')], wish(mask)));
+  it('moves only the share of a backend that comes or goes', () => {
+    const four = ['a', 'b', 'c', 'd'].map((id) => candidate(id));
+    const five = [...four, candidate('e')];
+    let moved = 0;
+    for (const key of KEYS) {
+      const [before, after] = [homeOf(four, wish(key)), homeOf(five, wish(key))];
+      if (before === after) continue;
+      moved++;
+      // Nobody moves between backends that were there before.
+      expect(after).toBe('e');
+    }
+    expect(moved / KEYS.length).toBeCloseTo(1 / 5, 1);
+  });
+
+  it('passes over who has a line or too much load, and says so', () => {
+    const key = 'conversation';
+    const order = ids(orderBackends([candidate('a'), candidate('b')], wish(key)));
     const [first, second] = [candidate(order[0]!), candidate(order[1]!)];
+    const affinity = (...candidates: Candidate[]) => {
+      const home = homeOf(candidates, wish(key));
+      const chosen = orderBackends(candidates, wish(key))[0]!.id;
+      return affinityOf(chosen, home, chosen !== home);
+    };
     const change = (one: Candidate, what: Partial<Candidate>) => ({ ...one, ...what });
-    expect(ids(orderBackends([first, change(second, { isHot: () => true })], wish(mask)))[0]).toBe(second.id);
-    expect(ids(orderBackends([change(first, { waiting: 1, load: 9 }), second], wish(mask)))[0]).toBe(
-      second.id,
-    );
-    expect(ids(orderBackends([change(first, { load: 3 }), second], wish(mask)))[0]).toBe(second.id);
-    expect(ids(orderBackends([change(first, { load: 1 }), second], wish(mask)))[0]).toBe(first.id);
+    expect(affinity(first, second)).toBe('hit');
+    expect(affinity(change(first, { waiting: 1, load: 9 }), second)).toBe('overflow');
+    expect(affinity(change(first, { load: 3 }), second)).toBe('overflow');
+    expect(affinity(change(first, { load: 1 }), second)).toBe('hit');
     const bothFull = [change(first, { waiting: 5, load: 13 }), change(second, { waiting: 2, load: 10 })];
-    expect(ids(orderBackends(bothFull, wish(mask)))[0]).toBe(second.id);
+    expect(ids(orderBackends(bothFull, wish(key)))[0]).toBe(second.id);
+    expect(homeOf([first], wish(key))).toBeUndefined();
+    expect(affinityOf(first.id, undefined, false)).toBeUndefined();
+    expect(affinityOf(second.id, first.id, false)).toBe('failover');
+  });
+
+  it('keeps every load within a quarter above the average, however hot one conversation is', () => {
+    const loads = new Map(['a', 'b', 'c', 'd'].map((id) => [id, 0]));
+    for (let i = 0; i < 400; i++) {
+      // Nine of ten requests are of one conversation.
+      const key = i % 10 === 0 ? KEYS[i]! : KEYS[0]!;
+      const candidates = [...loads].map(([id, load]) => candidate(id, { load }));
+      const { id } = orderBackends(candidates, wish(key))[0]!;
+      loads.set(id, loads.get(id)! + 1);
+      const bound = Math.ceil(1.25 * (i + 1) * (1 / 4));
+      for (const load of loads.values()) expect(load).toBeLessThanOrEqual(bound);
+    }
+  });
+
+  it('is by what pages are kept by: tenant, mask, and the opening that all turns repeat', () => {
+    const turn = (...contents: string[]) => ({
+      kind: 'chat' as const,
+      body: {
+        messages: contents.map((content, i) => ({
+          role: i % 2 === 0 ? ('user' as const) : ('assistant' as const),
+          content,
+        })),
+      },
+    });
+    const key = pagesKey('t', 'm', turn('hello'));
+    expect(pagesKey('t', 'm', turn('hello', 'hi', 'how are you?'))).toBe(key);
+    const others = [
+      pagesKey('u', 'm', turn('hello')),
+      pagesKey('t', 'dense', turn('hello')),
+      pagesKey('t', 'm', turn('good day')),
+    ];
+    expect(new Set([key, ...others]).size).toBe(4);
   });
 
   it('leaves out who is known to serve another model, unless nobody else is there', () => {
@@ -84,7 +143,7 @@ describe('the order of backends', () => {
 
 describe('a backend that drains', () => {
   it('comes behind all that do not, wherever they are and however full, and is the last resort', () => {
-    const draining = { isDraining: true, isHot: () => true };
+    const draining = { isDraining: true };
     const backends = [
       candidate('near', { regions: ['FRA'], ...draining }),
       candidate('full', { regions: ['EU'], waiting: 9, load: 20 }),
@@ -110,19 +169,19 @@ describe('a backend that drains', () => {
   });
 
   it('is known for ten seconds after its last word, and no longer than it drains', () => {
-    const seen = observe();
+    const seen = new Observed();
     const now_ms = Date.now();
-    expect(seen.isDraining).toBe(false);
+    expect(seen.isDraining(Date.now())).toBe(false);
     seen.probed(report(true), now_ms - 9_000);
-    expect(seen.isDraining).toBe(true);
+    expect(seen.isDraining(Date.now())).toBe(true);
     seen.probed(report(false), now_ms);
-    expect(seen.isDraining).toBe(false);
+    expect(seen.isDraining(Date.now())).toBe(false);
     seen.drains(true, now_ms);
-    expect(seen.isDraining).toBe(true);
+    expect(seen.isDraining(Date.now())).toBe(true);
     seen.drains(false, now_ms);
-    expect(seen.isDraining).toBe(false);
+    expect(seen.isDraining(Date.now())).toBe(false);
     seen.drains(true, now_ms - 10_000);
-    expect(seen.isDraining).toBe(false);
+    expect(seen.isDraining(Date.now())).toBe(false);
   });
 });
 
@@ -130,7 +189,7 @@ describe('the breaker', () => {
   const policy = { failuresMax: 3, open_ms: 1000, successesMin: 2, trial_ms: 500 };
 
   it('opens after failures in a row, lets one through after a while, and closes after successes', () => {
-    const breaker = createBreaker(policy);
+    const breaker = new Breaker(policy);
     breaker.failed(0, false);
     breaker.failed(0, false);
     breaker.succeeded();
@@ -148,7 +207,7 @@ describe('the breaker', () => {
   });
 
   it('opens again when the trial fails, and gives up a trial that says nothing', () => {
-    const breaker = createBreaker(policy);
+    const breaker = new Breaker(policy);
     for (let i = 0; i < 3; i++) breaker.failed(0, false);
     expect(breaker.admit(1000)).toBe(true);
     breaker.failed(1100, false);
@@ -160,7 +219,7 @@ describe('the breaker', () => {
   });
 
   it('hears that an unreachable backend is back, but takes no such word for one that answered wrongly', () => {
-    const [gone, wrong] = [createBreaker(policy), createBreaker(policy)];
+    const [gone, wrong] = [new Breaker(policy), new Breaker(policy)];
     for (let i = 0; i < 3; i++) {
       gone.failed(0, true);
       wrong.failed(0, false);

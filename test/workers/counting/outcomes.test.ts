@@ -64,6 +64,8 @@ function event(change: Partial<RequestEvent> = {}): RequestEvent {
     ttft_ms: 20,
     tpot_ms: 6,
     total_ms: 50,
+    request_id: 'req_test',
+    source: 'client',
     ...change,
   };
 }
@@ -218,7 +220,7 @@ describe('a rating or a comparison', () => {
     const request = event({ experiment: id, variant: 'b' });
     const about = { request: request.id, tenant: request.tenant, created_at_ms: Date.now() };
     const rating: EdgeEvent = { kind: 'rating', ...about, key_id: 'k_1', rating: 1 };
-    const comparison: EdgeEvent = { kind: 'comparison', ...about, agreement: 0.75 };
+    const comparison: EdgeEvent = { kind: 'comparison', ...about, agreement: 0.75, saved: 0.2 };
     expect(await deliver([rating, comparison])).toMatchObject({ retried: ['m0', 'm1'], acked: [] });
     expect(await deliver([rating, request, comparison])).toMatchObject({ retried: [] });
     await deliver([rating, comparison]);

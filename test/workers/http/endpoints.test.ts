@@ -90,7 +90,12 @@ describe('the model list', () => {
     });
     const one = await call('GET', `/v1/models/${MODEL.id}:dense`, { key });
     expect(await one.json()).toEqual(list.data[1]);
-    expect(await errorCode(call('GET', '/v1/models/nothing', { key }))).toBe('404 model_not_found');
+    const nothing = await call('GET', '/v1/models/nothing', { key });
+    expect([nothing.status, await nothing.json()]).toEqual([
+      404,
+      // As a backend says it.
+      { error: expect.objectContaining({ code: 'model_not_found', param: 'model' }) },
+    ]);
   });
 
   it('is 503 when no backend can be asked and none ever was', async () => {

@@ -6,6 +6,7 @@ import type {
   Publication,
   PublicationInUse,
 } from '../../../shared/admin/publication-wire.ts';
+import { publicationSchema } from '../../../shared/admin/publication-wire.ts';
 import {
   type ModelHash,
   maskFromBits,
@@ -171,7 +172,8 @@ describe('publishing', () => {
       expect(await versionSeen(key)).toBe(version);
       for (const adminKey of [undefined, tenantAdmin]) {
         const found = await inUse(tenant, adminKey);
-        expect(found).toEqual({ tenant: owner, version, activate_at: expect.any(String) });
+        const parts = [{ tenant: owner, version, share: 1 }];
+        expect(found).toEqual({ tenant: owner, version, activate_at: expect.any(String), parts });
       }
       const set = await admin('GET', `/mask-sets/${version}`, undefined, tenantAdmin);
       expect(set.status).toBe(200);
@@ -250,10 +252,10 @@ describe('publishing', () => {
       expect(await errorCode(loser)).toBe('409 conflict');
     }
     const now = await (await admin('GET', `/publications/live?tenant=${tenant}`)).json();
-    expect(now).toEqual({ ...winner, share: 1, base_version: null, previous_version: live.version });
+    const settled = { share: 1, base_version: null, paused_at: null, next_step_at: null };
+    expect(now).toEqual({ ...winner, ...settled, previous_version: live.version });
     const { data } = await (await admin('GET', `/publications?tenant=${tenant}`)).json<{ data: unknown[] }>();
-    const { share: _share, base_version: _base, previous_version: _previous, ...first } = live;
-    expect(data).toEqual([winner, first]);
+    expect(data).toEqual([winner, publicationSchema.parse(live)]);
   });
 
   it('with a wrong expectation is 409', async () => {

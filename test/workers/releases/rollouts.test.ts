@@ -1,10 +1,12 @@
 /** Versions that go live later, step by step, or not at all. */
-import { describe, expect, it, vi } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { LivePublication, Publication } from '../../../shared/admin/publication-wire.ts';
 import {
   activate,
   admin,
   badD1,
+  CHAT,
+  call,
   chat,
   created,
   errorCode,
@@ -13,11 +15,12 @@ import {
   makeMaskSet,
   newTenant,
   say,
-  soon,
   upload,
 } from '../support/edge.ts';
 
 type Fetch = ReturnType<typeof freshIsolate>;
+
+afterEach(() => void vi.useRealTimers());
 
 const versionSeen = async (key: string, text = 'north', fetch?: Fetch) => {
   const response = await chat(key, say(text), fetch);
@@ -127,15 +130,22 @@ describe('a gradual publication', () => {
   it('is seen by its share of conversations, which keep it, and by all of them at the end', async () => {
     const { tenant, key, old, fresh } = await twoVersions();
     const rollout = [
-      { share: 0.3, duration_s: 4 },
+      { share: 0.3, duration_s: 120 },
       { share: 0.7, duration_s: 3600 },
     ];
     await activate(fresh, { tenant, rollout });
     expect(await live(tenant)).toMatchObject({ rollout, share: 0.3, base_version: old });
     const texts = Array.from({ length: 120 }, (_, i) => `north ${i}`);
     const other = freshIsolate();
+    // A dry run decides as a completion does, and keeps no backend busy.
     const seenBy = async (fetch?: Fetch) =>
-      await Promise.all(texts.map((text) => versionSeen(key, text, fetch)));
+      await Promise.all(
+        texts.map(async (text) => {
+          const response = await call('POST', '/v1/route', { key, body: { ...CHAT, ...say(text) } }, fetch);
+          expect(response.status).toBe(200);
+          return response.headers.get('x-maskroute-version');
+        }),
+      );
     const first = await seenBy();
     const share = (seen: unknown[]) => seen.filter((version) => version === fresh).length / seen.length;
     expect(new Set(first)).toEqual(new Set([old, fresh]));
@@ -149,7 +159,8 @@ describe('a gradual publication', () => {
     ];
     expect((await chat(key, { messages })).headers.get('x-maskroute-version')).toBe(first[0]);
     expect(await seenBy(other)).toEqual(first);
-    await soon(async () => expect((await live(tenant)).share).toBe(0.7));
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 121_000 });
+    expect((await live(tenant)).share).toBe(0.7);
     const second = await seenBy(other);
     expect(share(second)).toBeGreaterThan(0.55);
     first.forEach((version, i) => {
@@ -158,6 +169,60 @@ describe('a gradual publication', () => {
     // Publishing the same version without steps finishes it.
     await activate(fresh, { tenant });
     expect(new Set(await seenBy())).toEqual(new Set([fresh]));
+  });
+
+  it('stands still while it is paused, for the same conversations, and goes on from there', async () => {
+    const { tenant, key, old, fresh } = await twoVersions();
+    const rollout = [{ share: 0.5, duration_s: 3600 }];
+    await activate(fresh, { tenant, rollout });
+    const texts = Array.from({ length: 30 }, (_, i) => `north ${i}`);
+    const seen = () => Promise.all(texts.map((text) => versionSeen(key, text)));
+    const first = await seen();
+    const hold = (what: string) =>
+      admin('POST', `/publications/${what}`, { tenant, expected_version: fresh });
+    await created(hold('pause'));
+    expect(await errorCode(hold('pause'))).toBe('409 conflict');
+    expect(await live(tenant)).toMatchObject({
+      share: 0.5,
+      next_step_at: null,
+      paused_at: expect.any(String),
+    });
+    const { data } = await (await admin('GET', `/publications?tenant=${tenant}`)).json<{
+      data: Publication[];
+    }>();
+    expect(data.slice(0, 2).map(({ action }) => action)).toEqual(['pause', 'activate']);
+    expect(await seen()).toEqual(first);
+    // Long after its step would have been over.
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 7_200_000 });
+    expect(await live(tenant)).toMatchObject({ share: 0.5, base_version: old });
+    await created(hold('resume'));
+    expect(await errorCode(hold('resume'))).toBe('409 conflict');
+    expect(await live(tenant)).toMatchObject({ share: 0.5, paused_at: null });
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 3_700_000 });
+    expect(await live(tenant)).toMatchObject({ share: 1 });
+    // Everyone sees it: there is nothing to stop any more.
+    expect(await errorCode(hold('pause'))).toBe('409 conflict');
+    // A rollback goes to what was seen before all of it.
+    expect(await created<Publication>(admin('POST', '/publications/rollback', { tenant }))).toMatchObject({
+      version: old,
+    });
+    vi.useRealTimers();
+  });
+
+  it('of what everyone sees already is refused, and says what to do', async () => {
+    const { tenant, old, fresh } = await twoVersions();
+    const rollout = [{ share: 0.5, duration_s: 3600 }];
+    const again = (version: string, more: object) =>
+      admin('POST', '/publications', { version, tenant, ...more });
+    expect(await errorCode(again(old, { rollout }))).toBe('409 conflict');
+    expect(await errorCode(again(old, { activate_at: inFuture(60_000) }))).toBe('409 conflict');
+    await activate(fresh, { tenant, rollout });
+    const refused = await again(old, { rollout });
+    expect(refused.status).toBe(409);
+    expect(await refused.text()).toContain('roll back');
+    // To those who do not see it yet it may be led by other steps.
+    await activate(fresh, { tenant, rollout: [{ share: 0.9, duration_s: 60 }] });
+    expect(await live(tenant)).toMatchObject({ share: 0.9, base_version: old });
   });
 
   it('whose steps fall, or whose bounds say nothing, is refused', async () => {

@@ -280,6 +280,15 @@ describe('the bound of a request', () => {
   const bound = (body: object, context = 1000) =>
     tokenBounds({ kind: 'chat', body: { ...CHAT, ...body } } as Parameters<typeof tokenBounds>[0], context);
 
+  it('counts tools, what was called, and results', () => {
+    const wide = (body: object) => bound({ ...body, max_tokens: 5 }, 100_000).prompt_tokens;
+    const tool = { type: 'function', function: { name: 'f', description: 'd'.repeat(1000) } };
+    expect(wide({ ...say('x'), tools: [tool] })).toBeGreaterThan(wide(say('x')) + 1000);
+    expect(wide({ ...say('x'), tools: [tool], tool_choice: 'none' })).toBe(wide(say('x')));
+    const call = { id: 'a', type: 'function', function: { name: 'f', arguments: 'y'.repeat(500) } };
+    expect(wide({ messages: [{ role: 'assistant', tool_calls: [call] }] })).toBeGreaterThan(500);
+  });
+
   it('is the bytes of the prompt and the longest answer, and never more than the context', () => {
     expect(bound({ ...say('x'), max_tokens: 5 })).toMatchObject({
       prompt_tokens: 41,

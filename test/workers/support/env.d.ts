@@ -2,6 +2,13 @@
 import type { D1Migration } from 'cloudflare:test';
 import type { Env as EdgeEnv } from '../../../workers/env.ts';
 
+declare module 'vitest' {
+  interface ProvidedContext {
+    /** A real OpenID Connect provider. */
+    oidcUrl: string;
+  }
+}
+
 declare global {
   namespace Cloudflare {
     interface Env extends EdgeEnv {

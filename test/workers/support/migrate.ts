@@ -3,5 +3,5 @@ import { applyD1Migrations } from 'cloudflare:test';
 import { env } from 'cloudflare:workers';
 
 await applyD1Migrations(env.DB, env.TEST_MIGRATIONS);
-// The encoder's library comes file by file here, which on a busy machine takes longer than the edge waits for it.
+// Loading the encoder's library may take longer on a busy machine than the edge waits for it.
 await import('@huggingface/inference');

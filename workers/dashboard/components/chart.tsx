@@ -3,13 +3,14 @@
  * table beside it.
  */
 
-import type { LineSeriesOption, ScatterSeriesOption } from 'echarts/charts';
+import type { BarSeriesOption, LineSeriesOption, ScatterSeriesOption } from 'echarts/charts';
 import type { GridComponentOption, LegendComponentOption, TooltipComponentOption } from 'echarts/components';
 import type { ComposeOption, ECharts } from 'echarts/core';
 import { useEffect, useRef, useState } from 'preact/hooks';
 import { onThemeChange } from '../look.ts';
 
 export type ChartOption = ComposeOption<
+  | BarSeriesOption
   | LineSeriesOption
   | ScatterSeriesOption
   | GridComponentOption
@@ -84,6 +85,24 @@ export function Chart(props: {
       <div ref={element} style={{ height: `${props.height_px ?? 320}px` }} />
     </div>
   );
+}
+
+/** A category a step of a range: a step without anything is a gap. */
+export const steps = (palette: Palette, starts_ms: readonly number[], step_ms: number) => ({
+  ...axis(palette, ''),
+  type: 'category' as const,
+  data: starts_ms.map((start_ms) => stepName(start_ms, step_ms)),
+});
+
+const hours = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit' });
+const days = new Intl.DateTimeFormat(undefined, { month: 'short', day: 'numeric', timeZone: 'UTC' });
+const daysWithHours = new Intl.DateTimeFormat(undefined, {
+  ...{ month: 'short', day: 'numeric', hour: '2-digit' },
+});
+
+function stepName(start_ms: number, step_ms: number): string {
+  const format = step_ms >= 86_400_000 ? days : step_ms >= 3_600_000 ? daysWithHours : hours;
+  return format.format(new Date(start_ms));
 }
 
 /** Axes in the palette's colours. `name` says what is measured, with its unit. */

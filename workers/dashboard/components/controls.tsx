@@ -1,5 +1,12 @@
 /** What people press and fill in, outside of dialogs and inside; and what a form's fields mean. */
 
+import type { ComponentChildren } from 'preact';
+import { useState } from 'preact/hooks';
+import { z } from 'zod';
+import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
+import { admin, query } from '../api.ts';
+import { useLoad, useScope } from '../hooks.ts';
+
 /** A choice that holds at once. `options` are values with their titles, in the order of the list. */
 export function Choice<T extends string>(props: {
   readonly title: string;
@@ -29,14 +36,147 @@ export function Choice<T extends string>(props: {
 }
 
 /** A button in a row of a table. Those who cannot see the row hear what it is about. */
-export const RowButton = (props: {
+export function RowButton(props: {
   readonly title: string;
   readonly about: string;
   readonly onClick: () => void;
+  readonly destroys?: boolean;
+  /** It shows something; any other one changes something, and is not for those who only read. */
+  readonly reads?: boolean;
+}) {
+  const { mayChange } = useScope();
+  if (!mayChange && props.reads !== true) return null;
+  return (
+    <button
+      type="button"
+      class={props.destroys === true ? 'small danger outline' : 'small outline'}
+      onClick={props.onClick}
+    >
+      {props.title} <span class="hidden">{props.about}</span>
+    </button>
+  );
+}
+
+/** What changes something: not for those who only read. */
+export const ForChange = ({ children }: { readonly children: ComponentChildren }) =>
+  useScope().mayChange ? children : null;
+
+/** Looks for something when the person stops typing, or presses Enter. */
+export function Search(props: {
+  readonly title: string;
+  readonly value: string;
+  readonly onSearch: (text: string) => void;
+}) {
+  const [timer, setTimer] = useState<ReturnType<typeof setTimeout>>();
+  const search = (text: string, wait_ms: number) => {
+    clearTimeout(timer);
+    setTimer(setTimeout(() => props.onSearch(text.trim()), wait_ms));
+  };
+  return (
+    <label class="search">
+      {props.title}
+      <input
+        type="search"
+        maxLength={200}
+        defaultValue={props.value}
+        onInput={(event) => search(event.currentTarget.value, 250)}
+        onKeyDown={(event) => event.key === 'Enter' && search(event.currentTarget.value, 0)}
+      />
+    </label>
+  );
+}
+
+/* Ids are picked, not typed. */
+
+const SHOWN_MAX = 200;
+
+/** Tenants to pick from: the newest, or those that were looked for. The one that is picked is always among them. */
+export function useTenantIds(
+  picked: string,
+  q = '',
+): { readonly ids: readonly string[]; readonly isCut: boolean; readonly reload: () => void } {
+  const path = `/tenants${query({ limit: SHOWN_MAX, q: q || undefined })}`;
+  const found = useLoad(['tenants to pick', q], (signal) =>
+    admin(listSchema(tenantSchema), path, { signal }),
+  );
+  const ids = found.state === 'ready' ? found.data.data.map(({ id }) => id) : [];
+  const isCut = found.state === 'ready' && found.data.has_more === true;
+  return { ids: picked === '' || ids.includes(picked) ? ids : [picked, ...ids], isCut, reload: found.reload };
+}
+
+/** A tenant by its id. Where there are more than a list should hold, a field beside it finds the others. */
+export function TenantChoice(props: {
+  readonly title: string;
+  readonly value: string;
+  /** What the empty value is; absent: a tenant has to be picked. */
+  readonly none?: string;
+  readonly onPick: (tenant: string) => void;
+  readonly name?: string;
+  readonly class?: string;
+}) {
+  const [q, setQ] = useState('');
+  const { ids, isCut, reload } = useTenantIds(props.value, q);
+  const none = props.none ?? (props.value === '' ? 'pick one' : undefined);
+  const options = [
+    ...(none === undefined ? [] : [['', none] as const]),
+    ...ids.map((id) => [id, id] as const),
+  ];
+  return (
+    <>
+      {(isCut || q !== '') && <Search title="Find a tenant" value={q} onSearch={setQ} />}
+      <label class={props.class}>
+        {props.title}
+        <select
+          name={props.name}
+          value={props.value}
+          required={props.none === undefined}
+          onFocus={reload}
+          onChange={(event) => props.onPick(event.currentTarget.value)}
+        >
+          {options.map(([value, title]) => (
+            <option key={value} value={value}>
+              {title}
+            </option>
+          ))}
+        </select>
+      </label>
+    </>
+  );
+}
+
+const modelSchema = z.object({ id: z.string() });
+
+/** The models that backends serve, and those that are picked though none does now. */
+export function useModelIds(picked: readonly string[]): readonly string[] {
+  const found = useLoad(['models'], (signal) => admin(listSchema(modelSchema), '/models', { signal }));
+  const served = found.state === 'ready' ? found.data.data.map(({ id }) => id) : [];
+  return [...new Set([...served, ...picked])];
+}
+
+/** Any of several, by boxes to tick; none of them ticked means what `none` says. */
+export const Several = (props: {
+  readonly title: string;
+  readonly none: string;
+  readonly name: string;
+  readonly options: readonly string[];
+  readonly picked: readonly string[];
 }) => (
-  <button type="button" class="small outline" onClick={props.onClick}>
-    {props.title} <span class="hidden">{props.about}</span>
-  </button>
+  <fieldset class="several">
+    <legend>
+      {props.title} <small>({props.none})</small>
+    </legend>
+    {props.options.map((option) => (
+      <label key={option}>
+        <input
+          type="checkbox"
+          name={props.name}
+          value={option}
+          defaultChecked={props.picked.includes(option)}
+        />
+        {option}
+      </label>
+    ))}
+  </fieldset>
 );
 
 /** The items of a field that takes several, with commas or spaces between them. */

@@ -1,20 +1,45 @@
-/** Modal dialogs that ask before something is changed; the browser keeps the focus inside. */
+/**
+ * Modal dialogs that ask before something is changed; the browser keeps the focus inside. A poll that fails behind one
+ * changes nothing in it, and Escape never throws away what somebody typed without asking.
+ */
 import type { ComponentChildren } from 'preact';
-import { useEffect, useId, useRef } from 'preact/hooks';
+import { useEffect, useId, useRef, useState } from 'preact/hooks';
 import { useAttempt } from '../hooks.ts';
 import { Failure } from './notice.tsx';
 
 export function Dialog(props: {
   readonly title: string;
-  readonly onClose: () => void;
+  /** What Escape does. */
+  readonly onEscape: () => void;
   readonly children: ComponentChildren;
   readonly footer?: ComponentChildren;
 }) {
   const ref = useRef<HTMLDialogElement>(null);
   const titleId = useId();
-  useEffect(() => ref.current!.showModal(), []);
+  const onEscape = useRef(props.onEscape);
+  onEscape.current = props.onEscape;
+  useEffect(() => {
+    const dialog = ref.current!;
+    dialog.showModal();
+    // Wherever the focus is: a button that was pressed and is busy has lost it.
+    const onKey = (event: KeyboardEvent) => {
+      if (event.key !== 'Escape') return;
+      // Else the browser would close it at the second time, whatever becomes of the cancel event.
+      event.preventDefault();
+      onEscape.current();
+    };
+    document.addEventListener('keydown', onKey);
+    return () => document.removeEventListener('keydown', onKey);
+  }, []);
   return (
-    <dialog ref={ref} aria-labelledby={titleId} onClose={props.onClose}>
+    <dialog
+      ref={ref}
+      aria-labelledby={titleId}
+      onCancel={(event) => {
+        event.preventDefault();
+        onEscape.current();
+      }}
+    >
       <article>
         <h2 id={titleId}>{props.title}</h2>
         {props.children}
@@ -24,10 +49,14 @@ export function Dialog(props: {
   );
 }
 
-/** `act` runs when the person agrees; the dialog stays open with the reason when it fails. */
+/**
+ * `act` runs when the person agrees; the dialog stays open with the reason when it fails. What `destroys` is red, and its
+ * button says what it destroys.
+ */
 export function Confirm(props: {
   readonly title: string;
   readonly action: string;
+  readonly destroys?: boolean;
   readonly act: () => Promise<void>;
   readonly onClose: () => void;
   readonly children: ComponentChildren;
@@ -38,15 +67,25 @@ export function Confirm(props: {
       await props.act();
       props.onClose();
     });
-  const button = (
-    <button type="button" onClick={agree} aria-busy={busy} disabled={busy}>
-      {props.action}
-    </button>
+  const footer = (
+    <>
+      <Cancel onClick={props.onClose} />
+      <button
+        type="button"
+        class={props.destroys === true ? 'danger' : undefined}
+        onClick={agree}
+        aria-busy={busy}
+        disabled={busy}
+      >
+        {props.action}
+      </button>
+    </>
   );
   return (
-    <Question title={props.title} onClose={props.onClose} button={button} error={error}>
+    <Dialog title={props.title} onEscape={props.onClose} footer={footer}>
       {props.children}
-    </Question>
+      {error !== undefined && <Failure error={error} />}
+    </Dialog>
   );
 }
 
@@ -60,6 +99,8 @@ export function FormDialog(props: {
   readonly children: ComponentChildren;
 }) {
   const formId = useId();
+  const [isTouched, setTouched] = useState(false);
+  const [asks, setAsks] = useState(false);
   const { busy, error, attempt } = useAttempt();
   const submit = (event: SubmitEvent) => {
     event.preventDefault();
@@ -67,40 +108,40 @@ export function FormDialog(props: {
     for (const [name, value] of [...form]) if (value === '') form.delete(name);
     return attempt(() => props.onSubmit(form));
   };
-  const button = (
-    <button type="submit" form={formId} aria-busy={busy} disabled={busy}>
-      {props.action}
-    </button>
-  );
-  return (
-    <Question title={props.title} onClose={props.onClose} button={button} error={error}>
-      <form id={formId} onSubmit={submit}>
-        {props.children}
-      </form>
-    </Question>
-  );
-}
-
-function Question(props: {
-  readonly title: string;
-  readonly onClose: () => void;
-  /** What goes on; the other one cancels. */
-  readonly button: ComponentChildren;
-  readonly error: Error | undefined;
-  readonly children: ComponentChildren;
-}) {
-  const footer = (
-    <>
-      <button type="button" class="secondary" onClick={props.onClose}>
-        Cancel
+  const leave = () => {
+    if (isTouched) setAsks(!asks);
+    else props.onClose();
+  };
+  const footer = asks ? (
+    <div role="alertdialog" aria-label="Throw away what you entered?" class="asks">
+      <p>Throw away what you entered?</p>
+      <button type="button" class="secondary" ref={(button) => button?.focus()} onClick={leave}>
+        Go on editing
       </button>
-      {props.button}
+      <button type="button" class="danger" onClick={props.onClose}>
+        Throw it away
+      </button>
+    </div>
+  ) : (
+    <>
+      <Cancel onClick={leave} />
+      <button type="submit" form={formId} aria-busy={busy} disabled={busy}>
+        {props.action}
+      </button>
     </>
   );
   return (
-    <Dialog title={props.title} onClose={props.onClose} footer={footer}>
-      {props.children}
-      {props.error !== undefined && <Failure error={props.error} />}
+    <Dialog title={props.title} onEscape={leave} footer={footer}>
+      <form id={formId} onSubmit={submit} onInput={() => setTouched(true)}>
+        {props.children}
+      </form>
+      {error !== undefined && <Failure error={error} />}
     </Dialog>
   );
 }
+
+const Cancel = ({ onClick }: { readonly onClick: () => void }) => (
+  <button type="button" class="secondary" onClick={onClick}>
+    Cancel
+  </button>
+);

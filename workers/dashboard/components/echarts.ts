@@ -1,5 +1,5 @@
 /** The parts of ECharts that the page draws with; loaded when the first chart is shown. */
-import { LineChart, ScatterChart } from 'echarts/charts';
+import { BarChart, LineChart, ScatterChart } from 'echarts/charts';
 import { AriaComponent, GridComponent, LegendComponent, TooltipComponent } from 'echarts/components';
 import { init, use } from 'echarts/core';
 import { LabelLayout } from 'echarts/features';
@@ -7,6 +7,7 @@ import { CanvasRenderer } from 'echarts/renderers';
 
 use([
   AriaComponent,
+  BarChart,
   CanvasRenderer,
   GridComponent,
   LabelLayout,

@@ -1,20 +1,30 @@
 /**
- * The live mask set, and its masks as a picture that is a table: a column a layer, two rows a cluster (attention and
- * FFN). The last two rows say which share of the calibration set skips the block.
+ * The mask sets that serve, and masks as a picture that is a table: a column a layer, two rows (attention and FFN) for
+ * all clusters that share a mask. The last two rows say which share of the calibration set skips the block.
  */
 import type { ComponentChildren } from 'preact';
+import { useMemo } from 'preact/hooks';
+import { statsSchema } from '../../../shared/admin/stats-wire.ts';
 import { maskFromBits } from '../../../shared/mask/mask.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
-import { type LiveSet, useLiveSet, useScope } from '../hooks.ts';
-import { percent, tenantName, when } from '../look.ts';
+import { admin, query } from '../api.ts';
+import { type LiveSet, useAddress, useLiveSet, useLoad, useScope } from '../hooks.ts';
+import { percent, setOwner, shortVersion, when } from '../look.ts';
+import { groupByMask } from '../pages/figures.ts';
+import { Choice } from './controls.tsx';
 import { Empty, Loaded, Notice } from './notice.tsx';
 import { type FactList, Facts, Scroll } from './table.tsx';
 
-export const LiveMasks = () => <WithLiveSet>{({ set }) => <MaskHeatMap set={set} />}</WithLiveSet>;
+export const LiveMasks = () => (
+  <WithLiveSet>
+    {({ set, publication }) => <MaskHeatMap set={set} version={publication.version} />}
+  </WithLiveSet>
+);
 
-/** What a page shows of the live mask set, below the set's own figures; or that there is none. */
+/** What a page shows of a mask set that serves, below the set's own figures; or that there is none. */
 export function WithLiveSet({ children }: { readonly children: (live: LiveSet) => ComponentChildren }) {
-  const live = useLiveSet();
+  const [version, pick] = useAddress('version', '');
+  const live = useLiveSet(version);
   return (
     <Loaded load={live}>
       {(found) =>
@@ -22,6 +32,7 @@ export function WithLiveSet({ children }: { readonly children: (live: LiveSet) =
           <Empty>No mask set is live: every request runs dense.</Empty>
         ) : (
           <>
+            <Parts live={found} onPick={pick} />
             <SetSummary {...found} />
             {children(found)}
           </>
@@ -31,11 +42,32 @@ export function WithLiveSet({ children }: { readonly children: (live: LiveSet) =
   );
 }
 
+/** While a publication takes hold, several sets serve: each has its share, and one of them is shown. */
+function Parts({ live, onPick }: { readonly live: LiveSet; readonly onPick: (version: string) => void }) {
+  const parts = live.publication.parts.filter(({ version }) => version !== null);
+  if (parts.length < 2) return null;
+  return (
+    <div class="row">
+      <Choice
+        title="Mask set"
+        value={live.publication.version}
+        options={parts.map(({ version, share }) => [
+          version!,
+          `${shortVersion(version!)}, serving ${percent(share, 0)}`,
+        ])}
+        onPick={onPick}
+      />
+    </div>
+  );
+}
+
 function SetSummary({ publication, set }: LiveSet) {
   const { tenant } = useScope();
+  const part = publication.parts.find(({ version }) => version === publication.version);
   const facts: FactList = [
     ['Mask set', set.name],
     ['Version', publication.version],
+    ['Serving', percent(part?.share ?? 1, 0)],
     ['Model', set.model.name],
     ['Encoder', `${set.encoder.id} (${set.encoder.dimensions} dimensions)`],
     ['Blocks out', `${percent(set.reachedSparsity)} (target ${percent(set.targetSparsity)})`],
@@ -46,7 +78,7 @@ function SetSummary({ publication, set }: LiveSet) {
     <>
       {publication.tenant !== tenant && (
         <Notice kind="info">
-          {tenantName(tenant)} has no mask set of its own: its requests use the default one, which this is.
+          {setOwner(tenant)} has no mask set of its own: its requests use the default one, which this is.
         </Notice>
       )}
       <Facts facts={facts} />
@@ -58,54 +90,118 @@ const KINDS = ['attention', 'FFN'] as const;
 const HEAT_STEPS = 10;
 
 type HeatRow = {
-  readonly title: string;
+  /** One a cluster that has this mask. */
+  readonly titles: readonly string[];
   readonly detail: string;
   /** For attention and FFN, a number a layer: 0 = runs, 1 = skipped. */
-  readonly heat: readonly [readonly number[], readonly number[]];
+  readonly heat: Heat;
 };
+type Heat = readonly [readonly number[], readonly number[]];
 
-function MaskHeatMap({ set }: { readonly set: MaskSet }) {
+const DAY_ms = 86_400_000;
+
+function MaskHeatMap({ set, version }: { readonly set: MaskSet; readonly version: string }) {
   const layers = Array.from({ length: set.model.blockCount / 2 }, (_, layer) => layer);
-  const rows = heatRows(set);
+  const shares = useLiveShares(version);
+  const rows = useMemo(() => heatRows(set, shares), [set, shares]);
   return (
-    <Scroll label="Masks of the live set">
-      <table class="heat">
-        <caption>
-          Which blocks each cluster skips. Dark cells are skipped; the last rows show the share of prompts
-          that skip the block.
-        </caption>
-        <thead>
-          <tr>
-            <th scope="col">Cluster</th>
-            <th scope="col">Block</th>
-            {layers.map((layer) => (
-              <th key={layer} scope="col">
-                {layer}
-              </th>
-            ))}
-            <th scope="col">Skipped</th>
-          </tr>
-        </thead>
-        {rows.map((row) => (
-          <tbody key={row.title}>
+    <>
+      <Legend />
+      <Scroll label="Masks of the live set">
+        <table class="heat">
+          <caption>
+            Which blocks each cluster skips; clusters with the same mask share a row. The last rows show the
+            share of calibration prompts that skip the block. Live shares are of the last 24 hours.
+          </caption>
+          <thead>
+            <tr>
+              <th scope="col">Clusters</th>
+              <th scope="col">Block</th>
+              {layers.map((layer) => (
+                <th key={layer} scope="col">
+                  {layer}
+                </th>
+              ))}
+              <th scope="col">Skipped</th>
+            </tr>
+          </thead>
+          {rows.map((row) => (
+            <tbody key={row.titles[0]}>
+              {KINDS.map((kind, index) => (
+                <tr key={kind}>
+                  {index === 0 && (
+                    <th scope="rowgroup" rowSpan={2}>
+                      {row.titles.map((title) => (
+                        <span key={title}>{title}</span>
+                      ))}
+                      <small>{row.detail}</small>
+                    </th>
+                  )}
+                  <th scope="row">{kind}</th>
+                  {layers.map((layer) => (
+                    <Cell key={layer} heat={row.heat[index]![layer]!} />
+                  ))}
+                  <td class="number">{percent(mean(row.heat[index]!), 0)}</td>
+                </tr>
+              ))}
+            </tbody>
+          ))}
+        </table>
+      </Scroll>
+    </>
+  );
+}
+
+/** What the colours mean is shown by the colours: which of them is the darker one, the theme decides. */
+const Legend = () => (
+  <ul class="legend" aria-label="What the colours mean">
+    {[0, 5, 10].map((step) => (
+      <li key={step}>
+        <span class={`swatch heat-${step}`} aria-hidden="true" />
+        {step === 0 ? 'runs' : step === HEAT_STEPS ? 'skipped' : 'skipped by half of the prompts'}
+      </li>
+    ))}
+  </ul>
+);
+
+/** One mask, by itself. `bits`: null for dense. */
+export function MaskStrip({
+  blockCount,
+  bits,
+}: {
+  readonly blockCount: number;
+  readonly bits: string | null;
+}) {
+  const heat = bits === null ? denseHeat(blockCount) : split(skippedBy(blockCount, bits));
+  return (
+    <>
+      <Legend />
+      <Scroll label="The mask">
+        <table class="heat">
+          <caption>Which blocks ran, by layer</caption>
+          <thead>
+            <tr>
+              <th scope="col">Block</th>
+              {heat[0].map((_, layer) => (
+                <th key={layer} scope="col">
+                  {layer}
+                </th>
+              ))}
+            </tr>
+          </thead>
+          <tbody>
             {KINDS.map((kind, index) => (
               <tr key={kind}>
-                {index === 0 && (
-                  <th scope="rowgroup" rowSpan={2}>
-                    {row.title} <small>{row.detail}</small>
-                  </th>
-                )}
                 <th scope="row">{kind}</th>
-                {layers.map((layer) => (
-                  <Cell key={layer} heat={row.heat[index]![layer]!} />
+                {heat[index]!.map((one, layer) => (
+                  <Cell key={layer} heat={one} />
                 ))}
-                <td class="number">{percent(mean(row.heat[index]!), 0)}</td>
               </tr>
             ))}
           </tbody>
-        ))}
-      </table>
-    </Scroll>
+        </table>
+      </Scroll>
+    </>
   );
 }
 
@@ -118,25 +214,59 @@ function Cell({ heat }: { readonly heat: number }) {
   );
 }
 
-function heatRows(set: MaskSet): HeatRow[] {
-  const skipped = set.clusters.map(({ bits }) =>
-    [...maskFromBits(set.model.blockCount, bits).runs].map((runs) => 1 - runs),
-  );
-  const split = (blocks: readonly number[]): HeatRow['heat'] => [
-    blocks.filter((_, block) => block % 2 === 0),
-    blocks.filter((_, block) => block % 2 === 1),
-  ];
+/** Of the version's routed requests, by cluster; undefined while there are none. */
+function useLiveShares(version: string): ReadonlyMap<number, number> | undefined {
+  const { tenant } = useScope();
+  const stats = useLoad(['live shares', tenant, version], (signal) => {
+    const from = new Date(Date.now() - DAY_ms).toISOString();
+    return admin(statsSchema, `/stats${query({ tenant, step: 'hour', from })}`, { signal });
+  });
+  const found = stats.state === 'ready' ? stats.data : undefined;
+  return useMemo(() => {
+    const counts = new Map<number, number>();
+    for (const row of found?.routing ?? []) {
+      if (row.version !== version || row.cluster === null) continue;
+      counts.set(row.cluster, (counts.get(row.cluster) ?? 0) + row.requests);
+    }
+    const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
+    return total === 0 ? undefined : new Map([...counts].map(([cluster, count]) => [cluster, count / total]));
+  }, [found, version]);
+}
+
+const skippedBy = (blockCount: number, bits: string): number[] =>
+  [...maskFromBits(blockCount, bits).runs].map((runs) => 1 - runs);
+const split = (blocks: readonly number[]): Heat => [
+  blocks.filter((_, block) => block % 2 === 0),
+  blocks.filter((_, block) => block % 2 === 1),
+];
+const denseHeat = (blockCount: number): Heat => split(Array.from({ length: blockCount }, () => 0));
+
+function heatRows(set: MaskSet, live: ReadonlyMap<number, number> | undefined): HeatRow[] {
+  const { blockCount } = set.model;
   const total = set.clusters.reduce((sum, { share }) => sum + share, 0) || 1;
-  const weighted = skipped[0]!.map((_, block) =>
-    set.clusters.reduce((sum, { share }, index) => sum + (share / total) * skipped[index]![block]!, 0),
+  const all = Array.from({ length: blockCount }, (_, block) =>
+    set.clusters.reduce(
+      (sum, { share, bits }) => sum + (share / total) * skippedBy(blockCount, bits)[block]!,
+      0,
+    ),
   );
+  const sum = (values: readonly number[]) => values.reduce((one, other) => one + other, 0);
   return [
-    ...set.clusters.map((cluster, index) => ({
-      title: `${index}`,
-      detail: `${cluster.label ?? ''} · ${percent(cluster.share, 0)} of prompts`,
-      heat: split(skipped[index]!),
-    })),
-    { title: 'All', detail: 'weighted by prompts', heat: split(weighted.map((heat) => Math.min(1, heat))) },
+    ...groupByMask(set.clusters).map(({ members }) => {
+      const labels = members.map(({ index, label }) =>
+        label === undefined ? `${index}` : `${index} ${label}`,
+      );
+      const ofLive =
+        live === undefined
+          ? 'no live requests yet'
+          : `${percent(sum(members.map(({ index }) => live.get(index) ?? 0)), 0)} live`;
+      return {
+        titles: labels,
+        detail: `${percent(sum(members.map(({ share }) => share)), 0)} of calibration · ${ofLive}`,
+        heat: split(skippedBy(blockCount, members[0]!.bits)),
+      };
+    }),
+    { titles: ['All'], detail: 'weighted by prompts', heat: split(all.map((heat) => Math.min(1, heat))) },
   ];
 }
 

@@ -1,15 +1,28 @@
-/** A table with a caption: the readable side of every chart. */
+/** Tables with captions: the readable side of every chart, and lists that are looked through. */
+import { createSortedRowModel, rowSortingFeature, tableFeatures, useTable } from '@tanstack/preact-table';
 import type { ComponentChildren } from 'preact';
+import { useMemo, useRef, useState } from 'preact/hooks';
 import type { Figures } from '../../../shared/admin/experiment-wire.ts';
+import type { List } from '../hooks.ts';
 import { number, percent } from '../look.ts';
-import { Empty } from './notice.tsx';
+import { Search } from './controls.tsx';
+import { Empty, Loaded } from './notice.tsx';
 
-type Column<Row> = {
+export type Column<Row> = {
   readonly title: string;
   readonly cell: (row: Row) => ComponentChildren;
   /** Figures stand to the right. */
   readonly isNumber?: boolean;
+  /** What the column is sorted by; absent: it cannot be. Null comes last. */
+  readonly sort?: (row: Row) => string | number | null;
+  /** Buttons: they stay in view, whatever is scrolled. */
+  readonly isActions?: boolean;
 };
+
+/** A column's title and direction. */
+export type Sorting = { readonly title: string; readonly isFalling: boolean };
+
+const features = tableFeatures({ rowSortingFeature, sortedRowModel: createSortedRowModel() });
 
 export function Table<Row>(props: {
   readonly caption: string;
@@ -17,28 +30,67 @@ export function Table<Row>(props: {
   readonly rows: readonly Row[];
   readonly rowKey: (row: Row) => string;
   readonly empty?: string;
+  /** Of rows that the edge sorts, since more of them are there; absent: the table sorts them itself. */
+  readonly sorted?: { readonly by: Sorting | undefined; readonly onSort: (by: Sorting | undefined) => void };
+  /** More rows are there than these, in an order of the edge's: to sort these alone would mislead. */
+  readonly isPart?: boolean;
 }) {
-  const { caption, columns, rows, rowKey } = props;
+  const { caption, columns, rows, rowKey, sorted } = props;
+  const [own, setOwn] = useState<Sorting>();
+  const by = sorted === undefined ? own : sorted.by;
+  const onSort = sorted?.onSort ?? setOwn;
+  // Cells know their page's state, so columns are new at every turn; what the table is built of is not.
+  const current = useRef(columns);
+  current.current = columns;
+  const titles = columns.map(({ title }) => title).join('\n');
+  const defined = useMemo(
+    () =>
+      columns.map((column, index) => ({
+        id: column.title,
+        accessorFn: (row: Row) => current.current[index]?.sort?.(row) ?? undefined,
+        enableSorting: column.sort !== undefined && props.isPart !== true,
+        sortUndefined: 'last' as const,
+        sortFn: (a: { original: Row }, b: { original: Row }) =>
+          compare(current.current[index]?.sort?.(a.original), current.current[index]?.sort?.(b.original)),
+      })),
+    [titles, props.isPart],
+  );
+  const data = useMemo(() => [...rows], [rows]);
+  const table = useTable({
+    features,
+    columns: defined,
+    data: data as (Row & object)[],
+    getRowId: rowKey,
+    manualSorting: sorted !== undefined,
+    state: { sorting: by === undefined ? [] : [{ id: by.title, desc: by.isFalling }] },
+  } as never);
   if (rows.length === 0) return <Empty>{props.empty ?? `${caption}: none yet.`}</Empty>;
+  const shown = (
+    table as unknown as { getRowModel(): { rows: { id: string; original: Row }[] } }
+  ).getRowModel().rows;
   return (
     <Scroll label={caption}>
       <table class="data">
         <caption>{caption}</caption>
         <thead>
           <tr>
-            {columns.map(({ title, isNumber }) => (
-              <th key={title} scope="col" class={isNumber ? 'number' : undefined}>
-                {title}
-              </th>
+            {columns.map((column) => (
+              <Head
+                key={column.title}
+                column={column}
+                canSort={column.sort !== undefined && props.isPart !== true}
+                by={by?.title === column.title ? by : undefined}
+                onSort={onSort}
+              />
             ))}
           </tr>
         </thead>
         <tbody>
-          {rows.map((row) => (
-            <tr key={rowKey(row)}>
-              {columns.map(({ title, cell, isNumber }) => (
-                <td key={title} class={isNumber ? 'number' : undefined}>
-                  {cell(row)}
+          {shown.map(({ id, original }) => (
+            <tr key={id}>
+              {columns.map((column) => (
+                <td key={column.title} class={classOf(column)}>
+                  {column.cell(original)}
                 </td>
               ))}
             </tr>
@@ -46,6 +98,100 @@ export function Table<Row>(props: {
         </tbody>
       </table>
     </Scroll>
+  );
+}
+
+const compare = (a: string | number | null | undefined, b: string | number | null | undefined): number =>
+  typeof a === 'number' && typeof b === 'number'
+    ? a - b
+    : String(a).localeCompare(String(b), undefined, { numeric: true });
+
+const classOf = ({
+  isNumber,
+  isActions,
+}: Pick<Column<never>, 'isNumber' | 'isActions'>): string | undefined =>
+  isActions === true ? 'actions' : isNumber === true ? 'number' : undefined;
+
+function Head<Row>(props: {
+  readonly column: Column<Row>;
+  readonly canSort: boolean;
+  readonly by: Sorting | undefined;
+  readonly onSort: (by: Sorting | undefined) => void;
+}) {
+  const { column, by } = props;
+  const { title } = column;
+  if (!props.canSort) {
+    return (
+      <th scope="col" class={classOf(column)}>
+        {title}
+      </th>
+    );
+  }
+  // Figures are looked through from the largest down; a third press gives the first order back.
+  const first = column.isNumber === true;
+  const next =
+    by === undefined
+      ? { title, isFalling: first }
+      : by.isFalling === first
+        ? { title, isFalling: !first }
+        : undefined;
+  return (
+    <th
+      scope="col"
+      class={classOf(column)}
+      aria-sort={by === undefined ? undefined : by.isFalling ? 'descending' : 'ascending'}
+    >
+      <button type="button" class="sort" onClick={() => props.onSort(next)}>
+        {title} <span aria-hidden="true">{by === undefined ? '↕' : by.isFalling ? '↓' : '↑'}</span>
+      </button>
+    </th>
+  );
+}
+
+/** A list that has pages: a field that searches all of it, the rows so far, and a button for more. */
+export function ListTable<Row>(props: {
+  readonly list: List<Row>;
+  readonly caption: string;
+  readonly columns: readonly Column<Row>[];
+  readonly rowKey: (row: Row) => string;
+  readonly empty?: string;
+  readonly search?: {
+    readonly title: string;
+    readonly value: string;
+    readonly onSearch: (text: string) => void;
+  };
+  readonly sorted?: { readonly by: Sorting | undefined; readonly onSort: (by: Sorting | undefined) => void };
+}) {
+  const { list, search } = props;
+  const isSearched = search !== undefined && search.value !== '';
+  const empty = isSearched ? `Nothing matches “${search.value}”.` : props.empty;
+  return (
+    <>
+      {search !== undefined && <Search {...search} />}
+      <Loaded load={list}>
+        {(rows) => (
+          <>
+            <Table
+              caption={props.caption}
+              columns={props.columns}
+              rows={rows}
+              rowKey={props.rowKey}
+              isPart={list.more !== undefined && props.sorted === undefined}
+              {...(empty === undefined ? {} : { empty })}
+              {...(props.sorted === undefined ? {} : { sorted: props.sorted })}
+            />
+            {list.more !== undefined && (
+              <p class="row">
+                <button type="button" class="outline" onClick={list.more} aria-busy={list.isLoadingMore}>
+                  Load more
+                </button>
+                <small>{number(rows.length)} so far</small>
+              </p>
+            )}
+          </>
+        )}
+      </Loaded>
+    </>
   );
 }
 
@@ -85,22 +231,37 @@ export const Facts = ({ facts }: { readonly facts: FactList }) => (
 export const quantiles = (values: Figures['ttft_quantiles_ms'], digits: number): string =>
   values === null ? '–' : [values.p50, values.p95, values.p99].map((ms) => number(ms, digits)).join(' / ');
 
+const figureColumn = (
+  title: string,
+  sort: (figures: Figures) => number | null,
+  text: (value: number | null) => string,
+): Column<{ readonly figures: Figures }> => ({
+  title,
+  cell: ({ figures }) => text(sort(figures)),
+  sort: ({ figures }) => sort(figures),
+  isNumber: true,
+});
+
 export const FIGURE_COLUMNS: readonly Column<{ readonly figures: Figures }>[] = [
-  { title: 'Requests', cell: ({ figures }) => number(figures.requests), isNumber: true },
-  { title: 'Errors', cell: ({ figures }) => percent(figures.error_rate), isNumber: true },
-  { title: 'First token, ms', cell: ({ figures }) => number(figures.ttft_ms, 0), isNumber: true },
+  figureColumn('Requests', ({ requests }) => requests, number),
+  figureColumn('Errors', ({ error_rate }) => error_rate, percent),
+  figureColumn('First token, ms', ({ ttft_ms }) => ttft_ms, number),
   {
     title: 'First token, p50 / p95 / p99',
     cell: ({ figures }) => quantiles(figures.ttft_quantiles_ms, 0),
     isNumber: true,
   },
-  { title: 'ms a token', cell: ({ figures }) => number(figures.tpot_ms, 1), isNumber: true },
+  figureColumn(
+    'ms/token',
+    ({ tpot_ms }) => tpot_ms,
+    (ms) => number(ms, 1),
+  ),
   {
-    title: 'A token, p50 / p95 / p99',
+    title: 'ms/token, p50 / p95 / p99',
     cell: ({ figures }) => quantiles(figures.tpot_quantiles_ms, 1),
     isNumber: true,
   },
-  { title: 'Tokens out', cell: ({ figures }) => number(figures.completion_tokens), isNumber: true },
-  { title: 'Good ratings', cell: ({ figures }) => percent(figures.rating_up), isNumber: true },
-  { title: 'Agreement', cell: ({ figures }) => percent(figures.agreement), isNumber: true },
+  figureColumn('Completion tokens', ({ completion_tokens }) => completion_tokens, number),
+  figureColumn('Good ratings', ({ rating_up }) => rating_up, percent),
+  figureColumn('Agreement', ({ agreement }) => agreement, percent),
 ];

@@ -12,12 +12,12 @@ import {
 } from '../../../shared/admin/job-wire.ts';
 import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { admin, query } from '../api.ts';
-import { RowButton } from '../components/controls.tsx';
+import { ForChange, RowButton } from '../components/controls.tsx';
 import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Loaded, Notice } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useLoad, useScope } from '../hooks.ts';
-import { percent, shortVersion, tenantName, when } from '../look.ts';
+import { percent, shortVersion, when, whose } from '../look.ts';
 
 const REFRESH_ms = 2_000;
 
@@ -28,22 +28,25 @@ export function Jobs({ backend }: { readonly backend: string }) {
   const [open, setOpen] = useState<Open>();
   const [stored, setStored] = useState<string>();
   const path = `/backends/${backend}/jobs`;
-  const jobs = useLoad((signal) => admin(listSchema(jobSchema), path, { signal }), [backend], REFRESH_ms);
-  const close = () => {
-    setOpen(undefined);
-    jobs.reload();
-  };
+  const jobs = useLoad(
+    ['jobs', backend],
+    (signal) => admin(listSchema(jobSchema), path, { signal }),
+    REFRESH_ms,
+  );
+  const close = () => setOpen(undefined);
   return (
     <section aria-label={`Jobs of ${backend}`}>
       <div class="row spread">
         <h2>Jobs of {backend}</h2>
-        <button type="button" onClick={() => setOpen({ what: 'new' })}>
-          Learn masks
-        </button>
+        <ForChange>
+          <button type="button" onClick={() => setOpen({ what: 'new' })}>
+            Learn masks
+          </button>
+        </ForChange>
       </div>
       {stored !== undefined && (
         <Notice kind="info">
-          {stored} is stored for {tenantName(tenant)}: the Publications page makes it live.
+          {stored} is stored for {whose(tenant)}: the Releases page makes it live.
         </Notice>
       )}
       <Loaded load={jobs}>{({ data }) => <List jobs={data} onOpen={setOpen} />}</Loaded>
@@ -51,7 +54,8 @@ export function Jobs({ backend }: { readonly backend: string }) {
       {open?.what === 'cancel' && (
         <Confirm
           title="End this job?"
-          action="End it"
+          action={`End ${open.id}`}
+          destroys
           onClose={close}
           act={async () => {
             await admin(jobSchema, `${path}/${open.id}/cancel`, { method: 'POST' });
@@ -72,7 +76,7 @@ export function Jobs({ backend }: { readonly backend: string }) {
             setStored((await admin(maskSetSummarySchema, `${path}/${open.id}/store`, call)).version);
           }}
         >
-          <p>For {tenantName(tenant)}. Nothing goes live by that.</p>
+          <p>For {whose(tenant)}. Nothing goes live by that.</p>
         </Confirm>
       )}
     </section>
@@ -96,10 +100,11 @@ function List(props: { readonly jobs: readonly Job[]; readonly onOpen: (open: Op
         { title: 'State', cell: (job) => <State job={job} /> },
         {
           title: 'Change',
+          isActions: true,
           cell: (job) => {
             if (!isFinished(job)) {
               const cancel = () => props.onOpen({ what: 'cancel', id: job.id });
-              return <RowButton title="End" about={job.id} onClick={cancel} />;
+              return <RowButton title="End" about={job.id} onClick={cancel} destroys />;
             }
             if (job.result === null) return '–';
             const store = () => props.onOpen({ what: 'store', id: job.id });

@@ -4,11 +4,11 @@ import { z } from 'zod';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { backendSchema } from '../../../shared/wire/backend-load.ts';
 import { admin } from '../api.ts';
-import { itemsIn, RowButton } from '../components/controls.tsx';
+import { ForChange, itemsIn, RowButton } from '../components/controls.tsx';
 import { Confirm, FormDialog } from '../components/dialog.tsx';
-import { Loaded } from '../components/notice.tsx';
+import { Failure, Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
-import { useLoad } from '../hooks.ts';
+import { useAddress, useLoad, useRetried } from '../hooks.ts';
 import { when } from '../look.ts';
 import { Jobs } from './backend-jobs.tsx';
 
@@ -20,25 +20,26 @@ type Open = { readonly what: 'add' } | { readonly what: 'remove'; readonly id: s
 
 export function Backends() {
   const [open, setOpen] = useState<Open>();
-  const [shown, setShown] = useState<string>();
+  const [shown, setShown] = useAddress('jobs', '');
+  const { error, attempt } = useRetried();
   const backends = useLoad(
+    ['backends'],
     (signal) => admin(listSchema(backendSchema), '/backends', { signal }),
-    [],
     REFRESH_ms,
   );
-  const change = async (id: string, enabled: boolean) => {
-    await admin(backendSchema, `/backends/${id}`, { method: 'PATCH', body: { enabled } });
-    backends.reload();
-  };
-  const close = () => {
-    setOpen(undefined);
-    backends.reload();
-  };
+  const change = (id: string, enabled: boolean) =>
+    attempt(async () => {
+      await admin(backendSchema, `/backends/${id}`, { method: 'PATCH', body: { enabled } });
+    });
+  const close = () => setOpen(undefined);
   return (
     <>
-      <button type="button" onClick={() => setOpen({ what: 'add' })}>
-        New backend
-      </button>
+      <ForChange>
+        <button type="button" onClick={() => setOpen({ what: 'add' })}>
+          New backend
+        </button>
+      </ForChange>
+      {error !== undefined && <Failure error={error} />}
       <Loaded load={backends}>
         {({ data }) => (
           <>
@@ -74,6 +75,7 @@ export function Backends() {
                         <RowButton
                           title="Remove"
                           about={id}
+                          destroys
                           onClick={() => setOpen({ what: 'remove', id })}
                         />
                       </>
@@ -81,13 +83,14 @@ export function Backends() {
                 },
                 {
                   title: 'Jobs',
+                  isActions: true,
                   cell: ({ id }) => (
-                    <RowButton title="Jobs" about={`of ${id}`} onClick={() => setShown(id)} />
+                    <RowButton title="Jobs" reads about={`of ${id}`} onClick={() => setShown(id)} />
                   ),
                 },
               ]}
             />
-            {data.some(({ id }) => id === shown) && <Jobs key={shown} backend={shown!} />}
+            {data.some(({ id }) => id === shown) && <Jobs key={shown} backend={shown} />}
           </>
         )}
       </Loaded>
@@ -95,7 +98,8 @@ export function Backends() {
       {open?.what === 'remove' && (
         <Confirm
           title="Remove this backend?"
-          action="Remove"
+          action={`Remove ${open.id}`}
+          destroys
           onClose={close}
           act={async () => {
             await admin(removedSchema, `/backends/${open.id}`, { method: 'DELETE' });

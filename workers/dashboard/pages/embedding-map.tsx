@@ -9,7 +9,7 @@ import { WithLiveSet } from '../components/mask-heat-map.tsx';
 import { Failure } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useLoad, useScope } from '../hooks.ts';
-import { number, percent } from '../look.ts';
+import { number, percent, when } from '../look.ts';
 import { type Projection, projectCentroids } from './figures.ts';
 
 export const EmbeddingMap = () => (
@@ -25,8 +25,8 @@ const REFRESH_ms = 15_000;
 function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version: string }) {
   const { tenant } = useScope();
   const traffic = useLoad(
+    ['traffic', tenant, version],
     (signal) => admin(listSchema(trafficSampleSchema), `/traffic${query({ tenant, version })}`, { signal }),
-    [tenant, version],
     REFRESH_ms,
   );
   const samples = traffic.state === 'ready' ? traffic.data.data : NO_SAMPLES;
@@ -38,8 +38,9 @@ function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version:
       <p>
         The two directions in which the centroids differ most; they hold {percent(projection.explained, 0)} of
         their variance. The larger a circle, the more of the calibration set fell into its cluster. Small dots
-        are {samples.length} recent requests, in the colour of the cluster that they were routed to; one every
-        few seconds is kept, and of it nothing but its distances.
+        are {samples.length} recent requests, in the colour of the cluster that they were routed to; hollow
+        ones are far from every centroid (a cosine below {LOW_SIMILARITY}). One every few seconds is kept, and
+        of it nothing but its distances.
       </p>
       {traffic.state === 'failed' && <Failure error={traffic.error} retry={traffic.reload} />}
       <Chart label="Centroids of the live mask set in two dimensions" option={option} height_px={440} />
@@ -55,6 +56,12 @@ function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version:
             cell: ({ index }) => samples.filter(({ cluster }) => cluster === index).length,
             isNumber: true,
           },
+          {
+            title: 'Of them far away',
+            cell: ({ index }) =>
+              samples.filter((sample) => sample.cluster === index && isFar(sample, set)).length,
+            isNumber: true,
+          },
           { title: 'Share of calibration', cell: ({ cluster }) => percent(cluster.share), isNumber: true },
           { title: 'x', cell: ({ x }) => number(x, 3), isNumber: true },
           { title: 'y', cell: ({ y }) => number(y, 3), isNumber: true },
@@ -64,6 +71,21 @@ function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version:
     </>
   );
 }
+
+/** Below this cosine a prompt has little to do with the centroid that it is nearest to. */
+const LOW_SIMILARITY = 0.3;
+
+/** The cosine with a centroid c, of a vector of length 1 at the distance d: (1 + |c|² − d²) / 2|c|. */
+export function similarityOf({ cluster, distances }: TrafficSample, set: MaskSet): number | null {
+  const distance = distances[cluster];
+  const centroid = set.clusters[cluster]?.centroid;
+  if (distance === undefined || centroid === undefined) return null;
+  const length_sq = centroid.reduce((sum, value) => sum + value ** 2, 0);
+  return length_sq === 0 ? null : (1 + length_sq - distance ** 2) / (2 * Math.sqrt(length_sq));
+}
+
+const isFar = (sample: TrafficSample, set: MaskSet): boolean =>
+  (similarityOf(sample, set) ?? 1) < LOW_SIMILARITY;
 
 const circle_px = (share: number): number => 12 + 60 * Math.sqrt(share);
 
@@ -79,6 +101,7 @@ const mapOption =
         type: 'scatter',
         data: set.clusters.map(({ share, label }, index) => ({
           name: `${index}: ${label ?? ''}`,
+          tooltip: { formatter: `${index}: ${label ?? ''}\n${percent(share)} of calibration` },
           value: [centroids[index]!.x, centroids[index]!.y],
           symbolSize: circle_px(share),
           itemStyle: { color: palette.series[index % palette.series.length]!, opacity: 0.8 },
@@ -86,17 +109,26 @@ const mapOption =
         label: { show: true, formatter: '{b}', position: 'right', color: palette.text },
         // Of hundreds of clusters not all names find room.
         labelLayout: { moveOverlap: 'shiftY', hideOverlap: true },
-        tooltip: { formatter: '{b}' },
       },
       {
         type: 'scatter',
-        symbolSize: 6,
-        silent: true,
-        data: samples.flatMap(({ cluster, distances }) => {
-          const at = place(distances);
-          const color = palette.series[cluster % palette.series.length]!;
-          return at === undefined ? [] : [{ value: [at.x, at.y], itemStyle: { color } }];
+        symbolSize: 7,
+        tooltip: { formatter: '{b}' },
+        data: samples.flatMap((sample) => {
+          const at = place(sample.distances);
+          const color = palette.series[sample.cluster % palette.series.length]!;
+          if (at === undefined) return [];
+          const itemStyle = isFar(sample, set)
+            ? { color: 'transparent', borderColor: color, borderWidth: 1.5 }
+            : { color };
+          return [{ name: aboutSample(sample, set), value: [at.x, at.y], itemStyle }];
         }),
       },
     ],
   });
+
+function aboutSample(sample: TrafficSample, set: MaskSet): string {
+  const label = set.clusters[sample.cluster]?.label ?? '';
+  const cosine = number(similarityOf(sample, set), 3);
+  return `request of ${when(sample.created_at)}\ncluster ${sample.cluster} ${label}\ncosine ${cosine}`;
+}

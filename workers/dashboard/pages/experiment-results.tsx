@@ -1,5 +1,5 @@
 /** What came of an experiment: figures a variant, and differences with intervals that hold however often one looks. */
-import { useMemo, useState } from 'preact/hooks';
+import { useMemo } from 'preact/hooks';
 import {
   type Comparison,
   type Experiment,
@@ -14,7 +14,7 @@ import { axis, Chart, type ChartOption, type Palette, tooltip } from '../compone
 import { Choice } from '../components/controls.tsx';
 import { Empty, Loaded } from '../components/notice.tsx';
 import { FIGURE_COLUMNS, Table } from '../components/table.tsx';
-import { useLoad } from '../hooks.ts';
+import { useAddress, useAddressOf, useLoad } from '../hooks.ts';
 import { number, percent } from '../look.ts';
 
 const REFRESH_ms = 15_000;
@@ -22,20 +22,20 @@ const REFRESH_ms = 15_000;
 const METRIC_NAMES: Record<Metric, string> = {
   error_rate: 'share of errors',
   ttft_ms: 'ms to the first token',
-  tpot_ms: 'ms a token',
+  tpot_ms: 'ms/token',
   completion_tokens: 'tokens an answer',
   rating_up: 'share of good ratings',
   agreement: 'agreement with dense',
 };
 
 export function Results({ experiment }: { readonly experiment: Experiment }) {
-  const [region, setRegion] = useState('');
+  const [region, setRegion] = useAddress('region', '');
   const results = useLoad(
+    ['results', experiment.tenant, experiment.id, region],
     (signal) => {
       const path = `/experiments/${experiment.id}/results${query({ tenant: experiment.tenant, region: region || undefined })}`;
       return admin(experimentResultsSchema, path, { signal });
     },
-    [experiment.tenant, experiment.id, region],
     REFRESH_ms,
   );
   return (
@@ -55,7 +55,7 @@ export function Results({ experiment }: { readonly experiment: Experiment }) {
 
 function Picture(props: { readonly results: ExperimentResults; readonly sticky: StickyKind }) {
   const { results, sticky } = props;
-  const [metric, setMetric] = useState<Metric>('tpot_ms');
+  const [metric, setMetric] = useAddressOf('figure', METRICS, 'tpot_ms');
   const rows = results.comparisons.filter((row) => row.metric === metric);
   const drawn = rows.filter(({ difference }) => difference !== null);
   const option = useMemo(() => intervalOption(drawn, metric), [results, metric]);

@@ -1,14 +1,12 @@
 /** Experiments: which there are, how they are started and stopped, and what came of the one in view. */
 import { useState } from 'preact/hooks';
-import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { type Experiment, experimentSchema } from '../../../shared/admin/experiment-wire.ts';
 import { admin, query } from '../api.ts';
-import { RowButton } from '../components/controls.tsx';
+import { ForChange, RowButton } from '../components/controls.tsx';
 import { Confirm } from '../components/dialog.tsx';
-import { Loaded } from '../components/notice.tsx';
-import { Table } from '../components/table.tsx';
-import { useLoad, useScope } from '../hooks.ts';
-import { tenantName, when } from '../look.ts';
+import { ListTable } from '../components/table.tsx';
+import { type List, useAddress, useList, useScope } from '../hooks.ts';
+import { when } from '../look.ts';
 import { Results } from './experiment-results.tsx';
 import { NewExperiment } from './new-experiment.tsx';
 
@@ -19,36 +17,28 @@ type Open =
 export function Experiments() {
   const { tenant } = useScope();
   const [open, setOpen] = useState<Open>();
-  const [shown, setShown] = useState<string>();
-  const experiments = useLoad(
-    (signal) => admin(listSchema(experimentSchema), `/experiments${query({ tenant })}`, { signal }),
-    [tenant],
-  );
-  const close = () => {
-    setOpen(undefined);
-    experiments.reload();
-  };
+  const [shown, setShown] = useAddress('experiment', '');
+  const [q, setQ] = useAddress('q', '');
+  const experiments = useList(experimentSchema, '/experiments', { tenant, q: q || undefined });
+  const close = () => setOpen(undefined);
   return (
     <>
-      <button type="button" onClick={() => setOpen({ what: 'new' })}>
-        New experiment
-      </button>
-      <Loaded load={experiments}>
-        {({ data }) => (
-          <>
-            <List
-              experiments={data}
-              onAct={(what, experiment) => setOpen({ what, experiment })}
-              onShow={(experiment) => setShown(keyOf(experiment))}
-            />
-            {data
-              .filter((experiment) => keyOf(experiment) === shown)
-              .map((experiment) => (
-                <Results key={keyOf(experiment)} experiment={experiment} />
-              ))}
-          </>
-        )}
-      </Loaded>
+      <ForChange>
+        <button type="button" onClick={() => setOpen({ what: 'new' })}>
+          New experiment
+        </button>
+      </ForChange>
+      <ExperimentTable
+        experiments={experiments}
+        search={{ title: 'Search experiments: an id or a tenant', value: q, onSearch: setQ }}
+        onAct={(what, experiment) => setOpen({ what, experiment })}
+        onShow={(experiment) => setShown(keyOf(experiment))}
+      />
+      {(experiments.state === 'ready' ? experiments.data : [])
+        .filter((experiment) => keyOf(experiment) === shown)
+        .map((experiment) => (
+          <Results key={keyOf(experiment)} experiment={experiment} />
+        ))}
       {open?.what === 'new' && <NewExperiment onClose={close} />}
       {open !== undefined && open.what !== 'new' && (
         <Act what={open.what} experiment={open.experiment} onClose={close} />
@@ -57,22 +47,35 @@ export function Experiments() {
   );
 }
 
-function List(props: {
-  readonly experiments: readonly Experiment[];
+function ExperimentTable(props: {
+  readonly experiments: List<Experiment>;
+  readonly search: {
+    readonly title: string;
+    readonly value: string;
+    readonly onSearch: (text: string) => void;
+  };
   readonly onAct: (what: 'start' | 'stop' | 'delete', experiment: Experiment) => void;
   readonly onShow: (experiment: Experiment) => void;
 }) {
   const button = (title: string, experiment: Experiment, act: () => void) => (
-    <RowButton title={title} about={experiment.id} onClick={act} />
+    <RowButton
+      title={title}
+      about={experiment.id}
+      reads={title === 'Results'}
+      destroys={title === 'Stop' || title === 'Delete'}
+      onClick={act}
+    />
   );
   return (
-    <Table
+    <ListTable
       caption="Experiments"
-      rows={props.experiments}
+      list={props.experiments}
+      search={props.search}
+      empty="No experiments yet."
       rowKey={keyOf}
       columns={[
-        { title: 'Id', cell: ({ id }) => <code>{id}</code> },
-        { title: 'State', cell: ({ state }) => state },
+        { title: 'Id', cell: ({ id }) => <code>{id}</code>, sort: ({ id }) => id },
+        { title: 'State', cell: ({ state }) => state, sort: ({ state }) => state },
         { title: 'Tenants', cell: tenantsOf },
         {
           title: 'Regions',
@@ -83,11 +86,12 @@ function List(props: {
           title: 'Variants',
           cell: ({ variants }) => variants.map(({ name, weight }) => `${name} ${weight}`).join(' : '),
         },
-        { title: 'Sticky by', cell: ({ sticky }) => sticky.replaceAll('_', ' ') },
+        { title: 'Sticky unit', cell: ({ sticky }) => sticky.replaceAll('_', ' ') },
         { title: 'Begins', cell: ({ started_at, starts_at }) => when(started_at ?? starts_at ?? null) },
         { title: 'Ends', cell: ({ ends_at, stopped_at }) => when(stopped_at ?? ends_at ?? null) },
         {
           title: 'Change',
+          isActions: true,
           cell: (experiment) => (
             <>
               {experiment.state === 'draft' &&
@@ -109,7 +113,7 @@ function List(props: {
 const keyOf = ({ tenant, id }: Experiment): string => `${tenant}/${id}`;
 
 const tenantsOf = ({ tenant, tenants }: Experiment): string =>
-  tenant !== '' ? tenant : tenants.length === 0 ? 'every one' : tenants.map(tenantName).join(', ');
+  tenant !== '' ? tenant : tenants.length === 0 ? 'All tenants' : tenants.join(', ');
 
 const ACTS = {
   start: {
@@ -143,7 +147,13 @@ function Act(props: {
     else await admin(experimentSchema, `${path}/${what}${whose}`, { method: 'POST', body: {} });
   };
   return (
-    <Confirm title={title} action={action} act={act} onClose={onClose}>
+    <Confirm
+      title={title}
+      action={`${action} ${experiment.id}`}
+      destroys={what !== 'start'}
+      act={act}
+      onClose={onClose}
+    >
       <p>
         <code>{experiment.id}</code>: {consequence}
       </p>

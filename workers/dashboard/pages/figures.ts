@@ -1,7 +1,6 @@
-/** What the embedding map and the routing page compute before they draw. */
+/** What pages compute before they draw. */
 import { PCA } from 'ml-pca';
 import type { Stats } from '../../../shared/admin/stats-wire.ts';
-import { shortVersion } from '../look.ts';
 
 /*
  * Centroids seen from where they differ most (their first two principal components, ml-pca), and further points placed
@@ -55,42 +54,67 @@ function createPlacer(vectors: readonly number[][], coordinates: readonly number
   };
 }
 
-/* From counts by time and cluster to shares over time, ready to be stacked. */
+/* From counts by time and cluster to bars over the whole range: a time without requests is a gap, and not a zero. */
 
 export type Series = {
+  /** The beginnings of all steps of the range. */
+  readonly starts_ms: readonly number[];
   readonly requests: number;
   readonly clusters: readonly {
-    readonly name: string;
+    /** Null: requests that fell into none. */
+    readonly cluster: number | null;
     readonly requests: number;
-    /** At every time at which there was any request, 0 where this cluster had none: stacks need all of them. */
-    readonly shares: readonly { readonly start_ms: number; readonly share: number }[];
+    /** At every step; null where there was no request at all. */
+    readonly shares: readonly (number | null)[];
   }[];
 };
 
-export function sharesOverTime(routing: Stats['routing']): Series {
-  const totals = new Map<number, number>();
-  const counts = new Map<string, Map<number, number>>();
-  for (const { start, version, cluster, requests } of routing) {
-    const start_ms = Date.parse(start);
-    totals.set(start_ms, (totals.get(start_ms) ?? 0) + requests);
-    const name = cluster === null ? 'not routed' : `${shortVersion(version ?? 'none')} · ${cluster}`;
-    const own = counts.get(name) ?? new Map<number, number>();
-    own.set(start_ms, (own.get(start_ms) ?? 0) + requests);
-    counts.set(name, own);
+/** Of the requests of one version; null for those without one. */
+export function sharesOverTime(
+  routing: Stats['routing'],
+  version: string | null,
+  range: { readonly from_ms: number; readonly step_ms: number; readonly steps: number },
+): Series {
+  const starts_ms = Array.from({ length: range.steps }, (_, step) => range.from_ms + step * range.step_ms);
+  const totals = starts_ms.map(() => 0);
+  const counts = new Map<number | null, number[]>();
+  for (const row of routing) {
+    if (row.version !== version) continue;
+    const step = Math.floor((Date.parse(row.start) - range.from_ms) / range.step_ms);
+    if (step < 0 || step >= range.steps) continue;
+    const own = counts.get(row.cluster) ?? starts_ms.map(() => 0);
+    own[step]! += row.requests;
+    totals[step]! += row.requests;
+    counts.set(row.cluster, own);
   }
-  const times = [...totals.keys()].sort((a, b) => a - b);
-  const sum = (values: Iterable<number>) => [...values].reduce((total, value) => total + value, 0);
+  const sum = (values: readonly number[]) => values.reduce((total, value) => total + value, 0);
   return {
-    requests: sum(totals.values()),
+    starts_ms,
+    requests: sum(totals),
     clusters: [...counts]
-      .sort(([a], [b]) => a.localeCompare(b, undefined, { numeric: true }))
-      .map(([name, own]) => ({
-        name,
-        requests: sum(own.values()),
-        shares: times.map((start_ms) => ({
-          start_ms,
-          share: (own.get(start_ms) ?? 0) / totals.get(start_ms)!,
-        })),
+      .sort(([a], [b]) => (a ?? -1) - (b ?? -1))
+      .map(([cluster, own]) => ({
+        cluster,
+        requests: sum(own),
+        shares: own.map((count, step) => (totals[step] === 0 ? null : count / totals[step]!)),
       })),
   };
+}
+
+/** The versions that requests were routed by, the most common first; null for requests without one. */
+export function versionsIn(routing: Stats['routing']): (string | null)[] {
+  const counts = new Map<string | null, number>();
+  for (const { version, requests } of routing) counts.set(version, (counts.get(version) ?? 0) + requests);
+  return [...counts].sort(([, a], [, b]) => b - a).map(([version]) => version);
+}
+
+/** Clusters whose masks are the same, together: what is drawn once. */
+export function groupByMask<Cluster extends { readonly mask: string }>(
+  clusters: readonly Cluster[],
+): { readonly mask: string; readonly members: readonly (Cluster & { readonly index: number })[] }[] {
+  const groups = new Map<string, (Cluster & { index: number })[]>();
+  clusters.forEach((cluster, index) => {
+    groups.set(cluster.mask, [...(groups.get(cluster.mask) ?? []), { ...cluster, index }]);
+  });
+  return [...groups].map(([mask, members]) => ({ mask, members }));
 }

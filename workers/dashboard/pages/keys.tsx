@@ -7,19 +7,18 @@ import {
   apiKeySchema,
   type CreatedKey,
   createdKeySchema,
-  listSchema,
   ROTATION_OVERLAP_MAX_s,
 } from '../../../shared/admin/admin-wire.ts';
-import { admin, query } from '../api.ts';
-import { Choice, RowButton, timeIn } from '../components/controls.tsx';
+import { admin } from '../api.ts';
+import { Choice, ForChange, RowButton, TenantChoice, timeIn } from '../components/controls.tsx';
 import { Confirm, Dialog, FormDialog } from '../components/dialog.tsx';
-import { Loaded } from '../components/notice.tsx';
-import { Table } from '../components/table.tsx';
-import { useLoad, useScope } from '../hooks.ts';
-import { when } from '../look.ts';
+import { ListTable } from '../components/table.tsx';
+import { type List, useAddress, useAddressOf, useList, useScope } from '../hooks.ts';
+import { tenantFilter, when } from '../look.ts';
 
 const KIND_NAMES: Record<ApiKeyKind, string> = {
   tenant: 'sends completions',
+  viewer: 'reads, and changes nothing',
   tenant_admin: 'administrates its tenant',
   admin: 'administrates everything',
 };
@@ -32,56 +31,70 @@ type Open =
 export function Keys() {
   const { tenant } = useScope();
   const [open, setOpen] = useState<Open>();
-  const [isAll, setAll] = useState(false);
-  const keys = useLoad(
-    (signal) => admin(listSchema(apiKeySchema), `/keys${query({ tenant })}`, { signal }),
-    [tenant],
-  );
+  const [shown, setShown] = useAddressOf('keys', ['working', 'all'] as const, 'working');
+  const [q, setQ] = useAddress('q', '');
+  const state = shown === 'working' ? shown : undefined;
+  const keys = useList(apiKeySchema, '/keys', { tenant: tenant || undefined, state, q: q || undefined });
   return (
     <>
       <div class="row spread">
-        <button type="button" onClick={() => setOpen({ what: 'form' })}>
-          New key
-        </button>
+        <ForChange>
+          <button type="button" onClick={() => setOpen({ what: 'form' })}>
+            New key
+          </button>
+        </ForChange>
         <label>
-          <input type="checkbox" checked={isAll} onChange={(event) => setAll(event.currentTarget.checked)} />
+          <input
+            type="checkbox"
+            checked={shown === 'all'}
+            onChange={(event) => setShown(event.currentTarget.checked ? 'all' : 'working')}
+          />
           Show keys that no longer work
         </label>
       </div>
-      <Loaded load={keys}>
-        {({ data }) => (
-          <KeyTable
-            keys={data.filter((key) => isAll || stateOf(key) === 'works')}
-            onAct={(what, key) => setOpen({ what, key })}
-          />
-        )}
-      </Loaded>
-      {open !== undefined && <OpenDialog open={open} onOpen={setOpen} onChange={keys.reload} />}
+      <KeyTable
+        keys={keys}
+        search={{ title: 'Search keys: a name, a tenant, or how a key begins', value: q, onSearch: setQ }}
+        onAct={(what, key) => setOpen({ what, key })}
+      />
+      {open !== undefined && <OpenDialog open={open} onOpen={setOpen} />}
     </>
   );
 }
 
 function KeyTable(props: {
-  readonly keys: readonly ApiKey[];
+  readonly keys: List<ApiKey>;
+  readonly search: {
+    readonly title: string;
+    readonly value: string;
+    readonly onSearch: (text: string) => void;
+  };
   readonly onAct: (what: 'rotate' | 'revoke', key: ApiKey) => void;
 }) {
   const button = (title: string, what: 'rotate' | 'revoke', key: ApiKey) => (
-    <RowButton title={title} about={key.prefix} onClick={() => props.onAct(what, key)} />
+    <RowButton
+      title={title}
+      about={key.prefix}
+      destroys={what === 'revoke'}
+      onClick={() => props.onAct(what, key)}
+    />
   );
   return (
-    <Table
+    <ListTable
       caption="API keys"
-      rows={props.keys}
+      list={props.keys}
+      search={props.search}
       rowKey={({ id }) => id}
       columns={[
         { title: 'Key', cell: (key) => <code>{key.prefix}…</code> },
-        { title: 'Name', cell: (key) => key.name },
-        { title: 'Tenant', cell: (key) => key.tenant || '–' },
-        { title: 'What for', cell: (key) => KIND_NAMES[key.kind] },
-        { title: 'Made', cell: (key) => when(key.created_at) },
+        { title: 'Name', cell: (key) => key.name, sort: (key) => key.name },
+        { title: 'Tenant', cell: (key) => key.tenant || '–', sort: (key) => key.tenant },
+        { title: 'What for', cell: (key) => KIND_NAMES[key.kind], sort: (key) => key.kind },
+        { title: 'Made', cell: (key) => when(key.created_at), sort: (key) => key.created_at },
         { title: 'Expires', cell: (key) => (key.expires_at === null ? 'never' : when(key.expires_at)) },
         {
           title: 'State',
+          isActions: true,
           cell: (key) =>
             stateOf(key) === 'works' ? (
               <>
@@ -102,42 +115,32 @@ function stateOf(key: ApiKey): 'works' | 'revoked' | 'expired' {
   return key.expires_at !== null && Date.parse(key.expires_at) <= Date.now() ? 'expired' : 'works';
 }
 
-function OpenDialog(props: {
-  readonly open: Open;
-  readonly onOpen: (open: Open | undefined) => void;
-  readonly onChange: () => void;
-}) {
-  const { open, onOpen, onChange } = props;
+function OpenDialog(props: { readonly open: Open; readonly onOpen: (open: Open | undefined) => void }) {
+  const { open, onOpen } = props;
   const close = () => onOpen(undefined);
   switch (open.what) {
     case 'form':
-      return (
-        <NewKey onCreated={(key) => onOpen({ what: 'created', key })} onClose={close} onChange={onChange} />
-      );
+      return <NewKey onCreated={(key) => onOpen({ what: 'created', key })} onClose={close} />;
     case 'created':
       return <ShowOnce created={open.key} onClose={close} />;
     case 'rotate':
       return (
-        <RotateKey
-          rotated={open.key}
-          onCreated={(key) => onOpen({ what: 'created', key })}
-          onClose={close}
-          onChange={onChange}
-        />
+        <RotateKey rotated={open.key} onCreated={(key) => onOpen({ what: 'created', key })} onClose={close} />
       );
     case 'revoke':
       return (
         <Confirm
           title="Revoke this key?"
-          action="Revoke"
+          action={`Revoke ${open.key.prefix}…`}
+          destroys
           onClose={close}
           act={async () => {
             await admin(apiKeySchema, `/keys/${open.key.id}`, { method: 'DELETE' });
-            onChange();
           }}
         >
           <p>
-            <code>{open.key.prefix}…</code> ({open.key.name}) stops working within seconds, for good.
+            <code>{open.key.prefix}…</code> ({open.key.name}) stops working within seconds, for good. Answers
+            that stream under it end.
           </p>
         </Confirm>
       );
@@ -148,7 +151,6 @@ function RotateKey(props: {
   readonly rotated: ApiKey;
   readonly onCreated: (key: CreatedKey) => void;
   readonly onClose: () => void;
-  readonly onChange: () => void;
 }) {
   const { rotated } = props;
   return (
@@ -161,7 +163,6 @@ function RotateKey(props: {
         props.onCreated(
           await admin(createdKeySchema, `/keys/${rotated.id}/rotate`, { method: 'POST', body }),
         );
-        props.onChange();
       }}
     >
       <p>
@@ -184,13 +185,10 @@ function RotateKey(props: {
   );
 }
 
-function NewKey(props: {
-  readonly onCreated: (key: CreatedKey) => void;
-  readonly onClose: () => void;
-  readonly onChange: () => void;
-}) {
+function NewKey(props: { readonly onCreated: (key: CreatedKey) => void; readonly onClose: () => void }) {
   const { tenant, isGlobal } = useScope();
   const [kind, setKind] = useState<ApiKeyKind>('tenant');
+  const [owner, setOwner] = useState(tenant);
   return (
     <FormDialog
       title="New key"
@@ -199,7 +197,6 @@ function NewKey(props: {
       onSubmit={async (form) => {
         const body = { ...Object.fromEntries(form), ...timeIn(form, 'expires_at') };
         props.onCreated(await admin(createdKeySchema, '/keys', { method: 'POST', body }));
-        props.onChange();
       }}
     >
       <label>
@@ -217,10 +214,13 @@ function NewKey(props: {
         onPick={setKind}
       />
       {isGlobal && kind !== 'admin' && (
-        <label>
-          Tenant
-          <input name="tenant" required defaultValue={tenant} />
-        </label>
+        <TenantChoice
+          name="tenant"
+          title="Tenant"
+          value={owner}
+          {...(kind === 'viewer' ? { none: tenantFilter('') } : {})}
+          onPick={setOwner}
+        />
       )}
       <label>
         Expires (empty: never)
@@ -239,7 +239,8 @@ function ShowOnce({ created, onClose }: { readonly created: CreatedKey; readonly
   return (
     <Dialog
       title="The new key"
-      onClose={onClose}
+      // It is shown this once: only the button that says so puts it away.
+      onEscape={() => undefined}
       footer={
         <>
           <button type="button" class="secondary" onClick={copy}>

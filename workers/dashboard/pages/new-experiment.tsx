@@ -6,7 +6,7 @@ import { DENSE_VARIANT, experimentSchema, type PlaceScope } from '../../../share
 import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { STICKY_KINDS } from '../../../shared/mask/sticky.ts';
 import { admin, query } from '../api.ts';
-import { itemsIn, timeIn } from '../components/controls.tsx';
+import { itemsIn, Several, timeIn, useModelIds, useTenantIds } from '../components/controls.tsx';
 import { FormDialog } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { publicationInUse, useLoad, useScope } from '../hooks.ts';
@@ -17,7 +17,7 @@ const VARIANT_NAMES = ['A', 'B', 'C', 'D', 'E', 'F'];
 export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
   const { tenant } = useScope();
   const [variants, setVariants] = useState(2);
-  const sets = useLoad((signal) => loadSets(tenant, signal), [tenant]);
+  const sets = useLoad(['sets to pick', tenant], (signal) => loadSets(tenant, signal));
   const submit = async (form: FormData) => {
     await admin(experimentSchema, '/experiments', { method: 'POST', body: bodyOf(form, tenant, variants) });
     onClose();
@@ -74,7 +74,7 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
         </button>
       )}
       <label>
-        The same variant for the same
+        Sticky unit: the same one always gets the same variant
         <select name="sticky">
           {STICKY_KINDS.map((kind) => (
             <option key={kind} value={kind}>
@@ -86,7 +86,7 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
       <ScopeFields isShared={tenant === ''} />
       <div class="pairs">
         <Share name="shadow_share" title="Requests compared with dense, %" preset="1" min={0} />
-        <Share name="alpha" title="Risk of a false claim, %" preset="5" min={0.1} />
+        <Share name="alpha" title="Significance level, %" preset="5" min={0.1} />
       </div>
     </FormDialog>
   );
@@ -167,6 +167,8 @@ const PLACES = [
 
 /** `isShared`: it belongs to no tenant, so it may name some. */
 function ScopeFields({ isShared }: { readonly isShared: boolean }) {
+  const { ids } = useTenantIds('');
+  const models = useModelIds([]);
   return (
     <>
       <fieldset class="pairs">
@@ -179,15 +181,9 @@ function ScopeFields({ isShared }: { readonly isShared: boolean }) {
         ))}
       </fieldset>
       {isShared && (
-        <label>
-          Tenants, with commas (empty: every one)
-          <input name="tenants" pattern={listOf('[a-z0-9][a-z0-9\\-]{0,62}')} />
-        </label>
+        <Several title="Tenants" none="none ticked: every one" name="tenants" options={ids} picked={[]} />
       )}
-      <label>
-        Models, with commas (empty: every one)
-        <input name="models" />
-      </label>
+      <Several title="Models" none="none ticked: every one" name="models" options={models} picked={[]} />
       <div class="pairs">
         <label>
           Begins (empty: when it is started)
@@ -208,8 +204,8 @@ function scopeOf(form: FormData): object {
     regions: PLACES.flatMap(({ name, scope }) =>
       itemsIn(form, name).map((code) => scope(code.toUpperCase())),
     ),
-    tenants: itemsIn(form, 'tenants'),
-    models: itemsIn(form, 'models'),
+    tenants: form.getAll('tenants'),
+    models: form.getAll('models'),
     ...timeIn(form, 'starts_at'),
     ...timeIn(form, 'ends_at'),
   };

@@ -9,7 +9,7 @@ export const MEASURES: Record<Measure, string> = {
 };
 export const COSTS = {
   sparsity: 'blocks that run, %',
-  time: 'ms a token',
+  time: 'ms/token',
 } as const;
 export type Cost = keyof typeof COSTS;
 

@@ -5,14 +5,20 @@
 import { EventSourceParserStream } from 'eventsource-parser/stream';
 import { z } from 'zod';
 import { createdKeySchema } from '../../../shared/admin/admin-wire.ts';
-import { DENSE_SUFFIX, HEADERS } from '../../../shared/wire/protocol.ts';
+import { DENSE_SUFFIX, HEADERS, TRIAL_HEADERS } from '../../../shared/wire/protocol.ts';
 import { ApiError, admin, failure } from '../api.ts';
 
 export type Prompt = {
   readonly model: string;
+  /** Empty: none. */
+  readonly system: string;
   readonly text: string;
   readonly tokensMax: number;
   readonly temperature: number;
+  /** Of the mask set to route by; undefined: what is live. */
+  readonly version: string | undefined;
+  /** One mask, in place of routing. */
+  readonly mask: string | undefined;
 };
 
 export type Progress = {
@@ -56,12 +62,34 @@ const DECISION = [
   HEADERS.requestId,
 ] as const;
 
-export const chatBody = ({ model, text, tokensMax, temperature }: Prompt, kind: 'masked' | 'dense') => ({
-  model: kind === 'dense' ? model + DENSE_SUFFIX : model,
-  messages: [{ role: 'user', content: text }],
-  max_tokens: tokensMax,
-  temperature,
+export const chatBody = (prompt: Prompt, kind: 'masked' | 'dense') => ({
+  model: kind === 'dense' ? prompt.model + DENSE_SUFFIX : prompt.model,
+  messages: [
+    ...(prompt.system === '' ? [] : [{ role: 'system', content: prompt.system }]),
+    { role: 'user', content: prompt.text },
+  ],
+  max_tokens: prompt.tokensMax,
+  temperature: prompt.temperature,
+  ...(kind === 'dense' || prompt.mask === undefined ? {} : { mask: prompt.mask }),
 });
+
+/** Marks the request, which takes part in no experiment then. */
+const trialHeaders = ({ version }: Pick<Prompt, 'version'>): Record<string, string> => ({
+  [TRIAL_HEADERS.source]: 'playground',
+  ...(version === undefined ? {} : { [TRIAL_HEADERS.version]: version }),
+});
+
+/** The masked request for a shell; the key is the person's own, and not this page's. */
+export function curlOf(origin: string, prompt: Prompt): string {
+  const quoted = (text: string) => `'${text.replaceAll("'", `'\\''`)}'`;
+  const version = prompt.version === undefined ? [] : Object.entries(trialHeaders(prompt));
+  const headers = [['authorization', 'Bearer YOUR_KEY'], ['content-type', 'application/json'], ...version];
+  return [
+    `curl ${origin}/v1/chat/completions`,
+    ...headers.map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`),
+    `-d ${quoted(JSON.stringify(chatBody(prompt, 'masked')))}`,
+  ].join(' \\\n  ');
+}
 
 /** Calls `onProgress` with every token. @throws ApiError what the edge or, later, the backend answers. */
 export async function streamChat(
@@ -73,7 +101,7 @@ export async function streamChat(
 ): Promise<void> {
   const started_ms = performance.now();
   const body = { ...chatBody(prompt, kind), stream: true, stream_options: { include_usage: true } };
-  const response = await askEdge(key, '/v1/chat/completions', { body, signal });
+  const response = await askEdge(key, '/v1/chat/completions', { body, prompt, signal });
   const decision = Object.fromEntries(
     DECISION.flatMap((name) => {
       const value = response.headers.get(name);
@@ -110,10 +138,18 @@ function advance(before: Progress, chunk: z.infer<typeof chunkSchema>, now_ms: n
 export async function askEdge(
   key: string,
   path: string,
-  { body, signal }: { readonly body?: object; readonly signal: AbortSignal },
+  {
+    body,
+    prompt,
+    signal,
+  }: { readonly body?: object; readonly prompt?: Prompt; readonly signal: AbortSignal },
 ): Promise<Response> {
   const response = await fetch(path, {
-    headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
+    headers: {
+      authorization: `Bearer ${key}`,
+      'content-type': 'application/json',
+      ...(prompt === undefined ? {} : trialHeaders(prompt)),
+    },
     ...(body === undefined ? {} : { method: 'POST', body: JSON.stringify(body) }),
     signal,
   });

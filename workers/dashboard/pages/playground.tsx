@@ -1,17 +1,25 @@
-/** The same prompt with the mask and without, streamed side by side through the edge, and why it got its mask. */
+/**
+ * The same prompt with a mask and without, streamed side by side through the edge, and why it got its mask. It runs as a
+ * tenant that is picked, never as a customer who happens to be there, and takes part in no experiment.
+ */
 
-import { useEffect, useRef, useState } from 'preact/hooks';
-import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
+import { diffWordsWithSpace } from 'diff';
+import { useEffect, useMemo, useRef, useState } from 'preact/hooks';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { type MaskSetSummary, maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
+import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { type DryRun, dryRunSchema } from '../../../shared/wire/openai.ts';
 import { HEADERS, modelListSchema, splitModelName } from '../../../shared/wire/protocol.ts';
-import { admin } from '../api.ts';
+import { admin, query } from '../api.ts';
+import { Choice, TenantChoice } from '../components/controls.tsx';
 import { Empty, Failure, Loaded } from '../components/notice.tsx';
 import { type FactList, Facts } from '../components/table.tsx';
-import { useLoad, useScope } from '../hooks.ts';
-import { number, percent } from '../look.ts';
+import { useAddress, useLoad, useScope } from '../hooks.ts';
+import { number, percent, shortVersion } from '../look.ts';
 import {
   askEdge,
   chatBody,
+  curlOf,
   NO_PROGRESS,
   type Progress,
   type Prompt,
@@ -22,37 +30,59 @@ import {
 const TOKENS = { default: 120, max: 1024 };
 
 export function Playground() {
-  const { tenant } = useScope();
-  const ready = useLoad((signal) => prepare(tenant, signal), [tenant]);
+  const scope = useScope();
+  const [picked, pick] = useAddress('as', '');
+  const tenant = scope.tenant === '' ? picked : scope.tenant;
   return (
-    <Loaded load={ready}>
-      {(found) =>
-        found === null ? (
-          <Empty>Requests need a tenant: make one first.</Empty>
-        ) : (
-          <Bench tenant={found.tenant} models={found.models} />
-        )
-      }
-    </Loaded>
+    <>
+      {scope.tenant === '' && (
+        <div class="row">
+          <TenantChoice title="Run as the tenant" value={tenant} onPick={pick} />
+        </div>
+      )}
+      {tenant === '' ? (
+        <Empty>Pick the tenant whose terms and mask set the prompt runs under.</Empty>
+      ) : (
+        <Ready key={tenant} tenant={tenant} />
+      )}
+    </>
   );
 }
 
-/** The tenant whose key is used (the first one when all are in view) and what it may ask for. */
+function Ready({ tenant }: { readonly tenant: string }) {
+  const ready = useLoad(['playground', tenant], (signal) => prepare(tenant, signal));
+  return <Loaded load={ready}>{(found) => <Bench tenant={tenant} {...found} />}</Loaded>;
+}
+
+/** What the tenant may ask for, and the sets that it could publish. */
 async function prepare(tenant: string, signal: AbortSignal) {
-  const { data } = await admin(listSchema(tenantSchema), '/tenants', { signal });
-  const used = tenant === '' ? data[0]?.id : tenant;
-  if (used === undefined) return null;
-  const key = await playgroundKey(used);
-  const { data: served } = modelListSchema.parse(await (await askEdge(key, '/v1/models', { signal })).json());
-  const models = served.map(({ id }) => id);
-  return { tenant: used, models: models.filter((id) => !splitModelName(id).dense) };
+  const key = await playgroundKey(tenant);
+  const sets = (of: string) =>
+    admin(listSchema(maskSetSummarySchema), `/mask-sets${query({ tenant: of })}`, { signal });
+  const [answer, own, shared] = await Promise.all([
+    askEdge(key, '/v1/models', { signal }),
+    sets(tenant),
+    sets('').catch(() => ({ data: [] })),
+  ]);
+  const { data: served } = modelListSchema.parse(await answer.json());
+  const models = served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
+  const found = [...own.data, ...shared.data];
+  return {
+    models,
+    sets: found.filter(({ version }, at) => found.findIndex((set) => set.version === version) === at),
+  };
 }
 
 const SIDES = ['dense', 'masked'] as const;
 type Sides = Record<(typeof SIDES)[number], Side>;
 const IDLE: Sides = { dense: { state: 'idle' }, masked: { state: 'idle' } };
 
-function Bench({ tenant, models }: { readonly tenant: string; readonly models: readonly string[] }) {
+function Bench(props: {
+  readonly tenant: string;
+  readonly models: readonly string[];
+  readonly sets: readonly MaskSetSummary[];
+}) {
+  const { tenant, models, sets } = props;
   const [sides, setSides] = useState<Sides>(IDLE);
   const [decision, setDecision] = useState<DryRun>();
   const [error, setError] = useState<Error>();
@@ -78,25 +108,12 @@ function Bench({ tenant, models }: { readonly tenant: string; readonly models: r
       if (!signal.aborted) setError(thrown as Error);
     }
   };
-  const submit = (event: SubmitEvent) => {
-    event.preventDefault();
-    const form = new FormData(event.currentTarget as HTMLFormElement);
-    const prompt = {
-      model: String(form.get('model')),
-      text: String(form.get('prompt')),
-      tokensMax: Number(form.get('tokens')),
-      temperature: Number(form.get('temperature')),
-    };
-    void run(prompt, form.get('turns') !== null);
-  };
 
   return (
     <>
       <PromptForm
-        tenant={tenant}
-        models={models}
-        isRunning={isRunning}
-        onSubmit={submit}
+        {...{ tenant, models, sets, isRunning }}
+        onRun={(prompt, isInTurn) => void run(prompt, isInTurn)}
         onStop={() => running.current?.abort()}
       />
       {error !== undefined && <Failure error={error} />}
@@ -104,8 +121,33 @@ function Bench({ tenant, models }: { readonly tenant: string; readonly models: r
         <Answer title="Dense" side={sides.dense} />
         <Answer title="Masked" side={sides.masked} />
       </div>
+      {sides.dense.state === 'done' && sides.masked.state === 'done' && (
+        <Difference dense={sides.dense.progress.text} masked={sides.masked.progress.text} />
+      )}
       {decision !== undefined && <Routing decision={decision} />}
     </>
+  );
+}
+
+/** What the masked answer leaves out of the dense one, and what it says instead. */
+function Difference({ dense, masked }: { readonly dense: string; readonly masked: string }) {
+  const parts = useMemo(() => diffWordsWithSpace(dense, masked), [dense, masked]);
+  const isSame = parts.every(({ added, removed }) => !added && !removed);
+  return (
+    <section aria-label="Difference">
+      <h2>Difference</h2>
+      {isSame ? (
+        <p>Both answers are the same.</p>
+      ) : (
+        <p class="difference">
+          {parts.map(({ value, added, removed }, index) => {
+            if (added) return <ins key={index}>{value}</ins>;
+            if (removed) return <del key={index}>{value}</del>;
+            return value;
+          })}
+        </p>
+      )}
+    </section>
   );
 }
 
@@ -134,15 +176,91 @@ async function streamSide(
   }
 }
 
+/** Live routing, a stored set, or one cluster's mask of a set. */
+function useMaskChoice(tenant: string, sets: readonly MaskSetSummary[]) {
+  const [version, setVersion] = useAddress('set', '');
+  const [mask, setMask] = useAddress('mask', '');
+  const picked = sets.some((set) => set.version === version) ? version : '';
+  const set = useLoad(['mask set', tenant, picked || null], (signal) =>
+    picked === ''
+      ? Promise.resolve(null)
+      : admin(maskSetSchema, `/mask-sets/${picked}${query({ tenant })}`, { signal }),
+  );
+  const clusters = set.state === 'ready' ? (set.data?.clusters ?? []) : [];
+  const held = clusters.some((cluster) => cluster.mask === mask) ? mask : '';
+  const element = (
+    <>
+      <Choice
+        title="Mask set"
+        value={picked}
+        options={[
+          ['', 'what is live'],
+          ...sets.map(({ version: of, name }) => [of, `${name} ${shortVersion(of)}`] as const),
+        ]}
+        onPick={setVersion}
+      />
+      {picked !== '' && (
+        <Choice
+          title="Mask"
+          value={held}
+          options={[
+            ['', 'of the nearest cluster'],
+            ...clusters.map(
+              ({ mask: of, label }, at) =>
+                [of, `cluster ${at}${label === undefined ? '' : `: ${label}`}`] as const,
+            ),
+          ]}
+          onPick={setMask}
+        />
+      )}
+    </>
+  );
+  return { version: picked || undefined, mask: held || undefined, element };
+}
+
 function PromptForm(props: {
   readonly tenant: string;
   readonly models: readonly string[];
+  readonly sets: readonly MaskSetSummary[];
   readonly isRunning: boolean;
-  readonly onSubmit: (event: SubmitEvent) => void;
+  readonly onRun: (prompt: Prompt, isInTurn: boolean) => void;
   readonly onStop: () => void;
 }) {
+  const { version, mask, element } = useMaskChoice(props.tenant, props.sets);
+  const [isCopied, setCopied] = useState(false);
+  const form = useRef<HTMLFormElement>(null);
+  const promptIn = (fields: FormData): Prompt => ({
+    model: String(fields.get('model')),
+    system: String(fields.get('system')),
+    text: String(fields.get('prompt')),
+    tokensMax: Number(fields.get('tokens')),
+    temperature: Number(fields.get('temperature')),
+    version,
+    mask,
+  });
+  const submit = (event: SubmitEvent) => {
+    event.preventDefault();
+    const fields = new FormData(form.current!);
+    props.onRun(promptIn(fields), fields.get('turns') !== null);
+  };
+  const copy = async () => {
+    await navigator.clipboard.writeText(curlOf(location.origin, promptIn(new FormData(form.current!))));
+    setCopied(true);
+  };
   return (
-    <form onSubmit={props.onSubmit}>
+    <form
+      ref={form}
+      onSubmit={submit}
+      onInput={() => setCopied(false)}
+      onKeyDown={(event) => {
+        if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && !props.isRunning)
+          form.current!.requestSubmit();
+      }}
+    >
+      <label>
+        System prompt (empty: none)
+        <textarea name="system" rows={2} maxLength={20_000} />
+      </label>
       <label>
         Prompt
         <textarea name="prompt" rows={3} required maxLength={20_000}>
@@ -158,8 +276,9 @@ function PromptForm(props: {
             ))}
           </select>
         </label>
+        {element}
         <label>
-          Tokens at most
+          Max tokens
           <input
             name="tokens"
             type="number"
@@ -175,17 +294,23 @@ function PromptForm(props: {
         </label>
       </div>
       <label>
-        <input name="turns" type="checkbox" />
+        <input name="turns" type="checkbox" defaultChecked />
         One after the other, so that neither slows the other down
       </label>
       <div class="row">
-        <button type="submit" disabled={props.isRunning} aria-busy={props.isRunning}>
+        <button type="submit" disabled={props.isRunning} aria-busy={props.isRunning} title="Ctrl+Enter">
           Run
         </button>
         <button type="button" class="secondary" disabled={!props.isRunning} onClick={props.onStop}>
           Stop
         </button>
-        <small>Runs as the tenant {props.tenant}, with a key that expires within the hour.</small>
+        <button type="button" class="outline" onClick={copy}>
+          {isCopied ? 'Copied' : 'Copy as curl'}
+        </button>
+        <small>
+          Ctrl+Enter runs it as the tenant {props.tenant}, with a key that expires within the hour. It counts
+          towards the tenant’s budget, is marked as “playground”, and takes part in no experiment.
+        </small>
       </div>
     </form>
   );
@@ -229,7 +354,7 @@ function Answer({ title, side }: { readonly title: string; readonly side: Side }
 function speed({ tokens, first_ms, perToken_ms }: Progress): string {
   const first =
     first_ms === null ? 'waiting for the first token' : `first token after ${number(first_ms)} ms`;
-  const rate = perToken_ms === null ? '' : `, then ${number(perToken_ms, 1)} ms a token`;
+  const rate = perToken_ms === null ? '' : `, then ${number(perToken_ms, 1)} ms/token`;
   return `${first}${rate}, ${tokens} tokens`;
 }
 
@@ -237,7 +362,7 @@ function speed({ tokens, first_ms, perToken_ms }: Progress): string {
 
 /** @throws ApiError */
 async function explain(key: string, prompt: Prompt, signal: AbortSignal): Promise<DryRun> {
-  const response = await askEdge(key, '/v1/route', { body: chatBody(prompt, 'masked'), signal });
+  const response = await askEdge(key, '/v1/route', { body: chatBody(prompt, 'masked'), prompt, signal });
   return dryRunSchema.parse(await response.json());
 }
 

@@ -1,54 +1,36 @@
 /** Where requests go: the share of every cluster over time, how even it is, and what ran dense and why. */
-import { useMemo, useState } from 'preact/hooks';
-import { COLLAPSE, type Stats, statsSchema } from '../../../shared/admin/stats-wire.ts';
-import { admin, query } from '../api.ts';
-import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
+import { useMemo } from 'preact/hooks';
+import { COLLAPSE, type Stats } from '../../../shared/admin/stats-wire.ts';
+import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
+import { admin, noneIfNotFound, query } from '../api.ts';
+import { axis, Chart, type ChartOption, legend, type Palette, steps, tooltip } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
 import { Empty, Loaded, Notice } from '../components/notice.tsx';
 import { FIGURE_COLUMNS, quantiles, Table } from '../components/table.tsx';
-import { useLoad, useScope } from '../hooks.ts';
+import { useAddress, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
-import { type Series, sharesOverTime } from './figures.ts';
-
-const REFRESH_ms = 15_000;
-const HOUR_ms = 3_600_000;
-const SPANS = {
-  hour: { title: 'last hour', step: 'minute', length_ms: HOUR_ms },
-  day: { title: 'last day', step: 'hour', length_ms: 24 * HOUR_ms },
-  month: { title: 'last 30 days', step: 'day', length_ms: 30 * 24 * HOUR_ms },
-} as const;
-type Span = keyof typeof SPANS;
+import { type Series, sharesOverTime, versionsIn } from './figures.ts';
+import { useStats } from './overview.tsx';
+import { type Range, startOf_ms, useRange } from './range.tsx';
 
 export function RoutingShares() {
-  const { tenant } = useScope();
-  const [span, setSpan] = useState<Span>('hour');
-  const stats = useLoad(
-    (signal) => {
-      const { step, length_ms } = SPANS[span];
-      const from = new Date(Date.now() - length_ms).toISOString();
-      return admin(statsSchema, `/stats${query({ tenant, step, from })}`, { signal });
-    },
-    [tenant, span],
-    REFRESH_ms,
-  );
+  const { range, picker } = useRange();
+  const stats = useStats(range);
   return (
     <>
-      <div class="row">
-        <Choice
-          title="Time"
-          value={span}
-          options={Object.entries(SPANS).map(([name, { title }]) => [name, title])}
-          onPick={setSpan}
-        />
-      </div>
-      <Loaded load={stats}>{(data) => <Picture stats={data} />}</Loaded>
+      <div class="row">{picker}</div>
+      <Loaded load={stats}>{(data) => <Picture stats={data} range={range} />}</Loaded>
     </>
   );
 }
 
-function Picture({ stats }: { readonly stats: Stats }) {
-  const series = useMemo(() => sharesOverTime(stats.routing), [stats]);
-  const option = useMemo(() => sharesOption(series), [series]);
+/** Requests of no mask set, in the address. */
+const NONE = 'none';
+
+function Picture({ stats, range }: { readonly stats: Stats; readonly range: Range }) {
+  const [named, setNamed] = useAddress('version', '');
+  const versions = useMemo(() => versionsIn(stats.routing), [stats]);
+  const version = versions.find((one) => (one ?? NONE) === named) ?? versions[0] ?? null;
   if (stats.routing.length === 0) {
     return <Empty>No requests in this time. What is counted appears some seconds after the request.</Empty>;
   }
@@ -56,14 +38,22 @@ function Picture({ stats }: { readonly stats: Stats }) {
     <>
       {stats.balance
         .filter(({ collapsed }) => collapsed)
-        .map(({ version, largest_share }) => (
-          <Notice key={version} kind="warning">
-            Routing has collapsed: {percent(largest_share)} of the requests under {shortVersion(version)} fall
-            into one cluster. Its masks were learned on other prompts than these; learn them again on prompts
-            of this traffic.
+        .map((row) => (
+          <Notice key={row.version} kind="warning">
+            Routing has collapsed: {percent(row.largest_share)} of the requests under{' '}
+            {shortVersion(row.version)} fall into one cluster. Its masks were learned on other prompts than
+            these; learn them again on prompts of this traffic.
           </Notice>
         ))}
-      <Chart label="Share of the routed requests that each cluster gets, over time" option={option} />
+      <div class="row">
+        <Choice
+          title="Version"
+          value={version ?? NONE}
+          options={versions.map((one) => [one ?? NONE, one === null ? 'no mask set' : shortVersion(one)])}
+          onPick={setNamed}
+        />
+      </div>
+      <Shares stats={stats} version={version} range={range} />
       <Table
         caption="Balance"
         empty="No request fell into a cluster."
@@ -87,7 +77,7 @@ function Picture({ stats }: { readonly stats: Stats }) {
         of at least {COLLAPSE.requests_min} requests.
       </small>
       <Table
-        caption="Speed and errors by version"
+        caption="Speed and errors by version; of different minutes, so a difference may be the machine’s"
         rows={stats.versions}
         rowKey={({ version, sparsity }) => `${version} ${sparsity}`}
         columns={[
@@ -117,27 +107,13 @@ function Picture({ stats }: { readonly stats: Stats }) {
               isNumber: true,
             },
             {
-              title: 'A token, p50 / p95 / p99',
+              title: 'ms/token, p50 / p95 / p99',
               cell: ({ tpot_quantiles_ms }) => quantiles(tpot_quantiles_ms, 1),
               isNumber: true,
             },
           ]}
         />
       )}
-      <Table
-        caption="Requests by cluster"
-        rows={series.clusters}
-        rowKey={({ name }) => name}
-        columns={[
-          { title: 'Version and cluster', cell: ({ name }) => name },
-          { title: 'Requests', cell: ({ requests }) => number(requests), isNumber: true },
-          {
-            title: 'Share',
-            cell: ({ requests }) => percent(requests / Math.max(1, series.requests)),
-            isNumber: true,
-          },
-        ]}
-      />
       <Table
         caption="Ran dense, and why"
         empty="No request fell back to the dense model."
@@ -152,20 +128,72 @@ function Picture({ stats }: { readonly stats: Stats }) {
   );
 }
 
+/** One version at a time: cluster 3 of one has nothing to do with cluster 3 of another. */
+function Shares(props: { readonly stats: Stats; readonly version: string | null; readonly range: Range }) {
+  const { stats, version, range } = props;
+  const { tenant } = useScope();
+  const set = useLoad(['mask set', tenant, version], (signal) =>
+    version === null
+      ? Promise.resolve(null)
+      : admin(maskSetSchema, `/mask-sets/${version}${query({ tenant })}`, { signal }).catch(noneIfNotFound),
+  );
+  const known = set.state === 'ready' ? set.data : null;
+  const series = useMemo(() => {
+    const from_ms = startOf_ms(range, Date.now());
+    return sharesOverTime(stats.routing, version, { from_ms, step_ms: range.step_ms, steps: range.steps });
+  }, [stats, version, range.name]);
+  const option = useMemo(() => sharesOption(series, known, range), [series, known, range.name]);
+  return (
+    <>
+      <Chart label="Share of the routed requests that each cluster gets, over time" option={option} />
+      <Table
+        caption="Requests by cluster"
+        rows={series.clusters}
+        rowKey={({ cluster }) => String(cluster)}
+        columns={[
+          { title: 'Cluster', cell: ({ cluster }) => clusterName(cluster, known) },
+          {
+            title: 'Requests',
+            cell: ({ requests }) => number(requests),
+            sort: ({ requests }) => requests,
+            isNumber: true,
+          },
+          {
+            title: 'Share',
+            cell: ({ requests }) => percent(requests / Math.max(1, series.requests)),
+            isNumber: true,
+          },
+          {
+            title: 'Share of calibration',
+            cell: ({ cluster }) =>
+              percent(cluster === null ? null : (known?.clusters[cluster]?.share ?? null)),
+            isNumber: true,
+          },
+        ]}
+      />
+    </>
+  );
+}
+
+const clusterName = (cluster: number | null, set: MaskSet | null): string => {
+  if (cluster === null) return 'not routed';
+  const label = set?.clusters[cluster]?.label;
+  return label === undefined ? String(cluster) : `${cluster}: ${label}`;
+};
+
 const sharesOption =
-  ({ clusters }: Series) =>
+  ({ clusters, starts_ms }: Series, set: MaskSet | null, { step_ms }: Range) =>
   (palette: Palette): ChartOption => ({
     grid: { left: 60, right: 30, top: 50, bottom: 40 },
     legend: legend(palette),
     tooltip: { ...tooltip(palette), trigger: 'axis', valueFormatter: (value) => percent(Number(value)) },
-    xAxis: axis(palette, '', { type: 'time' }),
+    xAxis: steps(palette, starts_ms, step_ms),
     yAxis: axis(palette, 'share of requests', { type: 'value', min: 0, max: 1, nameGap: 42 }),
-    series: clusters.map(({ name, shares }) => ({
-      type: 'line',
-      name,
+    series: clusters.map(({ cluster, shares }) => ({
+      type: 'bar',
+      name: clusterName(cluster, set),
       stack: 'all',
-      areaStyle: { opacity: 0.5 },
-      showSymbol: shares.length < 60,
-      data: shares.map(({ start_ms, share }) => [start_ms, share]),
+      barCategoryGap: '10%',
+      data: [...shares],
     })),
   });

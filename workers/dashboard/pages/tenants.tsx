@@ -1,32 +1,35 @@
 /** Tenants: what their keys may do, how much, and how much they use right now. */
 
 import { useState } from 'preact/hooks';
-import { budgetUseSchema, listSchema, type Tenant, tenantSchema } from '../../../shared/admin/admin-wire.ts';
+import {
+  budgetUseSchema,
+  listSchema,
+  TEXTS_KEPT_DAYS_MAX,
+  type Tenant,
+  tenantSchema,
+} from '../../../shared/admin/admin-wire.ts';
 import { ROUTING_POLICIES } from '../../../shared/embedding/route-text.ts';
 import { admin } from '../api.ts';
-import { itemsIn, RowButton } from '../components/controls.tsx';
+import { RowButton, Several, useModelIds } from '../components/controls.tsx';
 import { FormDialog } from '../components/dialog.tsx';
 import { Loaded, Notice } from '../components/notice.tsx';
-import { Table } from '../components/table.tsx';
-import { useLoad, useScope } from '../hooks.ts';
+import { ListTable, Table } from '../components/table.tsx';
+import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { number, percent, when } from '../look.ts';
 
 type Open = { readonly what: 'add' } | { readonly what: 'edit'; readonly tenant: Tenant };
 
 export function Tenants() {
-  const { isGlobal } = useScope();
+  const { isGlobal, mayChange } = useScope();
   const [open, setOpen] = useState<Open>();
-  const [shown, setShown] = useState<string>();
+  const [shown, setShown] = useAddress('budget', '');
+  const [q, setQ] = useAddress('q', '');
   const [changed, setChanged] = useState<Tenant>();
-  const tenants = useLoad((signal) => admin(listSchema(tenantSchema), '/tenants', { signal }), []);
+  const tenants = useList(tenantSchema, '/tenants', { q: q || undefined });
   const close = () => setOpen(undefined);
-  const done = () => {
-    close();
-    tenants.reload();
-  };
   return (
     <>
-      {isGlobal && (
+      {isGlobal && mayChange && (
         <button type="button" onClick={() => setOpen({ what: 'add' })}>
           New tenant
         </button>
@@ -36,14 +39,13 @@ export function Tenants() {
           {changed.id}: {message}
         </Notice>
       ))}
-      <Loaded load={tenants}>
-        {({ data }) => (
-          <>
-            <List tenants={data} onEdit={(tenant) => setOpen({ what: 'edit', tenant })} onShow={setShown} />
-            {data.some(({ id }) => id === shown) && <Budget key={shown} id={shown!} />}
-          </>
-        )}
-      </Loaded>
+      {shown !== '' && <Budget key={shown} id={shown} />}
+      <TenantTable
+        tenants={tenants}
+        search={{ title: 'Search tenants: an id or a name', value: q, onSearch: setQ }}
+        onEdit={(tenant) => setOpen({ what: 'edit', tenant })}
+        onShow={setShown}
+      />
       {open?.what === 'add' && (
         <FormDialog
           title="New tenant"
@@ -51,7 +53,7 @@ export function Tenants() {
           onClose={close}
           onSubmit={async (form) => {
             await admin(tenantSchema, '/tenants', { method: 'POST', body: newTenantOf(form) });
-            done();
+            close();
           }}
         >
           <TenantFields tenant={undefined} isGlobal />
@@ -68,7 +70,7 @@ export function Tenants() {
               const path = `/tenants/${open.tenant.id}`;
               setChanged(await admin(tenantSchema, path, { method: 'PATCH', body }));
             }
-            done();
+            close();
           }}
         >
           <TenantFields tenant={open.tenant} isGlobal={isGlobal} />
@@ -78,36 +80,56 @@ export function Tenants() {
   );
 }
 
-function List(props: {
-  readonly tenants: readonly Tenant[];
+function TenantTable(props: {
+  readonly tenants: List<Tenant>;
+  readonly search: {
+    readonly title: string;
+    readonly value: string;
+    readonly onSearch: (text: string) => void;
+  };
   readonly onEdit: (tenant: Tenant) => void;
   readonly onShow: (id: string) => void;
 }) {
   return (
-    <Table
+    <ListTable
       caption="Tenants"
-      rows={props.tenants}
+      list={props.tenants}
+      search={props.search}
       rowKey={({ id }) => id}
       columns={[
-        { title: 'Id', cell: ({ id }) => <code>{id}</code> },
-        { title: 'Name', cell: ({ name }) => name },
-        { title: 'State', cell: ({ enabled }) => (enabled ? 'enabled' : 'disabled') },
+        { title: 'Id', cell: ({ id }) => <code>{id}</code>, sort: ({ id }) => id },
+        { title: 'Name', cell: ({ name }) => name, sort: ({ name }) => name },
+        {
+          title: 'State',
+          cell: ({ enabled }) => (enabled ? 'enabled' : 'disabled'),
+          sort: ({ enabled }) => (enabled ? 'enabled' : 'disabled'),
+        },
         { title: 'Routed by', cell: (tenant) => policyName(tenant.routing_policy) },
         { title: 'Models', cell: ({ models }) => models?.join(', ') ?? 'every one' },
         {
-          title: 'Blocks out at most',
+          title: 'Max blocks out',
           cell: ({ sparsity_max }) => percent(sparsity_max),
           isNumber: true,
         },
         { title: 'Requests', cell: (tenant) => limits(tenant.requests_per_minute, tenant.requests_per_day) },
         { title: 'Tokens', cell: (tenant) => limits(tenant.tokens_per_minute, tenant.tokens_per_day) },
-        { title: 'Since', cell: ({ created_at }) => when(created_at) },
+        {
+          title: 'Texts kept',
+          cell: ({ texts_kept_days: days }) => (days === null ? 'no' : `${days} days`),
+        },
+        { title: 'Since', cell: ({ created_at }) => when(created_at), sort: ({ created_at }) => created_at },
         {
           title: 'Change',
+          isActions: true,
           cell: (tenant) => (
             <>
               <RowButton title="Edit" about={tenant.id} onClick={() => props.onEdit(tenant)} />{' '}
-              <RowButton title="Budget" about={`of ${tenant.id}`} onClick={() => props.onShow(tenant.id)} />
+              <RowButton
+                title="Budget"
+                reads
+                about={`of ${tenant.id}`}
+                onClick={() => props.onShow(tenant.id)}
+              />
             </>
           ),
         },
@@ -118,8 +140,8 @@ function List(props: {
 
 function limits(perMinute: number | null, perDay: number | null): string {
   const parts = [
-    ...(perMinute === null ? [] : [`${number(perMinute)} a minute`]),
-    ...(perDay === null ? [] : [`${number(perDay)} a day`]),
+    ...(perMinute === null ? [] : [`${number(perMinute)}/min`]),
+    ...(perDay === null ? [] : [`${number(perDay)}/day`]),
   ];
   return parts.join(', ') || 'no limit';
 }
@@ -128,8 +150,8 @@ const BUDGET_REFRESH_ms = 5_000;
 
 function Budget({ id }: { readonly id: string }) {
   const budget = useLoad(
+    ['budget', id],
     (signal) => admin(listSchema(budgetUseSchema), `/tenants/${id}/budget`, { signal }),
-    [id],
     BUDGET_REFRESH_ms,
   );
   return (
@@ -145,7 +167,7 @@ function Budget({ id }: { readonly id: string }) {
             { title: 'Limit', cell: ({ limit }) => number(limit), isNumber: true },
             { title: 'Used and reserved', cell: ({ used }) => number(used), isNumber: true },
             { title: 'Share', cell: ({ used, limit }) => percent(used / limit), isNumber: true },
-            { title: 'All free', cell: ({ resets_at }) => when(resets_at) },
+            { title: 'Resets at', cell: ({ resets_at }) => when(resets_at) },
           ]}
         />
       )}
@@ -163,8 +185,8 @@ const LIMITS = [
   { name: 'requests_per_day', title: 'Requests a day', scale: 1 },
   { name: 'tokens_per_minute', title: 'Tokens a minute', scale: 1 },
   { name: 'tokens_per_day', title: 'Tokens a day', scale: 1 },
-  { name: 'sparsity_max', title: 'Blocks out at most, %', scale: 100 },
-  { name: 'agreement_min', title: 'Agreement with dense at least, %', scale: 100 },
+  { name: 'sparsity_max', title: 'Max blocks out, %', scale: 100 },
+  { name: 'agreement_min', title: 'Min agreement with dense, %', scale: 100 },
 ] as const;
 
 /** A tenant's own administrator sees the name and the policy only: the edge refuses the rest. */
@@ -175,6 +197,7 @@ function TenantFields({
   readonly tenant: Tenant | undefined;
   readonly isGlobal: boolean;
 }) {
+  const models = useModelIds(tenant?.models ?? []);
   return (
     <>
       {tenant === undefined && (
@@ -202,16 +225,29 @@ function TenantFields({
           ))}
         </select>
       </label>
+      <label>
+        Days to keep prompts and answers, to be read beside their request (empty: never kept)
+        <input
+          name="texts_kept_days"
+          type="number"
+          min={1}
+          max={TEXTS_KEPT_DAYS_MAX}
+          defaultValue={tenant?.texts_kept_days == null ? undefined : String(tenant.texts_kept_days)}
+        />
+      </label>
       {isGlobal && (
         <>
           <label>
             <input name="enabled" type="checkbox" defaultChecked={tenant?.enabled ?? true} />
             Enabled
           </label>
-          <label>
-            Models, with commas (empty: every one)
-            <input name="models" defaultValue={tenant?.models?.join(', ')} />
-          </label>
+          <Several
+            title="Models"
+            none="none ticked: every one"
+            name="models"
+            options={models}
+            picked={tenant?.models ?? []}
+          />
           <div class="pairs">
             {LIMITS.map(({ name, title, scale }) => (
               <label key={name}>
@@ -252,13 +288,17 @@ function changesOf(form: FormData, tenant: Tenant, isGlobal: boolean): object {
   );
 }
 
-const ownFields = (form: FormData) => ({
-  name: form.get('name'),
-  routing_policy: form.get('routing_policy'),
-});
+const ownFields = (form: FormData) => {
+  const days = form.get('texts_kept_days');
+  return {
+    name: form.get('name'),
+    routing_policy: form.get('routing_policy'),
+    texts_kept_days: days === null ? null : Number(days),
+  };
+};
 
 function limitFields(form: FormData): object {
-  const models = itemsIn(form, 'models');
+  const models = form.getAll('models');
   return {
     enabled: form.get('enabled') !== null,
     models: models.length === 0 ? null : models,

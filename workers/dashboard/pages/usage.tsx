@@ -1,5 +1,5 @@
 /** What was used: requests and tokens, by day, model, mask or tenant. */
-import { useMemo, useState } from 'preact/hooks';
+import { useMemo } from 'preact/hooks';
 import {
   listSchema,
   USAGE_GROUPS,
@@ -11,17 +11,15 @@ import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
 import { Loaded } from '../components/notice.tsx';
-import { Table } from '../components/table.tsx';
-import { useLoad, useScope } from '../hooks.ts';
+import { type Column, Table } from '../components/table.tsx';
+import { useAddressOf, useLoad, useScope } from '../hooks.ts';
 import { number } from '../look.ts';
 
 export function Usage() {
   const { tenant } = useScope();
-  const [group, setGroup] = useState<UsageGroup>('day');
-  const usage = useLoad(
-    (signal) =>
-      admin(listSchema(usageRowSchema), `/usage${query({ tenant: tenant || undefined, group })}`, { signal }),
-    [tenant, group],
+  const [group, setGroup] = useAddressOf('by', USAGE_GROUPS, 'day');
+  const usage = useLoad(['usage', tenant, group], (signal) =>
+    admin(listSchema(usageRowSchema), `/usage${query({ tenant: tenant || undefined, group })}`, { signal }),
   );
   return (
     <>
@@ -44,10 +42,10 @@ export function Usage() {
               rowKey={(row) => nameOf(row, group)}
               columns={[
                 { title: group, cell: (row) => nameOf(row, group) },
-                { title: 'Requests', cell: (row) => number(row.requests), isNumber: true },
-                { title: 'Errors', cell: (row) => number(row.errors), isNumber: true },
-                { title: 'Prompt tokens', cell: (row) => number(row.prompt_tokens), isNumber: true },
-                { title: 'Completion tokens', cell: (row) => number(row.completion_tokens), isNumber: true },
+                counted('Requests', (row) => row.requests),
+                counted('Errors', (row) => row.errors),
+                counted('Prompt tokens', (row) => row.prompt_tokens),
+                counted('Completion tokens', (row) => row.completion_tokens),
               ]}
             />
           </>
@@ -56,6 +54,11 @@ export function Usage() {
     </>
   );
 }
+
+const counted = (title: string, count: (row: UsageRow) => number): Column<UsageRow> => ({
+  ...{ title, sort: count, isNumber: true },
+  cell: (row) => number(count(row)),
+});
 
 const nameOf = (row: UsageRow, group: UsageGroup): string => row[group] ?? '–';
 

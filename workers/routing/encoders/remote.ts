@@ -7,10 +7,10 @@ import { InferenceClient } from '@huggingface/inference';
 import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
 import { EMBED_CHARS_MAX, type Encoder, normalise } from '../../../shared/embedding/encoder.ts';
-import { DENSE_MASK_ID } from '../../../shared/mask/mask.ts';
 import { type EncoderSpec, sameEncoder } from '../../../shared/mask/mask-set.ts';
 import { encoderListSchema } from '../../../shared/wire/backend-load.ts';
-import { readBounded } from '../../../shared/wire/read-bounded.ts';
+import { readAnswer } from '../../../shared/wire/read-bounded.ts';
+import { RETRIES_MAX } from '../../backends/call-backend.ts';
 import type { BackendPool } from '../../backends/pool.ts';
 import { sha256Hex } from '../../base/secrets.ts';
 import type { Config, TextEmbeddingBinding } from '../../env.ts';
@@ -102,18 +102,22 @@ export async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 
   if (other !== undefined) throw new Error('the backends have different encoders');
   const { id: model, encoder: spec } = first;
   return createRemoteEncoder(spec, EMBEDDINGS.batch, async (texts, signal, region) => {
-    const { response } = await backends.call({
-      path: '/v1/embeddings',
-      requestId: `edge_${crypto.randomUUID()}`,
-      tenant: '',
+    const called = await backends.call({
+      request: {
+        path: '/v1/embeddings',
+        requestId: `edge_${crypto.randomUUID()}`,
+        tenant: '',
+        body: JSON.stringify({ model, input: texts, encoding_format: 'float' }),
+      },
+      purpose: { kind: 'aside', region },
+      time: { timeout_ms: EMBEDDINGS.timeout_ms, isFullTime: false },
+      retries: { left: RETRIES_MAX },
       signal: signal ?? new AbortController().signal,
-      timeout_ms: EMBEDDINGS.timeout_ms,
-      isAside: true,
-      ...(region === undefined ? {} : { wish: { region, mask: DENSE_MASK_ID, model: undefined } }),
       hold: nothing,
-      body: JSON.stringify({ model, input: texts, encoding_format: 'float' }),
     });
-    const text = await readBounded(response.body, EMBEDDINGS.bytesMax);
+    if (called.kind === 'error') throw called.error;
+    const { response } = called;
+    const text = await readAnswer(response, EMBEDDINGS.bytesMax);
     if (!response.ok) throw new Error(`the backend answered ${response.status}: ${text.slice(0, 200)}`);
     return answerSchema.parse(JSON.parse(text)).data.map(({ embedding }) => embedding);
   });

@@ -36,7 +36,7 @@ export async function measureSimilarities(
   threads: number,
   signal?: AbortSignal,
 ): Promise<Similarities> {
-  const { config, weights } = manifest;
+  const { config } = manifest;
   const graph = llamaGraph(config, await readStoredLlama(folder, config));
   const names = exposeStreams(graph, config.hiddenSize);
   // External weights are found beside the graph's file.

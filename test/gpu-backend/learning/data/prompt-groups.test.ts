@@ -36,19 +36,33 @@ describe('the held-out split', () => {
     expect(distinctRows(doubled)).toHaveLength(200);
   });
 
-  it('keeps prompts of search, choice and held-out figures apart, borrowed ones too', async () => {
-    const { groups, everybody, rows: counts } = await groupPrompts(rows, encoder, 3, 1);
-    const heldOut = new Set(groups.flatMap((group) => [...texts(group.heldOut)]));
-    expect(heldOut.size).toBe(counts.heldOut);
-    expect(groups.some(({ borrowedRows }) => borrowedRows > 0)).toBe(true);
-    const search = new Set([everybody, ...groups].flatMap((group) => [...texts(group.search)]));
-    const choice = new Set([everybody, ...groups].flatMap((group) => [...texts(group.choice)]));
-    for (const text of choice) expect(search.has(text) || heldOut.has(text)).toBe(false);
-    for (const text of search) expect(heldOut.has(text)).toBe(false);
-    for (const group of groups) {
-      expect(group.search.length + group.choice.length).toBeGreaterThanOrEqual(200);
-      expect(group.position).toHaveLength(2);
-    }
+  it('keeps prompts of search, choice and held-out figures apart, and knows the cluster of each', async () => {
+    const {
+      everybody,
+      clusterOf,
+      clusters,
+      positions,
+      rows: counts,
+    } = await groupPrompts(rows, encoder, 3, 1);
+    const [search, choice, heldOut] = [everybody.search, everybody.choice, everybody.heldOut].map(texts);
+    expect(heldOut!.size).toBe(counts.heldOut);
+    expect(search!.size + choice!.size).toBe(counts.fit);
+    for (const text of choice!) expect(search!.has(text) || heldOut!.has(text)).toBe(false);
+    for (const text of search!) expect(heldOut!.has(text)).toBe(false);
+    const fit = [...everybody.search, ...everybody.choice];
+    for (const [cluster, size] of clusters.sizes.entries())
+      expect(fit.filter((row) => clusterOf.get(row) === cluster)).toHaveLength(size);
+    for (const row of everybody.heldOut) expect(clusterOf.get(row)).toBeLessThan(3);
+    expect(positions).toHaveLength(3);
+  });
+
+  it('auto takes fine clusters where there are prompts enough, and fewer where there are not', async () => {
+    const many = Array.from({ length: 460 }, (_, i) => row(`Tell me about number ${i} and ${(7 * i) % 31}.`));
+    const counted = async (some: typeof rows) =>
+      (await groupPrompts(some, encoder, 'auto', 1)).counts.map((one) => one.clusters);
+    expect(await counted(many)).toEqual([16]);
+    expect(await counted(many.slice(0, 70))).toEqual([2]);
+    expect(await counted(many.slice(0, 20))).toEqual([]);
   });
 
   it('auto takes the number of clusters that stand apart', async () => {

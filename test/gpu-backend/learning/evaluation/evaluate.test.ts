@@ -79,7 +79,8 @@ const options = (changes: Partial<EvaluateOptions> = {}): EvaluateOptions => ({
 });
 
 /** All but the times, which are never equal twice. */
-const figures = ({ rows }: Evaluation) => rows.map(({ msPerToken: _, ...row }) => row);
+const figures = ({ rows }: Evaluation) =>
+  rows.map(({ msPerToken: _ms, msPerTokenSpread: _spread, ...row }) => row);
 
 describe('evaluate', () => {
   it('has one row a method and sparsity, and routes as the edge does', async () => {
@@ -105,11 +106,34 @@ describe('evaluate', () => {
       { kind: 'sums', counts: [3, 0] },
       { kind: 'trips', counts: [0, 3] },
     ]);
+    const [headroom] = found.headroom as [Evaluation['headroom'][number]];
+    const klOf = (method: string) => found.rows.find((row) => row.method === method)!.kl;
+    expect(headroom).toMatchObject({ name: 'small', surrogate: false, masks: 2, rows: 6, blocks: null });
+    expect(headroom.routed.kl).toBeCloseTo(klOf('learned'), 9);
+    expect(headroom.oneMask.kl).toBeCloseTo(klOf('one-mask'), 9);
+    expect(headroom.bestAfterwards.kl).toBeLessThanOrEqual(headroom.routed.kl + 1e-12);
+    expect(headroom.bestAfterwards.kl).toBeLessThanOrEqual(headroom.byKind.kl + 1e-12);
     const at = (method: string, target: number) =>
       found.rows.find((row) => row.method === method && row.targetSparsity === target)!;
     expect([at('sleb', 0.5).attention, at('sleb', 0.5).ffn]).toEqual([2, 2]);
     expect([at('llm-drop', 0.5).attention, at('llm-drop', 0.5).ffn]).toEqual([4, 0]);
     expect(at('finercut', 0.25).kl).toBeLessThan(at('llm-drop', 0.5).kl);
+  }, 60_000);
+
+  it('says in blocks what routing gains where the set has its one mask with fewer out', async () => {
+    const lighterMasks = [{ skipAttention: [1], skipFfn: [] }].map((layers) =>
+      maskBits(maskFromSkippedLayers(8, layers)),
+    );
+    const withSteps = { ...set, learned: { ...set.learned, lighterMasks } };
+    const small = { baselines: ['one-mask'] as const, equalTime: false };
+    const { headroom } = await evaluate(options({ ...small, maskSets: [withSteps] }));
+    expect(headroom[0]!.blocks).not.toBeNull();
+    const odd = { ...set, learned: { ...set.learned, lighterMasks: ['ffff', 3] } };
+    expect((await evaluate(options({ ...small, maskSets: [odd] }))).headroom[0]!.blocks).toBeNull();
+    // Clusters that share one mask route nobody.
+    const [first] = set.clusters;
+    const clusters = set.clusters.map(({ centroid }) => ({ ...first!, centroid }));
+    expect((await evaluate(options({ ...small, maskSets: [{ ...set, clusters }] }))).headroom).toEqual([]);
   }, 60_000);
 
   it('computes nothing twice, whatever a kill left in its files', async () => {

@@ -40,7 +40,7 @@ describe('in fp32', () => {
     const source = await openGguf(testModelFile);
     await emitModel(source, 'f32', folder, () => {});
     await source.close();
-    session = await openGateSession(folder, source.config, 'f32', { threads: 1 });
+    session = await openGateSession(folder, source.config, { threads: 1 });
   }, 120_000);
   afterAll(() => session.close());
 
@@ -65,7 +65,7 @@ describe('with 8-bit weights both ways', () => {
   let session: GateSession;
   beforeAll(async () => {
     const { folder, manifest } = await installedModel();
-    session = await openGateSession(folder, manifest.config, manifest.weights, { threads: 1 });
+    session = await openGateSession(folder, manifest.config, { threads: 1 });
   }, 60_000);
   afterAll(() => session.close());
 
@@ -103,7 +103,7 @@ describe('a small random model', () => {
     const source = randomLlama(changes);
     await emitModel(source, holding(kind, source.config), folder, () => {});
     const open = (recompute?: boolean) =>
-      openGateSession(folder, source.config, kind, {
+      openGateSession(folder, source.config, {
         threads: 1,
         ...(recompute === undefined ? {} : { recompute }),
       });

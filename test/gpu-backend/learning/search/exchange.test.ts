@@ -13,6 +13,7 @@ import {
   exchangeBlocks,
   greedyMask,
   improveMask,
+  lighterMasks,
   worthOfBlocks,
 } from '../../../../gpu-backend/learning/search/exchange.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
@@ -211,4 +212,23 @@ it('a mask outside of the budget is not improved', async () => {
   const { cost } = landscape(10);
   const options = { cost: inOnePart(cost), budget: budgetOf(), evaluationsMax: 5, triesMax: 5 };
   await expect(exchangeBlocks(without([1]), [], options)).rejects.toThrow(RangeError);
+});
+
+it('a mask with fewer blocks out gets those back first that save most for what they weigh', async () => {
+  const budget = budgetOf({ weights: { attention: 1, ffn: 3 }, targetSparsity: 0.4 });
+  // Out are attention 0 and 1, and FFN 0 and 2; what each costs while it is out.
+  const prices = new Map([
+    [0, 1],
+    [2, 5],
+    [1, 6],
+    [5, 30],
+  ]);
+  const cost = async ({ runs }: Mask) =>
+    [...prices].reduce((sum, [block, price]) => sum + (runs[block] === 0 ? price : 0), 0);
+  const mask = denseMask(2 * LAYERS);
+  for (const block of prices.keys()) mask.runs[block] = 0;
+  const found = await lighterMasks(mask, budget, 3, cost);
+  const back = found.map(({ runs }) => [...prices.keys()].filter((block) => runs[block] === 1));
+  expect(back).toEqual([[5], [2, 5], [2, 1, 5]]);
+  expect(await lighterMasks(mask, budget, 9, cost)).toHaveLength(4);
 });

@@ -1,5 +1,5 @@
 /** What masks are searched by, on a small random model: how far they are from the dense model, no more and no less. */
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
@@ -52,3 +52,34 @@ it('against the dense model, what the likeliest tokens leave to all others count
   expect(kl).toBeGreaterThan(0.5 * whole);
   expect((await parts.step(batch, RUNS)).loss).toBeCloseTo(kl + batch.entropy, 4);
 });
+
+it('blocks are timed after as many tokens as are asked for, and no more than the model has room for', async () => {
+  const model = await installTinyModel(join(folder, 'timed'), 'f32', { contextTokens: 400 });
+  const journal = await openRunJournal(join(folder, 'times.jsonl'), 'key');
+  await using parts = await openModelParts(model, undefined, { threads: 1, targets: 'dense' }, journal);
+  const timed = (context: number) => parts.budget({ sparsity: 0.25, cost: 'time', context });
+  await expect(timed(390)).rejects.toMatchObject({ code: 'invalid_argument' });
+  // Longer than the piece that the cache is filled with at a time.
+  const { blockWeights } = await timed(300);
+  expect(Math.min(...blockWeights)).toBeGreaterThan(0);
+}, 60_000);
+
+it('a sample is scored once under each mask, whatever else is asked with it', async () => {
+  const model = await installTinyModel(join(folder, 'scored'), 'f32');
+  const path = join(folder, 'scores.jsonl');
+  const lines = async () => (await readFile(path, 'utf8')).trim().split('\n').length;
+  const sample = { tokenIds: Int32Array.from(TOKENS), scoreFrom: 0 };
+  const [dense, mask] = [DENSE, RUNS].map((runs) => ({ runs: Uint8Array.from(runs) }));
+  const open = async () =>
+    openModelParts(model, undefined, { threads: 1, targets: 'dense' }, await openRunJournal(path, 'key'));
+  await using parts = await open();
+  const [masked] = await parts.score(sample, [mask!]);
+  expect(masked!.kl / masked!.positions).toBeCloseTo(await naiveKl(), 4);
+  expect(await lines()).toBe(2);
+  const both = await parts.score(sample, [mask!, dense!]);
+  expect(both).toEqual([masked, { ...both[1]!, kl: 0, equalTops: 39, positions: 39 }]);
+  expect(await lines()).toBe(3);
+  await using again = await open();
+  expect(await again.score(sample, [dense!, mask!])).toEqual([both[1], masked]);
+  expect(await lines()).toBe(3);
+}, 60_000);

@@ -29,7 +29,7 @@ const LOSSES: Record<string, number[]> = {
 };
 const maskOf = (bits: string): Mask => ({ runs: Uint8Array.from(bits, Number) });
 
-function workbench(glanceParts: number | 'half' = 2) {
+function workbench(glanceParts = 2) {
   const evaluated: string[] = [];
   const known = new Map<string, readonly number[]>();
   const batches = POSITIONS.map((count) => ({ scoredRows: new Int32Array(count) }) as unknown as GateBatch);
@@ -43,7 +43,7 @@ function workbench(glanceParts: number | 'half' = 2) {
         return values;
       },
     },
-    texts: { text: () => text, samples: () => [] },
+    texts: { text: () => text, draw: () => [] },
     async loss(batch, gates) {
       const bits = Array.from(gates).join('');
       evaluated.push(`${bits} ${batches.indexOf(batch)}`);
@@ -79,22 +79,4 @@ it('a challenger that leads all the way wins, and was compared on the whole text
 it('a mask does not win against itself', async () => {
   const { on } = workbench();
   expect(await on.isBetter(maskOf('0111'), maskOf('0111'))).toBe(false);
-});
-
-it('a lead beyond the glance is a mean by position, with its standard error', async () => {
-  const { on, evaluated } = workbench(1);
-  const { mean, standardError } = (await on.leadBeyondGlance(maskOf('1110'), maskOf('1101')))!;
-  // The second batch's 30 positions are level, the third's 20 are 0.8 worse.
-  expect(mean).toBeCloseTo(-(20 * 0.8) / 50, 12);
-  expect(standardError).toBeCloseTo(Math.sqrt(2 * ((30 * 0.32) ** 2 + (20 * 0.48) ** 2)) / 50, 12);
-  expect(evaluated.every((what) => !what.endsWith(' 0'))).toBe(true);
-});
-
-it('one batch says nothing of chance, and no batch says nothing', async () => {
-  const [own, rival] = [maskOf('1101'), maskOf('1110')];
-  const { on } = workbench('half');
-  const lead = (await on.leadBeyondGlance(own, rival))!;
-  expect(lead.mean).toBeCloseTo(0.8, 12);
-  expect(lead.standardError).toBe(Number.POSITIVE_INFINITY);
-  expect(await workbench(3).on.leadBeyondGlance(own, rival)).toBeUndefined();
 });

@@ -18,9 +18,12 @@ describe('dequantize', () => {
     expect(bits(out)).toEqual(bits(expected));
   });
 
-  test('all eleven types are covered', () => {
+  test('all fifteen types are covered', () => {
     expect(cases.map(({ name }) => name).sort()).toEqual(
-      ['BF16', 'F16', 'F32', 'Q4_0', 'Q4_1', 'Q4_K', 'Q5_0', 'Q5_1', 'Q5_K', 'Q6_K', 'Q8_0'].sort(),
+      [
+        ...['BF16', 'F16', 'F32', 'IQ4_NL', 'IQ4_XS', 'Q2_K', 'Q3_K', 'Q4_0', 'Q4_1', 'Q4_K'],
+        ...['Q5_0', 'Q5_1', 'Q5_K', 'Q6_K', 'Q8_0'],
+      ].sort(),
     );
   });
 });

@@ -4,9 +4,9 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { gguf } from '@huggingface/gguf';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { decoderTensors, toHalfSplitRotary } from '../../../../gpu-backend/model/families.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
-import { toHalfSplitRotary } from '../../../../gpu-backend/model/formats/llama-tensors.ts';
-import { tinyLlama, writeGguf } from '../../../support/gguf.ts';
+import { type GgufParts, splitGguf, tinyLlama, writeGguf } from '../../../support/gguf.ts';
 import { testModelFile } from '../../../support/installed-model.ts';
 
 let folder: string;
@@ -65,6 +65,82 @@ describe('openGguf', () => {
     expect((await model.read('lm_head.weight')).length).toBe(265 * 64);
     await model.close();
   });
+});
+
+describe('a file in parts', () => {
+  const whole = tinyLlama();
+  const write = async (parts: Record<string, Uint8Array | undefined>) => {
+    for (const [name, bytes] of Object.entries(parts)) {
+      if (bytes === undefined) await rm(path.join(folder, name), { force: true });
+      else await writeFile(path.join(folder, name), bytes);
+    }
+    return path.join(folder, 'tiny-00001-of-00003.gguf');
+  };
+
+  test('is read as one, whichever part is named', async () => {
+    const first = await write(splitGguf(whole, 3));
+    const [one, parts] = [await openBytes(writeGguf(whole)), await openGguf(first)];
+    const third = await openGguf(first.replace('00001-of', '00003-of'));
+    expect(parts.config).toEqual(one.config);
+    expect(parts.weightFiles.map((file) => path.basename(file))).toEqual(Object.keys(splitGguf(whole, 3)));
+    expect(third.weightFiles).toEqual(parts.weightFiles);
+    for (const { name } of decoderTensors(one.config)) {
+      const expected = Buffer.from((await one.read(name)).buffer);
+      for (const other of [parts, third]) {
+        expect(Buffer.compare(Buffer.from((await other.read(name)).buffer), expected), name).toBe(0);
+      }
+    }
+    await Promise.all([one.close(), parts.close(), third.close()]);
+  });
+
+  const u32 = (value: number) => ({ type: 'u32', value }) as const;
+  test.each<[string, Record<string, Uint8Array | undefined>, RegExp]>([
+    [
+      'a part is missing',
+      { ...splitGguf(whole, 3), 'tiny-00002-of-00003.gguf': undefined },
+      /its part tiny-00002-of-00003.gguf is missing/,
+    ],
+    [
+      'a part is another one',
+      splitGguf(whole, 3, (part) => (part === 1 ? { 'split.no': u32(2) } : {})),
+      /tiny-00002-of-00003.gguf says that it is part 3 of 3/,
+    ],
+    [
+      'a part belongs to another file',
+      splitGguf(whole, 3, (part) => (part === 1 ? { 'split.count': u32(4) } : {})),
+      /says that it is part 2 of 4/,
+    ],
+    ['the count lies', splitGguf(whole, 3, () => ({ 'split.count': u32(2) })), /one of 2 parts and its name/],
+    [
+      'the count is no number',
+      splitGguf(whole, 3, () => ({ 'split.count': { type: 'string', value: 'x' } })),
+      /split.count is/,
+    ],
+    [
+      'a tensor is in two parts',
+      { ...splitGguf(whole, 3), ...secondPart(whole.tensors.slice(0, 2)) },
+      /"token_embd.weight" is in two parts/,
+    ],
+    [
+      'a part has lost a tensor',
+      { ...splitGguf(whole, 3), ...secondPart(whole.tensors.slice(7, 12)) },
+      /its parts hold \d+ tensors, not 20/,
+    ],
+  ])('is refused when %s', async (_, parts, reason) => {
+    const first = await write(parts);
+    await expect(openGguf(first)).rejects.toMatchObject({
+      code: 'corrupt_model',
+      message: expect.stringMatching(reason),
+    });
+  });
+
+  function secondPart(tensors: GgufParts['tensors']): Record<string, Uint8Array> {
+    const metadata = new Map([
+      ['split.no', u32(1)],
+      ['split.count', u32(3)],
+    ]);
+    return { 'tiny-00002-of-00003.gguf': writeGguf({ metadata, tensors }) };
+  }
 });
 
 test('half-split order is the inverse of the converter’s permutation', () => {

@@ -7,8 +7,8 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { decoderTensors } from '../../../../gpu-backend/model/families.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
-import { llamaTensors } from '../../../../gpu-backend/model/formats/llama-tensors.ts';
 import { tokenizerFromGguf } from '../../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
 import { MaskrouteError } from '../../../../shared/wire/errors.ts';
 import { appendBytes } from '../../../support/bytes.ts';
@@ -30,7 +30,7 @@ async function readAll(bytes: Uint8Array): Promise<MaskrouteError | undefined> {
   try {
     const model = await openGguf(file);
     try {
-      for (const tensor of llamaTensors(model.config)) await model.read(tensor.name);
+      for (const tensor of decoderTensors(model.config)) await model.read(tensor.name);
       tokenizerFromGguf(model.metadata, model.config.vocabularySize);
     } finally {
       await model.close();
@@ -149,7 +149,7 @@ describe('a header that lies', () => {
       withTensor('output_norm.weight', { type: 250 }),
       /number 250 \(supported: F32/,
     ],
-    ['a type that we do not read', withTensor('output_norm.weight', { type: 10 }), /Q2_K/],
+    ['a type that we do not read', withTensor('output_norm.weight', { type: 16 }), /IQ2_XXS/],
     [
       'rows that do not fill blocks',
       withTensor('output_norm.weight', { type: 12 }),
@@ -168,7 +168,7 @@ describe('a model that contradicts itself or asks for what we do not compute', (
       'another architecture',
       with_('general.architecture', text('gemma3')),
       'unsupported_model',
-      /"gemma3" \(supported: llama\)/,
+      /"gemma3" \(supported: llama, mistral/,
     ],
     ['no architecture', with_('general.architecture', undefined), 'unsupported_model', /"none"/],
     [
@@ -193,12 +193,11 @@ describe('a model that contradicts itself or asks for what we do not compute', (
     ['a context of 2^31', with_('llama.context_length', u32(2 ** 31)), 'unsupported_model', /contextTokens/],
     ['heads that do not divide', with_('llama.attention.head_count_kv', u32(3)), 'corrupt_model', /evenly/],
     ['zero heads', with_('llama.attention.head_count', u32(0)), 'corrupt_model', /headSize|headCount/],
-    ['yarn', with_('llama.rope.scaling.type', text('yarn')), 'unsupported_model', /rope scaling "yarn"/],
     [
-      'linear scaling',
-      with_('llama.rope.scaling.factor', { type: 'f32', value: 4 }),
+      'longrope',
+      with_('llama.rope.scaling.type', text('longrope')),
       'unsupported_model',
-      /factor 4/,
+      /rope scaling "longrope"/,
     ],
     [
       'partial rotary',
@@ -207,12 +206,17 @@ describe('a model that contradicts itself or asks for what we do not compute', (
       /8 of 16 dimensions/,
     ],
     ['experts', with_('llama.expert_count', u32(8)), 'unsupported_model', /8 experts/],
-    ['one part of several', with_('split.count', u32(3)), 'unsupported_model', /one of 3 parts/],
     [
-      'rope factors',
+      'one part of several under another name',
+      with_('split.count', u32(3)),
+      'corrupt_model',
+      /one of 3 parts/,
+    ],
+    [
+      'rope factors of zero',
       writeGguf({ ...tinyLlama(), tensors: [...tinyLlama().tensors, extraTensor] }),
-      'unsupported_model',
-      /rope_freqs/,
+      'corrupt_model',
+      /ropeScaling/,
     ],
     [
       'a missing tensor',
@@ -239,7 +243,12 @@ describe('a model that contradicts itself or asks for what we do not compute', (
       /not finite/,
     ],
     ['no tokenizer', with_('tokenizer.ggml.model', undefined), 'unsupported_model', /no tokenizer/],
-    ['a tokenizer of another kind', with_('tokenizer.ggml.model', text('t5')), 'unsupported_model', /"t5"/],
+    [
+      'a tokenizer of another kind',
+      with_('tokenizer.ggml.model', text('rwkv')),
+      'unsupported_model',
+      /"rwkv"/,
+    ],
     [
       'an unknown pre-tokenizer',
       with_('tokenizer.ggml.pre', text('nobody')),

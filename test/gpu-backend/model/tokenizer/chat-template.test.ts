@@ -1,5 +1,22 @@
+import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import { createChatTemplate } from '../../../../gpu-backend/model/tokenizer/chat-template.ts';
+import {
+  createChatTemplate,
+  type TemplateMessage,
+} from '../../../../gpu-backend/model/tokenizer/chat-template.ts';
+import type { Tool } from '../../../../shared/wire/openai.ts';
+
+type Figures = {
+  name: string;
+  template: string;
+  bos: string;
+  eos: string;
+  cases: { name: string; messages: TemplateMessage[]; tools: Tool[]; text: string }[];
+};
+/** Rendered by transformers. */
+const figures: Figures[] = JSON.parse(
+  readFileSync(new URL('fixtures/templates.json', import.meta.url), 'utf8'),
+);
 
 const tokens = { bos: '<s>', eos: '</s>' };
 const hi = [{ role: 'user', content: 'Hi {{ 1 + 1 }}' }];
@@ -54,5 +71,13 @@ describe('createChatTemplate', () => {
       // Whether `pop` exists is the library's matter.
     }
     expect(hi).toEqual(before);
+  });
+});
+
+describe.each(figures)('the template of $name', ({ template, bos, eos, cases }) => {
+  const made = createChatTemplate(template, { bos, eos });
+
+  test.each(cases)('$name is rendered as transformers does', ({ messages, tools, text }) => {
+    expect(made.render(messages, tools)).toBe(text);
   });
 });

@@ -1,6 +1,10 @@
 /** Intervals around figures that were taken of rows. */
 import { describe, expect, it } from 'vitest';
-import { bootstrapInterval, weightedRatio } from '../../../../gpu-backend/learning/evaluation/bootstrap.ts';
+import {
+  bootstrapInterval,
+  pairedLead,
+  weightedRatio,
+} from '../../../../gpu-backend/learning/search/bootstrap.ts';
 
 describe('bootstrap intervals', () => {
   const values = Array.from({ length: 400 }, (_, i) => i % 2);
@@ -17,5 +21,23 @@ describe('bootstrap intervals', () => {
 
   it('need two rows', () => {
     expect(bootstrapInterval(1, () => 1)).toBeNull();
+  });
+});
+
+describe('a lead', () => {
+  it('is a mean by position, with its standard error', () => {
+    const { mean, standardError } = pairedLead([
+      { positions: 30, sum: 0 },
+      { positions: 20, sum: -16 },
+    ]);
+    expect(mean).toBeCloseTo(-16 / 50, 12);
+    expect(standardError).toBeCloseTo(Math.sqrt(2 * ((30 * 0.32) ** 2 + (20 * 0.48) ** 2)) / 50, 12);
+  });
+
+  it('of a single part says nothing of chance', () => {
+    expect(pairedLead([{ positions: 20, sum: 16 }])).toEqual({
+      mean: 0.8,
+      standardError: Number.POSITIVE_INFINITY,
+    });
   });
 });

@@ -7,6 +7,7 @@
  * width, R = scored positions. Tokens attend within their sequence to themselves and to what is before.
  */
 
+import { type Extras, type Heads, layerExtras, rotate } from '../../model/architectures/attention-extras.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import { embed } from '../../model/architectures/projections.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
@@ -27,6 +28,8 @@ export type Shared = {
   readonly sin: Value;
   /** `[S, S]`: 0 where a token may look, very negative elsewhere. */
   readonly attentionMask: Value;
+  /** The same for layers whose tokens see a window. */
+  readonly windowMask: Value;
   /** `[S, 1]`, bool: the first position of a sequence. */
   readonly isFirst: Value;
 };
@@ -51,8 +54,15 @@ export function forward(
       const full = `${name}.${which}`;
       return multiplyStored(b, x, full, linears.get(full)!.forward);
     };
+    const extras = layerExtras(g, config, index, layer);
     const attentionBlock: Block = (b, x) =>
-      attention(b, shared, project, normalize(b, config, `${name}.attention_norm`, layer.attentionNorm, x));
+      attention(
+        b,
+        shared,
+        extras,
+        project,
+        normalize(b, config, `${name}.attention_norm`, layer.attentionNorm, x),
+      );
     const ffnBlock: Block = (b, x) =>
       ffn(b, project, normalize(b, config, `${name}.ffn_norm`, layer.ffnNorm, x));
     h = next(2 * index, h, attentionBlock, shared);
@@ -69,9 +79,10 @@ export function scoredRows(g: GraphBuilder, config: LlamaConfig, stored: StoredL
 }
 
 /** Shapes that `autodiff/shapes.ts` does not infer. */
-export const sharedShapes = ({ attentionMask, isFirst }: Shared) =>
+export const sharedShapes = ({ attentionMask, windowMask, isFirst }: Shared) =>
   new Map([
     [attentionMask.name, ['S', 'S']],
+    [windowMask.name, ['S', 'S']],
     [isFirst.name, ['S', 1]],
   ]);
 
@@ -92,7 +103,13 @@ function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama,
   const length = g.op('Squeeze', [g.op('Shape', [tokenIds], { start: 1, end: 2 })]);
   const order = g.op('Range', [scalar(0), length, scalar(1)]);
   const column = g.op('Unsqueeze', [order, int(1)]);
-  const mayLook = g.op('LessOrEqual', [g.op('Unsqueeze', [order, int(0)]), column]);
+  const keys = g.op('Unsqueeze', [order, int(0)]);
+  const mayLook = g.op('LessOrEqual', [keys, column]);
+  const masked = (seen: Value) =>
+    g.op('Where', [seen, g.constant('f32', [], [0]), g.constant('f32', [], [-1e9])]);
+  const attentionMask = masked(mayLook);
+  const window = config.slidingWindow?.tokens;
+  const near = window && g.op('Greater', [keys, g.op('Sub', [column, scalar(window)])]);
   const rows = (name: string, range: WeightRange): Value =>
     g.op('Gather', [g.initializer(name, 'f32', table, external(range)), order], { axis: 0 });
   return {
@@ -100,7 +117,8 @@ function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama,
     positions: g.op('Expand', [g.op('Unsqueeze', [order, int(0)]), g.op('Shape', [tokenIds])]),
     cos: rows('rope_cos', stored.ropeCos),
     sin: rows('rope_sin', stored.ropeSin),
-    attentionMask: g.op('Where', [mayLook, g.constant('f32', [], [0]), g.constant('f32', [], [-1e9])]),
+    attentionMask,
+    windowMask: near ? masked(g.op('And', [mayLook, near])) : attentionMask,
     isFirst: g.op('Equal', [column, scalar(0)]),
   };
 }
@@ -112,30 +130,37 @@ function normalize(g: GraphBuilder, config: LlamaConfig, name: string, stored: W
   return g.op('SimplifiedLayerNormalization', [x, weight], normAttributes(config));
 }
 
-function attention(b: GraphBuilder, shared: Shared, project: Project, x: Value): Value {
+/** The heads of Q, of K and of V. */
+const headParts = ({ headCount: N, kvHeadCount: G }: LlamaConfig): readonly [Heads, Heads, Heads] => [
+  { from: 0, count: N },
+  { from: N, count: G },
+  { from: N + G, count: G },
+];
+
+function attention(b: GraphBuilder, shared: Shared, extras: Extras, project: Project, x: Value): Value {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
-  const rotate = (value: Value, heads: number) =>
-    b.op(
-      'RotaryEmbedding',
-      [value, shared.positions, shared.cos, shared.sin],
-      { num_heads: heads, rotary_embedding_dim: D, interleaved: 0 },
-      MICROSOFT,
-    );
+  const [ofQ, ofK, ofV] = headParts(shared.config);
+  const turned = (which: 'q' | 'k', heads: Heads) => {
+    const normed = extras.normed(b, extras.biased(b, project(b, which, x), heads), heads);
+    return rotate(b, shared, extras, normed, shared.positions, heads.count);
+  };
   /** `[B, S, G·P·D]` → `[B, G, P, S, D]`, P = 1 for keys and values. */
   const byHead = (value: Value, perGroup: number) =>
     b.op('Transpose', [b.op('Reshape', [value, b.constant('i64', [5], [0, 0, G, perGroup, D])])], {
       perm: [0, 2, 3, 1, 4],
     });
-  const q = byHead(rotate(project(b, 'q', x), N), N / G);
-  const k = byHead(rotate(project(b, 'k', x), G), 1);
+  const q = byHead(turned('q', ofQ), N / G);
+  const k = byHead(turned('k', ofK), 1);
   // Rows of Q carry 1/√D.
   const scores = b.op('FusedMatMul', [q, k], { transB: 1 }, MICROSOFT);
-  const masked = b.op('Add', [scores, shared.attentionMask]);
+  const mask = extras.window === undefined ? shared.attentionMask : shared.windowMask;
+  const masked = b.op('Add', [scores, mask]);
   const probabilities = b.op('Softmax', [masked], { axis: -1 });
-  const attended = b.op('MatMul', [probabilities, byHead(project(b, 'v', x), 1)]);
+  const v = extras.biased(b, project(b, 'v', x), ofV);
+  const attended = b.op('MatMul', [probabilities, byHead(v, 1)]);
   const together = b.op('Transpose', [attended], { perm: [0, 3, 1, 2, 4] });
   const flat = b.op('Reshape', [together, b.constant('i64', [3], [0, 0, N * D])]);
-  return project(b, 'output', flat);
+  return extras.outputBiased(b, project(b, 'output', flat));
 }
 
 function ffn(b: GraphBuilder, project: Project, x: Value): Value {

@@ -1,6 +1,6 @@
 /**
- * 95 % intervals by resampling rows: positions of one text depend on each other, texts do not. Equal seeds give equal
- * intervals.
+ * How sure a figure is. 95 % intervals by resampling rows: positions of one text depend on each other, texts do not. Equal
+ * seeds give equal intervals. And standard errors of differences on the same text.
  */
 import { quantileSorted } from 'simple-statistics';
 import { createRandom } from '../../random.ts';
@@ -40,4 +40,20 @@ export function weightedRatio(
     below += weights[row]! * divisors[row]!;
   }
   return above / below;
+}
+
+/** By how much one mask's cost is lower than another's on the same text. */
+export type Lead = {
+  readonly mean: number;
+  /** Of the mean, from how the parts differ; infinite with a single part. */
+  readonly standardError: number;
+};
+
+/** Mean a position of differences that came as sums over parts of a text; parts count by their positions. */
+export function pairedLead(parts: readonly { readonly positions: number; readonly sum: number }[]): Lead {
+  const count = parts.reduce((all, { positions }) => all + positions, 0);
+  const mean = parts.reduce((all, { sum }) => all + sum, 0) / count;
+  const squares = parts.reduce((all, { sum, positions }) => all + (sum - mean * positions) ** 2, 0);
+  const standardError = Math.sqrt((squares * parts.length) / (parts.length - 1)) / count;
+  return { mean, standardError: parts.length === 1 ? Number.POSITIVE_INFINITY : standardError };
 }

@@ -1,0 +1,93 @@
+/** What an answer must look like: the form that a request asks for, and the tools that it may call, as one grammar. */
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { ChatRequest, Tool } from '../../shared/wire/openai.ts';
+import { isNestedWithin } from '../../shared/wire/parse-body.ts';
+import type { CallsSpec, GrammarSpec } from '../grammar/grammar-spec.ts';
+import type { GrammarCall, PreparedGrammar } from '../grammar/grammars.ts';
+import { schemaGrammar } from '../grammar/json-schema.ts';
+import type { ToolFormat } from '../model/tokenizer/tool-format.ts';
+import type { ServedModel } from './parts.ts';
+
+export type AnswerForm = {
+  readonly grammar: PreparedGrammar | undefined;
+  /** Those that the prompt tells of. */
+  readonly tools: readonly Tool[];
+  /** How calls are written, where the answer may hold some. */
+  readonly calls: ToolFormat | undefined;
+};
+
+const FREE: AnswerForm = { grammar: undefined, tools: [], calls: undefined };
+
+/** Rejects with MaskrouteError `invalid_schema`, and what preparing a grammar does. */
+export async function answerForm(
+  { grammars, text }: ServedModel,
+  call: Pick<GrammarCall, 'tenant' | 'signal'>,
+  request: ChatRequest,
+): Promise<AnswerForm> {
+  const tools = request.tool_choice === 'none' ? [] : (request.tools ?? []);
+  requireShallow(tools, 'tools');
+  const answer = textForm(request);
+  if (answer === undefined && tools.length === 0) return FREE;
+  const calls = tools.length === 0 ? undefined : callsSpec(request, tools, text.toolFormat);
+  const param = answer === undefined ? 'tools' : 'response_format';
+  const spec: GrammarSpec = { answer, calls };
+  const grammar = await grammars.prepare(spec, { ...call, param });
+  return { grammar, tools, calls: calls && text.toolFormat };
+}
+
+/** The EBNF of an answer that calls nothing. */
+function textForm({ response_format: format }: ChatRequest): string | undefined {
+  switch (format?.type) {
+    case undefined:
+    case 'text':
+      return undefined;
+    case 'json_object':
+      return schemaGrammar({ type: 'object' }, { strict: false, param: 'response_format' });
+    case 'json_schema': {
+      const { schema, strict } = format.json_schema!;
+      const param = 'response_format.json_schema.schema';
+      requireShallow(schema, param);
+      return schemaGrammar(schema ?? { type: 'object' }, { strict: strict === true, param });
+    }
+  }
+}
+
+function callsSpec(request: ChatRequest, tools: readonly Tool[], format: ToolFormat): CallsSpec {
+  const { tool_choice: choice, parallel_tool_calls } = request;
+  const named = typeof choice === 'object' ? choice?.function.name : undefined;
+  const forms = tools.map(({ function: { name, parameters, strict } }, i) => ({
+    name,
+    begin: `${format.begin}${name}${format.middle}`,
+    argumentsGrammar: schemaGrammar(ofObjects(parameters), {
+      strict: strict === true,
+      param: `tools[${i}].function.parameters`,
+    }),
+    end: format.end,
+  }));
+  return {
+    tools: forms
+      .filter(({ name }) => named === undefined || name === named)
+      .map(({ begin, argumentsGrammar, end }) => ({ begin, argumentsGrammar, end })),
+    trigger: format.trigger,
+    separator: format.separator,
+    isRequired: choice === 'required' || named !== undefined,
+    isSingle: named !== undefined || parallel_tool_calls === false || format.isSingle,
+  };
+}
+
+/** Arguments are an object, whether their schema says so or not. */
+function ofObjects(parameters: Tool['function']['parameters']): Record<string, unknown> {
+  if (parameters == null || Object.keys(parameters).length === 0)
+    return { type: 'object', additionalProperties: false };
+  const says = ['type', '$ref', 'anyOf', 'oneOf', 'allOf', 'enum', 'const'].some(
+    (name) => name in parameters,
+  );
+  return says ? parameters : { ...parameters, type: 'object' };
+}
+
+const NESTED_MAX = 64;
+function requireShallow(value: unknown, param: string): void {
+  if (isNestedWithin(value, NESTED_MAX)) return;
+  const message = `${param}: it is nested more than ${NESTED_MAX} deep.`;
+  throw new MaskrouteError('invalid_schema', message, { param });
+}

@@ -1,0 +1,236 @@
+/** An answer on OpenAI's newer wire: one `response` object, or its events in the order in which the official client reads them. */
+import type { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { FinishReason } from '../../shared/wire/openai.ts';
+import type { ResponsesRequest } from '../../shared/wire/responses.ts';
+import type { RunningAnswer } from './answer.ts';
+import type { ChoiceEvent } from './choice.ts';
+import { sseEvent } from './sse.ts';
+import { answerId, infoOf, usageOf, type WholeChoice, wholeChoices } from './wire.ts';
+
+/** The whole answer's body. Rejects with what the choice throws. */
+export async function wholeResponse(running: RunningAnswer, request: ResponsesRequest): Promise<object> {
+  const [choice] = await wholeChoices(running);
+  return ended(running, request, outputOf(running.plan.id, choice!), choice!.reason);
+}
+
+/** The answer as framed events. Rejects with what the choice throws. */
+export async function* responseEvents(
+  running: RunningAnswer,
+  request: ResponsesRequest,
+): AsyncGenerator<string, void> {
+  const writer = new ResponseWriter(running, request);
+  yield* writer.begin();
+  for await (const event of running.events) yield* writer.write(event);
+}
+
+/** A late failure, after what was sent. */
+export function* failedResponse(running: RunningAnswer, error: MaskrouteError): Generator<string, void> {
+  yield sseEvent('error', { ...error.toWire(), maskroute: infoOf(running) });
+}
+
+type Output = TextOutput | CallOutput;
+type Status = 'in_progress' | 'completed' | 'incomplete';
+type TextOutput = {
+  readonly id: string;
+  readonly type: 'message';
+  readonly role: 'assistant';
+  readonly status: Status;
+  readonly content: readonly object[];
+};
+type CallOutput = {
+  readonly id: string;
+  readonly type: 'function_call';
+  readonly call_id: string;
+  readonly name: string;
+  readonly arguments: string;
+  readonly status: Status;
+};
+
+const textPart = (text: string) => ({ type: 'output_text', text, annotations: [], logprobs: [] });
+const textOutput = (id: string, text: string | undefined, status: Status): TextOutput => ({
+  ...{ id, type: 'message', role: 'assistant', status },
+  content: text === undefined ? [] : [textPart(text)],
+});
+
+function outputOf(id: string, { text, calls, reason }: WholeChoice): Output[] {
+  const last: Status = reason === 'length' ? 'incomplete' : 'completed';
+  const isTextLast = calls.length === 0;
+  // An answer that says nothing is still an answer.
+  const said =
+    text === '' && !isTextLast ? [] : [textOutput(`msg_${id}`, text, isTextLast ? last : 'completed')];
+  return [
+    ...said,
+    ...calls.map((call, i): CallOutput => {
+      const status = i === calls.length - 1 ? last : 'completed';
+      return {
+        id: `fc_${id}_${i}`,
+        type: 'function_call',
+        call_id: call.id,
+        name: call.name,
+        arguments: call.arguments,
+        status,
+      };
+    }),
+  ];
+}
+
+/** What the client asked for is in the object, as the official one has it. */
+function response(
+  { plan }: RunningAnswer,
+  request: ResponsesRequest,
+  status: Status,
+  output: readonly Output[],
+): object {
+  return {
+    id: answerId(plan),
+    object: 'response',
+    created_at: plan.created_s,
+    status,
+    ...{ background: false, error: null, incomplete_details: null },
+    instructions: request.instructions ?? null,
+    max_output_tokens: request.max_output_tokens ?? null,
+    model: plan.modelName,
+    output,
+    parallel_tool_calls: request.parallel_tool_calls ?? true,
+    ...{ previous_response_id: null, reasoning: { effort: null, summary: null }, store: false },
+    temperature: request.temperature ?? 1,
+    text: request.text ?? { format: { type: 'text' } },
+    tool_choice: request.tool_choice ?? 'auto',
+    tools: request.tools ?? [],
+    top_p: request.top_p ?? 1,
+    ...{ truncation: 'disabled', usage: null, metadata: {} },
+  };
+}
+
+function ended(
+  running: RunningAnswer,
+  request: ResponsesRequest,
+  output: readonly Output[],
+  reason: FinishReason,
+): object {
+  const isCut = reason === 'length';
+  const { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details } = usageOf(running);
+  return {
+    ...response(running, request, isCut ? 'incomplete' : 'completed', output),
+    ...(isCut ? { incomplete_details: { reason: 'max_output_tokens' } } : {}),
+    usage: {
+      input_tokens: prompt_tokens,
+      input_tokens_details: prompt_tokens_details,
+      output_tokens: completion_tokens,
+      output_tokens_details: { reasoning_tokens: 0 },
+      total_tokens,
+    },
+    maskroute: infoOf(running),
+  };
+}
+
+class ResponseWriter {
+  readonly #running: RunningAnswer;
+  readonly #request: ResponsesRequest;
+  readonly #output: Output[] = [];
+  #sequence = 0;
+  /** The item that is being written, if any. */
+  #open: 'text' | 'call' | undefined;
+  #text = '';
+  #arguments = '';
+
+  constructor(running: RunningAnswer, request: ResponsesRequest) {
+    this.#running = running;
+    this.#request = request;
+  }
+
+  *begin(): Generator<string, void> {
+    const begun = response(this.#running, this.#request, 'in_progress', []);
+    yield this.#event('response.created', { response: begun });
+    yield this.#event('response.in_progress', { response: begun });
+  }
+
+  *write(event: ChoiceEvent): Generator<string, void> {
+    switch (event.type) {
+      case 'text':
+        if (event.text === '') return;
+        if (this.#open !== 'text') yield* this.#beginText();
+        this.#text += event.text;
+        yield this.#event('response.output_text.delta', {
+          ...this.#place(),
+          ...{ content_index: 0, delta: event.text, logprobs: [] },
+        });
+        return;
+      case 'call':
+        yield* this.#close('completed');
+        yield* this.#beginCall(event.id, event.name);
+        return;
+      case 'arguments':
+        this.#arguments += event.text;
+        yield this.#event('response.function_call_arguments.delta', { ...this.#place(), delta: event.text });
+        return;
+      case 'finished':
+        yield* this.#end(event.reason);
+    }
+  }
+
+  *#end(reason: FinishReason): Generator<string, void> {
+    if (this.#output.length === 0) yield* this.#beginText();
+    yield* this.#close(reason === 'length' ? 'incomplete' : 'completed');
+    const name = reason === 'length' ? 'response.incomplete' : 'response.completed';
+    yield this.#event(name, { response: ended(this.#running, this.#request, this.#output, reason) });
+  }
+
+  *#beginText(): Generator<string, void> {
+    yield* this.#close('completed');
+    this.#open = 'text';
+    this.#text = '';
+    const nth = this.#output.length === 0 ? '' : `_${this.#output.length}`;
+    yield this.#add(textOutput(`msg_${this.#running.plan.id}${nth}`, undefined, 'in_progress'));
+    yield this.#event('response.content_part.added', {
+      ...this.#place(),
+      ...{ content_index: 0, part: textPart('') },
+    });
+  }
+
+  *#beginCall(call_id: string, name: string): Generator<string, void> {
+    this.#open = 'call';
+    this.#arguments = '';
+    const id = `fc_${this.#running.plan.id}_${this.#output.length}`;
+    yield this.#add({
+      ...{ id, type: 'function_call', call_id, name },
+      arguments: '',
+      status: 'in_progress',
+    });
+  }
+
+  #add(item: Output): string {
+    this.#output.push(item);
+    return this.#event('response.output_item.added', { output_index: this.#output.length - 1, item });
+  }
+
+  *#close(status: Status): Generator<string, void> {
+    const last = this.#output.at(-1);
+    if (this.#open === undefined || last === undefined) return;
+    const place = this.#place();
+    this.#open = undefined;
+    let item: Output;
+    if (last.type === 'message') {
+      item = textOutput(last.id, this.#text, status);
+      const said = { ...place, content_index: 0 };
+      yield this.#event('response.output_text.done', { ...said, text: this.#text, logprobs: [] });
+      yield this.#event('response.content_part.done', { ...said, part: textPart(this.#text) });
+    } else {
+      item = { ...last, arguments: this.#arguments, status };
+      yield this.#event('response.function_call_arguments.done', {
+        ...place,
+        ...{ name: last.name, arguments: this.#arguments },
+      });
+    }
+    this.#output[this.#output.length - 1] = item;
+    yield this.#event('response.output_item.done', { output_index: place.output_index, item });
+  }
+
+  #place(): { item_id: string; output_index: number } {
+    return { item_id: this.#output.at(-1)!.id, output_index: this.#output.length - 1 };
+  }
+
+  #event(type: string, more: object): string {
+    return sseEvent(type, { type, sequence_number: this.#sequence++, ...more });
+  }
+}

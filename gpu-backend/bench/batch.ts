@@ -1,0 +1,279 @@
+/**
+ * `bench batch` and `bench prefix`: many users at once, through the engine as the server has it (its thread, its scheduler, its
+ * sampler), against llama.cpp with as many sequences on the same GGUF in the same run.
+ *
+ * The limit of a batch: the weights are read once a step for everybody, so a step of eight costs what one costs, and the
+ * products of seven more rows. Attention reads each sequence's own K and V.
+ */
+import { availableParallelism } from 'node:os';
+import {
+  denseMask,
+  type Mask,
+  type ModelHash,
+  maskFromSkippedLayers,
+  type SurrogatesId,
+} from '../../shared/mask/mask.ts';
+import type { Engine, EngineEvent, GenerateRequest } from '../engine/engine.ts';
+import { createEngine } from '../engine/start-engine.ts';
+import { inTurns, interleaved, median, quantile, round } from '../measure.ts';
+import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
+import { openInstalled } from '../model/store.ts';
+import { quarterMask, type SpeedOptions, somePrompt } from './decode.ts';
+
+const STREAMS = 8;
+/** Tokens of each stream that are measured. */
+const STEPS = 40;
+const ANSWER_TOKENS_MAX = 4000;
+/** Prompts of eight streams. */
+const LENGTHS: Readonly<Record<string, readonly number[]>> = {
+  64: Array<number>(STREAMS).fill(64),
+  440: Array<number>(STREAMS).fill(440),
+  mixed: [30, 64, 120, 200, 300, 440, 560, 700],
+};
+const ONE = 'one stream';
+const EIGHT = 'eight streams';
+const EIGHT_QUARTER = 'eight streams of one mask at 25 %';
+const EIGHT_MASKS = 'eight streams of eight masks at 25 %';
+const LONG_PROMPT_TOKENS = 4000;
+const SHARED_TOKENS = 400;
+const NEVER = new AbortController().signal;
+
+/** Tokens a second of all streams together, while all of them run. */
+type Subject = { readonly name: string; tokensPerSecond(prompts: readonly number[]): Promise<number> };
+
+export async function benchBatch({ home, rounds, say }: SpeedOptions): Promise<object> {
+  await using ours = await openOurs(home);
+  const llamaCpp = [
+    await llamaCppStreams(defaultModelFile(home), 2),
+    await llamaCppStreams(defaultModelFile(home), 1),
+  ];
+  const { layerCount } = ours.config;
+  const dense = denseMask(2 * layerCount);
+  const masks = Array.from({ length: STREAMS }, (_, i) => shifted(quarterMask(layerCount), i));
+  const subjects: Subject[] = [
+    { name: ONE, tokensPerSecond: ([prompt]) => ours.streams([prompt!], [dense]) },
+    { name: EIGHT, tokensPerSecond: (prompts) => ours.streams(prompts, [dense]) },
+    { name: EIGHT_QUARTER, tokensPerSecond: (prompts) => ours.streams(prompts, [masks[0]!]) },
+    { name: EIGHT_MASKS, tokensPerSecond: (prompts) => ours.streams(prompts, masks) },
+    ...llamaCpp,
+  ];
+  const figures: Record<string, Record<string, number>> = {};
+  for (const [length, prompts] of Object.entries(LENGTHS)) {
+    const found = await inTurns(subjects, rounds, ({ tokensPerSecond }) => tokensPerSecond(prompts));
+    const of = (name: string) => round(median(found.get(name)!), 1);
+    for (const { name } of subjects) say(`after ${length} tokens, ${name}: ${of(name)} tokens a second`);
+    figures[length] = {
+      oneStream: of(ONE),
+      eightStreams: of(EIGHT),
+      eightOneMask: of(EIGHT_QUARTER),
+      eightMasks: of(EIGHT_MASKS),
+      llamaCpp: Math.max(...llamaCpp.map(({ name }) => of(name))),
+    };
+  }
+  const byLength = (name: string) =>
+    Object.fromEntries(Object.entries(figures).map(([length, found]) => [length, found[name]!]));
+  const gaps = await gapsBesidePrompt(ours);
+  say(
+    `tokens of four streams come every ${gaps.median_ms} ms; while a prompt of ${LONG_PROMPT_TOKENS} tokens is read, ${gaps.duringP99_ms} ms at p99`,
+  );
+  for (const peer of llamaCpp) await peer.close();
+  const [at64] = Object.values(figures);
+  return {
+    ...{ bench: 'batch', model: ours.name, weights: ours.weights, streams: STREAMS, rounds },
+    oneStream_tokensPerSecond: byLength('oneStream'),
+    eightStreams_tokensPerSecond: byLength('eightStreams'),
+    eightOneMask_tokensPerSecond: byLength('eightOneMask'),
+    eightMasks_tokensPerSecond: byLength('eightMasks'),
+    llamaCpp_tokensPerSecond: byLength('llamaCpp'),
+    timesOneStream: round(at64!.eightStreams! / at64!.oneStream!),
+    timesLlamaCpp: Object.fromEntries(
+      Object.entries(figures).map(([length, found]) => [
+        length,
+        round(found.eightStreams! / found.llamaCpp!),
+      ]),
+    ),
+    masksAgainstOneMask: round(at64!.eightMasks! / at64!.eightOneMask!),
+    gaps,
+  };
+}
+
+/** Another mask of as many blocks: all its layers moved on by `steps`. */
+function shifted(mask: Mask, steps: number): Mask {
+  const layerCount = mask.runs.length / 2;
+  const layers = (offset: number) =>
+    [...Array(layerCount).keys()]
+      .filter((layer) => mask.runs[2 * layer + offset] === 0)
+      .map((layer) => (layer + steps) % layerCount);
+  return maskFromSkippedLayers(2 * layerCount, { skipAttention: layers(0), skipFfn: layers(1) });
+}
+
+async function openOurs(home: string) {
+  const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
+  const { config, hash, name, weights } = manifest;
+  const surrogates = manifest.surrogates?.id as SurrogatesId | undefined;
+  const engine = await createEngine({
+    limits: { queueTimeout_ms: 600_000 },
+    ...{ modelDir: folder, hash: hash as ModelHash, config, threads: availableParallelism() },
+    ...(surrogates && { surrogates }),
+  });
+  const { vocabularySize } = config;
+  return {
+    ...{ engine, config, name, weights },
+    /** `masks`: of each stream, or one for all. */
+    streams(prompts: readonly number[], of: readonly Mask[]): Promise<number> {
+      const stop = new AbortController();
+      const streams = prompts.map((tokens, i) => {
+        const prompt = newPrompt(tokens, vocabularySize);
+        return tokensOf(engine, prompt, of[i % of.length]!, ANSWER_TOKENS_MAX, stop.signal);
+      });
+      return whileAllRun(streams, stop);
+    },
+    [Symbol.asyncDispose]: () => engine.close(),
+  };
+}
+
+let promptCount = 0;
+/** Unlike all before, so that no page of it is known. */
+const newPrompt = (tokens: number, vocabularySize: number): Int32Array =>
+  Int32Array.from(somePrompt(tokens, vocabularySize, promptCount++));
+
+const requestOf = (promptTokenIds: Int32Array, mask: Mask, maxTokens: number): GenerateRequest => ({
+  requestId: `bench-${promptCount++}`,
+  ...{ tenant: '', promptTokenIds, plan: { mask, kv: 'preserve' } },
+  sampling: {
+    ...{ temperature: 0, topP: 1, topK: 0, minP: 0, presencePenalty: 0, frequencyPenalty: 0 },
+    ...{ repetitionPenalty: 1, logitBias: [], seed: undefined },
+  },
+  ...{ maxTokens, minTokens: 0, stopTokenIds: [], logprobs: undefined, promptLogprobs: undefined },
+});
+
+/** An answer's tokens as they come, until `signal`. */
+async function* tokensOf(
+  engine: Engine,
+  prompt: Int32Array,
+  mask: Mask,
+  maxTokens: number,
+  signal = NEVER,
+): AsyncGenerator<void> {
+  const events: AsyncIterable<EngineEvent> = engine.generate(requestOf(prompt, mask, maxTokens), signal);
+  for await (const event of events) if (event.type === 'token') yield;
+}
+
+/** Tokens a second, from the last stream's first token until each has `STEPS` more. */
+async function whileAllRun(streams: readonly AsyncIterable<void>[], stop: AbortController): Promise<number> {
+  const counts = streams.map(() => 0);
+  let [all, from_ms, to_ms] = [0, 0, 0];
+  await Promise.all(
+    streams.map(async (stream, i) => {
+      for await (const _ of stream) {
+        if (stop.signal.aborted) return;
+        counts[i]!++;
+        if (from_ms > 0) all++;
+        else if (!counts.includes(0)) {
+          from_ms = performance.now();
+          counts.fill(1);
+        }
+        if (Math.min(...counts) <= STEPS) continue;
+        to_ms = performance.now();
+        stop.abort();
+      }
+    }),
+  );
+  return (1000 * all) / (to_ms - from_ms);
+}
+
+/** Times between the tokens of four streams, alone and while a long prompt is read beside them. */
+async function gapsBesidePrompt({ engine, config }: Awaited<ReturnType<typeof openOurs>>) {
+  const dense = denseMask(2 * config.layerCount);
+  const stop = new AbortController();
+  const times: number[][] = [[], [], [], []];
+  const streams = times.map(async (own, i) => {
+    const request = requestOf(newPrompt(64 + i, config.vocabularySize), dense, 4000);
+    for await (const event of engine.generate(request, stop.signal))
+      if (event.type === 'token') own.push(performance.now());
+  });
+  while (Math.min(...times.map((own) => own.length)) < 100) await new Promise((wake) => setTimeout(wake, 10));
+  const begun_ms = performance.now();
+  const prompt = newPrompt(LONG_PROMPT_TOKENS, config.vocabularySize);
+  for await (const _ of tokensOf(engine, prompt, dense, 1));
+  const ended_ms = performance.now();
+  stop.abort();
+  await Promise.all(streams);
+  const gaps = (from_ms: number, to_ms: number) =>
+    times.flatMap((own) =>
+      own
+        .map((time_ms, i) => ({ time_ms, gap_ms: time_ms - (own[i - 1] ?? time_ms) }))
+        .filter(({ time_ms, gap_ms }) => gap_ms > 0 && time_ms > from_ms && time_ms < to_ms)
+        .map(({ gap_ms }) => gap_ms),
+    );
+  const [alone, during] = [gaps(0, begun_ms), gaps(begun_ms, ended_ms)];
+  return {
+    median_ms: round(median(alone), 1),
+    duringMedian_ms: round(median(during), 1),
+    duringP99_ms: round(quantile(during, 0.99), 1),
+    p99AgainstMedian: round(quantile(during, 0.99) / median(alone)),
+    prompt_ms: round(ended_ms - begun_ms, 0),
+  };
+}
+
+/** llama.cpp through node-llama-cpp, with a sequence for each stream. */
+async function llamaCppStreams(ggufFile: string, threads: number) {
+  const { getLlama } = await import('node-llama-cpp');
+  const llama = await getLlama({ gpu: false, build: 'never', maxThreads: threads });
+  const model = await llama.loadModel({ modelPath: ggufFile });
+  const context = await model.createContext({
+    sequences: STREAMS,
+    contextSize: 1024,
+    batchSize: 512,
+    threads,
+  });
+  const sequences = Array.from({ length: STREAMS }, () => context.getSequence());
+  async function* stream(i: number, tokens: number): AsyncGenerator<void> {
+    const sequence = sequences[i]!;
+    await sequence.clearHistory();
+    const prompt = somePrompt(tokens, 49152, promptCount++) as never[];
+    for await (const _ of sequence.evaluate(prompt, { temperature: 0 })) yield;
+  }
+  return {
+    name: `llama.cpp, ${STREAMS} sequences, ${threads} threads`,
+    tokensPerSecond: (prompts: readonly number[]) =>
+      whileAllRun(
+        prompts.map((tokens, i) => stream(i, tokens)),
+        new AbortController(),
+      ),
+    close: () => llama.dispose(),
+  };
+}
+
+/** Time to the first token of prompts whose first 400 tokens are known, and of prompts that are new. */
+export async function benchPrefix({ home, rounds, say }: SpeedOptions): Promise<object> {
+  await using ours = await openOurs(home);
+  const { engine, config, name } = ours;
+  const mask = denseMask(2 * config.layerCount);
+  const first_ms = async (prompt: Int32Array): Promise<number> => {
+    const begun_ms = performance.now();
+    for await (const _ of tokensOf(engine, prompt, mask, 1)) return performance.now() - begun_ms;
+    throw new Error('no token came');
+  };
+  const shared = newPrompt(SHARED_TOKENS, config.vocabularySize);
+  const question = () => newPrompt(24, config.vocabularySize);
+  const found = await interleaved(
+    [
+      {
+        name: 'new',
+        measure: () =>
+          first_ms(Int32Array.from([...newPrompt(SHARED_TOKENS, config.vocabularySize), ...question()])),
+      },
+      { name: 'known', measure: () => first_ms(Int32Array.from([...shared, ...question()])) },
+    ],
+    rounds,
+  );
+  const [new_ms, known_ms] = [found.get('new')!, found.get('known')!];
+  say(
+    `the first token of a new prompt comes after ${round(new_ms, 1)} ms, of a known one after ${round(known_ms, 1)} ms`,
+  );
+  return {
+    ...{ bench: 'prefix', model: name, rounds, sharedTokens: SHARED_TOKENS, newTokens: 24 },
+    ...{ new_ms: round(new_ms, 1), known_ms: round(known_ms, 1), saved: round(1 - known_ms / new_ms) },
+  };
+}

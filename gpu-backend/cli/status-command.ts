@@ -1,0 +1,172 @@
+/** `status` and `history`: what an edge serves by, and how that came to be. */
+import type { Command } from 'commander';
+import { listSchema } from '../../shared/admin/admin-wire.ts';
+import { type Job, jobSchema } from '../../shared/admin/job-wire.ts';
+import type { LivePublication, Publication } from '../../shared/admin/publication-wire.ts';
+import { type BackendEntry, backendSchema } from '../../shared/wire/backend-load.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { AdminClient } from '../publication/admin-client.ts';
+import { livePublication, namesOfVersions, publicationHistory } from '../publication/publish.ts';
+import { adminClient, EDGE_OPTION, KEY_HELP, tenantOption, whose } from './edge-access.ts';
+import { examples, JSON_OPTION, wholeNumber } from './terminal.ts';
+
+type Flags = { readonly edge?: string; readonly tenant: string; readonly json: boolean };
+
+export function addStatusCommands(program: Command): void {
+  program
+    .command('status')
+    .description('what is live at an edge, its backends and their jobs')
+    .option(...EDGE_OPTION)
+    .addOption(tenantOption())
+    .option(...JSON_OPTION)
+    .addHelpText('after', KEY_HELP)
+    .addHelpText(
+      'after',
+      examples('maskroute status', 'maskroute status --edge https://edge.example.com --tenant acme --json'),
+    )
+    .action(async ({ edge, tenant, json }: Flags) => {
+      const client = await adminClient(edge);
+      const status = await readStatus(client, tenant);
+      console.log(json ? JSON.stringify(status) : describeStatus(status));
+    });
+
+  program
+    .command('history')
+    .description('what was made live at an edge, by whom, newest first')
+    .option(...EDGE_OPTION)
+    .addOption(tenantOption())
+    .option('--limit <count>', 'so many at most', wholeNumber(1), 20)
+    .option(...JSON_OPTION)
+    .addHelpText('after', KEY_HELP)
+    .addHelpText('after', examples('maskroute history', 'maskroute history --tenant acme --limit 5 --json'))
+    .action(async ({ edge, tenant, json, limit }: Flags & { limit: number }) => {
+      const client = await adminClient(edge);
+      const publications = (await publicationHistory(client, tenant)).slice(0, limit);
+      const names = await namesOfVersions(client, tenant);
+      const named = publications.map((publication) => ({
+        ...publication,
+        name: nameIn(names, publication.version),
+      }));
+      if (json) return console.log(JSON.stringify(named));
+      if (named.length === 0) console.log(`Nothing was published for ${whose(tenant)} at ${client.edge}.`);
+      for (const line of named.map(describePublication)) console.log(line);
+    });
+}
+
+type Status = {
+  readonly edge: string;
+  readonly tenant: string;
+  /** Null: requests run dense, or by what is live for every tenant. */
+  readonly live: (LivePublication & { readonly name: string | null }) | null;
+  /** Null with a tenant's own admin key: backends are none of its business. */
+  readonly backends: readonly (BackendEntry & { readonly jobs: readonly Job[] | null })[] | null;
+};
+
+async function readStatus(client: AdminClient, tenant: string): Promise<Status> {
+  const live = await livePublication(client, tenant);
+  const names = live === undefined ? new Map<string, string>() : await namesOfVersions(client, tenant);
+  return {
+    edge: client.edge,
+    tenant,
+    live: live === undefined ? null : { ...live, name: nameIn(names, live.version) },
+    backends: await readBackends(client),
+  };
+}
+
+const nameIn = (names: ReadonlyMap<string, string>, version: string | null): string | null =>
+  version === null ? null : (names.get(version) ?? null);
+
+async function readBackends(client: AdminClient): Promise<Status['backends']> {
+  const list = await unless(
+    'forbidden',
+    client.request({ method: 'GET', path: '/backends' }, listSchema(backendSchema)),
+  );
+  if (list === null) return null;
+  return await Promise.all(
+    list.data.map(async (backend) => {
+      const path = `/backends/${backend.id}/jobs`;
+      // One that is away keeps nobody from hearing of the others.
+      const jobs = await client.request({ method: 'GET', path }, listSchema(jobSchema)).catch(() => null);
+      return { ...backend, jobs: jobs?.data ?? null };
+    }),
+  );
+}
+
+async function unless<T>(code: MaskrouteError['code'], asked: Promise<T>): Promise<T | null> {
+  try {
+    return await asked;
+  } catch (error) {
+    if (error instanceof MaskrouteError && error.code === code) return null;
+    throw error;
+  }
+}
+
+function describeStatus({ edge, tenant, live, backends }: Status): string {
+  return [
+    `Edge      ${edge}`,
+    `For       ${whose(tenant)}`,
+    `Live      ${live === null ? 'nothing: requests run dense, or by what every tenant has' : describeLive(live)}`,
+    ...(backends === null
+      ? ['Backends  shown to those who administrate everything']
+      : backends.flatMap(describeBackend)),
+  ].join('\n');
+}
+
+function describeLive({
+  name,
+  version,
+  share,
+  base_version,
+  activate_at,
+}: NonNullable<Status['live']>): string {
+  const set = `${name ?? 'a mask set'} ${version}`;
+  const others = base_version === null ? 'dense' : base_version;
+  if (share === 1) return `${set}, for everyone since ${activate_at}`;
+  if (share > 0) return `${set}, for ${percent(share)} of conversations; the others see ${others}`;
+  return `${others}; ${set} is scheduled for ${activate_at}`;
+}
+
+function describeBackend(backend: NonNullable<Status['backends']>[number]): string[] {
+  const { id, url, enabled, state, jobs } = backend;
+  const health = !enabled
+    ? 'switched off'
+    : state.breaker === 'closed'
+      ? 'taking requests'
+      : `breaker ${state.breaker}`;
+  const load = state.running === null ? '' : `, ${state.running} running, ${state.waiting} waiting`;
+  return [
+    `Backend   ${id} at ${url}: ${health}${load}`,
+    ...(jobs === null
+      ? ['  jobs    it does not say']
+      : jobs.filter(isOpen).map((job) => `  job     ${describeJob(job)}`)),
+  ];
+}
+
+const isOpen = ({ status }: Job): boolean => status === 'waiting' || status === 'running';
+
+function describeJob({ id, status, progress }: Job): string {
+  return progress === null
+    ? `${id} ${status}`
+    : `${id} ${status}: ${progress.stage}, ${progress.done} of ${progress.total}`;
+}
+
+type Named = Publication & { readonly name: string | null };
+
+function describePublication({
+  created_at,
+  action,
+  name,
+  version,
+  replaced_version,
+  actor,
+  reason,
+  ...how
+}: Named): string {
+  const what = version === null ? 'nothing is live' : `${name ?? 'a mask set'} ${version}`;
+  const place = replaced_version === null ? '' : ` in place of ${replaced_version}`;
+  const gradual = how.rollout.length > 0 ? `, in ${how.rollout.length} steps` : '';
+  const later = how.activate_at > created_at ? `, from ${how.activate_at}` : '';
+  return `${created_at}  ${action.padEnd(8)}  ${what}${place}${later}${gradual}, by ${actor}${reason === null ? '' : `: ${reason}`}`;
+}
+
+const percent = (share: number): string => `${Number((share * 100).toFixed(2))} %`;

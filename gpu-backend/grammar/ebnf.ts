@@ -1,0 +1,172 @@
+/**
+ * Grammars as data, and the EBNF that xgrammar reads: what a grammar costs and whether it can end is asked here, before
+ * the library spends time on it.
+ */
+
+/** Inclusive, in code points: of ASCII, and `[0x80, 0x10ffff]` for all others as a whole. */
+export type CharRange = readonly [from: number, to: number];
+
+export type Expression =
+  | { readonly kind: 'text'; readonly text: string }
+  | { readonly kind: 'chars'; readonly ranges: readonly CharRange[] }
+  | { readonly kind: 'rule'; readonly name: string }
+  | { readonly kind: 'sequence'; readonly parts: readonly Expression[] }
+  | { readonly kind: 'choice'; readonly options: readonly Expression[] }
+  /** `max` undefined: without end. */
+  | {
+      readonly kind: 'repeat';
+      readonly part: Expression;
+      readonly min: number;
+      readonly max: number | undefined;
+    };
+
+export const text = (value: string): Expression => ({ kind: 'text', text: value });
+export const chars = (...ranges: readonly CharRange[]): Expression => ({ kind: 'chars', ranges });
+export const rule = (name: string): Expression => ({ kind: 'rule', name });
+export const sequence = (...parts: readonly Expression[]): Expression =>
+  parts.length === 1 ? parts[0]! : { kind: 'sequence', parts };
+export const choice = (...options: readonly Expression[]): Expression =>
+  options.length === 1 ? options[0]! : { kind: 'choice', options };
+export const repeat = (part: Expression, min: number, max?: number): Expression =>
+  min === 1 && max === 1 ? part : { kind: 'repeat', part, min, max };
+export const optional = (part: Expression): Expression => repeat(part, 0, 1);
+
+export type Rules = ReadonlyMap<string, Expression>;
+
+/** The EBNF of `rules`, which begins at `root`. */
+export function printGrammar(rules: Rules, root: Expression): string {
+  const lines = [...rules].map(([name, body]) => `${name} ::= ${print(body)}`);
+  return [`root ::= ${print(root)}`, ...lines].join('\n');
+}
+
+function print(expression: Expression): string {
+  switch (expression.kind) {
+    case 'text':
+      return `"${[...expression.text].map(escaped).join('')}"`;
+    case 'chars':
+      return printChars(expression.ranges);
+    case 'rule':
+      return expression.name;
+    case 'sequence':
+      return expression.parts.length === 0 ? '""' : `(${expression.parts.map(print).join(' ')})`;
+    case 'choice':
+      return `(${expression.options.map(print).join(' | ')})`;
+    case 'repeat': {
+      const { part, min, max } = expression;
+      if (max === 0) return '""';
+      // Repeated as it is, a class of characters needs no rule of its own: tokens of several characters stay inside.
+      const isPlain = part.kind === 'chars' || part.kind === 'rule';
+      return `${isPlain ? print(part) : `(${print(part)})`}${suffix(min, max)}`;
+    }
+  }
+}
+
+const LAST = 0x10ffff;
+
+/** Everything but `ranges`, in order. */
+export function complement(ranges: readonly CharRange[]): CharRange[] {
+  const left: CharRange[] = [];
+  let from = 0;
+  for (const [low, high] of [...ranges].sort((a, b) => a[0] - b[0])) {
+    if (low > from) left.push([from, low - 1]);
+    from = Math.max(from, high + 1);
+  }
+  return from <= LAST ? [...left, [from, LAST]] : left;
+}
+
+/**
+ * The library knows ASCII in classes, and all that is not ASCII as a whole, where a class says what it does not hold. Other
+ * ranges beyond ASCII match anything there.
+ */
+function printChars(ranges: readonly CharRange[]): string {
+  const isWide = ranges.some(([, high]) => high === LAST);
+  const written = isWide ? complement(ranges) : ranges;
+  const parts = written.map(([from, to]) => (from === to ? code(from) : `${code(from)}-${code(to)}`));
+  return `[${isWide ? '^' : ''}${parts.join('')}]`;
+}
+
+function suffix(min: number, max: number | undefined): string {
+  if (max === undefined) return min === 0 ? '*' : min === 1 ? '+' : `{${min},}`;
+  return min === 0 && max === 1 ? '?' : `{${min},${max}}`;
+}
+
+/** As a code where EBNF means something by the letter. */
+const escaped = (letter: string): string =>
+  /^[ !#-[\]-~]$/.test(letter) ? letter : code(letter.codePointAt(0)!);
+const code = (point: number): string =>
+  point > 0xffff ? `\\U${point.toString(16).padStart(8, '0')}` : `\\u${point.toString(16).padStart(4, '0')}`;
+
+/** The rules from which no text comes that ends: each needs itself, or another such rule. */
+export function endlessRules(rules: Rules): string[] {
+  const ending = new Set<string>();
+  const ends = (expression: Expression): boolean => {
+    switch (expression.kind) {
+      case 'text':
+        return true;
+      case 'chars':
+        return expression.ranges.length > 0;
+      case 'rule':
+        return ending.has(expression.name);
+      case 'sequence':
+        return expression.parts.every(ends);
+      case 'choice':
+        return expression.options.some(ends);
+      case 'repeat':
+        return expression.min === 0 || ends(expression.part);
+    }
+  };
+  for (let before = -1; before < ending.size; ) {
+    before = ending.size;
+    for (const [name, body] of rules) if (!ending.has(name) && ends(body)) ending.add(name);
+  }
+  return [...rules.keys()].filter((name) => !ending.has(name));
+}
+
+/** The rules that come to themselves again before a letter was written: left recursion. */
+export function loopingRules(rules: Rules): string[] {
+  const empty = new Set<string>();
+  const isEmpty = (expression: Expression): boolean => {
+    switch (expression.kind) {
+      case 'text':
+        return expression.text === '';
+      case 'chars':
+        return false;
+      case 'rule':
+        return empty.has(expression.name);
+      case 'sequence':
+        return expression.parts.every(isEmpty);
+      case 'choice':
+        return expression.options.some(isEmpty);
+      case 'repeat':
+        return expression.min === 0 || isEmpty(expression.part);
+    }
+  };
+  for (let before = -1; before < empty.size; ) {
+    before = empty.size;
+    for (const [name, body] of rules) if (isEmpty(body)) empty.add(name);
+  }
+  const first = (expression: Expression): string[] => {
+    switch (expression.kind) {
+      case 'text':
+      case 'chars':
+        return [];
+      case 'rule':
+        return [expression.name];
+      case 'sequence': {
+        const end = expression.parts.findIndex((part) => !isEmpty(part));
+        return expression.parts.slice(0, end === -1 ? undefined : end + 1).flatMap(first);
+      }
+      case 'choice':
+        return expression.options.flatMap(first);
+      case 'repeat':
+        return first(expression.part);
+    }
+  };
+  // Taken away from the outside: what is left when every rule without a first rule is gone goes in circles.
+  const firsts = new Map([...rules].map(([name, body]) => [name, new Set(first(body))]));
+  for (let before = -1; before !== firsts.size; ) {
+    before = firsts.size;
+    for (const [name, next] of firsts) if (![...next].some((one) => firsts.has(one))) firsts.delete(name);
+  }
+  return [...firsts.keys()];
+}

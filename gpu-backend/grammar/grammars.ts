@@ -1,0 +1,287 @@
+/**
+ * Grammars, prepared off the threads that answer requests and compute. A grammar that nobody has seen is compiled in a thread
+ * that does nothing else; if that is quick, the thread that all answers share compiles it, too. If it takes long, the
+ * thread that did it becomes that grammar's own: no answer waits for another one's grammar, and no step of the engine for
+ * any.
+ */
+import { createHash } from 'node:crypto';
+import { Worker } from 'node:worker_threads';
+import { LRUCache } from 'lru-cache';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { type GrammarSession, newSession } from '../engine/grammar.ts';
+import type { GrammarSpec } from './grammar-spec.ts';
+import type { FromGrammarThread, GrammarThreadStart, ToGrammarThread } from './grammar-thread.ts';
+import type { Vocabulary } from './xgrammar.ts';
+
+export type PreparedGrammar = { readonly key: string; readonly spec: GrammarSpec };
+
+export type OpenGrammar = { readonly session: GrammarSession; close(): void };
+
+export type Grammars = {
+  /**
+   * Compiles it unless it is known. Rejects with MaskrouteError `invalid_schema` when it takes too long, `queue_full`,
+   * `engine_failed`, or what `signal` says.
+   */
+  prepare(spec: GrammarSpec, call: GrammarCall): Promise<PreparedGrammar>;
+  /** For one answer; rejects as `prepare`. */
+  open(grammar: PreparedGrammar, call: GrammarCall): Promise<OpenGrammar>;
+  close(): Promise<void>;
+};
+
+export type GrammarCall = { readonly tenant: string; readonly signal: AbortSignal; readonly param: string };
+
+export type GrammarLimits = {
+  /** What takes the processor no longer may be compiled between two steps of others. */
+  readonly quick_ms: number;
+  /** What takes longer is given up, and its thread with it. */
+  readonly compile_ms: number;
+  /** Grammars that take long and are kept at a time. */
+  readonly slowMax: number;
+  /** Grammars that wait for their turn, of all tenants and of one. */
+  readonly waitingMax: number;
+  readonly waitingOfOneMax: number;
+};
+
+const DEFAULT_LIMITS: GrammarLimits = {
+  quick_ms: 150,
+  compile_ms: 20_000,
+  slowMax: 2,
+  waitingMax: 32,
+  waitingOfOneMax: 8,
+};
+/** Grammars whose threads are remembered. */
+const KNOWN_MAX = 1024;
+
+type GrammarsOptions = {
+  readonly vocabulary: Vocabulary;
+  /** Hears of failures with their stack, which the wire never carries. */
+  readonly onError: (detail: string) => void;
+  readonly limits?: Partial<GrammarLimits>;
+};
+
+/** Opens no thread before the first grammar. */
+export function createGrammars(options: GrammarsOptions): Grammars {
+  return new GrammarThreads(options, { ...DEFAULT_LIMITS, ...options.limits });
+}
+
+class GrammarThreads implements Grammars {
+  readonly #options: GrammarsOptions;
+  readonly #limits: GrammarLimits;
+  /** The thread that tries new grammars, and has no answers. */
+  #trial: GrammarThread | undefined;
+  /** The thread of all quick grammars. */
+  #shared: GrammarThread | undefined;
+  /** Those of slow grammars, by key; the one that was used last stands last. */
+  readonly #slow = new Map<string, GrammarThread>();
+  readonly #quick = new LRUCache<string, true>({ max: KNOWN_MAX });
+  /** The tenant of each grammar that waits to be tried. */
+  readonly #waiting: string[] = [];
+  #turn: Promise<void> = Promise.resolve();
+  #isClosed = false;
+
+  constructor(options: GrammarsOptions, limits: GrammarLimits) {
+    this.#options = options;
+    this.#limits = limits;
+  }
+
+  async prepare(spec: GrammarSpec, call: GrammarCall): Promise<PreparedGrammar> {
+    const key = createHash('sha256').update(JSON.stringify(spec)).digest('base64');
+    const grammar = { key, spec };
+    await this.#ensure(grammar, call);
+    return grammar;
+  }
+
+  async open(grammar: PreparedGrammar, call: GrammarCall): Promise<OpenGrammar> {
+    // It may have been given up meanwhile.
+    await this.#ensure(grammar, call);
+    const { key, spec } = grammar;
+    const thread = this.#slow.get(key) ?? this.#sharedThread();
+    if (this.#slow.delete(key)) this.#slow.set(key, thread);
+    return await thread.open(key, spec);
+  }
+
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    const threads = [this.#trial, this.#shared, ...this.#slow.values()];
+    await Promise.all(threads.map((thread) => thread?.close()));
+  }
+
+  async #ensure(grammar: PreparedGrammar, call: GrammarCall): Promise<void> {
+    if (!this.#isKnown(grammar.key)) await this.#inTurn(call, () => this.#try(grammar, call.param));
+  }
+
+  #isKnown(key: string): boolean {
+    const slow = this.#slow.get(key);
+    if (slow?.isGone === true) this.#slow.delete(key);
+    return this.#slow.has(key) || this.#quick.has(key);
+  }
+
+  /** One grammar is tried at a time. Who leaves is not waited for. */
+  async #inTurn({ tenant, signal }: GrammarCall, work: () => Promise<void>): Promise<void> {
+    const { waitingMax, waitingOfOneMax } = this.#limits;
+    const own = this.#waiting.filter((one) => one === tenant).length;
+    if (this.#waiting.length >= waitingMax || own >= waitingOfOneMax)
+      throw new MaskrouteError('queue_full', 'Too many new schemas wait to be read already.', {
+        retryAfter_s: 1,
+      });
+    this.#waiting.push(tenant);
+    const done = this.#turn.then(async () => {
+      this.#waiting.splice(this.#waiting.indexOf(tenant), 1);
+      if (!signal.aborted) await work();
+    });
+    this.#turn = done.catch(() => {});
+    await Promise.race([done, aborted(signal)]);
+    if (signal.aborted) throw cancellation(signal);
+  }
+
+  async #try({ key, spec }: PreparedGrammar, param: string): Promise<void> {
+    // Another request may have brought it meanwhile.
+    if (this.#isKnown(key)) return;
+    if (this.#isClosed) throw lost();
+    const trial = this.#trial !== undefined && !this.#trial.isGone ? this.#trial : this.#newThread();
+    this.#trial = trial;
+    let took_ms: number;
+    try {
+      took_ms = await trial.compile(key, spec, this.#limits.compile_ms);
+    } catch (error) {
+      // Its memory may be damaged, or it never ends.
+      this.#trial = undefined;
+      void trial.close();
+      this.#options.onError(`a grammar could not be compiled: ${(error as Error).message}`);
+      throw error instanceof MaskrouteError ? error : unusable(param);
+    }
+    if (took_ms <= this.#limits.quick_ms) {
+      await this.#sharedThread().compile(key, spec, this.#limits.compile_ms);
+      this.#quick.set(key, true);
+      return;
+    }
+    this.#makeRoom();
+    this.#trial = undefined;
+    this.#slow.set(key, trial);
+  }
+
+  /** For one more slow grammar, in place of one that no answer uses. */
+  #makeRoom(): void {
+    if (this.#slow.size < this.#limits.slowMax) return;
+    const idle = [...this.#slow].find(([, thread]) => thread.sessions === 0);
+    if (idle === undefined)
+      throw new MaskrouteError('queue_full', 'Too many answers with schemas of great cost are under way.', {
+        retryAfter_s: 5,
+      });
+    this.#slow.delete(idle[0]);
+    void idle[1].close();
+  }
+
+  #sharedThread(): GrammarThread {
+    if (this.#isClosed) throw lost();
+    if (this.#shared === undefined || this.#shared.isGone) this.#shared = this.#newThread();
+    return this.#shared;
+  }
+
+  #newThread(): GrammarThread {
+    return new GrammarThread(this.#options);
+  }
+}
+
+type Pending = { resolve(took_ms: number): void; reject(error: Error): void };
+
+class GrammarThread {
+  isGone = false;
+  /** Answers that are open here. */
+  sessions = 0;
+  readonly #worker: Worker;
+  readonly #vocabularySize: number;
+  readonly #bell = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+  readonly #pending = new Map<number, Pending>();
+  #ids = 0;
+  readonly #ready: Promise<void>;
+
+  constructor({ vocabulary, onError }: GrammarsOptions) {
+    const workerData: GrammarThreadStart = { vocabulary, bell: this.#bell };
+    this.#vocabularySize = vocabulary.size;
+    this.#worker = new Worker(new URL('./grammar-thread.ts', import.meta.url), {
+      workerData,
+      resourceLimits: { maxYoungGenerationSizeMb: 4 },
+    });
+    this.#worker.unref();
+    const ready = Promise.withResolvers<void>();
+    this.#ready = ready.promise;
+    this.#ready.catch(() => {});
+    this.#worker.on('error', (error) => onError(error.stack ?? String(error)));
+    this.#worker.on('exit', () => {
+      this.isGone = true;
+      ready.reject(lost());
+      for (const { reject } of this.#pending.values()) reject(lost());
+      this.#pending.clear();
+    });
+    this.#worker.on('message', (message: FromGrammarThread) => {
+      if (message.type === 'ready') return ready.resolve();
+      const pending = this.#pending.get(message.id);
+      this.#pending.delete(message.id);
+      if (message.type === 'done') pending?.resolve(message.took_ms);
+      else pending?.reject(new Error(message.detail));
+    });
+  }
+
+  /** Rejects with Error when the grammar cannot be compiled in time. */
+  async compile(key: string, spec: GrammarSpec, limit_ms: number): Promise<number> {
+    await this.#ready;
+    const late = Promise.withResolvers<never>();
+    const timer = setTimeout(() => late.reject(new Error(`it takes more than ${limit_ms} ms`)), limit_ms);
+    try {
+      return await Promise.race([this.#ask({ type: 'compile', id: this.#ids++, key, spec }), late.promise]);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async open(key: string, spec: GrammarSpec): Promise<OpenGrammar> {
+    this.sessions++;
+    const id = this.#ids++;
+    let isOpen = true;
+    const close = () => {
+      if (!isOpen) return;
+      isOpen = false;
+      this.sessions--;
+      this.#worker.postMessage({ type: 'close', id } satisfies ToGrammarThread);
+    };
+    const session = newSession(this.#vocabularySize, this.#bell);
+    try {
+      await this.#ready;
+      await this.#ask({ type: 'open', id, key, spec, session });
+      return { session, close };
+    } catch (cause) {
+      close();
+      throw cause instanceof MaskrouteError ? cause : lost(cause);
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#worker.terminate();
+  }
+
+  #ask(message: Extract<ToGrammarThread, { type: 'compile' | 'open' }>): Promise<number> {
+    const { promise, resolve, reject } = Promise.withResolvers<number>();
+    if (this.isGone) reject(lost());
+    this.#pending.set(message.id, { resolve, reject });
+    this.#worker.postMessage(message);
+    return promise;
+  }
+}
+
+const lost = (cause?: unknown): MaskrouteError =>
+  new MaskrouteError('engine_failed', 'Answers of a prescribed form cannot be made at the moment.', {
+    cause,
+  });
+
+const unusable = (param: string): MaskrouteError =>
+  new MaskrouteError('invalid_schema', `${param}: no grammar can be made of the schema.`, { param });
+
+const cancellation = ({ reason }: AbortSignal): MaskrouteError =>
+  reason instanceof MaskrouteError ? reason : new MaskrouteError('cancelled', 'The request was cancelled.');
+
+const aborted = (signal: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener('abort', () => resolve(), { once: true });
+  });

@@ -1,0 +1,278 @@
+/**
+ * Regular expressions as grammars of the text inside a JSON string: a quote, a backslash and control characters stand there
+ * escaped. The part of the language that has a grammar: no look-around, no back-references, no word boundaries.
+ */
+import {
+  type CharRange,
+  chars,
+  choice,
+  complement,
+  type Expression,
+  repeat,
+  sequence,
+  text,
+} from './ebnf.ts';
+
+/** What a pattern cannot be made a grammar for, in words. */
+export class PatternError extends Error {}
+
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+const LAST = 0x10ffff;
+/** A JSON string's characters that stand there as they are. */
+const PLAIN_ASCII: readonly CharRange[] = [
+  [0x20, 0x21],
+  [0x23, 0x5b],
+  [0x5d, 0x7f],
+];
+export const PLAIN: readonly CharRange[] = [...PLAIN_ASCII, [0x80, LAST]];
+const ESCAPES: readonly (readonly [code: number, text: string])[] = [
+  [QUOTE, '\\"'],
+  [BACKSLASH, '\\\\'],
+  [0x0a, '\\n'],
+  [0x09, '\\t'],
+  [0x0d, '\\r'],
+];
+
+const DIGITS: CharRange[] = [[0x30, 0x39]];
+const WORD: CharRange[] = [
+  [0x30, 0x39],
+  [0x41, 0x5a],
+  [0x5f, 0x5f],
+  [0x61, 0x7a],
+];
+const SPACE: CharRange[] = [
+  [0x09, 0x0d],
+  [0x20, 0x20],
+  [0xa0, 0xa0],
+];
+const CLASSES: Readonly<Record<string, readonly CharRange[]>> = {
+  d: DIGITS,
+  w: WORD,
+  s: SPACE,
+  D: complement(DIGITS),
+  W: complement(WORD),
+  S: complement(SPACE),
+};
+const CONTROLS: Readonly<Record<string, number>> = { n: 10, r: 13, t: 9, f: 12, v: 11, 0: 0 };
+
+function overlap(a: readonly CharRange[], b: readonly CharRange[]): CharRange[] {
+  return a.flatMap(([low, high]) =>
+    b.flatMap(([from, to]): CharRange[] =>
+      Math.max(low, from) <= Math.min(high, to) ? [[Math.max(low, from), Math.min(high, to)]] : [],
+    ),
+  );
+}
+
+/** How many characters beyond ASCII a class may name. */
+const NAMED_MAX = 64;
+
+/**
+ * One character out of `ranges`, as JSON writes it. Where a class has several kinds of characters, those that JSON escapes
+ * are left out, and those beyond ASCII unless it holds all of them.
+ */
+function character(ranges: readonly CharRange[]): Expression {
+  const beyond = overlap(ranges, [[0x80, LAST]]);
+  const all = beyond.some(([from, to]) => from === 0x80 && to === LAST);
+  const plain = [...overlap(ranges, PLAIN_ASCII), ...(all ? [[0x80, LAST] as const] : [])];
+  if (plain.length > 0) return chars(...plain);
+  const escapes = ESCAPES.filter(([code]) => ranges.some(([low, high]) => code >= low && code <= high));
+  if (escapes.length > 0) return choice(...escapes.map(([, written]) => text(written)));
+  const named = beyond.reduce((sum, [from, to]) => sum + to - from + 1, 0);
+  if (named === 0) throw new PatternError('a class of characters has none that can be written');
+  if (named > NAMED_MAX)
+    throw new PatternError('a range of characters beyond ASCII has no grammar, unless it holds all of them');
+  const codes = beyond.flatMap(([from, to]) => Array.from({ length: to - from + 1 }, (_, i) => from + i));
+  return choice(...codes.map((code) => text(String.fromCodePoint(code))));
+}
+
+/** How much a pattern may hold, repetitions written out. */
+const PATTERN_CHARS_MAX = 2000;
+
+/**
+ * Texts that the whole of the pattern matches; a pattern without `^` or `$` finds them in any text, so these are among
+ * what it allows. @throws PatternError.
+ */
+export function patternGrammar(pattern: string): Expression {
+  if (pattern.length > PATTERN_CHARS_MAX)
+    throw new PatternError(`it is longer than ${PATTERN_CHARS_MAX} characters`);
+  return new PatternReader(pattern).whole();
+}
+
+class PatternReader {
+  readonly #letters: readonly string[];
+  #at = 0;
+  #depth = 0;
+
+  constructor(pattern: string) {
+    this.#letters = [...pattern];
+  }
+
+  whole(): Expression {
+    const found = this.#alternatives();
+    if (this.#at < this.#letters.length) throw new PatternError('a group is closed that was not opened');
+    return found;
+  }
+
+  #alternatives(): Expression {
+    if (++this.#depth > 32) throw new PatternError('its groups are nested more than 32 deep');
+    const options = [this.#branch()];
+    while (this.#letters[this.#at] === '|') {
+      this.#at++;
+      options.push(this.#branch());
+    }
+    this.#depth--;
+    return choice(...options);
+  }
+
+  #branch(): Expression {
+    const parts: Expression[] = [];
+    while (
+      this.#at < this.#letters.length &&
+      this.#letters[this.#at] !== '|' &&
+      this.#letters[this.#at] !== ')'
+    ) {
+      const part = this.#quantified(parts.length === 0);
+      if (part !== undefined) parts.push(part);
+    }
+    return sequence(...parts);
+  }
+
+  /** Undefined for an anchor. */
+  #quantified(isFirst: boolean): Expression | undefined {
+    if (this.#letters[this.#at] === '^') {
+      if (!isFirst) throw new PatternError('`^` stands behind other characters');
+      this.#at++;
+      return undefined;
+    }
+    if (this.#letters[this.#at] === '$') {
+      this.#at++;
+      if (
+        this.#at < this.#letters.length &&
+        this.#letters[this.#at] !== '|' &&
+        this.#letters[this.#at] !== ')'
+      )
+        throw new PatternError('`$` stands before other characters');
+      return undefined;
+    }
+    const part = this.#atom();
+    const found = /^(?:[*+?]|\{(\d+)(,(\d*))?\})\??/.exec(
+      this.#letters.slice(this.#at, this.#at + 16).join(''),
+    );
+    if (found === null) return part;
+    this.#at += [...found[0]].length;
+    const [mark, low, comma, high] = [found[0][0], found[1], found[2], found[3]];
+    if (mark === '*') return repeat(part, 0);
+    if (mark === '+') return repeat(part, 1);
+    if (mark === '?') return repeat(part, 0, 1);
+    const min = Number(low);
+    const max = comma === undefined ? min : high === '' ? undefined : Number(high);
+    if (max !== undefined && max < min)
+      throw new PatternError(`${found[0]} has its numbers in the wrong order`);
+    return repeat(part, min, max);
+  }
+
+  #atom(): Expression {
+    const letter = this.#letters[this.#at++]!;
+    switch (letter) {
+      case '(': {
+        if (this.#letters[this.#at] === '?') {
+          const named = /^\?(?::|<[A-Za-z_]\w*>)/.exec(this.#letters.slice(this.#at, this.#at + 80).join(''));
+          if (named === null) throw new PatternError('look-ahead and look-behind have no grammar');
+          this.#at += named[0].length;
+        }
+        const inner = this.#alternatives();
+        if (this.#letters[this.#at++] !== ')') throw new PatternError('a group is not closed');
+        return inner;
+      }
+      case '[':
+        return character(this.#characterClass());
+      case '.':
+        return character(
+          complement([
+            [0x0a, 0x0a],
+            [0x0d, 0x0d],
+            [0x2028, 0x2029],
+          ]),
+        );
+      case '\\':
+        return character(this.#escaped());
+      case '*':
+      case '+':
+      case '?':
+        throw new PatternError(`\`${letter}\` has nothing before it to repeat`);
+      default:
+        return character([[letter.codePointAt(0)!, letter.codePointAt(0)!]]);
+    }
+  }
+
+  #escaped(): readonly CharRange[] {
+    const letter = this.#letters[this.#at++];
+    if (letter === undefined) throw new PatternError('it ends with a backslash');
+    const known = CLASSES[letter];
+    if (known !== undefined) return known;
+    const control = CONTROLS[letter];
+    if (control !== undefined) return [[control, control]];
+    const hex = letter === 'x' ? 2 : letter === 'u' ? 4 : 0;
+    if (hex > 0) {
+      const digits = this.#letters.slice(this.#at, this.#at + hex).join('');
+      if (!/^[0-9a-fA-F]+$/.test(digits) || digits.length < hex)
+        throw new PatternError(`\\${letter} without its ${hex} hexadecimal digits has no grammar`);
+      this.#at += hex;
+      const code = Number.parseInt(digits, 16);
+      return [[code, code]];
+    }
+    if (/[A-Za-z1-9]/.test(letter)) throw new PatternError(`\\${letter} has no grammar`);
+    return [[letter.codePointAt(0)!, letter.codePointAt(0)!]];
+  }
+
+  #characterClass(): CharRange[] {
+    const isNegated = this.#letters[this.#at] === '^';
+    if (isNegated) this.#at++;
+    const ranges: CharRange[] = [];
+    while (this.#letters[this.#at] !== ']') {
+      if (this.#at >= this.#letters.length) throw new PatternError('a class of characters is not closed');
+      const low = this.#member();
+      if (this.#letters[this.#at] === '-' && this.#letters[this.#at + 1] !== ']' && low.length === 1) {
+        this.#at++;
+        const high = this.#member();
+        const [from, to] = [low[0]![0], high[0]?.[1] ?? -1];
+        if (to < from) throw new PatternError('a range of characters runs backwards');
+        ranges.push([from, to]);
+      } else ranges.push(...low);
+    }
+    this.#at++;
+    return isNegated ? complement(ranges) : ranges;
+  }
+
+  #member(): readonly CharRange[] {
+    const letter = this.#letters[this.#at++];
+    if (letter === undefined) throw new PatternError('a class of characters is not closed');
+    if (letter !== '\\') return [[letter.codePointAt(0)!, letter.codePointAt(0)!]];
+    if (this.#letters[this.#at] === 'b') {
+      this.#at++;
+      return [[8, 8]];
+    }
+    return this.#escaped();
+  }
+}
+
+const HEX = '[0-9a-f]';
+const DATE =
+  '[0-9]{3}[1-9]-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))';
+const TIME = '(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]';
+const BYTE = '(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])';
+const LABEL = '[a-z0-9](?:[a-z0-9-]{0,20}[a-z0-9])?';
+/** Narrower than each format, so that every usual check of it agrees. */
+export const FORMATS: Readonly<Record<string, string>> = {
+  'date-time': `${DATE}T${TIME}Z`,
+  date: DATE,
+  time: `${TIME}Z`,
+  duration: 'P(?:[0-9]{1,3}D|[0-9]{1,3}W|(?:[0-9]{1,3}D)?T[0-9]{1,3}[HMS])',
+  uuid: `${HEX}{8}-${HEX}{4}-4${HEX}{3}-[89ab]${HEX}{3}-${HEX}{12}`,
+  email: `[a-z0-9]{1,20}(?:[._+-][a-z0-9]{1,20}){0,2}@(?:${LABEL}\\.){1,3}[a-z]{2,10}`,
+  hostname: `${LABEL}(?:\\.${LABEL}){1,3}`,
+  ipv4: `${BYTE}(?:\\.${BYTE}){3}`,
+  ipv6: `(?:${HEX}{1,4}:){7}${HEX}{1,4}`,
+  uri: `https?://${LABEL}(?:\\.${LABEL}){1,3}(?:/[A-Za-z0-9_.~-]{1,30}){0,4}/?`,
+};

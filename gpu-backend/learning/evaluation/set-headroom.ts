@@ -1,0 +1,65 @@
+/** What each mask set's routing gains over its one mask on the scored rows, and what it could gain. */
+import type { Mask, SurrogatesId } from '../../../shared/mask/mask.ts';
+import { maskBits, maskFromBits, withSurrogates } from '../../../shared/mask/mask.ts';
+import { type MaskSet, maskSetVersion } from '../../../shared/mask/mask-set.ts';
+import { headroomOf } from '../search/headroom.ts';
+import type { SampleScores } from '../search/score-masks.ts';
+import type { LineUp, RoutedSet } from './line-up.ts';
+import type { Evaluation } from './result.ts';
+import { clusterMasks, oneMask } from './scored-rows.ts';
+
+/** A set whose rows are scored under all of its masks. */
+export type HeadroomSubject = {
+  readonly set: MaskSet;
+  readonly surrogate: boolean;
+  /** The mask for everybody first, each once. */
+  readonly masks: readonly Mask[];
+  /** The mask of each row, an index into `masks`. */
+  readonly routed: readonly number[];
+  /** The mask for everybody with one block fewer out, two fewer, and so on, where the set's record has them. */
+  readonly lighter: readonly Mask[];
+};
+
+/** Sets whose clusters have several masks, and whose record says which was learned on everything. */
+export const headroomSubjects = ({ sets, flavours }: LineUp): HeadroomSubject[] =>
+  flavours.flatMap((flavour) => sets.flatMap((routed) => subjectOf(routed, flavour) ?? []));
+
+function subjectOf({ set, clusters }: RoutedSet, flavour: SurrogatesId | null): HeadroomSubject | undefined {
+  const one = oneMask(set);
+  const own = clusterMasks(set);
+  if (one === undefined || own.every((mask) => maskBits(mask) === maskBits(one))) return undefined;
+  const bits = [...new Set([one, ...own].map(maskBits))];
+  const toMask = (text: string) => withSurrogates(maskFromBits(set.model.blockCount, text), flavour);
+  return {
+    ...{ set, surrogate: flavour !== null, masks: bits.map(toMask), lighter: lighterBits(set).map(toMask) },
+    routed: clusters.map((cluster) => bits.indexOf(maskBits(own[cluster]!))),
+  };
+}
+
+/** The record is free: what is no mask of this model counts for nothing. */
+function lighterBits({ learned, model }: MaskSet): string[] {
+  const { lighterMasks } = learned;
+  if (!Array.isArray(lighterMasks)) return [];
+  const texts = lighterMasks.filter((text): text is string => typeof text === 'string');
+  try {
+    for (const text of texts) maskFromBits(model.blockCount, text);
+    return texts;
+  } catch {
+    return [];
+  }
+}
+
+export function setHeadroom(
+  { set, surrogate, masks, routed, lighter }: HeadroomSubject,
+  rows: readonly { readonly kind: string }[],
+  scoreOf: (row: number, mask: Mask) => SampleScores,
+): Evaluation['headroom'][number] {
+  const under = (row: number, some: readonly Mask[]) => some.map((mask) => scoreOf(row, mask).kl);
+  const headroom = headroomOf(
+    rows.map(({ kind }, row) => ({
+      ...{ kind, positions: scoreOf(row, masks[0]!).positions, routed: routed[row]! },
+      ...{ kl: under(row, masks), lighter: under(row, lighter) },
+    })),
+  );
+  return { maskSet: maskSetVersion(set), name: set.name, surrogate, ...headroom };
+}

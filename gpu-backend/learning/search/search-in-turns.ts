@@ -1,0 +1,154 @@
+/**
+ * Masks and clusters in turns, as in k-means with a mask in the place of a mean: masks are searched for groups of
+ * clusters, and every cluster goes to the mask that measures best on its own prompts, which no search saw. The clusters of
+ * one mask are the next group. It ends when all groups were searched before.
+ */
+import { type Mask, maskBits } from '../../../shared/mask/mask.ts';
+import { kMeans } from '../data/kmeans.ts';
+import type { Prompts } from '../data/prompt-groups.ts';
+import type { CalibrationRow } from '../data/read-data.ts';
+import type { Sample, SampledRow } from '../data/samples.ts';
+import { contentKey } from '../journal.ts';
+import { type LearnEffort, searchResults, type trackProgress } from './effort.ts';
+import type { SampleScores } from './score-masks.ts';
+import { type MaskSearch, type Proposal, searchGroupMask } from './search-masks.ts';
+import { bestForAll, type RowCosts, shareMasks } from './share-masks.ts';
+import type { TextMaker } from './texts.ts';
+import type { Workbench } from './workbench.ts';
+
+/** A mask that was found, by the search for everybody or for a group of clusters. */
+export type FoundMask = Proposal & { readonly search: MaskSearch };
+
+export type LearnMasksContext = {
+  readonly bench: Workbench;
+  readonly prompts: Prompts;
+  readonly texts: TextMaker;
+  readonly effort: LearnEffort;
+  /** How many masks; undefined: as many as pay. */
+  readonly maskCount: number | undefined;
+  readonly seed: number;
+  /** Exact scores by the serving engine. */
+  score(sample: Sample, masks: readonly Mask[]): Promise<SampleScores[]>;
+  readonly track: ReturnType<typeof trackProgress>;
+};
+
+type Searched = {
+  readonly pool: readonly FoundMask[];
+  readonly costs: readonly RowCosts[];
+  readonly turns: number;
+  /** The mask for everybody, an index into the pool. */
+  readonly base: number;
+};
+
+export async function searchInTurns(context: LearnMasksContext, one: FoundMask): Promise<Searched> {
+  const { prompts, texts, effort, maskCount, seed } = context;
+  const clusterCount = prompts.clusters.sizes.length;
+  const most = maskCount ?? effort.masksMax;
+  const rows = texts.draw('share', prompts.everybody.choice, effort.sharePositions);
+  const pool = [one];
+  for (const proposal of one.search.proposals) addTo(pool, { ...proposal, search: one.search });
+  const searched = new Set<string>();
+  let groups = groupsByMeaning(prompts, most, seed);
+  let state: Searched = { pool: [one], costs: [], turns: 0, base: 0 };
+  // One mask is known already.
+  for (let turn = 1; turn <= effort.turns && most > 1; turn++) {
+    const fresh = groups.filter((clusters) => !searched.has(nameOf(prompts, clusters)));
+    if (fresh.length === 0) break;
+    for (const [group, clusters] of fresh.entries()) {
+      context.track.onStage('masks', {
+        results: searchResults(effort, context.bench.blockCount).group,
+        ...{ group, groups: fresh.length },
+      });
+      searched.add(nameOf(prompts, clusters));
+      const starts = startsFor(state, clusters);
+      for (const found of await searchGroup(context, clusters, starts, one.search.worth)) addTo(pool, found);
+    }
+    const masks = [...pool];
+    const costs = await measureRows(context, rows, masks);
+    const base = bestForAll(costs, 0);
+    const sharing = shareMasks(costs, { clusterCount, base, maskCount: most });
+    state = { pool: masks, costs, turns: turn, base };
+    groups = groupsBy(sharing.clusters);
+  }
+  return state;
+}
+
+/** Clusters, by their numbers. */
+type Group = readonly number[];
+
+/** To begin with, clusters whose centroids are near each other. */
+function groupsByMeaning({ clusters }: Prompts, groupCount: number, seed: number): Group[] {
+  const { centroids, dimensions, sizes } = clusters;
+  const points = { count: sizes.length, dimensions, values: centroids };
+  const { assignment } = kMeans(points, { clusterCount: Math.min(groupCount, sizes.length), seed });
+  return groupsBy(Array.from(assignment));
+}
+
+/** Clusters with equal labels, by rising label. */
+function groupsBy(labels: readonly number[]): Group[] {
+  const found = new Map<number, number[]>();
+  labels.forEach((label, cluster) => {
+    found.set(label, [...(found.get(label) ?? []), cluster]);
+  });
+  return [...found].sort(([a], [b]) => a - b).map(([, group]) => group);
+}
+
+/** By content: an equal group in another turn, or in a run with other numbers, has been searched already. */
+const nameOf = ({ clusters: { sizes, centroids } }: Prompts, group: Group): string =>
+  `group ${contentKey([sizes.length, Array.from(centroids.subarray(0, 8)), group]).slice(0, 16)}`;
+
+/** The group's present mask first, where all its clusters share one. */
+function startsFor({ pool, costs, base }: Searched, group: Group): [Mask, ...Mask[]] {
+  const own = bestForAll(
+    costs.filter(({ cluster }) => group.includes(cluster)),
+    base,
+  );
+  return own === base ? [pool[base]!.mask] : [pool[own]!.mask, pool[base]!.mask];
+}
+
+async function searchGroup(
+  context: LearnMasksContext,
+  group: Group,
+  starts: readonly [Mask, ...Mask[]],
+  ranking: readonly number[],
+): Promise<FoundMask[]> {
+  const { bench, prompts, effort } = context;
+  const rows = prompts.everybody.search.filter((row) => group.includes(prompts.clusterOf.get(row)!));
+  if (!isScorable(context, rows)) return [];
+  const name = nameOf(prompts, group);
+  const search = await searchGroupMask(bench, name, rows, starts, ranking, effort.group);
+  const of = group.length === 1 ? `cluster ${group[0]}` : `${group.length} clusters`;
+  // Each mask costs a run on every prompt that shares clusters out, and gates without exchanges win nowhere.
+  return search.proposals
+    .filter(({ source }) => source !== 'gates')
+    .map(({ mask, source }) => ({ mask, source: `${source} on ${of}`, search }));
+}
+
+/** Each mask once, under its first name. */
+function addTo(pool: FoundMask[], found: FoundMask): void {
+  if (pool.some(({ mask }) => maskBits(mask) === maskBits(found.mask))) return;
+  pool.push(found);
+}
+
+async function measureRows(
+  { score, track, prompts }: LearnMasksContext,
+  rows: readonly SampledRow[],
+  pool: readonly FoundMask[],
+): Promise<RowCosts[]> {
+  const masks = pool.map(({ mask }) => mask);
+  track.onStage('share', { results: rows.length });
+  const costs: RowCosts[] = [];
+  for (const { row, sample } of rows) {
+    const scores = await score(sample, masks);
+    costs.push({
+      cluster: prompts.clusterOf.get(row)!,
+      positions: scores[0]!.positions,
+      kl: scores.map(({ kl }) => kl),
+    });
+    track.onResult();
+  }
+  return costs;
+}
+
+export const isScorable = ({ texts }: LearnMasksContext, rows: readonly CalibrationRow[]): boolean =>
+  texts.draw('scorable', rows, 1).length > 0;

@@ -1,0 +1,183 @@
+/**
+ * What some families add to attention beside its products: biases, norms over the heads of Q and K, layers without
+ * rotary embedding, windows that queries see. Here it is stored, named, read back, and written into a graph; the graphs
+ * of serving and of learning use the same.
+ *
+ * Shapes: N/G = query/KV heads, D = head width, H = hidden, S = tokens, T = keys.
+ */
+import { type GraphBuilder, type InitializerData, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import type { ModelConfig, WeightSource } from '../model-source.ts';
+import { external, slice, type WeightRange, type WeightsFile } from '../weights-file.ts';
+import type { Basis } from './rotation.ts';
+
+/** All fp32, in memory or in the weights file. */
+type ExtrasIn<Place> = {
+  /** `[(N + 2G)·D]`, as the rows of QKV: those of Q times 1/√D, unless norms follow. */
+  readonly qkvBias?: Place;
+  /** `[H]`, in the basis of the stream. */
+  readonly outputBias?: Place;
+  /** What each head of Q, then of K is multiplied by once it is normed, `[N + G, D]`; Q's times 1/√D. */
+  readonly headNorms?: Place;
+};
+export type ExtraWeights = ExtrasIn<Float32Array>;
+export type StoredExtras = ExtrasIn<WeightRange>;
+
+/**
+ * What the rows of Q are multiplied by, so that scores need no scale: 1/√D, and 1 where a norm would undo it and carries
+ * it instead.
+ */
+export const queryScale = ({ headSize, headNorms }: ModelConfig): number =>
+  headNorms ? 1 : 1 / Math.sqrt(headSize);
+
+/** Nothing for a plain Llama. */
+export async function readExtras(source: WeightSource, basis: Basis, index: number): Promise<ExtraWeights> {
+  const { attentionBias, headNorms, headCount, kvHeadCount, headSize, hiddenSize } = source.config;
+  const read = (name: string) => source.read(`model.layers.${index}.self_attn.${name}`);
+  const scaled = (values: Float32Array, scale: number) => values.map((value) => value * scale);
+  const extras: { -readonly [Name in keyof ExtraWeights]: ExtraWeights[Name] } = {};
+  if (attentionBias !== undefined) {
+    const q = scaled(await read('q_proj.bias'), queryScale(source.config));
+    extras.qkvBias = joined([q, await read('k_proj.bias'), await read('v_proj.bias')]);
+  }
+  if (attentionBias === 'qkvo') {
+    const rows = await read('o_proj.bias');
+    extras.outputBias = basis.writes({ rows, outputs: hiddenSize, inputs: 1 }).rows;
+  }
+  if (headNorms) {
+    const q = scaled(await read('q_norm.weight'), 1 / Math.sqrt(headSize));
+    const k = await read('k_norm.weight');
+    const heads = [...Array<Float32Array>(headCount).fill(q), ...Array<Float32Array>(kvHeadCount).fill(k)];
+    extras.headNorms = joined(heads);
+  }
+  return extras;
+}
+
+export const storeExtras = (file: WeightsFile, extras: ExtraWeights): StoredExtras =>
+  Object.fromEntries(Object.entries(extras).map(([name, values]) => [name, file.append(values)]));
+
+/** Values from the `start`th on. */
+function dataOf(values: WeightRange | Float32Array, start: number, count: number): InitializerData {
+  if (!(values instanceof Float32Array)) return external(slice(values, 4 * start, 4 * count));
+  const part = values.slice(start, start + count);
+  return { kind: 'inline', bytes: new Uint8Array(part.buffer) };
+}
+
+function joined(parts: readonly Float32Array[]): Float32Array {
+  const out = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    out.set(part, at);
+    at += part.length;
+  }
+  return out;
+}
+
+const NAMES = { qkvBias: 'qkv_bias', outputBias: 'output_bias', headNorms: 'head_norms' } as const;
+
+/** As {@link storeExtras} returned them, out of a graph. `find`: the range of a tensor by its name, if it is there. */
+export function findExtras(index: number, find: (name: string) => WeightRange | undefined): StoredExtras {
+  const found = Object.entries(NAMES).map(([key, name]) => [key, find(`layer_${index}.${name}`)]);
+  return Object.fromEntries(found.filter(([, range]) => range !== undefined));
+}
+
+/** Which heads a tensor `[..., heads·D]` holds: those of Q, of K and of V stand in this order in the model's rows. */
+export type Heads = { readonly from: number; readonly count: number };
+
+/** The extras of one layer, in a graph. */
+export type Extras = {
+  /** Adds the biases of these heads to their product. */
+  biased(b: GraphBuilder, product: Value, heads: Heads): Value;
+  /** Norms heads of Q and K, each by itself. */
+  normed(b: GraphBuilder, product: Value, heads: Heads): Value;
+  outputBiased(b: GraphBuilder, product: Value): Value;
+  readonly hasRope: boolean;
+  /** How many tokens its queries see. */
+  readonly window: number | undefined;
+};
+
+/** Tensors get their names in the outer graph `g`, when they are first asked for. */
+export function layerExtras(
+  g: GraphBuilder,
+  config: ModelConfig,
+  index: number,
+  stored: StoredExtras | ExtraWeights,
+): Extras {
+  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
+  const layer = `layer_${index}`;
+  const { outputBias } = stored;
+  const named = new Map<string, Value>();
+  /** A part of a tensor of so many heads. */
+  const part = (
+    values: WeightRange | Float32Array,
+    name: string,
+    all: number,
+    { from, count }: Heads,
+    shape: number[],
+  ): Value => {
+    const full = from === 0 && count === all ? `${layer}.${name}` : `${layer}.${name}_${from}_${count}`;
+    const known = named.get(full);
+    if (known !== undefined) return known;
+    const made = g.initializer(full, 'f32', shape, dataOf(values, from * D, count * D));
+    named.set(full, made);
+    return made;
+  };
+  return {
+    biased(b, product, heads) {
+      const { qkvBias } = stored;
+      if (qkvBias === undefined) return product;
+      return b.op('Add', [product, part(qkvBias, NAMES.qkvBias, N + 2 * G, heads, [heads.count * D])]);
+    },
+    normed(b, product, heads) {
+      const { headNorms } = stored;
+      if (headNorms === undefined) return product;
+      const apart = b.op('Reshape', [product, b.constant('i64', [4], [0, 0, heads.count, D])]);
+      const even = b.op(
+        'SimplifiedLayerNormalization',
+        [apart, b.constant('f32', [D], Array<number>(D).fill(1))],
+        {
+          axis: -1,
+          epsilon: { float: config.rmsEpsilon },
+        },
+      );
+      const weighted = b.op('Mul', [even, part(headNorms, NAMES.headNorms, N + G, heads, [heads.count, D])]);
+      return b.op('Reshape', [weighted, b.constant('i64', [3], [0, 0, heads.count * D])]);
+    },
+    outputBiased(b, product) {
+      if (outputBias === undefined) return product;
+      const bias = g.initializer(`${layer}.${NAMES.outputBias}`, 'f32', [H], dataOf(outputBias, 0, H));
+      return b.op('Add', [product, bias]);
+    },
+    hasRope: !config.layersWithoutRope?.includes(index),
+    window: config.slidingWindow?.layers.includes(index) ? config.slidingWindow.tokens : undefined,
+  };
+}
+
+/** Rotary embedding of all heads of `x` `[B, S, heads·D]`, half-split order; `x` itself in a layer without. */
+export const rotate = (
+  b: GraphBuilder,
+  shared: { readonly config: ModelConfig; readonly cos: Value; readonly sin: Value },
+  extras: Extras,
+  x: Value,
+  positions: Value,
+  heads: number,
+): Value =>
+  extras.hasRope
+    ? b.op(
+        'RotaryEmbedding',
+        [x, positions, shared.cos, shared.sin],
+        { num_heads: heads, rotary_embedding_dim: shared.config.headSize, interleaved: 0 },
+        MICROSOFT,
+      )
+    : x;
+
+/**
+ * `[S, T]` bool: which keys are no further back than the window. `positions`: of the queries, `[1, S]`; `keys`
+ * `[1, T, …]` begin at position 0. What comes after a query is kept out by causality, not here.
+ */
+export function windowMask(b: GraphBuilder, window: number, positions: Value, keys: Value): Value {
+  const scalar = (value: number) => b.constant('i64', [], [value]);
+  const count = b.op('Squeeze', [b.op('Shape', [keys], { start: 1, end: 2 })]);
+  const keyPositions = b.op('Range', [scalar(0), count, scalar(1)]);
+  const column = b.op('Transpose', [positions], { perm: [1, 0] });
+  return b.op('Greater', [keyPositions, b.op('Sub', [column, scalar(window)])]);
+}

@@ -1,0 +1,270 @@
+/**
+ * The families of decoders that can be read, as a table: what each has, how its files name things, and which tensors
+ * follow from that. Readers check a file against this list before a single weight is read.
+ */
+import { check } from '../../shared/wire/parse-body.ts';
+import {
+  type ARCHITECTURES,
+  corruptModel,
+  llamaConfigSchema,
+  type ModelConfig,
+  quoted,
+  unsupportedModel,
+} from './model-source.ts';
+
+export type Architecture = (typeof ARCHITECTURES)[number];
+
+export type Family = {
+  /** Biases of attention: none, always those of Q, K and V, or where config.json's `attention_bias` says so. */
+  readonly biases: 'none' | 'qkv' | 'asked';
+  /** RMS norms over each head of Q and K. */
+  readonly headNorms: boolean;
+  /** Which layers see a window of tokens only, if any: all, those from `max_window_layers` on, those without rotary. */
+  readonly window: 'none' | 'all' | 'upper' | 'without-rope';
+  /** Every n-th layer turns neither Q nor K, unless config.json lists them. */
+  readonly ropelessEvery: number | undefined;
+  /** llama.cpp's converter holds the rows of Q and K interleaved: {@link toHalfSplitRotary} undoes it. */
+  readonly interleavedInGguf: boolean;
+  /** What transformers takes where config.json is silent. */
+  readonly defaults: {
+    /** Undefined: as many as there are heads. */
+    readonly kvHeadCount: number | undefined;
+    /** Undefined: `hidden_size` over heads. */
+    readonly headSize: number | undefined;
+    readonly contextTokens: number;
+    readonly ropeTheta: number;
+    readonly windowTokens: number | undefined;
+    readonly tiedEmbeddings: boolean;
+  };
+};
+
+const LLAMA: Family = {
+  biases: 'asked',
+  headNorms: false,
+  window: 'none',
+  ropelessEvery: undefined,
+  interleavedInGguf: true,
+  defaults: {
+    kvHeadCount: undefined,
+    headSize: undefined,
+    contextTokens: 2048,
+    ropeTheta: 10_000,
+    windowTokens: undefined,
+    tiedEmbeddings: false,
+  },
+};
+
+export const FAMILIES: Readonly<Record<Architecture, Family>> = {
+  llama: LLAMA,
+  mistral: {
+    ...LLAMA,
+    biases: 'none',
+    window: 'all',
+    defaults: { ...LLAMA.defaults, kvHeadCount: 8, contextTokens: 131_072, windowTokens: 4096 },
+  },
+  smollm3: {
+    ...LLAMA,
+    window: 'without-rope',
+    ropelessEvery: 4,
+    defaults: {
+      ...LLAMA.defaults,
+      kvHeadCount: 4,
+      contextTokens: 32_768,
+      ropeTheta: 2_000_000,
+      tiedEmbeddings: true,
+    },
+  },
+  qwen2: {
+    ...LLAMA,
+    biases: 'qkv',
+    window: 'upper',
+    interleavedInGguf: false,
+    defaults: { ...LLAMA.defaults, kvHeadCount: 32, contextTokens: 32_768, windowTokens: 4096 },
+  },
+  qwen3: {
+    ...LLAMA,
+    headNorms: true,
+    window: 'upper',
+    interleavedInGguf: false,
+    defaults: {
+      ...LLAMA.defaults,
+      kvHeadCount: 32,
+      headSize: 128,
+      contextTokens: 32_768,
+      windowTokens: 4096,
+    },
+  },
+};
+
+/** @throws MaskrouteError `unsupported_model` for a family that is not in the table. */
+export function architectureNamed(name: unknown): Architecture {
+  if (typeof name === 'string' && Object.hasOwn(FAMILIES, name)) return name as Architecture;
+  const what = typeof name === 'string' ? name : 'none';
+  throw unsupportedModel(`architecture ${quoted(what)} (supported: ${Object.keys(FAMILIES).join(', ')})`);
+}
+
+/* The configuration, whichever file it comes from. */
+
+// The largest models have 16,384 floats a position and 256,000 tokens; rotary tables grow with the context.
+const WIDTH_MAX = 1 << 18;
+const VOCABULARY_MAX = 1 << 20;
+const CONTEXT_TOKENS_MAX = 1 << 20;
+
+/** Checks what the schema cannot say. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
+export function checkConfig(config: Record<string, unknown>): ModelConfig {
+  const checked = check(llamaConfigSchema, config, 'all of it');
+  if (checked.kind === 'bad') {
+    throw corruptModel(`its configuration makes no sense (${checked.message})`);
+  }
+  const { value } = checked;
+  const atMost = (name: keyof ModelConfig, max: number) => {
+    if ((value[name] as number) > max) throw unsupportedModel(`${name} is ${value[name]}, more than ${max}`);
+  };
+  atMost('hiddenSize', WIDTH_MAX);
+  atMost('ffnSize', WIDTH_MAX);
+  atMost('headCount', WIDTH_MAX);
+  atMost('headSize', WIDTH_MAX);
+  atMost('vocabularySize', VOCABULARY_MAX);
+  atMost('contextTokens', CONTEXT_TOKENS_MAX);
+  if (value.headSize % 2 !== 0)
+    throw corruptModel(`a head of ${value.headSize} dimensions cannot be rotated`);
+  if (value.headCount % value.kvHeadCount !== 0) {
+    throw corruptModel(
+      `${value.headCount} heads do not share ${value.kvHeadCount} key and value heads evenly`,
+    );
+  }
+  const { ropeScaling, slidingWindow, layersWithoutRope = [] } = value;
+  if (ropeScaling?.type === 'factors' && ropeScaling.factors.length !== value.headSize / 2) {
+    throw corruptModel(
+      `it has ${ropeScaling.factors.length} rope factors for ${value.headSize / 2} frequencies`,
+    );
+  }
+  if ([...layersWithoutRope, ...(slidingWindow?.layers ?? [])].some((layer) => layer >= value.layerCount)) {
+    throw corruptModel(`it says something of a layer past its ${value.layerCount}`);
+  }
+  return value;
+}
+
+/** The layers that a window is for, or nothing where no layer has one that is shorter than the context. */
+export function slidingWindowOf(
+  tokens: number | undefined,
+  layers: readonly number[],
+  contextTokens: number,
+): ModelConfig['slidingWindow'] {
+  if (tokens === undefined || tokens >= contextTokens || layers.length === 0) return undefined;
+  return { tokens, layers: [...layers] };
+}
+
+export const layersOf = (layerCount: number, has: (layer: number) => boolean = () => true): number[] =>
+  Array.from({ length: Math.min(Math.max(layerCount, 0), 512) }, (_, layer) => layer).filter(has);
+
+/* The tensors: their Hugging Face names, their GGUF names and their shapes. */
+
+export type DecoderTensor = {
+  /** Hugging Face's name. */
+  readonly name: string;
+  readonly ggufName: string;
+  /** `[out, in]` for a projection. */
+  readonly shape: readonly number[];
+  /** Heads of a projection whose rows rotary pairs up, where a GGUF file holds these rows interleaved. */
+  readonly interleavedHeads: number | undefined;
+};
+
+export function decoderTensors(config: ModelConfig): DecoderTensor[] {
+  const { hiddenSize, ffnSize, vocabularySize, headCount, kvHeadCount, headSize, attentionBias } = config;
+  const queryWidth = headCount * headSize;
+  const keyWidth = kvHeadCount * headSize;
+  const { interleavedInGguf } = FAMILIES[config.architecture];
+  const list: DecoderTensor[] = [];
+  const add = (
+    name: string,
+    ggufName: string,
+    shape: readonly number[],
+    rotaryHeads?: number,
+    kind = 'weight',
+  ) =>
+    list.push({
+      name: `${name}.${kind}`,
+      ggufName: `${ggufName}.${kind}`,
+      shape,
+      interleavedHeads: interleavedInGguf ? rotaryHeads : undefined,
+    });
+  const bias = (name: string, ggufName: string, width: number, rotaryHeads?: number) =>
+    add(name, ggufName, [width], rotaryHeads, 'bias');
+
+  add('model.embed_tokens', 'token_embd', [vocabularySize, hiddenSize]);
+  for (let i = 0; i < config.layerCount; i++) {
+    const layer = `model.layers.${i}`;
+    const attention = `${layer}.self_attn`;
+    add(`${layer}.input_layernorm`, `blk.${i}.attn_norm`, [hiddenSize]);
+    add(`${attention}.q_proj`, `blk.${i}.attn_q`, [queryWidth, hiddenSize], headCount);
+    add(`${attention}.k_proj`, `blk.${i}.attn_k`, [keyWidth, hiddenSize], kvHeadCount);
+    add(`${attention}.v_proj`, `blk.${i}.attn_v`, [keyWidth, hiddenSize]);
+    add(`${attention}.o_proj`, `blk.${i}.attn_output`, [hiddenSize, queryWidth]);
+    if (attentionBias !== undefined) {
+      bias(`${attention}.q_proj`, `blk.${i}.attn_q`, queryWidth, headCount);
+      bias(`${attention}.k_proj`, `blk.${i}.attn_k`, keyWidth, kvHeadCount);
+      bias(`${attention}.v_proj`, `blk.${i}.attn_v`, keyWidth);
+    }
+    if (attentionBias === 'qkvo') bias(`${attention}.o_proj`, `blk.${i}.attn_output`, hiddenSize);
+    if (config.headNorms) {
+      add(`${attention}.q_norm`, `blk.${i}.attn_q_norm`, [headSize]);
+      add(`${attention}.k_norm`, `blk.${i}.attn_k_norm`, [headSize]);
+    }
+    add(`${layer}.post_attention_layernorm`, `blk.${i}.ffn_norm`, [hiddenSize]);
+    add(`${layer}.mlp.gate_proj`, `blk.${i}.ffn_gate`, [ffnSize, hiddenSize]);
+    add(`${layer}.mlp.up_proj`, `blk.${i}.ffn_up`, [ffnSize, hiddenSize]);
+    add(`${layer}.mlp.down_proj`, `blk.${i}.ffn_down`, [hiddenSize, ffnSize]);
+  }
+  add('model.norm', 'output_norm', [hiddenSize]);
+  if (!config.tiedEmbeddings) add('lm_head', 'output', [vocabularySize, hiddenSize]);
+  return list;
+}
+
+/**
+ * Proves that a file holds exactly the tensors that the architecture computes with: a missing or misshapen one
+ * is damage, one more (a bias, experts, an adapter) would be ignored and make the answers wrong.
+ * `held`: the file's tensors by the names that `nameOf` gives.
+ */
+export function checkTensors(
+  config: ModelConfig,
+  held: ReadonlyMap<string, readonly number[]>,
+  nameOf: (tensor: DecoderTensor) => string,
+): DecoderTensor[] {
+  const expected = decoderTensors(config);
+  const known = new Set<string>();
+  for (const tensor of expected) {
+    const name = nameOf(tensor);
+    const shape = held.get(name);
+    if (shape === undefined) throw corruptModel(`tensor ${name} is missing`);
+    if (shape.join() !== tensor.shape.join()) {
+      throw corruptModel(`tensor ${name} is [${shape.join()}], expected [${tensor.shape.join()}]`);
+    }
+    known.add(name);
+  }
+  for (const name of held.keys()) {
+    if (!known.has(name)) {
+      throw unsupportedModel(`tensor ${quoted(name)} is no part of the architecture ${config.architecture}`);
+    }
+  }
+  return expected;
+}
+
+/**
+ * Undoes the row order that llama.cpp's converter gives Q and K (`LlamaModel.permute`): row h·D + 2i + j of
+ * the file is row h·D + j·D/2 + i of the Hugging Face layout. `rows`: `[heads·D, columns]`.
+ */
+export function toHalfSplitRotary(rows: Float32Array, heads: number, columns: number): Float32Array {
+  const out = new Float32Array(rows.length);
+  const headSize = rows.length / columns / heads;
+  const half = headSize / 2;
+  for (let head = 0; head < heads; head++) {
+    for (let i = 0; i < half; i++) {
+      for (let j = 0; j < 2; j++) {
+        const from = (head * headSize + 2 * i + j) * columns;
+        out.set(rows.subarray(from, from + columns), (head * headSize + j * half + i) * columns);
+      }
+    }
+  }
+  return out;
+}

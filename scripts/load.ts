@@ -1,0 +1,265 @@
+/**
+ * `npm run load`: many clients at a real `npm start`, over loopback, by autocannon. Half of them stream, a share hangs up at
+ * a random moment, and each asks again at once, at most so often a second. Meanwhile the memory of every process is
+ * watched, and how long the backend's HTTP thread stands still. The last line is JSON; the exit code is 1 when anything
+ * failed but by a declared refusal.
+ *
+ *     npm run load -- --clients 200 --seconds 300 --hang-ups 0.2 --rate 1 --seed 1
+ */
+import { readdirSync, readFileSync } from 'node:fs';
+import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { parseArgs } from 'node:util';
+import autocannon from 'autocannon';
+import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
+import { createRandom } from '../gpu-backend/random.ts';
+import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
+
+const { values: options } = parseArgs({
+  options: {
+    clients: { type: 'string', default: '200' },
+    seconds: { type: 'string', default: '300' },
+    /** The share of requests whose client leaves. */
+    'hang-ups': { type: 'string', default: '0.2' },
+    /** Requests a client sends a second at most. Without a pause, refusals would be most of what is measured. */
+    rate: { type: 'string', default: '1' },
+    seed: { type: 'string', default: '1' },
+  },
+});
+const [CLIENTS, SECONDS, RATE] = [Number(options.clients), Number(options.seconds), Number(options.rate)];
+const HANG_UPS = Number(options['hang-ups']);
+
+/** What a full product says instead of an answer. Whoever hears it comes again later. */
+const REFUSALS = ['queue_full', 'queue_timeout', 'rate_limit_exceeded'];
+const HANG_UP_WITHIN_ms = 4000;
+const ANSWER_WITHIN_s = 120;
+/** Memory is compared between two spans of this length: up to the first minute, and up to the end. */
+const SPAN_s = 10;
+const FIRST_MINUTE_s = Math.min(60, SECONDS / 2);
+const STAND_STILL_MAX_ms = 50;
+const GROWTH_MAX = 1.1;
+/** Of the histogram behind `nodejs_eventloop_lag_*`: a loop that never stands still has such delays. */
+const LAG_RESOLUTION_ms = 10;
+
+const random = createRandom(Number(options.seed));
+
+/* Clients. */
+
+type Counts = Record<string, number>;
+const count = (counts: Counts, kind: string): void => {
+  counts[kind] = (counts[kind] ?? 0) + 1;
+};
+
+type Tally = { sent: number; answers: number; hangUps: number; refusals: Counts; failures: Counts };
+
+const TASKS = [
+  'Name three rivers of Europe.',
+  'Write a haiku about rain.',
+  'How many days are in seven weeks?',
+  'Say in one sentence why the sky is blue.',
+  'List some words that rhyme with cold.',
+];
+
+function body(model: string): string {
+  const content = `${TASKS[random.below(TASKS.length)]} (${random.below(1000)})`;
+  return JSON.stringify({
+    model,
+    messages: [{ role: 'user', content: content.repeat(1 + random.below(8)) }],
+    max_tokens: 4 + random.below(28),
+    stream: random.next() < 0.5,
+  });
+}
+
+/** Undefined: a whole answer. */
+function failureOf(status: number, text: string): string | undefined {
+  const code = /"code":\s*"([a-z_]+)"/.exec(text)?.[1];
+  if (status !== 200) return code ?? `status_${status}`;
+  if (text.startsWith('{')) return undefined;
+  if (text.includes('event: error')) return code ?? 'error_event';
+  return text.includes('data: [DONE]') ? undefined : 'stream_without_end';
+}
+
+/** A client of autocannon, with more than its types say: none of its own hangs up, and each can connect anew. */
+type Hangable = NodeJS.EventEmitter & {
+  readonly parser: { readonly type: string; reinitialize(type: string): void };
+  _resetConnection(): void;
+};
+
+function hangUpSometimes(client: Hangable, tally: Tally): void {
+  let timer: NodeJS.Timeout | undefined;
+  client.on('request', () => {
+    tally.sent++;
+    clearTimeout(timer);
+    if (random.next() >= HANG_UPS) return;
+    timer = setTimeout(() => {
+      tally.hangUps++;
+      // Else it would read on in the answer that it left.
+      client.parser.reinitialize(client.parser.type);
+      client._resetConnection();
+    }, random.next() * HANG_UP_WITHIN_ms);
+  });
+  client.on('response', () => clearTimeout(timer));
+  client.on('done', () => clearTimeout(timer));
+  client.on('timeout', () => count(tally.failures, 'timeout'));
+  client.on('connError', (error: NodeJS.ErrnoException) =>
+    count(tally.failures, error.code ?? error.message),
+  );
+}
+
+async function fire({ edge, apiKey, model }: DevFile, tally: Tally): Promise<void> {
+  await autocannon({
+    url: edge,
+    connections: CLIENTS,
+    connectionRate: RATE,
+    duration: SECONDS,
+    timeout: ANSWER_WITHIN_s,
+    setupClient: (client) => hangUpSometimes(client as unknown as Hangable, tally),
+    requests: [
+      {
+        method: 'POST',
+        path: '/v1/chat/completions',
+        headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' },
+        setupRequest: (request) => ({ ...request, body: body(model) }),
+        onResponse: (status, text) => {
+          const failure = failureOf(status, text);
+          if (failure === undefined) tally.answers++;
+          else count(REFUSALS.includes(failure) ? tally.refusals : tally.failures, failure);
+        },
+      },
+    ],
+  });
+}
+
+/* What is watched. */
+
+type Sample = { readonly at_s: number; readonly rss_MB: Record<string, number> };
+type Watched = {
+  readonly samples: Sample[];
+  standStill_ms: number;
+  ownStandStill_ms: number;
+  probe_ms: number;
+};
+
+/** Every second, until `over` aborts. A part that does not answer meanwhile is a failure, too. */
+async function watch(started: Started, watched: Watched, tally: Tally, over: AbortSignal): Promise<void> {
+  const begun_ms = performance.now();
+  // What stops this process, too, is the machine.
+  const own = monitorEventLoopDelay({ resolution: LAG_RESOLUTION_ms });
+  own.enable();
+  // What came before does not count.
+  await longestLag_ms(started.dev);
+  while (!over.aborted) {
+    await sleep(1000, undefined, { signal: over }).catch(() => undefined);
+    await probe(started.dev, watched).catch(() => count(tally.failures, 'watched_part_is_silent'));
+    const at_s = (performance.now() - begun_ms) / 1000;
+    watched.samples.push({ at_s, rss_MB: memoryOf(started.process.pid!) });
+  }
+  watched.ownStandStill_ms = own.max / 1e6 - LAG_RESOLUTION_ms;
+}
+
+async function probe(dev: DevFile, watched: Watched): Promise<void> {
+  const asked_ms = performance.now();
+  await fetch(`${dev.edge}/healthz`).then((response) => response.arrayBuffer());
+  watched.probe_ms = Math.max(watched.probe_ms, performance.now() - asked_ms);
+  watched.standStill_ms = Math.max(watched.standStill_ms, (await longestLag_ms(dev)) - LAG_RESOLUTION_ms);
+}
+
+/** Since it was asked last: the backend begins a new histogram at every scrape. */
+async function longestLag_ms({ backend, backendKey }: DevFile): Promise<number> {
+  const headers = { authorization: `Bearer ${backendKey}` };
+  const metrics = await (await fetch(`${backend}/metrics`, { headers })).text();
+  const lag_s = /^nodejs_eventloop_lag_max_seconds\S* (\S+)$/m.exec(metrics)?.[1];
+  if (lag_s === undefined) throw new Error('the backend tells no nodejs_eventloop_lag_max_seconds');
+  return Number(lag_s) * 1000;
+}
+
+const PARTS: readonly (readonly [name: string, pattern: RegExp])[] = [
+  ['workerd', /workerd/],
+  ['backend', /part-process\.ts backend/],
+  ['edge', /part-process\.ts edge/],
+  ['start', /dev\/start\.ts/],
+];
+
+/** Resident memory of a process and of all that it started, by part of the product. */
+function memoryOf(root: number): Record<string, number> {
+  const parents = new Map<number, number>();
+  for (const entry of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
+    const parent = /^PPid:\s+(\d+)$/m.exec(procFile(entry, 'status'))?.[1];
+    if (parent !== undefined) parents.set(Number(entry), Number(parent));
+  }
+  const isOurs = (pid: number): boolean =>
+    pid === root || (parents.has(pid) && parents.get(pid) !== pid && isOurs(parents.get(pid)!));
+  const rss_MB: Record<string, number> = {};
+  for (const pid of parents.keys()) {
+    if (!isOurs(pid)) continue;
+    const command = procFile(pid, 'cmdline').replaceAll('\0', ' ');
+    const name = PARTS.find(([, pattern]) => pattern.test(command))?.[0] ?? 'other';
+    const kB = Number(/^VmRSS:\s+(\d+) kB$/m.exec(procFile(pid, 'status'))?.[1] ?? 0);
+    rss_MB[name] = (rss_MB[name] ?? 0) + kB / 1024;
+  }
+  return rss_MB;
+}
+
+/** Empty of a process that has ended meanwhile. */
+function procFile(pid: number | string, name: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/${name}`, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+const mean = (numbers: readonly number[]): number =>
+  numbers.reduce((sum, number) => sum + number, 0) / numbers.length;
+
+function memory(samples: readonly Sample[]) {
+  const upTo = (end_s: number) => samples.filter(({ at_s }) => at_s <= end_s && at_s > end_s - SPAN_s);
+  const of = (name: string, some: readonly Sample[]) =>
+    Math.round(mean(some.map(({ rss_MB }) => rss_MB[name] ?? 0)));
+  const names = Object.keys(samples.at(-1)?.rss_MB ?? {}).sort();
+  const byPart = names.map((name) => {
+    const afterFirstMinute_MB = of(name, upTo(FIRST_MINUTE_s));
+    const atEnd_MB = of(name, upTo(samples.at(-1)!.at_s));
+    return [name, { afterFirstMinute_MB, atEnd_MB }] as const;
+  });
+  const total = (which: 'afterFirstMinute_MB' | 'atEnd_MB') =>
+    byPart.reduce((sum, [, part]) => sum + part[which], 0);
+  return {
+    parts: Object.fromEntries(byPart),
+    growth: Number((total('atEnd_MB') / total('afterFirstMinute_MB')).toFixed(3)),
+  };
+}
+
+const home = createHome();
+let running: Started | undefined;
+try {
+  running = await start(home);
+  const tally: Tally = { sent: 0, answers: 0, hangUps: 0, refusals: {}, failures: {} };
+  const watched: Watched = { samples: [], standStill_ms: 0, ownStandStill_ms: 0, probe_ms: 0 };
+  const over = new AbortController();
+  console.log(`${CLIENTS} clients for ${SECONDS} s at ${running.dev.edge}`);
+  const watching = watch(running, watched, tally, over.signal);
+  await fire(running.dev, tally);
+  over.abort();
+  await watching;
+  const exit = await stop(running);
+  running = undefined;
+  if (exit !== 0) count(tally.failures, `stopped_with_${exit}`);
+  const { parts, growth } = memory(watched.samples);
+  const standStill_ms = Math.round(watched.standStill_ms);
+  const isKept =
+    Object.keys(tally.failures).length === 0 && growth <= GROWTH_MAX && standStill_ms < STAND_STILL_MAX_ms;
+  const settings = { clients: CLIENTS, seconds: SECONDS, hangUpShare: HANG_UPS, rate: RATE };
+  const figures = {
+    standStill_ms,
+    ownStandStill_ms: Math.round(watched.ownStandStill_ms),
+    edgeProbeMax_ms: Math.round(watched.probe_ms),
+    memory: parts,
+    growth,
+  };
+  console.log(JSON.stringify({ ...settings, ...tally, ...figures, isKept }));
+  process.exitCode = isKept ? 0 : 1;
+} finally {
+  if (running !== undefined) await stop(running);
+  removeHome(home);
+}

@@ -1,0 +1,259 @@
+/**
+ * OpenAI's newer wire, `POST /v1/responses`, as far as it keeps nothing: what becomes of its fields, and the chat
+ * completion that a request is. Edge and backend read the same; the answer's form is the backend's.
+ */
+import { z } from 'zod';
+import { MaskrouteError } from './errors.ts';
+import { checkedObject, type FieldTable, honoured, ignored, listOf, refused } from './fields.ts';
+import { CHAT_FIELDS, type ChatMessage, type ChatRequest, chatRequest } from './openai.ts';
+import { parse } from './parse-body.ts';
+
+const STATELESS = 'nothing is stored here; send the whole conversation as `input`';
+const BUILT_IN = 'the only tools here are of the type "function"; built-in tools are not supported';
+const TEXT_ONLY = 'this model takes and gives text only';
+
+const part = checkedObject(
+  {
+    type: honoured(
+      z.enum(['input_text', 'output_text', 'text'], {
+        error: ({ input }) =>
+          input === undefined
+            ? undefined
+            : `${TEXT_ONLY}, so a part has the type "input_text" or "output_text"`,
+      }),
+    ),
+    text: honoured(z.string()),
+    annotations: ignored([]),
+    logprobs: ignored([]),
+    /** What the `openai` client adds to an answer that it has parsed. */
+    parsed: ignored(),
+    prompt_cache_breakpoint: ignored(),
+  },
+  { tag: 'type' },
+);
+const texts = z
+  .union([z.string(), listOf(part.schema, { max: 4096 })], 'expected a string, or a list of text parts')
+  .nullish();
+
+/** A message, a call, its result; earlier reasoning is not shown to a model again. */
+const ITEM_FIELDS = {
+  type: honoured(
+    z
+      .enum(['message', 'function_call', 'function_call_output', 'reasoning'], {
+        error: ({ input }) => (input === 'item_reference' ? STATELESS : undefined),
+      })
+      .nullish(),
+  ),
+  role: honoured(z.enum(['system', 'developer', 'user', 'assistant']).nullish()),
+  content: honoured(texts, part),
+  call_id: honoured(z.string().min(1).max(200).nullish()),
+  name: honoured(z.string().max(64).nullish()),
+  arguments: honoured(z.string().nullish()),
+  output: honoured(texts, part),
+  parsed_arguments: ignored(),
+  id: ignored(),
+  status: ignored(),
+  phase: ignored(),
+  summary: ignored([]),
+  encrypted_content: ignored(),
+} as const satisfies FieldTable;
+const item = checkedObject(ITEM_FIELDS, {
+  tag: 'type',
+  refine: ({ type, role, content, call_id, name, arguments: json, output }) => {
+    const missing = (path: string) => ({
+      path,
+      message: `it is missing, and belongs to ${type ?? 'a message'}`,
+    });
+    switch (type) {
+      case undefined:
+      case null:
+      case 'message':
+        return role == null ? missing('role') : content == null ? missing('content') : undefined;
+      case 'function_call':
+        if (call_id == null) return missing('call_id');
+        return name == null ? missing('name') : json == null ? missing('arguments') : undefined;
+      case 'function_call_output':
+        return call_id == null ? missing('call_id') : output == null ? missing('output') : undefined;
+      case 'reasoning':
+        return undefined;
+    }
+  },
+});
+type Item = z.infer<typeof item.schema>;
+
+const functionTool = checkedObject(
+  {
+    type: honoured(
+      z.literal('function', { error: ({ input }) => (input === undefined ? undefined : BUILT_IN) }),
+    ),
+    name: honoured(z.string().max(64)),
+    description: honoured(z.string().nullish()),
+    parameters: honoured(z.record(z.string(), z.unknown()).nullish()),
+    strict: honoured(z.boolean().nullish()),
+    defer_loading: refused('tools are all shown at once', false),
+  },
+  { tag: 'type' },
+);
+
+const format = checkedObject({
+  type: honoured(z.enum(['text', 'json_object', 'json_schema'])),
+  name: honoured(z.string().nullish()),
+  description: ignored(),
+  schema: honoured(z.record(z.string(), z.unknown()).nullish()),
+  strict: honoured(z.boolean().nullish()),
+});
+const text = checkedObject({
+  format: honoured(format.schema.nullish(), format),
+  verbosity: refused('this model cannot be told how much to say', 'medium'),
+});
+
+const streamOptions = checkedObject({ include_obfuscation: ignored(false) });
+
+export const RESPONSE_FIELDS = {
+  model: CHAT_FIELDS.model,
+  input: honoured(
+    z.union(
+      [z.string(), listOf(item.schema, { min: 1, max: 2048 })],
+      'expected a string, or a list of items',
+    ),
+    item,
+  ),
+  instructions: honoured(z.string().nullish()),
+  max_output_tokens: honoured(z.int().min(1).nullish()),
+  temperature: CHAT_FIELDS.temperature,
+  top_p: CHAT_FIELDS.top_p,
+  parallel_tool_calls: CHAT_FIELDS.parallel_tool_calls,
+  tools: honoured(listOf(functionTool.schema, { max: 128 }).nullish(), functionTool),
+  tool_choice: honoured(
+    z
+      .union(
+        [
+          z.enum(['auto', 'none', 'required']),
+          z.strictObject({ type: z.literal('function'), name: z.string() }),
+        ],
+        'expected "auto", "none", "required", or {"type": "function", "name": …}',
+      )
+      .nullish(),
+  ),
+  text: honoured(text.schema.nullish(), text),
+  stream: CHAT_FIELDS.stream,
+  stream_options: honoured(streamOptions.schema.nullish(), streamOptions),
+  user: CHAT_FIELDS.user,
+
+  previous_response_id: refused(STATELESS),
+  conversation: refused(STATELESS),
+  prompt: refused('templates of prompts are not stored here; send `instructions` and `input`'),
+  background: refused('an answer is computed while its client waits', false),
+  context_management: refused('prompts are not cut', []),
+  truncation: refused('prompts are not cut', 'disabled'),
+  top_logprobs: refused('log-probabilities come from /v1/chat/completions', 0),
+  reasoning: refused('this model does not reason before it answers', {}, { effort: 'none' }),
+  max_tool_calls: refused('it is for built-in tools, which are not supported'),
+  moderation: refused('moderation is not supported'),
+
+  // What these change is not the answer.
+  include: ignored([]),
+  store: ignored(false),
+  metadata: ignored({}),
+  service_tier: ignored(),
+  prompt_cache_key: ignored(),
+  prompt_cache_options: ignored(),
+  prompt_cache_retention: ignored(),
+  safety_identifier: ignored(),
+
+  mask: CHAT_FIELDS.mask,
+  kv: CHAT_FIELDS.kv,
+  maskroute: CHAT_FIELDS.maskroute,
+} as const satisfies FieldTable;
+export const responsesRequest = checkedObject(RESPONSE_FIELDS);
+export type ResponsesRequest = z.infer<typeof responsesRequest.schema>;
+
+/** @throws MaskrouteError `invalid_request`, in the words of this wire. */
+export function chatOfResponse(request: ResponsesRequest): ChatRequest {
+  const { model, stream, temperature, top_p, user, mask, kv, maskroute } = request;
+  const { tools, tool_choice, parallel_tool_calls, max_output_tokens } = request;
+  return inItsWords(() =>
+    parse(chatRequest.schema, {
+      ...{ model, stream, temperature, top_p, user, mask, kv, maskroute, parallel_tool_calls },
+      messages: messagesOf(request),
+      max_completion_tokens: max_output_tokens,
+      response_format: formatOf(request.text?.format),
+      tools: tools?.map(({ type, ...described }) => ({ type, function: described })),
+      tool_choice:
+        typeof tool_choice === 'object' && tool_choice !== null
+          ? { type: 'function', function: { name: tool_choice.name } }
+          : tool_choice,
+    }),
+  );
+}
+
+function formatOf(wanted: z.infer<typeof format.schema> | null | undefined): unknown {
+  if (wanted?.type !== 'json_schema') return wanted == null ? wanted : { type: wanted.type };
+  const { type, name, schema, strict } = wanted;
+  return { type, json_schema: { name, schema, strict } };
+}
+
+function messagesOf({ input, instructions }: ResponsesRequest): ChatMessage[] {
+  const messages: ChatMessage[] = instructions == null ? [] : [{ role: 'system', content: instructions }];
+  if (typeof input === 'string') return [...messages, { role: 'user', content: input }];
+  for (const one of input) addItem(messages, one);
+  return messages;
+}
+
+/** Calls that follow each other, and the text before them, are one message of the assistant. */
+function addItem(messages: ChatMessage[], { type, role, content, call_id, name, ...one }: Item): void {
+  switch (type) {
+    case undefined:
+    case null:
+    case 'message':
+      messages.push({ role: role!, content: textOf(content) });
+      return;
+    case 'function_call': {
+      const call = {
+        id: call_id!,
+        type: 'function',
+        function: { name: name!, arguments: one.arguments! },
+      } as const;
+      const last = messages.at(-1);
+      if (last?.role === 'assistant') last.tool_calls = [...(last.tool_calls ?? []), call];
+      else messages.push({ role: 'assistant', content: null, tool_calls: [call] });
+      return;
+    }
+    case 'function_call_output':
+      messages.push({ role: 'tool', tool_call_id: call_id!, content: textOf(one.output) });
+      return;
+    case 'reasoning':
+      return;
+  }
+}
+
+const textOf = (content: Item['content']): string =>
+  typeof content === 'string' ? content : (content ?? []).map((one) => one.text).join('');
+
+/** What a chat calls a field, and what this wire does. */
+const NAMES: readonly (readonly [RegExp, string])[] = [
+  [/^response_format\.json_schema/, 'text.format'],
+  [/^response_format/, 'text.format'],
+  [/^(tools\[\d+\])\.function/, '$1'],
+  [/^max_completion_tokens/, 'max_output_tokens'],
+  [/^messages(\[\d+\])?/, 'input'],
+];
+
+/** An error about a field of the chat names the field of the request. */
+export function inItsWords<Result>(work: () => Result): Result {
+  try {
+    return work();
+  } catch (error) {
+    throw translated(error);
+  }
+}
+
+export function translated(error: unknown): unknown {
+  if (!(error instanceof MaskrouteError) || error.param === null) return error;
+  const { code, message, param } = error;
+  const [pattern, name] = NAMES.find(([one]) => one.test(param)) ?? [];
+  if (pattern === undefined) return error;
+  const renamed = param.replace(pattern, name!);
+  const words = message.startsWith(param) ? renamed + message.slice(param.length) : message;
+  return new MaskrouteError(code, words, { param: renamed, cause: error });
+}

@@ -1,0 +1,198 @@
+/** Answers of a prescribed form and calls of tools, with the official client, the real model and real masks. */
+import { mkdtemp, rm, symlink } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import OpenAI from 'openai';
+import { zodResponseFormat } from 'openai/helpers/zod';
+import { pino } from 'pino';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { z } from 'zod';
+import type { RunningBackend } from '../../../gpu-backend/main.ts';
+import { startBackend } from '../../../gpu-backend/main.ts';
+import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
+import { testHome } from '../../support/installed-model.ts';
+import { BACKEND_KEY, collect } from './harness.ts';
+
+let home: string;
+let backend: RunningBackend;
+let client: OpenAI;
+beforeAll(async () => {
+  home = await mkdtemp(join(tmpdir(), 'maskroute-form-'));
+  await symlink(join(testHome, 'models'), join(home, 'models'));
+  backend = await startBackend({
+    ...{ home, model: DEFAULT_MODEL, port: 0, backendKey: BACKEND_KEY, threads: 1 },
+    log: pino({ level: 'silent' }),
+    limits: { commit_ms: 60_000 },
+  });
+  client = new OpenAI({ baseURL: `${backend.url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 });
+}, 60_000);
+afterAll(async () => {
+  await backend?.close();
+  if (home !== undefined) await rm(home, { recursive: true, force: true });
+});
+
+const ask = (content: string, more: object = {}) => ({
+  model: DEFAULT_MODEL,
+  messages: [{ role: 'user' as const, content }],
+  ...{ temperature: 0, max_tokens: 120 },
+  ...more,
+});
+const person = z.object({
+  name: z.string(),
+  age: z.number().int().min(0).max(150),
+  mood: z.enum(['happy', 'sad']),
+});
+const MASKS = [
+  'dense',
+  { skipAttention: [20, 21, 22], skipFfn: [8, 9, 24], surrogate: false },
+  { skipAttention: [3, 5], skipFfn: [], surrogate: false },
+] as const;
+
+describe('response_format', () => {
+  test.each(MASKS)('a schema is kept under the mask %j', { timeout: 120_000 }, async (mask) => {
+    for (const seed of [1, 2]) {
+      const answer = await client.chat.completions.parse(
+        ask('Anna is 31 and happy. Write her as JSON.', {
+          ...{ response_format: zodResponseFormat(person, 'person') },
+          ...{ temperature: 1, seed, mask },
+        }),
+      );
+      const { finish_reason, message } = answer.choices[0]!;
+      expect(finish_reason).toBe('stop');
+      expect(person.parse(message.parsed)).toEqual(JSON.parse(message.content!));
+    }
+  });
+
+  test('is kept with log-probabilities, several choices, ignore_eos and a minimum that is too great', {
+    timeout: 60_000,
+  }, async () => {
+    const more = {
+      n: 2,
+      seed: 3,
+      temperature: 1.5,
+      logprobs: true,
+      min_tokens: 100,
+      max_tokens: 110,
+      ignore_eos: true,
+    };
+    const { choices } = await client.chat.completions.create(
+      ask('A mood?', {
+        response_format: zodResponseFormat(z.object({ mood: z.enum(['happy', 'sad']) }), 'mood'),
+        ...more,
+      }),
+    );
+    for (const { message, finish_reason, logprobs } of choices) {
+      expect(finish_reason).toBe('stop');
+      expect(['happy', 'sad']).toContain(JSON.parse(message.content!).mood);
+      expect(logprobs!.content!.map(({ token }) => token).join('')).toBe(message.content);
+    }
+  });
+
+  test('json_object gives an object, streamed, and says when the room ends before it', {
+    timeout: 60_000,
+  }, async () => {
+    const request = ask('A person as JSON, with name and age.', {
+      response_format: { type: 'json_object' as const },
+    });
+    const chunks = await collect(
+      await client.chat.completions.create({ ...request, stream: true, max_tokens: 3 }),
+    );
+    expect(chunks.map((chunk) => chunk.choices[0]!.delta.content ?? '').join('')).toMatch(/^\{/);
+    expect(chunks.at(-1)!.choices[0]!.finish_reason).toBe('length');
+  });
+
+  test('a schema that cannot be kept is refused with its place', async () => {
+    const schema = { type: 'object', properties: { a: { type: 'string', format: 'zzz' } } };
+    const refused = client.chat.completions.create(
+      ask('x', {
+        response_format: { type: 'json_schema', json_schema: { name: 'a', strict: true, schema } },
+      }),
+    );
+    await expect(refused).rejects.toMatchObject({
+      ...{ status: 400, code: 'invalid_schema', param: 'response_format.json_schema.schema' },
+      message: expect.stringContaining('/properties/a/format'),
+    });
+  });
+});
+
+const weather = {
+  type: 'function' as const,
+  function: {
+    name: 'get_weather',
+    description: 'The weather in a city',
+    strict: true,
+    parameters: {
+      type: 'object',
+      properties: { city: { type: 'string', maxLength: 20 }, unit: { enum: ['C', 'F'] } },
+      required: ['city', 'unit'],
+      additionalProperties: false,
+    },
+  },
+};
+const add = {
+  type: 'function' as const,
+  function: {
+    name: 'add',
+    parameters: { type: 'object', properties: { a: { type: 'integer' } }, required: ['a'] },
+  },
+};
+
+describe('tools', () => {
+  test.each(MASKS)('a named tool is called under the mask %j', { timeout: 120_000 }, async (mask) => {
+    const { choices } = await client.chat.completions.create(
+      ask('What is the weather in Paris?', {
+        ...{
+          tools: [add, weather],
+          tool_choice: { type: 'function', function: { name: 'get_weather' } },
+          mask,
+        },
+      }),
+    );
+    const { message, finish_reason } = choices[0]!;
+    expect(message.content).toBeNull();
+    expect(message.tool_calls).toHaveLength(1);
+    const call = message.tool_calls![0]!;
+    expect(call).toMatchObject({
+      type: 'function',
+      id: expect.stringMatching(/^call_\w+$/),
+      function: { name: 'get_weather' },
+    });
+    if (finish_reason === 'tool_calls') {
+      const found = JSON.parse((call as { function: { arguments: string } }).function.arguments);
+      expect(found.city.length).toBeLessThanOrEqual(20);
+      expect(['C', 'F']).toContain(found.unit);
+    } else expect(finish_reason).toBe('length');
+  });
+
+  test('a required call comes in deltas as the official client collects them', {
+    timeout: 60_000,
+  }, async () => {
+    const stream = client.chat.completions.stream(
+      ask('Add something.', { tools: [add], tool_choice: 'required', parallel_tool_calls: false }),
+    );
+    const deltas: object[] = [];
+    stream.on('chunk', ({ choices }) => deltas.push(...(choices[0]?.delta.tool_calls ?? [])));
+    const { choices } = await stream.finalChatCompletion();
+    expect(deltas[0]).toMatchObject({ index: 0, type: 'function', function: { name: 'add', arguments: '' } });
+    expect(deltas.slice(1).every((delta) => !('id' in delta))).toBe(true);
+    expect(choices[0]!.finish_reason).toBe('tool_calls');
+    expect(
+      Object.keys(
+        JSON.parse(
+          (choices[0]!.message.tool_calls![0] as never as { function: { arguments: string } }).function
+            .arguments,
+        ),
+      ),
+    ).toEqual(['a']);
+  });
+
+  test('none tells the model of no tool', { timeout: 60_000 }, async () => {
+    const plain = await client.chat.completions.create(ask('Hello', { max_tokens: 4 }));
+    const none = await client.chat.completions.create(
+      ask('Hello', { max_tokens: 4, tools: [weather], tool_choice: 'none' }),
+    );
+    expect(none.usage!.prompt_tokens).toBe(plain.usage!.prompt_tokens);
+    const auto = await client.chat.completions.create(ask('Hello', { max_tokens: 4, tools: [weather] }));
+    expect(auto.usage!.prompt_tokens).toBeGreaterThan(plain.usage!.prompt_tokens + 50);
+  });
+});

@@ -1,0 +1,62 @@
+/** Calls out of text, however the text was cut into pieces. */
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { CallReader } from '../../../gpu-backend/api/tool-calls.ts';
+import { PLAIN_FORMAT, type ToolFormat } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
+
+const { begin, middle, end } = PLAIN_FORMAT;
+const BARE: ToolFormat = { ...PLAIN_FORMAT, begin: '{"name": "', end: '}', trigger: '{"name": "' };
+
+/** What is read of `pieces`: the text, and each call's name and arguments. */
+function read(pieces: readonly string[], format = PLAIN_FORMAT) {
+  const reader = new CallReader(format);
+  const found = { text: '', calls: [] as [string, string][] };
+  for (const part of [...pieces.flatMap((piece) => reader.push(piece)), ...reader.flush()]) {
+    if (part.type === 'text') found.text += part.text;
+    else if (part.type === 'call') found.calls.push([part.name, '']);
+    else found.calls[part.call]![1] += part.text;
+  }
+  return found;
+}
+
+const plain = fc.string({ unit: fc.constantFrom('<', 'tool_call', '>', '\n', ' ', '{', '"', 'a') });
+const json = fc.dictionary(fc.string(), fc.jsonValue()).map((value) => JSON.stringify(value));
+
+test('the pieces decide nothing, and nothing is lost', () => {
+  const wanted = fc.record({
+    before: plain,
+    calls: fc.array(fc.tuple(fc.constantFrom('f', 'get.x'), json), { maxLength: 3 }),
+  });
+  fc.assert(
+    fc.property(
+      wanted,
+      fc.array(fc.nat(), { maxLength: 20 }),
+      fc.boolean(),
+      ({ before, calls }, cuts, isBare) => {
+        const format = isBare ? { ...BARE, middle } : PLAIN_FORMAT;
+        fc.pre(
+          !before.includes(format.begin) && !`${before}${format.begin}`.slice(0, -1).includes(format.begin),
+        );
+        const written = calls
+          .map(([name, given]) => `${format.begin}${name}${middle}${given}${format.end}`)
+          .join('\n');
+        const whole = before + written;
+        const places = [
+          0,
+          ...cuts.map((cut) => cut % (whole.length + 1)).sort((a, b) => a - b),
+          whole.length,
+        ];
+        const pieces = places.slice(1).map((at, i) => whole.slice(places[i], at));
+        const text = calls.length === 0 ? before : before.trimEnd();
+        expect(read(pieces, format)).toEqual({ text, calls: calls.map(([name, given]) => [name, given]) });
+      },
+    ),
+    { seed: 16, numRuns: 300 },
+  );
+});
+
+test('a call that breaks off leaves what was written of it', () => {
+  expect(read([`${begin}f${middle}{"a": "x`])).toEqual({ text: '', calls: [['f', '{"a": "x']] });
+  expect(read([`Yes. ${begin}f`])).toEqual({ text: 'Yes.', calls: [] });
+  expect(read([`${begin}f${middle}{}${end}\n`])).toEqual({ text: '', calls: [['f', '{}']] });
+});

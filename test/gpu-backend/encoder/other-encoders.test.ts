@@ -1,0 +1,144 @@
+/**
+ * Encoders of other kinds against transformers: the first token's vector with WordPiece (bge), the mean behind a prefix with
+ * unigrams (multilingual-e5), from safetensors, from ONNX, and pulled from a hub by name.
+ */
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { gunzipSync } from 'node:zlib';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
+import { fetchFullEncoder, openFullEncoder } from '../../../gpu-backend/encoder/full-encoder.ts';
+import { loadSentenceEncoder } from '../../../gpu-backend/encoder/sentence-encoder.ts';
+import { distill } from '../../../gpu-backend/learning/data/distill.ts';
+import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
+import { startFakeHub } from '../../support/fake-hub.ts';
+import { randomTensor } from '../../support/random-llama.ts';
+import { writeSafetensors } from '../../support/safetensors.ts';
+import figures from './fixtures/encoders.json' with { type: 'json' };
+
+const { texts } = figures;
+type Figures = (typeof figures.encoders)[number];
+const read = (name: string) => readFile(new URL(name, import.meta.url));
+const json = (value: unknown) => new TextEncoder().encode(JSON.stringify(value));
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), 'maskroute-encoders-'));
+});
+afterEach(() => rm(folder, { recursive: true }));
+
+async function filesOf(encoder: Figures): Promise<Record<string, Uint8Array>> {
+  const table = gunzipSync(await read('../model/tokenizer/fixtures/nmt_nfkc.gz')).toString('base64');
+  const tokenizer = JSON.stringify(encoder.tokenizer).replace('nmt_nfkc.gz', table);
+  const weights = Object.entries(encoder.shapes).map(
+    ([name, shape]) => [name, { shape, data: randomTensor(name, shape) }] as const,
+  );
+  return {
+    'config.json': json(encoder.config),
+    'tokenizer.json': new TextEncoder().encode(tokenizer),
+    'model.safetensors': writeSafetensors(new Map(weights)),
+  };
+}
+
+async function put(files: Record<string, Uint8Array>): Promise<void> {
+  for (const [name, bytes] of Object.entries(files)) {
+    await mkdir(path.dirname(path.join(folder, name)), { recursive: true });
+    await writeFile(path.join(folder, name), bytes);
+  }
+}
+
+function furthest(found: readonly Float32Array[], expected: readonly (readonly number[])[]): number {
+  const differences = expected.flatMap((row, i) => row.map((value, j) => Math.abs(value - found[i]![j]!)));
+  return differences.reduce((most, one) => Math.max(most, one), 0);
+}
+
+describe.each(figures.encoders)('$id', (encoder) => {
+  test('has the vectors that transformers gives, alone and together', async () => {
+    await put(await filesOf(encoder));
+    const opened = await loadSentenceEncoder(encoder.id, folder, 1);
+    expect(opened.spec).toMatchObject({ id: encoder.id, pooling: encoder.pooling, dimensions: 32 });
+    expect(furthest(await opened.embed(texts), encoder.vectors)).toBeLessThan(1e-5);
+    const alone = await Promise.all(texts.map(async (text) => (await opened.embed([text]))[0]!));
+    expect(furthest(alone, encoder.vectors)).toBeLessThan(1e-5);
+    expect([...(await opened.embed([' \n']))[0]!].every((value) => value === 0)).toBe(true);
+    await opened.close();
+  });
+
+  test('a static table is distilled from it', async () => {
+    await put(await filesOf(encoder));
+    const opened = await loadSentenceEncoder(encoder.id, folder, 1);
+    const words = ['quick', 'brown', 'fox', 'dog', 'rain', 'hills', 'play', 'toys'];
+    const sentences = Array.from({ length: 120 }, (_, i) =>
+      Array.from({ length: 5 }, (_, j) => words[(i * 7 + j * j * 3 + (i >> 3)) % words.length]!).join(' '),
+    );
+    const options = { dimensions: 8, epochs: 2, seed: 1 };
+    const { table, report } = await distill(opened, [...new Set(sentences)], options);
+    await opened.close();
+    // 1 − cos to the teacher's vectors, on average.
+    expect(report.loss.at(-1)!).toBeLessThan(0.1);
+    const [vector] = await loadStaticEncoder(table).embed(['the quick fox']);
+    expect(Math.hypot(...vector!)).toBeCloseTo(1, 4);
+  });
+
+  test('sentence-transformers’ own files have the last word', async () => {
+    await put({
+      ...(await filesOf(encoder)),
+      '1_Pooling/config.json': json({ pooling_mode_cls_token: true, pooling_mode_mean_tokens: false }),
+      'config_sentence_transformers.json': json({ prompts: { a: 'fox ' }, default_prompt_name: 'a' }),
+      'sentence_bert_config.json': json({ max_seq_length: 12 }),
+    });
+    const opened = await loadSentenceEncoder('somebody/else', folder, 1);
+    expect(opened.spec.pooling).toBe('cls');
+    expect(opened.tokenCount('a '.repeat(50))).toBe(12);
+    const bare = await openFullEncoder(folder, { home: folder, threads: 1, hooks: HOOKS });
+    expect(furthest(await opened.embed(['dog']), [[...(await bare.embed(['dog']))[0]!]])).toBe(0);
+    await Promise.all([opened.close(), bare.close()]);
+    await put({ '1_Pooling/config.json': json({ pooling_mode_max_tokens: true }) });
+    await expect(loadSentenceEncoder('x', folder, 1)).rejects.toThrow(/neither by the mean nor/);
+  });
+});
+
+const HOOKS = { onProgress: () => {}, log: () => {} };
+
+test('an ONNX file in the place of safetensors has the same vectors, and another graph is refused', async () => {
+  const encoder = figures.encoders[1]!;
+  const { 'model.safetensors': _, ...others } = await filesOf(encoder);
+  await put({ ...others, 'onnx/model.onnx': await read('fixtures/tiny-e5.onnx') });
+  const opened = await loadSentenceEncoder(encoder.id, folder, 1);
+  expect(furthest(await opened.embed(texts), encoder.vectors)).toBeLessThan(1e-5);
+  await opened.close();
+  await put({ 'onnx/model.onnx': new Uint8Array(100) });
+  await expect(loadSentenceEncoder(encoder.id, folder, 1)).rejects.toMatchObject({ code: 'invalid_encoder' });
+});
+
+test('an encoder that is pulled by its name is what /v1/embeddings runs', async () => {
+  const encoder = figures.encoders[0]!;
+  const hub = await startFakeHub({
+    repository: encoder.id,
+    files: {
+      ...(await filesOf(encoder)),
+      'pytorch_model.bin': new Uint8Array(9),
+      'onnx/model.onnx': new Uint8Array(9),
+    },
+  });
+  const environment = { ...process.env };
+  process.env.HF_ENDPOINT = hub.url;
+  const service = createEncoderService({ home: folder, threads: 1, onError: () => {} });
+  try {
+    const never = new AbortController().signal;
+    await expect(service.embed('bge-small-en-v1.5', texts, never)).rejects.toThrow(
+      /model pull bge-small-en-v1.5/,
+    );
+    await fetchFullEncoder(folder, HOOKS, 'bge-small-en-v1.5');
+    expect(hub.requests.some((line) => /pytorch_model|onnx/.test(line))).toBe(false);
+    const { vectors } = await service.embed('bge-small-en-v1.5', texts, never);
+    expect(furthest(vectors, encoder.vectors)).toBeLessThan(1e-5);
+    expect(await service.installed()).toMatchObject({ id: 'bge-small-en-v1.5', spec: { pooling: 'cls' } });
+    await expect(service.embed('gpt-4', texts, never)).rejects.toThrow(/known: all-minilm-l6-v2/);
+  } finally {
+    process.env = environment;
+    await service.close();
+    await hub.close();
+  }
+});

@@ -1,0 +1,172 @@
+/** Grammars in their threads: who waits for whom, what is kept, and what becomes of a grammar that breaks its thread. */
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { SequenceGrammar } from '../../../gpu-backend/engine/grammar.ts';
+import type { GrammarSpec } from '../../../gpu-backend/grammar/grammar-spec.ts';
+import { schemaGrammar } from '../../../gpu-backend/grammar/json-schema.ts';
+import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
+import { type GrammarPlayer, openGrammarPlayer } from '../../support/grammar-player.ts';
+
+const form = (answer: string): GrammarSpec => ({ answer, calls: undefined });
+const call = (tenant = 'a', signal = new AbortController().signal) => ({ tenant, signal, param: 'schema' });
+
+let player: GrammarPlayer;
+beforeAll(async () => {
+  player = await openGrammarPlayer({ waitingOfOneMax: 2 });
+}, 60_000);
+afterAll(async () => {
+  await player[Symbol.asyncDispose]();
+});
+
+/** Tokens that may follow, the end among them. */
+function allowed(grammar: SequenceGrammar): number[] {
+  const logits = new Float32Array(player.vocabularySize);
+  grammar.restrict(logits, [player.endTokenId]);
+  return [...logits.keys()].filter((id) => logits[id] === 0);
+}
+const follow = (grammar: SequenceGrammar, text: string) => {
+  for (const id of player.text.tokenizer.encode(text, { addSpecial: false })) {
+    expect(allowed(grammar), text).toContain(id);
+    grammar.accept(id);
+  }
+};
+
+describe('an answer', () => {
+  test('ends where its grammar does, and not before', async () => {
+    const open = await player.grammars.open(
+      await player.grammars.prepare(form('root ::= "ab" [0-9]'), call()),
+      call(),
+    );
+    const grammar = new SequenceGrammar(open.session);
+    follow(grammar, 'ab');
+    expect(grammar.isOver).toBe(false);
+    expect(allowed(grammar)).not.toContain(player.endTokenId);
+    follow(grammar, '7');
+    expect(grammar.isOver).toBe(true);
+    expect(allowed(grammar)).toEqual([player.endTokenId]);
+    open.close();
+  });
+
+  test('keeps its place beside others of the same grammar', async () => {
+    const prepared = await player.grammars.prepare(form('root ::= ("a" | "b") "c"'), call());
+    const opened = await Promise.all([
+      player.grammars.open(prepared, call()),
+      player.grammars.open(prepared, call()),
+    ]);
+    const [one, other] = opened.map(({ session }) => new SequenceGrammar(session));
+    follow(one!, 'a');
+    follow(other!, 'bc');
+    follow(one!, 'c');
+    expect([one!.isOver, other!.isOver]).toEqual([true, true]);
+    for (const { close } of opened) close();
+  });
+
+  test('fails alone when a token comes that may not follow', async () => {
+    const open = await player.grammars.open(
+      await player.grammars.prepare(form('root ::= "ab"'), call()),
+      call(),
+    );
+    const grammar = new SequenceGrammar(open.session);
+    grammar.accept(player.text.tokenizer.encode('x', { addSpecial: false })[0]!);
+    expect(() => grammar.isOver).toThrowError(expect.objectContaining({ code: 'engine_failed' }));
+    open.close();
+  });
+});
+
+describe('calls', () => {
+  const argumentsGrammar = schemaGrammar(
+    { type: 'object', properties: { a: { type: 'integer' } }, required: ['a'] },
+    { strict: false, param: 'tools' },
+  );
+  const { begin, middle, end, trigger, separator } = PLAIN_FORMAT;
+  const spec = (isRequired: boolean, isSingle: boolean, answer?: string): GrammarSpec => ({
+    answer,
+    calls: {
+      tools: [{ begin: `${begin}add${middle}`, argumentsGrammar, end }],
+      ...{ trigger, separator, isRequired, isSingle },
+    },
+  });
+  const written = `${begin}add${middle}{"a": 12}${end}`;
+  const after = async (given: GrammarSpec, text: string) => {
+    const open = await player.grammars.open(await player.grammars.prepare(given, call()), call());
+    const grammar = new SequenceGrammar(open.session);
+    follow(grammar, text);
+    const found = allowed(grammar);
+    open.close();
+    return { mayEnd: found.includes(player.endTokenId), count: found.length };
+  };
+
+  test('may come in any text, keep their form once they begin, and may come again', async () => {
+    expect(await after(spec(false, false), '')).toMatchObject({ mayEnd: true });
+    expect((await after(spec(false, false), 'Let me see. ')).count).toBeGreaterThan(10_000);
+    expect(await after(spec(false, false), `${begin}add${middle}{"a": `)).toMatchObject({ mayEnd: false });
+    expect((await after(spec(false, false), `${begin}add${middle}{"a": `)).count).toBeLessThan(100);
+    expect(await after(spec(false, false), `Let me see. ${written}\n${written}`)).toMatchObject({
+      mayEnd: true,
+    });
+  });
+
+  test('must come where they are required, once where they are single', async () => {
+    expect(await after(spec(true, false), '')).toMatchObject({ mayEnd: false });
+    expect((await after(spec(true, false), written)).count).toBeGreaterThan(1);
+    expect(await after(spec(true, true), written)).toEqual({ mayEnd: true, count: 1 });
+    expect(await after(spec(false, true), `Yes. ${written}`)).toEqual({ mayEnd: true, count: 1 });
+  });
+
+  test('stand beside an answer of a form', async () => {
+    const given = spec(false, true, schemaGrammar({ enum: [{ b: 1 }] }, { strict: true, param: 'schema' }));
+    expect(await after(given, '{"b":1}')).toEqual({ mayEnd: true, count: 1 });
+    expect(await after(given, written)).toEqual({ mayEnd: true, count: 1 });
+  });
+});
+
+describe('a new grammar', () => {
+  test('that the library cannot read is refused, and others go on', async () => {
+    const open = await player.grammars.open(
+      await player.grammars.prepare(form('root ::= [a-c]'), call()),
+      call(),
+    );
+    await expect(player.grammars.prepare(form('root ::= ('), call())).rejects.toMatchObject({
+      ...{ code: 'invalid_schema', param: 'schema' },
+    });
+    expect(player.errors.at(-1)).toContain('a grammar could not be compiled');
+    follow(new SequenceGrammar(open.session), 'b');
+    expect((await player.play(form('root ::= "xyz"'), 1)).text).toBe('xyz');
+    open.close();
+  });
+
+  test('waits in a line in which a tenant has so many places', async () => {
+    const waiting = [1, 2, 3].map((i) => player.grammars.prepare(form(`root ::= "w${i}"`), call('crowd')));
+    const other = player.grammars.prepare(form('root ::= "v"'), call('other'));
+    const outcomes = await Promise.allSettled(waiting);
+    expect(outcomes.map(({ status }) => status)).toEqual(['fulfilled', 'fulfilled', 'rejected']);
+    expect((outcomes[2] as PromiseRejectedResult).reason).toMatchObject({ code: 'queue_full' });
+    await expect(other).resolves.toMatchObject({ key: expect.any(String) });
+  });
+
+  test('is dropped when its client leaves', async () => {
+    const left = new AbortController();
+    const waiting = player.grammars.prepare(form('root ::= "left"'), call('a', left.signal));
+    left.abort();
+    await expect(waiting).rejects.toMatchObject({ code: 'cancelled' });
+  });
+});
+
+test('a grammar that takes long has a thread of its own, and one that takes too long ends with it', {
+  timeout: 60_000,
+}, async () => {
+  const slow = await openGrammarPlayer({ quick_ms: -1, slowMax: 1 });
+  const first = await slow.grammars.prepare(form('root ::= "first"'), call());
+  const open = await slow.grammars.open(first, call());
+  await expect(slow.grammars.prepare(form('root ::= "second"'), call())).rejects.toMatchObject({
+    code: 'queue_full',
+  });
+  open.close();
+  expect((await slow.play(form('root ::= "second"'), 1)).text).toBe('second');
+  expect((await slow.play(form('root ::= "first"'), 1)).text).toBe('first');
+  await slow[Symbol.asyncDispose]();
+  const hasty = await openGrammarPlayer({ compile_ms: 20 });
+  await expect(hasty.grammars.prepare(form('root ::= [^"]{0,200}'), call())).rejects.toMatchObject({
+    code: 'invalid_schema',
+  });
+  await hasty[Symbol.asyncDispose]();
+});

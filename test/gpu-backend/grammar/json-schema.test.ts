@@ -1,0 +1,208 @@
+/** Schemas as grammars: whatever the grammar lets through parses and is valid; what cannot be kept is refused at once. */
+import Ajv from 'ajv/dist/2020.js';
+import addFormats from 'ajv-formats';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { schemaGrammar } from '../../../gpu-backend/grammar/json-schema.ts';
+import { type GrammarPlayer, openGrammarPlayer } from '../../support/grammar-player.ts';
+
+let player: GrammarPlayer;
+beforeAll(async () => {
+  player = await openGrammarPlayer();
+}, 60_000);
+afterAll(async () => {
+  await player[Symbol.asyncDispose]();
+});
+
+const object = (properties: Record<string, unknown>, more: object = {}) => ({
+  ...{ type: 'object', properties, required: Object.keys(properties), additionalProperties: false },
+  ...more,
+});
+
+const KEPT: Record<string, unknown> = {
+  'plain types': object({
+    a: { type: 'string' },
+    b: { type: 'integer' },
+    c: { type: 'number' },
+    d: { type: 'boolean' },
+    e: { type: 'null' },
+  }),
+  'optional properties': object(
+    {
+      a: { type: 'integer' },
+      b: { type: 'boolean' },
+      'c "d"': { type: 'null' },
+      e: { enum: ['x', 1, null, { y: [2] }] },
+    },
+    { required: ['b'] },
+  ),
+  'lists and tuples': object({
+    some: { type: 'array', items: { type: 'integer' }, minItems: 2, maxItems: 4 },
+    none: { type: 'array', items: { type: 'integer' }, maxItems: 0 },
+    pair: {
+      type: 'array',
+      prefixItems: [{ type: 'string' }, { type: 'boolean' }],
+      minItems: 2,
+      items: false,
+    },
+  }),
+  'lengths of strings': object({
+    a: { type: 'string', maxLength: 5 },
+    b: { type: 'string', minLength: 2, maxLength: 6 },
+  }),
+  patterns: object({
+    a: { type: 'string', pattern: '^[a-z]{2,4}(-\\d+)?$' },
+    b: { type: 'string', pattern: '^(?:"\\w"|\\\\)$' },
+    c: { type: 'string', pattern: '^[^a]\\s?x$' },
+  }),
+  formats: object(
+    Object.fromEntries(
+      ['date-time', 'date', 'time', 'duration', 'uuid', 'email', 'hostname', 'ipv4', 'ipv6', 'uri'].map(
+        (format) => [format, { type: 'string', format }],
+      ),
+    ),
+  ),
+  'bounds of numbers': object({
+    a: { type: 'integer', minimum: -12, maximum: 1305 },
+    b: { type: 'integer', exclusiveMinimum: 7, maximum: 9 },
+    c: { type: 'number', exclusiveMinimum: 0 },
+    d: { type: 'number', minimum: -1.5, exclusiveMaximum: 2.25 },
+    e: { type: 'number', minimum: 0.1, maximum: 0.5 },
+    f: { type: 'integer', maximum: -3 },
+  }),
+  choices: {
+    anyOf: [
+      object({ kind: { const: 'a' }, value: { type: ['string', 'null'] } }),
+      object({ kind: { const: 'b' }, value: { oneOf: [{ type: 'integer' }, { type: 'boolean' }] } }),
+    ],
+  },
+  'a tree': {
+    $ref: '#/$defs/node',
+    $defs: {
+      node: object({
+        name: { type: 'string' },
+        children: { type: 'array', items: { $ref: '#/$defs/node' } },
+      }),
+    },
+  },
+  'a dictionary': {
+    type: 'object',
+    additionalProperties: { type: 'integer' },
+    propertyNames: { pattern: '^[a-c]+$' },
+  },
+  anything: object({ any: {} }),
+};
+
+describe('what is generated is valid', () => {
+  const ajv = addFormats.default(new Ajv.default({ strict: false, validateFormats: true }));
+  test.each(Object.keys(KEPT))('%s', { timeout: 60_000 }, async (name) => {
+    const schema = KEPT[name]!;
+    const isValid = ajv.compile(schema as object);
+    const answer = schemaGrammar(schema, { strict: true, param: 'schema' });
+    let ended = 0;
+    for (let seed = 0; seed < 12; seed++) {
+      const played = await player.play({ answer, calls: undefined }, seed);
+      if (!played.ended) continue;
+      ended++;
+      const value = JSON.parse(played.text);
+      expect(isValid(value), `${played.text} ${JSON.stringify(isValid.errors)}`).toBe(true);
+    }
+    expect(ended).toBeGreaterThan(6);
+  });
+});
+
+describe('what cannot be kept', () => {
+  const deep = (levels: number): unknown =>
+    levels === 0 ? { type: 'null' } : object({ a: deep(levels - 1) });
+  const many = (count: number) => Array.from({ length: count }, (_, i) => i);
+  const doubling = {
+    $defs: Object.fromEntries(
+      many(30).map((i) => [
+        `d${i}`,
+        i === 29
+          ? { type: 'null' }
+          : object({ a: { $ref: `#/$defs/d${i + 1}` }, b: { $ref: `#/$defs/d${i + 1}` } }),
+      ]),
+    ),
+    $ref: '#/$defs/d0',
+  };
+  const HOSTILE: readonly [string, unknown, RegExp][] = [
+    ['a thousand nested objects', deep(1000), /nested more than 48 deep/],
+    [
+      'a hundred thousand properties',
+      object(Object.fromEntries(many(100_000).map((i) => [`p${i}`, {}]))),
+      /more than 2000 parts/,
+    ],
+    [
+      'a megabyte of values',
+      { enum: many(20_000).map((i) => `${i}`.padStart(50, 'x')) },
+      /characters together/,
+    ],
+    ['a reference to itself', { $ref: '#' }, /leads back to itself/],
+    [
+      'references in a ring',
+      {
+        $defs: { a: { $ref: '#/$defs/b' }, b: { anyOf: [{ $ref: '#/$defs/a' }, { type: 'null' }] } },
+        $ref: '#/$defs/a',
+      },
+      /leads back to itself/,
+    ],
+    [
+      'a list that needs itself',
+      { type: 'array', items: { $ref: '#' }, minItems: 1 },
+      /no value of it ever ends/,
+    ],
+    [
+      'an object that needs itself',
+      {
+        $defs: { a: object({ a: { $ref: '#/$defs/a' } }) },
+        anyOf: [{ $ref: '#/$defs/a' }, { type: 'null' }],
+      },
+      /no value of it ever ends/,
+    ],
+    ['long strings', { type: 'string', maxLength: 1_000_000 }, /counted over more than 256/],
+    [
+      'a pattern that repeats repetitions',
+      { type: 'string', pattern: '^((a{99}){99}){99}$' },
+      /counted over more than 256/,
+    ],
+    ['a pattern that looks ahead', { type: 'string', pattern: '^(?=a)b$' }, /look-ahead/],
+    ['millions of items', { type: 'array', minItems: 5_000_000 }, /more than 2000 items/],
+    ['a place that is not there', { $ref: '#/$defs/nothing' }, /names nothing/],
+    ['another document', { $ref: 'https://example.com/a.json' }, /a place in the same schema/],
+    [
+      'a keyword without a grammar',
+      { type: 'array', items: {}, uniqueItems: true },
+      /at \/uniqueItems: it cannot be kept/,
+    ],
+    ['options that overlap', { oneOf: [{ type: 'integer' }, { type: 'number' }] }, /valid for two/],
+    ['bounds with nothing between them', { type: 'integer', minimum: 2, maximum: 1 }, /no number/],
+    ['no value at all', false, /no value is allowed/],
+    ['a type that is none', { type: 'thing' }, /expected object, array/],
+  ];
+  test.each(HOSTILE)('%s', (_, schema, message) => {
+    const started = process.cpuUsage();
+    expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).toThrowError(
+      expect.objectContaining({
+        code: 'invalid_schema',
+        param: 'schema',
+        message: expect.stringMatching(message),
+      }),
+    );
+    const { user } = process.cpuUsage(started);
+    // Of this process, whatever else the machine does; other threads of it rest.
+    expect(user / 1000).toBeLessThan(100);
+  });
+
+  test('is small where references double: each is one rule', () => {
+    expect(schemaGrammar(doubling, { strict: true, param: 'schema' }).length).toBeLessThan(20_000);
+  });
+
+  test('is left out where nobody asked for strictness', () => {
+    const schema = {
+      type: 'array',
+      items: { type: 'string', maxLength: 9999, pattern: '(?=a)' },
+      uniqueItems: true,
+    };
+    expect(schemaGrammar(schema, { strict: false, param: 'schema' })).toContain('json_string');
+  });
+});

@@ -1,0 +1,77 @@
+/** What routing gains and could gain, against figures worked out by hand. */
+import { describe, expect, it } from 'vitest';
+import {
+  type HeadroomRow,
+  headroomLines,
+  headroomOf,
+  headroomSchema,
+  leads,
+} from '../../../../gpu-backend/learning/search/headroom.ts';
+
+const row = (kind: string, kl: number[], routed: number, lighter: number[] = []): HeadroomRow => ({
+  ...{ kind, kl, routed, lighter },
+  positions: 10,
+});
+const rows = [
+  row('math', [5, 4], 1, [4.5, 4]),
+  row('math', [5, 3], 1, [4.5, 4]),
+  row('chat', [4, 6], 0, [3.5, 3]),
+  row('chat', [4, 3], 0, [3.5, 3]),
+];
+
+describe('headroom', () => {
+  it('has the KL of one mask, of routing, of the best afterwards, and by kind', () => {
+    const found = headroomOf(rows);
+    expect(headroomSchema.parse(found)).toEqual(found);
+    expect(found).toMatchObject({ rows: 4, positions: 40, masks: 2 });
+    expect(found.oneMask.kl).toBeCloseTo(18 / 40, 12);
+    expect(found.routed.kl).toBeCloseTo(15 / 40, 12);
+    expect(found.routed.change).toBeCloseTo(-3 / 18, 12);
+    expect(found.bestAfterwards.kl).toBeCloseTo(14 / 40, 12);
+    // Each is judged by the other row of its kind: both of math by mask 1, the chats by masks 1 and 0.
+    expect(found.byKind.kl).toBeCloseTo((4 + 3 + 6 + 4) / 40, 12);
+    expect(found.lead.mean_kl).toBeCloseTo(3 / 40, 12);
+    const [low, high] = found.routed.changeInterval!;
+    expect(low).toBeLessThan(-3 / 18);
+    expect(high).toBeGreaterThanOrEqual(-3 / 18);
+    expect(found.oneMask.changeInterval).toEqual([0, 0]);
+  });
+
+  it('says in blocks what routing gains', () => {
+    // One mask comes from 18 to 16 with a block fewer out, and to 14 with two.
+    expect(headroomOf(rows).blocks!.gained).toBeCloseTo(1.5, 12);
+    const worse = rows.map((one) => ({ ...one, routed: one.kind === 'chat' ? 1 : 0 }));
+    // Routing to the wrong mask costs 19: half a block more would cost as much.
+    expect(headroomOf(worse).blocks).toEqual({ gained: -0.5, isMore: false });
+    const same = rows.map((one) => ({ ...one, routed: 0 }));
+    expect(headroomOf(same).blocks).toEqual({ gained: 0, isMore: false });
+    const short = rows.map((one) => ({ ...one, lighter: one.lighter.slice(0, 1) }));
+    expect(headroomOf(short).blocks).toEqual({ gained: 1, isMore: true });
+    expect(headroomOf(rows.map((one) => ({ ...one, lighter: [] }))).blocks).toBeNull();
+  });
+
+  it('a single row leads nobody', () => {
+    const found = headroomOf(rows.slice(0, 1));
+    expect(found.lead.standardError_kl).toBeNull();
+    expect(leads(found)).toBe(false);
+    expect(found.routed.interval).toBeNull();
+    // Alone in its kind, a row says nothing of its kind.
+    expect(found.byKind.kl).toBe(found.oneMask.kl);
+  });
+
+  it('a lead within its error is none', () => {
+    expect(leads(headroomOf(rows))).toBe(true);
+    const mixed = rows.map((one, i) => ({ ...one, kl: [5, i % 2 === 0 ? 1 : 8.9], routed: 1 }));
+    expect(headroomOf(mixed).lead.mean_kl).toBeGreaterThan(0);
+    expect(leads(headroomOf(mixed))).toBe(false);
+    expect(() => headroomOf([])).toThrow(RangeError);
+  });
+
+  it('is printed with intervals and blocks', () => {
+    const text = headroomLines(headroomOf(rows)).join('\n');
+    expect(text).toMatch(/one mask +KL 0\.4500 \[/);
+    expect(text).toMatch(/routing +KL 0\.3750 \[.*\] {2}-16\.7 % \[/);
+    expect(text).toContain('At the routed KL one mask leaves out 1.5 blocks fewer.');
+    expect(text).not.toContain('NaN');
+  });
+});

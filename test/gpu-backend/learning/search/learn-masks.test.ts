@@ -1,0 +1,168 @@
+/**
+ * Masks and clusters learned together on a model whose costs are known: every kind of prompt has a price for each block
+ * that is out. Searches, turns, the choice and the held-out decision are the real ones.
+ */
+import { describe, expect, it } from 'vitest';
+import { groupPrompts, type Prompts } from '../../../../gpu-backend/learning/data/prompt-groups.ts';
+import type { CalibrationRow } from '../../../../gpu-backend/learning/data/read-data.ts';
+import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
+import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
+import type { GateBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
+import { createBudget } from '../../../../gpu-backend/learning/search/budget.ts';
+import { trackProgress } from '../../../../gpu-backend/learning/search/effort.ts';
+import { learnMasks } from '../../../../gpu-backend/learning/search/learn-masks.ts';
+import type { TextMaker } from '../../../../gpu-backend/learning/search/texts.ts';
+import { createWorkbench } from '../../../../gpu-backend/learning/search/workbench.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
+import type { Encoder } from '../../../../shared/embedding/encoder.ts';
+import { type Mask, maskBits } from '../../../../shared/mask/mask.ts';
+import { SMALL_EFFORT } from '../small-run.ts';
+
+const LAYERS = 4;
+const BLOCKS = 2 * LAYERS;
+const POSITIONS = 50;
+const any = { min: 0, max: LAYERS };
+const budget = createBudget({
+  ...{ layerCount: LAYERS, targetSparsity: 0.25, attention: any, ffn: any },
+  weights: { attention: 1, ffn: 1 },
+});
+
+/** Text enough for all rows. */
+const EFFORT = { ...SMALL_EFFORT, sharePositions: 5000, heldOutPositions: 5000 };
+
+/** Nats that each block costs a kind while it is out. */
+type Prices = Readonly<Record<string, readonly number[]>>;
+const DIFFERENT: Prices = {
+  sums: [0.1, 0.1, 0.9, 0.9, 0.6, 0.6, 0.6, 0.6],
+  trips: [0.9, 0.9, 0.1, 0.1, 0.6, 0.6, 0.6, 0.6],
+};
+const EQUAL: Prices = { sums: DIFFERENT.sums!, trips: DIFFERENT.sums! };
+
+/** The two kinds lie at two ends of a line, their prompts spread a little. */
+const encoder = {
+  async embed(texts: readonly string[]) {
+    return texts.map((text) => {
+      const [kind, number] = text.split(' ');
+      return Float32Array.of(kind === 'sums' ? 1 : -1, Number(number) / 100);
+    });
+  },
+} as unknown as Encoder;
+const rowsOf = (kinds: readonly string[], count: number): CalibrationRow[] =>
+  kinds.flatMap((kind) =>
+    Array.from({ length: count }, (_, i) =>
+      parseRow(JSON.stringify({ text: `${kind} ${i}`, kind }), kind, 'f:1'),
+    ),
+  );
+
+function scripted(prompts: Prompts, prices: Prices, spread: number) {
+  const kindOf = new Map<Sample, CalibrationRow>();
+  const sampleOf = new Map<CalibrationRow, Sample>();
+  for (const row of prompts.clusterOf.keys()) {
+    const sample = { tokenIds: new Int32Array(POSITIONS + 1), scoreFrom: 0 };
+    kindOf.set(sample, row);
+    sampleOf.set(row, sample);
+  }
+  const draw: TextMaker['draw'] = (_name, rows, positions) =>
+    rows.slice(0, Math.ceil(positions / POSITIONS)).map((row) => ({ row, sample: sampleOf.get(row)! }));
+  const rowsIn = new Map<GateBatch, readonly CalibrationRow[]>();
+  const texts: TextMaker = {
+    draw,
+    text(name, rows) {
+      const batch = { scoredRows: new Int32Array(POSITIONS * rows.length) } as unknown as GateBatch;
+      rowsIn.set(batch, rows);
+      return { name, batchCount: 1, batch: async () => batch };
+    },
+  };
+  const mean = (batch: GateBatch, value: (kind: readonly number[]) => number) => {
+    const rows = rowsIn.get(batch)!;
+    return rows.reduce((sum, { kind }) => sum + value(prices[kind]!), 0) / rows.length;
+  };
+  const costOf = (kind: readonly number[], gates: ArrayLike<number>) =>
+    kind.reduce((sum, price, block) => sum + price * (1 - gates[block]!), 0);
+  const known = new Map<string, readonly number[]>();
+  const progress: { done: number; total: number }[] = [];
+  const track = trackProgress((one) => {
+    if ('done' in one) progress.push(one);
+  });
+  const bench = createWorkbench({
+    ...{ budget, seed: 1, signal: undefined, texts, onResult: track.onResult },
+    journal: {
+      async result(name, compute) {
+        const values = known.get(name) ?? (await compute());
+        known.set(name, values);
+        return values;
+      },
+    },
+    loss: async (batch, gates) => mean(batch, (kind) => costOf(kind, gates)),
+    step: async (batch, gates) => ({
+      loss: mean(batch, (kind) => costOf(kind, gates)),
+      gradients: Float32Array.from({ length: BLOCKS }, (_, block) => mean(batch, (kind) => -kind[block]!)),
+    }),
+  });
+  const score = async (sample: Sample, masks: readonly Mask[]) =>
+    masks.map((mask) => {
+      const { kind, routeText } = kindOf.get(sample)!;
+      const noise = createRandom(
+        [...`${routeText}${maskBits(mask)}`].reduce((h, c) => 31 * h + c.charCodeAt(0), 7) >>> 0,
+      );
+      const kl = costOf(prices[kind]!, mask.runs) + (mask.runs.includes(0) ? spread * noise.next() : 0);
+      return { positions: POSITIONS, kl: POSITIONS * kl, equalTops: 1, loss: POSITIONS * (1 + kl) };
+    });
+  return { ...{ bench, prompts, texts, score, track, seed: 1, effort: EFFORT }, progress };
+}
+
+type Case = { kinds?: string[]; prices?: Prices; spread?: number; maskCount?: number; rows?: number };
+
+async function learned({ kinds = ['sums', 'trips'], prices = DIFFERENT, spread = 0.05, ...rest }: Case = {}) {
+  const prompts = await groupPrompts(rowsOf(kinds, rest.rows ?? 60), encoder, 6, 1);
+  const { progress, ...context } = scripted(prompts, prices, spread);
+  return { prompts, progress, found: await learnMasks({ ...context, maskCount: rest.maskCount }) };
+}
+
+describe('masks and clusters', () => {
+  it('of two kinds that need other blocks end with a mask for each kind', async () => {
+    const { prompts, found, progress } = await learned();
+    const { reason, headroom, turns, validated } = found.sharing!;
+    expect(reason).toBeNull();
+    expect(found.masks.length).toBeGreaterThanOrEqual(2);
+    for (const [row, cluster] of prompts.clusterOf) {
+      const { runs } = found.masks[found.clusters[cluster]!]!.mask;
+      const out = row.kind === 'sums' ? [0, 1] : [2, 3];
+      expect([...runs.keys()].filter((block) => runs[block] === 0)).toEqual(out);
+    }
+    expect(headroom!.routed.change).toBeLessThan(-0.2);
+    expect(headroom!.bestAfterwards.kl).toBeLessThanOrEqual(headroom!.routed.kl);
+    expect(headroom!.blocks!.gained).toBeGreaterThan(0);
+    expect(validated[1]!.kl).toBeLessThan(validated[0]!.kl);
+    // The groups of the second turn were searched in the first.
+    expect(turns).toBeLessThanOrEqual(EFFORT.turns);
+    expect(progress.every(({ done, total }) => done <= total)).toBe(true);
+  });
+
+  it.each<[string, Case, RegExp]>([
+    [
+      'of kinds that need the same blocks',
+      { prices: EQUAL },
+      /^no (other mask|number of masks)|took .* nats off/,
+    ],
+    ['of one kind alone', { kinds: ['sums'] }, /^no (other mask|number of masks)|took .* nats off/],
+    [
+      'that are told apart by noise',
+      { prices: EQUAL, spread: 0.8 },
+      /^no (other mask|number of masks)|took .* nats off/,
+    ],
+    ['where one mask was asked for', { maskCount: 1 }, /^one mask was asked for$/],
+    ['where no prompt is held out', { rows: 4 }, /no prompt is held out|^no (other mask|number of masks)/],
+  ])('%s share one mask, and say why', async (_what, given, why) => {
+    const { found } = await learned(given);
+    expect(found.sharing!.reason).toMatch(why);
+    expect(found.masks).toHaveLength(1);
+    expect(new Set(found.clusters)).toEqual(new Set([0]));
+    expect(found.heldOut.every(({ learned, one }) => learned === one)).toBe(true);
+  });
+
+  it('no more masks than are asked for', async () => {
+    const { found } = await learned({ maskCount: 2 });
+    expect(found.masks).toHaveLength(2);
+  });
+});

@@ -1,0 +1,92 @@
+/** Unigram vocabularies against Hugging Face's `tokenizers`, with SentencePiece's table of replacements or without. */
+import { readFileSync } from 'node:fs';
+import { gunzipSync } from 'node:zlib';
+import { describe, expect, test } from 'vitest';
+import { TOKEN_TYPES } from '../../../../gpu-backend/model/formats/gguf.ts';
+import type { GgufValue } from '../../../../gpu-backend/model/formats/gguf-header.ts';
+import { tokenizerFromGguf } from '../../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
+import { createTokenizer } from '../../../../gpu-backend/model/tokenizer/tokenizer.ts';
+
+type NormalizerJson = { type: string; precompiled_charsmap?: string; normalizers?: NormalizerJson[] };
+type Json = {
+  normalizer: NormalizerJson | null;
+  model: { type: 'Unigram'; vocab: [string, number][]; unk_id: number; byte_fallback: boolean };
+};
+const figures: { texts: string[]; models: { name: string; json: Json; ids: number[][] }[] } = JSON.parse(
+  readFileSync(new URL('fixtures/unigram.json', import.meta.url), 'utf8'),
+);
+const packed = readFileSync(new URL('fixtures/nmt_nfkc.gz', import.meta.url));
+for (const { json } of figures.models) {
+  for (const part of json.normalizer?.normalizers ?? []) {
+    if (part.precompiled_charsmap) part.precompiled_charsmap = gunzipSync(packed).toString('base64');
+  }
+}
+
+describe.each(figures.models)('a unigram vocabulary, $name', ({ json, ids }) => {
+  const named = (all: readonly (readonly number[])[]) =>
+    all.map((some, i) => [figures.texts[i], some.join()]);
+
+  test('gives the reference’s ids, and special tokens of a text are text', () => {
+    const tokenizer = createTokenizer(json, {});
+    expect(figures.texts.length).toBeGreaterThan(120);
+    expect(named(figures.texts.map((text) => [...tokenizer.encode(text)]))).toEqual(named(ids));
+    const said = 'a <s> b </s><s>c';
+    const spelled = [...tokenizer.encode(said, { addSpecial: false })];
+    expect(spelled.filter((id) => id === 1 || id === 2)).toEqual([]);
+    const parsed = [...tokenizer.encode(said, { addSpecial: false, parseSpecial: true })];
+    expect(parsed.filter((id) => id === 1 || id === 2)).toEqual([1, 2, 1]);
+  });
+
+  test('the same from GGUF metadata', () => {
+    const { vocab, unk_id: unknown } = json.model;
+    const typeOf = (piece: string, id: number) => {
+      if (id === unknown) return TOKEN_TYPES.unknown;
+      if (piece === '<s>' || piece === '</s>') return TOKEN_TYPES.control;
+      return /^<0x..>$/.test(piece) ? TOKEN_TYPES.byte : TOKEN_TYPES.normal;
+    };
+    const table = json.normalizer?.normalizers?.[0]?.precompiled_charsmap;
+    const metadata = new Map<string, GgufValue>([
+      ['tokenizer.ggml.model', 't5'],
+      ['tokenizer.ggml.tokens', vocab.map(([piece]) => piece)],
+      ['tokenizer.ggml.scores', vocab.map(([, score]) => score)],
+      ['tokenizer.ggml.token_type', vocab.map(([piece], id) => typeOf(piece, id))],
+      ['tokenizer.ggml.bos_token_id', 1],
+      ['tokenizer.ggml.eos_token_id', 2],
+      ['tokenizer.ggml.remove_extra_whitespaces', table !== undefined],
+      ...(table
+        ? ([['tokenizer.ggml.precompiled_charsmap', [...Buffer.from(table, 'base64')]]] as const)
+        : []),
+    ]);
+    const { tokenizerJson, tokenizerConfig } = tokenizerFromGguf(metadata, vocab.length);
+    const tokenizer = createTokenizer(tokenizerJson, tokenizerConfig);
+    // One of the two files cuts at all white space, the other at spaces.
+    const texts = figures.texts
+      .map((text) => text.trim())
+      .filter((text) => !/[^\S ]|[\u0085\u200b-\u200f]/.test(text));
+    expect(texts.length).toBeGreaterThan(60);
+    const direct = createTokenizer(json, {});
+    for (const text of texts) {
+      expect([...tokenizer.encode(text, { addSpecial: false })], text).toEqual([
+        ...direct.encode(text, { addSpecial: false }),
+      ]);
+    }
+  });
+
+  test('long text comes in steps of bounded work', () => {
+    const tokenizer = createTokenizer(json, {});
+    const steps = tokenizer.encodeSteps('foxdogté漢'.repeat(20_000));
+    let count = 0;
+    while (!steps.next().done) count++;
+    expect(count).toBeGreaterThan(20);
+  });
+});
+
+test('a table of replacements that is cut short is an error', () => {
+  const { json } = figures.models[0]!;
+  const broken = (table: string) => ({
+    ...json,
+    normalizer: { type: 'Precompiled', precompiled_charsmap: table },
+  });
+  expect(() => createTokenizer(broken('AAAA'), {})).toThrow(/damaged/);
+  expect(() => createTokenizer(broken('/////w=='), {})).toThrow(/damaged/);
+});

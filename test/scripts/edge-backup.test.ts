@@ -1,0 +1,65 @@
+/** The database of an edge, destroyed and restored: by real wrangler, on a real local D1. */
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterAll, expect, test } from 'vitest';
+import { inRestorableOrder } from '../../scripts/edge-backup.ts';
+
+const folder = mkdtempSync(path.join(tmpdir(), 'maskroute-backup-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const CONFIG = path.join(folder, 'wrangler.toml');
+const FILE = path.join(folder, 'backup.sql');
+
+function run(...words: string[]): string {
+  const env = { ...process.env, CI: '1', WRANGLER_SEND_METRICS: 'false' };
+  const { status, stdout, stderr } = spawnSync(words[0]!, words.slice(1), { env, encoding: 'utf8' });
+  expect(status, `${words.join(' ')}: ${stdout}${stderr}`).toBe(0);
+  return stdout;
+}
+const d1 = (...words: string[]) =>
+  run('node_modules/.bin/wrangler', 'd1', words[0]!, 'DB', ...words.slice(1), '--local', '--config', CONFIG);
+const script = (action: string) =>
+  run(process.execPath, 'scripts/edge-backup.ts', action, FILE, '--local', '--config', CONFIG);
+
+const ROWS = `insert into tenants (id, name, routing_policy, created_at_ms) values ('precious', 'it''s; "so"', 'first_user', 1);
+insert into api_keys (id, kind, tenant_id, name, prefix, sha256, created_at_ms) values ('k', 'tenant', 'precious', 'n', 'p', 's', 1);
+insert into audit_log (created_at_ms, tenant, actor, address, action, target, request_id) values (1, '', 'root', '', 'POST /x', '/x', 'r');`;
+const read = () =>
+  JSON.parse(
+    d1(
+      'execute',
+      '--json',
+      '--command',
+      'select t.id, t.name, k.id as key, (select count(*) from audit_log) as changes, (select count(*) from d1_migrations) as migrations from tenants t join api_keys k on k.tenant_id = t.id',
+    ),
+  );
+
+test('a database that was destroyed comes back whole from one file', () => {
+  writeFileSync(
+    CONFIG,
+    `name = "maskroute"\ncompatibility_date = "2026-08-01"\n[[d1_databases]]\nbinding = "DB"\ndatabase_name = "maskroute"
+database_id = "00000000-0000-0000-0000-000000000000"\nmigrations_dir = ${JSON.stringify(path.resolve('migrations'))}\n`,
+  );
+  run('node_modules/.bin/wrangler', 'd1', 'migrations', 'apply', 'DB', '--local', '--config', CONFIG);
+  writeFileSync(path.join(folder, 'rows.sql'), ROWS);
+  d1('execute', '--file', path.join(folder, 'rows.sql'));
+  const before = read();
+  expect(before[0].results).toMatchObject([{ id: 'precious', name: `it's; "so"`, key: 'k', changes: 1 }]);
+  script('backup');
+  expect(statSync(FILE).mode & 0o777).toBe(0o600);
+  rmSync(path.join(folder, '.wrangler'), { recursive: true });
+  script('restore');
+  expect(read()[0].results).toEqual(before[0].results);
+  expect(readFileSync(FILE, 'utf8')).toContain('CREATE INDEX');
+}, 300_000);
+
+test('tables come before rows, and a semicolon in a text ends nothing', () => {
+  const sql = `PRAGMA a=b;\nINSERT INTO "x" VALUES('a;b''c');\nCREATE INDEX i ON x (y);\nCREATE TABLE x (y -- a; comment\n);\n`;
+  expect(
+    inRestorableOrder(sql)
+      .split(';\n')
+      .map((one) => one.slice(0, 12)),
+  ).toEqual(['PRAGMA a=b', 'CREATE TABLE', 'INSERT INTO ', 'CREATE INDEX', '']);
+});

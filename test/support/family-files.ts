@@ -1,0 +1,114 @@
+/** A random model of any family as files: a Hugging Face folder, or GGUF as llama.cpp's converter writes it. */
+import { decoderTensors, FAMILIES } from '../../gpu-backend/model/families.ts';
+import type { ModelConfig, WeightSource } from '../../gpu-backend/model/model-source.ts';
+import { ropeFrequencies } from '../../gpu-backend/model/rope.ts';
+import type { GgufParts, Tensor, Value } from './gguf.ts';
+import { floats, tinyLlama } from './gguf.ts';
+import { writeSafetensors } from './safetensors.ts';
+
+type Weights = Map<string, { shape: readonly number[]; data: Float32Array }>;
+
+export async function readAll(source: WeightSource): Promise<Weights> {
+  const weights: Weights = new Map();
+  for (const { name, shape } of decoderTensors(source.config)) {
+    weights.set(name, { shape, data: await source.read(name) });
+  }
+  return weights;
+}
+
+/** In `shards` files with an index, or in one. */
+export function safetensorsFiles(weights: Weights, shards: number): Record<string, Uint8Array> {
+  if (shards === 1) return { 'model.safetensors': writeSafetensors(weights) };
+  const number = (value: number) => String(value).padStart(5, '0');
+  const files: Record<string, Uint8Array> = {};
+  const map: Record<string, string> = {};
+  for (let shard = 0; shard < shards; shard++) {
+    const name = `model-${number(shard + 1)}-of-${number(shards)}.safetensors`;
+    const own = [...weights].filter((_, i) => i % shards === shard);
+    for (const [tensor] of own) map[tensor] = name;
+    files[name] = writeSafetensors(new Map(own));
+  }
+  files['model.safetensors.index.json'] = new TextEncoder().encode(JSON.stringify({ weight_map: map }));
+  return files;
+}
+
+const u32 = (value: number): Value => ({ type: 'u32', value });
+const f32 = (value: number): Value => ({ type: 'f32', value });
+const text = (value: string): Value => ({ type: 'string', value });
+
+/** With the byte tokenizer of the tiny Llama; Mistral's files say llama. */
+export async function ggufParts(source: WeightSource): Promise<GgufParts> {
+  const { config } = source;
+  const architecture = config.architecture === 'mistral' ? 'llama' : config.architecture;
+  const own: Record<string, Value> = {
+    block_count: u32(config.layerCount),
+    context_length: u32(config.contextTokens),
+    embedding_length: u32(config.hiddenSize),
+    feed_forward_length: u32(config.ffnSize),
+    'attention.head_count': u32(config.headCount),
+    'attention.head_count_kv': u32(config.kvHeadCount),
+    'attention.key_length': u32(config.headSize),
+    'attention.value_length': u32(config.headSize),
+    'attention.layer_norm_rms_epsilon': f32(config.rmsEpsilon),
+    'rope.freq_base': f32(config.ropeTheta),
+    ...(config.slidingWindow && { 'attention.sliding_window': u32(config.slidingWindow.tokens) }),
+    ...scalingMetadata(config),
+  };
+  const metadata = new Map<string, Value>([
+    ['general.architecture', text(architecture)],
+    ...Object.entries(own).map(([key, value]): [string, Value] => [`${architecture}.${key}`, value]),
+    ...[...tinyLlama().metadata].filter(([key]) => key.startsWith('tokenizer.')),
+  ]);
+  const weights = await readAll(source);
+  const tensors = decoderTensors(config).map(({ name, ggufName, shape, interleavedHeads }): Tensor => {
+    const { data } = weights.get(name)!;
+    const stored = interleavedHeads === undefined ? data : interleave(data, interleavedHeads, shape[1] ?? 1);
+    return { name: ggufName, shape, type: 0, data: floats(stored) };
+  });
+  return { metadata, tensors: [...tensors, ...ropeFactors(config)] };
+}
+
+function scalingMetadata({ ropeScaling }: ModelConfig): Record<string, Value> {
+  if (ropeScaling?.type !== 'linear' && ropeScaling?.type !== 'yarn') return {};
+  return {
+    'rope.scaling.type': text(ropeScaling.type),
+    'rope.scaling.factor': f32(ropeScaling.factor),
+    ...(ropeScaling.type === 'yarn' && {
+      'rope.scaling.original_context_length': u32(ropeScaling.originalContextTokens),
+    }),
+  };
+}
+
+/** Llama 3's scaling is a tensor there. */
+function ropeFactors(config: ModelConfig): Tensor[] {
+  if (config.ropeScaling?.type !== 'llama3') return [];
+  const { ropeScaling: _, ...plain } = config;
+  const scaled = ropeFrequencies(config);
+  const factors = Float32Array.from(ropeFrequencies(plain), (frequency, i) => frequency / scaled[i]!);
+  return [{ name: 'rope_freqs.weight', shape: [factors.length], type: 0, data: floats(factors) }];
+}
+
+/** `LlamaModel.permute` of convert_hf_to_gguf.py: reshape(heads, 2, D/2, columns).swapaxes(1, 2). */
+function interleave(rows: Float32Array, heads: number, columns: number): Float32Array {
+  const out = new Float32Array(rows.length);
+  const size = rows.length / columns / heads;
+  for (let h = 0; h < heads; h++)
+    for (let j = 0; j < 2; j++)
+      for (let i = 0; i < size / 2; i++) {
+        const from = (h * size + j * (size / 2) + i) * columns;
+        out.set(rows.subarray(from, from + columns), (h * size + 2 * i + j) * columns);
+      }
+  return out;
+}
+
+/** Families whose GGUF files say less than their config.json. */
+export const canBeGguf = ({
+  architecture,
+  slidingWindow,
+  layerCount,
+  layersWithoutRope,
+}: ModelConfig): boolean => {
+  const { ropelessEvery } = FAMILIES[architecture];
+  const usual = layersWithoutRope?.every((layer) => (layer + 1) % ropelessEvery! === 0) ?? true;
+  return usual && (slidingWindow === undefined || slidingWindow.layers.length === layerCount);
+};

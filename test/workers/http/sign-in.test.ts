@@ -1,0 +1,84 @@
+/** Signing in through a real OpenID Connect provider. */
+import { expect, inject, it } from 'vitest';
+import type { Session } from '../../../shared/admin/admin-wire.ts';
+import { CSRF_HEADER, SIGN_IN_HEADER } from '../../../shared/admin/admin-wire.ts';
+import { EDGE_URL } from '../../support/edge/constants.ts';
+import { call, errorCode, freshIsolate, newTenant } from '../support/edge.ts';
+
+const edge = () =>
+  freshIsolate({
+    OIDC_ISSUER: inject('oidcUrl'),
+    OIDC_CLIENT_ID: 'maskroute',
+    OIDC_CLIENT_SECRET: 'a-secret-of-the-tests',
+  });
+
+const cookiesOf = (response: Response): string[] =>
+  response.headers.getSetCookie().map((cookie) => cookie.split(';')[0]!);
+
+/** What a browser does: it follows the provider's redirects until one leads to the edge. */
+async function signIn(who: string, isolate: ReturnType<typeof freshIsolate>) {
+  const begun = await call('GET', '/dashboard/sign-in', {}, isolate);
+  expect(begun.status).toBe(302);
+  let at = new URL(begun.headers.get('location')!);
+  at.searchParams.set('login_hint', who);
+  const jar = new Map<string, string>();
+  while (at.origin !== EDGE_URL) {
+    const cookie = [...jar].map(([name, value]) => `${name}=${value}`).join('; ');
+    const response = await fetch(at, { redirect: 'manual', headers: { cookie } });
+    for (const pair of cookiesOf(response)) jar.set(...(pair.split(/=(.*)/s, 2) as [string, string]));
+    expect([302, 303], await response.clone().text()).toContain(response.status);
+    at = new URL(response.headers.get('location')!, at);
+  }
+  return { callback: at.pathname + at.search, cookie: cookiesOf(begun)[0]! };
+}
+
+const back = (
+  { callback, cookie }: Awaited<ReturnType<typeof signIn>>,
+  isolate: ReturnType<typeof freshIsolate>,
+) => call('GET', callback, { headers: { cookie } }, isolate);
+
+it('gives a session with the role that the provider says, and every change its name', async () => {
+  const { tenant } = await newTenant();
+  const isolate = edge();
+  expect((await call('GET', '/dashboard/session', {}, isolate)).headers.get(SIGN_IN_HEADER)).toMatch(/^127/);
+  for (const [role, of] of [
+    ['admin', null],
+    ['viewer', null],
+    ['tenant_admin', tenant],
+    ['viewer', tenant],
+  ] as const) {
+    const who = of === null ? role : `${role}:${of}`;
+    const response = await back(await signIn(who, isolate), isolate);
+    expect(response.status).toBe(302);
+    const cookie = cookiesOf(response).find((pair) => pair.includes('session'))!;
+    const headers = { cookie };
+    const session = await (await call('GET', '/dashboard/session', { headers }, isolate)).json<Session>();
+    expect(session).toMatchObject({ actor: `oidc:${who}`, role, tenant: of });
+    const change = call(
+      'PATCH',
+      `/admin/v1/tenants/${tenant}`,
+      { body: { name: who }, headers: { cookie, origin: EDGE_URL, [CSRF_HEADER]: session.csrf } },
+      isolate,
+    );
+    expect((await change).status).toBe(role === 'viewer' ? 403 : 200);
+    const log = await call('GET', `/admin/v1/audit?q=oidc:${who}`, { headers }, isolate);
+    expect((await log.json<{ data: unknown[] }>()).data).toHaveLength(role === 'viewer' ? 0 : 1);
+  }
+});
+
+it('gives nothing to who has no role, comes from another browser, or comes twice', async () => {
+  const isolate = edge();
+  expect(await errorCode(back(await signIn('nobody', isolate), isolate))).toBe('403 forbidden');
+  const begun = await signIn('admin', isolate);
+  const other = await signIn('admin', isolate);
+  expect(await errorCode(back({ ...begun, cookie: '' }, isolate))).toBe('401 invalid_session');
+  expect(await errorCode(back({ ...begun, cookie: other.cookie }, isolate))).toBe('401 invalid_session');
+  expect((await back(begun, isolate)).status).toBe(302);
+  expect(await errorCode(back(begun, isolate))).toBe('401 invalid_session');
+});
+
+it('is not there without a provider, and says so when the provider is away', async () => {
+  expect(await errorCode(call('GET', '/dashboard/sign-in'))).toBe('404 not_found');
+  const away = freshIsolate({ OIDC_ISSUER: 'http://127.0.0.1:9', OIDC_CLIENT_ID: 'maskroute' });
+  expect(await errorCode(call('GET', '/dashboard/sign-in', {}, away))).toBe('503 configuration_unavailable');
+});

@@ -1,0 +1,111 @@
+/**
+ * Writes down every administrative change: who, what, from where, before and after. A change whose entry cannot be begun
+ * is refused. So the log may say of a change that its end is not known, but none is missing.
+ */
+import { Hono } from 'hono';
+import { createMiddleware } from 'hono/factory';
+import { matchedRoutes } from 'hono/route';
+import { type Cursor, DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
+import { log, reasonOf } from '../base/log.ts';
+import { addressOf } from '../base/place.ts';
+import { beginAudit, completeAudit, dropAudit, listAudit } from '../db/audit-rows.ts';
+import { d1 } from '../db/d1.ts';
+import type { AppContext, AppEnv } from '../http/context.ts';
+import { listed, pageQuery, scopedTenant } from './scope.ts';
+
+const READING = ['GET', 'HEAD', 'OPTIONS'];
+const PREFIX = '/admin/v1';
+
+export const audited = createMiddleware<AppEnv>(async (c, next) => {
+  if (READING.includes(c.req.method)) return await next();
+  const { db, config } = c.var.services;
+  const { actor, tenant } = c.var.admin;
+  const sequence = await d1(
+    beginAudit(db, {
+      ...{ createdAt_ms: Date.now(), tenant: tenant ?? DEFAULT_TENANT, actor },
+      address: addressOf(c.req.raw, config.TRUSTED_FRONT) ?? '',
+      action: `${c.req.method} ${routeOf(c)}`,
+      target: c.req.path.slice(PREFIX.length),
+      requestId: c.get('requestId'),
+    }),
+  );
+  await next();
+  await ended(c, sequence).catch((error) => {
+    log('error', 'audit_not_completed', { request_id: c.get('requestId'), reason: reasonOf(error) });
+  });
+});
+
+async function ended(c: AppContext, sequence: number): Promise<void> {
+  const { db } = c.get('services');
+  const { status } = c.res;
+  // What failed here may have been done.
+  if (status >= 500) return;
+  const after = status < 400 ? await stateIn(c.res) : undefined;
+  if (after === undefined || isCheck(after)) return await d1(dropAudit(db, sequence));
+  const before = c.get('before') ?? null;
+  await d1(completeAudit(db, sequence, { tenant: tenantOf(c, after), before, after }));
+}
+
+/** What the answer shows, without a key that it shows this once. */
+async function stateIn(response: Response): Promise<Record<string, unknown>> {
+  const text = await response.clone().text();
+  const { key: _key, ...shown } = text === '' ? {} : JSON.parse(text);
+  return shown;
+}
+
+/** A publication that was only checked. */
+const isCheck = (after: Record<string, unknown>): boolean => after.activated === false;
+
+function tenantOf(c: AppContext, after: Record<string, unknown>): string {
+  const isTenant = c.req.path.startsWith(`${PREFIX}/tenants`);
+  const named = isTenant ? after.id : after.tenant;
+  return typeof named === 'string' ? named : (c.get('admin').tenant ?? DEFAULT_TENANT);
+}
+
+/** The route's own pattern, without the names that are in it. */
+function routeOf(c: AppContext): string {
+  const last = matchedRoutes(c)
+    .map(({ path }) => path)
+    .filter((path) => !path.endsWith('*'))
+    .at(-1);
+  return (last ?? c.req.path).slice(PREFIX.length);
+}
+
+/* Reading it. */
+
+const EXPORT_PAGE_ROWS = 200;
+
+export const audit = new Hono<AppEnv>()
+  .get('/', async (c) => {
+    const tenant = await seenTenant(c);
+    return c.json(listed(await d1(listAudit(c.var.services.db, tenant, pageQuery(c)))));
+  })
+  .get('/export', async (c) => {
+    const tenant = await seenTenant(c);
+    const rows = allRows(c, tenant);
+    c.header('content-disposition', 'attachment; filename="audit.jsonl"');
+    return c.body(rows, 200, { 'content-type': 'application/x-ndjson; charset=utf-8' });
+  });
+
+/** Undefined: everything. */
+async function seenTenant(c: AppContext): Promise<string | undefined> {
+  const tenant = await scopedTenant(c, c.req.query('tenant'));
+  return tenant === DEFAULT_TENANT ? undefined : tenant;
+}
+
+/** Page by page, as the client takes them: the log may be long. */
+function allRows(c: AppContext, tenant: string | undefined): ReadableStream<Uint8Array> {
+  const { db } = c.get('services');
+  const encoder = new TextEncoder();
+  let before: Cursor | undefined;
+  return new ReadableStream<Uint8Array>({
+    async pull(controller) {
+      const { data, next } = await d1(listAudit(db, tenant, { limit: EXPORT_PAGE_ROWS, before }));
+      if (data.length > 0) {
+        controller.enqueue(encoder.encode(data.map((entry) => `${JSON.stringify(entry)}\n`).join('')));
+      }
+      if (next === null) controller.close();
+      else before = next;
+    },
+  });
+}

@@ -1,0 +1,96 @@
+/** Who changed what, when, from where, and what it was before. */
+import { type AuditEntry, auditEntrySchema } from '../../../shared/admin/audit-wire.ts';
+import { query } from '../api.ts';
+import { RowButton } from '../components/controls.tsx';
+import { Empty } from '../components/notice.tsx';
+import { Facts, ListTable } from '../components/table.tsx';
+import { useAddress, useList, useScope } from '../hooks.ts';
+import { when } from '../look.ts';
+
+const REFRESH_ms = 15_000;
+
+export function Audit() {
+  const { tenant } = useScope();
+  const [q, setQ] = useAddress('q', '');
+  const [shown, show] = useAddress('entry', '');
+  const scope = { tenant: tenant || undefined };
+  const list = useList(auditEntrySchema, '/audit', { ...scope, q: q || undefined }, REFRESH_ms);
+  const entry = list.state === 'ready' ? list.data.find(({ id }) => String(id) === shown) : undefined;
+  return (
+    <>
+      <p class="row">
+        <a href={`/admin/v1/audit/export${query(scope)}`} download>
+          Export as JSONL
+        </a>
+      </p>
+      {entry !== undefined && <Detail entry={entry} onClose={() => show('')} />}
+      <ListTable
+        caption="What administrators changed"
+        list={list}
+        empty="Nothing was changed yet."
+        search={{ title: 'Search: who, what, from where, or an x-request-id', value: q, onSearch: setQ }}
+        rowKey={({ id }) => String(id)}
+        columns={[
+          { title: 'When', cell: ({ created_at }) => when(created_at) },
+          { title: 'Who', cell: ({ actor }) => <code>{actor}</code> },
+          { title: 'What', cell: ({ action }) => action },
+          { title: 'Of', cell: ({ target }) => <code>{target}</code> },
+          { title: 'Tenant', cell: (row) => row.tenant || '–' },
+          { title: 'From', cell: ({ address }) => address ?? 'unknown' },
+          { title: 'End', cell: ({ is_known }) => (is_known ? 'done' : 'not known') },
+          {
+            title: 'Change',
+            isActions: true,
+            cell: ({ id, target }) => (
+              <RowButton title="Open" reads about={`${id} ${target}`} onClick={() => show(String(id))} />
+            ),
+          },
+        ]}
+      />
+    </>
+  );
+}
+
+function Detail({ entry, onClose }: { readonly entry: AuditEntry; readonly onClose: () => void }) {
+  return (
+    <section aria-label={`Change ${entry.id}`} class="detail">
+      <div class="row spread">
+        <h2>
+          {entry.action} of {entry.target}
+        </h2>
+        <button type="button" class="small outline" onClick={onClose}>
+          Close
+        </button>
+      </div>
+      <Facts
+        facts={[
+          ['When', when(entry.created_at)],
+          ['Who', entry.actor],
+          ['From', entry.address ?? 'unknown'],
+          ['x-request-id', entry.request_id],
+        ]}
+      />
+      <div class="sides">
+        <State title="Before" state={entry.before} none="There was nothing, or it was not looked up." />
+        <State
+          title="After"
+          state={entry.after}
+          none={entry.is_known ? 'Nothing is left.' : 'The edge failed before it could write that down.'}
+        />
+      </div>
+    </section>
+  );
+}
+
+function State(props: { readonly title: string; readonly state: unknown; readonly none: string }) {
+  return (
+    <div>
+      <h3>{props.title}</h3>
+      {props.state === null ? (
+        <Empty>{props.none}</Empty>
+      ) : (
+        <pre class="prose">{JSON.stringify(props.state, null, 2)}</pre>
+      )}
+    </div>
+  );
+}

@@ -1,0 +1,456 @@
+/** What serves now in what share, what is on its way, and the way back; and what else could be made live. */
+
+import { useEffect, useState } from 'preact/hooks';
+import {
+  type LivePublication,
+  livePublicationSchema,
+  type MaskSetSummary,
+  maskSetSummarySchema,
+  type Publication,
+  type PublishBody,
+  publicationInUseSchema,
+  publicationSchema,
+  type ServedPart,
+} from '../../../shared/admin/publication-wire.ts';
+import { type ReleaseComparison, releaseComparisonSchema } from '../../../shared/admin/stats-wire.ts';
+import { admin, noneIfNotFound, query } from '../api.ts';
+import { RowButton, timeIn } from '../components/controls.tsx';
+import { Confirm, FormDialog } from '../components/dialog.tsx';
+import { Loaded } from '../components/notice.tsx';
+import { ListTable, Table } from '../components/table.tsx';
+import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
+import { duration, number, percent, setOwner, shortVersion, when, whose } from '../look.ts';
+
+/** What the person is about to do. */
+type Intent =
+  | { readonly what: 'activate'; readonly set: MaskSetSummary; readonly seen: string | null }
+  | { readonly what: 'rollback' | 'promote' | 'pause' | 'resume'; readonly live: LivePublication };
+
+const REFRESH_ms = 5_000;
+
+export function Releases() {
+  const { tenant, mayChange } = useScope();
+  const [intent, setIntent] = useState<Intent>();
+  const state = useLoad(['releases', tenant], (signal) => loadState(tenant, signal), REFRESH_ms);
+  const live = state.state === 'ready' ? state.data.live : null;
+  const close = () => setIntent(undefined);
+  return (
+    <>
+      <Loaded load={state}>
+        {(found) => (
+          <>
+            <Serving {...found} tenant={tenant} />
+            {mayChange && found.live !== null && (
+              <Steps live={found.live} onAct={(what) => setIntent({ what, live: found.live! })} />
+            )}
+            {found.comparison !== null && <Comparison comparison={found.comparison} live={found.live} />}
+          </>
+        )}
+      </Loaded>
+      <MaskSets
+        live={live}
+        onActivate={(set) => setIntent({ what: 'activate', set, seen: live?.version ?? null })}
+      />
+      <History />
+      {intent?.what === 'activate' && <ActivateDialog {...intent} tenant={tenant} onClose={close} />}
+      {intent !== undefined && intent.what !== 'activate' && (
+        <ActDialog what={intent.what} live={intent.live} tenant={tenant} onClose={close} />
+      )}
+    </>
+  );
+}
+
+async function loadState(tenant: string, signal: AbortSignal) {
+  const scope = query({ tenant });
+  const [live, inUse] = await Promise.all([
+    admin(livePublicationSchema, `/publications/live${scope}`, { signal }).catch(noneIfNotFound),
+    admin(publicationInUseSchema, `/publications/in-use${scope}`, { signal }).catch(noneIfNotFound),
+  ]);
+  const comparison =
+    live === null
+      ? null
+      : await admin(releaseComparisonSchema, `/publications/comparison${scope}`, { signal }).catch(
+          noneIfNotFound,
+        );
+  return { live, parts: inUse?.parts ?? [], comparison };
+}
+
+/* What serves now. */
+
+function Serving(props: {
+  readonly tenant: string;
+  readonly live: LivePublication | null;
+  readonly parts: readonly ServedPart[];
+}) {
+  const { tenant, live, parts } = props;
+  const shown = parts.length === 0 ? [{ tenant, version: null, share: 1 }] : parts;
+  const coming = live !== null && live.share === 0 ? live : null;
+  return (
+    <section aria-label="Serving now" class="serving">
+      <div role="status">
+        <ul>
+          {shown.map((part) => (
+            <li key={`${part.tenant} ${part.version}`}>
+              <strong>{stateOf(part, live)}</strong>{' '}
+              {part.version === null ? 'the dense model' : <code>{part.version}</code>}
+              {part.version !== null && part.tenant !== tenant && ` (${setOwner(part.tenant)})`}
+              <meter
+                min={0}
+                max={1}
+                value={part.share}
+                aria-label={`Share of ${part.version ?? 'the dense model'}`}
+              />
+            </li>
+          ))}
+          {coming !== null && (
+            <li>
+              <strong>
+                {coming.paused_at === null
+                  ? `scheduled for ${when(coming.activate_at)}`
+                  : 'scheduled, paused'}
+              </strong>{' '}
+              <code>{coming.version}</code>
+            </li>
+          )}
+        </ul>
+      </div>
+      <small>For {whose(tenant)}. A change holds in every part of the edge within five seconds.</small>
+    </section>
+  );
+}
+
+function stateOf({ version, share }: ServedPart, live: LivePublication | null): string {
+  const isOnItsWay = live !== null && live.version === version && live.share > 0 && live.share < 1;
+  if (!isOnItsWay) return `serving ${percent(share, 0)}`;
+  return live.paused_at === null ? `rolling out ${percent(share, 0)}` : `paused at ${percent(share, 0)}`;
+}
+
+function Steps({
+  live,
+  onAct,
+}: {
+  readonly live: LivePublication;
+  readonly onAct: (what: 'rollback' | 'promote' | 'pause' | 'resume') => void;
+}) {
+  const isOnItsWay = live.share < 1;
+  return (
+    <div class="row">
+      {isOnItsWay && (
+        <>
+          <button type="button" onClick={() => onAct('promote')}>
+            Promote
+          </button>
+          {live.paused_at === null ? (
+            <button type="button" class="secondary" onClick={() => onAct('pause')}>
+              Pause
+            </button>
+          ) : (
+            <button type="button" class="secondary" onClick={() => onAct('resume')}>
+              Resume
+            </button>
+          )}
+        </>
+      )}
+      <button
+        type="button"
+        class="danger"
+        disabled={live.previous_version === null && live.share === 1}
+        onClick={() => onAct('rollback')}
+      >
+        Roll back
+      </button>
+      {isOnItsWay && <p class="next">{nextOf(live)}</p>}
+    </div>
+  );
+}
+
+/** The next share and the time until then; it counts down by itself. */
+function nextOf(live: LivePublication) {
+  if (live.paused_at !== null) return `Paused since ${when(live.paused_at)}: nothing goes on by itself.`;
+  const next = live.rollout.find(({ share }) => share > live.share)?.share ?? 1;
+  return live.next_step_at === null ? (
+    ''
+  ) : (
+    <>
+      Next step, {percent(next, 0)}, in <Countdown to_ms={Date.parse(live.next_step_at)} />
+    </>
+  );
+}
+
+function Countdown({ to_ms }: { readonly to_ms: number }) {
+  const [now_ms, setNow] = useState(Date.now());
+  useEffect(() => {
+    const timer = setInterval(() => setNow(Date.now()), 1_000);
+    return () => clearInterval(timer);
+  }, []);
+  return <span role="timer">{duration(to_ms - now_ms)}</span>;
+}
+
+function Comparison(props: {
+  readonly comparison: ReleaseComparison;
+  readonly live: LivePublication | null;
+}) {
+  const { sides, minutes, from } = props.comparison;
+  const isPair = sides.length > 1;
+  return (
+    <>
+      <Table
+        caption={isPair ? 'The newest version beside the one that it replaces' : 'The version that serves'}
+        rows={sides}
+        rowKey={({ version }) => version}
+        columns={[
+          { title: 'Version', cell: ({ version }) => <code title={version}>{shortVersion(version)}</code> },
+          { title: 'Requests', cell: ({ requests }) => number(requests), isNumber: true },
+          { title: 'Errors', cell: ({ error_rate }) => percent(error_rate), isNumber: true },
+          { title: 'First token, ms', cell: ({ ttft_ms }) => number(ttft_ms), isNumber: true },
+          { title: 'ms/token', cell: ({ tpot_ms }) => number(tpot_ms, 1), isNumber: true },
+        ]}
+      />
+      <p>
+        <small>
+          {isPair
+            ? minutes === 0
+              ? 'Not comparable yet: there is no minute in which both answered.'
+              : `Counted in the ${minutes} minutes since ${when(from)} in which both answered.`
+            : `Since ${when(from)}.`}
+        </small>
+      </p>
+    </>
+  );
+}
+
+/* What was made live, and what could be. */
+
+function History() {
+  const { tenant } = useScope();
+  const [q, setQ] = useAddress('history', '');
+  const list = useList(publicationSchema, '/publications', { tenant, q: q || undefined }, REFRESH_ms);
+  return (
+    <ListTable
+      caption="History"
+      list={list}
+      empty="Nothing was published yet."
+      search={{ title: 'Search the history: a version, who, or why', value: q, onSearch: setQ }}
+      rowKey={({ id }) => id}
+      columns={[
+        { title: 'When', cell: (row) => when(row.created_at) },
+        { title: 'What', cell: (row) => row.action },
+        {
+          title: 'Version',
+          cell: ({ version }) =>
+            version === null ? 'nothing' : <code title={version}>{shortVersion(version)}</code>,
+        },
+        {
+          title: 'Instead of',
+          cell: ({ replaced_version: old }) =>
+            old === null ? 'nothing' : <code title={old}>{shortVersion(old)}</code>,
+        },
+        { title: 'How', cell: howOf },
+        { title: 'By', cell: (row) => <code>{row.actor}</code> },
+      ]}
+    />
+  );
+}
+
+function howOf({ action, rollout, auto_rollback: bounds, reason }: Publication): string {
+  if (action === 'pause') return 'its steps stand still';
+  const steps = rollout.map(({ share, duration_s }) => `${percent(share, 0)} for ${duration_s / 60} min`);
+  const parts = [
+    steps.length === 0 ? 'for everyone' : `${steps.join(', ')}, then everyone`,
+    ...(bounds === null ? [] : ['watched']),
+    ...(reason === null ? [] : [`because ${reason}`]),
+  ];
+  return parts.join('; ');
+}
+
+function MaskSets(props: {
+  readonly live: LivePublication | null;
+  readonly onActivate: (set: MaskSetSummary) => void;
+}) {
+  const { live } = props;
+  const { tenant } = useScope();
+  const [q, setQ] = useAddress('set', '');
+  const list = useList(maskSetSummarySchema, '/mask-sets', { tenant, q: q || undefined }, REFRESH_ms);
+  return (
+    <ListTable
+      caption="Mask sets"
+      list={list}
+      empty="No mask set was uploaded: “maskroute publish FILE” does it."
+      search={{ title: 'Search mask sets: a name, version or model', value: q, onSearch: setQ }}
+      rowKey={({ version }) => version}
+      columns={[
+        { title: 'Version', cell: (set) => <code title={set.version}>{shortVersion(set.version)}</code> },
+        { title: 'Name', cell: (set) => set.name, sort: (set) => set.name },
+        { title: 'Model', cell: (set) => set.model.name, sort: (set) => set.model.name },
+        { title: 'Clusters', cell: (set) => set.clusters, sort: (set) => set.clusters, isNumber: true },
+        {
+          title: 'Blocks out',
+          cell: (set) => percent(set.reached_sparsity),
+          sort: (set) => set.reached_sparsity,
+          isNumber: true,
+        },
+        { title: 'Uploaded', cell: (set) => when(set.created_at), sort: (set) => set.created_at },
+        {
+          title: 'Release',
+          isActions: true,
+          cell: (set) =>
+            live !== null && set.version === live.version ? (
+              placeOf(live)
+            ) : (
+              <RowButton title="Activate" about={set.version} onClick={() => props.onActivate(set)} />
+            ),
+        },
+      ]}
+    />
+  );
+}
+
+const placeOf = ({ share, paused_at }: LivePublication): string => {
+  if (share === 1) return 'serving';
+  if (paused_at !== null) return 'paused';
+  return share === 0 ? 'scheduled' : 'rolling out';
+};
+
+/*
+ * Making a set live, at once or step by step, and changing that. Each names what is live as this page saw it: when
+ * somebody else was faster, the edge refuses and nothing changes.
+ */
+
+/** The share of conversations that see the new version at each step on the way to everyone. */
+const STEP_SHARES = [0.01, 0.1];
+
+function ActivateDialog(props: {
+  readonly set: MaskSetSummary;
+  readonly tenant: string;
+  readonly seen: string | null;
+  readonly onClose: () => void;
+}) {
+  const { set, tenant, seen, onClose } = props;
+  return (
+    <FormDialog
+      title="Make this mask set live?"
+      action="Activate"
+      onClose={onClose}
+      onSubmit={async (form) => {
+        const body: PublishBody = {
+          version: set.version,
+          tenant,
+          expected_version: seen,
+          ...scheduleOf(form),
+        };
+        await admin(publicationSchema, '/publications', { method: 'POST', body });
+        onClose();
+      }}
+    >
+      <p>
+        {set.name} ({set.version}) for {whose(tenant)}. Every part of the edge knows it within five seconds.
+      </p>
+      <label>
+        <input name="gradual" type="checkbox" />
+        Step by step: 1 %, 10 %, then every conversation
+      </label>
+      <label>
+        Minutes a step
+        <input name="minutes" type="number" min={1} max={1440} defaultValue="10" required />
+      </label>
+      <label>
+        Not before (empty: now)
+        <input name="activate_at" type="datetime-local" />
+      </label>
+      <label>
+        Roll back at an error rate above, % (empty: never)
+        <input name="errors" type="number" min={0} max={99} step="any" />
+      </label>
+      <label>
+        Roll back when ms/token is more than this many times that of the version before (empty: never)
+        <input name="ratio" type="number" min={1.01} step="any" />
+      </label>
+    </FormDialog>
+  );
+}
+
+function scheduleOf(form: FormData): Partial<PublishBody> {
+  const errors = form.get('errors');
+  const ratio = form.get('ratio');
+  const duration_s = Math.round(60 * Number(form.get('minutes')));
+  return {
+    ...(form.get('gradual') === null ? {} : { rollout: STEP_SHARES.map((share) => ({ share, duration_s })) }),
+    ...timeIn(form, 'activate_at'),
+    ...(errors === null && ratio === null
+      ? {}
+      : {
+          auto_rollback: {
+            ...(errors === null ? {} : { error_rate_max: Number(errors) / 100 }),
+            ...(ratio === null ? {} : { tpot_ratio_max: Number(ratio) }),
+          },
+        }),
+  };
+}
+
+type Act = {
+  readonly title: string;
+  readonly action: (live: LivePublication) => string;
+  readonly says: (live: LivePublication, tenant: string) => string;
+  readonly path: string;
+  readonly body: (live: LivePublication) => object;
+  readonly destroys?: boolean;
+};
+
+const nothingMore = () => ({});
+const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
+  rollback: {
+    title: 'Roll back?',
+    action: ({ version }) => `Roll back ${shortVersion(version)}`,
+    says: (live, tenant) =>
+      `${live.version} goes, ${live.previous_version ?? whatIsLeft(tenant)} comes back for ${whose(tenant)}.`,
+    path: '/publications/rollback',
+    body: nothingMore,
+    destroys: true,
+  },
+  promote: {
+    title: 'Promote to everyone?',
+    action: () => 'Promote',
+    says: ({ version }, tenant) =>
+      `Every conversation of ${whose(tenant)} sees ${version} within five seconds.`,
+    path: '/publications',
+    body: ({ version, auto_rollback }) => ({ version, ...(auto_rollback === null ? {} : { auto_rollback }) }),
+  },
+  pause: {
+    title: 'Pause the rollout?',
+    action: () => 'Pause',
+    says: ({ version, share }) =>
+      `${version} stays at ${percent(share, 0)}: the same conversations see it until somebody resumes.`,
+    path: '/publications/pause',
+    body: nothingMore,
+  },
+  resume: {
+    title: 'Resume the rollout?',
+    action: () => 'Resume',
+    says: ({ version, share }) =>
+      `${version} goes on from ${percent(share, 0)}; the time that it stood still is added to its steps.`,
+    path: '/publications/resume',
+    body: nothingMore,
+  },
+};
+
+function ActDialog(props: {
+  readonly what: keyof typeof ACTS;
+  readonly live: LivePublication;
+  readonly tenant: string;
+  readonly onClose: () => void;
+}) {
+  const { what, live, tenant, onClose } = props;
+  const { title, action, says, path, body, destroys = false } = ACTS[what];
+  const act = async () => {
+    const asked = { tenant, expected_version: live.version, ...body(live) };
+    await admin(publicationSchema, path, { method: 'POST', body: asked });
+  };
+  return (
+    <Confirm title={title} action={action(live)} destroys={destroys} onClose={onClose} act={act}>
+      <p>{says(live, tenant)}</p>
+    </Confirm>
+  );
+}
+
+/** After a first publication that was called off. */
+const whatIsLeft = (tenant: string): string => (tenant === '' ? 'the dense model' : 'the default mask set');

@@ -1,0 +1,81 @@
+/**
+ * The audit log in D1. An entry is begun before its change is made and completed after it, so that no change is made that
+ * the log does not have. Nothing else ever changes one.
+ */
+import { and, desc, eq, isNull, lt } from 'drizzle-orm';
+import type { PageQuery } from '../../shared/admin/admin-wire.ts';
+import type { AuditEntry } from '../../shared/admin/audit-wire.ts';
+import { type Database, holds, isoTime, type Page, toPage } from './d1.ts';
+import { auditLog } from './schema.ts';
+
+export type NewAudit = Pick<
+  typeof auditLog.$inferInsert,
+  'createdAt_ms' | 'tenant' | 'actor' | 'address' | 'action' | 'target' | 'requestId'
+>;
+
+/** The entry's number. */
+export async function beginAudit(db: Database, entry: NewAudit): Promise<number> {
+  const [row] = await db.insert(auditLog).values(entry).returning({ sequence: auditLog.sequence });
+  return row!.sequence;
+}
+
+/** `tenant`: what it was about, as it turned out. */
+export async function completeAudit(
+  db: Database,
+  sequence: number,
+  outcome: { readonly tenant: string; readonly before: unknown; readonly after: unknown },
+): Promise<void> {
+  await db
+    .update(auditLog)
+    .set({ tenant: outcome.tenant, before: written(outcome.before), after: written(outcome.after) })
+    .where(and(eq(auditLog.sequence, sequence), isNull(auditLog.after)));
+}
+
+/** Of a change that was refused: nothing was changed. */
+export async function dropAudit(db: Database, sequence: number): Promise<void> {
+  await db.delete(auditLog).where(and(eq(auditLog.sequence, sequence), isNull(auditLog.after)));
+}
+
+/** Newest first. `tenant`: undefined for everything. */
+export async function listAudit(
+  db: Database,
+  tenant: string | undefined,
+  { before, limit, q }: PageQuery,
+): Promise<Page<AuditEntry>> {
+  const { sequence, requestId, actor, action, target, address } = auditLog;
+  const rows = await db
+    .select()
+    .from(auditLog)
+    .where(
+      and(
+        tenant === undefined ? undefined : eq(auditLog.tenant, tenant),
+        holds(q, actor, action, target, address, requestId),
+        before === undefined ? undefined : lt(sequence, before.at),
+      ),
+    )
+    .orderBy(desc(sequence))
+    .limit(limit + 1);
+  return toPage(rows, limit, (row) => ({ at: row.sequence, id: String(row.sequence) }), toEntry);
+}
+
+/** As much of a state as a person reads; a larger one says how large it is. */
+const STATE_CHARS_MAX = 20_000;
+
+function written(state: unknown): string {
+  const text = JSON.stringify(state ?? null);
+  return text.length <= STATE_CHARS_MAX ? text : JSON.stringify({ omitted_chars: text.length });
+}
+
+const toEntry = (row: typeof auditLog.$inferSelect): AuditEntry => ({
+  id: row.sequence,
+  created_at: isoTime(row.createdAt_ms),
+  tenant: row.tenant,
+  actor: row.actor,
+  address: row.address === '' ? null : row.address,
+  action: row.action,
+  target: row.target,
+  before: row.before === null ? null : JSON.parse(row.before),
+  after: row.after === null ? null : JSON.parse(row.after),
+  is_known: row.after !== null,
+  request_id: row.requestId,
+});
