@@ -5,10 +5,10 @@
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { BATCHED_MODEL_FILE } from '../model/emit.ts';
 import { findImported, importModel, isHeldSo, type LocalModel, type Weights } from '../model/import-model.ts';
 import { installSurrogates } from '../model/install-surrogates.ts';
 import type { ImportHooks, WeightKind } from '../model/model-source.ts';
-import { BATCHED_MODEL_FILE } from '../model/emit.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../model/sources/default-model.ts';
 import { fetchModel, nameOfSpec, parseModelSpec } from '../model/sources/resolve.ts';
 import {

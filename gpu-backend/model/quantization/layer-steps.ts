@@ -7,14 +7,14 @@
 import { encodeModel } from '../../onnx/encode.ts';
 import { GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import { createSession, type Feeds, floats, type Session, tensor } from '../../onnx/session.ts';
-import type { Matrix } from '../architectures/rotation.ts';
 import {
-  type ExtraWeights,
   type Extras,
+  type ExtraWeights,
   layerExtras,
   rotate,
   windowMask,
 } from '../architectures/attention-extras.ts';
+import type { Matrix } from '../architectures/rotation.ts';
 import type { LayerMatrices } from '../matrices.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import { ropeTables } from '../rope.ts';
