@@ -16,7 +16,7 @@ import { type GateBatch, nextTokenBatch } from '../learning/gates/batches.ts';
 import { type GateSession, openGateSession } from '../learning/gates/gate-session.ts';
 import { openTeacher } from '../learning/gates/teacher.ts';
 import { interleaved, rested, round, type Subject } from '../measure.ts';
-import type { LlamaConfig, WeightKind } from '../model/model-source.ts';
+import type { LlamaConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
 import { quarterMask, type SpeedOptions } from './decode.ts';
@@ -42,8 +42,8 @@ export async function benchLearn({ home, rounds, say }: SpeedOptions): Promise<o
   const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
   const { config, weights } = manifest;
   const threads = availableParallelism();
-  const session = await openGateSession(folder, config, weights, { threads });
-  const taught = await openTaught(folder, config, weights, threads);
+  const session = await openGateSession(folder, config, { threads });
+  const taught = await openTaught(folder, config, threads);
   const peer = await openTorchPeer(defaultModelFile(home), threads);
   say(peer.problem === null ? `against PyTorch ${peer.version}` : `PyTorch is left out: ${peer.problem}`);
   try {
@@ -113,11 +113,11 @@ function ownSubjects(session: GateSession, config: LlamaConfig): Subject[] {
 }
 
 /** The step of `learn`: 64 targets a position, and all other tokens as one more. */
-async function openTaught(folder: string, config: LlamaConfig, weights: WeightKind, threads: number) {
-  const teacher = await openTeacher(folder, config, weights, { threads });
+async function openTaught(folder: string, config: LlamaConfig, threads: number) {
+  const teacher = await openTeacher(folder, config, { threads });
   const batch = await teacher.teach(someText(SEQUENCES, TOKENS));
   await teacher.close();
-  const session = await openGateSession(folder, config, weights, { threads, tail: true });
+  const session = await openGateSession(folder, config, { threads, tail: true });
   return {
     subject: stepping(DISTRIBUTIONS, session, batch, openGates(session)),
     close: () => session.close(),

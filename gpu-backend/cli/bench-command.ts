@@ -13,6 +13,7 @@ const LONG = ['--long', 'contexts of 2,048, 4,096 and 8,000 tokens; some minutes
 const MASK_SET = ['--mask-set <file>', 'the set to route by (default: the preset)', PRESET] as const;
 
 type BenchFlags = { readonly json: boolean };
+type QuantizationFlags = { data: string[]; positions: number; maskSet: string[]; rounds: number };
 
 export function addBenchCommands(program: Command): void {
   const bench = program
@@ -77,6 +78,24 @@ export function addBenchCommands(program: Command): void {
         const { benchRanks } = await import('../bench/ranks.ts');
         const options = { ...flags, home: maskrouteHome(), threads: availableParallelism(), signal };
         await told(json, (say) => benchRanks({ ...options, say }));
+      }),
+    );
+
+  command(
+    bench,
+    'quantization',
+    'what four and eight bits cost and give beside fp32, dense and masked; needs the three models installed',
+  )
+    .requiredOption('--data <file...>', `${DATA_HELP}; a file is a kind of text`)
+    .option('--positions <count>', 'scored of each kind', wholeNumber(1), 700)
+    .option('--mask-set <file...>', 'sets whose commonest mask is judged, too', [])
+    .option(...ROUNDS, 7)
+    .action(({ json, maskSet, ...flags }: BenchFlags & QuantizationFlags) =>
+      interruptible(async (signal) => {
+        const { benchQuantization } = await import('../bench/quantization.ts');
+        const maskSets = await Promise.all(maskSet.map(readMaskSet));
+        const options = { ...flags, home: maskrouteHome(), maskSets, signal };
+        await told(json, (say) => benchQuantization({ ...options, say }));
       }),
     );
 

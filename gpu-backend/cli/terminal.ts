@@ -152,6 +152,7 @@ const TITLES: Readonly<Record<ImportPhase, string>> = {
   download: 'Downloading',
   unpack: 'Unpacking',
   verify: 'Checking',
+  write: 'Writing text',
   convert: 'Converting',
 };
 

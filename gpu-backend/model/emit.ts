@@ -3,15 +3,19 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
 import type { Graph } from '../onnx/graph.ts';
-import { queryScale, storeExtras } from './architectures/attention-extras.ts';
+import { storeExtras } from './architectures/attention-extras.ts';
 import { batchedLlamaGraph } from './architectures/batched-llama.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
 import type { StoredEmbedding, StoredLinear } from './architectures/projections.ts';
-import { storeLinear } from './architectures/projections.ts';
+import { storeCodes, storeLinear } from './architectures/projections.ts';
 import type { Basis, Matrix } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
-import type { LlamaConfig, WeightKind, WeightSource } from './model-source.ts';
+import type { LayerProduct } from './matrices.ts';
+import { eachProduct, headMatrix, layerMatrices, stackRows } from './matrices.ts';
+import type { LlamaConfig, WeightSource } from './model-source.ts';
+import { type FourBitOptions, openFourBits, type Quantizer } from './quantization/four-bits.ts';
+import { PLAIN_8_BITS, roundRows } from './quantization/quantize.ts';
 import { ropeTables } from './rope.ts';
 import type { WeightRange } from './weights-file.ts';
 import { WeightsFile } from './weights-file.ts';
@@ -21,51 +25,81 @@ export const MODEL_FILE = 'model.onnx';
 export const BATCHED_MODEL_FILE = 'model-batched.onnx';
 export const WEIGHTS_FILE = 'weights.bin';
 
+/** How weights are held; for four bits, what they are chosen by. */
+export type Holding = 'f32' | 'q8' | (FourBitOptions & { readonly kind: 'q4' });
+
 /** Where tensors come from, where they go, and how they are changed on the way. */
 type Emission = {
   readonly source: WeightSource;
   readonly file: WeightsFile;
-  readonly kind: WeightKind;
+  /** Undefined: matrices are held as they are. */
+  readonly quantizer: Quantizer | undefined;
   readonly basis: Basis;
 };
 
-/** One layer's tensors are in memory at a time. `onProgress` gets the fraction done, 0 to 1. */
+/**
+ * One layer's tensors are in memory at a time. `onProgress` gets the fraction done, 0 to 1; when it throws, the work ends
+ * there.
+ */
 export async function emitModel(
   source: WeightSource,
-  kind: WeightKind,
+  holding: Holding,
   outDir: string,
   onProgress: (fraction: number) => void,
 ): Promise<void> {
-  const { config } = source;
+  // fp32 is the reference, so it stays as the file has it; codes gain precision from a rotation.
+  const basis = holding === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize);
   const file = new WeightsFile(join(outDir, WEIGHTS_FILE), WEIGHTS_FILE);
-  // fp32 is the reference, so it stays as the file has it; the quantized kinds gain precision from a rotation.
-  const emission = {
-    source,
-    file,
-    kind,
-    basis: kind === 'f32' ? fileBasis : rotatedBasis(config.hiddenSize),
-  };
   try {
-    const finalNorm = await source.read('model.norm.weight');
-    const { embedding, head } = await storeEnds(emission, finalNorm);
-    const layers: StoredLayer[] = [];
-    for (let index = 0; index < config.layerCount; index++) {
-      layers.push(await storeLayer(emission, index));
-      onProgress((index + 1) / config.layerCount);
-    }
-    const [cos, sin] = ropeTables(config);
-    const stored = {
-      layers,
-      embedding,
-      head,
-      finalNorm: file.append(emission.basis.norm(finalNorm)),
-      ropeCos: file.append(cos),
-      ropeSin: file.append(sin),
-    };
-    writeGraphs(outDir, config, stored);
+    const quantizer = await openQuantizer(source, basis, holding, onProgress);
+    const emission = { source, file, quantizer, basis };
+    const from = quantizer?.progress ?? 0;
+    await writeModel(emission, outDir, (done) => onProgress(from + (1 - from) * done));
   } finally {
     file.close();
   }
+}
+
+async function openQuantizer(
+  source: WeightSource,
+  basis: Basis,
+  holding: Holding,
+  onProgress: (fraction: number) => void,
+): Promise<Quantizer | undefined> {
+  if (holding === 'f32') return undefined;
+  if (holding !== 'q8') return openFourBits(source, basis, holding, onProgress);
+  const round = ({ rows, outputs, inputs }: Matrix) => roundRows(rows, outputs, inputs, PLAIN_8_BITS);
+  return {
+    progress: 0,
+    end: round,
+    layer: async (_, matrices) => eachProduct((name) => round(matrices[name])),
+  };
+}
+
+async function writeModel(
+  emission: Emission,
+  outDir: string,
+  onProgress: (fraction: number) => void,
+): Promise<void> {
+  const { source, file, basis } = emission;
+  const { config } = source;
+  const finalNorm = await source.read('model.norm.weight');
+  const { embedding, head } = await storeEnds(emission, finalNorm);
+  const layers: StoredLayer[] = [];
+  for (let index = 0; index < config.layerCount; index++) {
+    layers.push(await storeLayer(emission, index));
+    onProgress((index + 1) / config.layerCount);
+  }
+  const [cos, sin] = ropeTables(config);
+  const stored = {
+    layers,
+    embedding,
+    head,
+    finalNorm: file.append(basis.norm(finalNorm)),
+    ropeCos: file.append(cos),
+    ropeSin: file.append(sin),
+  };
+  writeGraphs(outDir, config, stored);
 }
 
 export function writeGraphs(folder: string, config: LlamaConfig, stored: StoredLlama): void {
@@ -82,61 +116,32 @@ async function storeEnds(
 ): Promise<{ embedding: StoredEmbedding; head: StoredLinear }> {
   const { source, file, basis } = emission;
   const { tiedEmbeddings, hiddenSize } = source.config;
-  const headName = tiedEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight';
-  const head = store(emission, basis.reads(await stackRows(source, [headName]), finalNorm));
+  const head = storeEnd(emission, await headMatrix(source, basis, finalNorm));
   if (tiedEmbeddings) {
     const correction = basis.embeddingFromHead(finalNorm);
     const range = correction && file.append(correction);
     return { head, embedding: { rows: head, correction: range && { values: range, size: hiddenSize } } };
   }
-  const rows = store(emission, basis.embeds(await stackRows(source, ['model.embed_tokens.weight'])));
-  return { head, embedding: { rows, correction: undefined } };
+  const embedding = basis.embeds(await stackRows(source, ['model.embed_tokens.weight']));
+  return { head, embedding: { rows: storeEnd(emission, embedding), correction: undefined } };
 }
 
-async function storeLayer(emission: Emission, index: number): Promise<StoredLayer> {
-  const { source, file, basis } = emission;
-  const layer = `model.layers.${index}`;
-  const read = (...names: string[]) =>
-    stackRows(
-      source,
-      names.map((name) => `${layer}.${name}.weight`),
-    );
-  const attentionNorm = await source.read(`${layer}.input_layernorm.weight`);
-  const ffnNorm = await source.read(`${layer}.post_attention_layernorm.weight`);
-  const qkv = await read('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
-  const keepNorm = (norm: Float32Array): WeightRange => file.append(basis.norm(norm));
+const storeEnd = ({ file, quantizer }: Emission, matrix: Matrix): StoredLinear =>
+  quantizer === undefined ? storeExact(file, matrix) : storeCodes(file, quantizer.end(matrix));
+
+async function storeLayer({ source, file, basis, quantizer }: Emission, index: number): Promise<StoredLayer> {
+  const matrices = await layerMatrices(source, basis, index);
+  const codes = await quantizer?.layer(index, matrices);
+  const store = (name: LayerProduct): StoredLinear =>
+    codes === undefined ? storeExact(file, matrices[name]) : storeCodes(file, codes[name]);
+  const keep = (norm: Float32Array): WeightRange => file.append(norm);
   return {
-    qkv: store(emission, basis.reads(scaleQueries(source.config, qkv), attentionNorm)),
-    output: store(emission, basis.writes(await read('self_attn.o_proj'))),
-    gateUp: store(emission, basis.reads(await read('mlp.gate_proj', 'mlp.up_proj'), ffnNorm)),
-    down: store(emission, basis.writes(await read('mlp.down_proj'))),
-    attentionNorm: keepNorm(attentionNorm),
-    ffnNorm: keepNorm(ffnNorm),
-    ...(await storeExtras(source, basis, file, index)),
+    ...eachProduct(store),
+    attentionNorm: keep(matrices.attentionNorm),
+    ffnNorm: keep(matrices.ffnNorm),
+    ...storeExtras(file, matrices.extras),
   };
 }
 
-/** The named matrices, one above the other. */
-async function stackRows(source: WeightSource, names: readonly string[]): Promise<Matrix> {
-  const inputs = source.shape(names[0]!)[1]!;
-  const outputs = names.reduce((sum, name) => sum + source.shape(name)[0]!, 0);
-  const rows = new Float32Array(outputs * inputs);
-  let at = 0;
-  for (const name of names) {
-    const part = await source.read(name);
-    rows.set(part, at);
-    at += part.length;
-  }
-  return { rows, outputs, inputs };
-}
-
-/** Puts the 1/√D of the attention scores into the rows of Q (exact where D is a power of 4), or leaves it to their norm. */
-function scaleQueries(config: LlamaConfig, qkv: Matrix): Matrix {
-  const scale = queryScale(config);
-  const end = config.headCount * config.headSize * qkv.inputs;
-  for (let i = 0; i < end; i++) qkv.rows[i]! *= scale;
-  return qkv;
-}
-
-const store = ({ file, kind }: Emission, { rows, outputs, inputs }: Matrix): StoredLinear =>
-  storeLinear(file, kind, rows, outputs, inputs);
+const storeExact = (file: WeightsFile, { rows, outputs, inputs }: Matrix): StoredLinear =>
+  storeLinear(file, 'f32', rows, outputs, inputs);

@@ -14,6 +14,8 @@ import {
   type OpenModelFile,
   type WeightKind,
 } from './model-source.ts';
+import type { CalibrationText } from './quantization/calibration.ts';
+import { FOUR_BITS_VERSION } from './quantization/four-bits.ts';
 import { describeFiles, type InstalledModel, install, openInstalled, sha256OfFiles } from './store.ts';
 import { type ImportedTokenizer, tokenizerFromGguf } from './tokenizer/gguf-tokenizer.ts';
 import { tokenizerFromFolder } from './tokenizer/hf-tokenizer.ts';
@@ -27,29 +29,49 @@ export type LocalModel = {
   readonly source: string;
 };
 
-type ImportOptions = ImportHooks & {
+/** Four bits come with the text that they are measured on, and a name of that text. */
+export type Weights =
+  | { readonly kind: 'f32' | 'q8' }
+  | {
+      readonly kind: 'q4';
+      readonly origin: string;
+      readonly text: CalibrationText;
+      readonly threads: number;
+    };
+
+export type ImportOptions = ImportHooks & {
   readonly home: string;
   readonly name: string;
-  readonly weights: WeightKind;
-  /** Import again even when the same model is there. */
-  readonly force: boolean;
+  readonly weights: Weights;
 };
 
-/**
- * Call with the store locked. The same model again changes nothing.
- * @throws MaskrouteError `corrupt_model`, `unsupported_model`.
- */
+/** Call with the store locked. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
 export async function importModel(local: LocalModel, options: ImportOptions): Promise<InstalledModel> {
   const opened = await openLocal(local);
   try {
     const hash = await hashWeights(opened.weights.weightFiles, options);
-    const present = await sameModel(options, hash);
-    if (present !== undefined) return present;
     return await install(options.home, options.name, (folder) =>
       convert(local, opened, hash, options, folder),
     );
   } finally {
     await opened.weights.close();
+  }
+}
+
+/** The model that is there already, when it came from the same weights; how it holds them is for the caller to see. */
+export async function findImported(
+  local: LocalModel,
+  { home, name, ...hooks }: ImportHooks & { readonly home: string; readonly name: string },
+): Promise<InstalledModel | undefined> {
+  const installed = await openInstalled(home, name).catch(() => undefined);
+  if (installed === undefined) return undefined;
+  const { weights } = await openLocal(local);
+  try {
+    return installed.manifest.hash === (await hashWeights(weights.weightFiles, hooks))
+      ? installed
+      : undefined;
+  } finally {
+    await weights.close();
   }
 }
 
@@ -93,20 +115,21 @@ async function hashWeights(paths: readonly string[], { onProgress, signal }: Imp
   return sha256OfFiles(paths, onBytes, signal);
 }
 
-/** The model that is there already, when it came from the same weights and is held in the same way. */
-async function sameModel(options: ImportOptions, hash: string): Promise<InstalledModel | undefined> {
-  if (options.force) return undefined;
-  const installed = await openInstalled(options.home, options.name).catch(() => undefined);
-  const same = installed?.manifest.hash === hash && installed.manifest.weights === options.weights;
-  return same ? installed : undefined;
-}
+/** `origin`: of the text that four bits are measured on. */
+export const isHeldSo = (
+  { weights, fourBits }: Pick<ModelManifest, 'weights' | 'fourBits'>,
+  kind: WeightKind,
+  origin: string | undefined,
+): boolean =>
+  weights === kind &&
+  (kind !== 'q4' || (fourBits?.version === FOUR_BITS_VERSION && fourBits.text === origin));
 
 /** Writes what an engine and a tokenizer read. */
 async function convert(
   { source }: LocalModel,
   { weights, tokenizer }: OpenedModel,
   hash: string,
-  { name, weights: kind, onProgress, signal }: ImportOptions,
+  { name, weights: held, onProgress, signal }: ImportOptions,
   folder: string,
 ): Promise<ModelManifest> {
   const { tokenizerJson, tokenizerConfig, chatTemplate, bosTokenId, eosTokenIds, addBos } = tokenizer;
@@ -114,7 +137,7 @@ async function convert(
   await writeFile(join(folder, TOKENIZER_CONFIG_FILE), JSON.stringify(tokenizerConfig), { flush: true });
   // Quick checks before the long work.
   await tryModelText(folder, tokenizer);
-  await emitModel(weights, kind, folder, (fraction) => {
+  await emitModel(weights, held.kind === 'q4' ? held : held.kind, folder, (fraction) => {
     // Emission has no signal of its own: an exception here ends it between two layers.
     signal?.throwIfAborted();
     onProgress({ phase: 'convert', done: 100 * fraction, total: 100, unit: 'percent' });
@@ -123,7 +146,8 @@ async function convert(
   const files = await describeFiles(folder, names, signal);
   signal?.throwIfAborted();
   return {
-    ...{ format: MANIFEST_FORMAT, name, hash, source, weights: kind, config: weights.config },
+    ...{ format: MANIFEST_FORMAT, name, hash, source, weights: held.kind, config: weights.config },
+    ...(held.kind === 'q4' ? { fourBits: { version: FOUR_BITS_VERSION, text: held.origin } } : {}),
     ...{ chatTemplate, bosTokenId, eosTokenIds: [...eosTokenIds], addBos, files },
     importedAt: new Date().toISOString(),
   };

@@ -77,7 +77,7 @@ export async function writeSurrogateGraph(
   { config, weights }: Pick<ModelManifest, 'config' | 'weights'>,
   table: SurrogateTable,
 ): Promise<void> {
-  const stored = await readStoredLlama(from, config, weights);
+  const stored = await readStoredLlama(from, config);
   const layers = storeSurrogates(join(folder, SURROGATE_WEIGHTS_FILE), stored, weights, table);
   writeGraphs(folder, config, { ...stored, layers });
 }

@@ -97,6 +97,8 @@ export const modelManifestSchema = z.strictObject({
   /** Ids that end an answer: end of sequence, end of turn. */
   eosTokenIds: z.array(z.int()).min(1),
   addBos: z.boolean(),
+  /** How four bits were chosen: another version, or another text, comes to other codes. */
+  fourBits: z.strictObject({ version: z.int(), text: z.string() }).optional(),
   /** The table of surrogates in the graph, when one is installed (`install-surrogates.ts`). */
   surrogates: z
     .strictObject({
@@ -114,7 +116,7 @@ export type ModelManifest = z.infer<typeof modelManifestSchema>;
 
 /* What a long import tells whoever waits for it. */
 
-export type ImportPhase = 'download' | 'unpack' | 'verify' | 'convert';
+export type ImportPhase = 'download' | 'unpack' | 'verify' | 'write' | 'convert';
 
 export type ImportProgress = {
   readonly phase: ImportPhase;

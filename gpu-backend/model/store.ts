@@ -108,6 +108,17 @@ async function putInPlace(models: string, name: string, finished: string): Promi
   await rm(outgoing, { recursive: true, force: true });
 }
 
+/** A folder of its own for work on the store, which is gone when the work ends, however that happens. */
+export async function withScratch<T>(home: string, work: (folder: string) => Promise<T>): Promise<T> {
+  const folder = join(modelsFolder(home), `${INCOMING}scratch-${process.pid}`);
+  await mkdir(folder, { recursive: true });
+  try {
+    return await work(folder);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
 /** What a manifest says of files. */
 export async function describeFiles(
   folder: string,

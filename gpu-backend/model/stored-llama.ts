@@ -4,32 +4,29 @@
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { z } from 'zod';
 import { ModelProto } from '../onnx/encode.ts';
 import { findExtras } from './architectures/attention-extras.ts';
 import type { StoredLlama } from './architectures/llama.ts';
 import type { StoredLinear } from './architectures/projections.ts';
 import { MODEL_FILE } from './emit.ts';
-import type { LlamaConfig, WeightKind } from './model-source.ts';
+import type { LlamaConfig } from './model-source.ts';
 import { corruptModel } from './model-source.ts';
-import { QUANT_BLOCK } from './quantize.ts';
+import type { QuantForm } from './quantization/quantize.ts';
 import type { WeightRange } from './weights-file.ts';
 
 type Tensor = { readonly shape: readonly number[]; readonly range: WeightRange };
 
 /** @throws MaskrouteError `corrupt_model` when the graph lacks a tensor. */
-export async function readStoredLlama(
-  folder: string,
-  config: LlamaConfig,
-  kind: WeightKind,
-): Promise<StoredLlama> {
-  const tensors = externalTensors(await readFile(join(folder, MODEL_FILE)));
+export async function readStoredLlama(folder: string, config: LlamaConfig): Promise<StoredLlama> {
+  const found = await readWeights(join(folder, MODEL_FILE));
   const get = (name: string): Tensor => {
-    const tensor = tensors.get(name);
+    const tensor = found.tensors.get(name);
     if (tensor === undefined) throw corruptModel(`its graph has no tensor ${name}`);
     return tensor;
   };
-  const linear = (name: string): StoredLinear => storedLinear(get, name, kind);
-  const correction = tensors.get('embedding_correction');
+  const linear = (name: string): StoredLinear => storedLinear(get, found.forms.get(`${name}.q`), name);
+  const correction = found.tensors.get('embedding_correction');
   return {
     layers: Array.from({ length: config.layerCount }, (_, index) => ({
       qkv: linear(`layer_${index}.qkv`),
@@ -38,7 +35,7 @@ export async function readStoredLlama(
       down: linear(`layer_${index}.down`),
       attentionNorm: get(`layer_${index}.attention_norm`).range,
       ffnNorm: get(`layer_${index}.ffn_norm`).range,
-      ...findExtras(index, (name) => tensors.get(name)?.range),
+      ...findExtras(index, (name) => found.tensors.get(name)?.range),
     })),
     embedding: {
       rows: linear('embedding'),
@@ -51,26 +48,23 @@ export async function readStoredLlama(
   };
 }
 
-function storedLinear(get: (name: string) => Tensor, name: string, kind: WeightKind): StoredLinear {
-  if (kind === 'f32') {
+/** `form`: that of the node that reads the codes; a matrix without one is fp32. */
+function storedLinear(
+  get: (name: string) => Tensor,
+  form: QuantForm | undefined,
+  name: string,
+): StoredLinear {
+  if (form === undefined) {
     const { shape, range } = get(name);
-    return {
-      kind,
-      outputs: shape[0]!,
-      inputs: shape[1]!,
-      values: range,
-      scales: undefined,
-      zeroPoints: undefined,
-    };
+    return { kind: 'f32', outputs: shape[0]!, inputs: shape[1]!, values: range };
   }
   const scales = get(`${name}.scales`);
   return {
-    kind,
-    outputs: scales.shape[0]!,
-    inputs: scales.shape[1]! * QUANT_BLOCK,
+    ...{ kind: form.bits === 8 ? 'q8' : 'q4', blockSize: form.blockSize },
+    ...{ outputs: scales.shape[0]!, inputs: scales.shape[1]! * form.blockSize },
     values: get(`${name}.q`).range,
     scales: scales.range,
-    zeroPoints: kind === 'q8' ? get(`${name}.zeros`).range : undefined,
+    zeroPoints: get(`${name}.zeros`).range,
   };
 }
 
@@ -80,24 +74,52 @@ type DecodedGraph = {
     dims: (number | string)[];
     external_data?: { key: string; value: string }[];
   }[];
-  node: { attribute?: { g?: DecodedGraph }[] }[];
+  node: {
+    op_type: string;
+    input?: string[];
+    attribute?: { name: string; i?: number; g?: DecodedGraph }[];
+  }[];
 };
 
-/** Every initializer that lies in a file, in the graph and its branches. */
-function externalTensors(bytes: Uint8Array): Map<string, Tensor> {
-  const found = new Map<string, Tensor>();
+type Weights = {
+  /** Every initializer that lies in a file, in the graph and its branches. */
+  readonly tensors: Map<string, Tensor>;
+  /** How the nodes that read them see codes, by the codes' name. */
+  readonly forms: Map<string, QuantForm>;
+};
+
+async function readWeights(path: string): Promise<Weights> {
+  const [tensors, forms] = [new Map<string, Tensor>(), new Map<string, QuantForm>()];
   const collect = (graph: DecodedGraph): void => {
     for (const { name, dims, external_data = [] } of graph.initializer ?? []) {
       const data = Object.fromEntries(external_data.map(({ key, value }) => [key, value]));
       if (data.location === undefined) continue;
       const range = { file: data.location, offset: Number(data.offset), bytes: Number(data.length) };
-      found.set(name, { shape: (dims ?? []).map(Number), range });
+      tensors.set(name, { shape: (dims ?? []).map(Number), range });
     }
-    for (const { attribute = [] } of graph.node ?? []) {
+    for (const { input = [], attribute = [] } of graph.node ?? []) {
+      const form = quantForm(attribute);
+      for (const name of form ? input : []) forms.set(name, form!);
       for (const { g } of attribute) if (g) collect(g);
     }
   };
   const options = { longs: Number, arrays: true };
-  collect((ModelProto.toObject(ModelProto.decode(bytes), options) as { graph: DecodedGraph }).graph);
-  return found;
+  const decoded = ModelProto.decode(await readFile(path));
+  collect((ModelProto.toObject(decoded, options) as { graph: DecodedGraph }).graph);
+  return { tensors, forms };
 }
+
+/** Bits and block size, which MatMulNBits and GatherBlockQuantized name alike; `undefined` for all other nodes. */
+function quantForm(attributes: readonly { name: string; i?: number }[]): QuantForm | undefined {
+  const value = (name: string) => attributes.find((attribute) => attribute.name === name)?.i;
+  const [bits, blockSize] = [value('bits'), value('block_size')];
+  if (bits === undefined || blockSize === undefined) return undefined;
+  const form = quantFormSchema.safeParse({ bits: Number(bits), blockSize: Number(blockSize) });
+  if (!form.success) throw corruptModel(`its graph has ${bits} bits in blocks of ${blockSize}`);
+  return form.data;
+}
+
+const quantFormSchema = z.object({
+  bits: z.union([z.literal(4), z.literal(8)]),
+  blockSize: z.union([z.literal(32), z.literal(64), z.literal(128)]),
+});

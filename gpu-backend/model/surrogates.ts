@@ -19,7 +19,7 @@ import { rotateRows, transpose, unrotateRows } from './architectures/rotation.ts
 import type { SafetensorsFile } from './formats/safetensors.ts';
 import { encodeHalfTensors, openSafetensors } from './formats/safetensors.ts';
 import type { LlamaConfig, WeightKind } from './model-source.ts';
-import { QUANT_BLOCK } from './quantize.ts';
+import { QUANT_BLOCK } from './quantization/quantize.ts';
 import { sha256OfFiles } from './store.ts';
 
 export type SurrogateTable = {

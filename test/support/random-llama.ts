@@ -4,11 +4,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Runner } from '../../gpu-backend/engine/runner.ts';
 import { openRunner } from '../../gpu-backend/engine/runner.ts';
-import { emitModel } from '../../gpu-backend/model/emit.ts';
+import { emitModel, type Holding } from '../../gpu-backend/model/emit.ts';
 import { writeSurrogateGraph } from '../../gpu-backend/model/install-surrogates.ts';
 import type { LlamaConfig, WeightKind, WeightSource } from '../../gpu-backend/model/model-source.ts';
 import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
-import { seededRandom } from '../../gpu-backend/random.ts';
+import { createRandom, seededRandom } from '../../gpu-backend/random.ts';
 import type { SurrogatesId } from '../../shared/mask/mask.ts';
 
 export const TINY_CONFIG: LlamaConfig = {
@@ -80,6 +80,15 @@ export function randomSurrogates({ layerCount, hiddenSize }: LlamaConfig, rank: 
   };
 }
 
+/** Four bits are measured on random tokens: enough for a random model. */
+export function holding(kind: WeightKind, { vocabularySize }: LlamaConfig): Holding {
+  if (kind !== 'q4') return kind;
+  const random = createRandom(21);
+  const sequenceTokens = 32;
+  const tokenIds = Int32Array.from({ length: 24 * sequenceTokens }, () => random.below(vocabularySize));
+  return { kind, text: { tokenIds, sequenceTokens }, threads: 1 };
+}
+
 /** Emits `source` into a folder of its own and opens it; disposing removes both. */
 export async function openEmitted(
   source: WeightSource,
@@ -87,7 +96,7 @@ export async function openEmitted(
   table?: SurrogateTable,
 ): Promise<Runner & AsyncDisposable> {
   const folder = await mkdtemp(join(tmpdir(), 'maskroute-model-'));
-  await emitModel(source, kind, folder, () => {});
+  await emitModel(source, holding(kind, source.config), folder, () => {});
   const { config } = source;
   if (table !== undefined) await writeSurrogateGraph(folder, folder, { config, weights: kind }, table);
   const surrogates = table && RANDOM_TABLE_ID;

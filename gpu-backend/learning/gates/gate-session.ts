@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig, WeightKind } from '../../model/model-source.ts';
+import type { LlamaConfig } from '../../model/model-source.ts';
 import { readStoredLlama } from '../../model/stored-llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import { encodeModel } from '../../onnx/encode.ts';
@@ -52,10 +52,9 @@ type GateSessionOptions = {
 export async function openGateSession(
   folder: string,
   config: LlamaConfig,
-  kind: WeightKind,
   options: GateSessionOptions,
 ): Promise<GateSession> {
-  const session = await openStep(folder, config, kind, 'gates', options);
+  const session = await openStep(folder, config, 'gates', options);
   return {
     gateCount: 2 * config.layerCount,
     async step(batch, gates) {
@@ -72,10 +71,9 @@ export async function openGateSession(
 export async function openLossSession(
   folder: string,
   config: LlamaConfig,
-  kind: WeightKind,
   options: GateSessionOptions,
 ): Promise<LossSession> {
-  const session = await openStep(folder, config, kind, 'none', options);
+  const session = await openStep(folder, config, 'none', options);
   return {
     gateCount: 2 * config.layerCount,
     async loss(batch, gates) {
@@ -89,7 +87,6 @@ export async function openLossSession(
 function openStep(
   folder: string,
   config: LlamaConfig,
-  kind: WeightKind,
   by: 'gates' | 'none',
   { surrogates, tail = false, recompute, ...options }: GateSessionOptions,
 ): Promise<Session> {
@@ -99,7 +96,6 @@ function openStep(
   return openTrainingGraph(
     folder,
     config,
-    kind,
     `${by}-rank-${surrogateRank}${tail ? '-tail' : ''}`,
     build,
     options,
@@ -119,12 +115,11 @@ async function closeSession(session: Session): Promise<void> {
 export async function openTrainingGraph(
   folder: string,
   config: LlamaConfig,
-  kind: WeightKind,
   name: string,
   build: (stored: StoredLlama, linears: TrainingLinears) => Graph,
   options: SessionOptions,
 ): Promise<Session> {
-  const stored = await readStoredLlama(folder, config, kind);
+  const stored = await readStoredLlama(folder, config);
   const linears = await trainingLinears(folder, config, stored);
   // External weights are found beside the graph's file.
   const path = join(folder, `training-${name}.onnx`);

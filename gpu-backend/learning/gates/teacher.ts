@@ -1,6 +1,6 @@
 /** What the dense model says of a text: its K likeliest next tokens a position, the targets of everything learned. */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig, WeightKind } from '../../model/model-source.ts';
+import type { LlamaConfig } from '../../model/model-source.ts';
 import type { Graph } from '../../onnx/graph.ts';
 import { GraphBuilder } from '../../onnx/graph.ts';
 import { floats } from '../../onnx/session.ts';
@@ -35,12 +35,11 @@ const TARGET_COUNT = 64;
 export async function openTeacher(
   folder: string,
   config: LlamaConfig,
-  kind: WeightKind,
   { threads, targetCount = TARGET_COUNT }: TeacherOptions,
 ): Promise<Teacher> {
   const build = (stored: StoredLlama, linears: TrainingLinears) =>
     teacherGraph(config, stored, linears, targetCount);
-  const session = await openTrainingGraph(folder, config, kind, `teacher-${targetCount}`, build, { threads });
+  const session = await openTrainingGraph(folder, config, `teacher-${targetCount}`, build, { threads });
   return {
     async teach(text) {
       const outputs = await session.run(textFeeds(text), ['ids', 'probabilities']);

@@ -14,6 +14,7 @@ import { z } from 'zod';
 import { partOf, writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import {
+  formOf,
   linear,
   multiply,
   type StoredLinear,
@@ -24,7 +25,7 @@ import { transpose } from '../../model/architectures/rotation.ts';
 import { WEIGHTS_FILE } from '../../model/emit.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import { corruptModel } from '../../model/model-source.ts';
-import { QUANT_BLOCK } from '../../model/quantize.ts';
+import { dequantize, QUANT_BLOCK, unpackRows } from '../../model/quantization/quantize.ts';
 import { external, type WeightRange, WeightsFile } from '../../model/weights-file.ts';
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 
@@ -87,8 +88,9 @@ function namedLinears(config: LlamaConfig, stored: StoredLlama): Map<string, Sto
 
 const rangeSchema = z.strictObject({ file: z.literal(COPIES_FILE), offset: z.int(), bytes: z.int() });
 const sizes = { outputs: z.int(), inputs: z.int(), values: rangeSchema, scales: rangeSchema };
+const blockSize = z.literal(QUANT_BLOCK).default(QUANT_BLOCK);
 const productSchema = z.discriminatedUnion('kind', [
-  z.strictObject({ kind: z.literal('q8'), ...sizes, zeroPoints: rangeSchema }),
+  z.strictObject({ kind: z.literal('q8'), blockSize, ...sizes, zeroPoints: rangeSchema }),
   z.strictObject({ kind: z.literal('columns'), ...sizes }),
 ]);
 /** `forward` is missing where the model's own weights serve. */
@@ -224,17 +226,13 @@ export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: 
 
 /** In fp32 again, `[outputs, inputs]`. @throws MaskrouteError `corrupt_model` when the file ends early. */
 async function dequantizeLinear(weights: FileHandle, linear: StoredLinear): Promise<Float32Array> {
-  const codes = await readRange(weights, linear.values);
-  const scales = new Float32Array((await readRange(weights, linear.scales!)).buffer);
-  const zeroPoints = linear.zeroPoints && (await readRange(weights, linear.zeroPoints));
-  const rows = new Float32Array(linear.outputs * linear.inputs);
-  for (let i = 0; i < rows.length; i++) {
-    const block = Math.floor(i / QUANT_BLOCK);
-    const code = linear.kind === 'q8' ? codes[i]! : i % 2 === 0 ? codes[i >> 1]! & 15 : codes[i >> 1]! >> 4;
-    // 4 bits are symmetric around 8.
-    rows[i] = (code - (zeroPoints ? zeroPoints[block]! : 8)) * scales[block]!;
-  }
-  return rows;
+  const { outputs, inputs } = linear;
+  if (linear.kind === 'f32') return new Float32Array((await readRange(weights, linear.values)).buffer);
+  const [values, scales, zeroPoints] = await Promise.all(
+    [linear.values, linear.scales, linear.zeroPoints].map((range) => readRange(weights, range)),
+  );
+  const packed = { values: values!, scales: new Float32Array(scales!.buffer), zeroPoints: zeroPoints! };
+  return dequantize(unpackRows(packed, outputs, inputs, formOf(linear)));
 }
 
 async function readRange(file: FileHandle, { offset, bytes: length }: WeightRange): Promise<Uint8Array> {

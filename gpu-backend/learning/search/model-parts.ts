@@ -71,9 +71,9 @@ export async function openModelParts(
   const runner = opened(await openRunner(folder, config, { threads, surrogates: surrogates?.id }));
   // The dense model's likeliest tokens alone would have every mask that presses all others towards 0 look good.
   const lossOptions = { threads, surrogates: table, tail: targets === 'dense' };
-  const gates = opened(await openGateSession(folder, config, weights, lossOptions));
-  const losses = opened(await openLossSession(folder, config, weights, lossOptions));
-  const teacher = opened(await openTeacher(folder, config, weights, { threads }));
+  const gates = opened(await openGateSession(folder, config, lossOptions));
+  const losses = opened(await openLossSession(folder, config, lossOptions));
+  const teacher = opened(await openTeacher(folder, config, { threads }));
   const scorer = createScorer(runner, opened(await openScoreSession(threads)));
   const stack = opening.move();
   return {

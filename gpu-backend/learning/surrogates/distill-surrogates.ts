@@ -8,7 +8,7 @@
  * it had never been interrupted.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig, WeightKind } from '../../model/model-source.ts';
+import type { LlamaConfig } from '../../model/model-source.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import { floats } from '../../onnx/session.ts';
 import { createRandom, type Random } from '../../random.ts';
@@ -148,13 +148,12 @@ export type SurrogateSession = {
 export async function openSurrogateSession(
   folder: string,
   config: LlamaConfig,
-  kind: WeightKind,
   { rank, threads }: { readonly rank: number; readonly threads: number },
 ): Promise<SurrogateSession> {
   const build = (stored: StoredLlama, linears: TrainingLinears) =>
     fittingStepGraph(config, stored, linears, { by: 'surrogates', surrogateRank: rank, tail: true });
   const name = `surrogates-rank-${rank}`;
-  const session = await openTrainingGraph(folder, config, kind, name, build, { threads });
+  const session = await openTrainingGraph(folder, config, name, build, { threads });
   return {
     async step(batch, runs, table) {
       const outputs = await session.run(stepFeeds(config, batch, runs, table), [

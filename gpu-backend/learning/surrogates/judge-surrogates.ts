@@ -21,7 +21,7 @@ export async function openJudge(
   const { folder, manifest } = model;
   // The session reads the table that it was opened with: judged tables are copied into that one.
   const surrogates = copyTable(first);
-  const session = await openLossSession(folder, manifest.config, manifest.weights, {
+  const session = await openLossSession(folder, manifest.config, {
     threads,
     surrogates,
     tail: true,

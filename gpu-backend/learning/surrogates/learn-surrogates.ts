@@ -86,7 +86,7 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   const run: Run = store.run ?? { table: await begun(), costs: undefined, state: undefined };
   if (store.run === undefined) await store.write(run);
   await using opened = new AsyncDisposableStack();
-  const teacher = await openTeacher(folder, manifest.config, manifest.weights, { threads });
+  const teacher = await openTeacher(folder, manifest.config, { threads });
   opened.defer(() => teacher.close());
   const judge = await openJudge(options, await taughtBatches(teacher, texts.heldOut), run.table);
   opened.defer(() => judge.close());
@@ -140,8 +140,8 @@ async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
 
 async function fit(options: LearnSurrogatesOptions, text: PackedText): Promise<SurrogateTable> {
   const { model, threads, rank, signal, onProgress } = options;
-  const { config, weights } = model.manifest;
-  const session = await openMomentSession(model.folder, config, weights, { threads });
+  const { config } = model.manifest;
+  const session = await openMomentSession(model.folder, config, { threads });
   try {
     for (let at = 0; at < text.sequences; at += FIT_CHUNK) {
       signal?.throwIfAborted();
@@ -174,8 +174,8 @@ async function descendAll(
   const { model, threads, steps, seed, learningRate, around, onProgress, signal } = options;
   if (steps === 0) return start;
   const { rank } = start.descent.table;
-  const { config, weights } = model.manifest;
-  const session = await openSurrogateSession(model.folder, config, weights, { rank, threads });
+  const { config } = model.manifest;
+  const session = await openSurrogateSession(model.folder, config, { rank, threads });
   const batches = Math.floor(texts.steps.sequences / STEP_SEQUENCES);
   try {
     return await distill(

@@ -8,7 +8,7 @@
  * left out.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig, WeightKind } from '../../model/model-source.ts';
+import type { LlamaConfig } from '../../model/model-source.ts';
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { Session } from '../../onnx/session.ts';
@@ -43,11 +43,10 @@ type MomentSession = {
 export async function openMomentSession(
   folder: string,
   config: LlamaConfig,
-  kind: WeightKind,
   options: { readonly threads: number },
 ): Promise<MomentSession> {
   const build = (stored: StoredLlama, linears: TrainingLinears) => momentGraph(config, stored, linears);
-  const session = await openTrainingGraph(folder, config, kind, 'moments', build, options);
+  const session = await openTrainingGraph(folder, config, 'moments', build, options);
   const H = config.hiddenSize;
   const moments: Moments = {
     blocks: Array.from({ length: 2 * config.layerCount }, () => ({

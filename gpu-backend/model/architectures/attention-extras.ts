@@ -5,20 +5,22 @@
  *
  * Shapes: N/G = query/KV heads, D = head width, H = hidden, S = tokens, T = keys.
  */
-import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import { type GraphBuilder, type InitializerData, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import type { ModelConfig, WeightSource } from '../model-source.ts';
 import { external, slice, type WeightRange, type WeightsFile } from '../weights-file.ts';
 import type { Basis } from './rotation.ts';
 
-/** All fp32. */
-export type StoredExtras = {
+/** All fp32, in memory or in the weights file. */
+type ExtrasIn<Place> = {
   /** `[(N + 2G)·D]`, as the rows of QKV: those of Q times 1/√D, unless norms follow. */
-  readonly qkvBias?: WeightRange;
+  readonly qkvBias?: Place;
   /** `[H]`, in the basis of the stream. */
-  readonly outputBias?: WeightRange;
+  readonly outputBias?: Place;
   /** What each head of Q, then of K is multiplied by once it is normed, `[N + G, D]`; Q's times 1/√D. */
-  readonly headNorms?: WeightRange;
+  readonly headNorms?: Place;
 };
+export type ExtraWeights = ExtrasIn<Float32Array>;
+export type StoredExtras = ExtrasIn<WeightRange>;
 
 /**
  * What the rows of Q are multiplied by, so that scores need no scale: 1/√D, and 1 where a norm would undo it and carries
@@ -28,31 +30,36 @@ export const queryScale = ({ headSize, headNorms }: ModelConfig): number =>
   headNorms ? 1 : 1 / Math.sqrt(headSize);
 
 /** Nothing for a plain Llama. */
-export async function storeExtras(
-  source: WeightSource,
-  basis: Basis,
-  file: WeightsFile,
-  index: number,
-): Promise<StoredExtras> {
+export async function readExtras(source: WeightSource, basis: Basis, index: number): Promise<ExtraWeights> {
   const { attentionBias, headNorms, headCount, kvHeadCount, headSize, hiddenSize } = source.config;
   const read = (name: string) => source.read(`model.layers.${index}.self_attn.${name}`);
   const scaled = (values: Float32Array, scale: number) => values.map((value) => value * scale);
-  const extras: { -readonly [Name in keyof StoredExtras]: StoredExtras[Name] } = {};
+  const extras: { -readonly [Name in keyof ExtraWeights]: ExtraWeights[Name] } = {};
   if (attentionBias !== undefined) {
     const q = scaled(await read('q_proj.bias'), queryScale(source.config));
-    extras.qkvBias = file.append(joined([q, await read('k_proj.bias'), await read('v_proj.bias')]));
+    extras.qkvBias = joined([q, await read('k_proj.bias'), await read('v_proj.bias')]);
   }
   if (attentionBias === 'qkvo') {
     const rows = await read('o_proj.bias');
-    extras.outputBias = file.append(basis.writes({ rows, outputs: hiddenSize, inputs: 1 }).rows);
+    extras.outputBias = basis.writes({ rows, outputs: hiddenSize, inputs: 1 }).rows;
   }
   if (headNorms) {
     const q = scaled(await read('q_norm.weight'), 1 / Math.sqrt(headSize));
     const k = await read('k_norm.weight');
     const heads = [...Array<Float32Array>(headCount).fill(q), ...Array<Float32Array>(kvHeadCount).fill(k)];
-    extras.headNorms = file.append(joined(heads));
+    extras.headNorms = joined(heads);
   }
   return extras;
+}
+
+export const storeExtras = (file: WeightsFile, extras: ExtraWeights): StoredExtras =>
+  Object.fromEntries(Object.entries(extras).map(([name, values]) => [name, file.append(values)]));
+
+/** Values from the `start`th on. */
+function dataOf(values: WeightRange | Float32Array, start: number, count: number): InitializerData {
+  if (!(values instanceof Float32Array)) return external(slice(values, 4 * start, 4 * count));
+  const part = values.slice(start, start + count);
+  return { kind: 'inline', bytes: new Uint8Array(part.buffer) };
 }
 
 function joined(parts: readonly Float32Array[]): Float32Array {
@@ -93,7 +100,7 @@ export function layerExtras(
   g: GraphBuilder,
   config: ModelConfig,
   index: number,
-  stored: StoredExtras,
+  stored: StoredExtras | ExtraWeights,
 ): Extras {
   const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
   const layer = `layer_${index}`;
@@ -101,7 +108,7 @@ export function layerExtras(
   const named = new Map<string, Value>();
   /** A part of a tensor of so many heads. */
   const part = (
-    range: WeightRange,
+    values: WeightRange | Float32Array,
     name: string,
     all: number,
     { from, count }: Heads,
@@ -110,7 +117,7 @@ export function layerExtras(
     const full = from === 0 && count === all ? `${layer}.${name}` : `${layer}.${name}_${from}_${count}`;
     const known = named.get(full);
     if (known !== undefined) return known;
-    const made = g.initializer(full, 'f32', shape, external(slice(range, 4 * from * D, 4 * count * D)));
+    const made = g.initializer(full, 'f32', shape, dataOf(values, from * D, count * D));
     named.set(full, made);
     return made;
   };
@@ -137,7 +144,7 @@ export function layerExtras(
     },
     outputBiased(b, product) {
       if (outputBias === undefined) return product;
-      const bias = g.initializer(`${layer}.${NAMES.outputBias}`, 'f32', [H], external(outputBias));
+      const bias = g.initializer(`${layer}.${NAMES.outputBias}`, 'f32', [H], dataOf(outputBias, 0, H));
       return b.op('Add', [product, bias]);
     },
     hasRope: !config.layersWithoutRope?.includes(index),

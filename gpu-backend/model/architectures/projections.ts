@@ -1,55 +1,63 @@
 /**
- * A projection's weight in the graph, in one of the three kinds that the store keeps: MatMulNBits with 8 or
- * 4 bits (fast on CPU: VNNI kernels, activations quantized by blocks too), or fp32 as the reference.
+ * A projection's weight in the graph: MatMulNBits with 8 or 4 bits (fast on CPU: VNNI kernels, activations quantized
+ * by blocks too), or fp32 as the reference. Every matrix has bits and blocks of its own.
  * Weights stay `[out, in]`, as files have them, so rows can be shared between initializers.
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
-import type { WeightKind } from '../model-source.ts';
-import { QUANT_BLOCK, quantizeRows } from '../quantize.ts';
+import {
+  blocksOf,
+  PLAIN_8_BITS,
+  packRows,
+  type QuantCodes,
+  type QuantForm,
+  roundRows,
+} from '../quantization/quantize.ts';
 import { external, slice, type WeightRange, type WeightsFile } from '../weights-file.ts';
 
-export type Linear =
-  | {
-      readonly kind: 'nbits';
-      readonly bits: 4 | 8;
-      readonly outputs: number;
-      readonly inputs: number;
-      readonly values: Value;
-      readonly scales: Value;
-      readonly zeroPoints: Value | undefined;
-    }
-  | { readonly kind: 'f32'; readonly outputs: number; readonly inputs: number; readonly values: Value };
+type Shape = { readonly outputs: number; readonly inputs: number };
+
+export type Linear = Shape & { readonly values: Value } & (
+    | { readonly kind: 'f32' }
+    | (QuantForm & { readonly kind: 'nbits'; readonly scales: Value; readonly zeroPoints: Value })
+  );
 
 /** A matrix as it lies in the weights file, before it has a name in a graph. */
-export type StoredLinear = {
-  readonly kind: WeightKind;
-  readonly outputs: number;
-  readonly inputs: number;
-  readonly values: WeightRange;
-  readonly scales: WeightRange | undefined;
-  readonly zeroPoints: WeightRange | undefined;
-};
+export type StoredLinear = Shape & { readonly values: WeightRange } & (
+    | { readonly kind: 'f32' }
+    | {
+        readonly kind: 'q8' | 'q4';
+        readonly blockSize: QuantForm['blockSize'];
+        readonly scales: WeightRange;
+        readonly zeroPoints: WeightRange;
+      }
+  );
+export type StoredCodes = Exclude<StoredLinear, { readonly kind: 'f32' }>;
 
-const BITS = { q8: 8, q4: 4 } as const;
+export const formOf = ({ kind, blockSize }: Pick<StoredCodes, 'kind' | 'blockSize'>): QuantForm => ({
+  bits: kind === 'q8' ? 8 : 4,
+  blockSize,
+});
 
-/** Quantizes if the kind says so, and writes. `weights` is row-major `[outputs, inputs]`. */
+/** Writes `weights`, row-major `[outputs, inputs]`, in fp32 or rounded to 8 bits in blocks of 32. */
 export function storeLinear(
   file: WeightsFile,
-  kind: WeightKind,
+  kind: 'f32' | 'q8',
   weights: Float32Array,
   outputs: number,
   inputs: number,
 ): StoredLinear {
-  const shape = { kind, outputs, inputs };
-  if (kind === 'f32') {
-    return { ...shape, values: file.append(weights), scales: undefined, zeroPoints: undefined };
-  }
-  const { values, scales, zeroPoints } = quantizeRows(weights, outputs, inputs, BITS[kind]);
+  if (kind === 'f32') return { kind, outputs, inputs, values: file.append(weights) };
+  return storeCodes(file, roundRows(weights, outputs, inputs, PLAIN_8_BITS));
+}
+
+export function storeCodes(file: WeightsFile, codes: QuantCodes): StoredCodes {
+  const { bits, blockSize, rows: outputs, columns: inputs } = codes;
+  const { values, scales, zeroPoints } = packRows(codes);
   return {
-    ...shape,
+    ...{ kind: bits === 8 ? 'q8' : 'q4', blockSize, outputs, inputs },
     values: file.append(values),
     scales: file.append(scales),
-    zeroPoints: zeroPoints && file.append(zeroPoints),
+    zeroPoints: file.append(zeroPoints),
   };
 }
 
@@ -59,39 +67,35 @@ export function storedRows(stored: StoredLinear, from: number, to: number): Stor
     const row_bytes = range.bytes / stored.outputs;
     return slice(range, from * row_bytes, (to - from) * row_bytes);
   };
-  return {
-    kind: stored.kind,
-    outputs: to - from,
-    inputs: stored.inputs,
-    values: cut(stored.values),
-    scales: stored.scales && cut(stored.scales),
-    zeroPoints: stored.zeroPoints && cut(stored.zeroPoints),
-  };
+  const rows = { ...stored, outputs: to - from, values: cut(stored.values) };
+  if (rows.kind === 'f32') return rows;
+  return { ...rows, scales: cut(rows.scales), zeroPoints: cut(rows.zeroPoints) };
 }
 
 /** Names a stored matrix in the graph. */
 export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Linear {
   const { outputs, inputs } = stored;
   if (stored.kind === 'f32') {
-    return {
-      kind: 'f32',
-      outputs,
-      inputs,
-      values: g.initializer(name, 'f32', [outputs, inputs], external(stored.values)),
-    };
+    const values = g.initializer(name, 'f32', [outputs, inputs], external(stored.values));
+    return { kind: 'f32', outputs, inputs, values };
   }
-  const bits = BITS[stored.kind];
-  const blocks = [outputs, inputs / QUANT_BLOCK];
-  const values = g.initializer(
-    `${name}.q`,
-    'u8',
-    [...blocks, (QUANT_BLOCK * bits) / 8],
-    external(stored.values),
-  );
-  const scales = g.initializer(`${name}.scales`, 'f32', blocks, external(stored.scales!));
-  const zeroPoints =
-    stored.zeroPoints && g.initializer(`${name}.zeros`, 'u8', blocks, external(stored.zeroPoints));
-  return { kind: 'nbits', bits, outputs, inputs, values, scales, zeroPoints };
+  const form = formOf(stored);
+  const block_bytes = (form.blockSize * form.bits) / 8;
+  const values: readonly number[] = [outputs, blocksOf(inputs, form), block_bytes];
+  return { ...form, kind: 'nbits', outputs, inputs, ...codeTensors(g, name, stored, values) };
+}
+
+/** The three tensors of a quantized matrix. Their shapes say its bits and blocks: `stored-llama.ts` reads them back. */
+function codeTensors(g: GraphBuilder, name: string, stored: StoredCodes, values: readonly number[]) {
+  const { outputs, inputs, scales, zeroPoints } = stored;
+  const form = formOf(stored);
+  const blocks = blocksOf(inputs, form);
+  const zeros = [outputs, Math.ceil((blocks * form.bits) / 8)];
+  return {
+    values: g.initializer(`${name}.q`, 'u8', values, external(stored.values)),
+    scales: g.initializer(`${name}.scales`, 'f32', [outputs, blocks], external(scales)),
+    zeroPoints: g.initializer(`${name}.zeros`, 'u8', zeros, external(zeroPoints)),
+  };
 }
 
 /** x `[..., inputs]` → `[..., outputs]`, named `output`: inputs · outputs multiply-adds a row. */
@@ -99,8 +103,8 @@ export function multiply(g: GraphBuilder, x: Value, weight: Linear, output = g.f
   if (weight.kind === 'f32') {
     g.node('FusedMatMul', [x, weight.values], [output], { transB: 1 }, MICROSOFT);
   } else {
-    const { inputs: K, outputs: N, bits } = weight;
-    const attributes = { K, N, bits, block_size: QUANT_BLOCK, accuracy_level: 4 };
+    const { inputs: K, outputs: N, bits, blockSize } = weight;
+    const attributes = { K, N, bits, block_size: blockSize, accuracy_level: 4 };
     g.node(
       'MatMulNBits',
       [x, weight.values, weight.scales, weight.zeroPoints],
@@ -142,12 +146,8 @@ function embeddingRows(g: GraphBuilder, tokenIds: Value, stored: StoredLinear): 
   if (stored.kind === 'f32') {
     return g.op('Gather', [g.initializer('embedding', 'f32', [V, H], external(stored.values)), tokenIds]);
   }
-  const bits = stored.kind === 'q8' ? 8 : 4;
-  const blocks = [V, H / QUANT_BLOCK];
-  const values = g.initializer('embedding.q', 'u8', [V, (H * bits) / 8], external(stored.values));
-  const scales = g.initializer('embedding.scales', 'f32', blocks, external(stored.scales!));
-  const zeroPoints =
-    stored.zeroPoints && g.initializer('embedding.zeros', 'u8', blocks, external(stored.zeroPoints));
-  const attributes = { gather_axis: 0, quantize_axis: 1, block_size: QUANT_BLOCK, bits };
+  const { bits, blockSize } = formOf(stored);
+  const { values, scales, zeroPoints } = codeTensors(g, 'embedding', stored, [V, (H * bits) / 8]);
+  const attributes = { gather_axis: 0, quantize_axis: 1, block_size: blockSize, bits };
   return g.op('GatherBlockQuantized', [values, tokenIds, scales, zeroPoints], attributes, MICROSOFT);
 }

@@ -26,6 +26,7 @@ const pull = (
   options: {
     weights?: WeightKind;
     force?: boolean;
+    data?: readonly string[];
     signal?: AbortSignal;
     onProgress?: (p: ImportProgress) => void;
   } = {},
@@ -63,6 +64,40 @@ describe('pullModel', () => {
       ['Tiny-model-v1-f32', 'f32'],
       ['Tiny-model-v1-q4', 'q4'],
     ]);
+  });
+
+  test('four bits: measured on its own text or on data, done once for each, and nothing else is left', async () => {
+    const options = { weights: 'q4' } as const;
+    const own = await pull(file, options);
+    expect(own.manifest.fourBits).toEqual({ version: 1, text: 'own text, seed 1' });
+    expect((await pull(file, options)).manifest.importedAt).toBe(own.manifest.importedAt);
+    const data = path.join(home, 'data.jsonl');
+    const rows = Array.from({ length: 200 }, (_, i) =>
+      JSON.stringify({ text: `${i} is a number. `.repeat(4) }),
+    );
+    await writeFile(data, rows.join('\n'));
+    const measured = await pull(file, { ...options, data: [data] });
+    expect(measured.manifest.fourBits?.text).toMatch(/^data [0-9a-f]{64}$/);
+    expect(measured.manifest.files['weights.bin']).not.toEqual(own.manifest.files['weights.bin']);
+    expect((await showModel(home, own.manifest.name, { verify: true })).manifest).toEqual(measured.manifest);
+    expect(await inStore()).toEqual(['Tiny-model-v1-q4']);
+  });
+
+  test('four bits: stopped while the model writes, or given data that is none, it leaves nothing', async () => {
+    const controller = new AbortController();
+    const onProgress = ({ phase }: ImportProgress) => phase === 'write' && controller.abort();
+    const { signal } = controller;
+    await expect(pull(file, { weights: 'q4', signal, onProgress })).rejects.toMatchObject({
+      code: 'cancelled',
+    });
+    const data = [path.join(home, 'few.jsonl')];
+    await writeFile(data[0]!, '{"text": "a few words"}\n');
+    await expect(pull(file, { weights: 'q4', data })).rejects.toMatchObject({ code: 'invalid_data' });
+    await expect(pull(file, { weights: 'q8', data })).rejects.toMatchObject({ code: 'invalid_request' });
+    await expect(pull(file, { weights: 'q4', data: ['/nowhere.jsonl'] })).rejects.toMatchObject({
+      code: 'invalid_data',
+    });
+    expect(await inStore()).toEqual([]);
   });
 
   test('leaves the same model alone, imports it anew when told to, and replaces another of that name', async () => {

@@ -36,8 +36,8 @@ export async function measureSimilarities(
   threads: number,
   signal?: AbortSignal,
 ): Promise<Similarities> {
-  const { config, weights } = manifest;
-  const graph = llamaGraph(config, await readStoredLlama(folder, config, weights));
+  const { config } = manifest;
+  const graph = llamaGraph(config, await readStoredLlama(folder, config));
   const names = exposeStreams(graph, config.hiddenSize);
   // External weights are found beside the graph's file.
   const path = partOf(join(folder, GRAPH_FILE));

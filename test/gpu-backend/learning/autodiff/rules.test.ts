@@ -6,7 +6,7 @@ import { describe, expect, test } from 'vitest';
 import { gradients } from '../../../../gpu-backend/learning/autodiff/gradients.ts';
 import { RULES } from '../../../../gpu-backend/learning/autodiff/rules.ts';
 import { transpose } from '../../../../gpu-backend/model/architectures/rotation.ts';
-import { quantizeRows } from '../../../../gpu-backend/model/quantize.ts';
+import { PLAIN_8_BITS, packRows, roundRows } from '../../../../gpu-backend/model/quantization/quantize.ts';
 import { encodeModel } from '../../../../gpu-backend/onnx/encode.ts';
 import type { Value } from '../../../../gpu-backend/onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../../../gpu-backend/onnx/graph.ts';
@@ -113,7 +113,8 @@ test.each(Object.entries(CASES))('%s', async (_name, given) => {
 test('MatMulNBits goes back through its transposed copy', async () => {
   const weights = Float32Array.from({ length: 64 * 32 }, (_, i) => Math.sin(i * 1.7));
   const product = (g: GraphBuilder, x: Value, name: string, rows: Float32Array, out: number) => {
-    const { values, scales, zeroPoints } = quantizeRows(rows, out, rows.length / out, 8);
+    const codes = roundRows(rows, out, rows.length / out, PLAIN_8_BITS);
+    const { values, scales, zeroPoints } = packRows(codes);
     const blocks = rows.length / out / 32;
     const bytes = (data: Uint8Array | Float32Array) => ({
       kind: 'inline' as const,
@@ -122,7 +123,7 @@ test('MatMulNBits goes back through its transposed copy', async () => {
     const inputs = [
       g.initializer(name, 'u8', [out, blocks, 32], bytes(values)),
       g.initializer(`${name}.scales`, 'f32', [out, blocks], bytes(scales)),
-      g.initializer(`${name}.zeros`, 'u8', [out, blocks], bytes(zeroPoints!)),
+      g.initializer(`${name}.zeros`, 'u8', [out, blocks], bytes(zeroPoints)),
     ];
     const attributes = { K: rows.length / out, N: out, bits: 8, block_size: 32, accuracy_level: 1 };
     return g.op('MatMulNBits', [x, ...inputs], attributes, MICROSOFT);

@@ -12,7 +12,7 @@ import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
 import type { WeightKind } from '../../../../gpu-backend/model/model-source.ts';
 import { installedModel, testModelFile } from '../../../support/installed-model.ts';
-import { randomLlama } from '../../../support/random-llama.ts';
+import { holding, randomLlama } from '../../../support/random-llama.ts';
 import reference from './fixtures/gates.json' with { type: 'json' };
 
 const { ids, targetIds, targetProbabilities, uniform, mixed, distil } = reference;
@@ -40,7 +40,7 @@ describe('in fp32', () => {
     const source = await openGguf(testModelFile);
     await emitModel(source, 'f32', folder, () => {});
     await source.close();
-    session = await openGateSession(folder, source.config, 'f32', { threads: 1 });
+    session = await openGateSession(folder, source.config, { threads: 1 });
   }, 120_000);
   afterAll(() => session.close());
 
@@ -65,7 +65,7 @@ describe('with 8-bit weights both ways', () => {
   let session: GateSession;
   beforeAll(async () => {
     const { folder, manifest } = await installedModel();
-    session = await openGateSession(folder, manifest.config, manifest.weights, { threads: 1 });
+    session = await openGateSession(folder, manifest.config, { threads: 1 });
   }, 60_000);
   afterAll(() => session.close());
 
@@ -101,9 +101,9 @@ describe('a small random model', () => {
   const emitted = async (kind: WeightKind, changes = {}) => {
     const folder = await temporary();
     const source = randomLlama(changes);
-    await emitModel(source, kind, folder, () => {});
+    await emitModel(source, holding(kind, source.config), folder, () => {});
     const open = (recompute?: boolean) =>
-      openGateSession(folder, source.config, kind, {
+      openGateSession(folder, source.config, {
         threads: 1,
         ...(recompute === undefined ? {} : { recompute }),
       });

@@ -22,7 +22,7 @@ beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'maskroute-train-'));
   const source = randomLlama({ tiedEmbeddings: false });
   await emitModel(source, 'f32', folder, () => {});
-  session = await openGateSession(folder, source.config, 'f32', { threads: 1 });
+  session = await openGateSession(folder, source.config, { threads: 1 });
 });
 afterAll(async () => {
   await session.close();

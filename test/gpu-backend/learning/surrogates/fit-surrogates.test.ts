@@ -114,7 +114,7 @@ test('first positions and outliers are left out of the sums', async () => {
     const tokenIds = Int32Array.from({ length: 4 * 16 }, (_, i) => i);
     // One of the three stands first.
     for (const at of [5, 16, 41]) tokenIds[at] = 300;
-    const session = await openMomentSession(folder, source.config, 'f32', { threads: 1 });
+    const session = await openMomentSession(folder, source.config, { threads: 1 });
     await session.add(tokenIds, 4);
     await session.close();
     const ffn = session.moments.blocks[1]!;
@@ -133,7 +133,7 @@ test('on a small model a surrogate is nearer to the dense model than a hole', as
     const source = randomLlama({ tiedEmbeddings: false });
     const { config } = source;
     await emitModel(source, 'f32', folder, () => {});
-    const session = await openMomentSession(folder, config, 'f32', { threads: 1 });
+    const session = await openMomentSession(folder, config, { threads: 1 });
     const random = createRandom(3);
     const text = (length: number) => Int32Array.from({ length }, () => random.below(320));
     const tokenIds = text(32 * 64);
@@ -144,7 +144,7 @@ test('on a small model a surrogate is nearer to the dense model than a hole', as
     // Every position but the first of each sequence, and no outliers in random text.
     expect(session.moments.blocks[3]!.xx.at(-1)).toBe(32 * 63);
     const surrogates = fitSurrogates(session.moments, config.hiddenSize, { rank: 32 });
-    const teacher = await openTeacher(folder, config, 'f32', { threads: 1 });
+    const teacher = await openTeacher(folder, config, { threads: 1 });
     const batch = await teacher.teach({
       tokenIds: text(8 * 64),
       sequences: 8,
@@ -152,7 +152,7 @@ test('on a small model a surrogate is nearer to the dense model than a hole', as
     });
     await teacher.close();
     const kl = async (runs: number[], table?: typeof surrogates) => {
-      const losses = await openLossSession(folder, config, 'f32', {
+      const losses = await openLossSession(folder, config, {
         threads: 1,
         surrogates: table,
         tail: true,

@@ -51,11 +51,11 @@ beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'maskroute-surrogates-'));
   await emitModel(source, 'f32', folder, () => {});
   const options = { threads: 1, surrogates: live };
-  gates = await openGateSession(folder, config, 'f32', options);
-  losses = await openLossSession(folder, config, 'f32', options);
-  tails = await openLossSession(folder, config, 'f32', { ...options, tail: true });
-  surrogates = await openSurrogateSession(folder, config, 'f32', { rank: 32, threads: 1 });
-  const teacher = await openTeacher(folder, config, 'f32', { threads: 1, targetCount: 5 });
+  gates = await openGateSession(folder, config, options);
+  losses = await openLossSession(folder, config, options);
+  tails = await openLossSession(folder, config, { ...options, tail: true });
+  surrogates = await openSurrogateSession(folder, config, { rank: 32, threads: 1 });
+  const teacher = await openTeacher(folder, config, { threads: 1, targetCount: 5 });
   taught = await teacher.teach(batch);
   await teacher.close();
 }, 60_000);

@@ -137,7 +137,7 @@ describe.each(figures.variants)('$name', (variant) => {
 
   test('loss and gradients of gates', async () => {
     await emitModel(source, 'f32', folder, () => {});
-    const session = await openGateSession(folder, config, 'f32', { threads: 1 });
+    const session = await openGateSession(folder, config, { threads: 1 });
     const batch = nextTokenBatch(tokens, 1);
     const oneTarget = { ...batch, targetIds: Array.from(batch.targetIds, () => 7) };
     const { loss, gradients } = await session.step(oneTarget, gates);

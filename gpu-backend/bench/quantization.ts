@@ -1,0 +1,191 @@
+/**
+ * `bench quantization`: what fewer bits cost and give. Each kind of text is scored on the model that serves, dense and
+ * under masks, against the same model in fp32; a token is timed in interleaved rounds. `timesEightBits` is how many times as
+ * fast as eight bits dense it is.
+ *
+ * Kinds count alike, however many rows they have. The text must not be what four bits were measured on.
+ */
+import { stat } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import type { Mask } from '../../shared/mask/mask.ts';
+import { maskFromBits, sparsity, withSurrogates } from '../../shared/mask/mask.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { readData } from '../learning/data/read-data.ts';
+import { drawSamples, type Sample } from '../learning/data/samples.ts';
+import {
+  addScores,
+  createScorer,
+  figuresOf,
+  openScoreSession,
+  type Reference,
+  type SampleScores,
+  type ScoreSession,
+} from '../learning/search/score-masks.ts';
+import { interleaved, rested, round } from '../measure.ts';
+import { WEIGHTS_FILE } from '../model/emit.ts';
+import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+import { openInstalled } from '../model/store.ts';
+import { openModelText } from '../model/tokenizer/model-text.ts';
+import { createRandom } from '../random.ts';
+import { openEngine } from './decode.ts';
+
+const REFERENCE = `${DEFAULT_MODEL}-f32`;
+const EIGHT_BITS = DEFAULT_MODEL;
+const FOUR_BITS = `${DEFAULT_MODEL}-q4`;
+const SEED = 9;
+const TOKENS_MAX = 256;
+const POSITION = 64;
+/** The threads of what was measured before spin on for a while. */
+const REST_ms = 200;
+
+export type QuantizationOptions = {
+  readonly home: string;
+  readonly data: readonly string[];
+  /** Of each kind. */
+  readonly positions: number;
+  readonly rounds: number;
+  /** Their commonest masks are judged, too. */
+  readonly maskSets: readonly MaskSet[];
+  readonly say: (line: string) => void;
+  readonly signal: AbortSignal;
+};
+
+type Engine = Awaited<ReturnType<typeof openEngine>>;
+/** A model under a mask. */
+type Candidate = {
+  readonly name: string;
+  readonly model: string;
+  readonly engine: Engine;
+  readonly mask: Mask;
+};
+
+export async function benchQuantization(options: QuantizationOptions): Promise<object> {
+  await using opened = new AsyncDisposableStack();
+  const open = async (model: string): Promise<Engine> => {
+    const engine = await openEngine(options.home, model);
+    opened.defer(() => engine.runner.close());
+    return engine;
+  };
+  const reference = await open(REFERENCE);
+  const session = await openScoreSession(availableParallelism());
+  opened.defer(() => session.close());
+  const candidates: Candidate[] = [];
+  for (const model of [EIGHT_BITS, FOUR_BITS])
+    candidates.push(...candidatesOf(model, await open(model), options));
+  const kinds = await drawKinds(options);
+  const figures = await scoreKinds(options, session, reference, candidates, kinds);
+  const times = await timeCandidates(options, candidates);
+  const base_ms = times.get(candidates[0]!.name)!;
+  const rows = [];
+  for (const { name, model, mask } of candidates) {
+    const { kl, agreement, perplexity, byKind } = figures.get(name)!;
+    const { size } = await stat(join((await openInstalled(options.home, model)).folder, WEIGHTS_FILE));
+    const ms = times.get(name)!;
+    const row = {
+      ...{ name, model, sparsity: round(sparsity(mask)), weights_MB: round(size / 1e6, 1) },
+      ...{ kl: round(kl, 4), agreement: round(agreement), perplexityTimes: round(perplexity, 4) },
+      ...{ msPerToken: round(ms, 2), timesEightBits: round(base_ms / ms), byKind },
+    };
+    options.say(
+      `${name}: KL ${row.kl}, top token ${row.agreement}, perplexity × ${row.perplexityTimes}, ${row.msPerToken} ms`,
+    );
+    rows.push(row);
+  }
+  return { bench: 'quantization', reference: REFERENCE, kinds: [...kinds.keys()], rows };
+}
+
+function candidatesOf(model: string, engine: Engine, { maskSets }: QuantizationOptions): Candidate[] {
+  const name = model === EIGHT_BITS ? 'q8' : 'q4';
+  const masked = maskSets.map((set) => {
+    const { surrogates } = engine.runner;
+    if (set.surrogates !== surrogates)
+      throw new MaskrouteError(
+        'surrogates_mismatch',
+        `${set.name} is for other surrogates than ${model} has.`,
+      );
+    const mask = withSurrogates(commonestMask(set), surrogates);
+    return { name: `${name}, ${Math.round(100 * sparsity(mask))} % out (${set.name})`, model, engine, mask };
+  });
+  return [{ name: `${name} dense`, model, engine, mask: engine.dense }, ...masked];
+}
+
+function commonestMask({ clusters, model }: MaskSet): Mask {
+  const [commonest] = clusters.toSorted((a, b) => b.share - a.share);
+  return maskFromBits(model.blockCount, commonest!.bits);
+}
+
+/** Samples of every kind of text. */
+async function drawKinds({ home, data, positions }: QuantizationOptions): Promise<Map<string, Sample[]>> {
+  const { folder, manifest } = await openInstalled(home, REFERENCE);
+  const text = await openModelText(folder, manifest);
+  const { rows } = await readData(data);
+  const byKind = Map.groupBy(rows, ({ kind }) => kind);
+  const options = { positions, tokensMax: TOKENS_MAX };
+  return new Map(
+    [...byKind].map(([kind, some]) => [
+      kind,
+      drawSamples(some, text, manifest.eosTokenIds[0]!, createRandom(SEED), options),
+    ]),
+  );
+}
+
+type Figures = { kl: number; agreement: number; perplexity: number; byKind: Record<string, object> };
+
+async function scoreKinds(
+  { say, signal }: QuantizationOptions,
+  session: ScoreSession,
+  reference: Engine,
+  candidates: readonly Candidate[],
+  kinds: ReadonlyMap<string, readonly Sample[]>,
+): Promise<Map<string, Figures>> {
+  const exact = createScorer(reference.runner, session);
+  const scorers = new Map(candidates.map(({ engine }) => [engine, createScorer(engine.runner, session)]));
+  const found = new Map(
+    candidates.map(({ name }) => [name, { kl: 0, agreement: 0, perplexity: 0, byKind: {} } as Figures]),
+  );
+  for (const [kind, samples] of kinds) {
+    const expected: SampleScores[] = [];
+    const scores = new Map(candidates.map(({ name }): [string, SampleScores[]] => [name, []]));
+    for (const sample of samples) {
+      signal.throwIfAborted();
+      const dense: Reference = await exact.reference(sample);
+      expected.push(dense.scores);
+      for (const { name, engine, mask } of candidates)
+        scores.get(name)!.push(await scorers.get(engine)!.score(dense, mask));
+    }
+    const { perplexity } = figuresOf(addScores(expected));
+    for (const [name, parts] of scores) {
+      const own = figuresOf(addScores(parts));
+      const figures = found.get(name)!;
+      figures.kl += own.kl / kinds.size;
+      figures.agreement += own.agreement / kinds.size;
+      figures.perplexity += Math.log(own.perplexity / perplexity) / kinds.size;
+      figures.byKind[kind] = {
+        kl: round(own.kl, 4),
+        agreement: round(own.agreement),
+        perplexityTimes: round(own.perplexity / perplexity, 4),
+      };
+    }
+    say(`${kind} is scored, ${addScores(expected).positions} positions`);
+  }
+  for (const figures of found.values()) figures.perplexity = Math.exp(figures.perplexity);
+  return found;
+}
+
+const timeCandidates = (
+  { rounds, signal }: QuantizationOptions,
+  candidates: readonly Candidate[],
+): Promise<Map<string, number>> =>
+  interleaved(
+    candidates.map(({ name, engine, mask }) => {
+      const peer = engine.peer(name, mask);
+      const measure = () => {
+        signal.throwIfAborted();
+        return peer.decode(POSITION);
+      };
+      return rested({ name, measure }, REST_ms);
+    }),
+    rounds,
+  );

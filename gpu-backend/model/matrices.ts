@@ -1,0 +1,83 @@
+/**
+ * A model's matrices as its graph multiplies by them, whatever holds them afterwards: in the basis of the installed model,
+ * with what is stacked or scaled for the graph's sake.
+ */
+import { type ExtraWeights, queryScale, readExtras } from './architectures/attention-extras.ts';
+import type { Basis, Matrix } from './architectures/rotation.ts';
+import type { LlamaConfig, WeightSource } from './model-source.ts';
+
+/** A layer as the graph multiplies by it: Q times 1/√D. */
+export type LayerMatrices = {
+  readonly index: number;
+  readonly qkv: Matrix;
+  readonly output: Matrix;
+  readonly gateUp: Matrix;
+  readonly down: Matrix;
+  readonly extras: ExtraWeights;
+  readonly attentionNorm: Float32Array;
+  readonly ffnNorm: Float32Array;
+};
+
+export const LAYER_PRODUCTS = ['qkv', 'output', 'gateUp', 'down'] as const;
+export type LayerProduct = (typeof LAYER_PRODUCTS)[number];
+
+export const eachProduct = <T>(make: (name: LayerProduct) => T): Record<LayerProduct, T> =>
+  Object.fromEntries(LAYER_PRODUCTS.map((name) => [name, make(name)])) as Record<LayerProduct, T>;
+
+/** What the last layer's normalized stream is multiplied by, `[V, H]`. */
+export async function headMatrix(
+  source: WeightSource,
+  basis: Basis,
+  finalNorm: Float32Array,
+): Promise<Matrix> {
+  const name = source.config.tiedEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight';
+  return basis.reads(await stackRows(source, [name]), finalNorm);
+}
+
+export async function layerMatrices(
+  source: WeightSource,
+  basis: Basis,
+  index: number,
+): Promise<LayerMatrices> {
+  const layer = `model.layers.${index}`;
+  const read = (...names: string[]) =>
+    stackRows(
+      source,
+      names.map((name) => `${layer}.${name}.weight`),
+    );
+  const attentionNorm = await source.read(`${layer}.input_layernorm.weight`);
+  const ffnNorm = await source.read(`${layer}.post_attention_layernorm.weight`);
+  const qkv = await read('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
+  return {
+    index,
+    qkv: basis.reads(scaleQueries(source.config, qkv), attentionNorm),
+    output: basis.writes(await read('self_attn.o_proj')),
+    gateUp: basis.reads(await read('mlp.gate_proj', 'mlp.up_proj'), ffnNorm),
+    down: basis.writes(await read('mlp.down_proj')),
+    extras: await readExtras(source, basis, index),
+    attentionNorm: basis.norm(attentionNorm),
+    ffnNorm: basis.norm(ffnNorm),
+  };
+}
+
+/** The named matrices, one above the other. */
+export async function stackRows(source: WeightSource, names: readonly string[]): Promise<Matrix> {
+  const inputs = source.shape(names[0]!)[1]!;
+  const outputs = names.reduce((sum, name) => sum + source.shape(name)[0]!, 0);
+  const rows = new Float32Array(outputs * inputs);
+  let at = 0;
+  for (const name of names) {
+    const part = await source.read(name);
+    rows.set(part, at);
+    at += part.length;
+  }
+  return { rows, outputs, inputs };
+}
+
+/** Puts the 1/√D of the attention scores into the rows of Q (exact where D is a power of 4), or leaves it to their norm. */
+function scaleQueries(config: LlamaConfig, qkv: Matrix): Matrix {
+  const scale = queryScale(config);
+  const end = config.headCount * config.headSize * qkv.inputs;
+  for (let i = 0; i < end; i++) qkv.rows[i]! *= scale;
+  return qkv;
+}

@@ -1,0 +1,171 @@
+/**
+ * Four bits, layer by layer: every matrix is quantized for the inputs that it gets from the quantized layers below it, on
+ * some text. `error-feedback.ts` has the method.
+ *
+ * All of the text's streams are in memory, 4·T·(3·H + F) bytes at the most.
+ */
+import type { Basis, Matrix } from '../architectures/rotation.ts';
+import type { LayerMatrices, LayerProduct } from '../matrices.ts';
+import type { WeightSource } from '../model-source.ts';
+import { quantizeWithFeedback } from './error-feedback.ts';
+import type { LayerSteps } from './layer-steps.ts';
+import type { Products } from './products.ts';
+import { dequantize, type QuantCodes, type QuantForm } from './quantize.ts';
+
+/** Tokens of one run: their activations fit the cache, and the runtime keeps busy. */
+const CHUNK_TOKENS = 2048;
+
+export type CalibrationText = {
+  /** Sequences of equal length, one after the other. */
+  readonly tokenIds: Int32Array;
+  readonly sequenceTokens: number;
+};
+
+export type CalibrationState = {
+  readonly steps: LayerSteps;
+  readonly products: Products;
+  /** How often blocks are visited again. */
+  readonly passes: number;
+  readonly form: QuantForm;
+  /** The residual stream before a layer, a chunk of sequences each, `[T, H]`. */
+  readonly streams: readonly Float32Array[];
+};
+
+/** The streams before the first layer. @throws RangeError when there is no whole sequence. */
+export async function embedText(
+  source: WeightSource,
+  basis: Basis,
+  text: CalibrationText,
+): Promise<Float32Array[]> {
+  const { hiddenSize: H } = source.config;
+  if (text.tokenIds.length === 0 || text.tokenIds.length % text.sequenceTokens !== 0)
+    throw new RangeError(`${text.tokenIds.length} tokens are no sequences of ${text.sequenceTokens}`);
+  const table = await source.read('model.embed_tokens.weight');
+  // At least two chunks, which are compared.
+  const half = Math.ceil(text.tokenIds.length / text.sequenceTokens / 2);
+  const perRun = Math.max(1, Math.floor(CHUNK_TOKENS / text.sequenceTokens));
+  const perChunk = Math.min(half, perRun) * text.sequenceTokens;
+  const chunks: Float32Array[] = [];
+  for (let start = 0; start < text.tokenIds.length; start += perChunk) {
+    const ids = text.tokenIds.subarray(start, start + perChunk);
+    const rows = new Float32Array(ids.length * H);
+    for (const [i, id] of ids.entries()) rows.set(table.subarray(id * H, (id + 1) * H), i * H);
+    chunks.push(basis.embeds({ rows, outputs: ids.length, inputs: H }).rows);
+  }
+  return chunks;
+}
+
+/** The layer's codes, and the streams after the layer that multiplies by them. */
+export async function quantizeLayer(
+  state: CalibrationState,
+  matrices: LayerMatrices,
+): Promise<{ codes: Record<LayerProduct, QuantCodes>; streams: Float32Array[] }> {
+  const { steps } = state;
+  const { attentionNorm, ffnNorm } = matrices;
+  const quantize = (name: LayerProduct, inputs: readonly Float32Array[], shares: readonly Float32Array[]) =>
+    quantizeMatrix(state, matrices[name], inputs, shares);
+  const before = state.streams;
+  const attentionInputs = await inOrder(before, (h) => steps.normalize(h, attentionNorm));
+  const qkv = await quantize('qkv', attentionInputs, before.map(equalShares(attentionNorm.length)));
+  const attended = await inOrder(attentionInputs, (x) => steps.attend(x, matrices, restored(qkv)));
+  const output = await quantize('output', attended, before.map(streamShares(attentionNorm.length)));
+  const { outputBias } = matrices.extras;
+  const between = await inOrder(before, (h, i) => steps.add(h, attended[i]!, restored(output), outputBias));
+  const ffnInputs = await inOrder(between, (h) => steps.normalize(h, ffnNorm));
+  const gateUp = await quantize('gateUp', ffnInputs, between.map(equalShares(ffnNorm.length)));
+  const activated = await inOrder(ffnInputs, (x) => steps.activate(x, restored(gateUp)));
+  const down = await quantize('down', activated, between.map(streamShares(ffnNorm.length)));
+  const streams = await inOrder(between, (h, i) => steps.add(h, activated[i]!, restored(down)));
+  return { codes: { qkv, output, gateUp, down }, streams };
+}
+
+export const restored = (codes: QuantCodes): Matrix => ({
+  rows: dequantize(codes),
+  outputs: codes.rows,
+  inputs: codes.columns,
+});
+
+async function inOrder<T>(
+  streams: readonly Float32Array[],
+  make: (stream: Float32Array, chunk: number) => Promise<T>,
+): Promise<T[]> {
+  const made: T[] = [];
+  for (const [chunk, stream] of streams.entries()) made.push(await make(stream, chunk));
+  return made;
+}
+
+async function quantizeMatrix(
+  { steps, products, passes, form }: CalibrationState,
+  matrix: Matrix,
+  inputs: readonly Float32Array[],
+  shares: readonly Float32Array[],
+): Promise<QuantCodes> {
+  const halves = [0, 1].map(() => new Float64Array(matrix.inputs * matrix.inputs));
+  for (const [chunk, x] of inputs.entries()) {
+    const half = halves[chunk % 2]!;
+    const sums = await steps.moments(x, shares[chunk]!);
+    for (let i = 0; i < sums.length; i++) half[i]! += sums[i]!;
+  }
+  const moments = shrink(halves[0]!, halves[1]!, matrix.inputs);
+  return quantizeWithFeedback(matrix, { moments, form, passes, products });
+}
+
+/** What every position counts where outputs go into products of their own. */
+const equalShares =
+  (width: number) =>
+  (stream: Float32Array): Float32Array =>
+    new Float32Array(stream.length / width).fill(1);
+
+/**
+ * What every position counts where outputs are added to the stream: 1 / mean h². An error matters by how much it changes
+ * what the next norm gives, and the few positions whose stream is a hundred times larger do not rule the sums.
+ */
+const streamShares =
+  (width: number) =>
+  (stream: Float32Array): Float32Array =>
+    Float32Array.from({ length: stream.length / width }, (_, t) => {
+      let square = 0;
+      for (let i = t * width; i < (t + 1) * width; i++) square += stream[i]! * stream[i]!;
+      // A stream of nothing but zeros has no norm to change.
+      return square === 0 ? 0 : width / square;
+    });
+
+/**
+ * By how much all but the diagonal of moments is made smaller: at least, for each share of it that is chance, and at most.
+ * Chosen by the error on other text (LOG.md): chance costs several times its share, as feedback looks for what is cheap.
+ */
+const SHRINKING = { least: 0.05, perChance: 4, most: 0.6 } as const;
+
+/**
+ * The moments of both halves of a text together, `[K, K]`, with all but the diagonal made smaller, the more the less the
+ * halves have in common (after Ledoit and Wolf, 2004). A few thousand tokens say little about how 1,536 inputs go
+ * together, and errors that make up for each other on chance alone add up on other text.
+ */
+export function shrink(a: Float64Array, b: Float64Array, K: number): Float64Array {
+  const sizes = [a, b].map((half) => Float64Array.from({ length: K }, (_, i) => Math.sqrt(half[i * K + i]!)));
+  const [sizeA, sizeB] = sizes as [Float64Array, Float64Array];
+  let [common, apart] = [0, 0];
+  for (let i = 0; i < K; i++) {
+    for (let j = 0; j < i; j++) {
+      const scaleA = sizeA[i]! * sizeA[j]!;
+      const scaleB = sizeB[i]! * sizeB[j]!;
+      if (scaleA === 0 || scaleB === 0) continue;
+      const [inA, inB] = [a[i * K + j]! / scaleA, b[i * K + j]! / scaleB];
+      common += inA * inB;
+      apart += (inA - inB) ** 2;
+    }
+  }
+  // The variance of a half is half of that of the difference, and that of both together half of that.
+  const chance = apart / 4;
+  const chanceShare = common > 0 ? chance / (common + chance) : 1;
+  const { least, perChance, most } = SHRINKING;
+  const kept = 1 - Math.min(most, least + perChance * chanceShare);
+  const moments = new Float64Array(K * K);
+  for (let i = 0; i < K; i++) {
+    for (let j = 0; j < K; j++) {
+      const at = i * K + j;
+      moments[at] = (a[at]! + b[at]!) * (i === j ? 1 : kept);
+    }
+  }
+  return moments;
+}

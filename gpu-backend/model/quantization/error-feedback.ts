@@ -1,0 +1,369 @@
+/**
+ * Rounding of a matrix W `[N, K]` to few bits that changes its product with real inputs least: the codes Q minimize
+ * tr((W − Q)·H·(W − Q)ᵀ), H = the inputs' second moments (GPTQ, arXiv 2210.17323).
+ *
+ * With H = RᵀR, R upper triangular, the error of a row is Σ_j R_jj²·(c_j − q_j)², where c_j = w_j + Σ_{i>j} R_ji/R_jj·(w_i − q_i)
+ * is what column j has to be to make up for the errors of the columns after it. So columns are rounded from the last to
+ * the first, each to the code nearest to its c_j (Babai's nearest plane, which is GPTQ run backwards). A block's scale and
+ * zero point are chosen when its turn comes, against what is left to make up for.
+ * Then blocks are visited again, each solved anew against the errors of all others, which only lowers the error.
+ *
+ * Limits: N·K² multiply-adds a pass in the runtime, N·K·blockSize·3 here; K³/6 for R. H and R take 16·K² bytes.
+ */
+import type { Matrix } from '../architectures/rotation.ts';
+import type { Products } from './products.ts';
+import { blocksOf, checkForm, type QuantCodes, type QuantForm } from './quantize.ts';
+
+/** Share of the mean second moment that is added to each input's: what few texts do not show is not free. */
+const DAMPING = 0.01;
+
+export type FeedbackOptions = {
+  /** `[K, K]`, symmetric. */
+  readonly moments: Float64Array;
+  readonly form: QuantForm;
+  /** How often blocks are visited again. */
+  readonly passes: number;
+  readonly products: Products;
+};
+
+export async function quantizeWithFeedback(
+  { rows: weights, outputs, inputs }: Matrix,
+  { moments, form, passes, products }: FeedbackOptions,
+): Promise<QuantCodes> {
+  checkForm(inputs, form);
+  const damped = damp(moments, inputs);
+  const work: Work = {
+    ...{ weights, outputs, inputs, form },
+    errors: new Float32Array(weights.length),
+    codes: {
+      ...{ ...form, rows: outputs, columns: inputs },
+      codes: new Uint8Array(weights.length),
+      scales: new Float32Array(weights.length / form.blockSize),
+      zeroPoints: new Uint8Array(weights.length / form.blockSize),
+    },
+  };
+  const factor = await factorize(damped, inputs, products);
+  for (let block = blocksOf(inputs, form) - 1; block >= 0; block--)
+    await firstVisit(work, factor, block, products);
+  for (let pass = 0; pass < passes; pass++) {
+    for (let block = blocksOf(inputs, form) - 1; block >= 0; block--)
+      await visitAgain(work, damped, block, products);
+  }
+  return work.codes;
+}
+
+type Work = {
+  readonly weights: Float32Array;
+  readonly outputs: number;
+  readonly inputs: number;
+  readonly form: QuantForm;
+  /** W − Q where columns are rounded, 0 elsewhere, `[N, K]`. */
+  readonly errors: Float32Array;
+  readonly codes: QuantCodes;
+};
+
+async function firstVisit(
+  work: Work,
+  factor: Float32Array,
+  block: number,
+  products: Products,
+): Promise<void> {
+  const { weights, outputs, inputs: K, form } = work;
+  const { blockSize: B } = form;
+  const from = block * B;
+  const rows = upperRows(factor, K, from, B);
+  const feedback = await products.multiply(work.errors, rows, K);
+  const solver = blockSolver(form, columnsOf(rows, K, from, B));
+  const target = new Float64Array(B);
+  for (let row = 0; row < outputs; row++) {
+    const at = row * K + from;
+    for (let j = B - 1; j >= 0; j--) {
+      // What makes every c_j of the block its own code.
+      let wanted = weights[at + j]! + feedback[row * B + j]! / solver.diagonal[j]!;
+      for (let i = j + 1; i < B; i++) wanted += solver.unit[j * B + i]! * (weights[at + i]! - target[i]!);
+      target[j] = wanted;
+    }
+    solver.solve(target);
+    keep(work, solver, row, block);
+  }
+}
+
+async function visitAgain(
+  work: Work,
+  moments: Float64Array,
+  block: number,
+  products: Products,
+): Promise<void> {
+  const { outputs, inputs: K, form, codes } = work;
+  const { blockSize: B } = form;
+  const from = block * B;
+  const rows = Float32Array.from(moments.subarray(from * K, (from + B) * K));
+  const gradient = await products.multiply(work.errors, rows, K);
+  const solver = blockSolver(form, upperFactor(columnsOf(rows, K, from, B), B));
+  const target = new Float64Array(B);
+  for (let row = 0; row < outputs; row++) {
+    const at = row * K + from;
+    const which = row * blocksOf(K, form) + block;
+    const known = { scale: codes.scales[which]!, zeroPoint: codes.zeroPoints[which]! };
+    for (let j = 0; j < B; j++) target[j] = gradient[row * B + j]!;
+    solver.applyInverse(target);
+    for (let j = 0; j < B; j++) target[j]! += (codes.codes[at + j]! - known.zeroPoint) * known.scale;
+    solver.improve(target, codes.codes, at, known);
+    keep(work, solver, row, block);
+  }
+}
+
+/** Writes a block's best codes, and what they leave to make up for. */
+function keep(
+  { weights, inputs: K, form, errors, codes }: Work,
+  { best }: BlockSolver,
+  row: number,
+  block: number,
+) {
+  const { blockSize: B } = form;
+  const at = row * K + block * B;
+  const which = row * blocksOf(K, form) + block;
+  codes.scales[which] = best.scale;
+  codes.zeroPoints[which] = best.zeroPoint;
+  for (let j = 0; j < B; j++) {
+    codes.codes[at + j] = best.codes[j]!;
+    errors[at + j] = weights[at + j]! - (best.codes[j]! - best.zeroPoint) * best.scale;
+  }
+}
+
+type Grid = { readonly scale: number; readonly zeroPoint: number };
+type BlockSolver = {
+  /** Of the block's factor, and the factor with rows divided by it. */
+  readonly diagonal: Float64Array;
+  readonly unit: Float64Array;
+  readonly best: { readonly codes: Uint8Array; scale: number; zeroPoint: number; error: number };
+  /** Finds codes, scale and zero point for `target`, and leaves them in `best`. */
+  solve(target: Float64Array): void;
+  /** The same from codes that are there already, at `at`: on their grid, and with another scale. Never worse. */
+  improve(target: Float64Array, codes: Uint8Array, at: number, grid: Grid): void;
+  /** values ← (RᵀR)⁻¹·values. */
+  applyInverse(values: Float64Array): void;
+};
+
+/** Widths of the grids that are tried, in units of the block's range. */
+const WIDTHS = [1, 0.94, 0.88, 0.82, 0.76, 0.7];
+/** How many of them are tried with feedback inside the block. */
+const FINALISTS = 2;
+
+/** Minimizes ‖R·(target − q)‖² over a block's codes; `factor` is R `[B, B]`. */
+function blockSolver({ bits, blockSize: B }: QuantForm, factor: Float64Array): BlockSolver {
+  const most = 2 ** bits - 1;
+  const diagonal = Float64Array.from({ length: B }, (_, j) => factor[j * B + j]!);
+  const unit = factor.map((value, i) => value / diagonal[Math.floor(i / B)]!);
+  const weight = diagonal.map((value) => value * value);
+  const errors = new Float64Array(B);
+  const tried = new Uint8Array(B);
+  const best = { codes: new Uint8Array(B), scale: 0, zeroPoint: 0, error: 0 };
+  const grids = Array.from({ length: 2 * WIDTHS.length }, () => ({ scale: 0, zeroPoint: 0, error: 0 }));
+
+  /** Nearest plane on one grid; takes its place as the best. Gives up once it is worse. */
+  const attempt = (target: Float64Array, scale: number, zeroPoint: number): void => {
+    const inverse = 1 / scale;
+    let error = 0;
+    for (let j = B - 1; j >= 0; j--) {
+      let wanted = target[j]!;
+      const row = j * B;
+      for (let i = j + 1; i < B; i++) wanted += unit[row + i]! * errors[i]!;
+      let code = Math.round(wanted * inverse) + zeroPoint;
+      code = code < 0 ? 0 : Math.min(most, code);
+      const value = (code - zeroPoint) * scale;
+      tried[j] = code;
+      errors[j] = target[j]! - value;
+      error += weight[j]! * (wanted - value) * (wanted - value);
+      if (error >= best.error) return;
+    }
+    best.codes.set(tried);
+    best.scale = scale;
+    best.zeroPoint = zeroPoint;
+    best.error = error;
+  };
+
+  /** The error of plain rounding, columns apart. */
+  const estimate = (target: Float64Array, scale: number, zeroPoint: number): number => {
+    const inverse = 1 / scale;
+    let error = 0;
+    for (let j = 0; j < B; j++) {
+      let code = Math.round(target[j]! * inverse) + zeroPoint;
+      code = code < 0 ? 0 : Math.min(most, code);
+      const off = target[j]! - (code - zeroPoint) * scale;
+      error += weight[j]! * off * off;
+    }
+    return error;
+  };
+
+  const listGrids = (target: Float64Array): void => {
+    let low = target[0]!;
+    let high = low;
+    for (let j = 1; j < B; j++) {
+      if (target[j]! < low) low = target[j]!;
+      if (target[j]! > high) high = target[j]!;
+    }
+    const span = high - low || Math.abs(high) || 1e-12;
+    const middle = (low + high) / 2;
+    WIDTHS.forEach((width, i) => {
+      const scale = Math.fround((span * width) / most);
+      const zero = most / 2 - middle / scale;
+      for (const side of [0, 1]) {
+        const zeroPoint = Math.max(0, Math.min(most, Math.floor(zero) + side));
+        const grid = grids[2 * i + side]!;
+        grid.scale = scale;
+        grid.zeroPoint = zeroPoint;
+        grid.error = estimate(target, scale, zeroPoint);
+      }
+    });
+  };
+
+  /** The grid with the least estimate, which is then out of the race. */
+  const nextGrid = (): Grid => {
+    let least = grids[0]!;
+    for (const grid of grids) if (grid.error < least.error) least = grid;
+    least.error = Number.POSITIVE_INFINITY;
+    return least;
+  };
+
+  /** The scale that fits the best codes: <Ru, Rt> / <Ru, Ru>, u = codes − zero point. */
+  const fittedScale = (target: Float64Array): number => {
+    let [dot, square] = [0, 0];
+    for (let j = 0; j < B; j++) {
+      let [u, t] = [0, 0];
+      for (let i = j; i < B; i++) {
+        u += unit[j * B + i]! * (best.codes[i]! - best.zeroPoint);
+        t += unit[j * B + i]! * target[i]!;
+      }
+      dot += weight[j]! * u * t;
+      square += weight[j]! * u * u;
+    }
+    return square === 0 ? 0 : Math.fround(dot / square);
+  };
+
+  const attemptFitted = (target: Float64Array): void => {
+    const scale = fittedScale(target);
+    if (scale !== 0) attempt(target, scale, best.zeroPoint);
+  };
+
+  const errorOf = (
+    target: Float64Array,
+    codes: Uint8Array,
+    at: number,
+    scale: number,
+    zeroPoint: number,
+  ): number => {
+    let error = 0;
+    for (let j = B - 1; j >= 0; j--) {
+      errors[j] = target[j]! - (codes[at + j]! - zeroPoint) * scale;
+      let off = 0;
+      for (let i = j; i < B; i++) off += unit[j * B + i]! * errors[i]!;
+      error += weight[j]! * off * off;
+    }
+    return error;
+  };
+
+  return {
+    diagonal,
+    unit,
+    best,
+    solve(target) {
+      best.error = Number.POSITIVE_INFINITY;
+      listGrids(target);
+      for (let i = 0; i < FINALISTS; i++) {
+        const { scale, zeroPoint } = nextGrid();
+        attempt(target, scale, zeroPoint);
+      }
+      attemptFitted(target);
+    },
+    improve(target, codes, at, { scale, zeroPoint }) {
+      best.error = errorOf(target, codes, at, scale, zeroPoint);
+      best.codes.set(codes.subarray(at, at + B));
+      best.scale = scale;
+      best.zeroPoint = zeroPoint;
+      attempt(target, scale, zeroPoint);
+      attemptFitted(target);
+    },
+    applyInverse(values) {
+      for (let j = 0; j < B; j++) {
+        values[j]! /= diagonal[j]!;
+        for (let i = j + 1; i < B; i++) values[i]! -= factor[j * B + i]! * values[j]!;
+      }
+      for (let j = B - 1; j >= 0; j--) {
+        let value = values[j]!;
+        for (let i = j + 1; i < B; i++) value -= factor[j * B + i]! * values[i]!;
+        values[j] = value / diagonal[j]!;
+      }
+    },
+  };
+}
+
+/** H + λ·I, λ a share of the mean diagonal. An input that never was anything but 0 keeps a moment. */
+function damp(moments: Float64Array, size: number): Float64Array {
+  const damped = moments.slice();
+  let trace = 0;
+  for (let j = 0; j < size; j++) trace += moments[j * size + j]!;
+  const more = (DAMPING * trace) / size || 1;
+  for (let j = 0; j < size; j++) damped[j * size + j]! += more;
+  return damped;
+}
+
+/** Rows that are factorized together. */
+const PANEL = 96;
+
+/** L = Rᵀ, lower triangular, of H = L·Lᵀ `[K, K]`. @throws RangeError when H is not positive definite. */
+async function factorize(matrix: Float64Array, K: number, products: Products): Promise<Float32Array> {
+  const factor = new Float32Array(K * K);
+  for (let from = 0; from < K; from += PANEL) {
+    const to = Math.min(K, from + PANEL);
+    const left = K - from;
+    // What the columns before the panel explain of its own.
+    const explained = await products.multiply(
+      factor.subarray(from * K, to * K),
+      factor.subarray(from * K),
+      K,
+    );
+    for (let i = from; i < K; i++) {
+      for (let j = from; j < Math.min(to, i + 1); j++) {
+        let value = matrix[i * K + j]! - explained[(j - from) * left + i - from]!;
+        for (let k = from; k < j; k++) value -= factor[i * K + k]! * factor[j * K + k]!;
+        factor[i * K + j] = i === j ? pivotOf(value) : value / factor[j * K + j]!;
+      }
+    }
+  }
+  return factor;
+}
+
+function pivotOf(value: number): number {
+  if (!(value > 0)) throw new RangeError('the moments are not positive definite');
+  return Math.sqrt(value);
+}
+
+/** R, upper triangular, of H = RᵀR `[size, size]`, in one go. */
+function upperFactor(matrix: Float64Array, size: number): Float64Array {
+  const factor = new Float64Array(size * size);
+  for (let j = 0; j < size; j++) {
+    for (let i = j; i < size; i++) {
+      let value = matrix[j * size + i]!;
+      for (let k = 0; k < j; k++) value -= factor[k * size + j]! * factor[k * size + i]!;
+      factor[j * size + i] = i === j ? pivotOf(value) : value / factor[j * size + j]!;
+    }
+  }
+  return factor;
+}
+
+/** Rows of R = Lᵀ, `[count, K]`. */
+function upperRows(factor: Float32Array, K: number, from: number, count: number): Float32Array {
+  const rows = new Float32Array(count * K);
+  for (let i = from; i < K; i++) {
+    for (let j = 0; j < count; j++) rows[j * K + i] = factor[i * K + from + j]!;
+  }
+  return rows;
+}
+
+/** `[count, count]` from column `from` on. */
+function columnsOf(rows: Float32Array, K: number, from: number, count: number): Float64Array {
+  const square = new Float64Array(count * count);
+  for (let j = 0; j < count; j++) square.set(rows.subarray(j * K + from, j * K + from + count), j * count);
+  return square;
+}

@@ -1,0 +1,149 @@
+/**
+ * Four bits that keep the model: most matrices at 4 bits with error feedback on some text (`calibration.ts`), the head
+ * and those that measurement says are worth it at 8 (`sensitivity.ts`). LOG.md has what each part gains.
+ */
+import type { Basis, Matrix } from '../architectures/rotation.ts';
+import { eachProduct, type LayerMatrices, type LayerProduct, layerMatrices } from '../matrices.ts';
+import type { LlamaConfig, WeightSource } from '../model-source.ts';
+import { type CalibrationText, embedText, quantizeLayer, restored } from './calibration.ts';
+import { openLayerSteps } from './layer-steps.ts';
+import { openProducts, type Products } from './products.ts';
+import { type QuantCodes, type QuantForm, roundRows } from './quantize.ts';
+import { measureSensitivity, type Sensitivity } from './sensitivity.ts';
+
+export type LayerCodes = Readonly<Record<LayerProduct, QuantCodes>>;
+
+export type Quantizer = {
+  /** The share of the whole work that is done when it is open. */
+  readonly progress: number;
+  /** The embedding and the head, or both in one; they come before the layers. */
+  end(matrix: Matrix): QuantCodes;
+  /** Layers come in their order. */
+  layer(index: number, matrices: LayerMatrices): Promise<LayerCodes>;
+};
+
+export type FourBitOptions = {
+  readonly text: CalibrationText;
+  readonly threads: number;
+};
+
+/** Raised when the same model and text come to other codes. */
+export const FOUR_BITS_VERSION = 1;
+
+/** Of the layers' weights, at 8 bits. */
+const EIGHT_BIT_SHARE = 0.15;
+/** How often blocks are visited again. */
+const PASSES = 2;
+/** The share of the work until every matrix has four bits, and until it is known what that costs. */
+const ROUNDED = 0.65;
+const MEASURED = 0.95;
+/** Sensitivity is measured on the last tokens of a few sequences; every so many-th position counts. */
+const MEASURED_SEQUENCES = 4;
+const MEASURED_TOKENS = 48;
+const MEASURED_EVERY = 4;
+
+/**
+ * All layers at four bits come first: what a matrix costs is measured with errors that make up for each other, as plain
+ * rounding costs most where feedback gains most. One byte a weight is held meanwhile.
+ * @throws RangeError when the text is shorter than one sequence.
+ */
+export async function openFourBits(
+  source: WeightSource,
+  basis: Basis,
+  { text, threads }: FourBitOptions,
+  onProgress: (fraction: number) => void,
+): Promise<Quantizer> {
+  await using products = await openProducts(threads);
+  const work: Work = { source, basis, text, threads, products };
+  const codes = await roundLayers(work, (done) => onProgress(ROUNDED * done));
+  const sensitivities = await measureLayers(work, codes, (done) =>
+    onProgress(ROUNDED + (MEASURED - ROUNDED) * done),
+  );
+  const eight = chooseEightBits(source.config, sensitivities, EIGHT_BIT_SHARE);
+  return {
+    progress: MEASURED,
+    end: roundToEight,
+    layer: async (index, matrices) =>
+      eachProduct((name) =>
+        eight.has(`${index}.${name}`) ? roundToEight(matrices[name]) : codes[index]![name],
+      ),
+  };
+}
+
+type Work = FourBitOptions & {
+  readonly source: WeightSource;
+  readonly basis: Basis;
+  readonly products: Products;
+};
+
+/** Blocks of 64 lose nothing at 8 bits and are read faster; at 4 bits they cost a quarter more error. */
+function roundToEight({ rows, outputs, inputs }: Matrix): QuantCodes {
+  return roundRows(rows, outputs, inputs, { bits: 8, blockSize: inputs % 64 === 0 ? 64 : 32 });
+}
+const FOUR_BITS: QuantForm = { bits: 4, blockSize: 32 };
+
+async function roundLayers(
+  { source, basis, text, threads, products }: Work,
+  onProgress: (fraction: number) => void,
+): Promise<LayerCodes[]> {
+  await using steps = await openLayerSteps(source.config, text.sequenceTokens, threads);
+  let streams = await embedText(source, basis, text);
+  const layers: LayerCodes[] = [];
+  for (let layer = 0; layer < source.config.layerCount; layer++) {
+    const matrices = await layerMatrices(source, basis, layer);
+    const state = { steps, products, passes: PASSES, form: FOUR_BITS, streams };
+    const rounded = await quantizeLayer(state, matrices);
+    layers.push(rounded.codes);
+    streams = rounded.streams;
+    onProgress((layer + 1) / source.config.layerCount);
+  }
+  return layers;
+}
+
+async function measureLayers(
+  { source, basis, text, threads, products }: Work,
+  codes: readonly LayerCodes[],
+  onProgress: (fraction: number) => void,
+): Promise<Sensitivity[]> {
+  const ends = endsOf(text);
+  await using steps = await openLayerSteps(source.config, ends.sequenceTokens, threads);
+  const [first, ...others] = await embedText(source, basis, ends);
+  return await measureSensitivity(source, basis, {
+    ...{ steps, products, every: MEASURED_EVERY, onProgress },
+    stream: Float32Array.from([first!, ...others].flatMap((chunk) => [...chunk])),
+    rounded: (layer, name) => restored(codes[layer]![name]),
+  });
+}
+
+/** The last tokens of a few sequences. Their first ones are often alike: what a chat template begins with. */
+function endsOf({ tokenIds, sequenceTokens }: CalibrationText): CalibrationText {
+  const tokens = Math.min(MEASURED_TOKENS, sequenceTokens);
+  const sequences = Math.min(MEASURED_SEQUENCES, tokenIds.length / sequenceTokens);
+  const ends = new Int32Array(sequences * tokens);
+  for (let i = 0; i < sequences; i++) {
+    const end = (i + 1) * sequenceTokens;
+    ends.set(tokenIds.subarray(end - tokens, end), i * tokens);
+  }
+  return { tokenIds: ends, sequenceTokens: tokens };
+}
+
+/** The matrices `layer.name` that cost most a weight at four bits, until they hold `share` of the layers' weights. */
+export function chooseEightBits(
+  config: LlamaConfig,
+  sensitivities: readonly Sensitivity[],
+  share: number,
+): ReadonlySet<string> {
+  const { hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D, layerCount: L } = config;
+  const sizes = { qkv: (N + 2 * G) * D * H, output: N * D * H, gateUp: 2 * F * H, down: F * H };
+  const budget = share * L * Object.values(sizes).reduce((sum, size) => sum + size, 0);
+  const chosen = new Set<string>();
+  let spent = 0;
+  for (const { layer, name } of sensitivities.toSorted(
+    (a, b) => b.kl / sizes[b.name] - a.kl / sizes[a.name],
+  )) {
+    if (spent + sizes[name] > budget) continue;
+    spent += sizes[name];
+    chosen.add(`${layer}.${name}`);
+  }
+  return chosen;
+}

@@ -1,0 +1,165 @@
+/**
+ * One decoder layer in pieces, with its weights as inputs: what goes into each matrix of a layer can be seen before the
+ * matrix is quantized, and what comes out of it afterwards. The same few graphs serve all layers.
+ *
+ * Shapes: B sequences of S tokens, T = B·S, H = hidden, F = FFN width, N/G = query/KV heads, D = head width.
+ */
+import { encodeModel } from '../../onnx/encode.ts';
+import { GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import { createSession, type Feeds, floats, type Session, tensor } from '../../onnx/session.ts';
+import {
+  type Extras,
+  type ExtraWeights,
+  layerExtras,
+  rotate,
+  windowMask,
+} from '../architectures/attention-extras.ts';
+import type { Matrix } from '../architectures/rotation.ts';
+import type { LayerMatrices } from '../matrices.ts';
+import type { LlamaConfig } from '../model-source.ts';
+import { ropeTables } from '../rope.ts';
+
+export type LayerSteps = AsyncDisposable & {
+  /** `[T, H]` → its RMS norm. */
+  normalize(h: Float32Array, norm: Float32Array): Promise<Float32Array>;
+  /** Normalized `[T, H]` → what the heads of this layer give, `[T, N·D]`. */
+  attend(x: Float32Array, layer: AttentionLayer, qkv: Matrix): Promise<Float32Array>;
+  /** Normalized `[T, H]` → silu(gate)·up, `[T, F]`. */
+  activate(x: Float32Array, gateUp: Matrix): Promise<Float32Array>;
+  /** h + x·Wᵀ + bias, `[T, H]`. */
+  add(h: Float32Array, x: Float32Array, matrix: Matrix, bias?: Float32Array): Promise<Float32Array>;
+  /** Σ_t weight_t · x_t·x_tᵀ, `[K, K]`; weights `[T]`. */
+  moments(x: Float32Array, weights: Float32Array): Promise<Float32Array>;
+};
+
+type AttentionLayer = Pick<LayerMatrices, 'index' | 'extras'>;
+
+export async function openLayerSteps(
+  config: LlamaConfig,
+  sequenceTokens: number,
+  threads: number,
+): Promise<LayerSteps> {
+  const { hiddenSize: H, ffnSize: F, headSize: D } = config;
+  const open = (build: (g: GraphBuilder) => void) => openGraph(build, threads);
+  const sessions = await Promise.all([
+    open(normalizeGraph(config)),
+    open(activateGraph(F)),
+    open(addGraph),
+    open(momentsGraph),
+  ]);
+  const [normalize, activate, add, moments] = sessions as [Session, Session, Session, Session];
+  // Layers differ in what they add to attention; their graphs hold no matrices.
+  const attentions = new Map<number, Promise<Session>>();
+  const attentionOf = ({ index, extras }: AttentionLayer): Promise<Session> => {
+    const session = attentions.get(index) ?? open(attendGraph(config, index, extras));
+    attentions.set(index, session);
+    return session;
+  };
+  const noBias = new Float32Array(H);
+  const S = sequenceTokens;
+  const [cos, sin] = ropeTables({ ...config, contextTokens: S });
+  const positions = BigInt64Array.from({ length: S }, (_, i) => BigInt(i));
+  const half = D / 2;
+  const table = (values: Float32Array) => tensor('f32', values, [S, half]);
+  const rows = (x: Float32Array, width: number) => tensor('f32', x, [x.length / width, width]);
+  const weights = ({ rows: values, outputs, inputs }: Matrix) => tensor('f32', values, [outputs, inputs]);
+  return {
+    normalize: (h, norm) => run(normalize, { h: rows(h, H), norm: tensor('f32', norm, [H]) }),
+    async attend(x, layer, qkv) {
+      const B = x.length / H / S;
+      const all = BigInt64Array.from({ length: B * S }, (_, i) => positions[i % S]!);
+      const session = await attentionOf(layer);
+      const feeds: Feeds = {
+        ...{ x: tensor('f32', x, [B, S, H]), w: weights(qkv), positions: tensor('i64', all, [B, S]) },
+        ...{ order: tensor('i64', positions, [1, S]), cos: table(cos), sin: table(sin) },
+      };
+      // A layer without rotary or without a window does not ask for everything.
+      return run(session, Object.fromEntries(session.inputNames.map((name) => [name, feeds[name]!])));
+    },
+    activate: (x, gateUp) => run(activate, { x: rows(x, H), w: weights(gateUp) }),
+    add: (h, x, matrix, bias = noBias) =>
+      run(add, {
+        ...{ h: rows(h, H), x: rows(x, matrix.inputs), w: weights(matrix) },
+        bias: tensor('f32', bias, [H]),
+      }),
+    moments: (x, share) =>
+      run(moments, { x: rows(x, x.length / share.length), share: tensor('f32', share, [share.length, 1]) }),
+    async [Symbol.asyncDispose]() {
+      for (const session of [...sessions, ...(await Promise.all(attentions.values()))])
+        await session.release();
+    },
+  };
+}
+
+async function openGraph(build: (g: GraphBuilder) => void, threads: number): Promise<Session> {
+  const g = new GraphBuilder('layer');
+  build(g);
+  return createSession(encodeModel(g.graph), { threads, spinning: false });
+}
+
+const run = async (session: Session, feeds: Feeds): Promise<Float32Array> =>
+  floats((await session.run(feeds, ['y'])).y!);
+
+const product = (g: GraphBuilder, x: Value, w: Value): Value =>
+  g.op('FusedMatMul', [x, w], { transB: 1 }, MICROSOFT);
+
+function result(g: GraphBuilder, op: string, inputs: Value[], attributes = {}, domain = ''): void {
+  g.node(op, inputs, ['y'], attributes, domain);
+  g.output({ name: 'y' }, 'f32', ['T', 'Y']);
+}
+
+const normalizeGraph =
+  ({ hiddenSize: H, rmsEpsilon }: LlamaConfig) =>
+  (g: GraphBuilder): void =>
+    result(g, 'SimplifiedLayerNormalization', [g.input('h', 'f32', ['T', H]), g.input('norm', 'f32', [H])], {
+      axis: -1,
+      epsilon: { float: rmsEpsilon },
+    });
+
+const attendGraph =
+  (config: LlamaConfig, index: number, weights: ExtraWeights) =>
+  (g: GraphBuilder): void => {
+    const { hiddenSize: H, headCount: N, kvHeadCount: G, headSize: D } = config;
+    const extras = layerExtras(g, config, index, weights);
+    const x = g.input('x', 'f32', ['B', 'S', H]);
+    const qkv = product(g, x, g.input('w', 'f32', [(N + 2 * G) * D, H]));
+    const all = extras.biased(g, qkv, { from: 0, count: N + 2 * G });
+    const [qk, v] = g.ops('Split', [all, g.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
+    const normed = extras.normed(g, qk!, { from: 0, count: N + G });
+    const rotated = extras.hasRope ? turned(g, config, extras, normed) : normed;
+    const [q, k] = g.ops('Split', [rotated, g.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
+    const { window } = extras;
+    const mask = window && windowMask(g, window, g.input('order', 'i64', [1, 'S']), k!);
+    // Rows of Q carry 1/√D.
+    const attributes = { q_num_heads: N, kv_num_heads: G, is_causal: 1, scale: { float: 1 } };
+    const attended = g.op('Attention', [q, k, v, mask || undefined], attributes);
+    result(g, 'Reshape', [attended, g.constant('i64', [2], [-1, N * D])]);
+  };
+
+function turned(g: GraphBuilder, config: LlamaConfig, extras: Extras, x: Value): Value {
+  const { headCount, kvHeadCount, headSize } = config;
+  const table = (name: string) => g.input(name, 'f32', ['S', headSize / 2]);
+  const shared = { config, cos: table('cos'), sin: table('sin') };
+  return rotate(g, shared, extras, x, g.input('positions', 'i64', ['B', 'S']), headCount + kvHeadCount);
+}
+
+const activateGraph =
+  (F: number) =>
+  (g: GraphBuilder): void => {
+    const gateUp = product(g, g.input('x', 'f32', ['T', 'H']), g.input('w', 'f32', [2 * F, 'H']));
+    const [gate, up] = g.ops('Split', [gateUp, g.constant('i64', [2], [F, F])], 2, { axis: -1 });
+    // QuickGelu with alpha 1 is x·sigmoid(x), SiLU.
+    result(g, 'Mul', [g.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT), up!]);
+  };
+
+const addGraph = (g: GraphBuilder): void => {
+  const x = product(g, g.input('x', 'f32', ['T', 'K']), g.input('w', 'f32', ['H', 'K']));
+  const biased = g.op('Add', [x, g.input('bias', 'f32', ['H'])]);
+  result(g, 'Add', [g.input('h', 'f32', ['T', 'H']), biased]);
+};
+
+const momentsGraph = (g: GraphBuilder): void => {
+  const x = g.input('x', 'f32', ['T', 'K']);
+  const shared = g.op('Mul', [x, g.input('share', 'f32', ['T', 1])]);
+  result(g, 'FusedMatMul', [shared, x], { transA: 1 }, MICROSOFT);
+};

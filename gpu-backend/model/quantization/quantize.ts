@@ -1,0 +1,139 @@
+/**
+ * Weights in the layout of ONNX Runtime's MatMulNBits: a row of `[out, in]` is cut into blocks of inputs, each with an
+ * fp32 scale and a zero point, so that a weight is (code − zero point) · scale. Here is plain rounding, which at 8 bits
+ * costs next to nothing; 4 bits need `error-feedback.ts`.
+ */
+export type QuantForm = { readonly bits: 4 | 8; readonly blockSize: 32 | 64 | 128 };
+
+/** What rank and widths of surrogates and of training copies are multiples of. */
+export const QUANT_BLOCK = 32;
+export const PLAIN_8_BITS: QuantForm = { bits: 8, blockSize: QUANT_BLOCK };
+
+/** One byte a code and a zero point, whatever the bits: what quantizers compute with. */
+export type QuantCodes = QuantForm & {
+  readonly rows: number;
+  readonly columns: number;
+  /** `[rows, columns]`. */
+  readonly codes: Uint8Array;
+  /** `[rows, blocks]`. */
+  readonly scales: Float32Array;
+  /** `[rows, blocks]`. */
+  readonly zeroPoints: Uint8Array;
+};
+
+/** As the graph reads them. */
+export type QuantizedRows = {
+  /** `[rows, blocks, blockSize·bits/8]`; with 4 bits the even input sits in the low half. */
+  readonly values: Uint8Array;
+  /** `[rows, blocks]`. */
+  readonly scales: Float32Array;
+  /** `[rows, ⌈blocks·bits/8⌉]`; with 4 bits the even block sits in the low half. */
+  readonly zeroPoints: Uint8Array;
+};
+
+export const blocksOf = (columns: number, { blockSize }: QuantForm): number => Math.ceil(columns / blockSize);
+
+/** Bytes of a matrix in a form: codes, fp32 scales, zero points. */
+export function bytesOf(rows: number, columns: number, form: QuantForm): number {
+  const blocks = blocksOf(columns, form);
+  const codes = (blocks * form.blockSize * form.bits) / 8;
+  return rows * (codes + 4 * blocks + Math.ceil((blocks * form.bits) / 8));
+}
+
+/** @throws RangeError unless a row is whole blocks. */
+export function checkForm(columns: number, { blockSize }: QuantForm): void {
+  if (columns % blockSize !== 0) throw new RangeError(`${columns} inputs are not a multiple of ${blockSize}`);
+}
+
+/** Plain rounding of row-major `[rows, columns]`: a block's codes span its own range. */
+export function roundRows(weights: Float32Array, rows: number, columns: number, form: QuantForm): QuantCodes {
+  checkForm(columns, form);
+  const { blockSize, bits } = form;
+  const most = 2 ** bits - 1;
+  const codes = new Uint8Array(rows * columns);
+  const scales = new Float32Array(codes.length / blockSize);
+  const zeroPoints = new Uint8Array(scales.length);
+  for (let block = 0; block < scales.length; block++) {
+    const start = block * blockSize;
+    const end = start + blockSize;
+    const { low, high } = range(weights, start, end);
+    const scale = Math.fround((high - low) / most);
+    const inverse = scale === 0 ? 0 : 1 / scale;
+    const zeroPoint = Math.round(-low * inverse);
+    scales[block] = scale;
+    zeroPoints[block] = zeroPoint;
+    for (let i = start; i < end; i++)
+      codes[i] = Math.max(0, Math.min(most, Math.round(weights[i]! * inverse) + zeroPoint));
+  }
+  return { ...form, rows, columns, codes, scales, zeroPoints };
+}
+
+/** The block's range, widened to hold 0, which must have a code of its own. */
+function range(weights: Float32Array, start: number, end: number): { low: number; high: number } {
+  let low = 0;
+  let high = 0;
+  for (let i = start; i < end; i++) {
+    const weight = weights[i]!;
+    if (weight < low) low = weight;
+    if (weight > high) high = weight;
+  }
+  return { low, high };
+}
+
+export function packRows({ bits, rows, codes, scales, zeroPoints }: QuantCodes): QuantizedRows {
+  if (bits === 8) return { values: codes, scales, zeroPoints };
+  return {
+    values: packHalves(codes, codes.length / rows),
+    scales,
+    zeroPoints: packHalves(zeroPoints, zeroPoints.length / rows),
+  };
+}
+
+/** Two values a byte, the even one low; every row begins with a byte of its own. */
+function packHalves(values: Uint8Array, width: number): Uint8Array {
+  const rows = values.length / width;
+  const width_bytes = Math.ceil(width / 2);
+  const packed = new Uint8Array(rows * width_bytes);
+  for (let row = 0; row < rows; row++) {
+    for (let i = 0; i < width; i++)
+      packed[row * width_bytes + (i >> 1)]! |= values[row * width + i]! << (i % 2 === 0 ? 0 : 4);
+  }
+  return packed;
+}
+
+/** The inverse of {@link packRows}. */
+export function unpackRows(
+  { values, scales, zeroPoints }: QuantizedRows,
+  rows: number,
+  columns: number,
+  form: QuantForm,
+): QuantCodes {
+  const plain = form.bits === 8;
+  return {
+    ...{ ...form, rows, columns, scales },
+    codes: plain ? values : unpackHalves(values, rows, columns),
+    zeroPoints: plain ? zeroPoints : unpackHalves(zeroPoints, rows, blocksOf(columns, form)),
+  };
+}
+
+function unpackHalves(packed: Uint8Array, rows: number, width: number): Uint8Array {
+  const width_bytes = packed.length / rows;
+  const values = new Uint8Array(rows * width);
+  for (let row = 0; row < rows; row++) {
+    for (let i = 0; i < width; i++) {
+      const byte = packed[row * width_bytes + (i >> 1)]!;
+      values[row * width + i] = i % 2 === 0 ? byte & 15 : byte >> 4;
+    }
+  }
+  return values;
+}
+
+/** In fp32 again, `[rows, columns]`. */
+export function dequantize({ blockSize, codes, scales, zeroPoints }: QuantCodes): Float32Array {
+  const weights = new Float32Array(codes.length);
+  for (let i = 0; i < codes.length; i++) {
+    const block = Math.floor(i / blockSize);
+    weights[i] = (codes[i]! - zeroPoints[block]!) * scales[block]!;
+  }
+  return weights;
+}

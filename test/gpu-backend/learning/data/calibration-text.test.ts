@@ -1,0 +1,67 @@
+/** The text that four bits are measured on, on a tiny model with random weights. */
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { readCalibrationText, writeOwnText } from '../../../../gpu-backend/learning/data/calibration-text.ts';
+import type { InstalledModel } from '../../../../gpu-backend/model/store.ts';
+import { installTinyModel } from '../../../support/tiny-model.ts';
+
+let folder: string;
+let model: InstalledModel;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'maskroute-text-'));
+  model = await installTinyModel(join(folder, 'model'), 'q8', { contextTokens: 64, layerCount: 2 });
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+const write = (seed: number, signal?: AbortSignal) =>
+  writeOwnText(model, { threads: 1, seed, signal, onProgress: () => undefined });
+
+test('a model writes whole sequences within its context; equal seeds give equal text', async () => {
+  const text = await write(1);
+  expect(text.sequenceTokens).toBe(64);
+  // 8 tokens for each of the 160 inputs of its widest matrix.
+  expect(text.tokenIds.length).toBe(1280);
+  expect(text.tokenIds.every((id) => id >= 0 && id < model.manifest.config.vocabularySize)).toBe(true);
+  expect(await write(1)).toEqual(text);
+  expect((await write(2)).tokenIds).not.toEqual(text.tokenIds);
+});
+
+test('told to stop, it stops', async () => {
+  await expect(write(1, AbortSignal.abort(new Error('enough')))).rejects.toThrow('enough');
+});
+
+const rows = async (name: string, texts: readonly string[]): Promise<string> => {
+  const path = join(folder, name);
+  await writeFile(path, texts.map((text) => `${JSON.stringify({ text })}\n`).join(''));
+  return path;
+};
+
+test("a user's rows become sequences, cut where they are long, in an order that the seed decides", async () => {
+  const texts = Array.from({ length: 50 }, (_, i) => `${i}`.padStart(2, '0').repeat(i % 2 ? 10 : 200));
+  const path = await rows('rows.jsonl', texts);
+  // A token a byte: 25 rows of 20 and 25 that are cut to 64.
+  const some = await rows('some.jsonl', [...texts, ...texts.map((text) => `${text}!`)]);
+  await expect(readCalibrationText(model, [path], 1)).resolves.toMatchObject({ sequenceTokens: 64 });
+  const text = await readCalibrationText(model, [some], 1);
+  expect(text.tokenIds.length % 64).toBe(0);
+  expect(text.tokenIds.length).toBeGreaterThan(4100);
+  expect(await readCalibrationText(model, [some], 1)).toEqual(text);
+  expect((await readCalibrationText(model, [some], 2)).tokenIds).not.toEqual(text.tokenIds);
+});
+
+test('too little text is refused with what is needed, and a row that is none with its line', async () => {
+  await expect(
+    readCalibrationText(model, [await rows('short.jsonl', ['a few words'])], 1),
+  ).rejects.toMatchObject({
+    code: 'invalid_data',
+    message: expect.stringMatching(/2048 tokens .* has 11/),
+  });
+  const bad = join(folder, 'bad.jsonl');
+  await writeFile(bad, '{"text": "x"}\n{"nothing": 1}\n');
+  await expect(readCalibrationText(model, [bad], 1)).rejects.toMatchObject({
+    code: 'invalid_data',
+    message: expect.stringContaining('bad.jsonl:2'),
+  });
+});
