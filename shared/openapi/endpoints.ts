@@ -4,9 +4,11 @@
  */
 import { z } from 'zod';
 import * as wire from '../admin/admin-wire.ts';
+import { auditEntrySchema } from '../admin/audit-wire.ts';
 import * as experiments from '../admin/experiment-wire.ts';
 import * as jobs from '../admin/job-wire.ts';
 import * as publications from '../admin/publication-wire.ts';
+import * as requests from '../admin/requests-wire.ts';
 import * as stats from '../admin/stats-wire.ts';
 import { maskSetSchema } from '../mask/mask-set.ts';
 import * as backends from '../wire/backend-load.ts';
@@ -84,6 +86,7 @@ const checks = z.record(z.string(), z.string());
 
 export const ANSWERS = {
   ApiKey: wire.apiKeySchema,
+  AuditEntry: auditEntrySchema,
   BackendEntry: backends.backendSchema,
   BudgetUse: wire.budgetUseSchema,
   ChatCompletion: answer('chat.completion', {
@@ -104,16 +107,21 @@ export const ANSWERS = {
   MaskSetSummary: publications.maskSetSummarySchema,
   Model: modelListSchema.shape.data.element,
   ModelList: modelListSchema,
+  ModelName: z.object({ id: z.string() }),
   Publication: publications.publicationSchema,
   PublicationInUse: publications.publicationInUseSchema,
   PublishCheck: publications.publishCheckSchema,
+  Rated: requests.ratedSchema,
   Readiness: z.object({
     status: z.enum(['ready', 'not_ready']),
     checks,
     routing_table_age_s: z.int().nullable(),
   }),
+  ReleaseComparison: stats.releaseComparisonSchema,
+  RequestDetail: requests.requestDetailSchema,
   Response: response,
   Route: dryRunSchema,
+  SeenRequest: requests.seenRequestSchema,
   Session: wire.sessionSchema,
   Stats: stats.statsSchema,
   Tenant: wire.tenantSchema,
@@ -353,6 +361,24 @@ export const GROUPS: readonly Group[] = [
         errors: ['not_found', ...PUBLISHING],
       },
       {
+        ...{ method: 'POST', path: '/admin/v1/publications/pause', summary: 'Let a rollout stand still' },
+        body: publications.holdSchema,
+        answers: { 201: 'Publication' },
+        errors: ['not_found', 'conflict'],
+      },
+      {
+        ...{ method: 'POST', path: '/admin/v1/publications/resume', summary: 'Let it go on' },
+        body: publications.holdSchema,
+        answers: { 201: 'Publication' },
+        errors: ['not_found', 'conflict'],
+      },
+      {
+        ...{ method: 'GET', path: '/admin/v1/publications/comparison', query: tenant },
+        summary: 'Errors and speed of the version that comes and of the one before it',
+        answers: { 200: 'ReleaseComparison' },
+        errors: ['not_found'],
+      },
+      {
         ...{
           method: 'GET',
           path: '/admin/v1/publications',
@@ -447,6 +473,25 @@ export const GROUPS: readonly Group[] = [
         query: stats.trafficQuerySchema,
         answers: { 200: ['TrafficSample'] },
       },
+      {
+        ...{ method: 'GET', path: '/admin/v1/requests', summary: 'Requests one by one, the latest first' },
+        query: fieldsOf(requests.requestsQuerySchema),
+        answers: { 200: ['SeenRequest'] },
+      },
+      {
+        ...{ method: 'GET', path: '/admin/v1/requests/{id}', summary: 'One request, with its decision' },
+        query: tenant,
+        answers: { 200: 'RequestDetail' },
+      },
+      {
+        ...{ method: 'GET', path: '/admin/v1/ratings', summary: 'Ratings, with their comments' },
+        query: fieldsOf(requests.ratingsQuerySchema),
+        answers: { 200: ['Rated'] },
+      },
+      {
+        ...{ method: 'GET', path: '/admin/v1/models', summary: 'The models that backends serve' },
+        answers: { 200: ['ModelName'] },
+      },
     ],
   },
   {
@@ -538,6 +583,24 @@ export const GROUPS: readonly Group[] = [
     ],
   },
   {
+    tag: 'Audit log',
+    about:
+      "What administrators changed: who, what, from where, before and after. A tenant's own key sees its tenant's.",
+    caller: 'admin',
+    endpoints: [
+      {
+        ...{ method: 'GET', path: '/admin/v1/audit', summary: 'List changes, the newest first' },
+        query: tenantPage.extend({ q: z.string().optional() }),
+        answers: { 200: ['AuditEntry'] },
+      },
+      {
+        ...{ method: 'GET', path: '/admin/v1/audit/export', summary: 'All of it, an entry a line' },
+        query: tenant,
+        answers: { 200: 'application/x-ndjson' },
+      },
+    ],
+  },
+  {
     tag: 'Dashboard',
     about: 'The session of the page at `/dashboard`: a cookie in place of an admin key.',
     caller: 'session',
@@ -554,6 +617,23 @@ export const GROUPS: readonly Group[] = [
         ...{ method: 'DELETE', path: '/dashboard/session', summary: 'Log out' },
         query: z.object({ everywhere: z.enum(['true']).optional() }),
         answers: { 204: null },
+      },
+      {
+        ...{
+          method: 'GET',
+          path: '/dashboard/sign-in',
+          summary: 'Sign in at the provider of OpenID Connect',
+        },
+        more: 'Leads to the provider, where one is configured.',
+        answers: { 302: null },
+      },
+      {
+        ...{
+          method: 'GET',
+          path: '/dashboard/sign-in/callback',
+          summary: 'Where the provider leads back to',
+        },
+        answers: { 302: null },
       },
     ],
   },

@@ -44,7 +44,10 @@ describe('pullModel', () => {
       addBos: false,
     });
     expect((await readdir(folder)).sort()).toEqual(
-      ['model.json', 'model.onnx', 'tokenizer.json', 'tokenizer_config.json', 'weights.bin'].sort(),
+      [
+        ...['model-batched.onnx', 'model.json', 'model.onnx', 'tokenizer.json'],
+        ...['tokenizer_config.json', 'weights.bin'],
+      ].sort(),
     );
     expect(await inStore()).toEqual(['Tiny-model-v1']);
     const tokenizer = await loadTokenizer(folder);

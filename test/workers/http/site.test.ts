@@ -26,13 +26,14 @@ describe('the document', () => {
   const lists = GROUPS.flatMap(({ caller, endpoints }) =>
     endpoints
       .filter(({ method, path }) => method === 'GET' && caller === 'admin' && !path.includes('{'))
-      .map(({ path, answers }) => [path, answers[200]!] as const),
+      .map(({ path, answers }) => [path, answers[200]!] as const)
+      .filter(([, answer]) => typeof answer !== 'string' || answer in ANSWERS),
   );
   it.each(lists)('tells the truth of GET %s', async (path, answer) => {
     const { tenant } = await newTenant();
     const { version } = await goLive('documented', tenant);
     const query = path.endsWith('/traffic') ? `?tenant=${tenant}&version=${version}` : `?tenant=${tenant}`;
-    const takesTenant = !/\/(tenants|backends)$/.test(path);
+    const takesTenant = !/\/(tenants|backends|models)$/.test(path);
     const response = await call('GET', path + (takesTenant ? query : ''), { key: ADMIN_KEY });
     const body = await response.json();
     expect(response.status, JSON.stringify(body)).toBe(200);
