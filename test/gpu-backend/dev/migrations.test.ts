@@ -65,7 +65,11 @@ const OTHERS: Record<string, () => void> = {
     add('9999_future.sql', 'CREATE TABLE future (a TEXT);');
   },
   'with a file between': () => {
-    renameSync(inFolder(readdirSync(path.join(folder, 'migrations')).sort()[0]!), inFolder('0001_late.sql'));
+    const [last] = readdirSync(path.join(folder, 'migrations'))
+      .filter((name) => name.endsWith('.sql'))
+      .sort()
+      .reverse();
+    renameSync(inFolder(last!), inFolder('0009_late.sql'));
     add('0000_early.sql', 'CREATE TABLE early (a TEXT);');
   },
   'with other files': () => {
