@@ -139,7 +139,8 @@ const newPrompt = (tokens: number, vocabularySize: number): Int32Array =>
 
 const requestOf = (promptTokenIds: Int32Array, mask: Mask, maxTokens: number): GenerateRequest => ({
   requestId: `bench-${promptCount++}`,
-  ...{ tenant: '', promptTokenIds, plan: { mask, kv: 'preserve' } },
+  // One tenant has six of the eight places at most.
+  ...{ tenant: `tenant ${promptCount % STREAMS}`, promptTokenIds, plan: { mask, kv: 'preserve' } },
   sampling: {
     ...{ temperature: 0, topP: 1, topK: 0, minP: 0, presencePenalty: 0, frequencyPenalty: 0 },
     ...{ repetitionPenalty: 1, logitBias: [], seed: undefined },
