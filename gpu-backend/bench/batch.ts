@@ -124,7 +124,9 @@ async function openOurs(home: string) {
       const stop = new AbortController();
       const streams = prompts.map((tokens, i) => {
         const prompt = newPrompt(tokens, vocabularySize);
-        return tokensOf(engine, prompt, of[i % of.length]!, ANSWER_TOKENS_MAX, stop.signal);
+        // One tenant has six of the eight places at most.
+        const tenant = `tenant ${i % 2}`;
+        return tokensOf(engine, prompt, of[i % of.length]!, ANSWER_TOKENS_MAX, stop.signal, tenant);
       });
       return whileAllRun(streams, stop);
     },
@@ -137,10 +139,14 @@ let promptCount = 0;
 const newPrompt = (tokens: number, vocabularySize: number): Int32Array =>
   Int32Array.from(somePrompt(tokens, vocabularySize, promptCount++));
 
-const requestOf = (promptTokenIds: Int32Array, mask: Mask, maxTokens: number): GenerateRequest => ({
+const requestOf = (
+  promptTokenIds: Int32Array,
+  mask: Mask,
+  maxTokens: number,
+  tenant = 'bench',
+): GenerateRequest => ({
   requestId: `bench-${promptCount++}`,
-  // One tenant has six of the eight places at most.
-  ...{ tenant: `tenant ${promptCount % STREAMS}`, promptTokenIds, plan: { mask, kv: 'preserve' } },
+  ...{ tenant, promptTokenIds, plan: { mask, kv: 'preserve' } },
   sampling: {
     ...{ temperature: 0, topP: 1, topK: 0, minP: 0, presencePenalty: 0, frequencyPenalty: 0 },
     ...{ repetitionPenalty: 1, logitBias: [], seed: undefined },
@@ -155,8 +161,12 @@ async function* tokensOf(
   mask: Mask,
   maxTokens: number,
   signal = NEVER,
+  tenant = 'bench',
 ): AsyncGenerator<void> {
-  const events: AsyncIterable<EngineEvent> = engine.generate(requestOf(prompt, mask, maxTokens), signal);
+  const events: AsyncIterable<EngineEvent> = engine.generate(
+    requestOf(prompt, mask, maxTokens, tenant),
+    signal,
+  );
   for await (const event of events) if (event.type === 'token') yield;
 }
 
