@@ -3,15 +3,8 @@
  * `completions.ts` sends it.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
-import {
-  type ChoiceEvent,
-  type ChoiceJob,
-  cancellation,
-  notBegun,
-  type Progress,
-  runChoice,
-} from './choice.ts';
+import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
+import { type ChoiceEvent, type ChoiceJob, notBegun, type Progress, runChoice } from './choice.ts';
 import type { ApiLimits, ServedModel } from './parts.ts';
 import type { AnswerPlan } from './plan.ts';
 import { readCalls } from './tool-calls.ts';

@@ -2,7 +2,7 @@
  * One choice: the engine's tokens become the text events of one entry in `choices`. Text comes in whole characters, never
  * with a part of a stop string, and every token's log-probability stays beside the text that it stands for.
  */
-import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
 import type { FinishReason } from '../../shared/wire/openai.ts';
 import type { Engine, EngineEvent, GenerateRequest, Timings, TokenLogprob } from '../engine/engine.ts';
 import type { TokenDecoder } from '../model/tokenizer/token-bytes.ts';
@@ -115,12 +115,6 @@ function finishReason(reason: 'stop' | 'length' | 'cancelled', signal: AbortSign
   if (reason === 'cancelled') throw cancellation(signal);
   return reason;
 }
-
-/** Why `signal` aborted, as far as a client is told. */
-export const cancellation = (signal: AbortSignal): MaskrouteError =>
-  signal.reason instanceof MaskrouteError
-    ? signal.reason
-    : new MaskrouteError('cancelled', 'The request was cancelled.');
 
 /** The text that a client sees of one choice: the echoed prompt first, then the answer. */
 class ChoiceText {

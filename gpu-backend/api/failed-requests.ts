@@ -1,5 +1,5 @@
 /**
- * Requests that made the engine fail: one that did so twice is refused, so that a client that asks again and again
+ * Requests that made the engine fail. After the second time the same request is refused: a client that asks again and again
  * takes no step from others. Backends behind one edge each learn it for themselves, and the edge blames none for it.
  */
 import { createHash } from 'node:crypto';

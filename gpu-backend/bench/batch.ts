@@ -18,7 +18,7 @@ import { createEngine } from '../engine/start-engine.ts';
 import { inTurns, interleaved, median, quantile, round } from '../measure.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
-import { quarterMask, type SpeedOptions, somePrompt } from './decode.ts';
+import { openLlamaCpp, quarterMask, type SpeedOptions, somePrompt } from './decode.ts';
 
 const STREAMS = 8;
 /** Tokens of each stream that are measured. */
@@ -229,16 +229,11 @@ async function gapsBesidePrompt({ engine, config }: Awaited<ReturnType<typeof op
 
 /** llama.cpp through node-llama-cpp, with a sequence for each stream. */
 async function llamaCppStreams(ggufFile: string, threads: number) {
-  const { getLlama } = await import('node-llama-cpp');
-  const llama = await getLlama({ gpu: false, build: 'never', maxThreads: threads });
-  const model = await llama.loadModel({ modelPath: ggufFile });
-  const context = await model.createContext({
-    sequences: STREAMS,
-    contextSize: 1024,
-    batchSize: 512,
+  const { sequences, close } = await openLlamaCpp(ggufFile, {
     threads,
+    contextSize: 1024,
+    sequences: STREAMS,
   });
-  const sequences = Array.from({ length: STREAMS }, () => context.getSequence());
   async function* stream(i: number, tokens: number): AsyncGenerator<void> {
     const sequence = sequences[i]!;
     await sequence.clearHistory();
@@ -252,7 +247,7 @@ async function llamaCppStreams(ggufFile: string, threads: number) {
         prompts.map((tokens, i) => stream(i, tokens)),
         new AbortController(),
       ),
-    close: () => llama.dispose(),
+    close,
   };
 }
 

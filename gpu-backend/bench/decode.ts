@@ -224,13 +224,24 @@ function enginePeer(runner: Runner, name: string, mask: Mask): Peer {
   };
 }
 
-/** llama.cpp through node-llama-cpp, from the GGUF that our model was imported from. */
-async function llamaCppPeer(ggufFile: string, threads: number, contextSize: number) {
+/** llama.cpp through node-llama-cpp, from the GGUF that our model was imported from; `contextSize` tokens a sequence. */
+export async function openLlamaCpp(
+  ggufFile: string,
+  { threads, contextSize, sequences }: { threads: number; contextSize: number; sequences: number },
+) {
   const { getLlama } = await import('node-llama-cpp');
   const llama = await getLlama({ gpu: false, build: 'never', maxThreads: threads });
   const model = await llama.loadModel({ modelPath: ggufFile });
-  const context = await model.createContext({ contextSize, batchSize: 512, threads });
-  const sequence = context.getSequence();
+  const context = await model.createContext({ sequences, contextSize, batchSize: 512, threads });
+  return {
+    sequences: Array.from({ length: sequences }, () => context.getSequence()),
+    close: () => llama.dispose(),
+  };
+}
+
+async function llamaCppPeer(ggufFile: string, threads: number, contextSize: number) {
+  const { sequences, close } = await openLlamaCpp(ggufFile, { threads, contextSize, sequences: 1 });
+  const sequence = sequences[0]!;
   const prompt = (tokens: number) => somePrompt(tokens, 49152) as never[];
   return {
     name: `llama.cpp, ${threads} threads`,
@@ -253,7 +264,7 @@ async function llamaCppPeer(ggufFile: string, threads: number, contextSize: numb
       await sequence.evaluateWithoutGeneratingNewTokens(prompt(tokens));
       return performance.now() - start;
     },
-    close: () => llama.dispose(),
+    close,
   };
 }
 

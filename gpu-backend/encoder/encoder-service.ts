@@ -44,7 +44,7 @@ export const encoderFolder = (home: string): string => join(home, 'sources', FUL
 
 /** Says where the files of an encoder from the hub are. */
 export const encoderPointer = (home: string, name: string): string => join(home, 'sources', `${name}.json`);
-export const encoderPointerSchema = z.strictObject({ folder: z.string() });
+const encoderPointerSchema = z.strictObject({ folder: z.string() });
 
 /** Where an encoder's files are, if it was pulled. */
 async function installedFolder(home: string, name: string): Promise<string | undefined> {

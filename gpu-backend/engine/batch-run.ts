@@ -8,7 +8,7 @@
 import { isDense } from '../../shared/mask/mask.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
 import type { Feeds, Fetches, Outputs, RuntimeTensor, Session } from '../onnx/session.ts';
-import { floats, tensor } from '../onnx/session.ts';
+import { floats, integers, tensor } from '../onnx/session.ts';
 import type { MaskPlan } from './engine.ts';
 import type { CacheShape, KvCache } from './kv-cache.ts';
 
@@ -67,7 +67,9 @@ function tokenFeeds(inputs: readonly RunInput[], rows: readonly RowRange[]): Fee
 }
 
 const runs = ({ plan }: RunInput, block: number): boolean => plan.mask.runs[block] === 1;
-const writesSkipped = ({ plan }: RunInput): boolean => plan.kv === 'preserve' || isDense(plan.mask);
+/** Whether K and V of rows whose attention is skipped are written. */
+export const writesSkipped = ({ plan }: Pick<RunInput, 'plan'>): boolean =>
+  plan.kv === 'preserve' || isDense(plan.mask);
 
 function maskFeeds(
   session: Session,
@@ -114,12 +116,6 @@ const rowLists = (name: string, lists: readonly (readonly number[])[]): Feeds =>
   [`${name}_rows`]: integers(lists.flat()),
   [`${name}_counts`]: integers(lists.map((list) => list.length)),
 });
-
-function integers(values: readonly number[]): RuntimeTensor {
-  const array = new BigInt64Array(values.length);
-  for (let i = 0; i < values.length; i++) array[i] = BigInt(values[i]!);
-  return tensor('i64', array, [values.length]);
-}
 
 const flags = (values: readonly boolean[]): RuntimeTensor =>
   tensor('bool', Uint8Array.from(values, Number), [values.length]);

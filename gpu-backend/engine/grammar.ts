@@ -27,7 +27,7 @@ export const HEADER = {
   isOver: 4,
   words: 8,
 } as const;
-export const UNKNOWN = -1;
+const UNKNOWN = -1;
 export const FAILED = -2;
 
 export const newSession = (vocabularySize: number, bell: SharedArrayBuffer): GrammarSession => {

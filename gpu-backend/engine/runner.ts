@@ -9,13 +9,12 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
-import { isDense } from '../../shared/mask/mask.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE, WEIGHTS_FILE } from '../model/emit.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
-import { createSession, floats, tensor } from '../onnx/session.ts';
+import { createSession, floats, integers, tensor } from '../onnx/session.ts';
 import type { RunInput } from './batch-run.ts';
-import { runBatch } from './batch-run.ts';
+import { runBatch, writesSkipped } from './batch-run.ts';
 import { KvCache } from './kv-cache.ts';
 
 export type Runner = {
@@ -94,29 +93,17 @@ async function run(
   const { cache, tokenIds, plan, logitRows } = input;
   const tokens = tokenIds.length;
   cache.reserve(tokens);
-  const elides = plan.kv === 'elide' && !isDense(plan.mask);
+  const isWhole = writesSkipped(input);
   const feeds: Feeds = {
-    token_ids: tensor(
-      'i64',
-      bigints(tokens, (i) => tokenIds[i]!),
-      [1, tokens],
-    ),
-    key_count: tensor(
-      'i64',
-      bigints(1, () => cache.length + tokens),
-      [1],
-    ),
-    logit_rows: tensor(
-      'i64',
-      bigints(logitRows.length, (i) => logitRows[i]!),
-      [logitRows.length],
-    ),
+    token_ids: integers(tokenIds, [1, tokens]),
+    key_count: integers([cache.length + tokens]),
+    logit_rows: integers(logitRows),
     runs: runsTensor(planTensors, plan.mask.runs),
-    ...positionFeeds(cache.length, tokens, elides),
+    ...positionFeeds(cache.length, tokens, isWhole),
     ...surrogateFeeds(session, plan.mask, tokens),
   };
   const fetches: Fetches = { logits: null };
-  cache.bind(feeds, fetches, tokens, (layer) => !elides || plan.mask.runs[2 * layer] === 1);
+  cache.bind(feeds, fetches, tokens, (layer) => isWhole || plan.mask.runs[2 * layer] === 1);
   const outputs = await session.run(feeds, fetches);
   cache.advance(tokens);
   const logits = floats(outputs.logits!);
@@ -125,35 +112,22 @@ async function run(
   return logits;
 }
 
-function positionFeeds(start: number, tokens: number, elides: boolean): Feeds {
-  const positions = tensor(
-    'i64',
-    bigints(tokens, (i) => start + i),
+function positionFeeds(start: number, tokens: number, isWhole: boolean): Feeds {
+  const positions = integers(
+    Array.from({ length: tokens }, (_, i) => start + i),
     [1, tokens],
   );
-  const kvRows = elides ? 0 : tokens;
   return {
     positions,
-    kv_positions: elides ? tensor('i64', new BigInt64Array(0), [1, 0]) : positions,
-    kv_rows: tensor(
-      'i64',
-      bigints(1, () => kvRows),
-      [1],
-    ),
+    kv_positions: isWhole ? positions : integers([], [1, 0]),
+    kv_rows: integers([isWhole ? tokens : 0]),
   };
 }
 
 /** How many rows surrogates compute: all, or none with plain skipping. */
 function surrogateFeeds(session: Session, mask: Mask, tokens: number): Feeds {
   if (!session.inputNames.includes('surrogate_rows')) return {};
-  const rows = mask.surrogates === undefined ? 0 : tokens;
-  return {
-    surrogate_rows: tensor(
-      'i64',
-      bigints(1, () => rows),
-      [1],
-    ),
-  };
+  return { surrogate_rows: integers([mask.surrogates === undefined ? 0 : tokens]) };
 }
 
 /** A mask's bits as a tensor, made once a mask. */
@@ -161,10 +135,4 @@ function runsTensor(known: WeakMap<Uint8Array, RuntimeTensor>, runs: Uint8Array)
   const made = known.get(runs) ?? tensor('bool', runs, [runs.length]);
   known.set(runs, made);
   return made;
-}
-
-function bigints(count: number, value: (index: number) => number): BigInt64Array {
-  const array = new BigInt64Array(count);
-  for (let i = 0; i < count; i++) array[i] = BigInt(value(i));
-  return array;
 }

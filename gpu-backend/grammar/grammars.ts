@@ -7,7 +7,7 @@
 import { createHash } from 'node:crypto';
 import { Worker } from 'node:worker_threads';
 import { LRUCache } from 'lru-cache';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
 import { type GrammarSession, newSession } from '../engine/grammar.ts';
 import type { GrammarSpec } from './grammar-spec.ts';
 import type { FromGrammarThread, GrammarThreadStart, ToGrammarThread } from './grammar-thread.ts';
@@ -276,9 +276,6 @@ const lost = (cause?: unknown): MaskrouteError =>
 
 const unusable = (param: string): MaskrouteError =>
   new MaskrouteError('invalid_schema', `${param}: no grammar can be made of the schema.`, { param });
-
-const cancellation = ({ reason }: AbortSignal): MaskrouteError =>
-  reason instanceof MaskrouteError ? reason : new MaskrouteError('cancelled', 'The request was cancelled.');
 
 const aborted = (signal: AbortSignal): Promise<void> =>
   new Promise((resolve) => {

@@ -18,7 +18,7 @@ export type LayerMatrices = {
   readonly ffnNorm: Float32Array;
 };
 
-export const LAYER_PRODUCTS = ['qkv', 'output', 'gateUp', 'down'] as const;
+const LAYER_PRODUCTS = ['qkv', 'output', 'gateUp', 'down'] as const;
 export type LayerProduct = (typeof LAYER_PRODUCTS)[number];
 
 export const eachProduct = <T>(make: (name: LayerProduct) => T): Record<LayerProduct, T> =>

@@ -89,4 +89,11 @@ export function tensor<T extends keyof TensorData & ElementType>(
   return new Tensor(RUNTIME_TYPES[type], data as Float32Array, dims as number[]);
 }
 
+/** `values` as int64, a list of them unless `dims` says otherwise. */
+export function integers(values: ArrayLike<number>, dims: readonly number[] = [values.length]): Tensor {
+  const array = new BigInt64Array(values.length);
+  for (let i = 0; i < values.length; i++) array[i] = BigInt(values[i]!);
+  return tensor('i64', array, dims);
+}
+
 export const floats = (value: Tensor): Float32Array => value.data as Float32Array;

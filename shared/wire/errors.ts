@@ -92,6 +92,10 @@ export class MaskrouteError extends Error {
   }
 }
 
+/** Why `signal` aborted, as far as a client is told. */
+export const cancellation = ({ reason }: AbortSignal): MaskrouteError =>
+  reason instanceof MaskrouteError ? reason : new MaskrouteError('cancelled', 'The request was cancelled.');
+
 /** What a client may see of any thrown value: its own error, or a generic one. */
 export function toMaskrouteError(error: unknown): MaskrouteError {
   return error instanceof MaskrouteError

@@ -268,7 +268,6 @@ const responseFormat = checkedObject(
         : undefined,
   },
 );
-export type ResponseFormat = z.infer<typeof responseFormat.schema>;
 
 export const CHAT_FIELDS = {
   ...commonFields,

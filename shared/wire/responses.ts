@@ -240,7 +240,7 @@ const NAMES: readonly (readonly [RegExp, string])[] = [
 ];
 
 /** An error about a field of the chat names the field of the request. */
-export function inItsWords<Result>(work: () => Result): Result {
+function inItsWords<Result>(work: () => Result): Result {
   try {
     return work();
   } catch (error) {

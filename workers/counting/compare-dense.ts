@@ -64,7 +64,7 @@ export function createDenseComparison(parts: {
 }
 
 /** Only masks that routing chose say something about a mask set. */
-export function isSampled({ event, routable, routed }: ComparisonOf, share: number): boolean {
+function isSampled({ event, routable, routed }: ComparisonOf, share: number): boolean {
   const { decision, assignment } = routed;
   if (decision.cluster === null || decision.fallback !== null || decision.maskId === DENSE_MASK_ID)
     return false;

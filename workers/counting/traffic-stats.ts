@@ -87,7 +87,7 @@ function mergeLatencies(parts: readonly Latencies[]): Latencies | undefined {
 type ClusterCount = { readonly version: string; readonly cluster: number; readonly requests: number };
 
 /** `clusterCounts`: how many clusters each version has, those that no request fell into included. */
-export function balances(
+function balances(
   series: readonly ClusterCount[],
   clusterCounts: ReadonlyMap<string, number>,
 ): Stats['balance'] {

@@ -107,7 +107,7 @@ export const noStore = createMiddleware<AppEnv>(async (c, next) => {
 export const ROOT: AdminCaller = { actor: 'root', tenant: undefined, role: 'admin' };
 
 /** @throws MaskrouteError `forbidden` for a key that sends completions. */
-export function adminCaller(caller: Caller): AdminCaller {
+function adminCaller(caller: Caller): AdminCaller {
   if (caller.kind === 'tenant') throw new MaskrouteError('forbidden', 'This key administrates nothing.');
   return { actor: caller.keyId, tenant: caller.tenant || undefined, role: caller.kind };
 }

@@ -113,7 +113,7 @@ const isLoopback = ({ hostname }: URL): boolean => ['localhost', '127.0.0.1', '[
 const callbackOf = (c: AppContext): string => new URL(CALLBACK, c.req.url).href;
 
 /** The first role that is one; null without any. */
-export function grantOf(claim: unknown): Grant | null {
+function grantOf(claim: unknown): Grant | null {
   for (const role of Array.isArray(claim) ? claim : [claim]) {
     if (role === 'admin' || role === 'viewer') return { role, tenant: null };
     const [kind, tenant] = typeof role === 'string' ? role.split(':', 2) : [];

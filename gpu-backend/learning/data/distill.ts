@@ -159,7 +159,7 @@ const WORDS_MAX = 24_000;
 const LETTERS_MAX = 3000;
 
 /** A WordPiece vocabulary: the most frequent words, and letters to spell the others. */
-export function wordsOf(texts: readonly string[]): string[] {
+function wordsOf(texts: readonly string[]): string[] {
   const words = new Map<string, number>();
   const letters = new Map<string, number>();
   const count = (counts: Map<string, number>, key: string) => counts.set(key, (counts.get(key) ?? 0) + 1);

@@ -6,7 +6,7 @@
 import type { LlamaConfig } from '../../model/model-source.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import type { ModelText } from '../../model/tokenizer/model-text.ts';
-import { type Feeds, tensor } from '../../onnx/session.ts';
+import { type Feeds, integers, tensor } from '../../onnx/session.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import { encodeRow, type Sample, scoredPositions } from '../data/samples.ts';
@@ -27,9 +27,6 @@ export type GateBatch = {
 
 /** The text alone: what a teacher is asked about. */
 export type TextBatch = Pick<GateBatch, 'tokenIds' | 'sequences' | 'scoredRows'>;
-
-export const integers = (values: ArrayLike<number>, dims: readonly number[]) =>
-  tensor('i64', BigInt64Array.from(values, BigInt), dims);
 
 /** @throws RangeError when tokens are not whole sequences. */
 export function textFeeds({ tokenIds, sequences: B, scoredRows }: TextBatch): Feeds {

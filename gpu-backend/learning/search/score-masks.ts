@@ -12,9 +12,8 @@ import type { KvCache } from '../../engine/kv-cache.ts';
 import type { Runner } from '../../engine/runner.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import { type Graph, GraphBuilder, type Value } from '../../onnx/graph.ts';
-import { createSession, floats, type Session, tensor } from '../../onnx/session.ts';
+import { createSession, floats, integers, type Session, tensor } from '../../onnx/session.ts';
 import { type Sample, scoredPositions } from '../data/samples.ts';
-import { integers } from '../gates/batches.ts';
 
 /** Raised when the same model and samples come to other scores. */
 export const SCORES_VERSION = 2;

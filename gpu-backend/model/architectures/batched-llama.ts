@@ -18,7 +18,7 @@ import type { LlamaConfig } from '../model-source.ts';
 import { external } from '../weights-file.ts';
 import { type Extras, layerExtras, rotate, windowMask } from './attention-extras.ts';
 import type { StoredLayer, StoredLlama } from './llama.ts';
-import { addAndNormalize, feedForward, normAttributes, plainly } from './llama.ts';
+import { addAndNormalize, feedForward, outputLogits, plainly, rotaryTable, throughLayers } from './llama.ts';
 import { embed, linear, multiply, storedRows } from './projections.ts';
 import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
 
@@ -53,33 +53,24 @@ type Shared = {
 /** Inputs and outputs are named in `engine/batch-run.ts`, which feeds them. */
 export function batchedLlamaGraph(config: LlamaConfig, stored: StoredLlama): Graph {
   const g = new GraphBuilder('batched_llama');
-  const { hiddenSize: H, vocabularySize: V } = config;
   const tokenIds = g.input('token_ids', 'i64', ['S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
   const embedded = embed(g, tokenIds, stored.embedding);
   const shared = sharedValues(g, config, stored, embedded);
-  let residual = embedded;
-  let branch: Value | undefined;
-  stored.layers.forEach((layer, index) => {
-    [residual, branch] = attention(g, shared, layer, index, residual, branch);
-    [residual, branch] = ffn(g, shared, layer, index, residual, branch);
-  });
-  const final = g.op('Gather', [g.op('Add', [residual, branch!]), logitRows], { axis: 0 });
-  const norm = g.initializer('final_norm', 'f32', [H], external(stored.finalNorm));
-  const normalized = g.op('SimplifiedLayerNormalization', [final, norm], normAttributes(config));
-  g.output(multiply(g, normalized, linear(g, 'head', stored.head), 'logits'), 'f32', ['R', V]);
+  const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
+    ffn(g, shared, layer, index, ...attention(g, shared, layer, index, residual, branch)),
+  );
+  outputLogits(g, config, stored, rowsOf(g, g.op('Add', stream), logitRows), ['R']);
   return g.graph;
 }
 
 function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
-  const { contextTokens, headSize, layerCount: L } = config;
+  const { layerCount: L } = config;
   const positions = g.input('positions', 'i64', ['S']);
-  const rope = [contextTokens, headSize / 2];
   return {
     config,
     positions,
-    cos: g.initializer('rope_cos', 'f32', rope, external(stored.ropeCos)),
-    sin: g.initializer('rope_sin', 'f32', rope, external(stored.ropeSin)),
+    ...rotaryTable(g, config, stored),
     zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
     runRows: rowLists(g, 'run', 2 * L),
     keptRows: rowLists(g, 'kept', L),

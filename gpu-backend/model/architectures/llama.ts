@@ -17,7 +17,7 @@
  * which at this model's size cost as much as the products.
  */
 
-import type { Graph, Value } from '../../onnx/graph.ts';
+import type { Dimension, Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import type { WeightRange } from '../weights-file.ts';
@@ -68,39 +68,67 @@ type Shared = {
 
 export function llamaGraph(config: LlamaConfig, stored: StoredLlama): Graph {
   const g = new GraphBuilder('llama');
-  const { hiddenSize: H, layerCount: L, vocabularySize: V } = config;
   const tokenIds = g.input('token_ids', 'i64', [1, 'S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
   const embedded = embed(g, tokenIds, stored.embedding);
   const shared = sharedValues(g, config, stored, embedded);
-  let residual = embedded;
-  let branch: Value | undefined;
-  stored.layers.forEach((layer, index) => {
-    [residual, branch] = attention(g, shared, layer, index, residual, branch);
-    [residual, branch] = ffn(g, shared, layer, index, residual, branch);
-  });
-  const final = g.op('Gather', [g.op('Add', [residual, branch!]), logitRows], { axis: 1 });
-  const norm = g.initializer('final_norm', 'f32', [H], external(stored.finalNorm));
-  const normalized = g.op('SimplifiedLayerNormalization', [final, norm], normAttributes(config));
-  const logits = multiply(g, normalized, linear(g, 'head', stored.head), 'logits');
-  g.output(logits, 'f32', [1, 'R', V]);
-  if (L !== stored.layers.length)
-    throw new RangeError(`${stored.layers.length} layers of weights for ${L} layers`);
+  const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
+    ffn(g, shared, layer, index, ...attention(g, shared, layer, index, residual, branch)),
+  );
+  const last = g.op('Gather', [g.op('Add', stream), logitRows], { axis: 1 });
+  outputLogits(g, config, stored, last, [1, 'R']);
   return g.graph;
 }
 
+/** The residual stream after all layers and the last block's output, which is not added yet. */
+export function throughLayers(
+  { layerCount }: LlamaConfig,
+  { layers }: StoredLlama,
+  embedded: Value,
+  layer: (stored: StoredLayer, index: number, residual: Value, branch: Value | undefined) => [Value, Value],
+): [Value, Value] {
+  if (layerCount !== layers.length)
+    throw new RangeError(`${layers.length} layers of weights for ${layerCount} layers`);
+  let [residual, branch]: [Value, Value | undefined] = [embedded, undefined];
+  layers.forEach((stored, index) => {
+    [residual, branch] = layer(stored, index, residual, branch);
+  });
+  return [residual, branch!];
+}
+
+/** Output `logits` `[rows, V]` of `last` `[rows, H]`. */
+export function outputLogits(
+  g: GraphBuilder,
+  config: LlamaConfig,
+  stored: StoredLlama,
+  last: Value,
+  rows: readonly Dimension[],
+): void {
+  const norm = g.initializer('final_norm', 'f32', [config.hiddenSize], external(stored.finalNorm));
+  const normalized = g.op('SimplifiedLayerNormalization', [last, norm], normAttributes(config));
+  const logits = multiply(g, normalized, linear(g, 'head', stored.head), 'logits');
+  g.output(logits, 'f32', [...rows, config.vocabularySize]);
+}
+
+/** Initializers of the rotary table, `[context, D/2]` each. */
+export function rotaryTable(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama) {
+  const shape = [config.contextTokens, config.headSize / 2];
+  return {
+    cos: g.initializer('rope_cos', 'f32', shape, external(stored.ropeCos)),
+    sin: g.initializer('rope_sin', 'f32', shape, external(stored.ropeSin)),
+  };
+}
+
 function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
-  const { contextTokens, headSize, layerCount: L } = config;
+  const { layerCount: L } = config;
   const positions = g.input('positions', 'i64', [1, 'S']);
   const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
-  const rope = [contextTokens, headSize / 2];
   const ones = (count: number) => g.constant('i64', [count], Array<number>(count).fill(1));
   return {
     config,
     positions,
     keyCount: g.input('key_count', 'i64', [1]),
-    cos: g.initializer('rope_cos', 'f32', rope, external(stored.ropeCos)),
-    sin: g.initializer('rope_sin', 'f32', rope, external(stored.ropeSin)),
+    ...rotaryTable(g, config, stored),
     skipping: skipping(g, embedded, positions, hasSurrogates),
     runs: g.ops('Split', [g.input('runs', 'bool', [2 * L]), ones(2 * L)], 2 * L),
     kvRows: g.input('kv_rows', 'i64', [1]),

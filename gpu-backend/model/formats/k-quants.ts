@@ -50,34 +50,27 @@ function unpackScales(bytes: Uint8Array, at: number, scales: Uint8Array, minimum
 }
 
 /** x = d·scale·q − dmin·minimum, q of 4 bits; 64 values share 32 bytes, low nibbles first. */
-export function dequantizeQ4K(bytes: Uint8Array, out: Float32Array): void {
-  const scales = new Uint8Array(8);
-  const minimums = new Uint8Array(8);
-  for (let at = 0, o = 0; o < out.length; at += 144, o += 256) {
-    const d = half(bytes, at);
-    const dmin = half(bytes, at + 2);
-    unpackScales(bytes, at + 4, scales, minimums);
-    for (let group = 0; group < 4; group++) {
-      const dLow = d * scales[2 * group]!;
-      const mLow = dmin * minimums[2 * group]!;
-      const dHigh = d * scales[2 * group + 1]!;
-      const mHigh = dmin * minimums[2 * group + 1]!;
-      const from = at + 16 + 32 * group;
-      const to = o + 64 * group;
-      for (let l = 0; l < 32; l++) {
-        const q = bytes[from + l]!;
-        out[to + l] = dLow * (q & 15) - mLow;
-        out[to + l + 32] = dHigh * (q >> 4) - mHigh;
-      }
-    }
-  }
-}
+export const dequantizeQ4K = (bytes: Uint8Array, out: Float32Array): void =>
+  withMinimums(bytes, out, { block_bytes: 144, codesAt: 16, fifthAt: undefined });
 
 /** As Q4_K with a fifth bit: bit 2·group and 2·group + 1 of 32 bytes. */
-export function dequantizeQ5K(bytes: Uint8Array, out: Float32Array): void {
+export const dequantizeQ5K = (bytes: Uint8Array, out: Float32Array): void =>
+  withMinimums(bytes, out, { block_bytes: 176, codesAt: 48, fifthAt: 16 });
+
+type MinimumsLayout = {
+  readonly block_bytes: number;
+  readonly codesAt: number;
+  readonly fifthAt: number | undefined;
+};
+
+function withMinimums(
+  bytes: Uint8Array,
+  out: Float32Array,
+  { block_bytes, codesAt, fifthAt }: MinimumsLayout,
+): void {
   const scales = new Uint8Array(8);
   const minimums = new Uint8Array(8);
-  for (let at = 0, o = 0; o < out.length; at += 176, o += 256) {
+  for (let at = 0, o = 0; o < out.length; at += block_bytes, o += 256) {
     const d = half(bytes, at);
     const dmin = half(bytes, at + 2);
     unpackScales(bytes, at + 4, scales, minimums);
@@ -86,13 +79,13 @@ export function dequantizeQ5K(bytes: Uint8Array, out: Float32Array): void {
       const mLow = dmin * minimums[2 * group]!;
       const dHigh = d * scales[2 * group + 1]!;
       const mHigh = dmin * minimums[2 * group + 1]!;
-      const from = at + 48 + 32 * group;
+      const from = at + codesAt + 32 * group;
       const to = o + 64 * group;
       for (let l = 0; l < 32; l++) {
         const q = bytes[from + l]!;
-        const high = bytes[at + 16 + l]! >> (2 * group);
-        out[to + l] = dLow * ((q & 15) | ((high & 1) << 4)) - mLow;
-        out[to + l + 32] = dHigh * ((q >> 4) | ((high & 2) << 3)) - mHigh;
+        const fifth = fifthAt === undefined ? 0 : bytes[at + fifthAt + l]! >> (2 * group);
+        out[to + l] = dLow * ((q & 15) | ((fifth & 1) << 4)) - mLow;
+        out[to + l + 32] = dHigh * ((q >> 4) | ((fifth & 2) << 3)) - mHigh;
       }
     }
   }

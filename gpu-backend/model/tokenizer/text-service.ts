@@ -5,7 +5,7 @@
  * its thread: its job is refused, and a new thread begins the others again.
  */
 import { Worker } from 'node:worker_threads';
-import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { cancellation, MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageTexts } from '../../../shared/wire/openai.ts';
 import type { TextManifest } from './model-text.ts';
 import type { FromTextThread, TextJob, TextThreadStart, ToTextThread } from './text-thread.ts';
@@ -206,9 +206,6 @@ function outcomeOf({ job, chars, call }: Job, ended: Turned): EncodedText | Mask
       return lost();
   }
 }
-
-const cancellation = ({ reason }: AbortSignal): MaskrouteError =>
-  reason instanceof MaskrouteError ? reason : new MaskrouteError('cancelled', 'The request was cancelled.');
 
 const lost = (): MaskrouteError =>
   new MaskrouteError('engine_failed', 'The text of requests cannot be read at the moment.');

@@ -76,7 +76,7 @@ function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version:
 const LOW_SIMILARITY = 0.3;
 
 /** The cosine with a centroid c, of a vector of length 1 at the distance d: (1 + |c|² − d²) / 2|c|. */
-export function similarityOf({ cluster, distances }: TrafficSample, set: MaskSet): number | null {
+function similarityOf({ cluster, distances }: TrafficSample, set: MaskSet): number | null {
   const distance = distances[cluster];
   const centroid = set.clusters[cluster]?.centroid;
   if (distance === undefined || centroid === undefined) return null;

@@ -17,8 +17,7 @@ import { readStoredLlama } from '../../../model/stored-llama.ts';
 import { encodeModel } from '../../../onnx/encode.ts';
 import type { Graph } from '../../../onnx/graph.ts';
 import type { Feeds, Fetches, Outputs, Session } from '../../../onnx/session.ts';
-import { createSession, floats, tensor } from '../../../onnx/session.ts';
-import { integers } from '../../gates/batches.ts';
+import { createSession, floats, integers, tensor } from '../../../onnx/session.ts';
 
 export type Similarities = {
   /** Before and after each block, `[2L]`. */
