@@ -279,12 +279,14 @@ export const GROUPS: readonly Group[] = [
       },
       {
         ...{ method: 'POST', path: '/admin/v1/keys/{id}/rotate', summary: 'Put a new key in place of one' },
+        more: 'The old key and its sessions end, at once or after the time that the body gives.',
         body: wire.rotateKeySchema,
         answers: { 201: 'CreatedKey' },
         errors: ['conflict'],
       },
       {
         ...{ method: 'DELETE', path: '/admin/v1/keys/{id}', summary: 'Revoke a key' },
+        more: 'Its dashboard sessions end, too. Again is the same.',
         answers: { 200: 'ApiKey' },
       },
       {
@@ -293,6 +295,7 @@ export const GROUPS: readonly Group[] = [
           path: '/admin/v1/keys/{id}/sessions',
           summary: "End a key's dashboard sessions",
         },
+        more: 'All of them, within 5 s.',
         answers: { 200: 'EndedSessions' },
       },
       {
@@ -312,6 +315,7 @@ export const GROUPS: readonly Group[] = [
     endpoints: [
       {
         ...{ method: 'POST', path: '/admin/v1/mask-sets', summary: 'Store a mask set', query: tenant },
+        more: 'Content that is already there keeps its version, and the status is 200.',
         body: maskSetSchema,
         answers: { 200: 'MaskSetSummary', 201: 'MaskSetSummary' },
         errors: ['invalid_mask_set', 'conflict'],
@@ -356,6 +360,7 @@ export const GROUPS: readonly Group[] = [
           path: '/admin/v1/publications/rollback',
           summary: 'Go back to what was live before',
         },
+        more: 'A first publication that not everyone sees yet is called off.',
         body: publications.rollbackSchema,
         answers: { 201: 'Publication' },
         errors: ['not_found', ...PUBLISHING],
@@ -433,6 +438,7 @@ export const GROUPS: readonly Group[] = [
       },
       {
         ...{ method: 'POST', path: '/admin/v1/experiments/{id}/start', summary: 'Start it', query: tenant },
+        more: 'An experiment that overlaps with a running one is refused with its name.',
         answers: { 200: 'Experiment' },
         errors: ['conflict'],
       },
@@ -512,6 +518,7 @@ export const GROUPS: readonly Group[] = [
           path: '/admin/v1/backends',
           summary: 'List backends, with what the edge knows of each',
         },
+        more: 'An empty registry lists what `BACKEND_URL` stands for.',
         answers: { 200: ['BackendEntry'] },
       },
       {
