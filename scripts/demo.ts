@@ -1,5 +1,5 @@
 /**
- * `npm run demo`: prompts of several kinds through a running `npm start` (or one that this starts), with the
+ * `npm run demo`: prompts of several kinds through a running `npm start` (or a product that the demo starts), with the
  * official client. It shows where routing sent each, its mask, and the speed and the answer with that mask and dense;
  * then a summary.
  */

@@ -80,7 +80,7 @@ export function addLearnCommands(program: Command): void {
     )
     .option(
       '--context <tokens>',
-      `with --cost time: tokens before the one that is timed (default: ${CONTEXT_TOKENS})`,
+      `with --cost time: tokens before the timed token (default: ${CONTEXT_TOKENS})`,
       wholeNumber(1),
     )
     .option('--attention <range>', 'attention blocks to leave out: 7, 4-9, or -9', countRange)

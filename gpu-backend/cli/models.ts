@@ -121,7 +121,7 @@ async function heldAs(
   return { kind: 'q4', origin: origin!, text, threads };
 }
 
-/** `use` gets the model at eight bits: the one that is installed, or one that is made for the purpose. */
+/** `use` gets the model at eight bits: the installed model, or another that is made for the purpose. */
 async function withEightBits<T>(
   local: LocalModel,
   plainName: string,

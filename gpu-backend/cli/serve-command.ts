@@ -10,7 +10,7 @@ const BACKEND_PORT = 8080;
 const ENVIRONMENT = `
 Environment:
   MASKROUTE_BACKEND_KEY  the key that callers hold, or that the edge signs its tokens with (required)
-  MASKROUTE_BACKEND_KEY_2  a second one that is taken too, while the first is rotated
+  MASKROUTE_BACKEND_KEY_2  a second key, taken too while the first is rotated
   BACKEND_PORT           ${BACKEND_PORT} unless given; 0 for any free one
   BACKEND_HOST           127.0.0.1 unless given; 0.0.0.0 for every network
   MASKROUTE_BACKEND_URL  the address by which the edge calls this backend; tokens for others are refused then

@@ -71,7 +71,7 @@ class GrammarThreads implements Grammars {
   #trial: GrammarThread | undefined;
   /** The thread of all quick grammars. */
   #shared: GrammarThread | undefined;
-  /** Those of slow grammars, by key; the one that was used last stands last. */
+  /** Those of slow grammars, by key; the last used stands last. */
   readonly #slow = new Map<string, GrammarThread>();
   readonly #quick = new LRUCache<string, true>({ max: KNOWN_MAX });
   /** The tenant of each grammar that waits to be tried. */
@@ -160,7 +160,7 @@ class GrammarThreads implements Grammars {
     this.#slow.set(key, trial);
   }
 
-  /** For one more slow grammar, in place of one that no answer uses. */
+  /** For another slow grammar, in place of a grammar that no answer uses. */
   #makeRoom(): void {
     if (this.#slow.size < this.#limits.slowMax) return;
     const idle = [...this.#slow].find(([, thread]) => thread.sessions === 0);

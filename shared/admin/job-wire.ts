@@ -43,7 +43,7 @@ const publishTo = {
 
 export const createJobSchema = z.strictObject({
   kind: z.literal('learn'),
-  /** An installed model; the one that is served unless given. */
+  /** An installed model; the served model unless given. */
   model: z.string().min(1).max(200).optional(),
   data: z.array(dataSource).min(1).max(64),
   clusters: z.union([z.int().min(1).max(256), z.literal('auto')]),
@@ -51,7 +51,7 @@ export const createJobSchema = z.strictObject({
   /** How many masks the clusters share at most; as many as pay unless given. */
   masks: z.int().min(1).max(256).optional(),
   cost: z.enum(['blocks', 'time']).optional(),
-  /** With `cost: "time"`: tokens before the one that is timed. */
+  /** With `cost: "time"`: tokens before the timed token. */
   context: z.int().min(1).max(1_000_000).optional(),
   surrogate: z.boolean().optional(),
   encoder: z.enum(['static', 'all-minilm-l6-v2']).default('static'),

@@ -8,7 +8,7 @@ import { sign, verify } from 'hono/jwt';
 import { z } from 'zod';
 import { MaskrouteError } from './errors.ts';
 
-/** The head of every token: one that names another way to sign is none, so that nobody is talked into it. */
+/** The head of every token. A token that names another way to sign is refused, so that nobody is talked into it. */
 export const TOKEN_PREFIX = `${btoa('{"alg":"HS256","typ":"JWT"}')}.`;
 export const TOKEN_LIFETIME_s = 60;
 /** How far the two clocks may be apart. */

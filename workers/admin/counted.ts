@@ -30,7 +30,7 @@ export const traffic = new Hono<AppEnv>().get('/', async (c) => {
 
 export const models = new Hono<AppEnv>().get('/', async (c) => {
   const served = await c.var.services.models.list(holdOf(c)).catch(() => []);
-  // Tenants and experiments name models, of which each is served dense, too.
+  // Tenants and experiments name models, and each model is served dense, too.
   const ids = served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
   return c.json({ object: 'list', data: ids.map((id) => ({ id })) });
 });

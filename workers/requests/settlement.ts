@@ -86,11 +86,11 @@ async function costOf(
   return said === 'never_began' ? NOTHING : said;
 }
 
-/** `never_began`: no backend knows of it. `unknown`: the one that could say is gone, or has forgotten it. */
+/** `never_began`: no backend knows of it. `unknown`: the backend that could say is gone, or has forgotten it. */
 type AnswerCost = AnswerUsage | 'never_began' | 'unknown';
 
 /**
- * What an answer cost whose end the edge did not hear: the backends are asked a few times, since the one that worked on it
+ * What an answer cost whose end the edge did not hear: the backends are asked a few times, since the backend that worked on it
  * notices a hang-up only a little later. A client that asked once is charged once, however many backends worked on it: for
  * what the answerer spent on its answer; where none began one, for what the one spent that spent the most.
  */

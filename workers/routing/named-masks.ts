@@ -1,5 +1,5 @@
 /**
- * Masks that clients name. Naming one that no live set here has costs the database a question (the edge's for a tenant
+ * Masks that clients name. A mask that no live set here has costs the database a question (the edge's for a tenant
  * with a ceiling, else the backend's), and names can be made up: so of each tenant only so many are let through, but for
  * those that turned out to be masks, which may come as often as anything.
  */

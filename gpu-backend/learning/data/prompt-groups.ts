@@ -15,7 +15,7 @@ const CHOICE_SHARE = 0.25;
 /** What `auto` chooses among: clusters are fine, for masks are shared. Fewer only where there are too few prompts. */
 const CLUSTER_COUNTS = [16, 32, 64, 128, 256];
 const FEW_PROMPTS_COUNTS = [2, 4, 8];
-/** With fewer prompts on average a cluster says next to nothing of which mask suits it. */
+/** With fewer prompts on average a cluster hardly tells which mask suits it. */
 const ROWS_A_CLUSTER_MIN = 25;
 /** Many clusters differ little from one start to the next, and a start takes long. */
 const MANY_CLUSTERS = 32;

@@ -1,5 +1,5 @@
 /**
- * A GGUF file, or one that llama-gguf-split cut into parts, as a `WeightSource`: headers checked, weights read from the
+ * A GGUF file, whole or cut into parts by llama-gguf-split, as a `WeightSource`: headers checked, weights read from the
  * disk when asked for.
  */
 import type { FileHandle } from 'node:fs/promises';
