@@ -34,7 +34,7 @@
  * | `GET /traffic?tenant=&version=` |                             | list of `TrafficSample`, newest first |
  * | `/experiments`                  |                             | see `experiment-wire.ts` |
  * | `POST /backends`                | `createBackendSchema`       | 201 `BackendEntry`; 409 when the id is taken |
- * | `GET /backends`                 |                             | list of `BackendEntry`; of an empty registry, what `BACKEND_URL` stands for |
+ * | `GET /backends?q=`              |                             | list of `BackendEntry`; of an empty registry, what `BACKEND_URL` stands for |
  * | `GET /backends/{id}`            |                             | `BackendEntry` |
  * | `PATCH /backends/{id}`          | `updateBackendSchema`       | `BackendEntry` |
  * | `DELETE /backends/{id}`         |                             | `{ id, deleted: true }` |
@@ -83,7 +83,13 @@ export type Cursor = { readonly at: number; readonly id: string };
 const CURSOR = /^(\d{1,15})~([A-Za-z0-9._-]{1,200})$/;
 export const writeCursor = ({ at, id }: Cursor): string => `${at}~${id}`;
 
-export const pageQuerySchema = z.object({
+/** Of every list, also of those that are short enough to have no pages. */
+export const searchQuerySchema = z.object({
+  /** Only what has this text in its id or name, or in what else tells it from others. */
+  q: z.string().min(1).max(200).optional(),
+});
+
+export const pageQuerySchema = searchQuerySchema.extend({
   limit: z.coerce.number().pipe(z.int().min(1).max(LIST_COUNT_MAX)).default(LIST_COUNT_MAX),
   before: z
     .string()
@@ -93,8 +99,6 @@ export const pageQuerySchema = z.object({
       return { at: Number(at), id: id! };
     })
     .optional(),
-  /** Only what has this text in its id or name, or in what else tells it from others. */
-  q: z.string().min(1).max(200).optional(),
 });
 export type PageQuery = z.infer<typeof pageQuerySchema>;
 

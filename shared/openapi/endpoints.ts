@@ -512,6 +512,7 @@ export const GROUPS: readonly Group[] = [
           path: '/admin/v1/backends',
           summary: 'List backends, with what the edge knows of each',
         },
+        query: wire.searchQuerySchema,
         answers: { 200: ['BackendEntry'] },
       },
       {
@@ -529,6 +530,7 @@ export const GROUPS: readonly Group[] = [
       },
       {
         ...{ method: 'GET', path: '/admin/v1/backends/{id}/jobs', summary: 'List its jobs' },
+        query: wire.searchQuerySchema,
         answers: { 200: ['Job'] },
         errors: ['backend_unreachable', 'backend_error'],
       },

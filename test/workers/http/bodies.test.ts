@@ -1,9 +1,12 @@
 /** What of a body is refused, and with which words, at the edge; `test/gpu-backend/api/bodies.test.ts` has the backend. */
 import { beforeAll, describe, expect, it } from 'vitest';
+import type { z } from 'zod';
+import { GROUPS } from '../../../shared/openapi/endpoints.ts';
+import { drawnFrom } from '../../../shared/wire/fields.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { BAD_BODIES, CLIENT_BODIES } from '../../support/bad-bodies.ts';
 import { MODEL } from '../../support/edge/constants.ts';
-import { admin, call, chat, freshIsolate, newTenant, recorded } from '../support/edge.ts';
+import { admin, call, chat, freshIsolate, newKey, newTenant, recorded } from '../support/edge.ts';
 import { limitedTenant } from '../support/limits.ts';
 
 let key: string;
@@ -47,6 +50,61 @@ describe('a bad body', () => {
         param: 'rating',
         message:
           'rating: expected 1 or -1, got 5; comments: there is no such field here, only id, rating, comment.',
+      },
+    });
+  });
+});
+
+/** The fields of a body, by their schemas. */
+function fieldsOf(body: z.ZodType): [name: string, schema: z.ZodType][] {
+  const drawn = drawnFrom(body);
+  if (drawn?.kind === 'table') {
+    return Object.entries(drawn.table).flatMap(([name, rule]) =>
+      rule.kind === 'honoured' ? [[name, rule.schema] as [string, z.ZodType]] : [],
+    );
+  }
+  const { shape, options } = body as z.ZodObject & z.ZodUnion<readonly z.ZodType[]>;
+  return shape === undefined ? fieldsOf(options.at(-1)!) : Object.entries(shape);
+}
+
+describe('a body that is wrong all over names several fields', () => {
+  const endpoints = GROUPS.flatMap(({ caller, endpoints }) =>
+    endpoints.flatMap(({ method, path, body }) =>
+      typeof body === 'object' ? [{ caller, method, path, body }] : [],
+    ),
+  );
+  it.each(endpoints)('$method $path', async ({ caller, method, path, body }) => {
+    // What nearly no field may be.
+    const wrong = [[]];
+    const named = fieldsOf(body).filter(([, schema]) => !schema.safeParse(wrong).success);
+    const sent = { ...Object.fromEntries(named.map(([name]) => [name, wrong])), nobody: 1 };
+    const at = path.replace('{id}', 'default').replace('{version}', `v_${'0'.repeat(24)}`);
+    const headers = { 'sec-fetch-site': 'same-origin' };
+    const response =
+      caller === 'tenant'
+        ? await call(method, at, { key, body: sent, headers }, isolate)
+        : caller === 'admin'
+          ? await admin(method, at.replace('/admin/v1', ''), sent)
+          : await call(method, at, { body: sent, headers }, isolate);
+    const { error } = await response.json<{ error: { message: string; param: string } }>();
+    expect(response.status, error.message).toBe(400);
+    // Beyond ten fields a message says how many more there are.
+    for (const [name] of named.slice(0, 5)) expect(error.message).toMatch(new RegExp(`(^|; )${name}\\b`));
+    if (named.length < 10) expect(error.message).toContain('nobody: there is no such field');
+    expect(error.param).toMatch(new RegExp(`^${named[0]![0]}`));
+  });
+
+  it('of a tenant that may change some of it only', async () => {
+    const { tenant } = await newTenant();
+    const own = await newKey({ tenant, kind: 'tenant_admin' });
+    const change = { name: 'x', tokens_per_day: 5, models: null };
+    const response = await admin('PATCH', `/tenants/${tenant}`, change, own.key);
+    expect(response.status).toBe(403);
+    expect(await response.json()).toMatchObject({
+      error: {
+        param: 'tokens_per_day',
+        message:
+          "A tenant's own administrator changes name, routing_policy, texts_kept_days, and not tokens_per_day, models.",
       },
     });
   });
