@@ -201,7 +201,10 @@ try {
     memory: growthOf(memory),
     checks: Object.fromEntries(checks.map((check) => [check.name, check.isKept])),
   };
-  console.log(JSON.stringify({ ...figures, isKept }));
+  const text = JSON.stringify({ ...figures, isKept });
+  await writeFile(path.join(folder, 'soak.json'), `${text}\n`);
+  await writeFile(path.join(folder, 'memory.json'), `${JSON.stringify(memory)}\n`);
+  console.log(text);
   process.exitCode = isKept ? 0 : 1;
 } catch (error) {
   console.error(toMaskrouteError(error).cause ?? error);
