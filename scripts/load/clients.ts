@@ -40,7 +40,7 @@ export type Outcome = {
   readonly tenant: string;
   readonly isStream: boolean;
   readonly sentAt_ms: number;
-  /** Of the body's first byte; undefined where none came. */
+  /** Of a stream's first event; undefined where none came. */
   readonly firstAt_ms: number | undefined;
   readonly endedAt_ms: number;
   readonly result: Result;
@@ -72,8 +72,9 @@ export async function sendTraffic(traffic: Traffic): Promise<{ sent: number; out
   };
   const watch = (client: Client) => {
     client.on('request', () => sent++);
-    client.on('body', () => {
-      client.requestIterator.context.firstAt_ms ??= Date.now();
+    client.on('body', (bytes: Buffer) => {
+      // What comes before is comments, which keep a silent stream open.
+      if (bytes.includes('data: ')) client.requestIterator.context.firstAt_ms ??= Date.now();
     });
     client.on('timeout', () =>
       keep(client.requestIterator.context, { kind: 'error', code: 'timeout', requestId: '' }),

@@ -37,13 +37,13 @@ export function soakPage(soak: Soak): string {
       : `Did not hold: ${broken.map(({ name }) => name.toLowerCase()).join('; ')}.`,
   ];
   return page('Soak', verdict.join(' '), [
-    section('What must hold', checksTable(soak.checks)),
+    section('What must hold', checksList(soak.checks)),
     section('What was done', facts([...soak.settings, ...eventsOf(soak)])),
     section(
       'Latency',
       figure(
         plot(latency(soak), axes('seconds')),
-        'Times of whole answers, and of the first byte of streams. Marks below: what was done to the product.',
+        'Times of answers to their end, and of the first event of streams. Marks below: what was done to the product.',
       ),
     ),
     section('Rate', figure(plot(rate(soak), axes('a second')), 'Requests by what became of them.')),
@@ -67,11 +67,9 @@ export function soakPage(soak: Soak): string {
 
 const axes = (y: string) => ({ x: 'minutes', y });
 
-const checksTable = (checks: readonly Check[]): Html =>
-  table(
-    'A soak passes when all of it holds',
-    ['what', 'held', 'figures'],
-    checks.map(({ name, isKept, detail }) => [name, isKept ? 'yes' : 'no', detail]),
+const checksList = (checks: readonly Check[]): Html =>
+  facts(
+    checks.map(({ name, isKept, detail }) => [name, `${isKept ? 'It held' : 'It did not hold'}. ${detail}`]),
   );
 
 const eventsOf = ({ disturbances: { publications, kills, stalls } }: Soak) =>
@@ -102,18 +100,20 @@ const errorsTable = ({ outcomes }: Soak): Html =>
 
 /* Pictures, over minutes from the beginning. */
 
-/** A point for each span of time that has something in it. */
+/** A point for each span of time; of one that has nothing in it only where `none` says its value. */
 function inSpans<T>(
   soak: Soak,
   things: readonly T[],
   at_ms: (thing: T) => number,
   value: (some: readonly T[], span_s: number) => number,
+  none?: number,
 ): PointSeries['points'] {
   const span_s = soak.seconds / BUCKETS;
   const bySpan = Map.groupBy(things, (thing) => Math.floor((at_ms(thing) - soak.begunAt_ms) / 1000 / span_s));
   return Array.from({ length: BUCKETS }, (_, span) => span).flatMap((span) => {
     const own = bySpan.get(span);
-    return own === undefined ? [] : [{ x: ((span + 0.5) * span_s) / 60, y: value(own, span_s) }];
+    const y = own === undefined ? none : value(own, span_s);
+    return y === undefined ? [] : [{ x: ((span + 0.5) * span_s) / 60, y }];
   });
 }
 
@@ -150,7 +150,7 @@ function latency(soak: Soak): PointSeries[] {
   return [
     line('whole, median', 0, inSpans(soak, answers, ended, quantile(0.5, whole_ms))),
     line('whole, 95 %', 1, inSpans(soak, answers, ended, quantile(0.95, whole_ms))),
-    line('first byte, median', 4, inSpans(soak, streams, ended, quantile(0.5, first_ms))),
+    line('first event, median', 4, inSpans(soak, streams, ended, quantile(0.5, first_ms))),
     ...marks(soak, 0),
   ];
 }
@@ -159,9 +159,9 @@ function rate(soak: Soak): PointSeries[] {
   const of = (kind: string) => soak.outcomes.filter(({ result }) => result.kind === kind);
   const aSecond = (some: readonly Outcome[], span_s: number) => some.length / span_s;
   return [
-    line('whole answers', 0, inSpans(soak, of('answer'), ended, aSecond)),
-    line('hang-ups', 7, inSpans(soak, of('hang-up'), ended, aSecond)),
-    line('refused or failed', 1, inSpans(soak, of('error'), ended, aSecond)),
+    line('whole answers', 0, inSpans(soak, of('answer'), ended, aSecond, 0)),
+    line('hang-ups', 7, inSpans(soak, of('hang-up'), ended, aSecond, 0)),
+    line('refused or failed', 1, inSpans(soak, of('error'), ended, aSecond, 0)),
     ...marks(soak, 0),
   ];
 }
@@ -173,7 +173,7 @@ function errors(soak: Soak): PointSeries[] {
     return line(
       code,
       [0, 1, 4, 6, 7, 8, 9][index % 7]!,
-      inSpans(soak, own, ended, (some) => some.length),
+      inSpans(soak, own, ended, (some) => some.length, 0),
     );
   });
   return [...series, ...marks(soak, 0)];
