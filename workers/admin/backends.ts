@@ -30,7 +30,7 @@ export const backends = new Hono<AppEnv>()
     const { db, backend, config } = c.var.services;
     const rows = await d1(listBackends(db, q));
     const isEmpty = rows.length === 0 && (q === undefined || (await d1(listBackends(db))).length === 0);
-    const shown = isEmpty ? [defaultBackend(config.BACKEND_URL)] : rows;
+    const shown = isEmpty ? [defaultBackend(config.BACKEND_URL)].filter((row) => hasText(row, q)) : rows;
     return c.json({ object: 'list', data: shown.map((row) => backend.describe(row)) });
   })
   .post('/', async (c) => {
@@ -57,6 +57,9 @@ export const backends = new Hono<AppEnv>()
     await backend.refresh(holdOf(c));
     return c.json({ id, deleted: true });
   });
+
+const hasText = ({ id, url }: BackendRow, text = ''): boolean =>
+  `${id} ${url}`.toLowerCase().includes(text.toLowerCase());
 
 async function changed(c: AppContext, row: BackendRow, status: 200 | 201): Promise<Response> {
   const { backend } = c.var.services;

@@ -5,8 +5,19 @@ import { GROUPS } from '../../../shared/openapi/endpoints.ts';
 import { drawnFrom } from '../../../shared/wire/fields.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { BAD_BODIES, CLIENT_BODIES } from '../../support/bad-bodies.ts';
-import { MODEL } from '../../support/edge/constants.ts';
-import { admin, call, chat, freshIsolate, newKey, newTenant, recorded } from '../support/edge.ts';
+import { EDGE_URL, MODEL } from '../../support/edge/constants.ts';
+import {
+  admin,
+  call,
+  chat,
+  created,
+  freshIsolate,
+  makeMaskSet,
+  newKey,
+  newTenant,
+  recorded,
+  upload,
+} from '../support/edge.ts';
 import { limitedTenant } from '../support/limits.ts';
 
 let key: string;
@@ -73,13 +84,21 @@ describe('a body that is wrong all over names several fields', () => {
       typeof body === 'object' ? [{ caller, method, path, body }] : [],
     ),
   );
+  let version: string;
+  beforeAll(async () => {
+    ({ version } = await upload(makeMaskSet('wrong')));
+    const variants = ['a', 'b'].map((name) => ({ name, weight: 1, mask_set: 'dense' }));
+    await created(admin('POST', '/experiments', { id: 'wrong', variants }));
+  });
   it.each(endpoints)('$method $path', async ({ caller, method, path, body }) => {
     // What nearly no field may be.
     const wrong = [[]];
     const named = fieldsOf(body).filter(([, schema]) => !schema.safeParse(wrong).success);
     const sent = { ...Object.fromEntries(named.map(([name]) => [name, wrong])), nobody: 1 };
-    const at = path.replace('{id}', 'default').replace('{version}', `v_${'0'.repeat(24)}`);
-    const headers = { 'sec-fetch-site': 'same-origin' };
+    const at = path
+      .replace('{id}', path.includes('experiments') ? 'wrong' : 'default')
+      .replace('{version}', version);
+    const headers = { origin: EDGE_URL };
     const response =
       caller === 'tenant'
         ? await call(method, at, { key, body: sent, headers }, isolate)
@@ -102,9 +121,9 @@ describe('a body that is wrong all over names several fields', () => {
     expect(response.status).toBe(403);
     expect(await response.json()).toMatchObject({
       error: {
-        param: 'tokens_per_day',
+        param: 'models',
         message:
-          "A tenant's own administrator changes name, routing_policy, texts_kept_days, and not tokens_per_day, models.",
+          "A tenant's own administrator changes name, routing_policy, texts_kept_days, and not models, tokens_per_day.",
       },
     });
   });
