@@ -4,6 +4,7 @@
  */
 import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
+import { searchQuerySchema } from '../../shared/admin/admin-wire.ts';
 import { createJobSchema, DATA_NAME_PATTERN, type Job } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
@@ -12,6 +13,12 @@ import type { ApiEnv, ApiParts } from './parts.ts';
 import { sseBody, sseEvent } from './sse.ts';
 
 const DEFAULT_DATA_NAME = 'data';
+
+/** In what people know a job by. */
+const hasText = ({ id, status, request }: Job, text: string): boolean =>
+  [id, status, request.name ?? '', request.model ?? ''].some((one) =>
+    one.toLowerCase().includes(text.toLowerCase()),
+  );
 
 const operatorsOnly = createMiddleware<ApiEnv>(async (c, next) => {
   if (!c.get('caller').mayRunJobs) {
@@ -51,7 +58,13 @@ export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiPa
       await jobs().removeData(id);
       return c.json({ id, deleted: true });
     })
-    .get('/v1/jobs', (c) => c.json({ object: 'list', data: jobs().list() }))
+    .get('/v1/jobs', (c) => {
+      const { q } = parse(searchQuerySchema, c.req.query());
+      const data = jobs()
+        .list()
+        .filter((job) => q === undefined || hasText(job, q));
+      return c.json({ object: 'list', data });
+    })
     .post('/v1/jobs', async (c) => {
       const request = parse(createJobSchema, await bodies.readJson(c.req.raw, c.get('caller').tenant));
       const job = await open().create(request);

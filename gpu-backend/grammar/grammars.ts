@@ -121,7 +121,7 @@ class GrammarThreads implements Grammars {
     const { waitingMax, waitingOfOneMax } = this.#limits;
     const own = this.#waiting.filter((one) => one === tenant).length;
     if (this.#waiting.length >= waitingMax || own >= waitingOfOneMax)
-      throw new MaskrouteError('queue_full', 'Too many new schemas wait to be read already.', {
+      throw new MaskrouteError('queue_full', 'Too many new schemas are waiting already.', {
         retryAfter_s: 1,
       });
     this.#waiting.push(tenant);
@@ -165,7 +165,7 @@ class GrammarThreads implements Grammars {
     if (this.#slow.size < this.#limits.slowMax) return;
     const idle = [...this.#slow].find(([, thread]) => thread.sessions === 0);
     if (idle === undefined)
-      throw new MaskrouteError('queue_full', 'Too many answers with schemas of great cost are under way.', {
+      throw new MaskrouteError('queue_full', 'Too many answers with costly schemas are under way.', {
         retryAfter_s: 5,
       });
     this.#slow.delete(idle[0]);

@@ -45,7 +45,13 @@ export type Cursor = { readonly at: number; readonly id: string };
 const CURSOR = /^(\d{1,15})~([A-Za-z0-9._-]{1,200})$/;
 export const writeCursor = ({ at, id }: Cursor): string => `${at}~${id}`;
 
-export const pageQuerySchema = z.object({
+/** Of every list, also of those that are short enough to have no pages. */
+export const searchQuerySchema = z.object({
+  /** Only what has this text in its id or name, or in what else tells it from others. */
+  q: z.string().min(1).max(200).optional(),
+});
+
+export const pageQuerySchema = searchQuerySchema.extend({
   limit: z.coerce.number().pipe(z.int().min(1).max(LIST_COUNT_MAX)).default(LIST_COUNT_MAX),
   before: z
     .string()
@@ -55,8 +61,6 @@ export const pageQuerySchema = z.object({
       return { at: Number(at), id: id! };
     })
     .optional(),
-  /** Only what has this text in its id or name, or in what else tells it from others. */
-  q: z.string().min(1).max(200).optional(),
 });
 export type PageQuery = z.infer<typeof pageQuerySchema>;
 

@@ -8,7 +8,7 @@
  * | `GET /v1/jobs/data`          |                              | list of {@link UploadedData} |
  * | `DELETE /v1/jobs/data/{id}`  |                              | `{ id, deleted: true }`; 409 while a job needs it |
  * | `POST /v1/jobs`              | {@link createJobSchema}      | 202 {@link Job}; 429 when too many wait |
- * | `GET /v1/jobs`               |                              | list of {@link Job}, newest first |
+ * | `GET /v1/jobs?q=`            |                              | list of {@link Job}, newest first |
  * | `GET /v1/jobs/{id}`          |                              | {@link Job} |
  * | `GET /v1/jobs/{id}/events`   |                              | SSE: `job` events, each a whole {@link Job}; ends with the job |
  * | `POST /v1/jobs/{id}/cancel`  |                              | {@link Job}; again is the same |

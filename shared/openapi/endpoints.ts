@@ -519,6 +519,7 @@ export const GROUPS: readonly Group[] = [
           summary: 'List backends, with what the edge knows of each',
         },
         more: 'An empty registry lists what `BACKEND_URL` stands for.',
+        query: wire.searchQuerySchema,
         answers: { 200: ['BackendEntry'] },
       },
       {
@@ -536,6 +537,7 @@ export const GROUPS: readonly Group[] = [
       },
       {
         ...{ method: 'GET', path: '/admin/v1/backends/{id}/jobs', summary: 'List its jobs' },
+        query: wire.searchQuerySchema,
         answers: { 200: ['Job'] },
         errors: ['backend_unreachable', 'backend_error'],
       },

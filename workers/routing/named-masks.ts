@@ -65,7 +65,7 @@ export function createMaskDoor({
   return async (token) => {
     const claims = await verify(token, Math.floor(Date.now() / 1000));
     if (claims.scope !== 'masks') {
-      throw new MaskrouteError('invalid_api_key', 'The service token is for something else than masks.');
+      throw new MaskrouteError('invalid_api_key', 'The service token is not for masks.');
     }
     if (EDGE_URL === undefined) {
       const message = 'This edge does not know its own address: EDGE_URL is not configured.';

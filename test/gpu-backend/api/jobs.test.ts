@@ -102,7 +102,11 @@ describe('a learning job', () => {
       expect(set).toMatchObject({ name: 'small', targetSparsity: 0.25 });
       expect(set.clusters).toHaveLength(1);
       expect(await answer(call('GET', `/v1/jobs/${id}/report`), 200)).toHaveProperty('clusters');
-      expect(await answer<{ data: Job[] }>(call('GET', '/v1/jobs'), 200)).toMatchObject({ data: [{ id }] });
+      const found = async (q: string) =>
+        (await answer<{ data: Job[] }>(call('GET', `/v1/jobs${q}`), 200)).data.map((job) => job.id);
+      expect(await found('')).toEqual([id]);
+      for (const q of [id.slice(0, 8), 'SMALL', 'succeeded']) expect(await found(`?q=${q}`)).toEqual([id]);
+      expect(await found('?q=other')).toEqual([]);
     },
     LEARN_TIMEOUT_ms,
   );
