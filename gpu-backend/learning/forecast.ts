@@ -50,7 +50,8 @@ export function forecastLearning(
   return {
     memory_bytes: memoryOf(config, weights),
     time_s:
-      (positionsOf(config, effort, clusterCount) * TOKENS_A_POSITION * weightsOf(config).all) / pace_MACps,
+      (positions * TOKENS_A_POSITION * weightsOf(config).all) /
+      (weights === 'f32' ? pace : CODES_PACE * pace),
   };
 }
 
