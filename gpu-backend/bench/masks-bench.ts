@@ -67,6 +67,7 @@ export async function benchMasks(options: MasksBenchOptions): Promise<object> {
     ...{ bench: 'masks', model: manifest.name, weights: manifest.weights, layers: config.layerCount, rounds },
     open_s: round(open_s, 1),
     weights_GB: round(weights_bytes / 1e9),
+    ownMemory_GB: round((after.own_bytes - before.own_bytes) / 1e9),
     memory_GB: round((after.now_bytes - before.now_bytes) / 1e9),
     timesWeights: round((after.now_bytes - before.now_bytes) / weights_bytes),
     timesWeightsAtPeak: round((after.peak_bytes - before.now_bytes) / weights_bytes),
@@ -188,14 +189,18 @@ async function decode_ms(runner: Runner, mask: Mask, batch: number, steps: numbe
   return median(times);
 }
 
-/** Of this process, pages of mapped files among it; zeros where there is no /proc. */
-function memory(): { now_bytes: number; peak_bytes: number } {
+/** Of this process: its own, and with pages of mapped files, which the system takes back when it needs them; zeros where there is no /proc. */
+function memory(): { own_bytes: number; now_bytes: number; peak_bytes: number } {
   const field = (name: string, status: string) =>
     1024 * Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status)?.[1] ?? 0);
   try {
     const status = readFileSync('/proc/self/status', 'utf8');
-    return { now_bytes: field('VmRSS', status), peak_bytes: field('VmHWM', status) };
+    return {
+      own_bytes: field('RssAnon', status),
+      now_bytes: field('VmRSS', status),
+      peak_bytes: field('VmHWM', status),
+    };
   } catch {
-    return { now_bytes: 0, peak_bytes: 0 };
+    return { own_bytes: 0, now_bytes: 0, peak_bytes: 0 };
   }
 }

@@ -6,6 +6,7 @@ import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import type { ErrorCode } from '../../../shared/wire/errors.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { tensorType } from '../formats/dequantize.ts';
 import { matrixInFile, matrixInMemory } from '../formats/tensor-parts.ts';
 import type { WeightSource } from '../model-source.ts';
 import type { FromConversion, ToConversion } from './conversion-thread.ts';
@@ -15,7 +16,7 @@ import { convertSlice, type Slice, sliceBytes } from './slice.ts';
 export type Job = { readonly name: string; readonly slice: Slice };
 
 /** What all slices in work may take together; one alone may take more. */
-const MEMORY_BYTES_MAX = 2 ** 30;
+const MEMORY_BYTES_MAX = 1.5 * 2 ** 30;
 /** Less is done before a thread has started. */
 const THREADS_FROM_WEIGHTS = 2 ** 24;
 
@@ -33,7 +34,7 @@ export async function convertSlices(
   descriptor: number,
   { threads, onWeights }: ConversionOptions,
 ): Promise<void> {
-  const count = source.place === undefined ? 1 : (threads ?? threadsFor(jobs));
+  const count = source.place === undefined ? 1 : (threads ?? threadsFor(source, jobs));
   if (count > 1) return inThreads(source, jobs, descriptor, { count, onWeights });
   for (const { name, slice } of jobs) {
     const parts = source.place
@@ -46,11 +47,17 @@ export async function convertSlices(
 
 const weightsOf = ({ rows, columns }: Slice): number => rows * columns;
 
-function threadsFor(jobs: readonly Job[]): number {
+function threadsFor(source: WeightSource, jobs: readonly Job[]): number {
   const weights = jobs.reduce((sum, { slice }) => sum + weightsOf(slice), 0);
   if (weights < THREADS_FROM_WEIGHTS) return 1;
-  // A file's weights take four bytes at the most.
-  const largest_bytes = Math.max(...jobs.map(({ slice }) => sliceBytes(slice, 4)));
+  const bytesAWeight = (name: string): number => {
+    const { blockBytes, blockSize } = tensorType(source.place!(name).type)!;
+    return blockBytes / blockSize;
+  };
+  const largest_bytes = jobs.reduce(
+    (most, { name, slice }) => Math.max(most, sliceBytes(slice, bytesAWeight(name))),
+    0,
+  );
   return Math.max(1, Math.min(availableParallelism(), Math.floor(MEMORY_BYTES_MAX / largest_bytes)));
 }
 
