@@ -153,6 +153,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const model = await openInstalled(home, flags.model);
   checkSparsity(flags, 2 * model.manifest.config.layerCount);
   checkContext(flags);
+  await sayForecast(model, flags, reporter);
   const options = {
     model,
     surrogates: await surrogatesFor(model, flags.surrogate),
@@ -184,6 +185,24 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   } finally {
     reporter.stop();
   }
+}
+
+/** Clusters that `auto` may come to, for a forecast. */
+const AUTO_CLUSTERS = 8;
+
+/** What the run will take, before it takes it. */
+async function sayForecast(
+  { manifest: { config, weights } }: InstalledModel,
+  flags: LearnFlags,
+  { log }: { log(line: string): void },
+): Promise<void> {
+  const { forecastLearning, forecastLines, measurePace } = await import('../learning/forecast.ts');
+  const clusters = flags.clusters === 'auto' ? AUTO_CLUSTERS : Math.max(...flags.clusters);
+  const pace = await measurePace(availableParallelism());
+  const of = (effort: typeof LEARN_EFFORT) => forecastLearning(config, weights, effort, clusters, pace);
+  const quick = of(QUICK_EFFORT);
+  for (const line of forecastLines(flags.quick ? quick : of(LEARN_EFFORT), flags.quick ? undefined : quick))
+    log(line);
 }
 
 async function runSweep(

@@ -8,6 +8,13 @@ export type QuantForm = { readonly bits: 4 | 8; readonly blockSize: 32 | 64 | 12
 /** What rank and widths of surrogates and of training copies are multiples of. */
 export const QUANT_BLOCK = 32;
 export const PLAIN_8_BITS: QuantForm = { bits: 8, blockSize: QUANT_BLOCK };
+export const FOUR_BITS: QuantForm = { bits: 4, blockSize: QUANT_BLOCK };
+
+/** Of a model of four bits: blocks of 64 lose nothing at 8 bits and are read faster; at 4 they cost a quarter more error. */
+export const eightBitsOf = (columns: number): QuantForm => ({
+  bits: 8,
+  blockSize: columns % 64 === 0 ? 64 : 32,
+});
 
 /** One byte a code and a zero point, whatever the bits: what quantizers compute with. */
 export type QuantCodes = QuantForm & {
