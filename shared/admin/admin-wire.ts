@@ -32,6 +32,7 @@
  * | `GET /models`                   |                             | list of `{ id }`: what backends serve |
  * | `GET /stats?tenant=&from=&to=&step=` |                        | `Stats` |
  * | `GET /traffic?tenant=&version=` |                             | list of `TrafficSample`, newest first |
+ * | `GET /drift?tenant=&version=&since=` |                        | `Drift` |
  * | `/experiments`                  |                             | see `experiment-wire.ts` |
  * | `POST /backends`                | `createBackendSchema`       | 201 `BackendEntry`; 409 when the id is taken |
  * | `GET /backends`                 |                             | list of `BackendEntry`; of an empty registry, what `BACKEND_URL` stands for |
