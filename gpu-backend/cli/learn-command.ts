@@ -143,7 +143,7 @@ export function addLearnCommands(program: Command): void {
     .action((flags: DistillFlags) => interruptible((signal) => runDistill(flags, signal)));
 }
 
-const STAGE_LINES = { read: 'Reading the data', embed: 'Embedding the prompts' };
+const STAGE_LINES = { read: 'reading the data', embed: 'embedding the prompts and clustering them' };
 
 async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const { learn, MASK_SET_FILE } = await import('../learning/learn.ts');
@@ -168,9 +168,12 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
     ...{ rowsMax: flags.rows, seed: flags.seed, signal },
     onProgress(progress: LearnProgress) {
-      if (!('done' in progress)) return reporter.log(STAGE_LINES[progress.stage]);
-      const { stage, done, total, group } = progress;
-      reporter.update(stage, done, total, group === undefined ? '' : `group ${group}`);
+      const { number, count } = progress.at;
+      if (!('done' in progress))
+        return reporter.log(`stage ${number} of ${count}, ${STAGE_LINES[progress.stage]}`);
+      const { stage, done, total, unit, group, work } = progress;
+      const detail = group === undefined ? '' : `group ${group + 1}`;
+      reporter.update(stage, done, total, detail, { unit, work, stage: `stage ${number} of ${count}` });
     },
   };
   try {

@@ -95,6 +95,7 @@ export const ANSWERS = {
   CreatedKey: wire.createdKeySchema,
   Deleted: z.object({ id: z.string(), deleted: z.literal(true) }),
   EndedSessions: wire.endedSessionsSchema,
+  Drift: stats.driftSchema,
   EvaluatedRow: stats.evaluatedRowSchema,
   Experiment: experiments.experimentSchema,
   ExperimentResults: experiments.experimentResultsSchema,
@@ -478,6 +479,15 @@ export const GROUPS: readonly Group[] = [
         },
         query: stats.trafficQuerySchema,
         answers: { 200: ['TrafficSample'] },
+      },
+      {
+        ...{
+          method: 'GET',
+          path: '/admin/v1/drift',
+          summary: 'Whether requests and answers of a mask set are still as they were',
+        },
+        query: stats.driftQuerySchema,
+        answers: { 200: 'Drift' },
       },
       {
         ...{ method: 'GET', path: '/admin/v1/requests', summary: 'Requests one by one, the latest first' },

@@ -1,10 +1,12 @@
 /** From rows to clusters of prompts: the held-out ones apart, all embedded as the edge does. */
+import { quantileSorted } from 'simple-statistics';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
+import { FAR_SHARE, type Nearest } from '../../../shared/mask/held-out.ts';
 import type { Clusters, KindTable } from './clusters.ts';
 import { assignRows, embedRows, kindTable } from './clusters.ts';
 import { principalAxes, project } from './fit-vectors.ts';
 import type { Points } from './kmeans.ts';
-import { clusterSizes, kMeans, packPoints } from './kmeans.ts';
+import { clusterSizes, distanceBetween, kMeans, packPoints } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 import type { RoutingHealth } from './routing-health.ts';
 import { routingHealth } from './routing-health.ts';
@@ -42,6 +44,8 @@ export type Prompts = {
   readonly positions: readonly (readonly [number, number])[];
   readonly kinds: { readonly fit: KindTable; readonly heldOut: KindTable };
   readonly health: RoutingHealth;
+  /** How far prompts lie from their centroids: held-out ones, or all where hardly any are held out. */
+  readonly nearest: Nearest;
   /** What `auto` compared, on held-out prompts. */
   readonly counts: readonly ClusterCount[];
   readonly rows: { readonly fit: number; readonly heldOut: number };
@@ -74,6 +78,10 @@ export async function groupPrompts(
   return {
     everybody: { ...searchAndChoice(fit), heldOut },
     ...{ clusters, clusterOf, health, counts },
+    nearest: nearestDistances(
+      heldOut.length < HELD_OUT_ROWS_MIN ? points : packPoints(heldOutVectors),
+      clusters,
+    ),
     positions: centroidPositions(points, clusters),
     kinds: {
       fit: kindTable(fit, clusters.assignment, count),
@@ -135,6 +143,17 @@ function healthOnOthers(
   const assignment = assignRows(heldOut, clusters);
   const sizes = clusterSizes(assignment, clusters.sizes.length);
   return routingHealth(packPoints(heldOut), { ...clusters, assignment, sizes }, seed);
+}
+
+function nearestDistances(points: Points, { centroids, dimensions, sizes }: Clusters): Nearest {
+  const distances = Array.from({ length: points.count }, (_, point) => {
+    const all = Array.from(sizes, (_, cluster) =>
+      distanceBetween(points.values, point, centroids, cluster, dimensions),
+    );
+    return Math.min(...all);
+  }).sort((a, b) => a - b);
+  const at = (share: number) => Number(quantileSorted(distances, share).toPrecision(4));
+  return { rows: points.count, median: at(0.5), far: at(1 - FAR_SHARE) };
 }
 
 function centroidPositions(points: Points, { centroids, dimensions, sizes }: Clusters): [number, number][] {

@@ -3,11 +3,11 @@
  * together, in turns (`search-in-turns.ts`), and as many masks are kept as pay. Held-out prompts say whether they lead one
  * mask; when they do not, all clusters share the mask for everybody.
  */
+import type { Headroom } from '../../../shared/mask/held-out.ts';
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { searchResults } from './effort.ts';
 import { lighterMasks } from './exchange.ts';
-import { type Headroom, headroomOf, leads } from './headroom.ts';
+import { headroomOf, leads } from './headroom.ts';
 import type { SampleScores } from './score-masks.ts';
 import { type FoundMask, isScorable, type LearnMasksContext, searchInTurns } from './search-in-turns.ts';
 import { type Candidate, compareMasks, searchOneMask } from './search-masks.ts';
@@ -57,9 +57,8 @@ export type HeldOutRow = {
 
 /** @throws MaskrouteError `invalid_data` when no row is long enough to score a mask on. */
 export async function learnMasks(context: LearnMasksContext): Promise<LearnedMasks> {
-  const { prompts, bench, effort } = context;
-  const { everybody, clusters } = prompts;
-  context.track.onStage('one mask', { results: searchResults(effort, bench.blockCount).one });
+  const { everybody, clusters } = context.prompts;
+  context.track.onStage('one mask');
   if (!isScorable(context, everybody.search))
     throw new MaskrouteError('invalid_data', 'No row is long enough to score a mask on.');
   const { one, candidates } = await learnOne(context);
@@ -97,6 +96,7 @@ async function learnShared(
   const sharing = shareMasks(costs, { ...options, maskCount: wanted > 1 ? Math.min(wanted, most) : most });
   const masks = sharing.masks.map((index) => pool[index]!);
   const clusters = sharing.clusters.map((index) => sharing.masks.indexOf(index));
+  context.track.onStage('measure');
   const lighter = masks.length > 1 ? await lighterOf(context, masks[0]!.mask) : [];
   const measured = await measureHeldOut(
     context,

@@ -9,7 +9,8 @@ import type { Prompts } from '../data/prompt-groups.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample, SampledRow } from '../data/samples.ts';
 import { contentKey } from '../journal.ts';
-import { type LearnEffort, searchResults, type trackProgress } from './effort.ts';
+import type { LearnEffort } from './effort.ts';
+import type { ProgressTracker } from './progress.ts';
 import type { SampleScores } from './score-masks.ts';
 import { type MaskSearch, type Proposal, searchGroupMask } from './search-masks.ts';
 import { bestForAll, type RowCosts, shareMasks } from './share-masks.ts';
@@ -29,7 +30,7 @@ export type LearnMasksContext = {
   readonly seed: number;
   /** Exact scores by the serving engine. */
   score(sample: Sample, masks: readonly Mask[]): Promise<SampleScores[]>;
-  readonly track: ReturnType<typeof trackProgress>;
+  readonly track: ProgressTracker;
 };
 
 type Searched = {
@@ -55,10 +56,7 @@ export async function searchInTurns(context: LearnMasksContext, one: FoundMask):
     const fresh = groups.filter((clusters) => !searched.has(nameOf(prompts, clusters)));
     if (fresh.length === 0) break;
     for (const [group, clusters] of fresh.entries()) {
-      context.track.onStage('masks', {
-        results: searchResults(effort, context.bench.blockCount).group,
-        ...{ group, groups: fresh.length },
-      });
+      context.track.onStage('masks', { group, groups: fresh.length });
       searched.add(nameOf(prompts, clusters));
       const starts = startsFor(state, clusters);
       for (const found of await searchGroup(context, clusters, starts, one.search.worth)) addTo(pool, found);

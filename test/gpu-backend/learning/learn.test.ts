@@ -11,7 +11,9 @@ import { reportHtml } from '../../../gpu-backend/learning/report/write-report.ts
 import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-report.ts';
 import { type SweepRow, sweepClusters } from '../../../gpu-backend/learning/sweep.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
+import { saidOfRouting } from '../../../shared/mask/held-out.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
+import { expectFits } from '../../e2e/browser.ts';
 import { smallRun, writeSmallData } from './small-run.ts';
 
 const KILLS = 10;
@@ -65,7 +67,13 @@ describe('learn', () => {
     expect(learnReportSchema.parse(JSON.parse(read('checked', 'report.json')))).toEqual(report);
     expect(maskSet).toMatchObject({ targetSparsity: 0.25, reachedSparsity: 0.25, surrogate: false });
     expect(maskSet.learned).toMatchObject({ method: 'hard-concrete', oneMask: report.oneMask.bits });
-    expect(Object.keys(maskSet.heldOut)).toEqual(['dense', 'learned', 'one-mask', 'clusters']);
+    expect(Object.keys(maskSet.heldOut)).toEqual(
+      expect.arrayContaining(['dense', 'learned', 'one-mask', 'clusters', 'nearest']),
+    );
+    const { headroom, nearest } = saidOfRouting(maskSet);
+    expect(headroom).toEqual(report.sharing!.headroom);
+    expect(nearest!.far).toBeGreaterThanOrEqual(nearest!.median);
+    expect(nearest!.median).toBeGreaterThan(0);
     expect(report.information_bits.fit).toBeCloseTo(1, 1);
     expect(report.masks[0]).toMatchObject({ bits: report.oneMask.bits });
     for (const mask of report.masks) {
@@ -82,6 +90,11 @@ describe('learn', () => {
     const html = reportHtml({ learn: report });
     expect(html).toContain('Does routing pay?');
     expect(html).not.toContain('NaN');
+    const verdict = /<p class="verdict">(.*?)<\/p>/s.exec(html)![1]!;
+    expect(verdict).toMatch(
+      /^The masks leave out 25.0 % of the blocks and agree .* of held-out tokens\. (Routing among|All clusters share) /,
+    );
+    await expectFits(join(folder, 'checked', 'report.html'));
   }, 60_000);
 
   it('keeps the counts that it is told', async () => {

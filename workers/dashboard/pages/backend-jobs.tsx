@@ -124,11 +124,12 @@ function List(props: {
 
 function State({ job: { status, progress, error, result, id } }: { readonly job: Job }) {
   if (progress !== null) {
-    const { stage, done, total, left_s } = progress;
+    const { stage, done, total, left_s, detail } = progress;
     const left = left_s === null ? '' : `, ${duration(left_s)} left`;
     return (
       <>
         <progress max={total} value={done} aria-label={`${id}: ${stage}`} /> {stage}
+        {detail !== '' && `, ${detail}`}
         {left}
       </>
     );

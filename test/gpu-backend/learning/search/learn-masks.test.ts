@@ -9,8 +9,12 @@ import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
 import type { GateBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { createBudget } from '../../../../gpu-backend/learning/search/budget.ts';
-import { trackProgress } from '../../../../gpu-backend/learning/search/effort.ts';
 import { learnMasks } from '../../../../gpu-backend/learning/search/learn-masks.ts';
+import {
+  type LearnProgress,
+  planStages,
+  trackProgress,
+} from '../../../../gpu-backend/learning/search/progress.ts';
 import type { TextMaker } from '../../../../gpu-backend/learning/search/texts.ts';
 import { createWorkbench } from '../../../../gpu-backend/learning/search/workbench.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
@@ -29,6 +33,8 @@ const budget = createBudget({
 
 /** Text enough for all rows. */
 const EFFORT = { ...SMALL_EFFORT, sharePositions: 5000, heldOutPositions: 5000 };
+
+type StageProgress = Extract<LearnProgress, { work: unknown }>;
 
 /** Nats that each block costs a kind while it is out. */
 type Prices = Readonly<Record<string, readonly number[]>>;
@@ -80,10 +86,16 @@ function scripted(prompts: Prompts, prices: Prices, spread: number) {
   const costOf = (kind: readonly number[], gates: ArrayLike<number>) =>
     kind.reduce((sum, price, block) => sum + price * (1 - gates[block]!), 0);
   const known = new Map<string, readonly number[]>();
-  const progress: { done: number; total: number }[] = [];
-  const track = trackProgress((one) => {
-    if ('done' in one) progress.push(one);
+  const progress: StageProgress[] = [];
+  const plan = planStages(EFFORT, {
+    ...{ blocks: BLOCKS, groups: 2, batchTokens: POSITIONS, rowTokens: POSITIONS },
+    shareRows: prompts.everybody.choice.length,
+    heldOutRows: prompts.everybody.heldOut.length,
   });
+  const onProgress = (one: LearnProgress) => {
+    if ('done' in one) progress.push(one);
+  };
+  const track = trackProgress(onProgress, plan, () => known.size);
   const bench = createWorkbench({
     ...{ budget, seed: 1, signal: undefined, texts, onResult: track.onResult },
     journal: {
@@ -121,7 +133,7 @@ async function learned({ kinds = ['sums', 'trips'], prices = DIFFERENT, spread =
 
 describe('masks and clusters', () => {
   it('of two kinds that need other blocks end with a mask for each kind', async () => {
-    const { prompts, found, progress } = await learned();
+    const { prompts, found } = await learned();
     const { reason, headroom, turns, validated } = found.sharing!;
     expect(reason).toBeNull();
     expect(found.masks.length).toBeGreaterThanOrEqual(2);
@@ -136,7 +148,23 @@ describe('masks and clusters', () => {
     expect(validated[1]!.kl).toBeLessThan(validated[0]!.kl);
     // The groups of the second turn were searched in the first.
     expect(turns).toBeLessThanOrEqual(EFFORT.turns);
-    expect(progress.every(({ done, total }) => done <= total)).toBe(true);
+  });
+
+  it('tell the stage, its number, and how much of the whole is done', async () => {
+    const { progress, found } = await learned();
+    expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
+    const numbers = progress.map(({ at }) => at.number);
+    expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
+    // Reading and embedding come before.
+    expect([numbers[0], numbers.at(-1)]).toEqual([3, progress[0]!.at.count]);
+    const stages = progress.map(({ stage, at }) => `${at.number} ${stage}`);
+    const second = found.sharing!.turns === 2 ? ['6 masks', '7 share'] : [];
+    const wanted = ['3 one mask', '4 masks', '5 share', ...second, '8 measure'];
+    expect([...new Set(stages)]).toEqual(wanted);
+    const work = progress.map(({ work: { done } }) => done);
+    expect(work).toEqual(work.toSorted((a, b) => a - b));
+    const { done, total } = progress.at(-1)!.work;
+    expect(done).toBe(total);
   });
 
   it.each<[string, Case, RegExp]>([
