@@ -57,7 +57,8 @@ test.each(VARIANTS)('threads, files and memory come to the same bytes: %o', asyn
   for (const kind of ['f32', 'q8', 'q4'] as const) {
     const expected = await emitted(source, kind);
     const file = await fileOf(source, 'safetensors');
-    for (const threads of [1, 2])
+    // A thread takes a while to start, so not every kind gets some.
+    for (const threads of kind === 'q4' ? [1, 2] : [1])
       expect((await emitted(file, kind, threads)).equals(expected), `${kind}, ${threads}`).toBe(true);
     await file.close();
   }
