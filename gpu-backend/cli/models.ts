@@ -104,7 +104,7 @@ const OWN_TEXT_SEED = 1;
  * Larger models are rounded plainly unless there is data: rounding costs them little, and choosing codes by text takes hours
  * and a byte of memory a weight.
  */
-const BY_TEXT_WEIGHTS_MAX = 2e9;
+const BY_TEXT_WEIGHTS_MAX = 1e9;
 const PLAIN_ORIGIN = 'none: rounded plainly';
 const PLAIN_HINT =
   'Four bits are rounded plainly, as the model is large. With --data FILE they are chosen by what they do to your text, which takes hours.';

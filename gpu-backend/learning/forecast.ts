@@ -73,8 +73,9 @@ function weightsOf({
 const BYTES: Readonly<Record<WeightKind, number>> = { f32: 4, q8: 1.16, q4: 0.7 };
 /** Codes with a scale a column, and in blocks; `training-weights.ts` says which goes where. */
 const [COLUMNS, BLOCKS] = [1, 1.16];
-/** What the process has besides. */
+/** What the process has besides; and by how much packing and scratch memory make the rest larger, as the default model shows. */
 const BASE_BYTES = 400e6;
+const OVERHEAD = 1.25;
 
 /** The serving graph, the step's, the loss's and the teacher's are open together, each with its own packed weights. */
 function memoryOf(config: ModelConfig, kind: WeightKind): number {
@@ -86,7 +87,7 @@ function memoryOf(config: ModelConfig, kind: WeightKind): number {
   const serving = (head + reads + writes) * own;
   const logits = 4 * LOSS_TOKENS * config.vocabularySize * 4;
   const kept = 4 * STEP_TOKENS * config.layerCount * (6 * config.hiddenSize + 3 * config.ffnSize);
-  return BASE_BYTES + serving + 3 * forward + back + logits + kept;
+  return BASE_BYTES + OVERHEAD * (serving + 3 * forward + back + logits + kept);
 }
 
 /** Positions times passes, of all stages. */

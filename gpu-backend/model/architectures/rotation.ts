@@ -96,6 +96,20 @@ function transposedSquare(matrix: Float64Array, n: number): Float64Array {
 function hadamard(values: Float64Array, power: number, rest: number): void {
   const scale = 1 / Math.sqrt(power);
   let half = rest;
+  if (half === 1 && values.length >= 4) {
+    // The first pass by itself: a loop of one round each is half of all the time.
+    for (let i = 0; i < values.length; i += 4) {
+      const a = values[i]!;
+      const b = values[i + 1]!;
+      const c = values[i + 2]!;
+      const d = values[i + 3]!;
+      values[i] = a + b + (c + d);
+      values[i + 1] = a - b + (c - d);
+      values[i + 2] = a + b - (c + d);
+      values[i + 3] = a - b - (c - d);
+    }
+    half = 4;
+  }
   for (; 4 * half <= values.length; half *= 4) {
     for (let start = 0; start < values.length; start += 4 * half) {
       for (let i = start; i < start + half; i++) {

