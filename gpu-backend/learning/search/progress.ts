@@ -122,7 +122,7 @@ export function trackProgress(
   plan: readonly PlannedStage[],
   journalSize: () => number,
 ): ProgressTracker {
-  const stages = plan.map((planned) => ({ ...planned, done: 0 }));
+  const stages = plan.map((stage) => ({ ...stage, planned: stage.results, done: 0 }));
   const sizeBefore = journalSize();
   let at = { index: 0, group: undefined as number | undefined };
   let known = 0;
@@ -149,7 +149,8 @@ export function trackProgress(
       at = { index, group };
       const current = stages[index]!;
       if (results !== undefined) current.results = current.done + results;
-      else if (group !== undefined) current.done = Math.round((group * current.results) / groups);
+      else if (group !== undefined)
+        current.results = current.done + Math.round(((groups - group) * current.planned) / groups);
       report();
     },
     onResult() {
