@@ -88,7 +88,7 @@ export const QUICK_EFFORT: LearnEffort = {
   ...LEARN_EFFORT,
   one: {
     ...LEARN_EFFORT.one,
-    ...{ searchPositions: 768, glanceParts: 1, greedyEvaluations: 60, gateSteps: 12 },
+    ...{ searchPositions: 768, glanceParts: 1, greedyEvaluations: 60, gateSteps: 8 },
     ...{ rounds: 0, exchanges: 10, triesMax: 5 },
   },
   group: {
@@ -98,8 +98,8 @@ export const QUICK_EFFORT: LearnEffort = {
   masksMax: 2,
   turns: 1,
   choicePositions: 1536,
-  sharePositions: 4096,
-  heldOutPositions: 4096,
+  sharePositions: 2048,
+  heldOutPositions: 2048,
 };
 
 /** A search can use so many times the text that one of its masks is measured on: gates learn on text of their own. */

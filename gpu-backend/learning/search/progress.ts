@@ -64,6 +64,8 @@ const USUAL_PART = 0.6;
 const STEP_BATCHES = 1.5;
 /** A race goes on to the next batch while it leads. */
 const BATCHES_A_GLANCE = 1.2;
+/** A prompt is scored alone and over the whole vocabulary, which takes twice as long a token as a batch's loss. */
+const SCORED_TOKEN = 2;
 /** The dense model, and one mask with 1, 2, 3 blocks fewer out. */
 const MEASURED_BESIDE = 4;
 /** Masks that a search of one group brings to the pool, and that the one for everybody does. */
@@ -71,7 +73,8 @@ const FOUND_BY = { one: 5, group: 3 };
 
 /** Stages in the order in which they come, with what they usually take. */
 export function planStages(effort: LearnEffort, size: RunSize): PlannedStage[] {
-  const { groups, rowTokens } = size;
+  const { groups } = size;
+  const rowTokens = SCORED_TOKEN * size.rowTokens;
   const one = usualSearch(effort, 'one', size);
   const group = usualSearch(effort, 'group', size);
   const turns = Array.from({ length: groups > 1 ? effort.turns : 0 }, (_, turn): PlannedStage[] => {
@@ -122,7 +125,7 @@ export function trackProgress(
   plan: readonly PlannedStage[],
   journalSize: () => number,
 ): ProgressTracker {
-  const stages = plan.map((planned) => ({ ...planned, done: 0 }));
+  const stages = plan.map((stage) => ({ ...stage, planned: stage.results, done: 0 }));
   const sizeBefore = journalSize();
   let at = { index: 0, group: undefined as number | undefined };
   let known = 0;
@@ -149,7 +152,8 @@ export function trackProgress(
       at = { index, group };
       const current = stages[index]!;
       if (results !== undefined) current.results = current.done + results;
-      else if (group !== undefined) current.done = Math.round((group * current.results) / groups);
+      else if (group !== undefined)
+        current.results = current.done + Math.round(((groups - group) * current.planned) / groups);
       report();
     },
     onResult() {
