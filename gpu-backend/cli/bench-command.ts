@@ -58,7 +58,7 @@ export function addBenchCommands(program: Command): void {
     'batch',
     'tokens a second of eight streams, under one mask and under eight, against llama.cpp',
   )
-    .option(...ROUNDS, 5)
+    .option(...ROUNDS, 3)
     .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
       const { benchBatch } = await import('../bench/batch.ts');
       await told(json, (say) => benchBatch({ home: maskrouteHome(), rounds, say }));
