@@ -126,7 +126,7 @@ const SHORT_ROUNDS = 5;
 export async function benchFullEncoder(name: string, home: string, say: (line: string) => void) {
   const hooks = { onProgress: () => {}, log: say };
   const encoder = await openFullEncoder(name, { home, threads: availableParallelism(), hooks });
-  const texts = Array.from({ length: SHORT_TEXTS }, (_, i) => `Question ${i}: ${WORDS.slice(0, 50)}`);
+  const texts = Array.from({ length: SHORT_TEXTS }, (_, i) => `How do I cook rice for ${i} people?`);
   await encoder.embed(texts);
   const rates: number[] = [];
   for (let turn = 0; turn < SHORT_ROUNDS; turn++) {

@@ -101,7 +101,7 @@ function roundBlock(
   for (let i = start; i < end; i++) {
     // `Math.round` branches on every value and takes three times as long.
     const code = Math.floor(weights[i]! * inverse + 0.5) + zeroPoint;
-    codes[i] = code < 0 ? 0 : code > most ? most : code;
+    codes[i] = Math.min(most, Math.max(0, code));
   }
 }
 
