@@ -201,7 +201,7 @@ test('the time of a token in live traffic stands beside it, by the blocks that w
   expect(text).toContain(`${version.slice(0, 10)}${(100 * sparsity).toFixed(1)} %1`);
 });
 
-test('what routing gains stands there, and that requests lie far from what the set was made for', async () => {
+test('what routing gains stands there, and how much is known of live traffic', async () => {
   const figure = { kl: 0.41, interval: [0.4, 0.42], change: -0.02, changeInterval: [-0.03, -0.01] };
   const headroom = {
     ...{ rows: 90, positions: 4000, masks: 3, byKind: figure, bestAfterwards: figure },

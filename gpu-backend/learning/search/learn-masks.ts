@@ -143,10 +143,9 @@ function whyOneMask(
   const { mean_kl, standardError_kl } = headroom.lead;
   const error =
     standardError_kl === null ? 'a single prompt' : `a standard error of ${standardError_kl.toFixed(4)}`;
-  return (
-    `routing among ${masks.length} masks took ${mean_kl.toFixed(4)} nats off the KL of ${headroom.rows} held-out ` +
-    `prompts, with ${error}`
-  );
+  const nats = `${Math.abs(mean_kl).toFixed(4)} nats`;
+  const change = mean_kl < 0 ? `added ${nats} to` : `took ${nats} off`;
+  return `routing among ${masks.length} masks ${change} the KL of ${headroom.rows} held-out prompts, with ${error}`;
 }
 
 /* Held-out prompts. */

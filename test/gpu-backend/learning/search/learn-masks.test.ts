@@ -171,13 +171,17 @@ describe('masks and clusters', () => {
     [
       'of kinds that need the same blocks',
       { prices: EQUAL },
-      /^no (other mask|number of masks)|took .* nats off/,
+      /^no (other mask|number of masks)|(took|added) .* nats (off|to)/,
     ],
-    ['of one kind alone', { kinds: ['sums'] }, /^no (other mask|number of masks)|took .* nats off/],
+    [
+      'of one kind alone',
+      { kinds: ['sums'] },
+      /^no (other mask|number of masks)|(took|added) .* nats (off|to)/,
+    ],
     [
       'that are told apart by noise',
       { prices: EQUAL, spread: 0.8 },
-      /^no (other mask|number of masks)|took .* nats off/,
+      /^no (other mask|number of masks)|(took|added) .* nats (off|to)/,
     ],
     ['where one mask was asked for', { maskCount: 1 }, /^one mask was asked for$/],
     ['where no prompt is held out', { rows: 4 }, /no prompt is held out|^no (other mask|number of masks)/],
