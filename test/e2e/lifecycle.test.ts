@@ -70,8 +70,10 @@ const hello = (model: string) => ({
   max_completion_tokens: 4,
 });
 const portOf = (url: string): string => new URL(url).port;
-const statusOf = async (url: string, key: string): Promise<number> =>
-  (await fetch(url, { headers: { authorization: `Bearer ${key}` } })).status;
+const statusOf = async (url: string, key: string): Promise<number> => {
+  const headers = { authorization: `Bearer ${key}`, 'cf-connecting-ip': '192.0.2.1' };
+  return (await fetch(url, { headers })).status;
+};
 
 test(
   'a start is announced; a second one on the same home is refused; a stop leaves no dev.json and exits with 0',
