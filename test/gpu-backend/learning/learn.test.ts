@@ -18,10 +18,13 @@ import { smallRun, writeSmallData } from './small-run.ts';
 
 const KILLS = 10;
 let folder = '';
+/** A run that nothing disturbed, in the folder `whole`. */
+let whole: Awaited<ReturnType<typeof learn>>;
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'maskroute-learn-'));
   await writeSmallData(join(folder, 'data'));
-});
+  whole = await learn(await options('whole'));
+}, 60_000);
 afterAll(() => rmSync(folder, { recursive: true }));
 
 const read = (out: string, file: string) => readFileSync(join(folder, out, file), 'utf8');
@@ -43,7 +46,6 @@ async function runChild(out: string, killAfter: number): Promise<boolean> {
 
 describe('learn', () => {
   it('killed ten times at random ends with the same bytes as a run that was not', async () => {
-    const { report } = await learn(await options('whole'));
     const random = createRandom(11);
     for (let kill = 0; kill < KILLS; kill++) {
       // Each attempt reads back what is known and gets a little farther.
@@ -58,13 +60,13 @@ describe('learn', () => {
       'report.html',
       'report.json',
     ]);
-    expect(report.clusters).toHaveLength(2);
+    expect(whole.report.clusters).toHaveLength(2);
   }, 240_000);
 
   it('gives a mask set and a report that hold together', async () => {
-    const { maskSet, report } = await learn(await options('checked'));
-    expect(maskSetSchema.parse(JSON.parse(read('checked', 'mask-set.json')))).toEqual(maskSet);
-    expect(learnReportSchema.parse(JSON.parse(read('checked', 'report.json')))).toEqual(report);
+    const { maskSet, report } = whole;
+    expect(maskSetSchema.parse(JSON.parse(read('whole', 'mask-set.json')))).toEqual(maskSet);
+    expect(learnReportSchema.parse(JSON.parse(read('whole', 'report.json')))).toEqual(report);
     expect(maskSet).toMatchObject({ targetSparsity: 0.25, reachedSparsity: 0.25, surrogate: false });
     expect(maskSet.learned).toMatchObject({ method: 'hard-concrete', oneMask: report.oneMask.bits });
     expect(Object.keys(maskSet.heldOut)).toEqual(
@@ -94,7 +96,7 @@ describe('learn', () => {
     expect(verdict).toMatch(
       /^The masks leave out 25.0 % of the blocks and agree .* of held-out tokens\. (Routing among|All clusters share) /,
     );
-    await expectFits(join(folder, 'checked', 'report.html'));
+    await expectFits(join(folder, 'whole', 'report.html'));
   }, 60_000);
 
   it('keeps the counts that it is told', async () => {
@@ -129,8 +131,7 @@ describe('learn', () => {
     );
     expect(readdirSync(join(folder, 'sweep')).sort()).toEqual(['clusters-1', 'clusters-2', 'sweep.json']);
     // Two clusters have what they have alone, whatever was learned before in the same state.
-    await learn(await options('alone'));
-    expect(read('sweep/clusters-2', 'mask-set.json')).toBe(read('alone', 'mask-set.json'));
+    expect(read('sweep/clusters-2', 'mask-set.json')).toBe(read('whole', 'mask-set.json'));
     const one = JSON.parse(read('sweep/clusters-1', 'report.json'));
     expect(one.clusters[0].bits).toBe(one.oneMask.bits);
   }, 60_000);
