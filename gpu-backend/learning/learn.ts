@@ -39,6 +39,8 @@ import { buildReport, heldOutFigures, type LearnReport } from './search/learn-re
 import { openModelParts } from './search/model-parts.ts';
 import { createTextMaker } from './search/texts.ts';
 import { createWorkbench } from './search/workbench.ts';
+import { openLocalUnits } from './units/unit-computer.ts';
+import type { OpenUnits } from './units/units.ts';
 
 export type { LearnProgress } from './search/effort.ts';
 
@@ -79,6 +81,8 @@ export type LearnOptions = {
   readonly effort?: LearnEffort | undefined;
   /** Where an unfinished run is kept; in `out`, and removed at the end, unless several runs share one. */
   readonly sharedState?: string | undefined;
+  /** Who computes the run's units; this process unless given. */
+  readonly openUnits?: OpenUnits | undefined;
   readonly onProgress: (progress: LearnProgress) => void;
   readonly signal?: AbortSignal | undefined;
 };
@@ -131,11 +135,12 @@ async function learnWith(
   journal: RunJournal,
 ): Promise<{ masks: LearnedMasks; budget: Budget }> {
   const { model, surrogates, encoderOptions, effort, seed, signal, maskCount } = settings;
-  const opening = { threads: encoderOptions.threads, targets: effort.targets };
-  await using parts = await openModelParts(model, surrogates, opening, journal);
+  const { threads } = encoderOptions;
+  await using units = await (settings.openUnits ?? openLocalUnits)({ model, surrogates, threads, signal });
+  const asked = { model, surrogates, threads, targets: effort.targets };
+  const parts = await openModelParts(asked, units, journal);
   const budget = await parts.budget(settings);
-  const textSettings = { seed, ...effort };
-  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, parts.teacher, textSettings);
+  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, { seed, ...effort });
   const track = trackProgress(settings.onProgress);
   const { loss, step } = parts;
   const bench = createWorkbench({
@@ -152,7 +157,10 @@ async function learnWith(
     signal?.throwIfAborted();
     return parts.score(sample, masks);
   };
-  const masks = await learnMasks({ bench, prompts, texts, effort, maskCount, seed, score, track });
+  const masks = await learnMasks({
+    ...{ bench, prompts, texts, effort, maskCount, seed, score, track },
+    atOnce: units.atOnce,
+  });
   return { masks, budget };
 }
 
