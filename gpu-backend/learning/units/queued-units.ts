@@ -75,7 +75,7 @@ async function waitForTurn(
       told = describeLearns(first);
       say(`The queue is taken: it learns for ${told}. This run waits until that is over.`);
     }
-    await sleep(BEAT_ms, undefined, { signal });
+    await sleep(BEAT_ms, undefined, { signal }).catch(() => {});
   }
 }
 

@@ -122,8 +122,11 @@ it('waits for its own last job, and begins the next after it', async () => {
   const { jobs, schedules } = await start();
   const made = await schedules.create({ every: '1m', first_at: now(), job: job('hang') });
   await eventually(() => jobs.list()[0]?.status === 'running', 20_000);
-  writeFileSync(fileOf(made), JSON.stringify({ ...schedules.get(made.id), next_at: now() }));
+  const [first] = jobs.list();
   await close();
+  // It is due again, and its job hangs again.
+  writeFileSync(fileOf(made), JSON.stringify({ ...schedules.get(made.id), next_at: at(Date.now()) }));
+  rmSync(join(home, 'jobs', first!.id, 'out'), { recursive: true });
   const again = await start();
   await eventually(() => again.jobs.list()[0]?.status === 'running', 20_000);
   expect(again.jobs.list()).toHaveLength(1);
