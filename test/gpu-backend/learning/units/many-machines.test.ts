@@ -210,20 +210,8 @@ it('a worker with another model, version or journal is refused by name, and the 
 it('a run and its workers stop in good order, and go on', async () => {
   await using site = await cluster(0);
   const worker = site.machines.start('--grace', '0');
-  const args = ['learn', '--model', 'tiny', '--data', ...data, '--rows', '12'];
-  const learning = [
-    ...args,
-    '--clusters',
-    '2',
-    '--masks',
-    '2',
-    '--sparsity',
-    '0.25',
-    '--quick',
-    '--name',
-    'small',
-    '--out',
-  ];
+  const asked = ['--clusters', '2', '--masks', '2', '--sparsity', '0.25', '--quick', '--name', 'small'];
+  const learning = ['learn', '--model', 'tiny', '--data', ...data, '--rows', '12', ...asked, '--out'];
   const queue = ['--queue', site.server.url, '--journal', site.journal];
   const first = startCommand(tiny.home, [...learning, join(folder, 'stopped'), ...queue]);
   await soon(() => worker.computed.length > 30);
