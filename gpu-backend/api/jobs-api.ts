@@ -5,10 +5,16 @@
 import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
 import { searchQuerySchema } from '../../shared/admin/admin-wire.ts';
-import { createJobSchema, DATA_NAME_PATTERN, type Job } from '../../shared/admin/job-wire.ts';
+import {
+  createJobSchema,
+  createScheduleSchema,
+  DATA_NAME_PATTERN,
+  type Job,
+} from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import type { Jobs } from '../jobs/job-queue.ts';
+import type { Schedules } from '../jobs/schedules.ts';
 import type { ApiEnv, ApiParts } from './parts.ts';
 import { sseBody, sseEvent } from './sse.ts';
 
@@ -30,7 +36,8 @@ const operatorsOnly = createMiddleware<ApiEnv>(async (c, next) => {
   await next();
 });
 
-export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiParts): Hono<ApiEnv> {
+export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
+  const { jobs: maybe, bodies, limits, lifecycle, log } = parts;
   const jobs = (): Jobs => {
     if (maybe === undefined) throw new MaskrouteError('not_found', 'This backend runs no jobs.');
     return maybe;
@@ -55,9 +62,11 @@ export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiPa
     })
     .delete('/v1/jobs/data/:id', async (c) => {
       const id = c.req.param('id');
+      parts.schedules?.requireUnneeded(id);
       await jobs().removeData(id);
       return c.json({ id, deleted: true });
     })
+    .route('/v1/jobs/schedules', scheduleRoutes(parts))
     .get('/v1/jobs', (c) => {
       const { q } = parse(searchQuerySchema, c.req.query());
       const data = jobs()
@@ -86,6 +95,29 @@ export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiPa
         'content-type': 'text/event-stream; charset=utf-8',
         'cache-control': 'no-cache, no-transform',
       });
+    });
+}
+
+function scheduleRoutes({ schedules: maybe, bodies, lifecycle, log }: ApiParts): Hono<ApiEnv> {
+  const schedules = (): Schedules => {
+    if (maybe === undefined) throw new MaskrouteError('not_found', 'This backend runs no jobs.');
+    return maybe;
+  };
+  return new Hono<ApiEnv>()
+    .get('/', (c) => c.json({ object: 'list', data: schedules().list() }))
+    .post('/', async (c) => {
+      lifecycle.stopping.throwIfAborted();
+      const body = await bodies.readJson(c.req.raw, c.get('caller').tenant);
+      const schedule = await schedules().create(parse(createScheduleSchema, body));
+      log.info({ request_id: c.get('requestId'), schedule: schedule.id }, 'schedule created');
+      return c.json(schedule, 201);
+    })
+    .get('/:id', (c) => c.json(schedules().get(c.req.param('id'))))
+    .delete('/:id', async (c) => {
+      const id = c.req.param('id');
+      await schedules().remove(id);
+      log.info({ request_id: c.get('requestId'), schedule: id }, 'schedule removed');
+      return c.json({ id, deleted: true });
     });
 }
 

@@ -100,6 +100,15 @@ export function addBenchCommands(program: Command): void {
       await told(json, (say) => benchLearn({ home: maskrouteHome(), rounds, say }));
     });
 
+  command(
+    bench,
+    'learn-many',
+    'a learning run on two workers with a thread each, against one; needs valkey-server, and some minutes',
+  ).action(async ({ json }: BenchFlags) => {
+    const { benchLearnMany } = await import('../bench/learn-many.ts');
+    await told(json, (say) => benchLearnMany({ home: maskrouteHome(), say }));
+  });
+
   command(bench, 'ranks', 'what a rank of surrogates gives in KL and takes in time; some minutes a rank')
     .requiredOption('--data <file...>', DATA_HELP)
     .option('--ranks <numbers>', 'multiples of 32', ranks, [32, 64, 128, 256])

@@ -21,6 +21,7 @@ import {
   part,
   wholeNumber,
 } from './terminal.ts';
+import { journalFolder, journalOption, queueOption } from './work-command.ts';
 
 const CLUSTER_COUNT_MAX = 256;
 const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
@@ -44,6 +45,8 @@ type LearnFlags = {
   readonly name?: string;
   readonly rows?: number;
   readonly seed?: number;
+  readonly queue?: string;
+  readonly journal?: string;
   readonly json: boolean;
 };
 
@@ -113,6 +116,8 @@ export function addLearnCommands(program: Command): void {
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
     .option('--quick', 'a first set with much less work: less text, few exchanges, one turn', false)
     .option('--seed <number>', 'equal seeds give equal sets', wholeNumber(0))
+    .addOption(queueOption('hands the work to whoever runs maskroute work (default: it is done here)'))
+    .addOption(journalOption())
     .option(...JSON_OPTION)
     .addHelpText(
       'after',
@@ -150,6 +155,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const { openInstalled } = await import('../model/store.ts');
   const home = maskrouteHome();
   const reporter = createReporter();
+  checkJournal(flags);
   const model = await openInstalled(home, flags.model);
   checkSparsity(flags, 2 * model.manifest.config.layerCount);
   checkContext(flags);
@@ -167,6 +173,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     name: flags.name ?? path.basename(path.resolve(flags.out)),
     effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
     ...{ rowsMax: flags.rows, seed: flags.seed, signal },
+    openUnits: await unitsFor(flags, home, reporter.log),
     onProgress(progress: LearnProgress) {
       const { number, count } = progress.at;
       if (!('done' in progress))
@@ -260,6 +267,13 @@ async function showSharing({ headroom, reason }: NonNullable<LearnReport['sharin
   if (reason !== null) console.log(`All clusters share one mask: ${reason}.`);
 }
 
+/** Undefined: this process computes. */
+async function unitsFor({ queue, journal }: LearnFlags, home: string, say: (line: string) => void) {
+  if (queue === undefined) return undefined;
+  const { openQueuedUnits } = await import('../learning/units/queued-units.ts');
+  return openQueuedUnits({ url: queue, journal: journalFolder(home, journal), say });
+}
+
 /** The installed table by default. @throws MaskrouteError `invalid_argument` when it is asked for and not there. */
 async function surrogatesFor(model: InstalledModel, wanted: boolean | undefined) {
   if (wanted === false) return undefined;
@@ -279,6 +293,12 @@ function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void
     'invalid_argument',
     `A sparsity of ${sparsity} is less than half a block of ${blockCount}: no mask would leave anything out.`,
   );
+}
+
+/** @throws MaskrouteError `invalid_argument` when it would do nothing. */
+function checkJournal({ queue, journal }: LearnFlags): void {
+  if (journal === undefined || queue !== undefined) return;
+  throw new MaskrouteError('invalid_argument', '--journal is for --queue, whose workers write there.');
 }
 
 /** @throws MaskrouteError `invalid_argument` when it would do nothing. */

@@ -17,6 +17,8 @@ Environment:
   MASKROUTE_EDGE_URL     where unknown masks are fetched; without it, where the edge's EDGE_URL says
   MASKROUTE_METRICS_KEY  the key that reads /metrics and nothing else; without it only the backend key does
   MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
+  MASKROUTE_QUEUE      redis://host:port, where jobs hand their work to maskroute work; without it they do it here
+  MASKROUTE_JOURNAL    the folder that those workers write to
   MASKROUTE_CACHE_TOKENS  room for keys and values of requests that run, in tokens; 8 times the model's context unless given
   MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
   OTEL_EXPORTER_OTLP_ENDPOINT  a collector of traces (http/protobuf); without it none are made

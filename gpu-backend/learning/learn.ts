@@ -34,6 +34,8 @@ import { openModelParts } from './search/model-parts.ts';
 import { firstStage, type LearnProgress, planStages, trackProgress } from './search/progress.ts';
 import { createTextMaker, type TextMaker } from './search/texts.ts';
 import { createWorkbench, LOSS_BATCH_TOKENS } from './search/workbench.ts';
+import { openLocalUnits } from './units/unit-computer.ts';
+import type { OpenUnits } from './units/units.ts';
 
 export type { LearnProgress } from './search/progress.ts';
 
@@ -74,6 +76,8 @@ export type LearnOptions = {
   readonly effort?: LearnEffort | undefined;
   /** Where an unfinished run is kept; in `out`, and removed at the end, unless several runs share one. */
   readonly sharedState?: string | undefined;
+  /** Who computes the run's units; this process unless given. */
+  readonly openUnits?: OpenUnits | undefined;
   readonly onProgress: (progress: LearnProgress) => void;
   readonly signal?: AbortSignal | undefined;
 };
@@ -127,11 +131,12 @@ async function learnWith(
   journal: RunJournal,
 ): Promise<{ masks: LearnedMasks; budget: Budget; effort: LearnEffort }> {
   const { model, surrogates, encoderOptions, seed, signal, maskCount } = settings;
-  const opening = { threads: encoderOptions.threads, targets: settings.effort.targets };
-  await using parts = await openModelParts(model, surrogates, opening, journal);
+  const { threads } = encoderOptions;
+  await using units = await (settings.openUnits ?? openLocalUnits)({ model, surrogates, threads, signal });
+  const asked = { model, surrogates, threads, targets: settings.effort.targets };
+  const parts = await openModelParts(asked, units, journal);
   const budget = await parts.budget(settings);
-  const textSettings = { seed, ...settings.effort };
-  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, parts.teacher, textSettings);
+  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, { seed, ...settings.effort });
   const { effort, plan } = planRun(settings, prompts, texts, budget.blockWeights.length);
   const track = trackProgress(settings.onProgress, plan, () => journal.size);
   const { loss, step } = parts;
@@ -149,7 +154,10 @@ async function learnWith(
     signal?.throwIfAborted();
     return parts.score(sample, masks);
   };
-  const masks = await learnMasks({ bench, prompts, texts, effort, maskCount, seed, score, track });
+  const masks = await learnMasks({
+    ...{ bench, prompts, texts, effort, maskCount, seed, score, track },
+    atOnce: units.atOnce,
+  });
   return { masks, budget, effort };
 }
 

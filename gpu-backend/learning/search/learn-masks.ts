@@ -6,6 +6,7 @@
 import type { Headroom } from '../../../shared/mask/held-out.ts';
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { mapAtOnce } from '../units/units.ts';
 import { lighterMasks } from './exchange.ts';
 import { headroomOf, leads } from './headroom.ts';
 import type { SampleScores } from './score-masks.ts';
@@ -161,7 +162,7 @@ async function lighterOf({ bench, prompts, effort }: LearnMasksContext, one: Mas
 
 /** @param clusters the mask of each, an index into `masks`; the first is for everybody. */
 async function measureHeldOut(
-  { prompts, texts, effort, score, track }: LearnMasksContext,
+  { prompts, texts, effort, score, track, atOnce }: LearnMasksContext,
   masks: readonly Mask[],
   clusters: readonly number[],
   lighter: readonly Mask[],
@@ -169,14 +170,13 @@ async function measureHeldOut(
   const drawn = texts.draw('held-out', prompts.everybody.heldOut, effort.heldOutPositions);
   track.onStage('measure', { results: drawn.length });
   const dense = denseMask(masks[0]!.runs.length);
-  const rows: (HeldOutRow & { kind: string; under: SampleScores[] })[] = [];
-  for (const { row, sample } of drawn) {
+  const rows = await mapAtOnce(drawn, atOnce, async ({ row, sample }) => {
     const [reference, ...under] = await score(sample, [dense, ...masks, ...lighter]);
     const cluster = prompts.clusterOf.get(row)!;
     const learned = under[clusters[cluster]!]!;
-    rows.push({ cluster, kind: row.kind, dense: reference!, learned, one: under[0]!, under });
     track.onResult();
-  }
+    return { cluster, kind: row.kind, dense: reference!, learned, one: under[0]!, under };
+  });
   const headroom =
     masks.length === 1 || rows.length === 0
       ? undefined

@@ -7,7 +7,7 @@ import { groupPrompts, type Prompts } from '../../../../gpu-backend/learning/dat
 import type { CalibrationRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
-import type { GateBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
+import type { SampleBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { createBudget } from '../../../../gpu-backend/learning/search/budget.ts';
 import { learnMasks } from '../../../../gpu-backend/learning/search/learn-masks.ts';
 import {
@@ -70,16 +70,16 @@ function scripted(prompts: Prompts, prices: Prices, spread: number) {
   }
   const draw: TextMaker['draw'] = (_name, rows, positions) =>
     rows.slice(0, Math.ceil(positions / POSITIONS)).map((row) => ({ row, sample: sampleOf.get(row)! }));
-  const rowsIn = new Map<GateBatch, readonly CalibrationRow[]>();
+  const rowsIn = new Map<SampleBatch, readonly CalibrationRow[]>();
   const texts: TextMaker = {
     draw,
     text(name, rows) {
-      const batch = { scoredRows: new Int32Array(POSITIONS * rows.length) } as unknown as GateBatch;
+      const batch = { scoredRows: new Int32Array(POSITIONS * rows.length) } as unknown as SampleBatch;
       rowsIn.set(batch, rows);
-      return { name, batchCount: 1, batch: async () => batch };
+      return { name, batchCount: 1, batch: () => batch };
     },
   };
-  const mean = (batch: GateBatch, value: (kind: readonly number[]) => number) => {
+  const mean = (batch: SampleBatch, value: (kind: readonly number[]) => number) => {
     const rows = rowsIn.get(batch)!;
     return rows.reduce((sum, { kind }) => sum + value(prices[kind]!), 0) / rows.length;
   };
@@ -120,7 +120,7 @@ function scripted(prompts: Prompts, prices: Prices, spread: number) {
       const kl = costOf(prices[kind]!, mask.runs) + (mask.runs.includes(0) ? spread * noise.next() : 0);
       return { positions: POSITIONS, kl: POSITIONS * kl, equalTops: 1, loss: POSITIONS * (1 + kl) };
     });
-  return { ...{ bench, prompts, texts, score, track, seed: 1, effort: EFFORT }, progress };
+  return { ...{ bench, prompts, texts, score, track, seed: 1, atOnce: 1, effort: EFFORT }, progress };
 }
 
 type Case = { kinds?: string[]; prices?: Prices; spread?: number; maskCount?: number; rows?: number };
