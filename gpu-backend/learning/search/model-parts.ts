@@ -10,7 +10,7 @@ import {
 } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { openRunner, type Runner } from '../../engine/runner.ts';
-import { interleavedRounds, median } from '../../measure.ts';
+import { interleaved, median } from '../../measure.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { readSurrogates, type Surrogates } from '../../model/surrogates.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
@@ -152,11 +152,9 @@ async function measureBlockTimes(
     name,
     measure: () => decoder.step_ms(mask),
   }));
-  const found = await interleavedRounds(subjects, ROUNDS);
-  // What else runs on the machine only adds time, so the fastest round says most.
-  const fastest = (name: keyof typeof masks) => Math.min(...found.get(name)!);
+  const found = await interleaved(subjects, ROUNDS);
   const perBlock = (name: 'attention' | 'ffn') =>
-    Math.max(BLOCK_MIN_ms, (fastest('dense') - fastest(name)) / half.length);
+    Math.max(BLOCK_MIN_ms, (found.get('dense')! - found.get(name)!) / half.length);
   return { attention: perBlock('attention'), ffn: perBlock('ffn') };
 }
 
