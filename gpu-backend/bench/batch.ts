@@ -191,6 +191,9 @@ async function whileAllRun(streams: readonly AsyncIterable<void>[], stop: AbortC
         to_ms = performance.now();
         stop.abort();
       }
+      if (stop.signal.aborted) return;
+      stop.abort();
+      throw new Error('a stream ended before it was measured');
     }),
   );
   return (1000 * all) / (to_ms - from_ms);
@@ -250,7 +253,9 @@ async function llamaCppStreams(ggufFile: string, threads: number) {
       await sequence.evaluateWithoutGeneratingNewTokens(prompt.slice(0, -1) as never[]);
       held[i] = prompt;
     }
-    for await (const _ of sequence.evaluate(prompt.slice(-1) as never[], { temperature: 0 })) yield;
+    // A stream that ended would leave the others waiting for it.
+    const endless = { temperature: 0, yieldEogToken: true };
+    for await (const _ of sequence.evaluate(prompt.slice(-1) as never[], endless)) yield;
   }
   return {
     name: `llama.cpp, ${STREAMS} sequences, ${threads} threads`,

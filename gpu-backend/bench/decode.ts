@@ -280,7 +280,7 @@ async function llamaCppPeer(ggufFile: string, threads: number, contextSize: numb
       if (end < position) await sequence.evaluateWithoutGeneratingNewTokens(prompt(position).slice(end));
       const times: number[] = [];
       let last = performance.now();
-      for await (const _ of sequence.evaluate(prompt(1), { temperature: 0 })) {
+      for await (const _ of sequence.evaluate(prompt(1), { temperature: 0, yieldEogToken: true })) {
         times.push(performance.now() - last);
         last = performance.now();
         if (times.length > STEPS) break;
