@@ -71,7 +71,7 @@ test('the link signs in, a change bears the name of who made it, and logging out
 
   await page.reload();
   await page.getByRole('heading', { level: 1, name: 'Audit log' }).waitFor();
-  await page.getByRole('button', { name: 'Log out' }).click();
+  await page.getByRole('button', { name: 'Log out', exact: true }).click();
   await link.waitFor();
   expect(complaints).toEqual([]);
 });
