@@ -285,7 +285,7 @@ test('a backend learns by click: data is uploaded, the job shows how far it is, 
   await visit(page, 'Backends');
   await page.getByRole('button', { name: 'Jobs of default' }).click();
   const jobs = page.getByRole('region', { name: 'Jobs of default' });
-  await jobs.getByText('No job was started').waitFor();
+  await jobs.getByText('No jobs on this backend yet').waitFor();
   await jobs.getByRole('button', { name: 'Learn masks' }).click();
   const dialog = page.getByRole('dialog');
   await dialog.getByLabel(/^Or a file/).fill('../../etc/passwd');
