@@ -193,14 +193,14 @@ test('a tenant and its key are made; the key is shown once, works, and is revoke
   await page.getByRole('button', { name: 'New tenant' }).click();
   await page.getByRole('dialog').getByLabel('Id', { exact: true }).fill('acme');
   await page.getByRole('dialog').getByLabel('Name', { exact: true }).fill('Acme & <b>Sons</b>');
-  await page.getByRole('button', { name: 'Create' }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Create' }).click();
   await page.getByRole('cell', { name: 'Acme & <b>Sons</b>' }).waitFor();
 
   await visit(page, 'Keys');
   await page.getByRole('button', { name: 'New key' }).click();
   await page.getByRole('dialog').getByLabel('Name', { exact: true }).fill('for a test');
   await page.getByRole('dialog').locator('select[name=tenant]').selectOption('acme');
-  await page.getByRole('button', { name: 'Create' }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Create' }).click();
   await page.keyboard.press('Escape');
   const key = await page.getByRole('textbox', { name: 'The new key' }).inputValue();
   await page.getByRole('button', { name: 'Done' }).click();
