@@ -18,6 +18,7 @@ import type { EncoderOptions } from '../encoder/full-encoder.ts';
 import { writeWhole } from '../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
+import type { Device } from '../onnx/device.ts';
 import { clusterLabel } from './data/clusters.ts';
 import { openEncoder } from './data/encoders.ts';
 import { groupPrompts, type Prompts } from './data/prompt-groups.ts';
@@ -69,6 +70,8 @@ export type LearnOptions = {
   /** How many blocks of a kind may be left out. */
   readonly attention?: CountRange | undefined;
   readonly ffn?: CountRange | undefined;
+  /** What runs masks and times them; the processor unless given. */
+  readonly device?: Device | undefined;
   readonly encoder: string;
   readonly encoderOptions: EncoderOptions;
   /** Folder for the mask set, the report, and the state of an unfinished run. */
@@ -131,7 +134,7 @@ async function learnWith(
   journal: RunJournal,
 ): Promise<{ masks: LearnedMasks; budget: Budget }> {
   const { model, surrogates, encoderOptions, effort, seed, signal, maskCount } = settings;
-  const opening = { threads: encoderOptions.threads, targets: effort.targets };
+  const opening = { threads: encoderOptions.threads, device: settings.device, targets: effort.targets };
   await using parts = await openModelParts(model, surrogates, opening, journal);
   const budget = await parts.budget(settings);
   const textSettings = { seed, ...effort };
@@ -183,6 +186,7 @@ async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Prom
     effort,
     seed,
     encoder,
+    ...(settings.device?.kind === 'webgpu' && { device: settings.device.adapter }),
   });
 }
 

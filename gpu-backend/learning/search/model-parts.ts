@@ -15,6 +15,7 @@ import { interleaved, median } from '../../measure.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { readSurrogates, type Surrogates, toInstalledBasis } from '../../model/surrogates.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
+import type { Device } from '../../onnx/device.ts';
 import type { Sample } from '../data/samples.ts';
 import {
   type GateSession,
@@ -57,7 +58,11 @@ type ModelParts = AsyncDisposable & {
 export async function openModelParts(
   { folder, manifest }: InstalledModel,
   surrogates: Surrogates | undefined,
-  { threads, targets }: { readonly threads: number; readonly targets: TargetKind },
+  {
+    threads,
+    device,
+    targets,
+  }: { readonly threads: number; readonly device?: Device | undefined; readonly targets: TargetKind },
   journal: RunJournal,
 ): Promise<ModelParts> {
   const { config, weights } = manifest;
@@ -68,7 +73,7 @@ export async function openModelParts(
     opening.defer(() => part.close());
     return part;
   };
-  const runner = opened(await openRunner(folder, config, { threads, surrogates: surrogates?.id }));
+  const runner = opened(await openRunner(folder, config, { threads, device, surrogates: surrogates?.id }));
   // The dense model's likeliest tokens alone would have every mask that presses all others towards 0 look good.
   const lossOptions = { threads, surrogates: table, tail: targets === 'dense' };
   const gates = opened(await openGateSession(folder, config, lossOptions));
