@@ -21,16 +21,17 @@ import { interleaved, median, round } from '../measure.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
 import { weightsRead } from '../model/weights-file.ts';
+import type { Device } from '../onnx/device.ts';
 
 const DENSE = 'dense';
 const QUARTER = '25 % of the blocks out';
 const SURROGATES = '25 % replaced by surrogates';
-const POSITIONS = [64, 512];
+export const POSITIONS = [64, 512];
 /** With `long`: where K and V weigh as much as weights and more. */
-const LONG_POSITIONS = [2048, 4096, 8000];
+export const LONG_POSITIONS = [2048, 4096, 8000];
 const PROMPT_TOKENS = 512;
 /** Bytes a weight: one, and a scale (4) and a zero point (1) for each 32. */
-const BYTES_A_WEIGHT = 1 + 5 / 32;
+export const BYTES_A_WEIGHT = 1 + 5 / 32;
 /** Chunks of a prompt, as the server computes them. */
 const CHUNK_TOKENS = 128;
 /** Steps whose median is one figure. */
@@ -179,12 +180,13 @@ export type Peer = {
 export const somePrompt = (tokens: number, vocabulary: number, which = 0): number[] =>
   Array.from({ length: tokens }, (_, i) => 100 + ((i * 7919 + which * 104_729) % (vocabulary - 1000)));
 
-/** Our engine on all cores. Its peers share its one session. */
-export async function openEngine(home: string, model: string) {
+/** Our engine, on all cores unless a device is named. Its peers share its one session. */
+export async function openEngine(home: string, model: string, device?: Device) {
   const { folder, manifest } = await openInstalled(home, model);
   const runner = await openRunner(folder, manifest.config, {
     threads: availableParallelism(),
     surrogates: manifest.surrogates?.id as SurrogatesId | undefined,
+    device,
   });
   return {
     manifest,
@@ -218,9 +220,14 @@ function enginePeer(runner: Runner, name: string, mask: Mask): Peer {
         await runner.run({ cache, tokenIds: [100 + step], plan, logitRows: [0] });
         times.push(performance.now() - start);
       }
+      cache.truncate(0);
       return median(times);
     },
-    prefill: async (tokens) => (await prefill(tokens)).elapsed_ms,
+    async prefill(tokens) {
+      const { cache, elapsed_ms } = await prefill(tokens);
+      cache.truncate(0);
+      return elapsed_ms;
+    },
   };
 }
 
