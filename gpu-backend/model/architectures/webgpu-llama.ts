@@ -21,7 +21,7 @@ import { type Extras, layerExtras, rotate } from './attention-extras.ts';
 import type { StoredLayer, StoredLlama } from './llama.ts';
 import { addAndNormalize, feedForward, outputLogits, plainly, rotaryTable, throughLayers } from './llama.ts';
 import type { Linear } from './projections.ts';
-import { embed, linear, multiply, storedRows } from './projections.ts';
+import { embed, linear, multiply, storedRows, withExactProducts } from './projections.ts';
 import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
 
 /** Values that every block sees. */
@@ -66,7 +66,8 @@ export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama): Grap
   );
   const rows = g.op('Reshape', [g.op('Add', stream), g.constant('i64', [2], [-1, config.hiddenSize])]);
   outputLogits(g, config, stored, g.op('Gather', [rows, logitRows], { axis: 0 }), ['R']);
-  return g.graph;
+  // Some devices would round otherwise than the processor does: at half a logit of the default model.
+  return withExactProducts(g.graph);
 }
 
 function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {

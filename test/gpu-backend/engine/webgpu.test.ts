@@ -10,6 +10,7 @@ import { openRunner, type Runner } from '../../../gpu-backend/engine/runner.ts';
 import { createEngine } from '../../../gpu-backend/engine/start-engine.ts';
 import { batchedLlamaGraph } from '../../../gpu-backend/model/architectures/batched-llama.ts';
 import { llamaGraph } from '../../../gpu-backend/model/architectures/llama.ts';
+import { withExactProducts } from '../../../gpu-backend/model/architectures/projections.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE } from '../../../gpu-backend/model/emit.ts';
 import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-config.ts';
 import { readStoredLlama } from '../../../gpu-backend/model/stored-llama.ts';
@@ -21,6 +22,7 @@ import {
   type Mask,
   type ModelHash,
   maskFromSkippedLayers,
+  type SurrogatesId,
   withSurrogates,
 } from '../../../shared/mask/mask.ts';
 import { installedModel } from '../../support/installed-model.ts';
@@ -82,27 +84,16 @@ const furthest = (a: Float32Array, b: Float32Array): number =>
   a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i]!)), a.length === b.length ? 0 : Infinity);
 
 /**
- * The processor rounds a product's inputs to 8 bits where weights have 8 or 4 (`accuracy_level` 4), which a device without
- * such products does not: both are held to the same arithmetic here.
+ * The processor rounds a product's inputs to 8 bits where weights have 8 or 4, the device does not: both are held to the same
+ * arithmetic here. The folder's own graphs are replaced.
  */
-async function withExactProducts(runner: Runner & { readonly folder: string }): Promise<Runner> {
+async function exactOnProcessor(runner: Runner & { readonly folder: string }): Promise<Runner> {
   const { folder, config, surrogates } = runner;
   const stored = await readStoredLlama(folder, config, 'with surrogates');
-  const exact = (graph: Graph): Graph => ({
-    ...graph,
-    nodes: graph.nodes.map((node) => ({
-      ...node,
-      attributes: Object.fromEntries(
-        Object.entries(node.attributes).map(([name, value]) => {
-          if (name === 'accuracy_level') return [name, 1];
-          const isBranch = typeof value === 'object' && 'graph' in value;
-          return [name, isBranch ? { graph: exact(value.graph) } : value];
-        }),
-      ),
-    })),
-  });
-  await writeFile(join(folder, MODEL_FILE), encodeModel(exact(llamaGraph(config, stored))));
-  await writeFile(join(folder, BATCHED_MODEL_FILE), encodeModel(exact(batchedLlamaGraph(config, stored))));
+  const write = (file: string, graph: Graph) =>
+    writeFile(join(folder, file), encodeModel(withExactProducts(graph)));
+  await write(MODEL_FILE, llamaGraph(config, stored));
+  await write(BATCHED_MODEL_FILE, batchedLlamaGraph(config, stored));
   return openRunner(folder, config, { threads: 1, surrogates, batches: true });
 }
 
@@ -111,7 +102,7 @@ describe.each(['f32', 'q8', 'q4'] as const)('weights in %s', (kind) => {
   let onProcessor: Runner;
   beforeAll(async () => {
     onDevice = await openEmitted(randomLlama(), kind, randomSurrogates(TINY_CONFIG, 32), device);
-    onProcessor = await withExactProducts(onDevice);
+    onProcessor = await exactOnProcessor(onDevice);
   });
   afterAll(async () => {
     await onProcessor.close();
@@ -259,7 +250,7 @@ test('the real model, dense and with a quarter of its blocks out', async () => {
   const { config } = manifest;
   const onDevice = await openRunner(folder, config, { threads: 1, surrogates, device, batches: true });
   cleaning.defer(() => onDevice.close());
-  const onProcessor = await withExactProducts({ ...onDevice, folder });
+  const onProcessor = await exactOnProcessor({ ...onDevice, folder });
   cleaning.defer(() => onProcessor.close());
   const masks = [denseMask(2 * config.layerCount), quarterMask(config.layerCount)];
   const caches = masks.map(() => [onDevice.newCache(), onProcessor.newCache()] as const);
