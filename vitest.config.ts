@@ -2,14 +2,52 @@
  * Three projects: what runs in Node runs in Node; the edge runs in workerd, the runtime that it is deployed to,
  * with the bindings of wrangler.toml, a real D1 and the real migrations; the whole product runs by itself.
  */
+import { availableParallelism } from 'node:os';
+import path from 'node:path';
 import { cloudflareTest, readD1Migrations } from '@cloudflare/vitest-pool-workers';
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER } from './test/support/edge/constants.ts';
+
+/** What the worker imports. One that is missing here is loaded file by file, by every test file anew. */
+const LIBRARIES_OF_THE_EDGE = [
+  ...['@huggingface/inference', '@huggingface/tokenizers', 'ml-pca'],
+  ...['@noble/hashes/hkdf.js', '@noble/hashes/hmac.js', '@noble/hashes/sha2.js', '@noble/hashes/utils.js'],
+  ...['@opentelemetry/api', '@opentelemetry/core', '@opentelemetry/otlp-transformer'],
+  ...['@opentelemetry/resources', '@opentelemetry/sdk-trace'],
+  ...['drizzle-orm', 'drizzle-orm/d1', 'drizzle-orm/sqlite-core'],
+  ...['hono', 'hono/accepts', 'hono/cookie', 'hono/cors', 'hono/factory', 'hono/html', 'hono/jwt'],
+  ...['hono/route', 'hono/secure-headers'],
+  ...['eventsource-parser/stream', 'fast-check', 'lru-cache', 'oauth4webapi', 'zod'],
+];
+
+/** A test waits about as long as it computes: one file more than there are cores. */
+const FILES_AT_ONCE = Math.max(2, availableParallelism()) + 1;
+
+/**
+ * The files that start a whole product are spread among all others: a product is several processes, and two of them
+ * would be in each other's way.
+ */
+class SpreadProducts extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const sorted = await super.sort(files);
+    const isProduct = ({ project }: TestSpecification) => project.name === 'e2e';
+    const place = new Map<TestSpecification, number>();
+    for (const kind of [sorted.filter(isProduct), sorted.filter((file) => !isProduct(file))]) {
+      for (const [index, file] of kind.entries()) place.set(file, index / kind.length);
+    }
+    return sorted.sort((a, b) => place.get(a)! - place.get(b)!);
+  }
+}
 
 export default defineConfig({
   test: {
     // The edge logs as it does in production; only a failed test's lines are wanted.
     silent: 'passed-only',
+    // The products and commands that tests start find what an earlier one compiled.
+    env: { NODE_COMPILE_CACHE: path.resolve('node_modules/.cache/node-compile') },
+    maxWorkers: FILES_AT_ONCE,
+    sequence: { sequencer: SpreadProducts },
     projects: [
       {
         test: {
@@ -20,12 +58,9 @@ export default defineConfig({
         },
       },
       {
-        // The whole product, one after the other and after everything else: it needs the machine for itself.
         test: {
           name: 'e2e',
           include: ['test/e2e/**/*.test.ts'],
-          fileParallelism: false,
-          sequence: { groupOrder: 1 },
           testTimeout: 60_000,
         },
       },
@@ -66,8 +101,8 @@ export default defineConfig({
           include: ['test/workers/**/*.test.ts'],
           globalSetup: ['test/support/edge/global-setup.ts'],
           setupFiles: ['test/workers/support/migrate.ts'],
-          // The encoder's library has hundreds of files, and each test file would load them one by one.
-          deps: { optimizer: { ssr: { enabled: true, include: ['@huggingface/inference'] } } },
+          // Libraries have hundreds of files, and each test file would load them one by one.
+          deps: { optimizer: { ssr: { enabled: true, include: LIBRARIES_OF_THE_EDGE } } },
           testTimeout: 30_000,
         },
       },

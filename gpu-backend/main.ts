@@ -21,6 +21,7 @@ import { createMaskRegistry } from './engine/mask-registry.ts';
 import { createEngine } from './engine/start-engine.ts';
 import { createGrammars, type Grammars } from './grammar/grammars.ts';
 import { type Jobs, openJobs } from './jobs/job-queue.ts';
+import { openSchedules, type Schedules } from './jobs/schedules.ts';
 import { openInstalled } from './model/store.ts';
 import { openTextService, type TextService } from './model/tokenizer/text-service.ts';
 import { chooseDevice, type DeviceChoice, deviceName } from './onnx/device.ts';
@@ -95,13 +96,16 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
   });
   const tracing = options.collector && (await openTracing(options.collector, log));
   let jobs: Jobs | undefined;
+  let schedules: Schedules | undefined;
   const closeParts = async () => {
+    await schedules?.close();
     await Promise.all([encoders.close(), text.close(), grammars.close(), jobs?.close(), tracing?.close()]);
     await within(engine.close(), ENGINE_CLOSE_ms);
   };
   try {
     jobs = await jobsOf(options, model.name, log);
-    const server = await serve(options, { model, encoders, jobs, tracer: tracing?.tracer, log });
+    schedules = jobs && (await openSchedules(jobSettings(options, model.name, log), jobs));
+    const server = await serve(options, { model, encoders, jobs, schedules, tracer: tracing?.tracer, log });
     log.info({ url: server.url, model: model.name, device: deviceName(engine.model.device) }, 'ready');
     let closing: Promise<void> | undefined;
     const close = async () => {
@@ -135,7 +139,7 @@ const ENGINE_CLOSE_ms = 3000;
 
 async function serve(
   options: BackendOptions,
-  parts: Pick<ApiOptions, 'model' | 'encoders' | 'jobs' | 'tracer' | 'log'>,
+  parts: Pick<ApiOptions, 'model' | 'encoders' | 'jobs' | 'schedules' | 'tracer' | 'log'>,
 ): Promise<RunningServer> {
   const { model, log } = parts;
   const { home, backendKey, otherBackendKey, metricsKey, edgeUrl } = options;
@@ -161,11 +165,16 @@ async function serve(
 }
 
 function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<Jobs> | undefined {
-  const { home, backendKey, otherBackendKey, jobEntry: entry, jobDataFolder: dataFolder } = options;
-  if (entry === undefined) return undefined;
-  const note = (message: string, detail: Record<string, unknown>) => log.info(detail, message);
-  return openJobs({ home, model, backendKey, otherBackendKey, entry, dataFolder, note });
+  const { jobEntry: entry, jobDataFolder: dataFolder } = options;
+  return entry === undefined
+    ? undefined
+    : openJobs({ ...jobSettings(options, model, log), entry, dataFolder });
 }
+
+const jobSettings = ({ home, backendKey, otherBackendKey }: BackendOptions, model: string, log: Logger) => ({
+  ...{ home, model, backendKey, otherBackendKey },
+  note: (message: string, detail: Record<string, unknown>) => log.info(detail, message),
+});
 
 /**
  * This process computes in native code; its JavaScript heap holds the tokenizer, in a thread of its own, and little

@@ -24,7 +24,7 @@ export async function inTurns<S extends { readonly name: string }, T>(
 /** A thing to measure: gives one figure a call. */
 export type Subject = { readonly name: string; measure(): Promise<number> };
 
-/** The median of every subject over `rounds` turns, after one that does not count. */
+/** The median of every subject over `rounds` turns, after a first turn that does not count. */
 export async function interleaved(
   subjects: readonly Subject[],
   rounds: number,

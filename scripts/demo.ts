@@ -1,5 +1,5 @@
 /**
- * `npm run demo`: prompts of several kinds through a running `npm start` (or one that this starts), with the
+ * `npm run demo`: prompts of several kinds through a running `npm start` (or a product that the demo starts), with the
  * official client. It shows where routing sent each, its mask, and the speed and the answer with that mask and dense;
  * then a summary.
  */
@@ -79,14 +79,9 @@ async function demo(dev: DevFile): Promise<void> {
       console.log(line);
     }
   }
-  console.log(`\n${'═'.repeat(columns)}\n${summaryOf(compared, loadavg()[0]! / availableParallelism())}`);
-  const evaluated = await evaluatedAgreement(dev);
-  if (evaluated !== undefined) {
-    const share = `${(evaluated * 100).toFixed(0)} %`;
-    console.log(
-      `  evaluated  ${share} of next tokens are dense's own, on text that the masks were not made on`,
-    );
-  }
+  const load = loadavg()[0]! / availableParallelism();
+  const summary = summaryOf(compared, load, await evaluatedAgreement(dev));
+  console.log(`\n${'═'.repeat(columns)}\n${summary}`);
   console.log(`\nMore on this: ${dev.edge}/dashboard`);
 }
 
@@ -137,8 +132,12 @@ const SPREAD_MAX = 1.25;
 /** Others' work, in cores: what a demo leaves of each. */
 const LOAD_MAX = 1.5;
 
-/** @param load what wants to run, a core. */
-export function summaryOf(compared: readonly Compared[], load: number): string {
+/**
+ * Figures first, and last whether to trust them.
+ * @param load what wants to run, a core.
+ * @param evaluated the agreement that was measured of the live mask set; undefined: of none.
+ */
+export function summaryOf(compared: readonly Compared[], load: number, evaluated?: number): string {
   const rounds = compared.flatMap(({ speeds }) => speeds);
   const masked = median(rounds.map((round) => round.masked));
   const dense = median(rounds.map((round) => round.dense));
@@ -157,6 +156,11 @@ export function summaryOf(compared: readonly Compared[], load: number): string {
     `  masked     ${masked.toFixed(1)} tokens/s (median)`,
     `  dense      ${dense.toFixed(1)} tokens/s (median); masked is ${Math.abs(change).toFixed(0)} % ${change < 0 ? 'slower' : 'faster'}`,
     `  agreement  ${(agreement * 100).toFixed(0)} % of the words before an answer first differs from dense (mean)`,
+    ...(evaluated === undefined
+      ? []
+      : [
+          `  evaluated  ${(evaluated * 100).toFixed(0)} % of next tokens are dense's own, on text that the masks were not made on`,
+        ]),
     ...(spread > SPREAD_MAX || load > LOAD_MAX
       ? [
           `  The machine is busy: rounds of one prompt differ by ${((spread - 1) * 100).toFixed(0)} % (median), and ${load.toFixed(1)} programs`,

@@ -76,12 +76,12 @@ export const RULES: readonly Rule[] = [
     'offline-data-first',
     STAGES,
     { path: '^gpu-backend/learning/(data|autodiff)/' },
-    { path: '^gpu-backend/(learning/(gates|surrogates|search|evaluation)|publication)/' },
+    { path: '^gpu-backend/(learning/(gates|surrogates|search|units|evaluation)|publication)/' },
   ),
   forbid(
     'offline-masks-second',
     STAGES,
-    { path: '^gpu-backend/learning/(gates|surrogates|search)/' },
+    { path: '^gpu-backend/learning/(gates|surrogates|search|units)/' },
     { path: '^gpu-backend/(learning/evaluation|publication)/' },
   ),
   forbid(
@@ -94,7 +94,7 @@ export const RULES: readonly Rule[] = [
     'steps-know-no-search',
     'A search composes training steps; no step knows the search that it is part of.',
     { path: '^gpu-backend/learning/(gates|surrogates)/' },
-    { path: '^gpu-backend/learning/search/' },
+    { path: '^gpu-backend/learning/(search|units)/' },
   ),
   forbid(
     'serving-needs-no-learning',

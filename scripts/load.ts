@@ -6,14 +6,14 @@
  *
  *     npm run load -- --clients 200 --seconds 300 --hang-ups 0.2 --rate 1 --seed 1
  */
-import { readdirSync, readFileSync } from 'node:fs';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
-import autocannon from 'autocannon';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
+import { REFUSALS, sendTraffic } from './load/clients.ts';
+import { memoryBelow } from './load/processes.ts';
 
 const { values: options } = parseArgs({
   options: {
@@ -29,10 +29,6 @@ const { values: options } = parseArgs({
 const [CLIENTS, SECONDS, RATE] = [Number(options.clients), Number(options.seconds), Number(options.rate)];
 const HANG_UPS = Number(options['hang-ups']);
 
-/** What a full product says instead of an answer. Whoever hears it comes again later. */
-const REFUSALS = ['queue_full', 'queue_timeout', 'rate_limit_exceeded'];
-const HANG_UP_WITHIN_ms = 4000;
-const ANSWER_WITHIN_s = 120;
 /** Memory is compared between two spans of this length: up to the first minute, and up to the end. */
 const SPAN_s = 10;
 const FIRST_MINUTE_s = Math.min(60, SECONDS / 2);
@@ -41,10 +37,6 @@ const GROWTH_MAX = 1.1;
 /** Of the histogram behind `nodejs_eventloop_lag_*`: a loop that never stands still has such delays. */
 const LAG_RESOLUTION_ms = 10;
 
-const random = createRandom(Number(options.seed));
-
-/* Clients. */
-
 type Counts = Record<string, number>;
 const count = (counts: Counts, kind: string): void => {
   counts[kind] = (counts[kind] ?? 0) + 1;
@@ -52,82 +44,18 @@ const count = (counts: Counts, kind: string): void => {
 
 type Tally = { sent: number; answers: number; hangUps: number; refusals: Counts; failures: Counts };
 
-const TASKS = [
-  'Name three rivers of Europe.',
-  'Write a haiku about rain.',
-  'How many days are in seven weeks?',
-  'Say in one sentence why the sky is blue.',
-  'List some words that rhyme with cold.',
-];
-
-function body(model: string): string {
-  const content = `${TASKS[random.below(TASKS.length)]} (${random.below(1000)})`;
-  return JSON.stringify({
-    model,
-    messages: [{ role: 'user', content: content.repeat(1 + random.below(8)) }],
-    max_tokens: 4 + random.below(28),
-    stream: random.next() < 0.5,
-  });
-}
-
-/** Undefined: a whole answer. */
-function failureOf(status: number, text: string): string | undefined {
-  const code = /"code":\s*"([a-z_]+)"/.exec(text)?.[1];
-  if (status !== 200) return code ?? `status_${status}`;
-  if (text.startsWith('{')) return undefined;
-  if (text.includes('event: error')) return code ?? 'error_event';
-  return text.includes('data: [DONE]') ? undefined : 'stream_without_end';
-}
-
-/** A client of autocannon, with more than its types say: none of its own hangs up, and each can connect anew. */
-type Hangable = NodeJS.EventEmitter & {
-  readonly parser: { readonly type: string; reinitialize(type: string): void };
-  _resetConnection(): void;
-};
-
-function hangUpSometimes(client: Hangable, tally: Tally): void {
-  let timer: NodeJS.Timeout | undefined;
-  client.on('request', () => {
-    tally.sent++;
-    clearTimeout(timer);
-    if (random.next() >= HANG_UPS) return;
-    timer = setTimeout(() => {
-      tally.hangUps++;
-      // Else it would read on in the answer that it left.
-      client.parser.reinitialize(client.parser.type);
-      client._resetConnection();
-    }, random.next() * HANG_UP_WITHIN_ms);
-  });
-  client.on('response', () => clearTimeout(timer));
-  client.on('done', () => clearTimeout(timer));
-  client.on('timeout', () => count(tally.failures, 'timeout'));
-  client.on('connError', (error: NodeJS.ErrnoException) =>
-    count(tally.failures, error.code ?? error.message),
-  );
-}
-
 async function fire({ edge, apiKey, model }: DevFile, tally: Tally): Promise<void> {
-  await autocannon({
-    url: edge,
-    connections: CLIENTS,
-    connectionRate: RATE,
-    duration: SECONDS,
-    timeout: ANSWER_WITHIN_s,
-    setupClient: (client) => hangUpSometimes(client as unknown as Hangable, tally),
-    requests: [
-      {
-        method: 'POST',
-        path: '/v1/chat/completions',
-        headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' },
-        setupRequest: (request) => ({ ...request, body: body(model) }),
-        onResponse: (status, text) => {
-          const failure = failureOf(status, text);
-          if (failure === undefined) tally.answers++;
-          else count(REFUSALS.includes(failure) ? tally.refusals : tally.failures, failure);
-        },
-      },
-    ],
+  const { sent, outcomes } = await sendTraffic({
+    ...{ edge, model, tenants: [{ id: 'local', key: apiKey }] },
+    ...{ clients: CLIENTS, seconds: SECONDS, rate: RATE, hangUps: HANG_UPS },
+    random: createRandom(Number(options.seed)),
   });
+  tally.sent = sent;
+  for (const { result } of outcomes) {
+    if (result.kind === 'answer') tally.answers++;
+    else if (result.kind === 'hang-up') tally.hangUps++;
+    else count(REFUSALS.includes(result.code) ? tally.refusals : tally.failures, result.code);
+  }
 }
 
 /* What is watched. */
@@ -173,40 +101,11 @@ async function longestLag_ms({ backend, backendKey }: DevFile): Promise<number> 
   return Number(lag_s) * 1000;
 }
 
-const PARTS: readonly (readonly [name: string, pattern: RegExp])[] = [
-  ['workerd', /workerd/],
-  ['backend', /part-process\.ts backend/],
-  ['edge', /part-process\.ts edge/],
-  ['start', /dev\/start\.ts/],
-];
-
-/** Resident memory of a process and of all that it started, by part of the product. */
+/** Of the product, by its parts. */
 function memoryOf(root: number): Record<string, number> {
-  const parents = new Map<number, number>();
-  for (const entry of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
-    const parent = /^PPid:\s+(\d+)$/m.exec(procFile(entry, 'status'))?.[1];
-    if (parent !== undefined) parents.set(Number(entry), Number(parent));
-  }
-  const isOurs = (pid: number): boolean =>
-    pid === root || (parents.has(pid) && parents.get(pid) !== pid && isOurs(parents.get(pid)!));
   const rss_MB: Record<string, number> = {};
-  for (const pid of parents.keys()) {
-    if (!isOurs(pid)) continue;
-    const command = procFile(pid, 'cmdline').replaceAll('\0', ' ');
-    const name = PARTS.find(([, pattern]) => pattern.test(command))?.[0] ?? 'other';
-    const kB = Number(/^VmRSS:\s+(\d+) kB$/m.exec(procFile(pid, 'status'))?.[1] ?? 0);
-    rss_MB[name] = (rss_MB[name] ?? 0) + kB / 1024;
-  }
+  for (const part of memoryBelow(root)) rss_MB[part.name] = (rss_MB[part.name] ?? 0) + part.rss_MB;
   return rss_MB;
-}
-
-/** Empty of a process that has ended meanwhile. */
-function procFile(pid: number | string, name: string): string {
-  try {
-    return readFileSync(`/proc/${pid}/${name}`, 'utf8');
-  } catch {
-    return '';
-  }
 }
 
 const mean = (numbers: readonly number[]): number =>

@@ -9,6 +9,7 @@ import { parse as parseToml } from 'smol-toml';
 import { describe, expect, test } from 'vitest';
 import { parseAllDocuments } from 'yaml';
 import { DEFAULT_LIMITS } from '../gpu-backend/api/parts.ts';
+import { QUEUE_NAME } from '../gpu-backend/learning/units/unit-queue.ts';
 import { readImports } from '../scripts/import-rules.ts';
 import { METRICS_KEY, serveModel } from './gpu-backend/api/harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from './gpu-backend/api/scripted-engine.ts';
@@ -24,8 +25,8 @@ type Manifest = {
 const FOLDER = 'deploy/kubernetes';
 const KUSTOMIZATION = 'kustomization.yaml';
 
-function readYaml(file: string): Manifest[] {
-  return parseAllDocuments(readFileSync(path.join(FOLDER, file), 'utf8'), { strict: true }).map(
+function readYaml(file: string, folder = FOLDER): Manifest[] {
+  return parseAllDocuments(readFileSync(path.join(folder, file), 'utf8'), { strict: true }).map(
     (document) => {
       expect(document.errors, file).toEqual([]);
       return document.toJS();
@@ -44,8 +45,10 @@ function guideYaml(key: string) {
 const helpOf = (command: string): string =>
   spawnSync(process.execPath, ['bin/maskroute.js', command, '--help'], { encoding: 'utf8' }).stdout;
 
-const files = readdirSync(FOLDER).filter((name) => name !== KUSTOMIZATION);
-const manifests = files.flatMap(readYaml);
+const manifestsIn = (folder: string): string[] =>
+  readdirSync(folder).filter((name) => name.endsWith('.yaml') && name !== KUSTOMIZATION);
+const files = manifestsIn(FOLDER);
+const manifests = files.flatMap((file) => readYaml(file));
 const find = (kind: string, name = 'backend'): Manifest =>
   manifests.find((manifest) => manifest.kind === kind && manifest.metadata.name === name)!;
 const backend = find('StatefulSet');
@@ -213,6 +216,80 @@ describe('the Kubernetes manifests', () => {
   });
 });
 
+describe('the manifests of learning on many machines', () => {
+  const folder = path.join(FOLDER, 'learning');
+  const own = manifestsIn(folder).flatMap((file) => readYaml(file, folder));
+  const named = (kind: string, name: string): Manifest =>
+    own.find((manifest) => manifest.kind === kind && manifest.metadata.name === name)!;
+  const worker = named('Deployment', 'learning-worker').spec.template;
+  const run = named('Job', 'learn').spec.template;
+  const argsOf = (template: typeof worker): string[] => template.spec.containers[0].args;
+  const argument = (template: typeof worker, flag: string) =>
+    argsOf(template)
+      .find((arg) => arg.startsWith(`--${flag}=`))
+      ?.split('=')[1];
+
+  test.each(own.map((manifest) => [`${manifest.kind} ${manifest.metadata.name}`, manifest] as const))(
+    '%s is what its schema says',
+    async (_name, manifest) => {
+      await validate(manifest);
+    },
+  );
+
+  test('the kustomization names all of them, and the namespace of the others', () => {
+    type Kustomization = { namespace: string; resources: string[]; images: { name: string }[] };
+    const [kustomization] = readYaml(KUSTOMIZATION, folder) as unknown as [Kustomization];
+    expect(kustomization.resources.toSorted()).toEqual(manifestsIn(folder).toSorted());
+    expect(kustomization.namespace).toBe(find('Namespace', 'maskroute').metadata.name);
+    for (const { spec } of [worker, run])
+      expect(kustomization.images.map(({ name }) => name)).toContain(spec.containers[0].image);
+  });
+
+  test('the scaler starts workers by the length of the queue that runs fill', () => {
+    const { scaleTargetRef, triggers } = named('ScaledObject', 'learning-worker').spec;
+    expect(scaleTargetRef).toMatchObject({ kind: 'Deployment', name: 'learning-worker' });
+    expect(triggers[0].metadata.listName).toBe(`bull:${QUEUE_NAME}:wait`);
+    const { port } = named('Service', 'learning-queue').spec.ports[0];
+    expect(triggers[0].metadata.address).toBe(`learning-queue.maskroute.svc:${port}`);
+    for (const template of [worker, run])
+      expect(argument(template, 'queue')).toBe(`redis://learning-queue:${port}`);
+  });
+
+  test('run and workers see one journal, and may speak to the queue', () => {
+    expect(argument(worker, 'journal')).toBe(argument(run, 'journal'));
+    expect(argument(worker, 'model')).toBe(argument(run, 'model'));
+    const claims = [...own, ...manifests].filter(({ kind }) => kind === 'PersistentVolumeClaim');
+    for (const { spec } of [worker, run]) {
+      const used = spec.volumes.flatMap((one: { persistentVolumeClaim?: { claimName: string } }) =>
+        one.persistentVolumeClaim === undefined ? [] : [one.persistentVolumeClaim.claimName],
+      );
+      expect(claims.map(({ metadata }) => metadata.name)).toEqual(expect.arrayContaining(used));
+      const mounts = spec.containers[0].volumeMounts as { mountPath: string }[];
+      const journal = argument({ spec }, 'journal')!;
+      expect(mounts.some(({ mountPath }) => journal.startsWith(`${mountPath}/`))).toBe(true);
+    }
+    const queue = named('Deployment', 'learning-queue').spec.template.metadata.labels;
+    const policy = named('NetworkPolicy', 'learning-queue').spec;
+    expect(queue).toMatchObject(policy.podSelector.matchLabels);
+    expect(queue).toMatchObject(named('Service', 'learning-queue').spec.selector);
+    const [fromWorker, fromRun] = policy.ingress[0].from;
+    expect(worker.metadata.labels).toMatchObject(fromWorker.podSelector.matchLabels);
+    expect(run.metadata.labels).toMatchObject(fromRun.podSelector.matchLabels);
+  });
+
+  test.each([
+    ['work', worker],
+    ['learn', run],
+  ])('%s knows the options that it is given', (command, template) => {
+    expect(argsOf(template)[0]).toBe(command);
+    const help = helpOf(command);
+    for (const [option] of argsOf(template)
+      .join(' ')
+      .matchAll(/--[a-z]+/g))
+      expect(help).toContain(`  ${option} <`);
+  });
+});
+
 test('the guide sets every variable before it uses it, and keeps every secret that it makes', () => {
   const guide = readFileSync('docs/deploy.md', 'utf8');
   const blocks = [...guide.matchAll(/^```\n(.*?)^```/gms)].map(([, block]) => block!);
@@ -229,8 +306,9 @@ test('the guide sets every variable before it uses it, and keeps every secret th
 /** @throws Error with what Kubernetes' schema of its kind has against it. */
 async function validate(manifest: Manifest): Promise<void> {
   const { apiVersion, kind } = manifest;
+  const models = apiVersion.startsWith('keda.sh/') ? '@kubernetes-models/keda' : 'kubernetes-models';
   const module: Record<string, new (data: unknown) => { validate(): void }> = await import(
-    `kubernetes-models/${apiVersion}/${kind}`
+    `${models}/${apiVersion}/${kind}`
   );
   new module[kind]!(manifest).validate();
 }

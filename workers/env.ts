@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import type { EdgeMessage } from '../shared/admin/request-event.ts';
-import { collectorVariables } from '../shared/tracing/collector.ts';
+import { collectorVariables, unlessEmpty } from '../shared/tracing/collector.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../shared/wire/protocol.ts';
 import { FRONTS } from './base/place.ts';
@@ -76,25 +76,24 @@ const SECRET_CHARS_MIN = 24;
 const secret = z
   .string('it is missing')
   .min(SECRET_CHARS_MIN, `it needs ${SECRET_CHARS_MIN} characters or more; "openssl rand -hex 32" makes one`);
-const emptyIsAbsent = (value: unknown): unknown => (value === '' ? undefined : value);
-const optional = <T extends z.ZodType>(schema: T) => z.preprocess(emptyIsAbsent, schema);
 const baseUrl = z.url({ protocol: /^https?$/ }).transform((url) => url.replace(/\/+$/, ''));
-const timeout_ms = (preset: number) => optional(z.coerce.number().int().min(1).max(600_000).default(preset));
+const timeout_ms = (preset: number) =>
+  unlessEmpty(z.coerce.number().int().min(1).max(600_000).default(preset));
 
 const configSchema = z.object({
   BACKEND_URL: baseUrl,
   BACKEND_KEY: secret,
   ADMIN_KEY: secret,
   /** Taken besides the others while they are rotated; nothing is signed with them. */
-  BACKEND_KEY_2: optional(secret.optional()),
-  ADMIN_KEY_2: optional(secret.optional()),
+  BACKEND_KEY_2: unlessEmpty(secret.optional()),
+  ADMIN_KEY_2: unlessEmpty(secret.optional()),
   /** How backends reach this edge. Without it they get no mask that they do not know, and such requests run dense. */
-  EDGE_URL: optional(baseUrl.optional()),
+  EDGE_URL: unlessEmpty(baseUrl.optional()),
   /** Whose pages may call `/v1`; none unless it names them. */
-  ALLOWED_ORIGINS: optional(allowedOriginsSchema.default([])),
+  ALLOWED_ORIGINS: unlessEmpty(allowedOriginsSchema.default([])),
   /** Who stands before the worker and says where requests come from. `none`: whatever a request says is its client's. */
-  TRUSTED_FRONT: optional(z.enum(FRONTS).default('none')),
-  ENCODER: optional(z.enum(['static', 'workers-ai', 'huggingface', 'backend']).default('static')),
+  TRUSTED_FRONT: unlessEmpty(z.enum(FRONTS).default('none')),
+  ENCODER: unlessEmpty(z.enum(['static', 'workers-ai', 'huggingface', 'backend']).default('static')),
   EMBED_TIMEOUT_MS: timeout_ms(500),
   /** Until the backend's first byte. */
   BACKEND_TIMEOUT_MS: timeout_ms(120_000),
@@ -109,28 +108,28 @@ const configSchema = z.object({
    */
   BACKEND_STALL_MS: timeout_ms(30_000),
   /** A second backend is asked when the first is silent for so long; 0: never. It costs work done twice. */
-  BACKEND_HEDGE_MS: optional(z.coerce.number().int().min(0).max(600_000).default(0)),
+  BACKEND_HEDGE_MS: unlessEmpty(z.coerce.number().int().min(0).max(600_000).default(0)),
   /** Streams that are silent for so long, before the first token too, get a comment that keeps them open. */
   STREAM_KEEPALIVE_MS: timeout_ms(10_000),
   /** The share of routed requests, outside of experiments, that run again dense in the background. */
-  COMPARISON_SHARE: optional(z.coerce.number().min(0).max(0.2).default(COMPARISON_SHARE)),
+  COMPARISON_SHARE: unlessEmpty(z.coerce.number().min(0).max(0.2).default(COMPARISON_SHARE)),
   /** How long it can be read what administrators changed. */
-  AUDIT_KEPT_DAYS: optional(z.coerce.number().int().min(1).max(3_650).default(AUDIT_KEPT_DAYS)),
-  SIMILARITY_MIN: optional(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
+  AUDIT_KEPT_DAYS: unlessEmpty(z.coerce.number().int().min(1).max(3_650).default(AUDIT_KEPT_DAYS)),
+  SIMILARITY_MIN: unlessEmpty(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
   /** Who says who somebody is, for the dashboard; without it there are keys alone. */
-  OIDC_ISSUER: optional(z.url({ protocol: /^https?$/ }).optional()),
-  OIDC_CLIENT_ID: optional(z.string().optional()),
+  OIDC_ISSUER: unlessEmpty(z.url({ protocol: /^https?$/ }).optional()),
+  OIDC_CLIENT_ID: unlessEmpty(z.string().optional()),
   /** Of a confidential client; a public one proves itself by PKCE alone. */
-  OIDC_CLIENT_SECRET: optional(z.string().optional()),
+  OIDC_CLIENT_SECRET: unlessEmpty(z.string().optional()),
   /** Of the id token: `admin`, `viewer`, `tenant_admin:TENANT` or `viewer:TENANT`, or a list with one of them. */
-  OIDC_ROLE_CLAIM: optional(z.string().default('maskroute_role')),
+  OIDC_ROLE_CLAIM: unlessEmpty(z.string().default('maskroute_role')),
   ...collectorVariables,
-  HF_TOKEN: optional(z.string().optional()),
-  HF_MODEL: optional(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),
-  HF_REVISION: optional(z.string().default('main')),
-  HF_POOLING: optional(z.enum(['mean', 'cls', 'weighted-mean']).default('mean')),
-  HF_DIMENSIONS: optional(z.coerce.number().int().min(1).max(4096).default(384)),
-  HF_ENDPOINT_URL: optional(baseUrl.optional()),
+  HF_TOKEN: unlessEmpty(z.string().optional()),
+  HF_MODEL: unlessEmpty(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),
+  HF_REVISION: unlessEmpty(z.string().default('main')),
+  HF_POOLING: unlessEmpty(z.enum(['mean', 'cls', 'weighted-mean']).default('mean')),
+  HF_DIMENSIONS: unlessEmpty(z.coerce.number().int().min(1).max(4096).default(384)),
+  HF_ENDPOINT_URL: unlessEmpty(baseUrl.optional()),
 });
 export type Config = z.output<typeof configSchema>;
 

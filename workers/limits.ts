@@ -103,10 +103,10 @@ export const D1_TIMEOUT_ms = 5_000;
 export const DECODED_SETS_BYTES_MAX = 40 * 1024 * 1024;
 
 /**
- * The decoded sets of all tenants' live publications in an isolate, one that several tenants share counted once: 48 of
- * the largest, or 600 of a usual size; most of them are among the decoded ones above, too. Tenants that were used longest
- * ago are let go when others' sets come in that need the room, and are read again by their next request as one that was
- * never seen. So nobody is let go while D1 does not answer, but one who was let go before runs dense until it does.
+ * The decoded sets of all tenants' live publications in an isolate, a set that several tenants share counted once: 48 of
+ * the largest, or 600 of a usual size; most of them are among the decoded ones above, too. When
+ * others' sets need the room, the tenants that were used longest ago are let go, and their next request reads them again.
+ * So nobody is let go while D1 does not answer; a tenant that was let go before runs dense until D1 answers.
  */
 export const LIVE_SETS_BYTES_MAX = 24 * 1024 * 1024;
 

@@ -189,7 +189,7 @@ function begin(
 const deadlineExceeded = (after_ms: number): MaskrouteError =>
   new MaskrouteError(
     'deadline_exceeded',
-    `There was no answer within the ${after_ms} ms that the caller has.`,
+    `No answer came within the ${after_ms} ms that the caller allowed.`,
   );
 
 /** Before the status is sent a failure rejects, and has a status of its own. */

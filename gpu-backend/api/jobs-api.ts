@@ -4,14 +4,27 @@
  */
 import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
-import { createJobSchema, DATA_NAME_PATTERN, type Job } from '../../shared/admin/job-wire.ts';
+import { searchQuerySchema } from '../../shared/admin/admin-wire.ts';
+import {
+  createJobSchema,
+  createScheduleSchema,
+  DATA_NAME_PATTERN,
+  type Job,
+} from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import type { Jobs } from '../jobs/job-queue.ts';
+import type { Schedules } from '../jobs/schedules.ts';
 import type { ApiEnv, ApiParts } from './parts.ts';
 import { sseBody, sseEvent } from './sse.ts';
 
 const DEFAULT_DATA_NAME = 'data';
+
+/** In what people know a job by. */
+const hasText = ({ id, status, request }: Job, text: string): boolean =>
+  [id, status, request.name ?? '', request.model ?? ''].some((one) =>
+    one.toLowerCase().includes(text.toLowerCase()),
+  );
 
 const operatorsOnly = createMiddleware<ApiEnv>(async (c, next) => {
   if (!c.get('caller').mayRunJobs) {
@@ -23,7 +36,8 @@ const operatorsOnly = createMiddleware<ApiEnv>(async (c, next) => {
   await next();
 });
 
-export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiParts): Hono<ApiEnv> {
+export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
+  const { jobs: maybe, bodies, limits, lifecycle, log } = parts;
   const jobs = (): Jobs => {
     if (maybe === undefined) throw new MaskrouteError('not_found', 'This backend runs no jobs.');
     return maybe;
@@ -48,10 +62,18 @@ export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiPa
     })
     .delete('/v1/jobs/data/:id', async (c) => {
       const id = c.req.param('id');
+      parts.schedules?.requireUnneeded(id);
       await jobs().removeData(id);
       return c.json({ id, deleted: true });
     })
-    .get('/v1/jobs', (c) => c.json({ object: 'list', data: jobs().list() }))
+    .route('/v1/jobs/schedules', scheduleRoutes(parts))
+    .get('/v1/jobs', (c) => {
+      const { q } = parse(searchQuerySchema, c.req.query());
+      const data = jobs()
+        .list()
+        .filter((job) => q === undefined || hasText(job, q));
+      return c.json({ object: 'list', data });
+    })
     .post('/v1/jobs', async (c) => {
       const request = parse(createJobSchema, await bodies.readJson(c.req.raw, c.get('caller').tenant));
       const job = await open().create(request);
@@ -73,6 +95,29 @@ export function jobRoutes({ jobs: maybe, bodies, limits, lifecycle, log }: ApiPa
         'content-type': 'text/event-stream; charset=utf-8',
         'cache-control': 'no-cache, no-transform',
       });
+    });
+}
+
+function scheduleRoutes({ schedules: maybe, bodies, lifecycle, log }: ApiParts): Hono<ApiEnv> {
+  const schedules = (): Schedules => {
+    if (maybe === undefined) throw new MaskrouteError('not_found', 'This backend runs no jobs.');
+    return maybe;
+  };
+  return new Hono<ApiEnv>()
+    .get('/', (c) => c.json({ object: 'list', data: schedules().list() }))
+    .post('/', async (c) => {
+      lifecycle.stopping.throwIfAborted();
+      const body = await bodies.readJson(c.req.raw, c.get('caller').tenant);
+      const schedule = await schedules().create(parse(createScheduleSchema, body));
+      log.info({ request_id: c.get('requestId'), schedule: schedule.id }, 'schedule created');
+      return c.json(schedule, 201);
+    })
+    .get('/:id', (c) => c.json(schedules().get(c.req.param('id'))))
+    .delete('/:id', async (c) => {
+      const id = c.req.param('id');
+      await schedules().remove(id);
+      log.info({ request_id: c.get('requestId'), schedule: id }, 'schedule removed');
+      return c.json({ id, deleted: true });
     });
 }
 

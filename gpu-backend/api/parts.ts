@@ -16,6 +16,7 @@ import type { Engine } from '../engine/engine.ts';
 import type { MaskRegistry } from '../engine/mask-registry.ts';
 import type { Grammars } from '../grammar/grammars.ts';
 import type { Jobs } from '../jobs/job-queue.ts';
+import type { Schedules } from '../jobs/schedules.ts';
 import type { TextService } from '../model/tokenizer/text-service.ts';
 import { type Authenticate, type Caller, createAuthenticator, createScraperCheck } from './auth.ts';
 import { type ArrivalLimits, Bodies } from './body.ts';
@@ -29,6 +30,8 @@ export type ApiOptions = {
   readonly encoders: EncoderService;
   /** Undefined: this backend runs none. */
   readonly jobs: Jobs | undefined;
+  /** Of its jobs. */
+  readonly schedules?: Schedules | undefined;
   readonly keys: ApiKeys;
   /** Undefined: nothing is traced. */
   readonly tracer: Tracer | undefined;

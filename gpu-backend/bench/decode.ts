@@ -2,8 +2,8 @@
  * `bench decode` and `bench prefill`: milliseconds a token and a prompt, dense and with a quarter of the blocks
  * out, against llama.cpp on the same GGUF in the same run.
  *
- * The limit of decoding is memory: every weight is read once a token, 1.16 bytes apiece at 8 bits with scales and zero
- * points. `speedup25Limit` is how much faster a mask can be at most, by the weights that it leaves out. The limit of a
+ * The limit of decoding is memory: every weight is read once a token, and K and V of all tokens before it. `bandwidthShare` says how much
+ * that is of what plain reading reaches in the same run. `speedup25Limit` is how much faster a mask can be at most, by the weights that it leaves out. The limit of a
  * prefill is the products of weights and positions.
  */
 import { once } from 'node:events';
@@ -16,10 +16,15 @@ import {
   type SurrogatesId,
   withSurrogates,
 } from '../../shared/mask/mask.ts';
+import type { MaskPlan } from '../engine/engine.ts';
+import type { SequenceCache } from '../engine/kv-cache.ts';
 import { openRunner, type Runner } from '../engine/runner.ts';
 import { interleaved, median, round } from '../measure.ts';
+import type { StoredLinear } from '../model/architectures/projections.ts';
+import type { LlamaConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
+import { readStoredLlama } from '../model/stored-llama.ts';
 import { weightsRead } from '../model/weights-file.ts';
 import type { Device } from '../onnx/device.ts';
 
@@ -30,8 +35,6 @@ export const POSITIONS = [64, 512];
 /** With `long`: where K and V weigh as much as weights and more. */
 export const LONG_POSITIONS = [2048, 4096, 8000];
 const PROMPT_TOKENS = 512;
-/** Bytes a weight: one, and a scale (4) and a zero point (1) for each 32. */
-export const BYTES_A_WEIGHT = 1 + 5 / 32;
 /** Chunks of a prompt, as the server computes them. */
 const CHUNK_TOKENS = 128;
 /** Steps whose median is one figure. */
@@ -51,23 +54,33 @@ export async function benchDecode({ home, rounds, long = false, say }: SpeedOpti
   const { manifest, dense, quarter, peers } = compared;
   const bandwidth_GBps = await readBandwidth_GBps();
   say(`plain reading reaches ${bandwidth_GBps.toFixed(1)} GB/s`);
-  const weights = weightsRead(manifest.config, dense);
+  const { config } = manifest;
+  const weights = weightsRead(config, dense);
+  const weights_bytes = await denseBytes(compared.folder, config);
   const positions: Record<string, object> = {};
   for (const position of long ? LONG_POSITIONS : POSITIONS) {
     const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
     const found = await interleaved(subjects, rounds);
     for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms a token`);
-    positions[`at${position}`] = decodeFigures(found, weights * BYTES_A_WEIGHT, bandwidth_GBps);
+    const keys_bytes = position * 2 * config.layerCount * config.kvHeadCount * config.headSize * 4;
+    const reached_GBps = (weights_bytes + keys_bytes) / found.get(DENSE)! / 1e6;
+    const share = round(reached_GBps / bandwidth_GBps);
+    say(`weights, K and V are read at ${reached_GBps.toFixed(1)} GB/s, ${Math.round(100 * share)} % of that`);
+    positions[`at${position}`] = {
+      ...decodeFigures(found),
+      read_GBps: round(reached_GBps, 1),
+      bandwidthShare: share,
+    };
   }
   return {
     ...{ bench: 'decode', model: manifest.name, rounds },
     ...positions,
     bandwidth_GBps: round(bandwidth_GBps, 1),
-    speedup25Limit: round(weights / weightsRead(manifest.config, quarter)),
+    speedup25Limit: round(weights / weightsRead(config, quarter)),
   };
 }
 
-function decodeFigures(found: ReadonlyMap<string, number>, bytes: number, bandwidth_GBps: number): object {
+function decodeFigures(found: ReadonlyMap<string, number>): object {
   const dense_ms = found.get(DENSE)!;
   const quarter_ms = found.get(QUARTER)!;
   const replaced_ms = found.get(SURROGATES);
@@ -79,9 +92,16 @@ function decodeFigures(found: ReadonlyMap<string, number>, bytes: number, bandwi
     llamaCpp_ms: round(llamaCpp_ms),
     timesLlamaCpp: round(llamaCpp_ms / dense_ms),
     speedup25: round(dense_ms / quarter_ms),
-    weightsRead_GBps: round(bytes / dense_ms / 1e6, 1),
-    bandwidthShare: round(bytes / dense_ms / 1e6 / bandwidth_GBps),
   };
+}
+
+/** The bytes of all matrices that a token is multiplied by, with their scales and zero points. */
+export async function denseBytes(folder: string, config: LlamaConfig): Promise<number> {
+  const { layers, head } = await readStoredLlama(folder, config);
+  const matrices = layers.flatMap(({ qkv, output, gateUp, down }) => [qkv, output, gateUp, down]);
+  const bytesOf = (stored: StoredLinear) =>
+    stored.values.bytes + (stored.kind === 'f32' ? 0 : stored.scales.bytes + stored.zeroPoints.bytes);
+  return [...matrices, head].reduce((sum, stored) => sum + bytesOf(stored), 0);
 }
 
 /** What all cores read together, by searching large buffers for a byte that is not there: SIMD loops of the C library. */
@@ -160,7 +180,7 @@ async function openCompared(home: string, contextTokens: number, say: SpeedOptio
   const names = others.map(({ name }) => name).join(' and ');
   say(`${DEFAULT_MODEL} (${manifest.weights}) against ${names}`);
   return {
-    ...{ manifest, dense, quarter, peers: [...own, ...others] },
+    ...{ folder: engine.folder, manifest, dense, quarter, peers: [...own, ...others] },
     async [Symbol.asyncDispose]() {
       for (const peer of others) await peer.close();
       await runner.close();
@@ -188,43 +208,50 @@ export async function openEngine(home: string, model: string, device?: Device) {
     surrogates: manifest.surrogates?.id as SurrogatesId | undefined,
     device,
   });
+  const filled = runner.newCache();
   return {
+    folder,
     manifest,
     runner,
-    peer: (name: string, mask: Mask): Peer => enginePeer(runner, name, mask),
+    peer: (name: string, mask: Mask): Peer => enginePeer(runner, name, mask, filled),
     dense: denseMask(2 * manifest.config.layerCount),
   };
 }
 
-function enginePeer(runner: Runner, name: string, mask: Mask): Peer {
+type EngineRun = { readonly runner: Runner; readonly plan: MaskPlan; readonly cache: SequenceCache };
+
+/** Computes `prompt` from where the cache ends to `to`, in chunks. */
+async function compute({ runner, plan, cache }: EngineRun, prompt: readonly number[], to: number) {
+  while (cache.length < to) {
+    const tokenIds = prompt.slice(cache.length, Math.min(cache.length + CHUNK_TOKENS, to));
+    const isLast = cache.length + tokenIds.length === to;
+    await runner.run({ cache, tokenIds, plan, logitRows: isLast ? [tokenIds.length - 1] : [] });
+  }
+}
+
+/** `filled`: the cache of a dense prompt. What its keys are makes no difference to the time, so all masks decode behind it. */
+function enginePeer(runner: Runner, name: string, mask: Mask, filled: SequenceCache): Peer {
   const plan = { mask, kv: 'preserve' } as const;
-  const { vocabularySize } = runner.config;
-  const prefill = async (tokens: number) => {
-    const cache = runner.newCache();
-    const ids = somePrompt(tokens, vocabularySize);
-    const start = performance.now();
-    for (let at = 0; at < tokens; at += CHUNK_TOKENS) {
-      const tokenIds = ids.slice(at, at + CHUNK_TOKENS);
-      const last = at + CHUNK_TOKENS >= tokens;
-      await runner.run({ cache, tokenIds, plan, logitRows: last ? [tokenIds.length - 1] : [] });
-    }
-    return { cache, elapsed_ms: performance.now() - start };
-  };
+  const dense = { mask: denseMask(mask.runs.length), kv: 'preserve' } as const;
+  const prompt = (tokens: number) => somePrompt(tokens, runner.config.vocabularySize);
   return {
     name,
     async decode(position) {
-      const { cache } = await prefill(position);
+      filled.truncate(position);
+      await compute({ runner, plan: dense, cache: filled }, prompt(position), position);
       const times: number[] = [];
       for (let step = 0; step < STEPS; step++) {
         const start = performance.now();
-        await runner.run({ cache, tokenIds: [100 + step], plan, logitRows: [0] });
+        await runner.run({ cache: filled, tokenIds: [100 + step], plan, logitRows: [0] });
         times.push(performance.now() - start);
       }
-      cache.truncate(0);
       return median(times);
     },
     async prefill(tokens) {
-      const { cache, elapsed_ms } = await prefill(tokens);
+      const start = performance.now();
+      const cache = runner.newCache();
+      await compute({ runner, plan, cache }, prompt(tokens), tokens);
+      const elapsed_ms = performance.now() - start;
       cache.truncate(0);
       return elapsed_ms;
     },
@@ -253,11 +280,12 @@ async function llamaCppPeer(ggufFile: string, threads: number, contextSize: numb
   return {
     name: `llama.cpp, ${threads} threads`,
     async decode(position: number) {
-      await sequence.clearHistory();
-      await sequence.evaluateWithoutGeneratingNewTokens(prompt(position));
+      const end = sequence.nextTokenIndex;
+      if (end > position) await sequence.eraseContextTokenRanges([{ start: position, end }]);
+      if (end < position) await sequence.evaluateWithoutGeneratingNewTokens(prompt(position).slice(end));
       const times: number[] = [];
       let last = performance.now();
-      for await (const _ of sequence.evaluate(prompt(1), { temperature: 0 })) {
+      for await (const _ of sequence.evaluate(prompt(1), { temperature: 0, yieldEogToken: true })) {
         times.push(performance.now() - last);
         last = performance.now();
         if (times.length > STEPS) break;

@@ -9,6 +9,7 @@
 import { denseMask, type Mask, withSurrogates } from '../../shared/mask/mask.ts';
 import { inTurns, interleaved, median, round } from '../measure.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+import { openInstalled } from '../model/store.ts';
 import { weightsRead } from '../model/weights-file.ts';
 import type { Device } from '../onnx/device.ts';
 import { encodeModel } from '../onnx/encode.ts';
@@ -16,7 +17,7 @@ import { GraphBuilder } from '../onnx/graph.ts';
 import { createSession, tensor } from '../onnx/session.ts';
 import { eightMasks, openOurs } from './batch.ts';
 import {
-  BYTES_A_WEIGHT,
+  denseBytes,
   LONG_POSITIONS,
   openEngine,
   POSITIONS,
@@ -39,6 +40,7 @@ export async function benchDecodeOn(
     if (runner.surrogates !== undefined)
       peers.push(engine.peer('quarterSurrogates', withSurrogates(quarter, runner.surrogates)));
     const weights = weightsRead(manifest.config, dense);
+    const bytes = await denseBytes(engine.folder, manifest.config);
     const positions: Record<string, object> = {};
     for (const position of long ? LONG_POSITIONS : POSITIONS) {
       const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
@@ -48,7 +50,7 @@ export async function benchDecodeOn(
       positions[`at${position}`] = {
         ...Object.fromEntries([...found].map(([name, ms]) => [`${name}_ms`, round(ms)])),
         speedup25: round(dense_ms / found.get('quarter')!),
-        ...shareOf((weights * BYTES_A_WEIGHT) / dense_ms / 1e6, bandwidth_GBps),
+        ...shareOf(bytes / dense_ms / 1e6, bandwidth_GBps),
       };
     }
     return {
@@ -81,7 +83,8 @@ export async function benchBatchOn(device: Adapter, { home, rounds, say }: Speed
   const of = (name: string) => round(median(found.get(name)!), 1);
   for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens a second`);
   const steps = of('eightStreams') / masks.length;
-  const read_GBps = (steps * weightsRead(ours.config, dense) * BYTES_A_WEIGHT) / 1e9;
+  const { folder } = await openInstalled(home, DEFAULT_MODEL);
+  const read_GBps = (steps * (await denseBytes(folder, ours.config))) / 1e9;
   return {
     ...{ bench: 'batch', model: ours.name, weights: ours.weights, streams: masks.length, rounds },
     ...figuresOf(device, bandwidth_GBps),

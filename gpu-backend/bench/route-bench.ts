@@ -2,17 +2,20 @@
  * `bench route` and `bench encode`: what routing takes. The first is what a client waits for `POST /v1/route` at the edge
  * in workerd, with a prompt of 60 tokens and a live mask set. As with `npm start` the edge's door stands in between,
  * which deployed edges do not have. The limit is an empty answer: `/healthz` is asked in turn with it, through the same
- * door, and the difference is what authentication, embedding and routing cost. The second is the static encoder alone.
+ * door, and the difference is what authentication, embedding and routing cost. The second is the static encoder alone, or a full one's
+ * texts a second.
  */
 import { readFile } from 'node:fs/promises';
 import { Agent } from 'node:http';
+import { availableParallelism } from 'node:os';
 import type { Encoder } from '../../shared/embedding/encoder.ts';
 import { loadStaticEncoder, parseStaticTable } from '../../shared/embedding/static-encoder.ts';
 import { loadWordPiece } from '../../shared/embedding/wordpiece.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { dryRunSchema } from '../../shared/wire/openai.ts';
+import { openFullEncoder } from '../encoder/full-encoder.ts';
 import { STATIC_TABLE_PATH } from '../learning/data/encoders.ts';
-import { inTurns, quantile, round } from '../measure.ts';
+import { inTurns, median, quantile, round } from '../measure.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import { type BenchEdge, call, openEdge, promptOf, startUpstream } from './edge-peers.ts';
 
@@ -114,6 +117,27 @@ export async function benchEncode(say: (line: string) => void) {
     rows.push(row);
   }
   return { bench: 'encode', encoder: encoder.spec, bytes: bytes.length, load_ms, rows };
+}
+
+const SHORT_TEXTS = 512;
+const SHORT_ROUNDS = 5;
+
+/** Short texts a second of a full encoder on all cores, tokenization included: what backends embed with. */
+export async function benchFullEncoder(name: string, home: string, say: (line: string) => void) {
+  const hooks = { onProgress: () => {}, log: say };
+  const encoder = await openFullEncoder(name, { home, threads: availableParallelism(), hooks });
+  const texts = Array.from({ length: SHORT_TEXTS }, (_, i) => `How do I cook rice for ${i} people?`);
+  await encoder.embed(texts);
+  const rates: number[] = [];
+  for (let turn = 0; turn < SHORT_ROUNDS; turn++) {
+    const start_ms = performance.now();
+    await encoder.embed(texts);
+    rates.push((1000 * texts.length) / (performance.now() - start_ms));
+  }
+  const textsPerSecond = round(median(rates), 0);
+  say(`${textsPerSecond} texts of ${texts[0]!.length} characters a second`);
+  await encoder.close();
+  return { bench: 'encode', encoder: encoder.spec, texts: SHORT_TEXTS, textsPerSecond };
 }
 
 async function timeEach(encoder: Encoder, texts: readonly string[]): Promise<Omit<Row, 'tokens'>> {

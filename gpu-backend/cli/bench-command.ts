@@ -1,8 +1,9 @@
 /** `bench …`: speed, measured. The last line of each is one JSON object; with `--json` it is the only one. */
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import { maskrouteHome } from '../files.ts';
+import { WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import type { DeviceChoice } from '../onnx/device.ts';
 import { readMaskSet } from '../publication/artefact-files.ts';
@@ -23,6 +24,7 @@ const MASK_SET = ['--mask-set <file>', 'the set to route by (default: the preset
 
 type BenchFlags = { readonly json: boolean };
 type OnDevice = BenchFlags & { readonly device: DeviceChoice };
+type MasksFlags = { model: string; steps: number; prefill: boolean; rounds: number };
 type QuantizationFlags = { data: string[]; positions: number; maskSet: string[]; rounds: number };
 
 export function addBenchCommands(program: Command): void {
@@ -57,10 +59,24 @@ export function addBenchCommands(program: Command): void {
 
   command(
     bench,
+    'masks',
+    'what leaving blocks out is worth, by kind, decoding and reading prompts; its memory',
+  )
+    .option('--model <name>', 'an installed model', DEFAULT_MODEL)
+    .option('--steps <count>', 'decoded tokens of a figure', wholeNumber(1), 8)
+    .option('--no-prefill', 'decoding alone')
+    .option(...ROUNDS, 3)
+    .action(async ({ json, ...flags }: BenchFlags & MasksFlags) => {
+      const { benchMasks } = await import('../bench/masks-bench.ts');
+      await told(json, (say) => benchMasks({ home: maskrouteHome(), ...flags, say }));
+    });
+
+  command(
+    bench,
     'batch',
     'tokens a second of eight streams, under one mask and under eight, against llama.cpp',
   )
-    .option(...ROUNDS, 5)
+    .option(...ROUNDS, 3)
     .addOption(deviceOption())
     .action(async ({ json, device: choice, rounds }: OnDevice & { rounds: number }) => {
       const device = await chosenDevice(choice);
@@ -81,12 +97,27 @@ export function addBenchCommands(program: Command): void {
       await told(json, (say) => benchPrefix({ home: maskrouteHome(), rounds, say }));
     });
 
-  command(bench, 'encode', 'what embedding takes with the static encoder, tokenization included').action(
-    async ({ json }: BenchFlags) => {
-      const { benchEncode } = await import('../bench/route-bench.ts');
-      await told(json, benchEncode);
-    },
-  );
+  command(
+    bench,
+    'import',
+    'seconds and memory that taking a model in takes, beside what disk and processors allow',
+  )
+    .argument('<spec>', 'a file or folder')
+    .addOption(new Option('--weights <kind>', 'how weights are held').choices(WEIGHT_KINDS).default('q8'))
+    .option('--home <folder>', 'where the model is installed and stays; else it is removed afterwards')
+    .action(async (spec: string, { json, ...flags }: BenchFlags & { weights: WeightKind; home?: string }) => {
+      const { benchImport } = await import('../bench/import-bench.ts');
+      const { home, weights } = flags;
+      await told(json, (say) => benchImport({ spec, weights, home, say }));
+    });
+
+  command(bench, 'encode', 'what embedding takes, tokenization included')
+    .option('--encoder <name>', 'a full encoder, in short texts a second; else the static one')
+    .action(async ({ json, encoder }: BenchFlags & { encoder?: string }) => {
+      const { benchEncode, benchFullEncoder } = await import('../bench/route-bench.ts');
+      if (encoder === undefined) await told(json, benchEncode);
+      else await told(json, (say) => benchFullEncoder(encoder, maskrouteHome(), say));
+    });
 
   command(bench, 'learn', 'milliseconds of a training step of the gates, against PyTorch where Python has it')
     .option(...ROUNDS, 5)
@@ -94,6 +125,15 @@ export function addBenchCommands(program: Command): void {
       const { benchLearn } = await import('../bench/learn-bench.ts');
       await told(json, (say) => benchLearn({ home: maskrouteHome(), rounds, say }));
     });
+
+  command(
+    bench,
+    'learn-many',
+    'a learning run on two workers with a thread each, against one; needs valkey-server, and some minutes',
+  ).action(async ({ json }: BenchFlags) => {
+    const { benchLearnMany } = await import('../bench/learn-many.ts');
+    await told(json, (say) => benchLearnMany({ home: maskrouteHome(), say }));
+  });
 
   command(bench, 'ranks', 'what a rank of surrogates gives in KL and takes in time; some minutes a rank')
     .requiredOption('--data <file...>', DATA_HELP)
@@ -169,15 +209,14 @@ export function addBenchCommands(program: Command): void {
     });
 }
 
+const ARGUMENTS: Readonly<Record<string, string>> = { ranks: ' --data chats.jsonl', import: ' ./llama-3-8b' };
+
 const command = (bench: Command, name: string, description: string): Command =>
   bench
     .command(name)
     .description(description)
     .option('--json', 'nothing but the JSON line', false)
-    .addHelpText(
-      'after',
-      examples(`maskroute bench ${name}${name === 'ranks' ? ' --data chats.jsonl' : ''} --json`),
-    );
+    .addHelpText('after', examples(`maskroute bench ${name}${ARGUMENTS[name] ?? ''} --json`));
 
 /** Measures, and prints what was found; what is said meanwhile is for people. */
 async function told<T extends object>(

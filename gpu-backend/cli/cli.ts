@@ -12,10 +12,12 @@ import { addEvaluationCommand } from './evaluate-command.ts';
 import { addLearnCommands } from './learn-command.ts';
 import { addModelCommands } from './model-command.ts';
 import { addPublishCommands, addRegisterCommand } from './publish-command.ts';
+import { addScheduleCommands } from './schedule-command.ts';
 import { addServeCommand } from './serve-command.ts';
 import { addStatusCommands } from './status-command.ts';
 import { addSurrogatesCommand } from './surrogates-command.ts';
 import { becomeJob, examples } from './terminal.ts';
+import { addWorkCommand } from './work-command.ts';
 
 const USAGE_EXIT = 2;
 
@@ -37,10 +39,12 @@ export const program = new Command('maskroute')
 
 addModelCommands(program);
 addLearnCommands(program);
+addWorkCommand(program);
 addSurrogatesCommand(program);
 addEvaluationCommand(program);
 addPublishCommands(program);
 addStatusCommands(program);
+addScheduleCommands(program);
 addRegisterCommand(program);
 // The backend's jobs are commands of this same file.
 addServeCommand(program, import.meta.filename);

@@ -77,7 +77,7 @@ export function addEvaluationCommand(program: Command): void {
       [],
     )
     .option('--surrogate <which>', `${SURROGATE_CHOICES.join(', ')} surrogates`, surrogateChoice, 'auto')
-    .option('--encoder <name>', "a set's encoder, where it is not the static one that ships")
+    .option('--encoder <name>', "a set's encoder, where it is not the static encoder that ships")
     .option('--no-equal-time', 'without the comparison at equal time')
     .option('--tasks <file...>', TASKS_HELP, [])
     .option('--task-limit <questions>', 'the first so many of each task file', wholeNumber(1), 100)

@@ -24,6 +24,7 @@ import {
   part,
   wholeNumber,
 } from './terminal.ts';
+import { journalFolder, journalOption, queueOption } from './work-command.ts';
 
 const CLUSTER_COUNT_MAX = 256;
 const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
@@ -48,6 +49,8 @@ type LearnFlags = {
   readonly name?: string;
   readonly rows?: number;
   readonly seed?: number;
+  readonly queue?: string;
+  readonly journal?: string;
   readonly json: boolean;
 };
 
@@ -84,7 +87,7 @@ export function addLearnCommands(program: Command): void {
     )
     .option(
       '--context <tokens>',
-      `with --cost time: tokens before the one that is timed (default: ${CONTEXT_TOKENS})`,
+      `with --cost time: tokens before the timed token (default: ${CONTEXT_TOKENS})`,
       wholeNumber(1),
     )
     .option('--attention <range>', 'attention blocks to leave out: 7, 4-9, or -9', countRange)
@@ -118,6 +121,8 @@ export function addLearnCommands(program: Command): void {
     .option('--quick', 'a first set with much less work: less text, few exchanges, one turn', false)
     .addOption(deviceOption())
     .option('--seed <number>', 'equal seeds give equal sets', wholeNumber(0))
+    .addOption(queueOption('hands the work to whoever runs maskroute work (default: it is done here)'))
+    .addOption(journalOption())
     .option(...JSON_OPTION)
     .addHelpText(
       'after',
@@ -148,18 +153,20 @@ export function addLearnCommands(program: Command): void {
     .action((flags: DistillFlags) => interruptible((signal) => runDistill(flags, signal)));
 }
 
-const STAGE_LINES = { read: 'Reading the data', embed: 'Embedding the prompts' };
+const STAGE_LINES = { read: 'reading the data', embed: 'embedding the prompts and clustering them' };
 
 async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const { learn, MASK_SET_FILE } = await import('../learning/learn.ts');
   const { openInstalled } = await import('../model/store.ts');
   const home = maskrouteHome();
   const reporter = createReporter();
+  checkJournal(flags);
   const model = await openInstalled(home, flags.model);
   checkSparsity(flags, 2 * model.manifest.config.layerCount);
   checkContext(flags);
   const device = await chosenDevice(flags.device);
-  if (device.kind !== 'cpu') reporter.log(whereLearningComputes(device));
+  if (device.kind !== 'cpu') reporter.log(whereLearningComputes(device, flags.queue !== undefined));
+  await sayForecast(model, flags, reporter);
   const options = {
     model,
     surrogates: await surrogatesFor(model, flags.surrogate),
@@ -174,10 +181,14 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     name: flags.name ?? path.basename(path.resolve(flags.out)),
     effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
     ...{ rowsMax: flags.rows, seed: flags.seed, signal },
+    openUnits: await unitsFor(flags, home, reporter.log),
     onProgress(progress: LearnProgress) {
-      if (!('done' in progress)) return reporter.log(STAGE_LINES[progress.stage]);
-      const { stage, done, total, group } = progress;
-      reporter.update(stage, done, total, group === undefined ? '' : `group ${group}`);
+      const { number, count } = progress.at;
+      if (!('done' in progress))
+        return reporter.log(`stage ${number} of ${count}, ${STAGE_LINES[progress.stage]}`);
+      const { stage, done, total, unit, group, work } = progress;
+      const detail = group === undefined ? '' : `group ${group + 1}`;
+      reporter.update(stage, done, total, detail, { unit, work, stage: `stage ${number} of ${count}` });
     },
   };
   try {
@@ -194,9 +205,29 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   }
 }
 
-/** Gradients need operators that ONNX Runtime has for the processor alone. */
-const whereLearningComputes = (device: Device): string =>
-  `Masks are run and timed on ${deviceName(device)}; gradients, losses and the dense model's targets are computed on the processor.`;
+/** Gradients need operators that ONNX Runtime has for the processor alone; machines that take work from a queue have their own. */
+const whereLearningComputes = (device: Device, isQueued: boolean): string =>
+  isQueued
+    ? `Blocks are timed on ${deviceName(device)}; all else is computed by those who take the work.`
+    : `Masks are scored and timed on ${deviceName(device)}; gradients, losses and the dense model's targets are computed on the processor.`;
+
+/** Clusters that `auto` may come to, for a forecast. */
+const AUTO_CLUSTERS = 8;
+
+/** What the run will take, before it takes it. */
+async function sayForecast(
+  { manifest: { config, weights } }: InstalledModel,
+  flags: LearnFlags,
+  { log }: { log(line: string): void },
+): Promise<void> {
+  const { forecastLearning, forecastLines, measurePace } = await import('../learning/forecast.ts');
+  const clusters = flags.clusters === 'auto' ? AUTO_CLUSTERS : Math.max(...flags.clusters);
+  const pace = await measurePace(availableParallelism());
+  const of = (effort: typeof LEARN_EFFORT) => forecastLearning(config, weights, effort, clusters, pace);
+  const quick = of(QUICK_EFFORT);
+  for (const line of forecastLines(flags.quick ? quick : of(LEARN_EFFORT), flags.quick ? undefined : quick))
+    log(line);
+}
 
 async function runSweep(
   options: Omit<LearnOptions, 'clusterCount' | 'sharedState'>,
@@ -250,6 +281,13 @@ async function showSharing({ headroom, reason }: NonNullable<LearnReport['sharin
   if (reason !== null) console.log(`All clusters share one mask: ${reason}.`);
 }
 
+/** Undefined: this process computes. */
+async function unitsFor({ queue, journal }: LearnFlags, home: string, say: (line: string) => void) {
+  if (queue === undefined) return undefined;
+  const { openQueuedUnits } = await import('../learning/units/queued-units.ts');
+  return openQueuedUnits({ url: queue, journal: journalFolder(home, journal), say });
+}
+
 /** The installed table by default. @throws MaskrouteError `invalid_argument` when it is asked for and not there. */
 async function surrogatesFor(model: InstalledModel, wanted: boolean | undefined) {
   if (wanted === false) return undefined;
@@ -269,6 +307,12 @@ function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void
     'invalid_argument',
     `A sparsity of ${sparsity} is less than half a block of ${blockCount}: no mask would leave anything out.`,
   );
+}
+
+/** @throws MaskrouteError `invalid_argument` when it would do nothing. */
+function checkJournal({ queue, journal }: LearnFlags): void {
+  if (journal === undefined || queue !== undefined) return;
+  throw new MaskrouteError('invalid_argument', '--journal is for --queue, whose workers write there.');
 }
 
 /** @throws MaskrouteError `invalid_argument` when it would do nothing. */

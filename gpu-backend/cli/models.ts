@@ -6,7 +6,14 @@ import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BATCHED_MODEL_FILE } from '../model/emit.ts';
-import { findImported, importModel, isHeldSo, type LocalModel, type Weights } from '../model/import-model.ts';
+import {
+  describeLocal,
+  findImported,
+  importModel,
+  isHeldSo,
+  type LocalModel,
+  type Weights,
+} from '../model/import-model.ts';
 import { installSurrogates } from '../model/install-surrogates.ts';
 import type { ImportHooks, WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../model/sources/default-model.ts';
@@ -65,19 +72,23 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
   const spec = await parseModelSpec(specText);
   const plainName = nameOfSpec(spec);
   const name = weights === 'q8' ? plainName : `${plainName}-${weights}`;
-  const origin = weights === 'q4' ? await originOf(data) : undefined;
-  const asWanted = (model: InstalledModel | undefined) =>
+  const given = weights === 'q4' ? await originOf(data) : undefined;
+  const asWanted = (model: InstalledModel | undefined, origin: string | undefined) =>
     model && !force && isHeldSo(model.manifest, weights, origin) ? model : undefined;
   // The default model is asked for at every start: when it is there, neither the network nor the lock is needed.
   // Whichever source it was taken from counts.
   const present = async () =>
     plainName === DEFAULT_MODEL
-      ? asWanted(await openInstalled(home, name).catch(() => undefined))
+      ? asWanted(await openInstalled(home, name).catch(() => undefined), given)
       : undefined;
   const imported = async () => {
     const local = await fetchModel(spec, home, options);
-    const same = asWanted(await findImported(local, { ...options, name }));
+    const isPlain =
+      weights === 'q4' && data.length === 0 && (await describeLocal(local)).weightCount > BY_TEXT_WEIGHTS_MAX;
+    const origin = isPlain ? PLAIN_ORIGIN : given;
+    const same = asWanted(await findImported(local, { ...options, name }), origin);
     if (same !== undefined) return same;
+    if (isPlain) options.log(PLAIN_HINT);
     const held = await heldAs(local, plainName, origin, options);
     return importModel(local, { ...options, name, weights: held });
   };
@@ -89,6 +100,14 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
 /* The text that four bits are measured on. */
 
 const OWN_TEXT_SEED = 1;
+/**
+ * Larger models are rounded plainly unless there is data: rounding costs them little, and choosing codes by text takes hours
+ * and a byte of memory a weight.
+ */
+const BY_TEXT_WEIGHTS_MAX = 1e9;
+const PLAIN_ORIGIN = 'none: rounded plainly';
+const PLAIN_HINT =
+  'Four bits are rounded plainly, as the model is large. With --data FILE they are chosen by what they do to your text, which takes hours.';
 
 /** What a manifest calls the text. @throws MaskrouteError `invalid_data` when a file cannot be read. */
 async function originOf(data: readonly string[]): Promise<string> {
@@ -110,6 +129,7 @@ async function heldAs(
 ): Promise<Weights> {
   const { weights, home, data = [], signal } = options;
   if (weights !== 'q4') return { kind: weights };
+  if (origin === PLAIN_ORIGIN) return { kind: 'q4', origin, text: undefined };
   const { readCalibrationText, writeOwnText } = await import('../learning/data/calibration-text.ts');
   const threads = availableParallelism();
   const text = await withEightBits(local, plainName, home, options, (model) => {
@@ -121,7 +141,7 @@ async function heldAs(
   return { kind: 'q4', origin: origin!, text, threads };
 }
 
-/** `use` gets the model at eight bits: the one that is installed, or one that is made for the purpose. */
+/** `use` gets the model at eight bits: the installed model, or another that is made for the purpose. */
 async function withEightBits<T>(
   local: LocalModel,
   plainName: string,

@@ -11,13 +11,15 @@ const BACKEND_PORT = 8080;
 const ENVIRONMENT = `
 Environment:
   MASKROUTE_BACKEND_KEY  the key that callers hold, or that the edge signs its tokens with (required)
-  MASKROUTE_BACKEND_KEY_2  a second one that is taken too, while the first is rotated
+  MASKROUTE_BACKEND_KEY_2  a second key, taken too while the first is rotated
   BACKEND_PORT           ${BACKEND_PORT} unless given; 0 for any free one
   BACKEND_HOST           127.0.0.1 unless given; 0.0.0.0 for every network
   MASKROUTE_BACKEND_URL  the address by which the edge calls this backend; tokens for others are refused then
   MASKROUTE_EDGE_URL     where unknown masks are fetched; without it, where the edge's EDGE_URL says
   MASKROUTE_METRICS_KEY  the key that reads /metrics and nothing else; without it only the backend key does
   MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
+  MASKROUTE_QUEUE      redis://host:port, where jobs hand their work to maskroute work; without it they do it here
+  MASKROUTE_JOURNAL    the folder that those workers write to
   MASKROUTE_CACHE_TOKENS  room for keys and values of requests that run, in tokens; 8 times the model's context unless given
   MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
   OTEL_EXPORTER_OTLP_ENDPOINT  a collector of traces (http/protobuf); without it none are made

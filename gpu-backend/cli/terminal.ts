@@ -107,9 +107,22 @@ export function portFrom(name: string, preset: number): number {
 
 /* Progress. */
 
+/** What is left of a pipeline whose stages are known beforehand. */
+type WholeRun = {
+  /** Where the stage stands among all, such as `stage 3 of 8`. */
+  readonly stage: string;
+  /** What the stage counts. */
+  readonly unit: string;
+  /** Of all stages, in one unit; `known` of it was done by an earlier run. */
+  readonly work: { readonly done: number; readonly total: number; readonly known: number };
+};
+
 export type Reporter = {
-  /** Of a long pipeline: `done` of `total`; a new `stage` ends the one before. */
-  update(stage: string, done: number, total: number, detail?: string): void;
+  /**
+   * Of a long pipeline: `done` of `total`; a new `stage` ends the one before. The time left is the whole run's where that
+   * is known, else the stage's.
+   */
+  update(stage: string, done: number, total: number, detail?: string, run?: WholeRun): void;
   /** Of a download and an import. */
   onProgress(progress: ImportProgress): void;
   /** A line of text that does not tear the bar. */
@@ -121,12 +134,13 @@ export type Reporter = {
  * With `MASKROUTE_PROGRESS=json` a pipeline's progress goes to standard output, as lines for the backend that runs it:
  * `{"progress": {"stage", "done", "total", "left_s", "detail"}}`.
  */
-export function createReporter(out: NodeJS.WriteStream = process.stderr): Reporter {
-  const people = out.isTTY ? bars(out) : lines(out);
+export function createReporter(out: NodeJS.WriteStream = process.stderr, clock: Clock = now): Reporter {
+  const people = out.isTTY ? bars(out, clock) : lines(out, clock);
   const asJson = process.env.MASKROUTE_PROGRESS === 'json';
-  const pipeline = asJson ? jsonLines((line) => process.stdout.write(line)) : people;
+  const pipeline = asJson ? jsonLines((line) => process.stdout.write(line), clock) : people;
   return {
-    update: (stage, done, total, detail = '') => pipeline.show(pipelineStep(stage, done, total, detail)),
+    update: (stage, done, total, detail = '', run) =>
+      pipeline.show(pipelineStep(stage, done, total, detail, run)),
     onProgress: (progress) => people.show(importStep(progress)),
     log(line) {
       people.stop();
@@ -143,7 +157,8 @@ type Step = {
   /** Undefined while it is not known. */
   readonly total: number | undefined;
   readonly detail: string;
-  /** What cli-progress fills in. */
+  readonly run?: WholeRun | undefined;
+  /** What cli-progress fills in; `left` is the time left. */
   readonly bar: string;
   /** How many lines of a log file the stage gets. */
   readonly lines: number;
@@ -153,15 +168,20 @@ type Step = {
 
 type Display = { show(step: Step): void; stop(): void };
 
-const pipelineStep = (stage: string, done: number, total: number, detail: string): Step => ({
-  ...{ stage, done, total, detail },
-  bar: `${stage.padEnd(10)} {bar} {value} of {total} · {eta_formatted} left {detail}`,
-  lines: 20,
-  line(_, left_s) {
-    const left = left_s === undefined ? '' : `, ${duration(left_s)} left`;
-    return `${stage}: ${done} of ${total}${left}${detail === '' ? '' : ` (${detail})`}`;
-  },
-});
+function pipelineStep(stage: string, done: number, total: number, detail: string, run?: WholeRun): Step {
+  const title = run === undefined ? stage : `${run.stage}, ${stage}`;
+  const unit = run === undefined ? '' : ` ${run.unit}`;
+  const whole = run === undefined ? '' : ' in all';
+  return {
+    ...{ stage: title, done, total, detail, run },
+    bar: `${title.padEnd(10)} {bar} {value} of {total}${unit}{left} {detail}`,
+    lines: 20,
+    line(_, left_s) {
+      const left = left_s === undefined ? '' : `, ${duration(left_s)} left${whole}`;
+      return `${title}: ${done} of ${total}${unit}${left}${detail === '' ? '' : ` (${detail})`}`;
+    },
+  };
+}
 
 const TITLES: Readonly<Record<ImportPhase, string>> = {
   download: 'Downloading',
@@ -179,13 +199,14 @@ function importStep({ phase, done, total, unit }: ImportProgress): Step {
     ...{ done, total, detail },
     // Once its length is known, it is another bar.
     stage: total === undefined ? `${title} …` : title,
-    bar: `${title.padEnd(12)} {bar} {percentage}%{detail} · {eta_formatted}`,
+    bar: `${title.padEnd(12)} {bar} {percentage}%{detail}{left}`,
     lines: 10,
     line: (nth) => `${title} ${total === undefined ? '…' : `${10 * nth}%`}${detail}`,
   };
 }
 
-function bars(out: NodeJS.WriteStream): Display {
+function bars(out: NodeJS.WriteStream, clock: Clock): Display {
+  const estimate = createEstimate(clock);
   let bar: SingleBar | undefined;
   let shown: string | undefined;
   const stop = () => {
@@ -194,30 +215,35 @@ function bars(out: NodeJS.WriteStream): Display {
     shown = undefined;
   };
   return {
-    show({ stage, done, total, detail, bar: format }) {
+    show(step) {
+      const { stage, done, total, run, bar: format } = step;
+      const { left_s } = estimate(step);
+      const left =
+        left_s === undefined ? '' : ` · ${duration(left_s)} left${run === undefined ? '' : ' in all'}`;
+      const payload = { detail: step.detail, left };
       if (stage !== shown) {
         stop();
         shown = stage;
         // A bar of unknown length says nothing; its title alone does.
         if (total === undefined) out.write(`${stage}\n`);
         else {
-          bar = new SingleBar({ stream: out, format, barsize: 30, etaBuffer: 20 }, Presets.shades_classic);
-          bar.start(total, done, { detail });
+          bar = new SingleBar({ stream: out, format, barsize: 30 }, Presets.shades_classic);
+          bar.start(total, done, payload);
         }
       }
       if (total !== undefined) bar?.setTotal(total);
-      bar?.update(done, { detail });
+      bar?.update(done, payload);
     },
     stop,
   };
 }
 
-function lines(out: NodeJS.WriteStream): Display {
-  const pace = createPace();
+function lines(out: NodeJS.WriteStream, clock: Clock): Display {
+  const estimate = createEstimate(clock);
   let told = -1;
   return {
     show(step) {
-      const { isNew, left_s } = pace(step);
+      const { isNew, left_s } = estimate(step);
       const { done, total, lines } = step;
       const nth = total ? Math.floor((lines * done) / total) : lines;
       if (!isNew && nth === told) return;
@@ -231,14 +257,14 @@ function lines(out: NodeJS.WriteStream): Display {
 /** How often at most a program hears of the same stage; it hears of every stage's begin and end. */
 const JSON_EVERY_ms = 250;
 
-function jsonLines(write: (line: string) => void): Display {
-  const pace = createPace();
+function jsonLines(write: (line: string) => void, clock: Clock): Display {
+  const estimate = createEstimate(clock);
   let said_ms = Number.NEGATIVE_INFINITY;
   return {
     show(step) {
-      const { isNew, left_s = null } = pace(step);
+      const { isNew, left_s = null } = estimate(step);
       const { stage, done, total = done, detail } = step;
-      const now_ms = performance.now();
+      const now_ms = clock();
       if (!isNew && done < total && now_ms - said_ms < JSON_EVERY_ms) return;
       said_ms = now_ms;
       write(`${JSON.stringify({ progress: { stage, done, total, left_s, detail } })}\n`);
@@ -247,16 +273,68 @@ function jsonLines(write: (line: string) => void): Display {
   };
 }
 
-/** Tells of each step whether it begins a stage, and the seconds left at the stage's pace so far. */
-function createPace() {
-  let current = { stage: '', start_ms: 0, startDone: 0 };
-  return ({ stage, done, total = done }: Step) => {
-    const now_ms = performance.now();
-    const isNew = stage !== current.stage;
-    if (isNew) current = { stage, start_ms: now_ms, startDone: done };
-    const left_s = secondsLeft(now_ms - current.start_ms, done - current.startDone, total - done);
-    return { isNew, left_s };
+/** Milliseconds that only grow. */
+type Clock = () => number;
+const now: Clock = () => performance.now();
+
+/** Before so much of it is done, nothing is said of the time that a whole run takes. */
+const FIRST_ESTIMATE = { part: 0.01, after_ms: 5000 };
+/** So long without a step, and so many times the usual. */
+const PAUSE = { least_ms: 60_000, steps: 20 };
+/** A correction is spread over so much time at least, and over so much of what is left. */
+const CORRECTION = { least_s: 20, part: 0.25 };
+
+/**
+ * Tells of each step whether it begins a stage, and the seconds left. What was done by an earlier run says nothing of the
+ * pace. The estimate of a whole run does not jump: what is new about it is added bit by bit.
+ */
+export function createEstimate(clock: Clock) {
+  const stepClock = withoutPauses(clock);
+  let stage: string | undefined;
+  let from = { at_ms: 0, done: 0 };
+  let said: { left_s: number; at_ms: number } | undefined;
+  return ({ stage: next, done, total = done, run }: Pick<Step, 'stage' | 'done' | 'total' | 'run'>) => {
+    const at_ms = stepClock();
+    const isNew = next !== stage;
+    const work = run?.work ?? { done, total, known: 0 };
+    // Work that is less than before is another run's.
+    const isFirst = stage === undefined || (isNew && run === undefined) || work.done < from.done;
+    stage = next;
+    if (isFirst || work.known > from.done) {
+      from = { at_ms, done: isFirst ? work.done : work.known };
+      said = undefined;
+    }
+    const [took_ms, did] = [at_ms - from.at_ms, work.done - from.done];
+    const left_s = secondsLeft(took_ms, did, work.total - work.done);
+    if (run === undefined || left_s === undefined) return { isNew, left_s };
+    if (took_ms < FIRST_ESTIMATE.after_ms || did < FIRST_ESTIMATE.part * work.total)
+      return { isNew, left_s: undefined };
+    said = { left_s: said === undefined ? left_s : follow(said, left_s, at_ms), at_ms };
+    return { isNew, left_s: Math.round(said.left_s) };
   };
+}
+
+/** On this clock no time passes while a machine sleeps or a process is stopped. It is to be asked once a step. */
+function withoutPauses(clock: Clock): Clock {
+  let [paused_ms, usual_ms] = [0, 0];
+  let last_ms: number | undefined;
+  return () => {
+    const step_ms = clock() - paused_ms - (last_ms ?? clock() - paused_ms);
+    const isPause = step_ms > Math.max(PAUSE.least_ms, PAUSE.steps * usual_ms);
+    if (isPause) paused_ms += step_ms;
+    // The second such step in a row is no pause: the machine is slow.
+    usual_ms = isPause ? step_ms : (usual_ms + step_ms) / 2;
+    last_ms = clock() - paused_ms;
+    return last_ms;
+  };
+}
+
+/** What was said, less the time that has passed, and a part of what the new figure differs by. */
+function follow(said: { left_s: number; at_ms: number }, left_s: number, at_ms: number): number {
+  const passed_s = (at_ms - said.at_ms) / 1000;
+  const expected_s = Math.max(0, said.left_s - passed_s);
+  const over_s = Math.max(CORRECTION.least_s, CORRECTION.part * expected_s);
+  return expected_s + (left_s - expected_s) * (1 - Math.exp(-passed_s / over_s));
 }
 
 /** At the pace so far; undefined while nothing is known about it. */
@@ -265,10 +343,14 @@ export function secondsLeft(took_ms: number, done: number, remaining: number): n
   return Math.round((took_ms / 1000 / done) * remaining);
 }
 
-export function duration(seconds: number): string {
+/** The longer, the fewer digits. */
+export function duration(exact_s: number): string {
+  const step_s = exact_s >= 600 ? 60 : exact_s >= 120 ? 10 : 1;
+  const seconds = step_s * Math.round(exact_s / step_s);
   const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor((seconds % 3600) / 60)];
   if (hours > 0) return `${hours} h ${minutes} min`;
-  return minutes > 0 ? `${minutes} min ${seconds % 60} s` : `${seconds} s`;
+  if (minutes === 0) return `${seconds} s`;
+  return seconds % 60 === 0 ? `${minutes} min` : `${minutes} min ${seconds % 60} s`;
 }
 
 export const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;

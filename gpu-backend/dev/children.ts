@@ -20,6 +20,8 @@ type ChildOptions<Config> = {
 
 export type Supervised = {
   readonly url: string;
+  /** Undefined while it is down. */
+  readonly pid: () => number | undefined;
   /** See {@link Child}. A child that is down has nothing to drain. */
   drain(limit_ms: number): Promise<void>;
   stop(limit_ms: number): Promise<void>;
@@ -67,6 +69,7 @@ export async function supervise<Config extends { readonly port: number }>(
   const kept = keepRunning();
   return {
     url,
+    pid: () => child?.pid,
     async drain(limit_ms) {
       await child?.drain(limit_ms);
     },

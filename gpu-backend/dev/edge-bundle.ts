@@ -15,10 +15,13 @@ import type { EdgeConfig } from './edge-config.ts';
 export const DOOR = 'door';
 
 /** @throws MaskrouteError `start_failed` with what the build command said. */
-export async function bundleEdge(config: EdgeConfig, projectFolder: string): Promise<string> {
+export async function bundleEdge(
+  config: EdgeConfig,
+  { projectFolder, around }: { readonly projectFolder: string; readonly around?: string },
+): Promise<string> {
   await runBuild(config.buildCommand, projectFolder);
   const { outputFiles } = await build({
-    stdin: { contents: mainModule(config), resolveDir: projectFolder },
+    stdin: { contents: mainModule(config, around), resolveDir: projectFolder },
     bundle: true,
     write: false,
     format: 'esm',
@@ -35,11 +38,12 @@ export async function bundleEdge(config: EdgeConfig, projectFolder: string): Pro
 const DRAINABLE = fileURLToPath(new URL('./drainable.ts', import.meta.url));
 
 /** The worker, made drainable, under both names by which Miniflare calls it. */
-const mainModule = ({ entry, worker }: EdgeConfig): string => `
+const mainModule = ({ entry, worker }: EdgeConfig, around: string | undefined): string => `
 export * from ${JSON.stringify(entry)};
 import worker from ${JSON.stringify(entry)};
+${around === undefined ? 'const around = (worker) => worker;' : `import around from ${JSON.stringify(around)};`}
 import { drainable } from ${JSON.stringify(DRAINABLE)};
-const local = drainable(worker, ${JSON.stringify(Object.keys(worker.queueProducers))});
+const local = drainable(around(worker), ${JSON.stringify(Object.keys(worker.queueProducers))});
 export { local as default, local as ${DOOR} };
 `;
 

@@ -21,6 +21,8 @@ export type EdgeOptions = {
   readonly port: number;
   /** Beside what wrangler.toml declares: `BACKEND_URL` and the secrets. */
   readonly bindings: Record<string, string>;
+  /** A module whose default export takes the worker and gives another in its place, for trying out what a bad day brings. */
+  readonly around?: string;
 };
 
 export type Edge = {
@@ -35,12 +37,12 @@ export type Edge = {
  * The young generation begins at 16 MB instead of 1: with what one request leaves it fills every few thousand requests
  * rather than every few hundred, and the slowest one in a hundred, which waits for a collection, takes half as long.
  */
-const V8_FLAGS = '--min-semi-space-size=16 --max-semi-space-size=32';
+export const V8_FLAGS = '--min-semi-space-size=16 --max-semi-space-size=32';
 
 /** Listens on the loopback interface only. @throws MaskrouteError `port_in_use`, `start_failed`. */
 export async function startEdge(options: EdgeOptions): Promise<Edge> {
   const config = await readEdgeConfig(options.projectFolder);
-  const script = await bundleEdge(config, options.projectFolder);
+  const script = await bundleEdge(config, options);
   const network = await backendNetwork();
   process.env.MINIFLARE_WORKERD_V8_FLAGS ??= V8_FLAGS;
   const front = await openFront(options.port).catch((error: NodeJS.ErrnoException) => {

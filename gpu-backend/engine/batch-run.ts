@@ -40,6 +40,32 @@ export async function runBatch(
   if (inputs.length > BATCH_PLACES)
     throw new RangeError(`${inputs.length} sequences for ${BATCH_PLACES} places`);
   for (const { cache, tokenIds } of inputs) cache.reserve(tokenIds.length);
+  const logits: Float32Array[] = [];
+  for (const some of runsOf(inputs, shape.contextTokens))
+    logits.push(...(await runOnce(session, shape, some)));
+  return logits;
+}
+
+/** ONNX Runtime's rotary embedding takes as many rows as its table has positions: more of them are computed in several runs. */
+function runsOf(inputs: readonly HostInput[], rowsMax: number): HostInput[][] {
+  const runs: HostInput[][] = [];
+  let rows = Number.POSITIVE_INFINITY;
+  for (const input of inputs) {
+    rows += input.tokenIds.length;
+    if (rows <= rowsMax) runs.at(-1)!.push(input);
+    else {
+      runs.push([input]);
+      rows = input.tokenIds.length;
+    }
+  }
+  return runs;
+}
+
+async function runOnce(
+  session: Session,
+  shape: CacheShape,
+  inputs: readonly HostInput[],
+): Promise<Float32Array[]> {
   const rows = placeRows(inputs);
   const feeds = { ...tokenFeeds(inputs, rows), ...maskFeeds(session, shape.layerCount, inputs, rows) };
   const fetches: Fetches = { logits: null };
@@ -133,22 +159,37 @@ function bindCaches(feeds: Feeds, fetches: Fetches, shape: CacheShape, inputs: r
   // Fed where nobody stands.
   const empty = tensor('f32', new Float32Array(shape.width), [1, 1, shape.width]);
   const pasts = inputs.map(({ cache, tokenIds }) => cache.past(tokenIds.length));
-  for (let layer = 0; layer < shape.layerCount; layer++) {
-    const present = [...inputs.keys()].filter((i) => runs(inputs[i]!, 2 * layer));
-    for (let place = 0; place < BATCH_PLACES; place++) {
-      const i = present[place];
-      KEY_AND_VALUE.forEach((name, which) => {
-        const of = `${name}_${layer}_${place}`;
-        feeds[`past_${of}`] = i === undefined ? empty : pasts[i]![2 * layer + which]!;
-        if (i === undefined) return;
-        const { cache, tokenIds } = inputs[i]!;
-        fetches[`new_${of}`] = cache.newRows(2 * layer + which, tokenIds.length);
-      });
-    }
-    if (inputs.some((one) => !runs(one, 2 * layer) && writesSkipped(one))) {
-      for (const name of KEY_AND_VALUE) fetches[`kept_${name}_${layer}`] = null;
-    }
+  const names = cacheNames(shape.layerCount);
+  for (let buffer = 0; buffer < 2 * shape.layerCount; buffer++) {
+    const layer = buffer >> 1;
+    let place = 0;
+    inputs.forEach((input, i) => {
+      if (!runs(input, 2 * layer)) return;
+      const { past, fresh } = names[buffer]![place++]!;
+      feeds[past] = pasts[i]![buffer]!;
+      fetches[fresh] = input.cache.newRows(buffer, input.tokenIds.length);
+    });
+    for (; place < BATCH_PLACES; place++) feeds[names[buffer]![place]!.past] = empty;
+    if (inputs.some((one) => !runs(one, 2 * layer) && writesSkipped(one)))
+      fetches[`kept_${KEY_AND_VALUE[buffer % 2]}_${layer}`] = null;
   }
+}
+
+type CacheNames = readonly (readonly { readonly past: string; readonly fresh: string }[])[];
+const knownNames = new Map<number, CacheNames>();
+
+/** For each buffer of a cache and each place: what feeds and fetches are called. Hundreds of them, so they are made once. */
+function cacheNames(layerCount: number): CacheNames {
+  const known = knownNames.get(layerCount);
+  if (known !== undefined) return known;
+  const made = Array.from({ length: 2 * layerCount }, (_, buffer) =>
+    Array.from({ length: BATCH_PLACES }, (_, place) => {
+      const of = `${KEY_AND_VALUE[buffer % 2]}_${buffer >> 1}_${place}`;
+      return { past: `past_${of}`, fresh: `new_${of}` };
+    }),
+  );
+  knownNames.set(layerCount, made);
+  return made;
 }
 
 const KEY_AND_VALUE = ['k', 'v'] as const;

@@ -200,7 +200,7 @@ export class EngineLoop {
     };
   }
 
-  /** When a step fails, each of its requests is run again alone: one that makes the engine fail takes no other along. */
+  /** When a step fails, each of its requests is run again alone: whichever makes the engine fail takes no other along. */
   async #run(work: readonly Work[]): Promise<void> {
     try {
       const logits = await this.#runner.runMany(work.map(({ input }) => input));

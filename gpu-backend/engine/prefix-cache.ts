@@ -118,7 +118,7 @@ export class PrefixCache {
     if (this.#trees.get(key)!.followers.size === 0) this.#trees.delete(key);
   }
 
-  /** The memory of a page that gave way, undefined for new memory, or `none` when the one that comes has to give way itself. */
+  /** The memory of a page that gave way, undefined for new memory, or `none` when the new page has to give way itself. */
   #room(tenant: string, now_ms: number, behind: Tree): Float32Array | undefined | 'none' {
     if (this.#pages.size < this.pagesMax) return undefined;
     const victim = this.#victim(tenant, now_ms, behind);

@@ -71,7 +71,7 @@ class GrammarThreads implements Grammars {
   #trial: GrammarThread | undefined;
   /** The thread of all quick grammars. */
   #shared: GrammarThread | undefined;
-  /** Those of slow grammars, by key; the one that was used last stands last. */
+  /** Those of slow grammars, by key; the last used stands last. */
   readonly #slow = new Map<string, GrammarThread>();
   readonly #quick = new LRUCache<string, true>({ max: KNOWN_MAX });
   /** The tenant of each grammar that waits to be tried. */
@@ -121,7 +121,7 @@ class GrammarThreads implements Grammars {
     const { waitingMax, waitingOfOneMax } = this.#limits;
     const own = this.#waiting.filter((one) => one === tenant).length;
     if (this.#waiting.length >= waitingMax || own >= waitingOfOneMax)
-      throw new MaskrouteError('queue_full', 'Too many new schemas wait to be read already.', {
+      throw new MaskrouteError('queue_full', 'Too many new schemas are waiting already.', {
         retryAfter_s: 1,
       });
     this.#waiting.push(tenant);
@@ -160,12 +160,12 @@ class GrammarThreads implements Grammars {
     this.#slow.set(key, trial);
   }
 
-  /** For one more slow grammar, in place of one that no answer uses. */
+  /** For another slow grammar, in place of a grammar that no answer uses. */
   #makeRoom(): void {
     if (this.#slow.size < this.#limits.slowMax) return;
     const idle = [...this.#slow].find(([, thread]) => thread.sessions === 0);
     if (idle === undefined)
-      throw new MaskrouteError('queue_full', 'Too many answers with schemas of great cost are under way.', {
+      throw new MaskrouteError('queue_full', 'Too many answers with costly schemas are under way.', {
         retryAfter_s: 5,
       });
     this.#slow.delete(idle[0]);

@@ -48,7 +48,7 @@ type SchemaObject = Readonly<Record<string, unknown>>;
 /** Where in the schema, as a JSON pointer without `#`. */
 type Path = string;
 
-/** They say nothing of which values are valid. */
+/** They do not say which values are valid. */
 const ANNOTATIONS = new Set([
   ...[
     'title',

@@ -5,7 +5,13 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type CreateJob, isFinished, JOBS_WAITING_MAX, type Job } from '../../shared/admin/job-wire.ts';
+import {
+  type CreateJob,
+  isFinished,
+  JOBS_WAITING_MAX,
+  type Job,
+  type JobRequest,
+} from '../../shared/admin/job-wire.ts';
 import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { JobData } from './job-data.ts';
@@ -74,12 +80,25 @@ export class Jobs {
 
   /**
    * Requests that come together are taken one after the other, so that the line's bound holds for all of them.
+   * @param schedule that asks for it, if any.
    * @throws MaskrouteError `queue_full`, and what {@link JobData.files} throws.
    */
-  create(request: CreateJob): Promise<Job> {
-    const created = this.#creating.then(() => this.#create(request));
+  create(request: CreateJob, schedule: string | null = null): Promise<Job> {
+    const created = this.#creating.then(() => this.#create(request, schedule));
     this.#creating = created.catch(() => {});
     return created;
+  }
+
+  /** One that could not even begin, for those who look for it. */
+  async createFailed(request: JobRequest, schedule: string, error: string): Promise<Job> {
+    const job = newJob(request, schedule);
+    const finished_at = job.created_at;
+    const failed: Job = { ...job, status: 'failed', error, finished_at };
+    await this.#store.save(failed);
+    this.#tell(failed);
+    this.#options.note('a job failed', { job: job.id, reason: error });
+    await this.#forgetOldest();
+    return failed;
   }
 
   /** Ends it if it has not ended. @throws MaskrouteError `not_found`. */
@@ -142,15 +161,15 @@ export class Jobs {
 
   /* How a job comes into being. */
 
-  async #create(request: CreateJob): Promise<Job> {
+  async #create(request: CreateJob, schedule: string | null): Promise<Job> {
     const waiting = [...this.#jobs.values()].filter(({ status }) => status === 'waiting').length;
     if (waiting >= JOBS_WAITING_MAX) {
       const message = `${JOBS_WAITING_MAX} jobs are waiting already.`;
       throw new MaskrouteError('queue_full', message, { retryAfter_s: 60 });
     }
     await this.data.files(request);
-    const id = `job_${randomBytes(12).toString('hex')}`;
-    const job = newJob(id, request, this.#options.model);
+    const job = newJob(withDefaults(request, this.#options.model), schedule);
+    const { id } = job;
     await mkdir(this.#store.folderOf(id), { recursive: true, mode: 0o700 });
     if (request.publish !== undefined) {
       const sealed = seal(request.publish.admin_key, this.#options.backendKey, id);
@@ -284,18 +303,19 @@ export class Jobs {
   }
 }
 
-/** `model`: for a request that names none. */
-const newJob = (id: string, { publish, ...request }: CreateJob, model: string): Job => ({
-  id,
+const newJob = (request: JobRequest, schedule: string | null): Job => ({
+  id: `job_${randomBytes(12).toString('hex')}`,
   object: 'maskroute.job',
   status: 'waiting',
-  request: {
-    ...request,
-    model: request.model ?? model,
-    ...(publish && { publish: withoutKey(publish) }),
-  },
+  ...{ request, schedule },
   created_at: new Date().toISOString(),
   ...{ started_at: null, finished_at: null, starts: 0, progress: null, error: null, result: null },
 });
 
-const withoutKey = ({ admin_key: _key, ...publish }: NonNullable<CreateJob['publish']>) => publish;
+/** What may be shown of a request. `model`: for one that names none. */
+export function withDefaults({ publish, ...request }: CreateJob, model: string): JobRequest {
+  const shown = { ...request, model: request.model ?? model };
+  if (publish === undefined) return shown;
+  const { admin_key: _key, ...where } = publish;
+  return { ...shown, publish: where };
+}

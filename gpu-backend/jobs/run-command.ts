@@ -174,13 +174,27 @@ export function learnArguments(request: JobRequest, files: readonly string[], ou
   ];
 }
 
-export const publishArguments = (
-  { edge, tenant, activate }: NonNullable<JobRequest['publish']>,
+export function publishArguments(
+  { edge, tenant, activate, rollout, auto_rollback }: NonNullable<JobRequest['publish']>,
   file: string,
-): string[] => [
-  'publish',
-  file,
-  ...['--edge', edge],
-  ...(tenant === DEFAULT_TENANT ? [] : ['--tenant', tenant]),
-  ...(activate ? ['--activate'] : []),
-];
+): string[] {
+  const steps = (rollout ?? []).map(
+    ({ share, duration_s }) => `${Number((100 * share).toPrecision(12))}%:${duration_s}s`,
+  );
+  const { error_rate_max, tpot_ratio_max, tpot_ms_max, requests_min } = auto_rollback ?? {};
+  const bounds = {
+    '--max-error-rate': error_rate_max,
+    '--max-slowdown': tpot_ratio_max,
+    '--max-token-ms': tpot_ms_max,
+    '--min-requests': requests_min,
+  };
+  return [
+    'publish',
+    file,
+    ...['--edge', edge],
+    ...(tenant === DEFAULT_TENANT ? [] : ['--tenant', tenant]),
+    ...(activate ? ['--activate'] : []),
+    ...(steps.length === 0 ? [] : ['--rollout', steps.join(',')]),
+    ...Object.entries(bounds).flatMap(([flag, bound]) => (bound === undefined ? [] : [flag, String(bound)])),
+  ];
+}

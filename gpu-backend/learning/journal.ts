@@ -19,7 +19,7 @@ export type Journal<T> = {
   get(name: string): T | undefined;
   /** @throws RangeError for a value that could not be read back, such as NaN. */
   set(name: string, value: T): Promise<void>;
-  /** What is written down under `name`; else what `compute` gives, written down. */
+  /** What is written down under `name`; else what `compute` gives, written down. Asked several times at once, it computes once. */
   result(name: string, compute: () => Promise<T>): Promise<T>;
   /** Forgets everything: the run is over. */
   remove(): Promise<void>;
@@ -92,6 +92,12 @@ function journalOf<T>(path: string, schema: z.ZodType<T>, known: Map<string, T>)
     known.set(name, value);
     await appendFile(path, toLine([name, value]));
   };
+  const coming = new Map<string, Promise<T>>();
+  const computed = async (name: string, compute: () => Promise<T>): Promise<T> => {
+    const value = await compute();
+    await set(name, value);
+    return value;
+  };
   return {
     get size() {
       return known.size;
@@ -101,9 +107,9 @@ function journalOf<T>(path: string, schema: z.ZodType<T>, known: Map<string, T>)
     async result(name, compute) {
       const before = known.get(name);
       if (before !== undefined) return before;
-      const value = await compute();
-      await set(name, value);
-      return value;
+      const value = coming.get(name) ?? computed(name, compute).finally(() => coming.delete(name));
+      coming.set(name, value);
+      return await value;
     },
     remove: () => rm(path, { force: true }),
   };

@@ -23,31 +23,28 @@ import { clusterLabel } from './data/clusters.ts';
 import { openEncoder } from './data/encoders.ts';
 import { groupPrompts, type Prompts } from './data/prompt-groups.ts';
 import { readData } from './data/read-data.ts';
-import { distinctRows } from './data/samples.ts';
+import { distinctRows, scoredPositions } from './data/samples.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { contentKey, openRunJournal, type RunJournal } from './journal.ts';
 import { LEARN_REPORT_FILE, writeReportHtml } from './report/write-report.ts';
 import type { Budget, CountRange } from './search/budget.ts';
-import {
-  type BlockCost,
-  LEARN_EFFORT,
-  type LearnEffort,
-  type LearnProgress,
-  trackProgress,
-} from './search/effort.ts';
+import { type BlockCost, effortFor, fullText, LEARN_EFFORT, type LearnEffort } from './search/effort.ts';
 import { type LearnedMasks, learnMasks } from './search/learn-masks.ts';
 import { buildReport, heldOutFigures, type LearnReport } from './search/learn-report.ts';
 import { openModelParts } from './search/model-parts.ts';
-import { createTextMaker } from './search/texts.ts';
-import { createWorkbench } from './search/workbench.ts';
+import { firstStage, type LearnProgress, planStages, trackProgress } from './search/progress.ts';
+import { createTextMaker, type TextMaker } from './search/texts.ts';
+import { createWorkbench, LOSS_BATCH_TOKENS } from './search/workbench.ts';
+import { openLocalUnits } from './units/unit-computer.ts';
+import type { OpenUnits } from './units/units.ts';
 
-export type { LearnProgress } from './search/effort.ts';
+export type { LearnProgress } from './search/progress.ts';
 
 export const MASK_SET_FILE = 'mask-set.json';
 export const STATE_FILE = 'state.jsonl';
 const METHOD = 'hard-concrete';
 /** Part of the journal's key: raise it when the same inputs come to other results. */
-const PIPELINE_VERSION = 5;
+const PIPELINE_VERSION = 6;
 const DEFAULTS = { seed: 1, cost: 'blocks', effort: LEARN_EFFORT } as const;
 /** Digits of a centroid's numbers: far below what moves a prompt to another cluster. */
 const CENTROID_DIGITS = 6;
@@ -82,6 +79,8 @@ export type LearnOptions = {
   readonly effort?: LearnEffort | undefined;
   /** Where an unfinished run is kept; in `out`, and removed at the end, unless several runs share one. */
   readonly sharedState?: string | undefined;
+  /** Who computes the run's units; this process unless given. */
+  readonly openUnits?: OpenUnits | undefined;
   readonly onProgress: (progress: LearnProgress) => void;
   readonly signal?: AbortSignal | undefined;
 };
@@ -103,20 +102,21 @@ export async function learn(options: LearnOptions): Promise<Learned> {
   };
   const { out, signal, onProgress } = options;
   checkName(options.name);
-  onProgress({ stage: 'read' });
+  const groups = options.maskCount === 1 || options.clusterCount === 1 ? 1 : 2;
+  onProgress({ stage: 'read', at: firstStage(1, settings.effort, groups) });
   const rows = distinctRows((await readData(options.data, options.rowsMax)).rows);
   await mkdir(out, { recursive: true });
   const open = await openEncoder(options.encoder, options.encoderOptions);
   try {
-    onProgress({ stage: 'embed' });
+    onProgress({ stage: 'embed', at: firstStage(2, settings.effort, groups) });
     const { spec } = open.encoder;
     const prompts = await groupPrompts(rows, open.encoder, options.clusterCount, settings.seed, signal);
     const journal = await openRunJournal(
       options.sharedState ?? join(out, STATE_FILE),
       await journalKey(settings, spec),
     );
-    const { masks, budget } = await learnWith(settings, prompts, journal);
-    const maskSet = await assemble(settings, spec, prompts, masks, budget);
+    const { masks, budget, effort } = await learnWith(settings, prompts, journal);
+    const maskSet = await assemble({ ...settings, effort }, spec, prompts, masks, budget);
     const report = buildReport(maskSet, prompts, masks, budget, settings.cost);
     await writeWhole(join(out, LEARN_REPORT_FILE), `${JSON.stringify(report, null, 1)}\n`);
     await writeReportHtml(out);
@@ -132,14 +132,19 @@ async function learnWith(
   settings: Settings,
   prompts: Prompts,
   journal: RunJournal,
-): Promise<{ masks: LearnedMasks; budget: Budget }> {
-  const { model, surrogates, encoderOptions, effort, seed, signal, maskCount } = settings;
-  const opening = { threads: encoderOptions.threads, device: settings.device, targets: effort.targets };
-  await using parts = await openModelParts(model, surrogates, opening, journal);
+): Promise<{ masks: LearnedMasks; budget: Budget; effort: LearnEffort }> {
+  const { model, surrogates, encoderOptions, seed, signal, maskCount } = settings;
+  const { device } = settings;
+  const { threads } = encoderOptions;
+  await using units = await (settings.openUnits ?? openLocalUnits)({
+    ...{ model, surrogates, threads, device, signal },
+  });
+  const asked = { model, surrogates, threads, device, targets: settings.effort.targets };
+  const parts = await openModelParts(asked, units, journal);
   const budget = await parts.budget(settings);
-  const textSettings = { seed, ...effort };
-  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, parts.teacher, textSettings);
-  const track = trackProgress(settings.onProgress);
+  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, { seed, ...settings.effort });
+  const { effort, plan } = planRun(settings, prompts, texts, budget.blockWeights.length);
+  const track = trackProgress(settings.onProgress, plan, () => journal.size);
   const { loss, step } = parts;
   const bench = createWorkbench({
     budget,
@@ -155,8 +160,33 @@ async function learnWith(
     signal?.throwIfAborted();
     return parts.score(sample, masks);
   };
-  const masks = await learnMasks({ bench, prompts, texts, effort, maskCount, seed, score, track });
-  return { masks, budget };
+  const masks = await learnMasks({
+    ...{ bench, prompts, texts, effort, maskCount, seed, score, track },
+    atOnce: units.atOnce,
+  });
+  return { masks, budget, effort };
+}
+
+/** The effort that there is text for, and the stages that it comes to. */
+function planRun(
+  { effort: wanted, maskCount }: Settings,
+  { everybody, clusters }: Prompts,
+  texts: TextMaker,
+  blocks: number,
+) {
+  const found = texts.draw('effort', everybody.search, fullText(wanted));
+  const positions = found.reduce((sum, { sample }) => sum + scoredPositions(sample), 0);
+  const tokens = found.reduce((sum, { sample }) => sum + sample.tokenIds.length, 0);
+  const effort = effortFor(wanted, positions);
+  const plan = planStages(effort, {
+    blocks,
+    groups: Math.min(maskCount ?? effort.masksMax, clusters.sizes.length),
+    batchTokens: Math.min(LOSS_BATCH_TOKENS, tokens),
+    shareRows: texts.draw('share', everybody.choice, effort.sharePositions).length,
+    heldOutRows: texts.draw('held-out', everybody.heldOut, effort.heldOutPositions).length,
+    rowTokens: tokens / Math.max(1, found.length),
+  });
+  return { effort, plan };
 }
 
 /** Before the work, not after it. */
@@ -223,7 +253,7 @@ async function assemble(
       oneMask: maskBits(masks.masks[0]!.mask),
       ...routingRecord(masks),
     },
-    heldOut: heldOutFigures(masks),
+    heldOut: heldOutFigures(masks, prompts),
     createdAt: (await newestChange(data)).toISOString(),
   });
 }

@@ -3,21 +3,22 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
 import type { Graph } from '../onnx/graph.ts';
-import { storeExtras } from './architectures/attention-extras.ts';
+import { queryScale, readExtras, storeExtras } from './architectures/attention-extras.ts';
 import { batchedLlamaGraph } from './architectures/batched-llama.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
 import type { StoredEmbedding, StoredLinear } from './architectures/projections.ts';
-import { storeCodes, storeLinear } from './architectures/projections.ts';
-import type { Basis, Matrix } from './architectures/rotation.ts';
+import { reserveLinear, storeCodes } from './architectures/projections.ts';
+import type { Basis } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
+import { convertSlices, type Job } from './conversion/convert-slices.ts';
+import type { Turn } from './conversion/slice.ts';
 import type { LayerProduct } from './matrices.ts';
 import { eachProduct, headMatrix, layerMatrices, stackRows } from './matrices.ts';
 import type { LlamaConfig, WeightSource } from './model-source.ts';
 import { type FourBitOptions, openFourBits, type Quantizer } from './quantization/four-bits.ts';
-import { PLAIN_8_BITS, roundRows } from './quantization/quantize.ts';
+import { eightBitsOf, FOUR_BITS, PLAIN_8_BITS, type QuantForm } from './quantization/quantize.ts';
 import { ropeTables } from './rope.ts';
-import type { WeightRange } from './weights-file.ts';
 import { WeightsFile } from './weights-file.ts';
 
 export const MODEL_FILE = 'model.onnx';
@@ -25,81 +26,40 @@ export const MODEL_FILE = 'model.onnx';
 export const BATCHED_MODEL_FILE = 'model-batched.onnx';
 export const WEIGHTS_FILE = 'weights.bin';
 
-/** How weights are held; for four bits, what they are chosen by. */
-export type Holding = 'f32' | 'q8' | (FourBitOptions & { readonly kind: 'q4' });
+/** How weights are held. Four bits are rounded plainly, or chosen by what they do to some text. */
+export type Holding = 'f32' | 'q8' | 'q4' | (FourBitOptions & { readonly kind: 'q4' });
 
 /** Where tensors come from, where they go, and how they are changed on the way. */
 type Emission = {
   readonly source: WeightSource;
   readonly file: WeightsFile;
-  /** Undefined: matrices are held as they are. */
-  readonly quantizer: Quantizer | undefined;
   readonly basis: Basis;
 };
 
 /**
- * One layer's tensors are in memory at a time. `onProgress` gets the fraction done, 0 to 1; when it throws, the work ends
- * there.
+ * Matrices go from file to file in slices, by several threads: what is in memory does not grow with the model. Only four bits
+ * that are chosen by text take whole layers. `onProgress` gets the fraction done, 0 to 1; when it throws, the work ends.
  */
 export async function emitModel(
   source: WeightSource,
   holding: Holding,
   outDir: string,
   onProgress: (fraction: number) => void,
+  threads?: number,
 ): Promise<void> {
   // fp32 is the reference, so it stays as the file has it; codes gain precision from a rotation.
   const basis = holding === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize);
   const file = new WeightsFile(join(outDir, WEIGHTS_FILE), WEIGHTS_FILE);
+  const emission = { source, file, basis };
   try {
-    const quantizer = await openQuantizer(source, basis, holding, onProgress);
-    const emission = { source, file, quantizer, basis };
-    const from = quantizer?.progress ?? 0;
-    await writeModel(emission, outDir, (done) => onProgress(from + (1 - from) * done));
+    const stored =
+      typeof holding === 'string'
+        ? await storeInSlices(emission, formsOf(holding, source.config), onProgress, threads)
+        : await storeByText(emission, holding, onProgress);
+    writeGraphs(outDir, source.config, stored);
   } finally {
     file.close();
   }
-}
-
-async function openQuantizer(
-  source: WeightSource,
-  basis: Basis,
-  holding: Holding,
-  onProgress: (fraction: number) => void,
-): Promise<Quantizer | undefined> {
-  if (holding === 'f32') return undefined;
-  if (holding !== 'q8') return openFourBits(source, basis, holding, onProgress);
-  const round = ({ rows, outputs, inputs }: Matrix) => roundRows(rows, outputs, inputs, PLAIN_8_BITS);
-  return {
-    progress: 0,
-    end: round,
-    layer: async (_, matrices) => eachProduct((name) => round(matrices[name])),
-  };
-}
-
-async function writeModel(
-  emission: Emission,
-  outDir: string,
-  onProgress: (fraction: number) => void,
-): Promise<void> {
-  const { source, file, basis } = emission;
-  const { config } = source;
-  const finalNorm = await source.read('model.norm.weight');
-  const { embedding, head } = await storeEnds(emission, finalNorm);
-  const layers: StoredLayer[] = [];
-  for (let index = 0; index < config.layerCount; index++) {
-    layers.push(await storeLayer(emission, index));
-    onProgress((index + 1) / config.layerCount);
-  }
-  const [cos, sin] = ropeTables(config);
-  const stored = {
-    layers,
-    embedding,
-    head,
-    finalNorm: file.append(basis.norm(finalNorm)),
-    ropeCos: file.append(cos),
-    ropeSin: file.append(sin),
-  };
-  writeGraphs(outDir, config, stored);
 }
 
 export function writeGraphs(folder: string, config: LlamaConfig, stored: StoredLlama): void {
@@ -109,39 +69,187 @@ export function writeGraphs(folder: string, config: LlamaConfig, stored: StoredL
   write(BATCHED_MODEL_FILE, batchedLlamaGraph(config, stored));
 }
 
-/** Embedding and head; tied ones are stored once, as the head multiplies by them. */
-async function storeEnds(
-  emission: Emission,
+/** What is left once the layers are written. */
+function storeRest(
+  { source, file, basis }: Emission,
   finalNorm: Float32Array,
-): Promise<{ embedding: StoredEmbedding; head: StoredLinear }> {
-  const { source, file, basis } = emission;
-  const { tiedEmbeddings, hiddenSize } = source.config;
-  const head = storeEnd(emission, await headMatrix(source, basis, finalNorm));
-  if (tiedEmbeddings) {
-    const correction = basis.embeddingFromHead(finalNorm);
-    const range = correction && file.append(correction);
-    return { head, embedding: { rows: head, correction: range && { values: range, size: hiddenSize } } };
-  }
-  const embedding = basis.embeds(await stackRows(source, ['model.embed_tokens.weight']));
-  return { head, embedding: { rows: storeEnd(emission, embedding), correction: undefined } };
-}
-
-const storeEnd = ({ file, quantizer }: Emission, matrix: Matrix): StoredLinear =>
-  quantizer === undefined ? storeExact(file, matrix) : storeCodes(file, quantizer.end(matrix));
-
-async function storeLayer({ source, file, basis, quantizer }: Emission, index: number): Promise<StoredLayer> {
-  const matrices = await layerMatrices(source, basis, index);
-  const codes = await quantizer?.layer(index, matrices);
-  const store = (name: LayerProduct): StoredLinear =>
-    codes === undefined ? storeExact(file, matrices[name]) : storeCodes(file, codes[name]);
-  const keep = (norm: Float32Array): WeightRange => file.append(norm);
+): Pick<StoredLlama, 'finalNorm' | 'ropeCos' | 'ropeSin'> {
+  const [cos, sin] = ropeTables(source.config);
   return {
-    ...eachProduct(store),
-    attentionNorm: keep(matrices.attentionNorm),
-    ffnNorm: keep(matrices.ffnNorm),
-    ...storeExtras(file, matrices.extras),
+    finalNorm: file.append(basis.norm(finalNorm)),
+    ropeCos: file.append(cos),
+    ropeSin: file.append(sin),
   };
 }
 
-const storeExact = (file: WeightsFile, { rows, outputs, inputs }: Matrix): StoredLinear =>
-  storeLinear(file, 'f32', rows, outputs, inputs);
+/** The embedding beside the head; tied ones are stored once, as the head multiplies by them. */
+function tiedEmbedding(
+  { source, file, basis }: Emission,
+  head: StoredLinear,
+  finalNorm: Float32Array,
+): StoredEmbedding {
+  const correction = basis.embeddingFromHead(finalNorm);
+  const range = correction && file.append(correction);
+  return { rows: head, correction: range && { values: range, size: source.config.hiddenSize } };
+}
+
+/* In slices: places first, then all the matrices. */
+
+/** `ends`: of the embedding and the head. `undefined`: fp32. */
+type Forms = { readonly ends: QuantForm | undefined; readonly layers: QuantForm | undefined };
+
+function formsOf(holding: Exclude<Holding, object>, { hiddenSize }: LlamaConfig): Forms {
+  switch (holding) {
+    case 'f32':
+      return { ends: undefined, layers: undefined };
+    case 'q8':
+      return { ends: PLAIN_8_BITS, layers: PLAIN_8_BITS };
+    case 'q4':
+      return { ends: eightBitsOf(hiddenSize), layers: FOUR_BITS };
+  }
+}
+
+/** Weights of a slice: enough for a thread to be busy, little enough to have many in memory. */
+const SLICE_WEIGHTS = 2 ** 22;
+
+async function storeInSlices(
+  emission: Emission,
+  forms: Forms,
+  onProgress: (fraction: number) => void,
+  threads: number | undefined,
+): Promise<StoredLlama> {
+  const { source, file } = emission;
+  const { config } = source;
+  const isTurned = forms.ends !== undefined;
+  const jobs: Job[] = [];
+  const place = (names: readonly string[], form: QuantForm | undefined, turn: (name: string) => Turn) => {
+    const { stored, jobs: own } = placeMatrix(emission, names, form, (name) =>
+      isTurned ? turn(name) : plainTurn(turn(name)),
+    );
+    jobs.push(...own);
+    return stored;
+  };
+  const reads = (norm: Float32Array, scale = 1): Turn => ({ kind: 'reads', norm, scale });
+  const finalNorm = await source.read('model.norm.weight');
+  const headName = config.tiedEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight';
+  const head = place([headName], forms.ends, () => reads(finalNorm));
+  const embedding = config.tiedEmbeddings
+    ? tiedEmbedding(emission, head, finalNorm)
+    : {
+        rows: place(['model.embed_tokens.weight'], forms.ends, () => ({ kind: 'embeds' })),
+        correction: undefined,
+      };
+  const layers: StoredLayer[] = [];
+  for (let index = 0; index < config.layerCount; index++) {
+    const layer = `model.layers.${index}`;
+    const named = (...names: string[]) => names.map((name) => `${layer}.${name}.weight`);
+    const attentionNorm = await source.read(`${layer}.input_layernorm.weight`);
+    const ffnNorm = await source.read(`${layer}.post_attention_layernorm.weight`);
+    const qkv = named('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
+    layers.push({
+      qkv: place(qkv, forms.layers, (name) => reads(attentionNorm, name === qkv[0] ? queryScale(config) : 1)),
+      output: place(named('self_attn.o_proj'), forms.layers, () => ({ kind: 'writes' })),
+      gateUp: place(named('mlp.gate_proj', 'mlp.up_proj'), forms.layers, () => reads(ffnNorm)),
+      down: place(named('mlp.down_proj'), forms.layers, () => ({ kind: 'writes' })),
+      attentionNorm: file.append(emission.basis.norm(attentionNorm)),
+      ffnNorm: file.append(emission.basis.norm(ffnNorm)),
+      ...storeExtras(file, await readExtras(source, emission.basis, index)),
+    });
+  }
+  const rest = storeRest(emission, finalNorm);
+  const total = jobs.reduce((sum, { slice }) => sum + slice.rows * slice.columns, 0);
+  let done = 0;
+  await convertSlices(source, jobs, file.descriptor, {
+    threads,
+    onWeights(weights) {
+      done += weights;
+      onProgress(done / total);
+    },
+  });
+  return { layers, embedding, head, ...rest };
+}
+
+/** In the file's own basis nothing is left of a turn but the scale of Q. */
+const plainTurn = (turn: Turn): Turn =>
+  turn.kind === 'reads' && turn.scale !== 1 ? { kind: 'scaled', scale: turn.scale } : { kind: 'none' };
+
+/** Reserves the place of the named matrices, one above the other, and cuts them into slices. */
+function placeMatrix(
+  { source, file }: Emission,
+  names: readonly string[],
+  form: QuantForm | undefined,
+  turnOf: (name: string) => Turn,
+): { stored: StoredLinear; jobs: Job[] } {
+  const columns = source.shape(names[0]!)[1]!;
+  const heights = names.map((name) => source.shape(name)[0]!);
+  const outputs = heights.reduce((sum, height) => sum + height, 0);
+  const stored = reserveLinear(file, form, outputs, columns);
+  // Each of the three parts of a matrix is rows of equal length.
+  const at = (range: { offset: number; bytes: number }, row: number) =>
+    range.offset + (range.bytes / outputs) * row;
+  const { headSize } = source.config;
+  const step = headSize * Math.max(1, Math.floor(SLICE_WEIGHTS / columns / headSize));
+  const jobs: Job[] = [];
+  let above = 0;
+  for (const [i, name] of names.entries()) {
+    const turn = turnOf(name);
+    const height = heights[i]!;
+    for (let from = 0; from < height; ) {
+      const rows = turn.kind === 'writes' ? height : Math.min(step, height - from);
+      const row = above + from;
+      const codes = stored.kind === 'f32' ? undefined : stored;
+      jobs.push({
+        name,
+        slice: {
+          ...{ from, rows, columns, turn, form },
+          valuesAt: at(stored.values, row),
+          scalesAt: codes === undefined ? 0 : at(codes.scales, row),
+          zeroPointsAt: codes === undefined ? 0 : at(codes.zeroPoints, row),
+        },
+      });
+      from += rows;
+    }
+    above += height;
+  }
+  return { stored, jobs };
+}
+
+/* By text: layer after layer, each whole in memory. */
+
+async function storeByText(
+  emission: Emission,
+  options: FourBitOptions,
+  onProgress: (fraction: number) => void,
+): Promise<StoredLlama> {
+  const { source, file, basis } = emission;
+  const { tiedEmbeddings, layerCount } = source.config;
+  const quantizer = await openFourBits(source, basis, options, onProgress);
+  const finalNorm = await source.read('model.norm.weight');
+  const head = storeCodes(file, quantizer.end(await headMatrix(source, basis, finalNorm)));
+  const embedded = async () =>
+    quantizer.end(basis.embeds(await stackRows(source, ['model.embed_tokens.weight'])));
+  const embedding = tiedEmbeddings
+    ? tiedEmbedding(emission, head, finalNorm)
+    : { rows: storeCodes(file, await embedded()), correction: undefined };
+  const layers: StoredLayer[] = [];
+  for (let index = 0; index < layerCount; index++) {
+    layers.push(await storeLayer(emission, quantizer, index));
+    onProgress(quantizer.progress + ((1 - quantizer.progress) * (index + 1)) / layerCount);
+  }
+  return { layers, embedding, head, ...storeRest(emission, finalNorm) };
+}
+
+async function storeLayer(
+  { source, file, basis }: Emission,
+  quantizer: Quantizer,
+  index: number,
+): Promise<StoredLayer> {
+  const matrices = await layerMatrices(source, basis, index);
+  const codes = await quantizer.layer(index, matrices);
+  return {
+    ...eachProduct((name: LayerProduct): StoredLinear => storeCodes(file, codes[name])),
+    attentionNorm: file.append(matrices.attentionNorm),
+    ffnNorm: file.append(matrices.ffnNorm),
+    ...storeExtras(file, matrices.extras),
+  };
+}

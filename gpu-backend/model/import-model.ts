@@ -4,7 +4,9 @@
  */
 import { stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { BATCHED_MODEL_FILE, emitModel, MODEL_FILE, WEIGHTS_FILE } from './emit.ts';
+import { BATCHED_MODEL_FILE, emitModel, type Holding, MODEL_FILE, WEIGHTS_FILE } from './emit.ts';
+import { decoderTensors } from './families.ts';
+import { tensorType } from './formats/dequantize.ts';
 import { openGguf } from './formats/gguf.ts';
 import { openSafetensorsFolder } from './formats/hf-folder.ts';
 import {
@@ -29,9 +31,10 @@ export type LocalModel = {
   readonly source: string;
 };
 
-/** Four bits come with the text that they are measured on, and a name of that text. */
+/** Four bits come with the text that they are measured on, and a name of that text; without one they are rounded plainly. */
 export type Weights =
   | { readonly kind: 'f32' | 'q8' }
+  | { readonly kind: 'q4'; readonly origin: string; readonly text: undefined }
   | {
       readonly kind: 'q4';
       readonly origin: string;
@@ -49,10 +52,7 @@ export type ImportOptions = ImportHooks & {
 export async function importModel(local: LocalModel, options: ImportOptions): Promise<InstalledModel> {
   const opened = await openLocal(local);
   try {
-    const hash = await hashWeights(opened.weights.weightFiles, options);
-    return await install(options.home, options.name, (folder) =>
-      convert(local, opened, hash, options, folder),
-    );
+    return await install(options.home, options.name, (folder) => convert(local, opened, options, folder));
   } finally {
     await opened.weights.close();
   }
@@ -73,6 +73,23 @@ export async function findImported(
   } finally {
     await weights.close();
   }
+}
+
+/** What a model's files hold, without reading a weight. @throws MaskrouteError as {@link importModel}. */
+export async function describeLocal(local: LocalModel) {
+  const { weights } = await openLocal(local);
+  await weights.close();
+  const sizes = decoderTensors(weights.config).map(({ name, shape }) => {
+    const elements = shape.reduce((product, size) => product * size, 1);
+    const { blockSize, blockBytes } = tensorType(weights.place!(name).type)!;
+    return { elements, bytes: (elements / blockSize) * blockBytes };
+  });
+  return {
+    files: weights.weightFiles,
+    weightCount: sizes.reduce((sum, { elements }) => sum + elements, 0),
+    /** As its file holds it. */
+    largestTensor_bytes: Math.max(...sizes.map(({ bytes }) => bytes)),
+  };
 }
 
 type OpenedModel = { weights: OpenModelFile; tokenizer: ImportedTokenizer };
@@ -104,7 +121,10 @@ async function withTokenizer(
   }
 }
 
-async function hashWeights(paths: readonly string[], { onProgress, signal }: ImportHooks): Promise<string> {
+async function hashWeights(
+  paths: readonly string[],
+  { onProgress, signal }: Pick<ImportHooks, 'onProgress' | 'signal'>,
+): Promise<string> {
   const sizes = await Promise.all(paths.map(async (path) => (await stat(path)).size));
   const total = sizes.reduce((sum, size) => sum + size, 0);
   let done = 0;
@@ -124,11 +144,13 @@ export const isHeldSo = (
   weights === kind &&
   (kind !== 'q4' || (fourBits?.version === FOUR_BITS_VERSION && fourBits.text === origin));
 
+const holdingOf = (weights: Weights): Holding =>
+  weights.kind === 'q4' && weights.text !== undefined ? weights : weights.kind;
+
 /** Writes what an engine and a tokenizer read. */
 async function convert(
   { source }: LocalModel,
   { weights, tokenizer }: OpenedModel,
-  hash: string,
   { name, weights: held, onProgress, signal }: ImportOptions,
   folder: string,
 ): Promise<ModelManifest> {
@@ -137,11 +159,21 @@ async function convert(
   await writeFile(join(folder, TOKENIZER_CONFIG_FILE), JSON.stringify(tokenizerConfig), { flush: true });
   // Quick checks before the long work.
   await tryModelText(folder, tokenizer);
-  await emitModel(weights, held.kind === 'q4' ? held : held.kind, folder, (fraction) => {
-    // Emission has no signal of its own: an exception here ends it between two layers.
+  // The file's hash is taken meanwhile: what one reads from the disk the other finds in memory.
+  const ended = new AbortController();
+  const either = signal ? AbortSignal.any([signal, ended.signal]) : ended.signal;
+  const hashing = hashWeights(weights.weightFiles, { onProgress: () => {}, signal: either });
+  hashing.catch(() => {});
+  const emitting = emitModel(weights, holdingOf(held), folder, (fraction) => {
+    // Emission has no signal of its own: an exception here ends it between two slices.
     signal?.throwIfAborted();
     onProgress({ phase: 'convert', done: 100 * fraction, total: 100, unit: 'percent' });
   });
+  await emitting.catch((error) => {
+    ended.abort();
+    throw error;
+  });
+  const hash = await hashing;
   const names = [MODEL_FILE, BATCHED_MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
   const files = await describeFiles(folder, names, signal);
   signal?.throwIfAborted();

@@ -75,7 +75,21 @@ export interface WeightSource {
   shape(name: string): readonly number[];
   /** The whole tensor in fp32, row-major. Rotary is in the half-split ("NeoX") order, whatever the file's. */
   read(name: string): Promise<Float32Array>;
+  /** Of sources that are files: what another thread needs to read a part of a tensor. */
+  place?(name: string): TensorPlace;
 }
+
+/** Where a tensor lies in a file that this process has open. Plain data. */
+export type TensorPlace = {
+  readonly name: string;
+  readonly descriptor: number;
+  readonly offset: number;
+  /** As GGUF numbers types. */
+  readonly type: number;
+  readonly shape: readonly number[];
+  /** Heads of Q or K, where the file holds their rows interleaved. */
+  readonly interleavedHeads: number | undefined;
+};
 
 export const WEIGHT_KINDS = ['q8', 'q4', 'f32'] as const;
 export type WeightKind = (typeof WEIGHT_KINDS)[number];

@@ -13,29 +13,39 @@ const ALIGNMENT_bytes = 4096;
 export type WeightRange = { readonly file: string; readonly offset: number; readonly bytes: number };
 
 export class WeightsFile {
+  readonly descriptor: number;
   readonly #file: string;
-  readonly #descriptor: number;
   #offset = 0;
 
   constructor(path: string, file: string) {
     this.#file = file;
-    this.#descriptor = openSync(path, 'w');
+    this.descriptor = openSync(path, 'w');
   }
 
   append(data: Uint8Array | Float32Array): WeightRange {
-    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    const range = this.reserve(data.byteLength);
+    writeAt(this.descriptor, range.offset, data);
+    return range;
+  }
+
+  /** The next place of so many bytes, which somebody else fills. */
+  reserve(bytes: number): WeightRange {
     const offset = Math.ceil(this.#offset / ALIGNMENT_bytes) * ALIGNMENT_bytes;
-    for (let written = 0; written < bytes.length; ) {
-      written += writeSync(this.#descriptor, bytes, written, bytes.length - written, offset + written);
-    }
-    this.#offset = offset + bytes.length;
-    return { file: this.#file, offset, bytes: bytes.length };
+    this.#offset = offset + bytes;
+    return { file: this.#file, offset, bytes };
   }
 
   close(): void {
-    fsyncSync(this.#descriptor);
-    closeSync(this.#descriptor);
+    fsyncSync(this.descriptor);
+    closeSync(this.descriptor);
   }
+}
+
+/** Writes all of `data` from byte `offset` on. Any thread may, as threads share open files. */
+export function writeAt(descriptor: number, offset: number, data: Uint8Array | Float32Array): void {
+  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  for (let written = 0; written < bytes.length; )
+    written += writeSync(descriptor, bytes, written, bytes.length - written, offset + written);
 }
 
 export const external = (range: WeightRange): InitializerData => ({ kind: 'external', ...range });

@@ -1,4 +1,4 @@
-/** The edge's admin API over HTTP, its answers parsed and its errors raised as they were worded there. */
+/** The edge's admin API, or a backend's own, over HTTP: answers parsed, and errors raised as they were worded there. */
 import { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
 import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
@@ -15,34 +15,59 @@ const wireErrorSchema = z.object({
 
 export type AdminRequest = {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
-  /** Below `/admin/v1`, with its query. */
+  /** Below `/admin/v1`, or a backend's `/v1`, with its query. */
   readonly path: string;
   readonly body?: unknown;
 };
 
-export type AdminClient = {
-  readonly edge: string;
+type Requests = {
   /**
    * The answer, parsed by `schema`.
-   * @throws MaskrouteError the edge's own, `edge_unreachable` when nobody answers in time, `backend_error`
-   * when what answers is no Maskroute edge.
+   * @throws MaskrouteError the server's own, `edge_unreachable` or `backend_unreachable` when nobody answers in time,
+   * `backend_error` when what answers is no Maskroute.
    */
   request<T>(request: AdminRequest, schema: z.ZodType<T>): Promise<T>;
 };
 
+export type AdminClient = Requests & { readonly edge: string };
+/** Of a backend's own API, `/v1`, with the backend key. */
+export type BackendClient = Requests & { readonly backend: string };
+
 export function createAdminClient(edge: string, adminKey: string): AdminClient {
   const origin = edge.replace(/\/+$/, '');
+  return { edge: origin, ...requestsTo({ kind: 'edge', origin, base: '/admin/v1', key: adminKey }) };
+}
+
+export function createBackendClient(backend: string, backendKey: string): BackendClient {
+  const origin = backend.replace(/\/+$/, '');
+  return { backend: origin, ...requestsTo({ kind: 'backend', origin, base: '/v1', key: backendKey }) };
+}
+
+type Server = {
+  readonly kind: 'edge' | 'backend';
+  readonly origin: string;
+  readonly base: string;
+  readonly key: string;
+};
+
+function requestsTo(server: Server): Requests {
+  const stranger = (more: string, cause?: unknown) =>
+    new MaskrouteError('backend_error', `${server.origin} ${more} like a Maskroute ${server.kind}.`, {
+      cause,
+    });
   return {
-    edge: origin,
     async request(request, schema) {
-      const response = await send(`${origin}/admin/v1${request.path}`, request, adminKey);
+      const response = await send(server, request);
       const answer = await response.json().catch(() => undefined);
-      if (!response.ok) throw refusal(response.status, answer, origin);
-      const parsed = schema.safeParse(answer);
-      if (parsed.success) return parsed.data;
-      throw new MaskrouteError('backend_error', `${origin} does not answer like a Maskroute edge.`, {
-        cause: parsed.error,
-      });
+      if (response.ok) {
+        const parsed = schema.safeParse(answer);
+        if (parsed.success) return parsed.data;
+        throw stranger('does not answer', parsed.error);
+      }
+      const refused = wireErrorSchema.safeParse(answer);
+      if (!refused.success) throw stranger(`answered ${response.status}, and not`);
+      const { code, message, param } = refused.data.error;
+      throw new MaskrouteError(code, message, { param: param ?? null });
     },
   };
 }
@@ -62,30 +87,18 @@ export async function listAll<T extends z.ZodType>(
   }
 }
 
-async function send(url: string, request: AdminRequest, adminKey: string): Promise<Response> {
-  const headers: Record<string, string> = { authorization: `Bearer ${adminKey}` };
+async function send({ kind, origin, base, key }: Server, request: AdminRequest): Promise<Response> {
+  const headers: Record<string, string> = { authorization: `Bearer ${key}` };
   if (request.body !== undefined) headers['content-type'] = 'application/json';
   try {
-    return await fetch(url, {
+    return await fetch(`${origin}${base}${request.path}`, {
       method: request.method,
       headers,
       body: request.body === undefined ? null : JSON.stringify(request.body),
       signal: AbortSignal.timeout(ANSWER_TIMEOUT_ms),
     });
   } catch (error) {
-    const { origin } = new URL(url);
-    throw new MaskrouteError('edge_unreachable', `No edge answers at ${origin}.`, { cause: error });
+    const at = new URL(origin).origin;
+    throw new MaskrouteError(`${kind}_unreachable`, `No ${kind} answers at ${at}.`, { cause: error });
   }
-}
-
-function refusal(status: number, answer: unknown, origin: string): MaskrouteError {
-  const parsed = wireErrorSchema.safeParse(answer);
-  if (!parsed.success) {
-    return new MaskrouteError(
-      'backend_error',
-      `${origin} answered ${status}, and not like a Maskroute edge.`,
-    );
-  }
-  const { code, message, param } = parsed.data.error;
-  return new MaskrouteError(code, message, { param: param ?? null });
 }

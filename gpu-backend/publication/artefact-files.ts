@@ -6,7 +6,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
 import { readJson } from '../files.ts';
 
-/** Well above what a D1 row holds (2 MB), so that the edge's own limit is the one that people meet. */
+/** Well above what a D1 row holds (2 MB), so that the edge's own limit is what people meet. */
 const FILE_BYTES_MAX = 16 * 1024 * 1024;
 
 /** @throws MaskrouteError `invalid_mask_set` with file and reason; `invalid_argument` for what is no regular file. */

@@ -1,44 +1,6 @@
 /**
  * The admin API's wire format: what `maskroute publish` and the dashboard send and read.
- *
- * | method and path (under `/admin/v1`) | body | answer |
- * |---|---|---|
- * | `POST /tenants`                 | {@link createTenantSchema}  | 201 {@link Tenant}; 409 when the id is taken |
- * | `GET /tenants`                  |                             | list of {@link Tenant} |
- * | `GET /tenants/{id}`             |                             | {@link Tenant}, with its warnings |
- * | `PATCH /tenants/{id}`           | {@link updateTenantSchema}  | the same; holds everywhere within 5 s |
- * | `GET /tenants/{id}/budget`      |                             | list of {@link BudgetUse}: what is used right now |
- * | `POST /keys`                    | {@link createKeySchema}     | 201 {@link CreatedKey}: the only time the key is shown |
- * | `GET /keys?tenant=&state=`      |                             | list of {@link ApiKey} |
- * | `DELETE /keys/{id}`             |                             | {@link ApiKey} with `revoked_at`, its sessions end; again is the same |
- * | `POST /keys/{id}/rotate`        | {@link rotateKeySchema}     | 201 {@link CreatedKey}: the key in its place, the old one's sessions end; 409 when it is over |
- * | `DELETE /keys/{id}/sessions`    |                             | {@link EndedSessions}: all sessions of the dashboard that the key opened end, within 5 s |
- * | `DELETE /sessions`              |                             | the same of the key that asks, `ADMIN_KEY` included |
- * | `GET /usage?tenant=&from=&to=&group=` |                       | list of {@link UsageRow} |
- * | `POST /mask-sets?tenant=`       | a mask set                  | 201 `MaskSetSummary`; 200 for content already there |
- * | `GET /mask-sets?tenant=`        |                             | list of `MaskSetSummary` |
- * | `GET /mask-sets/{version}?tenant=` |                          | the mask set itself |
- * | `PUT /mask-sets/{version}/evaluation?tenant=` | `evaluationFiguresSchema` | list of what is kept of its rows, in place of what was |
- * | `GET /mask-sets/{version}/evaluation?tenant=` |             | the same; empty when there is none |
- * | `POST /publications`            | `publishSchema`             | 201 `Publication`; 409 when another publisher won; `publishCheckSchema` where nothing is to be activated |
- * | `POST /publications/rollback`   | `rollbackSchema`            | 201 `Publication`; calls a first one off that not everyone sees yet; 409 when nothing came before |
- * | `GET /publications?tenant=`     |                             | list of `Publication` |
- * | `GET /publications/live?tenant=` |                            | `LivePublication`; 404 when nothing was published |
- * | `GET /publications/in-use?tenant=` |                          | `PublicationInUse`: the tenant's own or the default one; 404 when every request runs dense |
- * | `POST /publications/pause`, `/resume` | `holdSchema`          | 201 `Publication`: a rollout stands still, or goes on; 409 when nothing is on its way |
- * | `GET /publications/comparison?tenant=` |                      | `ReleaseComparison`: the newest version beside what it replaces |
- * | `GET /requests`, `/requests/{id}`, `/ratings` |               | see `requests-wire.ts` |
- * | `GET /audit`, `/audit/export`   |                             | see `audit-wire.ts` |
- * | `GET /models`                   |                             | list of `{ id }`: what backends serve |
- * | `GET /stats?tenant=&from=&to=&step=` |                        | `Stats` |
- * | `GET /traffic?tenant=&version=` |                             | list of `TrafficSample`, newest first |
- * | `/experiments`                  |                             | see `experiment-wire.ts` |
- * | `POST /backends`                | `createBackendSchema`       | 201 `BackendEntry`; 409 when the id is taken |
- * | `GET /backends`                 |                             | list of `BackendEntry`; of an empty registry, what `BACKEND_URL` stands for |
- * | `GET /backends/{id}`            |                             | `BackendEntry` |
- * | `PATCH /backends/{id}`          | `updateBackendSchema`       | `BackendEntry` |
- * | `DELETE /backends/{id}`         |                             | `{ id, deleted: true }` |
- * | `/backends/{id}/jobs`           |                             | see `job-wire.ts` |
+ * `openapi/endpoints.ts` lists the endpoints, with what each takes and answers.
  *
  * Mask sets and publications are described in `publication-wire.ts`, figures in `stats-wire.ts`, backends in
  * `wire/backend-load.ts`; how lists have pages stands at {@link pageQuerySchema}. `tenant` is a tenant id; absent or empty
@@ -83,7 +45,13 @@ export type Cursor = { readonly at: number; readonly id: string };
 const CURSOR = /^(\d{1,15})~([A-Za-z0-9._-]{1,200})$/;
 export const writeCursor = ({ at, id }: Cursor): string => `${at}~${id}`;
 
-export const pageQuerySchema = z.object({
+/** Of every list, also of those that are short enough to have no pages. */
+export const searchQuerySchema = z.object({
+  /** Only what has this text in its id or name, or in what else tells it from others. */
+  q: z.string().min(1).max(200).optional(),
+});
+
+export const pageQuerySchema = searchQuerySchema.extend({
   limit: z.coerce.number().pipe(z.int().min(1).max(LIST_COUNT_MAX)).default(LIST_COUNT_MAX),
   before: z
     .string()
@@ -93,8 +61,6 @@ export const pageQuerySchema = z.object({
       return { at: Number(at), id: id! };
     })
     .optional(),
-  /** Only what has this text in its id or name, or in what else tells it from others. */
-  q: z.string().min(1).max(200).optional(),
 });
 export type PageQuery = z.infer<typeof pageQuerySchema>;
 

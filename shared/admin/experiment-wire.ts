@@ -1,17 +1,6 @@
 /**
  * Experiments on the wire of the admin API.
  *
- * | method and path (under `/admin/v1`) | body | answer |
- * |---|---|---|
- * | `POST /experiments`             | {@link createExperimentSchema} | 201 {@link Experiment}, a draft; 409 when the tenant has one of this id |
- * | `GET /experiments?tenant=`      |                                | list of {@link Experiment}, newest first |
- * | `GET /experiments/{id}`         |                                | {@link Experiment} |
- * | `PATCH /experiments/{id}`       | {@link changeExperimentSchema} | {@link Experiment}; 409 once it was started |
- * | `DELETE /experiments/{id}`      |                                | {@link Experiment}; 409 once it was started |
- * | `POST /experiments/{id}/start`  |                                | {@link Experiment}; 409 naming an experiment that overlaps |
- * | `POST /experiments/{id}/stop`   |                                | {@link Experiment}; again is the same |
- * | `GET /experiments/{id}/results?region=` |                                | {@link ExperimentResults} |
- *
  * An id is its tenant's own, so two tenants may have the same id: `?tenant=` on every path with an `{id}` says whose
  * experiment is meant. An administrator of all who names no tenant means the experiment that belongs to nobody, or else
  * the only one of that id (409 where there are several). A tenant's own admin key sees and makes experiments on its own

@@ -23,7 +23,7 @@ const expectedVersion = version.nullable().optional();
 
 const ROLLOUT_STEPS_MAX = 20;
 
-const rolloutSchema = z
+export const rolloutSchema = z
   .array(
     z.strictObject({
       /** The share of conversations that see the new version during this step. */
@@ -44,7 +44,7 @@ const rolloutSchema = z
  * one of its masks: those of the last 15 minutes; where these are fewer than `requests_min`, of the last two hours, and
  * where these are, of the last day.
  */
-const autoRollbackSchema = z
+export const autoRollbackSchema = z
   .strictObject({
     /** Highest share of requests that fail, and neither for the client's doing nor because nobody answered in time. */
     error_rate_max: z.number().min(0).lt(1).optional(),

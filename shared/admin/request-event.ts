@@ -47,8 +47,8 @@ export const requestEventSchema = z.strictObject({
   prompt_tokens: z.int().min(0),
   completion_tokens: z.int().min(0),
   /**
-   * Whether the tokens are the backend's own count. False when it could not be asked: then the completion's are those
-   * that were seen to pass, at the least, and the prompt's are unknown (0).
+   * Whether the tokens are the backend's own count. False when it could not be asked: then they are what the tenant's
+   * budget is charged, and without a budget those that were seen to pass.
    */
   counted: z.boolean(),
   /** From the request's arrival at the edge to the first bytes of the answer; null when none came. */

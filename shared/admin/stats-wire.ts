@@ -156,6 +156,55 @@ export const trafficSampleSchema = z.object({
 export type TrafficSample = z.infer<typeof trafficSampleSchema>;
 
 /*
+ * Whether a version's prompts and answers are still as they were: `GET /admin/v1/drift?tenant=&version=&since=`. How far
+ * recent requests lay from their centroids, against the prompts that the set holds out; and by cluster how far masked
+ * answers go with dense ones since `since`, against the time before. All at 95 %, however often one looks and whatever the
+ * number of clusters.
+ */
+
+export const driftQuerySchema = z.strictObject({
+  tenant: z.string().default(''),
+  version,
+  since: timestamp.default(() => new Date(Date.now() - STEP_ms.day).toISOString()),
+});
+
+/** More than so many requests far off, of at least so many, are drift: the set's own prompts have half of it. */
+export const DRIFT = { farShare: 0.1, samples_min: 50 } as const;
+
+const meanSchema = z.object({
+  pairs: z.int(),
+  /** Share of an answer's tokens before the first that differs from the dense one; null for too few pairs. */
+  mean: z.number().nullable(),
+  low: z.number().nullable(),
+  high: z.number().nullable(),
+});
+
+export const driftSchema = z.object({
+  version: z.string(),
+  since: timestamp,
+  /** Null: the set does not say how far its own prompts lay. */
+  distance: z
+    .object({
+      samples: z.int(),
+      samples_min: z.int(),
+      /** Euclidean: what one of twenty of the set's own prompts exceeds. */
+      limit: z.number(),
+      far_share: z.number().nullable(),
+      low: z.number().nullable(),
+      high: z.number().nullable(),
+      drifted: z.boolean(),
+    })
+    .nullable(),
+  clusters: z.array(
+    z.object({ cluster: z.int(), before: meanSchema, recent: meanSchema, drifted: z.boolean() }),
+  ),
+  pairs_min: z.int(),
+  /** What is to be done about it; null where nothing shows. */
+  proposal: z.string().nullable(),
+});
+export type Drift = z.infer<typeof driftSchema>;
+
+/*
  * What an edge keeps of an evaluation: of the `evaluation.json` that `maskroute evaluate` writes, the figures that the
  * dashboard draws. The whole file may be sent; what is not named here is dropped.
  */

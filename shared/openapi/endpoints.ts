@@ -95,6 +95,7 @@ export const ANSWERS = {
   CreatedKey: wire.createdKeySchema,
   Deleted: z.object({ id: z.string(), deleted: z.literal(true) }),
   EndedSessions: wire.endedSessionsSchema,
+  Drift: stats.driftSchema,
   EvaluatedRow: stats.evaluatedRowSchema,
   Experiment: experiments.experimentSchema,
   ExperimentResults: experiments.experimentResultsSchema,
@@ -279,12 +280,14 @@ export const GROUPS: readonly Group[] = [
       },
       {
         ...{ method: 'POST', path: '/admin/v1/keys/{id}/rotate', summary: 'Put a new key in place of one' },
+        more: 'The old key and its sessions end, at once or after the time that the body gives.',
         body: wire.rotateKeySchema,
         answers: { 201: 'CreatedKey' },
         errors: ['conflict'],
       },
       {
         ...{ method: 'DELETE', path: '/admin/v1/keys/{id}', summary: 'Revoke a key' },
+        more: 'Its dashboard sessions end, too. Again is the same.',
         answers: { 200: 'ApiKey' },
       },
       {
@@ -293,6 +296,7 @@ export const GROUPS: readonly Group[] = [
           path: '/admin/v1/keys/{id}/sessions',
           summary: "End a key's dashboard sessions",
         },
+        more: 'All of them, within 5 s.',
         answers: { 200: 'EndedSessions' },
       },
       {
@@ -312,6 +316,7 @@ export const GROUPS: readonly Group[] = [
     endpoints: [
       {
         ...{ method: 'POST', path: '/admin/v1/mask-sets', summary: 'Store a mask set', query: tenant },
+        more: 'Content that is already there keeps its version, and the status is 200.',
         body: maskSetSchema,
         answers: { 200: 'MaskSetSummary', 201: 'MaskSetSummary' },
         errors: ['invalid_mask_set', 'conflict'],
@@ -356,6 +361,7 @@ export const GROUPS: readonly Group[] = [
           path: '/admin/v1/publications/rollback',
           summary: 'Go back to what was live before',
         },
+        more: 'A first publication that not everyone sees yet is called off.',
         body: publications.rollbackSchema,
         answers: { 201: 'Publication' },
         errors: ['not_found', ...PUBLISHING],
@@ -433,6 +439,7 @@ export const GROUPS: readonly Group[] = [
       },
       {
         ...{ method: 'POST', path: '/admin/v1/experiments/{id}/start', summary: 'Start it', query: tenant },
+        more: 'An experiment that overlaps with a running one is refused with its name.',
         answers: { 200: 'Experiment' },
         errors: ['conflict'],
       },
@@ -474,6 +481,15 @@ export const GROUPS: readonly Group[] = [
         answers: { 200: ['TrafficSample'] },
       },
       {
+        ...{
+          method: 'GET',
+          path: '/admin/v1/drift',
+          summary: 'Whether requests and answers of a mask set are still as they were',
+        },
+        query: stats.driftQuerySchema,
+        answers: { 200: 'Drift' },
+      },
+      {
         ...{ method: 'GET', path: '/admin/v1/requests', summary: 'Requests one by one, the latest first' },
         query: fieldsOf(requests.requestsQuerySchema),
         answers: { 200: ['SeenRequest'] },
@@ -512,6 +528,8 @@ export const GROUPS: readonly Group[] = [
           path: '/admin/v1/backends',
           summary: 'List backends, with what the edge knows of each',
         },
+        more: 'An empty registry lists what `BACKEND_URL` stands for.',
+        query: wire.searchQuerySchema,
         answers: { 200: ['BackendEntry'] },
       },
       {
@@ -529,6 +547,7 @@ export const GROUPS: readonly Group[] = [
       },
       {
         ...{ method: 'GET', path: '/admin/v1/backends/{id}/jobs', summary: 'List its jobs' },
+        query: wire.searchQuerySchema,
         answers: { 200: ['Job'] },
         errors: ['backend_unreachable', 'backend_error'],
       },

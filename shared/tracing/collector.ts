@@ -11,14 +11,16 @@ export type Collector = {
   readonly share: number;
 };
 
-const emptyIsAbsent = (value: unknown): unknown => (value === '' ? undefined : value);
+/** A variable that is set to nothing counts as absent. */
+export const unlessEmpty = <T extends z.ZodType>(schema: T) =>
+  z.preprocess((value) => (value === '' ? undefined : value), schema);
 
 /** Without an endpoint nothing is traced. */
 export const collectorVariables = {
-  OTEL_EXPORTER_OTLP_ENDPOINT: z.preprocess(emptyIsAbsent, z.url({ protocol: /^https?$/ }).optional()),
+  OTEL_EXPORTER_OTLP_ENDPOINT: unlessEmpty(z.url({ protocol: /^https?$/ }).optional()),
   /** `name=value,name=value`, percent-encoded: a key, usually. */
-  OTEL_EXPORTER_OTLP_HEADERS: z.preprocess(emptyIsAbsent, z.string().optional()),
-  OTEL_TRACES_SAMPLER_ARG: z.preprocess(emptyIsAbsent, z.coerce.number().min(0).max(1).default(1)),
+  OTEL_EXPORTER_OTLP_HEADERS: unlessEmpty(z.string().optional()),
+  OTEL_TRACES_SAMPLER_ARG: unlessEmpty(z.coerce.number().min(0).max(1).default(1)),
 } as const;
 const collectorSchema = z.object(collectorVariables);
 

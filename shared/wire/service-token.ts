@@ -8,7 +8,7 @@ import { sign, verify } from 'hono/jwt';
 import { z } from 'zod';
 import { MaskrouteError } from './errors.ts';
 
-/** The head of every token: one that names another way to sign is none, so that nobody is talked into it. */
+/** The head of every token. A token that names another way to sign is refused, so that nobody is talked into it. */
 export const TOKEN_PREFIX = `${btoa('{"alg":"HS256","typ":"JWT"}')}.`;
 export const TOKEN_LIFETIME_s = 60;
 /** How far the two clocks may be apart. */
@@ -124,7 +124,7 @@ const spelled = (address: string): string =>
 function requireTime({ issuedAt_s, expiresAt_s }: TokenClaims, now_s: number, verifier: string): void {
   // Replays are remembered for a token's life, so no token may live longer.
   if (expiresAt_s - issuedAt_s > TOKEN_LIFETIME_s) {
-    throw new MaskrouteError('invalid_api_key', 'The service token is made to live too long.');
+    throw new MaskrouteError('invalid_api_key', 'The service token lives longer than it may.');
   }
   const outside =
     issuedAt_s - TOKEN_SKEW_s > now_s

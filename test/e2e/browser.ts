@@ -70,3 +70,21 @@ export async function expectAccessible(page: Page, where: string): Promise<void>
   const violations = results.violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes[0]?.html}`);
   expect(violations, where).toEqual([]);
 }
+
+/** A page that lies in a file is no wider than a telephone or a desk's screen, light and dark. */
+export async function expectFits(file: string): Promise<void> {
+  const browser = await openBrowser();
+  try {
+    for (const width of [390, 1440]) {
+      for (const colorScheme of ['light', 'dark'] as const) {
+        const page = await browser.newPage({ viewport: { width, height: 900 }, colorScheme });
+        await page.goto(`file://${file}`);
+        const excess = await page.evaluate('document.documentElement.scrollWidth - innerWidth');
+        expect(excess, `${width} px`).toBeLessThanOrEqual(0);
+        await page.close();
+      }
+    }
+  } finally {
+    await browser.close();
+  }
+}

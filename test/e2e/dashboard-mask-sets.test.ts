@@ -201,6 +201,30 @@ test('the time of a token in live traffic stands beside it, by the blocks that w
   expect(text).toContain(`${version.slice(0, 10)}${(100 * sparsity).toFixed(1)} %1`);
 });
 
+test('what routing gains stands there, and how much is known of live traffic', async () => {
+  const figure = { kl: 0.41, interval: [0.4, 0.42], change: -0.02, changeInterval: [-0.03, -0.01] };
+  const headroom = {
+    ...{ rows: 90, positions: 4000, masks: 3, byKind: figure, bestAfterwards: figure },
+    oneMask: { ...figure, change: 0, changeInterval: [0, 0] },
+    routed: { ...figure, kl: 0.4 },
+    lead: { mean_kl: 0.01, standardError_kl: 0.002 },
+    blocks: { gained: 0.6, isMore: false },
+  };
+  // Nothing lies as near to a centroid as that.
+  const nearest = { rows: 90, median: 0.001, far: 0.002 };
+  const set = { ...preset, name: 'told', heldOut: { ...preset.heldOut, headroom, nearest } };
+  await publishMaskSet(client, set, { tenant: '', activate: true });
+  await visit(page, 'Live masks');
+  await visit(page, 'Quality');
+  const table = page.getByRole('table', { name: 'Headroom of 3 masks, told' });
+  await table.getByRole('row', { name: 'as it is routed' }).getByText('-3.0 % to -1.0 %').waitFor();
+  await page.getByText('On 90 held-out prompts, 4000 positions.').waitFor();
+  await page.getByText('At the routed KL one mask leaves out 0.6 blocks fewer.').waitFor();
+  await page.getByText(/ of 50 requests that it takes were sampled/).waitFor();
+  await expectAccessible(page, 'what routing gains');
+  expect(complaints).toEqual([]);
+});
+
 /** One request through the edge, and how it was routed. */
 async function completed(): Promise<{ version: string; sparsity: number }> {
   const answer = await product.client.chat.completions

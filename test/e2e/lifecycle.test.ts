@@ -6,7 +6,7 @@ import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { OpenAI } from 'openai';
-import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import type { DevFile } from '../../gpu-backend/dev/dev-home.ts';
 import { createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { publicationHistory } from '../../gpu-backend/publication/publish.ts';
@@ -25,13 +25,19 @@ import {
 
 const LIMIT_ms = 180_000;
 
+/*
+ * One home through all that may happen to it. A start takes seconds, so each test goes on with what the one before left
+ * running, and starts what it needs where nothing runs.
+ */
 let home: string;
+/** All that were started, and may still run when a test failed. */
 let runs: Run[];
-beforeEach(() => {
+let current: Started | undefined;
+beforeAll(() => {
   home = createHome();
   runs = [];
 });
-afterEach(async () => {
+afterAll(async () => {
   for (const { process: child, ended } of runs) {
     child.kill('SIGTERM');
     await ended;
@@ -39,22 +45,40 @@ afterEach(async () => {
   removeHome(home);
 }, 60_000);
 
-async function started(env: Record<string, string> = {}) {
-  const product = await start(home, env);
-  runs.push(product);
-  return product;
+async function begin(env: Record<string, string> = {}, command = DIRECT): Promise<Started> {
+  current = await start(home, env, command);
+  runs.push(current);
+  return current;
 }
+const running = async (): Promise<Started> => current ?? (await begin());
+
+/** Stops what runs, which must end well. */
+async function end(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+  const product = current!;
+  current = undefined;
+  expect(await stop(product, signal)).toBe(0);
+}
+async function kill({ process: child, ended }: Run): Promise<void> {
+  current = undefined;
+  child.kill('SIGKILL');
+  await ended;
+}
+
 const hello = (model: string) => ({
   model,
   messages: [{ role: 'user' as const, content: 'Hello!' }],
   max_completion_tokens: 4,
 });
 const portOf = (url: string): string => new URL(url).port;
+const statusOf = async (url: string, key: string): Promise<number> => {
+  const headers = { authorization: `Bearer ${key}`, 'cf-connecting-ip': '192.0.2.1' };
+  return (await fetch(url, { headers })).status;
+};
 
 test(
   'a start is announced; a second one on the same home is refused; a stop leaves no dev.json and exits with 0',
   async () => {
-    const product = await started();
+    const product = await running();
     const { dev } = product;
     expect(Object.keys(dev).sort()).toEqual(
       ['adminKey', 'apiKey', 'backend', 'backendKey', 'edge', 'model'].sort(),
@@ -69,82 +93,52 @@ test(
     expect(second.output()).toMatch(/^error: Maskroute is already running on \S+\. .*MASKROUTE_HOME.*\n$/);
     expect(existsSync(path.join(home, 'dev.json'))).toBe(true);
 
-    expect(await stop(product)).toBe(0);
+    // No number of wrong keys keeps the next start from coming up.
+    const tenants = `${dev.edge}/admin/v1/tenants`;
+    for (let i = 0; i < 150; i++) expect(await statusOf(tenants, `wrong-key-${i}`)).toBe(401);
+    expect(await statusOf(tenants, dev.adminKey)).toBe(200);
+
+    await end('SIGINT');
     expect(existsSync(path.join(home, 'dev.json'))).toBe(false);
     for (const url of [dev.edge, dev.backend]) await expect(fetch(url)).rejects.toThrow();
-  },
-  LIMIT_ms,
-);
 
-test(
-  'the next start has the same keys and publishes nothing anew',
-  async () => {
-    const first = await started();
-    const { edge, backend, ...keys } = first.dev;
-    expect(await stop(first, 'SIGINT')).toBe(0);
-    const second = await started();
-    expect(second.dev).toMatchObject(keys);
-    const history = await publicationHistory(createAdminClient(second.dev.edge, second.dev.adminKey), '');
+    const next = await begin();
+    const { edge, backend, ...keys } = dev;
+    expect(next.dev).toMatchObject(keys);
+    const history = await publicationHistory(createAdminClient(next.dev.edge, next.dev.adminKey), '');
     expect(history).toHaveLength(1);
-    expect((await second.client.chat.completions.create(hello(second.dev.model))).choices).toHaveLength(1);
-  },
-  LIMIT_ms,
-);
-
-test(
-  'killed half-way and killed when ready: the next start works, on the same ports',
-  async () => {
-    const halfWay = run(home);
-    await vi.waitFor(() => expect(existsSync(path.join(home, 'logs/backend.log'))).toBe(true), 20_000);
-    halfWay.process.kill('SIGKILL');
-    await halfWay.ended;
-    const ready = await start(home);
-    ready.process.kill('SIGKILL');
-    await ready.ended;
-    const env = { PORT: portOf(ready.dev.edge), BACKEND_PORT: portOf(ready.dev.backend) };
-    const next = await started(env);
-    expect(next.dev).toEqual(ready.dev);
     expect((await next.client.chat.completions.create(hello(next.dev.model))).choices).toHaveLength(1);
   },
   LIMIT_ms,
 );
 
-test(
-  'what `npm start` started ends with npm, told or killed',
-  async () => {
-    const told = await start(home, {}, BY_NPM);
-    expect(await stop(told)).toBe(0);
-    await expect(fetch(told.dev.edge)).rejects.toThrow();
-    const killed = await start(home, {}, BY_NPM);
-    killed.process.kill('SIGKILL');
-    await vi.waitFor(() => expect(existsSync(path.join(home, 'dev.json'))).toBe(false), 10_000);
-    await vi.waitFor(() => expect(fetch(killed.dev.edge)).rejects.toThrow(), 10_000);
-    // It still counts what it knows, and keeps its home until that is done.
-    const again = await vi.waitFor(started, { timeout: 60_000, interval: 500 });
-    expect(again.dev.apiKey).toBe(told.dev.apiKey);
-  },
-  LIMIT_ms,
-);
+/** The id of a process's child whose command line holds `entry`. */
+function childOf(parent: number, entry: string): number {
+  const children = readFileSync(`/proc/${parent}/task/${parent}/children`, 'utf8').trim().split(' ');
+  return Number(children.find((pid) => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(entry)));
+}
 
-test(
-  'a stop lets an answer that is under way finish',
+test.runIf(process.platform === 'linux')(
+  'a backend that dies is answered for with 503, and comes back',
   async () => {
-    const product = await started();
-    const stream = await product.client.chat.completions.create({
-      ...hello(product.dev.model),
-      max_completion_tokens: 200,
-      ...{ ignore_eos: true },
-      stream: true,
-      stream_options: { include_usage: true },
+    const product = await running();
+    const { edge, apiKey, model } = product.dev;
+    const ask = () =>
+      fetch(`${edge}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' },
+        body: JSON.stringify(hello(model)),
+      });
+    expect((await ask()).status).toBe(200);
+    process.kill(childOf(product.process.pid!, 'part-process.ts\0backend'), 'SIGKILL');
+    const refused = await ask();
+    expect(refused.status).toBe(503);
+    expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(0);
+    expect(await refused.json()).toMatchObject({
+      error: { code: 'backend_unreachable', type: 'server_error' },
     });
-    let tokens: number | undefined;
-    let exit: Promise<number | string> | undefined;
-    for await (const chunk of stream) {
-      exit ??= stop(product);
-      tokens = chunk.usage?.completion_tokens ?? tokens;
-    }
-    expect(tokens).toBe(200);
-    expect(await exit).toBe(0);
+    await vi.waitFor(async () => expect((await ask()).status).toBe(200), { timeout: 30_000, interval: 200 });
+    expect(product.output()).toMatch(/backend ended \(signal SIGKILL\)/);
   },
   LIMIT_ms,
 );
@@ -185,30 +179,109 @@ async function answers(client: OpenAI, model: string, count: number): Promise<nu
   return tokens;
 }
 
+/** How many requests the engine works on. */
+async function requestsOf({ backend, backendKey }: DevFile): Promise<number> {
+  const headers = { authorization: `Bearer ${backendKey}` };
+  const text = await (await fetch(`${backend}/metrics`, { headers })).text();
+  return Number(/^num_requests_running(?:\{.*\})? (\d+)/m.exec(text)?.[1]);
+}
+
 test(
   'a stop loses no usage: not of the last answers, nor of one whose client hung up just before',
   async () => {
-    const first = await started();
+    const first = await running();
     const { model } = first.dev;
     const client = await limitedClient(first, 'stopped');
     const tokens = await answers(client, model, 10);
     const abort = new AbortController();
     const endless = { ...hello(model), max_completion_tokens: 1500, ignore_eos: true };
-    const runs = (count: number) =>
-      vi.waitFor(async () => expect(await running(first.dev)).toBe(count), { timeout: 20_000, interval: 5 });
-    await runs(0);
+    const works = (count: number) =>
+      vi.waitFor(async () => expect(await requestsOf(first.dev)).toBe(count), {
+        timeout: 20_000,
+        interval: 5,
+      });
+    await works(0);
     const left = client.chat.completions.create(endless, { signal: abort.signal });
     left.catch(() => {});
-    await runs(1);
+    await works(1);
     abort.abort();
-    expect(await stop(first, 'SIGINT')).toBe(0);
+    await end('SIGINT');
 
-    const second = await started();
+    const second = await begin();
     const account = await accountOf(second.dev, 'stopped');
     expect(account.requests).toBe(11);
     expect(account.used).toBe(account.tokens);
     expect(account.tokens).toBeGreaterThan(tokens);
     expect(account.tokens).toBeLessThan(tokens + 1500);
+  },
+  LIMIT_ms,
+);
+
+test(
+  'a stop lets an answer that is under way finish',
+  async () => {
+    const product = await running();
+    const stream = await product.client.chat.completions.create({
+      ...hello(product.dev.model),
+      max_completion_tokens: 200,
+      ...{ ignore_eos: true },
+      stream: true,
+      stream_options: { include_usage: true },
+    });
+    let tokens: number | undefined;
+    let ended: Promise<void> | undefined;
+    for await (const chunk of stream) {
+      ended ??= end();
+      tokens = chunk.usage?.completion_tokens ?? tokens;
+    }
+    expect(tokens).toBe(200);
+    expect(ended).toBeDefined();
+    await ended;
+  },
+  LIMIT_ms,
+);
+
+/** Longer than usage may be on its way on one machine. */
+const COUNTED_WITHIN_ms = 3_000;
+
+test.runIf(process.platform === 'linux')(
+  'a kill of everything loses the usage of the last seconds at most, and no budget',
+  async () => {
+    const first = await running();
+    const client = await limitedClient(first, 'killed');
+    const tokens = await answers(client, first.dev.model, 10);
+    await sleep(COUNTED_WITHIN_ms);
+    for (const pid of treeOf(first.process.pid!)) process.kill(pid, 'SIGKILL');
+    await kill(first);
+
+    const second = await begin();
+    expect(await accountOf(second.dev, 'killed')).toMatchObject({ requests: 10, tokens, used: tokens });
+  },
+  LIMIT_ms,
+);
+
+/** A process and all that it started. */
+function treeOf(pid: number): number[] {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ');
+  return [pid, ...children.filter((child) => child !== '').flatMap((child) => treeOf(Number(child)))];
+}
+
+test(
+  'killed when ready and killed half-way: the next start works, on the same ports',
+  async () => {
+    const ready = await running();
+    await kill(ready);
+    const env = { PORT: portOf(ready.dev.edge), BACKEND_PORT: portOf(ready.dev.backend) };
+    const log = path.join(home, 'logs/backend.log');
+    rmSync(log);
+    const halfWay = run(home, env);
+    runs.push(halfWay);
+    await vi.waitFor(() => expect(existsSync(log)).toBe(true), 20_000);
+    await kill(halfWay);
+    expect(halfWay.output()).not.toContain('is ready at');
+    const next = await begin(env);
+    expect(next.dev).toEqual(ready.dev);
+    expect((await next.client.chat.completions.create(hello(next.dev.model))).choices).toHaveLength(1);
   },
   LIMIT_ms,
 );
@@ -221,28 +294,29 @@ test(
       const answer = await fetch(`${edge}/admin/v1/tenants`, { headers });
       return ((await answer.json()) as { data: { id: string }[] }).data.map(({ id }) => id);
     };
-    const first = await start(home);
+    const first = await running();
     const client = createAdminClient(first.dev.edge, first.dev.adminKey);
     const body = { id: 'precious', name: 'Precious' };
     await client.request({ method: 'POST', path: '/tenants', body }, tenantSchema);
-    expect(await stop(first)).toBe(0);
+    const before = await tenants(first.dev);
+    expect(before).toContain('precious');
+    await end();
 
-    const second = await started();
+    const second = await begin();
     rmSync(path.join(home, 'edge'), { recursive: true });
     await vi.waitFor(() => expect(second.output()).toMatch(/database was deleted or replaced while/), 10_000);
     // Nothing hangs: what does not need the file goes on, and it stops as ever.
     expect((await fetch(`${second.dev.edge}/healthz`)).status).toBe(200);
-    expect(await stop(second)).toBe(0);
+    await end();
 
-    const empty = await started();
+    const empty = await begin();
     expect(empty.output()).toMatch(/local database is gone from .*begins with an empty one/s);
     const [, option] = /npm start -- (--restore=\S+)/.exec(empty.output())!;
     expect(await tenants(empty.dev)).toEqual(['local']);
-    expect(await stop(empty)).toBe(0);
+    await end();
 
-    const restored = await start(home, {}, [...DIRECT, option!]);
-    runs.push(restored);
-    expect((await tenants(restored.dev)).sort()).toEqual(['local', 'precious']);
+    const restored = await begin({}, [...BY_NPM, '--', option!]);
+    expect(await tenants(restored.dev)).toEqual(before);
     expect(restored.output()).not.toContain('is gone');
     const { model } = restored.dev;
     expect((await restored.client.chat.completions.create(hello(model))).choices).toHaveLength(1);
@@ -250,78 +324,37 @@ test(
   LIMIT_ms,
 );
 
-/** How many requests the engine works on. */
-async function running({ backend, backendKey }: DevFile): Promise<number> {
-  const headers = { authorization: `Bearer ${backendKey}` };
-  const text = await (await fetch(`${backend}/metrics`, { headers })).text();
-  return Number(/^num_requests_running(?:\{.*\})? (\d+)/m.exec(text)?.[1]);
-}
-
-/** Longer than usage may be on its way on one machine. */
-const COUNTED_WITHIN_ms = 3_000;
-
-test.runIf(process.platform === 'linux')(
-  'a kill of everything loses the usage of the last seconds at most, and no budget',
+test(
+  'what `npm start` started ends with npm, told or killed',
   async () => {
-    const first = await started();
-    const client = await limitedClient(first, 'killed');
-    const tokens = await answers(client, first.dev.model, 10);
-    await sleep(COUNTED_WITHIN_ms);
-    for (const pid of treeOf(first.process.pid!)) process.kill(pid, 'SIGKILL');
-    await first.ended;
-
-    const second = await started();
-    expect(await accountOf(second.dev, 'killed')).toMatchObject({ requests: 10, tokens, used: tokens });
-  },
-  LIMIT_ms,
-);
-
-/** A process and all that it started. */
-function treeOf(pid: number): number[] {
-  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ');
-  return [pid, ...children.filter((child) => child !== '').flatMap((child) => treeOf(Number(child)))];
-}
-
-/** The id of a process's child whose command line holds `entry`. */
-function childOf(parent: number, entry: string): number {
-  const children = readFileSync(`/proc/${parent}/task/${parent}/children`, 'utf8').trim().split(' ');
-  return Number(children.find((pid) => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(entry)));
-}
-
-test.runIf(process.platform === 'linux')(
-  'a backend that dies is answered for with 503, and comes back',
-  async () => {
-    const product = await started();
-    const { edge, apiKey, model } = product.dev;
-    const ask = () =>
-      fetch(`${edge}/v1/chat/completions`, {
-        method: 'POST',
-        headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' },
-        body: JSON.stringify(hello(model)),
-      });
-    expect((await ask()).status).toBe(200);
-    process.kill(childOf(product.process.pid!, 'part-process.ts\0backend'), 'SIGKILL');
-    const refused = await ask();
-    expect(refused.status).toBe(503);
-    expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(0);
-    expect(await refused.json()).toMatchObject({
-      error: { code: 'backend_unreachable', type: 'server_error' },
-    });
-    await vi.waitFor(async () => expect((await ask()).status).toBe(200), { timeout: 30_000, interval: 200 });
-    expect(product.output()).toMatch(/backend ended \(signal SIGKILL\)/);
+    // The test before this one left such a start.
+    const isByNpm = current?.process.spawnfile === BY_NPM[0];
+    if (current !== undefined && !isByNpm) await end();
+    const told = current ?? (await begin({}, BY_NPM));
+    await end();
+    await expect(fetch(told.dev.edge)).rejects.toThrow();
+    const killed = await begin({}, BY_NPM);
+    await kill(killed);
+    await vi.waitFor(() => expect(existsSync(path.join(home, 'dev.json'))).toBe(false), 10_000);
+    await vi.waitFor(() => expect(fetch(killed.dev.edge)).rejects.toThrow(), 10_000);
+    // It still counts what it knows, and keeps its home until that is done.
+    const again = await vi.waitFor(() => begin(), { timeout: 60_000, interval: 500 });
+    expect(again.dev.apiKey).toBe(told.dev.apiKey);
   },
   LIMIT_ms,
 );
 
 test('a taken port and a wrong one are named', async () => {
+  const empty = createHome();
   const other = createServer().listen(0, '127.0.0.1');
   await once(other, 'listening');
   const { port } = other.address() as AddressInfo;
-  const taken = run(home, { PORT: String(port) });
+  const taken = run(empty, { PORT: String(port) });
   expect(await taken.ended).toBe(1);
   expect(taken.output()).toMatch(new RegExp(`^error: Port ${port} is in use .*PORT.*\\n$`));
   other.close();
-  const wrong = run(home, { BACKEND_PORT: '80808' });
+  const wrong = run(empty, { BACKEND_PORT: '80808' });
   expect(await wrong.ended).toBe(1);
   expect(wrong.output()).toMatch(/^error: BACKEND_PORT must be a port .*\n$/);
+  removeHome(empty);
 });

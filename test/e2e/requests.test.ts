@@ -1,7 +1,9 @@
 /** One request end to end: the official client → the edge in workerd → the backend → the real model. */
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import { createServer, type IncomingMessage, request } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import path from 'node:path';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { APIError } from 'openai';
@@ -164,6 +166,9 @@ describe('a client that hangs up', () => {
     await stopsGenerating();
     // All of it would be 1,500.
     expect((await gauge(GENERATED)) - before).toBeLessThan(750);
+    // No backend is blamed for it: operators watch for that.
+    const log = await readFile(path.join(home, 'logs', 'edge.log'), 'utf8');
+    expect(log).not.toContain('stream_broke_off');
   });
 
   test('before the first token ends it too', async () => {
@@ -321,18 +326,6 @@ describe('keys', () => {
     ]);
     expect(await (await fetch(`${backend}/readyz`)).json()).toEqual({ status: 'ready' });
     expect((await fetch(`${backend}/metrics`)).status).toBe(401);
-  });
-
-  test('wrong admin keys lock nobody out, and the next start comes up', async () => {
-    const admin = async (key: string) => {
-      const headers = { authorization: `Bearer ${key}`, 'cf-connecting-ip': '192.0.2.1' };
-      return (await fetch(`${product.dev.edge}/admin/v1/tenants`, { headers })).status;
-    };
-    for (let i = 0; i < 150; i++) expect(await admin(`wrong-key-${i}`)).toBe(401);
-    expect(await admin(product.dev.adminKey)).toBe(200);
-    expect(await stop(product)).toBe(0);
-    product = await start(home);
-    expect(await admin(product.dev.adminKey)).toBe(200);
   });
 });
 

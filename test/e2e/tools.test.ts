@@ -1,7 +1,7 @@
 /** Forms, tools and the newer wire, with the official client's own helpers against the edge: client → edge → backend → model. */
 import { zodFunction, zodResponseFormat, zodTextFormat } from 'openai/helpers/zod';
 import type { ChatCompletionMessageParam } from 'openai/resources';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { z } from 'zod';
 import { HEADERS, type MaskrouteInfo } from '../../shared/wire/protocol.ts';
 import { createHome, removeHome, type Started, start, stop } from './product.ts';
@@ -142,6 +142,43 @@ describe('responses', () => {
     expect(answer.output_text.length).toBeGreaterThan(0);
     expect(infoOf(answer).completion_tokens).toBe(answer.usage!.output_tokens);
   });
+
+  test('are kept with their prompt where the tenant has its texts kept, whole and streamed', async () => {
+    const admin = async (method: string, path: string, body?: object) => {
+      const response = await fetch(`${product.dev.edge}/admin/v1${path}`, {
+        method,
+        headers: { authorization: `Bearer ${product.dev.adminKey}`, 'content-type': 'application/json' },
+        ...(body && { body: JSON.stringify(body) }),
+      });
+      return (await response.json()) as { data: { id: string }[]; texts: { prompt: string; answer: string } };
+    };
+    const textsOf = async (requestId: string) => {
+      const [seen] = (await admin('GET', `/requests?q=${requestId}`)).data;
+      return seen && (await admin('GET', `/requests/${seen.id}`)).texts;
+    };
+    await admin('PATCH', '/tenants/local', { texts_kept_days: 1 });
+    const ask = request('Name a colour.');
+    // A change of terms holds within 5 s.
+    const whole = await vi.waitFor(
+      async () => {
+        const { data, response } = await product.client.responses.create(ask).withResponse();
+        const id = response.headers.get(HEADERS.requestId)!;
+        const texts = await vi.waitFor(async () => {
+          const found = await textsOf(id);
+          expect(found).toBeDefined();
+          return found;
+        }, 10_000);
+        expect(texts).toMatchObject({ prompt: 'user: Name a colour.', answer: data.output_text });
+        return data.output_text;
+      },
+      { timeout: 60_000, interval: 500 },
+    );
+    const requestId = crypto.randomUUID();
+    const headers = { [HEADERS.requestId]: requestId };
+    for await (const _ of await product.client.responses.create({ ...ask, stream: true }, { headers }));
+    await vi.waitFor(async () => expect((await textsOf(requestId))?.answer).toBe(whole), 10_000);
+    await admin('PATCH', '/tenants/local', { texts_kept_days: null });
+  }, 90_000);
 
   test('are parsed by a schema', async () => {
     const answer = await product.client.responses.parse({

@@ -39,4 +39,10 @@ test('the summary has medians of all rounds, and says so when the machine is bus
   expect(calm).not.toContain('busy');
   expect(summaryOf(speeds([60, 111, 112], [100, 50, 99]), 0.5)).toContain('The machine is busy');
   expect(summaryOf(speeds([110, 111, 112], [100, 101, 99]), 4)).toContain('4.0 programs');
+  // Figures stand together, and whether to trust them comes last.
+  const lines = summaryOf(speeds([110, 111, 112], [100, 101, 99]), 4, 0.874).split('\n');
+  expect(lines.map((line) => line.trim().split(/\s/)[0])).toEqual([
+    ...['Summary', 'masked', 'dense', 'agreement', 'evaluated', 'The', 'want'],
+  ]);
+  expect(lines[4]).toContain('evaluated  87 %');
 });

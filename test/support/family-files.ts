@@ -112,3 +112,32 @@ export const canBeGguf = ({
   const usual = layersWithoutRope?.every((layer) => (layer + 1) % ropelessEvery! === 0) ?? true;
   return usual && (slidingWindow === undefined || slidingWindow.layers.length === layerCount);
 };
+
+/** config.json of a random model, as transformers writes it. */
+export function hubConfig(config: ModelConfig): Record<string, unknown> {
+  const { ropeScaling } = config;
+  return {
+    model_type: config.architecture,
+    hidden_size: config.hiddenSize,
+    intermediate_size: config.ffnSize,
+    num_hidden_layers: config.layerCount,
+    num_attention_heads: config.headCount,
+    num_key_value_heads: config.kvHeadCount,
+    head_dim: config.headSize,
+    vocab_size: config.vocabularySize,
+    max_position_embeddings: config.contextTokens,
+    rms_norm_eps: config.rmsEpsilon,
+    rope_theta: config.ropeTheta,
+    tie_word_embeddings: config.tiedEmbeddings,
+    eos_token_id: 2,
+    ...(ropeScaling?.type === 'llama3' && {
+      rope_scaling: {
+        rope_type: 'llama3',
+        factor: ropeScaling.factor,
+        low_freq_factor: ropeScaling.lowFrequencyFactor,
+        high_freq_factor: ropeScaling.highFrequencyFactor,
+        original_max_position_embeddings: ropeScaling.originalContextTokens,
+      },
+    }),
+  };
+}

@@ -4,7 +4,7 @@ import { adminOnly, mayChange, noStore } from '../http/authentication.ts';
 import type { AppEnv } from '../http/context.ts';
 import { audit, audited } from './audit.ts';
 import { backends } from './backends.ts';
-import { models, stats, traffic, usage } from './counted.ts';
+import { drift, models, stats, traffic, usage } from './counted.ts';
 import { experiments } from './experiments.ts';
 import { keys, ownSessions } from './keys.ts';
 import { maskSets } from './mask-sets.ts';
@@ -30,4 +30,5 @@ export const admin = new Hono<AppEnv>()
   .route('/ratings', ratings)
   .route('/models', models)
   .route('/stats', stats)
-  .route('/traffic', traffic);
+  .route('/traffic', traffic)
+  .route('/drift', drift);

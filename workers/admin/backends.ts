@@ -1,5 +1,6 @@
 /** The registry of backends: for those who administrate everything. A change holds in other isolates within seconds. */
 import { Hono } from 'hono';
+import { searchQuerySchema } from '../../shared/admin/admin-wire.ts';
 import { createBackendSchema, updateBackendSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
@@ -25,9 +26,11 @@ export const backends = new Hono<AppEnv>()
   })
   .route('/:id/jobs', jobs)
   .get('/', async (c) => {
+    const { q } = parse(searchQuerySchema, c.req.query());
     const { db, backend, config } = c.var.services;
-    const rows = await d1(listBackends(db));
-    const shown = rows.length === 0 ? [defaultBackend(config.BACKEND_URL)] : rows;
+    const rows = await d1(listBackends(db, q));
+    const isEmpty = rows.length === 0 && (q === undefined || (await d1(listBackends(db))).length === 0);
+    const shown = isEmpty ? [defaultBackend(config.BACKEND_URL)].filter((row) => hasText(row, q)) : rows;
     return c.json({ object: 'list', data: shown.map((row) => backend.describe(row)) });
   })
   .post('/', async (c) => {
@@ -54,6 +57,9 @@ export const backends = new Hono<AppEnv>()
     await backend.refresh(holdOf(c));
     return c.json({ id, deleted: true });
   });
+
+const hasText = ({ id, url }: BackendRow, text = ''): boolean =>
+  `${id} ${url}`.toLowerCase().includes(text.toLowerCase());
 
 async function changed(c: AppContext, row: BackendRow, status: 200 | 201): Promise<Response> {
   const { backend } = c.var.services;

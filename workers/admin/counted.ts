@@ -1,11 +1,20 @@
 /** What is going on: for the dashboard, and for whoever watches over routing. */
 import { Hono } from 'hono';
 import { DEFAULT_TENANT, usageQuerySchema } from '../../shared/admin/admin-wire.ts';
-import { type Stats, statsQuerySchema, trafficQuerySchema } from '../../shared/admin/stats-wire.ts';
+import {
+  type Drift,
+  driftQuerySchema,
+  type Stats,
+  statsQuerySchema,
+  trafficQuerySchema,
+} from '../../shared/admin/stats-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
+import { driftOf } from '../counting/drift.ts';
 import { stats as statsOf } from '../counting/traffic-stats.ts';
 import { d1 } from '../db/d1.ts';
+import { findMaskSet } from '../db/mask-set-rows.ts';
 import { listTrafficSamples, sumUsage } from '../db/usage-rows.ts';
 import { type AppEnv, holdOf } from '../http/context.ts';
 import { scopedTenant } from './scope.ts';
@@ -26,11 +35,24 @@ export const traffic = new Hono<AppEnv>().get('/', async (c) => {
   return c.json({ object: 'list', data: await d1(listTrafficSamples(c.var.services.db, version, only)) });
 });
 
+/* Whether a version's requests and answers are still as they were. */
+
+export const drift = new Hono<AppEnv>().get('/', async (c) => {
+  const { tenant: named, version, since } = parse(driftQuerySchema, c.req.query());
+  const tenant = await scopedTenant(c, named);
+  const { db } = c.var.services;
+  const stored = await d1(findMaskSet(db, tenant, version));
+  if (stored === null)
+    throw new MaskrouteError('not_found', `There is no mask set ${version}.`, { param: 'version' });
+  const only = tenant === DEFAULT_TENANT ? undefined : tenant;
+  return c.json((await d1(driftOf(db, stored, only, Date.parse(since)))) satisfies Drift);
+});
+
 /* The models that backends serve: what a tenant may be given, and an experiment be about. */
 
 export const models = new Hono<AppEnv>().get('/', async (c) => {
   const served = await c.var.services.models.list(holdOf(c)).catch(() => []);
-  // Tenants and experiments name models, of which each is served dense, too.
+  // Tenants and experiments name models, and each model is served dense, too.
   const ids = served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
   return c.json({ object: 'list', data: ids.map((id) => ({ id })) });
 });

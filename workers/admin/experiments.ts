@@ -1,5 +1,6 @@
 /** Experiments: drafts are made and changed, started ones are only stopped. */
 import { Hono } from 'hono';
+import { z } from 'zod';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import type { ExperimentResults } from '../../shared/admin/experiment-wire.ts';
 import {
@@ -50,8 +51,12 @@ export const experiments = new Hono<AppEnv>()
   .get('/:id', async (c) => answer(c, await find(c)))
   .patch('/:id', async (c) => {
     const draft = await find(c);
-    const change = parse(changeExperimentSchema, await readJson(c.req.raw));
-    const merged = Object.entries({ ...draft.definition, ...change }).filter(([, value]) => value !== null);
+    // Unknown fields and wrong values are found by one schema, so that all are named at once.
+    const change = parse(z.record(z.string(), z.unknown()), await readJson(c.req.raw));
+    const { shape } = changeExperimentSchema;
+    const merged = Object.entries({ ...draft.definition, ...change }).filter(
+      ([name, value]) => value !== null || !(name in shape),
+    );
     const definition = parse(experimentDefinitionSchema, Object.fromEntries(merged));
     const checked = await checkDefinition(c, draft.owner, definition);
     if (!(await d1(changeDraft(c.var.services.db, draft, checked)))) throw started(draft.id);

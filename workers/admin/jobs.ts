@@ -1,7 +1,7 @@
 /** Jobs of a backend, for those who administrate everything; `shared/admin/job-wire.ts` describes them. */
 import { Hono } from 'hono';
 import type { z } from 'zod';
-import { listSchema } from '../../shared/admin/admin-wire.ts';
+import { listSchema, searchQuerySchema } from '../../shared/admin/admin-wire.ts';
 import {
   createEdgeJobSchema,
   DATA_NAME_PATTERN,
@@ -24,7 +24,11 @@ import { storeMaskSet } from '../releases/publishing.ts';
 import { scopedTenant } from './scope.ts';
 
 export const jobs = new Hono<AppEnv>()
-  .get('/', async (c) => c.json(await ask(c, listSchema(jobSchema), 'GET', '')))
+  .get('/', async (c) => {
+    const { q } = parse(searchQuerySchema, c.req.query());
+    const query = q === undefined ? '' : `?q=${encodeURIComponent(q)}`;
+    return c.json(await ask(c, listSchema(jobSchema), 'GET', query));
+  })
   .post('/', async (c) => {
     const body = JSON.stringify(parse(createEdgeJobSchema, await readJson(c.req.raw)));
     return c.json(await ask(c, jobSchema, 'POST', '', body), 202);

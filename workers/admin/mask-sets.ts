@@ -42,7 +42,7 @@ export const maskSets = new Hono<AppEnv>()
     if (c.var.admin.tenant !== undefined && c.var.admin.tenant !== set.owner) {
       throw new MaskrouteError(
         'forbidden',
-        'Whose set it is, or who runs the edge, says what was measured of it.',
+        'Only the owner of the set, or an administrator of the edge, stores what was measured of it.',
       );
     }
     const figures = parse(evaluationFiguresSchema, await readJson(c.req.raw));

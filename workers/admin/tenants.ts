@@ -31,10 +31,10 @@ export const tenants = new Hono<AppEnv>()
   .patch('/:id', async (c) => {
     const change = parse(updateTenantSchema, await readJson(c.req.raw));
     const own = c.var.admin.tenant;
-    const foreign = Object.keys(change).find((name) => !OWN_TENANT_FIELDS.includes(name));
-    if (own !== undefined && foreign !== undefined) {
-      const message = `A tenant changes its ${OWN_TENANT_FIELDS.join(' and ')} itself, nothing else.`;
-      throw new MaskrouteError('forbidden', message, { param: foreign });
+    const foreign = Object.keys(change).filter((name) => !OWN_TENANT_FIELDS.includes(name));
+    if (own !== undefined && foreign.length > 0) {
+      const message = `A tenant's own administrator changes ${OWN_TENANT_FIELDS.join(', ')}, and not ${foreign.join(', ')}.`;
+      throw new MaskrouteError('forbidden', message, { param: foreign[0]! });
     }
     const before = await tenantOf(c);
     c.set('before', before);

@@ -2,7 +2,7 @@
 import { eq, sql } from 'drizzle-orm';
 import { BACKENDS_MAX } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type Database, orConflict } from './d1.ts';
+import { type Database, holds, orConflict } from './d1.ts';
 import { backends } from './schema.ts';
 
 export type BackendRow = {
@@ -17,8 +17,15 @@ export type BackendRow = {
 };
 export type BackendFields = Pick<BackendRow, 'url' | 'regions' | 'weight' | 'enabled'>;
 
-export async function listBackends(db: Database): Promise<BackendRow[]> {
-  return await db.select().from(backends).orderBy(backends.id).limit(BACKENDS_MAX);
+/** `q`: only those that have this text in their id, their address or their regions. */
+export async function listBackends(db: Database, q?: string): Promise<BackendRow[]> {
+  const { id, url, regions } = backends;
+  return await db
+    .select()
+    .from(backends)
+    .where(holds(q, id, url, regions))
+    .orderBy(id)
+    .limit(BACKENDS_MAX);
 }
 
 export async function findBackend(db: Database, id: string): Promise<BackendRow | null> {

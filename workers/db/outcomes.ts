@@ -168,6 +168,30 @@ export async function clusterSeries(db: Database, request: SeriesRequest) {
   return rows.map(({ start_minute, ...row }) => ({ start_ms: start_minute * 60_000, ...row }));
 }
 
+/** How far a version's masked answers go with dense ones, by cluster: before `since_ms`, and from then on. */
+export async function agreementByCluster(
+  db: Database,
+  version: string,
+  tenant: string | undefined,
+  since_ms: number,
+): Promise<Map<number, { before: Moments; recent: Moments }>> {
+  const isRecent = sql`${outcomes.minute} >= ${minuteOf(since_ms)}`;
+  const total = (column: SQLiteColumn, when: SQL) =>
+    sql<number>`total(case when ${when} then ${column} else 0 end)`;
+  const sums = (when: SQL) => ({
+    count: total(outcomes.agreement_count, when),
+    sum: total(outcomes.agreement_sum, when),
+    sq: total(outcomes.agreement_sq, when),
+  });
+  const rows = await db
+    .select({ cluster: outcomes.cluster, before: sums(sql`not ${isRecent}`), recent: sums(isRecent) })
+    .from(outcomes)
+    .where(and(eq(outcomes.version, version), isIfGiven(outcomes.tenant, tenant), gte(outcomes.cluster, 0)))
+    .groupBy(outcomes.cluster)
+    .orderBy(outcomes.cluster);
+  return new Map(rows.map(({ cluster, before, recent }) => [cluster, { before, recent }]));
+}
+
 /** Sums by version and sparsity: what a choice of sparsity costs and gains. */
 export async function versionSums(db: Database, request: SeriesRequest) {
   const rows = await db

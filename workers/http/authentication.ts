@@ -128,7 +128,7 @@ export async function readClaims(c: AppContext): Promise<SessionClaims | undefin
 /**
  * The request's session; undefined when it has no cookie. The key behind it is looked up again, so revoking
  * the key ends the session.
- * @throws MaskrouteError `invalid_session` for one that has ended, what `readClaims` throws, and what looking up the
+ * @throws MaskrouteError `invalid_session` for a session that has ended, what `readClaims` throws, and what looking up the
  * session and the key throws.
  */
 export async function readSession(

@@ -20,7 +20,7 @@ export const requestId = createMiddleware<AppEnv>(async (c, next) => {
 
 /**
  * Tells the client the id with whatever `c` answers. Completions come before it and do so themselves: they make their
- * headers once, and one that is set ahead of the answer makes the runtime keep a set of headers for it alone.
+ * headers once, and a header that is set ahead of the answer makes the runtime keep a set of headers for it alone.
  */
 export const requestIdHeader = createMiddleware<AppEnv>(async (c, next) => {
   tellRequestId(c);

@@ -61,7 +61,7 @@ async function whyBad(db: Database, state: LiveState): Promise<string | null> {
   return null;
 }
 
-/** What requests since some time say of the version, and of the one that it replaced. Asked for only when needed. */
+/** What requests since some time say of the version, and of the version before it. Asked for only when needed. */
 type Window = { now(): Promise<Judged>; before(): Promise<Judged> | null };
 
 function windowOf(db: Database, { version, base, tenant }: LiveState, since_ms: number): Window {

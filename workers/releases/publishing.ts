@@ -318,7 +318,7 @@ function checkSurrogates({ surrogates }: LiveSet, serving: readonly ModelEntry[]
 
 /* Storing a mask set, however it came. */
 
-/** `created` is false for content that was there. @throws MaskrouteError `invalid_mask_set` for one that is too large. */
+/** `created` is false for content that was there. @throws MaskrouteError `invalid_mask_set` for a set that is too large. */
 export async function storeMaskSet(
   db: Database,
   tenant: string,

@@ -133,7 +133,9 @@ export class Answer {
               if (whole.length > 0) return;
             }
           } catch (thrown) {
-            controller.enqueue(errorEvent(JSON.stringify(lateError(thrown, requestId))));
+            // A client that left breaks its answer off itself, and no backend is to blame.
+            const cause = this.#signal.aborted && !(thrown instanceof MaskrouteError) ? hungUp() : thrown;
+            controller.enqueue(errorEvent(JSON.stringify(lateError(cause, requestId))));
           }
           this.#silence.end();
           controller.close();

@@ -14,7 +14,7 @@ export type Progress = {
   wasAsked: boolean;
   /** A backend was given up in silence: it may have worked on the request, whatever comes of it. */
   gaveUp: boolean;
-  /** The one that answered last. */
+  /** The backend that answered last. */
   backend: string | undefined;
   affinity: Answer['affinity'];
   /** Until its first byte. */

@@ -62,14 +62,28 @@ function answerOf(wire: string): string {
 }
 
 type Choice = { message?: { content?: unknown }; delta?: { content?: unknown }; text?: unknown };
+/** On the newer wire: what a whole answer has, and what an event of a stream adds. */
+type Response = {
+  object?: unknown;
+  output?: { content?: { text?: unknown }[] }[];
+  type?: unknown;
+  delta?: unknown;
+};
 
 function textIn(json: string): string {
-  let parsed: { choices?: Choice[] };
+  let parsed: { choices?: Choice[] } & Response;
   try {
     parsed = JSON.parse(json);
   } catch {
     // The last event of an answer that was cut.
     return '';
+  }
+  if (parsed.object === 'response') {
+    const parts = (parsed.output ?? []).flatMap(({ content }) => content ?? []);
+    return parts.map(({ text }) => (typeof text === 'string' ? text : '')).join('');
+  }
+  if (parsed.type === 'response.output_text.delta') {
+    return typeof parsed.delta === 'string' ? parsed.delta : '';
   }
   const [choice] = parsed.choices ?? [];
   const text = choice?.delta?.content ?? choice?.message?.content ?? choice?.text;

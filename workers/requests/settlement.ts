@@ -46,13 +46,12 @@ async function close(
   progress: Progress | undefined,
 ): Promise<void> {
   const cost = await costOf(parts, account, outcome, progress);
-  const seen_tokens = cost === null ? seenTokens(outcome.heard, account.routable) : 0;
-  const due_tokens = dueTokens(account, outcome, cost, seen_tokens);
-  const { event, caller, routable, hold, trace } = account;
-  const told = progress && eventOf(account, outcome, progress, cost, seen_tokens);
+  const charged = cost ?? chargeOfUnknown(account, outcome);
+  const { event, caller, reservation, routable, hold, trace } = account;
+  const told = progress && eventOf(account, outcome, progress, { ...charged, counted: cost !== null });
   if (trace.isRecorded) hold(trace.end(traceEnd(account, outcome, told)));
   await Promise.all([
-    due_tokens === null ? undefined : parts.budgets.settle(caller.tenant, event, due_tokens),
+    reservation === null ? undefined : parts.budgets.settle(caller.tenant, event, tokensOf(charged)),
     told && parts.events.send(told),
   ]);
   const isWhole = outcome.status === 200 && outcome.code === null;
@@ -86,11 +85,11 @@ async function costOf(
   return said === 'never_began' ? NOTHING : said;
 }
 
-/** `never_began`: no backend knows of it. `unknown`: the one that could say is gone, or has forgotten it. */
+/** `never_began`: no backend knows of it. `unknown`: the backend that could say is gone, or has forgotten it. */
 type AnswerCost = AnswerUsage | 'never_began' | 'unknown';
 
 /**
- * What an answer cost whose end the edge did not hear: the backends are asked a few times, since the one that worked on it
+ * What an answer cost whose end the edge did not hear: the backends are asked a few times, since the backend that worked on it
  * notices a hang-up only a little later. A client that asked once is charged once, however many backends worked on it: for
  * what the answerer spent on its answer; where none began one, for what the one spent that spent the most.
  */
@@ -136,25 +135,21 @@ async function inTurn<Answer>(
     .finally(() => underWay.delete(question));
 }
 
-const tokensOf = ({ prompt_tokens, completion_tokens }: AnswerUsage): number =>
-  prompt_tokens + completion_tokens;
+const tokensOf = ({ prompt_tokens, completion_tokens }: Cost): number => prompt_tokens + completion_tokens;
 
 /**
- * What is due of a reservation; null: all of it stays due. Where nobody can say the cost it is what was seen to pass, and
- * the prompt as it was reserved. Of a client that left before it saw anything all stays due: else leaving would be a way
- * to have work for nothing.
+ * What is charged, in the budget and in usage alike, where nobody can say the cost: what was seen to pass, and the prompt
+ * as it was reserved. Of a client that left before it saw anything all that was reserved is due: else leaving would be a
+ * way to have work for nothing.
  */
-function dueTokens(
-  account: Account,
-  { code }: Outcome,
-  cost: Cost | null,
-  seen_tokens: number,
-): number | null {
-  if (account.reservation === null) return null;
-  if (cost !== null) return cost.prompt_tokens + cost.completion_tokens;
+function chargeOfUnknown(account: Account, { code, heard }: Outcome): Cost {
+  const { reservation, routable } = account;
+  const seen_tokens = seenTokens(heard, routable);
+  if (reservation === null) return { prompt_tokens: 0, completion_tokens: seen_tokens };
+  const { prompt_tokens } = reservation;
   const isOfLeaver = code === 'cancelled' || isClientsDoing(account, code);
-  if (seen_tokens === 0 && isOfLeaver) return null;
-  return account.reservation.prompt_tokens + seen_tokens;
+  const isAllDue = seen_tokens === 0 && isOfLeaver;
+  return { prompt_tokens, completion_tokens: isAllDue ? reservation.tokens - prompt_tokens : seen_tokens };
 }
 
 /** A time that the client made shorter ran out: it says as little about the version as a client that left. */
@@ -180,8 +175,7 @@ function eventOf(
   account: Account,
   outcome: Outcome,
   { routed, backend }: Progress,
-  cost: Cost | null,
-  seen_tokens: number,
+  charged: Cost & { readonly counted: boolean },
 ): RequestEvent {
   const { decision, assignment } = routed;
   const { caller, started_ms } = account;
@@ -213,9 +207,9 @@ function eventOf(
     stream: isStream,
     status: isClientsDoing(account, outcome.code) ? CLIENT_LEFT : outcome.status,
     error_code: outcome.code,
-    prompt_tokens: cost?.prompt_tokens ?? 0,
-    completion_tokens: cost?.completion_tokens ?? seen_tokens,
-    counted: cost !== null,
+    prompt_tokens: charged.prompt_tokens,
+    completion_tokens: charged.completion_tokens,
+    counted: charged.counted,
     ...latencies(outcome.heard, started_ms, isStream, body.n ?? 1),
     total_ms: outcome.endedAt_ms - started_ms,
     request_id: account.requestId,
@@ -242,7 +236,7 @@ function traceEnd(
       ...(told?.backend ? { 'maskroute.backend': told.backend } : {}),
       ...answerAttributes({
         input_tokens: told?.counted ? told.prompt_tokens : undefined,
-        output_tokens: told?.completion_tokens,
+        output_tokens: told?.counted ? told.completion_tokens : undefined,
         finishReasons: heard?.finishReasons,
         first_ms: told?.stream ? told.ttft_ms : undefined,
       }),

@@ -70,7 +70,7 @@ type AssignRequest = {
 };
 
 /**
- * A request takes part only if every arm could serve it: one that is turned away from some arms and not from
+ * A request takes part only if every arm could serve it: a request that is turned away from some arms and not from
  * others would make the arms' requests different in kind.
  */
 export function assign(

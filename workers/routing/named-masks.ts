@@ -1,5 +1,5 @@
 /**
- * Masks that clients name. Naming one that no live set here has costs the database a question (the edge's for a tenant
+ * Masks that clients name. A mask that no live set here has costs the database a question (the edge's for a tenant
  * with a ceiling, else the backend's), and names can be made up: so of each tenant only so many are let through, but for
  * those that turned out to be masks, which may come as often as anything.
  */
@@ -65,7 +65,7 @@ export function createMaskDoor({
   return async (token) => {
     const claims = await verify(token, Math.floor(Date.now() / 1000));
     if (claims.scope !== 'masks') {
-      throw new MaskrouteError('invalid_api_key', 'The service token is for something else than masks.');
+      throw new MaskrouteError('invalid_api_key', 'The service token is not for masks.');
     }
     if (EDGE_URL === undefined) {
       const message = 'This edge does not know its own address: EDGE_URL is not configured.';

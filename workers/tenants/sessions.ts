@@ -41,7 +41,7 @@ export interface Sessions {
   /** Whose token it is, ended or not. @throws MaskrouteError `invalid_session`: forged, malformed or too old. */
   verify(token: string): Promise<SessionClaims>;
   /**
-   * @throws MaskrouteError `invalid_session` for one that was ended, `configuration_unavailable` when that cannot be
+   * @throws MaskrouteError `invalid_session` for a session that was ended, `configuration_unavailable` when that cannot be
    * found out.
    */
   requireLive(claims: SessionClaims, hold: Hold): Promise<void>;
@@ -140,7 +140,7 @@ export function createSessions(
     async requireLive({ id, actor, issuedAt_ms }, hold) {
       const [session, key] = [sessionSubject(id), keySubject(actor)];
       const isEnded = (sessionEnd_ms = 0, keyEnd_ms = 0) => sessionEnd_ms > 0 || keyEnd_ms >= issuedAt_ms;
-      // An end is for good, so one that is known needs no question.
+      // An end is for good, so a known end needs no question.
       if (isEnded(known.get(session), known.get(key))) throw hasEnded();
       if (isEnded(cache.peek(session), cache.peek(key))) throw hasEnded();
       let found: (number | null)[];

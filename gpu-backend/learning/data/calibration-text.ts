@@ -103,7 +103,7 @@ export async function writeOwnText(
       for (let open = writers; open.length > 0; open = open.filter(({ isFull }) => !isFull())) {
         signal?.throwIfAborted();
         const inputs = open.map(({ next }) => next());
-        const logits = await runTogether(runner, inputs);
+        const logits = await runner.runMany(inputs);
         for (const [i, { take }] of open.entries()) take(logits[i]!);
         done += inputs.reduce((sum, input) => sum + input.tokenIds.length, 0);
         onProgress(done, tokenIds.length);
@@ -113,15 +113,6 @@ export async function writeOwnText(
     await runner.close();
   }
   return { tokenIds, sequenceTokens };
-}
-
-/** Single tokens in one run, longer pieces alone: a run of the batched graph has no more rows than the context has positions. */
-async function runTogether(runner: Runner, inputs: readonly RunInput[]): Promise<Float32Array[]> {
-  const single = inputs.filter(({ tokenIds }) => tokenIds.length === 1);
-  const together = single.length === 0 ? [] : await runner.runMany(single);
-  const logits = new Map(single.map((input, i) => [input, together[i]!]));
-  for (const input of inputs) if (!logits.has(input)) logits.set(input, await runner.run(input));
-  return inputs.map((input) => logits.get(input)!);
 }
 
 /** Openings in their order, each sequence from its own on. */

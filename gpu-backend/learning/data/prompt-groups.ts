@@ -1,10 +1,13 @@
 /** From rows to clusters of prompts: the held-out ones apart, all embedded as the edge does. */
+import { quantileSorted } from 'simple-statistics';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
+import { FAR_SHARE, type Nearest } from '../../../shared/mask/held-out.ts';
+import { createRandom, permutation } from '../../random.ts';
 import type { Clusters, KindTable } from './clusters.ts';
 import { assignRows, embedRows, kindTable } from './clusters.ts';
 import { principalAxes, project } from './fit-vectors.ts';
 import type { Points } from './kmeans.ts';
-import { clusterSizes, kMeans, packPoints } from './kmeans.ts';
+import { clusterSizes, distanceBetween, kMeans, packPoints } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 import type { RoutingHealth } from './routing-health.ts';
 import { routingHealth } from './routing-health.ts';
@@ -15,11 +18,19 @@ const CHOICE_SHARE = 0.25;
 /** What `auto` chooses among: clusters are fine, for masks are shared. Fewer only where there are too few prompts. */
 const CLUSTER_COUNTS = [16, 32, 64, 128, 256];
 const FEW_PROMPTS_COUNTS = [2, 4, 8];
-/** With fewer prompts on average a cluster says next to nothing of which mask suits it. */
+/** With fewer prompts on average a cluster hardly tells which mask suits it. */
 const ROWS_A_CLUSTER_MIN = 25;
-/** Many clusters differ little from one start to the next, and a start takes long. */
-const MANY_CLUSTERS = 32;
-const MANY_STARTS = { starts: 2, iterationsMax: 40 };
+/**
+ * Prompts times clusters, and how k-means goes about them: with many of both, clusters differ little from one start to the
+ * next, and a start takes long.
+ */
+const STARTS = [
+  { upTo: 2 ** 15, starts: 8, iterationsMax: 100 },
+  { upTo: 2 ** 20, starts: 2, iterationsMax: 40 },
+  { upTo: Number.POSITIVE_INFINITY, starts: 1, iterationsMax: 25 },
+] as const;
+/** Prompts that `auto` compares numbers of clusters on. */
+const COMPARED_PROMPTS = 2048;
 /** Fewer held-out prompts say nothing about clusters. */
 const HELD_OUT_ROWS_MIN = 20;
 
@@ -42,6 +53,8 @@ export type Prompts = {
   readonly positions: readonly (readonly [number, number])[];
   readonly kinds: { readonly fit: KindTable; readonly heldOut: KindTable };
   readonly health: RoutingHealth;
+  /** How far prompts lie from their centroids: held-out ones, or all where hardly any are held out. */
+  readonly nearest: Nearest;
   /** What `auto` compared, on held-out prompts. */
   readonly counts: readonly ClusterCount[];
   readonly rows: { readonly fit: number; readonly heldOut: number };
@@ -74,6 +87,10 @@ export async function groupPrompts(
   return {
     everybody: { ...searchAndChoice(fit), heldOut },
     ...{ clusters, clusterOf, health, counts },
+    nearest: nearestDistances(
+      heldOut.length < HELD_OUT_ROWS_MIN ? points : packPoints(heldOutVectors),
+      clusters,
+    ),
     positions: centroidPositions(points, clusters),
     kinds: {
       fit: kindTable(fit, clusters.assignment, count),
@@ -95,10 +112,11 @@ function clusterPoints(
   clusterCount: number | 'auto',
   seed: number,
 ) {
-  const cluster = (count: number): Clusters => ({
-    dimensions: points.dimensions,
-    ...kMeans(points, { clusterCount: count, seed, ...(count > MANY_CLUSTERS ? MANY_STARTS : {}) }),
-  });
+  const cluster = (count: number, of = points): Clusters => {
+    const { starts, iterationsMax } = STARTS.find(({ upTo }) => of.count * count <= upTo)!;
+    const clustering = kMeans(of, { clusterCount: count, seed, starts, iterationsMax });
+    return { dimensions: of.dimensions, ...clustering };
+  };
   const found = (clusters: Clusters, counts: readonly ClusterCount[]) => ({
     ...{ clusters, counts },
     health: routingHealth(points, clusters, seed),
@@ -108,9 +126,10 @@ function clusterPoints(
   const fine = CLUSTER_COUNTS.filter(affordable);
   const possible = fine.length > 0 ? fine : FEW_PROMPTS_COUNTS.filter(affordable);
   if (possible.length === 0) return found(cluster(1), []);
+  const some = sampleOf(points, seed);
   const attempts = possible.map((count) => {
-    const clusters = cluster(count);
-    return { clusters, health: healthOnOthers(points, heldOut, clusters, seed) };
+    const clusters = cluster(count, some);
+    return { clusters, health: healthOnOthers(some, heldOut, clusters, seed) };
   });
   // Clusters that stand apart and share the requests out evenly; fewer of equally good.
   const worth = ({ health }: (typeof attempts)[number]) => Math.max(0, health.silhouette!) * health.balance;
@@ -121,7 +140,15 @@ function clusterPoints(
     largestShare: health.largestShare,
     balance: health.balance,
   }));
-  return found(best.clusters, counts);
+  return found(some === points ? best.clusters : cluster(best.clusters.sizes.length), counts);
+}
+
+/** All of them where they are few. */
+function sampleOf(points: Points, seed: number): Points {
+  if (points.count <= COMPARED_PROMPTS) return points;
+  const { dimensions, values } = points;
+  const chosen = permutation(points.count, createRandom(seed)).subarray(0, COMPARED_PROMPTS);
+  return packPoints(Array.from(chosen, (i) => values.subarray(i * dimensions, (i + 1) * dimensions)));
 }
 
 /** How clusters divide held-out prompts; where there are hardly any, the prompts that they were made from. */
@@ -135,6 +162,17 @@ function healthOnOthers(
   const assignment = assignRows(heldOut, clusters);
   const sizes = clusterSizes(assignment, clusters.sizes.length);
   return routingHealth(packPoints(heldOut), { ...clusters, assignment, sizes }, seed);
+}
+
+function nearestDistances(points: Points, { centroids, dimensions, sizes }: Clusters): Nearest {
+  const distances = Array.from({ length: points.count }, (_, point) => {
+    const all = Array.from(sizes, (_, cluster) =>
+      distanceBetween(points.values, point, centroids, cluster, dimensions),
+    );
+    return Math.min(...all);
+  }).sort((a, b) => a - b);
+  const at = (share: number) => Number(quantileSorted(distances, share).toPrecision(4));
+  return { rows: points.count, median: at(0.5), far: at(1 - FAR_SHARE) };
 }
 
 function centroidPositions(points: Points, { centroids, dimensions, sizes }: Clusters): [number, number][] {

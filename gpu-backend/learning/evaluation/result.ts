@@ -1,6 +1,8 @@
 /** What an evaluation says: the JSON line of the command, `evaluation.json`, and what the report shows. */
+
 import { z } from 'zod';
-import { headroomLines, headroomSchema } from '../search/headroom.ts';
+import { headroomSchema } from '../../../shared/mask/held-out.ts';
+import { headroomLines } from '../search/headroom.ts';
 
 /** Static baselines and the one learned mask: what `--baselines` chooses among. */
 export const BASELINES = [

@@ -49,13 +49,13 @@ export type TrainingOptions = {
    */
   readonly parts: number;
   /** Loss and gate gradients on the text of a step's part; the same numbers give the same result. */
-  sample(step: number, part: number, gates: readonly number[]): Promise<SampledLoss>;
+  sample(step: number, part: number, gates: readonly number[]): Promise<LossAndGradients>;
   readonly gateLearningRate?: number;
   readonly multiplierLearningRate?: number;
   readonly signal?: AbortSignal;
 };
 
-type SampledLoss = { readonly loss: number; readonly gradients: ArrayLike<number> };
+export type LossAndGradients = { readonly loss: number; readonly gradients: ArrayLike<number> };
 
 /** logAlpha of the first-ranked and the last-ranked block before the shift. */
 const RANK_SPREAD = 2;
@@ -156,13 +156,20 @@ async function sampledLoss(
 ): Promise<{ loss: number; gradients: number[] }> {
   const gradients = Array<number>(logAlphas.length).fill(0);
   let loss = 0;
-  for (let part = 0; part < parts; part++) {
-    const drawn = drawGates(logAlphas, seed, step, part);
-    const gates = drawn.map(({ gate }) => gate);
-    const result = await sample(step, part, gates);
+  const draws = Array.from({ length: parts }, (_, part) => drawGates(logAlphas, seed, step, part));
+  const results = await Promise.all(
+    draws.map((drawn, part) =>
+      sample(
+        step,
+        part,
+        drawn.map(({ gate }) => gate),
+      ),
+    ),
+  );
+  for (const [part, result] of results.entries()) {
     if (!Number.isFinite(result.loss)) throw new RangeError(`the loss of step ${step} is ${result.loss}`);
     loss += result.loss / parts;
-    drawn.forEach(({ slope }, i) => {
+    draws[part]!.forEach(({ slope }, i) => {
       gradients[i]! += (result.gradients[i]! * slope) / parts;
     });
   }

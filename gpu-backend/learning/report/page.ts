@@ -12,7 +12,7 @@ import {
 import { type ComposeOption, init, use } from 'echarts/core';
 import { SVGRenderer } from 'echarts/renderers';
 import { html, raw } from 'hono/html';
-import { blocksLine, type Headroom } from '../search/headroom.ts';
+import { blocksLine, type Headroom } from '../../../shared/mask/held-out.ts';
 
 export type Html = ReturnType<typeof html>;
 
@@ -27,7 +27,7 @@ h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 section > p { max-width: 46rem; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; }
 figcaption, caption { text-align: left; font-size: .9rem; opacity: .85; padding: .25rem 0; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; position: relative; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }

@@ -62,11 +62,18 @@ function verdictOf({ learn, evaluation }: ReportParts): string {
   const out = `The masks leave out ${percent(learn.reachedSparsity)} of the blocks`;
   if (total === 0) return `${out}. Nothing was held out, so how good they are is not known.`;
   const agreement = held.reduce((sum, { heldOut, share }) => sum + (share / total) * heldOut.agreement, 0);
-  const routing =
-    learn.routing.collapse === null
-      ? 'Prompts spread over the clusters'
-      : 'Routing collapses: nearly all prompts fall into one cluster';
-  return `${out} and agree with the dense model on ${percent(agreement)} of held-out tokens. ${routing}.`;
+  return `${out} and agree with the dense model on ${percent(agreement)} of held-out tokens. ${routingVerdict(learn)}.`;
+}
+
+function routingVerdict({ routing, sharing, masks }: LearnReport): string {
+  if (routing.collapse !== null) return 'Routing collapses: nearly all prompts fall into one cluster';
+  if (sharing === null) return 'All prompts share one mask, for there is one cluster';
+  if (sharing.reason !== null || sharing.headroom === null)
+    return `All clusters share one mask: ${sharing.reason ?? 'nothing was held out'}`;
+  const { change, changeInterval } = sharing.headroom.routed;
+  const spread = changeInterval?.map((value) => percent(-value)).reverse();
+  const between = spread === undefined ? '' : ` (${spread.join(' to ')})`;
+  return `Routing among ${masks.length} masks takes ${percent(-change)}${between} off the KL of one mask`;
 }
 
 async function readAs<T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> {

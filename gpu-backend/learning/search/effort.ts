@@ -1,7 +1,4 @@
-/**
- * How much work a learning run puts into its masks, and where it is: results so far against the most that a stage can
- * come to. A stage that ends early jumps ahead.
- */
+/** How much work a learning run puts into its masks. It follows the data: on little text, more searching finds noise. */
 import type { Scored } from '../data/samples.ts';
 
 /** What the gates' loss is held against: the dense model's distributions, or the text itself. */
@@ -86,42 +83,59 @@ export const LEARN_EFFORT: LearnEffort = {
   scored: 'all',
 };
 
-/** A first set: less text, few exchanges, one turn. */
+/** A first set: less text, few exchanges and none in rounds, two groups, one turn. */
 export const QUICK_EFFORT: LearnEffort = {
   ...LEARN_EFFORT,
   one: {
     ...LEARN_EFFORT.one,
-    ...{
-      searchPositions: 1024,
-      glanceParts: 1,
-      greedyEvaluations: 80,
-      gateSteps: 20,
-      exchanges: 12,
-      triesMax: 6,
-    },
+    ...{ searchPositions: 768, glanceParts: 1, greedyEvaluations: 60, gateSteps: 8 },
+    ...{ rounds: 0, exchanges: 10, triesMax: 5 },
   },
   group: {
     ...LEARN_EFFORT.group,
-    ...{ searchPositions: 768, gateSteps: 8, exchanges: 10, triesMax: 5 },
+    ...{ searchPositions: 768, gateSteps: 6, rounds: 0, exchanges: 10, triesMax: 5 },
   },
-  masksMax: 4,
+  masksMax: 2,
   turns: 1,
-  choicePositions: 2048,
-  sharePositions: 8192,
-  heldOutPositions: 8192,
+  choicePositions: 1536,
+  sharePositions: 2048,
+  heldOutPositions: 2048,
 };
 
-export type MaskStage = 'one mask' | 'masks' | 'share' | 'measure';
+/** A search can use so many times the text that one of its masks is measured on: gates learn on text of their own. */
+const TEXTS_A_SEARCH = 3;
+/** Less than this part of an effort finds nothing. */
+const LEAST_PART = 0.25;
+/** Even on little text it is worth looking whether two masks suit better than one. */
+const MASKS_MIN = 2;
 
-export type LearnProgress =
-  | { readonly stage: 'read' | 'embed' }
-  | {
-      readonly stage: MaskStage;
-      readonly done: number;
-      readonly total: number;
-      /** The group of clusters that is worked on. */
-      readonly group: number | undefined;
-    };
+/** Scored positions that an effort is worth in full. */
+export const fullText = ({ one }: LearnEffort): number => TEXTS_A_SEARCH * one.searchPositions;
+
+/**
+ * Effort follows the data: the less text there is to search on, the fewer masks are tried on it, for the best of many is
+ * then the one that noise favours. And each group of clusters gets text enough to be measured on.
+ * @param positions scored positions to search on.
+ */
+export function effortFor(effort: LearnEffort, positions: number): LearnEffort {
+  const part = Math.min(1, Math.max(LEAST_PART, positions / fullText(effort)));
+  if (part === 1) return effort;
+  const some = (count: number) => Math.ceil(part * count);
+  const less = <T extends MaskEffort>(search: T): T => ({
+    ...search,
+    glanceParts: some(search.glanceParts),
+    gateSteps: some(search.gateSteps),
+    exchanges: some(search.exchanges),
+    triesMax: some(search.triesMax),
+  });
+  const groups = Math.floor(positions / effort.group.searchPositions);
+  return {
+    ...effort,
+    one: { ...less(effort.one), greedyEvaluations: some(effort.one.greedyEvaluations) },
+    group: less(effort.group),
+    masksMax: Math.min(effort.masksMax, Math.max(MASKS_MIN, groups)),
+  };
+}
 
 /** Parts of a training step, each on text of its own. */
 export const STEP_PARTS = 2;
@@ -138,32 +152,5 @@ export function searchResults({ one, group }: LearnEffort, blocks: number) {
   return {
     one: search(one) + rounds(one) + one.greedyEvaluations + CHOICE_RESULTS,
     group: search(group) + group.exchanges,
-  };
-}
-
-/** A stage, or one of its parts: a search of a group of clusters out of several. */
-type StagePart = {
-  /** The most that it can come to. */
-  readonly results: number;
-  readonly group?: number;
-  readonly groups?: number;
-};
-
-export function trackProgress(onProgress: (progress: LearnProgress) => void) {
-  let at = { stage: 'one mask' as MaskStage, part: { results: 1 } as StagePart, done: 0 };
-  const report = () => {
-    const { results, group, groups = 1 } = at.part;
-    const done = (group ?? 0) * results + Math.min(at.done, results);
-    onProgress({ stage: at.stage, done, total: results * groups, group });
-  };
-  return {
-    onStage(stage: MaskStage, part: StagePart) {
-      at = { stage, part, done: 0 };
-      report();
-    },
-    onResult() {
-      at.done++;
-      report();
-    },
   };
 }

@@ -89,12 +89,12 @@ export async function worthOfBlocks(
 ): Promise<number[]> {
   const here = await cost(mask);
   const measured = ranking === undefined ? [...mask.runs.keys()] : blocksInQuestion(mask, ranking);
-  const worth = new Map<number, number>();
-  for (const block of measured) {
+  const worths = measured.map(async (block): Promise<[number, number]> => {
     const isOut = mask.runs[block] === 0;
     const there = await cost(exchanged(mask, isOut ? [block] : [], isOut ? [] : [block]));
-    worth.set(block, isOut ? here - there : there - here);
-  }
+    return [block, isOut ? here - there : there - here];
+  });
+  const worth = new Map(await Promise.all(worths));
   const dearest = Math.max(...worth.values());
   return Array.from(mask.runs, (_, block) => worth.get(block) ?? dearest);
 }

@@ -3,7 +3,7 @@
  * afterwards, and of the mask that is best for other rows of the same kind. All on the same rows, which neither masks
  * nor their assignment were made on.
  */
-import { z } from 'zod';
+import { blocksLine, type Headroom } from '../../../shared/mask/held-out.ts';
 import { bootstrapInterval, pairedLead, weightedRatio } from './bootstrap.ts';
 
 /** A row under every mask that routing may choose. */
@@ -17,37 +17,6 @@ export type HeadroomRow = {
   /** Sums under the mask for everybody with one block fewer out, two fewer, and so on. */
   readonly lighter: readonly number[];
 };
-
-const interval = z.tuple([z.number(), z.number()]).nullable();
-const figure = z.strictObject({
-  /** Nats a position. */
-  kl: z.number(),
-  /** 95 %, by resampling rows. */
-  interval,
-  /** KL against one mask on the same rows, −0.05: 5 % lower; its interval is of the paired difference. */
-  change: z.number(),
-  changeInterval: interval,
-});
-
-export const headroomSchema = z.strictObject({
-  rows: z.int(),
-  positions: z.int(),
-  masks: z.int(),
-  oneMask: figure,
-  routed: figure,
-  /** The best mask of each row, known only afterwards: no routing among these masks is better. */
-  bestAfterwards: figure,
-  /** For each row the mask that is best on the other rows of its kind. */
-  byKind: figure,
-  /** How far routing leads one mask, nats a position; the error is null where there is a single row. */
-  lead: z.strictObject({ mean_kl: z.number(), standardError_kl: z.number().nullable() }),
-  /**
-   * How many blocks fewer one mask has to leave out to come to the routed KL: what routing gains, in blocks. Negative
-   * where routing loses; null where it was not measured. `isMore`: at least so many.
-   */
-  blocks: z.strictObject({ gained: z.number(), isMore: z.boolean() }).nullable(),
-});
-export type Headroom = z.infer<typeof headroomSchema>;
 
 /** @throws RangeError without rows. */
 export function headroomOf(rows: readonly HeadroomRow[]): Headroom {
@@ -149,11 +118,4 @@ export function headroomLines({
     line('routing by kind', byKind),
     ...(blocks === null ? [] : [`  ${blocksLine(blocks)}`]),
   ];
-}
-
-export function blocksLine({ gained, isMore }: NonNullable<Headroom['blocks']>): string {
-  const count = `${isMore ? 'at least ' : ''}${Math.abs(gained).toFixed(1)}`;
-  return gained >= 0
-    ? `At the routed KL one mask leaves out ${count} blocks fewer.`
-    : `At the routed KL one mask leaves out ${count} blocks more.`;
 }

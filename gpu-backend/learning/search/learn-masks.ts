@@ -3,11 +3,12 @@
  * together, in turns (`search-in-turns.ts`), and as many masks are kept as pay. Held-out prompts say whether they lead one
  * mask; when they do not, all clusters share the mask for everybody.
  */
+import type { Headroom } from '../../../shared/mask/held-out.ts';
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { searchResults } from './effort.ts';
+import { mapAtOnce } from '../units/units.ts';
 import { lighterMasks } from './exchange.ts';
-import { type Headroom, headroomOf, leads } from './headroom.ts';
+import { headroomOf, leads } from './headroom.ts';
 import type { SampleScores } from './score-masks.ts';
 import { type FoundMask, isScorable, type LearnMasksContext, searchInTurns } from './search-in-turns.ts';
 import { type Candidate, compareMasks, searchOneMask } from './search-masks.ts';
@@ -57,9 +58,8 @@ export type HeldOutRow = {
 
 /** @throws MaskrouteError `invalid_data` when no row is long enough to score a mask on. */
 export async function learnMasks(context: LearnMasksContext): Promise<LearnedMasks> {
-  const { prompts, bench, effort } = context;
-  const { everybody, clusters } = prompts;
-  context.track.onStage('one mask', { results: searchResults(effort, bench.blockCount).one });
+  const { everybody, clusters } = context.prompts;
+  context.track.onStage('one mask');
   if (!isScorable(context, everybody.search))
     throw new MaskrouteError('invalid_data', 'No row is long enough to score a mask on.');
   const { one, candidates } = await learnOne(context);
@@ -97,6 +97,7 @@ async function learnShared(
   const sharing = shareMasks(costs, { ...options, maskCount: wanted > 1 ? Math.min(wanted, most) : most });
   const masks = sharing.masks.map((index) => pool[index]!);
   const clusters = sharing.clusters.map((index) => sharing.masks.indexOf(index));
+  context.track.onStage('measure');
   const lighter = masks.length > 1 ? await lighterOf(context, masks[0]!.mask) : [];
   const measured = await measureHeldOut(
     context,
@@ -143,10 +144,9 @@ function whyOneMask(
   const { mean_kl, standardError_kl } = headroom.lead;
   const error =
     standardError_kl === null ? 'a single prompt' : `a standard error of ${standardError_kl.toFixed(4)}`;
-  return (
-    `routing among ${masks.length} masks took ${mean_kl.toFixed(4)} nats off the KL of ${headroom.rows} held-out ` +
-    `prompts, with ${error}`
-  );
+  const nats = `${Math.abs(mean_kl).toFixed(4)} nats`;
+  const change = mean_kl < 0 ? `added ${nats} to` : `took ${nats} off`;
+  return `routing among ${masks.length} masks ${change} the KL of ${headroom.rows} held-out prompts, with ${error}`;
 }
 
 /* Held-out prompts. */
@@ -162,7 +162,7 @@ async function lighterOf({ bench, prompts, effort }: LearnMasksContext, one: Mas
 
 /** @param clusters the mask of each, an index into `masks`; the first is for everybody. */
 async function measureHeldOut(
-  { prompts, texts, effort, score, track }: LearnMasksContext,
+  { prompts, texts, effort, score, track, atOnce }: LearnMasksContext,
   masks: readonly Mask[],
   clusters: readonly number[],
   lighter: readonly Mask[],
@@ -170,14 +170,13 @@ async function measureHeldOut(
   const drawn = texts.draw('held-out', prompts.everybody.heldOut, effort.heldOutPositions);
   track.onStage('measure', { results: drawn.length });
   const dense = denseMask(masks[0]!.runs.length);
-  const rows: (HeldOutRow & { kind: string; under: SampleScores[] })[] = [];
-  for (const { row, sample } of drawn) {
+  const rows = await mapAtOnce(drawn, atOnce, async ({ row, sample }) => {
     const [reference, ...under] = await score(sample, [dense, ...masks, ...lighter]);
     const cluster = prompts.clusterOf.get(row)!;
     const learned = under[clusters[cluster]!]!;
-    rows.push({ cluster, kind: row.kind, dense: reference!, learned, one: under[0]!, under });
     track.onResult();
-  }
+    return { cluster, kind: row.kind, dense: reference!, learned, one: under[0]!, under };
+  });
   const headroom =
     masks.length === 1 || rows.length === 0
       ? undefined

@@ -2,14 +2,15 @@
  * `report.json`: everything that a learning run found, with all figures that a page of pictures needs. `learn` writes
  * it, `report.html` and evaluations read it, so its schema stands below both.
  */
+
 import { z } from 'zod';
+import { headroomSchema } from '../../../shared/mask/held-out.ts';
 import { maskBits, skippedLayers } from '../../../shared/mask/mask.ts';
 import { type MaskSet, maskSetSchema, maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { informationBits } from '../data/clusters.ts';
 import type { Prompts } from '../data/prompt-groups.ts';
 import { type Budget, weightSkipped } from './budget.ts';
 import type { BlockCost } from './effort.ts';
-import { headroomSchema } from './headroom.ts';
 import type { HeldOutRow, LearnedMasks, SharingFigures } from './learn-masks.ts';
 import { type HeldOutScores, heldOutScores } from './score-masks.ts';
 import type { FoundMask } from './search-in-turns.ts';
@@ -200,10 +201,16 @@ const sharingReport = ({ turns, rows, pool, validated, headroom, reason }: Shari
   validated_kl: validated.map(({ kl }) => kl),
 });
 
+/** A tuple is a list to JSON's type. */
+type HeadroomJson = MaskSet['heldOut'][string];
+
 /** Held-out figures by method, over prompts drawn evenly from all that are held out. */
-export function heldOutFigures({ heldOut, clusters }: LearnedMasks): MaskSet['heldOut'] {
+export function heldOutFigures(
+  { heldOut, clusters, sharing }: LearnedMasks,
+  { nearest }: Pick<Prompts, 'nearest'>,
+): MaskSet['heldOut'] {
   const [learned, one] = [scoresOf(heldOut, 'learned'), scoresOf(heldOut, 'one')];
-  if (learned === undefined || one === undefined) return {};
+  if (learned === undefined || one === undefined) return { nearest };
   const figures = ({ positions, kl, agreement, perplexity }: HeldOutScores) => ({
     ...{ positions, kl, agreement, perplexity },
   });
@@ -218,6 +225,8 @@ export function heldOutFigures({ heldOut, clusters }: LearnedMasks): MaskSet['he
           'learned',
         ) ?? null,
     ),
+    ...(sharing?.headroom === undefined ? {} : { headroom: sharing.headroom as HeadroomJson }),
+    nearest,
   };
 }
 

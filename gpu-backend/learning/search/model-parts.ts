@@ -1,9 +1,8 @@
-/** The model as a run needs it: serving engine, training step, loss alone, and teacher, over the same weights. */
+/** The model as a run asks for it: losses, gradients and scores, computed as units, and what blocks cost. */
 
 import { join } from 'node:path';
 import {
   denseMask,
-  isDense,
   type Mask,
   maskBits,
   type SurrogatesId,
@@ -13,33 +12,26 @@ import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { openRunner, type Runner } from '../../engine/runner.ts';
 import { interleaved, median } from '../../measure.ts';
 import type { InstalledModel } from '../../model/store.ts';
-import { readSurrogates, type Surrogates, toInstalledBasis } from '../../model/surrogates.ts';
+import { readSurrogates, type Surrogates } from '../../model/surrogates.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
 import type { Device } from '../../onnx/device.ts';
 import type { Sample } from '../data/samples.ts';
-import {
-  type GateSession,
-  type LossSession,
-  openGateSession,
-  openLossSession,
-} from '../gates/gate-session.ts';
-import { openTeacher, type Teacher } from '../gates/teacher.ts';
+import type { SampleBatch } from '../gates/batches.ts';
+import type { LossAndGradients } from '../gates/train-mask.ts';
 import { contentKey, type RunJournal, sampleKey } from '../journal.ts';
+import { batchUnit, scoreUnit } from '../units/unit.ts';
+import { SCORE_FIGURES } from '../units/unit-computer.ts';
+import type { Units } from '../units/units.ts';
 import { type BlockCounts, type Budget, type BudgetOptions, createBudget, maskWithout } from './budget.ts';
 import { type BlockCost, CONTEXT_TOKENS, type TargetKind } from './effort.ts';
-import {
-  createScorer,
-  openScoreSession,
-  type Reference,
-  type SampleScores,
-  type Scorer,
-} from './score-masks.ts';
+import type { SampleScores } from './score-masks.ts';
 
-type ModelParts = AsyncDisposable & {
+type ModelParts = {
   readonly text: ModelText;
-  readonly teacher: Pick<Teacher, 'teach'>;
-  readonly loss: LossSession['loss'];
-  readonly step: GateSession['step'];
+  /** Mean loss of a batch under gates, against the targets of the run. */
+  loss(batch: SampleBatch, gates: ArrayLike<number>): Promise<number>;
+  /** The same with its gradient by each gate. */
+  step(batch: SampleBatch, gates: ArrayLike<number>): Promise<LossAndGradients>;
   /** @throws MaskrouteError `invalid_request` when no mask can meet it. */
   budget(
     options: {
@@ -55,39 +47,42 @@ type ModelParts = AsyncDisposable & {
   score(sample: Sample, masks: readonly Mask[]): Promise<SampleScores[]>;
 };
 
+type PartsOptions = {
+  readonly model: InstalledModel;
+  readonly surrogates: Surrogates | undefined;
+  readonly targets: TargetKind;
+  /** For the timing of blocks. */
+  readonly threads: number;
+  readonly device?: Device | undefined;
+};
+
 export async function openModelParts(
-  { folder, manifest }: InstalledModel,
-  surrogates: Surrogates | undefined,
-  {
-    threads,
-    device,
-    targets,
-  }: { readonly threads: number; readonly device?: Device | undefined; readonly targets: TargetKind },
+  { model: { folder, manifest }, surrogates, targets, threads, device }: PartsOptions,
+  units: Pick<Units, 'run'>,
   journal: RunJournal,
 ): Promise<ModelParts> {
-  const { config, weights } = manifest;
-  const table = surrogates && toInstalledBasis(surrogates.table, weights);
-  const text = await openModelText(folder, manifest);
-  await using opening = new AsyncDisposableStack();
-  const opened = <T extends { close(): Promise<void> }>(part: T): T => {
-    opening.defer(() => part.close());
-    return part;
+  const { config } = manifest;
+  const measured = async (context: number | undefined) => {
+    const runner = await openRunner(folder, config, { threads, device, surrogates: surrogates?.id });
+    try {
+      return Object.values(await measureBlockTimes(runner, surrogates?.id, context));
+    } finally {
+      await runner.close();
+    }
   };
-  const runner = opened(await openRunner(folder, config, { threads, device, surrogates: surrogates?.id }));
-  // The dense model's likeliest tokens alone would have every mask that presses all others towards 0 look good.
-  const lossOptions = { threads, surrogates: table, tail: targets === 'dense' };
-  const gates = opened(await openGateSession(folder, config, lossOptions));
-  const losses = opened(await openLossSession(folder, config, lossOptions));
-  const teacher = opened(await openTeacher(folder, config, { threads }));
-  const scorer = createScorer(runner, opened(await openScoreSession(threads)));
-  const stack = opening.move();
   return {
-    ...{ text, teacher, loss: losses.loss, step: gates.step },
-    [Symbol.asyncDispose]: () => stack.disposeAsync(),
+    text: await openModelText(folder, manifest),
+    async loss(batch, gates) {
+      const [loss] = await units.run(batchUnit('loss', targets, batch, gates));
+      return loss!;
+    },
+    async step(batch, gates) {
+      const [loss, ...gradients] = await units.run(batchUnit('step', targets, batch, gates));
+      return { loss: loss!, gradients };
+    },
     async budget({ sparsity, cost = 'blocks', context, attention, ffn }) {
       const all = { min: 0, max: config.layerCount };
-      const measured = async () => Object.values(await measureBlockTimes(runner, surrogates?.id, context));
-      const [a, f] = cost === 'time' ? await journal.result('block times', measured) : [1, 1];
+      const [a, f] = cost === 'time' ? await journal.result('block times', () => measured(context)) : [1, 1];
       return createBudget({
         layerCount: config.layerCount,
         targetSparsity: sparsity,
@@ -96,34 +91,35 @@ export async function openModelParts(
         ffn: ffn ?? all,
       });
     },
-    score: (sample, masks) => scoreKept(sample, masks, scorer, journal, surrogates?.id),
+    score: (sample, masks) => scoreKept(sample, masks, units, journal),
   };
 }
 
-const FIGURES = ['positions', 'kl', 'equalTops', 'loss'] as const;
+/** Masks of a unit: the dense model runs once for them, and others are computed elsewhere meanwhile. */
+const UNIT_MASKS_MAX = 8;
 
-/** The dense model runs once for all masks that are not known yet. */
+/** Masks that are known are not asked for again. */
 async function scoreKept(
   sample: Sample,
   masks: readonly Mask[],
-  scorer: Scorer,
+  units: Pick<Units, 'run'>,
   journal: RunJournal,
-  surrogates: SurrogatesId | undefined,
 ): Promise<SampleScores[]> {
-  const name = contentKey(sampleKey([sample])).slice(0, 24);
-  let reference: Reference | undefined;
-  const found: SampleScores[] = [];
-  for (const mask of masks) {
-    const numbers = await journal.result(`${name} | ${maskBits(mask)}`, async () => {
-      reference ??= await scorer.reference(sample);
-      const scores = isDense(mask)
-        ? reference.scores
-        : await scorer.score(reference, withSurrogates(mask, surrogates));
-      return FIGURES.map((figure) => scores[figure]);
-    });
-    found.push(Object.fromEntries(FIGURES.map((figure, i) => [figure, numbers[i]!])) as SampleScores);
+  const content = contentKey(sampleKey([sample])).slice(0, 24);
+  const nameOf = (mask: Mask) => `${content} | ${maskBits(mask)}`;
+  const fresh = masks.filter((mask) => journal.get(nameOf(mask)) === undefined);
+  for (let from = 0; from < fresh.length; from += UNIT_MASKS_MAX) {
+    const asked = fresh.slice(from, from + UNIT_MASKS_MAX);
+    const numbers = await units.run(scoreUnit(sample, asked));
+    for (const [index, mask] of asked.entries()) {
+      const own = numbers.slice(index * SCORE_FIGURES.length, (index + 1) * SCORE_FIGURES.length);
+      await journal.set(nameOf(mask), own);
+    }
   }
-  return found;
+  return masks.map((mask) => {
+    const numbers = journal.get(nameOf(mask))!;
+    return Object.fromEntries(SCORE_FIGURES.map((figure, i) => [figure, numbers[i]!])) as SampleScores;
+  });
 }
 
 /** Tokens that the cache is filled with at a time: attention over all of a long text at once takes a lot of memory. */

@@ -9,7 +9,9 @@ import type { Prompts } from '../data/prompt-groups.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample, SampledRow } from '../data/samples.ts';
 import { contentKey } from '../journal.ts';
-import { type LearnEffort, searchResults, type trackProgress } from './effort.ts';
+import { mapAtOnce } from '../units/units.ts';
+import type { LearnEffort } from './effort.ts';
+import type { ProgressTracker } from './progress.ts';
 import type { SampleScores } from './score-masks.ts';
 import { type MaskSearch, type Proposal, searchGroupMask } from './search-masks.ts';
 import { bestForAll, type RowCosts, shareMasks } from './share-masks.ts';
@@ -27,9 +29,11 @@ export type LearnMasksContext = {
   /** How many masks; undefined: as many as pay. */
   readonly maskCount: number | undefined;
   readonly seed: number;
+  /** How many searches and rows are worth working on at a time. */
+  readonly atOnce: number;
   /** Exact scores by the serving engine. */
   score(sample: Sample, masks: readonly Mask[]): Promise<SampleScores[]>;
-  readonly track: ReturnType<typeof trackProgress>;
+  readonly track: ProgressTracker;
 };
 
 type Searched = {
@@ -54,15 +58,14 @@ export async function searchInTurns(context: LearnMasksContext, one: FoundMask):
   for (let turn = 1; turn <= effort.turns && most > 1; turn++) {
     const fresh = groups.filter((clusters) => !searched.has(nameOf(prompts, clusters)));
     if (fresh.length === 0) break;
-    for (const [group, clusters] of fresh.entries()) {
-      context.track.onStage('masks', {
-        results: searchResults(effort, context.bench.blockCount).group,
-        ...{ group, groups: fresh.length },
-      });
+    if (context.atOnce > 1) context.track.onStage('masks');
+    const found = await mapAtOnce(fresh, context.atOnce, async (clusters, group) => {
+      if (context.atOnce === 1) context.track.onStage('masks', { group, groups: fresh.length });
       searched.add(nameOf(prompts, clusters));
       const starts = startsFor(state, clusters);
-      for (const found of await searchGroup(context, clusters, starts, one.search.worth)) addTo(pool, found);
-    }
+      return await searchGroup(context, clusters, starts, one.search.worth);
+    });
+    for (const mask of found.flat()) addTo(pool, mask);
     const masks = [...pool];
     const costs = await measureRows(context, rows, masks);
     const base = bestForAll(costs, 0);
@@ -131,23 +134,21 @@ function addTo(pool: FoundMask[], found: FoundMask): void {
 }
 
 async function measureRows(
-  { score, track, prompts }: LearnMasksContext,
+  { score, track, prompts, atOnce }: LearnMasksContext,
   rows: readonly SampledRow[],
   pool: readonly FoundMask[],
 ): Promise<RowCosts[]> {
   const masks = pool.map(({ mask }) => mask);
   track.onStage('share', { results: rows.length });
-  const costs: RowCosts[] = [];
-  for (const { row, sample } of rows) {
+  return mapAtOnce(rows, atOnce, async ({ row, sample }): Promise<RowCosts> => {
     const scores = await score(sample, masks);
-    costs.push({
+    track.onResult();
+    return {
       cluster: prompts.clusterOf.get(row)!,
       positions: scores[0]!.positions,
       kl: scores.map(({ kl }) => kl),
-    });
-    track.onResult();
-  }
-  return costs;
+    };
+  });
 }
 
 export const isScorable = ({ texts }: LearnMasksContext, rows: readonly CalibrationRow[]): boolean =>

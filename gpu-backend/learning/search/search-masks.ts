@@ -38,15 +38,23 @@ export async function searchOneMask(
   const on = bench.costOn('one search', rows, effort.searchPositions, effort.glanceParts);
   const options = { cost: on, budget, evaluationsMax: effort.exchanges, triesMax: effort.triesMax };
   const worth = await worthOfBlocks(on.atAGlance, denseMask(bench.blockCount));
-  const greedy = await greedyMask(on.atAGlance, budget, worth, effort.greedyEvaluations);
-  const gates = await learnGates(bench, 'one gates', rows, worth, on, effort);
-  const exchanged = await exchangeBlocks(gates.best.mask, gates.logAlphas, options);
+  const improved = (mask: Mask) => improveMask(mask, worth, effort.rounds, options);
+  const byGreed = async () => {
+    const { mask } = await greedyMask(on.atAGlance, budget, worth, effort.greedyEvaluations);
+    return { mask, improved: await improved(mask) };
+  };
+  const byGates = async () => {
+    const gates = await learnGates(bench, 'one gates', rows, worth, on, effort);
+    const exchanged = await exchangeBlocks(gates.best.mask, gates.logAlphas, options);
+    return { gates, improved: await improved(exchanged) };
+  };
+  const [greedy, { gates, improved: learned }] = await Promise.all([byGreed(), byGates()]);
   const proposals = [
     { source: 'rank', mask: masksByScore(worth, budget, 1)[0]! },
     { source: 'greedy', mask: greedy.mask },
-    { source: 'greedy+swaps', mask: await improveMask(greedy.mask, worth, effort.rounds, options) },
+    { source: 'greedy+swaps', mask: greedy.improved },
     { source: 'gates', mask: gates.best.mask },
-    { source: 'gates+swaps', mask: await improveMask(exchanged, worth, effort.rounds, options) },
+    { source: 'gates+swaps', mask: learned },
   ];
   return { proposals, worth, gates };
 }
@@ -126,15 +134,15 @@ async function learnGates(
     ...bench.training(name, rows, effort.gateSteps),
     ...(signal === undefined ? {} : { signal }),
   });
-  let stochastic = 0;
-  for (let draw = 0; draw < DRAWS; draw++) {
+  const draws = Array.from({ length: DRAWS }, (_, draw) => {
     const gates = drawGates(logAlphas, seed, effort.gateSteps, draw).map(({ gate }) => gate);
-    stochastic += (await on.ofGates(`${name} draw ${draw}`, gates)) / DRAWS;
-  }
-  const found: FoundMask[] = [];
-  for (const mask of masksByScore(logAlphas, budget, COUNTS_TRIED)) {
-    found.push({ mask, cost: await on.atAGlance(mask) });
-  }
+    return on.ofGates(`${name} draw ${draw}`, gates);
+  });
+  const tried = masksByScore(logAlphas, budget, COUNTS_TRIED).map(
+    async (mask): Promise<FoundMask> => ({ mask, cost: await on.atAGlance(mask) }),
+  );
+  const [drawn, found] = await Promise.all([Promise.all(draws), Promise.all(tried)]);
+  const stochastic = drawn.reduce((sum, cost) => sum + cost / DRAWS, 0);
   const best = found.reduce((least, one) => (one.cost < least.cost ? one : least));
   return { logAlphas, curve: history, best, stochastic };
 }

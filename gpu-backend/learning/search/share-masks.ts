@@ -37,7 +37,7 @@ const SHRINKAGE_POSITIONS = 300;
 const FOLDS = 5;
 
 /**
- * Masks are taken one by one, each the one that takes most off the clusters' cost; fewer than allowed where another
+ * Masks are taken one by one: always the mask that takes most off the clusters' cost, and no more once another
  * takes nothing off. On these rows no cluster is worse off than under the mask for everybody, and a cluster without rows
  * keeps that mask.
  */

@@ -1,6 +1,5 @@
 /**
- * Texts that masks are searched, chosen and learned on: drawn from calibration rows by a seed, and made into batches
- * with their targets when they are first needed. A run that goes on after a kill needs few of them again.
+ * Texts that masks are searched, chosen and learned on: drawn from calibration rows by a seed, and made into batches.
  */
 
 import type { ModelText } from '../../model/tokenizer/model-text.ts';
@@ -8,24 +7,20 @@ import { createRandom, permutation } from '../../random.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { SampledRow, Scored } from '../data/samples.ts';
 import { drawRows } from '../data/samples.ts';
-import type { GateBatch, SampleBatch } from '../gates/batches.ts';
-import { batchSamples, nextTokenTargets } from '../gates/batches.ts';
-import type { Teacher } from '../gates/teacher.ts';
-import type { TargetKind } from './effort.ts';
+import { batchSamples, type SampleBatch } from '../gates/batches.ts';
 
 export type Text = {
   /** Names the text in the journal: the same name means the same text. */
   readonly name: string;
   /** Batches, in an order that mixes short and long ones. */
   readonly batchCount: number;
-  batch(index: number): Promise<GateBatch>;
+  batch(index: number): SampleBatch;
 };
 
 type TextSettings = {
   readonly seed: number;
   /** Tokens of one sequence, cut at the end. */
   readonly tokensMax: number;
-  readonly targets: TargetKind;
   readonly scored: Scored;
 };
 
@@ -40,17 +35,10 @@ export type TextMaker = {
   draw(name: string, rows: readonly CalibrationRow[], positions: number): SampledRow[];
 };
 
-export function createTextMaker(
-  modelText: ModelText,
-  eosTokenId: number,
-  teacher: Pick<Teacher, 'teach'>,
-  settings: TextSettings,
-): TextMaker {
+export function createTextMaker(modelText: ModelText, eosTokenId: number, settings: TextSettings): TextMaker {
   const randomFor = (name: string) => createRandom(hashOf(`${settings.seed} ${name}`));
   const draw: TextMaker['draw'] = (name, rows, positions) =>
     drawRows(rows, modelText, eosTokenId, randomFor(name), { ...settings, positions });
-  const withTargets = async (batch: SampleBatch): Promise<GateBatch> =>
-    settings.targets === 'dense' ? teacher.teach(batch) : nextTokenTargets(batch);
   return {
     draw,
     text(name, rows, positions, batchTokens) {
@@ -58,16 +46,7 @@ export function createTextMaker(
       const sorted = batchSamples(samples, batchTokens);
       const order = permutation(sorted.length, randomFor(`${name} order`));
       const batches = Array.from(order, (index) => sorted[index]!);
-      const made = new Map<number, Promise<GateBatch>>();
-      return {
-        name,
-        batchCount: batches.length,
-        batch(index) {
-          const known = made.get(index) ?? withTargets(batches[index]!);
-          made.set(index, known);
-          return known;
-        },
-      };
+      return { name, batchCount: batches.length, batch: (index) => batches[index]! };
     },
   };
 }

@@ -5,9 +5,8 @@
 import type { Mask } from '../../../shared/mask/mask.ts';
 import { denseMask, maskBits } from '../../../shared/mask/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
-import type { GateBatch } from '../gates/batches.ts';
-import type { GateStep } from '../gates/gate-session.ts';
-import type { TrainingOptions } from '../gates/train-mask.ts';
+import type { SampleBatch } from '../gates/batches.ts';
+import type { LossAndGradients, TrainingOptions } from '../gates/train-mask.ts';
 import type { RunJournal } from '../journal.ts';
 import type { Budget } from './budget.ts';
 import { STEP_PARTS } from './effort.ts';
@@ -15,7 +14,7 @@ import type { MaskCost, SearchCost } from './exchange.ts';
 import type { Text, TextMaker } from './texts.ts';
 
 /** Tokens of a batch that only the loss is taken of, and of a part of a training step. */
-const LOSS_BATCH_TOKENS = 768;
+export const LOSS_BATCH_TOKENS = 768;
 const STEP_PART_TOKENS = 384;
 
 /** Costs on one text: rise of the mean loss over the dense model's, which is the KL where targets are dense. */
@@ -48,9 +47,9 @@ type WorkbenchParts = Pick<Workbench, 'budget' | 'seed' | 'signal'> & {
   readonly journal: Pick<RunJournal, 'result'>;
   readonly texts: TextMaker;
   /** Mean loss of a batch under gates. */
-  loss(batch: GateBatch, gates: ArrayLike<number>): Promise<number>;
+  loss(batch: SampleBatch, gates: ArrayLike<number>): Promise<number>;
   /** The same with its gradient. */
-  step(batch: GateBatch, gates: ArrayLike<number>): Promise<GateStep>;
+  step(batch: SampleBatch, gates: ArrayLike<number>): Promise<LossAndGradients>;
   /** After every result, known or computed. */
   onResult(): void;
 };
@@ -88,11 +87,15 @@ async function riseOn(
   gates: ArrayLike<number>,
 ): Promise<number> {
   const dense = denseMask(parts.budget.blockWeights.length);
+  const losses = await Promise.all(
+    Array.from({ length: batches }, (_, index) =>
+      Promise.all([lossOf(parts, text, index, name, gates), maskLoss(parts, text, index, dense)]),
+    ),
+  );
   let [rise, count] = [0, 0];
-  for (let index = 0; index < batches; index++) {
-    const { sum, positions } = await lossOf(parts, text, index, name, gates);
-    rise += sum - (await maskLoss(parts, text, index, dense)).sum;
-    count += positions;
+  for (const [own, reference] of losses) {
+    rise += own.sum - reference.sum;
+    count += own.positions;
   }
   parts.onResult();
   return rise / count;
@@ -101,8 +104,8 @@ async function riseOn(
 async function isBetter(parts: WorkbenchParts, text: Text, mask: Mask, rival: Mask): Promise<boolean> {
   let lead = 0;
   for (let index = 0; index < text.batchCount && (index === 0 || lead > 0); index++) {
-    const own = await maskLoss(parts, text, index, mask);
-    lead += (await maskLoss(parts, text, index, rival)).sum - own.sum;
+    const [own, other] = await Promise.all([mask, rival].map((each) => maskLoss(parts, text, index, each)));
+    lead += other!.sum - own!.sum;
   }
   parts.onResult();
   return lead > 0;
@@ -121,7 +124,7 @@ async function lossOf(
 ) {
   const [sum, positions] = await journal.result(`${text.name}.${index} | ${name}`, async () => {
     signal?.throwIfAborted();
-    const batch = await text.batch(index);
+    const batch = text.batch(index);
     return [(await loss(batch, gates)) * batch.scoredRows.length, batch.scoredRows.length];
   });
   return { sum: sum!, positions: positions! };
@@ -138,9 +141,9 @@ async function sampledStep(
   const [loss, ...gradients] = await journal.result(`${name} | ${step}.${part}`, async () => {
     signal?.throwIfAborted();
     // A group with few rows meets them again, under other gates.
-    const batch = await text.batch((step * STEP_PARTS + part) % text.batchCount);
+    const batch = text.batch((step * STEP_PARTS + part) % text.batchCount);
     const result = await parts.step(batch, gates);
-    return [result.loss, ...result.gradients];
+    return [result.loss, ...Array.from(result.gradients)];
   });
   onResult();
   return { loss: loss!, gradients };

@@ -7,8 +7,10 @@
  * The weight products see all tokens of a step as rows: weights are read once for everybody. A mask is a list of rows
  * for each block, so a block computes those rows that run it and no others. Attention sees each sequence's own
  * cache at its exact length: one node a sequence. A layer's running sequences stand in its first places, whoever they are.
- * A binary tree of `If`s picks the branch with as many nodes as sequences, because an `Attention` without rows is an error.
+ * A tree of `If`s picks the branch with as many nodes as sequences, because an `Attention` without rows is an error.
  * No weight lies in those branches: ONNX Runtime does not prepack two branches deep.
+ * A row list has the shape `[1, rows]`, so what it gathers is a batch of one sequence, which rotary embedding and attention want.
+ * An `If` costs as much as five small nodes, so what is rare (rows that do not run a block) shares one.
  *
  * The limit of a step: every weight of a block that runs for anybody is read once; products grow by the row.
  */
@@ -34,20 +36,20 @@ type Shared = {
   readonly sin: Value;
   /** `[S, H]`. */
   readonly zeros: Value;
-  /** Rows that run each of the 2L blocks. */
+  /** `[1, rows]`: rows that run each of the 2L blocks; and `[1, rows, 1]`, as they are scattered by. */
   readonly runRows: readonly Value[];
-  /** Rows of each layer whose attention is skipped and whose K and V are written, and whether there are any. */
+  readonly runIndices: readonly Value[];
+  /** Rows of each layer whose attention is skipped and whose K and V are written. */
   readonly keptRows: readonly Value[];
-  readonly keeps: readonly Value[];
+  /** For each of the 2L blocks: whether it has something to do for rows that skip it. */
+  readonly skips: readonly (Value | undefined)[];
   /** `[P]` a layer: how many of its running rows each place has. */
   readonly placeRows: readonly Value[];
   /** `[1]` for each place of each layer: keys, the new ones counted. */
   readonly keyCounts: readonly Value[];
   /** For each place of each layer: whether more sequences run than stand before it. */
   readonly hasPlace: readonly Value[];
-  readonly surrogates:
-    | { readonly rows: readonly Value[]; readonly any: readonly Value[]; readonly isFirst: Value }
-    | undefined;
+  readonly surrogates: { readonly rows: readonly Value[]; readonly isFirst: Value } | undefined;
 };
 
 /** Inputs and outputs are named in `engine/batch-run.ts`, which feeds them. */
@@ -67,34 +69,52 @@ export function batchedLlamaGraph(config: LlamaConfig, stored: StoredLlama): Gra
 function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
   const { layerCount: L } = config;
   const positions = g.input('positions', 'i64', ['S']);
+  const run = rowLists(g, 'run', 2 * L);
+  const kept = rowLists(g, 'kept', L);
+  const keeps = g.input('keeps', 'bool', [L]);
+  const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
   return {
     config,
     positions,
     ...rotaryTable(g, config, stored),
     zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
-    runRows: rowLists(g, 'run', 2 * L),
-    keptRows: rowLists(g, 'kept', L),
-    keeps: single(g, 'keeps', 'bool', L),
+    runRows: run.lists,
+    runIndices: g.ops('Split', [g.op('Unsqueeze', [run.all, int(g, 2)]), run.counts], 2 * L, { axis: 1 }),
+    keptRows: kept.lists,
     placeRows: pieces(g, g.input('place_rows', 'i64', [L * BATCH_PLACES]), L, BATCH_PLACES),
     keyCounts: single(g, 'key_counts', 'i64', L * BATCH_PLACES),
     hasPlace: single(g, 'has_place', 'bool', L * BATCH_PLACES),
-    surrogates: stored.layers.some(({ surrogates }) => surrogates !== undefined)
+    ...(hasSurrogates
       ? {
-          rows: rowLists(g, 'surrogate', 2 * L),
-          any: single(g, 'surrogates', 'bool', 2 * L),
-          isFirst: column(g, g.op('Equal', [positions, g.constant('i64', [], [0])])),
+          skips: skipsOfBlocks(g, keeps, L),
+          surrogates: {
+            rows: rowLists(g, 'surrogate', 2 * L).lists,
+            isFirst: g.op('Unsqueeze', [g.op('Equal', [positions, g.constant('i64', [], [0])]), int(g, 1)]),
+          },
         }
-      : undefined,
+      : {
+          skips: pieces(g, keeps, L, 1).flatMap((keeps) => [keeps, undefined]),
+          surrogates: undefined,
+        }),
   };
 }
 
+/** Attention writes K and V of rows that skip it, or replaces its output, or both; an FFN only replaces its output. */
+function skipsOfBlocks(g: GraphBuilder, keeps: Value, layers: number): Value[] {
+  const replaces = g.input('surrogates', 'bool', [2 * layers]);
+  const byLayer = g.op('Reshape', [replaces, g.constant('i64', [2], [layers, 2])]);
+  const [attention, ffn] = g.ops('Split', [byLayer, g.constant('i64', [2], [1, 1])], 2, { axis: 1 });
+  const column = g.op('Reshape', [keeps, g.constant('i64', [2], [layers, 1])]);
+  const both = g.op('Concat', [g.op('Or', [attention!, column]), ffn!], { axis: 1 });
+  return pieces(g, g.op('Reshape', [both, int(g, 2 * layers)]), 2 * layers, 1);
+}
+
 /** Lists of rows, one behind the other in `NAME_rows`, their lengths in `NAME_counts`. */
-const rowLists = (g: GraphBuilder, name: string, count: number): Value[] =>
-  g.ops(
-    'Split',
-    [g.input(`${name}_rows`, 'i64', [`all_${name}`]), g.input(`${name}_counts`, 'i64', [count])],
-    count,
-  );
+function rowLists(g: GraphBuilder, name: string, count: number) {
+  const all = g.op('Unsqueeze', [g.input(`${name}_rows`, 'i64', [`all_${name}`]), int(g, 0)]);
+  const counts = g.input(`${name}_counts`, 'i64', [count]);
+  return { all, counts, lists: g.ops('Split', [all, counts], count, { axis: 1 }) };
+}
 
 const single = (g: GraphBuilder, name: string, type: 'i64' | 'bool', count: number): Value[] =>
   pieces(g, g.input(name, type, [count]), count, 1);
@@ -103,13 +123,11 @@ const pieces = (g: GraphBuilder, value: Value, count: number, size: number): Val
   g.ops('Split', [value, g.constant('i64', [count], Array<number>(count).fill(size))], count);
 
 const int = (g: GraphBuilder, value: number): Value => g.constant('i64', [1], [value]);
-const column = (g: GraphBuilder, value: Value): Value => g.op('Unsqueeze', [value, int(g, 1)]);
-/** As a batch of one sequence, which rotary embedding and attention want. */
-const asBatch = (g: GraphBuilder, value: Value): Value => g.op('Unsqueeze', [value, int(g, 0)]);
 const rowsOf = (g: GraphBuilder, value: Value, rows: Value): Value =>
   g.op('Gather', [value, rows], { axis: 0 });
-const scatter = (g: GraphBuilder, into: Value, rows: Value, values: Value): Value =>
-  g.op('ScatterND', [into, column(g, rows), values]);
+/** `values` `[1, rows, H]`, `indices` `[1, rows, 1]`. */
+const scatter = (g: GraphBuilder, into: Value, indices: Value, values: Value): Value =>
+  g.op('ScatterND', [into, indices, values]);
 
 function attention(
   g: GraphBuilder,
@@ -125,29 +143,27 @@ function attention(
   const [residual, x] = addAndNormalize(g, config, before, previous, norm);
   const rows = shared.runRows[2 * index]!;
   const extras = layerExtras(g, config, index, stored);
-  const product = asBatch(g, multiply(g, rowsOf(g, x, rows), linear(g, `layer_${index}.qkv`, stored.qkv)));
+  const product = multiply(g, rowsOf(g, x, rows), linear(g, `layer_${index}.qkv`, stored.qkv));
   const qkv = extras.biased(g, product, { from: 0, count: N + 2 * G });
   const [qk, v] = g.ops('Split', [qkv, g.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
-  const rowPositions = asBatch(g, rowsOf(g, positions, rows));
+  const rowPositions = rowsOf(g, positions, rows);
   const normed = extras.normed(g, qk!, { from: 0, count: N + G });
   const rotated = rotate(g, shared, extras, normed, rowPositions, N + G);
   const [q, k] = g.ops('Split', [rotated, g.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
   writePlaces(g, shared, index, { k: k!, v: v! });
   const attended = attendByPlace(g, shared, index, q!, { window: extras.window, positions: rowPositions });
-  const flat = g.op('Reshape', [attended, g.constant('i64', [2], [-1, N * D])]);
-  const output = extras.outputBiased(g, multiply(g, flat, linear(g, `layer_${index}.output`, stored.output)));
-  const keptWeights = linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D));
-  keepKeys(g, shared, index, x, keptWeights, extras);
-  const plain = plainly(config, stored.qkv, residual, x);
-  const around = skipped(
+  const output = extras.outputBiased(
     g,
-    shared,
-    2 * index,
-    `layer_${index}.attention`,
-    stored.surrogates?.attention,
-    plain,
+    multiply(g, attended, linear(g, `layer_${index}.output`, stored.output)),
   );
-  return [residual, scatter(g, around, rows, output)];
+  const keptWeights = linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D));
+  const replacement = replacementOf(g, shared, 2 * index, {
+    name: `layer_${index}.attention`,
+    stored: stored.surrogates?.attention,
+    x: plainly(config, stored.qkv, residual, x),
+  });
+  const around = skippedAttention(g, shared, index, x, keptWeights, extras, replacement);
+  return [residual, scatter(g, around, shared.runIndices[2 * index]!, output)];
 }
 
 /** K and V of running rows, a tensor a place, bound in place into the caches (`engine/kv-cache.ts`). */
@@ -190,7 +206,8 @@ function attendByPlace(
     window === undefined ? undefined : windowMask(b, window, at, places[place]!.k);
   const of = (b: GraphBuilder, count: number): Value => {
     if (count === 0) return b.op('Identity', [nobody]);
-    const counts = b.op('Slice', [shared.placeRows[index]!, int(b, 0), int(b, count), int(b, 0)]);
+    const all = shared.placeRows[index]!;
+    const counts = count === BATCH_PLACES ? all : b.op('Slice', [all, int(b, 0), int(b, count), int(b, 0)]);
     const cut = (value: Value) =>
       count === 1 ? [value] : b.ops('Split', [value, counts], count, { axis: 1 });
     const queries = cut(q);
@@ -202,10 +219,11 @@ function attendByPlace(
     });
     return count === 1 ? attended[0]! : b.op('Concat', attended, { axis: 1 });
   };
-  /** `low` to `high` sequences run; one alone is found first. */
+  /** `low` to `high` sequences run. A full step is found first, which is in the greatest hurry; then one alone. */
   const between = (b: GraphBuilder, low: number, high: number): Value => {
     if (low === high) return of(b, low);
-    const middle = low === 0 ? Math.min(1, high - 1) : (low + high) >> 1;
+    const isRest = low === 0 && high < BATCH_PLACES;
+    const middle = high === BATCH_PLACES ? high - 1 : isRest ? Math.min(1, high - 1) : (low + high) >> 1;
     const part = (from: number, to: number) =>
       b.subgraph(`attention_${index}_of_${from}_to_${to}`, (inner) =>
         inner.output(between(inner, from, to), 'f32', [1, `running_${index}`, N * D]),
@@ -224,41 +242,48 @@ function afterWrites(b: GraphBuilder, index: number, keyCount: Value): Value {
   return b.op('Max', [keyCount, rows('k'), rows('v')]);
 }
 
-/** Outputs `kept_k_i` and `kept_v_i`: K and V of rows whose attention is skipped. */
-function keepKeys(
+/**
+ * What an attention does for rows that skip it. Outputs `kept_k_i` and `kept_v_i`, their K and V; gives `[S, H]`, what they
+ * add to the stream.
+ */
+function skippedAttention(
   g: GraphBuilder,
   shared: Shared,
   index: number,
   x: Value,
   weights: ReturnType<typeof linear>,
   extras: Extras,
-): void {
-  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
+  replacement: Replacement | undefined,
+): Value {
+  const { config, zeros } = shared;
+  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
   const width = G * D;
-  const shape = [1, `kept_${index}`, width];
   const nothing = g.constant('f32', [1, 0, width], []);
-  const keep = g.subgraph(`keep_${index}`, (b) => {
+  const declare = (b: GraphBuilder, k: Value, v: Value, around: (() => Value) | undefined) => {
+    b.output(k, 'f32', [1, `kept_${index}`, width]);
+    b.output(v, 'f32', [1, `kept_${index}`, width]);
+    if (around !== undefined) b.output(around(), 'f32', ['S', H]);
+  };
+  const some = g.subgraph(`skips_${index}`, (b) => {
     const rows = shared.keptRows[index]!;
-    const product = extras.biased(b, asBatch(b, multiply(b, rowsOf(b, x, rows), weights)), {
-      from: N,
-      count: 2 * G,
-    });
+    const product = extras.biased(b, multiply(b, rowsOf(b, x, rows), weights), { from: N, count: 2 * G });
     const [k, v] = b.ops('Split', [product, b.constant('i64', [2], [width, width])], 2, { axis: -1 });
     const normed = extras.normed(b, k!, { from: N, count: G });
-    const at = asBatch(b, rowsOf(b, shared.positions, rows));
-    b.output(rotate(b, shared, extras, normed, at, G), 'f32', shape);
-    b.output(v!, 'f32', shape);
+    const rotated = rotate(b, shared, extras, normed, rowsOf(b, shared.positions, rows), G);
+    declare(b, rotated, v!, replacement && (() => replacement(b)));
   });
-  const none = g.subgraph(`keep_none_${index}`, (b) => {
-    b.output(b.op('Identity', [nothing]), 'f32', shape);
-    b.output(b.op('Identity', [nothing]), 'f32', shape);
+  const none = g.subgraph(`skips_none_${index}`, (b) => {
+    const empty = () => b.op('Identity', [nothing]);
+    declare(b, empty(), empty(), replacement && (() => b.op('Identity', [zeros])));
   });
-  const outputs = [`kept_k_${index}`, `kept_v_${index}`];
-  g.node('If', [shared.keeps[index]!], outputs, {
-    then_branch: { graph: keep },
+  const kept = [`kept_k_${index}`, `kept_v_${index}`];
+  const around = g.fresh('around');
+  g.node('If', [shared.skips[2 * index]], replacement ? [...kept, around] : kept, {
+    then_branch: { graph: some },
     else_branch: { graph: none },
   });
-  for (const name of outputs) g.output({ name }, 'f32', shape);
+  for (const name of kept) g.output({ name }, 'f32', [1, `kept_${index}`, width]);
+  return replacement ? { name: around } : zeros;
 }
 
 function ffn(
@@ -278,32 +303,55 @@ function ffn(
     down: linear(g, `layer_${index}.down`, stored.down),
   };
   const output = feedForward(g, config, rowsOf(g, x, rows), weights);
-  const plain = plainly(config, stored.gateUp, residual, x);
-  const around = skipped(g, shared, 2 * index + 1, `layer_${index}.ffn`, stored.surrogates?.ffn, plain);
-  return [residual, scatter(g, around, rows, output)];
+  const replacement = replacementOf(g, shared, 2 * index + 1, {
+    name: `layer_${index}.ffn`,
+    stored: stored.surrogates?.ffn,
+    x: plainly(config, stored.gateUp, residual, x),
+  });
+  const around = skippedFfn(g, shared, index, replacement);
+  return [residual, scatter(g, around, shared.runIndices[2 * index + 1]!, output)];
 }
 
-/** `[S, H]`: what rows that do not run a block add to the stream: zeros, or their surrogate's output (`surrogate.ts`). */
-function skipped(
+/** `[S, H]`: what rows that skip an FFN add to the stream. */
+function skippedFfn(
   g: GraphBuilder,
-  shared: Shared,
-  block: number,
-  name: string,
-  stored: StoredSurrogate | undefined,
-  x: (b: GraphBuilder) => Value,
+  { config, skips, zeros }: Shared,
+  index: number,
+  replacement: Replacement | undefined,
 ): Value {
-  const { zeros, surrogates } = shared;
-  if (stored === undefined || surrogates === undefined) return zeros;
-  const shape = ['S', stored.down.inputs];
+  const skip = skips[2 * index + 1];
+  if (replacement === undefined || skip === undefined) return zeros;
+  const branch = (name: string, value: (b: GraphBuilder) => Value) =>
+    g.subgraph(`${name}_${index}`, (b) => b.output(value(b), 'f32', ['S', config.hiddenSize]));
+  return g.op('If', [skip], {
+    then_branch: { graph: branch('replaced_ffn', replacement) },
+    else_branch: { graph: branch('no_ffn', (b) => b.op('Identity', [zeros])) },
+  });
+}
+
+/** Inside a branch, `[S, H]`: the outputs of a block's surrogate (`surrogate.ts`) where rows skip it, zeros elsewhere. */
+type Replacement = (b: GraphBuilder) => Value;
+
+function replacementOf(
+  g: GraphBuilder,
+  { zeros, surrogates }: Shared,
+  block: number,
+  {
+    name,
+    stored,
+    x,
+  }: {
+    readonly name: string;
+    readonly stored: StoredSurrogate | undefined;
+    /** The stream before the block, normalized without weights. */
+    readonly x: (b: GraphBuilder) => Value;
+  },
+): Replacement | undefined {
+  if (stored === undefined || surrogates === undefined) return undefined;
   const product = surrogateProduct(g, name, stored);
-  const replace = g.subgraph(`surrogate_${block}`, (b) => {
+  return (b) => {
     const rows = surrogates.rows[block]!;
     const values = product(b, rowsOf(b, x(b), rows), rowsOf(b, surrogates.isFirst, rows));
-    b.output(scatter(b, zeros, rows, values), 'f32', shape);
-  });
-  const leave = g.subgraph(`no_surrogate_${block}`, (b) => b.output(b.op('Identity', [zeros]), 'f32', shape));
-  return g.op('If', [surrogates.any[block]!], {
-    then_branch: { graph: replace },
-    else_branch: { graph: leave },
-  });
+    return scatter(b, zeros, b.op('Unsqueeze', [rows, int(b, 2)]), values);
+  };
 }

@@ -6,6 +6,7 @@
 import { type Attribute, type Graph, type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import {
   blocksOf,
+  checkForm,
   PLAIN_8_BITS,
   packRows,
   type QuantCodes,
@@ -58,6 +59,24 @@ export function storeCodes(file: WeightsFile, codes: QuantCodes): StoredCodes {
     values: file.append(values),
     scales: file.append(scales),
     zeroPoints: file.append(zeroPoints),
+  };
+}
+
+/** A place for a matrix of that form that comes later; `undefined` is fp32. */
+export function reserveLinear(
+  file: WeightsFile,
+  form: QuantForm | undefined,
+  outputs: number,
+  inputs: number,
+): StoredLinear {
+  if (form === undefined) return { kind: 'f32', outputs, inputs, values: file.reserve(4 * outputs * inputs) };
+  checkForm(inputs, form);
+  const blocks = blocksOf(inputs, form);
+  return {
+    ...{ kind: form.bits === 8 ? 'q8' : 'q4', blockSize: form.blockSize, outputs, inputs },
+    values: file.reserve((outputs * inputs * form.bits) / 8),
+    scales: file.reserve(4 * outputs * blocks),
+    zeroPoints: file.reserve(outputs * Math.ceil((blocks * form.bits) / 8)),
   };
 }
 

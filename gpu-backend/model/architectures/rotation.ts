@@ -33,12 +33,31 @@ export function unrotateRows(rows: Float32Array, width: number): void {
   }
 }
 
+/** Columns that are rotated together: neighbours share lines of memory. */
+const COLUMNS_TOGETHER = 8;
+
 /** Rotates every column of `matrix` `[width, columns]` in place: matrix ← Qᵀ · matrix. */
 export function rotateColumns(matrix: Float32Array, width: number): Float32Array {
   const columns = matrix.length / width;
-  const transposed = transpose(matrix, width, columns);
-  rotateRows(transposed, width);
-  return transpose(transposed, columns, width);
+  const { power, rest } = factors(width);
+  const dct = dctMatrix(rest);
+  const scratch = Array.from({ length: COLUMNS_TOGETHER }, () => new Float64Array(width));
+  for (let from = 0; from < columns; from += COLUMNS_TOGETHER) {
+    const count = Math.min(COLUMNS_TOGETHER, columns - from);
+    for (let row = 0; row < width; row++) {
+      const at = row * columns + from;
+      for (let k = 0; k < count; k++) scratch[k]![row] = matrix[at + k]!;
+    }
+    for (let k = 0; k < count; k++) {
+      hadamard(scratch[k]!, power, rest);
+      applyDct(scratch[k]!, power, rest, dct);
+    }
+    for (let row = 0; row < width; row++) {
+      const at = row * columns + from;
+      for (let k = 0; k < count; k++) matrix[at + k] = scratch[k]![row]!;
+    }
+  }
+  return matrix;
 }
 
 export function transpose(matrix: Float32Array, rows: number, columns: number): Float32Array {
@@ -70,17 +89,47 @@ function transposedSquare(matrix: Float64Array, n: number): Float64Array {
   return matrix.map((_, i) => matrix[(i % n) * n + Math.floor(i / n)]!);
 }
 
-/** Fast Walsh-Hadamard transform over the index of `power` blocks of `rest` values, orthonormal. */
+/**
+ * Fast Walsh-Hadamard transform over the index of `power` blocks of `rest` values, orthonormal. Two halvings a pass: the
+ * values cross memory half as often, and the sums are the same.
+ */
 function hadamard(values: Float64Array, power: number, rest: number): void {
   const scale = 1 / Math.sqrt(power);
-  for (let half = rest; half < values.length; half *= 2) {
-    for (let start = 0; start < values.length; start += 2 * half) {
+  let half = rest;
+  if (half === 1 && values.length >= 4) {
+    // The first pass by itself: a loop of one round each is half of all the time.
+    for (let i = 0; i < values.length; i += 4) {
+      const a = values[i]!;
+      const b = values[i + 1]!;
+      const c = values[i + 2]!;
+      const d = values[i + 3]!;
+      values[i] = a + b + (c + d);
+      values[i + 1] = a - b + (c - d);
+      values[i + 2] = a + b - (c + d);
+      values[i + 3] = a - b - (c - d);
+    }
+    half = 4;
+  }
+  for (; 4 * half <= values.length; half *= 4) {
+    for (let start = 0; start < values.length; start += 4 * half) {
       for (let i = start; i < start + half; i++) {
         const a = values[i]!;
         const b = values[i + half]!;
-        values[i] = a + b;
-        values[i + half] = a - b;
+        const c = values[i + 2 * half]!;
+        const d = values[i + 3 * half]!;
+        values[i] = a + b + (c + d);
+        values[i + half] = a - b + (c - d);
+        values[i + 2 * half] = a + b - (c + d);
+        values[i + 3 * half] = a - b - (c - d);
       }
+    }
+  }
+  if (half < values.length) {
+    for (let i = 0; i < half; i++) {
+      const a = values[i]!;
+      const b = values[i + half]!;
+      values[i] = a + b;
+      values[i + half] = a - b;
     }
   }
   for (let i = 0; i < values.length; i++) values[i]! *= scale;
@@ -135,7 +184,7 @@ export const fileBasis: Basis = {
 export function rotatedBasis(hiddenSize: number): Basis {
   return {
     reads(matrix, norm) {
-      scaleColumns(matrix, norm);
+      scaleColumns(matrix.rows, norm);
       rotateRows(matrix.rows, hiddenSize);
       return matrix;
     },
@@ -157,6 +206,8 @@ export function rotatedBasis(hiddenSize: number): Basis {
   };
 }
 
-function scaleColumns({ rows, inputs }: Matrix, scale: Float32Array): void {
-  for (let i = 0; i < rows.length; i++) rows[i]! *= scale[i % inputs]!;
+export function scaleColumns(rows: Float32Array, scale: Float32Array): void {
+  const inputs = scale.length;
+  for (let start = 0; start < rows.length; start += inputs)
+    for (let i = 0; i < inputs; i++) rows[start + i]! *= scale[i]!;
 }

@@ -85,6 +85,11 @@ function dequantizeF16(bytes: Uint8Array, out: Float32Array): void {
 /** bfloat16 is the upper half of an fp32. */
 function dequantizeBF16(bytes: Uint8Array, out: Float32Array): void {
   const bits = new Uint32Array(out.buffer, out.byteOffset, out.length);
+  if (bytes.byteOffset % 2 === 0) {
+    const halves = new Uint16Array(bytes.buffer, bytes.byteOffset, bits.length);
+    for (let i = 0; i < bits.length; i++) bits[i] = halves[i]! << 16;
+    return;
+  }
   for (let i = 0; i < bits.length; i++) bits[i] = (bytes[2 * i]! << 16) | (bytes[2 * i + 1]! << 24);
 }
 

@@ -1,16 +1,15 @@
 /**
- * A GGUF file, or one that llama-gguf-split cut into parts, as a `WeightSource`: headers checked, weights read from the
+ * A GGUF file, whole or cut into parts by llama-gguf-split, as a `WeightSource`: headers checked, weights read from the
  * disk when asked for.
  */
 import type { FileHandle } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { openRegular } from '../../files.ts';
-import { checkTensors, toHalfSplitRotary } from '../families.ts';
-import { corruptModel, type OpenModelFile, quoted } from '../model-source.ts';
-import { tensorType } from './dequantize.ts';
+import { checkTensors } from '../families.ts';
+import { corruptModel, type OpenModelFile, quoted, type TensorPlace } from '../model-source.ts';
 import { configFromGguf, ROPE_FACTORS } from './gguf-config.ts';
 import { type GgufHeader, type GgufTensor, type GgufValue, readGgufHeader } from './gguf-header.ts';
-import { readTensor } from './safetensors.ts';
+import { readTensor } from './tensor-parts.ts';
 
 type GgufFile = OpenModelFile & { readonly metadata: GgufHeader['metadata'] };
 
@@ -34,19 +33,18 @@ export async function openGguf(path: string): Promise<GgufFile> {
       if (tensor === undefined) throw new RangeError(`the model has no tensor ${name}`);
       return tensor;
     };
+    const place = (name: string): TensorPlace => {
+      const { ggufName, interleavedHeads } = find(name);
+      return placeOf(stored.get(ggufName)!, interleavedHeads);
+    };
     return {
       config,
       metadata,
       weightFiles: parts.map((part) => part.path),
       has: (name) => tensors.has(name),
       shape: (name) => find(name).shape,
-      async read(name) {
-        const { ggufName, interleavedHeads, shape } = find(name);
-        const values = await readStored(stored.get(ggufName)!);
-        return interleavedHeads === undefined
-          ? values
-          : toHalfSplitRotary(values, interleavedHeads, shape[1] ?? 1);
-      },
+      place,
+      read: async (name) => readTensor(place(name)),
       close,
     };
   } catch (error) {
@@ -64,16 +62,16 @@ async function ropeFactorsOf(stored: ReadonlyMap<string, StoredTensor>): Promise
   if (tensor.shape.length !== 1 || tensor.shape[0]! > ROPE_FACTORS_MAX) {
     throw corruptModel(`tensor ${ROPE_FACTORS} is [${tensor.shape.join()}]`);
   }
-  return Array.from(await readStored(tensor));
+  return Array.from(await readTensor(placeOf(tensor, undefined)));
 }
 
 type Part = { readonly path: string; readonly file: FileHandle; readonly header: GgufHeader };
 type StoredTensor = GgufTensor & { readonly file: FileHandle };
 
-function readStored({ file, name, type, offset, shape }: StoredTensor): Promise<Float32Array> {
-  const elements = shape.reduce((product, size) => product * size, 1);
-  return readTensor(file, name, tensorType(type)!, offset, elements);
-}
+const placeOf = (
+  { file, name, type, offset, shape }: StoredTensor,
+  interleavedHeads: number | undefined,
+): TensorPlace => ({ name, descriptor: file.fd, offset, type, shape, interleavedHeads });
 
 const PART_NAME = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/;
 const PART_COUNT_MAX = 1000;

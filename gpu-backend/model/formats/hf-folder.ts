@@ -48,6 +48,7 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
       has: (name) => fileOf.has(name),
       shape: (name) => find(name).shape(name),
       read: (name) => find(name).read(name),
+      place: (name) => find(name).place(name),
       close,
     };
   } catch (error) {

@@ -6,8 +6,9 @@
 import type { FileHandle } from 'node:fs/promises';
 import { z } from 'zod';
 import { openRegular } from '../../files.ts';
-import { corruptModel, isJsonObject, quoted, unsupportedModel } from '../model-source.ts';
-import { type TensorType, tensorType } from './dequantize.ts';
+import { corruptModel, isJsonObject, quoted, type TensorPlace, unsupportedModel } from '../model-source.ts';
+import { tensorType } from './dequantize.ts';
+import { readTensor } from './tensor-parts.ts';
 
 export type SafetensorsFile = {
   readonly names: readonly string[];
@@ -19,6 +20,8 @@ export type SafetensorsFile = {
   dtype(name: string): string;
   /** The whole tensor in fp32, row-major. @throws MaskrouteError for another type than F32, F16 and BF16. */
   read(name: string): Promise<Float32Array>;
+  /** @throws as `read`. */
+  place(name: string): TensorPlace;
   close(): Promise<void>;
 };
 
@@ -47,16 +50,19 @@ export async function openSafetensors(path: string, folder?: string): Promise<Sa
       if (entry === undefined) throw corruptModel(`it has no tensor ${quoted(name)}`);
       return entry;
     };
+    const place = (name: string): TensorPlace => {
+      const { dtype, shape, data_offsets } = find(name);
+      const [descriptor, offset] = [file.fd, dataStart + data_offsets[0]];
+      return { name, descriptor, offset, type: floatType(name, dtype), shape, interleavedHeads: undefined };
+    };
     return {
       names: [...entries.keys()],
       metadata,
       has: (name) => entries.has(name),
       shape: (name) => find(name).shape,
       dtype: (name) => find(name).dtype,
-      async read(name) {
-        const { dtype, shape, data_offsets } = find(name);
-        return readTensor(file, name, floatType(name, dtype), dataStart + data_offsets[0], product(shape));
-      },
+      place,
+      read: async (name) => readTensor(place(name)),
       close: () => file.close(),
     };
   } catch (error) {
@@ -70,9 +76,10 @@ export function requireReadable(name: string, file: SafetensorsFile): void {
   floatType(name, file.dtype(name));
 }
 
-function floatType(name: string, dtype: string): TensorType {
+/** As GGUF numbers it. */
+function floatType(name: string, dtype: string): number {
   const id = Object.hasOwn(FLOAT_TYPES, dtype) ? FLOAT_TYPES[dtype] : undefined;
-  if (id !== undefined) return tensorType(id)!;
+  if (id !== undefined) return id;
   throw unsupportedModel(`tensor ${quoted(name)} has the type ${quoted(dtype)} (supported: F32, F16, BF16)`);
 }
 
@@ -81,14 +88,12 @@ type Header = { dataStart: number; entries: Map<string, Entry>; metadata: Record
 async function readHeader(file: FileHandle): Promise<Header> {
   const { size } = await file.stat();
   if (size < 8) throw corruptModel(`it ends after ${size} bytes, inside its header`);
-  const head = new Uint8Array(8);
-  await readFully(file, 'its header', head, 0);
+  const head = await headerBytes(file, 8, 0);
   const length = new DataView(head.buffer).getBigUint64(0, true);
   if (length > HEADER_BYTES_MAX || Number(length) > size - 8) {
     throw corruptModel(`its header claims ${length} bytes, the file has ${size}`);
   }
-  const bytes = new Uint8Array(Number(length));
-  await readFully(file, 'its header', bytes, 8);
+  const bytes = await headerBytes(file, Number(length), 8);
   let json: unknown;
   try {
     json = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
@@ -100,6 +105,16 @@ async function readHeader(file: FileHandle): Promise<Header> {
   }
   const dataStart = 8 + Number(length);
   return { dataStart, entries: checkEntries(json, size - dataStart), metadata: checkMetadata(json) };
+}
+
+async function headerBytes(file: FileHandle, length: number, position: number): Promise<Uint8Array> {
+  const bytes = new Uint8Array(length);
+  for (let done = 0; done < length; ) {
+    const { bytesRead } = await file.read(bytes, done, length - done, position + done);
+    if (bytesRead === 0) throw corruptModel('it ends inside its header');
+    done += bytesRead;
+  }
+  return bytes;
 }
 
 /** Absent or odd metadata are no reason to refuse weights. */
@@ -141,53 +156,6 @@ function checkEntries(json: object, dataBytes: number): Map<string, Entry> {
 }
 
 const product = (shape: readonly number[]): number => shape.reduce((total, size) => total * size, 1);
-
-/* Reads one tensor of a file in pieces of a few megabytes, so that only the result is held whole. */
-
-const CHUNK_BYTES = 8 * 1024 * 1024;
-
-/**
- * `elements` values in fp32 from byte `offset` on.
- * @throws MaskrouteError `corrupt_model` when the file ends early or holds a value that is not finite.
- */
-export async function readTensor(
-  file: FileHandle,
-  name: string,
-  type: TensorType,
-  offset: number,
-  elements: number,
-): Promise<Float32Array> {
-  const out = new Float32Array(elements);
-  const chunkBlocks = Math.max(1, Math.floor(CHUNK_BYTES / type.blockBytes));
-  const blocks = elements / type.blockSize;
-  const buffer = new Uint8Array(Math.min(chunkBlocks, blocks) * type.blockBytes);
-  for (let block = 0; block < blocks; block += chunkBlocks) {
-    const count = Math.min(chunkBlocks, blocks - block);
-    const bytes = buffer.subarray(0, count * type.blockBytes);
-    await readFully(file, `tensor ${JSON.stringify(name)}`, bytes, offset + block * type.blockBytes);
-    const values = out.subarray(block * type.blockSize, (block + count) * type.blockSize);
-    type.dequantize(bytes, values);
-    requireFinite(name, values);
-  }
-  return out;
-}
-
-/** Fills `bytes`. `what` is being read, for people. */
-async function readFully(file: FileHandle, what: string, bytes: Uint8Array, position: number): Promise<void> {
-  let done = 0;
-  while (done < bytes.length) {
-    const { bytesRead } = await file.read(bytes, done, bytes.length - done, position + done);
-    if (bytesRead === 0) throw corruptModel(`it ends inside ${what}`);
-    done += bytesRead;
-  }
-}
-
-/** One NaN or infinity in a weight turns every answer into noise, silently. x − x is 0 for finite x alone. */
-function requireFinite(name: string, values: Float32Array): void {
-  let sum = 0;
-  for (let i = 0; i < values.length; i++) sum += values[i]! - values[i]!;
-  if (sum !== 0) throw corruptModel(`tensor ${JSON.stringify(name)} holds values that are not finite`);
-}
 
 /* Writing. */
 

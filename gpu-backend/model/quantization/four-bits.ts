@@ -8,7 +8,7 @@ import type { LlamaConfig, WeightSource } from '../model-source.ts';
 import { type CalibrationText, embedText, quantizeLayer, restored } from './calibration.ts';
 import { openLayerSteps } from './layer-steps.ts';
 import { openProducts, type Products } from './products.ts';
-import { type QuantCodes, type QuantForm, roundRows } from './quantize.ts';
+import { eightBitsOf, FOUR_BITS, type QuantCodes, roundRows } from './quantize.ts';
 import { measureSensitivity, type Sensitivity } from './sensitivity.ts';
 
 export type LayerCodes = Readonly<Record<LayerProduct, QuantCodes>>;
@@ -76,11 +76,8 @@ type Work = FourBitOptions & {
   readonly products: Products;
 };
 
-/** Blocks of 64 lose nothing at 8 bits and are read faster; at 4 bits they cost a quarter more error. */
-function roundToEight({ rows, outputs, inputs }: Matrix): QuantCodes {
-  return roundRows(rows, outputs, inputs, { bits: 8, blockSize: inputs % 64 === 0 ? 64 : 32 });
-}
-const FOUR_BITS: QuantForm = { bits: 4, blockSize: 32 };
+const roundToEight = ({ rows, outputs, inputs }: Matrix): QuantCodes =>
+  roundRows(rows, outputs, inputs, eightBitsOf(inputs));
 
 async function roundLayers(
   { source, basis, text, threads, products }: Work,

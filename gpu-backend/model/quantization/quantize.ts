@@ -8,6 +8,13 @@ export type QuantForm = { readonly bits: 4 | 8; readonly blockSize: 32 | 64 | 12
 /** What rank and widths of surrogates and of training copies are multiples of. */
 export const QUANT_BLOCK = 32;
 export const PLAIN_8_BITS: QuantForm = { bits: 8, blockSize: QUANT_BLOCK };
+export const FOUR_BITS: QuantForm = { bits: 4, blockSize: QUANT_BLOCK };
+
+/** Of a model of four bits: blocks of 64 lose nothing at 8 bits and are read faster; at 4 they cost a quarter more error. */
+export const eightBitsOf = (columns: number): QuantForm => ({
+  bits: 8,
+  blockSize: columns % 64 === 0 ? 64 : 32,
+});
 
 /** One byte a code and a zero point, whatever the bits: what quantizers compute with. */
 export type QuantCodes = QuantForm & {
@@ -56,28 +63,46 @@ export function roundRows(weights: Float32Array, rows: number, columns: number, 
   for (let block = 0; block < scales.length; block++) {
     const start = block * blockSize;
     const end = start + blockSize;
-    const { low, high } = range(weights, start, end);
-    const scale = Math.fround((high - low) / most);
+    const low = lowest(weights, start, end);
+    const scale = Math.fround((highest(weights, start, end) - low) / most);
     const inverse = scale === 0 ? 0 : 1 / scale;
-    const zeroPoint = Math.round(-low * inverse);
+    const zeroPoint = Math.round(-low * inverse) | 0;
     scales[block] = scale;
     zeroPoints[block] = zeroPoint;
-    for (let i = start; i < end; i++)
-      codes[i] = Math.max(0, Math.min(most, Math.round(weights[i]! * inverse) + zeroPoint));
+    roundBlock(weights, codes, start, end, inverse, zeroPoint, most);
   }
   return { ...form, rows, columns, codes, scales, zeroPoints };
 }
 
-/** The block's range, widened to hold 0, which must have a code of its own. */
-function range(weights: Float32Array, start: number, end: number): { low: number; high: number } {
+/* Small loops of their own: imports of large models spend their time here. */
+
+/** Of a block, and of 0, which must have a code of its own. */
+function lowest(weights: Float32Array, start: number, end: number): number {
   let low = 0;
+  for (let i = start; i < end; i++) low = Math.min(low, weights[i]!);
+  return low;
+}
+
+function highest(weights: Float32Array, start: number, end: number): number {
   let high = 0;
+  for (let i = start; i < end; i++) high = Math.max(high, weights[i]!);
+  return high;
+}
+
+function roundBlock(
+  weights: Float32Array,
+  codes: Uint8Array,
+  start: number,
+  end: number,
+  inverse: number,
+  zeroPoint: number,
+  most: number,
+): void {
   for (let i = start; i < end; i++) {
-    const weight = weights[i]!;
-    if (weight < low) low = weight;
-    if (weight > high) high = weight;
+    // `Math.round` branches on every value and takes three times as long.
+    const code = Math.floor(weights[i]! * inverse + 0.5) + zeroPoint;
+    codes[i] = Math.min(most, Math.max(0, code));
   }
-  return { low, high };
 }
 
 export function packRows({ bits, rows, codes, scales, zeroPoints }: QuantCodes): QuantizedRows {

@@ -4,8 +4,9 @@ import { existsSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { type Job, jobSchema, type UploadedData } from '../../../shared/admin/job-wire.ts';
+import { type Job, jobSchema, scheduleSchema, type UploadedData } from '../../../shared/admin/job-wire.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
@@ -102,7 +103,11 @@ describe('a learning job', () => {
       expect(set).toMatchObject({ name: 'small', targetSparsity: 0.25 });
       expect(set.clusters).toHaveLength(1);
       expect(await answer(call('GET', `/v1/jobs/${id}/report`), 200)).toHaveProperty('clusters');
-      expect(await answer<{ data: Job[] }>(call('GET', '/v1/jobs'), 200)).toMatchObject({ data: [{ id }] });
+      const found = async (q: string) =>
+        (await answer<{ data: Job[] }>(call('GET', `/v1/jobs${q}`), 200)).data.map((job) => job.id);
+      expect(await found('')).toEqual([id]);
+      for (const q of [id.slice(0, 8), 'SMALL', 'succeeded']) expect(await found(`?q=${q}`)).toEqual([id]);
+      expect(await found('?q=other')).toEqual([]);
     },
     LEARN_TIMEOUT_ms,
   );
@@ -128,6 +133,7 @@ describe('the endpoints', () => {
       ['POST', '/v1/jobs'],
       ['POST', '/v1/jobs/data'],
       ['GET', '/v1/jobs/data'],
+      ['GET', '/v1/jobs/schedules'],
     ] as const) {
       const nonce = `nonce-${method}-${path}`;
       const token = await signToken(await importTokenKey(BACKEND_KEY), { ...claims, nonce });
@@ -156,5 +162,53 @@ describe('the endpoints', () => {
     await answer(call('POST', '/v1/jobs/data?name=../x', '{}'), 400);
     await answer(call('POST', '/v1/jobs/data', ''), 400);
     await answer(call('DELETE', '/v1/jobs/data/data_0'), 404);
+    await answer(call('GET', '/v1/jobs/schedules/schedule_0'), 404);
+    await answer(call('DELETE', '/v1/jobs/schedules/schedule_0'), 404);
   });
+});
+
+describe('a schedule', () => {
+  /** As a person types it. */
+  const maskroute = async (...args: string[]) => {
+    const child = spawn(process.execPath, ['gpu-backend/cli/cli.ts', 'schedule', ...args], {
+      env: {
+        ...process.env,
+        MASKROUTE_HOME: home,
+        MASKROUTE_BACKEND_KEY: BACKEND_KEY,
+        MASKROUTE_ADMIN_KEY: 'k',
+      },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    return await text(child.stdout);
+  };
+
+  it('is made, listed and removed over HTTP and on the command line', async () => {
+    const upload = call('POST', '/v1/jobs/data?name=sums', readFileSync(files[0]!, 'utf8'));
+    const { id: data } = JSON.parse(await (await upload).text()) as UploadedData;
+    const publish = {
+      edge: 'https://edge.example.com',
+      activate: true,
+      rollout: [{ share: 0.1, duration_s: 60 }],
+    };
+    const asked = { kind: 'learn', data: [{ upload: data }], clusters: 1, sparsity: 0.25, publish };
+    await writeFile(join(home, 'job.json'), JSON.stringify(asked));
+    const flags = ['--backend', backend.url, '--json'];
+    const made = scheduleSchema.parse(
+      JSON.parse(await maskroute('add', join(home, 'job.json'), '--every', '24h', ...flags)),
+    );
+    expect(made).toMatchObject({ every: '24h', last_job: null, job: { model: 'tiny', publish } });
+    expect(JSON.stringify(made)).not.toContain('admin_key');
+    expect(await answer(call('GET', '/v1/jobs/schedules'), 200)).toEqual({ object: 'list', data: [made] });
+    expect(await answer(call('GET', `/v1/jobs/schedules/${made.id}`), 200)).toEqual(made);
+    expect(await maskroute('list', '--backend', backend.url)).toContain(`${made.id}  every 24h, next `);
+    await answer(call('DELETE', `/v1/jobs/data/${data}`), 409);
+
+    await backend.kill('SIGKILL');
+    backend = await serve();
+    expect(await answer(call('GET', '/v1/jobs/schedules'), 200)).toMatchObject({ data: [made] });
+    const removed = await maskroute('remove', made.id, '--backend', backend.url, '--json');
+    expect(JSON.parse(removed)).toEqual({ id: made.id, deleted: true });
+    await answer(call('DELETE', `/v1/jobs/data/${data}`), 200);
+    await answer(call('POST', '/v1/jobs/schedules', { every: '1s', job: asked }), 400);
+  }, 60_000);
 });

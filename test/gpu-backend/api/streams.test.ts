@@ -177,11 +177,10 @@ describe('failures', () => {
       const headers = { authorization: `Bearer ${token}`, 'content-type': 'application/json' };
       return api.chat({}, { headers, signal: leave.signal });
     };
-    const statuses: number[] = [];
-    for (const tenant of ['many', 'many', 'many', 'many', 'other', 'other']) {
-      statuses.push((await ask(tenant)).status);
-    }
-    expect(statuses).toEqual([200, 200, 200, 429, 200, 429]);
+    // Kept: an answer that nobody holds any more is collected, which hangs up and frees its place.
+    const answers: Response[] = [];
+    for (const tenant of ['many', 'many', 'many', 'many', 'other', 'other']) answers.push(await ask(tenant));
+    expect(answers.map(({ status }) => status)).toEqual([200, 200, 200, 429, 200, 429]);
     leave.abort();
   });
 

@@ -76,6 +76,28 @@ const REFUSED: [string, string[], RegExp][] = [
   ],
   ['no clusters', [...LEARN, '--clusters', '0', '--sparsity', '0.1'], /--clusters.*from 1 to 256/],
   ['a model to learn for that is missing', [...LEARN, '--clusters', '2', '--sparsity', '0.1'], /"nobody"/],
+  [
+    'a queue that is no address',
+    [...LEARN, '--clusters', '2', '--sparsity', '0.1', '--queue', 'http://here'],
+    /--queue.*redis:\/\/host:6379/,
+  ],
+  [
+    'a journal without a queue',
+    [...LEARN, '--clusters', '2', '--sparsity', '0.1', '--journal', 'here'],
+    /--journal is for --queue/,
+  ],
+  ['work without a queue', ['work'], /required option '--queue <url>'/],
+  ['a schedule without a backend', ['schedule', 'list'], /Name the backend with --backend/],
+  [
+    'a schedule without a key',
+    ['schedule', 'list', '--backend', 'http://localhost:9'],
+    /MASKROUTE_BACKEND_KEY/,
+  ],
+  [
+    'a schedule of what is no job',
+    ['schedule', 'add', 'README.md', '--every', '24h', '--backend', 'http://localhost:9'],
+    /README.md has no job/,
+  ],
   ['facts that nothing asks for', [...EVALUATE, '--facts', 'x'], /--facts are for.*add --checks/],
   ['a limit of tasks without any', [...EVALUATE, '--task-limit', '9'], /--task-limit is for --tasks/],
   [

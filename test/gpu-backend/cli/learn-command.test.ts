@@ -43,6 +43,31 @@ test.each([
   60_000,
 );
 
+test('compares numbers of clusters with holes, held against the text, as the paper does', async () => {
+  using tiny = await tinyHome();
+  const data = await writeSmallData(join(tiny.home, 'data'));
+  const out = join(tiny.home, 'out');
+  const flags = ['--clusters', '1,2,4', '--no-surrogate', '--loss', 'next-token', '--sparsity', '0.25'];
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    [cli, 'learn', '--model', 'tiny', '--data', ...data, '--out', out, ...flags, '--quick', '--json'],
+    { env: { ...process.env, MASKROUTE_HOME: tiny.home }, encoding: 'utf8' },
+  );
+  expect([status, stderr.includes('error:')]).toEqual([0, false]);
+  const rows = stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line));
+  expect(rows.map(({ clusters }) => clusters)).toEqual([1, 2, 4]);
+  for (const { clusters, kl, oneMask_kl } of rows) {
+    expect(kl).toBeGreaterThan(0);
+    if (clusters === 1) expect(kl).toBe(oneMask_kl);
+    const set = JSON.parse(readFileSync(join(out, `clusters-${clusters}`, 'mask-set.json'), 'utf8'));
+    expect([set.surrogate, set.learned.effort.targets]).toEqual([false, 'next-token']);
+    expect(set.clusters).toHaveLength(clusters);
+  }
+}, 180_000);
+
 test('makes a first set quickly, and says whether routing pays', async () => {
   using tiny = await tinyHome();
   const data = await writeSmallData(join(tiny.home, 'data'));

@@ -10,6 +10,7 @@ import type { Runner } from '../../../gpu-backend/engine/runner.ts';
 import { floats } from '../../../gpu-backend/onnx/session.ts';
 import { seededRandom } from '../../../gpu-backend/random.ts';
 import { denseMask, type Mask, maskFromSkippedLayers, withSurrogates } from '../../../shared/mask/mask.ts';
+import { openGrammarPlayer } from '../../support/grammar-player.ts';
 import { naiveLlama } from '../../support/naive-llama.ts';
 import {
   openEmitted,
@@ -20,6 +21,7 @@ import {
 } from '../../support/random-llama.ts';
 import { PLAIN_SAMPLING } from '../../support/sampling.ts';
 
+const NEVER = new AbortController().signal;
 const V = TINY_CONFIG.vocabularySize;
 const tokensOf = (seed: number, count: number) => {
   const random = seededRandom(seed);
@@ -95,6 +97,23 @@ describe.each(['q8', 'f32'] as const)('the batched graph in %s', (kind) => {
     });
   });
 
+  test('takes more rows than the context has positions', async () => {
+    const plan: MaskPlan = { mask: MASKS[0]!, kv: 'preserve' };
+    const counts = [TINY_CONFIG.contextTokens - 10, 30, TINY_CONFIG.contextTokens];
+    const inputs = () =>
+      counts.map((count, i): RunInput => {
+        const tokenIds = tokensOf(i, count);
+        return { cache: runner.newCache(), tokenIds, plan, logitRows: [count - 1] };
+      });
+    const found = await runner.runMany(inputs());
+    const alone: Float32Array[] = [];
+    for (const input of inputs()) alone.push(await runner.run(input));
+    found.forEach((logits, i) => {
+      for (const [at, value] of logits.entries())
+        expect(value).toBeCloseTo(alone[i]![at]!, kind === 'q8' ? 9 : 4);
+    });
+  });
+
   test('refuses more sequences than it has places, and other surrogates', async () => {
     const input = (mask: Mask): RunInput => ({
       ...{ cache: runner.newCache(), tokenIds: [1], logitRows: [0] },
@@ -155,7 +174,12 @@ const requestOf = (asked: Asked, index: number): GenerateRequest => ({
 type Ended = { readonly tokenIds: number[]; readonly how: string };
 
 /** Plays a history to its end. @throws Error when a request ends twice or never. */
-async function play(runner: Runner, limits: LoopLimits, history: readonly Asked[]) {
+async function play(
+  runner: Runner,
+  limits: LoopLimits,
+  history: readonly Asked[],
+  requests = history.map(requestOf),
+) {
   const ended = new Map<string, Ended>();
   const tokens = new Map<string, number[]>();
   const end = (id: string, how: string) => {
@@ -173,7 +197,7 @@ async function play(runner: Runner, limits: LoopLimits, history: readonly Asked[
   let step = 0;
   const act = () => {
     history.forEach((asked, index) => {
-      if (asked.comesAfter === step) loop.add(requestOf(asked, index));
+      if (asked.comesAfter === step) loop.add(requests[index]!);
       const isThere = asked.comesAfter <= step && !ended.has(`r${index}`);
       if (isThere && asked.leavesAfter !== undefined && asked.comesAfter + asked.leavesAfter <= step)
         loop.cancel(`r${index}`);
@@ -197,40 +221,46 @@ async function play(runner: Runner, limits: LoopLimits, history: readonly Asked[
  */
 const SHAPE = { layerCount: 1, width: 1, contextTokens: 512 };
 const WORDS = 97;
-const scripted: Runner = {
-  config: { ...TINY_CONFIG, vocabularySize: WORDS, contextTokens: 512 },
-  surrogates: undefined,
-  newCache: () => new KvCache(SHAPE),
-  run: async (input) => (await scripted.runMany([input]))[0]!,
-  async runMany(inputs) {
-    return inputs.map(onHost).map(({ cache, tokenIds, plan, logitRows }) => {
+const scripted = scriptedRunner(WORDS, (logits, hash) => {
+  logits[hash % WORDS] = 1;
+});
+/** `score` writes logits that follow from the hash of all keys. */
+function scriptedRunner(words: number, score: (logits: Float32Array, hash: number) => void): Runner {
+  const runMany: Runner['runMany'] = async (inputs) =>
+    inputs.map(onHost).map(({ cache, tokenIds, plan, logitRows }) => {
       cache.reserve(tokenIds.length);
       const salt = plan.mask.runs.reduce((sum, bit, i) => sum + bit * 2 ** i, 0);
       const keys = Float32Array.from(tokenIds, (id) => id * 256 + salt);
       cache.write(0, keys, 0, keys.length);
       cache.write(1, keys, 0, keys.length);
       const seen = floats(cache.past(tokenIds.length)[1]!);
-      const logits = new Float32Array(logitRows.length * WORDS);
+      const logits = new Float32Array(logitRows.length * words);
       logitRows.forEach((row, i) => {
-        logits[i * WORDS + nextWord(seen.subarray(0, cache.length + row + 1))] = 1;
+        score(logits.subarray(i * words, (i + 1) * words), hashOf(seen.subarray(0, cache.length + row + 1)));
       });
       cache.advance(tokenIds.length);
       return logits;
     });
-  },
-  close: async () => {},
-};
-const nextWord = (keys: ArrayLike<number>): number => {
+  return {
+    config: { ...TINY_CONFIG, vocabularySize: words, contextTokens: 512 },
+    surrogates: undefined,
+    newCache: () => new KvCache(SHAPE),
+    run: async (input) => (await runMany([input]))[0]!,
+    runMany,
+    close: async () => {},
+  };
+}
+function hashOf(keys: ArrayLike<number>): number {
   let hash = 7;
   for (let i = 0; i < keys.length; i++) hash = (hash * 31 + keys[i]!) % 1_000_003;
-  return hash % WORDS;
-};
+  return hash;
+}
 function expectedAnswer({ prompt, mask, maxTokens }: Asked): number[] {
   const salt = MASKS[mask]!.runs.reduce((sum, bit, i) => sum + bit * 2 ** i, 0);
   const keys = prompt.map((id) => id * 256 + salt);
   const answer: number[] = [];
   while (answer.length < maxTokens) {
-    answer.push(nextWord(keys));
+    answer.push(hashOf(keys) % WORDS);
     keys.push(answer.at(-1)! * 256 + salt);
   }
   return answer;
@@ -313,6 +343,47 @@ test('on a real graph an answer is the same alone and in company, cut anywhere, 
     if ('cacheTokensMax' in changes) expect(stats.preemptionsTotal).toBeGreaterThan(0);
   }
 });
+
+test('an answer of a form goes on in its form after its pages were given back, as it would have alone', async () => {
+  await using player = await openGrammarPlayer();
+  const runner = scriptedRunner(player.vocabularySize, (logits, hash) => {
+    const random = seededRandom(hash);
+    for (let id = 0; id < logits.length; id++) logits[id] = random();
+  });
+  const call = { tenant: 'a', signal: NEVER, param: 'schema' };
+  // Ten numbers, so that nobody is done before there is no room for all.
+  const list = `root ::= "[" number ${'"," number '.repeat(9)}"]"\nnumber ::= [0-9] [0-9]? [0-9]? [0-9]?`;
+  const prepared = await player.grammars.prepare({ answer: list, calls: undefined }, call);
+  const limits: LoopLimits = {
+    ...{ runningMax: 4, waitingMax: 4, queueTimeout_ms: 60_000, stepMax_ms: 40 },
+    ...{ chunkTokens: 64, cacheTokensMax: 160, prefixTokensMax: 0 },
+  };
+  const history = Array.from({ length: 4 }, (_, i): Asked => {
+    const common = { tenant: 'abcd'[i]!, mask: 0, comesAfter: i, leavesAfter: undefined };
+    return { ...common, prompt: tokensOf(i, 20 + i), maxTokens: 60 };
+  });
+  const played = async (limits: LoopLimits, asked: readonly Asked[]) => {
+    const opened = await Promise.all(asked.map(() => player.grammars.open(prepared, call)));
+    const requests = asked.map(
+      (one, i): GenerateRequest => ({
+        ...requestOf(one, i),
+        grammar: opened[i]!.session,
+        stopTokenIds: [player.endTokenId],
+      }),
+    );
+    const found = await play(runner, limits, asked, requests);
+    for (const { close } of opened) close();
+    return found;
+  };
+  const { ended, stats } = await played(limits, history);
+  expect(stats.preemptionsTotal).toBeGreaterThan(0);
+  for (const [index, asked] of history.entries()) {
+    const alone = (await played(limits, [{ ...asked, comesAfter: 0 }])).ended.get('r0')!;
+    expect(ended.get(`r${index}`)).toEqual(alone);
+    const text = player.text.tokenizer.decode(alone.tokenIds);
+    expect(text).toMatch(alone.how === 'stop' ? /^\[\d{1,4}(,\d{1,4}){9}\]$/ : /^\[[\d,]+\]?$/);
+  }
+}, 60_000);
 
 test('a sequence that makes the engine fail takes no other along', async () => {
   const poisoned = 66;

@@ -11,15 +11,20 @@ import { reportHtml } from '../../../gpu-backend/learning/report/write-report.ts
 import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-report.ts';
 import { type SweepRow, sweepClusters } from '../../../gpu-backend/learning/sweep.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
+import { saidOfRouting } from '../../../shared/mask/held-out.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
+import { expectFits } from '../../e2e/browser.ts';
 import { smallRun, writeSmallData } from './small-run.ts';
 
 const KILLS = 10;
 let folder = '';
+/** A run that nothing disturbed, in the folder `whole`. */
+let whole: Awaited<ReturnType<typeof learn>>;
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'maskroute-learn-'));
   await writeSmallData(join(folder, 'data'));
-});
+  whole = await learn(await options('whole'));
+}, 60_000);
 afterAll(() => rmSync(folder, { recursive: true }));
 
 const read = (out: string, file: string) => readFileSync(join(folder, out, file), 'utf8');
@@ -41,7 +46,6 @@ async function runChild(out: string, killAfter: number): Promise<boolean> {
 
 describe('learn', () => {
   it('killed ten times at random ends with the same bytes as a run that was not', async () => {
-    const { report } = await learn(await options('whole'));
     const random = createRandom(11);
     for (let kill = 0; kill < KILLS; kill++) {
       // Each attempt reads back what is known and gets a little farther.
@@ -56,16 +60,22 @@ describe('learn', () => {
       'report.html',
       'report.json',
     ]);
-    expect(report.clusters).toHaveLength(2);
+    expect(whole.report.clusters).toHaveLength(2);
   }, 240_000);
 
   it('gives a mask set and a report that hold together', async () => {
-    const { maskSet, report } = await learn(await options('checked'));
-    expect(maskSetSchema.parse(JSON.parse(read('checked', 'mask-set.json')))).toEqual(maskSet);
-    expect(learnReportSchema.parse(JSON.parse(read('checked', 'report.json')))).toEqual(report);
+    const { maskSet, report } = whole;
+    expect(maskSetSchema.parse(JSON.parse(read('whole', 'mask-set.json')))).toEqual(maskSet);
+    expect(learnReportSchema.parse(JSON.parse(read('whole', 'report.json')))).toEqual(report);
     expect(maskSet).toMatchObject({ targetSparsity: 0.25, reachedSparsity: 0.25, surrogate: false });
     expect(maskSet.learned).toMatchObject({ method: 'hard-concrete', oneMask: report.oneMask.bits });
-    expect(Object.keys(maskSet.heldOut)).toEqual(['dense', 'learned', 'one-mask', 'clusters']);
+    expect(Object.keys(maskSet.heldOut)).toEqual(
+      expect.arrayContaining(['dense', 'learned', 'one-mask', 'clusters', 'nearest']),
+    );
+    const { headroom, nearest } = saidOfRouting(maskSet);
+    expect(headroom).toEqual(report.sharing!.headroom);
+    expect(nearest!.far).toBeGreaterThanOrEqual(nearest!.median);
+    expect(nearest!.median).toBeGreaterThan(0);
     expect(report.information_bits.fit).toBeCloseTo(1, 1);
     expect(report.masks[0]).toMatchObject({ bits: report.oneMask.bits });
     for (const mask of report.masks) {
@@ -82,6 +92,11 @@ describe('learn', () => {
     const html = reportHtml({ learn: report });
     expect(html).toContain('Does routing pay?');
     expect(html).not.toContain('NaN');
+    const verdict = /<p class="verdict">(.*?)<\/p>/s.exec(html)![1]!;
+    expect(verdict).toMatch(
+      /^The masks leave out 25.0 % of the blocks and agree .* of held-out tokens\. (Routing among|All clusters share) /,
+    );
+    await expectFits(join(folder, 'whole', 'report.html'));
   }, 60_000);
 
   it('keeps the counts that it is told', async () => {
@@ -116,8 +131,7 @@ describe('learn', () => {
     );
     expect(readdirSync(join(folder, 'sweep')).sort()).toEqual(['clusters-1', 'clusters-2', 'sweep.json']);
     // Two clusters have what they have alone, whatever was learned before in the same state.
-    await learn(await options('alone'));
-    expect(read('sweep/clusters-2', 'mask-set.json')).toBe(read('alone', 'mask-set.json'));
+    expect(read('sweep/clusters-2', 'mask-set.json')).toBe(read('whole', 'mask-set.json'));
     const one = JSON.parse(read('sweep/clusters-1', 'report.json'));
     expect(one.clusters[0].bits).toBe(one.oneMask.bits);
   }, 60_000);

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { reportHtml } from '../../../gpu-backend/learning/report/write-report.ts';
-import { openBrowser } from '../../e2e/browser.ts';
+import { expectFits } from '../../e2e/browser.ts';
 import { madeUpEvaluation } from '../../support/evaluation.ts';
 
 const folder = mkdtempSync(path.join(tmpdir(), 'maskroute-report-'));
@@ -27,18 +27,5 @@ test('it begins with a verdict in two sentences, and each time has its spread', 
 test('it fits 390 and 1440 pixels, light and dark', async () => {
   const file = path.join(folder, 'report.html');
   writeFileSync(file, reportHtml({ evaluation: madeUpEvaluation('v_1') }));
-  const browser = await openBrowser();
-  try {
-    for (const width of [390, 1440]) {
-      for (const colorScheme of ['light', 'dark'] as const) {
-        const page = await browser.newPage({ viewport: { width, height: 900 }, colorScheme });
-        await page.goto(`file://${file}`);
-        const excess = await page.evaluate('document.documentElement.scrollWidth - innerWidth');
-        expect(excess, `${width} px`).toBeLessThanOrEqual(0);
-        await page.close();
-      }
-    }
-  } finally {
-    await browser.close();
-  }
+  await expectFits(file);
 }, 60_000);

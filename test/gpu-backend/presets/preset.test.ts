@@ -92,8 +92,9 @@ describe.each(PRESETS)('what was measured of $file', async ({ file, cost }) => {
     );
   });
 
-  it('is what the documents say, and has the learned masks ahead of one for all and of static ones', () => {
-    expect(learned!.kl).toBeLessThan(oneMask!.kl);
+  it('is what the documents say, and has the learned masks no worse than one for all, and ahead of static ones', () => {
+    // Where routing does not pay, all clusters share the mask for everybody.
+    expect(learned!.kl).toBeLessThanOrEqual(oneMask!.kl);
     // Sets by time leave FFN blocks out, which cost more: their rivals are those that are no slower.
     const rivals = [...rows, ...equalTime].filter(
       ({ method, msPerToken, matched }) =>

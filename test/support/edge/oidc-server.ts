@@ -1,6 +1,6 @@
 /**
  * A real OpenID Connect provider (oidc-provider) that knows some people and asks nobody for a password: `login_hint` says who
- * somebody is, and the role that they have is their name without what follows a dash.
+ * somebody is, and who says nothing is the administrator. The role that they have is their name without what follows a dash.
  */
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -9,7 +9,9 @@ import { EDGE_URL } from './constants.ts';
 
 export const OIDC_CLIENT = { id: 'maskroute', secret: 'a-secret-of-the-tests' } as const;
 
-export async function startOidcProvider(): Promise<{ url: string; close: () => Promise<void> }> {
+export async function startOidcProvider(
+  edge: string = EDGE_URL,
+): Promise<{ url: string; close: () => Promise<void> }> {
   const server = createServer();
   await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening));
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
@@ -18,7 +20,7 @@ export async function startOidcProvider(): Promise<{ url: string; close: () => P
       {
         client_id: OIDC_CLIENT.id,
         client_secret: OIDC_CLIENT.secret,
-        redirect_uris: [`${EDGE_URL}/dashboard/sign-in/callback`],
+        redirect_uris: [`${edge}/dashboard/sign-in/callback`],
         response_types: ['code'],
         grant_types: ['authorization_code'],
       },
@@ -48,7 +50,7 @@ export async function startOidcProvider(): Promise<{ url: string; close: () => P
     if (!request.url!.startsWith('/who/')) return callback(request, response);
     const { params } = await provider.interactionDetails(request, response);
     await provider.interactionFinished(request, response, {
-      login: { accountId: String(params.login_hint) },
+      login: { accountId: String(params.login_hint ?? 'admin') },
     });
   });
   return { url, close: () => new Promise((closed) => server.close(() => closed())) };

@@ -89,6 +89,25 @@ describe('pages', () => {
   });
 });
 
+it('backends are found by their id, their address and their regions', async () => {
+  const found = async (q: string) => (await page('/backends', { q })).data.map(nameOf);
+  expect(await found('default')).toEqual(['default']);
+  expect(await found('east')).toEqual([]);
+  await created(admin('POST', '/backends', { id: 'east-1', url: 'http://one.test', regions: ['AS'] }));
+  await created(admin('POST', '/backends', { id: 'west-1', url: 'http://two.test', regions: ['EU', 'NA'] }));
+  try {
+    expect(await found('EAST')).toEqual(['east-1']);
+    expect(await found('two.test')).toEqual(['west-1']);
+    expect(await found('"EU"')).toEqual(['west-1']);
+    expect(await found('-1')).toEqual(['east-1', 'west-1']);
+    // What BACKEND_URL stands for is in use only where there is no entry.
+    expect(await found('default')).toEqual([]);
+  } finally {
+    for (const id of ['east-1', 'west-1']) await admin('DELETE', `/backends/${id}`);
+  }
+  expect(await errorCode(admin('GET', '/backends?q='))).toBe('400 invalid_request');
+});
+
 it('keys that work are found behind any number of others', async () => {
   const { tenant, keyId } = await newTenant();
   const add = (name: string, expiresAt_ms: number | null, revokedAt_ms: number | null) =>

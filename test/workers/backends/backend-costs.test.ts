@@ -1,8 +1,9 @@
 /** What a request costs its tenant on which several backends worked: the one answer that came, once. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
+import type { UsageRow } from '../../../shared/admin/admin-wire.ts';
 import { COST_QUESTION_DELAYS_ms } from '../../../workers/limits.ts';
 import { askedOf, mood, testBackends } from '../support/backends.ts';
-import { chat, errorCode, freshIsolate, say } from '../support/edge.ts';
+import { admin, chat, errorCode, freshIsolate, say } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
 
 const SECOND_ms = 1_000;
@@ -10,13 +11,26 @@ const sumOf = (delays_ms: readonly number[]) => delays_ms.reduce((sum, one) => s
 const { register, removeAll } = testBackends('cost');
 afterEach(removeAll);
 
+async function tokensUsed(tenant: string): Promise<number> {
+  const response = await admin('GET', `/usage?tenant=${tenant}&group=tenant`);
+  const { data } = await response.json<{ data: UsageRow[] }>();
+  return data.reduce((sum, row) => sum + row.prompt_tokens + row.completion_tokens, 0);
+}
+
 describe('what is charged', () => {
   /** The test backend counts a token a word of the prompt, and three of a whole answer. */
   const BODY = { ...say('a b'), max_tokens: 10 };
   const WHOLE = 2 + 3;
   const QUIET = { BACKEND_SILENCE_MS: '100' };
+  /** In the budget and in usage, which is what a bill is written by. */
   const charged = (tenant: string, tokens: number, within_ms = 8 * SECOND_ms) =>
-    vi.waitFor(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(tokens), within_ms);
+    vi.waitFor(
+      async () => {
+        expect((await budgetOf(tenant))['tokens/day']).toBe(tokens);
+        expect(await tokensUsed(tenant)).toBe(tokens);
+      },
+      { timeout: within_ms, interval: 200 },
+    );
   /** Either of two backends is once the bad one, so that it once comes first. */
   const eachCharges = async (tokens: number, how: string, ask: (key: string) => Promise<void>) => {
     const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });

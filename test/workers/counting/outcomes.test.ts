@@ -5,9 +5,17 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { type ExperimentResults, experimentResultsSchema } from '../../../shared/admin/experiment-wire.ts';
 import type { LivePublication, Publication } from '../../../shared/admin/publication-wire.ts';
 import type { EdgeEvent, RequestEvent } from '../../../shared/admin/request-event.ts';
-import { type Stats, statsSchema } from '../../../shared/admin/stats-wire.ts';
+import {
+  type Drift,
+  driftSchema,
+  type Stats,
+  statsSchema,
+  TRAFFIC_SAMPLES_MAX,
+} from '../../../shared/admin/stats-wire.ts';
+import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import { openDatabase } from '../../../workers/db/d1.ts';
 import { judgedOfVersion } from '../../../workers/db/outcomes.ts';
+import { insertTrafficSample } from '../../../workers/db/usage-rows.ts';
 import type { Env } from '../../../workers/env.ts';
 import edge from '../../../workers/index.ts';
 import { MODEL } from '../../support/edge/constants.ts';
@@ -345,6 +353,81 @@ it('stats say how routing falls out, and warn when it collapses', async () => {
   const nobody = await newTenant();
   expect((await stats(`tenant=${nobody.tenant}`)).routing).toEqual([]);
   expect((await admin('GET', '/stats?step=minute&from=2020-01-01T00:00:00Z')).status).toBe(400);
+});
+
+describe('drift', () => {
+  const DAY_ms = 86_400_000;
+  /** One of twenty prompts lies farther than 0.9 from every centroid. */
+  const NEAREST = { rows: 400, median: 0.6, far: 0.9 };
+
+  async function watched(heldOut: MaskSet['heldOut'] = { nearest: NEAREST }) {
+    const { tenant } = await newTenant();
+    const { version } = await upload(makeMaskSet(`watched-${hex(4)}`, { heldOut }), tenant);
+    const drift = async (): Promise<Drift> =>
+      driftSchema.parse(await (await admin('GET', `/drift?tenant=${tenant}&version=${version}`)).json());
+    /** Requests that were compared with the dense model, each with its agreement. */
+    const compared = async (cluster: number, agreements: readonly number[], at_ms: number) => {
+      const created_at_ms = Date.now() + at_ms;
+      const requests = agreements.map(() => event({ tenant, version, cluster, mask: 'm_x', created_at_ms }));
+      const comparisons = requests.map(({ id }, i) => ({
+        ...{ kind: 'comparison', request: id, tenant, created_at_ms, agreement: agreements[i], saved: null },
+      }));
+      await deliver(requests);
+      await deliver(comparisons);
+    };
+    const lay = async (distances: readonly number[]) => {
+      const db = openDatabase(env.DB);
+      for (const distance of distances) {
+        const place = { cluster: 0, distances: [distance, distance + 0.1, 1.9] };
+        await insertTrafficSample(db, { tenant, version, ...place, createdAt_ms: Date.now() });
+      }
+    };
+    return { drift, compared, lay, tenant, version };
+  }
+  const around = (mean: number, count: number) =>
+    Array.from({ length: count }, (_, i) => mean + (i % 2 === 0 ? 0.05 : -0.05));
+
+  it('shows in requests that lie far from every cluster, and is answered with learning again', async () => {
+    const { drift, lay } = await watched();
+    await lay(around(0.6, 20));
+    expect(await drift()).toMatchObject({ distance: { samples: 20, far_share: null }, proposal: null });
+    await lay(around(0.6, 100));
+    const before = await drift();
+    expect(before).toMatchObject({ distance: { samples: 120, limit: 0.9, far_share: 0, drifted: false } });
+    expect(before.proposal).toBeNull();
+    await lay(around(1.3, TRAFFIC_SAMPLES_MAX / 2));
+    const { distance, proposal } = await drift();
+    expect(distance).toMatchObject({ samples: 270, drifted: true });
+    expect(distance!.far_share).toBeCloseTo(150 / 270);
+    expect(distance!.low).toBeGreaterThan(0.1);
+    expect(proposal).toMatch(/^Learn again with recent prompts: 56 % of recent requests lie farther /);
+  });
+
+  it('shows in a cluster whose answers part from dense ones sooner than before, and in no other', async () => {
+    const { drift, compared } = await watched();
+    for (const cluster of [0, 1]) await compared(cluster, around(0.9, 60), -2 * DAY_ms);
+    await compared(0, around(0.9, 60), 0);
+    await compared(1, around(0.5, 20), 0);
+    expect(await drift()).toMatchObject({ proposal: null });
+    await compared(1, around(0.5, 40), 0);
+    const { clusters, proposal } = await drift();
+    expect(clusters.map(({ cluster, drifted }) => [cluster, drifted])).toEqual([
+      [0, false],
+      [1, true],
+    ]);
+    expect(clusters[1]).toMatchObject({ before: { pairs: 60 }, recent: { pairs: 60 } });
+    expect(clusters[1]!.before.mean).toBeCloseTo(0.9);
+    expect(proposal).toMatch(/answers of cluster 1 part from the dense model's sooner/);
+  });
+
+  it('is not said of a set that keeps quiet about its prompts, nor of another tenant', async () => {
+    const { drift, lay, version } = await watched({ learned: { agreement: 0.9 } });
+    await lay(around(1.5, 60));
+    expect(await drift()).toMatchObject({ distance: null, clusters: [], proposal: null });
+    const other = await newTenant();
+    const asked = admin('GET', `/drift?tenant=${other.tenant}&version=${version}`);
+    expect((await asked).status).toBe(404);
+  });
 });
 
 it('a version is judged by the newest of its rows where there are very many', async () => {

@@ -1,9 +1,24 @@
 /** What of a body is refused, and with which words, at the edge; `test/gpu-backend/api/bodies.test.ts` has the backend. */
 import { beforeAll, describe, expect, it } from 'vitest';
+import { z } from 'zod';
+import { changeExperimentSchema, experimentDefinitionSchema } from '../../../shared/admin/experiment-wire.ts';
+import { GROUPS } from '../../../shared/openapi/endpoints.ts';
+import { drawnFrom } from '../../../shared/wire/fields.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { BAD_BODIES, CLIENT_BODIES } from '../../support/bad-bodies.ts';
-import { MODEL } from '../../support/edge/constants.ts';
-import { admin, call, chat, freshIsolate, newTenant, recorded } from '../support/edge.ts';
+import { EDGE_URL, MODEL } from '../../support/edge/constants.ts';
+import {
+  admin,
+  call,
+  chat,
+  created,
+  freshIsolate,
+  makeMaskSet,
+  newKey,
+  newTenant,
+  recorded,
+  upload,
+} from '../support/edge.ts';
 import { limitedTenant } from '../support/limits.ts';
 
 let key: string;
@@ -47,6 +62,72 @@ describe('a bad body', () => {
         param: 'rating',
         message:
           'rating: expected 1 or -1, got 5; comments: there is no such field here, only id, rating, comment.',
+      },
+    });
+  });
+});
+
+/** The fields of a body, by their schemas. */
+function fieldsOf(body: z.ZodType): [name: string, schema: z.ZodType][] {
+  const drawn = drawnFrom(body);
+  if (drawn?.kind === 'table') {
+    return Object.entries(drawn.table).flatMap(([name, rule]) =>
+      rule.kind === 'honoured' ? [[name, rule.schema] as [string, z.ZodType]] : [],
+    );
+  }
+  if (body instanceof z.ZodUnion) return fieldsOf(body.options.at(-1) as z.ZodType);
+  return Object.entries((body as z.ZodObject).shape) as [string, z.ZodType][];
+}
+
+describe('a body that is wrong all over names several fields', () => {
+  const endpoints = GROUPS.flatMap(({ caller, endpoints }) =>
+    endpoints.flatMap(({ method, path, body }) =>
+      typeof body === 'object' ? [{ caller, method, path, body }] : [],
+    ),
+  );
+  let version: string;
+  beforeAll(async () => {
+    ({ version } = await upload(makeMaskSet('wrong')));
+    const variants = ['a', 'b'].map((name) => ({ name, weight: 1, mask_set: 'dense' }));
+    await created(admin('POST', '/experiments', { id: 'wrong', variants }));
+  });
+  it.each(endpoints)('$method $path', async ({ caller, method, path, body }) => {
+    // What nearly no field may be.
+    const wrong = [[]];
+    const checked = body === changeExperimentSchema ? experimentDefinitionSchema : body;
+    const named = fieldsOf(checked).filter(([, schema]) => !schema.safeParse(wrong).success);
+    const sent = { ...Object.fromEntries(named.map(([name]) => [name, wrong])), nobody: 1 };
+    const at = path
+      .replace('{id}', path.includes('experiments') ? 'wrong' : 'default')
+      .replace('{version}', version);
+    const headers = { origin: EDGE_URL };
+    const response =
+      caller === 'tenant'
+        ? await call(method, at, { key, body: sent, headers }, isolate)
+        : caller === 'admin'
+          ? await admin(method, at.replace('/admin/v1', ''), sent)
+          : await call(method, at, { body: sent, headers }, isolate);
+    const { error } = await response.json<{ error: { message: string; param: string } }>();
+    expect(response.status, error.message).toBe(400);
+    // Beyond ten fields a message says how many more there are.
+    for (const [name] of named.slice(0, 5)) expect(error.message).toMatch(new RegExp(`(^|; )${name}\\b`));
+    // What was measured of a set may have more fields than are kept.
+    const isOpen = path.endsWith('/evaluation');
+    if (named.length < 10 && !isOpen) expect(error.message).toContain('nobody: there is no such field');
+    expect(error.param).toMatch(new RegExp(`^${named[0]![0]}`));
+  });
+
+  it('of a tenant that may change some of it only', async () => {
+    const { tenant } = await newTenant();
+    const own = await newKey({ tenant, kind: 'tenant_admin' });
+    const change = { name: 'x', tokens_per_day: 5, models: null };
+    const response = await admin('PATCH', `/tenants/${tenant}`, change, own.key);
+    expect(response.status).toBe(403);
+    expect(await response.json()).toMatchObject({
+      error: {
+        param: 'models',
+        message:
+          "A tenant's own administrator changes name, routing_policy, texts_kept_days, and not models, tokens_per_day.",
       },
     });
   });

@@ -32,7 +32,9 @@ describe('the document', () => {
   it.each(lists)('tells the truth of GET %s', async (path, answer) => {
     const { tenant } = await newTenant();
     const { version } = await goLive('documented', tenant);
-    const query = path.endsWith('/traffic') ? `?tenant=${tenant}&version=${version}` : `?tenant=${tenant}`;
+    const query = /(traffic|drift)$/.test(path)
+      ? `?tenant=${tenant}&version=${version}`
+      : `?tenant=${tenant}`;
     const takesTenant = !/\/(tenants|backends|models)$/.test(path);
     const response = await call('GET', path + (takesTenant ? query : ''), { key: ADMIN_KEY });
     const body = await response.json();

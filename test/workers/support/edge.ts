@@ -16,6 +16,7 @@ import {
   type Recorded,
   TEST_MASKS,
 } from '../../support/edge/constants.ts';
+import { interceptedD1 } from '../../support/intercepted-d1.ts';
 
 export type Call = { key?: string; body?: unknown; headers?: Record<string, string>; signal?: AbortSignal };
 type Fetch = (request: Request) => Promise<Response>;
@@ -165,32 +166,8 @@ export function badD1(): { DB: D1Database; be(mood: Mood): void; asked(): number
     if (mood === 'failing') return Promise.reject(new Error('D1_ERROR: the storage is overloaded'));
     return mood === 'slow' ? new Promise((go) => setTimeout(go, SLOW_ms)).then(question) : question();
   };
-  const wrapped = new WeakMap<object, D1PreparedStatement>();
-  const wrap = (statement: D1PreparedStatement): D1PreparedStatement => {
-    const proxy = new Proxy(statement, {
-      get(target, name) {
-        const value = Reflect.get(target, name, target);
-        if (typeof value !== 'function') return value;
-        if (name === 'bind') return (...values: unknown[]) => wrap(target.bind(...values));
-        return (...values: unknown[]) => ask(() => value.apply(target, values));
-      },
-    });
-    wrapped.set(proxy, statement);
-    return proxy;
-  };
-  const DB = new Proxy(env.DB, {
-    get(target, name) {
-      if (name === 'prepare') return (sql: string) => wrap(target.prepare(sql));
-      if (name === 'batch') {
-        return (statements: D1PreparedStatement[]) =>
-          ask(() => target.batch(statements.map((statement) => wrapped.get(statement) ?? statement)));
-      }
-      const value = Reflect.get(target, name, target);
-      return typeof value === 'function' ? value.bind(target) : value;
-    },
-  });
   return {
-    DB,
+    DB: interceptedD1(env.DB, ask),
     be(next) {
       mood = next;
     },

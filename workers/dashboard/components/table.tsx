@@ -64,7 +64,12 @@ export function Table<Row>(props: {
     manualSorting: sorted !== undefined,
     state: { sorting: by === undefined ? [] : [{ id: by.title, desc: by.isFalling }] },
   } as never);
-  if (rows.length === 0) return <Empty>{props.empty ?? `${caption}: none yet.`}</Empty>;
+  if (rows.length === 0)
+    return (
+      <Empty>
+        {props.empty ?? `No ${caption.replace(/^[A-Z](?=[a-z])/, (first) => first.toLowerCase())} yet.`}
+      </Empty>
+    );
   const shown = (
     table as unknown as { getRowModel(): { rows: { id: string; original: Row }[] } }
   ).getRowModel().rows;

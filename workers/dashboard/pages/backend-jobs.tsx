@@ -12,11 +12,11 @@ import {
 } from '../../../shared/admin/job-wire.ts';
 import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { admin, query } from '../api.ts';
-import { ForChange, RowButton } from '../components/controls.tsx';
+import { ForChange, RowButton, Search } from '../components/controls.tsx';
 import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Loaded, Notice } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
-import { useLoad, useScope } from '../hooks.ts';
+import { useAddress, useLoad, useScope } from '../hooks.ts';
 import { percent, shortVersion, when, whose } from '../look.ts';
 
 const REFRESH_ms = 2_000;
@@ -28,9 +28,10 @@ export function Jobs({ backend }: { readonly backend: string }) {
   const [open, setOpen] = useState<Open>();
   const [stored, setStored] = useState<string>();
   const path = `/backends/${backend}/jobs`;
+  const [q, setQ] = useAddress('job', '');
   const jobs = useLoad(
-    ['jobs', backend],
-    (signal) => admin(listSchema(jobSchema), path, { signal }),
+    ['jobs', backend, q],
+    (signal) => admin(listSchema(jobSchema), path + query({ q: q || undefined }), { signal }),
     REFRESH_ms,
   );
   const close = () => setOpen(undefined);
@@ -49,7 +50,8 @@ export function Jobs({ backend }: { readonly backend: string }) {
           {stored} is stored for {whose(tenant)}: the Releases page makes it live.
         </Notice>
       )}
-      <Loaded load={jobs}>{({ data }) => <List jobs={data} onOpen={setOpen} />}</Loaded>
+      <Search title="Search jobs: an id, a name, a model or a state" value={q} onSearch={setQ} />
+      <Loaded load={jobs}>{({ data }) => <List jobs={data} q={q} onOpen={setOpen} />}</Loaded>
       {open?.what === 'new' && <NewJob backend={backend} onClose={close} onCreated={close} />}
       {open?.what === 'cancel' && (
         <Confirm
@@ -83,11 +85,15 @@ export function Jobs({ backend }: { readonly backend: string }) {
   );
 }
 
-function List(props: { readonly jobs: readonly Job[]; readonly onOpen: (open: Open) => void }) {
+function List(props: {
+  readonly jobs: readonly Job[];
+  readonly q: string;
+  readonly onOpen: (open: Open) => void;
+}) {
   return (
     <Table
       caption="Jobs, the newest first"
-      empty="No job was started on this backend yet."
+      empty={props.q === '' ? 'No jobs on this backend yet.' : `Nothing matches “${props.q}”.`}
       rows={props.jobs}
       rowKey={({ id }) => id}
       columns={[
@@ -96,7 +102,7 @@ function List(props: { readonly jobs: readonly Job[]; readonly onOpen: (open: Op
         { title: 'Model', cell: ({ request }) => request.model ?? '–' },
         { title: 'Clusters', cell: ({ request }) => request.clusters, isNumber: true },
         { title: 'Blocks out', cell: ({ request }) => percent(request.sparsity), isNumber: true },
-        { title: 'Asked for', cell: ({ created_at }) => when(created_at) },
+        { title: 'Created', cell: ({ created_at }) => when(created_at) },
         { title: 'State', cell: (job) => <State job={job} /> },
         {
           title: 'Change',
@@ -118,11 +124,12 @@ function List(props: { readonly jobs: readonly Job[]; readonly onOpen: (open: Op
 
 function State({ job: { status, progress, error, result, id } }: { readonly job: Job }) {
   if (progress !== null) {
-    const { stage, done, total, left_s } = progress;
+    const { stage, done, total, left_s, detail } = progress;
     const left = left_s === null ? '' : `, ${duration(left_s)} left`;
     return (
       <>
         <progress max={total} value={done} aria-label={`${id}: ${stage}`} /> {stage}
+        {detail !== '' && `, ${detail}`}
         {left}
       </>
     );
@@ -196,7 +203,7 @@ function NewJob(props: {
           </select>
         </label>
         <label>
-          Rows at most (empty: all)
+          Max rows (empty: all)
           <input name="rows" type="number" min={1} max={10_000_000} />
         </label>
       </div>

@@ -3,8 +3,8 @@ import { useState } from 'preact/hooks';
 import { z } from 'zod';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { backendSchema } from '../../../shared/wire/backend-load.ts';
-import { admin } from '../api.ts';
-import { ForChange, itemsIn, RowButton } from '../components/controls.tsx';
+import { admin, query } from '../api.ts';
+import { ForChange, itemsIn, RowButton, Search } from '../components/controls.tsx';
 import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Failure, Loaded } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
@@ -22,9 +22,10 @@ export function Backends() {
   const [open, setOpen] = useState<Open>();
   const [shown, setShown] = useAddress('jobs', '');
   const { error, attempt } = useRetried();
+  const [q, setQ] = useAddress('q', '');
   const backends = useLoad(
-    ['backends'],
-    (signal) => admin(listSchema(backendSchema), '/backends', { signal }),
+    ['backends', q],
+    (signal) => admin(listSchema(backendSchema), `/backends${query({ q: q || undefined })}`, { signal }),
     REFRESH_ms,
   );
   const change = (id: string, enabled: boolean) =>
@@ -40,11 +41,13 @@ export function Backends() {
         </button>
       </ForChange>
       {error !== undefined && <Failure error={error} />}
+      <Search title="Search backends: an id, an address or a region" value={q} onSearch={setQ} />
       <Loaded load={backends}>
         {({ data }) => (
           <>
             <Table
               caption="Backends, as the part of the edge that answered knows them"
+              empty={q === '' ? 'No backends yet.' : `Nothing matches “${q}”.`}
               rows={data}
               rowKey={({ id }) => id}
               columns={[

@@ -89,8 +89,8 @@ function KeyTable(props: {
         { title: 'Key', cell: (key) => <code>{key.prefix}…</code> },
         { title: 'Name', cell: (key) => key.name, sort: (key) => key.name },
         { title: 'Tenant', cell: (key) => key.tenant || '–', sort: (key) => key.tenant },
-        { title: 'What for', cell: (key) => KIND_NAMES[key.kind], sort: (key) => key.kind },
-        { title: 'Made', cell: (key) => when(key.created_at), sort: (key) => key.created_at },
+        { title: 'Role', cell: (key) => KIND_NAMES[key.kind], sort: (key) => key.kind },
+        { title: 'Created', cell: (key) => when(key.created_at), sort: (key) => key.created_at },
         { title: 'Expires', cell: (key) => (key.expires_at === null ? 'never' : when(key.expires_at)) },
         {
           title: 'State',
@@ -205,7 +205,7 @@ function NewKey(props: { readonly onCreated: (key: CreatedKey) => void; readonly
       </label>
       <Choice
         name="kind"
-        title="What for"
+        title="Role"
         value={kind}
         options={API_KEY_KINDS.filter((name) => isGlobal || name !== 'admin').map((name) => [
           name,

@@ -48,6 +48,7 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
       <Chart label="Requests over time, those that failed apart" option={option} height_px={260} />
       <Table
         caption="Requests by mask"
+        empty="No requests in this time."
         rows={stats.masks}
         rowKey={({ mask }) => mask}
         columns={[

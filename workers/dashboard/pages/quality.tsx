@@ -15,6 +15,7 @@ import { number, percent, shortVersion } from '../look.ts';
 import { savedIn } from './overview.tsx';
 import { COSTS, type Cost, MEASURES, paretoOption } from './pareto.ts';
 import { type Figures, loadFigures, type Measure, type QualityRow } from './quality-figures.ts';
+import { RoutingQuality } from './routing-quality.tsx';
 
 export function Quality() {
   const { tenant } = useScope();
@@ -30,6 +31,7 @@ export function Quality() {
           )
         }
       </Loaded>
+      <RoutingQuality />
       <LiveTimes />
     </>
   );

@@ -195,7 +195,9 @@ function Comparison(props: {
   return (
     <>
       <Table
-        caption={isPair ? 'The newest version beside the one that it replaces' : 'The version that serves'}
+        caption={
+          isPair ? 'The newest version beside the version that it replaces' : 'The version that serves'
+        }
         rows={sides}
         rowKey={({ version }) => version}
         columns={[

@@ -78,6 +78,7 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
       </small>
       <Table
         caption="Speed and errors by version; of different minutes, so a difference may be the machine’s"
+        empty="No requests in this time."
         rows={stats.versions}
         rowKey={({ version, sparsity }) => `${version} ${sparsity}`}
         columns={[
@@ -96,6 +97,7 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
       {stats.backends.length > 0 && (
         <Table
           caption="Speed by backend, all tenants, by ten minutes"
+          empty="No requests in this time."
           rows={stats.backends}
           rowKey={({ backend }) => backend}
           columns={[
@@ -148,6 +150,7 @@ function Shares(props: { readonly stats: Stats; readonly version: string | null;
       <Chart label="Share of the routed requests that each cluster gets, over time" option={option} />
       <Table
         caption="Requests by cluster"
+        empty="No requests in this time."
         rows={series.clusters}
         rowKey={({ cluster }) => String(cluster)}
         columns={[

@@ -104,7 +104,7 @@ function TenantTable(props: {
           cell: ({ enabled }) => (enabled ? 'enabled' : 'disabled'),
           sort: ({ enabled }) => (enabled ? 'enabled' : 'disabled'),
         },
-        { title: 'Routed by', cell: (tenant) => policyName(tenant.routing_policy) },
+        { title: 'Routing policy', cell: (tenant) => policyName(tenant.routing_policy) },
         { title: 'Models', cell: ({ models }) => models?.join(', ') ?? 'every one' },
         {
           title: 'Max blocks out',
@@ -216,7 +216,7 @@ function TenantFields({
         <input name="name" required maxLength={200} defaultValue={tenant?.name} />
       </label>
       <label>
-        Routed by
+        Routing policy
         <select name="routing_policy">
           {ROUTING_POLICIES.map((policy) => (
             <option key={policy} value={policy} selected={policy === tenant?.routing_policy}>

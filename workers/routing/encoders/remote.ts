@@ -85,7 +85,7 @@ async function abortable<T>(work: Promise<T>, signal: AbortSignal | undefined): 
 
 /*
  * The full encoder on the backends: `POST /v1/embeddings` in the OpenAI wire format, through the same pool as
- * completions. It is another process there: one that has stopped says nothing of the completions, nor the reverse.
+ * completions. It is another process there: a stopped encoder says nothing of the completions, nor the reverse.
  */
 
 const answerSchema = z.looseObject({ data: z.array(z.looseObject({ embedding: z.array(z.number()) })) });

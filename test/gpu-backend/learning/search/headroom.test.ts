@@ -4,9 +4,9 @@ import {
   type HeadroomRow,
   headroomLines,
   headroomOf,
-  headroomSchema,
   leads,
 } from '../../../../gpu-backend/learning/search/headroom.ts';
+import { headroomSchema } from '../../../../shared/mask/held-out.ts';
 
 const row = (kind: string, kl: number[], routed: number, lighter: number[] = []): HeadroomRow => ({
   ...{ kind, kl, routed, lighter },

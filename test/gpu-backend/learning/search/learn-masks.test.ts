@@ -7,10 +7,14 @@ import { groupPrompts, type Prompts } from '../../../../gpu-backend/learning/dat
 import type { CalibrationRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
-import type { GateBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
+import type { SampleBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { createBudget } from '../../../../gpu-backend/learning/search/budget.ts';
-import { trackProgress } from '../../../../gpu-backend/learning/search/effort.ts';
 import { learnMasks } from '../../../../gpu-backend/learning/search/learn-masks.ts';
+import {
+  type LearnProgress,
+  planStages,
+  trackProgress,
+} from '../../../../gpu-backend/learning/search/progress.ts';
 import type { TextMaker } from '../../../../gpu-backend/learning/search/texts.ts';
 import { createWorkbench } from '../../../../gpu-backend/learning/search/workbench.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
@@ -29,6 +33,8 @@ const budget = createBudget({
 
 /** Text enough for all rows. */
 const EFFORT = { ...SMALL_EFFORT, sharePositions: 5000, heldOutPositions: 5000 };
+
+type StageProgress = Extract<LearnProgress, { work: unknown }>;
 
 /** Nats that each block costs a kind while it is out. */
 type Prices = Readonly<Record<string, readonly number[]>>;
@@ -64,26 +70,32 @@ function scripted(prompts: Prompts, prices: Prices, spread: number) {
   }
   const draw: TextMaker['draw'] = (_name, rows, positions) =>
     rows.slice(0, Math.ceil(positions / POSITIONS)).map((row) => ({ row, sample: sampleOf.get(row)! }));
-  const rowsIn = new Map<GateBatch, readonly CalibrationRow[]>();
+  const rowsIn = new Map<SampleBatch, readonly CalibrationRow[]>();
   const texts: TextMaker = {
     draw,
     text(name, rows) {
-      const batch = { scoredRows: new Int32Array(POSITIONS * rows.length) } as unknown as GateBatch;
+      const batch = { scoredRows: new Int32Array(POSITIONS * rows.length) } as unknown as SampleBatch;
       rowsIn.set(batch, rows);
-      return { name, batchCount: 1, batch: async () => batch };
+      return { name, batchCount: 1, batch: () => batch };
     },
   };
-  const mean = (batch: GateBatch, value: (kind: readonly number[]) => number) => {
+  const mean = (batch: SampleBatch, value: (kind: readonly number[]) => number) => {
     const rows = rowsIn.get(batch)!;
     return rows.reduce((sum, { kind }) => sum + value(prices[kind]!), 0) / rows.length;
   };
   const costOf = (kind: readonly number[], gates: ArrayLike<number>) =>
     kind.reduce((sum, price, block) => sum + price * (1 - gates[block]!), 0);
   const known = new Map<string, readonly number[]>();
-  const progress: { done: number; total: number }[] = [];
-  const track = trackProgress((one) => {
-    if ('done' in one) progress.push(one);
+  const progress: StageProgress[] = [];
+  const plan = planStages(EFFORT, {
+    ...{ blocks: BLOCKS, groups: 2, batchTokens: POSITIONS, rowTokens: POSITIONS },
+    shareRows: prompts.everybody.choice.length,
+    heldOutRows: prompts.everybody.heldOut.length,
   });
+  const onProgress = (one: LearnProgress) => {
+    if ('done' in one) progress.push(one);
+  };
+  const track = trackProgress(onProgress, plan, () => known.size);
   const bench = createWorkbench({
     ...{ budget, seed: 1, signal: undefined, texts, onResult: track.onResult },
     journal: {
@@ -108,7 +120,7 @@ function scripted(prompts: Prompts, prices: Prices, spread: number) {
       const kl = costOf(prices[kind]!, mask.runs) + (mask.runs.includes(0) ? spread * noise.next() : 0);
       return { positions: POSITIONS, kl: POSITIONS * kl, equalTops: 1, loss: POSITIONS * (1 + kl) };
     });
-  return { ...{ bench, prompts, texts, score, track, seed: 1, effort: EFFORT }, progress };
+  return { ...{ bench, prompts, texts, score, track, seed: 1, atOnce: 1, effort: EFFORT }, progress };
 }
 
 type Case = { kinds?: string[]; prices?: Prices; spread?: number; maskCount?: number; rows?: number };
@@ -121,7 +133,7 @@ async function learned({ kinds = ['sums', 'trips'], prices = DIFFERENT, spread =
 
 describe('masks and clusters', () => {
   it('of two kinds that need other blocks end with a mask for each kind', async () => {
-    const { prompts, found, progress } = await learned();
+    const { prompts, found } = await learned();
     const { reason, headroom, turns, validated } = found.sharing!;
     expect(reason).toBeNull();
     expect(found.masks.length).toBeGreaterThanOrEqual(2);
@@ -136,20 +148,40 @@ describe('masks and clusters', () => {
     expect(validated[1]!.kl).toBeLessThan(validated[0]!.kl);
     // The groups of the second turn were searched in the first.
     expect(turns).toBeLessThanOrEqual(EFFORT.turns);
-    expect(progress.every(({ done, total }) => done <= total)).toBe(true);
+  });
+
+  it('tell the stage, its number, and how much of the whole is done', async () => {
+    const { progress, found } = await learned();
+    expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
+    const numbers = progress.map(({ at }) => at.number);
+    expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
+    // Reading and embedding come before.
+    expect([numbers[0], numbers.at(-1)]).toEqual([3, progress[0]!.at.count]);
+    const stages = progress.map(({ stage, at }) => `${at.number} ${stage}`);
+    const second = found.sharing!.turns === 2 ? ['6 masks', '7 share'] : [];
+    const wanted = ['3 one mask', '4 masks', '5 share', ...second, '8 measure'];
+    expect([...new Set(stages)]).toEqual(wanted);
+    const work = progress.map(({ work: { done } }) => done);
+    expect(work).toEqual(work.toSorted((a, b) => a - b));
+    const { done, total } = progress.at(-1)!.work;
+    expect(done).toBe(total);
   });
 
   it.each<[string, Case, RegExp]>([
     [
       'of kinds that need the same blocks',
       { prices: EQUAL },
-      /^no (other mask|number of masks)|took .* nats off/,
+      /^no (other mask|number of masks)|(took|added) .* nats (off|to)/,
     ],
-    ['of one kind alone', { kinds: ['sums'] }, /^no (other mask|number of masks)|took .* nats off/],
+    [
+      'of one kind alone',
+      { kinds: ['sums'] },
+      /^no (other mask|number of masks)|(took|added) .* nats (off|to)/,
+    ],
     [
       'that are told apart by noise',
       { prices: EQUAL, spread: 0.8 },
-      /^no (other mask|number of masks)|took .* nats off/,
+      /^no (other mask|number of masks)|(took|added) .* nats (off|to)/,
     ],
     ['where one mask was asked for', { maskCount: 1 }, /^one mask was asked for$/],
     ['where no prompt is held out', { rows: 4 }, /no prompt is held out|^no (other mask|number of masks)/],

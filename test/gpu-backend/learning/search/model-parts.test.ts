@@ -3,9 +3,12 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
-import { openRunJournal } from '../../../../gpu-backend/learning/journal.ts';
+import { batchSamples } from '../../../../gpu-backend/learning/gates/batches.ts';
+import { openTeacher } from '../../../../gpu-backend/learning/gates/teacher.ts';
+import { openRunJournal, type RunJournal } from '../../../../gpu-backend/learning/journal.ts';
 import { openModelParts } from '../../../../gpu-backend/learning/search/model-parts.ts';
+import { openLocalUnits } from '../../../../gpu-backend/learning/units/unit-computer.ts';
+import type { InstalledModel } from '../../../../gpu-backend/model/store.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
 import { randomLlama } from '../../../support/random-llama.ts';
 import { installTinyModel } from '../../../support/tiny-model.ts';
@@ -19,6 +22,15 @@ beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'maskroute-parts-'));
 });
 afterAll(() => rm(folder, { recursive: true }));
+
+async function openParts(model: InstalledModel, journal: RunJournal) {
+  const asked = { model, surrogates: undefined, threads: 1 };
+  const units = await openLocalUnits({ ...asked, signal: undefined });
+  return {
+    parts: await openModelParts({ ...asked, targets: 'dense' }, units, journal),
+    [Symbol.asyncDispose]: () => units[Symbol.asyncDispose](),
+  };
+}
 
 /** Mean over positions of the KL between the two models' whole distributions. */
 async function naiveKl(): Promise<number> {
@@ -43,21 +55,25 @@ function logSoftmax(logits: ArrayLike<number>): number[] {
 it('against the dense model, what the likeliest tokens leave to all others counts too', async () => {
   const model = await installTinyModel(join(folder, 'model'), 'f32');
   const journal = await openRunJournal(join(folder, 'state.jsonl'), 'key');
-  await using parts = await openModelParts(model, undefined, { threads: 1, targets: 'dense' }, journal);
-  const batch = await parts.teacher.teach(nextTokenBatch(TOKENS, 1));
-  expect((await parts.loss(batch, DENSE)) - batch.entropy).toBeCloseTo(0, 4);
-  const kl = (await parts.loss(batch, RUNS)) - batch.entropy;
+  await using opened = await openParts(model, journal);
+  const { parts } = opened;
+  const [batch] = batchSamples([{ tokenIds: Int32Array.from(TOKENS), scoreFrom: 0 }], TOKENS.length);
+  const teacher = await openTeacher(model.folder, model.manifest.config, { threads: 1 });
+  const { entropy } = await teacher.teach(batch!);
+  await teacher.close();
+  expect((await parts.loss(batch!, DENSE)) - entropy).toBeCloseTo(0, 4);
+  const kl = (await parts.loss(batch!, RUNS)) - entropy;
   const whole = await naiveKl();
   expect(kl).toBeLessThanOrEqual(whole + 1e-5);
   expect(kl).toBeGreaterThan(0.5 * whole);
-  expect((await parts.step(batch, RUNS)).loss).toBeCloseTo(kl + batch.entropy, 4);
+  expect((await parts.step(batch!, RUNS)).loss).toBeCloseTo(kl + entropy, 4);
 });
 
 it('blocks are timed after as many tokens as are asked for, and no more than the model has room for', async () => {
   const model = await installTinyModel(join(folder, 'timed'), 'f32', { contextTokens: 400 });
   const journal = await openRunJournal(join(folder, 'times.jsonl'), 'key');
-  await using parts = await openModelParts(model, undefined, { threads: 1, targets: 'dense' }, journal);
-  const timed = (context: number) => parts.budget({ sparsity: 0.25, cost: 'time', context });
+  await using opened = await openParts(model, journal);
+  const timed = (context: number) => opened.parts.budget({ sparsity: 0.25, cost: 'time', context });
   await expect(timed(390)).rejects.toMatchObject({ code: 'invalid_argument' });
   // Longer than the piece that the cache is filled with at a time.
   const { blockWeights } = await timed(300);
@@ -70,9 +86,9 @@ it('a sample is scored once under each mask, whatever else is asked with it', as
   const lines = async () => (await readFile(path, 'utf8')).trim().split('\n').length;
   const sample = { tokenIds: Int32Array.from(TOKENS), scoreFrom: 0 };
   const [dense, mask] = [DENSE, RUNS].map((runs) => ({ runs: Uint8Array.from(runs) }));
-  const open = async () =>
-    openModelParts(model, undefined, { threads: 1, targets: 'dense' }, await openRunJournal(path, 'key'));
-  await using parts = await open();
+  const open = async () => openParts(model, await openRunJournal(path, 'key'));
+  await using first = await open();
+  const { parts } = first;
   const [masked] = await parts.score(sample, [mask!]);
   expect(masked!.kl / masked!.positions).toBeCloseTo(await naiveKl(), 4);
   expect(await lines()).toBe(2);
@@ -80,6 +96,6 @@ it('a sample is scored once under each mask, whatever else is asked with it', as
   expect(both).toEqual([masked, { ...both[1]!, kl: 0, equalTops: 39, positions: 39 }]);
   expect(await lines()).toBe(3);
   await using again = await open();
-  expect(await again.score(sample, [dense!, mask!])).toEqual([both[1], masked]);
+  expect(await again.parts.score(sample, [dense!, mask!])).toEqual([both[1], masked]);
   expect(await lines()).toBe(3);
 }, 60_000);

@@ -1,6 +1,6 @@
 /** Costs of masks over the parts of a text: the whole, a glance, and races that end early. */
 import { expect, it } from 'vitest';
-import type { GateBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
+import type { SampleBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { createBudget } from '../../../../gpu-backend/learning/search/budget.ts';
 import type { Text } from '../../../../gpu-backend/learning/search/texts.ts';
 import { createWorkbench } from '../../../../gpu-backend/learning/search/workbench.ts';
@@ -32,8 +32,8 @@ const maskOf = (bits: string): Mask => ({ runs: Uint8Array.from(bits, Number) })
 function workbench(glanceParts = 2) {
   const evaluated: string[] = [];
   const known = new Map<string, readonly number[]>();
-  const batches = POSITIONS.map((count) => ({ scoredRows: new Int32Array(count) }) as unknown as GateBatch);
-  const text: Text = { name: 'text', batchCount: 3, batch: async (index) => batches[index]! };
+  const batches = POSITIONS.map((count) => ({ scoredRows: new Int32Array(count) }) as unknown as SampleBatch);
+  const text: Text = { name: 'text', batchCount: 3, batch: (index) => batches[index]! };
   const bench = createWorkbench({
     ...{ budget, seed: 1, signal: undefined, onResult: () => {} },
     journal: {

@@ -1,0 +1,137 @@
+/**
+ * `bench import`: what taking a model in takes, in a process of its own: seconds, gigabytes a second, and the most memory it
+ * has, beside what the disk and the processors allow.
+ *
+ * The limit: the disk reads the source once and writes the result, and all processors work all the time, with as much work as
+ * this import has. One that overlaps the two perfectly takes as long as the slower one.
+ */
+import { spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { closeSync, fsyncSync, openSync, readFileSync, readSync, rmSync, statSync, writeSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { availableParallelism, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
+import { fileURLToPath } from 'node:url';
+import { round } from '../measure.ts';
+import { describeLocal } from '../model/import-model.ts';
+import type { WeightKind } from '../model/model-source.ts';
+import { fetchModel, parseModelSpec } from '../model/sources/resolve.ts';
+import { openInstalled } from '../model/store.ts';
+import { cpuTime_ms } from './process-cpu.ts';
+
+const COMMAND = fileURLToPath(new URL('../../bin/maskroute.js', import.meta.url));
+const LOOK_EVERY_ms = 100;
+const DISK_SAMPLE_BYTES = 2 ** 30;
+
+export type ImportBenchOptions = {
+  /** A file or folder. */
+  readonly spec: string;
+  readonly weights: WeightKind;
+  /** Where the model is installed, and stays; undefined: in a folder that is gone afterwards. */
+  readonly home: string | undefined;
+  readonly say: (line: string) => void;
+};
+
+export async function benchImport({ spec, weights, home, say }: ImportBenchOptions): Promise<object> {
+  const folder = home ?? (await mkdtemp(join(tmpdir(), 'maskroute-bench-import-')));
+  try {
+    const hooks = { onProgress: () => {}, log: say };
+    const local = await fetchModel(await parseModelSpec(spec), folder, hooks);
+    const source = await describeLocal(local);
+    const source_bytes = source.files.reduce((sum, file) => sum + statSync(file).size, 0);
+    const disk = measureDisk(folder, source.files);
+    say(`the disk writes ${disk.write_GBps.toFixed(2)} GB/s and reads ${disk.read_GBps.toFixed(2)} GB/s`);
+    const run = await pullInChild(folder, spec, weights);
+    const { manifest } = await openInstalled(folder, run.name);
+    const written_bytes = Object.values(manifest.files).reduce((sum, { bytes }) => sum + bytes, 0);
+    const processors = availableParallelism();
+    const disk_s = written_bytes / disk.write_GBps / 1e9 + source_bytes / disk.read_GBps / 1e9;
+    const processors_s = run.cpu_s / processors;
+    const limit_s = Math.max(disk_s, processors_s);
+    const above_bytes = run.peak_bytes - source.largestTensor_bytes;
+    say(
+      `${run.seconds.toFixed(1)} s; the disk alone takes ${disk_s.toFixed(1)}, the processors alone ${processors_s.toFixed(1)}`,
+    );
+    say(
+      `at most ${gigabytes(run.peak_bytes)} GB in memory; the largest tensor is ${gigabytes(source.largestTensor_bytes)} GB`,
+    );
+    return {
+      ...{ bench: 'import', model: run.name, weights, processors },
+      ...{ source_GB: gigabytes(source_bytes), written_GB: gigabytes(written_bytes) },
+      ...{ seconds: round(run.seconds, 1), cpu_s: round(run.cpu_s, 1) },
+      read_GBps: round(source_bytes / run.seconds / 1e9),
+      ...{ disk_s: round(disk_s, 1), processors_s: round(processors_s, 1) },
+      shareOfLimit: round(limit_s / run.seconds),
+      peak_GB: gigabytes(run.peak_bytes),
+      largestTensor_GB: gigabytes(source.largestTensor_bytes),
+      aboveLargestTensor_GiB: round(above_bytes / 2 ** 30),
+    };
+  } finally {
+    if (home === undefined) await rm(folder, { recursive: true, force: true });
+  }
+}
+
+const gigabytes = (bytes: number): number => round(bytes / 1e9);
+
+type Run = {
+  readonly name: string;
+  readonly seconds: number;
+  readonly cpu_s: number;
+  readonly peak_bytes: number;
+};
+
+/** `model pull` as people run it. Its memory is looked at while it works: the kernel keeps the most that there was. */
+async function pullInChild(home: string, spec: string, weights: WeightKind): Promise<Run> {
+  const args = ['model', 'pull', spec, '--weights', weights, '--force', '--json'];
+  const begun_ms = performance.now();
+  const child = spawn(process.execPath, [COMMAND, ...args], {
+    env: { ...process.env, MASKROUTE_HOME: home },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  let [peak_bytes, cpu_ms] = [0, 0];
+  const look = setInterval(() => {
+    peak_bytes = Math.max(peak_bytes, peakMemory_bytes(child.pid!));
+    cpu_ms = cpuTime_ms([child.pid!]) ?? cpu_ms;
+  }, LOOK_EVERY_ms);
+  const [out, [status]] = await Promise.all([text(child.stdout), once(child, 'exit')]);
+  clearInterval(look);
+  if (status !== 0) throw new Error(`the import ended with ${status}`);
+  const seconds = (performance.now() - begun_ms) / 1000;
+  const { name } = JSON.parse(out) as { name: string };
+  return { name, seconds, cpu_s: cpu_ms / 1000, peak_bytes };
+}
+
+/** 0 where there is no /proc, or no process any more. */
+function peakMemory_bytes(pid: number): number {
+  try {
+    const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+    return 1024 * Number(/^VmHWM:\s+(\d+) kB/m.exec(status)?.[1] ?? 0);
+  } catch {
+    return 0;
+  }
+}
+
+/** A gigabyte written and brought to the disk, and one read of the source, from memory if it is there. */
+function measureDisk(folder: string, files: readonly string[]): { write_GBps: number; read_GBps: number } {
+  const buffer = randomBytes(8 * 1024 * 1024);
+  const path = join(folder, '.disk-sample');
+  const target = openSync(path, 'w');
+  const writeBegun_ms = performance.now();
+  for (let done = 0; done < DISK_SAMPLE_BYTES; done += buffer.length) writeSync(target, buffer);
+  fsyncSync(target);
+  const write_ms = performance.now() - writeBegun_ms;
+  closeSync(target);
+  rmSync(path);
+  const readBegun_ms = performance.now();
+  let read_bytes = 0;
+  for (const file of files) {
+    const descriptor = openSync(file, 'r');
+    for (let got = 1; got > 0 && read_bytes < DISK_SAMPLE_BYTES; read_bytes += got)
+      got = readSync(descriptor, buffer, 0, buffer.length, null);
+    closeSync(descriptor);
+  }
+  const read_ms = performance.now() - readBegun_ms;
+  return { write_GBps: DISK_SAMPLE_BYTES / write_ms / 1e6, read_GBps: read_bytes / read_ms / 1e6 };
+}

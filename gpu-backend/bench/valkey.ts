@@ -1,0 +1,93 @@
+/** A Valkey server of one's own on loopback, for measuring and testing what goes through a queue. Nothing of it is kept. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, readdirSync } from 'node:fs';
+import { createServer } from 'node:net';
+import path from 'node:path';
+import { createInterface } from 'node:readline';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { maskrouteHome } from '../files.ts';
+
+/** Where `scripts/valkey.ts` unpacks Debian's packages. */
+export const VALKEY_FOLDER = path.join(maskrouteHome(), 'tools', 'valkey');
+
+const CANDIDATES = [
+  process.env.VALKEY_SERVER,
+  '/usr/bin/valkey-server',
+  '/usr/local/bin/valkey-server',
+  '/opt/homebrew/bin/valkey-server',
+  path.join(VALKEY_FOLDER, 'usr', 'bin', 'valkey-server'),
+];
+
+export const NO_VALKEY =
+  'There is no valkey-server. Install one (npm run valkey, or Debian: apt-get install valkey-server), or name one in the environment variable VALKEY_SERVER.';
+
+/** The server's path; undefined when there is none. `VALKEY_SERVER` in the environment names another one. */
+export const findValkey = (): string | undefined =>
+  CANDIDATES.find((file) => file !== undefined && existsSync(file));
+
+/** Libraries that were unpacked beside the server, for the loader. */
+function libraryPath(): string {
+  const folder = path.join(VALKEY_FOLDER, 'usr', 'lib');
+  const own = existsSync(folder) ? readdirSync(folder).map((name) => path.join(folder, name)) : [];
+  return [...own, process.env.LD_LIBRARY_PATH ?? ''].filter((name) => name !== '').join(':');
+}
+
+export type Valkey = AsyncDisposable & {
+  readonly url: string;
+  /** It is gone, and with it all that it knew. */
+  stop(): Promise<void>;
+  /** Empty, at the same address. */
+  start(): Promise<void>;
+};
+
+/** @throws MaskrouteError `start_failed`. */
+export async function startValkey(): Promise<Valkey> {
+  const server = findValkey();
+  if (server === undefined) throw new MaskrouteError('start_failed', NO_VALKEY);
+  const port = await freePort();
+  let child = await launch(server, port);
+  const stop = async () => {
+    if (child.exitCode !== null || child.signalCode !== null) return;
+    const ended = once(child, 'exit');
+    child.kill('SIGKILL');
+    await ended;
+  };
+  return {
+    url: `redis://127.0.0.1:${port}`,
+    stop,
+    async start() {
+      child = await launch(server, port);
+    },
+    [Symbol.asyncDispose]: stop,
+  };
+}
+
+async function launch(server: string, port: number): Promise<ChildProcess> {
+  const child = spawn(
+    server,
+    ['--bind', '127.0.0.1', '--port', String(port), '--save', '', '--appendonly', 'no', '--daemonize', 'no'],
+    { stdio: ['ignore', 'pipe', 'inherit'], env: { ...process.env, LD_LIBRARY_PATH: libraryPath() } },
+  );
+  const said: string[] = [];
+  const ready = Promise.withResolvers<void>();
+  createInterface({ input: child.stdout }).on('line', (line) => {
+    said.push(line);
+    if (line.includes('Ready to accept connections')) ready.resolve();
+  });
+  const failed = (reason: string) =>
+    ready.reject(new MaskrouteError('start_failed', `${server} does not start: ${reason}`));
+  child.once('error', ({ message }) => failed(message));
+  child.once('exit', () => failed(said.at(-1) ?? 'it ended without a word'));
+  await ready.promise;
+  return child;
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as { port: number };
+  server.close();
+  await once(server, 'close');
+  return port;
+}

@@ -1,0 +1,124 @@
+/** `schedule`: learning that comes again, at a running backend. */
+import { readFile } from 'node:fs/promises';
+import type { Command } from 'commander';
+import { z } from 'zod';
+import { listSchema } from '../../shared/admin/admin-wire.ts';
+import { jobSchema, type Schedule, scheduleSchema } from '../../shared/admin/job-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { readDevFile } from '../dev/dev-home.ts';
+import { maskrouteHome } from '../files.ts';
+import { type BackendClient, createBackendClient } from '../publication/admin-client.ts';
+import { examples, JSON_OPTION } from './terminal.ts';
+
+type Flags = { readonly backend?: string; readonly json: boolean };
+
+const BACKEND_OPTION = ['--backend <url>', 'the backend (default: a running "npm start")'] as const;
+const KEY_HELP = `
+The backend key comes from MASKROUTE_BACKEND_KEY, or from a running "npm start" when that is the backend. A job that
+publishes takes its admin key from MASKROUTE_ADMIN_KEY where the file has none.`;
+
+export function addScheduleCommands(program: Command): void {
+  const schedule = program
+    .command('schedule')
+    .description('learn again and again at a running backend, and publish what was learned')
+    .addHelpText('after', examples('maskroute schedule add job.json --every 24h', 'maskroute schedule list'));
+
+  schedule
+    .command('add')
+    .description('a job that comes again; the file has it in JSON, as POST /v1/jobs takes it')
+    .argument('<file>', 'what to learn on, what to ask for, and where to publish it')
+    .requiredOption('--every <span>', 'how often: 30m, 24h, 7d')
+    .option('--first <time>', 'when the first one begins, like 2026-01-31T03:00:00Z (default: in one span)')
+    .option(...BACKEND_OPTION)
+    .option(...JSON_OPTION)
+    .addHelpText('after', KEY_HELP)
+    .addHelpText(
+      'after',
+      examples('maskroute schedule add job.json --every 24h --first 2026-01-31T03:00:00Z'),
+    )
+    .action(async (file: string, { every, first, ...flags }: Flags & { every: string; first?: string }) => {
+      const job = await readJob(file);
+      const client = await backendClient(flags.backend);
+      const body = { every, ...(first === undefined ? {} : { first_at: first }), job };
+      const made = await client.request({ method: 'POST', path: '/jobs/schedules', body }, scheduleSchema);
+      console.log(flags.json ? JSON.stringify(made) : `${describeSchedule(made)} at ${client.backend}`);
+    });
+
+  schedule
+    .command('list')
+    .description('what comes again, when next, and how the last job ended')
+    .option(...BACKEND_OPTION)
+    .option(...JSON_OPTION)
+    .addHelpText('after', KEY_HELP)
+    .addHelpText('after', examples('maskroute schedule list --backend https://backend.example.com'))
+    .action(async ({ backend, json }: Flags) => {
+      const client = await backendClient(backend);
+      const get = (path: string) => ({ method: 'GET', path }) as const;
+      const { data } = await client.request(get('/jobs/schedules'), listSchema(scheduleSchema));
+      if (json) return console.log(JSON.stringify(data));
+      if (data.length === 0) return console.log(`Nothing comes again at ${client.backend}.`);
+      const jobs = await client.request(get('/jobs'), listSchema(jobSchema));
+      for (const one of data) {
+        const last = jobs.data.find(({ id }) => id === one.last_job);
+        const ended = last === undefined ? '' : `; ${last.id} ${last.status}`;
+        console.log(`${describeSchedule(one)}${ended}${last?.error == null ? '' : `: ${last.error}`}`);
+      }
+    });
+
+  schedule
+    .command('remove')
+    .description('it does not come again; its jobs stay')
+    .argument('<id>', 'as list shows it')
+    .option(...BACKEND_OPTION)
+    .option(...JSON_OPTION)
+    .addHelpText('after', KEY_HELP)
+    .addHelpText('after', examples('maskroute schedule remove schedule_0123456789abcdef01234567'))
+    .action(async (id: string, { backend, json }: Flags) => {
+      const client = await backendClient(backend);
+      const path = `/jobs/schedules/${encodeURIComponent(id)}`;
+      const removed = await client.request(
+        { method: 'DELETE', path },
+        z.object({ id: z.string(), deleted: z.literal(true) }),
+      );
+      console.log(json ? JSON.stringify(removed) : `${id} does not come again at ${client.backend}`);
+    });
+}
+
+const describeSchedule = ({ id, every, next_at, job }: Schedule): string => {
+  const where = job.publish === undefined ? '' : ` for ${job.publish.edge}`;
+  return `${id}  every ${every}, next ${next_at}: learns with ${job.model}${where}`;
+};
+
+/** @throws MaskrouteError `invalid_argument` for a file that is no JSON object. */
+async function readJob(file: string): Promise<object> {
+  const text = await readFile(file, 'utf8');
+  const invalid = (cause?: unknown) =>
+    new MaskrouteError('invalid_argument', `${file} has no job: expected a JSON object.`, { cause });
+  let job: { publish?: { admin_key?: string } };
+  try {
+    job = JSON.parse(text);
+  } catch (error) {
+    throw invalid(error);
+  }
+  if (job === null || typeof job !== 'object' || Array.isArray(job)) throw invalid();
+  const admin_key = process.env.MASKROUTE_ADMIN_KEY;
+  if (job.publish == null || !admin_key) return job;
+  return { ...job, publish: { admin_key, ...job.publish } };
+}
+
+/** @throws MaskrouteError `invalid_argument` when no backend or no key is named and no `npm start` runs. */
+async function backendClient(flag: string | undefined): Promise<BackendClient> {
+  const dev = await readDevFile(maskrouteHome());
+  const backend = flag ?? dev?.backend;
+  if (backend === undefined)
+    throw new MaskrouteError(
+      'invalid_argument',
+      'Name the backend with --backend, or run "npm start" first.',
+    );
+  if (!URL.canParse(backend))
+    throw new MaskrouteError('invalid_argument', `--backend: "${backend}" is no URL.`);
+  const isDev = dev !== undefined && new URL(backend).origin === new URL(dev.backend).origin;
+  const key = process.env.MASKROUTE_BACKEND_KEY || (isDev ? dev.backendKey : undefined);
+  if (key !== undefined) return createBackendClient(backend, key);
+  throw new MaskrouteError('invalid_argument', `Set MASKROUTE_BACKEND_KEY to the backend key of ${backend}.`);
+}

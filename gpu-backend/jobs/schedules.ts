@@ -1,0 +1,207 @@
+/**
+ * Jobs that come again: on disk before they are answered, with the time of the next one. What passed while the backend was
+ * away is made up for by one job, and a time that comes while the schedule's last job still runs waits for its end.
+ */
+import { randomBytes } from 'node:crypto';
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  type CreateJob,
+  type CreateSchedule,
+  isFinished,
+  type JobRequest,
+  SCHEDULE_ID_PATTERN,
+  SCHEDULES_MAX,
+  type Schedule,
+  scheduleSchema,
+  secondsOf,
+} from '../../shared/admin/job-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { readOwnJson, writeWhole } from '../files.ts';
+import { type Jobs, withDefaults } from './job-queue.ts';
+import { seal, unsealWithAny } from './job-store.ts';
+
+type SchedulesOptions = {
+  readonly home: string;
+  /** The served model, for requests that name none. */
+  readonly model: string;
+  readonly backendKey: string;
+  readonly otherBackendKey?: string | undefined;
+  readonly note: (message: string, detail: Record<string, unknown>) => void;
+};
+
+/** A timer's span at most: clocks are set, and machines sleep. */
+const LOOK_EVERY_ms = 30_000;
+
+/** Begins what is due. */
+export async function openSchedules(options: SchedulesOptions, jobs: Jobs): Promise<Schedules> {
+  const folder = join(options.home, 'jobs', 'schedules');
+  const names = await readdir(folder).catch(() => []);
+  const files = names.filter((name) => SCHEDULE_ID_PATTERN.test(name));
+  const found = await Promise.all(
+    files.map((id) => readOwnJson(join(folder, id, 'schedule.json'), scheduleSchema)),
+  );
+  const known = found.filter((schedule) => schedule !== undefined);
+  return new Schedules(options, folder, jobs, known);
+}
+
+export class Schedules {
+  readonly #options: SchedulesOptions;
+  readonly #folder: string;
+  readonly #jobs: Jobs;
+  readonly #schedules: Map<string, Schedule>;
+  readonly #closing = new AbortController();
+  #timer: NodeJS.Timeout | undefined;
+  /** Changes come one after the other. */
+  #changing: Promise<unknown>;
+
+  constructor(options: SchedulesOptions, folder: string, jobs: Jobs, known: readonly Schedule[]) {
+    this.#options = options;
+    this.#folder = folder;
+    this.#jobs = jobs;
+    this.#schedules = new Map(known.map((schedule) => [schedule.id, schedule]));
+    this.#changing = this.#look();
+  }
+
+  /** The newest first. */
+  list(): Schedule[] {
+    return [...this.#schedules.values()].sort((a, b) => (a.created_at < b.created_at ? 1 : -1));
+  }
+
+  /** @throws MaskrouteError `not_found`. */
+  get(id: string): Schedule {
+    const schedule = this.#schedules.get(id);
+    if (schedule === undefined) throw new MaskrouteError('not_found', `There is no schedule ${id}.`);
+    return schedule;
+  }
+
+  /** @throws MaskrouteError `queue_full`, and what `JobData.files` throws. */
+  create(request: CreateSchedule): Promise<Schedule> {
+    return this.#change(() => this.#create(request));
+  }
+
+  /** Its jobs stay, also the one that runs. @throws MaskrouteError `not_found`. */
+  remove(id: string): Promise<void> {
+    return this.#change(async () => {
+      this.get(id);
+      this.#schedules.delete(id);
+      await rm(join(this.#folder, id), { recursive: true, force: true });
+    });
+  }
+
+  /** @throws MaskrouteError `conflict` while a schedule needs the data. */
+  requireUnneeded(data: string): void {
+    const needs = ({ job }: Schedule) =>
+      job.data.some((source) => 'upload' in source && source.upload === data);
+    const schedule = this.list().find(needs);
+    if (schedule !== undefined)
+      throw new MaskrouteError('conflict', `The schedule ${schedule.id} needs this data.`);
+  }
+
+  async close(): Promise<void> {
+    this.#closing.abort();
+    clearTimeout(this.#timer);
+    await this.#changing.catch(() => {});
+  }
+
+  #change<T>(change: () => Promise<T>): Promise<T> {
+    const changed = this.#changing.then(change);
+    this.#changing = changed.then(
+      () => this.#look(),
+      () => this.#look(),
+    );
+    return changed;
+  }
+
+  async #create({ every, first_at, job }: CreateSchedule): Promise<Schedule> {
+    if (this.#schedules.size >= SCHEDULES_MAX)
+      throw new MaskrouteError('queue_full', `There are ${SCHEDULES_MAX} schedules already.`);
+    await this.#jobs.data.files(job);
+    const id = `schedule_${randomBytes(12).toString('hex')}`;
+    const now_ms = Date.now();
+    const schedule: Schedule = {
+      ...{ id, object: 'maskroute.schedule', every, job: withDefaults(job, this.#options.model) },
+      created_at: new Date(now_ms).toISOString(),
+      next_at: first_at ?? new Date(now_ms + 1000 * secondsOf(every)).toISOString(),
+      last_job: null,
+    };
+    await mkdir(join(this.#folder, id), { recursive: true, mode: 0o700 });
+    if (job.publish !== undefined) {
+      const sealed = seal(job.publish.admin_key, this.#options.backendKey, id);
+      await writeFile(this.#secretOf(id), sealed, { mode: 0o600 });
+    }
+    await this.#save(schedule);
+    return schedule;
+  }
+
+  /* When jobs begin. */
+
+  /** Begins what is due, and looks again in time for the next. */
+  async #look(): Promise<void> {
+    for (const schedule of this.#schedules.values()) {
+      if (this.#closing.signal.aborted) return;
+      await this.#beginIfDue(schedule).catch((error: Error) => {
+        this.#options.note('a schedule was not kept', { schedule: schedule.id, reason: error.message });
+      });
+    }
+    clearTimeout(this.#timer);
+    if (this.#closing.signal.aborted || this.#schedules.size === 0) return;
+    const next_ms = Math.min(...this.list().map(({ next_at }) => Date.parse(next_at)));
+    const wait_ms = Math.min(LOOK_EVERY_ms, Math.max(1000, next_ms - Date.now()));
+    this.#timer = setTimeout(() => {
+      this.#changing = this.#changing.then(() => this.#look());
+    }, wait_ms).unref();
+  }
+
+  async #beginIfDue(schedule: Schedule): Promise<void> {
+    const now_ms = Date.now();
+    if (Date.parse(schedule.next_at) > now_ms) return;
+    const own = this.#jobs.list().filter((job) => job.schedule === schedule.id);
+    if (own.some((job) => !isFinished(job))) return;
+    // A kill between a job and the schedule's next time must not begin the job twice.
+    const begun = own.find((job) => job.created_at >= schedule.next_at) ?? (await this.#begin(schedule));
+    const next_at = nextTime(schedule, now_ms);
+    if (this.#schedules.has(schedule.id)) await this.#save({ ...schedule, next_at, last_job: begun.id });
+  }
+
+  /** A job that cannot even begin stands among the others, and says why. */
+  async #begin({ id, job }: Schedule) {
+    try {
+      return await this.#jobs.create(await this.#requestOf(id, job), id);
+    } catch (error) {
+      const reason = error instanceof MaskrouteError ? error.message : `It could not begin: ${error}`;
+      return await this.#jobs.createFailed(job, id, reason);
+    }
+  }
+
+  async #requestOf(id: string, { publish, ...job }: JobRequest): Promise<CreateJob> {
+    if (publish === undefined) return job;
+    const { backendKey, otherBackendKey } = this.#options;
+    const sealed = await readFile(this.#secretOf(id));
+    try {
+      const keys = [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])];
+      return { ...job, publish: { ...publish, admin_key: unsealWithAny(sealed, keys, id) } };
+    } catch (cause) {
+      const message =
+        'The admin key of the schedule does not open: the backend key is another one by now. Make the schedule again.';
+      throw new MaskrouteError('conflict', message, { cause });
+    }
+  }
+
+  readonly #secretOf = (id: string) => join(this.#folder, id, 'secret');
+
+  async #save(schedule: Schedule): Promise<void> {
+    await writeWhole(
+      join(this.#folder, schedule.id, 'schedule.json'),
+      `${JSON.stringify(schedule, null, 2)}\n`,
+    );
+    this.#schedules.set(schedule.id, schedule);
+  }
+}
+
+/** The first of its times that is still to come. */
+function nextTime({ next_at, every }: Pick<Schedule, 'next_at' | 'every'>, now_ms: number): string {
+  const [due_ms, every_ms] = [Date.parse(next_at), 1000 * secondsOf(every)];
+  const missed = Math.floor((now_ms - due_ms) / every_ms);
+  return new Date(due_ms + (missed + 1) * every_ms).toISOString();
+}

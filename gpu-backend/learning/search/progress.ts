@@ -1,0 +1,166 @@
+/**
+ * Where a learning run is: its stage out of all, how much of the stage is done, and how much of the whole work. Work is
+ * counted in tokens that the model computes, by what stages usually come to; a stage that ends early or comes to more
+ * changes only what is left.
+ */
+import { type LearnEffort, STEP_PARTS, searchResults } from './effort.ts';
+
+export type MaskStage = 'one mask' | 'masks' | 'share' | 'measure';
+
+/** `number` of `count`, from 1. */
+export type StageNumber = { readonly number: number; readonly count: number };
+
+/** In one unit for all stages. */
+export type Work = {
+  readonly done: number;
+  readonly total: number;
+  /** Done before anything was computed: a run that goes on reads it from its journal, which says nothing of its pace. */
+  readonly known: number;
+};
+
+export type LearnProgress = { readonly at: StageNumber } & (
+  | { readonly stage: 'read' | 'embed' }
+  | {
+      readonly stage: MaskStage;
+      readonly done: number;
+      readonly total: number;
+      readonly unit: string;
+      /** The group of clusters that is worked on. */
+      readonly group: number | undefined;
+      readonly work: Work;
+    }
+);
+
+const UNITS: Readonly<Record<MaskStage, string>> = {
+  'one mask': 'results',
+  masks: 'results',
+  share: 'prompts',
+  measure: 'results',
+};
+
+/** What is known of a run before it. */
+export type RunSize = {
+  readonly blocks: number;
+  /** Groups of clusters that masks are searched for; 1: one mask for all. */
+  readonly groups: number;
+  /** Tokens of a batch that masks are searched on. */
+  readonly batchTokens: number;
+  readonly shareRows: number;
+  readonly heldOutRows: number;
+  /** Mean tokens of a prompt. */
+  readonly rowTokens: number;
+};
+
+type PlannedStage = {
+  readonly stage: MaskStage;
+  readonly results: number;
+  /** Tokens of one result on average. */
+  readonly tokens: number;
+};
+
+/** Where masks race, most races end before their limit. */
+const USUAL_PART = 0.6;
+/** A part of a training step has half a batch's tokens, and a gradient takes as long as two passes forward. */
+const STEP_BATCHES = 1.5;
+/** A race goes on to the next batch while it leads. */
+const BATCHES_A_GLANCE = 1.2;
+/** A prompt is scored alone and over the whole vocabulary, which takes twice as long a token as a batch's loss. */
+const SCORED_TOKEN = 2;
+/** The dense model, and one mask with 1, 2, 3 blocks fewer out. */
+const MEASURED_BESIDE = 4;
+/** Masks that a search of one group brings to the pool, and that the one for everybody does. */
+const FOUND_BY = { one: 5, group: 3 };
+
+/** Stages in the order in which they come, with what they usually take. */
+export function planStages(effort: LearnEffort, size: RunSize): PlannedStage[] {
+  const { groups } = size;
+  const rowTokens = SCORED_TOKEN * size.rowTokens;
+  const one = usualSearch(effort, 'one', size);
+  const group = usualSearch(effort, 'group', size);
+  const turns = Array.from({ length: groups > 1 ? effort.turns : 0 }, (_, turn): PlannedStage[] => {
+    const fresh = FOUND_BY.group * groups + (turn === 0 ? FOUND_BY.one : 0);
+    return [
+      { stage: 'masks', results: groups * group.results, tokens: group.tokens },
+      { stage: 'share', results: size.shareRows, tokens: (fresh + 1) * rowTokens },
+    ];
+  });
+  const measured = groups > 1 ? groups + MEASURED_BESIDE : 2;
+  return [
+    { stage: 'one mask', ...one },
+    ...turns.flat(),
+    { stage: 'measure', results: size.heldOutRows, tokens: measured * rowTokens },
+  ];
+}
+
+function usualSearch(effort: LearnEffort, which: 'one' | 'group', { blocks, batchTokens }: RunSize) {
+  const { glanceParts, gateSteps } = effort[which];
+  const steps = STEP_PARTS * gateSteps;
+  const others = Math.max(1, Math.round(USUAL_PART * (searchResults(effort, blocks)[which] - steps)));
+  const batches = steps * STEP_BATCHES + others * glanceParts * BATCHES_A_GLANCE;
+  const results = steps + others;
+  return { results, tokens: (batches * batchTokens) / results };
+}
+
+/** Reading and embedding. */
+const FIRST_STAGES = 2;
+
+/** Where a stage before those of masks is. */
+export const firstStage = (number: 1 | 2, effort: LearnEffort, groups: number): StageNumber => ({
+  number,
+  count: FIRST_STAGES + (groups > 1 ? 2 * effort.turns : 0) + 2,
+});
+
+export type ProgressTracker = {
+  /**
+   * @param results that are still to come in the stage, where they are known by now.
+   * @param group the one that is searched now, of `groups`.
+   */
+  onStage(stage: MaskStage, now?: { results?: number; group?: number; groups?: number }): void;
+  onResult(): void;
+};
+
+/** `journalSize`: results that are written down. While it does not grow, a run only reads what an earlier one found. */
+export function trackProgress(
+  onProgress: (progress: LearnProgress) => void,
+  plan: readonly PlannedStage[],
+  journalSize: () => number,
+): ProgressTracker {
+  const stages = plan.map((stage) => ({ ...stage, planned: stage.results, done: 0 }));
+  const sizeBefore = journalSize();
+  let at = { index: 0, group: undefined as number | undefined };
+  let known = 0;
+  const workOf = (value: 'done' | 'results') =>
+    stages.reduce((sum, stage) => sum + stage[value] * stage.tokens, 0);
+  const report = () => {
+    const { stage, done, results } = stages[at.index]!;
+    const work = { done: workOf('done'), total: workOf('results') };
+    if (journalSize() === sizeBefore) known = work.done;
+    onProgress({
+      ...{ stage, done, total: results, unit: UNITS[stage], group: at.group },
+      at: { number: FIRST_STAGES + at.index + 1, count: FIRST_STAGES + stages.length },
+      work: { ...work, known },
+    });
+  };
+  return {
+    onStage(stage, { results, group, groups = 1 } = {}) {
+      // Turns have equal stages: the first group of a later turn begins the next one.
+      const from = group === 0 && stages[at.index]!.stage === stage ? at.index + 1 : at.index;
+      const found = stages.findIndex((planned, i) => i >= from && planned.stage === stage);
+      const index = found < 0 ? at.index : found;
+      // What is over took what it took, and what was passed over takes nothing.
+      for (const past of stages.slice(0, index)) past.results = past.done;
+      at = { index, group };
+      const current = stages[index]!;
+      if (results !== undefined) current.results = current.done + results;
+      else if (group !== undefined)
+        current.results = current.done + Math.round(((groups - group) * current.planned) / groups);
+      report();
+    },
+    onResult() {
+      const stage = stages[at.index]!;
+      stage.done++;
+      if (stage.done > stage.results) stage.results = stage.done;
+      report();
+    },
+  };
+}

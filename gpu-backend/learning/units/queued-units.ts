@@ -1,0 +1,242 @@
+/**
+ * `learn --queue`: a run's units go to whoever takes them from a queue (`unit-worker.ts`), and their numbers come back
+ * through the journal. The queue may lose everything at any time: what it no longer knows and nobody computes is handed in
+ * again.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Queue, QueueEvents } from 'bullmq';
+import type { Redis } from 'ioredis';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { type Unit, unitName, workOf } from './unit.ts';
+import { openUnitJournal, type UnitJournal } from './unit-journal.ts';
+import {
+  announce,
+  BEAT_ms,
+  connectQueue,
+  describeLearns,
+  knownToQueue,
+  type Learns,
+  QUEUE_NAME,
+  refusal,
+  sameRun,
+  type UnitJob,
+} from './unit-queue.ts';
+import type { OpenUnits, Units } from './units.ts';
+
+type QueuedOptions = {
+  /** `redis://host:6379`. */
+  readonly url: string;
+  /** The journal's folder. */
+  readonly journal: string;
+  readonly say: (line: string) => void;
+};
+
+/** Units that are in the queue at a time: enough for as many workers, and little to hand in again. */
+const AT_ONCE = 256;
+/** A worker whose unit is unknown to a queue that was flushed claims it again within a beat. */
+const BEATS_UNTIL_LOST = 4;
+/** A unit may meet a machine that has no memory or no disk left; then another one is asked. */
+const ATTEMPTS = 3;
+const RETRY_AFTER_ms = 1000;
+/** At the end, for taking back what is no longer wanted. */
+const GOODBYE_ms = 2000;
+
+export const openQueuedUnits =
+  ({ url, journal: folder, say }: QueuedOptions): OpenUnits =>
+  async ({ model, surrogates, signal }) => {
+    const journal = await openUnitJournal(folder, say);
+    const redis = connectQueue(url, say);
+    const learns = { work: workOf(model, surrogates), journal: journal.id };
+    try {
+      await waitForTurn(redis, learns, say, signal);
+      return new QueuedUnits({ redis, journal, learns, say, signal });
+    } catch (error) {
+      redis.disconnect();
+      throw error;
+    }
+  };
+
+/** One kind of work at a time, so that no worker changes its model with every unit. */
+async function waitForTurn(
+  redis: Redis,
+  learns: Learns,
+  say: (line: string) => void,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const stopped = new Promise<never>((_, reject) => {
+    signal?.addEventListener('abort', () => reject(signal.reason), { once: true });
+  });
+  stopped.catch(() => {});
+  for (let told = ''; ; ) {
+    signal?.throwIfAborted();
+    const first = await Promise.race([announce(redis, learns), stopped]);
+    if (sameRun(first, learns)) return;
+    if (told !== describeLearns(first)) {
+      told = describeLearns(first);
+      say(`The queue is taken: it learns for ${told}. This run waits until that is over.`);
+    }
+    await sleep(BEAT_ms, undefined, { signal }).catch(() => {});
+  }
+}
+
+type Waiting = {
+  readonly unit: Unit;
+  readonly done: PromiseWithResolvers<readonly number[]>;
+  /** Beats in a row for which neither queue nor workers knew of it. */
+  lostBeats: number;
+};
+
+type Parts = {
+  readonly redis: Redis;
+  readonly journal: UnitJournal;
+  readonly learns: Learns;
+  readonly say: (line: string) => void;
+  readonly signal: AbortSignal | undefined;
+};
+
+class QueuedUnits implements Units {
+  readonly atOnce = AT_ONCE;
+  readonly #parts: Parts;
+  readonly #queue: Queue<UnitJob>;
+  /** Waiting for events holds a connection. */
+  readonly #eventsRedis: Redis;
+  readonly #events: QueueEvents;
+  readonly #waiting = new Map<string, Waiting>();
+  /** What the queue may still have. */
+  readonly #handedIn = new Set<string>();
+  readonly #closing = new AbortController();
+  readonly #watching: Promise<void>;
+  readonly #stop = () => this.#rejectAll(this.#parts.signal!.reason);
+  #refusal = '';
+
+  constructor(parts: Parts) {
+    this.#parts = parts;
+    const { redis, signal } = parts;
+    this.#queue = new Queue(QUEUE_NAME, { connection: redis });
+    this.#eventsRedis = redis.duplicate();
+    this.#events = new QueueEvents(QUEUE_NAME, { connection: this.#eventsRedis });
+    // The other connection says when the server is away.
+    this.#eventsRedis.on('error', () => {});
+    this.#queue.on('error', () => {});
+    this.#events.on('error', () => {});
+    this.#events.on('completed', ({ jobId }) => void this.#look(jobId));
+    this.#events.on('failed', ({ jobId, failedReason }) => this.#fail(jobId, failedReason));
+    signal?.addEventListener('abort', this.#stop, { once: true });
+    this.#watching = this.#watch();
+  }
+
+  async run(unit: Unit): Promise<readonly number[]> {
+    this.#parts.signal?.throwIfAborted();
+    const { learns, journal } = this.#parts;
+    const name = unitName(learns.work, unit);
+    const asked = this.#waiting.get(name);
+    if (asked !== undefined) return asked.done.promise;
+    const waiting: Waiting = { unit, done: Promise.withResolvers(), lostBeats: 0 };
+    this.#waiting.set(name, waiting);
+    waiting.done.promise.catch(() => {});
+    try {
+      const known = await journal.read(name);
+      if (known !== undefined) return known;
+      await Promise.race([this.#handIn(name, unit), waiting.done.promise]);
+      const values = await waiting.done.promise;
+      this.#handedIn.delete(name);
+      return values;
+    } finally {
+      this.#waiting.delete(name);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const { redis, signal } = this.#parts;
+    signal?.removeEventListener('abort', this.#stop);
+    this.#closing.abort();
+    this.#rejectAll(new Error('the run is over'));
+    const goodbye = async () => {
+      // What a worker has begun stays, and its numbers are known to the next run.
+      await Promise.allSettled([...this.#handedIn].map((name) => this.#queue.remove(name)));
+      await this.#events.close();
+      await this.#queue.close();
+    };
+    if (redis.status === 'ready')
+      await Promise.race([goodbye().catch(() => {}), sleep(GOODBYE_ms, undefined, { ref: false })]);
+    this.#eventsRedis.disconnect();
+    redis.disconnect();
+    await this.#watching;
+  }
+
+  async #handIn(name: string, unit: Unit): Promise<void> {
+    this.#handedIn.add(name);
+    await this.#queue.add(
+      unit.kind,
+      { work: this.#parts.learns.work, unit },
+      {
+        jobId: name,
+        attempts: ATTEMPTS,
+        backoff: { type: 'fixed', delay: RETRY_AFTER_ms },
+        removeOnComplete: true,
+        removeOnFail: true,
+      },
+    );
+  }
+
+  /** Takes a unit's numbers from the journal, if they are there. */
+  async #look(name: string): Promise<boolean> {
+    const waiting = this.#waiting.get(name);
+    if (waiting === undefined) return true;
+    const values = await this.#parts.journal.read(name);
+    if (values !== undefined) waiting.done.resolve(values);
+    return values !== undefined;
+  }
+
+  #fail(name: string, reason: string): void {
+    const message = `A worker could not compute a unit of the run: ${reason}`;
+    this.#waiting.get(name)?.done.reject(new MaskrouteError('engine_failed', message));
+  }
+
+  #rejectAll(reason: unknown): void {
+    for (const { done } of this.#waiting.values()) done.reject(reason);
+  }
+
+  /** Beats until the run is over. */
+  async #watch(): Promise<void> {
+    const { signal } = this.#closing;
+    while (!signal.aborted) {
+      await sleep(BEAT_ms, undefined, { signal, ref: false }).catch(() => {});
+      if (signal.aborted) return;
+      await this.#beat().catch((error: Error) => {
+        // A connection that ends in mid-command is back with the next beat.
+        if (!signal.aborted && this.#parts.redis.status === 'ready') this.#rejectAll(error);
+      });
+    }
+  }
+
+  async #beat(): Promise<void> {
+    const { redis, learns, say } = this.#parts;
+    for (const name of [...this.#waiting.keys()]) await this.#look(name);
+    if (redis.status !== 'ready') return;
+    const first = await announce(redis, learns);
+    if (!sameRun(first, learns)) {
+      // It came while this run could not be heard. Its workers refuse these units, so they wait for theirs.
+      say(`The queue was taken meanwhile: it learns for ${describeLearns(first)}.`);
+      return;
+    }
+    const reason = (await refusal(redis)) ?? '';
+    if (reason !== '' && reason !== this.#refusal) say(`A worker does not take part. ${reason}`);
+    this.#refusal = reason;
+    await this.#handInLost();
+  }
+
+  async #handInLost(): Promise<void> {
+    const { redis } = this.#parts;
+    const names = [...this.#waiting.keys()];
+    const known = await knownToQueue(redis, names, (name) => this.#queue.toKey(name));
+    for (const [index, name] of names.entries()) {
+      const waiting = this.#waiting.get(name);
+      if (waiting === undefined) continue;
+      waiting.lostBeats = known[index] ? 0 : waiting.lostBeats + 1;
+      if (waiting.lostBeats < BEATS_UNTIL_LOST || (await this.#look(name))) continue;
+      await this.#handIn(name, waiting.unit);
+      waiting.lostBeats = 0;
+    }
+  }
+}

@@ -1,0 +1,140 @@
+/** Computes units: the model's sessions, each opened when a unit first needs it, one unit at a time. */
+import { LRUCache } from 'lru-cache';
+import { isDense, maskFromBits, withSurrogates } from '../../../shared/mask/mask.ts';
+import { openRunner } from '../../engine/runner.ts';
+import { toInstalledBasis } from '../../model/surrogates.ts';
+import { type GateBatch, nextTokenTargets, type SampleBatch } from '../gates/batches.ts';
+import { openGateSession, openLossSession } from '../gates/gate-session.ts';
+import { openTeacher } from '../gates/teacher.ts';
+import { contentKey } from '../journal.ts';
+import {
+  createScorer,
+  openScoreSession,
+  type Reference,
+  type SampleScores,
+  type Scorer,
+} from '../search/score-masks.ts';
+import type { BatchUnit, ScoreUnit, Unit } from './unit.ts';
+import type { OpenUnits, UnitsOptions } from './units.ts';
+
+export type UnitComputer = AsyncDisposable & {
+  /** After those that were asked for before. Rejects when `signal` aborts before it begins. */
+  run(unit: Unit, signal?: AbortSignal): Promise<number[]>;
+};
+
+/** Numbers of a score, in the order in which a unit gives them. */
+export const SCORE_FIGURES = ['positions', 'kl', 'equalTops', 'loss'] as const;
+/** What the dense model says of batches is kept for the next units on them: some 300 batches of `learn`. */
+const TAUGHT_BYTES_MAX = 128 * 1024 * 1024;
+
+export function openUnitComputer({
+  model: { folder, manifest },
+  surrogates,
+  threads,
+  device,
+}: Omit<UnitsOptions, 'signal'>): UnitComputer {
+  const { config, weights } = manifest;
+  const sessions = new AsyncDisposableStack();
+  const onDemand = <T extends { close(): Promise<void> }>(open: () => Promise<T>): (() => Promise<T>) => {
+    let opening: Promise<T> | undefined;
+    return () => {
+      opening ??= open().then((part) => {
+        sessions.defer(() => part.close());
+        return part;
+      });
+      return opening;
+    };
+  };
+  const table = surrogates && toInstalledBasis(surrogates.table, weights);
+  // The dense model's likeliest tokens alone would have every mask that presses all others towards 0 look good.
+  const byTargets = <T extends { close(): Promise<void> }>(open: (tail: boolean) => Promise<T>) => ({
+    dense: onDemand(() => open(true)),
+    'next-token': onDemand(() => open(false)),
+  });
+  const losses = byTargets((tail) => openLossSession(folder, config, { threads, surrogates: table, tail }));
+  const gates = byTargets((tail) => openGateSession(folder, config, { threads, surrogates: table, tail }));
+  const teacher = onDemand(() => openTeacher(folder, config, { threads }));
+  const runner = onDemand(() => openRunner(folder, config, { threads, device, surrogates: surrogates?.id }));
+  const scoring = onDemand(() => openScoreSession(threads));
+  let opened: Scorer | undefined;
+  const scorer = async () => (opened ??= createScorer(await runner(), await scoring()));
+
+  const taughtBatches = new LRUCache<string, GateBatch>({
+    maxSize: TAUGHT_BYTES_MAX,
+    sizeCalculation: ({ targetIds }) => 8 * targetIds.length,
+  });
+  const taught = async ({ targets, batch }: BatchUnit): Promise<GateBatch> => {
+    const typed = typedBatch(batch);
+    if (targets === 'next-token') return nextTokenTargets(typed);
+    const key = contentKey(batch);
+    const found = taughtBatches.get(key) ?? (await (await teacher()).teach(typed));
+    taughtBatches.set(key, found);
+    return found;
+  };
+
+  let reference: { readonly key: string; readonly found: Reference } | undefined;
+  const scores = async (unit: ScoreUnit): Promise<SampleScores[]> => {
+    const key = contentKey([unit.scoreFrom, unit.tokenIds]);
+    if (reference?.key !== key) {
+      const sample = { tokenIds: Int32Array.from(unit.tokenIds), scoreFrom: unit.scoreFrom };
+      reference = { key, found: await (await scorer()).reference(sample) };
+    }
+    const { found } = reference;
+    const all: SampleScores[] = [];
+    for (const bits of unit.masks) {
+      const mask = maskFromBits(2 * config.layerCount, bits);
+      const own = withSurrogates(mask, surrogates?.id);
+      all.push(isDense(mask) ? found.scores : await (await scorer()).score(found, own));
+    }
+    return all;
+  };
+
+  const compute = async (unit: Unit): Promise<number[]> => {
+    switch (unit.kind) {
+      case 'loss':
+        return [await (await losses[unit.targets]()).loss(await taught(unit), unit.gates)];
+      case 'step': {
+        const { loss, gradients } = await (await gates[unit.targets]()).step(await taught(unit), unit.gates);
+        return [loss, ...gradients];
+      }
+      case 'score':
+        return (await scores(unit)).flatMap((one) => SCORE_FIGURES.map((figure) => one[figure]));
+    }
+  };
+
+  let last: Promise<unknown> = Promise.resolve();
+  let isClosed = false;
+  return {
+    run(unit, signal) {
+      const result = last.then(() => {
+        signal?.throwIfAborted();
+        if (isClosed) throw new Error('the sessions are closed');
+        return compute(unit);
+      });
+      last = result.catch(() => {});
+      return result;
+    },
+    async [Symbol.asyncDispose]() {
+      isClosed = true;
+      await last;
+      await sessions.disposeAsync();
+    },
+  };
+}
+
+/** In this process. */
+export const openLocalUnits: OpenUnits = async ({ signal, ...options }) => {
+  const computer = openUnitComputer(options);
+  return {
+    atOnce: 1,
+    run: (unit) => computer.run(unit, signal),
+    [Symbol.asyncDispose]: () => computer[Symbol.asyncDispose](),
+  };
+};
+
+const typedBatch = ({ tokenIds, sequences, scoredRows, nextIds }: BatchUnit['batch']): SampleBatch => ({
+  tokenIds: Int32Array.from(tokenIds),
+  sequences,
+  scoredRows: Int32Array.from(scoredRows),
+  nextIds: Int32Array.from(nextIds),
+});

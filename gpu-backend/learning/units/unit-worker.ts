@@ -1,0 +1,221 @@
+/**
+ * `work --queue`: takes units from a queue, computes them and writes what they come to into the journal, for whichever run
+ * learns with the queue. A worker refuses a run of another model, version or journal by name.
+ */
+import { once } from 'node:events';
+import { hostname } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { DelayedError, type Job, UnrecoverableError, WaitingError, Worker } from 'bullmq';
+import type { Redis } from 'ioredis';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { type InstalledModel, openInstalled } from '../../model/store.ts';
+import type { Surrogates } from '../../model/surrogates.ts';
+import { installedSurrogates } from '../search/model-parts.ts';
+import { describeWork, sameWork, unitName, workOf } from './unit.ts';
+import { openUnitJournal, type UnitJournal } from './unit-journal.ts';
+import {
+  BEAT_ms,
+  claimUnit,
+  connectQueue,
+  jobSchema,
+  type Learns,
+  QUEUE_NAME,
+  refuse,
+  sameRun,
+  type UnitJob,
+  whoLearns,
+} from './unit-queue.ts';
+import { openUnitThread, type UnitThread } from './unit-thread.ts';
+
+export type WorkOptions = {
+  /** `redis://host:6379`. */
+  readonly url: string;
+  /** The journal's folder, the one of the run. */
+  readonly journal: string;
+  readonly home: string;
+  /** An installed model; the run's own, by its name, unless given. */
+  readonly model: string | undefined;
+  readonly threads: number;
+  /** After so long without a sign of life a worker's unit goes to another worker. */
+  readonly lease_ms: number;
+  /** What is left for the unit at hand when the worker is told to stop; then it is given back. */
+  readonly grace_ms: number;
+  readonly say: (line: string) => void;
+  /** After every unit that was computed here. */
+  readonly onUnit: (unit: { readonly unit: string; readonly kind: string; readonly took_ms: number }) => void;
+  /** Ends the work. */
+  readonly signal: AbortSignal;
+};
+
+/** A unit that takes a worker's process with it so often fails, and the run with it. */
+const STALLED_MAX = 3;
+/** For giving a unit back. */
+const GIVE_BACK_ms = 5000;
+
+/** Works until `signal` aborts. @throws MaskrouteError `conflict` for a run that it refuses, `model_not_found`. */
+export async function workUnits(options: WorkOptions): Promise<void> {
+  const { url, say, signal } = options;
+  const journal = await openUnitJournal(options.journal, say);
+  const redis = connectQueue(url, say);
+  try {
+    say('This worker waits for a run.');
+    for (let learns = await nextRun(redis, signal); learns; learns = await nextRun(redis, signal))
+      await serveRun(options, redis, journal, learns);
+  } finally {
+    redis.disconnect();
+  }
+}
+
+/** The run that learns with the queue, once there is one; undefined when the worker is told to stop. */
+async function nextRun(redis: Redis, signal: AbortSignal): Promise<Learns | undefined> {
+  const stopped = once(signal, 'abort').then(() => undefined);
+  while (!signal.aborted) {
+    const learns = await Promise.race([whoLearns(redis), stopped]);
+    if (learns !== undefined) return learns;
+    await sleep(BEAT_ms / 2, undefined, { signal }).catch(() => {});
+  }
+  return undefined;
+}
+
+/** Until the worker is told to stop, or another run learns with the queue. */
+async function serveRun(
+  options: WorkOptions,
+  redis: Redis,
+  journal: UnitJournal,
+  learns: Learns,
+): Promise<void> {
+  const { say, signal, threads } = options;
+  const own = await openOwn(options, learns).catch(async (error: unknown) => {
+    await told(redis, error);
+    throw error;
+  });
+  const reason = whyRefused(own, learns, journal);
+  if (reason !== undefined) {
+    await told(redis, reason);
+    throw reason;
+  }
+  say(`This worker computes for ${describeWork(learns.work)}.`);
+  const thread = openUnitThread({ ...own, threads });
+  const run = new RunOfUnits(options, redis, journal, learns, thread);
+  try {
+    await run.untilOver(signal);
+  } finally {
+    await run.close();
+    await thread.close();
+  }
+}
+
+/** For whoever watches the run: this machine may be far away. */
+async function told(redis: Redis, error: unknown): Promise<void> {
+  if (error instanceof MaskrouteError) await refuse(redis, `${hostname()}: ${error.message}`);
+}
+
+type Own = { readonly model: InstalledModel; readonly surrogates: Surrogates | undefined };
+
+async function openOwn({ home, model: name }: WorkOptions, { work }: Learns): Promise<Own> {
+  const model = await openInstalled(home, name ?? work.model.name);
+  return { model, surrogates: work.surrogates === null ? undefined : await installedSurrogates(model) };
+}
+
+function whyRefused(
+  { model, surrogates }: Own,
+  { work, journal }: Learns,
+  own: UnitJournal,
+): MaskrouteError | undefined {
+  const mine = workOf(model, surrogates);
+  if (!sameWork(mine, work)) {
+    const message = `Refused: the run learns for ${describeWork(work)}, and this worker has ${describeWork(mine)}.`;
+    return new MaskrouteError('conflict', message);
+  }
+  if (journal === own.id) return undefined;
+  const message =
+    'Refused: the run keeps its journal in another folder than this worker; give both the same with --journal.';
+  return new MaskrouteError('conflict', message);
+}
+
+/** The units of one run. */
+class RunOfUnits {
+  readonly #options: WorkOptions;
+  readonly #redis: Redis;
+  readonly #journal: UnitJournal;
+  readonly #learns: Learns;
+  readonly #thread: UnitThread;
+  readonly #worker: Worker<UnitJob>;
+  readonly #broken = Promise.withResolvers<never>();
+  /** For people who look into the queue. */
+  readonly #name = `${hostname()} ${process.pid}`;
+
+  constructor(options: WorkOptions, redis: Redis, journal: UnitJournal, learns: Learns, thread: UnitThread) {
+    this.#options = options;
+    this.#redis = redis;
+    this.#journal = journal;
+    this.#learns = learns;
+    this.#thread = thread;
+    this.#worker = new Worker<UnitJob>(QUEUE_NAME, (job, token) => this.#work(job, token!), {
+      connection: redis,
+      name: this.#name,
+      ...{ lockDuration: options.lease_ms, stalledInterval: options.lease_ms },
+      ...{ maxStalledCount: STALLED_MAX, runRetryDelay: BEAT_ms },
+    });
+    this.#broken.promise.catch(() => {});
+    // The connection says when the server is away; a queue that was flushed knows nothing of the job at hand.
+    this.#worker.on('error', () => {});
+  }
+
+  /** Resolves when another run learns with the queue, or when `signal` aborts. Rejects when the thread has ended. */
+  async untilOver(signal: AbortSignal): Promise<void> {
+    const stopped = once(signal, 'abort').catch(() => {});
+    const beats = new AbortController();
+    const other = async () => {
+      for (;;) {
+        await sleep(BEAT_ms, undefined, { signal: beats.signal });
+        if (this.#redis.status !== 'ready') continue;
+        const learns = await whoLearns(this.#redis);
+        if (learns !== undefined && !sameRun(learns, this.#learns)) return;
+      }
+    };
+    try {
+      if (!signal.aborted) await Promise.race([stopped, other(), this.#broken.promise]);
+    } finally {
+      beats.abort();
+    }
+  }
+
+  /** The unit at hand is finished, or given back if that takes too long. */
+  async close(): Promise<void> {
+    const closed = this.#worker.close().then(() => true);
+    const within = (limit_ms: number) => Promise.race([closed, sleep(limit_ms, false, { ref: false })]);
+    if (await within(this.#options.grace_ms)) return;
+    await this.#thread.close();
+    // Without the server nothing can be given back, and the lease ends by itself.
+    await within(GIVE_BACK_ms);
+  }
+
+  async #work(job: Job<UnitJob>, token: string): Promise<void> {
+    const { work, unit } = jobSchema.parse(job.data);
+    if (!sameWork(work, this.#learns.work)) {
+      // Of a run that is over or not yet announced: whoever has its model computes it.
+      await job.moveToDelayed(Date.now() + BEAT_ms, token);
+      throw new DelayedError();
+    }
+    const name = unitName(work, unit);
+    if (name !== job.id) throw new UnrecoverableError(`the unit ${job.id} has another content, ${name}`);
+    const isKnown = async () => (await this.#journal.read(name)) !== undefined;
+    if (await isKnown()) return;
+    using claim = await claimUnit(this.#redis, name, this.#name, isKnown);
+    if (claim === undefined) return;
+    const start_ms = performance.now();
+    try {
+      await this.#journal.write(name, await this.#thread.run(unit));
+    } catch (error) {
+      if (this.#worker.closing !== undefined) {
+        await job.moveToWait(token);
+        throw new WaitingError();
+      }
+      // Without its thread this worker would only use up the tries of all units.
+      if (error instanceof MaskrouteError) this.#broken.reject(error);
+      throw error;
+    }
+    this.#options.onUnit({ unit: name, kind: unit.kind, took_ms: Math.round(performance.now() - start_ms) });
+  }
+}

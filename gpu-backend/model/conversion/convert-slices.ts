@@ -1,0 +1,109 @@
+/**
+ * Slices of matrices, done in several threads where there is enough to do. Threads share this process's open files, so what
+ * goes between them is small; how many there are follows from the memory that the largest slice takes.
+ */
+import { availableParallelism } from 'node:os';
+import { Worker } from 'node:worker_threads';
+import type { ErrorCode } from '../../../shared/wire/errors.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { tensorType } from '../formats/dequantize.ts';
+import { matrixInFile, matrixInMemory } from '../formats/tensor-parts.ts';
+import type { WeightSource } from '../model-source.ts';
+import type { FromConversion, ToConversion } from './conversion-thread.ts';
+import { convertSlice, type Slice, sliceBytes } from './slice.ts';
+
+/** A slice of the tensor of that name. */
+export type Job = { readonly name: string; readonly slice: Slice };
+
+/** What all slices in work may take together; one alone may take more. */
+const MEMORY_BYTES_MAX = 1.5 * 2 ** 30;
+/** Less is done before a thread has started. */
+const THREADS_FROM_WEIGHTS = 2 ** 24;
+
+export type ConversionOptions = {
+  /** As many as there are processors, if memory allows it and it is worth it. */
+  readonly threads?: number | undefined;
+  /** Gets how many weights are done; when it throws, the work ends. */
+  readonly onWeights: (weights: number) => void;
+};
+
+/** Fills the places of all slices in the file `descriptor`. @throws MaskrouteError `corrupt_model`. */
+export async function convertSlices(
+  source: WeightSource,
+  jobs: readonly Job[],
+  descriptor: number,
+  { threads, onWeights }: ConversionOptions,
+): Promise<void> {
+  const count = source.place === undefined ? 1 : (threads ?? threadsFor(source, jobs));
+  if (count > 1) return inThreads(source, jobs, descriptor, { count, onWeights });
+  for (const { name, slice } of jobs) {
+    const parts = source.place
+      ? matrixInFile(source.place(name))
+      : matrixInMemory(await source.read(name), source.shape(name));
+    await convertSlice(slice, parts, descriptor);
+    onWeights(weightsOf(slice));
+  }
+}
+
+const weightsOf = ({ rows, columns }: Slice): number => rows * columns;
+
+function threadsFor(source: WeightSource, jobs: readonly Job[]): number {
+  const weights = jobs.reduce((sum, { slice }) => sum + weightsOf(slice), 0);
+  if (weights < THREADS_FROM_WEIGHTS) return 1;
+  const bytesAWeight = (name: string): number => {
+    const { blockBytes, blockSize } = tensorType(source.place!(name).type)!;
+    return blockBytes / blockSize;
+  };
+  const largest_bytes = jobs.reduce(
+    (most, { name, slice }) => Math.max(most, sliceBytes(slice, bytesAWeight(name))),
+    0,
+  );
+  return Math.max(1, Math.min(availableParallelism(), Math.floor(MEMORY_BYTES_MAX / largest_bytes)));
+}
+
+async function inThreads(
+  source: WeightSource,
+  jobs: readonly Job[],
+  descriptor: number,
+  { count, onWeights }: { readonly count: number; readonly onWeights: (weights: number) => void },
+): Promise<void> {
+  const workers = Array.from(
+    { length: Math.min(count, jobs.length) },
+    () => new Worker(new URL('./conversion-thread.ts', import.meta.url)),
+  );
+  let next = 0;
+  try {
+    await Promise.all(
+      workers.map(async (worker) => {
+        while (next < jobs.length) {
+          const { name, slice } = jobs[next++]!;
+          await inThread(worker, { slice, place: source.place!(name), descriptor });
+          onWeights(weightsOf(slice));
+        }
+      }),
+    );
+  } finally {
+    // A slice that is still in work writes to a file that its owner closes.
+    await Promise.all(workers.map((worker) => worker.terminate()));
+  }
+}
+
+function inThread(worker: Worker, message: ToConversion): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const settle = (act: () => void) => {
+      worker.off('message', onMessage).off('error', onError);
+      act();
+    };
+    const onMessage = (answer: FromConversion) =>
+      settle(() => (answer.kind === 'done' ? resolve() : reject(errorFrom(answer))));
+    const onError = (error: Error) => settle(() => reject(error));
+    worker.on('message', onMessage).on('error', onError);
+    worker.postMessage(message);
+  });
+}
+
+/** Errors lose their class and code between threads, so these two travel beside them. */
+function errorFrom({ code, errno, message }: Extract<FromConversion, { kind: 'failed' }>): Error {
+  if (code !== undefined) return new MaskrouteError(code as ErrorCode, message);
+  return Object.assign(new Error(message), errno === undefined ? {} : { code: errno });
+}

@@ -1,0 +1,122 @@
+/**
+ * A tensor of an open file in fp32, whole, by rows or by columns. A file's tensors are described by plain data, so that any
+ * thread of this process can read a part: threads share open files.
+ */
+import { read } from 'node:fs';
+import { promisify } from 'node:util';
+import { toHalfSplitRotary } from '../families.ts';
+import { corruptModel, type TensorPlace } from '../model-source.ts';
+import { type TensorType, tensorType } from './dequantize.ts';
+
+/** Parts of a matrix `[rows, columns]`, row-major. */
+export type MatrixParts = {
+  /** `[count, columns]`. Of Q and K whole heads. */
+  rows(from: number, count: number): Promise<Float32Array>;
+  /** `[rows, count]`; both ends are multiples of {@link COLUMNS_UNIT}, or the matrix's own. */
+  columns(from: number, count: number): Promise<Float32Array>;
+};
+
+/** The largest blocks of quantized types. */
+export const COLUMNS_UNIT = 256;
+
+/** The parts of a matrix in a file; columns hold the whole tensor in memory, as the file has it. */
+export function matrixInFile(place: TensorPlace): MatrixParts {
+  const [rowCount, columnCount] = place.shape as [number, number];
+  const type = tensorType(place.type)!;
+  const row_bytes = bytesOf(type, columnCount);
+  let whole: Uint8Array | undefined;
+  return {
+    async rows(from, count) {
+      const part = { ...place, offset: place.offset + from * row_bytes };
+      return readElements(part, count * columnCount, count);
+    },
+    async columns(from, count) {
+      if (whole === undefined) {
+        whole = new Uint8Array(rowCount * row_bytes);
+        await readFully(place, whole, 0);
+      }
+      const [begin, length] = [bytesOf(type, from), bytesOf(type, count)];
+      const out = new Float32Array(rowCount * count);
+      for (let row = 0; row < rowCount; row++) {
+        const at = row * row_bytes + begin;
+        type.dequantize(whole.subarray(at, at + length), out.subarray(row * count, (row + 1) * count));
+      }
+      requireFinite(place.name, out);
+      return out;
+    },
+  };
+}
+
+/** The same of a matrix in memory. */
+export function matrixInMemory(values: Float32Array, [rows, columns]: readonly number[]): MatrixParts {
+  return {
+    rows: async (from, count) => values.slice(from * columns!, (from + count) * columns!),
+    async columns(from, count) {
+      const out = new Float32Array(rows! * count);
+      for (let row = 0; row < rows!; row++) {
+        const at = row * columns! + from;
+        out.set(values.subarray(at, at + count), row * count);
+      }
+      return out;
+    },
+  };
+}
+
+/** The whole tensor; rotary is in the half-split order, whatever the file's. @throws as {@link matrixInFile}'s parts. */
+export const readTensor = (place: TensorPlace): Promise<Float32Array> =>
+  readElements(
+    place,
+    place.shape.reduce((product, size) => product * size, 1),
+    place.shape[0] ?? 1,
+  );
+
+/** Read in pieces, so that only the result is held whole. */
+const CHUNK_BYTES = 8 * 1024 * 1024;
+
+const bytesOf = (type: TensorType, elements: number): number => (elements / type.blockSize) * type.blockBytes;
+
+/**
+ * `elements` values from the place's offset on, which are `rows` rows.
+ * @throws MaskrouteError `corrupt_model` when the file ends early or holds a value that is not finite.
+ */
+async function readElements(place: TensorPlace, elements: number, rows: number): Promise<Float32Array> {
+  const type = tensorType(place.type)!;
+  const out = new Float32Array(elements);
+  const chunkBlocks = Math.max(1, Math.floor(CHUNK_BYTES / type.blockBytes));
+  const blocks = elements / type.blockSize;
+  const buffer = new Uint8Array(Math.min(chunkBlocks, blocks) * type.blockBytes);
+  for (let block = 0; block < blocks; block += chunkBlocks) {
+    const count = Math.min(chunkBlocks, blocks - block);
+    const bytes = buffer.subarray(0, count * type.blockBytes);
+    await readFully(place, bytes, block * type.blockBytes);
+    const values = out.subarray(block * type.blockSize, (block + count) * type.blockSize);
+    type.dequantize(bytes, values);
+    requireFinite(place.name, values);
+  }
+  const { interleavedHeads, shape } = place;
+  if (interleavedHeads === undefined) return out;
+  return toHalfSplitRotary(out, (interleavedHeads * rows) / shape[0]!, elements / rows);
+}
+
+const readDescriptor = promisify(read);
+
+/** Fills `bytes` from byte `start` of the tensor on. */
+async function readFully(
+  { descriptor, offset, name }: TensorPlace,
+  bytes: Uint8Array,
+  start: number,
+): Promise<void> {
+  for (let done = 0; done < bytes.length; ) {
+    const left = Math.min(bytes.length - done, 2 ** 30);
+    const { bytesRead } = await readDescriptor(descriptor, bytes, done, left, offset + start + done);
+    if (bytesRead === 0) throw corruptModel(`it ends inside tensor ${JSON.stringify(name)}`);
+    done += bytesRead;
+  }
+}
+
+/** One NaN or infinity in a weight turns every answer into noise, silently. x − x is 0 for finite x alone. */
+function requireFinite(name: string, values: Float32Array): void {
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += values[i]! - values[i]!;
+  if (sum !== 0) throw corruptModel(`tensor ${JSON.stringify(name)} holds values that are not finite`);
+}

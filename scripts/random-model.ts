@@ -1,0 +1,211 @@
+/**
+ * `node scripts/random-model.ts --shape llama3-8b --format safetensors --out FOLDER`: a model of the shape of a real one, with
+ * random weights that are all different (the runtime keeps one copy of equal ones) and the family's own tokenizer. It says
+ * nothing sensible; memory, time and masks' worth are measured on it. `--layers 4` makes a short one of the same widths.
+ */
+import { createCipheriv } from 'node:crypto';
+import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { type DecoderTensor, decoderTensors } from '../gpu-backend/model/families.ts';
+import { configFromHuggingFace } from '../gpu-backend/model/formats/hf-config.ts';
+import type { ModelConfig } from '../gpu-backend/model/model-source.ts';
+import { type Value, writeGguf } from '../test/support/gguf.ts';
+import { byteLevelMetadata, lenmlFiles } from '../test/support/tokenizer-files.ts';
+
+const COMMON = {
+  hidden_size: 4096,
+  num_attention_heads: 32,
+  num_key_value_heads: 8,
+  head_dim: 128,
+  tie_word_embeddings: false,
+  hidden_act: 'silu',
+};
+const SHAPES = {
+  'llama3-8b': {
+    json: {
+      ...{ ...COMMON, model_type: 'llama', intermediate_size: 14_336, num_hidden_layers: 32 },
+      ...{ vocab_size: 128_256, max_position_embeddings: 8192, rope_theta: 500_000, rms_norm_eps: 1e-5 },
+    },
+    tokenizer: 'llama3_1',
+    pre: 'llama-bpe',
+  },
+  'qwen3-8b': {
+    json: {
+      ...{ ...COMMON, model_type: 'qwen3', intermediate_size: 12_288, num_hidden_layers: 36 },
+      ...{ vocab_size: 151_936, max_position_embeddings: 40_960, rope_theta: 1e6, rms_norm_eps: 1e-6 },
+    },
+    tokenizer: 'qwen3',
+    pre: 'qwen2',
+  },
+} as const;
+
+const { values: flags } = parseArgs({
+  options: {
+    shape: { type: 'string', default: 'llama3-8b' },
+    format: { type: 'string', default: 'safetensors' },
+    layers: { type: 'string' },
+    out: { type: 'string' },
+  },
+});
+const shape = SHAPES[flags.shape as keyof typeof SHAPES];
+if (shape === undefined || flags.out === undefined)
+  throw new Error(`usage: --shape ${Object.keys(SHAPES).join('|')} --format safetensors|gguf --out FOLDER`);
+const json = { ...shape.json, num_hidden_layers: Number(flags.layers ?? shape.json.num_hidden_layers) };
+const config = configFromHuggingFace(json);
+/* Random numbers: a cipher's, some gigabytes a second. */
+
+/** Whole blocks of Q4_K. */
+const CHUNK_BYTES = 144 * 65_536;
+
+/** Calls `take` with chunks of random bytes, `bytes` of them together. */
+function eachChunk(bytes: number, cipher: ReturnType<typeof newCipher>, take: (chunk: Buffer) => void): void {
+  const zeros = Buffer.alloc(CHUNK_BYTES);
+  for (let done = 0; done < bytes; done += CHUNK_BYTES)
+    take(cipher.update(zeros.subarray(0, Math.min(CHUNK_BYTES, bytes - done))));
+}
+
+function newCipher() {
+  return createCipheriv('aes-128-ctr', Buffer.alloc(16, 7), Buffer.alloc(16));
+}
+
+function writeAll(descriptor: number, bytes: Uint8Array): void {
+  for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done);
+}
+
+const product = (sizes: readonly number[]): number => sizes.reduce((all, size) => all * size, 1);
+
+/* BF16 in shards. */
+
+const SHARD_BYTES_MAX = 5e9;
+
+function writeShards(out: string): void {
+  const { json: tokenizer, config: tokenizerConfig } = lenmlFiles(shape.tokenizer);
+  writeFileSync(join(out, 'config.json'), JSON.stringify(json));
+  writeFileSync(join(out, 'tokenizer.json'), JSON.stringify(tokenizer));
+  writeFileSync(join(out, 'tokenizer_config.json'), JSON.stringify(tokenizerConfig));
+  const shards: DecoderTensor[][] = [[]];
+  let filled_bytes = 0;
+  for (const tensor of decoderTensors(config)) {
+    const bytes = 2 * product(tensor.shape);
+    if (filled_bytes + bytes > SHARD_BYTES_MAX) {
+      shards.push([]);
+      filled_bytes = 0;
+    }
+    filled_bytes += bytes;
+    shards.at(-1)!.push(tensor);
+  }
+  const number = (value: number) => String(value).padStart(5, '0');
+  const cipher = newCipher();
+  const map: Record<string, string> = {};
+  for (const [i, tensors] of shards.entries()) {
+    const file = `model-${number(i + 1)}-of-${number(shards.length)}.safetensors`;
+    for (const { name } of tensors) map[name] = file;
+    writeShard(join(out, file), tensors, cipher);
+    console.log(file);
+  }
+  writeFileSync(join(out, 'model.safetensors.index.json'), JSON.stringify({ weight_map: map }));
+}
+
+function writeShard(
+  path: string,
+  tensors: readonly DecoderTensor[],
+  cipher: ReturnType<typeof newCipher>,
+): void {
+  const header: Record<string, object> = {};
+  let end = 0;
+  for (const { name, shape } of tensors) {
+    const bytes = 2 * product(shape);
+    header[name] = { dtype: 'BF16', shape, data_offsets: [end, end + bytes] };
+    end += bytes;
+  }
+  const text = Buffer.from(JSON.stringify(header));
+  const head = Buffer.alloc(8 + 8 * Math.ceil(text.length / 8), ' ');
+  head.writeBigUInt64LE(BigInt(head.length - 8));
+  text.copy(head, 8);
+  const descriptor = openSync(path, 'w');
+  writeAll(descriptor, head);
+  for (const { shape } of tensors) {
+    // Norms from 1 to 1.12; others of both signs, of four exponents, up to 0.0078.
+    const [kept, set] = shape.length === 1 ? [0x000f_000f, 0x3f80_3f80] : [0x81ff_81ff, 0x3a00_3a00];
+    eachChunk(2 * product(shape), cipher, (chunk) => {
+      const words = new Uint32Array(chunk.buffer, chunk.byteOffset, chunk.length / 4);
+      for (let i = 0; i < words.length; i++) words[i] = (words[i]! & kept) | set;
+      writeAll(descriptor, chunk);
+    });
+  }
+  closeSync(descriptor);
+}
+
+/* Q4_K, all but the norms. */
+
+const Q4_K = { type: 12, blockSize: 256, blockBytes: 144 };
+const F32 = 0;
+/** A super-block's scale of scales and of minimums, in half precision: 6.1e-5 and 7.5 times that. */
+const [SCALE, MINIMUM] = [0x0400, 0x0f80];
+
+function writeQ4K(out: string): void {
+  const bytesOf = (sizes: readonly number[]) =>
+    sizes.length === 1 ? 4 * sizes[0]! : (product(sizes) / Q4_K.blockSize) * Q4_K.blockBytes;
+  let end = 0;
+  const nothing = new Uint8Array(0);
+  const tensors = decoderTensors(config).map(({ ggufName, shape }) => {
+    const offset = BigInt(end);
+    end = Math.ceil((end + bytesOf(shape)) / 32) * 32;
+    return { name: ggufName, shape, type: shape.length === 1 ? F32 : Q4_K.type, data: nothing, offset };
+  });
+  const descriptor = openSync(join(out, 'model.gguf'), 'w');
+  writeAll(descriptor, writeGguf({ metadata: ggufMetadata(config), tensors }));
+  const cipher = newCipher();
+  for (const { shape } of tensors) {
+    eachChunk(bytesOf(shape), cipher, (chunk) => {
+      if (shape.length === 1) new Float32Array(chunk.buffer, chunk.byteOffset, chunk.length / 4).fill(1);
+      else fixScales(chunk);
+      writeAll(descriptor, chunk);
+    });
+  }
+  closeSync(descriptor);
+}
+
+function fixScales(chunk: Buffer): void {
+  for (let at = 0; at < chunk.length; at += Q4_K.blockBytes) {
+    chunk.writeUInt16LE(SCALE, at);
+    chunk.writeUInt16LE(MINIMUM, at + 2);
+  }
+}
+
+function ggufMetadata(config: ModelConfig): Map<string, Value> {
+  const { architecture } = config;
+  const u32 = (value: number): Value => ({ type: 'u32', value });
+  const f32 = (value: number): Value => ({ type: 'f32', value });
+  const own: Record<string, Value> = {
+    block_count: u32(config.layerCount),
+    context_length: u32(config.contextTokens),
+    embedding_length: u32(config.hiddenSize),
+    feed_forward_length: u32(config.ffnSize),
+    'attention.head_count': u32(config.headCount),
+    'attention.head_count_kv': u32(config.kvHeadCount),
+    'attention.key_length': u32(config.headSize),
+    'attention.value_length': u32(config.headSize),
+    'attention.layer_norm_rms_epsilon': f32(config.rmsEpsilon),
+    'rope.freq_base': f32(config.ropeTheta),
+  };
+  const tokenizer = byteLevelMetadata(lenmlFiles(shape.tokenizer), shape.pre);
+  const typed = (value: unknown): Value => {
+    if (typeof value === 'string') return { type: 'string', value };
+    if (typeof value === 'number') return u32(value);
+    const list = value as string[] | number[];
+    return typeof list[0] === 'string'
+      ? { type: 'strings', value: list as string[] }
+      : { type: 'i32s', value: list as number[] };
+  };
+  return new Map<string, Value>([
+    ['general.architecture', { type: 'string', value: architecture }],
+    ...Object.entries(own).map(([key, value]): [string, Value] => [`${architecture}.${key}`, value]),
+    ...[...tokenizer].map(([key, value]): [string, Value] => [key, typed(value)]),
+  ]);
+}
+
+mkdirSync(flags.out, { recursive: true });
+if (flags.format === 'gguf') writeQ4K(flags.out);
+else writeShards(flags.out);

@@ -1,0 +1,214 @@
+/**
+ * `npm run soak`: the whole product on this machine for half an hour under 64 clients that stream, ask for whole answers and
+ * hang up, while mask sets are published, backends are killed and D1 stalls. Afterwards the books must agree, no version
+ * may be mixed, memory must be flat, and nobody may have failed but as the documentation says. It writes a page with
+ * pictures; the last line is JSON, and the exit code is 1 when something did not hold.
+ *
+ *     npm run soak -- --minutes 30 --clients 64 --hang-ups 0.2 --rate 1 --seed 1 --out FOLDER
+ */
+import { mkdir, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { parseArgs } from 'node:util';
+import { createRandom } from '../gpu-backend/random.ts';
+import { budgetUseSchema, listSchema, usageRowSchema } from '../shared/admin/admin-wire.ts';
+import { toMaskrouteError } from '../shared/wire/errors.ts';
+import { type Outcome, sendTraffic } from './load/clients.ts';
+import { memoryBelow } from './load/processes.ts';
+import { type Disturbances, disturb } from './soak/disturbances.ts';
+import {
+  answersAreCounted,
+  answersOf,
+  booksAgree,
+  type Check,
+  type CountedEvent,
+  failuresAreDeclared,
+  growthOf,
+  type MemorySample,
+  memoryIsFlat,
+  noVersionIsMixed,
+  seenSpans,
+  type TenantBooks,
+} from './soak/soak-checks.ts';
+import { errorCounts, soakPage } from './soak/soak-page.ts';
+import { type SoakProduct, startSoakProduct } from './soak/soak-product.ts';
+
+const { values: options } = parseArgs({
+  options: {
+    minutes: { type: 'string', default: '30' },
+    clients: { type: 'string', default: '64' },
+    'hang-ups': { type: 'string', default: '0.2' },
+    /** Requests a client sends a second at most. */
+    rate: { type: 'string', default: '1' },
+    seed: { type: 'string', default: '1' },
+    out: { type: 'string', default: 'soak' },
+  },
+});
+const [MINUTES, CLIENTS, RATE] = [options.minutes, options.clients, options.rate].map(Number);
+const HANG_UPS = Number(options['hang-ups']);
+const SECONDS = MINUTES! * 60;
+const DAY_ms = 86_400_000;
+
+/** Budgets of a day begin anew at midnight, and would not be comparable. */
+async function awaitOneDay(): Promise<void> {
+  const left_ms = DAY_ms - (Date.now() % DAY_ms);
+  if (left_ms > SECONDS * 1000 + 5 * 60_000) return;
+  console.log('It is nearly midnight (UTC), when budgets begin anew: the soak begins after it.');
+  await sleep(left_ms + 1000);
+}
+
+/** Every second, until `over` aborts. */
+async function watchMemory(over: AbortSignal): Promise<MemorySample[]> {
+  const samples: MemorySample[] = [];
+  const begun_ms = performance.now();
+  while (!over.aborted) {
+    const at_s = (performance.now() - begun_ms) / 1000;
+    for (const part of memoryBelow(process.pid)) {
+      // The clients are no part of the product.
+      if (part.pid !== process.pid && part.rss_MB > 0) samples.push({ at_s, ...part });
+    }
+    await sleep(1000, undefined, { signal: over }).catch(() => undefined);
+  }
+  return samples;
+}
+
+/* The books, once nothing changes any more. */
+
+/** Longer than asking for a broken answer's cost takes, and than a delivery of events that failed, and waits, and comes again. */
+const QUIET_ms = 60_000;
+const QUIET_WITHIN_ms = 300_000;
+
+async function settledBooks(product: SoakProduct): Promise<TenantBooks[]> {
+  const deadline_ms = Date.now() + QUIET_WITHIN_ms;
+  let last = await readBooks(product);
+  let since_ms = Date.now();
+  while (Date.now() - since_ms < QUIET_ms && Date.now() < deadline_ms) {
+    await sleep(2_500);
+    const books = await readBooks(product);
+    if (JSON.stringify(books) !== JSON.stringify(last)) since_ms = Date.now();
+    last = books;
+  }
+  return last;
+}
+
+async function readBooks({ admin, tenants }: SoakProduct): Promise<TenantBooks[]> {
+  const usage = await admin.request(
+    { method: 'GET', path: '/usage?group=tenant' },
+    listSchema(usageRowSchema),
+  );
+  return await Promise.all(
+    tenants.map(async ({ id, hasBooks }) => {
+      const row = usage.data.find(({ tenant }) => tenant === id);
+      const { requests = 0, prompt_tokens = 0, completion_tokens = 0 } = row ?? {};
+      const budget = { method: 'GET', path: `/tenants/${id}/budget` } as const;
+      const limits = hasBooks ? await admin.request(budget, listSchema(budgetUseSchema)) : undefined;
+      const day = limits?.data.find(({ unit, window }) => unit === 'tokens' && window === 'day');
+      const budget_tokens = day?.used ?? null;
+      return { tenant: id, requests, prompt_tokens, completion_tokens, budget_tokens };
+    }),
+  );
+}
+
+/** Of the soak's tenants: from D1's own file. */
+function readEvents({ database, tenants }: SoakProduct): CountedEvent[] {
+  const file = new DatabaseSync(database, { readOnly: true, timeout: 5_000 });
+  try {
+    const columns = 'request_id, tenant, version, mask, status, prompt_tokens, completion_tokens';
+    const rows = file.prepare(`SELECT ${columns} FROM events WHERE requests = 1`).all();
+    const ours = new Set<unknown>(tenants.map(({ id }) => id));
+    return (rows as unknown as CountedEvent[]).filter(({ tenant }) => ours.has(tenant));
+  } finally {
+    file.close();
+  }
+}
+
+type Seen = {
+  readonly outcomes: readonly Outcome[];
+  readonly disturbances: Disturbances;
+  readonly memory: readonly MemorySample[];
+  readonly books: readonly TenantBooks[];
+  readonly events: readonly CountedEvent[];
+};
+
+function checksOf({ publishers, maskSets, live }: SoakProduct, seen: Seen): Check[] {
+  const answers = answersOf(seen.outcomes);
+  const own = (tenant: string) => (publishers.includes(tenant) ? tenant : '');
+  const firstOfAll = seen.disturbances.publications.find(({ tenant }) => tenant === '')?.version;
+  const spans = new Map(
+    publishers.map((publisher) => {
+      // A tenant sees what everybody sees until it publishes, and that changes at the same time.
+      const first = publisher === '' || firstOfAll === undefined ? [live] : [live, firstOfAll];
+      return [publisher, seenSpans(seen.disturbances, publisher, first)] as const;
+    }),
+  );
+  return [
+    booksAgree(seen.books, seen.events),
+    answersAreCounted(answers, seen.events),
+    noVersionIsMixed(answers, (tenant) => spans.get(own(tenant))!, maskSets),
+    failuresAreDeclared(seen.outcomes, seen.disturbances),
+    memoryIsFlat(seen.memory),
+  ];
+}
+
+async function soak(product: SoakProduct): Promise<{ begunAt_ms: number; sent: number; seen: Seen }> {
+  const begunAt_ms = Date.now();
+  const over = new AbortController();
+  const at = () => `${((Date.now() - begunAt_ms) / 60_000).toFixed(1)} min`;
+  const watching = watchMemory(over.signal);
+  const [{ sent, outcomes }, disturbances] = await Promise.all([
+    sendTraffic({
+      ...{ edge: product.edge, model: product.model, tenants: product.tenants },
+      ...{ clients: CLIENTS!, seconds: SECONDS, rate: RATE!, hangUps: HANG_UPS },
+      random: createRandom(Number(options.seed)),
+    }),
+    disturb(product, SECONDS * 1000, (line) => console.log(`${at()}: ${line}`)),
+  ]);
+  over.abort();
+  const memory = await watching;
+  console.log(`${at()}: the clients are gone; the books are read once nothing changes any more`);
+  const books = await settledBooks(product);
+  return { begunAt_ms, sent, seen: { outcomes, disturbances, memory, books, events: readEvents(product) } };
+}
+
+await awaitOneDay();
+const folder = path.resolve(options.out);
+await mkdir(folder, { recursive: true });
+const product = await startSoakProduct((line) => console.log(line));
+try {
+  console.log(
+    `${CLIENTS} clients for ${MINUTES} minutes at ${product.edge}, ${product.backends.length} backends`,
+  );
+  const { begunAt_ms, sent, seen } = await soak(product);
+  const checks = checksOf(product, seen);
+  const settings = [
+    ['clients', `${CLIENTS}, each asks ${RATE} times a second at most`],
+    ['hang-ups', `${(100 * HANG_UPS).toFixed(0)} % of requests`],
+    ['tenants', product.tenants.map(({ id }) => id).join(', ')],
+    ['backends', String(product.backends.length)],
+    ['model', product.model],
+    ['began', new Date(begunAt_ms).toISOString()],
+  ] as const;
+  const { outcomes, disturbances, memory } = seen;
+  const page = soakPage({ begunAt_ms, seconds: SECONDS, settings, outcomes, disturbances, memory, checks });
+  await writeFile(path.join(folder, 'soak.html'), page);
+  for (const { name, isKept, detail } of checks) console.log(`${isKept ? '✔' : '✖'} ${name}: ${detail}`);
+  const isKept = checks.every((check) => check.isKept);
+  const figures = {
+    ...{ minutes: MINUTES, clients: CLIENTS, sent, answers: answersOf(outcomes).length },
+    hangUps: outcomes.filter(({ result }) => result.kind === 'hang-up').length,
+    errors: Object.fromEntries(errorCounts(outcomes)),
+    memory: growthOf(memory),
+    checks: Object.fromEntries(checks.map((check) => [check.name, check.isKept])),
+  };
+  const text = JSON.stringify({ ...figures, isKept });
+  await writeFile(path.join(folder, 'soak.json'), `${text}\n`);
+  await writeFile(path.join(folder, 'memory.json'), `${JSON.stringify(memory)}\n`);
+  console.log(text);
+  process.exitCode = isKept ? 0 : 1;
+} catch (error) {
+  console.error(toMaskrouteError(error).cause ?? error);
+  process.exitCode = 1;
+} finally {
+  await product.stop(folder);
+}

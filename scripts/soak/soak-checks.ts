@@ -1,0 +1,238 @@
+/** What must hold after a soak, each a pure function of what was seen: what clients saw, what the edge counted, what was done. */
+import { linearRegression } from 'simple-statistics';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { type Outcome, REFUSALS, type Result } from '../load/clients.ts';
+import type { Disturbances } from './disturbances.ts';
+
+export type Check = {
+  readonly name: string;
+  readonly isKept: boolean;
+  /** Figures, and the first cases that break it. */
+  readonly detail: string;
+};
+
+type Answer = Outcome & { readonly result: Extract<Result, { kind: 'answer' }> };
+export const answersOf = (outcomes: readonly Outcome[]): Answer[] =>
+  outcomes.filter((outcome): outcome is Answer => outcome.result.kind === 'answer');
+
+const EXAMPLES = 5;
+const examples = (cases: readonly string[]): string =>
+  cases.length === 0 ? '' : `: ${cases.slice(0, EXAMPLES).join('; ')}${cases.length > EXAMPLES ? '; …' : ''}`;
+
+/* Books. */
+
+type Tokens = { readonly prompt_tokens: number; readonly completion_tokens: number };
+
+/** An event of a request, as D1 has it. */
+export type CountedEvent = Tokens & {
+  readonly request_id: string;
+  readonly tenant: string;
+  readonly version: string;
+  readonly mask: string;
+  readonly status: number;
+};
+
+export type TenantBooks = Tokens & {
+  readonly tenant: string;
+  /** What the admin API says was used. */
+  readonly requests: number;
+  /** Tokens of the day in the budget; null: the tenant has none. */
+  readonly budget_tokens: number | null;
+};
+
+const sumOf = (events: readonly CountedEvent[], field: keyof Tokens): number =>
+  events.reduce((sum, event) => sum + event[field], 0);
+
+/** Usage is the sum of the events, and the budget has the same tokens. */
+export function booksAgree(books: readonly TenantBooks[], events: readonly CountedEvent[]): Check {
+  const cases = books.flatMap(({ tenant, budget_tokens, ...usage }) => {
+    const own = events.filter((event) => event.tenant === tenant);
+    const counted = {
+      requests: own.length,
+      prompt_tokens: sumOf(own, 'prompt_tokens'),
+      completion_tokens: sumOf(own, 'completion_tokens'),
+    };
+    const tokens = usage.prompt_tokens + usage.completion_tokens;
+    const wrong = (['requests', 'prompt_tokens', 'completion_tokens'] as const)
+      .filter((field) => usage[field] !== counted[field])
+      .map((field) => `${tenant}: usage has ${usage[field]} ${field}, its events ${counted[field]}`);
+    const differs = budget_tokens !== null && budget_tokens !== tokens;
+    return differs ? [...wrong, `${tenant}: the budget has ${budget_tokens} tokens, usage ${tokens}`] : wrong;
+  });
+  const total = events.reduce((sum, event) => sum + event.prompt_tokens + event.completion_tokens, 0);
+  return {
+    name: 'Budgets, usage and events agree to the token',
+    isKept: cases.length === 0 && events.length > 0,
+    detail: `${events.length} events, ${total} tokens, ${books.length} tenants${examples(cases)}`,
+  };
+}
+
+/** Each answer that a client saw whole was counted once, with the tokens, version and mask that the client was told. */
+export function answersAreCounted(answers: readonly Answer[], events: readonly CountedEvent[]): Check {
+  const byRequest = new Map<string, CountedEvent[]>();
+  for (const event of events) {
+    byRequest.set(event.request_id, [...(byRequest.get(event.request_id) ?? []), event]);
+  }
+  const cases = answers.flatMap(({ tenant, result }) => {
+    const own = byRequest.get(result.requestId) ?? [];
+    const [event] = own;
+    if (event === undefined || own.length > 1) return [`${result.requestId} has ${own.length} events`];
+    const { version, mask } = result.said[0];
+    const told = { ...result, tenant, version: version === 'none' ? '' : version, mask };
+    return (['tenant', 'prompt_tokens', 'completion_tokens', 'version', 'mask'] as const)
+      .filter((field) => event[field] !== told[field])
+      .map(
+        (field) =>
+          `${result.requestId}: ${field} ${told[field]} was told, ${event[field]} counted (${event.status})`,
+      );
+  });
+  return {
+    name: 'What clients were told is what was counted',
+    isKept: cases.length === 0 && answers.length > 0,
+    detail: `${answers.length} whole answers${examples(cases)}`,
+  };
+}
+
+/* Versions. */
+
+/** A publication is seen everywhere within 5 s; the machine is busy. */
+const SEEN_WITHIN_ms = 6_000;
+
+type Seen = { readonly version: string; readonly from_ms: number; readonly until_ms: number };
+
+/** When requests of who uses `publisher`'s sets may have seen which version. `first`: what was live before. */
+export function seenSpans(
+  { publications, stalls }: Pick<Disturbances, 'publications' | 'stalls'>,
+  publisher: string,
+  first: readonly string[],
+): Seen[] {
+  const own = publications
+    .filter(({ tenant }) => tenant === publisher)
+    .toSorted((a, b) => a.begunAt_ms - b.begunAt_ms);
+  const heardBy = (time_ms: number | undefined): number => {
+    if (time_ms === undefined) return Number.POSITIVE_INFINITY;
+    const heard_ms = time_ms + SEEN_WITHIN_ms;
+    // While D1 is away the edge goes on with what it knows.
+    const held = stalls.find((stall) => stall.begunAt_ms < heard_ms && stall.doneAt_ms > time_ms);
+    return held === undefined ? heard_ms : held.doneAt_ms + SEEN_WITHIN_ms;
+  };
+  return [
+    ...first.map((version) => ({ version, from_ms: 0, until_ms: heardBy(own[0]?.doneAt_ms) })),
+    ...own.map(({ version, begunAt_ms }, index) => ({
+      version,
+      from_ms: begunAt_ms,
+      until_ms: heardBy(own[index + 1]?.doneAt_ms),
+    })),
+  ];
+}
+
+/**
+ * Each answer has one version: in its headers and its body the same one, which was live while it was made, and whose mask
+ * of its cluster is the one that it ran under. `spansOf`: what the tenant's requests may have seen.
+ */
+export function noVersionIsMixed(
+  answers: readonly Answer[],
+  spansOf: (tenant: string) => readonly Seen[],
+  maskSets: ReadonlyMap<string, MaskSet>,
+): Check {
+  const wrongIn = ({ tenant, sentAt_ms, endedAt_ms, result }: Answer): string | undefined => {
+    const [inHeaders, inBody] = result.said;
+    const { version, maskSet, cluster, mask } = inHeaders;
+    if (JSON.stringify(inHeaders) !== JSON.stringify(inBody)) {
+      return `headers say ${Object.values(inHeaders)}, the body ${Object.values(inBody)}`;
+    }
+    const spans = spansOf(tenant).filter((span) => span.version === version);
+    if (!spans.some(({ from_ms, until_ms }) => from_ms <= endedAt_ms && until_ms >= sentAt_ms)) {
+      return `${version} was not live for ${tenant} from ${new Date(sentAt_ms).toISOString()} to ${new Date(endedAt_ms).toISOString()}`;
+    }
+    const set = maskSets.get(version);
+    if (set?.name !== maskSet) return `${version} is called ${maskSet}`;
+    const own = set.clusters[Number(cluster)]?.mask;
+    return own === mask || mask === 'dense' ? undefined : `${version} has ${own} for ${cluster}, not ${mask}`;
+  };
+  const cases = answers.flatMap((answer) => {
+    const wrong = wrongIn(answer);
+    return wrong === undefined ? [] : [`${answer.result.requestId}: ${wrong}`];
+  });
+  const versions = new Set(answers.map(({ result }) => result.said[0].version));
+  const dense = answers.filter(({ result }) => result.said[0].mask === 'dense').length;
+  return {
+    name: 'No version is mixed',
+    isKept: cases.length === 0 && versions.size > 1,
+    detail: `${versions.size} versions, ${dense} answers ran dense${examples(cases)}`,
+  };
+}
+
+/* Failures. */
+
+/** What requests may get that were under way at a backend, or on their way to it, when it was killed. */
+const OF_A_KILL: readonly string[] = ['backend_error', 'backend_unreachable'];
+const AFTER_KILL_ms = 3_000;
+
+/** Who gets no answer is refused as the documentation says, or met a backend that had just been killed. */
+export function failuresAreDeclared(
+  outcomes: readonly Outcome[],
+  { kills }: Pick<Disturbances, 'kills'>,
+): Check {
+  const failed = outcomes.flatMap(({ result, ...times }) =>
+    result.kind === 'error' && !REFUSALS.includes(result.code) ? [{ ...result, ...times }] : [],
+  );
+  const cases = failed
+    .filter(
+      ({ code, sentAt_ms, endedAt_ms }) =>
+        !OF_A_KILL.includes(code) ||
+        !kills.some((kill) => kill.begunAt_ms <= endedAt_ms && kill.doneAt_ms + AFTER_KILL_ms >= sentAt_ms),
+    )
+    .map(
+      ({ code, requestId, endedAt_ms }) => `${code} ${requestId} at ${new Date(endedAt_ms).toISOString()}`,
+    );
+  return {
+    name: 'Every failure is a declared refusal, or of a backend that was killed',
+    isKept: cases.length === 0,
+    detail: `${failed.length} failures for ${kills.length} kills, ${cases.length} of them undeclared${examples(cases)}`,
+  };
+}
+
+/* Memory. */
+
+export type MemorySample = {
+  readonly at_s: number;
+  readonly pid: number;
+  readonly name: string;
+  readonly rss_MB: number;
+};
+
+/** A process grows to its size in its first minutes; what it holds then it may hold, and hardly more. */
+const WARM_s = 120;
+const WATCHED_MIN_s = 60;
+const GROWTH_MAX = 1.1;
+/** Less than this is the noise of a collector that was not at work yet. */
+const GROWTH_MAX_MB = 24;
+
+export type Growth = { readonly name: string; readonly start_MB: number; readonly end_MB: number };
+
+/** By the line through each process's samples once it is warm: a backend that is killed is another process afterwards. */
+export function growthOf(samples: readonly MemorySample[], warm_s = WARM_s): Growth[] {
+  const byProcess = Map.groupBy(samples, ({ pid }) => pid);
+  return [...byProcess.values()].flatMap((own) => {
+    const [begun_s, ended_s] = [own[0]!.at_s, own.at(-1)!.at_s];
+    const warm = own.filter(({ at_s }) => at_s >= begun_s + warm_s);
+    if (warm.length < 2 || ended_s - begun_s - warm_s < WATCHED_MIN_s) return [];
+    const { m, b } = linearRegression(warm.map(({ at_s, rss_MB }) => [at_s, rss_MB]));
+    return [{ name: own[0]!.name, start_MB: m * (begun_s + warm_s) + b, end_MB: m * ended_s + b }];
+  });
+}
+
+export function memoryIsFlat(samples: readonly MemorySample[], warm_s = WARM_s): Check {
+  const grown = growthOf(samples, warm_s);
+  const words = grown.map(
+    ({ name, start_MB, end_MB }) => `${name} ${start_MB.toFixed(0)} to ${end_MB.toFixed(0)} MB`,
+  );
+  const isFlat = ({ start_MB, end_MB }: Growth) =>
+    end_MB <= start_MB * GROWTH_MAX || end_MB - start_MB <= GROWTH_MAX_MB;
+  return {
+    name: 'Memory is flat once processes are warm',
+    isKept: grown.length > 0 && grown.every(isFlat),
+    detail: words.join(', '),
+  };
+}

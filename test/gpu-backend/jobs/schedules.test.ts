@@ -1,0 +1,199 @@
+/** Jobs that come again: when, after a restart, after a time away, and what stands in the list when one cannot begin. */
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterEach, beforeEach, expect, it } from 'vitest';
+import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
+import { openSchedules, type Schedules } from '../../../gpu-backend/jobs/schedules.ts';
+import {
+  type CreateJob,
+  createScheduleSchema,
+  isFinished,
+  type Schedule,
+} from '../../../shared/admin/job-wire.ts';
+import { eventually } from '../api/harness.ts';
+
+const KEY = 'a-backend-key-of-the-tests';
+const ADMIN_KEY = 'an-admin-key-that-nobody-may-read';
+const entry = fileURLToPath(new URL('./fixtures/command.ts', import.meta.url));
+const DAY_ms = 86_400_000;
+
+let home = '';
+let dataFolder = '';
+let close = async () => {};
+beforeEach(() => {
+  home = mkdtempSync(join(tmpdir(), 'maskroute-schedules-'));
+  dataFolder = join(home, 'open');
+  mkdirSync(dataFolder);
+  writeFileSync(join(dataFolder, 'ok.jsonl'), '{"text": "x"}\n');
+  writeFileSync(join(dataFolder, 'hang.jsonl'), '{"text": "x"}\n');
+});
+afterEach(async () => {
+  await close();
+  rmSync(home, { recursive: true, force: true });
+});
+
+/** As a backend starts and stops. */
+async function start(backendKey = KEY): Promise<{ jobs: Jobs; schedules: Schedules }> {
+  const options = { home, model: 'served', backendKey, note: () => {} };
+  const jobs = await openJobs({ ...options, entry, dataFolder });
+  const schedules = await openSchedules(options, jobs);
+  close = async () => {
+    await schedules.close();
+    await jobs.close();
+  };
+  return { jobs, schedules };
+}
+
+const job = (behaviour: string, more: Partial<CreateJob> = {}): CreateJob => ({
+  ...{ kind: 'learn', data: [{ path: `${behaviour}.jsonl` }], clusters: 2, sparsity: 0.1, encoder: 'static' },
+  ...more,
+});
+const at = (ms: number) => new Date(ms).toISOString();
+const now = () => at(Date.now() - 1000);
+const finished = (jobs: Jobs, count: number) =>
+  eventually(() => jobs.list().filter(isFinished).length === count, 20_000);
+const fileOf = ({ id }: Schedule) => join(home, 'jobs', 'schedules', id, 'schedule.json');
+
+it('a schedule learns and publishes by the rollout and the bounds that it names', async () => {
+  const { jobs, schedules } = await start();
+  const publish = {
+    ...{ edge: 'https://edge.example.com', tenant: 'acme', activate: true, admin_key: ADMIN_KEY },
+    rollout: [
+      { share: 0.07, duration_s: 600 },
+      { share: 0.5, duration_s: 3600 },
+    ],
+    auto_rollback: { error_rate_max: 0.02, tpot_ratio_max: 1.1, requests_min: 200 },
+  };
+  const made = await schedules.create({ every: '24h', first_at: now(), job: job('ok', { publish }) });
+  expect(JSON.stringify(schedules.list())).not.toContain(ADMIN_KEY);
+  await finished(jobs, 1);
+  const [done] = jobs.list();
+  expect(done).toMatchObject({ status: 'succeeded', schedule: made.id });
+  expect(done!.result!.published).toContain('live at the edge');
+  const { args, key } = JSON.parse(readFileSync(join(home, 'jobs', done!.id, 'published.json'), 'utf8'));
+  expect(key).toBe(ADMIN_KEY);
+  expect(args.slice(1).join(' ')).toBe(
+    '--edge https://edge.example.com --tenant acme --activate --rollout 7%:600s,50%:3600s ' +
+      '--max-error-rate 0.02 --max-slowdown 1.1 --min-requests 200',
+  );
+  expect(schedules.get(made.id)).toMatchObject({ last_job: done!.id });
+  // On the beat of its own times, not of when a job happened to begin.
+  expect(Date.parse(schedules.get(made.id).next_at) - Date.parse(made.next_at)).toBe(DAY_ms);
+});
+
+it('survives a restart; what passed while the backend was away is made up for once', async () => {
+  const first = await start();
+  const made = await first.schedules.create({ every: '24h', job: job('ok') });
+  expect(Date.parse(made.next_at)).toBeGreaterThan(Date.now() + DAY_ms - 60_000);
+  await close();
+
+  const second = await start();
+  expect(second.schedules.list()).toEqual([made]);
+  expect(second.jobs.list()).toEqual([]);
+  await close();
+
+  const due_ms = Date.now() - 3.5 * DAY_ms;
+  writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at: at(due_ms) }));
+  const third = await start();
+  await finished(third.jobs, 1);
+  expect(third.schedules.get(made.id).next_at).toBe(at(due_ms + 4 * DAY_ms));
+  await close();
+
+  const fourth = await start();
+  await fourth.schedules.close();
+  expect(fourth.jobs.list()).toHaveLength(1);
+});
+
+it('a kill between a job and the next time begins no second job', async () => {
+  const first = await start();
+  const made = await first.schedules.create({ every: '1h', first_at: now(), job: job('ok') });
+  await finished(first.jobs, 1);
+  await close();
+  writeFileSync(fileOf(made), JSON.stringify(made));
+  const { jobs, schedules } = await start();
+  await schedules.close();
+  expect(jobs.list()).toHaveLength(1);
+  expect(schedules.get(made.id).last_job).toBe(jobs.list()[0]!.id);
+});
+
+it('waits for its own last job, and begins the next after it', async () => {
+  const { jobs, schedules } = await start();
+  const made = await schedules.create({ every: '1m', first_at: now(), job: job('hang') });
+  await eventually(() => jobs.list()[0]?.status === 'running', 20_000);
+  const [first] = jobs.list();
+  await close();
+  // It is due again, and its job hangs again.
+  writeFileSync(fileOf(made), JSON.stringify({ ...schedules.get(made.id), next_at: at(Date.now()) }));
+  rmSync(join(home, 'jobs', first!.id, 'out'), { recursive: true });
+  const again = await start();
+  await eventually(() => again.jobs.list()[0]?.status === 'running', 20_000);
+  expect(again.jobs.list()).toHaveLength(1);
+  await again.jobs.cancel(again.jobs.list()[0]!.id);
+  await eventually(() => again.jobs.list().length === 2, 20_000);
+});
+
+it('a run that cannot begin stands among the jobs and says why, and the next one comes all the same', async () => {
+  const { jobs, schedules } = await start();
+  const publish = { edge: 'https://edge.example.com', tenant: '', activate: true, admin_key: ADMIN_KEY };
+  const made = await schedules.create({ every: '24h', job: job('ok', { publish }) });
+  await close();
+  rmSync(join(dataFolder, 'ok.jsonl'));
+  writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at: now() }));
+  const away = await start();
+  await finished(away.jobs, 1);
+  expect(away.jobs.list()[0]).toMatchObject({
+    ...{ status: 'failed', schedule: made.id, started_at: null },
+    error: expect.stringContaining('There is no ok.jsonl'),
+  });
+  // The job stands there a moment before the schedule's next time does.
+  await eventually(() => Date.parse(away.schedules.get(made.id).next_at) > Date.now(), 20_000);
+  await close();
+
+  writeFileSync(join(dataFolder, 'ok.jsonl'), '{"text": "x"}\n');
+  writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at: at(Date.now()) }));
+  const rotated = await start('another-backend-key-altogether');
+  await finished(rotated.jobs, 2);
+  expect(rotated.jobs.list()[0]!.error).toContain('Make the schedule again');
+  expect(jobs.list()).toEqual([]);
+});
+
+it('keeps its data, and is gone when it is removed', async () => {
+  const { jobs, schedules } = await start();
+  const { data } = await jobs.data.add('ok', new Blob(['{"text": "x"}\n']).stream());
+  const made = await schedules.create({
+    ...{ every: '7d', job: { ...job('ok'), data: [{ upload: data.id }] } },
+  });
+  expect(() => schedules.requireUnneeded(data.id)).toThrow(/needs this data/);
+  await schedules.remove(made.id);
+  schedules.requireUnneeded(data.id);
+  expect(schedules.list()).toEqual([]);
+  expect(readdirSync(join(home, 'jobs', 'schedules'))).toEqual([]);
+  await expect(schedules.remove(made.id)).rejects.toMatchObject({ code: 'not_found' });
+  await expect(schedules.create({ every: '1h', job: job('missing') })).rejects.toMatchObject({
+    code: 'not_found',
+  });
+});
+
+it.each([
+  ['no span', { every: 'often' }],
+  ['a span of seconds', { every: '30s' }],
+  ['a span of years', { every: '400d' }],
+  ['a time that is none', { first_at: 'tomorrow' }],
+  [
+    'a rollout of what does not go live',
+    {
+      job: job('ok', {
+        publish: {
+          edge: 'https://e.example',
+          rollout: [{ share: 0.1, duration_s: 9 }],
+          admin_key: 'k',
+        } as never,
+      }),
+    },
+  ],
+])('refuses %s', (_what, changes) => {
+  expect(createScheduleSchema.safeParse({ every: '24h', job: job('ok') }).success).toBe(true);
+  expect(createScheduleSchema.safeParse({ every: '24h', job: job('ok'), ...changes }).success).toBe(false);
+});

@@ -1,0 +1,255 @@
+/** A learning run on several machines: its bytes, and what becomes of it when anything on the way breaks. */
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { startValkey } from '../../../../gpu-backend/bench/valkey.ts';
+import { type LearnOptions, learn } from '../../../../gpu-backend/learning/learn.ts';
+import { openQueuedUnits } from '../../../../gpu-backend/learning/units/queued-units.ts';
+import { type BatchUnit, unitName, workOf } from '../../../../gpu-backend/learning/units/unit.ts';
+import { openLocalUnits } from '../../../../gpu-backend/learning/units/unit-computer.ts';
+import { type TinyHome, tinyHome } from '../evaluation/tiny.ts';
+import { smallRun, writeSmallData } from '../small-run.ts';
+import { Machines, soon, startCommand } from './machines.ts';
+
+let tiny: TinyHome;
+let folder = '';
+let data: string[] = [];
+/** Of a run in one process. */
+let expected: Bytes;
+beforeAll(async () => {
+  tiny = await tinyHome();
+  folder = mkdtempSync(join(tmpdir(), 'maskroute-machines-'));
+  data = await writeSmallData(join(folder, 'data'));
+  await learn(await options('alone'));
+  expected = bytesOf('alone');
+}, 120_000);
+afterAll(() => {
+  rmSync(folder, { recursive: true });
+  tiny[Symbol.dispose]();
+});
+
+type Bytes = { readonly set: string; readonly report: string };
+const bytesOf = (out: string): Bytes => ({
+  set: readFileSync(join(folder, out, 'mask-set.json'), 'utf8'),
+  report: readFileSync(join(folder, out, 'report.json'), 'utf8'),
+});
+
+const options = async (out: string): Promise<LearnOptions> => ({
+  ...(await smallRun(folder, out)),
+  model: tiny.model,
+  data,
+});
+
+/** A queue of its own, and a journal folder of its own, with as many workers. */
+async function cluster(workers: number) {
+  const server = await startValkey();
+  const journal = mkdtempSync(join(folder, 'journal-'));
+  const machines = new Machines(server.url, journal, tiny.home);
+  for (let i = 0; i < workers; i++) machines.start();
+  await soon(() => machines.all.every((machine) => machine.said().includes('waits for a run')));
+  const said: string[] = [];
+  const open = openQueuedUnits({ url: server.url, journal, say: (line) => said.push(line) });
+  return {
+    ...{ server, journal, machines, said, open },
+    learn: async (out: string) => {
+      await learn({ ...(await options(out)), openUnits: open });
+      return bytesOf(out);
+    },
+    /** What a worker tells of a unit comes a moment after the unit's numbers. */
+    toldOf: (units: number) => soon(() => machines.computed().length >= units),
+    entries: () =>
+      readdirSync(journal, { recursive: true }).filter((name) => /[0-9a-f]{64}/.test(`${name}`)).length,
+    async [Symbol.asyncDispose]() {
+      await machines[Symbol.asyncDispose]();
+      await server[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** Units that take a second or so each: much text, and all of it different. */
+const LONG_TOKENS = 256;
+const longUnit = (seed: number, sequences = 12): BatchUnit => {
+  const tokenIds = Array.from({ length: sequences * LONG_TOKENS }, (_, i) => 3 + ((i * 7 + seed * 31) % 250));
+  const scoredRows = [seed, seed + 1];
+  return {
+    ...{ kind: 'step', targets: 'next-token', gates: new Array(8).fill(1) },
+    batch: { tokenIds, sequences, scoredRows, nextIds: scoredRows.map((row) => tokenIds[row + 1]!) },
+  };
+};
+
+const run = { surrogates: undefined, threads: 1, signal: undefined };
+async function computedHere(units: readonly BatchUnit[]): Promise<(readonly number[])[]> {
+  await using here = await openLocalUnits({ ...run, model: tiny.model });
+  return await Promise.all(units.map((unit) => here.run(unit)));
+}
+
+it('three workers come to the bytes of one process, and compute each unit once', async () => {
+  await using site = await cluster(3);
+  expect(await site.learn('three')).toEqual(expected);
+  await site.toldOf(site.entries());
+  expect(site.machines.twice()).toEqual([]);
+  for (const { computed } of site.machines.all) expect(computed.length).toBeGreaterThan(0);
+
+  // The journal has all of it: another run computes nothing, and one whose entry is damaged that one alone.
+  const before = site.machines.computed().length;
+  expect(await site.learn('again')).toEqual(expected);
+  expect(site.machines.computed()).toHaveLength(before);
+  const [damaged, swapped, other] = site.machines.computed();
+  const fileOf = (unit: string) => join(site.journal, unit.slice(0, 2), `${unit}.json`);
+  const entry = JSON.parse(readFileSync(fileOf(damaged!), 'utf8'));
+  writeFileSync(
+    fileOf(damaged!),
+    JSON.stringify({ ...entry, values: entry.values.map((v: number) => v + 1) }),
+  );
+  writeFileSync(fileOf(swapped!), readFileSync(fileOf(other!)));
+  expect(await site.learn('damaged')).toEqual(expected);
+  await site.toldOf(before + 2);
+  expect(site.machines.twice().sort()).toEqual([damaged, swapped].sort());
+  expect(site.said.filter((line) => line.includes('is damaged'))).not.toEqual([]);
+  expect(JSON.parse(readFileSync(fileOf(damaged!), 'utf8'))).toEqual(entry);
+}, 300_000);
+
+it('a worker that is killed in mid-unit costs that unit, and nothing else is done again', async () => {
+  await using site = await cluster(3);
+  const units = Array.from({ length: 5 }, (_, seed) => longUnit(seed));
+  await using queued = await site.open({ ...run, model: tiny.model });
+  const found = Promise.all(units.map((unit) => queued.run(unit)));
+  await soon(async () => (await site.machines.claims()).length === 3);
+  const victim = site.machines.all[0]!;
+  const [lost] = (await site.machines.claims()).filter(({ pid }) => pid === victim.child.pid);
+  victim.child.kill('SIGKILL');
+  expect(await found).toEqual(await computedHere(units));
+  await site.toldOf(units.length);
+  const work = workOf(tiny.model, undefined);
+  expect(site.machines.computed().sort()).toEqual(units.map((unit) => unitName(work, unit)).sort());
+  expect(victim.computed).not.toContain(lost!.unit);
+}, 300_000);
+
+it('a queue that is flushed in mid-run loses what waits, and nothing is computed twice', async () => {
+  await using site = await cluster(3);
+  const units = Array.from({ length: 5 }, (_, seed) => longUnit(seed));
+  const queued = await site.open({ ...run, model: tiny.model });
+  const found = Promise.all(units.map((unit) => queued.run(unit)));
+  await soon(async () => (await site.machines.claims()).length === 3);
+  await site.machines.redis.flushall();
+  expect(await found).toEqual(await computedHere(units));
+  await queued[Symbol.asyncDispose]();
+  await site.toldOf(units.length);
+  expect(site.machines.twice()).toEqual([]);
+  expect(site.machines.computed()).toHaveLength(units.length);
+
+  const learned = site.learn('flushed');
+  for (let flush = 0; flush < 2; flush++) {
+    const after = site.machines.computed().length + 20;
+    await soon(() => site.machines.computed().length > after);
+    await site.machines.redis.flushall();
+  }
+  expect(await learned).toEqual(expected);
+  await site.toldOf(site.entries());
+  expect(site.machines.twice()).toEqual([]);
+}, 300_000);
+
+it('a run waits for a queue that is away, and goes on when it is back with nothing in it', async () => {
+  await using site = await cluster(2);
+  const learned = site.learn('away');
+  await soon(() => site.machines.computed().length > 50);
+  await site.server.stop();
+  await soon(() => site.said.some((line) => line.includes('is away')));
+  // The units at hand end, and no others begin.
+  await sleep(1000);
+  const before = site.machines.computed().length;
+  await sleep(2000);
+  expect(site.machines.computed()).toHaveLength(before);
+  await site.server.start();
+  expect(await learned).toEqual(expected);
+  await site.toldOf(site.entries());
+  expect(site.machines.twice()).toEqual([]);
+  expect(site.said.some((line) => line.includes('is back'))).toBe(true);
+}, 300_000);
+
+it('a worker with another model, version or journal is refused by name, and the run hears of it', async () => {
+  await using site = await cluster(0);
+  using other = await tinyHome();
+  const manifest = { ...tiny.model.manifest, hash: 'b'.repeat(64) };
+  writeFileSync(join(other.model.folder, 'model.json'), JSON.stringify(manifest));
+  const queued = await site.open({ ...run, model: tiny.model });
+  const found = queued.run(longUnit(1, 1));
+
+  const flags = ['work', '--queue', site.server.url, '--journal'];
+  const stranger = startCommand(other.home, [...flags, site.journal]);
+  expect(await stranger.ended).toBe(1);
+  expect(stranger.said()).toMatch(
+    /error: Refused: .*tiny \(f32, aaaaaaaaaaaa, .* has tiny \(f32, bbbbbbbbbbbb/,
+  );
+  await soon(() =>
+    site.said.some((line) => line.includes('does not take part') && line.includes('bbbbbbbbbbbb')),
+  );
+
+  const elsewhere = startCommand(tiny.home, [...flags, join(folder, 'journal-elsewhere')]);
+  expect(await elsewhere.ended).toBe(1);
+  expect(elsewhere.said()).toMatch(/error: Refused: .* another folder .* --journal/);
+
+  const nameless = startCommand(tiny.home, [...flags, site.journal, '--model', 'nobody']);
+  expect(await nameless.ended).toBe(1);
+  expect(nameless.said()).toMatch(/error: .*nobody/);
+
+  site.machines.start();
+  expect(await found).toEqual((await computedHere([longUnit(1, 1)]))[0]);
+  await queued[Symbol.asyncDispose]();
+
+  const announced = JSON.parse((await site.machines.redis.get('maskroute:learns'))!);
+  const newer = { ...announced, work: { ...announced.work, version: '9.0.0' } };
+  await site.machines.redis.set('maskroute:learns', JSON.stringify(newer));
+  const [worker] = site.machines.all;
+  expect(await worker!.ended).toBe(1);
+  expect(worker!.said()).toMatch(/error: Refused: the run learns for tiny .* version 9\.0\.0, .* version \d/);
+}, 300_000);
+
+it('a run and its workers stop in good order, and go on', async () => {
+  await using site = await cluster(0);
+  const worker = site.machines.start('--grace', '0');
+  const asked = ['--clusters', '2', '--masks', '2', '--sparsity', '0.25', '--quick', '--name', 'small'];
+  const learning = ['learn', '--model', 'tiny', '--data', ...data, '--rows', '12', ...asked, '--out'];
+  const queue = ['--queue', site.server.url, '--journal', site.journal];
+  const first = startCommand(tiny.home, [...learning, join(folder, 'stopped'), ...queue]);
+  await soon(() => worker.computed.length > 30);
+  first.child.kill('SIGINT');
+  expect(await first.ended).toBe(130);
+  expect(first.said()).toMatch(/Stopped\.\n$/);
+  // It takes back what no worker has begun.
+  expect(await site.machines.redis.llen('bull:maskroute-units:wait')).toBe(0);
+  expect(readdirSync(join(folder, 'stopped'))).toEqual(['state.jsonl']);
+
+  // A worker that is told to stop gives a long unit back.
+  const long = longUnit(2, 24);
+  const queued = await site.open({ ...run, model: tiny.model });
+  const found = queued.run(long);
+  await soon(() => site.machines.isComputing(worker));
+  worker.child.kill('SIGINT');
+  expect(await worker.ended).toBe(0);
+  site.machines.start();
+  expect(await found).toEqual((await computedHere([long]))[0]);
+  await queued[Symbol.asyncDispose]();
+
+  const second = startCommand(tiny.home, [...learning, join(folder, 'stopped'), ...queue]);
+  expect([await second.ended, second.said().includes('error')]).toEqual([0, false]);
+  const alone = startCommand(tiny.home, [...learning, join(folder, 'not-stopped')]);
+  expect(await alone.ended).toBe(0);
+  expect(bytesOf('stopped')).toEqual(bytesOf('not-stopped'));
+  expect(site.machines.twice()).toEqual([]);
+}, 300_000);
+
+it('two kinds of work do not share a queue at a time: the second run waits for the first', async () => {
+  await using site = await cluster(0);
+  const first = await site.open({ ...run, model: tiny.model });
+  const stop = new AbortController();
+  const manifest = { ...tiny.model.manifest, hash: 'c'.repeat(64) };
+  const second = site.open({ ...run, model: { ...tiny.model, manifest }, signal: stop.signal });
+  second.catch(() => {});
+  await soon(() => site.said.some((line) => line.includes('The queue is taken')));
+  stop.abort(new Error('enough'));
+  await expect(second).rejects.toThrow('enough');
+  await first[Symbol.asyncDispose]();
+}, 60_000);

@@ -1,0 +1,127 @@
+/** Matrices converted in slices: the same bytes in any number of threads, from any file, and what they stand for. */
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { fileBasis, rotatedBasis } from '../../../../gpu-backend/model/architectures/rotation.ts';
+import { emitModel, WEIGHTS_FILE } from '../../../../gpu-backend/model/emit.ts';
+import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
+import { openSafetensorsFolder } from '../../../../gpu-backend/model/formats/hf-folder.ts';
+import { layerMatrices } from '../../../../gpu-backend/model/matrices.ts';
+import type { ModelConfig, OpenModelFile, WeightSource } from '../../../../gpu-backend/model/model-source.ts';
+import {
+  eightBitsOf,
+  FOUR_BITS,
+  PLAIN_8_BITS,
+  packRows,
+  roundRows,
+} from '../../../../gpu-backend/model/quantization/quantize.ts';
+import { readStoredLlama } from '../../../../gpu-backend/model/stored-llama.ts';
+import type { WeightRange } from '../../../../gpu-backend/model/weights-file.ts';
+import { ggufParts, hubConfig, readAll, safetensorsFiles } from '../../../support/family-files.ts';
+import { writeGguf } from '../../../support/gguf.ts';
+import { randomLlama } from '../../../support/random-llama.ts';
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), 'maskroute-conversion-'));
+});
+afterEach(() => rm(folder, { recursive: true }));
+
+const SHAPE = { hiddenSize: 192, headSize: 32, ffnSize: 512, tiedEmbeddings: false } as const;
+const VARIANTS: readonly Partial<ModelConfig>[] = [
+  { ...SHAPE, layerCount: 2 },
+  { ...SHAPE, layerCount: 2, architecture: 'qwen3', headNorms: true, headSize: 16 },
+];
+
+async function fileOf(source: WeightSource, kind: 'safetensors' | 'gguf'): Promise<OpenModelFile> {
+  if (kind === 'gguf') {
+    const file = path.join(folder, 'model.gguf');
+    await writeFile(file, writeGguf(await ggufParts(source)));
+    return openGguf(file);
+  }
+  for (const [name, bytes] of Object.entries(safetensorsFiles(await readAll(source), 2)))
+    await writeFile(path.join(folder, name), bytes);
+  await writeFile(path.join(folder, 'config.json'), JSON.stringify(hubConfig(source.config)));
+  return openSafetensorsFolder(folder);
+}
+
+async function emitted(source: WeightSource, kind: 'f32' | 'q8' | 'q4', threads?: number): Promise<Buffer> {
+  const out = await mkdtemp(path.join(folder, 'out-'));
+  await emitModel(source, kind, out, () => {}, threads);
+  return readFile(path.join(out, WEIGHTS_FILE));
+}
+
+test.each(VARIANTS)('threads, files and memory come to the same bytes: %o', async (changes) => {
+  const source = randomLlama(changes);
+  for (const kind of ['f32', 'q8', 'q4'] as const) {
+    const expected = await emitted(source, kind);
+    const file = await fileOf(source, 'safetensors');
+    // A thread takes a while to start, so not every kind gets some.
+    for (const threads of kind === 'q4' ? [1, 2] : [1])
+      expect((await emitted(file, kind, threads)).equals(expected), `${kind}, ${threads}`).toBe(true);
+    await file.close();
+  }
+  const gguf = await fileOf(source, 'gguf');
+  expect((await emitted(gguf, 'q8', 3)).equals(await emitted(source, 'q8'))).toBe(true);
+  await gguf.close();
+});
+
+test.each(['f32', 'q8', 'q4'] as const)(
+  '%s: whole matrices, turned and rounded at once, are the same',
+  async (kind) => {
+    const source = randomLlama(VARIANTS[0]);
+    const out = await mkdtemp(path.join(folder, 'out-'));
+    await emitModel(source, kind, out, () => {});
+    const bytes = await readFile(path.join(out, WEIGHTS_FILE));
+    const at = ({ offset, bytes: length }: WeightRange) => bytes.subarray(offset, offset + length);
+    const basis = kind === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize);
+    const matrices = await layerMatrices(source, basis, 1);
+    const stored = await readStoredLlama(out, source.config);
+    for (const name of ['qkv', 'output', 'gateUp', 'down'] as const) {
+      const { rows, outputs, inputs } = matrices[name];
+      const own = stored.layers[1]![name];
+      if (own.kind === 'f32') {
+        expect(at(own.values).equals(Buffer.from(rows.buffer)), name).toBe(true);
+        continue;
+      }
+      const packed = packRows(roundRows(rows, outputs, inputs, kind === 'q8' ? PLAIN_8_BITS : FOUR_BITS));
+      expect(at(own.values).equals(Buffer.from(packed.values)), name).toBe(true);
+      expect(at(own.scales).equals(Buffer.from(packed.scales.buffer)), name).toBe(true);
+      expect(at(own.zeroPoints).equals(Buffer.from(packed.zeroPoints)), name).toBe(true);
+    }
+    const { head } = stored;
+    if (kind === 'q4')
+      expect(head).toMatchObject({ kind: 'q8', blockSize: eightBitsOf(head.inputs).blockSize });
+  },
+);
+
+test('a weight that is not finite is refused by name, from a thread, too', async () => {
+  const source = randomLlama(VARIANTS[0]);
+  const broken: WeightSource = {
+    ...source,
+    async read(name) {
+      const values = await source.read(name);
+      if (name.endsWith('1.mlp.down_proj.weight')) values[7] = Number.NaN;
+      return values;
+    },
+  };
+  const file = await fileOf(broken, 'safetensors');
+  for (const threads of [1, 2])
+    await expect(emitted(file, 'q8', threads)).rejects.toMatchObject({
+      code: 'corrupt_model',
+      message: expect.stringMatching(/model\.layers\.1\.mlp\.down_proj\.weight.*not finite/),
+    });
+  await file.close();
+});
+
+test('stopped half-way, it ends', async () => {
+  const file = await fileOf(randomLlama(VARIANTS[0]), 'safetensors');
+  let calls = 0;
+  const stop = () => {
+    if (++calls === 3) throw new Error('enough');
+  };
+  await expect(emitModel(file, 'q8', folder, stop, 2)).rejects.toThrow('enough');
+  expect(calls).toBe(3);
+  await file.close();
+});

@@ -1,0 +1,81 @@
+/**
+ * Whether a mask set still fits its traffic. Two signs: requests that lie farther from every centroid than the set's own
+ * prompts did, and clusters whose masked answers part from the dense ones sooner than they used to.
+ */
+import { type Moments, meanInterval, PAIRS_MIN, sharesOf } from '../../shared/admin/statistics.ts';
+import { DRIFT, type Drift } from '../../shared/admin/stats-wire.ts';
+import { saidOfRouting } from '../../shared/mask/held-out.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { type Database, isoTime } from '../db/d1.ts';
+import type { StoredMaskSet } from '../db/mask-set-rows.ts';
+import { agreementByCluster } from '../db/outcomes.ts';
+import { listTrafficSamples } from '../db/usage-rows.ts';
+
+/** Of intervals that miss at any time of looking. */
+const ALPHA = 0.05;
+
+/** `tenant` undefined: all of them. */
+export async function driftOf(
+  db: Database,
+  { version, content }: StoredMaskSet,
+  tenant: string | undefined,
+  since_ms: number,
+): Promise<Drift> {
+  const [samples, agreement] = await Promise.all([
+    listTrafficSamples(db, version, tenant),
+    agreementByCluster(db, version, tenant, since_ms),
+  ]);
+  const set = JSON.parse(content) as MaskSet;
+  const { nearest } = saidOfRouting(set);
+  const nearestOf = ({ distances }: (typeof samples)[number]) => Math.min(...distances);
+  const distance = nearest === null ? null : farAway(samples.map(nearestOf), nearest.far);
+  const clusters = clusterDrift(agreement);
+  return {
+    ...{ version, since: isoTime(since_ms), distance, clusters, pairs_min: PAIRS_MIN },
+    proposal: proposalFor(distance, clusters),
+  };
+}
+
+function farAway(distances: readonly number[], limit: number): NonNullable<Drift['distance']> {
+  const samples = distances.length;
+  const far = distances.filter((distance) => distance > limit).length;
+  const said = { samples, samples_min: DRIFT.samples_min, limit };
+  // One near and one far request more, so that no variance is 0.
+  const found = samples < DRIFT.samples_min ? null : meanInterval(sharesOf(samples + 2, far + 1), ALPHA);
+  if (found === null) return { ...said, far_share: null, low: null, high: null, drifted: false };
+  const [low, high] = [Math.max(0, found.low), Math.min(1, found.high)];
+  return { ...said, far_share: far / samples, low, high, drifted: low > DRIFT.farShare };
+}
+
+/** A cluster has drifted when all that its answers may be now is below all that they may have been. */
+function clusterDrift(
+  agreement: ReadonlyMap<number, { readonly before: Moments; readonly recent: Moments }>,
+): Drift['clusters'] {
+  const alpha = ALPHA / Math.max(1, agreement.size);
+  const meanOf = (pairs: Moments) => ({
+    pairs: pairs.count,
+    ...(meanInterval(pairs, alpha) ?? { mean: null, low: null, high: null }),
+  });
+  return [...agreement].map(([cluster, sums]) => {
+    const [before, recent] = [meanOf(sums.before), meanOf(sums.recent)];
+    const drifted = before.low !== null && recent.high !== null && recent.high < before.low;
+    return { cluster, before, recent, drifted };
+  });
+}
+
+function proposalFor(distance: Drift['distance'], clusters: Drift['clusters']): string | null {
+  const drifted = clusters.filter((one) => one.drifted).map(({ cluster }) => cluster);
+  const signs: string[] = [];
+  if (distance?.drifted) {
+    const percent = Math.round(100 * distance.far_share!);
+    signs.push(
+      `${percent} % of recent requests lie farther from every cluster than 95 % of the prompts that the set was made for`,
+    );
+  }
+  if (drifted.length > 0) {
+    const which = drifted.length === 1 ? `cluster ${drifted[0]}` : `clusters ${drifted.join(', ')}`;
+    signs.push(`answers of ${which} part from the dense model's sooner than they used to`);
+  }
+  if (signs.length === 0) return null;
+  return `Learn again with recent prompts: ${signs.join(', and ')}.`;
+}
