@@ -118,7 +118,7 @@ describe('a form', () => {
     await page.getByRole('button', { name: 'New key' }).click();
     await dialog().getByLabel('Name', { exact: true }).fill('shown once');
     await dialog().locator('select[name=tenant]').selectOption('local');
-    await dialog().getByRole('button', { name: 'Create' }).click();
+    await dialog().getByRole('button', { name: 'Create', exact: true }).click();
     const key = await page.getByRole('textbox', { name: 'The new key' }).inputValue();
     for (let i = 0; i < 3; i++) await page.keyboard.press('Escape');
     expect(await page.getByRole('textbox', { name: 'The new key' }).inputValue()).toBe(key);

@@ -64,7 +64,7 @@ test('the link signs in, a change bears the name of who made it, and logging out
   const dialog = page.getByRole('dialog');
   await dialog.getByLabel('Id', { exact: true }).fill('signed-in');
   await dialog.getByLabel('Name', { exact: true }).fill('Made without a key');
-  await dialog.getByRole('button', { name: 'Create' }).click();
+  await dialog.getByRole('button', { name: 'Create', exact: true }).click();
   await dialog.waitFor({ state: 'detached' });
   await visit(page, 'Audit log');
   await page.getByText('oidc:admin').first().waitFor();

@@ -193,14 +193,14 @@ test('a tenant and its key are made; the key is shown once, works, and is revoke
   await page.getByRole('button', { name: 'New tenant' }).click();
   await page.getByRole('dialog').getByLabel('Id', { exact: true }).fill('acme');
   await page.getByRole('dialog').getByLabel('Name', { exact: true }).fill('Acme & <b>Sons</b>');
-  await page.getByRole('button', { name: 'Create' }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Create' }).click();
   await page.getByRole('cell', { name: 'Acme & <b>Sons</b>' }).waitFor();
 
   await visit(page, 'Keys');
   await page.getByRole('button', { name: 'New key' }).click();
   await page.getByRole('dialog').getByLabel('Name', { exact: true }).fill('for a test');
   await page.getByRole('dialog').locator('select[name=tenant]').selectOption('acme');
-  await page.getByRole('button', { name: 'Create' }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Create' }).click();
   await page.keyboard.press('Escape');
   const key = await page.getByRole('textbox', { name: 'The new key' }).inputValue();
   await page.getByRole('button', { name: 'Done' }).click();
@@ -285,7 +285,7 @@ test('a backend learns by click: data is uploaded, the job shows how far it is, 
   await visit(page, 'Backends');
   await page.getByRole('button', { name: 'Jobs of default' }).click();
   const jobs = page.getByRole('region', { name: 'Jobs of default' });
-  await jobs.getByText('No job was started').waitFor();
+  await jobs.getByText('No jobs on this backend yet').waitFor();
   await jobs.getByRole('button', { name: 'Learn masks' }).click();
   const dialog = page.getByRole('dialog');
   await dialog.getByLabel(/^Or a file/).fill('../../etc/passwd');

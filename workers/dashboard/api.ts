@@ -39,6 +39,8 @@ export type Call = {
 };
 
 let session: Session | undefined;
+/** Who else says who somebody is, beside keys. The edge says so wherever it is asked for the session. */
+let provider: string | undefined;
 let onSessionEnd: () => void = () => undefined;
 let onChange: () => void = () => undefined;
 
@@ -66,6 +68,7 @@ async function send(path: string, { method = 'GET', body, file, signal }: Call):
     if (signal?.aborted === true) throw error;
     throw new ApiError(0, 'network', 'The edge cannot be reached.');
   }
+  provider = response.headers.get(SIGN_IN_HEADER) ?? provider;
   if (response.ok) return response;
   // A session that has ended, or whose key was revoked, leads back to the login.
   if (response.status === 401 && session !== undefined) {
@@ -101,15 +104,12 @@ export const sessionEnds = (listener: () => void): void => {
   onSessionEnd = listener;
 };
 
-/** Who else says who somebody is, beside keys. */
-let provider: string | undefined;
 export const signInProvider = (): string | undefined => provider;
 
 /** The session that the cookie stands for; undefined without one. @throws ApiError */
 export async function resume(): Promise<Session | undefined> {
   try {
     const response = await send('/dashboard/session', {});
-    provider = response.headers.get(SIGN_IN_HEADER) ?? provider;
     session = response.status === 204 ? undefined : sessionSchema.parse(await response.json());
     return session;
   } catch (error) {

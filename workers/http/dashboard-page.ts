@@ -119,13 +119,12 @@ export const dashboard = new Hono<AppEnv>()
     return c.json(toSession(admin, claims));
   })
   .get('/session', async (c) => {
+    const { OIDC_ISSUER } = c.var.services.config;
+    // Also beside a session, whose end leads back to the login.
+    if (OIDC_ISSUER !== undefined) c.header(SIGN_IN_HEADER, new URL(OIDC_ISSUER).host);
     const session = await readSession(c);
     // Asked by the page before anybody logged in: no error, there is just nobody.
-    if (session === undefined) {
-      const { OIDC_ISSUER } = c.var.services.config;
-      if (OIDC_ISSUER !== undefined) c.header(SIGN_IN_HEADER, new URL(OIDC_ISSUER).host);
-      return c.body(null, 204);
-    }
+    if (session === undefined) return c.body(null, 204);
     return c.json(toSession(session.admin, session.claims));
   })
   .delete('/session', async (c) => {

@@ -315,7 +315,7 @@ describe('clients that do not read', () => {
 
 describe('a stop', () => {
   it('lets running answers finish, refuses new ones, and says so', async () => {
-    await using api = await start({ ...says('abcdefghij'), step_ms: 200 }, { drain_ms: 20_000 });
+    await using api = await start({ ...says('abcdefghij'), step_ms: 500 }, { drain_ms: 60_000 });
     const running = await api.chat();
     const connection = (response: Response) => response.headers.get('connection');
     expect(connection(await fetch(`${api.server.url}/healthz`))).toBe('keep-alive');

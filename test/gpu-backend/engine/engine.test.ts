@@ -211,7 +211,7 @@ test('a cancel ends a prompt of many chunks within a step, and its place is free
     request({ promptTokenIds: Int32Array.from({ length: 500 }, () => 5), maxTokens: 5 }),
     controller.signal,
   );
-  await expect.poll(() => engine.stats().stepsTotal).toBeGreaterThan(3);
+  await expect.poll(() => engine.stats().stepsTotal, { interval: 5 }).toBeGreaterThan(3);
   const next = collect(engine, request({ maxTokens: 1 }));
   controller.abort();
   expect((await long).finished).toMatchObject({ reason: 'cancelled', completionTokens: 0 });
