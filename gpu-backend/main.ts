@@ -1,8 +1,8 @@
 /**
  * The backend, wired: an installed model, its engine, and the HTTP API over it. No other file knows all three.
  *
- * It computes on the CPU today, through onnxruntime-node's CPU provider (`onnx/session.ts`). There is no GPU yet, though
- * the folder is named for one.
+ * The engine computes on the processor, or on a graphics device through ONNX Runtime's WebGPU provider (`onnx/device.ts`
+ * chooses); encoders compute on the processor.
  */
 import { join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
@@ -24,6 +24,7 @@ import { type Jobs, openJobs } from './jobs/job-queue.ts';
 import { openSchedules, type Schedules } from './jobs/schedules.ts';
 import { openInstalled } from './model/store.ts';
 import { openTextService, type TextService } from './model/tokenizer/text-service.ts';
+import { chooseDevice, type DeviceChoice, deviceName } from './onnx/device.ts';
 
 /** As an audience: the edge calls the address that the backend listens at. */
 export const OWN_ADDRESS = Symbol('own address');
@@ -54,6 +55,8 @@ export type BackendOptions = {
   readonly log?: Logger;
   /** All cores by default. One is slower, but far faster than several on a machine that is busy otherwise. */
   readonly threads?: number;
+  /** What computes answers; the processor by default. */
+  readonly device?: DeviceChoice | undefined;
   /** Room for keys and values of requests that run, in tokens; 8 times the model's context by default. */
   readonly cacheTokens?: number;
   /** Room for prompts that later ones may begin with, in tokens; 0: none is kept. */
@@ -103,7 +106,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     jobs = await jobsOf(options, model.name, log);
     schedules = jobs && (await openSchedules(jobSettings(options, model.name, log), jobs));
     const server = await serve(options, { model, encoders, jobs, schedules, tracer: tracing?.tracer, log });
-    log.info({ url: server.url, model: model.name }, 'ready');
+    log.info({ url: server.url, model: model.name, device: deviceName(engine.model.device) }, 'ready');
     let closing: Promise<void> | undefined;
     const close = async () => {
       log.info('stopping');
@@ -182,10 +185,12 @@ function keepHeapSmall(): void {
 }
 
 async function openModel(
-  { home, model: name, threads, cacheTokens, prefixTokens }: BackendOptions,
+  { home, model: name, threads, device: choice = 'cpu', cacheTokens, prefixTokens }: BackendOptions,
   log: Logger,
 ): Promise<{ engine: Engine; text: TextService; grammars: Grammars; model: ServedModel }> {
   const { folder, manifest } = await openInstalled(home, name);
+  const { device, reason } = await chooseDevice(choice);
+  if (reason !== undefined) log.warn({ reason }, 'the processor computes');
   const text = await openTextService({
     folder,
     manifest,
@@ -195,6 +200,7 @@ async function openModel(
     modelDir: folder,
     hash: manifest.hash as ModelHash,
     config: manifest.config,
+    device,
     ...(manifest.surrogates && { surrogates: manifest.surrogates.id as SurrogatesId }),
     ...(threads === undefined ? {} : { threads }),
     limits: {

@@ -72,6 +72,31 @@ describe('the Kubernetes manifests', () => {
     await expect(validate(unfinished)).rejects.toThrow(/maxReplicas/);
   });
 
+  test('a backend on a graphics card is the same backend, with a card', async () => {
+    const folder = '../kubernetes-gpu';
+    const [kustomization] = readYaml(`${folder}/${KUSTOMIZATION}`) as unknown as [
+      { resources: string[]; patches: { path: string }[]; images: { name: string }[] },
+    ];
+    expect(kustomization.resources.map((name) => path.join(FOLDER, folder, name))).toEqual([FOLDER]);
+    expect(kustomization.images.map(({ name }) => name)).toEqual([container.image]);
+    const [patch] = kustomization.patches.flatMap((one) => readYaml(`${folder}/${one.path}`));
+    const { containers, tolerations } = patch!.spec.template.spec;
+    expect([patch!.kind, patch!.metadata.name, containers[0].name]).toEqual([
+      ...[backend.kind, backend.metadata.name, container.name],
+    ]);
+    const patched = structuredClone(backend);
+    const own = patched.spec.template.spec;
+    Object.assign(own, { tolerations });
+    own.containers[0].env.push(...containers[0].env);
+    Object.assign(own.containers[0].resources.limits, containers[0].resources.limits);
+    await validate(patched);
+    const names = own.containers[0].env.map(({ name }: { name: string }) => name);
+    expect(new Set(names).size).toBe(names.length);
+    expect(own.containers[0].resources.limits['nvidia.com/gpu']).toBe(1);
+    expect(helpOf('serve')).toContain('MASKROUTE_DEVICE');
+    expect(readFileSync('deploy/Containerfile', 'utf8')).toContain('ENV MASKROUTE_DEVICE=$DEVICE');
+  });
+
   test('the kustomization names all of them', () => {
     const [kustomization] = readYaml(KUSTOMIZATION) as unknown as [
       { resources: string[]; images: { name: string }[] },
@@ -302,12 +327,13 @@ describe('the image of the backend', () => {
   });
 
   test('holds everything that a backend imports', () => {
-    const { dependencies } = JSON.parse(readFileSync('package.json', 'utf8')) as { dependencies: object };
+    const { dependencies, optionalDependencies } = JSON.parse(readFileSync('package.json', 'utf8'));
     const imported = readImports('.', ['gpu-backend', 'shared'])
       // Benches measure peers, and run where the development dependencies are.
       .filter(({ from }) => !from.startsWith('gpu-backend/bench/'))
       .flatMap(({ to }) => (to.startsWith('npm:') ? [to.slice('npm:'.length)] : []));
-    expect(Object.keys(dependencies)).toEqual(expect.arrayContaining([...new Set(imported)]));
+    const installed = Object.keys({ ...dependencies, ...optionalDependencies });
+    expect(installed).toEqual(expect.arrayContaining([...new Set(imported)]));
   });
 
   test('needs no file outside of what it copies', () => {

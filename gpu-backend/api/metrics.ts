@@ -151,6 +151,13 @@ function firstNames(most: number): (name: string) => string {
 }
 
 function engineGauges(engine: Engine, registry: Registry): void {
+  const { device } = engine.model;
+  new Gauge({
+    name: 'maskroute_device_info',
+    help: 'What computes answers.',
+    labelNames: ['device', 'adapter'],
+    registers: [registry],
+  }).set({ device: device.kind, adapter: device.kind === 'cpu' ? '' : device.adapter }, 1);
   const gauge = (name: string, help: string, read: (stats: EngineStats) => number) =>
     new Gauge({
       name,

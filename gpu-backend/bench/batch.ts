@@ -18,6 +18,7 @@ import { createEngine } from '../engine/start-engine.ts';
 import { inTurns, interleaved, median, quantile, round } from '../measure.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
+import type { Device } from '../onnx/device.ts';
 import { openLlamaCpp, quarterMask, type SpeedOptions, somePrompt } from './decode.ts';
 
 const STREAMS = 8;
@@ -51,7 +52,7 @@ export async function benchBatch({ home, rounds, say }: SpeedOptions): Promise<o
   ];
   const { layerCount } = ours.config;
   const dense = denseMask(2 * layerCount);
-  const masks = Array.from({ length: STREAMS }, (_, i) => shifted(quarterMask(layerCount), i));
+  const masks = eightMasks(layerCount);
   const subjects: Subject[] = [
     { name: ONE, tokensPerSecond: ([prompt]) => ours.streams([prompt!], [dense]) },
     { name: EIGHT, tokensPerSecond: (prompts) => ours.streams(prompts, [dense]) },
@@ -101,6 +102,10 @@ export async function benchBatch({ home, rounds, say }: SpeedOptions): Promise<o
   };
 }
 
+/** Masks of as many blocks, one a stream. */
+export const eightMasks = (layerCount: number): Mask[] =>
+  Array.from({ length: STREAMS }, (_, i) => shifted(quarterMask(layerCount), i));
+
 /** Another mask of as many blocks: all its layers moved on by `steps`. */
 function shifted(mask: Mask, steps: number): Mask {
   const layerCount = mask.runs.length / 2;
@@ -111,14 +116,14 @@ function shifted(mask: Mask, steps: number): Mask {
   return maskFromSkippedLayers(2 * layerCount, { skipAttention: layers(0), skipFfn: layers(1) });
 }
 
-async function openOurs(home: string) {
+export async function openOurs(home: string, device?: Device) {
   const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
   const { config, hash, name, weights } = manifest;
   const surrogates = manifest.surrogates?.id as SurrogatesId | undefined;
   const engine = await createEngine({
     limits: { queueTimeout_ms: 600_000, prefixTokensMax: PREFIX_TOKENS_MAX },
     ...{ modelDir: folder, hash: hash as ModelHash, config, threads: availableParallelism() },
-    ...(surrogates && { surrogates }),
+    ...{ device, ...(surrogates && { surrogates }) },
   });
   return {
     ...{ engine, config, name, weights },

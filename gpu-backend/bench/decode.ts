@@ -17,7 +17,7 @@ import {
   withSurrogates,
 } from '../../shared/mask/mask.ts';
 import type { MaskPlan } from '../engine/engine.ts';
-import type { KvCache } from '../engine/kv-cache.ts';
+import type { SequenceCache } from '../engine/kv-cache.ts';
 import { openRunner, type Runner } from '../engine/runner.ts';
 import { interleaved, median, round } from '../measure.ts';
 import type { StoredLinear } from '../model/architectures/projections.ts';
@@ -26,13 +26,14 @@ import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.
 import { openInstalled } from '../model/store.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
 import { weightsRead } from '../model/weights-file.ts';
+import type { Device } from '../onnx/device.ts';
 
 const DENSE = 'dense';
 const QUARTER = '25 % of the blocks out';
 const SURROGATES = '25 % replaced by surrogates';
-const POSITIONS = [64, 512];
+export const POSITIONS = [64, 512];
 /** With `long`: where K and V weigh as much as weights and more. */
-const LONG_POSITIONS = [2048, 4096, 8000];
+export const LONG_POSITIONS = [2048, 4096, 8000];
 const PROMPT_TOKENS = 512;
 /** Chunks of a prompt, as the server computes them. */
 const CHUNK_TOKENS = 128;
@@ -95,7 +96,7 @@ function decodeFigures(found: ReadonlyMap<string, number>): object {
 }
 
 /** The bytes of all matrices that a token is multiplied by, with their scales and zero points. */
-async function denseBytes(folder: string, config: LlamaConfig): Promise<number> {
+export async function denseBytes(folder: string, config: LlamaConfig): Promise<number> {
   const { layers, head } = await readStoredLlama(folder, config);
   const matrices = layers.flatMap(({ qkv, output, gateUp, down }) => [qkv, output, gateUp, down]);
   const bytesOf = (stored: StoredLinear) =>
@@ -199,12 +200,13 @@ export type Peer = {
 export const somePrompt = (tokens: number, vocabulary: number, which = 0): number[] =>
   Array.from({ length: tokens }, (_, i) => 100 + ((i * 7919 + which * 104_729) % (vocabulary - 1000)));
 
-/** Our engine on all cores. Its peers share its one session. */
-export async function openEngine(home: string, model: string) {
+/** Our engine, on all cores unless a device is named. Its peers share its one session. */
+export async function openEngine(home: string, model: string, device?: Device) {
   const { folder, manifest } = await openInstalled(home, model);
   const runner = await openRunner(folder, manifest.config, {
     threads: availableParallelism(),
     surrogates: manifest.surrogates?.id as SurrogatesId | undefined,
+    device,
   });
   const filled = runner.newCache();
   return {
@@ -216,7 +218,7 @@ export async function openEngine(home: string, model: string) {
   };
 }
 
-type EngineRun = { readonly runner: Runner; readonly plan: MaskPlan; readonly cache: KvCache };
+type EngineRun = { readonly runner: Runner; readonly plan: MaskPlan; readonly cache: SequenceCache };
 
 /** Computes `prompt` from where the cache ends to `to`, in chunks. */
 async function compute({ runner, plan, cache }: EngineRun, prompt: readonly number[], to: number) {
@@ -228,7 +230,7 @@ async function compute({ runner, plan, cache }: EngineRun, prompt: readonly numb
 }
 
 /** `filled`: the cache of a dense prompt. What its keys are makes no difference to the time, so all masks decode behind it. */
-function enginePeer(runner: Runner, name: string, mask: Mask, filled: KvCache): Peer {
+function enginePeer(runner: Runner, name: string, mask: Mask, filled: SequenceCache): Peer {
   const plan = { mask, kv: 'preserve' } as const;
   const dense = { mask: denseMask(mask.runs.length), kv: 'preserve' } as const;
   const prompt = (tokens: number) => somePrompt(tokens, runner.config.vocabularySize);
@@ -247,8 +249,11 @@ function enginePeer(runner: Runner, name: string, mask: Mask, filled: KvCache): 
     },
     async prefill(tokens) {
       const start = performance.now();
-      await compute({ runner, plan, cache: runner.newCache() }, prompt(tokens), tokens);
-      return performance.now() - start;
+      const cache = runner.newCache();
+      await compute({ runner, plan, cache }, prompt(tokens), tokens);
+      const elapsed_ms = performance.now() - start;
+      cache.truncate(0);
+      return elapsed_ms;
     },
   };
 }

@@ -5,8 +5,17 @@ import { type Command, Option } from 'commander';
 import { maskrouteHome } from '../files.ts';
 import { WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+import type { DeviceChoice } from '../onnx/device.ts';
 import { readMaskSet } from '../publication/artefact-files.ts';
-import { DATA_HELP, examples, interruptible, rank, wholeNumber } from './terminal.ts';
+import {
+  chosenDevice,
+  DATA_HELP,
+  deviceOption,
+  examples,
+  interruptible,
+  rank,
+  wholeNumber,
+} from './terminal.ts';
 
 const PRESET = fileURLToPath(new URL(`../presets/${DEFAULT_MODEL}/mask-set.json`, import.meta.url));
 const ROUNDS = ['--rounds <count>', 'interleaved rounds whose median counts', wholeNumber(1)] as const;
@@ -14,6 +23,7 @@ const LONG = ['--long', 'contexts of 2,048, 4,096 and 8,000 tokens; some minutes
 const MASK_SET = ['--mask-set <file>', 'the set to route by (default: the preset)', PRESET] as const;
 
 type BenchFlags = { readonly json: boolean };
+type OnDevice = BenchFlags & { readonly device: DeviceChoice };
 type MasksFlags = { model: string; steps: number; prefill: boolean; rounds: number };
 type QuantizationFlags = { data: string[]; positions: number; maskSet: string[]; rounds: number };
 
@@ -26,9 +36,17 @@ export function addBenchCommands(program: Command): void {
   command(bench, 'decode', 'milliseconds a token, dense and masked, against llama.cpp')
     .option(...ROUNDS, 7)
     .option(...LONG)
-    .action(async ({ json, ...flags }: BenchFlags & { rounds: number; long: boolean }) => {
-      const { benchDecode } = await import('../bench/decode.ts');
-      await told(json, (say) => benchDecode({ home: maskrouteHome(), ...flags, say }));
+    .addOption(deviceOption())
+    .action(async ({ json, device: choice, ...flags }: OnDevice & { rounds: number; long: boolean }) => {
+      const device = await chosenDevice(choice);
+      const options = { home: maskrouteHome(), ...flags };
+      if (device.kind === 'webgpu') {
+        const { benchDecodeOn } = await import('../bench/device-bench.ts');
+        await told(json, (say) => benchDecodeOn(device, { ...options, say }));
+      } else {
+        const { benchDecode } = await import('../bench/decode.ts');
+        await told(json, (say) => benchDecode({ ...options, say }));
+      }
     });
 
   command(bench, 'prefill', 'milliseconds for a prompt of 512 tokens, against llama.cpp')
@@ -59,9 +77,17 @@ export function addBenchCommands(program: Command): void {
     'tokens a second of eight streams, under one mask and under eight, against llama.cpp',
   )
     .option(...ROUNDS, 3)
-    .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
-      const { benchBatch } = await import('../bench/batch.ts');
-      await told(json, (say) => benchBatch({ home: maskrouteHome(), rounds, say }));
+    .addOption(deviceOption())
+    .action(async ({ json, device: choice, rounds }: OnDevice & { rounds: number }) => {
+      const device = await chosenDevice(choice);
+      const options = { home: maskrouteHome(), rounds };
+      if (device.kind === 'webgpu') {
+        const { benchBatchOn } = await import('../bench/device-bench.ts');
+        await told(json, (say) => benchBatchOn(device, { ...options, say }));
+      } else {
+        const { benchBatch } = await import('../bench/batch.ts');
+        await told(json, (say) => benchBatch({ ...options, say }));
+      }
     });
 
   command(bench, 'prefix', 'milliseconds to the first token, when 400 tokens of the prompt are known')

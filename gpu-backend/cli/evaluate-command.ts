@@ -11,7 +11,17 @@ import { maskrouteHome } from '../files.ts';
 import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.ts';
 import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
 import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/evaluation/result.ts';
-import { createReporter, examples, interruptible, type Reporter, share, wholeNumber } from './terminal.ts';
+import type { DeviceChoice } from '../onnx/device.ts';
+import {
+  chosenDevice,
+  createReporter,
+  deviceOption,
+  examples,
+  interruptible,
+  type Reporter,
+  share,
+  wholeNumber,
+} from './terminal.ts';
 
 const SURROGATE_CHOICES = ['auto', 'both', 'with', 'without'] as const;
 
@@ -36,6 +46,7 @@ type EvaluateFlags = {
   readonly searchPositions: number;
   readonly rounds: number;
   readonly threads: number;
+  readonly device: DeviceChoice;
   readonly seed: number;
   readonly out?: string;
   readonly json: boolean;
@@ -79,6 +90,7 @@ export function addEvaluationCommand(program: Command): void {
     .option('--search-positions <count>', 'scored positions of one such evaluation', wholeNumber(16), 384)
     .option('--rounds <count>', 'interleaved rounds whose median is the time', wholeNumber(1), 5)
     .option('--threads <count>', 'of the engine', wholeNumber(1, 1024), availableParallelism())
+    .addOption(deviceOption())
     .option('--seed <number>', 'equal seeds score equal rows', wholeNumber(0), 1)
     .option('--out <folder>', 'gets evaluation.json and report.html')
     .option('--json', 'nothing but the JSON line', false)
@@ -160,6 +172,7 @@ async function toOptions(
     ...{ checks: flags.checks, facts: flags.facts, longTokens: LONG_TOKENS },
     ...{ limit: flags.limit, rowsMax: flags.rows, tokensMax: flags.tokens, evaluationsMax: flags.budget },
     ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads: flags.threads },
+    device: await chosenDevice(flags.device),
     seed: flags.seed,
   };
 }

@@ -12,9 +12,12 @@ import type { BlockCost, TargetKind } from '../learning/search/effort.ts';
 import { CONTEXT_TOKENS, LEARN_EFFORT, QUICK_EFFORT } from '../learning/search/effort.ts';
 import type { LearnReport } from '../learning/search/learn-report.ts';
 import type { InstalledModel } from '../model/store.ts';
+import { type Device, type DeviceChoice, deviceName } from '../onnx/device.ts';
 import {
+  chosenDevice,
   createReporter,
   DATA_HELP,
+  deviceOption,
   examples,
   interruptible,
   JSON_OPTION,
@@ -35,6 +38,7 @@ type LearnFlags = {
   readonly cost: BlockCost;
   readonly context?: number;
   readonly quick: boolean;
+  readonly device: DeviceChoice;
   readonly attention?: CountRange;
   readonly ffn?: CountRange;
   readonly surrogate?: boolean;
@@ -115,6 +119,7 @@ export function addLearnCommands(program: Command): void {
     .option('--name <name>', "the mask set's own name (default: the folder's)")
     .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
     .option('--quick', 'a first set with much less work: less text, few exchanges, one turn', false)
+    .addOption(deviceOption())
     .option('--seed <number>', 'equal seeds give equal sets', wholeNumber(0))
     .addOption(queueOption('hands the work to whoever runs maskroute work (default: it is done here)'))
     .addOption(journalOption())
@@ -159,6 +164,8 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const model = await openInstalled(home, flags.model);
   checkSparsity(flags, 2 * model.manifest.config.layerCount);
   checkContext(flags);
+  const device = await chosenDevice(flags.device);
+  if (device.kind !== 'cpu') reporter.log(whereLearningComputes(device, flags.queue !== undefined));
   await sayForecast(model, flags, reporter);
   const options = {
     model,
@@ -167,6 +174,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     maskCount: flags.masks,
     ...{ sparsity: flags.sparsity, cost: flags.cost, context: flags.context },
     ...{ attention: flags.attention, ffn: flags.ffn },
+    device,
     encoder: flags.encoder,
     encoderOptions: { home, threads: availableParallelism(), hooks: reporter },
     out: flags.out,
@@ -196,6 +204,12 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     reporter.stop();
   }
 }
+
+/** Gradients need operators that ONNX Runtime has for the processor alone; machines that take work from a queue have their own. */
+const whereLearningComputes = (device: Device, isQueued: boolean): string =>
+  isQueued
+    ? `Blocks are timed on ${deviceName(device)}; all else is computed by those who take the work.`
+    : `Masks are scored and timed on ${deviceName(device)}; gradients, losses and the dense model's targets are computed on the processor.`;
 
 /** Clusters that `auto` may come to, for a forecast. */
 const AUTO_CLUSTERS = 8;

@@ -3,7 +3,8 @@ import type { Command } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { PREFIX_TOKENS_MAX } from '../engine/prefix-cache.ts';
 import { maskrouteHome } from '../files.ts';
-import { examples, portFrom } from './terminal.ts';
+import type { DeviceChoice } from '../onnx/device.ts';
+import { deviceOption, examples, portFrom } from './terminal.ts';
 
 const BACKEND_PORT = 8080;
 
@@ -44,12 +45,13 @@ export function addServeCommand(program: Command, jobEntry: string): void {
     .command('serve')
     .description('run the backend alone')
     .requiredOption('--model <name>', 'an installed model')
+    .addOption(deviceOption())
     .addHelpText('after', ENVIRONMENT)
     .addHelpText(
       'after',
       examples('MASKROUTE_BACKEND_KEY=$(openssl rand -hex 24) maskroute serve --model smollm2-135m-instruct'),
     )
-    .action(async ({ model }: { model: string }) => {
+    .action(async ({ model, device }: { model: string; device: DeviceChoice }) => {
       const { serveUntilSignal } = await import('../main.ts');
       const { collectorFrom } = await import('../../shared/tracing/collector.ts');
       const {
@@ -65,7 +67,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
       } = process.env;
       await serveUntilSignal({
         home: maskrouteHome(),
-        model,
+        ...{ model, device },
         port: portFrom('BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(MASKROUTE_BACKEND_KEY_2 ? { otherBackendKey: MASKROUTE_BACKEND_KEY_2 } : {}),

@@ -4,10 +4,11 @@
  */
 import { join } from 'node:path';
 import { Presets, SingleBar } from 'cli-progress';
-import { InvalidArgumentError } from 'commander';
+import { InvalidArgumentError, Option } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { tryLock } from '../files.ts';
 import type { ImportPhase, ImportProgress } from '../model/model-source.ts';
+import { chooseDevice, DEVICE_CHOICES, type Device, type DeviceChoice } from '../onnx/device.ts';
 
 export const DATA_HELP =
   'JSONL rows with messages, prompt + completion, question + answer, instruction + output, or text';
@@ -79,6 +80,20 @@ export function share(text: string): number {
   const value = Number(text);
   if (text.trim() !== '' && value >= 0 && value < 1) return value;
   throw new InvalidArgumentError('expected a number from 0 to 1, such as 0.125');
+}
+
+/** `--device`, or MASKROUTE_DEVICE from the environment. */
+export const deviceOption = (): Option =>
+  new Option('--device <which>', 'what computes: the processor, a graphics device, or what there is')
+    .choices(DEVICE_CHOICES)
+    .env('MASKROUTE_DEVICE')
+    .default('cpu');
+
+/** What `--device` comes to; with `auto` on the processor, why, said once on standard error. @throws MaskrouteError `no_device`. */
+export async function chosenDevice(choice: DeviceChoice): Promise<Device> {
+  const { device, reason } = await chooseDevice(choice);
+  if (reason !== undefined) console.error(`The processor computes: ${reason}.`);
+  return device;
 }
 
 /** From the environment; 0 means any free one. @throws MaskrouteError `invalid_argument` unless it is absent or a port. */

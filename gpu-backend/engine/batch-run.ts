@@ -10,23 +10,32 @@ import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
 import type { Feeds, Fetches, Outputs, RuntimeTensor, Session } from '../onnx/session.ts';
 import { floats, integers, tensor } from '../onnx/session.ts';
 import type { MaskPlan } from './engine.ts';
-import type { CacheShape, KvCache } from './kv-cache.ts';
+import { type CacheShape, KvCache, type SequenceCache } from './kv-cache.ts';
 
 /** New tokens of one sequence. */
 export type RunInput = {
-  readonly cache: KvCache;
+  readonly cache: SequenceCache;
   /** S new tokens, after those that the cache holds. */
   readonly tokenIds: ArrayLike<number>;
   readonly plan: MaskPlan;
   /** Rows (0 to S-1) whose logits are wanted; none is cheaper than one. */
   readonly logitRows: readonly number[];
 };
+/** Its cache lies in this process's memory. */
+export type HostInput = RunInput & { readonly cache: KvCache };
+
+/** @throws Error for a cache of another runner. */
+export function onHost(input: RunInput): HostInput {
+  const { cache } = input;
+  if (!(cache instanceof KvCache)) throw new Error('a cache of another runner');
+  return { ...input, cache };
+}
 
 /** Logits of each input's wanted rows, `[logitRows, vocabulary]` each; the caches then hold the new tokens. */
 export async function runBatch(
   session: Session,
   shape: CacheShape,
-  inputs: readonly RunInput[],
+  inputs: readonly HostInput[],
 ): Promise<Float32Array[]> {
   if (inputs.length > BATCH_PLACES)
     throw new RangeError(`${inputs.length} sequences for ${BATCH_PLACES} places`);
@@ -38,8 +47,8 @@ export async function runBatch(
 }
 
 /** ONNX Runtime's rotary embedding takes as many rows as its table has positions: more of them are computed in several runs. */
-function runsOf(inputs: readonly RunInput[], rowsMax: number): RunInput[][] {
-  const runs: RunInput[][] = [];
+function runsOf(inputs: readonly HostInput[], rowsMax: number): HostInput[][] {
+  const runs: HostInput[][] = [];
   let rows = Number.POSITIVE_INFINITY;
   for (const input of inputs) {
     rows += input.tokenIds.length;
@@ -55,7 +64,7 @@ function runsOf(inputs: readonly RunInput[], rowsMax: number): RunInput[][] {
 async function runOnce(
   session: Session,
   shape: CacheShape,
-  inputs: readonly RunInput[],
+  inputs: readonly HostInput[],
 ): Promise<Float32Array[]> {
   const rows = placeRows(inputs);
   const feeds = { ...tokenFeeds(inputs, rows), ...maskFeeds(session, shape.layerCount, inputs, rows) };
@@ -69,7 +78,7 @@ async function runOnce(
 
 type RowRange = { readonly from: number; readonly to: number };
 
-function placeRows(inputs: readonly RunInput[]): RowRange[] {
+function placeRows(inputs: readonly HostInput[]): RowRange[] {
   let to = 0;
   return inputs.map(({ tokenIds }) => {
     const from = to;
@@ -78,7 +87,7 @@ function placeRows(inputs: readonly RunInput[]): RowRange[] {
   });
 }
 
-function tokenFeeds(inputs: readonly RunInput[], rows: readonly RowRange[]): Feeds {
+function tokenFeeds(inputs: readonly HostInput[], rows: readonly RowRange[]): Feeds {
   const tokenIds: number[] = [];
   const positions: number[] = [];
   const logitRows: number[] = [];
@@ -92,7 +101,7 @@ function tokenFeeds(inputs: readonly RunInput[], rows: readonly RowRange[]): Fee
   return { token_ids: integers(tokenIds), positions: integers(positions), logit_rows: integers(logitRows) };
 }
 
-const runs = ({ plan }: RunInput, block: number): boolean => plan.mask.runs[block] === 1;
+const runs = ({ plan }: HostInput, block: number): boolean => plan.mask.runs[block] === 1;
 /** Whether K and V of rows whose attention is skipped are written. */
 export const writesSkipped = ({ plan }: Pick<RunInput, 'plan'>): boolean =>
   plan.kv === 'preserve' || isDense(plan.mask);
@@ -100,17 +109,17 @@ export const writesSkipped = ({ plan }: Pick<RunInput, 'plan'>): boolean =>
 function maskFeeds(
   session: Session,
   layerCount: number,
-  inputs: readonly RunInput[],
+  inputs: readonly HostInput[],
   rows: readonly RowRange[],
 ): Feeds {
-  const rowsWhere = (is: (input: RunInput) => boolean): number[] =>
+  const rowsWhere = (is: (input: HostInput) => boolean): number[] =>
     inputs.flatMap((input, i) => (is(input) ? range(rows[i]!) : []));
   const blocks = Array.from({ length: 2 * layerCount }, (_, block) => block);
   const layers = blocks.slice(0, layerCount);
   const kept = layers.map((layer) => rowsWhere((one) => !runs(one, 2 * layer) && writesSkipped(one)));
   const running = layers.map((layer) => inputs.filter((one) => runs(one, 2 * layer)));
   const places = running.flatMap((present) =>
-    Array.from({ length: BATCH_PLACES }, (_, place): RunInput | undefined => present[place]),
+    Array.from({ length: BATCH_PLACES }, (_, place): HostInput | undefined => present[place]),
   );
   const feeds: Feeds = {
     ...rowLists(
@@ -146,7 +155,7 @@ const rowLists = (name: string, lists: readonly (readonly number[])[]): Feeds =>
 const flags = (values: readonly boolean[]): RuntimeTensor =>
   tensor('bool', Uint8Array.from(values, Number), [values.length]);
 
-function bindCaches(feeds: Feeds, fetches: Fetches, shape: CacheShape, inputs: readonly RunInput[]): void {
+function bindCaches(feeds: Feeds, fetches: Fetches, shape: CacheShape, inputs: readonly HostInput[]): void {
   // Fed where nobody stands.
   const empty = tensor('f32', new Float32Array(shape.width), [1, 1, shape.width]);
   const pasts = inputs.map(({ cache, tokenIds }) => cache.past(tokenIds.length));
@@ -186,7 +195,7 @@ function cacheNames(layerCount: number): CacheNames {
 const KEY_AND_VALUE = ['k', 'v'] as const;
 
 /** K and V of rows whose attention is skipped come as one tensor a layer; nothing reads them in this run. */
-function keepSkipped(outputs: Outputs, layerCount: number, inputs: readonly RunInput[]): void {
+function keepSkipped(outputs: Outputs, layerCount: number, inputs: readonly HostInput[]): void {
   for (let layer = 0; layer < layerCount; layer++) {
     KEY_AND_VALUE.forEach((name, which) => {
       const kept = outputs[`kept_${name}_${layer}`];
@@ -200,7 +209,7 @@ function keepSkipped(outputs: Outputs, layerCount: number, inputs: readonly RunI
   }
 }
 
-function logitsByInput(logits: Float32Array, inputs: readonly RunInput[]): Float32Array[] {
+function logitsByInput(logits: Float32Array, inputs: readonly HostInput[]): Float32Array[] {
   const wanted = inputs.reduce((sum, { logitRows }) => sum + logitRows.length, 0);
   const width = wanted === 0 ? 0 : logits.length / wanted;
   let from = 0;

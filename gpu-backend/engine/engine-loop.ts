@@ -11,7 +11,7 @@ import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { RunInput } from './batch-run.ts';
 import type { EngineEvent, GenerateRequest, ThreadStats, TokenLogprob } from './engine.ts';
-import type { KvCache } from './kv-cache.ts';
+import type { SequenceCache } from './kv-cache.ts';
 import { PrefixCache } from './prefix-cache.ts';
 import type { Runner } from './runner.ts';
 import { sample, tokenLogprob } from './sampler.ts';
@@ -54,7 +54,7 @@ export class EngineLoop {
   readonly #prefixes: PrefixCache;
   readonly #output: LoopOutput;
   readonly #sequences = new Map<string, Sequence>();
-  readonly #freeCaches: KvCache[] = [];
+  readonly #freeCaches: SequenceCache[] = [];
   readonly #totals = {
     steps: 0,
     promptTokens: 0,
@@ -236,7 +236,6 @@ export class EngineLoop {
     const { request, scheduled } = sequence;
     sequence.startedAt_ms ??= performance.now();
     sequence.cache = this.#freeCaches.pop() ?? this.#runner.newCache();
-    sequence.cache.truncate(0);
     sequence.cache.reserve(Math.min(scheduled.cacheTokens, scheduled.tokenCount + RESERVED_ANSWER_TOKENS));
     // A prompt that is scored needs the logits of all its tokens.
     if (request.promptLogprobs !== undefined) return;
@@ -329,6 +328,8 @@ export class EngineLoop {
   #recycle(sequence: Sequence): void {
     const { cache } = sequence;
     sequence.cache = undefined;
+    // On a graphics device an empty cache gives its place back.
+    cache?.truncate(0);
     if (cache === undefined || cache.capacity_tokens > KEPT_CACHE_TOKENS_MAX) return;
     if (this.#freeCaches.length < this.#limits.runningMax) this.#freeCaches.push(cache);
   }

@@ -6,6 +6,7 @@ import { parentPort, workerData } from 'node:worker_threads';
 import type { SurrogatesId } from '../../shared/mask/mask.ts';
 import type { ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ModelConfig } from '../model/model-source.ts';
+import type { Device } from '../onnx/device.ts';
 import { type EngineEvent, type GenerateRequest, writeStats } from './engine.ts';
 import { EngineLoop, type LoopLimits } from './engine-loop.ts';
 import { openRunner } from './runner.ts';
@@ -16,6 +17,7 @@ export type ThreadStart = {
   readonly config: ModelConfig;
   readonly surrogates: SurrogatesId | undefined;
   readonly threads: number;
+  readonly device: Device;
   readonly limits: LoopLimits;
   /** Statistics, written after every step. */
   readonly stats: SharedArrayBuffer;
@@ -47,8 +49,8 @@ const start = workerData as ThreadStart;
 const port = parentPort!;
 const send = (message: FromThread): void => port.postMessage(message);
 
-const { modelDir, config, surrogates, threads } = start;
-const runner = await openRunner(modelDir, config, { threads, surrogates, batches: true });
+const { modelDir, config, surrogates, threads, device } = start;
+const runner = await openRunner(modelDir, config, { threads, surrogates, device, batches: true });
 const loop = new EngineLoop(runner, start.limits, await measureStepTimes(runner), {
   event: (requestId, event) => send({ type: 'event', requestId, event }),
   failed: (requestId, error) => send({ type: 'failed', requestId, error: wireError(error) }),

@@ -4,6 +4,7 @@
  */
 import type { Mask, ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import type { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { Device } from '../onnx/device.ts';
 import type { GrammarSession } from './grammar.ts';
 
 export interface Engine {
@@ -28,6 +29,8 @@ export type EngineModel = {
   readonly blockCount: number;
   readonly contextTokens: number;
   readonly vocabularySize: number;
+  /** What computes it. */
+  readonly device: Device;
   /** The model's table of surrogates, if it has one. */
   readonly surrogates?: SurrogatesId;
 };

@@ -18,6 +18,12 @@ export type CacheShape = {
   readonly contextTokens: number;
 };
 
+/** What the engine knows of a cache, wherever keys and values lie. */
+export type SequenceCache = Pick<
+  KvCache,
+  'length' | 'capacity_tokens' | 'reserve' | 'truncate' | 'appendPage' | 'copyPage'
+>;
+
 const INITIAL_TOKENS = 256;
 /** Attention costs in proportion to the view, so it stays near the live length. */
 const VIEW_STEP_TOKENS = 16;

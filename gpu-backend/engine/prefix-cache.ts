@@ -16,7 +16,7 @@
  */
 import { maskBits } from '../../shared/mask/mask.ts';
 import type { GenerateRequest, MaskPlan } from './engine.ts';
-import type { KvCache } from './kv-cache.ts';
+import type { SequenceCache } from './kv-cache.ts';
 
 export const PAGE_TOKENS = 16;
 /** A token takes 46 kB with the default model: 370 MB, once pages have filled it. */
@@ -67,7 +67,7 @@ export class PrefixCache {
    * is. Two tokens are left to be computed: the last one's logits are wanted, and a lone row is summed otherwise
    * (`scheduler.ts`).
    */
-  take(owner: PrefixOwner, tokenIds: ArrayLike<number>, cache: KvCache): number {
+  take(owner: PrefixOwner, tokenIds: ArrayLike<number>, cache: SequenceCache): number {
     let tree = this.#trees.get(keyOf(owner));
     for (let at = 0; at + PAGE_TOKENS + 2 <= tokenIds.length; at += PAGE_TOKENS) {
       const page = tree?.followers.get(nameOf(tokenIds, at));
@@ -85,7 +85,7 @@ export class PrefixCache {
     tokenIds: ArrayLike<number>,
     from: number,
     computed: number,
-    cache: KvCache,
+    cache: SequenceCache,
   ): void {
     if (this.pagesMax === 0 || Math.floor(from / PAGE_TOKENS) === Math.floor(computed / PAGE_TOKENS)) return;
     const now_ms = this.#now_ms();

@@ -8,38 +8,20 @@
  */
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
+import type { Mask } from '../../shared/mask/mask.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE, WEIGHTS_FILE } from '../model/emit.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
 import { createSession, floats, integers, tensor } from '../onnx/session.ts';
-import type { RunInput } from './batch-run.ts';
-import { runBatch, writesSkipped } from './batch-run.ts';
+import type { HostInput, RunInput } from './batch-run.ts';
+import { onHost, runBatch, writesSkipped } from './batch-run.ts';
 import { KvCache } from './kv-cache.ts';
+import { checkSurrogates, type Runner, type RunnerOptions } from './runner-interface.ts';
 
-export type Runner = {
-  readonly config: ModelConfig;
-  /** The table of surrogates that the graph holds. */
-  readonly surrogates: SurrogatesId | undefined;
-  newCache(): KvCache;
-  /** Logits, row-major `[logitRows, vocabulary]`; the cache then holds the S tokens. */
-  run(input: RunInput): Promise<Float32Array>;
-  /** The same for several sequences at once, `BATCH_PLACES` at most. */
-  runMany(inputs: readonly RunInput[]): Promise<Float32Array[]>;
-  close(): Promise<void>;
-};
+export type { Runner } from './runner-interface.ts';
 
 /** The default model's weights twice: 160 MB. */
 const TWO_SESSIONS_BYTES_MAX = 2 ** 30;
-
-export type RunnerOptions = {
-  readonly threads: number;
-  readonly profileFile?: string;
-  /** Whether `runMany` is given several sequences: only then the batched graph is opened. */
-  readonly batches?: boolean;
-  /** Of the model's manifest, where its graph has surrogates. */
-  readonly surrogates?: SurrogatesId | undefined;
-};
 
 /** Opens `modelDir/model.onnx`, whose weights are mapped from the file beside it. */
 export async function openRunner(
@@ -47,10 +29,16 @@ export async function openRunner(
   config: ModelConfig,
   options: RunnerOptions,
 ): Promise<Runner> {
+  if (options.device?.kind === 'webgpu') {
+    const { openWebgpuRunner } = await import('./webgpu-runner.ts');
+    return openWebgpuRunner(modelDir, config, options);
+  }
   const { batches = false, surrogates } = options;
   const isLarge = batches && (await stat(join(modelDir, WEIGHTS_FILE))).size > TWO_SESSIONS_BYTES_MAX;
-  const one = isLarge ? undefined : await createSession(join(modelDir, MODEL_FILE), options);
-  const many = batches ? await createSession(join(modelDir, BATCHED_MODEL_FILE), options) : undefined;
+  const { threads, profileFile } = options;
+  const settings = { threads, ...(profileFile === undefined ? {} : { profileFile }) };
+  const one = isLarge ? undefined : await createSession(join(modelDir, MODEL_FILE), settings);
+  const many = batches ? await createSession(join(modelDir, BATCHED_MODEL_FILE), settings) : undefined;
   const planTensors = new WeakMap<Uint8Array, RuntimeTensor>();
   const cacheShape = {
     layerCount: config.layerCount,
@@ -59,9 +47,10 @@ export async function openRunner(
   };
   const runMany = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
     for (const { plan } of inputs) checkSurrogates(plan.mask, surrogates);
-    if (inputs.length === 1 && one !== undefined) return [await run(one, config, planTensors, inputs[0]!)];
+    if (inputs.length === 1 && one !== undefined)
+      return [await run(one, config, planTensors, onHost(inputs[0]!))];
     if (many === undefined) throw new Error('this runner was opened for one sequence at a time');
-    return runBatch(many, cacheShape, inputs);
+    return runBatch(many, cacheShape, inputs.map(onHost));
   };
   return {
     config,
@@ -78,17 +67,11 @@ export async function openRunner(
   };
 }
 
-/** @throws Error for another table than the graph's. */
-function checkSurrogates({ surrogates }: Mask, served: SurrogatesId | undefined): void {
-  if (surrogates !== undefined && surrogates !== served)
-    throw new Error(`the mask wants surrogates ${surrogates}, the graph has ${served ?? 'none'}`);
-}
-
 async function run(
   session: Session,
   config: ModelConfig,
   planTensors: WeakMap<Uint8Array, RuntimeTensor>,
-  input: RunInput,
+  input: HostInput,
 ): Promise<Float32Array> {
   const { cache, tokenIds, plan, logitRows } = input;
   const tokens = tokenIds.length;

@@ -2,7 +2,7 @@
 import { seededRandom } from '../random.ts';
 import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
 import { SequenceGrammar } from './grammar.ts';
-import type { KvCache } from './kv-cache.ts';
+import type { SequenceCache } from './kv-cache.ts';
 import type { SamplerState } from './sampler.ts';
 import type { ScheduledRequest } from './scheduler.ts';
 
@@ -22,7 +22,7 @@ export type Sequence = {
   /** The first of its tokens whose pages are not offered to later prompts yet. */
   keptTokens: number;
   /** Given when the request gets its place. */
-  cache: KvCache | undefined;
+  cache: SequenceCache | undefined;
   startedAt_ms: number | undefined;
   prefilledAt_ms: number | undefined;
   /** When its last step ended; undefined before its first one. */

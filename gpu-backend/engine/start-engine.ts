@@ -5,6 +5,7 @@ import type { ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
 import type { ModelConfig } from '../model/model-source.ts';
+import { type Device, PROCESSOR } from '../onnx/device.ts';
 import {
   type Engine,
   type EngineEvent,
@@ -24,6 +25,8 @@ export type EngineOptions = {
   readonly config: ModelConfig;
   readonly surrogates?: SurrogatesId;
   readonly threads?: number;
+  /** The processor unless given. */
+  readonly device?: Device | undefined;
   readonly limits?: Partial<LoopLimits>;
   /** Hears of failures with their stack, which the wire never carries. */
   readonly onError?: (detail: string) => void;
@@ -40,7 +43,7 @@ const CHUNK_TOKENS = 256;
 
 /** Rejects with MaskrouteError `engine_failed` when the model cannot be opened. */
 export async function createEngine(options: EngineOptions): Promise<Engine> {
-  const { modelDir, config, surrogates } = options;
+  const { modelDir, config, surrogates, device = PROCESSOR } = options;
   const limits: LoopLimits = {
     runningMax: RUNNING_MAX,
     waitingMax: WAITING_MAX,
@@ -50,12 +53,14 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     cacheTokensMax: RUNNING_MAX * config.contextTokens,
     prefixTokensMax: PREFIX_TOKENS_MAX,
     ...options.limits,
+    // Keys and values on a graphics device do not come to the host, where pages are kept.
+    ...(device.kind === 'cpu' ? {} : { prefixTokensMax: 0 }),
   };
   if (limits.runningMax > BATCH_PLACES)
     throw new RangeError(`a step has ${BATCH_PLACES} places, not ${limits.runningMax}`);
   const threads = options.threads ?? availableParallelism();
   const stats = newSharedStats();
-  const workerData: ThreadStart = { modelDir, config, surrogates, threads, limits, stats };
+  const workerData: ThreadStart = { modelDir, config, surrogates, threads, device, limits, stats };
   const worker = new Worker(new URL('./engine-thread.ts', import.meta.url), {
     workerData,
     resourceLimits: { maxYoungGenerationSizeMb: 2 },
@@ -89,9 +94,10 @@ class ThreadEngine implements Engine {
   readonly #queues = new Map<string, EventQueue<EngineEvent>>();
 
   constructor(worker: Worker, options: EngineOptions, queueCapacity: number, stats: Float64Array) {
-    const { hash, config, surrogates } = options;
+    const { hash, config, surrogates, device = PROCESSOR } = options;
     this.model = {
       hash,
+      device,
       blockCount: 2 * config.layerCount,
       contextTokens: config.contextTokens,
       vocabularySize: config.vocabularySize,

@@ -98,6 +98,7 @@ export async function measureStepTimes(runner: Runner): Promise<StepTimes> {
   const more = await probe(rows, 0);
   const far = (await probe(1, keys)) - one;
   const moreFar = (await probe(rows, keys)) - more;
+  cache.truncate(0);
   const rowKey_ms = Math.max(0, (moreFar - far) / ((rows - 1) * keys));
   const key_ms = Math.max(0, far / keys - rowKey_ms);
   const row_ms = Math.max(MIN_ROW_ms, (more - one) / (rows - 1));

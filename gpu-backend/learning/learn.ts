@@ -18,6 +18,7 @@ import type { EncoderOptions } from '../encoder/full-encoder.ts';
 import { writeWhole } from '../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
+import type { Device } from '../onnx/device.ts';
 import { clusterLabel } from './data/clusters.ts';
 import { openEncoder } from './data/encoders.ts';
 import { groupPrompts, type Prompts } from './data/prompt-groups.ts';
@@ -66,6 +67,8 @@ export type LearnOptions = {
   /** How many blocks of a kind may be left out. */
   readonly attention?: CountRange | undefined;
   readonly ffn?: CountRange | undefined;
+  /** What runs masks and times them; the processor unless given. */
+  readonly device?: Device | undefined;
   readonly encoder: string;
   readonly encoderOptions: EncoderOptions;
   /** Folder for the mask set, the report, and the state of an unfinished run. */
@@ -131,9 +134,12 @@ async function learnWith(
   journal: RunJournal,
 ): Promise<{ masks: LearnedMasks; budget: Budget; effort: LearnEffort }> {
   const { model, surrogates, encoderOptions, seed, signal, maskCount } = settings;
+  const { device } = settings;
   const { threads } = encoderOptions;
-  await using units = await (settings.openUnits ?? openLocalUnits)({ model, surrogates, threads, signal });
-  const asked = { model, surrogates, threads, targets: settings.effort.targets };
+  await using units = await (settings.openUnits ?? openLocalUnits)({
+    ...{ model, surrogates, threads, device, signal },
+  });
+  const asked = { model, surrogates, threads, device, targets: settings.effort.targets };
   const parts = await openModelParts(asked, units, journal);
   const budget = await parts.budget(settings);
   const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, { seed, ...settings.effort });
@@ -210,6 +216,7 @@ async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Prom
     effort,
     seed,
     encoder,
+    ...(settings.device?.kind === 'webgpu' && { device: settings.device.adapter }),
   });
 }
 

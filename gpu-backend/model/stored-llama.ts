@@ -9,6 +9,7 @@ import { ModelProto } from '../onnx/encode.ts';
 import { findExtras } from './architectures/attention-extras.ts';
 import type { StoredLlama } from './architectures/llama.ts';
 import type { StoredLinear } from './architectures/projections.ts';
+import type { StoredSurrogate } from './architectures/surrogate.ts';
 import { MODEL_FILE } from './emit.ts';
 import type { LlamaConfig } from './model-source.ts';
 import { corruptModel } from './model-source.ts';
@@ -18,7 +19,11 @@ import type { WeightRange } from './weights-file.ts';
 type Tensor = { readonly shape: readonly number[]; readonly range: WeightRange };
 
 /** @throws MaskrouteError `corrupt_model` when the graph lacks a tensor. */
-export async function readStoredLlama(folder: string, config: LlamaConfig): Promise<StoredLlama> {
+export async function readStoredLlama(
+  folder: string,
+  config: LlamaConfig,
+  surrogates: 'with surrogates' | 'without surrogates' = 'without surrogates',
+): Promise<StoredLlama> {
   const found = await readWeights(join(folder, MODEL_FILE));
   const get = (name: string): Tensor => {
     const tensor = found.tensors.get(name);
@@ -26,6 +31,14 @@ export async function readStoredLlama(folder: string, config: LlamaConfig): Prom
     return tensor;
   };
   const linear = (name: string): StoredLinear => storedLinear(get, found.forms.get(`${name}.q`), name);
+  const surrogate = (name: string): StoredSurrogate => ({
+    down: linear(`${name}.surrogate_down`),
+    up: linear(`${name}.surrogate_up`),
+    bias: get(`${name}.surrogate_bias`).range,
+    first: get(`${name}.surrogate_first`).range,
+  });
+  const hasSurrogates =
+    surrogates === 'with surrogates' && found.tensors.has('layer_0.attention.surrogate_bias');
   const correction = found.tensors.get('embedding_correction');
   return {
     layers: Array.from({ length: config.layerCount }, (_, index) => ({
@@ -35,6 +48,12 @@ export async function readStoredLlama(folder: string, config: LlamaConfig): Prom
       down: linear(`layer_${index}.down`),
       attentionNorm: get(`layer_${index}.attention_norm`).range,
       ffnNorm: get(`layer_${index}.ffn_norm`).range,
+      ...(hasSurrogates && {
+        surrogates: {
+          attention: surrogate(`layer_${index}.attention`),
+          ffn: surrogate(`layer_${index}.ffn`),
+        },
+      }),
       ...findExtras(index, (name) => found.tensors.get(name)?.range),
     })),
     embedding: {

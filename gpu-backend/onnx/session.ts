@@ -24,6 +24,13 @@ export type SessionOptions = {
   readonly arena?: boolean;
   /** Where to write a trace of every node's time, for benches. */
   readonly profileFile?: string;
+  /** What computes; the processor unless given. */
+  readonly device?: 'cpu' | 'webgpu';
+  /**
+   * Outputs that stay in the device's memory: they can be fed and fetched again, and not be read. With any, onnxruntime-node
+   * makes all outputs anew (`inference_session_wrap.cc`); a session without writes those that are fetched with a tensor in place.
+   */
+  readonly stay?: readonly string[];
 };
 
 export type Session = {
@@ -44,8 +51,12 @@ type Handler = {
 
 /** `model`: a path (external weights lie beside it) or the bytes of a model that needs no other file. */
 export async function createSession(model: string | Uint8Array, options: SessionOptions): Promise<Session> {
+  const { device = 'cpu', stay = [] } = options;
   const settings: InferenceSession.SessionOptions = {
-    executionProviders: ['cpu'],
+    executionProviders: [device],
+    ...(stay.length === 0
+      ? {}
+      : { preferredOutputLocation: Object.fromEntries(stay.map((name) => [name, 'gpu-buffer' as const])) }),
     intraOpNumThreads: options.threads,
     interOpNumThreads: 1,
     executionMode: 'sequential',
@@ -116,3 +127,6 @@ export function integers(values: ArrayLike<number>, dims: readonly number[] = [v
 }
 
 export const floats = (value: Tensor): Float32Array => value.data as Float32Array;
+
+/** Whether its values lie in a device's memory: feeding it copies nothing, and it cannot be read. */
+export const isOnDevice = (value: Tensor): boolean => value.location === 'gpu-buffer';

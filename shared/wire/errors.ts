@@ -54,6 +54,7 @@ export const ERROR_CODES = {
   invalid_argument: [400, 'invalid_request_error'],
   already_running: [409, 'invalid_request_error'],
   port_in_use: [409, 'invalid_request_error'],
+  no_device: [500, 'server_error'],
   start_failed: [500, 'server_error'],
   storage_failed: [500, 'server_error'],
   edge_unreachable: [503, 'server_error'],

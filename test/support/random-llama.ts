@@ -8,6 +8,7 @@ import { emitModel, type Holding } from '../../gpu-backend/model/emit.ts';
 import { writeSurrogateGraph } from '../../gpu-backend/model/install-surrogates.ts';
 import type { LlamaConfig, WeightKind, WeightSource } from '../../gpu-backend/model/model-source.ts';
 import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
+import type { Device } from '../../gpu-backend/onnx/device.ts';
 import { createRandom, seededRandom } from '../../gpu-backend/random.ts';
 import type { SurrogatesId } from '../../shared/mask/mask.ts';
 
@@ -89,20 +90,22 @@ export function holding(kind: WeightKind, { vocabularySize }: LlamaConfig): Hold
   return { kind, text: { tokenIds, sequenceTokens }, threads: 1 };
 }
 
-/** Emits `source` into a folder of its own and opens it; disposing removes both. */
+/** Emits `source` into a folder of its own and opens it on a device; disposing removes both. */
 export async function openEmitted(
   source: WeightSource,
   kind: WeightKind,
   table?: SurrogateTable,
-): Promise<Runner & AsyncDisposable> {
+  device?: Device,
+): Promise<Runner & AsyncDisposable & { readonly folder: string }> {
   const folder = await mkdtemp(join(tmpdir(), 'maskroute-model-'));
   await emitModel(source, holding(kind, source.config), folder, () => {});
   const { config } = source;
   if (table !== undefined) await writeSurrogateGraph(folder, folder, { config, weights: kind }, table);
   const surrogates = table && RANDOM_TABLE_ID;
-  const runner = await openRunner(folder, config, { threads: 1, surrogates, batches: true });
+  const runner = await openRunner(folder, config, { threads: 1, surrogates, device, batches: true });
   return {
     ...runner,
+    folder,
     async [Symbol.asyncDispose]() {
       await runner.close();
       await rm(folder, { recursive: true });

@@ -6,6 +6,7 @@
 import type { Mask } from '../../../shared/mask/mask.ts';
 import { maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { deviceName, PROCESSOR } from '../../onnx/device.ts';
 import { createRandom } from '../../random.ts';
 import { kindTable } from '../data/clusters.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
@@ -93,12 +94,16 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
     })),
     ...(checked.checks === undefined ? {} : { checks: checked.checks }),
     data: data.counts,
-    notes: [...inputs.notes, ...notes, ...tableNotes(options), ...checked.notes],
+    notes: [...inputs.notes, ...notes, ...tableNotes(options), ...deviceNotes(options), ...checked.notes],
     ...{ model: model.manifest.name, weights: model.manifest.weights, threads: options.threads },
     search: { evaluations: options.evaluationsMax, positions: options.searchPositions },
     seed,
   };
 }
+
+/** Where masks were run and timed, unless that is the processor. */
+const deviceNotes = ({ device = PROCESSOR }: EvaluateOptions): string[] =>
+  device.kind === 'cpu' ? [] : [`Masks were run and timed on ${deviceName(device)}.`];
 
 /** Sets that were learned with another table than the model has now. */
 const tableNotes = ({ maskSets, model }: EvaluateOptions): string[] =>

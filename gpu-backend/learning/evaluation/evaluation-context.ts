@@ -6,6 +6,7 @@ import { openRunner } from '../../engine/runner.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { openModelText } from '../../model/tokenizer/model-text.ts';
+import type { Device } from '../../onnx/device.ts';
 import type { OpenEncoder } from '../data/encoders.ts';
 import type { ScoreSession } from '../search/score-masks.ts';
 import { createScorer, openScoreSession, type Scorer } from '../search/score-masks.ts';
@@ -47,6 +48,8 @@ export type EvaluateOptions = {
   readonly searchPositions: number;
   readonly rounds: number;
   readonly threads: number;
+  /** What runs and times the model; the processor unless given. */
+  readonly device?: Device | undefined;
   readonly seed: number;
   /** What became of the rows of `data`, before anything is scored. */
   readonly onRows: (counts: RowCounts) => void;
@@ -65,11 +68,12 @@ export type Context = {
 
 /** Opens the model once for all stages. */
 export async function openContext(options: EvaluateOptions): Promise<Context & AsyncDisposable> {
-  const { model, threads } = options;
+  const { model, threads, device } = options;
   const { folder, manifest } = model;
   await using opening = new AsyncDisposableStack();
   const text = await openModelText(folder, manifest);
-  const runner = await openRunner(folder, manifest.config, { threads, surrogates: surrogatesOf(model) });
+  const surrogates = surrogatesOf(model);
+  const runner = await openRunner(folder, manifest.config, { threads, surrogates, device });
   opening.defer(() => runner.close());
   const session = await openScoreSession(threads);
   opening.defer(() => session.close());

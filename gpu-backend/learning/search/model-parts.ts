@@ -14,6 +14,7 @@ import { interleaved, median } from '../../measure.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { readSurrogates, type Surrogates } from '../../model/surrogates.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
+import type { Device } from '../../onnx/device.ts';
 import type { Sample } from '../data/samples.ts';
 import type { SampleBatch } from '../gates/batches.ts';
 import type { LossAndGradients } from '../gates/train-mask.ts';
@@ -52,16 +53,17 @@ type PartsOptions = {
   readonly targets: TargetKind;
   /** For the timing of blocks. */
   readonly threads: number;
+  readonly device?: Device | undefined;
 };
 
 export async function openModelParts(
-  { model: { folder, manifest }, surrogates, targets, threads }: PartsOptions,
+  { model: { folder, manifest }, surrogates, targets, threads, device }: PartsOptions,
   units: Pick<Units, 'run'>,
   journal: RunJournal,
 ): Promise<ModelParts> {
   const { config } = manifest;
   const measured = async (context: number | undefined) => {
-    const runner = await openRunner(folder, config, { threads, surrogates: surrogates?.id });
+    const runner = await openRunner(folder, config, { threads, device, surrogates: surrogates?.id });
     try {
       return Object.values(await measureBlockTimes(runner, surrogates?.id, context));
     } finally {

@@ -8,7 +8,7 @@
  * Shapes: P scored positions of a sample, R rows (positions), V tokens; q = softmax of the logits, p the dense model's.
  */
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
-import type { KvCache } from '../../engine/kv-cache.ts';
+import type { SequenceCache } from '../../engine/kv-cache.ts';
 import type { Runner } from '../../engine/runner.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import { type Graph, GraphBuilder, type Value } from '../../onnx/graph.ts';
@@ -68,7 +68,7 @@ export function createScorer(runner: Runner, session: ScoreSession): Scorer {
 }
 
 /** `[P, V]`. */
-function logitsOf(runner: Runner, cache: KvCache, sample: Sample, mask: Mask): Promise<Float32Array> {
+function logitsOf(runner: Runner, cache: SequenceCache, sample: Sample, mask: Mask): Promise<Float32Array> {
   cache.length = 0;
   const logitRows = Array.from({ length: scoredPositions(sample) }, (_, i) => sample.scoreFrom + i);
   const tokenIds = sample.tokenIds.subarray(0, -1);

@@ -31,6 +31,7 @@ export function openUnitComputer({
   model: { folder, manifest },
   surrogates,
   threads,
+  device,
 }: Omit<UnitsOptions, 'signal'>): UnitComputer {
   const { config, weights } = manifest;
   const sessions = new AsyncDisposableStack();
@@ -53,7 +54,7 @@ export function openUnitComputer({
   const losses = byTargets((tail) => openLossSession(folder, config, { threads, surrogates: table, tail }));
   const gates = byTargets((tail) => openGateSession(folder, config, { threads, surrogates: table, tail }));
   const teacher = onDemand(() => openTeacher(folder, config, { threads }));
-  const runner = onDemand(() => openRunner(folder, config, { threads, surrogates: surrogates?.id }));
+  const runner = onDemand(() => openRunner(folder, config, { threads, device, surrogates: surrogates?.id }));
   const scoring = onDemand(() => openScoreSession(threads));
   let opened: Scorer | undefined;
   const scorer = async () => (opened ??= createScorer(await runner(), await scoring()));

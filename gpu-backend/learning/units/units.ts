@@ -1,6 +1,7 @@
 /** Who computes a run's units: this process, one after the other, or whoever takes them from a queue. */
 import type { InstalledModel } from '../../model/store.ts';
 import type { Surrogates } from '../../model/surrogates.ts';
+import type { Device } from '../../onnx/device.ts';
 import type { Unit } from './unit.ts';
 
 export type Units = AsyncDisposable & {
@@ -14,6 +15,8 @@ export type UnitsOptions = {
   readonly model: InstalledModel;
   readonly surrogates: Surrogates | undefined;
   readonly threads: number;
+  /** What runs masks; the processor unless given. Whoever takes units from a queue has its own. */
+  readonly device?: Device | undefined;
   readonly signal: AbortSignal | undefined;
 };
 

@@ -144,7 +144,9 @@ export function layerExtras(
     },
     outputBiased(b, product) {
       if (outputBias === undefined) return product;
-      const bias = g.initializer(`${layer}.${NAMES.outputBias}`, 'f32', [H], dataOf(outputBias, 0, H));
+      const name = `${layer}.${NAMES.outputBias}`;
+      const bias = named.get(name) ?? g.initializer(name, 'f32', [H], dataOf(outputBias, 0, H));
+      named.set(name, bias);
       return b.op('Add', [product, bias]);
     },
     hasRope: !config.layersWithoutRope?.includes(index),

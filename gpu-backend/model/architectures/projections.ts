@@ -3,7 +3,7 @@
  * by blocks too), or fp32 as the reference. Every matrix has bits and blocks of its own.
  * Weights stay `[out, in]`, as files have them, so rows can be shared between initializers.
  */
-import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import { type Attribute, type Graph, type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import {
   blocksOf,
   checkForm,
@@ -134,6 +134,23 @@ export function multiply(g: GraphBuilder, x: Value, weight: Linear, output = g.f
   }
   return { name: output };
 }
+
+/** The same graph, whose products take their inputs as they are and do not round them to 8 bits. */
+export const withExactProducts = (graph: Graph): Graph => ({
+  ...graph,
+  nodes: graph.nodes.map((node) => ({
+    ...node,
+    attributes: Object.fromEntries(
+      Object.entries(node.attributes).map(([name, value]): [string, Attribute] => {
+        if (name === 'accuracy_level') return [name, EXACT];
+        const isBranch = typeof value === 'object' && 'graph' in value;
+        return [name, isBranch ? { graph: withExactProducts(value.graph) } : value];
+      }),
+    ),
+  })),
+});
+/** An `accuracy_level`: inputs in fp32. */
+const EXACT = 1;
 
 /*
  * From token ids to the first value of the residual stream.

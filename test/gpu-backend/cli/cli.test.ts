@@ -45,6 +45,7 @@ const MODEL = ['--model', 'nobody'];
 const LEARN = ['learn', ...MODEL, '--data', 'x', '--out', path.join(home, 'out')];
 const EVALUATE = ['evaluate', ...MODEL, '--mask-set', 'x', '--data', 'x'];
 const REFUSED: [string, string[], RegExp][] = [
+  ['an unknown device', ['serve', ...MODEL, '--device', 'cuda'], /Allowed choices are cpu, webgpu, auto/],
   ['an unknown command', ['nonsense'], /unknown command 'nonsense'/],
   ['an unknown option', ['model', 'list', '--nonsense'], /unknown option '--nonsense'/],
   ['too many arguments', ['model', 'list', 'more'], /too many arguments/],

@@ -1,7 +1,7 @@
 /** Many sequences at once: the batched graph against the graph of one sequence, and the loop under anything that may happen. */
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { RunInput } from '../../../gpu-backend/engine/batch-run.ts';
+import { onHost, type RunInput } from '../../../gpu-backend/engine/batch-run.ts';
 import type { EngineEvent, GenerateRequest, KvMode, MaskPlan } from '../../../gpu-backend/engine/engine.ts';
 import { EngineLoop, type LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
 import { KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
@@ -227,7 +227,7 @@ const scripted = scriptedRunner(WORDS, (logits, hash) => {
 /** `score` writes logits that follow from the hash of all keys. */
 function scriptedRunner(words: number, score: (logits: Float32Array, hash: number) => void): Runner {
   const runMany: Runner['runMany'] = async (inputs) =>
-    inputs.map(({ cache, tokenIds, plan, logitRows }) => {
+    inputs.map(onHost).map(({ cache, tokenIds, plan, logitRows }) => {
       cache.reserve(tokenIds.length);
       const salt = plan.mask.runs.reduce((sum, bit, i) => sum + bit * 2 ** i, 0);
       const keys = Float32Array.from(tokenIds, (id) => id * 256 + salt);

@@ -4,7 +4,7 @@
  * at their start is computed once.
  */
 import type { Mask } from '../../../../shared/mask/mask.ts';
-import type { KvCache } from '../../../engine/kv-cache.ts';
+import type { SequenceCache } from '../../../engine/kv-cache.ts';
 import type { Runner } from '../../../engine/runner.ts';
 import type { Tokenizer } from '../../../model/tokenizer/tokenizer.ts';
 import { commonLength } from '../../data/samples.ts';
@@ -39,7 +39,7 @@ export function encodeChoices(
 
 /** Σ log p of each choice. */
 export async function scoreChoices(
-  { runner, session, cache }: { runner: Runner; session: ScoreSession; cache: KvCache },
+  { runner, session, cache }: { runner: Runner; session: ScoreSession; cache: SequenceCache },
   choices: readonly TokenChoice[],
   mask: Mask,
 ): Promise<number[]> {

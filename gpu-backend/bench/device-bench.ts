@@ -1,0 +1,143 @@
+/**
+ * `bench decode` and `bench batch` with `--device webgpu`: milliseconds a token and tokens a second on a graphics device, dense and
+ * with a quarter of the blocks out.
+ *
+ * The limit is the device's memory: every weight is read once a step. What plain copying reaches there is measured in the same
+ * run; drivers that compute on the processor have no memory of their own, so nothing is said of them. node-llama-cpp
+ * comes without its builds for graphics devices here, so llama.cpp on the same device is not measured.
+ */
+import { denseMask, type Mask, withSurrogates } from '../../shared/mask/mask.ts';
+import { inTurns, interleaved, median, round } from '../measure.ts';
+import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+import { openInstalled } from '../model/store.ts';
+import { weightsRead } from '../model/weights-file.ts';
+import type { Device } from '../onnx/device.ts';
+import { encodeModel } from '../onnx/encode.ts';
+import { GraphBuilder } from '../onnx/graph.ts';
+import { createSession, tensor } from '../onnx/session.ts';
+import { eightMasks, openOurs } from './batch.ts';
+import {
+  denseBytes,
+  LONG_POSITIONS,
+  openEngine,
+  POSITIONS,
+  quarterMask,
+  type SpeedOptions,
+} from './decode.ts';
+
+type Adapter = Device & { readonly kind: 'webgpu' };
+
+export async function benchDecodeOn(
+  device: Adapter,
+  { home, rounds, long = false, say }: SpeedOptions,
+): Promise<object> {
+  const bandwidth_GBps = await toldBandwidth(device, say);
+  const engine = await openEngine(home, DEFAULT_MODEL, device);
+  try {
+    const { manifest, dense, runner } = engine;
+    const quarter = quarterMask(manifest.config.layerCount);
+    const peers = [engine.peer('dense', dense), engine.peer('quarter', quarter)];
+    if (runner.surrogates !== undefined)
+      peers.push(engine.peer('quarterSurrogates', withSurrogates(quarter, runner.surrogates)));
+    const weights = weightsRead(manifest.config, dense);
+    const bytes = await denseBytes(engine.folder, manifest.config);
+    const positions: Record<string, object> = {};
+    for (const position of long ? LONG_POSITIONS : POSITIONS) {
+      const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
+      const found = await interleaved(subjects, rounds);
+      for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms a token`);
+      const dense_ms = found.get('dense')!;
+      positions[`at${position}`] = {
+        ...Object.fromEntries([...found].map(([name, ms]) => [`${name}_ms`, round(ms)])),
+        speedup25: round(dense_ms / found.get('quarter')!),
+        ...shareOf(bytes / dense_ms / 1e6, bandwidth_GBps),
+      };
+    }
+    return {
+      ...{ bench: 'decode', model: manifest.name, rounds, ...figuresOf(device, bandwidth_GBps) },
+      ...positions,
+      speedup25Limit: round(weights / weightsRead(manifest.config, quarter)),
+    };
+  } finally {
+    await engine.runner.close();
+  }
+}
+
+const STREAM_TOKENS = 64;
+
+export async function benchBatchOn(device: Adapter, { home, rounds, say }: SpeedOptions): Promise<object> {
+  const bandwidth_GBps = await toldBandwidth(device, say);
+  await using ours = await openOurs(home, device);
+  const { layerCount } = ours.config;
+  const dense = denseMask(2 * layerCount);
+  const masks = eightMasks(layerCount);
+  const streams = (count: number, of: readonly Mask[]) => () =>
+    ours.streams(Array<number>(count).fill(STREAM_TOKENS), of);
+  const subjects = [
+    { name: 'oneStream', tokensPerSecond: streams(1, [dense]) },
+    { name: 'eightStreams', tokensPerSecond: streams(masks.length, [dense]) },
+    { name: 'eightOneMask', tokensPerSecond: streams(masks.length, [masks[0]!]) },
+    { name: 'eightMasks', tokensPerSecond: streams(masks.length, masks) },
+  ];
+  const found = await inTurns(subjects, rounds, ({ tokensPerSecond }) => tokensPerSecond());
+  const of = (name: string) => round(median(found.get(name)!), 1);
+  for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens a second`);
+  const steps = of('eightStreams') / masks.length;
+  const { folder } = await openInstalled(home, DEFAULT_MODEL);
+  const read_GBps = (steps * (await denseBytes(folder, ours.config))) / 1e9;
+  return {
+    ...{ bench: 'batch', model: ours.name, weights: ours.weights, streams: masks.length, rounds },
+    ...figuresOf(device, bandwidth_GBps),
+    ...Object.fromEntries(subjects.map(({ name }) => [`${name}_tokensPerSecond`, of(name)])),
+    timesOneStream: round(of('eightStreams') / of('oneStream')),
+    masksAgainstOneMask: round(of('eightMasks') / of('eightOneMask')),
+    ...shareOf(read_GBps, bandwidth_GBps),
+  };
+}
+
+const figuresOf = ({ adapter }: Adapter, bandwidth_GBps: number | null) => ({
+  ...{ device: 'webgpu', adapter, llamaCpp: 'not measured' },
+  bandwidth_GBps: bandwidth_GBps === null ? null : round(bandwidth_GBps, 1),
+});
+
+const shareOf = (read_GBps: number, bandwidth_GBps: number | null) => ({
+  weightsRead_GBps: round(read_GBps, 1),
+  bandwidthShare: bandwidth_GBps === null ? null : round(read_GBps / bandwidth_GBps),
+});
+
+async function toldBandwidth(device: Adapter, say: SpeedOptions['say']): Promise<number | null> {
+  say(`on ${device.adapter}`);
+  if (device.isSoftware) {
+    say("its drivers compute on the processor: the memory's bandwidth is not measured");
+    return null;
+  }
+  const found_GBps = await copyBandwidth_GBps();
+  say(`plain copying reaches ${found_GBps.toFixed(1)} GB/s, reads and writes together`);
+  return found_GBps;
+}
+
+const COPIES = 32;
+const COPIED_FLOATS = 2 ** 24;
+
+/** What one buffer after the other takes to be read and written on the device. */
+async function copyBandwidth_GBps(): Promise<number> {
+  const g = new GraphBuilder('copies');
+  const one = g.constant('f32', [1], [1]);
+  let value = g.op('Expand', [g.input('x', 'f32', [1]), g.constant('i64', [1], [COPIED_FLOATS])]);
+  for (let i = 0; i < COPIES; i++) value = g.op('Add', [value, one]);
+  // Reading one number back waits for all of it.
+  const int = (number: number) => g.constant('i64', [1], [number]);
+  const first = g.op('Slice', [value, int(0), int(1)]);
+  g.output(first, 'f32', [1]);
+  const session = await createSession(encodeModel(g.graph), { threads: 1, device: 'webgpu' });
+  const times_ms: number[] = [];
+  for (let turn = 0; turn < 6; turn++) {
+    const begun_ms = performance.now();
+    await session.run({ x: tensor('f32', Float32Array.of(turn), [1]) }, [first.name]);
+    times_ms.push(performance.now() - begun_ms);
+  }
+  await session.release();
+  const bytes = (2 * COPIES + 1) * COPIED_FLOATS * Float32Array.BYTES_PER_ELEMENT;
+  // The first run makes the buffers.
+  return bytes / median(times_ms.slice(1)) / 1e6;
+}

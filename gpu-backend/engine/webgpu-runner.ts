@@ -1,0 +1,256 @@
+/**
+ * The runner on a graphics device: the same runs as `runner.ts`, by the graph of `model/architectures/webgpu-llama.ts`. What goes
+ * to the device is token ids, positions and masks; what comes back is the logits that are asked for.
+ *
+ * `GroupQueryAttention` takes one new token of many sequences, or many of one: so a step is a run for all single tokens, and one
+ * for each piece of a prompt (`webgpu-attention.ts` says how long a piece may be).
+ */
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { partOf } from '../files.ts';
+import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
+import { webgpuLlamaGraph } from '../model/architectures/webgpu-llama.ts';
+import type { ModelConfig } from '../model/model-source.ts';
+import { readStoredLlama } from '../model/stored-llama.ts';
+import { encodeModel } from '../onnx/encode.ts';
+import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
+import { createSession, floats, integers, tensor } from '../onnx/session.ts';
+import type { RunInput } from './batch-run.ts';
+import { checkSurrogates, type Runner, type RunnerOptions } from './runner-interface.ts';
+import { pieceTokensMax } from './webgpu-attention.ts';
+import { DeviceCache, DeviceCaches } from './webgpu-caches.ts';
+
+type Input = RunInput & { readonly cache: DeviceCache };
+
+export async function openWebgpuRunner(
+  modelDir: string,
+  config: ModelConfig,
+  options: RunnerOptions,
+): Promise<Runner> {
+  const { surrogates } = options;
+  const { layerCount, kvHeadCount, headSize, contextTokens } = config;
+  const pieceMax = await pieceTokensMax(config);
+  const session = await openGraph(modelDir, config, options);
+  const caches = await DeviceCaches.open({
+    ...{ layerCount, kvHeadCount, headSize, contextTokens },
+    width: kvHeadCount * headSize,
+  });
+  const parts = { session, caches, config, pieceMax };
+  // One step after the other: a step may move the buffers.
+  let last: Promise<unknown> = Promise.resolve();
+  const runMany = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
+    if (inputs.length > BATCH_PLACES)
+      throw new RangeError(`${inputs.length} sequences for ${BATCH_PLACES} places`);
+    for (const { plan, cache, tokenIds } of inputs) {
+      checkSurrogates(plan.mask, surrogates);
+      cache.reserve(tokenIds.length);
+    }
+    const own = inputs.map(asInput);
+    const step = last.then(() => runStep(parts, own));
+    last = step.catch(() => undefined);
+    return step;
+  };
+  return {
+    config,
+    surrogates,
+    newCache: () => new DeviceCache(caches),
+    run: async (input) => (await runMany([input]))[0]!,
+    runMany,
+    close: async () => {
+      await caches.close();
+      session.endProfiling();
+      await session.release();
+    },
+  };
+}
+
+/** The graph is made anew each time: it takes some milliseconds, and installed models need no other file. */
+async function openGraph(
+  modelDir: string,
+  config: ModelConfig,
+  { threads, profileFile }: RunnerOptions,
+): Promise<Session> {
+  const graph = webgpuLlamaGraph(config, await readStoredLlama(modelDir, config, 'with surrogates'));
+  // External weights are found beside the graph's file.
+  const path = partOf(join(modelDir, 'webgpu.onnx'));
+  await writeFile(path, encodeModel(graph));
+  const options = {
+    threads,
+    device: 'webgpu',
+    ...(profileFile === undefined ? {} : { profileFile }),
+  } as const;
+  return createSession(path, options).finally(() => rm(path, { force: true }));
+}
+
+function asInput(input: RunInput): Input {
+  const { cache } = input;
+  if (!(cache instanceof DeviceCache)) throw new Error('a cache of another runner');
+  return { ...input, cache };
+}
+
+type Parts = {
+  readonly session: Session;
+  readonly caches: DeviceCaches;
+  readonly config: ModelConfig;
+  /** New tokens of one sequence in one run. */
+  readonly pieceMax: number;
+};
+
+/** Caches hold the new tokens once everything has run: a step that fails half-way can be run again. */
+async function runStep(parts: Parts, inputs: readonly Input[]): Promise<Float32Array[]> {
+  const logits = new Map<Input, Float32Array>();
+  // First, since it writes a token behind those of the others.
+  const single = inputs.filter(({ tokenIds }) => tokenIds.length === 1);
+  if (single.length > 0) await runSingle(parts, single, logits);
+  for (const input of inputs) {
+    if (input.tokenIds.length > 1) logits.set(input, await runPieces(parts, input));
+  }
+  for (const { cache, tokenIds } of inputs) cache.length += tokenIds.length;
+  return inputs.map((input) => logits.get(input)!);
+}
+
+/** A token each of several sequences. */
+async function runSingle(
+  parts: Parts,
+  inputs: readonly Input[],
+  logits: Map<Input, Float32Array>,
+): Promise<void> {
+  const { caches } = parts;
+  await caches.makeRoom(
+    inputs.map(({ cache }) => cache),
+    1,
+  );
+  const lengths = new Map(caches.placed.map(({ place, length }) => [place!, length]));
+  const rows = Array.from({ length: caches.places }, (_, place): Row => {
+    const input = inputs.find(({ cache }) => cache.place === place);
+    // Where nobody computes, a token is written behind those that are there.
+    return { past: lengths.get(place) ?? 0, tokenIds: input?.tokenIds ?? [0], input };
+  });
+  const found = await runRows(parts, rows, caches.buffers);
+  rows.forEach(({ input }, place) => {
+    if (input !== undefined) logits.set(input, found[place]!);
+  });
+}
+
+/** Tokens of one sequence. */
+async function runPieces(parts: Parts, input: Input): Promise<Float32Array> {
+  const { caches, pieceMax, config } = parts;
+  const { cache, tokenIds, logitRows } = input;
+  await caches.makeRoom([cache], tokenIds.length);
+  const logits = new Float32Array(logitRows.length * config.vocabularySize);
+  let known = 0;
+  await caches.with(cache.place!, async (buffers) => {
+    for (let from = 0; from < tokenIds.length; from += pieceMax) {
+      const to = Math.min(tokenIds.length, from + pieceMax);
+      const piece: Input = {
+        ...input,
+        tokenIds: Array.from({ length: to - from }, (_, i) => tokenIds[from + i]!),
+        logitRows: logitRows.flatMap((row) => (row >= from && row < to ? [row - from] : [])),
+      };
+      const row = { past: cache.length + from, tokenIds: piece.tokenIds, input: piece };
+      const [own] = await runRows(parts, [row], buffers);
+      logits.set(own!, known);
+      known += own!.length;
+    }
+  });
+  return logits;
+}
+
+/** A row of the buffers in one run: how many tokens it holds, and who computes there, if anybody. */
+type Row = {
+  readonly past: number;
+  readonly tokenIds: ArrayLike<number>;
+  readonly input: Input | undefined;
+};
+
+/** One run: a sequence a row of the buffers, all with as many new tokens. */
+async function runRows(
+  { session, config }: Parts,
+  rows: readonly Row[],
+  buffers: readonly RuntimeTensor[],
+): Promise<Float32Array[]> {
+  const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, config.layerCount, rows) };
+  const fetches: Fetches = { logits: null };
+  buffers.forEach((buffer, i) => {
+    const name = `${i % 2 === 0 ? 'k' : 'v'}_${i >> 1}`;
+    feeds[`past_${name}`] = buffer;
+    fetches[`present_${name}`] = buffer;
+  });
+  const outputs = await session.run(feeds, fetches);
+  return logitsByRow(floats(outputs.logits!), rows, config.vocabularySize);
+}
+
+function tokenFeeds(rows: readonly Row[]): Feeds {
+  const tokens = rows[0]!.tokenIds.length;
+  const each = (of: (row: Row, token: number) => number): number[] =>
+    rows.flatMap((row) => Array.from({ length: tokens }, (_, token) => of(row, token)));
+  const shape = [rows.length, tokens];
+  const ends = rows.map(({ past }) => past + tokens);
+  const places = each(({ past }, token) => past + token);
+  return {
+    token_ids: integers(
+      each(({ tokenIds }, token) => tokenIds[token]!),
+      shape,
+    ),
+    // What is written where nobody computes is never read: its position only has to be one that the table has.
+    positions: integers(
+      each(({ past, input }, token) => (input === undefined ? 0 : past + token)),
+      shape,
+    ),
+    kv_positions: tensor('i32', Int32Array.from(places), [rows.length, 1, tokens, 1]),
+    last_keys: tensor(
+      'i32',
+      Int32Array.from(ends, (end) => end - 1),
+      [rows.length],
+    ),
+    keys_max: tensor('i32', Int32Array.of(Math.max(...ends)), [1]),
+    logit_rows: integers(
+      rows.flatMap(({ input }, row) => input?.logitRows.map((token) => row * tokens + token) ?? []),
+    ),
+    is_first: tensor(
+      'bool',
+      Uint8Array.from(places, (place) => Number(place === 0)),
+      [...shape, 1],
+    ),
+  };
+}
+
+function maskFeeds(session: Session, layerCount: number, rows: readonly Row[]): Feeds {
+  const blocks = Array.from({ length: 2 * layerCount }, (_, block) => block);
+  const runs = ({ plan }: Input, block: number) => plan.mask.runs[block] === 1;
+  const live = rows.flatMap(({ input }) => input ?? []);
+  const running = blocks.map((block) => live.filter((input) => runs(input, block)).length);
+  const flags = (is: (count: number) => boolean) =>
+    tensor(
+      'bool',
+      Uint8Array.from(running, (count) => Number(is(count))),
+      [blocks.length],
+    );
+  const gates = (is: (input: Input, block: number) => boolean) => {
+    const values = blocks.flatMap((block) =>
+      rows.map(({ input }) => Number(input !== undefined && is(input, block))),
+    );
+    return tensor('f32', Float32Array.from(values), [blocks.length, rows.length, 1, 1]);
+  };
+  return {
+    plain: flags((count) => count === live.length),
+    mixed: flags((count) => count > 0 && count < live.length),
+    gates: gates(runs),
+    ...(session.inputNames.includes('surrogate_gates')
+      ? {
+          surrogate_gates: gates(
+            (input, block) => input.plan.mask.surrogates !== undefined && !runs(input, block),
+          ),
+        }
+      : {}),
+  };
+}
+
+function logitsByRow(logits: Float32Array, rows: readonly Row[], width: number): Float32Array[] {
+  let from = 0;
+  return rows.map(({ input }) => {
+    const own = logits.subarray(from, from + (input?.logitRows.length ?? 0) * width);
+    from += own.length;
+    return own;
+  });
+}

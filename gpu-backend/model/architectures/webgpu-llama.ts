@@ -1,0 +1,304 @@
+/**
+ * The Llama decoder as one graph for a graphics device, through ONNX Runtime's WebGPU provider: the same weights, masks and
+ * parts of a layer as `llama.ts`, with those nodes that the provider has.
+ *
+ * Shapes: B = sequences, S = new tokens of each (B = 1, or S = 1), T = capacity of the caches, R = rows whose logits are wanted;
+ * H, F, N, G, D, V as in `llama.ts`.
+ *
+ * K and V `[B, G, T, D]` stay on the device: `present_k_0`, … are bound to the buffers that come in as `past_k_0`, …, so a
+ * step writes its own tokens and nothing else. `GroupQueryAttention` takes a length a sequence; a skipped attention writes
+ * its K and V with `ScatterElements`, in place too.
+ *
+ * Each block takes one of three ways, which the host says (`plain`, `mixed`): all sequences run it; some do, and `gates`
+ * of 0 and 1 take its output from the others; or nobody does, and its weights are not read. `If` wants its condition on
+ * the host, so nothing is read back for it.
+ */
+import type { Graph, Value } from '../../onnx/graph.ts';
+import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
+import type { LlamaConfig } from '../model-source.ts';
+import { external } from '../weights-file.ts';
+import { type Extras, layerExtras, rotate } from './attention-extras.ts';
+import type { StoredLayer, StoredLlama } from './llama.ts';
+import { addAndNormalize, feedForward, outputLogits, plainly, rotaryTable, throughLayers } from './llama.ts';
+import type { Linear } from './projections.ts';
+import { embed, linear, multiply, storedRows, withExactProducts } from './projections.ts';
+import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
+
+/** Values that every block sees. */
+type Shared = {
+  readonly config: LlamaConfig;
+  /** `[B, S]`. */
+  readonly positions: Value;
+  /** The same as `[B, G, S, D]`: where each number of K and V goes. */
+  readonly places: Value;
+  /** `[B]`: each sequence's keys, the new ones counted, less one. */
+  readonly lastKeys: Value;
+  /** The most keys of a sequence. */
+  readonly keysMax: Value;
+  readonly cos: Value;
+  readonly sin: Value;
+  /** `[B, S, H]`. */
+  readonly zeros: Value;
+  /** For each of the 2L blocks: whether all sequences run it, and whether some do. */
+  readonly plain: readonly Value[];
+  readonly mixed: readonly Value[];
+  /** `[2L, B, 1, 1]`: 1 where the sequence runs the block. */
+  readonly gates: Value;
+  readonly surrogates:
+    | {
+        /** `[2L, B, 1, 1]`: 1 where a surrogate stands in. */
+        readonly gates: Value;
+        /** `[B, S, 1]`, bool: position 0 of the sequence. */
+        readonly isFirst: Value;
+      }
+    | undefined;
+};
+
+/** Inputs and outputs are named in `engine/webgpu-runner.ts`, which feeds them. */
+export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama): Graph {
+  const g = new GraphBuilder('webgpu_llama');
+  const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
+  const logitRows = g.input('logit_rows', 'i64', ['R']);
+  const embedded = embed(g, tokenIds, stored.embedding);
+  const shared = sharedValues(g, config, stored, embedded);
+  const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
+    ffn(g, shared, layer, index, ...attention(g, shared, layer, index, residual, branch)),
+  );
+  const rows = g.op('Reshape', [g.op('Add', stream), g.constant('i64', [2], [-1, config.hiddenSize])]);
+  outputLogits(g, config, stored, g.op('Gather', [rows, logitRows], { axis: 0 }), ['R']);
+  // Some devices would round otherwise than the processor does: at half a logit of the default model.
+  return withExactProducts(g.graph);
+}
+
+function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
+  const { layerCount: L, kvHeadCount: G, headSize: D } = config;
+  const flags = (name: string) =>
+    g.ops(
+      'Split',
+      [g.input(name, 'bool', [2 * L]), g.constant('i64', [2 * L], Array<number>(2 * L).fill(1))],
+      2 * L,
+    );
+  return {
+    config,
+    positions: g.input('positions', 'i64', ['B', 'S']),
+    places: g.op('Expand', [
+      g.input('kv_positions', 'i32', ['B', 1, 'S', 1]),
+      g.constant('i64', [4], [1, G, 1, D]),
+    ]),
+    lastKeys: g.input('last_keys', 'i32', ['B']),
+    keysMax: g.input('keys_max', 'i32', [1]),
+    ...rotaryTable(g, config, stored),
+    zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
+    plain: flags('plain'),
+    mixed: flags('mixed'),
+    gates: g.input('gates', 'f32', [2 * L, 'B', 1, 1]),
+    surrogates: stored.layers.some(({ surrogates }) => surrogates !== undefined)
+      ? {
+          gates: g.input('surrogate_gates', 'f32', [2 * L, 'B', 1, 1]),
+          isFirst: g.input('is_first', 'bool', ['B', 'S', 1]),
+        }
+      : undefined,
+  };
+}
+
+/** The three ways of a block, as two nested branches; the outermost is what most steps take. */
+function chosenWay(
+  g: GraphBuilder,
+  { plain, mixed }: Shared,
+  block: number,
+  outputs: readonly string[],
+  declare: (b: GraphBuilder, values: readonly Value[]) => void,
+  ways: Record<'plain' | 'mixed' | 'skipped', (b: GraphBuilder) => readonly Value[]>,
+): void {
+  const way = (outer: GraphBuilder, name: keyof typeof ways) =>
+    outer.subgraph(`${name}_${block}`, (b) => declare(b, ways[name](b)));
+  const others = g.subgraph(`not_plain_${block}`, (b) => {
+    const names = outputs.map((name) => b.fresh(name));
+    b.node('If', [mixed[block]!], names, {
+      then_branch: { graph: way(b, 'mixed') },
+      else_branch: { graph: way(b, 'skipped') },
+    });
+    declare(
+      b,
+      names.map((name) => ({ name })),
+    );
+  });
+  g.node('If', [plain[block]!], outputs, {
+    then_branch: { graph: way(g, 'plain') },
+    else_branch: { graph: others },
+  });
+}
+
+/** `[B, 1, 1]` of one block. */
+const gateOf = (b: GraphBuilder, gates: Value, block: number): Value =>
+  b.op('Gather', [gates, b.constant('i64', [], [block])], { axis: 0 });
+
+/** What stands in for a skipped block, and is added where only some sequences run it; undefined without surrogates. */
+function standIn(
+  g: GraphBuilder,
+  shared: Shared,
+  block: number,
+  name: string,
+  stored: StoredSurrogate | undefined,
+  x: (b: GraphBuilder) => Value,
+): ((b: GraphBuilder) => Value) | undefined {
+  const { surrogates } = shared;
+  if (stored === undefined || surrogates === undefined) return undefined;
+  const product = surrogateProduct(g, name, stored);
+  return (b) => b.op('Mul', [product(b, x(b), surrogates.isFirst), gateOf(b, surrogates.gates, block)]);
+}
+
+/** The block's output where only some sequences run it. */
+function gated(
+  b: GraphBuilder,
+  shared: Shared,
+  block: number,
+  output: Value,
+  stand: ((b: GraphBuilder) => Value) | undefined,
+): Value {
+  const own = b.op('Mul', [output, gateOf(b, shared.gates, block)]);
+  return stand === undefined ? own : b.op('Add', [own, stand(b)]);
+}
+
+type Past = { readonly k: Value; readonly v: Value };
+
+function attention(
+  g: GraphBuilder,
+  shared: Shared,
+  stored: StoredLayer,
+  index: number,
+  before: Value,
+  branch: Value | undefined,
+): [Value, Value] {
+  const { config } = shared;
+  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
+  const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
+  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
+  const past: Past = {
+    k: g.input(`past_k_${index}`, 'f32', ['B', G, 'T', D]),
+    v: g.input(`past_v_${index}`, 'f32', ['B', G, 'T', D]),
+  };
+  const weights = {
+    qkv: linear(g, `layer_${index}.qkv`, stored.qkv),
+    kv: linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D)),
+    output: linear(g, `layer_${index}.output`, stored.output),
+  };
+  const extras = layerExtras(g, config, index, stored);
+  const block = 2 * index;
+  const stand = standIn(
+    g,
+    shared,
+    block,
+    `layer_${index}.attention`,
+    stored.surrogates?.attention,
+    plainly(config, stored.qkv, residual, x),
+  );
+  const declare = (b: GraphBuilder, [output, k, v]: readonly Value[]) => {
+    b.output(output!, 'f32', ['B', 'S', H]);
+    b.output(k!, 'f32', ['B', G, 'T', D]);
+    b.output(v!, 'f32', ['B', G, 'T', D]);
+  };
+  const run = (b: GraphBuilder) => runAttention(b, shared, weights, extras, x, past);
+  const output = g.fresh('attention');
+  const presents = [`present_k_${index}`, `present_v_${index}`];
+  chosenWay(g, shared, block, [output, ...presents], declare, {
+    plain: run,
+    mixed: (b) => {
+      const [own, ...present] = run(b);
+      return [gated(b, shared, block, own!, stand), ...present];
+    },
+    skipped: (b) => [
+      stand?.(b) ?? b.op('Identity', [shared.zeros]),
+      ...writeKeys(b, shared, weights.kv, extras, x, past),
+    ],
+  });
+  for (const name of presents) g.output({ name }, 'f32', ['B', G, 'T', D]);
+  return [residual, { name: output }];
+}
+
+/** The output `[B, S, H]`, and the caches with K and V of the new tokens. */
+function runAttention(
+  b: GraphBuilder,
+  shared: Shared,
+  { qkv, output }: { readonly qkv: Linear; readonly output: Linear },
+  extras: Extras,
+  x: Value,
+  past: Past,
+): Value[] {
+  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
+  const all = extras.biased(b, multiply(b, x, qkv), { from: 0, count: N + 2 * G });
+  const [qk, v] = b.ops('Split', [all, b.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
+  const normed = extras.normed(b, qk!, { from: 0, count: N + G });
+  const rotated = rotate(b, shared, extras, normed, shared.positions, N + G);
+  const [q, k] = b.ops('Split', [rotated, b.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
+  const [attended, presentK, presentV] = b.ops(
+    'GroupQueryAttention',
+    [q, k, v, past.k, past.v, shared.lastKeys, shared.keysMax],
+    3,
+    {
+      num_heads: N,
+      kv_num_heads: G,
+      // Rows of Q carry 1/√D already (see `llama.ts`).
+      scale: { float: 1 },
+      ...(extras.window === undefined ? {} : { local_window_size: extras.window }),
+    },
+    MICROSOFT,
+  );
+  return [extras.outputBiased(b, multiply(b, attended!, output)), presentK!, presentV!];
+}
+
+/** The caches with K and V of new tokens whose attention is skipped. */
+function writeKeys(
+  b: GraphBuilder,
+  shared: Shared,
+  kv: Linear,
+  extras: Extras,
+  x: Value,
+  past: Past,
+): Value[] {
+  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
+  const both = extras.biased(b, multiply(b, x, kv), { from: N, count: 2 * G });
+  const [k, v] = b.ops('Split', [both, b.constant('i64', [2], [G * D, G * D])], 2, { axis: -1 });
+  const normed = extras.normed(b, k!, { from: N, count: G });
+  const rotated = rotate(b, shared, extras, normed, shared.positions, G);
+  const write = (into: Value, values: Value) => {
+    const byToken = b.op('Reshape', [values, b.constant('i64', [4], [0, 0, G, D])]);
+    const byHead = b.op('Transpose', [byToken], { perm: [0, 2, 1, 3] });
+    return b.op('ScatterElements', [into, shared.places, byHead], { axis: 2 });
+  };
+  return [write(past.k, rotated), write(past.v, v!)];
+}
+
+function ffn(
+  g: GraphBuilder,
+  shared: Shared,
+  stored: StoredLayer,
+  index: number,
+  before: Value,
+  branch: Value,
+): [Value, Value] {
+  const { config } = shared;
+  const { hiddenSize: H } = config;
+  const norm = g.initializer(`layer_${index}.ffn_norm`, 'f32', [H], external(stored.ffnNorm));
+  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
+  const weights = {
+    gateUp: linear(g, `layer_${index}.gate_up`, stored.gateUp),
+    down: linear(g, `layer_${index}.down`, stored.down),
+  };
+  const block = 2 * index + 1;
+  const stand = standIn(
+    g,
+    shared,
+    block,
+    `layer_${index}.ffn`,
+    stored.surrogates?.ffn,
+    plainly(config, stored.gateUp, residual, x),
+  );
+  const output = g.fresh('ffn');
+  chosenWay(g, shared, block, [output], (b, [own]) => b.output(own!, 'f32', ['B', 'S', H]), {
+    plain: (b) => [feedForward(b, config, x, weights)],
+    mixed: (b) => [gated(b, shared, block, feedForward(b, config, x, weights), stand)],
+    skipped: (b) => [stand?.(b) ?? b.op('Identity', [shared.zeros])],
+  });
+  return [residual, { name: output }];
+}

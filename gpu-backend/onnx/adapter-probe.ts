@@ -1,0 +1,58 @@
+/**
+ * Asks the graphics drivers, in a process of its own (`device.ts`): the package `webgpu` knows the adapter's name, and
+ * ONNX Runtime shows that it can compute there.
+ */
+
+import { encodeModel } from './encode.ts';
+import { GraphBuilder } from './graph.ts';
+import { createSession, floats, tensor } from './session.ts';
+
+/** Read, and checked, by the process that asks. */
+type Probe =
+  | { readonly kind: 'adapter'; readonly adapter: string; readonly isSoftware: boolean | null }
+  | { readonly kind: 'none'; readonly reason: string };
+
+async function probe(): Promise<Probe> {
+  const named = await askName();
+  if (named?.kind === 'none') return named;
+  try {
+    await compute();
+  } catch (error) {
+    return { kind: 'none', reason: lastSentence((error as Error).message) };
+  }
+  return named ?? { kind: 'adapter', adapter: 'an adapter without a name', isSoftware: null };
+}
+
+/** `undefined` without the package, which is optional. */
+async function askName(): Promise<Probe | undefined> {
+  const webgpu = await import('webgpu').catch(() => undefined);
+  if (webgpu === undefined) return undefined;
+  const adapter = await webgpu.create([]).requestAdapter({ powerPreference: 'high-performance' });
+  if (adapter === null)
+    return { kind: 'none', reason: 'no driver for Vulkan, Metal or Direct3D has an adapter' };
+  const { vendor, device, description, isFallbackAdapter } = adapter.info;
+  return {
+    kind: 'adapter',
+    adapter: description || [vendor, device].filter(Boolean).join(' '),
+    isSoftware: isFallbackAdapter,
+  };
+}
+
+async function compute(): Promise<void> {
+  const g = new GraphBuilder('probe');
+  const x = g.input('x', 'f32', [2]);
+  const sum = g.op('Add', [x, x]);
+  g.output(sum, 'f32', [2]);
+  const session = await createSession(encodeModel(g.graph), { threads: 1, device: 'webgpu' });
+  const outputs = await session.run({ x: tensor('f32', Float32Array.of(1, 2), [2]) }, [sum.name]);
+  const [two, four] = floats(outputs[sum.name]!);
+  if (two !== 2 || four !== 4) throw new Error('it adds wrongly');
+}
+
+/** ONNX Runtime's messages begin with where in its source they come from. */
+const lastSentence = (message: string): string =>
+  message.trim().split('was false. ').at(-1)!.replace(/\.$/, '');
+
+const found = await probe();
+// The native libraries may not end well, so what was found is written before they end.
+process.stdout.write(`${JSON.stringify(found)}\n`, () => process.exit(0));

@@ -1,0 +1,94 @@
+/**
+ * What computes: the processor, or a graphics device through ONNX Runtime's WebGPU provider (Vulkan, Metal, Direct3D). A native
+ * library asks the drivers, and a broken driver takes its process along; so a child process asks first
+ * (`adapter-probe.ts`).
+ */
+import { execFile } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { z } from 'zod';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+
+export const DEVICE_CHOICES = ['cpu', 'webgpu', 'auto'] as const;
+export type DeviceChoice = (typeof DEVICE_CHOICES)[number];
+
+/** Plain data: it goes to the engine's thread. */
+export type Device =
+  | { readonly kind: 'cpu' }
+  | {
+      readonly kind: 'webgpu';
+      /** The adapter's name. */
+      readonly adapter: string;
+      /** Drivers that compute on the processor: right, and slow. */
+      readonly isSoftware: boolean;
+    };
+
+export const PROCESSOR: Device = { kind: 'cpu' };
+
+export const deviceName = (device: Device): string =>
+  device.kind === 'cpu' ? 'the processor' : `${device.adapter}, through WebGPU`;
+
+/** What the child process says, as one line of JSON. `isSoftware` is null where nobody knows. */
+export const probeSchema = z.discriminatedUnion('kind', [
+  z.object({ kind: z.literal('adapter'), adapter: z.string(), isSoftware: z.boolean().nullable() }),
+  z.object({ kind: z.literal('none'), reason: z.string() }),
+]);
+export type Probe = z.infer<typeof probeSchema>;
+
+export type ChosenDevice = {
+  readonly device: Device;
+  /** With `auto`: why the processor computes. To be said once. */
+  readonly reason?: string;
+};
+
+/** @throws MaskrouteError `no_device` for `webgpu` where there is no adapter that ONNX Runtime can use. */
+export async function chooseDevice(choice: DeviceChoice, probe = probeAdapter): Promise<ChosenDevice> {
+  if (choice === 'cpu') return { device: PROCESSOR };
+  const found = await probe();
+  switch (found.kind) {
+    case 'none':
+      if (choice === 'auto') return { device: PROCESSOR, reason: found.reason };
+      throw new MaskrouteError(
+        'no_device',
+        `There is no graphics device that ONNX Runtime can use: ${found.reason}. See docs/gpu.md for what to install, or take --device cpu.`,
+      );
+    case 'adapter': {
+      const { adapter, isSoftware } = found;
+      if (choice === 'auto' && isSoftware !== false) {
+        const what = isSoftware ? 'computes on the processor itself' : 'may be one of software';
+        return { device: PROCESSOR, reason: `the only adapter, ${adapter}, ${what}` };
+      }
+      return { device: { kind: 'webgpu', adapter, isSoftware: isSoftware ?? false } };
+    }
+  }
+}
+
+const PROBE_MAX_ms = 60_000;
+
+/** Which adapter ONNX Runtime would use on this machine. */
+export function probeAdapter(): Promise<Probe> {
+  const file = fileURLToPath(new URL('./adapter-probe.ts', import.meta.url));
+  return new Promise((resolve) => {
+    execFile(
+      process.execPath,
+      [file],
+      { timeout: PROBE_MAX_ms, env: { ...process.env, NODE_OPTIONS: '' } },
+      (error, stdout) => {
+        const said = stdout.trimEnd().split('\n').at(-1) ?? '';
+        resolve(parsed(said) ?? { kind: 'none', reason: endOf(error) });
+      },
+    );
+  });
+}
+
+function parsed(line: string): Probe | undefined {
+  try {
+    return probeSchema.safeParse(JSON.parse(line)).data;
+  } catch {
+    return undefined;
+  }
+}
+
+function endOf(error: (Error & { signal?: string | null; killed?: boolean; code?: unknown }) | null): string {
+  if (error?.killed) return `its drivers did not answer within ${PROBE_MAX_ms / 1000} s`;
+  return `the process that asked its drivers ended with ${error?.signal ?? `code ${error?.code ?? 0}`}`;
+}
