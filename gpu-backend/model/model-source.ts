@@ -95,7 +95,7 @@ export const WEIGHT_KINDS = ['q8', 'q4', 'f32'] as const;
 export type WeightKind = (typeof WEIGHT_KINDS)[number];
 
 /** Raised whenever the graph or the weights file changes: models of another format are imported again. */
-export const MANIFEST_FORMAT = 'maskroute-model-v4';
+export const MANIFEST_FORMAT = 'maskroute-model-v5';
 
 /** `model.json` in a model's folder in the store, beside `model.onnx`, `weights.bin` and `tokenizer.json`. */
 export const modelManifestSchema = z.strictObject({

@@ -24,7 +24,7 @@ export async function installTinyModel(
   return {
     folder,
     manifest: {
-      format: 'maskroute-model-v4',
+      format: 'maskroute-model-v5',
       name: 'tiny',
       hash: 'a'.repeat(64),
       source: 'test',
