@@ -23,6 +23,7 @@ import {
   POSITIONS,
   quarterMask,
   type SpeedOptions,
+  somePrompt,
 } from './decode.ts';
 
 type Adapter = Device & { readonly kind: 'webgpu' };
@@ -71,8 +72,8 @@ export async function benchBatchOn(device: Adapter, { home, rounds, say }: Speed
   const { layerCount } = ours.config;
   const dense = denseMask(2 * layerCount);
   const masks = eightMasks(layerCount);
-  const streams = (count: number, of: readonly Mask[]) => () =>
-    ours.streams(Array<number>(count).fill(STREAM_TOKENS), of);
+  const prompts = masks.map((_, i) => somePrompt(STREAM_TOKENS, ours.config.vocabularySize, i));
+  const streams = (count: number, of: readonly Mask[]) => () => ours.streams(prompts.slice(0, count), of);
   const subjects = [
     { name: 'oneStream', tokensPerSecond: streams(1, [dense]) },
     { name: 'eightStreams', tokensPerSecond: streams(masks.length, [dense]) },
