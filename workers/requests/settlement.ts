@@ -19,7 +19,13 @@ import {
   splitModelName,
 } from '../../shared/wire/protocol.ts';
 import type { Ended } from '../base/tracing.ts';
-import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms, COST_QUESTIONS_MAX } from '../limits.ts';
+import {
+  COST_QUESTION_DELAYS_ms,
+  COST_QUESTION_LOOK_ms,
+  COST_QUESTION_ms,
+  COST_QUESTION_WAIT_ms,
+  COST_QUESTIONS_MAX,
+} from '../limits.ts';
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
 import { type Account, choicesOf } from './admission.ts';
@@ -118,21 +124,28 @@ const underWay = new Set<{ readonly tenant: string; readonly at_ms: number }>();
 
 /**
  * Each question may take a connection of its own. A flood of clients that leave would fill the line of connections that a
- * backend has not accepted yet, and hold up everybody's requests. A question whose request was dropped counts until it
- * must be over.
+ * backend has not accepted yet, and hold up everybody's requests. So a question waits a little for its turn. A question
+ * whose request was dropped counts until it must be over.
  */
 async function inTurn<Answer>(
   tenant: string,
   ask: () => Promise<readonly Answer[]>,
 ): Promise<readonly Answer[]> {
-  for (const one of underWay) if (Date.now() - one.at_ms > 2 * COST_QUESTION_ms) underWay.delete(one);
-  const isFirst = ![...underWay].some((one) => one.tenant === tenant);
-  if (underWay.size >= (isFirst ? COST_QUESTIONS_MAX.all : COST_QUESTIONS_MAX.whileOwn)) return [];
+  for (let waited_ms = 0; !hasRoomFor(tenant); waited_ms += COST_QUESTION_LOOK_ms) {
+    if (waited_ms >= COST_QUESTION_WAIT_ms) return [];
+    await new Promise((resolve) => setTimeout(resolve, COST_QUESTION_LOOK_ms));
+  }
   const question = { tenant, at_ms: Date.now() };
   underWay.add(question);
   return await ask()
     .catch(() => [])
     .finally(() => underWay.delete(question));
+}
+
+function hasRoomFor(tenant: string): boolean {
+  for (const one of underWay) if (Date.now() - one.at_ms > 2 * COST_QUESTION_ms) underWay.delete(one);
+  const isFirst = ![...underWay].some((one) => one.tenant === tenant);
+  return underWay.size < (isFirst ? COST_QUESTIONS_MAX.all : COST_QUESTIONS_MAX.whileOwn);
 }
 
 const tokensOf = ({ prompt_tokens, completion_tokens }: Cost): number => prompt_tokens + completion_tokens;
