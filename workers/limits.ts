@@ -210,14 +210,14 @@ export const BURST = {
 
 /**
  * How long after a client left its backend is asked what the answer cost; it may have to notice first. With each
- * question's own time, its wait for a turn and what settling takes, this is less than the 30 s that the platform leaves to a request whose
- * client is gone.
+ * question's own time, its wait for a turn and what settling takes, this is less than the 30 s that the platform leaves to
+ * a request whose client is gone.
  */
 export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000, 8_000] as const;
 /**
  * Questions of one isolate at a time. A question that finds no room waits a little, then it is left out; the account has
- * some more. A tenant that asks
- * none yet has room of its own, so that nobody's flood of hang-ups costs others their answers' true price.
+ * some more. A tenant that asks none yet has room of its own, so that nobody's flood of hang-ups costs others their
+ * answers' true price.
  */
 export const COST_QUESTIONS_MAX = { all: 16, whileOwn: 4 } as const;
 export const COST_QUESTION_ms = 2_000;
