@@ -5,6 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
 import {
   type CreateJob,
   isFinished,
@@ -31,8 +32,12 @@ type JobsOptions = {
   readonly dataFolder: string | undefined;
   /** For the log: a job began, went on, failed. */
   readonly note: (message: string, detail: Record<string, unknown>) => void;
+  /** How long an answer to a cancel waits for the job's end. */
+  readonly cancelWait_ms?: number | undefined;
 };
 
+/** Shorter than the edge waits for an answer: a step of learning may take longer on a busy machine. */
+const CANCEL_WAIT_ms = 8_000;
 /** Finished jobs that are kept. */
 const FINISHED_MAX = 50;
 /** Progress is told to followers at once, and written at most this often. */
@@ -101,14 +106,17 @@ export class Jobs {
     return failed;
   }
 
-  /** Ends it if it has not ended. @throws MaskrouteError `not_found`. */
+  /** Ends it if it has not ended. A job that takes its time is still running in the answer. @throws MaskrouteError `not_found`. */
   async cancel(id: string): Promise<Job> {
     const job = this.get(id);
     if (isFinished(job)) return job;
     if (this.#current?.id !== id) return await this.#finish(id, { status: 'cancelled' });
     const { stop, ended } = this.#current;
     stop.abort();
-    await ended;
+    await Promise.race([
+      ended,
+      setTimeout(this.#options.cancelWait_ms ?? CANCEL_WAIT_ms, null, { ref: false }),
+    ]);
     return this.get(id);
   }
 

@@ -36,11 +36,13 @@ afterEach(async () => {
   rmSync(home, { recursive: true, force: true });
 });
 
-async function start(dataFolder?: string): Promise<Jobs> {
+async function start(dataFolder?: string, cancelWait_ms?: number): Promise<Jobs> {
   const note = (message: string, detail: Record<string, unknown>) => {
     notes += `${message} ${JSON.stringify(detail)}\n`;
   };
-  const jobs = await openJobs({ home, model: 'served', backendKey: KEY, entry, dataFolder, note });
+  const jobs = await openJobs({
+    ...{ home, model: 'served', backendKey: KEY, entry, dataFolder, note, cancelWait_ms },
+  });
   open.push(jobs);
   return jobs;
 }
@@ -141,6 +143,15 @@ describe('a restart', () => {
     await ended(second, waiting.id);
     expect(second.get(id)).toMatchObject({ status: 'succeeded', starts: 2 });
     expect(second.get(waiting.id)).toMatchObject({ status: 'succeeded', starts: 1 });
+  });
+
+  it('that takes its time to end does not hold up who cancels it', async () => {
+    const jobs = await start(undefined, 50);
+    const { id } = await create(jobs, 'linger');
+    await hangs(id);
+    expect(await jobs.cancel(id)).toMatchObject({ status: 'running' });
+    await ended(jobs, id);
+    expect(jobs.get(id)).toMatchObject({ status: 'cancelled' });
   });
 
   it('after a kill of the command alone is a failure that names the signal', async () => {
