@@ -54,6 +54,8 @@ export async function createSession(model: string | Uint8Array, options: Session
   const { device = 'cpu', stay = [] } = options;
   const settings: InferenceSession.SessionOptions = {
     executionProviders: [device],
+    // With another provider than the processor's ONNX Runtime warns of every shape that the host computes.
+    logSeverityLevel: device === 'cpu' ? 2 : 3,
     ...(stay.length === 0
       ? {}
       : { preferredOutputLocation: Object.fromEntries(stay.map((name) => [name, 'gpu-buffer' as const])) }),
