@@ -20,6 +20,7 @@ import {
   refusal,
   sameRun,
   type UnitJob,
+  withdraw,
 } from './unit-queue.ts';
 import type { OpenUnits, Units } from './units.ts';
 
@@ -147,7 +148,7 @@ class QueuedUnits implements Units {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    const { redis, signal } = this.#parts;
+    const { redis, learns, signal } = this.#parts;
     signal?.removeEventListener('abort', this.#stop);
     this.#closing.abort();
     this.#rejectAll(new Error('the run is over'));
@@ -155,6 +156,7 @@ class QueuedUnits implements Units {
       // What a worker has begun stays, and its numbers are known to the next run.
       await Promise.allSettled([...this.#handedIn].map((name) => this.#queue.remove(name)));
       await this.#events.close();
+      await withdraw(redis, learns);
       await this.#queue.close();
     };
     if (redis.status === 'ready')

@@ -68,6 +68,12 @@ export async function announce(redis: Redis, learns: Learns): Promise<Learns> {
   return found;
 }
 
+/** Says that a run is over, so that the next need not wait. Others of the same kind say with their next beat that they go on. */
+export async function withdraw(redis: Redis, learns: Learns): Promise<void> {
+  const found = await whoLearns(redis);
+  if (found !== undefined && sameRun(found, learns)) await redis.del(LEARNS_KEY);
+}
+
 /** @throws MaskrouteError `conflict` when a version learns there that says it otherwise. */
 export async function whoLearns(redis: Redis): Promise<Learns | undefined> {
   const text = await redis.get(LEARNS_KEY);

@@ -197,9 +197,11 @@ it('a worker with another model, version or journal is refused by name, and the 
 
   site.machines.start();
   expect(await found).toEqual((await computedHere([longUnit(1, 1)]))[0]);
-  await queued[Symbol.asyncDispose]();
-
   const announced = JSON.parse((await site.machines.redis.get('maskroute:learns'))!);
+  await queued[Symbol.asyncDispose]();
+  // A run that is over keeps no other waiting, and no worker of another from the queue.
+  expect(await site.machines.redis.get('maskroute:learns')).toBeNull();
+
   const newer = { ...announced, work: { ...announced.work, version: '9.0.0' } };
   await site.machines.redis.set('maskroute:learns', JSON.stringify(newer));
   const [worker] = site.machines.all;
