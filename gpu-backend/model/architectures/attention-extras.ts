@@ -154,10 +154,13 @@ export function layerExtras(
   };
 }
 
+/** What rotary embedding needs, in any graph. */
+type Rotary = { readonly config: ModelConfig; readonly cos: Value; readonly sin: Value };
+
 /** Rotary embedding of all heads of `x` `[B, S, heads·D]`, half-split order; `x` itself in a layer without. */
 export const rotate = (
   b: GraphBuilder,
-  shared: { readonly config: ModelConfig; readonly cos: Value; readonly sin: Value },
+  shared: Rotary,
   extras: Extras,
   x: Value,
   positions: Value,
@@ -171,6 +174,38 @@ export const rotate = (
         MICROSOFT,
       )
     : x;
+
+/** Q `[B, S, N·D]`, K and V `[B, S, G·D]`, ready for attention, of the product with the rows of QKV. */
+export function queriesKeysValues(
+  b: GraphBuilder,
+  shared: Rotary,
+  extras: Extras,
+  product: Value,
+  positions: Value,
+): { readonly q: Value; readonly k: Value; readonly v: Value } {
+  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
+  const all = extras.biased(b, product, { from: 0, count: N + 2 * G });
+  const [qk, v] = b.ops('Split', [all, b.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
+  const normed = extras.normed(b, qk!, { from: 0, count: N + G });
+  const rotated = rotate(b, shared, extras, normed, positions, N + G);
+  const [q, k] = b.ops('Split', [rotated, b.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
+  return { q: q!, k: k!, v: v! };
+}
+
+/** K and V alone, of the product with their rows: all that is kept of tokens whose attention is skipped. */
+export function keysValues(
+  b: GraphBuilder,
+  shared: Rotary,
+  extras: Extras,
+  product: Value,
+  positions: Value,
+): { readonly k: Value; readonly v: Value } {
+  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
+  const both = extras.biased(b, product, { from: N, count: 2 * G });
+  const [k, v] = b.ops('Split', [both, b.constant('i64', [2], [G * D, G * D])], 2, { axis: -1 });
+  const normed = extras.normed(b, k!, { from: N, count: G });
+  return { k: rotate(b, shared, extras, normed, positions, G), v: v! };
+}
 
 /**
  * `[S, T]` bool: which keys are no further back than the window. `positions`: of the queries, `[1, S]`; `keys`

@@ -18,7 +18,7 @@ import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import { external } from '../weights-file.ts';
-import { type Extras, layerExtras, rotate, windowMask } from './attention-extras.ts';
+import { type Extras, keysValues, layerExtras, queriesKeysValues, windowMask } from './attention-extras.ts';
 import type { StoredLayer, StoredLlama } from './llama.ts';
 import { addAndNormalize, feedForward, outputLogits, plainly, rotaryTable, throughLayers } from './llama.ts';
 import { embed, linear, multiply, storedRows } from './projections.ts';
@@ -144,14 +144,10 @@ function attention(
   const rows = shared.runRows[2 * index]!;
   const extras = layerExtras(g, config, index, stored);
   const product = multiply(g, rowsOf(g, x, rows), linear(g, `layer_${index}.qkv`, stored.qkv));
-  const qkv = extras.biased(g, product, { from: 0, count: N + 2 * G });
-  const [qk, v] = g.ops('Split', [qkv, g.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
   const rowPositions = rowsOf(g, positions, rows);
-  const normed = extras.normed(g, qk!, { from: 0, count: N + G });
-  const rotated = rotate(g, shared, extras, normed, rowPositions, N + G);
-  const [q, k] = g.ops('Split', [rotated, g.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
-  writePlaces(g, shared, index, { k: k!, v: v! });
-  const attended = attendByPlace(g, shared, index, q!, { window: extras.window, positions: rowPositions });
+  const { q, k, v } = queriesKeysValues(g, shared, extras, product, rowPositions);
+  writePlaces(g, shared, index, { k, v });
+  const attended = attendByPlace(g, shared, index, q, { window: extras.window, positions: rowPositions });
   const output = extras.outputBiased(
     g,
     multiply(g, attended, linear(g, `layer_${index}.output`, stored.output)),
@@ -256,7 +252,7 @@ function skippedAttention(
   replacement: Replacement | undefined,
 ): Value {
   const { config, zeros } = shared;
-  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
+  const { kvHeadCount: G, headSize: D, hiddenSize: H } = config;
   const width = G * D;
   const nothing = g.constant('f32', [1, 0, width], []);
   const declare = (b: GraphBuilder, k: Value, v: Value, around: (() => Value) | undefined) => {
@@ -266,11 +262,9 @@ function skippedAttention(
   };
   const some = g.subgraph(`skips_${index}`, (b) => {
     const rows = shared.keptRows[index]!;
-    const product = extras.biased(b, multiply(b, rowsOf(b, x, rows), weights), { from: N, count: 2 * G });
-    const [k, v] = b.ops('Split', [product, b.constant('i64', [2], [width, width])], 2, { axis: -1 });
-    const normed = extras.normed(b, k!, { from: N, count: G });
-    const rotated = rotate(b, shared, extras, normed, rowsOf(b, shared.positions, rows), G);
-    declare(b, rotated, v!, replacement && (() => replacement(b)));
+    const product = multiply(b, rowsOf(b, x, rows), weights);
+    const { k, v } = keysValues(b, shared, extras, product, rowsOf(b, shared.positions, rows));
+    declare(b, k, v, replacement && (() => replacement(b)));
   });
   const none = g.subgraph(`skips_none_${index}`, (b) => {
     const empty = () => b.op('Identity', [nothing]);

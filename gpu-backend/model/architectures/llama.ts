@@ -22,7 +22,14 @@ import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import type { WeightRange } from '../weights-file.ts';
 import { external } from '../weights-file.ts';
-import { type Extras, layerExtras, rotate, type StoredExtras, windowMask } from './attention-extras.ts';
+import {
+  type Extras,
+  keysValues,
+  layerExtras,
+  queriesKeysValues,
+  type StoredExtras,
+  windowMask,
+} from './attention-extras.ts';
 import type { Linear, StoredEmbedding, StoredLinear } from './projections.ts';
 import { embed, linear, multiply, storedRows } from './projections.ts';
 import type { Skipping, StoredSurrogate } from './surrogate.ts';
@@ -228,14 +235,8 @@ function runAttention(
   x: Value,
   past: { k: Value; v: Value },
 ): void {
-  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
-  const all = extras.biased(b, multiply(b, x, qkv), { from: 0, count: N + 2 * G });
-  const [qk, v] = b.ops('Split', [all, b.constant('i64', [2], [(N + G) * D, G * D])], 2, {
-    axis: -1,
-  });
-  const normed = extras.normed(b, qk!, { from: 0, count: N + G });
-  const rotated = rotate(b, shared, extras, normed, shared.positions, N + G);
-  const [q, k] = b.ops('Split', [rotated, b.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
+  const { headCount: N, kvHeadCount: G } = shared.config;
+  const { q, k, v } = queriesKeysValues(b, shared, extras, multiply(b, x, qkv), shared.positions);
   const mask = extras.window && windowMask(b, extras.window, shared.positions, past.k);
   const attended = b.op(
     'Attention',
@@ -249,7 +250,7 @@ function runAttention(
       scale: { float: 1 },
     },
   );
-  declareBranch(b, shared.config, extras.outputBiased(b, multiply(b, attended, output)), k!, v!, 'S');
+  declareBranch(b, shared.config, extras.outputBiased(b, multiply(b, attended, output)), k, v, 'S');
 }
 
 /**
@@ -264,13 +265,9 @@ function skipAttention(
   x: Value,
   output: (b: GraphBuilder) => Value,
 ): void {
-  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
   const rows = b.op('Slice', [x, b.constant('i64', [1], [0]), shared.kvRows, b.constant('i64', [1], [1])]);
-  const both = extras.biased(b, multiply(b, rows, kv), { from: N, count: 2 * G });
-  const [k, v] = b.ops('Split', [both, b.constant('i64', [2], [G * D, G * D])], 2, { axis: -1 });
-  const normed = extras.normed(b, k!, { from: N, count: G });
-  const rotated = rotate(b, shared, extras, normed, shared.kvPositions, G);
-  declareBranch(b, shared.config, output(b), rotated, v!, 'E');
+  const { k, v } = keysValues(b, shared, extras, multiply(b, rows, kv), shared.kvPositions);
+  declareBranch(b, shared.config, output(b), k, v, 'E');
 }
 
 function declareBranch(

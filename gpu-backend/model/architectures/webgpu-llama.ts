@@ -17,7 +17,7 @@ import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import { external } from '../weights-file.ts';
-import { type Extras, layerExtras, rotate } from './attention-extras.ts';
+import { type Extras, keysValues, layerExtras, queriesKeysValues } from './attention-extras.ts';
 import type { StoredLayer, StoredLlama } from './llama.ts';
 import { addAndNormalize, feedForward, outputLogits, plainly, rotaryTable, throughLayers } from './llama.ts';
 import type { Linear } from './projections.ts';
@@ -225,12 +225,8 @@ function runAttention(
   x: Value,
   past: Past,
 ): Value[] {
-  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
-  const all = extras.biased(b, multiply(b, x, qkv), { from: 0, count: N + 2 * G });
-  const [qk, v] = b.ops('Split', [all, b.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
-  const normed = extras.normed(b, qk!, { from: 0, count: N + G });
-  const rotated = rotate(b, shared, extras, normed, shared.positions, N + G);
-  const [q, k] = b.ops('Split', [rotated, b.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
+  const { headCount: N, kvHeadCount: G } = shared.config;
+  const { q, k, v } = queriesKeysValues(b, shared, extras, multiply(b, x, qkv), shared.positions);
   const [attended, presentK, presentV] = b.ops(
     'GroupQueryAttention',
     [q, k, v, past.k, past.v, shared.lastKeys, shared.keysMax],
@@ -256,17 +252,14 @@ function writeKeys(
   x: Value,
   past: Past,
 ): Value[] {
-  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
-  const both = extras.biased(b, multiply(b, x, kv), { from: N, count: 2 * G });
-  const [k, v] = b.ops('Split', [both, b.constant('i64', [2], [G * D, G * D])], 2, { axis: -1 });
-  const normed = extras.normed(b, k!, { from: N, count: G });
-  const rotated = rotate(b, shared, extras, normed, shared.positions, G);
+  const { kvHeadCount: G, headSize: D } = shared.config;
+  const { k, v } = keysValues(b, shared, extras, multiply(b, x, kv), shared.positions);
   const write = (into: Value, values: Value) => {
     const byToken = b.op('Reshape', [values, b.constant('i64', [4], [0, 0, G, D])]);
     const byHead = b.op('Transpose', [byToken], { perm: [0, 2, 1, 3] });
     return b.op('ScatterElements', [into, shared.places, byHead], { axis: 2 });
   };
-  return [write(past.k, rotated), write(past.v, v!)];
+  return [write(past.k, k), write(past.v, v)];
 }
 
 function ffn(
