@@ -10,6 +10,7 @@ import { parseArgs } from 'node:util';
 import { type DecoderTensor, decoderTensors } from '../gpu-backend/model/families.ts';
 import { configFromHuggingFace } from '../gpu-backend/model/formats/hf-config.ts';
 import type { ModelConfig } from '../gpu-backend/model/model-source.ts';
+import { ggufShape } from '../test/support/family-files.ts';
 import { type Value, writeGguf } from '../test/support/gguf.ts';
 import { byteLevelMetadata, lenmlFiles } from '../test/support/tokenizer-files.ts';
 
@@ -177,19 +178,6 @@ function fixScales(chunk: Buffer): void {
 function ggufMetadata(config: ModelConfig): Map<string, Value> {
   const { architecture } = config;
   const u32 = (value: number): Value => ({ type: 'u32', value });
-  const f32 = (value: number): Value => ({ type: 'f32', value });
-  const own: Record<string, Value> = {
-    block_count: u32(config.layerCount),
-    context_length: u32(config.contextTokens),
-    embedding_length: u32(config.hiddenSize),
-    feed_forward_length: u32(config.ffnSize),
-    'attention.head_count': u32(config.headCount),
-    'attention.head_count_kv': u32(config.kvHeadCount),
-    'attention.key_length': u32(config.headSize),
-    'attention.value_length': u32(config.headSize),
-    'attention.layer_norm_rms_epsilon': f32(config.rmsEpsilon),
-    'rope.freq_base': f32(config.ropeTheta),
-  };
   const tokenizer = byteLevelMetadata(lenmlFiles(shape.tokenizer), shape.pre);
   const typed = (value: unknown): Value => {
     if (typeof value === 'string') return { type: 'string', value };
@@ -201,7 +189,10 @@ function ggufMetadata(config: ModelConfig): Map<string, Value> {
   };
   return new Map<string, Value>([
     ['general.architecture', { type: 'string', value: architecture }],
-    ...Object.entries(own).map(([key, value]): [string, Value] => [`${architecture}.${key}`, value]),
+    ...Object.entries(ggufShape(config)).map(([key, value]): [string, Value] => [
+      `${architecture}.${key}`,
+      value,
+    ]),
     ...[...tokenizer].map(([key, value]): [string, Value] => [key, typed(value)]),
   ]);
 }

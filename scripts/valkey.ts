@@ -6,7 +6,7 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import path from 'node:path';
-import { findValkey, NO_VALKEY, VALKEY_FOLDER } from '../gpu-backend/bench/valkey.ts';
+import { findValkey, NO_VALKEY, VALKEY_FOLDER } from '../gpu-backend/bench/valkey-server.ts';
 
 /** With the libraries that a small system lacks; the others come with any Debian. */
 const PACKAGES = ['valkey-server', 'valkey-tools', 'liblzf1', 'libjemalloc2', 'libatomic1'];

@@ -3,7 +3,7 @@
  * has, beside what the disk and the processors allow.
  *
  * The limit: the disk reads the source once and writes the result, and all processors work all the time, with as much work as
- * this import has. One that overlaps the two perfectly takes as long as the slower one.
+ * this import has. An import that overlaps the two perfectly takes as long as the slower of them.
  */
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';

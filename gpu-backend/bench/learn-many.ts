@@ -20,7 +20,7 @@ import { round } from '../measure.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
 import { createRandom } from '../random.ts';
-import { startValkey, type Valkey } from './valkey.ts';
+import { startValkey, type Valkey } from './valkey-server.ts';
 
 type LearnManyOptions = { readonly home: string; readonly say: (line: string) => void };
 

@@ -319,12 +319,13 @@ function withoutPauses(clock: Clock): Clock {
   let [paused_ms, usual_ms] = [0, 0];
   let last_ms: number | undefined;
   return () => {
-    const step_ms = clock() - paused_ms - (last_ms ?? clock() - paused_ms);
+    const at_ms = clock() - paused_ms;
+    const step_ms = at_ms - (last_ms ?? at_ms);
     const isPause = step_ms > Math.max(PAUSE.least_ms, PAUSE.steps * usual_ms);
     if (isPause) paused_ms += step_ms;
     // The second such step in a row is no pause: the machine is slow.
     usual_ms = isPause ? step_ms : (usual_ms + step_ms) / 2;
-    last_ms = clock() - paused_ms;
+    last_ms = isPause ? at_ms - step_ms : at_ms;
     return last_ms;
   };
 }

@@ -24,7 +24,7 @@ export function addWorkCommand(program: Command): void {
     .description('compute units of learn --queue, on as many machines as there are')
     .addOption(queueOption('the queue that the run hands its units to').makeOptionMandatory())
     .addOption(journalOption())
-    .option('--model <name>', 'an installed model (default: the one that the run names)')
+    .option('--model <name>', 'an installed model (default: the model that the run names)')
     .option('--threads <count>', 'that compute', wholeNumber(1, 1024), availableParallelism())
     .option(
       '--lease <seconds>',

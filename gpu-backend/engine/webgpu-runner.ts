@@ -192,7 +192,7 @@ function tokenFeeds(rows: readonly Row[]): Feeds {
       each(({ tokenIds }, token) => tokenIds[token]!),
       shape,
     ),
-    // What is written where nobody computes is never read: its position only has to be one that the table has.
+    // What is written where nobody computes is never read: its position only has to be in the table.
     positions: integers(
       each(({ past, input }, token) => (input === undefined ? 0 : past + token)),
       shape,

@@ -7,6 +7,7 @@ import { totalmem } from 'node:os';
 import type { ModelConfig, WeightKind } from '../model/model-source.ts';
 import { openProducts } from '../model/quantization/products.ts';
 import type { LearnEffort } from './search/effort.ts';
+import { LOSS_BATCH_TOKENS, STEP_PART_TOKENS } from './search/workbench.ts';
 
 export type Forecast = {
   /** The most that the process has, with pages of mapped files. */
@@ -29,8 +30,6 @@ export async function measurePace(threads: number): Promise<number> {
   return (rows * inner * inner) / (Math.min(...times) / 1000);
 }
 
-/** Tokens of a batch that only the loss is taken of, and of a part of a training step; `workbench.ts` cuts texts so. */
-const [LOSS_TOKENS, STEP_TOKENS] = [768, 384];
 /** Backward products, with the forward ones that are computed once more. */
 const BACKWARD = 3;
 /** How much faster products of codes are: a training step of the default model makes 336e9 multiply-adds a second where fp32 has 110. */
@@ -85,8 +84,8 @@ function memoryOf(config: ModelConfig, kind: WeightKind): number {
   const forward = (head + reads) * (isExact ? own : COLUMNS) + writes * own;
   const back = isExact ? 0 : (head + reads) * BLOCKS + writes * COLUMNS;
   const serving = (head + reads + writes) * own;
-  const logits = 4 * LOSS_TOKENS * config.vocabularySize * 4;
-  const kept = 4 * STEP_TOKENS * config.layerCount * (6 * config.hiddenSize + 3 * config.ffnSize);
+  const logits = 4 * LOSS_BATCH_TOKENS * config.vocabularySize * 4;
+  const kept = 4 * STEP_PART_TOKENS * config.layerCount * (6 * config.hiddenSize + 3 * config.ffnSize);
   return BASE_BYTES + OVERHEAD * (serving + 3 * forward + back + logits + kept);
 }
 
@@ -100,14 +99,14 @@ function positionsOf({ layerCount }: ModelConfig, effort: LearnEffort, clusterCo
     exchanges,
     gateSteps,
   }: LearnEffort['one' | 'group']) =>
-    LOSS_TOKENS * glanceParts * blocks * (1 + rounds) +
+    LOSS_BATCH_TOKENS * glanceParts * blocks * (1 + rounds) +
     searchPositions * exchanges * (1 + rounds) +
-    STEP_TOKENS * 2 * gateSteps * BACKWARD;
+    STEP_PART_TOKENS * 2 * gateSteps * BACKWARD;
   const { one, group, turns } = effort;
   const groups = clusterCount > 1 ? Math.min(clusterCount, effort.masksMax) : 0;
   return (
     search(one) +
-    LOSS_TOKENS * one.glanceParts * one.greedyEvaluations +
+    LOSS_BATCH_TOKENS * one.glanceParts * one.greedyEvaluations +
     groups * turns * search(group) +
     6 * effort.choicePositions +
     (groups + 1) * (effort.sharePositions + effort.heldOutPositions)

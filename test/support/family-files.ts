@@ -36,21 +36,26 @@ const u32 = (value: number): Value => ({ type: 'u32', value });
 const f32 = (value: number): Value => ({ type: 'f32', value });
 const text = (value: string): Value => ({ type: 'string', value });
 
+/** What GGUF says of any family's shape, without the architecture's name before each key. */
+export const ggufShape = (config: ModelConfig): Record<string, Value> => ({
+  block_count: u32(config.layerCount),
+  context_length: u32(config.contextTokens),
+  embedding_length: u32(config.hiddenSize),
+  feed_forward_length: u32(config.ffnSize),
+  'attention.head_count': u32(config.headCount),
+  'attention.head_count_kv': u32(config.kvHeadCount),
+  'attention.key_length': u32(config.headSize),
+  'attention.value_length': u32(config.headSize),
+  'attention.layer_norm_rms_epsilon': f32(config.rmsEpsilon),
+  'rope.freq_base': f32(config.ropeTheta),
+});
+
 /** With the byte tokenizer of the tiny Llama; Mistral's files say llama. */
 export async function ggufParts(source: WeightSource): Promise<GgufParts> {
   const { config } = source;
   const architecture = config.architecture === 'mistral' ? 'llama' : config.architecture;
   const own: Record<string, Value> = {
-    block_count: u32(config.layerCount),
-    context_length: u32(config.contextTokens),
-    embedding_length: u32(config.hiddenSize),
-    feed_forward_length: u32(config.ffnSize),
-    'attention.head_count': u32(config.headCount),
-    'attention.head_count_kv': u32(config.kvHeadCount),
-    'attention.key_length': u32(config.headSize),
-    'attention.value_length': u32(config.headSize),
-    'attention.layer_norm_rms_epsilon': f32(config.rmsEpsilon),
-    'rope.freq_base': f32(config.ropeTheta),
+    ...ggufShape(config),
     ...(config.slidingWindow && { 'attention.sliding_window': u32(config.slidingWindow.tokens) }),
     ...scalingMetadata(config),
   };

@@ -19,6 +19,7 @@ import {
 import { createTracer } from '../../shared/tracing/tracer.ts';
 import { TRACES } from '../limits.ts';
 import { log, reasonOf } from './log.ts';
+import { sleep } from './waiting.ts';
 
 export interface Traces {
   /** A request has come. */
@@ -163,7 +164,7 @@ class SpanPost implements SpanProcessor {
     const now_ms = Date.now();
     if (now_ms - this.#begun_ms < TRACES.lost_ms) return;
     this.#begun_ms = now_ms;
-    await new Promise((resolve) => setTimeout(resolve, TRACES.wait_ms));
+    await sleep(TRACES.wait_ms);
     if (this.#begun_ms === now_ms) this.#begun_ms = 0;
     const spans = this.#spans;
     this.#spans = [];

@@ -39,6 +39,9 @@ export function createWait(limitMin_ms: number): Wait {
   };
 }
 
+export const sleep = (delay_ms: number): Promise<void> =>
+  new Promise((resolve) => setTimeout(resolve, delay_ms));
+
 /* Bounded waiting. The work goes on when the wait ends; whoever started it holds it with `waitUntil`. */
 
 /** Keeps work alive after the response: the platform's `waitUntil`. */

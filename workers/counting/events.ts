@@ -13,6 +13,7 @@ import {
   type RequestEvent,
 } from '../../shared/admin/request-event.ts';
 import { log, reasonOf } from '../base/log.ts';
+import { sleep } from '../base/waiting.ts';
 import { EVENT_BATCH, EVENT_RETRY_DELAYS_ms } from '../limits.ts';
 
 export interface Events {
@@ -88,8 +89,6 @@ async function deliver(queue: EventQueue, events: readonly EdgeEvent[]): Promise
   }
   for (const event of events) log('error', 'event_not_queued', { reason, message: JSON.stringify(event) });
 }
-
-const sleep = (delay_ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, delay_ms));
 
 /**
  * Requests' events in one message. The consumer gets a hundred messages at most, and what a delivery costs it is much

@@ -19,6 +19,7 @@ import {
   splitModelName,
 } from '../../shared/wire/protocol.ts';
 import type { Ended } from '../base/tracing.ts';
+import { sleep } from '../base/waiting.ts';
 import {
   COST_QUESTION_DELAYS_ms,
   COST_QUESTION_LOOK_ms,
@@ -105,7 +106,7 @@ async function answerCost(
 ): Promise<AnswerCost> {
   let cost: AnswerCost = 'unknown';
   for (const delay_ms of COST_QUESTION_DELAYS_ms) {
-    await new Promise((resolve) => setTimeout(resolve, delay_ms));
+    await sleep(delay_ms);
     const said = await ask();
     const parts = said.flatMap((one) => answerUsageSchema.safeParse(one.value).data ?? []);
     if (parts.length > 0 && parts.every(({ finished }) => finished)) {
@@ -133,7 +134,7 @@ async function inTurn<Answer>(
 ): Promise<readonly Answer[]> {
   for (let waited_ms = 0; !hasRoomFor(tenant); waited_ms += COST_QUESTION_LOOK_ms) {
     if (waited_ms >= COST_QUESTION_WAIT_ms) return [];
-    await new Promise((resolve) => setTimeout(resolve, COST_QUESTION_LOOK_ms));
+    await sleep(COST_QUESTION_LOOK_ms);
   }
   const question = { tenant, at_ms: Date.now() };
   underWay.add(question);

@@ -15,7 +15,7 @@ import type { Text, TextMaker } from './texts.ts';
 
 /** Tokens of a batch that only the loss is taken of, and of a part of a training step. */
 export const LOSS_BATCH_TOKENS = 768;
-const STEP_PART_TOKENS = 384;
+export const STEP_PART_TOKENS = 384;
 
 /** Costs on one text: rise of the mean loss over the dense model's, which is the KL where targets are dense. */
 export type TextCost = SearchCost & {

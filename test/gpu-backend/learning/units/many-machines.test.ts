@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { startValkey } from '../../../../gpu-backend/bench/valkey.ts';
+import { startValkey } from '../../../../gpu-backend/bench/valkey-server.ts';
 import { type LearnOptions, learn } from '../../../../gpu-backend/learning/learn.ts';
 import { openQueuedUnits } from '../../../../gpu-backend/learning/units/queued-units.ts';
 import { type BatchUnit, unitName, workOf } from '../../../../gpu-backend/learning/units/unit.ts';
