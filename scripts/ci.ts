@@ -35,7 +35,9 @@ function runTests(): Counts {
   const folder = mkdtempSync(path.join(tmpdir(), 'test-report-'));
   const report = path.join(folder, 'report.json');
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${report}`];
-  const isGreen = succeeds('test', '--', ...reporters);
+  // On a machine that other work shares, one test of waiting in some thousands fails. A second try tells it from a bug;
+  // the reporter names each that needed one (`retry x1`).
+  const isGreen = succeeds('test', '--', '--retry=1', ...reporters);
   let text = '';
   try {
     text = readFileSync(report, 'utf8');

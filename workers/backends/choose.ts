@@ -43,6 +43,11 @@ export const pagesKey = (tenant: string, mask: string, conversation: StickySourc
 
 /** How far a load may be above the average. */
 const SLACK = 1.25;
+/**
+ * A load that is never too much. Two streams in one step hardly slow each other, and a report of a request that has ended
+ * counts one more until the next report: neither is worth computing a conversation anew.
+ */
+const ROOM = 2;
 
 /** Lower is nearer: the data centre, the country, the continent, everywhere, elsewhere. */
 export function regionDistance(regions: readonly string[], region: string): number {
@@ -78,7 +83,7 @@ function orderTier<C extends Candidate>(tier: readonly C[], key: string): C[] {
     const bound = Math.ceil(SLACK * (loads + 1) * (weight / weights));
     return {
       candidate,
-      isFull: waiting > 0 || load + 1 > Math.max(bound, 1),
+      isFull: waiting > 0 || load + 1 > Math.max(bound, ROOM),
       pressure: load / weight,
       // Weighted rendezvous: the largest -w / ln(u) wins with probability w / Σw.
       score: -weight / Math.log(stickyFraction(id, key) || Number.MIN_VALUE),
