@@ -1,6 +1,7 @@
 /**
- * Bundles the dashboard's page into the worker's assets, and writes the pages beside it: what an edge is, and its API. wrangler.toml names this as its build command, so that
- * `npm start`, the tests and `wrangler deploy` all serve what was just built.
+ * Bundles the dashboard's page into the worker's assets, and writes the pages beside it: what an edge is, and its API.
+ * wrangler.toml names this as its build command, so that `npm start`, the tests and `wrangler deploy` all serve what was
+ * just built.
  *
  * Names hold the content's hash, each file is written whole, and the page that names them comes last: two builds at
  * once write the same, and a reader never meets a half.
@@ -9,6 +10,7 @@ import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promise
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 import manifest from '../package.json' with { type: 'json' };
 import { openApi } from '../shared/openapi/document.ts';
 import { docsPage, homePage } from '../workers/site/pages.ts';
@@ -66,4 +68,9 @@ async function writeWhole(file: string, content: string | Uint8Array): Promise<v
   await rename(half, file);
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await buildDashboard();
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  parseScript(newCommand('npm run dashboard --', "build the dashboard's page and the documentation"), [
+    'npm run dashboard',
+  ]);
+  await buildDashboard();
+}

@@ -8,7 +8,8 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readDevFile } from '../dev/dev-home.ts';
 import { maskrouteHome } from '../files.ts';
 import { type BackendClient, createBackendClient } from '../publication/admin-client.ts';
-import { examples, JSON_OPTION } from './terminal.ts';
+import { examples } from './help.ts';
+import { JSON_OPTION } from './terminal.ts';
 
 type Flags = { readonly backend?: string; readonly json: boolean };
 
@@ -20,15 +21,18 @@ publishes takes its admin key from MASKROUTE_ADMIN_KEY where the file has none.`
 export function addScheduleCommands(program: Command): void {
   const schedule = program
     .command('schedule')
-    .description('learn again and again at a running backend, and publish what was learned')
+    .description('learn again and again on a running backend, and publish what was learned')
     .addHelpText('after', examples('maskroute schedule add job.json --every 24h', 'maskroute schedule list'));
 
   schedule
     .command('add')
-    .description('a job that comes again; the file has it in JSON, as POST /v1/jobs takes it')
-    .argument('<file>', 'what to learn on, what to ask for, and where to publish it')
+    .description('add a job that comes again; the file has it in JSON, as POST /v1/jobs takes it')
+    .argument('<file>', 'the job: its data, what to learn, and where to publish it')
     .requiredOption('--every <span>', 'how often: 30m, 24h, 7d')
-    .option('--first <time>', 'when the first one begins, like 2026-01-31T03:00:00Z (default: in one span)')
+    .option(
+      '--first <time>',
+      'when the first job begins, such as 2026-01-31T03:00:00Z (default: after one span)',
+    )
     .option(...BACKEND_OPTION)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
@@ -46,7 +50,7 @@ export function addScheduleCommands(program: Command): void {
 
   schedule
     .command('list')
-    .description('what comes again, when next, and how the last job ended')
+    .description('list the schedules, with their next time and how the last job ended')
     .option(...BACKEND_OPTION)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
@@ -56,7 +60,7 @@ export function addScheduleCommands(program: Command): void {
       const get = (path: string) => ({ method: 'GET', path }) as const;
       const { data } = await client.request(get('/jobs/schedules'), listSchema(scheduleSchema));
       if (json) return console.log(JSON.stringify(data));
-      if (data.length === 0) return console.log(`Nothing comes again at ${client.backend}.`);
+      if (data.length === 0) return console.log(`No schedules at ${client.backend} yet.`);
       const jobs = await client.request(get('/jobs'), listSchema(jobSchema));
       for (const one of data) {
         const last = jobs.data.find(({ id }) => id === one.last_job);
@@ -67,8 +71,8 @@ export function addScheduleCommands(program: Command): void {
 
   schedule
     .command('remove')
-    .description('it does not come again; its jobs stay')
-    .argument('<id>', 'as list shows it')
+    .description('delete a schedule; its jobs stay')
+    .argument('<id>', 'a schedule, as list shows it')
     .option(...BACKEND_OPTION)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
@@ -80,7 +84,7 @@ export function addScheduleCommands(program: Command): void {
         { method: 'DELETE', path },
         z.object({ id: z.string(), deleted: z.literal(true) }),
       );
-      console.log(json ? JSON.stringify(removed) : `${id} does not come again at ${client.backend}`);
+      console.log(json ? JSON.stringify(removed) : `${id}: deleted at ${client.backend}`);
     });
 }
 

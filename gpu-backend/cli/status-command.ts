@@ -8,14 +8,15 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { AdminClient } from '../publication/admin-client.ts';
 import { livePublication, namesOfVersions, publicationHistory } from '../publication/publish.ts';
 import { adminClient, EDGE_OPTION, KEY_HELP, tenantOption, whose } from './edge-access.ts';
-import { examples, JSON_OPTION, wholeNumber } from './terminal.ts';
+import { examples } from './help.ts';
+import { JSON_OPTION, wholeNumber } from './terminal.ts';
 
 type Flags = { readonly edge?: string; readonly tenant: string; readonly json: boolean };
 
 export function addStatusCommands(program: Command): void {
   program
     .command('status')
-    .description('what is live at an edge, its backends and their jobs')
+    .description('show what is live at an edge, its backends and their jobs')
     .option(...EDGE_OPTION)
     .addOption(tenantOption())
     .option(...JSON_OPTION)
@@ -32,10 +33,10 @@ export function addStatusCommands(program: Command): void {
 
   program
     .command('history')
-    .description('what was made live at an edge, by whom, newest first')
+    .description('list the publications at an edge, newest first')
     .option(...EDGE_OPTION)
     .addOption(tenantOption())
-    .option('--limit <count>', 'so many at most', wholeNumber(1), 20)
+    .option('--limit <count>', 'publications listed at most', wholeNumber(1), 20)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
     .addHelpText('after', examples('maskroute history', 'maskroute history --tenant acme --limit 5 --json'))
@@ -105,9 +106,9 @@ function describeStatus({ edge, tenant, live, backends }: Status): string {
   return [
     `Edge      ${edge}`,
     `For       ${whose(tenant)}`,
-    `Live      ${live === null ? 'nothing: requests run dense, or by what every tenant has' : describeLive(live)}`,
+    `Live      ${live === null ? 'nothing: requests run dense, or by the default mask set' : describeLive(live)}`,
     ...(backends === null
-      ? ['Backends  shown to those who administrate everything']
+      ? ['Backends  only a key of kind admin sees them']
       : backends.flatMap(describeBackend)),
   ].join('\n');
 }
@@ -137,7 +138,7 @@ function describeBackend(backend: NonNullable<Status['backends']>[number]): stri
   return [
     `Backend   ${id} at ${url}: ${health}${load}`,
     ...(jobs === null
-      ? ['  jobs    it does not say']
+      ? ['  jobs    unknown: the backend does not answer']
       : jobs.filter(isOpen).map((job) => `  job     ${describeJob(job)}`)),
   ];
 }

@@ -11,7 +11,7 @@ import type { ImportPhase, ImportProgress } from '../model/model-source.ts';
 import { chooseDevice, DEVICE_CHOICES, type Device, type DeviceChoice } from '../onnx/device.ts';
 
 export const DATA_HELP =
-  'JSONL rows with messages, prompt + completion, question + answer, instruction + output, or text';
+  'JSONL files whose rows have messages, prompt + completion, question + answer, instruction + output, or text';
 
 /** Ctrl-C ends the work in good order: nothing is half-written, and the same command can go on later. */
 export async function interruptible(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
@@ -43,12 +43,8 @@ export function becomeJob(folder: string): void {
     throw new Error('another run of this job does not end');
 }
 
-/* Help and output: every command ends its help with examples, and says in JSON what it says to people. */
-
-export const examples = (...lines: string[]): string =>
-  `\n${lines.length === 1 ? 'Example' : 'Examples'}:\n${lines.map((line) => `  ${line}`).join('\n')}`;
-
-export const JSON_OPTION = ['--json', 'nothing but JSON on standard output', false] as const;
+/** Every command says in JSON what it says to people. */
+export const JSON_OPTION = ['--json', 'print JSON and nothing else on standard output', false] as const;
 
 /* Arguments: each function is a parser for commander. */
 
@@ -84,7 +80,7 @@ export function share(text: string): number {
 
 /** `--device`, or MASKROUTE_DEVICE from the environment. */
 export const deviceOption = (): Option =>
-  new Option('--device <which>', 'what computes: the processor, a graphics device, or what there is')
+  new Option('--device <device>', 'what computes: the CPU, a GPU through WebGPU, or whichever is there')
     .choices(DEVICE_CHOICES)
     .env('MASKROUTE_DEVICE')
     .default('cpu');
