@@ -212,8 +212,16 @@ export class EngineLoop {
         this.#ran(one, logits[i]!);
       });
     } catch (error) {
-      if (work.length === 1) this.#fail(work[0]!.sequence, error);
-      else for (const one of work) if (this.#isLive(one.sequence)) await this.#run([one]);
+      if (work.length === 1) {
+        this.#fail(work[0]!.sequence, error);
+        return;
+      }
+      for (const one of work) {
+        if (!this.#isLive(one.sequence)) continue;
+        // The step may have got as far as this one's tokens.
+        one.input.cache.truncate(one.start);
+        await this.#run([one]);
+      }
     }
   }
 
