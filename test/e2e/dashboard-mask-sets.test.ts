@@ -164,7 +164,7 @@ test('an evaluation that was sent with a set is drawn, every baseline in it, and
   expect(status, stderr).toBe(0);
 
   await visit(page, 'Quality');
-  const figures = page.getByLabel('Figures');
+  const figures = page.getByRole('combobox', { name: 'Figures' });
   await figures.selectOption(`evaluation of ${preset.name} ${version.slice(0, 10)}`);
   const table = page.getByRole('table', { name: 'Evaluated methods' });
   const rows = await table.locator('tbody tr').allTextContents();
