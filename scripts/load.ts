@@ -26,7 +26,7 @@ const {
     .option('--clients <count>', 'clients at once', wholeNumber(1), 200)
     .option('--seconds <count>', 'how long they ask', wholeNumber(1), 300)
     .option('--hang-ups <share>', 'share of requests whose client hangs up', share, 0.2)
-    .option('--rate <count>', 'requests a second of each client at most', wholeNumber(1), 1)
+    .option('--rate <count>', 'max requests/s of each client', wholeNumber(1), 1)
     .option('--seed <number>', 'the same seed sends the same requests', wholeNumber(0), 1),
   ['npm run load', 'npm run load -- --clients 20 --seconds 60'],
 );

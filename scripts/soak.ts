@@ -52,7 +52,7 @@ const {
     .option('--minutes <count>', 'how long; 5 is the short form', wholeNumber(1), 30)
     .option('--clients <count>', 'clients at once', wholeNumber(1), 64)
     .option('--hang-ups <share>', 'share of requests whose client hangs up', share, 0.2)
-    .option('--rate <count>', 'requests a second of each client at most', wholeNumber(1), 1)
+    .option('--rate <count>', 'max requests/s of each client', wholeNumber(1), 1)
     .option('--seed <number>', 'the same seed sends the same requests', wholeNumber(0), 1)
     .option('--out <folder>', 'where soak.html, soak.json, memory.json and edge.log are written', 'soak')
     .option('--page <file>', 'where the page is written (default: soak.html in that folder)'),

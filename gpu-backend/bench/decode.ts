@@ -61,7 +61,7 @@ export async function benchDecode({ home, rounds, long = false, say }: SpeedOpti
   for (const position of long ? LONG_POSITIONS : POSITIONS) {
     const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
     const found = await interleaved(subjects, rounds);
-    for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms a token`);
+    for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms/token`);
     const keys_bytes = position * 2 * config.layerCount * config.kvHeadCount * config.headSize * 4;
     const reached_GBps = (weights_bytes + keys_bytes) / found.get(DENSE)! / 1e6;
     const share = round(reached_GBps / bandwidth_GBps);

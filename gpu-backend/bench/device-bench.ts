@@ -46,7 +46,7 @@ export async function benchDecodeOn(
     for (const position of long ? LONG_POSITIONS : POSITIONS) {
       const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
       const found = await interleaved(subjects, rounds);
-      for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms a token`);
+      for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms/token`);
       const dense_ms = found.get('dense')!;
       positions[`at${position}`] = {
         ...Object.fromEntries([...found].map(([name, ms]) => [`${name}_ms`, round(ms)])),
@@ -82,7 +82,7 @@ export async function benchBatchOn(device: Adapter, { home, rounds, say }: Speed
   ];
   const found = await inTurns(subjects, rounds, ({ tokensPerSecond }) => tokensPerSecond());
   const of = (name: string) => round(median(found.get(name)!), 1);
-  for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens a second`);
+  for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens/s`);
   const steps = of('eightStreams') / masks.length;
   const { folder } = await openInstalled(home, DEFAULT_MODEL);
   const read_GBps = (steps * (await denseBytes(folder, ours.config))) / 1e9;

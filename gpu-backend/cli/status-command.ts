@@ -1,7 +1,8 @@
 /** `status` and `history`: what an edge serves by, and how that came to be. */
 import type { Command } from 'commander';
+import type { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
-import { type Job, jobSchema } from '../../shared/admin/job-wire.ts';
+import { type Job, jobSchema, type Schedule, scheduleSchema } from '../../shared/admin/job-wire.ts';
 import type { LivePublication, Publication } from '../../shared/admin/publication-wire.ts';
 import { type BackendEntry, backendSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -60,8 +61,11 @@ type Status = {
   /** Null: requests run dense, or by what is live for every tenant. */
   readonly live: (LivePublication & { readonly name: string | null }) | null;
   /** Null with a tenant's own admin key: backends are none of its business. */
-  readonly backends: readonly (BackendEntry & { readonly jobs: readonly Job[] | null })[] | null;
+  readonly backends: readonly (BackendEntry & Learning)[] | null;
 };
+
+/** Null where the backend does not say. */
+type Learning = { readonly jobs: readonly Job[] | null; readonly schedules: readonly Schedule[] | null };
 
 async function readStatus(client: AdminClient, tenant: string): Promise<Status> {
   const live = await livePublication(client, tenant);
@@ -86,12 +90,21 @@ async function readBackends(client: AdminClient): Promise<Status['backends']> {
   return await Promise.all(
     list.data.map(async (backend) => {
       const path = `/backends/${backend.id}/jobs`;
-      // One that is away keeps nobody from hearing of the others.
-      const jobs = await client.request({ method: 'GET', path }, listSchema(jobSchema)).catch(() => null);
-      return { ...backend, jobs: jobs?.data ?? null };
+      const [jobs, schedules] = await Promise.all([
+        listed(client, path, jobSchema),
+        listed(client, `${path}/schedules`, scheduleSchema),
+      ]);
+      return { ...backend, jobs, schedules };
     }),
   );
 }
+
+/** Null where it cannot be read: a backend that is away keeps nobody from hearing of the others. */
+const listed = <T extends z.ZodType>(client: AdminClient, path: string, item: T) =>
+  client.request({ method: 'GET', path }, listSchema(item)).then(
+    ({ data }) => data as z.output<T>[],
+    () => null,
+  );
 
 async function unless<T>(code: MaskrouteError['code'], asked: Promise<T>): Promise<T | null> {
   try {
@@ -128,7 +141,7 @@ function describeLive({
 }
 
 function describeBackend(backend: NonNullable<Status['backends']>[number]): string[] {
-  const { id, url, enabled, state, jobs } = backend;
+  const { id, url, enabled, state, jobs, schedules } = backend;
   const health = !enabled
     ? 'switched off'
     : state.breaker === 'closed'
@@ -140,6 +153,7 @@ function describeBackend(backend: NonNullable<Status['backends']>[number]): stri
     ...(jobs === null
       ? ['  jobs    unknown: the backend does not answer']
       : jobs.filter(isOpen).map((job) => `  job     ${describeJob(job)}`)),
+    ...(schedules ?? []).map(({ id, every, next_at }) => `  again   ${id} every ${every}, next ${next_at}`),
   ];
 }
 

@@ -94,6 +94,16 @@ const REFUSED: [string, string[], RegExp][] = [
     /MASKROUTE_BACKEND_KEY/,
   ],
   [
+    'a schedule at an edge without a backend',
+    ['schedule', 'list', '--edge', 'http://localhost:9'],
+    /--edge needs --on/,
+  ],
+  [
+    'a schedule at a backend that is named twice',
+    ['schedule', 'list', '--on', 'a', '--backend', 'http://localhost:9'],
+    /give one of them/,
+  ],
+  [
     'a schedule of what is no job',
     ['schedule', 'add', 'README.md', '--every', '24h', '--backend', 'http://localhost:9'],
     /README.md has no job/,

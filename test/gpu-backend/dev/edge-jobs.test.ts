@@ -2,10 +2,12 @@
  * A backend's jobs through the edge: the worker in workerd in front of the real server with its real line of jobs. What
  * a job runs is scripted, so that it fails, hangs and ends when the test wants.
  */
-import { mkdtempSync, rmSync } from 'node:fs';
+import { execFile } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
@@ -158,6 +160,13 @@ describe('an operator of the edge', () => {
   });
 });
 
+/** What it prints; with the admin key, and no other. */
+async function maskroute(...args: string[]): Promise<string> {
+  const env = { ...process.env, MASKROUTE_HOME: home, MASKROUTE_ADMIN_KEY: ADMIN_KEY, MASKROUTE_BACKEND_KEY: '' };
+  const { stdout } = await promisify(execFile)(process.execPath, ['bin/maskroute.js', ...args], { env });
+  return stdout;
+}
+
 describe('a schedule', () => {
   const SCHEDULES = `${JOBS}/schedules`;
   const rollout = [{ share: 0.1, duration_s: 600 }];
@@ -248,6 +257,18 @@ describe('a schedule', () => {
     await answer(call('GET', `${SCHEDULES}/..%2Fdata`), 404);
     await answer(call('DELETE', `${SCHEDULES}/schedule_${'0'.repeat(24)}`), 404);
     expect(schedules.list()).toEqual([]);
+  });
+
+  it('is added, listed and removed on the command line, without the backend key', async () => {
+    const file = path.join(home, 'job.json');
+    writeFileSync(file, JSON.stringify((await again()).job));
+    const at = ['--edge', edge.url, '--on', 'default', '--json'];
+    const made = JSON.parse(await maskroute('schedule', 'add', file, '--every', '7d', ...at));
+    expect(made).toMatchObject({ every: '7d', last_job: null });
+    expect(JSON.parse(await maskroute('schedule', 'list', ...at))).toEqual([made]);
+    expect(await maskroute('status', '--edge', edge.url)).toContain(`again   ${made.id} every 7d`);
+    await maskroute('schedule', 'remove', made.id, ...at);
+    expect(JSON.parse(await maskroute('schedule', 'list', ...at))).toEqual([]);
   });
 
   it('is for those who administrate everything; who reads everything sees it', async () => {
