@@ -3,8 +3,9 @@ import type { Command } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { PREFIX_TOKENS_MAX } from '../engine/prefix-cache.ts';
 import { maskrouteHome } from '../files.ts';
+import type { KvType } from '../model/model-source.ts';
 import type { DeviceChoice } from '../onnx/device.ts';
-import { deviceOption, examples, portFrom } from './terminal.ts';
+import { deviceOption, examples, kvTypeOption, portFrom } from './terminal.ts';
 
 const BACKEND_PORT = 8080;
 
@@ -21,6 +22,7 @@ Environment:
   MASKROUTE_QUEUE      redis://host:port, where jobs hand their work to maskroute work; without it they do it here
   MASKROUTE_JOURNAL    the folder that those workers write to
   MASKROUTE_CACHE_TOKENS  room for keys and values of requests that run, in tokens; 8 times the model's context unless given
+  MASKROUTE_KV_TYPE    how keys and values are kept: f32, or f16 in half the memory
   MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
   OTEL_EXPORTER_OTLP_ENDPOINT  a collector of traces (http/protobuf); without it none are made
   OTEL_EXPORTER_OTLP_HEADERS   what it wants in headers: name=value,name=value, percent-encoded
@@ -46,12 +48,13 @@ export function addServeCommand(program: Command, jobEntry: string): void {
     .description('run the backend alone')
     .requiredOption('--model <name>', 'an installed model')
     .addOption(deviceOption())
+    .addOption(kvTypeOption())
     .addHelpText('after', ENVIRONMENT)
     .addHelpText(
       'after',
       examples('MASKROUTE_BACKEND_KEY=$(openssl rand -hex 24) maskroute serve --model smollm2-135m-instruct'),
     )
-    .action(async ({ model, device }: { model: string; device: DeviceChoice }) => {
+    .action(async (flags: { model: string; device: DeviceChoice; kvType: KvType }) => {
       const { serveUntilSignal } = await import('../main.ts');
       const { collectorFrom } = await import('../../shared/tracing/collector.ts');
       const {
@@ -67,7 +70,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
       } = process.env;
       await serveUntilSignal({
         home: maskrouteHome(),
-        ...{ model, device },
+        ...flags,
         port: portFrom('BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(MASKROUTE_BACKEND_KEY_2 ? { otherBackendKey: MASKROUTE_BACKEND_KEY_2 } : {}),
