@@ -96,10 +96,10 @@ describe('serve', () => {
   });
 
   it('says which port it cannot have', async () => {
-    const first = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY });
-    const { port } = new URL(await ready(first));
-    const second = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: port });
-    expect(await second.exit).toBe(1);
-    expect(second.output()).toContain(`EADDRINUSE`);
+    const other = await openReceiver();
+    const served = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: new URL(other.url).port });
+    expect(await served.exit).toBe(1);
+    expect(served.output()).toContain(`EADDRINUSE`);
+    await other.close();
   });
 });
