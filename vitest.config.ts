@@ -21,22 +21,35 @@ const LIBRARIES_OF_THE_EDGE = [
   ...['eventsource-parser/stream', 'fast-check', 'lru-cache', 'oauth4webapi', 'zod'],
 ];
 
-/** Vitest leaves a core for itself unless it is told. With more than a file a core, tests of waiting times fail. */
-const FILES_AT_ONCE = Math.max(2, availableParallelism());
+/** A file that replaces a module, and one that measures how much memory its process took at most. */
+const ALONE = [
+  'test/gpu-backend/engine/webgpu.test.ts',
+  'test/gpu-backend/model/formats/hostile-gguf.test.ts',
+];
+
+/** One more than there are cores: many files wait for clocks half of the time. */
+const FILES_AT_ONCE = availableParallelism() + 1;
+
+/** What is started and stopped around tests takes seconds, and many of them where a machine has other work. */
+const HOOKS_ms = 120_000;
+
+/** Files of one of these run one after the other in the same process or runtime, as long as the next is of it, too. */
+const SHARING = ['workers', 'node'];
 
 /**
- * The files that start a whole product are spread among all others: a product is several processes, and two of them
- * would be in each other's way.
+ * Files that share a process stay together, the longest first. Those that start a whole product are spread among them: a
+ * product is several processes, and two of them would be in each other's way.
  */
-class SpreadProducts extends BaseSequencer {
+class KeepTogether extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
     const sorted = await super.sort(files);
-    const isProduct = ({ project }: TestSpecification) => project.name === 'e2e';
-    const place = new Map<TestSpecification, number>();
-    for (const kind of [sorted.filter(isProduct), sorted.filter((file) => !isProduct(file))]) {
-      for (const [index, file] of kind.entries()) place.set(file, index / kind.length);
-    }
-    return sorted.sort((a, b) => place.get(a)! - place.get(b)!);
+    const kindOf = ({ project }: TestSpecification) => SHARING.indexOf(project.name);
+    const together = sorted.filter((file) => kindOf(file) >= 0).sort((a, b) => kindOf(a) - kindOf(b));
+    const spread = sorted.filter((file) => kindOf(file) < 0);
+    const place = new Map(together.map((file, index) => [file, index / together.length]));
+    // More of them among the first files, which take longer.
+    for (const [index, file] of spread.entries()) place.set(file, (index / spread.length) ** 1.5);
+    return [...spread, ...together].sort((a, b) => place.get(a)! - place.get(b)!);
   }
 }
 
@@ -47,14 +60,25 @@ export default defineConfig({
     // The products and commands that tests start find what an earlier one compiled.
     env: { NODE_COMPILE_CACHE: path.resolve('node_modules/.cache/node-compile') },
     maxWorkers: FILES_AT_ONCE,
-    sequence: { sequencer: SpreadProducts },
+    sequence: { sequencer: KeepTogether },
     projects: [
       {
         test: {
           name: 'node',
           include: ['test/**/*.test.ts'],
-          exclude: ['test/workers/**', 'test/e2e/**'],
+          exclude: ['test/workers/**', 'test/e2e/**', ...ALONE],
+          // Each file would load the same modules again.
+          isolate: false,
           testTimeout: 60_000,
+          hookTimeout: HOOKS_ms,
+        },
+      },
+      {
+        test: {
+          name: 'alone',
+          include: ALONE,
+          testTimeout: 60_000,
+          hookTimeout: HOOKS_ms,
         },
       },
       {
@@ -62,6 +86,7 @@ export default defineConfig({
           name: 'e2e',
           include: ['test/e2e/**/*.test.ts'],
           testTimeout: 120_000,
+          hookTimeout: HOOKS_ms,
         },
       },
       {
@@ -72,6 +97,13 @@ export default defineConfig({
             miniflare: {
               serviceBindings: {
                 TEST_NETWORK: { external: { address: new URL(inject<string>('backendUrl')).host, http: {} } },
+              },
+              // A batch is counted at once: tests wait for it.
+              queueConsumers: {
+                'maskroute-events': {
+                  ...{ maxBatchSize: 100, maxBatchTimeout: 0.05, maxRetries: 100, retryDelay: 30 },
+                  deadLetterQueue: 'maskroute-events-dead',
+                },
               },
               ratelimits: {
                 // Small enough to be reached in a test.
@@ -98,12 +130,14 @@ export default defineConfig({
         ],
         test: {
           name: 'workers',
+          isolate: false,
           include: ['test/workers/**/*.test.ts'],
           globalSetup: ['test/support/edge/global-setup.ts'],
           setupFiles: ['test/workers/support/migrate.ts'],
           // Libraries have hundreds of files, and each test file would load them one by one.
           deps: { optimizer: { ssr: { enabled: true, include: LIBRARIES_OF_THE_EDGE } } },
           testTimeout: 60_000,
+          hookTimeout: HOOKS_ms,
         },
       },
     ],
