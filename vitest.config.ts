@@ -33,23 +33,21 @@ const FILES_AT_ONCE = availableParallelism() + 1;
 /** What is started and stopped around tests takes seconds, and many of them where a machine has other work. */
 const HOOKS_ms = 120_000;
 
-/** Files of one of these run one after the other in the same process or runtime, as long as the next is of it, too. */
-const SHARING = ['workers', 'node'];
-
 /**
- * Files that share a process stay together, the longest first. Those that start a whole product are spread among them: a
- * product is several processes, and two of them would be in each other's way.
+ * Files in Node run one after the other in the same process as long as the next one is of them too, so they stay together,
+ * the longest first. The others are spread among them: what starts a whole product is several processes, and two of them
+ * would be in each other's way; what waits in workerd leaves the cores to others.
  */
 class KeepTogether extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
     const sorted = await super.sort(files);
-    const kindOf = ({ project }: TestSpecification) => SHARING.indexOf(project.name);
-    const together = sorted.filter((file) => kindOf(file) >= 0).sort((a, b) => kindOf(a) - kindOf(b));
-    const spread = sorted.filter((file) => kindOf(file) < 0);
-    const place = new Map(together.map((file, index) => [file, index / together.length]));
-    // More of them among the first files, which take longer.
-    for (const [index, file] of spread.entries()) place.set(file, (index / spread.length) ** 1.5);
-    return [...spread, ...together].sort((a, b) => place.get(a)! - place.get(b)!);
+    const place = new Map<TestSpecification, number>();
+    for (const [name, kind] of Object.entries(Object.groupBy(sorted, ({ project }) => project.name))) {
+      // More of the others among the first files in Node, which take longer.
+      const power = name === 'node' ? 1 : 1.5;
+      for (const [index, file] of kind!.entries()) place.set(file, (index / kind!.length) ** power);
+    }
+    return sorted.sort((a, b) => place.get(a)! - place.get(b)!);
   }
 }
 
@@ -130,7 +128,6 @@ export default defineConfig({
         ],
         test: {
           name: 'workers',
-          isolate: false,
           include: ['test/workers/**/*.test.ts'],
           globalSetup: ['test/support/edge/global-setup.ts'],
           setupFiles: ['test/workers/support/migrate.ts'],
