@@ -20,7 +20,10 @@ type Flags = {
 };
 
 const BACKEND_OPTION = ['--backend <url>', 'the backend (default: a running "npm start")'] as const;
-const ON_OPTION = ['--on <id>', 'go through the edge instead: the id of the backend in its registry'] as const;
+const ON_OPTION = [
+  '--on <id>',
+  'go through the edge instead: the id of the backend in its registry',
+] as const;
 const KEY_HELP = `
 The backend key comes from MASKROUTE_BACKEND_KEY, or from a running "npm start" when that is the backend. Through an edge
 no backend key is needed, but an admin key in MASKROUTE_ADMIN_KEY. A job that publishes takes its admin key from there, too,
@@ -67,10 +70,13 @@ export function addScheduleCommands(program: Command): void {
     .option(...EDGE_OPTION)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
-    .addHelpText('after', examples(
+    .addHelpText(
+      'after',
+      examples(
         'maskroute schedule list --backend https://backend.example.com',
         'maskroute schedule list --edge https://edge.example.com --on backend-1',
-      ))
+      ),
+    )
     .action(async ({ json, ...flags }: Flags) => {
       const { client, jobs: path, where } = await placeOf(flags);
       const get = (path: string) => ({ method: 'GET', path }) as const;

@@ -11,8 +11,8 @@ import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
-import { readMaskSet } from '../../../gpu-backend/publication/artefact-files.ts';
 import { openSchedules, type Schedules } from '../../../gpu-backend/jobs/schedules.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/artefact-files.ts';
 import type { CreatedKey } from '../../../shared/admin/admin-wire.ts';
 import type { AuditEntry } from '../../../shared/admin/audit-wire.ts';
 import {
@@ -23,6 +23,7 @@ import {
   type UploadedData,
 } from '../../../shared/admin/job-wire.ts';
 import type { LivePublication, MaskSetSummary, Publication } from '../../../shared/admin/publication-wire.ts';
+import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { BACKEND_KEY, eventually, parseSse, serveModel, type TestServer } from '../api/harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from '../api/scripted-engine.ts';
 
@@ -44,7 +45,10 @@ beforeAll(async () => {
   schedules = await openSchedules(options, jobs);
   // What the jobs learn is the preset's, so its model is served.
   const { model: learned, surrogates } = await readMaskSet(PRESET);
-  const served = { hash: learned.hash, blockCount: learned.blockCount, ...(surrogates && { surrogates }) };
+  const served = {
+    ...{ hash: learned.hash as ModelHash, blockCount: learned.blockCount },
+    ...(surrogates === undefined ? {} : { surrogates: surrogates as SurrogatesId }),
+  };
   const model = scriptedModel(scriptedEngine({ answer: () => bytesOf('abc') }, served));
   server = await serveModel(model, {}, { jobs, schedules, audience: undefined });
   edge = await startEdge({
@@ -162,7 +166,12 @@ describe('an operator of the edge', () => {
 
 /** What it prints; with the admin key, and no other. */
 async function maskroute(...args: string[]): Promise<string> {
-  const env = { ...process.env, MASKROUTE_HOME: home, MASKROUTE_ADMIN_KEY: ADMIN_KEY, MASKROUTE_BACKEND_KEY: '' };
+  const env = {
+    ...process.env,
+    MASKROUTE_HOME: home,
+    MASKROUTE_ADMIN_KEY: ADMIN_KEY,
+    MASKROUTE_BACKEND_KEY: '',
+  };
   const { stdout } = await promisify(execFile)(process.execPath, ['bin/maskroute.js', ...args], { env });
   return stdout;
 }
