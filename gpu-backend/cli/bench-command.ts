@@ -2,15 +2,25 @@
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { type Command, Option } from 'commander';
+import type { DecodeOptions, SpeedOptions } from '../bench/decode.ts';
 import { maskrouteHome } from '../files.ts';
-import { WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
+import { type KvType, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import type { DeviceChoice } from '../onnx/device.ts';
 import { readMaskSet } from '../publication/artefact-files.ts';
 import { examples } from './help.ts';
-import { chosenDevice, DATA_HELP, deviceOption, interruptible, rank, wholeNumber } from './terminal.ts';
+import {
+  chosenDevice,
+  DATA_HELP,
+  deviceOption,
+  interruptible,
+  kvTypeOption,
+  rank,
+  wholeNumber,
+} from './terminal.ts';
 
 const PRESET = fileURLToPath(new URL(`../presets/${DEFAULT_MODEL}/mask-set.json`, import.meta.url));
+const MODEL = ['--model <name>', 'an installed model', DEFAULT_MODEL] as const;
 const ROUNDS = ['--rounds <count>', 'interleaved rounds; their median is reported', wholeNumber(1)] as const;
 const LONG = ['--long', 'contexts of 2,048, 4,096 and 8,000 tokens; takes minutes a round', false] as const;
 const maskSetOption = () =>
@@ -18,6 +28,7 @@ const maskSetOption = () =>
 
 type BenchFlags = { readonly json: boolean };
 type OnDevice = BenchFlags & { readonly device: DeviceChoice };
+type DecodeFlags = { model: string; kvType: KvType; rounds: number; long: boolean };
 type MasksFlags = { model: string; steps: number; prefill: boolean; rounds: number };
 type QuantizationFlags = { data: string[]; positions: number; maskSet: string[]; rounds: number };
 
@@ -28,19 +39,14 @@ export function addBenchCommands(program: Command): void {
     .addHelpText('after', examples('maskroute bench decode', 'maskroute bench edge --stream --json'));
 
   command(bench, 'decode', 'ms/token when decoding, dense and masked, against llama.cpp')
+    .option(...MODEL)
     .option(...ROUNDS, 7)
     .option(...LONG)
     .addOption(deviceOption())
-    .action(async ({ json, device: choice, ...flags }: OnDevice & { rounds: number; long: boolean }) => {
-      const device = await chosenDevice(choice);
-      const options = { home: maskrouteHome(), ...flags };
-      if (device.kind === 'webgpu') {
-        const { benchDecodeOn } = await import('../bench/device-bench.ts');
-        await told(json, (say) => benchDecodeOn(device, { ...options, say }));
-      } else {
-        const { benchDecode } = await import('../bench/decode.ts');
-        await told(json, (say) => benchDecode({ ...options, say }));
-      }
+    .addOption(kvTypeOption())
+    .action(async ({ json, device, ...flags }: OnDevice & DecodeFlags) => {
+      const { decode } = await benchesOn(device);
+      await told(json, (say) => decode({ home: maskrouteHome(), ...flags, say }));
     });
 
   command(bench, 'prefill', 'ms to prefill a prompt of 512 tokens, against llama.cpp')
@@ -56,7 +62,7 @@ export function addBenchCommands(program: Command): void {
     'masks',
     'what skipping blocks saves when decoding and in prefill, by kind of block; and its memory',
   )
-    .option('--model <name>', 'an installed model', DEFAULT_MODEL)
+    .option(...MODEL)
     .option('--steps <count>', 'tokens decoded for each figure', wholeNumber(1), 8)
     .option('--no-prefill', 'leave prefill out')
     .option(...ROUNDS, 3)
@@ -68,16 +74,9 @@ export function addBenchCommands(program: Command): void {
   command(bench, 'batch', 'tokens/s of eight streams, under one mask and under eight, against llama.cpp')
     .option(...ROUNDS, 3)
     .addOption(deviceOption())
-    .action(async ({ json, device: choice, rounds }: OnDevice & { rounds: number }) => {
-      const device = await chosenDevice(choice);
-      const options = { home: maskrouteHome(), rounds };
-      if (device.kind === 'webgpu') {
-        const { benchBatchOn } = await import('../bench/device-bench.ts');
-        await told(json, (say) => benchBatchOn(device, { ...options, say }));
-      } else {
-        const { benchBatch } = await import('../bench/batch.ts');
-        await told(json, (say) => benchBatch({ ...options, say }));
-      }
+    .action(async ({ json, device, rounds }: OnDevice & { rounds: number }) => {
+      const { batch } = await benchesOn(device);
+      await told(json, (say) => batch({ home: maskrouteHome(), rounds, say }));
     });
 
   command(bench, 'prefix', 'ms to the first token when 400 tokens of the prompt are cached')
@@ -213,6 +212,21 @@ const command = (bench: Command, name: string, description: string): Command =>
     .description(description)
     .option('--json', 'print the JSON line and nothing else', false)
     .addHelpText('after', examples(`maskroute bench ${name}${ARGUMENTS[name] ?? ''} --json`));
+
+/** The benches of what `--device` comes to. */
+async function benchesOn(choice: DeviceChoice) {
+  const device = await chosenDevice(choice);
+  if (device.kind === 'webgpu') {
+    const { benchDecodeOn, benchBatchOn } = await import('../bench/device-bench.ts');
+    return {
+      decode: (options: DecodeOptions) => benchDecodeOn(device, options),
+      batch: (options: SpeedOptions) => benchBatchOn(device, options),
+    };
+  }
+  const { benchDecode: decode } = await import('../bench/decode.ts');
+  const { benchBatch: batch } = await import('../bench/batch.ts');
+  return { decode, batch };
+}
 
 /** Measures, and prints what was found; what is said meanwhile is for people. */
 async function told<T extends object>(

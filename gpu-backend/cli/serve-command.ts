@@ -3,9 +3,10 @@ import type { Command } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { PREFIX_TOKENS_MAX } from '../engine/prefix-cache.ts';
 import { maskrouteHome } from '../files.ts';
+import type { KvType } from '../model/model-source.ts';
 import type { DeviceChoice } from '../onnx/device.ts';
 import { examples } from './help.ts';
-import { deviceOption, portFrom } from './terminal.ts';
+import { deviceOption, kvTypeOption, portFrom } from './terminal.ts';
 
 const BACKEND_PORT = 8080;
 
@@ -23,6 +24,7 @@ const ENVIRONMENT_HELP: Readonly<Record<string, string>> = {
   MASKROUTE_JOURNAL: 'the folder that those workers write to',
   MASKROUTE_CACHE_TOKENS:
     "room for the KV cache of running requests, in tokens (default: 8 times the model's context)",
+  MASKROUTE_KV_TYPE: 'the type of the KV cache: f32, or f16 in half the memory (default: f32)',
   MASKROUTE_PREFIX_TOKENS: `room for cached prompt prefixes, in tokens (default: ${PREFIX_TOKENS_MAX}; 0: none)`,
   OTEL_EXPORTER_OTLP_ENDPOINT: 'a collector of traces, http/protobuf (default: no traces)',
   OTEL_EXPORTER_OTLP_HEADERS: 'headers for the collector: name=value,name=value, percent-encoded',
@@ -55,12 +57,13 @@ export function addServeCommand(program: Command, jobEntry: string): void {
     .description('run a backend without an edge, until SIGTERM or Ctrl-C')
     .requiredOption('--model <name>', 'an installed model')
     .addOption(deviceOption())
+    .addOption(kvTypeOption())
     .addHelpText('after', ENVIRONMENT)
     .addHelpText(
       'after',
       examples('MASKROUTE_BACKEND_KEY=$(openssl rand -hex 24) maskroute serve --model smollm2-135m-instruct'),
     )
-    .action(async ({ model, device }: { model: string; device: DeviceChoice }) => {
+    .action(async (flags: { model: string; device: DeviceChoice; kvType: KvType }) => {
       const { serveUntilSignal } = await import('../main.ts');
       const { collectorFrom } = await import('../../shared/tracing/collector.ts');
       const {
@@ -76,7 +79,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
       } = process.env;
       await serveUntilSignal({
         home: maskrouteHome(),
-        ...{ model, device },
+        ...flags,
         port: portFrom('BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(MASKROUTE_BACKEND_KEY_2 ? { otherBackendKey: MASKROUTE_BACKEND_KEY_2 } : {}),

@@ -7,7 +7,7 @@ import { Presets, SingleBar } from 'cli-progress';
 import { InvalidArgumentError, Option } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { tryLock } from '../files.ts';
-import type { ImportPhase, ImportProgress } from '../model/model-source.ts';
+import { type ImportPhase, type ImportProgress, KV_TYPES } from '../model/model-source.ts';
 import { chooseDevice, DEVICE_CHOICES, type Device, type DeviceChoice } from '../onnx/device.ts';
 
 export const DATA_HELP =
@@ -84,6 +84,13 @@ export const deviceOption = (): Option =>
     .choices(DEVICE_CHOICES)
     .env('MASKROUTE_DEVICE')
     .default('cpu');
+
+/** `--kv-type`, or MASKROUTE_KV_TYPE from the environment. */
+export const kvTypeOption = (): Option =>
+  new Option('--kv-type <type>', 'how keys and values are kept: f16 takes half the memory of f32')
+    .choices(KV_TYPES)
+    .env('MASKROUTE_KV_TYPE')
+    .default('f32');
 
 /** What `--device` comes to; with `auto` on the processor, why, said once on standard error. @throws MaskrouteError `no_device`. */
 export async function chosenDevice(choice: DeviceChoice): Promise<Device> {

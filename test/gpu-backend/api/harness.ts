@@ -104,7 +104,7 @@ export async function apiOptions(
     schedules: more.schedules,
     tracer: more.tracer,
     keys: { backendKey: BACKEND_KEY, metricsKey: more.metricsKey, audience },
-    limits: { ...DEFAULT_LIMITS, drain_ms: 1000, ...limits },
+    limits: { ...DEFAULT_LIMITS, drain_ms: 1000, flush_ms: 200, ...limits },
     log,
   };
   return {
