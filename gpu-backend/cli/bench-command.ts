@@ -24,7 +24,7 @@ const MASK_SET = ['--mask-set <file>', 'the set to route by (default: the preset
 
 type BenchFlags = { readonly json: boolean };
 type OnDevice = BenchFlags & { readonly device: DeviceChoice };
-type MasksFlags = { model: string; steps: number; prefill: boolean; rounds: number };
+type MasksFlags = { model: string; steps: number; prefill: boolean; layers?: number; rounds: number };
 type QuantizationFlags = { data: string[]; positions: number; maskSet: string[]; rounds: number };
 
 export function addBenchCommands(program: Command): void {
@@ -65,6 +65,11 @@ export function addBenchCommands(program: Command): void {
     .option('--model <name>', 'an installed model', DEFAULT_MODEL)
     .option('--steps <count>', 'decoded tokens of a figure', wholeNumber(1), 8)
     .option('--no-prefill', 'decoding alone')
+    .option(
+      '--layers <count>',
+      'tell the figures for so many layers like those that are installed',
+      wholeNumber(1),
+    )
     .option(...ROUNDS, 3)
     .action(async ({ json, ...flags }: BenchFlags & MasksFlags) => {
       const { benchMasks } = await import('../bench/masks-bench.ts');
