@@ -99,6 +99,16 @@ describe('learn', () => {
     await expectFits(join(folder, 'whole', 'report.html'));
   }, 60_000);
 
+  it('layer by layer, for want of memory, comes to the same bytes', async () => {
+    const one = { clusterCount: 1 };
+    await learn(await options('one', one));
+    await learn(await options('layers', { ...one, memory_bytes: 1 }));
+    expect(read('layers', 'mask-set.json')).toBe(read('one', 'mask-set.json'));
+    // The graphs of its pieces lie beside the model.
+    const pieces = readdirSync(join(folder, 'model')).filter((name) => name.includes('piece'));
+    expect(pieces.length).toBeGreaterThan(8);
+  }, 60_000);
+
   it('keeps the counts that it is told', async () => {
     const exactly = (count: number) => ({ min: count, max: count });
     const { report } = await learn(await options('counts', { attention: exactly(1), ffn: exactly(3) }));
