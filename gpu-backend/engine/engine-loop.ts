@@ -55,6 +55,8 @@ export class EngineLoop {
   readonly #output: LoopOutput;
   readonly #sequences = new Map<string, Sequence>();
   readonly #freeCaches: SequenceCache[] = [];
+  /** The runtime writes into their caches: nobody else may have these before the step is over. */
+  #inStep: ReadonlySet<Sequence> = new Set();
   readonly #totals = {
     steps: 0,
     promptTokens: 0,
@@ -180,7 +182,9 @@ export class EngineLoop {
     for (const { requestId } of step.preempted) this.#preempted(this.#sequences.get(requestId)!);
     const work = step.parts.map((part) => this.#prepare(part, begun_ms));
     this.#batchSize = work.length;
+    this.#inStep = new Set(work.map(({ sequence }) => sequence));
     await this.#run(work);
+    this.#recycleEnded();
     this.#totals.steps++;
     this.#scheduler.charge(step, performance.now() - begun_ms);
   }
@@ -208,15 +212,34 @@ export class EngineLoop {
         this.#ran(one, logits[i]!);
       });
     } catch (error) {
-      if (work.length === 1) this.#fail(work[0]!.sequence, error);
-      else for (const one of work) await this.#run([one]);
+      if (work.length === 1) {
+        this.#fail(work[0]!.sequence, error);
+        return;
+      }
+      for (const one of work) {
+        if (!this.#isLive(one.sequence)) continue;
+        // The step may have got as far as this one's tokens.
+        one.input.cache.truncate(one.start);
+        await this.#run([one]);
+      }
     }
+  }
+
+  #isLive(sequence: Sequence): boolean {
+    return this.#sequences.get(sequence.scheduled.requestId) === sequence;
+  }
+
+  /** Caches of those that ended in the step, or were cancelled while it ran. */
+  #recycleEnded(): void {
+    const ended = [...this.#inStep].filter((sequence) => !this.#isLive(sequence));
+    this.#inStep = new Set();
+    for (const sequence of ended) this.#recycle(sequence);
   }
 
   #ran({ part, sequence, input, start }: Work, logits: Float32Array): void {
     sequence.steppedAt_ms = performance.now();
-    // It may have been cancelled while the runtime held the thread.
-    if (!this.#sequences.has(part.request.requestId)) return;
+    // It may have been cancelled while the step ran.
+    if (!this.#isLive(sequence)) return;
     try {
       this.#scheduler.update(part);
       this.#keepPages(sequence);
@@ -227,7 +250,7 @@ export class EngineLoop {
   }
 
   #fail(sequence: Sequence, error: unknown): void {
-    if (!this.#sequences.has(sequence.scheduled.requestId)) return;
+    if (!this.#isLive(sequence)) return;
     this.#remove(sequence);
     this.#output.failed(sequence.scheduled.requestId, asEngineError(error));
   }
@@ -326,6 +349,7 @@ export class EngineLoop {
   }
 
   #recycle(sequence: Sequence): void {
+    if (this.#inStep.has(sequence)) return;
     const { cache } = sequence;
     sequence.cache = undefined;
     // On a graphics device an empty cache gives its place back.

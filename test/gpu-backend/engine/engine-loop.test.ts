@@ -94,3 +94,63 @@ test("a stream goes on while its tenant's clients ask for one token each, again 
   await ended;
   expect(loop.stats()).toMatchObject({ leastRecentStep_ms: 0, oldestUnstarted_ms: 0 });
 });
+
+test('who leaves while a step runs hands its cache on only when the step is over, and empty', async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const answer = async (leaver: boolean): Promise<number[]> => {
+    const tokens: number[] = [];
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    // The runtime begins its work a turn of the event loop later: a client's leaving may come before that.
+    const runMany = async (inputs: readonly RunInput[]) => {
+      loop.cancel('leaves');
+      return runner.runMany(inputs);
+    };
+    const loop = new EngineLoop({ ...runner, runMany }, LIMITS, TIMES, {
+      event: (requestId, event) => {
+        if (requestId !== 'stays') loop.add(request('stays', { maxTokens: 8 }));
+        else if (event.type === 'token') tokens.push(event.tokenId);
+        else if (event.type === 'finished') resolve();
+      },
+      failed: (_, error) => reject(error),
+    });
+    const promptTokenIds = Int32Array.from({ length: 12 }, (_, i) => i);
+    loop.add(leaver ? request('leaves', { promptTokenIds }) : request('stays', { maxTokens: 8 }));
+    const ended = loop.run(() => {});
+    await promise;
+    loop.close();
+    await ended;
+    return tokens;
+  };
+  expect(await answer(true)).toEqual(await answer(false));
+});
+
+test('a step that fails when a part of it is written is computed again alone, with the same answers', async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const answers = async (failure: Error | undefined): Promise<Record<string, number[]>> => {
+    const tokens: Record<string, number[]> = { a: [], b: [] };
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const runMany = async (inputs: readonly RunInput[]) => {
+      const logits = await runner.runMany(inputs);
+      if (failure !== undefined && inputs.length > 1) throw failure;
+      return logits;
+    };
+    let finished = 0;
+    const loop = new EngineLoop({ ...runner, runMany }, LIMITS, TIMES, {
+      event: (requestId, event) => {
+        if (event.type === 'token') tokens[requestId]!.push(event.tokenId);
+        if (event.type === 'finished' && ++finished === 2) resolve();
+      },
+      failed: (_, error) => reject(error),
+    });
+    for (const name of ['a', 'b']) {
+      const promptTokenIds = Int32Array.from({ length: 12 }, (_, i) => i + name.charCodeAt(0));
+      loop.add(request(name, { promptTokenIds, maxTokens: 8 }));
+    }
+    const ended = loop.run(() => {});
+    await promise;
+    loop.close();
+    await ended;
+    return tokens;
+  };
+  expect(await answers(new Error('out of memory'))).toEqual(await answers(undefined));
+});
