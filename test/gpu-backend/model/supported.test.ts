@@ -333,7 +333,7 @@ test('encoders are those that are held against transformers, pooled and begun as
     before!,
   ]);
   expect(told.map(([name]) => name)).toEqual(Object.keys(ENCODERS));
-  const others = new Map(encoders.encoders.map((encoder) => [encoder.id, encoder]));
+  const others = new Map(encoders.encoders.map((encoder) => [encoder.id, encoder] as const));
   for (const [name, pooling, before] of told) {
     const id = ENCODERS[name!]!;
     const { name: _, ...family } = familyOf(id);

@@ -38,12 +38,13 @@ const peaks: Record<string, number> = {};
 const peak_bytes = () =>
   1024 * Number(/^VmHWM:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8'))![1]);
 for (const [kind, unit] of Object.entries(units)) {
-  seconds[kind] = [];
+  const times: number[] = [];
   for (let turn = 0; turn < 2; turn++) {
     const begun_ms = performance.now();
     numbers[kind] = await computer.run(unit);
-    seconds[kind].push((performance.now() - begun_ms) / 1000);
+    times.push((performance.now() - begun_ms) / 1000);
   }
+  seconds[kind] = times;
   peaks[kind] = peak_bytes();
 }
 await computer[Symbol.asyncDispose]();
