@@ -14,7 +14,7 @@ import { createRandom } from '../../../gpu-backend/random.ts';
 import { saidOfRouting } from '../../../shared/mask/held-out.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { expectFits } from '../../e2e/browser.ts';
-import { smallRun, writeSmallData } from './small-run.ts';
+import { SMALL_EFFORT, smallRun, writeSmallData } from './small-run.ts';
 
 const KILLS = 10;
 let folder = '';
@@ -100,7 +100,9 @@ describe('learn', () => {
   }, 60_000);
 
   it('layer by layer, for want of memory, comes to the same bytes', async () => {
-    const one = { clusterCount: 1 };
+    const mask = { ...SMALL_EFFORT.one, searchPositions: 60, gateSteps: 1, rounds: 0, exchanges: 1 };
+    const little = { ...SMALL_EFFORT, one: { ...mask, greedyEvaluations: 2 }, choicePositions: 30 };
+    const one = { clusterCount: 1, effort: { ...little, heldOutPositions: 30 } };
     await learn(await options('one', one));
     await learn(await options('layers', { ...one, memory_bytes: 1 }));
     expect(read('layers', 'mask-set.json')).toBe(read('one', 'mask-set.json'));

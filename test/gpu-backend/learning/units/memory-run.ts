@@ -1,6 +1,6 @@
 /**
- * As a program (`memory-run.ts HOME MODEL MEMORY_BYTES`): one unit of every kind, of the size that `learn` asks for, in a
- * process of its own. It prints what they came to, how long each took, and the most memory that the process had.
+ * As a program (`memory-run.ts HOME MODEL MEMORY_BYTES [TURNS]`): one unit of every kind, of the size that `learn` asks for, in
+ * a process of its own. It prints what they came to, how long each took, and the most memory that the process had.
  */
 import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
@@ -12,7 +12,7 @@ import { openInstalled } from '../../../../gpu-backend/model/store.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 import { denseMask, maskFromSkippedLayers } from '../../../../shared/mask/mask.ts';
 
-const [home, name, memory] = process.argv.slice(2) as [string, string, string];
+const [home, name, memory, turns = '1'] = process.argv.slice(2) as [string, string, string, string?];
 const model = await openInstalled(home, name);
 const { layerCount, vocabularySize } = model.manifest.config;
 const random = createRandom(5);
@@ -39,7 +39,7 @@ const peak_bytes = () =>
   1024 * Number(/^VmHWM:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8'))![1]);
 for (const [kind, unit] of Object.entries(units)) {
   const times: number[] = [];
-  for (let turn = 0; turn < 2; turn++) {
+  for (let turn = 0; turn < Number(turns); turn++) {
     const begun_ms = performance.now();
     numbers[kind] = await computer.run(unit);
     times.push((performance.now() - begun_ms) / 1000);
