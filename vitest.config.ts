@@ -21,20 +21,31 @@ const LIBRARIES_OF_THE_EDGE = [
   ...['eventsource-parser/stream', 'fast-check', 'lru-cache', 'oauth4webapi', 'zod'],
 ];
 
-/** Vitest leaves a core for itself unless it is told. With more than a file a core, tests of waiting times fail. */
-const FILES_AT_ONCE = Math.max(2, availableParallelism());
+/** A file that replaces a module, and one that measures how much memory its process took at most. */
+const ALONE = [
+  'test/gpu-backend/engine/webgpu.test.ts',
+  'test/gpu-backend/model/formats/hostile-gguf.test.ts',
+];
+
+/** One more than there are cores: many files wait for clocks half of the time. */
+const FILES_AT_ONCE = availableParallelism() + 1;
+
+/** What is started and stopped around tests takes seconds, and many of them where a machine has other work. */
+const HOOKS_ms = 120_000;
 
 /**
- * The files that start a whole product are spread among all others: a product is several processes, and two of them
- * would be in each other's way.
+ * Files in Node run one after the other in the same process as long as the next one is of them too, so they stay together,
+ * the longest first. The others are spread among them: what starts a whole product is several processes, and two of them
+ * would be in each other's way; what waits in workerd leaves the cores to others.
  */
-class SpreadProducts extends BaseSequencer {
+class KeepTogether extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
     const sorted = await super.sort(files);
-    const isProduct = ({ project }: TestSpecification) => project.name === 'e2e';
     const place = new Map<TestSpecification, number>();
-    for (const kind of [sorted.filter(isProduct), sorted.filter((file) => !isProduct(file))]) {
-      for (const [index, file] of kind.entries()) place.set(file, index / kind.length);
+    for (const [name, kind] of Object.entries(Object.groupBy(sorted, ({ project }) => project.name))) {
+      // More of the others among the first files in Node, which take longer.
+      const power = name === 'node' ? 1 : 1.5;
+      for (const [index, file] of kind!.entries()) place.set(file, (index / kind!.length) ** power);
     }
     return sorted.sort((a, b) => place.get(a)! - place.get(b)!);
   }
@@ -47,14 +58,25 @@ export default defineConfig({
     // The products and commands that tests start find what an earlier one compiled.
     env: { NODE_COMPILE_CACHE: path.resolve('node_modules/.cache/node-compile') },
     maxWorkers: FILES_AT_ONCE,
-    sequence: { sequencer: SpreadProducts },
+    sequence: { sequencer: KeepTogether },
     projects: [
       {
         test: {
           name: 'node',
           include: ['test/**/*.test.ts'],
-          exclude: ['test/workers/**', 'test/e2e/**'],
+          exclude: ['test/workers/**', 'test/e2e/**', ...ALONE],
+          // Each file would load the same modules again.
+          isolate: false,
           testTimeout: 60_000,
+          hookTimeout: HOOKS_ms,
+        },
+      },
+      {
+        test: {
+          name: 'alone',
+          include: ALONE,
+          testTimeout: 60_000,
+          hookTimeout: HOOKS_ms,
         },
       },
       {
@@ -62,6 +84,7 @@ export default defineConfig({
           name: 'e2e',
           include: ['test/e2e/**/*.test.ts'],
           testTimeout: 120_000,
+          hookTimeout: HOOKS_ms,
         },
       },
       {
@@ -72,6 +95,13 @@ export default defineConfig({
             miniflare: {
               serviceBindings: {
                 TEST_NETWORK: { external: { address: new URL(inject<string>('backendUrl')).host, http: {} } },
+              },
+              // A batch is counted at once: tests wait for it.
+              queueConsumers: {
+                'maskroute-events': {
+                  ...{ maxBatchSize: 100, maxBatchTimeout: 0.05, maxRetries: 100, retryDelay: 30 },
+                  deadLetterQueue: 'maskroute-events-dead',
+                },
               },
               ratelimits: {
                 // Small enough to be reached in a test.
@@ -104,6 +134,7 @@ export default defineConfig({
           // Libraries have hundreds of files, and each test file would load them one by one.
           deps: { optimizer: { ssr: { enabled: true, include: LIBRARIES_OF_THE_EDGE } } },
           testTimeout: 60_000,
+          hookTimeout: HOOKS_ms,
         },
       },
     ],

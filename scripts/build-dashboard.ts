@@ -1,24 +1,64 @@
 /**
- * Bundles the dashboard's page into the worker's assets, and writes the pages beside it: what an edge is, and its API. wrangler.toml names this as its build command, so that
- * `npm start`, the tests and `wrangler deploy` all serve what was just built.
+ * Bundles the dashboard's page into the worker's assets, and writes the pages beside it: what an edge is, and its API.
+ * wrangler.toml names this as its build command, so that `npm start`, the tests and `wrangler deploy` all serve what the
+ * sources say. Where these did not change since the last build, nothing is done.
  *
  * Names hold the content's hash, each file is written whole, and the page that names them comes last: two builds at
  * once write the same, and a reader never meets a half.
  */
+import { createHash } from 'node:crypto';
+import { existsSync, globSync, readFileSync } from 'node:fs';
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { build } from 'esbuild';
-import manifest from '../package.json' with { type: 'json' };
-import { openApi } from '../shared/openapi/document.ts';
-import { docsPage, homePage } from '../workers/site/pages.ts';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('..', import.meta.url));
 const SOURCE_FOLDER = path.join(PROJECT_FOLDER, 'workers/dashboard');
 const SITE_STYLE = path.join(PROJECT_FOLDER, 'workers/site/site.css');
 const OUTPUT_FOLDER = path.join(PROJECT_FOLDER, 'workers/assets/dashboard');
 
+/** All that a build is made of; the lock file says which libraries. */
+const SOURCES = [
+  '{workers/dashboard,workers/site,shared}/**/*.*',
+  'scripts/build-dashboard.ts',
+  'package{,-lock}.json',
+];
+/** Tells the sources of the last whole build, and the files that it wrote. */
+const BUILT_FILE = path.join(PROJECT_FOLDER, 'node_modules/.cache/dashboard-built.json');
+
 export async function buildDashboard(): Promise<void> {
+  const sources = hashOfSources();
+  if (await isBuilt(sources)) return;
+  await rm(BUILT_FILE, { force: true });
+  const files = await writeBuild();
+  await mkdir(path.dirname(BUILT_FILE), { recursive: true });
+  await writeWhole(BUILT_FILE, JSON.stringify({ sources, files }));
+}
+
+function hashOfSources(): string {
+  const hash = createHash('sha256');
+  for (const file of globSync(SOURCES, { cwd: PROJECT_FOLDER }).sort()) {
+    hash.update(`${file}\0`).update(readFileSync(path.join(PROJECT_FOLDER, file)));
+  }
+  return hash.digest('hex');
+}
+
+async function isBuilt(sources: string): Promise<boolean> {
+  const text = await readFile(BUILT_FILE, 'utf8').catch(() => '{}');
+  const built = JSON.parse(text) as { sources?: string; files?: string[] };
+  return built.sources === sources && built.files!.every((file) => existsSync(file));
+}
+
+/** @returns the files that it wrote. */
+async function writeBuild(): Promise<string[]> {
+  // Loaded here: most often there is nothing to do.
+  const [{ build }, { openApi }, { docsPage, homePage }, { default: manifest }] = await Promise.all([
+    import('esbuild'),
+    import('../shared/openapi/document.ts'),
+    import('../workers/site/pages.ts'),
+    import('../package.json', { with: { type: 'json' } }),
+  ]);
   const { outputFiles, metafile } = await build({
     absWorkingDir: PROJECT_FOLDER,
     entryPoints: [path.join(SOURCE_FOLDER, 'main.tsx'), SITE_STYLE],
@@ -37,7 +77,12 @@ export async function buildDashboard(): Promise<void> {
     logLevel: 'warning',
   });
   await mkdir(path.join(OUTPUT_FOLDER, 'assets'), { recursive: true });
-  for (const { path: file, contents } of outputFiles) await writeWhole(file, contents);
+  const written: string[] = [];
+  const write = async (file: string, content: string | Uint8Array) => {
+    await writeWhole(file, content);
+    written.push(file);
+  };
+  for (const { path: file, contents } of outputFiles) await write(file, contents);
 
   const outputs = Object.entries(metafile.outputs);
   const [script, { cssBundle }] = outputs.find(([, { entryPoint }]) => entryPoint?.endsWith('.tsx'))!;
@@ -45,19 +90,20 @@ export async function buildDashboard(): Promise<void> {
   const html = (await readFile(path.join(SOURCE_FOLDER, 'index.html'), 'utf8'))
     .replace('main.css', `assets/${path.basename(cssBundle!)}`)
     .replace('main.js', `assets/${path.basename(script)}`);
-  await writeWhole(path.join(OUTPUT_FOLDER, 'index.html'), html);
+  await write(path.join(OUTPUT_FOLDER, 'index.html'), html);
 
   const api = openApi(manifest.version);
   const styleAddress = `/dashboard/assets/${path.basename(style)}`;
-  await writeWhole(path.join(OUTPUT_FOLDER, 'openapi.json'), JSON.stringify(api));
-  await writeWhole(path.join(OUTPUT_FOLDER, 'home.html'), String(await homePage(api, styleAddress)));
-  await writeWhole(path.join(OUTPUT_FOLDER, 'docs.html'), String(await docsPage(api, styleAddress)));
+  await write(path.join(OUTPUT_FOLDER, 'openapi.json'), JSON.stringify(api));
+  await write(path.join(OUTPUT_FOLDER, 'home.html'), String(await homePage(api, styleAddress)));
+  await write(path.join(OUTPUT_FOLDER, 'docs.html'), String(await docsPage(api, styleAddress)));
 
   const current = new Set(outputFiles.map((file) => path.basename(file.path)));
   for (const name of await readdir(path.join(OUTPUT_FOLDER, 'assets'))) {
     const isOthers = name.endsWith('.half');
     if (!isOthers && !current.has(name)) await rm(path.join(OUTPUT_FOLDER, 'assets', name), { force: true });
   }
+  return written;
 }
 
 async function writeWhole(file: string, content: string | Uint8Array): Promise<void> {
@@ -66,4 +112,9 @@ async function writeWhole(file: string, content: string | Uint8Array): Promise<v
   await rename(half, file);
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await buildDashboard();
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  parseScript(newCommand('npm run dashboard --', "build the dashboard's page and the documentation"), [
+    'npm run dashboard',
+  ]);
+  await buildDashboard();
+}

@@ -182,6 +182,8 @@ export type ApiLimits = ArrivalLimits & {
   readonly drain_ms: number;
   /** How long requests that the stop has ended may take to let go before it goes on without them. */
   readonly ending_ms: number;
+  /** How long the last bytes may take to reach their clients once every answer has ended. */
+  readonly flush_ms: number;
 };
 
 export const DEFAULT_LIMITS: ApiLimits = {
@@ -199,4 +201,5 @@ export const DEFAULT_LIMITS: ApiLimits = {
   engineSilence_ms: 120_000,
   drain_ms: 30_000,
   ending_ms: 3000,
+  flush_ms: 2000,
 };

@@ -11,8 +11,6 @@ const HEADERS_TIMEOUT_ms = 10_000;
 const REQUEST_TIMEOUT_ms = 60_000;
 /** Longer than common proxies keep idle connections, so that they close first. */
 const KEEP_ALIVE_ms = 75_000;
-/** How long the last bytes may take to reach their clients once every answer has ended. */
-const FLUSH_ms = 2000;
 const SWEEP_ms = 20;
 
 export type RunningServer = {
@@ -58,7 +56,7 @@ export async function startServer(
     await drain();
     const closed = once(server, 'close');
     server.close();
-    const flush = setTimeout(() => server.closeAllConnections(), FLUSH_ms);
+    const flush = setTimeout(() => server.closeAllConnections(), parts.limits.flush_ms);
     await closed;
     clearInterval(sweep);
     clearTimeout(flush);

@@ -24,13 +24,15 @@ import { createSigner, type SignFor } from '../../shared/wire/service-token.ts';
 import { writeWhole } from '../files.ts';
 import type { EngineModel } from './engine.ts';
 
-const FETCH_TIMEOUT_ms = 3000;
 const RECORD_BYTES_MAX = 8192;
 const REASON_CHARS_MAX = 300;
 const IN_MEMORY_MAX = 4096;
-/** Long enough to shield the edge from a client that retries, short enough for a publication just made. */
-const UNKNOWN_FOR_ms = 5000;
-const UNREACHABLE_FOR_ms = 1000;
+const WAITS = {
+  fetch_ms: 3000,
+  /** Long enough to shield the edge from a client that retries, short enough for a publication just made. */
+  unknown_ms: 5000,
+  unreachable_ms: 1000,
+};
 
 export type MaskRegistry = {
   /**
@@ -52,9 +54,12 @@ export type MaskRegistryOptions = {
   /** Wins over the edge that a token names. */
   readonly edgeUrl: string | undefined;
   readonly warn: (message: string, detail: Record<string, unknown>) => void;
+  /** Tests wait for less. */
+  readonly waits?: typeof WAITS;
 };
 
 export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
+  const { waits = WAITS } = options;
   const sign = createSigner(options.backendKey);
   const known = new LRUCache<MaskId, MaskRecord>({ max: IN_MEMORY_MAX });
   const inFlight = new Map<string, Promise<MaskRecord>>();
@@ -75,7 +80,7 @@ export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
     const search = find(id, edge)
       .catch((error: MaskrouteError) => {
         refusals.set(key, error, {
-          ttl: error.code === 'unknown_mask' ? UNKNOWN_FOR_ms : UNREACHABLE_FOR_ms,
+          ttl: error.code === 'unknown_mask' ? waits.unknown_ms : waits.unreachable_ms,
         });
         throw error;
       })
@@ -176,7 +181,7 @@ async function fetchRecord(
         authorization: `Bearer ${await sign({ tenant: '', edge: '', audience: edge, scope: 'masks' })}`,
       },
       redirect: 'error',
-      signal: AbortSignal.timeout(FETCH_TIMEOUT_ms),
+      signal: AbortSignal.timeout((options.waits ?? WAITS).fetch_ms),
     });
     status = response.status;
     text = await readAnswer(response, RECORD_BYTES_MAX);

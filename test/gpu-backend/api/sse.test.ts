@@ -14,5 +14,5 @@ it('a source gets to its end, though the client is gone before it reads anything
     }
   }
   await sseBody(frames(), quiet).cancel();
-  await vi.waitFor(() => expect(ended).toHaveBeenCalledOnce());
+  await vi.waitFor(() => expect(ended).toHaveBeenCalledOnce(), 20_000);
 });

@@ -315,7 +315,8 @@ describe('clients that do not read', () => {
 
 describe('a stop', () => {
   it('lets running answers finish, refuses new ones, and says so', async () => {
-    await using api = await start({ ...says('abcdefghij'), step_ms: 500 }, { drain_ms: 60_000 });
+    const mayEnd = Promise.withResolvers<void>();
+    await using api = await start({ ...says('abcdefghij'), lastToken: mayEnd.promise }, { drain_ms: 60_000 });
     const running = await api.chat();
     const connection = (response: Response) => response.headers.get('connection');
     expect(connection(await fetch(`${api.server.url}/healthz`))).toBe('keep-alive');
@@ -327,6 +328,7 @@ describe('a stop', () => {
     const refused = await api.chat();
     expect([refused.status, connection(refused)]).toEqual([503, 'close']);
     expect(await refused.json()).toMatchObject({ error: { code: 'not_ready' } });
+    mayEnd.resolve();
     expect(parseSse(await running.text()).events.at(-1)!.data).toBe('[DONE]');
     await closing;
     await expect(fetch(`${api.server.url}/healthz`)).rejects.toThrow();

@@ -138,7 +138,7 @@ test('a file that is deleted, or another that takes its place, is noticed once',
     const end = watchFile(file, onGone, 10);
     change();
     if (existsSync(`${file}.new`)) rmSync(file);
-    await vi.waitFor(() => expect(onGone).toHaveBeenCalledOnce());
+    await vi.waitFor(() => expect(onGone).toHaveBeenCalledOnce(), 20_000);
     await new Promise((resolve) => setTimeout(resolve, 100));
     expect(onGone).toHaveBeenCalledOnce();
     end();

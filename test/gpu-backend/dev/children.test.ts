@@ -42,16 +42,16 @@ const isAlive = (pid: number): boolean => {
   }
 };
 const allGone = (pids: Pids) =>
-  vi.waitFor(() => expect([isAlive(pids.pid), isAlive(pids.below)]).toEqual([false, false]), 8000);
+  vi.waitFor(() => expect([isAlive(pids.pid), isAlive(pids.below)]).toEqual([false, false]), 20_000);
 
 test('a child that was killed comes back on its port; what it had started is gone', async () => {
   const { url } = await start();
   const first = await pidsAt(url);
   process.kill(first.pid, 'SIGKILL');
   await allGone(first);
-  const second = await vi.waitFor(() => pidsAt(url), 8000);
+  const second = await vi.waitFor(() => pidsAt(url), 20_000);
   expect(second.pid).not.toBe(first.pid);
-  await vi.waitFor(() => expect(said.at(-1)).toMatch(/service runs again/), 2000);
+  await vi.waitFor(() => expect(said.at(-1)).toMatch(/service runs again/), 20_000);
   expect(said[0]).toMatch(/service ended \(signal SIGKILL\)/);
 });
 
@@ -66,7 +66,7 @@ test('a stop ends the child and its group', async () => {
 test('a stop while the child is down does not bring it back', async () => {
   const { url, stop } = await start();
   process.kill((await pidsAt(url)).pid, 'SIGKILL');
-  await vi.waitFor(() => expect(said.length).toBe(1));
+  await vi.waitFor(() => expect(said.length).toBe(1), 20_000);
   await stop(STOP_ms);
   await expect(fetch(url)).rejects.toThrow();
 });

@@ -27,7 +27,7 @@ function drain(local: ReturnType<typeof create>) {
   });
   return { found, ended };
 }
-const marked = () => vi.waitFor(() => expect(sent).toHaveLength(1));
+const marked = () => vi.waitFor(() => expect(sent).toHaveLength(1), 20_000);
 const aMoment = () => new Promise((resolve) => setTimeout(resolve, 100));
 
 test('a stop waits for work that a request left behind, and for what that put into the queue', async () => {

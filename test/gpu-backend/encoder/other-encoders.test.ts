@@ -6,7 +6,7 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { fetchFullEncoder, openFullEncoder } from '../../../gpu-backend/encoder/full-encoder.ts';
 import { loadSentenceEncoder } from '../../../gpu-backend/encoder/sentence-encoder.ts';
@@ -122,8 +122,7 @@ test('an encoder that is pulled by its name is what /v1/embeddings runs', async 
       'onnx/model.onnx': new Uint8Array(9),
     },
   });
-  const environment = { ...process.env };
-  process.env.HF_ENDPOINT = hub.url;
+  vi.stubEnv('HF_ENDPOINT', hub.url);
   const service = createEncoderService({ home: folder, threads: 1, onError: () => {} });
   try {
     const never = new AbortController().signal;
@@ -137,7 +136,7 @@ test('an encoder that is pulled by its name is what /v1/embeddings runs', async 
     expect(await service.installed()).toMatchObject({ id: 'bge-small-en-v1.5', spec: { pooling: 'cls' } });
     await expect(service.embed('gpt-4', texts, never)).rejects.toThrow(/known: all-minilm-l6-v2/);
   } finally {
-    process.env = environment;
+    vi.unstubAllEnvs();
     await service.close();
     await hub.close();
   }

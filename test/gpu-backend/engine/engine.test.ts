@@ -223,7 +223,7 @@ test('a consumer that walks away cancels, and so does a signal that was aborted 
   await using engine = await open();
   for await (const event of engine.generate(request({ maxTokens: 400 }), NEVER))
     if (event.type === 'token') break;
-  await expect.poll(() => engine.stats().requestsRunning).toBe(0);
+  await expect.poll(() => engine.stats().requestsRunning, { timeout: 20_000 }).toBe(0);
   const aborted = await collect(engine, request(), AbortSignal.abort());
   expect(aborted.finished.reason).toBe('cancelled');
 });
@@ -250,7 +250,7 @@ test('a full line and a long wait are answered, each with its code', async () =>
     expect(refused).rejects.toMatchObject({ code: 'queue_full', retryAfter_s: 1 }),
     expect(waiting).rejects.toMatchObject({ code: 'queue_timeout', retryAfter_s: 1 }),
   ]);
-  await expect.poll(() => engine.stats().requestsWaiting).toBe(0);
+  await expect.poll(() => engine.stats().requestsWaiting, { timeout: 20_000 }).toBe(0);
   expect(engine.stats().requestsRunning).toBe(1);
   await running.stop();
 });

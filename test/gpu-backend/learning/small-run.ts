@@ -2,10 +2,12 @@
  * A whole learning run that takes seconds: the tiny model, two kinds of prompt, little of everything. As a program
  * (`small-run.ts FOLDER OUT`) it is such a run in a process of its own, to be killed.
  */
+import { existsSync, readFileSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type LearnOptions, learn } from '../../../gpu-backend/learning/learn.ts';
 import type { LearnEffort } from '../../../gpu-backend/learning/search/effort.ts';
+import type { InstalledModel } from '../../../gpu-backend/model/store.ts';
 import { testHome } from '../../support/installed-model.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
 
@@ -54,9 +56,18 @@ export async function writeSmallData(folder: string): Promise<string[]> {
   return kinds.map(([name]) => join(folder, `${name}.jsonl`));
 }
 
+/** Made once in a folder: later runs, those in processes of their own too, find it there. */
+async function smallModel(folder: string): Promise<InstalledModel> {
+  const manifestFile = join(folder, 'model.json');
+  if (existsSync(manifestFile)) return { folder, manifest: JSON.parse(readFileSync(manifestFile, 'utf8')) };
+  const model = await installTinyModel(folder, 'q8', { layerCount: 8, contextTokens: 128 });
+  await writeFile(manifestFile, JSON.stringify(model.manifest));
+  return model;
+}
+
 export async function smallRun(folder: string, out: string): Promise<LearnOptions> {
   return {
-    model: await installTinyModel(join(folder, 'model'), 'q8', { layerCount: 8, contextTokens: 128 }),
+    model: await smallModel(join(folder, 'model')),
     data: ['sums', 'trips'].map((kind) => join(folder, 'data', `${kind}.jsonl`)),
     clusterCount: 2,
     sparsity: 0.25,

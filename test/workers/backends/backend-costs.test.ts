@@ -29,7 +29,7 @@ describe('what is charged', () => {
         expect((await budgetOf(tenant))['tokens/day']).toBe(tokens);
         expect(await tokensUsed(tenant)).toBe(tokens);
       },
-      { timeout: within_ms, interval: 200 },
+      { timeout: within_ms, interval: 50 },
     );
   /** Either of two backends is once the bad one, so that it once comes first. */
   const eachCharges = async (tokens: number, how: string, ask: (key: string) => Promise<void>) => {

@@ -184,7 +184,7 @@ describe('who is asked', () => {
     await register();
     await register();
     passTime(10 * SECOND_ms);
-    await vi.waitFor(async () => expect(await dryRun({})).not.toBeNull());
+    await vi.waitFor(async () => expect(await dryRun({})).not.toBeNull(), 20_000);
     for (const word of WORDS) {
       const { messages } = say(word);
       expect(backendOf(await chat(key, { messages }, isolate))).toBe(await dryRun({ messages }));
@@ -622,13 +622,13 @@ describe('time', () => {
 
   it('that a client takes to read is no silence of the backend', async () => {
     const { key } = await newTenant();
-    const isolate = freshIsolate({ BACKEND_STALL_MS: '200' });
+    const isolate = freshIsolate({ BACKEND_STALL_MS: '150' });
     const response = await chat(key, { stream: true }, isolate);
     const reader = response.body!.getReader();
     let text = '';
     for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
       text += new TextDecoder().decode(piece.value);
-      await new Promise((resolve) => setTimeout(resolve, 500));
+      await new Promise((resolve) => setTimeout(resolve, 250));
     }
     expect(text.endsWith('data: [DONE]\n\n')).toBe(true);
   });

@@ -20,7 +20,7 @@ function listening(share: number) {
       const found = events.find((event) => event.kind === kind);
       expect(found).toBeDefined();
       return found!;
-    }, 5_000);
+    }, 20_000);
   return { fetch, events, until };
 }
 

@@ -184,7 +184,7 @@ describe('revocation', () => {
     await chat(key, {}, busy);
     await vi.waitFor(async () => {
       expect(await errorCode(chat(key, {}, busy))).toBe('401 invalid_api_key');
-    });
+    }, 20_000);
     later(10_100);
     expect(await errorCode(chat(key, {}, idle))).toBe('401 invalid_api_key');
   });

@@ -1,9 +1,11 @@
 /** One request's way through the edge: what the backend is told, what the client is told, what goes wrong. */
 import { env } from 'cloudflare:workers';
+import fc from 'fast-check';
 import { describe, expect, it, vi } from 'vitest';
 import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
+import { forwardedBody } from '../../../workers/requests/forward.ts';
 import { BACKEND_KEY, EDGE_URL, MODEL, STREAM_PAUSE_ms } from '../../support/edge/constants.ts';
 import {
   admin,
@@ -436,4 +438,30 @@ it('a worker without its secrets answers 503 and does not say what is missing', 
   expect((await call('GET', '/readyz', {}, isolate)).status).toBe(503);
   expect((await call('GET', '/healthz', {}, isolate)).status).toBe(200);
   expect(env.BACKEND_KEY).toBe(BACKEND_KEY);
+});
+
+describe('what a backend is sent says the same as the client’s body and what was added, of', () => {
+  const ADDED = { mask: 'm_1', maskroute: { cluster: 3, label: '"}' } };
+  const plainly = (value: object) => JSON.parse(JSON.stringify({ ...value, ...ADDED }));
+  const forwarded = (text: string) => JSON.parse(forwardedBody({ value: JSON.parse(text), text }, ADDED));
+
+  it.each([
+    '{"model":"a"}',
+    ' {\n "model" : "a" , "x" : {} } \n\t',
+    '{"model":"a","model":"b","content":"}} {\\"mask\\": 1"}',
+    '{"model":"a","mask":null,"maskroute":{"cluster":9}}',
+    '{"mask":"m_2","model":"a","mask":"m_3"}',
+    '{"model":"\\ud800 🙂","__proto__":{"mask":1},"n":1e3}',
+  ])('%s', (text) => {
+    expect(forwarded(text)).toEqual(plainly(JSON.parse(text)));
+  });
+
+  it('any other', () => {
+    fc.assert(
+      fc.property(fc.dictionary(fc.string(), fc.jsonValue(), { minKeys: 1 }), fc.nat(4), (value, indent) => {
+        const text = JSON.stringify(value, null, indent);
+        expect(forwarded(text)).toEqual(plainly(JSON.parse(text)));
+      }),
+    );
+  });
 });

@@ -10,9 +10,10 @@ import { sender } from '../../../workers/backends/attempt.ts';
 import { BackendPool } from '../../../workers/backends/pool.ts';
 import { openDatabase } from '../../../workers/db/d1.ts';
 import { type Env, parseConfig } from '../../../workers/env.ts';
-import { loadEncoder } from '../../../workers/routing/encoders/pick-encoder.ts';
+import { loadEncoder, loadStatic } from '../../../workers/routing/encoders/pick-encoder.ts';
 import { cached, createRemoteEncoder } from '../../../workers/routing/encoders/remote.ts';
 import { ENCODER } from '../../support/edge/constants.ts';
+import golden from '../../support/static-golden.json' with { type: 'json' };
 import { admin, created } from '../support/edge.ts';
 
 const URL_OF_PROVIDERS = env.HF_ENDPOINT_URL!;
@@ -234,4 +235,16 @@ it('the hub is asked with the token, through its router and by the model’s nam
   expect(vector).toEqual(Float32Array.of(1, 0, 0, 0));
   const path = `router.huggingface.co/hf-inference/models/${ENCODER.id}/pipeline/feature-extraction`;
   expect(asked).toContain(`${path} Bearer hf_test`);
+});
+
+/** As `test/shared/embedding/static-encoder.test.ts` has it. */
+it('a prompt has the same vector at the edge as in calibration', async () => {
+  const encoder = await loadStatic(env);
+  expect(encoder.spec.revision).toBe(golden.revision);
+  const vectors = await encoder.embed(golden.rows.map((row) => row.text));
+  golden.rows.forEach(({ vector }, row) => {
+    vector.forEach((value, i) => {
+      expect(vectors[row]![i]).toBeCloseTo(value, 6);
+    });
+  });
 });

@@ -2,14 +2,13 @@
 import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../../gpu-backend/model/sources/default-model.ts';
 import type { FakeHub } from '../../../support/fake-hub.ts';
 import { startFakeHub } from '../../../support/fake-hub.ts';
 import { tinyFolder } from '../../../support/safetensors.ts';
 
-const environment = { ...process.env };
 let home: string;
 let hub: FakeHub;
 const lines: string[] = [];
@@ -17,14 +16,14 @@ beforeEach(async () => {
   home = await mkdtemp(path.join(tmpdir(), 'maskroute-default-'));
   // An index with nothing in it: the real pip looks and finds no wheel.
   await mkdir(path.join(home, 'index'));
-  process.env.PIP_NO_INDEX = '1';
-  process.env.PIP_FIND_LINKS = path.join(home, 'index');
+  vi.stubEnv('PIP_NO_INDEX', '1');
+  vi.stubEnv('PIP_FIND_LINKS', path.join(home, 'index'));
   hub = await startFakeHub({ repository: 'HuggingFaceTB/SmolLM2-135M-Instruct', files: await tinyFolder() });
-  process.env.HF_ENDPOINT = hub.url;
+  vi.stubEnv('HF_ENDPOINT', hub.url);
   lines.length = 0;
 });
 afterEach(async () => {
-  process.env = { ...environment };
+  vi.unstubAllEnvs();
   await hub.close();
   await rm(home, { recursive: true, force: true });
 });

