@@ -22,6 +22,7 @@ import { createEngine } from './engine/start-engine.ts';
 import { createGrammars, type Grammars } from './grammar/grammars.ts';
 import { type Jobs, openJobs } from './jobs/job-queue.ts';
 import { openSchedules, type Schedules } from './jobs/schedules.ts';
+import type { KvType } from './model/model-source.ts';
 import { openInstalled } from './model/store.ts';
 import { openTextService, type TextService } from './model/tokenizer/text-service.ts';
 import { chooseDevice, type DeviceChoice, deviceName } from './onnx/device.ts';
@@ -57,6 +58,8 @@ export type BackendOptions = {
   readonly threads?: number;
   /** What computes answers; the processor by default. */
   readonly device?: DeviceChoice | undefined;
+  /** How keys and values are kept; fp32 by default. */
+  readonly kvType?: KvType | undefined;
   /** Room for keys and values of requests that run, in tokens; 8 times the model's context by default. */
   readonly cacheTokens?: number;
   /** Room for prompts that later ones may begin with, in tokens; 0: none is kept. */
@@ -185,7 +188,7 @@ function keepHeapSmall(): void {
 }
 
 async function openModel(
-  { home, model: name, threads, device: choice = 'cpu', cacheTokens, prefixTokens }: BackendOptions,
+  { home, model: name, threads, device: choice = 'cpu', kvType, cacheTokens, prefixTokens }: BackendOptions,
   log: Logger,
 ): Promise<{ engine: Engine; text: TextService; grammars: Grammars; model: ServedModel }> {
   const { folder, manifest } = await openInstalled(home, name);
@@ -200,7 +203,7 @@ async function openModel(
     modelDir: folder,
     hash: manifest.hash as ModelHash,
     config: manifest.config,
-    device,
+    ...{ device, kvType },
     ...(manifest.surrogates && { surrogates: manifest.surrogates.id as SurrogatesId }),
     ...(threads === undefined ? {} : { threads }),
     limits: {

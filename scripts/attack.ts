@@ -1,15 +1,16 @@
 /**
  * `npm run attack`: six ways to misuse the product, each for a minute against a real `npm start` through its public
  * addresses. Every finding is one line; the last line is JSON, and the exit code is 1 when there is a finding.
- * `--seconds N` sets how long each attack runs, `--only 1,4` picks some of them.
  */
 import { once } from 'node:events';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseArgs } from 'node:util';
+import { InvalidArgumentError } from 'commander';
 import { OpenAI } from 'openai';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
+import { wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
 import { loadTokenizer } from '../gpu-backend/model/tokenizer/tokenizer.ts';
 import { createAdminClient } from '../gpu-backend/publication/admin-client.ts';
@@ -22,10 +23,18 @@ import {
 } from '../shared/admin/admin-wire.ts';
 import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
 
-const { values: options } = parseArgs({
-  options: { seconds: { type: 'string', default: '60' }, only: { type: 'string', default: '1,2,3,4,5,6' } },
-});
-const DURATION_ms = Number(options.seconds) * 1000;
+const { seconds, only } = parseScript<{ seconds: number; only?: readonly number[] }>(
+  newCommand('npm run attack --', 'misuse a real npm start in six ways; the last line is one JSON object')
+    .option('--seconds <count>', 'how long each attack runs', wholeNumber(1), 60)
+    .option('--only <numbers>', 'some of the attacks, from 1 to 6, such as 1,4 (default: all)', numbers),
+  ['npm run attack', 'npm run attack -- --seconds 10 --only 1,4'],
+);
+const DURATION_ms = seconds * 1000;
+
+function numbers(text: string): number[] {
+  if (/^[1-6](,[1-6])*$/.test(text)) return text.split(',').map(Number);
+  throw new InvalidArgumentError('expected numbers from 1 to 6, such as 1,4');
+}
 
 type Target = { readonly dev: DevFile; readonly home: string };
 /** What an attack found, and the figures that say so. */
@@ -334,10 +343,9 @@ const ATTACKS = [
 ];
 
 async function attackAll(target: Target): Promise<Record<string, Outcome>> {
-  const wanted = options.only.split(',').map(Number);
   const report: Record<string, Outcome> = {};
   for (const [index, attack] of ATTACKS.entries()) {
-    if (!wanted.includes(index + 1)) continue;
+    if (only?.includes(index + 1) === false) continue;
     console.log(`${index + 1}. ${attack.name}`);
     const outcome = await attack
       .run(target)

@@ -11,6 +11,7 @@ import { existsSync, globSync, readFileSync } from 'node:fs';
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('..', import.meta.url));
 const SOURCE_FOLDER = path.join(PROJECT_FOLDER, 'workers/dashboard');
@@ -111,4 +112,9 @@ async function writeWhole(file: string, content: string | Uint8Array): Promise<v
   await rename(half, file);
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await buildDashboard();
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  parseScript(newCommand('npm run dashboard --', "build the dashboard's page and the documentation"), [
+    'npm run dashboard',
+  ]);
+  await buildDashboard();
+}

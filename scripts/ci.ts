@@ -7,6 +7,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { z } from 'zod';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 
 const STATIC_CHECKS = ['lint', 'types', 'imports', 'deploy:check'];
 
@@ -89,4 +90,9 @@ function parse(text: string): z.infer<typeof reportSchema> | undefined {
   }
 }
 
-if (import.meta.main) main();
+if (import.meta.main) {
+  parseScript(newCommand('npm run ci --', 'run every check and test; the last line counts them'), [
+    'npm run ci',
+  ]);
+  main();
+}

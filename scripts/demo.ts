@@ -5,6 +5,8 @@
  */
 import { availableParallelism, loadavg } from 'node:os';
 import { OpenAI } from 'openai';
+import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
+import { JSON_OPTION } from '../gpu-backend/cli/terminal.ts';
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
 import { startProduct } from '../gpu-backend/dev/product.ts';
 import { createStep } from '../gpu-backend/dev/steps.ts';
@@ -36,21 +38,28 @@ const PROMPTS = [
 const GAP = '  │  ';
 
 async function main(): Promise<void> {
+  const { json } = parseScript<{ json: boolean }>(
+    newCommand('npm run demo --', 'prompts of several kinds, masked and dense, and a summary').option(
+      ...JSON_OPTION,
+    ),
+    ['npm run demo', 'npm run demo -- --json'],
+  );
+  const say = json ? console.error : console.log;
   const home = maskrouteHome();
   const dev = await readDevFile(home);
-  if (dev !== undefined && (await isRunning(dev))) return demo(dev);
-  console.log('No "npm start" is running; starting one for the demo.');
+  if (dev !== undefined && (await isRunning(dev))) return demo(dev, json);
+  say('No "npm start" is running; starting one for the demo.');
   const interrupted = new AbortController();
   process.once('SIGINT', () => interrupted.abort());
   const product = await startProduct({
     home,
     port: 0,
     backendPort: 0,
-    say: console.log,
-    step: createStep(),
+    say,
+    step: createStep(json ? process.stderr : process.stdout),
     signal: interrupted.signal,
   });
-  await demo(product.dev).finally(() => product.stop());
+  await demo(product.dev, json).finally(() => product.stop());
 }
 
 async function isRunning(dev: DevFile): Promise<boolean> {
@@ -60,7 +69,7 @@ async function isRunning(dev: DevFile): Promise<boolean> {
   );
 }
 
-async function demo(dev: DevFile): Promise<void> {
+async function demo(dev: DevFile, json: boolean): Promise<void> {
   const compared: Compared[] = [];
   const client = new OpenAI({ baseURL: `${dev.edge}/v1`, apiKey: dev.apiKey });
   const columns = Math.min(process.stdout.columns ?? COLUMNS_MAX, COLUMNS_MAX);
@@ -69,20 +78,35 @@ async function demo(dev: DevFile): Promise<void> {
   for (const [kind, prompt] of PROMPTS) {
     const both = await askBoth(client, dev.model, prompt);
     compared.push(both);
-    const { masked, dense } = both;
-    const speed = ({ tokensPerSecond }: Answer) => `${tokensPerSecond.toFixed(1)} tokens/s`;
-    console.log(`\n${'═'.repeat(columns)}\n${kind}: ${prompt}`);
-    console.log(`cluster ${masked.cluster} (${await labelOf(dev, prompt)}), mask ${masked.mask}`);
-    const left = `MASKED, ${(masked.sparsity * 100).toFixed(1)} % of blocks out, ${speed(masked)}`;
-    const right = `DENSE, ${speed(dense)}`;
-    for (const line of sideBySide(`${left}\n\n${masked.text}`, `${right}\n\n${dense.text}`, columns)) {
-      console.log(line);
-    }
+    if (!json) await show(dev, kind, prompt, both, columns);
   }
   const load = loadavg()[0]! / availableParallelism();
-  const summary = summaryOf(compared, load, await evaluatedAgreement(dev));
-  console.log(`\n${'═'.repeat(columns)}\n${summary}`);
-  console.log(`\nMore on this: ${dev.edge}/dashboard`);
+  const figures = figuresOf(compared, load, await evaluatedAgreement(dev));
+  const dashboard = `${dev.edge}/dashboard`;
+  if (json) {
+    const prompts = PROMPTS.map(([kind, prompt], index) => ({ kind, prompt, ...compared[index] }));
+    console.log(JSON.stringify({ ...figures, dashboard, prompts }));
+    return;
+  }
+  console.log(`\n${'═'.repeat(columns)}\n${summaryOf(figures)}`);
+  console.log(`\nMore on this: ${dashboard}`);
+}
+
+async function show(
+  dev: DevFile,
+  kind: string,
+  prompt: string,
+  { masked, dense }: Compared,
+  columns: number,
+): Promise<void> {
+  const speed = ({ tokensPerSecond }: Answer) => `${tokensPerSecond.toFixed(1)} tokens/s`;
+  console.log(`\n${'═'.repeat(columns)}\n${kind}: ${prompt}`);
+  console.log(`cluster ${masked.cluster} (${await labelOf(dev, prompt)}), mask ${masked.mask}`);
+  const left = `MASKED, ${(masked.sparsity * 100).toFixed(1)} % of blocks skipped, ${speed(masked)}`;
+  const right = `DENSE, ${speed(dense)}`;
+  for (const line of sideBySide(`${left}\n\n${masked.text}`, `${right}\n\n${dense.text}`, columns)) {
+    console.log(line);
+  }
 }
 
 type Answer = {
@@ -132,16 +156,26 @@ const SPREAD_MAX = 1.25;
 /** Others' work, in cores: what a demo leaves of each. */
 const LOAD_MAX = 1.5;
 
-/**
- * Figures first, and last whether to trust them.
- * @param load what wants to run, a core.
- * @param evaluated the agreement that was measured of the live mask set; undefined: of none.
- */
-export function summaryOf(compared: readonly Compared[], load: number, evaluated?: number): string {
+type Figures = {
+  readonly prompts: number;
+  readonly rounds: number;
+  /** Medians over all rounds. */
+  readonly masked_tokens_per_s: number;
+  readonly dense_tokens_per_s: number;
+  /** Of the words before an answer first differs from dense; the mean. */
+  readonly agreement: number;
+  /** Measured of the live mask set on held-out text; null: of none. */
+  readonly evaluated_agreement: number | null;
+  /** How much rounds of one prompt differ, the median: 1.1 is by 10 %. */
+  readonly spread: number;
+  /** What wants to run, a core. */
+  readonly load: number;
+  readonly is_busy: boolean;
+};
+
+/** @param load what wants to run, a core. */
+export function figuresOf(compared: readonly Compared[], load: number, evaluated?: number): Figures {
   const rounds = compared.flatMap(({ speeds }) => speeds);
-  const masked = median(rounds.map((round) => round.masked));
-  const dense = median(rounds.map((round) => round.dense));
-  const agreement = mean(compared.map((one) => agreementOf(one.masked.text, one.dense.text)));
   const spread = median(
     compared.flatMap(({ speeds }) =>
       (['masked', 'dense'] as const).map((kind) => {
@@ -150,20 +184,33 @@ export function summaryOf(compared: readonly Compared[], load: number, evaluated
       }),
     ),
   );
+  return {
+    ...{ prompts: compared.length, rounds: ROUNDS },
+    masked_tokens_per_s: median(rounds.map((round) => round.masked)),
+    dense_tokens_per_s: median(rounds.map((round) => round.dense)),
+    agreement: mean(compared.map((one) => agreementOf(one.masked.text, one.dense.text))),
+    evaluated_agreement: evaluated ?? null,
+    ...{ spread, load, is_busy: spread > SPREAD_MAX || load > LOAD_MAX },
+  };
+}
+
+/** Figures first, and last whether to trust them. */
+export function summaryOf(figures: Figures): string {
+  const { masked_tokens_per_s: masked, dense_tokens_per_s: dense, evaluated_agreement: evaluated } = figures;
   const change = (masked / dense - 1) * 100;
   return [
-    `Summary of ${compared.length} prompts, ${ROUNDS} rounds each, masked and dense in turns:`,
+    `Summary of ${figures.prompts} prompts, ${figures.rounds} rounds each, masked and dense in turns:`,
     `  masked     ${masked.toFixed(1)} tokens/s (median)`,
     `  dense      ${dense.toFixed(1)} tokens/s (median); masked is ${Math.abs(change).toFixed(0)} % ${change < 0 ? 'slower' : 'faster'}`,
-    `  agreement  ${(agreement * 100).toFixed(0)} % of the words before an answer first differs from dense (mean)`,
-    ...(evaluated === undefined
+    `  agreement  ${(figures.agreement * 100).toFixed(0)} % of the words before an answer first differs from dense (mean)`,
+    ...(evaluated === null
       ? []
       : [
           `  evaluated  ${(evaluated * 100).toFixed(0)} % of next tokens are dense's own, on text that the masks were not made on`,
         ]),
-    ...(spread > SPREAD_MAX || load > LOAD_MAX
+    ...(figures.is_busy
       ? [
-          `  The machine is busy: rounds of one prompt differ by ${((spread - 1) * 100).toFixed(0)} % (median), and ${load.toFixed(1)} programs`,
+          `  The machine is busy: rounds of one prompt differ by ${((figures.spread - 1) * 100).toFixed(0)} % (median), and ${figures.load.toFixed(1)} programs`,
           '  want each core. Do not trust these speeds; run it again when nothing else runs.',
         ]
       : []),
@@ -252,4 +299,4 @@ function cut(word: string, width: number): string[] {
   return parts;
 }
 
-if (import.meta.main) await main();
+if (import.meta.main) await main().catch(sayError);

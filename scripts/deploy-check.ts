@@ -7,6 +7,12 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { parse } from 'smol-toml';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
+
+parseScript(
+  newCommand('npm run deploy:check --', 'check that every environment of wrangler.toml could be deployed'),
+  ['npm run deploy:check'],
+);
 
 const { env: environments = {} } = parse(readFileSync('wrangler.toml', 'utf8')) as { env?: object };
 

@@ -5,7 +5,7 @@
  */
 import { spawnSync } from 'node:child_process';
 import { chmodSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { parseArgs } from 'node:util';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 
 /** Tables before the rows that name each other's, and indexes at the end. */
 const ORDER = [/^PRAGMA\b/i, /^CREATE TABLE\b/i, /^INSERT\b/i, /^/] as const;
@@ -41,24 +41,21 @@ function wrangler(words: readonly string[]): void {
   if (status !== 0) process.exit(1);
 }
 
-const USAGE = `npm run backup -- FILE [--env production] [--local]
-npm run restore -- FILE [--env production] [--local]     into a database that is empty`;
+type Options = { readonly env?: string; readonly local: boolean; readonly config?: string };
 
-function main([action, ...args]: string[]): void {
-  const { values, positionals } = parseArgs({
-    args,
-    allowPositionals: true,
-    options: {
-      env: { type: 'string' },
-      local: { type: 'boolean', default: false },
-      config: { type: 'string' },
-    },
-  });
-  const [file] = positionals;
-  if (file === undefined || (action !== 'backup' && action !== 'restore')) {
-    console.error(USAGE);
-    process.exit(2);
-  }
+const ACTIONS = {
+  backup: 'write the database of a deployed edge to a file',
+  restore: 'put a backup into a database that is empty',
+};
+
+function main(action: keyof typeof ACTIONS, args: readonly string[]): void {
+  const command = newCommand(`npm run ${action} --`, ACTIONS[action])
+    .argument('<file>', 'the backup, SQL')
+    .option('--env <name>', "an environment of wrangler.toml (default: the top level's)")
+    .option('--local', "wrangler's local database, in place of the deployed one", false)
+    .option('--config <file>', 'another wrangler.toml');
+  const values = parseScript<Options>(command, [`npm run ${action} -- backup.sql --env production`], args);
+  const file = command.args[0]!;
   const where = [
     ...(values.env === undefined ? [] : ['--env', values.env]),
     ...(values.config === undefined ? [] : ['--config', values.config]),
@@ -78,4 +75,8 @@ function main([action, ...args]: string[]): void {
   }
 }
 
-if (import.meta.main) main(process.argv.slice(2));
+if (import.meta.main) {
+  const [action, ...args] = process.argv.slice(2);
+  // npm's scripts name it.
+  main(action as keyof typeof ACTIONS, args);
+}

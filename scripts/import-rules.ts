@@ -6,6 +6,7 @@ import { existsSync, globSync, readFileSync } from 'node:fs';
 import { isBuiltin } from 'node:module';
 import path from 'node:path';
 import { type Expression, parseSync, Visitor } from 'oxc-parser';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 
 /** Patterns of files, or of `node:` and `npm:` names. */
 type Side = { readonly path?: string; readonly pathNot?: string };
@@ -258,6 +259,7 @@ function findCycles(imports: readonly Import[]): string[][] {
 }
 
 if (import.meta.main) {
+  parseScript(newCommand('npm run imports --', 'check that imports go one way'), ['npm run imports']);
   const violations = checkImports('.', ['shared', 'workers', 'gpu-backend', 'scripts', 'test']);
   for (const { rule, why, what } of violations) console.error(`${rule}: ${what}\n  ${why}`);
   console.log(violations.length === 0 ? 'Every import keeps the rules.' : `${violations.length} broken`);

@@ -3,10 +3,6 @@
  * own task definitions, over local files of the six multiple-choice sets. It drives our own server, once with token-id
  * prompts and once with batches of text; what `maskroute evaluate` computes of the same rows is compared with it. With
  * `--reference` the harness scores them with transformers (fp32, needs torch), and all is compared with that.
- *
- *     npm run lm-eval -- --tasks winogrande=winogrande/dev.jsonl piqa=piqa/valid.jsonl [--limit 100]
- *                        [--model NAME] [--python python3] [--reference FOLDER_OR_GGUF_FILE]
- *
  * The last line is one JSON object. Skipped, with exit code 0, where Python or lm_eval is missing.
  */
 import { spawn, spawnSync } from 'node:child_process';
@@ -14,8 +10,9 @@ import { randomBytes } from 'node:crypto';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
 import path from 'node:path';
-import { parseArgs } from 'node:util';
 import { pino } from 'pino';
+import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
+import { wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import { openRunner } from '../gpu-backend/engine/runner.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
 import { average } from '../gpu-backend/learning/evaluation/contestants.ts';
@@ -34,16 +31,25 @@ import { modelsFolder, openInstalled } from '../gpu-backend/model/store.ts';
 import { openModelText } from '../gpu-backend/model/tokenizer/model-text.ts';
 import { denseMask } from '../shared/mask/mask.ts';
 
-const { values: options, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    tasks: { type: 'string', multiple: true, default: [] },
-    model: { type: 'string', default: DEFAULT_MODEL },
-    limit: { type: 'string', default: '100' },
-    python: { type: 'string', default: 'python3' },
-    reference: { type: 'string' },
-  },
-});
+type Options = {
+  readonly tasks: string[];
+  readonly model: string;
+  readonly limit: number;
+  readonly python: string;
+  readonly reference?: string;
+};
+const options = parseScript<Options>(
+  newCommand(
+    'npm run lm-eval --',
+    'compare our scoring with lm-evaluation-harness; the last line is one JSON object',
+  )
+    .requiredOption('--tasks <file...>', 'local files of multiple-choice sets, as TASK=FILE')
+    .option('--model <name>', 'an installed model', DEFAULT_MODEL)
+    .option('--limit <count>', 'questions of each task at most', wholeNumber(1), 100)
+    .option('--python <program>', 'a Python that has lm_eval', 'python3')
+    .option('--reference <source>', 'a folder or GGUF file of the model, which transformers scores too'),
+  ['npm run lm-eval -- --tasks winogrande=winogrande/dev.jsonl piqa=piqa/valid.jsonl --limit 20'],
+);
 const home = maskrouteHome();
 
 /** Where the harness keeps each task's own definition. */
@@ -60,8 +66,7 @@ const DEFINITIONS: Record<Task, string> = {
 type Scores = { acc: number; accNorm: number | null; logLikelihoods: number[][] };
 
 async function main(): Promise<void> {
-  const files = [...options.tasks, ...positionals].map(parseTaskFile);
-  if (files.length === 0) throw new Error('--tasks TASK=FILE is missing');
+  const files = options.tasks.map(parseTaskFile);
   const found = spawnSync(options.python, ['-c', 'import lm_eval.tasks as t; print(t.__file__)']);
   if (found.status !== 0) {
     console.log(JSON.stringify({ skipped: `${options.python} has no lm_eval` }));
@@ -75,7 +80,7 @@ async function main(): Promise<void> {
   try {
     const tasks = [];
     for (const { task, path: file } of files) {
-      const questions = await readTask({ task, path: file }, Number(options.limit));
+      const questions = await readTask({ task, path: file }, options.limit);
       const name = await writeTask(folder, definitions, task, await hubRows(task, file, questions));
       const ours = await scoreOurselves(task, questions);
       const byHarness = (args: readonly string[], run: string) =>
@@ -219,4 +224,4 @@ function compare({ acc, accNorm, logLikelihoods }: Scores, other: Scores) {
   };
 }
 
-await main();
+await main().catch(sayError);

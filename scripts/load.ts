@@ -3,31 +3,33 @@
  * a random moment, and each asks again at once, at most so often a second. Meanwhile the memory of every process is
  * watched, and how long the backend's HTTP thread stands still. The last line is JSON; the exit code is 1 when anything
  * failed but by a declared refusal.
- *
- *     npm run load -- --clients 200 --seconds 300 --hang-ups 0.2 --rate 1 --seed 1
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseArgs } from 'node:util';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
+import { share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
 import { REFUSALS, sendTraffic } from './load/clients.ts';
 import { memoryBelow } from './load/processes.ts';
 
-const { values: options } = parseArgs({
-  options: {
-    clients: { type: 'string', default: '200' },
-    seconds: { type: 'string', default: '300' },
-    /** The share of requests whose client leaves. */
-    'hang-ups': { type: 'string', default: '0.2' },
-    /** Requests a client sends a second at most. Without a pause, refusals would be most of what is measured. */
-    rate: { type: 'string', default: '1' },
-    seed: { type: 'string', default: '1' },
-  },
-});
-const [CLIENTS, SECONDS, RATE] = [Number(options.clients), Number(options.seconds), Number(options.rate)];
-const HANG_UPS = Number(options['hang-ups']);
+// Without a pause between requests, refusals would be most of what is measured.
+const {
+  clients: CLIENTS,
+  seconds: SECONDS,
+  hangUps: HANG_UPS,
+  rate: RATE,
+  seed,
+} = parseScript<Record<'clients' | 'seconds' | 'hangUps' | 'rate' | 'seed', number>>(
+  newCommand('npm run load --', 'many clients at a real npm start; the last line is one JSON object')
+    .option('--clients <count>', 'clients at once', wholeNumber(1), 200)
+    .option('--seconds <count>', 'how long they ask', wholeNumber(1), 300)
+    .option('--hang-ups <share>', 'share of requests whose client hangs up', share, 0.2)
+    .option('--rate <count>', 'max requests/s of each client', wholeNumber(1), 1)
+    .option('--seed <number>', 'the same seed sends the same requests', wholeNumber(0), 1),
+  ['npm run load', 'npm run load -- --clients 20 --seconds 60'],
+);
 
 /** Memory is compared between two spans of this length: up to the first minute, and up to the end. */
 const SPAN_s = 10;
@@ -48,7 +50,7 @@ async function fire({ edge, apiKey, model }: DevFile, tally: Tally): Promise<voi
   const { sent, outcomes } = await sendTraffic({
     ...{ edge, model, tenants: [{ id: 'local', key: apiKey }] },
     ...{ clients: CLIENTS, seconds: SECONDS, rate: RATE, hangUps: HANG_UPS },
-    random: createRandom(Number(options.seed)),
+    random: createRandom(seed),
   });
   tally.sent = sent;
   for (const { result } of outcomes) {

@@ -3,17 +3,16 @@
  * hang up, while mask sets are published, backends are killed and D1 stalls. Afterwards the books must agree, no version
  * may be mixed, memory must be flat, and nobody may have failed but as the documentation says. It writes a page with
  * pictures; the last line is JSON, and the exit code is 1 when something did not hold.
- *
- *     npm run soak -- --minutes 30 --clients 64 --hang-ups 0.2 --rate 1 --seed 1 --out FOLDER
  */
 import { mkdir, writeFile } from 'node:fs/promises';
+import { availableParallelism, cpus } from 'node:os';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseArgs } from 'node:util';
+import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
+import { share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { budgetUseSchema, listSchema, usageRowSchema } from '../shared/admin/admin-wire.ts';
-import { toMaskrouteError } from '../shared/wire/errors.ts';
 import { type Outcome, sendTraffic } from './load/clients.ts';
 import { memoryBelow } from './load/processes.ts';
 import { type Disturbances, disturb } from './soak/disturbances.ts';
@@ -32,22 +31,34 @@ import {
   type TenantBooks,
 } from './soak/soak-checks.ts';
 import { errorCounts, soakPage } from './soak/soak-page.ts';
-import { type SoakProduct, startSoakProduct } from './soak/soak-product.ts';
+import { EDGE_V8_FLAGS, type SoakProduct, startSoakProduct } from './soak/soak-product.ts';
 
-const { values: options } = parseArgs({
-  options: {
-    minutes: { type: 'string', default: '30' },
-    clients: { type: 'string', default: '64' },
-    'hang-ups': { type: 'string', default: '0.2' },
-    /** Requests a client sends a second at most. */
-    rate: { type: 'string', default: '1' },
-    seed: { type: 'string', default: '1' },
-    out: { type: 'string', default: 'soak' },
-  },
-});
-const [MINUTES, CLIENTS, RATE] = [options.minutes, options.clients, options.rate].map(Number);
-const HANG_UPS = Number(options['hang-ups']);
-const SECONDS = MINUTES! * 60;
+type Options = Record<'minutes' | 'clients' | 'hangUps' | 'rate' | 'seed', number> & {
+  readonly out: string;
+  readonly page?: string;
+};
+
+const {
+  minutes: MINUTES,
+  clients: CLIENTS,
+  hangUps: HANG_UPS,
+  rate: RATE,
+  ...options
+} = parseScript<Options>(
+  newCommand(
+    'npm run soak --',
+    'everything at once for half an hour: streams, hang-ups, publications, killed backends, a stalled D1; then the books must agree',
+  )
+    .option('--minutes <count>', 'how long; 5 is the short form', wholeNumber(1), 30)
+    .option('--clients <count>', 'clients at once', wholeNumber(1), 64)
+    .option('--hang-ups <share>', 'share of requests whose client hangs up', share, 0.2)
+    .option('--rate <count>', 'max requests/s of each client', wholeNumber(1), 1)
+    .option('--seed <number>', 'the same seed sends the same requests', wholeNumber(0), 1)
+    .option('--out <folder>', 'where soak.html, soak.json, memory.json and edge.log are written', 'soak')
+    .option('--page <file>', 'where the page is written (default: soak.html in that folder)'),
+  ['npm run soak -- --page docs/measured/soak.html', 'npm run soak -- --minutes 5 --out /tmp/soak'],
+);
+const SECONDS = MINUTES * 60;
 const DAY_ms = 86_400_000;
 
 /** Budgets of a day begin anew at midnight, and would not be comparable. */
@@ -159,8 +170,8 @@ async function soak(product: SoakProduct): Promise<{ begunAt_ms: number; sent: n
   const [{ sent, outcomes }, disturbances] = await Promise.all([
     sendTraffic({
       ...{ edge: product.edge, model: product.model, tenants: product.tenants },
-      ...{ clients: CLIENTS!, seconds: SECONDS, rate: RATE!, hangUps: HANG_UPS },
-      random: createRandom(Number(options.seed)),
+      ...{ clients: CLIENTS, seconds: SECONDS, rate: RATE, hangUps: HANG_UPS },
+      random: createRandom(options.seed),
     }),
     disturb(product, SECONDS * 1000, (line) => console.log(`${at()}: ${line}`)),
   ]);
@@ -188,10 +199,12 @@ try {
     ['backends', String(product.backends.length)],
     ['model', product.model],
     ['began', new Date(begunAt_ms).toISOString()],
+    ['machine', `${availableParallelism()} cores, ${cpus()[0]?.model ?? 'unknown'}`],
+    ["the edge's V8", EDGE_V8_FLAGS],
   ] as const;
   const { outcomes, disturbances, memory } = seen;
   const page = soakPage({ begunAt_ms, seconds: SECONDS, settings, outcomes, disturbances, memory, checks });
-  await writeFile(path.join(folder, 'soak.html'), page);
+  await writeFile(options.page ?? path.join(folder, 'soak.html'), page);
   for (const { name, isKept, detail } of checks) console.log(`${isKept ? '✔' : '✖'} ${name}: ${detail}`);
   const isKept = checks.every((check) => check.isKept);
   const figures = {
@@ -207,8 +220,7 @@ try {
   console.log(text);
   process.exitCode = isKept ? 0 : 1;
 } catch (error) {
-  console.error(toMaskrouteError(error).cause ?? error);
-  process.exitCode = 1;
+  sayError(error);
 } finally {
   await product.stop(folder);
 }

@@ -7,6 +7,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import path from 'node:path';
 import { findValkey, NO_VALKEY, VALKEY_FOLDER } from '../gpu-backend/bench/valkey-server.ts';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 
 /** With the libraries that a small system lacks; the others come with any Debian. */
 const PACKAGES = ['valkey-server', 'valkey-tools', 'liblzf1', 'libjemalloc2', 'libatomic1'];
@@ -28,6 +29,9 @@ function install(): boolean {
 }
 
 if (import.meta.main) {
+  parseScript(newCommand('npm run valkey --', 'unpack Valkey for the tests, unless it is there'), [
+    'npm run valkey',
+  ]);
   if (findValkey() === undefined && !(install() && findValkey() !== undefined)) {
     console.error(NO_VALKEY);
     process.exit(1);

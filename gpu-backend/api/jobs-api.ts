@@ -108,7 +108,8 @@ function scheduleRoutes({ schedules: maybe, bodies, lifecycle, log }: ApiParts):
     .post('/', async (c) => {
       lifecycle.stopping.throwIfAborted();
       const body = await bodies.readJson(c.req.raw, c.get('caller').tenant);
-      const schedule = await schedules().create(parse(createScheduleSchema, body));
+      const request = parse(createScheduleSchema, body);
+      const schedule = await schedules().create(request);
       log.info({ request_id: c.get('requestId'), schedule: schedule.id }, 'schedule created');
       return c.json(schedule, 201);
     })

@@ -151,13 +151,19 @@ function firstNames(most: number): (name: string) => string {
 }
 
 function engineGauges(engine: Engine, registry: Registry): void {
-  const { device } = engine.model;
+  const { device, kv } = engine.model;
   new Gauge({
     name: 'maskroute_device_info',
     help: 'What computes answers.',
     labelNames: ['device', 'adapter'],
     registers: [registry],
   }).set({ device: device.kind, adapter: device.kind === 'cpu' ? '' : device.adapter }, 1);
+  new Gauge({
+    name: 'maskroute_kv_cache_page_bytes',
+    help: 'What a page of the cache takes, by how keys and values are kept.',
+    labelNames: ['kv_type'],
+    registers: [registry],
+  }).set({ kv_type: kv.type }, kv.page_bytes);
   const gauge = (name: string, help: string, read: (stats: EngineStats) => number) =>
     new Gauge({
       name,

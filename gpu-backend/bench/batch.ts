@@ -66,7 +66,7 @@ export async function benchBatch({ home, rounds, say }: SpeedOptions): Promise<o
     const prompts = lengths.map((tokens) => newPrompt(tokens, ours.config.vocabularySize));
     const found = await inTurns(subjects, rounds, ({ tokensPerSecond }) => tokensPerSecond(prompts));
     const of = (name: string) => round(median(found.get(name)!), 1);
-    for (const { name } of subjects) say(`after ${length} tokens, ${name}: ${of(name)} tokens a second`);
+    for (const { name } of subjects) say(`after ${length} tokens, ${name}: ${of(name)} tokens/s`);
     figures[length] = {
       oneStream: of(ONE),
       eightStreams: of(EIGHT),

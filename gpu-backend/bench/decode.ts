@@ -1,6 +1,6 @@
 /**
  * `bench decode` and `bench prefill`: milliseconds a token and a prompt, dense and with a quarter of the blocks
- * out, against llama.cpp on the same GGUF in the same run.
+ * out, against llama.cpp on the same GGUF in the same run, and against eight bits where the model is held otherwise.
  *
  * The limit of decoding is memory: every weight is read once a token, and K and V of all tokens before it. `bandwidthShare` says how much
  * that is of what plain reading reaches in the same run. `speedup25Limit` is how much faster a mask can be at most, by the weights that it leaves out. The limit of a
@@ -17,12 +17,12 @@ import {
   withSurrogates,
 } from '../../shared/mask/mask.ts';
 import type { MaskPlan } from '../engine/engine.ts';
-import type { SequenceCache } from '../engine/kv-cache.ts';
+import { type SequenceCache, tokenBytes } from '../engine/kv-cache.ts';
 import { openRunner, type Runner } from '../engine/runner.ts';
 import { interleaved, median, round } from '../measure.ts';
 import type { StoredLinear } from '../model/architectures/projections.ts';
-import type { LlamaConfig } from '../model/model-source.ts';
-import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
+import type { KvType, LlamaConfig } from '../model/model-source.ts';
+import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
 import { weightsRead } from '../model/weights-file.ts';
@@ -31,9 +31,10 @@ import type { Device } from '../onnx/device.ts';
 const DENSE = 'dense';
 const QUARTER = '25 % of the blocks out';
 const SURROGATES = '25 % replaced by surrogates';
-export const POSITIONS = [64, 512];
+const EIGHT_BITS = 'dense, eight bits';
+const POSITIONS = [64, 512];
 /** With `long`: where K and V weigh as much as weights and more. */
-export const LONG_POSITIONS = [2048, 4096, 8000];
+const LONG_POSITIONS = [2048, 4096, 8000];
 const PROMPT_TOKENS = 512;
 /** Chunks of a prompt, as the server computes them. */
 const CHUNK_TOKENS = 128;
@@ -49,20 +50,26 @@ export type SpeedOptions = {
   readonly say: (line: string) => void;
 };
 
-export async function benchDecode({ home, rounds, long = false, say }: SpeedOptions): Promise<object> {
-  await using compared = await openCompared(home, long ? 8192 : 1024, say);
+export type DecodeOptions = SpeedOptions & {
+  /** An installed model's name. */
+  readonly model: string;
+  readonly kvType: KvType;
+};
+
+export async function benchDecode(options: DecodeOptions): Promise<object> {
+  const { long = false, kvType, say } = options;
+  await using compared = await openCompared(options, long ? 8192 : 1024);
   const { manifest, dense, quarter, peers } = compared;
   const bandwidth_GBps = await readBandwidth_GBps();
   say(`plain reading reaches ${bandwidth_GBps.toFixed(1)} GB/s`);
   const { config } = manifest;
   const weights = weightsRead(config, dense);
   const weights_bytes = await denseBytes(compared.folder, config);
+  const { layerCount, kvHeadCount, headSize } = config;
+  const token_bytes = tokenBytes({ layerCount, width: kvHeadCount * headSize, kvType });
   const positions: Record<string, object> = {};
-  for (const position of long ? LONG_POSITIONS : POSITIONS) {
-    const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
-    const found = await interleaved(subjects, rounds);
-    for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms a token`);
-    const keys_bytes = position * 2 * config.layerCount * config.kvHeadCount * config.headSize * 4;
+  for (const [position, found] of await measureDecode(peers, options)) {
+    const keys_bytes = position * token_bytes;
     const reached_GBps = (weights_bytes + keys_bytes) / found.get(DENSE)! / 1e6;
     const share = round(reached_GBps / bandwidth_GBps);
     say(`weights, K and V are read at ${reached_GBps.toFixed(1)} GB/s, ${Math.round(100 * share)} % of that`);
@@ -73,24 +80,42 @@ export async function benchDecode({ home, rounds, long = false, say }: SpeedOpti
     };
   }
   return {
-    ...{ bench: 'decode', model: manifest.name, rounds },
+    ...{ bench: 'decode', model: manifest.name, weights: manifest.weights, kvType, rounds: options.rounds },
     ...positions,
     bandwidth_GBps: round(bandwidth_GBps, 1),
     speedup25Limit: round(weights / weightsRead(config, quarter)),
   };
 }
 
+/** Milliseconds a token of each peer, by position. */
+export async function measureDecode(
+  peers: readonly Peer[],
+  { rounds, long = false, say }: SpeedOptions,
+): Promise<Map<number, ReadonlyMap<string, number>>> {
+  const byPosition = new Map<number, ReadonlyMap<string, number>>();
+  for (const position of long ? LONG_POSITIONS : POSITIONS) {
+    const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
+    const found = await interleaved(subjects, rounds);
+    for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms/token`);
+    byPosition.set(position, found);
+  }
+  return byPosition;
+}
+
 function decodeFigures(found: ReadonlyMap<string, number>): object {
   const dense_ms = found.get(DENSE)!;
   const quarter_ms = found.get(QUARTER)!;
   const replaced_ms = found.get(SURROGATES);
+  const eightBits_ms = found.get(EIGHT_BITS);
   const llamaCpp_ms = bestOfLlamaCpp(found);
   return {
     dense_ms: round(dense_ms),
     quarter_ms: round(quarter_ms),
     ...(replaced_ms === undefined ? {} : { quarterSurrogates_ms: round(replaced_ms) }),
-    llamaCpp_ms: round(llamaCpp_ms),
-    timesLlamaCpp: round(llamaCpp_ms / dense_ms),
+    ...(eightBits_ms === undefined
+      ? {}
+      : { eightBits_ms: round(eightBits_ms), timesEightBits: round(eightBits_ms / dense_ms) }),
+    ...llamaCppFigures(llamaCpp_ms, dense_ms),
     speedup25: round(dense_ms / quarter_ms),
   };
 }
@@ -127,8 +152,10 @@ async function readBandwidth_GBps(): Promise<number> {
   return median(found);
 }
 
-export async function benchPrefill({ home, rounds, long = false, say }: SpeedOptions): Promise<object> {
-  await using compared = await openCompared(home, long ? 8192 : 1024, say);
+export async function benchPrefill(options: SpeedOptions): Promise<object> {
+  const { rounds, long = false, say } = options;
+  const held = { model: DEFAULT_MODEL, kvType: 'f32' } as const;
+  await using compared = await openCompared({ ...options, ...held }, long ? 8192 : 1024);
   const { manifest, dense, peers } = compared;
   const measured = async (tokens: number) => {
     const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.prefill(tokens) }));
@@ -142,8 +169,8 @@ export async function benchPrefill({ home, rounds, long = false, say }: SpeedOpt
       const found = await measured(tokens);
       const [dense_ms, llamaCpp_ms] = [found.get(DENSE)!, bestOfLlamaCpp(found)];
       figures[`of${tokens}`] = {
-        ...{ dense_ms: round(dense_ms, 0), llamaCpp_ms: round(llamaCpp_ms, 0) },
-        timesLlamaCpp: round(llamaCpp_ms / dense_ms),
+        dense_ms: round(dense_ms, 0),
+        ...llamaCppFigures(llamaCpp_ms, dense_ms, 0),
       };
     }
     return { bench: 'prefill', model: manifest.name, rounds, ...figures };
@@ -157,28 +184,41 @@ export async function benchPrefill({ home, rounds, long = false, say }: SpeedOpt
     ...{ bench: 'prefill', model: manifest.name, rounds, promptTokens: PROMPT_TOKENS },
     dense_ms: round(dense_ms, 1),
     quarter_ms: round(found.get(QUARTER)!, 1),
-    llamaCpp_ms: round(llamaCpp_ms, 1),
-    timesLlamaCpp: round(llamaCpp_ms / dense_ms),
+    ...llamaCppFigures(llamaCpp_ms, dense_ms, 1),
     products_GMACps: round(products / dense_ms / 1e6, 1),
   };
 }
 
+/** Infinity where it is not measured. */
 const bestOfLlamaCpp = (found: ReadonlyMap<string, number>): number =>
   Math.min(...[...found].filter(([name]) => name.startsWith('llama.cpp')).map(([, ms]) => ms));
 
-/** Our engine, which is one subject for each mask, and llama.cpp. */
-async function openCompared(home: string, contextTokens: number, say: SpeedOptions['say']) {
-  const engine = await openEngine(home, DEFAULT_MODEL);
+const llamaCppFigures = (llamaCpp_ms: number, dense_ms: number, digits?: number): object =>
+  Number.isFinite(llamaCpp_ms)
+    ? { llamaCpp_ms: round(llamaCpp_ms, digits), timesLlamaCpp: round(llamaCpp_ms / dense_ms) }
+    : {};
+
+/**
+ * Our engine, which is one subject for each mask, and what it is held against: eight bits, where the model has other
+ * weights; llama.cpp, where the model came from the file that llama.cpp reads.
+ */
+async function openCompared({ home, model, kvType, say }: DecodeOptions, contextTokens: number) {
+  const engine = await openEngine(home, model, { kvType });
   const { manifest, dense, runner } = engine;
   const quarter = quarterMask(manifest.config.layerCount);
   const own = [engine.peer(DENSE, dense), engine.peer(QUARTER, quarter)];
   if (runner.surrogates !== undefined)
     own.push(engine.peer(SURROGATES, withSurrogates(quarter, runner.surrogates)));
   const others: (Peer & { close(): Promise<void> })[] = [];
-  for (const threads of [1, 2])
+  const isDefault = manifest.hash === DEFAULT_MODEL_HASH;
+  if (isDefault && manifest.weights !== 'q8') {
+    const eight = await openEngine(home, DEFAULT_MODEL, { kvType });
+    others.push({ ...eight.peer(EIGHT_BITS, eight.dense), close: () => eight.runner.close() });
+  }
+  for (const threads of isDefault ? [1, 2] : [])
     others.push(await llamaCppPeer(defaultModelFile(home), threads, contextTokens));
-  const names = others.map(({ name }) => name).join(' and ');
-  say(`${DEFAULT_MODEL} (${manifest.weights}) against ${names}`);
+  const names = others.map(({ name }) => name).join(', ') || 'nothing else';
+  say(`${manifest.name} (${manifest.weights}, K and V in ${kvType}) against ${names}`);
   return {
     ...{ folder: engine.folder, manifest, dense, quarter, peers: [...own, ...others] },
     async [Symbol.asyncDispose]() {
@@ -201,12 +241,16 @@ export const somePrompt = (tokens: number, vocabulary: number, which = 0): numbe
   Array.from({ length: tokens }, (_, i) => 100 + ((i * 7919 + which * 104_729) % (vocabulary - 1000)));
 
 /** Our engine, on all cores unless a device is named. Its peers share its one session. */
-export async function openEngine(home: string, model: string, device?: Device) {
+export async function openEngine(
+  home: string,
+  model: string,
+  held: { readonly device?: Device; readonly kvType?: KvType } = {},
+) {
   const { folder, manifest } = await openInstalled(home, model);
   const runner = await openRunner(folder, manifest.config, {
     threads: availableParallelism(),
     surrogates: manifest.surrogates?.id as SurrogatesId | undefined,
-    device,
+    ...held,
   });
   const filled = runner.newCache();
   return {

@@ -7,7 +7,7 @@
  * comes without its builds for graphics devices here, so llama.cpp on the same device is not measured.
  */
 import { denseMask, type Mask, withSurrogates } from '../../shared/mask/mask.ts';
-import { inTurns, interleaved, median, round } from '../measure.ts';
+import { inTurns, median, round } from '../measure.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
 import { weightsRead } from '../model/weights-file.ts';
@@ -17,10 +17,10 @@ import { GraphBuilder } from '../onnx/graph.ts';
 import { createSession, tensor } from '../onnx/session.ts';
 import { eightMasks, openOurs } from './batch.ts';
 import {
+  type DecodeOptions,
   denseBytes,
-  LONG_POSITIONS,
+  measureDecode,
   openEngine,
-  POSITIONS,
   quarterMask,
   type SpeedOptions,
   somePrompt,
@@ -28,12 +28,10 @@ import {
 
 type Adapter = Device & { readonly kind: 'webgpu' };
 
-export async function benchDecodeOn(
-  device: Adapter,
-  { home, rounds, long = false, say }: SpeedOptions,
-): Promise<object> {
+export async function benchDecodeOn(device: Adapter, options: DecodeOptions): Promise<object> {
+  const { home, model, kvType, rounds, say } = options;
   const bandwidth_GBps = await toldBandwidth(device, say);
-  const engine = await openEngine(home, DEFAULT_MODEL, device);
+  const engine = await openEngine(home, model, { device, kvType });
   try {
     const { manifest, dense, runner } = engine;
     const quarter = quarterMask(manifest.config.layerCount);
@@ -43,10 +41,7 @@ export async function benchDecodeOn(
     const weights = weightsRead(manifest.config, dense);
     const bytes = await denseBytes(engine.folder, manifest.config);
     const positions: Record<string, object> = {};
-    for (const position of long ? LONG_POSITIONS : POSITIONS) {
-      const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
-      const found = await interleaved(subjects, rounds);
-      for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms a token`);
+    for (const [position, found] of await measureDecode(peers, options)) {
       const dense_ms = found.get('dense')!;
       positions[`at${position}`] = {
         ...Object.fromEntries([...found].map(([name, ms]) => [`${name}_ms`, round(ms)])),
@@ -82,7 +77,7 @@ export async function benchBatchOn(device: Adapter, { home, rounds, say }: Speed
   ];
   const found = await inTurns(subjects, rounds, ({ tokensPerSecond }) => tokensPerSecond());
   const of = (name: string) => round(median(found.get(name)!), 1);
-  for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens a second`);
+  for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens/s`);
   const steps = of('eightStreams') / masks.length;
   const { folder } = await openInstalled(home, DEFAULT_MODEL);
   const read_GBps = (steps * (await denseBytes(folder, ours.config))) / 1e9;

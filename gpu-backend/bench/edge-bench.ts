@@ -159,7 +159,7 @@ async function measure(
       const latency = latencyOf(times.get(name)!.flat(), loads.get(name)!);
       const { median_ms, p99_ms, requestsPerSecond, cpu_ms } = latency;
       const work = cpu_ms === null ? '' : `, ${cpu_ms} ms of CPU each`;
-      say(`${name}: median ${median_ms} ms, p99 ${p99_ms} ms, ${requestsPerSecond} requests a second${work}`);
+      say(`${name}: median ${median_ms} ms, p99 ${p99_ms} ms, ${requestsPerSecond} requests/s${work}`);
       return [name, latency];
     }),
   );

@@ -3,8 +3,9 @@
  * is measured is what gateways add to it. It says what both of them expect of an OpenAI-compatible server.
  */
 import { once } from 'node:events';
-import { createServer, type ServerResponse } from 'node:http';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { text } from 'node:stream/consumers';
 import { setImmediate } from 'node:timers/promises';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import type { LoadReport } from '../../shared/wire/backend-load.ts';
@@ -44,16 +45,16 @@ async function serve({ model, surrogates }: Served): Promise<string> {
   };
   const { whole, events } = answerOf(model.name);
   // With its length, as our backend and OpenAI's hosts send whole answers.
-  const json = (response: ServerResponse, text: string) =>
+  const json = (response: ServerResponse, body: string) =>
     response
-      .writeHead(200, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) })
-      .end(text);
+      .writeHead(200, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) })
+      .end(body);
   const server = createServer({ keepAliveTimeout: 120_000 }, async (request, response) => {
-    const text = fixed[request.url ?? ''];
-    if (text !== undefined) return json(response, text);
-    let body = '';
-    for await (const part of request) body += part;
-    if ((JSON.parse(body) as { stream?: boolean }).stream !== true) return json(response, whole);
+    const known = fixed[request.url ?? ''];
+    if (known !== undefined) return json(response, known);
+    const asked = await readQuestion(request);
+    if (asked === undefined) return response.writeHead(404).end();
+    if (asked.stream !== true) return json(response, whole);
     response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
     // A token at a time, as models make them: what an edge does for a stream, it does for each of its pieces.
     for (const event of events) {
@@ -64,6 +65,16 @@ async function serve({ model, surrogates }: Served): Promise<string> {
   });
   await once(server.listen(0, '127.0.0.1'), 'listening');
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+/** Undefined where none is asked: an edge whose client left asks what the answer cost, or hangs up half-way itself. */
+async function readQuestion(request: IncomingMessage): Promise<{ stream?: boolean } | undefined> {
+  if (request.method !== 'POST') return undefined;
+  try {
+    return JSON.parse(await text(request)) ?? undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 const TOKENS = 32;

@@ -52,7 +52,7 @@ export async function benchLearn({ home, rounds, say }: SpeedOptions): Promise<o
       subjects.map((subject) => rested(subject, REST_ms)),
       rounds,
     );
-    for (const [name, ms] of found) say(`${name}: ${ms.toFixed(0)} ms a step`);
+    for (const [name, ms] of found) say(`${name}: ${ms.toFixed(0)} ms/step`);
     const open_ms = found.get(OPEN)!;
     return {
       ...{ bench: 'learn', model: manifest.name, weights },

@@ -1,7 +1,7 @@
 /**
  * `bench quantization`: what fewer bits cost and give. Each kind of text is scored on the model that serves, dense and
- * under masks, against the same model in fp32; a token is timed in interleaved rounds. `timesEightBits` is how many times as
- * fast as eight bits dense it is.
+ * under masks, and with K and V in half precision, against the same model in fp32; a token is timed in interleaved rounds.
+ * `timesEightBits` is how many times as fast as eight bits dense it is.
  *
  * Kinds count alike, however many rows they have. The text must not be what four bits were measured on.
  */
@@ -25,6 +25,7 @@ import {
 } from '../learning/search/score-masks.ts';
 import { interleaved, rested, round } from '../measure.ts';
 import { WEIGHTS_FILE } from '../model/emit.ts';
+import { KV_TYPES, type KvType } from '../model/model-source.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import { openInstalled } from '../model/store.ts';
 import { openModelText } from '../model/tokenizer/model-text.ts';
@@ -57,34 +58,37 @@ type Engine = Awaited<ReturnType<typeof openEngine>>;
 type Candidate = {
   readonly name: string;
   readonly model: string;
+  readonly kvType: KvType;
   readonly engine: Engine;
   readonly mask: Mask;
 };
 
 export async function benchQuantization(options: QuantizationOptions): Promise<object> {
   await using opened = new AsyncDisposableStack();
-  const open = async (model: string): Promise<Engine> => {
-    const engine = await openEngine(options.home, model);
+  const open = async (model: string, kvType: KvType): Promise<Engine> => {
+    const engine = await openEngine(options.home, model, { kvType });
     opened.defer(() => engine.runner.close());
     return engine;
   };
-  const reference = await open(REFERENCE);
+  const reference = await open(REFERENCE, 'f32');
   const session = await openScoreSession(availableParallelism());
   opened.defer(() => session.close());
   const candidates: Candidate[] = [];
-  for (const model of [EIGHT_BITS, FOUR_BITS])
-    candidates.push(...candidatesOf(model, await open(model), options));
+  for (const model of [EIGHT_BITS, FOUR_BITS]) {
+    for (const kvType of KV_TYPES)
+      candidates.push(...candidatesOf(model, kvType, await open(model, kvType), options));
+  }
   const kinds = await drawKinds(options);
   const figures = await scoreKinds(options, session, reference, candidates, kinds);
   const times = await timeCandidates(options, candidates);
   const base_ms = times.get(candidates[0]!.name)!;
   const rows = [];
-  for (const { name, model, mask } of candidates) {
+  for (const { name, model, kvType, mask } of candidates) {
     const { kl, agreement, perplexity, byKind } = figures.get(name)!;
     const { size } = await stat(join((await openInstalled(options.home, model)).folder, WEIGHTS_FILE));
     const ms = times.get(name)!;
     const row = {
-      ...{ name, model, sparsity: round(sparsity(mask)), weights_MB: round(size / 1e6, 1) },
+      ...{ name, model, kvType, sparsity: round(sparsity(mask)), weights_MB: round(size / 1e6, 1) },
       ...{ kl: round(kl, 4), agreement: round(agreement), perplexityTimes: round(perplexity, 4) },
       ...{ msPerToken: round(ms, 2), timesEightBits: round(base_ms / ms), byKind },
     };
@@ -96,8 +100,16 @@ export async function benchQuantization(options: QuantizationOptions): Promise<o
   return { bench: 'quantization', reference: REFERENCE, kinds: [...kinds.keys()], rows };
 }
 
-function candidatesOf(model: string, engine: Engine, { maskSets }: QuantizationOptions): Candidate[] {
+/** Masks are judged with K and V in fp32 alone. */
+function candidatesOf(
+  model: string,
+  kvType: KvType,
+  engine: Engine,
+  { maskSets }: QuantizationOptions,
+): Candidate[] {
   const name = model === EIGHT_BITS ? 'q8' : 'q4';
+  const held = { model, kvType, engine };
+  if (kvType !== 'f32') return [{ ...held, name: `${name} dense, K and V in ${kvType}`, mask: engine.dense }];
   const masked = maskSets.map((set) => {
     const { surrogates } = engine.runner;
     if (set.surrogates !== surrogates)
@@ -106,9 +118,9 @@ function candidatesOf(model: string, engine: Engine, { maskSets }: QuantizationO
         `${set.name} is for other surrogates than ${model} has.`,
       );
     const mask = withSurrogates(commonestMask(set), surrogates);
-    return { name: `${name}, ${Math.round(100 * sparsity(mask))} % out (${set.name})`, model, engine, mask };
+    return { name: `${name}, ${Math.round(100 * sparsity(mask))} % out (${set.name})`, ...held, mask };
   });
-  return [{ name: `${name} dense`, model, engine, mask: engine.dense }, ...masked];
+  return [{ ...held, name: `${name} dense`, mask: engine.dense }, ...masked];
 }
 
 function commonestMask({ clusters, model }: MaskSet): Mask {

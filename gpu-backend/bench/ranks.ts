@@ -110,7 +110,7 @@ function figures(
   found: Map<string, number>,
   blockCount: number,
 ) {
-  for (const [name, ms] of found) say(`${name}: ${ms.toFixed(2)} ms a token`);
+  for (const [name, ms] of found) say(`${name}: ${ms.toFixed(2)} ms/token`);
   const holes_ms = found.get(HOLES)!;
   const surrogates_ms = ranks.map((rank) => (found.get(nameOf(rank))! - holes_ms) / blockCount);
   const quarter = Math.round(blockCount / 4);

@@ -2,28 +2,33 @@
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { type Command, Option } from 'commander';
+import type { DecodeOptions, SpeedOptions } from '../bench/decode.ts';
 import { maskrouteHome } from '../files.ts';
-import { WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
+import { type KvType, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
 import type { DeviceChoice } from '../onnx/device.ts';
 import { readMaskSet } from '../publication/artefact-files.ts';
+import { examples } from './help.ts';
 import {
   chosenDevice,
   DATA_HELP,
   deviceOption,
-  examples,
   interruptible,
+  kvTypeOption,
   rank,
   wholeNumber,
 } from './terminal.ts';
 
 const PRESET = fileURLToPath(new URL(`../presets/${DEFAULT_MODEL}/mask-set.json`, import.meta.url));
-const ROUNDS = ['--rounds <count>', 'interleaved rounds whose median counts', wholeNumber(1)] as const;
-const LONG = ['--long', 'contexts of 2,048, 4,096 and 8,000 tokens; some minutes a round', false] as const;
-const MASK_SET = ['--mask-set <file>', 'the set to route by (default: the preset)', PRESET] as const;
+const MODEL = ['--model <name>', 'an installed model', DEFAULT_MODEL] as const;
+const ROUNDS = ['--rounds <count>', 'interleaved rounds; their median is reported', wholeNumber(1)] as const;
+const LONG = ['--long', 'contexts of 2,048, 4,096 and 8,000 tokens; takes minutes a round', false] as const;
+const maskSetOption = () =>
+  new Option('--mask-set <file>', 'the mask set to route by').default(PRESET, 'the preset');
 
 type BenchFlags = { readonly json: boolean };
 type OnDevice = BenchFlags & { readonly device: DeviceChoice };
+type DecodeFlags = { model: string; kvType: KvType; rounds: number; long: boolean };
 type MasksFlags = { model: string; steps: number; prefill: boolean; rounds: number };
 type QuantizationFlags = { data: string[]; positions: number; maskSet: string[]; rounds: number };
 
@@ -33,23 +38,18 @@ export function addBenchCommands(program: Command): void {
     .description('measure speed; the last line is one JSON object')
     .addHelpText('after', examples('maskroute bench decode', 'maskroute bench edge --stream --json'));
 
-  command(bench, 'decode', 'milliseconds a token, dense and masked, against llama.cpp')
+  command(bench, 'decode', 'ms/token when decoding, dense and masked, against llama.cpp')
+    .option(...MODEL)
     .option(...ROUNDS, 7)
     .option(...LONG)
     .addOption(deviceOption())
-    .action(async ({ json, device: choice, ...flags }: OnDevice & { rounds: number; long: boolean }) => {
-      const device = await chosenDevice(choice);
-      const options = { home: maskrouteHome(), ...flags };
-      if (device.kind === 'webgpu') {
-        const { benchDecodeOn } = await import('../bench/device-bench.ts');
-        await told(json, (say) => benchDecodeOn(device, { ...options, say }));
-      } else {
-        const { benchDecode } = await import('../bench/decode.ts');
-        await told(json, (say) => benchDecode({ ...options, say }));
-      }
+    .addOption(kvTypeOption())
+    .action(async ({ json, device, ...flags }: OnDevice & DecodeFlags) => {
+      const { decode } = await benchesOn(device);
+      await told(json, (say) => decode({ home: maskrouteHome(), ...flags, say }));
     });
 
-  command(bench, 'prefill', 'milliseconds for a prompt of 512 tokens, against llama.cpp')
+  command(bench, 'prefill', 'ms to prefill a prompt of 512 tokens, against llama.cpp')
     .option(...ROUNDS, 7)
     .option(...LONG)
     .action(async ({ json, ...flags }: BenchFlags & { rounds: number; long: boolean }) => {
@@ -60,66 +60,53 @@ export function addBenchCommands(program: Command): void {
   command(
     bench,
     'masks',
-    'what leaving blocks out is worth, by kind, decoding and reading prompts; its memory',
+    'what skipping blocks saves when decoding and in prefill, by kind of block; and its memory',
   )
-    .option('--model <name>', 'an installed model', DEFAULT_MODEL)
-    .option('--steps <count>', 'decoded tokens of a figure', wholeNumber(1), 8)
-    .option('--no-prefill', 'decoding alone')
+    .option(...MODEL)
+    .option('--steps <count>', 'tokens decoded for each figure', wholeNumber(1), 8)
+    .option('--no-prefill', 'leave prefill out')
     .option(...ROUNDS, 3)
     .action(async ({ json, ...flags }: BenchFlags & MasksFlags) => {
       const { benchMasks } = await import('../bench/masks-bench.ts');
       await told(json, (say) => benchMasks({ home: maskrouteHome(), ...flags, say }));
     });
 
-  command(
-    bench,
-    'batch',
-    'tokens a second of eight streams, under one mask and under eight, against llama.cpp',
-  )
+  command(bench, 'batch', 'tokens/s of eight streams, under one mask and under eight, against llama.cpp')
     .option(...ROUNDS, 3)
     .addOption(deviceOption())
-    .action(async ({ json, device: choice, rounds }: OnDevice & { rounds: number }) => {
-      const device = await chosenDevice(choice);
-      const options = { home: maskrouteHome(), rounds };
-      if (device.kind === 'webgpu') {
-        const { benchBatchOn } = await import('../bench/device-bench.ts');
-        await told(json, (say) => benchBatchOn(device, { ...options, say }));
-      } else {
-        const { benchBatch } = await import('../bench/batch.ts');
-        await told(json, (say) => benchBatch({ ...options, say }));
-      }
+    .action(async ({ json, device, rounds }: OnDevice & { rounds: number }) => {
+      const { batch } = await benchesOn(device);
+      await told(json, (say) => batch({ home: maskrouteHome(), rounds, say }));
     });
 
-  command(bench, 'prefix', 'milliseconds to the first token, when 400 tokens of the prompt are known')
+  command(bench, 'prefix', 'ms to the first token when 400 tokens of the prompt are cached')
     .option(...ROUNDS, 7)
     .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
       const { benchPrefix } = await import('../bench/batch.ts');
       await told(json, (say) => benchPrefix({ home: maskrouteHome(), rounds, say }));
     });
 
-  command(
-    bench,
-    'import',
-    'seconds and memory that taking a model in takes, beside what disk and processors allow',
-  )
+  command(bench, 'import', 'seconds and memory of importing a model, beside what the disk and the CPU allow')
     .argument('<spec>', 'a file or folder')
-    .addOption(new Option('--weights <kind>', 'how weights are held').choices(WEIGHT_KINDS).default('q8'))
-    .option('--home <folder>', 'where the model is installed and stays; else it is removed afterwards')
+    .addOption(
+      new Option('--weights <kind>', 'the format of the weights').choices(WEIGHT_KINDS).default('q8'),
+    )
+    .option('--home <folder>', 'where to install the model for good (default: it is removed afterwards)')
     .action(async (spec: string, { json, ...flags }: BenchFlags & { weights: WeightKind; home?: string }) => {
       const { benchImport } = await import('../bench/import-bench.ts');
       const { home, weights } = flags;
       await told(json, (say) => benchImport({ spec, weights, home, say }));
     });
 
-  command(bench, 'encode', 'what embedding takes, tokenization included')
-    .option('--encoder <name>', 'a full encoder, in short texts a second; else the static one')
+  command(bench, 'encode', 'ms to embed a prompt, tokenization included')
+    .option('--encoder <name>', 'a full encoder, measured in short texts/s (default: the static one)')
     .action(async ({ json, encoder }: BenchFlags & { encoder?: string }) => {
       const { benchEncode, benchFullEncoder } = await import('../bench/route-bench.ts');
       if (encoder === undefined) await told(json, benchEncode);
       else await told(json, (say) => benchFullEncoder(encoder, maskrouteHome(), say));
     });
 
-  command(bench, 'learn', 'milliseconds of a training step of the gates, against PyTorch where Python has it')
+  command(bench, 'learn', 'ms of a training step of the gates, against PyTorch where Python has it')
     .option(...ROUNDS, 5)
     .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
       const { benchLearn } = await import('../bench/learn-bench.ts');
@@ -129,15 +116,19 @@ export function addBenchCommands(program: Command): void {
   command(
     bench,
     'learn-many',
-    'a learning run on two workers with a thread each, against one; needs valkey-server, and some minutes',
+    'a learning run on two workers of one thread against one worker; needs valkey-server, takes minutes',
   ).action(async ({ json }: BenchFlags) => {
     const { benchLearnMany } = await import('../bench/learn-many.ts');
     await told(json, (say) => benchLearnMany({ home: maskrouteHome(), say }));
   });
 
-  command(bench, 'ranks', 'what a rank of surrogates gives in KL and takes in time; some minutes a rank')
+  command(
+    bench,
+    'ranks',
+    'the KL that a rank of surrogates saves and the time that it costs; takes minutes a rank',
+  )
     .requiredOption('--data <file...>', DATA_HELP)
-    .option('--ranks <numbers>', 'multiples of 32', ranks, [32, 64, 128, 256])
+    .option('--ranks <numbers>', 'ranks to compare, multiples of 32', ranks, [32, 64, 128, 256])
     .option(...ROUNDS, 7)
     .action(({ json, ...flags }: BenchFlags & { data: string[]; ranks: number[]; rounds: number }) =>
       interruptible(async (signal) => {
@@ -150,11 +141,11 @@ export function addBenchCommands(program: Command): void {
   command(
     bench,
     'quantization',
-    'what four and eight bits cost and give beside fp32, dense and masked; needs the three models installed',
+    'speed and quality of q4 and q8 beside f32, dense and masked; needs the three models installed',
   )
-    .requiredOption('--data <file...>', `${DATA_HELP}; a file is a kind of text`)
-    .option('--positions <count>', 'scored of each kind', wholeNumber(1), 700)
-    .option('--mask-set <file...>', 'sets whose commonest mask is judged, too', [])
+    .requiredOption('--data <file...>', `${DATA_HELP}; each file is a kind of text`)
+    .option('--positions <count>', 'scored positions of each kind', wholeNumber(1), 700)
+    .option('--mask-set <file...>', 'mask sets whose commonest mask is scored, too', [])
     .option(...ROUNDS, 7)
     .action(({ json, maskSet, ...flags }: BenchFlags & QuantizationFlags) =>
       interruptible(async (signal) => {
@@ -165,9 +156,9 @@ export function addBenchCommands(program: Command): void {
       }),
     );
 
-  command(bench, 'route', 'what /v1/route takes at the edge in workerd, with a prompt of 60 tokens')
-    .option(...MASK_SET)
-    .option('--requests <count>', 'how many are measured', wholeNumber(1), 2000)
+  command(bench, 'route', 'ms of /v1/route at the edge in workerd, with a prompt of 60 tokens')
+    .addOption(maskSetOption())
+    .option('--requests <count>', 'measured requests', wholeNumber(1), 2000)
     .action(async ({ json, maskSet, requests }: BenchFlags & { maskSet: string; requests: number }) => {
       const { benchRoute } = await import('../bench/route-bench.ts');
       const set = await readMaskSet(maskSet);
@@ -177,11 +168,11 @@ export function addBenchCommands(program: Command): void {
   command(
     bench,
     'edge',
-    "what the edge adds to calling a backend directly, against Portkey's gateway in the same run",
+    "latency that the edge adds to its backend, against Portkey's gateway in the same run",
   )
-    .option(...MASK_SET)
-    .option('--requests <count>', 'how many of each are measured, one at a time', wholeNumber(1), 2000)
-    .option('--stream', 'streamed answers, without the peer', false)
+    .addOption(maskSetOption())
+    .option('--requests <count>', 'measured requests to each, one at a time', wholeNumber(1), 2000)
+    .option('--stream', 'streamed answers, without the gateway', false)
     .action(
       async ({
         json,
@@ -197,10 +188,10 @@ export function addBenchCommands(program: Command): void {
   command(
     bench,
     'publish',
-    'requests during publications and rollbacks: which versions they name, and whether any fails',
+    'requests during publications and rollbacks: whether any fails or names a wrong version',
   )
-    .option('--requests <count>', 'how many are sent', wholeNumber(1), 10_000)
-    .option('--changes <count>', 'publications and rollbacks meanwhile', wholeNumber(1), 50)
+    .option('--requests <count>', 'requests to send', wholeNumber(1), 10_000)
+    .option('--changes <count>', 'publications and rollbacks in the meantime', wholeNumber(1), 50)
     .action(async ({ json, ...counts }: BenchFlags & { requests: number; changes: number }) => {
       const { benchPublish } = await import('../bench/publish-bench.ts');
       const set = await readMaskSet(PRESET);
@@ -209,14 +200,33 @@ export function addBenchCommands(program: Command): void {
     });
 }
 
-const ARGUMENTS: Readonly<Record<string, string>> = { ranks: ' --data chats.jsonl', import: ' ./llama-3-8b' };
+const ARGUMENTS: Readonly<Record<string, string>> = {
+  ranks: ' --data chats.jsonl',
+  quantization: ' --data chats.jsonl code.jsonl',
+  import: ' ./llama-3-8b',
+};
 
 const command = (bench: Command, name: string, description: string): Command =>
   bench
     .command(name)
     .description(description)
-    .option('--json', 'nothing but the JSON line', false)
+    .option('--json', 'print the JSON line and nothing else', false)
     .addHelpText('after', examples(`maskroute bench ${name}${ARGUMENTS[name] ?? ''} --json`));
+
+/** The benches of what `--device` comes to. */
+async function benchesOn(choice: DeviceChoice) {
+  const device = await chosenDevice(choice);
+  if (device.kind === 'webgpu') {
+    const { benchDecodeOn, benchBatchOn } = await import('../bench/device-bench.ts');
+    return {
+      decode: (options: DecodeOptions) => benchDecodeOn(device, options),
+      batch: (options: SpeedOptions) => benchBatchOn(device, options),
+    };
+  }
+  const { benchDecode: decode } = await import('../bench/decode.ts');
+  const { benchBatch: batch } = await import('../bench/batch.ts');
+  return { decode, batch };
+}
 
 /** Measures, and prints what was found; what is said meanwhile is for people. */
 async function told<T extends object>(

@@ -3,12 +3,12 @@
  * An error that a person can meet is one clear line and exit code 1, or 2 where the command was not called right;
  * anything else shows its stack.
  */
-import { Command, CommanderError } from 'commander';
+import { CommanderError } from 'commander';
 import manifest from '../../package.json' with { type: 'json' };
-import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { addBenchCommands } from './bench-command.ts';
 import { addCompletionCommand } from './completion-command.ts';
 import { addEvaluationCommand } from './evaluate-command.ts';
+import { examples, newCommand, sayError, USAGE_EXIT } from './help.ts';
 import { addLearnCommands } from './learn-command.ts';
 import { addModelCommands } from './model-command.ts';
 import { addPublishCommands, addRegisterCommand } from './publish-command.ts';
@@ -16,25 +16,18 @@ import { addScheduleCommands } from './schedule-command.ts';
 import { addServeCommand } from './serve-command.ts';
 import { addStatusCommands } from './status-command.ts';
 import { addSurrogatesCommand } from './surrogates-command.ts';
-import { becomeJob, examples } from './terminal.ts';
+import { becomeJob } from './terminal.ts';
 import { addWorkCommand } from './work-command.ts';
 
-const USAGE_EXIT = 2;
-
-export const program = new Command('maskroute')
-  .description(
-    'One language model, many block masks, and an edge that picks the right mask for every request.',
-  )
+export const program = newCommand(
+  'maskroute',
+  'One language model, many block masks, and an edge that picks the right mask for every request.',
+)
   .version(manifest.version, '--version', 'print the version')
-  .showHelpAfterError('(run with --help for the options)')
   .exitOverride()
   .addHelpText(
     'after',
-    examples(
-      'maskroute model list',
-      'maskroute status',
-      'maskroute learn --help     # what each command takes',
-    ),
+    examples('maskroute model list', 'maskroute status', 'maskroute learn --help     # what a command takes'),
   );
 
 addModelCommands(program);
@@ -64,17 +57,8 @@ export async function main(args: readonly string[]): Promise<void> {
       process.exitCode = error.exitCode === 0 ? 0 : USAGE_EXIT;
       return;
     }
-    console.error(isForPeople(error) ? `error: ${error.message}` : error);
-    process.exitCode = isUsage(error) ? USAGE_EXIT : 1;
+    sayError(error);
   }
-}
-
-const isUsage = (error: unknown): boolean =>
-  error instanceof MaskrouteError && error.code === 'invalid_argument';
-
-/** Our own errors, and the system's: no such file, no room, no right to. */
-function isForPeople(error: unknown): error is Error {
-  return error instanceof MaskrouteError || (error instanceof Error && 'syscall' in error);
 }
 
 // By its own name, as jobs start it; `bin/maskroute.js` calls it.

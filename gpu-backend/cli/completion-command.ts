@@ -1,6 +1,6 @@
 /** `completion`: what a shell offers after TAB. The script is made of the commands once, so that TAB starts no process. */
 import { Argument, type Command } from 'commander';
-import { examples } from './terminal.ts';
+import { examples } from './help.ts';
 
 const SHELLS = ['bash', 'zsh', 'fish'] as const;
 type Shell = (typeof SHELLS)[number];
@@ -8,8 +8,8 @@ type Shell = (typeof SHELLS)[number];
 export function addCompletionCommand(program: Command): void {
   program
     .command('completion')
-    .description("print a shell's completion script")
-    .addArgument(new Argument('<shell>').choices(SHELLS))
+    .description('print the completion script of a shell')
+    .addArgument(new Argument('<shell>', 'the shell').choices(SHELLS))
     .addHelpText(
       'after',
       examples(

@@ -8,8 +8,8 @@ import { type AdminClient, createAdminClient } from '../publication/admin-client
 
 export const EDGE_OPTION = ['--edge <url>', 'the edge (default: a running "npm start")'] as const;
 export const tenantOption = () =>
-  new Option('--tenant <tenant>', 'whose mask sets').default('', 'every tenant without its own');
-export const YES_OPTION = ['--yes', 'do not ask, whatever edge it is', false] as const;
+  new Option('--tenant <tenant>', 'whose mask sets').default('', 'all tenants without their own');
+export const YES_OPTION = ['--yes', 'change an edge on another machine without asking', false] as const;
 
 export const KEY_HELP = `
 The admin key comes from MASKROUTE_ADMIN_KEY, or from a running "npm start" when that is the edge.`;
@@ -64,4 +64,4 @@ export async function confirmChange(
 
 /** A tenant as people read it. */
 export const whose = (tenant: string): string =>
-  tenant === '' ? 'every tenant without a mask set of its own' : `tenant ${tenant}`;
+  tenant === '' ? 'all tenants without their own' : `tenant ${tenant}`;

@@ -2,7 +2,7 @@
 import { mkdir } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
-import { type Command, InvalidArgumentError } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import { STATIC_ENCODER_ID } from '../../shared/embedding/static-encoder.ts';
 import type { SurrogatesId } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
@@ -12,11 +12,12 @@ import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.
 import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
 import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/evaluation/result.ts';
 import type { DeviceChoice } from '../onnx/device.ts';
+import { examples } from './help.ts';
 import {
   chosenDevice,
   createReporter,
+  DATA_HELP,
   deviceOption,
-  examples,
   interruptible,
   type Reporter,
   share,
@@ -55,45 +56,59 @@ type EvaluateFlags = {
 /** Well past 512: where a starved cache would show. */
 const LONG_TOKENS = 640;
 const TASKS_HELP =
-  'multiple choice: TASK=FILE with openbookqa, winogrande, hellaswag, piqa, arc_easy or arc_challenge';
+  'multiple choice, as TASK=FILE: openbookqa, winogrande, hellaswag, piqa, arc_easy or arc_challenge';
 
 const CALIBRATION_HELP =
-  'what baselines calibrate on (default: a part of --data). Of rows that are also here, or in a file of a name that a ' +
-  'set was learned on, only the tenth that `learn` holds out is scored, and calibrates nothing';
+  'text that baselines calibrate on (default: a part of --data). Of rows that are also here, or in a file by the name of ' +
+  'one that a set was learned on, only the tenth that learn held out is scored, and it calibrates nothing';
 
 export function addEvaluationCommand(program: Command): void {
   program
     .command('evaluate')
-    .description('learned masks against dense and static pruning, on text that neither was made on')
+    .description('compare learned masks with dense and with static pruning, on held-out text')
     .requiredOption('--model <name>', 'an installed model')
-    .requiredOption('--mask-set <file...>', 'what `learn` wrote')
-    .requiredOption('--data <file...>', 'JSONL as for `learn`; repeated rows count once')
+    .requiredOption('--mask-set <file...>', 'mask sets that learn wrote')
+    .requiredOption('--data <file...>', `${DATA_HELP}; repeated rows count once`)
     .option('--calibration <file...>', CALIBRATION_HELP, [])
-    .option('--baselines <names>', `all, none, or some of ${BASELINES.join(',')}`, baselineNames, BASELINES)
+    .addOption(
+      new Option('--baselines <names>', `all, none, or some of ${BASELINES.join(',')}`)
+        .argParser(baselineNames)
+        .default(BASELINES, 'all'),
+    )
     .option(
       '--sparsity <shares>',
-      "baselines also at these, such as 0.125,0.25 (default: the sets')",
+      "more sparsities for the baselines than the mask sets', such as 0.125,0.25",
       shares,
       [],
     )
-    .option('--surrogate <which>', `${SURROGATE_CHOICES.join(', ')} surrogates`, surrogateChoice, 'auto')
-    .option('--encoder <name>', "a set's encoder, where it is not the static encoder that ships")
-    .option('--no-equal-time', 'without the comparison at equal time')
+    .option(
+      '--surrogate <which>',
+      `which kinds of masks: ${SURROGATE_CHOICES.join(', ')}; auto is both where the model has surrogates`,
+      surrogateChoice,
+      'auto',
+    )
+    .option('--encoder <name>', 'the encoder of the mask sets (default: the one that they name)')
+    .option('--no-equal-time', 'leave out the comparison at equal time')
     .option('--tasks <file...>', TASKS_HELP, [])
-    .option('--task-limit <questions>', 'the first so many of each task file', wholeNumber(1), 100)
-    .option('--checks', 'also: long text, the cliff, narrow calibration, recall of facts', false)
-    .option('--facts <file...>', 'answers that are facts (default: the right answers of --tasks)', [])
-    .option('--limit <rows>', 'rows that are scored', wholeNumber(1), 64)
-    .option('--rows <count>', 'rows read from each file', wholeNumber(1))
-    .option('--tokens <count>', 'tokens of a row, cut at the end', wholeNumber(8), 160)
-    .option('--budget <evaluations>', 'model evaluations of each search', wholeNumber(1), 300)
-    .option('--search-positions <count>', 'scored positions of one such evaluation', wholeNumber(16), 384)
-    .option('--rounds <count>', 'interleaved rounds whose median is the time', wholeNumber(1), 5)
-    .option('--threads <count>', 'of the engine', wholeNumber(1, 1024), availableParallelism())
+    .option('--task-limit <questions>', 'questions read from each task file at most', wholeNumber(1), 100)
+    .option('--checks', 'also check long text, the cliff, narrow calibration and recall of facts', false)
+    .option('--facts <file...>', 'text of facts for --checks (default: the right answers of --tasks)', [])
+    .option('--limit <rows>', 'rows scored at most', wholeNumber(1), 64)
+    .option('--rows <count>', 'rows read from each file at most', wholeNumber(1))
+    .option('--tokens <count>', 'max tokens of a row; the rest is cut off', wholeNumber(8), 160)
+    .option(
+      '--budget <evaluations>',
+      'evaluations of the model that each search may use',
+      wholeNumber(1),
+      300,
+    )
+    .option('--search-positions <count>', 'scored positions of one evaluation', wholeNumber(16), 384)
+    .option('--rounds <count>', 'interleaved rounds; their median is the time', wholeNumber(1), 5)
+    .option('--threads <count>', 'threads of the engine', wholeNumber(1, 1024), availableParallelism())
     .addOption(deviceOption())
-    .option('--seed <number>', 'equal seeds score equal rows', wholeNumber(0), 1)
-    .option('--out <folder>', 'gets evaluation.json and report.html')
-    .option('--json', 'nothing but the JSON line', false)
+    .option('--seed <number>', 'the same seed scores the same rows', wholeNumber(0), 1)
+    .option('--out <folder>', 'where evaluation.json and report.html are written')
+    .option('--json', 'print the JSON line and nothing else', false)
     .addHelpText(
       'after',
       examples(

@@ -13,12 +13,12 @@ import { CONTEXT_TOKENS, LEARN_EFFORT, QUICK_EFFORT } from '../learning/search/e
 import type { LearnReport } from '../learning/search/learn-report.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { type Device, type DeviceChoice, deviceName } from '../onnx/device.ts';
+import { examples } from './help.ts';
 import {
   chosenDevice,
   createReporter,
   DATA_HELP,
   deviceOption,
-  examples,
   interruptible,
   JSON_OPTION,
   part,
@@ -66,62 +66,64 @@ type DistillFlags = {
 export function addLearnCommands(program: Command): void {
   program
     .command('learn')
-    .description('find masks for the clusters of your prompts; killed and started again, it goes on')
+    .description(
+      'learn masks for the clusters of your prompts; after an interruption the same command resumes',
+    )
     .requiredOption('--model <name>', 'an installed model')
     .requiredOption('--data <file...>', DATA_HELP)
     .requiredOption(
       '--clusters <count>',
-      'how many groups of like prompts: 16 to 256, auto, or several to compare: 1,16,64',
+      'clusters of prompts: 1 to 256, auto, or several counts to compare: 1,16,64',
       clusterCounts,
     )
     .option(
       '--masks <count>',
-      'how many masks the clusters share at most (default: as many as pay)',
+      'masks that the clusters share at most (default: as many as pay)',
       wholeNumber(1, CLUSTER_COUNT_MAX),
     )
-    .requiredOption('--sparsity <share>', 'share of the blocks to leave out, such as 0.125', part)
+    .requiredOption('--sparsity <share>', 'share of the blocks to skip, such as 0.125', part)
     .addOption(
-      new Option('--cost <what>', 'what the sparsity is a share of: blocks, or the measured time of a token')
+      new Option('--cost <what>', 'what the sparsity is a share of: blocks, or measured ms/token')
         .choices(['blocks', 'time'])
         .default('blocks'),
     )
     .option(
       '--context <tokens>',
-      `with --cost time: tokens before the timed token (default: ${CONTEXT_TOKENS})`,
+      `with --cost time: context of the timed token, in tokens (default: ${CONTEXT_TOKENS})`,
       wholeNumber(1),
     )
-    .option('--attention <range>', 'attention blocks to leave out: 7, 4-9, or -9', countRange)
-    .option('--ffn <range>', 'FFN blocks to leave out, likewise', countRange)
+    .option('--attention <range>', 'attention blocks to skip: 7, 4-9, or -9', countRange)
+    .option('--ffn <range>', 'FFN blocks to skip: 7, 4-9, or -9', countRange)
     .option(
       '--surrogate',
-      'learn with surrogates in place of skipped blocks (default: where the model has them)',
+      'learn with surrogates in place of skipped blocks (default: if the model has them)',
     )
-    .option('--no-surrogate', 'learn with holes')
-    .requiredOption('--out <folder>', 'gets mask-set.json, report.json and report.html')
+    .option('--no-surrogate', 'learn without surrogates')
+    .requiredOption('--out <folder>', 'where mask-set.json, report.json and report.html are written')
     .addOption(
-      new Option('--loss <kind>', "what masks are held against: the dense model's distributions, or the text")
+      new Option(
+        '--loss <kind>',
+        "what masks are trained on: the dense model's distributions, or the text's next tokens",
+      )
         .choices(['dense', 'next-token'])
         .default(LEARN_EFFORT.targets),
     )
     .addOption(
-      new Option(
-        '--score <what>',
-        'the positions that count: all that prompts do not share, or answers alone',
-      )
+      new Option('--score <what>', 'scored positions: all but what prompts share, or answers only')
         .choices(['all', 'answers'])
         .default(LEARN_EFFORT.scored),
     )
     .option(
       '--encoder <name>',
-      'what embeds: static, a .bin table, an encoder by name, hf:OWNER/NAME, or a folder',
+      'what embeds prompts: static, a .bin table, an encoder by name, hf:OWNER/NAME, or a folder',
       'static',
     )
-    .option('--name <name>', "the mask set's own name (default: the folder's)")
-    .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
-    .option('--quick', 'a first set with much less work: less text, few exchanges, one turn', false)
+    .option('--name <name>', "the mask set's name (default: the folder's)")
+    .option('--rows <count>', 'rows read from each file at most', wholeNumber(1))
+    .option('--quick', 'a usable set in minutes: less text, fewer exchanges, one turn', false)
     .addOption(deviceOption())
-    .option('--seed <number>', 'equal seeds give equal sets', wholeNumber(0))
-    .addOption(queueOption('hands the work to whoever runs maskroute work (default: it is done here)'))
+    .option('--seed <number>', 'the same seed gives the same mask set', wholeNumber(0))
+    .addOption(queueOption('hand the work to maskroute work through this queue (default: compute here)'))
     .addOption(journalOption())
     .option(...JSON_OPTION)
     .addHelpText(
@@ -136,15 +138,15 @@ export function addLearnCommands(program: Command): void {
 
   program
     .command('distill')
-    .description('make the table of the static encoder out of a full sentence encoder')
+    .description('distill the table of the static encoder from a full sentence encoder')
     .requiredOption(
       '--encoder <name>',
-      'the teacher: an encoder by name, such as all-minilm-l6-v2, hf:OWNER/NAME, or a folder',
+      'the teacher: an encoder by name such as all-minilm-l6-v2, hf:OWNER/NAME, or a folder',
     )
     .requiredOption('--data <file...>', DATA_HELP)
-    .requiredOption('--out <file>', 'the table')
-    .option('--dimensions <count>', 'of the vectors', wholeNumber(1, 1024))
-    .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0))
+    .requiredOption('--out <file>', 'where the table is written')
+    .option('--dimensions <count>', 'dimensions of the vectors', wholeNumber(1, 1024))
+    .option('--seed <number>', 'the same seed gives the same table', wholeNumber(0))
     .option(...JSON_OPTION)
     .addHelpText(
       'after',
@@ -256,10 +258,10 @@ const learnedJson = ({ maskSet, report }: Learned, file: string) => ({
 async function showLearned({ maskSet, report }: Learned, file: string): Promise<void> {
   if (report.routing.collapse !== null) console.error(`Routing has collapsed: ${report.routing.collapse}.`);
   for (const [index, mask] of report.masks.entries()) {
-    const out = [...mask.skipAttention.map((l) => `A${l}`), ...mask.skipFfn.map((l) => `F${l}`)];
+    const skipped = [...mask.skipAttention.map((l) => `A${l}`), ...mask.skipFfn.map((l) => `F${l}`)];
     const clusters = report.clusters.filter(({ maskIndex }) => maskIndex === index).length;
     console.log(
-      `mask ${index}  ${clusters} of ${report.clusters.length} clusters, ${percent(mask.share)}  out: ${out.join(' ')}`,
+      `mask ${index}  ${clusters} of ${report.clusters.length} clusters, ${percent(mask.share)}  skipped: ${skipped.join(' ')}`,
     );
   }
   if (report.sharing !== null) await showSharing(report.sharing);
@@ -270,7 +272,7 @@ async function showLearned({ maskSet, report }: Learned, file: string): Promise<
       console.log(`held out, ${method}: KL ${kl.toFixed(3)}, perplexity ${perplexity.toFixed(1)}`);
   }
   console.log(
-    `${maskSet.name} ${report.version}, ${percent(maskSet.reachedSparsity)} of the blocks out: ${file}`,
+    `${maskSet.name} ${report.version}, ${percent(maskSet.reachedSparsity)} of the blocks skipped: ${file}`,
   );
   console.log(`Next: maskroute publish ${file} --activate`);
 }
@@ -305,7 +307,7 @@ function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void
   if (cost !== 'blocks' || Math.round(sparsity * blockCount) > 0) return;
   throw new MaskrouteError(
     'invalid_argument',
-    `A sparsity of ${sparsity} is less than half a block of ${blockCount}: no mask would leave anything out.`,
+    `A sparsity of ${sparsity} is less than half a block of ${blockCount}: no mask would skip anything.`,
   );
 }
 

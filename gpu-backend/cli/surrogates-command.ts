@@ -5,10 +5,10 @@ import { maskBits } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { maskrouteHome } from '../files.ts';
 import type { InstalledModel } from '../model/store.ts';
+import { examples } from './help.ts';
 import {
   createReporter,
   DATA_HELP,
-  examples,
   interruptible,
   JSON_OPTION,
   part,
@@ -34,22 +34,22 @@ type Flags = {
 export function addSurrogatesCommand(program: Command): void {
   program
     .command('surrogates')
-    .description("fit small stand-ins for a model's skipped blocks; killed and started again, it goes on")
+    .description("fit surrogates of a model's skipped blocks; after an interruption the same command resumes")
     .requiredOption('--model <name>', 'an installed model')
     .requiredOption('--data <file...>', DATA_HELP)
-    .requiredOption('--out <file>', 'the table, safetensors')
-    .option('--rank <number>', 'of each stand-in, a multiple of 32', rank, 64)
-    .option('--steps <count>', 'of distillation; 0: the closed form alone', wholeNumber(0), 600)
-    .option('--from <file>', 'go on from this table instead of the closed form')
+    .requiredOption('--out <file>', 'where the table is written, safetensors')
+    .option('--rank <number>', 'rank of each surrogate, a multiple of 32', rank, 64)
+    .option('--steps <count>', 'steps of distillation; 0: the closed form only', wholeNumber(0), 600)
+    .option('--from <file>', 'start from this table instead of the closed form')
     .option(
       '--around <mask-set...>',
-      'mask sets in use: distil mostly under their masks and similar ones',
+      'mask sets in use: distill mostly under their masks and similar ones',
       [],
     )
-    .option('--rows <count>', 'rows taken from each file', wholeNumber(1))
-    .option('--seed <number>', 'equal seeds give equal tables', wholeNumber(0), 1)
-    .option('--learning-rate <share>', 'by how much a step moves a table at most', part)
-    .option('--install', 'put the table into the model when it is done', false)
+    .option('--rows <count>', 'rows read from each file at most', wholeNumber(1))
+    .option('--seed <number>', 'the same seed gives the same table', wholeNumber(0), 1)
+    .option('--learning-rate <share>', 'learning rate of distillation', part)
+    .option('--install', 'put the table into the model at the end', false)
     .option(...JSON_OPTION)
     .addHelpText(
       'after',

@@ -7,11 +7,11 @@ import { Presets, SingleBar } from 'cli-progress';
 import { InvalidArgumentError, Option } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { tryLock } from '../files.ts';
-import type { ImportPhase, ImportProgress } from '../model/model-source.ts';
+import { type ImportPhase, type ImportProgress, KV_TYPES } from '../model/model-source.ts';
 import { chooseDevice, DEVICE_CHOICES, type Device, type DeviceChoice } from '../onnx/device.ts';
 
 export const DATA_HELP =
-  'JSONL rows with messages, prompt + completion, question + answer, instruction + output, or text';
+  'JSONL files whose rows have messages, prompt + completion, question + answer, instruction + output, or text';
 
 /** Ctrl-C ends the work in good order: nothing is half-written, and the same command can go on later. */
 export async function interruptible(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
@@ -43,12 +43,8 @@ export function becomeJob(folder: string): void {
     throw new Error('another run of this job does not end');
 }
 
-/* Help and output: every command ends its help with examples, and says in JSON what it says to people. */
-
-export const examples = (...lines: string[]): string =>
-  `\n${lines.length === 1 ? 'Example' : 'Examples'}:\n${lines.map((line) => `  ${line}`).join('\n')}`;
-
-export const JSON_OPTION = ['--json', 'nothing but JSON on standard output', false] as const;
+/** Every command says in JSON what it says to people. */
+export const JSON_OPTION = ['--json', 'print JSON and nothing else on standard output', false] as const;
 
 /* Arguments: each function is a parser for commander. */
 
@@ -84,10 +80,17 @@ export function share(text: string): number {
 
 /** `--device`, or MASKROUTE_DEVICE from the environment. */
 export const deviceOption = (): Option =>
-  new Option('--device <which>', 'what computes: the processor, a graphics device, or what there is')
+  new Option('--device <device>', 'what computes: the CPU, a GPU through WebGPU, or whichever is there')
     .choices(DEVICE_CHOICES)
     .env('MASKROUTE_DEVICE')
     .default('cpu');
+
+/** `--kv-type`, or MASKROUTE_KV_TYPE from the environment. */
+export const kvTypeOption = (): Option =>
+  new Option('--kv-type <type>', 'how keys and values are kept: f16 takes half the memory of f32')
+    .choices(KV_TYPES)
+    .env('MASKROUTE_KV_TYPE')
+    .default('f32');
 
 /** What `--device` comes to; with `auto` on the processor, why, said once on standard error. @throws MaskrouteError `no_device`. */
 export async function chosenDevice(choice: DeviceChoice): Promise<Device> {

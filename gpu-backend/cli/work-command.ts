@@ -3,7 +3,8 @@ import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { maskrouteHome } from '../files.ts';
-import { examples, interruptible, wholeNumber } from './terminal.ts';
+import { examples } from './help.ts';
+import { interruptible, wholeNumber } from './terminal.ts';
 
 const LEASE_s = 10;
 const GRACE_s = 5;
@@ -21,24 +22,24 @@ type WorkFlags = {
 export function addWorkCommand(program: Command): void {
   program
     .command('work')
-    .description('compute units of learn --queue, on as many machines as there are')
-    .addOption(queueOption('the queue that the run hands its units to').makeOptionMandatory())
+    .description('compute units of learn --queue; run it on as many machines as you like')
+    .addOption(queueOption('the queue of the learning run').makeOptionMandatory())
     .addOption(journalOption())
-    .option('--model <name>', 'an installed model (default: the model that the run names)')
-    .option('--threads <count>', 'that compute', wholeNumber(1, 1024), availableParallelism())
+    .option('--model <name>', 'an installed model (default: the one that the run names)')
+    .option('--threads <count>', 'threads that compute', wholeNumber(1, 1024), availableParallelism())
     .option(
       '--lease <seconds>',
-      'without a sign of life for so long, a worker loses its unit to another',
+      'after so long without a sign of life a worker loses its unit to another',
       wholeNumber(1, 3600),
       LEASE_s,
     )
     .option(
       '--grace <seconds>',
-      'that the unit at hand may still take after Ctrl-C or SIGTERM; then it is given back',
+      'how long the current unit may still take after Ctrl-C or SIGTERM, before it is given back',
       wholeNumber(0, 3600),
       GRACE_s,
     )
-    .option('--json', 'a line of JSON on standard output for each unit', false)
+    .option('--json', 'print a JSON object a line, one for each unit', false)
     .addHelpText(
       'after',
       examples(
@@ -67,7 +68,7 @@ export const queueOption = (description: string): Option =>
 export const journalOption = (): Option =>
   new Option(
     '--journal <folder>',
-    'where units are written down, a folder that the run and all workers see (default: units in MASKROUTE_HOME)',
+    'the folder of results, which the run and all workers share (default: units in MASKROUTE_HOME)',
   ).env('MASKROUTE_JOURNAL');
 
 export const journalFolder = (home: string, named: string | undefined): string =>

@@ -37,7 +37,7 @@ export type Edge = {
  * The young generation begins at 16 MB instead of 1: with what one request leaves it fills every few thousand requests
  * rather than every few hundred, and the slowest one in a hundred, which waits for a collection, takes half as long.
  */
-export const V8_FLAGS = '--min-semi-space-size=16 --max-semi-space-size=32';
+const V8_FLAGS = '--min-semi-space-size=16 --max-semi-space-size=32';
 
 /** Listens on the loopback interface only. @throws MaskrouteError `port_in_use`, `start_failed`. */
 export async function startEdge(options: EdgeOptions): Promise<Edge> {

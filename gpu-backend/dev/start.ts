@@ -1,14 +1,24 @@
 /** `npm start`: the whole product on this machine until SIGINT or SIGTERM; then it drains and exits with 0. */
 import { once } from 'node:events';
-import { parseArgs } from 'node:util';
 import { collectorFrom } from '../../shared/tracing/collector.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../../shared/wire/protocol.ts';
+import { newCommand, parseScript, sayError } from '../cli/help.ts';
 import { portFrom } from '../cli/terminal.ts';
 import { maskrouteHome } from '../files.ts';
 import { type DevFile, devFilePath } from './dev-home.ts';
 import { logFolder, startProduct } from './product.ts';
 import { createStep } from './steps.ts';
+
+const { restore } = parseScript<{ restore?: string }>(
+  newCommand('npm start --', 'run the whole product on this machine: the default model, a backend, an edge')
+    .option('--restore <file>', 'begin with this copy of the database in place of what is there')
+    .addHelpText(
+      'after',
+      '\nPORT and BACKEND_PORT set the ports, MASKROUTE_HOME the folder of models, data and keys.',
+    ),
+  ['npm start', 'PORT=9000 npm start', 'npm start -- --restore ~/.cache/maskroute/backup/COPY'],
+);
 
 const EDGE_PORT = 8787;
 const BACKEND_PORT = 8080;
@@ -23,7 +33,7 @@ async function main(): Promise<void> {
     backendPort: portFrom('BACKEND_PORT', BACKEND_PORT),
     allowedOrigins: allowedOrigins(),
     collector: collectorFrom(process.env),
-    restore: restoreFrom(process.argv.slice(2)),
+    restore,
     say: console.log,
     step: createStep(),
     signal,
@@ -55,15 +65,6 @@ function stopSignal(): AbortSignal {
   return stop.signal;
 }
 
-/** `--restore=FILE`. @throws MaskrouteError `invalid_argument` for anything else. */
-function restoreFrom(args: string[]): string | undefined {
-  try {
-    return parseArgs({ args, options: { restore: { type: 'string' } } }).values.restore;
-  } catch (error) {
-    throw new MaskrouteError('invalid_argument', (error as Error).message, { cause: error });
-  }
-}
-
 /** @throws MaskrouteError `invalid_argument`: the edge would refuse it, too, and every request with it. */
 function allowedOrigins(): string | undefined {
   const { ALLOWED_ORIGINS: given } = process.env;
@@ -89,6 +90,6 @@ try {
   await main();
   process.exit(0);
 } catch (error) {
-  console.error(error instanceof MaskrouteError ? `error: ${error.message}` : error);
-  process.exit(1);
+  sayError(error);
+  process.exit();
 }

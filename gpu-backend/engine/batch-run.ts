@@ -8,9 +8,9 @@
 import { isDense } from '../../shared/mask/mask.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
 import type { Feeds, Fetches, Outputs, RuntimeTensor, Session } from '../onnx/session.ts';
-import { floats, integers, tensor } from '../onnx/session.ts';
+import { floats, floatsOrHalves, integers, tensor } from '../onnx/session.ts';
 import type { MaskPlan } from './engine.ts';
-import { type CacheShape, KvCache, type SequenceCache } from './kv-cache.ts';
+import { type CacheShape, KvCache, kvTensor, type SequenceCache } from './kv-cache.ts';
 
 /** New tokens of one sequence. */
 export type RunInput = {
@@ -157,7 +157,7 @@ const flags = (values: readonly boolean[]): RuntimeTensor =>
 
 function bindCaches(feeds: Feeds, fetches: Fetches, shape: CacheShape, inputs: readonly HostInput[]): void {
   // Fed where nobody stands.
-  const empty = tensor('f32', new Float32Array(shape.width), [1, 1, shape.width]);
+  const empty = kvTensor(inputs[0]!.cache.newValues(shape.width), [1, 1, shape.width]);
   const pasts = inputs.map(({ cache, tokenIds }) => cache.past(tokenIds.length));
   const names = cacheNames(shape.layerCount);
   for (let buffer = 0; buffer < 2 * shape.layerCount; buffer++) {
@@ -203,7 +203,7 @@ function keepSkipped(outputs: Outputs, layerCount: number, inputs: readonly Host
       let from = 0;
       for (const input of inputs) {
         if (runs(input, 2 * layer) || !writesSkipped(input)) continue;
-        from += input.cache.write(2 * layer + which, floats(kept), from, input.tokenIds.length);
+        from += input.cache.write(2 * layer + which, floatsOrHalves(kept), from, input.tokenIds.length);
       }
     });
   }

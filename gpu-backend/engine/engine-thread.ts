@@ -5,7 +5,7 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import type { SurrogatesId } from '../../shared/mask/mask.ts';
 import type { ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
-import type { ModelConfig } from '../model/model-source.ts';
+import type { KvType, ModelConfig } from '../model/model-source.ts';
 import type { Device } from '../onnx/device.ts';
 import { type EngineEvent, type GenerateRequest, writeStats } from './engine.ts';
 import { EngineLoop, type LoopLimits } from './engine-loop.ts';
@@ -18,6 +18,7 @@ export type ThreadStart = {
   readonly surrogates: SurrogatesId | undefined;
   readonly threads: number;
   readonly device: Device;
+  readonly kvType: KvType;
   readonly limits: LoopLimits;
   /** Statistics, written after every step. */
   readonly stats: SharedArrayBuffer;
@@ -49,8 +50,8 @@ const start = workerData as ThreadStart;
 const port = parentPort!;
 const send = (message: FromThread): void => port.postMessage(message);
 
-const { modelDir, config, surrogates, threads, device } = start;
-const runner = await openRunner(modelDir, config, { threads, surrogates, device, batches: true });
+const { modelDir, config, surrogates, threads, device, kvType } = start;
+const runner = await openRunner(modelDir, config, { threads, surrogates, device, kvType, batches: true });
 const loop = new EngineLoop(runner, start.limits, await measureStepTimes(runner), {
   event: (requestId, event) => send({ type: 'event', requestId, event }),
   failed: (requestId, error) => send({ type: 'failed', requestId, error: wireError(error) }),

@@ -4,6 +4,7 @@
  */
 import type { Mask, ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import type { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { KvType } from '../model/model-source.ts';
 import type { Device } from '../onnx/device.ts';
 import type { GrammarSession } from './grammar.ts';
 
@@ -31,6 +32,8 @@ export type EngineModel = {
   readonly vocabularySize: number;
   /** What computes it. */
   readonly device: Device;
+  /** How K and V are kept, and what a page of them takes. */
+  readonly kv: { readonly type: KvType; readonly page_bytes: number };
   /** The model's table of surrogates, if it has one. */
   readonly surrogates?: SurrogatesId;
 };

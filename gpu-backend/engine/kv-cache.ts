@@ -8,15 +8,32 @@
  * what will tell when a new ONNX Runtime changes either.
  */
 
+import type { KvType } from '../model/model-source.ts';
 import type { Feeds, Fetches, RuntimeTensor } from '../onnx/session.ts';
 import { tensor } from '../onnx/session.ts';
 
-/** `width` = KV heads · head width, floats a token and layer. */
+/** `width` = KV heads · head width, values a token and layer. */
 export type CacheShape = {
   readonly layerCount: number;
   readonly width: number;
   readonly contextTokens: number;
+  /** How values are kept; fp32 unless given. */
+  readonly kvType?: KvType;
 };
+
+export type KvValues = Float32Array | Float16Array;
+const KV_ARRAYS = { f32: Float32Array, f16: Float16Array } as const;
+
+/** What K and V of one token take in all layers. */
+export const tokenBytes = ({
+  layerCount,
+  width,
+  kvType = 'f32',
+}: Omit<CacheShape, 'contextTokens'>): number => 2 * layerCount * width * KV_ARRAYS[kvType].BYTES_PER_ELEMENT;
+
+/** Values over `data` itself as the graph takes them. */
+export const kvTensor = (data: KvValues, dims: readonly number[]): RuntimeTensor =>
+  data instanceof Float32Array ? tensor('f32', data, dims) : tensor('f16', data, dims);
 
 /** What the engine knows of a cache, wherever keys and values lie. */
 export type SequenceCache = Pick<
@@ -34,17 +51,22 @@ export class KvCache {
   length = 0;
   #capacity_tokens = 0;
   /** K of layer i at 2i, V at 2i + 1; each `[capacity, width]`. */
-  #buffers: Float32Array[];
+  #buffers: KvValues[];
   #past: { readonly viewTokens: number; readonly tensors: readonly RuntimeTensor[] } | undefined;
 
   /** Takes no memory before the first `reserve`. */
   constructor(shape: CacheShape) {
     this.shape = shape;
-    this.#buffers = Array.from({ length: 2 * shape.layerCount }, () => new Float32Array(0));
+    this.#buffers = Array.from({ length: 2 * shape.layerCount }, () => this.newValues(0));
   }
 
   get capacity_tokens(): number {
     return this.#capacity_tokens;
+  }
+
+  /** Memory for so many values, as this cache keeps them. */
+  newValues(count: number): KvValues {
+    return new KV_ARRAYS[this.shape.kvType ?? 'f32'](count);
   }
 
   /** Makes room for `tokens` more; asked for what is known to come, it copies nothing later. @throws RangeError past the model's context. */
@@ -58,7 +80,7 @@ export class KvCache {
     while (capacity < needed) capacity *= 2;
     this.#capacity_tokens = Math.min(capacity, contextTokens);
     this.#buffers = this.#buffers.map((old) => {
-      const grown = new Float32Array(this.#capacity_tokens * width);
+      const grown = this.newValues(this.#capacity_tokens * width);
       grown.set(old.subarray(0, this.length * width));
       return grown;
     });
@@ -71,8 +93,7 @@ export class KvCache {
     const viewTokens = Math.min(live, this.#capacity_tokens);
     if (this.#past?.viewTokens !== viewTokens) {
       const dims = [1, viewTokens, this.shape.width];
-      const view = (buffer: Float32Array) =>
-        tensor('f32', buffer.subarray(0, viewTokens * this.shape.width), dims);
+      const view = (buffer: KvValues) => kvTensor(buffer.subarray(0, viewTokens * this.shape.width), dims);
       this.#past = { viewTokens, tensors: this.#buffers.map(view) };
     }
     return this.#past.tensors;
@@ -96,14 +117,14 @@ export class KvCache {
     const { width } = this.shape;
     const start = this.length * width;
     const data = this.#buffers[buffer]!.subarray(start, start + rows * width);
-    return tensor('f32', data, [1, rows, width]);
+    return kvTensor(data, [1, rows, width]);
   }
 
-  /** Writes the next `rows` rows of one buffer, from `values` on at float `from`; returns how many floats. */
-  write(buffer: number, values: Float32Array, from: number, rows: number): number {
-    const floats = rows * this.shape.width;
-    this.#buffers[buffer]!.set(values.subarray(from, from + floats), this.length * this.shape.width);
-    return floats;
+  /** Writes the next `rows` rows of one buffer, those of `values` from the `from`th on; returns how many values. */
+  write(buffer: number, values: KvValues, from: number, rows: number): number {
+    const count = rows * this.shape.width;
+    this.#buffers[buffer]!.set(values.subarray(from, from + count), this.length * this.shape.width);
+    return count;
   }
 
   /** After a run: its tokens are in the cache. */
@@ -112,24 +133,24 @@ export class KvCache {
   }
 
   /** Puts `tokens` tokens behind those that it holds; `page` is what `copyPage` gave. Room for them has to be there. */
-  appendPage(page: Float32Array, tokens: number): void {
-    const floats = tokens * this.shape.width;
+  appendPage(page: KvValues, tokens: number): void {
+    const count = tokens * this.shape.width;
     if (this.length + tokens > this.#capacity_tokens)
       throw new RangeError(`${this.length + tokens} tokens in a cache for ${this.#capacity_tokens}`);
     this.#buffers.forEach((buffer, i) => {
-      buffer.set(page.subarray(i * floats, (i + 1) * floats), this.length * this.shape.width);
+      buffer.set(page.subarray(i * count, (i + 1) * count), this.length * this.shape.width);
     });
     this.length += tokens;
   }
 
   /** K and V of `tokens` tokens from token `from` on, buffer after buffer; into `page` where there is one of that size. */
-  copyPage(from: number, tokens: number, page?: Float32Array): Float32Array {
-    const floats = tokens * this.shape.width;
+  copyPage(from: number, tokens: number, page?: KvValues): KvValues {
+    const count = tokens * this.shape.width;
     if (from + tokens > this.length) throw new RangeError(`tokens to ${from + tokens} of ${this.length}`);
-    const copy = page ?? new Float32Array(this.#buffers.length * floats);
+    const copy = page ?? this.newValues(this.#buffers.length * count);
     const start = from * this.shape.width;
     this.#buffers.forEach((buffer, i) => {
-      copy.set(buffer.subarray(start, start + floats), i * floats);
+      copy.set(buffer.subarray(start, start + count), i * count);
     });
     return copy;
   }

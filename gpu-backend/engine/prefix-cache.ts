@@ -4,8 +4,8 @@
  * A page holds the K and V of `PAGE_TOKENS` tokens, in all layers. Pages hang in a tree: a page belongs behind the one
  * before it, and is found by its own tokens. A prompt takes over the pages that it begins with, computes what is new, and
  * leaves its own whole pages here, its answer's too. ONNX Runtime's attention reads K and V of a sequence in one piece, so
- * pages are copied into a sequence's cache and out of it: 46 kB a token of the default model, a
- * hundredth of the time that computing them takes.
+ * pages are copied into a sequence's cache and out of it as they are: 46 kB a token of the default model, half of it where
+ * K and V are halves, a hundredth of the time that computing them takes.
  *
  * K and V depend on the blocks that ran and on what stood in for the others, so only a prompt under the same mask can
  * use them; and how soon an answer comes would tell one tenant what another one asked, so only the same tenant's.
@@ -16,7 +16,7 @@
  */
 import { maskBits } from '../../shared/mask/mask.ts';
 import type { GenerateRequest, MaskPlan } from './engine.ts';
-import type { SequenceCache } from './kv-cache.ts';
+import type { KvValues, SequenceCache } from './kv-cache.ts';
 
 export const PAGE_TOKENS = 16;
 /** A token takes 46 kB with the default model: 370 MB, once pages have filled it. */
@@ -42,7 +42,7 @@ type Page = Tree & {
   readonly key: string;
   readonly before: Tree;
   readonly name: string;
-  readonly data: Float32Array;
+  readonly data: KvValues;
   usedAt_ms: number;
 };
 
@@ -119,7 +119,7 @@ export class PrefixCache {
   }
 
   /** The memory of a page that gave way, undefined for new memory, or `none` when the new page has to give way itself. */
-  #room(tenant: string, now_ms: number, behind: Tree): Float32Array | undefined | 'none' {
+  #room(tenant: string, now_ms: number, behind: Tree): KvValues | undefined | 'none' {
     if (this.#pages.size < this.pagesMax) return undefined;
     const victim = this.#victim(tenant, now_ms, behind);
     if (victim === undefined) return 'none';

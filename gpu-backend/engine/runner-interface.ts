@@ -1,6 +1,6 @@
 /** What a runner is to the engine, on the processor (`runner.ts`) and on a graphics device (`webgpu-runner.ts`). */
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
-import type { ModelConfig } from '../model/model-source.ts';
+import type { KvType, ModelConfig } from '../model/model-source.ts';
 import type { Device } from '../onnx/device.ts';
 import type { RunInput } from './batch-run.ts';
 import type { SequenceCache } from './kv-cache.ts';
@@ -26,6 +26,8 @@ export type RunnerOptions = {
   readonly surrogates?: SurrogatesId | undefined;
   /** The processor unless given. */
   readonly device?: Device | undefined;
+  /** How K and V are kept: fp32 unless given. A graphics device keeps fp32 alone. */
+  readonly kvType?: KvType | undefined;
 };
 
 /** @throws Error for another table than the graph's. */

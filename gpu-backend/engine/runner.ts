@@ -9,10 +9,13 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Mask } from '../../shared/mask/mask.ts';
+import { batchedLlamaGraph } from '../model/architectures/batched-llama.ts';
+import { llamaGraph } from '../model/architectures/llama.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE, WEIGHTS_FILE } from '../model/emit.ts';
-import type { ModelConfig } from '../model/model-source.ts';
-import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
-import { createSession, floats, integers, tensor } from '../onnx/session.ts';
+import type { KvType, ModelConfig } from '../model/model-source.ts';
+import { readStoredLlama } from '../model/stored-llama.ts';
+import type { Feeds, Fetches, RuntimeTensor, Session, SessionOptions } from '../onnx/session.ts';
+import { createSession, createSessionIn, floats, integers, tensor } from '../onnx/session.ts';
 import type { HostInput, RunInput } from './batch-run.ts';
 import { onHost, runBatch, writesSkipped } from './batch-run.ts';
 import { KvCache } from './kv-cache.ts';
@@ -33,17 +36,19 @@ export async function openRunner(
     const { openWebgpuRunner } = await import('./webgpu-runner.ts');
     return openWebgpuRunner(modelDir, config, options);
   }
-  const { batches = false, surrogates } = options;
+  const { batches = false, surrogates, kvType = 'f32' } = options;
   const isLarge = batches && (await stat(join(modelDir, WEIGHTS_FILE))).size > TWO_SESSIONS_BYTES_MAX;
   const { threads, profileFile } = options;
   const settings = { threads, ...(profileFile === undefined ? {} : { profileFile }) };
-  const one = isLarge ? undefined : await createSession(join(modelDir, MODEL_FILE), settings);
-  const many = batches ? await createSession(join(modelDir, BATCHED_MODEL_FILE), settings) : undefined;
+  const open = await graphsOf(modelDir, config, kvType, settings);
+  const one = isLarge ? undefined : await open.one();
+  const many = batches ? await open.many() : undefined;
   const planTensors = new WeakMap<Uint8Array, RuntimeTensor>();
   const cacheShape = {
     layerCount: config.layerCount,
     width: config.kvHeadCount * config.headSize,
     contextTokens: config.contextTokens,
+    kvType,
   };
   const runMany = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
     for (const { plan } of inputs) checkSurrogates(plan.mask, surrogates);
@@ -64,6 +69,28 @@ export async function openRunner(
         await session?.release();
       }
     },
+  };
+}
+
+type Graphs = { one(): Promise<Session>; many(): Promise<Session> };
+
+/** Graphs that keep K and V in fp32 are installed with the model; others are made of its weights, which takes some milliseconds. */
+async function graphsOf(
+  modelDir: string,
+  config: ModelConfig,
+  kvType: KvType,
+  settings: SessionOptions,
+): Promise<Graphs> {
+  if (kvType === 'f32') {
+    return {
+      one: () => createSession(join(modelDir, MODEL_FILE), settings),
+      many: () => createSession(join(modelDir, BATCHED_MODEL_FILE), settings),
+    };
+  }
+  const stored = await readStoredLlama(modelDir, config, 'with surrogates');
+  return {
+    one: () => createSessionIn(modelDir, llamaGraph(config, stored, kvType), settings),
+    many: () => createSessionIn(modelDir, batchedLlamaGraph(config, stored, kvType), settings),
   };
 }
 

@@ -5,6 +5,7 @@
  * V = vocabulary. Greedy costs one pass over V; a draw costs two, and a sort of the candidates only with
  * top_k or top_p.
  */
+import { argmax, logSumExp } from '../logits.ts';
 import type { Sampling, TokenLogprob } from './engine.ts';
 import type { SequenceGrammar } from './grammar.ts';
 
@@ -30,18 +31,6 @@ export type SamplerState = {
 export function sample(logits: Float32Array, sampling: Sampling, state: SamplerState): number {
   adjust(logits, sampling, state);
   return sampling.temperature === 0 ? argmax(logits) : draw(logits, sampling, state.random);
-}
-
-export function argmax(values: Float32Array): number {
-  let best = 0;
-  let bestValue = values[0]!;
-  for (let i = 1; i < values.length; i++) {
-    if (values[i]! > bestValue) {
-      bestValue = values[i]!;
-      best = i;
-    }
-  }
-  return best;
 }
 
 function adjust(logits: Float32Array, sampling: Sampling, state: SamplerState): void {
@@ -137,13 +126,6 @@ export function tokenLogprob(logits: Float32Array, tokenId: number, topCount: nu
   const total = logSumExp(logits);
   const top = topIds(logits, topCount).map((id) => ({ tokenId: id, logprob: logits[id]! - total }));
   return { tokenId, logprob: logits[tokenId]! - total, top };
-}
-
-export function logSumExp(logits: Float32Array): number {
-  const best = logits[argmax(logits)]!;
-  let sum = 0;
-  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i]! - best);
-  return best + Math.log(sum);
 }
 
 /** Ids of the `count` largest values, largest first: one pass with a short sorted list. */

@@ -4,7 +4,7 @@ import { Worker } from 'node:worker_threads';
 import type { ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
-import type { ModelConfig } from '../model/model-source.ts';
+import type { KvType, ModelConfig } from '../model/model-source.ts';
 import { type Device, PROCESSOR } from '../onnx/device.ts';
 import {
   type Engine,
@@ -17,7 +17,8 @@ import {
 } from './engine.ts';
 import type { LoopLimits } from './engine-loop.ts';
 import type { FromThread, ThreadError, ThreadStart, ToThread } from './engine-thread.ts';
-import { PREFIX_TOKENS_MAX } from './prefix-cache.ts';
+import { tokenBytes } from './kv-cache.ts';
+import { PAGE_TOKENS, PREFIX_TOKENS_MAX } from './prefix-cache.ts';
 
 export type EngineOptions = {
   readonly modelDir: string;
@@ -27,6 +28,8 @@ export type EngineOptions = {
   readonly threads?: number;
   /** The processor unless given. */
   readonly device?: Device | undefined;
+  /** How K and V are kept; fp32 unless given. */
+  readonly kvType?: KvType | undefined;
   readonly limits?: Partial<LoopLimits>;
   /** Hears of failures with their stack, which the wire never carries. */
   readonly onError?: (detail: string) => void;
@@ -43,7 +46,7 @@ const CHUNK_TOKENS = 256;
 
 /** Rejects with MaskrouteError `engine_failed` when the model cannot be opened. */
 export async function createEngine(options: EngineOptions): Promise<Engine> {
-  const { modelDir, config, surrogates, device = PROCESSOR } = options;
+  const { modelDir, config, surrogates, device = PROCESSOR, kvType = 'f32' } = options;
   const limits: LoopLimits = {
     runningMax: RUNNING_MAX,
     waitingMax: WAITING_MAX,
@@ -60,7 +63,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     throw new RangeError(`a step has ${BATCH_PLACES} places, not ${limits.runningMax}`);
   const threads = options.threads ?? availableParallelism();
   const stats = newSharedStats();
-  const workerData: ThreadStart = { modelDir, config, surrogates, threads, device, limits, stats };
+  const workerData: ThreadStart = { modelDir, config, surrogates, threads, device, kvType, limits, stats };
   const worker = new Worker(new URL('./engine-thread.ts', import.meta.url), {
     workerData,
     resourceLimits: { maxYoungGenerationSizeMb: 2 },
@@ -94,10 +97,11 @@ class ThreadEngine implements Engine {
   readonly #queues = new Map<string, EventQueue<EngineEvent>>();
 
   constructor(worker: Worker, options: EngineOptions, queueCapacity: number, stats: Float64Array) {
-    const { hash, config, surrogates, device = PROCESSOR } = options;
+    const { hash, config, surrogates, device = PROCESSOR, kvType = 'f32' } = options;
+    const { layerCount, kvHeadCount, headSize } = config;
+    const token_bytes = tokenBytes({ layerCount, width: kvHeadCount * headSize, kvType });
     this.model = {
-      hash,
-      device,
+      ...{ hash, device, kv: { type: kvType, page_bytes: PAGE_TOKENS * token_bytes } },
       blockCount: 2 * config.layerCount,
       contextTokens: config.contextTokens,
       vocabularySize: config.vocabularySize,

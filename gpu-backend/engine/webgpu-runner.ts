@@ -5,16 +5,13 @@
  * `GroupQueryAttention` takes one new token of many sequences, or many of one: so a step is a run for all single tokens, and one
  * for each piece of a prompt (`webgpu-attention.ts` says how long a piece may be).
  */
-import { rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
-import { partOf } from '../files.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
 import { webgpuLlamaGraph } from '../model/architectures/webgpu-llama.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
-import { encodeModel } from '../onnx/encode.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
-import { createSession, floats, integers, tensor } from '../onnx/session.ts';
+import { createSessionIn, floats, integers, tensor } from '../onnx/session.ts';
 import type { RunInput } from './batch-run.ts';
 import { checkSurrogates, type Runner, type RunnerOptions } from './runner-interface.ts';
 import { pieceTokensMax } from './webgpu-attention.ts';
@@ -27,7 +24,11 @@ export async function openWebgpuRunner(
   config: ModelConfig,
   options: RunnerOptions,
 ): Promise<Runner> {
-  const { surrogates } = options;
+  const { surrogates, kvType = 'f32' } = options;
+  if (kvType !== 'f32') {
+    const message = `Keys and values are kept in ${kvType} on the processor only: take --device cpu, or --kv-type f32.`;
+    throw new MaskrouteError('invalid_argument', message);
+  }
   const { layerCount, kvHeadCount, headSize, contextTokens } = config;
   const pieceMax = await pieceTokensMax(config);
   const session = await openGraph(modelDir, config, options);
@@ -71,15 +72,11 @@ async function openGraph(
   { threads, profileFile }: RunnerOptions,
 ): Promise<Session> {
   const graph = webgpuLlamaGraph(config, await readStoredLlama(modelDir, config, 'with surrogates'));
-  // External weights are found beside the graph's file.
-  const path = partOf(join(modelDir, 'webgpu.onnx'));
-  await writeFile(path, encodeModel(graph));
-  const options = {
+  return createSessionIn(modelDir, graph, {
     threads,
     device: 'webgpu',
     ...(profileFile === undefined ? {} : { profileFile }),
-  } as const;
-  return createSession(path, options).finally(() => rm(path, { force: true }));
+  });
 }
 
 function asInput(input: RunInput): Input {

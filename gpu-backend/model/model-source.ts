@@ -94,6 +94,10 @@ export type TensorPlace = {
 export const WEIGHT_KINDS = ['q8', 'q4', 'f32'] as const;
 export type WeightKind = (typeof WEIGHT_KINDS)[number];
 
+/** How a backend keeps K and V between steps. What is computed is fp32 anyway. */
+export const KV_TYPES = ['f32', 'f16'] as const;
+export type KvType = (typeof KV_TYPES)[number];
+
 /** Raised whenever the graph or the weights file changes: models of another format are imported again. */
 export const MANIFEST_FORMAT = 'maskroute-model-v5';
 

@@ -89,7 +89,7 @@ export class GraphBuilder {
   }
 
   /** A small constant, stored in the graph. A scalar has shape `[]`. */
-  constant(type: 'f32' | 'i64' | 'i32' | 'bool', shape: readonly number[], values: readonly number[]): Value {
+  constant(type: ConstantType, shape: readonly number[], values: readonly number[]): Value {
     const bytes = constantBytes(type, values);
     return this.initializer(this.fresh('const'), type, shape, { kind: 'inline', bytes });
   }
@@ -137,10 +137,14 @@ export class GraphBuilder {
   }
 }
 
-function constantBytes(type: 'f32' | 'i64' | 'i32' | 'bool', values: readonly number[]): Uint8Array {
+type ConstantType = 'f32' | 'f16' | 'i64' | 'i32' | 'bool';
+
+function constantBytes(type: ConstantType, values: readonly number[]): Uint8Array {
   switch (type) {
     case 'f32':
       return new Uint8Array(Float32Array.from(values).buffer);
+    case 'f16':
+      return new Uint8Array(Float16Array.from(values).buffer);
     case 'i32':
       return new Uint8Array(Int32Array.from(values).buffer);
     case 'i64':

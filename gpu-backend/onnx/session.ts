@@ -4,8 +4,12 @@
  *
  * `run` is one synchronous native call behind an async face: it blocks the thread that calls it.
  */
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
-import type { ElementType } from './graph.ts';
+import { partOf } from '../files.ts';
+import { encodeModel } from './encode.ts';
+import type { ElementType, Graph } from './graph.ts';
 
 export type RuntimeTensor = Tensor;
 export type Feeds = Record<string, Tensor>;
@@ -90,8 +94,23 @@ export async function createSession(model: string | Uint8Array, options: Session
   };
 }
 
+/**
+ * A graph that is in no file; its external weights lie in `folder`. ONNX Runtime finds them beside the graph's file, so there is
+ * one while it opens.
+ */
+export async function createSessionIn(
+  folder: string,
+  graph: Graph,
+  options: SessionOptions,
+): Promise<Session> {
+  const path = partOf(join(folder, `${graph.name}.onnx`));
+  await writeFile(path, encodeModel(graph));
+  return createSession(path, options).finally(() => rm(path, { force: true }));
+}
+
 type TensorData = {
   f32: Float32Array;
+  f16: Float16Array;
   i64: BigInt64Array;
   i32: Int32Array;
   bool: Uint8Array;
@@ -100,6 +119,7 @@ type TensorData = {
 };
 const RUNTIME_TYPES = {
   f32: 'float32',
+  f16: 'float16',
   i64: 'int64',
   i32: 'int32',
   bool: 'bool',
@@ -113,7 +133,11 @@ export function tensor<T extends keyof TensorData & ElementType>(
   data: TensorData[T],
   dims: readonly number[],
 ): Tensor {
-  return new Tensor(RUNTIME_TYPES[type], data as Float32Array, dims as number[]);
+  const made = new Tensor(RUNTIME_TYPES[type], data as Float32Array, dims as number[]);
+  // onnxruntime-node 1.30 sees no bytes in a Float16Array.
+  if (data instanceof Float16Array)
+    Object.assign(made, { cpuData: new Uint16Array(data.buffer, data.byteOffset, data.length) });
+  return made;
 }
 
 /** `values` as int64, a list of them unless `dims` says otherwise. */
@@ -129,6 +153,10 @@ export function integers(values: ArrayLike<number>, dims: readonly number[] = [v
 }
 
 export const floats = (value: Tensor): Float32Array => value.data as Float32Array;
+
+/** Of a tensor that the runtime made. */
+export const floatsOrHalves = (value: Tensor): Float32Array | Float16Array =>
+  value.data as unknown as Float32Array | Float16Array;
 
 /** Whether its values lie in a device's memory: feeding it copies nothing, and it cannot be read. */
 export const isOnDevice = (value: Tensor): boolean => value.location === 'gpu-buffer';

@@ -202,8 +202,8 @@ export type MemorySample = {
   readonly rss_MB: number;
 };
 
-/** A process grows to its size in its first minutes; what it holds then it may hold, and hardly more. */
-const WARM_s = 120;
+/** A process grows to its size in its first minute, a backend, which fills its KV cache, in two; then hardly more. */
+const warmAfter_s = (name: string): number => (name === 'backend' ? 120 : 60);
 const WATCHED_MIN_s = 60;
 const GROWTH_MAX = 1.1;
 /** Less than this is the noise of a collector that was not at work yet. */
@@ -212,19 +212,20 @@ const GROWTH_MAX_MB = 24;
 export type Growth = { readonly name: string; readonly start_MB: number; readonly end_MB: number };
 
 /** By the line through each process's samples once it is warm: a backend that is killed is another process afterwards. */
-export function growthOf(samples: readonly MemorySample[], warm_s = WARM_s): Growth[] {
+export function growthOf(samples: readonly MemorySample[]): Growth[] {
   const byProcess = Map.groupBy(samples, ({ pid }) => pid);
   return [...byProcess.values()].flatMap((own) => {
-    const [begun_s, ended_s] = [own[0]!.at_s, own.at(-1)!.at_s];
+    const [{ at_s: begun_s, name }, { at_s: ended_s }] = [own[0]!, own.at(-1)!];
+    const warm_s = warmAfter_s(name);
     const warm = own.filter(({ at_s }) => at_s >= begun_s + warm_s);
     if (warm.length < 2 || ended_s - begun_s - warm_s < WATCHED_MIN_s) return [];
     const { m, b } = linearRegression(warm.map(({ at_s, rss_MB }) => [at_s, rss_MB]));
-    return [{ name: own[0]!.name, start_MB: m * (begun_s + warm_s) + b, end_MB: m * ended_s + b }];
+    return [{ name, start_MB: m * (begun_s + warm_s) + b, end_MB: m * ended_s + b }];
   });
 }
 
-export function memoryIsFlat(samples: readonly MemorySample[], warm_s = WARM_s): Check {
-  const grown = growthOf(samples, warm_s);
+export function memoryIsFlat(samples: readonly MemorySample[]): Check {
+  const grown = growthOf(samples);
   const words = grown.map(
     ({ name, start_MB, end_MB }) => `${name} ${start_MB.toFixed(0)} to ${end_MB.toFixed(0)} MB`,
   );

@@ -25,6 +25,7 @@ export type Soak = {
 };
 
 const BUCKETS = 60;
+const MEMORY_POINTS = 600;
 
 export function soakPage(soak: Soak): string {
   const broken = soak.checks.filter(({ isKept }) => !isKept);
@@ -181,11 +182,13 @@ function errors(soak: Soak): PointSeries[] {
 
 function memory(soak: Soak): PointSeries[] {
   const processes = [...Map.groupBy(soak.memory, ({ pid }) => pid).values()];
+  // More points than a picture has pixels would only make its file large.
+  const nth = Math.ceil(soak.seconds / MEMORY_POINTS);
   const series = processes.map((own, index) =>
     line(
       `${own[0]!.name} ${own[0]!.pid}`,
       [0, 1, 4, 6, 7, 8, 9][index % 7]!,
-      own.map(({ at_s, rss_MB }) => ({ x: at_s / 60, y: rss_MB })),
+      own.filter((_, at) => at % nth === 0).map(({ at_s, rss_MB }) => ({ x: at_s / 60, y: rss_MB })),
     ),
   );
   return [...series, ...marks(soak, 0)];

@@ -42,14 +42,17 @@ const dataSource = z.union([
   z.strictObject({ path: z.string().min(1).max(500) }),
 ]);
 
-const publishTo = {
-  edge: z.url({ protocol: /^https?$/ }).max(500),
+/** What is published, and how. */
+const publishing = {
   tenant: ownerId.default(DEFAULT_TENANT),
   activate: z.boolean().default(false),
   /** The steps on the way to everyone, and when the edge takes the version back by itself: as of any publication. */
   rollout: rolloutSchema.optional(),
   auto_rollback: autoRollbackSchema.optional(),
 };
+const publishTo = { edge: z.url({ protocol: /^https?$/ }).max(500), ...publishing };
+/** Used once by each job; kept sealed until then, and shown to nobody. */
+const adminKey = z.string().min(1).max(500);
 type Publishing = {
   readonly activate: boolean;
   readonly rollout?: unknown;
@@ -77,11 +80,7 @@ export const createJobSchema = z.strictObject({
   rows: z.int().min(1).max(10_000_000).optional(),
   seed: z.int().min(0).optional(),
   publish: z
-    .strictObject({
-      ...publishTo,
-      /** Used once, by this job; kept sealed until then, and shown to nobody. */
-      admin_key: z.string().min(1).max(500),
-    })
+    .strictObject({ ...publishTo, admin_key: adminKey })
     .refine(isActivated, ONLY_ACTIVATED)
     .optional(),
 });
@@ -93,7 +92,7 @@ export type CreateEdgeJob = z.infer<typeof createEdgeJobSchema>;
 
 export const storeJobSchema = z.strictObject({
   /** Whose set it will be. */
-  tenant: publishTo.tenant,
+  tenant: publishing.tenant,
 });
 
 const jobRequestSchema = createEdgeJobSchema.extend({ publish: z.strictObject(publishTo).optional() });
@@ -161,6 +160,17 @@ export const createScheduleSchema = z.strictObject({
   job: createJobSchema,
 });
 export type CreateSchedule = z.infer<typeof createScheduleSchema>;
+
+/** What the edge takes: what its backends learn is published at itself. */
+export const createEdgeScheduleSchema = createScheduleSchema.extend({
+  job: createEdgeJobSchema.extend({
+    publish: z
+      .strictObject({ ...publishing, admin_key: adminKey })
+      .refine(isActivated, ONLY_ACTIVATED)
+      .optional(),
+  }),
+});
+export type CreateEdgeSchedule = z.input<typeof createEdgeScheduleSchema>;
 
 export const scheduleSchema = z.object({
   id: z.string(),

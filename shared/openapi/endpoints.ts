@@ -122,6 +122,7 @@ export const ANSWERS = {
   RequestDetail: requests.requestDetailSchema,
   Response: response,
   Route: dryRunSchema,
+  Schedule: jobs.scheduleSchema,
   SeenRequest: requests.seenRequestSchema,
   Session: wire.sessionSchema,
   Stats: stats.statsSchema,
@@ -572,6 +573,44 @@ export const GROUPS: readonly Group[] = [
         body: 'application/jsonl',
         answers: { 201: 'UploadedData' },
         errors: ['invalid_data', 'backend_unreachable', 'backend_error'],
+      },
+      {
+        ...{
+          method: 'GET',
+          path: '/admin/v1/backends/{id}/jobs/schedules',
+          summary: 'List its schedules: jobs that come again',
+        },
+        answers: { 200: ['Schedule'] },
+        errors: ['backend_unreachable', 'backend_error'],
+      },
+      {
+        ...{
+          method: 'POST',
+          path: '/admin/v1/backends/{id}/jobs/schedules',
+          summary: 'Learn there again and again',
+        },
+        more: 'With `publish`, each job publishes at this edge with the admin key, in the steps and within the bounds that it names. The backend keeps the key sealed.',
+        body: jobs.createEdgeScheduleSchema,
+        answers: { 201: 'Schedule' },
+        errors: ['queue_full', 'backend_unreachable', 'backend_error'],
+      },
+      {
+        ...{
+          method: 'GET',
+          path: '/admin/v1/backends/{id}/jobs/schedules/{schedule}',
+          summary: 'One schedule',
+        },
+        answers: { 200: 'Schedule' },
+        errors: ['backend_unreachable', 'backend_error'],
+      },
+      {
+        ...{
+          method: 'DELETE',
+          path: '/admin/v1/backends/{id}/jobs/schedules/{schedule}',
+          summary: 'End a schedule; its jobs stay',
+        },
+        answers: { 200: 'Deleted' },
+        errors: ['backend_unreachable', 'backend_error'],
       },
       {
         ...{ method: 'GET', path: '/admin/v1/backends/{id}/jobs/{job}', summary: 'One job' },

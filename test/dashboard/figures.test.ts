@@ -2,6 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
 import { centroidDistances, packCentroids } from '../../shared/mask/centroids.ts';
+import { sharePercent } from '../../workers/dashboard/look.ts';
 import {
   groupByMask,
   projectCentroids,
@@ -137,4 +138,16 @@ describe('quality', () => {
       expect(sparsity).toBeGreaterThan(0);
     }
   });
+});
+
+test.each([
+  [0, '0 %'],
+  [0.001, '0.1 %'],
+  [0.01, '1 %'],
+  [0.5, '50 %'],
+  [0.999, '99.9 %'],
+  [0.9999, '99.99 %'],
+  [1, '100 %'],
+])('a share of %d is neither nothing nor all unless it is: %s', (share, text) => {
+  expect(sharePercent(share)).toBe(text);
 });

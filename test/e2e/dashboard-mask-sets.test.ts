@@ -164,7 +164,7 @@ test('an evaluation that was sent with a set is drawn, every baseline in it, and
   expect(status, stderr).toBe(0);
 
   await visit(page, 'Quality');
-  const figures = page.getByLabel('Figures');
+  const figures = page.getByRole('combobox', { name: 'Figures' });
   await figures.selectOption(`evaluation of ${preset.name} ${version.slice(0, 10)}`);
   const table = page.getByRole('table', { name: 'Evaluated methods' });
   const rows = await table.locator('tbody tr').allTextContents();
@@ -179,14 +179,18 @@ test('an evaluation that was sent with a set is drawn, every baseline in it, and
   await expectAccessible(page, 'an evaluation');
 
   await figures.selectOption('held-out figures of every set');
-  await page.getByRole('img', { name: 'KL to dense (less is better) against blocks that run' }).waitFor();
+  await page.getByRole('img', { name: 'perplexity (less is better) against blocks that run' }).waitFor();
   await page.getByRole('table', { name: 'Held-out figures' }).waitFor();
+  // What is in view is in the address.
+  await page.reload();
+  await page.getByRole('img', { name: 'perplexity (less is better) against blocks that run' }).waitFor();
+  expect(await figures.inputValue()).toBe('held-out figures of every set');
   expect(complaints).toEqual([]);
 });
 
 test('the time of a token in live traffic stands beside it, by the blocks that were out', async () => {
   const { version, sparsity } = await completed();
-  const times = page.getByRole('table', { name: 'A token in live traffic' });
+  const times = page.getByRole('table', { name: 'ms/token in live traffic' });
   await expect
     .poll(
       async () => {

@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
 import { livePublication, publishMaskSet, rollBack } from '../../gpu-backend/publication/publish.ts';
-import { listSchema, tenantSchema } from '../../shared/admin/admin-wire.ts';
+import { apiKeySchema, listSchema, tenantSchema } from '../../shared/admin/admin-wire.ts';
 import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { complaintsOf, expectAccessible, logIn, openBrowser, openPage, visit } from './browser.ts';
 import { createHome, removeHome, type Started, start, stop } from './product.ts';
@@ -253,7 +253,7 @@ describe('the playground', () => {
       await answer.getByText(/ ms\/token, \d+ tokens/).waitFor();
       expect((await answer.locator('.text').textContent())!.length).toBeGreaterThan(0);
     }
-    await page.getByRole('article', { name: 'Dense' }).getByText('0.0 % of the blocks out').waitFor();
+    await page.getByRole('article', { name: 'Dense' }).getByText('0.0 % of the blocks skipped').waitFor();
     const routing = page.getByRole('region', { name: 'How the prompt was routed' });
     expect(await routing.textContent()).toMatch(/Cluster\d: .*math.*Cosine0\.\d/s);
     await expectAccessible(page, 'the playground after a run');
@@ -305,7 +305,7 @@ test('a backend learns by click: data is uploaded, the job shows how far it is, 
   await dialog.getByLabel(/^Clusters/).fill('1');
   await dialog.getByLabel('Name of the mask set').fill('by-click');
   // What the backend would refuse after the upload, the form refuses before it.
-  const sparsity = dialog.getByLabel('Blocks out, %');
+  const sparsity = dialog.getByLabel('Blocks skipped, %');
   const refused = dialog.locator('input:invalid');
   for (const nothingOrAll of ['0', '100']) {
     await sparsity.fill(nothingOrAll);
@@ -324,6 +324,52 @@ test('a backend learns by click: data is uploaded, the job shows how far it is, 
   // A machine that learns may be late for a poll, which the page outlives.
   expect(complaints.splice(0).filter((complaint) => !complaint.includes('503'))).toEqual([]);
 }, 120_000);
+
+test('a backend learns again and again by click, with a key of its own, until that is deleted', async () => {
+  await visit(page, 'Backends');
+  await page.getByRole('button', { name: 'Jobs of default' }).click();
+  const schedules = page.getByRole('region', { name: 'Schedules of default' });
+  await schedules.getByText('No schedules on this backend yet').waitFor();
+  await schedules.getByRole('button', { name: 'New schedule' }).click();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByLabel('Every').fill('12');
+  await dialog.getByLabel(/^Or a file/).fill('chats.jsonl');
+  await dialog.getByLabel('Name of the mask set').fill('nightly');
+  await dialog.getByLabel('What becomes of the set').selectOption('live');
+  await dialog.getByLabel(/^Step by step/).check();
+  await dialog.getByLabel(/^Roll back at an error rate/).fill('2');
+  await expectAccessible(page, 'the form of a schedule');
+  // This backend opens no folder, so the edge refuses it; the key that was made for it must not stay.
+  await dialog.getByRole('button', { name: 'Create' }).click();
+  await dialog.getByText('forbidden', { exact: true }).waitFor();
+  expect(complaints.splice(0)).toEqual([expect.stringContaining('403')]);
+  const keys = async () => {
+    const path = '/keys?state=working&q=schedule%20on';
+    const { data } = await client.request({ method: 'GET', path }, listSchema(apiKeySchema));
+    return data.map(({ name, kind }) => `${kind}: ${name}`);
+  };
+  expect(await keys()).toEqual([]);
+
+  await dialog.getByLabel(/^Or a file/).fill('');
+  const buffer = Buffer.from('{"text": "Water boils at 100 degrees."}\n');
+  await dialog
+    .getByLabel(/^Prompts/)
+    .setInputFiles({ name: 'chats.jsonl', mimeType: 'application/x-ndjson', buffer });
+  await dialog.getByRole('button', { name: 'Create' }).click();
+  const row = schedules.getByRole('row', { name: 'nightly' });
+  await row.getByText('12h').waitFor();
+  await row.getByText('goes live for all tenants without their own, in 3 steps, watched').waitFor();
+  expect(await keys()).toEqual(['admin: schedule on default: nightly']);
+  await expectAccessible(page, 'a schedule');
+
+  await row.getByRole('button', { name: 'Delete' }).press('Enter');
+  await page
+    .getByRole('dialog')
+    .getByRole('button', { name: /^Delete schedule_/ })
+    .press('Enter');
+  await schedules.getByText('No schedules on this backend yet').waitFor();
+  expect(complaints).toEqual([]);
+}, 60_000);
 
 test('what was asked is counted, by cluster and by day', async () => {
   await visit(page, 'Routing');

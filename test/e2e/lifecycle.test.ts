@@ -335,7 +335,7 @@ test('a taken port and a wrong one are named', async () => {
   expect(taken.output()).toMatch(new RegExp(`^error: Port ${port} is in use .*PORT.*\\n$`));
   other.close();
   const wrong = run(empty, { BACKEND_PORT: '80808' });
-  expect(await wrong.ended).toBe(1);
+  expect(await wrong.ended).toBe(2);
   expect(wrong.output()).toMatch(/^error: BACKEND_PORT must be a port .*\n$/);
   removeHome(empty);
 });

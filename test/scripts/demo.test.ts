@@ -1,6 +1,6 @@
 /** Columns of the demo. */
 import { expect, test } from 'vitest';
-import { agreementOf, sideBySide, summaryOf, wrap } from '../../scripts/demo.ts';
+import { agreementOf, figuresOf, sideBySide, summaryOf, wrap } from '../../scripts/demo.ts';
 
 test('wraps at words, keeps paragraphs and indentation, cuts what is too long', () => {
   expect(wrap('one two three', 7)).toEqual(['one two', 'three']);
@@ -32,15 +32,15 @@ const speeds = (masked: number[], dense: number[]) => [
 ];
 
 test('the summary has medians of all rounds, and says so when the machine is busy', () => {
-  const calm = summaryOf(speeds([110, 111, 112], [100, 101, 99]), 0.5);
+  const calm = summaryOf(figuresOf(speeds([110, 111, 112], [100, 101, 99]), 0.5));
   expect(calm).toMatch(/masked {5}111\.0 tokens\/s \(median\)/);
   expect(calm).toMatch(/dense {6}100\.0 tokens\/s \(median\); masked is 11 % faster/);
   expect(calm).toContain('agreement  100 %');
   expect(calm).not.toContain('busy');
-  expect(summaryOf(speeds([60, 111, 112], [100, 50, 99]), 0.5)).toContain('The machine is busy');
-  expect(summaryOf(speeds([110, 111, 112], [100, 101, 99]), 4)).toContain('4.0 programs');
+  expect(summaryOf(figuresOf(speeds([60, 111, 112], [100, 50, 99]), 0.5))).toContain('The machine is busy');
+  expect(summaryOf(figuresOf(speeds([110, 111, 112], [100, 101, 99]), 4))).toContain('4.0 programs');
   // Figures stand together, and whether to trust them comes last.
-  const lines = summaryOf(speeds([110, 111, 112], [100, 101, 99]), 4, 0.874).split('\n');
+  const lines = summaryOf(figuresOf(speeds([110, 111, 112], [100, 101, 99]), 4, 0.874)).split('\n');
   expect(lines.map((line) => line.trim().split(/\s/)[0])).toEqual([
     ...['Summary', 'masked', 'dense', 'agreement', 'evaluated', 'The', 'want'],
   ]);

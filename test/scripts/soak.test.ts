@@ -124,12 +124,14 @@ it.each([
 });
 
 it.each([
-  ['stays as it is', () => 300, true],
-  ['grows while it becomes warm', (at_s: number) => Math.min(300, at_s * 3), true],
-  ['grows by a fifth in three minutes', (at_s: number) => 300 + at_s / 3, false],
-])('memory that %s', (_, rss, isKept) => {
+  ['stays as it is', 'workerd', () => 300, true],
+  ['grows in its first minute', 'workerd', (at_s: number) => Math.min(300, at_s * 5), true],
+  ['grows for two minutes', 'workerd', (at_s: number) => Math.min(600, at_s * 5), false],
+  ['grows for two minutes', 'backend', (at_s: number) => Math.min(600, at_s * 5), true],
+  ['grows by a fifth in three minutes', 'backend', (at_s: number) => 300 + at_s / 3, false],
+])('memory that %s, of %s', (_, name, rss, isKept) => {
   const samples: MemorySample[] = Array.from({ length: 300 }, (_, at_s) => ({
-    ...{ at_s, pid: 7, name: 'workerd', rss_MB: rss(at_s) },
+    ...{ at_s, pid: 7, name, rss_MB: rss(at_s) },
   }));
   expect(memoryIsFlat(samples).isKept).toBe(isKept);
 });

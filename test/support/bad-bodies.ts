@@ -1,4 +1,6 @@
 /** Bodies that are refused, with the words for it: the same at the edge and at a backend. */
+import { z } from 'zod';
+import { drawnFrom } from '../../shared/wire/fields.ts';
 
 type BadBody = {
   readonly path: '/v1/chat/completions' | '/v1/completions';
@@ -223,3 +225,27 @@ export const CLIENT_BODIES: readonly {
       'safety_identifier, prediction',
   },
 ];
+
+/* Bodies that are wrong all over. */
+
+/** The fields of a body, by their schemas. */
+export function fieldsOf(body: z.ZodType): [name: string, schema: z.ZodType][] {
+  const drawn = drawnFrom(body);
+  if (drawn?.kind === 'table') {
+    return Object.entries(drawn.table).flatMap(([name, rule]) =>
+      rule.kind === 'honoured' ? [[name, rule.schema] as [string, z.ZodType]] : [],
+    );
+  }
+  if (body instanceof z.ZodUnion) return fieldsOf(body.options.at(-1) as z.ZodType);
+  return Object.entries((body as z.ZodObject).shape) as [string, z.ZodType][];
+}
+
+/** With something in each field that may not be there, and a field that nobody knows. `names`: of the known ones. */
+export function wrongAllOver(body: z.ZodType): { readonly names: string[]; readonly sent: object } {
+  // What nearly no field may be.
+  const wrong = [[]];
+  const names = fieldsOf(body)
+    .filter(([, schema]) => !schema.safeParse(wrong).success)
+    .map(([name]) => name);
+  return { names, sent: { ...Object.fromEntries(names.map((name) => [name, wrong])), nobody: 1 } };
+}

@@ -16,8 +16,12 @@ export type NaiveLlama = {
   next(tokenId: number, mask: Mask, watch?: (stream: Float64Array) => void): Float64Array;
 };
 
-/** `table`: what masks with surrogates replace skipped blocks by. */
-export async function naiveLlama(source: WeightSource, table?: SurrogateTable): Promise<NaiveLlama> {
+/** `table`: what masks with surrogates replace skipped blocks by. `asKept`: what becomes of each number of K and V. */
+export async function naiveLlama(
+  source: WeightSource,
+  table?: SurrogateTable,
+  asKept: (value: number) => number = (value) => value,
+): Promise<NaiveLlama> {
   const { config } = source;
   const read = (name: string) => source.read(`model.${name}.weight`);
   const layers: Layer[] = [];
@@ -62,7 +66,7 @@ export async function naiveLlama(source: WeightSource, table?: SurrogateTable): 
         const runs = mask.runs[2 * i] === 1;
         const before = x.slice();
         watch(x);
-        attention(config, layer, i, cache[i]!, x, position, runs);
+        attention(config, layer, i, { ...cache[i]!, asKept }, x, position, runs);
         if (!runs) {
           x.set(before);
           replace(2 * i);
@@ -81,7 +85,7 @@ function attention(
   config: LlamaConfig,
   layer: Layer,
   index: number,
-  cache: { k: Float64Array[]; v: Float64Array[] },
+  cache: { k: Float64Array[]; v: Float64Array[]; asKept: (value: number) => number },
   x: Float64Array,
   position: number,
   runs: boolean,
@@ -92,8 +96,8 @@ function attention(
     const normed = norm === undefined ? x : normalizeHeads(x, norm, config);
     return config.layersWithoutRope?.includes(index) ? normed : rotate(config, normed, position);
   };
-  cache.k.push(turned(biased(product(layer.k, normalized), layer.kBias), layer.kNorm));
-  cache.v.push(biased(product(layer.v, normalized), layer.vBias));
+  cache.k.push(turned(biased(product(layer.k, normalized), layer.kBias), layer.kNorm).map(cache.asKept));
+  cache.v.push(biased(product(layer.v, normalized), layer.vBias).map(cache.asKept));
   if (!runs) return;
   const q = turned(biased(product(layer.q, normalized), layer.qBias), layer.qNorm);
   const { slidingWindow } = config;

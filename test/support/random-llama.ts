@@ -6,7 +6,7 @@ import type { Runner } from '../../gpu-backend/engine/runner.ts';
 import { openRunner } from '../../gpu-backend/engine/runner.ts';
 import { emitModel, type Holding } from '../../gpu-backend/model/emit.ts';
 import { writeSurrogateGraph } from '../../gpu-backend/model/install-surrogates.ts';
-import type { LlamaConfig, WeightKind, WeightSource } from '../../gpu-backend/model/model-source.ts';
+import type { KvType, LlamaConfig, WeightKind, WeightSource } from '../../gpu-backend/model/model-source.ts';
 import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
 import type { Device } from '../../gpu-backend/onnx/device.ts';
 import { createRandom, seededRandom } from '../../gpu-backend/random.ts';
@@ -96,13 +96,15 @@ export async function openEmitted(
   kind: WeightKind,
   table?: SurrogateTable,
   device?: Device,
+  kvType?: KvType,
 ): Promise<Runner & AsyncDisposable & { readonly folder: string }> {
   const folder = await mkdtemp(join(tmpdir(), 'maskroute-model-'));
   await emitModel(source, holding(kind, source.config), folder, () => {});
   const { config } = source;
   if (table !== undefined) await writeSurrogateGraph(folder, folder, { config, weights: kind }, table);
   const surrogates = table && RANDOM_TABLE_ID;
-  const runner = await openRunner(folder, config, { threads: 1, surrogates, device, batches: true });
+  const options = { threads: 1, surrogates, device, kvType, batches: true };
+  const runner = await openRunner(folder, config, options);
   return {
     ...runner,
     folder,

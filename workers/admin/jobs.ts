@@ -1,12 +1,15 @@
-/** Jobs of a backend, for those who administrate everything; `shared/admin/job-wire.ts` describes them. */
+/** Jobs of a backend and their schedules, for those who administrate everything; `shared/admin/job-wire.ts` describes them. */
 import { Hono } from 'hono';
-import type { z } from 'zod';
+import { z } from 'zod';
 import { listSchema, searchQuerySchema } from '../../shared/admin/admin-wire.ts';
 import {
   createEdgeJobSchema,
+  createEdgeScheduleSchema,
   DATA_NAME_PATTERN,
   JOB_ID_PATTERN,
   jobSchema,
+  SCHEDULE_ID_PATTERN,
+  scheduleSchema,
   storeJobSchema,
   uploadedDataSchema,
 } from '../../shared/admin/job-wire.ts';
@@ -18,6 +21,7 @@ import { DEFAULT_BACKEND } from '../backends/registry.ts';
 import { findBackend, listBackends } from '../db/backend-rows.ts';
 import { d1 } from '../db/d1.ts';
 import { writeMaskSet } from '../db/mask-set-rows.ts';
+import { adminOf } from '../http/authentication.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { storeMaskSet } from '../releases/publishing.ts';
@@ -44,6 +48,19 @@ export const jobs = new Hono<AppEnv>()
     if (body === null) throw new MaskrouteError('invalid_data', 'The data is empty.');
     return c.json(await ask(c, uploadedDataSchema, 'POST', `/data?name=${name}`, body), 201);
   })
+  .get('/schedules', async (c) => c.json(await ask(c, listSchema(scheduleSchema), 'GET', '/schedules')))
+  .post('/schedules', async (c) => {
+    const { job, ...times } = parse(createEdgeScheduleSchema, await readJson(c.req.raw));
+    const publish = job.publish && (await atThisEdge(c, job.publish));
+    const body = JSON.stringify({ ...times, job: { ...job, publish } });
+    return c.json(await ask(c, scheduleSchema, 'POST', '/schedules', body), 201);
+  })
+  .get('/schedules/:schedule', async (c) => c.json(await ask(c, scheduleSchema, 'GET', schedulePath(c))))
+  .delete('/schedules/:schedule', async (c) => {
+    const path = schedulePath(c);
+    c.set('before', await ask(c, scheduleSchema, 'GET', path));
+    return c.json(await ask(c, deletedSchema, 'DELETE', path));
+  })
   .get('/:job', async (c) => c.json(await ask(c, jobSchema, 'GET', jobPath(c))))
   .get('/:job/events', async (c) => {
     const events = await c.var.services.jobs.follow(await question(c, 'GET', `${jobPath(c)}/events`));
@@ -60,6 +77,36 @@ export const jobs = new Hono<AppEnv>()
     const { created, summary } = await storeMaskSet(c.var.services.db, tenant, writeMaskSet(set));
     return c.json(summary, created ? 201 : 200);
   });
+
+const deletedSchema = z.object({ id: z.string(), deleted: z.literal(true) });
+
+type Publish = NonNullable<z.output<typeof createEdgeScheduleSchema>['job']['publish']>;
+
+/**
+ * Where the backend publishes, and by whose key. A key that could not do it is refused now: the first job may be days
+ * away.
+ * @throws MaskrouteError `invalid_request`, `not_found` for a tenant that is none.
+ */
+async function atThisEdge(c: AppContext, publish: Publish): Promise<Publish & { readonly edge: string }> {
+  const { EDGE_URL } = c.get('services').config;
+  if (EDGE_URL === undefined)
+    throw wrong('job.publish', 'this edge does not know its own address (EDGE_URL).');
+  const tenant = await scopedTenant(c, publish.tenant);
+  const mayPublish = await adminOf(c, publish.admin_key).then(
+    (admin) => admin.role !== 'viewer' && (admin.tenant === undefined || admin.tenant === tenant),
+    (error) => {
+      // An answer of 401 or 403 would be about the key of whoever asks.
+      if (error instanceof MaskrouteError && ['invalid_api_key', 'forbidden'].includes(error.code))
+        return false;
+      throw error;
+    },
+  );
+  if (!mayPublish) throw wrong('job.publish.admin_key', 'this key may not publish for that tenant.');
+  return { ...publish, edge: EDGE_URL };
+}
+
+const wrong = (param: string, message: string): MaskrouteError =>
+  new MaskrouteError('invalid_request', `${param}: ${message}`, { param });
 
 const ask = async <T extends z.ZodType>(
   c: AppContext,
@@ -97,9 +144,16 @@ async function backendOf(c: AppContext): Promise<{ url: string }> {
   throw new MaskrouteError('not_found', 'There is no such backend.');
 }
 
-/** @throws MaskrouteError `not_found` unless it is a job's id: nothing else may become a path at the backend. */
+/* @throws MaskrouteError `not_found` unless it is an id: nothing else may become a path at the backend. */
+
 function jobPath(c: AppContext): string {
   const id = c.req.param('job') ?? '';
   if (JOB_ID_PATTERN.test(id)) return `/${id}`;
   throw new MaskrouteError('not_found', 'There is no such job.');
+}
+
+function schedulePath(c: AppContext): string {
+  const id = c.req.param('schedule') ?? '';
+  if (SCHEDULE_ID_PATTERN.test(id)) return `/schedules/${id}`;
+  throw new MaskrouteError('not_found', 'There is no such schedule.');
 }

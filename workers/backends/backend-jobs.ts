@@ -14,7 +14,7 @@ import { readError, type Send } from './attempt.ts';
 export type JobQuestion = {
   /** The address of the backend. */
   readonly url: string;
-  readonly method: 'GET' | 'POST';
+  readonly method: 'GET' | 'POST' | 'DELETE';
   /** What follows `/v1/jobs`. */
   readonly path: string;
   readonly body?: string | ReadableStream<Uint8Array>;

@@ -79,12 +79,14 @@ export function useList<T extends z.ZodType>(
   path: string,
   values: Record<string, string | undefined>,
   every_ms?: number,
+  /** What the list calls the place where a page begins. */
+  cursor: 'before' | 'after' = 'before',
 ): List<z.output<T>> {
   const schema = useMemo(() => listSchema(item), [item]);
   const found = useInfiniteQuery({
     queryKey: ['list', path, values],
-    queryFn: ({ pageParam: before, signal }) =>
-      admin(schema, path + query({ ...values, limit: PAGE_ROWS, before }), { signal }),
+    queryFn: ({ pageParam, signal }) =>
+      admin(schema, path + query({ ...values, limit: PAGE_ROWS, [cursor]: pageParam }), { signal }),
     initialPageParam: undefined as string | undefined,
     getNextPageParam: (last) => last.next ?? undefined,
     // While a search is typed, what was found before stays in view.

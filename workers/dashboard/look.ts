@@ -41,6 +41,12 @@ const dateTime = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeS
 export const when = (iso: string | null): string => (iso === null ? '–' : dateTime.format(new Date(iso)));
 export const percent = (share: number | null, digits = 1): string =>
   share === null ? '–' : `${(100 * share).toFixed(digits)} %`;
+/** Of something that is shared out, with so many digits that some is not shown as nothing, nor nearly all as all. */
+export function sharePercent(share: number): string {
+  const isPart = share > 0 && share < 1;
+  const digits = [0, 1, 2].find((count) => !isPart || !/^(0|100)(\.0*)?$/.test((100 * share).toFixed(count)));
+  return percent(share, digits ?? 2);
+}
 export const number = (value: number | null, digits = 0): string =>
   value?.toLocaleString(undefined, { maximumFractionDigits: digits, minimumFractionDigits: digits }) ?? '–';
 export const time = (at_ms: number): string => timeOfDay.format(new Date(at_ms));

@@ -1,8 +1,10 @@
 /**
- * The text that four bits are measured on: a user's rows, or, when nobody has any at hand, what the model itself says
- * after a few openings of many kinds. That needs no data set, and is much like what the model will see.
+ * The text that four bits are measured on: a user's rows, or, when nobody has any at hand, passages of many kinds that come
+ * with the project, and what the model itself says after a few openings. What the model says is much like what it will
+ * say; passages have words that it would not have chosen, as people's text has (LOG.md has what each gives).
  */
 
+import { fileURLToPath } from 'node:url';
 import { denseMask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { RunInput } from '../../engine/batch-run.ts';
@@ -16,7 +18,7 @@ import type { InstalledModel } from '../../model/store.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
 import { createRandom, permutation, seededRandom } from '../../random.ts';
 import { OPENINGS, type Opening } from './openings.ts';
-import { readData } from './read-data.ts';
+import { type CalibrationRow, readData } from './read-data.ts';
 import { encodeRow } from './samples.ts';
 
 /** Tokens of one sequence, where the model's context has room for them. */
@@ -25,9 +27,11 @@ const SEQUENCE_TOKENS = 128;
 const TOKENS_MAX = 16_384;
 /** Less says too little about inputs that seldom are large. */
 const TOKENS_MIN = 2_048;
-/** Of the model's own text, for each input of its widest matrix; and at most, as writing takes its time. */
+/** Of the model's own text, for each input of its widest matrix; and at most, as writing takes its time. As much is taken of passages. */
 const OWN_TOKENS_PER_INPUT = 8;
 const OWN_TOKENS_MAX = 16_384;
+/** Rows as a user's data has them, written for this purpose. */
+export const PASSAGES_FILE = fileURLToPath(new URL('./passages.jsonl', import.meta.url));
 
 const lengthFor = ({ config }: ModelManifest): number => Math.min(SEQUENCE_TOKENS, config.contextTokens);
 
@@ -41,23 +45,37 @@ export async function readCalibrationText(
   seed: number,
 ): Promise<CalibrationText> {
   const text = await openModelText(folder, manifest);
-  const { rows } = await readData(paths);
+  const encode = (row: CalibrationRow) => encodeRow(row, text, manifest.eosTokenIds[0]!);
   const sequenceTokens = lengthFor(manifest);
-  const tokenIds = new Int32Array(TOKENS_MAX);
+  const limits = { seed, tokensMax: TOKENS_MAX, rowTokensMax: sequenceTokens };
+  const found = await rowsInOrder(paths, encode, limits);
+  if (found.length < TOKENS_MIN) {
+    throw new MaskrouteError(
+      'invalid_data',
+      `Four bits need ${TOKENS_MIN} tokens of text to be measured on; the data has ${found.length}.`,
+    );
+  }
+  return { tokenIds: found.slice(0, found.length - (found.length % sequenceTokens)), sequenceTokens };
+}
+
+type RowLimits = { readonly seed: number; readonly tokensMax: number; readonly rowTokensMax: number };
+
+/** Token ids of rows in a random order, one row after the other. */
+async function rowsInOrder(
+  paths: readonly string[],
+  encode: (row: CalibrationRow) => Int32Array,
+  { seed, tokensMax, rowTokensMax }: RowLimits,
+): Promise<Int32Array> {
+  const { rows } = await readData(paths);
+  const tokenIds = new Int32Array(tokensMax);
   let length = 0;
   for (const index of permutation(rows.length, createRandom(seed))) {
     // A long row does not crowd out the others.
-    const row = encodeRow(rows[index]!, text, manifest.eosTokenIds[0]!).slice(0, sequenceTokens);
+    const row = encode(rows[index]!).slice(0, rowTokensMax);
     tokenIds.set(row.subarray(0, tokenIds.length - length), length);
     length = Math.min(tokenIds.length, length + row.length);
   }
-  if (length < TOKENS_MIN) {
-    throw new MaskrouteError(
-      'invalid_data',
-      `Four bits need ${TOKENS_MIN} tokens of text to be measured on; the data has ${length}.`,
-    );
-  }
-  return { tokenIds: tokenIds.slice(0, length - (length % sequenceTokens)), sequenceTokens };
+  return tokenIds.slice(0, length);
 }
 
 export type OwnTextOptions = {
@@ -74,7 +92,7 @@ const SAMPLING: Sampling = {
   ...{ presencePenalty: 0, frequencyPenalty: 0, logitBias: [], seed: undefined },
 };
 
-/** @throws the signal's reason when it aborts. */
+/** Passages and as much of the model's own text, in turns. @throws the signal's reason when it aborts. */
 export async function writeOwnText(
   { folder, manifest }: InstalledModel,
   { threads, seed, signal, onProgress }: OwnTextOptions,
@@ -112,7 +130,40 @@ export async function writeOwnText(
   } finally {
     await runner.close();
   }
-  return { tokenIds, sequenceTokens };
+  const limits = { seed, tokensMax: tokenIds.length, rowTokensMax: sequenceTokens };
+  const passages = await rowsInOrder(
+    [PASSAGES_FILE],
+    (row) => passageIds(text, row, eosTokenIds[0]!),
+    limits,
+  );
+  return { tokenIds: inTurns(tokenIds, passages, sequenceTokens), sequenceTokens };
+}
+
+/** As a chat where the model knows chats. */
+function passageIds(text: ModelText, row: CalibrationRow, eosTokenId: number): Int32Array {
+  const { content } = row;
+  try {
+    return encodeRow(row, text, eosTokenId);
+  } catch (error) {
+    if (content.type === 'text') throw error;
+    // A base model has no template, and some templates take no system's word.
+    return text.encodePrompt(content.turns.map((turn) => turn.content).join('\n\n'));
+  }
+}
+
+/** Whole sequences of both, spread evenly: any part of the text is a mix. */
+function inTurns(a: Int32Array, b: Int32Array, sequenceTokens: number): Int32Array {
+  const sequencesOf = (ids: Int32Array) => {
+    const count = Math.floor(ids.length / sequenceTokens);
+    return Array.from({ length: count }, (_, i) => ({
+      place: (i + 0.5) / count,
+      ids: ids.subarray(i * sequenceTokens, (i + 1) * sequenceTokens),
+    }));
+  };
+  const sequences = [...sequencesOf(a), ...sequencesOf(b)].sort((one, other) => one.place - other.place);
+  const mixed = new Int32Array(sequences.length * sequenceTokens);
+  for (const [i, { ids }] of sequences.entries()) mixed.set(ids, i * sequenceTokens);
+  return mixed;
 }
 
 /** Openings in their order, each sequence from its own on. */

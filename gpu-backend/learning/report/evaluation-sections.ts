@@ -30,7 +30,7 @@ with the dense model; intervals are 95 %, by resampling rows. Data: ${dataLine(e
     sections.push(
       section(
         'At equal time',
-        html`<p>Static methods with as few blocks out as make them no slower than the learned set.</p>`,
+        html`<p>Static methods with as few blocks skipped as make them no slower than the learned set.</p>`,
         rowTable('Methods at the learned sets’ measured time', [...learned, ...equalTime]),
       ),
     );
@@ -62,7 +62,7 @@ export function evaluationVerdict({ rows }: Evaluation): string {
   }
   const saved = 1 - learned.msPerToken / dense.msPerToken;
   const speed =
-    saved > 0 ? `${percent(saved)} less time a token than dense` : `no less time a token than dense`;
+    saved > 0 ? `${percent(saved)} less time per token than dense` : `no less time per token than dense`;
   const first = `The learned masks take ${speed} (${times(learned)} and ${times(dense)}) and agree with it on ${percent(learned.agreement)} of tokens.`;
   const [rival] = rows
     .filter(
@@ -72,14 +72,14 @@ export function evaluationVerdict({ rows }: Evaluation): string {
     .toSorted((a, b) => a.kl - b.kl);
   if (rival === undefined) return `${first} No other method was compared at the same share of blocks.`;
   const better = learned.kl < rival.kl ? 'nearer to dense than' : 'no nearer to dense than';
-  return `${first} They are ${better} the best other method at as many blocks out, ${nameOf(rival)} (KL ${number(learned.kl)} against ${number(rival.kl)}).`;
+  return `${first} They are ${better} the best other method with as many blocks skipped, ${nameOf(rival)} (KL ${number(learned.kl)} against ${number(rival.kl)}).`;
 }
 
 /** With the spread between repetitions, where it was noted. */
 const times = ({ msPerToken, msPerTokenSpread: spread }: EvaluationRow): string =>
   spread === undefined
-    ? `${number(msPerToken, 2)} ms`
-    : `${number(msPerToken, 2)} ms (${number(spread[0], 2)} to ${number(spread[1], 2)})`;
+    ? `${number(msPerToken, 2)} ms/token`
+    : `${number(msPerToken, 2)} ms/token (${number(spread[0], 2)} to ${number(spread[1], 2)})`;
 const headroomOfSet = ({ name, surrogate, ...found }: Evaluation['headroom'][number]): Html =>
   html`<h3>${name}${surrogate ? '' : ', holes'}</h3>${headroomTable(found)}`;
 
@@ -108,16 +108,16 @@ const pareto = (rows: readonly EvaluationRow[]): Html =>
   figure(
     plot(
       seriesOf(rows, (row) => row.msPerToken),
-      { x: 'ms a token', y: 'KL to dense, nats', logarithmicY: true },
+      { x: 'ms/token', y: 'KL to dense, nats', logarithmicY: true },
     ),
-    'KL to dense against time a token: lower and further left is better. Hollow and dashed: without surrogates.',
+    'KL to dense against ms/token: lower and further left is better. Hollow and dashed: without surrogates.',
   );
 
 function bySparsity(rows: readonly EvaluationRow[]): Html | undefined {
   if (new Set(rows.map(({ targetSparsity }) => targetSparsity)).size < 3) return undefined;
   const svg = plot(
     seriesOf(rows, (row) => 100 * row.sparsity),
-    { x: '% of blocks out', y: 'KL to dense, nats', logarithmicY: true },
+    { x: '% of blocks skipped', y: 'KL to dense, nats', logarithmicY: true },
   );
   return figure(svg, 'KL to dense by the share of blocks that is out.');
 }
@@ -233,7 +233,7 @@ const cliff = (points: NonNullable<Checks['cliff']>): Html =>
           points: points.filter(({ kl }) => kl > 0).map(({ sparsity, kl }) => ({ x: 100 * sparsity, y: kl })),
         },
       ],
-      { x: '% of blocks out', y: 'KL to dense, nats', logarithmicY: true },
+      { x: '% of blocks skipped', y: 'KL to dense, nats', logarithmicY: true },
     ),
     'Where quality falls off: KL along one greedy order.',
   );

@@ -59,7 +59,7 @@ function verdictOf({ learn, evaluation }: ReportParts): string {
     return 'There is nothing to judge here. The folder holds no report of this version.';
   const held = learn.clusters.flatMap(({ heldOut, share }) => (heldOut === null ? [] : [{ heldOut, share }]));
   const total = held.reduce((sum, { share }) => sum + share, 0);
-  const out = `The masks leave out ${percent(learn.reachedSparsity)} of the blocks`;
+  const out = `The masks skip ${percent(learn.reachedSparsity)} of the blocks`;
   if (total === 0) return `${out}. Nothing was held out, so how good they are is not known.`;
   const agreement = held.reduce((sum, { heldOut, share }) => sum + (share / total) * heldOut.agreement, 0);
   return `${out} and agree with the dense model on ${percent(agreement)} of held-out tokens. ${routingVerdict(learn)}.`;
@@ -105,9 +105,9 @@ function summary(report: LearnReport): [string, string][] {
     ['version', report.version],
     ['model', `${model.name} (${model.blockCount} blocks)`],
     ['encoder', `${encoder.id}, ${encoder.dimensions} dimensions`],
-    ['blocks out', `${percent(report.reachedSparsity)}, asked for ${percent(report.targetSparsity)}`],
+    ['blocks skipped', `${percent(report.reachedSparsity)}, asked for ${percent(report.targetSparsity)}`],
     ['counted in', budget.cost],
-    ['skipped blocks', report.surrogate ? 'replaced by surrogates' : 'left out'],
+    ['skipped blocks', report.surrogate ? 'replaced by surrogates' : 'skipped'],
     ['masks', `${report.masks.length}, shared by ${report.clusters.length} clusters`],
     ['largest cluster', percent(routing.largestShare)],
     ['cluster tells of the kind', `${number(information_bits.heldOut, 2)} bits (held out)`],
@@ -116,8 +116,8 @@ function summary(report: LearnReport): [string, string][] {
 }
 
 const maskText = (report: LearnReport): Html =>
-  html`<p>A row for attention and one for FFN of each mask; dark squares are left out, in the dark theme light ones. ${
-    report.surrogate ? 'A surrogate stands in for each of them.' : ''
+  html`<p>A row for attention and one for FFN of each mask; dark squares are skipped, in the dark theme light ones. ${
+    report.surrogate ? 'A surrogate takes the place of each of them.' : ''
   }</p>`;
 
 /** Layers × attention and FFN, two rows a mask. */
@@ -126,7 +126,7 @@ function heatMap(report: LearnReport): Html {
   const layers = Array.from({ length: model.blockCount / 2 }, (_, layer) => layer);
   const named = report.masks.map(({ bits }, index) => ({ name: maskName(report, index), bits }));
   const cell = (runs: boolean, what: string) =>
-    html`<td class="${runs ? '' : 'out'}" title="${what} ${runs ? 'runs' : 'is out'}"><span class="hidden">${runs ? '' : 'out'}</span></td>`;
+    html`<td class="${runs ? '' : 'out'}" title="${what} ${runs ? 'runs' : 'is skipped'}"><span class="hidden">${runs ? '' : 'skipped'}</span></td>`;
   return html`<div class="scroll"><table class="heat"><caption>Blocks by layer</caption>
 <thead><tr><th scope="col">mask</th><th scope="col"><span class="hidden">kind of block</span></th>${layers.map(
     (layer) => html`<th scope="col">${layer}</th>`,
@@ -161,7 +161,7 @@ function clusterMap({ clusters }: LearnReport): Html | undefined {
 const clusterFigures = ({ clusters }: LearnReport): Html =>
   table(
     'Clusters and their held-out figures',
-    ['cluster', 'prompts', 'share', 'mask', 'A out', 'F out', 'KL', 'top-1', 'perplexity', 'dense'],
+    ['cluster', 'prompts', 'share', 'mask', 'A skipped', 'F skipped', 'KL', 'top-1', 'perplexity', 'dense'],
     clusters.map((cluster, i) => [
       `${i}: ${cluster.label}`,
       String(cluster.rows),

@@ -16,11 +16,20 @@
  */
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder } from '../../onnx/graph.ts';
-import type { LlamaConfig } from '../model-source.ts';
+import type { KvType, LlamaConfig } from '../model-source.ts';
 import { external } from '../weights-file.ts';
 import { type Extras, keysValues, layerExtras, queriesKeysValues, windowMask } from './attention-extras.ts';
-import type { StoredLayer, StoredLlama } from './llama.ts';
-import { addAndNormalize, feedForward, outputLogits, plainly, rotaryTable, throughLayers } from './llama.ts';
+import type { KeysValues, StoredLayer, StoredLlama } from './llama.ts';
+import {
+  addAndNormalize,
+  asKept,
+  asRead,
+  feedForward,
+  outputLogits,
+  plainly,
+  rotaryTable,
+  throughLayers,
+} from './llama.ts';
 import { embed, linear, multiply, storedRows } from './projections.ts';
 import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
 
@@ -30,6 +39,7 @@ export const BATCH_PLACES = 8;
 /** Values that every block sees. */
 type Shared = {
   readonly config: LlamaConfig;
+  readonly kvType: KvType;
   /** `[S]`. */
   readonly positions: Value;
   readonly cos: Value;
@@ -53,12 +63,12 @@ type Shared = {
 };
 
 /** Inputs and outputs are named in `engine/batch-run.ts`, which feeds them. */
-export function batchedLlamaGraph(config: LlamaConfig, stored: StoredLlama): Graph {
+export function batchedLlamaGraph(config: LlamaConfig, stored: StoredLlama, kvType: KvType = 'f32'): Graph {
   const g = new GraphBuilder('batched_llama');
   const tokenIds = g.input('token_ids', 'i64', ['S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
   const embedded = embed(g, tokenIds, stored.embedding);
-  const shared = sharedValues(g, config, stored, embedded);
+  const shared = sharedValues(g, config, kvType, stored, embedded);
   const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
     ffn(g, shared, layer, index, ...attention(g, shared, layer, index, residual, branch)),
   );
@@ -66,7 +76,13 @@ export function batchedLlamaGraph(config: LlamaConfig, stored: StoredLlama): Gra
   return g.graph;
 }
 
-function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
+function sharedValues(
+  g: GraphBuilder,
+  config: LlamaConfig,
+  kvType: KvType,
+  stored: StoredLlama,
+  embedded: Value,
+): Shared {
   const { layerCount: L } = config;
   const positions = g.input('positions', 'i64', ['S']);
   const run = rowLists(g, 'run', 2 * L);
@@ -74,8 +90,7 @@ function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama,
   const keeps = g.input('keeps', 'bool', [L]);
   const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
   return {
-    config,
-    positions,
+    ...{ config, kvType, positions },
     ...rotaryTable(g, config, stored),
     zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
     runRows: run.lists,
@@ -163,13 +178,15 @@ function attention(
 }
 
 /** K and V of running rows, a tensor a place, bound in place into the caches (`engine/kv-cache.ts`). */
-function writePlaces(g: GraphBuilder, shared: Shared, index: number, { k, v }: { k: Value; v: Value }): void {
-  const width = shared.config.kvHeadCount * shared.config.headSize;
+function writePlaces(g: GraphBuilder, shared: Shared, index: number, computed: KeysValues): void {
+  const { config, kvType } = shared;
+  const width = config.kvHeadCount * config.headSize;
+  const { k, v } = asKept(g, kvType, computed);
   const write = (name: 'k' | 'v', value: Value) => {
     const outputs = Array.from({ length: BATCH_PLACES }, (_, place) => `new_${name}_${index}_${place}`);
     g.node('Split', [value, shared.placeRows[index]!], outputs, { axis: 1 });
     for (const [place, output] of outputs.entries())
-      g.output({ name: output }, 'f32', [1, `rows_${index}_${place}`, width]);
+      g.output({ name: output }, kvType, [1, `rows_${index}_${place}`, width]);
   };
   write('k', k);
   write('v', v);
@@ -185,19 +202,22 @@ function attendByPlace(
 ): Value {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
   const past = (name: 'k' | 'v', place: number) =>
-    g.input(`past_${name}_${index}_${place}`, 'f32', [1, `keys_${index}_${place}`, G * D]);
+    g.input(`past_${name}_${index}_${place}`, shared.kvType, [1, `keys_${index}_${place}`, G * D]);
   const places = Array.from({ length: BATCH_PLACES }, (_, place) => ({
     k: past('k', place),
     v: past('v', place),
   }));
   const nobody = g.constant('f32', [1, 0, N * D], []);
-  const attend = (b: GraphBuilder, place: number, queries: Value, at: Value, keyCount: Value): Value =>
-    b.op(
+  const attend = (b: GraphBuilder, place: number, queries: Value, at: Value, keyCount: Value): Value => {
+    // A branch as a whole waits for the writes, as `afterWrites` needs them.
+    const { k, v } = asRead(b, shared.kvType, places[place]!);
+    return b.op(
       'Attention',
-      [queries, places[place]!.k, places[place]!.v, seen(b, place, at), undefined, undefined, keyCount],
+      [queries, k, v, seen(b, place, at), undefined, undefined, keyCount],
       // Rows of Q carry 1/√D already (see `llama.ts`).
       { q_num_heads: N, kv_num_heads: G, is_causal: 1, scale: { float: 1 } },
     );
+  };
   const seen = (b: GraphBuilder, place: number, at: Value) =>
     window === undefined ? undefined : windowMask(b, window, at, places[place]!.k);
   const of = (b: GraphBuilder, count: number): Value => {
@@ -251,24 +271,24 @@ function skippedAttention(
   extras: Extras,
   replacement: Replacement | undefined,
 ): Value {
-  const { config, zeros } = shared;
+  const { config, kvType, zeros } = shared;
   const { kvHeadCount: G, headSize: D, hiddenSize: H } = config;
   const width = G * D;
-  const nothing = g.constant('f32', [1, 0, width], []);
-  const declare = (b: GraphBuilder, k: Value, v: Value, around: (() => Value) | undefined) => {
-    b.output(k, 'f32', [1, `kept_${index}`, width]);
-    b.output(v, 'f32', [1, `kept_${index}`, width]);
+  const nothing = g.constant(kvType, [1, 0, width], []);
+  const declare = (b: GraphBuilder, { k, v }: KeysValues, around: (() => Value) | undefined) => {
+    b.output(k, kvType, [1, `kept_${index}`, width]);
+    b.output(v, kvType, [1, `kept_${index}`, width]);
     if (around !== undefined) b.output(around(), 'f32', ['S', H]);
   };
   const some = g.subgraph(`skips_${index}`, (b) => {
     const rows = shared.keptRows[index]!;
     const product = multiply(b, rowsOf(b, x, rows), weights);
-    const { k, v } = keysValues(b, shared, extras, product, rowsOf(b, shared.positions, rows));
-    declare(b, k, v, replacement && (() => replacement(b)));
+    const computed = keysValues(b, shared, extras, product, rowsOf(b, shared.positions, rows));
+    declare(b, asKept(b, kvType, computed), replacement && (() => replacement(b)));
   });
   const none = g.subgraph(`skips_none_${index}`, (b) => {
     const empty = () => b.op('Identity', [nothing]);
-    declare(b, empty(), empty(), replacement && (() => b.op('Identity', [zeros])));
+    declare(b, { k: empty(), v: empty() }, replacement && (() => b.op('Identity', [zeros])));
   });
   const kept = [`kept_k_${index}`, `kept_v_${index}`];
   const around = g.fresh('around');
@@ -276,7 +296,7 @@ function skippedAttention(
     then_branch: { graph: some },
     else_branch: { graph: none },
   });
-  for (const name of kept) g.output({ name }, 'f32', [1, `kept_${index}`, width]);
+  for (const name of kept) g.output({ name }, kvType, [1, `kept_${index}`, width]);
   return replacement ? { name: around } : zeros;
 }
 

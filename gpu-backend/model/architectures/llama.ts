@@ -9,7 +9,8 @@
  * graph, `surrogate_rows` says whether they stand in for skipped blocks: see `surrogate.ts`.
  * The cache is written through: new K and V are outputs bound in place into the buffers that come back in as
  * `past_k`/`past_v` (`engine/kv-cache.ts`). Q needs the two splits that write K and V, which puts the writes
- * before the read of the cache.
+ * before the read of the cache. A cache of halves is cast on its way in and out, and there the read waits for the writes
+ * by way of a shape.
  * Weights belong to the outer graph, not to the branches: only there does ONNX Runtime give the mapped file back once
  * it has prepacked them (130 MB of this model).
  *
@@ -18,8 +19,8 @@
  */
 
 import type { Dimension, Graph, Value } from '../../onnx/graph.ts';
-import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
-import type { LlamaConfig } from '../model-source.ts';
+import { ELEMENT_TYPES, GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
+import type { KvType, LlamaConfig } from '../model-source.ts';
 import type { WeightRange } from '../weights-file.ts';
 import { external } from '../weights-file.ts';
 import {
@@ -61,6 +62,7 @@ export type StoredLlama = {
 /** Values that every block sees. */
 type Shared = {
   readonly config: LlamaConfig;
+  readonly kvType: KvType;
   readonly positions: Value;
   readonly keyCount: Value;
   readonly cos: Value;
@@ -73,12 +75,12 @@ type Shared = {
   readonly kvPositions: Value;
 };
 
-export function llamaGraph(config: LlamaConfig, stored: StoredLlama): Graph {
+export function llamaGraph(config: LlamaConfig, stored: StoredLlama, kvType: KvType = 'f32'): Graph {
   const g = new GraphBuilder('llama');
   const tokenIds = g.input('token_ids', 'i64', [1, 'S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
   const embedded = embed(g, tokenIds, stored.embedding);
-  const shared = sharedValues(g, config, stored, embedded);
+  const shared = sharedValues(g, config, kvType, stored, embedded);
   const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
     ffn(g, shared, layer, index, ...attention(g, shared, layer, index, residual, branch)),
   );
@@ -126,14 +128,19 @@ export function rotaryTable(g: GraphBuilder, config: LlamaConfig, stored: Stored
   };
 }
 
-function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
+function sharedValues(
+  g: GraphBuilder,
+  config: LlamaConfig,
+  kvType: KvType,
+  stored: StoredLlama,
+  embedded: Value,
+): Shared {
   const { layerCount: L } = config;
   const positions = g.input('positions', 'i64', [1, 'S']);
   const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
   const ones = (count: number) => g.constant('i64', [count], Array<number>(count).fill(1));
   return {
-    config,
-    positions,
+    ...{ config, kvType, positions },
     keyCount: g.input('key_count', 'i64', [1]),
     ...rotaryTable(g, config, stored),
     skipping: skipping(g, embedded, positions, hasSurrogates),
@@ -192,13 +199,13 @@ function attention(
   before: Value,
   branch: Value | undefined,
 ): [Value, Value] {
-  const { config } = shared;
+  const { config, kvType } = shared;
   const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
   const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
   const [residual, x] = addAndNormalize(g, config, before, branch, norm);
   const past = {
-    k: g.input(`past_k_${index}`, 'f32', [1, 'T', G * D]),
-    v: g.input(`past_v_${index}`, 'f32', [1, 'T', G * D]),
+    k: g.input(`past_k_${index}`, kvType, [1, 'T', G * D]),
+    v: g.input(`past_v_${index}`, kvType, [1, 'T', G * D]),
   };
   const kvRows = storedRows(stored.qkv, N * D, (N + 2 * G) * D);
   const weights = {
@@ -219,10 +226,41 @@ function attention(
     then_branch: { graph: run },
     else_branch: { graph: skip },
   });
-  g.output({ name: outputs[1]! }, 'f32', [1, 'W', G * D]);
-  g.output({ name: outputs[2]! }, 'f32', [1, 'W', G * D]);
+  g.output({ name: outputs[1]! }, kvType, [1, 'W', G * D]);
+  g.output({ name: outputs[2]! }, kvType, [1, 'W', G * D]);
   return [residual, { name: outputs[0]! }];
 }
+
+export type KeysValues = { readonly k: Value; readonly v: Value };
+
+/** K and V as their cache keeps them. */
+export const asKept = (b: GraphBuilder, kvType: KvType, { k, v }: KeysValues): KeysValues =>
+  kvType === 'f32' ? { k, v } : { k: cast(b, k, kvType), v: cast(b, v, kvType) };
+
+/** As attention reads them: on processors it has no fast kernels for halves. */
+export const asRead = (b: GraphBuilder, kvType: KvType, { k, v }: KeysValues): KeysValues =>
+  kvType === 'f32' ? { k, v } : { k: cast(b, k, 'f32'), v: cast(b, v, 'f32') };
+
+const cast = (b: GraphBuilder, value: Value, type: KvType): Value =>
+  b.op('Cast', [value], { to: ELEMENT_TYPES[type] });
+
+/** `past` itself, without a copy, known only once `written` is: it orders writes before reads. */
+function afterWrites(b: GraphBuilder, past: KeysValues, written: KeysValues): KeysValues {
+  const shapes = [written.k, written.v].map((value) => b.op('Shape', [value]));
+  // Nothing but zeros: 0 leaves a size as it is.
+  const same = b.op('Sub', shapes);
+  return { k: b.op('Reshape', [past.k, same]), v: b.op('Reshape', [past.v, same]) };
+}
+
+/** ONNX Runtime infers what attention gives from the width of V, which a computed shape hides from it. */
+const sized = (
+  b: GraphBuilder,
+  { kvHeadCount, headSize }: LlamaConfig,
+  { k, v }: KeysValues,
+): KeysValues => ({
+  k,
+  v: b.op('Reshape', [v, b.constant('i64', [3], [1, -1, kvHeadCount * headSize])]),
+});
 
 type AttentionWeights = { readonly qkv: Linear; readonly kv: Linear; readonly output: Linear };
 
@@ -233,14 +271,17 @@ function runAttention(
   { qkv, output }: AttentionWeights,
   extras: Extras,
   x: Value,
-  past: { k: Value; v: Value },
+  past: KeysValues,
 ): void {
-  const { headCount: N, kvHeadCount: G } = shared.config;
+  const { config, kvType } = shared;
+  const { headCount: N, kvHeadCount: G } = config;
   const { q, k, v } = queriesKeysValues(b, shared, extras, multiply(b, x, qkv), shared.positions);
   const mask = extras.window && windowMask(b, extras.window, shared.positions, past.k);
+  const written = asKept(b, kvType, { k, v });
+  const read = kvType === 'f32' ? past : sized(b, config, asRead(b, kvType, afterWrites(b, past, written)));
   const attended = b.op(
     'Attention',
-    [q, past.k, past.v, mask || undefined, undefined, undefined, shared.keyCount],
+    [q, read.k, read.v, mask || undefined, undefined, undefined, shared.keyCount],
     {
       q_num_heads: N,
       kv_num_heads: G,
@@ -250,7 +291,7 @@ function runAttention(
       scale: { float: 1 },
     },
   );
-  declareBranch(b, shared.config, extras.outputBiased(b, multiply(b, attended, output)), k, v, 'S');
+  declareBranch(b, shared, extras.outputBiased(b, multiply(b, attended, output)), written, 'S');
 }
 
 /**
@@ -266,22 +307,21 @@ function skipAttention(
   output: (b: GraphBuilder) => Value,
 ): void {
   const rows = b.op('Slice', [x, b.constant('i64', [1], [0]), shared.kvRows, b.constant('i64', [1], [1])]);
-  const { k, v } = keysValues(b, shared, extras, multiply(b, rows, kv), shared.kvPositions);
-  declareBranch(b, shared.config, output(b), k, v, 'E');
+  const computed = keysValues(b, shared, extras, multiply(b, rows, kv), shared.kvPositions);
+  declareBranch(b, shared, output(b), asKept(b, shared.kvType, computed), 'E');
 }
 
 function declareBranch(
   b: GraphBuilder,
-  config: LlamaConfig,
+  { config, kvType }: Shared,
   out: Value,
-  k: Value,
-  v: Value,
+  { k, v }: KeysValues,
   kvRows: 'S' | 'E',
 ): void {
   const width = config.kvHeadCount * config.headSize;
   b.output(out, 'f32', [1, 'S', config.hiddenSize]);
-  b.output(k, 'f32', [1, kvRows, width]);
-  b.output(v, 'f32', [1, kvRows, width]);
+  b.output(k, kvType, [1, kvRows, width]);
+  b.output(v, kvType, [1, kvRows, width]);
 }
 
 function ffn(

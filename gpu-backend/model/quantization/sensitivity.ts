@@ -4,6 +4,7 @@
  *
  * Limits: a forward pass of T tokens for each of 4·L matrices, from its own layer on.
  */
+import { divergence } from '../../logits.ts';
 import type { Basis, Matrix } from '../architectures/rotation.ts';
 import {
   eachProduct,
@@ -100,30 +101,4 @@ function everyRow(stream: Float32Array, width: number, every: number): Float32Ar
     picked.set(stream.subarray(at, at + width), row * width);
   }
   return picked;
-}
-
-/** Mean KL of the rows' distributions, nats. */
-export function divergence(expected: Float32Array, found: Float32Array, width: number): number {
-  let total = 0;
-  for (let start = 0; start < expected.length; start += width) {
-    const p = expected.subarray(start, start + width);
-    const q = found.subarray(start, start + width);
-    const [logP, logQ] = [logSum(p), logSum(q)];
-    for (let i = 0; i < width; i++) {
-      const log = p[i]! - logP;
-      if (log > -20) total += Math.exp(log) * (log - (q[i]! - logQ));
-    }
-  }
-  return (total * width) / expected.length;
-}
-
-function logSum(logits: Float32Array): number {
-  let most = logits[0]!;
-  for (let i = 1; i < logits.length; i++) if (logits[i]! > most) most = logits[i]!;
-  let sum = 0;
-  for (let i = 0; i < logits.length; i++) {
-    const below = logits[i]! - most;
-    if (below > -20) sum += Math.exp(below);
-  }
-  return most + Math.log(sum);
 }

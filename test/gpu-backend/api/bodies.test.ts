@@ -1,7 +1,10 @@
 /** What of a body is refused, and with which words, at a backend; `test/workers/http/bodies.test.ts` has the edge. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createJobSchema, createScheduleSchema } from '../../../shared/admin/job-wire.ts';
+import { chatRequest, completionRequest, embeddingsRequest } from '../../../shared/wire/openai.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
-import { BAD_BODIES, CLIENT_BODIES } from '../../support/bad-bodies.ts';
+import { responsesRequest } from '../../../shared/wire/responses.ts';
+import { BAD_BODIES, CLIENT_BODIES, wrongAllOver } from '../../support/bad-bodies.ts';
 import { serveModel, type TestServer } from './harness.ts';
 import { bytesOf, END_TOKEN, type ScriptedEngine, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
@@ -24,6 +27,24 @@ it.each(BAD_BODIES)('a bad body: $path $param: $message', async ({ path, body, p
   if (typeof message === 'string') expect(error.message).toBe(message);
   else expect(error.message).toMatch(message);
   expect(engine.requests).toEqual([]);
+});
+
+/** Those that the edge has, too, are in its table. */
+it.each([
+  ['/v1/chat/completions', chatRequest.schema],
+  ['/v1/completions', completionRequest.schema],
+  ['/v1/responses', responsesRequest.schema],
+  ['/v1/embeddings', embeddingsRequest.schema],
+  ['/v1/jobs', createJobSchema],
+  ['/v1/jobs/schedules', createScheduleSchema],
+])('a body that is wrong all over names its fields: %s', async (path, schema) => {
+  const { names, sent } = wrongAllOver(schema);
+  const response = await server.post(path, sent);
+  const { error } = (await response.json()) as { error: { param: string; message: string } };
+  expect(response.status, error.message).toBe(400);
+  for (const name of names.slice(0, 5)) expect(error.message).toMatch(new RegExp(`(^|; )${name}\\b`));
+  if (names.length < 10) expect(error.message).toContain('nobody: there is no such field');
+  expect(error.param).toMatch(new RegExp(`^${names[0]}`));
 });
 
 describe('a body as clients send it', () => {

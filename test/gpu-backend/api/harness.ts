@@ -15,6 +15,7 @@ import { type RunningServer, startServer } from '../../../gpu-backend/api/server
 import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { createMaskRegistry } from '../../../gpu-backend/engine/mask-registry.ts';
 import type { Jobs } from '../../../gpu-backend/jobs/job-queue.ts';
+import type { Schedules } from '../../../gpu-backend/jobs/schedules.ts';
 
 import { testHome } from '../../support/installed-model.ts';
 
@@ -34,6 +35,7 @@ export type TestServer = RunningServer & {
 
 export type ServeOptions = {
   readonly jobs?: Jobs;
+  readonly schedules?: Schedules;
   readonly tracer?: Tracer;
   readonly audience?: string | undefined;
   readonly metricsKey?: string;
@@ -99,6 +101,7 @@ export async function apiOptions(
     }),
     encoders,
     jobs,
+    schedules: more.schedules,
     tracer: more.tracer,
     keys: { backendKey: BACKEND_KEY, metricsKey: more.metricsKey, audience },
     limits: { ...DEFAULT_LIMITS, drain_ms: 1000, flush_ms: 200, ...limits },

@@ -45,6 +45,7 @@ it('the engine tells its batch, its pages, its prefix cache and its preemptions'
     maskroute_batch_size: ['gauge', 5],
     maskroute_kv_cache_pages_used: ['gauge', 3],
     maskroute_kv_cache_pages: ['gauge', 12],
+    maskroute_kv_cache_page_bytes: ['gauge', 64],
     prefix_cache_queries_total: ['counter', 40],
     prefix_cache_hits_total: ['counter', 30],
     num_preemptions_total: ['counter', 2],

@@ -109,6 +109,7 @@ export function scriptedEngine(
     model: {
       ...model,
       device: PROCESSOR,
+      kv: { type: 'f32', page_bytes: 64 },
       get contextTokens() {
         return engine.script.contextTokens ?? 512;
       },

@@ -95,6 +95,14 @@ describe('serve', () => {
     expect(collector.requests).toEqual([]);
   });
 
+  it('keeps K and V in half precision where that is wanted', async () => {
+    const url = await ready(serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_KV_TYPE: 'f16' }));
+    const headers = { authorization: `Bearer ${BACKEND_KEY}` };
+    const metrics = await (await fetch(`${url}/metrics`, { headers })).text();
+    // 16 tokens, 30 layers, 3 heads of K and of V, 64 halves each.
+    expect(metrics).toMatch(/^maskroute_kv_cache_page_bytes\{kv_type="f16".*\} 368640$/m);
+  });
+
   it('says which port it cannot have', async () => {
     const other = await openReceiver();
     const served = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: new URL(other.url).port });

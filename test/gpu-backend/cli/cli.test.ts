@@ -94,6 +94,16 @@ const REFUSED: [string, string[], RegExp][] = [
     /MASKROUTE_BACKEND_KEY/,
   ],
   [
+    'a schedule at an edge without a backend',
+    ['schedule', 'list', '--edge', 'http://localhost:9'],
+    /--edge needs --on/,
+  ],
+  [
+    'a schedule at a backend that is named twice',
+    ['schedule', 'list', '--on', 'a', '--backend', 'http://localhost:9'],
+    /give one of them/,
+  ],
+  [
     'a schedule of what is no job',
     ['schedule', 'add', 'README.md', '--every', '24h', '--backend', 'http://localhost:9'],
     /README.md has no job/,
@@ -133,6 +143,51 @@ const commandsOf = (command: Command, name: string): [string, Command][] => [
   ...command.commands.flatMap((sub) => commandsOf(sub, `${name} ${sub.name()}`)),
 ];
 
+function helpOf(command: Command): string {
+  let help = '';
+  const output = command.configureOutput();
+  command.configureOutput({ ...output, writeOut: (text) => (help += text) });
+  command.outputHelp();
+  command.configureOutput(output);
+  return help;
+}
+
+/** A line that goes on in the next one is one example. */
+const examplesIn = (help: string): string[] =>
+  help
+    .split(/\nExamples?:\n/)[1]!
+    .replaceAll(/\\\n\s*/g, '')
+    .split('\n')
+    .map((line) => line.replace(/ +#.*$/, '').trim())
+    .filter((line) => line !== '');
+
+/** The command that an example calls, and what it gives it. */
+function calledBy(line: string): [Command, string[]] {
+  const words = line
+    .slice(line.indexOf('maskroute '))
+    .replace(/[)>].*$/, '')
+    .trim()
+    .split(' ')
+    .slice(1);
+  let command = program as Command;
+  for (;;) {
+    const next = command.commands.find((sub) => sub.name() === words[0]);
+    if (next === undefined) return [command, words];
+    command = next;
+    words.shift();
+  }
+}
+
+/** What people of the field do not say, and what they say. */
+const FIELD_WORDS: readonly (readonly [RegExp, string])[] = [
+  [/milliseconds a token|ms a token|tpot/i, 'ms/token'],
+  [/tokens a second/i, 'tokens/s'],
+  [/stand-ins?\b/i, 'surrogates'],
+  [/leave out blocks|blocks (to leave )?out/i, 'blocks to skip'],
+  [/graphics device/i, 'GPU'],
+  [/what comes again/i, 'schedules'],
+];
+
 describe('the command line', () => {
   test.each(REFUSED)('refuses %s', async (what, args, reason) => {
     const { status, stdout, stderr } = await refusal(...args);
@@ -153,27 +208,56 @@ describe('the command line', () => {
     expect(maskroute('--version')).toEqual({ status: 0, stdout: `${manifest.version}\n`, stderr: '' });
   });
 
-  test.each(commandsOf(program, 'maskroute'))(
-    '%s: its help ends with examples that it takes',
-    (name, command) => {
-      let help = '';
-      command.configureOutput({ writeOut: (text) => (help += text) });
-      command.outputHelp();
-      const [, examples] = help.split(/\nExamples?:\n/);
-      expect(examples, help).toBeDefined();
-      expect(examples).toContain('maskroute ');
-      const words = name.split(' ').slice(1);
-      if (words[0] !== 'completion' && words.length > 0) expect(examples).toContain(name);
-      // Options that are not there.
-      const known = commandsOf(program, 'maskroute').flatMap(([, { options }]) =>
-        options.map(({ long }) => long),
+  describe.each(commandsOf(program, 'maskroute'))('%s', (name, command) => {
+    const words = name.split(' ').slice(1);
+
+    test('says what it does, what each argument and option is, and each default once', () => {
+      const help = helpOf(command);
+      expect(command.description()).not.toBe('');
+      for (const { description, long } of command.options) expect(description, long).not.toBe('');
+      for (const argument of command.registeredArguments) {
+        expect(argument.description, argument.name()).not.toBe('');
+      }
+      const descriptions = command.options.map((option) => command.createHelp().optionDescription(option));
+      for (const text of descriptions) expect(text.match(/default: /g)?.length ?? 0, text).toBeLessThan(2);
+      expect(help).not.toMatch(/default: (false|\[\]|"|undefined)/);
+      for (const [word, wanted] of FIELD_WORDS) expect(help, `say ${wanted}`).not.toMatch(word);
+    });
+
+    test('ends its help with examples that it takes', () => {
+      const examples = examplesIn(helpOf(command)).filter((line) => line.includes(name));
+      expect(examples.length).toBeGreaterThan(0);
+      for (const line of examples) {
+        const [called, args] = calledBy(line);
+        const given = args.filter((arg) => arg.startsWith('--'));
+        const known = ['--help', ...called.options.map(({ long }) => long)];
+        for (const option of given) expect(known, line).toContain(option);
+        const needed = called.options.filter(({ mandatory, envVar }) => mandatory && envVar === undefined);
+        if (given.includes('--help')) continue;
+        for (const { long } of needed) expect(given, line).toContain(long);
+        const operands = args.findIndex((arg) => arg.startsWith('--'));
+        const count = called.registeredArguments.filter(({ required }) => required).length;
+        if (called.commands.length === 0) expect(operands < 0 ? args.length : operands, line).toBe(count);
+      }
+    });
+
+    test('refuses an option that it does not have, with exit code 2', async () => {
+      const { status, stdout, stderr } = await refusal(...words, '--no-such-option');
+      // What must be given is missed first.
+      expect(stderr).toMatch(
+        /^error: (unknown option '--no-such-option'|required option .* not specified)\n\(run with --help for the options\)\n$/,
       );
-      for (const [option] of examples!.matchAll(/--[a-z-]+/g)) expect(['--help', ...known]).toContain(option);
-      // `serve` prints a log and `completion` a script.
-      const prints = command.commands.length === 0 && !['serve', 'completion'].includes(command.name());
-      if (prints) expect(command.options.map(({ long }) => long)).toContain('--json');
-    },
-  );
+      expect([status, stdout]).toEqual([2, '']);
+    });
+
+    // `serve` writes a log and `completion` a script.
+    const prints = command.commands.length === 0 && !['serve', 'completion'].includes(command.name());
+    if (prints) {
+      test('prints JSON where a program asks', () => {
+        expect(command.options.map(({ long }) => long)).toContain('--json');
+      });
+    }
+  });
 
   test('a shell completes commands and options, the ones that fit', () => {
     const { stdout: script } = maskroute('completion', 'bash');

@@ -2,35 +2,56 @@
  * A backend's jobs through the edge: the worker in workerd in front of the real server with its real line of jobs. What
  * a job runs is scripted, so that it fails, hangs and ends when the test wants.
  */
-import { mkdtempSync, rmSync } from 'node:fs';
+import { execFile } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
+import { openSchedules, type Schedules } from '../../../gpu-backend/jobs/schedules.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/artefact-files.ts';
 import type { CreatedKey } from '../../../shared/admin/admin-wire.ts';
-import { isFinished, type Job, jobSchema, type UploadedData } from '../../../shared/admin/job-wire.ts';
-import type { MaskSetSummary } from '../../../shared/admin/publication-wire.ts';
+import type { AuditEntry } from '../../../shared/admin/audit-wire.ts';
+import {
+  isFinished,
+  type Job,
+  jobSchema,
+  type Schedule,
+  type UploadedData,
+} from '../../../shared/admin/job-wire.ts';
+import type { LivePublication, MaskSetSummary, Publication } from '../../../shared/admin/publication-wire.ts';
+import type { ModelHash } from '../../../shared/mask/mask.ts';
 import { BACKEND_KEY, eventually, parseSse, serveModel, type TestServer } from '../api/harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from '../api/scripted-engine.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
 const entry = fileURLToPath(new URL('../jobs/fixtures/command.ts', import.meta.url));
 const NOBODY = 'http://127.0.0.1:9';
+const PRESET = 'gpu-backend/presets/smollm2-135m-instruct/mask-set.json';
 
 let home: string;
 let jobs: Jobs;
+let schedules: Schedules;
 let server: TestServer;
 let edge: Edge;
 beforeAll(async () => {
   home = mkdtempSync(path.join(tmpdir(), 'edge-jobs-'));
-  jobs = await openJobs({
-    ...{ home, model: 'scripted', backendKey: BACKEND_KEY, entry },
-    ...{ dataFolder: undefined, note: () => {} },
-  });
-  const model = scriptedModel(scriptedEngine({ answer: () => bytesOf('abc') }));
-  server = await serveModel(model, {}, { jobs, audience: undefined });
+  vi.stubEnv('PUBLISH_FOR_REAL', '1');
+  const options = { home, model: 'scripted', backendKey: BACKEND_KEY, note: () => {} };
+  jobs = await openJobs({ ...options, entry, dataFolder: undefined });
+  schedules = await openSchedules(options, jobs);
+  // What the jobs learn is the preset's, so its model is served.
+  const { model: learned, surrogates } = await readMaskSet(PRESET);
+  const served = {
+    hash: learned.hash as ModelHash,
+    blockCount: learned.blockCount,
+    ...(surrogates && { surrogates }),
+  };
+  const model = scriptedModel(scriptedEngine({ answer: () => bytesOf('abc') }, served));
+  server = await serveModel(model, {}, { jobs, schedules, audience: undefined });
   edge = await startEdge({
     ...{ projectFolder: path.resolve('.'), stateFolder: undefined, port: 0 },
     bindings: { BACKEND_URL: server.url, BACKEND_KEY, ADMIN_KEY },
@@ -39,7 +60,9 @@ beforeAll(async () => {
 afterAll(async () => {
   await edge?.close();
   await server?.[Symbol.asyncDispose]();
+  await schedules?.close();
   await jobs?.close();
+  vi.unstubAllEnvs();
   rmSync(home, { recursive: true, force: true });
 });
 
@@ -63,11 +86,12 @@ const job = async (id: string) => jobSchema.parse(await answer(call('GET', `${JO
 
 const learn = { kind: 'learn', clusters: 2, sparsity: 0.1 };
 /** The name of the data says what its job will do. */
-async function create(behaviour: string): Promise<Job> {
-  const upload = call('POST', `${JOBS}/data?name=${behaviour}`, '{"text": "x"}\n');
-  const { id } = await answer<UploadedData>(upload, 201);
-  return await answer(call('POST', JOBS, { ...learn, data: [{ upload: id }] }), 202);
+async function upload(behaviour: string): Promise<string> {
+  const sent = call('POST', `${JOBS}/data?name=${behaviour}`, '{"text": "x"}\n');
+  return (await answer<UploadedData>(sent, 201)).id;
 }
+const create = async (behaviour: string): Promise<Job> =>
+  answer(call('POST', JOBS, { ...learn, data: [{ upload: await upload(behaviour) }] }), 202);
 
 describe('an operator of the edge', () => {
   it('has a backend learn, follows it, and stores what came of it', async () => {
@@ -138,6 +162,137 @@ describe('an operator of the edge', () => {
     }
     await answer(call('POST', `${JOBS}/data?name=..%2Fx`, '{}'), 400);
     await answer(call('POST', `${JOBS}/data`), 400);
+  });
+});
+
+/** What it prints; with the admin key, and no other. */
+async function maskroute(...args: string[]): Promise<string> {
+  const env = {
+    ...process.env,
+    MASKROUTE_HOME: home,
+    MASKROUTE_ADMIN_KEY: ADMIN_KEY,
+    MASKROUTE_BACKEND_KEY: '',
+  };
+  const { stdout } = await promisify(execFile)(process.execPath, ['bin/maskroute.js', ...args], { env });
+  return stdout;
+}
+
+describe('a schedule', () => {
+  const SCHEDULES = `${JOBS}/schedules`;
+  const rollout = [{ share: 0.1, duration_s: 600 }];
+  const bounds = { error_rate_max: 0.02, requests_min: 50 };
+  const newTenant = (id: string) => answer(call('POST', '/tenants', { id, name: id }), 201);
+  const newKey = (body: object) => answer<CreatedKey>(call('POST', '/keys', { name: 'x', ...body }), 201);
+  const again = async (publish?: object) => ({
+    ...{ every: '24h', job: { ...learn, data: [{ upload: await upload('ok') }], publish } },
+  });
+
+  it('publishes here what it learned, by its own key, as by hand; and is rolled back as by hand', async () => {
+    await newTenant('again');
+    const { key, id: keyId } = await newKey({ kind: 'tenant_admin', tenant: 'again' });
+    const publish = {
+      ...{ tenant: 'again', activate: true, admin_key: key },
+      ...{ rollout, auto_rollback: bounds },
+    };
+    const body = { ...(await again(publish)), first_at: new Date().toISOString() };
+    const made = await answer<Schedule>(call('POST', SCHEDULES, body), 201);
+    expect(made.job.publish).toMatchObject({ edge: edge.url.replace('localhost', '127.0.0.1') });
+    const list = await answer<{ data: Schedule[] }>(call('GET', SCHEDULES), 200);
+    expect(JSON.stringify(list)).not.toContain(key);
+    expect(list.data.map(({ id }) => id)).toEqual([made.id]);
+
+    const done = () => jobs.list().find(({ schedule }) => schedule === made.id);
+    await eventually(() => done() !== undefined && isFinished(done()!), 30_000);
+    expect(done()).toMatchObject({ status: 'succeeded', error: null });
+    const live = await answer<LivePublication>(call('GET', '/publications/live?tenant=again'), 200);
+    expect(live).toMatchObject({ version: done()!.result!.version, share: 0.1, actor: keyId });
+
+    // By hand, for another tenant: nothing differs but whose it is, when it was, and who did it.
+    await newTenant('by-hand');
+    const { id } = done()!;
+    const { version } = await answer<MaskSetSummary>(
+      call('POST', `${JOBS}/${id}/store`, { tenant: 'by-hand' }),
+      201,
+    );
+    const byHand = { version, tenant: 'by-hand', rollout, auto_rollback: bounds };
+    await answer<Publication>(call('POST', '/publications', byHand), 201);
+    const other = await answer<LivePublication>(call('GET', '/publications/live?tenant=by-hand'), 200);
+    const {
+      id: _i,
+      tenant: _t,
+      actor: _a,
+      created_at: _c,
+      activate_at: _w,
+      next_step_at: _n,
+      ...same
+    } = other;
+    expect(live).toMatchObject(same);
+    for (const tenant of ['again', 'by-hand']) {
+      const back = await answer<Publication>(call('POST', '/publications/rollback', { tenant }), 201);
+      expect(back).toMatchObject({ action: 'rollback', replaced_version: version, version: null });
+    }
+    const gone = await answer(call('DELETE', `${SCHEDULES}/${made.id}`), 200);
+    expect(gone).toEqual({ id: made.id, deleted: true });
+    const audit = await answer<{ data: AuditEntry[] }>(call('GET', '/audit?limit=1'), 200);
+    expect(audit.data[0]).toMatchObject({
+      ...{ action: 'DELETE /backends/:id/jobs/schedules/:schedule', actor: 'root' },
+      before: { id: made.id, every: '24h' },
+    });
+    expect(JSON.stringify(audit)).not.toContain(key);
+    await answer(call('GET', `${SCHEDULES}/${made.id}`), 404);
+  }, 60_000);
+
+  it('is refused where it could never publish, with the field that is wrong', async () => {
+    await newTenant('one');
+    await newTenant('two');
+    const { key } = await newKey({ kind: 'tenant_admin', tenant: 'one' });
+    const { key: reads } = await newKey({ kind: 'viewer' });
+    const { key: sends } = await newKey({ tenant: 'one' });
+    const refused: [object, string][] = [
+      [{ tenant: 'two', admin_key: key }, '400 job.publish.admin_key'],
+      [{ tenant: '', admin_key: key }, '400 job.publish.admin_key'],
+      [{ tenant: 'one', admin_key: reads }, '400 job.publish.admin_key'],
+      [{ tenant: 'one', admin_key: sends }, '400 job.publish.admin_key'],
+      [{ tenant: 'one', admin_key: 'a key that is none' }, '400 job.publish.admin_key'],
+      [{ tenant: 'nobody', admin_key: key }, '404 tenant'],
+      [{ tenant: 'one', admin_key: key, edge: 'https://elsewhere.test' }, '400 job.publish.edge'],
+      [{ tenant: 'one', admin_key: key, rollout }, '400 job.publish.activate'],
+    ];
+    for (const [publish, expected] of refused) {
+      const response = await call('POST', SCHEDULES, await again(publish));
+      const { error } = (await response.json()) as { error: { param: string; message: string } };
+      expect(`${response.status} ${error.param}`, error.message).toBe(expected);
+    }
+    await answer(call('POST', SCHEDULES, { ...(await again()), every: 'often' }), 400);
+    await answer(call('GET', `${SCHEDULES}/..%2Fdata`), 404);
+    await answer(call('DELETE', `${SCHEDULES}/schedule_${'0'.repeat(24)}`), 404);
+    expect(schedules.list()).toEqual([]);
+  });
+
+  it('is added, listed and removed on the command line, without the backend key', async () => {
+    const file = path.join(home, 'job.json');
+    writeFileSync(file, JSON.stringify((await again()).job));
+    const at = ['--edge', edge.url, '--on', 'default', '--json'];
+    const made = JSON.parse(await maskroute('schedule', 'add', file, '--every', '7d', ...at));
+    expect(made).toMatchObject({ every: '7d', last_job: null });
+    expect(JSON.parse(await maskroute('schedule', 'list', ...at))).toEqual([made]);
+    expect(await maskroute('status', '--edge', edge.url)).toContain(`again   ${made.id} every 7d`);
+    await maskroute('schedule', 'remove', made.id, ...at);
+    expect(JSON.parse(await maskroute('schedule', 'list', ...at))).toEqual([]);
+  });
+
+  it('is for those who administrate everything; who reads everything sees it', async () => {
+    await newTenant('third');
+    const { key: own } = await newKey({ kind: 'tenant_admin', tenant: 'third' });
+    const { key: reads } = await newKey({ kind: 'viewer' });
+    const body = await again();
+    await answer(call('GET', SCHEDULES, undefined, own), 403);
+    await answer(call('POST', SCHEDULES, body, own), 403);
+    await answer(call('GET', SCHEDULES, undefined, reads), 200);
+    await answer(call('POST', SCHEDULES, body, reads), 403);
+    const made = await answer<Schedule>(call('POST', SCHEDULES, body), 201);
+    await answer(call('DELETE', `${SCHEDULES}/${made.id}`, undefined, reads), 403);
+    await answer(call('DELETE', `${SCHEDULES}/${made.id}`), 200);
   });
 });
 

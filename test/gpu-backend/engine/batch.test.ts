@@ -35,10 +35,15 @@ const MASKS: readonly Mask[] = [
   { runs: new Uint8Array(8) },
 ];
 
-describe.each(['q8', 'f32'] as const)('the batched graph in %s', (kind) => {
+describe.each([
+  ['q8', 'f32'],
+  ['f32', 'f32'],
+  ['q8', 'f16'],
+] as const)('the batched graph in %s, K and V in %s', (kind, kvType) => {
   let runner: Runner & AsyncDisposable;
   beforeAll(async () => {
-    runner = await openEmitted(randomLlama(), kind, randomSurrogates(TINY_CONFIG, 32));
+    const table = randomSurrogates(TINY_CONFIG, 32);
+    runner = await openEmitted(randomLlama(), kind, table, undefined, kvType);
   });
   afterAll(async () => runner[Symbol.asyncDispose]());
 
@@ -126,9 +131,13 @@ describe.each(['q8', 'f32'] as const)('the batched graph in %s', (kind) => {
   });
 });
 
-test('the batched graph equals plain loops', async () => {
+test.each([
+  ['f32', 1e-4],
+  // fp32 and fp64 fall on two sides of a half now and then.
+  ['f16', 2e-3],
+] as const)('the batched graph equals plain loops, K and V in %s', async (kvType, most) => {
   const source = randomLlama();
-  await using runner = await openEmitted(source, 'f32');
+  await using runner = await openEmitted(source, 'f32', undefined, undefined, kvType);
   const inputs = MASKS.map((mask, i): RunInput => {
     const tokenIds = tokensOf(i, 10 + 3 * i);
     const plan = { mask, kv: 'preserve' as const };
@@ -136,10 +145,10 @@ test('the batched graph equals plain loops', async () => {
   });
   const found = await runner.runMany(inputs);
   for (const [i, { tokenIds, plan }] of inputs.entries()) {
-    const naive = await naiveLlama(source);
+    const naive = await naiveLlama(source, undefined, kvType === 'f16' ? Math.f16round : undefined);
     const expected = [...(tokenIds as number[])].flatMap((id) => [...naive.next(id, plan.mask)]);
     found[i]!.forEach((value, at) => {
-      expect(Math.abs(value - expected[at]!)).toBeLessThan(1e-4);
+      expect(Math.abs(value - expected[at]!)).toBeLessThan(most);
     });
   }
 });
@@ -320,29 +329,55 @@ test('whatever comes and goes, each request ends once, with the answer that it h
   expect(hits).toBeGreaterThan(1000);
 }, 180_000);
 
-test('on a real graph an answer is the same alone and in company, cut anywhere, and after its pages were given back', async () => {
-  await using runner = await openEmitted(randomLlama(), 'q8');
-  const limits: LoopLimits = {
-    ...{ runningMax: 8, waitingMax: 20, queueTimeout_ms: 60_000, stepMax_ms: 40 },
-    ...{ chunkTokens: 64, cacheTokensMax: 512, prefixTokensMax: 0 },
-  };
-  const history = Array.from({ length: 10 }, (_, i): Asked => {
-    const common = { tenant: 'abc'[i % 3]!, mask: i % MASKS.length, leavesAfter: undefined };
-    return { ...common, prompt: tokensOf(i, 8 + 9 * i), maxTokens: 40, comesAfter: 2 * i };
-  });
-  const alone = await Promise.all(
-    history.map(
-      async (asked) => (await play(runner, limits, [{ ...asked, comesAfter: 0 }])).ended.get('r0')!.tokenIds,
-    ),
-  );
-  for (const changes of [{ chunkTokens: 64 }, { chunkTokens: 3 }, { cacheTokensMax: 160 }]) {
-    const { ended, stats } = await play(runner, { ...limits, ...changes }, history);
-    history.forEach((_, index) => {
-      expect(ended.get(`r${index}`)!.tokenIds).toEqual(alone[index]);
+test.each(['f32', 'f16'] as const)(
+  'on a real graph an answer is the same alone and in company, cut anywhere, and after its pages were given back, K and V in %s',
+  async (kvType) => {
+    await using runner = await openEmitted(randomLlama(), 'q8', undefined, undefined, kvType);
+    const limits: LoopLimits = {
+      ...{ runningMax: 8, waitingMax: 20, queueTimeout_ms: 60_000, stepMax_ms: 40 },
+      ...{ chunkTokens: 64, cacheTokensMax: 512, prefixTokensMax: 0 },
+    };
+    const history = Array.from({ length: 10 }, (_, i): Asked => {
+      const common = { tenant: 'abc'[i % 3]!, mask: i % MASKS.length, leavesAfter: undefined };
+      return { ...common, prompt: tokensOf(i, 8 + 9 * i), maxTokens: 40, comesAfter: 2 * i };
     });
-    if ('cacheTokensMax' in changes) expect(stats.preemptionsTotal).toBeGreaterThan(0);
-  }
-});
+    const alone = await Promise.all(
+      history.map(
+        async (asked) =>
+          (await play(runner, limits, [{ ...asked, comesAfter: 0 }])).ended.get('r0')!.tokenIds,
+      ),
+    );
+    for (const changes of [{ chunkTokens: 64 }, { chunkTokens: 3 }, { cacheTokensMax: 160 }]) {
+      const { ended, stats } = await play(runner, { ...limits, ...changes }, history);
+      history.forEach((_, index) => {
+        expect(ended.get(`r${index}`)!.tokenIds).toEqual(alone[index]);
+      });
+      if ('cacheTokensMax' in changes) expect(stats.preemptionsTotal).toBeGreaterThan(0);
+    }
+  },
+);
+
+test.each(['f32', 'f16'] as const)(
+  'a prompt that begins as another one has the answer that it has alone, K and V in %s',
+  async (kvType) => {
+    await using runner = await openEmitted(randomLlama(), 'q8', undefined, undefined, kvType);
+    const limits: LoopLimits = {
+      ...{ runningMax: 4, waitingMax: 20, queueTimeout_ms: 60_000, stepMax_ms: 40 },
+      ...{ chunkTokens: 64, cacheTokensMax: 2048, prefixTokensMax: 40 * PAGE_TOKENS },
+    };
+    const common = { tenant: 'a', mask: 1, maxTokens: 20, leavesAfter: undefined };
+    const history = [0, 1, 2].map((i): Asked => {
+      const prompt = [...tokensOf(1, 5 * PAGE_TOKENS), ...tokensOf(2 + i, 10 + i)];
+      return { ...common, prompt, comesAfter: 40 * i };
+    });
+    const { ended, stats } = await play(runner, limits, history);
+    expect(stats.prefixHitsTotal).toBe(2 * 5 * PAGE_TOKENS);
+    for (const [index, asked] of history.entries()) {
+      const alone = await play(runner, { ...limits, prefixTokensMax: 0 }, [{ ...asked, comesAfter: 0 }]);
+      expect(ended.get(`r${index}`)).toEqual(alone.ended.get('r0'));
+    }
+  },
+);
 
 test('an answer of a form goes on in its form after its pages were given back, as it would have alone', async () => {
   await using player = await openGrammarPlayer();

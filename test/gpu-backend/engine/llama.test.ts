@@ -71,6 +71,20 @@ const WHOLE = [60];
 const BY_TOKEN = Array<number>(60).fill(1);
 const UNEVEN = [7, 1, 1, 30, 2, 19];
 
+test.each([['a plain Llama', {}], ...FEATURES])(
+  'K and V in half precision, %s: as plain loops that round K and V, at any chunks',
+  async (_name, changes) => {
+    const source = randomLlama(changes);
+    await using runner = await openEmitted(source, 'f32', undefined, undefined, 'f16');
+    const naive = await naiveLlama(source, undefined, Math.f16round);
+    const mask = (position: number) => (position < 20 ? MASKED : DENSE);
+    const expected = TOKENS.map((tokenId, position) => naive.next(tokenId, mask(position)));
+    // fp32 and fp64 fall on two sides of a half now and then.
+    for (const chunks of [[20, 40], BY_TOKEN, [7, 13, 1, 1, 30, 2, 6]])
+      expect(largestDifference(await logitsOf(runner, chunks, mask), expected)).toBeLessThan(5e-3);
+  },
+);
+
 describe.each([
   ['tied embeddings', {}],
   ['a head of its own', { tiedEmbeddings: false }],

@@ -1,16 +1,17 @@
 /** Pages alone: real caches, no model. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
+import { type CacheShape, KvCache, tokenBytes } from '../../../gpu-backend/engine/kv-cache.ts';
 import { PAGE_TOKENS, PrefixCache, type PrefixOwner } from '../../../gpu-backend/engine/prefix-cache.ts';
 import { floats } from '../../../gpu-backend/onnx/session.ts';
 import { denseMask } from '../../../shared/mask/mask.ts';
 
-const SHAPE = { layerCount: 1, width: 1, contextTokens: 1024 };
+const SHAPE: CacheShape = { layerCount: 1, width: 1, contextTokens: 1024 };
+const HALVES: CacheShape = { ...SHAPE, kvType: 'f16' };
 const owner = (tenant: string): PrefixOwner => ({ tenant, plan: { mask: denseMask(2), kv: 'preserve' } });
 
 /** As an engine fills it: K of token t of a prompt is the sum of its first t tokens, V is minus that. */
-function filled(tokenIds: readonly number[], from = new KvCache(SHAPE)): KvCache {
+function filled(tokenIds: readonly number[], from: KvCache): KvCache {
   from.reserve(tokenIds.length - from.length);
   let sum = tokenIds.slice(0, from.length).reduce((all, id) => all + id, 0);
   for (const id of tokenIds.slice(from.length)) {
@@ -26,7 +27,7 @@ const contents = (cache: KvCache) =>
 const prompt = (pages: number, first: number) =>
   Array.from({ length: pages * PAGE_TOKENS + 5 }, (_, i) => (i === 0 ? first : i % 7));
 
-function historyOf(pagesMax: number) {
+function historyOf(pagesMax: number, shape = SHAPE) {
   let now_ms = 0;
   const prefixes = new PrefixCache(pagesMax * PAGE_TOKENS, () => now_ms);
   return {
@@ -37,16 +38,16 @@ function historyOf(pagesMax: number) {
     /** As an engine does with a prompt: takes what is known, computes the rest, keeps all. Returns the tokens that were known. */
     run(tenant: string, tokenIds: readonly number[]): number {
       now_ms++;
-      const cache = new KvCache(SHAPE);
+      const cache = new KvCache(shape);
       cache.reserve(tokenIds.length);
       const known = prefixes.take(owner(tenant), tokenIds, cache);
       filled(tokenIds, cache);
-      expect(contents(cache)).toEqual(contents(filled(tokenIds)));
+      expect(contents(cache)).toEqual(contents(filled(tokenIds, new KvCache(shape))));
       prefixes.keep(owner(tenant), tokenIds, known, tokenIds.length, cache);
       return known;
     },
     known: (tenant: string, tokenIds: readonly number[]): number => {
-      const cache = new KvCache(SHAPE);
+      const cache = new KvCache(shape);
       cache.reserve(tokenIds.length);
       return prefixes.take(owner(tenant), tokenIds, cache) / PAGE_TOKENS;
     },
@@ -97,25 +98,42 @@ test('without room nothing is kept', () => {
   expect([run('a', prompt(3, 0)), prefixes.pageCount]).toEqual([0, 0]);
 });
 
-test('whoever comes: pages are right, the bound holds, and nobody loses to others what is no more than a share', () => {
-  const act = fc.record({
-    tenant: fc.constantFrom('a', 'b', 'c', 'd'),
-    first: fc.nat(6),
-    pages: fc.integer({ min: 0, max: 6 }),
-    branch: fc.nat(3),
+test('halves take half the memory, in caches and in pages', () => {
+  const [whole, half] = [SHAPE, HALVES].map((shape) => {
+    const cache = filled(prompt(3, 1), new KvCache(shape));
+    const page = cache.copyPage(PAGE_TOKENS, PAGE_TOKENS);
+    expect(page.byteLength).toBe(PAGE_TOKENS * tokenBytes(shape));
+    const again = new KvCache(shape);
+    again.reserve(PAGE_TOKENS);
+    again.appendPage(page, PAGE_TOKENS);
+    expect(contents(again)).toEqual(contents(cache).map((buffer) => buffer.slice(16, 32)));
+    return cache.past(0).reduce((sum, { data }) => sum + (data as Float32Array).byteLength, 0);
   });
-  fc.assert(
-    fc.property(fc.array(act, { maxLength: 60 }), fc.integer({ min: 1, max: 24 }), (acts, pagesMax) => {
-      const { run, prefixes } = historyOf(pagesMax);
-      for (const { tenant, first, pages, branch } of acts) {
-        // Prompts of one first token begin alike for two pages, and may part there.
-        run(tenant, [
-          ...prompt(Math.min(pages, 2), first).slice(0, 2 * PAGE_TOKENS),
-          ...prompt(pages, branch),
-        ]);
-        expect(prefixes.pageCount).toBeLessThanOrEqual(pagesMax);
-      }
-    }),
-    { seed: 1107, numRuns: 200 },
-  );
+  expect(half).toBe(whole! / 2);
 });
+
+test.each([SHAPE, HALVES])(
+  'whoever comes: pages are right, the bound holds, and nobody loses to others what is no more than a share (%o)',
+  (shape) => {
+    const act = fc.record({
+      tenant: fc.constantFrom('a', 'b', 'c', 'd'),
+      first: fc.nat(6),
+      pages: fc.integer({ min: 0, max: 6 }),
+      branch: fc.nat(3),
+    });
+    fc.assert(
+      fc.property(fc.array(act, { maxLength: 60 }), fc.integer({ min: 1, max: 24 }), (acts, pagesMax) => {
+        const { run, prefixes } = historyOf(pagesMax, shape);
+        for (const { tenant, first, pages, branch } of acts) {
+          // Prompts of one first token begin alike for two pages, and may part there.
+          run(tenant, [
+            ...prompt(Math.min(pages, 2), first).slice(0, 2 * PAGE_TOKENS),
+            ...prompt(pages, branch),
+          ]);
+          expect(prefixes.pageCount).toBeLessThanOrEqual(pagesMax);
+        }
+      }),
+      { seed: 1107, numRuns: 200 },
+    );
+  },
+);

@@ -19,9 +19,9 @@ test('it begins with a verdict in two sentences, and each time has its spread', 
   const html = reportHtml({ evaluation: { ...made, rows } });
   const verdict = /<p class="verdict">(.*?)<\/p>/s.exec(html)![1]!;
   expect(verdict).toBe(
-    'The learned masks take 11.9 % less time a token than dense (5.20 ms (5.10 to 5.40) and 5.90 ms (5.80 to 6.10)) and agree with it on 78.0 % of tokens. They are nearer to dense than the best other method at as many blocks out, one-mask (KL 0.260 against 0.280).',
+    'The learned masks take 11.9 % less time per token than dense (5.20 ms/token (5.10 to 5.40) and 5.90 ms/token (5.80 to 6.10)) and agree with it on 78.0 % of tokens. They are nearer to dense than the best other method with as many blocks skipped, one-mask (KL 0.260 against 0.280).',
   );
-  expect(html).toContain('5.15 ms (5.05 to 5.35)');
+  expect(html).toContain('5.15 ms/token (5.05 to 5.35)');
 });
 
 test('it fits 390 and 1440 pixels, light and dark', async () => {

@@ -3,9 +3,8 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { z } from 'zod';
 import { changeExperimentSchema, experimentDefinitionSchema } from '../../../shared/admin/experiment-wire.ts';
 import { GROUPS } from '../../../shared/openapi/endpoints.ts';
-import { drawnFrom } from '../../../shared/wire/fields.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
-import { BAD_BODIES, CLIENT_BODIES } from '../../support/bad-bodies.ts';
+import { BAD_BODIES, CLIENT_BODIES, fieldsOf, wrongAllOver } from '../../support/bad-bodies.ts';
 import { EDGE_URL, MODEL } from '../../support/edge/constants.ts';
 import {
   admin,
@@ -67,18 +66,6 @@ describe('a bad body', () => {
   });
 });
 
-/** The fields of a body, by their schemas. */
-function fieldsOf(body: z.ZodType): [name: string, schema: z.ZodType][] {
-  const drawn = drawnFrom(body);
-  if (drawn?.kind === 'table') {
-    return Object.entries(drawn.table).flatMap(([name, rule]) =>
-      rule.kind === 'honoured' ? [[name, rule.schema] as [string, z.ZodType]] : [],
-    );
-  }
-  if (body instanceof z.ZodUnion) return fieldsOf(body.options.at(-1) as z.ZodType);
-  return Object.entries((body as z.ZodObject).shape) as [string, z.ZodType][];
-}
-
 describe('a body that is wrong all over names several fields', () => {
   const endpoints = GROUPS.flatMap(({ caller, endpoints }) =>
     endpoints.flatMap(({ method, path, body }) =>
@@ -92,11 +79,7 @@ describe('a body that is wrong all over names several fields', () => {
     await created(admin('POST', '/experiments', { id: 'wrong', variants }));
   });
   it.each(endpoints)('$method $path', async ({ caller, method, path, body }) => {
-    // What nearly no field may be.
-    const wrong = [[]];
-    const checked = body === changeExperimentSchema ? experimentDefinitionSchema : body;
-    const named = fieldsOf(checked).filter(([, schema]) => !schema.safeParse(wrong).success);
-    const sent = { ...Object.fromEntries(named.map(([name]) => [name, wrong])), nobody: 1 };
+    const { names, sent } = wrongAllOver(body === changeExperimentSchema ? experimentDefinitionSchema : body);
     const at = path
       .replace('{id}', path.includes('experiments') ? 'wrong' : 'default')
       .replace('{version}', version);
@@ -110,11 +93,11 @@ describe('a body that is wrong all over names several fields', () => {
     const { error } = await response.json<{ error: { message: string; param: string } }>();
     expect(response.status, error.message).toBe(400);
     // Beyond ten fields a message says how many more there are.
-    for (const [name] of named.slice(0, 5)) expect(error.message).toMatch(new RegExp(`(^|; )${name}\\b`));
+    for (const name of names.slice(0, 5)) expect(error.message).toMatch(new RegExp(`(^|; )${name}\\b`));
     // What was measured of a set may have more fields than are kept.
     const isOpen = path.endsWith('/evaluation');
-    if (named.length < 10 && !isOpen) expect(error.message).toContain('nobody: there is no such field');
-    expect(error.param).toMatch(new RegExp(`^${named[0]![0]}`));
+    if (names.length < 10 && !isOpen) expect(error.message).toContain('nobody: there is no such field');
+    expect(error.param).toMatch(new RegExp(`^${names[0]}`));
   });
 
   it('of a tenant that may change some of it only', async () => {
@@ -130,6 +113,25 @@ describe('a body that is wrong all over names several fields', () => {
           "A tenant's own administrator changes name, routing_policy, texts_kept_days, and not models, tokens_per_day.",
       },
     });
+  });
+});
+
+describe('a question that is wrong all over names every parameter', () => {
+  const questions = GROUPS.flatMap(({ endpoints }) =>
+    endpoints.flatMap(({ method, path, query }) => {
+      const names = fieldsOf(query ?? z.object({}))
+        .filter(([, schema]) => !schema.safeParse('?!').success)
+        .map(([name]) => name);
+      return names.length === 0 || method !== 'GET' || path.includes('{') ? [] : [{ path, names }];
+    }),
+  );
+  it.each(questions)('$path', async ({ path, names }) => {
+    const query = new URLSearchParams(names.map((name) => [name, '?!']));
+    const response = await admin('GET', `${path.replace('/admin/v1', '')}?${query}`);
+    const { error } = await response.json<{ error: { message: string; param: string } }>();
+    expect(response.status, error.message).toBe(400);
+    for (const name of names) expect(error.message).toMatch(new RegExp(`(^|; )${name}(\\[0\\])?: expected`));
+    expect(error.param).toBe(names[0]);
   });
 });
 

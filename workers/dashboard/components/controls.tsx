@@ -1,11 +1,12 @@
 /** What people press and fill in, outside of dialogs and inside; and what a form's fields mean. */
 
 import type { ComponentChildren } from 'preact';
-import { useState } from 'preact/hooks';
+import { useRef, useState } from 'preact/hooks';
 import { z } from 'zod';
 import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
+import { type MaskSetSummary, maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { admin, query } from '../api.ts';
-import { useLoad, useScope } from '../hooks.ts';
+import { type Loading, useLoad, useScope } from '../hooks.ts';
 
 /** A choice that holds at once. `options` are values with their titles, in the order of the list. */
 export function Choice<T extends string>(props: {
@@ -104,6 +105,22 @@ export function useTenantIds(
   return { ids: picked === '' || ids.includes(picked) ? ids : [picked, ...ids], isCut, reload: found.reload };
 }
 
+/** Some of the tenants, by boxes to tick. Where there are many, a field adds those that it finds. */
+export function TenantBoxes(props: { readonly title: string; readonly none: string; readonly name: string }) {
+  const known = useRef(new Set<string>());
+  const wasCut = useRef(false);
+  const [q, setQ] = useState('');
+  const { ids, isCut } = useTenantIds('', q);
+  for (const id of ids) known.current.add(id);
+  wasCut.current ||= isCut;
+  return (
+    <>
+      {wasCut.current && <Search title="Find more tenants" value={q} onSearch={setQ} />}
+      <Several {...props} options={[...known.current]} picked={[]} />
+    </>
+  );
+}
+
 /** A tenant by its id. Where there are more than a list should hold, a field beside it finds the others. */
 export function TenantChoice(props: {
   readonly title: string;
@@ -142,6 +159,35 @@ export function TenantChoice(props: {
       </label>
     </>
   );
+}
+
+/**
+ * Mask sets to pick from: the newest of each owner, and all that were looked for. `find`, where an owner has more of them,
+ * is a field that adds to the list. What is on it stays, so that nothing that was picked goes.
+ */
+export function useSetsToPick(owners: readonly string[]): {
+  readonly load: Loading<readonly MaskSetSummary[]>;
+  readonly find: ComponentChildren;
+} {
+  const known = useRef(new Map<string, MaskSetSummary>());
+  const isCut = useRef(false);
+  const [q, setQ] = useState('');
+  const found = useLoad(['sets to pick', owners, q], (signal) =>
+    Promise.all(
+      owners.map((tenant) => {
+        const path = `/mask-sets${query({ tenant, limit: SHOWN_MAX, q: q || undefined })}`;
+        return admin(listSchema(maskSetSummarySchema), path, { signal });
+      }),
+    ),
+  );
+  for (const list of found.state === 'ready' ? found.data : []) {
+    isCut.current ||= list.has_more === true;
+    for (const set of list.data) known.current.set(set.version, set);
+  }
+  const data = [...known.current.values()];
+  const load: Loading<readonly MaskSetSummary[]> =
+    found.state === 'ready' || data.length > 0 ? { ...found, state: 'ready', data, stale: null } : found;
+  return { load, find: isCut.current && <Search title="Find more mask sets" value={q} onSearch={setQ} /> };
 }
 
 const modelSchema = z.object({ id: z.string() });

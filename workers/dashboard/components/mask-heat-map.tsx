@@ -9,7 +9,7 @@ import { maskFromBits } from '../../../shared/mask/mask.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import { admin, query } from '../api.ts';
 import { type LiveSet, useAddress, useLiveSet, useLoad, useScope } from '../hooks.ts';
-import { percent, setOwner, shortVersion, when } from '../look.ts';
+import { percent, setOwner, sharePercent, shortVersion, when } from '../look.ts';
 import { groupByMask } from '../pages/figures.ts';
 import { Choice } from './controls.tsx';
 import { Empty, Loaded, Notice } from './notice.tsx';
@@ -53,7 +53,7 @@ function Parts({ live, onPick }: { readonly live: LiveSet; readonly onPick: (ver
         value={live.publication.version}
         options={parts.map(({ version, share }) => [
           version!,
-          `${shortVersion(version!)}, serving ${percent(share, 0)}`,
+          `${shortVersion(version!)}, serving ${sharePercent(share)}`,
         ])}
         onPick={onPick}
       />
@@ -67,11 +67,11 @@ function SetSummary({ publication, set }: LiveSet) {
   const facts: FactList = [
     ['Mask set', set.name],
     ['Version', publication.version],
-    ['Serving', percent(part?.share ?? 1, 0)],
+    ['Serving', sharePercent(part?.share ?? 1)],
     ['Model', set.model.name],
     ['Encoder', `${set.encoder.id} (${set.encoder.dimensions} dimensions)`],
-    ['Blocks out', `${percent(set.reachedSparsity)} (target ${percent(set.targetSparsity)})`],
-    ['Surrogates', set.surrogate ? 'stand in for skipped blocks' : 'none: skipped blocks leave a hole'],
+    ['Blocks skipped', `${percent(set.reachedSparsity)} (target ${percent(set.targetSparsity)})`],
+    ['Surrogates', set.surrogate ? 'in place of skipped blocks' : 'none'],
     ['Live since', when(publication.activate_at)],
   ];
   return (

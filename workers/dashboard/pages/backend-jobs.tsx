@@ -2,14 +2,7 @@
 
 import { useState } from 'preact/hooks';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
-import {
-  type CreateEdgeJob,
-  DATA_NAME_PATTERN,
-  isFinished,
-  type Job,
-  jobSchema,
-  uploadedDataSchema,
-} from '../../../shared/admin/job-wire.ts';
+import { isFinished, type Job, jobSchema } from '../../../shared/admin/job-wire.ts';
 import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { admin, query } from '../api.ts';
 import { ForChange, RowButton, Search } from '../components/controls.tsx';
@@ -18,6 +11,8 @@ import { Loaded, Notice } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useAddress, useLoad, useScope } from '../hooks.ts';
 import { percent, shortVersion, when, whose } from '../look.ts';
+import { Schedules } from './backend-schedules.tsx';
+import { JobFields, jobIn } from './job-form.tsx';
 
 const REFRESH_ms = 2_000;
 
@@ -52,7 +47,20 @@ export function Jobs({ backend }: { readonly backend: string }) {
       )}
       <Search title="Search jobs: an id, a name, a model or a state" value={q} onSearch={setQ} />
       <Loaded load={jobs}>{({ data }) => <List jobs={data} q={q} onOpen={setOpen} />}</Loaded>
-      {open?.what === 'new' && <NewJob backend={backend} onClose={close} onCreated={close} />}
+      <Schedules backend={backend} />
+      {open?.what === 'new' && (
+        <FormDialog
+          title={`Learn masks on ${backend}`}
+          action="Start"
+          onClose={close}
+          onSubmit={async (form) => {
+            await admin(jobSchema, path, { method: 'POST', body: await jobIn(form, path) });
+            close();
+          }}
+        >
+          <JobFields />
+        </FormDialog>
+      )}
       {open?.what === 'cancel' && (
         <Confirm
           title="End this job?"
@@ -101,7 +109,7 @@ function List(props: {
         { title: 'Name', cell: ({ request }) => request.name ?? 'learned' },
         { title: 'Model', cell: ({ request }) => request.model ?? '–' },
         { title: 'Clusters', cell: ({ request }) => request.clusters, isNumber: true },
-        { title: 'Blocks out', cell: ({ request }) => percent(request.sparsity), isNumber: true },
+        { title: 'Blocks skipped', cell: ({ request }) => percent(request.sparsity), isNumber: true },
         { title: 'Created', cell: ({ created_at }) => when(created_at) },
         { title: 'State', cell: (job) => <State job={job} /> },
         {
@@ -140,104 +148,3 @@ function State({ job: { status, progress, error, result, id } }: { readonly job:
 }
 
 const duration = (s: number): string => (s < 90 ? `${Math.ceil(s)} s` : `${Math.round(s / 60)} min`);
-
-/* The form for a new job: the data is uploaded first, then the backend is asked to learn. */
-
-/**
- * Neither nothing nor all is a sparsity. A field's bounds are themselves allowed, so they are half a block of the
- * largest model (1,024 blocks) away from both.
- */
-const SPARSITY_percent = { min: 0.05, max: 99.95 };
-
-function NewJob(props: {
-  readonly backend: string;
-  readonly onClose: () => void;
-  readonly onCreated: (job: Job) => void;
-}) {
-  const jobs = `/backends/${props.backend}/jobs`;
-  return (
-    <FormDialog
-      title={`Learn masks on ${props.backend}`}
-      action="Start"
-      onClose={props.onClose}
-      onSubmit={async (form) => {
-        const uploads: CreateEdgeJob['data'] = [];
-        for (const file of form.getAll('files')) {
-          if (file instanceof File && file.size > 0) uploads.push({ upload: await upload(jobs, file) });
-        }
-        const path = form.get('path');
-        const body = { ...settingsOf(form), data: [...uploads, ...(path === null ? [] : [{ path }])] };
-        props.onCreated(await admin(jobSchema, jobs, { method: 'POST', body }));
-      }}
-    >
-      <label>
-        Prompts, as JSONL; a file’s name is the kind of its rows
-        <input name="files" type="file" multiple accept=".jsonl,.ndjson,application/x-ndjson" />
-      </label>
-      <label>
-        Or a file in the folder that the backend opens to jobs
-        <input name="path" maxLength={500} placeholder="support.jsonl" />
-      </label>
-      <div class="pairs">
-        <label>
-          Clusters (empty: as many as stand apart)
-          <input name="clusters" type="number" min={1} max={256} />
-        </label>
-        <label>
-          Blocks out, %
-          <input
-            name="sparsity"
-            type="number"
-            min={SPARSITY_percent.min}
-            max={SPARSITY_percent.max}
-            step="any"
-            defaultValue="12.5"
-            required
-          />
-        </label>
-        <label>
-          Counted
-          <select name="cost">
-            <option value="blocks">in blocks</option>
-            <option value="time">in measured time</option>
-          </select>
-        </label>
-        <label>
-          Max rows (empty: all)
-          <input name="rows" type="number" min={1} max={10_000_000} />
-        </label>
-      </div>
-      <label>
-        Name of the mask set
-        <input
-          name="name"
-          required
-          defaultValue="learned"
-          pattern="[A-Za-z0-9][A-Za-z0-9_\-]{0,63}"
-          title="letters, digits, _ and -"
-        />
-      </label>
-    </FormDialog>
-  );
-}
-
-/** The id of the data. */
-async function upload(jobs: string, file: File): Promise<string> {
-  const plain = file.name.replace(/\.[^.]*$/, '').replaceAll(/[^A-Za-z0-9_-]/g, '-');
-  const name = DATA_NAME_PATTERN.test(plain) ? plain : 'data';
-  const path = `${jobs}/data${query({ name })}`;
-  return (await admin(uploadedDataSchema, path, { method: 'POST', file })).id;
-}
-
-function settingsOf(form: FormData) {
-  const clusters = form.get('clusters');
-  const rows = form.get('rows');
-  return {
-    kind: 'learn',
-    clusters: clusters === null ? 'auto' : Number(clusters),
-    sparsity: Number(form.get('sparsity')) / 100,
-    cost: form.get('cost'),
-    name: form.get('name'),
-    ...(rows === null ? {} : { rows: Number(rows) }),
-  };
-}

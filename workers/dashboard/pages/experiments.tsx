@@ -4,8 +4,9 @@ import { type Experiment, experimentSchema } from '../../../shared/admin/experim
 import { admin, query } from '../api.ts';
 import { ForChange, RowButton } from '../components/controls.tsx';
 import { Confirm } from '../components/dialog.tsx';
+import { Loaded } from '../components/notice.tsx';
 import { ListTable } from '../components/table.tsx';
-import { type List, useAddress, useList, useScope } from '../hooks.ts';
+import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { when } from '../look.ts';
 import { Results } from './experiment-results.tsx';
 import { NewExperiment } from './new-experiment.tsx';
@@ -34,11 +35,7 @@ export function Experiments() {
         onAct={(what, experiment) => setOpen({ what, experiment })}
         onShow={(experiment) => setShown(keyOf(experiment))}
       />
-      {(experiments.state === 'ready' ? experiments.data : [])
-        .filter((experiment) => keyOf(experiment) === shown)
-        .map((experiment) => (
-          <Results key={keyOf(experiment)} experiment={experiment} />
-        ))}
+      {shown !== '' && <Shown key={shown} name={shown} />}
       {open?.what === 'new' && <NewExperiment onClose={close} />}
       {open !== undefined && open.what !== 'new' && (
         <Act what={open.what} experiment={open.experiment} onClose={close} />
@@ -107,6 +104,15 @@ function ExperimentTable(props: {
       ]}
     />
   );
+}
+
+/** The one in view need not be on the page of the list that is loaded. */
+function Shown({ name }: { readonly name: string }) {
+  const [tenant = '', id = ''] = name.split('/');
+  const found = useLoad(['experiment', name], (signal) =>
+    admin(experimentSchema, `/experiments/${id}${query({ tenant })}`, { signal }),
+  );
+  return <Loaded load={found}>{(experiment) => <Results experiment={experiment} />}</Loaded>;
 }
 
 /** Two tenants may have the same id. */

@@ -1,12 +1,17 @@
 /** The form for a new experiment: a draft, so that it can be looked at before it is started. */
 
 import { useState } from 'preact/hooks';
-import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { DENSE_VARIANT, experimentSchema, type PlaceScope } from '../../../shared/admin/experiment-wire.ts';
-import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { STICKY_KINDS } from '../../../shared/mask/sticky.ts';
-import { admin, query } from '../api.ts';
-import { itemsIn, Several, timeIn, useModelIds, useTenantIds } from '../components/controls.tsx';
+import { admin } from '../api.ts';
+import {
+  itemsIn,
+  Several,
+  TenantBoxes,
+  timeIn,
+  useModelIds,
+  useSetsToPick,
+} from '../components/controls.tsx';
 import { FormDialog } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { publicationInUse, useLoad, useScope } from '../hooks.ts';
@@ -17,7 +22,10 @@ const VARIANT_NAMES = ['A', 'B', 'C', 'D', 'E', 'F'];
 export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
   const { tenant } = useScope();
   const [variants, setVariants] = useState(2);
-  const sets = useLoad(['sets to pick', tenant], (signal) => loadSets(tenant, signal));
+  const { load: sets, find } = useSetsToPick([tenant]);
+  const inUse = useLoad(['set in use', tenant], (signal) =>
+    tenant === '' ? Promise.resolve(null) : publicationInUse(tenant, signal),
+  );
   const submit = async (form: FormData) => {
     await admin(experimentSchema, '/experiments', { method: 'POST', body: bodyOf(form, tenant, variants) });
     onClose();
@@ -35,6 +43,7 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
       <Loaded load={sets}>
         {(found) => (
           <>
+            {find}
             {VARIANT_NAMES.slice(0, variants).map((name, index) => (
               <fieldset key={name} class="row">
                 <legend>
@@ -45,11 +54,13 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
                   Mask set
                   <select name={`mask_set_${name}`}>
                     <option value={DENSE_VARIANT}>dense</option>
-                    {found.map(({ version, name: setName }) => (
-                      <option key={version} value={version} selected={index > 0}>
-                        {setName} {shortVersion(version)}
-                      </option>
-                    ))}
+                    {withInUse(found, inUse.state === 'ready' ? inUse.data : null).map(
+                      ({ version, name: setName }) => (
+                        <option key={version} value={version} selected={index > 0}>
+                          {setName} {shortVersion(version)}
+                        </option>
+                      ),
+                    )}
                   </select>
                 </label>
                 <label>
@@ -95,15 +106,13 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
 type NamedSet = { readonly version: string; readonly name: string };
 
 /** The tenant's own sets, and the default one where its requests use that. */
-async function loadSets(tenant: string, signal: AbortSignal): Promise<NamedSet[]> {
-  const path = `/mask-sets${query({ tenant })}`;
-  const [{ data }, inUse] = await Promise.all([
-    admin(listSchema(maskSetSummarySchema), path, { signal }),
-    tenant === '' ? null : publicationInUse(tenant, signal),
-  ]);
-  if (inUse === null || data.some(({ version }) => version === inUse.version)) return data;
-  return [...data, { version: inUse.version, name: 'in use now' }];
-}
+const withInUse = (
+  own: readonly NamedSet[],
+  inUse: { readonly version: string } | null,
+): readonly NamedSet[] =>
+  inUse === null || own.some(({ version }) => version === inUse.version)
+    ? own
+    : [...own, { version: inUse.version, name: 'in use now' }];
 
 function Share(props: {
   readonly name: string;
@@ -167,7 +176,6 @@ const PLACES = [
 
 /** `isShared`: it belongs to no tenant, so it may name some. */
 function ScopeFields({ isShared }: { readonly isShared: boolean }) {
-  const { ids } = useTenantIds('');
   const models = useModelIds([]);
   return (
     <>
@@ -180,9 +188,7 @@ function ScopeFields({ isShared }: { readonly isShared: boolean }) {
           </label>
         ))}
       </fieldset>
-      {isShared && (
-        <Several title="Tenants" none="none ticked: every one" name="tenants" options={ids} picked={[]} />
-      )}
+      {isShared && <TenantBoxes title="Tenants" none="none ticked: every one" name="tenants" />}
       <Several title="Models" none="none ticked: every one" name="models" options={models} picked={[]} />
       <div class="pairs">
         <label>

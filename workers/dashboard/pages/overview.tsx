@@ -54,7 +54,7 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
         columns={[
           { title: 'Mask', cell: ({ mask }) => <code>{mask}</code> },
           {
-            title: 'Blocks out',
+            title: 'Blocks skipped',
             cell: ({ sparsity }) => percent(sparsity),
             sort: ({ sparsity }) => sparsity,
             isNumber: true,
@@ -92,7 +92,7 @@ function factsOf({ total, saved }: Stats): FactList {
 /** Of answers that were run again right away, masked and dense: other times are of other minutes. */
 export function savedIn({ pairs, pairs_min, mean, low, high }: Saved): string {
   if (mean === null) return `not comparable yet (${number(pairs)} of ${pairs_min} comparisons)`;
-  return `${percent(mean)} a token (95 % interval ${percent(low)} to ${percent(high)}, ${number(pairs)} comparisons)`;
+  return `${percent(mean)} of ms/token (95 % interval ${percent(low)} to ${percent(high)}, ${number(pairs)} comparisons)`;
 }
 
 const requestsOption =

@@ -5,13 +5,11 @@
 
 import { diffWordsWithSpace } from 'diff';
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks';
-import { listSchema } from '../../../shared/admin/admin-wire.ts';
-import { type MaskSetSummary, maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { type DryRun, dryRunSchema } from '../../../shared/wire/openai.ts';
 import { HEADERS, modelListSchema, splitModelName } from '../../../shared/wire/protocol.ts';
 import { admin, query } from '../api.ts';
-import { Choice, TenantChoice } from '../components/controls.tsx';
+import { Choice, TenantChoice, useSetsToPick } from '../components/controls.tsx';
 import { Empty, Failure, Loaded } from '../components/notice.tsx';
 import { type FactList, Facts } from '../components/table.tsx';
 import { useAddress, useLoad, useScope } from '../hooks.ts';
@@ -50,39 +48,22 @@ export function Playground() {
 }
 
 function Ready({ tenant }: { readonly tenant: string }) {
-  const ready = useLoad(['playground', tenant], (signal) => prepare(tenant, signal));
-  return <Loaded load={ready}>{(found) => <Bench tenant={tenant} {...found} />}</Loaded>;
+  const models = useLoad(['playground', tenant], (signal) => modelsOf(tenant, signal));
+  return <Loaded load={models}>{(found) => <Bench tenant={tenant} models={found} />}</Loaded>;
 }
 
-/** What the tenant may ask for, and the sets that it could publish. */
-async function prepare(tenant: string, signal: AbortSignal) {
-  const key = await playgroundKey(tenant);
-  const sets = (of: string) =>
-    admin(listSchema(maskSetSummarySchema), `/mask-sets${query({ tenant: of })}`, { signal });
-  const [answer, own, shared] = await Promise.all([
-    askEdge(key, '/v1/models', { signal }),
-    sets(tenant),
-    sets('').catch(() => ({ data: [] })),
-  ]);
+/** The models that the tenant may ask for. */
+async function modelsOf(tenant: string, signal: AbortSignal): Promise<readonly string[]> {
+  const answer = await askEdge(await playgroundKey(tenant), '/v1/models', { signal });
   const { data: served } = modelListSchema.parse(await answer.json());
-  const models = served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
-  const found = [...own.data, ...shared.data];
-  return {
-    models,
-    sets: found.filter(({ version }, at) => found.findIndex((set) => set.version === version) === at),
-  };
+  return served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
 }
 
 const SIDES = ['dense', 'masked'] as const;
 type Sides = Record<(typeof SIDES)[number], Side>;
 const IDLE: Sides = { dense: { state: 'idle' }, masked: { state: 'idle' } };
 
-function Bench(props: {
-  readonly tenant: string;
-  readonly models: readonly string[];
-  readonly sets: readonly MaskSetSummary[];
-}) {
-  const { tenant, models, sets } = props;
+function Bench({ tenant, models }: { readonly tenant: string; readonly models: readonly string[] }) {
   const [sides, setSides] = useState<Sides>(IDLE);
   const [decision, setDecision] = useState<DryRun>();
   const [error, setError] = useState<Error>();
@@ -112,7 +93,7 @@ function Bench(props: {
   return (
     <>
       <PromptForm
-        {...{ tenant, models, sets, isRunning }}
+        {...{ tenant, models, isRunning }}
         onRun={(prompt, isInTurn) => void run(prompt, isInTurn)}
         onStop={() => running.current?.abort()}
       />
@@ -177,7 +158,9 @@ async function streamSide(
 }
 
 /** Live routing, a stored set, or one cluster's mask of a set. */
-function useMaskChoice(tenant: string, sets: readonly MaskSetSummary[]) {
+function useMaskChoice(tenant: string) {
+  const { load, find } = useSetsToPick(tenant === '' ? [''] : [tenant, '']);
+  const sets = load.state === 'ready' ? load.data : [];
   const [version, setVersion] = useAddress('set', '');
   const [mask, setMask] = useAddress('mask', '');
   const picked = sets.some((set) => set.version === version) ? version : '';
@@ -190,6 +173,7 @@ function useMaskChoice(tenant: string, sets: readonly MaskSetSummary[]) {
   const held = clusters.some((cluster) => cluster.mask === mask) ? mask : '';
   const element = (
     <>
+      {find}
       <Choice
         title="Mask set"
         value={picked}
@@ -221,12 +205,11 @@ function useMaskChoice(tenant: string, sets: readonly MaskSetSummary[]) {
 function PromptForm(props: {
   readonly tenant: string;
   readonly models: readonly string[];
-  readonly sets: readonly MaskSetSummary[];
   readonly isRunning: boolean;
   readonly onRun: (prompt: Prompt, isInTurn: boolean) => void;
   readonly onStop: () => void;
 }) {
-  const { version, mask, element } = useMaskChoice(props.tenant, props.sets);
+  const { version, mask, element } = useMaskChoice(props.tenant);
   const [isCopied, setCopied] = useState(false);
   const form = useRef<HTMLFormElement>(null);
   const promptIn = (fields: FormData): Prompt => ({
@@ -334,7 +317,7 @@ function Answer({ title, side }: { readonly title: string; readonly side: Side }
           {decision[HEADERS.mask] !== undefined && (
             <>
               mask <code>{decision[HEADERS.mask]}</code>, {percent(Number(decision[HEADERS.sparsity] ?? 0))}{' '}
-              of the blocks out
+              of the blocks skipped
             </>
           )}
         </small>
@@ -376,7 +359,7 @@ function Routing({ decision }: { readonly decision: DryRun }) {
     ],
     ['Distance', number(distance, 3)],
     ['Cosine', number(maskroute.similarity ?? null, 3)],
-    ['Blocks out', sparsity === null ? 'unknown at the edge' : percent(sparsity)],
+    ['Blocks skipped', sparsity === null ? 'unknown at the edge' : percent(sparsity)],
     ['Attention skipped', layersOf(skip?.attention)],
     ['FFN skipped', layersOf(skip?.ffn)],
     ['Encoder', encoder === null ? 'none was needed' : `${encoder.id}, ${encoder.dimensions} dimensions`],

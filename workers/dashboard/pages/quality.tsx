@@ -3,14 +3,14 @@
  * figures that the sets carry.
  */
 
-import { useMemo, useState } from 'preact/hooks';
+import { useMemo } from 'preact/hooks';
 import { statsSchema } from '../../../shared/admin/stats-wire.ts';
 import { admin, query } from '../api.ts';
 import { Chart } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
 import { Empty, Loaded } from '../components/notice.tsx';
 import { quantiles, Table } from '../components/table.tsx';
-import { useLoad, useScope } from '../hooks.ts';
+import { useAddressOf, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
 import { savedIn } from './overview.tsx';
 import { COSTS, type Cost, MEASURES, paretoOption } from './pareto.ts';
@@ -38,19 +38,14 @@ export function Quality() {
 }
 
 function Chosen({ figures }: { readonly figures: readonly Figures[] }) {
-  const [index, setIndex] = useState(0);
-  const chosen = figures[index] ?? figures[0]!;
+  const titles = figures.map(({ title }) => title);
+  const [title, setTitle] = useAddressOf('figures', titles, titles[0]!);
   return (
     <>
       <div class="row">
-        <Choice
-          title="Figures"
-          value={String(index)}
-          options={figures.map(({ title }, at) => [String(at), title])}
-          onPick={(at) => setIndex(Number(at))}
-        />
+        <Choice title="Figures" value={title} options={titles.map((one) => [one, one])} onPick={setTitle} />
       </div>
-      <Picture key={index} {...chosen} />
+      <Picture key={title} {...figures.find((one) => one.title === title)!} />
     </>
   );
 }
@@ -60,9 +55,10 @@ const ABOUT_EVALUATION =
 const ABOUT_HELD_OUT = 'Figures on held-out prompts, as the mask sets carry them.';
 
 function Picture({ rows, isEvaluation }: Figures) {
-  const [measure, setMeasure] = useState<Measure>('kl');
+  const [measure, setMeasure] = useAddressOf('quality', Object.keys(MEASURES) as Measure[], 'kl');
   const hasTimes = rows.some((row) => row.ms_per_token !== null);
-  const [cost, setCost] = useState<Cost>(isEvaluation ? 'time' : 'sparsity');
+  const costs = (Object.keys(COSTS) as Cost[]).filter((name) => name !== 'time' || hasTimes);
+  const [cost, setCost] = useAddressOf('cost', costs, isEvaluation && hasTimes ? 'time' : 'sparsity');
   const option = useMemo(() => paretoOption(rows, cost, measure), [rows, cost, measure]);
   return (
     <>
@@ -76,7 +72,7 @@ function Picture({ rows, isEvaluation }: Figures) {
         <Choice
           title="Cost"
           value={cost}
-          options={Object.entries(COSTS).filter(([name]) => name !== 'time' || hasTimes)}
+          options={costs.map((name) => [name, COSTS[name]])}
           onPick={setCost}
         />
       </div>
@@ -103,7 +99,7 @@ function Rows({ caption, rows }: { readonly caption: string; readonly rows: read
           ? [{ title: 'Compared at', cell: (row: QualityRow) => MATCHED[row.matched ?? 'count'] }]
           : []),
         { title: 'Surrogates', cell: surrogatesOf },
-        { title: 'Blocks out', cell: (row) => percent(row.sparsity), isNumber: true },
+        { title: 'Blocks skipped', cell: (row) => percent(row.sparsity), isNumber: true },
         { title: 'KL', cell: (row) => number(row.kl, 3), isNumber: true },
         { title: 'Agreement', cell: (row) => percent(row.agreement), isNumber: true },
         { title: 'Perplexity', cell: (row) => number(row.perplexity, 2), isNumber: true },
@@ -137,7 +133,7 @@ function LiveTimes() {
         <>
           {saved !== undefined && <p>Time saved against dense: {savedIn(saved)}.</p>}
           <Table
-            caption="A token in live traffic, by blocks out, last 30 days"
+            caption="ms/token in live traffic by blocks skipped, last 30 days"
             empty="No live request had its tokens timed in the last 30 days."
             rows={versions
               .flatMap(({ version, sparsity, figures }) =>
@@ -150,7 +146,7 @@ function LiveTimes() {
                 title: 'Version',
                 cell: ({ version }) => (version === null ? 'none' : <code>{shortVersion(version)}</code>),
               },
-              { title: 'Blocks out', cell: ({ sparsity }) => percent(sparsity), isNumber: true },
+              { title: 'Blocks skipped', cell: ({ sparsity }) => percent(sparsity), isNumber: true },
               { title: 'Requests', cell: ({ figures }) => number(figures.requests), isNumber: true },
               { title: 'ms/token', cell: ({ figures }) => number(figures.tpot_ms!, 2), isNumber: true },
               {

@@ -19,7 +19,8 @@ import { Confirm, FormDialog } from '../components/dialog.tsx';
 import { Loaded } from '../components/notice.tsx';
 import { ListTable, Table } from '../components/table.tsx';
 import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
-import { duration, number, percent, setOwner, shortVersion, when, whose } from '../look.ts';
+import { duration, number, percent, setOwner, sharePercent, shortVersion, when, whose } from '../look.ts';
+import { RolloutFields, rolloutIn } from './rollout-form.tsx';
 
 /** What the person is about to do. */
 type Intent =
@@ -121,8 +122,8 @@ function Serving(props: {
 
 function stateOf({ version, share }: ServedPart, live: LivePublication | null): string {
   const isOnItsWay = live !== null && live.version === version && live.share > 0 && live.share < 1;
-  if (!isOnItsWay) return `serving ${percent(share, 0)}`;
-  return live.paused_at === null ? `rolling out ${percent(share, 0)}` : `paused at ${percent(share, 0)}`;
+  if (!isOnItsWay) return `serving ${sharePercent(share)}`;
+  return live.paused_at === null ? `rolling out ${sharePercent(share)}` : `paused at ${sharePercent(share)}`;
 }
 
 function Steps({
@@ -172,7 +173,7 @@ function nextOf(live: LivePublication) {
     ''
   ) : (
     <>
-      Next step, {percent(next, 0)}, in <Countdown to_ms={Date.parse(live.next_step_at)} />
+      Next step, {sharePercent(next)}, in <Countdown to_ms={Date.parse(live.next_step_at)} />
     </>
   );
 }
@@ -256,7 +257,7 @@ function History() {
 
 function howOf({ action, rollout, auto_rollback: bounds, reason }: Publication): string {
   if (action === 'pause') return 'its steps stand still';
-  const steps = rollout.map(({ share, duration_s }) => `${percent(share, 0)} for ${duration_s / 60} min`);
+  const steps = rollout.map(({ share, duration_s }) => `${sharePercent(share)} for ${duration_s / 60} min`);
   const parts = [
     steps.length === 0 ? 'for everyone' : `${steps.join(', ')}, then everyone`,
     ...(bounds === null ? [] : ['watched']),
@@ -286,7 +287,7 @@ function MaskSets(props: {
         { title: 'Model', cell: (set) => set.model.name, sort: (set) => set.model.name },
         { title: 'Clusters', cell: (set) => set.clusters, sort: (set) => set.clusters, isNumber: true },
         {
-          title: 'Blocks out',
+          title: 'Blocks skipped',
           cell: (set) => percent(set.reached_sparsity),
           sort: (set) => set.reached_sparsity,
           isNumber: true,
@@ -318,9 +319,6 @@ const placeOf = ({ share, paused_at }: LivePublication): string => {
  * somebody else was faster, the edge refuses and nothing changes.
  */
 
-/** The share of conversations that see the new version at each step on the way to everyone. */
-const STEP_SHARES = [0.01, 0.1];
-
 function ActivateDialog(props: {
   readonly set: MaskSetSummary;
   readonly tenant: string;
@@ -338,7 +336,8 @@ function ActivateDialog(props: {
           version: set.version,
           tenant,
           expected_version: seen,
-          ...scheduleOf(form),
+          ...timeIn(form, 'activate_at'),
+          ...rolloutIn(form),
         };
         await admin(publicationSchema, '/publications', { method: 'POST', body });
         onClose();
@@ -347,46 +346,13 @@ function ActivateDialog(props: {
       <p>
         {set.name} ({set.version}) for {whose(tenant)}. Every part of the edge knows it within five seconds.
       </p>
-      <label>
-        <input name="gradual" type="checkbox" />
-        Step by step: 1 %, 10 %, then every conversation
-      </label>
-      <label>
-        Minutes a step
-        <input name="minutes" type="number" min={1} max={1440} defaultValue="10" required />
-      </label>
+      <RolloutFields />
       <label>
         Not before (empty: now)
         <input name="activate_at" type="datetime-local" />
       </label>
-      <label>
-        Roll back at an error rate above, % (empty: never)
-        <input name="errors" type="number" min={0} max={99} step="any" />
-      </label>
-      <label>
-        Roll back when ms/token is more than this many times that of the version before (empty: never)
-        <input name="ratio" type="number" min={1.01} step="any" />
-      </label>
     </FormDialog>
   );
-}
-
-function scheduleOf(form: FormData): Partial<PublishBody> {
-  const errors = form.get('errors');
-  const ratio = form.get('ratio');
-  const duration_s = Math.round(60 * Number(form.get('minutes')));
-  return {
-    ...(form.get('gradual') === null ? {} : { rollout: STEP_SHARES.map((share) => ({ share, duration_s })) }),
-    ...timeIn(form, 'activate_at'),
-    ...(errors === null && ratio === null
-      ? {}
-      : {
-          auto_rollback: {
-            ...(errors === null ? {} : { error_rate_max: Number(errors) / 100 }),
-            ...(ratio === null ? {} : { tpot_ratio_max: Number(ratio) }),
-          },
-        }),
-  };
 }
 
 type Act = {
@@ -421,7 +387,7 @@ const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
     title: 'Pause the rollout?',
     action: () => 'Pause',
     says: ({ version, share }) =>
-      `${version} stays at ${percent(share, 0)}: the same conversations see it until somebody resumes.`,
+      `${version} stays at ${sharePercent(share)}: the same conversations see it until somebody resumes.`,
     path: '/publications/pause',
     body: nothingMore,
   },
@@ -429,7 +395,7 @@ const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
     title: 'Resume the rollout?',
     action: () => 'Resume',
     says: ({ version, share }) =>
-      `${version} goes on from ${percent(share, 0)}; the time that it stood still is added to its steps.`,
+      `${version} goes on from ${sharePercent(share)}; the time that it stood still is added to its steps.`,
     path: '/publications/resume',
     body: nothingMore,
   },

@@ -208,7 +208,7 @@ const factsOf = (request: RequestDetail, set: MaskSet | null): FactList => [
   ['Model', request.model],
   ['Mask set', request.version === null ? 'none' : `${set?.name ?? ''} ${shortVersion(request.version)}`],
   ['Mask', request.mask],
-  ['Blocks out', percent(request.sparsity)],
+  ['Blocks skipped', percent(request.sparsity)],
   ['Status', `${request.status}${request.error_code === null ? '' : ` ${request.error_code}`}`],
   ['Tokens', `${number(request.prompt_tokens)} in, ${number(request.completion_tokens)} out`],
   ['First token', `${number(request.ttft_ms)} ms`],

@@ -87,7 +87,7 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
             cell: ({ version }) => (version === null ? 'none' : <code>{shortVersion(version)}</code>),
           },
           {
-            title: 'Blocks out',
+            title: 'Blocks skipped',
             cell: ({ sparsity }) => (sparsity === null ? 'unknown' : percent(sparsity)),
             isNumber: true,
           },
@@ -96,7 +96,7 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
       />
       {stats.backends.length > 0 && (
         <Table
-          caption="Speed by backend, all tenants, by ten minutes"
+          caption="Speed by backend, all tenants; of different minutes, so a difference may be the machine’s"
           empty="No requests in this time."
           rows={stats.backends}
           rowKey={({ backend }) => backend}

@@ -107,7 +107,7 @@ function TenantTable(props: {
         { title: 'Routing policy', cell: (tenant) => policyName(tenant.routing_policy) },
         { title: 'Models', cell: ({ models }) => models?.join(', ') ?? 'every one' },
         {
-          title: 'Max blocks out',
+          title: 'Max blocks skipped',
           cell: ({ sparsity_max }) => percent(sparsity_max),
           isNumber: true,
         },
@@ -185,7 +185,7 @@ const LIMITS = [
   { name: 'requests_per_day', title: 'Requests a day', scale: 1 },
   { name: 'tokens_per_minute', title: 'Tokens a minute', scale: 1 },
   { name: 'tokens_per_day', title: 'Tokens a day', scale: 1 },
-  { name: 'sparsity_max', title: 'Max blocks out, %', scale: 100 },
+  { name: 'sparsity_max', title: 'Max blocks skipped, %', scale: 100 },
   { name: 'agreement_min', title: 'Min agreement with dense, %', scale: 100 },
 ] as const;
 

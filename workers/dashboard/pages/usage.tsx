@@ -1,26 +1,21 @@
 /** What was used: requests and tokens, by day, model, mask or tenant. */
 import { useMemo } from 'preact/hooks';
 import {
-  listSchema,
   USAGE_GROUPS,
   type UsageGroup,
   type UsageRow,
   usageRowSchema,
 } from '../../../shared/admin/admin-wire.ts';
-import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
-import { Loaded } from '../components/notice.tsx';
-import { type Column, Table } from '../components/table.tsx';
-import { useAddressOf, useLoad, useScope } from '../hooks.ts';
+import { type Column, ListTable } from '../components/table.tsx';
+import { useAddressOf, useList, useScope } from '../hooks.ts';
 import { number } from '../look.ts';
 
 export function Usage() {
   const { tenant } = useScope();
   const [group, setGroup] = useAddressOf('by', USAGE_GROUPS, 'day');
-  const usage = useLoad(['usage', tenant, group], (signal) =>
-    admin(listSchema(usageRowSchema), `/usage${query({ tenant: tenant || undefined, group })}`, { signal }),
-  );
+  const usage = useList(usageRowSchema, '/usage', { tenant: tenant || undefined, group }, undefined, 'after');
   return (
     <>
       <div class="row">
@@ -31,26 +26,20 @@ export function Usage() {
           onPick={setGroup}
         />
       </div>
-      <Loaded load={usage}>
-        {({ data }) => (
-          <>
-            {group === 'day' && data.length > 0 && <Days rows={data} />}
-            <Table
-              caption="The last 30 days, in UTC"
-              empty="Nothing was used in the last 30 days."
-              rows={data}
-              rowKey={(row) => nameOf(row, group)}
-              columns={[
-                { title: group, cell: (row) => nameOf(row, group) },
-                counted('Requests', (row) => row.requests),
-                counted('Errors', (row) => row.errors),
-                counted('Prompt tokens', (row) => row.prompt_tokens),
-                counted('Completion tokens', (row) => row.completion_tokens),
-              ]}
-            />
-          </>
-        )}
-      </Loaded>
+      {group === 'day' && usage.state === 'ready' && usage.data.length > 0 && <Days rows={usage.data} />}
+      <ListTable
+        caption="The last 30 days, in UTC"
+        list={usage}
+        empty="Nothing was used in the last 30 days."
+        rowKey={(row) => nameOf(row, group)}
+        columns={[
+          { title: group, cell: (row) => nameOf(row, group) },
+          counted('Requests', (row) => row.requests),
+          counted('Errors', (row) => row.errors),
+          counted('Prompt tokens', (row) => row.prompt_tokens),
+          counted('Completion tokens', (row) => row.completion_tokens),
+        ]}
+      />
     </>
   );
 }

@@ -1,10 +1,11 @@
 /** The text that four bits are measured on, on a tiny model with random weights. */
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { readCalibrationText, writeOwnText } from '../../../../gpu-backend/learning/data/calibration-text.ts';
 import type { InstalledModel } from '../../../../gpu-backend/model/store.ts';
+import { openModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
 import { installTinyModel } from '../../../support/tiny-model.ts';
 
 let folder: string;
@@ -18,11 +19,24 @@ afterAll(() => rm(folder, { recursive: true }));
 const write = (seed: number, signal?: AbortSignal) =>
   writeOwnText(model, { threads: 1, seed, signal, onProgress: () => undefined });
 
-test('a model writes whole sequences within its context; equal seeds give equal text', async () => {
+test('a model writes whole sequences within its context, and passages stand between them; equal seeds give equal text', async () => {
   const text = await write(1);
   expect(text.sequenceTokens).toBe(64);
-  // 8 tokens for each of the 160 inputs of its widest matrix.
-  expect(text.tokenIds.length).toBe(1280);
+  // 8 tokens for each of the 160 inputs of its widest matrix, and as many of passages.
+  expect(text.tokenIds.length).toBe(2560);
+  const { tokenizer } = await openModelText(model.folder, model.manifest);
+  const sequences = Array.from({ length: 40 }, (_, i) =>
+    tokenizer.decode(text.tokenIds.slice(64 * i, 64 * (i + 1))),
+  );
+  const passages = await readFile(
+    new URL('../../../../gpu-backend/learning/data/passages.jsonl', import.meta.url),
+    'utf8',
+  );
+  const isOfPassage = (words: string) => passages.includes(JSON.stringify(words.slice(-12)).slice(1, -1));
+  // Every second one, whatever a row of passages begins with.
+  const found = sequences.map((sequence) => isOfPassage(sequence));
+  for (let i = 0; i < 40; i += 2) expect(found.slice(i, i + 2).filter(Boolean).length).toBeLessThan(2);
+  expect(found.filter(Boolean).length).toBeGreaterThan(12);
   expect(text.tokenIds.every((id) => id >= 0 && id < model.manifest.config.vocabularySize)).toBe(true);
   expect(await write(1)).toEqual(text);
   expect((await write(2)).tokenIds).not.toEqual(text.tokenIds);

@@ -1,5 +1,6 @@
 /** What rounding a matrix costs, against plain loops over the whole model with that matrix rounded. */
 import { expect, test } from 'vitest';
+import { divergence } from '../../../../gpu-backend/logits.ts';
 import { fileBasis } from '../../../../gpu-backend/model/architectures/rotation.ts';
 import { layerMatrices } from '../../../../gpu-backend/model/matrices.ts';
 import type { WeightSource } from '../../../../gpu-backend/model/model-source.ts';
@@ -7,7 +8,7 @@ import { embedText } from '../../../../gpu-backend/model/quantization/calibratio
 import { openLayerSteps } from '../../../../gpu-backend/model/quantization/layer-steps.ts';
 import { openProducts } from '../../../../gpu-backend/model/quantization/products.ts';
 import { dequantize, roundRows } from '../../../../gpu-backend/model/quantization/quantize.ts';
-import { divergence, measureSensitivity } from '../../../../gpu-backend/model/quantization/sensitivity.ts';
+import { measureSensitivity } from '../../../../gpu-backend/model/quantization/sensitivity.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 import { denseMask } from '../../../../shared/mask/mask.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';

@@ -1,0 +1,202 @@
+/** Jobs of one backend that come again: when, on what, and what becomes of what they learn. */
+
+import { useState } from 'preact/hooks';
+import { z } from 'zod';
+import { apiKeySchema, createdKeySchema, listSchema } from '../../../shared/admin/admin-wire.ts';
+import { type Job, jobSchema, type Schedule, scheduleSchema } from '../../../shared/admin/job-wire.ts';
+import { admin } from '../api.ts';
+import { Choice, ForChange, RowButton, timeIn } from '../components/controls.tsx';
+import { Confirm, FormDialog } from '../components/dialog.tsx';
+import { Loaded } from '../components/notice.tsx';
+import { Table } from '../components/table.tsx';
+import { useLoad, useScope } from '../hooks.ts';
+import { when, whose } from '../look.ts';
+import { JobFields, jobIn } from './job-form.tsx';
+import { RolloutFields, rolloutIn } from './rollout-form.tsx';
+
+const REFRESH_ms = 5_000;
+const removedSchema = z.object({ id: z.string(), deleted: z.literal(true) });
+
+type Open = { readonly what: 'new' } | { readonly what: 'remove'; readonly id: string };
+
+export function Schedules({ backend }: { readonly backend: string }) {
+  const [open, setOpen] = useState<Open>();
+  const jobs = `/backends/${backend}/jobs`;
+  const found = useLoad(['schedules', backend], (signal) => loadSchedules(jobs, signal), REFRESH_ms);
+  const close = () => setOpen(undefined);
+  return (
+    <section aria-label={`Schedules of ${backend}`}>
+      <div class="row spread">
+        <h2>Schedules of {backend}</h2>
+        <ForChange>
+          <button type="button" onClick={() => setOpen({ what: 'new' })}>
+            New schedule
+          </button>
+        </ForChange>
+      </div>
+      <Loaded load={found}>
+        {({ schedules, lastJobs }) => (
+          <Table
+            caption="Jobs that come again"
+            empty="No schedules on this backend yet."
+            rows={schedules}
+            rowKey={({ id }) => id}
+            columns={[
+              { title: 'Schedule', cell: ({ id }) => <code title={id}>{id.slice(0, 17)}</code> },
+              { title: 'Name', cell: ({ job }) => job.name ?? 'learned' },
+              { title: 'Every', cell: ({ every }) => every },
+              { title: 'Next', cell: ({ next_at }) => when(next_at) },
+              { title: 'What it learns', cell: thenOf },
+              { title: 'Last job', cell: ({ last_job }) => endOf(lastJobs.get(last_job ?? '')) },
+              {
+                title: 'Change',
+                isActions: true,
+                cell: ({ id }) => (
+                  <RowButton
+                    title="Delete"
+                    about={id}
+                    destroys
+                    onClick={() => setOpen({ what: 'remove', id })}
+                  />
+                ),
+              },
+            ]}
+          />
+        )}
+      </Loaded>
+      {open?.what === 'new' && <NewSchedule backend={backend} onClose={close} />}
+      {open?.what === 'remove' && (
+        <Confirm
+          title="Delete this schedule?"
+          action={`Delete ${open.id}`}
+          destroys
+          onClose={close}
+          act={async () => {
+            await admin(removedSchema, `${jobs}/schedules/${open.id}`, { method: 'DELETE' });
+          }}
+        >
+          <p>
+            <code>{open.id}</code> does not come again. Its jobs stay, also one that runs.
+          </p>
+        </Confirm>
+      )}
+    </section>
+  );
+}
+
+async function loadSchedules(jobs: string, signal: AbortSignal) {
+  const [schedules, known] = await Promise.all([
+    admin(listSchema(scheduleSchema), `${jobs}/schedules`, { signal }),
+    admin(listSchema(jobSchema), jobs, { signal }),
+  ]);
+  return { schedules: schedules.data, lastJobs: new Map(known.data.map((job) => [job.id, job])) };
+}
+
+function thenOf({ job: { publish } }: Schedule): string {
+  if (publish === undefined) return 'stays with its job';
+  if (!publish.activate) return `is stored for ${whose(publish.tenant)}`;
+  const steps = publish.rollout?.length ?? 0;
+  return [
+    `goes live for ${whose(publish.tenant)}`,
+    ...(steps === 0 ? [] : [`in ${steps + 1} steps`]),
+    ...(publish.auto_rollback === undefined ? [] : ['watched']),
+  ].join(', ');
+}
+
+const endOf = (job: Job | undefined): string =>
+  job === undefined ? '–' : `${job.status}${job.error === null ? '' : `: ${job.error}`}`;
+
+/* The form. */
+
+const UNITS = [
+  ['h', 'hours'],
+  ['d', 'days'],
+  ['m', 'minutes'],
+] as const;
+
+const ENDS = ['keep', 'store', 'live'] as const;
+type End = (typeof ENDS)[number];
+
+function NewSchedule(props: { readonly backend: string; readonly onClose: () => void }) {
+  const { tenant } = useScope();
+  const [end, setEnd] = useState<End>('keep');
+  const jobs = `/backends/${props.backend}/jobs`;
+  const titles: Record<End, string> = {
+    keep: 'keep it with its job',
+    store: `store it for ${whose(tenant)}`,
+    live: `make it live for ${whose(tenant)}`,
+  };
+  return (
+    <FormDialog
+      title={`Learn again and again on ${props.backend}`}
+      action="Create"
+      onClose={props.onClose}
+      onSubmit={async (form) => {
+        const times = { every: `${form.get('count')}${form.get('unit')}`, ...timeIn(form, 'first_at') };
+        const job = await jobIn(form, jobs);
+        const create = (publish?: object) =>
+          admin(scheduleSchema, `${jobs}/schedules`, {
+            method: 'POST',
+            body: { ...times, job: { ...job, publish } },
+          });
+        if (end === 'keep') await create();
+        else {
+          const how = end === 'store' ? {} : { activate: true, ...rolloutIn(form) };
+          const name = `schedule on ${props.backend}: ${form.get('name')}`;
+          await withOwnKey(tenant, name, (admin_key) => create({ tenant, admin_key, ...how }));
+        }
+        props.onClose();
+      }}
+    >
+      <div class="pairs">
+        <label>
+          Every
+          <input name="count" type="number" min={1} max={9999} defaultValue="24" required />
+        </label>
+        <label>
+          Unit
+          <select name="unit">
+            {UNITS.map(([value, title]) => (
+              <option key={value} value={value}>
+                {title}
+              </option>
+            ))}
+          </select>
+        </label>
+      </div>
+      <label>
+        First (empty: after that time)
+        <input name="first_at" type="datetime-local" />
+      </label>
+      <JobFields />
+      <Choice
+        title="What becomes of the set"
+        value={end}
+        options={ENDS.map((one) => [one, titles[one]])}
+        onPick={setEnd}
+      />
+      {end === 'live' && <RolloutFields />}
+      {end !== 'keep' && (
+        <p>
+          <small>It publishes with a key of its own, which the Keys page shows and can revoke.</small>
+        </p>
+      )}
+    </FormDialog>
+  );
+}
+
+/** Where what it is for fails, the key is gone again. */
+async function withOwnKey(
+  tenant: string,
+  name: string,
+  use: (key: string) => Promise<unknown>,
+): Promise<void> {
+  const body = { kind: tenant === '' ? 'admin' : 'tenant_admin', tenant, name };
+  const { id, key } = await admin(createdKeySchema, '/keys', { method: 'POST', body });
+  try {
+    await use(key);
+  } catch (error) {
+    await admin(apiKeySchema, `/keys/${id}`, { method: 'DELETE' }).catch(() => undefined);
+    throw error;
+  }
+}
