@@ -42,6 +42,13 @@ test('a model writes whole sequences within its context, and passages stand betw
   expect((await write(2)).tokenIds).not.toEqual(text.tokenIds);
 });
 
+test('a base model, which has no template, gets its passages as plain text', async () => {
+  const base = { ...model, manifest: { ...model.manifest, chatTemplate: null } };
+  const text = await writeOwnText(base, { threads: 1, seed: 1, onProgress: () => undefined });
+  expect(text.tokenIds.length).toBe(2560);
+  expect(text.tokenIds).not.toEqual((await write(1)).tokenIds);
+});
+
 test('told to stop, it stops', async () => {
   await expect(write(1, AbortSignal.abort(new Error('enough')))).rejects.toThrow('enough');
 });
