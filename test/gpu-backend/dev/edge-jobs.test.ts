@@ -23,7 +23,7 @@ import {
   type UploadedData,
 } from '../../../shared/admin/job-wire.ts';
 import type { LivePublication, MaskSetSummary, Publication } from '../../../shared/admin/publication-wire.ts';
-import type { ModelHash } from '../../../shared/mask/mask.ts';
+import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { BACKEND_KEY, eventually, parseSse, serveModel, type TestServer } from '../api/harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from '../api/scripted-engine.ts';
 
@@ -46,9 +46,8 @@ beforeAll(async () => {
   // What the jobs learn is the preset's, so its model is served.
   const { model: learned, surrogates } = await readMaskSet(PRESET);
   const served = {
-    hash: learned.hash as ModelHash,
-    blockCount: learned.blockCount,
-    ...(surrogates && { surrogates }),
+    ...{ hash: learned.hash as ModelHash, blockCount: learned.blockCount },
+    ...(surrogates === undefined ? {} : { surrogates: surrogates as SurrogatesId }),
   };
   const model = scriptedModel(scriptedEngine({ answer: () => bytesOf('abc') }, served));
   server = await serveModel(model, {}, { jobs, schedules, audience: undefined });
