@@ -1,5 +1,5 @@
 /**
- * Three projects: what runs in Node runs in Node; the edge runs in workerd, the runtime that it is deployed to,
+ * What runs in Node runs in Node (`alone`: each file in a process of its own); the edge runs in workerd, which it is deployed to,
  * with the bindings of wrangler.toml, a real D1 and the real migrations; the whole product runs by itself.
  */
 import { availableParallelism } from 'node:os';
