@@ -99,7 +99,7 @@ test('a list that no origin stands in stops a start at once, with the reason', a
   const other = createHome();
   try {
     const wrong = run(other, { ALLOWED_ORIGINS: 'app.example.com' });
-    expect(await wrong.ended).toBe(1);
+    expect(await wrong.ended).toBe(2);
     expect(wrong.output()).toMatch(/^error: ALLOWED_ORIGINS: expected .*, not app\.example\.com\.\n$/);
   } finally {
     removeHome(other);

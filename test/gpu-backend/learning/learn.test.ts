@@ -94,7 +94,7 @@ describe('learn', () => {
     expect(html).not.toContain('NaN');
     const verdict = /<p class="verdict">(.*?)<\/p>/s.exec(html)![1]!;
     expect(verdict).toMatch(
-      /^The masks leave out 25.0 % of the blocks and agree .* of held-out tokens\. (Routing among|All clusters share) /,
+      /^The masks skip 25.0 % of the blocks and agree .* of held-out tokens\. (Routing among|All clusters share) /,
     );
     await expectFits(join(folder, 'whole', 'report.html'));
   }, 60_000);

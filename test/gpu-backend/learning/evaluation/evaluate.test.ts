@@ -329,7 +329,7 @@ describe('evaluate', () => {
       found,
     );
     const html = readFileSync(join(out, 'report.html'), 'utf8');
-    expect(html).toContain('KL to dense against time a token');
+    expect(html).toContain('KL to dense against ms/token');
     expect(html).not.toMatch(/(src|href)=/);
   }, 60_000);
 });
