@@ -21,8 +21,10 @@ const LIBRARIES_OF_THE_EDGE = [
   ...['eventsource-parser/stream', 'fast-check', 'lru-cache', 'oauth4webapi', 'zod'],
 ];
 
-/** A file that replaces a module, and one that measures how much memory its process took at most. */
+/** They replace a module, measure how much memory their process took, or open a backend in it, which sets V8's flags. */
 const ALONE = [
+  'test/gpu-backend/api/real-model.test.ts',
+  'test/gpu-backend/api/structured-output.test.ts',
   'test/gpu-backend/engine/webgpu.test.ts',
   'test/gpu-backend/model/formats/hostile-gguf.test.ts',
 ];
@@ -35,19 +37,22 @@ const HOOKS_ms = 120_000;
 
 /**
  * Files in Node run one after the other in the same process as long as the next one is of them too, so they stay together,
- * the longest first. The others are spread among them: what starts a whole product is several processes, and two of them
- * would be in each other's way; what waits in workerd leaves the cores to others.
+ * the longest first, behind those in workerd. The others are spread among them: what starts a whole product is several
+ * processes, and two of them would be in each other's way.
  */
 class KeepTogether extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
-    const sorted = await super.sort(files);
-    const place = new Map<TestSpecification, number>();
-    for (const [name, kind] of Object.entries(Object.groupBy(sorted, ({ project }) => project.name))) {
-      // More of the others among the first files in Node, which take longer.
-      const power = name === 'node' ? 1 : 1.5;
-      for (const [index, file] of kind!.entries()) place.set(file, (index / kind!.length) ** power);
+    const {
+      workers = [],
+      node = [],
+      ...others
+    } = Object.groupBy(await super.sort(files), ({ project }) => project.name);
+    const place = new Map([...workers, ...node].map((file, index, { length }) => [file, index / length]));
+    for (const spread of Object.values(others)) {
+      // More of them among the first files, which take longer.
+      for (const [index, file] of spread!.entries()) place.set(file, (index / spread!.length) ** 1.5);
     }
-    return sorted.sort((a, b) => place.get(a)! - place.get(b)!);
+    return [...place.keys()].sort((a, b) => place.get(a)! - place.get(b)!);
   }
 }
 

@@ -29,7 +29,7 @@ const maskSetOption = () =>
 type BenchFlags = { readonly json: boolean };
 type OnDevice = BenchFlags & { readonly device: DeviceChoice };
 type DecodeFlags = { model: string; kvType: KvType; rounds: number; long: boolean };
-type MasksFlags = { model: string; steps: number; prefill: boolean; rounds: number };
+type MasksFlags = { model: string; steps: number; prefill: boolean; layers?: number; rounds: number };
 type QuantizationFlags = { data: string[]; positions: number; maskSet: string[]; rounds: number };
 
 export function addBenchCommands(program: Command): void {
@@ -65,6 +65,7 @@ export function addBenchCommands(program: Command): void {
     .option(...MODEL)
     .option('--steps <count>', 'tokens decoded for each figure', wholeNumber(1), 8)
     .option('--no-prefill', 'leave prefill out')
+    .option('--layers <count>', 'report figures for a model of so many such layers', wholeNumber(1))
     .option(...ROUNDS, 3)
     .action(async ({ json, ...flags }: BenchFlags & MasksFlags) => {
       const { benchMasks } = await import('../bench/masks-bench.ts');

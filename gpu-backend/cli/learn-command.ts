@@ -38,6 +38,7 @@ type LearnFlags = {
   readonly cost: BlockCost;
   readonly context?: number;
   readonly quick: boolean;
+  readonly memory?: number;
   readonly device: DeviceChoice;
   readonly attention?: CountRange;
   readonly ffn?: CountRange;
@@ -121,6 +122,11 @@ export function addLearnCommands(program: Command): void {
     .option('--name <name>', "the mask set's name (default: the folder's)")
     .option('--rows <count>', 'rows read from each file at most', wholeNumber(1))
     .option('--quick', 'a usable set in minutes: less text, fewer exchanges, one turn', false)
+    .option(
+      '--memory <GB>',
+      'memory for the work; a larger model is computed layer by layer (default: what there is)',
+      gigabytes,
+    )
     .addOption(deviceOption())
     .option('--seed <number>', 'the same seed gives the same mask set', wholeNumber(0))
     .addOption(queueOption('hand the work to maskroute work through this queue (default: compute here)'))
@@ -183,6 +189,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     name: flags.name ?? path.basename(path.resolve(flags.out)),
     effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
     ...{ rowsMax: flags.rows, seed: flags.seed, signal },
+    memory_bytes: flags.memory,
     openUnits: await unitsFor(flags, home, reporter.log),
     onProgress(progress: LearnProgress) {
       const { number, count } = progress.at;
@@ -224,11 +231,19 @@ async function sayForecast(
 ): Promise<void> {
   const { forecastLearning, forecastLines, measurePace } = await import('../learning/forecast.ts');
   const clusters = flags.clusters === 'auto' ? AUTO_CLUSTERS : Math.max(...flags.clusters);
-  const pace = await measurePace(availableParallelism());
-  const of = (effort: typeof LEARN_EFFORT) => forecastLearning(config, weights, effort, clusters, pace);
-  const quick = of(QUICK_EFFORT);
-  for (const line of forecastLines(flags.quick ? quick : of(LEARN_EFFORT), flags.quick ? undefined : quick))
-    log(line);
+  const machine = {
+    pace: await measurePace(availableParallelism()),
+    available_bytes: flags.memory ?? process.availableMemory(),
+  };
+  const of = (effort: typeof LEARN_EFFORT, clusterCount: number) =>
+    forecastLearning(config, weights, effort, { ...machine, clusterCount });
+  const smaller = [
+    { flags: '--clusters 1', forecast: of(LEARN_EFFORT, 1) },
+    { flags: '--quick', forecast: of(QUICK_EFFORT, clusters) },
+    { flags: '--quick --clusters 1', forecast: of(QUICK_EFFORT, 1) },
+  ];
+  const asked = of(flags.quick ? QUICK_EFFORT : LEARN_EFFORT, clusters);
+  for (const line of forecastLines(asked, smaller)) log(line);
 }
 
 async function runSweep(
@@ -345,6 +360,13 @@ async function runDistill(
   const { texts, tokens } = report;
   const text = `${flags.out}: from ${texts} texts of ${tokens} tokens`;
   console.log(json ? JSON.stringify({ out: flags.out, texts, tokens }) : text);
+}
+
+/** In bytes. */
+function gigabytes(text: string): number {
+  const value = Number(text);
+  if (text.trim() !== '' && Number.isFinite(value) && value > 0) return value * 1e9;
+  throw new InvalidArgumentError('expected gigabytes, such as 8');
 }
 
 function clusterCounts(text: string): number[] | 'auto' {

@@ -49,6 +49,9 @@ const FAMILIES: readonly {
   { name: /(?:)/, pooling: 'mean', prefix: '', tokensMax: 256 },
 ];
 
+/** By the encoder's name, such as `BAAI/bge-small-en-v1.5`. */
+export const familyOf = (id: string) => FAMILIES.find(({ name }) => name.test(id))!;
+
 const wordPieceSchema = z.looseObject({
   normalizer: z.looseObject({ type: z.literal('BertNormalizer'), lowercase: z.literal(true) }),
   pre_tokenizer: z.looseObject({ type: z.literal('BertPreTokenizer') }),
@@ -94,7 +97,7 @@ export async function readEncoderFolder(folder: string, id = ''): Promise<Encode
     bertConfigSchema,
     await requireModelJson(folder, 'config.json', CONFIG_BYTES_MAX),
   );
-  const family = FAMILIES.find(({ name }) => name.test(id))!;
+  const family = familyOf(id);
   const pools = await optional('1_Pooling/config.json', poolingSchema);
   const limits = await optional('sentence_bert_config.json', limitsSchema);
   const prompts = await optional('config_sentence_transformers.json', promptsSchema);

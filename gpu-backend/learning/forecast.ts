@@ -1,15 +1,23 @@
 /**
  * What learning will take of memory and time, before it begins. Memory follows from the shapes of the graphs that are open
- * together; time from the positions that a run computes at the most, at the pace of this machine's products. LOG.md has what
- * both were held against.
+ * together (`gates/step-memory.ts`); time from the positions that a run computes at the most, at the pace of this machine's
+ * products. LOG.md has what both were held against.
  */
 import { totalmem } from 'node:os';
 import type { ModelConfig, WeightKind } from '../model/model-source.ts';
 import { openProducts } from '../model/quantization/products.ts';
+import {
+  LOSS_BATCH_TOKENS,
+  type MemoryPlan,
+  planMemory,
+  STEP_PART_TOKENS,
+  weightCounts,
+} from './gates/step-memory.ts';
 import type { LearnEffort } from './search/effort.ts';
-import { LOSS_BATCH_TOKENS, STEP_PART_TOKENS } from './search/workbench.ts';
 
 export type Forecast = {
+  /** Whether the model is computed as a whole or layer by layer. */
+  readonly plan: MemoryPlan['kind'];
   /** The most that the process has, with pages of mapped files. */
   readonly memory_bytes: number;
   /** At the most; searches often end earlier. */
@@ -37,60 +45,45 @@ const CODES_PACE = 3;
 /** Tokens a scored position: beginnings that prompts share are computed and not scored. */
 const TOKENS_A_POSITION = 1.5;
 
-/** `pace`: multiply-adds a second in fp32. */
+/** Weights a second that are packed when a piece is opened: as fast as memory is read and written. */
+const PACK_PACE = 4e8;
+/** Weights a second that are rounded for training, once a model. */
+const ROUND_PACE = 1.2e7;
+
+type ForecastOptions = {
+  readonly clusterCount: number;
+  /** Multiply-adds a second in fp32. */
+  readonly pace: number;
+  /** What the process may have of memory. */
+  readonly available_bytes: number;
+};
+
 export function forecastLearning(
   config: ModelConfig,
   weights: WeightKind,
   effort: LearnEffort,
-  clusterCount: number,
-  pace: number,
+  { clusterCount, pace, available_bytes }: ForecastOptions,
 ): Forecast {
+  const plan = planMemory(config, weights, available_bytes);
   const positions = positionsOf(config, effort, clusterCount);
+  const { reads, writes, all } = weightCounts(config);
+  const opened = plan.kind === 'whole' ? 0 : all - plan.layersKept * (reads + writes);
+  // Every batch of a search goes through the pieces that do not stay open; scoring has the serving graph, which does.
+  const batches = (TOKENS_A_POSITION * positions.searched) / LOSS_BATCH_TOKENS;
+  const products = (positions.searched + positions.scored) * TOKENS_A_POSITION * all;
+  const isExact = weights === 'f32';
   return {
-    memory_bytes: memoryOf(config, weights),
+    plan: plan.kind,
+    memory_bytes: plan.memory_bytes,
     time_s:
-      (positions * TOKENS_A_POSITION * weightsOf(config).all) /
-      (weights === 'f32' ? pace : CODES_PACE * pace),
+      products / (isExact ? pace : CODES_PACE * pace) +
+      (batches * opened) / PACK_PACE +
+      (isExact ? 0 : all / ROUND_PACE),
   };
 }
 
-function weightsOf({
-  hiddenSize: H,
-  ffnSize: F,
-  headCount: N,
-  kvHeadCount: G,
-  headSize: D,
-  ...config
-}: ModelConfig) {
-  const head = H * config.vocabularySize;
-  const reads = config.layerCount * ((N + 2 * G) * D * H + 2 * F * H);
-  const writes = config.layerCount * (N * D * H + F * H);
-  return { head, reads, writes, all: head + reads + writes };
-}
-
-/** Bytes a weight as each graph multiplies by it. */
-const BYTES: Readonly<Record<WeightKind, number>> = { f32: 4, q8: 1.16, q4: 0.7 };
-/** Codes with a scale a column, and in blocks; `training-weights.ts` says which goes where. */
-const [COLUMNS, BLOCKS] = [1, 1.16];
-/** What the process has besides; and by how much packing and scratch memory make the rest larger, as the default model shows. */
-const BASE_BYTES = 400e6;
-const OVERHEAD = 1.25;
-
-/** The serving graph, the step's, the loss's and the teacher's are open together, each with its own packed weights. */
-function memoryOf(config: ModelConfig, kind: WeightKind): number {
-  const { head, reads, writes } = weightsOf(config);
-  const own = BYTES[kind];
-  const isExact = kind === 'f32';
-  const forward = (head + reads) * (isExact ? own : COLUMNS) + writes * own;
-  const back = isExact ? 0 : (head + reads) * BLOCKS + writes * COLUMNS;
-  const serving = (head + reads + writes) * own;
-  const logits = 4 * LOSS_BATCH_TOKENS * config.vocabularySize * 4;
-  const kept = 4 * STEP_PART_TOKENS * config.layerCount * (6 * config.hiddenSize + 3 * config.ffnSize);
-  return BASE_BYTES + OVERHEAD * (serving + 3 * forward + back + logits + kept);
-}
-
-/** Positions times passes, of all stages. */
-function positionsOf({ layerCount }: ModelConfig, effort: LearnEffort, clusterCount: number): number {
+/** Positions times passes, of all stages: by training graphs, and by the serving one. */
+function positionsOf({ layerCount }: ModelConfig, effort: LearnEffort, clusterCount: number) {
   const blocks = 2 * layerCount;
   const search = ({
     searchPositions,
@@ -104,32 +97,45 @@ function positionsOf({ layerCount }: ModelConfig, effort: LearnEffort, clusterCo
     STEP_PART_TOKENS * 2 * gateSteps * BACKWARD;
   const { one, group, turns } = effort;
   const groups = clusterCount > 1 ? Math.min(clusterCount, effort.masksMax) : 0;
-  return (
-    search(one) +
-    LOSS_BATCH_TOKENS * one.glanceParts * one.greedyEvaluations +
-    groups * turns * search(group) +
-    6 * effort.choicePositions +
-    (groups + 1) * (effort.sharePositions + effort.heldOutPositions)
-  );
+  return {
+    searched:
+      search(one) +
+      LOSS_BATCH_TOKENS * one.glanceParts * one.greedyEvaluations +
+      groups * turns * search(group) +
+      6 * effort.choicePositions,
+    scored: (groups + 1) * (effort.sharePositions + effort.heldOutPositions),
+  };
 }
 
 const LONG_s = 86_400;
 
-/** What a person is told before the work; `quick`: the same run with less work, where that is another one. */
-export function forecastLines(forecast: Forecast, quick: Forecast | undefined): string[] {
-  const { memory_bytes, time_s } = forecast;
+/** A run with less work, and the flags that ask for it. */
+type SmallerRun = { readonly flags: string; readonly forecast: Forecast };
+
+/** What a person is told before the work. `smaller`: runs that may be asked for instead, the most work first. */
+export function forecastLines(forecast: Forecast, smaller: readonly SmallerRun[]): string[] {
+  const { memory_bytes, time_s, plan } = forecast;
+  const how = plan === 'layers' ? ', layer by layer, for the whole model does not fit' : '';
   const lines = [
-    `Learning takes about ${gigabytes(memory_bytes)} of memory and up to ${hours(time_s)} on this machine.`,
+    `Learning takes about ${gigabytes(memory_bytes)} of memory${how}, and up to ${hours(time_s)} on this machine.`,
   ];
   if (memory_bytes > totalmem())
     lines.push(
       `That is more memory than the ${gigabytes(totalmem())} that this machine has: it will not fit.`,
     );
-  if (time_s > LONG_s && quick !== undefined)
-    lines.push(
-      `That is days. With --quick it is up to ${hours(quick.time_s)}; --clusters 1 searches for one mask alone.`,
-    );
+  if (time_s > LONG_s) lines.push(wayOut(time_s, smaller));
   return lines;
+}
+
+/** The most work that fits into a day, or the least that there is. */
+function wayOut(time_s: number, smaller: readonly SmallerRun[]): string {
+  const less = smaller.filter(({ forecast }) => forecast.time_s < time_s);
+  const found = less.find(({ forecast }) => forecast.time_s <= LONG_s);
+  if (found !== undefined)
+    return `That is days. With ${found.flags} it is up to ${hours(found.forecast.time_s)}.`;
+  const least = less.toSorted((a, b) => a.forecast.time_s - b.forecast.time_s)[0];
+  if (least === undefined) return 'That is days, and there is no smaller run: it takes a faster machine.';
+  return `That is days. The least, ${least.flags}, is up to ${hours(least.forecast.time_s)}; --queue hands the work to several machines.`;
 }
 
 const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;

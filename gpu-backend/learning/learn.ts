@@ -25,6 +25,7 @@ import { groupPrompts, type Prompts } from './data/prompt-groups.ts';
 import { readData } from './data/read-data.ts';
 import { distinctRows, scoredPositions } from './data/samples.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';
+import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
 import { contentKey, openRunJournal, type RunJournal } from './journal.ts';
 import { LEARN_REPORT_FILE, writeReportHtml } from './report/write-report.ts';
 import type { Budget, CountRange } from './search/budget.ts';
@@ -34,7 +35,7 @@ import { buildReport, heldOutFigures, type LearnReport } from './search/learn-re
 import { openModelParts } from './search/model-parts.ts';
 import { firstStage, type LearnProgress, planStages, trackProgress } from './search/progress.ts';
 import { createTextMaker, type TextMaker } from './search/texts.ts';
-import { createWorkbench, LOSS_BATCH_TOKENS } from './search/workbench.ts';
+import { createWorkbench } from './search/workbench.ts';
 import { openLocalUnits } from './units/unit-computer.ts';
 import type { OpenUnits } from './units/units.ts';
 
@@ -79,6 +80,8 @@ export type LearnOptions = {
   readonly effort?: LearnEffort | undefined;
   /** Where an unfinished run is kept; in `out`, and removed at the end, unless several runs share one. */
   readonly sharedState?: string | undefined;
+  /** What the work in this process may have of memory; what there is unless given. */
+  readonly memory_bytes?: number | undefined;
   /** Who computes the run's units; this process unless given. */
   readonly openUnits?: OpenUnits | undefined;
   readonly onProgress: (progress: LearnProgress) => void;
@@ -137,7 +140,7 @@ async function learnWith(
   const { device } = settings;
   const { threads } = encoderOptions;
   await using units = await (settings.openUnits ?? openLocalUnits)({
-    ...{ model, surrogates, threads, device, signal },
+    ...{ model, surrogates, threads, device, signal, memory_bytes: settings.memory_bytes },
   });
   const asked = { model, surrogates, threads, device, targets: settings.effort.targets };
   const parts = await openModelParts(asked, units, journal);

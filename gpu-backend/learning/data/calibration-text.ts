@@ -139,14 +139,14 @@ export async function writeOwnText(
   return { tokenIds: inTurns(tokenIds, passages, sequenceTokens), sequenceTokens };
 }
 
-/** As a chat where the model knows chats. */
+/** As a chat where the model's template takes it. */
 function passageIds(text: ModelText, row: CalibrationRow, eosTokenId: number): Int32Array {
   const { content } = row;
   try {
     return encodeRow(row, text, eosTokenId);
   } catch (error) {
     if (content.type === 'text') throw error;
-    // A base model has no template, and some templates take no system's word.
+    // Some templates take no system's word.
     return text.encodePrompt(content.turns.map((turn) => turn.content).join('\n\n'));
   }
 }

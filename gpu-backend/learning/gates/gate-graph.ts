@@ -10,9 +10,17 @@
  * cross-entropy with K = 1 and p = 1; KL to another model's K likeliest tokens, up to the entropy of p.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
+import { embed } from '../../model/architectures/projections.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import { external } from '../../model/weights-file.ts';
-import { ELEMENT_TYPES, type Graph, GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import {
+  type Dimension,
+  ELEMENT_TYPES,
+  type Graph,
+  GraphBuilder,
+  MICROSOFT,
+  type Value,
+} from '../../onnx/graph.ts';
 import { gradients } from '../autodiff/gradients.ts';
 import {
   SURROGATE_PARTS,
@@ -25,9 +33,11 @@ import {
 import {
   forward,
   type HeadProducts,
+  layersForward,
   type Shared,
   scoredRows,
   sharedShapes,
+  sharedValues,
   softTargetLoss,
 } from './training-forward.ts';
 import {
@@ -80,14 +90,11 @@ function stepGraph(
   let shared: Shared | undefined;
   const h = forward(g, config, stored, linears, (index, before, block, common) => {
     shared = common;
-    const run = gatedBlock(g, config, gates, index, before, block);
-    const stand = surrogates?.blocks[index];
-    return stand === undefined ? run : withStandIn(g, common, gates, index, before, run, stand);
+    return gated(g, common, { gates, surrogates, index }, before, block);
   });
   const final = scoredRows(g, config, stored, h);
   const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), { tail });
-  g.node('Identity', [loss.value], ['loss']);
-  g.output({ name: 'loss' }, 'f32', []);
+  nameOutput(g, loss.value, 'loss', []);
   if (by === 'none') return g.graph;
   const targets = by === 'gates' ? [gates.all] : requireTables(surrogates);
   const found = gradients(g, [{ value: final, gradient: loss.gradient() }], targets, {
@@ -95,15 +102,11 @@ function stepGraph(
     shapes: sharedShapes(shared!),
     recompute,
   });
-  const name = (output: string, i: number, shape: number[]) => {
-    g.node('Identity', [found[i]!], [output]);
-    g.output({ name: output }, 'f32', shape);
-  };
-  if (by === 'gates') name('gate_gradients', 0, [2 * config.layerCount]);
+  if (by === 'gates') nameOutput(g, found[0]!, 'gate_gradients', [2 * config.layerCount]);
   else {
     const shapes = surrogateShapes(config, surrogateRank);
     SURROGATE_PARTS.forEach((part, i) => {
-      name(`surrogate_${part}_gradients`, i, shapes[part]);
+      nameOutput(g, found[i]!, `surrogate_${part}_gradients`, shapes[part]);
     });
   }
   return g.graph;
@@ -112,6 +115,20 @@ function stepGraph(
 function requireTables(surrogates: SurrogateInputs | undefined): readonly Value[] {
   if (surrogates === undefined) throw new RangeError('surrogates need a rank to be learned');
   return surrogates.tables;
+}
+
+/** The stream after a block, by its gate and with its surrogate, if there are any. */
+function gated(
+  g: GraphBuilder,
+  shared: Shared,
+  which: { readonly gates: Gates; readonly surrogates: SurrogateInputs | undefined; readonly index: number },
+  before: Value,
+  block: (b: GraphBuilder, h: Value) => Value,
+): Value {
+  const { gates, surrogates, index } = which;
+  const run = gatedBlock(g, shared.config, gates, index, before, block);
+  const stand = surrogates?.blocks[index];
+  return stand === undefined ? run : withStandIn(g, shared, gates, index, before, run, stand);
 }
 
 type Gates = {
@@ -202,6 +219,78 @@ export function headProducts(g: GraphBuilder, { forward: ahead, back }: Training
     forward: (x) => g.op('FusedMatMul', [x, weights], { transB: 1 }, MICROSOFT),
     back: (y) => g.op('MatMul', [y, weights]),
   };
+}
+
+/*
+ * The same step in pieces, for a model that does not fit into memory as a whole: its embedding, layers one after the other,
+ * and its head (`layered-session.ts`). Each piece is a graph of its own, with the same nodes as the whole one has there.
+ */
+
+/** Input `token_ids` `[B, S]`, output `after` `[B, S, H]`. */
+export function embeddingGraph(config: LlamaConfig, stored: StoredLlama): Graph {
+  const g = new GraphBuilder('embedding');
+  const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
+  nameOutput(g, embed(g, tokenIds, stored.embedding), 'after', ['B', 'S', config.hiddenSize]);
+  return g.graph;
+}
+
+/**
+ * Layer `layer`. Inputs `token_ids`, `before` `[B, S, H]`, `gates` `[2]`, and its two rows of each table of surrogates;
+ * output `after`. By gates there are an input `after_gradient`, and outputs `before_gradient` and `gate_gradients` `[2]`.
+ */
+export function layerGraph(
+  config: LlamaConfig,
+  stored: StoredLlama,
+  linears: TrainingLinears,
+  layer: number,
+  { by, surrogateRank }: { readonly by: 'gates' | 'none'; readonly surrogateRank: number },
+): Graph {
+  const g = new GraphBuilder('layer');
+  const stream = ['B', 'S', config.hiddenSize];
+  const shared = sharedValues(g, config, stored, g.input('token_ids', 'i64', ['B', 'S']));
+  const before = g.input('before', 'f32', stream);
+  const gates = gateValues(g, 2);
+  const surrogates =
+    surrogateRank > 0 ? surrogateInputs(g, { ...config, layerCount: 1 }, surrogateRank) : undefined;
+  const stretch = { from: layer, to: layer + 1, before };
+  const after = layersForward(g, shared, stored, linears, stretch, (index, h, block) =>
+    gated(g, shared, { gates, surrogates, index: index - 2 * layer }, h, block),
+  );
+  if (by === 'none') nameOutput(g, after, 'after', stream);
+  else {
+    const seed = { value: after, gradient: g.input('after_gradient', 'f32', stream) };
+    const [ofBefore, ofGates] = gradients(g, [seed], [before, gates.all], {
+      transposed: backwardProducts(linears),
+      shapes: sharedShapes(shared),
+    });
+    nameOutput(g, ofBefore!, 'before_gradient', stream);
+    nameOutput(g, ofGates!, 'gate_gradients', [2]);
+  }
+  return g.graph;
+}
+
+/** Inputs `before` `[B, S, H]`, `scored_rows` and targets; output `loss`, and by gates `before_gradient`. */
+export function headGraph(
+  config: LlamaConfig,
+  stored: StoredLlama,
+  linears: TrainingLinears,
+  { by, tail }: { readonly by: 'gates' | 'none'; readonly tail: boolean },
+): Graph {
+  const g = new GraphBuilder('head');
+  const stream = ['B', 'S', config.hiddenSize];
+  const before = g.input('before', 'f32', stream);
+  const final = scoredRows(g, config, stored, before);
+  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), { tail });
+  nameOutput(g, loss.value, 'loss', []);
+  if (by === 'none') return g.graph;
+  const [gradient] = gradients(g, [{ value: final, gradient: loss.gradient() }], [before]);
+  nameOutput(g, gradient!, 'before_gradient', stream);
+  return g.graph;
+}
+
+function nameOutput(g: GraphBuilder, value: Value, name: string, shape: readonly Dimension[]): void {
+  g.node('Identity', [value], [name]);
+  g.output({ name }, 'f32', shape);
 }
 
 /*

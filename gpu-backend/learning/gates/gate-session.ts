@@ -60,13 +60,17 @@ export async function openGateSession(
     async step(batch, gates) {
       const feeds = stepFeeds(config, batch, gates, options.surrogates);
       const outputs = await session.run(feeds, ['loss', 'gate_gradients']);
-      // A surrogate alone has a one-sided derivative too, but a gate at 0 is out of the learning.
-      const gradients = floats(outputs.gate_gradients!).map((value, i) => (gates[i] === 0 ? 0 : value));
-      return { loss: floats(outputs.loss!)[0]!, gradients };
+      return gateStep(floats(outputs.loss!)[0]!, floats(outputs.gate_gradients!), gates);
     },
     close: () => closeSession(session),
   };
 }
+
+/** A surrogate alone has a one-sided derivative too, but a gate at 0 is out of the learning. */
+export const gateStep = (loss: number, found: Float32Array, gates: ArrayLike<number>): GateStep => ({
+  loss,
+  gradients: found.map((value, i) => (gates[i] === 0 ? 0 : value)),
+});
 
 export async function openLossSession(
   folder: string,

@@ -2,8 +2,8 @@
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import type { Graph } from '../../onnx/graph.ts';
-import { GraphBuilder } from '../../onnx/graph.ts';
-import { floats } from '../../onnx/session.ts';
+import { GraphBuilder, type Value } from '../../onnx/graph.ts';
+import { floats, type Outputs } from '../../onnx/session.ts';
 import type { GateBatch, TextBatch } from './batches.ts';
 import { textFeeds } from './batches.ts';
 import { headProducts } from './gate-graph.ts';
@@ -42,15 +42,22 @@ export async function openTeacher(
   const session = await openTrainingGraph(folder, config, `teacher-${targetCount}`, build, { threads });
   return {
     async teach(text) {
-      const outputs = await session.run(textFeeds(text), ['ids', 'probabilities']);
-      const targetProbabilities = floats(outputs.probabilities!);
-      const targetIds = Int32Array.from(outputs.ids!.data as BigInt64Array, Number);
-      const rows = text.scoredRows.length;
-      const entropy = totalEntropy(targetProbabilities, targetProbabilities.length / rows) / rows;
-      return { ...text, targetIds, targetProbabilities, entropy };
+      return taughtBatch(text, await session.run(textFeeds(text), TAUGHT));
     },
     close: () => session.release(),
   };
+}
+
+/** What a teacher's graph gives. */
+export const TAUGHT = ['ids', 'probabilities'];
+
+/** `outputs`: {@link TAUGHT}. */
+export function taughtBatch(text: TextBatch, outputs: Outputs): TaughtBatch {
+  const targetProbabilities = floats(outputs.probabilities!);
+  const targetIds = Int32Array.from(outputs.ids!.data as BigInt64Array, Number);
+  const rows = text.scoredRows.length;
+  const entropy = totalEntropy(targetProbabilities, targetProbabilities.length / rows) / rows;
+  return { ...text, targetIds, targetProbabilities, entropy };
 }
 
 function totalEntropy(probabilities: Float32Array, count: number): number {
@@ -77,7 +84,32 @@ function teacherGraph(
   const h = forward(g, config, stored, linears, (_, before, block) =>
     g.op('Add', [before, block(g, before)]),
   );
-  const logits = headProducts(g, linears.get('head')!).forward(scoredRows(g, config, stored, h));
+  likeliest(g, config, linears, scoredRows(g, config, stored, h), targetCount);
+  return g.graph;
+}
+
+/** The teacher's last piece alone: input `before` `[B, S, H]`, the stream after all layers. */
+export function teacherHeadGraph(
+  config: LlamaConfig,
+  stored: StoredLlama,
+  linears: TrainingLinears,
+  targetCount: number = TARGET_COUNT,
+): Graph {
+  const g = new GraphBuilder('teacher_head');
+  const before = g.input('before', 'f32', ['B', 'S', config.hiddenSize]);
+  likeliest(g, config, linears, scoredRows(g, config, stored, before), targetCount);
+  return g.graph;
+}
+
+/** Outputs `ids` and `probabilities` of the likeliest tokens after each row of the final norm's output. */
+function likeliest(
+  g: GraphBuilder,
+  config: LlamaConfig,
+  linears: TrainingLinears,
+  final: Value,
+  targetCount: number,
+): void {
+  const logits = headProducts(g, linears.get('head')!).forward(final);
   const count = Math.min(targetCount, config.vocabularySize);
   const all = g.op('Softmax', [logits], { axis: -1 });
   const [most, ids] = g.ops('TopK', [all, g.constant('i64', [1], [count])], 2, { axis: -1 });
@@ -85,5 +117,4 @@ function teacherGraph(
   g.node('Identity', [ids], ['ids']);
   g.output({ name: 'ids' }, 'i64', ['R', count]);
   g.output({ name: 'probabilities' }, 'f32', ['R', count]);
-  return g.graph;
 }

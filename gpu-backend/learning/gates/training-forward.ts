@@ -34,21 +34,39 @@ export type Shared = {
   readonly isFirst: Value;
 };
 
-/**
- * Input `token_ids` `[B, S]`. `next` gives the stream after block `index` (2·layer + 1 for an FFN) from the stream
- * before it. Returns the stream after the last block, `[B, S, H]`.
- */
+/** The stream after block `index` (2·layer + 1 for an FFN) from the stream before it. */
+type Next = (index: number, h: Value, block: Block, shared: Shared) => Value;
+
+/** Input `token_ids` `[B, S]`. Returns the stream after the last block, `[B, S, H]`. */
 export function forward(
   g: GraphBuilder,
   config: LlamaConfig,
   stored: StoredLlama,
   linears: TrainingLinears,
-  next: (index: number, h: Value, block: Block, shared: Shared) => Value,
+  next: Next,
 ): Value {
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
   const shared = sharedValues(g, config, stored, tokenIds);
-  let h = embed(g, tokenIds, stored.embedding);
-  stored.layers.forEach((layer, index) => {
+  const before = embed(g, tokenIds, stored.embedding);
+  return layersForward(g, shared, stored, linears, { from: 0, to: config.layerCount, before }, next);
+}
+
+/** Layers `from` to `to`, and the stream before them. */
+type Stretch = { readonly from: number; readonly to: number; readonly before: Value };
+
+/** The stream after the stretch. */
+export function layersForward(
+  g: GraphBuilder,
+  shared: Shared,
+  stored: StoredLlama,
+  linears: TrainingLinears,
+  { from, to, before }: Stretch,
+  next: Next,
+): Value {
+  const { config } = shared;
+  let h = before;
+  for (let index = from; index < to; index++) {
+    const layer = stored.layers[index]!;
     const name = `layer_${index}`;
     const project: Project = (b, which, x) => {
       const full = `${name}.${which}`;
@@ -67,7 +85,7 @@ export function forward(
       ffn(b, project, normalize(b, config, `${name}.ffn_norm`, layer.ffnNorm, x));
     h = next(2 * index, h, attentionBlock, shared);
     h = next(2 * index + 1, h, ffnBlock, shared);
-  });
+  }
   return h;
 }
 
@@ -96,7 +114,13 @@ export const normalizePlainly = (g: GraphBuilder, config: LlamaConfig, x: Value)
 
 type Project = (b: GraphBuilder, which: LayerLinear, x: Value) => Value;
 
-function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, tokenIds: Value): Shared {
+/** Of tokens `[B, S]`. */
+export function sharedValues(
+  g: GraphBuilder,
+  config: LlamaConfig,
+  stored: StoredLlama,
+  tokenIds: Value,
+): Shared {
   const table = [config.contextTokens, config.headSize / 2];
   const int = (...values: number[]) => g.constant('i64', [values.length], values);
   const scalar = (value: number) => g.constant('i64', [], [value]);

@@ -6,16 +6,13 @@ import type { Mask } from '../../../shared/mask/mask.ts';
 import { denseMask, maskBits } from '../../../shared/mask/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { SampleBatch } from '../gates/batches.ts';
+import { LOSS_BATCH_TOKENS, STEP_PART_TOKENS } from '../gates/step-memory.ts';
 import type { LossAndGradients, TrainingOptions } from '../gates/train-mask.ts';
 import type { RunJournal } from '../journal.ts';
 import type { Budget } from './budget.ts';
 import { STEP_PARTS } from './effort.ts';
 import type { MaskCost, SearchCost } from './exchange.ts';
 import type { Text, TextMaker } from './texts.ts';
-
-/** Tokens of a batch that only the loss is taken of, and of a part of a training step. */
-export const LOSS_BATCH_TOKENS = 768;
-export const STEP_PART_TOKENS = 384;
 
 /** Costs on one text: rise of the mean loss over the dense model's, which is the KL where targets are dense. */
 export type TextCost = SearchCost & {

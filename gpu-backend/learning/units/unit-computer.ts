@@ -1,20 +1,11 @@
-/** Computes units: the model's sessions, each opened when a unit first needs it, one unit at a time. */
+/** Computes units, one at a time, with the model's sessions. */
 import { LRUCache } from 'lru-cache';
 import { isDense, maskFromBits, withSurrogates } from '../../../shared/mask/mask.ts';
-import { openRunner } from '../../engine/runner.ts';
-import { toInstalledBasis } from '../../model/surrogates.ts';
 import { type GateBatch, nextTokenTargets, type SampleBatch } from '../gates/batches.ts';
-import { openGateSession, openLossSession } from '../gates/gate-session.ts';
-import { openTeacher } from '../gates/teacher.ts';
 import { contentKey } from '../journal.ts';
-import {
-  createScorer,
-  openScoreSession,
-  type Reference,
-  type SampleScores,
-  type Scorer,
-} from '../search/score-masks.ts';
+import type { Reference, SampleScores } from '../search/score-masks.ts';
 import type { BatchUnit, ScoreUnit, Unit } from './unit.ts';
+import { createUnitSessions } from './unit-sessions.ts';
 import type { OpenUnits, UnitsOptions } from './units.ts';
 
 export type UnitComputer = AsyncDisposable & {
@@ -27,37 +18,10 @@ export const SCORE_FIGURES = ['positions', 'kl', 'equalTops', 'loss'] as const;
 /** What the dense model says of batches is kept for the next units on them: some 300 batches of `learn`. */
 const TAUGHT_BYTES_MAX = 128 * 1024 * 1024;
 
-export function openUnitComputer({
-  model: { folder, manifest },
-  surrogates,
-  threads,
-  device,
-}: Omit<UnitsOptions, 'signal'>): UnitComputer {
-  const { config, weights } = manifest;
-  const sessions = new AsyncDisposableStack();
-  const onDemand = <T extends { close(): Promise<void> }>(open: () => Promise<T>): (() => Promise<T>) => {
-    let opening: Promise<T> | undefined;
-    return () => {
-      opening ??= open().then((part) => {
-        sessions.defer(() => part.close());
-        return part;
-      });
-      return opening;
-    };
-  };
-  const table = surrogates && toInstalledBasis(surrogates.table, weights);
-  // The dense model's likeliest tokens alone would have every mask that presses all others towards 0 look good.
-  const byTargets = <T extends { close(): Promise<void> }>(open: (tail: boolean) => Promise<T>) => ({
-    dense: onDemand(() => open(true)),
-    'next-token': onDemand(() => open(false)),
-  });
-  const losses = byTargets((tail) => openLossSession(folder, config, { threads, surrogates: table, tail }));
-  const gates = byTargets((tail) => openGateSession(folder, config, { threads, surrogates: table, tail }));
-  const teacher = onDemand(() => openTeacher(folder, config, { threads }));
-  const runner = onDemand(() => openRunner(folder, config, { threads, device, surrogates: surrogates?.id }));
-  const scoring = onDemand(() => openScoreSession(threads));
-  let opened: Scorer | undefined;
-  const scorer = async () => (opened ??= createScorer(await runner(), await scoring()));
+export function openUnitComputer(options: Omit<UnitsOptions, 'signal'>): UnitComputer {
+  const { model, surrogates } = options;
+  const { config } = model.manifest;
+  const sessions = createUnitSessions(options);
 
   const taughtBatches = new LRUCache<string, GateBatch>({
     maxSize: TAUGHT_BYTES_MAX,
@@ -67,7 +31,7 @@ export function openUnitComputer({
     const typed = typedBatch(batch);
     if (targets === 'next-token') return nextTokenTargets(typed);
     const key = contentKey(batch);
-    const found = taughtBatches.get(key) ?? (await (await teacher()).teach(typed));
+    const found = taughtBatches.get(key) ?? (await sessions.teach(typed));
     taughtBatches.set(key, found);
     return found;
   };
@@ -77,14 +41,14 @@ export function openUnitComputer({
     const key = contentKey([unit.scoreFrom, unit.tokenIds]);
     if (reference?.key !== key) {
       const sample = { tokenIds: Int32Array.from(unit.tokenIds), scoreFrom: unit.scoreFrom };
-      reference = { key, found: await (await scorer()).reference(sample) };
+      reference = { key, found: await (await sessions.scorer()).reference(sample) };
     }
     const { found } = reference;
     const all: SampleScores[] = [];
     for (const bits of unit.masks) {
       const mask = maskFromBits(2 * config.layerCount, bits);
       const own = withSurrogates(mask, surrogates?.id);
-      all.push(isDense(mask) ? found.scores : await (await scorer()).score(found, own));
+      all.push(isDense(mask) ? found.scores : await (await sessions.scorer()).score(found, own));
     }
     return all;
   };
@@ -92,9 +56,9 @@ export function openUnitComputer({
   const compute = async (unit: Unit): Promise<number[]> => {
     switch (unit.kind) {
       case 'loss':
-        return [await (await losses[unit.targets]()).loss(await taught(unit), unit.gates)];
+        return [await sessions.loss(unit.targets, await taught(unit), unit.gates)];
       case 'step': {
-        const { loss, gradients } = await (await gates[unit.targets]()).step(await taught(unit), unit.gates);
+        const { loss, gradients } = await sessions.step(unit.targets, await taught(unit), unit.gates);
         return [loss, ...gradients];
       }
       case 'score':
@@ -117,7 +81,7 @@ export function openUnitComputer({
     async [Symbol.asyncDispose]() {
       isClosed = true;
       await last;
-      await sessions.disposeAsync();
+      await sessions.close();
     },
   };
 }

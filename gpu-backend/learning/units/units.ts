@@ -17,6 +17,8 @@ export type UnitsOptions = {
   readonly threads: number;
   /** What runs masks; the processor unless given. Whoever takes units from a queue has its own. */
   readonly device?: Device | undefined;
+  /** What this process may have of memory: the model is computed layer by layer where the whole takes more. What there is unless given. */
+  readonly memory_bytes?: number | undefined;
   readonly signal: AbortSignal | undefined;
 };
 

@@ -75,6 +75,11 @@ const REFUSED: [string, string[], RegExp][] = [
     /1,2,4,8, or auto/,
   ],
   ['no clusters', [...LEARN, '--clusters', '0', '--sparsity', '0.1'], /--clusters.*from 1 to 256/],
+  [
+    'a memory of nothing',
+    [...LEARN, '--clusters', '2', '--sparsity', '0.1', '--memory', '0'],
+    /--memory.*gigabytes, such as 8/,
+  ],
   ['a model to learn for that is missing', [...LEARN, '--clusters', '2', '--sparsity', '0.1'], /"nobody"/],
   [
     'a queue that is no address',

@@ -16,6 +16,7 @@ import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-con
 import { readStoredLlama } from '../../../gpu-backend/model/stored-llama.ts';
 import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
 import type { Graph } from '../../../gpu-backend/onnx/graph.ts';
+import type { Session } from '../../../gpu-backend/onnx/session.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import {
   denseMask,
@@ -45,25 +46,24 @@ type Crossing = {
 const crossings = vi.hoisted((): Crossing[] => []);
 vi.mock(import('../../../gpu-backend/onnx/session.ts'), async (original) => {
   const real = await original();
+  const counted = (session: Session): Session => ({
+    ...session,
+    async run(feeds, fetches) {
+      const outputs = await session.run(feeds, fetches);
+      const all = [...Object.entries(feeds), ...Object.entries(outputs)];
+      crossings.push({
+        host: all.flatMap(([name, value]) =>
+          real.isOnDevice(value) ? [] : [{ name, bytes: (value.data as Uint8Array).byteLength }],
+        ),
+        device: all.flatMap(([name, value]) => (real.isOnDevice(value) ? [name] : [])),
+      });
+      return outputs;
+    },
+  });
   return {
     ...real,
-    async createSession(...asked) {
-      const session = await real.createSession(...asked);
-      return {
-        ...session,
-        async run(feeds, fetches) {
-          const outputs = await session.run(feeds, fetches);
-          const all = [...Object.entries(feeds), ...Object.entries(outputs)];
-          crossings.push({
-            host: all.flatMap(([name, value]) =>
-              real.isOnDevice(value) ? [] : [{ name, bytes: (value.data as Uint8Array).byteLength }],
-            ),
-            device: all.flatMap(([name, value]) => (real.isOnDevice(value) ? [name] : [])),
-          });
-          return outputs;
-        },
-      };
-    },
+    createSession: async (...asked) => counted(await real.createSession(...asked)),
+    createSessionIn: async (...asked) => counted(await real.createSessionIn(...asked)),
   };
 });
 

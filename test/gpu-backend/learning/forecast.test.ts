@@ -1,43 +1,102 @@
-/** What learning is said to take: it grows with the model and the work, and days are named with a way out. */
+/** What learning is said to take: it grows with the model and the work, holds against what is measured, and days have a way out. */
+import { execFile } from 'node:child_process';
 import { totalmem } from 'node:os';
-import { expect, test } from 'vitest';
-import { forecastLearning, forecastLines, measurePace } from '../../../gpu-backend/learning/forecast.ts';
+import { promisify } from 'node:util';
+import { describe, expect, test } from 'vitest';
+import {
+  type Forecast,
+  forecastLearning,
+  forecastLines,
+  measurePace,
+} from '../../../gpu-backend/learning/forecast.ts';
+import { planMemory } from '../../../gpu-backend/learning/gates/step-memory.ts';
 import { LEARN_EFFORT, QUICK_EFFORT } from '../../../gpu-backend/learning/search/effort.ts';
 import type { ModelConfig } from '../../../gpu-backend/model/model-source.ts';
+import { installedModel, testHome } from '../../support/installed-model.ts';
 import { TINY_CONFIG } from '../../support/random-llama.ts';
 
 const EIGHT_B: ModelConfig = {
   ...{ ...TINY_CONFIG, layerCount: 32, hiddenSize: 4096, ffnSize: 14_336, headCount: 32, kvHeadCount: 8 },
   ...{ headSize: 128, vocabularySize: 128_256, tiedEmbeddings: false },
 };
-const PACE = 1e11;
+const MACHINE = { clusterCount: 8, pace: 1e11, available_bytes: 1e12 };
 
 test('a larger model takes more memory, and more work more time', () => {
-  const small = forecastLearning(TINY_CONFIG, 'q8', LEARN_EFFORT, 8, PACE);
-  const large = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, 8, PACE);
-  const quick = forecastLearning(EIGHT_B, 'q8', QUICK_EFFORT, 8, PACE);
-  const oneMask = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, 1, PACE);
+  const small = forecastLearning(TINY_CONFIG, 'q8', LEARN_EFFORT, MACHINE);
+  const large = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, MACHINE);
+  const quick = forecastLearning(EIGHT_B, 'q8', QUICK_EFFORT, MACHINE);
+  const oneMask = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, { ...MACHINE, clusterCount: 1 });
   expect(large.memory_bytes).toBeGreaterThan(20 * small.memory_bytes);
   expect(quick.time_s).toBeLessThan(large.time_s / 2);
   expect(oneMask.time_s).toBeLessThan(large.time_s / 2);
   // 8e9 multiply-adds a token at 3e11 a second: a day is 3,200,000 tokens, and a run has some millions.
   expect(large.time_s).toBeGreaterThan(86_400);
-  expect(forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, 8, 2 * PACE).time_s).toBeCloseTo(large.time_s / 2, 5);
+  const faster = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, { ...MACHINE, pace: 2e11 });
+  expect(faster.time_s / large.time_s).toBeCloseTo(0.5, 1);
+});
+
+test('a model of 8B weights in four bits is learned on layer by layer in 16 GB, which takes longer', () => {
+  const roomy = forecastLearning(EIGHT_B, 'q4', LEARN_EFFORT, MACHINE);
+  const bounded = forecastLearning(EIGHT_B, 'q4', LEARN_EFFORT, { ...MACHINE, available_bytes: 16e9 });
+  expect(roomy.plan).toBe('whole');
+  expect(roomy.memory_bytes).toBeGreaterThan(24e9);
+  expect(bounded.plan).toBe('layers');
+  expect(bounded.memory_bytes).toBeLessThan(16e9);
+  expect(bounded.time_s).toBeGreaterThan(roomy.time_s);
+  // More layers, more time; the pieces are as large as before.
+  const [flat, deep] = [32, 80].map((layerCount) => planMemory({ ...EIGHT_B, layerCount }, 'q4', 1e9));
+  expect([flat, deep]).toMatchObject(Array(2).fill({ kind: 'layers', layersKept: 0 }));
 });
 
 test('days, and memory that a machine has not, are said, with the flags that help', () => {
-  const days = { memory_bytes: 5e9, time_s: 300_000 };
-  const lines = forecastLines(days, { ...days, time_s: 30_000 });
-  expect(lines[0]).toMatch(/about 5\.0 GB of memory and up to 3\.5 days/);
-  expect(lines[1]).toMatch(/--quick it is up to 8\.3 h; --clusters 1/);
-  expect(forecastLines({ memory_bytes: 5e8, time_s: 200 }, days)).toEqual([
-    'Learning takes about 0.5 GB of memory and up to 3 min on this machine.',
+  const of = (time_s: number, memory_bytes = 5e9): Forecast => ({ plan: 'whole', memory_bytes, time_s });
+  const smaller = [
+    { flags: '--clusters 1', forecast: of(200_000) },
+    { flags: '--quick', forecast: of(30_000) },
+    { flags: '--quick --clusters 1', forecast: of(10_000) },
+  ];
+  const lines = forecastLines(of(300_000), smaller);
+  expect(lines[0]).toMatch(/about 5\.0 GB of memory, and up to 3\.5 days/);
+  expect(lines[1]).toBe('That is days. With --quick it is up to 8.3 h.');
+  expect(forecastLines(of(300_000), smaller.slice(0, 1))[1]).toMatch(
+    /The least, --clusters 1, is up to 2\.3/,
+  );
+  expect(forecastLines(of(150_000), smaller.slice(0, 1))[1]).toMatch(/there is no smaller run/);
+  expect(forecastLines(of(200, 5e8), smaller)).toEqual([
+    'Learning takes about 0.5 GB of memory, and up to 3 min on this machine.',
   ]);
-  expect(forecastLines({ memory_bytes: 2 * totalmem(), time_s: 60 }, undefined)[1]).toMatch(/will not fit/);
+  expect(forecastLines(of(60, 2 * totalmem()), [])[1]).toMatch(/will not fit/);
+  expect(forecastLines({ ...of(60), plan: 'layers' }, [])[0]).toMatch(/layer by layer/);
 });
 
 test('the pace is that of this machine', async () => {
   const pace = await measurePace(1);
   expect(pace).toBeGreaterThan(1e8);
   expect(pace).toBeLessThan(1e14);
+});
+
+describe('the default model', () => {
+  const measured = async (available_bytes: number) => {
+    const { manifest } = await installedModel();
+    const run = 'test/gpu-backend/learning/units/memory-run.ts';
+    const args = [run, testHome, manifest.name, String(available_bytes)];
+    const { stdout } = await promisify(execFile)(process.execPath, args);
+    const { numbers, peak_bytes } = JSON.parse(stdout) as {
+      numbers: Record<string, number[]>;
+      peak_bytes: number;
+    };
+    return { numbers, peak_bytes, plan: planMemory(manifest.config, manifest.weights, available_bytes) };
+  };
+
+  test('takes the memory that is said, as a whole and layer by layer, and comes to the same numbers', async () => {
+    const whole = await measured(1e12);
+    const layers = await measured(1e9);
+    expect([whole.plan.kind, layers.plan.kind]).toEqual(['whole', 'layers']);
+    for (const { peak_bytes, plan } of [whole, layers]) {
+      expect(peak_bytes).toBeLessThan(plan.memory_bytes);
+      expect(peak_bytes).toBeGreaterThan(0.6 * plan.memory_bytes);
+    }
+    expect(layers.peak_bytes).toBeLessThan(whole.peak_bytes / 3);
+    expect(layers.numbers).toEqual(whole.numbers);
+  });
 });

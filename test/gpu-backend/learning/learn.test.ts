@@ -14,7 +14,7 @@ import { createRandom } from '../../../gpu-backend/random.ts';
 import { saidOfRouting } from '../../../shared/mask/held-out.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { expectFits } from '../../e2e/browser.ts';
-import { smallRun, writeSmallData } from './small-run.ts';
+import { SMALL_EFFORT, smallRun, writeSmallData } from './small-run.ts';
 
 const KILLS = 10;
 let folder = '';
@@ -97,6 +97,18 @@ describe('learn', () => {
       /^The masks skip 25.0 % of the blocks and agree .* of held-out tokens\. (Routing among|All clusters share) /,
     );
     await expectFits(join(folder, 'whole', 'report.html'));
+  }, 60_000);
+
+  it('layer by layer, for want of memory, comes to the same bytes', async () => {
+    const mask = { ...SMALL_EFFORT.one, searchPositions: 60, gateSteps: 1, rounds: 0, exchanges: 1 };
+    const little = { ...SMALL_EFFORT, one: { ...mask, greedyEvaluations: 2 }, choicePositions: 30 };
+    const one = { clusterCount: 1, effort: { ...little, heldOutPositions: 30 } };
+    await learn(await options('one', one));
+    await learn(await options('layers', { ...one, memory_bytes: 1 }));
+    expect(read('layers', 'mask-set.json')).toBe(read('one', 'mask-set.json'));
+    // The graphs of its pieces lie beside the model.
+    const pieces = readdirSync(join(folder, 'model')).filter((name) => name.includes('piece'));
+    expect(pieces.length).toBeGreaterThan(8);
   }, 60_000);
 
   it('keeps the counts that it is told', async () => {

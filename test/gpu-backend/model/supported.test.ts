@@ -4,24 +4,37 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { familyOf } from '../../../gpu-backend/encoder/encoder-files.ts';
+import { ENCODERS, FULL_ENCODER } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { emitModel, WEIGHTS_FILE } from '../../../gpu-backend/model/emit.ts';
+import { decoderTensors } from '../../../gpu-backend/model/families.ts';
 import { tensorType } from '../../../gpu-backend/model/formats/dequantize.ts';
 import { openGguf } from '../../../gpu-backend/model/formats/gguf.ts';
 import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-config.ts';
 import { openSafetensorsFolder } from '../../../gpu-backend/model/formats/hf-folder.ts';
 import { ARCHITECTURES, type OpenModelFile } from '../../../gpu-backend/model/model-source.ts';
+import { refusePickles } from '../../../gpu-backend/model/sources/local.ts';
 import { readStoredLlama } from '../../../gpu-backend/model/stored-llama.ts';
 import { denseMask } from '../../../shared/mask/mask.ts';
 import { ggufParts, hubConfig, readAll, safetensorsFiles } from '../../support/family-files.ts';
-import { writeGguf } from '../../support/gguf.ts';
+import { splitGguf, writeGguf } from '../../support/gguf.ts';
 import { openEmitted, randomLlama } from '../../support/random-llama.ts';
 import { writeSafetensors } from '../../support/safetensors.ts';
+import encoders from '../encoder/fixtures/encoders.json' with { type: 'json' };
 import figures from './architectures/fixtures/families.json' with { type: 'json' };
 
 type Variant = (typeof figures.variants)[number];
-type Config = Record<string, unknown> & {
-  rope_scaling?: { rope_type?: string } | null;
-  rope_parameters?: { rope_type?: string };
+type Config = {
+  readonly rope_scaling?: { readonly rope_type?: string } | null;
+  readonly rope_parameters?: { readonly rope_type?: string };
+  readonly tie_word_embeddings?: boolean;
+  readonly hidden_size?: number;
+  readonly head_dim?: number;
+  readonly num_attention_heads?: number;
+  readonly num_key_value_heads?: number;
+  readonly sliding_window?: number | null;
+  readonly no_rope_layers?: readonly number[];
+  readonly layer_types?: readonly string[];
 };
 
 /** The rows of the table whose first heading is `heading`. */
@@ -46,37 +59,85 @@ const put = async (files: Record<string, Uint8Array | string>) => {
   for (const [name, bytes] of Object.entries(files)) await writeFile(path.join(folder, name), bytes);
 };
 
+type Claim = (variant: Variant) => boolean;
+
 describe('families', () => {
-  const ropeOf = ({ config }: Variant) => {
-    const { rope_scaling, rope_parameters } = config as unknown as Config;
+  const configOf = ({ config }: Variant) => config as unknown as Config;
+  const ropeOf = (variant: Variant) => {
+    const { rope_scaling, rope_parameters } = configOf(variant);
     return (rope_scaling ?? rope_parameters)?.rope_type ?? 'default';
   };
-  const named = (part: string) => (variant: Variant) => variant.name.includes(part);
-  const scaled = (type: string) => (variant: Variant) => ropeOf(variant) === type;
+  const scaled =
+    (type: string): Claim =>
+    (variant) =>
+      ropeOf(variant) === type;
+  const has =
+    (fits: (config: Config) => boolean): Claim =>
+    (variant) =>
+      fits(configOf(variant));
+  /** Whether the first layer has a tensor. */
+  const holds =
+    (name: string): Claim =>
+    ({ config }) =>
+      decoderTensors(configFromHuggingFace(config)).some(
+        (tensor) => tensor.name === `model.layers.0.${name}`,
+      );
   const plain = scaled('default');
-  /** What a row says, and the checkpoint of the family that has it. */
-  const CLAIMS: Readonly<Record<string, (variant: Variant) => boolean>> = {
-    'Llama 2': named('Llama 2'),
+  const isTied = has(({ tie_word_embeddings }) => tie_word_embeddings === true);
+  const isUntied = has(({ tie_word_embeddings }) => tie_word_embeddings === false);
+  const both =
+    (...claims: Claim[]): Claim =>
+    (variant) =>
+      claims.every((claim) => claim(variant));
+  /** What a row says, and which checkpoints of the family have it. */
+  const CLAIMS: Readonly<Record<string, Claim>> = {
+    'Llama 2': both(
+      plain,
+      has((config) => config.num_key_value_heads === config.num_attention_heads),
+    ),
     '3': scaled('llama3'),
-    '3.1': named('Llama 3.1'),
-    '3.2': named('Llama 3.2'),
-    SmolLM2: plain,
-    llama3: scaled('llama3'),
-    linear: scaled('linear'),
-    'dynamic and YaRN scaling of rotary': scaled('dynamic'),
-    'biases of attention': named('biases'),
-    'with its sliding window': named('sliding window'),
-    'or without': named('no window'),
-    'layers without rotary': plain,
-    'a window in them': named('window without rope'),
+    '3.1': both(scaled('llama3'), isUntied),
+    '3.2': both(scaled('llama3'), isTied),
+    SmolLM2: both(plain, isTied),
+    'llama3 scaling of rotary': scaled('llama3'),
+    'biases of attention': both(holds('self_attn.q_proj.bias'), holds('self_attn.o_proj.bias')),
+    'with its sliding window': has(({ sliding_window }) => typeof sliding_window === 'number'),
+    'or without': has(({ sliding_window }) => sliding_window === null),
+    'layers without rotary': has(({ no_rope_layers }) => no_rope_layers?.includes(0) === true),
+    'a window in them': has(
+      ({ no_rope_layers, layer_types }) =>
+        layer_types?.some((type, i) => type === 'sliding_attention' && no_rope_layers?.[i] === 0) === true,
+    ),
     Qwen2: plain,
     'Qwen2.5': plain,
-    'biases of Q': plain,
-    'K and V': plain,
-    'a window in upper layers': named('window in upper'),
-    'norms over heads': plain,
-    'heads of any width': named('wide heads'),
+    'biases of Q': holds('self_attn.q_proj.bias'),
+    'K and V': both(holds('self_attn.k_proj.bias'), holds('self_attn.v_proj.bias')),
+    'a window in upper layers': has(
+      ({ layer_types }) =>
+        layer_types?.[0] === 'full_attention' && layer_types.at(-1) === 'sliding_attention',
+    ),
+    'norms over heads': both(holds('self_attn.q_norm.weight'), holds('self_attn.k_norm.weight')),
+    'heads of any width': has(
+      ({ head_dim, num_attention_heads, hidden_size }) => head_dim! * num_attention_heads! !== hidden_size,
+    ),
+    // Of all families.
+    'tied and untied embeddings': isTied,
+    'KV heads down to one': has(({ num_key_value_heads }) => num_key_value_heads === 1),
+    'linear scaling of rotary': scaled('linear'),
+    'dynamic scaling of rotary': scaled('dynamic'),
+    'YaRN scaling of rotary': scaled('yarn'),
   };
+  /** The checkpoints that show what is claimed. @throws Error where one is missing. */
+  function shown(what: readonly string[], own: readonly Variant[]): Set<Variant> {
+    return new Set(
+      what.map((claim) => {
+        const variant = own.find(CLAIMS[claim] ?? (() => false));
+        if (variant === undefined) throw new Error(`no checkpoint shows "${claim}"`);
+        return variant;
+      }),
+    );
+  }
+  const ofFamily = (family: string) => figures.variants.filter(({ config }) => config.model_type === family);
   const rows = rowsOf('family').map(([name, what]) => [name!.replaceAll('`', ''), what!] as const);
 
   test('are those that can be imported', () => {
@@ -84,14 +145,7 @@ describe('families', () => {
   });
 
   test.each(rows)('%s: %s', async (family, what) => {
-    const own = figures.variants.filter(({ config }) => config.model_type === family);
-    const chosen = new Set<Variant>();
-    for (const claim of what.split(/[,;]\s*/)) {
-      const variant = own.find(CLAIMS[claim] ?? (() => false));
-      expect(variant?.name, `no checkpoint shows "${claim}"`).toBeDefined();
-      chosen.add(variant!);
-    }
-    for (const variant of chosen) {
+    for (const variant of shown(what.split(/[,;]\s*/), ofFamily(family))) {
       const source = randomLlama(configFromHuggingFace(variant.config));
       await put({
         ...safetensorsFiles(await readAll(source), 2),
@@ -110,6 +164,20 @@ describe('families', () => {
         for (const [j, value] of row.entries())
           expect(Math.abs(logits[i * width + 16 * j]! - value)).toBeLessThan(1e-3);
     }
+  });
+
+  test('have in common what is said of all of them', () => {
+    const text = readFileSync('docs/models.md', 'utf8').replaceAll('\n', ' ');
+    const [, list] = /In all of them: ([^.]*)\./.exec(text)!;
+    // Of a padded vocabulary the whole way in test/e2e/families.test.ts is the proof: 265 tokens, 288 rows.
+    const claims = list!.split(', ').filter((claim) => claim !== 'vocabularies that are padded');
+    expect(shown(claims, figures.variants).size).toBeGreaterThan(3);
+  });
+
+  test('have no row without a checkpoint: one more claim would be missed', () => {
+    expect(() => shown(['mixtures of experts'], figures.variants)).toThrow(/no checkpoint shows/);
+    expect(() => shown(['norms over heads'], ofFamily('llama'))).toThrow(/no checkpoint shows/);
+    expect(() => shown(['a window in upper layers'], ofFamily('qwen3'))).toThrow(/no checkpoint shows/);
   });
 });
 
@@ -167,6 +235,47 @@ describe('files', () => {
     return new Float32Array(Uint8Array.from(weights.subarray(offset, offset + bytes)).buffer);
   }
 
+  const forms = ['safetensors', 'GGUF'].flatMap((format) =>
+    rows
+      .get(format)!
+      .split('; ')[0]!
+      .split(' or ')
+      .map((form) => `${format}, ${form}`),
+  );
+  const WRITERS: Readonly<Record<string, () => Promise<OpenModelFile>>> = {
+    'safetensors, one file': () => openShards(1),
+    'safetensors, shards with their index': () => openShards(3),
+    'GGUF, one file': async () => {
+      await put({ 'model.gguf': writeGguf(await ggufParts(source)) });
+      return openGguf(path.join(folder, 'model.gguf'));
+    },
+    'GGUF, the parts that `llama-gguf-split` makes': async () => {
+      const parts = splitGguf(await ggufParts(source), 3);
+      await put(parts);
+      return openGguf(path.join(folder, Object.keys(parts)[0]!));
+    },
+  };
+  const openShards = async (shards: number) => {
+    await put({
+      ...safetensorsFiles(await readAll(source), shards),
+      'config.json': JSON.stringify(hubConfig(source.config)),
+    });
+    return openSafetensorsFolder(folder);
+  };
+
+  test.each(forms)('%s: the imported weights are those that were written', async (form) => {
+    expect(WRITERS[form], `no test writes ${form}`).toBeDefined();
+    expect(await importedDown(await WRITERS[form]!())).toEqual((await readAll(source)).get(DOWN)!.data);
+  });
+
+  test('pickles are refused by each name that is said', () => {
+    const [name, what] = [...rows].find(([kind]) => kind.startsWith('pickles'))!;
+    expect(what).toMatch(/^never/);
+    const endings = [...name.matchAll(/`(\.\w+)`/g)].map(([, ending]) => ending!);
+    expect(endings.length).toBeGreaterThan(1);
+    for (const ending of endings) expect(() => refusePickles([`model${ending}`])).toThrow(/pickle/i);
+  });
+
   test.each(claimed('GGUF'))('GGUF with %s: the imported weights are the reference’s', async (name) => {
     const one = cases.find((found) => found.name === name)!;
     const { bytes, values } = repeated(one);
@@ -214,5 +323,22 @@ test('tokenizers are those whose ids are held against the reference', () => {
         : ['tokenizer.json', 'GGUF'].every((kind) => new RegExp(`'${name}[\\d.]*, ${kind}'`).test(tested));
       expect(isTested, `no test has the tokenizer of ${name}`).toBe(true);
     }
+  }
+});
+
+test('encoders are those that are held against transformers, pooled and begun as their families are', async () => {
+  const told = rowsOf('name').map(([name, pooling, before]) => [
+    name!.replaceAll('`', ''),
+    pooling!,
+    before!,
+  ]);
+  expect(told.map(([name]) => name)).toEqual(Object.keys(ENCODERS));
+  const others = new Map(encoders.encoders.map((encoder) => [encoder.id, encoder] as const));
+  for (const [name, pooling, before] of told) {
+    const id = ENCODERS[name!]!;
+    const { name: _, ...family } = familyOf(id);
+    expect(family.pooling).toBe(pooling === 'first token' ? 'cls' : pooling);
+    expect(family.prefix).toBe(before === 'nothing' ? '' : before!.slice(1, -1));
+    if (name !== FULL_ENCODER) expect(others.get(id)?.pooling, `no test has ${id}`).toBe(family.pooling);
   }
 });

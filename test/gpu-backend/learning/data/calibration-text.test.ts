@@ -42,6 +42,14 @@ test('a model writes whole sequences within its context, and passages stand betw
   expect((await write(2)).tokenIds).not.toEqual(text.tokenIds);
 });
 
+test('a model whose template refuses a conversation gets it as plain text', async () => {
+  const chatTemplate = "{{ raise_exception('no') }}";
+  const strict = { ...model, manifest: { ...model.manifest, chatTemplate } };
+  const text = await writeOwnText(strict, { threads: 1, seed: 1, onProgress: () => undefined });
+  expect(text.tokenIds.length).toBe(2560);
+  expect(text.tokenIds).not.toEqual((await write(1)).tokenIds);
+});
+
 test('told to stop, it stops', async () => {
   await expect(write(1, AbortSignal.abort(new Error('enough')))).rejects.toThrow('enough');
 });

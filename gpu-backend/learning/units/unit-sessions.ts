@@ -1,0 +1,116 @@
+/**
+ * The sessions that units are computed with. Where memory has room, all that were asked for stay open together; else the model
+ * is computed layer by layer, and closed while masks are scored by the engine that serves.
+ */
+import { openRunner } from '../../engine/runner.ts';
+import { toInstalledBasis } from '../../model/surrogates.ts';
+import type { GateBatch, TextBatch } from '../gates/batches.ts';
+import { type GateStep, openGateSession, openLossSession } from '../gates/gate-session.ts';
+import { openLayeredSession } from '../gates/layered-session.ts';
+import { type MemoryPlan, planMemory } from '../gates/step-memory.ts';
+import { openTeacher, type TaughtBatch } from '../gates/teacher.ts';
+import type { TargetKind } from '../search/effort.ts';
+import { createScorer, openScoreSession, type Scorer } from '../search/score-masks.ts';
+import type { UnitsOptions } from './units.ts';
+
+export type UnitSessions = {
+  loss(targets: TargetKind, batch: GateBatch, gates: ArrayLike<number>): Promise<number>;
+  step(targets: TargetKind, batch: GateBatch, gates: ArrayLike<number>): Promise<GateStep>;
+  teach(text: TextBatch): Promise<TaughtBatch>;
+  scorer(): Promise<Scorer>;
+  close(): Promise<void>;
+};
+
+type Options = Omit<UnitsOptions, 'signal'>;
+
+/** Each session is opened when it is first asked for. */
+export function createUnitSessions(options: Options): UnitSessions {
+  const { config, weights } = options.model.manifest;
+  const plan = planMemory(config, weights, options.memory_bytes ?? process.availableMemory());
+  return plan.kind === 'whole' ? wholeSessions(options) : layeredSessions(options, plan);
+}
+
+type Closable = { close(): Promise<void> };
+
+/** The dense model's likeliest tokens alone would have every mask that presses all others towards 0 look good. */
+const hasTail = (targets: TargetKind): boolean => targets === 'dense';
+
+const tableOf = ({ surrogates, model }: Options) =>
+  surrogates && toInstalledBasis(surrogates.table, model.manifest.weights);
+
+function wholeSessions(options: Options): UnitSessions {
+  const { model, threads } = options;
+  const { folder, manifest } = model;
+  const { config } = manifest;
+  const sessions = new AsyncDisposableStack();
+  const onDemand = <T extends Closable>(open: () => Promise<T>): (() => Promise<T>) => {
+    let opening: Promise<T> | undefined;
+    return () => {
+      opening ??= open().then((part) => {
+        sessions.defer(() => part.close());
+        return part;
+      });
+      return opening;
+    };
+  };
+  const surrogates = tableOf(options);
+  const byTargets = <T extends Closable>(open: (tail: boolean) => Promise<T>) => ({
+    dense: onDemand(() => open(hasTail('dense'))),
+    'next-token': onDemand(() => open(hasTail('next-token'))),
+  });
+  const losses = byTargets((tail) => openLossSession(folder, config, { threads, surrogates, tail }));
+  const gates = byTargets((tail) => openGateSession(folder, config, { threads, surrogates, tail }));
+  const teacher = onDemand(() => openTeacher(folder, config, { threads }));
+  const scoring = onDemand(() => openScoring(options));
+  return {
+    loss: async (targets, batch, open) => (await losses[targets]()).loss(batch, open),
+    step: async (targets, batch, open) => (await gates[targets]()).step(batch, open),
+    teach: async (text) => (await teacher()).teach(text),
+    scorer: async () => (await scoring()).scorer,
+    close: () => sessions.disposeAsync(),
+  };
+}
+
+/** One kind at a time. */
+function layeredSessions(options: Options, { layersKept }: MemoryPlan): UnitSessions {
+  const { model, threads } = options;
+  const { folder, manifest } = model;
+  const surrogates = tableOf(options);
+  let current: { readonly key: string; readonly opened: Closable } | undefined;
+  const only = async <T extends Closable>(key: string, open: () => Promise<T>): Promise<T> => {
+    if (current?.key !== key) {
+      await current?.opened.close();
+      current = undefined;
+      current = { key, opened: await open() };
+    }
+    return current.opened as T;
+  };
+  const layers = (tail: boolean) =>
+    only(`layers ${tail}`, () =>
+      openLayeredSession(folder, manifest.config, { threads, surrogates, tail, layersKept }),
+    );
+  return {
+    loss: async (targets, batch, gates) => (await layers(hasTail(targets))).loss(batch, gates),
+    step: async (targets, batch, gates) => (await layers(hasTail(targets))).step(batch, gates),
+    teach: async (text) => (await layers(true)).teach(text),
+    scorer: async () => (await only('scoring', () => openScoring(options))).scorer,
+    async close() {
+      await current?.opened.close();
+      current = undefined;
+    },
+  };
+}
+
+/** The engine that serves, and what compares its logits. */
+async function openScoring({ model, threads, device, surrogates }: Options) {
+  const { folder, manifest } = model;
+  const runner = await openRunner(folder, manifest.config, { threads, device, surrogates: surrogates?.id });
+  const session = await openScoreSession(threads);
+  return {
+    scorer: createScorer(runner, session),
+    async close() {
+      await session.close();
+      await runner.close();
+    },
+  };
+}
