@@ -1,7 +1,7 @@
 /**
  * The backend, wired: an installed model, its engine, and the HTTP API over it. No other file knows all three.
  *
- * The engine computes on the processor, or on a graphics device through ONNX Runtime's WebGPU provider (`onnx/device.ts`
+ * The engine computes on the processor, or on a GPU through ONNX Runtime's WebGPU provider (`onnx/device.ts`
  * chooses); encoders compute on the processor.
  */
 import { join } from 'node:path';

@@ -1,5 +1,5 @@
 /**
- * A graphics device for the tests: Mesa's lavapipe, which computes on the processor. Run by itself (before `npm test`) this
+ * A GPU for the tests: Mesa's lavapipe, which computes on the processor. Run by itself (before `npm test`) this
  * installs Debian's package where it is missing and that is possible.
  */
 import { existsSync, readdirSync } from 'node:fs';
@@ -17,7 +17,7 @@ export function findLavapipe(): string | undefined {
 }
 
 export const NO_LAVAPIPE =
-  'There is no lavapipe for the tests of graphics devices. Install it (Debian: apt-get install mesa-vulkan-drivers).';
+  'There is no lavapipe for the tests of GPUs. Install it (Debian: apt-get install mesa-vulkan-drivers).';
 
 /** From now on, this process and its children see lavapipe and no other device of Vulkan. @throws Error without it. */
 export function useLavapipe(): void {

@@ -72,7 +72,7 @@ describe('the Kubernetes manifests', () => {
     await expect(validate(unfinished)).rejects.toThrow(/maxReplicas/);
   });
 
-  test('a backend on a graphics card is the same backend, with a card', async () => {
+  test('a backend on a GPU is the same backend, with a card', async () => {
     const folder = '../kubernetes-gpu';
     const [kustomization] = readYaml(`${folder}/${KUSTOMIZATION}`) as unknown as [
       { resources: string[]; patches: { path: string }[]; images: { name: string }[] },

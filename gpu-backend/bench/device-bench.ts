@@ -1,10 +1,10 @@
 /**
- * `bench decode` and `bench batch` with `--device webgpu`: milliseconds a token and tokens a second on a graphics device, dense and
+ * `bench decode` and `bench batch` with `--device webgpu`: milliseconds a token and tokens a second on a GPU, dense and
  * with a quarter of the blocks out.
  *
  * The limit is the device's memory: every weight is read once a step. What plain copying reaches there is measured in the same
  * run; drivers that compute on the processor have no memory of their own, so nothing is said of them. node-llama-cpp
- * comes without its builds for graphics devices here, so llama.cpp on the same device is not measured.
+ * comes without its builds for GPUs here, so llama.cpp on the same device is not measured.
  */
 import { denseMask, type Mask, withSurrogates } from '../../shared/mask/mask.ts';
 import { inTurns, median, round } from '../measure.ts';

@@ -352,7 +352,7 @@ export class EngineLoop {
     if (this.#inStep.has(sequence)) return;
     const { cache } = sequence;
     sequence.cache = undefined;
-    // On a graphics device an empty cache gives its place back.
+    // On a GPU an empty cache gives its place back.
     cache?.truncate(0);
     if (cache === undefined || cache.capacity_tokens > KEPT_CACHE_TOKENS_MAX) return;
     if (this.#freeCaches.length < this.#limits.runningMax) this.#freeCaches.push(cache);

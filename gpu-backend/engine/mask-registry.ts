@@ -36,8 +36,8 @@ const WAITS = {
 
 export type MaskRegistry = {
   /**
-   * `edge`: the address to ask when none was configured here: what the caller's signed token says. The edge's operator
-   * configured it there, and what is sent there is good at that address alone, so it needs no second configuration.
+   * `edge`: what the caller's signed token calls its edge. It is asked there, unless another address was configured here,
+   * and what is sent is good at the edge of that name alone: its operator configured it there.
    * Rejects with MaskrouteError `unknown_mask`, `mask_model_mismatch`, or `configuration_unavailable` when the edge could
    * not be asked; of a mask that is written out, `invalid_request` when a layer lies outside the model, or
    * `surrogates_mismatch`.
@@ -51,12 +51,15 @@ export type MaskRegistryOptions = {
   readonly model: Pick<EngineModel, 'hash' | 'blockCount' | 'surrogates'>;
   /** Signs the token with which the edge is asked; the key itself is sent nowhere. */
   readonly backendKey: string;
-  /** Wins over the edge that a token names. */
+  /** Where the edge is reached from here; without it, where a token says. */
   readonly edgeUrl: string | undefined;
   readonly warn: (message: string, detail: Record<string, unknown>) => void;
   /** Tests wait for less. */
   readonly waits?: typeof WAITS;
 };
+
+/** An edge may be reached by another address than the one that it knows itself by. */
+type Edge = { readonly url: string; readonly name: string };
 
 export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
   const { waits = WAITS } = options;
@@ -65,14 +68,14 @@ export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
   const inFlight = new Map<string, Promise<MaskRecord>>();
   const refusals = new LRUCache<string, MaskrouteError>({ max: IN_MEMORY_MAX });
 
-  async function find(id: MaskId, edge: string | undefined): Promise<MaskRecord> {
+  async function find(id: MaskId, edge: Edge | undefined): Promise<MaskRecord> {
     const record = (await readKept(options, id)) ?? (await fetchRecord(options, sign, id, edge));
     known.set(id, record);
     return record;
   }
 
-  function findOnce(id: MaskId, edge: string | undefined): Promise<MaskRecord> {
-    const key = `${id} ${edge}`;
+  function findOnce(id: MaskId, edge: Edge | undefined): Promise<MaskRecord> {
+    const key = `${id} ${edge?.url} ${edge?.name}`;
     const refusal = refusals.get(key);
     if (refusal !== undefined) return Promise.reject(refusal);
     const running = inFlight.get(key);
@@ -94,7 +97,9 @@ export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
       if (typeof field !== 'string') return inlineMask(options.model, field);
       const id = field as MaskId;
       if (id === DENSE_MASK_ID) return denseMask(options.model.blockCount);
-      const record = known.get(id) ?? (await findOnce(id, options.edgeUrl ?? tokenEdge));
+      const url = options.edgeUrl ?? tokenEdge;
+      const edge = url === undefined ? undefined : { url, name: tokenEdge ?? url };
+      const record = known.get(id) ?? (await findOnce(id, edge));
       if (record.modelHash !== options.model.hash || record.blockCount !== options.model.blockCount) {
         throw new MaskrouteError('mask_model_mismatch', `The mask ${id} is for another model.`, {
           param: 'mask',
@@ -154,7 +159,7 @@ async function fetchRecord(
   options: MaskRegistryOptions,
   sign: SignFor,
   id: MaskId,
-  edge: string | undefined,
+  edge: Edge | undefined,
 ): Promise<MaskRecord> {
   const unknown = (why: string) =>
     new MaskrouteError('unknown_mask', `The mask ${id} is not known: ${why}.`, { param: 'mask' });
@@ -166,7 +171,7 @@ async function fetchRecord(
     throw unknown('it is not kept here, and no address of the edge is configured to ask for it');
   }
   const unavailable = (reason: string, cause?: unknown) => {
-    options.warn('a mask could not be fetched', { id, edge, reason });
+    options.warn('a mask could not be fetched', { id, edge: edge.url, reason });
     return new MaskrouteError('configuration_unavailable', `The mask ${id} could not be fetched.`, {
       param: 'mask',
       retryAfter_s: 1,
@@ -176,10 +181,9 @@ async function fetchRecord(
   let status: number;
   let text: string;
   try {
-    const response = await fetch(new URL(internalMaskPath(id), edge), {
-      headers: {
-        authorization: `Bearer ${await sign({ tenant: '', edge: '', audience: edge, scope: 'masks' })}`,
-      },
+    const token = await sign({ tenant: '', edge: '', audience: edge.name, scope: 'masks' });
+    const response = await fetch(new URL(internalMaskPath(id), edge.url), {
+      headers: { authorization: `Bearer ${token}` },
       redirect: 'error',
       signal: AbortSignal.timeout((options.waits ?? WAITS).fetch_ms),
     });

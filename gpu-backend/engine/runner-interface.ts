@@ -1,4 +1,4 @@
-/** What a runner is to the engine, on the processor (`runner.ts`) and on a graphics device (`webgpu-runner.ts`). */
+/** What a runner is to the engine, on the processor (`runner.ts`) and on a GPU (`webgpu-runner.ts`). */
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import type { Device } from '../onnx/device.ts';
@@ -26,7 +26,7 @@ export type RunnerOptions = {
   readonly surrogates?: SurrogatesId | undefined;
   /** The processor unless given. */
   readonly device?: Device | undefined;
-  /** How K and V are kept: fp32 unless given. A graphics device keeps fp32 alone. */
+  /** How K and V are kept: fp32 unless given. A GPU keeps fp32 alone. */
   readonly kvType?: KvType | undefined;
 };
 

@@ -56,7 +56,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     cacheTokensMax: RUNNING_MAX * config.contextTokens,
     prefixTokensMax: PREFIX_TOKENS_MAX,
     ...options.limits,
-    // Keys and values on a graphics device do not come to the host, where pages are kept.
+    // Keys and values on a GPU do not come to the host, where pages are kept.
     ...(device.kind === 'cpu' ? {} : { prefixTokensMax: 0 }),
   };
   if (limits.runningMax > BATCH_PLACES)

@@ -1,5 +1,5 @@
 /**
- * Keys and values in a graphics device's memory. All sequences share one buffer a layer for K and one for V, `[P, G, T, D]`
+ * Keys and values in a GPU's memory. All sequences share one buffer a layer for K and one for V, `[P, G, T, D]`
  * (P = places, T = tokens, G = KV heads, D = head width): a step of many sequences is one attention node a layer.
  *
  * The buffers never come to the host. They grow by doubling, with one copy on the device; `webgpu-runner.ts` has the graph write
@@ -48,7 +48,7 @@ export class DeviceCache implements SequenceCache {
   }
 
   appendPage(): never {
-    throw new Error('pages of prompts are not kept on a graphics device');
+    throw new Error('pages of prompts are not kept on a GPU');
   }
 
   copyPage(): never {

@@ -1,5 +1,5 @@
 /**
- * The runner on a graphics device: the same runs as `runner.ts`, by the graph of `model/architectures/webgpu-llama.ts`. What goes
+ * The runner on a GPU: the same runs as `runner.ts`, by the graph of `model/architectures/webgpu-llama.ts`. What goes
  * to the device is token ids, positions and masks; what comes back is the logits that are asked for.
  *
  * `GroupQueryAttention` takes one new token of many sequences, or many of one: so a step is a run for all single tokens, and one

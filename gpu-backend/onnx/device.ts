@@ -1,5 +1,5 @@
 /**
- * What computes: the processor, or a graphics device through ONNX Runtime's WebGPU provider (Vulkan, Metal, Direct3D). A native
+ * What computes: the processor, or a GPU through ONNX Runtime's WebGPU provider (Vulkan, Metal, Direct3D). A native
  * library asks the drivers, and a broken driver takes its process along; so a child process asks first
  * (`adapter-probe.ts`).
  */
@@ -49,7 +49,7 @@ export async function chooseDevice(choice: DeviceChoice, probe = probeAdapter): 
       if (choice === 'auto') return { device: PROCESSOR, reason: found.reason };
       throw new MaskrouteError(
         'no_device',
-        `There is no graphics device that ONNX Runtime can use: ${found.reason}. See docs/gpu.md for what to install, or take --device cpu.`,
+        `There is no GPU that ONNX Runtime can use: ${found.reason}. See docs/gpu.md for what to install, or take --device cpu.`,
       );
     case 'adapter': {
       const { adapter, isSoftware } = found;

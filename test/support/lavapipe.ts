@@ -1,4 +1,4 @@
-/** The graphics device of the tests: Mesa's lavapipe on Linux, what the machine has elsewhere. */
+/** The GPU of the tests: Mesa's lavapipe on Linux, what the machine has elsewhere. */
 import type { Device } from '../../gpu-backend/onnx/device.ts';
 import { useLavapipe } from '../../scripts/vulkan.ts';
 

@@ -1,5 +1,5 @@
 /**
- * The Llama decoder as one graph for a graphics device, through ONNX Runtime's WebGPU provider: the same weights, masks and
+ * The Llama decoder as one graph for a GPU, through ONNX Runtime's WebGPU provider: the same weights, masks and
  * parts of a layer as `llama.ts`, with those nodes that the provider has.
  *
  * Shapes: B = sequences, S = new tokens of each (B = 1, or S = 1), T = capacity of the caches, R = rows whose logits are wanted;

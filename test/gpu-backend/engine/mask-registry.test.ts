@@ -84,6 +84,14 @@ describe('mask registry', () => {
     expect(claims.expiresAt_s - claims.issuedAt_s).toBeLessThanOrEqual(60);
   });
 
+  it('asks at the configured address with a token for the edge of the name that the caller’s token says', async () => {
+    const name = 'https://edge.example.com';
+    expect(await registry(edge).resolve(ID, name)).toEqual(mask);
+    const token = asked[0]!.authorization!.replace('Bearer ', '');
+    const claims = await verifyToken(await importTokenKey('key'), token, Math.floor(Date.now() / 1000));
+    expect(claims.audience).toBe(name);
+  });
+
   it('asks the edge that the token names, unless one is configured', async () => {
     expect(await registry(null).resolve(ID, edge)).toEqual(mask);
     await expect(

@@ -1,4 +1,4 @@
-/** The runner on a graphics device (lavapipe here) against the runner on the processor. */
+/** The runner on a GPU (lavapipe here) against the runner on the processor. */
 import { copyFile, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -32,7 +32,7 @@ test('auto takes a card, and never drivers that compute on the processor', async
   }
 });
 
-test('who asks for a graphics device gets any adapter, or an error that says what to do', async () => {
+test('who asks for a GPU gets any adapter, or an error that says what to do', async () => {
   expect((await chooseDevice('webgpu', finding(software))).device.kind).toBe('webgpu');
   await expect(chooseDevice('webgpu', finding(none))).rejects.toMatchObject({
     code: 'no_device',
@@ -62,5 +62,5 @@ test.runIf(process.platform === 'linux').each([
     encoding: 'utf8',
   });
   expect(status).toBe(1);
-  expect(stderr).toContain('There is no graphics device that ONNX Runtime can use');
+  expect(stderr).toContain('There is no GPU that ONNX Runtime can use');
 });
