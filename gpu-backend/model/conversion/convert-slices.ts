@@ -82,6 +82,10 @@ async function inThreads(
         }
       }),
     );
+  } catch (error) {
+    // The others begin no other slice.
+    next = jobs.length;
+    throw error;
   } finally {
     // A slice that is still in work writes to a file that its owner closes.
     await Promise.all(workers.map((worker) => worker.terminate()));

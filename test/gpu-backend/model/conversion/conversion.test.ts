@@ -122,6 +122,8 @@ test('stopped half-way, it ends', async () => {
     if (++calls === 3) throw new Error('enough');
   };
   await expect(emitModel(file, 'q8', folder, stop, 2)).rejects.toThrow('enough');
-  expect(calls).toBe(3);
+  expect(calls).toBeGreaterThanOrEqual(3);
+  // What the other thread had in work may still be told.
+  expect(calls).toBeLessThanOrEqual(4);
   await file.close();
 });
