@@ -179,6 +179,13 @@ test('skipped attention writes K and V, so that a sequence may change its mask',
   expect(furthest(await after(DENSE), expected)).toBeGreaterThan(0.1);
 });
 
+test('K and V in half precision are refused, with what to take instead', async () => {
+  await using emitted = await openEmitted(randomLlama({ layerCount: 1 }), 'f32');
+  const options = { threads: 1, device, kvType: 'f16' } as const;
+  const { folder, config } = emitted;
+  await expect(openRunner(folder, config, options)).rejects.toThrow(/--device cpu, or --kv-type f32/);
+});
+
 describe('what crosses the bus', () => {
   test('decoding feeds and fetches no K or V from the host, and as many bytes after 300 tokens as after 20', async () => {
     await using runner = await openEmitted(randomLlama(), 'f32', undefined, device);
