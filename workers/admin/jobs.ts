@@ -144,16 +144,12 @@ async function backendOf(c: AppContext): Promise<{ url: string }> {
   throw new MaskrouteError('not_found', 'There is no such backend.');
 }
 
-/* @throws MaskrouteError `not_found` unless it is an id: nothing else may become a path at the backend. */
+/** A path at the backend. @throws MaskrouteError `not_found` unless it is an id: nothing else may become one. */
+const jobPath = (c: AppContext): string => `/${idOf(c, 'job', JOB_ID_PATTERN)}`;
+const schedulePath = (c: AppContext): string => `/schedules/${idOf(c, 'schedule', SCHEDULE_ID_PATTERN)}`;
 
-function jobPath(c: AppContext): string {
-  const id = c.req.param('job') ?? '';
-  if (JOB_ID_PATTERN.test(id)) return `/${id}`;
-  throw new MaskrouteError('not_found', 'There is no such job.');
-}
-
-function schedulePath(c: AppContext): string {
-  const id = c.req.param('schedule') ?? '';
-  if (SCHEDULE_ID_PATTERN.test(id)) return `/schedules/${id}`;
-  throw new MaskrouteError('not_found', 'There is no such schedule.');
+function idOf(c: AppContext, kind: 'job' | 'schedule', pattern: RegExp): string {
+  const id = c.req.param(kind) ?? '';
+  if (pattern.test(id)) return id;
+  throw new MaskrouteError('not_found', `There is no such ${kind}.`);
 }
