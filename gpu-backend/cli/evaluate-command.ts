@@ -59,8 +59,8 @@ const TASKS_HELP =
   'multiple choice, as TASK=FILE: openbookqa, winogrande, hellaswag, piqa, arc_easy or arc_challenge';
 
 const CALIBRATION_HELP =
-  'text that baselines calibrate on (default: a part of --data). Of rows that are also here, or in a file by the name of ' +
-  'one that a set was learned on, only the tenth that learn held out is scored, and it calibrates nothing';
+  'text that baselines calibrate on (default: a part of --data). A row that is also here, or in a file with the same name as one of the learning data, ' +
+  'is scored only if learn held it out, and then it calibrates nothing';
 
 export function addEvaluationCommand(program: Command): void {
   program
@@ -87,7 +87,7 @@ export function addEvaluationCommand(program: Command): void {
       surrogateChoice,
       'auto',
     )
-    .option('--encoder <name>', 'the encoder of the mask sets (default: the one that they name)')
+    .option('--encoder <name>', 'the encoder of the mask sets (default: what they name)')
     .option('--no-equal-time', 'leave out the comparison at equal time')
     .option('--tasks <file...>', TASKS_HELP, [])
     .option('--task-limit <questions>', 'questions read from each task file at most', wholeNumber(1), 100)

@@ -26,7 +26,7 @@ export async function openWebgpuRunner(
 ): Promise<Runner> {
   const { surrogates, kvType = 'f32' } = options;
   if (kvType !== 'f32') {
-    const message = `Keys and values are kept in ${kvType} on the processor only: take --device cpu, or --kv-type f32.`;
+    const message = `Keys and values are kept in ${kvType} on the CPU only: take --device cpu, or --kv-type f32.`;
     throw new MaskrouteError('invalid_argument', message);
   }
   const { layerCount, kvHeadCount, headSize, contextTokens } = config;

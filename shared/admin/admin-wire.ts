@@ -30,6 +30,9 @@ export const timestamp = z.iso.datetime();
 
 const LIST_COUNT_MAX = 200;
 
+/** The answer to a DELETE that leaves nothing to show. */
+export const deletedSchema = z.object({ id: z.string(), deleted: z.literal(true) });
+
 export const listSchema = <T extends z.ZodType>(item: T) =>
   z.object({
     object: z.literal('list'),

@@ -93,7 +93,7 @@ export const ANSWERS = {
     message: z.looseObject({ role: z.literal('assistant'), content: z.string().nullable() }),
   }),
   CreatedKey: wire.createdKeySchema,
-  Deleted: z.object({ id: z.string(), deleted: z.literal(true) }),
+  Deleted: wire.deletedSchema,
   EndedSessions: wire.endedSessionsSchema,
   Drift: stats.driftSchema,
   EvaluatedRow: stats.evaluatedRowSchema,

@@ -1,7 +1,7 @@
 /** Jobs of a backend and their schedules, for those who administrate everything; `shared/admin/job-wire.ts` describes them. */
 import { Hono } from 'hono';
-import { z } from 'zod';
-import { listSchema, searchQuerySchema } from '../../shared/admin/admin-wire.ts';
+import type { z } from 'zod';
+import { deletedSchema, listSchema, searchQuerySchema } from '../../shared/admin/admin-wire.ts';
 import {
   createEdgeJobSchema,
   createEdgeScheduleSchema,
@@ -77,8 +77,6 @@ export const jobs = new Hono<AppEnv>()
     const { created, summary } = await storeMaskSet(c.var.services.db, tenant, writeMaskSet(set));
     return c.json(summary, created ? 201 : 200);
   });
-
-const deletedSchema = z.object({ id: z.string(), deleted: z.literal(true) });
 
 type Publish = NonNullable<z.output<typeof createEdgeScheduleSchema>['job']['publish']>;
 

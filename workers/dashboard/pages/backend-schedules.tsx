@@ -1,8 +1,12 @@
 /** Jobs of one backend that come again: when, on what, and what becomes of what they learn. */
 
 import { useState } from 'preact/hooks';
-import { z } from 'zod';
-import { apiKeySchema, createdKeySchema, listSchema } from '../../../shared/admin/admin-wire.ts';
+import {
+  apiKeySchema,
+  createdKeySchema,
+  deletedSchema,
+  listSchema,
+} from '../../../shared/admin/admin-wire.ts';
 import { type Job, jobSchema, type Schedule, scheduleSchema } from '../../../shared/admin/job-wire.ts';
 import { admin } from '../api.ts';
 import { Choice, ForChange, RowButton, timeIn } from '../components/controls.tsx';
@@ -15,7 +19,6 @@ import { JobFields, jobIn } from './job-form.tsx';
 import { RolloutFields, rolloutIn } from './rollout-form.tsx';
 
 const REFRESH_ms = 5_000;
-const removedSchema = z.object({ id: z.string(), deleted: z.literal(true) });
 
 type Open = { readonly what: 'new' } | { readonly what: 'remove'; readonly id: string };
 
@@ -72,7 +75,7 @@ export function Schedules({ backend }: { readonly backend: string }) {
           destroys
           onClose={close}
           act={async () => {
-            await admin(removedSchema, `${jobs}/schedules/${open.id}`, { method: 'DELETE' });
+            await admin(deletedSchema, `${jobs}/schedules/${open.id}`, { method: 'DELETE' });
           }}
         >
           <p>

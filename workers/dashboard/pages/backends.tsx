@@ -1,7 +1,6 @@
 /** Backends: where they are, whether they answer, how busy they are and which masks they hold hot. */
 import { useState } from 'preact/hooks';
-import { z } from 'zod';
-import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { deletedSchema, listSchema } from '../../../shared/admin/admin-wire.ts';
 import { backendSchema } from '../../../shared/wire/backend-load.ts';
 import { admin, query } from '../api.ts';
 import { ForChange, itemsIn, RowButton, Search } from '../components/controls.tsx';
@@ -13,7 +12,6 @@ import { when } from '../look.ts';
 import { Jobs } from './backend-jobs.tsx';
 
 const REFRESH_ms = 5_000;
-const removedSchema = z.object({ id: z.string(), deleted: z.literal(true) });
 const BREAKER = { closed: 'answers', open: 'does not answer', half_open: 'is being tried again' } as const;
 
 type Open = { readonly what: 'add' } | { readonly what: 'remove'; readonly id: string };
@@ -105,7 +103,7 @@ export function Backends() {
           destroys
           onClose={close}
           act={async () => {
-            await admin(removedSchema, `/backends/${open.id}`, { method: 'DELETE' });
+            await admin(deletedSchema, `/backends/${open.id}`, { method: 'DELETE' });
           }}
         >
           <p>
