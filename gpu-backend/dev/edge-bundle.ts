@@ -1,10 +1,16 @@
-/** The edge's code as `wrangler deploy` would send it: its assets built, its worker bundled into one module. */
+/**
+ * The edge's code as `wrangler deploy` would send it: its assets built, its worker bundled into one module. A bundle is kept
+ * until a file that it is made of changes.
+ */
 import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { mkdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { build } from 'esbuild';
+import { z } from 'zod';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { readOwnJson, writeWhole } from '../files.ts';
 import type { EdgeConfig } from './edge-config.ts';
 
 /**
@@ -20,10 +26,32 @@ export async function bundleEdge(
   { projectFolder, around }: { readonly projectFolder: string; readonly around?: string },
 ): Promise<string> {
   await runBuild(config.buildCommand, projectFolder);
-  const { outputFiles } = await build({
-    stdin: { contents: mainModule(config, around), resolveDir: projectFolder },
+  const main = mainModule(config, around);
+  const keptFile = path.join(projectFolder, 'node_modules/.cache/edge', `${sha256([main])}.json`);
+  const kept = await readOwnJson(keptFile, keptSchema);
+  if (kept !== undefined && (await hashOf(kept.inputs).catch(() => '')) === kept.inputsHash)
+    return kept.script;
+  const { script, inputs } = await bundle(main, projectFolder);
+  const made: Kept = { inputs, inputsHash: await hashOf(inputs), script };
+  // Where it cannot be kept, the next start makes it anew.
+  await mkdir(path.dirname(keptFile), { recursive: true })
+    .then(() => writeWhole(keptFile, JSON.stringify(made)))
+    .catch(() => undefined);
+  return script;
+}
+
+const keptSchema = z.object({ inputs: z.array(z.string()), inputsHash: z.string(), script: z.string() });
+type Kept = z.output<typeof keptSchema>;
+
+async function bundle(main: string, projectFolder: string): Promise<Pick<Kept, 'script' | 'inputs'>> {
+  // Loaded here: most often there is nothing to bundle.
+  const { build } = await import('esbuild');
+  const { outputFiles, metafile } = await build({
+    absWorkingDir: projectFolder,
+    stdin: { contents: main, resolveDir: projectFolder, sourcefile: MAIN },
     bundle: true,
     write: false,
+    metafile: true,
     format: 'esm',
     target: 'es2024',
     platform: 'neutral',
@@ -32,7 +60,23 @@ export async function bundleEdge(
     external: ['cloudflare:*', 'node:*'],
     logLevel: 'silent',
   });
-  return outputFiles[0]!.text;
+  const files = Object.keys(metafile.inputs).filter((input) => input !== MAIN);
+  const inputs = [...files.map((file) => path.resolve(projectFolder, file)), ...OWN_FILES];
+  return { script: outputFiles[0]!.text, inputs };
+}
+
+const MAIN = 'edge-main.js';
+/** What decides how files become a bundle. */
+const OWN_FILES = [fileURLToPath(import.meta.url), fileURLToPath(import.meta.resolve('esbuild/package.json'))];
+
+const hashOf = async (files: readonly string[]): Promise<string> =>
+  sha256(await Promise.all(files.map((file) => readFile(file))));
+
+/** Of all parts, each with its length. */
+function sha256(parts: readonly (string | Uint8Array)[]): string {
+  const hash = createHash('sha256');
+  for (const part of parts) hash.update(`${part.length}:`).update(part);
+  return hash.digest('hex');
 }
 
 const DRAINABLE = fileURLToPath(new URL('./drainable.ts', import.meta.url));

@@ -1,13 +1,17 @@
-/** `npm start` as a person runs it, on a home and ports of its own. The installed model is linked, not pulled. */
+/**
+ * `npm start` as a person runs it, on a home and ports of its own. The installed model is linked, not pulled; where nothing of it
+ * matters but that it answers, a small one with random weights has its place.
+ */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { OpenAI } from 'openai';
 import { type DevFile, readDevFile } from '../../gpu-backend/dev/dev-home.ts';
 import { maskrouteHome } from '../../gpu-backend/files.ts';
 import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/default-model.ts';
+import { installTinyModel } from '../support/tiny-model.ts';
 
 const READY_WITHIN_ms = 90_000;
 const POLL_ms = 50;
@@ -20,6 +24,18 @@ export function createHome(): string {
   symlinkSync(installed, path.join(home, 'models', DEFAULT_MODEL));
   return home;
 }
+
+/** A start takes half as long here. The model has the default one's name and not its hash, so the preset does not go live. */
+export async function createTinyHome(): Promise<string> {
+  const home = mkdtempSync(path.join(tmpdir(), 'maskroute-e2e-'));
+  const folder = path.join(home, 'models', DEFAULT_MODEL);
+  const { manifest } = await installTinyModel(folder, 'q8', { contextTokens: TINY_CONTEXT_TOKENS });
+  writeFileSync(path.join(folder, 'model.json'), JSON.stringify({ ...manifest, name: DEFAULT_MODEL }));
+  return home;
+}
+
+/** Answers that do not end by themselves take some seconds. */
+export const TINY_CONTEXT_TOKENS = 16_384;
 
 /** Does nothing for a home that was never made. */
 export function removeHome(home: string | undefined): void {
