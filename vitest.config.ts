@@ -24,7 +24,6 @@ const LIBRARIES_OF_THE_EDGE = [
 /** They replace a module, measure how much memory their process took, or open a backend in it, which sets V8's flags. */
 const ALONE = [
   'test/gpu-backend/api/real-model.test.ts',
-  'test/gpu-backend/api/structured-output.test.ts',
   'test/gpu-backend/engine/webgpu.test.ts',
   'test/gpu-backend/model/formats/hostile-gguf.test.ts',
 ];

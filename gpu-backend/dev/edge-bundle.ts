@@ -67,7 +67,10 @@ async function bundle(main: string, projectFolder: string): Promise<Pick<Kept, '
 
 const MAIN = 'edge-main.js';
 /** What decides how files become a bundle. */
-const OWN_FILES = [fileURLToPath(import.meta.url), fileURLToPath(import.meta.resolve('esbuild/package.json'))];
+const OWN_FILES = [
+  fileURLToPath(import.meta.url),
+  fileURLToPath(import.meta.resolve('esbuild/package.json')),
+];
 
 const hashOf = async (files: readonly string[]): Promise<string> =>
   sha256(await Promise.all(files.map((file) => readFile(file))));

@@ -27,7 +27,6 @@ import { distinctRows, scoredPositions } from './data/samples.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
 import { contentKey, openRunJournal, type RunJournal } from './journal.ts';
-import { LEARN_REPORT_FILE, writeReportHtml } from './report/write-report.ts';
 import type { Budget, CountRange } from './search/budget.ts';
 import { type BlockCost, effortFor, fullText, LEARN_EFFORT, type LearnEffort } from './search/effort.ts';
 import { type LearnedMasks, learnMasks } from './search/learn-masks.ts';
@@ -121,6 +120,8 @@ export async function learn(options: LearnOptions): Promise<Learned> {
     const { masks, budget, effort } = await learnWith(settings, prompts, journal);
     const maskSet = await assemble({ ...settings, effort }, spec, prompts, masks, budget);
     const report = buildReport(maskSet, prompts, masks, budget, settings.cost);
+    // Loaded here: what draws charts takes long to load, and a run that goes on somewhere else needs none.
+    const { LEARN_REPORT_FILE, writeReportHtml } = await import('./report/write-report.ts');
     await writeWhole(join(out, LEARN_REPORT_FILE), `${JSON.stringify(report, null, 1)}\n`);
     await writeReportHtml(out);
     await writeWhole(join(out, MASK_SET_FILE), `${JSON.stringify(maskSet)}\n`);

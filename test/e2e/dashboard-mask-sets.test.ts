@@ -5,7 +5,6 @@ import path from 'node:path';
 import type { Page } from 'playwright-core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { AdminClient } from '../../gpu-backend/publication/admin-client.ts';
-import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
 import { livePublication, publishMaskSet } from '../../gpu-backend/publication/publish.ts';
 import {
   type ApiKeyKind,
@@ -28,12 +27,10 @@ let preset: MaskSet;
 
 beforeAll(async () => {
   dashboard = await openDashboard();
-  ({ product, client, page, complaints } = dashboard);
-  preset = await readMaskSet(PRESET);
+  ({ product, client, preset, page, complaints } = dashboard);
 }, 120_000);
 afterAll(() => closeDashboard(dashboard), 60_000);
 
-const PRESET = path.resolve('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');
 const live = () => livePublication(client, '');
 const rollBackButton = () => page.getByRole('button', { name: 'Roll back' });
 const dialog = () => page.getByRole('dialog');
@@ -158,7 +155,9 @@ test('an evaluation that was sent with a set is drawn, every baseline in it, and
   const evaluation = madeUpEvaluation(version);
   const file = path.join(dashboard.home, 'evaluation.json');
   writeFileSync(file, JSON.stringify(evaluation));
-  const line = ['bin/maskroute.js', 'publish', PRESET, '--evaluation', file, '--edge', product.dev.edge];
+  const setFile = path.join(dashboard.home, 'mask-set.json');
+  writeFileSync(setFile, JSON.stringify(preset));
+  const line = ['bin/maskroute.js', 'publish', setFile, '--evaluation', file, '--edge', product.dev.edge];
   const env = { ...process.env, MASKROUTE_ADMIN_KEY: product.dev.adminKey };
   const { status, stderr } = spawnSync(process.execPath, line, { env, encoding: 'utf8' });
   expect(status, stderr).toBe(0);
@@ -236,6 +235,7 @@ async function completed(): Promise<{ version: string; sparsity: number }> {
       model: product.dev.model,
       messages: [{ role: 'user', content: 'Why is the sky blue?' }],
       max_tokens: 12,
+      ...{ ignore_eos: true },
     })
     .asResponse();
   const header = (name: string) => answer.headers.get(`x-maskroute-${name}`)!;

@@ -1,7 +1,6 @@
 /** The dashboard in a real Chromium, on the running product with the real model. */
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import path from 'node:path';
 import type { Browser, BrowserContext, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
@@ -10,7 +9,7 @@ import { livePublication, publishMaskSet, rollBack } from '../../gpu-backend/pub
 import { apiKeySchema, listSchema, tenantSchema } from '../../shared/admin/admin-wire.ts';
 import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { complaintsOf, expectAccessible, logIn, openBrowser, openPage, visit } from './browser.ts';
-import { createHome, removeHome, type Started, start, stop } from './product.ts';
+import { createHome, PRESET, removeHome, type Started, start, stop } from './product.ts';
 
 let home: string;
 let product: Started;
@@ -36,8 +35,6 @@ afterAll(async () => {
 }, 60_000);
 
 const focused = () => page.evaluate('document.activeElement.textContent');
-
-const PRESET = path.resolve('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');
 
 describe('the login', () => {
   test('refuses a wrong key with the reason, then opens, and keeps no key in the browser', async () => {
@@ -91,7 +88,7 @@ describe('every page', () => {
       for (const title of titles) {
         await visit(page, title);
         expect(await page.getByRole('alert').allTextContents(), title).toEqual([]);
-        await expectAccessible(page, `${title}, ${colorScheme}`);
+        await expectAccessible(page, `${title}, ${colorScheme}`, colorScheme === 'light' ? 'all' : 'colours');
       }
     }
     await page.emulateMedia({ colorScheme: 'light' });

@@ -1,14 +1,31 @@
-/** A product of its own with its dashboard open in a browser, logged in as who runs everything. */
+/**
+ * A product of its own with its dashboard open in a browser, logged in as who runs everything. Its model is small and means
+ * nothing, but where pictures are drawn; a mask set like the preset is live.
+ */
 import type { Browser, Page } from 'playwright-core';
 import { expect } from 'vitest';
 import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
+import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
+import { publishMaskSet } from '../../gpu-backend/publication/publish.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { complaintsOf, logIn, openBrowser, openPage } from './browser.ts';
-import { createHome, removeHome, type Started, start, stop } from './product.ts';
+import {
+  createHome,
+  createTinyHome,
+  PRESET,
+  removeHome,
+  type Started,
+  start,
+  stop,
+  tinyPreset,
+} from './product.ts';
 
 export type Dashboard = {
   readonly home: string;
   readonly product: Started;
   readonly client: AdminClient;
+  /** What is live. */
+  readonly preset: MaskSet;
   readonly browser: Browser;
   readonly page: Page;
   /** What went wrong in the page without anybody seeing it. */
@@ -16,14 +33,17 @@ export type Dashboard = {
 };
 
 export async function openDashboard(): Promise<Dashboard> {
-  const home = createHome();
+  const isPictured = process.env.SCREENSHOTS === '1';
+  const home = isPictured ? createHome() : await createTinyHome();
   const product = await start(home);
   const client = createAdminClient(product.dev.edge, product.dev.adminKey);
+  const preset = isPictured ? await readMaskSet(PRESET) : await tinyPreset();
+  if (!isPictured) await publishMaskSet(client, preset, { tenant: '', activate: true });
   const browser = await openBrowser();
   const page = await openPage(browser);
   const complaints = complaintsOf(page);
   await logIn(page, product.dev.edge, product.dev.adminKey);
-  return { home, product, client, browser, page, complaints };
+  return { home, product, client, preset, browser, page, complaints };
 }
 
 /** Does nothing for one that never opened. */

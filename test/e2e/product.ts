@@ -11,7 +11,11 @@ import { OpenAI } from 'openai';
 import { type DevFile, readDevFile } from '../../gpu-backend/dev/dev-home.ts';
 import { maskrouteHome } from '../../gpu-backend/files.ts';
 import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/default-model.ts';
-import { installTinyModel } from '../support/tiny-model.ts';
+import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
+import { type ModelHash, maskBits, maskId } from '../../shared/mask/mask.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { TINY_CONFIG } from '../support/random-llama.ts';
+import { installTinyModel, TINY_HASH } from '../support/tiny-model.ts';
 
 const READY_WITHIN_ms = 90_000;
 const POLL_ms = 50;
@@ -25,7 +29,7 @@ export function createHome(): string {
   return home;
 }
 
-/** A start takes half as long here. The model has the default one's name and not its hash, so the preset does not go live. */
+/** A start takes half as long here. The model has the default one's name and not its hash: the preset is not for it. */
 export async function createTinyHome(): Promise<string> {
   const home = mkdtempSync(path.join(tmpdir(), 'maskroute-e2e-'));
   const folder = path.join(home, 'models', DEFAULT_MODEL);
@@ -36,6 +40,24 @@ export async function createTinyHome(): Promise<string> {
 
 /** Answers that do not end by themselves take some seconds. */
 export const TINY_CONTEXT_TOKENS = 16_384;
+
+/** The preset's clusters and figures, with masks of the tiny model. */
+export async function tinyPreset(): Promise<MaskSet> {
+  const { surrogates: _, ...preset } = await readMaskSet(PRESET);
+  const blockCount = 2 * TINY_CONFIG.layerCount;
+  const hash = TINY_HASH as ModelHash;
+  const clusters = preset.clusters.map((cluster, i) => {
+    const runs = Uint8Array.from({ length: blockCount }, (_, block) => (block === i % blockCount ? 0 : 1));
+    return { ...cluster, bits: maskBits({ runs }), mask: maskId(hash, { runs }) };
+  });
+  const [sparsity, surrogate] = [1 / blockCount, false];
+  return {
+    ...{ ...preset, clusters, surrogate, targetSparsity: sparsity, reachedSparsity: sparsity },
+    model: { name: DEFAULT_MODEL, hash, blockCount },
+  };
+}
+
+export const PRESET = path.resolve('gpu-backend/presets', DEFAULT_MODEL, 'mask-set.json');
 
 /** Does nothing for a home that was never made. */
 export function removeHome(home: string | undefined): void {

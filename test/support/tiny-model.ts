@@ -9,6 +9,9 @@ const SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>'];
 const CHAT_TEMPLATE =
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
+/** No weights have it. */
+export const TINY_HASH = 'a'.repeat(64);
+
 /** Writes it to `folder`. */
 export async function installTinyModel(
   folder: string,
@@ -26,7 +29,7 @@ export async function installTinyModel(
     manifest: {
       format: 'maskroute-model-v5',
       name: 'tiny',
-      hash: 'a'.repeat(64),
+      hash: TINY_HASH,
       source: 'test',
       weights,
       config: source.config,

@@ -1,14 +1,13 @@
-/** The whole backend over the real model: what only real tokens, masks and times can show. */
-import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+/**
+ * The whole backend over the real model: what only real tokens, masks and times can show. Answers of a prescribed form come
+ * first, in a file of their own.
+ */
+import { mkdir, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import OpenAI from 'openai';
-import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { RunningBackend } from '../../../gpu-backend/main.ts';
-import { startBackend } from '../../../gpu-backend/main.ts';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
 import { openModelText } from '../../../gpu-backend/model/tokenizer/model-text.ts';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
@@ -20,36 +19,17 @@ import {
   withSurrogates,
 } from '../../../shared/mask/mask.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
-import { installedModel, testHome } from '../../support/installed-model.ts';
+import { installedModel } from '../../support/installed-model.ts';
 import { BACKEND_KEY, collect, eventually } from './harness.ts';
+import './structured-output.ts';
+import { backend, client, closeRealBackend, home, openRealBackend } from './real-backend.ts';
 
-let home: string;
-let backend: RunningBackend;
-let client: OpenAI;
 let hash: ModelHash;
-
 beforeAll(async () => {
   hash = (await installedModel()).manifest.hash as ModelHash;
-  // A home of its own, so that masks of the tests stay out of the user's.
-  home = await mkdtemp(join(tmpdir(), 'maskroute-real-'));
-  await symlink(join(testHome, 'models'), join(home, 'models'));
-  backend = await startBackend({
-    home,
-    model: DEFAULT_MODEL,
-    port: 0,
-    backendKey: BACKEND_KEY,
-    log: pino({ level: 'silent' }),
-    // However slow the machine is: an answer's first event comes before its status.
-    limits: { commit_ms: 60_000 },
-    // Other tests run beside this one; threads that wait for each other would crawl.
-    threads: 1,
-  });
-  client = new OpenAI({ baseURL: `${backend.url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 });
+  await openRealBackend();
 }, 60_000);
-afterAll(async () => {
-  await backend?.close();
-  if (home !== undefined) await rm(home, { recursive: true, force: true });
-});
+afterAll(closeRealBackend);
 
 const ask = (content: string, fields: object = {}) => ({
   model: DEFAULT_MODEL,

@@ -127,14 +127,14 @@ describe.each(['f32', 'q8', 'q4'] as const)('weights in %s', (kind) => {
     ['masked', SOME],
     ['masked with surrogates', withSurrogates(SOME, RANDOM_TABLE_ID)],
     ['with no block at all', NOTHING],
-  ])('one sequence %s: a prompt and 50 tokens, over a place of 256', async (_, mask) => {
+  ])('one sequence %s: a prompt and 20 tokens, over a place of 256', async (_, mask) => {
     const caches = twoCaches();
     const plan = planOf(mask);
-    const prompt = tokensOf(1, 220);
+    const prompt = tokensOf(1, 245);
     const rows = prompt.map((_, row) => row);
     expect(await step([{ caches, tokenIds: prompt, plan, logitRows: rows }])).toBeLessThan(DIFFERENCE_MAX);
     let most = 0;
-    for (const tokenId of tokensOf(2, 50))
+    for (const tokenId of tokensOf(2, 20))
       most = Math.max(most, await step([{ caches, tokenIds: [tokenId], plan, logitRows: [0] }]));
     expect(most).toBeLessThan(DIFFERENCE_MAX);
     caches[0].truncate(0);
@@ -144,16 +144,16 @@ describe.each(['f32', 'q8', 'q4'] as const)('weights in %s', (kind) => {
     const plans = [DENSE, SOME, withSurrogates(OTHERS, RANDOM_TABLE_ID), NOTHING].map(planOf);
     const sequences = plans.map((plan) => ({ plan, caches: twoCaches() }));
     let most = 0;
-    for (let turn = 0; turn < 70; turn++) {
+    for (let turn = 0; turn < 32; turn++) {
       // One begins after the other, the third has more of its prompt later, and the second runs dense in the end.
       const present = sequences.slice(0, 1 + Math.floor(turn / 4));
       const inputs = present.map(({ plan, caches }, i) => {
-        const isPiece = caches[0].length === 0 || (turn === 20 && i === 2);
+        const isPiece = caches[0].length === 0 || (turn === 16 && i === 2);
         const tokenIds = tokensOf(100 * turn + i, isPiece ? 20 + 60 * i : 1);
         return {
           caches,
           tokenIds,
-          plan: turn > 50 && i === 1 ? plans[0]! : plan,
+          plan: turn > 22 && i === 1 ? plans[0]! : plan,
           logitRows: [tokenIds.length - 1],
         };
       });
@@ -261,7 +261,7 @@ test('the real model, dense and with a quarter of its blocks out', async () => {
   cleaning.defer(() => onProcessor.close());
   const masks = [denseMask(2 * config.layerCount), quarterMask(config.layerCount)];
   const caches = masks.map(() => [onDevice.newCache(), onProcessor.newCache()] as const);
-  for (const tokens of [12, 1, 1, 1, 1]) {
+  for (const tokens of [12, 1, 1]) {
     const inputs = (which: 0 | 1) =>
       masks.map((mask, i): RunInput => {
         const tokenIds = somePrompt(tokens, config.vocabularySize, tokens + caches[i]![which].length);

@@ -80,6 +80,13 @@ const longUnit = (seed: number, sequences = 8): BatchUnit => {
 };
 
 const run = { surrogates: undefined, threads: 1, signal: undefined };
+const LONG_UNITS = Array.from({ length: 4 }, (_, seed) => longUnit(seed));
+let longNumbers: Promise<(readonly number[])[]> | undefined;
+/** Of the long units, computed once. */
+const expectedLong = () => {
+  longNumbers ??= computedHere(LONG_UNITS);
+  return longNumbers;
+};
 async function computedHere(units: readonly BatchUnit[]): Promise<(readonly number[])[]> {
   await using here = await openLocalUnits({ ...run, model: tiny.model });
   return await Promise.all(units.map((unit) => here.run(unit)));
@@ -113,14 +120,14 @@ it('three workers come to the bytes of one process, and compute each unit once',
 
 it('a worker that is killed in mid-unit costs that unit, and nothing else is done again', async () => {
   await using site = await cluster(2);
-  const units = Array.from({ length: 4 }, (_, seed) => longUnit(seed));
+  const units = LONG_UNITS;
   await using queued = await site.open({ ...run, model: tiny.model });
   const found = Promise.all(units.map((unit) => queued.run(unit)));
   await soon(async () => (await site.machines.claims()).length === 2);
   const victim = site.machines.all[0]!;
   const [lost] = (await site.machines.claims()).filter(({ pid }) => pid === victim.child.pid);
   victim.child.kill('SIGKILL');
-  expect(await found).toEqual(await computedHere(units));
+  expect(await found).toEqual(await expectedLong());
   await site.toldOf(units.length);
   const work = workOf(tiny.model, undefined);
   expect(site.machines.computed().sort()).toEqual(units.map((unit) => unitName(work, unit)).sort());
@@ -129,12 +136,12 @@ it('a worker that is killed in mid-unit costs that unit, and nothing else is don
 
 it('a queue that is flushed in mid-run loses what waits, and nothing is computed twice', async () => {
   await using site = await cluster(2);
-  const units = Array.from({ length: 4 }, (_, seed) => longUnit(seed));
+  const units = LONG_UNITS;
   const queued = await site.open({ ...run, model: tiny.model });
   const found = Promise.all(units.map((unit) => queued.run(unit)));
   await soon(async () => (await site.machines.claims()).length === 2);
   await site.machines.redis.flushall();
-  expect(await found).toEqual(await computedHere(units));
+  expect(await found).toEqual(await expectedLong());
   await queued[Symbol.asyncDispose]();
   await site.toldOf(units.length);
   expect(site.machines.twice()).toEqual([]);

@@ -7,11 +7,11 @@ import path from 'node:path';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { APIError } from 'openai';
-import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { dryRunSchema } from '../../shared/wire/openai.ts';
-import { HEADERS, type MaskrouteInfo } from '../../shared/wire/protocol.ts';
-import { createSigner } from '../../shared/wire/service-token.ts';
-import { createHome, removeHome, type Started, start, stop } from './product.ts';
+import { describe, expect, test, vi } from 'vitest';
+import { dryRunSchema } from '../../../shared/wire/openai.ts';
+import { HEADERS, type MaskrouteInfo } from '../../../shared/wire/protocol.ts';
+import { createSigner } from '../../../shared/wire/service-token.ts';
+import { home, product } from './running.ts';
 
 const KINDS = [
   'A baker sells 12 loaves a day at 3 dollars each. How much does she earn in a week?',
@@ -21,17 +21,6 @@ const KINDS = [
   '¿Cuál es la capital de Francia y por qué es famosa?',
 ];
 const PROMPT = KINDS[0]!;
-
-let home: string;
-let product: Started;
-beforeAll(async () => {
-  home = createHome();
-  product = await start(home);
-}, 120_000);
-afterAll(async () => {
-  if (product !== undefined) expect(await stop(product)).toBe(0);
-  removeHome(home);
-}, 60_000);
 
 const messagesOf = (content: string) => [{ role: 'user' as const, content }];
 const chat = (content: string, more: object = {}) =>

@@ -5,8 +5,9 @@ import type { AddressInfo } from 'node:net';
 import { build } from 'esbuild';
 import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { complaintsOf, expectAccessible, openBrowser, openPage } from './browser.ts';
-import { createHome, removeHome, run, type Started, start, stop } from './product.ts';
+import { complaintsOf, expectAccessible, openBrowser, openPage } from '../browser.ts';
+import { createHome, removeHome, run } from '../product.ts';
+import { product } from './running.ts';
 
 /** What the page runs; `ask` is called from here. */
 const SCRIPT = `
@@ -35,8 +36,6 @@ type Asked = {
 };
 
 let pages: Server[];
-let home: string;
-let product: Started;
 let browser: Browser;
 
 /** The same page at an origin of its own. */
@@ -51,7 +50,8 @@ async function servePage(script: string): Promise<Server> {
 }
 const originOf = (server: Server): string => `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 
-beforeAll(async () => {
+/** What a product needs to let one of the pages in. */
+export async function openPages() {
   const { outputFiles } = await build({
     stdin: { contents: SCRIPT, resolveDir: '.', loader: 'js' },
     bundle: true,
@@ -62,15 +62,14 @@ beforeAll(async () => {
   });
   const script = outputFiles[0]!.text;
   pages = [await servePage(script), await servePage(script)];
-  home = createHome();
-  product = await start(home, { ALLOWED_ORIGINS: originOf(pages[0]!) });
+  return { ALLOWED_ORIGINS: originOf(pages[0]!) };
+}
+beforeAll(async () => {
   browser = await openBrowser();
 }, 120_000);
 afterAll(async () => {
   await browser?.close();
-  if (product !== undefined) expect(await stop(product)).toBe(0);
   for (const server of pages ?? []) server.close();
-  removeHome(home);
 }, 60_000);
 
 async function askFrom(server: Server): Promise<Asked> {

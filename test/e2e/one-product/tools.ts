@@ -1,21 +1,10 @@
 /** Forms, tools and the newer wire, with the official client's own helpers against the edge: client → edge → backend → model. */
 import { zodFunction, zodResponseFormat, zodTextFormat } from 'openai/helpers/zod';
 import type { ChatCompletionMessageParam } from 'openai/resources';
-import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { z } from 'zod';
-import { HEADERS, type MaskrouteInfo } from '../../shared/wire/protocol.ts';
-import { createHome, removeHome, type Started, start, stop } from './product.ts';
-
-let home: string;
-let product: Started;
-beforeAll(async () => {
-  home = createHome();
-  product = await start(home);
-}, 120_000);
-afterAll(async () => {
-  if (product !== undefined) expect(await stop(product)).toBe(0);
-  removeHome(home);
-}, 60_000);
+import { HEADERS, type MaskrouteInfo } from '../../../shared/wire/protocol.ts';
+import { product } from './running.ts';
 
 const city = z.object({ name: z.enum(['Paris', 'Rome']), people: z.number().int().min(1).max(9) });
 const infoOf = (body: unknown): MaskrouteInfo => (body as { maskroute: MaskrouteInfo }).maskroute;

@@ -1,35 +1,10 @@
 /** Answers of a prescribed form and calls of tools, with the official client, the real model and real masks. */
-import { mkdtemp, rm, symlink } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import OpenAI from 'openai';
 import { zodResponseFormat } from 'openai/helpers/zod';
-import { pino } from 'pino';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { z } from 'zod';
-import type { RunningBackend } from '../../../gpu-backend/main.ts';
-import { startBackend } from '../../../gpu-backend/main.ts';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
-import { testHome } from '../../support/installed-model.ts';
-import { BACKEND_KEY, collect } from './harness.ts';
-
-let home: string;
-let backend: RunningBackend;
-let client: OpenAI;
-beforeAll(async () => {
-  home = await mkdtemp(join(tmpdir(), 'maskroute-form-'));
-  await symlink(join(testHome, 'models'), join(home, 'models'));
-  backend = await startBackend({
-    ...{ home, model: DEFAULT_MODEL, port: 0, backendKey: BACKEND_KEY, threads: 1 },
-    log: pino({ level: 'silent' }),
-    limits: { commit_ms: 60_000 },
-  });
-  client = new OpenAI({ baseURL: `${backend.url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 });
-}, 60_000);
-afterAll(async () => {
-  await backend?.close();
-  if (home !== undefined) await rm(home, { recursive: true, force: true });
-});
+import { collect } from './harness.ts';
+import { client } from './real-backend.ts';
 
 const ask = (content: string, more: object = {}) => ({
   model: DEFAULT_MODEL,

@@ -2,28 +2,24 @@
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
-import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { openReceiver, type ReceivedSpan, type Receiver } from '../support/otlp-receiver.ts';
-import { createHome, removeHome, type Started, start, stop } from './product.ts';
+import { afterAll, describe, expect, test, vi } from 'vitest';
+import { openReceiver, type ReceivedSpan, type Receiver } from '../../support/otlp-receiver.ts';
+import { stop } from '../product.ts';
+import { home, product } from './running.ts';
 
 const PROMPT = 'Describe the zephyrs of Xanadu and their history.';
 
-let home: string;
 let receiver: Receiver;
-let product: Started;
-beforeAll(async () => {
-  home = createHome();
+afterAll(() => receiver?.close());
+
+/** What a product needs to send its spans here. */
+export async function openCollector() {
   receiver = await openReceiver();
-  product = await start(home, {
+  return {
     OTEL_EXPORTER_OTLP_ENDPOINT: `${receiver.url}/`,
     OTEL_EXPORTER_OTLP_HEADERS: 'authorization=Bearer%20collector-key',
-  });
-}, 120_000);
-afterAll(async () => {
-  if (product !== undefined && product.process.exitCode === null) await stop(product);
-  await receiver?.close();
-  removeHome(home);
-}, 60_000);
+  };
+}
 
 type Trace = { readonly id: string; readonly parent: string };
 const newTrace = (): Trace => ({
