@@ -1,4 +1,6 @@
 /** The child process in which `npm start` runs one part of the product: its argument says which. */
+import { enableCompileCache } from 'node:module';
+import { fileURLToPath } from 'node:url';
 import type { BackendOptions } from '../main.ts';
 import { serveParent } from './children.ts';
 import type { EdgeOptions } from './local-edge.ts';
@@ -8,6 +10,9 @@ export type BackendConfig = Pick<
   BackendOptions,
   'home' | 'model' | 'port' | 'backendKey' | 'jobEntry' | 'collector'
 >;
+
+// What an earlier start compiled loads in half the time.
+enableCompileCache(fileURLToPath(new URL('../../node_modules/.cache/node-compile', import.meta.url)));
 
 if (process.argv[2] === 'edge') {
   serveParent(async (options: EdgeOptions) => {

@@ -1,35 +1,36 @@
 /**
- * The edge in workerd over two real backends, each a process of its own with the real model: one is killed in the
- * middle of an answer, then both are gone. Before that, the edge routes by the encoder that the backends run.
+ * The edge in workerd over two real backends, each a process of its own: one is killed in the middle of an answer, then
+ * both are gone. Before that, the edge routes by the encoder that the backends run, which is the real one.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm, symlink } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { symlink } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import OpenAI from 'openai';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../gpu-backend/dev/local-edge.ts';
 import { fetchFullEncoder } from '../../gpu-backend/encoder/full-encoder.ts';
 import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/default-model.ts';
+import { openInstalled } from '../../gpu-backend/model/store.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { BACKEND_HEADERS, encoderListSchema } from '../../shared/wire/backend-load.ts';
 import { dryRunSchema } from '../../shared/wire/openai.ts';
 import { ADMIN_KEY, BACKEND_KEY } from '../support/edge/constants.ts';
-import { installedModel, testHome } from '../support/installed-model.ts';
+import { testHome } from '../support/installed-model.ts';
+import { createTinyHome, removeHome, TINY_CONTEXT_TOKENS } from './product.ts';
 
 const READY_WITHIN_ms = 60_000;
 type Backend = { readonly id: string; readonly url: string; readonly child: ChildProcess };
 
-let home = '';
+let home: string | undefined;
 let edge: Edge;
 let client: OpenAI;
 const backends: Backend[] = [];
 
 async function serve(id: string): Promise<Backend> {
   const child = spawn(process.execPath, ['gpu-backend/cli/cli.ts', 'serve', '--model', DEFAULT_MODEL], {
-    env: { ...process.env, MASKROUTE_HOME: home, MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: '0' },
+    env: { ...process.env, MASKROUTE_HOME: home!, MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: '0' },
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   let output = '';
@@ -54,8 +55,8 @@ async function admin(path: string, body: object): Promise<Record<string, string>
 
 beforeAll(async () => {
   await fetchFullEncoder(testHome, { onProgress: () => {}, log: () => {} });
-  home = await mkdtemp(join(tmpdir(), 'maskroute-backends-'));
-  for (const folder of ['models', 'sources']) await symlink(join(testHome, folder), join(home, folder));
+  home = await createTinyHome();
+  await symlink(join(testHome, 'sources'), join(home, 'sources'));
   for (const id of ['one', 'two']) backends.push(await serve(id));
   edge = await startEdge({
     projectFolder: resolve('.'),
@@ -79,12 +80,12 @@ afterAll(async () => {
   // It asks the backends what those answers cost whose ends it did not hear, until its time for that is over.
   await edge?.close();
   for (const { child } of backends) child.kill('SIGKILL');
-  if (home !== '') await rm(home, { recursive: true, force: true });
+  removeHome(home);
 }, READY_WITHIN_ms);
 
 /** Two clusters in the space of the backends' encoder, around one text each. */
 async function maskSetOf(texts: readonly string[]): Promise<MaskSet> {
-  const { hash } = (await installedModel()).manifest;
+  const { hash } = (await openInstalled(home!, DEFAULT_MODEL)).manifest;
   const direct = new OpenAI({ baseURL: `${backends[0]!.url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 });
   const { data } = await direct.embeddings.create({ model: 'all-minilm-l6-v2', input: [...texts] });
   const list = await fetch(`${backends[0]!.url}/v1/encoders`, {
@@ -94,16 +95,16 @@ async function maskSetOf(texts: readonly string[]): Promise<MaskSet> {
   return {
     format: 'maskroute-mask-set-v1',
     name: 'two-texts',
-    model: { name: DEFAULT_MODEL, hash, blockCount: 60 },
+    model: { name: DEFAULT_MODEL, hash, blockCount: 8 },
     encoder: entry!.encoder,
     clusters: data.map(({ embedding }, index) => {
-      const mask = maskFromSkippedLayers(60, { skipAttention: [10 + index], skipFfn: [20 + index] });
+      const mask = maskFromSkippedLayers(8, { skipAttention: [index], skipFfn: [2 + index] });
       return {
         ...{ centroid: embedding, bits: maskBits(mask), mask: maskId(hash as ModelHash, mask) },
         ...{ share: 0.5, label: texts[index]! },
       };
     }),
-    ...{ targetSparsity: 2 / 60, reachedSparsity: 2 / 60, surrogate: false, learned: { method: 'by hand' } },
+    ...{ targetSparsity: 2 / 8, reachedSparsity: 2 / 8, surrogate: false, learned: { method: 'by hand' } },
     heldOut: { learned: { agreement: 0.9 } },
     createdAt: '2026-01-01T00:00:00Z',
   };
@@ -144,7 +145,11 @@ describe('two backends', () => {
 
   it('one killed in the middle of an answer: the client is told, and the other one goes on', async () => {
     const { data: stream, response } = await client.chat.completions
-      .create({ ...chat('Tell me a long story.', 2000), stream: true, ignore_eos: true } as never)
+      .create({
+        ...chat('Tell me a long story.', TINY_CONTEXT_TOKENS - 100),
+        stream: true,
+        ignore_eos: true,
+      } as never)
       .withResponse();
     const id = response.headers.get(BACKEND_HEADERS.backend);
     const { child } = backends.find((backend) => backend.id === id)!;

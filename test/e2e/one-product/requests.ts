@@ -85,7 +85,7 @@ describe('a chat', () => {
     const stream = await product.client.chat.completions.create({
       model: product.dev.model,
       messages: messagesOf(PROMPT),
-      max_completion_tokens: 40,
+      max_completion_tokens: 20,
       temperature: 0,
       stream: true,
       stream_options: { include_usage: true },
@@ -97,7 +97,7 @@ describe('a chat', () => {
       arrivals_ms.push(performance.now());
     }
     const text = chunks.map((chunk) => chunk.choices[0]?.delta.content ?? '').join('');
-    const whole = await chat(PROMPT, { max_completion_tokens: 40 });
+    const whole = await chat(PROMPT, { max_completion_tokens: 20 });
     expect(text).toBe(whole.data.choices[0]!.message.content);
     expect(chunks.find((chunk) => chunk.usage != null)?.usage).toEqual(whole.data.usage);
     expect(infoOf(chunks.at(-1)).mask).toBe(infoOf(whole.data).mask);
@@ -108,7 +108,7 @@ describe('a chat', () => {
 
   test('decodes under exactly the mask that the dry run told', async () => {
     for (const prompt of KINDS) {
-      const [told, { data }] = [await dryRun(prompt), await chat(prompt)];
+      const [told, { data }] = [await dryRun(prompt), await chat(prompt, { max_completion_tokens: 2 })];
       const used = infoOf(data);
       expect(used.mask).toBe(told.mask);
       expect({ ...used, similarity: null }).toMatchObject({ ...told.maskroute, similarity: null });
@@ -129,7 +129,7 @@ describe('a chat', () => {
 
   test('is the same alone and among others with other masks', async () => {
     const ask = async (prompt: string) =>
-      (await chat(prompt, { max_completion_tokens: 24 })).data.choices[0]!.message.content;
+      (await chat(prompt, { max_completion_tokens: 12 })).data.choices[0]!.message.content;
     const alone: unknown[] = [];
     for (const prompt of KINDS) alone.push(await ask(prompt));
     expect(await Promise.all(KINDS.map(ask))).toEqual(alone);

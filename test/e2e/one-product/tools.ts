@@ -146,17 +146,20 @@ describe('responses', () => {
       return seen && (await admin('GET', `/requests/${seen.id}`)).texts;
     };
     await admin('PATCH', '/tenants/local', { texts_kept_days: 1 });
-    const ask = request('Name a colour.');
+    const ask = { ...request('Name a colour.'), max_output_tokens: 16 };
     // A change of terms holds within 5 s.
     const whole = await vi.waitFor(
       async () => {
         const { data, response } = await product.client.responses.create(ask).withResponse();
         const id = response.headers.get(HEADERS.requestId)!;
-        const texts = await vi.waitFor(async () => {
-          const found = await textsOf(id);
-          expect(found).toBeDefined();
-          return found;
-        }, 10_000);
+        const texts = await vi.waitFor(
+          async () => {
+            const found = await textsOf(id);
+            expect(found).toBeDefined();
+            return found;
+          },
+          { timeout: 10_000, interval: 250 },
+        );
         expect(texts).toMatchObject({ prompt: 'user: Name a colour.', answer: data.output_text });
         return data.output_text;
       },
