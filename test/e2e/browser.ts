@@ -68,21 +68,21 @@ const AXE_OPTIONS = {
   preload: false,
 };
 
-/** Those of the rules below that look at colours, which are all that a dark page has of its own. */
-const COLOUR_RULES = ['color-contrast', 'link-in-text-block'];
+/** Those of the rules below that look at colours and places: all that another scheme or width changes. */
+const LOOK_RULES = ['color-contrast', 'link-in-text-block', 'target-size', 'scrollable-region-focusable'];
 
 /** No violation of WCAG 2.2 AA that axe-core can see. Its script is let in by the browser, past the page's policy. */
 export async function expectAccessible(
   page: Page,
   where: string,
-  rules: 'all' | 'colours' = 'all',
+  rules: 'all' | 'looks' = 'all',
 ): Promise<void> {
   if (!(await page.evaluate<boolean>('"axe" in window'))) {
     const session = await page.context().newCDPSession(page);
     await session.send('Runtime.evaluate', { expression: await readFile(AXE, 'utf8') });
     await session.detach();
   }
-  const options = rules === 'all' ? AXE_OPTIONS : { ...AXE_OPTIONS, runOnly: COLOUR_RULES };
+  const options = rules === 'all' ? AXE_OPTIONS : { ...AXE_OPTIONS, runOnly: LOOK_RULES };
   const results = await page.evaluate<AxeResults>(`axe.run(${JSON.stringify(options)})`);
   const violations = results.violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes[0]?.html}`);
   expect(violations, where).toEqual([]);

@@ -198,7 +198,7 @@ test('every main page fits wide and narrow, its first and action columns in view
           expect(box.x + box.width, where).toBeLessThanOrEqual(width);
         }
         // Colours are the same at both widths, and all else in both schemes.
-        if (width === 390) await expectAccessible(page, where, colorScheme === 'light' ? 'all' : 'colours');
+        if (width === 390) await expectAccessible(page, where, colorScheme === 'light' ? 'all' : 'looks');
         const isPictured =
           width === 1440
             ? colorScheme === 'light' && title !== 'Audit log'

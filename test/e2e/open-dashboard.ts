@@ -36,14 +36,19 @@ export async function openDashboard(): Promise<Dashboard> {
   const isPictured = process.env.SCREENSHOTS === '1';
   const home = isPictured ? createHome() : await createTinyHome();
   const product = await start(home);
-  const client = createAdminClient(product.dev.edge, product.dev.adminKey);
-  const preset = isPictured ? await readMaskSet(PRESET) : await tinyPreset();
-  if (!isPictured) await publishMaskSet(client, preset, { tenant: '', activate: true });
-  const browser = await openBrowser();
-  const page = await openPage(browser);
-  const complaints = complaintsOf(page);
-  await logIn(page, product.dev.edge, product.dev.adminKey);
-  return { home, product, client, preset, browser, page, complaints };
+  try {
+    const client = createAdminClient(product.dev.edge, product.dev.adminKey);
+    const preset = isPictured ? await readMaskSet(PRESET) : await tinyPreset();
+    if (!isPictured) await publishMaskSet(client, preset, { tenant: '', activate: true });
+    const browser = await openBrowser();
+    const page = await openPage(browser);
+    const complaints = complaintsOf(page);
+    await logIn(page, product.dev.edge, product.dev.adminKey);
+    return { home, product, client, preset, browser, page, complaints };
+  } catch (error) {
+    await stop(product);
+    throw error;
+  }
 }
 
 /** Does nothing for one that never opened. */

@@ -94,11 +94,14 @@ it('a quantised row is off by half a step at most, and a row of zeros stays one'
   expect(scales[1]).toBe(0);
 });
 
+/** More are embedded longer, and show the same. */
+const TEXTS = 180;
+
 it(
   'a distilled table is nearer to the full encoder than its first vectors, on text that it has not seen',
   async () => {
     const file = new URL('fixtures/sentences.txt', import.meta.url);
-    const texts = (await readFile(file, 'utf8')).trimEnd().split('\n');
+    const texts = (await readFile(file, 'utf8')).trimEnd().split('\n').slice(0, TEXTS);
     const unseen = texts.filter((_, i) => i % 5 === 0);
     const seen = texts.filter((_, i) => i % 5 !== 0);
     const teacher = quickTeacher(await openTestTeacher(), texts);
