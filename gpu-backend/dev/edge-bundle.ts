@@ -4,7 +4,7 @@
  */
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir, readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -28,15 +28,18 @@ export async function bundleEdge(
   await runBuild(config.buildCommand, projectFolder);
   const main = mainModule(config, around);
   const keptFile = path.join(projectFolder, 'node_modules/.cache/edge', `${sha256([main])}.json`);
-  const kept = await readOwnJson(keptFile, keptSchema);
+  // What cannot be read or kept is made anew at each start.
+  const kept = await readOwnJson(keptFile, keptSchema).catch(() => undefined);
   if (kept !== undefined && (await hashOf(kept.inputs).catch(() => '')) === kept.inputsHash)
     return kept.script;
+  const begun_ms = Date.now();
   const { script, inputs } = await bundle(main, projectFolder);
   const made: Kept = { inputs, inputsHash: await hashOf(inputs), script };
-  // Where it cannot be kept, the next start makes it anew.
-  await mkdir(path.dirname(keptFile), { recursive: true })
-    .then(() => writeWhole(keptFile, JSON.stringify(made)))
-    .catch(() => undefined);
+  // A file that changed meanwhile may not be the one that was bundled.
+  if ((await newestChange_ms(inputs)) < begun_ms)
+    await mkdir(path.dirname(keptFile), { recursive: true })
+      .then(() => writeWhole(keptFile, JSON.stringify(made)))
+      .catch(() => undefined);
   return script;
 }
 
@@ -74,6 +77,9 @@ const OWN_FILES = [
 
 const hashOf = async (files: readonly string[]): Promise<string> =>
   sha256(await Promise.all(files.map((file) => readFile(file))));
+
+const newestChange_ms = async (files: readonly string[]): Promise<number> =>
+  Math.max(...(await Promise.all(files.map((file) => stat(file)))).map(({ mtimeMs }) => mtimeMs));
 
 /** Of all parts, each with its length. */
 function sha256(parts: readonly (string | Uint8Array)[]): string {
