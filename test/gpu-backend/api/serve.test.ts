@@ -5,6 +5,7 @@ import { once } from 'node:events';
 import { afterEach, describe, expect, it } from 'vitest';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
 import { openReceiver, type Receiver } from '../../support/otlp-receiver.ts';
+import { tinyHome } from '../learning/evaluation/tiny.ts';
 import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
 
 type Served = {
@@ -96,16 +97,24 @@ describe('serve', () => {
   });
 
   it('keeps K and V in half precision where that is wanted', async () => {
-    const url = await ready(serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_KV_TYPE: 'f16' }));
+    using tiny = await tinyHome();
+    const env = { MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_HOME: tiny.home, MASKROUTE_KV_TYPE: 'f16' };
+    const served = serve(env, 'tiny');
+    const url = await ready(served);
     const headers = { authorization: `Bearer ${BACKEND_KEY}` };
     const metrics = await (await fetch(`${url}/metrics`, { headers })).text();
-    // 16 tokens, 30 layers, 3 heads of K and of V, 64 halves each.
-    expect(metrics).toMatch(/^maskroute_kv_cache_page_bytes\{kv_type="f16".*\} 368640$/m);
+    // 16 tokens, 4 layers, 2 heads of K and of V, 16 halves each.
+    expect(metrics).toMatch(/^maskroute_kv_cache_page_bytes\{kv_type="f16".*\} 8192$/m);
+    served.child.kill('SIGTERM');
+    expect(await served.exit).toBe(0);
   });
 
   it('says which port it cannot have', async () => {
     const other = await openReceiver();
-    const served = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: new URL(other.url).port });
+    using tiny = await tinyHome();
+    const { port } = new URL(other.url);
+    const env = { MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_HOME: tiny.home, BACKEND_PORT: port };
+    const served = serve(env, 'tiny');
     expect(await served.exit).toBe(1);
     expect(served.output()).toContain(`EADDRINUSE`);
     await other.close();
