@@ -9,12 +9,12 @@ import { availableParallelism, cpus } from 'node:os';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { memoryBelow } from '../gpu-backend/bench/processes.ts';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { budgetUseSchema, listSchema, usageRowSchema } from '../shared/admin/admin-wire.ts';
 import { type Outcome, sendTraffic } from './load/clients.ts';
-import { memoryBelow } from './load/processes.ts';
 import { type Disturbances, disturb } from './soak/disturbances.ts';
 import {
   answersAreCounted,

@@ -5,8 +5,14 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { LRUCache } from 'lru-cache';
 import { FAILED, type GrammarSession, HEADER } from '../engine/grammar.ts';
-import type { GrammarSpec } from './grammar-spec.ts';
-import { type Compiled, type Compiler, type Matcher, openCompiler, type Vocabulary } from './xgrammar.ts';
+import {
+  type Compiled,
+  type Compiler,
+  type GrammarSpec,
+  type Matcher,
+  openCompiler,
+  type Vocabulary,
+} from './xgrammar.ts';
 
 export type GrammarThreadStart = { readonly vocabulary: Vocabulary; readonly bell: SharedArrayBuffer };
 

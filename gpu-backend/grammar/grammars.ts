@@ -9,13 +9,12 @@ import { Worker } from 'node:worker_threads';
 import { LRUCache } from 'lru-cache';
 import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
 import { type GrammarSession, newSession } from '../engine/grammar.ts';
-import type { GrammarSpec } from './grammar-spec.ts';
 import type { FromGrammarThread, GrammarThreadStart, ToGrammarThread } from './grammar-thread.ts';
-import type { Vocabulary } from './xgrammar.ts';
+import type { GrammarSpec, Vocabulary } from './xgrammar.ts';
 
 export type PreparedGrammar = { readonly key: string; readonly spec: GrammarSpec };
 
-export type OpenGrammar = { readonly session: GrammarSession; close(): void };
+type OpenGrammar = { readonly session: GrammarSession; close(): void };
 
 export type Grammars = {
   /**

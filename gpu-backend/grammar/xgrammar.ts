@@ -1,12 +1,35 @@
 /**
  * The only file that knows `@mlc-ai/web-xgrammar`, xgrammar as WebAssembly. It compiles grammars for one vocabulary and
- * matches answers with them. A failed check inside it ends as a `RuntimeError`, after which its memory cannot be trusted:
- * whoever meets one begins with a new thread.
+ * matches answers with them. A failed check inside it ends as a `RuntimeError`, after which its memory cannot be trusted: then
+ * a new thread has to begin.
  */
 import { createRequire } from 'node:module';
 import type * as library from '@mlc-ai/web-xgrammar';
 import type { TokenTable } from '../model/tokenizer/token-bytes.ts';
-import type { GrammarSpec } from './grammar-spec.ts';
+
+/** What an answer must look like, as plain data that goes from thread to thread. At least one of both is there. */
+export type GrammarSpec = {
+  /** The EBNF of the answer's text where it calls nothing; undefined: any text. */
+  readonly answer: string | undefined;
+  readonly calls: CallsSpec | undefined;
+};
+
+export type CallsSpec = {
+  readonly tools: readonly {
+    /** Stands before the arguments, the tool's name in it; it begins with `trigger`. */
+    readonly begin: string;
+    /** EBNF. */
+    readonly argumentsGrammar: string;
+    readonly end: string;
+  }[];
+  /** Where a call begins in a text. */
+  readonly trigger: string;
+  readonly separator: string;
+  /** Calls only, and at least one. */
+  readonly isRequired: boolean;
+  /** One call at most; beside an `answer` it is that anyway, unless calls are required. */
+  readonly isSingle: boolean;
+};
 
 /** Tokens that may follow, a bit each; they include `endTokenId` where the text may end. */
 export type Matcher = {

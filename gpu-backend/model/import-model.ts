@@ -42,7 +42,7 @@ export type Weights =
       readonly threads: number;
     };
 
-export type ImportOptions = ImportHooks & {
+type ImportOptions = ImportHooks & {
   readonly home: string;
   readonly name: string;
   readonly weights: Weights;

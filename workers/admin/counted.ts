@@ -1,6 +1,11 @@
-/** What is going on: for the dashboard, and for whoever watches over routing. */
+/** What was counted, and the requests one by one: for the dashboard, and for whoever watches over routing. */
 import { Hono } from 'hono';
 import { DEFAULT_TENANT, usageQuerySchema } from '../../shared/admin/admin-wire.ts';
+import {
+  type RequestDetail,
+  ratingsQuerySchema,
+  requestsQuerySchema,
+} from '../../shared/admin/requests-wire.ts';
 import {
   type Drift,
   driftQuerySchema,
@@ -15,9 +20,9 @@ import { driftOf } from '../counting/drift.ts';
 import { stats as statsOf } from '../counting/traffic-stats.ts';
 import { d1 } from '../db/d1.ts';
 import { findMaskSet } from '../db/mask-set-rows.ts';
-import { listTrafficSamples, sumUsage } from '../db/usage-rows.ts';
-import { type AppEnv, holdOf } from '../http/context.ts';
-import { scopedTenant } from './scope.ts';
+import { findRequest, listRatings, listRequests, listTrafficSamples, sumUsage } from '../db/request-rows.ts';
+import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
+import { listed, scopedTenant } from './scope.ts';
 
 export const stats = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...times } = parse(statsQuerySchema, c.req.query());
@@ -67,3 +72,31 @@ export const usage = new Hono<AppEnv>().get('/', async (c) => {
   const more = { has_more: next !== null, next: next === null ? null : JSON.stringify(next) };
   return c.json({ object: 'list', data, ...more });
 });
+
+/* Requests one by one, and how people rated their answers. */
+
+export const requests = new Hono<AppEnv>()
+  .get('/', async (c) => {
+    const query = parse(requestsQuerySchema, c.req.query());
+    const tenant = await onlyTenant(c, query.tenant);
+    return c.json(listed(await d1(listRequests(c.var.services.db, tenant, query))));
+  })
+  .get('/:id', async (c) => {
+    const tenant = await onlyTenant(c, c.req.query('tenant'));
+    const found = await d1(findRequest(c.var.services.db, tenant, c.req.param('id'), Date.now()));
+    if (found === null)
+      throw new MaskrouteError('not_found', 'There is no such request, or it is forgotten by now.');
+    return c.json(found satisfies RequestDetail);
+  });
+
+export const ratings = new Hono<AppEnv>().get('/', async (c) => {
+  const { tenant: named, ...query } = parse(ratingsQuerySchema, c.req.query());
+  const tenant = await onlyTenant(c, named);
+  return c.json(listed(await d1(listRatings(c.var.services.db, tenant, query))));
+});
+
+/** Undefined: of all tenants. */
+async function onlyTenant(c: AppContext, named: string | undefined): Promise<string | undefined> {
+  const tenant = await scopedTenant(c, named);
+  return tenant === DEFAULT_TENANT ? undefined : tenant;
+}

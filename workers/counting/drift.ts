@@ -1,15 +1,20 @@
 /**
- * Whether a mask set still fits its traffic. Two signs: requests that lie farther from every centroid than the set's own
+ * Whether a mask set still fits its traffic, and the samples of requests by which that is known. Two signs: requests that lie farther from every centroid than the set's own
  * prompts did, and clusters whose masked answers part from the dense ones sooner than they used to.
  */
+import { LRUCache } from 'lru-cache';
 import { type Moments, meanInterval, PAIRS_MIN, sharesOf } from '../../shared/admin/statistics.ts';
 import { DRIFT, type Drift } from '../../shared/admin/stats-wire.ts';
-import { saidOfRouting } from '../../shared/mask/held-out.ts';
-import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { centroidDistances } from '../../shared/mask/centroids.ts';
+import { type MaskSet, saidOfRouting } from '../../shared/mask/mask-set.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
+import { type Hold, withDeadline } from '../base/waiting.ts';
 import { type Database, isoTime } from '../db/d1.ts';
 import type { StoredMaskSet } from '../db/mask-set-rows.ts';
 import { agreementByCluster } from '../db/outcomes.ts';
-import { listTrafficSamples } from '../db/usage-rows.ts';
+import { listTrafficSamples, type NewTrafficSample } from '../db/request-rows.ts';
+import { TRAFFIC } from '../limits.ts';
+import type { Routed } from '../routing/decision.ts';
 
 /** Of intervals that miss at any time of looking. */
 const ALPHA = 0.05;
@@ -78,4 +83,38 @@ function proposalFor(distance: Drift['distance'], clusters: Drift['clusters']): 
   }
   if (signs.length === 0) return null;
   return `Learn again with recent prompts: ${signs.join(', and ')}.`;
+}
+
+/*
+ * The samples: where a few requests lay, for this and for the dashboard's map. No request waits for it: most are passed over
+ * by the clock alone, and the log says what goes wrong.
+ */
+
+export interface TrafficSampler {
+  /** Does nothing for a request that fell into no cluster. */
+  seen(tenant: string, routed: Routed, hold: Hold): void;
+}
+
+const DIGITS = 4;
+
+export function createTrafficSampler(insert: (sample: NewTrafficSample) => Promise<void>): TrafficSampler {
+  const sampledAt_ms = new LRUCache<string, number>({ max: TRAFFIC.tenantsMax });
+  return {
+    seen(tenant, { decision, vector }, hold) {
+      const { set, cluster } = decision;
+      if (set === null || cluster === null || vector === null) return;
+      const now_ms = Date.now();
+      if (now_ms - (sampledAt_ms.get(tenant) ?? 0) < TRAFFIC.every_ms) return;
+      sampledAt_ms.set(tenant, now_ms);
+      const distances = [...centroidDistances(vector, set.centroids)].map((distance) =>
+        Number(distance.toFixed(DIGITS)),
+      );
+      const sample = { tenant, version: set.version, cluster, distances, createdAt_ms: now_ms };
+      hold(
+        withDeadline(insert(sample), TRAFFIC.write_ms, 'keeping a traffic sample').catch((error) =>
+          log('warn', 'traffic_sample_lost', { reason: reasonOf(error) }),
+        ),
+      );
+    },
+  };
 }

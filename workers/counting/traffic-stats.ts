@@ -20,7 +20,7 @@ import {
   totalSums,
   versionSums,
 } from '../db/outcomes.ts';
-import { figuresOf } from './experiment-results.ts';
+import { figuresOf } from './side-by-side.ts';
 
 export async function stats(db: Database, request: SeriesRequest): Promise<Stats> {
   const [series, versions, latencies, byBackend, fallbacks, total, masks] = await Promise.all([

@@ -2,7 +2,7 @@
 import type { Encoder } from '../../shared/embedding/encoder.ts';
 import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
 import type { FallbackReason } from '../../shared/wire/protocol.ts';
-import { log, reasonOf } from '../base/log.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import { DeadlineError, type Hold, withDeadline } from '../base/waiting.ts';
 import { ENCODER_LOAD_TIMEOUT_ms } from '../limits.ts';
 
@@ -10,7 +10,7 @@ export type Embedding =
   | { readonly ok: true; readonly vector: Float32Array; readonly spec: EncoderSpec }
   | { readonly ok: false; readonly fallback: Extract<FallbackReason, 'encoder_failed' | 'encoder_timeout'> };
 
-export type EmbedRequest = {
+type EmbedRequest = {
   /** Where the text comes from, as `regionOf` gives it. */
   readonly region: string;
   readonly signal: AbortSignal;

@@ -20,7 +20,7 @@ const MEMORY_BYTES_MAX = 1.5 * 2 ** 30;
 /** Less is done before a thread has started. */
 const THREADS_FROM_WEIGHTS = 2 ** 24;
 
-export type ConversionOptions = {
+type ConversionOptions = {
   /** As many as there are processors, if memory allows it and it is worth it. */
   readonly threads?: number | undefined;
   /** Gets how many weights are done; when it throws, the work ends. */
