@@ -1,7 +1,7 @@
 /** From rows to clusters of prompts: the held-out ones apart, all embedded as the edge does. */
 import { quantileSorted } from 'simple-statistics';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
-import { FAR_SHARE, type Nearest } from '../../../shared/mask/mask-set.ts';
+import { FAR_SHARE, type Nearest } from '../../../shared/mask/held-out.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { Clusters, KindTable } from './clusters.ts';
 import { assignRows, embedRows, kindTable } from './clusters.ts';

@@ -1,7 +1,7 @@
 /** What an evaluation says: the JSON line of the command, `evaluation.json`, and what the report shows. */
 
 import { z } from 'zod';
-import { headroomSchema } from '../../../shared/mask/mask-set.ts';
+import { headroomSchema } from '../../../shared/mask/held-out.ts';
 import { headroomLines } from '../search/headroom.ts';
 
 /** Static baselines and the one learned mask: what `--baselines` chooses among. */

@@ -12,7 +12,7 @@ import {
 import { type ComposeOption, init, use } from 'echarts/core';
 import { SVGRenderer } from 'echarts/renderers';
 import { html, raw } from 'hono/html';
-import { blocksLine, type Headroom } from '../../../shared/mask/mask-set.ts';
+import { blocksLine, type Headroom } from '../../../shared/mask/held-out.ts';
 
 export type Html = ReturnType<typeof html>;
 

@@ -3,7 +3,7 @@
  * afterwards, and of the mask that is best for other rows of the same kind. All on the same rows, which neither masks
  * nor their assignment were made on.
  */
-import { blocksLine, type Headroom } from '../../../shared/mask/mask-set.ts';
+import { blocksLine, type Headroom } from '../../../shared/mask/held-out.ts';
 import { bootstrapInterval, pairedLead, weightedRatio } from './bootstrap.ts';
 
 /** A row under every mask that routing may choose. */

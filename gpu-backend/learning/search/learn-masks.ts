@@ -4,8 +4,8 @@
  * mask; when they do not, all clusters share the mask for everybody.
  */
 
+import type { Headroom } from '../../../shared/mask/held-out.ts';
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
-import type { Headroom } from '../../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { mapAtOnce } from '../units/units.ts';
 import { lighterMasks } from './exchange.ts';

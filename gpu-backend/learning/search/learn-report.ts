@@ -4,13 +4,9 @@
  */
 
 import { z } from 'zod';
+import { headroomSchema } from '../../../shared/mask/held-out.ts';
 import { maskBits, skippedLayers } from '../../../shared/mask/mask.ts';
-import {
-  headroomSchema,
-  type MaskSet,
-  maskSetSchema,
-  maskSetVersion,
-} from '../../../shared/mask/mask-set.ts';
+import { type MaskSet, maskSetSchema, maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { informationBits } from '../data/clusters.ts';
 import type { Prompts } from '../data/prompt-groups.ts';
 import { type Budget, weightSkipped } from './budget.ts';

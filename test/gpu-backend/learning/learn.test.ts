@@ -11,7 +11,8 @@ import { reportHtml } from '../../../gpu-backend/learning/report/write-report.ts
 import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-report.ts';
 import { type SweepRow, sweepClusters } from '../../../gpu-backend/learning/sweep.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
-import { maskSetSchema, saidOfRouting } from '../../../shared/mask/mask-set.ts';
+import { saidOfRouting } from '../../../shared/mask/held-out.ts';
+import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { expectFits } from '../../e2e/browser.ts';
 import { SMALL_EFFORT, smallRun, writeSmallData } from './small-run.ts';
 

@@ -4,7 +4,7 @@
  */
 import { useMemo } from 'preact/hooks';
 import { type Drift, driftSchema, statsSchema } from '../../../shared/admin/stats-wire.ts';
-import { blocksLine, type Headroom, saidOfRouting } from '../../../shared/mask/mask-set.ts';
+import { blocksLine, type Headroom, saidOfRouting } from '../../../shared/mask/held-out.ts';
 import { admin, query } from '../api.ts';
 import { Chart } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';

@@ -6,7 +6,7 @@ import {
   headroomOf,
   leads,
 } from '../../../../gpu-backend/learning/search/headroom.ts';
-import { headroomSchema } from '../../../../shared/mask/mask-set.ts';
+import { headroomSchema } from '../../../../shared/mask/held-out.ts';
 
 const row = (kind: string, kl: number[], routed: number, lighter: number[] = []): HeadroomRow => ({
   ...{ kind, kl, routed, lighter },
