@@ -101,7 +101,7 @@ type Child = Addresses & {
 export async function startChild<Config>(options: ChildOptions<Config>): Promise<Child> {
   const log = await open(options.logFile, 'a', 0o600);
   // A group of its own: a Ctrl-C in the terminal reaches the parent alone, and the group can be ended whole.
-  const child = fork(options.entry, [options.name], {
+  const child = fork(options.entry ?? new URL(import.meta.url), [options.name], {
     detached: true,
     stdio: ['ignore', log.fd, log.fd, 'ipc'],
   });
