@@ -20,7 +20,6 @@ import { type Config, type Env, parseConfig } from './env.ts';
 import { BURST, MODELS, READINESS } from './limits.ts';
 import { createRunningExperiments, type RunningExperiments } from './routing/assignment.ts';
 import { createEmbedder, type Embedder } from './routing/embed.ts';
-import { loadEncoder } from './routing/encoders.ts';
 import {
   createMaskDoor,
   createNamedMasks,
@@ -28,6 +27,7 @@ import {
   type NamedMasks,
   type RoutingTable,
 } from './routing/live-sets.ts';
+import { loadEncoder } from './routing/pick-encoder.ts';
 import { type ApiKeys, createApiKeys } from './tenants/api-keys.ts';
 import { type Budgets, type BurstLimit, createBudgets, createBurstLimit } from './tenants/budgets.ts';
 import { createSessions, type Sessions } from './tenants/sessions.ts';

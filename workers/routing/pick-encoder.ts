@@ -1,5 +1,5 @@
 /**
- * The encoders that the edge can route by: the variable `ENCODER` names one of them. One reads a worker's asset, three ask
+ * The encoders that the edge can route by, and which of them `ENCODER` picks. One reads a worker's asset, three ask
  * somebody over a network.
  */
 import { LRUCache } from 'lru-cache';
