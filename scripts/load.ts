@@ -6,10 +6,10 @@
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { memoryBelow } from '../gpu-backend/bench/processes.ts';
 import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 import { share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
+import { memoryBelow } from '../gpu-backend/measure.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
 import { REFUSALS, sendTraffic } from './load/clients.ts';

@@ -14,7 +14,7 @@ import { HEADERS } from '../../shared/wire/protocol.ts';
 import { startChild } from '../dev/children.ts';
 import type { EdgeOptions } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
-import { inTurns, quantile, round } from '../measure.ts';
+import { cpuTime_ms, inTurns, processTree, quantile, round } from '../measure.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import {
@@ -28,7 +28,6 @@ import {
   startUpstream,
   type Target,
 } from './edge-peers.ts';
-import { cpuTime_ms, processTree } from './processes.ts';
 
 const WARM_UP = 500;
 /** One after the other in a turn, then it is the next one's turn. */

@@ -15,8 +15,8 @@ import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { type EdgeOptions, startEdge } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
+import { processTree } from '../measure.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
-import { processTree } from './processes.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 export const KEY = 'key-of-this-bench-0123456789abcdef';
