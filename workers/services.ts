@@ -8,8 +8,8 @@ import { createModels, type Models } from './backends/registry.ts';
 import { type SourceHealth, SwrCache, unheard } from './base/swr-cache.ts';
 import { createTraces, log, type Traces } from './base/telemetry.ts';
 import { createDenseComparison, type DenseComparison } from './counting/compare-dense.ts';
-import { createTrafficSampler, type TrafficSampler } from './counting/drift.ts';
 import { type CompletionIds, createCompletionIds, createEvents, type Events } from './counting/events.ts';
+import { createTrafficSampler, type TrafficSampler } from './counting/traffic.ts';
 import { type Database, d1, openDatabase } from './db/d1.ts';
 import { listStarted } from './db/experiment-rows.ts';
 import { findApiKey, findSessionEnd, insertSessionEnd } from './db/key-rows.ts';
@@ -19,7 +19,7 @@ import { insertTrafficSample } from './db/request-rows.ts';
 import { type Config, type Env, parseConfig } from './env.ts';
 import { BURST, MODELS, READINESS } from './limits.ts';
 import { createRunningExperiments, type RunningExperiments } from './routing/assignment.ts';
-import { createEmbedder, type Embedder } from './routing/embed.ts';
+import { createEmbedder, type Embedder, loadEncoder } from './routing/embed.ts';
 import {
   createMaskDoor,
   createNamedMasks,
@@ -27,7 +27,6 @@ import {
   type NamedMasks,
   type RoutingTable,
 } from './routing/live-sets.ts';
-import { loadEncoder } from './routing/pick-encoder.ts';
 import { type ApiKeys, createApiKeys } from './tenants/api-keys.ts';
 import { type Budgets, type BurstLimit, createBudgets, createBurstLimit } from './tenants/budgets.ts';
 import { createSessions, type Sessions } from './tenants/sessions.ts';

@@ -21,8 +21,8 @@ import { FOUR_BITS_VERSION } from './quantization/four-bits.ts';
 import { describeFiles, type InstalledModel, install, openInstalled, sha256OfFiles } from './store.ts';
 import { type ImportedTokenizer, tokenizerFromGguf } from './tokenizer/gguf-tokenizer.ts';
 import { tokenizerFromFolder } from './tokenizer/hf-tokenizer.ts';
+import { tryModelText } from './tokenizer/model-text.ts';
 import { TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer/tokenizer.ts';
-import { tryModelText } from './trial.ts';
 
 export type LocalModel = {
   readonly kind: 'gguf' | 'folder';

@@ -16,8 +16,7 @@ import {
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
-import { driftOf } from '../counting/drift.ts';
-import { stats as statsOf } from '../counting/traffic-stats.ts';
+import { driftOf, stats as statsOf } from '../counting/traffic.ts';
 import { d1 } from '../db/d1.ts';
 import { findMaskSet } from '../db/mask-set-rows.ts';
 import { findRequest, listRatings, listRequests, listTrafficSamples, sumUsage } from '../db/request-rows.ts';

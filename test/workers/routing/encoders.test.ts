@@ -10,12 +10,7 @@ import { sender } from '../../../workers/backends/attempt.ts';
 import { BackendPool } from '../../../workers/backends/pool.ts';
 import { openDatabase } from '../../../workers/db/d1.ts';
 import { type Env, parseConfig } from '../../../workers/env.ts';
-import {
-  cached,
-  createRemoteEncoder,
-  loadEncoder,
-  loadStatic,
-} from '../../../workers/routing/pick-encoder.ts';
+import { cached, createRemoteEncoder, loadEncoder, loadStatic } from '../../../workers/routing/embed.ts';
 import { ENCODER } from '../../support/edge/constants.ts';
 import golden from '../../support/static-golden.json' with { type: 'json' };
 import { admin, created } from '../support/edge.ts';
