@@ -5,8 +5,7 @@
 import type { Browser, Page } from 'playwright-core';
 import { expect } from 'vitest';
 import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
-import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
-import { publishMaskSet } from '../../gpu-backend/publication/publish.ts';
+import { publishMaskSet, readMaskSet } from '../../gpu-backend/publication/publish.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { complaintsOf, logIn, openBrowser, openPage } from './browser.ts';
 import {

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import OpenAI from 'openai';
 import { pino } from 'pino';
 import { type RunningBackend, startBackend } from '../../../gpu-backend/main.ts';
-import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
 import { testHome } from '../../support/installed-model.ts';
 import { BACKEND_KEY } from './harness.ts';
 

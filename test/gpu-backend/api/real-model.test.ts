@@ -8,7 +8,7 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import OpenAI from 'openai';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
 import { openModelText } from '../../../gpu-backend/model/tokenizer/model-text.ts';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import {

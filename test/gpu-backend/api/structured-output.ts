@@ -2,7 +2,7 @@
 import { zodResponseFormat } from 'openai/helpers/zod';
 import { describe, expect, test } from 'vitest';
 import { z } from 'zod';
-import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
 import { collect } from './harness.ts';
 import { client } from './real-backend.ts';
 
