@@ -497,6 +497,7 @@ export const GROUPS: readonly Group[] = [
       on('GET /admin/v1/audit/export', 'All of it, an entry a line', '200 application/x-ndjson', {
         query: tenant,
       }),
+      on('GET /admin/v1/audit/{id}', 'Show one change', '200 AuditEntry', { query: tenant }),
     ],
   },
   {

@@ -20,13 +20,12 @@ import { driftOf, stats as statsOf } from '../counting/traffic.ts';
 import { d1 } from '../db/d1.ts';
 import { findMaskSet } from '../db/mask-set-rows.ts';
 import { findRequest, listRatings, listRequests, listTrafficSamples, sumUsage } from '../db/request-rows.ts';
-import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
-import { listed, scopedTenant } from './scope.ts';
+import { type AppEnv, holdOf } from '../http/context.ts';
+import { listed, scopedTenant, scopedTenantOrAll } from './scope.ts';
 
 export const stats = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...times } = parse(statsQuerySchema, c.req.query());
-  const tenant = await scopedTenant(c, named);
-  const request = { ...times, tenant: tenant === DEFAULT_TENANT ? undefined : tenant };
+  const request = { ...times, tenant: await scopedTenantOrAll(c, named) };
   return c.json((await d1(statsOf(c.var.services.db, request))) satisfies Stats);
 });
 
@@ -34,8 +33,7 @@ export const stats = new Hono<AppEnv>().get('/', async (c) => {
 
 export const traffic = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, version } = parse(trafficQuerySchema, c.req.query());
-  const tenant = await scopedTenant(c, named);
-  const only = tenant === DEFAULT_TENANT ? undefined : tenant;
+  const only = await scopedTenantOrAll(c, named);
   return c.json({ object: 'list', data: await d1(listTrafficSamples(c.var.services.db, version, only)) });
 });
 
@@ -65,8 +63,7 @@ export const models = new Hono<AppEnv>().get('/', async (c) => {
 
 export const usage = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...query } = parse(usageQuerySchema, c.req.query());
-  const tenant = await scopedTenant(c, named);
-  const question = { ...query, tenant: tenant === DEFAULT_TENANT ? undefined : tenant };
+  const question = { ...query, tenant: await scopedTenantOrAll(c, named) };
   const { data, next } = await d1(sumUsage(c.var.services.db, question));
   const more = { has_more: next !== null, next: next === null ? null : JSON.stringify(next) };
   return c.json({ object: 'list', data, ...more });
@@ -77,11 +74,11 @@ export const usage = new Hono<AppEnv>().get('/', async (c) => {
 export const requests = new Hono<AppEnv>()
   .get('/', async (c) => {
     const query = parse(requestsQuerySchema, c.req.query());
-    const tenant = await onlyTenant(c, query.tenant);
+    const tenant = await scopedTenantOrAll(c, query.tenant);
     return c.json(listed(await d1(listRequests(c.var.services.db, tenant, query))));
   })
   .get('/:id', async (c) => {
-    const tenant = await onlyTenant(c, c.req.query('tenant'));
+    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
     const found = await d1(findRequest(c.var.services.db, tenant, c.req.param('id'), Date.now()));
     if (found === null)
       throw new MaskrouteError('not_found', 'There is no such request, or it is forgotten by now.');
@@ -90,12 +87,6 @@ export const requests = new Hono<AppEnv>()
 
 export const ratings = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...query } = parse(ratingsQuerySchema, c.req.query());
-  const tenant = await onlyTenant(c, named);
+  const tenant = await scopedTenantOrAll(c, named);
   return c.json(listed(await d1(listRatings(c.var.services.db, tenant, query))));
 });
-
-/** Undefined: of all tenants. */
-async function onlyTenant(c: AppContext, named: string | undefined): Promise<string | undefined> {
-  const tenant = await scopedTenant(c, named);
-  return tenant === DEFAULT_TENANT ? undefined : tenant;
-}
