@@ -25,16 +25,16 @@ import { listed, scopedTenant, scopedTenantOrAll } from './scope.ts';
 
 export const stats = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...times } = parse(statsQuerySchema, c.req.query());
-  const request = { ...times, tenant: await scopedTenantOrAll(c, named) };
-  return c.json((await d1(statsOf(c.var.services.db, request))) satisfies Stats);
+  const tenant = await scopedTenantOrAll(c, named);
+  return c.json((await d1(statsOf(c.var.services.db, { ...times, tenant }))) satisfies Stats);
 });
 
 /* Where recent requests lay among the centroids of a version. */
 
 export const traffic = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, version } = parse(trafficQuerySchema, c.req.query());
-  const only = await scopedTenantOrAll(c, named);
-  return c.json({ object: 'list', data: await d1(listTrafficSamples(c.var.services.db, version, only)) });
+  const tenant = await scopedTenantOrAll(c, named);
+  return c.json({ object: 'list', data: await d1(listTrafficSamples(c.var.services.db, version, tenant)) });
 });
 
 /* Whether a version's requests and answers are still as they were. */
@@ -63,8 +63,8 @@ export const models = new Hono<AppEnv>().get('/', async (c) => {
 
 export const usage = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...query } = parse(usageQuerySchema, c.req.query());
-  const question = { ...query, tenant: await scopedTenantOrAll(c, named) };
-  const { data, next } = await d1(sumUsage(c.var.services.db, question));
+  const tenant = await scopedTenantOrAll(c, named);
+  const { data, next } = await d1(sumUsage(c.var.services.db, { ...query, tenant }));
   const more = { has_more: next !== null, next: next === null ? null : JSON.stringify(next) };
   return c.json({ object: 'list', data, ...more });
 });
