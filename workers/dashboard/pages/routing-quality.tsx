@@ -3,7 +3,7 @@
  * traffic, with a proposal to learn again where it does not.
  */
 import { type Drift, driftSchema } from '../../../shared/admin/stats-wire.ts';
-import { blocksLine, type Headroom, saidOfRouting } from '../../../shared/mask/held-out.ts';
+import { blocksLine, type Headroom, saidOfRouting, skippedLine } from '../../../shared/mask/held-out.ts';
 import { admin, query } from '../api.ts';
 import { Empty, Loaded, Notice } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
@@ -70,6 +70,7 @@ function HeadroomTable({ name, headroom }: { readonly name: string; readonly hea
       <p>
         On {headroom.rows} held-out prompts, {headroom.positions} positions.
         {headroom.blocks !== null && ` ${blocksLine(headroom.blocks)}`}
+        {headroom.skipped !== undefined && ` ${skippedLine(headroom.skipped)}`}
       </p>
     </>
   );
