@@ -125,8 +125,9 @@ it.each([
 
 it.each([
   ['stays as it is', 'workerd', () => 300, true],
-  ['grows in its first minute', 'workerd', (at_s: number) => Math.min(300, at_s * 5), true],
-  ['grows for two minutes', 'workerd', (at_s: number) => Math.min(600, at_s * 5), false],
+  ['grows in its first third', 'workerd', (at_s: number) => Math.min(500, at_s * 5), true],
+  ['grows for four minutes', 'workerd', (at_s: number) => Math.min(600, at_s * 2.5), false],
+  ['grows by 17 MB after it', 'workerd', (at_s: number) => 100 + at_s / 11.5, false],
   ['grows for two minutes', 'backend', (at_s: number) => Math.min(600, at_s * 5), true],
   ['grows by a fifth in three minutes', 'backend', (at_s: number) => 300 + at_s / 3, false],
 ])('memory that %s, of %s', (_, name, rss, isKept) => {
