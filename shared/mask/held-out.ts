@@ -35,8 +35,8 @@ export const headroomSchema = z.strictObject({
    */
   blocks: z.strictObject({ gained: z.number(), isMore: z.boolean() }).nullable(),
   /**
-   * Where masks have several sizes: what one mask and the routing left out on these rows, of the blocks or of a token's time.
-   * The figures of one mask are then of a mask as light as the routing was.
+   * Where masks have several sizes: what the mask for everybody leaves out, of the blocks or of a token's time, and what the
+   * routing left out on these rows. The figures of one mask are then at what the routing left out.
    */
   skipped: z.strictObject({ oneMask: z.number(), routed: z.number() }).optional(),
 });
@@ -52,7 +52,7 @@ export function blocksLine({ gained, isMore }: NonNullable<Headroom['blocks']>):
 
 export function skippedLine({ oneMask, routed }: NonNullable<Headroom['skipped']>): string {
   const [one, all] = [oneMask, routed].map((share) => `${(100 * share).toFixed(1)} %`);
-  return `Masks have several sizes: routing leaves out ${all}, and is held against one mask that leaves out ${one}.`;
+  return `Masks have several sizes: routing leaves out ${all}, one mask ${one}; its figures are at what routing leaves out.`;
 }
 
 /** The share of prompts that lie farther away than {@link Nearest.far}. */

@@ -26,8 +26,8 @@ export type SkippedShares = {
 };
 
 /**
- * Where masks have several sizes, all figures are at one mean: routing is held against one mask that leaves out no more than
- * the routing, and the best masks known afterwards leave out as much as one mask.
+ * Where masks have several sizes, routing is held against one mask that leaves out as much as the routing did, and the best
+ * masks known afterwards leave out as much as one mask.
  *
  * @param skipped where masks may have several sizes. @throws RangeError without rows.
  */
@@ -70,10 +70,7 @@ export function headroomOf(rows: readonly HeadroomRow[], skipped?: SkippedShares
     rows: rows.length,
     positions: sumOf(positions),
     masks: rows[0]!.kl.length,
-    oneMask: figureOf(
-      one,
-      one.map(() => mean),
-    ),
+    oneMask: { ...figureOf(one, left), change: 0, changeInterval: rows.length < 2 ? null : [0, 0] },
     routed: under(routed),
     bestAfterwards: under(
       atOneMean(
@@ -85,7 +82,7 @@ export function headroomOf(rows: readonly HeadroomRow[], skipped?: SkippedShares
     byKind: under(atOneMean(rows, shares, costsByKind(rows))),
     lead: { mean_kl, standardError_kl: Number.isFinite(standardError) ? standardError : null },
     blocks: blocksGained(rows, sumOf(rows.map((row) => row.kl[row.routed]!))),
-    ...(isLevel(shares) ? {} : { skipped: { oneMask: Math.min(shares[0]!, mean), routed: mean } }),
+    ...(isLevel(shares) ? {} : { skipped: { oneMask: shares[0]!, routed: mean } }),
   };
 }
 
@@ -109,10 +106,15 @@ const meanShare = (
 type Ladder = { readonly shares: readonly number[]; readonly costs: readonly (readonly number[])[] };
 
 function ladderOf(rows: readonly HeadroomRow[], one: number, lighter: readonly number[]): Ladder {
-  const shares = [one, ...lighter, 0];
+  const all = [one, ...lighter, 0];
+  // A set's record may say anything.
+  const steps = [...all.keys()].filter((i) => i === 0 || all[i]! < Math.min(...all.slice(0, i)) - ROUNDING);
   return {
-    shares,
-    costs: rows.map(({ kl, lighter: costs }) => [kl[0]!, ...costs.slice(0, lighter.length), 0]),
+    shares: steps.map((i) => all[i]!),
+    costs: rows.map(({ kl, lighter: costs }) => {
+      const own = [kl[0]!, ...costs.slice(0, lighter.length), 0];
+      return steps.map((i) => own[i]!);
+    }),
   };
 }
 
@@ -122,10 +124,10 @@ function stepBelow({ shares }: Ladder, share: number): number {
   return step < 0 ? shares.length - 1 : step;
 }
 
-/** What one mask costs each row that leaves out so much: between two of the ladder; no more than the mask for everybody. */
+/** What one mask costs each row that leaves out so much: between two of the ladder, or on along its first step. */
 function oneMaskAt(ladder: Ladder, share: number): number[] {
   const { shares, costs } = ladder;
-  if (share >= shares[0]! - ROUNDING) return costs.map((row) => row[0]!);
+  if (Math.abs(share - shares[0]!) < ROUNDING) return costs.map((row) => row[0]!);
   const step = stepBelow(ladder, share);
   const part = (shares[step - 1]! - share) / (shares[step - 1]! - shares[step]!);
   return costs.map((row) => (1 - part) * row[step - 1]! + part * row[step]!);

@@ -58,19 +58,24 @@ describe('headroom', () => {
     expect(headroomSchema.parse(found)).toEqual(found);
     // Routing leaves out a third: a third of the way from 0.25 to 0.5, where one mask costs 6 and 12.
     expect(found.skipped!.routed).toBeCloseTo(1 / 3, 12);
-    expect(found.skipped!.oneMask).toBeCloseTo(1 / 3, 12);
+    expect(found.skipped!.oneMask).toBe(0.5);
     expect(found.oneMask.kl).toBeCloseTo(8 / 30, 12);
+    expect(found.oneMask).toMatchObject({ change: 0, changeInterval: [0, 0] });
     expect(found.routed.kl).toBeCloseTo(4 / 30, 12);
     // No mask leaves out more than one mask, so none of the prompts may leave out less.
     expect(found.bestAfterwards.kl).toBeCloseTo(12 / 30, 12);
     expect(headroomLines(found).join('\n')).toContain('routing leaves out 33.3 %');
-    // Routing that leaves out more than one mask gets nothing for it.
+    // Where routing leaves out more, one mask would go on costing as much for each block.
     const heavier = headroomOf(
-      sized.map((one) => ({ ...one, routed: 0 })),
+      sized.map((one) => ({ ...one, routed: 1 })),
       { masks: [0.25, 0.5], lighter: [0.125] },
     );
-    expect(heavier.oneMask.kl).toBeCloseTo(12 / 30, 12);
+    expect(heavier.oneMask.kl).toBeCloseTo((12 + 12) / 30, 12);
     expect(headroomOf(rows, { masks: [0.5, 0.5], lighter: [0.25, 0.125] }).skipped).toBeUndefined();
+    // A record whose lighter masks are none says nothing by them.
+    const wrong = headroomOf(sized, { masks: [0.5, 0], lighter: [0.5] });
+    expect(wrong.oneMask.kl).toBeCloseTo(8 / 30, 12);
+    expect(Number.isFinite(wrong.lead.mean_kl)).toBe(true);
   });
 
   it('a single row leads nobody', () => {
