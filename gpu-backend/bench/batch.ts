@@ -16,7 +16,7 @@ import {
 import type { Engine, EngineEvent, GenerateRequest } from '../engine/engine.ts';
 import { createEngine } from '../engine/start-engine.ts';
 import { inTurns, interleaved, median, quantile, round } from '../measure.ts';
-import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
+import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import type { Device } from '../onnx/device.ts';
 import { openLlamaCpp, quarterMask, type SpeedOptions, somePrompt } from './decode.ts';

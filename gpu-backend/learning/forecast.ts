@@ -5,7 +5,7 @@
  */
 import { totalmem } from 'node:os';
 import type { ModelConfig, WeightKind } from '../model/model-source.ts';
-import { openProducts } from '../model/quantization/products.ts';
+import { openProducts } from '../model/quantization/layer-steps.ts';
 import {
   LOSS_BATCH_TOKENS,
   type MemoryPlan,
