@@ -1,7 +1,7 @@
 /**
- * The log of what administrators changed: `GET /admin/v1/audit?tenant=&q=` lists it, the newest first, and
- * `GET /admin/v1/audit/export?tenant=` is all of it as rows of JSON, the newest first. A tenant's own administrator sees
- * what was changed of that tenant. It is kept for `AUDIT_KEPT_DAYS` of the edge's configuration.
+ * The log of what administrators changed: `GET /admin/v1/audit?tenant=&q=` lists it, the newest first,
+ * `GET /admin/v1/audit/{id}` shows one entry, and `GET /admin/v1/audit/export?tenant=` is all of it as rows of JSON. A
+ * tenant's own administrator sees what was changed of that tenant. It is kept for `AUDIT_KEPT_DAYS` of the edge's configuration.
  */
 import { z } from 'zod';
 import { timestamp } from './admin-wire.ts';

@@ -656,6 +656,10 @@ export const GROUPS: readonly Group[] = [
         query: tenant,
         answers: { 200: 'application/x-ndjson' },
       },
+      {
+        ...{ method: 'GET', path: '/admin/v1/audit/{id}', summary: 'Show one change', query: tenant },
+        answers: { 200: 'AuditEntry' },
+      },
     ],
   },
   {

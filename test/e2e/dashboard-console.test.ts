@@ -7,7 +7,7 @@ import path from 'node:path';
 import type { Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
-import { publishMaskSet } from '../../gpu-backend/publication/publish.ts';
+import { publishMaskSet, storeMaskSet } from '../../gpu-backend/publication/publish.ts';
 import { tenantSchema } from '../../shared/admin/admin-wire.ts';
 import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { expectAccessible, visit } from './browser.ts';
@@ -160,10 +160,13 @@ test('a rollout shows both versions with their shares and a countdown, is paused
   await page.getByRole('cell', { name: 'POST /publications/pause' }).waitFor();
   await page.getByLabel(/^Search/).fill('/publications/resume');
   await page.getByRole('button', { name: /Open .* \/publications\/resume/ }).click();
-  await page
-    .getByRole('region', { name: /^Change/ })
-    .getByText('"paused_at": "')
-    .waitFor();
+  const paused = page.getByRole('region', { name: /^Change/ }).getByText('"paused_at": "');
+  await paused.waitFor();
+  // Its address leads there, also where the entry is on no page of the list.
+  await page.getByLabel(/^Search/).fill('nothing has this in it');
+  await page.getByText('Nothing matches “nothing has this in it”.').waitFor();
+  await page.reload();
+  await paused.waitFor();
 });
 
 test('what lies beyond the first page is found by the edge, or loaded', async () => {
@@ -182,6 +185,29 @@ test('what lies beyond the first page is found by the edge, or loaded', async ()
   await page.getByLabel(/^Search tenants/).fill('many 7');
   await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(11);
   expect(page.url()).toContain('q=many+7');
+}, 120_000);
+
+test('mask sets beyond what a list shows are found where they are listed and where one is picked', async () => {
+  const { edge } = dashboard.product.dev;
+  const tenant = 'many-sets';
+  const body = { id: tenant, name: tenant };
+  await dashboard.client.request({ method: 'POST', path: '/tenants', body }, tenantSchema);
+  const { clusters, ...set } = await readMaskSet(PRESET);
+  for (let i = 0; i < 203; i++) {
+    const own = { ...set, clusters: clusters.slice(0, 1), name: `set-${String(i).padStart(3, '0')}` };
+    await storeMaskSet(dashboard.client, own, tenant);
+  }
+  await page.goto(`${edge}/dashboard/?tenant=${tenant}`);
+  await visit(page, 'Releases');
+  const rows = page.getByRole('table', { name: 'Mask sets' }).locator('tbody tr');
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(100);
+  await page.getByLabel(/^Search mask sets/).fill('SET-001');
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(1);
+  await visit(page, 'Playground');
+  const oldest = page.getByRole('option', { name: /^set-001/ });
+  expect(await oldest.count()).toBe(0);
+  await page.getByLabel('Find more mask sets').fill('SET-001');
+  await expect.poll(() => oldest.count(), { timeout: 20_000 }).toBeGreaterThan(0);
 }, 120_000);
 
 /* Every main page, wide and narrow, in both themes; and its picture for the documentation. */

@@ -6,12 +6,13 @@ import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
 import { matchedRoutes } from 'hono/route';
 import { type Cursor, DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { log, reasonOf } from '../base/log.ts';
 import { addressOf } from '../base/place.ts';
-import { beginAudit, completeAudit, dropAudit, listAudit } from '../db/audit-rows.ts';
+import { beginAudit, completeAudit, dropAudit, findAudit, listAudit } from '../db/audit-rows.ts';
 import { d1 } from '../db/d1.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { listed, pageQuery, scopedTenant } from './scope.ts';
+import { listed, pageQuery, scopedTenantOrAll } from './scope.ts';
 
 const READING = ['GET', 'HEAD', 'OPTIONS'];
 const PREFIX = '/admin/v1';
@@ -77,21 +78,22 @@ const EXPORT_PAGE_ROWS = 200;
 
 export const audit = new Hono<AppEnv>()
   .get('/', async (c) => {
-    const tenant = await seenTenant(c);
+    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
     return c.json(listed(await d1(listAudit(c.var.services.db, tenant, pageQuery(c)))));
   })
   .get('/export', async (c) => {
-    const tenant = await seenTenant(c);
+    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
     const rows = allRows(c, tenant);
     c.header('content-disposition', 'attachment; filename="audit.jsonl"');
     return c.body(rows, 200, { 'content-type': 'application/x-ndjson; charset=utf-8' });
+  })
+  .get('/:id', async (c) => {
+    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
+    const found = await d1(findAudit(c.var.services.db, tenant, Number(c.req.param('id'))));
+    if (found === null)
+      throw new MaskrouteError('not_found', 'There is no such change, or it is forgotten by now.');
+    return c.json(found);
   });
-
-/** Undefined: everything. */
-async function seenTenant(c: AppContext): Promise<string | undefined> {
-  const tenant = await scopedTenant(c, c.req.query('tenant'));
-  return tenant === DEFAULT_TENANT ? undefined : tenant;
-}
 
 /** Page by page, as the client takes them: the log may be long. */
 function allRows(c: AppContext, tenant: string | undefined): ReadableStream<Uint8Array> {

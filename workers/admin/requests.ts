@@ -1,6 +1,5 @@
 /** Requests one by one, and what was thought of their answers. */
 import { Hono } from 'hono';
-import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import {
   type RequestDetail,
   ratingsQuerySchema,
@@ -10,17 +9,17 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { d1 } from '../db/d1.ts';
 import { findRequest, listRatings, listRequests } from '../db/request-rows.ts';
-import type { AppContext, AppEnv } from '../http/context.ts';
-import { listed, scopedTenant } from './scope.ts';
+import type { AppEnv } from '../http/context.ts';
+import { listed, scopedTenantOrAll } from './scope.ts';
 
 export const requests = new Hono<AppEnv>()
   .get('/', async (c) => {
     const query = parse(requestsQuerySchema, c.req.query());
-    const tenant = await onlyTenant(c, query.tenant);
+    const tenant = await scopedTenantOrAll(c, query.tenant);
     return c.json(listed(await d1(listRequests(c.var.services.db, tenant, query))));
   })
   .get('/:id', async (c) => {
-    const tenant = await onlyTenant(c, c.req.query('tenant'));
+    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
     const found = await d1(findRequest(c.var.services.db, tenant, c.req.param('id'), Date.now()));
     if (found === null)
       throw new MaskrouteError('not_found', 'There is no such request, or it is forgotten by now.');
@@ -29,12 +28,6 @@ export const requests = new Hono<AppEnv>()
 
 export const ratings = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...query } = parse(ratingsQuerySchema, c.req.query());
-  const tenant = await onlyTenant(c, named);
+  const tenant = await scopedTenantOrAll(c, named);
   return c.json(listed(await d1(listRatings(c.var.services.db, tenant, query))));
 });
-
-/** Undefined: of all tenants. */
-async function onlyTenant(c: AppContext, named: string | undefined): Promise<string | undefined> {
-  const tenant = await scopedTenant(c, named);
-  return tenant === DEFAULT_TENANT ? undefined : tenant;
-}

@@ -28,6 +28,15 @@ export async function scopedTenant(c: AppContext, named: string | undefined): Pr
   return tenant;
 }
 
+/** The same where a request that names no tenant is about all that its caller may see: undefined for everything. */
+export async function scopedTenantOrAll(
+  c: AppContext,
+  named: string | undefined,
+): Promise<string | undefined> {
+  const tenant = await scopedTenant(c, named);
+  return tenant === DEFAULT_TENANT ? undefined : tenant;
+}
+
 /** @throws MaskrouteError `forbidden` for a tenant's own administrator. */
 export function requireGlobal(c: AppContext): void {
   if (c.get('admin').tenant !== undefined) throw forbidden();

@@ -58,6 +58,21 @@ export async function listAudit(
   return toPage(rows, limit, (row) => ({ at: row.sequence, id: String(row.sequence) }), toEntry);
 }
 
+/** Null: there is none, or it is not of this tenant. `tenant`: undefined for every one. */
+export async function findAudit(
+  db: Database,
+  tenant: string | undefined,
+  id: number,
+): Promise<AuditEntry | null> {
+  const { sequence } = auditLog;
+  const ofTenant = tenant === undefined ? undefined : eq(auditLog.tenant, tenant);
+  const [row] = await db
+    .select()
+    .from(auditLog)
+    .where(and(eq(sequence, id), ofTenant));
+  return row === undefined ? null : toEntry(row);
+}
+
 /** As much of a state as a person reads; a larger one says how large it is. */
 const STATE_CHARS_MAX = 20_000;
 

@@ -63,6 +63,13 @@ describe('the audit log', () => {
       .split('\n')
       .map((row) => JSON.parse(row));
     expect(rows).toEqual(own);
+    const one = async (id: number | string, by?: string) => await admin('GET', `/audit/${id}`, undefined, by);
+    expect(await (await one(own[2]!.id, key)).json()).toEqual(own[2]);
+    const [ofAnother] = await entries(`tenant=${(await newTenant()).tenant}`);
+    expect(await (await one(ofAnother!.id)).json()).toEqual(ofAnother);
+    for (const hidden of [ofAnother!.id, 'x', 1e9]) {
+      expect(await errorCode(one(hidden, key))).toBe('404 not_found');
+    }
     const { tenant: other } = await newTenant();
     expect(await errorCode(admin('GET', `/audit?tenant=${other}`, undefined, key))).toBe('403 forbidden');
   });

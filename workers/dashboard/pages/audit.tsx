@@ -1,10 +1,10 @@
 /** Who changed what, when, from where, and what it was before. */
 import { type AuditEntry, auditEntrySchema } from '../../../shared/admin/audit-wire.ts';
-import { query } from '../api.ts';
+import { admin, query } from '../api.ts';
 import { RowButton } from '../components/controls.tsx';
-import { Empty } from '../components/notice.tsx';
+import { Empty, Loaded } from '../components/notice.tsx';
 import { Facts, ListTable } from '../components/table.tsx';
-import { useAddress, useList, useScope } from '../hooks.ts';
+import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { when } from '../look.ts';
 
 const REFRESH_ms = 15_000;
@@ -15,7 +15,6 @@ export function Audit() {
   const [shown, show] = useAddress('entry', '');
   const scope = { tenant: tenant || undefined };
   const list = useList(auditEntrySchema, '/audit', { ...scope, q: q || undefined }, REFRESH_ms);
-  const entry = list.state === 'ready' ? list.data.find(({ id }) => String(id) === shown) : undefined;
   return (
     <>
       <p class="row">
@@ -23,7 +22,7 @@ export function Audit() {
           Export as JSONL
         </a>
       </p>
-      {entry !== undefined && <Detail entry={entry} onClose={() => show('')} />}
+      {shown !== '' && <Detail key={shown} id={shown} onClose={() => show('')} />}
       <ListTable
         caption="What administrators changed"
         list={list}
@@ -51,19 +50,29 @@ export function Audit() {
   );
 }
 
-function Detail({ entry, onClose }: { readonly entry: AuditEntry; readonly onClose: () => void }) {
+function Detail({ id, onClose }: { readonly id: string; readonly onClose: () => void }) {
+  const found = useLoad(['audit', id], (signal) =>
+    admin(auditEntrySchema, `/audit/${encodeURIComponent(id)}`, { signal }),
+  );
   return (
-    <section aria-label={`Change ${entry.id}`} class="detail">
+    <section aria-label={`Change ${id}`} class="detail">
       <div class="row spread">
-        <h2>
-          {entry.action} of {entry.target}
-        </h2>
+        <h2>Change {id}</h2>
         <button type="button" class="small outline" onClick={onClose}>
           Close
         </button>
       </div>
+      <Loaded load={found}>{(entry) => <Change entry={entry} />}</Loaded>
+    </section>
+  );
+}
+
+function Change({ entry }: { readonly entry: AuditEntry }) {
+  return (
+    <>
       <Facts
         facts={[
+          ['What', `${entry.action} of ${entry.target}`],
           ['When', when(entry.created_at)],
           ['Who', entry.actor],
           ['From', entry.address ?? 'unknown'],
@@ -78,7 +87,7 @@ function Detail({ entry, onClose }: { readonly entry: AuditEntry; readonly onClo
           none={entry.is_known ? 'Nothing is left.' : 'The edge failed before it could write that down.'}
         />
       </div>
-    </section>
+    </>
   );
 }
 
