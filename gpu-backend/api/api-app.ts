@@ -6,6 +6,7 @@ import { randomBytes } from 'node:crypto';
 import { Hono } from 'hono';
 import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
+import { Arrivals } from './arrivals.ts';
 import { completionRoutes } from './completions.ts';
 import { embeddingRoutes } from './embeddings.ts';
 import { jobRoutes } from './jobs-api.ts';
@@ -30,7 +31,9 @@ const METHODS = {
 
 export function createApp(parts: ApiParts): Hono<ApiEnv> {
   const app = new Hono<ApiEnv>();
+  const arrivals = new Arrivals();
   app.use(async (c, next) => {
+    await arrivals.turn();
     const given = c.req.header(HEADERS.requestId) ?? '';
     const requestId = REQUEST_ID_PATTERN.test(given) ? given : `req_${randomBytes(12).toString('hex')}`;
     c.set('requestId', requestId);
