@@ -15,8 +15,8 @@ import { MaskrouteError } from '../shared/wire/errors.ts';
  * Where everything that outlives a process is kept: models, masks, the local database, development keys. An absolute
  * folder: `MASKROUTE_HOME`, or `~/.cache/maskroute`. It need not exist yet.
  */
-export function maskrouteHome(env: NodeJS.ProcessEnv = process.env): string {
-  const named = env.MASKROUTE_HOME;
+export function maskrouteHome(): string {
+  const named = process.env.MASKROUTE_HOME;
   return named === undefined || named === ''
     ? path.join(homedir(), '.cache', 'maskroute')
     : path.resolve(named);

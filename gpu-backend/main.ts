@@ -9,7 +9,7 @@ import { setFlagsFromString } from 'node:v8';
 import type { Logger } from 'pino';
 import { pino } from 'pino';
 import type { ModelHash, SurrogatesId } from '../shared/mask/mask.ts';
-import type { Collector } from '../shared/tracing/collector.ts';
+import type { Collector } from '../shared/tracing/traces.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 import { type ApiLimits, type ApiOptions, DEFAULT_LIMITS, type ServedModel } from './api/parts.ts';
 import { type RunningServer, startServer } from './api/server.ts';

@@ -26,7 +26,7 @@ import {
 } from '../gpu-backend/learning/evaluation/tasks/score-question.ts';
 import { openScoreSession } from '../gpu-backend/learning/search/score-masks.ts';
 import { startBackend } from '../gpu-backend/main.ts';
-import { DEFAULT_MODEL } from '../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../gpu-backend/model/sources/resolve.ts';
 import { modelsFolder, openInstalled } from '../gpu-backend/model/store.ts';
 import { openModelText } from '../gpu-backend/model/tokenizer/model-text.ts';
 import { denseMask } from '../shared/mask/mask.ts';

@@ -9,10 +9,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 import { share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
+import { memoryBelow } from '../gpu-backend/measure.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
 import { REFUSALS, sendTraffic } from './load/clients.ts';
-import { memoryBelow } from './load/processes.ts';
 
 // Without a pause between requests, refusals would be most of what is measured.
 const {

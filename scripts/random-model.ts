@@ -8,7 +8,7 @@ import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:f
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { type DecoderTensor, decoderTensors } from '../gpu-backend/model/families.ts';
-import { configFromHuggingFace } from '../gpu-backend/model/formats/hf-config.ts';
+import { configFromHuggingFace } from '../gpu-backend/model/formats/hf-folder.ts';
 import type { ModelConfig } from '../gpu-backend/model/model-source.ts';
 import { ggufShape } from '../test/support/family-files.ts';
 import { type Value, writeGguf } from '../test/support/gguf.ts';

@@ -11,10 +11,10 @@ import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
+import { memoryBelow } from '../gpu-backend/measure.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { budgetUseSchema, listSchema, usageRowSchema } from '../shared/admin/admin-wire.ts';
 import { type Outcome, sendTraffic } from './load/clients.ts';
-import { memoryBelow } from './load/processes.ts';
 import { type Disturbances, disturb } from './soak/disturbances.ts';
 import {
   answersAreCounted,

@@ -1,16 +1,48 @@
 /** The edge, composed. Health and pages come before the services: they are there where a variable is wrong, too. */
 import { Hono } from 'hono';
-import { admin } from './admin/admin.ts';
-import type { AppEnv } from './http/context.ts';
-import { browsers, services } from './http/context.ts';
+import { audit, audited } from './admin/audit.ts';
+import { backends } from './admin/backends.ts';
+import { drift, ratings, requests, models as servedModels, stats, traffic, usage } from './admin/counted.ts';
+import { experiments } from './admin/experiments.ts';
+import { maskSets, publications } from './admin/releases.ts';
+import { keys, ownSessions, tenants } from './admin/tenants.ts';
+import { adminOnly, mayChange, noStore } from './http/authentication.ts';
+import {
+  type AppEnv,
+  browsers,
+  onError,
+  onNotFound,
+  requestId,
+  requestIdHeader,
+  services,
+} from './http/context.ts';
 import { dashboard, site } from './http/dashboard-page.ts';
-import { onError, onNotFound, requestId, requestIdHeader } from './http/error-answers.ts';
-import { health } from './http/health.ts';
 import { unreadBody } from './http/request-body.ts';
-import { internal, models } from './requests/catalogue.ts';
-import { completions } from './requests/complete.ts';
-import { dryRun } from './requests/dry-run.ts';
-import { feedback } from './requests/feedback.ts';
+import { completions, dryRun } from './requests/complete.ts';
+import { feedback, health, internal, models } from './requests/small-endpoints.ts';
+
+/* The admin API; `shared/admin/admin-wire.ts` describes it. */
+
+const admin = new Hono<AppEnv>()
+  .use(noStore)
+  .use(adminOnly)
+  .use(mayChange)
+  .use(audited)
+  .route('/tenants', tenants)
+  .route('/keys', keys)
+  .route('/sessions', ownSessions)
+  .route('/usage', usage)
+  .route('/mask-sets', maskSets)
+  .route('/publications', publications)
+  .route('/backends', backends)
+  .route('/experiments', experiments)
+  .route('/audit', audit)
+  .route('/requests', requests)
+  .route('/ratings', ratings)
+  .route('/models', servedModels)
+  .route('/stats', stats)
+  .route('/traffic', traffic)
+  .route('/drift', drift);
 
 export const app = new Hono<AppEnv>()
   .onError(onError)

@@ -4,8 +4,8 @@
  * `configuration_unavailable`; it is never guessed around.
  */
 import { z } from 'zod';
-import type { EdgeMessage } from '../shared/admin/request-event.ts';
-import { collectorVariables, unlessEmpty } from '../shared/tracing/collector.ts';
+import type { EdgeMessage } from '../shared/admin/requests-wire.ts';
+import { collectorVariables, unlessEmpty } from '../shared/tracing/traces.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../shared/wire/protocol.ts';
 import { FRONTS } from './base/place.ts';

@@ -1,33 +1,34 @@
 /** The services of one isolate, made once from its environment: the only place that wires them together. */
 
-import { collectorOf } from '../shared/tracing/collector.ts';
+import { collectorOf } from '../shared/tracing/traces.ts';
 import { sender } from './backends/attempt.ts';
 import { type BackendJobs, createBackendJobs } from './backends/backend-jobs.ts';
 import { BackendPool } from './backends/pool.ts';
-import { createModels, type Models } from './backends/served-models.ts';
-import { log } from './base/log.ts';
+import { createModels, type Models } from './backends/registry.ts';
 import { type SourceHealth, SwrCache, unheard } from './base/swr-cache.ts';
-import { createTraces, type Traces } from './base/tracing.ts';
+import { createTraces, log, type Traces } from './base/telemetry.ts';
 import { createDenseComparison, type DenseComparison } from './counting/compare-dense.ts';
-import { type CompletionIds, createCompletionIds } from './counting/completion-ids.ts';
-import { createEvents, type Events } from './counting/events.ts';
+import { type CompletionIds, createCompletionIds, createEvents, type Events } from './counting/events.ts';
+import { createTrafficSampler, type TrafficSampler } from './counting/traffic.ts';
 import { type Database, d1, openDatabase } from './db/d1.ts';
 import { listStarted } from './db/experiment-rows.ts';
 import { findApiKey, findSessionEnd, insertSessionEnd } from './db/key-rows.ts';
 import { findMaskSet, findMaskSparsity } from './db/mask-set-rows.ts';
 import { askForTables, findLive } from './db/publication-rows.ts';
-import { insertTrafficSample } from './db/usage-rows.ts';
+import { insertTrafficSample } from './db/request-rows.ts';
 import { type Config, type Env, parseConfig } from './env.ts';
 import { BURST, MODELS, READINESS } from './limits.ts';
 import { createRunningExperiments, type RunningExperiments } from './routing/assignment.ts';
-import { createEmbedder, type Embedder } from './routing/embed.ts';
-import { loadEncoder } from './routing/encoders/pick-encoder.ts';
-import { createRoutingTable, type RoutingTable } from './routing/live-sets.ts';
-import { createMaskDoor, createNamedMasks, type NamedMasks } from './routing/named-masks.ts';
-import { createTrafficSampler, type TrafficSampler } from './routing/traffic.ts';
+import { createEmbedder, type Embedder, loadEncoder } from './routing/embed.ts';
+import {
+  createMaskDoor,
+  createNamedMasks,
+  createRoutingTable,
+  type NamedMasks,
+  type RoutingTable,
+} from './routing/live-sets.ts';
 import { type ApiKeys, createApiKeys } from './tenants/api-keys.ts';
-import { type Budgets, createBudgets } from './tenants/budgets.ts';
-import { type BurstLimit, createBurstLimit } from './tenants/bursts.ts';
+import { type Budgets, type BurstLimit, createBudgets, createBurstLimit } from './tenants/budgets.ts';
 import { createSessions, type Sessions } from './tenants/sessions.ts';
 
 export type Services = {

@@ -2,9 +2,9 @@
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ChatRequest, Tool } from '../../shared/wire/openai.ts';
 import { isNestedWithin } from '../../shared/wire/parse-body.ts';
-import type { CallsSpec, GrammarSpec } from '../grammar/grammar-spec.ts';
 import type { GrammarCall, PreparedGrammar } from '../grammar/grammars.ts';
 import { schemaGrammar } from '../grammar/json-schema.ts';
+import type { CallsSpec, GrammarSpec } from '../grammar/xgrammar.ts';
 import type { ToolFormat } from '../model/tokenizer/tool-format.ts';
 import type { ServedModel } from './parts.ts';
 

@@ -2,13 +2,15 @@
 import { type Attributes, type Context, type Span, SpanKind, type Tracer } from '@opentelemetry/api';
 import {
   answerAttributes,
+  contextWith,
   decisionAttributes,
   operationOf,
+  type ReadHeader,
   requestAttributes,
   setOutcome,
   spanName,
-} from '../../shared/tracing/attributes.ts';
-import { contextWith, type ReadHeader, traceOf } from '../../shared/tracing/trace-headers.ts';
+  traceOf,
+} from '../../shared/tracing/traces.ts';
 import type { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ChatRequest, CompletionRequest } from '../../shared/wire/openai.ts';
 import type { RunningAnswer } from './answer.ts';

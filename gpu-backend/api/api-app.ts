@@ -1,17 +1,26 @@
 /**
- * The HTTP API, composed: health for everybody, figures for scrapers, and all under `/v1` for authenticated callers. Every
- * error becomes its response here.
+ * The HTTP API, composed: health for everybody, figures for scrapers, and all under `/v1` for authenticated callers. The small
+ * endpoints (models, load, encoders, embeddings) stand here; `completions.ts` and `jobs-api.ts` have the others. Every error
+ * becomes its response here.
  */
 import { randomBytes } from 'node:crypto';
 import { Hono } from 'hono';
+import {
+  BACKEND_HEADERS,
+  type EncoderEntry,
+  formatLoad,
+  type Load,
+  type LoadReport,
+} from '../../shared/wire/backend-load.ts';
 import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
-import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
+import { readFields } from '../../shared/wire/fields.ts';
+import { embeddingsRequest } from '../../shared/wire/openai.ts';
+import { DENSE_SUFFIX, HEADERS, type ModelEntry, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
+import type { Engine } from '../engine/engine.ts';
 import { Arrivals } from './arrivals.ts';
 import { completionRoutes } from './completions.ts';
-import { embeddingRoutes } from './embeddings.ts';
 import { jobRoutes } from './jobs-api.ts';
-import type { ApiContext, ApiEnv, ApiParts } from './parts.ts';
-import { loadHeader, loadRoutes, modelRoutes } from './what-is-served.ts';
+import { type ApiContext, type ApiEnv, type ApiParts, type ServedModel, setHeaders } from './parts.ts';
 
 /** Paths that exist, and the methods that they take; anything else on them is 405, not 404. */
 const METHODS = {
@@ -127,3 +136,87 @@ const ENDPOINTS: Record<string, string> = {
   '/v1/embeddings': 'embeddings',
   '/v1/models': 'models',
 };
+
+/* What is served here, and how busy it is: for whoever chooses between backends. */
+
+/** The served model, and `<model>:dense` for the same without a mask. */
+function modelRoutes(model: ServedModel): Hono<ApiEnv> {
+  const entries = [modelEntry(model, false), modelEntry(model, true)];
+  return new Hono<ApiEnv>()
+    .get('/v1/models', (c) => c.json({ object: 'list', data: entries }))
+    .get('/v1/models/:id{.+}', (c) => {
+      const entry = entries.find(({ id }) => id === c.req.param('id'));
+      if (entry !== undefined) return c.json(entry);
+      throw new MaskrouteError('model_not_found', 'This model is not served here.', { param: 'model' });
+    });
+}
+
+function modelEntry(model: ServedModel, dense: boolean): ModelEntry {
+  const { hash, blockCount, contextTokens, surrogates = null } = model.engine.model;
+  return {
+    id: dense ? model.name + DENSE_SUFFIX : model.name,
+    object: 'model',
+    created: model.created_s,
+    owned_by: 'maskroute',
+    maskroute: { hash, block_count: blockCount, context_tokens: contextTokens, dense, surrogates },
+  };
+}
+
+const loadOf = (engine: Engine): Load => {
+  const { requestsRunning, requestsWaiting, queueCapacity } = engine.stats();
+  return { running: requestsRunning, waiting: requestsWaiting, capacity: queueCapacity };
+};
+
+/** The load in short, for a header of every answer: who sends requests need not ask. */
+const loadHeader = (engine: Engine): [name: string, value: string] => [
+  BACKEND_HEADERS.load,
+  formatLoad(loadOf(engine)),
+];
+
+const loadRoutes = ({ model, lifecycle, recentMasks }: ApiParts): Hono<ApiEnv> =>
+  new Hono<ApiEnv>().get('/v1/load', (c) =>
+    c.json({
+      object: 'maskroute.load',
+      model: model.name,
+      ...loadOf(model.engine),
+      draining: lifecycle.draining || model.engine.failure !== undefined,
+      hot_masks: [...recentMasks.keys()],
+    } satisfies LoadReport),
+  );
+
+/* `POST /v1/embeddings` in OpenAI's wire format, and `GET /v1/encoders`: what a mask set would be made for. */
+
+const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Hono<ApiEnv> =>
+  new Hono<ApiEnv>()
+    .get('/v1/encoders', async (c) => {
+      const found = await encoders.installed();
+      const data: EncoderEntry[] =
+        found === undefined ? [] : [{ id: found.id, object: 'maskroute.encoder', encoder: found.spec }];
+      return c.json({ object: 'list', data });
+    })
+    .post('/v1/embeddings', async (c) => {
+      lifecycle.stopping.throwIfAborted();
+      const raw = await bodies.readJson(c.req.raw, c.get('caller').tenant);
+      const { body: request, ignored } = readFields(embeddingsRequest, raw);
+      setHeaders(c, ignored);
+      const texts = typeof request.input === 'string' ? [request.input] : request.input;
+      const { vectors, tokens } = await encoders.embed(request.model, texts, c.req.raw.signal);
+      const width = vectors[0]!.length;
+      if (request.dimensions != null && request.dimensions !== width) {
+        const message = `dimensions: this encoder has ${width}, and its vectors are not made to be cut.`;
+        throw new MaskrouteError('invalid_request', message, { param: 'dimensions' });
+      }
+      metrics.request('embeddings', 200, 'ok');
+      const encode = request.encoding_format === 'base64' ? toBase64 : toNumbers;
+      return c.json({
+        object: 'list',
+        model: request.model,
+        data: vectors.map((vector, index) => ({ object: 'embedding', index, embedding: encode(vector) })),
+        usage: { prompt_tokens: tokens, total_tokens: tokens },
+      });
+    });
+
+const toNumbers = (vector: Float32Array): number[] => [...vector];
+/** 32-bit floats, little-endian: what this machine's are, as on every machine that ONNX Runtime supports. */
+const toBase64 = ({ buffer, byteOffset, byteLength }: Float32Array): string =>
+  Buffer.from(buffer, byteOffset, byteLength).toString('base64');

@@ -7,8 +7,7 @@
  * send theirs slowly.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { parseJson } from '../../shared/wire/parse-body.ts';
-import { piecesOf, TooLargeError } from '../../shared/wire/read-bounded.ts';
+import { parseJson, piecesOf, TooLargeError } from '../../shared/wire/parse-body.ts';
 
 export type ArrivalLimits = {
   readonly bodyBytesMax: number;

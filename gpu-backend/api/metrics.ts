@@ -1,11 +1,14 @@
 /**
- * Prometheus figures. Names follow OpenTelemetry's GenAI conventions (`gen_ai.server.*`, in Prometheus
- * spelling) and vLLM's for the engine's gauges.
+ * What a backend remembers of its requests: Prometheus figures, and which requests made the engine fail. The figures' names
+ * follow OpenTelemetry's GenAI conventions (`gen_ai.server.*`, in Prometheus spelling) and vLLM's for the engine's gauges.
  */
+import { createHash } from 'node:crypto';
+import { LRUCache } from 'lru-cache';
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { Engine, EngineStats, Timings } from '../engine/engine.ts';
 
-export type FinishedAnswer = {
+type FinishedAnswer = {
   readonly endpoint: string;
   readonly mask: string;
   readonly promptTokens: number;
@@ -18,7 +21,7 @@ export type FinishedAnswer = {
 };
 
 /** What is known of a choice when its answer ends, however that ends. */
-export type FinishedChoice = {
+type FinishedChoice = {
   /** Undefined: the engine did not finish it. */
   readonly timings: Timings | undefined;
   readonly finishReason: string | undefined;
@@ -228,4 +231,45 @@ function engineGauges(engine: Engine, registry: Registry): void {
     'Tokens generated since the start.',
     (stats) => stats.generatedTokensTotal,
   );
+}
+
+/*
+ * Requests that made the engine fail. After the second time the same request is refused: a client that asks again and again
+ * takes no step from others. Backends behind one edge each learn it for themselves, and the edge blames none for it.
+ */
+
+const REMEMBERED_MAX = 1000;
+/** It was the machine, perhaps: after this long a request may try again. */
+const REMEMBERED_ms = 10 * 60_000;
+const FAILURES_MAX = 2;
+
+export class FailedRequests {
+  /** How often each has failed, by the hash of who asks what. */
+  readonly #failures = new LRUCache<string, number>({ max: REMEMBERED_MAX, ttl: REMEMBERED_ms });
+
+  /** @throws MaskrouteError `request_fails_engine`. */
+  expectHarmless(request: object): void {
+    // Nothing failed lately: most of the time no hash is made.
+    if (this.#failures.size === 0) return;
+    if ((this.#failures.get(hashOf(request)) ?? 0) < FAILURES_MAX) return;
+    throw new MaskrouteError(
+      'request_fails_engine',
+      'This request made the engine fail twice; it is not run again.',
+    );
+  }
+
+  failed(request: object): void {
+    const hash = hashOf(request);
+    this.#failures.set(hash, (this.#failures.get(hash) ?? 0) + 1);
+  }
+
+  succeeded(request: object): void {
+    if (this.#failures.size > 0) this.#failures.delete(hashOf(request));
+  }
+}
+
+/** Without what the edge adds to each anew. */
+function hashOf(request: object): string {
+  const text = JSON.stringify({ ...request, maskroute: undefined });
+  return createHash('sha256').update(text).digest('base64');
 }

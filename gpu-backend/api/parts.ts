@@ -20,8 +20,7 @@ import type { Schedules } from '../jobs/schedules.ts';
 import type { TextService } from '../model/tokenizer/text-service.ts';
 import { type Authenticate, type Caller, createAuthenticator, createScraperCheck } from './auth.ts';
 import { type ArrivalLimits, Bodies } from './body.ts';
-import { FailedRequests } from './failed-requests.ts';
-import { createMetrics, type Metrics } from './metrics.ts';
+import { createMetrics, FailedRequests, type Metrics } from './metrics.ts';
 
 /** What the API is given. */
 export type ApiOptions = {
@@ -53,7 +52,7 @@ export type ServedModel = {
 /** The way between text and token ids. */
 export type TokenText = Omit<TextService, 'close' | 'table'>;
 
-export type ApiKeys = {
+type ApiKeys = {
   readonly backendKey: string;
   /** Taken besides the backend key while that is rotated. */
   readonly otherBackendKey?: string | undefined;

@@ -8,7 +8,7 @@ export const sseData = (value: unknown): string => `data: ${JSON.stringify(value
 export const SSE_DONE = 'data: [DONE]\n\n';
 const SSE_KEEPALIVE = ': keepalive\n\n';
 
-export type SseBodyOptions = {
+type SseBodyOptions = {
   readonly keepalive_ms: number;
   readonly stall_ms: number;
   /** The client took nothing for `stall_ms`; end its request and its connection. */

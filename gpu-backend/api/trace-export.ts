@@ -5,8 +5,8 @@ import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-proto';
 import { detectResources, envDetector } from '@opentelemetry/resources';
 import { BatchSpanProcessor, type ReadableSpan, type SpanExporter } from '@opentelemetry/sdk-trace';
 import type { Logger } from 'pino';
-import type { Collector } from '../../shared/tracing/collector.ts';
 import { createTracer } from '../../shared/tracing/tracer.ts';
+import type { Collector } from '../../shared/tracing/traces.ts';
 import { within } from './sse.ts';
 
 export type Tracing = {

@@ -17,7 +17,7 @@ import type { Engine, EngineEvent, GenerateRequest } from '../engine/engine.ts';
 import { createEngine } from '../engine/start-engine.ts';
 import { inTurns, interleaved, median, quantile, round } from '../measure.ts';
 import type { KvType } from '../model/model-source.ts';
-import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/default-model.ts';
+import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import type { Device } from '../onnx/device.ts';
 import { openLlamaCpp, quarterMask, type SpeedOptions, somePrompt } from './decode.ts';

@@ -22,7 +22,7 @@ import { openRunner, type Runner } from '../engine/runner.ts';
 import { interleaved, median, round } from '../measure.ts';
 import type { StoredLinear } from '../model/architectures/projections.ts';
 import type { KvType, LlamaConfig } from '../model/model-source.ts';
-import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/sources/default-model.ts';
+import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
 import { weightsRead } from '../model/weights-file.ts';
@@ -228,7 +228,7 @@ async function openCompared({ home, model, kvType, say }: DecodeOptions, context
   };
 }
 
-export type Peer = {
+type Peer = {
   readonly name: string;
   /** ms a token, greedy, after `position` tokens. */
   decode(position: number): Promise<number>;

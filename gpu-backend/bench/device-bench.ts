@@ -8,7 +8,7 @@
  */
 import { denseMask, type Mask, withSurrogates } from '../../shared/mask/mask.ts';
 import { inTurns, median, round } from '../measure.ts';
-import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import { weightsRead } from '../model/weights-file.ts';
 import type { Device } from '../onnx/device.ts';

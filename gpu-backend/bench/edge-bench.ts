@@ -14,7 +14,7 @@ import { HEADERS } from '../../shared/wire/protocol.ts';
 import { startChild } from '../dev/children.ts';
 import type { EdgeOptions } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
-import { inTurns, quantile, round } from '../measure.ts';
+import { cpuTime_ms, inTurns, processTree, quantile, round } from '../measure.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import {
@@ -28,7 +28,6 @@ import {
   startUpstream,
   type Target,
 } from './edge-peers.ts';
-import { cpuTime_ms, processTree } from './process-cpu.ts';
 
 const WARM_UP = 500;
 /** One after the other in a turn, then it is the next one's turn. */
@@ -38,7 +37,7 @@ const THROUGHPUT_TURNS = 5;
 const THROUGHPUT_TURN_ms = 2_000;
 const STOP_ms = 5_000;
 
-export type EdgeBench = {
+type EdgeBench = {
   readonly bench: 'edge';
   readonly stream: boolean;
   readonly requests: number;
@@ -61,7 +60,7 @@ type Latency = {
 /** Over calling the upstream directly, percentile by percentile. */
 type Added = { readonly addedMedian_ms: number; readonly addedP99_ms: number };
 
-export type EdgeBenchOptions = {
+type EdgeBenchOptions = {
   readonly set: MaskSet;
   /** Of each target, one at a time. */
   readonly requests: number;
@@ -110,7 +109,7 @@ async function startMaskroute(
   const folder = await mkdtemp(path.join(tmpdir(), 'bench-edge-'));
   const edge = await startChild<EdgeOptions>({
     name: 'edge',
-    entry: new URL('../dev/part-process.ts', import.meta.url),
+    entry: new URL('../dev/children.ts', import.meta.url),
     config: edgeOptions(upstream, path.join(folder, 'state')),
     logFile: path.join(folder, 'edge.log'),
   });

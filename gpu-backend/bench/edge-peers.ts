@@ -15,10 +15,10 @@ import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { type EdgeOptions, startEdge } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
+import { processTree } from '../measure.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
-import { processTree } from './process-cpu.ts';
 
-export const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
+const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 export const KEY = 'key-of-this-bench-0123456789abcdef';
 
 /** 60 WordPiece tokens; the number changes from request to request, so that nothing can be looked up. */
@@ -27,14 +27,14 @@ export const promptOf = (index: number): string =>
   'A second train follows half an hour later on the same track and is twenty kilometres an hour faster. ' +
   'How long does it take until the second train has caught up with the first one? Please explain every step.';
 
-export type Call = {
+type Call = {
   readonly method: 'GET' | 'POST';
   readonly headers: Record<string, string>;
   readonly body: string;
   /** Sends again when the server closed the kept connection just then, as idle: the request never reached it. */
   readonly again?: boolean;
 };
-export type Called = {
+type Called = {
   readonly status: number;
   readonly headers: IncomingHttpHeaders;
   readonly text: string;

@@ -14,18 +14,17 @@ import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
-import { round } from '../measure.ts';
+import { cpuTime_ms, round } from '../measure.ts';
 import { describeLocal } from '../model/import-model.ts';
 import type { WeightKind } from '../model/model-source.ts';
 import { fetchModel, parseModelSpec } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
-import { cpuTime_ms } from './process-cpu.ts';
 
 const COMMAND = fileURLToPath(new URL('../../bin/maskroute.js', import.meta.url));
 const LOOK_EVERY_ms = 100;
 const DISK_SAMPLE_BYTES = 2 ** 30;
 
-export type ImportBenchOptions = {
+type ImportBenchOptions = {
   /** A file or folder. */
   readonly spec: string;
   readonly weights: WeightKind;

@@ -32,7 +32,7 @@ const PROMPT_TOKENS = 64;
 /** Tokens that are decoded before memory is looked at. */
 const MEMORY_STEPS = 4;
 
-export type MasksBenchOptions = {
+type MasksBenchOptions = {
   readonly home: string;
   readonly model: string;
   readonly rounds: number;

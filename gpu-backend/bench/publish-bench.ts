@@ -19,7 +19,7 @@ import { type BenchEdge, call, openEdge } from './edge-peers.ts';
 
 const CLIENTS = 16;
 
-export type PublishBench = {
+type PublishBench = {
   readonly bench: 'publish';
   readonly requests: number;
   readonly publications: number;

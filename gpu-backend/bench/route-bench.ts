@@ -21,7 +21,7 @@ import { type BenchEdge, call, openEdge, promptOf, startUpstream } from './edge-
 
 const WARM_UP = 300;
 
-export type RouteBench = {
+type RouteBench = {
   readonly bench: 'route';
   readonly requests: number;
   readonly promptTokens: number;

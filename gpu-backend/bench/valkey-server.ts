@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { maskrouteHome } from '../files.ts';
 
-/** Where `scripts/valkey.ts` unpacks Debian's packages. */
+/** Where `scripts/test-tools.ts` unpacks Debian's packages. */
 export const VALKEY_FOLDER = path.join(maskrouteHome(), 'tools', 'valkey');
 
 const CANDIDATES = [

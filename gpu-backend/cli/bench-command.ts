@@ -6,9 +6,9 @@ import type { BatchOptions } from '../bench/batch.ts';
 import type { DecodeOptions } from '../bench/decode.ts';
 import { maskrouteHome } from '../files.ts';
 import { type KvType, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
-import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import type { DeviceChoice } from '../onnx/device.ts';
-import { readMaskSet } from '../publication/artefact-files.ts';
+import { readMaskSet } from '../publication/publish.ts';
 import { examples } from './help.ts';
 import {
   chosenDevice,
@@ -39,6 +39,14 @@ export function addBenchCommands(program: Command): void {
     .description('measure speed; the last line is one JSON object')
     .addHelpText('after', examples('maskroute bench decode', 'maskroute bench edge --stream --json'));
 
+  addDecodingBenches(bench);
+  addModelBenches(bench);
+  addLearningBenches(bench);
+  addQualityBenches(bench);
+  addEdgeBenches(bench);
+}
+
+function addDecodingBenches(bench: Command): void {
   command(bench, 'decode', 'ms/token when decoding, dense and masked, against llama.cpp')
     .option(...MODEL)
     .option(...ROUNDS, 7)
@@ -88,7 +96,9 @@ export function addBenchCommands(program: Command): void {
       const { benchPrefix } = await import('../bench/batch.ts');
       await told(json, (say) => benchPrefix({ home: maskrouteHome(), rounds, say }));
     });
+}
 
+function addModelBenches(bench: Command): void {
   command(bench, 'import', 'seconds and memory of importing a model, beside what the disk and the CPU allow')
     .argument('<spec>', 'a file or folder')
     .addOption(
@@ -108,7 +118,9 @@ export function addBenchCommands(program: Command): void {
       if (encoder === undefined) await told(json, benchEncode);
       else await told(json, (say) => benchFullEncoder(encoder, maskrouteHome(), say));
     });
+}
 
+function addLearningBenches(bench: Command): void {
   command(bench, 'learn', 'ms of a training step of the gates, against PyTorch where Python has it')
     .option(...ROUNDS, 5)
     .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
@@ -121,10 +133,12 @@ export function addBenchCommands(program: Command): void {
     'learn-many',
     'a learning run on two workers of one thread against one worker; needs valkey-server, takes minutes',
   ).action(async ({ json }: BenchFlags) => {
-    const { benchLearnMany } = await import('../bench/learn-many.ts');
+    const { benchLearnMany } = await import('../bench/learn-bench.ts');
     await told(json, (say) => benchLearnMany({ home: maskrouteHome(), say }));
   });
+}
 
+function addQualityBenches(bench: Command): void {
   command(
     bench,
     'ranks',
@@ -135,7 +149,7 @@ export function addBenchCommands(program: Command): void {
     .option(...ROUNDS, 7)
     .action(({ json, ...flags }: BenchFlags & { data: string[]; ranks: number[]; rounds: number }) =>
       interruptible(async (signal) => {
-        const { benchRanks } = await import('../bench/ranks.ts');
+        const { benchRanks } = await import('../bench/quality-bench.ts');
         const options = { ...flags, home: maskrouteHome(), threads: availableParallelism(), signal };
         await told(json, (say) => benchRanks({ ...options, say }));
       }),
@@ -152,13 +166,15 @@ export function addBenchCommands(program: Command): void {
     .option(...ROUNDS, 7)
     .action(({ json, maskSet, ...flags }: BenchFlags & QuantizationFlags) =>
       interruptible(async (signal) => {
-        const { benchQuantization } = await import('../bench/quantization.ts');
+        const { benchQuantization } = await import('../bench/quality-bench.ts');
         const maskSets = await Promise.all(maskSet.map(readMaskSet));
         const options = { ...flags, home: maskrouteHome(), maskSets, signal };
         await told(json, (say) => benchQuantization({ ...options, say }));
       }),
     );
+}
 
+function addEdgeBenches(bench: Command): void {
   command(bench, 'route', 'ms of /v1/route at the edge in workerd, with a prompt of 60 tokens')
     .addOption(maskSetOption())
     .option('--requests <count>', 'measured requests', wholeNumber(1), 2000)

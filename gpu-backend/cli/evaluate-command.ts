@@ -167,7 +167,7 @@ async function toOptions(
   downloads: Reporter,
 ): Promise<Omit<EvaluateOptions, 'onRows' | 'onProgress' | 'signal'>> {
   const { openInstalled } = await import('../model/store.ts');
-  const { readMaskSet } = await import('../publication/artefact-files.ts');
+  const { readMaskSet } = await import('../publication/publish.ts');
   const { parseTaskFile } = await import('../learning/evaluation/tasks/read-task.ts');
   const { surrogatesOf } = await import('../learning/evaluation/evaluation-context.ts');
   const home = maskrouteHome();

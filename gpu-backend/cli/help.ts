@@ -1,5 +1,5 @@
 /**
- * What commands have in common, those of `maskroute` and npm's scripts: help that ends with examples and names each default
+ * What the commands of `maskroute` and npm's scripts have in common: help that ends with examples and names each default
  * once, one line about what is wrong, and exit code 2 for a command that was not called right.
  */
 import { Command, type Option } from 'commander';

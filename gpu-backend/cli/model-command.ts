@@ -18,6 +18,13 @@ export function addModelCommands(program: Command): void {
       ),
     );
 
+  addPull(model);
+  addList(model);
+  addSurrogates(model);
+  addShow(model);
+}
+
+function addPull(model: Command): void {
   model
     .command('pull')
     .description('install a model from GGUF or safetensors, or an encoder')
@@ -60,7 +67,9 @@ export function addModelCommands(program: Command): void {
       const text = `${name} (${kept}) is installed in ${folder}`;
       console.log(json ? JSON.stringify({ name, weights: kept, hash, folder }) : text);
     });
+}
 
+function addList(model: Command): void {
   model
     .command('list')
     .description('list the installed models')
@@ -78,7 +87,9 @@ export function addModelCommands(program: Command): void {
         );
       }
     });
+}
 
+function addSurrogates(model: Command): void {
   model
     .command('surrogates')
     .description('put surrogates of skipped blocks, made by maskroute surrogates, into a model')
@@ -93,7 +104,9 @@ export function addModelCommands(program: Command): void {
       if (json) return console.log(JSON.stringify({ name, surrogates: manifest.surrogates ?? null }));
       console.log(`${manifest.name} has the surrogates ${surrogatesLine(manifest)}`);
     });
+}
 
+function addShow(model: Command): void {
   model
     .command('show')
     .description('show an installed model')

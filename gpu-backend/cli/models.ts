@@ -14,10 +14,14 @@ import {
   type LocalModel,
   type Weights,
 } from '../model/import-model.ts';
-import { installSurrogates } from '../model/install-surrogates.ts';
 import type { ImportHooks, WeightKind } from '../model/model-source.ts';
-import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../model/sources/default-model.ts';
-import { fetchModel, nameOfSpec, parseModelSpec } from '../model/sources/resolve.ts';
+import {
+  DEFAULT_MODEL,
+  DEFAULT_MODEL_HASH,
+  fetchModel,
+  nameOfSpec,
+  parseModelSpec,
+} from '../model/sources/resolve.ts';
 import {
   type InstalledModel,
   listInstalled,
@@ -28,9 +32,9 @@ import {
   withScratch,
   withStoreLock,
 } from '../model/store.ts';
-import { surrogatesIdOf } from '../model/surrogates.ts';
+import { installSurrogates, surrogatesIdOf } from '../model/surrogates.ts';
 
-export type PullOptions = ImportHooks & {
+type PullOptions = ImportHooks & {
   readonly home: string;
   readonly weights: WeightKind;
   /** Import again what is installed already. */
@@ -171,7 +175,7 @@ function locked<T>(home: string, { log, signal }: WaitHooks, work: () => Promise
   });
 }
 
-export type ModelRow = {
+type ModelRow = {
   readonly name: string;
   readonly weights: WeightKind | undefined;
   readonly bytes: number;

@@ -5,12 +5,13 @@ import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { BACKENDS_MAX } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { AdminClient } from '../publication/admin-client.ts';
-import { readEvaluation, readMaskSet } from '../publication/artefact-files.ts';
 import {
   livePublication,
   namesOfVersions,
   parseSchedule,
   publishMaskSet,
+  readEvaluation,
+  readMaskSet,
   rollBack,
   type ScheduleFlags,
   storeEvaluation,

@@ -1,8 +1,7 @@
 /** `schedule`: learning that comes again, at a running backend, with its key or through an edge. */
 import { readFile } from 'node:fs/promises';
 import type { Command } from 'commander';
-import { z } from 'zod';
-import { listSchema } from '../../shared/admin/admin-wire.ts';
+import { deletedSchema, listSchema } from '../../shared/admin/admin-wire.ts';
 import { jobSchema, type Schedule, scheduleSchema } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readDevFile } from '../dev/dev-home.ts';
@@ -29,87 +28,74 @@ The backend key comes from MASKROUTE_BACKEND_KEY, or from a running "npm start" 
 no backend key is needed, but an admin key in MASKROUTE_ADMIN_KEY. A job that publishes takes its admin key from there, too,
 where the file has none; through an edge it publishes at that edge, and its "publish" names none.`;
 
+/** Where a command works, what it prints, and examples. */
+const atBackend = (command: Command, ...lines: string[]): Command =>
+  command
+    .option(...BACKEND_OPTION)
+    .option(...ON_OPTION)
+    .option(...EDGE_OPTION)
+    .option(...JSON_OPTION)
+    .addHelpText('after', KEY_HELP)
+    .addHelpText('after', examples(...lines));
+
 export function addScheduleCommands(program: Command): void {
   const schedule = program
     .command('schedule')
     .description('learn again and again on a running backend, and publish what was learned')
     .addHelpText('after', examples('maskroute schedule add job.json --every 24h', 'maskroute schedule list'));
 
-  schedule
-    .command('add')
-    .description('add a job that comes again; the file has it in JSON, as POST /v1/jobs takes it')
-    .argument('<file>', 'the job: its data, what to learn, and where to publish it')
-    .requiredOption('--every <span>', 'how often: 30m, 24h, 7d')
-    .option(
-      '--first <time>',
-      'when the first job begins, such as 2026-01-31T03:00:00Z (default: after one span)',
-    )
-    .option(...BACKEND_OPTION)
-    .option(...ON_OPTION)
-    .option(...EDGE_OPTION)
-    .option(...JSON_OPTION)
-    .addHelpText('after', KEY_HELP)
-    .addHelpText(
-      'after',
-      examples('maskroute schedule add job.json --every 24h --first 2026-01-31T03:00:00Z'),
-    )
-    .action(async (file: string, { every, first, ...flags }: Flags & { every: string; first?: string }) => {
-      const job = await readJob(file);
-      const { client, jobs, where } = await placeOf(flags);
-      const body = { every, ...(first === undefined ? {} : { first_at: first }), job };
-      const path = `${jobs}/schedules`;
-      const made = await client.request({ method: 'POST', path, body }, scheduleSchema);
-      console.log(flags.json ? JSON.stringify(made) : `${describeSchedule(made)} at ${where}`);
-    });
-
-  schedule
-    .command('list')
-    .description('list the schedules, with their next time and how the last job ended')
-    .option(...BACKEND_OPTION)
-    .option(...ON_OPTION)
-    .option(...EDGE_OPTION)
-    .option(...JSON_OPTION)
-    .addHelpText('after', KEY_HELP)
-    .addHelpText(
-      'after',
-      examples(
-        'maskroute schedule list --backend https://backend.example.com',
-        'maskroute schedule list --edge https://edge.example.com --on backend-1',
+  atBackend(
+    schedule
+      .command('add')
+      .description('add a job that comes again; the file has it in JSON, as POST /v1/jobs takes it')
+      .argument('<file>', 'the job: its data, what to learn, and where to publish it')
+      .requiredOption('--every <span>', 'how often: 30m, 24h, 7d')
+      .option(
+        '--first <time>',
+        'when the first job begins, such as 2026-01-31T03:00:00Z (default: after one span)',
       ),
-    )
-    .action(async ({ json, ...flags }: Flags) => {
-      const { client, jobs: path, where } = await placeOf(flags);
-      const get = (path: string) => ({ method: 'GET', path }) as const;
-      const { data } = await client.request(get(`${path}/schedules`), listSchema(scheduleSchema));
-      if (json) return console.log(JSON.stringify(data));
-      if (data.length === 0) return console.log(`No schedules at ${where} yet.`);
-      const jobs = await client.request(get(path), listSchema(jobSchema));
-      for (const one of data) {
-        const last = jobs.data.find(({ id }) => id === one.last_job);
-        const ended = last === undefined ? '' : `; ${last.id} ${last.status}`;
-        console.log(`${describeSchedule(one)}${ended}${last?.error == null ? '' : `: ${last.error}`}`);
-      }
-    });
+    'maskroute schedule add job.json --every 24h --first 2026-01-31T03:00:00Z',
+  ).action(async (file: string, { every, first, ...flags }: Flags & { every: string; first?: string }) => {
+    const job = await readJob(file);
+    const { client, jobs, where } = await placeOf(flags);
+    const body = { every, ...(first === undefined ? {} : { first_at: first }), job };
+    const path = `${jobs}/schedules`;
+    const made = await client.request({ method: 'POST', path, body }, scheduleSchema);
+    console.log(flags.json ? JSON.stringify(made) : `${describeSchedule(made)} at ${where}`);
+  });
 
-  schedule
-    .command('remove')
-    .description('delete a schedule; its jobs stay')
-    .argument('<id>', 'a schedule, as list shows it')
-    .option(...BACKEND_OPTION)
-    .option(...ON_OPTION)
-    .option(...EDGE_OPTION)
-    .option(...JSON_OPTION)
-    .addHelpText('after', KEY_HELP)
-    .addHelpText('after', examples('maskroute schedule remove schedule_0123456789abcdef01234567'))
-    .action(async (id: string, { json, ...flags }: Flags) => {
-      const { client, jobs, where } = await placeOf(flags);
-      const path = `${jobs}/schedules/${encodeURIComponent(id)}`;
-      const removed = await client.request(
-        { method: 'DELETE', path },
-        z.object({ id: z.string(), deleted: z.literal(true) }),
-      );
-      console.log(json ? JSON.stringify(removed) : `${id}: deleted at ${where}`);
-    });
+  atBackend(
+    schedule
+      .command('list')
+      .description('list the schedules, with their next time and how the last job ended'),
+    'maskroute schedule list --backend https://backend.example.com',
+    'maskroute schedule list --edge https://edge.example.com --on backend-1',
+  ).action(async ({ json, ...flags }: Flags) => {
+    const { client, jobs: path, where } = await placeOf(flags);
+    const get = (path: string) => ({ method: 'GET', path }) as const;
+    const { data } = await client.request(get(`${path}/schedules`), listSchema(scheduleSchema));
+    if (json) return console.log(JSON.stringify(data));
+    if (data.length === 0) return console.log(`No schedules at ${where} yet.`);
+    const jobs = await client.request(get(path), listSchema(jobSchema));
+    for (const one of data) {
+      const last = jobs.data.find(({ id }) => id === one.last_job);
+      const ended = last === undefined ? '' : `; ${last.id} ${last.status}`;
+      console.log(`${describeSchedule(one)}${ended}${last?.error == null ? '' : `: ${last.error}`}`);
+    }
+  });
+
+  atBackend(
+    schedule
+      .command('remove')
+      .description('delete a schedule; its jobs stay')
+      .argument('<id>', 'a schedule, as list shows it'),
+    'maskroute schedule remove schedule_0123456789abcdef01234567',
+  ).action(async (id: string, { json, ...flags }: Flags) => {
+    const { client, jobs, where } = await placeOf(flags);
+    const path = `${jobs}/schedules/${encodeURIComponent(id)}`;
+    const removed = await client.request({ method: 'DELETE', path }, deletedSchema);
+    console.log(json ? JSON.stringify(removed) : `${id}: deleted at ${where}`);
+  });
 }
 
 const describeSchedule = ({ id, every, next_at, job }: Schedule): string => {

@@ -65,7 +65,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
     )
     .action(async (flags: { model: string; device: DeviceChoice; kvType: KvType }) => {
       const { serveUntilSignal } = await import('../main.ts');
-      const { collectorFrom } = await import('../../shared/tracing/collector.ts');
+      const { collectorFrom } = await import('../../shared/tracing/traces.ts');
       const {
         MASKROUTE_BACKEND_KEY,
         MASKROUTE_BACKEND_KEY_2,

@@ -89,7 +89,7 @@ async function run({ install, json, rows, around, ...flags }: Flags, signal: Abo
 
 /** The distinct masks of the sets: first what each learned on everything, then those of the clusters. */
 async function masksInUse(paths: readonly string[], model: InstalledModel): Promise<Uint8Array[]> {
-  const { readMaskSet } = await import('../publication/artefact-files.ts');
+  const { readMaskSet } = await import('../publication/publish.ts');
   const { checkMaskSets } = await import('../learning/evaluation/inputs.ts');
   const { clusterMasks, oneMask } = await import('../learning/evaluation/scored-rows.ts');
   const sets: MaskSet[] = [];

@@ -8,11 +8,14 @@ import { once } from 'node:events';
 import { open } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import type { BackendOptions } from '../main.ts';
+import type { EdgeOptions } from './local-edge.ts';
 
 type ChildOptions<Config> = {
   /** For people, and the entry's only argument: `backend`, `edge`. */
   readonly name: string;
-  readonly entry: URL;
+  /** A part of the product unless it is named. */
+  readonly entry?: URL;
   readonly config: Config;
   /** The child's output goes to the end of this file. */
   readonly logFile: string;
@@ -98,7 +101,7 @@ type Child = Addresses & {
 export async function startChild<Config>(options: ChildOptions<Config>): Promise<Child> {
   const log = await open(options.logFile, 'a', 0o600);
   // A group of its own: a Ctrl-C in the terminal reaches the parent alone, and the group can be ended whole.
-  const child = fork(options.entry, [options.name], {
+  const child = fork(options.entry ?? new URL(import.meta.url), [options.name], {
     detached: true,
     stdio: ['ignore', log.fd, log.fd, 'ipc'],
   });
@@ -219,4 +222,26 @@ function failure(error: unknown): FromChild {
   if (error instanceof MaskrouteError) return { type: 'failed', code: error.code, message: error.message };
   const { message } = error instanceof Error ? error : toMaskrouteError(error);
   return { type: 'failed', code: 'start_failed', message };
+}
+
+/* This file is also what a child of `npm start` runs: its argument says which part of the product it is. */
+
+/** What can cross a process boundary of the backend's options. */
+export type BackendConfig = Pick<
+  BackendOptions,
+  'home' | 'model' | 'port' | 'backendKey' | 'jobEntry' | 'collector'
+>;
+
+if (import.meta.main) {
+  if (process.argv[2] === 'edge') {
+    serveParent(async (options: EdgeOptions) => {
+      const { startEdge } = await import('./local-edge.ts');
+      return await startEdge(options);
+    });
+  } else {
+    serveParent(async (config: BackendConfig) => {
+      const main = await import('../main.ts');
+      return await main.startBackend({ ...config, audience: main.OWN_ADDRESS });
+    });
+  }
 }

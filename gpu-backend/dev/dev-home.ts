@@ -1,6 +1,6 @@
 /**
  * `$MASKROUTE_HOME/dev.json`: where a running `npm start` is and the keys to it. It exists exactly while
- * the product is ready; a file left by a killed run is told by nobody answering at its address.
+ * the product is ready. Where nobody answers at its address, a killed run left it.
  */
 import { randomBytes } from 'node:crypto';
 import { rm } from 'node:fs/promises';

@@ -1,11 +1,167 @@
-/** The edge's code as `wrangler deploy` would send it: its assets built, its worker bundled into one module. */
+/**
+ * The edge as one machine can run it: what wrangler.toml says about it, as Miniflare's options, and its code in one module. A
+ * binding that is not known here stops the start, so that the local edge never runs with less than the deployed one in
+ * silence.
+ */
 import { execFile } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { build } from 'esbuild';
+import { parse } from 'smol-toml';
+import { z } from 'zod';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { EdgeConfig } from './edge-config.ts';
+import { check } from '../../shared/wire/parse-body.ts';
+
+const wranglerSchema = z.strictObject({
+  name: z.string(),
+  main: z.string(),
+  compatibility_date: z.string(),
+  compatibility_flags: z.array(z.string()).default([]),
+  build: z.strictObject({ command: z.string() }),
+  assets: z.strictObject({ directory: z.string(), binding: z.string(), run_worker_first: z.literal(true) }),
+  d1_databases: z.tuple([
+    z.strictObject({
+      binding: z.string(),
+      database_name: z.string(),
+      database_id: z.string(),
+      migrations_dir: z.string(),
+    }),
+  ]),
+  durable_objects: z
+    .strictObject({ bindings: z.array(z.strictObject({ name: z.string(), class_name: z.string() })) })
+    .default({ bindings: [] }),
+  migrations: z
+    .array(z.strictObject({ tag: z.string(), new_sqlite_classes: z.array(z.string()) }))
+    .default([]),
+  ratelimits: z
+    .array(
+      z.strictObject({
+        name: z.string(),
+        namespace_id: z.string(),
+        simple: z.strictObject({
+          limit: z.int().positive(),
+          period: z.union([z.literal(10), z.literal(60)]),
+        }),
+      }),
+    )
+    .default([]),
+  queues: z
+    .strictObject({
+      producers: z.array(z.strictObject({ binding: z.string(), queue: z.string() })).default([]),
+      consumers: z
+        .array(
+          z.strictObject({
+            queue: z.string(),
+            // The platform's own defaults.
+            max_batch_size: z.int().positive().default(10),
+            max_batch_timeout: z.int().min(0).default(5),
+            max_retries: z.int().min(0).default(3),
+            retry_delay: z.int().min(0).default(0),
+            dead_letter_queue: z.string().optional(),
+          }),
+        )
+        .default([]),
+    })
+    .default({ producers: [], consumers: [] }),
+  analytics_engine_datasets: z
+    .array(z.strictObject({ binding: z.string(), dataset: z.string() }))
+    .default([]),
+  /** One machine wakes the worker every minute, and promises nothing else. */
+  triggers: z.strictObject({ crons: z.array(z.literal('* * * * *')) }).default({ crons: [] }),
+  vars: z.record(z.string(), z.string()).default({}),
+  observability: z.unknown(),
+  env: z.unknown(),
+});
+type Wrangler = z.output<typeof wranglerSchema>;
+
+export type EdgeConfig = {
+  /** The worker's source; absolute, as is the folder of migrations. */
+  readonly entry: string;
+  /** What makes the assets. */
+  readonly buildCommand: string;
+  readonly database: { readonly binding: string; readonly migrationsFolder: string };
+  readonly wakesEveryMinute: boolean;
+  readonly worker: ReturnType<typeof workerOptions>;
+};
+
+/** @throws MaskrouteError `start_failed` naming the entry that is wrong or not known here. */
+export async function readEdgeConfig(projectFolder: string): Promise<EdgeConfig> {
+  const file = path.join(projectFolder, 'wrangler.toml');
+  const checked = check(wranglerSchema, parse(await readFile(file, 'utf8')), 'the file');
+  if (checked.kind === 'bad') throw refused(checked.message);
+  const { value: data } = checked;
+  const [{ binding, migrations_dir }] = data.d1_databases;
+  return {
+    entry: path.resolve(projectFolder, data.main),
+    buildCommand: data.build.command,
+    database: { binding, migrationsFolder: path.resolve(projectFolder, migrations_dir) },
+    wakesEveryMinute: data.triggers.crons.length > 0,
+    worker: workerOptions(data, projectFolder),
+  };
+}
+
+/** Miniflare keeps what these bindings hold beside D1. */
+const workerOptions = (data: Wrangler, projectFolder: string) => ({
+  name: data.name,
+  compatibilityDate: data.compatibility_date,
+  compatibilityFlags: data.compatibility_flags,
+  bindings: data.vars,
+  d1Databases: named(data.d1_databases, ({ binding, database_name }) => [binding, database_name]),
+  durableObjects: durableObjects(data),
+  ratelimits: named(data.ratelimits, ({ name, namespace_id, simple }) => [name, { namespace_id, simple }]),
+  queueProducers: named(data.queues.producers, ({ binding, queue }) => [binding, { queueName: queue }]),
+  queueConsumers: named(data.queues.consumers, consumer),
+  analyticsEngineDatasets: named(data.analytics_engine_datasets, ({ binding, dataset }) => [
+    binding,
+    { dataset },
+  ]),
+  assets: {
+    directory: path.resolve(projectFolder, data.assets.directory),
+    binding: data.assets.binding,
+    run_worker_first: true,
+    routerConfig: { has_user_worker: true, invoke_user_worker_ahead_of_assets: true },
+  },
+});
+
+const named = <Entry, Value>(entries: readonly Entry[], of: (entry: Entry) => [string, Value]) =>
+  Object.fromEntries(entries.map(of)) as Record<string, Value>;
+
+/** The platform refuses to deploy a class that no migration makes, so it is refused here, too. */
+function durableObjects({ durable_objects, migrations }: Wrangler) {
+  const made = new Set(migrations.flatMap((migration) => migration.new_sqlite_classes));
+  return named(durable_objects.bindings, ({ name, class_name }) => {
+    if (!made.has(class_name)) throw refused(`no migration makes the class ${class_name}`);
+    return [name, { className: class_name, useSQLite: true }];
+  });
+}
+
+/**
+ * Miniflare keeps a queue in memory, so what waits in it is lost with the process, and what waits for it in the worker,
+ * too. It is therefore counted sooner than on the platform, whose queues last: a kill takes along the last second of
+ * usage (a stop loses nothing, see `drainable.ts`).
+ */
+const QUEUE_WAIT_MAX_s = 0.5;
+
+const consumer = (entry: Wrangler['queues']['consumers'][number]): [string, QueueConsumer] => [
+  entry.queue,
+  {
+    maxBatchSize: entry.max_batch_size,
+    maxBatchTimeout: Math.min(entry.max_batch_timeout, QUEUE_WAIT_MAX_s),
+    maxRetries: entry.max_retries,
+    retryDelay: entry.retry_delay,
+    ...(entry.dead_letter_queue !== undefined && { deadLetterQueue: entry.dead_letter_queue }),
+  },
+];
+type QueueConsumer = Record<'maxBatchSize' | 'maxBatchTimeout' | 'maxRetries' | 'retryDelay', number> & {
+  readonly deadLetterQueue?: string;
+};
+
+const refused = (reason: string): MaskrouteError =>
+  new MaskrouteError('start_failed', `wrangler.toml: ${reason}.`);
+
+/* The edge's code as `wrangler deploy` would send it: its assets built, its worker bundled into one module. */
 
 /**
  * Miniflare puts three workers of its own before the default entrypoint (pages about errors, assets that come before the

@@ -8,13 +8,13 @@ import { createServer } from 'node:net';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { type Collector, variablesOf } from '../../shared/tracing/collector.ts';
+import yoctoSpinner from 'yocto-spinner';
+import { type Collector, variablesOf } from '../../shared/tracing/traces.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pullModel } from '../cli/models.ts';
 import { createReporter } from '../cli/terminal.ts';
-import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
-import { type Backups, openBackups, watchFile } from './backups.ts';
-import { type Supervised, supervise } from './children.ts';
+import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
+import { type BackendConfig, type Supervised, supervise } from './children.ts';
 import {
   type DevFile,
   type DevKeys,
@@ -24,13 +24,11 @@ import {
   saveKeys,
   writeDevFile,
 } from './dev-home.ts';
+import { type Backups, openBackups, watchFile } from './local-database.ts';
 import type { EdgeOptions } from './local-edge.ts';
-import type { BackendConfig } from './part-process.ts';
 import { seed } from './seed.ts';
-import type { Step } from './steps.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
-const PART = new URL('./part-process.ts', import.meta.url);
 const CLI = fileURLToPath(new URL('../cli/cli.ts', import.meta.url));
 const READY_WITHIN_ms = 60_000;
 /** Longer than a backend takes to finish what runs, or to end it. */
@@ -131,7 +129,6 @@ async function stopParts({ home, say }: ProductOptions, parts: Parts, backups: B
 
 const backendChild = ({ home, backendPort: port, collector }: ProductOptions, { backendKey }: DevKeys) => ({
   name: 'backend',
-  entry: PART,
   config: { home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI, collector } satisfies BackendConfig,
   logFile: logFile(home, 'backend'),
 });
@@ -142,7 +139,6 @@ const edgeChild = (
   backendUrl: string,
 ) => ({
   name: 'edge',
-  entry: PART,
   config: {
     projectFolder: PROJECT_FOLDER,
     stateFolder: path.join(home, 'edge'),
@@ -262,4 +258,29 @@ async function ask(url: string): Promise<string> {
   } catch (error) {
     return String((error as Error).cause ?? error);
   }
+}
+
+/* What a start is doing: a spinner and a tick on a terminal, a line for each finished step elsewhere. */
+
+/** Shows `title` while `work` goes on, and a tick with the time that it took. @throws what `work` throws. */
+type Step = <T>(title: string, work: () => Promise<T>) => Promise<T>;
+
+export function createStep(out: NodeJS.WriteStream = process.stdout): Step {
+  return async (title, work) => {
+    const start_ms = performance.now();
+    // A stop by signal is the caller's business: running answers finish first.
+    const spinner = yoctoSpinner({ text: title, stream: out, handleSignals: false });
+    if (out.isTTY) spinner.start();
+    try {
+      const result = await work();
+      const took_s = ((performance.now() - start_ms) / 1000).toFixed(1);
+      if (out.isTTY) spinner.success(`${title} (${took_s} s)`);
+      else out.write(`✔ ${title} (${took_s} s)\n`);
+      return result;
+    } catch (error) {
+      if (out.isTTY) spinner.error();
+      else out.write(`✖ ${title}\n`);
+      throw error;
+    }
+  };
 }

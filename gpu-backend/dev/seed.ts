@@ -8,14 +8,15 @@ import { fileURLToPath } from 'node:url';
 import { createdKeySchema, DEFAULT_TENANT, tenantSchema } from '../../shared/admin/admin-wire.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { DEFAULT_MODEL } from '../model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
-import { readEvaluation, readMaskSet } from '../publication/artefact-files.ts';
 import {
   livePublication,
   namesOfVersions,
   publicationHistory,
   publishMaskSet,
+  readEvaluation,
+  readMaskSet,
   storeEvaluation,
   storeMaskSet,
 } from '../publication/publish.ts';

@@ -1,14 +1,13 @@
 /** `npm start`: the whole product on this machine until SIGINT or SIGTERM; then it drains and exits with 0. */
 import { once } from 'node:events';
-import { collectorFrom } from '../../shared/tracing/collector.ts';
+import { collectorFrom } from '../../shared/tracing/traces.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../../shared/wire/protocol.ts';
 import { newCommand, parseScript, sayError } from '../cli/help.ts';
 import { portFrom } from '../cli/terminal.ts';
 import { maskrouteHome } from '../files.ts';
 import { type DevFile, devFilePath } from './dev-home.ts';
-import { logFolder, startProduct } from './product.ts';
-import { createStep } from './steps.ts';
+import { createStep, logFolder, startProduct } from './product.ts';
 
 const { restore } = parseScript<{ restore?: string }>(
   newCommand('npm start --', 'run the whole product on this machine: the default model, a backend, an edge')

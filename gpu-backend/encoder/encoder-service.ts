@@ -72,14 +72,14 @@ export type EncoderService = {
   close(): Promise<void>;
 };
 
-export type Embedded = {
+type Embedded = {
   /** One a text, of length 1; zero for an empty text. */
   readonly vectors: Float32Array[];
   /** Of all texts as the encoder cut them. */
   readonly tokens: number;
 };
 
-export type EncoderServiceOptions = {
+type EncoderServiceOptions = {
   readonly home: string;
   readonly threads: number;
   /** Hears of failures with their stack, which the wire never carries. */

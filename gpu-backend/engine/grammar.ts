@@ -1,6 +1,6 @@
 /**
  * The grammar of one answer, as the engine sees it. A thread of its own matches what was generated and says which tokens
- * may follow (`grammar/grammar-thread.ts`); both share some words of memory, so that the engine asks nobody and the thread
+ * may follow (`grammar/xgrammar.ts`); both share some words of memory, so that the engine asks nobody and the thread
  * works while the model computes the next step.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';

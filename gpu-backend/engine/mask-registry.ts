@@ -17,9 +17,9 @@ import {
 } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { MaskField } from '../../shared/wire/openai.ts';
+import { readAnswer } from '../../shared/wire/parse-body.ts';
 import type { MaskRecord } from '../../shared/wire/protocol.ts';
 import { internalMaskPath, maskRecordSchema } from '../../shared/wire/protocol.ts';
-import { readAnswer } from '../../shared/wire/read-bounded.ts';
 import { createSigner, type SignFor } from '../../shared/wire/service-token.ts';
 import { writeWhole } from '../files.ts';
 import type { EngineModel } from './engine.ts';

@@ -31,7 +31,23 @@ export const repeat = (part: Expression, min: number, max?: number): Expression 
   min === 1 && max === 1 ? part : { kind: 'repeat', part, min, max };
 export const optional = (part: Expression): Expression => repeat(part, 0, 1);
 
-export type Rules = ReadonlyMap<string, Expression>;
+/** Of all that an expression is made of, repetitions written out. */
+export function sumOfLeaves(expression: Expression, of: (leaf: Expression) => number): number {
+  const sum = (parts: readonly Expression[]) =>
+    parts.reduce((total, part) => total + sumOfLeaves(part, of), 0);
+  switch (expression.kind) {
+    case 'sequence':
+      return sum(expression.parts);
+    case 'choice':
+      return sum(expression.options);
+    case 'repeat':
+      return sumOfLeaves(expression.part, of) * Math.max(1, expression.max ?? expression.min);
+    default:
+      return of(expression);
+  }
+}
+
+type Rules = ReadonlyMap<string, Expression>;
 
 /** The EBNF of `rules`, which begins at `root`. */
 export function printGrammar(rules: Rules, root: Expression): string {

@@ -9,13 +9,17 @@ import { Worker } from 'node:worker_threads';
 import { LRUCache } from 'lru-cache';
 import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
 import { type GrammarSession, newSession } from '../engine/grammar.ts';
-import type { GrammarSpec } from './grammar-spec.ts';
-import type { FromGrammarThread, GrammarThreadStart, ToGrammarThread } from './grammar-thread.ts';
-import type { Vocabulary } from './xgrammar.ts';
+import type {
+  FromGrammarThread,
+  GrammarSpec,
+  GrammarThreadStart,
+  ToGrammarThread,
+  Vocabulary,
+} from './xgrammar.ts';
 
 export type PreparedGrammar = { readonly key: string; readonly spec: GrammarSpec };
 
-export type OpenGrammar = { readonly session: GrammarSession; close(): void };
+type OpenGrammar = { readonly session: GrammarSession; close(): void };
 
 export type Grammars = {
   /**
@@ -199,7 +203,7 @@ class GrammarThread {
   constructor({ vocabulary, onError }: GrammarsOptions) {
     const workerData: GrammarThreadStart = { vocabulary, bell: this.#bell };
     this.#vocabularySize = vocabulary.size;
-    this.#worker = new Worker(new URL('./grammar-thread.ts', import.meta.url), {
+    this.#worker = new Worker(new URL('./xgrammar.ts', import.meta.url), {
       workerData,
       resourceLimits: { maxYoungGenerationSizeMb: 4 },
     });

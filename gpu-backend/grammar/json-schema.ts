@@ -16,6 +16,7 @@ import {
   repeat,
   rule,
   sequence,
+  sumOfLeaves,
   text,
 } from './ebnf.ts';
 import { INTEGER, integersBetween, NUMBER, numbersBetween } from './number-range.ts';
@@ -30,7 +31,7 @@ const COUNTED_CHARS_MAX = 256;
 const ITEMS_MAX = 2000;
 
 /** `strict`: what a grammar cannot keep is refused; otherwise it is left out. */
-export type SchemaOptions = {
+type SchemaOptions = {
   readonly strict: boolean;
   /** What the schema is called in the request; it begins the `param` of a refusal. */
   readonly param: string;
@@ -575,31 +576,11 @@ function isOf(type: Type, value: unknown): boolean {
 }
 
 /** States of an expression, repetitions written out. */
-function sizeOf(expression: Expression): number {
-  switch (expression.kind) {
-    case 'sequence':
-      return expression.parts.reduce((sum, part) => sum + sizeOf(part), 0);
-    case 'choice':
-      return expression.options.reduce((sum, part) => sum + sizeOf(part), 0);
-    case 'repeat':
-      return sizeOf(expression.part) * Math.max(1, expression.max ?? expression.min);
-    default:
-      return 1;
-  }
-}
+const sizeOf = (expression: Expression): number => sumOfLeaves(expression, () => 1);
 
-/** Those in which most tokens go on. */
-function wideSizeOf(expression: Expression): number {
-  switch (expression.kind) {
-    case 'sequence':
-      return expression.parts.reduce((sum, part) => sum + wideSizeOf(part), 0);
-    case 'choice':
-      return expression.options.reduce((sum, part) => sum + wideSizeOf(part), 0);
-    case 'repeat':
-      return wideSizeOf(expression.part) * Math.max(1, expression.max ?? expression.min);
-    case 'chars':
-      return expression.ranges.reduce((sum, [from, to]) => sum + to - from + 1, 0) > 64 ? 1 : 0;
-    default:
-      return 0;
-  }
-}
+/** The states in which most tokens go on. */
+const wideSizeOf = (expression: Expression): number =>
+  sumOfLeaves(expression, (leaf) => {
+    if (leaf.kind !== 'chars') return 0;
+    return leaf.ranges.reduce((sum, [from, to]) => sum + to - from + 1, 0) > 64 ? 1 : 0;
+  });

@@ -1,7 +1,7 @@
 /** Numbers between bounds as grammars of their digits. */
 import { chars, choice, type Expression, optional, repeat, sequence, text } from './ebnf.ts';
 
-export type Bounds = {
+type Bounds = {
   readonly min: number | undefined;
   readonly max: number | undefined;
   /** Whether the bound itself is out. */

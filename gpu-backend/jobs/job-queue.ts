@@ -15,8 +15,7 @@ import {
 } from '../../shared/admin/job-wire.ts';
 import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { JobData } from './job-data.ts';
-import { createJobStore, type JobStore, seal, unsealWithAny } from './job-store.ts';
+import { createJobStore, JobData, type JobStore, seal, unsealWithAny } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
 type JobsOptions = {
@@ -320,7 +319,7 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
   ...{ started_at: null, finished_at: null, starts: 0, progress: null, error: null, result: null },
 });
 
-/** What may be shown of a request. `model`: for one that names none. */
+/** What may be shown of a request. `model`: for requests without one. */
 export function withDefaults({ publish, ...request }: CreateJob, model: string): JobRequest {
   const shown = { ...request, model: request.model ?? model };
   if (publish === undefined) return shown;

@@ -14,7 +14,7 @@ import {
 
 export type Architecture = (typeof ARCHITECTURES)[number];
 
-export type Family = {
+type Family = {
   /** Biases of attention: none, always those of Q, K and V, or where config.json's `attention_bias` says so. */
   readonly biases: 'none' | 'qkv' | 'asked';
   /** RMS norms over each head of Q and K. */

@@ -21,8 +21,8 @@ import { FOUR_BITS_VERSION } from './quantization/four-bits.ts';
 import { describeFiles, type InstalledModel, install, openInstalled, sha256OfFiles } from './store.ts';
 import { type ImportedTokenizer, tokenizerFromGguf } from './tokenizer/gguf-tokenizer.ts';
 import { tokenizerFromFolder } from './tokenizer/hf-tokenizer.ts';
+import { tryModelText } from './tokenizer/model-text.ts';
 import { TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer/tokenizer.ts';
-import { tryModelText } from './trial.ts';
 
 export type LocalModel = {
   readonly kind: 'gguf' | 'folder';
@@ -42,7 +42,7 @@ export type Weights =
       readonly threads: number;
     };
 
-export type ImportOptions = ImportHooks & {
+type ImportOptions = ImportHooks & {
   readonly home: string;
   readonly name: string;
   readonly weights: Weights;

@@ -117,7 +117,7 @@ export const modelManifestSchema = z.strictObject({
   addBos: z.boolean(),
   /** How four bits were chosen: another version, or another text, comes to other codes. */
   fourBits: z.strictObject({ version: z.int(), text: z.string() }).optional(),
-  /** The table of surrogates in the graph, when one is installed (`install-surrogates.ts`). */
+  /** The table of surrogates in the graph, when one is installed (`surrogates.ts`). */
   surrogates: z
     .strictObject({
       id: z.string().regex(SURROGATES_ID_PATTERN),

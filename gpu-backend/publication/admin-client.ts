@@ -13,7 +13,7 @@ const wireErrorSchema = z.object({
   }),
 });
 
-export type AdminRequest = {
+type AdminRequest = {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
   /** Below `/admin/v1`, or a backend's `/v1`, with its query. */
   readonly path: string;

@@ -1,7 +1,9 @@
 /**
- * Publishing: the set is stored under its content address, then one pointer is flipped at the edge. Every step may be
- * repeated. When two publish at once, one of them gets a `conflict`, and what is live is never a mixture.
+ * Publishing a mask set. The files that people publish, a set and its evaluation, are read first, and what is wrong with one is
+ * said before anything is sent. Then the set is stored under its content address, and one pointer is flipped at the edge. Every
+ * step may be repeated. When two publish at once, one of them gets a `conflict`, and what is live is never a mixture.
  */
+import type { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
 import {
   type AutoRollback,
@@ -13,11 +15,46 @@ import {
   publicationSchema,
   publishCheckSchema,
 } from '../../shared/admin/publication-wire.ts';
-import { type EvaluationFigures, evaluatedRowSchema } from '../../shared/admin/stats-wire.ts';
-import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
+import {
+  type EvaluationFigures,
+  evaluatedRowSchema,
+  evaluationFiguresSchema,
+} from '../../shared/admin/stats-wire.ts';
+import { type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { check } from '../../shared/wire/parse-body.ts';
+import { readJson } from '../files.ts';
 import { type AdminClient, listAll } from './admin-client.ts';
+
+/** Well above what a D1 row holds (2 MB), so that the edge's own limit is what people meet. */
+const FILE_BYTES_MAX = 16 * 1024 * 1024;
+
+/** @throws MaskrouteError `invalid_mask_set` with file and reason; `invalid_argument` for what is no regular file. */
+export const readMaskSet = (file: string): Promise<MaskSet> =>
+  readArtefact(file, maskSetSchema, 'the set', 'invalid_mask_set');
+
+/** What an edge keeps of it. @throws MaskrouteError `invalid_argument` with file and reason. */
+export const readEvaluation = (file: string): Promise<EvaluationFigures> =>
+  readArtefact(file, evaluationFiguresSchema, 'the evaluation', 'invalid_argument');
+
+async function readArtefact<T>(
+  file: string,
+  schema: z.ZodType<T>,
+  what: string,
+  code: 'invalid_mask_set' | 'invalid_argument',
+): Promise<T> {
+  const invalid = (reason: string, cause?: unknown) =>
+    new MaskrouteError(code, `${file}: ${reason}`, { cause });
+  const json = await readJson(file, FILE_BYTES_MAX, invalid).catch((error: unknown) => {
+    throw error instanceof MaskrouteError ? error : invalid('cannot be read', error);
+  });
+  const checked = check(schema, json, what);
+  if (checked.kind === 'good') return checked.value;
+  throw invalid(checked.message);
+}
+
+/* The way to the edge. */
 
 type PublishOutcome = {
   readonly version: string;

@@ -22,7 +22,7 @@ export type Fleet = {
 export type Registrar = {
   /**
    * Asks all once, and changes what has to change. An entry with another address belongs to somebody else, another
-   * region say: it is told as `foreign` and stays as it is. When no backend is ready nothing changes: then it is more
+   * region say: it is reported as `foreign` and stays as it is. When no backend is ready nothing changes: then it is more
    * likely that this process is cut off, and an edge without entries would be of no more use.
    * @throws MaskrouteError what the edge answers, `edge_unreachable`.
    */
@@ -30,7 +30,7 @@ export type Registrar = {
 };
 
 /** Names of entries. */
-export type Looked = Readonly<Record<'added' | 'removed' | 'foreign', string[]>>;
+type Looked = Readonly<Record<'added' | 'removed' | 'foreign', string[]>>;
 
 const PROBE_TIMEOUT_ms = 2_000;
 /** A backend that says that it is not ready is believed at once, a silent one the second time. */

@@ -46,7 +46,7 @@ export type Outcome = {
   readonly result: Result;
 };
 
-export type Traffic = {
+type Traffic = {
   readonly edge: string;
   readonly model: string;
   readonly tenants: readonly { readonly id: string; readonly key: string }[];

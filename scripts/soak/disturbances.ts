@@ -10,9 +10,9 @@ import { STALL_PATH } from './stallable-d1.ts';
 
 /** From when it was asked for until it was done, in this machine's time. */
 type Span = { readonly begunAt_ms: number; readonly doneAt_ms: number };
-export type Published = Span & { readonly tenant: string; readonly version: string };
+type Published = Span & { readonly tenant: string; readonly version: string };
 /** Done when the backend is ready again. */
-export type Killed = Span & { readonly backend: number };
+type Killed = Span & { readonly backend: number };
 
 export type Disturbances = {
   readonly publications: readonly Published[];

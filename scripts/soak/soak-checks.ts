@@ -214,7 +214,7 @@ const GROWTH_MAX = 1.1;
 /** Less than this is the noise of a collector that was not at work yet. */
 const GROWTH_MAX_MB = 16;
 
-export type Growth = { readonly name: string; readonly start_MB: number; readonly end_MB: number };
+type Growth = { readonly name: string; readonly start_MB: number; readonly end_MB: number };
 
 /** By the line through each process's samples once it is warm: a backend that is killed is another process afterwards. */
 export function growthOf(samples: readonly MemorySample[]): Growth[] {

@@ -14,7 +14,7 @@ import type { Outcome } from '../load/clients.ts';
 import type { Disturbances } from './disturbances.ts';
 import { answersOf, type Check, type MemorySample } from './soak-checks.ts';
 
-export type Soak = {
+type Soak = {
   readonly begunAt_ms: number;
   readonly seconds: number;
   readonly settings: readonly (readonly [name: string, value: string])[];
@@ -101,7 +101,7 @@ const errorsTable = ({ outcomes }: Soak): Html =>
 
 /* Pictures, over minutes from the beginning. */
 
-/** A point for each span of time; of one that has nothing in it only where `none` says its value. */
+/** A point for each span of time; a span with nothing in it has one only where `none` says its value. */
 function inSpans<T>(
   soak: Soak,
   things: readonly T[],

@@ -3,13 +3,12 @@ import { rename } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { openBackups } from '../../gpu-backend/dev/backups.ts';
-import { type Supervised, supervise } from '../../gpu-backend/dev/children.ts';
+import { type BackendConfig, type Supervised, supervise } from '../../gpu-backend/dev/children.ts';
 import { loadOrCreateKeys } from '../../gpu-backend/dev/dev-home.ts';
+import { openBackups } from '../../gpu-backend/dev/local-database.ts';
 import type { EdgeOptions } from '../../gpu-backend/dev/local-edge.ts';
-import type { BackendConfig } from '../../gpu-backend/dev/part-process.ts';
 import { seed } from '../../gpu-backend/dev/seed.ts';
-import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/resolve.ts';
 import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { livePublication } from '../../gpu-backend/publication/publish.ts';
 import { createdKeySchema, listSchema, tenantSchema } from '../../shared/admin/admin-wire.ts';
@@ -19,8 +18,8 @@ import { backendSchema } from '../../shared/wire/backend-load.ts';
 import { createHome, removeHome } from '../../test/e2e/product.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
-const PART = new URL('../../gpu-backend/dev/part-process.ts', import.meta.url);
-const EDGE = new URL('./soak-edge.ts', import.meta.url);
+/** The edge's D1 can be stalled. */
+const AROUND = fileURLToPath(new URL('./stallable-d1.ts', import.meta.url));
 const BACKENDS = 2;
 const STOP_ms = 60_000;
 const READY_WITHIN_ms = 60_000;
@@ -47,7 +46,7 @@ const TENANTS = [
   { id: 'own-sets', terms: { tokens_per_day: BOOKS_ONLY } },
 ] as const;
 
-export type SoakTenant = { readonly id: string; readonly key: string; readonly hasBooks: boolean };
+type SoakTenant = { readonly id: string; readonly key: string; readonly hasBooks: boolean };
 
 export type SoakProduct = {
   readonly edge: string;
@@ -83,7 +82,7 @@ export async function startSoakProduct(say: (line: string) => void): Promise<Soa
       const { backendKey } = keys;
       const config = { home: own, model: DEFAULT_MODEL, port: 0, backendKey } satisfies BackendConfigOfSoak;
       const logFile = path.join(own, 'backend.log');
-      started.push(await supervise({ name: 'backend', entry: PART, config, logFile }, say));
+      started.push(await supervise({ name: 'backend', config, logFile }, say));
     }
     const backends = [...started];
     const bindings = {
@@ -93,10 +92,11 @@ export async function startSoakProduct(say: (line: string) => void): Promise<Soa
     };
     const config: EdgeOptions = {
       ...{ projectFolder: PROJECT_FOLDER, stateFolder: path.join(home, 'edge'), port: 0, bindings },
+      around: AROUND,
     };
     const edgeLog = path.join(home, 'edge.log');
     process.env.MINIFLARE_WORKERD_V8_FLAGS = EDGE_V8_FLAGS;
-    const edge = await supervise({ name: 'edge', entry: EDGE, config, logFile: edgeLog }, say);
+    const edge = await supervise({ name: 'edge', config, logFile: edgeLog }, say);
     started.push(edge);
     await untilReady(edge.url);
     const admin = createAdminClient(edge.url, keys.adminKey);

@@ -170,7 +170,6 @@ export const createEdgeScheduleSchema = createScheduleSchema.extend({
       .optional(),
   }),
 });
-export type CreateEdgeSchedule = z.input<typeof createEdgeScheduleSchema>;
 
 export const scheduleSchema = z.object({
   id: z.string(),

@@ -1,11 +1,114 @@
 /**
+ * Requests one by one: the events that the edge makes of each, and how the admin API shows them.
+ *
+ * The edge says what became of every request that it finished, and later what people thought of it: events that go to a queue
+ * off the request's path and are counted from there into usage and outcomes. A message may come twice, so counting goes by
+ * `id`.
+ */
+import { z } from 'zod';
+import { FALLBACK_REASONS } from '../wire/protocol.ts';
+import { pageQuerySchema, timestamp } from './admin-wire.ts';
+
+/** Unique a request, made at the edge: never the client's own request id, which it may send twice. */
+export const EVENT_ID_PATTERN = /^[0-9a-f]{20}$/;
+
+const REQUEST_SOURCES = ['client', 'playground'] as const;
+export type RequestSource = (typeof REQUEST_SOURCES)[number];
+
+const duration_ms = z.number().min(0).nullable();
+
+export const requestEventSchema = z.strictObject({
+  kind: z.literal('request'),
+  id: z.string().regex(EVENT_ID_PATTERN),
+  tenant: z.string(),
+  key_id: z.string(),
+  /** `YYYY-MM-DD`, UTC, of `created_at_ms`. */
+  day: z.iso.date(),
+  created_at_ms: z.int(),
+  endpoint: z.enum(['chat', 'completion']),
+  /** Without `:dense`. */
+  model: z.string(),
+  /** A mask id, `dense`, or `custom` for a client's own layers that this edge could not name. */
+  mask: z.string(),
+  /** Null: only the backend knows it, and it did not say. */
+  sparsity: z.number().nullable(),
+  mask_set: z.string().nullable(),
+  version: z.string().nullable(),
+  cluster: z.int().nullable(),
+  similarity: z.number().nullable(),
+  experiment: z.string(),
+  /** Whose it is; '' for nobody's, and without one. */
+  experiment_owner: z.string(),
+  variant: z.string(),
+  region: z.string(),
+  /** The backend that answered; null when none did. */
+  backend: z.string().nullable(),
+  fallback: z.enum(FALLBACK_REASONS).nullable(),
+  stream: z.boolean(),
+  /** Of the answer; 499 when the client hung up, or its own deadline passed, before there was one. */
+  status: z.int(),
+  error_code: z.string().nullable(),
+  prompt_tokens: z.int().min(0),
+  completion_tokens: z.int().min(0),
+  /**
+   * Whether the tokens are the backend's own count. False when it could not be asked: then they are what the tenant's
+   * budget is charged, and without a budget those that were seen to pass.
+   */
+  counted: z.boolean(),
+  /** From the request's arrival at the edge to the first bytes of the answer; null when none came. */
+  ttft_ms: duration_ms,
+  /** Mean time a completion token after the first; null with fewer than two, or an answer that is no stream. */
+  tpot_ms: duration_ms,
+  total_ms: z.number().min(0),
+  /** What the client calls the request; it may say the same of several. */
+  request_id: z.string().max(200).default(''),
+  /** `playground`: somebody tried something, who is no customer. */
+  source: z.enum(REQUEST_SOURCES).default('client'),
+});
+export type RequestEvent = z.infer<typeof requestEventSchema>;
+
+const ofRequest = {
+  /** The `id` of the request's own event, which says what to count this under. */
+  request: z.string().regex(EVENT_ID_PATTERN),
+  tenant: z.string(),
+  created_at_ms: z.int(),
+};
+
+/** What a caller thinks of the answer: one opinion a key. */
+const ratingEventSchema = z.strictObject({
+  kind: z.literal('rating'),
+  ...ofRequest,
+  key_id: z.string(),
+  rating: z.union([z.literal(1), z.literal(-1)]),
+});
+export type RatingEvent = z.infer<typeof ratingEventSchema>;
+
+/** How far the same request, run again in the background, went with the dense model. */
+const comparisonEventSchema = z.strictObject({
+  kind: z.literal('comparison'),
+  ...ofRequest,
+  /** The share of the compared tokens before the first that differs, 0 to 1. */
+  agreement: z.number().min(0).max(1),
+  /** The share of a token's time that the mask saved: 1 less masked by dense. Null where a backend did not time both. */
+  saved: z.number().max(1).nullable().default(null),
+});
+export type ComparisonEvent = z.infer<typeof comparisonEventSchema>;
+
+export const edgeEventSchema = z.discriminatedUnion('kind', [
+  requestEventSchema,
+  ratingEventSchema,
+  comparisonEventSchema,
+]);
+export type EdgeEvent = z.infer<typeof edgeEventSchema>;
+
+/** A message of the queue: requests' events several together, a note alone, since it may have to come again. */
+export type EdgeMessage = EdgeEvent | readonly RequestEvent[];
+
+/*
  * Requests one by one, as the admin API shows them for seven days: `GET /admin/v1/requests` lists them,
  * `GET /admin/v1/requests/{id}` has all that is known of one. What was asked and answered is only there where the tenant
  * has its texts kept (`texts_kept_days`).
  */
-import { z } from 'zod';
-import { pageQuerySchema, timestamp } from './admin-wire.ts';
-import { REQUEST_SOURCES } from './request-event.ts';
 
 export const REQUEST_SORTS = ['created_at', 'total_ms', 'ttft_ms', 'tokens'] as const;
 export const REQUEST_OUTCOMES = ['all', 'failed', 'dense', 'rated'] as const;

@@ -77,7 +77,7 @@ export type StaticTable = {
 };
 
 /** A table read back, with the content hash that names it: `t_` and 24 hexadecimal digits. */
-export type LoadedStaticTable = StaticTable & { readonly revision: string };
+type LoadedStaticTable = StaticTable & { readonly revision: string };
 
 /** @throws MaskrouteError `invalid_encoder` when the parts do not fit together or the file would be too large. */
 export function encodeStaticTable(table: StaticTable): Uint8Array<ArrayBuffer> {

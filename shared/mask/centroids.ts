@@ -7,7 +7,7 @@ export type Centroids = {
   readonly values: Float32Array;
 };
 
-export type Nearest = {
+type Nearest = {
   readonly cluster: number;
   /** Euclidean distance to the centroid. */
   readonly distance: number;

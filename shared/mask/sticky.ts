@@ -5,7 +5,7 @@
  */
 import { sha256 } from '@noble/hashes/sha2.js';
 import { utf8ToBytes } from '@noble/hashes/utils.js';
-import { opening } from '../embedding/route-text.ts';
+import { opening } from '../embedding/encoder.ts';
 import { type ChatRequest, type CompletionRequest, messageText } from '../wire/openai.ts';
 
 /** A number in [0, 1) from 48 bits of SHA-256 over `experiment`, a zero byte and `stickyKey`. */
@@ -108,7 +108,7 @@ export type StickySource =
 export type StickyCaller = { readonly tenant: string; readonly keyId: string };
 
 /**
- * The key of `kind`; those of two tenants differ. A user and a conversation stay what they are when the
+ * The key of `kind`; two tenants never share one. A user and a conversation stay what they are when the
  * tenant changes its API key; a request without a `user` field is recognised by its conversation instead.
  */
 export function stickyKey(kind: StickyKind, caller: StickyCaller, request: StickySource): string {

@@ -16,7 +16,7 @@ export type Operation = {
   readonly requestBody?: { required: true; content: Content };
   readonly responses: Record<string, { description: string; headers?: object; content?: Content }>;
 };
-export type Parameter = {
+type Parameter = {
   readonly name: string;
   readonly in: 'path' | 'query';
   readonly required: boolean;

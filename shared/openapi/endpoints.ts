@@ -4,7 +4,6 @@
  */
 import { z } from 'zod';
 import * as wire from '../admin/admin-wire.ts';
-import { auditEntrySchema } from '../admin/audit-wire.ts';
 import * as experiments from '../admin/experiment-wire.ts';
 import * as jobs from '../admin/job-wire.ts';
 import * as publications from '../admin/publication-wire.ts';
@@ -35,7 +34,7 @@ export type Endpoint = {
 };
 type MediaType = `${string}/${string}`;
 
-export type Group = {
+type Group = {
   readonly tag: string;
   readonly about: string;
   readonly caller: CallerKind;
@@ -86,7 +85,7 @@ const checks = z.record(z.string(), z.string());
 
 export const ANSWERS = {
   ApiKey: wire.apiKeySchema,
-  AuditEntry: auditEntrySchema,
+  AuditEntry: wire.auditEntrySchema,
   BackendEntry: backends.backendSchema,
   BudgetUse: wire.budgetUseSchema,
   ChatCompletion: answer('chat.completion', {
@@ -160,54 +159,66 @@ const PUBLISHING: readonly ErrorCode[] = [
   ...(['quality_unknown', 'quality_below_floor', 'sparsity_over_ceiling', 'model_not_allowed'] as const),
 ];
 
+/** What asks a backend for its answer. */
+const AT_BACKEND: readonly ErrorCode[] = ['backend_unreachable', 'backend_error'];
+
+/** Status and body: `201 Tenant`, `200 [Tenant]` for a list, `200 text/event-stream`, `204` for none. */
+type Said = `${number}` | `${number} ${AnswerName}` | `${number} [${AnswerName}]` | `${number} ${MediaType}`;
+
+/** One endpoint by its method and path. */
+function on(
+  name: `${Endpoint['method']} /${string}`,
+  summary: string,
+  said: Said | readonly Said[],
+  rest: Pick<Endpoint, 'more' | 'query' | 'body' | 'errors'> = {},
+): Endpoint {
+  const [method, path] = name.split(' ') as [Endpoint['method'], string];
+  const answers = Object.fromEntries([said].flat().map(answerOf));
+  return { method, path, summary, answers, ...rest };
+}
+
+function answerOf(said: Said): [number, Endpoint['answers'][number]] {
+  const [status, body] = said.split(' ') as [string, string?];
+  const list = /^\[(\w+)\]$/.exec(body ?? '')?.[1];
+  const answer = list === undefined ? (body ?? null) : [list];
+  return [Number(status), answer as Endpoint['answers'][number]];
+}
+
 export const GROUPS: readonly Group[] = [
   {
     tag: 'Completions',
     about: "OpenAI's wire. `<model>:dense` names the unpruned model, and the body's `mask` picks any mask.",
     caller: 'tenant',
     endpoints: [
-      {
-        ...{
-          method: 'POST',
-          path: '/v1/chat/completions',
-          summary: 'Answer a conversation',
-          more: COMPLETION,
-        },
+      on('POST /v1/chat/completions', 'Answer a conversation', '200 ChatCompletion', {
         body: chatRequest.schema,
-        answers: { 200: 'ChatCompletion' },
         errors: COMPLETED,
-      },
-      {
-        ...{ method: 'POST', path: '/v1/completions', summary: 'Continue a text', more: COMPLETION },
-        body: completionRequest.schema,
-        answers: { 200: 'TextCompletion' },
-        errors: COMPLETED,
-      },
-      {
-        ...{ method: 'POST', path: '/v1/responses', summary: "Answer in OpenAI's newer wire, stateless" },
         more: COMPLETION,
-        body: responsesRequest.schema,
-        answers: { 200: 'Response' },
+      }),
+      on('POST /v1/completions', 'Continue a text', '200 TextCompletion', {
+        body: completionRequest.schema,
         errors: COMPLETED,
-      },
-      {
-        ...{ method: 'POST', path: '/v1/route', summary: 'Tell where a request would go' },
-        more: 'Takes the body of either endpoint of completions, decides as they do, and generates nothing.',
+        more: COMPLETION,
+      }),
+      on('POST /v1/responses', "Answer in OpenAI's newer wire, stateless", '200 Response', {
+        body: responsesRequest.schema,
+        errors: COMPLETED,
+        more: COMPLETION,
+      }),
+      on('POST /v1/route', 'Tell where a request would go', '200 Route', {
         body: z.union([chatRequest.schema, completionRequest.schema]),
-        answers: { 200: 'Route' },
         errors: ROUTED,
-      },
-      { method: 'GET', path: '/v1/models', summary: 'List the models', answers: { 200: 'ModelList' } },
-      {
-        ...{ method: 'GET', path: '/v1/models/{id}', summary: 'One model', answers: { 200: 'Model' } },
+        more: 'Takes the body of either endpoint of completions, decides as they do, and generates nothing.',
+      }),
+      on('GET /v1/models', 'List the models', '200 ModelList'),
+      on('GET /v1/models/{id}', 'One model', '200 Model', {
         errors: ['model_not_found', 'backend_unreachable'],
-      },
-      {
-        ...{ method: 'POST', path: '/v1/feedback', summary: 'Rate a completion', body: feedbackSchema },
-        more: 'Once a key and completion; later ratings change nothing.',
-        answers: { 201: 'Feedback' },
+      }),
+      on('POST /v1/feedback', 'Rate a completion', '201 Feedback', {
+        body: feedbackSchema,
         errors: ['not_found'],
-      },
+        more: 'Once a key and completion; later ratings change nothing.',
+      }),
     ],
   },
   {
@@ -215,11 +226,8 @@ export const GROUPS: readonly Group[] = [
     about: 'Whether the edge runs, and whether it can answer.',
     caller: 'anybody',
     endpoints: [
-      { method: 'GET', path: '/healthz', summary: 'The edge runs', answers: { 200: 'Health' } },
-      {
-        ...{ method: 'GET', path: '/readyz', summary: 'The edge can answer, or why it cannot' },
-        answers: { 200: 'Readiness', 503: 'Readiness' },
-      },
+      on('GET /healthz', 'The edge runs', '200 Health'),
+      on('GET /readyz', 'The edge can answer, or why it cannot', ['200 Readiness', '503 Readiness']),
     ],
   },
   {
@@ -228,39 +236,19 @@ export const GROUPS: readonly Group[] = [
       "Whose requests there are, what they may do and how much. A tenant's own admin key sees its tenant only.",
     caller: 'admin',
     endpoints: [
-      {
-        ...{
-          method: 'POST',
-          path: '/admin/v1/tenants',
-          summary: 'Make a tenant',
-          body: wire.createTenantSchema,
-        },
-        answers: { 201: 'Tenant' },
+      on('POST /admin/v1/tenants', 'Make a tenant', '201 Tenant', {
+        body: wire.createTenantSchema,
         errors: ['conflict'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/tenants', summary: 'List tenants', query: page },
-        answers: { 200: ['Tenant'] },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/tenants/{id}', summary: 'One tenant, with warnings' },
-        answers: { 200: 'Tenant' },
-      },
-      {
-        ...{ method: 'PATCH', path: '/admin/v1/tenants/{id}', summary: 'Change a tenant' },
-        more: 'Holds everywhere within 5 s.',
+      }),
+      on('GET /admin/v1/tenants', 'List tenants', '200 [Tenant]', { query: page }),
+      on('GET /admin/v1/tenants/{id}', 'One tenant, with warnings', '200 Tenant'),
+      on('PATCH /admin/v1/tenants/{id}', 'Change a tenant', '200 Tenant', {
         body: wire.updateTenantSchema,
-        answers: { 200: 'Tenant' },
-      },
-      {
-        ...{
-          method: 'GET',
-          path: '/admin/v1/tenants/{id}/budget',
-          summary: 'What of its budget is used now',
-        },
-        answers: { 200: ['BudgetUse'] },
+        more: 'Holds everywhere within 5 s.',
+      }),
+      on('GET /admin/v1/tenants/{id}/budget', 'What of its budget is used now', '200 [BudgetUse]', {
         errors: ['budget_unavailable'],
-      },
+      }),
     ],
   },
   {
@@ -268,46 +256,26 @@ export const GROUPS: readonly Group[] = [
     about: 'Keys of clients and of administrators. Only their hashes are kept.',
     caller: 'admin',
     endpoints: [
-      {
-        ...{ method: 'POST', path: '/admin/v1/keys', summary: 'Make a key', body: wire.createKeySchema },
+      on('POST /admin/v1/keys', 'Make a key', '201 CreatedKey', {
+        body: wire.createKeySchema,
+        errors: ['conflict'],
         more: 'The answer is the only place where the key is shown.',
-        answers: { 201: 'CreatedKey' },
-        errors: ['conflict'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/keys', summary: 'List keys' },
+      }),
+      on('GET /admin/v1/keys', 'List keys', '200 [ApiKey]', {
         query: wire.keysQuerySchema.extend(tenant.shape),
-        answers: { 200: ['ApiKey'] },
-      },
-      {
-        ...{ method: 'POST', path: '/admin/v1/keys/{id}/rotate', summary: 'Put a new key in place of one' },
-        more: 'The old key and its sessions end, at once or after the time that the body gives.',
+      }),
+      on('POST /admin/v1/keys/{id}/rotate', 'Put a new key in place of one', '201 CreatedKey', {
         body: wire.rotateKeySchema,
-        answers: { 201: 'CreatedKey' },
         errors: ['conflict'],
-      },
-      {
-        ...{ method: 'DELETE', path: '/admin/v1/keys/{id}', summary: 'Revoke a key' },
+        more: 'The old key and its sessions end, at once or after the time that the body gives.',
+      }),
+      on('DELETE /admin/v1/keys/{id}', 'Revoke a key', '200 ApiKey', {
         more: 'Its dashboard sessions end, too. Again is the same.',
-        answers: { 200: 'ApiKey' },
-      },
-      {
-        ...{
-          method: 'DELETE',
-          path: '/admin/v1/keys/{id}/sessions',
-          summary: "End a key's dashboard sessions",
-        },
+      }),
+      on('DELETE /admin/v1/keys/{id}/sessions', "End a key's dashboard sessions", '200 EndedSessions', {
         more: 'All of them, within 5 s.',
-        answers: { 200: 'EndedSessions' },
-      },
-      {
-        ...{
-          method: 'DELETE',
-          path: '/admin/v1/sessions',
-          summary: 'End the dashboard sessions of the key that asks',
-        },
-        answers: { 200: 'EndedSessions' },
-      },
+      }),
+      on('DELETE /admin/v1/sessions', 'End the dashboard sessions of the key that asks', '200 EndedSessions'),
     ],
   },
   {
@@ -315,33 +283,23 @@ export const GROUPS: readonly Group[] = [
     about: 'Immutable, named by their content.',
     caller: 'admin',
     endpoints: [
-      {
-        ...{ method: 'POST', path: '/admin/v1/mask-sets', summary: 'Store a mask set', query: tenant },
-        more: 'Content that is already there keeps its version, and the status is 200.',
+      on('POST /admin/v1/mask-sets', 'Store a mask set', ['200 MaskSetSummary', '201 MaskSetSummary'], {
+        query: tenant,
         body: maskSetSchema,
-        answers: { 200: 'MaskSetSummary', 201: 'MaskSetSummary' },
         errors: ['invalid_mask_set', 'conflict'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/mask-sets', summary: 'List mask sets', query: tenantPage },
-        answers: { 200: ['MaskSetSummary'] },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/mask-sets/{version}', summary: 'One mask set', query: tenant },
-        answers: { 200: 'MaskSet' },
-      },
-      {
-        ...{ method: 'PUT', path: '/admin/v1/mask-sets/{version}/evaluation', query: tenant },
-        summary: 'Keep what `maskroute evaluate` measured of it',
-        body: stats.evaluationFiguresSchema,
-        answers: { 200: ['EvaluatedRow'] },
-        errors: ['conflict'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/mask-sets/{version}/evaluation', query: tenant },
-        summary: 'What was measured of it',
-        answers: { 200: ['EvaluatedRow'] },
-      },
+        more: 'Content that is already there keeps its version, and the status is 200.',
+      }),
+      on('GET /admin/v1/mask-sets', 'List mask sets', '200 [MaskSetSummary]', { query: tenantPage }),
+      on('GET /admin/v1/mask-sets/{version}', 'One mask set', '200 MaskSet', { query: tenant }),
+      on(
+        'PUT /admin/v1/mask-sets/{version}/evaluation',
+        'Keep what `maskroute evaluate` measured of it',
+        '200 [EvaluatedRow]',
+        { query: tenant, body: stats.evaluationFiguresSchema, errors: ['conflict'] },
+      ),
+      on('GET /admin/v1/mask-sets/{version}/evaluation', 'What was measured of it', '200 [EvaluatedRow]', {
+        query: tenant,
+      }),
     ],
   },
   {
@@ -349,62 +307,43 @@ export const GROUPS: readonly Group[] = [
     about: 'Which version is live, how it came to be, and how to change it.',
     caller: 'admin',
     endpoints: [
-      {
-        ...{ method: 'POST', path: '/admin/v1/publications', summary: 'Make a version live' },
-        more: 'At once, at a time, or in steps; with `activate: false` it only checks that it could.',
+      on('POST /admin/v1/publications', 'Make a version live', ['200 PublishCheck', '201 Publication'], {
         body: publications.publishSchema,
-        answers: { 200: 'PublishCheck', 201: 'Publication' },
         errors: ['not_found', ...PUBLISHING],
-      },
-      {
-        ...{
-          method: 'POST',
-          path: '/admin/v1/publications/rollback',
-          summary: 'Go back to what was live before',
-        },
-        more: 'A first publication that not everyone sees yet is called off.',
+        more: 'At once, at a time, or in steps; with `activate: false` it only checks that it could.',
+      }),
+      on('POST /admin/v1/publications/rollback', 'Go back to what was live before', '201 Publication', {
         body: publications.rollbackSchema,
-        answers: { 201: 'Publication' },
         errors: ['not_found', ...PUBLISHING],
-      },
-      {
-        ...{ method: 'POST', path: '/admin/v1/publications/pause', summary: 'Let a rollout stand still' },
+        more: 'A first publication that not everyone sees yet is called off.',
+      }),
+      on('POST /admin/v1/publications/pause', 'Let a rollout stand still', '201 Publication', {
         body: publications.holdSchema,
-        answers: { 201: 'Publication' },
         errors: ['not_found', 'conflict'],
-      },
-      {
-        ...{ method: 'POST', path: '/admin/v1/publications/resume', summary: 'Let it go on' },
+      }),
+      on('POST /admin/v1/publications/resume', 'Let it go on', '201 Publication', {
         body: publications.holdSchema,
-        answers: { 201: 'Publication' },
         errors: ['not_found', 'conflict'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/publications/comparison', query: tenant },
-        summary: 'Errors and speed of the version that comes and of the one before it',
-        answers: { 200: 'ReleaseComparison' },
+      }),
+      on(
+        'GET /admin/v1/publications/comparison',
+        'Errors and speed of the version that comes and of the one before it',
+        '200 ReleaseComparison',
+        { query: tenant, errors: ['not_found'] },
+      ),
+      on('GET /admin/v1/publications', 'The history, newest first', '200 [Publication]', {
+        query: tenantPage,
+      }),
+      on('GET /admin/v1/publications/live', 'What is live', '200 LivePublication', {
+        query: tenant,
         errors: ['not_found'],
-      },
-      {
-        ...{
-          method: 'GET',
-          path: '/admin/v1/publications',
-          summary: 'The history, newest first',
-          query: tenantPage,
-        },
-        answers: { 200: ['Publication'] },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/publications/live', summary: 'What is live', query: tenant },
-        answers: { 200: 'LivePublication' },
-        errors: ['not_found'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/publications/in-use', query: tenant },
-        summary: "What a tenant's requests are routed by",
-        answers: { 200: 'PublicationInUse' },
-        errors: ['not_found'],
-      },
+      }),
+      on(
+        'GET /admin/v1/publications/in-use',
+        "What a tenant's requests are routed by",
+        '200 PublicationInUse',
+        { query: tenant, errors: ['not_found'] },
+      ),
     ],
   },
   {
@@ -412,49 +351,37 @@ export const GROUPS: readonly Group[] = [
     about: 'Mask sets compared on live requests. A draft can be changed; what was started is only stopped.',
     caller: 'admin',
     endpoints: [
-      {
-        ...{ method: 'POST', path: '/admin/v1/experiments', summary: 'Draft an experiment' },
+      on('POST /admin/v1/experiments', 'Draft an experiment', '201 Experiment', {
         body: experiments.createExperimentSchema,
-        answers: { 201: 'Experiment' },
         errors: ['conflict'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/experiments', summary: 'List experiments', query: tenantPage },
-        answers: { 200: ['Experiment'] },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/experiments/{id}', summary: 'One experiment', query: tenant },
-        answers: { 200: 'Experiment' },
+      }),
+      on('GET /admin/v1/experiments', 'List experiments', '200 [Experiment]', { query: tenantPage }),
+      on('GET /admin/v1/experiments/{id}', 'One experiment', '200 Experiment', {
+        query: tenant,
         errors: ['conflict'],
-      },
-      {
-        ...{ method: 'PATCH', path: '/admin/v1/experiments/{id}', summary: 'Change a draft', query: tenant },
+      }),
+      on('PATCH /admin/v1/experiments/{id}', 'Change a draft', '200 Experiment', {
+        query: tenant,
         body: experiments.changeExperimentSchema,
-        answers: { 200: 'Experiment' },
         errors: ['conflict'],
-      },
-      {
-        ...{ method: 'DELETE', path: '/admin/v1/experiments/{id}', summary: 'Delete a draft', query: tenant },
-        answers: { 200: 'Experiment' },
+      }),
+      on('DELETE /admin/v1/experiments/{id}', 'Delete a draft', '200 Experiment', {
+        query: tenant,
         errors: ['conflict'],
-      },
-      {
-        ...{ method: 'POST', path: '/admin/v1/experiments/{id}/start', summary: 'Start it', query: tenant },
+      }),
+      on('POST /admin/v1/experiments/{id}/start', 'Start it', '200 Experiment', {
+        query: tenant,
+        errors: ['conflict'],
         more: 'An experiment that overlaps with a running one is refused with its name.',
-        answers: { 200: 'Experiment' },
+      }),
+      on('POST /admin/v1/experiments/{id}/stop', 'Stop it', '200 Experiment', {
+        query: tenant,
         errors: ['conflict'],
-      },
-      {
-        ...{ method: 'POST', path: '/admin/v1/experiments/{id}/stop', summary: 'Stop it', query: tenant },
-        answers: { 200: 'Experiment' },
-        errors: ['conflict'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/experiments/{id}/results', summary: 'What came of it' },
+      }),
+      on('GET /admin/v1/experiments/{id}/results', 'What came of it', '200 ExperimentResults', {
         query: tenant.extend({ region: z.string().optional() }),
-        answers: { 200: 'ExperimentResults' },
         errors: ['conflict'],
-      },
+      }),
     ],
   },
   {
@@ -462,53 +389,31 @@ export const GROUPS: readonly Group[] = [
     about: 'What was counted behind the requests. It lags by some seconds.',
     caller: 'admin',
     endpoints: [
-      {
-        ...{ method: 'GET', path: '/admin/v1/usage', summary: 'Requests and tokens used' },
+      on('GET /admin/v1/usage', 'Requests and tokens used', '200 [UsageRow]', {
         query: fieldsOf(wire.usageQuerySchema),
-        answers: { 200: ['UsageRow'] },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/stats', summary: 'Errors, times and shares by mask, over time' },
+      }),
+      on('GET /admin/v1/stats', 'Errors, times and shares by mask, over time', '200 Stats', {
         query: fieldsOf(stats.statsQuerySchema),
-        answers: { 200: 'Stats' },
-      },
-      {
-        ...{
-          method: 'GET',
-          path: '/admin/v1/traffic',
-          summary: 'Where recent requests lay among the clusters',
-        },
+      }),
+      on('GET /admin/v1/traffic', 'Where recent requests lay among the clusters', '200 [TrafficSample]', {
         query: stats.trafficQuerySchema,
-        answers: { 200: ['TrafficSample'] },
-      },
-      {
-        ...{
-          method: 'GET',
-          path: '/admin/v1/drift',
-          summary: 'Whether requests and answers of a mask set are still as they were',
-        },
-        query: stats.driftQuerySchema,
-        answers: { 200: 'Drift' },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/requests', summary: 'Requests one by one, the latest first' },
+      }),
+      on(
+        'GET /admin/v1/drift',
+        'Whether requests and answers of a mask set are still as they were',
+        '200 Drift',
+        { query: stats.driftQuerySchema },
+      ),
+      on('GET /admin/v1/requests', 'Requests one by one, the latest first', '200 [SeenRequest]', {
         query: fieldsOf(requests.requestsQuerySchema),
-        answers: { 200: ['SeenRequest'] },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/requests/{id}', summary: 'One request, with its decision' },
+      }),
+      on('GET /admin/v1/requests/{id}', 'One request, with its decision', '200 RequestDetail', {
         query: tenant,
-        answers: { 200: 'RequestDetail' },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/ratings', summary: 'Ratings, with their comments' },
+      }),
+      on('GET /admin/v1/ratings', 'Ratings, with their comments', '200 [Rated]', {
         query: fieldsOf(requests.ratingsQuerySchema),
-        answers: { 200: ['Rated'] },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/models', summary: 'The models that backends serve' },
-        answers: { 200: ['ModelName'] },
-      },
+      }),
+      on('GET /admin/v1/models', 'The models that backends serve', '200 [ModelName]'),
     ],
   },
   {
@@ -517,127 +422,67 @@ export const GROUPS: readonly Group[] = [
       'The registry of backends, and the jobs that learn masks on them. For those who administrate everything.',
     caller: 'admin',
     endpoints: [
-      {
-        ...{ method: 'POST', path: '/admin/v1/backends', summary: 'Add a backend' },
+      on('POST /admin/v1/backends', 'Add a backend', '201 BackendEntry', {
         body: backends.createBackendSchema,
-        answers: { 201: 'BackendEntry' },
         errors: ['conflict'],
-      },
-      {
-        ...{
-          method: 'GET',
-          path: '/admin/v1/backends',
-          summary: 'List backends, with what the edge knows of each',
-        },
+      }),
+      on('GET /admin/v1/backends', 'List backends, with what the edge knows of each', '200 [BackendEntry]', {
+        query: wire.searchQuerySchema,
         more: 'An empty registry lists what `BACKEND_URL` stands for.',
-        query: wire.searchQuerySchema,
-        answers: { 200: ['BackendEntry'] },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/backends/{id}', summary: 'One backend' },
-        answers: { 200: 'BackendEntry' },
-      },
-      {
-        ...{ method: 'PATCH', path: '/admin/v1/backends/{id}', summary: 'Change a backend' },
+      }),
+      on('GET /admin/v1/backends/{id}', 'One backend', '200 BackendEntry'),
+      on('PATCH /admin/v1/backends/{id}', 'Change a backend', '200 BackendEntry', {
         body: backends.updateBackendSchema,
-        answers: { 200: 'BackendEntry' },
-      },
-      {
-        ...{ method: 'DELETE', path: '/admin/v1/backends/{id}', summary: 'Take a backend out' },
-        answers: { 200: 'Deleted' },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/backends/{id}/jobs', summary: 'List its jobs' },
+      }),
+      on('DELETE /admin/v1/backends/{id}', 'Take a backend out', '200 Deleted'),
+      on('GET /admin/v1/backends/{id}/jobs', 'List its jobs', '200 [Job]', {
         query: wire.searchQuerySchema,
-        answers: { 200: ['Job'] },
-        errors: ['backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{
-          method: 'POST',
-          path: '/admin/v1/backends/{id}/jobs',
-          summary: 'Learn masks there while it serves',
-        },
+        errors: AT_BACKEND,
+      }),
+      on('POST /admin/v1/backends/{id}/jobs', 'Learn masks there while it serves', '202 Job', {
         body: jobs.createEdgeJobSchema,
-        answers: { 202: 'Job' },
-        errors: ['queue_full', 'backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/backends/{id}/jobs/data', summary: 'List uploaded data' },
-        answers: { 200: ['UploadedData'] },
-        errors: ['backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{ method: 'POST', path: '/admin/v1/backends/{id}/jobs/data', summary: 'Upload data for jobs' },
+        errors: ['queue_full', ...AT_BACKEND],
+      }),
+      on('GET /admin/v1/backends/{id}/jobs/data', 'List uploaded data', '200 [UploadedData]', {
+        errors: AT_BACKEND,
+      }),
+      on('POST /admin/v1/backends/{id}/jobs/data', 'Upload data for jobs', '201 UploadedData', {
         query: z.object({ name: z.string().regex(jobs.DATA_NAME_PATTERN).default('data') }),
         body: 'application/jsonl',
-        answers: { 201: 'UploadedData' },
-        errors: ['invalid_data', 'backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{
-          method: 'GET',
-          path: '/admin/v1/backends/{id}/jobs/schedules',
-          summary: 'List its schedules: jobs that come again',
-        },
-        answers: { 200: ['Schedule'] },
-        errors: ['backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{
-          method: 'POST',
-          path: '/admin/v1/backends/{id}/jobs/schedules',
-          summary: 'Learn there again and again',
-        },
-        more: 'With `publish`, each job publishes at this edge with the admin key, in the steps and within the bounds that it names. The backend keeps the key sealed.',
+        errors: ['invalid_data', ...AT_BACKEND],
+      }),
+      on(
+        'GET /admin/v1/backends/{id}/jobs/schedules',
+        'List its schedules: jobs that come again',
+        '200 [Schedule]',
+        { errors: AT_BACKEND },
+      ),
+      on('POST /admin/v1/backends/{id}/jobs/schedules', 'Learn there again and again', '201 Schedule', {
         body: jobs.createEdgeScheduleSchema,
-        answers: { 201: 'Schedule' },
-        errors: ['queue_full', 'backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{
-          method: 'GET',
-          path: '/admin/v1/backends/{id}/jobs/schedules/{schedule}',
-          summary: 'One schedule',
-        },
-        answers: { 200: 'Schedule' },
-        errors: ['backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{
-          method: 'DELETE',
-          path: '/admin/v1/backends/{id}/jobs/schedules/{schedule}',
-          summary: 'End a schedule; its jobs stay',
-        },
-        answers: { 200: 'Deleted' },
-        errors: ['backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/backends/{id}/jobs/{job}', summary: 'One job' },
-        answers: { 200: 'Job' },
-        errors: ['backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/backends/{id}/jobs/{job}/events', summary: 'Follow a job' },
+        errors: ['queue_full', ...AT_BACKEND],
+        more: 'With `publish`, each job publishes at this edge with the admin key, in the steps and within the bounds that it names. The backend keeps the key sealed.',
+      }),
+      on('GET /admin/v1/backends/{id}/jobs/schedules/{schedule}', 'One schedule', '200 Schedule', {
+        errors: AT_BACKEND,
+      }),
+      on(
+        'DELETE /admin/v1/backends/{id}/jobs/schedules/{schedule}',
+        'End a schedule; its jobs stay',
+        '200 Deleted',
+        { errors: AT_BACKEND },
+      ),
+      on('GET /admin/v1/backends/{id}/jobs/{job}', 'One job', '200 Job', { errors: AT_BACKEND }),
+      on('GET /admin/v1/backends/{id}/jobs/{job}/events', 'Follow a job', '200 text/event-stream', {
+        errors: AT_BACKEND,
         more: 'Server-sent events, each a whole job; the stream ends with the job.',
-        answers: { 200: 'text/event-stream' },
-        errors: ['backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{ method: 'POST', path: '/admin/v1/backends/{id}/jobs/{job}/cancel', summary: 'Cancel a job' },
-        answers: { 200: 'Job' },
-        errors: ['backend_unreachable', 'backend_error'],
-      },
-      {
-        ...{
-          method: 'POST',
-          path: '/admin/v1/backends/{id}/jobs/{job}/store',
-          summary: 'Store what a job learned',
-        },
-        body: jobs.storeJobSchema,
-        answers: { 200: 'MaskSetSummary', 201: 'MaskSetSummary' },
-        errors: ['conflict', 'backend_unreachable', 'backend_error'],
-      },
+      }),
+      on('POST /admin/v1/backends/{id}/jobs/{job}/cancel', 'Cancel a job', '200 Job', { errors: AT_BACKEND }),
+      on(
+        'POST /admin/v1/backends/{id}/jobs/{job}/store',
+        'Store what a job learned',
+        ['200 MaskSetSummary', '201 MaskSetSummary'],
+        { body: jobs.storeJobSchema, errors: ['conflict', ...AT_BACKEND] },
+      ),
     ],
   },
   {
@@ -646,20 +491,13 @@ export const GROUPS: readonly Group[] = [
       "What administrators changed: who, what, from where, before and after. A tenant's own key sees its tenant's.",
     caller: 'admin',
     endpoints: [
-      {
-        ...{ method: 'GET', path: '/admin/v1/audit', summary: 'List changes, the newest first' },
+      on('GET /admin/v1/audit', 'List changes, the newest first', '200 [AuditEntry]', {
         query: tenantPage.extend({ q: z.string().optional() }),
-        answers: { 200: ['AuditEntry'] },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/audit/export', summary: 'All of it, an entry a line' },
+      }),
+      on('GET /admin/v1/audit/export', 'All of it, an entry a line', '200 application/x-ndjson', {
         query: tenant,
-        answers: { 200: 'application/x-ndjson' },
-      },
-      {
-        ...{ method: 'GET', path: '/admin/v1/audit/{id}', summary: 'Show one change', query: tenant },
-        answers: { 200: 'AuditEntry' },
-      },
+      }),
+      on('GET /admin/v1/audit/{id}', 'Show one change', '200 AuditEntry', { query: tenant }),
     ],
   },
   {
@@ -667,48 +505,22 @@ export const GROUPS: readonly Group[] = [
     about: 'The session of the page at `/dashboard`: a cookie in place of an admin key.',
     caller: 'session',
     endpoints: [
-      {
-        ...{ method: 'POST', path: '/dashboard/session', summary: 'Log in', body: wire.loginSchema },
-        answers: { 200: 'Session' },
-      },
-      {
-        ...{ method: 'GET', path: '/dashboard/session', summary: 'Who is logged in' },
-        answers: { 200: 'Session', 204: null },
-      },
-      {
-        ...{ method: 'DELETE', path: '/dashboard/session', summary: 'Log out' },
+      on('POST /dashboard/session', 'Log in', '200 Session', { body: wire.loginSchema }),
+      on('GET /dashboard/session', 'Who is logged in', ['200 Session', '204']),
+      on('DELETE /dashboard/session', 'Log out', '204', {
         query: z.object({ everywhere: z.enum(['true']).optional() }),
-        answers: { 204: null },
-      },
-      {
-        ...{
-          method: 'GET',
-          path: '/dashboard/sign-in',
-          summary: 'Sign in at the provider of OpenID Connect',
-        },
+      }),
+      on('GET /dashboard/sign-in', 'Sign in at the provider of OpenID Connect', '302', {
         more: 'Leads to the provider, where one is configured.',
-        answers: { 302: null },
-      },
-      {
-        ...{
-          method: 'GET',
-          path: '/dashboard/sign-in/callback',
-          summary: 'Where the provider leads back to',
-        },
-        answers: { 302: null },
-      },
+      }),
+      on('GET /dashboard/sign-in/callback', 'Where the provider leads back to', '302'),
     ],
   },
   {
     tag: 'For backends',
     about: 'What a backend asks the edge.',
     caller: 'backend',
-    endpoints: [
-      {
-        ...{ method: 'GET', path: '/internal/v1/masks/{id}', summary: 'The bits of a mask id' },
-        answers: { 200: 'MaskRecord' },
-      },
-    ],
+    endpoints: [on('GET /internal/v1/masks/{id}', 'The bits of a mask id', '200 MaskRecord')],
   },
 ];
 

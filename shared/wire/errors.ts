@@ -61,7 +61,7 @@ export const ERROR_CODES = {
 } as const satisfies Record<string, readonly [number, string]>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 
-export type WireError = {
+type WireError = {
   error: { message: string; type: string; param: string | null; code: ErrorCode };
 };
 

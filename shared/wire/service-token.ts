@@ -38,7 +38,7 @@ export type TokenPurpose = Omit<TokenClaims, 'issuedAt_s' | 'expiresAt_s' | 'non
 export type SignFor = (purpose: TokenPurpose) => Promise<string>;
 
 /** Node and workerd each have a `CryptoKey`; this names whichever is there. */
-export type TokenKey = Awaited<ReturnType<typeof crypto.subtle.importKey>>;
+type TokenKey = Awaited<ReturnType<typeof crypto.subtle.importKey>>;
 
 const encoder = new TextEncoder();
 

@@ -1,20 +1,18 @@
 /** What the dashboard computes before it draws. */
 import { describe, expect, test } from 'vitest';
-import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
+import { readMaskSet } from '../../gpu-backend/publication/publish.ts';
 import { centroidDistances, packCentroids } from '../../shared/mask/centroids.ts';
 import { sharePercent } from '../../workers/dashboard/look.ts';
 import {
+  evaluatedRows,
   groupByMask,
+  paretoFront,
   projectCentroids,
+  type QualityRow,
+  qualityRows,
   sharesOverTime,
   versionsIn,
 } from '../../workers/dashboard/pages/figures.ts';
-import {
-  evaluatedRows,
-  paretoFront,
-  type QualityRow,
-  qualityRows,
-} from '../../workers/dashboard/pages/quality-figures.ts';
 import { madeUpEvaluation } from '../support/evaluation.ts';
 
 /** A reproducible stream of numbers in -1 to 1. */

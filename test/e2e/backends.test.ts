@@ -11,7 +11,7 @@ import OpenAI from 'openai';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../gpu-backend/dev/local-edge.ts';
 import { fetchFullEncoder } from '../../gpu-backend/encoder/full-encoder.ts';
-import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/resolve.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { BACKEND_HEADERS, encoderListSchema } from '../../shared/wire/backend-load.ts';

@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { type Browser, chromium, type Page } from 'playwright-core';
 import { expect } from 'vitest';
-import { findBrowser, NO_BROWSER } from '../../scripts/browser.ts';
+import { findBrowser, NO_BROWSER } from '../../scripts/test-tools.ts';
 
 /** Chromium asks its maker for this and that when it starts; tests ask nobody. */
 const QUIET = [

@@ -5,8 +5,7 @@ import path from 'node:path';
 import type { Page } from 'playwright-core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { AdminClient } from '../../gpu-backend/publication/admin-client.ts';
-import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
-import { livePublication, publishMaskSet } from '../../gpu-backend/publication/publish.ts';
+import { livePublication, publishMaskSet, readMaskSet } from '../../gpu-backend/publication/publish.ts';
 import {
   type ApiKeyKind,
   type CreatedKey,

@@ -5,8 +5,12 @@ import path from 'node:path';
 import type { Browser, BrowserContext, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
-import { readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
-import { livePublication, publishMaskSet, rollBack } from '../../gpu-backend/publication/publish.ts';
+import {
+  livePublication,
+  publishMaskSet,
+  readMaskSet,
+  rollBack,
+} from '../../gpu-backend/publication/publish.ts';
 import { apiKeySchema, listSchema, tenantSchema } from '../../shared/admin/admin-wire.ts';
 import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { complaintsOf, expectAccessible, logIn, openBrowser, openPage, visit } from './browser.ts';

@@ -129,7 +129,7 @@ test.runIf(process.platform === 'linux')(
         body: JSON.stringify(hello(model)),
       });
     expect((await ask()).status).toBe(200);
-    process.kill(childOf(product.process.pid!, 'part-process.ts\0backend'), 'SIGKILL');
+    process.kill(childOf(product.process.pid!, 'children.ts\0backend'), 'SIGKILL');
     const refused = await ask();
     expect(refused.status).toBe(503);
     expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(0);

@@ -7,7 +7,7 @@ import path from 'node:path';
 import { OpenAI } from 'openai';
 import { type DevFile, readDevFile } from '../../gpu-backend/dev/dev-home.ts';
 import { maskrouteHome } from '../../gpu-backend/files.ts';
-import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/resolve.ts';
 
 const READY_WITHIN_ms = 90_000;
 const POLL_ms = 50;

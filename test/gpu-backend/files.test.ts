@@ -5,7 +5,7 @@ import { createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { JobData } from '../../gpu-backend/jobs/job-data.ts';
+import { JobData } from '../../gpu-backend/jobs/job-store.ts';
 import { openEncoder } from '../../gpu-backend/learning/data/encoders.ts';
 import { readData } from '../../gpu-backend/learning/data/read-data.ts';
 import { readTask } from '../../gpu-backend/learning/evaluation/tasks/read-task.ts';
@@ -14,7 +14,7 @@ import { openSafetensorsFolder } from '../../gpu-backend/model/formats/hf-folder
 import { parseModelSpec } from '../../gpu-backend/model/sources/resolve.ts';
 import { sha256OfFiles } from '../../gpu-backend/model/store.ts';
 import { tokenizerFromFolder } from '../../gpu-backend/model/tokenizer/hf-tokenizer.ts';
-import { readEvaluation, readMaskSet } from '../../gpu-backend/publication/artefact-files.ts';
+import { readEvaluation, readMaskSet } from '../../gpu-backend/publication/publish.ts';
 import { tinyFolder } from '../support/safetensors.ts';
 
 let folder: string;

@@ -1,7 +1,7 @@
 /** Answers out of a grammar with no model: tokens that may follow are drawn at random, on the real tokenizer. */
 import { SequenceGrammar } from '../../gpu-backend/engine/grammar.ts';
-import type { GrammarSpec } from '../../gpu-backend/grammar/grammar-spec.ts';
 import { createGrammars, type GrammarLimits, type Grammars } from '../../gpu-backend/grammar/grammars.ts';
+import type { GrammarSpec } from '../../gpu-backend/grammar/xgrammar.ts';
 import { type ModelText, openModelText } from '../../gpu-backend/model/tokenizer/model-text.ts';
 import { seededRandom } from '../../gpu-backend/random.ts';
 import { installedModel } from './installed-model.ts';

@@ -1,6 +1,6 @@
 /** The real default model, which `npm test` installs first. */
 import { maskrouteHome } from '../../gpu-backend/files.ts';
-import { DEFAULT_MODEL, defaultModelFile } from '../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL, defaultModelFile } from '../../gpu-backend/model/sources/resolve.ts';
 import { openInstalled } from '../../gpu-backend/model/store.ts';
 
 export const testHome = maskrouteHome();

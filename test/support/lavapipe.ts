@@ -1,6 +1,6 @@
 /** The GPU of the tests: Mesa's lavapipe on Linux, what the machine has elsewhere. */
 import type { Device } from '../../gpu-backend/onnx/device.ts';
-import { useLavapipe } from '../../scripts/vulkan.ts';
+import { useLavapipe } from '../../scripts/test-tools.ts';
 
 /** To be called before anything opens a device. @throws Error where lavapipe is missing. */
 export function testDevice(): Device & { readonly kind: 'webgpu' } {

@@ -1,10 +1,27 @@
-/** The registry of backends: for those who administrate everything. A change holds in other isolates within seconds. */
+/**
+ * The registry of backends, and the jobs of each: for those who administrate everything. A change of the registry holds in
+ * other isolates within seconds.
+ */
 import { Hono } from 'hono';
-import { searchQuerySchema } from '../../shared/admin/admin-wire.ts';
+import type { z } from 'zod';
+import { deletedSchema, listSchema, searchQuerySchema } from '../../shared/admin/admin-wire.ts';
+import {
+  createEdgeJobSchema,
+  createEdgeScheduleSchema,
+  DATA_NAME_PATTERN,
+  JOB_ID_PATTERN,
+  jobSchema,
+  SCHEDULE_ID_PATTERN,
+  scheduleSchema,
+  storeJobSchema,
+  uploadedDataSchema,
+} from '../../shared/admin/job-wire.ts';
+import { maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { createBackendSchema, updateBackendSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
-import { defaultBackend } from '../backends/registry.ts';
+import type { JobQuestion } from '../backends/backend-jobs.ts';
+import { DEFAULT_BACKEND, defaultBackend } from '../backends/registry.ts';
 import {
   type BackendRow,
   deleteBackend,
@@ -14,10 +31,141 @@ import {
   updateBackend,
 } from '../db/backend-rows.ts';
 import { d1 } from '../db/d1.ts';
+import { writeMaskSet } from '../db/mask-set-rows.ts';
+import { adminOf } from '../http/authentication.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
-import { jobs } from './jobs.ts';
-import { requireGlobal } from './scope.ts';
+import { storeMaskSet } from '../releases/publishing.ts';
+import { requireGlobal, scopedTenant } from './scope.ts';
+
+/* Jobs of a backend and their schedules; `shared/admin/job-wire.ts` describes them. */
+
+const jobs = new Hono<AppEnv>()
+  .get('/', async (c) => {
+    const { q } = parse(searchQuerySchema, c.req.query());
+    const query = q === undefined ? '' : `?q=${encodeURIComponent(q)}`;
+    return c.json(await ask(c, listSchema(jobSchema), 'GET', query));
+  })
+  .post('/', async (c) => {
+    const body = JSON.stringify(parse(createEdgeJobSchema, await readJson(c.req.raw)));
+    return c.json(await ask(c, jobSchema, 'POST', '', body), 202);
+  })
+  .get('/data', async (c) => c.json(await ask(c, listSchema(uploadedDataSchema), 'GET', '/data')))
+  .post('/data', async (c) => {
+    const name = c.req.query('name') ?? 'data';
+    if (!DATA_NAME_PATTERN.test(name)) {
+      const message = 'name: expected letters, digits, _ and -, at most 64.';
+      throw new MaskrouteError('invalid_request', message, { param: 'name' });
+    }
+    const { body } = c.req.raw;
+    if (body === null) throw new MaskrouteError('invalid_data', 'The data is empty.');
+    return c.json(await ask(c, uploadedDataSchema, 'POST', `/data?name=${name}`, body), 201);
+  })
+  .get('/schedules', async (c) => c.json(await ask(c, listSchema(scheduleSchema), 'GET', '/schedules')))
+  .post('/schedules', async (c) => {
+    const { job, ...times } = parse(createEdgeScheduleSchema, await readJson(c.req.raw));
+    const publish = job.publish && (await atThisEdge(c, job.publish));
+    const body = JSON.stringify({ ...times, job: { ...job, publish } });
+    return c.json(await ask(c, scheduleSchema, 'POST', '/schedules', body), 201);
+  })
+  .get('/schedules/:schedule', async (c) => c.json(await ask(c, scheduleSchema, 'GET', schedulePath(c))))
+  .delete('/schedules/:schedule', async (c) => {
+    const path = schedulePath(c);
+    c.set('before', await ask(c, scheduleSchema, 'GET', path));
+    return c.json(await ask(c, deletedSchema, 'DELETE', path));
+  })
+  .get('/:job', async (c) => c.json(await ask(c, jobSchema, 'GET', jobPath(c))))
+  .get('/:job/events', async (c) => {
+    const events = await c.var.services.jobs.follow(await question(c, 'GET', `${jobPath(c)}/events`));
+    return c.body(events, 200, {
+      'content-type': 'text/event-stream; charset=utf-8',
+      'cache-control': 'no-cache, no-transform',
+    });
+  })
+  .post('/:job/cancel', async (c) => c.json(await ask(c, jobSchema, 'POST', `${jobPath(c)}/cancel`)))
+  .post('/:job/store', async (c) => {
+    const { tenant: named } = parse(storeJobSchema, await readJson(c.req.raw));
+    const tenant = await scopedTenant(c, named);
+    const set = await ask(c, maskSetSchema, 'GET', `${jobPath(c)}/mask-set`);
+    const { created, summary } = await storeMaskSet(c.var.services.db, tenant, writeMaskSet(set));
+    return c.json(summary, created ? 201 : 200);
+  });
+
+type Publish = NonNullable<z.output<typeof createEdgeScheduleSchema>['job']['publish']>;
+
+/**
+ * Where the backend publishes, and by whose key. A key that could not do it is refused now: the first job may be days
+ * away.
+ * @throws MaskrouteError `invalid_request`, `not_found` for a tenant that is none.
+ */
+async function atThisEdge(c: AppContext, publish: Publish): Promise<Publish & { readonly edge: string }> {
+  const { EDGE_URL } = c.get('services').config;
+  if (EDGE_URL === undefined)
+    throw wrong('job.publish', 'this edge does not know its own address (EDGE_URL).');
+  const tenant = await scopedTenant(c, publish.tenant);
+  const mayPublish = await adminOf(c, publish.admin_key).then(
+    (admin) => admin.role !== 'viewer' && (admin.tenant === undefined || admin.tenant === tenant),
+    (error) => {
+      // An answer of 401 or 403 would be about the key of whoever asks.
+      if (error instanceof MaskrouteError && ['invalid_api_key', 'forbidden'].includes(error.code))
+        return false;
+      throw error;
+    },
+  );
+  if (!mayPublish) throw wrong('job.publish.admin_key', 'this key may not publish for that tenant.');
+  return { ...publish, edge: EDGE_URL };
+}
+
+const wrong = (param: string, message: string): MaskrouteError =>
+  new MaskrouteError('invalid_request', `${param}: ${message}`, { param });
+
+const ask = async <T extends z.ZodType>(
+  c: AppContext,
+  schema: T,
+  method: JobQuestion['method'],
+  path: string,
+  body?: JobQuestion['body'],
+) => await c.get('services').jobs.ask(schema, await question(c, method, path, body));
+
+async function question(
+  c: AppContext,
+  method: JobQuestion['method'],
+  path: string,
+  body?: JobQuestion['body'],
+): Promise<JobQuestion> {
+  const { url } = await backendOf(c);
+  const { signal } = c.req.raw;
+  return {
+    url,
+    method,
+    path,
+    requestId: c.get('requestId'),
+    signal,
+    ...(body === undefined ? {} : { body }),
+  };
+}
+
+/** Switched-off ones, too: a backend without requests has the time to learn. @throws MaskrouteError `not_found`. */
+async function backendOf(c: AppContext): Promise<{ url: string }> {
+  const { db, config } = c.get('services');
+  const id = c.req.param('id') ?? '';
+  const found = await d1(findBackend(db, id));
+  if (found !== null) return found;
+  if (id === DEFAULT_BACKEND && (await d1(listBackends(db))).length === 0) return { url: config.BACKEND_URL };
+  throw new MaskrouteError('not_found', 'There is no such backend.');
+}
+
+/** A path at the backend. @throws MaskrouteError `not_found` unless it is an id: nothing else may become one. */
+const jobPath = (c: AppContext): string => `/${idOf(c, 'job', JOB_ID_PATTERN)}`;
+const schedulePath = (c: AppContext): string => `/schedules/${idOf(c, 'schedule', SCHEDULE_ID_PATTERN)}`;
+
+function idOf(c: AppContext, kind: 'job' | 'schedule', pattern: RegExp): string {
+  const id = c.req.param(kind) ?? '';
+  if (pattern.test(id)) return id;
+  throw new MaskrouteError('not_found', `There is no such ${kind}.`);
+}
+
+/* The registry. */
 
 export const backends = new Hono<AppEnv>()
   .use(async (c, next) => {

@@ -1,6 +1,11 @@
-/** What is going on: for the dashboard, and for whoever watches over routing. */
+/** What was counted, and the requests one by one: for the dashboard, and for whoever watches over routing. */
 import { Hono } from 'hono';
 import { DEFAULT_TENANT, usageQuerySchema } from '../../shared/admin/admin-wire.ts';
+import {
+  type RequestDetail,
+  ratingsQuerySchema,
+  requestsQuerySchema,
+} from '../../shared/admin/requests-wire.ts';
 import {
   type Drift,
   driftQuerySchema,
@@ -11,28 +16,25 @@ import {
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
-import { driftOf } from '../counting/drift.ts';
-import { stats as statsOf } from '../counting/traffic-stats.ts';
+import { driftOf, stats as statsOf } from '../counting/traffic.ts';
 import { d1 } from '../db/d1.ts';
 import { findMaskSet } from '../db/mask-set-rows.ts';
-import { listTrafficSamples, sumUsage } from '../db/usage-rows.ts';
+import { findRequest, listRatings, listRequests, listTrafficSamples, sumUsage } from '../db/request-rows.ts';
 import { type AppEnv, holdOf } from '../http/context.ts';
-import { scopedTenant } from './scope.ts';
+import { listed, scopedTenant, scopedTenantOrAll } from './scope.ts';
 
 export const stats = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...times } = parse(statsQuerySchema, c.req.query());
-  const tenant = await scopedTenant(c, named);
-  const request = { ...times, tenant: tenant === DEFAULT_TENANT ? undefined : tenant };
-  return c.json((await d1(statsOf(c.var.services.db, request))) satisfies Stats);
+  const tenant = await scopedTenantOrAll(c, named);
+  return c.json((await d1(statsOf(c.var.services.db, { ...times, tenant }))) satisfies Stats);
 });
 
 /* Where recent requests lay among the centroids of a version. */
 
 export const traffic = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, version } = parse(trafficQuerySchema, c.req.query());
-  const tenant = await scopedTenant(c, named);
-  const only = tenant === DEFAULT_TENANT ? undefined : tenant;
-  return c.json({ object: 'list', data: await d1(listTrafficSamples(c.var.services.db, version, only)) });
+  const tenant = await scopedTenantOrAll(c, named);
+  return c.json({ object: 'list', data: await d1(listTrafficSamples(c.var.services.db, version, tenant)) });
 });
 
 /* Whether a version's requests and answers are still as they were. */
@@ -61,9 +63,30 @@ export const models = new Hono<AppEnv>().get('/', async (c) => {
 
 export const usage = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...query } = parse(usageQuerySchema, c.req.query());
-  const tenant = await scopedTenant(c, named);
-  const question = { ...query, tenant: tenant === DEFAULT_TENANT ? undefined : tenant };
-  const { data, next } = await d1(sumUsage(c.var.services.db, question));
+  const tenant = await scopedTenantOrAll(c, named);
+  const { data, next } = await d1(sumUsage(c.var.services.db, { ...query, tenant }));
   const more = { has_more: next !== null, next: next === null ? null : JSON.stringify(next) };
   return c.json({ object: 'list', data, ...more });
+});
+
+/* Requests one by one, and how people rated their answers. */
+
+export const requests = new Hono<AppEnv>()
+  .get('/', async (c) => {
+    const query = parse(requestsQuerySchema, c.req.query());
+    const tenant = await scopedTenantOrAll(c, query.tenant);
+    return c.json(listed(await d1(listRequests(c.var.services.db, tenant, query))));
+  })
+  .get('/:id', async (c) => {
+    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
+    const found = await d1(findRequest(c.var.services.db, tenant, c.req.param('id'), Date.now()));
+    if (found === null)
+      throw new MaskrouteError('not_found', 'There is no such request, or it is forgotten by now.');
+    return c.json(found satisfies RequestDetail);
+  });
+
+export const ratings = new Hono<AppEnv>().get('/', async (c) => {
+  const { tenant: named, ...query } = parse(ratingsQuerySchema, c.req.query());
+  const tenant = await scopedTenantOrAll(c, named);
+  return c.json(listed(await d1(listRatings(c.var.services.db, tenant, query))));
 });

@@ -11,7 +11,7 @@ import {
 } from '../../shared/admin/experiment-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
-import { experimentResults } from '../counting/experiment-results.ts';
+import { experimentResults } from '../counting/side-by-side.ts';
 import { d1 } from '../db/d1.ts';
 import {
   changeDraft,
@@ -29,8 +29,7 @@ import { tenantExists } from '../db/tenant-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { start, stop } from '../releases/experiment-life.ts';
-import { listed, pageQuery, scopedTenant } from './scope.ts';
-import { requireRoom } from './terms.ts';
+import { listed, pageQuery, requireRoom, scopedTenant } from './scope.ts';
 
 export const experiments = new Hono<AppEnv>()
   .post('/', async (c) => {
@@ -86,8 +85,8 @@ const answer = (c: AppContext, experiment: StoredExperiment, status: 200 | 201 =
   c.json(toExperiment(experiment, Date.now()), status);
 
 /**
- * The caller's own, or that of the tenant that `?tenant=` names. Who manages all and names none means the one of no
- * tenant, and where there is none the only one of this id.
+ * The caller's own experiment, or the one of the tenant in `?tenant=`. An administrator of the edge may leave the tenant out:
+ * then it is the experiment that belongs to no tenant, or else the only one with this id.
  * @throws MaskrouteError `not_found`, `conflict` when several tenants have it, and what `scopedTenant` throws.
  */
 async function find(c: AppContext): Promise<StoredExperiment> {

@@ -1,15 +1,26 @@
-/** What every resource of the admin API asks first: what its caller may touch, and which page of a list it wants. */
+/**
+ * What every resource of the admin API asks first: what its caller may touch and store, and which page of a list it wants;
+ * and what the terms of a tenant mean for the mask set that routes it.
+ */
 import {
   DEFAULT_TENANT,
   type PageQuery,
   pageQuerySchema,
+  type Tenant,
+  type TenantWarning,
   writeCursor,
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
-import { d1, type Page } from '../db/d1.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
+import { type Database, d1, findStored, type Page, type Stored } from '../db/d1.ts';
+import { findLive } from '../db/publication-rows.ts';
 import { tenantExists } from '../db/tenant-rows.ts';
 import type { AppContext } from '../http/context.ts';
+import { TENANT_ROOM } from '../limits.ts';
+import { percent } from '../releases/publishing.ts';
+import { isOverCeiling, meetsFloor } from '../routing/decision.ts';
+import type { LiveSet, RoutingTable } from '../routing/live-sets.ts';
 
 /**
  * The tenant that a request is about: the one it names, or the caller's own.
@@ -54,3 +65,79 @@ export const listed = <T>({ data, next }: Page<T>) => ({
   has_more: next !== null,
   next: next === null ? null : writeCursor(next),
 });
+
+/* How much the administrators of one tenant may store in the database that all tenants share. */
+
+const NAMES = {
+  keys: 'keys',
+  experiments: 'experiments',
+  maskSets_bytes: 'bytes of mask sets',
+} satisfies Record<keyof Stored, string>;
+
+/**
+ * Requests at the same moment may each find the last room, and go past it together.
+ * `tenant`: whose administrator asks; undefined for those who administrate everything. They are not held to it, and may
+ * store for a tenant that has no room left.
+ * @throws MaskrouteError `conflict` when there is no room.
+ */
+export async function requireRoom(
+  db: Database,
+  tenant: string | undefined,
+  what: keyof Stored,
+  more = 1,
+): Promise<void> {
+  if (tenant === undefined) return;
+  const stored = await d1(findStored(db, tenant));
+  if (stored[what] + more <= TENANT_ROOM[what]) return;
+  const message = `A tenant stores at most ${TENANT_ROOM[what]} ${NAMES[what]} itself; ask who runs the edge.`;
+  throw new MaskrouteError('conflict', message);
+}
+
+/*
+ * Terms may be tightened at any time and hold from then on, request by request. So tightening them is never refused; the
+ * answer says what it means.
+ */
+
+type WarningParts = { readonly db: Database; readonly table: RoutingTable };
+
+/** Undefined when the live set cannot be read: that is no reason to withhold the tenant. */
+export async function tenantWarnings(
+  { db, table }: WarningParts,
+  tenant: Tenant,
+): Promise<TenantWarning[] | undefined> {
+  try {
+    const live = (await d1(findLive(db, tenant.id))) ?? (await d1(findLive(db, DEFAULT_TENANT)));
+    if (live === null) return [];
+    return warningsOf(await d1(table.versionOf(live.owner, live.version)), tenant);
+  } catch (error) {
+    log('warn', 'tenant_warnings_unknown', { tenant: tenant.id, reason: reasonOf(error) });
+    return undefined;
+  }
+}
+
+function warningsOf(
+  { version, model, agreement, clusters }: LiveSet,
+  { models, sparsity_max, agreement_min }: Pick<Tenant, 'models' | 'sparsity_max' | 'agreement_min'>,
+): TenantWarning[] {
+  const warnings: TenantWarning[] = [];
+  if (!meetsFloor({ agreement }, agreement_min)) {
+    const figure = agreement === null ? 'an unknown share' : percent(agreement);
+    const message =
+      `The live set ${version} agrees with dense on ${figure} of held-out tokens, less than ` +
+      `${percent(agreement_min ?? 0)}: requests run dense (under_floor).`;
+    warnings.push({ code: 'quality_below_floor', message });
+  }
+  const sparser = clusters.filter(({ sparsity }) => isOverCeiling(sparsity, sparsity_max)).length;
+  if (sparser > 0) {
+    const instead = sparser === clusters.length ? 'dense (over_ceiling)' : 'under the nearest other mask';
+    const message =
+      `${sparser} of the ${clusters.length} masks of the live set ${version} skip more than ` +
+      `${percent(sparsity_max ?? 0)} of the blocks: their requests run ${instead}.`;
+    warnings.push({ code: 'sparsity_over_ceiling', message });
+  }
+  if (models !== null && !models.includes(model.name)) {
+    const message = `The live set ${version} is for ${model.name}, which this tenant may not use.`;
+    warnings.push({ code: 'model_not_allowed', message });
+  }
+  return warnings;
+}

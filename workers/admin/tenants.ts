@@ -1,22 +1,37 @@
-/** Tenants: made, listed, changed; what their keys may do and how much. */
+/** Tenants, what they may do and how much, and their API keys. */
 import { Hono } from 'hono';
 import {
   type BudgetUse,
+  type CreatedKey,
+  createKeySchema,
   createTenantSchema,
+  DEFAULT_TENANT,
+  type EndedSessions,
+  keysQuerySchema,
   OWN_TENANT_FIELDS,
+  rotateKeySchema,
   type Tenant,
   updateTenantSchema,
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
-import { d1 } from '../db/d1.ts';
-import type { BudgetLimits } from '../db/tenant-rows.ts';
-import { findTenant, insertTenant, listTenants, updateTenant } from '../db/tenant-rows.ts';
+import { randomHex } from '../base/secrets.ts';
+import { type Database, d1, isoTime } from '../db/d1.ts';
+import {
+  deleteExpiredKeys,
+  findApiKeyById,
+  insertApiKey,
+  listApiKeys,
+  revokeApiKey,
+  rotateApiKey,
+} from '../db/key-rows.ts';
+import { type BudgetLimits, findTenant, insertTenant, listTenants, updateTenant } from '../db/tenant-rows.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
+import { EXPIRED_KEYS_KEPT_ms } from '../limits.ts';
+import { generateKey } from '../tenants/api-keys.ts';
 import type { BudgetState } from '../tenants/ledger.ts';
-import { listed, pageQuery, requireGlobal } from './scope.ts';
-import { tenantWarnings } from './terms.ts';
+import { listed, pageQuery, requireGlobal, requireRoom, scopedTenant, tenantWarnings } from './scope.ts';
 
 export const tenants = new Hono<AppEnv>()
   .post('/', async (c) => {
@@ -80,3 +95,103 @@ const toUse = ({ unit, window, limit, used, resetsAfter_ms }: BudgetState, now_m
   used,
   resets_at: new Date(now_ms + resetsAfter_ms).toISOString(),
 });
+
+/* API keys: made (the key is shown this once), listed, rotated and revoked. */
+
+const ID_RANDOM_BYTES = 8;
+
+export const keys = new Hono<AppEnv>()
+  .post('/', async (c) => {
+    const { db } = c.var.services;
+    const own = c.var.admin.tenant;
+    const raw = await readJson(c.req.raw);
+    // A tenant's administrator need not name the tenant.
+    const filled = own !== undefined && isObject(raw) ? { tenant: own, ...raw } : raw;
+    const { kind, name, tenant: named, expires_at } = parse(createKeySchema, filled);
+    if (own !== undefined && kind === 'admin') {
+      throw new MaskrouteError('forbidden', 'This key administrates its own tenant only.');
+    }
+    const tenant = await scopedTenant(c, named);
+    await dropExpired(db, tenant);
+    await requireRoom(db, own, 'keys');
+    const { key, sha256, prefix } = generateKey(kind);
+    const id = newKeyId();
+    const expiresAt_ms = expires_at === undefined ? null : Date.parse(expires_at);
+    const createdAt_ms = Date.now();
+    const row = { id, kind, tenant, name, prefix, sha256, createdAt_ms, expiresAt_ms };
+    const created = await d1(insertApiKey(db, row));
+    return c.json({ ...created, key } satisfies CreatedKey, 201);
+  })
+  .get('/', async (c) => {
+    const named = c.req.query('tenant');
+    const tenant = await scopedTenant(c, named);
+    const { state, ...page } = parse(keysQuerySchema, c.req.query());
+    const filter = {
+      tenant: tenant === DEFAULT_TENANT ? undefined : tenant,
+      workingAt_ms: state === 'working' ? Date.now() : undefined,
+    };
+    return c.json(listed(await d1(listApiKeys(c.var.services.db, filter, page))));
+  })
+  .post('/:id/rotate', async (c) => {
+    const { db, apiKeys, sessions } = c.var.services;
+    const { tenant } = c.var.admin;
+    const { overlap_s, expires_at } = parse(rotateKeySchema, await readJson(c.req.raw));
+    const old = await d1(findApiKeyById(db, c.req.param('id'), tenant));
+    if (old === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    c.set('before', old);
+    await dropExpired(db, old.tenant);
+    await requireRoom(db, tenant, 'keys');
+    const { key, sha256, prefix } = generateKey(old.kind);
+    const now_ms = Date.now();
+    const rotated = await d1(
+      rotateApiKey(db, {
+        ...{ id: old.id, tenant, now_ms, oldExpiresAt_ms: now_ms + overlap_s * 1000 },
+        successor: {
+          ...{ id: newKeyId(), prefix, sha256 },
+          expiresAt_ms: expires_at === undefined ? null : Date.parse(expires_at),
+        },
+      }),
+    );
+    if (rotated === null) {
+      throw new MaskrouteError('conflict', 'The key is revoked, expired or replaced already.');
+    }
+    apiKeys.forget(rotated.oldSha256);
+    sessions.noteEndOfAll(old.id, now_ms);
+    return c.json({ ...rotated.successor, key } satisfies CreatedKey, 201);
+  })
+  .delete('/:id', async (c) => {
+    const { db, apiKeys, sessions } = c.var.services;
+    const now_ms = Date.now();
+    c.set('before', await d1(findApiKeyById(db, c.req.param('id'), c.var.admin.tenant)));
+    const revoked = await d1(revokeApiKey(db, c.req.param('id'), c.var.admin.tenant, now_ms));
+    if (revoked === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    apiKeys.forget(revoked.sha256);
+    sessions.noteEndOfAll(revoked.key.id, now_ms);
+    return c.json(revoked.key);
+  })
+  .delete('/:id/sessions', async (c) => {
+    const { db } = c.var.services;
+    const key = await d1(findApiKeyById(db, c.req.param('id'), c.var.admin.tenant));
+    if (key === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    return await endSessions(c, key.id);
+  });
+
+/** The dashboard's sessions of whoever asks: of `ADMIN_KEY`, too, which is no row. */
+export const ownSessions = new Hono<AppEnv>().delete('/', (c) => endSessions(c, c.var.admin.actor));
+
+async function endSessions(c: AppContext, actor: string): Promise<Response> {
+  const ended_ms = await c.get('services').sessions.endAll(actor);
+  return c.json({ actor, ended_before: isoTime(ended_ms) } satisfies EndedSessions);
+}
+
+/**
+ * Where keys are made for an hour (the dashboard's playground does so), those that are long over would take all of a
+ * tenant's room. Done where keys are made: nobody else makes them more.
+ */
+const dropExpired = (db: Database, tenant: string): Promise<void> =>
+  d1(deleteExpiredKeys(db, tenant, Date.now() - EXPIRED_KEYS_KEPT_ms));
+
+const newKeyId = (): string => `k_${randomHex(ID_RANDOM_BYTES)}`;
+
+const isObject = (value: unknown): value is object =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);

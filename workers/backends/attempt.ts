@@ -2,9 +2,9 @@
 import { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parseOrNull, readAnswer } from '../../shared/wire/parse-body.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
-import { parseOrNull, readAnswer } from '../../shared/wire/read-bounded.ts';
-import { log, reasonOf } from '../base/log.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import { createWait } from '../base/waiting.ts';
 import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
 
@@ -67,8 +67,8 @@ export async function attempt(sending: Sending): Promise<Outcome> {
   const { send, url, request, signal } = sending;
   const { timeout_ms, left_ms, stall_ms } = sending.time;
   const wait = createWait(Math.min(timeout_ms, stall_ms ?? timeout_ms));
-  // A backend stops by itself when the caller's time is over: it is told that. A controller that hears of another signal
-  // is a twelfth of what a request costs, so there is one only where this backend is given up before.
+  // A backend knows when the caller's time is over, and stops by itself. A controller that follows another signal is a
+  // twelfth of what a request costs, so there is one only where this backend is given up before.
   const controller = timeout_ms === left_ms ? undefined : controlledBy(signal);
   const inTime = async <T>(work: Promise<T>, limit_ms: number): Promise<T> => {
     const found = await wait.within(work, limit_ms);

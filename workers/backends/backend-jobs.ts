@@ -4,10 +4,10 @@
  */
 import type { z } from 'zod';
 import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
+import { parseOrNull, readAnswer } from '../../shared/wire/parse-body.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
-import { parseOrNull, readAnswer } from '../../shared/wire/read-bounded.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
-import { log, reasonOf } from '../base/log.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import { JOBS, RETRY_AFTER_s } from '../limits.ts';
 import { readError, type Send } from './attempt.ts';
 

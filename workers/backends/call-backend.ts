@@ -7,11 +7,10 @@ import type { StickySource } from '../../shared/mask/sticky.ts';
 import { BACKEND_HEADERS, type BackendAffinity, parseLoad } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { LOCAL_REGION } from '../base/place.ts';
-import type { RequestTrace } from '../base/tracing.ts';
+import type { RequestTrace } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import { attempt, type BackendRequest, type Outcome, type Rest, type Send, unreachable } from './attempt.ts';
-import type { KnownBackend, LiveBackend, Observed } from './backend-state.ts';
-import type { Breaker } from './breaker.ts';
+import type { Breaker, KnownBackend, LiveBackend, Observed } from './backend-state.ts';
 import { affinityOf, type Candidate, homeOf, orderBackends, pagesKey, type Wish } from './choose.ts';
 
 export type Call = {
@@ -36,7 +35,7 @@ export type Purpose =
   /** What comes of it says nothing of how completions fare, so that no breaker hears of it. */
   | { readonly kind: 'aside'; readonly region: string | undefined };
 
-export type CallTime = {
+type CallTime = {
   /** Until the first byte of the answer, all attempts together. */
   readonly timeout_ms: number;
   /** That is all that the edge ever waits, and not what a client or a task behind requests gives it. */

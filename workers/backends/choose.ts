@@ -1,10 +1,10 @@
 /**
  * Which backend a request goes to, and which come next if that fails: by region, then by conversation (so that a
- * conversation finds its pages of keys and values), then by load; behind all of these those that drain. Pure: what is
- * known of backends comes in, an order comes out.
+ * conversation finds its pages of keys and values), then by load; backends that drain come last. Pure: what is known of
+ * backends comes in, an order comes out.
  *
  * A conversation's place is weighted rendezvous hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2016): it has
- * its backend, but one that has a line, or a quarter more load than the average of its region, passes requests on.
+ * its backend, but a backend with a line, or with a quarter more load than the average of its region, passes requests on.
  */
 import { conversationKey, type StickySource, stickyFraction } from '../../shared/mask/sticky.ts';
 import { ANYWHERE, type BackendAffinity } from '../../shared/wire/backend-load.ts';

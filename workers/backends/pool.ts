@@ -3,9 +3,9 @@
  * goes to one of them (call-backend.ts); other questions go to all.
  */
 import { type BackendEntry, type LoadReport, loadReportSchema } from '../../shared/wire/backend-load.ts';
-import { readAnswer } from '../../shared/wire/read-bounded.ts';
+import { readAnswer } from '../../shared/wire/parse-body.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
-import { log, reasonOf } from '../base/log.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import { type BackendRow, listBackends } from '../db/backend-rows.ts';
 import { type Database, isoTimeOrNull } from '../db/d1.ts';
@@ -24,7 +24,7 @@ import {
 import { createRegistry, type Registry } from './registry.ts';
 
 /** One backend's answer to a question; `status` null: it gave none, or something in between did. */
-export type Said = { readonly status: number | null; readonly value: unknown };
+type Said = { readonly status: number | null; readonly value: unknown };
 
 type PoolConfig = Pick<Config, 'BACKEND_URL' | 'BACKEND_KEY' | 'BACKEND_HEDGE_MS' | 'EDGE_URL'>;
 

@@ -1,13 +1,14 @@
 /**
- * Which backends there are: the enabled ones of the registry in D1, refreshed behind requests, or the one that
- * `BACKEND_URL` names while the registry is empty or was never reached.
+ * Which backends there are, and which models they serve. The backends are the enabled ones of the registry in D1,
+ * refreshed behind requests, or what `BACKEND_URL` names while the registry is empty or was never reached.
  */
 import { ANYWHERE } from '../../shared/wire/backend-load.ts';
-import { log, reasonOf } from '../base/log.ts';
+import { type ModelEntry, modelListSchema } from '../../shared/wire/protocol.ts';
 import { SwrCache } from '../base/swr-cache.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import type { BackendRow } from '../db/backend-rows.ts';
-import { BACKENDS } from '../limits.ts';
+import { BACKENDS, MODELS } from '../limits.ts';
 
 /** The entry that `BACKEND_URL` stands for. */
 export const DEFAULT_BACKEND = 'default';
@@ -54,5 +55,30 @@ export function createRegistry(read: () => Promise<readonly BackendRow[]>, defau
     async refresh(hold) {
       await cache.refresh('', hold);
     },
+  };
+}
+
+/* The models, kept in the isolate and refreshed behind requests. */
+
+export interface Models {
+  /** @throws Error when the backend can't be asked and nothing is known. */
+  list(hold: Hold): Promise<readonly ModelEntry[]>;
+  /** The same at once; undefined when it takes a question, to be asked by `list`. */
+  fresh(): readonly ModelEntry[] | undefined;
+}
+
+/** `fetchLists` gives what the backends answer to `GET /v1/models`. A model of several backends is one entry. */
+export function createModels(fetchLists: () => Promise<readonly unknown[]>): Models {
+  const cache = new SwrCache(
+    'the model list',
+    async () => {
+      const entries = (await fetchLists()).flatMap((list) => modelListSchema.parse(list).data);
+      return [...new Map(entries.map((entry) => [entry.id, entry])).values()];
+    },
+    MODELS,
+  );
+  return {
+    fresh: () => cache.fresh(''),
+    list: async (hold) => (await cache.get('', hold)) ?? [],
   };
 }

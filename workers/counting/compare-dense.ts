@@ -8,14 +8,13 @@ import { z } from 'zod';
 import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import type { BackendPool } from '../backends/pool.ts';
-import { log, reasonOf } from '../base/log.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import { COMPARISON } from '../limits.ts';
 import type { RoutableBody, Routed } from '../routing/decision.ts';
-import { lotOf } from './completion-ids.ts';
-import type { Events } from './events.ts';
+import { type Events, lotOf } from './events.ts';
 
-export type ComparisonOf = {
+type ComparisonOf = {
   /** The id of the request's event. */
   readonly event: string;
   readonly tenant: string;

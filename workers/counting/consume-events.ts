@@ -2,8 +2,8 @@
  * The events queue's other end. It delivers at least once, and counting knows an event by its id. So a delivery that
  * failed, or may have failed, is asked for again.
  */
-import type { EdgeEvent, RequestEvent } from '../../shared/admin/request-event.ts';
-import { log, reasonOf } from '../base/log.ts';
+import type { EdgeEvent, RequestEvent } from '../../shared/admin/requests-wire.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import { type Hold, withDeadline } from '../base/waiting.ts';
 import { type Counted, countEvents, forget, type Kept, type NoteEvent } from '../db/count-events.ts';
 import type { Database } from '../db/d1.ts';
@@ -13,7 +13,7 @@ import { takeBackBad } from '../releases/auto-rollback.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
 import { readMessage } from './events.ts';
 
-export type ConsumeDependencies = {
+type ConsumeDependencies = {
   readonly db: Database;
   readonly table: RoutingTable;
   readonly config: Pick<Config, 'AUDIT_KEPT_DAYS'>;

@@ -29,7 +29,7 @@ export async function failure(response: Response): Promise<ApiError> {
   }
 }
 
-export type Call = {
+type Call = {
   readonly method?: string;
   /** Sent as JSON. */
   readonly body?: unknown;

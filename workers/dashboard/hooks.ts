@@ -13,7 +13,7 @@ import { admin, afterChange, noneIfNotFound, query } from './api.ts';
 /** Data that is older than it should be, since asking for it again failed. */
 export type Stale = { readonly error: Error; readonly since_ms: number };
 
-export type Load<T> =
+type Load<T> =
   | { readonly state: 'loading' }
   | { readonly state: 'failed'; readonly error: Error }
   | { readonly state: 'ready'; readonly data: T; readonly stale: Stale | null };

@@ -1,12 +1,17 @@
-/** The dashboard's entry: styles, and the application in place. */
+/** The dashboard's entry: styles, the session's gate, and the pages behind it. */
 import '@picocss/pico/css/pico.min.css';
-import './styles.css';
 import { QueryClientProvider } from '@tanstack/preact-query';
 import { render } from 'preact';
+import { useEffect, useState } from 'preact/hooks';
+import { Router } from 'wouter-preact';
 import { z } from 'zod';
-import { App } from './app.tsx';
-import { queries } from './hooks.ts';
+import type { Session } from '../../shared/admin/admin-wire.ts';
+import { logIn, resume, sessionEnds, signInProvider } from './api.ts';
+import { Failure } from './components/dialog.tsx';
+import { Layout } from './frame.tsx';
+import { queries, useAttempt } from './hooks.ts';
 import { applyTheme, storedTheme } from './look.ts';
+import './styles.css';
 
 // Schemas that compile themselves would need `eval`, which the page's policy forbids.
 z.config({ jitless: true });
@@ -17,3 +22,81 @@ render(
   </QueryClientProvider>,
   document.getElementById('app')!,
 );
+
+/* The session's gate: the login until there is one, then the pages. */
+
+type Gate =
+  | { readonly state: 'asking' }
+  | { readonly state: 'out'; readonly notice?: string }
+  | { readonly state: 'in'; readonly session: Session };
+
+function App() {
+  const [gate, setGate] = useState<Gate>({ state: 'asking' });
+  useEffect(() => {
+    sessionEnds(() => {
+      queries.clear();
+      setGate({ state: 'out', notice: 'The session has ended. Log in again.' });
+    });
+    resume().then(
+      (session) => setGate(session === undefined ? { state: 'out' } : { state: 'in', session }),
+      (error: Error) => setGate({ state: 'out', notice: error.message }),
+    );
+  }, []);
+  switch (gate.state) {
+    case 'asking':
+      return <main class="container" aria-busy="true" />;
+    case 'out':
+      return <Login notice={gate.notice} onSession={(session) => setGate({ state: 'in', session })} />;
+    case 'in':
+      return (
+        <Router base="/dashboard">
+          <Layout
+            session={gate.session}
+            onLogOut={(notice) => {
+              // The next one to log in sees nothing of what this one saw.
+              queries.clear();
+              setGate({ state: 'out', notice });
+            }}
+          />
+        </Router>
+      );
+  }
+}
+
+/** An admin key for a session. The key is sent once and kept nowhere. */
+function Login(props: {
+  readonly notice: string | undefined;
+  readonly onSession: (session: Session) => void;
+}) {
+  const { busy, error, attempt } = useAttempt();
+  const submit = (event: SubmitEvent) => {
+    event.preventDefault();
+    const key = String(new FormData(event.currentTarget as HTMLFormElement).get('key')).trim();
+    return attempt(async () => props.onSession(await logIn(key)));
+  };
+  return (
+    <main class="login">
+      <article>
+        <h1>Maskroute</h1>
+        <p>Log in with an admin key, or with the admin key of a tenant.</p>
+        {props.notice !== undefined && <p role="status">{props.notice}</p>}
+        {error !== undefined && <Failure error={error} />}
+        <form onSubmit={submit}>
+          <label>
+            Admin key
+            <input name="key" type="password" required autocomplete="off" spellcheck={false} />
+          </label>
+          <button type="submit" aria-busy={busy} disabled={busy}>
+            Log in
+          </button>
+        </form>
+        {signInProvider() !== undefined && (
+          <p>
+            <a href="/dashboard/sign-in">Sign in through {signInProvider()}</a>
+          </p>
+        )}
+        <small>The key is exchanged for a session of eight hours and is not kept in this browser.</small>
+      </article>
+    </main>
+  );
+}

@@ -3,12 +3,11 @@
  * the log does not have. Nothing else ever changes one.
  */
 import { and, desc, eq, isNull, lt } from 'drizzle-orm';
-import type { PageQuery } from '../../shared/admin/admin-wire.ts';
-import type { AuditEntry } from '../../shared/admin/audit-wire.ts';
+import type { AuditEntry, PageQuery } from '../../shared/admin/admin-wire.ts';
 import { type Database, holds, isoTime, type Page, toPage } from './d1.ts';
 import { auditLog } from './schema.ts';
 
-export type NewAudit = Pick<
+type NewAudit = Pick<
   typeof auditLog.$inferInsert,
   'createdAt_ms' | 'tenant' | 'actor' | 'address' | 'action' | 'target' | 'requestId'
 >;

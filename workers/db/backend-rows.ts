@@ -15,7 +15,7 @@ export type BackendRow = {
   readonly createdAt_ms: number | null;
   readonly updatedAt_ms: number | null;
 };
-export type BackendFields = Pick<BackendRow, 'url' | 'regions' | 'weight' | 'enabled'>;
+type BackendFields = Pick<BackendRow, 'url' | 'regions' | 'weight' | 'enabled'>;
 
 /** `q`: only those that have this text in their id, their address or their regions. */
 export async function listBackends(db: Database, q?: string): Promise<BackendRow[]> {

@@ -1,11 +1,11 @@
 /**
- * Counting events so that one that is delivered twice counts once. A batch of events is inserted under its own
+ * Counts events so that an event that is delivered twice counts once. A batch of events is inserted under its own
  * name, and rows that are there already stay what they are; then the rows of that name are summed into the
  * tables of outcomes. All of it is one transaction, so a delivery is counted whole or not at all.
  */
 import { getTableColumns, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
-import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/admin/request-event.ts';
+import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/admin/requests-wire.ts';
 import { bucketOf } from '../../shared/admin/statistics.ts';
 import type { ErrorCode } from '../../shared/wire/errors.ts';
 import { type Database, minuteOf } from './d1.ts';
@@ -26,14 +26,14 @@ import {
 export type NoteEvent = RatingEvent | ComparisonEvent;
 
 export type Counted = {
-  /** The notes whose request is not known (yet), so that nothing says what to count them under. */
+  /** Notes whose request is not known yet: nothing says what they count under. */
   readonly notesLeft: readonly NoteEvent[];
 };
 
 /** Rows that are deleted with one batch: more than come in with one, few enough to be no burden. */
 const PRUNED_ROWS_MAX = 1_000;
 
-export type CountRequest = {
+type CountRequest = {
   /** Never used before, not even for the same events. */
   readonly batch: string;
   readonly requests: readonly RequestEvent[];
@@ -186,7 +186,7 @@ const requestRow = (event: RequestEvent): Record<string, unknown> => ({
   saved: null,
 });
 
-/** An error that is not the client's doing: none that a 4xx says, and also one that came in mid-stream. */
+/** An error that is not the client's doing: no 4xx, but also an error in mid-stream. */
 const isFault = ({ status, error_code }: RequestEvent): boolean =>
   status >= 500 || (status < 400 && error_code !== null);
 

@@ -58,7 +58,7 @@ export async function findExperiment(db: Database, key: ExperimentKey): Promise<
   return rows[0] === undefined ? null : toStored(rows[0]);
 }
 
-/** Of whichever owners, that of no tenant first; two at most. */
+/** Whoever owns them, the experiment of no tenant first; two at most. */
 export async function findExperimentsOfAnybody(db: Database, id: string): Promise<StoredExperiment[]> {
   const rows = await db
     .select()

@@ -3,9 +3,13 @@
  * they open, so that a key and its sessions end in one batch.
  */
 import { and, desc, eq, gt, isNull, lt, or, type SQL, sql } from 'drizzle-orm';
-import type { PageQuery } from '../../shared/admin/admin-wire.ts';
-import { type ApiKey, type ApiKeyKind, DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
-import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
+import {
+  type ApiKey,
+  type ApiKeyKind,
+  DEFAULT_TENANT,
+  type PageQuery,
+} from '../../shared/admin/admin-wire.ts';
+import type { RoutingPolicy } from '../../shared/embedding/encoder.ts';
 import {
   type Database,
   holds,
@@ -32,7 +36,7 @@ export type KnownKey = {
 };
 
 type ApiKeyRow = typeof apiKeys.$inferSelect;
-export type NewApiKey = {
+type NewApiKey = {
   readonly id: string;
   readonly kind: ApiKeyKind;
   readonly tenant: string;
@@ -80,7 +84,7 @@ export async function insertApiKey(db: Database, key: NewApiKey): Promise<ApiKey
   return toApiKey(row);
 }
 
-export type KeyFilter = {
+type KeyFilter = {
   /** Undefined: of any. */
   readonly tenant: string | undefined;
   /** Those that are neither revoked nor expired by then; undefined: all. */
@@ -145,7 +149,7 @@ export async function revokeApiKey(
   return row === undefined ? null : { key: toApiKey(row), sha256: row.sha256 };
 }
 
-export type Rotation = {
+type Rotation = {
   readonly id: string;
   /** The key's tenant must be this one; undefined: any. */
   readonly tenant: string | undefined;

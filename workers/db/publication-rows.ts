@@ -14,7 +14,7 @@ import { type Database, holds, isoTime, type Page, pastCursor, toPage } from './
 import { live, publications } from './schema.ts';
 
 type PublicationRow = typeof publications.$inferSelect;
-export type VersionOf = { readonly owner: string; readonly version: string };
+type VersionOf = { readonly owner: string; readonly version: string };
 
 /** A publication with what readers and a rollback need. */
 export type PublicationState = Publication & {
@@ -109,7 +109,7 @@ const NOTHING = '';
 /** The schedule of what everyone sees from now on. */
 export const AT_ONCE = { activateAt_ms: null, rollout: [], rolloutId: null, pausedAt_ms: null } as const;
 
-export type Withdrawal = Omit<
+type Withdrawal = Omit<
   Flip,
   | 'owner'
   | 'version'

@@ -6,7 +6,7 @@ import { index, integer, primaryKey, real, sqliteTable, text } from 'drizzle-orm
 import { API_KEY_KINDS } from '../../shared/admin/admin-wire.ts';
 import { LATENCY_MEASURES } from '../../shared/admin/experiment-wire.ts';
 import { type AutoRollback, PUBLICATION_ACTIONS } from '../../shared/admin/publication-wire.ts';
-import { ROUTING_POLICIES } from '../../shared/embedding/route-text.ts';
+import { ROUTING_POLICIES } from '../../shared/embedding/encoder.ts';
 import type { RolloutStep } from '../../shared/mask/sticky.ts';
 
 export const tenants = sqliteTable('tenants', {
@@ -208,7 +208,7 @@ export const experiments = sqliteTable(
     /** Null: until it is stopped. */
     endsAt_ms: integer('ends_at_ms'),
     stoppedAt_ms: integer('stopped_at_ms'),
-    /** Counts changes over all experiments, so that one who starts one knows whether another did meanwhile. */
+    /** Counts changes over all experiments: whoever starts an experiment sees whether another was started meanwhile. */
     revision: integer('revision').notNull(),
     actor: text('actor').notNull(),
   },
@@ -291,7 +291,7 @@ export const events = sqliteTable(
     /** Buckets of the times, see `shared/admin/statistics.ts`; null without a time. */
     ttft_bucket: integer('ttft_bucket'),
     tpot_bucket: integer('tpot_bucket'),
-    /** The one that answered; '' when none did. */
+    /** The backend that answered; '' when none did. */
     backend: text('backend').notNull().default(''),
     outages: outages(),
     /** Whose the experiment is; '' for nobody's, and without one. */
@@ -413,8 +413,8 @@ export const variantLatencies = sqliteTable(
 );
 
 /**
- * The same by who answered, over all tenants. `minute` is the first of ten: how many rows there are depends on the
- * backends and on time, and not on tenants and versions, of which there may be many.
+ * The same by who answered, over all tenants. `minute` is the first of ten. So the number of rows depends on backends and
+ * time, and not on tenants and versions, which may be many.
  */
 export const backendLatencies = sqliteTable(
   'backend_latencies',

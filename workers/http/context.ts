@@ -1,15 +1,16 @@
-/** What Hono carries through a request. */
+/** What every request has: an id, the services of its isolate, what Hono carries through it, and how an error becomes its answer. */
 import type { Context, MiddlewareHandler } from 'hono';
 import { cors } from 'hono/cors';
 import { createMiddleware } from 'hono/factory';
+import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import type { Role } from '../../shared/admin/admin-wire.ts';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
-import { toMaskrouteError } from '../../shared/wire/errors.ts';
-import { HEADERS } from '../../shared/wire/protocol.ts';
-import type { RequestTrace } from '../base/tracing.ts';
+import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
+import { log, type RequestTrace, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import type { Config, Env } from '../env.ts';
-import { PREFLIGHT_KEPT_s } from '../limits.ts';
+import { PREFLIGHT_KEPT_s, RETRIED_AFTER_MAX_s } from '../limits.ts';
 import { type Services, servicesFor } from '../services.ts';
 import type { Caller } from '../tenants/api-keys.ts';
 
@@ -49,7 +50,7 @@ export const services = createMiddleware<AppEnv>(async (c, next) => {
   await next();
 });
 
-/** A span for the request. Its account ends it; of a request that gets none, what the client is told ends it here. */
+/** A span for the request. Its account ends it; where a request gets no account, its answer ends it here. */
 export const traced = createMiddleware<AppEnv>(async (c, next) => {
   const { traces } = c.get('services');
   const trace = traces.begin((name) => c.req.header(name), c.req.path, c.get('requestId'));
@@ -96,3 +97,67 @@ const ABOUT_LIMITS = [
     ['limit', 'remaining', 'reset'].map((what) => `x-ratelimit-${what}-${unit}`),
   ),
 ];
+
+/* The id: the client's when it is well-formed, else a new one. It names the request everywhere. */
+
+export const requestId = createMiddleware<AppEnv>(async (c, next) => {
+  const given = c.req.header(HEADERS.requestId);
+  c.set(
+    'requestId',
+    given !== undefined && REQUEST_ID_PATTERN.test(given) ? given : `req_${crypto.randomUUID()}`,
+  );
+  await next();
+});
+
+/**
+ * Tells the client the id with whatever `c` answers. Completions come before it and do so themselves: they make their
+ * headers once, and a header that is set ahead of the answer makes the runtime keep a set of headers for it alone.
+ */
+export const requestIdHeader = createMiddleware<AppEnv>(async (c, next) => {
+  tellRequestId(c);
+  await next();
+});
+
+const tellRequestId = (c: AppContext): void => c.header(HEADERS.requestId, c.get('requestId'));
+
+/* Errors. The log alone gets those that are not ours. */
+
+export function onError(thrown: unknown, c: AppContext): Response {
+  const error = toMaskrouteError(thrown);
+  tellRequestId(c);
+  if (error.status >= 500) {
+    log('error', 'request_failed', {
+      request_id: c.get('requestId'),
+      path: c.req.path,
+      code: error.code,
+      reason: reasonOf(error),
+      // Only a bug needs to be traced to its line.
+      ...(error.code === 'internal_error' ? { stack: (error.cause as Error | undefined)?.stack } : {}),
+    });
+  }
+  if (error.retryAfter_s !== undefined) c.header('retry-after', String(error.retryAfter_s));
+  if (isHopeless(error)) c.header('x-should-retry', 'false');
+  return c.json(error.toWire(), error.status as ContentfulStatusCode);
+}
+
+/**
+ * OpenAI's clients ask again by themselves after 409 and 429, and sleep for as long as `retry-after` says. They must not
+ * where asking again cannot help, or not today.
+ */
+const isHopeless = ({ code, retryAfter_s = Number.POSITIVE_INFINITY }: MaskrouteError): boolean =>
+  code === 'conflict' || (code === 'budget_exceeded' && retryAfter_s > RETRIED_AFTER_MAX_s);
+
+export function onNotFound(c: AppContext): Response {
+  const error = new MaskrouteError('not_found', `There is no ${c.req.method} ${c.req.path}.`);
+  return c.json(error.toWire(), 404);
+}
+
+/** For a known path asked with another method. */
+export const methodNotAllowed =
+  (...allowed: string[]) =>
+  (c: AppContext): Response => {
+    tellRequestId(c);
+    c.header('allow', allowed.join(', '));
+    const error = new MaskrouteError('method_not_allowed', `${c.req.path} takes ${allowed.join(', ')}.`);
+    return c.json(error.toWire(), 405);
+  };

@@ -3,8 +3,7 @@
 import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/wire/openai.ts';
-import { parseJson } from '../../shared/wire/parse-body.ts';
-import { readBounded, TooLargeError } from '../../shared/wire/read-bounded.ts';
+import { parseJson, readBounded, TooLargeError } from '../../shared/wire/parse-body.ts';
 import { createWait } from '../base/waiting.ts';
 import { BODY_ARRIVAL, DRAIN_BYTES_MAX, JSON_DEPTH_MAX } from '../limits.ts';
 import type { AppEnv } from './context.ts';

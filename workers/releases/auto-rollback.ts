@@ -4,7 +4,7 @@
  */
 import { AUTO_ROLLBACK, type AutoRollback } from '../../shared/admin/publication-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { log, reasonOf } from '../base/log.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import type { Database } from '../db/d1.ts';
 import { type Judged, judgedOfVersion } from '../db/outcomes.ts';
@@ -13,7 +13,7 @@ import { JUDGED_ms, JUDGED_ROWS_MAX } from '../limits.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
 import { rollback } from './publishing.ts';
 
-export type AutoRollbackDependencies = { readonly db: Database; readonly table: RoutingTable };
+type AutoRollbackDependencies = { readonly db: Database; readonly table: RoutingTable };
 
 /** Looks at every guarded publication of these versions. A failure is logged: the next batch tries again. */
 export async function takeBackBad(

@@ -22,7 +22,7 @@ import {
 import type { RunningExperiments } from '../routing/assignment.ts';
 import { checkPublishable, type PublishDependencies } from './publishing.ts';
 
-export type ExperimentDependencies = PublishDependencies & { readonly experiments: RunningExperiments };
+type ExperimentDependencies = PublishDependencies & { readonly experiments: RunningExperiments };
 
 /**
  * From now on, or from its own start on, requests take part in it.

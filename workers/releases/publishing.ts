@@ -8,7 +8,7 @@ import { type EncoderSpec, sameEncoder } from '../../shared/mask/mask-set.ts';
 import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ModelEntry } from '../../shared/wire/protocol.ts';
-import type { Models } from '../backends/served-models.ts';
+import type { Models } from '../backends/registry.ts';
 import type { Hold } from '../base/waiting.ts';
 import { type Database, d1 } from '../db/d1.ts';
 import { findMaskSet, insertMaskSet, type WrittenMaskSet } from '../db/mask-set-rows.ts';

@@ -6,12 +6,12 @@
  * stands, with everything that waits in it, and not even its signal is heard then. Held, it hears the signal and ends.
  */
 
-import type { RequestSource } from '../../shared/admin/request-event.ts';
+import type { RequestSource } from '../../shared/admin/requests-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ChatMessage, type ChatRequest, messageTexts } from '../../shared/wire/openai.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import type { Patience } from '../backends/attempt.ts';
-import type { RequestTrace } from '../base/tracing.ts';
+import type { RequestTrace } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
 import type { RoutableBody } from '../routing/decision.ts';
@@ -49,7 +49,7 @@ export type Account = Asking & {
 };
 
 /** `headers`: how far the tenant's limits are used, for the client. */
-export type Admission = { readonly headers: Record<string, string> } & (
+type Admission = { readonly headers: Record<string, string> } & (
   | { readonly kind: 'admitted'; readonly account: Account }
   /** Over before it began: nothing is told of it. */
   | { readonly kind: 'refused'; readonly error: unknown }

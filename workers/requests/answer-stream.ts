@@ -14,11 +14,10 @@ import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '.
 import { HEADERS } from '../../shared/wire/protocol.ts';
 import type { Rest } from '../backends/attempt.ts';
 import { hungUp } from '../backends/call-backend.ts';
-import { log, reasonOf } from '../base/log.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import { createWait, type Wait } from '../base/waiting.ts';
-import { type Heard, hearWhole, join, Tail } from './answer-figures.ts';
 import type { Asked, Progress } from './forward.ts';
-import type { AnswerBytes } from './kept-texts.ts';
+import { type AnswerBytes, type Heard, hearWhole, join, Tail } from './read-answer.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
@@ -43,7 +42,7 @@ export type Outcome = {
  * Who may have worked on it: the backend whose answer began; any of those that were asked, and one refused it, so they
  * are done with it; any of them, and one may only be about to begin; or none, unless one was given up in silence.
  */
-export type RanAt = 'answerer' | 'refuser' | 'anywhere' | 'nowhere';
+type RanAt = 'answerer' | 'refuser' | 'anywhere' | 'nowhere';
 
 /** The outcome of a request that got no answer. */
 export function noAnswer(status: number, code: string | null, ranAt: RanAt): Outcome {

@@ -1,35 +1,37 @@
 /**
- * The three completion endpoints. A request goes one way: its key (`tenantOnly`), its body, then at the same time its tokens
+ * The three completion endpoints, and their dry run. A request goes one way: its key (`tenantOnly`), its body, then at the same time its tokens
  * (`admit`) and its mask (`route`), then the backends (`ask`), and the answer back (`Answer`). When that is over its
  * account is settled.
  */
-
 import { Hono } from 'hono';
+import { DENSE_MASK_ID, maskFromBits, type SkippedLayers, skippedLayers } from '../../shared/mask/mask.ts';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { toMaskrouteError } from '../../shared/wire/errors.ts';
 import { readFields } from '../../shared/wire/fields.ts';
-import { chatRequest, completionRequest } from '../../shared/wire/openai.ts';
+import { chatRequest, completionRequest, type DryRun } from '../../shared/wire/openai.ts';
 import { HEADERS, TRIAL_HEADERS } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, responsesRequest } from '../../shared/wire/responses.ts';
 import { patienceOf } from '../backends/attempt.ts';
 import { placeOf, regionOf } from '../base/place.ts';
-import type { RequestTrace } from '../base/tracing.ts';
+import type { RequestTrace } from '../base/telemetry.ts';
 import { tenantOnly } from '../http/authentication.ts';
-import { type AppContext, type AppEnv, holdOf, traced } from '../http/context.ts';
-import { methodNotAllowed } from '../http/error-answers.ts';
-import { readBody } from '../http/request-body.ts';
+import { type AppContext, type AppEnv, holdOf, methodNotAllowed, traced } from '../http/context.ts';
+import { readBody, readJson } from '../http/request-body.ts';
 import {
+  type Decision,
   type RoutableBody,
   type Routed,
   type RouteTimings,
+  routeEcho,
   routeRequest,
   type Trial,
 } from '../routing/decision.ts';
+import type { RoutingTable } from '../routing/live-sets.ts';
 import { createKeyWatch } from '../tenants/api-keys.ts';
 import { type Account, type Asking, admit, requireModel } from './admission.ts';
 import { Answer, type Begun, noAnswer } from './answer-stream.ts';
-import { ask, type ClientBody, notAsked, type Progress } from './forward.ts';
-import { AnswerBytes, keepTexts } from './kept-texts.ts';
+import { ask, type ClientBody, notAsked, type Progress, purposeOf } from './forward.ts';
+import { AnswerBytes, keepTexts } from './read-answer.ts';
 import { settle } from './settlement.ts';
 
 export const completions = new Hono<AppEnv>()
@@ -53,17 +55,17 @@ export const completions = new Hono<AppEnv>()
 type ReadBody = { readonly routable: RoutableBody; readonly ignored: Record<string, string> };
 
 /** @throws MaskrouteError `invalid_request`. */
-export function parseChat(raw: unknown): ReadBody {
+function parseChat(raw: unknown): ReadBody {
   const { body, ignored } = readFields(chatRequest, raw);
   return { routable: { kind: 'chat', body }, ignored };
 }
 /** A request on the newer wire is routed as the chat that it is. @throws MaskrouteError `invalid_request`. */
-export function parseResponse(raw: unknown): ReadBody {
+function parseResponse(raw: unknown): ReadBody {
   const { body, ignored } = readFields(responsesRequest, raw);
   return { routable: { kind: 'chat', body: chatOfResponse(body) }, ignored };
 }
 /** @throws MaskrouteError `invalid_request`. */
-export function parseCompletion(raw: unknown): ReadBody {
+function parseCompletion(raw: unknown): ReadBody {
   const { body, ignored } = readFields(completionRequest, raw);
   return { routable: { kind: 'completion', body }, ignored };
 }
@@ -128,7 +130,7 @@ async function enter(
   return { account, routed: routing.routed };
 }
 
-/** Their lengths are measured, their order is told as if all that is looked up came first. */
+/** The lengths are measured; the order is drawn as if all look-ups came first. */
 function traceRouting(trace: RequestTrace, begun_ms: number, { timings, encoder }: Routed): void {
   const routed_ms = begun_ms + timings.assign_ms + timings.route_ms;
   trace.part('route', begun_ms, routed_ms);
@@ -186,7 +188,7 @@ const EVENT_STREAM = {
 };
 
 /** The decision about a completion, and a dry run's. */
-export function route(c: AppContext, routable: RoutableBody): Promise<Routed> {
+function route(c: AppContext, routable: RoutableBody): Promise<Routed> {
   const services = c.get('services');
   const place = placeOf(c.req.raw, services.config.TRUSTED_FRONT);
   return routeRequest(services, {
@@ -223,7 +225,7 @@ const progressHeaders = ({ routed, backend, affinity, backend_ms }: Progress): R
 /** Stands where nothing was picked: no live mask set, no cluster. */
 const NONE = 'none';
 
-export function decisionHeaders(routed: Routed): Record<string, string> {
+function decisionHeaders(routed: Routed): Record<string, string> {
   const { decision, assignment, timings } = routed;
   return {
     [HEADERS.maskSet]: decision.set?.name ?? NONE,
@@ -254,6 +256,51 @@ function serverTiming(timings: RouteTimings, backend_ms: number | undefined): st
   return durations.join(', ');
 }
 
-export function setHeaders(c: AppContext, headers: Record<string, string>): void {
+function setHeaders(c: AppContext, headers: Record<string, string>): void {
   for (const [name, value] of Object.entries(headers)) c.header(name, value);
+}
+
+/* The dry run: the same body, the same decision, no backend. */
+
+export const dryRun = new Hono<AppEnv>()
+  .post('/route', tenantOnly, async (c) => {
+    const { routable, ignored } = parseAny(await readJson(c.req.raw));
+    requireModel(c.var.caller.policy, routable.body.model);
+    const routed = await route(c, routable);
+    const { decision, encoder, timings } = routed;
+    setHeaders(c, { ...decisionHeaders(routed), ...ignored });
+    const { caller, services } = c.var;
+    const home = await services.backend.home(purposeOf(routed, routable), caller.tenant, holdOf(c));
+    const skip = skippedBy(decision, services.table);
+    return c.json({
+      object: 'maskroute.route',
+      request_id: c.get('requestId'),
+      model: routable.body.model,
+      mask: decision.mask,
+      sparsity: decision.sparsity,
+      skip: skip && { attention: [...skip.skipAttention], ffn: [...skip.skipFfn] },
+      label: decision.cluster === null ? null : (decision.set?.clusters[decision.cluster]?.label ?? null),
+      distance: decision.distance,
+      maskroute: routeEcho(routed),
+      backend: home ?? null,
+      encoder,
+      timings_ms: { assign: timings.assign_ms, embed: timings.embed_ms, route: timings.route_ms },
+    } satisfies DryRun);
+  })
+  .all('/route', methodNotAllowed('POST'));
+
+/** A body with `messages` is a chat, one with `input` is of the newer wire, any other a completion. */
+function parseAny(raw: unknown): ReturnType<typeof parseChat> {
+  const has = (name: string) => typeof raw === 'object' && raw !== null && name in raw;
+  if (has('messages')) return parseChat(raw);
+  return has('input') ? parseResponse(raw) : parseCompletion(raw);
+}
+
+function skippedBy({ mask }: Decision, table: RoutingTable): SkippedLayers | null {
+  if (typeof mask !== 'string') return mask;
+  if (mask === DENSE_MASK_ID) return { skipAttention: [], skipFfn: [] };
+  const held = table.findMask(mask);
+  return held === undefined
+    ? null
+    : skippedLayers(maskFromBits(held.set.model.blockCount, held.cluster.bits));
 }

@@ -32,7 +32,7 @@ export const notAsked = (routed: Routed): Progress => ({
 export type Asked = Pick<Answer, 'response' | 'rest'>;
 
 /** What is sent: for whom, under which name, and in the client's own words. */
-export type Question = {
+type Question = {
   readonly account: Account;
   readonly requestId: string;
   readonly client: ClientBody;

@@ -4,21 +4,21 @@
  * `COST_QUESTION_DELAYS_ms`). Where an account is never closed (the isolate died), its reservation counts in full.
  */
 
-import type { RequestEvent } from '../../shared/admin/request-event.ts';
+import type { RequestEvent } from '../../shared/admin/requests-wire.ts';
 import {
   answerAttributes,
   decisionAttributes,
   operationOf,
   requestAttributes,
   spanName,
-} from '../../shared/tracing/attributes.ts';
+} from '../../shared/tracing/traces.ts';
 import {
   type AnswerUsage,
   answerPath,
   answerUsageSchema,
   splitModelName,
 } from '../../shared/wire/protocol.ts';
-import type { Ended } from '../base/tracing.ts';
+import type { Ended } from '../base/telemetry.ts';
 import { sleep } from '../base/waiting.ts';
 import {
   COST_QUESTION_DELAYS_ms,
@@ -30,13 +30,13 @@ import {
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
 import { type Account, choicesOf } from './admission.ts';
-import type { Heard } from './answer-figures.ts';
 import { CLIENT_LEFT, type Outcome } from './answer-stream.ts';
 import type { Progress } from './forward.ts';
+import type { Heard } from './read-answer.ts';
 
 type SettleParts = Pick<Services, 'backend' | 'budgets' | 'comparison' | 'events'>;
 
-/** `progress`: undefined when it was not routed, and nothing is told of it. Lets go of the request when all is done. */
+/** `progress`: undefined when it was not routed; then no event is sent. Lets go of the request when all is done. */
 export function settle(
   parts: SettleParts,
   account: Account,

@@ -15,8 +15,8 @@ import {
   type StickySource,
   stickyKey,
 } from '../../shared/mask/sticky.ts';
-import { log, reasonOf } from '../base/log.ts';
 import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import { type StoredExperiment, scopeOf } from '../db/experiment-rows.ts';
 import { EXPERIMENTS } from '../limits.ts';

@@ -1,6 +1,6 @@
 /** A request's way to its mask: assign, look up what is live, embed, find the nearest centroid; each timed. */
 
-import { chatRouteText, completionRouteText } from '../../shared/embedding/route-text.ts';
+import { chatRouteText, completionRouteText } from '../../shared/embedding/encoder.ts';
 import { nearestAllowed, nearestCentroid } from '../../shared/mask/centroids.ts';
 import {
   DENSE_MASK_ID,
@@ -23,8 +23,8 @@ import {
   splitModelName,
   TRIAL_HEADERS,
 } from '../../shared/wire/protocol.ts';
-import type { Models } from '../backends/served-models.ts';
-import { log, reasonOf } from '../base/log.ts';
+import type { Models } from '../backends/registry.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import type { Config } from '../env.ts';
 import type { Caller } from '../tenants/api-keys.ts';
@@ -36,8 +36,7 @@ import {
   unassigned,
 } from './assignment.ts';
 import type { Embedder, Embedding } from './embed.ts';
-import type { LiveSet, RoutingTable } from './live-sets.ts';
-import type { NamedMasks } from './named-masks.ts';
+import type { LiveSet, NamedMasks, RoutingTable } from './live-sets.ts';
 
 /* From what is known of a request to its mask: pure, so that a dry run and a completion cannot differ. */
 
@@ -103,8 +102,8 @@ const isModelOf = (set: LiveSet, name: string, entry: ModelEntry | undefined): b
   entry?.maskroute === undefined ? set.model.name === name : set.model.hash === entry.maskroute.hash;
 
 /**
- * The mask of the nearest centroid, or dense with the reason. `similarityMin` is a cosine. A mask that is sparser
- * than `sparsityMax` gives way to that of the nearest cluster whose mask is not.
+ * The mask of the nearest centroid, or dense with the reason. `similarityMin` is a cosine. Clusters with a mask sparser than
+ * `sparsityMax` are passed over for the next nearest.
  */
 function nearestDecision(
   set: LiveSet,

@@ -1,16 +1,28 @@
-/** Embedding a request's text in bounded time. A failure is a reason to go dense, never an error. */
-import type { Encoder } from '../../shared/embedding/encoder.ts';
-import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
+/**
+ * Embedding a request's text: in bounded time, by the encoder that `ENCODER` names. A failure is a reason to go dense, never an
+ * error.
+ */
+import { LRUCache } from 'lru-cache';
+import { z } from 'zod';
+import { EMBED_CHARS_MAX, type Encoder, normalise } from '../../shared/embedding/encoder.ts';
+import { loadStaticEncoder } from '../../shared/embedding/static-encoder.ts';
+import { type EncoderSpec, sameEncoder } from '../../shared/mask/mask-set.ts';
+import { encoderListSchema } from '../../shared/wire/backend-load.ts';
+import { readAnswer } from '../../shared/wire/parse-body.ts';
 import type { FallbackReason } from '../../shared/wire/protocol.ts';
-import { log, reasonOf } from '../base/log.ts';
+import { RETRIES_MAX } from '../backends/call-backend.ts';
+import type { BackendPool } from '../backends/pool.ts';
+import { sha256Hex } from '../base/secrets.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import { DeadlineError, type Hold, withDeadline } from '../base/waiting.ts';
-import { ENCODER_LOAD_TIMEOUT_ms } from '../limits.ts';
+import type { Config, Env, TextEmbeddingBinding } from '../env.ts';
+import { EMBEDDINGS, ENCODER_LOAD_TIMEOUT_ms, VECTORS_MAX } from '../limits.ts';
 
 export type Embedding =
   | { readonly ok: true; readonly vector: Float32Array; readonly spec: EncoderSpec }
   | { readonly ok: false; readonly fallback: Extract<FallbackReason, 'encoder_failed' | 'encoder_timeout'> };
 
-export type EmbedRequest = {
+type EmbedRequest = {
   /** Where the text comes from, as `regionOf` gives it. */
   readonly region: string;
   readonly signal: AbortSignal;
@@ -75,4 +87,241 @@ async function embedInTime(
   const both = AbortSignal.any([signal, timeout.signal]);
   const work = withDeadline(encoder.embed([text], both, region), timeout_ms, 'embedding');
   return await work.finally(() => timeout.abort());
+}
+
+/* The encoders to choose from. One reads a worker's asset, three ask somebody over a network. */
+
+/* The static encoder: its table is a worker asset, read once an isolate; embedding needs no network. */
+
+/** The assets binding answers by path; the host means nothing. */
+const TABLE_URL = 'http://assets/encoder/static.bin';
+
+/** @throws Error when the asset is missing, MaskrouteError `invalid_encoder` when it is malformed. */
+export async function loadStatic(env: Env): Promise<Encoder> {
+  if (env.ASSETS === undefined) throw new Error('the binding ASSETS is missing');
+  const response = await env.ASSETS.fetch(TABLE_URL);
+  if (!response.ok) throw new Error(`the asset encoder/static.bin answered ${response.status}`);
+  return loadStaticEncoder(await response.arrayBuffer());
+}
+
+/** @throws Error when a binding or an asset that the encoder needs is missing. */
+export async function loadEncoder(
+  config: Config,
+  env: Env,
+  backends: Pick<BackendPool, 'askAll' | 'call'>,
+): Promise<Encoder> {
+  switch (config.ENCODER) {
+    case 'static':
+      return await loadStatic(env);
+    case 'workers-ai':
+      if (env.AI === undefined) throw new Error('the binding AI is missing');
+      return cached(createWorkersAiEncoder(env.AI));
+    case 'huggingface':
+      return cached(await createHuggingFaceEncoder(config));
+    case 'backend':
+      return cached(await loadBackendEncoder(backends));
+  }
+}
+
+/*
+ * What every encoder behind a network has in common: batches, texts that are empty, vectors that must be
+ * checked before they are trusted, and a caller who may hang up.
+ */
+
+const vectorsSchema = z.array(z.array(z.number()));
+
+type RemoteCall = (
+  texts: readonly string[],
+  signal: AbortSignal | undefined,
+  region: string | undefined,
+) => Promise<unknown>;
+
+/**
+ * `call` asks the provider for one vector a text, at most `batch` texts at a time.
+ * `embed` rejects with an Error that says what the provider got wrong.
+ */
+export function createRemoteEncoder(spec: EncoderSpec, batch: number, call: RemoteCall): Encoder {
+  const embedBatch = async (
+    texts: readonly string[],
+    signal: AbortSignal | undefined,
+    region: string | undefined,
+  ) => {
+    const parsed = vectorsSchema.safeParse(await abortable(call(texts, signal, region), signal));
+    if (!parsed.success) throw new Error(`${spec.id} did not answer with one vector a text`);
+    if (parsed.data.length !== texts.length) {
+      throw new Error(`${spec.id} answered ${parsed.data.length} vectors for ${texts.length} texts`);
+    }
+    return parsed.data.map((vector) => {
+      if (vector.length !== spec.dimensions) {
+        throw new Error(`${spec.id} answered ${vector.length} dimensions, not ${spec.dimensions}`);
+      }
+      return normalise(Float32Array.from(vector));
+    });
+  };
+  return {
+    spec,
+    async embed(texts, signal, region) {
+      signal?.throwIfAborted();
+      const vectors: Float32Array[] = texts.map(() => new Float32Array(spec.dimensions));
+      const filled = texts.flatMap((text, index) => (text.trim() === '' ? [] : [index]));
+      for (let start = 0; start < filled.length; start += batch) {
+        const indices = filled.slice(start, start + batch);
+        const answered = await embedBatch(
+          indices.map((index) => texts[index]!.slice(0, EMBED_CHARS_MAX)),
+          signal,
+          region,
+        );
+        indices.forEach((index, i) => {
+          vectors[index] = answered[i]!;
+        });
+      }
+      return vectors;
+    },
+  };
+}
+
+/** Rejects as soon as `signal` aborts, for providers whose client does not. */
+async function abortable<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (signal === undefined) return await work;
+  let abort: (() => void) | undefined;
+  const aborted = new Promise<never>((_resolve, reject) => {
+    abort = () => reject(signal.reason);
+    signal.addEventListener('abort', abort, { once: true });
+  });
+  try {
+    return await Promise.race([work, aborted]);
+  } finally {
+    signal.removeEventListener('abort', abort!);
+  }
+}
+
+/*
+ * The full encoder on the backends: `POST /v1/embeddings` in the OpenAI wire format, through the same pool as
+ * completions. It is another process there: a stopped encoder says nothing of the completions, nor the reverse.
+ */
+
+const answerSchema = z.looseObject({ data: z.array(z.looseObject({ embedding: z.array(z.number()) })) });
+const nothing = () => {};
+
+/** @throws Error when no backend has an encoder, or backends have different ones: their vectors would not compare. */
+async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 'call'>): Promise<Encoder> {
+  const answers = await backends.askAll('/v1/encoders', EMBEDDINGS.timeout_ms, nothing);
+  const entries = answers.flatMap((answer) => encoderListSchema.parse(answer).data);
+  const [first] = entries;
+  if (first === undefined)
+    throw new Error('no backend has an encoder: maskroute model pull all-minilm-l6-v2');
+  const other = entries.find((entry) => !sameEncoder(entry.encoder, first.encoder));
+  if (other !== undefined) throw new Error('the backends have different encoders');
+  const { id: model, encoder: spec } = first;
+  return createRemoteEncoder(spec, EMBEDDINGS.batch, async (texts, signal, region) => {
+    const called = await backends.call({
+      request: {
+        path: '/v1/embeddings',
+        requestId: `edge_${crypto.randomUUID()}`,
+        tenant: '',
+        body: JSON.stringify({ model, input: texts, encoding_format: 'float' }),
+      },
+      purpose: { kind: 'aside', region },
+      time: { timeout_ms: EMBEDDINGS.timeout_ms, isFullTime: false },
+      retries: { left: RETRIES_MAX },
+      signal: signal ?? new AbortController().signal,
+      hold: nothing,
+    });
+    if (called.kind === 'error') throw called.error;
+    const { response } = called;
+    const text = await readAnswer(response, EMBEDDINGS.bytesMax);
+    if (!response.ok) throw new Error(`the backend answered ${response.status}: ${text.slice(0, 200)}`);
+    return answerSchema.parse(JSON.parse(text)).data.map(({ embedding }) => embedding);
+  });
+}
+
+/*
+ * The full encoder through Hugging Face: the hub's inference providers, or a dedicated endpoint or
+ * text-embeddings-inference server when `HF_ENDPOINT_URL` is set.
+ */
+
+/** What text-embeddings-inference takes in one call by default. */
+const BATCH = 32;
+
+type HuggingFaceConfig = Pick<
+  Config,
+  'HF_TOKEN' | 'HF_MODEL' | 'HF_REVISION' | 'HF_POOLING' | 'HF_DIMENSIONS' | 'HF_ENDPOINT_URL'
+>;
+
+async function createHuggingFaceEncoder(config: HuggingFaceConfig): Promise<Encoder> {
+  // Its client is large; an isolate that does not use it does not start slower for it.
+  const { InferenceClient } = await import('@huggingface/inference');
+  const client = new InferenceClient(config.HF_TOKEN);
+  const target =
+    config.HF_ENDPOINT_URL === undefined
+      ? ({ model: config.HF_MODEL, provider: 'hf-inference' } as const)
+      : ({ endpointUrl: config.HF_ENDPOINT_URL } as const);
+  return createRemoteEncoder(
+    {
+      id: config.HF_MODEL,
+      revision: config.HF_REVISION,
+      pooling: config.HF_POOLING,
+      dimensions: config.HF_DIMENSIONS,
+    },
+    BATCH,
+    async (texts, signal) =>
+      await client.featureExtraction(
+        { ...target, inputs: [...texts] },
+        // A refused or slow call goes dense at once: the request in front of it waits.
+        { retry_on_error: false, ...(signal === undefined ? {} : { signal }) },
+      ),
+  );
+}
+
+/* The full encoder through the Workers AI binding. Mean and CLS pooling give incompatible vectors: it is named. */
+
+const MODEL = '@cf/baai/bge-small-en-v1.5';
+const DIMENSIONS = 384;
+/** Texts that the model takes in one call. */
+const WORKERS_AI_BATCH = 100;
+
+const workersAiAnswerSchema = z.looseObject({ data: z.array(z.array(z.number())) });
+
+function createWorkersAiEncoder(ai: TextEmbeddingBinding): Encoder {
+  return createRemoteEncoder(
+    // Workers AI does not version the model; its name is all that can be pinned.
+    { id: MODEL, revision: 'workers-ai', pooling: 'cls', dimensions: DIMENSIONS },
+    WORKERS_AI_BATCH,
+    async (texts, signal) =>
+      workersAiAnswerSchema.parse(await ai.run(MODEL, { text: texts, pooling: 'cls' }, signal && { signal }))
+        .data,
+  );
+}
+
+/*
+ * Vectors of texts that were embedded before, by the hash of what is embedded: a conversation's first message comes
+ * again with every turn, and a remote encoder is not asked for it twice. Bounded, and gone with the isolate.
+ */
+
+/** The same vectors as `encoder`'s. What fails is not kept. */
+export function cached(encoder: Encoder, vectorsMax = VECTORS_MAX): Encoder {
+  const vectors = new LRUCache<string, Float32Array>({ max: vectorsMax });
+  return {
+    spec: encoder.spec,
+    async embed(texts, signal, region) {
+      signal?.throwIfAborted();
+      const keys = texts.map((text) => sha256Hex(text.slice(0, EMBED_CHARS_MAX)));
+      const found = keys.map((key) => vectors.get(key));
+      const missing = [...new Map(keys.map((key, index) => [key, index])).values()].filter(
+        (index) => found[index] === undefined,
+      );
+      const made =
+        missing.length === 0
+          ? []
+          : await encoder.embed(
+              missing.map((i) => texts[i]!),
+              signal,
+              region,
+            );
+      const fresh = new Map(missing.map((index, i) => [keys[index]!, made[i]!]));
+      for (const [key, vector] of fresh) vectors.set(key, vector);
+      // Copies: a caller that changes its vector must not change the next one's.
+      return keys.map((key, index) => (found[index] ?? fresh.get(key))!.slice());
+    },
+  };
 }

@@ -4,7 +4,7 @@
  */
 import { LRUCache } from 'lru-cache';
 import type { ApiKeyKind } from '../../shared/admin/admin-wire.ts';
-import type { RoutingPolicy } from '../../shared/embedding/route-text.ts';
+import type { RoutingPolicy } from '../../shared/embedding/encoder.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { randomHex, sha256Hex } from '../base/secrets.ts';
 import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
@@ -73,8 +73,8 @@ export function createApiKeys(
 ): ApiKeys {
   const cache = new SwrCache('API keys', find, KEYS, { health });
   /**
-   * Of keys that were let in lately, so that one that comes again is not hashed again. Whether a key is valid is asked
-   * of its hash every time. The runtime finds strings by a seeded hash, so a guess learns nothing from the time.
+   * The hashes of keys that were let in lately, so that a key is hashed once. Whether it is valid is asked of its hash
+   * every time. The runtime finds strings by a seeded hash, so a guess learns nothing from the time.
    */
   const hashes = new LRUCache<string, string>({ max: KEY_HASHES_MAX });
   const hashOf = (key: string): string => hashes.get(key) ?? sha256Hex(key);

@@ -1,14 +1,15 @@
 /**
- * Tenants' budgets, from the side of a request: reserve before, settle after. One Durable Object a tenant keeps the
- * books. There is one in the world, and it runs one request at a time, which is what makes a budget exact. When it can't
- * be reached nobody knows what is left, and the request is refused.
+ * What a tenant may use: its budget, and how much it may send at once. A request reserves tokens before it runs and settles
+ * after. One Durable Object a tenant keeps the books. There is one in the world, and it runs one request at a time, which is
+ * what makes a budget exact. When it can't be reached nobody knows what is left, and the request is refused.
  */
 import { DurableObject } from 'cloudflare:workers';
+import { LRUCache } from 'lru-cache';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { log, reasonOf } from '../base/log.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
 import { withDeadline } from '../base/waiting.ts';
 import type { BudgetLimits } from '../db/tenant-rows.ts';
-import { BUDGET, RETRY_AFTER_s } from '../limits.ts';
+import { BUDGET, BURST, RETRY_AFTER_s } from '../limits.ts';
 import { BUDGET_UNITS, type BudgetState, Ledger, type ReserveAnswer, type ReserveRequest } from './ledger.ts';
 
 /** What a request may cost, see `ReserveRequest`. */
@@ -127,4 +128,62 @@ function rateLimitHeaders(states: readonly BudgetState[]): Record<string, string
     headers[`x-ratelimit-reset-${unit}`] = `${Math.ceil(least.resetsAfter_ms / 1000)}s`;
   }
   return headers;
+}
+
+/*
+ * A ceiling for everybody, with budgets or without: what one caller may send at once, so that it cannot take everything
+ * from the others. The platform counts, a location for itself and not to the last request.
+ */
+
+export interface BurstLimit {
+  /** Undefined when there is nothing to wait for. @throws MaskrouteError `rate_limit_exceeded`. */
+  enter(who: string): Promise<void> | undefined;
+}
+
+/** What this isolate let in of one caller, and a head start. */
+type Seen = { count: number; refused: boolean };
+
+/**
+ * `binding` is asked once for `askedEvery` requests, so that its limit counts so many at a time. A caller that it refused
+ * last is asked about at every request. Chance says at which of the first requests an isolate asks: if all isolates
+ * asked at the first, a caller with few requests in many isolates would be counted for many. A binding that is absent
+ * or can't be asked lets everybody in: it holds off bursts, and whoever must not pass a limit has a budget.
+ */
+export function createBurstLimit(
+  binding: Pick<RateLimit, 'limit'> | undefined,
+  what: string,
+  askedEvery: number,
+  random: () => number = Math.random,
+): BurstLimit {
+  const seen = new LRUCache<string, Seen>({ max: BURST.callersMax });
+
+  const seenOf = (who: string): Seen => {
+    const known = seen.get(who);
+    if (known !== undefined) return known;
+    const first = { count: Math.floor(random() * askedEvery), refused: false };
+    seen.set(who, first);
+    return first;
+  };
+
+  const ask = async (limiter: Pick<RateLimit, 'limit'>, who: string, of: Seen): Promise<void> => {
+    const { success } = await limiter.limit({ key: who }).catch((error: unknown) => {
+      log('warn', 'burst_limit_unreachable', { who, reason: reasonOf(error) });
+      return { success: true };
+    });
+    if (!success && !of.refused) log('warn', 'burst_refused', { who });
+    of.refused = !success;
+    if (success) return;
+    throw new MaskrouteError('rate_limit_exceeded', `${what} at once: wait ${BURST.window_s} s.`, {
+      retryAfter_s: BURST.window_s,
+    });
+  };
+
+  return {
+    enter(who) {
+      if (binding === undefined) return undefined;
+      const of = seenOf(who);
+      const isDue = ++of.count % askedEvery === 0;
+      return isDue || of.refused ? ask(binding, who, of) : undefined;
+    },
+  };
 }

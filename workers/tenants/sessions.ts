@@ -102,37 +102,22 @@ export function createSessions(
   };
   return {
     async issue(actor, { keySha256, grant }) {
-      const issuedAt_ms = Date.now();
-      const expiresAt_s = Math.floor(issuedAt_ms / 1000) + SESSION_LIFETIME_s;
-      const csrf = randomHex(CSRF_RANDOM_BYTES);
-      const id = randomHex(ID_RANDOM_BYTES);
+      const now_ms = Date.now();
       const payload = {
-        jti: id,
+        jti: randomHex(ID_RANDOM_BYTES),
         sub: actor,
         key: keySha256,
         grant,
-        csrf,
-        iat_ms: issuedAt_ms,
-        exp: expiresAt_s,
+        csrf: randomHex(CSRF_RANDOM_BYTES),
+        iat_ms: now_ms,
+        exp: Math.floor(now_ms / 1000) + SESSION_LIFETIME_s,
       };
-      const token = await sign(payload, secrets[0]!, 'HS256');
-      return { token, claims: { id, actor, keySha256, grant, csrf, issuedAt_ms, expiresAt_s } };
+      return { token: await sign(payload, secrets[0]!, 'HS256'), claims: claimsOf(payload) };
     },
     async verify(token) {
       try {
-        const payload = payloadSchema.parse(
-          await Promise.any(secrets.map((one) => verify(token, one, 'HS256'))),
-        );
-        const {
-          jti: id,
-          sub: actor,
-          key: keySha256,
-          grant,
-          csrf,
-          iat_ms: issuedAt_ms,
-          exp: expiresAt_s,
-        } = payload;
-        return { id, actor, keySha256, grant, csrf, issuedAt_ms, expiresAt_s };
+        const payload = await Promise.any(secrets.map((one) => verify(token, one, 'HS256')));
+        return claimsOf(payloadSchema.parse(payload));
       } catch (error) {
         throw hasEnded(error);
       }
@@ -165,6 +150,19 @@ export function createSessions(
     noteEndOfAll: (actor, endedAt_ms) => note(keySubject(actor), endedAt_ms),
   };
 }
+
+const claimsOf = ({
+  jti,
+  sub,
+  key,
+  grant,
+  csrf,
+  iat_ms,
+  exp,
+}: z.output<typeof payloadSchema>): SessionClaims => ({
+  ...{ id: jti, actor: sub, keySha256: key, grant, csrf },
+  ...{ issuedAt_ms: iat_ms, expiresAt_s: exp },
+});
 
 const hasEnded = (cause?: unknown): MaskrouteError =>
   new MaskrouteError('invalid_session', 'The session has ended. Log in again.', { cause });

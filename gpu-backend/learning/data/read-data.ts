@@ -5,7 +5,7 @@
  */
 import { basename } from 'node:path';
 import { z } from 'zod';
-import { chatRouteText, completionRouteText } from '../../../shared/embedding/route-text.ts';
+import { chatRouteText, completionRouteText } from '../../../shared/embedding/encoder.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageText } from '../../../shared/wire/openai.ts';
 import { check } from '../../../shared/wire/parse-body.ts';

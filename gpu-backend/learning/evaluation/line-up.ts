@@ -1,8 +1,7 @@
 /** Who competes: dense, each mask set with its N masks and its one mask, and the static methods at each sparsity. */
 import type { Mask, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { denseMask, withSurrogates } from '../../../shared/mask/mask.ts';
-import type { MaskSet } from '../../../shared/mask/mask-set.ts';
-import { maskSetVersion } from '../../../shared/mask/mask-set.ts';
+import { type MaskSet, maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { type BlockCounts, countsOf, skipCountFor } from '../search/budget.ts';
 import type { Orders } from './baselines/search-orders.ts';
 import type { Removal } from './baselines/static-orders.ts';

@@ -150,7 +150,7 @@ function sharedValues(
   };
 }
 
-export const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
+const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
 
 /** The residual stream with the last block's output added, and its RMS norm: one node. */
 export function addAndNormalize(

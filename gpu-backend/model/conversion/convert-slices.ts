@@ -9,8 +9,7 @@ import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { tensorType } from '../formats/dequantize.ts';
 import { matrixInFile, matrixInMemory } from '../formats/tensor-parts.ts';
 import type { WeightSource } from '../model-source.ts';
-import type { FromConversion, ToConversion } from './conversion-thread.ts';
-import { convertSlice, type Slice, sliceBytes } from './slice.ts';
+import { convertSlice, type FromConversion, type Slice, sliceBytes, type ToConversion } from './slice.ts';
 
 /** A slice of the tensor of that name. */
 export type Job = { readonly name: string; readonly slice: Slice };
@@ -20,7 +19,7 @@ const MEMORY_BYTES_MAX = 1.5 * 2 ** 30;
 /** Less is done before a thread has started. */
 const THREADS_FROM_WEIGHTS = 2 ** 24;
 
-export type ConversionOptions = {
+type ConversionOptions = {
   /** As many as there are processors, if memory allows it and it is worth it. */
   readonly threads?: number | undefined;
   /** Gets how many weights are done; when it throws, the work ends. */
@@ -69,7 +68,7 @@ async function inThreads(
 ): Promise<void> {
   const workers = Array.from(
     { length: Math.min(count, jobs.length) },
-    () => new Worker(new URL('./conversion-thread.ts', import.meta.url)),
+    () => new Worker(new URL('./slice.ts', import.meta.url)),
   );
   let next = 0;
   try {

@@ -2,8 +2,11 @@
  * From rows of a file's matrix to bytes of the weights file: rotated, rounded, packed, written in their place. A slice of a
  * matrix is plain data, so that any thread can do it, and what comes out does not depend on how a matrix is cut.
  */
+import { parentPort } from 'node:worker_threads';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { rotateColumns, rotateRows, scaleColumns } from '../architectures/rotation.ts';
-import { COLUMNS_UNIT, type MatrixParts } from '../formats/tensor-parts.ts';
+import { COLUMNS_UNIT, type MatrixParts, matrixInFile } from '../formats/tensor-parts.ts';
+import type { TensorPlace } from '../model-source.ts';
 import { packRows, type QuantForm, roundRows } from '../quantization/quantize.ts';
 import { writeAt } from '../weights-file.ts';
 
@@ -101,3 +104,42 @@ export const sliceBytes = ({ rows, columns, turn }: Slice, source_bytesPerWeight
   turn.kind === 'writes'
     ? rows * columns * (source_bytesPerWeight + 2) + 3 * 4 * TILE_WEIGHTS
     : rows * columns * (source_bytesPerWeight + 4 + 2);
+
+/* This file is also a thread that converts slices, one after the other. */
+
+export type ToConversion = {
+  readonly slice: Slice;
+  readonly place: TensorPlace;
+  /** Of the weights file. */
+  readonly descriptor: number;
+};
+
+export type FromConversion =
+  | { readonly kind: 'done' }
+  | {
+      readonly kind: 'failed';
+      readonly message: string;
+      /** Of a `MaskrouteError`. */
+      readonly code: string | undefined;
+      /** Of a system's error, such as `ENOSPC`. */
+      readonly errno: string | undefined;
+    };
+
+if (import.meta.main) {
+  parentPort!.on('message', async ({ slice, place, descriptor }: ToConversion) => {
+    let answer: FromConversion = { kind: 'done' };
+    try {
+      await convertSlice(slice, matrixInFile(place), descriptor);
+    } catch (error) {
+      const { message, code } = error as NodeJS.ErrnoException;
+      const isOurs = error instanceof MaskrouteError;
+      answer = {
+        kind: 'failed',
+        message,
+        code: isOurs ? error.code : undefined,
+        errno: isOurs ? undefined : code,
+      };
+    }
+    parentPort!.postMessage(answer);
+  });
+}

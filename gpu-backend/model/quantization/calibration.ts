@@ -8,8 +8,7 @@ import type { Basis, Matrix } from '../architectures/rotation.ts';
 import type { LayerMatrices, LayerProduct } from '../matrices.ts';
 import type { WeightSource } from '../model-source.ts';
 import { quantizeWithFeedback } from './error-feedback.ts';
-import type { LayerSteps } from './layer-steps.ts';
-import type { Products } from './products.ts';
+import type { LayerSteps, Products } from './layer-steps.ts';
 import { dequantize, type QuantCodes, type QuantForm } from './quantize.ts';
 
 /** Tokens of one run: their activations fit the cache, and the runtime keeps busy. */
@@ -21,7 +20,7 @@ export type CalibrationText = {
   readonly sequenceTokens: number;
 };
 
-export type CalibrationState = {
+type CalibrationState = {
   readonly steps: LayerSteps;
   readonly products: Products;
   /** How often blocks are visited again. */
@@ -155,7 +154,7 @@ export function shrink(a: Float64Array, b: Float64Array, K: number): Float64Arra
       apart += (inA - inB) ** 2;
     }
   }
-  // The variance of a half is half of that of the difference, and that of both together half of that.
+  // Halves vary half as much as their difference, and both together half as much as a half.
   const chance = apart / 4;
   const chanceShare = common > 0 ? chance / (common + chance) : 1;
   const { least, perChance, most } = SHRINKING;

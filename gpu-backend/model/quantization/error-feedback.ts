@@ -11,13 +11,13 @@
  * Limits: N·K² multiply-adds a pass in the runtime, N·K·blockSize·3 here; K³/6 for R. H and R take 16·K² bytes.
  */
 import type { Matrix } from '../architectures/rotation.ts';
-import type { Products } from './products.ts';
+import type { Products } from './layer-steps.ts';
 import { blocksOf, checkForm, type QuantCodes, type QuantForm } from './quantize.ts';
 
 /** Share of the mean second moment that is added to each input's: what few texts do not show is not free. */
 const DAMPING = 0.01;
 
-export type FeedbackOptions = {
+type FeedbackOptions = {
   /** `[K, K]`, symmetric. */
   readonly moments: Float64Array;
   readonly form: QuantForm;
@@ -73,7 +73,7 @@ async function firstVisit(
   const from = block * B;
   const rows = upperRows(factor, K, from, B);
   const feedback = await products.multiply(work.errors, rows, K);
-  const solver = blockSolver(form, columnsOf(rows, K, from, B));
+  const solver = new BlockSolver(form, columnsOf(rows, K, from, B));
   const target = new Float64Array(B);
   for (let row = 0; row < outputs; row++) {
     const at = row * K + from;
@@ -99,7 +99,7 @@ async function visitAgain(
   const from = block * B;
   const rows = Float32Array.from(moments.subarray(from * K, (from + B) * K));
   const gradient = await products.multiply(work.errors, rows, K);
-  const solver = blockSolver(form, upperFactor(columnsOf(rows, K, from, B), B));
+  const solver = new BlockSolver(form, upperFactor(columnsOf(rows, K, from, B), B));
   const target = new Float64Array(B);
   for (let row = 0; row < outputs; row++) {
     const at = row * K + from;
@@ -131,38 +131,84 @@ function keep(
   }
 }
 
-type Grid = { readonly scale: number; readonly zeroPoint: number };
-type BlockSolver = {
-  /** Of the block's factor, and the factor with rows divided by it. */
-  readonly diagonal: Float64Array;
-  readonly unit: Float64Array;
-  readonly best: { readonly codes: Uint8Array; scale: number; zeroPoint: number; error: number };
-  /** Finds codes, scale and zero point for `target`, and leaves them in `best`. */
-  solve(target: Float64Array): void;
-  /** The same from codes that are there already, at `at`: on their grid, and with another scale. Never worse. */
-  improve(target: Float64Array, codes: Uint8Array, at: number, grid: Grid): void;
-  /** values ← (RᵀR)⁻¹·values. */
-  applyInverse(values: Float64Array): void;
-};
-
 /** Widths of the grids that are tried, in units of the block's range. */
 const WIDTHS = [1, 0.94, 0.88, 0.82, 0.76, 0.7];
 /** How many of them are tried with feedback inside the block. */
 const FINALISTS = 2;
 
-/** Minimizes ‖R·(target − q)‖² over a block's codes; `factor` is R `[B, B]`. */
-function blockSolver({ bits, blockSize: B }: QuantForm, factor: Float64Array): BlockSolver {
-  const most = 2 ** bits - 1;
-  const diagonal = Float64Array.from({ length: B }, (_, j) => factor[j * B + j]!);
-  const unit = factor.map((value, i) => value / diagonal[Math.floor(i / B)]!);
-  const weight = diagonal.map((value) => value * value);
-  const errors = new Float64Array(B);
-  const tried = new Uint8Array(B);
-  const best = { codes: new Uint8Array(B), scale: 0, zeroPoint: 0, error: 0 };
-  const grids = Array.from({ length: 2 * WIDTHS.length }, () => ({ scale: 0, zeroPoint: 0, error: 0 }));
+type Grid = { readonly scale: number; readonly zeroPoint: number };
+
+/** Minimizes ‖R·(target − q)‖² over a block's codes, one target after the other. */
+class BlockSolver {
+  /** Of R, and R with its rows divided by it. */
+  readonly diagonal: Float64Array;
+  readonly unit: Float64Array;
+  /** What was found last. */
+  readonly best: { readonly codes: Uint8Array; scale: number; zeroPoint: number; error: number };
+  readonly #size: number;
+  readonly #mostCode: number;
+  readonly #factor: Float64Array;
+  readonly #weight: Float64Array;
+  readonly #errors: Float64Array;
+  readonly #tried: Uint8Array;
+  readonly #grids = Array.from({ length: 2 * WIDTHS.length }, () => ({ scale: 0, zeroPoint: 0, error: 0 }));
+
+  /** `factor` is R `[B, B]`. */
+  constructor({ bits, blockSize: B }: QuantForm, factor: Float64Array) {
+    const diagonal = Float64Array.from({ length: B }, (_, j) => factor[j * B + j]!);
+    this.diagonal = diagonal;
+    this.unit = factor.map((value, i) => value / diagonal[Math.floor(i / B)]!);
+    this.best = { codes: new Uint8Array(B), scale: 0, zeroPoint: 0, error: 0 };
+    this.#size = B;
+    this.#mostCode = 2 ** bits - 1;
+    this.#factor = factor;
+    this.#weight = diagonal.map((value) => value * value);
+    this.#errors = new Float64Array(B);
+    this.#tried = new Uint8Array(B);
+  }
+
+  /** Finds codes, scale and zero point for `target`, and leaves them in `best`. */
+  solve(target: Float64Array): void {
+    this.best.error = Number.POSITIVE_INFINITY;
+    this.#listGrids(target);
+    for (let i = 0; i < FINALISTS; i++) {
+      const { scale, zeroPoint } = this.#nextGrid();
+      this.#attempt(target, scale, zeroPoint);
+    }
+    this.#attemptFitted(target);
+  }
+
+  /** The same from codes that are there already, at `at`: on their grid, and with another scale. Never worse. */
+  improve(target: Float64Array, codes: Uint8Array, at: number, { scale, zeroPoint }: Grid): void {
+    const { best } = this;
+    best.error = this.#errorOf(target, codes, at, scale, zeroPoint);
+    best.codes.set(codes.subarray(at, at + this.#size));
+    best.scale = scale;
+    best.zeroPoint = zeroPoint;
+    this.#attempt(target, scale, zeroPoint);
+    this.#attemptFitted(target);
+  }
+
+  /** values ← (RᵀR)⁻¹·values. */
+  applyInverse(values: Float64Array): void {
+    const { diagonal } = this;
+    const [B, factor] = [this.#size, this.#factor];
+    for (let j = 0; j < B; j++) {
+      values[j]! /= diagonal[j]!;
+      for (let i = j + 1; i < B; i++) values[i]! -= factor[j * B + i]! * values[j]!;
+    }
+    for (let j = B - 1; j >= 0; j--) {
+      let value = values[j]!;
+      for (let i = j + 1; i < B; i++) value -= factor[j * B + i]! * values[i]!;
+      values[j] = value / diagonal[j]!;
+    }
+  }
 
   /** Nearest plane on one grid; takes its place as the best. Gives up once it is worse. */
-  const attempt = (target: Float64Array, scale: number, zeroPoint: number): void => {
+  #attempt(target: Float64Array, scale: number, zeroPoint: number): void {
+    const { best, unit } = this;
+    const [B, most, weight] = [this.#size, this.#mostCode, this.#weight];
+    const [errors, tried] = [this.#errors, this.#tried];
     const inverse = 1 / scale;
     let error = 0;
     for (let j = B - 1; j >= 0; j--) {
@@ -181,53 +227,17 @@ function blockSolver({ bits, blockSize: B }: QuantForm, factor: Float64Array): B
     best.scale = scale;
     best.zeroPoint = zeroPoint;
     best.error = error;
-  };
+  }
 
-  /** The error of plain rounding, columns apart. */
-  const estimate = (target: Float64Array, scale: number, zeroPoint: number): number => {
-    const inverse = 1 / scale;
-    let error = 0;
-    for (let j = 0; j < B; j++) {
-      let code = Math.round(target[j]! * inverse) + zeroPoint;
-      code = code < 0 ? 0 : Math.min(most, code);
-      const off = target[j]! - (code - zeroPoint) * scale;
-      error += weight[j]! * off * off;
-    }
-    return error;
-  };
-
-  const listGrids = (target: Float64Array): void => {
-    let low = target[0]!;
-    let high = low;
-    for (let j = 1; j < B; j++) {
-      if (target[j]! < low) low = target[j]!;
-      if (target[j]! > high) high = target[j]!;
-    }
-    const span = high - low || Math.abs(high) || 1e-12;
-    const middle = (low + high) / 2;
-    WIDTHS.forEach((width, i) => {
-      const scale = Math.fround((span * width) / most);
-      const zero = most / 2 - middle / scale;
-      for (const side of [0, 1]) {
-        const zeroPoint = Math.max(0, Math.min(most, Math.floor(zero) + side));
-        const grid = grids[2 * i + side]!;
-        grid.scale = scale;
-        grid.zeroPoint = zeroPoint;
-        grid.error = estimate(target, scale, zeroPoint);
-      }
-    });
-  };
-
-  /** The grid with the least estimate, which is then out of the race. */
-  const nextGrid = (): Grid => {
-    let least = grids[0]!;
-    for (const grid of grids) if (grid.error < least.error) least = grid;
-    least.error = Number.POSITIVE_INFINITY;
-    return least;
-  };
+  #attemptFitted(target: Float64Array): void {
+    const scale = this.#fittedScale(target);
+    if (scale !== 0) this.#attempt(target, scale, this.best.zeroPoint);
+  }
 
   /** The scale that fits the best codes: <Ru, Rt> / <Ru, Ru>, u = codes − zero point. */
-  const fittedScale = (target: Float64Array): number => {
+  #fittedScale(target: Float64Array): number {
+    const { best, unit } = this;
+    const [B, weight] = [this.#size, this.#weight];
     let [dot, square] = [0, 0];
     for (let j = 0; j < B; j++) {
       let [u, t] = [0, 0];
@@ -239,20 +249,58 @@ function blockSolver({ bits, blockSize: B }: QuantForm, factor: Float64Array): B
       square += weight[j]! * u * u;
     }
     return square === 0 ? 0 : Math.fround(dot / square);
-  };
+  }
 
-  const attemptFitted = (target: Float64Array): void => {
-    const scale = fittedScale(target);
-    if (scale !== 0) attempt(target, scale, best.zeroPoint);
-  };
+  /** Grids over the target's range, each with its estimate. */
+  #listGrids(target: Float64Array): void {
+    const most = this.#mostCode;
+    let low = target[0]!;
+    let high = low;
+    for (let j = 1; j < this.#size; j++) {
+      if (target[j]! < low) low = target[j]!;
+      if (target[j]! > high) high = target[j]!;
+    }
+    const span = high - low || Math.abs(high) || 1e-12;
+    const middle = (low + high) / 2;
+    WIDTHS.forEach((width, i) => {
+      const scale = Math.fround((span * width) / most);
+      const zero = most / 2 - middle / scale;
+      for (const side of [0, 1]) {
+        const zeroPoint = Math.max(0, Math.min(most, Math.floor(zero) + side));
+        const grid = this.#grids[2 * i + side]!;
+        grid.scale = scale;
+        grid.zeroPoint = zeroPoint;
+        grid.error = this.#estimate(target, scale, zeroPoint);
+      }
+    });
+  }
 
-  const errorOf = (
-    target: Float64Array,
-    codes: Uint8Array,
-    at: number,
-    scale: number,
-    zeroPoint: number,
-  ): number => {
+  /** The grid with the least estimate, which is then out of the race. */
+  #nextGrid(): Grid {
+    let least = this.#grids[0]!;
+    for (const grid of this.#grids) if (grid.error < least.error) least = grid;
+    least.error = Number.POSITIVE_INFINITY;
+    return least;
+  }
+
+  /** The error of plain rounding, columns apart. */
+  #estimate(target: Float64Array, scale: number, zeroPoint: number): number {
+    const [B, most, weight] = [this.#size, this.#mostCode, this.#weight];
+    const inverse = 1 / scale;
+    let error = 0;
+    for (let j = 0; j < B; j++) {
+      let code = Math.round(target[j]! * inverse) + zeroPoint;
+      code = code < 0 ? 0 : Math.min(most, code);
+      const off = target[j]! - (code - zeroPoint) * scale;
+      error += weight[j]! * off * off;
+    }
+    return error;
+  }
+
+  /** The error of codes that are there already. */
+  #errorOf(target: Float64Array, codes: Uint8Array, at: number, scale: number, zeroPoint: number): number {
+    const { unit } = this;
+    const [B, weight, errors] = [this.#size, this.#weight, this.#errors];
     let error = 0;
     for (let j = B - 1; j >= 0; j--) {
       errors[j] = target[j]! - (codes[at + j]! - zeroPoint) * scale;
@@ -261,41 +309,7 @@ function blockSolver({ bits, blockSize: B }: QuantForm, factor: Float64Array): B
       error += weight[j]! * off * off;
     }
     return error;
-  };
-
-  return {
-    diagonal,
-    unit,
-    best,
-    solve(target) {
-      best.error = Number.POSITIVE_INFINITY;
-      listGrids(target);
-      for (let i = 0; i < FINALISTS; i++) {
-        const { scale, zeroPoint } = nextGrid();
-        attempt(target, scale, zeroPoint);
-      }
-      attemptFitted(target);
-    },
-    improve(target, codes, at, { scale, zeroPoint }) {
-      best.error = errorOf(target, codes, at, scale, zeroPoint);
-      best.codes.set(codes.subarray(at, at + B));
-      best.scale = scale;
-      best.zeroPoint = zeroPoint;
-      attempt(target, scale, zeroPoint);
-      attemptFitted(target);
-    },
-    applyInverse(values) {
-      for (let j = 0; j < B; j++) {
-        values[j]! /= diagonal[j]!;
-        for (let i = j + 1; i < B; i++) values[i]! -= factor[j * B + i]! * values[j]!;
-      }
-      for (let j = B - 1; j >= 0; j--) {
-        let value = values[j]!;
-        for (let i = j + 1; i < B; i++) value -= factor[j * B + i]! * values[i]!;
-        values[j] = value / diagonal[j]!;
-      }
-    },
-  };
+  }
 }
 
 /** H + λ·I, λ a share of the mean diagonal. An input that never was anything but 0 keeps a moment. */

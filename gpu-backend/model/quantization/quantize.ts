@@ -29,7 +29,7 @@ export type QuantCodes = QuantForm & {
 };
 
 /** As the graph reads them. */
-export type QuantizedRows = {
+type QuantizedRows = {
   /** `[rows, blocks, blockSize·bits/8]`; with 4 bits the even input sits in the low half. */
   readonly values: Uint8Array;
   /** `[rows, blocks]`. */

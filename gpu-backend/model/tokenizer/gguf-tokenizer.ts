@@ -5,7 +5,7 @@
 import { numberArray, readVocabulary, stringArray, TOKEN_TYPES, type Vocabulary } from '../formats/gguf.ts';
 import type { GgufValue } from '../formats/gguf-header.ts';
 import { corruptModel, quoted, unsupportedModel } from '../model-source.ts';
-import { type PreTokenizerJson, preTokenizerJson, preTokenizerKind } from './pre-tokenizers.ts';
+import { type PreTokenizerJson, preTokenizerJson, preTokenizerKind } from './text-pieces.ts';
 
 /** What goes into the store beside the graph. */
 export type ImportedTokenizer = {

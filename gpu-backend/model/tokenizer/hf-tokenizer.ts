@@ -11,7 +11,7 @@ import {
 } from '../model-source.ts';
 import type { ImportedTokenizer } from './gguf-tokenizer.ts';
 import { isEndOfAnswerName } from './gguf-tokenizer.ts';
-import { byteLevelOnly, GPT2_PATTERN, splitPattern } from './pre-tokenizers.ts';
+import { byteLevelOnly, GPT2_PATTERN, splitPattern } from './text-pieces.ts';
 import { vocabularyOf } from './token-bytes.ts';
 import { createTokenizer, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer.ts';
 

@@ -14,14 +14,14 @@ import type { ToolFormat } from './tool-format.ts';
 
 export type { TextJob };
 
-export type TextCall = {
+type TextCall = {
   readonly tenant: string;
   readonly signal: AbortSignal;
   /** Tokens that were made for the call so far, kept up to date, also when it fails: what it has cost. */
   readonly spent: { tokens: number };
 };
 
-export type EncodedText =
+type EncodedText =
   | { readonly type: 'encoded'; readonly prompts: readonly Int32Array[] }
   /** A prompt has more than `tokensMax` tokens. */
   | { readonly type: 'too_long' };

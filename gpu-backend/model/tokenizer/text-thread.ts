@@ -6,8 +6,7 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { type ErrorCode, MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { ChatMessage, Tool } from '../../../shared/wire/openai.ts';
-import type { ModelText, TextManifest } from './model-text.ts';
-import { openModelText } from './model-text.ts';
+import { type ModelText, openModelText, type TextManifest } from './model-text.ts';
 import type { TokenTable } from './token-bytes.ts';
 import type { ToolFormat } from './tool-format.ts';
 

@@ -7,7 +7,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
 import { type BytePairsJson, createBytePairs } from './byte-pairs.ts';
-import { createNormalizer, type Normalizer } from './normalizer.ts';
+import { createNormalizer, type Normalizer } from './text-pieces.ts';
 import type { TokenReader, TokenTable } from './token-bytes.ts';
 import { BYTE_NAMES, createTokenReader, tokenTable, vocabularyOf } from './token-bytes.ts';
 import { createUnigram, metaspaceCutter, type UnigramJson } from './unigram.ts';
@@ -53,7 +53,7 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   return createTokenizer(json, config);
 }
 
-export type AddedToken = {
+type AddedToken = {
   readonly id: number;
   readonly content: string;
   readonly special?: boolean;

@@ -130,7 +130,7 @@ function ofUnknown(
 
 /* How text is cut before: at white space that is dropped, and at spaces that begin words as U+2581. */
 
-export type MetaspaceJson = {
+type MetaspaceJson = {
   readonly type: string;
   readonly replacement?: string;
   readonly prepend_scheme?: string;

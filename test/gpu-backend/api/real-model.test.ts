@@ -9,7 +9,7 @@ import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { RunningBackend } from '../../../gpu-backend/main.ts';
 import { startBackend } from '../../../gpu-backend/main.ts';
-import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
 import { openModelText } from '../../../gpu-backend/model/tokenizer/model-text.ts';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import {

@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import type { RunningBackend } from '../../../gpu-backend/main.ts';
 import { startBackend } from '../../../gpu-backend/main.ts';
-import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
 import { testHome } from '../../support/installed-model.ts';
 import { BACKEND_KEY, collect } from './harness.ts';
 

@@ -1,7 +1,7 @@
 /** Calls out of text, however the text was cut into pieces. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { CallReader } from '../../../gpu-backend/api/tool-calls.ts';
+import { CallReader } from '../../../gpu-backend/api/answer.ts';
 import { PLAIN_FORMAT, type ToolFormat } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
 
 const { begin, middle, end } = PLAIN_FORMAT;

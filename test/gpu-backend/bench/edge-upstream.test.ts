@@ -3,8 +3,8 @@ import { once } from 'node:events';
 import { connect } from 'node:net';
 import { afterAll, expect, test } from 'vitest';
 import { startUpstream } from '../../../gpu-backend/bench/edge-peers.ts';
-import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/default-model.ts';
-import { readMaskSet } from '../../../gpu-backend/publication/artefact-files.ts';
+import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 
 const upstream = await startUpstream(await readMaskSet(`gpu-backend/presets/${DEFAULT_MODEL}/mask-set.json`));
 afterAll(() => upstream.stop());

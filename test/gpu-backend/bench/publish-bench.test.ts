@@ -1,7 +1,7 @@
 /** A small round of the bench: requests during publications, gradual ones and rollbacks; and what it would find. */
 import { describe, expect, test } from 'vitest';
 import { type Answer, benchPublish, type Change, isWrong } from '../../../gpu-backend/bench/publish-bench.ts';
-import { readMaskSet } from '../../../gpu-backend/publication/artefact-files.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 
 test('every answer names one version that was live, with its own mask, and none fails', async () => {
   const preset = await readMaskSet('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');

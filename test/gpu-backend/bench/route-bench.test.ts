@@ -1,7 +1,7 @@
 /** The bench of routing runs with every set that ships: also with those that need what a backend must serve. */
 import { expect, test } from 'vitest';
 import { benchRoute } from '../../../gpu-backend/bench/route-bench.ts';
-import { readMaskSet } from '../../../gpu-backend/publication/artefact-files.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 
 test('the preset is routed', async () => {
   const set = await readMaskSet('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');

@@ -13,7 +13,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
-import { openBackups, watchFile } from '../../../gpu-backend/dev/backups.ts';
+import { openBackups, watchFile } from '../../../gpu-backend/dev/local-database.ts';
 import { startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
 import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';

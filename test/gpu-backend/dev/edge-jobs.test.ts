@@ -12,9 +12,8 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
 import { openSchedules, type Schedules } from '../../../gpu-backend/jobs/schedules.ts';
-import { readMaskSet } from '../../../gpu-backend/publication/artefact-files.ts';
-import type { CreatedKey } from '../../../shared/admin/admin-wire.ts';
-import type { AuditEntry } from '../../../shared/admin/audit-wire.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
+import type { AuditEntry, CreatedKey } from '../../../shared/admin/admin-wire.ts';
 import {
   isFinished,
   type Job,

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { convertV4MiniflareOptions, Miniflare } from 'miniflare';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { applyMigrations } from '../../../gpu-backend/dev/migrations.ts';
+import { applyMigrations } from '../../../gpu-backend/dev/local-database.ts';
 
 let folder: string;
 let miniflare: Miniflare;

@@ -12,7 +12,7 @@ import { batchedLlamaGraph } from '../../../gpu-backend/model/architectures/batc
 import { llamaGraph } from '../../../gpu-backend/model/architectures/llama.ts';
 import { withExactProducts } from '../../../gpu-backend/model/architectures/projections.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE } from '../../../gpu-backend/model/emit.ts';
-import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-config.ts';
+import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-folder.ts';
 import { readStoredLlama } from '../../../gpu-backend/model/stored-llama.ts';
 import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
 import type { Graph } from '../../../gpu-backend/onnx/graph.ts';

@@ -1,8 +1,8 @@
 /** Grammars in their threads: who waits for whom, what is kept, and what becomes of a grammar that breaks its thread. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { SequenceGrammar } from '../../../gpu-backend/engine/grammar.ts';
-import type { GrammarSpec } from '../../../gpu-backend/grammar/grammar-spec.ts';
 import { schemaGrammar } from '../../../gpu-backend/grammar/json-schema.ts';
+import type { GrammarSpec } from '../../../gpu-backend/grammar/xgrammar.ts';
 import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
 import { type GrammarPlayer, openGrammarPlayer } from '../../support/grammar-player.ts';
 

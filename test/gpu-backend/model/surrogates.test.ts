@@ -10,9 +10,9 @@ import {
   withPresetSurrogates,
 } from '../../../gpu-backend/cli/models.ts';
 import { openRunner } from '../../../gpu-backend/engine/runner.ts';
-import type { SurrogateTable } from '../../../gpu-backend/model/surrogates.ts';
 import {
   readSurrogates,
+  type SurrogateTable,
   toFileBasis,
   toInstalledBasis,
   writeSurrogates,

@@ -3,7 +3,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { STATIC_TABLE_PATH } from '../../../gpu-backend/learning/data/encoders.ts';
-import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../gpu-backend/model/sources/resolve.ts';
 import { sha256OfFiles } from '../../../gpu-backend/model/store.ts';
 import { surrogatesIdOf } from '../../../gpu-backend/model/surrogates.ts';
 import { evaluationFiguresSchema } from '../../../shared/admin/stats-wire.ts';

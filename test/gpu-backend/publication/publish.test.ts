@@ -16,12 +16,12 @@ import {
   createAdminClient,
   listAll,
 } from '../../../gpu-backend/publication/admin-client.ts';
-import { readMaskSet } from '../../../gpu-backend/publication/artefact-files.ts';
 import {
   livePublication,
   parseSchedule,
   publicationHistory,
   publishMaskSet,
+  readMaskSet,
   rollBack,
   storeMaskSet,
 } from '../../../gpu-backend/publication/publish.ts';

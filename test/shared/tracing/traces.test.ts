@@ -1,8 +1,14 @@
 import * as conventions from '@opentelemetry/semantic-conventions/incubating';
 import { expect, it } from 'vitest';
-import { answerAttributes, requestAttributes } from '../../../shared/tracing/attributes.ts';
-import { collectorFrom, variablesOf } from '../../../shared/tracing/collector.ts';
-import { passedTrace, traceHeaders, traceOf } from '../../../shared/tracing/trace-headers.ts';
+import {
+  answerAttributes,
+  collectorFrom,
+  passedTrace,
+  requestAttributes,
+  traceHeaders,
+  traceOf,
+  variablesOf,
+} from '../../../shared/tracing/traces.ts';
 
 const ID = '0af7651916cd43dd8448eb211c80319c';
 const VALID = `00-${ID}-b7ad6b7169203331-01`;

@@ -1,7 +1,7 @@
 /** The audit log: who changed what, from where, before and after. */
 import { env } from 'cloudflare:workers';
 import { describe, expect, it } from 'vitest';
-import type { AuditEntry } from '../../../shared/admin/audit-wire.ts';
+import type { AuditEntry } from '../../../shared/admin/admin-wire.ts';
 import { admin, badD1, call, created, errorCode, freshIsolate, newKey, newTenant } from '../support/edge.ts';
 
 async function entries(query = '', key?: string): Promise<AuditEntry[]> {

@@ -2,8 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { formatLoad, type LoadReport, parseLoad } from '../../../shared/wire/backend-load.ts';
 import type { Outcome } from '../../../workers/backends/attempt.ts';
-import { Observed } from '../../../workers/backends/backend-state.ts';
-import { Breaker } from '../../../workers/backends/breaker.ts';
+import { Breaker, Observed } from '../../../workers/backends/backend-state.ts';
 import { hedged, pause, retryDelay_ms } from '../../../workers/backends/call-backend.ts';
 import {
   affinityOf,

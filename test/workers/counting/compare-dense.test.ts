@@ -1,7 +1,7 @@
 /** Requests that run again dense in the background: which ones, how, and that nobody notices. */
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
-import type { EdgeEvent, EdgeMessage } from '../../../shared/admin/request-event.ts';
+import type { EdgeEvent, EdgeMessage } from '../../../shared/admin/requests-wire.ts';
 import { agreementOf } from '../../../workers/counting/compare-dense.ts';
 import type { Recorded } from '../../support/edge/constants.ts';
 import { call, chat, freshIsolate, goLive, newTenant, recorded, soon } from '../support/edge.ts';

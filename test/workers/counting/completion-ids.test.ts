@@ -1,7 +1,7 @@
 /** The names of completions: nobody has two alike, and nobody makes up a tenant's. */
 import { expect, it } from 'vitest';
-import { EVENT_ID_PATTERN } from '../../../shared/admin/request-event.ts';
-import { ageOf_ms, createCompletionIds, lotOf } from '../../../workers/counting/completion-ids.ts';
+import { EVENT_ID_PATTERN } from '../../../shared/admin/requests-wire.ts';
+import { ageOf_ms, createCompletionIds, lotOf } from '../../../workers/counting/events.ts';
 
 const SECRET = 'secret-of-this-test-0123456789';
 

@@ -4,7 +4,7 @@ import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { type ExperimentResults, experimentResultsSchema } from '../../../shared/admin/experiment-wire.ts';
 import type { LivePublication, Publication } from '../../../shared/admin/publication-wire.ts';
-import type { EdgeEvent, RequestEvent } from '../../../shared/admin/request-event.ts';
+import type { EdgeEvent, RequestEvent } from '../../../shared/admin/requests-wire.ts';
 import {
   type Drift,
   driftSchema,
@@ -15,7 +15,7 @@ import {
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import { openDatabase } from '../../../workers/db/d1.ts';
 import { judgedOfVersion } from '../../../workers/db/outcomes.ts';
-import { insertTrafficSample } from '../../../workers/db/usage-rows.ts';
+import { insertTrafficSample } from '../../../workers/db/request-rows.ts';
 import type { Env } from '../../../workers/env.ts';
 import edge from '../../../workers/index.ts';
 import { MODEL } from '../../support/edge/constants.ts';

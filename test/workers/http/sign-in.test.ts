@@ -1,7 +1,6 @@
 /** Signing in through a real OpenID Connect provider. */
 import { expect, inject, it } from 'vitest';
-import type { Session } from '../../../shared/admin/admin-wire.ts';
-import { CSRF_HEADER, SIGN_IN_HEADER } from '../../../shared/admin/admin-wire.ts';
+import { CSRF_HEADER, type Session, SIGN_IN_HEADER } from '../../../shared/admin/admin-wire.ts';
 import { EDGE_URL } from '../../support/edge/constants.ts';
 import { call, errorCode, freshIsolate, newTenant } from '../support/edge.ts';
 

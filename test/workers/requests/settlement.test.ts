@@ -4,12 +4,12 @@ import {
   type EdgeMessage,
   type RequestEvent,
   requestEventSchema,
-} from '../../../shared/admin/request-event.ts';
+} from '../../../shared/admin/requests-wire.ts';
 import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
 import { createEvents } from '../../../workers/counting/events.ts';
 import type { Env } from '../../../workers/env.ts';
 import { tokenBounds } from '../../../workers/requests/admission.ts';
-import { figuresIn } from '../../../workers/requests/answer-figures.ts';
+import { figuresIn } from '../../../workers/requests/read-answer.ts';
 import { MODEL } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, say, soon } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';

@@ -1,8 +1,8 @@
 /** What anybody may send at once: every tenant, and every administrator. */
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { createNamedMasks } from '../../../workers/routing/named-masks.ts';
-import { createBurstLimit } from '../../../workers/tenants/bursts.ts';
+import { createNamedMasks } from '../../../workers/routing/live-sets.ts';
+import { createBurstLimit } from '../../../workers/tenants/budgets.ts';
 import { ADMIN_KEY, EDGE_URL } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, errorCode, freshIsolate, goLive, newKey, newTenant } from '../support/edge.ts';
 

@@ -1,12 +1,15 @@
 /** What people press and fill in, outside of dialogs and inside; and what a form's fields mean. */
-
 import type { ComponentChildren } from 'preact';
 import { useRef, useState } from 'preact/hooks';
 import { z } from 'zod';
 import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
-import { type MaskSetSummary, maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
+import {
+  type MaskSetSummary,
+  maskSetSummarySchema,
+  type PublishBody,
+} from '../../../shared/admin/publication-wire.ts';
 import { admin, query } from '../api.ts';
-import { type Loading, useLoad, useScope } from '../hooks.ts';
+import { type Loading, useAddressOf, useLoad, useScope } from '../hooks.ts';
 
 /** A choice that holds at once. `options` are values with their titles, in the order of the list. */
 export function Choice<T extends string>(props: {
@@ -92,7 +95,7 @@ export function Search(props: {
 const SHOWN_MAX = 200;
 
 /** Tenants to pick from: the newest, or those that were looked for. The one that is picked is always among them. */
-export function useTenantIds(
+function useTenantIds(
   picked: string,
   q = '',
 ): { readonly ids: readonly string[]; readonly isCut: boolean; readonly reload: () => void } {
@@ -236,4 +239,72 @@ export const itemsIn = (form: FormData, name: string, separator = /,/): string[]
 export function timeIn(form: FormData, name: string): Record<string, string> {
   const value = form.get(name)?.toString();
   return value === undefined ? {} : { [name]: new Date(value).toISOString() };
+}
+
+/* The time that a page is about: picked, and kept in the address. */
+
+const HOUR_ms = 3_600_000;
+const RANGES = {
+  hour: { title: 'last hour', step: 'minute', step_ms: 60_000, steps: 60 },
+  day: { title: 'last 24 hours', step: 'hour', step_ms: HOUR_ms, steps: 24 },
+  week: { title: 'last 7 days', step: 'hour', step_ms: HOUR_ms, steps: 168 },
+  month: { title: 'last 30 days', step: 'day', step_ms: 24 * HOUR_ms, steps: 30 },
+} as const;
+export type Range = (typeof RANGES)[keyof typeof RANGES] & { readonly name: string };
+
+export function useRange(): { readonly range: Range; readonly picker: preact.JSX.Element } {
+  const [name, setName] = useAddressOf('range', Object.keys(RANGES) as (keyof typeof RANGES)[], 'day');
+  const options = Object.entries(RANGES).map(([value, { title }]) => [value, title] as const);
+  return {
+    range: { ...RANGES[name], name },
+    picker: <Choice title="Time" value={name} options={options} onPick={setName} />,
+  };
+}
+
+/** The beginning of the range: of whole steps, this one included. */
+export function startOf_ms({ step_ms, steps }: Range, now_ms: number): number {
+  return Math.floor(now_ms / step_ms) * step_ms - (steps - 1) * step_ms;
+}
+
+/* How a version goes live, as fields of a form: in which steps, and when the edge takes it back. */
+
+/** The share of conversations that see the new version at each step on the way to everyone. */
+const STEP_SHARES = [0.01, 0.1];
+
+export const RolloutFields = () => (
+  <>
+    <label>
+      <input name="gradual" type="checkbox" />
+      Step by step: 1 %, 10 %, then every conversation
+    </label>
+    <label>
+      Minutes a step
+      <input name="minutes" type="number" min={1} max={1440} defaultValue="10" required />
+    </label>
+    <label>
+      Roll back at an error rate above, % (empty: never)
+      <input name="errors" type="number" min={0} max={99} step="any" />
+    </label>
+    <label>
+      Roll back when ms/token is more than this many times that of the version before (empty: never)
+      <input name="ratio" type="number" min={1.01} step="any" />
+    </label>
+  </>
+);
+
+export function rolloutIn(form: FormData): Pick<PublishBody, 'rollout' | 'auto_rollback'> {
+  const errors = form.get('errors');
+  const ratio = form.get('ratio');
+  const duration_s = Math.round(60 * Number(form.get('minutes')));
+  return {
+    ...(form.get('gradual') === null ? {} : { rollout: STEP_SHARES.map((share) => ({ share, duration_s })) }),
+    ...(errors === null && ratio === null
+      ? {}
+      : {
+          auto_rollback: {
+            ...(errors === null ? {} : { error_rate_max: Number(errors) / 100 }),
+            ...(ratio === null ? {} : { tpot_ratio_max: Number(ratio) }),
+          },
+        }),
+  };
 }

@@ -12,7 +12,7 @@ import { type LiveSet, useAddress, useLiveSet, useLoad, useScope } from '../hook
 import { percent, setOwner, sharePercent, shortVersion, when } from '../look.ts';
 import { groupByMask } from '../pages/figures.ts';
 import { Choice } from './controls.tsx';
-import { Empty, Loaded, Notice } from './notice.tsx';
+import { Empty, Loaded, Notice } from './dialog.tsx';
 import { type FactList, Facts, Scroll } from './table.tsx';
 
 export const LiveMasks = () => (

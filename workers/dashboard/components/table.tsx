@@ -6,7 +6,7 @@ import type { Figures } from '../../../shared/admin/experiment-wire.ts';
 import type { List } from '../hooks.ts';
 import { number, percent } from '../look.ts';
 import { Search } from './controls.tsx';
-import { Empty, Loaded } from './notice.tsx';
+import { Empty, Loaded } from './dialog.tsx';
 
 export type Column<Row> = {
   readonly title: string;

@@ -1,8 +1,8 @@
 /** Who changed what, when, from where, and what it was before. */
-import { type AuditEntry, auditEntrySchema } from '../../../shared/admin/audit-wire.ts';
+import { type AuditEntry, auditEntrySchema } from '../../../shared/admin/admin-wire.ts';
 import { admin, query } from '../api.ts';
 import { RowButton } from '../components/controls.tsx';
-import { Empty, Loaded } from '../components/notice.tsx';
+import { Empty, Loaded } from '../components/dialog.tsx';
 import { Facts, ListTable } from '../components/table.tsx';
 import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { when } from '../look.ts';

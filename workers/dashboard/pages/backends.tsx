@@ -1,15 +1,16 @@
 /** Backends: where they are, whether they answer, how busy they are and which masks they hold hot. */
 import { useState } from 'preact/hooks';
 import { deletedSchema, listSchema } from '../../../shared/admin/admin-wire.ts';
-import { backendSchema } from '../../../shared/wire/backend-load.ts';
+import { isFinished, type Job, jobSchema } from '../../../shared/admin/job-wire.ts';
+import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
+import { type BackendEntry, backendSchema } from '../../../shared/wire/backend-load.ts';
 import { admin, query } from '../api.ts';
 import { ForChange, itemsIn, RowButton, Search } from '../components/controls.tsx';
-import { Confirm, FormDialog } from '../components/dialog.tsx';
-import { Failure, Loaded } from '../components/notice.tsx';
+import { Confirm, Failure, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { Table } from '../components/table.tsx';
-import { useAddress, useLoad, useRetried } from '../hooks.ts';
-import { when } from '../look.ts';
-import { Jobs } from './backend-jobs.tsx';
+import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
+import { duration, percent, shortVersion, when, whose } from '../look.ts';
+import { JobFields, jobIn, Schedules } from './backend-schedules.tsx';
 
 const REFRESH_ms = 5_000;
 const BREAKER = { closed: 'answers', open: 'does not answer', half_open: 'is being tried again' } as const;
@@ -43,53 +44,12 @@ export function Backends() {
       <Loaded load={backends}>
         {({ data }) => (
           <>
-            <Table
-              caption="Backends, as the part of the edge that answered knows them"
-              empty={q === '' ? 'No backends yet.' : `Nothing matches “${q}”.`}
-              rows={data}
-              rowKey={({ id }) => id}
-              columns={[
-                { title: 'Id', cell: ({ id }) => <code>{id}</code> },
-                { title: 'Address', cell: ({ url }) => url },
-                { title: 'Regions', cell: ({ regions }) => regions.join(', ') },
-                {
-                  title: 'State',
-                  cell: ({ enabled, state }) => (enabled ? BREAKER[state.breaker] : 'switched off'),
-                },
-                { title: 'Running', cell: ({ state }) => state.running ?? '–', isNumber: true },
-                { title: 'Waiting', cell: ({ state }) => state.waiting ?? '–', isNumber: true },
-                { title: 'Hot masks', cell: ({ state }) => state.hot_masks.length, isNumber: true },
-                { title: 'Reported', cell: ({ state }) => when(state.reported_at) },
-                { title: 'Weight', cell: ({ weight }) => weight, isNumber: true },
-                {
-                  title: 'Change',
-                  cell: ({ id, enabled, created_at }) =>
-                    created_at === null ? (
-                      'from the configuration'
-                    ) : (
-                      <>
-                        <RowButton
-                          title={enabled ? 'Switch off' : 'Switch on'}
-                          about={id}
-                          onClick={() => change(id, !enabled)}
-                        />{' '}
-                        <RowButton
-                          title="Remove"
-                          about={id}
-                          destroys
-                          onClick={() => setOpen({ what: 'remove', id })}
-                        />
-                      </>
-                    ),
-                },
-                {
-                  title: 'Jobs',
-                  isActions: true,
-                  cell: ({ id }) => (
-                    <RowButton title="Jobs" reads about={`of ${id}`} onClick={() => setShown(id)} />
-                  ),
-                },
-              ]}
+            <BackendTable
+              backends={data}
+              q={q}
+              onSwitch={change}
+              onRemove={(id) => setOpen({ what: 'remove', id })}
+              onShow={setShown}
             />
             {data.some(({ id }) => id === shown) && <Jobs key={shown} backend={shown} />}
           </>
@@ -112,6 +72,60 @@ export function Backends() {
         </Confirm>
       )}
     </>
+  );
+}
+
+function BackendTable(props: {
+  readonly backends: readonly BackendEntry[];
+  readonly q: string;
+  readonly onSwitch: (id: string, enabled: boolean) => void;
+  readonly onRemove: (id: string) => void;
+  readonly onShow: (id: string) => void;
+}) {
+  return (
+    <Table
+      caption="Backends, as the part of the edge that answered knows them"
+      empty={props.q === '' ? 'No backends yet.' : `Nothing matches “${props.q}”.`}
+      rows={props.backends}
+      rowKey={({ id }) => id}
+      columns={[
+        { title: 'Id', cell: ({ id }) => <code>{id}</code> },
+        { title: 'Address', cell: ({ url }) => url },
+        { title: 'Regions', cell: ({ regions }) => regions.join(', ') },
+        {
+          title: 'State',
+          cell: ({ enabled, state }) => (enabled ? BREAKER[state.breaker] : 'switched off'),
+        },
+        { title: 'Running', cell: ({ state }) => state.running ?? '–', isNumber: true },
+        { title: 'Waiting', cell: ({ state }) => state.waiting ?? '–', isNumber: true },
+        { title: 'Hot masks', cell: ({ state }) => state.hot_masks.length, isNumber: true },
+        { title: 'Reported', cell: ({ state }) => when(state.reported_at) },
+        { title: 'Weight', cell: ({ weight }) => weight, isNumber: true },
+        {
+          title: 'Change',
+          cell: ({ id, enabled, created_at }) =>
+            created_at === null ? (
+              'from the configuration'
+            ) : (
+              <>
+                <RowButton
+                  title={enabled ? 'Switch off' : 'Switch on'}
+                  about={id}
+                  onClick={() => props.onSwitch(id, !enabled)}
+                />{' '}
+                <RowButton title="Remove" about={id} destroys onClick={() => props.onRemove(id)} />
+              </>
+            ),
+        },
+        {
+          title: 'Jobs',
+          isActions: true,
+          cell: ({ id }) => (
+            <RowButton title="Jobs" reads about={`of ${id}`} onClick={() => props.onShow(id)} />
+          ),
+        },
+      ]}
+    />
   );
 }
 
@@ -150,4 +164,139 @@ function NewBackend({ onClose }: { readonly onClose: () => void }) {
       </label>
     </FormDialog>
   );
+}
+
+/* The jobs of one backend: how far they are, how they end, and what is done with what they learned. */
+
+const JOBS_REFRESH_ms = 2_000;
+
+type OpenJob = { readonly what: 'new' } | { readonly what: 'cancel' | 'store'; readonly id: string };
+
+function Jobs({ backend }: { readonly backend: string }) {
+  const { tenant } = useScope();
+  const [open, setOpen] = useState<OpenJob>();
+  const [stored, setStored] = useState<string>();
+  const path = `/backends/${backend}/jobs`;
+  const [q, setQ] = useAddress('job', '');
+  const jobs = useLoad(
+    ['jobs', backend, q],
+    (signal) => admin(listSchema(jobSchema), path + query({ q: q || undefined }), { signal }),
+    JOBS_REFRESH_ms,
+  );
+  const close = () => setOpen(undefined);
+  return (
+    <section aria-label={`Jobs of ${backend}`}>
+      <div class="row spread">
+        <h2>Jobs of {backend}</h2>
+        <ForChange>
+          <button type="button" onClick={() => setOpen({ what: 'new' })}>
+            Learn masks
+          </button>
+        </ForChange>
+      </div>
+      {stored !== undefined && (
+        <Notice kind="info">
+          {stored} is stored for {whose(tenant)}: the Releases page makes it live.
+        </Notice>
+      )}
+      <Search title="Search jobs: an id, a name, a model or a state" value={q} onSearch={setQ} />
+      <Loaded load={jobs}>{({ data }) => <JobList jobs={data} q={q} onOpen={setOpen} />}</Loaded>
+      <Schedules backend={backend} />
+      {open?.what === 'new' && (
+        <FormDialog
+          title={`Learn masks on ${backend}`}
+          action="Start"
+          onClose={close}
+          onSubmit={async (form) => {
+            await admin(jobSchema, path, { method: 'POST', body: await jobIn(form, path) });
+            close();
+          }}
+        >
+          <JobFields />
+        </FormDialog>
+      )}
+      {open?.what === 'cancel' && (
+        <Confirm
+          title="End this job?"
+          action={`End ${open.id}`}
+          destroys
+          onClose={close}
+          act={async () => {
+            await admin(jobSchema, `${path}/${open.id}/cancel`, { method: 'POST' });
+          }}
+        >
+          <p>
+            What <code>{open.id}</code> has found so far is lost.
+          </p>
+        </Confirm>
+      )}
+      {open?.what === 'store' && (
+        <Confirm
+          title="Store this mask set?"
+          action="Store"
+          onClose={close}
+          act={async () => {
+            const call = { method: 'POST', body: { tenant } };
+            setStored((await admin(maskSetSummarySchema, `${path}/${open.id}/store`, call)).version);
+          }}
+        >
+          <p>For {whose(tenant)}. Nothing goes live by that.</p>
+        </Confirm>
+      )}
+    </section>
+  );
+}
+
+function JobList(props: {
+  readonly jobs: readonly Job[];
+  readonly q: string;
+  readonly onOpen: (open: OpenJob) => void;
+}) {
+  return (
+    <Table
+      caption="Jobs, the newest first"
+      empty={props.q === '' ? 'No jobs on this backend yet.' : `Nothing matches “${props.q}”.`}
+      rows={props.jobs}
+      rowKey={({ id }) => id}
+      columns={[
+        { title: 'Job', cell: ({ id }) => <code title={id}>{id.slice(0, 12)}</code> },
+        { title: 'Name', cell: ({ request }) => request.name ?? 'learned' },
+        { title: 'Model', cell: ({ request }) => request.model ?? '–' },
+        { title: 'Clusters', cell: ({ request }) => request.clusters, isNumber: true },
+        { title: 'Blocks skipped', cell: ({ request }) => percent(request.sparsity), isNumber: true },
+        { title: 'Created', cell: ({ created_at }) => when(created_at) },
+        { title: 'State', cell: (job) => <JobState job={job} /> },
+        {
+          title: 'Change',
+          isActions: true,
+          cell: (job) => {
+            if (!isFinished(job)) {
+              const cancel = () => props.onOpen({ what: 'cancel', id: job.id });
+              return <RowButton title="End" about={job.id} onClick={cancel} destroys />;
+            }
+            if (job.result === null) return '–';
+            const store = () => props.onOpen({ what: 'store', id: job.id });
+            return <RowButton title="Store" about={job.result.version} onClick={store} />;
+          },
+        },
+      ]}
+    />
+  );
+}
+
+function JobState({ job: { status, progress, error, result, id } }: { readonly job: Job }) {
+  if (progress !== null) {
+    const { stage, done, total, left_s, detail } = progress;
+    const left = left_s === null ? '' : `, ${duration(1000 * left_s)} left`;
+    return (
+      <>
+        <progress max={total} value={done} aria-label={`${id}: ${stage}`} /> {stage}
+        {detail !== '' && `, ${detail}`}
+        {left}
+      </>
+    );
+  }
+  if (error !== null) return <>failed: {error}</>;
+  if (result !== null) return <code title={result.version}>{shortVersion(result.version)}</code>;
+  return <>{status}</>;
 }

@@ -5,8 +5,8 @@ import { type TrafficSample, trafficSampleSchema } from '../../../shared/admin/s
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
+import { Failure } from '../components/dialog.tsx';
 import { WithLiveSet } from '../components/mask-heat-map.tsx';
-import { Failure } from '../components/notice.tsx';
 import { Table } from '../components/table.tsx';
 import { useLoad, useScope } from '../hooks.ts';
 import { number, percent, when } from '../look.ts';

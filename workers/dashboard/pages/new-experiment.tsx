@@ -12,8 +12,7 @@ import {
   useModelIds,
   useSetsToPick,
 } from '../components/controls.tsx';
-import { FormDialog } from '../components/dialog.tsx';
-import { Loaded } from '../components/notice.tsx';
+import { FormDialog, Loaded } from '../components/dialog.tsx';
 import { publicationInUse, useLoad, useScope } from '../hooks.ts';
 import { shortVersion } from '../look.ts';
 

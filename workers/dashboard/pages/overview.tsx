@@ -4,11 +4,11 @@ import { ratedSchema } from '../../../shared/admin/requests-wire.ts';
 import { type Saved, type Stats, statsSchema } from '../../../shared/admin/stats-wire.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, steps, tooltip } from '../components/chart.tsx';
-import { Empty, Loaded } from '../components/notice.tsx';
+import { type Range, startOf_ms, useRange } from '../components/controls.tsx';
+import { Empty, Loaded } from '../components/dialog.tsx';
 import { type FactList, Facts, ListTable, quantiles, Table } from '../components/table.tsx';
 import { useList, useLoad, useScope } from '../hooks.ts';
 import { number, percent, when } from '../look.ts';
-import { type Range, startOf_ms, useRange } from './range.tsx';
 
 const REFRESH_ms = 15_000;
 

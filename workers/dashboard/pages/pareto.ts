@@ -1,6 +1,6 @@
 /** The chart of quality against cost: dense and the learned masks stand out, baselines are told apart. */
 import { axis, type ChartOption, legend, type Palette, tooltip } from '../components/chart.tsx';
-import { type Measure, paretoFront, type QualityRow } from './quality-figures.ts';
+import { type Measure, paretoFront, type QualityRow } from './figures.ts';
 
 export const MEASURES: Record<Measure, string> = {
   kl: 'KL to dense (less is better)',

@@ -10,7 +10,7 @@ import { type DryRun, dryRunSchema } from '../../../shared/wire/openai.ts';
 import { HEADERS, modelListSchema, splitModelName } from '../../../shared/wire/protocol.ts';
 import { admin, query } from '../api.ts';
 import { Choice, TenantChoice, useSetsToPick } from '../components/controls.tsx';
-import { Empty, Failure, Loaded } from '../components/notice.tsx';
+import { Empty, Failure, Loaded } from '../components/dialog.tsx';
 import { type FactList, Facts } from '../components/table.tsx';
 import { useAddress, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';

@@ -14,13 +14,11 @@ import {
 } from '../../../shared/admin/publication-wire.ts';
 import { type ReleaseComparison, releaseComparisonSchema } from '../../../shared/admin/stats-wire.ts';
 import { admin, noneIfNotFound, query } from '../api.ts';
-import { RowButton, timeIn } from '../components/controls.tsx';
-import { Confirm, FormDialog } from '../components/dialog.tsx';
-import { Loaded } from '../components/notice.tsx';
+import { RolloutFields, RowButton, rolloutIn, timeIn } from '../components/controls.tsx';
+import { Confirm, FormDialog, Loaded } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
 import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { duration, number, percent, setOwner, sharePercent, shortVersion, when, whose } from '../look.ts';
-import { RolloutFields, rolloutIn } from './rollout-form.tsx';
 
 /** What the person is about to do. */
 type Intent =

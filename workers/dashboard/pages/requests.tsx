@@ -10,13 +10,12 @@ import {
 } from '../../../shared/admin/requests-wire.ts';
 import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { admin, noneIfNotFound, query } from '../api.ts';
-import { Choice, RowButton } from '../components/controls.tsx';
+import { Choice, RowButton, startOf_ms, useRange } from '../components/controls.tsx';
+import { Loaded } from '../components/dialog.tsx';
 import { MaskStrip } from '../components/mask-heat-map.tsx';
-import { Loaded } from '../components/notice.tsx';
 import { type Column, type FactList, Facts, ListTable, type Sorting, Table } from '../components/table.tsx';
 import { useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion, when } from '../look.ts';
-import { startOf_ms, useRange } from './range.tsx';
 
 const REFRESH_ms = 10_000;
 

@@ -4,14 +4,13 @@ import { COLLAPSE, type Stats } from '../../../shared/admin/stats-wire.ts';
 import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { admin, noneIfNotFound, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, steps, tooltip } from '../components/chart.tsx';
-import { Choice } from '../components/controls.tsx';
-import { Empty, Loaded, Notice } from '../components/notice.tsx';
+import { Choice, type Range, startOf_ms, useRange } from '../components/controls.tsx';
+import { Empty, Loaded, Notice } from '../components/dialog.tsx';
 import { FIGURE_COLUMNS, quantiles, Table } from '../components/table.tsx';
 import { useAddress, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
 import { type Series, sharesOverTime, versionsIn } from './figures.ts';
 import { useStats } from './overview.tsx';
-import { type Range, startOf_ms, useRange } from './range.tsx';
 
 export function RoutingShares() {
   const { range, picker } = useRange();
@@ -54,10 +53,21 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
         />
       </div>
       <Shares stats={stats} version={version} range={range} />
+      <Balance rows={stats.balance} />
+      <Versions rows={stats.versions} />
+      {stats.backends.length > 0 && <Backends rows={stats.backends} />}
+      <Fallbacks rows={stats.fallbacks} />
+    </>
+  );
+}
+
+function Balance({ rows }: { readonly rows: Stats['balance'] }) {
+  return (
+    <>
       <Table
         caption="Balance"
         empty="No request fell into a cluster."
-        rows={stats.balance}
+        rows={rows}
         rowKey={({ version }) => version}
         columns={[
           { title: 'Version', cell: (row) => <code title={row.version}>{shortVersion(row.version)}</code> },
@@ -76,59 +86,66 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
         A version counts as collapsed when one of several clusters gets {percent(COLLAPSE.share, 0)} or more
         of at least {COLLAPSE.requests_min} requests.
       </small>
-      <Table
-        caption="Speed and errors by version; of different minutes, so a difference may be the machine’s"
-        empty="No requests in this time."
-        rows={stats.versions}
-        rowKey={({ version, sparsity }) => `${version} ${sparsity}`}
-        columns={[
-          {
-            title: 'Version',
-            cell: ({ version }) => (version === null ? 'none' : <code>{shortVersion(version)}</code>),
-          },
-          {
-            title: 'Blocks skipped',
-            cell: ({ sparsity }) => (sparsity === null ? 'unknown' : percent(sparsity)),
-            isNumber: true,
-          },
-          ...FIGURE_COLUMNS,
-        ]}
-      />
-      {stats.backends.length > 0 && (
-        <Table
-          caption="Speed by backend, all tenants; of different minutes, so a difference may be the machine’s"
-          empty="No requests in this time."
-          rows={stats.backends}
-          rowKey={({ backend }) => backend}
-          columns={[
-            { title: 'Backend', cell: ({ backend }) => <code>{backend}</code> },
-            { title: 'Answers', cell: ({ answers }) => number(answers), isNumber: true },
-            {
-              title: 'First token, p50 / p95 / p99',
-              cell: ({ ttft_quantiles_ms }) => quantiles(ttft_quantiles_ms, 0),
-              isNumber: true,
-            },
-            {
-              title: 'ms/token, p50 / p95 / p99',
-              cell: ({ tpot_quantiles_ms }) => quantiles(tpot_quantiles_ms, 1),
-              isNumber: true,
-            },
-          ]}
-        />
-      )}
-      <Table
-        caption="Ran dense, and why"
-        empty="No request fell back to the dense model."
-        rows={stats.fallbacks}
-        rowKey={({ reason }) => reason}
-        columns={[
-          { title: 'Reason', cell: ({ reason }) => reason.replaceAll('_', ' ') },
-          { title: 'Requests', cell: ({ requests }) => number(requests), isNumber: true },
-        ]}
-      />
     </>
   );
 }
+
+const Versions = ({ rows }: { readonly rows: Stats['versions'] }) => (
+  <Table
+    caption="Speed and errors by version; of different minutes, so a difference may be the machine’s"
+    empty="No requests in this time."
+    rows={rows}
+    rowKey={({ version, sparsity }) => `${version} ${sparsity}`}
+    columns={[
+      {
+        title: 'Version',
+        cell: ({ version }) => (version === null ? 'none' : <code>{shortVersion(version)}</code>),
+      },
+      {
+        title: 'Blocks skipped',
+        cell: ({ sparsity }) => (sparsity === null ? 'unknown' : percent(sparsity)),
+        isNumber: true,
+      },
+      ...FIGURE_COLUMNS,
+    ]}
+  />
+);
+
+const Backends = ({ rows }: { readonly rows: Stats['backends'] }) => (
+  <Table
+    caption="Speed by backend, all tenants; of different minutes, so a difference may be the machine’s"
+    empty="No requests in this time."
+    rows={rows}
+    rowKey={({ backend }) => backend}
+    columns={[
+      { title: 'Backend', cell: ({ backend }) => <code>{backend}</code> },
+      { title: 'Answers', cell: ({ answers }) => number(answers), isNumber: true },
+      {
+        title: 'First token, p50 / p95 / p99',
+        cell: ({ ttft_quantiles_ms }) => quantiles(ttft_quantiles_ms, 0),
+        isNumber: true,
+      },
+      {
+        title: 'ms/token, p50 / p95 / p99',
+        cell: ({ tpot_quantiles_ms }) => quantiles(tpot_quantiles_ms, 1),
+        isNumber: true,
+      },
+    ]}
+  />
+);
+
+const Fallbacks = ({ rows }: { readonly rows: Stats['fallbacks'] }) => (
+  <Table
+    caption="Ran dense, and why"
+    empty="No request fell back to the dense model."
+    rows={rows}
+    rowKey={({ reason }) => reason}
+    columns={[
+      { title: 'Reason', cell: ({ reason }) => reason.replaceAll('_', ' ') },
+      { title: 'Requests', cell: ({ requests }) => number(requests), isNumber: true },
+    ]}
+  />
+);
 
 /** One version at a time: cluster 3 of one has nothing to do with cluster 3 of another. */
 function Shares(props: { readonly stats: Stats; readonly version: string | null; readonly range: Range }) {

@@ -8,11 +8,10 @@ import {
   type Tenant,
   tenantSchema,
 } from '../../../shared/admin/admin-wire.ts';
-import { ROUTING_POLICIES } from '../../../shared/embedding/route-text.ts';
+import { ROUTING_POLICIES } from '../../../shared/embedding/encoder.ts';
 import { admin } from '../api.ts';
 import { RowButton, Several, useModelIds } from '../components/controls.tsx';
-import { FormDialog } from '../components/dialog.tsx';
-import { Loaded, Notice } from '../components/notice.tsx';
+import { FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { number, percent, when } from '../look.ts';

@@ -11,12 +11,10 @@ import { surrogatesOf } from '../../../../gpu-backend/learning/evaluation/evalua
 import type { Evaluation } from '../../../../gpu-backend/learning/evaluation/result.ts';
 import { BASELINES, evaluationSchema, METHODS } from '../../../../gpu-backend/learning/evaluation/result.ts';
 import { reportHtml } from '../../../../gpu-backend/learning/report/write-report.ts';
-import { installSurrogates } from '../../../../gpu-backend/model/install-surrogates.ts';
-import { writeSurrogates } from '../../../../gpu-backend/model/surrogates.ts';
+import { installSurrogates, writeSurrogates } from '../../../../gpu-backend/model/surrogates.ts';
 import type { ModelHash } from '../../../../shared/mask/mask.ts';
 import { maskBits, maskFromSkippedLayers, maskId } from '../../../../shared/mask/mask.ts';
-import type { MaskSet } from '../../../../shared/mask/mask-set.ts';
-import { maskSetSchema } from '../../../../shared/mask/mask-set.ts';
+import { type MaskSet, maskSetSchema } from '../../../../shared/mask/mask-set.ts';
 import { testHome } from '../../../support/installed-model.ts';
 import { randomSurrogates } from '../../../support/random-llama.ts';
 import { writeSmallData } from '../small-run.ts';

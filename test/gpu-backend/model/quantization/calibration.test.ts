@@ -2,7 +2,7 @@
 import { expect, test } from 'vitest';
 import { shrink } from '../../../../gpu-backend/model/quantization/calibration.ts';
 import { quantizeWithFeedback } from '../../../../gpu-backend/model/quantization/error-feedback.ts';
-import { openProducts } from '../../../../gpu-backend/model/quantization/products.ts';
+import { openProducts } from '../../../../gpu-backend/model/quantization/layer-steps.ts';
 import { dequantize } from '../../../../gpu-backend/model/quantization/quantize.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 

@@ -1,7 +1,7 @@
 /** Rounding with error feedback: what it gains on inputs that go together, measured by the error that it says it minimizes. */
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { quantizeWithFeedback } from '../../../../gpu-backend/model/quantization/error-feedback.ts';
-import { openProducts, type Products } from '../../../../gpu-backend/model/quantization/products.ts';
+import { openProducts, type Products } from '../../../../gpu-backend/model/quantization/layer-steps.ts';
 import {
   dequantize,
   type QuantCodes,

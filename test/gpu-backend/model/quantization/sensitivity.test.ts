@@ -5,10 +5,9 @@ import { fileBasis } from '../../../../gpu-backend/model/architectures/rotation.
 import { layerMatrices } from '../../../../gpu-backend/model/matrices.ts';
 import type { WeightSource } from '../../../../gpu-backend/model/model-source.ts';
 import { embedText } from '../../../../gpu-backend/model/quantization/calibration.ts';
-import { openLayerSteps } from '../../../../gpu-backend/model/quantization/layer-steps.ts';
-import { openProducts } from '../../../../gpu-backend/model/quantization/products.ts';
+import { measureSensitivity } from '../../../../gpu-backend/model/quantization/four-bits.ts';
+import { openLayerSteps, openProducts } from '../../../../gpu-backend/model/quantization/layer-steps.ts';
 import { dequantize, roundRows } from '../../../../gpu-backend/model/quantization/quantize.ts';
-import { measureSensitivity } from '../../../../gpu-backend/model/quantization/sensitivity.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 import { denseMask } from '../../../../shared/mask/mask.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
-import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../../gpu-backend/model/sources/default-model.ts';
+import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../../gpu-backend/model/sources/resolve.ts';
 import type { FakeHub } from '../../../support/fake-hub.ts';
 import { startFakeHub } from '../../../support/fake-hub.ts';
 import { tinyFolder } from '../../../support/safetensors.ts';

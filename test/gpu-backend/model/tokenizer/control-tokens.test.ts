@@ -7,10 +7,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import type { GgufValue } from '../../../../gpu-backend/model/formats/gguf-header.ts';
 import { tokenizerFromGguf } from '../../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
 import { createModelText, type ModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
-import {
-  preTokenizerJson,
-  preTokenizerKind,
-} from '../../../../gpu-backend/model/tokenizer/pre-tokenizers.ts';
+import { preTokenizerJson, preTokenizerKind } from '../../../../gpu-backend/model/tokenizer/text-pieces.ts';
 import { createTokenizer } from '../../../../gpu-backend/model/tokenizer/tokenizer.ts';
 import type { ChatMessage } from '../../../../shared/wire/openai.ts';
 import { installedModel } from '../../../support/installed-model.ts';

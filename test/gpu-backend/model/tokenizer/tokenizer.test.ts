@@ -2,8 +2,7 @@
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { beforeAll, describe, expect, test } from 'vitest';
-import type { ModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
-import { openModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
+import { type ModelText, openModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
 import type { Tokenizer } from '../../../../gpu-backend/model/tokenizer/tokenizer.ts';
 import { installedModel } from '../../../support/installed-model.ts';
 

@@ -1,0 +1,336 @@
+/**
+ * What fewer bits and surrogates do to quality and speed.
+ *
+ * `bench quantization`: what fewer bits cost and give. Each kind of text is scored on the model that serves, dense and
+ * under masks, and with K and V in half precision, against the same model in fp32; a token is timed in interleaved rounds.
+ * `timesEightBits` is how many times as fast as eight bits dense it is.
+ *
+ * Kinds count alike, however many rows they have. The text must not be what four bits were measured on.
+ */
+import { cp, mkdtemp, rm, stat } from 'node:fs/promises';
+import { availableParallelism, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import {
+  type Mask,
+  maskFromBits,
+  maskFromSkippedLayers,
+  type SurrogatesId,
+  sparsity,
+  withSurrogates,
+} from '../../shared/mask/mask.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { readData } from '../learning/data/read-data.ts';
+import { drawSamples, type Sample } from '../learning/data/samples.ts';
+import {
+  addScores,
+  createScorer,
+  figuresOf,
+  openScoreSession,
+  type Reference,
+  type SampleScores,
+  type ScoreSession,
+} from '../learning/search/score-masks.ts';
+import { learnSurrogates } from '../learning/surrogates/learn-surrogates.ts';
+import { interleaved, rested, round } from '../measure.ts';
+import { WEIGHTS_FILE } from '../model/emit.ts';
+import { KV_TYPES, type KvType } from '../model/model-source.ts';
+import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
+import { modelsFolder, openInstalled } from '../model/store.ts';
+import { checkRank, installSurrogates } from '../model/surrogates.ts';
+import { openModelText } from '../model/tokenizer/model-text.ts';
+import { createRandom } from '../random.ts';
+import { openEngine } from './decode.ts';
+
+const REFERENCE = `${DEFAULT_MODEL}-f32`;
+const EIGHT_BITS = DEFAULT_MODEL;
+const FOUR_BITS = `${DEFAULT_MODEL}-q4`;
+const SEED = 9;
+const TOKENS_MAX = 256;
+const POSITION = 64;
+/** The threads of what was measured before spin on for a while. */
+const REST_ms = 200;
+
+type QuantizationOptions = {
+  readonly home: string;
+  readonly data: readonly string[];
+  /** Of each kind. */
+  readonly positions: number;
+  readonly rounds: number;
+  /** Their commonest masks are judged, too. */
+  readonly maskSets: readonly MaskSet[];
+  readonly say: (line: string) => void;
+  readonly signal: AbortSignal;
+};
+
+type Engine = Awaited<ReturnType<typeof openEngine>>;
+/** A model under a mask. */
+type Candidate = {
+  readonly name: string;
+  readonly model: string;
+  readonly kvType: KvType;
+  readonly engine: Engine;
+  readonly mask: Mask;
+};
+
+export async function benchQuantization(options: QuantizationOptions): Promise<object> {
+  await using opened = new AsyncDisposableStack();
+  const open = async (model: string, kvType: KvType): Promise<Engine> => {
+    const engine = await openEngine(options.home, model, { kvType });
+    opened.defer(() => engine.runner.close());
+    return engine;
+  };
+  const reference = await open(REFERENCE, 'f32');
+  const session = await openScoreSession(availableParallelism());
+  opened.defer(() => session.close());
+  const candidates: Candidate[] = [];
+  for (const model of [EIGHT_BITS, FOUR_BITS]) {
+    for (const kvType of KV_TYPES)
+      candidates.push(...candidatesOf(model, kvType, await open(model, kvType), options));
+  }
+  const kinds = await drawKinds(options);
+  const figures = await scoreKinds(options, session, reference, candidates, kinds);
+  const times = await timeCandidates(options, candidates);
+  const base_ms = times.get(candidates[0]!.name)!;
+  const rows = [];
+  for (const { name, model, kvType, mask } of candidates) {
+    const { kl, agreement, perplexity, byKind } = figures.get(name)!;
+    const { size } = await stat(join((await openInstalled(options.home, model)).folder, WEIGHTS_FILE));
+    const ms = times.get(name)!;
+    const row = {
+      ...{ name, model, kvType, sparsity: round(sparsity(mask)), weights_MB: round(size / 1e6, 1) },
+      ...{ kl: round(kl, 4), agreement: round(agreement), perplexityTimes: round(perplexity, 4) },
+      ...{ msPerToken: round(ms, 2), timesEightBits: round(base_ms / ms), byKind },
+    };
+    options.say(
+      `${name}: KL ${row.kl}, top token ${row.agreement}, perplexity × ${row.perplexityTimes}, ${row.msPerToken} ms`,
+    );
+    rows.push(row);
+  }
+  return { bench: 'quantization', reference: REFERENCE, kinds: [...kinds.keys()], rows };
+}
+
+/** Masks are judged with K and V in fp32 alone. */
+function candidatesOf(
+  model: string,
+  kvType: KvType,
+  engine: Engine,
+  { maskSets }: QuantizationOptions,
+): Candidate[] {
+  const name = model === EIGHT_BITS ? 'q8' : 'q4';
+  const held = { model, kvType, engine };
+  if (kvType !== 'f32') return [{ ...held, name: `${name} dense, K and V in ${kvType}`, mask: engine.dense }];
+  const masked = maskSets.map((set) => {
+    const { surrogates } = engine.runner;
+    if (set.surrogates !== surrogates)
+      throw new MaskrouteError(
+        'surrogates_mismatch',
+        `${set.name} is for other surrogates than ${model} has.`,
+      );
+    const mask = withSurrogates(commonestMask(set), surrogates);
+    return { name: `${name}, ${Math.round(100 * sparsity(mask))} % out (${set.name})`, ...held, mask };
+  });
+  return [{ ...held, name: `${name} dense`, mask: engine.dense }, ...masked];
+}
+
+function commonestMask({ clusters, model }: MaskSet): Mask {
+  const [commonest] = clusters.toSorted((a, b) => b.share - a.share);
+  return maskFromBits(model.blockCount, commonest!.bits);
+}
+
+/** Samples of every kind of text. */
+async function drawKinds({ home, data, positions }: QuantizationOptions): Promise<Map<string, Sample[]>> {
+  const { folder, manifest } = await openInstalled(home, REFERENCE);
+  const text = await openModelText(folder, manifest);
+  const { rows } = await readData(data);
+  const byKind = Map.groupBy(rows, ({ kind }) => kind);
+  const options = { positions, tokensMax: TOKENS_MAX };
+  return new Map(
+    [...byKind].map(([kind, some]) => [
+      kind,
+      drawSamples(some, text, manifest.eosTokenIds[0]!, createRandom(SEED), options),
+    ]),
+  );
+}
+
+type Figures = { kl: number; agreement: number; perplexity: number; byKind: Record<string, object> };
+
+async function scoreKinds(
+  { say, signal }: QuantizationOptions,
+  session: ScoreSession,
+  reference: Engine,
+  candidates: readonly Candidate[],
+  kinds: ReadonlyMap<string, readonly Sample[]>,
+): Promise<Map<string, Figures>> {
+  const exact = createScorer(reference.runner, session);
+  const scorers = new Map(candidates.map(({ engine }) => [engine, createScorer(engine.runner, session)]));
+  const found = new Map(
+    candidates.map(({ name }) => [name, { kl: 0, agreement: 0, perplexity: 0, byKind: {} } as Figures]),
+  );
+  for (const [kind, samples] of kinds) {
+    const expected: SampleScores[] = [];
+    const scores = new Map(candidates.map(({ name }): [string, SampleScores[]] => [name, []]));
+    for (const sample of samples) {
+      signal.throwIfAborted();
+      const dense: Reference = await exact.reference(sample);
+      expected.push(dense.scores);
+      for (const { name, engine, mask } of candidates)
+        scores.get(name)!.push(await scorers.get(engine)!.score(dense, mask));
+    }
+    const { perplexity } = figuresOf(addScores(expected));
+    for (const [name, parts] of scores) {
+      const own = figuresOf(addScores(parts));
+      const figures = found.get(name)!;
+      figures.kl += own.kl / kinds.size;
+      figures.agreement += own.agreement / kinds.size;
+      figures.perplexity += Math.log(own.perplexity / perplexity) / kinds.size;
+      figures.byKind[kind] = {
+        kl: round(own.kl, 4),
+        agreement: round(own.agreement),
+        perplexityTimes: round(own.perplexity / perplexity, 4),
+      };
+    }
+    say(`${kind} is scored, ${addScores(expected).positions} positions`);
+  }
+  for (const figures of found.values()) figures.perplexity = Math.exp(figures.perplexity);
+  return found;
+}
+
+const timeCandidates = (
+  { rounds, signal }: QuantizationOptions,
+  candidates: readonly Candidate[],
+): Promise<Map<string, number>> =>
+  interleaved(
+    candidates.map(({ name, engine, mask }) => {
+      const peer = engine.peer(name, mask);
+      const measure = () => {
+        signal.throwIfAborted();
+        return peer.decode(POSITION);
+      };
+      return rested({ name, measure }, REST_ms);
+    }),
+    rounds,
+  );
+
+/*
+ * `bench ranks`: what a rank of surrogates gives and what it takes. For each rank the closed form is fitted on the same
+ * rows, and its KL to the dense model is measured on held-out rows under masks of the cheapest blocks. A token is timed
+ * with every block replaced, against holes, in interleaved rounds: a few surrogates take too little time to be seen.
+ * What a rank gives for its time is told for a quarter of the blocks.
+ *
+ * The limit: a rank r costs 2·hidden·r multiply-adds a block, and reads as many weights.
+ */
+
+const RANKS_SEED = 1;
+const DENSE = 'dense';
+const HOLES = 'holes';
+
+type RanksOptions = {
+  readonly home: string;
+  readonly data: readonly string[];
+  readonly ranks: readonly number[];
+  readonly rounds: number;
+  readonly threads: number;
+  readonly say: (line: string) => void;
+  readonly signal: AbortSignal;
+};
+
+export async function benchRanks(options: RanksOptions): Promise<object> {
+  for (const rank of options.ranks) checkRank(rank);
+  const scratch = await mkdtemp(join(tmpdir(), 'maskroute-ranks-'));
+  const engines: Engine[] = [];
+  try {
+    const { folder } = await openInstalled(options.home, DEFAULT_MODEL);
+    await cp(folder, join(modelsFolder(scratch), DEFAULT_MODEL), { recursive: true });
+    const kls: number[] = [];
+    for (const rank of options.ranks) {
+      const fitted = await fitRank(options, scratch, rank);
+      engines.push(fitted.engine);
+      kls.push(fitted.kl);
+      options.say(`rank ${rank}: held-out KL ${fitted.kl.toFixed(3)}`);
+    }
+    const found = await timeTokens(options, engines);
+    return figures(options, kls, found, 2 * engines[0]!.manifest.config.layerCount);
+  } finally {
+    for (const { runner } of engines) await runner.close();
+    await rm(scratch, { recursive: true, force: true });
+  }
+}
+
+/** The engine keeps what it has opened when the next rank's table takes the place of this one. */
+async function fitRank(
+  { home, data, threads, signal }: RanksOptions,
+  scratch: string,
+  rank: number,
+): Promise<{ kl: number; engine: Engine }> {
+  const out = join(scratch, `rank-${rank}.safetensors`);
+  const model = await openInstalled(home, DEFAULT_MODEL);
+  const { start } = await learnSurrogates({
+    ...{ model, data, rank, out, threads, signal, steps: 0, seed: RANKS_SEED },
+    onProgress: () => undefined,
+  });
+  await installSurrogates(scratch, DEFAULT_MODEL, out, { preset: false });
+  return { kl: start, engine: await openEngine(scratch, DEFAULT_MODEL) };
+}
+
+/** ms a token: dense, with a hole in every block's place, and with each engine's surrogates there. */
+async function timeTokens(
+  { ranks, rounds, signal }: RanksOptions,
+  engines: readonly Engine[],
+): Promise<Map<string, number>> {
+  const [first] = engines as readonly [Engine, ...Engine[]];
+  const layers = Array.from({ length: first.manifest.config.layerCount }, (_, layer) => layer);
+  const none = maskFromSkippedLayers(2 * layers.length, { skipAttention: layers, skipFfn: layers });
+  const peers = [
+    first.peer(DENSE, first.dense),
+    first.peer(HOLES, none),
+    ...engines.map(({ peer, runner }, index) =>
+      peer(nameOf(ranks[index]!), withSurrogates(none, runner.surrogates as SurrogatesId)),
+    ),
+  ];
+  const subjects = peers.map(({ name, decode }) => ({
+    name,
+    measure: () => {
+      signal.throwIfAborted();
+      return decode(POSITION);
+    },
+  }));
+  return interleaved(
+    subjects.map((subject) => rested(subject, REST_ms)),
+    rounds,
+  );
+}
+
+const nameOf = (rank: number): string => `rank ${rank}`;
+
+function figures(
+  { ranks, rounds, say }: RanksOptions,
+  kls: readonly number[],
+  found: Map<string, number>,
+  blockCount: number,
+) {
+  for (const [name, ms] of found) say(`${name}: ${ms.toFixed(2)} ms/token`);
+  const holes_ms = found.get(HOLES)!;
+  const surrogates_ms = ranks.map((rank) => (found.get(nameOf(rank))! - holes_ms) / blockCount);
+  const quarter = Math.round(blockCount / 4);
+  return {
+    bench: 'ranks',
+    model: DEFAULT_MODEL,
+    rounds,
+    dense_ms: round(found.get(DENSE)!),
+    allHoles_ms: round(holes_ms),
+    ranks: ranks.map((rank, index) => ({
+      rank,
+      kl: round(kls[index]!),
+      surrogate_us: round(1000 * surrogates_ms[index]!, 2),
+      // Of the step from the rank before.
+      gained_klPerMs:
+        index === 0
+          ? null
+          : round(
+              (kls[index - 1]! - kls[index]!) /
+                (quarter * (surrogates_ms[index]! - surrogates_ms[index - 1]!)),
+            ),
+    })),
+  };
+}

@@ -1,0 +1,42 @@
+/** Configurations that lie: whatever stands in config.json, the answer is a configuration or a MaskrouteError, at once. */
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { decoderTensors } from '../../../../gpu-backend/model/families.ts';
+import { configFromHuggingFace } from '../../../../gpu-backend/model/formats/hf-folder.ts';
+import { MaskrouteError } from '../../../../shared/wire/errors.ts';
+import figures from '../architectures/fixtures/families.json' with { type: 'json' };
+
+const hostile = fc.oneof(
+  fc.constantFrom<unknown>(null, -1, 0, 1, 7, 1e308, 2 ** 53, 0.5, '', 'x', true, false, [], {}, [1e9], [-1]),
+  fc.constantFrom({ rope_type: 'yarn' }, { rope_type: 'llama3', factor: 0 }, { type: 'linear', factor: -1 }),
+  fc.jsonValue(),
+);
+const change = fc.record({ at: fc.nat(60), value: hostile });
+
+test('with fields changed, it is read or refused with a reason', () => {
+  const outcomes = { read: 0, refused: 0 };
+  const before = process.cpuUsage();
+  fc.assert(
+    fc.property(
+      fc.constantFrom(...figures.variants.map(({ config }) => config)),
+      fc.array(change, { minLength: 1, maxLength: 3 }),
+      (config, changes) => {
+        const keys = Object.keys(config);
+        const changed = Object.fromEntries(changes.map(({ at, value }) => [keys[at % keys.length]!, value]));
+        try {
+          decoderTensors(configFromHuggingFace({ ...config, ...changed }));
+          outcomes.read++;
+        } catch (error) {
+          if (!(error instanceof MaskrouteError)) throw error;
+          expect(['corrupt_model', 'unsupported_model']).toContain(error.code);
+          outcomes.refused++;
+        }
+      },
+    ),
+    { seed: 8, numRuns: 1500 },
+  );
+  const { user, system } = process.cpuUsage(before);
+  expect((user + system) / 1000 / 1500, 'ms of the processor each').toBeLessThan(20);
+  expect(outcomes.read).toBeGreaterThan(100);
+  expect(outcomes.refused).toBeGreaterThan(100);
+});

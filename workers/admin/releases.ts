@@ -1,0 +1,168 @@
+/** Mask sets, which are immutable and named by their content; and publications, which make them live. */
+import { Hono } from 'hono';
+import {
+  holdSchema,
+  type LivePublication,
+  type PublicationInUse,
+  publishSchema,
+  rollbackSchema,
+} from '../../shared/admin/publication-wire.ts';
+import { evaluationFiguresSchema, type ReleaseComparison } from '../../shared/admin/stats-wire.ts';
+import { maskSetSchema } from '../../shared/mask/mask-set.ts';
+import { nextStepAt_ms, shareAt } from '../../shared/mask/sticky.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parse } from '../../shared/wire/parse-body.ts';
+import { compareReleases } from '../counting/side-by-side.ts';
+import { d1, isoTimeOrNull } from '../db/d1.ts';
+import {
+  findEvaluation,
+  findMaskSet,
+  listMaskSets,
+  putEvaluation,
+  type StoredMaskSet,
+  writeEvaluation,
+  writeMaskSet,
+} from '../db/mask-set-rows.ts';
+import { findLive, type LiveState, listPublications } from '../db/publication-rows.ts';
+import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
+import { readJson } from '../http/request-body.ts';
+import { checkPublishable, hold, publish, rollback, storeMaskSet } from '../releases/publishing.ts';
+import { findSeen } from '../routing/live-sets.ts';
+import { listed, pageQuery, requireRoom, scopedTenant } from './scope.ts';
+
+export const maskSets = new Hono<AppEnv>()
+  .post('/', async (c) => {
+    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    const set = parse(maskSetSchema, await readJson(c.req.raw), 'invalid_mask_set');
+    const written = writeMaskSet(set);
+    await requireRoom(c.var.services.db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes);
+    const { created, summary } = await storeMaskSet(c.var.services.db, tenant, written);
+    return c.json(summary, created ? 201 : 200);
+  })
+  .get('/', async (c) => {
+    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    return c.json(listed(await d1(listMaskSets(c.var.services.db, tenant, pageQuery(c)))));
+  })
+  .get('/:version', async (c) => {
+    const { content } = await find(c);
+    return c.body(content, 200, { 'content-type': 'application/json' });
+  })
+  .put('/:version/evaluation', async (c) => {
+    const set = await find(c);
+    if (c.var.admin.tenant !== undefined && c.var.admin.tenant !== set.owner) {
+      throw new MaskrouteError(
+        'forbidden',
+        'Only the owner of the set, or an administrator of the edge, stores what was measured of it.',
+      );
+    }
+    const figures = parse(evaluationFiguresSchema, await readJson(c.req.raw));
+    const rows = [...figures.rows, ...figures.equalTime];
+    if (!rows.some(({ maskSet }) => maskSet === set.version)) {
+      throw new MaskrouteError('invalid_request', `No row is of ${set.version}.`, { param: 'rows' });
+    }
+    c.set('before', await d1(findEvaluation(c.var.services.db, set)));
+    const written = writeEvaluation(rows);
+    await requireRoom(c.var.services.db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes);
+    await d1(putEvaluation(c.var.services.db, set, written, Date.now()));
+    return c.json({ object: 'list', data: rows });
+  })
+  .get('/:version/evaluation', async (c) => {
+    const set = await find(c);
+    return c.json({ object: 'list', data: await d1(findEvaluation(c.var.services.db, set)) });
+  });
+
+/** @throws MaskrouteError `not_found` for a set that is neither the tenant's nor the default owner's. */
+async function find(c: AppContext): Promise<StoredMaskSet> {
+  const tenant = await scopedTenant(c, c.req.query('tenant'));
+  const stored = await d1(findMaskSet(c.var.services.db, tenant, c.req.param('version') ?? ''));
+  if (stored === null) throw new MaskrouteError('not_found', 'There is no such mask set.');
+  return stored;
+}
+
+/* Publications: what is live, how it came to be, and how to change it. */
+
+export const publications = new Hono<AppEnv>()
+  .post('/', async (c) => {
+    const body = parse(publishSchema, await readJson(c.req.raw));
+    const { version, expected_version: expected } = body;
+    const tenant = await scopedTenant(c, body.tenant);
+    const request = {
+      ...{ tenant, version, expected, actor: c.var.admin.actor, hold: holdOf(c) },
+      activateAt_ms: body.activate_at === undefined ? undefined : Date.parse(body.activate_at),
+      rollout: body.rollout,
+      autoRollback: body.auto_rollback,
+    };
+    if (!body.activate) {
+      await checkPublishable(c.var.services, request);
+      return c.json({ activated: false, version });
+    }
+    await noteBefore(c, tenant);
+    return c.json(await publish(c.var.services, request), 201);
+  })
+  .post('/rollback', async (c) => {
+    const body = parse(rollbackSchema, await readJson(c.req.raw));
+    const tenant = await scopedTenant(c, body.tenant);
+    const request = { tenant, expected: body.expected_version, actor: c.var.admin.actor, hold: holdOf(c) };
+    await noteBefore(c, tenant);
+    return c.json(await rollback(c.var.services, request), 201);
+  })
+  .post('/pause', (c) => held(c, 'pause'))
+  .post('/resume', (c) => held(c, 'resume'))
+  .get('/', async (c) => {
+    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    return c.json(listed(await d1(listPublications(c.var.services.db, tenant, pageQuery(c)))));
+  })
+  .get('/live', async (c) => {
+    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    const state = await d1(findLive(c.var.services.db, tenant));
+    if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
+    return c.json(livePublication(state, Date.now()));
+  })
+  .get('/in-use', async (c) => {
+    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    const seen = await findSeen(c.var.services.db, tenant, Date.now());
+    const main = seen.find(({ publication }) => publication !== null)?.publication;
+    if (main == null) throw new MaskrouteError('not_found', 'Nothing is live.');
+    // Of the default one a tenant's administrator learns what its requests show anyway, and not who published it.
+    const { version, activate_at } = main;
+    const parts = seen.map(({ publication, share }) => ({
+      ...{ tenant: publication?.tenant ?? tenant, version: publication?.version ?? null, share },
+    }));
+    return c.json({ tenant: main.tenant, version, activate_at, parts } satisfies PublicationInUse);
+  })
+  .get('/comparison', async (c) => {
+    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    const { db } = c.var.services;
+    const state = await d1(findLive(db, tenant));
+    if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
+    return c.json((await d1(compareReleases(db, state, Date.now()))) satisfies ReleaseComparison);
+  });
+
+async function held(c: AppContext, what: 'pause' | 'resume'): Promise<Response> {
+  const body = parse(holdSchema, await readJson(c.req.raw));
+  const { services, admin } = c.var;
+  const tenant = await scopedTenant(c, body.tenant);
+  const request = { tenant, expected: body.expected_version, actor: admin.actor, hold: holdOf(c) };
+  await noteBefore(c, tenant);
+  return c.json(await hold(services, request, what), 201);
+}
+
+async function noteBefore(c: AppContext, tenant: string): Promise<void> {
+  const state = await d1(findLive(c.var.services.db, tenant));
+  c.set('before', state === null ? null : livePublication(state, Date.now()));
+}
+
+/** What the wire has of a state: not who owns the set, nor which row a rollback would go to. */
+function livePublication(state: LiveState, now_ms: number): LivePublication {
+  const { owner: _owner, previousId: _previousId, schedule, base, ...publication } = state;
+  const share = shareAt(schedule, now_ms);
+  const previous_version = base?.version ?? null;
+  return {
+    ...publication,
+    share,
+    base_version: share === 1 ? null : previous_version,
+    previous_version,
+    paused_at: isoTimeOrNull(schedule.pausedAt_ms ?? null),
+    next_step_at: isoTimeOrNull(nextStepAt_ms(schedule, now_ms)),
+  };
+}

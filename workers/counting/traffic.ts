@@ -1,0 +1,230 @@
+/** What the counted traffic says: routing over time, its balance, speed by version, fallbacks; and whether a mask set still fits. */
+import { LRUCache } from 'lru-cache';
+import type { Latencies } from '../../shared/admin/experiment-wire.ts';
+import {
+  countOf,
+  type Histogram,
+  type Moments,
+  meanInterval,
+  PAIRS_MIN,
+  quantilesOf,
+  sharesOf,
+} from '../../shared/admin/statistics.ts';
+import { COLLAPSE, DRIFT, type Drift, type Saved, type Stats } from '../../shared/admin/stats-wire.ts';
+import { centroidDistances } from '../../shared/mask/centroids.ts';
+import { saidOfRouting } from '../../shared/mask/held-out.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { log, reasonOf } from '../base/telemetry.ts';
+import { type Hold, withDeadline } from '../base/waiting.ts';
+import { type Database, isoTime } from '../db/d1.ts';
+import { latenciesOfBackends, versionKey, versionLatencies } from '../db/latencies.ts';
+import { findClusterCounts, type StoredMaskSet } from '../db/mask-set-rows.ts';
+import {
+  agreementByCluster,
+  clusterSeries,
+  fallbackCounts,
+  maskCounts,
+  type SeriesRequest,
+  totalSums,
+  versionSums,
+} from '../db/outcomes.ts';
+import { listTrafficSamples, type NewTrafficSample } from '../db/request-rows.ts';
+import { TRAFFIC } from '../limits.ts';
+import type { Routed } from '../routing/decision.ts';
+import { figuresOf } from './side-by-side.ts';
+
+export async function stats(db: Database, request: SeriesRequest): Promise<Stats> {
+  const [series, versions, latencies, byBackend, fallbacks, total, masks] = await Promise.all([
+    clusterSeries(db, request),
+    versionSums(db, request),
+    versionLatencies(db, request),
+    request.tenant === undefined ? latenciesOfBackends(db, request) : new Map<string, Latencies>(),
+    fallbackCounts(db, request),
+    totalSums(db, request),
+    maskCounts(db, request),
+  ]);
+  const clusterCounts = await findClusterCounts(db, [...new Set(series.map(({ version }) => version))]);
+  return {
+    from: isoTime(request.from_ms),
+    to: isoTime(request.to_ms),
+    routing: series.map(({ start_ms, version, cluster, requests, errors }) => ({
+      start: isoTime(start_ms),
+      version: version === '' ? null : version,
+      cluster: cluster < 0 ? null : cluster,
+      ...{ requests, errors },
+    })),
+    balance: balances(series, clusterCounts),
+    versions: versions.map(({ version, sparsity, sums }) => ({
+      version: version === '' ? null : version,
+      sparsity: sparsity < 0 ? null : sparsity,
+      figures: figuresOf(sums, latencies.get(versionKey({ version, sparsity }))),
+    })),
+    backends: [...byBackend].map(([backend, { ttft, tpot }]) => ({
+      backend,
+      answers: countOf(ttft),
+      ttft_quantiles_ms: quantilesOf(ttft),
+      tpot_quantiles_ms: quantilesOf(tpot),
+    })),
+    fallbacks: fallbacks.map(({ fallback, requests }) => ({ reason: fallback, requests })),
+    total: figuresOf(total.sums, mergeLatencies([...latencies.values()])),
+    masks: masks.map(({ mask, sparsity, requests }) => ({
+      ...{ mask, requests, sparsity: sparsity < 0 ? null : sparsity },
+    })),
+    saved: savedOf(total.saved),
+  };
+}
+
+function savedOf(saved: Moments): Saved {
+  const found = meanInterval(saved, SAVED_ALPHA);
+  const interval = found ?? { mean: null, low: null, high: null };
+  return { pairs: saved.count, pairs_min: PAIRS_MIN, ...interval };
+}
+
+/** Of an interval that misses the true mean at any time of looking. */
+const SAVED_ALPHA = 0.05;
+
+function mergeLatencies(parts: readonly Latencies[]): Latencies | undefined {
+  if (parts.length === 0) return undefined;
+  const merged = (of: (part: Latencies) => Histogram): Histogram => {
+    const sum = new Map<number, number>();
+    for (const part of parts) {
+      for (const [bucket, count] of of(part)) sum.set(bucket, (sum.get(bucket) ?? 0) + count);
+    }
+    return sum;
+  };
+  return { ttft: merged(({ ttft }) => ttft), tpot: merged(({ tpot }) => tpot) };
+}
+
+type ClusterCount = { readonly version: string; readonly cluster: number; readonly requests: number };
+
+/** `clusterCounts`: how many clusters each version has, those that no request fell into included. */
+function balances(
+  series: readonly ClusterCount[],
+  clusterCounts: ReadonlyMap<string, number>,
+): Stats['balance'] {
+  const counts = new Map<string, Map<number, number>>();
+  for (const { version, cluster, requests } of series) {
+    if (version === '' || cluster < 0) continue;
+    const clusters = counts.get(version) ?? new Map<number, number>();
+    counts.set(version, clusters.set(cluster, (clusters.get(cluster) ?? 0) + requests));
+  }
+  return [...counts].map(([version, clusters]) => {
+    const requests = [...clusters.values()].reduce((sum, count) => sum + count, 0);
+    const shares = [...clusters.values()].map((count) => count / requests).filter((share) => share > 0);
+    const clusterCount = clusterCounts.get(version) ?? clusters.size;
+    const largest_share = Math.max(0, ...shares);
+    return {
+      ...{ version, requests, largest_share, clusters: clusterCount },
+      entropy_bits: Math.max(0, -shares.reduce((sum, share) => sum + share * Math.log2(share), 0)),
+      collapsed: clusterCount > 1 && requests >= COLLAPSE.requests_min && largest_share >= COLLAPSE.share,
+    };
+  });
+}
+
+/*
+ * Whether a mask set still fits its traffic. Two signs: requests that lie farther from every centroid than the set's own
+ * prompts did, and clusters whose masked answers part from the dense ones sooner than they used to.
+ */
+
+/** Of intervals that miss at any time of looking. */
+const ALPHA = 0.05;
+
+/** `tenant` undefined: all of them. */
+export async function driftOf(
+  db: Database,
+  { version, content }: StoredMaskSet,
+  tenant: string | undefined,
+  since_ms: number,
+): Promise<Drift> {
+  const [samples, agreement] = await Promise.all([
+    listTrafficSamples(db, version, tenant),
+    agreementByCluster(db, version, tenant, since_ms),
+  ]);
+  const set = JSON.parse(content) as MaskSet;
+  const { nearest } = saidOfRouting(set);
+  const nearestOf = ({ distances }: (typeof samples)[number]) => Math.min(...distances);
+  const distance = nearest === null ? null : farAway(samples.map(nearestOf), nearest.far);
+  const clusters = clusterDrift(agreement);
+  return {
+    ...{ version, since: isoTime(since_ms), distance, clusters, pairs_min: PAIRS_MIN },
+    proposal: proposalFor(distance, clusters),
+  };
+}
+
+function farAway(distances: readonly number[], limit: number): NonNullable<Drift['distance']> {
+  const samples = distances.length;
+  const far = distances.filter((distance) => distance > limit).length;
+  const said = { samples, samples_min: DRIFT.samples_min, limit };
+  // One near and one far request more, so that no variance is 0.
+  const found = samples < DRIFT.samples_min ? null : meanInterval(sharesOf(samples + 2, far + 1), ALPHA);
+  if (found === null) return { ...said, far_share: null, low: null, high: null, drifted: false };
+  const [low, high] = [Math.max(0, found.low), Math.min(1, found.high)];
+  return { ...said, far_share: far / samples, low, high, drifted: low > DRIFT.farShare };
+}
+
+/** A cluster has drifted when all that its answers may be now is below all that they may have been. */
+function clusterDrift(
+  agreement: ReadonlyMap<number, { readonly before: Moments; readonly recent: Moments }>,
+): Drift['clusters'] {
+  const alpha = ALPHA / Math.max(1, agreement.size);
+  const meanOf = (pairs: Moments) => ({
+    pairs: pairs.count,
+    ...(meanInterval(pairs, alpha) ?? { mean: null, low: null, high: null }),
+  });
+  return [...agreement].map(([cluster, sums]) => {
+    const [before, recent] = [meanOf(sums.before), meanOf(sums.recent)];
+    const drifted = before.low !== null && recent.high !== null && recent.high < before.low;
+    return { cluster, before, recent, drifted };
+  });
+}
+
+function proposalFor(distance: Drift['distance'], clusters: Drift['clusters']): string | null {
+  const drifted = clusters.filter((one) => one.drifted).map(({ cluster }) => cluster);
+  const signs: string[] = [];
+  if (distance?.drifted) {
+    const percent = Math.round(100 * distance.far_share!);
+    signs.push(
+      `${percent} % of recent requests lie farther from every cluster than 95 % of the prompts that the set was made for`,
+    );
+  }
+  if (drifted.length > 0) {
+    const which = drifted.length === 1 ? `cluster ${drifted[0]}` : `clusters ${drifted.join(', ')}`;
+    signs.push(`answers of ${which} part from the dense model's sooner than they used to`);
+  }
+  if (signs.length === 0) return null;
+  return `Learn again with recent prompts: ${signs.join(', and ')}.`;
+}
+
+/*
+ * The samples: where a few requests lay, for this and for the dashboard's map. No request waits for it: most are passed over
+ * by the clock alone, and the log says what goes wrong.
+ */
+
+export interface TrafficSampler {
+  /** Does nothing for a request that fell into no cluster. */
+  seen(tenant: string, routed: Routed, hold: Hold): void;
+}
+
+const DIGITS = 4;
+
+export function createTrafficSampler(insert: (sample: NewTrafficSample) => Promise<void>): TrafficSampler {
+  const sampledAt_ms = new LRUCache<string, number>({ max: TRAFFIC.tenantsMax });
+  return {
+    seen(tenant, { decision, vector }, hold) {
+      const { set, cluster } = decision;
+      if (set === null || cluster === null || vector === null) return;
+      const now_ms = Date.now();
+      if (now_ms - (sampledAt_ms.get(tenant) ?? 0) < TRAFFIC.every_ms) return;
+      sampledAt_ms.set(tenant, now_ms);
+      const distances = [...centroidDistances(vector, set.centroids)].map((distance) =>
+        Number(distance.toFixed(DIGITS)),
+      );
+      const sample = { tenant, version: set.version, cluster, distances, createdAt_ms: now_ms };
+      hold(
+        withDeadline(insert(sample), TRAFFIC.write_ms, 'keeping a traffic sample').catch((error) =>
+          log('warn', 'traffic_sample_lost', { reason: reasonOf(error) }),
+        ),
+      );
+    },
+  };
+}
