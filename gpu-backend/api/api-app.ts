@@ -17,7 +17,6 @@ import { readFields } from '../../shared/wire/fields.ts';
 import { embeddingsRequest } from '../../shared/wire/openai.ts';
 import { DENSE_SUFFIX, HEADERS, type ModelEntry, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
 import type { Engine } from '../engine/engine.ts';
-import { Arrivals } from './arrivals.ts';
 import { completionRoutes } from './completions.ts';
 import { jobRoutes } from './jobs-api.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, type ServedModel, setHeaders } from './parts.ts';
@@ -40,9 +39,7 @@ const METHODS = {
 
 export function createApp(parts: ApiParts): Hono<ApiEnv> {
   const app = new Hono<ApiEnv>();
-  const arrivals = new Arrivals();
   app.use(async (c, next) => {
-    await arrivals.turn();
     const given = c.req.header(HEADERS.requestId) ?? '';
     const requestId = REQUEST_ID_PATTERN.test(given) ? given : `req_${randomBytes(12).toString('hex')}`;
     c.set('requestId', requestId);
