@@ -16,6 +16,7 @@ import {
 import type { Engine, EngineEvent, GenerateRequest } from '../engine/engine.ts';
 import { createEngine } from '../engine/start-engine.ts';
 import { inTurns, interleaved, median, quantile, round } from '../measure.ts';
+import type { KvType } from '../model/model-source.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import type { Device } from '../onnx/device.ts';
@@ -44,8 +45,10 @@ const NEVER = new AbortController().signal;
 /** Tokens a second of all streams together, while all of them run. */
 type Subject = { readonly name: string; tokensPerSecond(prompts: readonly number[][]): Promise<number> };
 
-export async function benchBatch({ home, rounds, say }: SpeedOptions): Promise<object> {
-  await using ours = await openOurs(home);
+export type BatchOptions = SpeedOptions & { readonly kvType: KvType };
+
+export async function benchBatch({ home, kvType, rounds, say }: BatchOptions): Promise<object> {
+  await using ours = await openOurs(home, { kvType });
   const llamaCpp = [
     await llamaCppStreams(defaultModelFile(home), 2),
     await llamaCppStreams(defaultModelFile(home), 1),
@@ -84,7 +87,7 @@ export async function benchBatch({ home, rounds, say }: SpeedOptions): Promise<o
   for (const peer of llamaCpp) await peer.close();
   const [at64] = Object.values(figures);
   return {
-    ...{ bench: 'batch', model: ours.name, weights: ours.weights, streams: STREAMS, rounds },
+    ...{ bench: 'batch', model: ours.name, weights: ours.weights, kvType, streams: STREAMS, rounds },
     oneStream_tokensPerSecond: byLength('oneStream'),
     eightStreams_tokensPerSecond: byLength('eightStreams'),
     eightOneMask_tokensPerSecond: byLength('eightOneMask'),
@@ -116,14 +119,17 @@ function shifted(mask: Mask, steps: number): Mask {
   return maskFromSkippedLayers(2 * layerCount, { skipAttention: layers(0), skipFfn: layers(1) });
 }
 
-export async function openOurs(home: string, device?: Device) {
+export async function openOurs(
+  home: string,
+  held: { readonly device?: Device; readonly kvType?: KvType } = {},
+) {
   const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
   const { config, hash, name, weights } = manifest;
   const surrogates = manifest.surrogates?.id as SurrogatesId | undefined;
   const engine = await createEngine({
     limits: { queueTimeout_ms: 600_000, prefixTokensMax: PREFIX_TOKENS_MAX },
     ...{ modelDir: folder, hash: hash as ModelHash, config, threads: availableParallelism() },
-    ...{ device, ...(surrogates && { surrogates }) },
+    ...{ ...held, ...(surrogates && { surrogates }) },
   });
   return {
     ...{ engine, config, name, weights },

@@ -15,7 +15,7 @@ import type { Device } from '../onnx/device.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder } from '../onnx/graph.ts';
 import { createSession, tensor } from '../onnx/session.ts';
-import { eightMasks, openOurs } from './batch.ts';
+import { type BatchOptions, eightMasks, openOurs } from './batch.ts';
 import {
   type DecodeOptions,
   denseBytes,
@@ -61,9 +61,12 @@ export async function benchDecodeOn(device: Adapter, options: DecodeOptions): Pr
 
 const STREAM_TOKENS = 64;
 
-export async function benchBatchOn(device: Adapter, { home, rounds, say }: SpeedOptions): Promise<object> {
+export async function benchBatchOn(
+  device: Adapter,
+  { home, kvType, rounds, say }: BatchOptions,
+): Promise<object> {
   const bandwidth_GBps = await toldBandwidth(device, say);
-  await using ours = await openOurs(home, device);
+  await using ours = await openOurs(home, { device, kvType });
   const { layerCount } = ours.config;
   const dense = denseMask(2 * layerCount);
   const masks = eightMasks(layerCount);

@@ -2,7 +2,8 @@
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { type Command, Option } from 'commander';
-import type { DecodeOptions, SpeedOptions } from '../bench/decode.ts';
+import type { BatchOptions } from '../bench/batch.ts';
+import type { DecodeOptions } from '../bench/decode.ts';
 import { maskrouteHome } from '../files.ts';
 import { type KvType, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
@@ -83,9 +84,10 @@ function addDecodingBenches(bench: Command): void {
   command(bench, 'batch', 'tokens/s of eight streams, under one mask and under eight, against llama.cpp')
     .option(...ROUNDS, 3)
     .addOption(deviceOption())
-    .action(async ({ json, device, rounds }: OnDevice & { rounds: number }) => {
+    .addOption(kvTypeOption())
+    .action(async ({ json, device, ...flags }: OnDevice & { rounds: number; kvType: KvType }) => {
       const { batch } = await benchesOn(device);
-      await told(json, (say) => batch({ home: maskrouteHome(), rounds, say }));
+      await told(json, (say) => batch({ home: maskrouteHome(), ...flags, say }));
     });
 
   command(bench, 'prefix', 'ms to the first token when 400 tokens of the prompt are cached')
@@ -237,7 +239,7 @@ async function benchesOn(choice: DeviceChoice) {
     const { benchDecodeOn, benchBatchOn } = await import('../bench/device-bench.ts');
     return {
       decode: (options: DecodeOptions) => benchDecodeOn(device, options),
-      batch: (options: SpeedOptions) => benchBatchOn(device, options),
+      batch: (options: BatchOptions) => benchBatchOn(device, options),
     };
   }
   const { benchDecode: decode } = await import('../bench/decode.ts');

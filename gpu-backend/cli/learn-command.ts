@@ -82,7 +82,7 @@ export function addLearnCommands(program: Command): void {
       'masks that the clusters share at most (default: as many as pay)',
       wholeNumber(1, CLUSTER_COUNT_MAX),
     )
-    .requiredOption('--sparsity <share>', 'share of the blocks to skip, such as 0.125', part)
+    .requiredOption('--sparsity <share>', 'share of the blocks to skip on average, such as 0.125', part)
     .addOption(
       new Option('--cost <what>', 'what the sparsity is a share of: blocks, or measured ms/token')
         .choices(['blocks', 'time'])

@@ -97,13 +97,16 @@ function positionsOf({ layerCount }: ModelConfig, effort: LearnEffort, clusterCo
     STEP_PART_TOKENS * 2 * gateSteps * BACKWARD;
   const { one, group, turns } = effort;
   const groups = clusterCount > 1 ? Math.min(clusterCount, effort.masksMax) : 0;
+  // The dense model needs no search.
+  const sizes = clusterCount > 1 ? effort.sizes.filter((size) => size > 0).length : 0;
   return {
     searched:
       search(one) +
       LOSS_BATCH_TOKENS * one.glanceParts * one.greedyEvaluations +
       groups * turns * search(group) +
+      sizes * (LOSS_BATCH_TOKENS * blocks + one.searchPositions * effort.sizeExchanges) +
       6 * effort.choicePositions,
-    scored: (groups + 1) * (effort.sharePositions + effort.heldOutPositions),
+    scored: (groups + sizes + 1) * (effort.sharePositions + effort.heldOutPositions),
   };
 }
 

@@ -34,6 +34,11 @@ export const headroomSchema = z.strictObject({
    * where routing loses; null where it was not measured. `isMore`: at least so many.
    */
   blocks: z.strictObject({ gained: z.number(), isMore: z.boolean() }).nullable(),
+  /**
+   * Where masks have several sizes: what the mask for everybody leaves out, of the blocks or of a token's time, and what the
+   * routing left out on these rows. The figures of one mask are then at what the routing left out.
+   */
+  skipped: z.strictObject({ oneMask: z.number(), routed: z.number() }).optional(),
 });
 export type Headroom = z.infer<typeof headroomSchema>;
 
@@ -43,6 +48,11 @@ export function blocksLine({ gained, isMore }: NonNullable<Headroom['blocks']>):
   return gained >= 0
     ? `At the routed KL one mask leaves out ${count} blocks fewer.`
     : `At the routed KL one mask leaves out ${count} blocks more.`;
+}
+
+export function skippedLine({ oneMask, routed }: NonNullable<Headroom['skipped']>): string {
+  const [one, all] = [oneMask, routed].map((share) => `${(100 * share).toFixed(1)} %`);
+  return `Masks have several sizes: routing leaves out ${all}, one mask ${one}; its figures are at what routing leaves out.`;
 }
 
 /** The share of prompts that lie farther away than {@link Nearest.far}. */

@@ -29,7 +29,7 @@ import { tenantExists } from '../db/tenant-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { start, stop } from '../releases/experiment-life.ts';
-import { listed, pageQuery, requireRoom, scopedTenant } from './scope.ts';
+import { listed, pageQuery, requireRoom, scopedTenant, scopedTenantOrAll } from './scope.ts';
 
 export const experiments = new Hono<AppEnv>()
   .post('/', async (c) => {
@@ -41,9 +41,8 @@ export const experiments = new Hono<AppEnv>()
     return answer(c, await d1(insertExperiment(c.var.services.db, draft)), 201);
   })
   .get('/', async (c) => {
-    const owner = await scopedTenant(c, c.req.query('tenant'));
-    const filter = owner === DEFAULT_TENANT ? undefined : owner;
-    const { data, next } = await d1(listExperiments(c.var.services.db, filter, pageQuery(c)));
+    const owner = await scopedTenantOrAll(c, c.req.query('tenant'));
+    const { data, next } = await d1(listExperiments(c.var.services.db, owner, pageQuery(c)));
     const now_ms = Date.now();
     return c.json(listed({ data: data.map((experiment) => toExperiment(experiment, now_ms)), next }));
   })

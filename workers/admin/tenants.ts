@@ -5,7 +5,6 @@ import {
   type CreatedKey,
   createKeySchema,
   createTenantSchema,
-  DEFAULT_TENANT,
   type EndedSessions,
   keysQuerySchema,
   OWN_TENANT_FIELDS,
@@ -31,7 +30,15 @@ import { readJson } from '../http/request-body.ts';
 import { EXPIRED_KEYS_KEPT_ms } from '../limits.ts';
 import { generateKey } from '../tenants/api-keys.ts';
 import type { BudgetState } from '../tenants/ledger.ts';
-import { listed, pageQuery, requireGlobal, requireRoom, scopedTenant, tenantWarnings } from './scope.ts';
+import {
+  listed,
+  pageQuery,
+  requireGlobal,
+  requireRoom,
+  scopedTenant,
+  scopedTenantOrAll,
+  tenantWarnings,
+} from './scope.ts';
 
 export const tenants = new Hono<AppEnv>()
   .post('/', async (c) => {
@@ -123,11 +130,10 @@ export const keys = new Hono<AppEnv>()
     return c.json({ ...created, key } satisfies CreatedKey, 201);
   })
   .get('/', async (c) => {
-    const named = c.req.query('tenant');
-    const tenant = await scopedTenant(c, named);
+    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
     const { state, ...page } = parse(keysQuerySchema, c.req.query());
     const filter = {
-      tenant: tenant === DEFAULT_TENANT ? undefined : tenant,
+      tenant,
       workingAt_ms: state === 'working' ? Date.now() : undefined,
     };
     return c.json(listed(await d1(listApiKeys(c.var.services.db, filter, page))));

@@ -1,7 +1,9 @@
 /** What each mask set's routing gains over its one mask on the scored rows, and what it could gain. */
+import { z } from 'zod';
 import type { Mask, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { maskBits, maskFromBits, withSurrogates } from '../../../shared/mask/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../../shared/mask/mask-set.ts';
+import { countsOf } from '../search/budget.ts';
 import { headroomOf } from '../search/headroom.ts';
 import type { SampleScores } from '../search/score-masks.ts';
 import type { LineUp, RoutedSet } from './line-up.ts';
@@ -60,6 +62,21 @@ export function setHeadroom(
       ...{ kind, positions: scoreOf(row, masks[0]!).positions, routed: routed[row]! },
       ...{ kl: under(row, masks), lighter: under(row, lighter) },
     })),
+    { masks: masks.map(skippedOf(set)), lighter: lighter.map(skippedOf(set)) },
   );
   return { maskSet: maskSetVersion(set), name: set.name, surrogate, ...headroom };
+}
+
+const blockWeightsSchema = z.object({ attention: z.number().positive(), ffn: z.number().positive() });
+
+/** Of a token's time where the set's record says what blocks take, else of the blocks. */
+function skippedOf({ learned }: MaskSet): (mask: Mask) => number {
+  const { attention, ffn } = blockWeightsSchema.safeParse(learned.blockWeights).data ?? {
+    attention: 1,
+    ffn: 1,
+  };
+  return (mask) => {
+    const out = countsOf(mask);
+    return (2 * (out.attention * attention + out.ffn * ffn)) / (mask.runs.length * (attention + ffn));
+  };
 }

@@ -12,7 +12,7 @@ import {
 import { type ComposeOption, init, use } from 'echarts/core';
 import { SVGRenderer } from 'echarts/renderers';
 import { html, raw } from 'hono/html';
-import { blocksLine, type Headroom } from '../../../shared/mask/held-out.ts';
+import { blocksLine, type Headroom, skippedLine } from '../../../shared/mask/held-out.ts';
 
 export type Html = ReturnType<typeof html>;
 
@@ -97,8 +97,9 @@ export function headroomTable({ oneMask, routed, bestAfterwards, byKind, ...rest
     spread(changeInterval, (value) => percent(value)),
   ];
   const blocks = rest.blocks === null ? '' : ` ${blocksLine(rest.blocks)}`;
+  const sizes = rest.skipped === undefined ? '' : ` ${skippedLine(rest.skipped)}`;
   return table(
-    `Headroom of ${rest.masks} masks on ${rest.rows} prompts, ${rest.positions} positions.${blocks}`,
+    `Headroom of ${rest.masks} masks on ${rest.rows} prompts, ${rest.positions} positions.${blocks}${sizes}`,
     ['mask of each prompt', 'KL', '95 %', 'against one mask', '95 %'],
     [
       line('one mask for all', oneMask),

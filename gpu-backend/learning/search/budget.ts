@@ -29,6 +29,8 @@ export type Budget = {
   readonly blockWeights: readonly number[];
   /** The fewest attention blocks that meet the target with each count of FFN blocks; FFN counts rise. */
   readonly allowed: readonly BlockCounts[];
+  readonly attention: CountRange;
+  readonly ffn: CountRange;
 };
 
 /**
@@ -61,7 +63,21 @@ export function createBudget(options: BudgetOptions): Budget {
   const blockWeights = Array.from({ length: 2 * layerCount }, (_, block) =>
     block % 2 === 0 ? weights.attention : weights.ffn,
   );
-  return { targetSparsity, blockWeights, allowed };
+  return { targetSparsity, blockWeights, allowed, attention, ffn };
+}
+
+/** The same with another target; undefined where no mask meets it within the bounds. */
+export function resizeBudget(budget: Budget, targetSparsity: number): Budget | undefined {
+  const { blockWeights, attention, ffn } = budget;
+  const weights = { attention: blockWeights[0]!, ffn: blockWeights[1]! };
+  try {
+    return createBudget({
+      ...{ layerCount: blockWeights.length / 2, targetSparsity, weights, attention, ffn },
+    });
+  } catch (error) {
+    if (error instanceof MaskrouteError) return undefined;
+    throw error;
+  }
 }
 
 export function countsOf({ runs }: Mask): BlockCounts {

@@ -37,6 +37,13 @@ export type LearnEffort = {
   readonly group: MaskEffort;
   /** Masks that are searched for at most, unless a number is asked for. */
   readonly masksMax: number;
+  /**
+   * Sizes that the mask for everybody also gets, as multiples of what it leaves out: tolerant clusters leave out more,
+   * fragile ones less, at the same mean. 0 is the dense model. Sizes at which models fall apart are left out.
+   */
+  readonly sizes: readonly number[];
+  /** Exchanges tried for each of these sizes at most. */
+  readonly sizeExchanges: number;
   /** Turns of searching masks for groups of clusters and sharing the clusters out anew. */
   readonly turns: number;
   /** Scored positions, of other prompts, on which the mask for everybody is chosen. */
@@ -74,6 +81,8 @@ export const LEARN_EFFORT: LearnEffort = {
     triesMax: 8,
   },
   masksMax: 8,
+  sizes: [0, 0.5, 1.5, 2],
+  sizeExchanges: 14,
   turns: 2,
   choicePositions: 6144,
   sharePositions: 32_768,
@@ -96,6 +105,8 @@ export const QUICK_EFFORT: LearnEffort = {
     ...{ searchPositions: 768, gateSteps: 6, rounds: 0, exchanges: 10, triesMax: 5 },
   },
   masksMax: 2,
+  sizes: [0, 1.5],
+  sizeExchanges: 0,
   turns: 1,
   choicePositions: 1536,
   sharePositions: 2048,
@@ -133,6 +144,7 @@ export function effortFor(effort: LearnEffort, positions: number): LearnEffort {
     ...effort,
     one: { ...less(effort.one), greedyEvaluations: some(effort.one.greedyEvaluations) },
     group: less(effort.group),
+    sizeExchanges: some(effort.sizeExchanges),
     masksMax: Math.min(effort.masksMax, Math.max(MASKS_MIN, groups)),
   };
 }
@@ -145,11 +157,13 @@ const GATE_RESULTS = 11;
 const CHOICE_RESULTS = 6;
 
 /** The most results that each search comes to. */
-export function searchResults({ one, group }: LearnEffort, blocks: number) {
+export function searchResults({ one, group, sizeExchanges }: LearnEffort, blocks: number) {
   const rounds = ({ rounds, exchanges }: MaskEffort) => rounds * (blocks + exchanges + 1);
   const search = (effort: MaskEffort) =>
     blocks + 2 + STEP_PARTS * effort.gateSteps + GATE_RESULTS + effort.exchanges + rounds(effort);
   return {
+    /** Of one size: what blocks in question are worth, and exchanges. */
+    size: blocks + sizeExchanges + 2,
     one: search(one) + rounds(one) + one.greedyEvaluations + CHOICE_RESULTS,
     group: search(group) + group.exchanges,
   };

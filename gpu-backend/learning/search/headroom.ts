@@ -3,8 +3,9 @@
  * afterwards, and of the mask that is best for other rows of the same kind. All on the same rows, which neither masks
  * nor their assignment were made on.
  */
-import { blocksLine, type Headroom } from '../../../shared/mask/held-out.ts';
+import { blocksLine, type Headroom, skippedLine } from '../../../shared/mask/held-out.ts';
 import { bootstrapInterval, pairedLead, weightedRatio } from './bootstrap.ts';
+import { lowestPrice } from './share-masks.ts';
 
 /** A row under every mask that routing may choose. */
 export type HeadroomRow = {
@@ -18,55 +19,165 @@ export type HeadroomRow = {
   readonly lighter: readonly number[];
 };
 
-/** @throws RangeError without rows. */
-export function headroomOf(rows: readonly HeadroomRow[]): Headroom {
+/** What masks leave out of a token's time, or of the blocks, in the order of a row's figures. */
+export type SkippedShares = {
+  readonly masks: readonly number[];
+  readonly lighter: readonly number[];
+};
+
+/**
+ * Where masks have several sizes, routing is held against one mask that leaves out as much as the routing did, and the best
+ * masks known afterwards leave out as much as one mask.
+ *
+ * @param skipped where masks may have several sizes. @throws RangeError without rows.
+ */
+export function headroomOf(rows: readonly HeadroomRow[], skipped?: SkippedShares): Headroom {
   if (rows.length === 0) throw new RangeError('no rows to tell the headroom on');
   const positions = rows.map((row) => row.positions);
-  const one = rows.map(({ kl }) => kl[0]!);
-  const routed = rows.map(({ kl, routed }) => kl[routed]!);
-  const figureOf = (sums: readonly number[]) => {
-    const kl = (weights: ArrayLike<number>) => weightedRatio(weights, sums, positions);
-    const change = (weights: ArrayLike<number>) => changeOf(weightedRatio(weights, sums, one));
-    const once = new Uint8Array(rows.length).fill(1);
+  const shares = skipped?.masks ?? rows[0]!.kl.map(() => 1);
+  const ladder = ladderOf(rows, shares[0]!, skipped?.lighter ?? []);
+  /** Each row's cost, and what it left out. */
+  const figureOf = (costs: readonly number[], left: readonly number[]) => {
+    const kl = (weights: ArrayLike<number>) => weightedRatio(weights, costs, positions);
+    const change = (weights: ArrayLike<number>) => {
+      const one = oneMaskAt(ladder, meanShare(left, positions, weights));
+      return changeOf(weightedRatio(weights, costs, one));
+    };
     return {
       ...{ kl: kl(once), interval: bootstrapInterval(rows.length, kl) },
       ...{ change: change(once), changeInterval: bootstrapInterval(rows.length, change) },
     };
   };
-  const { mean, standardError } = pairedLead(
-    rows.map((row, i) => ({ positions: row.positions, sum: one[i]! - routed[i]! })),
+  const once = new Uint8Array(rows.length).fill(1);
+  const under = (chosen: readonly number[]) =>
+    figureOf(
+      rows.map(({ kl }, row) => kl[chosen[row]!]!),
+      chosen.map((mask) => shares[mask]!),
+    );
+  const routed = rows.map((row) => row.routed);
+  const left = routed.map((mask) => shares[mask]!);
+  const mean = meanShare(left, positions, once);
+  const one = oneMaskAt(ladder, mean);
+  const slope = slopeAt(ladder, mean, sumOf(positions));
+  const { mean: mean_kl, standardError } = pairedLead(
+    rows.map((row, i) => ({
+      positions: row.positions,
+      // A row that leaves out more than the mean is no worse for it, nor better for leaving out less.
+      sum: one[i]! - row.kl[row.routed]! + slope * row.positions * (left[i]! - mean),
+    })),
   );
   return {
     rows: rows.length,
     positions: sumOf(positions),
     masks: rows[0]!.kl.length,
-    oneMask: figureOf(one),
-    routed: figureOf(routed),
-    bestAfterwards: figureOf(rows.map(({ kl }) => Math.min(...kl))),
-    byKind: figureOf(costsByKind(rows)),
-    lead: { mean_kl: mean, standardError_kl: Number.isFinite(standardError) ? standardError : null },
-    blocks: blocksGained(rows, sumOf(routed)),
+    oneMask: { ...figureOf(one, left), change: 0, changeInterval: rows.length < 2 ? null : [0, 0] },
+    routed: under(routed),
+    bestAfterwards: under(
+      atOneMean(
+        rows,
+        shares,
+        rows.map(({ kl }) => kl),
+      ),
+    ),
+    byKind: under(atOneMean(rows, shares, costsByKind(rows))),
+    lead: { mean_kl, standardError_kl: Number.isFinite(standardError) ? standardError : null },
+    blocks: blocksGained(rows, sumOf(rows.map((row) => row.kl[row.routed]!))),
+    ...(isLevel(shares) ? {} : { skipped: { oneMask: shares[0]!, routed: mean } }),
   };
+}
+
+/** Shares that differ by rounding alone. */
+const ROUNDING = 1e-9;
+const isLevel = (shares: readonly number[]): boolean =>
+  shares.every((share) => Math.abs(share - shares[0]!) < ROUNDING);
+
+const meanShare = (
+  left: readonly number[],
+  positions: readonly number[],
+  weights: ArrayLike<number>,
+): number =>
+  weightedRatio(
+    weights,
+    left.map((share, row) => share * positions[row]!),
+    positions,
+  );
+
+/** The mask for everybody, its lighter ones, and the dense model: what they leave out, falling, and what they cost each row. */
+type Ladder = { readonly shares: readonly number[]; readonly costs: readonly (readonly number[])[] };
+
+function ladderOf(rows: readonly HeadroomRow[], one: number, lighter: readonly number[]): Ladder {
+  const all = [one, ...lighter, 0];
+  // A set's record may say anything.
+  const steps = [...all.keys()].filter((i) => i === 0 || all[i]! < Math.min(...all.slice(0, i)) - ROUNDING);
+  return {
+    shares: steps.map((i) => all[i]!),
+    costs: rows.map(({ kl, lighter: costs }) => {
+      const own = [kl[0]!, ...costs.slice(0, lighter.length), 0];
+      return steps.map((i) => own[i]!);
+    }),
+  };
+}
+
+/** The step of the ladder from which on a mask leaves out no more than `share`. */
+function stepBelow({ shares }: Ladder, share: number): number {
+  const step = shares.findIndex((next, i) => i > 0 && next <= share);
+  return step < 0 ? shares.length - 1 : step;
+}
+
+/** What one mask costs each row that leaves out so much: between two of the ladder, or on along its first step. */
+function oneMaskAt(ladder: Ladder, share: number): number[] {
+  const { shares, costs } = ladder;
+  if (Math.abs(share - shares[0]!) < ROUNDING) return costs.map((row) => row[0]!);
+  const step = stepBelow(ladder, share);
+  const part = (shares[step - 1]! - share) / (shares[step - 1]! - shares[step]!);
+  return costs.map((row) => (1 - part) * row[step - 1]! + part * row[step]!);
+}
+
+/** Nats a position for what one mask leaves out more. */
+function slopeAt(ladder: Ladder, share: number, positions: number): number {
+  const { shares, costs } = ladder;
+  const step = stepBelow(ladder, share);
+  const rise = sumOf(costs.map((row) => row[step - 1]! - row[step]!));
+  return rise / (shares[step - 1]! - shares[step]!) / positions;
+}
+
+/** For each row the mask that costs it least by `guesses`, at a price at which all leave out as much as one mask. */
+function atOneMean(
+  rows: readonly HeadroomRow[],
+  shares: readonly number[],
+  guesses: readonly (readonly number[])[],
+): number[] {
+  const choose = (price: number) =>
+    rows.map(({ positions }, row) => {
+      const priced = guesses[row]!.map((cost, mask) => cost - price * positions * shares[mask]!);
+      return priced.indexOf(Math.min(...priced));
+    });
+  const more = (chosen: readonly number[]) =>
+    sumOf(rows.map(({ positions }, row) => positions * (shares[chosen[row]!]! - shares[0]!)));
+  const price = lowestPrice((price) => more(choose(price)) >= -ROUNDING * rows.length);
+  // Every mask is as heavy as the first at least where no price is enough.
+  return choose(price ?? 0);
 }
 
 /** Of a quotient of costs; two costs of 0 are equal. */
 const changeOf = (quotient: number): number => (Number.isFinite(quotient) ? quotient - 1 : 0);
 
-/** Each row under the mask with the lowest KL on the other rows of its kind; alone in its kind, under one mask. */
-function costsByKind(rows: readonly HeadroomRow[]): number[] {
-  const masks = rows[0]!.kl.map((_, mask) => mask);
-  const totals = new Map<string, number[]>();
-  for (const { kind, kl } of rows) {
-    const total = totals.get(kind);
-    totals.set(
-      kind,
-      masks.map((mask) => (total?.[mask] ?? 0) + kl[mask]!),
-    );
+/** What each mask costs the other rows of a row's kind, a position of the row; a row alone in its kind says one mask is free. */
+function costsByKind(rows: readonly HeadroomRow[]): number[][] {
+  const totals = new Map<string, { positions: number; kl: number[] }>();
+  for (const { kind, positions, kl } of rows) {
+    const total = totals.get(kind) ?? { positions: 0, kl: kl.map(() => 0) };
+    totals.set(kind, {
+      positions: total.positions + positions,
+      kl: kl.map((value, mask) => total.kl[mask]! + value),
+    });
   }
-  return rows.map(({ kind, kl }) => {
-    const others = masks.map((mask) => totals.get(kind)![mask]! - kl[mask]!);
-    // What is left of a sum after its only part was taken off is 0 for all, and the first mask wins.
-    return kl[others.indexOf(Math.min(...others))]!;
+  return rows.map(({ kind, positions, kl }) => {
+    const total = totals.get(kind)!;
+    const others = total.positions - positions;
+    return kl.map((value, mask) =>
+      others === 0 ? Math.sign(mask) * Number.MAX_VALUE : ((total.kl[mask]! - value) * positions) / others,
+    );
   });
 }
 
@@ -117,5 +228,6 @@ export function headroomLines({
     line('best mask, afterwards', bestAfterwards),
     line('routing by kind', byKind),
     ...(blocks === null ? [] : [`  ${blocksLine(blocks)}`]),
+    ...(rest.skipped === undefined ? [] : [`  ${skippedLine(rest.skipped)}`]),
   ];
 }

@@ -8,6 +8,7 @@ import type { Headroom } from '../../../shared/mask/held-out.ts';
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { mapAtOnce } from '../units/units.ts';
+import { type Budget, weightSkipped } from './budget.ts';
 import { lighterMasks } from './exchange.ts';
 import { headroomOf, leads } from './headroom.ts';
 import type { SampleScores } from './score-masks.ts';
@@ -89,9 +90,13 @@ async function learnShared(
 ): Promise<Omit<LearnedMasks, 'candidates'>> {
   const { prompts, maskCount, seed } = context;
   const clusterCount = prompts.clusters.sizes.length;
-  const { pool, costs, turns, base } = await searchInTurns(context, one);
-  const most = Math.min(maskCount ?? context.effort.masksMax, pool.length);
-  const options = { clusterCount, base, maskCount: most };
+  const { pool, costs, turns, base, skipped } = await searchInTurns(context, one);
+  const { masksMax, sizes: sizesTried } = context.effort;
+  const most = Math.min(maskCount ?? masksMax + (skipped ? sizesTried.length : 0), pool.length);
+  const { centroids: values, dimensions, sizes: promptsOf } = prompts.clusters;
+  const centroids = { count: clusterCount, dimensions, values };
+  const sizes = skipped && { skipped, centroids, prompts: promptsOf };
+  const options = { ...{ clusterCount, base, sizes }, maskCount: most };
   const validated = validateCounts(costs, options, seed);
   const wanted = maskCount ?? countThatPays(validated);
   // Where one mask is best, the headroom of several is still worth telling.
@@ -163,7 +168,7 @@ async function lighterOf({ bench, prompts, effort }: LearnMasksContext, one: Mas
 
 /** @param clusters the mask of each, an index into `masks`; the first is for everybody. */
 async function measureHeldOut(
-  { prompts, texts, effort, score, track, atOnce }: LearnMasksContext,
+  { bench, prompts, texts, effort, score, track, atOnce }: LearnMasksContext,
   masks: readonly Mask[],
   clusters: readonly number[],
   lighter: readonly Mask[],
@@ -187,9 +192,13 @@ async function measureHeldOut(
             kl: under.slice(0, masks.length).map(({ kl }) => kl),
             lighter: under.slice(masks.length).map(({ kl }) => kl),
           })),
+          { masks: skippedBy(masks, bench.budget), lighter: skippedBy(lighter, bench.budget) },
         );
   return {
     rows: rows.map(({ cluster, dense, learned, one }) => ({ cluster, dense, learned, one })),
     headroom,
   };
 }
+
+const skippedBy = (masks: readonly Mask[], budget: Budget): number[] =>
+  masks.map((mask) => weightSkipped(mask, budget));

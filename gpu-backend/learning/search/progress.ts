@@ -5,7 +5,7 @@
  */
 import { type LearnEffort, STEP_PARTS, searchResults } from './effort.ts';
 
-export type MaskStage = 'one mask' | 'masks' | 'share' | 'measure';
+export type MaskStage = 'one mask' | 'masks' | 'share' | 'sizes' | 'measure';
 
 /** `number` of `count`, from 1. */
 export type StageNumber = { readonly number: number; readonly count: number };
@@ -35,6 +35,7 @@ const UNITS: Readonly<Record<MaskStage, string>> = {
   'one mask': 'results',
   masks: 'results',
   share: 'prompts',
+  sizes: 'results',
   measure: 'results',
 };
 
@@ -84,16 +85,23 @@ export function planStages(effort: LearnEffort, size: RunSize): PlannedStage[] {
       { stage: 'share', results: size.shareRows, tokens: (fresh + 1) * rowTokens },
     ];
   });
-  const measured = groups > 1 ? groups + MEASURED_BESIDE : 2;
+  const sizes = sizesOf(effort, groups);
+  const resized = usualSearch(effort, 'size', size);
+  const sized = { results: sizes * resized.results + size.shareRows, tokens: resized.tokens };
+  const measured = groups > 1 ? groups + sizes + MEASURED_BESIDE : 2;
   return [
     { stage: 'one mask', ...one },
     ...turns.flat(),
+    ...(sizes === 0 ? [] : [{ stage: 'sizes' as const, ...sized }]),
     { stage: 'measure', results: size.heldOutRows, tokens: measured * rowTokens },
   ];
 }
 
-function usualSearch(effort: LearnEffort, which: 'one' | 'group', { blocks, batchTokens }: RunSize) {
-  const { glanceParts, gateSteps } = effort[which];
+/** Sizes beside that of the mask for everybody; one mask for all has none. */
+const sizesOf = ({ sizes }: LearnEffort, groups: number): number => (groups > 1 ? sizes.length : 0);
+
+function usualSearch(effort: LearnEffort, which: 'one' | 'group' | 'size', { blocks, batchTokens }: RunSize) {
+  const { glanceParts, gateSteps } = which === 'size' ? { glanceParts: 1, gateSteps: 0 } : effort[which];
   const steps = STEP_PARTS * gateSteps;
   const others = Math.max(1, Math.round(USUAL_PART * (searchResults(effort, blocks)[which] - steps)));
   const batches = steps * STEP_BATCHES + others * glanceParts * BATCHES_A_GLANCE;
@@ -107,7 +115,7 @@ const FIRST_STAGES = 2;
 /** Where a stage before those of masks is. */
 export const firstStage = (number: 1 | 2, effort: LearnEffort, groups: number): StageNumber => ({
   number,
-  count: FIRST_STAGES + (groups > 1 ? 2 * effort.turns : 0) + 2,
+  count: FIRST_STAGES + (groups > 1 ? 2 * effort.turns : 0) + (sizesOf(effort, groups) > 0 ? 1 : 0) + 2,
 });
 
 export type ProgressTracker = {

@@ -10,8 +10,10 @@ import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample, SampledRow } from '../data/samples.ts';
 import { contentKey } from '../journal.ts';
 import { mapAtOnce } from '../units/units.ts';
+import { weightSkipped } from './budget.ts';
 import type { LearnEffort } from './effort.ts';
 import type { ProgressTracker } from './progress.ts';
+import { resizeMask } from './resize-mask.ts';
 import type { SampleScores } from './score-masks.ts';
 import { type MaskSearch, type Proposal, searchGroupMask } from './search-masks.ts';
 import { bestForAll, type RowCosts, shareMasks } from './share-masks.ts';
@@ -42,6 +44,8 @@ type Searched = {
   readonly turns: number;
   /** The mask for everybody, an index into the pool. */
   readonly base: number;
+  /** Where the pool has masks of several sizes: what each leaves out. */
+  readonly skipped?: readonly number[] | undefined;
 };
 
 export async function searchInTurns(context: LearnMasksContext, one: FoundMask): Promise<Searched> {
@@ -73,7 +77,33 @@ export async function searchInTurns(context: LearnMasksContext, one: FoundMask):
     state = { pool: masks, costs, turns: turn, base };
     groups = groupsBy(sharing.clusters);
   }
-  return state;
+  return state.turns === 0 ? state : await withSizes(context, rows, state);
+}
+
+/** And the mask for everybody in other sizes, measured on the same rows. */
+async function withSizes(
+  context: LearnMasksContext,
+  rows: readonly SampledRow[],
+  state: Searched,
+): Promise<Searched> {
+  const { bench, effort, prompts, track } = context;
+  if (effort.sizes.length === 0) return state;
+  track.onStage('sizes');
+  const base = state.pool[state.base]!;
+  const { searchPositions, triesMax } = effort.one;
+  const found = await resizeMask(base.mask, {
+    cost: bench.costOn('one sizes', prompts.everybody.search, searchPositions),
+    ranking: state.pool[0]!.search.worth,
+    ...{ budget: bench.budget, sizes: effort.sizes, evaluationsMax: effort.sizeExchanges, triesMax },
+  });
+  const pool = [...state.pool];
+  for (const { size, mask } of found)
+    addTo(pool, { mask, source: `${size} times as much`, search: base.search });
+  if (pool.length === state.pool.length) return state;
+  return {
+    ...{ ...state, pool, costs: await measureRows(context, rows, pool, 'sizes') },
+    skipped: pool.map(({ mask }) => weightSkipped(mask, bench.budget)),
+  };
 }
 
 /** Clusters, by their numbers. */
@@ -137,9 +167,10 @@ async function measureRows(
   { score, track, prompts, atOnce }: LearnMasksContext,
   rows: readonly SampledRow[],
   pool: readonly FoundMask[],
+  stage: 'share' | 'sizes' = 'share',
 ): Promise<RowCosts[]> {
   const masks = pool.map(({ mask }) => mask);
-  track.onStage('share', { results: rows.length });
+  track.onStage(stage, { results: rows.length });
   return mapAtOnce(rows, atOnce, async ({ row, sample }): Promise<RowCosts> => {
     const scores = await score(sample, masks);
     track.onResult();

@@ -3,10 +3,16 @@
  * found on much text; and a cluster takes the mask that measures best on its own prompts. What a cluster's own text says
  * is shrunk towards what everybody's says, for a cluster has little of it.
  *
+ * Where masks have several sizes, what is left out has a price, the same for all clusters: a tolerant cluster leaves out
+ * more and a fragile one less, until another block costs both the same (equal slopes). The price is the lowest at which all
+ * prompts together leave out as much as under the mask for everybody.
+ *
  * R rows (prompts that no search saw), C clusters, M masks.
  */
 import { createRandom, permutation } from '../../random.ts';
+import type { Points } from '../data/kmeans.ts';
 import { type Lead, pairedLead } from './bootstrap.ts';
+import { type ClusterText, fragilityOf } from './fragility.ts';
 
 /** A prompt under every mask. */
 export type RowCosts = {
@@ -22,6 +28,17 @@ export type Sharing = {
   readonly masks: readonly number[];
   /** The mask of each cluster, `[C]`. */
   readonly clusters: readonly number[];
+  /** Nats a position that leaving out everything would have to cost; 0 where all masks have one size. */
+  readonly price: number;
+};
+
+export type Sizes = {
+  /** What each mask leaves out of a token's time, or of the blocks, `[M]`. */
+  readonly skipped: readonly number[];
+  /** Centroids of the clusters: clusters near each other are about as fragile. */
+  readonly centroids: Points;
+  /** Prompts by cluster, whether they were measured or not: the mean is over these, `[C]`. */
+  readonly prompts: ArrayLike<number>;
 };
 
 type SharingOptions = {
@@ -30,22 +47,55 @@ type SharingOptions = {
   readonly base: number;
   /** Masks in use at most, the mask for everybody among them. */
   readonly maskCount: number;
+  /** Where masks have several. */
+  readonly sizes?: Sizes | undefined;
 };
 
 /** Everybody's figures weigh as much as so many positions of a cluster's own text. */
 const SHRINKAGE_POSITIONS = 300;
+/** How long a cluster's prompts are is shrunk towards everybody's as if so many more had been measured. */
+const SHRINKAGE_ROWS = 3;
 const FOLDS = 5;
 
 /**
  * Masks are taken one by one: always the mask that takes most off the clusters' cost, and no more once another
- * takes nothing off. On these rows no cluster is worse off than under the mask for everybody, and a cluster without rows
- * keeps that mask.
+ * takes nothing off. With masks of one size no cluster is worse off on these rows than under the mask for everybody, and a
+ * cluster without rows keeps that mask.
  */
-export function shareMasks(
-  rows: readonly RowCosts[],
-  { clusterCount, base, maskCount }: SharingOptions,
-): Sharing {
-  const costs = shrunkCosts(rows, clusterCount, base);
+export function shareMasks(rows: readonly RowCosts[], options: SharingOptions): Sharing {
+  const { clusterCount, base, maskCount, sizes } = options;
+  const maskTotal = rows[0]?.kl.length ?? base + 1;
+  const text = textOf(rows, clusterCount, maskTotal);
+  const traffic = trafficOf(text, sizes);
+  const costs = shrunkCosts(text, traffic, options);
+  if (sizes === undefined || rows.length === 0) return { ...takeMasks(costs, base, maskCount), price: 0 };
+  const { skipped } = sizes;
+  const more = skipped.map((share) => share - skipped[base]!);
+  const at = (price: number) => {
+    const priced = costs.map((cost, c) =>
+      cost.map((value, mask) => value - price * traffic[c]! * more[mask]!),
+    );
+    return takeMasks(priced, base, maskCount);
+  };
+  const leftOut = ({ clusters }: Taken) =>
+    clusters.reduce((sum, mask, c) => sum + traffic[c]! * more[mask]!, 0);
+  const price = lowestPrice((price) => leftOut(at(price)) >= -ROUNDING * sumOf(traffic));
+  const taken = price === undefined ? undefined : at(price);
+  const isBetter = taken !== undefined && taken.clusters.reduce((sum, m, c) => sum + costs[c]![m]!, 0) < 0;
+  if (isBetter) return { ...taken, price: price! };
+  // Then only masks that leave out as much.
+  const equal = costs.map((cost) =>
+    cost.map((value, m) => (more[m]! < 0 ? Number.POSITIVE_INFINITY : value)),
+  );
+  return { ...takeMasks(equal, base, maskCount), price: 0 };
+}
+
+const ROUNDING = 1e-9;
+
+type Taken = Pick<Sharing, 'masks' | 'clusters'>;
+
+/** @param costs of each mask for each cluster, `[C, M]`. */
+function takeMasks(costs: readonly (readonly number[])[], base: number, maskCount: number): Taken {
   const masks = [base];
   let best = costs.map((cost) => ({ mask: base, cost: cost[base]! }));
   while (masks.length < maskCount) {
@@ -61,29 +111,73 @@ export function shareMasks(
   return { masks: masks.filter((mask) => mask === base || clusters.includes(mask)), clusters };
 }
 
-/**
- * By how much each mask costs a cluster more than the mask for everybody, times the cluster's positions, `[C, M]`. What
- * a mask costs everybody counts as 0 at least, else a cluster might take a mask that its own text speaks against.
- */
-function shrunkCosts(rows: readonly RowCosts[], clusterCount: number, base: number): number[][] {
-  const maskCount = rows[0]?.kl.length ?? base + 1;
-  const sums = Array.from({ length: clusterCount }, () => new Array<number>(maskCount).fill(0));
+/** What leaving out all blocks may cost at most, nats a position. */
+const PRICE_MAX = 2 ** 12;
+const HALVINGS = 40;
+
+/** To a good many digits; undefined where no price is enough. */
+export function lowestPrice(isEnough: (price: number) => boolean): number | undefined {
+  if (isEnough(0)) return 0;
+  let [low, high] = [0, 1];
+  while (!isEnough(high)) {
+    if (high >= PRICE_MAX) return undefined;
+    [low, high] = [high, 2 * high];
+  }
+  for (let i = 0; i < HALVINGS; i++) {
+    const middle = (low + high) / 2;
+    if (isEnough(middle)) high = middle;
+    else low = middle;
+  }
+  return high;
+}
+
+function textOf(rows: readonly RowCosts[], clusterCount: number, maskTotal: number): ClusterText {
+  const kl = Array.from({ length: clusterCount }, () => new Array<number>(maskTotal).fill(0));
   const positions = new Array<number>(clusterCount).fill(0);
+  const counts = new Array<number>(clusterCount).fill(0);
   for (const row of rows) {
     positions[row.cluster]! += row.positions;
-    row.kl.forEach((kl, mask) => {
-      sums[row.cluster]![mask]! += kl - row.kl[base]!;
-    });
+    counts[row.cluster]! += 1;
+    for (let mask = 0; mask < maskTotal; mask++) kl[row.cluster]![mask]! += row.kl[mask]!;
   }
-  const total = positions.reduce((sum, count) => sum + count, 0);
-  const everybody = Array.from({ length: maskCount }, (_, mask) =>
-    Math.max(0, sums.reduce((sum, own) => sum + own[mask]!, 0) / Math.max(1, total)),
+  return { rows: counts, positions, kl };
+}
+
+/** Positions by cluster, `[C]`: those that were measured, or what all prompts come to. */
+function trafficOf({ rows, positions }: ClusterText, sizes: Sizes | undefined): readonly number[] {
+  if (sizes === undefined) return positions;
+  const mean = sumOf(positions) / Math.max(1, sumOf(rows));
+  return positions.map(
+    (count, c) => (sizes.prompts[c]! * (count + SHRINKAGE_ROWS * mean)) / (rows[c]! + SHRINKAGE_ROWS),
   );
-  return sums.map((own, cluster) => {
-    const weight = positions[cluster]! / (positions[cluster]! + SHRINKAGE_POSITIONS);
-    return own.map((sum, mask) => weight * (sum + SHRINKAGE_POSITIONS * everybody[mask]!));
+}
+
+/**
+ * By how much each mask costs a cluster more than the mask for everybody, over the cluster's traffic, `[C, M]`. What
+ * a mask that leaves out as much costs everybody counts as 0 at least, else a cluster might take a mask that its own text
+ * speaks against.
+ */
+function shrunkCosts(
+  { rows, positions, kl }: ClusterText,
+  traffic: readonly number[],
+  { base, sizes }: SharingOptions,
+): number[][] {
+  const total = sumOf(positions);
+  const everybody = kl[0]!.map((_, mask) => {
+    const change = sumOf(kl.map((own) => own[mask]! - own[base]!)) / Math.max(1, total);
+    const isLighter = sizes !== undefined && sizes.skipped[mask]! < sizes.skipped[base]!;
+    return isLighter ? change : Math.max(0, change);
+  });
+  const fragility =
+    sizes === undefined || total === 0 ? undefined : fragilityOf({ rows, positions, kl }, sizes.centroids);
+  return kl.map((own, cluster) => {
+    const weight = traffic[cluster]! / (positions[cluster]! + SHRINKAGE_POSITIONS);
+    const scale = SHRINKAGE_POSITIONS * (fragility?.[cluster] ?? 1);
+    return own.map((sum, mask) => weight * (sum - own[base]! + scale * everybody[mask]!));
   });
 }
+
+const sumOf = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0);
 
 /** A number of masks on rows that did not share them out. */
 export type Validated = {
@@ -110,9 +204,12 @@ export function validateCounts(
     const costs = new Float64Array(rows.length);
     for (let fold = 0; fold < FOLDS; fold++) {
       const others = rows.filter((_, row) => foldOf.get(row) !== fold);
-      const { clusters } = shareMasks(others, { ...options, maskCount: i + 1 });
+      const { clusters, price } = shareMasks(others, { ...options, maskCount: i + 1 });
       for (const [index, row] of rows.entries()) {
-        if (foldOf.get(index) === fold) costs[index] = row.kl[clusters[row.cluster]!]!;
+        if (foldOf.get(index) !== fold) continue;
+        const mask = clusters[row.cluster]!;
+        // These rows may be tolerant or fragile ones: what they leave out more or less counts at the price.
+        costs[index] = row.kl[mask]! - price * row.positions * moreOut(options, mask);
       }
     }
     const lead = pairedLead(
@@ -121,6 +218,9 @@ export function validateCounts(
     return { kl: costs.reduce((sum, cost) => sum + cost, 0) / positions, lead };
   });
 }
+
+const moreOut = ({ sizes, base }: SharingOptions, mask: number): number =>
+  sizes === undefined ? 0 : sizes.skipped[mask]! - sizes.skipped[base]!;
 
 /** The number of masks with the lowest KL, the fewest of equals; one where that leads one mask by no more than its error. */
 export function countThatPays(validated: readonly Validated[]): number {

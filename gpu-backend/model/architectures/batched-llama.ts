@@ -17,20 +17,19 @@
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder } from '../../onnx/graph.ts';
 import type { KvType, LlamaConfig } from '../model-source.ts';
-import { external } from '../weights-file.ts';
-import { type Extras, keysValues, layerExtras, queriesKeysValues, windowMask } from './attention-extras.ts';
+import { type Extras, keysValues, queriesKeysValues, windowMask } from './attention-extras.ts';
 import type { KeysValues, StoredLayer, StoredLlama } from './llama.ts';
 import {
-  addAndNormalize,
   asKept,
   asRead,
+  attentionParts,
   feedForward,
+  ffnParts,
   outputLogits,
-  plainly,
   rotaryTable,
   throughLayers,
 } from './llama.ts';
-import { embed, linear, multiply, storedRows } from './projections.ts';
+import { embed, type Linear, multiply } from './projections.ts';
 import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
 
 /** P: sequences in one step at most. */
@@ -153,27 +152,27 @@ function attention(
   previous: Value | undefined,
 ): [Value, Value] {
   const { config, positions } = shared;
-  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
-  const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
-  const [residual, x] = addAndNormalize(g, config, before, previous, norm);
+  const { residual, x, weights, extras, unweighted } = attentionParts(
+    g,
+    config,
+    stored,
+    index,
+    before,
+    previous,
+  );
   const rows = shared.runRows[2 * index]!;
-  const extras = layerExtras(g, config, index, stored);
-  const product = multiply(g, rowsOf(g, x, rows), linear(g, `layer_${index}.qkv`, stored.qkv));
+  const product = multiply(g, rowsOf(g, x, rows), weights.qkv);
   const rowPositions = rowsOf(g, positions, rows);
   const { q, k, v } = queriesKeysValues(g, shared, extras, product, rowPositions);
   writePlaces(g, shared, index, { k, v });
   const attended = attendByPlace(g, shared, index, q, { window: extras.window, positions: rowPositions });
-  const output = extras.outputBiased(
-    g,
-    multiply(g, attended, linear(g, `layer_${index}.output`, stored.output)),
-  );
-  const keptWeights = linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D));
+  const output = extras.outputBiased(g, multiply(g, attended, weights.output));
   const replacement = replacementOf(g, shared, 2 * index, {
     name: `layer_${index}.attention`,
     stored: stored.surrogates?.attention,
-    x: plainly(config, stored.qkv, residual, x),
+    x: unweighted,
   });
-  const around = skippedAttention(g, shared, index, x, keptWeights, extras, replacement);
+  const around = skippedAttention(g, shared, index, x, weights.kv, extras, replacement);
   return [residual, scatter(g, around, shared.runIndices[2 * index]!, output)];
 }
 
@@ -267,7 +266,7 @@ function skippedAttention(
   shared: Shared,
   index: number,
   x: Value,
-  weights: ReturnType<typeof linear>,
+  weights: Linear,
   extras: Extras,
   replacement: Replacement | undefined,
 ): Value {
@@ -309,18 +308,13 @@ function ffn(
   previous: Value,
 ): [Value, Value] {
   const { config } = shared;
-  const norm = g.initializer(`layer_${index}.ffn_norm`, 'f32', [config.hiddenSize], external(stored.ffnNorm));
-  const [residual, x] = addAndNormalize(g, config, before, previous, norm);
+  const { residual, x, weights, unweighted } = ffnParts(g, config, stored, index, before, previous);
   const rows = shared.runRows[2 * index + 1]!;
-  const weights = {
-    gateUp: linear(g, `layer_${index}.gate_up`, stored.gateUp),
-    down: linear(g, `layer_${index}.down`, stored.down),
-  };
   const output = feedForward(g, config, rowsOf(g, x, rows), weights);
   const replacement = replacementOf(g, shared, 2 * index + 1, {
     name: `layer_${index}.ffn`,
     stored: stored.surrogates?.ffn,
-    x: plainly(config, stored.gateUp, residual, x),
+    x: unweighted,
   });
   const around = skippedFfn(g, shared, index, replacement);
   return [residual, scatter(g, around, shared.runIndices[2 * index + 1]!, output)];

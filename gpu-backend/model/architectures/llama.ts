@@ -174,8 +174,56 @@ export function addAndNormalize(
   return [{ name: sum }, { name: normalized }];
 }
 
-/** The stream normalized without weights: `x` itself where the weights are folded into the matrices behind it. */
-export function plainly(
+/** What every graph computes a layer's attention from; weights and extras are named in `g`. */
+export function attentionParts(
+  g: GraphBuilder,
+  config: LlamaConfig,
+  stored: StoredLayer,
+  index: number,
+  before: Value,
+  branch: Value | undefined,
+) {
+  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
+  const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
+  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
+  return {
+    residual,
+    x,
+    weights: {
+      qkv: linear(g, `layer_${index}.qkv`, stored.qkv),
+      // All that is computed of tokens whose attention is skipped.
+      kv: linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D)),
+      output: linear(g, `layer_${index}.output`, stored.output),
+    },
+    extras: layerExtras(g, config, index, stored),
+    unweighted: withoutWeights(config, stored.qkv, residual, x),
+  };
+}
+
+/** What every graph computes a layer's FFN from. */
+export function ffnParts(
+  g: GraphBuilder,
+  config: LlamaConfig,
+  stored: StoredLayer,
+  index: number,
+  before: Value,
+  branch: Value,
+) {
+  const norm = g.initializer(`layer_${index}.ffn_norm`, 'f32', [config.hiddenSize], external(stored.ffnNorm));
+  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
+  return {
+    residual,
+    x,
+    weights: {
+      gateUp: linear(g, `layer_${index}.gate_up`, stored.gateUp),
+      down: linear(g, `layer_${index}.down`, stored.down),
+    },
+    unweighted: withoutWeights(config, stored.gateUp, residual, x),
+  };
+}
+
+/** The stream normalized without weights, as surrogates want it: `x` itself where weights are folded into the matrices behind it. */
+function withoutWeights(
   config: LlamaConfig,
   { kind }: StoredLinear,
   residual: Value,
@@ -200,24 +248,22 @@ function attention(
   branch: Value | undefined,
 ): [Value, Value] {
   const { config, kvType } = shared;
-  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
-  const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
-  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
+  const { residual, x, weights, extras, unweighted } = attentionParts(
+    g,
+    config,
+    stored,
+    index,
+    before,
+    branch,
+  );
+  const width = config.kvHeadCount * config.headSize;
   const past = {
-    k: g.input(`past_k_${index}`, kvType, [1, 'T', G * D]),
-    v: g.input(`past_v_${index}`, kvType, [1, 'T', G * D]),
+    k: g.input(`past_k_${index}`, kvType, [1, 'T', width]),
+    v: g.input(`past_v_${index}`, kvType, [1, 'T', width]),
   };
-  const kvRows = storedRows(stored.qkv, N * D, (N + 2 * G) * D);
-  const weights = {
-    qkv: linear(g, `layer_${index}.qkv`, stored.qkv),
-    kv: linear(g, `layer_${index}.kv`, kvRows),
-    output: linear(g, `layer_${index}.output`, stored.output),
-  };
-  const extras = layerExtras(g, config, index, stored);
   const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, weights, extras, x, past));
   const surrogate = stored.surrogates?.attention;
-  const plain = plainly(config, stored.qkv, residual, x);
-  const out = skippedOutput(g, shared.skipping, `layer_${index}.attention`, surrogate, plain);
+  const out = skippedOutput(g, shared.skipping, `layer_${index}.attention`, surrogate, unweighted);
   const skip = g.subgraph(`skip_attention_${index}`, (b) =>
     skipAttention(b, shared, weights, extras, x, out),
   );
@@ -226,8 +272,8 @@ function attention(
     then_branch: { graph: run },
     else_branch: { graph: skip },
   });
-  g.output({ name: outputs[1]! }, kvType, [1, 'W', G * D]);
-  g.output({ name: outputs[2]! }, kvType, [1, 'W', G * D]);
+  g.output({ name: outputs[1]! }, kvType, [1, 'W', width]);
+  g.output({ name: outputs[2]! }, kvType, [1, 'W', width]);
   return [residual, { name: outputs[0]! }];
 }
 
@@ -334,15 +380,11 @@ function ffn(
 ): [Value, Value] {
   const { config } = shared;
   const { hiddenSize: H } = config;
-  const norm = g.initializer(`layer_${index}.ffn_norm`, 'f32', [H], external(stored.ffnNorm));
-  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
-  const gateUp = linear(g, `layer_${index}.gate_up`, stored.gateUp);
-  const down = linear(g, `layer_${index}.down`, stored.down);
+  const { residual, x, weights, unweighted } = ffnParts(g, config, stored, index, before, branch);
   const run = g.subgraph(`ffn_${index}`, (b) =>
-    b.output(feedForward(b, config, x, { gateUp, down }), 'f32', [1, 'S', H]),
+    b.output(feedForward(b, config, x, weights), 'f32', [1, 'S', H]),
   );
-  const plain = plainly(config, stored.gateUp, residual, x);
-  const out = skippedOutput(g, shared.skipping, `layer_${index}.ffn`, stored.surrogates?.ffn, plain);
+  const out = skippedOutput(g, shared.skipping, `layer_${index}.ffn`, stored.surrogates?.ffn, unweighted);
   const skip = g.subgraph(`skip_ffn_${index}`, (b) => b.output(out(b), 'f32', [1, 'S', H]));
   return [
     residual,

@@ -16,12 +16,11 @@
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
-import { external } from '../weights-file.ts';
-import { type Extras, keysValues, layerExtras, queriesKeysValues } from './attention-extras.ts';
+import { type Extras, keysValues, queriesKeysValues } from './attention-extras.ts';
 import type { StoredLayer, StoredLlama } from './llama.ts';
-import { addAndNormalize, feedForward, outputLogits, plainly, rotaryTable, throughLayers } from './llama.ts';
+import { attentionParts, feedForward, ffnParts, outputLogits, rotaryTable, throughLayers } from './llama.ts';
 import type { Linear } from './projections.ts';
-import { embed, linear, multiply, storedRows, withExactProducts } from './projections.ts';
+import { embed, multiply, withExactProducts } from './projections.ts';
 import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
 
 /** Values that every block sees. */
@@ -171,19 +170,19 @@ function attention(
   branch: Value | undefined,
 ): [Value, Value] {
   const { config } = shared;
-  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
-  const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
-  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
+  const { kvHeadCount: G, headSize: D, hiddenSize: H } = config;
+  const { residual, x, weights, extras, unweighted } = attentionParts(
+    g,
+    config,
+    stored,
+    index,
+    before,
+    branch,
+  );
   const past: Past = {
     k: g.input(`past_k_${index}`, 'f32', ['B', G, 'T', D]),
     v: g.input(`past_v_${index}`, 'f32', ['B', G, 'T', D]),
   };
-  const weights = {
-    qkv: linear(g, `layer_${index}.qkv`, stored.qkv),
-    kv: linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D)),
-    output: linear(g, `layer_${index}.output`, stored.output),
-  };
-  const extras = layerExtras(g, config, index, stored);
   const block = 2 * index;
   const stand = standIn(
     g,
@@ -191,7 +190,7 @@ function attention(
     block,
     `layer_${index}.attention`,
     stored.surrogates?.attention,
-    plainly(config, stored.qkv, residual, x),
+    unweighted,
   );
   const declare = (b: GraphBuilder, [output, k, v]: readonly Value[]) => {
     b.output(output!, 'f32', ['B', 'S', H]);
@@ -272,21 +271,9 @@ function ffn(
 ): [Value, Value] {
   const { config } = shared;
   const { hiddenSize: H } = config;
-  const norm = g.initializer(`layer_${index}.ffn_norm`, 'f32', [H], external(stored.ffnNorm));
-  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
-  const weights = {
-    gateUp: linear(g, `layer_${index}.gate_up`, stored.gateUp),
-    down: linear(g, `layer_${index}.down`, stored.down),
-  };
+  const { residual, x, weights, unweighted } = ffnParts(g, config, stored, index, before, branch);
   const block = 2 * index + 1;
-  const stand = standIn(
-    g,
-    shared,
-    block,
-    `layer_${index}.ffn`,
-    stored.surrogates?.ffn,
-    plainly(config, stored.gateUp, residual, x),
-  );
+  const stand = standIn(g, shared, block, `layer_${index}.ffn`, stored.surrogates?.ffn, unweighted);
   const output = g.fresh('ffn');
   chosenWay(g, shared, block, [output], (b, [own]) => b.output(own!, 'f32', ['B', 'S', H]), {
     plain: (b) => [feedForward(b, config, x, weights)],

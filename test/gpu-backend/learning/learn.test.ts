@@ -120,6 +120,25 @@ describe('learn', () => {
     await expect(learn(impossible)).rejects.toThrow(/No mask leaves out 25.0 %/);
   }, 60_000);
 
+  it('measures the mask for everybody in other sizes, too, and leaves out what was asked for on average', async () => {
+    const effort = { ...SMALL_EFFORT, sizes: [0, 0.5, 1.5] };
+    const { report, maskSet } = await learn(await options('sizes', { effort }));
+    const outOf = (bits: string) =>
+      [...bits].reduce(
+        (sum, digit) => sum + [...Number.parseInt(digit, 16).toString(2)].filter((bit) => bit === '1').length,
+        0,
+      );
+    const sizes = report.sharing!.pool.map(({ bits }) => 16 - outOf(bits));
+    expect(sizes).toEqual(expect.arrayContaining([0, 2, 4, 6]));
+    // The dense model costs nothing.
+    expect(report.sharing!.pool[0]).toMatchObject({ bits: 'ffff', kl: 0 });
+    const [attention, ffn] = [report.oneMask.skipAttention, report.oneMask.skipFfn];
+    expect(attention.length + ffn.length).toBe(4);
+    expect(report.sharing!.validated_kl.length).toBeLessThanOrEqual(2 + effort.sizes.length);
+    if (report.sharing!.reason === null) expect(report.sharing!.headroom!.skipped).toBeDefined();
+    else expect(maskSet.reachedSparsity).toBe(0.25);
+  }, 60_000);
+
   it('by time: leaves out at least the share of the measured milliseconds', async () => {
     const { report, maskSet } = await learn(await options('time', { cost: 'time', clusterCount: 1 }));
     expect(report.budget.cost).toBe('time');

@@ -25,6 +25,8 @@ export const SMALL_EFFORT: LearnEffort = {
   one: { ...mask, greedyEvaluations: 10 },
   group: mask,
   masksMax: 2,
+  sizes: [],
+  sizeExchanges: 4,
   turns: 2,
   choicePositions: 60,
   sharePositions: 240,

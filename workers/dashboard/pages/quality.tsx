@@ -4,7 +4,7 @@
  */
 import { useMemo } from 'preact/hooks';
 import { type Drift, driftSchema, statsSchema } from '../../../shared/admin/stats-wire.ts';
-import { blocksLine, type Headroom, saidOfRouting } from '../../../shared/mask/held-out.ts';
+import { blocksLine, type Headroom, saidOfRouting, skippedLine } from '../../../shared/mask/held-out.ts';
 import { admin, query } from '../api.ts';
 import { Chart } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
@@ -230,6 +230,7 @@ function HeadroomTable({ name, headroom }: { readonly name: string; readonly hea
       <p>
         On {headroom.rows} held-out prompts, {headroom.positions} positions.
         {headroom.blocks !== null && ` ${blocksLine(headroom.blocks)}`}
+        {headroom.skipped !== undefined && ` ${skippedLine(headroom.skipped)}`}
       </p>
     </>
   );

@@ -50,6 +50,34 @@ describe('headroom', () => {
     expect(headroomOf(rows.map((one) => ({ ...one, lighter: [] }))).blocks).toBeNull();
   });
 
+  it('with masks of several sizes holds routing against one mask that is as light', () => {
+    // One mask leaves out a half, mask 1 nothing; a block fewer out leaves out a quarter.
+    const skipped = { masks: [0.5, 0], lighter: [0.25] };
+    const sized = [row('a', [8, 0], 1, [4]), row('b', [2, 0], 0, [1]), row('b', [2, 0], 0, [1])];
+    const found = headroomOf(sized, skipped);
+    expect(headroomSchema.parse(found)).toEqual(found);
+    // Routing leaves out a third: a third of the way from 0.25 to 0.5, where one mask costs 6 and 12.
+    expect(found.skipped!.routed).toBeCloseTo(1 / 3, 12);
+    expect(found.skipped!.oneMask).toBe(0.5);
+    expect(found.oneMask.kl).toBeCloseTo(8 / 30, 12);
+    expect(found.oneMask).toMatchObject({ change: 0, changeInterval: [0, 0] });
+    expect(found.routed.kl).toBeCloseTo(4 / 30, 12);
+    // No mask leaves out more than one mask, so none of the prompts may leave out less.
+    expect(found.bestAfterwards.kl).toBeCloseTo(12 / 30, 12);
+    expect(headroomLines(found).join('\n')).toContain('routing leaves out 33.3 %');
+    // Where routing leaves out more, one mask would go on costing as much for each block.
+    const heavier = headroomOf(
+      sized.map((one) => ({ ...one, routed: 1 })),
+      { masks: [0.25, 0.5], lighter: [0.125] },
+    );
+    expect(heavier.oneMask.kl).toBeCloseTo((12 + 12) / 30, 12);
+    expect(headroomOf(rows, { masks: [0.5, 0.5], lighter: [0.25, 0.125] }).skipped).toBeUndefined();
+    // A record whose lighter masks are none says nothing by them.
+    const wrong = headroomOf(sized, { masks: [0.5, 0], lighter: [0.5] });
+    expect(wrong.oneMask.kl).toBeCloseTo(8 / 30, 12);
+    expect(Number.isFinite(wrong.lead.mean_kl)).toBe(true);
+  });
+
   it('a single row leads nobody', () => {
     const found = headroomOf(rows.slice(0, 1));
     expect(found.lead.standardError_kl).toBeNull();

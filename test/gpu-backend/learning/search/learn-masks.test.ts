@@ -9,6 +9,7 @@ import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
 import type { SampleBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { createBudget } from '../../../../gpu-backend/learning/search/budget.ts';
+import type { LearnEffort } from '../../../../gpu-backend/learning/search/effort.ts';
 import { learnMasks } from '../../../../gpu-backend/learning/search/learn-masks.ts';
 import {
   type LearnProgress,
@@ -42,6 +43,9 @@ const DIFFERENT: Prices = {
   sums: [0.1, 0.1, 0.9, 0.9, 0.6, 0.6, 0.6, 0.6],
   trips: [0.9, 0.9, 0.1, 0.1, 0.6, 0.6, 0.6, 0.6],
 };
+/** All blocks but four cost the same; trips cost five times as much. */
+const TOLERANT = [0.1, 0.1, 0.12, 0.12, 0.2, 0.2, 0.2, 0.2];
+const FRAGILE: Prices = { sums: TOLERANT, trips: TOLERANT.map((price) => 5 * price) };
 const EQUAL: Prices = { sums: DIFFERENT.sums!, trips: DIFFERENT.sums! };
 
 /** The two kinds lie at two ends of a line, their prompts spread a little. */
@@ -60,7 +64,7 @@ const rowsOf = (kinds: readonly string[], count: number): CalibrationRow[] =>
     ),
   );
 
-function scripted(prompts: Prompts, prices: Prices, spread: number) {
+function scripted(prompts: Prompts, prices: Prices, spread: number, effort: LearnEffort) {
   const kindOf = new Map<Sample, CalibrationRow>();
   const sampleOf = new Map<CalibrationRow, Sample>();
   for (const row of prompts.clusterOf.keys()) {
@@ -87,7 +91,7 @@ function scripted(prompts: Prompts, prices: Prices, spread: number) {
     kind.reduce((sum, price, block) => sum + price * (1 - gates[block]!), 0);
   const known = new Map<string, readonly number[]>();
   const progress: StageProgress[] = [];
-  const plan = planStages(EFFORT, {
+  const plan = planStages(effort, {
     ...{ blocks: BLOCKS, groups: 2, batchTokens: POSITIONS, rowTokens: POSITIONS },
     shareRows: prompts.everybody.choice.length,
     heldOutRows: prompts.everybody.heldOut.length,
@@ -120,14 +124,22 @@ function scripted(prompts: Prompts, prices: Prices, spread: number) {
       const kl = costOf(prices[kind]!, mask.runs) + (mask.runs.includes(0) ? spread * noise.next() : 0);
       return { positions: POSITIONS, kl: POSITIONS * kl, equalTops: 1, loss: POSITIONS * (1 + kl) };
     });
-  return { ...{ bench, prompts, texts, score, track, seed: 1, atOnce: 1, effort: EFFORT }, progress };
+  return { ...{ bench, prompts, texts, score, track, seed: 1, atOnce: 1, effort }, progress };
 }
 
-type Case = { kinds?: string[]; prices?: Prices; spread?: number; maskCount?: number; rows?: number };
+type Case = {
+  kinds?: string[];
+  prices?: Prices;
+  spread?: number;
+  maskCount?: number;
+  rows?: number;
+  sizes?: number[];
+};
 
 async function learned({ kinds = ['sums', 'trips'], prices = DIFFERENT, spread = 0.05, ...rest }: Case = {}) {
   const prompts = await groupPrompts(rowsOf(kinds, rest.rows ?? 60), encoder, 6, 1);
-  const { progress, ...context } = scripted(prompts, prices, spread);
+  const effort = { ...EFFORT, sizes: rest.sizes ?? [] };
+  const { progress, ...context } = scripted(prompts, prices, spread, effort);
   return { prompts, progress, found: await learnMasks({ ...context, maskCount: rest.maskCount }) };
 }
 
@@ -191,6 +203,30 @@ describe('masks and clusters', () => {
     expect(found.masks).toHaveLength(1);
     expect(new Set(found.clusters)).toEqual(new Set([0]));
     expect(found.heldOut.every(({ learned, one }) => learned === one)).toBe(true);
+  });
+
+  it('of tolerant and fragile prompts get masks of several sizes, at the mean that was asked for', async () => {
+    const { prompts, found, progress } = await learned({
+      prices: FRAGILE,
+      spread: 0.02,
+      sizes: [0, 0.5, 1.5],
+    });
+    const { reason, headroom } = found.sharing!;
+    expect(reason).toBeNull();
+    const outOf = (kind: string) => {
+      const rows = [...prompts.clusterOf].filter(([row]) => row.kind === kind);
+      const out = rows.map(
+        ([, cluster]) => found.masks[found.clusters[cluster]!]!.mask.runs.filter((bit) => bit === 0).length,
+      );
+      return out.reduce((sum, count) => sum + count, 0) / out.length;
+    };
+    expect(outOf('sums')).toBeGreaterThan(2);
+    expect(outOf('trips')).toBeLessThan(2);
+    expect((outOf('sums') + outOf('trips')) / 2).toBeGreaterThan(1.9);
+    expect(headroom!.routed.change).toBeLessThan(-0.1);
+    expect(headroom!.skipped!.oneMask).toBe(0.25);
+    expect(progress.map(({ stage }) => stage)).toContain('sizes');
+    expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
   });
 
   it('no more masks than are asked for', async () => {

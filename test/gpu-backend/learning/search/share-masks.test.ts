@@ -78,6 +78,87 @@ describe('shrinkage', () => {
   });
 });
 
+describe('masks of several sizes', () => {
+  /** Mask 0 leaves out a quarter, 1 is dense, 2 leaves out a half; clusters on a line, the last ones fragile. */
+  const skipped = [0.25, 0, 0.5];
+  const line = (count: number) => ({
+    ...{ count, dimensions: 1 },
+    values: Float32Array.from({ length: count }, (_, cluster) => cluster / count),
+  });
+  const sizesOf = (clusters: number) => ({
+    ...{ skipped, centroids: line(clusters) },
+    prompts: new Array<number>(clusters).fill(1),
+  });
+  const rowsOf = (clusters: number, seed: number, fragility: (cluster: number) => number): RowCosts[] => {
+    const random = createRandom(seed);
+    return Array.from({ length: 40 * clusters }, (_, i) => {
+      const positions = 20 + random.below(60);
+      const scale = fragility(i % clusters) * (0.8 + 0.4 * random.next()) * positions;
+      return { cluster: i % clusters, positions, kl: [0.4 * scale, 0, 0.9 * scale] };
+    });
+  };
+  const leftOut = (rows: readonly RowCosts[], clusters: readonly number[]) =>
+    rows.reduce((sum, row) => sum + row.positions * skipped[clusters[row.cluster]!]!, 0) /
+    rows.reduce((sum, row) => sum + row.positions, 0);
+
+  it.each([1, 2, 3, 4])(
+    'draw %i: tolerant clusters leave out more and fragile ones less, at no lower mean',
+    (seed) => {
+      const rows = rowsOf(10, seed, (cluster) => 0.5 + 0.1 * cluster);
+      const sizes = sizesOf(10);
+      const { clusters, masks, price } = shareMasks(rows, { clusterCount: 10, base: 0, maskCount: 3, sizes });
+      expect(leftOut(rows, clusters)).toBeGreaterThanOrEqual(0.24);
+      expect(price).toBeGreaterThan(0);
+      expect(masks).toContain(2);
+      const out = clusters.map((mask) => skipped[mask]!);
+      expect(out).toEqual(out.toSorted((a, b) => b - a));
+      const costOf = (own: (row: RowCosts) => number) =>
+        rows.reduce((sum, row) => sum + row.kl[own(row)]!, 0);
+      expect(costOf(({ cluster }) => clusters[cluster]!)).toBeLessThan(0.95 * costOf(() => 0));
+    },
+  );
+
+  it('leave out what was asked for over all prompts, not over those that were measured', () => {
+    const rows = rowsOf(10, 1, (cluster) => 0.5 + 0.1 * cluster);
+    const prompts = Array.from({ length: 10 }, (_, cluster) => (cluster < 5 ? 1 : 20));
+    const meanOf = (weights: readonly number[], clusters: readonly number[]) =>
+      clusters.reduce((sum, mask, c) => sum + weights[c]! * skipped[mask]!, 0) /
+      weights.reduce((sum, weight) => sum + weight, 0);
+    const options = { clusterCount: 10, base: 0, maskCount: 3 };
+    const { clusters } = shareMasks(rows, { ...options, sizes: { ...sizesOf(10), prompts } });
+    expect(meanOf(prompts, clusters)).toBeGreaterThanOrEqual(0.24);
+    // Fragile prompts are most of them, so the fewer tolerant ones do not leave out enough for all.
+    expect(meanOf(prompts.toReversed(), clusters)).toBeGreaterThan(0.24);
+    expect(clusters.slice(5).some((mask) => mask !== 1)).toBe(true);
+  });
+
+  it('of clusters that are equally fragile are all one', () => {
+    const rows = rowsOf(10, 5, () => 1);
+    const sizes = sizesOf(10);
+    const { clusters } = shareMasks(rows, { clusterCount: 10, base: 0, maskCount: 3, sizes });
+    expect(clusters.filter((mask) => mask !== 0).length).toBeLessThanOrEqual(2);
+  });
+
+  it('suit the neighbours where a cluster has no rows, and are judged at their price', () => {
+    const all = rowsOf(10, 6, (cluster) => 0.5 + 0.1 * cluster);
+    const rows = all.filter(({ cluster }) => cluster !== 0 && cluster !== 9);
+    const sizes = sizesOf(10);
+    const options = { clusterCount: 10, base: 0, maskCount: 3, sizes };
+    const { clusters } = shareMasks(rows, options);
+    expect([clusters[0], clusters[9]]).toEqual([2, 1]);
+    const validated = validateCounts(rows, options, 1);
+    expect(countThatPays(validated)).toBeGreaterThan(1);
+    expect(validated[0]!.lead.mean).toBe(0);
+  });
+
+  it('are not used where only less than under one mask would be left out', () => {
+    const rows = rowsOf(4, 7, () => 1).map(({ kl, ...row }) => ({ ...row, kl: [kl[0]!, kl[1]!] }));
+    const sizes = { ...sizesOf(4), skipped: skipped.slice(0, 2) };
+    const { clusters } = shareMasks(rows, { clusterCount: 4, base: 0, maskCount: 2, sizes });
+    expect(clusters).toEqual([0, 0, 0, 0]);
+  });
+});
+
 describe('the number of masks', () => {
   const options = { clusterCount: 8, base: 0, maskCount: 4 };
 
@@ -114,7 +195,9 @@ describe('the number of masks', () => {
   });
 
   it('is one without rows to tell by', () => {
-    expect(shareMasks([], { ...options, base: 2 })).toEqual({ masks: [2], clusters: Array(8).fill(2) });
+    expect(shareMasks([], { ...options, base: 2 })).toEqual({
+      ...{ masks: [2], clusters: Array(8).fill(2), price: 0 },
+    });
   });
 });
 

@@ -1,0 +1,74 @@
+/**
+ * The mask for everybody in other sizes. What a mask costs differs by a factor of two between prompts, so tolerant ones can
+ * leave out more blocks and fragile ones fewer, at the same mean time.
+ */
+import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
+import { type Budget, countsOf, resizeBudget } from './budget.ts';
+import { exchangeBlocks, type SearchCost, worthOfBlocks } from './exchange.ts';
+
+type ResizeOptions = {
+  readonly cost: SearchCost;
+  readonly budget: Budget;
+  /** Of the blocks, on everybody's prompts: says which of them are in question. */
+  readonly ranking: readonly number[];
+  /** Multiples of the budget's target. */
+  readonly sizes: readonly number[];
+  readonly evaluationsMax: number;
+  readonly triesMax: number;
+};
+
+/** Models fall apart when more is left out. */
+const SKIPPED_MAX = 0.4;
+
+/** `size`: a multiple of what the mask leaves out. */
+export type SizedMask = { readonly size: number; readonly mask: Mask };
+
+/** From the mask on, step by step downwards, and step by step upwards. Sizes that the budget's bounds forbid are left out. */
+export async function resizeMask(mask: Mask, options: ResizeOptions): Promise<SizedMask[]> {
+  const { budget, sizes } = options;
+  const found: SizedMask[] = [];
+  const rising = sizes.toSorted((a, b) => a - b);
+  for (const side of [rising.filter((size) => size < 1).reverse(), rising.filter((size) => size > 1)]) {
+    let current = mask;
+    for (const size of side) {
+      if (size * budget.targetSparsity > Math.max(SKIPPED_MAX, budget.targetSparsity)) continue;
+      const resized = resizeBudget(budget, size * budget.targetSparsity);
+      if (resized === undefined) continue;
+      current = size === 0 ? denseMask(mask.runs.length) : await nextSize(current, resized, options);
+      found.push({ size, mask: current });
+    }
+  }
+  return found.sort((a, b) => a.size - b.size);
+}
+
+async function nextSize(
+  from: Mask,
+  budget: Budget,
+  { cost, ranking, evaluationsMax, triesMax }: ResizeOptions,
+): Promise<Mask> {
+  const worth = await worthOfBlocks(cost.atAGlance, from, ranking);
+  return exchangeBlocks(cheapestChange(from, worth, budget), worth, {
+    ...{ cost, budget, evaluationsMax, triesMax },
+  });
+}
+
+/** To the allowed counts that cost least by what each block alone is worth. */
+function cheapestChange(from: Mask, worth: readonly number[], { allowed }: Budget): Mask {
+  const here = countsOf(from);
+  const changes = allowed.map((pair) => {
+    const runs = from.runs.slice();
+    let change = 0;
+    for (const [kind, more] of [pair.attention - here.attention, pair.ffn - here.ffn].entries()) {
+      const cheapest = [...runs.keys()]
+        .filter((block) => block % 2 === kind && (runs[block] === 1) === more > 0)
+        .sort((a, b) => Math.sign(more) * (worth[a]! - worth[b]!) || a - b)
+        .slice(0, Math.abs(more));
+      for (const block of cheapest) {
+        runs[block] = more > 0 ? 0 : 1;
+        change += Math.sign(more) * worth[block]!;
+      }
+    }
+    return { mask: { runs }, change };
+  });
+  return changes.reduce((best, one) => (one.change < best.change ? one : best)).mask;
+}
