@@ -24,14 +24,15 @@ const SOURCES = [
   'scripts/build-dashboard.ts',
   'package{,-lock}.json',
 ];
-/** Tells the sources of the last whole build, and the files that it wrote. */
+/** Tells the sources of the last whole build, and the files that it wrote, from this folder: a copied checkout has its own. */
 const BUILT_FILE = path.join(PROJECT_FOLDER, 'node_modules/.cache/dashboard-built.json');
 
 export async function buildDashboard(): Promise<void> {
   const sources = hashOfSources();
   if (await isBuilt(sources)) return;
   await rm(BUILT_FILE, { force: true });
-  const files = await writeBuild();
+  const written = await writeBuild();
+  const files = written.map((file) => path.relative(PROJECT_FOLDER, file));
   await mkdir(path.dirname(BUILT_FILE), { recursive: true });
   await writeWhole(BUILT_FILE, JSON.stringify({ sources, files }));
 }
@@ -47,7 +48,9 @@ function hashOfSources(): string {
 async function isBuilt(sources: string): Promise<boolean> {
   const text = await readFile(BUILT_FILE, 'utf8').catch(() => '{}');
   const built = JSON.parse(text) as { sources?: string; files?: string[] };
-  return built.sources === sources && built.files!.every((file) => existsSync(file));
+  return (
+    built.sources === sources && built.files!.every((file) => existsSync(path.join(PROJECT_FOLDER, file)))
+  );
 }
 
 /** @returns the files that it wrote. */
