@@ -211,6 +211,8 @@ class EncoderThread {
   }
 
   async close(): Promise<void> {
-    await this.#worker.terminate();
+    // Not `terminate`: the runtime ends the whole process when it returns into a thread that is being terminated.
+    this.#post({ type: 'close' });
+    await this.ended;
   }
 }

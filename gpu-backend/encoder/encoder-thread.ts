@@ -10,7 +10,8 @@ export type EncoderStart = { readonly id: string; readonly folder: string; reado
 
 export type ToEncoder =
   | { readonly type: 'embed'; readonly job: number; readonly texts: readonly string[] }
-  | { readonly type: 'cancel'; readonly job: number };
+  | { readonly type: 'cancel'; readonly job: number }
+  | { readonly type: 'close' };
 
 export type FromEncoder =
   | { readonly type: 'ready'; readonly spec: EncoderSpec }
@@ -51,7 +52,11 @@ port.on('message', (message: ToEncoder) => {
     case 'cancel': {
       const index = line.findIndex(({ job }) => job === message.job);
       if (index >= 0) line.splice(index, 1);
+      return;
     }
+    case 'close':
+      // Ends this thread alone, between two runs of the graph.
+      process.exit();
   }
 });
 

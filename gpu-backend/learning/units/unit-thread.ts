@@ -11,6 +11,8 @@ import type { UnitsOptions } from './units.ts';
 
 type ThreadOptions = Omit<UnitsOptions, 'signal'>;
 
+const CLOSE = 'close';
+
 type Answer =
   | { readonly type: 'done'; readonly values: number[] }
   | { readonly type: 'failed'; readonly reason: string };
@@ -18,7 +20,7 @@ type Answer =
 export type UnitThread = {
   /** @throws Error with what the thread says; MaskrouteError `engine_failed` when it ends. */
   run(unit: Unit): Promise<number[]>;
-  /** In mid-unit, too. */
+  /** In mid-unit, too: as soon as the runtime returns from the run that it is at. */
   close(): Promise<void>;
 };
 
@@ -42,14 +44,18 @@ export function openUnitThread(options: ThreadOptions): UnitThread {
       return answer.values;
     },
     async close() {
-      await thread.terminate();
+      // Not `terminate`: the runtime ends the whole process when it returns into a thread that is being terminated.
+      thread.postMessage(CLOSE);
+      await ended;
     },
   };
 }
 
 function serve(port: NonNullable<typeof parentPort>): void {
   const computer = openUnitComputer(workerData as ThreadOptions);
-  port.on('message', async (unit: Unit) => {
+  port.on('message', async (unit: Unit | typeof CLOSE) => {
+    // Ends this thread alone.
+    if (unit === CLOSE) process.exit();
     const answer: Answer = await computer.run(unit).then(
       (values) => ({ type: 'done', values }),
       (error: Error) => ({ type: 'failed', reason: error.message }),

@@ -3,6 +3,7 @@
  * both encodings, and what the edge's encoders may rely on.
  */
 import { readFile } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { fetchFullEncoder } from '../../../gpu-backend/encoder/full-encoder.ts';
@@ -115,4 +116,15 @@ it('an encoder that is not installed is an empty list and a 404 that says what t
     message: expect.stringContaining('model pull'),
   });
   await service.close();
+});
+
+it('an encoder that is closed while it computes lets its request go, and its process lives', async () => {
+  const own = createEncoderService({ home: testHome, threads: 1, onError: () => {} });
+  const never = new AbortController().signal;
+  await own.embed(MODEL, ['first'], never);
+  const texts = Array.from({ length: 64 }, (_, i) => `text ${i} ${'and more words '.repeat(40)}`);
+  const cut = expect(own.embed(MODEL, texts, never)).rejects.toMatchObject({ code: 'engine_failed' });
+  await sleep(100);
+  await own.close();
+  await cut;
 });

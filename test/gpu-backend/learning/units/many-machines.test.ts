@@ -1,4 +1,5 @@
 /** A learning run on several machines: its bytes, and what becomes of it when anything on the way breaks. */
+import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -249,6 +250,15 @@ it('a run and its workers stop in good order, and go on', async () => {
   expect(bytesOf('stopped')).toEqual(bytesOf('not-stopped'));
   expect(site.machines.twice()).toEqual([]);
 }, 300_000);
+
+it('a thread that is closed in mid-unit leaves its process alive', () => {
+  const program = join(import.meta.dirname, 'close-in-mid-unit.ts');
+  const args = [program, tiny.home, tiny.model.manifest.name, JSON.stringify(longUnit(1))];
+  const { status, signal, stdout } = spawnSync(process.execPath, args, { encoding: 'utf8' });
+  expect([status, signal]).toEqual([0, null]);
+  // A unit of one run of the graph is computed by the time that its thread ends.
+  expect(stdout.match(/computed|it was closed/g)).toHaveLength(3);
+});
 
 it('two kinds of work do not share a queue at a time: the second run waits for the first', async () => {
   await using site = await cluster(0);
