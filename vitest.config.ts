@@ -34,6 +34,9 @@ const FILES_AT_ONCE = availableParallelism() + 1;
 /** What is started and stopped around tests takes seconds, and many of them where a machine has other work. */
 const HOOKS_ms = 120_000;
 
+/** The part of all files among which those that start a product are spread. */
+const SPREAD_OVER = 0.7;
+
 /**
  * Files in Node run one after the other in the same process as long as the next one is of them too, so they stay together,
  * the longest first, behind those in workerd. The others are spread among them: what starts a whole product is several
@@ -48,8 +51,9 @@ class KeepTogether extends BaseSequencer {
     } = Object.groupBy(await super.sort(files), ({ project }) => project.name);
     const place = new Map([...workers, ...node].map((file, index, { length }) => [file, index / length]));
     for (const spread of Object.values(others)) {
-      // More of them among the first files, which take longer.
-      for (const [index, file] of spread!.entries()) place.set(file, (index / spread!.length) ** 1.5);
+      // More of them among the first files, which take longer; none at the end, where it would run alone for a minute.
+      for (const [index, file] of spread!.entries())
+        place.set(file, SPREAD_OVER * (index / spread!.length) ** 1.5);
     }
     return [...place.keys()].sort((a, b) => place.get(a)! - place.get(b)!);
   }
