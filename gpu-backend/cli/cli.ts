@@ -44,6 +44,12 @@ addServeCommand(program, import.meta.filename);
 addBenchCommands(program);
 addCompletionCommand(program);
 
+// Whoever reads the output has seen enough, as in `maskroute … | head`.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+  process.exit();
+});
+
 /** Runs what `args` say, and leaves the exit code in `process.exitCode`. */
 export async function main(args: readonly string[]): Promise<void> {
   // A backend sets it for its jobs.

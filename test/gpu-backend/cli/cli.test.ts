@@ -317,3 +317,8 @@ describe('the command line', () => {
     expect(maskroute('rollback', '--edge', 'http://localhost:8').stderr).toMatch(/Set MASKROUTE_ADMIN_KEY/);
   });
 });
+
+test('a reader that has left, such as head, ends the command without a word', () => {
+  const command = `"${process.execPath}" bin/maskroute.js learn --help | true`;
+  expect(spawnSync('sh', ['-c', command], { encoding: 'utf8' })).toMatchObject({ stdout: '', stderr: '' });
+});
