@@ -87,10 +87,11 @@ export class Bodies {
   /** The tenant that has most is the tenant with the greatest sum of `amount`. */
   #makeRoom(max: number, amount: (body: Arriving) => number): void {
     for (;;) {
+      let all = 0;
+      for (const body of this.#arriving) all += amount(body);
+      if (all <= max) return;
       const sums = new Map<string, number>();
       for (const body of this.#arriving) sums.set(body.tenant, (sums.get(body.tenant) ?? 0) + amount(body));
-      const all = [...sums.values()].reduce((sum, one) => sum + one, 0);
-      if (all <= max) return;
       const most = Math.max(...sums.values());
       const oldest = [...this.#arriving].find(({ tenant }) => sums.get(tenant) === most)!;
       this.#giveUp(oldest, tooSlow('Too many requests are arriving, and this one has been for longest'));
