@@ -2,12 +2,14 @@
 import { env } from 'cloudflare:workers';
 import fc from 'fast-check';
 import { describe, expect, it, vi } from 'vitest';
+import { DENSE_MASK_ID, denseMask, maskBits } from '../../../shared/mask/mask.ts';
 import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
 import { forwardedBody } from '../../../workers/requests/forward.ts';
 import { BACKEND_KEY, EDGE_URL, MODEL, STREAM_PAUSE_ms } from '../../support/edge/constants.ts';
 import {
+  activate,
   admin,
   badD1,
   CHAT,
@@ -21,11 +23,29 @@ import {
   newTenant,
   recorded,
   say,
+  upload,
 } from '../support/edge.ts';
 
 const idOf = (response: Response) => response.headers.get(HEADERS.requestId)!;
 
 describe('a routed completion', () => {
+  it('runs dense where its cluster leaves nothing out, and is routed all the same', async () => {
+    const { tenant, key } = await newTenant();
+    const set = makeMaskSet('sizes');
+    const lighter = { ...set.clusters[0]!, bits: maskBits(denseMask(MODEL.blockCount)), mask: DENSE_MASK_ID };
+    const { version } = await upload({ ...set, clusters: [lighter, ...set.clusters.slice(1)] }, tenant);
+    await activate(version, { tenant });
+    const response = await chat(key, say('north it is'));
+    expect((await recorded(idOf(response)))!.body.mask).toBe(DENSE_MASK_ID);
+    expect(Object.fromEntries(response.headers)).toMatchObject({
+      ...{ 'x-maskroute-version': version, 'x-maskroute-cluster': '0' },
+      ...{ 'x-maskroute-mask': DENSE_MASK_ID, 'x-maskroute-sparsity': '0' },
+    });
+    expect(response.headers.get('x-maskroute-fallback')).toBeNull();
+    const answer = await response.json<{ maskroute: object }>();
+    expect(answer.maskroute).toMatchObject({ cluster: 0, mask: DENSE_MASK_ID, fallback: null });
+  });
+
   it('reaches the backend with the mask of the nearest cluster and the decision', async () => {
     const { tenant, key } = await newTenant();
     const { set, version } = await goLive('compass', tenant);
