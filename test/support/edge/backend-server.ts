@@ -247,7 +247,10 @@ export async function startBackend(): Promise<RunningServer> {
       const isForgotten = forgotten.has(path.replace('/v1/answers/', ''));
       return await ask(isForgotten ? 'restarted' : MOODS_OF_ALL.has(mood) ? mood : 'usual');
     }
-    const name = mood === 'good' || MOODS_OF_ALL.has(mood) ? String(entry.body?.user ?? mood) : mood;
+    const user = String(entry.body?.user ?? mood);
+    // `__proto__` and what else every object has is nobody's setup.
+    const isNamed = (mood === 'good' || MOODS_OF_ALL.has(mood)) && !(user in {});
+    const name = isNamed ? user : mood;
     const setup = [name, mood].find((one) => SETUPS[one] !== undefined) ?? 'usual';
     const isStream = entry.body?.stream === true;
     backend.met.set(id, { ...(isStream && PACED), ...SCRIPTS[name], onStall: stall.resolve });
