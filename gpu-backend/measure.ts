@@ -115,7 +115,7 @@ const PARTS: readonly (readonly [name: string, pattern: RegExp])[] = [
   ['start', /dev\/start\.ts/],
 ];
 
-/** Of `root` and of all below it; 0 MB for one that has ended meanwhile. */
+/** Of `root` and of all processes below it; a process that ends meanwhile has 0 MB. */
 export const memoryBelow = (root: number): ProcessMemory[] =>
   processTree(root).map((pid) => {
     const command = procFile(pid, 'cmdline').replaceAll('\0', ' ');

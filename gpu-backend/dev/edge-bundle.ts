@@ -189,7 +189,7 @@ export async function bundleEdge(
   const begun_ms = Date.now();
   const { script, inputs } = await bundle(main, projectFolder);
   const made: Kept = { inputs, inputsHash: await hashOf(inputs), script };
-  // A file that changed meanwhile may not be the one that was bundled.
+  // Where a file changed meanwhile, the bundle may hold what it said before.
   if ((await newestChange_ms(inputs)) < begun_ms)
     await mkdir(path.dirname(keptFile), { recursive: true })
       .then(() => writeWhole(keptFile, JSON.stringify(made)))

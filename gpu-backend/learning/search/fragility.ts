@@ -7,6 +7,7 @@
  */
 import { Matrix, solve } from 'ml-matrix';
 import type { Points } from '../data/kmeans.ts';
+import { sumOf } from './bootstrap.ts';
 
 /** What is known before any text: as if so many prompts had said that all clusters are equal. */
 const PRIOR_ROWS = 3;
@@ -39,7 +40,7 @@ export function fragilityOf({ rows, positions, kl }: ClusterText, centroids: Poi
 
 /** KL a position against everybody's, the mean over the masks that cost anything; undefined without text. */
 function ratiosOf(positions: readonly number[], kl: readonly (readonly number[])[]): (number | undefined)[] {
-  const total = positions.reduce((sum, count) => sum + count, 0);
+  const total = sumOf(positions);
   const all = (kl[0] ?? []).map((_, mask) => kl.reduce((sum, own) => sum + own[mask]!, 0) / total);
   const masks = [...all.keys()].filter((mask) => all[mask]! > 0);
   return positions.map((count, cluster) =>

@@ -4,7 +4,7 @@
  * nor their assignment were made on.
  */
 import { blocksLine, type Headroom, skippedLine } from '../../../shared/mask/held-out.ts';
-import { bootstrapInterval, pairedLead, weightedRatio } from './bootstrap.ts';
+import { bootstrapInterval, pairedLead, sumOf, weightedRatio } from './bootstrap.ts';
 import { lowestPrice } from './share-masks.ts';
 
 /** A row under every mask that routing may choose. */
@@ -199,8 +199,6 @@ function blocksGained(rows: readonly HeadroomRow[], routed: number): Headroom['b
 /** Routing has to lead by more than its error: else a set is published with one mask. */
 export const leads = ({ lead }: Pick<Headroom, 'lead'>): boolean =>
   lead.standardError_kl !== null && lead.mean_kl > lead.standardError_kl;
-
-const sumOf = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0);
 
 /* For people. */
 

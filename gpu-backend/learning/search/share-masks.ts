@@ -11,7 +11,7 @@
  */
 import { createRandom, permutation } from '../../random.ts';
 import type { Points } from '../data/kmeans.ts';
-import { type Lead, pairedLead } from './bootstrap.ts';
+import { type Lead, pairedLead, sumOf } from './bootstrap.ts';
 import { type ClusterText, fragilityOf } from './fragility.ts';
 
 /** A prompt under every mask. */
@@ -176,8 +176,6 @@ function shrunkCosts(
     return own.map((sum, mask) => weight * (sum - own[base]! + scale * everybody[mask]!));
   });
 }
-
-const sumOf = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0);
 
 /** A number of masks on rows that did not share them out. */
 export type Validated = {

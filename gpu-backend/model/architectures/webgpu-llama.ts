@@ -17,7 +17,7 @@ import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import { type Extras, keysValues, queriesKeysValues } from './attention-extras.ts';
-import type { StoredLayer, StoredLlama } from './llama.ts';
+import type { KeysValues, StoredLayer, StoredLlama } from './llama.ts';
 import { attentionParts, feedForward, ffnParts, outputLogits, rotaryTable, throughLayers } from './llama.ts';
 import type { Linear } from './projections.ts';
 import { embed, multiply, withExactProducts } from './projections.ts';
@@ -159,8 +159,6 @@ function gated(
   return stand === undefined ? own : b.op('Add', [own, stand(b)]);
 }
 
-type Past = { readonly k: Value; readonly v: Value };
-
 function attention(
   g: GraphBuilder,
   shared: Shared,
@@ -179,7 +177,7 @@ function attention(
     before,
     branch,
   );
-  const past: Past = {
+  const past: KeysValues = {
     k: g.input(`past_k_${index}`, 'f32', ['B', G, 'T', D]),
     v: g.input(`past_v_${index}`, 'f32', ['B', G, 'T', D]),
   };
@@ -222,7 +220,7 @@ function runAttention(
   { qkv, output }: { readonly qkv: Linear; readonly output: Linear },
   extras: Extras,
   x: Value,
-  past: Past,
+  past: KeysValues,
 ): Value[] {
   const { headCount: N, kvHeadCount: G } = shared.config;
   const { q, k, v } = queriesKeysValues(b, shared, extras, multiply(b, x, qkv), shared.positions);
@@ -249,7 +247,7 @@ function writeKeys(
   kv: Linear,
   extras: Extras,
   x: Value,
-  past: Past,
+  past: KeysValues,
 ): Value[] {
   const { kvHeadCount: G, headSize: D } = shared.config;
   const { k, v } = keysValues(b, shared, extras, multiply(b, x, kv), shared.positions);

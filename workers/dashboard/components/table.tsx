@@ -153,6 +153,10 @@ function Head<Row>(props: {
   );
 }
 
+/** What stands in the place of rows: `q` is what was looked for. */
+export const emptyText = <T extends string | undefined>(q: string, empty: T): string | T =>
+  q === '' ? empty : `Nothing matches “${q}”.`;
+
 /** A list that has pages: a field that searches all of it, the rows so far, and a button for more. */
 export function ListTable<Row>(props: {
   readonly list: List<Row>;
@@ -168,8 +172,7 @@ export function ListTable<Row>(props: {
   readonly sorted?: { readonly by: Sorting | undefined; readonly onSort: (by: Sorting | undefined) => void };
 }) {
   const { list, search } = props;
-  const isSearched = search !== undefined && search.value !== '';
-  const empty = isSearched ? `Nothing matches “${search.value}”.` : props.empty;
+  const empty = emptyText(search?.value ?? '', props.empty);
   return (
     <>
       {search !== undefined && <Search {...search} />}
@@ -236,6 +239,16 @@ export const Facts = ({ facts }: { readonly facts: FactList }) => (
 export const quantiles = (values: Figures['ttft_quantiles_ms'], digits: number): string =>
   values === null ? '–' : [values.p50, values.p95, values.p99].map((ms) => number(ms, digits)).join(' / ');
 
+export const quantileColumn = <Row,>(
+  title: string,
+  digits: number,
+  of: (row: Row) => Figures['ttft_quantiles_ms'],
+): Column<Row> => ({
+  title: `${title}, p50 / p95 / p99`,
+  cell: (row) => quantiles(of(row), digits),
+  isNumber: true,
+});
+
 const figureColumn = (
   title: string,
   sort: (figures: Figures) => number | null,
@@ -251,21 +264,13 @@ export const FIGURE_COLUMNS: readonly Column<{ readonly figures: Figures }>[] = 
   figureColumn('Requests', ({ requests }) => requests, number),
   figureColumn('Errors', ({ error_rate }) => error_rate, percent),
   figureColumn('First token, ms', ({ ttft_ms }) => ttft_ms, number),
-  {
-    title: 'First token, p50 / p95 / p99',
-    cell: ({ figures }) => quantiles(figures.ttft_quantiles_ms, 0),
-    isNumber: true,
-  },
+  quantileColumn('First token', 0, ({ figures }) => figures.ttft_quantiles_ms),
   figureColumn(
     'ms/token',
     ({ tpot_ms }) => tpot_ms,
     (ms) => number(ms, 1),
   ),
-  {
-    title: 'ms/token, p50 / p95 / p99',
-    cell: ({ figures }) => quantiles(figures.tpot_quantiles_ms, 1),
-    isNumber: true,
-  },
+  quantileColumn('ms/token', 1, ({ figures }) => figures.tpot_quantiles_ms),
   figureColumn('Completion tokens', ({ completion_tokens }) => completion_tokens, number),
   figureColumn('Good ratings', ({ rating_up }) => rating_up, percent),
   figureColumn('Agreement', ({ agreement }) => agreement, percent),

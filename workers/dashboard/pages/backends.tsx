@@ -7,7 +7,7 @@ import { type BackendEntry, backendSchema } from '../../../shared/wire/backend-l
 import { admin, query } from '../api.ts';
 import { ForChange, itemsIn, RowButton, Search } from '../components/controls.tsx';
 import { Confirm, Failure, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
-import { Table } from '../components/table.tsx';
+import { emptyText, Table } from '../components/table.tsx';
 import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
 import { duration, percent, shortVersion, when, whose } from '../look.ts';
 import { JobFields, jobIn, Schedules } from './backend-schedules.tsx';
@@ -85,7 +85,7 @@ function BackendTable(props: {
   return (
     <Table
       caption="Backends, as the part of the edge that answered knows them"
-      empty={props.q === '' ? 'No backends yet.' : `Nothing matches “${props.q}”.`}
+      empty={emptyText(props.q, 'No backends yet.')}
       rows={props.backends}
       rowKey={({ id }) => id}
       columns={[
@@ -255,7 +255,7 @@ function JobList(props: {
   return (
     <Table
       caption="Jobs, the newest first"
-      empty={props.q === '' ? 'No jobs on this backend yet.' : `Nothing matches “${props.q}”.`}
+      empty={emptyText(props.q, 'No jobs on this backend yet.')}
       rows={props.jobs}
       rowKey={({ id }) => id}
       columns={[

@@ -6,7 +6,7 @@ import { admin, noneIfNotFound, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, steps, tooltip } from '../components/chart.tsx';
 import { Choice, type Range, startOf_ms, useRange } from '../components/controls.tsx';
 import { Empty, Loaded, Notice } from '../components/dialog.tsx';
-import { FIGURE_COLUMNS, quantiles, Table } from '../components/table.tsx';
+import { FIGURE_COLUMNS, quantileColumn, Table } from '../components/table.tsx';
 import { useAddress, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
 import { type Series, sharesOverTime, versionsIn } from './figures.ts';
@@ -111,7 +111,9 @@ const Versions = ({ rows }: { readonly rows: Stats['versions'] }) => (
   />
 );
 
-const Backends = ({ rows }: { readonly rows: Stats['backends'] }) => (
+type BackendSpeed = Stats['backends'][number];
+
+const Backends = ({ rows }: { readonly rows: readonly BackendSpeed[] }) => (
   <Table
     caption="Speed by backend, all tenants; of different minutes, so a difference may be the machine’s"
     empty="No requests in this time."
@@ -120,16 +122,8 @@ const Backends = ({ rows }: { readonly rows: Stats['backends'] }) => (
     columns={[
       { title: 'Backend', cell: ({ backend }) => <code>{backend}</code> },
       { title: 'Answers', cell: ({ answers }) => number(answers), isNumber: true },
-      {
-        title: 'First token, p50 / p95 / p99',
-        cell: ({ ttft_quantiles_ms }) => quantiles(ttft_quantiles_ms, 0),
-        isNumber: true,
-      },
-      {
-        title: 'ms/token, p50 / p95 / p99',
-        cell: ({ tpot_quantiles_ms }) => quantiles(tpot_quantiles_ms, 1),
-        isNumber: true,
-      },
+      quantileColumn('First token', 0, (row: BackendSpeed) => row.ttft_quantiles_ms),
+      quantileColumn('ms/token', 1, (row: BackendSpeed) => row.tpot_quantiles_ms),
     ]}
   />
 );
