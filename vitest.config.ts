@@ -21,6 +21,9 @@ const LIBRARIES_OF_THE_EDGE = [
   ...['eventsource-parser/stream', 'fast-check', 'lru-cache', 'oauth4webapi', 'zod'],
 ];
 
+/** Tests of the edge that need nothing of workerd. */
+const PLAIN = ['test/workers/backends/choose.test.ts', 'test/workers/base/swr-cache.test.ts'];
+
 /** They replace a module, measure how much memory their process took, or open a backend in it, which sets V8's flags. */
 const ALONE = [
   'test/gpu-backend/api/real-model.test.ts',
@@ -34,28 +37,19 @@ const FILES_AT_ONCE = availableParallelism() + 1;
 /** What is started and stopped around tests takes seconds, and many of them where a machine has other work. */
 const HOOKS_ms = 120_000;
 
-/** The part of all files among which those that start a product are spread. */
-const SPREAD_OVER = 0.7;
-
 /**
- * Files in Node run one after the other in the same process as long as the next one is of them too, so they stay together,
- * the longest first, behind those in workerd. The others are spread among them: what starts a whole product is several
- * processes, and two of them would be in each other's way.
+ * What starts a product, or a runtime, comes first: it waits for much, and none may be left for the end, where it would run
+ * alone for a minute. Files in Node run one after the other in the same process as long as the next one is of them, too, so they
+ * stay together.
  */
-class KeepTogether extends BaseSequencer {
+class StartersFirst extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
-    const {
-      workers = [],
-      node = [],
-      ...others
-    } = Object.groupBy(await super.sort(files), ({ project }) => project.name);
-    const place = new Map([...workers, ...node].map((file, index, { length }) => [file, index / length]));
-    for (const spread of Object.values(others)) {
-      // More of them among the first files, which take longer; none at the end, where it would run alone for a minute.
-      for (const [index, file] of spread!.entries())
-        place.set(file, SPREAD_OVER * (index / spread!.length) ** 1.5);
-    }
-    return [...place.keys()].sort((a, b) => place.get(a)! - place.get(b)!);
+    const { node = [], ...starters } = Object.groupBy(await super.sort(files), ({ project }) => project.name);
+    // In turns: two products at a time would be in each other's way.
+    const place = new Map(
+      Object.values(starters).flatMap((some) => some!.map((file, index) => [file, index / some!.length])),
+    );
+    return [...[...place.keys()].sort((a, b) => place.get(a)! - place.get(b)!), ...node];
   }
 }
 
@@ -66,13 +60,13 @@ export default defineConfig({
     // The products and commands that tests start find what an earlier one compiled.
     env: { NODE_COMPILE_CACHE: path.resolve('node_modules/.cache/node-compile') },
     maxWorkers: FILES_AT_ONCE,
-    sequence: { sequencer: KeepTogether },
+    sequence: { sequencer: StartersFirst },
     projects: [
       {
         test: {
           name: 'node',
-          include: ['test/**/*.test.ts'],
-          exclude: ['test/workers/**', 'test/e2e/**', ...ALONE],
+          include: ['test/!(workers|e2e)/**/*.test.ts', 'test/*.test.ts', ...PLAIN],
+          exclude: ALONE,
           // Each file would load the same modules again.
           isolate: false,
           testTimeout: 60_000,
@@ -136,7 +130,8 @@ export default defineConfig({
         ],
         test: {
           name: 'workers',
-          include: ['test/workers/**/*.test.ts'],
+          // Each is a runtime of its own, which takes two seconds to start, so what is of a subject stands together.
+          include: ['test/workers/*.test.ts'],
           globalSetup: ['test/support/edge/global-setup.ts'],
           setupFiles: ['test/workers/support/migrate.ts'],
           // Libraries have hundreds of files, and each test file would load them one by one.

@@ -2,7 +2,7 @@
  * `bench publish`: requests go on while versions are published, at once and in steps, and rolled back. Every answer must
  * name a version that was live while it was made, with a mask of that version, and no request may fail: 0 is the limit
  * of both counts. Each publication is of a version that was never live before. The isolate that publishes serves what it
- * published from its answer on, so nothing older passes. (Other isolates have 5 s; `test/workers/releases/publishing.test.ts`
+ * published from its answer on, so nothing older passes. (Other isolates have 5 s; `test/workers/releases/publishing.ts`
  * makes sure of that.) The edge is real, in workerd with a D1; the backend only answers what it was told.
  */
 import { once } from 'node:events';

@@ -1,4 +1,4 @@
-/** What of a body is refused, and with which words, at a backend; `test/workers/http/bodies.test.ts` has the edge. */
+/** What of a body is refused, and with which words, at a backend; `test/workers/http/bodies.ts` has the edge. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createJobSchema, createScheduleSchema } from '../../../shared/admin/job-wire.ts';
 import { chatRequest, completionRequest, embeddingsRequest } from '../../../shared/wire/openai.ts';

@@ -1,5 +1,5 @@
 /**
- * The table that ships, in Node; `test/workers/routing/encoders.test.ts` asks the same of workerd, so that a centroid
+ * The table that ships, in Node; `test/workers/routing/encoders.ts` asks the same of workerd, so that a centroid
  * means the same on both sides. When the table is distilled anew, the figures are those that this code then gives.
  */
 import { readFile } from 'node:fs/promises';

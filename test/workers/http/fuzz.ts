@@ -14,7 +14,6 @@ import {
 } from '../support/edge.ts';
 import { limitedTenant } from '../support/limits.ts';
 
-/** Called directly: the test runtime's own door gets slower with every request. */
 const isolate = freshIsolate();
 let key: string;
 beforeAll(async () => {
