@@ -22,6 +22,9 @@ export function maskrouteHome(): string {
     : path.resolve(named);
 }
 
+/** Where Node keeps what it compiled of the sources: what is started again loads in half the time. */
+export const COMPILED_FOLDER = path.resolve(import.meta.dirname, '../node_modules/.cache/node-compile');
+
 /* The product's own files. */
 
 /** A reader sees the old file or the new one, whoever else writes it, and so does a machine after a power cut. */

@@ -8,8 +8,8 @@ import { once } from 'node:events';
 import { open } from 'node:fs/promises';
 import { enableCompileCache } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import { COMPILED_FOLDER } from '../files.ts';
 import type { BackendOptions } from '../main.ts';
 import type { EdgeOptions } from './local-edge.ts';
 
@@ -235,8 +235,7 @@ export type BackendConfig = Pick<
 >;
 
 if (import.meta.main) {
-  // What an earlier start compiled loads in half the time.
-  enableCompileCache(fileURLToPath(new URL('../../node_modules/.cache/node-compile', import.meta.url)));
+  enableCompileCache(COMPILED_FOLDER);
   if (process.argv[2] === 'edge') {
     serveParent(async (options: EdgeOptions) => {
       const { startEdge } = await import('./local-edge.ts');
