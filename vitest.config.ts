@@ -3,10 +3,10 @@
  * with the bindings of wrangler.toml, a real D1 and the real migrations; the whole product runs by itself.
  */
 import { availableParallelism } from 'node:os';
-import path from 'node:path';
 import { cloudflareTest, readD1Migrations } from '@cloudflare/vitest-pool-workers';
 import { defineConfig } from 'vitest/config';
 import { BaseSequencer, type TestSpecification } from 'vitest/node';
+import { COMPILED_FOLDER } from './gpu-backend/files.ts';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER } from './test/support/edge/constants.ts';
 
 /** What the worker imports. One that is missing here is loaded file by file, by every test file anew. */
@@ -37,6 +37,9 @@ const FILES_AT_ONCE = availableParallelism() + 1;
 /** What is started and stopped around tests takes seconds, and many of them where a machine has other work. */
 const HOOKS_ms = 120_000;
 
+/** Node's own loader reads tests and sources as it reads the product's: nothing is transformed, or told over to each process. */
+const AS_IT_IS = { viteModuleRunner: false, nodeLoader: false };
+
 /**
  * What starts a product, or a runtime, comes first: it waits for much, and none may be left for the end, where it would run
  * alone for a minute. Files in Node run one after the other in the same process as long as the next one is of them, too, so they
@@ -58,7 +61,7 @@ export default defineConfig({
     // The edge logs as it does in production; only a failed test's lines are wanted.
     silent: 'passed-only',
     // The products and commands that tests start find what an earlier one compiled.
-    env: { NODE_COMPILE_CACHE: path.resolve('node_modules/.cache/node-compile') },
+    env: { NODE_COMPILE_CACHE: COMPILED_FOLDER },
     maxWorkers: FILES_AT_ONCE,
     sequence: { sequencer: StartersFirst },
     projects: [
@@ -69,6 +72,7 @@ export default defineConfig({
           exclude: ALONE,
           // Each file would load the same modules again.
           isolate: false,
+          experimental: AS_IT_IS,
           testTimeout: 60_000,
           hookTimeout: HOOKS_ms,
         },
@@ -85,6 +89,7 @@ export default defineConfig({
         test: {
           name: 'e2e',
           include: ['test/e2e/**/*.test.ts'],
+          experimental: AS_IT_IS,
           testTimeout: 120_000,
           hookTimeout: HOOKS_ms,
         },

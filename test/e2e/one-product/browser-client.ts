@@ -36,7 +36,7 @@ type Asked = {
 };
 
 let pages: Server[];
-let browser: Browser;
+export let browser: Browser;
 
 /** The same page at an origin of its own. */
 async function servePage(script: string): Promise<Server> {

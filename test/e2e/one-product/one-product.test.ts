@@ -7,6 +7,7 @@ import { createAdminClient } from '../../../gpu-backend/publication/admin-client
 import { publicationHistory } from '../../../gpu-backend/publication/publish.ts';
 import './requests.ts';
 import './tools.ts';
+import './dashboard.ts';
 import { openPages } from './browser-client.ts';
 import { endProduct, forgetProduct, product, startProduct } from './running.ts';
 import { openCollector } from './traces.ts';

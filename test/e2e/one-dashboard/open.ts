@@ -4,10 +4,10 @@
  */
 import type { Browser, Page } from 'playwright-core';
 import { expect } from 'vitest';
-import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
-import { publishMaskSet, readMaskSet } from '../../gpu-backend/publication/publish.ts';
-import type { MaskSet } from '../../shared/mask/mask-set.ts';
-import { complaintsOf, logIn, openBrowser, openPage } from './browser.ts';
+import { type AdminClient, createAdminClient } from '../../../gpu-backend/publication/admin-client.ts';
+import { publishMaskSet, readMaskSet } from '../../../gpu-backend/publication/publish.ts';
+import type { MaskSet } from '../../../shared/mask/mask-set.ts';
+import { complaintsOf, logIn, openBrowser, openPage } from '../browser.ts';
 import {
   createHome,
   createTinyHome,
@@ -17,7 +17,7 @@ import {
   start,
   stop,
   tinyPreset,
-} from './product.ts';
+} from '../product.ts';
 
 export type Dashboard = {
   readonly home: string;
@@ -31,7 +31,10 @@ export type Dashboard = {
   readonly complaints: string[];
 };
 
-export async function openDashboard(): Promise<Dashboard> {
+/** What `one-dashboard.test.ts` opens, as its parts see it. */
+export let dashboard: Dashboard;
+
+export async function openDashboard(): Promise<void> {
   const isPictured = process.env.SCREENSHOTS === '1';
   const home = isPictured ? createHome() : await createTinyHome();
   const product = await start(home);
@@ -43,7 +46,7 @@ export async function openDashboard(): Promise<Dashboard> {
     const page = await openPage(browser);
     const complaints = complaintsOf(page);
     await logIn(page, product.dev.edge, product.dev.adminKey);
-    return { home, product, client, preset, browser, page, complaints };
+    dashboard = { home, product, client, preset, browser, page, complaints };
   } catch (error) {
     await stop(product);
     throw error;
@@ -51,7 +54,7 @@ export async function openDashboard(): Promise<Dashboard> {
 }
 
 /** Does nothing for one that never opened. */
-export async function closeDashboard(dashboard: Dashboard | undefined): Promise<void> {
+export async function closeDashboard(): Promise<void> {
   if (dashboard === undefined) return;
   await dashboard.browser.close();
   expect(await stop(dashboard.product)).toBe(0);

@@ -3,33 +3,30 @@ import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import type { Page } from 'playwright-core';
-import { afterAll, beforeAll, expect, test } from 'vitest';
-import type { AdminClient } from '../../gpu-backend/publication/admin-client.ts';
-import { livePublication, publishMaskSet } from '../../gpu-backend/publication/publish.ts';
+import { beforeAll, expect, test } from 'vitest';
+import type { AdminClient } from '../../../gpu-backend/publication/admin-client.ts';
+import { livePublication, publishMaskSet, rollBack } from '../../../gpu-backend/publication/publish.ts';
 import {
   type ApiKeyKind,
   type CreatedKey,
   createdKeySchema,
   tenantSchema,
-} from '../../shared/admin/admin-wire.ts';
-import { experimentSchema } from '../../shared/admin/experiment-wire.ts';
-import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
-import { madeUpEvaluation } from '../support/evaluation.ts';
-import { complaintsOf, expectAccessible, logIn, openPage, visit } from './browser.ts';
-import { closeDashboard, type Dashboard, openDashboard } from './open-dashboard.ts';
+} from '../../../shared/admin/admin-wire.ts';
+import { experimentSchema } from '../../../shared/admin/experiment-wire.ts';
+import { type MaskSet, maskSetVersion } from '../../../shared/mask/mask-set.ts';
+import { madeUpEvaluation } from '../../support/evaluation.ts';
+import { complaintsOf, expectAccessible, logIn, openPage, visit } from '../browser.ts';
+import { type Dashboard, dashboard } from './open.ts';
 
-let dashboard: Dashboard;
 let product: Dashboard['product'];
 let client: AdminClient;
 let page: Page;
 let complaints: string[];
 let preset: MaskSet;
 
-beforeAll(async () => {
-  dashboard = await openDashboard();
+beforeAll(() => {
   ({ product, client, preset, page, complaints } = dashboard);
-}, 120_000);
-afterAll(() => closeDashboard(dashboard), 60_000);
+});
 
 const live = () => livePublication(client, '');
 const rollBackButton = () => page.getByRole('button', { name: 'Roll back' });
@@ -43,7 +40,7 @@ async function publish(name: string, activate = true): Promise<string> {
 
 async function newTenant(of: AdminClient, id: string, kind: ApiKeyKind): Promise<CreatedKey> {
   await of.request({ method: 'POST', path: '/tenants', body: { id, name: id } }, tenantSchema);
-  const body = { kind, tenant: id, name: 'for a test' };
+  const body = { kind, tenant: id, name: `of ${id}` };
   return await of.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
 }
 
@@ -67,6 +64,39 @@ test('the way back is named as it is, step by step, and closed at its end', asyn
   }
   expect(await rollBackButton().isDisabled()).toBe(true);
   expect(complaints).toEqual([]);
+});
+
+test('a set goes live by click, and comes back by click; somebody faster wins', async () => {
+  const other = { ...preset, name: 'other-set' };
+  const version = maskSetVersion(other);
+  await publishMaskSet(client, other, { tenant: '', activate: false });
+  const versionLive = async () => (await live())?.version;
+  const before = (await versionLive())!;
+
+  // What is on view is read again when it is opened.
+  await visit(page, 'Live masks');
+  await visit(page, 'Releases');
+  await page.getByRole('button', { name: `Activate ${version}` }).click();
+  await dialog().getByRole('button', { name: 'Activate' }).click();
+  await page.getByRole('status').getByText(version).waitFor();
+  expect(await versionLive()).toBe(version);
+
+  await rollBackButton().click();
+  await expectAccessible(page, 'the dialog');
+  await page.keyboard.press('Escape');
+  expect(await versionLive()).toBe(version);
+  await rollBackButton().click();
+  await dialog().getByRole('button', { name: 'Roll back' }).click();
+  await page.getByRole('status').getByText(before).waitFor();
+  expect(await versionLive()).toBe(before);
+
+  await page.getByRole('button', { name: `Activate ${version}` }).click();
+  await publishMaskSet(client, other, { tenant: '', activate: true });
+  await dialog().getByRole('button', { name: 'Activate' }).click();
+  await page.getByRole('alert').getByText('conflict', { exact: true }).waitFor();
+  expect(complaints.splice(0)).toEqual([expect.stringContaining('409')]);
+  await page.keyboard.press('Escape');
+  await rollBack(client, '');
 });
 
 test('a set goes live step by step and watched, as the dialog says, and is called off', async () => {
@@ -143,6 +173,9 @@ test('a tenant without a set of its own sees the default one, with its own key, 
     experimentSchema,
   );
   expect(variants.map(({ mask_set }) => mask_set)).toEqual(['dense', version]);
+  // Whose requests take part in one experiment take part in no other.
+  const stop = { method: 'POST', path: '/experiments/with-the-default-set/stop' } as const;
+  await client.request(stop, experimentSchema);
   // Each asked for what is live for the tenant itself, which is nothing, and goes on to ask.
   for (const list of [complaints, troubles]) {
     expect([...new Set(list.splice(0))]).toEqual([expect.stringContaining('404')]);

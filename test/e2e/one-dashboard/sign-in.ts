@@ -1,15 +1,15 @@
 /** A new administrator without a key: the login page's link leads through a real provider and back, in a real Chromium. */
 import { createServer } from 'node:net';
 import path from 'node:path';
-import type { Browser, Page } from 'playwright-core';
+import type { Page } from 'playwright-core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { type Edge, startEdge } from '../../gpu-backend/dev/local-edge.ts';
-import { OIDC_CLIENT, startOidcProvider } from '../support/edge/oidc-server.ts';
-import { complaintsOf, expectAccessible, openBrowser, openPage, visit } from './browser.ts';
+import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
+import { OIDC_CLIENT, startOidcProvider } from '../../support/edge/oidc-server.ts';
+import { complaintsOf, expectAccessible, openPage, visit } from '../browser.ts';
+import { dashboard } from './open.ts';
 
 let provider: Awaited<ReturnType<typeof startOidcProvider>>;
 let edge: Edge;
-let browser: Browser;
 let page: Page;
 let complaints: string[];
 
@@ -30,13 +30,12 @@ beforeAll(async () => {
       },
     },
   });
-  browser = await openBrowser();
-  page = await openPage(browser);
+  page = await openPage(dashboard.browser);
   complaints = complaintsOf(page);
 }, 120_000);
 
 afterAll(async () => {
-  await browser?.close();
+  await page?.context().close();
   await edge?.close();
   await provider?.close();
 }, 60_000);

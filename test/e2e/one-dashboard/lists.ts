@@ -1,0 +1,55 @@
+/** Lists that are longer than a page: what lies beyond is found by the edge, or loaded. */
+import type { Page } from 'playwright-core';
+import { beforeAll, expect, test } from 'vitest';
+import { storeMaskSet } from '../../../gpu-backend/publication/publish.ts';
+import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
+import { visit } from '../browser.ts';
+import { dashboard } from './open.ts';
+
+let page: Page;
+beforeAll(() => {
+  page = dashboard.page;
+});
+
+test('what lies beyond the first page is found by the edge, or loaded', async () => {
+  const path = '/tenants';
+  const there = (await dashboard.client.request({ method: 'GET', path }, listSchema(tenantSchema))).data;
+  for (let i = 0; i < 104; i++) {
+    const body = { id: `many-${String(i).padStart(3, '0')}`, name: `One of many ${i}` };
+    await dashboard.client.request({ method: 'POST', path, body }, tenantSchema);
+  }
+  await visit(page, 'Overview');
+  await visit(page, 'Tenants');
+  const rows = page.getByRole('table', { name: 'Tenants' }).locator('tbody tr');
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(100);
+  await page.getByRole('button', { name: 'Load more' }).click();
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(104 + there.length);
+  await page.getByRole('button', { name: /^Id/ }).click();
+  expect(await rows.first().textContent()).toContain(there.map(({ id }) => id).sort()[0]);
+  await page.getByLabel(/^Search tenants/).fill('many 7');
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(11);
+  expect(page.url()).toContain('q=many+7');
+}, 120_000);
+
+test('mask sets beyond what a list shows are found where they are listed and where one is picked', async () => {
+  const { edge } = dashboard.product.dev;
+  const tenant = 'many-sets';
+  const body = { id: tenant, name: tenant };
+  await dashboard.client.request({ method: 'POST', path: '/tenants', body }, tenantSchema);
+  const { clusters, ...set } = dashboard.preset;
+  for (let i = 0; i < 203; i++) {
+    const own = { ...set, clusters: clusters.slice(0, 1), name: `set-${String(i).padStart(3, '0')}` };
+    await storeMaskSet(dashboard.client, own, tenant);
+  }
+  await page.goto(`${edge}/dashboard/?tenant=${tenant}`);
+  await visit(page, 'Releases');
+  const rows = page.getByRole('table', { name: 'Mask sets' }).locator('tbody tr');
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(100);
+  await page.getByLabel(/^Search mask sets/).fill('SET-001');
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBe(1);
+  await visit(page, 'Playground');
+  const oldest = page.getByRole('option', { name: /^set-001/ });
+  expect(await oldest.count()).toBe(0);
+  await page.getByLabel('Find more mask sets').fill('SET-001');
+  await expect.poll(() => oldest.count(), { timeout: 20_000 }).toBeGreaterThan(0);
+}, 120_000);

@@ -1,0 +1,92 @@
+/** Logging in and out where no other test is, and at last everywhere. */
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import type { Browser, BrowserContext, Page } from 'playwright-core';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { AdminClient } from '../../../gpu-backend/publication/admin-client.ts';
+import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
+import { complaintsOf, expectAccessible, logIn, openPage } from '../browser.ts';
+import type { Started } from '../product.ts';
+import { dashboard } from './open.ts';
+
+let product: Started;
+let client: AdminClient;
+let browser: Browser;
+let context: BrowserContext;
+let page: Page;
+let complaints: string[];
+beforeAll(async () => {
+  ({ product, client, browser } = dashboard);
+  page = await openPage(browser);
+  context = page.context();
+  complaints = complaintsOf(page);
+});
+afterAll(() => context.close());
+
+describe('the login', () => {
+  test('refuses a wrong key with the reason, then opens, and keeps no key in the browser', async () => {
+    await page.goto(`${product.dev.edge}/dashboard/keys`);
+    await page.getByLabel('Admin key').fill('a-key-that-is-none');
+    await page.getByRole('button', { name: 'Log in' }).click();
+    await page.getByRole('alert').getByText('invalid_api_key').waitFor();
+    // The browser tells of the refusal in its console.
+    expect(complaints.splice(0)).toEqual([expect.stringContaining('401')]);
+    await expectAccessible(page, 'the login');
+
+    await logIn(page, product.dev.edge, product.dev.adminKey);
+    const stored = await page.evaluate<string>(
+      'JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie, location.href])',
+    );
+    expect(stored).not.toContain('session');
+    expect(stored).not.toContain(product.dev.adminKey);
+    const [cookie] = await context.cookies();
+    expect(cookie).toMatchObject({ httpOnly: true, sameSite: 'Strict' });
+    await page.reload();
+    await page.getByRole('heading', { level: 1, name: 'Overview' }).waitFor();
+  });
+
+  test('does not help a page on another port of this machine, to which the browser gives the cookie', async () => {
+    const target = `${product.dev.edge}/admin/v1/tenants`;
+    const attack = `fetch(${JSON.stringify(target)}, { method: 'POST', mode: 'no-cors', credentials: 'include',
+      body: JSON.stringify({ id: 'stolen', name: 'stolen' }) }).then(() => { document.title = 'sent'; })`;
+    const server = createServer((_request, response) => {
+      response.setHeader('content-type', 'text/html').end(`<title>.</title><script>${attack}</script>`);
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const evil = await context.newPage();
+    const answered = evil.waitForResponse((response) => response.url() === target);
+    await evil.goto(`http://localhost:${(server.address() as AddressInfo).port}`);
+    // Without the cookie it would be 401: SameSite does not hold it back, since a port is no site.
+    expect((await answered).status()).toBe(403);
+    await evil.waitForFunction("document.title === 'sent'");
+    await evil.close();
+    server.close();
+    const { data } = await client.request({ method: 'GET', path: '/tenants' }, listSchema(tenantSchema));
+    expect(data.map(({ id }) => id)).not.toContain('stolen');
+  });
+});
+
+test('logging out ends it, also for who copied its cookie', async () => {
+  const ask = async ([cookie]: Awaited<ReturnType<typeof context.cookies>>) => {
+    const headers = { cookie: `${cookie!.name}=${cookie!.value}` };
+    return (await fetch(`${product.dev.edge}/admin/v1/tenants`, { headers })).status;
+  };
+  const copied = await context.cookies();
+  expect(await ask(copied)).toBe(200);
+  await page.getByRole('button', { name: 'Log out', exact: true }).click();
+  await page.getByLabel('Admin key').waitFor();
+  expect(await context.cookies()).toEqual([]);
+  expect(await ask(copied)).toBe(401);
+});
+
+test('logging out everywhere ends the sessions in other browsers', async () => {
+  const elsewhere = await openPage(browser);
+  for (const at of [elsewhere, page]) await logIn(at, product.dev.edge, product.dev.adminKey);
+  await page.getByRole('button', { name: 'Log out everywhere' }).click();
+  await expectAccessible(page, 'the question before logging out everywhere');
+  await page.getByRole('dialog').getByRole('button', { name: 'End all sessions' }).click();
+  await page.getByRole('status').getByText('You are logged out everywhere.').waitFor();
+  await elsewhere.getByRole('navigation').getByRole('link', { name: 'Keys' }).click();
+  await elsewhere.getByLabel('Admin key').waitFor();
+  await elsewhere.getByRole('status').getByText('The session has ended.').waitFor();
+});
