@@ -108,6 +108,33 @@ describe('fp32 equals transformers', () => {
   );
 });
 
+test.each(CASES)(
+  '%s: tokens of an answer, attended head by head, have the logits of a piece within 1e-3',
+  async (_name, mask) => {
+    const expected: Float32Array[] = [];
+    await feed(exact, ids.slice(0, 190), mask, ofEach(190), (logits, position) => {
+      if (position >= 150) expected.push(logits.slice());
+    });
+    let worst = 0;
+    await feed(
+      exact,
+      ids.slice(0, 190),
+      mask,
+      (start) => (start === 0 ? 150 : 1),
+      (logits, position) => {
+        if (position < 150) return;
+        const row = expected[position - 150]!;
+        row.forEach((value, id) => {
+          worst = Math.max(worst, Math.abs(value - logits[id]!));
+        });
+        expect(argmax(logits)).toBe(argmax(row));
+      },
+    );
+    expect(worst).toBeLessThan(1e-3);
+  },
+  60_000,
+);
+
 /** Of each stretch; the others come one by one. */
 const PIECE_TOKENS = 150;
 
