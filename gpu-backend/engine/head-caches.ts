@@ -9,7 +9,7 @@
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import type { RuntimeTensor } from '../onnx/session.ts';
 import { tensor } from '../onnx/session.ts';
-import type { CacheShape, KvCache, KvValues } from './kv-cache.ts';
+import type { CacheShape, Heads, KvCache, KvValues } from './kv-cache.ts';
 
 export type HeadShape = Pick<CacheShape, 'layerCount' | 'contextTokens'> & {
   readonly kvHeadCount: number;
@@ -20,7 +20,7 @@ const INITIAL_TOKENS = 256;
 /** Buffers that are so many times too long are made anew. */
 const TOO_LONG = 4;
 
-export class HeadCaches {
+export class HeadCaches implements Heads {
   readonly shape: HeadShape;
   /** K of layer i at 2i, V at 2i + 1. */
   #buffers: Float32Array[] = [];

@@ -15,7 +15,6 @@
 import type { KvType } from '../model/model-source.ts';
 import type { RuntimeTensor } from '../onnx/session.ts';
 import { tensor } from '../onnx/session.ts';
-import type { HeadCaches } from './head-caches.ts';
 
 /** `width` = KV heads · head width, values a token and layer. */
 export type CacheShape = {
@@ -48,18 +47,25 @@ export type SequenceCache = Pick<
   'length' | 'capacity_tokens' | 'reserve' | 'truncate' | 'fill' | 'appendPage' | 'copyPage'
 >;
 
+/** Keys and values head by head (`head-caches.ts`), as a cache uses them: rows `[count, width]` go in and out. */
+export type Heads = {
+  write(place: number, buffer: number, rows: KvValues, at: number, count: number): void;
+  read(place: number, buffer: number, rows: KvValues, at: number, count: number): void;
+  free(place: number): void;
+};
+
 const INITIAL_TOKENS = 256;
 /** Attention costs in proportion to the view, so it stays near the live length. */
 const VIEW_STEP_TOKENS = 16;
 
 export class KvCache {
   readonly shape: CacheShape;
-  readonly #heads: HeadCaches | undefined;
+  readonly #heads: Heads | undefined;
   /** Tokens whose K and V are written. */
   #length = 0;
   /** Tokens that are known to come, those that are there counted. */
   wanted_tokens = 0;
-  /** Its place among {@link HeadCaches}; while it has one, K and V are there. */
+  /** Its place among {@link Heads}; while it has one, K and V are there. */
   #place: number | undefined;
   #capacity_tokens = 0;
   /** Rows: K of layer i at 2i, V at 2i + 1; each `[capacity, width]`. */
@@ -67,7 +73,7 @@ export class KvCache {
   #past: { readonly viewTokens: number; readonly tensors: readonly RuntimeTensor[] } | undefined;
 
   /** Takes no memory before the first `reserve`. `heads`: where tokens of answers go, if anywhere. */
-  constructor(shape: CacheShape, heads?: HeadCaches) {
+  constructor(shape: CacheShape, heads?: Heads) {
     this.shape = shape;
     this.#heads = heads;
     this.#buffers = this.#noRows();

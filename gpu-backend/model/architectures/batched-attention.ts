@@ -10,8 +10,7 @@
  */
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import type { KvType, LlamaConfig } from '../model-source.ts';
-import { windowMask } from './attention-extras.ts';
-import type { KeysValues } from './llama.ts';
+import { type KeysValues, windowMask } from './attention-extras.ts';
 import { asKept, asRead } from './llama.ts';
 import { attendTokens, headInputs, nothingGrown, outputGrown, type TokenLengths } from './token-attention.ts';
 

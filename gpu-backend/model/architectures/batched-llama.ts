@@ -17,9 +17,9 @@
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, giveNothingBack } from '../../onnx/graph.ts';
 import type { KvType, LlamaConfig } from '../model-source.ts';
-import { type Extras, keysValues, queriesKeysValues } from './attention-extras.ts';
+import { type Extras, type KeysValues, keysValues, queriesKeysValues } from './attention-extras.ts';
 import { type Attending, attend, placesOf } from './batched-attention.ts';
-import type { KeysValues, StoredLayer, StoredLlama } from './llama.ts';
+import type { StoredLayer, StoredLlama } from './llama.ts';
 import {
   asKept,
   attentionParts,

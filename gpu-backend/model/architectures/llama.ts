@@ -26,6 +26,7 @@ import type { WeightRange } from '../weights-file.ts';
 import { external } from '../weights-file.ts';
 import {
   type Extras,
+  type KeysValues,
   keysValues,
   layerExtras,
   queriesKeysValues,
@@ -302,8 +303,6 @@ function attention(
   if (grown) outputGrown(g, grown);
   return [residual, attended];
 }
-
-export type KeysValues = { readonly k: Value; readonly v: Value };
 
 /** K and V as their cache keeps them. */
 export const asKept = (b: GraphBuilder, kvType: KvType, { k, v }: KeysValues): KeysValues =>

@@ -12,7 +12,7 @@
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
-import type { KeysValues } from './llama.ts';
+import type { KeysValues } from './attention-extras.ts';
 
 /** What says how far each sequence goes. */
 export type TokenLengths = {
