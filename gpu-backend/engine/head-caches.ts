@@ -17,8 +17,12 @@ export type HeadShape = Pick<CacheShape, 'layerCount' | 'contextTokens'> & {
 };
 
 const INITIAL_TOKENS = 256;
-/** Buffers that are so many times too long are made anew. */
-const TOO_LONG = 4;
+/** Buffers that are so many times too large are made anew: seldom, since memory that is new is slow. */
+const TOO_LARGE = 8;
+/** Memory for so many tokens is kept while nobody uses it. */
+const KEPT_TOKENS_MAX = 1024;
+/** Prompts that are computed at a time, mostly. */
+const KEPT_ROWS = 2;
 
 export class HeadCaches implements Heads {
   readonly shape: HeadShape;
@@ -28,6 +32,8 @@ export class HeadCaches implements Heads {
   #tokens = 0;
   /** Who has each place, those that ran longest ago first. What nobody refers to any more gives its place back. */
   readonly #owners = new Map<number, WeakRef<KvCache>>();
+  /** Memory for rows that is free. */
+  readonly #rows: KvValues[][] = [];
   /** Tensors over some neighbouring places. */
   readonly #views = new Map<string, readonly RuntimeTensor[]>();
 
@@ -62,7 +68,17 @@ export class HeadCaches implements Heads {
   /** What is large does not stay when the last one is gone. */
   free(place: number): void {
     this.#owners.delete(place);
-    if (this.#owners.size === 0 && this.#tokens >= TOO_LONG * INITIAL_TOKENS) this.#resize(0, 0);
+    if (this.#owners.size === 0 && this.#tokens > KEPT_TOKENS_MAX) this.#resize(0, 0);
+  }
+
+  takeRows(): KvValues[] | undefined {
+    return this.#rows.pop();
+  }
+
+  giveRows(rows: KvValues[]): void {
+    const { kvHeadCount, headSize } = this.shape;
+    const isSmall = rows[0]!.length <= KEPT_TOKENS_MAX * kvHeadCount * headSize;
+    if (isSmall && this.#rows.length < KEPT_ROWS) this.#rows.push(rows);
   }
 
   /** `[to - from, G, T, D]` of all buffers: to be fed, and fetched as what the graph makes of it. */
@@ -154,10 +170,10 @@ export class HeadCaches implements Heads {
   #fit(count: number, needed: number): void {
     const highest = Math.max(-1, ...this.#owners.keys());
     const places = doubled(1, Math.max(count, highest + 1));
-    const isTooLong = this.#tokens >= TOO_LONG * Math.max(needed, INITIAL_TOKENS);
+    const isTooLong = this.#tokens >= TOO_LARGE * Math.max(needed, INITIAL_TOKENS);
     const room = doubled(isTooLong || this.#tokens === 0 ? INITIAL_TOKENS : this.#tokens, needed);
     const tokens = Math.min(room, this.shape.contextTokens);
-    const isTooMany = this.#places >= TOO_LONG * places;
+    const isTooMany = this.#places >= TOO_LARGE * places;
     if (tokens === this.#tokens && places <= this.#places && !isTooMany) return;
     this.#resize(tokens === this.#tokens && !isTooMany ? Math.max(places, this.#places) : places, tokens);
   }

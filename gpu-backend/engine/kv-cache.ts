@@ -52,6 +52,9 @@ export type Heads = {
   write(place: number, buffer: number, rows: KvValues, at: number, count: number): void;
   read(place: number, buffer: number, rows: KvValues, at: number, count: number): void;
   free(place: number): void;
+  /** Memory for rows that another cache is done with: of prompts, which are computed after one another. */
+  takeRows(): KvValues[] | undefined;
+  giveRows(rows: KvValues[]): void;
 };
 
 const INITIAL_TOKENS = 256;
@@ -104,9 +107,8 @@ export class KvCache {
     for (const [buffer, rows] of this.#buffers.entries())
       this.#heads!.write(place, buffer, rows, 0, this.#length);
     this.#place = place;
-    this.#buffers = this.#noRows();
-    this.#capacity_tokens = 0;
-    this.#past = undefined;
+    if (this.#capacity_tokens > 0) this.#heads!.giveRows(this.#buffers);
+    this.#useRows(this.#noRows());
   }
 
   /** From now on they are rows. */
@@ -151,14 +153,24 @@ export class KvCache {
   #grow(needed: number): void {
     if (needed <= this.#capacity_tokens) return;
     const { contextTokens, width } = this.shape;
+    const known = this.#capacity_tokens === 0 ? this.#heads?.takeRows() : undefined;
+    if (known !== undefined) this.#useRows(known);
+    if (needed <= this.#capacity_tokens) return;
     let capacity = Math.max(this.#capacity_tokens, INITIAL_TOKENS);
     while (capacity < needed) capacity *= 2;
-    this.#capacity_tokens = Math.min(capacity, contextTokens);
-    this.#buffers = this.#buffers.map((old) => {
-      const grown = this.#newValues(this.#capacity_tokens * width);
-      grown.set(old.subarray(0, this.#length * width));
-      return grown;
-    });
+    const values = Math.min(capacity, contextTokens) * width;
+    this.#useRows(
+      this.#buffers.map((old) => {
+        const grown = this.#newValues(values);
+        grown.set(old.subarray(0, this.#length * width));
+        return grown;
+      }),
+    );
+  }
+
+  #useRows(buffers: KvValues[]): void {
+    this.#buffers = buffers;
+    this.#capacity_tokens = buffers[0]!.length / this.shape.width;
     this.#past = undefined;
   }
 
