@@ -13,7 +13,7 @@ import { stat } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { denseMask, type Mask, maskFromSkippedLayers, type SurrogatesId } from '../../shared/mask/mask.ts';
-import type { RunInput } from '../engine/batch-run.ts';
+import type { RunInput } from '../engine/run-input.ts';
 import { openRunner, type Runner } from '../engine/runner.ts';
 import { interleaved, median, round, type Subject } from '../measure.ts';
 import type { StoredLinear } from '../model/architectures/projections.ts';

@@ -2,129 +2,207 @@
  * One run of the batched graph (`model/architectures/batched-llama.ts`): new tokens of several sequences, each under its
  * own mask. Here its inputs are written and its outputs are read.
  *
- * Rows: the new tokens of all sequences, one sequence after the other. A mask becomes, for each block, the list of rows that run
- * it. In a layer the sequences that run its attention take the first places, in the order of the inputs.
+ * Rows: first a token for each of some neighbouring places of the heads (`head-caches.ts`), then the new tokens of all others,
+ * one sequence after the other. A mask becomes, for each block, the list of rows that run it. In a layer the others that run
+ * its attention take the first places, in the order of the inputs.
  */
-import { isDense } from '../../shared/mask/mask.ts';
-import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
-import type { Feeds, Fetches, Outputs, RuntimeTensor, Session } from '../onnx/session.ts';
-import { floats, floatsOrHalves, integers, tensor } from '../onnx/session.ts';
-import type { MaskPlan } from './engine.ts';
-import { type CacheShape, KvCache, kvTensor, type SequenceCache } from './kv-cache.ts';
-
-/** New tokens of one sequence. */
-export type RunInput = {
-  readonly cache: SequenceCache;
-  /** S new tokens, after those that the cache holds. */
-  readonly tokenIds: ArrayLike<number>;
-  readonly plan: MaskPlan;
-  /** Rows (0 to S-1) whose logits are wanted; none is cheaper than one. */
-  readonly logitRows: readonly number[];
-};
-/** Its cache lies in this process's memory. */
-export type HostInput = RunInput & { readonly cache: KvCache };
-
-/** @throws Error for a cache of another runner. */
-export function onHost(input: RunInput): HostInput {
-  const { cache } = input;
-  if (!(cache instanceof KvCache)) throw new Error('a cache of another runner');
-  return { ...input, cache };
-}
+import { BATCH_PLACES, placesOf } from '../model/architectures/batched-attention.ts';
+import type { Feeds, RuntimeTensor, Session } from '../onnx/session.ts';
+import { integers, tensor } from '../onnx/session.ts';
+import type { HeadCaches } from './head-caches.ts';
+import { type KvValues, kvTensor, newValues } from './kv-cache.ts';
+import {
+  type Bound,
+  type HostInput,
+  type HostParts,
+  isToken,
+  lengthFeeds,
+  nameOf,
+  writesSkipped,
+} from './run-input.ts';
 
 /** Logits of each input's wanted rows, `[logitRows, vocabulary]` each; the caches then hold the new tokens. */
 export async function runBatch(
   session: Session,
-  shape: CacheShape,
+  parts: HostParts,
   inputs: readonly HostInput[],
 ): Promise<Float32Array[]> {
   if (inputs.length > BATCH_PLACES)
     throw new RangeError(`${inputs.length} sequences for ${BATCH_PLACES} places`);
-  for (const { cache, tokenIds } of inputs) cache.reserve(tokenIds.length);
-  const logits: Float32Array[] = [];
-  for (const some of runsOf(inputs, shape.contextTokens))
-    logits.push(...(await runOnce(session, shape, some)));
-  return logits;
+  for (const input of inputs) input.cache.expect(input.tokenIds.length);
+  const logits = new Map<HostInput, Float32Array>();
+  for (const some of runsOf(parts, inputs)) await runOnce(session, parts, some, logits);
+  return inputs.map((input) => logits.get(input)!);
 }
 
-/** ONNX Runtime's rotary embedding takes as many rows as its table has positions: more of them are computed in several runs. */
-function runsOf(inputs: readonly HostInput[], rowsMax: number): HostInput[][] {
-  const runs: HostInput[][] = [];
-  let rows = Number.POSITIVE_INFINITY;
+/** What one run computes: tokens that have K and V head by head, and what has a place of its own in each layer. */
+type Run = { readonly tokens: readonly HostInput[]; readonly placed: HostInput[] };
+
+/**
+ * All tokens go into the first run. There are few places; and ONNX Runtime's rotary embedding takes as many rows as its table has
+ * positions.
+ */
+function runsOf(parts: HostParts, inputs: readonly HostInput[]): Run[] {
+  const places = placesOf(parts.kvType);
+  const tokens = inputs.filter((input) => isToken(input, parts));
+  const runs: Run[] = tokens.length === 0 ? [] : [{ tokens, placed: [] }];
+  let rows = tokens.length === 0 ? Number.POSITIVE_INFINITY : BATCH_PLACES;
   for (const input of inputs) {
+    if (isToken(input, parts)) continue;
+    const last = runs.at(-1);
     rows += input.tokenIds.length;
-    if (rows <= rowsMax) runs.at(-1)!.push(input);
-    else {
-      runs.push([input]);
-      rows = input.tokenIds.length;
+    if (last !== undefined && rows <= parts.config.contextTokens && last.placed.length < places) {
+      last.placed.push(input);
+      continue;
     }
+    runs.push({ tokens: [], placed: [input] });
+    rows = input.tokenIds.length;
   }
   return runs;
 }
 
 async function runOnce(
   session: Session,
-  shape: CacheShape,
-  inputs: readonly HostInput[],
-): Promise<Float32Array[]> {
-  const rows = placeRows(inputs);
-  const feeds = { ...tokenFeeds(inputs, rows), ...maskFeeds(session, shape.layerCount, inputs, rows) };
-  const fetches: Fetches = { logits: null };
-  bindCaches(feeds, fetches, shape, inputs);
-  const outputs = await session.run(feeds, fetches);
-  keepSkipped(outputs, shape.layerCount, inputs);
-  for (const { cache, tokenIds } of inputs) cache.advance(tokenIds.length);
-  return logitsByInput(floats(outputs.logits!), inputs);
+  parts: HostParts,
+  { tokens, placed }: Run,
+  logits: Map<HostInput, Float32Array>,
+): Promise<void> {
+  const { config, heads } = parts;
+  for (const { cache, tokenIds } of placed) cache.reserve(tokenIds.length);
+  const neighbours = heads === undefined ? NO_NEIGHBOURS : neighboursOf(heads, tokens);
+  const rows = rowsOf(neighbours, placed);
+  const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, parts, rows) };
+  const fetched = new Float32Array(wantedRows(rows.inputs) * config.vocabularySize);
+  const fetches: Bound = {
+    logits: tensor('f32', fetched, [wantedRows(rows.inputs), config.vocabularySize]),
+  };
+  bindPlaces(feeds, fetches, parts, rows);
+  if (heads !== undefined) bindHeads(feeds, fetches, heads, neighbours, rows);
+  const kept = bindKept(fetches, parts, rows);
+  const putBack = heads?.keepFirst(neighbours.empty);
+  try {
+    await session.runInPlace(feeds, fetches);
+  } finally {
+    putBack?.();
+  }
+  for (const { buffer, values, inputs } of kept) {
+    let from = 0;
+    for (const { cache, tokenIds } of inputs) from += cache.write(buffer, values, from, tokenIds.length);
+  }
+  for (const { cache, tokenIds } of rows.inputs) cache.advance(tokenIds.length);
+  let from = 0;
+  for (const input of rows.inputs) {
+    const to = from + input.logitRows.length * config.vocabularySize;
+    logits.set(input, fetched.subarray(from, to));
+    from = to;
+  }
 }
 
-type RowRange = { readonly from: number; readonly to: number };
+const wantedRows = (inputs: readonly HostInput[]): number =>
+  inputs.reduce((sum, { logitRows }) => sum + logitRows.length, 0);
 
-function placeRows(inputs: readonly HostInput[]): RowRange[] {
-  let to = 0;
-  return inputs.map(({ tokenIds }) => {
-    const from = to;
-    to += tokenIds.length;
-    return { from, to };
+/** Who stands in neighbouring places of the heads, from place `from` on; in some nobody of this run. */
+type Neighbours = {
+  readonly from: number;
+  readonly rows: readonly (HostInput | undefined)[];
+  readonly empty: readonly number[];
+};
+const NO_NEIGHBOURS: Neighbours = { from: 0, rows: [], empty: [] };
+
+function neighboursOf(heads: HeadCaches, tokens: readonly HostInput[]): Neighbours {
+  if (tokens.length === 0) return NO_NEIGHBOURS;
+  heads.place(tokens.map(({ cache }) => cache));
+  const byPlace = new Map(tokens.map((input) => [input.cache.place!, input]));
+  const from = Math.min(...byPlace.keys());
+  const places = Array.from({ length: Math.max(...byPlace.keys()) + 1 - from }, (_, i) => from + i);
+  return {
+    from,
+    rows: places.map((place) => byPlace.get(place)),
+    empty: places.filter((place) => !byPlace.has(place)),
+  };
+}
+
+/** The rows of a run: one for each of the neighbours, then all of each placed input. */
+type Rows = {
+  readonly neighbours: readonly (HostInput | undefined)[];
+  readonly placed: readonly HostInput[];
+  /** All that compute something, in the order of their rows. */
+  readonly inputs: readonly HostInput[];
+  readonly of: ReadonlyMap<HostInput, readonly number[]>;
+};
+
+function rowsOf({ rows: neighbours }: Neighbours, placed: readonly HostInput[]): Rows {
+  const of = new Map<HostInput, readonly number[]>();
+  neighbours.forEach((input, row) => {
+    if (input !== undefined) of.set(input, [row]);
   });
+  let next = neighbours.length;
+  for (const input of placed) {
+    const first = next;
+    of.set(
+      input,
+      Array.from({ length: input.tokenIds.length }, (_, i) => first + i),
+    );
+    next += input.tokenIds.length;
+  }
+  return { neighbours, placed, inputs: [...of.keys()], of };
 }
 
-function tokenFeeds(inputs: readonly HostInput[], rows: readonly RowRange[]): Feeds {
-  const tokenIds: number[] = [];
-  const positions: number[] = [];
-  const logitRows: number[] = [];
-  inputs.forEach((input, i) => {
+function tokenFeeds({ neighbours, placed, inputs, of }: Rows): Feeds {
+  const tokenIds = neighbours.map((input) => input?.tokenIds[0] ?? 0);
+  const positions = neighbours.map((input) => input?.cache.length ?? 0);
+  for (const input of placed) {
     for (let token = 0; token < input.tokenIds.length; token++) {
       tokenIds.push(input.tokenIds[token]!);
       positions.push(input.cache.length + token);
     }
-    for (const row of input.logitRows) logitRows.push(rows[i]!.from + row);
-  });
+  }
+  const logitRows = inputs.flatMap((input) => input.logitRows.map((row) => of.get(input)![row]!));
   return { token_ids: integers(tokenIds), positions: integers(positions), logit_rows: integers(logitRows) };
 }
 
 const runs = ({ plan }: HostInput, block: number): boolean => plan.mask.runs[block] === 1;
-/** Whether K and V of rows whose attention is skipped are written. */
-export const writesSkipped = ({ plan }: Pick<RunInput, 'plan'>): boolean =>
-  plan.kv === 'preserve' || isDense(plan.mask);
+/** Whether a layer's attention computes the tokens of a run: all of them, where any of them runs it. */
+const attendsTokens = ({ neighbours }: Rows, layer: number): boolean =>
+  neighbours.some((input) => input !== undefined && runs(input, 2 * layer));
 
-function maskFeeds(
-  session: Session,
-  layerCount: number,
-  inputs: readonly HostInput[],
-  rows: readonly RowRange[],
-): Feeds {
+const placedIn = ({ placed }: Rows, layer: number): HostInput[] =>
+  placed.filter((input) => runs(input, 2 * layer));
+
+/** Whose K and V a layer's attention does not write, though it skips them. */
+function keptIn(rows: Rows, layer: number): HostInput[] {
+  const { placed } = rows;
+  const asked = attendsTokens(rows, layer) ? placed : rows.inputs;
+  return asked.filter((input) => !runs(input, 2 * layer) && writesSkipped(input));
+}
+
+function maskFeeds(session: Session, { config, kvType, heads }: HostParts, rows: Rows): Feeds {
+  const { neighbours, inputs, of } = rows;
   const rowsWhere = (is: (input: HostInput) => boolean): number[] =>
-    inputs.flatMap((input, i) => (is(input) ? range(rows[i]!) : []));
-  const blocks = Array.from({ length: 2 * layerCount }, (_, block) => block);
-  const layers = blocks.slice(0, layerCount);
-  const kept = layers.map((layer) => rowsWhere((one) => !runs(one, 2 * layer) && writesSkipped(one)));
-  const running = layers.map((layer) => inputs.filter((one) => runs(one, 2 * layer)));
-  const places = running.flatMap((present) =>
-    Array.from({ length: BATCH_PLACES }, (_, place): HostInput | undefined => present[place]),
+    inputs.flatMap((input) => (is(input) ? of.get(input)! : []));
+  const blocks = Array.from({ length: 2 * config.layerCount }, (_, block) => block);
+  const layers = blocks.slice(0, config.layerCount);
+  const into = blocks.map((block) => rowsWhere((one) => runs(one, block)));
+  const tokens = layers.map((layer) => (attendsTokens(rows, layer) ? neighbours.map((_, row) => row) : []));
+  const placed = layers.map((layer) => placedIn(rows, layer));
+  const ofPieces = placed.map((some) => some.flatMap((input) => of.get(input)!));
+  const computed = layers.map((layer) => [...tokens[layer]!, ...ofPieces[layer]!]);
+  const kept = layers.map((layer) => keptIn(rows, layer).flatMap((input) => of.get(input)!));
+  const places = placed.flatMap((some) =>
+    Array.from({ length: placesOf(kvType) }, (_, place): HostInput | undefined => some[place]),
   );
   const feeds: Feeds = {
     ...rowLists(
       'run',
-      blocks.map((block) => rowsWhere((one) => runs(one, block))),
+      blocks.map((block) => (block % 2 === 0 ? computed[block >> 1]! : into[block]!)),
+    ),
+    ...rowLists('into', into),
+    ...rowLists(
+      'used',
+      computed.map((list, layer) => {
+        const wanted = new Set(into[2 * layer]);
+        return [...list.keys()].filter((at) => wanted.has(list[at]!));
+      }),
     ),
     ...rowLists('kept', kept),
     keeps: flags(kept.map((list) => list.length > 0)),
@@ -134,6 +212,13 @@ function maskFeeds(
     ),
     has_place: flags(places.map((one) => one !== undefined)),
   };
+  if (heads !== undefined) {
+    feeds.kind_counts = integers(layers.flatMap((layer) => [tokens[layer]!.length, ofPieces[layer]!.length]));
+    feeds.has_tokens = flags(tokens.map((list) => list.length > 0));
+    feeds.tokens_alone = flags(
+      layers.map((layer) => tokens[layer]!.length > 0 && ofPieces[layer]!.length === 0),
+    );
+  }
   if (!session.inputNames.includes('surrogate_rows')) return feeds;
   const replaced = blocks.map((block) =>
     rowsWhere((one) => !runs(one, block) && one.plan.mask.surrogates !== undefined),
@@ -145,8 +230,6 @@ function maskFeeds(
   };
 }
 
-const range = ({ from, to }: RowRange): number[] => Array.from({ length: to - from }, (_, i) => from + i);
-
 const rowLists = (name: string, lists: readonly (readonly number[])[]): Feeds => ({
   [`${name}_rows`]: integers(lists.flat()),
   [`${name}_counts`]: integers(lists.map((list) => list.length)),
@@ -155,67 +238,73 @@ const rowLists = (name: string, lists: readonly (readonly number[])[]): Feeds =>
 const flags = (values: readonly boolean[]): RuntimeTensor =>
   tensor('bool', Uint8Array.from(values, Number), [values.length]);
 
-function bindCaches(feeds: Feeds, fetches: Fetches, shape: CacheShape, inputs: readonly HostInput[]): void {
+function bindPlaces(feeds: Feeds, fetches: Bound, { config, kvType }: HostParts, rows: Rows): void {
+  const { layerCount, kvHeadCount, headSize } = config;
+  const width = kvHeadCount * headSize;
+  const places = placesOf(kvType);
   // Fed where nobody stands.
-  const empty = kvTensor(inputs[0]!.cache.newValues(shape.width), [1, 1, shape.width]);
-  const pasts = inputs.map(({ cache, tokenIds }) => cache.past(tokenIds.length));
-  const names = cacheNames(shape.layerCount);
-  for (let buffer = 0; buffer < 2 * shape.layerCount; buffer++) {
-    const layer = buffer >> 1;
-    let place = 0;
-    inputs.forEach((input, i) => {
-      if (!runs(input, 2 * layer)) return;
-      const { past, fresh } = names[buffer]![place++]!;
-      feeds[past] = pasts[i]![buffer]!;
-      fetches[fresh] = input.cache.newRows(buffer, input.tokenIds.length);
+  const empty = kvTensor(newValues(kvType, width), [1, 1, width]);
+  const pasts = new Map(rows.placed.map((input) => [input, input.cache.past(input.tokenIds.length)]));
+  const names = cacheNames(layerCount, places);
+  for (let buffer = 0; buffer < 2 * layerCount; buffer++) {
+    const some = placedIn(rows, buffer >> 1);
+    names[buffer]!.forEach(({ past, fresh }, place) => {
+      const input = some[place];
+      feeds[past] = input === undefined ? empty : pasts.get(input)![buffer]!;
+      if (input !== undefined) fetches[fresh] = input.cache.newRows(buffer, input.tokenIds.length);
     });
-    for (; place < BATCH_PLACES; place++) feeds[names[buffer]![place]!.past] = empty;
-    if (inputs.some((one) => !runs(one, 2 * layer) && writesSkipped(one)))
-      fetches[`kept_${KEY_AND_VALUE[buffer % 2]}_${layer}`] = null;
   }
 }
 
 type CacheNames = readonly (readonly { readonly past: string; readonly fresh: string }[])[];
-const knownNames = new Map<number, CacheNames>();
+const knownNames = new Map<string, CacheNames>();
 
-/** For each buffer of a cache and each place: what feeds and fetches are called. Hundreds of them, so they are made once. */
-function cacheNames(layerCount: number): CacheNames {
-  const known = knownNames.get(layerCount);
+/** For each buffer of a cache and each place: what feeds and fetches are called. There may be hundreds, so they are made once. */
+function cacheNames(layerCount: number, places: number): CacheNames {
+  const key = `${layerCount} ${places}`;
+  const known = knownNames.get(key);
   if (known !== undefined) return known;
   const made = Array.from({ length: 2 * layerCount }, (_, buffer) =>
-    Array.from({ length: BATCH_PLACES }, (_, place) => {
-      const of = `${KEY_AND_VALUE[buffer % 2]}_${buffer >> 1}_${place}`;
+    Array.from({ length: places }, (_, place) => {
+      const of = `${nameOf(buffer)}_${place}`;
       return { past: `past_${of}`, fresh: `new_${of}` };
     }),
   );
-  knownNames.set(layerCount, made);
+  knownNames.set(key, made);
   return made;
 }
 
-const KEY_AND_VALUE = ['k', 'v'] as const;
-
-/** K and V of rows whose attention is skipped come as one tensor a layer; nothing reads them in this run. */
-function keepSkipped(outputs: Outputs, layerCount: number, inputs: readonly HostInput[]): void {
-  for (let layer = 0; layer < layerCount; layer++) {
-    KEY_AND_VALUE.forEach((name, which) => {
-      const kept = outputs[`kept_${name}_${layer}`];
-      if (kept === undefined) return;
-      let from = 0;
-      for (const input of inputs) {
-        if (runs(input, 2 * layer) || !writesSkipped(input)) continue;
-        from += input.cache.write(2 * layer + which, floatsOrHalves(kept), from, input.tokenIds.length);
-      }
-    });
+function bindHeads(
+  feeds: Feeds,
+  fetches: Bound,
+  heads: HeadCaches,
+  { from, rows: neighbours }: Neighbours,
+  rows: Rows,
+): void {
+  const pasts = neighbours.map((input) => input?.cache.length ?? 0);
+  Object.assign(feeds, lengthFeeds(pasts));
+  const view = neighbours.length === 0 ? undefined : heads.view(from, from + neighbours.length);
+  const nothing = view === undefined ? heads.nothing() : undefined;
+  for (let buffer = 0; buffer < 2 * heads.shape.layerCount; buffer++) {
+    feeds[`heads_${nameOf(buffer)}`] = view?.[buffer] ?? nothing!;
+    if (view !== undefined && attendsTokens(rows, buffer >> 1))
+      fetches[`grown_${nameOf(buffer)}`] = view[buffer]!;
   }
 }
 
-function logitsByInput(logits: Float32Array, inputs: readonly HostInput[]): Float32Array[] {
-  const wanted = inputs.reduce((sum, { logitRows }) => sum + logitRows.length, 0);
-  const width = wanted === 0 ? 0 : logits.length / wanted;
-  let from = 0;
-  return inputs.map(({ logitRows }) => {
-    const own = logits.subarray(from, from + logitRows.length * width);
-    from += own.length;
-    return own;
-  });
+/** K and V of rows whose attention is skipped come as one tensor a layer; nothing reads them in this run. */
+type Kept = { readonly buffer: number; readonly values: KvValues; readonly inputs: readonly HostInput[] };
+
+function bindKept(fetches: Bound, { config, kvType }: HostParts, rows: Rows): Kept[] {
+  const width = config.kvHeadCount * config.headSize;
+  const all: Kept[] = [];
+  for (let buffer = 0; buffer < 2 * config.layerCount; buffer++) {
+    const inputs = keptIn(rows, buffer >> 1);
+    if (inputs.length === 0) continue;
+    const count = inputs.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0);
+    const values = newValues(kvType, count * width);
+    fetches[`kept_${nameOf(buffer)}`] = kvTensor(values, [1, count, width]);
+    all.push({ buffer, values, inputs });
+  }
+  return all;
 }

@@ -9,10 +9,10 @@
  */
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { RunInput } from './batch-run.ts';
 import type { EngineEvent, GenerateRequest, ThreadStats, TokenLogprob } from './engine.ts';
 import type { SequenceCache } from './kv-cache.ts';
 import { PrefixCache } from './prefix-cache.ts';
+import type { RunInput } from './run-input.ts';
 import type { Runner } from './runner.ts';
 import { sample, tokenLogprob } from './sampler.ts';
 import type { SchedulerLimits, Step, StepPart } from './scheduler.ts';

@@ -2,8 +2,8 @@
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import type { Device } from '../onnx/device.ts';
-import type { RunInput } from './batch-run.ts';
 import type { SequenceCache } from './kv-cache.ts';
+import type { RunInput } from './run-input.ts';
 
 export type Runner = {
   readonly config: ModelConfig;

@@ -6,7 +6,7 @@
  * and the batched one. ONNX Runtime packs weights for each session, so a large model opens the batched one alone: there
  * nodes cost nothing beside weights.
  */
-import { stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Mask } from '../../shared/mask/mask.ts';
 import { batchedLlamaGraph } from '../model/architectures/batched-llama.ts';
@@ -14,11 +14,24 @@ import { llamaGraph } from '../model/architectures/llama.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE, WEIGHTS_FILE } from '../model/emit.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
-import type { Feeds, Fetches, RuntimeTensor, Session, SessionOptions } from '../onnx/session.ts';
-import { createSession, createSessionIn, floats, integers, tensor } from '../onnx/session.ts';
-import type { HostInput, RunInput } from './batch-run.ts';
-import { onHost, runBatch, writesSkipped } from './batch-run.ts';
-import { KvCache } from './kv-cache.ts';
+import { encodeModel } from '../onnx/encode.ts';
+import type { Graph } from '../onnx/graph.ts';
+import type { Feeds, RuntimeTensor, Session, SessionOptions } from '../onnx/session.ts';
+import { createSession, createSessionIn, integers, tensor } from '../onnx/session.ts';
+import { runBatch } from './batch-run.ts';
+import { type KvValues, kvTensor, newValues } from './kv-cache.ts';
+import {
+  type Bound,
+  type HostInput,
+  type HostParts,
+  hostParts,
+  isToken,
+  lengthFeeds,
+  nameOf,
+  onHost,
+  type RunInput,
+  writesSkipped,
+} from './run-input.ts';
 import { checkSurrogates, type Runner, type RunnerOptions } from './runner-interface.ts';
 
 export type { Runner } from './runner-interface.ts';
@@ -38,29 +51,33 @@ export async function openRunner(
   }
   const { batches = false, surrogates, kvType = 'f32' } = options;
   const isLarge = batches && (await stat(join(modelDir, WEIGHTS_FILE))).size > TWO_SESSIONS_BYTES_MAX;
-  const { threads, profileFile } = options;
+  const { profileFile } = options;
+  // With more threads than heads, `GroupQueryAttention` shares the keys of a lone sequence among threads: other bits than in company.
+  const threads = Math.min(options.threads, config.headCount);
   const settings = { threads, ...(profileFile === undefined ? {} : { profileFile }) };
   const open = await graphsOf(modelDir, config, kvType, settings);
   const one = isLarge ? undefined : await open.one();
   const many = batches ? await open.many() : undefined;
   const planTensors = new WeakMap<Uint8Array, RuntimeTensor>();
-  const cacheShape = {
-    layerCount: config.layerCount,
-    width: config.kvHeadCount * config.headSize,
-    contextTokens: config.contextTokens,
-    kvType,
-  };
-  const runMany = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
+  const parts = hostParts(config, kvType);
+  const compute = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
     for (const { plan } of inputs) checkSurrogates(plan.mask, surrogates);
     if (inputs.length === 1 && one !== undefined)
-      return [await run(one, config, planTensors, onHost(inputs[0]!))];
+      return [await run(one, parts, planTensors, onHost(inputs[0]!))];
     if (many === undefined) throw new Error('this runner was opened for one sequence at a time');
-    return runBatch(many, cacheShape, inputs.map(onHost));
+    return runBatch(many, parts, inputs.map(onHost));
+  };
+  // The runtime begins a run in a later turn of the event loop; until it is over, nobody else may move heads.
+  let last: Promise<unknown> = Promise.resolve();
+  const runMany = (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
+    const own = last.then(() => compute(inputs));
+    last = own.catch(() => {});
+    return own;
   };
   return {
     config,
     surrogates,
-    newCache: () => new KvCache(cacheShape),
+    newCache: parts.newCache,
     run: async (input) => (await runMany([input]))[0]!,
     runMany,
     close: async () => {
@@ -74,36 +91,40 @@ export async function openRunner(
 
 type Graphs = { one(): Promise<Session>; many(): Promise<Session> };
 
-/** Graphs that keep K and V in fp32 are installed with the model; others are made of its weights, which takes some milliseconds. */
+/**
+ * Graphs that keep K and V in fp32 are installed with the model; others are made of its weights, which takes some milliseconds. So
+ * are all where an older version wrote the installed ones.
+ */
 async function graphsOf(
   modelDir: string,
   config: ModelConfig,
   kvType: KvType,
   settings: SessionOptions,
 ): Promise<Graphs> {
-  if (kvType === 'f32') {
-    return {
-      one: () => createSession(join(modelDir, MODEL_FILE), settings),
-      many: () => createSession(join(modelDir, BATCHED_MODEL_FILE), settings),
-    };
-  }
   const stored = await readStoredLlama(modelDir, config, 'with surrogates');
+  const open = async (file: string, graph: Graph): Promise<Session> => {
+    const path = join(modelDir, file);
+    const isInstalled = kvType === 'f32' && (await readFile(path)).equals(encodeModel(graph));
+    return isInstalled ? createSession(path, settings) : createSessionIn(modelDir, graph, settings);
+  };
   return {
-    one: () => createSessionIn(modelDir, llamaGraph(config, stored, kvType), settings),
-    many: () => createSessionIn(modelDir, batchedLlamaGraph(config, stored, kvType), settings),
+    one: () => open(MODEL_FILE, llamaGraph(config, stored, kvType)),
+    many: () => open(BATCHED_MODEL_FILE, batchedLlamaGraph(config, stored, kvType)),
   };
 }
 
 async function run(
   session: Session,
-  config: ModelConfig,
+  parts: HostParts,
   planTensors: WeakMap<Uint8Array, RuntimeTensor>,
   input: HostInput,
 ): Promise<Float32Array> {
+  const { config } = parts;
   const { cache, tokenIds, plan, logitRows } = input;
   const tokens = tokenIds.length;
-  cache.reserve(tokens);
+  cache.expect(tokens);
   const isWhole = writesSkipped(input);
+  const logits = new Float32Array(logitRows.length * config.vocabularySize);
   const feeds: Feeds = {
     token_ids: integers(tokenIds, [1, tokens]),
     key_count: integers([cache.length + tokens]),
@@ -112,14 +133,60 @@ async function run(
     ...positionFeeds(cache.length, tokens, isWhole),
     ...surrogateFeeds(session, plan.mask, tokens),
   };
-  const fetches: Fetches = { logits: null };
-  cache.bind(feeds, fetches, tokens, (layer) => isWhole || plan.mask.runs[2 * layer] === 1);
-  const outputs = await session.run(feeds, fetches);
+  const fetches: Bound = { logits: tensor('f32', logits, [1, logitRows.length, config.vocabularySize]) };
+  const kept = bindCache(feeds, fetches, parts, input);
+  await session.runInPlace(feeds, fetches);
+  for (const { buffer, values } of kept) cache.write(buffer, values, 0, tokens);
   cache.advance(tokens);
-  const logits = floats(outputs.logits!);
-  if (logits.length !== logitRows.length * config.vocabularySize)
-    throw new Error(`${logits.length} logits for ${logitRows.length} rows`);
   return logits;
+}
+
+/**
+ * Rows and heads, one of them empty. A token that skips a layer's attention has its K and V there written behind the run: returns those.
+ */
+export function bindCache(
+  feeds: Feeds,
+  fetches: Bound,
+  parts: HostParts,
+  input: Omit<HostInput, 'logitRows'>,
+): { readonly buffer: number; readonly values: KvValues }[] {
+  const { config, kvType, heads } = parts;
+  const { cache, tokenIds, plan } = input;
+  const asToken = isToken(input, parts);
+  const width = config.kvHeadCount * config.headSize;
+  const rowsOf = (layer: number) =>
+    writesSkipped(input) || plan.mask.runs[2 * layer] === 1 ? tokenIds.length : 0;
+  const buffers = Array.from({ length: 2 * config.layerCount }, (_, buffer) => buffer);
+  if (heads !== undefined) {
+    feeds.is_token = tensor('bool', Uint8Array.of(asToken ? 1 : 0), [1]);
+    Object.assign(feeds, lengthFeeds(asToken ? [cache.length] : []));
+  }
+  if (!asToken || heads === undefined) {
+    cache.reserve(tokenIds.length);
+    const pasts = cache.past(tokenIds.length);
+    const nothing = heads?.nothing();
+    for (const buffer of buffers) {
+      feeds[`past_${nameOf(buffer)}`] = pasts[buffer]!;
+      if (nothing !== undefined) feeds[`heads_${nameOf(buffer)}`] = nothing;
+      fetches[`new_${nameOf(buffer)}`] = cache.newRows(buffer, rowsOf(buffer >> 1));
+    }
+    return [];
+  }
+  heads.place([cache]);
+  const view = heads.view(cache.place!, cache.place! + 1);
+  const nothing = kvTensor(newValues(kvType, width), [1, 1, width]);
+  const kept: { readonly buffer: number; readonly values: KvValues }[] = [];
+  for (const buffer of buffers) {
+    feeds[`past_${nameOf(buffer)}`] = nothing;
+    feeds[`heads_${nameOf(buffer)}`] = view[buffer]!;
+    if (plan.mask.runs[2 * (buffer >> 1)] === 1) fetches[`grown_${nameOf(buffer)}`] = view[buffer]!;
+    else if (writesSkipped(input)) {
+      const values = newValues(kvType, width);
+      fetches[`new_${nameOf(buffer)}`] = kvTensor(values, [1, 1, width]);
+      kept.push({ buffer, values });
+    }
+  }
+  return kept;
 }
 
 function positionFeeds(start: number, tokens: number, isWhole: boolean): Feeds {

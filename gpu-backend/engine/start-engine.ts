@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import type { ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
+import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import { type Device, PROCESSOR } from '../onnx/device.ts';
 import {

@@ -72,10 +72,13 @@ export class StepCost {
   }
 }
 
-const PROBE_ROWS = 32;
+const PROBE_ROWS = 16;
 const PROBE_KEYS = 512;
 
-/** Four steps of one sequence, each run twice: one row and several, with few keys and many. Some 0.2 s of the default model. */
+/**
+ * Four steps of one sequence: one row and several, with few keys and many. Each is run twice, and the quicker run counts: a first
+ * one may find memory that nobody used yet.
+ */
 export async function measureStepTimes(runner: Runner): Promise<StepTimes> {
   const { contextTokens, layerCount } = runner.config;
   const rows = Math.min(PROBE_ROWS, contextTokens >> 2);
@@ -86,7 +89,6 @@ export async function measureStepTimes(runner: Runner): Promise<StepTimes> {
   const probe = async (rowCount: number, past: number): Promise<number> => {
     let least_ms = Number.POSITIVE_INFINITY;
     for (let turn = 0; turn < 2; turn++) {
-      // What the keys are makes no difference to the time.
       cache.length = past;
       const begun_ms = performance.now();
       await runner.run({ cache, tokenIds: new Array<number>(rowCount).fill(0), plan, logitRows: [0] });
@@ -94,10 +96,11 @@ export async function measureStepTimes(runner: Runner): Promise<StepTimes> {
     }
     return least_ms;
   };
-  const one = await probe(1, 0);
   const more = await probe(rows, 0);
-  const far = (await probe(1, keys)) - one;
+  const one = await probe(1, 0);
+  cache.fill(keys);
   const moreFar = (await probe(rows, keys)) - more;
+  const far = (await probe(1, keys)) - one;
   cache.truncate(0);
   const rowKey_ms = Math.max(0, (moreFar - far) / ((rows - 1) * keys));
   const key_ms = Math.max(0, far / keys - rowKey_ms);

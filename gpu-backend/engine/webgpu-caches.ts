@@ -47,6 +47,12 @@ export class DeviceCache implements SequenceCache {
     this.#caches.free(this);
   }
 
+  /** Memory of a device costs the same, written or not. */
+  fill(tokens: number): void {
+    this.reserve(Math.max(0, tokens - this.length));
+    this.length = tokens;
+  }
+
   appendPage(): never {
     throw new Error('pages of prompts are not kept on a GPU');
   }

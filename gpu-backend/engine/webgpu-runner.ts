@@ -6,13 +6,13 @@
  * for each piece of a prompt (`webgpu-attention.ts` says how long a piece may be).
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
+import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import { webgpuLlamaGraph } from '../model/architectures/webgpu-llama.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
 import { createSessionIn, floats, integers, tensor } from '../onnx/session.ts';
-import type { RunInput } from './batch-run.ts';
+import type { RunInput } from './run-input.ts';
 import { checkSurrogates, type Runner, type RunnerOptions } from './runner-interface.ts';
 import { pieceTokensMax } from './webgpu-attention.ts';
 import { DeviceCache, DeviceCaches } from './webgpu-caches.ts';

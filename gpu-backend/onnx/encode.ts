@@ -43,7 +43,8 @@ message TensorProto {
 }
 message TensorShapeProto { repeated Dimension dim = 1;
   message Dimension { oneof value { int64 dim_value = 1; string dim_param = 2; } } }
-message TypeProto { Tensor tensor_type = 1;
+message TypeProto { oneof value { Tensor tensor_type = 1; Sequence sequence_type = 4; }
+  message Sequence { TypeProto elem_type = 1; }
   message Tensor { int32 elem_type = 1; TensorShapeProto shape = 2; } }
 message OperatorSetIdProto { string domain = 1; int64 version = 2; }
 `;
@@ -126,12 +127,11 @@ function encodeInitializer(initializer: Initializer): object {
   }
 }
 
-const encodeValueInfo = (info: ValueInfo): object => ({
-  name: info.name,
-  type: {
-    tensor_type: { elem_type: ELEMENT_TYPES[info.type], shape: { dim: info.shape.map(encodeDimension) } },
-  },
-});
+const encodeValueInfo = ({ name, type, shape, isSequence = false }: ValueInfo): object => {
+  const element = { elem_type: ELEMENT_TYPES[type] };
+  if (isSequence) return { name, type: { sequence_type: { elem_type: { tensor_type: element } } } };
+  return { name, type: { tensor_type: { ...element, shape: { dim: shape.map(encodeDimension) } } } };
+};
 
 const encodeDimension = (dimension: Dimension): object =>
   typeof dimension === 'number' ? { dim_value: dimension } : { dim_param: dimension };

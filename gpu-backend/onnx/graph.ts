@@ -17,6 +17,8 @@ export type ValueInfo = {
   readonly name: string;
   readonly type: ElementType;
   readonly shape: readonly Dimension[];
+  /** A sequence of such tensors. */
+  readonly isSequence?: boolean;
 };
 
 /** Where an initializer's bytes are: in the graph itself, or in a file beside it. */
@@ -83,6 +85,11 @@ export class GraphBuilder {
     this.graph.outputs.push({ name: value.name, type, shape });
   }
 
+  /** Declares a sequence computed by this graph as its output. */
+  outputSequence(value: Value, type: ElementType): void {
+    this.graph.outputs.push({ name: value.name, type, shape: [], isSequence: true });
+  }
+
   initializer(name: string, type: ElementType, shape: readonly number[], data: InitializerData): Value {
     this.graph.initializers.push({ name, type, shape, data });
     return { name };
@@ -135,6 +142,18 @@ export class GraphBuilder {
   fresh(prefix: string): string {
     return `${prefix}_${this.#names.next++}`;
   }
+}
+
+export const NOTHING_BACK = 'nothing_back';
+
+/**
+ * Declares the first output of a graph for `Session.runInPlace`, made of `any` tensor of it. When a run is over, onnxruntime-node 1.30
+ * copies each output, those too that the run has written into our own memory: whole caches that a node appended to. It can
+ * make no copy of a sequence, which this output is, and ends there. A version that can, or that copies nothing any more, gives the same results.
+ */
+export function giveNothingBack(g: GraphBuilder, any: Value, type: ElementType): void {
+  g.node('SequenceConstruct', [any], [NOTHING_BACK]);
+  g.outputSequence({ name: NOTHING_BACK }, type);
 }
 
 type ConstantType = 'f32' | 'f16' | 'i64' | 'i32' | 'bool';

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { partOf } from '../files.ts';
 import { encodeModel } from './encode.ts';
-import type { ElementType, Graph } from './graph.ts';
+import { type ElementType, type Graph, NOTHING_BACK } from './graph.ts';
 
 export type RuntimeTensor = Tensor;
 export type Feeds = Record<string, Tensor>;
@@ -41,6 +41,8 @@ export type Session = {
   readonly inputNames: readonly string[];
   readonly outputNames: readonly string[];
   run(feeds: Feeds, fetches: Fetches | readonly string[]): Promise<Outputs>;
+  /** The same where each output is wanted in a tensor of ours alone, and its graph gives nothing back (`giveNothingBack`). */
+  runInPlace(feeds: Feeds, fetches: Readonly<Record<string, Tensor>>): Promise<void>;
   endProfiling(): void;
   release(): Promise<void>;
 };
@@ -52,6 +54,9 @@ export type Session = {
 type Handler = {
   run(feeds: Feeds, fetches: Readonly<Record<string, Tensor | null>>, options: object): Promise<Outputs>;
 };
+
+/** What onnxruntime-node says of the output {@link NOTHING_BACK}. */
+const CANNOT_CONVERT = 'Non tensor type is temporarily not supported.';
 
 /** `model`: a path (external weights lie beside it) or the bytes of a model that needs no other file. */
 export async function createSession(model: string | Uint8Array, options: SessionOptions): Promise<Session> {
@@ -89,6 +94,13 @@ export async function createSession(model: string | Uint8Array, options: Session
         Array.isArray(fetches) ? Object.fromEntries(fetches.map((name) => [name, null])) : fetches,
         {},
       ),
+    async runInPlace(feeds, fetches) {
+      try {
+        await handler.run(feeds, { [NOTHING_BACK]: null, ...fetches }, {});
+      } catch (error) {
+        if (!(error instanceof Error) || error.message !== CANNOT_CONVERT) throw error;
+      }
+    },
     endProfiling: () => session.endProfiling(),
     release: () => session.release(),
   };

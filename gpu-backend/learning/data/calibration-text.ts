@@ -7,11 +7,11 @@
 import { fileURLToPath } from 'node:url';
 import { denseMask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import type { RunInput } from '../../engine/batch-run.ts';
 import type { Sampling } from '../../engine/engine.ts';
+import type { RunInput } from '../../engine/run-input.ts';
 import { openRunner, type Runner } from '../../engine/runner.ts';
 import { sample } from '../../engine/sampler.ts';
-import { BATCH_PLACES } from '../../model/architectures/batched-llama.ts';
+import { BATCH_PLACES } from '../../model/architectures/batched-attention.ts';
 import type { ModelManifest } from '../../model/model-source.ts';
 import type { CalibrationText } from '../../model/quantization/calibration.ts';
 import type { InstalledModel } from '../../model/store.ts';

@@ -154,6 +154,8 @@ export function layerExtras(
   };
 }
 
+export type KeysValues = { readonly k: Value; readonly v: Value };
+
 /** What rotary embedding needs, in any graph. */
 type Rotary = { readonly config: ModelConfig; readonly cos: Value; readonly sin: Value };
 
@@ -182,7 +184,7 @@ export function queriesKeysValues(
   extras: Extras,
   product: Value,
   positions: Value,
-): { readonly q: Value; readonly k: Value; readonly v: Value } {
+): KeysValues & { readonly q: Value } {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
   const all = extras.biased(b, product, { from: 0, count: N + 2 * G });
   const [qk, v] = b.ops('Split', [all, b.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
@@ -199,7 +201,7 @@ export function keysValues(
   extras: Extras,
   product: Value,
   positions: Value,
-): { readonly k: Value; readonly v: Value } {
+): KeysValues {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
   const both = extras.biased(b, product, { from: N, count: 2 * G });
   const [k, v] = b.ops('Split', [both, b.constant('i64', [2], [G * D, G * D])], 2, { axis: -1 });

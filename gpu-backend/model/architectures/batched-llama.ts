@@ -5,23 +5,23 @@
  * Shapes: S = new tokens of all sequences, one after the other; H, F, N, G, D, V as in `llama.ts`; P = places.
  *
  * The weight products see all tokens of a step as rows: weights are read once for everybody. A mask is a list of rows
- * for each block, so a block computes those rows that run it and no others. Attention sees each sequence's own
- * cache at its exact length: one node a sequence. A layer's running sequences stand in its first places, whoever they are.
- * A tree of `If`s picks the branch with as many nodes as sequences, because an `Attention` without rows is an error.
- * No weight lies in those branches: ONNX Runtime does not prepack two branches deep.
+ * for each block, so a block computes those rows that run it and no others. Tokens of answers are attended together, by one
+ * node a layer (`token-attention.ts`): there, rows that skip a layer's attention are computed along when others run it, and
+ * only their K and V are used. A piece of a prompt, or any sequence where K and V are halves, has a node of its own at its exact
+ * length (`batched-attention.ts`).
  * A row list has the shape `[1, rows]`, so what it gathers is a batch of one sequence, which rotary embedding and attention want.
  * An `If` costs as much as five small nodes, so what is rare (rows that do not run a block) shares one.
  *
  * The limit of a step: every weight of a block that runs for anybody is read once; products grow by the row.
  */
 import type { Graph, Value } from '../../onnx/graph.ts';
-import { GraphBuilder } from '../../onnx/graph.ts';
+import { GraphBuilder, giveNothingBack } from '../../onnx/graph.ts';
 import type { KvType, LlamaConfig } from '../model-source.ts';
-import { type Extras, keysValues, queriesKeysValues, windowMask } from './attention-extras.ts';
-import type { KeysValues, StoredLayer, StoredLlama } from './llama.ts';
+import { type Extras, type KeysValues, keysValues, queriesKeysValues } from './attention-extras.ts';
+import { type Attending, attend, placesOf } from './batched-attention.ts';
+import type { StoredLayer, StoredLlama } from './llama.ts';
 import {
   asKept,
-  asRead,
   attentionParts,
   feedForward,
   ffnParts,
@@ -31,33 +31,26 @@ import {
 } from './llama.ts';
 import { embed, type Linear, multiply } from './projections.ts';
 import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
-
-/** P: sequences in one step at most. */
-export const BATCH_PLACES = 8;
+import { tokenLengths } from './token-attention.ts';
 
 /** Values that every block sees. */
-type Shared = {
-  readonly config: LlamaConfig;
-  readonly kvType: KvType;
+type Shared = Attending & {
   /** `[S]`. */
   readonly positions: Value;
   readonly cos: Value;
   readonly sin: Value;
   /** `[S, H]`. */
   readonly zeros: Value;
-  /** `[1, rows]`: rows that run each of the 2L blocks; and `[1, rows, 1]`, as they are scattered by. */
+  /** `[1, rows]`: rows that each of the 2L blocks computes. */
   readonly runRows: readonly Value[];
-  readonly runIndices: readonly Value[];
+  /** `[1, rows, 1]`: where the outputs of each block go in the stream. */
+  readonly intoIndices: readonly Value[];
+  /** `[rows]`: of the rows that each layer's attention computes, those whose output is wanted. */
+  readonly usedRows: readonly Value[];
   /** Rows of each layer whose attention is skipped and whose K and V are written. */
   readonly keptRows: readonly Value[];
   /** For each of the 2L blocks: whether it has something to do for rows that skip it. */
   readonly skips: readonly (Value | undefined)[];
-  /** `[P]` a layer: how many of its running rows each place has. */
-  readonly placeRows: readonly Value[];
-  /** `[1]` for each place of each layer: keys, the new ones counted. */
-  readonly keyCounts: readonly Value[];
-  /** For each place of each layer: whether more sequences run than stand before it. */
-  readonly hasPlace: readonly Value[];
   readonly surrogates: { readonly rows: readonly Value[]; readonly isFirst: Value } | undefined;
 };
 
@@ -66,6 +59,7 @@ export function batchedLlamaGraph(config: LlamaConfig, stored: StoredLlama, kvTy
   const g = new GraphBuilder('batched_llama');
   const tokenIds = g.input('token_ids', 'i64', ['S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
+  giveNothingBack(g, tokenIds, 'i64');
   const embedded = embed(g, tokenIds, stored.embedding);
   const shared = sharedValues(g, config, kvType, stored, embedded);
   const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
@@ -84,20 +78,36 @@ function sharedValues(
 ): Shared {
   const { layerCount: L } = config;
   const positions = g.input('positions', 'i64', ['S']);
+  const places = placesOf(kvType);
   const run = rowLists(g, 'run', 2 * L);
+  const into = rowLists(g, 'into', 2 * L);
   const kept = rowLists(g, 'kept', L);
   const keeps = g.input('keeps', 'bool', [L]);
   const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
   return {
-    ...{ config, kvType, positions },
+    ...{ config, kvType, places, positions },
     ...rotaryTable(g, config, stored),
     zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
     runRows: run.lists,
-    runIndices: g.ops('Split', [g.op('Unsqueeze', [run.all, int(g, 2)]), run.counts], 2 * L, { axis: 1 }),
+    usedRows: g.ops(
+      'Split',
+      [g.input('used_rows', 'i64', ['all_used']), g.input('used_counts', 'i64', [L])],
+      L,
+    ),
+    intoIndices: g.ops('Split', [g.op('Unsqueeze', [into.all, int(g, 2)]), into.counts], 2 * L, { axis: 1 }),
     keptRows: kept.lists,
-    placeRows: pieces(g, g.input('place_rows', 'i64', [L * BATCH_PLACES]), L, BATCH_PLACES),
-    keyCounts: single(g, 'key_counts', 'i64', L * BATCH_PLACES),
-    hasPlace: single(g, 'has_place', 'bool', L * BATCH_PLACES),
+    placeRows: pieces(g, g.input('place_rows', 'i64', [L * places]), L, places),
+    keyCounts: single(g, 'key_counts', 'i64', L * places),
+    hasPlace: single(g, 'has_place', 'bool', L * places),
+    tokens:
+      kvType === 'f32'
+        ? {
+            lengths: tokenLengths(g),
+            counts: pieces(g, g.input('kind_counts', 'i64', [2 * L]), L, 2),
+            has: single(g, 'has_tokens', 'bool', L),
+            alone: single(g, 'tokens_alone', 'bool', L),
+          }
+        : undefined,
     ...(hasSurrogates
       ? {
           skips: skipsOfBlocks(g, keeps, L),
@@ -163,98 +173,17 @@ function attention(
   const rows = shared.runRows[2 * index]!;
   const product = multiply(g, rowsOf(g, x, rows), weights.qkv);
   const rowPositions = rowsOf(g, positions, rows);
-  const { q, k, v } = queriesKeysValues(g, shared, extras, product, rowPositions);
-  writePlaces(g, shared, index, { k, v });
-  const attended = attendByPlace(g, shared, index, q, { window: extras.window, positions: rowPositions });
-  const output = extras.outputBiased(g, multiply(g, attended, weights.output));
+  const computed = queriesKeysValues(g, shared, extras, product, rowPositions);
+  const attended = attend(g, shared, index, { ...computed, positions: rowPositions }, extras.window);
+  const used = g.op('Gather', [attended, shared.usedRows[index]!], { axis: 1 });
+  const output = extras.outputBiased(g, multiply(g, used, weights.output));
   const replacement = replacementOf(g, shared, 2 * index, {
     name: `layer_${index}.attention`,
     stored: stored.surrogates?.attention,
     x: unweighted,
   });
   const around = skippedAttention(g, shared, index, x, weights.kv, extras, replacement);
-  return [residual, scatter(g, around, shared.runIndices[2 * index]!, output)];
-}
-
-/** K and V of running rows, a tensor a place, bound in place into the caches (`engine/kv-cache.ts`). */
-function writePlaces(g: GraphBuilder, shared: Shared, index: number, computed: KeysValues): void {
-  const { config, kvType } = shared;
-  const width = config.kvHeadCount * config.headSize;
-  const { k, v } = asKept(g, kvType, computed);
-  const write = (name: 'k' | 'v', value: Value) => {
-    const outputs = Array.from({ length: BATCH_PLACES }, (_, place) => `new_${name}_${index}_${place}`);
-    g.node('Split', [value, shared.placeRows[index]!], outputs, { axis: 1 });
-    for (const [place, output] of outputs.entries())
-      g.output({ name: output }, kvType, [1, `rows_${index}_${place}`, width]);
-  };
-  write('k', k);
-  write('v', v);
-}
-
-/** `q` `[1, rows, N·D]` of a layer's running rows → what they attend to, of the same shape. */
-function attendByPlace(
-  g: GraphBuilder,
-  shared: Shared,
-  index: number,
-  q: Value,
-  { window, positions }: { readonly window: number | undefined; readonly positions: Value },
-): Value {
-  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
-  const past = (name: 'k' | 'v', place: number) =>
-    g.input(`past_${name}_${index}_${place}`, shared.kvType, [1, `keys_${index}_${place}`, G * D]);
-  const places = Array.from({ length: BATCH_PLACES }, (_, place) => ({
-    k: past('k', place),
-    v: past('v', place),
-  }));
-  const nobody = g.constant('f32', [1, 0, N * D], []);
-  const attend = (b: GraphBuilder, place: number, queries: Value, at: Value, keyCount: Value): Value => {
-    // A branch as a whole waits for the writes, as `afterWrites` needs them.
-    const { k, v } = asRead(b, shared.kvType, places[place]!);
-    return b.op(
-      'Attention',
-      [queries, k, v, seen(b, place, at), undefined, undefined, keyCount],
-      // Rows of Q carry 1/√D already (see `llama.ts`).
-      { q_num_heads: N, kv_num_heads: G, is_causal: 1, scale: { float: 1 } },
-    );
-  };
-  const seen = (b: GraphBuilder, place: number, at: Value) =>
-    window === undefined ? undefined : windowMask(b, window, at, places[place]!.k);
-  const of = (b: GraphBuilder, count: number): Value => {
-    if (count === 0) return b.op('Identity', [nobody]);
-    const all = shared.placeRows[index]!;
-    const counts = count === BATCH_PLACES ? all : b.op('Slice', [all, int(b, 0), int(b, count), int(b, 0)]);
-    const cut = (value: Value) =>
-      count === 1 ? [value] : b.ops('Split', [value, counts], count, { axis: 1 });
-    const queries = cut(q);
-    const at = window === undefined ? queries : cut(positions);
-    const attended = queries.map((own, place) => {
-      const keyCount = shared.keyCounts[index * BATCH_PLACES + place]!;
-      const count = place === 0 ? afterWrites(b, index, keyCount) : keyCount;
-      return attend(b, place, own, at[place]!, count);
-    });
-    return count === 1 ? attended[0]! : b.op('Concat', attended, { axis: 1 });
-  };
-  /** `low` to `high` sequences run. A full step is found first, which is in the greatest hurry; then one alone. */
-  const between = (b: GraphBuilder, low: number, high: number): Value => {
-    if (low === high) return of(b, low);
-    const isRest = low === 0 && high < BATCH_PLACES;
-    const middle = high === BATCH_PLACES ? high - 1 : isRest ? Math.min(1, high - 1) : (low + high) >> 1;
-    const part = (from: number, to: number) =>
-      b.subgraph(`attention_${index}_of_${from}_to_${to}`, (inner) =>
-        inner.output(between(inner, from, to), 'f32', [1, `running_${index}`, N * D]),
-      );
-    return b.op('If', [shared.hasPlace[index * BATCH_PLACES + middle]!], {
-      then_branch: { graph: part(middle + 1, high) },
-      else_branch: { graph: part(low, middle) },
-    });
-  };
-  return between(g, 0, BATCH_PLACES);
-}
-
-/** The key count itself, known only once all new K and V of the layer are in the caches: it orders writes before reads. */
-function afterWrites(b: GraphBuilder, index: number, keyCount: Value): Value {
-  const rows = (name: 'k' | 'v') => b.op('Shape', [{ name: `new_${name}_${index}_0` }], { start: 1, end: 2 });
-  return b.op('Max', [keyCount, rows('k'), rows('v')]);
+  return [residual, scatter(g, around, shared.intoIndices[2 * index]!, output)];
 }
 
 /**
@@ -317,7 +246,7 @@ function ffn(
     x: unweighted,
   });
   const around = skippedFfn(g, shared, index, replacement);
-  return [residual, scatter(g, around, shared.runIndices[2 * index + 1]!, output)];
+  return [residual, scatter(g, around, shared.intoIndices[2 * index + 1]!, output)];
 }
 
 /** `[S, H]`: what rows that skip an FFN add to the stream. */

@@ -7,8 +7,9 @@
  * Every block sits in an `If` on its bit of `runs`. A skipped FFN costs one copy of a zero tensor. A skipped attention
  * computes K and V of its new tokens and nothing else, or nothing at all when `kv_rows` is 0. With surrogates in the
  * graph, `surrogate_rows` says whether they stand in for skipped blocks: see `surrogate.ts`.
- * The cache is written through: new K and V are outputs bound in place into the buffers that come back in as
- * `past_k`/`past_v` (`engine/kv-cache.ts`). Q needs the two splits that write K and V, which puts the writes
+ * A token of an answer is attended by a node of its own (`token-attention.ts`), pieces of prompts by another: which one runs says
+ * `is_token`. For pieces the cache is written through: new K and V are outputs bound in place into the buffers that come back
+ * in as `past_k`/`past_v` (`engine/kv-cache.ts`). The branch as a whole waits for the two splits that write K and V, which puts the writes
  * before the read of the cache. A cache of halves is cast on its way in and out, and there the read waits for the writes
  * by way of a shape.
  * Weights belong to the outer graph, not to the branches: only there does ONNX Runtime give the mapped file back once
@@ -19,12 +20,13 @@
  */
 
 import type { Dimension, Graph, Value } from '../../onnx/graph.ts';
-import { ELEMENT_TYPES, GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
+import { ELEMENT_TYPES, GraphBuilder, giveNothingBack, MICROSOFT } from '../../onnx/graph.ts';
 import type { KvType, LlamaConfig } from '../model-source.ts';
 import type { WeightRange } from '../weights-file.ts';
 import { external } from '../weights-file.ts';
 import {
   type Extras,
+  type KeysValues,
   keysValues,
   layerExtras,
   queriesKeysValues,
@@ -35,6 +37,14 @@ import type { Linear, StoredEmbedding, StoredLinear } from './projections.ts';
 import { embed, linear, multiply, storedRows } from './projections.ts';
 import type { Skipping, StoredSurrogate } from './surrogate.ts';
 import { skippedOutput, skipping } from './surrogate.ts';
+import {
+  attendTokens,
+  headInputs,
+  nothingGrown,
+  outputGrown,
+  type TokenLengths,
+  tokenLengths,
+} from './token-attention.ts';
 
 export type StoredLayer = StoredExtras & {
   /** Rows of Q (times 1/√D), K and V, one matrix `[(N + 2G)·D, H]`. */
@@ -73,12 +83,15 @@ type Shared = {
   readonly kvRows: Value;
   /** Positions of those tokens, `[1, E]`, E = `kv_rows`. */
   readonly kvPositions: Value;
+  /** Where K and V are fp32: what a single token of an answer is attended with. */
+  readonly tokens: { readonly isToken: Value; readonly lengths: TokenLengths } | undefined;
 };
 
 export function llamaGraph(config: LlamaConfig, stored: StoredLlama, kvType: KvType = 'f32'): Graph {
   const g = new GraphBuilder('llama');
   const tokenIds = g.input('token_ids', 'i64', [1, 'S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
+  giveNothingBack(g, tokenIds, 'i64');
   const embedded = embed(g, tokenIds, stored.embedding);
   const shared = sharedValues(g, config, kvType, stored, embedded);
   const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
@@ -147,6 +160,8 @@ function sharedValues(
     runs: g.ops('Split', [g.input('runs', 'bool', [2 * L]), ones(2 * L)], 2 * L),
     kvRows: g.input('kv_rows', 'i64', [1]),
     kvPositions: g.input('kv_positions', 'i64', [1, 'E']),
+    tokens:
+      kvType === 'f32' ? { isToken: g.input('is_token', 'bool', [1]), lengths: tokenLengths(g) } : undefined,
   };
 }
 
@@ -261,23 +276,33 @@ function attention(
     k: g.input(`past_k_${index}`, kvType, [1, 'T', width]),
     v: g.input(`past_v_${index}`, kvType, [1, 'T', width]),
   };
-  const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, weights, extras, x, past));
+  const heads = shared.tokens && headInputs(g, config, index);
+  const run = g.subgraph(`attention_${index}`, (b) =>
+    runAttention(b, shared, weights, extras, x, past, heads),
+  );
   const surrogate = stored.surrogates?.attention;
   const out = skippedOutput(g, shared.skipping, `layer_${index}.attention`, surrogate, unweighted);
   const skip = g.subgraph(`skip_attention_${index}`, (b) =>
     skipAttention(b, shared, weights, extras, x, out),
   );
-  const outputs = [g.fresh('attention'), `new_k_${index}`, `new_v_${index}`];
-  g.node('If', [shared.runs[2 * index]], outputs, {
-    then_branch: { graph: run },
-    else_branch: { graph: skip },
-  });
-  g.output({ name: outputs[1]! }, kvType, [1, 'W', width]);
-  g.output({ name: outputs[2]! }, kvType, [1, 'W', width]);
-  return [residual, { name: outputs[0]! }];
+  const fresh = { k: { name: `new_k_${index}` }, v: { name: `new_v_${index}` } };
+  const grown = heads && { k: { name: `grown_k_${index}` }, v: { name: `grown_v_${index}` } };
+  const attended = { name: g.fresh('attention') };
+  const outputs = [attended, fresh.k, fresh.v, ...(grown ? [grown.k, grown.v] : [])];
+  g.node(
+    'If',
+    [shared.runs[2 * index]],
+    outputs.map(({ name }) => name),
+    {
+      then_branch: { graph: run },
+      else_branch: { graph: skip },
+    },
+  );
+  g.output(fresh.k, kvType, [1, 'W', width]);
+  g.output(fresh.v, kvType, [1, 'W', width]);
+  if (grown) outputGrown(g, grown);
+  return [residual, attended];
 }
-
-export type KeysValues = { readonly k: Value; readonly v: Value };
 
 /** K and V as their cache keeps them. */
 export const asKept = (b: GraphBuilder, kvType: KvType, { k, v }: KeysValues): KeysValues =>
@@ -310,7 +335,7 @@ const sized = (
 
 type AttentionWeights = { readonly qkv: Linear; readonly kv: Linear; readonly output: Linear };
 
-/** Outputs `[B, S, H]`, K `[B, S, G·D]` after rotary, V `[B, S, G·D]`. */
+/** Outputs `[B, S, H]`, K `[B, S, G·D]` after rotary, V `[B, S, G·D]`; and the buffers of heads, where there are any. */
 function runAttention(
   b: GraphBuilder,
   shared: Shared,
@@ -318,26 +343,59 @@ function runAttention(
   extras: Extras,
   x: Value,
   past: KeysValues,
+  heads: KeysValues | undefined,
 ): void {
-  const { config, kvType } = shared;
-  const { headCount: N, kvHeadCount: G } = config;
-  const { q, k, v } = queriesKeysValues(b, shared, extras, multiply(b, x, qkv), shared.positions);
-  const mask = extras.window && windowMask(b, extras.window, shared.positions, past.k);
-  const written = asKept(b, kvType, { k, v });
-  const read = kvType === 'f32' ? past : sized(b, config, asRead(b, kvType, afterWrites(b, past, written)));
-  const attended = b.op(
-    'Attention',
-    [q, read.k, read.v, mask || undefined, undefined, undefined, shared.keyCount],
-    {
-      q_num_heads: N,
-      kv_num_heads: G,
-      is_causal: 1,
-      // Rows of Q carry 1/√D already: ONNX Runtime's matrix-vector kernels only serve a scale of exactly 1,
-      // and without them this node takes 1.4 times as long.
-      scale: { float: 1 },
+  const { config, kvType, tokens } = shared;
+  const computed = queriesKeysValues(b, shared, extras, multiply(b, x, qkv), shared.positions);
+  const written = asKept(b, kvType, computed);
+  const declare = (attended: Value, grown: KeysValues | undefined) =>
+    declareBranch(b, shared, extras.outputBiased(b, multiply(b, attended, output)), written, 'S', grown);
+  if (heads === undefined || tokens === undefined) {
+    declare(attendPiece(b, shared, extras, computed.q, past, written), undefined);
+    return;
+  }
+  const branch = (name: string, build: (c: GraphBuilder) => [Value, KeysValues]) =>
+    b.subgraph(name, (c) => {
+      const [attended, grown] = build(c);
+      c.output(attended, 'f32', [1, 'S', config.headCount * config.headSize]);
+      outputGrown(c, grown);
+    });
+  const [attended, k, v] = b.ops('If', [tokens.isToken], 3, {
+    then_branch: {
+      graph: branch('token', (c) => {
+        const found = attendTokens(c, config, computed, heads, tokens.lengths, extras.window);
+        return [found.attended, found.grown];
+      }),
     },
-  );
-  declareBranch(b, shared, extras.outputBiased(b, multiply(b, attended, output)), written, 'S');
+    else_branch: {
+      graph: branch('piece', (c) => [
+        attendPiece(c, shared, extras, computed.q, past, written),
+        nothingGrown(c, config),
+      ]),
+    },
+  });
+  declare(attended!, { k: k!, v: v! });
+}
+
+/** Several tokens of a prompt, or any where K and V are halves. */
+function attendPiece(
+  b: GraphBuilder,
+  { config, kvType, positions, keyCount }: Shared,
+  extras: Extras,
+  q: Value,
+  past: KeysValues,
+  written: KeysValues,
+): Value {
+  const mask = extras.window && windowMask(b, extras.window, positions, past.k);
+  const read = kvType === 'f32' ? past : sized(b, config, asRead(b, kvType, afterWrites(b, past, written)));
+  return b.op('Attention', [q, read.k, read.v, mask || undefined, undefined, undefined, keyCount], {
+    q_num_heads: config.headCount,
+    kv_num_heads: config.kvHeadCount,
+    is_causal: 1,
+    // Rows of Q carry 1/√D already: ONNX Runtime's matrix-vector kernels only serve a scale of exactly 1,
+    // and without them this node takes 1.4 times as long.
+    scale: { float: 1 },
+  });
 }
 
 /**
@@ -354,7 +412,8 @@ function skipAttention(
 ): void {
   const rows = b.op('Slice', [x, b.constant('i64', [1], [0]), shared.kvRows, b.constant('i64', [1], [1])]);
   const computed = keysValues(b, shared, extras, multiply(b, rows, kv), shared.kvPositions);
-  declareBranch(b, shared, output(b), asKept(b, shared.kvType, computed), 'E');
+  const grown = shared.tokens && nothingGrown(b, shared.config);
+  declareBranch(b, shared, output(b), asKept(b, shared.kvType, computed), 'E', grown);
 }
 
 function declareBranch(
@@ -363,11 +422,13 @@ function declareBranch(
   out: Value,
   { k, v }: KeysValues,
   kvRows: 'S' | 'E',
+  grown: KeysValues | undefined,
 ): void {
   const width = config.kvHeadCount * config.headSize;
   b.output(out, 'f32', [1, 'S', config.hiddenSize]);
   b.output(k, kvType, [1, kvRows, width]);
   b.output(v, kvType, [1, kvRows, width]);
+  if (grown) outputGrown(b, grown);
 }
 
 function ffn(

@@ -16,8 +16,8 @@
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
-import { type Extras, keysValues, queriesKeysValues } from './attention-extras.ts';
-import type { KeysValues, StoredLayer, StoredLlama } from './llama.ts';
+import { type Extras, type KeysValues, keysValues, queriesKeysValues } from './attention-extras.ts';
+import type { StoredLayer, StoredLlama } from './llama.ts';
 import { attentionParts, feedForward, ffnParts, outputLogits, rotaryTable, throughLayers } from './llama.ts';
 import type { Linear } from './projections.ts';
 import { embed, multiply, withExactProducts } from './projections.ts';

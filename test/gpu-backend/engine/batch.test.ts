@@ -1,11 +1,11 @@
 /** Many sequences at once: the batched graph against the graph of one sequence, and the loop under anything that may happen. */
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { onHost, type RunInput } from '../../../gpu-backend/engine/batch-run.ts';
 import type { EngineEvent, GenerateRequest, KvMode, MaskPlan } from '../../../gpu-backend/engine/engine.ts';
 import { EngineLoop, type LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
 import { KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
 import { PAGE_TOKENS } from '../../../gpu-backend/engine/prefix-cache.ts';
+import { onHost, type RunInput } from '../../../gpu-backend/engine/run-input.ts';
 import type { Runner } from '../../../gpu-backend/engine/runner.ts';
 import { floats } from '../../../gpu-backend/onnx/session.ts';
 import { seededRandom } from '../../../gpu-backend/random.ts';

@@ -1,7 +1,7 @@
 /** What the builder emits is what ONNX Runtime runs. */
 import { expect, test } from 'vitest';
 import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
-import { GraphBuilder } from '../../../gpu-backend/onnx/graph.ts';
+import { GraphBuilder, giveNothingBack } from '../../../gpu-backend/onnx/graph.ts';
 import { createSession, floats, tensor } from '../../../gpu-backend/onnx/session.ts';
 
 test('constants, attributes, optional inputs and branches survive the way into the runtime', async () => {
@@ -39,4 +39,26 @@ test('an attribute that is no integer is refused unless it says that it is a flo
   const x = g.input('x', 'f32', [1]);
   g.output(g.op('Softmax', [x], { axis: 0.5 }), 'f32', [1]);
   expect(() => encodeModel(g.graph)).toThrow('not an integer');
+});
+
+test('a graph that gives nothing back writes into our memory, and still says what fails', async () => {
+  const g = new GraphBuilder('g');
+  const x = g.input('x', 'f32', ['N']);
+  giveNothingBack(g, x, 'f32');
+  const size = g.input('size', 'i64', [1]);
+  g.node('Reshape', [x, size], ['y']);
+  g.output({ name: 'y' }, 'f32', ['N']);
+  const session = await createSession(encodeModel(g.graph), { threads: 1 });
+  const feeds = (size: number) => ({
+    x: tensor('f32', Float32Array.of(1, 2, 3), [3]),
+    size: tensor('i64', BigInt64Array.of(BigInt(size)), [1]),
+  });
+  const memory = new Float32Array(3);
+  await session.runInPlace(feeds(3), { y: tensor('f32', memory, [3]) });
+  expect([...memory]).toEqual([1, 2, 3]);
+  await expect(session.runInPlace(feeds(2), { y: tensor('f32', memory, [3]) })).rejects.toThrow('Reshape');
+  // Others may still ask for outputs by their names.
+  const { y } = await session.run(feeds(3), ['y']);
+  expect([...floats(y!)]).toEqual([1, 2, 3]);
+  await session.release();
 });

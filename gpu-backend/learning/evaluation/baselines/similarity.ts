@@ -8,7 +8,9 @@
  */
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { KvCache } from '../../../engine/kv-cache.ts';
+import { denseMask } from '../../../../shared/mask/mask.ts';
+import { hostParts } from '../../../engine/run-input.ts';
+import { bindCache } from '../../../engine/runner.ts';
 import { partOf } from '../../../files.ts';
 import { llamaGraph } from '../../../model/architectures/llama.ts';
 import type { LlamaConfig } from '../../../model/model-source.ts';
@@ -16,7 +18,7 @@ import type { InstalledModel } from '../../../model/store.ts';
 import { readStoredLlama } from '../../../model/stored-llama.ts';
 import { encodeModel } from '../../../onnx/encode.ts';
 import type { Graph } from '../../../onnx/graph.ts';
-import type { Feeds, Fetches, Outputs, Session } from '../../../onnx/session.ts';
+import type { Feeds, Fetches, Outputs, RuntimeTensor, Session } from '../../../onnx/session.ts';
 import { createSession, floats, integers, tensor } from '../../../onnx/session.ts';
 
 export type Similarities = {
@@ -96,11 +98,11 @@ function runDense(
     logit_rows: integers([], [0]),
     runs: tensor('bool', new Uint8Array(blockCount).fill(1), [blockCount]),
   };
-  const { layerCount, kvHeadCount, headSize, contextTokens } = config;
-  const cache = new KvCache({ layerCount, width: kvHeadCount * headSize, contextTokens });
-  cache.reserve(S);
-  const fetches: Fetches = Object.fromEntries(names.map((name) => [name, null]));
-  cache.bind(feeds, fetches, S, () => true);
+  const parts = hostParts(config, 'f32');
+  const plan = { mask: denseMask(blockCount), kv: 'preserve' } as const;
+  const bound: Record<string, RuntimeTensor> = {};
+  bindCache(feeds, bound, parts, { cache: parts.newCache(), tokenIds, plan });
+  const fetches: Fetches = { ...bound, ...Object.fromEntries(names.map((name) => [name, null])) };
   return session.run(feeds, fetches);
 }
 

@@ -1,0 +1,68 @@
+/**
+ * What a run of a graph in this process's memory is given: new tokens of sequences whose caches lie here, under their masks; and what
+ * both graphs (`runner.ts`, `batch-run.ts`) call alike.
+ */
+import { isDense } from '../../shared/mask/mask.ts';
+import type { KvType, ModelConfig } from '../model/model-source.ts';
+import type { Feeds, RuntimeTensor } from '../onnx/session.ts';
+import { tensor } from '../onnx/session.ts';
+import type { MaskPlan } from './engine.ts';
+import { HeadCaches } from './head-caches.ts';
+import { KvCache, type SequenceCache } from './kv-cache.ts';
+
+/** New tokens of one sequence. */
+export type RunInput = {
+  readonly cache: SequenceCache;
+  /** S new tokens, after those that the cache holds. */
+  readonly tokenIds: ArrayLike<number>;
+  readonly plan: MaskPlan;
+  /** Rows (0 to S-1) whose logits are wanted; none is cheaper than one. */
+  readonly logitRows: readonly number[];
+};
+/** Its cache lies in this process's memory. */
+export type HostInput = RunInput & { readonly cache: KvCache };
+
+/** @throws Error for a cache of another runner. */
+export function onHost(input: RunInput): HostInput {
+  const { cache } = input;
+  if (!(cache instanceof KvCache)) throw new Error('a cache of another runner');
+  return { ...input, cache };
+}
+
+/** Whether K and V of rows whose attention is skipped are written. */
+export const writesSkipped = ({ plan }: Pick<RunInput, 'plan'>): boolean =>
+  plan.kv === 'preserve' || isDense(plan.mask);
+
+/** What a runner computes with in this process's memory. */
+export type HostParts = {
+  readonly config: ModelConfig;
+  readonly kvType: KvType;
+  /** Where tokens of answers have K and V; halves stay rows. */
+  readonly heads: HeadCaches | undefined;
+  newCache(): KvCache;
+};
+
+export function hostParts(config: ModelConfig, kvType: KvType): HostParts {
+  const { layerCount, kvHeadCount, headSize, contextTokens } = config;
+  const shape = { layerCount, width: kvHeadCount * headSize, contextTokens, kvType };
+  const heads =
+    kvType === 'f32' ? new HeadCaches({ layerCount, kvHeadCount, headSize, contextTokens }) : undefined;
+  return { config, kvType, heads, newCache: () => new KvCache(shape, heads) };
+}
+
+/** Whether its token is attended head by head. */
+export const isToken = (input: Pick<RunInput, 'tokenIds'>, { heads }: HostParts): boolean =>
+  heads !== undefined && input.tokenIds.length === 1;
+
+/** As the graphs call a layer's K, then its V. */
+export const nameOf = (buffer: number): string => `${buffer % 2 === 0 ? 'k' : 'v'}_${buffer >> 1}`;
+
+/** Outputs that are written in place. */
+export type Bound = Record<string, RuntimeTensor>;
+
+/** How far sequences go whose next token is attended head by head. */
+export const lengthFeeds = (pasts: readonly number[]): Feeds => ({
+  token_pasts: tensor('i32', Int32Array.from(pasts.length === 0 ? [0] : pasts), [pasts.length || 1]),
+  // With one key in all the node takes another way.
+  token_keys_max: tensor('i32', Int32Array.of(Math.max(1, ...pasts) + 1), [1]),
+});
