@@ -53,11 +53,12 @@ export type SpeedOptions = {
 export type DecodeOptions = SpeedOptions & {
   /** An installed model's name. */
   readonly model: string;
-  readonly kvType: KvType;
+  /** As the device keeps K and V by itself, unless given. */
+  readonly kvType?: KvType | undefined;
 };
 
 export async function benchDecode(options: DecodeOptions): Promise<object> {
-  const { long = false, kvType, say } = options;
+  const { long = false, kvType = 'f32', say } = options;
   await using compared = await openCompared(options, long ? 8192 : 1024);
   const { manifest, dense, quarter, peers } = compared;
   const bandwidth_GBps = await readBandwidth_GBps();
@@ -202,7 +203,7 @@ const llamaCppFigures = (llamaCpp_ms: number, dense_ms: number, digits?: number)
  * Our engine, which is one subject for each mask, and what it is held against: eight bits, where the model has other
  * weights; llama.cpp, where the model came from the file that llama.cpp reads.
  */
-async function openCompared({ home, model, kvType, say }: DecodeOptions, contextTokens: number) {
+async function openCompared({ home, model, kvType = 'f32', say }: DecodeOptions, contextTokens: number) {
   const engine = await openEngine(home, model, { kvType });
   const { manifest, dense, runner } = engine;
   const quarter = quarterMask(manifest.config.layerCount);
@@ -244,7 +245,7 @@ export const somePrompt = (tokens: number, vocabulary: number, which = 0): numbe
 export async function openEngine(
   home: string,
   model: string,
-  held: { readonly device?: Device; readonly kvType?: KvType } = {},
+  held: { readonly device?: Device; readonly kvType?: KvType | undefined } = {},
 ) {
   const { folder, manifest } = await openInstalled(home, model);
   const runner = await openRunner(folder, manifest.config, {
