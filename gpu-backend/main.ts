@@ -25,7 +25,8 @@ import { openSchedules, type Schedules } from './jobs/schedules.ts';
 import type { KvType } from './model/model-source.ts';
 import { openInstalled } from './model/store.ts';
 import { openTextService, type TextService } from './model/tokenizer/text-service.ts';
-import { chooseDevice, type DeviceChoice, deviceName, type FloatType } from './onnx/device.ts';
+import { chooseDevice, type DeviceChoice, deviceName } from './onnx/device.ts';
+import type { FloatType } from './onnx/graph.ts';
 
 /** As an audience: the edge calls the address that the backend listens at. */
 export const OWN_ADDRESS = Symbol('own address');

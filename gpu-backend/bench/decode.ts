@@ -25,8 +25,9 @@ import type { KvType, LlamaConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
-import { weightsRead } from '../model/weights-file.ts';
+import { type WeightRange, weightsRead } from '../model/weights-file.ts';
 import type { Device } from '../onnx/device.ts';
+import type { FloatType } from '../onnx/graph.ts';
 
 const DENSE = 'dense';
 const QUARTER = '25 % of the blocks out';
@@ -121,12 +122,19 @@ function decodeFigures(found: ReadonlyMap<string, number>): object {
   };
 }
 
-/** The bytes of all matrices that a token is multiplied by, with their scales and zero points. */
-export async function denseBytes(folder: string, config: LlamaConfig): Promise<number> {
+/** The bytes of all matrices that a token is multiplied by, with their scales and zero points, where floats are of that type. */
+export async function denseBytes(
+  folder: string,
+  config: LlamaConfig,
+  floatType: FloatType = 'f32',
+): Promise<number> {
   const { layers, head } = await readStoredLlama(folder, config);
   const matrices = layers.flatMap(({ qkv, output, gateUp, down }) => [qkv, output, gateUp, down]);
+  const floats = (range: WeightRange) => (floatType === 'f32' ? range.bytes : range.bytes / 2);
   const bytesOf = (stored: StoredLinear) =>
-    stored.values.bytes + (stored.kind === 'f32' ? 0 : stored.scales.bytes + stored.zeroPoints.bytes);
+    stored.kind === 'f32'
+      ? floats(stored.values)
+      : stored.values.bytes + floats(stored.scales) + stored.zeroPoints.bytes;
   return [...matrices, head].reduce((sum, stored) => sum + bytesOf(stored), 0);
 }
 

@@ -39,7 +39,7 @@ export async function benchDecodeOn(device: Adapter, options: DecodeOptions): Pr
     if (runner.surrogates !== undefined)
       peers.push(engine.peer('quarterSurrogates', withSurrogates(quarter, runner.surrogates)));
     const weights = weightsRead(manifest.config, dense);
-    const bytes = await denseBytes(engine.folder, manifest.config);
+    const bytes = await denseBytes(engine.folder, manifest.config, device.floatType);
     const positions: Record<string, object> = {};
     for (const [position, found] of await measureDecode(peers, options)) {
       const dense_ms = found.get('dense')!;
@@ -83,7 +83,7 @@ export async function benchBatchOn(
   for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens/s`);
   const steps = of('eightStreams') / masks.length;
   const { folder } = await openInstalled(home, DEFAULT_MODEL);
-  const read_GBps = (steps * (await denseBytes(folder, ours.config))) / 1e9;
+  const read_GBps = (steps * (await denseBytes(folder, ours.config, device.floatType))) / 1e9;
   return {
     ...{ bench: 'batch', model: ours.name, weights: ours.weights, streams: masks.length, rounds },
     ...figuresOf(device, bandwidth_GBps),

@@ -8,14 +8,8 @@ import { InvalidArgumentError, Option } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { tryLock } from '../files.ts';
 import { type ImportPhase, type ImportProgress, KV_TYPES } from '../model/model-source.ts';
-import {
-  chooseDevice,
-  DEVICE_CHOICES,
-  type Device,
-  type DeviceChoice,
-  FLOAT_TYPES,
-  type FloatType,
-} from '../onnx/device.ts';
+import { chooseDevice, DEVICE_CHOICES, type Device, type DeviceChoice } from '../onnx/device.ts';
+import { FLOAT_TYPES, type FloatType } from '../onnx/graph.ts';
 
 export const DATA_HELP =
   'JSONL files whose rows have messages, prompt + completion, question + answer, instruction + output, or text';

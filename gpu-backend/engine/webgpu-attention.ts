@@ -4,9 +4,8 @@
  * concerned is written nowhere, so a device is asked for both, once, when it is opened.
  */
 import type { ModelConfig } from '../model/model-source.ts';
-import { FLOAT_TYPES, type FloatType } from '../onnx/device.ts';
 import { encodeModel } from '../onnx/encode.ts';
-import { GraphBuilder, MICROSOFT } from '../onnx/graph.ts';
+import { FLOAT_TYPES, type FloatType, GraphBuilder, MICROSOFT } from '../onnx/graph.ts';
 import type { RuntimeTensor, Session } from '../onnx/session.ts';
 import { createSession, floatsOrHalves, floatTensor, tensor } from '../onnx/session.ts';
 import { createRandom } from '../random.ts';

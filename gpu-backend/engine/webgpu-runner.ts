@@ -9,7 +9,7 @@ import { BATCH_PLACES } from '../model/architectures/batched-llama.ts';
 import { webgpuLlamaGraph } from '../model/architectures/webgpu-llama.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
-import type { FloatType } from '../onnx/device.ts';
+import type { FloatType } from '../onnx/graph.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
 import { createSessionIn, floats, floatTensor, integers, tensor } from '../onnx/session.ts';
 import type { RunInput } from './batch-run.ts';

@@ -3,8 +3,8 @@
  * ONNX Runtime shows that it can compute there.
  */
 
-import type { FloatType } from './device.ts';
 import { encodeModel } from './encode.ts';
+import type { FloatType } from './graph.ts';
 import { GraphBuilder } from './graph.ts';
 import { createSession, floatsOrHalves, floatTensor } from './session.ts';
 

@@ -7,13 +7,10 @@ import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { FloatType } from './graph.ts';
 
 export const DEVICE_CHOICES = ['cpu', 'webgpu', 'auto'] as const;
 export type DeviceChoice = (typeof DEVICE_CHOICES)[number];
-
-/** What a GPU computes in, and keeps keys and values in. */
-export const FLOAT_TYPES = ['f32', 'f16'] as const;
-export type FloatType = (typeof FLOAT_TYPES)[number];
 
 /** Plain data: it goes to the engine's thread. */
 export type Device =

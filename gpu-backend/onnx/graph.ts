@@ -7,6 +7,10 @@
 export const ELEMENT_TYPES = { f32: 1, u8: 2, i8: 3, i32: 6, i64: 7, bool: 9, f16: 10 } as const;
 export type ElementType = keyof typeof ELEMENT_TYPES;
 
+/** What a GPU computes in, and keeps keys and values in. */
+export const FLOAT_TYPES = ['f32', 'f16'] as const;
+export type FloatType = (typeof FLOAT_TYPES)[number];
+
 /** A number is a fixed size, a string a named free size. */
 export type Dimension = number | string;
 

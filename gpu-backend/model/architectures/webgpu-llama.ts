@@ -13,8 +13,7 @@
  * of 0 and 1 take its output from the others; or nobody does, and its weights are not read. `If` wants its condition on
  * the host, so nothing is read back for it.
  */
-import type { FloatType } from '../../onnx/device.ts';
-import type { Graph, Value } from '../../onnx/graph.ts';
+import type { FloatType, Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, inHalves, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import { type Extras, keysValues, queriesKeysValues } from './attention-extras.ts';

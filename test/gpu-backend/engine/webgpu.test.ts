@@ -16,9 +16,8 @@ import { withExactProducts } from '../../../gpu-backend/model/architectures/proj
 import { BATCHED_MODEL_FILE, MODEL_FILE } from '../../../gpu-backend/model/emit.ts';
 import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-folder.ts';
 import { readStoredLlama } from '../../../gpu-backend/model/stored-llama.ts';
-import type { FloatType } from '../../../gpu-backend/onnx/device.ts';
 import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
-import type { Graph } from '../../../gpu-backend/onnx/graph.ts';
+import type { FloatType, Graph } from '../../../gpu-backend/onnx/graph.ts';
 import type { Session } from '../../../gpu-backend/onnx/session.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import {
@@ -296,10 +295,6 @@ describe.each(['f32', 'f16'] as const)('what crosses the bus in %s', (floatType)
     for (const shape of copied) expect(shape).not.toContain('256');
     // Weights are cast when the model is opened, and only logits in a run.
     const casts = events.filter(({ args }) => args?.op_name === 'Cast');
-    console.log(
-      casts.length,
-      casts.map(({ name }) => name),
-    );
     expect(casts).toHaveLength(floatType === 'f32' ? 0 : 3);
     await rm(join(folder, file));
   });
@@ -337,7 +332,6 @@ test('the real model, dense and with a quarter of its blocks out', async () => {
     Math.max(...found.map((logits, i) => furthest(logits, expected[i]!)));
   expect(most(single)).toBeLessThan(DIFFERENCE_MAX.f32);
   // Of logits up to 30. On the processor, products of inputs in 8 bits are 0.5 off.
-  console.log('f16', most(half));
   expect(most(half)).toBeLessThan(0.35);
 }, 120_000);
 

@@ -1,13 +1,8 @@
 /** Which device is chosen: real drivers, none at all, and adapters that this machine does not have. */
 import { spawnSync } from 'node:child_process';
 import { afterEach, expect, test, vi } from 'vitest';
-import {
-  chooseDevice,
-  deviceName,
-  type FloatType,
-  type Probe,
-  probeAdapter,
-} from '../../../gpu-backend/onnx/device.ts';
+import { chooseDevice, deviceName, type Probe, probeAdapter } from '../../../gpu-backend/onnx/device.ts';
+import type { FloatType } from '../../../gpu-backend/onnx/graph.ts';
 import { testDevice } from '../../support/lavapipe.ts';
 
 afterEach(() => vi.unstubAllEnvs());
