@@ -26,6 +26,7 @@ import type { KvType } from './model/model-source.ts';
 import { openInstalled } from './model/store.ts';
 import { openTextService, type TextService } from './model/tokenizer/text-service.ts';
 import { chooseDevice, type DeviceChoice, deviceName } from './onnx/device.ts';
+import type { FloatType } from './onnx/graph.ts';
 
 /** As an audience: the edge calls the address that the backend listens at. */
 export const OWN_ADDRESS = Symbol('own address');
@@ -58,7 +59,9 @@ export type BackendOptions = {
   readonly threads?: number;
   /** What computes answers; the processor by default. */
   readonly device?: DeviceChoice | undefined;
-  /** How keys and values are kept; fp32 by default. */
+  /** What a GPU computes in; fp16 by default, where it can. */
+  readonly floatType?: FloatType | undefined;
+  /** How keys and values are kept; fp32 by default, and on a GPU as it computes. */
   readonly kvType?: KvType | undefined;
   /** Room for keys and values of requests that run, in tokens; 8 times the model's context by default. */
   readonly cacheTokens?: number;
@@ -188,11 +191,12 @@ function keepHeapSmall(): void {
 }
 
 async function openModel(
-  { home, model: name, threads, device: choice = 'cpu', kvType, cacheTokens, prefixTokens }: BackendOptions,
+  options: BackendOptions,
   log: Logger,
 ): Promise<{ engine: Engine; text: TextService; grammars: Grammars; model: ServedModel }> {
-  const { folder, manifest } = await openInstalled(home, name);
-  const { device, reason } = await chooseDevice(choice);
+  const { home, threads, device: choice = 'cpu', floatType, kvType, cacheTokens, prefixTokens } = options;
+  const { folder, manifest } = await openInstalled(home, options.model);
+  const { device, reason } = await chooseDevice({ choice, floatType });
   if (reason !== undefined) log.warn({ reason }, 'the processor computes');
   const text = await openTextService({
     folder,

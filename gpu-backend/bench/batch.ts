@@ -19,8 +19,8 @@ import { inTurns, interleaved, median, quantile, round } from '../measure.ts';
 import type { KvType } from '../model/model-source.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
-import type { Device } from '../onnx/device.ts';
-import { openLlamaCpp, quarterMask, type SpeedOptions, somePrompt } from './decode.ts';
+import { type Device, deviceName } from '../onnx/device.ts';
+import { type DecodeOptions, openLlamaCpp, quarterMask, type SpeedOptions, somePrompt } from './decode.ts';
 
 const STREAMS = 8;
 /** Tokens of each stream that are measured. */
@@ -45,9 +45,9 @@ const NEVER = new AbortController().signal;
 /** Tokens a second of all streams together, while all of them run. */
 type Subject = { readonly name: string; tokensPerSecond(prompts: readonly number[][]): Promise<number> };
 
-export type BatchOptions = SpeedOptions & { readonly kvType: KvType };
+export type BatchOptions = SpeedOptions & Pick<DecodeOptions, 'kvType'>;
 
-export async function benchBatch({ home, kvType, rounds, say }: BatchOptions): Promise<object> {
+export async function benchBatch({ home, kvType = 'f32', rounds, say }: BatchOptions): Promise<object> {
   await using ours = await openOurs(home, { kvType });
   const llamaCpp = [
     await llamaCppStreams(defaultModelFile(home), 2),
@@ -121,7 +121,7 @@ function shifted(mask: Mask, steps: number): Mask {
 
 export async function openOurs(
   home: string,
-  held: { readonly device?: Device; readonly kvType?: KvType } = {},
+  held: { readonly device?: Device; readonly kvType?: KvType | undefined } = {},
 ) {
   const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
   const { config, hash, name, weights } = manifest;
@@ -280,8 +280,9 @@ async function llamaCppStreams(ggufFile: string, threads: number) {
 }
 
 /** Time to the first token of prompts whose first 400 tokens are known, and of prompts that are new. */
-export async function benchPrefix({ home, rounds, say }: SpeedOptions): Promise<object> {
-  await using ours = await openOurs(home);
+export async function benchPrefix(options: SpeedOptions & { readonly device: Device }): Promise<object> {
+  const { home, rounds, device, say } = options;
+  await using ours = await openOurs(home, { device });
   const { engine, config, name } = ours;
   const mask = denseMask(2 * config.layerCount);
   const first_ms = async (prompt: Int32Array): Promise<number> => {
@@ -307,7 +308,14 @@ export async function benchPrefix({ home, rounds, say }: SpeedOptions): Promise<
     `the first token of a new prompt comes after ${round(new_ms, 1)} ms, of a known one after ${round(known_ms, 1)} ms`,
   );
   return {
-    ...{ bench: 'prefix', model: name, rounds, sharedTokens: SHARED_TOKENS, newTokens: 24 },
+    ...{
+      bench: 'prefix',
+      model: name,
+      device: deviceName(device),
+      rounds,
+      sharedTokens: SHARED_TOKENS,
+      newTokens: 24,
+    },
     ...{ new_ms: round(new_ms, 1), known_ms: round(known_ms, 1), saved: round(1 - known_ms / new_ms) },
   };
 }

@@ -25,8 +25,9 @@ import type { KvType, LlamaConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
-import { weightsRead } from '../model/weights-file.ts';
+import { type WeightRange, weightsRead } from '../model/weights-file.ts';
 import type { Device } from '../onnx/device.ts';
+import type { FloatType } from '../onnx/graph.ts';
 
 const DENSE = 'dense';
 const QUARTER = '25 % of the blocks out';
@@ -53,11 +54,12 @@ export type SpeedOptions = {
 export type DecodeOptions = SpeedOptions & {
   /** An installed model's name. */
   readonly model: string;
-  readonly kvType: KvType;
+  /** As the device keeps K and V by itself, unless given. */
+  readonly kvType?: KvType | undefined;
 };
 
 export async function benchDecode(options: DecodeOptions): Promise<object> {
-  const { long = false, kvType, say } = options;
+  const { long = false, kvType = 'f32', say } = options;
   await using compared = await openCompared(options, long ? 8192 : 1024);
   const { manifest, dense, quarter, peers } = compared;
   const bandwidth_GBps = await readBandwidth_GBps();
@@ -120,12 +122,19 @@ function decodeFigures(found: ReadonlyMap<string, number>): object {
   };
 }
 
-/** The bytes of all matrices that a token is multiplied by, with their scales and zero points. */
-export async function denseBytes(folder: string, config: LlamaConfig): Promise<number> {
+/** The bytes of all matrices that a token is multiplied by, with their scales and zero points, where floats are of that type. */
+export async function denseBytes(
+  folder: string,
+  config: LlamaConfig,
+  floatType: FloatType = 'f32',
+): Promise<number> {
   const { layers, head } = await readStoredLlama(folder, config);
   const matrices = layers.flatMap(({ qkv, output, gateUp, down }) => [qkv, output, gateUp, down]);
+  const floats = (range: WeightRange) => (floatType === 'f32' ? range.bytes : range.bytes / 2);
   const bytesOf = (stored: StoredLinear) =>
-    stored.values.bytes + (stored.kind === 'f32' ? 0 : stored.scales.bytes + stored.zeroPoints.bytes);
+    stored.kind === 'f32'
+      ? floats(stored.values)
+      : stored.values.bytes + floats(stored.scales) + stored.zeroPoints.bytes;
   return [...matrices, head].reduce((sum, stored) => sum + bytesOf(stored), 0);
 }
 
@@ -202,7 +211,7 @@ const llamaCppFigures = (llamaCpp_ms: number, dense_ms: number, digits?: number)
  * Our engine, which is one subject for each mask, and what it is held against: eight bits, where the model has other
  * weights; llama.cpp, where the model came from the file that llama.cpp reads.
  */
-async function openCompared({ home, model, kvType, say }: DecodeOptions, contextTokens: number) {
+async function openCompared({ home, model, kvType = 'f32', say }: DecodeOptions, contextTokens: number) {
   const engine = await openEngine(home, model, { kvType });
   const { manifest, dense, runner } = engine;
   const quarter = quarterMask(manifest.config.layerCount);
@@ -244,7 +253,7 @@ export const somePrompt = (tokens: number, vocabulary: number, which = 0): numbe
 export async function openEngine(
   home: string,
   model: string,
-  held: { readonly device?: Device; readonly kvType?: KvType } = {},
+  held: { readonly device?: Device; readonly kvType?: KvType | undefined } = {},
 ) {
   const { folder, manifest } = await openInstalled(home, model);
   const runner = await openRunner(folder, manifest.config, {

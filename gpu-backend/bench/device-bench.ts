@@ -11,7 +11,7 @@ import { inTurns, median, round } from '../measure.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import { weightsRead } from '../model/weights-file.ts';
-import type { Device } from '../onnx/device.ts';
+import { type Device, deviceName } from '../onnx/device.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder } from '../onnx/graph.ts';
 import { createSession, tensor } from '../onnx/session.ts';
@@ -39,7 +39,7 @@ export async function benchDecodeOn(device: Adapter, options: DecodeOptions): Pr
     if (runner.surrogates !== undefined)
       peers.push(engine.peer('quarterSurrogates', withSurrogates(quarter, runner.surrogates)));
     const weights = weightsRead(manifest.config, dense);
-    const bytes = await denseBytes(engine.folder, manifest.config);
+    const bytes = await denseBytes(engine.folder, manifest.config, device.floatType);
     const positions: Record<string, object> = {};
     for (const [position, found] of await measureDecode(peers, options)) {
       const dense_ms = found.get('dense')!;
@@ -83,7 +83,7 @@ export async function benchBatchOn(
   for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens/s`);
   const steps = of('eightStreams') / masks.length;
   const { folder } = await openInstalled(home, DEFAULT_MODEL);
-  const read_GBps = (steps * (await denseBytes(folder, ours.config))) / 1e9;
+  const read_GBps = (steps * (await denseBytes(folder, ours.config, device.floatType))) / 1e9;
   return {
     ...{ bench: 'batch', model: ours.name, weights: ours.weights, streams: masks.length, rounds },
     ...figuresOf(device, bandwidth_GBps),
@@ -94,8 +94,8 @@ export async function benchBatchOn(
   };
 }
 
-const figuresOf = ({ adapter }: Adapter, bandwidth_GBps: number | null) => ({
-  ...{ device: 'webgpu', adapter, llamaCpp: 'not measured' },
+const figuresOf = ({ adapter, floatType }: Adapter, bandwidth_GBps: number | null) => ({
+  ...{ device: 'webgpu', adapter, floatType, llamaCpp: 'not measured' },
   bandwidth_GBps: bandwidth_GBps === null ? null : round(bandwidth_GBps, 1),
 });
 
@@ -105,7 +105,7 @@ const shareOf = (read_GBps: number, bandwidth_GBps: number | null) => ({
 });
 
 async function toldBandwidth(device: Adapter, say: SpeedOptions['say']): Promise<number | null> {
-  say(`on ${device.adapter}`);
+  say(`on ${deviceName(device)}`);
   if (device.isSoftware) {
     say("its drivers compute on the processor: the memory's bandwidth is not measured");
     return null;

@@ -7,13 +7,14 @@ import type { DecodeOptions } from '../bench/decode.ts';
 import { maskrouteHome } from '../files.ts';
 import { type KvType, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
-import type { DeviceChoice } from '../onnx/device.ts';
 import { readMaskSet } from '../publication/publish.ts';
 import { examples } from './help.ts';
 import {
   chosenDevice,
   DATA_HELP,
+  type DeviceFlags,
   deviceOption,
+  floatTypeOption,
   interruptible,
   kvTypeOption,
   rank,
@@ -28,8 +29,8 @@ const maskSetOption = () =>
   new Option('--mask-set <file>', 'the mask set to route by').default(PRESET, 'the preset');
 
 type BenchFlags = { readonly json: boolean };
-type OnDevice = BenchFlags & { readonly device: DeviceChoice };
-type DecodeFlags = { model: string; kvType: KvType; rounds: number; long: boolean };
+type OnDevice = BenchFlags & DeviceFlags;
+type DecodeFlags = { model: string; kvType?: KvType; rounds: number; long: boolean };
 type MasksFlags = { model: string; steps: number; prefill: boolean; layers?: number; rounds: number };
 type QuantizationFlags = { data: string[]; positions: number; maskSet: string[]; rounds: number };
 
@@ -52,9 +53,10 @@ function addDecodingBenches(bench: Command): void {
     .option(...ROUNDS, 7)
     .option(...LONG)
     .addOption(deviceOption())
+    .addOption(floatTypeOption())
     .addOption(kvTypeOption())
-    .action(async ({ json, device, ...flags }: OnDevice & DecodeFlags) => {
-      const { decode } = await benchesOn(device);
+    .action(async ({ json, device, floatType, ...flags }: OnDevice & DecodeFlags) => {
+      const { decode } = await benchesOn({ device, floatType });
       await told(json, (say) => decode({ home: maskrouteHome(), ...flags, say }));
     });
 
@@ -84,17 +86,21 @@ function addDecodingBenches(bench: Command): void {
   command(bench, 'batch', 'tokens/s of eight streams, under one mask and under eight, against llama.cpp')
     .option(...ROUNDS, 3)
     .addOption(deviceOption())
+    .addOption(floatTypeOption())
     .addOption(kvTypeOption())
-    .action(async ({ json, device, ...flags }: OnDevice & { rounds: number; kvType: KvType }) => {
-      const { batch } = await benchesOn(device);
+    .action(async ({ json, device, floatType, ...flags }: OnDevice & { rounds: number; kvType?: KvType }) => {
+      const { batch } = await benchesOn({ device, floatType });
       await told(json, (say) => batch({ home: maskrouteHome(), ...flags, say }));
     });
 
   command(bench, 'prefix', 'ms to the first token when 400 tokens of the prompt are cached')
     .option(...ROUNDS, 7)
-    .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
+    .addOption(deviceOption())
+    .addOption(floatTypeOption())
+    .action(async ({ json, rounds, ...flags }: OnDevice & { rounds: number }) => {
       const { benchPrefix } = await import('../bench/batch.ts');
-      await told(json, (say) => benchPrefix({ home: maskrouteHome(), rounds, say }));
+      const device = await chosenDevice(flags);
+      await told(json, (say) => benchPrefix({ home: maskrouteHome(), rounds, device, say }));
     });
 }
 
@@ -233,8 +239,8 @@ const command = (bench: Command, name: string, description: string): Command =>
     .addHelpText('after', examples(`maskroute bench ${name}${ARGUMENTS[name] ?? ''} --json`));
 
 /** The benches of what `--device` comes to. */
-async function benchesOn(choice: DeviceChoice) {
-  const device = await chosenDevice(choice);
+async function benchesOn(flags: DeviceFlags) {
+  const device = await chosenDevice(flags);
   if (device.kind === 'webgpu') {
     const { benchDecodeOn, benchBatchOn } = await import('../bench/device-bench.ts');
     return {

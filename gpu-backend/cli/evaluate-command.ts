@@ -11,13 +11,14 @@ import { maskrouteHome } from '../files.ts';
 import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.ts';
 import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
 import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/evaluation/result.ts';
-import type { DeviceChoice } from '../onnx/device.ts';
 import { examples } from './help.ts';
 import {
   chosenDevice,
   createReporter,
   DATA_HELP,
+  type DeviceFlags,
   deviceOption,
+  floatTypeOption,
   interruptible,
   type Reporter,
   share,
@@ -26,7 +27,7 @@ import {
 
 const SURROGATE_CHOICES = ['auto', 'both', 'with', 'without'] as const;
 
-type EvaluateFlags = {
+type EvaluateFlags = DeviceFlags & {
   readonly model: string;
   readonly maskSet: string[];
   readonly data: string[];
@@ -47,7 +48,6 @@ type EvaluateFlags = {
   readonly searchPositions: number;
   readonly rounds: number;
   readonly threads: number;
-  readonly device: DeviceChoice;
   readonly seed: number;
   readonly out?: string;
   readonly json: boolean;
@@ -106,6 +106,7 @@ export function addEvaluationCommand(program: Command): void {
     .option('--rounds <count>', 'interleaved rounds; their median is the time', wholeNumber(1), 5)
     .option('--threads <count>', 'threads of the engine', wholeNumber(1, 1024), availableParallelism())
     .addOption(deviceOption())
+    .addOption(floatTypeOption())
     .option('--seed <number>', 'the same seed scores the same rows', wholeNumber(0), 1)
     .option('--out <folder>', 'where evaluation.json and report.html are written')
     .option('--json', 'print the JSON line and nothing else', false)
@@ -187,7 +188,7 @@ async function toOptions(
     ...{ checks: flags.checks, facts: flags.facts, longTokens: LONG_TOKENS },
     ...{ limit: flags.limit, rowsMax: flags.rows, tokensMax: flags.tokens, evaluationsMax: flags.budget },
     ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads: flags.threads },
-    device: await chosenDevice(flags.device),
+    device: await chosenDevice(flags),
     seed: flags.seed,
   };
 }

@@ -12,13 +12,15 @@ import type { BlockCost, TargetKind } from '../learning/search/effort.ts';
 import { CONTEXT_TOKENS, LEARN_EFFORT, QUICK_EFFORT } from '../learning/search/effort.ts';
 import type { LearnReport } from '../learning/search/learn-report.ts';
 import type { InstalledModel } from '../model/store.ts';
-import { type Device, type DeviceChoice, deviceName } from '../onnx/device.ts';
+import { type Device, deviceName } from '../onnx/device.ts';
 import { examples } from './help.ts';
 import {
   chosenDevice,
   createReporter,
   DATA_HELP,
+  type DeviceFlags,
   deviceOption,
+  floatTypeOption,
   interruptible,
   JSON_OPTION,
   part,
@@ -29,7 +31,7 @@ import { journalFolder, journalOption, queueOption } from './work-command.ts';
 const CLUSTER_COUNT_MAX = 256;
 const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
 
-type LearnFlags = {
+type LearnFlags = DeviceFlags & {
   readonly model: string;
   readonly data: string[];
   readonly clusters: readonly number[] | 'auto';
@@ -39,7 +41,6 @@ type LearnFlags = {
   readonly context?: number;
   readonly quick: boolean;
   readonly memory?: number;
-  readonly device: DeviceChoice;
   readonly attention?: CountRange;
   readonly ffn?: CountRange;
   readonly surrogate?: boolean;
@@ -128,6 +129,7 @@ export function addLearnCommands(program: Command): void {
       gigabytes,
     )
     .addOption(deviceOption())
+    .addOption(floatTypeOption())
     .option('--seed <number>', 'the same seed gives the same mask set', wholeNumber(0))
     .addOption(queueOption('hand the work to maskroute work through this queue (default: compute here)'))
     .addOption(journalOption())
@@ -172,7 +174,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const model = await openInstalled(home, flags.model);
   checkSparsity(flags, 2 * model.manifest.config.layerCount);
   checkContext(flags);
-  const device = await chosenDevice(flags.device);
+  const device = await chosenDevice(flags);
   if (device.kind !== 'cpu') reporter.log(whereLearningComputes(device, flags.queue !== undefined));
   await sayForecast(model, flags, reporter);
   const options = {

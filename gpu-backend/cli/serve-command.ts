@@ -4,9 +4,8 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { PREFIX_TOKENS_MAX } from '../engine/prefix-cache.ts';
 import { maskrouteHome } from '../files.ts';
 import type { KvType } from '../model/model-source.ts';
-import type { DeviceChoice } from '../onnx/device.ts';
 import { examples } from './help.ts';
-import { deviceOption, kvTypeOption, portFrom } from './terminal.ts';
+import { type DeviceFlags, deviceOption, floatTypeOption, kvTypeOption, portFrom } from './terminal.ts';
 
 const BACKEND_PORT = 8080;
 
@@ -57,13 +56,14 @@ export function addServeCommand(program: Command, jobEntry: string): void {
     .description('run a backend without an edge, until SIGTERM or Ctrl-C')
     .requiredOption('--model <name>', 'an installed model')
     .addOption(deviceOption())
+    .addOption(floatTypeOption())
     .addOption(kvTypeOption())
     .addHelpText('after', ENVIRONMENT)
     .addHelpText(
       'after',
       examples('MASKROUTE_BACKEND_KEY=$(openssl rand -hex 24) maskroute serve --model smollm2-135m-instruct'),
     )
-    .action(async (flags: { model: string; device: DeviceChoice; kvType: KvType }) => {
+    .action(async (flags: DeviceFlags & { model: string; kvType?: KvType }) => {
       const { serveUntilSignal } = await import('../main.ts');
       const { collectorFrom } = await import('../../shared/tracing/traces.ts');
       const {

@@ -9,6 +9,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { tryLock } from '../files.ts';
 import { type ImportPhase, type ImportProgress, KV_TYPES } from '../model/model-source.ts';
 import { chooseDevice, DEVICE_CHOICES, type Device, type DeviceChoice } from '../onnx/device.ts';
+import { FLOAT_TYPES, type FloatType } from '../onnx/graph.ts';
 
 export const DATA_HELP =
   'JSONL files whose rows have messages, prompt + completion, question + answer, instruction + output, or text';
@@ -78,6 +79,9 @@ export function share(text: string): number {
   throw new InvalidArgumentError('expected a number from 0 to 1, such as 0.125');
 }
 
+/** Of `--device` and `--float-type`. */
+export type DeviceFlags = { readonly device: DeviceChoice; readonly floatType?: FloatType | undefined };
+
 /** `--device`, or MASKROUTE_DEVICE from the environment. */
 export const deviceOption = (): Option =>
   new Option('--device <device>', 'what computes: the CPU, a GPU through WebGPU, or whichever is there')
@@ -85,16 +89,27 @@ export const deviceOption = (): Option =>
     .env('MASKROUTE_DEVICE')
     .default('cpu');
 
+/** `--float-type`, or MASKROUTE_FLOAT_TYPE from the environment. */
+export const floatTypeOption = (): Option =>
+  new Option('--float-type <type>', 'what a GPU computes in (default: f16 where it can)')
+    .choices(FLOAT_TYPES)
+    .env('MASKROUTE_FLOAT_TYPE');
+
 /** `--kv-type`, or MASKROUTE_KV_TYPE from the environment. */
 export const kvTypeOption = (): Option =>
-  new Option('--kv-type <type>', 'how keys and values are kept: f16 takes half the memory of f32')
+  new Option(
+    '--kv-type <type>',
+    'how keys and values are kept: f16 takes half the memory of f32 (default: f32; on a GPU its --float-type)',
+  )
     .choices(KV_TYPES)
-    .env('MASKROUTE_KV_TYPE')
-    .default('f32');
+    .env('MASKROUTE_KV_TYPE');
 
-/** What `--device` comes to; with `auto` on the processor, why, said once on standard error. @throws MaskrouteError `no_device`. */
-export async function chosenDevice(choice: DeviceChoice): Promise<Device> {
-  const { device, reason } = await chooseDevice(choice);
+/**
+ * What the flags come to; with `auto` on the processor, why, said once on standard error.
+ * @throws MaskrouteError `no_device`, `invalid_argument`.
+ */
+export async function chosenDevice({ device: choice, floatType }: DeviceFlags): Promise<Device> {
+  const { device, reason } = await chooseDevice({ choice, floatType });
   if (reason !== undefined) console.error(`The processor computes: ${reason}.`);
   return device;
 }

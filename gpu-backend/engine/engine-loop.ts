@@ -14,6 +14,7 @@ import type { SequenceCache } from './kv-cache.ts';
 import { PrefixCache } from './prefix-cache.ts';
 import type { RunInput } from './run-input.ts';
 import type { Runner } from './runner.ts';
+import type { Prefixes } from './runner-interface.ts';
 import { sample, tokenLogprob } from './sampler.ts';
 import type { SchedulerLimits, Step, StepPart } from './scheduler.ts';
 import { queueFull, Scheduler } from './scheduler.ts';
@@ -51,7 +52,7 @@ export class EngineLoop {
   readonly #runner: Runner;
   readonly #limits: SchedulerLimits;
   readonly #scheduler: Scheduler;
-  readonly #prefixes: PrefixCache;
+  readonly #prefixes: Prefixes;
   readonly #output: LoopOutput;
   readonly #sequences = new Map<string, Sequence>();
   readonly #freeCaches: SequenceCache[] = [];
@@ -79,7 +80,7 @@ export class EngineLoop {
     this.#runner = runner;
     this.#limits = limits;
     this.#scheduler = new Scheduler(limits, new StepCost(times));
-    this.#prefixes = new PrefixCache(prefixTokensMax);
+    this.#prefixes = runner.newPrefixes?.(prefixTokensMax) ?? new PrefixCache(prefixTokensMax);
     this.#output = output;
   }
 
@@ -352,6 +353,7 @@ export class EngineLoop {
     if (this.#inStep.has(sequence)) return;
     const { cache } = sequence;
     sequence.cache = undefined;
+    if (cache !== undefined) this.#prefixes.keepLast?.(sequence.request, sequence.tokenIds, cache);
     // On a GPU an empty cache gives its place back.
     cache?.truncate(0);
     if (cache === undefined || cache.capacity_tokens > KEPT_CACHE_TOKENS_MAX) return;

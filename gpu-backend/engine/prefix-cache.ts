@@ -25,13 +25,13 @@ export const PREFIX_TOKENS_MAX = 8192;
 export const pagesOf = (tokens: number): number => Math.ceil(tokens / PAGE_TOKENS);
 
 /** What was not used for so long goes first, whosever it is: who is gone keeps nobody out. */
-const IDLE_ms = 10 * 60_000;
+export const IDLE_ms = 10 * 60_000;
 
 /** Whose prompt, and computed how. */
 export type PrefixOwner = Pick<GenerateRequest, 'tenant' | 'plan'>;
 
 /** What may be shared: tenant and mask. The model is the engine's own, surrogates included. */
-const keyOf = ({ tenant, plan }: PrefixOwner): string => JSON.stringify([tenant, planKey(plan)]);
+export const keyOf = ({ tenant, plan }: PrefixOwner): string => JSON.stringify([tenant, planKey(plan)]);
 
 const planKey = ({ mask, kv }: MaskPlan): string[] => [kv, mask.surrogates ?? '', maskBits(mask)];
 

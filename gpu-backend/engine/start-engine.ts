@@ -19,6 +19,7 @@ import type { LoopLimits } from './engine-loop.ts';
 import type { FromThread, ThreadError, ThreadStart, ToThread } from './engine-thread.ts';
 import { tokenBytes } from './kv-cache.ts';
 import { PAGE_TOKENS, PREFIX_TOKENS_MAX } from './prefix-cache.ts';
+import { kvTypeOn } from './runner-interface.ts';
 
 export type EngineOptions = {
   readonly modelDir: string;
@@ -46,7 +47,8 @@ const CHUNK_TOKENS = 256;
 
 /** Rejects with MaskrouteError `engine_failed` when the model cannot be opened. */
 export async function createEngine(options: EngineOptions): Promise<Engine> {
-  const { modelDir, config, surrogates, device = PROCESSOR, kvType = 'f32' } = options;
+  const { modelDir, config, surrogates, device = PROCESSOR } = options;
+  const kvType = kvTypeOn(device, options.kvType);
   const limits: LoopLimits = {
     runningMax: RUNNING_MAX,
     waitingMax: WAITING_MAX,
@@ -56,8 +58,6 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     cacheTokensMax: RUNNING_MAX * config.contextTokens,
     prefixTokensMax: PREFIX_TOKENS_MAX,
     ...options.limits,
-    // Keys and values on a GPU do not come to the host, where pages are kept.
-    ...(device.kind === 'cpu' ? {} : { prefixTokensMax: 0 }),
   };
   if (limits.runningMax > BATCH_PLACES)
     throw new RangeError(`a step has ${BATCH_PLACES} places, not ${limits.runningMax}`);
@@ -97,7 +97,8 @@ class ThreadEngine implements Engine {
   readonly #queues = new Map<string, EventQueue<EngineEvent>>();
 
   constructor(worker: Worker, options: EngineOptions, queueCapacity: number, stats: Float64Array) {
-    const { hash, config, surrogates, device = PROCESSOR, kvType = 'f32' } = options;
+    const { hash, config, surrogates, device = PROCESSOR } = options;
+    const kvType = kvTypeOn(device, options.kvType);
     const { layerCount, kvHeadCount, headSize } = config;
     const token_bytes = tokenBytes({ layerCount, width: kvHeadCount * headSize, kvType });
     this.model = {

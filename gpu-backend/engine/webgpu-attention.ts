@@ -5,24 +5,31 @@
  */
 import type { ModelConfig } from '../model/model-source.ts';
 import { encodeModel } from '../onnx/encode.ts';
-import { GraphBuilder, MICROSOFT } from '../onnx/graph.ts';
+import { FLOAT_TYPES, type FloatType, GraphBuilder, MICROSOFT } from '../onnx/graph.ts';
 import type { RuntimeTensor, Session } from '../onnx/session.ts';
-import { createSession, floats, tensor } from '../onnx/session.ts';
+import { createSession, floatsOrHalves, floatTensor, tensor } from '../onnx/session.ts';
 import { createRandom } from '../random.ts';
 
 const SAFE_TOKENS = 31;
 const PROBE_TOKENS = 48;
-const DIFFERENCE_MAX = 1e-3;
+/** Rounding alone moves halves by so much that they hide what single precision shows: both are asked. */
+const DIFFERENCE_MAX = { f32: 1e-3, f16: 1e-2 } as const;
 
 /** `Infinity` where the kernel for many tokens agrees with the one for few. */
-export async function pieceTokensMax(config: ModelConfig): Promise<number> {
-  const session = await openAttention(config);
+export async function pieceTokensMax(config: ModelConfig, floatType: FloatType): Promise<number> {
+  for (const type of floatType === 'f32' ? (['f32'] as const) : FLOAT_TYPES)
+    if (!(await agrees(config, type))) return SAFE_TOKENS;
+  return Number.POSITIVE_INFINITY;
+}
+
+async function agrees(config: ModelConfig, type: FloatType): Promise<boolean> {
+  const session = await openAttention(config, type);
   try {
     const { queries, keys, values } = someTokens(config);
     const attend = async (from: number, to: number, past: Past) => {
       const cut = (all: Float32Array) => {
         const width = all.length / PROBE_TOKENS;
-        return tensor('f32', all.slice(from * width, to * width), [1, to - from, width]);
+        return floatTensor(type, all.subarray(from * width, to * width), [1, to - from, width]);
       };
       const outputs = await session.run(
         {
@@ -32,15 +39,17 @@ export async function pieceTokensMax(config: ModelConfig): Promise<number> {
         },
         ['attended', 'k_after', 'v_after'],
       );
-      return { attended: floats(outputs.attended!), past: { k: outputs.k_after!, v: outputs.v_after! } };
+      return {
+        attended: floatsOrHalves(outputs.attended!),
+        past: { k: outputs.k_after!, v: outputs.v_after! },
+      };
     };
-    const nothing = emptyPast(config);
+    const nothing = emptyPast(config, type);
     const together = await attend(0, PROBE_TOKENS, nothing);
     const first = await attend(0, SAFE_TOKENS, nothing);
     const rest = await attend(SAFE_TOKENS, PROBE_TOKENS, first.past);
     const inPieces = [...first.attended, ...rest.attended];
-    const agrees = inPieces.every((value, i) => Math.abs(value - together.attended[i]!) < DIFFERENCE_MAX);
-    return agrees ? Number.POSITIVE_INFINITY : SAFE_TOKENS;
+    return inPieces.every((value, i) => Math.abs(value - together.attended[i]!) < DIFFERENCE_MAX[type]);
   } finally {
     await session.release();
   }
@@ -48,8 +57,8 @@ export async function pieceTokensMax(config: ModelConfig): Promise<number> {
 
 type Past = { readonly k: RuntimeTensor; readonly v: RuntimeTensor };
 
-function emptyPast({ kvHeadCount: G, headSize: D }: ModelConfig): Past {
-  const zeros = () => tensor('f32', new Float32Array(G * PROBE_TOKENS * D), [1, G, PROBE_TOKENS, D]);
+function emptyPast({ kvHeadCount: G, headSize: D }: ModelConfig, type: FloatType): Past {
+  const zeros = () => floatTensor(type, new Uint8Array(G * PROBE_TOKENS * D), [1, G, PROBE_TOKENS, D]);
   return { k: zeros(), v: zeros() };
 }
 
@@ -64,13 +73,16 @@ function someTokens({ headCount: N, kvHeadCount: G, headSize: D }: ModelConfig) 
   };
 }
 
-function openAttention({ headCount: N, kvHeadCount: G, headSize: D }: ModelConfig): Promise<Session> {
+function openAttention(
+  { headCount: N, kvHeadCount: G, headSize: D }: ModelConfig,
+  type: FloatType,
+): Promise<Session> {
   const g = new GraphBuilder('attention_probe');
-  const cache = (name: string) => g.input(name, 'f32', [1, G, 'T', D]);
+  const cache = (name: string) => g.input(name, type, [1, G, 'T', D]);
   const inputs = [
-    g.input('q', 'f32', [1, 'S', N * D]),
-    g.input('k', 'f32', [1, 'S', G * D]),
-    g.input('v', 'f32', [1, 'S', G * D]),
+    g.input('q', type, [1, 'S', N * D]),
+    g.input('k', type, [1, 'S', G * D]),
+    g.input('v', type, [1, 'S', G * D]),
     cache('past_k'),
     cache('past_v'),
     g.input('last_keys', 'i32', [1]),
@@ -78,7 +90,7 @@ function openAttention({ headCount: N, kvHeadCount: G, headSize: D }: ModelConfi
   ];
   const attributes = { num_heads: N, kv_num_heads: G, scale: { float: 1 } };
   g.node('GroupQueryAttention', inputs, ['attended', 'k_after', 'v_after'], attributes, MICROSOFT);
-  g.output({ name: 'attended' }, 'f32', [1, 'S', N * D]);
-  for (const name of ['k_after', 'v_after']) g.output({ name }, 'f32', [1, G, 'T', D]);
+  g.output({ name: 'attended' }, type, [1, 'S', N * D]);
+  for (const name of ['k_after', 'v_after']) g.output({ name }, type, [1, G, 'T', D]);
   return createSession(encodeModel(g.graph), { threads: 1, device: 'webgpu' });
 }

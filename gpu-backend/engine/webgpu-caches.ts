@@ -4,14 +4,12 @@
  *
  * The buffers never come to the host. They grow by doubling, with one copy on the device; `webgpu-runner.ts` has the graph write
  * new K and V in place. A sequence has a place from its first step until its cache is emptied or forgotten.
+ * What is done with the device is done in turn: a step may move the buffers.
  */
-import { encodeModel } from '../onnx/encode.ts';
-import { GraphBuilder, type Value } from '../onnx/graph.ts';
-import type { RuntimeTensor, Session } from '../onnx/session.ts';
-import { createSession, integers, tensor } from '../onnx/session.ts';
-import type { CacheShape, SequenceCache } from './kv-cache.ts';
-
-export type DeviceCacheShape = CacheShape & { readonly kvHeadCount: number; readonly headSize: number };
+import type { RuntimeTensor } from '../onnx/session.ts';
+import { floatTensor } from '../onnx/session.ts';
+import type { SequenceCache } from './kv-cache.ts';
+import { type Copies, type DeviceCacheShape, dispose, openCopies } from './webgpu-copies.ts';
 
 const INITIAL_TOKENS = 256;
 
@@ -22,6 +20,10 @@ export class DeviceCache implements SequenceCache {
   place: number | undefined;
   /** Tokens that are known to come. */
   wanted_tokens = 0;
+  /** How often it was emptied: what was begun for an earlier life is not finished. */
+  lives = 0;
+  /** Why it does not hold the tokens that it should. */
+  failure: Error | undefined;
   readonly #caches: DeviceCaches;
 
   constructor(caches: DeviceCaches) {
@@ -41,10 +43,13 @@ export class DeviceCache implements SequenceCache {
   }
 
   truncate(tokens: number): void {
+    if (tokens === 0) {
+      this.#caches.release(this);
+      this.wanted_tokens = 0;
+      this.lives++;
+      this.failure = undefined;
+    }
     this.length = Math.min(this.length, tokens);
-    if (this.length > 0) return;
-    this.wanted_tokens = 0;
-    this.#caches.free(this);
   }
 
   /** Memory of a device costs the same, written or not. */
@@ -54,7 +59,7 @@ export class DeviceCache implements SequenceCache {
   }
 
   appendPage(): never {
-    throw new Error('pages of prompts are not kept on a GPU');
+    throw new Error('pages are for the host: a GPU keeps prompts by itself');
   }
 
   copyPage(): never {
@@ -70,6 +75,7 @@ export class DeviceCaches {
   readonly #copies: Copies;
   /** Who has each place. What nobody refers to any more gives its place back. */
   #owners: (WeakRef<DeviceCache> | undefined)[] = [];
+  #last: Promise<unknown> = Promise.resolve();
 
   static async open(shape: DeviceCacheShape): Promise<DeviceCaches> {
     return new DeviceCaches(shape, await openCopies(shape));
@@ -78,6 +84,13 @@ export class DeviceCaches {
   private constructor(shape: DeviceCacheShape, copies: Copies) {
     this.shape = shape;
     this.#copies = copies;
+  }
+
+  /** Does `work` with the device when all that was asked before is done. */
+  inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#last.then(work);
+    this.#last = done.catch(() => undefined);
+    return done;
   }
 
   get places(): number {
@@ -89,10 +102,19 @@ export class DeviceCaches {
     return this.#owners.flatMap((owner) => owner?.deref() ?? []);
   }
 
-  free(cache: DeviceCache): void {
-    if (cache.place === undefined) return;
-    this.#owners[cache.place] = undefined;
+  /** Takes a cache's place from it. Until its turn has come nobody else has the place: what was asked before may still read it. */
+  release(cache: DeviceCache): void {
+    const { place, length } = cache;
+    if (place === undefined) return;
+    const last = new DeviceCache(this);
+    last.place = place;
+    last.length = length;
+    this.#owners[place] = new WeakRef(last);
     cache.place = undefined;
+    void this.inTurn(async () => {
+      this.#owners[place] = undefined;
+      last.place = undefined;
+    });
   }
 
   /** A place for each of `caches`, with room for `tokens` more tokens. */
@@ -128,7 +150,28 @@ export class DeviceCaches {
     }
   }
 
+  /** A copy of the first tokens of a place, `[1, G, tokens, D]` each. */
+  keep(place: number, tokens: number): Promise<KeptRows> {
+    return this.#copies.cut(this.buffers, place, tokens);
+  }
+
+  /** The first tokens of what was kept, which goes. */
+  async shorten(rows: KeptRows, tokens: number): Promise<KeptRows> {
+    try {
+      return await this.#copies.cut(rows, 0, tokens);
+    } finally {
+      dispose(rows);
+    }
+  }
+
+  /** Writes the first tokens of what was kept into a cache, which gets a place. */
+  async fill(cache: DeviceCache, rows: KeptRows, tokens: number): Promise<void> {
+    await this.makeRoom([cache], 0);
+    await this.#copies.fill(this.buffers, cache.place!, rows, tokens);
+  }
+
   async close(): Promise<void> {
+    await this.#last;
     dispose(this.buffers);
     this.buffers = [];
     await this.#copies.close();
@@ -144,9 +187,10 @@ export class DeviceCaches {
   }
 
   async #grow(places: number, tokens: number): Promise<void> {
-    const { layerCount, kvHeadCount, headSize } = this.shape;
+    const { layerCount, kvHeadCount, headSize, kvType } = this.shape;
     const old = this.buffers;
-    const nothing = tensor('f32', new Float32Array(kvHeadCount * headSize), [1, kvHeadCount, 1, headSize]);
+    const zeros = new Uint8Array(kvHeadCount * headSize);
+    const nothing = floatTensor(kvType, zeros, [1, kvHeadCount, 1, headSize]);
     const from = old.length > 0 ? old : Array<RuntimeTensor>(2 * layerCount).fill(nothing);
     const [places0, tokens0] = old.length > 0 ? [this.places, this.tokens] : [1, 1];
     this.buffers = await this.#copies.each(from, (buffer) =>
@@ -158,87 +202,11 @@ export class DeviceCaches {
   }
 }
 
+/** K of layer i at 2i, V at 2i + 1, `[1, G, tokens, D]` each, on the device. */
+export type KeptRows = readonly RuntimeTensor[];
+
 function doubled(from: number, needed: number): number {
   let value = from;
   while (value < needed) value *= 2;
   return value;
-}
-
-function dispose(tensors: readonly RuntimeTensor[]): void {
-  for (const each of tensors) each.dispose();
-}
-
-/*
- * What the device copies: three small graphs, since only graphs reach its memory.
- */
-
-type Copies = {
-  pad(buffer: RuntimeTensor, places: number, tokens: number): Promise<RuntimeTensor>;
-  take(buffer: RuntimeTensor, place: number): Promise<RuntimeTensor>;
-  put(buffer: RuntimeTensor, row: RuntimeTensor, place: number): Promise<void>;
-  /** One after the other; when one fails, those before it are given back. */
-  each(
-    buffers: readonly RuntimeTensor[],
-    copy: (buffer: RuntimeTensor) => Promise<RuntimeTensor>,
-  ): Promise<RuntimeTensor[]>;
-  close(): Promise<void>;
-};
-
-async function openCopies({ kvHeadCount: G, headSize: D }: DeviceCacheShape): Promise<Copies> {
-  const session = (stay: readonly string[], build: (g: GraphBuilder, buffer: Value) => void) => {
-    const g = new GraphBuilder('copy');
-    build(g, g.input('buffer', 'f32', ['P', G, 'T', D]));
-    return createSession(encodeModel(g.graph), { threads: 1, device: 'webgpu', stay });
-  };
-  const output = (g: GraphBuilder, shape: readonly (string | number)[]) =>
-    g.output({ name: 'copy' }, 'f32', shape);
-  const sessions: Session[] = [];
-  const opened = async (made: Promise<Session>): Promise<Session> => {
-    sessions.push(await made);
-    return sessions.at(-1)!;
-  };
-  const pad = await opened(
-    session(['copy'], (g, buffer) => {
-      g.node('Pad', [buffer, g.input('pads', 'i64', [8])], ['copy']);
-      output(g, ['P2', G, 'T2', D]);
-    }),
-  );
-  const take = await opened(
-    session(['copy'], (g, buffer) => {
-      g.node('Gather', [buffer, g.input('place', 'i64', [1])], ['copy'], { axis: 0 });
-      output(g, [1, G, 'T', D]);
-    }),
-  );
-  const put = await opened(
-    session([], (g, buffer) => {
-      const row = g.input('row', 'f32', [1, G, 'T', D]);
-      const places = g.op('Expand', [g.input('place', 'i32', [1, 1, 1, 1]), g.op('Shape', [row])]);
-      g.node('ScatterElements', [buffer, places, row], ['copy'], { axis: 0 });
-      output(g, ['P', G, 'T', D]);
-    }),
-  );
-  const copy = async (by: Session, feeds: Parameters<Session['run']>[0]) =>
-    (await by.run(feeds, ['copy'])).copy!;
-  return {
-    pad: (buffer, places, tokens) =>
-      copy(pad, { buffer, pads: integers([0, 0, 0, 0, places, 0, tokens, 0]) }),
-    take: (buffer, place) => copy(take, { buffer, place: integers([place]) }),
-    async put(buffer, row, place) {
-      const at = tensor('i32', Int32Array.of(place), [1, 1, 1, 1]);
-      await put.run({ buffer, row, place: at }, { copy: buffer });
-    },
-    async each(buffers, make) {
-      const made: RuntimeTensor[] = [];
-      try {
-        for (const buffer of buffers) made.push(await make(buffer));
-        return made;
-      } catch (error) {
-        dispose(made);
-        throw error;
-      }
-    },
-    async close() {
-      for (const each of sessions) await each.release();
-    },
-  };
 }

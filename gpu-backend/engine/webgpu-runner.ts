@@ -5,17 +5,18 @@
  * `GroupQueryAttention` takes one new token of many sequences, or many of one: so a step is a run for all single tokens, and one
  * for each piece of a prompt (`webgpu-attention.ts` says how long a piece may be).
  */
-import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import { webgpuLlamaGraph } from '../model/architectures/webgpu-llama.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
+import type { FloatType } from '../onnx/graph.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
-import { createSessionIn, floats, integers, tensor } from '../onnx/session.ts';
+import { createSessionIn, floats, floatTensor, integers, tensor } from '../onnx/session.ts';
 import type { RunInput } from './run-input.ts';
-import { checkSurrogates, type Runner, type RunnerOptions } from './runner-interface.ts';
+import { checkSurrogates, kvTypeOn, type Runner, type RunnerOptions } from './runner-interface.ts';
 import { pieceTokensMax } from './webgpu-attention.ts';
 import { DeviceCache, DeviceCaches } from './webgpu-caches.ts';
+import { DevicePrefixes } from './webgpu-prefixes.ts';
 
 type Input = RunInput & { readonly cache: DeviceCache };
 
@@ -24,21 +25,16 @@ export async function openWebgpuRunner(
   config: ModelConfig,
   options: RunnerOptions,
 ): Promise<Runner> {
-  const { surrogates, kvType = 'f32' } = options;
-  if (kvType !== 'f32') {
-    const message = `Keys and values are kept in ${kvType} on the CPU only: take --device cpu, or --kv-type f32.`;
-    throw new MaskrouteError('invalid_argument', message);
-  }
+  const { surrogates } = options;
+  const floatType = kvTypeOn(options.device, options.kvType);
   const { layerCount, kvHeadCount, headSize, contextTokens } = config;
-  const pieceMax = await pieceTokensMax(config);
-  const session = await openGraph(modelDir, config, options);
+  const pieceMax = await pieceTokensMax(config, floatType);
+  const session = await openGraph(modelDir, config, floatType, options);
   const caches = await DeviceCaches.open({
     ...{ layerCount, kvHeadCount, headSize, contextTokens },
-    width: kvHeadCount * headSize,
+    ...{ width: kvHeadCount * headSize, kvType: floatType },
   });
-  const parts = { session, caches, config, pieceMax };
-  // One step after the other: a step may move the buffers.
-  let last: Promise<unknown> = Promise.resolve();
+  const parts = { session, caches, config, floatType, pieceMax };
   const runMany = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
     if (inputs.length > BATCH_PLACES)
       throw new RangeError(`${inputs.length} sequences for ${BATCH_PLACES} places`);
@@ -47,9 +43,7 @@ export async function openWebgpuRunner(
       cache.reserve(tokenIds.length);
     }
     const own = inputs.map(asInput);
-    const step = last.then(() => runStep(parts, own));
-    last = step.catch(() => undefined);
-    return step;
+    return caches.inTurn(() => runStep(parts, own));
   };
   return {
     config,
@@ -57,6 +51,7 @@ export async function openWebgpuRunner(
     newCache: () => new DeviceCache(caches),
     run: async (input) => (await runMany([input]))[0]!,
     runMany,
+    newPrefixes: (tokensMax, now_ms) => new DevicePrefixes(caches, tokensMax, now_ms),
     close: async () => {
       await caches.close();
       session.endProfiling();
@@ -69,9 +64,11 @@ export async function openWebgpuRunner(
 async function openGraph(
   modelDir: string,
   config: ModelConfig,
+  floatType: FloatType,
   { threads, profileFile }: RunnerOptions,
 ): Promise<Session> {
-  const graph = webgpuLlamaGraph(config, await readStoredLlama(modelDir, config, 'with surrogates'));
+  const stored = await readStoredLlama(modelDir, config, 'with surrogates');
+  const graph = webgpuLlamaGraph(config, stored, floatType);
   return createSessionIn(modelDir, graph, {
     threads,
     device: 'webgpu',
@@ -89,12 +86,15 @@ type Parts = {
   readonly session: Session;
   readonly caches: DeviceCaches;
   readonly config: ModelConfig;
+  readonly floatType: FloatType;
   /** New tokens of one sequence in one run. */
   readonly pieceMax: number;
 };
 
 /** Caches hold the new tokens once everything has run: a step that fails half-way can be run again. */
 async function runStep(parts: Parts, inputs: readonly Input[]): Promise<Float32Array[]> {
+  const broken = inputs.find(({ cache }) => cache.failure !== undefined);
+  if (broken !== undefined) throw broken.cache.failure;
   const logits = new Map<Input, Float32Array>();
   // First, since it writes a token behind those of the others.
   const single = inputs.filter(({ tokenIds }) => tokenIds.length === 1);
@@ -162,11 +162,11 @@ type Row = {
 
 /** One run: a sequence a row of the buffers, all with as many new tokens. */
 async function runRows(
-  { session, config }: Parts,
+  { session, config, floatType }: Parts,
   rows: readonly Row[],
   buffers: readonly RuntimeTensor[],
 ): Promise<Float32Array[]> {
-  const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, config.layerCount, rows) };
+  const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, config.layerCount, floatType, rows) };
   const fetches: Fetches = { logits: null };
   buffers.forEach((buffer, i) => {
     const name = `${i % 2 === 0 ? 'k' : 'v'}_${i >> 1}`;
@@ -212,7 +212,7 @@ function tokenFeeds(rows: readonly Row[]): Feeds {
   };
 }
 
-function maskFeeds(session: Session, layerCount: number, rows: readonly Row[]): Feeds {
+function maskFeeds(session: Session, layerCount: number, floatType: FloatType, rows: readonly Row[]): Feeds {
   const blocks = Array.from({ length: 2 * layerCount }, (_, block) => block);
   const runs = ({ plan }: Input, block: number) => plan.mask.runs[block] === 1;
   const live = rows.flatMap(({ input }) => input ?? []);
@@ -227,7 +227,7 @@ function maskFeeds(session: Session, layerCount: number, rows: readonly Row[]): 
     const values = blocks.flatMap((block) =>
       rows.map(({ input }) => Number(input !== undefined && is(input, block))),
     );
-    return tensor('f32', Float32Array.from(values), [blocks.length, rows.length, 1, 1]);
+    return floatTensor(floatType, values, [blocks.length, rows.length, 1, 1]);
   };
   return {
     plain: flags((count) => count === live.length),

@@ -13,7 +13,7 @@ import {
   STEP_PART_TOKENS,
   weightCounts,
 } from './gates/step-memory.ts';
-import type { LearnEffort } from './search/effort.ts';
+import { type LearnEffort, STEP_PARTS } from './search/effort.ts';
 
 export type Forecast = {
   /** Whether the model is computed as a whole or layer by layer. */
@@ -38,15 +38,17 @@ export async function measurePace(threads: number): Promise<number> {
   return (rows * inner * inner) / (Math.min(...times) / 1000);
 }
 
-/** Backward products, with the forward ones that are computed once more. */
-const BACKWARD = 3;
-/** How much faster products of codes are: a training step of the default model makes 336e9 multiply-adds a second where fp32 has 110. */
-const CODES_PACE = 3;
+/**
+ * How many times as fast as fp32 products of many rows are, by the form of their weights (idle, 64 rows of the default model's
+ * matrices): one scale a column, and codes in blocks.
+ */
+const COLUMNS_PACE = 2.8;
+const BLOCKS_PACE: Readonly<Record<WeightKind, number>> = { f32: 1, q8: 1.2, q4: 1 };
 /** Tokens a scored position: beginnings that prompts share are computed and not scored. */
 const TOKENS_A_POSITION = 1.5;
 
-/** Weights a second that are packed when a piece is opened: as fast as memory is read and written. */
-const PACK_PACE = 4e8;
+/** Weights a second that are read and packed when a piece is opened. */
+const PACK_PACE = 3.5e8;
 /** Weights a second that are rounded for training, once a model. */
 const ROUND_PACE = 1.2e7;
 
@@ -65,48 +67,67 @@ export function forecastLearning(
   { clusterCount, pace, available_bytes }: ForecastOptions,
 ): Forecast {
   const plan = planMemory(config, weights, available_bytes);
-  const positions = positionsOf(config, effort, clusterCount);
-  const { reads, writes, all } = weightCounts(config);
-  const opened = plan.kind === 'whole' ? 0 : all - plan.layersKept * (reads + writes);
-  // Every batch of a search goes through the pieces that do not stay open; scoring has the serving graph, which does.
-  const batches = (TOKENS_A_POSITION * positions.searched) / LOSS_BATCH_TOKENS;
-  const products = (positions.searched + positions.scored) * TOKENS_A_POSITION * all;
-  const isExact = weights === 'f32';
+  const { losses, stepParts, scored } = workOf(config, effort, clusterCount);
+  const batch = batchTimes(config, weights, plan, pace);
+  const { all } = weightCounts(config);
   return {
     plan: plan.kind,
     memory_bytes: plan.memory_bytes,
     time_s:
-      products / (isExact ? pace : CODES_PACE * pace) +
-      (batches * opened) / PACK_PACE +
-      (isExact ? 0 : all / ROUND_PACE),
+      losses * batch.loss_s +
+      stepParts * batch.step_s +
+      (scored * all) / (BLOCKS_PACE[weights] * pace) +
+      (weights === 'f32' ? 0 : all / ROUND_PACE),
   };
 }
 
-/** Positions times passes, of all stages: by training graphs, and by the serving one. */
-function positionsOf({ layerCount }: ModelConfig, effort: LearnEffort, clusterCount: number) {
+/**
+ * Of a batch of `LOSS_BATCH_TOKENS` that only the loss is taken of, and of a step's part of `STEP_PART_TOKENS`: the products, and by
+ * layers the packing of pieces that do not stay open. Scoring has the serving graph, which does.
+ */
+export function batchTimes(
+  config: ModelConfig,
+  weights: WeightKind,
+  { kind, layersKept }: Pick<MemoryPlan, 'kind' | 'layersKept'>,
+  pace: number,
+): { readonly loss_s: number; readonly step_s: number } {
+  const { head, reads, writes, all } = weightCounts(config);
+  const written = config.layerCount * writes;
+  const columns = weights === 'f32' ? 1 : COLUMNS_PACE;
+  const back = weights === 'f32' ? 1 : BLOCKS_PACE.q8;
+  // `training-weights.ts` says which form goes which way.
+  const forward_s = ((all - written) / columns + written / BLOCKS_PACE[weights]) / pace;
+  const back_s = ((all - written) / back + written / columns) / pace;
+  if (kind === 'whole')
+    return { loss_s: LOSS_BATCH_TOKENS * forward_s, step_s: STEP_PART_TOKENS * (forward_s + back_s) };
+  const opened = all - layersKept * (reads + writes);
+  // On the way back every layer computes forward once more, with its weights for both directions.
+  const openedForStep = opened - head + 2 * all;
+  return {
+    loss_s: LOSS_BATCH_TOKENS * forward_s + opened / PACK_PACE,
+    step_s: STEP_PART_TOKENS * (2 * forward_s + back_s) + openedForStep / PACK_PACE,
+  };
+}
+
+/** Batches that the loss is taken of, parts of steps, and tokens that the serving graph scores, of all stages. */
+function workOf({ layerCount }: ModelConfig, effort: LearnEffort, clusterCount: number) {
   const blocks = 2 * layerCount;
-  const search = ({
-    searchPositions,
-    glanceParts,
-    rounds,
-    exchanges,
-    gateSteps,
-  }: LearnEffort['one' | 'group']) =>
-    LOSS_BATCH_TOKENS * glanceParts * blocks * (1 + rounds) +
-    searchPositions * exchanges * (1 + rounds) +
-    STEP_PART_TOKENS * 2 * gateSteps * BACKWARD;
+  const batches = (positions: number) => (TOKENS_A_POSITION * positions) / LOSS_BATCH_TOKENS;
+  const search = ({ searchPositions, glanceParts, rounds, exchanges }: LearnEffort['one' | 'group']) =>
+    (1 + rounds) * (glanceParts * blocks + exchanges * batches(searchPositions));
   const { one, group, turns } = effort;
   const groups = clusterCount > 1 ? Math.min(clusterCount, effort.masksMax) : 0;
   // The dense model needs no search.
   const sizes = clusterCount > 1 ? effort.sizes.filter((size) => size > 0).length : 0;
   return {
-    searched:
+    losses:
       search(one) +
-      LOSS_BATCH_TOKENS * one.glanceParts * one.greedyEvaluations +
+      one.glanceParts * one.greedyEvaluations +
       groups * turns * search(group) +
-      sizes * (LOSS_BATCH_TOKENS * blocks + one.searchPositions * effort.sizeExchanges) +
-      6 * effort.choicePositions,
-    scored: (groups + sizes + 1) * (effort.sharePositions + effort.heldOutPositions),
+      sizes * (blocks + effort.sizeExchanges * batches(one.searchPositions)) +
+      6 * batches(effort.choicePositions),
+    stepParts: STEP_PARTS * (one.gateSteps + groups * turns * group.gateSteps),
+    scored: TOKENS_A_POSITION * (groups + sizes + 1) * (effort.sharePositions + effort.heldOutPositions),
   };
 }
 

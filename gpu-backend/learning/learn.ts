@@ -18,7 +18,7 @@ import type { EncoderOptions } from '../encoder/full-encoder.ts';
 import { writeWhole } from '../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
-import type { Device } from '../onnx/device.ts';
+import { type Device, deviceName } from '../onnx/device.ts';
 import { clusterLabel } from './data/clusters.ts';
 import { openEncoder } from './data/encoders.ts';
 import { groupPrompts, type Prompts } from './data/prompt-groups.ts';
@@ -220,7 +220,7 @@ async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Prom
     effort,
     seed,
     encoder,
-    ...(settings.device?.kind === 'webgpu' && { device: settings.device.adapter }),
+    ...(settings.device?.kind === 'webgpu' && { device: deviceName(settings.device) }),
   });
 }
 

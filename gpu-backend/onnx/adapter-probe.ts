@@ -4,27 +4,44 @@
  */
 
 import { encodeModel } from './encode.ts';
+import type { FloatType } from './graph.ts';
 import { GraphBuilder } from './graph.ts';
-import { createSession, floats, tensor } from './session.ts';
+import { createSession, floatsOrHalves, floatTensor } from './session.ts';
 
 /** Read, and checked, by the process that asks. */
 type Probe =
-  | { readonly kind: 'adapter'; readonly adapter: string; readonly isSoftware: boolean | null }
+  | {
+      readonly kind: 'adapter';
+      readonly adapter: string;
+      readonly isSoftware: boolean | null;
+      readonly hasHalves: boolean;
+    }
   | { readonly kind: 'none'; readonly reason: string };
 
 async function probe(): Promise<Probe> {
   const named = await askName();
   if (named?.kind === 'none') return named;
   try {
-    await compute();
+    await compute('f32');
   } catch (error) {
     return { kind: 'none', reason: lastSentence((error as Error).message) };
   }
-  return named ?? { kind: 'adapter', adapter: 'an adapter without a name', isSoftware: null };
+  // ONNX Runtime asks for all features that it knows; what it got shows in what runs.
+  const hasHalves = await compute('f16').then(
+    () => true,
+    () => false,
+  );
+  return {
+    ...(named ?? { adapter: 'an adapter without a name', isSoftware: null }),
+    kind: 'adapter',
+    hasHalves,
+  };
 }
 
+type Named = { readonly kind: 'named'; readonly adapter: string; readonly isSoftware: boolean };
+
 /** `undefined` without the package, which is optional. */
-async function askName(): Promise<Probe | undefined> {
+async function askName(): Promise<Named | (Probe & { readonly kind: 'none' }) | undefined> {
   const webgpu = await import('webgpu').catch(() => undefined);
   if (webgpu === undefined) return undefined;
   const adapter = await webgpu.create([]).requestAdapter({ powerPreference: 'high-performance' });
@@ -32,20 +49,20 @@ async function askName(): Promise<Probe | undefined> {
     return { kind: 'none', reason: 'no driver for Vulkan, Metal or Direct3D has an adapter' };
   const { vendor, device, description, isFallbackAdapter } = adapter.info;
   return {
-    kind: 'adapter',
+    kind: 'named',
     adapter: description || [vendor, device].filter(Boolean).join(' '),
     isSoftware: isFallbackAdapter,
   };
 }
 
-async function compute(): Promise<void> {
+async function compute(type: FloatType): Promise<void> {
   const g = new GraphBuilder('probe');
-  const x = g.input('x', 'f32', [2]);
+  const x = g.input('x', type, [2]);
   const sum = g.op('Add', [x, x]);
-  g.output(sum, 'f32', [2]);
+  g.output(sum, type, [2]);
   const session = await createSession(encodeModel(g.graph), { threads: 1, device: 'webgpu' });
-  const outputs = await session.run({ x: tensor('f32', Float32Array.of(1, 2), [2]) }, [sum.name]);
-  const [two, four] = floats(outputs[sum.name]!);
+  const outputs = await session.run({ x: floatTensor(type, [1, 2], [2]) }, [sum.name]);
+  const [two, four] = floatsOrHalves(outputs[sum.name]!);
   if (two !== 2 || four !== 4) throw new Error('it adds wrongly');
 }
 

@@ -7,6 +7,7 @@ import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { FloatType } from './graph.ts';
 
 export const DEVICE_CHOICES = ['cpu', 'webgpu', 'auto'] as const;
 export type DeviceChoice = (typeof DEVICE_CHOICES)[number];
@@ -20,16 +21,22 @@ export type Device =
       readonly adapter: string;
       /** Drivers that compute on the processor: right, and slow. */
       readonly isSoftware: boolean;
+      readonly floatType: FloatType;
     };
 
 export const PROCESSOR: Device = { kind: 'cpu' };
 
 export const deviceName = (device: Device): string =>
-  device.kind === 'cpu' ? 'the processor' : `${device.adapter}, through WebGPU`;
+  device.kind === 'cpu' ? 'the processor' : `${device.adapter}, through WebGPU in ${device.floatType}`;
 
-/** What the child process says, as one line of JSON. `isSoftware` is null where nobody knows. */
+/** What the child process says, as one line of JSON. `isSoftware` is null where nobody knows; `hasHalves`: it computes in fp16. */
 export const probeSchema = z.discriminatedUnion('kind', [
-  z.object({ kind: z.literal('adapter'), adapter: z.string(), isSoftware: z.boolean().nullable() }),
+  z.object({
+    kind: z.literal('adapter'),
+    adapter: z.string(),
+    isSoftware: z.boolean().nullable(),
+    hasHalves: z.boolean(),
+  }),
   z.object({ kind: z.literal('none'), reason: z.string() }),
 ]);
 export type Probe = z.infer<typeof probeSchema>;
@@ -40,9 +47,22 @@ export type ChosenDevice = {
   readonly reason?: string;
 };
 
-/** @throws MaskrouteError `no_device` for `webgpu` where there is no adapter that ONNX Runtime can use. */
-export async function chooseDevice(choice: DeviceChoice, probe = probeAdapter): Promise<ChosenDevice> {
-  if (choice === 'cpu') return { device: PROCESSOR };
+type DeviceWish = { readonly choice: DeviceChoice; readonly floatType?: FloatType | undefined };
+
+/**
+ * A GPU computes in fp16 where it can, unless `floatType` says otherwise.
+ * @throws MaskrouteError `no_device` for `webgpu` where there is no adapter that ONNX Runtime can use, `invalid_argument` for
+ * a type that the device does not compute in.
+ */
+export async function chooseDevice(
+  { choice, floatType }: DeviceWish,
+  probe = probeAdapter,
+): Promise<ChosenDevice> {
+  if (choice === 'cpu') {
+    if (floatType === 'f16')
+      throw new MaskrouteError('invalid_argument', 'The CPU computes in f32: take no --float-type f16.');
+    return { device: PROCESSOR };
+  }
   const found = await probe();
   switch (found.kind) {
     case 'none':
@@ -52,12 +72,20 @@ export async function chooseDevice(choice: DeviceChoice, probe = probeAdapter): 
         `There is no GPU that ONNX Runtime can use: ${found.reason}. See docs/gpu.md for what to install, or take --device cpu.`,
       );
     case 'adapter': {
-      const { adapter, isSoftware } = found;
+      const { adapter, isSoftware, hasHalves } = found;
       if (choice === 'auto' && isSoftware !== false) {
         const what = isSoftware ? 'computes on the processor itself' : 'may be one of software';
         return { device: PROCESSOR, reason: `the only adapter, ${adapter}, ${what}` };
       }
-      return { device: { kind: 'webgpu', adapter, isSoftware: isSoftware ?? false } };
+      if (floatType === 'f16' && !hasHalves)
+        throw new MaskrouteError(
+          'invalid_argument',
+          `${adapter} does not compute in f16 (it lacks shader-f16): take --float-type f32.`,
+        );
+      const best = hasHalves ? 'f16' : 'f32';
+      return {
+        device: { kind: 'webgpu', adapter, isSoftware: isSoftware ?? false, floatType: floatType ?? best },
+      };
     }
   }
 }

@@ -7,6 +7,10 @@
 export const ELEMENT_TYPES = { f32: 1, u8: 2, i8: 3, i32: 6, i64: 7, bool: 9, f16: 10 } as const;
 export type ElementType = keyof typeof ELEMENT_TYPES;
 
+/** What a GPU computes in, and keeps keys and values in. */
+export const FLOAT_TYPES = ['f32', 'f16'] as const;
+export type FloatType = (typeof FLOAT_TYPES)[number];
+
 /** A number is a fixed size, a string a named free size. */
 export type Dimension = number | string;
 
@@ -172,3 +176,63 @@ function constantBytes(type: ConstantType, values: readonly number[]): Uint8Arra
       return Uint8Array.from(values);
   }
 }
+
+/**
+ * The same graph in half precision: all that is fp32 becomes fp16, but for the outputs `kept`, which are cast. Weights stay
+ * as their file has them; the runtime casts them once, when it opens the graph.
+ */
+export function inHalves(graph: Graph, kept: readonly string[] = []): Graph {
+  const halved = halfGraph(graph);
+  const outputs = graph.outputs.filter(({ name }) => kept.includes(name));
+  const renamed = new Map(outputs.map(({ name }) => [name, `${name}.f16`]));
+  return {
+    ...halved,
+    nodes: [
+      ...halved.nodes.map((node) => ({
+        ...node,
+        outputs: node.outputs.map((name) => renamed.get(name) ?? name),
+      })),
+      ...outputs.map(({ name }) => castNode(renamed.get(name)!, name, 'f32')),
+    ],
+    outputs: halved.outputs.map((output) => outputs.find(({ name }) => name === output.name) ?? output),
+  };
+}
+
+function halfGraph({ name, nodes, initializers, inputs, outputs }: Graph): Graph {
+  const half = <T extends ValueInfo>(info: T): T => (info.type === 'f32' ? { ...info, type: 'f16' } : info);
+  const isWeight = ({ type, data }: Initializer) => type === 'f32' && data.kind === 'external';
+  const source = (weight: string) => `${weight}.f32`;
+  return {
+    name,
+    nodes: [
+      ...initializers.filter(isWeight).map((weight) => castNode(source(weight.name), weight.name, 'f16')),
+      ...nodes.map((node) => ({ ...node, attributes: mapValues(node.attributes, halfAttribute) })),
+    ],
+    initializers: initializers.map((one) =>
+      isWeight(one) ? { ...one, name: source(one.name) } : halfConstant(one),
+    ),
+    inputs: inputs.map(half),
+    outputs: outputs.map(half),
+  };
+}
+
+const halfAttribute = (value: Attribute): Attribute =>
+  typeof value === 'object' && 'graph' in value ? { graph: halfGraph(value.graph) } : value;
+
+function halfConstant(initializer: Initializer): Initializer {
+  const { type, data } = initializer;
+  if (type !== 'f32' || data.kind !== 'inline') return initializer;
+  const { buffer, byteOffset, byteLength } = data.bytes;
+  const bytes = new Uint8Array(
+    Float16Array.from(new Float32Array(buffer, byteOffset, byteLength / 4)).buffer,
+  );
+  return { ...initializer, type: 'f16', data: { kind: 'inline', bytes } };
+}
+
+const castNode = (from: string, to: string, type: ElementType): Node => ({
+  ...{ op: 'Cast', domain: '', inputs: [from], outputs: [to] },
+  attributes: { to: ELEMENT_TYPES[type] },
+});
+
+const mapValues = <T>(values: Readonly<Record<string, T>>, change: (value: T) => T): Record<string, T> =>
+  Object.fromEntries(Object.entries(values).map(([name, value]) => [name, change(value)]));

@@ -152,6 +152,16 @@ export function tensor<T extends keyof TensorData & ElementType>(
   return made;
 }
 
+/** `values` in either precision. */
+export const floatTensor = (
+  type: 'f32' | 'f16',
+  values: ArrayLike<number>,
+  dims: readonly number[],
+): Tensor =>
+  type === 'f32'
+    ? tensor(type, Float32Array.from(values), dims)
+    : tensor(type, Float16Array.from(values), dims);
+
 /** `values` as int64, a list of them unless `dims` says otherwise. */
 export function integers(values: ArrayLike<number>, dims: readonly number[] = [values.length]): Tensor {
   // Written in halves: a BigInt for each would be an object for each.

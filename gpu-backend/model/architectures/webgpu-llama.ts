@@ -13,8 +13,8 @@
  * of 0 and 1 take its output from the others; or nobody does, and its weights are not read. `If` wants its condition on
  * the host, so nothing is read back for it.
  */
-import type { Graph, Value } from '../../onnx/graph.ts';
-import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
+import type { FloatType, Graph, Value } from '../../onnx/graph.ts';
+import { GraphBuilder, inHalves, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import { type Extras, type KeysValues, keysValues, queriesKeysValues } from './attention-extras.ts';
 import type { StoredLayer, StoredLlama } from './llama.ts';
@@ -53,8 +53,8 @@ type Shared = {
     | undefined;
 };
 
-/** Inputs and outputs are named in `engine/webgpu-runner.ts`, which feeds them. */
-export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama): Graph {
+/** Inputs and outputs are named in `engine/webgpu-runner.ts`, which feeds them. All but the logits is of `floatType`. */
+export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama, floatType: FloatType): Graph {
   const g = new GraphBuilder('webgpu_llama');
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
@@ -66,7 +66,8 @@ export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama): Grap
   const rows = g.op('Reshape', [g.op('Add', stream), g.constant('i64', [2], [-1, config.hiddenSize])]);
   outputLogits(g, config, stored, g.op('Gather', [rows, logitRows], { axis: 0 }), ['R']);
   // Some devices would round otherwise than the processor does: at half a logit of the default model.
-  return withExactProducts(g.graph);
+  const exact = withExactProducts(g.graph);
+  return floatType === 'f32' ? exact : inHalves(exact, ['logits']);
 }
 
 function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {

@@ -2,42 +2,58 @@
 import { spawnSync } from 'node:child_process';
 import { afterEach, expect, test, vi } from 'vitest';
 import { chooseDevice, deviceName, type Probe, probeAdapter } from '../../../gpu-backend/onnx/device.ts';
+import type { FloatType } from '../../../gpu-backend/onnx/graph.ts';
 import { testDevice } from '../../support/lavapipe.ts';
 
 afterEach(() => vi.unstubAllEnvs());
 const finding = (probe: Probe) => () => Promise.resolve(probe);
-const card: Probe = { kind: 'adapter', adapter: 'A Card', isSoftware: false };
-const software: Probe = { kind: 'adapter', adapter: 'llvmpipe', isSoftware: true };
+const card: Probe = { kind: 'adapter', adapter: 'A Card', isSoftware: false, hasHalves: true };
+const software: Probe = { kind: 'adapter', adapter: 'llvmpipe', isSoftware: true, hasHalves: true };
 const none: Probe = { kind: 'none', reason: 'no driver has an adapter' };
 
 test('the processor is taken without a look at any driver', async () => {
   const probe = vi.fn(finding(card));
-  expect(await chooseDevice('cpu', probe)).toEqual({ device: { kind: 'cpu' } });
+  expect(await chooseDevice({ choice: 'cpu' }, probe)).toEqual({ device: { kind: 'cpu' } });
   expect(probe).not.toHaveBeenCalled();
 });
 
 test('auto takes a card, and never drivers that compute on the processor', async () => {
-  const { device, reason } = await chooseDevice('auto', finding(card));
-  expect(device).toEqual({ kind: 'webgpu', adapter: 'A Card', isSoftware: false });
-  expect(deviceName(device)).toBe('A Card, through WebGPU');
+  const { device, reason } = await chooseDevice({ choice: 'auto' }, finding(card));
+  expect(device).toEqual({ kind: 'webgpu', adapter: 'A Card', isSoftware: false, floatType: 'f16' });
+  expect(deviceName(device)).toBe('A Card, through WebGPU in f16');
   expect(reason).toBeUndefined();
   for (const [probe, why] of [
     [software, 'llvmpipe'],
     [{ ...card, isSoftware: null }, 'may be one of software'],
     [none, 'no driver has an adapter'],
   ] as const) {
-    const chosen = await chooseDevice('auto', finding(probe));
+    const chosen = await chooseDevice({ choice: 'auto' }, finding(probe));
     expect(chosen.device).toEqual({ kind: 'cpu' });
     expect(chosen.reason).toContain(why);
   }
 });
 
 test('who asks for a GPU gets any adapter, or an error that says what to do', async () => {
-  expect((await chooseDevice('webgpu', finding(software))).device.kind).toBe('webgpu');
-  await expect(chooseDevice('webgpu', finding(none))).rejects.toMatchObject({
+  expect((await chooseDevice({ choice: 'webgpu' }, finding(software))).device.kind).toBe('webgpu');
+  await expect(chooseDevice({ choice: 'webgpu' }, finding(none))).rejects.toMatchObject({
     code: 'no_device',
     message: expect.stringMatching(/no driver has an adapter.*docs\/gpu\.md.*--device cpu/),
   });
+});
+
+test('a GPU computes in fp16 where it can, and in what it is told; who asks for more than it has is told', async () => {
+  const floatType = async (wish: FloatType | undefined, hasHalves: boolean) => {
+    const { device } = await chooseDevice(
+      { choice: 'webgpu', floatType: wish },
+      finding({ ...card, hasHalves }),
+    );
+    return device.kind === 'webgpu' && device.floatType;
+  };
+  expect(await floatType(undefined, true)).toBe('f16');
+  expect(await floatType(undefined, false)).toBe('f32');
+  expect(await floatType('f32', true)).toBe('f32');
+  await expect(floatType('f16', false)).rejects.toThrow(/A Card does not compute in f16.*--float-type f32/);
+  await expect(chooseDevice({ choice: 'cpu', floatType: 'f16' })).rejects.toThrow(/CPU computes in f32/);
 });
 
 test('the drivers of this machine are asked in a process of their own', async () => {
@@ -46,6 +62,16 @@ test('the drivers of this machine are asked in a process of their own', async ()
   expect(found).toMatchObject({ kind: 'adapter' });
   if (process.platform === 'linux')
     expect(found).toMatchObject({ adapter: expect.stringContaining('llvmpipe'), isSoftware: true });
+});
+
+// Mesa's name for a processor of before 2011, which has no instructions for halves.
+test.runIf(process.platform === 'linux' && process.arch === 'x64').each([
+  ['', true],
+  ['sse4.1', false],
+])('what a driver computes in is found out: with processor features "%s"', async (features, hasHalves) => {
+  testDevice();
+  if (features !== '') vi.stubEnv('GALLIUM_OVERRIDE_CPU_CAPS', features);
+  expect(await probeAdapter()).toMatchObject({ kind: 'adapter', hasHalves });
 });
 
 test.runIf(process.platform === 'linux')('without a driver there is no adapter', async () => {

@@ -1,0 +1,187 @@
+/**
+ * Beginnings of prompts that stay in a GPU's memory, as `prefix-cache.ts` keeps them on the host: the same keys, the same bound, the same
+ * right to room.
+ *
+ * A run of a graph costs a dispatch for each layer, however little it copies. So a sequence is kept as a whole, in one run: when its prompt
+ * is computed, and when it ends. A prompt takes over as many pages as it shares with whichever sequence has most, in one run, too;
+ * K and V never come to the host. A beginning that several conversations share is kept with each.
+ */
+import type { SequenceCache } from './kv-cache.ts';
+import { IDLE_ms, keyOf, PAGE_TOKENS, type PrefixOwner } from './prefix-cache.ts';
+import type { Prefixes } from './runner-interface.ts';
+import { DeviceCache, type DeviceCaches, type KeptRows } from './webgpu-caches.ts';
+import { dispose } from './webgpu-copies.ts';
+
+/** One sequence's K and V. */
+type Kept = {
+  readonly tenant: string;
+  readonly key: string;
+  /** Whole pages. */
+  tokens: Int32Array;
+  /** Known when its turn has come. */
+  rows: Promise<KeptRows>;
+  usedAt_ms: number;
+};
+
+export class DevicePrefixes implements Prefixes {
+  readonly pagesMax: number;
+  readonly #caches: DeviceCaches;
+  readonly #now_ms: () => number;
+  readonly #kept = new Set<Kept>();
+
+  /** `tokensMax`: room of all together, in tokens; 0 keeps none. */
+  constructor(caches: DeviceCaches, tokensMax: number, now_ms = () => performance.now()) {
+    this.pagesMax = Math.floor(tokensMax / PAGE_TOKENS);
+    this.#caches = caches;
+    this.#now_ms = now_ms;
+  }
+
+  get pageCount(): number {
+    return [...this.#kept].reduce((sum, kept) => sum + pagesIn(kept), 0);
+  }
+
+  /** As `PrefixCache.take`; the copy is made before the next step. */
+  take(owner: PrefixOwner, tokenIds: ArrayLike<number>, cache: SequenceCache): number {
+    const usable = Math.max(0, tokenIds.length - 2);
+    const found = this.#of(owner).map((kept) => ({
+      kept,
+      pages: sharedPages(kept.tokens, tokenIds, usable),
+    }));
+    const best = found.toSorted((a, b) => b.pages - a.pages)[0];
+    if (best === undefined || best.pages === 0) return 0;
+    best.kept.usedAt_ms = this.#now_ms();
+    const own = onDevice(cache);
+    own.length = best.pages * PAGE_TOKENS;
+    this.#fill(own, best.kept.rows);
+    return own.length;
+  }
+
+  #fill(cache: DeviceCache, rows: Promise<KeptRows>): void {
+    const { lives, length } = cache;
+    void this.#caches.inTurn(async () => {
+      if (cache.lives !== lives) return;
+      try {
+        await this.#caches.fill(cache, await rows, length);
+      } catch (error) {
+        cache.failure = error as Error;
+      }
+    });
+  }
+
+  /** As `PrefixCache.keep`, once a prompt is computed: only pieces of prompts have several tokens. */
+  keep(
+    owner: PrefixOwner,
+    tokenIds: ArrayLike<number>,
+    from: number,
+    computed: number,
+    cache: SequenceCache,
+  ): void {
+    if (computed - from > 1 && computed === tokenIds.length) this.#keep(owner, tokenIds, onDevice(cache));
+  }
+
+  /** Before a cache is given back. */
+  keepLast(owner: PrefixOwner, tokenIds: ArrayLike<number>, cache: SequenceCache): void {
+    this.#keep(owner, tokenIds, onDevice(cache));
+  }
+
+  #keep(owner: PrefixOwner, tokenIds: ArrayLike<number>, { place, length, failure }: DeviceCache): void {
+    if (place === undefined || failure !== undefined) return;
+    const made = this.#newKept(owner, tokenIds, length);
+    if (made === undefined) return;
+    const rows = this.#caches.inTurn(() => this.#caches.keep(place, made.tokens.length));
+    const kept: Kept = { ...made, rows };
+    this.#kept.add(kept);
+    this.#forgetIfItFails(kept);
+  }
+
+  /** Nothing is lost but time: a prompt that would have begun with it is computed. */
+  #forgetIfItFails(kept: Kept): void {
+    kept.rows.catch(() => this.#kept.delete(kept));
+  }
+
+  /** What is worth keeping of a sequence, with room for it; undefined where all of it is kept already. */
+  #newKept(
+    owner: PrefixOwner,
+    tokenIds: ArrayLike<number>,
+    computed: number,
+  ): Omit<Kept, 'rows'> | undefined {
+    const pages = Math.min(Math.floor(computed / PAGE_TOKENS), this.pagesMax);
+    const tokens = Int32Array.from({ length: pages * PAGE_TOKENS }, (_, i) => tokenIds[i]!);
+    const made = { tenant: owner.tenant, key: keyOf(owner), tokens, usedAt_ms: this.#now_ms() };
+    const shared = this.#of(owner).map((kept) => ({
+      kept,
+      pages: sharedPages(kept.tokens, tokens, tokens.length),
+    }));
+    const same = shared.find((each) => each.pages === pages);
+    if (same !== undefined) same.kept.usedAt_ms = made.usedAt_ms;
+    if (pages === 0 || same !== undefined) return undefined;
+    for (const each of shared) if (each.pages === pagesIn(each.kept)) this.#shorten(each.kept, 0);
+    const left = this.#makeRoom(made);
+    return left === 0 ? undefined : { ...made, tokens: tokens.subarray(0, left * PAGE_TOKENS) };
+  }
+
+  #of(owner: PrefixOwner): Kept[] {
+    const key = keyOf(owner);
+    return [...this.#kept].filter((kept) => kept.key === key);
+  }
+
+  /** Takes pages of others, one by one, and then of the new one; returns how many of its pages may stay. */
+  #makeRoom(made: Omit<Kept, 'rows'>): number {
+    const pages = new Map([...this.#kept, made].map((kept) => [kept, pagesIn(kept)]));
+    let over = [...pages.values()].reduce((sum, count) => sum + count, 0) - this.pagesMax;
+    for (; over > 0; over--) {
+      const loser = this.#loser(pages, made.tenant);
+      pages.set(loser, pages.get(loser)! - 1);
+    }
+    for (const kept of this.#kept) this.#shorten(kept, pages.get(kept)!);
+    return pages.get(made)!;
+  }
+
+  /**
+   * Whose last page goes: what was not used for long, or else what was used longest ago of the tenant that has most; of several
+   * such tenants, the one that adds.
+   */
+  #loser<T extends Omit<Kept, 'rows'>>(pages: ReadonlyMap<T, number>, adding: string): T {
+    const byUse = [...pages.keys()]
+      .filter((kept) => pages.get(kept)! > 0)
+      .toSorted((a, b) => a.usedAt_ms - b.usedAt_ms);
+    const oldest = byUse[0]!;
+    if (this.#now_ms() - oldest.usedAt_ms > IDLE_ms) return oldest;
+    const all = new Map<string, number>();
+    for (const kept of byUse) all.set(kept.tenant, (all.get(kept.tenant) ?? 0) + pages.get(kept)!);
+    const most = Math.max(...all.values());
+    const loses = (tenant: string) =>
+      all.get(tenant) === most && (tenant === adding || all.get(adding) !== most);
+    return byUse.find(({ tenant }) => loses(tenant))!;
+  }
+
+  /** Leaves so many pages of what is kept. */
+  #shorten(kept: Kept, pages: number): void {
+    if (pages === pagesIn(kept)) return;
+    const { rows } = kept;
+    const tokens = pages * PAGE_TOKENS;
+    kept.tokens = kept.tokens.subarray(0, tokens);
+    if (pages > 0) {
+      kept.rows = this.#caches.inTurn(async () => this.#caches.shorten(await rows, tokens));
+      this.#forgetIfItFails(kept);
+      return;
+    }
+    this.#kept.delete(kept);
+    this.#caches.inTurn(async () => dispose(await rows)).catch(() => undefined);
+  }
+}
+
+const pagesIn = ({ tokens }: Pick<Kept, 'tokens'>): number => tokens.length / PAGE_TOKENS;
+
+/** Whole pages that two sequences begin with, of `most` tokens. */
+function sharedPages(a: ArrayLike<number>, b: ArrayLike<number>, most: number): number {
+  const end = Math.min(a.length, b.length, most);
+  let same = 0;
+  while (same < end && a[same] === b[same]) same++;
+  return Math.floor(same / PAGE_TOKENS);
+}
+
+function onDevice(cache: SequenceCache): DeviceCache {
+  if (cache instanceof DeviceCache) return cache;
+  throw new Error('a cache of another runner');
+}
