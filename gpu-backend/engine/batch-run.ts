@@ -17,7 +17,9 @@ import {
   type HostParts,
   isToken,
   lengthFeeds,
+  type Neighbours,
   nameOf,
+  neighboursOf,
   writesSkipped,
 } from './run-input.ts';
 
@@ -27,8 +29,6 @@ export async function runBatch(
   parts: HostParts,
   inputs: readonly HostInput[],
 ): Promise<Float32Array[]> {
-  if (inputs.length > BATCH_PLACES)
-    throw new RangeError(`${inputs.length} sequences for ${BATCH_PLACES} places`);
   for (const input of inputs) input.cache.expect(input.tokenIds.length);
   const logits = new Map<HostInput, Float32Array>();
   for (const some of runsOf(parts, inputs)) await runOnce(session, parts, some, logits);
@@ -69,7 +69,7 @@ async function runOnce(
 ): Promise<void> {
   const { config, heads } = parts;
   for (const { cache, tokenIds } of placed) cache.reserve(tokenIds.length);
-  const neighbours = heads === undefined ? NO_NEIGHBOURS : neighboursOf(heads, tokens);
+  const neighbours = heads === undefined || tokens.length === 0 ? NO_NEIGHBOURS : neighboursOf(heads, tokens);
   const rows = rowsOf(neighbours, placed);
   const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, parts, rows) };
   const fetched = new Float32Array(wantedRows(rows.inputs) * config.vocabularySize);
@@ -101,26 +101,7 @@ async function runOnce(
 const wantedRows = (inputs: readonly HostInput[]): number =>
   inputs.reduce((sum, { logitRows }) => sum + logitRows.length, 0);
 
-/** Who stands in neighbouring places of the heads, from place `from` on; in some nobody of this run. */
-type Neighbours = {
-  readonly from: number;
-  readonly rows: readonly (HostInput | undefined)[];
-  readonly empty: readonly number[];
-};
 const NO_NEIGHBOURS: Neighbours = { from: 0, rows: [], empty: [] };
-
-function neighboursOf(heads: HeadCaches, tokens: readonly HostInput[]): Neighbours {
-  if (tokens.length === 0) return NO_NEIGHBOURS;
-  heads.place(tokens.map(({ cache }) => cache));
-  const byPlace = new Map(tokens.map((input) => [input.cache.place!, input]));
-  const from = Math.min(...byPlace.keys());
-  const places = Array.from({ length: Math.max(...byPlace.keys()) + 1 - from }, (_, i) => from + i);
-  return {
-    from,
-    rows: places.map((place) => byPlace.get(place)),
-    empty: places.filter((place) => !byPlace.has(place)),
-  };
-}
 
 /** The rows of a run: one for each of the neighbours, then all of each placed input. */
 type Rows = {

@@ -66,3 +66,23 @@ export const lengthFeeds = (pasts: readonly number[]): Feeds => ({
   // With one key in all the node takes another way.
   token_keys_max: tensor('i32', Int32Array.of(Math.max(1, ...pasts) + 1), [1]),
 });
+
+/** Who stands in neighbouring places of the heads, from place `from` on; in some nobody of this run. */
+export type Neighbours = {
+  readonly from: number;
+  readonly rows: readonly (HostInput | undefined)[];
+  readonly empty: readonly number[];
+};
+
+/** Gives each of these a place. */
+export function neighboursOf(heads: HeadCaches, tokens: readonly HostInput[]): Neighbours {
+  heads.place(tokens.map(({ cache }) => cache));
+  const byPlace = new Map(tokens.map((input) => [input.cache.place!, input]));
+  const from = Math.min(...byPlace.keys());
+  const places = Array.from({ length: Math.max(...byPlace.keys()) + 1 - from }, (_, i) => from + i);
+  return {
+    from,
+    rows: places.map((place) => byPlace.get(place)),
+    empty: places.filter((place) => !byPlace.has(place)),
+  };
+}

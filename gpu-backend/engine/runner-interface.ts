@@ -38,6 +38,8 @@ export type RunnerOptions = {
   readonly device?: Device | undefined;
   /** How K and V are kept: fp32 unless given. A GPU keeps them as it computes. */
   readonly kvType?: KvType | undefined;
+  /** The processor rounds inputs of products to 8 bits where weights have 8 or 4; with this it does not, as a GPU. */
+  readonly exactProducts?: boolean | undefined;
 };
 
 /** How a device keeps K and V. @throws MaskrouteError `invalid_argument` where it cannot keep them as asked. */

@@ -1,14 +1,14 @@
 /**
  * The Llama decoder as one ONNX graph that serves every mask.
  *
- * Shapes: B = 1 sequence, S = new tokens, W = those that a layer writes K and V of, T = the cache view, H = hidden, F = FFN width,
+ * Shapes: B = sequences, S = new tokens of each, W = those that a layer writes K and V of, T = the cache view, H = hidden, F = FFN width,
  * N/G = query/KV heads, D = head width, V = vocabulary, R = rows whose logits are wanted.
  *
  * Every block sits in an `If` on its bit of `runs`. A skipped FFN costs one copy of a zero tensor. A skipped attention
  * computes K and V of its new tokens and nothing else, or nothing at all when `kv_rows` is 0. With surrogates in the
  * graph, `surrogate_rows` says whether they stand in for skipped blocks: see `surrogate.ts`.
- * A token of an answer is attended by a node of its own (`token-attention.ts`), pieces of prompts by another: which one runs says
- * `is_token`. For pieces the cache is written through: new K and V are outputs bound in place into the buffers that come back
+ * Tokens of answers, of all sequences that a run is for, are attended by a node of their own (`token-attention.ts`), a piece of one
+ * prompt by another: which one runs says `is_token`. So B is 1, or S is. For pieces the cache is written through: new K and V are outputs bound in place into the buffers that come back
  * in as `past_k`/`past_v` (`engine/kv-cache.ts`). The branch as a whole waits for the two splits that write K and V, which puts the writes
  * before the read of the cache. A cache of halves is cast on its way in and out, and there the read waits for the writes
  * by way of a shape.
@@ -81,7 +81,7 @@ type Shared = {
   readonly runs: readonly Value[];
   /** How many new tokens a skipped attention writes K and V of: S, or 0 with `kv: elide`. */
   readonly kvRows: Value;
-  /** Positions of those tokens, `[1, E]`, E = `kv_rows`. */
+  /** Positions of those tokens, `[B, E]`, E = `kv_rows`. */
   readonly kvPositions: Value;
   /** Where K and V are fp32: what a single token of an answer is attended with. */
   readonly tokens: { readonly isToken: Value; readonly lengths: TokenLengths } | undefined;
@@ -89,7 +89,7 @@ type Shared = {
 
 export function llamaGraph(config: LlamaConfig, stored: StoredLlama, kvType: KvType = 'f32'): Graph {
   const g = new GraphBuilder('llama');
-  const tokenIds = g.input('token_ids', 'i64', [1, 'S']);
+  const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
   giveNothingBack(g, tokenIds, 'i64');
   const embedded = embed(g, tokenIds, stored.embedding);
@@ -98,7 +98,7 @@ export function llamaGraph(config: LlamaConfig, stored: StoredLlama, kvType: KvT
     ffn(g, shared, layer, index, ...attention(g, shared, layer, index, residual, branch)),
   );
   const last = g.op('Gather', [g.op('Add', stream), logitRows], { axis: 1 });
-  outputLogits(g, config, stored, last, [1, 'R']);
+  outputLogits(g, config, stored, last, ['B', 'R']);
   return g.graph;
 }
 
@@ -149,7 +149,7 @@ function sharedValues(
   embedded: Value,
 ): Shared {
   const { layerCount: L } = config;
-  const positions = g.input('positions', 'i64', [1, 'S']);
+  const positions = g.input('positions', 'i64', ['B', 'S']);
   const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
   const ones = (count: number) => g.constant('i64', [count], Array<number>(count).fill(1));
   return {
@@ -159,7 +159,7 @@ function sharedValues(
     skipping: skipping(g, embedded, positions, hasSurrogates),
     runs: g.ops('Split', [g.input('runs', 'bool', [2 * L]), ones(2 * L)], 2 * L),
     kvRows: g.input('kv_rows', 'i64', [1]),
-    kvPositions: g.input('kv_positions', 'i64', [1, 'E']),
+    kvPositions: g.input('kv_positions', 'i64', ['B', 'E']),
     tokens:
       kvType === 'f32' ? { isToken: g.input('is_token', 'bool', [1]), lengths: tokenLengths(g) } : undefined,
   };
@@ -298,8 +298,8 @@ function attention(
       else_branch: { graph: skip },
     },
   );
-  g.output(fresh.k, kvType, [1, 'W', width]);
-  g.output(fresh.v, kvType, [1, 'W', width]);
+  g.output(fresh.k, kvType, ['B', 'W', width]);
+  g.output(fresh.v, kvType, ['B', 'W', width]);
   if (grown) outputGrown(g, grown);
   return [residual, attended];
 }
@@ -357,7 +357,7 @@ function runAttention(
   const branch = (name: string, build: (c: GraphBuilder) => [Value, KeysValues]) =>
     b.subgraph(name, (c) => {
       const [attended, grown] = build(c);
-      c.output(attended, 'f32', [1, 'S', config.headCount * config.headSize]);
+      c.output(attended, 'f32', ['B', 'S', config.headCount * config.headSize]);
       outputGrown(c, grown);
     });
   const [attended, k, v] = b.ops('If', [tokens.isToken], 3, {
@@ -425,9 +425,9 @@ function declareBranch(
   grown: KeysValues | undefined,
 ): void {
   const width = config.kvHeadCount * config.headSize;
-  b.output(out, 'f32', [1, 'S', config.hiddenSize]);
-  b.output(k, kvType, [1, kvRows, width]);
-  b.output(v, kvType, [1, kvRows, width]);
+  b.output(out, 'f32', ['B', 'S', config.hiddenSize]);
+  b.output(k, kvType, ['B', kvRows, width]);
+  b.output(v, kvType, ['B', kvRows, width]);
   if (grown) outputGrown(b, grown);
 }
 
@@ -443,10 +443,10 @@ function ffn(
   const { hiddenSize: H } = config;
   const { residual, x, weights, unweighted } = ffnParts(g, config, stored, index, before, branch);
   const run = g.subgraph(`ffn_${index}`, (b) =>
-    b.output(feedForward(b, config, x, weights), 'f32', [1, 'S', H]),
+    b.output(feedForward(b, config, x, weights), 'f32', ['B', 'S', H]),
   );
   const out = skippedOutput(g, shared.skipping, `layer_${index}.ffn`, stored.surrogates?.ffn, unweighted);
-  const skip = g.subgraph(`skip_ffn_${index}`, (b) => b.output(out(b), 'f32', [1, 'S', H]));
+  const skip = g.subgraph(`skip_ffn_${index}`, (b) => b.output(out(b), 'f32', ['B', 'S', H]));
   return [
     residual,
     g.op('If', [shared.runs[2 * index + 1]], { then_branch: { graph: run }, else_branch: { graph: skip } }),

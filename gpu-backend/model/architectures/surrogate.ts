@@ -2,7 +2,7 @@
  * What a skipped block adds to the residual stream in the serving graph: nothing, or its surrogate's output
  * (`model/surrogates.ts` has the formula), as the request says.
  *
- * Shapes: S = new tokens, H = hidden, r = rank, U = `surrogate_rows`: S with surrogates, 0 with holes.
+ * Shapes: B = sequences, S = new tokens of each, H = hidden, r = rank, U = `surrogate_rows`: S with surrogates, 0 with holes.
  *
  * A second `If` for the choice would stand two branches deep, where ONNX Runtime does not prepack weights; and one
  * beside the first would cost every running block. So the surrogate computes U rows, and zeros fill what is left.
@@ -24,15 +24,15 @@ export type StoredSurrogate = {
 };
 
 export type Skipping = {
-  /** `[1, S, H]`. */
+  /** `[B, S, H]`. */
   readonly zeros: Value;
   readonly surrogates:
     | {
         /** `[1]`: U. */
         readonly rows: Value;
-        /** `[1, U, 1]`, bool: position 0 of the sequence. */
+        /** `[B, U, 1]`, bool: position 0 of the sequence. */
         readonly isFirst: Value;
-        /** `[1, S − U, H]`. */
+        /** `[B, S − U, H]`. */
         readonly zerosLeft: Value;
       }
     | undefined;
@@ -62,7 +62,7 @@ export function skipping(
 }
 
 /**
- * The output of a skipped block, `[1, S, H]`, to be appended to its branch. `x` `[1, S, H]`: the stream, normalized
+ * The output of a skipped block, `[B, S, H]`, to be appended to its branch. `x` `[B, S, H]`: the stream, normalized
  * without weights. Weights are named in `g`, the outer graph.
  */
 export function skippedOutput(

@@ -39,7 +39,7 @@ describe.each([
   ['q8', 'f32'],
   ['f32', 'f32'],
   ['q8', 'f16'],
-] as const)('the batched graph in %s, K and V in %s', (kind, kvType) => {
+] as const)('several sequences at once in %s, K and V in %s', (kind, kvType) => {
   let runner: Runner & AsyncDisposable;
   beforeAll(async () => {
     const table = randomSurrogates(TINY_CONFIG, 32);
@@ -74,6 +74,37 @@ describe.each([
           const expected = await runner.run({ ...input, cache: chosen[i]!.alone });
           expect(found[i]!.length).toBe(expected.length);
           // fp32 products are summed otherwise for one row than for several; quantized ones are not.
+          const difference = found[i]!.reduce(
+            (most, value, at) => Math.max(most, Math.abs(value - expected[at]!)),
+            0,
+          );
+          expect(difference).toBeLessThanOrEqual(kind === 'q8' ? 0 : 1e-4);
+        }
+      }
+    }
+  });
+
+  test('tokens under one mask have the bits that they have alone, whoever takes part and whoever pauses between them', async () => {
+    const random = seededRandom(6);
+    for (const plan of plans) {
+      const pairs = Array.from({ length: 8 }, (_, i) => ({
+        tokenIds: tokensOf(i, 1 + Math.floor(random() * 12)),
+        alone: runner.newCache(),
+        together: runner.newCache(),
+      }));
+      for (const { tokenIds, alone, together } of pairs) {
+        await runner.run({ cache: alone, tokenIds, plan, logitRows: [] });
+        await runner.run({ cache: together, tokenIds, plan, logitRows: [] });
+      }
+      for (let step = 0; step < 5; step++) {
+        const some = pairs.filter(() => step === 0 || random() < 0.6);
+        if (some.length === 0) continue;
+        const inputs = some.map(({ together }, i): RunInput => {
+          return { cache: together, tokenIds: tokensOf(10 * step + i, 1), plan, logitRows: [0] };
+        });
+        const found = await runner.runMany(inputs);
+        for (const [i, input] of inputs.entries()) {
+          const expected = await runner.run({ ...input, cache: some[i]!.alone });
           const difference = found[i]!.reduce(
             (most, value, at) => Math.max(most, Math.abs(value - expected[at]!)),
             0,

@@ -1,5 +1,5 @@
 /** The runner on a GPU (lavapipe here) against the runner on the processor. */
-import { copyFile, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
@@ -10,14 +10,8 @@ import type { RunInput } from '../../../gpu-backend/engine/run-input.ts';
 import { openRunner, type Runner } from '../../../gpu-backend/engine/runner.ts';
 import type { Prefixes } from '../../../gpu-backend/engine/runner-interface.ts';
 import { createEngine } from '../../../gpu-backend/engine/start-engine.ts';
-import { batchedLlamaGraph } from '../../../gpu-backend/model/architectures/batched-llama.ts';
-import { llamaGraph } from '../../../gpu-backend/model/architectures/llama.ts';
-import { withExactProducts } from '../../../gpu-backend/model/architectures/projections.ts';
-import { BATCHED_MODEL_FILE, MODEL_FILE } from '../../../gpu-backend/model/emit.ts';
 import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-folder.ts';
-import { readStoredLlama } from '../../../gpu-backend/model/stored-llama.ts';
-import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
-import type { FloatType, Graph } from '../../../gpu-backend/onnx/graph.ts';
+import type { FloatType } from '../../../gpu-backend/onnx/graph.ts';
 import type { Session } from '../../../gpu-backend/onnx/session.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import {
@@ -87,22 +81,8 @@ const best1 = (logits: Float32Array): number => logits.indexOf(Math.max(...logit
 const furthest = (a: Float32Array, b: Float32Array): number =>
   a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i]!)), a.length === b.length ? 0 : Infinity);
 
-/**
- * The processor rounds a product's inputs to 8 bits where weights have 8 or 4, the device does not: both are held to the same
- * arithmetic here. The folder's own graphs are replaced.
- */
-async function exactOnProcessor({
-  folder,
-  config,
-  surrogates,
-}: Pick<Runner, 'config' | 'surrogates'> & { readonly folder: string }): Promise<Runner> {
-  const stored = await readStoredLlama(folder, config, 'with surrogates');
-  const write = (file: string, graph: Graph) =>
-    writeFile(join(folder, file), encodeModel(withExactProducts(graph)));
-  await write(MODEL_FILE, llamaGraph(config, stored));
-  await write(BATCHED_MODEL_FILE, batchedLlamaGraph(config, stored));
-  return openRunner(folder, config, { threads: 1, surrogates, batches: true });
-}
+/** The processor with a device's arithmetic. */
+const EXACT = { threads: 1, batches: true, exactProducts: true } as const;
 
 describe.each([
   ['f32', 'f32'],
@@ -117,7 +97,8 @@ describe.each([
   beforeAll(async () => {
     const table = randomSurrogates(TINY_CONFIG, 32);
     onDevice = await openEmitted(randomLlama(), kind, table, testDevice(floatType));
-    onProcessor = await exactOnProcessor(onDevice);
+    const { folder, config, surrogates } = onDevice;
+    onProcessor = await openRunner(folder, config, { ...EXACT, surrogates });
   });
   afterAll(async () => {
     await onProcessor.close();
@@ -328,7 +309,7 @@ test('the real model, dense and with a quarter of its blocks out', async () => {
     logitsOf(await openRunner(folder, config, { ...options, device: testDevice(floatType) }));
   const [single, half] = [await onDevice('f32'), await onDevice('f16')];
   const served = await logitsOf(await openRunner(folder, config, options));
-  const expected = await logitsOf(await exactOnProcessor({ folder, config, surrogates }));
+  const expected = await logitsOf(await openRunner(folder, config, { ...EXACT, surrogates }));
   const most = (found: readonly Float32Array[]) =>
     Math.max(...found.map((logits, i) => furthest(logits, expected[i]!)));
   expect(most(single)).toBeLessThan(DIFFERENCE_MAX.f32);

@@ -9,8 +9,8 @@
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { denseMask } from '../../../../shared/mask/mask.ts';
+import { bindPiece } from '../../../engine/one-mask-run.ts';
 import { hostParts } from '../../../engine/run-input.ts';
-import { bindCache } from '../../../engine/runner.ts';
 import { partOf } from '../../../files.ts';
 import { llamaGraph } from '../../../model/architectures/llama.ts';
 import type { LlamaConfig } from '../../../model/model-source.ts';
@@ -101,7 +101,7 @@ function runDense(
   const parts = hostParts(config, 'f32');
   const plan = { mask: denseMask(blockCount), kv: 'preserve' } as const;
   const bound: Record<string, RuntimeTensor> = {};
-  bindCache(feeds, bound, parts, { cache: parts.newCache(), tokenIds, plan });
+  bindPiece(feeds, bound, parts, { cache: parts.newCache(), tokenIds, plan });
   const fetches: Fetches = { ...bound, ...Object.fromEntries(names.map((name) => [name, null])) };
   return session.run(feeds, fetches);
 }
