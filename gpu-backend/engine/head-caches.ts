@@ -19,7 +19,7 @@ export type HeadShape = Pick<CacheShape, 'layerCount' | 'contextTokens'> & {
 const INITIAL_TOKENS = 256;
 /** Buffers that are so many times too large are made anew: seldom, since memory that is new is slow. */
 const TOO_LARGE = 8;
-/** Memory for so many tokens is kept while nobody uses it. */
+/** Room for so many tokens in each place is kept while nobody uses it. */
 const KEPT_TOKENS_MAX = 1024;
 /** Prompts that are computed at a time, mostly. */
 const KEPT_ROWS = 2;
@@ -173,7 +173,8 @@ export class HeadCaches implements Heads {
     const isTooLong = this.#tokens >= TOO_LARGE * Math.max(needed, INITIAL_TOKENS);
     const room = doubled(isTooLong || this.#tokens === 0 ? INITIAL_TOKENS : this.#tokens, needed);
     const tokens = Math.min(room, this.shape.contextTokens);
-    const isTooMany = this.#places >= TOO_LARGE * places;
+    // A lone sequence after eight does not shrink what the next eight need.
+    const isTooMany = this.#tokens > KEPT_TOKENS_MAX && this.#places >= TOO_LARGE * places;
     if (tokens === this.#tokens && places <= this.#places && !isTooMany) return;
     this.#resize(tokens === this.#tokens && !isTooMany ? Math.max(places, this.#places) : places, tokens);
   }
