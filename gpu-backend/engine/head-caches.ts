@@ -21,6 +21,8 @@ const INITIAL_TOKENS = 256;
 const TOO_LARGE = 8;
 /** Room for so many tokens in each place is kept while nobody uses it. */
 const KEPT_TOKENS_MAX = 1024;
+/** Tokens of those that are gone, whose memory stays for the next in their places. */
+const LEFT_TOKENS_MAX = BATCH_PLACES * KEPT_TOKENS_MAX;
 /** Prompts that are computed at a time, mostly. */
 const KEPT_ROWS = 2;
 
@@ -30,6 +32,8 @@ export class HeadCaches implements Heads {
   #buffers: Float32Array[] = [];
   #places = 0;
   #tokens = 0;
+  /** How far each place was written since its memory is there: only that costs any. */
+  #written_tokens: number[] = [];
   /** Who has each place, those that ran longest ago first. What nobody refers to any more gives its place back. */
   readonly #owners = new Map<number, WeakRef<KvCache>>();
   /** Memory for rows that is free. */
@@ -46,6 +50,11 @@ export class HeadCaches implements Heads {
     return this.#buffers[0]?.length ?? 0;
   }
 
+  /** Tokens that memory is resident for. */
+  get resident_tokens(): number {
+    return this.#written_tokens.reduce((sum, tokens) => sum + tokens, 0);
+  }
+
   /**
    * Each of `caches`, `BATCH_PLACES` at most, has a place with room for one more token, and its keys and values there. Others
    * make room where there is none; nothing of theirs is lost.
@@ -57,11 +66,14 @@ export class HeadCaches implements Heads {
     const all = [...caches, ...others];
     const needed = Math.max(...all.map(({ length, wanted_tokens }) => Math.max(length + 1, wanted_tokens)));
     this.#fit(all.length, needed);
+    const live_tokens = all.reduce((sum, { place, length }) => sum + (place === undefined ? 0 : length), 0);
+    if (this.resident_tokens - live_tokens > LEFT_TOKENS_MAX) this.#resize(this.#places, this.#tokens);
     for (const cache of caches) {
       const place = cache.place ?? this.#freePlace();
       this.#owners.delete(place);
       this.#owners.set(place, new WeakRef(cache));
       cache.enterHeads(place);
+      this.#written_tokens[place] = Math.max(this.#written_tokens[place] ?? 0, cache.length + 1);
     }
   }
 
@@ -199,6 +211,8 @@ export class HeadCaches implements Heads {
     });
     this.#places = places;
     this.#tokens = tokens;
+    this.#written_tokens = [];
+    for (const { place, length } of lengths) this.#written_tokens[place] = length;
     this.#views.clear();
   }
 }

@@ -200,3 +200,17 @@ test('heads take no more than their sequences need, and shrink when the longest 
   expect(heads.buffer_values).toBe(2 * 256 * 4);
   expect([...short.copyPage(0, 10)]).toEqual(Array(80).fill(1));
 });
+
+test('what long sequences wrote in one place after the other does not stay beside one that goes on', () => {
+  const heads = new HeadCaches({ ...HEADS, contextTokens: 8192 });
+  const shape = { ...SHAPE, contextTokens: 8192 };
+  const [stays, ...others] = Array.from({ length: 8 }, () => new KvCache(shape, heads));
+  stays!.fill(3000);
+  for (const other of others) other.fill(2000);
+  heads.place([stays!, ...others]);
+  expect(heads.resident_tokens).toBe(3001 + 7 * 2001);
+  for (const other of others) other.truncate(0);
+  heads.place([stays!]);
+  expect(heads.resident_tokens).toBe(3001);
+  expect([...stays!.copyPage(2999, 1)]).toEqual(Array(8).fill(1));
+});
