@@ -3,10 +3,10 @@
  * the rows that are asked for. It knows tensors and nothing of requests; the scheduler knows requests and nothing of tensors.
  *
  * There are two graphs over one file of weights, which give a row the same bits: one for one mask, with the fewest nodes
- * (`one-mask-run.ts`), and the batched one, for many masks and for pieces of prompts in company (`batch-run.ts`). ONNX Runtime packs weights for each session, so a large model opens the batched one alone: there
- * nodes cost nothing beside weights.
+ * (`one-mask-run.ts`), and the batched one, for many masks and for pieces of prompts in company (`batch-run.ts`). ONNX Runtime
+ * packs weights for each session, so a large model opens the batched one alone: there nodes cost nothing beside weights.
  */
-import { readFile, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import { batchedLlamaGraph } from '../model/architectures/batched-llama.ts';
@@ -15,7 +15,6 @@ import { withExactProducts } from '../model/architectures/projections.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE, WEIGHTS_FILE } from '../model/emit.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
-import { encodeModel } from '../onnx/encode.ts';
 import type { Graph } from '../onnx/graph.ts';
 import type { Session, SessionOptions } from '../onnx/session.ts';
 import { createSession, createSessionIn } from '../onnx/session.ts';
@@ -55,10 +54,9 @@ export async function openRunner(
     for (const { plan } of inputs) checkSurrogates(plan.mask, surrogates);
     const own = inputs.map(onHost);
     if (one !== undefined) {
-      const [first] = own;
       if (parts.heads !== undefined && own.every((input) => isToken(input, parts)) && areAlike(own))
         return runTokens(one, parts, parts.heads, own);
-      if (own.length === 1) return [await runPiece(one, parts, first!)];
+      if (own.length === 1) return [await runPiece(one, parts, own[0]!)];
     }
     if (many === undefined) throw new Error('this runner was opened for one sequence at a time');
     return runBatch(many, parts, own);
@@ -87,25 +85,24 @@ export async function openRunner(
 
 type Graphs = { one(): Promise<Session>; many(): Promise<Session> };
 
-/**
- * Graphs that keep K and V in fp32 are installed with the model; others are made of its weights, which takes some milliseconds. So
- * are all where an older version wrote the installed ones.
- */
+/** Graphs that keep K and V in fp32 are installed with the model; others are made of its weights, which takes some milliseconds. */
 async function graphsOf(
   modelDir: string,
   config: ModelConfig,
   { kvType, exactProducts }: { readonly kvType: KvType; readonly exactProducts: boolean },
   settings: SessionOptions,
 ): Promise<Graphs> {
+  if (kvType === 'f32' && !exactProducts) {
+    return {
+      one: () => createSession(join(modelDir, MODEL_FILE), settings),
+      many: () => createSession(join(modelDir, BATCHED_MODEL_FILE), settings),
+    };
+  }
   const stored = await readStoredLlama(modelDir, config, 'with surrogates');
-  const open = async (file: string, plain: Graph): Promise<Session> => {
-    const path = join(modelDir, file);
-    const graph = exactProducts ? withExactProducts(plain) : plain;
-    const isInstalled = kvType === 'f32' && (await readFile(path)).equals(encodeModel(graph));
-    return isInstalled ? createSession(path, settings) : createSessionIn(modelDir, graph, settings);
-  };
+  const made = (graph: Graph) =>
+    createSessionIn(modelDir, exactProducts ? withExactProducts(graph) : graph, settings);
   return {
-    one: () => open(MODEL_FILE, llamaGraph(config, stored, kvType)),
-    many: () => open(BATCHED_MODEL_FILE, batchedLlamaGraph(config, stored, kvType)),
+    one: () => made(llamaGraph(config, stored, kvType)),
+    many: () => made(batchedLlamaGraph(config, stored, kvType)),
   };
 }

@@ -1,7 +1,7 @@
 /** A whole installed model that is learned on in seconds: random weights, a token for every byte, a chat template. */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { emitModel } from '../../gpu-backend/model/emit.ts';
-import type { LlamaConfig, WeightKind } from '../../gpu-backend/model/model-source.ts';
+import { type LlamaConfig, MANIFEST_FORMAT, type WeightKind } from '../../gpu-backend/model/model-source.ts';
 import type { InstalledModel } from '../../gpu-backend/model/store.ts';
 import { holding, randomLlama } from './random-llama.ts';
 
@@ -27,7 +27,7 @@ export async function installTinyModel(
   return {
     folder,
     manifest: {
-      format: 'maskroute-model-v5',
+      format: MANIFEST_FORMAT,
       name: 'tiny',
       hash: TINY_HASH,
       source: 'test',
