@@ -20,6 +20,7 @@ import {
   type Neighbours,
   nameOf,
   neighboursOf,
+  noRows,
   writesSkipped,
 } from './run-input.ts';
 
@@ -72,10 +73,9 @@ async function runOnce(
   const neighbours = heads === undefined || tokens.length === 0 ? NO_NEIGHBOURS : neighboursOf(heads, tokens);
   const rows = rowsOf(neighbours, placed);
   const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, parts, rows) };
-  const fetched = new Float32Array(wantedRows(rows.inputs) * config.vocabularySize);
-  const fetches: Bound = {
-    logits: tensor('f32', fetched, [wantedRows(rows.inputs), config.vocabularySize]),
-  };
+  const wanted = rows.inputs.reduce((sum, { logitRows }) => sum + logitRows.length, 0);
+  const fetched = new Float32Array(wanted * config.vocabularySize);
+  const fetches: Bound = { logits: tensor('f32', fetched, [wanted, config.vocabularySize]) };
   bindPlaces(feeds, fetches, parts, rows);
   if (heads !== undefined) bindHeads(feeds, fetches, heads, neighbours, rows);
   const kept = bindKept(fetches, parts, rows);
@@ -97,9 +97,6 @@ async function runOnce(
     from = to;
   }
 }
-
-const wantedRows = (inputs: readonly HostInput[]): number =>
-  inputs.reduce((sum, { logitRows }) => sum + logitRows.length, 0);
 
 const NO_NEIGHBOURS: Neighbours = { from: 0, rows: [], empty: [] };
 
@@ -219,12 +216,11 @@ const rowLists = (name: string, lists: readonly (readonly number[])[]): Feeds =>
 const flags = (values: readonly boolean[]): RuntimeTensor =>
   tensor('bool', Uint8Array.from(values, Number), [values.length]);
 
-function bindPlaces(feeds: Feeds, fetches: Bound, { config, kvType }: HostParts, rows: Rows): void {
-  const { layerCount, kvHeadCount, headSize } = config;
-  const width = kvHeadCount * headSize;
+function bindPlaces(feeds: Feeds, fetches: Bound, parts: HostParts, rows: Rows): void {
+  const { config, kvType } = parts;
+  const { layerCount } = config;
   const places = placesOf(kvType);
-  // Fed where nobody stands.
-  const empty = kvTensor(newValues(kvType, width), [1, 1, width]);
+  const empty = noRows(parts);
   const pasts = new Map(rows.placed.map((input) => [input, input.cache.past(input.tokenIds.length)]));
   const names = cacheNames(layerCount, places);
   for (let buffer = 0; buffer < 2 * layerCount; buffer++) {

@@ -9,7 +9,7 @@
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import type { RuntimeTensor } from '../onnx/session.ts';
 import { tensor } from '../onnx/session.ts';
-import type { CacheShape, Heads, KvCache, KvValues } from './kv-cache.ts';
+import { type CacheShape, doubled, type Heads, type KvCache, type KvValues } from './kv-cache.ts';
 
 export type HeadShape = Pick<CacheShape, 'layerCount' | 'contextTokens'> & {
   readonly kvHeadCount: number;
@@ -215,10 +215,4 @@ export class HeadCaches implements Heads {
     for (const { place, length } of lengths) this.#written_tokens[place] = length;
     this.#views.clear();
   }
-}
-
-function doubled(from: number, needed: number): number {
-  let value = from;
-  while (value < needed) value *= 2;
-  return value;
 }

@@ -30,6 +30,13 @@ const KV_ARRAYS = { f32: Float32Array, f16: Float16Array } as const;
 
 export const newValues = (kvType: KvType, count: number): KvValues => new KV_ARRAYS[kvType](count);
 
+/** The first of `from`, 2·`from`, 4·`from` … that is no less than `needed`: how all caches grow. */
+export function doubled(from: number, needed: number): number {
+  let value = from;
+  while (value < needed) value *= 2;
+  return value;
+}
+
 /** What K and V of one token take in all layers. */
 export const tokenBytes = ({
   layerCount,
@@ -156,8 +163,7 @@ export class KvCache {
     const known = this.#capacity_tokens === 0 ? this.#heads?.takeRows() : undefined;
     if (known !== undefined) this.#useRows(known);
     if (needed <= this.#capacity_tokens) return;
-    let capacity = Math.max(this.#capacity_tokens, INITIAL_TOKENS);
-    while (capacity < needed) capacity *= 2;
+    const capacity = doubled(Math.max(this.#capacity_tokens, INITIAL_TOKENS), needed);
     const values = Math.min(capacity, contextTokens) * width;
     this.#useRows(
       this.#buffers.map((old) => {

@@ -16,6 +16,7 @@ import {
   type Neighbours,
   nameOf,
   neighboursOf,
+  noRows,
   writesSkipped,
 } from './run-input.ts';
 
@@ -59,44 +60,41 @@ function commonFeeds(
 /** Tokens of one sequence. */
 export async function runPiece(session: Session, parts: HostParts, input: HostInput): Promise<Float32Array> {
   const { cache, tokenIds, logitRows } = input;
+  const { feeds, bound } = bindPiece(session, parts, input);
+  const { vocabularySize } = parts.config;
+  const logits = new Float32Array(logitRows.length * vocabularySize);
+  const fetched = tensor('f32', logits, [1, logitRows.length, vocabularySize]);
+  await session.runInPlace(feeds, { logits: fetched, ...bound });
+  cache.advance(tokenIds.length);
+  return logits;
+}
+
+/** What a run of a piece is fed, and where it writes K and V: they are rows, and no heads are there. */
+export function bindPiece(
+  session: Session,
+  { config, heads }: HostParts,
+  input: HostInput,
+): { readonly feeds: Feeds; readonly bound: Bound } {
+  const { cache, tokenIds, plan } = input;
   const tokens = tokenIds.length;
+  const rowsOf = (layer: number) => (writesSkipped(input) || plan.mask.runs[2 * layer] === 1 ? tokens : 0);
+  cache.reserve(tokens);
   const positions = Array.from({ length: tokens }, (_, i) => cache.length + i);
   const feeds: Feeds = {
     token_ids: integers(tokenIds, [1, tokens]),
     ...commonFeeds(session, input, [1, tokens], positions),
+    key_count: integers([cache.length + tokens]),
+    ...(heads && { is_token: tensor('bool', Uint8Array.of(0), [1]), ...lengthFeeds([]) }),
   };
-  const { vocabularySize } = parts.config;
-  const logits = new Float32Array(logitRows.length * vocabularySize);
-  const fetches: Bound = { logits: tensor('f32', logits, [1, logitRows.length, vocabularySize]) };
-  bindPiece(feeds, fetches, parts, input);
-  await session.runInPlace(feeds, fetches);
-  cache.advance(tokens);
-  return logits;
-}
-
-/** K and V of a piece are rows, and no heads are there. */
-export function bindPiece(
-  feeds: Feeds,
-  fetches: Bound,
-  { config, heads }: HostParts,
-  input: Omit<HostInput, 'logitRows'>,
-): void {
-  const { cache, tokenIds, plan } = input;
-  const rowsOf = (layer: number) =>
-    writesSkipped(input) || plan.mask.runs[2 * layer] === 1 ? tokenIds.length : 0;
-  cache.reserve(tokenIds.length);
-  feeds.key_count = integers([cache.length + tokenIds.length]);
-  if (heads !== undefined) {
-    feeds.is_token = tensor('bool', Uint8Array.of(0), [1]);
-    Object.assign(feeds, lengthFeeds([]));
-  }
-  const pasts = cache.past(tokenIds.length);
+  const bound: Bound = {};
+  const pasts = cache.past(tokens);
   const nothing = heads?.nothing();
   for (let buffer = 0; buffer < 2 * config.layerCount; buffer++) {
     feeds[`past_${nameOf(buffer)}`] = pasts[buffer]!;
     if (nothing !== undefined) feeds[`heads_${nameOf(buffer)}`] = nothing;
-    fetches[`new_${nameOf(buffer)}`] = cache.newRows(buffer, rowsOf(buffer >> 1));
+    bound[`new_${nameOf(buffer)}`] = cache.newRows(buffer, rowsOf(buffer >> 1));
   }
+  return { feeds, bound };
 }
 
 /** Tokens of several sequences under one mask: a row for each of neighbouring places. */
@@ -150,14 +148,15 @@ export async function runTokens(
 function bindTokens(
   feeds: Feeds,
   fetches: Bound,
-  { config, kvType }: HostParts,
+  parts: HostParts,
   heads: HeadCaches,
   { from, rows }: Neighbours,
   input: HostInput,
 ): { readonly buffer: number; readonly values: KvValues }[] {
+  const { config, kvType } = parts;
   const width = config.kvHeadCount * config.headSize;
   const view = heads.view(from, from + rows.length);
-  const nothing = kvTensor(newValues(kvType, width), [1, 1, width]);
+  const nothing = noRows(parts);
   const kept: { readonly buffer: number; readonly values: KvValues }[] = [];
   for (let buffer = 0; buffer < 2 * config.layerCount; buffer++) {
     feeds[`past_${nameOf(buffer)}`] = nothing;

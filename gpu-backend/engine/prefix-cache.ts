@@ -27,6 +27,15 @@ export const pagesOf = (tokens: number): number => Math.ceil(tokens / PAGE_TOKEN
 /** What was not used for so long goes first, whosever it is: who is gone keeps nobody out. */
 export const IDLE_ms = 10 * 60_000;
 
+/**
+ * Which tenants lose a page when there is no room: who has most of them. Where several have, `adding` loses, if it is one of them.
+ * `counts`: pages by tenant, those that are added counted.
+ */
+export function losing(counts: ReadonlyMap<string, number>, adding: string): (tenant: string) => boolean {
+  const most = Math.max(...counts.values());
+  return (tenant) => (counts.get(adding) === most ? tenant === adding : counts.get(tenant) === most);
+}
+
 /** Whose prompt, and computed how. */
 export type PrefixOwner = Pick<GenerateRequest, 'tenant' | 'plan'>;
 
@@ -134,15 +143,12 @@ export class PrefixCache {
   #victim(tenant: string, now_ms: number, behind: Tree): Page | undefined {
     const counts = new Map<string, number>([[tenant, 1]]);
     for (const page of this.#pages) counts.set(page.tenant, (counts.get(page.tenant) ?? 0) + 1);
-    const most = Math.max(...counts.values());
-    // Where several tenants have most, the tenant that adds loses.
-    const loses = (page: Page) =>
-      counts.get(tenant) === most ? page.tenant === tenant : counts.get(page.tenant) === most;
+    const loses = losing(counts, tenant);
     let oldest: Page | undefined;
     for (const page of this.#pages) {
       if (page.followers.size > 0 || page === behind) continue;
       const isIdle = now_ms - page.usedAt_ms > IDLE_ms;
-      if ((isIdle || loses(page)) && page.usedAt_ms < (oldest?.usedAt_ms ?? Number.POSITIVE_INFINITY))
+      if ((isIdle || loses(page.tenant)) && page.usedAt_ms < (oldest?.usedAt_ms ?? Number.POSITIVE_INFINITY))
         oldest = page;
     }
     return oldest;

@@ -1,6 +1,6 @@
 /**
  * What a run of a graph in this process's memory is given: new tokens of sequences whose caches lie here, under their masks; and what
- * both graphs (`runner.ts`, `batch-run.ts`) call alike.
+ * runs of both graphs (`one-mask-run.ts`, `batch-run.ts`) have in common.
  */
 import { isDense } from '../../shared/mask/mask.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
@@ -8,7 +8,7 @@ import type { Feeds, RuntimeTensor } from '../onnx/session.ts';
 import { tensor } from '../onnx/session.ts';
 import type { MaskPlan } from './engine.ts';
 import { HeadCaches } from './head-caches.ts';
-import { KvCache, type SequenceCache } from './kv-cache.ts';
+import { KvCache, kvTensor, newValues, type SequenceCache } from './kv-cache.ts';
 
 /** New tokens of one sequence. */
 export type RunInput = {
@@ -56,6 +56,12 @@ export const isToken = (input: Pick<RunInput, 'tokenIds'>, { heads }: HostParts)
 
 /** As the graphs call a layer's K, then its V. */
 export const nameOf = (buffer: number): string => `${buffer % 2 === 0 ? 'k' : 'v'}_${buffer >> 1}`;
+
+/** Fed for the rows of K or V where nobody has any. */
+export function noRows({ config, kvType }: Pick<HostParts, 'config' | 'kvType'>): RuntimeTensor {
+  const width = config.kvHeadCount * config.headSize;
+  return kvTensor(newValues(kvType, width), [1, 1, width]);
+}
 
 /** Outputs that are written in place. */
 export type Bound = Record<string, RuntimeTensor>;

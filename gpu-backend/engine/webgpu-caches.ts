@@ -8,7 +8,7 @@
  */
 import type { RuntimeTensor } from '../onnx/session.ts';
 import { floatTensor } from '../onnx/session.ts';
-import type { SequenceCache } from './kv-cache.ts';
+import { doubled, type SequenceCache } from './kv-cache.ts';
 import { type Copies, type DeviceCacheShape, dispose, openCopies } from './webgpu-copies.ts';
 
 const INITIAL_TOKENS = 256;
@@ -204,9 +204,3 @@ export class DeviceCaches {
 
 /** K of layer i at 2i, V at 2i + 1, `[1, G, tokens, D]` each, on the device. */
 export type KeptRows = readonly RuntimeTensor[];
-
-function doubled(from: number, needed: number): number {
-  let value = from;
-  while (value < needed) value *= 2;
-  return value;
-}

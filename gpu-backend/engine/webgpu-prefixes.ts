@@ -7,7 +7,7 @@
  * K and V never come to the host. A beginning that several conversations share is kept with each.
  */
 import type { SequenceCache } from './kv-cache.ts';
-import { IDLE_ms, keyOf, PAGE_TOKENS, type PrefixOwner } from './prefix-cache.ts';
+import { IDLE_ms, keyOf, losing, PAGE_TOKENS, type PrefixOwner } from './prefix-cache.ts';
 import type { Prefixes } from './runner-interface.ts';
 import { DeviceCache, type DeviceCaches, type KeptRows } from './webgpu-caches.ts';
 import { dispose } from './webgpu-copies.ts';
@@ -137,10 +137,7 @@ export class DevicePrefixes implements Prefixes {
     return pages.get(made)!;
   }
 
-  /**
-   * Whose last page goes: what was not used for long, or else what was used longest ago of the tenant that has most; of several
-   * such tenants, the one that adds.
-   */
+  /** Whose last page goes: what was not used for long, or else what was used longest ago of a tenant that loses. */
   #loser<T extends Omit<Kept, 'rows'>>(pages: ReadonlyMap<T, number>, adding: string): T {
     const byUse = [...pages.keys()]
       .filter((kept) => pages.get(kept)! > 0)
@@ -149,9 +146,7 @@ export class DevicePrefixes implements Prefixes {
     if (this.#now_ms() - oldest.usedAt_ms > IDLE_ms) return oldest;
     const all = new Map<string, number>();
     for (const kept of byUse) all.set(kept.tenant, (all.get(kept.tenant) ?? 0) + pages.get(kept)!);
-    const most = Math.max(...all.values());
-    const loses = (tenant: string) =>
-      all.get(tenant) === most && (tenant === adding || all.get(adding) !== most);
+    const loses = losing(all, adding);
     return byUse.find(({ tenant }) => loses(tenant))!;
   }
 

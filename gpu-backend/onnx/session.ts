@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { partOf } from '../files.ts';
 import { encodeModel } from './encode.ts';
-import { type ElementType, type Graph, NOTHING_BACK } from './graph.ts';
+import { type ElementType, type FloatType, type Graph, NOTHING_BACK } from './graph.ts';
 
 export type RuntimeTensor = Tensor;
 export type Feeds = Record<string, Tensor>;
@@ -153,11 +153,7 @@ export function tensor<T extends keyof TensorData & ElementType>(
 }
 
 /** `values` in either precision. */
-export const floatTensor = (
-  type: 'f32' | 'f16',
-  values: ArrayLike<number>,
-  dims: readonly number[],
-): Tensor =>
+export const floatTensor = (type: FloatType, values: ArrayLike<number>, dims: readonly number[]): Tensor =>
   type === 'f32'
     ? tensor(type, Float32Array.from(values), dims)
     : tensor(type, Float16Array.from(values), dims);

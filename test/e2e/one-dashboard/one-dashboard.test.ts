@@ -1,7 +1,7 @@
 /**
- * One product with its dashboard in a browser, and all that is done there: a start of both takes seconds. Mask sets come first,
- * while the one that the product began with is the only one that was live. Lists fill pages that others read, and the sessions
- * end for everybody.
+ * One product with its dashboard in a browser, and all that is done there: a start of both takes seconds. The order matters.
+ * Mask sets come first: until then no set was live but that of the start. Lists come late, since they fill pages that other parts
+ * read. Sessions come last, since they end for everybody.
  */
 import { afterAll, beforeAll, describe } from 'vitest';
 import { closeDashboard, openDashboard } from './open.ts';

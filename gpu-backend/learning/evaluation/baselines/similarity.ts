@@ -18,8 +18,8 @@ import type { InstalledModel } from '../../../model/store.ts';
 import { readStoredLlama } from '../../../model/stored-llama.ts';
 import { encodeModel } from '../../../onnx/encode.ts';
 import type { Graph } from '../../../onnx/graph.ts';
-import type { Feeds, Fetches, Outputs, RuntimeTensor, Session } from '../../../onnx/session.ts';
-import { createSession, floats, integers, tensor } from '../../../onnx/session.ts';
+import type { Fetches, Outputs, Session } from '../../../onnx/session.ts';
+import { createSession, floats } from '../../../onnx/session.ts';
 
 export type Similarities = {
   /** Before and after each block, `[2L]`. */
@@ -86,22 +86,10 @@ function runDense(
   tokenIds: Int32Array,
   names: readonly string[],
 ): Promise<Outputs> {
-  const S = tokenIds.length;
-  const order = Array.from({ length: S }, (_, i) => i);
-  const blockCount = 2 * config.layerCount;
-  const feeds: Feeds = {
-    token_ids: integers(tokenIds, [1, S]),
-    positions: integers(order, [1, S]),
-    kv_positions: integers(order, [1, S]),
-    kv_rows: integers([S], [1]),
-    key_count: integers([S], [1]),
-    logit_rows: integers([], [0]),
-    runs: tensor('bool', new Uint8Array(blockCount).fill(1), [blockCount]),
-  };
   const parts = hostParts(config, 'f32');
-  const plan = { mask: denseMask(blockCount), kv: 'preserve' } as const;
-  const bound: Record<string, RuntimeTensor> = {};
-  bindPiece(feeds, bound, parts, { cache: parts.newCache(), tokenIds, plan });
+  const plan = { mask: denseMask(2 * config.layerCount), kv: 'preserve' } as const;
+  const input = { cache: parts.newCache(), tokenIds, plan, logitRows: [] };
+  const { feeds, bound } = bindPiece(session, parts, input);
   const fetches: Fetches = { ...bound, ...Object.fromEntries(names.map((name) => [name, null])) };
   return session.run(feeds, fetches);
 }
