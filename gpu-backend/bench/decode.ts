@@ -19,6 +19,7 @@ import {
 import type { MaskPlan } from '../engine/engine.ts';
 import { type SequenceCache, tokenBytes } from '../engine/kv-cache.ts';
 import { openRunner, type Runner } from '../engine/runner.ts';
+import type { RunnerOptions } from '../engine/runner-interface.ts';
 import { interleaved, median, round } from '../measure.ts';
 import type { StoredLinear } from '../model/architectures/projections.ts';
 import type { KvType, LlamaConfig } from '../model/model-source.ts';
@@ -26,7 +27,7 @@ import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/so
 import { openInstalled } from '../model/store.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
 import { type WeightRange, weightsRead } from '../model/weights-file.ts';
-import type { Device } from '../onnx/device.ts';
+
 import type { FloatType } from '../onnx/graph.ts';
 
 const DENSE = 'dense';
@@ -212,7 +213,9 @@ const llamaCppFigures = (llamaCpp_ms: number, dense_ms: number, digits?: number)
  * weights; llama.cpp, where the model came from the file that llama.cpp reads.
  */
 async function openCompared({ home, model, kvType = 'f32', say }: DecodeOptions, contextTokens: number) {
-  const engine = await openEngine(home, model, { kvType });
+  // As the server's engine has it.
+  const served = { kvType, reuseLogits: true };
+  const engine = await openEngine(home, model, served);
   const { manifest, dense, runner } = engine;
   const quarter = quarterMask(manifest.config.layerCount);
   const own = [engine.peer(DENSE, dense), engine.peer(QUARTER, quarter)];
@@ -221,7 +224,7 @@ async function openCompared({ home, model, kvType = 'f32', say }: DecodeOptions,
   const others: (Peer & { close(): Promise<void> })[] = [];
   const isDefault = manifest.hash === DEFAULT_MODEL_HASH;
   if (isDefault && manifest.weights !== 'q8') {
-    const eight = await openEngine(home, DEFAULT_MODEL, { kvType });
+    const eight = await openEngine(home, DEFAULT_MODEL, served);
     others.push({ ...eight.peer(EIGHT_BITS, eight.dense), close: () => eight.runner.close() });
   }
   for (const threads of isDefault ? [1, 2] : [])
@@ -253,7 +256,7 @@ export const somePrompt = (tokens: number, vocabulary: number, which = 0): numbe
 export async function openEngine(
   home: string,
   model: string,
-  held: { readonly device?: Device; readonly kvType?: KvType | undefined } = {},
+  held: Pick<RunnerOptions, 'device' | 'kvType' | 'reuseLogits'> = {},
 ) {
   const { folder, manifest } = await openInstalled(home, model);
   const runner = await openRunner(folder, manifest.config, {

@@ -74,7 +74,7 @@ async function runOnce(
   const rows = rowsOf(neighbours, placed);
   const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, parts, rows) };
   const wanted = rows.inputs.reduce((sum, { logitRows }) => sum + logitRows.length, 0);
-  const fetched = new Float32Array(wanted * config.vocabularySize);
+  const fetched = parts.logits.take(wanted);
   const fetches: Bound = { logits: tensor('f32', fetched, [wanted, config.vocabularySize]) };
   bindPlaces(feeds, fetches, parts, rows);
   if (heads !== undefined) bindHeads(feeds, fetches, heads, neighbours, rows);

@@ -40,40 +40,66 @@ export type ThreadError = {
   readonly detail: string;
 };
 
+/** What became of a request. */
+export type RequestNews =
+  | { readonly requestId: string; readonly event: EngineEvent }
+  | { readonly requestId: string; readonly error: ThreadError };
+
 export type FromThread =
   | { readonly type: 'ready' }
   | { readonly type: 'pong' }
-  | { readonly type: 'event'; readonly requestId: string; readonly event: EngineEvent }
-  | { readonly type: 'failed'; readonly requestId: string; readonly error: ThreadError };
+  /** In the order in which it happened: a step's tokens are one message. */
+  | { readonly type: 'news'; readonly news: readonly RequestNews[] };
 
 const start = workerData as ThreadStart;
 const port = parentPort!;
 const send = (message: FromThread): void => port.postMessage(message);
 
 const { modelDir, config, surrogates, threads, device, kvType } = start;
-const runner = await openRunner(modelDir, config, { threads, surrogates, device, kvType, batches: true });
+const options = { threads, surrogates, device, kvType, batches: true, reuseLogits: true };
+const runner = await openRunner(modelDir, config, options);
+let news: RequestNews[] = [];
 const loop = new EngineLoop(runner, start.limits, await measureStepTimes(runner), {
-  event: (requestId, event) => send({ type: 'event', requestId, event }),
-  failed: (requestId, error) => send({ type: 'failed', requestId, error: wireError(error) }),
+  event: (requestId, event) => news.push({ requestId, event }),
+  failed: (requestId, error) => news.push({ requestId, error: wireError(error) }),
 });
 port.on('message', (message: ToThread) => {
-  switch (message.type) {
-    case 'generate':
-      return loop.add(message.request);
-    case 'cancel':
-      return loop.cancel(message.requestId);
-    case 'ping':
-      return send({ type: 'pong' });
-    case 'close':
-      return loop.close();
-  }
+  hear(message);
+  sendNews();
 });
 send({ type: 'ready' });
 
 const stats = new Float64Array(start.stats);
-await loop.run(() => writeStats(stats, loop.stats()));
+await loop.run(() => {
+  sendNews();
+  writeStats(stats, loop.stats());
+});
+sendNews();
 await runner.close();
 port.close();
+
+function hear(message: ToThread): void {
+  switch (message.type) {
+    case 'generate':
+      loop.add(message.request);
+      return;
+    case 'cancel':
+      loop.cancel(message.requestId);
+      return;
+    case 'ping':
+      send({ type: 'pong' });
+      return;
+    case 'close':
+      loop.close();
+      return;
+  }
+}
+
+function sendNews(): void {
+  if (news.length === 0) return;
+  send({ type: 'news', news });
+  news = [];
+}
 
 function wireError({ code, message, param, retryAfter_s, cause }: MaskrouteError): ThreadError {
   return {

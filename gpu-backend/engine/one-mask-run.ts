@@ -62,7 +62,7 @@ export async function runPiece(session: Session, parts: HostParts, input: HostIn
   const { cache, tokenIds, logitRows } = input;
   const { feeds, bound } = bindPiece(session, parts, input);
   const { vocabularySize } = parts.config;
-  const logits = new Float32Array(logitRows.length * vocabularySize);
+  const logits = parts.logits.take(logitRows.length);
   const fetched = tensor('f32', logits, [1, logitRows.length, vocabularySize]);
   await session.runInPlace(feeds, { logits: fetched, ...bound });
   cache.advance(tokenIds.length);
@@ -120,7 +120,7 @@ export async function runTokens(
     ...lengthFeeds(pasts),
   };
   const wanted = inputs[0]!.logitRows.length;
-  const logits = new Float32Array(rows.length * wanted * vocabularySize);
+  const logits = parts.logits.take(rows.length * wanted);
   const fetches: Bound = { logits: tensor('f32', logits, [rows.length, wanted, vocabularySize]) };
   const kept = bindTokens(feeds, fetches, parts, heads, neighbours, inputs[0]!);
   const putBack = heads.keepFirst(neighbours.empty);

@@ -3,6 +3,7 @@
  * runs of both graphs (`one-mask-run.ts`, `batch-run.ts`) have in common.
  */
 import { isDense } from '../../shared/mask/mask.ts';
+import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import type { Feeds, RuntimeTensor } from '../onnx/session.ts';
 import { tensor } from '../onnx/session.ts';
@@ -39,15 +40,48 @@ export type HostParts = {
   readonly kvType: KvType;
   /** Where tokens of answers have K and V; halves stay rows. */
   readonly heads: HeadCaches | undefined;
+  readonly logits: LogitsMemory;
   newCache(): KvCache;
 };
 
-export function hostParts(config: ModelConfig, kvType: KvType): HostParts {
+export function hostParts(config: ModelConfig, kvType: KvType, reuseLogits = false): HostParts {
   const { layerCount, kvHeadCount, headSize, contextTokens } = config;
   const shape = { layerCount, width: kvHeadCount * headSize, contextTokens, kvType };
   const heads =
     kvType === 'f32' ? new HeadCaches({ layerCount, kvHeadCount, headSize, contextTokens }) : undefined;
-  return { config, kvType, heads, newCache: () => new KvCache(shape, heads) };
+  const logits = new LogitsMemory(config.vocabularySize, reuseLogits);
+  return { config, kvType, heads, logits, newCache: () => new KvCache(shape, heads) };
+}
+
+/**
+ * Where logits are written. Memory that is new has to be brought in page by page, which takes longer than sampling from it; so that
+ * of a step's tokens can be used again.
+ */
+export class LogitsMemory {
+  readonly #vocabularySize: number;
+  /** Empty where nothing is used again. */
+  readonly #kept: Float32Array;
+  #taken = 0;
+
+  constructor(vocabularySize: number, reuse: boolean) {
+    this.#vocabularySize = vocabularySize;
+    this.#kept = new Float32Array(reuse ? BATCH_PLACES * vocabularySize : 0);
+  }
+
+  /** What was taken before may be written over from now on. */
+  begin(): void {
+    this.#taken = 0;
+  }
+
+  /** Room for so many rows. */
+  take(rows: number): Float32Array {
+    const values = rows * this.#vocabularySize;
+    const from = this.#taken;
+    // All rows of a prompt that is scored may be many times as large: their memory does not stay.
+    if (from + values > this.#kept.length) return new Float32Array(values);
+    this.#taken += values;
+    return this.#kept.subarray(from, this.#taken);
+  }
 }
 
 /** Whether its token is attended head by head. */

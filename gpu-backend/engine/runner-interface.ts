@@ -40,6 +40,8 @@ export type RunnerOptions = {
   readonly kvType?: KvType | undefined;
   /** The processor rounds inputs of products to 8 bits where weights have 8 or 4; with this it does not, as a GPU. */
   readonly exactProducts?: boolean | undefined;
+  /** Logits of a run are read before the next one begins, which may write over them. */
+  readonly reuseLogits?: boolean | undefined;
 };
 
 /** How a device keeps K and V. @throws MaskrouteError `invalid_argument` where it cannot keep them as asked. */

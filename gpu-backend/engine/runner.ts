@@ -38,21 +38,20 @@ export async function openRunner(
     const { openWebgpuRunner } = await import('./webgpu-runner.ts');
     return openWebgpuRunner(modelDir, config, options);
   }
-  const { batches = false, surrogates, kvType = 'f32', exactProducts = false } = options;
+  const { batches = false, surrogates, kvType = 'f32', exactProducts = false, reuseLogits = false } = options;
   const isLarge = batches && (await stat(join(modelDir, WEIGHTS_FILE))).size > TWO_SESSIONS_BYTES_MAX;
-  const { profileFile } = options;
-  // With more threads than heads, `GroupQueryAttention` shares the keys of a lone sequence among threads: other bits than in company.
-  const threads = Math.min(options.threads, config.headCount);
+  const { threads, profileFile } = options;
   const settings = { threads, ...(profileFile === undefined ? {} : { profileFile }) };
   const open = await graphsOf(modelDir, config, { kvType, exactProducts }, settings);
   const one = isLarge ? undefined : await open.one();
   const many = batches ? await open.many() : undefined;
-  const parts = hostParts(config, kvType);
+  const parts = hostParts(config, kvType, reuseLogits);
   const compute = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
     if (inputs.length > BATCH_PLACES)
       throw new RangeError(`${inputs.length} sequences for ${BATCH_PLACES} places`);
     for (const { plan } of inputs) checkSurrogates(plan.mask, surrogates);
     const own = inputs.map(onHost);
+    parts.logits.begin();
     if (one !== undefined) {
       if (parts.heads !== undefined && own.every((input) => isToken(input, parts)) && areAlike(own))
         return runTokens(one, parts, parts.heads, own);

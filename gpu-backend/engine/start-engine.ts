@@ -16,7 +16,7 @@ import {
   readStats,
 } from './engine.ts';
 import type { LoopLimits } from './engine-loop.ts';
-import type { FromThread, ThreadError, ThreadStart, ToThread } from './engine-thread.ts';
+import type { FromThread, RequestNews, ThreadError, ThreadStart, ToThread } from './engine-thread.ts';
 import { tokenBytes } from './kv-cache.ts';
 import { PAGE_TOKENS, PREFIX_TOKENS_MAX } from './prefix-cache.ts';
 import { kvTypeOn } from './runner-interface.ts';
@@ -167,13 +167,19 @@ class ThreadEngine implements Engine {
       case 'pong':
         this.#pulse.answered();
         return;
-      case 'event':
-        this.#queues.get(message.requestId)?.push(message.event);
-        return;
-      case 'failed':
-        if (message.error.detail !== '') this.#onError?.(message.error.detail);
-        this.#queues.get(message.requestId)?.fail(fromThread(message.error));
+      case 'news':
+        for (const one of message.news) this.#hear(one);
     }
+  }
+
+  #hear(news: RequestNews): void {
+    const queue = this.#queues.get(news.requestId);
+    if ('event' in news) {
+      queue?.push(news.event);
+      return;
+    }
+    if (news.error.detail !== '') this.#onError?.(news.error.detail);
+    queue?.fail(fromThread(news.error));
   }
 
   /** The thread is gone, and with it what ran. */

@@ -11,6 +11,13 @@ import { partOf } from '../files.ts';
 import { encodeModel } from './encode.ts';
 import { type ElementType, type FloatType, type Graph, NOTHING_BACK } from './graph.ts';
 
+/*
+ * ONNX Runtime 1.30 attends single tokens (`GroupQueryAttention`) in a kernel for large batches that has no AVX, takes one sequence after
+ * the other where their lengths differ, and shares a lone sequence's keys among threads. Its plain kernel has none of that. A session
+ * reads this when it opens. A thread has variables of its own, so whoever starts one imports this file, too.
+ */
+process.env.ORT_GQA_DISABLE_FLASH_ATTENTION = '1';
+
 export type RuntimeTensor = Tensor;
 export type Feeds = Record<string, Tensor>;
 /** A name with a tensor is written in place into that tensor's buffer (`engine/kv-cache.ts` rests on it). */

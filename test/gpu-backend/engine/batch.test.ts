@@ -3,10 +3,10 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { EngineEvent, GenerateRequest, KvMode, MaskPlan } from '../../../gpu-backend/engine/engine.ts';
 import { EngineLoop, type LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
-import { KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
+import { KvCache, type SequenceCache } from '../../../gpu-backend/engine/kv-cache.ts';
 import { PAGE_TOKENS } from '../../../gpu-backend/engine/prefix-cache.ts';
 import { onHost, type RunInput } from '../../../gpu-backend/engine/run-input.ts';
-import type { Runner } from '../../../gpu-backend/engine/runner.ts';
+import { openRunner, type Runner } from '../../../gpu-backend/engine/runner.ts';
 import { floats } from '../../../gpu-backend/onnx/session.ts';
 import { seededRandom } from '../../../gpu-backend/random.ts';
 import { denseMask, type Mask, maskFromSkippedLayers, withSurrogates } from '../../../shared/mask/mask.ts';
@@ -160,6 +160,62 @@ describe.each([
     const other = withSurrogates(MASKS[1]!, `s_${'b'.repeat(24)}` as typeof RANDOM_TABLE_ID);
     await expect(runner.runMany([input(MASKS[0]!), input(other)])).rejects.toThrow('surrogates');
   });
+});
+
+test('logits in memory that is used again are the same, in a step of several runs too', async () => {
+  const source = randomLlama();
+  await using fresh = await openEmitted(source, 'q8');
+  const options = { threads: 1, batches: true, reuseLogits: true };
+  const reusing = await openRunner(fresh.folder, source.config, options);
+  const steps = (runner: Runner): RunInput[][] => {
+    const caches = [0, 1, 2, 3, 4].map(() => runner.newCache());
+    const input = (which: number, tokenIds: readonly number[], logitRows: readonly number[]): RunInput => ({
+      ...{ cache: caches[which]!, tokenIds, logitRows },
+      plan: { mask: MASKS[which % 2]!, kv: 'preserve' },
+    });
+    return [
+      caches.map((_, which) => input(which, tokensOf(which, 9), [8])),
+      caches.map((_, which) => input(which, [which], [0])),
+      [
+        input(0, [5], [0]),
+        input(1, [6], [0]),
+        input(
+          2,
+          tokensOf(9, 30),
+          tokensOf(9, 30).map((_, row) => row),
+        ),
+      ],
+    ];
+  };
+  const [own, expected] = [steps(reusing), steps(fresh)];
+  const memory = new Set<unknown>();
+  for (const [i, inputs] of own.entries()) {
+    const found = await reusing.runMany(inputs);
+    expect(found).toEqual(await fresh.runMany(expected[i]!));
+    memory.add(found[0]!.buffer);
+  }
+  // All rows of a piece are too many to keep.
+  expect(memory.size).toBe(2);
+  await reusing.close();
+});
+
+test('with more threads than heads a long answer has the bits that it has in company', async () => {
+  const source = randomLlama({ contextTokens: 4096 });
+  await using fresh = await openEmitted(source, 'q8');
+  const runner = await openRunner(fresh.folder, source.config, { threads: 8, batches: true });
+  const plan: MaskPlan = { mask: MASKS[0]!, kv: 'preserve' };
+  const [alone, together, other] = [runner.newCache(), runner.newCache(), runner.newCache()];
+  const { layerCount, kvHeadCount, headSize } = source.config;
+  const random = seededRandom(3);
+  const past = Float32Array.from({ length: 2 * layerCount * kvHeadCount * headSize * 3500 }, random);
+  for (const cache of [alone, together, other]) {
+    cache.reserve(3500);
+    cache.appendPage(past, 3500);
+  }
+  const next = (cache: SequenceCache): RunInput => ({ cache, tokenIds: [7], plan, logitRows: [0] });
+  const [found] = await runner.runMany([next(together), next(other)]);
+  expect(found).toEqual(await runner.run(next(alone)));
+  await runner.close();
 });
 
 test.each([
