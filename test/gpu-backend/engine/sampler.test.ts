@@ -112,6 +112,51 @@ test('whatever a request may ask for, a token is drawn that has a chance', () =>
   );
 });
 
+test('top_k and top_p keep what a sort of the whole vocabulary keeps', () => {
+  const row = fc.record({
+    seed: fc.nat(),
+    spread: fc.double({ min: 0.01, max: 40, noNaN: true }),
+    temperature: fc.double({ min: 0.05, max: 2, noNaN: true }),
+    topK: fc.constantFrom(0, 1, 7, 60, 5000),
+    topP: fc.constantFrom(0.05, 0.5, 0.9, 0.999, 1),
+    minP: fc.constantFrom(0, 0.02),
+  });
+  const property = fc.property(row, ({ seed, spread, temperature, topK, topP, minP }) => {
+    fc.pre(topK > 0 || topP < 1);
+    const random = seededRandom(seed);
+    const logits = Float32Array.from({ length: 700 }, () => spread * random());
+    const drawn = random();
+    const sampling = { ...PLAIN_SAMPLING, temperature, topK, topP, minP };
+    const found = sample(logits.slice(), sampling, state({ random: () => drawn }));
+    expect(found).toBe(drawnFromSorted(logits, sampling, drawn));
+  });
+  fc.assert(property, { numRuns: 2_000, seed: 1 });
+});
+
+/** The definition: everything sorted, then cut. */
+function drawnFromSorted(
+  logits: Float32Array,
+  { temperature, topK, topP, minP }: Sampling,
+  drawn: number,
+): number {
+  const best = Math.max(...logits);
+  const sum = (some: readonly { weight: number }[]) => some.reduce((total, { weight }) => total + weight, 0);
+  let kept = [...logits]
+    .map((logit, id) => ({ id, weight: Math.exp((logit - best) / temperature) }))
+    .sort((a, b) => b.weight - a.weight || a.id - b.id);
+  if (topK > 0) kept = kept.slice(0, topK);
+  const total = sum(kept);
+  const crossing = kept.findIndex((_, i) => sum(kept.slice(0, i + 1)) >= topP * total);
+  if (topP < 1) kept = kept.slice(0, crossing + 1);
+  kept = kept.filter(({ weight }) => weight >= minP);
+  let left = drawn * sum(kept);
+  for (const { id, weight } of kept) {
+    left -= weight;
+    if (left < 0) return id;
+  }
+  return kept.at(-1)!.id;
+}
+
 test('equal seeds give equal draws, neighbouring seeds do not', () => {
   const draws = (seed: number) => Array.from({ length: 20 }, seededRandom(seed));
   expect(draws(7)).toEqual(draws(7));
