@@ -90,6 +90,8 @@ export type Extras = {
   /** Norms heads of Q and K, each by itself. */
   normed(b: GraphBuilder, product: Value, heads: Heads): Value;
   outputBiased(b: GraphBuilder, product: Value): Value;
+  /** Whether `normed` does anything. */
+  readonly hasNorms: boolean;
   readonly hasRope: boolean;
   /** How many tokens its queries see. */
   readonly window: number | undefined;
@@ -149,6 +151,7 @@ export function layerExtras(
       named.set(name, bias);
       return b.op('Add', [product, bias]);
     },
+    hasNorms: stored.headNorms !== undefined,
     hasRope: !config.layersWithoutRope?.includes(index),
     window: config.slidingWindow?.layers.includes(index) ? config.slidingWindow.tokens : undefined,
   };
@@ -157,7 +160,7 @@ export function layerExtras(
 export type KeysValues = { readonly k: Value; readonly v: Value };
 
 /** What rotary embedding needs, in any graph. */
-type Rotary = { readonly config: ModelConfig; readonly cos: Value; readonly sin: Value };
+export type Rotary = { readonly config: ModelConfig; readonly cos: Value; readonly sin: Value };
 
 /** Rotary embedding of all heads of `x` `[B, S, heads·D]`, half-split order; `x` itself in a layer without. */
 export const rotate = (

@@ -10,7 +10,13 @@
  */
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import type { KvType, LlamaConfig } from '../model-source.ts';
-import { type KeysValues, windowMask } from './attention-extras.ts';
+import {
+  type Extras,
+  type KeysValues,
+  queriesKeysValues,
+  type Rotary,
+  windowMask,
+} from './attention-extras.ts';
 import { asKept, asRead } from './llama.ts';
 import { attendTokens, headInputs, nothingGrown, outputGrown, type TokenLengths } from './token-attention.ts';
 
@@ -24,7 +30,7 @@ export const BATCH_PLACES = 8;
 export const placesOf = (kvType: KvType): number => (kvType === 'f32' ? 2 : BATCH_PLACES);
 
 /** What attention sees beside the rows that it is for. */
-export type Attending = {
+export type Attending = Rotary & {
   readonly config: LlamaConfig;
   readonly kvType: KvType;
   readonly places: number;
@@ -47,20 +53,21 @@ export type Tokens = {
   readonly alone: readonly Value[];
 };
 
-/** What a layer computes of some rows: `q` `[1, rows, N·D]`, `k` and `v` `[1, rows, G·D]`, `positions` `[1, rows]`. */
+/** Of the rows that a layer computes: their product with the rows of QKV, `[1, rows, (N + 2G)·D]`, and their positions, `[1, rows]`. */
+type Rows = { readonly product: Value; readonly positions: Value };
+/** `q` `[1, rows, N·D]`, `k` and `v` `[1, rows, G·D]`, `positions` `[1, rows]`. */
 type Computed = KeysValues & { readonly q: Value; readonly positions: Value };
 /** K and V of a place's new rows, which are bound in place into its cache (`engine/kv-cache.ts`). */
 type Fresh = readonly KeysValues[];
 
 /** What a layer's rows attend to, `[1, rows, N·D]`; writes their K and V. */
-export function attend(
-  g: GraphBuilder,
-  shared: Attending,
-  index: number,
-  computed: Computed,
-  window: number | undefined,
-): Value {
+export function attend(g: GraphBuilder, shared: Attending, index: number, rows: Rows, extras: Extras): Value {
   const { config, kvType, places, tokens } = shared;
+  const { window } = extras;
+  const compute = (b: GraphBuilder, { product, positions }: Rows): Computed => ({
+    ...queriesKeysValues(b, shared, extras, product, positions),
+    positions,
+  });
   const past = Array.from({ length: places }, (_, place) => ({
     k: pastInput(g, shared, 'k', index, place),
     v: pastInput(g, shared, 'v', index, place),
@@ -75,6 +82,7 @@ export function attend(
     b.output(v, kvType, shape);
   };
   if (tokens === undefined) {
+    const computed = compute(g, rows);
     writePlaces(g, shared, index, computed, fresh);
     fresh.forEach((one, place) => {
       declare(g, one, place);
@@ -106,15 +114,16 @@ export function attend(
       then_branch: {
         graph: branch(`tokens_${index}`, (b, own) => {
           writeNothing(b, shared, own);
-          return attendRows(b, config, computed, heads, tokens.lengths, window);
+          return attendRows(b, shared, extras, rows, heads, tokens.lengths);
         }),
       },
       else_branch: {
         graph: branch(`tokens_and_pieces_${index}`, (b, own) => {
-          const [some, rest] = byKind(b, computed, tokens.counts[index]!);
-          const found = attendSome(b, shared, tokens, index, some, heads, window);
-          writePlaces(b, shared, index, rest, own);
-          const attended = attendByPlace(b, shared, index, rest, { window, past, fresh: own });
+          const [some, rest] = byKind(b, rows, tokens.counts[index]!);
+          const found = attendSome(b, shared, extras, tokens, index, some, heads);
+          const computed = compute(b, rest);
+          writePlaces(b, shared, index, computed, own);
+          const attended = attendByPlace(b, shared, index, computed, { window, past, fresh: own });
           return { ...found, attended: b.op('Concat', [found.attended, attended], { axis: 1 }) };
         }),
       },
@@ -141,45 +150,44 @@ const pastInput = (
   ]);
 
 /** The rows of tokens, and those of pieces. */
-function byKind(b: GraphBuilder, { q, k, v, positions }: Computed, counts: Value): [Computed, Computed] {
-  const split = (value: Value) => b.ops('Split', [value, counts], 2, { axis: 1 });
-  const parts = [q, k, v, positions].map(split);
-  const of = (which: 0 | 1): Computed => ({
-    q: parts[0]![which]!,
-    k: parts[1]![which]!,
-    v: parts[2]![which]!,
-    positions: parts[3]![which]!,
-  });
-  return [of(0), of(1)];
+function byKind(b: GraphBuilder, { product, positions }: Rows, counts: Value): [Rows, Rows] {
+  const products = b.ops('Split', [product, counts], 2, { axis: 1 });
+  const places = b.ops('Split', [positions, counts], 2, { axis: 1 });
+  return [
+    { product: products[0]!, positions: places[0]! },
+    { product: products[1]!, positions: places[1]! },
+  ];
 }
 
 /** Each row is a sequence of its own. */
 function attendRows(
   b: GraphBuilder,
-  config: LlamaConfig,
-  { q, k, v }: Computed,
+  shared: Attending,
+  extras: Extras,
+  { product, positions }: Rows,
   heads: KeysValues,
   lengths: TokenLengths,
-  window: number | undefined,
 ) {
-  const { headCount: N, kvHeadCount: G, headSize: D } = config;
-  const apart = (value: Value, width: number) =>
-    b.op('Reshape', [value, b.constant('i64', [3], [-1, 1, width])]);
-  const rows = { q: apart(q, N * D), k: apart(k, G * D), v: apart(v, G * D) };
-  const { attended, grown } = attendTokens(b, config, rows, heads, lengths, window);
+  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
+  const apart = {
+    product: b.op('Reshape', [product, b.constant('i64', [3], [-1, 1, (N + 2 * G) * D])]),
+    positions: () => b.op('Reshape', [positions, b.constant('i64', [2], [-1, 1])]),
+  };
+  const { attended, grown } = attendTokens(b, shared, extras, apart, heads, lengths);
   return { attended: b.op('Reshape', [attended, b.constant('i64', [3], [1, -1, N * D])]), grown };
 }
 
 /** The same where there may be no row: the node refuses to have none. */
 function attendSome(
   b: GraphBuilder,
-  { config }: Attending,
+  shared: Attending,
+  extras: Extras,
   tokens: Tokens,
   index: number,
-  computed: Computed,
+  rows: Rows,
   heads: KeysValues,
-  window: number | undefined,
 ) {
+  const { config } = shared;
   const width = config.headCount * config.headSize;
   const branch = (
     name: string,
@@ -193,7 +201,7 @@ function attendSome(
   const [attended, k, v] = b.ops('If', [tokens.has[index]], 3, {
     then_branch: {
       graph: branch(`some_tokens_${index}`, (c) =>
-        attendRows(c, config, computed, heads, tokens.lengths, window),
+        attendRows(c, shared, extras, rows, heads, tokens.lengths),
       ),
     },
     else_branch: {

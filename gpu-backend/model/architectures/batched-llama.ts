@@ -17,7 +17,7 @@
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, giveNothingBack } from '../../onnx/graph.ts';
 import type { KvType, LlamaConfig } from '../model-source.ts';
-import { type Extras, type KeysValues, keysValues, queriesKeysValues } from './attention-extras.ts';
+import { type Extras, type KeysValues, keysValues } from './attention-extras.ts';
 import { type Attending, attend, placesOf } from './batched-attention.ts';
 import type { StoredLayer, StoredLlama } from './llama.ts';
 import {
@@ -37,8 +37,6 @@ import { tokenLengths } from './token-attention.ts';
 type Shared = Attending & {
   /** `[S]`. */
   readonly positions: Value;
-  readonly cos: Value;
-  readonly sin: Value;
   /** `[S, H]`. */
   readonly zeros: Value;
   /** `[1, rows]`: rows that each of the 2L blocks computes. */
@@ -173,8 +171,7 @@ function attention(
   const rows = shared.runRows[2 * index]!;
   const product = multiply(g, rowsOf(g, x, rows), weights.qkv);
   const rowPositions = rowsOf(g, positions, rows);
-  const computed = queriesKeysValues(g, shared, extras, product, rowPositions);
-  const attended = attend(g, shared, index, { ...computed, positions: rowPositions }, extras.window);
+  const attended = attend(g, shared, index, { product, positions: rowPositions }, extras);
   const used = g.op('Gather', [attended, shared.usedRows[index]!], { axis: 1 });
   const output = extras.outputBiased(g, multiply(g, used, weights.output));
   const replacement = replacementOf(g, shared, 2 * index, {

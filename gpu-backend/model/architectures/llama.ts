@@ -9,14 +9,14 @@
  * graph, `surrogate_rows` says whether they stand in for skipped blocks: see `surrogate.ts`.
  * Tokens of answers, of all sequences that a run is for, are attended by a node of their own (`token-attention.ts`), a piece of one
  * prompt by another: which one runs says `is_token`. So B is 1, or S is. For pieces the cache is written through: new K and V are outputs bound in place into the buffers that come back
- * in as `past_k`/`past_v` (`engine/kv-cache.ts`). The branch as a whole waits for the two splits that write K and V, which puts the writes
- * before the read of the cache. A cache of halves is cast on its way in and out, and there the read waits for the writes
+ * in as `past_k`/`past_v` (`engine/kv-cache.ts`). Attention takes Q out of the second of the two splits that write K and V, which puts the
+ * writes before the read of the cache. A cache of halves is cast on its way in and out, and there the read waits for the writes
  * by way of a shape.
  * Weights belong to the outer graph, not to the branches: only there does ONNX Runtime give the mapped file back once
  * it has prepacked them (130 MB of this model).
  *
- * Limits, per decoded token: every weight of a running block is read once; 6 nodes an attention and 5 an FFN,
- * which at this model's size cost as much as the products.
+ * Limits, per decoded token: every weight of a running block is read once; 3 nodes an attention and 5 an FFN,
+ * and what stands around them: at this model's size a third of what the products cost.
  */
 
 import type { Dimension, Graph, Value } from '../../onnx/graph.ts';
@@ -335,7 +335,7 @@ const sized = (
 
 type AttentionWeights = { readonly qkv: Linear; readonly kv: Linear; readonly output: Linear };
 
-/** Outputs `[B, S, H]`, K `[B, S, G·D]` after rotary, V `[B, S, G·D]`; and the buffers of heads, where there are any. */
+/** Outputs `[B, S, H]`, K `[B, S, G·D]` after rotary, V `[B, S, G·D]`, or none of them; and the buffers of heads, where there are any. */
 function runAttention(
   b: GraphBuilder,
   shared: Shared,
@@ -345,50 +345,58 @@ function runAttention(
   past: KeysValues,
   heads: KeysValues | undefined,
 ): void {
-  const { config, kvType, tokens } = shared;
-  const computed = queriesKeysValues(b, shared, extras, multiply(b, x, qkv), shared.positions);
-  const written = asKept(b, kvType, computed);
-  const declare = (attended: Value, grown: KeysValues | undefined) =>
+  const { config, kvType, positions, tokens } = shared;
+  const product = multiply(b, x, qkv);
+  const declare = (attended: Value, written: KeysValues, grown: KeysValues | undefined) =>
     declareBranch(b, shared, extras.outputBiased(b, multiply(b, attended, output)), written, 'S', grown);
   if (heads === undefined || tokens === undefined) {
-    declare(attendPiece(b, shared, extras, computed.q, past, written), undefined);
+    const { attended, written } = attendPiece(b, shared, extras, product, past);
+    declare(attended, written, undefined);
     return;
   }
-  const branch = (name: string, build: (c: GraphBuilder) => [Value, KeysValues]) =>
+  const width = config.kvHeadCount * config.headSize;
+  const branch = (name: string, build: (c: GraphBuilder) => Attended) =>
     b.subgraph(name, (c) => {
-      const [attended, grown] = build(c);
+      const { attended, written, grown } = build(c);
       c.output(attended, 'f32', ['B', 'S', config.headCount * config.headSize]);
+      for (const { name } of [written.k, written.v])
+        c.output({ name }, kvType, ['written_sequences', 'written', width]);
       outputGrown(c, grown);
     });
-  const [attended, k, v] = b.ops('If', [tokens.isToken], 3, {
+  const [attended, k, v, grownK, grownV] = b.ops('If', [tokens.isToken], 5, {
     then_branch: {
-      graph: branch('token', (c) => {
-        const found = attendTokens(c, config, computed, heads, tokens.lengths, extras.window);
-        return [found.attended, found.grown];
-      }),
+      graph: branch('token', (c) => ({
+        ...attendTokens(c, shared, extras, { product, positions: () => positions }, heads, tokens.lengths),
+        written: { k: c.constant(kvType, [1, 0, width], []), v: c.constant(kvType, [1, 0, width], []) },
+      })),
     },
     else_branch: {
-      graph: branch('piece', (c) => [
-        attendPiece(c, shared, extras, computed.q, past, written),
-        nothingGrown(c, config),
-      ]),
+      graph: branch('piece', (c) => ({
+        ...attendPiece(c, shared, extras, product, past),
+        grown: nothingGrown(c, config),
+      })),
     },
   });
-  declare(attended!, { k: k!, v: v! });
+  declare(attended!, { k: k!, v: v! }, { k: grownK!, v: grownV! });
 }
+
+type Attended = { readonly attended: Value; readonly written: KeysValues; readonly grown: KeysValues };
 
 /** Several tokens of a prompt, or any where K and V are halves. */
 function attendPiece(
   b: GraphBuilder,
-  { config, kvType, positions, keyCount }: Shared,
+  shared: Shared,
   extras: Extras,
-  q: Value,
+  product: Value,
   past: KeysValues,
-  written: KeysValues,
-): Value {
+): Pick<Attended, 'attended' | 'written'> {
+  const { config, kvType, positions, keyCount } = shared;
+  const computed = queriesKeysValues(b, shared, extras, product, positions);
+  const written = asKept(b, kvType, computed);
   const mask = extras.window && windowMask(b, extras.window, positions, past.k);
   const read = kvType === 'f32' ? past : sized(b, config, asRead(b, kvType, afterWrites(b, past, written)));
-  return b.op('Attention', [q, read.k, read.v, mask || undefined, undefined, undefined, keyCount], {
+  const inputs = [computed.q, read.k, read.v, mask || undefined, undefined, undefined, keyCount];
+  const attended = b.op('Attention', inputs, {
     q_num_heads: config.headCount,
     kv_num_heads: config.kvHeadCount,
     is_causal: 1,
@@ -396,6 +404,7 @@ function attendPiece(
     // and without them this node takes 1.4 times as long.
     scale: { float: 1 },
   });
+  return { attended, written };
 }
 
 /**

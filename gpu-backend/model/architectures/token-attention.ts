@@ -7,12 +7,18 @@
  * a sequence has the same bits alone and in company. Keys of a head lie one behind the other, so long contexts are read faster
  * than from rows of all heads.
  *
+ * The node takes the product with the rows of QKV as it is and rotates Q and K by itself, where nothing stands between: that is
+ * three nodes fewer a layer. The positions that it rotates by are the lengths.
+ *
  * It takes single tokens alone: several tokens of several sequences behind others are refused. So pieces of prompts go
  * through `Attention`, over rows of all heads.
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
-import type { KeysValues } from './attention-extras.ts';
+import { type Extras, type KeysValues, queriesKeysValues, type Rotary } from './attention-extras.ts';
+
+/** The node rotates heads whose width is a multiple of this. */
+const ROTATED_HEADS = 16;
 
 /** What says how far each sequence goes. */
 export type TokenLengths = {
@@ -53,25 +59,36 @@ export function nothingGrown(b: GraphBuilder, { kvHeadCount, headSize }: LlamaCo
   return { k: b.op('Identity', [none()]), v: b.op('Identity', [none()]) };
 }
 
-/** `q` `[B, 1, N·D]`, `k` and `v` `[B, 1, G·D]` → what each attends to, `[B, 1, N·D]`, and the grown buffers. */
+/** The product with the rows of QKV, `[B, 1, (N + 2G)·D]`, and its rows' positions, `[B, 1]`, which seldom are asked for. */
+export type TokenRows = { readonly product: Value; positions(): Value };
+
+/** What each row attends to, `[B, 1, N·D]`, and the grown buffers. */
 export function attendTokens(
   b: GraphBuilder,
-  { headCount, kvHeadCount }: LlamaConfig,
-  { q, k, v }: KeysValues & { readonly q: Value },
+  shared: Rotary,
+  extras: Extras,
+  { product, positions }: TokenRows,
   heads: KeysValues,
   { past, most }: TokenLengths,
-  window: number | undefined,
 ): { readonly attended: Value; readonly grown: KeysValues } {
+  const { config, cos, sin } = shared;
+  const { headCount, kvHeadCount, headSize } = config;
+  const isWhole = !extras.hasNorms && (!extras.hasRope || headSize % ROTATED_HEADS === 0);
+  const rotates = isWhole && extras.hasRope;
+  const { q, k, v } = isWhole
+    ? { q: extras.biased(b, product, { from: 0, count: headCount + 2 * kvHeadCount }) }
+    : queriesKeysValues(b, shared, extras, product, positions());
   const [attended, grownK, grownV] = b.ops(
     'GroupQueryAttention',
-    [q, k, v, heads.k, heads.v, past, most],
+    [q, k, v, heads.k, heads.v, past, most, ...(rotates ? [cos, sin] : [])],
     3,
     {
       num_heads: headCount,
       kv_num_heads: kvHeadCount,
       // Rows of Q carry 1/√D already.
       scale: { float: 1 },
-      ...(window === undefined ? {} : { local_window_size: window }),
+      ...(rotates ? { do_rotary: 1 } : {}),
+      ...(extras.window === undefined ? {} : { local_window_size: extras.window }),
     },
     MICROSOFT,
   );
