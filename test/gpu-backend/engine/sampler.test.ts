@@ -112,17 +112,17 @@ test('whatever a request may ask for, a token is drawn that has a chance', () =>
   );
 });
 
-test('top_k and top_p keep what a sort of the whole vocabulary keeps', () => {
+test('top_k, top_p and min_p keep what a sort of the whole vocabulary keeps', () => {
   const row = fc.record({
     seed: fc.nat(),
     spread: fc.double({ min: 0.01, max: 40, noNaN: true }),
     temperature: fc.double({ min: 0.05, max: 2, noNaN: true }),
     topK: fc.constantFrom(0, 1, 7, 60, 5000),
     topP: fc.constantFrom(0.05, 0.5, 0.9, 0.999, 1),
-    minP: fc.constantFrom(0, 0.02),
+    minP: fc.constantFrom(0, 0.02, 0.3),
   });
   const property = fc.property(row, ({ seed, spread, temperature, topK, topP, minP }) => {
-    fc.pre(topK > 0 || topP < 1);
+    fc.pre(topK > 0 || topP < 1 || minP > 0);
     const random = seededRandom(seed);
     const logits = Float32Array.from({ length: 700 }, () => spread * random());
     const drawn = random();
