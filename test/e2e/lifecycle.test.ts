@@ -84,6 +84,8 @@ test(
     expect(statSync(path.join(home, 'dev.json')).mode & 0o777).toBe(0o600);
     expect(product.output()).toContain(`ready at ${dev.edge}`);
     expect(product.output()).toContain('curl -N');
+    const log = readFileSync(path.join(home, 'logs/backend.log'), 'utf8');
+    expect(log).toContain(`"threads":${process.env.MASKROUTE_THREADS}`);
     for (const url of [dev.edge, dev.backend]) expect((await fetch(`${url}/readyz`)).status).toBe(200);
 
     const second = run(home);
