@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { createAdaptorServer } from '@hono/node-server';
 import { createApp } from './api-app.ts';
 import { type ApiOptions, openParts } from './parts.ts';
@@ -24,6 +25,21 @@ export type RunningServer = {
   close(): Promise<void>;
 };
 
+type Fetch = ReturnType<typeof createApp>['fetch'];
+
+/**
+ * One poll of the sockets may bring a hundred requests. All of them at once would hold up the tokens of every answer, so each gets
+ * a turn of the event loop, in the order in which they came.
+ */
+export function inTurns(fetch: Fetch): Fetch {
+  let turn: Promise<void> = Promise.resolve();
+  return async (...request) => {
+    turn = turn.then(() => nextTurn());
+    await turn;
+    return fetch(...request);
+  };
+}
+
 /** `port` 0 picks a free one. Rejects when the port is taken or the backend key is empty. */
 export async function startServer(
   options: ApiOptions,
@@ -31,7 +47,7 @@ export async function startServer(
 ): Promise<RunningServer> {
   const parts = await openParts(options);
   const server = createAdaptorServer({
-    fetch: createApp(parts).fetch,
+    fetch: inTurns(createApp(parts).fetch),
     overrideGlobalObjects: false,
     serverOptions: {
       headersTimeout: HEADERS_TIMEOUT_ms,

@@ -43,6 +43,7 @@ export type ThreadError = {
 export type FromThread =
   | { readonly type: 'ready' }
   | { readonly type: 'pong' }
+  | { readonly type: 'started'; readonly requestId: string }
   | { readonly type: 'event'; readonly requestId: string; readonly event: EngineEvent }
   | { readonly type: 'failed'; readonly requestId: string; readonly error: ThreadError };
 
@@ -53,6 +54,7 @@ const send = (message: FromThread): void => port.postMessage(message);
 const { modelDir, config, surrogates, threads, device, kvType } = start;
 const runner = await openRunner(modelDir, config, { threads, surrogates, device, kvType, batches: true });
 const loop = new EngineLoop(runner, start.limits, await measureStepTimes(runner), {
+  started: (requestId) => send({ type: 'started', requestId }),
   event: (requestId, event) => send({ type: 'event', requestId, event }),
   failed: (requestId, error) => send({ type: 'failed', requestId, error: wireError(error) }),
 });
