@@ -48,23 +48,32 @@ export const importTokenKey = (backendKey: string): Promise<TokenKey> =>
     'verify',
   ]);
 
+/** What a token says that its key signed; undefined for any other. */
+export type ReadSigned = (token: string) => unknown;
+
+/** By WebCrypto, which both sides have. */
+export function readSignedBy(backendKey: string): ReadSigned {
+  let tokenKey: Promise<TokenKey> | undefined;
+  return async (token) => {
+    tokenKey ??= importTokenKey(backendKey);
+    return signedBy(await tokenKey, token);
+  };
+}
+
 /**
  * What checks tokens that any of the keys signed: while a key is rotated, both sides take the one before and the one after.
  * It throws as {@link verifyToken}.
  */
 export function createVerifier(
-  backendKeys: readonly string[],
+  readers: readonly ReadSigned[],
   verifier: 'backend' | 'edge',
 ): (token: string, now_s: number) => Promise<TokenClaims> {
-  let tokenKeys: Promise<TokenKey[]> | undefined;
   return async (token, now_s) => {
-    tokenKeys ??= Promise.all(backendKeys.map(importTokenKey));
-    const [first, ...others] = await tokenKeys;
-    for (const key of others) {
-      // The time is judged below; here it is only found out who signed it.
-      if ((await signedBy(key, token)) !== undefined) return await verifyToken(key, token, now_s, verifier);
+    for (const read of isToken(token) ? readers : []) {
+      const said = await read(token);
+      if (said !== undefined) return checked(said, now_s, verifier);
     }
-    return await verifyToken(first!, token, now_s, verifier);
+    return checked(undefined, now_s, verifier);
   };
 }
 
@@ -101,16 +110,20 @@ export async function verifyToken(
   now_s: number,
   verifier: 'backend' | 'edge' = 'backend',
 ): Promise<TokenClaims> {
-  const claims = claimsSchema.safeParse(await signedBy(key, token));
+  return checked(isToken(token) ? await signedBy(key, token) : undefined, now_s, verifier);
+}
+
+const isToken = (token: string): boolean => token.length <= TOKEN_CHARS_MAX && token.startsWith(TOKEN_PREFIX);
+
+/** Undefined for what is no token of this key. */
+const signedBy = (key: TokenKey, token: string): Promise<unknown> =>
+  verify(token, key, 'HS256').catch(() => undefined);
+
+function checked(said: unknown, now_s: number, verifier: 'backend' | 'edge'): TokenClaims {
+  const claims = claimsSchema.safeParse(said);
   if (!claims.success) throw new MaskrouteError('invalid_api_key', 'The service token is not valid.');
   requireTime(claims.data, now_s, verifier);
   return claims.data;
-}
-
-/** Undefined for what is no token of this key. */
-async function signedBy(key: TokenKey, token: string): Promise<unknown> {
-  const isToken = token.length <= TOKEN_CHARS_MAX && token.startsWith(TOKEN_PREFIX);
-  return isToken ? await verify(token, key, 'HS256').catch(() => undefined) : undefined;
 }
 
 /** Whether a token is for whoever has this address, however the two are spelled. */

@@ -15,7 +15,7 @@ import {
 } from '../../shared/mask/mask-set.ts';
 import { completesAt_ms, type Rollout, seesNew, shareAt } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { createVerifier, isFor } from '../../shared/wire/service-token.ts';
+import { createVerifier, isFor, readSignedBy } from '../../shared/wire/service-token.ts';
 import { createRoom, type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
@@ -274,10 +274,8 @@ export function createMaskDoor({
   BACKEND_KEY_2,
   EDGE_URL,
 }: Pick<Config, 'BACKEND_KEY' | 'BACKEND_KEY_2' | 'EDGE_URL'>): (token: string) => Promise<void> {
-  const verify = createVerifier(
-    [BACKEND_KEY, ...(BACKEND_KEY_2 === undefined ? [] : [BACKEND_KEY_2])],
-    'edge',
-  );
+  const keys = [BACKEND_KEY, ...(BACKEND_KEY_2 === undefined ? [] : [BACKEND_KEY_2])];
+  const verify = createVerifier(keys.map(readSignedBy), 'edge');
   return async (token) => {
     const claims = await verify(token, Math.floor(Date.now() / 1000));
     if (claims.scope !== 'masks') {

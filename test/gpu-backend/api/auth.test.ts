@@ -41,6 +41,7 @@ const refused = { status: 401, code: 'invalid_api_key' };
 
 it('carries whatever text it is given', async () => {
   const key = await importTokenKey(BACKEND_KEY);
+  const atBackend = await createAuthenticator(BACKEND_KEY);
   const now_s = Math.floor(Date.now() / 1000);
   const times = { issuedAt_s: now_s, expiresAt_s: now_s + TOKEN_LIFETIME_s };
   for (const tenant of ['acme', '', 'Größe', '中文 🙂 \ud800', '\u007f\u0080\u00ff"\\\n', '?>~']) {
@@ -48,6 +49,9 @@ it('carries whatever text it is given', async () => {
     const token = await signToken(key, claims);
     expect(token).toMatch(/^eyJ[\w-]+\.[\w-]+\.[\w-]{43}$/);
     expect(await verifyToken(key, token, now_s)).toEqual(claims);
+    // The backend reads it by Node's own functions.
+    const { edge } = claims;
+    expect(await atBackend(`Bearer ${token}`)).toEqual({ tenant, edge, mayRunJobs: false });
   }
 });
 

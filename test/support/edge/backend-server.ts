@@ -23,7 +23,7 @@ import { type ModelHash, maskBits, maskId, sparsity } from '../../../shared/mask
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageText } from '../../../shared/wire/openai.ts';
 import { internalMaskPath, type MaskRecord } from '../../../shared/wire/protocol.ts';
-import { createVerifier } from '../../../shared/wire/service-token.ts';
+import { createVerifier, readSignedBy } from '../../../shared/wire/service-token.ts';
 import { apiOptions } from '../../gpu-backend/api/harness.ts';
 import {
   byteGrammars,
@@ -294,7 +294,7 @@ const MASKS: ReadonlyMap<string, MaskRecord> = new Map(
   }),
 );
 
-const verify = createVerifier([BACKEND_KEY, BACKEND_KEY_2], 'backend');
+const verify = createVerifier([BACKEND_KEY, BACKEND_KEY_2].map(readSignedBy), 'backend');
 
 /** Tests move the edge's clock, so this door goes by the clock of whoever signed; `strict` by its own. */
 const anyClock: Authenticate = async (authorization) => {
