@@ -14,6 +14,21 @@ CREATE TABLE `api_keys` (
 --> statement-breakpoint
 CREATE UNIQUE INDEX `api_keys_sha256_unique` ON `api_keys` (`sha256`);--> statement-breakpoint
 CREATE INDEX `api_keys_tenant` ON `api_keys` (`tenant_id`);--> statement-breakpoint
+CREATE TABLE `audit_log` (
+	`sequence` integer PRIMARY KEY AUTOINCREMENT NOT NULL,
+	`created_at_ms` integer NOT NULL,
+	`tenant` text NOT NULL,
+	`actor` text NOT NULL,
+	`address` text NOT NULL,
+	`action` text NOT NULL,
+	`target` text NOT NULL,
+	`before` text,
+	`after` text,
+	`request_id` text NOT NULL
+);
+--> statement-breakpoint
+CREATE INDEX `audit_log_created` ON `audit_log` (`created_at_ms`);--> statement-breakpoint
+CREATE INDEX `audit_log_tenant` ON `audit_log` (`tenant`,`sequence`);--> statement-breakpoint
 CREATE TABLE `backend_latencies` (
 	`minute` integer NOT NULL,
 	`backend` text NOT NULL,
@@ -77,11 +92,21 @@ CREATE TABLE `events` (
 	`tpot_bucket` integer,
 	`backend` text DEFAULT '' NOT NULL,
 	`outages` integer DEFAULT 0 NOT NULL,
-	`experiment_owner` text DEFAULT '' NOT NULL
+	`experiment_owner` text DEFAULT '' NOT NULL,
+	`request_id` text DEFAULT '' NOT NULL,
+	`endpoint` text DEFAULT '' NOT NULL,
+	`status` integer DEFAULT 0 NOT NULL,
+	`error_code` text DEFAULT '' NOT NULL,
+	`total_ms` real,
+	`similarity` real,
+	`source` text DEFAULT '' NOT NULL,
+	`saved` real
 );
 --> statement-breakpoint
 CREATE INDEX `events_batch` ON `events` (`batch`);--> statement-breakpoint
 CREATE INDEX `events_created` ON `events` (`created_at_ms`);--> statement-breakpoint
+CREATE INDEX `events_tenant` ON `events` (`tenant`,`created_at_ms`);--> statement-breakpoint
+CREATE INDEX `events_request` ON `events` (`request_id`);--> statement-breakpoint
 CREATE TABLE `experiments` (
 	`owner` text NOT NULL,
 	`id` text NOT NULL,
@@ -105,6 +130,7 @@ CREATE TABLE `feedback` (
 	PRIMARY KEY(`tenant_id`, `completion_id`, `api_key_id`)
 );
 --> statement-breakpoint
+CREATE INDEX `feedback_created` ON `feedback` (`created_at_ms`);--> statement-breakpoint
 CREATE TABLE `latencies` (
 	`minute` integer NOT NULL,
 	`tenant` text NOT NULL,
@@ -174,6 +200,9 @@ CREATE TABLE `outcomes` (
 	`agreement_sum` real NOT NULL,
 	`agreement_sq` real NOT NULL,
 	`outages` integer DEFAULT 0 NOT NULL,
+	`saved_count` integer DEFAULT 0 NOT NULL,
+	`saved_sum` real DEFAULT 0 NOT NULL,
+	`saved_sq` real DEFAULT 0 NOT NULL,
 	PRIMARY KEY(`minute`, `tenant`, `model`, `version`, `cluster`, `mask`, `sparsity`, `fallback`, `experiment`, `variant`, `region`)
 );
 --> statement-breakpoint
@@ -193,7 +222,9 @@ CREATE TABLE `publications` (
 	`activate_at_ms` integer,
 	`rollout` text,
 	`auto_rollback` text,
-	`reason` text
+	`reason` text,
+	`rollout_id` text,
+	`paused_at_ms` integer
 );
 --> statement-breakpoint
 CREATE UNIQUE INDEX `publications_id_unique` ON `publications` (`id`);--> statement-breakpoint
@@ -210,9 +241,20 @@ CREATE TABLE `tenants` (
 	`tokens_per_minute` integer,
 	`requests_per_day` integer,
 	`tokens_per_day` integer,
-	`agreement_min` real
+	`agreement_min` real,
+	`texts_kept_days` integer
 );
 --> statement-breakpoint
+CREATE TABLE `texts` (
+	`event` text PRIMARY KEY NOT NULL,
+	`tenant` text NOT NULL,
+	`expires_at_ms` integer NOT NULL,
+	`prompt` text NOT NULL,
+	`answer` text NOT NULL
+);
+--> statement-breakpoint
+CREATE INDEX `texts_expires` ON `texts` (`expires_at_ms`);--> statement-breakpoint
+CREATE INDEX `texts_tenant` ON `texts` (`tenant`);--> statement-breakpoint
 CREATE TABLE `traffic_samples` (
 	`id` integer PRIMARY KEY AUTOINCREMENT NOT NULL,
 	`tenant` text NOT NULL,
