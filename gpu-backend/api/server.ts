@@ -64,7 +64,8 @@ export async function startServer(
   const drain = () => {
     // Clients keep connections open; each goes once its last answer is out, so that they come back on new ones, which a
     // balancer leads to others.
-    sweep ??= setInterval(() => server.closeIdleConnections(), SWEEP_ms);
+    // After the sockets were read: a connection whose next request is there already is not idle.
+    sweep ??= setInterval(() => setImmediate(() => server.closeIdleConnections()), SWEEP_ms);
     draining ??= parts.lifecycle.drain(parts.limits.drain_ms, parts.limits.ending_ms);
     return draining;
   };
