@@ -60,8 +60,9 @@ export default defineConfig({
   test: {
     // The edge logs as it does in production; only a failed test's lines are wanted.
     silent: 'passed-only',
-    // The products and commands that tests start find what an earlier one compiled.
-    env: { NODE_COMPILE_CACHE: COMPILED_FOLDER },
+    // The products and commands that tests start find what an earlier one compiled. Other tests run beside them, and threads that
+    // wait for each other would crawl.
+    env: { NODE_COMPILE_CACHE: COMPILED_FOLDER, MASKROUTE_THREADS: '1' },
     maxWorkers: FILES_AT_ONCE,
     sequence: { sequencer: StartersFirst },
     projects: [

@@ -4,6 +4,7 @@
  * The engine computes on the processor, or on a GPU through ONNX Runtime's WebGPU provider (`onnx/device.ts`
  * chooses); encoders compute on the processor.
  */
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
 import type { Logger } from 'pino';
@@ -112,7 +113,9 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     jobs = await jobsOf(options, model.name, log);
     schedules = jobs && (await openSchedules(jobSettings(options, model.name, log), jobs));
     const server = await serve(options, { model, encoders, jobs, schedules, tracer: tracing?.tracer, log });
-    log.info({ url: server.url, model: model.name, device: deviceName(engine.model.device) }, 'ready');
+    const { threads = availableParallelism() } = options;
+    const device = deviceName(engine.model.device);
+    log.info({ url: server.url, model: model.name, device, threads }, 'ready');
     let closing: Promise<void> | undefined;
     const close = async () => {
       log.info('stopping');

@@ -5,7 +5,14 @@ import { PREFIX_TOKENS_MAX } from '../engine/prefix-cache.ts';
 import { maskrouteHome } from '../files.ts';
 import type { KvType } from '../model/model-source.ts';
 import { examples } from './help.ts';
-import { type DeviceFlags, deviceOption, floatTypeOption, kvTypeOption, portFrom } from './terminal.ts';
+import {
+  type DeviceFlags,
+  deviceOption,
+  floatTypeOption,
+  kvTypeOption,
+  portFrom,
+  threadsFromEnvironment,
+} from './terminal.ts';
 
 const BACKEND_PORT = 8080;
 
@@ -24,6 +31,8 @@ const ENVIRONMENT_HELP: Readonly<Record<string, string>> = {
   MASKROUTE_CACHE_TOKENS:
     "room for the KV cache of running requests, in tokens (default: 8 times the model's context)",
   MASKROUTE_KV_TYPE: 'the type of the KV cache: f32, or f16 in half the memory (default: f32)',
+  MASKROUTE_THREADS:
+    'threads that compute (default: all cores; 1 is quicker where other programs keep them busy)',
   MASKROUTE_PREFIX_TOKENS: `room for cached prompt prefixes, in tokens (default: ${PREFIX_TOKENS_MAX}; 0: none)`,
   OTEL_EXPORTER_OTLP_ENDPOINT: 'a collector of traces, http/protobuf (default: no traces)',
   OTEL_EXPORTER_OTLP_HEADERS: 'headers for the collector: name=value,name=value, percent-encoded',
@@ -77,9 +86,11 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         MASKROUTE_PREFIX_TOKENS,
         BACKEND_HOST,
       } = process.env;
+      const threads = threadsFromEnvironment();
       await serveUntilSignal({
         home: maskrouteHome(),
         ...flags,
+        ...(threads === undefined ? {} : { threads }),
         port: portFrom('BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(MASKROUTE_BACKEND_KEY_2 ? { otherBackendKey: MASKROUTE_BACKEND_KEY_2 } : {}),

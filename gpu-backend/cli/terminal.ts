@@ -123,6 +123,17 @@ export function portFrom(name: string, preset: number): number {
   throw new MaskrouteError('invalid_argument', `${name} must be a port from 0 to 65535, not "${text}".`);
 }
 
+/** Threads that compute, as `MASKROUTE_THREADS` says; undefined: all cores. @throws MaskrouteError `invalid_argument`. */
+export function threadsFromEnvironment(): number | undefined {
+  const text = process.env.MASKROUTE_THREADS;
+  if (text === undefined || text === '') return undefined;
+  if (/^[1-9]\d{0,3}$/.test(text)) return Number(text);
+  throw new MaskrouteError(
+    'invalid_argument',
+    `MASKROUTE_THREADS must be a number of threads, not "${text}".`,
+  );
+}
+
 /* Progress. */
 
 /** What is left of a pipeline whose stages are known beforehand. */

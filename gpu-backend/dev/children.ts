@@ -231,7 +231,7 @@ function failure(error: unknown): FromChild {
 /** What can cross a process boundary of the backend's options. */
 export type BackendConfig = Pick<
   BackendOptions,
-  'home' | 'model' | 'port' | 'backendKey' | 'jobEntry' | 'collector'
+  'home' | 'model' | 'port' | 'backendKey' | 'jobEntry' | 'collector' | 'threads'
 >;
 
 if (import.meta.main) {

@@ -41,6 +41,8 @@ type ProductOptions = {
   /** 0 picks a free one. */
   readonly port: number;
   readonly backendPort: number;
+  /** Those that compute; undefined: all cores. */
+  readonly threads?: number | undefined;
   /** Whose pages may call the edge; undefined: as `wrangler.toml` says. */
   readonly allowedOrigins?: string | undefined;
   /** Where the spans of both parts go; undefined: nowhere. */
@@ -127,9 +129,15 @@ async function stopParts({ home, say }: ProductOptions, parts: Parts, backups: B
   if (parts.edge !== undefined) await backUp(backups, say);
 }
 
-const backendChild = ({ home, backendPort: port, collector }: ProductOptions, { backendKey }: DevKeys) => ({
+const backendChild = (
+  { home, backendPort: port, threads, collector }: ProductOptions,
+  { backendKey }: DevKeys,
+) => ({
   name: 'backend',
-  config: { home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI, collector } satisfies BackendConfig,
+  config: {
+    ...{ home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI, collector },
+    ...(threads === undefined ? {} : { threads }),
+  } satisfies BackendConfig,
   logFile: logFile(home, 'backend'),
 });
 

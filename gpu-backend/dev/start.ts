@@ -4,7 +4,7 @@ import { collectorFrom } from '../../shared/tracing/traces.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../../shared/wire/protocol.ts';
 import { newCommand, parseScript, sayError } from '../cli/help.ts';
-import { portFrom } from '../cli/terminal.ts';
+import { portFrom, threadsFromEnvironment } from '../cli/terminal.ts';
 import { maskrouteHome } from '../files.ts';
 import { type DevFile, devFilePath } from './dev-home.ts';
 import { createStep, logFolder, startProduct } from './product.ts';
@@ -14,7 +14,7 @@ const { restore } = parseScript<{ restore?: string }>(
     .option('--restore <file>', 'begin with this copy of the database in place of what is there')
     .addHelpText(
       'after',
-      '\nPORT and BACKEND_PORT set the ports, MASKROUTE_HOME the folder of models, data and keys.',
+      '\nPORT and BACKEND_PORT set the ports, MASKROUTE_THREADS how many threads compute, MASKROUTE_HOME the folder of models, data and keys.',
     ),
   ['npm start', 'PORT=9000 npm start', 'npm start -- --restore ~/.cache/maskroute/backup/COPY'],
 );
@@ -30,6 +30,7 @@ async function main(): Promise<void> {
     home,
     port: portFrom('PORT', EDGE_PORT),
     backendPort: portFrom('BACKEND_PORT', BACKEND_PORT),
+    threads: threadsFromEnvironment(),
     allowedOrigins: allowedOrigins(),
     collector: collectorFrom(process.env),
     restore,

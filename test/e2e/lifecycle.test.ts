@@ -74,7 +74,7 @@ const statusOf = async (url: string, key: string): Promise<number> => {
 };
 
 test(
-  'a start is announced; a second one on the same home is refused; a stop leaves no dev.json and exits with 0',
+  'a start is announced; a second one on the same home is refused',
   async () => {
     const product = await running();
     const { dev } = product;
@@ -84,26 +84,14 @@ test(
     expect(statSync(path.join(home, 'dev.json')).mode & 0o777).toBe(0o600);
     expect(product.output()).toContain(`ready at ${dev.edge}`);
     expect(product.output()).toContain('curl -N');
+    const log = readFileSync(path.join(home, 'logs/backend.log'), 'utf8');
+    expect(log).toContain(`"threads":${process.env.MASKROUTE_THREADS}`);
     for (const url of [dev.edge, dev.backend]) expect((await fetch(`${url}/readyz`)).status).toBe(200);
 
     const second = run(home);
     expect(await second.ended).toBe(1);
     expect(second.output()).toMatch(/^error: Maskroute is already running on \S+\. .*MASKROUTE_HOME.*\n$/);
     expect(existsSync(path.join(home, 'dev.json'))).toBe(true);
-
-    // No number of wrong keys keeps the next start from coming up.
-    const tenants = `${dev.edge}/admin/v1/tenants`;
-    for (let i = 0; i < 150; i++) expect(await statusOf(tenants, `wrong-key-${i}`)).toBe(401);
-    expect(await statusOf(tenants, dev.adminKey)).toBe(200);
-
-    await end('SIGINT');
-    expect(existsSync(path.join(home, 'dev.json'))).toBe(false);
-    for (const url of [dev.edge, dev.backend]) await expect(fetch(url)).rejects.toThrow();
-
-    const next = await begin();
-    const { edge, backend, ...keys } = dev;
-    expect(next.dev).toMatchObject(keys);
-    expect((await next.client.chat.completions.create(hello(next.dev.model))).choices).toHaveLength(1);
   },
   LIMIT_ms,
 );
@@ -186,12 +174,17 @@ async function requestsOf({ backend, backendKey }: DevFile): Promise<number> {
 const ENDLESS_TOKENS = TINY_CONTEXT_TOKENS - 100;
 
 test(
-  'a stop lets an answer under way finish, and loses no usage: not of one whose client hung up just before',
+  'a stop lets an answer under way finish, leaves no dev.json, exits with 0 and loses no usage: not of one whose client hung up',
   async () => {
     const first = await running();
-    const { model } = first.dev;
+    const { edge, backend, ...kept } = first.dev;
+    const { model } = kept;
     const client = await limitedClient(first, 'stopped');
     const tokens = await answers(client, model, 10);
+    // No number of wrong keys keeps the next start from coming up.
+    const tenants = `${edge}/admin/v1/tenants`;
+    for (let i = 0; i < 150; i++) expect(await statusOf(tenants, `wrong-key-${i}`)).toBe(401);
+    expect(await statusOf(tenants, kept.adminKey)).toBe(200);
     const abort = new AbortController();
     const endless = { ...hello(model), max_completion_tokens: ENDLESS_TOKENS, ignore_eos: true };
     const works = (count: number) =>
@@ -216,8 +209,12 @@ test(
     }
     expect(streamed).toBe(1000);
     await ended;
+    expect(existsSync(path.join(home, 'dev.json'))).toBe(false);
+    for (const url of [edge, backend]) await expect(fetch(url)).rejects.toThrow();
 
     const second = await begin();
+    expect(second.dev).toMatchObject(kept);
+    expect((await second.client.chat.completions.create(hello(model))).choices).toHaveLength(1);
     const account = await accountOf(second.dev, 'stopped');
     expect(account.requests).toBe(11);
     expect(account.used).toBe(account.tokens);

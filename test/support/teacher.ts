@@ -6,6 +6,7 @@ export const TEACHER_TIMEOUT_ms = 300_000;
 export const openTestTeacher = () =>
   openFullEncoder('all-minilm-l6-v2', {
     home: testHome,
-    threads: 2,
+    // Other tests run beside this one; threads that wait for each other would crawl.
+    threads: 1,
     hooks: { onProgress: () => {}, log: () => {} },
   });

@@ -71,11 +71,12 @@ const story = (url: string) =>
 
 describe('serve', () => {
   it.each([
-    ['a key', { MASKROUTE_BACKEND_KEY: '' }, DEFAULT_MODEL, 'MASKROUTE_BACKEND_KEY'],
-    ['an installed model', { MASKROUTE_BACKEND_KEY: BACKEND_KEY }, 'no-such-model', 'no-such-model'],
-  ])('does not start without %s, and says so in one line', async (_, env, model, expected) => {
-    const served = serve(env, model);
-    expect(await served.exit).toBe(1);
+    ['a key', { MASKROUTE_BACKEND_KEY: '' }, DEFAULT_MODEL, 'MASKROUTE_BACKEND_KEY', 1],
+    ['an installed model', {}, 'no-such-model', 'no-such-model', 1],
+    ['a number of threads', { MASKROUTE_THREADS: 'many' }, DEFAULT_MODEL, 'MASKROUTE_THREADS must be', 2],
+  ])('does not start without %s, and says so in one line', async (_, env, model, expected, code) => {
+    const served = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, ...env }, model);
+    expect(await served.exit).toBe(code);
     expect(served.output().trim().split('\n')).toHaveLength(1);
     expect(served.output()).toContain(expected);
   });
@@ -98,11 +99,12 @@ describe('serve', () => {
     expect(collector.requests).toEqual([]);
   });
 
-  it('keeps K and V in half precision where that is wanted', async () => {
+  it('keeps K and V in half precision where that is wanted, and computes with as many threads as it is told', async () => {
     using tiny = await tinyHome();
-    const env = { MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_HOME: tiny.home, MASKROUTE_KV_TYPE: 'f16' };
-    const served = serve(env, 'tiny');
+    const env = { MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_HOME: tiny.home };
+    const served = serve({ ...env, MASKROUTE_KV_TYPE: 'f16', MASKROUTE_THREADS: '3' }, 'tiny');
     const url = await ready(served);
+    expect(served.output()).toContain('"threads":3');
     const headers = { authorization: `Bearer ${BACKEND_KEY}` };
     const metrics = await (await fetch(`${url}/metrics`, { headers })).text();
     // 16 tokens, 4 layers, 2 heads of K and of V, 16 halves each.

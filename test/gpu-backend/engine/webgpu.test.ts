@@ -164,7 +164,7 @@ describe.each([
   });
 
   test.runIf(kind === 'q8').each([1, 4])(
-    '200 greedy tokens of %i sequences are those of the processor, but where its two best are level',
+    '60 greedy tokens of %i sequences are those of the processor, but where its two best are level',
     async (count) => {
       const masks = [DENSE, SOME, withSurrogates(OTHERS, RANDOM_TABLE_ID), OTHERS].slice(0, count);
       const answers = masks.map((mask, i) => ({
@@ -174,7 +174,7 @@ describe.each([
       }));
       let most = 0;
       const marginsOfOthers: number[] = [];
-      for (let token = 0; token < 200; token++) {
+      for (let token = 0; token < 60; token++) {
         const inputs = answers.map(({ next, ...input }) => ({
           ...{ ...input, tokenIds: next },
           logitRows: [next.length - 1],
@@ -293,7 +293,8 @@ test('the real model, dense and with a quarter of its blocks out', async () => {
   const logitsOf = async (runner: Runner) => {
     const caches = masks.map(() => runner.newCache());
     const found: Float32Array[] = [];
-    for (const tokens of [12, 1]) {
+    // Two prompts of two tokens go the way of long ones on a device, in one tile of rows. In halves each tile takes seconds here.
+    for (const tokens of [2, 1]) {
       const inputs = masks.map((mask, i): RunInput => {
         const cache = caches[i]!;
         const tokenIds = somePrompt(tokens, config.vocabularySize, tokens + cache.length);

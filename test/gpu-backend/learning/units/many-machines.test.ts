@@ -4,7 +4,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'n
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, beforeAll, expect, it } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { startValkey } from '../../../../gpu-backend/bench/valkey-server.ts';
 import { type LearnOptions, learn } from '../../../../gpu-backend/learning/learn.ts';
 import { openQueuedUnits } from '../../../../gpu-backend/learning/units/queued-units.ts';
@@ -62,6 +62,14 @@ async function cluster(workers: number) {
     toldOf: (units: number) => soon(() => machines.computed().length >= units),
     entries: () =>
       readdirSync(journal, { recursive: true }).filter((name) => /[0-9a-f]{64}/.test(`${name}`)).length,
+    /** Nothing is queued, known or told any more; the workers are there as before. */
+    async forget() {
+      await machines.redis.flushall();
+      for (const name of readdirSync(journal))
+        if (name !== 'journal.json') rmSync(join(journal, name), { recursive: true });
+      for (const { computed } of machines.all) computed.splice(0);
+      said.splice(0);
+    },
     async [Symbol.asyncDispose]() {
       await machines[Symbol.asyncDispose]();
       await server[Symbol.asyncDispose]();
@@ -93,89 +101,95 @@ async function computedHere(units: readonly BatchUnit[]): Promise<(readonly numb
   return await Promise.all(units.map((unit) => here.run(unit)));
 }
 
-it('three workers come to the bytes of one process, and compute each unit once', async () => {
-  await using site = await cluster(3);
-  expect(await site.learn('three')).toEqual(expected);
-  await site.toldOf(site.entries());
-  expect(site.machines.twice()).toEqual([]);
-  for (const { computed } of site.machines.all) expect(computed.length).toBeGreaterThan(0);
+describe('three workers', () => {
+  let site: Awaited<ReturnType<typeof cluster>>;
+  beforeAll(async () => {
+    site = await cluster(3);
+  }, 120_000);
+  beforeEach(() => site.forget());
+  afterAll(() => site[Symbol.asyncDispose]());
 
-  // The journal has all of it: another run computes nothing, and one whose entry is damaged that one alone.
-  const before = site.machines.computed().length;
-  expect(await site.learn('again')).toEqual(expected);
-  expect(site.machines.computed()).toHaveLength(before);
-  const [damaged, swapped, other] = site.machines.computed();
-  const fileOf = (unit: string) => join(site.journal, unit.slice(0, 2), `${unit}.json`);
-  const entry = JSON.parse(readFileSync(fileOf(damaged!), 'utf8'));
-  writeFileSync(
-    fileOf(damaged!),
-    JSON.stringify({ ...entry, values: entry.values.map((v: number) => v + 1) }),
-  );
-  writeFileSync(fileOf(swapped!), readFileSync(fileOf(other!)));
-  expect(await site.learn('damaged')).toEqual(expected);
-  await site.toldOf(before + 2);
-  expect(site.machines.twice().sort()).toEqual([damaged, swapped].sort());
-  expect(site.said.filter((line) => line.includes('is damaged'))).not.toEqual([]);
-  expect(JSON.parse(readFileSync(fileOf(damaged!), 'utf8'))).toEqual(entry);
-}, 300_000);
+  it('come to the bytes of one process, and compute each unit once', async () => {
+    expect(await site.learn('three')).toEqual(expected);
+    await site.toldOf(site.entries());
+    expect(site.machines.twice()).toEqual([]);
+    for (const { computed } of site.machines.all) expect(computed.length).toBeGreaterThan(0);
 
-it('a worker that is killed in mid-unit costs that unit, and nothing else is done again', async () => {
-  await using site = await cluster(2);
-  const units = LONG_UNITS;
-  await using queued = await site.open({ ...run, model: tiny.model });
-  const found = Promise.all(units.map((unit) => queued.run(unit)));
-  await soon(async () => (await site.machines.claims()).length === 2);
-  const victim = site.machines.all[0]!;
-  const [lost] = (await site.machines.claims()).filter(({ pid }) => pid === victim.child.pid);
-  victim.child.kill('SIGKILL');
-  expect(await found).toEqual(await expectedLong());
-  await site.toldOf(units.length);
-  const work = workOf(tiny.model, undefined);
-  expect(site.machines.computed().sort()).toEqual(units.map((unit) => unitName(work, unit)).sort());
-  expect(victim.computed).not.toContain(lost!.unit);
-}, 300_000);
+    // The journal has all of it: another run computes nothing, and one whose entry is damaged that one alone.
+    const before = site.machines.computed().length;
+    expect(await site.learn('again')).toEqual(expected);
+    expect(site.machines.computed()).toHaveLength(before);
+    const [damaged, swapped, other] = site.machines.computed();
+    const fileOf = (unit: string) => join(site.journal, unit.slice(0, 2), `${unit}.json`);
+    const entry = JSON.parse(readFileSync(fileOf(damaged!), 'utf8'));
+    writeFileSync(
+      fileOf(damaged!),
+      JSON.stringify({ ...entry, values: entry.values.map((v: number) => v + 1) }),
+    );
+    writeFileSync(fileOf(swapped!), readFileSync(fileOf(other!)));
+    expect(await site.learn('damaged')).toEqual(expected);
+    await site.toldOf(before + 2);
+    expect(site.machines.twice().sort()).toEqual([damaged, swapped].sort());
+    expect(site.said.filter((line) => line.includes('is damaged'))).not.toEqual([]);
+    expect(JSON.parse(readFileSync(fileOf(damaged!), 'utf8'))).toEqual(entry);
+  }, 300_000);
 
-it('a queue that is flushed in mid-run loses what waits, and nothing is computed twice', async () => {
-  await using site = await cluster(2);
-  const units = LONG_UNITS;
-  const queued = await site.open({ ...run, model: tiny.model });
-  const found = Promise.all(units.map((unit) => queued.run(unit)));
-  await soon(async () => (await site.machines.claims()).length === 2);
-  await site.machines.redis.flushall();
-  expect(await found).toEqual(await expectedLong());
-  await queued[Symbol.asyncDispose]();
-  await site.toldOf(units.length);
-  expect(site.machines.twice()).toEqual([]);
-  expect(site.machines.computed()).toHaveLength(units.length);
+  it('lose one that is killed in mid-unit, which costs that unit, and nothing else is done again', async () => {
+    const units = LONG_UNITS;
+    await using queued = await site.open({ ...run, model: tiny.model });
+    const found = Promise.all(units.map((unit) => queued.run(unit)));
+    await soon(async () => (await site.machines.claims()).length > 1);
+    const [lost] = await site.machines.claims();
+    const victim = site.machines.all.find(({ child }) => child.pid === lost!.pid)!;
+    victim.child.kill('SIGKILL');
+    expect(await found).toEqual(await expectedLong());
+    await site.toldOf(units.length);
+    const work = workOf(tiny.model, undefined);
+    expect(site.machines.computed().sort()).toEqual(units.map((unit) => unitName(work, unit)).sort());
+    expect(victim.computed).not.toContain(lost!.unit);
+    site.machines.start();
+  }, 300_000);
 
-  const learned = site.learn('flushed');
-  for (let flush = 0; flush < 2; flush++) {
-    const after = site.machines.computed().length + 20;
-    await soon(() => site.machines.computed().length > after);
+  it('compute nothing twice when the queue is flushed in mid-run, which loses what waits', async () => {
+    const units = LONG_UNITS;
+    const queued = await site.open({ ...run, model: tiny.model });
+    const found = Promise.all(units.map((unit) => queued.run(unit)));
+    await soon(async () => (await site.machines.claims()).length > 1);
     await site.machines.redis.flushall();
-  }
-  expect(await learned).toEqual(expected);
-  await site.toldOf(site.entries());
-  expect(site.machines.twice()).toEqual([]);
-}, 300_000);
+    expect(await found).toEqual(await expectedLong());
+    await queued[Symbol.asyncDispose]();
+    await site.toldOf(units.length);
+    expect(site.machines.twice()).toEqual([]);
+    expect(site.machines.computed()).toHaveLength(units.length);
 
-it('a run waits for a queue that is away, and goes on when it is back with nothing in it', async () => {
-  await using site = await cluster(2);
-  const learned = site.learn('away');
-  await soon(() => site.machines.computed().length > 50);
-  await site.server.stop();
-  await soon(() => site.said.some((line) => line.includes('is away')));
-  // The units at hand end, and no others begin.
-  await sleep(1000);
-  const before = site.machines.computed().length;
-  await sleep(1000);
-  expect(site.machines.computed()).toHaveLength(before);
-  await site.server.start();
-  expect(await learned).toEqual(expected);
-  await site.toldOf(site.entries());
-  expect(site.machines.twice()).toEqual([]);
-  expect(site.said.some((line) => line.includes('is back'))).toBe(true);
-}, 300_000);
+    const learned = site.learn('flushed');
+    for (let flush = 0; flush < 2; flush++) {
+      const after = site.machines.computed().length + 20;
+      await soon(() => site.machines.computed().length > after);
+      await site.machines.redis.flushall();
+    }
+    expect(await learned).toEqual(expected);
+    await site.toldOf(site.entries());
+    expect(site.machines.twice()).toEqual([]);
+  }, 300_000);
+
+  it('wait with the run for a queue that is away, and go on when it is back with nothing in it', async () => {
+    const learned = site.learn('away');
+    await soon(() => site.machines.computed().length > 50);
+    await site.server.stop();
+    await soon(() => site.said.some((line) => line.includes('is away')));
+    // The units at hand end, and no others begin.
+    await sleep(1000);
+    const before = site.machines.computed().length;
+    await sleep(1000);
+    expect(site.machines.computed()).toHaveLength(before);
+    await site.server.start();
+    expect(await learned).toEqual(expected);
+    await site.toldOf(site.entries());
+    expect(site.machines.twice()).toEqual([]);
+    expect(site.said.some((line) => line.includes('is back'))).toBe(true);
+  }, 300_000);
+});
 
 it('a worker with another model, version or journal is refused by name, and the run hears of it', async () => {
   await using site = await cluster(0);
