@@ -86,13 +86,13 @@ export type RunningBackend = {
  * `engine_failed`, or `start_failed` for a missing key or a port that cannot be had.
  */
 export async function startBackend(options: BackendOptions): Promise<RunningBackend> {
-  const log = options.log ?? pino();
-  keepHeapSmall();
+  // Lines are written from another thread: a disk that is slow for a moment stops no answer. What is left goes out at the exit.
+  const log = options.log ?? pino(pino.destination({ sync: false }));
   if (options.backendKey.trim() === '') {
     const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
     throw new MaskrouteError('start_failed', message);
   }
-  const { engine, text, grammars, model } = await openModel(options, log);
+  const { engine, text, grammars, model } = await withSmallHeap(() => openModel(options, log));
   if (options.audience === undefined)
     log.warn('tokens for any backend are taken here: MASKROUTE_BACKEND_URL says which are for this one');
   const encoders = createEncoderService({
@@ -186,11 +186,16 @@ const jobSettings = ({ home, backendKey, otherBackendKey }: BackendOptions, mode
 });
 
 /**
- * This process computes in native code; its JavaScript heap holds the tokenizer, in a thread of its own, and little
- * else. V8 would let the garbage of opening it stand (20 MB) for a throughput that nobody needs.
+ * V8 would let the garbage of opening a model stand (20 MB), though none like it comes again. While requests are answered the
+ * heap may grow: a small one is collected ten times a second, and each time every answer waits.
  */
-function keepHeapSmall(): void {
+async function withSmallHeap<Opened>(open: () => Promise<Opened>): Promise<Opened> {
   setFlagsFromString('--optimize-for-size');
+  try {
+    return await open();
+  } finally {
+    setFlagsFromString('--no-optimize-for-size');
+  }
 }
 
 async function openModel(

@@ -62,10 +62,16 @@ async function fire({ edge, apiKey, model }: DevFile, tally: Tally): Promise<voi
 
 /* What is watched. */
 
-type Sample = { readonly at_s: number; readonly rss_MB: Record<string, number> };
+type Sample = {
+  readonly at_s: number;
+  readonly rss_MB: Record<string, number>;
+  /** Of the HTTP thread, since the sample before; 0 where it did not answer. */
+  readonly standStill_ms: number;
+};
 type Watched = {
   readonly samples: Sample[];
-  standStill_ms: number;
+  /** The most that the thread computed in one piece: beyond it, it waited for a core. */
+  standStillWork_ms: number;
   ownStandStill_ms: number;
   probe_ms: number;
 };
@@ -77,30 +83,42 @@ async function watch(started: Started, watched: Watched, tally: Tally, over: Abo
   const own = monitorEventLoopDelay({ resolution: LAG_RESOLUTION_ms });
   own.enable();
   // What came before does not count.
-  await longestLag_ms(started.dev);
+  await longestStandStill(started.dev);
   while (!over.aborted) {
     await sleep(1000, undefined, { signal: over }).catch(() => undefined);
-    await probe(started.dev, watched).catch(() => count(tally.failures, 'watched_part_is_silent'));
+    const standStill_ms = await probe(started.dev, watched).catch(() => {
+      count(tally.failures, 'watched_part_is_silent');
+      return 0;
+    });
     const at_s = (performance.now() - begun_ms) / 1000;
-    watched.samples.push({ at_s, rss_MB: memoryOf(started.process.pid!) });
+    watched.samples.push({ at_s, rss_MB: memoryOf(started.process.pid!), standStill_ms });
   }
   watched.ownStandStill_ms = own.max / 1e6 - LAG_RESOLUTION_ms;
 }
 
-async function probe(dev: DevFile, watched: Watched): Promise<void> {
+/** Gives how long the HTTP thread stood still since the last time. */
+async function probe(dev: DevFile, watched: Watched): Promise<number> {
   const asked_ms = performance.now();
   await fetch(`${dev.edge}/healthz`).then((response) => response.arrayBuffer());
   watched.probe_ms = Math.max(watched.probe_ms, performance.now() - asked_ms);
-  watched.standStill_ms = Math.max(watched.standStill_ms, (await longestLag_ms(dev)) - LAG_RESOLUTION_ms);
+  const { whole_ms, work_ms } = await longestStandStill(dev);
+  watched.standStillWork_ms = Math.max(watched.standStillWork_ms, work_ms);
+  return whole_ms;
 }
 
-/** Since it was asked last: the backend begins a new histogram at every scrape. */
-async function longestLag_ms({ backend, backendKey }: DevFile): Promise<number> {
+/** Since it was asked last: the backend begins anew at every scrape. */
+async function longestStandStill({ backend, backendKey }: DevFile) {
   const headers = { authorization: `Bearer ${backendKey}` };
   const metrics = await (await fetch(`${backend}/metrics`, { headers })).text();
-  const lag_s = /^nodejs_eventloop_lag_max_seconds\S* (\S+)$/m.exec(metrics)?.[1];
-  if (lag_s === undefined) throw new Error('the backend tells no nodejs_eventloop_lag_max_seconds');
-  return Number(lag_s) * 1000;
+  const gauge_ms = (name: string): number => {
+    const value_s = new RegExp(`^${name}\\S* (\\S+)$`, 'm').exec(metrics)?.[1];
+    if (value_s === undefined) throw new Error(`the backend tells no ${name}`);
+    return Number(value_s) * 1000;
+  };
+  return {
+    whole_ms: gauge_ms('nodejs_eventloop_lag_max_seconds') - LAG_RESOLUTION_ms,
+    work_ms: gauge_ms('maskroute_http_thread_longest_stall_seconds\\S*part="own"'),
+  };
 }
 
 /** Of the product, by its parts. */
@@ -136,7 +154,7 @@ let running: Started | undefined;
 try {
   running = await start(home);
   const tally: Tally = { sent: 0, answers: 0, hangUps: 0, refusals: {}, failures: {} };
-  const watched: Watched = { samples: [], standStill_ms: 0, ownStandStill_ms: 0, probe_ms: 0 };
+  const watched: Watched = { samples: [], standStillWork_ms: 0, ownStandStill_ms: 0, probe_ms: 0 };
   const over = new AbortController();
   console.log(`${CLIENTS} clients for ${SECONDS} s at ${running.dev.edge}`);
   const watching = watch(running, watched, tally, over.signal);
@@ -147,12 +165,16 @@ try {
   running = undefined;
   if (exit !== 0) count(tally.failures, `stopped_with_${exit}`);
   const { parts, growth } = memory(watched.samples);
-  const standStill_ms = Math.round(watched.standStill_ms);
+  const standStill_ms = Math.round(Math.max(...watched.samples.map((sample) => sample.standStill_ms)));
+  // The first seconds run code that was never run before.
+  const stalled = watched.samples.filter((sample) => sample.standStill_ms >= STAND_STILL_MAX_ms);
   const isKept =
     Object.keys(tally.failures).length === 0 && growth <= GROWTH_MAX && standStill_ms < STAND_STILL_MAX_ms;
   const settings = { clients: CLIENTS, seconds: SECONDS, hangUpShare: HANG_UPS, rate: RATE };
   const figures = {
     standStill_ms,
+    secondsOver: stalled.map(({ at_s, standStill_ms: stood_ms }) => [Math.round(at_s), Math.round(stood_ms)]),
+    standStillWork_ms: Math.round(watched.standStillWork_ms),
     ownStandStill_ms: Math.round(watched.ownStandStill_ms),
     edgeProbeMax_ms: Math.round(watched.probe_ms),
     memory: parts,

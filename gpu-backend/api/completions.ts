@@ -106,8 +106,9 @@ async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest |
 const tenantOf = (c: ApiContext): string => c.get('caller').tenant ?? '';
 
 /** @throws MaskrouteError `not_ready`, `queue_full`. */
-function requirePlace({ lifecycle, limits }: ApiParts, tenant: string): void {
+function requirePlace({ lifecycle, limits, model }: ApiParts, tenant: string): void {
   lifecycle.stopping.throwIfAborted();
+  model.engine.expectRoom(tenant);
   const { inFlightMax } = limits;
   if (lifecycle.running >= inFlightMax) {
     throw new MaskrouteError('queue_full', `${inFlightMax} requests are under way already.`);

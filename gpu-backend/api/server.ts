@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { createAdaptorServer } from '@hono/node-server';
 import { createApp } from './api-app.ts';
 import { type ApiOptions, openParts } from './parts.ts';
@@ -11,7 +12,7 @@ const HEADERS_TIMEOUT_ms = 10_000;
 const REQUEST_TIMEOUT_ms = 60_000;
 /** Longer than common proxies keep idle connections, so that they close first. */
 const KEEP_ALIVE_ms = 75_000;
-const SWEEP_ms = 20;
+const SWEEP_ms = 500;
 
 export type RunningServer = {
   readonly url: string;
@@ -24,6 +25,21 @@ export type RunningServer = {
   close(): Promise<void>;
 };
 
+type Fetch = ReturnType<typeof createApp>['fetch'];
+
+/**
+ * One poll of the sockets may bring a hundred requests. All of them at once would hold up the tokens of every answer, so each gets
+ * a turn of the event loop, in the order in which they came.
+ */
+export function inTurns(fetch: Fetch): Fetch {
+  let turn: Promise<void> = Promise.resolve();
+  return async (...request) => {
+    turn = turn.then(() => nextTurn());
+    await turn;
+    return fetch(...request);
+  };
+}
+
 /** `port` 0 picks a free one. Rejects when the port is taken or the backend key is empty. */
 export async function startServer(
   options: ApiOptions,
@@ -31,7 +47,7 @@ export async function startServer(
 ): Promise<RunningServer> {
   const parts = await openParts(options);
   const server = createAdaptorServer({
-    fetch: createApp(parts).fetch,
+    fetch: inTurns(createApp(parts).fetch),
     overrideGlobalObjects: false,
     serverOptions: {
       headersTimeout: HEADERS_TIMEOUT_ms,
@@ -48,7 +64,8 @@ export async function startServer(
   const drain = () => {
     // Clients keep connections open; each goes once its last answer is out, so that they come back on new ones, which a
     // balancer leads to others.
-    sweep ??= setInterval(() => server.closeIdleConnections(), SWEEP_ms);
+    // After the sockets were read: a connection whose next request is there already is not idle.
+    sweep ??= setInterval(() => setImmediate(() => server.closeIdleConnections()), SWEEP_ms);
     draining ??= parts.lifecycle.drain(parts.limits.drain_ms, parts.limits.ending_ms);
     return draining;
   };

@@ -8,8 +8,9 @@ import { fileURLToPath } from 'node:url';
 import { createdKeySchema, DEFAULT_TENANT, tenantSchema } from '../../shared/admin/admin-wire.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { type ModelEntry, modelListSchema } from '../../shared/wire/protocol.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
-import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
+import { type AdminClient, createAdminClient, createBackendClient } from '../publication/admin-client.ts';
 import {
   livePublication,
   namesOfVersions,
@@ -33,15 +34,29 @@ export async function seed(edge: string, keys: DevKeys, say: (line: string) => v
   const client = createAdminClient(edge, keys.adminKey);
   const apiKey = await ensureApiKey(client, keys.apiKey);
   const files = [LIVE_PRESET, ...STORED_PRESETS].map((name) => path.join(PRESETS_FOLDER, name));
-  const preset = await ensurePreset(client, await readMaskSet(files[0]!));
-  if (preset === 'other_model') {
-    say(`The preset mask set is for other weights than these of ${DEFAULT_MODEL}; requests run dense.`);
+  const preset = await readMaskSet(files[0]!);
+  // The same model may come from a source with other bytes. Nobody could activate a set that lies there for these.
+  if (!isFor(preset, await servedModels(edge, apiKey))) {
+    say(
+      `The preset mask sets are for other weights or surrogates than these of ${DEFAULT_MODEL}, so none is stored; requests run dense until a set is published.`,
+    );
     return apiKey;
   }
-  if (preset === 'kept_other') say('A mask set other than the preset is live, and stays live.');
+  if ((await ensurePreset(client, preset)) === 'kept_other')
+    say('A mask set other than the preset is live, and stays live.');
   for (const file of files) await storePreset(client, file);
   return apiKey;
 }
+
+/** What the edge has backends for. It says so as each of them does. */
+const servedModels = async (edge: string, apiKey: string): Promise<readonly ModelEntry[]> =>
+  (await createBackendClient(edge, apiKey).request({ method: 'GET', path: '/models' }, modelListSchema)).data;
+
+const isFor = ({ model, surrogates }: MaskSet, served: readonly ModelEntry[]): boolean =>
+  served.some(
+    ({ maskroute }) =>
+      maskroute?.hash === model.hash && (surrogates === undefined || maskroute.surrogates === surrogates),
+  );
 
 /** The key that was kept when the edge still takes it, else a new one. */
 export async function ensureApiKey(client: AdminClient, kept: string | undefined): Promise<string> {
@@ -63,13 +78,12 @@ async function isAccepted(edge: string, key: string): Promise<boolean> {
 
 /**
  * Makes the preset live where nothing is, or where an older preset is. A set that somebody published
- * themselves stays, and so does their choice to roll back from this one. `other_model`: the same model came
- * from a source with other bytes, and the preset does not hold for it; requests run dense.
+ * themselves stays, and so does their choice to roll back from this one.
  */
 export async function ensurePreset(
   client: AdminClient,
   preset: MaskSet,
-): Promise<'published' | 'live' | 'kept_other' | 'other_model'> {
+): Promise<'published' | 'live' | 'kept_other'> {
   const version = maskSetVersion(preset);
   const live = await livePublication(client, DEFAULT_TENANT);
   if (live?.version === version) return 'live';
@@ -81,13 +95,8 @@ export async function ensurePreset(
   ) {
     return 'kept_other';
   }
-  try {
-    await publishMaskSet(client, preset, { tenant: DEFAULT_TENANT, activate: true });
-    return 'published';
-  } catch (error) {
-    if (error instanceof MaskrouteError && error.code === 'mask_model_mismatch') return 'other_model';
-    throw error;
-  }
+  await publishMaskSet(client, preset, { tenant: DEFAULT_TENANT, activate: true });
+  return 'published';
 }
 
 /**

@@ -32,6 +32,8 @@ import type { StepTimes } from './step-cost.ts';
 import { StepCost } from './step-cost.ts';
 
 export type LoopOutput = {
+  /** It has left the waiting line for the first time. */
+  started?(requestId: string): void;
   event(requestId: string, event: EngineEvent): void;
   failed(requestId: string, error: MaskrouteError): void;
 };
@@ -258,7 +260,10 @@ export class EngineLoop {
 
   #start(sequence: Sequence): void {
     const { request, scheduled } = sequence;
-    sequence.startedAt_ms ??= performance.now();
+    if (sequence.startedAt_ms === undefined) {
+      sequence.startedAt_ms = performance.now();
+      this.#output.started?.(scheduled.requestId);
+    }
     sequence.cache = this.#freeCaches.pop() ?? this.#runner.newCache();
     sequence.cache.reserve(Math.min(scheduled.cacheTokens, scheduled.tokenCount + RESERVED_ANSWER_TOKENS));
     // A prompt that is scored needs the logits of all its tokens.

@@ -42,8 +42,9 @@ export type ThreadError = {
 
 /** What became of a request. */
 export type RequestNews =
-  | { readonly requestId: string; readonly event: EngineEvent }
-  | { readonly requestId: string; readonly error: ThreadError };
+  | { readonly type: 'started'; readonly requestId: string }
+  | { readonly type: 'event'; readonly requestId: string; readonly event: EngineEvent }
+  | { readonly type: 'failed'; readonly requestId: string; readonly error: ThreadError };
 
 export type FromThread =
   | { readonly type: 'ready' }
@@ -60,8 +61,9 @@ const options = { threads, surrogates, device, kvType, batches: true, reuseLogit
 const runner = await openRunner(modelDir, config, options);
 let news: RequestNews[] = [];
 const loop = new EngineLoop(runner, start.limits, await measureStepTimes(runner), {
-  event: (requestId, event) => news.push({ requestId, event }),
-  failed: (requestId, error) => news.push({ requestId, error: wireError(error) }),
+  started: (requestId) => news.push({ type: 'started', requestId }),
+  event: (requestId, event) => news.push({ type: 'event', requestId, event }),
+  failed: (requestId, error) => news.push({ type: 'failed', requestId, error: wireError(error) }),
 });
 port.on('message', (message: ToThread) => {
   hear(message);

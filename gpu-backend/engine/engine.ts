@@ -16,6 +16,11 @@ export interface Engine {
    * `finished` event of reason `cancelled` within one step.
    */
   generate(request: GenerateRequest, signal: AbortSignal): AsyncIterable<EngineEvent>;
+  /**
+   * To be asked before anything of a request is read, since most of what is refused is refused for this.
+   * @throws MaskrouteError `queue_full` when a request of `tenant` would find no place in the waiting line.
+   */
+  expectRoom(tenant: string): void;
   stats(): EngineStats;
   /** Why the engine has stopped for good; undefined while it lives. */
   readonly failure: MaskrouteError | undefined;

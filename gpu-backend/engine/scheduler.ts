@@ -344,7 +344,7 @@ export class Scheduler {
   }
 }
 
-function countsByTenant(requests: readonly ScheduledRequest[]): Map<string, number> {
+export function countsByTenant(requests: Iterable<{ readonly tenant: string }>): Map<string, number> {
   const counts = new Map<string, number>();
   for (const { tenant } of requests) counts.set(tenant, (counts.get(tenant) ?? 0) + 1);
   return counts;

@@ -20,6 +20,7 @@ import type { FromThread, RequestNews, ThreadError, ThreadStart, ToThread } from
 import { tokenBytes } from './kv-cache.ts';
 import { PAGE_TOKENS, PREFIX_TOKENS_MAX } from './prefix-cache.ts';
 import { kvTypeOn } from './runner-interface.ts';
+import { countsByTenant, queueFull } from './scheduler.ts';
 
 export type EngineOptions = {
   readonly modelDir: string;
@@ -68,7 +69,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     workerData,
     resourceLimits: { maxYoungGenerationSizeMb: 2 },
   });
-  const engine = new ThreadEngine(worker, options, limits.waitingMax, new Float64Array(stats));
+  const engine = new ThreadEngine(worker, options, limits, new Float64Array(stats));
   await ready(worker);
   return engine;
 }
@@ -89,14 +90,16 @@ class ThreadEngine implements Engine {
   failure: MaskrouteError | undefined;
   readonly #worker: Worker;
   readonly #onError: ((detail: string) => void) | undefined;
-  readonly #queueCapacity: number;
+  readonly #limits: LoopLimits;
   readonly #stats: Float64Array;
   readonly #exited: Promise<void>;
   readonly #pulse = new Pulse(() => this.#post({ type: 'ping' }));
-  /** The events of each request that runs. */
+  /** The events of each request that waits or runs. */
   readonly #queues = new Map<string, EventQueue<EngineEvent>>();
+  /** Those that have not begun to run. */
+  readonly #unstarted = new Map<string, GenerateRequest>();
 
-  constructor(worker: Worker, options: EngineOptions, queueCapacity: number, stats: Float64Array) {
+  constructor(worker: Worker, options: EngineOptions, limits: LoopLimits, stats: Float64Array) {
     const { hash, config, surrogates, device = PROCESSOR } = options;
     const kvType = kvTypeOn(device, options.kvType);
     const { layerCount, kvHeadCount, headSize } = config;
@@ -110,7 +113,7 @@ class ThreadEngine implements Engine {
     };
     this.#worker = worker;
     this.#onError = options.onError;
-    this.#queueCapacity = queueCapacity;
+    this.#limits = limits;
     this.#stats = stats;
     worker.on('message', (message: FromThread) => this.#receive(message));
     worker.on('error', (error) => this.#fail(error.stack ?? String(error)));
@@ -124,6 +127,7 @@ class ThreadEngine implements Engine {
     const queue = new EventQueue<EngineEvent>();
     const cancel = () => this.#post({ type: 'cancel', requestId });
     this.#queues.set(requestId, queue);
+    this.#unstarted.set(requestId, request);
     this.#post({ type: 'generate', request });
     if (signal.aborted) cancel();
     signal.addEventListener('abort', cancel, { once: true });
@@ -137,14 +141,29 @@ class ThreadEngine implements Engine {
     } finally {
       signal.removeEventListener('abort', cancel);
       this.#queues.delete(requestId);
+      this.#unstarted.delete(requestId);
       if (!finished) cancel();
     }
+  }
+
+  /**
+   * As `Scheduler.add` decides: of the tenants with most requests in a full line the newest has to go. Requests that the engine
+   * has not looked at yet count, too, but for as many as may find a place to run.
+   */
+  expectRoom(tenant: string): void {
+    const { waitingMax, runningMax } = this.#limits;
+    const { size } = this.#unstarted;
+    if (size < waitingMax) return;
+    const { requestsRunning, requestsWaiting } = readStats(this.#stats);
+    if (requestsWaiting < waitingMax && size < waitingMax + runningMax - requestsRunning) return;
+    const counts = countsByTenant(this.#unstarted.values());
+    if ((counts.get(tenant) ?? 0) + 1 >= Math.max(...counts.values())) throw queueFull(waitingMax);
   }
 
   stats(): EngineStats {
     const { leastRecentStep_ms, oldestUnstarted_ms, ...counts } = readStats(this.#stats);
     const [stepAge_ms, queueAge_ms] = [age_ms(leastRecentStep_ms), age_ms(oldestUnstarted_ms)];
-    return { ...counts, queueCapacity: this.#queueCapacity, stepAge_ms, queueAge_ms };
+    return { ...counts, queueCapacity: this.#limits.waitingMax, stepAge_ms, queueAge_ms };
   }
 
   silence_ms(): number {
@@ -174,12 +193,17 @@ class ThreadEngine implements Engine {
 
   #hear(news: RequestNews): void {
     const queue = this.#queues.get(news.requestId);
-    if ('event' in news) {
-      queue?.push(news.event);
-      return;
+    switch (news.type) {
+      case 'started':
+        this.#unstarted.delete(news.requestId);
+        return;
+      case 'event':
+        queue?.push(news.event);
+        return;
+      case 'failed':
+        if (news.error.detail !== '') this.#onError?.(news.error.detail);
+        queue?.fail(fromThread(news.error));
     }
-    if (news.error.detail !== '') this.#onError?.(news.error.detail);
-    queue?.fail(fromThread(news.error));
   }
 
   /** The thread is gone, and with it what ran. */
@@ -188,6 +212,7 @@ class ThreadEngine implements Engine {
     if (this.#queues.size > 0 || detail !== '') this.#onError?.(detail);
     for (const queue of this.#queues.values()) queue.fail(this.failure);
     this.#queues.clear();
+    this.#unstarted.clear();
   }
 }
 

@@ -5,6 +5,8 @@
  * `GroupQueryAttention` takes one new token of many sequences, or many of one: so a step is a run for all single tokens, and one
  * for each piece of a prompt (`webgpu-attention.ts` says how long a piece may be).
  */
+import { denseMask } from '../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import { webgpuLlamaGraph } from '../model/architectures/webgpu-llama.ts';
 import type { ModelConfig } from '../model/model-source.ts';
@@ -45,7 +47,7 @@ export async function openWebgpuRunner(
     const own = inputs.map(asInput);
     return caches.inTurn(() => runStep(parts, own));
   };
-  return {
+  const runner: Runner = {
     config,
     surrogates,
     newCache: () => new DeviceCache(caches),
@@ -58,6 +60,39 @@ export async function openWebgpuRunner(
       await session.release();
     },
   };
+  try {
+    if (floatType === 'f16') await requireRange(runner);
+  } catch (error) {
+    await runner.close();
+    throw error;
+  }
+  return runner;
+}
+
+const CHECKED_TOKENS = 16;
+
+/**
+ * One short run: a number beyond 65,504 is infinite in fp16, and a norm or a softmax after it makes the logits so, or none.
+ * @throws MaskrouteError `engine_failed` for a model that fp16 cannot hold.
+ */
+async function requireRange(runner: Runner): Promise<void> {
+  const { vocabularySize, contextTokens, layerCount } = runner.config;
+  const count = Math.min(CHECKED_TOKENS, contextTokens);
+  const rows = Array.from({ length: count }, (_, row) => row);
+  const cache = runner.newCache();
+  const logits = await runner.run({
+    cache,
+    // From the whole vocabulary.
+    tokenIds: rows.map((row) => Math.floor((row * vocabularySize) / count)),
+    plan: { mask: denseMask(2 * layerCount), kv: 'preserve' },
+    logitRows: rows,
+  });
+  cache.truncate(0);
+  if (logits.every(Number.isFinite)) return;
+  throw new MaskrouteError(
+    'engine_failed',
+    'Numbers of this model leave the range of fp16 (65,504): take --float-type f32.',
+  );
 }
 
 /** The graph is made anew each time: it takes some milliseconds, and installed models need no other file. */

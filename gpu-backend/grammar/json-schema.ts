@@ -1,9 +1,9 @@
 /**
- * JSON schemas as grammars. What comes out is a part of what the schema allows: every answer of the grammar is valid, and
- * where a schema leaves open how something is written, the grammar picks one way (the order of an object's properties,
- * spaces, no properties beyond those that are named). A schema that cannot be kept is refused with the place in it.
+ * JSON schemas as grammars; `schema-reader.ts` says what a schema means. What comes out is a part of what the schema allows:
+ * every answer of the grammar is valid, and where a schema leaves open how something is written, the grammar picks one way (the
+ * order of an object's properties, spaces, no properties beyond those that are named). A schema that cannot be kept is refused
+ * with the place in it.
  */
-import { MaskrouteError } from '../../shared/wire/errors.ts';
 import {
   type CharRange,
   chars,
@@ -20,6 +20,14 @@ import {
   text,
 } from './ebnf.ts';
 import { INTEGER, integersBetween, NUMBER, numbersBetween } from './number-range.ts';
+import {
+  isObject,
+  type Path,
+  type SchemaObject,
+  type SchemaOptions,
+  SchemaReader,
+  type Type,
+} from './schema-reader.ts';
 import { FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
 
 /** Bounds of one schema. Past them its grammar would take seconds to prepare. */
@@ -30,13 +38,6 @@ const LITERAL_CHARS_MAX = 64 * 1024;
 const COUNTED_CHARS_MAX = 256;
 const ITEMS_MAX = 2000;
 
-/** `strict`: what a grammar cannot keep is refused; otherwise it is left out. */
-type SchemaOptions = {
-  readonly strict: boolean;
-  /** What the schema is called in the request; it begins the `param` of a refusal. */
-  readonly param: string;
-};
-
 /**
  * The EBNF of a JSON value that the schema allows.
  * @throws MaskrouteError `invalid_schema`.
@@ -44,49 +45,6 @@ type SchemaOptions = {
 export function schemaGrammar(schema: unknown, options: SchemaOptions): string {
   return new Converter(schema, options).convert();
 }
-
-type SchemaObject = Readonly<Record<string, unknown>>;
-/** Where in the schema, as a JSON pointer without `#`. */
-type Path = string;
-
-/** They do not say which values are valid. */
-const ANNOTATIONS = new Set([
-  ...[
-    'title',
-    'description',
-    'default',
-    'examples',
-    'example',
-    '$comment',
-    'deprecated',
-    'readOnly',
-    'writeOnly',
-  ],
-  ...[
-    '$schema',
-    '$id',
-    '$anchor',
-    '$defs',
-    'definitions',
-    'contentMediaType',
-    'contentEncoding',
-    'discriminator',
-  ],
-]);
-const ARRAY_KEYWORDS = ['items', 'prefixItems', 'minItems', 'maxItems'];
-const OBJECT_KEYWORDS = ['properties', 'required', 'additionalProperties', 'propertyNames'];
-const NUMBER_KEYWORDS = ['minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum'];
-const STRING_KEYWORDS = ['minLength', 'maxLength', 'pattern', 'format'];
-const KNOWN = new Set([
-  ...['type', 'enum', 'const', 'anyOf', 'oneOf', 'allOf', '$ref', 'nullable'],
-  ...ARRAY_KEYWORDS,
-  ...OBJECT_KEYWORDS,
-  ...NUMBER_KEYWORDS,
-  ...STRING_KEYWORDS,
-]);
-
-const TYPES = ['object', 'array', 'string', 'number', 'integer', 'boolean', 'null'] as const;
-type Type = (typeof TYPES)[number];
 
 const COMMA = text(', ');
 const COLON = text(': ');
@@ -140,7 +98,7 @@ function list(item: Expression): Expression {
 
 class Converter {
   readonly #root: unknown;
-  readonly #options: SchemaOptions;
+  readonly #reader: SchemaReader;
   readonly #rules = new Map<string, Expression>(BASICS);
   /** The rule of each schema that a `$ref` names. */
   readonly #named = new Map<string, string>();
@@ -152,16 +110,17 @@ class Converter {
 
   constructor(root: unknown, options: SchemaOptions) {
     this.#root = root;
-    this.#options = options;
+    this.#reader = new SchemaReader(root, options);
   }
 
   convert(): string {
     const root = this.#rule('', this.#root, '');
     const looping = loopingRules(this.#rules)[0];
-    if (looping !== undefined) throw this.#refusal(this.#where.get(looping) ?? '', 'it leads back to itself');
+    if (looping !== undefined)
+      throw this.#reader.refusal(this.#where.get(looping) ?? '', 'it leads back to itself');
     const endless = endlessRules(this.#rules)[0];
     if (endless !== undefined)
-      throw this.#refusal(
+      throw this.#reader.refusal(
         this.#where.get(endless) ?? '',
         'it needs itself again and again, so no value of it ever ends',
       );
@@ -169,65 +128,24 @@ class Converter {
   }
 
   #value(schema: unknown, path: Path, depth = 0): Expression {
-    if (++this.#nodes > NODES_MAX) throw this.#refusal(path, `it has more than ${NODES_MAX} parts`);
-    if (depth > DEPTH_MAX) throw this.#refusal(path, `it is nested more than ${DEPTH_MAX} deep`);
+    if (++this.#nodes > NODES_MAX) throw this.#reader.refusal(path, `it has more than ${NODES_MAX} parts`);
+    if (depth > DEPTH_MAX) throw this.#reader.refusal(path, `it is nested more than ${DEPTH_MAX} deep`);
     if (schema === true) return rule('json_value');
-    if (schema === false) throw this.#refusal(path, 'no value is allowed by it');
-    if (!isObject(schema)) throw this.#refusal(path, 'expected an object, true or false');
-    this.#refuseUnknown(schema, path);
-    const whole = this.#merged(schema, path);
-    if ('$ref' in whole) return this.#reference(whole, path);
+    if (schema === false) throw this.#reader.refusal(path, 'no value is allowed by it');
+    const reader = this.#reader;
+    const whole = reader.object(schema, path);
+    if ('$ref' in whole) {
+      const { $ref, found } = reader.reference(whole, path);
+      return this.#rule($ref, found, $ref.slice(1));
+    }
     if ('const' in whole) return this.#literals([whole.const], path);
-    if ('enum' in whole) return this.#enumeration(whole, path);
+    if ('enum' in whole) return this.#literals(reader.enumeration(whole, path), `${path}/enum`);
     for (const name of ['anyOf', 'oneOf'] as const) {
-      if (name in whole) return this.#alternatives(name, whole, path, depth);
+      if (!(name in whole)) continue;
+      const options = reader.alternatives(name, whole, path);
+      return choice(...options.map((option, i) => this.#value(option, `${path}/${name}/${i}`, depth + 1)));
     }
-    const types = this.#types(whole, path);
-    return choice(...types.map((type) => this.#typed(type, whole, path, depth)));
-  }
-
-  #refuseUnknown(schema: SchemaObject, path: Path): void {
-    if (!this.#options.strict) return;
-    const unknown = Object.keys(schema).find((name) => !KNOWN.has(name) && !ANNOTATIONS.has(name));
-    if (unknown !== undefined)
-      throw this.#refusal(`${path}/${unknown}`, 'it cannot be kept while an answer is written');
-  }
-
-  /** With what its only `allOf` says. */
-  #merged(schema: SchemaObject, path: Path): SchemaObject {
-    if (!('allOf' in schema)) return schema;
-    const { allOf, ...own } = schema;
-    const parts = Array.isArray(allOf) ? allOf.filter(isObject) : [];
-    const constraints = Object.keys(own).filter((name) => !ANNOTATIONS.has(name));
-    if (parts.length === 1 && constraints.every((name) => name === 'type')) {
-      this.#refuseUnknown(parts[0]!, `${path}/allOf/0`);
-      return this.#merged({ ...own, ...parts[0]! }, `${path}/allOf/0`);
-    }
-    if (this.#options.strict)
-      throw this.#refusal(`${path}/allOf`, 'schemas that hold together have no grammar; write them as one');
-    return constraints.length > 0 ? own : this.#merged(parts[0] ?? {}, `${path}/allOf/0`);
-  }
-
-  #reference(schema: SchemaObject, path: Path): Expression {
-    const { $ref } = schema;
-    if (typeof $ref !== 'string' || !/^#(\/|$)/.test($ref))
-      throw this.#refusal(`${path}/$ref`, 'expected a place in the same schema, such as "#/$defs/name"');
-    const others = Object.keys(schema).filter((name) => name !== '$ref' && !ANNOTATIONS.has(name));
-    if (others.length > 0 && this.#options.strict)
-      throw this.#refusal(`${path}/${others[0]}`, 'beside `$ref` it cannot be kept');
-    const found = this.#find($ref, path);
-    return this.#rule($ref, found, $ref.slice(1));
-  }
-
-  #find($ref: string, path: Path): unknown {
-    let found: unknown = this.#root;
-    for (const part of $ref.split('/').slice(1)) {
-      const name = unescaped($ref, part);
-      const isThere = typeof found === 'object' && found !== null && Object.hasOwn(found, name);
-      if (!isThere) throw this.#refusal(`${path}/$ref`, 'it names nothing in the schema');
-      found = (found as SchemaObject)[name];
-    }
-    return found;
+    return choice(...reader.types(whole, path).map((type) => this.#typed(type, whole, path, depth)));
   }
 
   /** Made once for each place in the schema, also where it holds itself. */
@@ -242,78 +160,14 @@ class Converter {
     return rule(name);
   }
 
-  #enumeration(schema: SchemaObject, path: Path): Expression {
-    const values = schema.enum;
-    if (!Array.isArray(values) || values.length === 0)
-      throw this.#refusal(`${path}/enum`, 'expected a list with a value');
-    const types = 'type' in schema ? this.#types(schema, path) : undefined;
-    const allowed =
-      types === undefined ? values : values.filter((value) => types.some((type) => isOf(type, value)));
-    if (allowed.length === 0) throw this.#refusal(`${path}/enum`, 'none of its values has the type');
-    return this.#literals(allowed, `${path}/enum`);
-  }
-
   #literals(values: readonly unknown[], path: Path): Expression {
     const texts = values.map((value) => JSON.stringify(value));
     this.#literalChars += texts.reduce((sum, { length }) => sum + length, 0);
     this.#nodes += texts.length;
     if (this.#literalChars > LITERAL_CHARS_MAX)
-      throw this.#refusal(path, `its values have more than ${LITERAL_CHARS_MAX} characters together`);
-    if (this.#nodes > NODES_MAX) throw this.#refusal(path, `it has more than ${NODES_MAX} parts`);
+      throw this.#reader.refusal(path, `its values have more than ${LITERAL_CHARS_MAX} characters together`);
+    if (this.#nodes > NODES_MAX) throw this.#reader.refusal(path, `it has more than ${NODES_MAX} parts`);
     return choice(...texts.map(text));
-  }
-
-  #alternatives(name: 'anyOf' | 'oneOf', schema: SchemaObject, path: Path, depth: number): Expression {
-    const options = schema[name];
-    if (!Array.isArray(options) || options.length === 0)
-      throw this.#refusal(`${path}/${name}`, 'expected a list with a schema');
-    const beside = Object.keys(schema).find((one) => one !== name && one !== 'type' && !ANNOTATIONS.has(one));
-    if (beside !== undefined && this.#options.strict)
-      throw this.#refusal(`${path}/${beside}`, `beside \`${name}\` it cannot be kept`);
-    if (name === 'oneOf' && this.#options.strict && !this.#areApart(options, path))
-      throw this.#refusal(
-        `${path}/oneOf`,
-        'a value could be valid for two of its schemas; use `anyOf`, or tell them apart by a property with `const`',
-      );
-    return choice(...options.map((option, i) => this.#value(option, `${path}/${name}/${i}`, depth + 1)));
-  }
-
-  /** Whether no value is valid for two of the schemas: by their types, or by a property that all of them fix. */
-  #areApart(options: readonly unknown[], path: Path): boolean {
-    const schemas = options.map((option) =>
-      isObject(option) && typeof option.$ref === 'string' ? this.#find(option.$ref, path) : option,
-    );
-    if (!schemas.every(isObject)) return false;
-    const kinds = schemas.map((schema) => schema.type);
-    const isSimple = (kind: unknown) => typeof kind === 'string' && kind !== 'number' && kind !== 'integer';
-    const numbers = kinds.filter((kind) => kind === 'number' || kind === 'integer').length;
-    const simple = kinds.filter(isSimple);
-    if (numbers + simple.length === kinds.length && numbers < 2 && new Set(simple).size === simple.length)
-      return true;
-    const fixed = schemas.map((schema) => {
-      const required = Array.isArray(schema.required) ? schema.required : [];
-      const properties = isObject(schema.properties) ? schema.properties : {};
-      return new Map(
-        Object.entries(properties).flatMap(([name, property]) =>
-          required.includes(name) && isObject(property) && valuesOf(property).length > 0
-            ? [[name, valuesOf(property).map((value) => JSON.stringify(value))] as const]
-            : [],
-        ),
-      );
-    });
-    return [...(fixed[0]?.keys() ?? [])].some((name) => {
-      const values = fixed.flatMap((one) => one.get(name) ?? []);
-      return fixed.every((one) => one.has(name)) && new Set(values).size === values.length;
-    });
-  }
-
-  #types(schema: SchemaObject, path: Path): readonly Type[] {
-    const { type, nullable } = schema;
-    if (type === undefined) return impliedTypes(schema);
-    const given = Array.isArray(type) ? type : [type];
-    const wrong = given.length === 0 || given.some((one) => !TYPES.includes(one as Type));
-    if (wrong) throw this.#refusal(`${path}/type`, `expected ${TYPES.join(', ')}, or a list of them`);
-    return [...new Set([...(given as Type[]), ...(nullable === true ? (['null'] as const) : [])])];
   }
 
   #typed(type: Type, schema: SchemaObject, path: Path, depth: number): Expression {
@@ -335,40 +189,35 @@ class Converter {
   }
 
   #number(type: 'integer' | 'number', schema: SchemaObject, path: Path): Expression {
-    const bound = (name: string): number | undefined => {
-      const value = schema[name];
-      if (value === undefined) return undefined;
-      if (typeof value !== 'number' || !Number.isFinite(value))
-        throw this.#refusal(`${path}/${name}`, 'expected a number');
-      return value;
-    };
-    const [min, below] = [bound('minimum'), bound('exclusiveMinimum')];
-    const [max, above] = [bound('maximum'), bound('exclusiveMaximum')];
-    const minIsOut = below !== undefined && (min === undefined || below >= min);
-    const maxIsOut = above !== undefined && (max === undefined || above <= max);
-    const bounds = { min: minIsOut ? below : min, max: maxIsOut ? above : max, minIsOut, maxIsOut };
+    const bounds = this.#reader.bounds(schema, path);
     if (bounds.min === undefined && bounds.max === undefined)
       return rule(type === 'integer' ? 'json_integer' : 'json_number');
     const found = type === 'integer' ? integersBetween(bounds) : numbersBetween(bounds);
     if (found === undefined)
-      throw this.#refusal(path, 'no number of at most 15 digits lies between its bounds');
+      throw this.#reader.refusal(path, 'no number of at most 15 digits lies between its bounds');
     return found;
   }
 
   #string(schema: SchemaObject, path: Path): Expression {
     const { format, pattern } = schema;
     const known = typeof format === 'string' && Object.hasOwn(FORMATS, format) ? FORMATS[format]! : undefined;
-    if (format !== undefined && known === undefined && this.#options.strict)
-      throw this.#refusal(`${path}/format`, `expected one of ${Object.keys(FORMATS).join(', ')}`);
-    const [min, max] = [this.#count('minLength', schema, path), this.#count('maxLength', schema, path)];
+    if (format !== undefined && known === undefined && this.#reader.isStrict)
+      throw this.#reader.refusal(`${path}/format`, `expected one of ${Object.keys(FORMATS).join(', ')}`);
+    const [min, max] = [
+      this.#reader.count('minLength', schema, path),
+      this.#reader.count('maxLength', schema, path),
+    ];
     const hasLengths = (min ?? 0) > 0 || max !== undefined;
     const wanted = known ?? (typeof pattern === 'string' ? pattern : undefined);
     if (pattern !== undefined && typeof pattern !== 'string')
-      throw this.#refusal(`${path}/pattern`, 'expected a string');
+      throw this.#reader.refusal(`${path}/pattern`, 'expected a string');
     if (wanted !== undefined) {
       const place = `${path}/${known === undefined ? 'pattern' : 'format'}`;
-      if (hasLengths && this.#options.strict && known === undefined)
-        throw this.#refusal(place, 'beside a length it cannot be kept; write the length into the pattern');
+      if (hasLengths && this.#reader.isStrict && known === undefined)
+        throw this.#reader.refusal(
+          place,
+          'beside a length it cannot be kept; write the length into the pattern',
+        );
       const found = this.#pattern(wanted, place);
       if (found !== undefined) return sequence(text('"'), found, text('"'));
     }
@@ -377,10 +226,11 @@ class Converter {
   }
 
   #counted(min: number, max: number | undefined, path: Path): Expression {
-    if (max !== undefined && max < min) throw this.#refusal(path, 'its `maxLength` is below its `minLength`');
+    if (max !== undefined && max < min)
+      throw this.#reader.refusal(path, 'its `maxLength` is below its `minLength`');
     if (!this.#takesCounted(max ?? min)) {
-      if (!this.#options.strict) return rule('json_string');
-      throw this.#refusal(path, TOO_LONG);
+      if (!this.#reader.isStrict) return rule('json_string');
+      throw this.#reader.refusal(path, TOO_LONG);
     }
     return sequence(text('"'), repeat(chars(...PLAIN), min, max), text('"'));
   }
@@ -400,27 +250,22 @@ class Converter {
       return found;
     } catch (error) {
       if (!(error instanceof PatternError)) throw error;
-      if (this.#options.strict) throw this.#refusal(path, error.message);
+      if (this.#reader.isStrict) throw this.#reader.refusal(path, error.message);
       return undefined;
     }
   }
 
   #array(schema: SchemaObject, path: Path, depth: number): Expression {
-    const prefix = schema.prefixItems ?? (Array.isArray(schema.items) ? schema.items : []);
-    if (!Array.isArray(prefix)) throw this.#refusal(`${path}/prefixItems`, 'expected a list of schemas');
-    const [least, most] = [this.#count('minItems', schema, path) ?? 0, this.#count('maxItems', schema, path)];
-    if (most !== undefined && most < least)
-      throw this.#refusal(path, 'its `maxItems` is below its `minItems`');
+    const { prefix, rest, least, most } = this.#reader.list(schema, path);
     this.#items += (most ?? least) + prefix.length;
     if (this.#items > ITEMS_MAX)
-      throw this.#refusal(path, `its lists have more than ${ITEMS_MAX} items together`);
+      throw this.#reader.refusal(path, `its lists have more than ${ITEMS_MAX} items together`);
     const fixed = prefix.slice(0, most).map((item, i) => this.#item(item, `${path}/prefixItems/${i}`, depth));
-    const rest = Array.isArray(schema.items) ? undefined : schema.items;
     // Beyond a tuple nothing has to come.
     const isOpen = prefix.length === 0 ? rest !== false : least > prefix.length && rest !== false;
     const item = isOpen ? this.#item(rest ?? true, `${path}/items`, depth) : undefined;
     if (item === undefined && least > fixed.length)
-      throw this.#refusal(`${path}/minItems`, 'more items than there are schemas for');
+      throw this.#reader.refusal(`${path}/minItems`, 'more items than there are schemas for');
     const [more, limit] = [
       Math.max(0, least - fixed.length),
       most === undefined ? undefined : most - fixed.length,
@@ -452,19 +297,7 @@ class Converter {
   }
 
   #object(schema: SchemaObject, path: Path, depth: number): Expression {
-    const properties = schema.properties ?? {};
-    if (!isObject(properties)) throw this.#refusal(`${path}/properties`, 'expected an object of schemas');
-    const required = schema.required ?? [];
-    if (!Array.isArray(required) || required.some((name) => typeof name !== 'string'))
-      throw this.#refusal(`${path}/required`, 'expected a list of names');
-    const others = schema.additionalProperties ?? true;
-    const missing = (required as string[]).filter((name) => !Object.hasOwn(properties, name));
-    if (missing.length > 0 && others === false)
-      throw this.#refusal(
-        `${path}/required`,
-        `${JSON.stringify(missing[0]!.slice(0, 60))} is no property, and there may be no others`,
-      );
-    const names = [...Object.keys(properties), ...new Set(missing)];
+    const { names, properties, required, others } = this.#reader.properties(schema, path);
     if (names.length === 0) return this.#dictionary(schema, others, path, depth);
     const members = names.map((name) => {
       const isNamed = Object.hasOwn(properties, name);
@@ -480,7 +313,7 @@ class Converter {
       };
     });
     if (this.#literalChars > LITERAL_CHARS_MAX)
-      throw this.#refusal(path, `its names have more than ${LITERAL_CHARS_MAX} characters together`);
+      throw this.#reader.refusal(path, `its names have more than ${LITERAL_CHARS_MAX} characters together`);
     return sequence(text('{'), this.#members(members, path), text('}'));
   }
 
@@ -512,68 +345,14 @@ class Converter {
     const place = `${path}/propertyNames`;
     const whole = isObject(schema) && !('type' in schema) ? { ...schema, type: 'string' } : schema;
     if (!isObject(whole) || whole.type !== 'string')
-      throw this.#refusal(place, 'expected a schema of strings');
+      throw this.#reader.refusal(place, 'expected a schema of strings');
     return this.#item(whole, place, depth);
-  }
-
-  #count(name: string, schema: SchemaObject, path: Path): number | undefined {
-    const value = schema[name];
-    if (value === undefined) return undefined;
-    if (typeof value !== 'number' || !Number.isInteger(value) || value < 0)
-      throw this.#refusal(`${path}/${name}`, 'expected a whole number, at least 0');
-    // zod writes it where there is no bound.
-    return value >= Number.MAX_SAFE_INTEGER ? undefined : value;
-  }
-
-  #refusal(path: Path, why: string): MaskrouteError {
-    const { param } = this.#options;
-    const place = path === '' ? 'the schema' : `the schema at ${path.slice(0, 200)}`;
-    return new MaskrouteError('invalid_schema', `${param}: ${place}: ${why}.`, { param });
   }
 }
 
 const TOO_LONG = `its strings are counted over more than ${COUNTED_CHARS_MAX} characters together`;
 
-const isObject = (value: unknown): value is SchemaObject =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
-
-const valuesOf = (schema: SchemaObject): readonly unknown[] =>
-  'const' in schema ? [schema.const] : Array.isArray(schema.enum) ? schema.enum : [];
-
 const pointer = (name: string): string => name.replaceAll('~', '~0').replaceAll('/', '~1');
-function unescaped($ref: string, part: string): string {
-  const plain = part.replaceAll('~1', '/').replaceAll('~0', '~');
-  try {
-    return $ref.includes('%') ? decodeURIComponent(plain) : plain;
-  } catch {
-    return plain;
-  }
-}
-
-/** Of a schema without `type`: a keyword speaks of one type and lets all others be, so that type is what is meant. */
-function impliedTypes(schema: SchemaObject): readonly Type[] {
-  const has = (names: readonly string[]) => names.some((name) => name in schema);
-  if (has(OBJECT_KEYWORDS)) return ['object'];
-  if (has(ARRAY_KEYWORDS)) return ['array'];
-  if (has(STRING_KEYWORDS)) return ['string'];
-  if (has(NUMBER_KEYWORDS)) return ['number'];
-  return ['object', 'array', 'string', 'number', 'boolean', 'null'];
-}
-
-function isOf(type: Type, value: unknown): boolean {
-  switch (type) {
-    case 'null':
-      return value === null;
-    case 'array':
-      return Array.isArray(value);
-    case 'object':
-      return isObject(value);
-    case 'integer':
-      return Number.isInteger(value);
-    default:
-      return typeof value === type;
-  }
-}
 
 /** States of an expression, repetitions written out. */
 const sizeOf = (expression: Expression): number => sumOfLeaves(expression, () => 1);

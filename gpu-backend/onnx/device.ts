@@ -30,7 +30,7 @@ export const deviceName = (device: Device): string =>
   device.kind === 'cpu' ? 'the processor' : `${device.adapter}, through WebGPU in ${device.floatType}`;
 
 /** What the child process says, as one line of JSON. `isSoftware` is null where nobody knows; `hasHalves`: it computes in fp16. */
-export const probeSchema = z.discriminatedUnion('kind', [
+const probeSchema = z.discriminatedUnion('kind', [
   z.object({
     kind: z.literal('adapter'),
     adapter: z.string(),

@@ -60,7 +60,7 @@ export type Graph = {
   readonly outputs: ValueInfo[];
 };
 
-export const emptyGraph = (name: string): Graph => ({
+const emptyGraph = (name: string): Graph => ({
   name,
   nodes: [],
   initializers: [],

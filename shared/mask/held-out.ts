@@ -58,7 +58,7 @@ export function skippedLine({ oneMask, routed }: NonNullable<Headroom['skipped']
 /** The share of prompts that lie farther away than {@link Nearest.far}. */
 export const FAR_SHARE = 0.05;
 
-export const nearestSchema = z.strictObject({
+const nearestSchema = z.strictObject({
   rows: z.int(),
   /** Euclidean distance of a prompt to its nearest centroid: the median, and what {@link FAR_SHARE} of them exceed. */
   median: z.number(),

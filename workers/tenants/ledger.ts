@@ -10,13 +10,6 @@
  */
 import type { BudgetLimits } from '../db/tenant-rows.ts';
 
-export const NO_LIMITS: BudgetLimits = {
-  requestsPerMinute: null,
-  tokensPerMinute: null,
-  requestsPerDay: null,
-  tokensPerDay: null,
-};
-
 export const isUnlimited = (limits: BudgetLimits): boolean =>
   Object.values(limits).every((limit) => limit === null);
 

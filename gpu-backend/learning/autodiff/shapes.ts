@@ -136,7 +136,7 @@ function reshaped(from: Shape, target: readonly number[]): Shape {
 }
 
 /** NumPy's rule. A free size meets only itself or 1. */
-export function broadcast(a: Shape, b: Shape): Shape {
+function broadcast(a: Shape, b: Shape): Shape {
   const rank = Math.max(a.length, b.length);
   return Array.from({ length: rank }, (_, i) => {
     const x = a[i - rank + a.length] ?? 1;

@@ -254,7 +254,7 @@ export function snippets(rows: readonly CalibrationRow[], sentencesPerRowMax: nu
 }
 
 /** Sentences and lines of a text, the short ones joined; what has no sentence ends is cut by length. */
-export function sentences(text: string): string[] {
+function sentences(text: string): string[] {
   const pieces = text.split(/(?<=[.!?。！？।])\s+|\n+/u).flatMap((piece) => chunks(piece.trim()));
   const result: string[] = [];
   let pending = '';

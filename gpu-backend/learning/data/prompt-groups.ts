@@ -60,7 +60,7 @@ export type Prompts = {
   readonly rows: { readonly fit: number; readonly heldOut: number };
 };
 
-export type ClusterCount = {
+type ClusterCount = {
   readonly clusters: number;
   readonly silhouette: number;
   readonly largestShare: number;

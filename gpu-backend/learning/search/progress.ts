@@ -5,13 +5,13 @@
  */
 import { type LearnEffort, STEP_PARTS, searchResults } from './effort.ts';
 
-export type MaskStage = 'one mask' | 'masks' | 'share' | 'sizes' | 'measure';
+type MaskStage = 'one mask' | 'masks' | 'share' | 'sizes' | 'measure';
 
 /** `number` of `count`, from 1. */
 export type StageNumber = { readonly number: number; readonly count: number };
 
 /** In one unit for all stages. */
-export type Work = {
+type Work = {
   readonly done: number;
   readonly total: number;
   /** Done before anything was computed: a run that goes on reads it from its journal, which says nothing of its pace. */

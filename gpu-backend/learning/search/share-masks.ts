@@ -32,7 +32,7 @@ export type Sharing = {
   readonly price: number;
 };
 
-export type Sizes = {
+type Sizes = {
   /** What each mask leaves out of a token's time, or of the blocks, `[M]`. */
   readonly skipped: readonly number[];
   /** Centroids of the clusters: clusters near each other are about as fragile. */

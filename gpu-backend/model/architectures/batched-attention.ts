@@ -44,7 +44,7 @@ export type Attending = Rotary & {
 };
 
 /** Rows that are a token of an answer each, where K and V are fp32; they stand first. */
-export type Tokens = {
+type Tokens = {
   readonly lengths: TokenLengths;
   /** `[2]` a layer: how many of the rows that it computes are tokens, and how many are of pieces. */
   readonly counts: readonly Value[];

@@ -168,7 +168,7 @@ function sharedValues(
 const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
 
 /** The residual stream with the last block's output added, and its RMS norm: one node. */
-export function addAndNormalize(
+function addAndNormalize(
   g: GraphBuilder,
   config: LlamaConfig,
   residual: Value,

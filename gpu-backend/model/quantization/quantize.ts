@@ -40,13 +40,6 @@ type QuantizedRows = {
 
 export const blocksOf = (columns: number, { blockSize }: QuantForm): number => Math.ceil(columns / blockSize);
 
-/** Bytes of a matrix in a form: codes, fp32 scales, zero points. */
-export function bytesOf(rows: number, columns: number, form: QuantForm): number {
-  const blocks = blocksOf(columns, form);
-  const codes = (blocks * form.blockSize * form.bits) / 8;
-  return rows * (codes + 4 * blocks + Math.ceil((blocks * form.bits) / 8));
-}
-
 /** @throws RangeError unless a row is whole blocks. */
 export function checkForm(columns: number, { blockSize }: QuantForm): void {
   if (columns % blockSize !== 0) throw new RangeError(`${columns} inputs are not a multiple of ${blockSize}`);

@@ -89,6 +89,26 @@ it('the first 32 masks have a name, and all others share one', async () => {
   expect(sum(samples, name)).toBe(40);
 });
 
+it('a stand-still of the HTTP thread is told with what the thread computed in it, once', async () => {
+  await using server = await open(says('a'));
+  const stalls = async (part: string) =>
+    sum((await scrape(server)).samples, 'maskroute_http_thread_longest_stall_seconds', { part });
+  // It begins with the first scrape.
+  expect(await stalls('whole')).toBe(0);
+  const begun = process.threadCpuUsage();
+  const used_ms = () => {
+    const { user, system } = process.threadCpuUsage(begun);
+    return (user + system) / 1000;
+  };
+  while (used_ms() < 60);
+  await new Promise((resolve) => setTimeout(resolve, 30));
+  const { samples } = await scrape(server);
+  const of = (part: string) => sum(samples, 'maskroute_http_thread_longest_stall_seconds', { part });
+  expect(of('own')).toBeGreaterThanOrEqual(0.05);
+  expect(of('whole')).toBeGreaterThanOrEqual(0.04);
+  expect(await stalls('own')).toBeLessThan(of('own'));
+});
+
 it('what is refused for the state of the backend is a rejection, what is wrong is not', async () => {
   await using server = await open({ ...says('a'), slots: 0, queueCapacity: 0 });
   expect((await chat(server)).status).toBe(429);

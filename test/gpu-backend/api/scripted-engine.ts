@@ -40,6 +40,8 @@ export type Script = {
   readonly onStall?: () => void;
   readonly slots?: number;
   readonly queueCapacity?: number;
+  /** Says so before a request is read, too. */
+  readonly isFull?: boolean;
   /** What a full line says of coming back; 1 unless given. */
   readonly retryAfter_s?: number;
   readonly contextTokens?: number;
@@ -54,6 +56,9 @@ export type Script = {
   /** What is different for one request. */
   readonly of?: (request: GenerateRequest) => Partial<Script> | undefined;
 };
+
+const lineIsFull = ({ retryAfter_s = 1 }: Script): MaskrouteError =>
+  new MaskrouteError('queue_full', 'The waiting line is full.', { retryAfter_s });
 
 const TIMINGS: Timings = { queue_ms: 1, prefill_ms: 2, decode_ms: 3, stepGap_ms: 4 };
 
@@ -81,8 +86,7 @@ export function scriptedEngine(
       return true;
     }
     if (waiting.length >= (script.queueCapacity ?? 16)) {
-      const { retryAfter_s = 1 } = script;
-      throw new MaskrouteError('queue_full', 'The waiting line is full.', { retryAfter_s });
+      throw lineIsFull(script);
     }
     return new Promise((resolve) => {
       // A slot that is handed on stays taken, so `running` does not change.
@@ -191,6 +195,9 @@ export function scriptedEngine(
       ...engine.script.stats,
     }),
     failure: undefined,
+    expectRoom: () => {
+      if (engine.script.isFull) throw lineIsFull(engine.script);
+    },
     silence_ms: () => engine.script.silence_ms ?? 0,
     close: async () => {},
   };

@@ -91,6 +91,8 @@ describe('serve', () => {
     const tokens = events.filter(({ data }) => /"content":"[^"]/.test(data)).length;
     expect(tokens).toBeGreaterThan(20);
     expect(await served.exit).toBe(0);
+    // The log's last lines are not lost with the process.
+    await eventually(() => served.output().includes('"msg":"stopped"'));
     expect(served.output()).not.toContain(BACKEND_KEY);
     await collector.close();
     // Nobody named a collector.

@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
+import { inTurns } from '../../../gpu-backend/api/server.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { AUDIENCE, BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
@@ -153,6 +154,17 @@ describe('failures', () => {
     expect(late.status).toBe(503);
     expect(Number(late.headers.get('retry-after'))).toBeGreaterThan(0);
     await late.text();
+  });
+
+  it('of a line that is full already come before the body is read', async () => {
+    await using api = await start({ ...endless, isFull: true });
+    const refused = await api.chat({}, { body: '{' });
+    expect(refused.status).toBe(429);
+    expect(refused.headers.get('retry-after')).toBe('1');
+    expect(await refused.json()).toMatchObject({ error: { code: 'queue_full', type: 'rate_limit_error' } });
+    expect(api.engine.requests).toEqual([]);
+    api.engine.script = endless;
+    expect((await api.chat({}, { body: '{' })).status).toBe(400);
   });
 
   it('of a full server come before the body is read', async () => {
@@ -316,7 +328,7 @@ describe('clients that do not read', () => {
 describe('a stop', () => {
   it('lets running answers finish, refuses new ones, and says so', async () => {
     const mayEnd = Promise.withResolvers<void>();
-    await using api = await start({ ...says('abcdefghij'), lastToken: mayEnd.promise }, { drain_ms: 60_000 });
+    await using api = await start({ ...says('abcdefghij'), lastToken: mayEnd.promise }, { drain_ms: 10_000 });
     const running = await api.chat();
     const connection = (response: Response) => response.headers.get('connection');
     expect(connection(await fetch(`${api.server.url}/healthz`))).toBe('keep-alive');
@@ -416,4 +428,24 @@ describe('what an answer cost', () => {
     expect(body.completion_tokens).toBeGreaterThan(0);
     expect(await ask(api, 'nothing')).toMatchObject({ status: 404, body: { error: { code: 'not_found' } } });
   });
+});
+
+it('requests that come all at once get a turn of the event loop each, in their order', async () => {
+  let turn = 0;
+  const count = () => {
+    turn++;
+    if (taken.length < 40) setImmediate(count);
+  };
+  const taken: { readonly which: number; readonly turn: number }[] = [];
+  const take = inTurns((request) => {
+    taken.push({ which: Number(new URL(request.url).searchParams.get('which')), turn });
+    return new Response('taken');
+  });
+  setImmediate(count);
+  const answers = Array.from({ length: 40 }, (_, which) =>
+    take(new Request(`http://backend.test/?which=${which}`)),
+  );
+  for (const answer of await Promise.all(answers)) expect(await answer.text()).toBe('taken');
+  expect(taken.map(({ which }) => which)).toEqual(Array.from({ length: 40 }, (_, which) => which));
+  expect(new Set(taken.map((one) => one.turn)).size).toBe(40);
 });

@@ -255,6 +255,26 @@ test('a full line and a long wait are answered, each with its code', async () =>
   await running.stop();
 });
 
+test('whether the line is full can be asked before a request is sent; a tenant that has less there is let in', async () => {
+  await using engine = await open({ runningMax: 1, waitingMax: 2 });
+  engine.expectRoom('acme');
+  const running = await occupy(engine);
+  const leave = new AbortController();
+  const waiting = [1, 2].map(() => collect(engine, request(), leave.signal));
+  await expect.poll(() => engine.stats().requestsWaiting, { timeout: 20_000 }).toBe(2);
+  const full = expect.objectContaining({ code: 'queue_full', retryAfter_s: 1 });
+  expect(() => engine.expectRoom('acme')).toThrow(full);
+  engine.expectRoom('other');
+  // The engine says the same.
+  await expect(collect(engine, request())).rejects.toEqual(full);
+  const other = collect(engine, request({ tenant: 'other' }));
+  await expect(Promise.race(waiting)).rejects.toEqual(full);
+  expect(() => engine.expectRoom('other')).toThrow(full);
+  await running.stop();
+  await Promise.allSettled([...waiting, other]);
+  engine.expectRoom('acme');
+});
+
 test.each<[string, Partial<GenerateRequest>, string]>([
   ['an empty prompt', { promptTokenIds: new Int32Array(0) }, 'invalid_request'],
   [

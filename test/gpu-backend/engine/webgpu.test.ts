@@ -274,9 +274,9 @@ describe.each(['f32', 'f16'] as const)('what crosses the bus in %s', (floatType)
       .map(({ args }) => JSON.stringify(args?.input_type_shape));
     // K and V alone have four dimensions and a capacity of 256 tokens.
     for (const shape of copied) expect(shape).not.toContain('256');
-    // Weights are cast when the model is opened, and only logits in a run.
+    // Weights are cast when the model is opened, and only logits in a run: of three, and of the check that fp16 is wide enough.
     const casts = events.filter(({ args }) => args?.op_name === 'Cast');
-    expect(casts).toHaveLength(floatType === 'f32' ? 0 : 3);
+    expect(casts).toHaveLength(floatType === 'f32' ? 0 : 4);
     await rm(join(folder, file));
   });
 });
@@ -359,6 +359,25 @@ test('a runner gives places back: sequences that come and go leave the device as
     expect(caches[0]!.capacity_tokens).toBe(0);
   }
   for (const answer of answers) expect(furthest(answer, answers[0]!)).toBeLessThan(1e-5);
+});
+
+test('a model whose numbers leave the range of fp16 does not open in it, and the reason names fp32', async () => {
+  const plain = randomLlama();
+  const large: typeof plain = {
+    ...plain,
+    async read(name) {
+      const values = await plain.read(name);
+      return name.includes('up_proj') ? values.map((value) => 1e5 * value) : values;
+    },
+  };
+  const inHalves = openEmitted(large, 'q8', undefined, testDevice('f16'));
+  await expect(inHalves).rejects.toMatchObject({
+    code: 'engine_failed',
+    message: expect.stringContaining('--float-type f32'),
+  });
+  await using runner = await openEmitted(large, 'q8', undefined, testDevice('f32'));
+  const input = { cache: runner.newCache(), tokenIds: tokensOf(3, 8), plan: planOf(DENSE), logitRows: [7] };
+  expect((await runner.run(input)).every(Number.isFinite)).toBe(true);
 });
 
 describe('beginnings of prompts', () => {

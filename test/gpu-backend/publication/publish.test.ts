@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { z } from 'zod';
 import { main } from '../../../gpu-backend/cli/cli.ts';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
-import { ensurePreset, storePreset } from '../../../gpu-backend/dev/seed.ts';
+import { ensurePreset, seed, storePreset } from '../../../gpu-backend/dev/seed.ts';
 import { evaluationSchema } from '../../../gpu-backend/learning/evaluation/result.ts';
 import {
   type AdminClient,
@@ -177,7 +177,6 @@ describe('the preset of a fresh start', () => {
     await publishMaskSet(client, older, DEFAULT);
     expect(await ensurePreset(client, newer)).toBe('published');
     expect(await ensurePreset(client, newer)).toBe('live');
-    expect(await ensurePreset(client, forOtherModel(newer))).toBe('other_model');
     expect(await liveVersion()).toBe(maskSetVersion(newer));
     await rollBack(client, '');
     expect(await ensurePreset(client, newer)).toBe('kept_other');
@@ -185,6 +184,19 @@ describe('the preset of a fresh start', () => {
     await publishMaskSet(client, own, DEFAULT);
     expect(await ensurePreset(client, maskSet('preset', 1))).toBe('kept_other');
     expect(await liveVersion()).toBe(maskSetVersion(own));
+  });
+
+  test('is neither live nor stored where other weights are served', async () => {
+    const path = '/mask-sets';
+    const stored = () => listAll(client, path, maskSetSummarySchema);
+    const [before, live] = [await stored(), await liveVersion()];
+    const said: string[] = [];
+    const keys = { adminKey: ADMIN_KEY, backendKey: ADMIN_KEY };
+    const apiKey = await seed(edge.url, keys, (line) => said.push(line));
+    expect(await stored()).toEqual(before);
+    expect(await liveVersion()).toBe(live);
+    expect(apiKey).toMatch(/./);
+    expect(said).toEqual([expect.stringContaining('other weights or surrogates')]);
   });
 
   test('comes with what was measured of it, where that lies beside it', async () => {

@@ -4,8 +4,14 @@ import { env } from 'cloudflare:workers';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { BudgetLimits } from '../../../workers/db/tenant-rows.ts';
-import { Ledger, NO_LIMITS, type ReserveRequest } from '../../../workers/tenants/ledger.ts';
+import { Ledger, type ReserveRequest } from '../../../workers/tenants/ledger.ts';
 
+const NO_LIMITS: BudgetLimits = {
+  requestsPerMinute: null,
+  tokensPerMinute: null,
+  requestsPerDay: null,
+  tokensPerDay: null,
+};
 const MINUTE_ms = 60_000;
 const DAY_ms = 86_400_000;
 /** The first minute of a day. */

@@ -173,7 +173,7 @@ export function toQuestion(task: Task, row: unknown): Question {
 }
 
 /** One context, a continuation a choice, joined by a blank. @throws RangeError without a context to continue. */
-export function question(context: string, choices: readonly string[], gold: number): Question {
+function question(context: string, choices: readonly string[], gold: number): Question {
   if (context.trim() === '') throw new RangeError('there is no question');
   return {
     choices: choices.map((choice) => ({ context, continuation: ` ${choice}` })),
@@ -188,7 +188,7 @@ function checked(found: Question): Question {
   throw new RangeError('the right answer is none of the choices');
 }
 
-export const characters = (text: string): number => [...text].length;
+const characters = (text: string): number => [...text].length;
 
 /** Python's `str.capitalize`. */
 const capitalised = (value: string): string => value.slice(0, 1).toUpperCase() + value.slice(1).toLowerCase();
