@@ -50,10 +50,12 @@ export function drainable(worker: Worker, queues: readonly string[]): Required<W
         isRepeated = true;
         batch.retryAll(options);
       };
-      const messages = batch.messages.filter(({ body }) => !marks.has(body));
+      // Read once: in workerd a body is another one when it is read again after a wait.
+      const bodies = batch.messages.map(({ body }) => body);
+      const messages = batch.messages.filter((_, index) => !marks.has(bodies[index]));
       await counted(worker.queue({ queue: batch.queue, messages, retryAll }, env, held(context)));
       // A delivery that failed comes again, and the mark with it.
-      if (!isRepeated) for (const { body } of batch.messages) marks.delete(body);
+      if (!isRepeated) for (const body of bodies) marks.delete(body);
     },
     async scheduled(event, env, context) {
       if (event.cron !== DRAIN_CRON) return await worker.scheduled?.(event, env, held(context));

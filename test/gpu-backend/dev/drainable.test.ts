@@ -63,6 +63,20 @@ test('a delivery that failed is waited for until it has been counted', async () 
   await ended;
 });
 
+test('a body that is another one when it is read again, as in workerd after a wait, is read once', async () => {
+  const local = create();
+  const { ended } = drain(local);
+  await marked();
+  let reads = 0;
+  const mark = {
+    get body() {
+      return reads++ === 0 ? sent[0]!.body : {};
+    },
+  };
+  await deliver(local, [{ body: 'event' }, mark]);
+  await ended;
+});
+
 test('other scheduled work is the worker’s own', async () => {
   await create().scheduled({ cron: '* * * * *' }, env, context);
   expect(worker.scheduled).toHaveBeenCalledOnce();
