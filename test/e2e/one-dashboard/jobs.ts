@@ -25,14 +25,15 @@ test('a backend learns by click: data is uploaded, the job shows how far it is, 
   await expectAccessible(page, 'the form of a job');
 
   await dialog.getByLabel(/^Or a file/).fill('');
-  const rows = Array.from({ length: 200 }, (_, i) => ({
+  // So much that it has not ended before somebody ends it.
+  const rows = Array.from({ length: 5_000 }, (_, i) => ({
     question: `What is ${i} and 2?`,
     answer: `${i + 2}.`,
   }));
   const jsonl = Buffer.from(rows.map((row) => JSON.stringify(row)).join('\n'));
   const file = { name: 'easy sums.jsonl', mimeType: 'application/x-ndjson', buffer: jsonl };
   await dialog.getByLabel(/^Prompts/).setInputFiles(file);
-  await dialog.getByLabel(/^Clusters/).fill('1');
+  await dialog.getByLabel(/^Clusters/).fill('32');
   await dialog.getByLabel('Name of the mask set').fill('by-click');
   // What the backend would refuse after the upload, the form refuses before it.
   const sparsity = dialog.getByLabel('Blocks skipped, %');
