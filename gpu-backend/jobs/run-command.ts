@@ -54,6 +54,8 @@ export async function* runCommand(run: CommandRun): AsyncGenerator<JobProgress, 
     killer = setTimeout(() => child.kill('SIGKILL'), STOP_ms);
   };
   run.signal.addEventListener('abort', stop, { once: true });
+  // While the log was being opened.
+  if (run.signal.aborted) stop();
   try {
     const ended = Promise.all([once(child, 'exit') as Promise<Exit>, lastLineOf(child.stderr!, log)]);
     // It is waited for below; until then nobody hears of a failure.
