@@ -1,5 +1,4 @@
 /** `bench …`: speed, measured. The last line of each is one JSON object; with `--json` it is the only one. */
-import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { type Command, Option } from 'commander';
 import type { BatchOptions } from '../bench/batch.ts';
@@ -11,6 +10,7 @@ import { readMaskSet } from '../publication/publish.ts';
 import { examples } from './help.ts';
 import {
   chosenDevice,
+  computingThreads,
   DATA_HELP,
   type DeviceFlags,
   deviceOption,
@@ -156,7 +156,7 @@ function addQualityBenches(bench: Command): void {
     .action(({ json, ...flags }: BenchFlags & { data: string[]; ranks: number[]; rounds: number }) =>
       interruptible(async (signal) => {
         const { benchRanks } = await import('../bench/quality-bench.ts');
-        const options = { ...flags, home: maskrouteHome(), threads: availableParallelism(), signal };
+        const options = { ...flags, home: maskrouteHome(), threads: computingThreads(), signal };
         await told(json, (say) => benchRanks({ ...options, say }));
       }),
     );

@@ -1,6 +1,5 @@
 /** `evaluate`: learned masks against dense and every static baseline. The last line is one JSON object. */
 import { mkdir } from 'node:fs/promises';
-import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { STATIC_ENCODER_ID } from '../../shared/embedding/static-encoder.ts';
@@ -14,6 +13,7 @@ import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/e
 import { examples } from './help.ts';
 import {
   chosenDevice,
+  computingThreads,
   createReporter,
   DATA_HELP,
   type DeviceFlags,
@@ -47,7 +47,7 @@ type EvaluateFlags = DeviceFlags & {
   readonly budget: number;
   readonly searchPositions: number;
   readonly rounds: number;
-  readonly threads: number;
+  readonly threads?: number;
   readonly seed: number;
   readonly out?: string;
   readonly json: boolean;
@@ -104,7 +104,11 @@ export function addEvaluationCommand(program: Command): void {
     )
     .option('--search-positions <count>', 'scored positions of one evaluation', wholeNumber(16), 384)
     .option('--rounds <count>', 'interleaved rounds; their median is the time', wholeNumber(1), 5)
-    .option('--threads <count>', 'threads of the engine', wholeNumber(1, 1024), availableParallelism())
+    .option(
+      '--threads <count>',
+      'threads that compute (default: MASKROUTE_THREADS, or all cores)',
+      wholeNumber(1, 1024),
+    )
     .addOption(deviceOption())
     .addOption(floatTypeOption())
     .option('--seed <number>', 'the same seed scores the same rows', wholeNumber(0), 1)
@@ -174,6 +178,7 @@ async function toOptions(
   const home = maskrouteHome();
   const model = await openInstalled(home, flags.model);
   const maskSets = await Promise.all(flags.maskSet.map(readMaskSet));
+  const threads = flags.threads ?? computingThreads();
   return {
     ...{ home, model, maskSets, data: flags.data, calibration: flags.calibration },
     ...{ baselines: flags.baselines, sparsities: flags.sparsity, equalTime: flags.equalTime },
@@ -181,13 +186,13 @@ async function toOptions(
     openEncoder: async (set) => {
       const { openEncoder } = await import('../learning/data/encoders.ts');
       return openEncoder(flags.encoder ?? encoderName(set), {
-        ...{ home, threads: flags.threads, hooks: downloads },
+        ...{ home, threads, hooks: downloads },
       });
     },
     ...{ tasks: flags.tasks.map(parseTaskFile), taskLimit: flags.taskLimit },
     ...{ checks: flags.checks, facts: flags.facts, longTokens: LONG_TOKENS },
     ...{ limit: flags.limit, rowsMax: flags.rows, tokensMax: flags.tokens, evaluationsMax: flags.budget },
-    ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads: flags.threads },
+    ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads },
     device: await chosenDevice(flags),
     seed: flags.seed,
   };

@@ -1,5 +1,4 @@
 /** `learn` and `distill`: the offline pipelines on the command line. */
-import { availableParallelism } from 'node:os';
 import path from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { BLOCK_COUNT_MAX } from '../../shared/mask/mask.ts';
@@ -16,6 +15,7 @@ import { type Device, deviceName } from '../onnx/device.ts';
 import { examples } from './help.ts';
 import {
   chosenDevice,
+  computingThreads,
   createReporter,
   DATA_HELP,
   type DeviceFlags,
@@ -186,7 +186,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     ...{ attention: flags.attention, ffn: flags.ffn },
     device,
     encoder: flags.encoder,
-    encoderOptions: { home, threads: availableParallelism(), hooks: reporter },
+    encoderOptions: { home, threads: computingThreads(), hooks: reporter },
     out: flags.out,
     name: flags.name ?? path.basename(path.resolve(flags.out)),
     effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
@@ -234,7 +234,7 @@ async function sayForecast(
   const { forecastLearning, forecastLines, measurePace } = await import('../learning/forecast.ts');
   const clusters = flags.clusters === 'auto' ? AUTO_CLUSTERS : Math.max(...flags.clusters);
   const machine = {
-    pace: await measurePace(availableParallelism()),
+    pace: await measurePace(computingThreads()),
     available_bytes: flags.memory ?? process.availableMemory(),
   };
   const of = (effort: typeof LEARN_EFFORT, clusterCount: number) =>
@@ -352,7 +352,7 @@ async function runDistill(
   const report = await distillTable({
     ...flags,
     home: maskrouteHome(),
-    threads: availableParallelism(),
+    threads: computingThreads(),
     ...(dimensions === undefined ? {} : { dimensions }),
     ...(seed === undefined ? {} : { seed }),
     hooks: reporter,

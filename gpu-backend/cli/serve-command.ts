@@ -6,12 +6,12 @@ import { maskrouteHome } from '../files.ts';
 import type { KvType } from '../model/model-source.ts';
 import { examples } from './help.ts';
 import {
+  computingThreads,
   type DeviceFlags,
   deviceOption,
   floatTypeOption,
   kvTypeOption,
   portFrom,
-  threadsFromEnvironment,
 } from './terminal.ts';
 
 const BACKEND_PORT = 8080;
@@ -86,11 +86,11 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         MASKROUTE_PREFIX_TOKENS,
         BACKEND_HOST,
       } = process.env;
-      const threads = threadsFromEnvironment();
+      const threads = computingThreads();
       await serveUntilSignal({
         home: maskrouteHome(),
         ...flags,
-        ...(threads === undefined ? {} : { threads }),
+        threads,
         port: portFrom('BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(MASKROUTE_BACKEND_KEY_2 ? { otherBackendKey: MASKROUTE_BACKEND_KEY_2 } : {}),

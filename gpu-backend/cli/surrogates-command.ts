@@ -1,5 +1,4 @@
 /** `surrogates`: fits and distils stand-ins for the blocks of a model that masks skip, and installs them when asked to. */
-import { availableParallelism } from 'node:os';
 import type { Command } from 'commander';
 import { maskBits } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
@@ -7,6 +6,7 @@ import { maskrouteHome } from '../files.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { examples } from './help.ts';
 import {
+  computingThreads,
   createReporter,
   DATA_HELP,
   interruptible,
@@ -71,7 +71,7 @@ async function run({ install, json, rows, around, ...flags }: Flags, signal: Abo
     model,
     ...(rows === undefined ? {} : { rowsMax: rows }),
     ...(around.length === 0 ? {} : { around: await masksInUse(around, model) }),
-    threads: availableParallelism(),
+    threads: computingThreads(),
     onProgress: reporter.update,
     signal,
   }).finally(reporter.stop);

@@ -2,6 +2,7 @@
  * What every command does with its surroundings, a terminal, a log file or a backend that runs it as a job: arguments,
  * Ctrl-C, and progress. Progress is a bar on a terminal and some lines in a log file, with the time left.
  */
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { Presets, SingleBar } from 'cli-progress';
 import { InvalidArgumentError, Option } from 'commander';
@@ -123,10 +124,10 @@ export function portFrom(name: string, preset: number): number {
   throw new MaskrouteError('invalid_argument', `${name} must be a port from 0 to 65535, not "${text}".`);
 }
 
-/** Threads that compute, as `MASKROUTE_THREADS` says; undefined: all cores. @throws MaskrouteError `invalid_argument`. */
-export function threadsFromEnvironment(): number | undefined {
+/** How many threads compute: as `MASKROUTE_THREADS` says, or all cores. @throws MaskrouteError `invalid_argument`. */
+export function computingThreads(): number {
   const text = process.env.MASKROUTE_THREADS;
-  if (text === undefined || text === '') return undefined;
+  if (text === undefined || text === '') return availableParallelism();
   if (/^[1-9]\d{0,3}$/.test(text)) return Number(text);
   throw new MaskrouteError(
     'invalid_argument',

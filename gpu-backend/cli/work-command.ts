@@ -1,10 +1,9 @@
 /** `work`: a worker of `learn --queue`. */
-import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { maskrouteHome } from '../files.ts';
 import { examples } from './help.ts';
-import { interruptible, wholeNumber } from './terminal.ts';
+import { computingThreads, interruptible, wholeNumber } from './terminal.ts';
 
 const LEASE_s = 10;
 const GRACE_s = 5;
@@ -13,7 +12,7 @@ type WorkFlags = {
   readonly queue: string;
   readonly journal?: string;
   readonly model?: string;
-  readonly threads: number;
+  readonly threads?: number;
   readonly lease: number;
   readonly grace: number;
   readonly json: boolean;
@@ -26,7 +25,11 @@ export function addWorkCommand(program: Command): void {
     .addOption(queueOption('the queue of the learning run').makeOptionMandatory())
     .addOption(journalOption())
     .option('--model <name>', 'an installed model (default: the one that the run names)')
-    .option('--threads <count>', 'threads that compute', wholeNumber(1, 1024), availableParallelism())
+    .option(
+      '--threads <count>',
+      'threads that compute (default: MASKROUTE_THREADS, or all cores)',
+      wholeNumber(1, 1024),
+    )
     .option(
       '--lease <seconds>',
       'after so long without a sign of life a worker loses its unit to another',
@@ -52,7 +55,14 @@ export function addWorkCommand(program: Command): void {
         const { workUnits } = await import('../learning/units/unit-worker.ts');
         const home = maskrouteHome();
         await workUnits({
-          ...{ url: queue, journal: journalFolder(home, journal), home, model, threads, signal },
+          ...{
+            url: queue,
+            journal: journalFolder(home, journal),
+            home,
+            model,
+            threads: threads ?? computingThreads(),
+            signal,
+          },
           ...{ lease_ms: 1000 * lease, grace_ms: 1000 * grace },
           say: (line) => console.error(line),
           onUnit: (unit) => json && console.log(JSON.stringify(unit)),

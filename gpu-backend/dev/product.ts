@@ -42,7 +42,7 @@ type ProductOptions = {
   readonly port: number;
   readonly backendPort: number;
   /** Those that compute; undefined: all cores. */
-  readonly threads?: number | undefined;
+  readonly threads?: number;
   /** Whose pages may call the edge; undefined: as `wrangler.toml` says. */
   readonly allowedOrigins?: string | undefined;
   /** Where the spans of both parts go; undefined: nowhere. */

@@ -4,7 +4,7 @@ import { collectorFrom } from '../../shared/tracing/traces.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../../shared/wire/protocol.ts';
 import { newCommand, parseScript, sayError } from '../cli/help.ts';
-import { portFrom, threadsFromEnvironment } from '../cli/terminal.ts';
+import { computingThreads, portFrom } from '../cli/terminal.ts';
 import { maskrouteHome } from '../files.ts';
 import { type DevFile, devFilePath } from './dev-home.ts';
 import { createStep, logFolder, startProduct } from './product.ts';
@@ -30,7 +30,7 @@ async function main(): Promise<void> {
     home,
     port: portFrom('PORT', EDGE_PORT),
     backendPort: portFrom('BACKEND_PORT', BACKEND_PORT),
-    threads: threadsFromEnvironment(),
+    threads: computingThreads(),
     allowedOrigins: allowedOrigins(),
     collector: collectorFrom(process.env),
     restore,
