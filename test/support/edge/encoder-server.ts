@@ -11,12 +11,12 @@ import { listen, type RunningServer, readText } from './http-server.ts';
 const WORKERS_AI_DIMENSIONS = 384;
 
 /** The first word picks the direction, so tests can choose the cluster; other texts get one from their hash. */
-const DIRECTIONS: Record<string, readonly number[]> = {
-  north: [1, 0, 0, 0],
-  east: [0, 1, 0, 0],
-  south: [0, 0, 1, 0],
-  west: [0, 0, 0, 1],
-};
+const DIRECTIONS = new Map([
+  ['north', [1, 0, 0, 0]],
+  ['east', [0, 1, 0, 0]],
+  ['south', [0, 0, 1, 0]],
+  ['west', [0, 0, 0, 1]],
+]);
 
 export const startEncoder = (): Promise<RunningServer> =>
   listen(async (request, response) => {
@@ -43,7 +43,7 @@ export const startEncoder = (): Promise<RunningServer> =>
 
 /** Four numbers. */
 export function vectorOf(text: string): readonly number[] {
-  const direction = DIRECTIONS[text.split(/\s/)[0]!];
+  const direction = DIRECTIONS.get(text.split(/\s/)[0]!);
   if (direction !== undefined) return direction.map((value) => 3 * value);
   return [...createHash('sha256').update(text).digest().subarray(0, 4)].map((byte) => byte / 128 - 1);
 }
