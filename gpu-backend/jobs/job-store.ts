@@ -22,6 +22,7 @@ import { readOwnJson, writeWhole } from '../files.ts';
 export type JobStore = {
   /** In order of creation; a folder that holds no job is passed over. */
   load(): Promise<Job[]>;
+  /** One after the other: what was known first never stands on what came later. */
   save(job: Job): Promise<void>;
   remove(id: string): Promise<void>;
   readonly folderOf: (id: string) => string;
@@ -34,6 +35,11 @@ export type JobStore = {
 export function createJobStore(folder: string): JobStore {
   const folderOf = (id: string) => join(folder, id);
   const fileOf = (id: string) => join(folderOf(id), 'job.json');
+  const write = async (job: Job) => {
+    await mkdir(folderOf(job.id), { recursive: true, mode: 0o700 });
+    await writeWhole(fileOf(job.id), `${JSON.stringify(job, null, 2)}\n`);
+  };
+  let saving: Promise<unknown> = Promise.resolve();
   return {
     async load() {
       const names = await readdir(folder).catch(() => []);
@@ -44,9 +50,10 @@ export function createJobStore(folder: string): JobStore {
         .filter((job) => job !== undefined)
         .sort((a, b) => (a.created_at < b.created_at ? -1 : a.created_at > b.created_at ? 1 : 0));
     },
-    async save(job) {
-      await mkdir(folderOf(job.id), { recursive: true, mode: 0o700 });
-      await writeWhole(fileOf(job.id), `${JSON.stringify(job, null, 2)}\n`);
+    save(job) {
+      const saved = saving.then(() => write(job));
+      saving = saved.catch(() => {});
+      return saved;
     },
     remove: (id) => rm(folderOf(id), { recursive: true, force: true }),
     folderOf,
