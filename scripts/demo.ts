@@ -6,7 +6,7 @@
 import { availableParallelism, loadavg } from 'node:os';
 import { OpenAI } from 'openai';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
-import { JSON_OPTION } from '../gpu-backend/cli/terminal.ts';
+import { computingThreads, JSON_OPTION } from '../gpu-backend/cli/terminal.ts';
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
 import { createStep, startProduct } from '../gpu-backend/dev/product.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
@@ -54,6 +54,7 @@ async function main(): Promise<void> {
     home,
     port: 0,
     backendPort: 0,
+    threads: computingThreads(),
     say,
     step: createStep(json ? process.stderr : process.stdout),
     signal: interrupted.signal,

@@ -31,7 +31,7 @@ type Fetch = ReturnType<typeof createApp>['fetch'];
  * One poll of the sockets may bring a hundred requests. All of them at once would hold up the tokens of every answer, so each gets
  * a turn of the event loop, in the order in which they came.
  */
-export function inTurns(fetch: Fetch): Fetch {
+export function oneATurn(fetch: Fetch): Fetch {
   let turn: Promise<void> = Promise.resolve();
   return async (...request) => {
     turn = turn.then(() => nextTurn());
@@ -47,7 +47,7 @@ export async function startServer(
 ): Promise<RunningServer> {
   const parts = await openParts(options);
   const server = createAdaptorServer({
-    fetch: inTurns(createApp(parts).fetch),
+    fetch: oneATurn(createApp(parts).fetch),
     overrideGlobalObjects: false,
     serverOptions: {
       headersTimeout: HEADERS_TIMEOUT_ms,

@@ -27,7 +27,6 @@ import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/so
 import { openInstalled } from '../model/store.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
 import { type WeightRange, weightsRead } from '../model/weights-file.ts';
-
 import type { FloatType } from '../onnx/graph.ts';
 
 const DENSE = 'dense';

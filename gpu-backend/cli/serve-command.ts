@@ -86,11 +86,10 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         MASKROUTE_PREFIX_TOKENS,
         BACKEND_HOST,
       } = process.env;
-      const threads = computingThreads();
       await serveUntilSignal({
         home: maskrouteHome(),
         ...flags,
-        threads,
+        threads: computingThreads(),
         port: portFrom('BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
         ...(MASKROUTE_BACKEND_KEY_2 ? { otherBackendKey: MASKROUTE_BACKEND_KEY_2 } : {}),

@@ -41,8 +41,8 @@ type ProductOptions = {
   /** 0 picks a free one. */
   readonly port: number;
   readonly backendPort: number;
-  /** Those that compute; undefined: all cores. */
-  readonly threads?: number;
+  /** Those that compute. */
+  readonly threads: number;
   /** Whose pages may call the edge; undefined: as `wrangler.toml` says. */
   readonly allowedOrigins?: string | undefined;
   /** Where the spans of both parts go; undefined: nowhere. */
@@ -135,8 +135,7 @@ const backendChild = (
 ) => ({
   name: 'backend',
   config: {
-    ...{ home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI, collector },
-    ...(threads === undefined ? {} : { threads }),
+    ...{ home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI, threads, collector },
   } satisfies BackendConfig,
   logFile: logFile(home, 'backend'),
 });

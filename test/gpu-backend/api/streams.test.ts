@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
-import { inTurns } from '../../../gpu-backend/api/server.ts';
+import { oneATurn } from '../../../gpu-backend/api/server.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { AUDIENCE, BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
@@ -437,7 +437,7 @@ it('requests that come all at once get a turn of the event loop each, in their o
     if (taken.length < 40) setImmediate(count);
   };
   const taken: { readonly which: number; readonly turn: number }[] = [];
-  const take = inTurns((request) => {
+  const take = oneATurn((request) => {
     taken.push({ which: Number(new URL(request.url).searchParams.get('which')), turn });
     return new Response('taken');
   });
