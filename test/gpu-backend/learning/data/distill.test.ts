@@ -116,7 +116,6 @@ it(
         expect(student.spec).toMatchObject({ id: 'static', pooling: 'weighted-mean', dimensions: 128 });
         cosines.push(await relation(await student.embed(unseen), target));
       }
-      console.log('COS', cosines);
       expect(cosines[1]).toBeGreaterThan(cosines[0]! + 0.02);
       const few = seen.slice(0, 9);
       await expect(
