@@ -122,23 +122,28 @@ describe.each([
   }
   const twoCaches = () => [onDevice.newCache(), onProcessor.newCache()] as const;
 
-  test.each([
+  const masks: [string, Mask][] = [
     ['dense', DENSE],
     ['masked', SOME],
     ['masked with surrogates', withSurrogates(SOME, RANDOM_TABLE_ID)],
     ['with no block at all', NOTHING],
-  ])('one sequence %s: a prompt and 20 tokens, over a place of 256', async (_, mask) => {
-    const caches = twoCaches();
-    const plan = planOf(mask);
-    const prompt = tokensOf(1, 245);
-    const rows = prompt.map((_, row) => row);
-    expect(await step([{ caches, tokenIds: prompt, plan, logitRows: rows }])).toBeLessThan(differenceMax);
-    let most = 0;
-    for (const tokenId of tokensOf(2, 20))
-      most = Math.max(most, await step([{ caches, tokenIds: [tokenId], plan, logitRows: [0] }]));
-    expect(most).toBeLessThan(differenceMax);
-    caches[0].truncate(0);
-  });
+  ];
+  // Of other kinds the four sequences below have all masks.
+  test.each(masks.slice(0, kind === 'f32' ? undefined : 1))(
+    'one sequence %s: a prompt and 20 tokens, over a place of 256',
+    async (_, mask) => {
+      const caches = twoCaches();
+      const plan = planOf(mask);
+      const prompt = tokensOf(1, 245);
+      const rows = prompt.map((_, row) => row);
+      expect(await step([{ caches, tokenIds: prompt, plan, logitRows: rows }])).toBeLessThan(differenceMax);
+      let most = 0;
+      for (const tokenId of tokensOf(2, 20))
+        most = Math.max(most, await step([{ caches, tokenIds: [tokenId], plan, logitRows: [0] }]));
+      expect(most).toBeLessThan(differenceMax);
+      caches[0].truncate(0);
+    },
+  );
 
   test('four sequences of their own lengths and masks: prompts come in the middle, and a mask changes', async () => {
     const plans = [DENSE, SOME, withSurrogates(OTHERS, RANDOM_TABLE_ID), NOTHING].map(planOf);
