@@ -190,6 +190,7 @@ async function measureHeldOut(
           rows.map(({ cluster, kind, dense: { positions }, under }) => ({
             ...{ kind, positions, routed: clusters[cluster]! },
             kl: under.slice(0, masks.length).map(({ kl }) => kl),
+            klEven: under.slice(0, masks.length).map(({ klEven }) => klEven),
             lighter: under.slice(masks.length).map(({ kl }) => kl),
           })),
           { masks: skippedBy(masks, bench.budget), lighter: skippedBy(lighter, bench.budget) },

@@ -75,37 +75,8 @@ export function scriptedEngine(
   initial: Script,
   model: Pick<EngineModel, 'hash' | 'blockCount'> = { hash: MODEL_HASH, blockCount: 8 },
 ): ScriptedEngine {
-  const waiting: (() => void)[] = [];
-  let running = 0;
+  const slots = new Slots();
   let generated = 0;
-
-  /** Whether the request got a slot; not, when it was cancelled in the line. */
-  async function admit(script: Script, signal: AbortSignal): Promise<boolean> {
-    if (running < (script.slots ?? 8)) {
-      running++;
-      return true;
-    }
-    if (waiting.length >= (script.queueCapacity ?? 16)) {
-      throw lineIsFull(script);
-    }
-    return new Promise((resolve) => {
-      // A slot that is handed on stays taken, so `running` does not change.
-      const enter = () => resolve(true);
-      waiting.push(enter);
-      signal.addEventListener('abort', () => {
-        const place = waiting.indexOf(enter);
-        if (place >= 0) waiting.splice(place, 1);
-        resolve(false);
-      });
-    });
-  }
-
-  function leave(): void {
-    const next = waiting.shift();
-    if (next === undefined) running--;
-    else next();
-  }
-
   const engine: ScriptedEngine = {
     requests: [],
     ended: [],
@@ -122,68 +93,30 @@ export function scriptedEngine(
     async *generate(request, signal): AsyncGenerator<EngineEvent, void> {
       engine.requests.push(request);
       const script = { ...engine.script, ...engine.script.of?.(request) };
-      const admitted = await admit(script, signal);
-      let tokens = 0;
-      let reason: 'stop' | 'length' | 'cancelled' = 'cancelled';
+      const admitted = await slots.admit(script, signal);
+      const answer: Answer = { reason: 'cancelled', tokens: 0 };
       try {
         if (script.hangs) await new Promise(() => {});
         if (script.prefill_ms) await sleep(script.prefill_ms, undefined, { signal }).catch(() => {});
-        if (request.promptLogprobs !== undefined && !signal.aborted) {
-          const logprobs = [...request.promptTokenIds].map((id, position) =>
-            position === 0 ? null : logprobOf(id, request.promptLogprobs!),
-          );
-          yield { type: 'prompt', logprobs };
-        }
-        const answer = script.answer(request);
-        let stopLogprob: TokenLogprob | undefined;
-        for (;;) {
-          if (signal.aborted) break;
-          if (script.failure?.afterTokens === tokens) throw script.failure.error;
-          if (script.stallsAfter === tokens) {
-            script.onStall?.();
-            if (signal.aborted) break;
-            await new Promise((resolve) => signal.addEventListener('abort', resolve));
-            break;
-          }
-          const tokenId = answer[Math.min(tokens, answer.length - 1)]!;
-          reason = tokens >= request.maxTokens ? 'length' : 'stop';
-          const logprob = request.logprobs === undefined ? undefined : logprobOf(tokenId, request.logprobs);
-          if (reason === 'stop' && request.stopTokenIds.includes(tokenId)) stopLogprob = logprob;
-          if (reason === 'length' || request.stopTokenIds.includes(tokenId)) {
-            await script.lastToken;
-            break;
-          }
-          reason = 'cancelled';
-          const { step_ms = 0 } = script;
-          const pause_ms = typeof step_ms === 'number' ? step_ms : step_ms(tokens);
-          if (pause_ms > 0) await sleep(pause_ms, undefined, { signal }).catch(() => {});
-          if (signal.aborted) break;
-          tokens++;
+        if (request.promptLogprobs !== undefined && !signal.aborted) yield promptLogprobs(request);
+        for await (const event of say(script, request, { answer, signal })) {
           generated++;
-          yield { type: 'token', tokenId, logprob };
+          yield event;
         }
-        yield {
-          type: 'finished',
-          reason,
-          ...(stopLogprob && { stopLogprob }),
-          promptTokens: request.promptTokenIds.length,
-          completionTokens: tokens,
-          cachedTokens: 0,
-          timings: script.timings?.(tokens) ?? TIMINGS,
-        };
+        yield finished(script, request, answer);
       } finally {
-        if (admitted) leave();
-        engine.ended.push({ requestId: request.requestId, reason, tokens });
+        if (admitted) slots.leave();
+        engine.ended.push({ requestId: request.requestId, reason: answer.reason, tokens: answer.tokens });
       }
     },
     stats: () => ({
-      requestsRunning: running,
-      requestsWaiting: waiting.length,
+      requestsRunning: slots.running,
+      requestsWaiting: slots.waiting,
       queueCapacity: engine.script.queueCapacity ?? 16,
       kvCacheUsage: 0.25,
-      stepAge_ms: running > 0 ? 1500 : 0,
-      queueAge_ms: waiting.length > 0 ? 2500 : 0,
-      batchSize: running,
+      stepAge_ms: slots.running > 0 ? 1500 : 0,
+      queueAge_ms: slots.waiting > 0 ? 2500 : 0,
+      batchSize: slots.running,
       pagesUsed: 16,
       pagesTotal: 64,
       prefixQueriesTotal: 0,
@@ -203,6 +136,98 @@ export function scriptedEngine(
   };
   return engine;
 }
+
+/** The running places and the line in front of them. */
+class Slots {
+  running = 0;
+  readonly #waiting: (() => void)[] = [];
+
+  get waiting(): number {
+    return this.#waiting.length;
+  }
+
+  /** Whether the request got a slot; not, when it was cancelled in the line. */
+  async admit(script: Script, signal: AbortSignal): Promise<boolean> {
+    if (this.running < (script.slots ?? 8)) {
+      this.running++;
+      return true;
+    }
+    if (this.waiting >= (script.queueCapacity ?? 16)) throw lineIsFull(script);
+    return new Promise((resolve) => {
+      // A slot that is handed on stays taken, so `running` does not change.
+      const enter = () => resolve(true);
+      this.#waiting.push(enter);
+      signal.addEventListener('abort', () => {
+        const place = this.#waiting.indexOf(enter);
+        if (place >= 0) this.#waiting.splice(place, 1);
+        resolve(false);
+      });
+    });
+  }
+
+  leave(): void {
+    const next = this.#waiting.shift();
+    if (next === undefined) this.running--;
+    else next();
+  }
+}
+
+/** How far an answer came. */
+type Answer = {
+  reason: 'stop' | 'length' | 'cancelled';
+  tokens: number;
+  stopLogprob?: TokenLogprob | undefined;
+};
+
+/** The answer's tokens, as the script says them; it writes down in `answer` how they end. */
+async function* say(
+  script: Script,
+  request: GenerateRequest,
+  { answer, signal }: { readonly answer: Answer; readonly signal: AbortSignal },
+): AsyncGenerator<EngineEvent, void> {
+  const ids = script.answer(request);
+  const logprobs = (id: number) =>
+    request.logprobs === undefined ? undefined : logprobOf(id, request.logprobs);
+  while (!signal.aborted) {
+    const { tokens } = answer;
+    if (script.failure?.afterTokens === tokens) throw script.failure.error;
+    if (script.stallsAfter === tokens) return await stall(script, signal);
+    const tokenId = ids[Math.min(tokens, ids.length - 1)]!;
+    const isLong = tokens >= request.maxTokens;
+    const isEnd = request.stopTokenIds.includes(tokenId);
+    if (isLong || isEnd) {
+      answer.reason = isLong ? 'length' : 'stop';
+      if (!isLong) answer.stopLogprob = logprobs(tokenId);
+      return await script.lastToken;
+    }
+    const { step_ms = 0 } = script;
+    const pause_ms = typeof step_ms === 'number' ? step_ms : step_ms(tokens);
+    if (pause_ms > 0) await sleep(pause_ms, undefined, { signal }).catch(() => {});
+    if (signal.aborted) return;
+    answer.tokens++;
+    yield { type: 'token', tokenId, logprob: logprobs(tokenId) };
+  }
+}
+
+async function stall({ onStall }: Script, signal: AbortSignal): Promise<void> {
+  onStall?.();
+  if (!signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve));
+}
+
+const promptLogprobs = ({ promptTokenIds, promptLogprobs: count }: GenerateRequest): EngineEvent => ({
+  type: 'prompt',
+  logprobs: [...promptTokenIds].map((id, position) => (position === 0 ? null : logprobOf(id, count!))),
+});
+
+const finished = (script: Script, request: GenerateRequest, answer: Answer): EngineEvent => ({
+  type: 'finished',
+  reason: answer.reason,
+  ...(answer.stopLogprob && { stopLogprob: answer.stopLogprob }),
+  promptTokens: request.promptTokenIds.length,
+  completionTokens: answer.tokens,
+  cachedTokens: 0,
+  timings: script.timings?.(answer.tokens) ?? TIMINGS,
+});
 
 /** Log-probabilities that tests can predict: minus the id over a hundred, alternatives just below. */
 const logprobOf = (tokenId: number, count: number): TokenLogprob => ({

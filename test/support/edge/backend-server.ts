@@ -131,83 +131,68 @@ const freshProcess = () => ({
 });
 
 export async function startBackend(): Promise<RunningServer> {
-  const backends = new Map<string, Backend>();
-  const recorded = new Map<string, Recorded>();
-  /** The backends that saw a request, in turn. */
-  const places = new Map<string, string[]>();
-  const forgotten = new Set<string>();
-  const closing: (() => Promise<void>)[] = [];
-
-  const at = (place: string): Backend => {
-    const found = backends.get(place) ?? { mood: 'good', met: new Map(), ...freshProcess() };
-    backends.set(place, found);
-    return found;
+  // Another edge, which has none of our masks.
+  const strangeEdge = await listen((_request, response) => response.writeHead(404).end());
+  const backends = new Backends(strangeEdge.url);
+  const handle = (request: Request, sockets: Sockets) => backends.handle(request, sockets);
+  const server = await listen(getRequestListener(handle as never, { overrideGlobalObjects: false }));
+  await backends.open(server.url);
+  return {
+    url: server.url,
+    async close() {
+      await Promise.all([server.close(), strangeEdge.close()]);
+      await backends.close();
+    },
   };
+}
 
-  function setMood(backend: Backend, mood: string): void {
-    backend.mood = mood;
-    if (mood === 'stopping') void backend.lifecycle.drain(30_000, 3_000);
-    else if (backend.lifecycle.draining) Object.assign(backend, freshProcess());
+type Sockets = { readonly incoming: IncomingMessage; readonly outgoing: ServerResponse };
+
+/** One request for a backend, as it came. */
+type Asked = Sockets & {
+  readonly request: Request;
+  readonly text: string;
+  readonly place: string;
+  readonly path: string;
+  readonly entry: Recorded;
+};
+
+class Backends {
+  /** By place. */
+  readonly #backends = new Map<string, Backend>();
+  readonly #recorded = new Map<string, Recorded>();
+  /** The backends that saw a request, in turn. */
+  readonly #places = new Map<string, string[]>();
+  readonly #forgotten = new Set<string>();
+  readonly #closing: (() => Promise<void>)[] = [];
+  readonly #strangeEdgeUrl: string;
+  #url = '';
+
+  constructor(strangeEdgeUrl: string) {
+    this.#strangeEdgeUrl = strangeEdgeUrl;
   }
 
-  function appOf(place: string, backend: Backend, name: string): Promise<App> {
-    const { apps, lifecycle, recentAnswers, met } = backend;
-    const known = apps.get(name);
-    if (known !== undefined) return known;
-    const make = async () => {
-      const { script, limits, door, isNew, knowsMasks = true } = SETUPS[name]!;
-      const of: Script['of'] = ({ requestId }) => met.get(requestId.replace(/#\d+$/, ''));
-      const { options, close } = await apiOptions(
-        servedModel({ ...USUAL, ...script, of }),
-        limits,
-        // The server is the edge as well, for masks.
-        { edgeUrl: knowsMasks ? server.url : strangeEdge.url },
-      );
-      closing.push(close);
-      const audience = place === '' ? server.url : `${server.url}/at/${place}`;
-      return createApp({
-        ...(await openParts(options)),
-        encoders,
-        lifecycle,
-        recentAnswers: isNew ? newAnswers() : recentAnswers,
-        authenticate:
-          door === 'strict'
-            ? await createAuthenticator(BACKEND_KEY, { audience, otherBackendKey: BACKEND_KEY_2 })
-            : door === 'locked'
-              ? await createAuthenticator('the-key-of-another-edge')
-              : anyClock,
-      });
-    };
-    const app = make();
-    apps.set(name, app);
-    return app;
+  /** `url`: where the server listens. It is the edge as well, for masks. */
+  async open(url: string): Promise<void> {
+    this.#url = url;
+    await this.#appOf('', 'usual');
   }
 
-  async function handle(
-    request: Request,
-    { incoming, outgoing }: { incoming: IncomingMessage; outgoing: ServerResponse },
-  ): Promise<Response> {
+  async close(): Promise<void> {
+    for (const close of this.#closing) await close();
+  }
+
+  async handle(request: Request, { incoming, outgoing }: Sockets): Promise<Response> {
     const [, place = '', path = incoming.url!] = /^\/at\/([^/]+)(.*)$/.exec(incoming.url!) ?? [];
-    if (path.startsWith('/mood/')) {
-      const name = path.slice('/mood/'.length);
-      const next = await request.text();
-      setMood(at(name), next);
-      // It is there before its first request, whose time may be short.
-      await appOf(name, at(name), SETUPS[next] === undefined ? 'usual' : next);
-      return Response.json({});
-    }
-    const backend = at(place);
-    const { mood } = backend;
+    if (path.startsWith('/mood/'))
+      return await this.#setMood(path.slice('/mood/'.length), await request.text());
+    const { mood } = this.#at(place);
     if (mood === 'down') outgoing.destroy();
     if (mood === 'down' || mood === 'mute') return RESPONSE_ALREADY_SENT;
-    if (path.startsWith('/recorded/')) {
-      const id = decodeURIComponent(path.slice('/recorded/'.length));
-      const entry = recorded.get(id);
-      return Response.json(entry === undefined ? null : { ...entry, places: places.get(id) });
-    }
+    if (path.startsWith('/recorded/'))
+      return Response.json(this.#record(decodeURIComponent(path.slice('/recorded/'.length))));
     const mask = MASKS.get(path);
     if (mask !== undefined) return Response.json(mask);
-
     const text = await request.text();
     const entry: Recorded = {
       path,
@@ -218,70 +203,127 @@ export async function startBackend(): Promise<RunningServer> {
       sent_bytes: 0,
     };
     const id = String(incoming.headers['x-request-id']);
-    places.set(id, [...(places.get(id) ?? []), place]);
-    recorded.set(id, entry);
-    const left = new AbortController();
-    const stall = Promise.withResolvers<void>();
-    /** What a backend that is `busy` has made does not depend on how long the edge waits for it. */
-    let heardOf: Promise<void> = Promise.resolve();
+    this.#places.set(id, [...(this.#places.get(id) ?? []), place]);
+    this.#recorded.set(id, entry);
     outgoing.on('close', () => {
       entry.hungUp = !outgoing.writableFinished;
-      if (entry.hungUp) heardOf.then(() => left.abort());
     });
-    if (mood.startsWith('gateway-')) {
-      gatewayPage(outgoing, Number(mood.slice('gateway-'.length)));
-      return RESPONSE_ALREADY_SENT;
-    }
+    return (
+      (await this.#answer({ request, text, place, path, entry, incoming, outgoing })) ?? RESPONSE_ALREADY_SENT
+    );
+  }
 
-    const ask = async (setup: string, body = text): Promise<Response> => {
-      const app = await appOf(place, backend, setup);
-      const { method } = request;
-      const headers = new Headers(request.headers);
-      if (body !== text) headers.delete('content-length');
-      const init = { method, headers, signal: left.signal, ...(body === '' ? {} : { body }) };
-      return await app.fetch(new Request(new URL(path, server.url), init), { incoming, outgoing });
-    };
+  #record(id: string) {
+    const entry = this.#recorded.get(id);
+    return entry === undefined ? null : { ...entry, places: this.#places.get(id) };
+  }
+
+  #at(place: string): Backend {
+    const found = this.#backends.get(place) ?? { mood: 'good', met: new Map(), ...freshProcess() };
+    this.#backends.set(place, found);
+    return found;
+  }
+
+  async #setMood(place: string, mood: string): Promise<Response> {
+    const backend = this.#at(place);
+    backend.mood = mood;
+    if (mood === 'stopping') void backend.lifecycle.drain(30_000, 3_000);
+    else if (backend.lifecycle.draining) Object.assign(backend, freshProcess());
+    // It is there before its first request, whose time may be short.
+    await this.#appOf(place, SETUPS[mood] === undefined ? 'usual' : mood);
+    return Response.json({});
+  }
+
+  #appOf(place: string, setup: string): Promise<App> {
+    const backend = this.#at(place);
+    const app = backend.apps.get(setup) ?? this.#createApp(place, backend, SETUPS[setup]!);
+    backend.apps.set(setup, app);
+    return app;
+  }
+
+  async #createApp(
+    place: string,
+    { lifecycle, recentAnswers, met }: Backend,
+    { script, limits, door, isNew, knowsMasks = true }: Setup,
+  ): Promise<App> {
+    const of: Script['of'] = ({ requestId }) => met.get(requestId.replace(/#\d+$/, ''));
+    const { options, close } = await apiOptions(servedModel({ ...USUAL, ...script, of }), limits, {
+      edgeUrl: knowsMasks ? this.#url : this.#strangeEdgeUrl,
+    });
+    this.#closing.push(close);
+    const audience = place === '' ? this.#url : `${this.#url}/at/${place}`;
+    return createApp({
+      ...(await openParts(options)),
+      encoders,
+      lifecycle,
+      recentAnswers: isNew ? newAnswers() : recentAnswers,
+      authenticate:
+        door === 'strict'
+          ? await createAuthenticator(BACKEND_KEY, { audience, otherBackendKey: BACKEND_KEY_2 })
+          : door === 'locked'
+            ? await createAuthenticator('the-key-of-another-edge')
+            : anyClock,
+    });
+  }
+
+  /** Undefined where the socket has the answer already. */
+  async #answer(asked: Asked): Promise<Response | undefined> {
+    const { path, place, entry, outgoing } = asked;
+    const { mood } = this.#at(place);
+    if (mood.startsWith('gateway-')) return void gatewayPage(outgoing, Number(mood.slice('gateway-'.length)));
+    if (COMPLETIONS.has(path)) return await this.#complete(asked);
     const wrong = path === '/v1/embeddings' && wrongVectors(entry.body?.input as string[]);
     if (wrong) return Response.json({ object: 'list', model: 'test-encoder', data: embeddingsOf(wrong) });
-    if (!COMPLETIONS.has(path)) {
-      const isForgotten = forgotten.has(path.replace('/v1/answers/', ''));
-      return await ask(isForgotten ? 'restarted' : MOODS_OF_ALL.has(mood) ? mood : 'usual');
-    }
+    const isForgotten = this.#forgotten.has(path.replace('/v1/answers/', ''));
+    const setup = isForgotten ? 'restarted' : MOODS_OF_ALL.has(mood) ? mood : 'usual';
+    return await this.#ask(asked, setup, { signal: hangUp(asked) });
+  }
+
+  async #complete(asked: Asked): Promise<Response | undefined> {
+    const { place, entry, outgoing } = asked;
+    const { mood, met } = this.#at(place);
     const user = String(entry.body?.user ?? mood);
     // `__proto__` and what else every object has is nobody's setup.
     const isNamed = (mood === 'good' || MOODS_OF_ALL.has(mood)) && !(user in {});
     const name = isNamed ? user : mood;
     const setup = [name, mood].find((one) => SETUPS[one] !== undefined) ?? 'usual';
-    const isStream = entry.body?.stream === true;
-    backend.met.set(id, { ...(isStream && PACED), ...SCRIPTS[name], onStall: stall.resolve });
-    if (name === 'busy') heardOf = stall.promise;
+    const stall = Promise.withResolvers<void>();
+    const pace = entry.body?.stream === true ? PACED : {};
+    met.set(entry.headers['x-request-id']!, { ...pace, ...SCRIPTS[name], onStall: stall.resolve });
+    // What a backend that is `busy` has made does not depend on how long the edge waits for it.
+    const signal = hangUp(asked, name === 'busy' ? stall.promise : undefined);
     const { completion } = (entry.body?.maskroute ?? {}) as { completion?: string };
-    if (FORGOTTEN.has(name)) forgotten.add(completion!);
+    if (FORGOTTEN.has(name)) this.#forgotten.add(completion!);
     const unasked = UNASKED[name];
-    if (unasked !== undefined) {
-      await unasked(outgoing, entry);
-      return RESPONSE_ALREADY_SENT;
-    }
-    const cut = CUT[name];
-    if (cut !== undefined) {
-      await cut(ask(setup), outgoing);
-      return RESPONSE_ALREADY_SENT;
-    }
+    if (unasked !== undefined) return void (await unasked(outgoing, entry));
     // Somebody's backend that knows no streams.
-    return await ask(setup, name === 'slow-whole' ? JSON.stringify({ ...entry.body, stream: false }) : text);
+    const whole = name === 'slow-whole' ? JSON.stringify({ ...entry.body, stream: false }) : undefined;
+    const answer = this.#ask(asked, setup, { signal, body: whole });
+    const cut = CUT[name];
+    return cut === undefined ? await answer : void (await cut(answer, outgoing));
   }
 
-  /** Another edge, which has none of our masks. */
-  const strangeEdge = await listen((_request, response) => response.writeHead(404).end());
-  const server = await listen(getRequestListener(handle as never, { overrideGlobalObjects: false }));
-  await appOf('', at(''), 'usual');
-  return {
-    url: server.url,
-    async close() {
-      await Promise.all([server.close(), strangeEdge.close()]);
-      for (const close of closing) await close();
-    },
-  };
+  /** `body`: instead of what was sent. */
+  async #ask(
+    { request, text, place, path, incoming, outgoing }: Asked,
+    setup: string,
+    { signal, body = text }: { readonly signal: AbortSignal; readonly body?: string | undefined },
+  ): Promise<Response> {
+    const app = await this.#appOf(place, setup);
+    const headers = new Headers(request.headers);
+    if (body !== text) headers.delete('content-length');
+    const init = { method: request.method, headers, signal, ...(body === '' ? {} : { body }) };
+    return await app.fetch(new Request(new URL(path, this.#url), init), { incoming, outgoing });
+  }
+}
+
+/** Aborts when the edge has hung up and `heardOf` has come. */
+function hangUp({ entry, outgoing }: Asked, heardOf: Promise<void> = Promise.resolve()): AbortSignal {
+  const left = new AbortController();
+  outgoing.on('close', () => {
+    if (entry.hungUp) heardOf.then(() => left.abort());
+  });
+  return left.signal;
 }
 
 /** What the edge answers when a backend asks it for a mask. */

@@ -127,7 +127,8 @@ function scripted(prompts: Prompts, prices: Prices, spread: number, effort: Lear
         [...`${routeText}${maskBits(mask)}`].reduce((h, c) => 31 * h + c.charCodeAt(0), 7) >>> 0,
       );
       const kl = costOf(prices[kind]!, mask.runs) + (mask.runs.includes(0) ? spread * noise.next() : 0);
-      return { positions: POSITIONS, kl: POSITIONS * kl, equalTops: 1, loss: POSITIONS * (1 + kl) };
+      const sums = { kl: POSITIONS * kl, klEven: (POSITIONS / 2) * kl, loss: POSITIONS * (1 + kl) };
+      return { positions: POSITIONS, equalTops: 1, ...sums };
     });
   return { ...{ bench, prompts, texts, score, track, seed: 1, atOnce: 1, effort }, progress };
 }
