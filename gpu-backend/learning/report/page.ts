@@ -87,7 +87,7 @@ export const clusterTable = (
 
 /** What routing gains over one mask, and what it could gain. */
 export function headroomTable(headroom: Headroom): Html {
-  const { oneMask, routed, bestAfterwards, bestWithoutNoise, byKind, ...rest } = headroom;
+  const { oneMask, routed, bestAfterwards, bestByOtherHalf, byKind, ...rest } = headroom;
   const spread = (interval: Headroom['routed']['interval'], show: (value: number) => string) =>
     interval === null ? '–' : interval.map(show).join(' to ');
   const line = (name: string, { kl, interval, change, changeInterval }: Headroom['routed']) => [
@@ -106,9 +106,9 @@ export function headroomTable(headroom: Headroom): Html {
       line('one mask for all', oneMask),
       line('as routed', routed),
       line('the best, known afterwards', bestAfterwards),
-      ...(bestWithoutNoise === undefined
+      ...(bestByOtherHalf === undefined
         ? []
-        : [line('the best of each half, known from the other half', bestWithoutNoise)]),
+        : [line('the best of each half, known from the other half', bestByOtherHalf)]),
       line('the best for other prompts of its kind', byKind),
     ],
   );

@@ -81,7 +81,7 @@ export function headroomOf(rows: readonly HeadroomRow[], skipped?: SkippedShares
         rows.map(({ kl }) => kl),
       ),
     ),
-    bestWithoutNoise: figureOf(...byHalves(rows, shares)),
+    bestByOtherHalf: figureOf(...byHalves(rows, shares)),
     byKind: under(atOneMean(rows, shares, costsByKind(rows))),
     lead: { mean_kl, standardError_kl: Number.isFinite(standardError) ? standardError : null },
     blocks: blocksGained(rows, sumOf(rows.map((row) => row.kl[row.routed]!))),
@@ -164,7 +164,7 @@ function atOneMean(
 
 /**
  * For each half of a row's positions the mask that costs the other half least. The best mask of a row, known afterwards, is
- * mostly the one that its few positions happen to favour; this is what a mask that suits a row is worth on further text of it.
+ * mostly the one that its few positions happen to favour; this is what is left of it on other text of the same row.
  *
  * @returns each row's cost, and what it left out.
  */
@@ -247,7 +247,7 @@ export function headroomLines({
   oneMask,
   routed,
   bestAfterwards,
-  bestWithoutNoise,
+  bestByOtherHalf,
   byKind,
   blocks,
   ...rest
@@ -262,7 +262,7 @@ export function headroomLines({
     line('one mask', oneMask),
     line('routing', routed),
     line('best mask, afterwards', bestAfterwards),
-    ...(bestWithoutNoise === undefined ? [] : [line('the same without noise', bestWithoutNoise)]),
+    ...(bestByOtherHalf === undefined ? [] : [line('best by the other half', bestByOtherHalf)]),
     line('routing by kind', byKind),
     ...(blocks === null ? [] : [`  ${blocksLine(blocks)}`]),
     ...(rest.skipped === undefined ? [] : [`  ${skippedLine(rest.skipped)}`]),

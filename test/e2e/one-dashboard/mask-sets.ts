@@ -241,7 +241,7 @@ test('what routing gains stands there, and how much is known of live traffic', a
   const figure = { kl: 0.41, interval: [0.4, 0.42], change: -0.02, changeInterval: [-0.03, -0.01] };
   const headroom = {
     ...{ rows: 90, positions: 4000, masks: 3, byKind: figure, bestAfterwards: figure },
-    bestWithoutNoise: { ...figure, kl: 0.405 },
+    bestByOtherHalf: { ...figure, kl: 0.405 },
     oneMask: { ...figure, change: 0, changeInterval: [0, 0] },
     routed: { ...figure, kl: 0.4 },
     lead: { mean_kl: 0.01, standardError_kl: 0.002 },
