@@ -162,9 +162,16 @@ test('a tenant without a set of its own sees the default one, with its own key, 
   await logIn(own, product.dev.edge, key);
   await expectDefaultSet(own);
   await visit(own, 'Experiments');
+  const setsToPick = /\/mask-sets\?/;
+  const choices = Promise.withResolvers<void>();
+  await own.route(setsToPick, (route) => choices.promise.then(() => route.continue()));
   await own.getByRole('button', { name: 'New experiment' }).click();
   await own.getByRole('dialog').getByLabel('Id', { exact: true }).fill('with-the-default-set');
-  await own.getByRole('button', { name: 'Create the draft' }).click();
+  const create = own.getByRole('button', { name: 'Create the draft' });
+  expect(await create.isDisabled()).toBe(true);
+  choices.resolve();
+  await create.click();
+  await own.unroute(setsToPick);
   await own.getByRole('button', { name: 'Start with-the-default-set' }).click();
   await own.getByRole('dialog').getByRole('button', { name: 'Start' }).click();
   await own.getByRole('row', { name: 'with-the-default-set' }).getByText('running').waitFor();

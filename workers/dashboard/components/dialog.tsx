@@ -95,6 +95,8 @@ export function Confirm(props: {
 export function FormDialog(props: {
   readonly title: string;
   readonly action: string;
+  /** Whether its choices are there; it cannot be sent before. Unless given, it has none to wait for. */
+  readonly isReady?: boolean;
   /** Closes the dialog itself when all is well. Fields that were left empty are not in the form. */
   readonly onSubmit: (form: FormData) => Promise<void>;
   readonly onClose: () => void;
@@ -127,7 +129,7 @@ export function FormDialog(props: {
   ) : (
     <>
       <Cancel onClick={leave} />
-      <button type="submit" form={formId} aria-busy={busy} disabled={busy}>
+      <button type="submit" form={formId} aria-busy={busy} disabled={busy || props.isReady === false}>
         {props.action}
       </button>
     </>

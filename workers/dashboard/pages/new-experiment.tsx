@@ -30,7 +30,13 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
     onClose();
   };
   return (
-    <FormDialog title="New experiment" action="Create the draft" onClose={onClose} onSubmit={submit}>
+    <FormDialog
+      title="New experiment"
+      action="Create the draft"
+      isReady={sets.state === 'ready' && inUse.state !== 'loading'}
+      onClose={onClose}
+      onSubmit={submit}
+    >
       <label>
         Id
         <input name="id" required maxLength={63} />
