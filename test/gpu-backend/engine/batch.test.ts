@@ -282,7 +282,7 @@ async function play(
     if (ended.has(id)) throw new Error(`${id} ended twice`);
     ended.set(id, { tokenIds: tokens.get(id) ?? [], how });
   };
-  const times = { fixed_ms: 1, row_ms: 1, key_ms: 0, rowKey_ms: 0 };
+  const times = { fixed_ms: 1, row_ms: 1, key_ms: 0, pieceKey_ms: 0, rowKey_ms: 0 };
   const loop = new EngineLoop(runner, limits, times, {
     event(id, event: EngineEvent) {
       if (event.type === 'token') tokens.set(id, [...(tokens.get(id) ?? []), event.tokenId]);
