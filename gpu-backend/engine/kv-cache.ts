@@ -1,11 +1,12 @@
 /**
  * The KV cache of one sequence. It is kept in one of two forms: as rows of all heads, and head by head.
  *
- * Rows are what pieces of prompts are computed with. They are written through: the graph's new K and V are bound in place into
- * these buffers, and the same buffers, viewed up to the live length, are fed back as the past. Nothing is copied a
- * piece; a buffer that is full is copied once into one of twice the size.
- * Head by head, beside those of other sequences (`head-caches.ts`), they go with the first token of an answer. What one form lacks is copied
- * when the sequence comes there: 2 ms for 100 tokens of the default model, once an answer. Halves stay rows.
+ * Head by head, beside those of other sequences (`head-caches.ts`), is what runs compute with. Rows are what is taken over from another
+ * prompt before the first run, and what has to leave its place. What one form lacks is copied when the sequence comes there: 2 ms
+ * for 100 tokens of the default model.
+ * Halves stay rows. They are written through: the graph's new K and V are bound in place into these buffers, and the same
+ * buffers, viewed up to the live length, are fed back as the past. Nothing is copied a piece; a buffer that is full is copied once into
+ * one of twice the size.
  *
  * This rests on two properties of the runtime: a preallocated output is written in place, and an input is
  * read in place. `test/gpu-backend/engine/kv-cache.test.ts` compares it with a cache that copies, and is
