@@ -56,7 +56,7 @@ export function outputGrown(b: GraphBuilder, { k, v }: KeysValues): void {
 
 export function nothingGrown(b: GraphBuilder, { kvHeadCount, headSize }: LlamaConfig): KeysValues {
   const none = () => b.constant('f32', [1, kvHeadCount, 0, headSize], []);
-  return { k: b.op('Identity', [none()]), v: b.op('Identity', [none()]) };
+  return { k: none(), v: none() };
 }
 
 /** The product with the rows of QKV, `[B, S, (N + 2G)·D]`, and its rows' positions, `[B, S]`, which seldom are asked for; S or B is 1. */
