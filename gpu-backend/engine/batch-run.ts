@@ -82,7 +82,7 @@ async function runOnce(
   logits: Map<HostInput, Float32Array>,
 ): Promise<void> {
   const { config, heads } = parts;
-  if (heads === undefined) for (const { cache, tokenIds } of placed) cache.reserve(tokenIds.length);
+  if (heads === undefined) for (const { cache, tokenIds } of placed) cache.reserveRows(tokenIds.length);
   const neighbours = heads === undefined || tokens.length === 0 ? NO_NEIGHBOURS : neighboursOf(heads, tokens);
   const rows = rowsOf(neighbours, placed);
   const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, parts, rows) };

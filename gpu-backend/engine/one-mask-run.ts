@@ -77,7 +77,7 @@ export function bindPiece(
   const { cache, tokenIds, plan } = input;
   const tokens = tokenIds.length;
   const rowsOf = (layer: number) => (writesSkipped(input) || plan.mask.runs[2 * layer] === 1 ? tokens : 0);
-  cache.reserve(tokens);
+  cache.reserveRows(tokens);
   const positions = Array.from({ length: tokens }, (_, i) => cache.length + i);
   const feeds: Feeds = {
     token_ids: integers(tokenIds, [1, tokens]),
