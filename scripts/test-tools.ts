@@ -57,6 +57,8 @@ export function useLavapipe(): void {
   const file = findLavapipe();
   if (file === undefined) throw new Error(NO_LAVAPIPE);
   process.env.VK_DRIVER_FILES = file;
+  // Who asks computes. Threads of its own would wait for each other, beside other tests, at each of a thousand small steps.
+  process.env.LP_NUM_THREADS = '0';
 }
 
 /*

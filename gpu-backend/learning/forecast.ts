@@ -119,6 +119,9 @@ function workOf({ layerCount }: ModelConfig, effort: LearnEffort, clusterCount: 
   const groups = clusterCount > 1 ? Math.min(clusterCount, effort.masksMax) : 0;
   // The dense model needs no search.
   const sizes = clusterCount > 1 ? effort.sizes.filter((size) => size > 0).length : 0;
+  const scoredWithMasks = (groups + sizes + 1) * (effort.sharePositions + effort.heldOutPositions);
+  const { compose } = effort;
+  const scoredToCompose = (compose.blocks + 1) * compose.positions + compose.masks * effort.sharePositions;
   return {
     losses:
       search(one) +
@@ -127,7 +130,7 @@ function workOf({ layerCount }: ModelConfig, effort: LearnEffort, clusterCount: 
       sizes * (blocks + effort.sizeExchanges * batches(one.searchPositions)) +
       6 * batches(effort.choicePositions),
     stepParts: STEP_PARTS * (one.gateSteps + groups * turns * group.gateSteps),
-    scored: TOKENS_A_POSITION * (groups + sizes + 1) * (effort.sharePositions + effort.heldOutPositions),
+    scored: TOKENS_A_POSITION * (scoredWithMasks + (groups > 0 ? scoredToCompose : 0)),
   };
 }
 

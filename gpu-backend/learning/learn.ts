@@ -44,7 +44,7 @@ export const MASK_SET_FILE = 'mask-set.json';
 export const STATE_FILE = 'state.jsonl';
 const METHOD = 'hard-concrete';
 /** Part of the journal's key: raise it when the same inputs come to other results. */
-const PIPELINE_VERSION = 7;
+const PIPELINE_VERSION = 9;
 const DEFAULTS = { seed: 1, cost: 'blocks', effort: LEARN_EFFORT } as const;
 /** Digits of a centroid's numbers: far below what moves a prompt to another cluster. */
 const CENTROID_DIGITS = 6;
@@ -187,6 +187,7 @@ function planRun(
     groups: Math.min(maskCount ?? effort.masksMax, clusters.sizes.length),
     batchTokens: Math.min(LOSS_BATCH_TOKENS, tokens),
     shareRows: texts.draw('share', everybody.choice, effort.sharePositions).length,
+    composeRows: texts.draw('compose', everybody.search, effort.compose.positions).length,
     heldOutRows: texts.draw('held-out', everybody.heldOut, effort.heldOutPositions).length,
     rowTokens: tokens / Math.max(1, found.length),
   });

@@ -25,6 +25,12 @@ export const headroomSchema = z.strictObject({
   routed: figure,
   /** The best mask of each row, known only afterwards: no routing among these masks is better. */
   bestAfterwards: figure,
+  /**
+   * The mask that is best on the other half of a row's positions, for each half: what remains of the best afterwards on other text
+   * of the same row. Half a row has few positions, so routing that learned from many rows may be better. Sets that were learned
+   * before it was measured do not say it.
+   */
+  bestByOtherHalf: figure.optional(),
   /** For each row the mask that is best on the other rows of its kind. */
   byKind: figure,
   /** How far routing leads one mask, nats a position; the error is null where there is a single row. */

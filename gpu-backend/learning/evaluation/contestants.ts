@@ -55,9 +55,12 @@ export function toRow(
 
 /** Scores of one row under several masks: their mean. */
 function meanScores(parts: readonly SampleScores[]): SampleScores {
-  const { positions, kl, equalTops, loss } = addScores(parts);
+  const { positions, kl, klEven, equalTops, loss } = addScores(parts);
   const n = parts.length;
-  return { positions: positions / n, kl: kl / n, equalTops: equalTops / n, loss: loss / n };
+  return {
+    ...{ positions: positions / n, kl: kl / n, klEven: klEven / n },
+    ...{ equalTops: equalTops / n, loss: loss / n },
+  };
 }
 
 function intervalsOf(rows: readonly SampleScores[]): EvaluationRow['intervals'] {

@@ -10,6 +10,7 @@ import { type SampleScores, SCORES_VERSION, type Scorer } from '../search/score-
 const scoresSchema = z.strictObject({
   positions: z.int(),
   kl: z.number(),
+  klEven: z.number(),
   equalTops: z.number(),
   loss: z.number(),
 });

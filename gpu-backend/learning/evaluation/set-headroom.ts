@@ -57,10 +57,11 @@ export function setHeadroom(
   scoreOf: (row: number, mask: Mask) => SampleScores,
 ): Evaluation['headroom'][number] {
   const under = (row: number, some: readonly Mask[]) => some.map((mask) => scoreOf(row, mask).kl);
+  const even = (row: number) => masks.map((mask) => scoreOf(row, mask).klEven);
   const headroom = headroomOf(
     rows.map(({ kind }, row) => ({
       ...{ kind, positions: scoreOf(row, masks[0]!).positions, routed: routed[row]! },
-      ...{ kl: under(row, masks), lighter: under(row, lighter) },
+      ...{ kl: under(row, masks), klEven: even(row), lighter: under(row, lighter) },
     })),
     { masks: masks.map(skippedOf(set)), lighter: lighter.map(skippedOf(set)) },
   );

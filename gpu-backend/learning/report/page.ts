@@ -86,7 +86,8 @@ export const clusterTable = (
   );
 
 /** What routing gains over one mask, and what it could gain. */
-export function headroomTable({ oneMask, routed, bestAfterwards, byKind, ...rest }: Headroom): Html {
+export function headroomTable(headroom: Headroom): Html {
+  const { oneMask, routed, bestAfterwards, bestByOtherHalf, byKind, ...rest } = headroom;
   const spread = (interval: Headroom['routed']['interval'], show: (value: number) => string) =>
     interval === null ? '–' : interval.map(show).join(' to ');
   const line = (name: string, { kl, interval, change, changeInterval }: Headroom['routed']) => [
@@ -105,6 +106,9 @@ export function headroomTable({ oneMask, routed, bestAfterwards, byKind, ...rest
       line('one mask for all', oneMask),
       line('as routed', routed),
       line('the best, known afterwards', bestAfterwards),
+      ...(bestByOtherHalf === undefined
+        ? []
+        : [line('the best of each half, known from the other half', bestByOtherHalf)]),
       line('the best for other prompts of its kind', byKind),
     ],
   );

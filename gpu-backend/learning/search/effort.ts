@@ -37,6 +37,15 @@ export type LearnEffort = {
   readonly group: MaskEffort;
   /** Masks that are searched for at most, unless a number is asked for. */
   readonly masksMax: number;
+  /** Of masks that are composed of what single blocks change for each cluster. */
+  readonly compose: {
+    /** Masks at most; none are composed without. */
+    readonly masks: number;
+    /** Blocks that are changed one at a time. */
+    readonly blocks: number;
+    /** Scored positions that this is measured on. */
+    readonly positions: number;
+  };
   /**
    * Sizes that the mask for everybody also gets, as multiples of what it leaves out: tolerant clusters leave out more,
    * fragile ones less, at the same mean. 0 is the dense model. Sizes at which models fall apart are left out.
@@ -81,6 +90,7 @@ export const LEARN_EFFORT: LearnEffort = {
     triesMax: 8,
   },
   masksMax: 8,
+  compose: { masks: 16, blocks: 24, positions: 24_576 },
   sizes: [0, 0.5, 1.5, 2],
   sizeExchanges: 14,
   turns: 2,
@@ -105,6 +115,7 @@ export const QUICK_EFFORT: LearnEffort = {
     ...{ searchPositions: 768, gateSteps: 6, rounds: 0, exchanges: 10, triesMax: 5 },
   },
   masksMax: 2,
+  compose: { masks: 0, blocks: 0, positions: 0 },
   sizes: [0, 1.5],
   sizeExchanges: 0,
   turns: 1,

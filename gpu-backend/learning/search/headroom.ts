@@ -13,6 +13,8 @@ export type HeadroomRow = {
   readonly positions: number;
   /** Sum of the KL over the positions by mask; the mask for everybody first. */
   readonly kl: readonly number[];
+  /** Of these, what every other position has, from the first on. */
+  readonly klEven: readonly number[];
   /** The mask that routing chose, an index into `kl`. */
   readonly routed: number;
   /** Sums under the mask for everybody with one block fewer out, two fewer, and so on. */
@@ -79,6 +81,7 @@ export function headroomOf(rows: readonly HeadroomRow[], skipped?: SkippedShares
         rows.map(({ kl }) => kl),
       ),
     ),
+    bestByOtherHalf: figureOf(...byHalves(rows, shares)),
     byKind: under(atOneMean(rows, shares, costsByKind(rows))),
     lead: { mean_kl, standardError_kl: Number.isFinite(standardError) ? standardError : null },
     blocks: blocksGained(rows, sumOf(rows.map((row) => row.kl[row.routed]!))),
@@ -159,6 +162,42 @@ function atOneMean(
   return choose(price ?? 0);
 }
 
+/**
+ * For each half of a row's positions the mask that costs the other half least. The best mask of a row, known afterwards, is
+ * mostly the one that its few positions happen to favour; this is what is left of it on other text of the same row.
+ *
+ * @returns each row's cost, and what it left out.
+ */
+function byHalves(
+  rows: readonly HeadroomRow[],
+  shares: readonly number[],
+): [costs: number[], left: number[]] {
+  const halves = [0, 1].map((half) => ({
+    positions: rows.map(({ positions }) => (positions + 1 - half) >> 1),
+    kl: rows.map(({ kl, klEven }) =>
+      kl.map((sum, mask) => (half === 0 ? klEven[mask]! : sum - klEven[mask]!)),
+    ),
+  }));
+  const chosenOn = halves.map(({ positions, kl }) =>
+    atOneMean(
+      rows,
+      shares,
+      rows.map((row, i) => kl[i]!.map((sum, mask) => scaled(sum, positions[i]!, row.positions, mask))),
+    ),
+  );
+  const judged = halves.map((half, i) => ({ ...half, chosen: chosenOn[1 - i]! }));
+  return [
+    rows.map((_, row) => sumOf(judged.map(({ kl, chosen }) => kl[row]![chosen[row]!]!))),
+    rows.map((row, i) =>
+      sumOf(judged.map(({ positions, chosen }) => (positions[i]! * shares[chosen[i]!]!) / row.positions)),
+    ),
+  ];
+}
+
+/** What a mask costs on some positions, for as many as `positions`; where there are none, the first mask is free. */
+const scaled = (kl: number, of: number, positions: number, mask: number): number =>
+  of === 0 ? Math.sign(mask) * Number.MAX_VALUE : (kl * positions) / of;
+
 /** Of a quotient of costs; two costs of 0 are equal. */
 const changeOf = (quotient: number): number => (Number.isFinite(quotient) ? quotient - 1 : 0);
 
@@ -175,9 +214,7 @@ function costsByKind(rows: readonly HeadroomRow[]): number[][] {
   return rows.map(({ kind, positions, kl }) => {
     const total = totals.get(kind)!;
     const others = total.positions - positions;
-    return kl.map((value, mask) =>
-      others === 0 ? Math.sign(mask) * Number.MAX_VALUE : ((total.kl[mask]! - value) * positions) / others,
-    );
+    return kl.map((value, mask) => scaled(total.kl[mask]! - value, others, positions, mask));
   });
 }
 
@@ -210,6 +247,7 @@ export function headroomLines({
   oneMask,
   routed,
   bestAfterwards,
+  bestByOtherHalf,
   byKind,
   blocks,
   ...rest
@@ -224,6 +262,7 @@ export function headroomLines({
     line('one mask', oneMask),
     line('routing', routed),
     line('best mask, afterwards', bestAfterwards),
+    ...(bestByOtherHalf === undefined ? [] : [line('best by the other half', bestByOtherHalf)]),
     line('routing by kind', byKind),
     ...(blocks === null ? [] : [`  ${blocksLine(blocks)}`]),
     ...(rest.skipped === undefined ? [] : [`  ${skippedLine(rest.skipped)}`]),

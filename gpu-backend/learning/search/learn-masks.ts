@@ -89,13 +89,14 @@ async function learnShared(
 ): Promise<Omit<LearnedMasks, 'candidates'>> {
   const { prompts, maskCount, seed } = context;
   const clusterCount = prompts.clusters.sizes.length;
-  const { pool, costs, turns, base, skipped } = await searchInTurns(context, one);
-  const { masksMax, sizes: sizesTried } = context.effort;
-  const most = Math.min(maskCount ?? masksMax + (skipped ? sizesTried.length : 0), pool.length);
+  const { pool, costs, turns, base, skipped, expected } = await searchInTurns(context, one);
+  const { masksMax, compose, sizes: sizesTried } = context.effort;
+  const tried = masksMax + compose.masks + (skipped ? sizesTried.length : 0);
+  const most = Math.min(maskCount ?? tried, pool.length);
   const { centroids: values, dimensions, sizes: promptsOf } = prompts.clusters;
   const centroids = { count: clusterCount, dimensions, values };
   const sizes = skipped && { skipped, centroids, prompts: promptsOf };
-  const options = { ...{ clusterCount, base, sizes }, maskCount: most };
+  const options = { ...{ clusterCount, base, sizes, expected }, maskCount: most };
   const validated = validateCounts(costs, options, seed);
   const wanted = maskCount ?? countThatPays(validated);
   // Where one mask is best, the headroom of several is still worth telling.
@@ -189,6 +190,7 @@ async function measureHeldOut(
           rows.map(({ cluster, kind, dense: { positions }, under }) => ({
             ...{ kind, positions, routed: clusters[cluster]! },
             kl: under.slice(0, masks.length).map(({ kl }) => kl),
+            klEven: under.slice(0, masks.length).map(({ klEven }) => klEven),
             lighter: under.slice(masks.length).map(({ kl }) => kl),
           })),
           { masks: skippedBy(masks, bench.budget), lighter: skippedBy(lighter, bench.budget) },

@@ -5,7 +5,7 @@
  */
 import { type LearnEffort, STEP_PARTS, searchResults } from './effort.ts';
 
-type MaskStage = 'one mask' | 'masks' | 'share' | 'sizes' | 'measure';
+type MaskStage = 'one mask' | 'masks' | 'share' | 'compose' | 'sizes' | 'measure';
 
 /** `number` of `count`, from 1. */
 export type StageNumber = { readonly number: number; readonly count: number };
@@ -35,6 +35,7 @@ const UNITS: Readonly<Record<MaskStage, string>> = {
   'one mask': 'results',
   masks: 'results',
   share: 'prompts',
+  compose: 'results',
   sizes: 'results',
   measure: 'results',
 };
@@ -47,6 +48,8 @@ export type RunSize = {
   /** Tokens of a batch that masks are searched on. */
   readonly batchTokens: number;
   readonly shareRows: number;
+  /** Prompts that single blocks are changed for. */
+  readonly composeRows: number;
   readonly heldOutRows: number;
   /** Mean tokens of a prompt. */
   readonly rowTokens: number;
@@ -69,6 +72,8 @@ const BATCHES_A_GLANCE = 1.2;
 const SCORED_TOKEN = 2;
 /** The dense model, and one mask with 1, 2, 3 blocks fewer out. */
 const MEASURED_BESIDE = 4;
+/** Half of the prompts are scored with each block changed, the others under fewer composed masks. */
+const COMPOSED_PART = 0.8;
 /** Masks that a search of one group brings to the pool, and that the one for everybody does. */
 const FOUND_BY = { one: 5, group: 3 };
 
@@ -85,17 +90,25 @@ export function planStages(effort: LearnEffort, size: RunSize): PlannedStage[] {
       { stage: 'share', results: size.shareRows, tokens: (fresh + 1) * rowTokens },
     ];
   });
+  const composed = {
+    results: size.composeRows + size.shareRows,
+    tokens: COMPOSED_PART * effort.compose.blocks * rowTokens,
+  };
   const sizes = sizesOf(effort, groups);
   const resized = usualSearch(effort, 'size', size);
   const sized = { results: sizes * resized.results + size.shareRows, tokens: resized.tokens };
-  const measured = groups > 1 ? groups + sizes + MEASURED_BESIDE : 2;
+  const few = groups + effort.compose.masks / 2;
+  const measured = groups > 1 ? few + sizes + MEASURED_BESIDE : 2;
   return [
     { stage: 'one mask', ...one },
     ...turns.flat(),
+    ...(composes(effort, groups) ? [{ stage: 'compose' as const, ...composed }] : []),
     ...(sizes === 0 ? [] : [{ stage: 'sizes' as const, ...sized }]),
     { stage: 'measure', results: size.heldOutRows, tokens: measured * rowTokens },
   ];
 }
+
+const composes = ({ compose }: LearnEffort, groups: number): boolean => groups > 1 && compose.masks > 0;
 
 /** Sizes beside that of the mask for everybody; one mask for all has none. */
 const sizesOf = ({ sizes }: LearnEffort, groups: number): number => (groups > 1 ? sizes.length : 0);
@@ -115,7 +128,12 @@ const FIRST_STAGES = 2;
 /** Where a stage before those of masks is. */
 export const firstStage = (number: 1 | 2, effort: LearnEffort, groups: number): StageNumber => ({
   number,
-  count: FIRST_STAGES + (groups > 1 ? 2 * effort.turns : 0) + (sizesOf(effort, groups) > 0 ? 1 : 0) + 2,
+  count:
+    FIRST_STAGES +
+    (groups > 1 ? 2 * effort.turns : 0) +
+    (sizesOf(effort, groups) > 0 ? 1 : 0) +
+    (composes(effort, groups) ? 1 : 0) +
+    2,
 });
 
 export type ProgressTracker = {

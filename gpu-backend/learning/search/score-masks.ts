@@ -16,13 +16,15 @@ import { createSession, floats, integers, type Session, tensor } from '../../onn
 import { type Sample, scoredPositions } from '../data/samples.ts';
 
 /** Raised when the same model and samples come to other scores. */
-export const SCORES_VERSION = 2;
+export const SCORES_VERSION = 3;
 
 /** Sums over the scored positions of a sample. */
 export type SampleScores = {
   readonly positions: number;
   /** Nats. */
   readonly kl: number;
+  /** Of it, what every other position has, from the first on: one half may choose a mask that the other half judges. */
+  readonly klEven: number;
   readonly equalTops: number;
   /** −log-likelihood of the text, nats. */
   readonly loss: number;
@@ -51,15 +53,18 @@ export function createScorer(runner: Runner, session: ScoreSession): Scorer {
       const logits = await logitsOf(runner, cache, sample, dense);
       const { losses, tops, logs } = await session.logs(logits, nextIds(sample));
       const positions = tops.length;
-      return { sample, logs, tops, scores: { positions, kl: 0, equalTops: positions, loss: sum(losses) } };
+      const equal = { positions, kl: 0, klEven: 0, equalTops: positions };
+      return { sample, logs, tops, scores: { ...equal, loss: sum(losses) } };
     },
     async score({ sample, logs, tops }, mask) {
       const logits = await logitsOf(runner, cache, sample, mask);
       const found = await session.against(logits, nextIds(sample), logs);
+      // Rounding can put an equal distribution a hair below 0.
+      const kls = found.kls.map((kl) => Math.max(0, kl));
       return {
         positions: tops.length,
-        // Rounding can put an equal distribution a hair below 0.
-        kl: found.kls.reduce((total, kl) => total + Math.max(0, kl), 0),
+        kl: sum(kls),
+        klEven: sum(kls.filter((_, position) => position % 2 === 0)),
         equalTops: tops.filter((top, row) => top === found.tops[row]).length,
         loss: sum(found.losses),
       };
@@ -80,10 +85,11 @@ const nextIds = ({ tokenIds, scoreFrom }: Sample): Int32Array => tokenIds.subarr
 const sum = (values: Float32Array): number => values.reduce((total, value) => total + value, 0);
 
 export function addScores(parts: readonly SampleScores[]): SampleScores {
-  const total = { positions: 0, kl: 0, equalTops: 0, loss: 0 };
+  const total = { positions: 0, kl: 0, klEven: 0, equalTops: 0, loss: 0 };
   for (const part of parts) {
     total.positions += part.positions;
     total.kl += part.kl;
+    total.klEven += part.klEven;
     total.equalTops += part.equalTops;
     total.loss += part.loss;
   }

@@ -11,12 +11,14 @@ import type { Sample, SampledRow } from '../data/samples.ts';
 import { contentKey } from '../journal.ts';
 import { mapAtOnce } from '../units/units.ts';
 import { weightSkipped } from './budget.ts';
+import { blocksToChange, composeMasks, type RowChanges, withChanged } from './compose-masks.ts';
 import type { LearnEffort } from './effort.ts';
+import { worthOfBlocks } from './exchange.ts';
 import type { ProgressTracker } from './progress.ts';
 import { resizeMask } from './resize-mask.ts';
 import type { SampleScores } from './score-masks.ts';
 import { type MaskSearch, type Proposal, searchGroupMask } from './search-masks.ts';
-import { bestForAll, type RowCosts, shareMasks } from './share-masks.ts';
+import { bestForAll, type Expected, type RowCosts, shareMasks } from './share-masks.ts';
 import type { TextMaker } from './texts.ts';
 import type { Workbench } from './workbench.ts';
 
@@ -46,6 +48,8 @@ type Searched = {
   readonly base: number;
   /** Where the pool has masks of several sizes: what each leaves out. */
   readonly skipped?: readonly number[] | undefined;
+  /** Of composed masks: by how much each costs each cluster more than the mask for everybody, nats a position. */
+  readonly expected?: Expected | undefined;
 };
 
 export async function searchInTurns(context: LearnMasksContext, one: FoundMask): Promise<Searched> {
@@ -77,7 +81,53 @@ export async function searchInTurns(context: LearnMasksContext, one: FoundMask):
     state = { pool: masks, costs, turns: turn, base };
     groups = groupsBy(sharing.clusters);
   }
-  return state.turns === 0 ? state : await withSizes(context, rows, state);
+  if (state.turns === 0) return state;
+  return withSizes(context, rows, await withComposed(context, rows, state));
+}
+
+/**
+ * And masks composed of what single blocks change for each cluster, which is measured on prompts that searches saw; measured
+ * on the same rows as the others.
+ */
+async function withComposed(
+  context: LearnMasksContext,
+  rows: readonly SampledRow[],
+  state: Searched,
+): Promise<Searched> {
+  const { bench, effort, prompts, texts, track, maskCount, seed, score, atOnce } = context;
+  const { masks, blocks: blockCount, positions } = effort.compose;
+  if (masks === 0) return state;
+  track.onStage('compose');
+  const base = state.pool[state.base]!;
+  const on = bench.costOn('compose', prompts.everybody.search, effort.group.searchPositions);
+  const worth = await worthOfBlocks(on.atAGlance, base.mask, state.pool[0]!.search.worth);
+  const blocks = blocksToChange(base.mask, worth, blockCount);
+  const changed = [base.mask, ...blocks.map((block) => withChanged(base.mask, [block]))];
+  const drawn = texts.draw('compose', prompts.everybody.search, positions);
+  track.onStage('compose', { results: drawn.length });
+  const changes = await mapAtOnce(drawn, atOnce, async ({ row, sample }): Promise<RowChanges> => {
+    const [own, ...others] = await score(sample, changed);
+    track.onResult();
+    return {
+      cluster: prompts.clusterOf.get(row)!,
+      positions: own!.positions,
+      changes: others.map(({ kl }) => kl - own!.kl),
+    };
+  });
+  const { centroids: values, dimensions, sizes } = prompts.clusters;
+  const found = composeMasks(changes, {
+    ...{ start: base.mask, blocks, budget: bench.budget, prompts: sizes, seed },
+    centroids: { count: sizes.length, dimensions, values },
+    maskCount: maskCount ?? masks,
+  });
+  const pool = [...state.pool];
+  for (const { mask } of found)
+    addTo(pool, { mask, source: 'composed for some clusters', search: base.search });
+  const expectedOf = new Map(found.map(({ mask, expected }) => [maskBits(mask), expected]));
+  return {
+    ...{ ...state, pool, costs: await measureRows(context, rows, pool, 'compose') },
+    expected: pool.map(({ mask }) => expectedOf.get(maskBits(mask))),
+  };
 }
 
 /** And the mask for everybody in other sizes, measured on the same rows. */
@@ -167,7 +217,7 @@ async function measureRows(
   { score, track, prompts, atOnce }: LearnMasksContext,
   rows: readonly SampledRow[],
   pool: readonly FoundMask[],
-  stage: 'share' | 'sizes' = 'share',
+  stage: 'share' | 'compose' | 'sizes' = 'share',
 ): Promise<RowCosts[]> {
   const masks = pool.map(({ mask }) => mask);
   track.onStage(stage, { results: rows.length });

@@ -41,6 +41,12 @@ type Sizes = {
   readonly prompts: ArrayLike<number>;
 };
 
+/**
+ * What masks are expected to cost each cluster more than the mask for everybody, nats a position, `[M][C]`; undefined where
+ * nothing is known but the rows that share them out.
+ */
+export type Expected = readonly (readonly number[] | undefined)[];
+
 type SharingOptions = {
   readonly clusterCount: number;
   /** The mask for everybody. */
@@ -49,6 +55,8 @@ type SharingOptions = {
   readonly maskCount: number;
   /** Where masks have several. */
   readonly sizes?: Sizes | undefined;
+  /** Without, everybody's rows say what is to be expected of a mask. */
+  readonly expected?: Expected | undefined;
 };
 
 /** Everybody's figures weigh as much as so many positions of a cluster's own text. */
@@ -59,8 +67,8 @@ const FOLDS = 5;
 
 /**
  * Masks are taken one by one: always the mask that takes most off the clusters' cost, and no more once another
- * takes nothing off. With masks of one size no cluster is worse off on these rows than under the mask for everybody, and a
- * cluster without rows keeps that mask.
+ * takes nothing off. With masks of one size of which nothing is expected, no cluster is worse off on these rows than under the
+ * mask for everybody, and a cluster without rows keeps that mask.
  */
 export function shareMasks(rows: readonly RowCosts[], options: SharingOptions): Sharing {
   const { clusterCount, base, maskCount, sizes } = options;
@@ -143,9 +151,9 @@ function textOf(rows: readonly RowCosts[], clusterCount: number, maskTotal: numb
   return { rows: counts, positions, kl };
 }
 
-/** Positions by cluster, `[C]`: those that were measured, or what all prompts come to. */
+/** Positions by cluster, `[C]`: those that were measured, at least one, or what all prompts come to. */
 function trafficOf({ rows, positions }: ClusterText, sizes: Sizes | undefined): readonly number[] {
-  if (sizes === undefined) return positions;
+  if (sizes === undefined) return positions.map((count) => Math.max(1, count));
   const mean = sumOf(positions) / Math.max(1, sumOf(rows));
   return positions.map(
     (count, c) => (sizes.prompts[c]! * (count + SHRINKAGE_ROWS * mean)) / (rows[c]! + SHRINKAGE_ROWS),
@@ -160,7 +168,7 @@ function trafficOf({ rows, positions }: ClusterText, sizes: Sizes | undefined): 
 function shrunkCosts(
   { rows, positions, kl }: ClusterText,
   traffic: readonly number[],
-  { base, sizes }: SharingOptions,
+  { base, sizes, expected }: SharingOptions,
 ): number[][] {
   const total = sumOf(positions);
   const everybody = kl[0]!.map((_, mask) => {
@@ -172,8 +180,9 @@ function shrunkCosts(
     sizes === undefined || total === 0 ? undefined : fragilityOf({ rows, positions, kl }, sizes.centroids);
   return kl.map((own, cluster) => {
     const weight = traffic[cluster]! / (positions[cluster]! + SHRINKAGE_POSITIONS);
-    const scale = SHRINKAGE_POSITIONS * (fragility?.[cluster] ?? 1);
-    return own.map((sum, mask) => weight * (sum - own[base]! + scale * everybody[mask]!));
+    const scale = fragility?.[cluster] ?? 1;
+    const usual = (mask: number) => expected?.[mask]?.[cluster] ?? scale * everybody[mask]!;
+    return own.map((sum, mask) => weight * (sum - own[base]! + SHRINKAGE_POSITIONS * usual(mask)));
   });
 }
 

@@ -14,7 +14,7 @@ export type UnitComputer = AsyncDisposable & {
 };
 
 /** Numbers of a score, in the order in which a unit gives them. */
-export const SCORE_FIGURES = ['positions', 'kl', 'equalTops', 'loss'] as const;
+export const SCORE_FIGURES = ['positions', 'kl', 'klEven', 'equalTops', 'loss'] as const;
 /** What the dense model says of batches is kept for the next units on them: some 300 batches of `learn`. */
 const TAUGHT_BYTES_MAX = 128 * 1024 * 1024;
 

@@ -204,7 +204,7 @@ test('every main page fits wide and narrow, its first and action columns in view
         expect(box.x + box.width, where).toBeLessThanOrEqual(width);
       }
       // Wide, and in dark colours, which are the same at both widths, all pages are looked at in pages.ts.
-      if (width === 390) await expectAccessible(page, where);
+      if (width === 390) await expectAccessible(page, where, 'looks');
       if (process.env.SCREENSHOTS === '1') await draw(title, width);
     }
   }

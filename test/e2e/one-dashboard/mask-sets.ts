@@ -241,6 +241,7 @@ test('what routing gains stands there, and how much is known of live traffic', a
   const figure = { kl: 0.41, interval: [0.4, 0.42], change: -0.02, changeInterval: [-0.03, -0.01] };
   const headroom = {
     ...{ rows: 90, positions: 4000, masks: 3, byKind: figure, bestAfterwards: figure },
+    bestByOtherHalf: { ...figure, kl: 0.405 },
     oneMask: { ...figure, change: 0, changeInterval: [0, 0] },
     routed: { ...figure, kl: 0.4 },
     lead: { mean_kl: 0.01, standardError_kl: 0.002 },
@@ -253,6 +254,7 @@ test('what routing gains stands there, and how much is known of live traffic', a
   await visit(page, 'Live masks');
   await visit(page, 'Quality');
   const table = page.getByRole('table', { name: 'Headroom of 3 masks, told' });
+  await table.getByRole('row', { name: 'known from the other half' }).getByText('0.4050').waitFor();
   await table.getByRole('row', { name: 'as it is routed' }).getByText('-3.0 % to -1.0 %').waitFor();
   await page.getByText('On 90 held-out prompts, 4000 positions.').waitFor();
   await page.getByText('At the routed KL one mask leaves out 0.6 blocks fewer.').waitFor();

@@ -22,7 +22,7 @@ describe('every page', () => {
       for (const title of titles) {
         await visit(page, title);
         expect(await page.getByRole('alert').allTextContents(), title).toEqual([]);
-        await expectAccessible(page, `${title}, ${colorScheme}`, colorScheme === 'light' ? 'all' : 'looks');
+        await expectAccessible(page, `${title}, ${colorScheme}`, colorScheme === 'light' ? 'all' : 'colours');
       }
     }
     await page.emulateMedia({ colorScheme: 'light' });

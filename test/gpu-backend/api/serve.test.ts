@@ -61,11 +61,11 @@ const story = (url: string) =>
       traceparent: '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01',
     },
     body: JSON.stringify({
-      model: DEFAULT_MODEL,
+      model: 'tiny',
       messages: [{ role: 'user', content: 'Tell me a story.' }],
       stream: true,
       ignore_eos: true,
-      max_tokens: 60,
+      max_tokens: 400,
     }),
   });
 
@@ -82,8 +82,9 @@ describe('serve', () => {
   });
 
   it('finishes running answers on SIGTERM and exits with 0', async () => {
+    using tiny = await tinyHome();
     const collector = await defaultCollector();
-    const served = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY });
+    const served = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_HOME: tiny.home }, 'tiny');
     const response = await story(await ready(served));
     served.child.kill('SIGTERM');
     const { events } = parseSse(await response.text());

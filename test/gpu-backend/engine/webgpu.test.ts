@@ -10,8 +10,8 @@ import type { RunInput } from '../../../gpu-backend/engine/run-input.ts';
 import { openRunner, type Runner } from '../../../gpu-backend/engine/runner.ts';
 import type { Prefixes } from '../../../gpu-backend/engine/runner-interface.ts';
 import { createEngine } from '../../../gpu-backend/engine/start-engine.ts';
+import { openGguf } from '../../../gpu-backend/model/formats/gguf.ts';
 import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-folder.ts';
-import type { FloatType } from '../../../gpu-backend/onnx/graph.ts';
 import type { Session } from '../../../gpu-backend/onnx/session.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import {
@@ -22,7 +22,7 @@ import {
   type SurrogatesId,
   withSurrogates,
 } from '../../../shared/mask/mask.ts';
-import { installedModel } from '../../support/installed-model.ts';
+import { installedModel, testModelFile } from '../../support/installed-model.ts';
 import { testDevice } from '../../support/lavapipe.ts';
 import {
   openEmitted,
@@ -122,23 +122,28 @@ describe.each([
   }
   const twoCaches = () => [onDevice.newCache(), onProcessor.newCache()] as const;
 
-  test.each([
+  const masks: [string, Mask][] = [
     ['dense', DENSE],
     ['masked', SOME],
     ['masked with surrogates', withSurrogates(SOME, RANDOM_TABLE_ID)],
     ['with no block at all', NOTHING],
-  ])('one sequence %s: a prompt and 20 tokens, over a place of 256', async (_, mask) => {
-    const caches = twoCaches();
-    const plan = planOf(mask);
-    const prompt = tokensOf(1, 245);
-    const rows = prompt.map((_, row) => row);
-    expect(await step([{ caches, tokenIds: prompt, plan, logitRows: rows }])).toBeLessThan(differenceMax);
-    let most = 0;
-    for (const tokenId of tokensOf(2, 20))
-      most = Math.max(most, await step([{ caches, tokenIds: [tokenId], plan, logitRows: [0] }]));
-    expect(most).toBeLessThan(differenceMax);
-    caches[0].truncate(0);
-  });
+  ];
+  // Of other kinds the four sequences below have all masks.
+  test.each(masks.slice(0, kind === 'f32' ? undefined : 1))(
+    'one sequence %s: a prompt and 20 tokens, over a place of 256',
+    async (_, mask) => {
+      const caches = twoCaches();
+      const plan = planOf(mask);
+      const prompt = tokensOf(1, 245);
+      const rows = prompt.map((_, row) => row);
+      expect(await step([{ caches, tokenIds: prompt, plan, logitRows: rows }])).toBeLessThan(differenceMax);
+      let most = 0;
+      for (const tokenId of tokensOf(2, 20))
+        most = Math.max(most, await step([{ caches, tokenIds: [tokenId], plan, logitRows: [0] }]));
+      expect(most).toBeLessThan(differenceMax);
+      caches[0].truncate(0);
+    },
+  );
 
   test('four sequences of their own lengths and masks: prompts come in the middle, and a mask changes', async () => {
     const plans = [DENSE, SOME, withSurrogates(OTHERS, RANDOM_TABLE_ID), NOTHING].map(planOf);
@@ -164,7 +169,7 @@ describe.each([
   });
 
   test.runIf(kind === 'q8').each([1, 4])(
-    '60 greedy tokens of %i sequences are those of the processor, but where its two best are level',
+    '30 greedy tokens of %i sequences are those of the processor, but where its two best are level',
     async (count) => {
       const masks = [DENSE, SOME, withSurrogates(OTHERS, RANDOM_TABLE_ID), OTHERS].slice(0, count);
       const answers = masks.map((mask, i) => ({
@@ -174,7 +179,7 @@ describe.each([
       }));
       let most = 0;
       const marginsOfOthers: number[] = [];
-      for (let token = 0; token < 60; token++) {
+      for (let token = 0; token < 30; token++) {
         const inputs = answers.map(({ next, ...input }) => ({
           ...{ ...input, tokenIds: next },
           logitRows: [next.length - 1],
@@ -281,43 +286,70 @@ describe.each(['f32', 'f16'] as const)('what crosses the bus in %s', (floatType)
   });
 });
 
-test('the real model, dense and with a quarter of its blocks out', async () => {
-  const { folder: installed, manifest } = await installedModel();
-  const folder = await mkdtemp(join(tmpdir(), 'maskroute-webgpu-'));
-  await using cleaning = new AsyncDisposableStack();
-  cleaning.defer(() => rm(folder, { recursive: true }));
-  for (const name of Object.keys(manifest.files)) await copyFile(join(installed, name), join(folder, name));
-  const surrogates = manifest.surrogates?.id as SurrogatesId | undefined;
-  const { config } = manifest;
-  const masks = [denseMask(2 * config.layerCount), quarterMask(config.layerCount)];
-  const logitsOf = async (runner: Runner) => {
+describe('the real model, dense and with a quarter of its blocks out', () => {
+  const furthestOf = (found: readonly Float32Array[], expected: readonly Float32Array[]) =>
+    Math.max(...found.map((logits, i) => furthest(logits, expected[i]!)));
+
+  /** Of two prompts and a token behind each, with a mask each. */
+  async function logitsOf(runner: Runner): Promise<Float32Array[]> {
+    const { layerCount, vocabularySize } = runner.config;
+    const masks = [denseMask(2 * layerCount), quarterMask(layerCount)];
     const caches = masks.map(() => runner.newCache());
     const found: Float32Array[] = [];
-    // Two prompts of two tokens go the way of long ones on a device, in one tile of rows. In halves each tile takes seconds here.
+    // Prompts of two tokens go the way of long ones on a device, in one tile of rows.
     for (const tokens of [2, 1]) {
       const inputs = masks.map((mask, i): RunInput => {
         const cache = caches[i]!;
-        const tokenIds = somePrompt(tokens, config.vocabularySize, tokens + cache.length);
+        const tokenIds = somePrompt(tokens, vocabularySize, tokens + cache.length);
         return { cache, tokenIds, plan: planOf(mask), logitRows: [tokens - 1] };
       });
       found.push(...(await runner.runMany(inputs)));
     }
     await runner.close();
     return found;
-  };
-  const options = { threads: 1, surrogates, batches: true };
-  const onDevice = async (floatType: FloatType) =>
-    logitsOf(await openRunner(folder, config, { ...options, device: testDevice(floatType) }));
-  const [single, half] = [await onDevice('f32'), await onDevice('f16')];
-  const served = await logitsOf(await openRunner(folder, config, options));
-  const expected = await logitsOf(await openRunner(folder, config, { ...EXACT, surrogates }));
-  const most = (found: readonly Float32Array[]) =>
-    Math.max(...found.map((logits, i) => furthest(logits, expected[i]!)));
-  expect(most(single)).toBeLessThan(DIFFERENCE_MAX.f32);
-  // Of logits up to 30. The processor rounds the inputs of products to 8 bits, which is further off.
-  expect(most(half)).toBeLessThan(1.5);
-  expect(most(half)).toBeLessThan(most(served));
-}, 120_000);
+  }
+
+  test('in fp32, as a whole', async () => {
+    const { folder: installed, manifest } = await installedModel();
+    const folder = await mkdtemp(join(tmpdir(), 'maskroute-webgpu-'));
+    await using cleaning = new AsyncDisposableStack();
+    cleaning.defer(() => rm(folder, { recursive: true }));
+    for (const name of Object.keys(manifest.files)) await copyFile(join(installed, name), join(folder, name));
+    const surrogates = manifest.surrogates?.id as SurrogatesId | undefined;
+    const open = (options: object) =>
+      openRunner(folder, manifest.config, { ...EXACT, surrogates, ...options });
+    const found = await logitsOf(await open({ exactProducts: false, device }));
+    expect(furthestOf(found, await logitsOf(await open({})))).toBeLessThan(DIFFERENCE_MAX.f32);
+  }, 120_000);
+
+  // In halves lavapipe takes 13 s to open the whole. The stream of a first token grows to its 25,000 in the twelfth layer.
+  test('in halves, its first layers and tokens', async () => {
+    const whole = await openGguf(testModelFile);
+    const config = { ...whole.config, layerCount: 13, vocabularySize: 4096 };
+    const shape = (name: string) =>
+      name.includes('embed_tokens') ? [config.vocabularySize, config.hiddenSize] : whole.shape(name);
+    const read = async (name: string) =>
+      (await whole.read(name)).subarray(
+        0,
+        shape(name).reduce((size, length) => size * length, 1),
+      );
+    const first = { config, has: whole.has, shape, read };
+    const inHalves = await openEmitted(first, 'q8', undefined, testDevice('f16'));
+    await whole.close();
+    await using cleaning = new AsyncDisposableStack();
+    cleaning.defer(() => rm(inHalves.folder, { recursive: true }));
+    const onProcessor = async (options: object) =>
+      logitsOf(await openRunner(inHalves.folder, config, { ...EXACT, ...options }));
+    const [half, served, expected] = [
+      await logitsOf(inHalves),
+      await onProcessor({ exactProducts: false }),
+      await onProcessor({}),
+    ];
+    // Of logits up to 30. The processor rounds the inputs of products to 8 bits, which is further off.
+    expect(furthestOf(half, expected)).toBeLessThan(0.75);
+    expect(furthestOf(half, expected)).toBeLessThan(furthestOf(served, expected));
+  }, 120_000);
+});
 
 describe.each(families.variants)('$name', (variant) => {
   test('gives the logits of the processor, dense and masked, in one piece and token by token', async () => {

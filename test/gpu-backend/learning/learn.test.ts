@@ -16,7 +16,7 @@ import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { expectFits } from '../../e2e/browser.ts';
 import { SMALL_EFFORT, smallRun, writeSmallData } from './small-run.ts';
 
-const KILLS = 10;
+const KILLS = 5;
 let folder = '';
 /** A run that nothing disturbed, in the folder `whole`. */
 let whole: Awaited<ReturnType<typeof learn>>;
@@ -45,11 +45,11 @@ async function runChild(out: string, killAfter: number): Promise<boolean> {
 }
 
 describe('learn', () => {
-  it('killed ten times at random ends with the same bytes as a run that was not', async () => {
+  it('killed five times at random ends with the same bytes as a run that was not', async () => {
     const random = createRandom(11);
     for (let kill = 0; kill < KILLS; kill++) {
       // Each attempt reads back what is known and gets a little farther.
-      expect(await runChild('killed', 15 * kill + 1 + random.below(30))).toBe(false);
+      expect(await runChild('killed', 30 * kill + 1 + random.below(60))).toBe(false);
     }
     expect(readdirSync(join(folder, 'killed'))).toEqual(['state.jsonl']);
     expect(await runChild('killed', Number.POSITIVE_INFINITY)).toBe(true);
@@ -85,7 +85,9 @@ describe('learn', () => {
     for (const cluster of report.clusters) expect(cluster.bits).toBe(report.masks[cluster.maskIndex]!.bits);
     const { pool, validated_kl, rows } = report.sharing!;
     expect(rows).toBeGreaterThan(4);
-    expect(validated_kl).toHaveLength(2);
+    // Two searched masks, and as many composed ones as differ from the others.
+    const most = SMALL_EFFORT.masksMax + SMALL_EFFORT.compose.masks;
+    expect(validated_kl).toHaveLength(Math.min(most, pool.length));
     // The mask for everybody competes with all others, and each mask once.
     expect(new Set(pool.map(({ bits }) => bits)).size).toBe(pool.length);
     expect(pool.map(({ bits }) => bits)).toContain(report.oneMask.bits);
@@ -134,7 +136,10 @@ describe('learn', () => {
     expect(report.sharing!.pool[0]).toMatchObject({ bits: 'ffff', kl: 0 });
     const [attention, ffn] = [report.oneMask.skipAttention, report.oneMask.skipFfn];
     expect(attention.length + ffn.length).toBe(4);
-    expect(report.sharing!.validated_kl.length).toBeLessThanOrEqual(2 + effort.sizes.length);
+    const { masksMax, compose } = effort;
+    expect(report.sharing!.validated_kl.length).toBeLessThanOrEqual(
+      masksMax + compose.masks + effort.sizes.length,
+    );
     if (report.sharing!.reason === null) expect(report.sharing!.headroom!.skipped).toBeDefined();
     else expect(maskSet.reachedSparsity).toBe(0.25);
   }, 60_000);

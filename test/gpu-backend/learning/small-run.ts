@@ -25,6 +25,7 @@ export const SMALL_EFFORT: LearnEffort = {
   one: { ...mask, greedyEvaluations: 10 },
   group: mask,
   masksMax: 2,
+  compose: { masks: 2, blocks: 6, positions: 120 },
   sizes: [],
   sizeExchanges: 4,
   turns: 2,

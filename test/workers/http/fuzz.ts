@@ -22,7 +22,7 @@ beforeAll(async () => {
   await goLive('compass', made.tenant);
 });
 
-const RUNS = { numRuns: 200, endOnFailure: true };
+const RUNS = { numRuns: 100, endOnFailure: true };
 /** Half a character, none at all, and names that every object has. */
 const strange = fc.constantFrom(
   '\u0000',

@@ -91,7 +91,7 @@ export const newKey = (body: object): Promise<CreatedKey> =>
 
 /** Asks again and again, for as long as a busy machine may take. */
 export const soon = <T>(check: () => T | Promise<T>): Promise<T> =>
-  vi.waitFor(check, { timeout: 12_000, interval: 20 });
+  vi.waitFor(check, { timeout: 12_000, interval: 50 });
 
 /** The body of a 201. */
 export async function created<T>(answer: Promise<Response>): Promise<T> {

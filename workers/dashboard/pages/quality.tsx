@@ -206,6 +206,9 @@ function HeadroomTable({ name, headroom }: { readonly name: string; readonly hea
     { what: 'one mask for all', ...headroom.oneMask },
     { what: 'as it is routed', ...headroom.routed },
     { what: 'the best mask of each prompt, known afterwards', ...headroom.bestAfterwards },
+    ...(headroom.bestByOtherHalf === undefined
+      ? []
+      : [{ what: 'the best mask of half a prompt, known from the other half', ...headroom.bestByOtherHalf }]),
     { what: 'the best mask of each kind of prompt', ...headroom.byKind },
   ];
   type Row = (typeof rows)[number];

@@ -32,10 +32,12 @@ export async function naiveScores(sample: Sample, mask: Mask): Promise<SampleSco
   denseLogs.set(sample, known);
   const dense = await known;
   const masked = await naiveLogs(sample, mask);
-  const scores = { positions: dense.length, kl: 0, equalTops: 0, loss: 0 };
+  const scores = { positions: dense.length, kl: 0, klEven: 0, equalTops: 0, loss: 0 };
   dense.forEach((p, i) => {
     const q = masked[i]!;
-    scores.kl += p.reduce((sum, value, token) => sum + Math.exp(value) * (value - q[token]!), 0);
+    const kl = p.reduce((sum, value, token) => sum + Math.exp(value) * (value - q[token]!), 0);
+    scores.kl += kl;
+    scores.klEven += i % 2 === 0 ? kl : 0;
     scores.equalTops += p.indexOf(Math.max(...p)) === q.indexOf(Math.max(...q)) ? 1 : 0;
     scores.loss -= q[sample.tokenIds[sample.scoreFrom + i + 1]!]!;
   });

@@ -11,6 +11,8 @@ import { headroomSchema } from '../../../../shared/mask/held-out.ts';
 const row = (kind: string, kl: number[], routed: number, lighter: number[] = []): HeadroomRow => ({
   ...{ kind, kl, routed, lighter },
   positions: 10,
+  // Both halves of a prompt agree.
+  klEven: kl.map((sum) => sum / 2),
 });
 const rows = [
   row('math', [5, 4], 1, [4.5, 4]),
@@ -35,6 +37,29 @@ describe('headroom', () => {
     expect(low).toBeLessThan(-3 / 18);
     expect(high).toBeGreaterThanOrEqual(-3 / 18);
     expect(found.oneMask.changeInterval).toEqual([0, 0]);
+  });
+
+  it('has the best mask of each half of a prompt, known from the other half', () => {
+    // The first prompt is better under mask 1 throughout; the second in its first half only, which is noise.
+    const halves = [
+      { ...row('a', [6, 4], 0), klEven: [3, 2] },
+      { ...row('b', [6, 7], 0), klEven: [3, 1] },
+    ];
+    const found = headroomOf(halves);
+    expect(found.bestAfterwards.kl).toBeCloseTo((4 + 6) / 20, 12);
+    // Of the second, the first half is judged under mask 0 and the second half under mask 1.
+    expect(found.bestByOtherHalf!.kl).toBeCloseTo((4 + 3 + 6) / 20, 12);
+    expect(found.bestByOtherHalf!.change).toBeCloseTo(13 / 12 - 1, 12);
+    // Where halves agree, nothing is noise.
+    expect(headroomOf(rows).bestByOtherHalf).toEqual(headroomOf(rows).bestAfterwards);
+    // A single position has no other half: it says nothing of its masks.
+    const one = { ...row('a', [6, 4], 0), positions: 1, klEven: [6, 4] };
+    expect(headroomOf([one]).bestByOtherHalf!.kl).toBe(6);
+    expect(headroomLines(found).join('\n')).toMatch(/best by the other half +KL 0\.6500 \[/);
+    // Sets that were learned before do not say it.
+    const { bestByOtherHalf: _, ...older } = found;
+    expect(headroomSchema.parse(older)).toEqual(older);
+    expect(headroomLines(older).join('\n')).not.toContain('half');
   });
 
   it('says in blocks what routing gains', () => {

@@ -33,7 +33,10 @@ const budget = createBudget({
 });
 
 /** Text enough for all rows. */
-const EFFORT = { ...SMALL_EFFORT, sharePositions: 5000, heldOutPositions: 5000 };
+const EFFORT = {
+  ...{ ...SMALL_EFFORT, sharePositions: 5000, heldOutPositions: 5000 },
+  compose: { masks: 0, blocks: 0, positions: 0 },
+};
 
 type StageProgress = Extract<LearnProgress, { work: unknown }>;
 
@@ -48,12 +51,13 @@ const TOLERANT = [0.1, 0.1, 0.12, 0.12, 0.2, 0.2, 0.2, 0.2];
 const FRAGILE: Prices = { sums: TOLERANT, trips: TOLERANT.map((price) => 5 * price) };
 const EQUAL: Prices = { sums: DIFFERENT.sums!, trips: DIFFERENT.sums! };
 
-/** The two kinds lie at two ends of a line, their prompts spread a little. */
+/** Two kinds lie at two ends of a line and a third beside it, their prompts spread a little. */
+const ENDS: Readonly<Record<string, number>> = { sums: 1, trips: -1, walks: 0 };
 const encoder = {
   async embed(texts: readonly string[]) {
     return texts.map((text) => {
       const [kind, number] = text.split(' ');
-      return Float32Array.of(kind === 'sums' ? 1 : -1, Number(number) / 100);
+      return Float32Array.of(ENDS[kind!]!, Number(number) / 100, kind === 'walks' ? 1 : 0);
     });
   },
 } as unknown as Encoder;
@@ -94,6 +98,7 @@ function scripted(prompts: Prompts, prices: Prices, spread: number, effort: Lear
   const plan = planStages(effort, {
     ...{ blocks: BLOCKS, groups: 2, batchTokens: POSITIONS, rowTokens: POSITIONS },
     shareRows: prompts.everybody.choice.length,
+    composeRows: prompts.everybody.search.length,
     heldOutRows: prompts.everybody.heldOut.length,
   });
   const onProgress = (one: LearnProgress) => {
@@ -122,7 +127,8 @@ function scripted(prompts: Prompts, prices: Prices, spread: number, effort: Lear
         [...`${routeText}${maskBits(mask)}`].reduce((h, c) => 31 * h + c.charCodeAt(0), 7) >>> 0,
       );
       const kl = costOf(prices[kind]!, mask.runs) + (mask.runs.includes(0) ? spread * noise.next() : 0);
-      return { positions: POSITIONS, kl: POSITIONS * kl, equalTops: 1, loss: POSITIONS * (1 + kl) };
+      const sums = { kl: POSITIONS * kl, klEven: (POSITIONS / 2) * kl, loss: POSITIONS * (1 + kl) };
+      return { positions: POSITIONS, equalTops: 1, ...sums };
     });
   return { ...{ bench, prompts, texts, score, track, seed: 1, atOnce: 1, effort }, progress };
 }
@@ -134,11 +140,12 @@ type Case = {
   maskCount?: number;
   rows?: number;
   sizes?: number[];
+  effort?: Partial<LearnEffort>;
 };
 
 async function learned({ kinds = ['sums', 'trips'], prices = DIFFERENT, spread = 0.05, ...rest }: Case = {}) {
   const prompts = await groupPrompts(rowsOf(kinds, rest.rows ?? 60), encoder, 6, 1);
-  const effort = { ...EFFORT, sizes: rest.sizes ?? [] };
+  const effort = { ...EFFORT, sizes: rest.sizes ?? [], ...rest.effort };
   const { progress, ...context } = scripted(prompts, prices, spread, effort);
   return { prompts, progress, found: await learnMasks({ ...context, maskCount: rest.maskCount }) };
 }
@@ -227,6 +234,35 @@ describe('masks and clusters', () => {
     expect(headroom!.skipped!.oneMask).toBe(0.25);
     expect(progress.map(({ stage }) => stage)).toContain('sizes');
     expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
+  });
+
+  it('of more kinds than masks are searched for get composed masks', async () => {
+    const kinds = ['sums', 'trips', 'walks'];
+    const prices: Prices = { ...DIFFERENT, walks: [0.6, 0.6, 0.6, 0.6, 0.1, 0.1, 0.9, 0.9] };
+    const compose = { masks: 4, blocks: BLOCKS, positions: 5000 };
+    const searched = await learned({ kinds, prices });
+    const composed = await learned({ kinds, prices, effort: { compose } });
+    const suited = ({ prompts, found }: typeof composed) =>
+      new Set(
+        [...prompts.clusterOf]
+          .filter(([{ kind }, cluster]) => {
+            const { runs } = found.masks[found.clusters[cluster]!]!.mask;
+            const out = { sums: [0, 1], trips: [2, 3], walks: [4, 5] }[kind];
+            return out!.every((block) => runs[block] === 0);
+          })
+          .map(([{ kind }]) => kind),
+      ).size;
+    expect(suited(searched)).toBeLessThan(3);
+    expect(suited(composed)).toBe(3);
+    expect(composed.found.sharing!.pool.map(({ source }) => source)).toContain('composed for some clusters');
+    expect(composed.found.sharing!.headroom!.routed.change).toBeLessThan(
+      searched.found.sharing!.headroom!.routed.change,
+    );
+    const { progress } = composed;
+    expect(progress.map(({ stage }) => stage)).toContain('compose');
+    expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
+    const numbers = progress.map(({ at }) => at.number);
+    expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
   });
 
   it('no more masks than are asked for', async () => {

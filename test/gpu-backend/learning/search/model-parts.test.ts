@@ -93,7 +93,7 @@ it('a sample is scored once under each mask, whatever else is asked with it', as
   expect(masked!.kl / masked!.positions).toBeCloseTo(await naiveKl(), 4);
   expect(await lines()).toBe(2);
   const both = await parts.score(sample, [mask!, dense!]);
-  expect(both).toEqual([masked, { ...both[1]!, kl: 0, equalTops: 39, positions: 39 }]);
+  expect(both).toEqual([masked, { ...both[1]!, kl: 0, klEven: 0, equalTops: 39, positions: 39 }]);
   expect(await lines()).toBe(3);
   await using again = await open();
   expect(await again.parts.score(sample, [dense!, mask!])).toEqual([both[1], masked]);

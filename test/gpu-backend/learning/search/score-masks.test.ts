@@ -99,6 +99,7 @@ describe('scores of a mask', () => {
       const expected = await naiveScores(sample, MASK);
       expect(found.positions).toBe(expected.positions);
       expect(found.kl).toBeCloseTo(expected.kl, 3);
+      expect(found.klEven).toBeCloseTo(expected.klEven, 3);
       expect(found.kl).toBeGreaterThan(0.1);
       expect(found.equalTops).toBe(expected.equalTops);
       expect(found.loss).toBeCloseTo(expected.loss, 2);

@@ -78,6 +78,26 @@ describe('shrinkage', () => {
   });
 });
 
+describe('what is expected of a mask', () => {
+  /** Nothing is told apart by cluster 0's rows; cluster 2 has none. */
+  const rows: RowCosts[] = Array.from({ length: 10 }, (_, i) => ({
+    ...{ cluster: i % 2, positions: 50 },
+    kl: i % 2 === 0 ? [10, 10] : [10, 14],
+  }));
+  const shared = (expected?: (number[] | undefined)[]) =>
+    shareMasks(rows, { clusterCount: 3, base: 0, maskCount: 2, expected }).clusters;
+
+  it('decides where rows say nothing, and gives way to rows that speak against it', () => {
+    expect(shared([undefined, [-0.02, -0.02, -0.02]])).toEqual([1, 0, 1]);
+    expect(shared([undefined, [0.02, -0.02, 0.02]])).toEqual([0, 0, 0]);
+  });
+
+  it('is what everybody says where nothing else is known', () => {
+    expect(shared()).toEqual([0, 0, 0]);
+    expect(shared([undefined, undefined])).toEqual([0, 0, 0]);
+  });
+});
+
 describe('masks of several sizes', () => {
   /** Mask 0 leaves out a quarter, 1 is dense, 2 leaves out a half; clusters on a line, the last ones fragile. */
   const skipped = [0.25, 0, 0.5];

@@ -79,9 +79,17 @@ const within = (ids: Iterable<number>, control: ReadonlySet<number>) =>
 const controlIds = (json: Json) => new Set(json.added_tokens.filter((t) => t.special).map(({ id }) => id));
 
 describe.each(KINDS)('%s', (kind) => {
+  // Each takes a quarter of a second to read its vocabulary.
+  let json: Json;
+  let text: ModelText;
+  let library: LibraryTokenizer;
+  beforeAll(() => {
+    json = jsonOf(kind);
+    text = modelOf(kind, json);
+    library = new LibraryTokenizer(json, {});
+  });
+
   test('no control token that a message or a name spells is one, and all of it is still there', () => {
-    const json = jsonOf(kind);
-    const text = modelOf(kind);
     const control = controlIds(json);
     expect(control.size).toBeGreaterThan(1);
     const conversation = (said: string): ChatMessage[] => [
@@ -116,9 +124,7 @@ describe.each(KINDS)('%s', (kind) => {
   });
 
   test('text without control tokens has the ids that the library gives, in steps and at once', () => {
-    const json = jsonOf(kind);
-    const library = new LibraryTokenizer(json, {});
-    const { tokenizer } = modelOf(kind);
+    const { tokenizer } = text;
     const pieces = fc.oneof(
       fc.string({ unit: 'binary', maxLength: 12 }),
       fc.constantFrom(
@@ -153,9 +159,6 @@ describe.each(KINDS)('%s', (kind) => {
   });
 
   test('a conversation has the ids of its text with the template’s tokens', () => {
-    const json = jsonOf(kind);
-    const library = new LibraryTokenizer(json, {});
-    const text = modelOf(kind);
     for (const said of [
       'Hi',
       ' two  spaces ',

@@ -1,0 +1,202 @@
+/**
+ * Masks composed for groups of clusters from what single blocks change for each. What some blocks change together is close to
+ * the sum of what each changes alone, as long as they are few. So once it is measured on some prompts what it changes to run a
+ * block that the mask for everybody leaves out, or to leave out one that it runs, every mask near by has a predicted cost
+ * for every cluster, and the best mask of any group of clusters is read off without a search.
+ *
+ * C clusters, B blocks that may change.
+ */
+import { type Mask, maskBits } from '../../../shared/mask/mask.ts';
+import { kMeans, type Points } from '../data/kmeans.ts';
+import { sumOf } from './bootstrap.ts';
+import { type Budget, countsOf } from './budget.ts';
+import { byDistance, ridgeOnCentroids } from './centroid-ridge.ts';
+
+/** What single blocks change for one prompt. */
+export type RowChanges = {
+  readonly cluster: number;
+  /** Scored positions. */
+  readonly positions: number;
+  /** By how much the sum of the KL rises when one block alone changes, in the order of `blocks`, `[B]`. */
+  readonly changes: readonly number[];
+};
+
+type ComposeOptions = {
+  readonly start: Mask;
+  readonly blocks: readonly number[];
+  readonly budget: Budget;
+  readonly centroids: Points;
+  /** Prompts by cluster, `[C]`: what a cluster weighs in its group. */
+  readonly prompts: ArrayLike<number>;
+  readonly maskCount: number;
+  readonly seed: number;
+};
+
+/** With more of them the sum says too little of what they change together. */
+const CHANGED_MAX = 8;
+const TURNS = 20;
+/** As if so many prompts had said that all clusters are equal. */
+const PRIOR_ROWS = 1;
+
+/** `expected`: by how much it costs each cluster more than the mask for everybody, nats a position, `[C]`. */
+export type ComposedMask = { readonly mask: Mask; readonly expected: readonly number[] };
+
+/**
+ * Distinct masks other than `start`, of at most `maskCount` groups of clusters, which take turns with their masks as points
+ * and means do in k-means. None where too little is known to tell clusters apart.
+ */
+export function composeMasks(rows: readonly RowChanges[], options: ComposeOptions): ComposedMask[] {
+  const { start, blocks, prompts, maskCount, seed } = options;
+  const predicted = changesByCluster(rows, options);
+  if (predicted === undefined) return [];
+  const bestFor = (clusters: readonly number[]) => {
+    const sums = blocks.map((_, i) => sumOf(clusters.map((c) => prompts[c]! * predicted[c]![i]!)));
+    return bestExchange(start, new Map(blocks.map((block, i) => [block, sums[i]!])), options.budget);
+  };
+  const points = {
+    ...{ count: predicted.length, dimensions: blocks.length },
+    values: Float32Array.from(predicted.flat()),
+  };
+  // Numbers that differ by rounding alone are one point.
+  const distinct = new Set(predicted.map((changes) => Float32Array.from(changes).join(' '))).size;
+  let groups: ArrayLike<number> = kMeans(points, {
+    clusterCount: Math.min(maskCount, distinct),
+    seed,
+  }).assignment;
+  let found: ComposedMask[] = [];
+  for (let turn = 0; turn < TURNS; turn++) {
+    found = membersOf(groups).map((clusters) => {
+      const mask = bestFor(clusters);
+      return { mask, expected: predicted.map((changes) => changeOf(mask, start, blocks, changes)) };
+    });
+    const next = predicted.map((_, cluster) => cheapest(found.map(({ expected }) => expected[cluster]!)));
+    if (next.every((group, cluster) => group === groups[cluster])) break;
+    groups = next;
+  }
+  const distinctMasks = new Map(found.map((one) => [maskBits(one.mask), one]));
+  distinctMasks.delete(maskBits(start));
+  return [...distinctMasks.values()];
+}
+
+/** Nats a position, `[C, B]`. */
+function changesByCluster(rows: readonly RowChanges[], options: ComposeOptions): number[][] | undefined {
+  const { blocks, centroids } = options;
+  const counts = new Array<number>(centroids.count).fill(0);
+  const positions = new Array<number>(centroids.count).fill(0);
+  const sums = counts.map(() => new Array<number>(blocks.length).fill(0));
+  for (const row of rows) {
+    counts[row.cluster]! += 1;
+    positions[row.cluster]! += row.positions;
+    row.changes.forEach((change, i) => {
+      sums[row.cluster]![i]! += change;
+    });
+  }
+  const means = sums.map((own, c) => (counts[c] === 0 ? undefined : own.map((sum) => sum / positions[c]!)));
+  const everybody = blocks.map((_, i) => sumOf(sums.map((own) => own[i]!)) / Math.max(1, sumOf(positions)));
+  const dearer = surcharge(everybody, options);
+  const predicted = ridgeOnCentroids(means, counts, byDistance(centroids), PRIOR_ROWS);
+  return predicted?.map((own) => own.map((change, i) => (isOut(options, i) ? change : change + dearer)));
+}
+
+const isOut = ({ start, blocks }: ComposeOptions, i: number): boolean => start.runs[blocks[i]!] === 0;
+
+const SURCHARGE_TURNS = 32;
+
+/**
+ * The mask for everybody was chosen on much more text than this, so what seems to better it for all prompts is noise: by so
+ * much leaving out a block costs more, that no exchange betters it for everybody.
+ */
+function surcharge(everybody: readonly number[], options: ComposeOptions): number {
+  const { start, blocks, budget } = options;
+  let dearer = 0;
+  for (let turn = 0; turn < SURCHARGE_TURNS; turn++) {
+    const changes = new Map(
+      blocks.map((block, i) => [block, everybody[i]! + (isOut(options, i) ? 0 : dearer)]),
+    );
+    const best = bestExchange(start, changes, budget);
+    const changed = [...changes].filter(([block]) => best.runs[block] !== start.runs[block]);
+    const closed = changed.filter(([block]) => start.runs[block] === 1);
+    if (closed.length === 0) break;
+    dearer -= sumOf(changed.map(([, change]) => change)) / closed.length;
+  }
+  return dearer;
+}
+
+/** Groups by rising number, with their clusters. */
+function membersOf(groups: ArrayLike<number>): number[][] {
+  const found = new Map<number, number[]>();
+  for (const [cluster, group] of Array.from(groups).entries())
+    found.set(group, [...(found.get(group) ?? []), cluster]);
+  return [...found].sort(([a], [b]) => a - b).map(([, clusters]) => clusters);
+}
+
+const cheapest = (costs: readonly number[]): number => costs.indexOf(Math.min(...costs));
+
+const changeOf = (mask: Mask, start: Mask, blocks: readonly number[], changes: readonly number[]): number =>
+  sumOf(changes.filter((_, i) => mask.runs[blocks[i]!] !== start.runs[blocks[i]!]));
+
+type Changes = { readonly blocks: readonly number[]; readonly change: number };
+
+/**
+ * The mask within the budget that costs least by the sum of its blocks' changes.
+ * @param changes what each block that may change changes alone.
+ */
+export function bestExchange(start: Mask, changes: ReadonlyMap<number, number>, budget: Budget): Mask {
+  const here = countsOf(start);
+  let best: Changes = { blocks: [], change: 0 };
+  for (const pair of budget.allowed) {
+    const attention = changesOfKind(start, changes, 0, pair.attention - here.attention);
+    const ffn = changesOfKind(start, changes, 1, pair.ffn - here.ffn);
+    for (const a of attention) {
+      for (const b of ffn) {
+        const change = a.change + b.change;
+        if (a.blocks.length + b.blocks.length <= CHANGED_MAX && change < best.change)
+          best = { blocks: [...a.blocks, ...b.blocks], change };
+      }
+    }
+  }
+  return withChanged(start, best.blocks);
+}
+
+/** A block that ran is left out, and the other way round. */
+export function withChanged(start: Mask, blocks: readonly number[]): Mask {
+  const runs = start.runs.slice();
+  for (const block of blocks) runs[block] = 1 - runs[block]!;
+  return { runs };
+}
+
+/**
+ * Blocks that are worth changing for some prompts: of those that are out, the ones whose return takes most off; of those that
+ * run, the ones that cost least. Half of `count` each, as far as there are so many.
+ * @param worth of each block under the mask, `[2L]`.
+ */
+export function blocksToChange(start: Mask, worth: readonly number[], count: number): number[] {
+  const byWorth = (bit: 0 | 1) =>
+    [...start.runs.keys()]
+      .filter((block) => start.runs[block] === bit)
+      .sort((a, b) => worth[a]! - worth[b]! || a - b);
+  const out = byWorth(0).reverse();
+  return [...out.slice(0, Math.ceil(count / 2)), ...byWorth(1).slice(0, Math.floor(count / 2))].sort(
+    (a, b) => a - b,
+  );
+}
+
+/** The cheapest changes of one kind that leave out `more` blocks more, with 0, 1, 2, … exchanges beside them. */
+function changesOfKind(
+  start: Mask,
+  changes: ReadonlyMap<number, number>,
+  kind: 0 | 1,
+  more: number,
+): Changes[] {
+  const byCost = (bit: 0 | 1) =>
+    [...changes]
+      .filter(([block]) => block % 2 === kind && start.runs[block] === bit)
+      .sort(([a, costA], [b, costB]) => costA - costB || a - b);
+  const [out, running] = [byCost(0), byCost(1)];
+  const [open, close] = [Math.max(0, -more), Math.max(0, more)];
+  const most = Math.min(out.length - open, running.length - close);
+  return Array.from({ length: Math.max(0, most + 1) }, (_, exchanges) => {
+    const taken = [...out.slice(0, open + exchanges), ...running.slice(0, close + exchanges)];
+    return { blocks: taken.map(([block]) => block), change: sumOf(taken.map(([, change]) => change)) };
+  });
+}
