@@ -1,7 +1,7 @@
 /** The app on a port: time limits for slow senders, and a stop that loses nothing. */
 import { once } from 'node:events';
 import type { Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { createAdaptorServer } from '@hono/node-server';
 import { createApp } from './api-app.ts';
@@ -27,17 +27,36 @@ export type RunningServer = {
 
 type Fetch = ReturnType<typeof createApp>['fetch'];
 
+/** Who asks next gets a turn of the event loop of its own, behind all who asked before. */
+function lineOfTurns(): () => Promise<void> {
+  let last: Promise<void> = Promise.resolve();
+  return () => {
+    last = last.then(() => nextTurn());
+    return last;
+  };
+}
+
 /**
  * One poll of the sockets may bring a hundred requests. All of them at once would hold up the tokens of every answer, so each gets
  * a turn of the event loop, in the order in which they came.
  */
 export function oneATurn(fetch: Fetch): Fetch {
-  let turn: Promise<void> = Promise.resolve();
+  const turn = lineOfTurns();
   return async (...request) => {
-    turn = turn.then(() => nextTurn());
-    await turn;
+    await turn();
     return fetch(...request);
   };
+}
+
+/** The same for new connections: the first request of each is not read before its turn. */
+export function readOneATurn(server: Server): void {
+  const turn = lineOfTurns();
+  // As `net.createServer` takes it, which `http.createServer` does not pass on.
+  Object.assign(server, { pauseOnConnect: true });
+  server.on('connection', async (socket: Socket) => {
+    await turn();
+    socket.resume();
+  });
 }
 
 /** `port` 0 picks a free one. Rejects when the port is taken or the backend key is empty. */
@@ -55,6 +74,7 @@ export async function startServer(
       keepAliveTimeout: KEEP_ALIVE_ms,
     },
   }) as Server;
+  readOneATurn(server);
   server.listen(port, hostname);
   await once(server, 'listening');
   const { port: bound } = server.address() as AddressInfo;

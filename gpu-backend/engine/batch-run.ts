@@ -31,6 +31,7 @@ export async function runBatch(
   inputs: readonly HostInput[],
 ): Promise<Float32Array[]> {
   for (const input of inputs) input.cache.expect(input.tokenIds.length);
+  parts.heads?.place(inputs.map(({ cache }) => cache));
   const logits = new Map<HostInput, Float32Array>();
   for (const some of runsOf(parts, inputs)) await runOnce(session, parts, some, logits);
   return inputs.map((input) => logits.get(input)!);
@@ -52,7 +53,8 @@ function runsOf(parts: HostParts, inputs: readonly HostInput[]): Run[] {
     if (isToken(input, parts)) continue;
     const last = runs.at(-1);
     rows += input.tokenIds.length;
-    if (last !== undefined && rows <= parts.config.contextTokens && last.placed.length < places) {
+    const isFree = last !== undefined && !isInTheWay(input, last.tokens);
+    if (isFree && rows <= parts.config.contextTokens && last.placed.length < places) {
       last.placed.push(input);
       continue;
     }
@@ -62,6 +64,17 @@ function runsOf(parts: HostParts, inputs: readonly HostInput[]): Run[] {
   return runs;
 }
 
+/**
+ * Where a place between tokens has nobody of the run, its first token is written over and then put back (`HeadCaches.keepFirst`). A
+ * sequence that gets its first token in this run would lose it.
+ */
+function isInTheWay({ cache }: HostInput, tokens: readonly HostInput[]): boolean {
+  const { place } = cache;
+  if (place === undefined || cache.length > 0 || tokens.length === 0) return false;
+  const places = tokens.map((token) => token.cache.place!);
+  return place > Math.min(...places) && place < Math.max(...places);
+}
+
 async function runOnce(
   session: Session,
   parts: HostParts,
@@ -69,7 +82,7 @@ async function runOnce(
   logits: Map<HostInput, Float32Array>,
 ): Promise<void> {
   const { config, heads } = parts;
-  for (const { cache, tokenIds } of placed) cache.reserve(tokenIds.length);
+  if (heads === undefined) for (const { cache, tokenIds } of placed) cache.reserveRows(tokenIds.length);
   const neighbours = heads === undefined || tokens.length === 0 ? NO_NEIGHBOURS : neighboursOf(heads, tokens);
   const rows = rowsOf(neighbours, placed);
   const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, parts, rows) };
@@ -184,14 +197,27 @@ function maskFeeds(session: Session, { config, kvType, heads }: HostParts, rows:
     ),
     ...rowLists('kept', kept),
     keeps: flags(kept.map((list) => list.length > 0)),
-    place_rows: integers(places.map((one) => one?.tokenIds.length ?? 0)),
-    key_counts: integers(
-      places.map((one) => (one === undefined ? 1 : one.cache.length + one.tokenIds.length)),
-    ),
     has_place: flags(places.map((one) => one !== undefined)),
   };
-  if (heads !== undefined) {
-    feeds.kind_counts = integers(layers.flatMap((layer) => [tokens[layer]!.length, ofPieces[layer]!.length]));
+  const placeRows = places.map((one) => one?.tokenIds.length ?? 0);
+  const keyCounts = places.map((one) => (one === undefined ? 1 : one.cache.length + one.tokenIds.length));
+  if (heads === undefined) {
+    feeds.place_rows = integers(placeRows);
+    feeds.key_counts = integers(keyCounts);
+  } else {
+    const count = placesOf(kvType);
+    feeds.kind_counts = integers(
+      layers.flatMap((layer) => [
+        tokens[layer]!.length,
+        ...placeRows.slice(layer * count, (layer + 1) * count),
+      ]),
+    );
+    feeds.place_pasts = tensor(
+      'i32',
+      Int32Array.from(keyCounts, (keys) => keys - 1),
+      [keyCounts.length],
+    );
+    feeds.place_keys = tensor('i32', Int32Array.from(keyCounts), [keyCounts.length]);
     feeds.has_tokens = flags(tokens.map((list) => list.length > 0));
     feeds.tokens_alone = flags(
       layers.map((layer) => tokens[layer]!.length > 0 && ofPieces[layer]!.length === 0),
@@ -217,18 +243,21 @@ const flags = (values: readonly boolean[]): RuntimeTensor =>
   tensor('bool', Uint8Array.from(values, Number), [values.length]);
 
 function bindPlaces(feeds: Feeds, fetches: Bound, parts: HostParts, rows: Rows): void {
-  const { config, kvType } = parts;
+  const { config, kvType, heads } = parts;
   const { layerCount } = config;
   const places = placesOf(kvType);
-  const empty = noRows(parts);
-  const pasts = new Map(rows.placed.map((input) => [input, input.cache.past(input.tokenIds.length)]));
-  const names = cacheNames(layerCount, places);
+  const empty = heads?.nothing() ?? noRows(parts);
+  const names = cacheNames(layerCount, places, heads === undefined ? 'past' : 'heads');
   for (let buffer = 0; buffer < 2 * layerCount; buffer++) {
     const some = placedIn(rows, buffer >> 1);
     names[buffer]!.forEach(({ past, fresh }, place) => {
       const input = some[place];
-      feeds[past] = input === undefined ? empty : pasts.get(input)![buffer]!;
-      if (input !== undefined) fetches[fresh] = input.cache.newRows(buffer, input.tokenIds.length);
+      feeds[past] = empty;
+      if (input === undefined) return;
+      const { cache, tokenIds } = input;
+      const count = tokenIds.length;
+      feeds[past] = heads?.viewOf(cache)[buffer] ?? cache.past(count)[buffer]!;
+      fetches[fresh] = heads === undefined ? cache.newRows(buffer, count) : feeds[past];
     });
   }
 }
@@ -237,14 +266,14 @@ type CacheNames = readonly (readonly { readonly past: string; readonly fresh: st
 const knownNames = new Map<string, CacheNames>();
 
 /** For each buffer of a cache and each place: what feeds and fetches are called. There may be hundreds, so they are made once. */
-function cacheNames(layerCount: number, places: number): CacheNames {
-  const key = `${layerCount} ${places}`;
+function cacheNames(layerCount: number, places: number, kind: 'past' | 'heads'): CacheNames {
+  const key = `${layerCount} ${places} ${kind}`;
   const known = knownNames.get(key);
   if (known !== undefined) return known;
   const made = Array.from({ length: 2 * layerCount }, (_, buffer) =>
     Array.from({ length: places }, (_, place) => {
       const of = `${nameOf(buffer)}_${place}`;
-      return { past: `past_${of}`, fresh: `new_${of}` };
+      return { past: `${kind}_${of}`, fresh: `new_${of}` };
     }),
   );
   knownNames.set(key, made);

@@ -1,7 +1,7 @@
 /**
- * Keys and values of those that an answer is made for, head by head: all sequences share one buffer a layer for K and one for V,
- * `[P, G, T, D]` (P = places, G = KV heads, T = room for tokens, D = head width), which one attention node a layer reads and appends
- * to (`model/architectures/token-attention.ts`). A sequence comes here with its first token (`kv-cache.ts`) and has a place until its
+ * Keys and values of those that run, head by head: all sequences share one buffer a layer for K and one for V,
+ * `[P, G, T, D]` (P = places, G = KV heads, T = room for tokens, D = head width), which attention nodes read and append
+ * to (`model/architectures/head-attention.ts`). A sequence comes here with its first run (`kv-cache.ts`) and has a place until its
  * cache is emptied, forgotten, or needed as rows again.
  *
  * Buffers grow by doubling, with one copy, and shrink again: what nobody needs any more does not stay.
@@ -56,7 +56,7 @@ export class HeadCaches implements Heads {
   }
 
   /**
-   * Each of `caches`, `BATCH_PLACES` at most, has a place with room for one more token, and its keys and values there. Others
+   * Each of `caches`, `BATCH_PLACES` at most, has a place with room for what it expects, and its keys and values there. Others
    * make room where there is none; nothing of theirs is lost.
    */
   place(caches: readonly KvCache[]): void {
@@ -109,6 +109,11 @@ export class HeadCaches implements Heads {
     );
     this.#views.set(`${from} ${to}`, made);
     return made;
+  }
+
+  /** The same of one that has a place. */
+  viewOf({ place }: KvCache): readonly RuntimeTensor[] {
+    return this.view(place!, place! + 1);
   }
 
   /** Fed and fetched where no token is computed. */

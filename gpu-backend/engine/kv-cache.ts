@@ -1,11 +1,12 @@
 /**
  * The KV cache of one sequence. It is kept in one of two forms: as rows of all heads, and head by head.
  *
- * Rows are what pieces of prompts are computed with. They are written through: the graph's new K and V are bound in place into
- * these buffers, and the same buffers, viewed up to the live length, are fed back as the past. Nothing is copied a
- * piece; a buffer that is full is copied once into one of twice the size.
- * Head by head, beside those of other sequences (`head-caches.ts`), they go with the first token of an answer. What one form lacks is copied
- * when the sequence comes there: 2 ms for 100 tokens of the default model, once an answer. Halves stay rows.
+ * Head by head, beside those of other sequences (`head-caches.ts`), is what runs compute with. Rows are what is taken over from another
+ * prompt before the first run, and what has to leave its place. What one form lacks is copied when the sequence comes there: 2 ms
+ * for 100 tokens of the default model.
+ * Halves stay rows. They are written through: the graph's new K and V are bound in place into these buffers, and the same
+ * buffers, viewed up to the live length, are fed back as the past. Nothing is copied a piece; a buffer that is full is copied once into
+ * one of twice the size.
  *
  * This rests on two properties of the runtime: a preallocated output is written in place, and an input is
  * read in place. `test/gpu-backend/engine/kv-cache.test.ts` compares it with a cache that copies, and is
@@ -141,8 +142,17 @@ export class KvCache {
     return newValues(this.shape.kvType ?? 'f32', count);
   }
 
-  /** Makes room for `tokens` more; asked for what is known to come, it copies nothing later. @throws RangeError past the model's context. */
+  /**
+   * Makes room for `tokens` more; asked for what is known to come, it copies nothing later. Among heads, room comes with a place.
+   * @throws RangeError past the model's context.
+   */
   reserve(tokens: number): void {
+    if (this.#heads === undefined) this.reserveRows(tokens);
+    else this.expect(tokens);
+  }
+
+  /** The same as rows, which it becomes if it is not. */
+  reserveRows(tokens: number): void {
     this.expect(tokens);
     this.leaveHeads();
     this.#grow(this.#length + tokens);
@@ -180,7 +190,7 @@ export class KvCache {
     this.#past = undefined;
   }
 
-  /** K of layer i at 2i, V at 2i + 1, `[1, T, width]` each, T ≥ length + tokens: to be fed. Call `reserve` first. */
+  /** K of layer i at 2i, V at 2i + 1, `[1, T, width]` each, T ≥ length + tokens: to be fed. Call `reserveRows` first. */
   past(tokens: number): readonly RuntimeTensor[] {
     const live = Math.ceil((this.#length + tokens) / VIEW_STEP_TOKENS) * VIEW_STEP_TOKENS;
     const viewTokens = Math.min(live, this.#capacity_tokens);
@@ -217,17 +227,16 @@ export class KvCache {
 
   /** As if so many tokens were there: some numbers are, in memory that costs what real ones cost. */
   fill(tokens: number): void {
-    this.reserve(Math.max(0, tokens - this.#length));
+    this.reserveRows(Math.max(0, tokens - this.#length));
     const { width } = this.shape;
     for (const buffer of this.#buffers) buffer.fill(1, this.#length * width, tokens * width);
     this.#length = tokens;
   }
 
-  /** Puts `tokens` tokens behind those that it holds; `page` is what `copyPage` gave. Room for them has to be there. */
+  /** Puts `tokens` tokens behind those that it holds, as rows; `page` is what `copyPage` gave. */
   appendPage(page: KvValues, tokens: number): void {
     const count = tokens * this.shape.width;
-    if (this.#length + tokens > this.#capacity_tokens)
-      throw new RangeError(`${this.#length + tokens} tokens in a cache for ${this.#capacity_tokens}`);
+    this.reserveRows(tokens);
     this.#buffers.forEach((buffer, i) => {
       buffer.set(page.subarray(i * count, (i + 1) * count), this.#length * this.shape.width);
     });

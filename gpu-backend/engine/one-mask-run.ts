@@ -16,7 +16,6 @@ import {
   type Neighbours,
   nameOf,
   neighboursOf,
-  noRows,
   writesSkipped,
 } from './run-input.ts';
 
@@ -57,7 +56,7 @@ function commonFeeds(
   };
 }
 
-/** Tokens of one sequence. */
+/** Tokens of one sequence whose K and V are rows. */
 export async function runPiece(session: Session, parts: HostParts, input: HostInput): Promise<Float32Array> {
   const { cache, tokenIds, logitRows } = input;
   const { feeds, bound } = bindPiece(session, parts, input);
@@ -69,60 +68,65 @@ export async function runPiece(session: Session, parts: HostParts, input: HostIn
   return logits;
 }
 
-/** What a run of a piece is fed, and where it writes K and V: they are rows, and no heads are there. */
+/** What it is fed, and where it writes K and V. */
 export function bindPiece(
   session: Session,
-  { config, heads }: HostParts,
+  { config }: Pick<HostParts, 'config'>,
   input: HostInput,
 ): { readonly feeds: Feeds; readonly bound: Bound } {
   const { cache, tokenIds, plan } = input;
   const tokens = tokenIds.length;
   const rowsOf = (layer: number) => (writesSkipped(input) || plan.mask.runs[2 * layer] === 1 ? tokens : 0);
-  cache.reserve(tokens);
+  cache.reserveRows(tokens);
   const positions = Array.from({ length: tokens }, (_, i) => cache.length + i);
   const feeds: Feeds = {
     token_ids: integers(tokenIds, [1, tokens]),
     ...commonFeeds(session, input, [1, tokens], positions),
     key_count: integers([cache.length + tokens]),
-    ...(heads && { is_token: tensor('bool', Uint8Array.of(0), [1]), ...lengthFeeds([]) }),
   };
   const bound: Bound = {};
   const pasts = cache.past(tokens);
-  const nothing = heads?.nothing();
   for (let buffer = 0; buffer < 2 * config.layerCount; buffer++) {
     feeds[`past_${nameOf(buffer)}`] = pasts[buffer]!;
-    if (nothing !== undefined) feeds[`heads_${nameOf(buffer)}`] = nothing;
     bound[`new_${nameOf(buffer)}`] = cache.newRows(buffer, rowsOf(buffer >> 1));
   }
   return { feeds, bound };
 }
 
-/** Tokens of several sequences under one mask: a row for each of neighbouring places. */
-export async function runTokens(
+/** A token each of several sequences under one mask, in a row for each of neighbouring places; or a piece of one alone. */
+export async function runHeads(
   session: Session,
   parts: HostParts,
   heads: HeadCaches,
   inputs: readonly HostInput[],
 ): Promise<Float32Array[]> {
-  const { vocabularySize } = parts.config;
-  for (const { cache } of inputs) cache.expect(1);
+  const { tokenIds, logitRows } = inputs[0]!;
+  const tokens = tokenIds.length;
+  for (const { cache } of inputs) cache.expect(tokens);
   const neighbours = neighboursOf(heads, inputs);
   const { rows } = neighbours;
   const pasts = rows.map((input) => input?.cache.length ?? 0);
+  const each = Array.from({ length: tokens }, (_, token) => token);
+  const shape = [rows.length, tokens] as const;
   const feeds: Feeds = {
     token_ids: integers(
-      rows.map((input) => input?.tokenIds[0] ?? 0),
-      [rows.length, 1],
+      rows.flatMap((input) => each.map((token) => input?.tokenIds[token] ?? 0)),
+      shape,
     ),
-    ...commonFeeds(session, inputs[0]!, [rows.length, 1], pasts),
-    key_count: integers([1]),
-    is_token: tensor('bool', Uint8Array.of(1), [1]),
-    ...lengthFeeds(pasts),
+    ...commonFeeds(
+      session,
+      inputs[0]!,
+      shape,
+      pasts.flatMap((past) => each.map((token) => past + token)),
+    ),
+    ...lengthFeeds(pasts, tokens),
   };
-  const wanted = inputs[0]!.logitRows.length;
+  const wanted = logitRows.length;
   const logits = parts.logits.take(rows.length * wanted);
-  const fetches: Bound = { logits: tensor('f32', logits, [rows.length, wanted, vocabularySize]) };
-  const kept = bindTokens(feeds, fetches, parts, heads, neighbours, inputs[0]!);
+  const fetches: Bound = {
+    logits: tensor('f32', logits, [rows.length, wanted, parts.config.vocabularySize]),
+  };
+  const kept = bindHeads(feeds, fetches, parts, heads, neighbours, inputs[0]!);
   const putBack = heads.keepFirst(neighbours.empty);
   try {
     await session.runInPlace(feeds, fetches);
@@ -133,38 +137,36 @@ export async function runTokens(
   const found = new Map<HostInput, Float32Array>();
   rows.forEach((input, row) => {
     if (input === undefined) return;
-    for (const { buffer, values } of kept) input.cache.write(buffer, values, row * width, 1);
-    input.cache.advance(1);
-    const from = row * wanted * vocabularySize;
-    found.set(input, logits.subarray(from, from + wanted * vocabularySize));
+    for (const { buffer, values } of kept) input.cache.write(buffer, values, row * tokens * width, tokens);
+    input.cache.advance(tokens);
+    const from = row * wanted * parts.config.vocabularySize;
+    found.set(input, logits.subarray(from, from + wanted * parts.config.vocabularySize));
   });
   return inputs.map((input) => found.get(input)!);
 }
 
 /**
- * K and V are among the heads, and no rows are there. Tokens that skip a layer's attention have their K and V there written behind
- * the run: returns those, `[sequences, width]`.
+ * Tokens that skip a layer's attention have their K and V written among the heads behind the run: returns those,
+ * `[sequences, tokens, width]`.
  */
-function bindTokens(
+function bindHeads(
   feeds: Feeds,
   fetches: Bound,
-  parts: HostParts,
+  { config, kvType }: HostParts,
   heads: HeadCaches,
   { from, rows }: Neighbours,
   input: HostInput,
 ): { readonly buffer: number; readonly values: KvValues }[] {
-  const { config, kvType } = parts;
+  const tokens = input.tokenIds.length;
   const width = config.kvHeadCount * config.headSize;
   const view = heads.view(from, from + rows.length);
-  const nothing = noRows(parts);
   const kept: { readonly buffer: number; readonly values: KvValues }[] = [];
   for (let buffer = 0; buffer < 2 * config.layerCount; buffer++) {
-    feeds[`past_${nameOf(buffer)}`] = nothing;
     feeds[`heads_${nameOf(buffer)}`] = view[buffer]!;
     if (input.plan.mask.runs[2 * (buffer >> 1)] === 1) fetches[`grown_${nameOf(buffer)}`] = view[buffer]!;
     else if (writesSkipped(input)) {
-      const values = newValues(kvType, rows.length * width);
-      fetches[`new_${nameOf(buffer)}`] = kvTensor(values, [rows.length, 1, width]);
+      const values = newValues(kvType, rows.length * tokens * width);
+      fetches[`new_${nameOf(buffer)}`] = kvTensor(values, [rows.length, tokens, width]);
       kept.push({ buffer, values });
     }
   }

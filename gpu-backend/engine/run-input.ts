@@ -84,7 +84,7 @@ export class LogitsMemory {
   }
 }
 
-/** Whether its token is attended head by head. */
+/** Whether it is a token that is attended beside those of others. */
 export const isToken = (input: Pick<RunInput, 'tokenIds'>, { heads }: HostParts): boolean =>
   heads !== undefined && input.tokenIds.length === 1;
 
@@ -100,12 +100,15 @@ export function noRows({ config, kvType }: Pick<HostParts, 'config' | 'kvType'>)
 /** Outputs that are written in place. */
 export type Bound = Record<string, RuntimeTensor>;
 
-/** How far sequences go whose next token is attended head by head. */
-export const lengthFeeds = (pasts: readonly number[]): Feeds => ({
-  token_pasts: tensor('i32', Int32Array.from(pasts.length === 0 ? [0] : pasts), [pasts.length || 1]),
-  // With one key in all the node takes another way.
-  token_keys_max: tensor('i32', Int32Array.of(Math.max(1, ...pasts) + 1), [1]),
-});
+/** How far sequences go that have so many keys, and so many new tokens each. */
+export const lengthFeeds = (pasts: readonly number[], tokens = 1): Feeds => {
+  const last = (pasts.length === 0 ? [0] : pasts).map((past) => past + tokens - 1);
+  return {
+    token_pasts: tensor('i32', Int32Array.from(last), [last.length]),
+    // With one key in all the node takes another way.
+    token_keys_max: tensor('i32', Int32Array.of(Math.max(1, ...last) + 1), [1]),
+  };
+};
 
 /** Who stands in neighbouring places of the heads, from place `from` on; in some nobody of this run. */
 export type Neighbours = {

@@ -19,7 +19,7 @@ import type { Graph } from '../onnx/graph.ts';
 import type { Session, SessionOptions } from '../onnx/session.ts';
 import { createSession, createSessionIn } from '../onnx/session.ts';
 import { runBatch } from './batch-run.ts';
-import { areAlike, runPiece, runTokens } from './one-mask-run.ts';
+import { areAlike, runHeads, runPiece } from './one-mask-run.ts';
 import { hostParts, isToken, onHost, type RunInput } from './run-input.ts';
 import { checkSurrogates, type Runner, type RunnerOptions } from './runner-interface.ts';
 
@@ -53,9 +53,11 @@ export async function openRunner(
     const own = inputs.map(onHost);
     parts.logits.begin();
     if (one !== undefined) {
-      if (parts.heads !== undefined && own.every((input) => isToken(input, parts)) && areAlike(own))
-        return runTokens(one, parts, parts.heads, own);
-      if (own.length === 1) return [await runPiece(one, parts, own[0]!)];
+      const isAlone = own.length === 1;
+      if (parts.heads === undefined && isAlone) return [await runPiece(one, parts, own[0]!)];
+      const areTokens = own.every((input) => isToken(input, parts));
+      if (parts.heads !== undefined && (isAlone || (areTokens && areAlike(own))))
+        return runHeads(one, parts, parts.heads, own);
     }
     if (many === undefined) throw new Error('this runner was opened for one sequence at a time');
     return runBatch(many, parts, own);
@@ -101,7 +103,7 @@ async function graphsOf(
   const made = (graph: Graph) =>
     createSessionIn(modelDir, exactProducts ? withExactProducts(graph) : graph, settings);
   return {
-    one: () => made(llamaGraph(config, stored, kvType)),
+    one: () => made(llamaGraph(config, stored, kvType === 'f32' ? 'heads' : kvType)),
     many: () => made(batchedLlamaGraph(config, stored, kvType)),
   };
 }

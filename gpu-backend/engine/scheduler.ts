@@ -5,7 +5,7 @@
  * A step has one token of every running request that generates, and pieces of prompts beside them. There is no prefill or
  * decode phase (as in vLLM v1): a request has tokens, some of them computed, and every step brings the computed ones
  * closer to all. How large a piece may be follows from what a step may take (`step-cost.ts`): the tokens of those who generate are
- * never held up by more than their own time once more and a fifth.
+ * never held up for longer than some times their own time, but deep in a prompt, where the smallest piece takes longer.
  * Pieces are cut where time says so: an answer does not depend on it (`pieceOf`).
  * When not everybody fits, tenants take turns, and so do a tenant's requests among themselves (`turns.ts` has the bounds): for tokens
  * and for pieces of prompts apart, so that neither waits for the other.
@@ -71,14 +71,17 @@ const STEP_TURNS_MAX = 32;
  * weights too often: a piece of a prompt that takes no longer than reading them wastes half of the time.
  */
 const STEP_TOKENS_MAX = 4;
-/** What pieces of prompts may add to a step, as a share of what the tokens of those who generate take in it. */
-const PROMPT_SHARE = 1.2;
+/**
+ * How many times as long as with their tokens alone a step of those who generate may take with pieces of prompts. Less would not help
+ * them where it takes longest: deep in a prompt, where the smallest piece takes that time. It would only slow the prompt down.
+ */
+const BESIDE_PROMPT_MAX = 3.5;
 /** A prompt goes on, however little time there is. */
 const PIECE_TOKENS_MIN = 8;
 /** A row whose logits are read for its score takes as long as so many others. */
 const SCORED_ROWS = 2.5;
 
-const ONE_TOKEN: StepLoad = { rows: 1, keys: 1, rowKeys: 1 };
+const ONE_TOKEN: StepLoad = { rows: 1, tokens: 1, keys: 1, pieceKeys: 0, rowKeys: 0 };
 
 export type StepPart = {
   readonly request: ScheduledRequest;
@@ -246,7 +249,7 @@ export class Scheduler {
     const { chunkTokens } = this.#limits;
     const base = loadOf(tokens);
     const until_ms =
-      tokens.length === 0 ? this.#stepMax_ms(ONE_TOKEN) : (1 + PROMPT_SHARE) * this.#cost.ms(base);
+      tokens.length === 0 ? this.#stepMax_ms(ONE_TOKEN) : BESIDE_PROMPT_MAX * this.#cost.ms(base);
     const parts: StepPart[] = [];
     let load = base;
     let rows = 0;
@@ -369,8 +372,15 @@ function pieceOf({ computedCount, promptCount }: ScheduledRequest, room: number)
 
 function newPart(request: ScheduledRequest, tokens: number, kind: StepPart['kind']): StepPart {
   const keys = request.computedCount + tokens;
-  const rows = request.isScored && kind === 'piece' ? SCORED_ROWS * tokens : tokens;
-  return { request, tokens, kind, load: { rows, keys, rowKeys: tokens * keys } };
+  if (kind === 'token')
+    return { request, tokens, kind, load: { rows: tokens, tokens, keys, pieceKeys: 0, rowKeys: 0 } };
+  const rows = request.isScored ? SCORED_ROWS * tokens : tokens;
+  return {
+    request,
+    tokens,
+    kind,
+    load: { rows, tokens: 0, keys: 0, pieceKeys: keys, rowKeys: tokens * keys },
+  };
 }
 
 const loadOf = (parts: readonly StepPart[]): StepLoad =>

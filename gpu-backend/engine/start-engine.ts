@@ -43,7 +43,7 @@ const RUNNING_MAX = BATCH_PLACES;
 const WAITING_MAX = 64;
 const QUEUE_TIMEOUT_ms = 30_000;
 /** The longest that a cancel waits, on a machine that is as fast as it was at the start. */
-const STEP_MAX_ms = 70;
+const STEP_MAX_ms = 100;
 const CHUNK_TOKENS = 256;
 
 /** Rejects with MaskrouteError `engine_failed` when the model cannot be opened. */

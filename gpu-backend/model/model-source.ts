@@ -99,7 +99,7 @@ export const KV_TYPES = ['f32', 'f16'] as const;
 export type KvType = (typeof KV_TYPES)[number];
 
 /** Raised whenever the graph or the weights file changes: models of another format are imported again. */
-export const MANIFEST_FORMAT = 'maskroute-model-v7';
+export const MANIFEST_FORMAT = 'maskroute-model-v8';
 
 /** `model.json` in a model's folder in the store, beside `model.onnx`, `weights.bin` and `tokenizer.json`. */
 export const modelManifestSchema = z.strictObject({

@@ -6,9 +6,9 @@
  *
  * The weight products see all tokens of a step as rows: weights are read once for everybody. A mask is a list of rows
  * for each block, so a block computes those rows that run it and no others. Tokens of answers are attended together, by one
- * node a layer (`token-attention.ts`): there, rows that skip a layer's attention are computed along when others run it, and
- * only their K and V are used. A piece of a prompt, or any sequence where K and V are halves, has a node of its own at its exact
- * length (`batched-attention.ts`).
+ * node a layer (`head-attention.ts`): there, rows that skip a layer's attention are computed along when others run it, and
+ * only their K and V are used. A piece of a prompt, or any sequence where K and V are halves, has a node of its own
+ * (`batched-attention.ts`).
  * A row list has the shape `[1, rows]`, so what it gathers is a batch of one sequence, which rotary embedding and attention want.
  * An `If` costs as much as five small nodes, so what is rare (rows that do not run a block) shares one.
  *
@@ -19,6 +19,7 @@ import { GraphBuilder, giveNothingBack } from '../../onnx/graph.ts';
 import type { KvType, LlamaConfig } from '../model-source.ts';
 import { type Extras, type KeysValues, keysValues } from './attention-extras.ts';
 import { type Attending, attend, placesOf } from './batched-attention.ts';
+import { headLengths } from './head-attention.ts';
 import type { StoredLayer, StoredLlama } from './llama.ts';
 import {
   asKept,
@@ -31,7 +32,6 @@ import {
 } from './llama.ts';
 import { embed, type Linear, multiply } from './projections.ts';
 import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
-import { tokenLengths } from './token-attention.ts';
 
 /** Values that every block sees. */
 type Shared = Attending & {
@@ -83,7 +83,7 @@ function sharedValues(
   const keeps = g.input('keeps', 'bool', [L]);
   const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
   return {
-    ...{ config, kvType, places, positions },
+    ...{ config, kvType, positions },
     ...rotaryTable(g, config, stored),
     zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
     runRows: run.lists,
@@ -94,18 +94,8 @@ function sharedValues(
     ),
     intoIndices: g.ops('Split', [g.op('Unsqueeze', [into.all, int(g, 2)]), into.counts], 2 * L, { axis: 1 }),
     keptRows: kept.lists,
-    placeRows: pieces(g, g.input('place_rows', 'i64', [L * places]), L, places),
-    keyCounts: single(g, 'key_counts', 'i64', L * places),
     hasPlace: single(g, 'has_place', 'bool', L * places),
-    tokens:
-      kvType === 'f32'
-        ? {
-            lengths: tokenLengths(g),
-            counts: pieces(g, g.input('kind_counts', 'i64', [2 * L]), L, 2),
-            has: single(g, 'has_tokens', 'bool', L),
-            alone: single(g, 'tokens_alone', 'bool', L),
-          }
-        : undefined,
+    form: kvType === 'f32' ? headForm(g, L, places) : rowForm(g, L, places),
     ...(hasSurrogates
       ? {
           skips: skipsOfBlocks(g, keeps, L),
@@ -120,6 +110,25 @@ function sharedValues(
         }),
   };
 }
+
+function headForm(g: GraphBuilder, layers: number, places: number): Attending['form'] {
+  const pasts = single(g, 'place_pasts', 'i32', layers * places);
+  const most = single(g, 'place_keys', 'i32', layers * places);
+  return {
+    kind: 'heads',
+    lengths: headLengths(g),
+    placeLengths: pasts.map((past, i) => ({ past, most: most[i]! })),
+    counts: pieces(g, g.input('kind_counts', 'i64', [layers * (1 + places)]), layers, 1 + places),
+    hasTokens: single(g, 'has_tokens', 'bool', layers),
+    tokensAlone: single(g, 'tokens_alone', 'bool', layers),
+  };
+}
+
+const rowForm = (g: GraphBuilder, layers: number, places: number): Attending['form'] => ({
+  kind: 'rows',
+  placeRows: pieces(g, g.input('place_rows', 'i64', [layers * places]), layers, places),
+  keyCounts: single(g, 'key_counts', 'i64', layers * places),
+});
 
 /** Attention writes K and V of rows that skip it, or replaces its output, or both; an FFN only replaces its output. */
 function skipsOfBlocks(g: GraphBuilder, keeps: Value, layers: number): Value[] {
@@ -138,7 +147,7 @@ function rowLists(g: GraphBuilder, name: string, count: number) {
   return { all, counts, lists: g.ops('Split', [all, counts], count, { axis: 1 }) };
 }
 
-const single = (g: GraphBuilder, name: string, type: 'i64' | 'bool', count: number): Value[] =>
+const single = (g: GraphBuilder, name: string, type: 'i64' | 'i32' | 'bool', count: number): Value[] =>
   pieces(g, g.input(name, type, [count]), count, 1);
 
 const pieces = (g: GraphBuilder, value: Value, count: number, size: number): Value[] =>

@@ -7,11 +7,11 @@
  * Every block sits in an `If` on its bit of `runs`. A skipped FFN costs one copy of a zero tensor. A skipped attention
  * computes K and V of its new tokens and nothing else, or nothing at all when `kv_rows` is 0. With surrogates in the
  * graph, `surrogate_rows` says whether they stand in for skipped blocks: see `surrogate.ts`.
- * Tokens of answers, of all sequences that a run is for, are attended by a node of their own (`token-attention.ts`), a piece of one
- * prompt by another: which one runs says `is_token`. So B is 1, or S is. For pieces the cache is written through: new K and V are outputs bound in place into the buffers that come back
- * in as `past_k`/`past_v` (`engine/kv-cache.ts`). Attention takes Q out of the second of the two splits that write K and V, which puts the
- * writes before the read of the cache. A cache of halves is cast on its way in and out, and there the read waits for the writes
- * by way of a shape.
+ * It is built for one of two forms of K and V. Head by head it takes one token each of B answers, or S tokens of one
+ * sequence (`head-attention.ts`): that is what serves. As rows it takes S tokens of one sequence, and the cache is written through: new K and V are outputs bound in place into the
+ * buffers that come back in as `past_k`/`past_v` (`engine/kv-cache.ts`). Attention takes Q out of the second of the two splits that write K
+ * and V, which puts the writes before the read of the cache. A cache of halves is cast on its way in and out, and there the read
+ * waits for the writes by way of a shape.
  * Weights belong to the outer graph, not to the branches: only there does ONNX Runtime give the mapped file back once
  * it has prepacked them (130 MB of this model).
  *
@@ -33,18 +33,18 @@ import {
   type StoredExtras,
   windowMask,
 } from './attention-extras.ts';
+import {
+  attendByHead,
+  type HeadLengths,
+  headInputs,
+  headLengths,
+  nothingGrown,
+  outputGrown,
+} from './head-attention.ts';
 import type { Linear, StoredEmbedding, StoredLinear } from './projections.ts';
 import { embed, linear, multiply, storedRows } from './projections.ts';
 import type { Skipping, StoredSurrogate } from './surrogate.ts';
 import { skippedOutput, skipping } from './surrogate.ts';
-import {
-  attendTokens,
-  headInputs,
-  nothingGrown,
-  outputGrown,
-  type TokenLengths,
-  tokenLengths,
-} from './token-attention.ts';
 
 export type StoredLayer = StoredExtras & {
   /** Rows of Q (times 1/√D), K and V, one matrix `[(N + 2G)·D, H]`. */
@@ -69,12 +69,14 @@ export type StoredLlama = {
   readonly ropeSin: WeightRange;
 };
 
+/** How a graph keeps K and V: head by head, or as rows of all heads. */
+export type KvForm = 'heads' | KvType;
+
 /** Values that every block sees. */
 type Shared = {
   readonly config: LlamaConfig;
   readonly kvType: KvType;
   readonly positions: Value;
-  readonly keyCount: Value;
   readonly cos: Value;
   readonly sin: Value;
   readonly skipping: Skipping;
@@ -83,17 +85,21 @@ type Shared = {
   readonly kvRows: Value;
   /** Positions of those tokens, `[B, E]`, E = `kv_rows`. */
   readonly kvPositions: Value;
-  /** Where K and V are fp32: what a single token of an answer is attended with. */
-  readonly tokens: { readonly isToken: Value; readonly lengths: TokenLengths } | undefined;
+  readonly reach: Reach;
 };
 
-export function llamaGraph(config: LlamaConfig, stored: StoredLlama, kvType: KvType = 'f32'): Graph {
+/** How far sequences go. */
+type Reach =
+  | { readonly kind: 'heads'; readonly lengths: HeadLengths }
+  | { readonly kind: 'rows'; readonly keyCount: Value };
+
+export function llamaGraph(config: LlamaConfig, stored: StoredLlama, form: KvForm = 'heads'): Graph {
   const g = new GraphBuilder('llama');
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
   giveNothingBack(g, tokenIds, 'i64');
   const embedded = embed(g, tokenIds, stored.embedding);
-  const shared = sharedValues(g, config, kvType, stored, embedded);
+  const shared = sharedValues(g, config, form, stored, embedded);
   const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
     ffn(g, shared, layer, index, ...attention(g, shared, layer, index, residual, branch)),
   );
@@ -144,7 +150,7 @@ export function rotaryTable(g: GraphBuilder, config: LlamaConfig, stored: Stored
 function sharedValues(
   g: GraphBuilder,
   config: LlamaConfig,
-  kvType: KvType,
+  form: KvForm,
   stored: StoredLlama,
   embedded: Value,
 ): Shared {
@@ -153,15 +159,16 @@ function sharedValues(
   const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
   const ones = (count: number) => g.constant('i64', [count], Array<number>(count).fill(1));
   return {
-    ...{ config, kvType, positions },
-    keyCount: g.input('key_count', 'i64', [1]),
+    ...{ config, kvType: form === 'heads' ? 'f32' : form, positions },
+    reach:
+      form === 'heads'
+        ? { kind: 'heads', lengths: headLengths(g) }
+        : { kind: 'rows', keyCount: g.input('key_count', 'i64', [1]) },
     ...rotaryTable(g, config, stored),
     skipping: skipping(g, embedded, positions, hasSurrogates),
     runs: g.ops('Split', [g.input('runs', 'bool', [2 * L]), ones(2 * L)], 2 * L),
     kvRows: g.input('kv_rows', 'i64', [1]),
     kvPositions: g.input('kv_positions', 'i64', ['B', 'E']),
-    tokens:
-      kvType === 'f32' ? { isToken: g.input('is_token', 'bool', [1]), lengths: tokenLengths(g) } : undefined,
   };
 }
 
@@ -272,35 +279,31 @@ function attention(
     branch,
   );
   const width = config.kvHeadCount * config.headSize;
-  const past = {
-    k: g.input(`past_k_${index}`, kvType, [1, 'T', width]),
-    v: g.input(`past_v_${index}`, kvType, [1, 'T', width]),
-  };
-  const heads = shared.tokens && headInputs(g, config, index);
-  const run = g.subgraph(`attention_${index}`, (b) =>
-    runAttention(b, shared, weights, extras, x, past, heads),
-  );
+  const isHeads = shared.reach.kind === 'heads';
+  const rows = (name: string) => g.input(`past_${name}_${index}`, kvType, [1, 'T', width]);
+  const past = isHeads ? headInputs(g, config, `${index}`) : { k: rows('k'), v: rows('v') };
+  const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, weights, extras, x, past));
   const surrogate = stored.surrogates?.attention;
   const out = skippedOutput(g, shared.skipping, `layer_${index}.attention`, surrogate, unweighted);
   const skip = g.subgraph(`skip_attention_${index}`, (b) =>
     skipAttention(b, shared, weights, extras, x, out),
   );
   const fresh = { k: { name: `new_k_${index}` }, v: { name: `new_v_${index}` } };
-  const grown = heads && { k: { name: `grown_k_${index}` }, v: { name: `grown_v_${index}` } };
+  const grown = isHeads ? [{ name: `grown_k_${index}` }, { name: `grown_v_${index}` }] : [];
   const attended = { name: g.fresh('attention') };
-  const outputs = [attended, fresh.k, fresh.v, ...(grown ? [grown.k, grown.v] : [])];
   g.node(
     'If',
     [shared.runs[2 * index]],
-    outputs.map(({ name }) => name),
+    [attended, fresh.k, fresh.v, ...grown].map(({ name }) => name),
     {
       then_branch: { graph: run },
       else_branch: { graph: skip },
     },
   );
-  g.output(fresh.k, kvType, ['B', 'W', width]);
-  g.output(fresh.v, kvType, ['B', 'W', width]);
-  if (grown) outputGrown(g, grown);
+  g.output(fresh.k, kvType, ['written_sequences', 'W', width]);
+  g.output(fresh.v, kvType, ['written_sequences', 'W', width]);
+  const [k, v] = grown;
+  if (k && v) outputGrown(g, { k, v });
   return [residual, attended];
 }
 
@@ -335,7 +338,7 @@ const sized = (
 
 type AttentionWeights = { readonly qkv: Linear; readonly kv: Linear; readonly output: Linear };
 
-/** Outputs `[B, S, H]`, K `[B, S, G·D]` after rotary, V `[B, S, G·D]`, or none of them; and the buffers of heads, where there are any. */
+/** Outputs `[B, S, H]`; K `[B, S, G·D]` after rotary and V `[B, S, G·D]` where they are rows, else none of them and the buffers of heads. */
 function runAttention(
   b: GraphBuilder,
   shared: Shared,
@@ -343,54 +346,32 @@ function runAttention(
   extras: Extras,
   x: Value,
   past: KeysValues,
-  heads: KeysValues | undefined,
 ): void {
-  const { config, kvType, positions, tokens } = shared;
+  const { config, kvType, positions, reach } = shared;
   const product = multiply(b, x, qkv);
   const declare = (attended: Value, written: KeysValues, grown: KeysValues | undefined) =>
     declareBranch(b, shared, extras.outputBiased(b, multiply(b, attended, output)), written, 'S', grown);
-  if (heads === undefined || tokens === undefined) {
-    const { attended, written } = attendPiece(b, shared, extras, product, past);
+  if (reach.kind === 'rows') {
+    const { attended, written } = attendPiece(b, shared, extras, product, past, reach.keyCount);
     declare(attended, written, undefined);
     return;
   }
-  const width = config.kvHeadCount * config.headSize;
-  const branch = (name: string, build: (c: GraphBuilder) => Attended) =>
-    b.subgraph(name, (c) => {
-      const { attended, written, grown } = build(c);
-      c.output(attended, 'f32', ['B', 'S', config.headCount * config.headSize]);
-      for (const { name } of [written.k, written.v])
-        c.output({ name }, kvType, ['written_sequences', 'written', width]);
-      outputGrown(c, grown);
-    });
-  const [attended, k, v, grownK, grownV] = b.ops('If', [tokens.isToken], 5, {
-    then_branch: {
-      graph: branch('token', (c) => ({
-        ...attendTokens(c, shared, extras, { product, positions: () => positions }, heads, tokens.lengths),
-        written: { k: c.constant(kvType, [1, 0, width], []), v: c.constant(kvType, [1, 0, width], []) },
-      })),
-    },
-    else_branch: {
-      graph: branch('piece', (c) => ({
-        ...attendPiece(c, shared, extras, product, past),
-        grown: nothingGrown(c, config),
-      })),
-    },
-  });
-  declare(attended!, { k: k!, v: v! }, { k: grownK!, v: grownV! });
+  const rows = { product, positions: () => positions };
+  const { attended, grown } = attendByHead(b, shared, extras, rows, past, reach.lengths);
+  const none = () => b.constant(kvType, [1, 0, config.kvHeadCount * config.headSize], []);
+  declare(attended, { k: none(), v: none() }, grown);
 }
 
-type Attended = { readonly attended: Value; readonly written: KeysValues; readonly grown: KeysValues };
-
-/** Several tokens of a prompt, or any where K and V are halves. */
+/** Any number of tokens of one sequence, whose K and V are rows. */
 function attendPiece(
   b: GraphBuilder,
   shared: Shared,
   extras: Extras,
   product: Value,
   past: KeysValues,
-): Pick<Attended, 'attended' | 'written'> {
-  const { config, kvType, positions, keyCount } = shared;
+  keyCount: Value,
+): { readonly attended: Value; readonly written: KeysValues } {
+  const { config, kvType, positions } = shared;
   const computed = queriesKeysValues(b, shared, extras, product, positions);
   const written = asKept(b, kvType, computed);
   const mask = extras.window && windowMask(b, extras.window, positions, past.k);
@@ -421,7 +402,7 @@ function skipAttention(
 ): void {
   const rows = b.op('Slice', [x, b.constant('i64', [1], [0]), shared.kvRows, b.constant('i64', [1], [1])]);
   const computed = keysValues(b, shared, extras, multiply(b, rows, kv), shared.kvPositions);
-  const grown = shared.tokens && nothingGrown(b, shared.config);
+  const grown = shared.reach.kind === 'heads' ? nothingGrown(b, shared.config) : undefined;
   declareBranch(b, shared, output(b), asKept(b, shared.kvType, computed), 'E', grown);
 }
 
@@ -435,8 +416,8 @@ function declareBranch(
 ): void {
   const width = config.kvHeadCount * config.headSize;
   b.output(out, 'f32', ['B', 'S', config.hiddenSize]);
-  b.output(k, kvType, ['B', kvRows, width]);
-  b.output(v, kvType, ['B', kvRows, width]);
+  b.output(k, kvType, ['written_sequences', kvRows, width]);
+  b.output(v, kvType, ['written_sequences', kvRows, width]);
   if (grown) outputGrown(b, grown);
 }
 

@@ -1,9 +1,11 @@
 /** Streams that go wrong: clients that leave or do not read, engines that are slow, full or broken, a stop. */
 import { randomUUID } from 'node:crypto';
-import { connect } from 'node:net';
+import { EventEmitter, once } from 'node:events';
+import { createServer, type Server } from 'node:http';
+import { type AddressInfo, connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
-import { oneATurn } from '../../../gpu-backend/api/server.ts';
+import { oneATurn, readOneATurn } from '../../../gpu-backend/api/server.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { AUDIENCE, BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
@@ -448,4 +450,35 @@ it('requests that come all at once get a turn of the event loop each, in their o
   for (const answer of await Promise.all(answers)) expect(await answer.text()).toBe('taken');
   expect(taken.map(({ which }) => which)).toEqual(Array.from({ length: 40 }, (_, which) => which));
   expect(new Set(taken.map((one) => one.turn)).size).toBe(40);
+});
+
+it('connections that come all at once are read in a turn of the event loop each, in their order', async () => {
+  let turn = 0;
+  const read: { readonly which: number; readonly turn: number }[] = [];
+  const count = () => {
+    turn++;
+    if (read.length < 40) setImmediate(count);
+  };
+  const server = createServer((_, response) => response.end('taken'));
+  readOneATurn(server);
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  const answers = Array.from({ length: 10 }, () =>
+    fetch(`http://127.0.0.1:${port}`, { method: 'POST', body: 'x'.repeat(50_000) }).then((answer) =>
+      answer.text(),
+    ),
+  );
+  expect(new Set(await Promise.all(answers))).toEqual(new Set(['taken']));
+  server.closeAllConnections();
+  server.close();
+  const paused = new EventEmitter();
+  readOneATurn(paused as Server);
+  setImmediate(count);
+  for (let which = 0; which < 40; which++)
+    paused.emit('connection', { resume: () => read.push({ which, turn }) });
+  await eventually(() => read.length === 40);
+  expect(paused).toMatchObject({ pauseOnConnect: true });
+  expect(read.map(({ which }) => which)).toEqual(Array.from({ length: 40 }, (_, which) => which));
+  expect(new Set(read.map((one) => one.turn)).size).toBe(40);
 });

@@ -115,6 +115,27 @@ describe.each([
     }
   });
 
+  test('a prompt that begins in a place between the tokens of others keeps its first token', async () => {
+    const plan: MaskPlan = { mask: MASKS[0]!, kv: 'preserve' };
+    const caches = Array.from({ length: 3 }, () => runner.newCache());
+    const inputs = (tokens: (i: number) => number[]) =>
+      caches.map((cache, i): RunInput => ({ cache, tokenIds: tokens(i), plan, logitRows: [0] }));
+    await runner.runMany(inputs((i) => tokensOf(i, 5 + i)));
+    await runner.runMany(inputs((i) => tokensOf(10 + i, 1)));
+    caches[1]!.truncate(0);
+    // It takes the place in the middle, whose former owner is gone.
+    caches[1] = runner.newCache();
+    const prompt = tokensOf(20, 9);
+    await runner.runMany(inputs((i) => (i === 1 ? prompt.slice(0, 6) : tokensOf(30 + i, 1))));
+    const [, found] = await runner.runMany(inputs((i) => (i === 1 ? prompt.slice(6) : tokensOf(40 + i, 1))));
+    const alone = runner.newCache();
+    await runner.run({ cache: alone, tokenIds: prompt.slice(0, 6), plan, logitRows: [] });
+    const expected = await runner.run({ cache: alone, tokenIds: prompt.slice(6), plan, logitRows: [0] });
+    found!.forEach((value, i) => {
+      expect(value).toBeCloseTo(expected[i]!, kind === 'q8' ? 9 : 4);
+    });
+  });
+
   test('writes K and V of skipped attention, so that a sequence may change its mask', async () => {
     const tokenIds = tokensOf(1, 20);
     const pair = [runner.newCache(), runner.newCache()] as const;
@@ -282,7 +303,7 @@ async function play(
     if (ended.has(id)) throw new Error(`${id} ended twice`);
     ended.set(id, { tokenIds: tokens.get(id) ?? [], how });
   };
-  const times = { fixed_ms: 1, row_ms: 1, key_ms: 0, rowKey_ms: 0 };
+  const times = { fixed_ms: 1, row_ms: 1, key_ms: 0, pieceKey_ms: 0, rowKey_ms: 0 };
   const loop = new EngineLoop(runner, limits, times, {
     event(id, event: EngineEvent) {
       if (event.type === 'token') tokens.set(id, [...(tokens.get(id) ?? []), event.tokenId]);

@@ -18,7 +18,7 @@ const LIMITS = {
   prefixTokensMax: 0,
 };
 /** A small model's, roughly. */
-const TIMES = { fixed_ms: 1, row_ms: 0.1, key_ms: 0, rowKey_ms: 0 };
+const TIMES = { fixed_ms: 1, row_ms: 0.1, key_ms: 0, pieceKey_ms: 0, rowKey_ms: 0 };
 const request = (tenant: string, changes: Partial<GenerateRequest>): GenerateRequest => ({
   requestId: tenant,
   tenant,

@@ -90,6 +90,15 @@ test('a cache never outgrows the context', () => {
 /** Of two heads of two; a token's four values are its number, its cache's, and which buffer. */
 const HEADS = { layerCount: 1, contextTokens: 600, kvHeadCount: 2, headSize: 2 };
 
+test('among heads, who expects many tokens takes no memory for rows', () => {
+  const heads = new HeadCaches(HEADS);
+  const cache = new KvCache(SHAPE, heads);
+  cache.reserve(600);
+  expect(cache).toMatchObject({ capacity_tokens: 0, wanted_tokens: 600 });
+  heads.place([cache]);
+  expect(cache).toMatchObject({ capacity_tokens: 0, place: 0 });
+});
+
 /** What may become of one of twelve caches; eight have a place at most. */
 type Change = {
   readonly kind: 'tokens' | 'rows' | 'truncate' | 'empty' | 'page';
@@ -150,7 +159,7 @@ test('whatever moves between rows and heads, each cache has its own tokens, and 
         rows(some: One[], size: number) {
           for (const one of some) {
             const count = Math.min(size, 600 - one.tokens.length);
-            one.cache.reserve(count);
+            one.cache.reserveRows(count);
             write(one, count);
           }
         },

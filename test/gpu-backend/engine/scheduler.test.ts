@@ -14,7 +14,7 @@ const LIMITS: SchedulerLimits = {
   cacheTokensMax: 160,
 };
 /** A token takes 10 ms, and a step with eight tokens of a prompt 18. */
-const TIMES = { fixed_ms: 9, row_ms: 1, key_ms: 0, rowKey_ms: 0 };
+const TIMES = { fixed_ms: 9, row_ms: 1, key_ms: 0, pieceKey_ms: 0, rowKey_ms: 0 };
 const timesOf = new WeakMap<Scheduler, typeof TIMES>();
 function open(limits: Partial<SchedulerLimits> = {}, times = TIMES): Scheduler {
   const scheduler = new Scheduler({ ...LIMITS, ...limits }, new StepCost(times));
@@ -75,10 +75,10 @@ test('a piece is as large as its time, and a step without answers as long as a s
   scheduler.add(request('a1', 1, 100));
   runStep(scheduler);
   scheduler.add(request('b1', 1000));
-  // One token takes 10 ms; the piece may take a fifth more than that.
+  // One token takes 10 ms, and beside a piece 35.
   expect(runStep(scheduler)).toEqual([
     ['a1', 1],
-    ['b1', 12],
+    ['b1', 25],
   ]);
   scheduler.remove('a1');
   expect(runStep(scheduler)).toEqual([['b1', 51]]);

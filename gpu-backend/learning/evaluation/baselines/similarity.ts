@@ -38,7 +38,7 @@ export async function measureSimilarities(
   signal?: AbortSignal,
 ): Promise<Similarities> {
   const { config } = manifest;
-  const graph = llamaGraph(config, await readStoredLlama(folder, config));
+  const graph = llamaGraph(config, await readStoredLlama(folder, config), 'f32');
   const names = exposeStreams(graph, config.hiddenSize);
   // External weights are found beside the graph's file.
   const path = partOf(join(folder, GRAPH_FILE));

@@ -1,5 +1,6 @@
 /**
- * Attention of one new token each of several sequences, in one node: what answers are made with.
+ * Attention to keys and values that stand head by head, in one node: of one new token each of several sequences, or of a piece of
+ * one.
  *
  * K and V of all sequences stand in one buffer each, head by head, `[B, G, T, D]` (B = sequences, G = KV heads, T = room for
  * tokens, D = head width). The node writes the new K and V into the buffer that it reads from, which is fed and fetched at
@@ -10,8 +11,7 @@
  * The node takes the product with the rows of QKV as it is and rotates Q and K by itself, where nothing stands between: that is
  * three nodes fewer a layer. The positions that it rotates by are the lengths.
  *
- * It takes single tokens alone: several tokens of several sequences behind others are refused. So pieces of prompts go
- * through `Attention`, over rows of all heads.
+ * Several tokens of several sequences behind others are refused: each piece of a prompt has a node of its own.
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
@@ -21,34 +21,34 @@ import { type Extras, type KeysValues, queriesKeysValues, type Rotary } from './
 const ROTATED_HEADS = 16;
 
 /** What says how far each sequence goes. */
-export type TokenLengths = {
-  /** `[B]` int32: tokens before the new one. */
+export type HeadLengths = {
+  /** `[B]` int32: tokens before the last new one. */
   readonly past: Value;
-  /** `[1]` int32: the most keys of any, the new one counted. */
+  /** `[1]` int32: the most keys of any, the new ones counted. */
   readonly most: Value;
 };
 
 /** Inputs `token_pasts` and `token_keys_max`. */
-export const tokenLengths = (g: GraphBuilder): TokenLengths => ({
+export const headLengths = (g: GraphBuilder): HeadLengths => ({
   past: g.input('token_pasts', 'i32', ['token_sequences']),
   most: g.input('token_keys_max', 'i32', [1]),
 });
 
-/** Inputs `heads_k_i` and `heads_v_i`. */
+/** Inputs `heads_k_WHOSE` and `heads_v_WHOSE`: of a layer, or of a place in it. */
 export const headInputs = (
   g: GraphBuilder,
   { kvHeadCount, headSize }: LlamaConfig,
-  index: number,
+  whose: string,
 ): KeysValues => {
   const input = (name: string) =>
-    g.input(`heads_${name}_${index}`, 'f32', ['token_sequences', kvHeadCount, 'room', headSize]);
+    g.input(`heads_${name}_${whose}`, 'f32', [`sequences_${whose}`, kvHeadCount, `room_${whose}`, headSize]);
   return { k: input('k'), v: input('v') };
 };
 
 /** Free sizes: where no token is computed, `[1, G, 0, D]` comes out instead of the buffers. */
 const GROWN = ['grown_sequences', 'grown_heads', 'grown_room', 'grown_width'];
 
-/** The buffers, which then hold the new token, as outputs of a branch or a graph. */
+/** The buffers, which then hold the new tokens, as outputs of a branch or a graph. */
 export function outputGrown(b: GraphBuilder, { k, v }: KeysValues): void {
   b.output(k, 'f32', GROWN);
   b.output(v, 'f32', GROWN);
@@ -56,20 +56,20 @@ export function outputGrown(b: GraphBuilder, { k, v }: KeysValues): void {
 
 export function nothingGrown(b: GraphBuilder, { kvHeadCount, headSize }: LlamaConfig): KeysValues {
   const none = () => b.constant('f32', [1, kvHeadCount, 0, headSize], []);
-  return { k: b.op('Identity', [none()]), v: b.op('Identity', [none()]) };
+  return { k: none(), v: none() };
 }
 
-/** The product with the rows of QKV, `[B, 1, (N + 2G)·D]`, and its rows' positions, `[B, 1]`, which seldom are asked for. */
-export type TokenRows = { readonly product: Value; positions(): Value };
+/** The product with the rows of QKV, `[B, S, (N + 2G)·D]`, and its rows' positions, `[B, S]`, which seldom are asked for; S or B is 1. */
+export type HeadRows = { readonly product: Value; positions(): Value };
 
-/** What each row attends to, `[B, 1, N·D]`, and the grown buffers. */
-export function attendTokens(
+/** What each row attends to, `[B, S, N·D]`, and the grown buffers. */
+export function attendByHead(
   b: GraphBuilder,
   shared: Rotary,
   extras: Extras,
-  { product, positions }: TokenRows,
+  { product, positions }: HeadRows,
   heads: KeysValues,
-  { past, most }: TokenLengths,
+  { past, most }: HeadLengths,
 ): { readonly attended: Value; readonly grown: KeysValues } {
   const { config, cos, sin } = shared;
   const { headCount, kvHeadCount, headSize } = config;
