@@ -191,3 +191,11 @@ export function clusterSizes(assignment: Uint16Array, clusterCount: number): Uin
   for (const cluster of assignment) sizes[cluster] = sizes[cluster]! + 1;
   return sizes;
 }
+
+/** What has equal labels, such as an assignment's points, by rising label. */
+export function groupsBy(labels: ArrayLike<number>): number[][] {
+  const found = new Map<number, number[]>();
+  for (const [index, label] of Array.from(labels).entries())
+    found.set(label, [...(found.get(label) ?? []), index]);
+  return [...found].sort(([a], [b]) => a - b).map(([, group]) => group);
+}

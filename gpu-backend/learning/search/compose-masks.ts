@@ -1,13 +1,13 @@
 /**
- * Masks composed for groups of clusters from what single blocks change for each. What some blocks change together is close to
- * the sum of what each changes alone, as long as they are few. So once it is measured on some prompts what it changes to run a
- * block that the mask for everybody leaves out, or to leave out one that it runs, every mask near by has a predicted cost
- * for every cluster, and the best mask of any group of clusters is read off without a search.
+ * Masks composed for groups of clusters from what single blocks change for each. Some prompts are scored under the mask for
+ * everybody with one block more or one block fewer, for each of a few blocks. What several blocks change together is close to the sum of
+ * what each changes alone, as long as they are few. So every mask near by has a predicted cost for every cluster, and the best
+ * mask of a group of clusters is found without a search.
  *
  * C clusters, B blocks that may change.
  */
 import { type Mask, maskBits } from '../../../shared/mask/mask.ts';
-import { kMeans, type Points } from '../data/kmeans.ts';
+import { groupsBy, kMeans, type Points } from '../data/kmeans.ts';
 import { sumOf } from './bootstrap.ts';
 import { type Budget, countsOf } from './budget.ts';
 import { byDistance, ridgeOnCentroids } from './centroid-ridge.ts';
@@ -65,7 +65,7 @@ export function composeMasks(rows: readonly RowChanges[], options: ComposeOption
   }).assignment;
   let found: ComposedMask[] = [];
   for (let turn = 0; turn < TURNS; turn++) {
-    found = membersOf(groups).map((clusters) => {
+    found = groupsBy(groups).map((clusters) => {
       const mask = bestFor(clusters);
       return { mask, expected: predicted.map((changes) => changeOf(mask, start, blocks, changes)) };
     });
@@ -120,14 +120,6 @@ function surcharge(everybody: readonly number[], options: ComposeOptions): numbe
     dearer -= sumOf(changed.map(([, change]) => change)) / closed.length;
   }
   return dearer;
-}
-
-/** Groups by rising number, with their clusters. */
-function membersOf(groups: ArrayLike<number>): number[][] {
-  const found = new Map<number, number[]>();
-  for (const [cluster, group] of Array.from(groups).entries())
-    found.set(group, [...(found.get(group) ?? []), cluster]);
-  return [...found].sort(([a], [b]) => a - b).map(([, clusters]) => clusters);
 }
 
 const cheapest = (costs: readonly number[]): number => costs.indexOf(Math.min(...costs));

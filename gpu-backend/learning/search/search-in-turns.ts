@@ -4,7 +4,7 @@
  * one mask are the next group. It ends when all groups were searched before.
  */
 import { type Mask, maskBits } from '../../../shared/mask/mask.ts';
-import { kMeans } from '../data/kmeans.ts';
+import { groupsBy, kMeans } from '../data/kmeans.ts';
 import type { Prompts } from '../data/prompt-groups.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample, SampledRow } from '../data/samples.ts';
@@ -164,16 +164,7 @@ function groupsByMeaning({ clusters }: Prompts, groupCount: number, seed: number
   const { centroids, dimensions, sizes } = clusters;
   const points = { count: sizes.length, dimensions, values: centroids };
   const { assignment } = kMeans(points, { clusterCount: Math.min(groupCount, sizes.length), seed });
-  return groupsBy(Array.from(assignment));
-}
-
-/** Clusters with equal labels, by rising label. */
-function groupsBy(labels: readonly number[]): Group[] {
-  const found = new Map<number, number[]>();
-  labels.forEach((label, cluster) => {
-    found.set(label, [...(found.get(label) ?? []), cluster]);
-  });
-  return [...found].sort(([a], [b]) => a - b).map(([, group]) => group);
+  return groupsBy(assignment);
 }
 
 /** By content: an equal group in another turn, or in a run with other numbers, has been searched already. */
