@@ -111,7 +111,7 @@ export class HeadCaches implements Heads {
     return made;
   }
 
-  /** The same of one that has a place. */
+  /** The buffers of a sequence that has a place, `[1, G, T, D]` each. */
   viewOf({ place }: KvCache): readonly RuntimeTensor[] {
     return this.view(place!, place! + 1);
   }

@@ -4,8 +4,8 @@
  *
  * A step has one token of every running request that generates, and pieces of prompts beside them. There is no prefill or
  * decode phase (as in vLLM v1): a request has tokens, some of them computed, and every step brings the computed ones
- * closer to all. How large a piece may be follows from what a step may take (`step-cost.ts`): the tokens of those who generate are
- * never held up for longer than some times their own time, but deep in a prompt, where the smallest piece takes longer.
+ * closer to all. How large a piece may be follows from what a step may take (`step-cost.ts`): beside answers, a few times as long
+ * as their tokens alone. Deep in a prompt the smallest piece takes longer than that.
  * Pieces are cut where time says so: an answer does not depend on it (`pieceOf`).
  * When not everybody fits, tenants take turns, and so do a tenant's requests among themselves (`turns.ts` has the bounds): for tokens
  * and for pieces of prompts apart, so that neither waits for the other.
@@ -372,15 +372,12 @@ function pieceOf({ computedCount, promptCount }: ScheduledRequest, room: number)
 
 function newPart(request: ScheduledRequest, tokens: number, kind: StepPart['kind']): StepPart {
   const keys = request.computedCount + tokens;
-  if (kind === 'token')
-    return { request, tokens, kind, load: { rows: tokens, tokens, keys, pieceKeys: 0, rowKeys: 0 } };
-  const rows = request.isScored ? SCORED_ROWS * tokens : tokens;
-  return {
-    request,
-    tokens,
-    kind,
-    load: { rows, tokens: 0, keys: 0, pieceKeys: keys, rowKeys: tokens * keys },
-  };
+  const pieceRows = request.isScored ? SCORED_ROWS * tokens : tokens;
+  const load: StepLoad =
+    kind === 'token'
+      ? { rows: tokens, tokens, keys, pieceKeys: 0, rowKeys: 0 }
+      : { rows: pieceRows, tokens: 0, keys: 0, pieceKeys: keys, rowKeys: tokens * keys };
+  return { request, tokens, kind, load };
 }
 
 const loadOf = (parts: readonly StepPart[]): StepLoad =>

@@ -12,7 +12,7 @@ import { sumOf } from './bootstrap.ts';
 /** How alike each two centroids are, `[C, C]`. */
 export type Likeness = Matrix;
 
-/** Figures change along straight lines: for few figures of which little is known. `rows`: prompts by cluster, for the middle. */
+/** Figures change along straight lines, which little text is enough for. `rows`: prompts by cluster, for the middle. */
 export function alongLines({ count, dimensions, values }: Points, rows: readonly number[]): Likeness {
   const points = Matrix.from1DArray(count, dimensions, values);
   const weights = Matrix.rowVector([...rows]).div(sumOf(rows));

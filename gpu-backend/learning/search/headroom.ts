@@ -163,8 +163,8 @@ function atOneMean(
 }
 
 /**
- * For each half of a row's positions the mask that costs the other half least. The best mask of a row, known afterwards, is
- * mostly the one that its few positions happen to favour; this is what is left of it on other text of the same row.
+ * For each half of a row's positions the mask that costs the other half least. A row has few positions, and its best mask, known
+ * afterwards, fits their noise. This says what such a choice is worth on other text of the same row.
  *
  * @returns each row's cost, and what it left out.
  */
