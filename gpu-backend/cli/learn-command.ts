@@ -8,10 +8,11 @@ import type { Scored } from '../learning/data/samples.ts';
 import type { Learned, LearnOptions, LearnProgress } from '../learning/learn.ts';
 import type { CountRange } from '../learning/search/budget.ts';
 import type { BlockCost, TargetKind } from '../learning/search/effort.ts';
-import { CONTEXT_TOKENS, LEARN_EFFORT, QUICK_EFFORT } from '../learning/search/effort.ts';
+import { CONTEXT_TOKENS, LEARN_EFFORT, QUICK_EFFORT, withoutSearch } from '../learning/search/effort.ts';
 import type { LearnReport } from '../learning/search/learn-report.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { type Device, deviceName } from '../onnx/device.ts';
+import { readMaskSet } from '../publication/publish.ts';
 import { examples } from './help.ts';
 import {
   chosenDevice,
@@ -40,6 +41,7 @@ type LearnFlags = DeviceFlags & {
   readonly cost: BlockCost;
   readonly context?: number;
   readonly quick: boolean;
+  readonly from?: string;
   readonly memory?: number;
   readonly attention?: CountRange;
   readonly ffn?: CountRange;
@@ -124,6 +126,10 @@ export function addLearnCommands(program: Command): void {
     .option('--rows <count>', 'rows read from each file at most', wholeNumber(1))
     .option('--quick', 'a usable set in minutes: less text, fewer exchanges, one turn', false)
     .option(
+      '--from <file>',
+      'begin with the masks of this mask set: they are shared out anew, and none are searched for',
+    )
+    .option(
       '--memory <GB>',
       'memory for the work; a larger model is computed layer by layer (default: what there is)',
       gigabytes,
@@ -192,6 +198,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
     ...{ rowsMax: flags.rows, seed: flags.seed, signal },
     memory_bytes: flags.memory,
+    earlier: flags.from === undefined ? undefined : await readMaskSet(flags.from),
     openUnits: await unitsFor(flags, home, reporter.log),
     onProgress(progress: LearnProgress) {
       const { number, count } = progress.at;
@@ -238,7 +245,9 @@ async function sayForecast(
     available_bytes: flags.memory ?? process.availableMemory(),
   };
   const of = (effort: typeof LEARN_EFFORT, clusterCount: number) =>
-    forecastLearning(config, weights, effort, { ...machine, clusterCount });
+    forecastLearning(config, weights, flags.from === undefined ? effort : withoutSearch(effort), {
+      ...{ ...machine, clusterCount },
+    });
   const smaller = [
     { flags: '--clusters 1', forecast: of(LEARN_EFFORT, 1) },
     { flags: '--quick', forecast: of(QUICK_EFFORT, clusters) },

@@ -28,7 +28,15 @@ import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
 import { contentKey, openRunJournal, type RunJournal } from './journal.ts';
 import type { Budget, CountRange } from './search/budget.ts';
-import { type BlockCost, effortFor, fullText, LEARN_EFFORT, type LearnEffort } from './search/effort.ts';
+import { checkBudget, type EarlierMasks, earlierMasks } from './search/earlier-set.ts';
+import {
+  type BlockCost,
+  effortFor,
+  fullText,
+  LEARN_EFFORT,
+  type LearnEffort,
+  withoutSearch,
+} from './search/effort.ts';
 import { type LearnedMasks, learnMasks } from './search/learn-masks.ts';
 import { buildReport, heldOutFigures, type LearnReport } from './search/learn-report.ts';
 import { openModelParts } from './search/model-parts.ts';
@@ -77,6 +85,8 @@ export type LearnOptions = {
   readonly name: string;
   readonly seed?: number | undefined;
   readonly effort?: LearnEffort | undefined;
+  /** A set whose masks the run begins with, instead of searching for some: of this model, with this budget. */
+  readonly earlier?: MaskSet | undefined;
   /** Where an unfinished run is kept; in `out`, and removed at the end, unless several runs share one. */
   readonly sharedState?: string | undefined;
   /** What the work in this process may have of memory; what there is unless given. */
@@ -90,17 +100,20 @@ type Settings = LearnOptions & {
   readonly seed: number;
   readonly cost: BlockCost;
   readonly effort: LearnEffort;
+  readonly known: EarlierMasks | undefined;
 };
 
 export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport };
 
 /** @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_encoder`. Rejects when `signal` aborts; the state stays. */
 export async function learn(options: LearnOptions): Promise<Learned> {
+  const { cost = DEFAULTS.cost } = options;
   const settings: Settings = {
     ...options,
     seed: options.seed ?? DEFAULTS.seed,
-    cost: options.cost ?? DEFAULTS.cost,
-    effort: options.effort ?? DEFAULTS.effort,
+    cost,
+    effort: effortAsked(options),
+    known: options.earlier && earlierMasks(options.earlier, { ...options, cost }),
   };
   const { out, signal, onProgress } = options;
   checkName(options.name);
@@ -145,7 +158,9 @@ async function learnWith(
   });
   const asked = { model, surrogates, threads, device, targets: settings.effort.targets };
   const parts = await openModelParts(asked, units, journal);
-  const budget = await parts.budget(settings);
+  const { known, earlier } = settings;
+  const budget = await parts.budget({ ...settings, weights: known?.weights });
+  if (known !== undefined) checkBudget(earlier!, known.masks, budget);
   const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, { seed, ...settings.effort });
   const { effort, plan } = planRun(settings, prompts, texts, budget.blockWeights.length);
   const track = trackProgress(settings.onProgress, plan, () => journal.size);
@@ -165,7 +180,7 @@ async function learnWith(
     return parts.score(sample, masks);
   };
   const masks = await learnMasks({
-    ...{ bench, prompts, texts, effort, maskCount, seed, score, track },
+    ...{ bench, prompts, texts, effort, known: known?.masks, maskCount, seed, score, track },
     atOnce: units.atOnce,
   });
   return { masks, budget, effort };
@@ -173,7 +188,7 @@ async function learnWith(
 
 /** The effort that there is text for, and the stages that it comes to. */
 function planRun(
-  { effort: wanted, maskCount }: Settings,
+  { effort: wanted, maskCount, known }: Settings,
   { everybody, clusters }: Prompts,
   texts: TextMaker,
   blocks: number,
@@ -185,6 +200,7 @@ function planRun(
   const plan = planStages(effort, {
     blocks,
     groups: Math.min(maskCount ?? effort.masksMax, clusters.sizes.length),
+    known: known?.masks.length ?? 0,
     batchTokens: Math.min(LOSS_BATCH_TOKENS, tokens),
     shareRows: texts.draw('share', everybody.choice, effort.sharePositions).length,
     composeRows: texts.draw('compose', everybody.search, effort.compose.positions).length,
@@ -193,6 +209,9 @@ function planRun(
   });
   return { effort, plan };
 }
+
+const effortAsked = ({ effort = DEFAULTS.effort, earlier }: LearnOptions): LearnEffort =>
+  earlier === undefined ? effort : withoutSearch(effort);
 
 /** Before the work, not after it. */
 function checkName(name: string): void {
@@ -221,6 +240,7 @@ async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Prom
     effort,
     seed,
     encoder,
+    ...(settings.known && { from: settings.known.version }),
     ...(settings.device?.kind === 'webgpu' && { device: deviceName(settings.device) }),
   });
 }
@@ -233,7 +253,7 @@ async function assemble(
   masks: LearnedMasks,
   budget: Budget,
 ): Promise<MaskSet> {
-  const { data, effort, name, surrogates, seed, cost } = settings;
+  const { data, effort, name, surrogates, seed, cost, known } = settings;
   const { manifest } = settings.model;
   const [attention, ffn] = budget.blockWeights as [number, number];
   const clusters = clusterEntries(settings, prompts, masks);
@@ -256,6 +276,7 @@ async function assemble(
       heldOutRows: prompts.rows.heldOut,
       ...{ seed, cost, blockWeights: { attention, ffn }, effort },
       oneMask: maskBits(masks.masks[0]!.mask),
+      ...(known && { from: known.version }),
       ...routingRecord(masks),
     },
     heldOut: heldOutFigures(masks, prompts),

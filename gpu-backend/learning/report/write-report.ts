@@ -251,8 +251,8 @@ const gateTable = (report: LearnReport): Html[] => [
     ['mask', 'stochastic', 'binary', 'from'],
     masksOf(report).map(([name, { gates, source }]) => [
       name,
-      number(gates.stochastic_kl),
-      number(gates.binary_kl),
+      gates === null ? '' : number(gates.stochastic_kl),
+      gates === null ? '' : number(gates.binary_kl),
       source,
     ]),
   ),

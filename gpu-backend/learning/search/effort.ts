@@ -124,6 +124,13 @@ export const QUICK_EFFORT: LearnEffort = {
   heldOutPositions: 2048,
 };
 
+/** Of a run whose masks are known: it searches for none, and shares the clusters out once. */
+export const withoutSearch = (effort: LearnEffort): LearnEffort => ({
+  ...effort,
+  one: { ...effort.one, ...{ greedyEvaluations: 0, gateSteps: 0, rounds: 0, exchanges: 0 } },
+  turns: 0,
+});
+
 /** A search can use so many times the text that one of its masks is measured on: gates learn on text of their own. */
 const TEXTS_A_SEARCH = 3;
 /** Less than this part of an effort finds nothing. */

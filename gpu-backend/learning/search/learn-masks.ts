@@ -12,7 +12,7 @@ import { lighterMasks } from './exchange.ts';
 import { headroomOf, leads } from './headroom.ts';
 import type { SampleScores } from './score-masks.ts';
 import { type FoundMask, isScorable, type LearnMasksContext, searchInTurns } from './search-in-turns.ts';
-import { type Candidate, compareMasks, searchOneMask } from './search-masks.ts';
+import { type Candidate, compareMasks, rankBlocks, searchOneMask } from './search-masks.ts';
 import {
   countThatPays,
   type RowCosts,
@@ -75,10 +75,16 @@ export async function learnMasks(context: LearnMasksContext): Promise<LearnedMas
   return { ...(await learnShared(context, one)), candidates };
 }
 
-async function learnOne({ bench, prompts, effort }: LearnMasksContext) {
-  const search = await searchOneMask(bench, prompts.everybody.search, effort.one);
+async function learnOne({ bench, prompts, effort, known }: LearnMasksContext) {
+  const { search: rows } = prompts.everybody;
+  const search =
+    known === undefined
+      ? await searchOneMask(bench, rows, effort.one)
+      : await rankBlocks(bench, rows, known, effort.one);
   const on = bench.costOn('one choice', prompts.everybody.choice, effort.choicePositions);
-  const candidates = await compareMasks(search.proposals, on.ofMask);
+  // A mask that was chosen on much text before is not chosen anew on less.
+  const choices = known === undefined ? search.proposals : search.proposals.slice(0, 1);
+  const candidates = await compareMasks(choices, on.ofMask);
   const [{ mask, source }] = candidates as [Candidate, ...Candidate[]];
   return { one: { mask, source, search }, candidates };
 }

@@ -45,8 +45,8 @@ const learnedMask = z.object({
   worth: z.array(z.number()),
   /** The gates' learning curve, an entry a training step. */
   curve: z.array(z.object({ loss: z.number(), expectedSparsity: z.number() })),
-  /** KL under gates as training draws them, and under the best bits that they stand for, on the same text. */
-  gates: z.object({ stochastic_kl: z.number(), binary_kl: z.number() }),
+  /** KL under gates as training draws them, and under the best bits that they stand for, on the same text; null without gates. */
+  gates: z.object({ stochastic_kl: z.number(), binary_kl: z.number() }).nullable(),
   source: z.string(),
   /** Of the calibration prompts, the share whose clusters have this mask. */
   share: z.number(),
@@ -182,13 +182,13 @@ export function buildReport(
 }
 
 function maskReport({ mask, source, search }: FoundMask, share: number): LearnedMaskReport {
-  const { curve, stochastic, best } = search.gates;
+  const { gates } = search;
   return {
     bits: maskBits(mask),
     ...skippedLayers(mask),
     worth: [...search.worth],
-    curve: curve.map((entry) => ({ ...entry })),
-    gates: { stochastic_kl: stochastic, binary_kl: best.cost },
+    curve: gates?.curve.map((entry) => ({ ...entry })) ?? [],
+    gates: gates === undefined ? null : { stochastic_kl: gates.stochastic, binary_kl: gates.best.cost },
     ...{ source, share },
   };
 }

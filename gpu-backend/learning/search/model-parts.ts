@@ -39,6 +39,8 @@ type ModelParts = {
       readonly cost?: BlockCost | undefined;
       /** Tokens before those that blocks are timed with. */
       readonly context?: number | undefined;
+      /** What blocks take, where it is known; measured unless given. */
+      readonly weights?: BlockCounts | undefined;
     } & {
       readonly [kind in 'attention' | 'ffn']?: BudgetOptions[kind] | undefined;
     },
@@ -80,13 +82,14 @@ export async function openModelParts(
       const [loss, ...gradients] = await units.run(batchUnit('step', targets, batch, gates));
       return { loss: loss!, gradients };
     },
-    async budget({ sparsity, cost = 'blocks', context, attention, ffn }) {
+    async budget({ sparsity, cost = 'blocks', context, weights, attention, ffn }) {
       const all = { min: 0, max: config.layerCount };
-      const [a, f] = cost === 'time' ? await journal.result('block times', () => measured(context)) : [1, 1];
+      const timed = () => journal.result('block times', () => measured(context));
+      const [a, f] = cost === 'time' && weights === undefined ? await timed() : [1, 1];
       return createBudget({
         layerCount: config.layerCount,
         targetSparsity: sparsity,
-        weights: { attention: a!, ffn: f! },
+        weights: weights ?? { attention: a!, ffn: f! },
         attention: attention ?? all,
         ffn: ffn ?? all,
       });

@@ -45,6 +45,8 @@ export type RunSize = {
   readonly blocks: number;
   /** Groups of clusters that masks are searched for; 1: one mask for all. */
   readonly groups: number;
+  /** Masks that are known before, where none are searched for; else 0. */
+  readonly known: number;
   /** Tokens of a batch that masks are searched on. */
   readonly batchTokens: number;
   readonly shareRows: number;
@@ -79,16 +81,17 @@ const FOUND_BY = { one: 5, group: 3 };
 
 /** Stages in the order in which they come, with what they usually take. */
 export function planStages(effort: LearnEffort, size: RunSize): PlannedStage[] {
-  const { groups } = size;
+  const { groups, known } = size;
   const rowTokens = SCORED_TOKEN * size.rowTokens;
   const one = usualSearch(effort, 'one', size);
   const group = usualSearch(effort, 'group', size);
+  const share = (masks: number) => ({
+    stage: 'share' as const,
+    ...{ results: size.shareRows, tokens: (masks + 1) * rowTokens },
+  });
   const turns = Array.from({ length: groups > 1 ? effort.turns : 0 }, (_, turn): PlannedStage[] => {
     const fresh = FOUND_BY.group * groups + (turn === 0 ? FOUND_BY.one : 0);
-    return [
-      { stage: 'masks', results: groups * group.results, tokens: group.tokens },
-      { stage: 'share', results: size.shareRows, tokens: (fresh + 1) * rowTokens },
-    ];
+    return [{ stage: 'masks', results: groups * group.results, tokens: group.tokens }, share(fresh)];
   });
   const composed = {
     results: size.composeRows + size.shareRows,
@@ -101,7 +104,7 @@ export function planStages(effort: LearnEffort, size: RunSize): PlannedStage[] {
   const measured = groups > 1 ? few + sizes + MEASURED_BESIDE : 2;
   return [
     { stage: 'one mask', ...one },
-    ...turns.flat(),
+    ...(known > 0 && groups > 1 ? [share(known)] : turns.flat()),
     ...(composes(effort, groups) ? [{ stage: 'compose' as const, ...composed }] : []),
     ...(sizes === 0 ? [] : [{ stage: 'sizes' as const, ...sized }]),
     { stage: 'measure', results: size.heldOutRows, tokens: measured * rowTokens },
@@ -130,7 +133,7 @@ export const firstStage = (number: 1 | 2, effort: LearnEffort, groups: number): 
   number,
   count:
     FIRST_STAGES +
-    (groups > 1 ? 2 * effort.turns : 0) +
+    (groups > 1 ? Math.max(1, 2 * effort.turns) : 0) +
     (sizesOf(effort, groups) > 0 ? 1 : 0) +
     (composes(effort, groups) ? 1 : 0) +
     2,

@@ -30,6 +30,8 @@ export type LearnMasksContext = {
   readonly prompts: Prompts;
   readonly texts: TextMaker;
   readonly effort: LearnEffort;
+  /** Masks of an earlier set, the one for everybody first: nothing is searched then. */
+  readonly known: readonly Mask[] | undefined;
   /** How many masks; undefined: as many as pay. */
   readonly maskCount: number | undefined;
   readonly seed: number;
@@ -63,7 +65,14 @@ export async function searchInTurns(context: LearnMasksContext, one: FoundMask):
   let groups = groupsByMeaning(prompts, most, seed);
   let state: Searched = { pool: [one], costs: [], turns: 0, base: 0 };
   // One mask is known already.
-  for (let turn = 1; turn <= effort.turns && most > 1; turn++) {
+  if (most === 1) return state;
+  const measured = async (turns: number): Promise<Searched> => {
+    const masks = [...pool];
+    const costs = await measureRows(context, rows, masks);
+    return { pool: masks, costs, turns, base: bestForAll(costs, 0) };
+  };
+  if (context.known !== undefined) state = await measured(0);
+  for (let turn = 1; turn <= effort.turns; turn++) {
     const fresh = groups.filter((clusters) => !searched.has(nameOf(prompts, clusters)));
     if (fresh.length === 0) break;
     if (context.atOnce > 1) context.track.onStage('masks');
@@ -74,14 +83,10 @@ export async function searchInTurns(context: LearnMasksContext, one: FoundMask):
       return await searchGroup(context, clusters, starts, one.search.worth);
     });
     for (const mask of found.flat()) addTo(pool, mask);
-    const masks = [...pool];
-    const costs = await measureRows(context, rows, masks);
-    const base = bestForAll(costs, 0);
-    const sharing = shareMasks(costs, { clusterCount, base, maskCount: most });
-    state = { pool: masks, costs, turns: turn, base };
+    state = await measured(turn);
+    const sharing = shareMasks(state.costs, { clusterCount, base: state.base, maskCount: most });
     groups = groupsBy(sharing.clusters);
   }
-  if (state.turns === 0) return state;
   return withSizes(context, rows, await withComposed(context, rows, state));
 }
 

@@ -26,8 +26,21 @@ export type MaskSearch = {
   readonly proposals: readonly Proposal[];
   /** Rise of the KL without each block, `[2L]`: under the dense model, or under the mask for everybody. */
   readonly worth: readonly number[];
-  readonly gates: LearnedGates;
+  /** Undefined where none were learned. */
+  readonly gates: LearnedGates | undefined;
 };
+
+/** In the place of a search where masks are known already: only the blocks are ranked. */
+export async function rankBlocks(
+  bench: Workbench,
+  rows: readonly CalibrationRow[],
+  known: readonly Mask[],
+  { searchPositions, glanceParts }: LearnEffort['one'],
+): Promise<MaskSearch> {
+  const on = bench.costOn('one search', rows, searchPositions, glanceParts);
+  const worth = await worthOfBlocks(on.atAGlance, denseMask(bench.blockCount));
+  return { proposals: known.map((mask) => ({ source: 'the earlier set', mask })), worth, gates: undefined };
+}
 
 export async function searchOneMask(
   bench: Workbench,

@@ -152,6 +152,31 @@ describe('learn', () => {
     expect(maskSet.learned.blockWeights).toEqual(report.budget.weights);
   }, 60_000);
 
+  it('begins with the masks of an earlier set, and refuses a set that it cannot begin with', async () => {
+    const earlier = whole.maskSet;
+    const { maskSet, report } = await learn(await options('again', { earlier, name: 'again' }));
+    const from = whole.report.version;
+    expect(maskSet.learned).toMatchObject({ from, oneMask: whole.report.oneMask.bits, effort: { turns: 0 } });
+    expect(report.masks.every(({ curve, gates }) => curve.length === 0 && gates === null)).toBe(true);
+    const known = new Set([earlier.learned.oneMask, ...earlier.clusters.map(({ bits }) => bits)]);
+    const pool = report.sharing!.pool.filter(({ source }) => source === 'the earlier set');
+    expect(new Set(pool.map(({ bits }) => bits))).toEqual(known);
+    expect(reportHtml({ learn: report })).toContain('the earlier set');
+    const refusals: [Partial<LearnOptions>, RegExp][] = [
+      [{ sparsity: 0.5 }, /leaves out .* blocks, for a sparsity of 0.25, not of 0.5/],
+      [{ cost: 'time' }, /its sparsity is a share of blocks, not of time/],
+      [
+        { earlier: { ...earlier, model: { ...earlier.model, hash: '0'.repeat(64) } } },
+        /it is for .*, not for/,
+      ],
+      [{ earlier: { ...earlier, surrogate: true, surrogates: `s_${'0'.repeat(24)}` } }, /other surrogates/],
+      [{ earlier: { ...earlier, learned: {} } }, /does not say how it was learned/],
+      [{ earlier: { ...earlier, learned: { ...earlier.learned, oneMask: 'fff' } } }, /is damaged/],
+    ];
+    for (const [changes, why] of refusals)
+      await expect(learn(await options('refused', { earlier, ...changes }))).rejects.toThrow(why);
+  }, 60_000);
+
   it('compares numbers of clusters, and learns the mask for everybody once', async () => {
     const seen: SweepRow[] = [];
     const { clusterCount: _, ...rest } = await options('sweep');

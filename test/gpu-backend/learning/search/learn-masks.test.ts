@@ -9,7 +9,7 @@ import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
 import type { SampleBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { createBudget } from '../../../../gpu-backend/learning/search/budget.ts';
-import type { LearnEffort } from '../../../../gpu-backend/learning/search/effort.ts';
+import { type LearnEffort, withoutSearch } from '../../../../gpu-backend/learning/search/effort.ts';
 import { learnMasks } from '../../../../gpu-backend/learning/search/learn-masks.ts';
 import {
   type LearnProgress,
@@ -68,7 +68,11 @@ const rowsOf = (kinds: readonly string[], count: number): CalibrationRow[] =>
     ),
   );
 
-function scripted(prompts: Prompts, prices: Prices, spread: number, effort: LearnEffort) {
+function scripted(
+  prompts: Prompts,
+  { prices = DIFFERENT, spread = 0.05, known: masks }: Case,
+  effort: LearnEffort,
+) {
   const kindOf = new Map<Sample, CalibrationRow>();
   const sampleOf = new Map<CalibrationRow, Sample>();
   for (const row of prompts.clusterOf.keys()) {
@@ -97,6 +101,7 @@ function scripted(prompts: Prompts, prices: Prices, spread: number, effort: Lear
   const progress: StageProgress[] = [];
   const plan = planStages(effort, {
     ...{ blocks: BLOCKS, groups: 2, batchTokens: POSITIONS, rowTokens: POSITIONS },
+    known: masks?.length ?? 0,
     shareRows: prompts.everybody.choice.length,
     composeRows: prompts.everybody.search.length,
     heldOutRows: prompts.everybody.heldOut.length,
@@ -130,7 +135,7 @@ function scripted(prompts: Prompts, prices: Prices, spread: number, effort: Lear
       const sums = { kl: POSITIONS * kl, klEven: (POSITIONS / 2) * kl, loss: POSITIONS * (1 + kl) };
       return { positions: POSITIONS, equalTops: 1, ...sums };
     });
-  return { ...{ bench, prompts, texts, score, track, seed: 1, atOnce: 1, effort }, progress };
+  return { ...{ bench, prompts, texts, score, track, seed: 1, atOnce: 1, effort, known: masks }, progress };
 }
 
 type Case = {
@@ -140,13 +145,14 @@ type Case = {
   maskCount?: number;
   rows?: number;
   sizes?: number[];
+  known?: Mask[];
   effort?: Partial<LearnEffort>;
 };
 
-async function learned({ kinds = ['sums', 'trips'], prices = DIFFERENT, spread = 0.05, ...rest }: Case = {}) {
+async function learned({ kinds = ['sums', 'trips'], ...rest }: Case = {}) {
   const prompts = await groupPrompts(rowsOf(kinds, rest.rows ?? 60), encoder, 6, 1);
   const effort = { ...EFFORT, sizes: rest.sizes ?? [], ...rest.effort };
-  const { progress, ...context } = scripted(prompts, prices, spread, effort);
+  const { progress, ...context } = scripted(prompts, rest, effort);
   return { prompts, progress, found: await learnMasks({ ...context, maskCount: rest.maskCount }) };
 }
 
@@ -263,6 +269,34 @@ describe('masks and clusters', () => {
     expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
     const numbers = progress.map(({ at }) => at.number);
     expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
+  });
+
+  it('begin with the masks of an earlier set: none are searched for, others are composed from them', async () => {
+    const kinds = ['sums', 'trips', 'walks'];
+    const prices: Prices = { ...DIFFERENT, walks: [0.6, 0.6, 0.6, 0.6, 0.1, 0.1, 0.9, 0.9] };
+    const compose = { masks: 4, blocks: BLOCKS, positions: 5000 };
+    const without = (...out: number[]): Mask => ({
+      runs: Uint8Array.from({ length: BLOCKS }, (_, block) => (out.includes(block) ? 0 : 1)),
+    });
+    const { found, progress } = await learned({
+      ...{ kinds, prices, known: [without(0, 2), without(0, 1)] },
+      effort: withoutSearch({ ...EFFORT, compose }),
+    });
+    expect(found.candidates.map(({ source, mask }) => [source, maskBits(mask)])).toEqual([
+      ['the earlier set', maskBits(without(0, 2))],
+    ]);
+    const { pool, turns, reason } = found.sharing!;
+    expect([turns, reason]).toEqual([0, null]);
+    expect(new Set(pool.map(({ source }) => source))).toEqual(
+      new Set(['the earlier set', 'composed for some clusters']),
+    );
+    const masks = found.masks.map(({ mask }) => maskBits(mask));
+    for (const mask of [without(0, 1), without(2, 3), without(4, 5)]) expect(masks).toContain(maskBits(mask));
+    expect([...new Set(progress.map(({ stage, at }) => `${at.number} ${stage}`))]).toEqual([
+      ...['3 one mask', '4 share', '5 compose', '6 measure'],
+    ]);
+    expect(progress[0]!.at.count).toBe(6);
+    expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
   });
 
   it('no more masks than are asked for', async () => {
