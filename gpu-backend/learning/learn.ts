@@ -52,7 +52,7 @@ export const MASK_SET_FILE = 'mask-set.json';
 export const STATE_FILE = 'state.jsonl';
 const METHOD = 'hard-concrete';
 /** Part of the journal's key: raise it when the same inputs come to other results. */
-const PIPELINE_VERSION = 9;
+const PIPELINE_VERSION = 10;
 const DEFAULTS = { seed: 1, cost: 'blocks', effort: LEARN_EFFORT } as const;
 /** Digits of a centroid's numbers: far below what moves a prompt to another cluster. */
 const CENTROID_DIGITS = 6;

@@ -160,7 +160,7 @@ export function giveNothingBack(g: GraphBuilder, any: Value, type: ElementType):
   g.outputSequence({ name: NOTHING_BACK }, type);
 }
 
-type ConstantType = 'f32' | 'f16' | 'i64' | 'i32' | 'bool';
+type ConstantType = 'f32' | 'f16' | 'i64' | 'i32' | 'u8' | 'bool';
 
 function constantBytes(type: ConstantType, values: readonly number[]): Uint8Array {
   switch (type) {
@@ -172,6 +172,7 @@ function constantBytes(type: ConstantType, values: readonly number[]): Uint8Arra
       return new Uint8Array(Int32Array.from(values).buffer);
     case 'i64':
       return new Uint8Array(BigInt64Array.from(values.map(BigInt)).buffer);
+    case 'u8':
     case 'bool':
       return Uint8Array.from(values);
   }

@@ -15,7 +15,7 @@ import { contentKey } from '../journal.ts';
 import { SCORES_VERSION } from '../search/score-masks.ts';
 
 /** Raised when the same unit comes to other numbers. */
-const UNITS_VERSION = 1;
+const UNITS_VERSION = 2;
 
 const count = z.int().min(0);
 const counts = z.array(count);

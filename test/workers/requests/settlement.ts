@@ -21,7 +21,8 @@ function queue(failures = 0) {
   const EVENTS = {
     sendBatch: async (messages: { body: EdgeMessage }[]) => {
       if (++tries.count <= failures) throw new Error('the queue is down');
-      const events = messages.flatMap(({ body }) => [body].flat());
+      // Some requests are compared with the dense model, too, by the draw of their ids.
+      const events = messages.flatMap(({ body }) => [body].flat()).filter(({ kind }) => kind === 'request');
       sent.push(...events.map((event) => requestEventSchema.parse(event)));
     },
   } as unknown as Env['EVENTS'];

@@ -44,14 +44,15 @@ describe('in fp32', () => {
   }, 120_000);
   afterAll(() => session.close());
 
-  test.each(CASES)('%s: PyTorch within 1e-4', async (_name, expected, batch) => {
+  test.each(CASES)('%s: PyTorch within 1e-3', async (_name, expected, batch) => {
     const { loss, gradients } = await session.step(batch, expected.gates);
     expect(Math.abs(loss / expected.loss - 1)).toBeLessThan(1e-5);
-    // Each gradient to 1e-4 of itself, or of the typical gradient where it is near 0 by cancellation.
+    // Each gradient to 1e-3 of itself, or of the typical gradient where it is near 0 by cancellation: kernels of other
+    // processors sum in another order (1e-4 with AVX-512, 5e-4 without).
     const typical = norm(expected.gradients) / Math.sqrt(expected.gradients.length);
     expected.gradients.forEach((value, i) => {
       if (expected.gates[i] === 0) return;
-      expect(Math.abs(gradients[i]! - value)).toBeLessThan(1e-4 * Math.max(Math.abs(value), typical));
+      expect(Math.abs(gradients[i]! - value)).toBeLessThan(1e-3 * Math.max(Math.abs(value), typical));
     });
   });
 
@@ -136,7 +137,7 @@ describe('a small random model', () => {
 
   test('transposed weights are written once, and again when their index is damaged', async () => {
     const { folder, open } = await emitted('q8', { tiedEmbeddings: false });
-    const copies = join(folder, 'training-v2.bin');
+    const copies = join(folder, 'training-v3.bin');
     const result = async () => {
       const session = await open();
       const step = await session.step(batch, Array(8).fill(0.8));
@@ -145,7 +146,7 @@ describe('a small random model', () => {
     };
     const first = await result();
     expect(await result()).toEqual(first);
-    await writeFile(join(folder, 'training-v2.json'), '{"head": ');
+    await writeFile(join(folder, 'training-v3.json'), '{"head": ');
     const again = await result();
     expect(again.step).toEqual(first.step);
     expect(again.written).toBeGreaterThan(first.written);
