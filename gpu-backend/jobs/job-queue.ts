@@ -85,7 +85,8 @@ export class Jobs {
   /**
    * Requests that come together are taken one after the other, so that the line's bound holds for all of them.
    * @param schedule that asks for it, if any.
-   * @throws MaskrouteError `queue_full`, and what {@link JobData.files} throws.
+   * @throws MaskrouteError `queue_full`, what {@link JobData.files} throws, `not_found` and `conflict` when it is to begin with a
+   *   set that is not there.
    */
   create(request: CreateJob, schedule: string | null = null): Promise<Job> {
     const created = this.#creating.then(() => this.#create(request, schedule));
@@ -175,6 +176,7 @@ export class Jobs {
       throw new MaskrouteError('queue_full', message, { retryAfter_s: 60 });
     }
     await this.data.files(request);
+    if (request.from !== undefined && request.from !== 'last') await this.read(request.from, 'mask-set.json');
     const job = newJob(withDefaults(request, this.#options.model), schedule);
     const { id } = job;
     await mkdir(this.#store.folderOf(id), { recursive: true, mode: 0o700 });
@@ -229,7 +231,8 @@ export class Jobs {
     const files = await this.data.files(request);
     this.#options.note(starts === 0 ? 'a job begins' : 'a job goes on', { job: id });
 
-    const learned = await this.#run(id, learnArguments(request, files, out), {}, signal);
+    const args = learnArguments(request, files, out, this.#earlierSet(request));
+    const learned = await this.#run(id, args, {}, signal);
     if (learned.kind !== 'done') return await this.#end(id, learned, null);
     const file = join(out, 'mask-set.json');
     const version = maskSetVersion(maskSetSchema.parse(JSON.parse(await readFile(file, 'utf8'))));
@@ -240,10 +243,20 @@ export class Jobs {
     const { backendKey, otherBackendKey } = this.#options;
     const sealed = await readFile(this.#store.secretOf(id));
     const adminKey = unsealWithAny(sealed, [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])], id);
-    const args = publishArguments(request.publish, file);
-    const published = await this.#run(id, args, { MASKROUTE_ADMIN_KEY: adminKey }, signal);
+    const toPublish = publishArguments(request.publish, file);
+    const published = await this.#run(id, toPublish, { MASKROUTE_ADMIN_KEY: adminKey }, signal);
     if (published.kind !== 'done') return await this.#end(id, published, { version, published: null });
     await this.#finish(id, { status: 'succeeded', result: { version, published: published.lastLine } });
+  }
+
+  /** The file of the set that a job begins with. While it runs no other job ends, so after a restart it is the same. */
+  #earlierSet(request: JobRequest): string | undefined {
+    if (request.from === undefined) return undefined;
+    const { id } =
+      request.from === 'last'
+        ? (this.list().find((job) => job.status === 'succeeded' && learnsAlike(job.request, request)) ?? {})
+        : this.get(request.from);
+    return id && join(this.#store.outOf(id), 'mask-set.json');
   }
 
   async #run(
@@ -318,6 +331,10 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
   created_at: new Date().toISOString(),
   ...{ started_at: null, finished_at: null, starts: 0, progress: null, error: null, result: null },
 });
+
+/** What a set must have been learned for, to begin with it. */
+const ALIKE = ['name', 'model', 'sparsity', 'cost', 'surrogate'] as const;
+const learnsAlike = (a: JobRequest, b: JobRequest): boolean => ALIKE.every((field) => a[field] === b[field]);
 
 /** What may be shown of a request. `model`: for requests without one. */
 export function withDefaults({ publish, ...request }: CreateJob, model: string): JobRequest {

@@ -156,7 +156,13 @@ async function openLog(path: string): Promise<Log> {
 
 /* A job's request as arguments of the command line: jobs do nothing that a person could not do there. */
 
-export function learnArguments(request: JobRequest, files: readonly string[], out: string): string[] {
+/** @param from the file of the mask set that it begins with, if any. */
+export function learnArguments(
+  request: JobRequest,
+  files: readonly string[],
+  out: string,
+  from?: string,
+): string[] {
   const { model, clusters, masks, sparsity, cost, context, surrogate, encoder, name, rows, seed } = request;
   return [
     'learn',
@@ -171,6 +177,7 @@ export function learnArguments(request: JobRequest, files: readonly string[], ou
     ...(cost === undefined ? [] : ['--cost', cost]),
     ...(context === undefined ? [] : ['--context', String(context)]),
     ...(surrogate === undefined ? [] : [surrogate ? '--surrogate' : '--no-surrogate']),
+    ...(from === undefined ? [] : ['--from', from]),
     ...(rows === undefined ? [] : ['--rows', String(rows)]),
     ...(seed === undefined ? [] : ['--seed', String(seed)]),
   ];

@@ -75,6 +75,13 @@ export const createJobSchema = z.strictObject({
   /** With `cost: "time"`: tokens before the timed token. */
   context: z.int().min(1).max(1_000_000).optional(),
   surrogate: z.boolean().optional(),
+  /**
+   * The job whose set it begins with, instead of searching for masks. `last`: the newest one of the same name, model, sparsity,
+   * cost and surrogates; a job without any before it searches.
+   */
+  from: z
+    .union([z.literal('last'), z.string().regex(JOB_ID_PATTERN, 'expected "last" or the id of a job')])
+    .optional(),
   encoder: z.enum(['static', 'all-minilm-l6-v2']).default('static'),
   name: z.string().regex(DATA_NAME_PATTERN).optional(),
   rows: z.int().min(1).max(10_000_000).optional(),

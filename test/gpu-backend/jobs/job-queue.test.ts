@@ -116,6 +116,31 @@ describe('a job', () => {
     expect(starts(made[1]!.id)).toEqual([]);
   });
 
+  it('begins with the set that an earlier job learned: a certain one, or the last of its kind', async () => {
+    const jobs = await start();
+    const from = async (more: Partial<CreateJob>) => {
+      const { id } = await create(jobs, 'ok', more);
+      await ended(jobs, id);
+      const args = readFileSync(join(folderOf(id), 'arguments'), 'utf8').split('\n');
+      return { id, set: args.includes('--from') ? args[args.indexOf('--from') + 1] : undefined };
+    };
+    const setOf = (id: string) => join(folderOf(id), 'out', 'mask-set.json');
+    // There is none before it.
+    const first = await from({ from: 'last' });
+    expect(first.set).toBeUndefined();
+    const second = await from({ from: 'last' });
+    expect(second.set).toBe(setOf(first.id));
+    expect((await from({ from: first.id })).set).toBe(setOf(first.id));
+    for (const other of [{ sparsity: 0.2 }, { name: 'other' }, { cost: 'time' as const }])
+      expect((await from({ from: 'last', ...other })).set).toBeUndefined();
+    await expect(create(jobs, 'ok', { from: `job_${'0'.repeat(24)}` })).rejects.toMatchObject({
+      code: 'not_found',
+    });
+    const failed = await create(jobs, 'fail');
+    await ended(jobs, failed.id);
+    await expect(create(jobs, 'ok', { from: failed.id })).rejects.toMatchObject({ code: 'conflict' });
+  }, 60_000);
+
   it('refuses data that is not there before it begins', async () => {
     const jobs = await start();
     const asked = await request(jobs, 'ok');

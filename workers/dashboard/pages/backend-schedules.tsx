@@ -268,6 +268,10 @@ export const JobFields = () => (
         title="letters, digits, _ and -"
       />
     </label>
+    <label>
+      <input name="from" type="checkbox" value="last" />
+      Begin with the masks of the last job of this name: a third of the time
+    </label>
   </>
 );
 
@@ -288,6 +292,7 @@ export async function jobIn(form: FormData, jobs: string): Promise<object> {
     cost: form.get('cost'),
     name: form.get('name'),
     ...(rows === null ? {} : { rows: Number(rows) }),
+    ...(form.get('from') === null ? {} : { from: 'last' }),
   };
 }
 
