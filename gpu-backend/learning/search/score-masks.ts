@@ -7,8 +7,9 @@
  *
  * Shapes: P scored positions of a sample, R rows (positions), V tokens; q = softmax of the logits, p the dense model's.
  */
-import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
-import type { SequenceCache } from '../../engine/kv-cache.ts';
+import { LRUCache } from 'lru-cache';
+import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
+import type { KvValues, SequenceCache } from '../../engine/kv-cache.ts';
 import type { Runner } from '../../engine/runner.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import { type Graph, GraphBuilder, type Value } from '../../onnx/graph.ts';
@@ -44,20 +45,23 @@ export type Scorer = {
   score(reference: Reference, mask: Mask): Promise<SampleScores>;
 };
 
+/** Of what prompts begin with, under all masks. */
+const BEGINNINGS_BYTES_MAX = 64 * 1024 * 1024;
+
 /** One sequence at a time, in one cache. */
 export function createScorer(runner: Runner, session: ScoreSession): Scorer {
-  const cache = runner.newCache();
+  const logitsOf = createForward(runner);
   const dense = denseMask(2 * runner.config.layerCount);
   return {
     async reference(sample) {
-      const logits = await logitsOf(runner, cache, sample, dense);
+      const logits = await logitsOf(sample, dense);
       const { losses, tops, logs } = await session.logs(logits, nextIds(sample));
       const positions = tops.length;
       const equal = { positions, kl: 0, klEven: 0, equalTops: positions };
       return { sample, logs, tops, scores: { ...equal, loss: sum(losses) } };
     },
     async score({ sample, logs, tops }, mask) {
-      const logits = await logitsOf(runner, cache, sample, mask);
+      const logits = await logitsOf(sample, mask);
       const found = await session.against(logits, nextIds(sample), logs);
       // Rounding can put an equal distribution a hair below 0.
       const kls = found.kls.map((kl) => Math.max(0, kl));
@@ -72,12 +76,32 @@ export function createScorer(runner: Runner, session: ScoreSession): Scorer {
   };
 }
 
-/** `[P, V]`. */
-function logitsOf(runner: Runner, cache: SequenceCache, sample: Sample, mask: Mask): Promise<Float32Array> {
-  cache.length = 0;
-  const logitRows = Array.from({ length: scoredPositions(sample) }, (_, i) => sample.scoreFrom + i);
-  const tokenIds = sample.tokenIds.subarray(0, -1);
-  return runner.run({ cache, tokenIds, logitRows, plan: { mask, kv: 'preserve' } });
+/**
+ * Logits of the scored positions, `[P, V]`. What is not scored is what many prompts begin with (a template's system prompt): its
+ * keys and values are computed once a mask, and kept. That leaves the bits as they are.
+ */
+function createForward(runner: Runner): (sample: Sample, mask: Mask) => Promise<Float32Array> {
+  const cache: SequenceCache = runner.newCache();
+  const beginnings = new LRUCache<string, KvValues>({
+    maxSize: BEGINNINGS_BYTES_MAX,
+    sizeCalculation: ({ byteLength }) => byteLength,
+  });
+  return async (sample, mask) => {
+    const positions = scoredPositions(sample);
+    // A single row alone is summed in another order than in company.
+    const from = positions > 1 ? sample.scoreFrom : 0;
+    const key = `${maskBits(mask)} ${mask.surrogates ?? ''} ${sample.tokenIds.subarray(0, from).join()}`;
+    const known = from === 0 ? undefined : beginnings.get(key);
+    cache.length = 0;
+    if (known !== undefined) cache.appendPage(known, from);
+    const logits = await runner.run({
+      ...{ cache, tokenIds: sample.tokenIds.subarray(cache.length, -1) },
+      logitRows: Array.from({ length: positions }, (_, i) => sample.scoreFrom - cache.length + i),
+      plan: { mask, kv: 'preserve' },
+    });
+    if (from > 0 && known === undefined) beginnings.set(key, cache.copyPage(0, from));
+    return logits;
+  };
 }
 
 const nextIds = ({ tokenIds, scoreFrom }: Sample): Int32Array => tokenIds.subarray(scoreFrom + 1);

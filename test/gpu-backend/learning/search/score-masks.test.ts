@@ -79,6 +79,38 @@ describe('scores of a mask', () => {
     expect(unchanged).toMatchObject({ agreement: 1, densePerplexity: scores.densePerplexity });
   });
 
+  it('of prompts that begin alike compute the beginning once a mask, to the same bits', async () => {
+    await using runner = await openEmitted(randomLlama(), 'q8');
+    let computed = 0;
+    const counting: Runner = {
+      ...runner,
+      run: (input) => {
+        computed += input.tokenIds.length;
+        return runner.run(input);
+      },
+    };
+    const session = await openScoreSession(1);
+    const prompt = (seed: number, length: number): Sample => ({
+      tokenIds: Int32Array.from({ length }, (_, i) => (i < 9 ? 11 * i : i * seed) % 320),
+      scoreFrom: 9,
+    });
+    // The last has a single row to score, and the one before it nothing in common.
+    const samples = [prompt(7, 30), prompt(13, 41), SAMPLES[1]!, prompt(5, 11)];
+    const masks = [MASK, maskFromSkippedLayers(8, { skipAttention: [0], skipFfn: [] })];
+    const shared = createScorer(counting, session);
+    for (const [index, sample] of samples.entries()) {
+      const apart = createScorer(runner, session);
+      const [reference, own] = [await shared.reference(sample), await apart.reference(sample)];
+      const before = computed;
+      expect(reference.scores).toEqual(own.scores);
+      for (const mask of masks)
+        expect(await shared.score(reference, mask)).toEqual(await apart.score(own, mask));
+      const expected = [29, 40 - 9, 24, 10][index]!;
+      expect(computed - before).toBe(masks.length * expected);
+    }
+    await session.close();
+  });
+
   it('of the dense mask are those of no change', async () => {
     await using runner = await openEmitted(randomLlama(), 'q8');
     const session = await openScoreSession(1);
