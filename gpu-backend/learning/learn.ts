@@ -28,7 +28,7 @@ import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
 import { contentKey, openRunJournal, type RunJournal } from './journal.ts';
 import type { Budget, CountRange } from './search/budget.ts';
-import { checkBudget, type EarlierMasks, earlierMasks } from './search/earlier-set.ts';
+import { type EarlierMasks, earlierMasks, masksWithin } from './search/earlier-set.ts';
 import {
   type BlockCost,
   effortFor,
@@ -158,9 +158,8 @@ async function learnWith(
   });
   const asked = { model, surrogates, threads, device, targets: settings.effort.targets };
   const parts = await openModelParts(asked, units, journal);
-  const { known, earlier } = settings;
-  const budget = await parts.budget({ ...settings, weights: known?.weights });
-  if (known !== undefined) checkBudget(earlier!, known.masks, budget);
+  const budget = await parts.budget({ ...settings, weights: settings.known?.weights });
+  const known = settings.known && masksWithin(settings.known, budget);
   const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, { seed, ...settings.effort });
   const { effort, plan } = planRun(settings, prompts, texts, budget.blockWeights.length);
   const track = trackProgress(settings.onProgress, plan, () => journal.size);
@@ -180,7 +179,7 @@ async function learnWith(
     return parts.score(sample, masks);
   };
   const masks = await learnMasks({
-    ...{ bench, prompts, texts, effort, known: known?.masks, maskCount, seed, score, track },
+    ...{ bench, prompts, texts, effort, known, maskCount, seed, score, track },
     atOnce: units.atOnce,
   });
   return { masks, budget, effort };
@@ -188,7 +187,7 @@ async function learnWith(
 
 /** The effort that there is text for, and the stages that it comes to. */
 function planRun(
-  { effort: wanted, maskCount, known }: Settings,
+  { effort: wanted, maskCount, known: earlier }: Settings,
   { everybody, clusters }: Prompts,
   texts: TextMaker,
   blocks: number,
@@ -200,7 +199,7 @@ function planRun(
   const plan = planStages(effort, {
     blocks,
     groups: Math.min(maskCount ?? effort.masksMax, clusters.sizes.length),
-    known: known?.masks.length ?? 0,
+    known: earlier?.masks.length ?? 0,
     batchTokens: Math.min(LOSS_BATCH_TOKENS, tokens),
     shareRows: texts.draw('share', everybody.choice, effort.sharePositions).length,
     composeRows: texts.draw('compose', everybody.search, effort.compose.positions).length,

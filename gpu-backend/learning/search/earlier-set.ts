@@ -13,7 +13,10 @@ import { type BlockCounts, type Budget, countsOf, meetsBudget } from './budget.t
 import type { BlockCost } from './effort.ts';
 
 export type EarlierMasks = {
+  readonly name: string;
   readonly version: string;
+  /** What it was asked to leave out. */
+  readonly sparsity: number;
   /** Each once; the one for everybody first. */
   readonly masks: readonly [Mask, ...Mask[]];
   /** What a block weighed when they were learned: what they leave out goes by that. */
@@ -54,7 +57,7 @@ export function earlierMasks(
   const maskOf = (bits: string) => maskFromBits(set.model.blockCount, bits);
   try {
     return {
-      version: maskSetVersion(set),
+      ...{ name, version: maskSetVersion(set), sparsity: set.targetSparsity },
       masks: [maskOf(one!), ...others.map(maskOf)],
       weights: blockWeights,
     };
@@ -63,17 +66,20 @@ export function earlierMasks(
   }
 }
 
-/** @throws MaskrouteError `invalid_request` when the mask for everybody leaves out more or less than the run asks for. */
-export function checkBudget(
-  { name, targetSparsity }: MaskSet,
-  [one]: EarlierMasks['masks'],
+/**
+ * Those that a run with this budget may begin with: the one for everybody, and others that leave out as much. Lighter and
+ * heavier ones are made anew.
+ * @throws MaskrouteError `invalid_request` when the mask for everybody leaves out more or less than the run asks for.
+ */
+export function masksWithin(
+  { name, sparsity, masks: [one, ...others] }: EarlierMasks,
   budget: Budget,
-): void {
-  if (meetsBudget(one, budget)) return;
+): Mask[] {
+  if (meetsBudget(one, budget)) return [one, ...others.filter((mask) => meetsBudget(mask, budget))];
   const { attention, ffn } = countsOf(one);
   throw refusal(
     name,
-    `its mask for everybody leaves out ${attention} attention and ${ffn} FFN blocks, for a sparsity of ${targetSparsity}, ` +
-      `not of ${budget.targetSparsity}`,
+    `its mask for everybody leaves out ${attention} attention and ${ffn} FFN blocks, for a sparsity of ${sparsity}, not of ` +
+      `${budget.targetSparsity}`,
   );
 }

@@ -162,6 +162,14 @@ describe('learn', () => {
     const pool = report.sharing!.pool.filter(({ source }) => source === 'the earlier set');
     expect(new Set(pool.map(({ bits }) => bits))).toEqual(known);
     expect(reportHtml({ learn: report })).toContain('the earlier set');
+    // A lighter mask costs less, and is not the mask for everybody.
+    const lighter = {
+      ...earlier,
+      clusters: earlier.clusters.map((cluster) => ({ ...cluster, bits: 'f'.repeat(cluster.bits.length) })),
+    };
+    const within = await learn(await options('lighter', { earlier: lighter }));
+    expect(within.maskSet.learned.oneMask).toBe(earlier.learned.oneMask);
+    expect(within.maskSet.reachedSparsity).toBe(0.25);
     const refusals: [Partial<LearnOptions>, RegExp][] = [
       [{ sparsity: 0.5 }, /leaves out .* blocks, for a sparsity of 0.25, not of 0.5/],
       [{ cost: 'time' }, /its sparsity is a share of blocks, not of time/],
