@@ -21,11 +21,19 @@ const set = await readSet('mask-set.json');
 
 /** The share is of a token's time or of the blocks, as `cost` says: blocks of both kinds, or mostly attention. */
 const PRESETS = [
-  { file: 'mask-set.json', report: 'report.json', cost: 'time', target: 0.125, skipped: [7, 8] },
-  { file: 'mask-set-25.json', report: 'report-25.json', cost: 'time', target: 0.25, skipped: [14, 18] },
+  { file: 'mask-set.json', report: 'report.json', clusters: 8, cost: 'time', target: 0.125, skipped: [7, 8] },
+  {
+    file: 'mask-set-25.json',
+    report: 'report-25.json',
+    clusters: 64,
+    cost: 'time',
+    target: 0.25,
+    skipped: [14, 18],
+  },
   {
     file: 'mask-set-blocks.json',
     report: 'report-blocks.json',
+    clusters: 8,
     cost: 'blocks',
     target: 0.125,
     skipped: [8, 8],
@@ -33,6 +41,7 @@ const PRESETS = [
   {
     file: 'mask-set-blocks-25.json',
     report: 'report-blocks-25.json',
+    clusters: 8,
     cost: 'blocks',
     target: 0.25,
     skipped: [15, 15],
@@ -44,7 +53,9 @@ const MEASURED = await readFile('docs/measured.md', 'utf8');
 
 const evaluationOf = (file: string) => file.replace('mask-set', 'evaluation');
 
-describe.each(PRESETS)('the preset $file', async ({ file, report, cost, target, skipped: [least, most] }) => {
+describe.each(PRESETS)('the preset $file', async (preset) => {
+  const { file, report, clusters, cost, target } = preset;
+  const [least, most] = preset.skipped;
   const set = await readSet(file);
 
   it('is for the default model and the static encoder that ships', () => {
@@ -61,8 +72,8 @@ describe.each(PRESETS)('the preset $file', async ({ file, report, cost, target, 
     expect(set.learned?.cost).toBe(cost);
   });
 
-  it(`has 8 clusters with ${least} to ${most} of 60 blocks out, none with half of the traffic`, () => {
-    expect(set.clusters).toHaveLength(8);
+  it(`has ${clusters} clusters with ${least} to ${most} of 60 blocks out, none with half of the traffic`, () => {
+    expect(set.clusters).toHaveLength(clusters);
     for (const cluster of set.clusters) {
       const skipped = Math.round(60 * clusterSparsity(set, cluster));
       expect(skipped).toBeGreaterThanOrEqual(least);
@@ -95,11 +106,11 @@ describe.each(PRESETS)('what was measured of $file', async ({ file, cost }) => {
   it('is what the documents say, and has the learned masks no worse than one for all, and ahead of static ones', () => {
     // Where routing does not pay, all clusters share the mask for everybody.
     expect(learned!.kl).toBeLessThanOrEqual(oneMask!.kl);
-    // Sets by time leave FFN blocks out, which cost more: their rivals are those that are no slower.
+    // Sets by time leave FFN blocks out, which cost more: their rivals are those that are no slower, to the 3 % that times swing by.
     const rivals = [...rows, ...equalTime].filter(
       ({ method, msPerToken, matched }) =>
         !['dense', 'learned', 'one-mask'].includes(method) &&
-        (cost === 'time' ? msPerToken <= 1.02 * learned!.msPerToken : matched === 'count'),
+        (cost === 'time' ? msPerToken <= 1.03 * learned!.msPerToken : matched === 'count'),
     );
     expect(rivals.length).toBeGreaterThan(1);
     const [best] = rivals.toSorted((a, b) => a.kl - b.kl);
