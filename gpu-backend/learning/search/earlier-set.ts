@@ -1,6 +1,6 @@
 /**
  * Masks of an earlier set, which a run begins with instead of searching: on new prompts they are shared out anew, and
- * compete with those that are composed from them. That takes a fraction of a search, and is what a tenant's masks need when
+ * compete with those that are composed from them. That takes two thirds of the time of a search, and is what a tenant's masks need when
  * its traffic has changed.
  */
 import { z } from 'zod';

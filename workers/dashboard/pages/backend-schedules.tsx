@@ -270,7 +270,7 @@ export const JobFields = () => (
     </label>
     <label>
       <input name="from" type="checkbox" value="last" />
-      Begin with the masks of the last job of this name: a third of the time
+      Begin with the masks of the last job of this name: two thirds of the time
     </label>
   </>
 );
