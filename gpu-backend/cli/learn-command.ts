@@ -244,10 +244,10 @@ async function sayForecast(
     pace: await measurePace(computingThreads()),
     available_bytes: flags.memory ?? process.availableMemory(),
   };
-  const of = (effort: typeof LEARN_EFFORT, clusterCount: number) =>
-    forecastLearning(config, weights, flags.from === undefined ? effort : withoutSearch(effort), {
-      ...{ ...machine, clusterCount },
-    });
+  const of = (full: typeof LEARN_EFFORT, clusterCount: number) => {
+    const effort = flags.from === undefined ? full : withoutSearch(full);
+    return forecastLearning(config, weights, effort, { ...machine, clusterCount });
+  };
   const smaller = [
     { flags: '--clusters 1', forecast: of(LEARN_EFFORT, 1) },
     { flags: '--quick', forecast: of(QUICK_EFFORT, clusters) },

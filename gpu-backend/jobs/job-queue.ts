@@ -234,7 +234,7 @@ export class Jobs {
     const args = learnArguments(request, files, out, this.#earlierSet(request));
     const learned = await this.#run(id, args, {}, signal);
     if (learned.kind !== 'done') return await this.#end(id, learned, null);
-    const file = join(out, 'mask-set.json');
+    const file = this.#setOf(id);
     const version = maskSetVersion(maskSetSchema.parse(JSON.parse(await readFile(file, 'utf8'))));
     if (request.publish === undefined) {
       await this.#finish(id, { status: 'succeeded', result: { version, published: null } });
@@ -251,13 +251,13 @@ export class Jobs {
 
   /** The file of the set that a job begins with. While it runs no other job ends, so after a restart it is the same. */
   #earlierSet(request: JobRequest): string | undefined {
-    if (request.from === undefined) return undefined;
-    const { id } =
-      request.from === 'last'
-        ? (this.list().find((job) => job.status === 'succeeded' && learnsAlike(job.request, request)) ?? {})
-        : this.get(request.from);
-    return id && join(this.#store.outOf(id), 'mask-set.json');
+    const { from } = request;
+    const isLast = (job: Job) => job.status === 'succeeded' && learnsAlike(job.request, request);
+    const earlier = from === 'last' ? this.list().find(isLast) : from && this.get(from);
+    return earlier && this.#setOf(earlier.id);
   }
+
+  readonly #setOf = (id: string): string => join(this.#store.outOf(id), 'mask-set.json');
 
   async #run(
     id: string,

@@ -107,12 +107,12 @@ export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport 
 
 /** @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_encoder`. Rejects when `signal` aborts; the state stays. */
 export async function learn(options: LearnOptions): Promise<Learned> {
-  const { cost = DEFAULTS.cost } = options;
+  const { cost = DEFAULTS.cost, effort = DEFAULTS.effort } = options;
   const settings: Settings = {
     ...options,
     seed: options.seed ?? DEFAULTS.seed,
     cost,
-    effort: effortAsked(options),
+    effort: options.earlier === undefined ? effort : withoutSearch(effort),
     known: options.earlier && earlierMasks(options.earlier, { ...options, cost }),
   };
   const { out, signal, onProgress } = options;
@@ -208,9 +208,6 @@ function planRun(
   });
   return { effort, plan };
 }
-
-const effortAsked = ({ effort = DEFAULTS.effort, earlier }: LearnOptions): LearnEffort =>
-  earlier === undefined ? effort : withoutSearch(effort);
 
 /** Before the work, not after it. */
 function checkName(name: string): void {

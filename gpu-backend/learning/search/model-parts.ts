@@ -84,12 +84,15 @@ export async function openModelParts(
     },
     async budget({ sparsity, cost = 'blocks', context, weights, attention, ffn }) {
       const all = { min: 0, max: config.layerCount };
-      const timed = () => journal.result('block times', () => measured(context));
-      const [a, f] = cost === 'time' && weights === undefined ? await timed() : [1, 1];
+      const weighed = async (): Promise<BlockCounts> => {
+        if (cost === 'blocks') return { attention: 1, ffn: 1 };
+        const [a, f] = await journal.result('block times', () => measured(context));
+        return { attention: a!, ffn: f! };
+      };
       return createBudget({
         layerCount: config.layerCount,
         targetSparsity: sparsity,
-        weights: weights ?? { attention: a!, ffn: f! },
+        weights: weights ?? (await weighed()),
         attention: attention ?? all,
         ffn: ffn ?? all,
       });

@@ -58,14 +58,14 @@ export async function searchInTurns(context: LearnMasksContext, one: FoundMask):
   const { prompts, texts, effort, maskCount, seed } = context;
   const clusterCount = prompts.clusters.sizes.length;
   const most = maskCount ?? effort.masksMax;
+  // One mask is known already.
+  if (most === 1) return { pool: [one], costs: [], turns: 0, base: 0 };
   const rows = texts.draw('share', prompts.everybody.choice, effort.sharePositions);
   const pool = [one];
   for (const proposal of one.search.proposals) addTo(pool, { ...proposal, search: one.search });
   const searched = new Set<string>();
   let groups = groupsByMeaning(prompts, most, seed);
   let state: Searched = { pool: [one], costs: [], turns: 0, base: 0 };
-  // One mask is known already.
-  if (most === 1) return state;
   const measured = async (turns: number): Promise<Searched> => {
     const masks = [...pool];
     const costs = await measureRows(context, rows, masks);

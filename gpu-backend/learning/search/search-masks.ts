@@ -35,11 +35,20 @@ export async function rankBlocks(
   bench: Workbench,
   rows: readonly CalibrationRow[],
   known: readonly Mask[],
-  { searchPositions, glanceParts }: LearnEffort['one'],
+  effort: LearnEffort['one'],
 ): Promise<MaskSearch> {
-  const on = bench.costOn('one search', rows, searchPositions, glanceParts);
-  const worth = await worthOfBlocks(on.atAGlance, denseMask(bench.blockCount));
+  const { worth } = await ranked(bench, rows, effort);
   return { proposals: known.map((mask) => ({ source: 'the earlier set', mask })), worth, gates: undefined };
+}
+
+/** The text that the mask for everybody is searched on, and what each block is worth there. */
+async function ranked(
+  bench: Workbench,
+  rows: readonly CalibrationRow[],
+  { searchPositions, glanceParts }: LearnEffort['one'],
+) {
+  const on = bench.costOn('one search', rows, searchPositions, glanceParts);
+  return { on, worth: await worthOfBlocks(on.atAGlance, denseMask(bench.blockCount)) };
 }
 
 export async function searchOneMask(
@@ -48,9 +57,8 @@ export async function searchOneMask(
   effort: LearnEffort['one'],
 ): Promise<MaskSearch> {
   const { budget } = bench;
-  const on = bench.costOn('one search', rows, effort.searchPositions, effort.glanceParts);
+  const { on, worth } = await ranked(bench, rows, effort);
   const options = { cost: on, budget, evaluationsMax: effort.exchanges, triesMax: effort.triesMax };
-  const worth = await worthOfBlocks(on.atAGlance, denseMask(bench.blockCount));
   const improved = (mask: Mask) => improveMask(mask, worth, effort.rounds, options);
   const byGreed = async () => {
     const { mask } = await greedyMask(on.atAGlance, budget, worth, effort.greedyEvaluations);
