@@ -344,11 +344,13 @@ function checkJournal({ queue, journal }: LearnFlags): void {
 }
 
 /** @throws MaskrouteError `invalid_argument` when it would do nothing. */
-function checkContext({ cost, context }: LearnFlags): void {
-  if (context === undefined || cost === 'time') return;
+function checkContext({ cost, context, from }: LearnFlags): void {
+  if (context === undefined || (cost === 'time' && from === undefined)) return;
   throw new MaskrouteError(
     'invalid_argument',
-    '--context is for --cost time, which measures what blocks take.',
+    from === undefined
+      ? '--context is for --cost time, which measures what blocks take.'
+      : '--context does nothing beside --from: blocks count as they did for the earlier set.',
   );
 }
 

@@ -176,7 +176,14 @@ export class Jobs {
       throw new MaskrouteError('queue_full', message, { retryAfter_s: 60 });
     }
     await this.data.files(request);
-    if (request.from !== undefined && request.from !== 'last') await this.read(request.from, 'mask-set.json');
+    if (request.from !== undefined && request.from !== 'last') {
+      await this.read(request.from, 'mask-set.json');
+      if (request.context !== undefined)
+        throw new MaskrouteError(
+          'invalid_request',
+          'context does nothing beside from: blocks count as they did for the earlier set.',
+        );
+    }
     const job = newJob(withDefaults(request, this.#options.model), schedule);
     const { id } = job;
     await mkdir(this.#store.folderOf(id), { recursive: true, mode: 0o700 });
@@ -333,7 +340,7 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
 });
 
 /** What a set must have been learned for, to begin with it. */
-const ALIKE = ['name', 'model', 'sparsity', 'cost', 'surrogate'] as const;
+const ALIKE = ['name', 'model', 'sparsity', 'cost', 'context', 'surrogate'] as const;
 const learnsAlike = (a: JobRequest, b: JobRequest): boolean => ALIKE.every((field) => a[field] === b[field]);
 
 /** What may be shown of a request. `model`: for requests without one. */

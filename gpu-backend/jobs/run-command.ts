@@ -175,7 +175,8 @@ export function learnArguments(
     ...['--name', name ?? 'learned'],
     ...(masks === undefined ? [] : ['--masks', String(masks)]),
     ...(cost === undefined ? [] : ['--cost', cost]),
-    ...(context === undefined ? [] : ['--context', String(context)]),
+    // An earlier set says itself what its blocks count.
+    ...(context === undefined || from !== undefined ? [] : ['--context', String(context)]),
     ...(surrogate === undefined ? [] : [surrogate ? '--surrogate' : '--no-surrogate']),
     ...(from === undefined ? [] : ['--from', from]),
     ...(rows === undefined ? [] : ['--rows', String(rows)]),

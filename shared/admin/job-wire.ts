@@ -77,7 +77,7 @@ export const createJobSchema = z.strictObject({
   surrogate: z.boolean().optional(),
   /**
    * The job whose set it begins with, instead of searching for masks. `last`: the newest one of the same name, model, sparsity,
-   * cost and surrogates; a job without any before it searches.
+   * cost, context and surrogates; a job without any before it searches.
    */
   from: z
     .union([z.literal('last'), z.string().regex(JOB_ID_PATTERN, 'expected "last" or the id of a job')])

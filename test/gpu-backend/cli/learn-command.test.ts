@@ -23,6 +23,12 @@ test.each([
     /--context is for --cost/,
     2,
   ],
+  [
+    'a context beside an earlier set',
+    ['--sparsity', '0.5', '--cost', 'time', '--context', '90', '--from', 'mask-set.json'],
+    /--context does nothing beside --from/,
+    2,
+  ],
   ['surrogates that the model lacks', ['--sparsity', '0.5', '--surrogate'], /tiny has no surrogates/, 2],
 ] as const)(
   'refuses %s in one line, and writes no mask set',

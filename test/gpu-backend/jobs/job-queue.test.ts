@@ -133,6 +133,13 @@ describe('a job', () => {
     expect((await from({ from: first.id })).set).toBe(setOf(first.id));
     for (const other of [{ sparsity: 0.2 }, { name: 'other' }, { cost: 'time' as const }])
       expect((await from({ from: 'last', ...other })).set).toBeUndefined();
+    const context = { cost: 'time', context: 2000 } as const;
+    expect((await from({ from: 'last', ...context })).set).toBeUndefined();
+    expect((await from({ from: 'last', ...context })).set).toBeDefined();
+    await expect(create(jobs, 'ok', { from: first.id, ...context })).rejects.toMatchObject({
+      code: 'invalid_request',
+      message: expect.stringContaining('context does nothing beside from'),
+    });
     await expect(create(jobs, 'ok', { from: `job_${'0'.repeat(24)}` })).rejects.toMatchObject({
       code: 'not_found',
     });
@@ -326,4 +333,5 @@ it('a job asks the command line for what its request says, and for nothing else'
   expect(learnArguments(more, ['a.jsonl'], 'out').join(' ')).toContain(
     '--masks 4 --cost time --context 2000',
   );
+  expect(learnArguments(more, ['a.jsonl'], 'out', 'earlier.json').join(' ')).not.toContain('--context');
 });
