@@ -31,7 +31,7 @@ import {
   type Script,
   scriptedEngine,
 } from '../../gpu-backend/api/scripted-engine.ts';
-import { CUT, FORGOTTEN, gatewayPage, UNASKED, wrongVectors } from './broken-backend.ts';
+import { CUT, FORGOTTEN, gatewayPage, halfObject, UNASKED, wrongVectors } from './broken-backend.ts';
 import {
   BACKEND_KEY,
   BACKEND_KEY_2,
@@ -271,6 +271,7 @@ class Backends {
     const { path, place, entry, outgoing } = asked;
     const { mood } = this.#at(place);
     if (mood.startsWith('gateway-')) return void gatewayPage(outgoing, Number(mood.slice('gateway-'.length)));
+    if (mood === 'half-load' && path === '/v1/load') return void halfObject(outgoing, 200);
     if (COMPLETIONS.has(path)) return await this.#complete(asked);
     const wrong = path === '/v1/embeddings' && wrongVectors(entry.body?.input as string[]);
     if (wrong) return Response.json({ object: 'list', model: 'test-encoder', data: embeddingsOf(wrong) });

@@ -81,6 +81,7 @@ describe('the event', () => {
     ['die', false, { status: 503, error_code: 'backend_unreachable', counted: true, completion_tokens: 0 }],
     ['html', false, { status: 502, error_code: 'backend_error' }],
     ['empty', false, { status: 502, error_code: 'backend_error' }],
+    ['stall-error', false, { status: 502, error_code: 'backend_error' }],
     ['half-whole', false, { status: 502, error_code: 'backend_error', counted: true, completion_tokens: 3 }],
     ['unsized', false, { status: 200, error_code: null, counted: true, completion_tokens: 3, ttft_ms: 3 }],
     [
@@ -102,7 +103,8 @@ describe('the event', () => {
     await response.text().catch(() => {});
     expect(await event()).toMatchObject(expected);
     expect(sent).toHaveLength(1);
-    expect(sent[0]!.backend).toBe(['die', 'html', 'empty'].includes(user) ? null : 'default');
+    const isNobodys = ['die', 'html', 'empty', 'stall-error'].includes(user);
+    expect(sent[0]!.backend).toBe(isNobodys ? null : 'default');
   });
 
   it.each([true, false])('of a client that left has what was made for it (stream: %s)', async (stream) => {
