@@ -8,6 +8,7 @@ import { BACKEND_HEADERS, type BackendEntry } from '../../../shared/wire/backend
 import type { DryRun } from '../../../shared/wire/openai.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
+import { BackendPool } from '../../../workers/backends/pool.ts';
 import { LOAD_PROBE } from '../../../workers/limits.ts';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL } from '../../support/edge/constants.ts';
 import { askedOf, backendOf, idOf, mood, testBackends } from '../support/backends.ts';
@@ -96,6 +97,16 @@ describe('the registry', () => {
       // Each would wait for a second.
       expect(performance.now() - started_ms).toBeLessThan(8 * SECOND_ms);
     }
+  });
+
+  it('was changed, though D1 does not answer right after', async () => {
+    const refresh = vi.spyOn(BackendPool.prototype, 'refresh').mockRejectedValue(new Error('D1 is slow'));
+    const id = await register();
+    const changed = await admin('PATCH', `/backends/${id}`, { weight: 2 });
+    expect([changed.status, await changed.json()]).toEqual([200, expect.objectContaining({ weight: 2 })]);
+    expect((await admin('DELETE', `/backends/${id}`)).status).toBe(200);
+    expect(refresh).toHaveBeenCalledTimes(3);
+    refresh.mockRestore();
   });
 
   it('without an enabled backend is 503', async () => {
