@@ -136,7 +136,8 @@ export const JSON_DEPTH_MAX = 64;
 
 /**
  * A body that is larger than this, or does not say how large it is, has so long to arrive: an isolate holds what came of
- * it meanwhile. Smaller ones are hardly anything, and a timer for each costs more.
+ * it meanwhile. Smaller ones are hardly anything, and a timer for each costs more. A refused body of any size has as long:
+ * then its client gets the refusal, whether it has sent all or not.
  */
 export const BODY_ARRIVAL = { untimedBytesMax: 64 * 1024, limit_ms: 30_000 } as const;
 
