@@ -224,7 +224,7 @@ function eventOf(
     prompt_tokens: charged.prompt_tokens,
     completion_tokens: charged.completion_tokens,
     counted: charged.counted,
-    ...latencies(outcome.heard, started_ms, isStream, body.n ?? 1),
+    ...latencies(outcome.heard, started_ms, isStream, choicesOf(account.routable)),
     total_ms: outcome.endedAt_ms - started_ms,
     request_id: account.requestId,
     source: account.source,

@@ -76,6 +76,15 @@ describe('the event', () => {
     });
   });
 
+  it('of several prompts has the time of a token after the first one of each', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, event } = queue();
+    const body = { model: MODEL.id, prompt: ['a', 'b', 'c', 'd'], n: 2, max_tokens: 5 };
+    await (await call('POST', '/v1/completions', { key, body }, freshIsolate({ EVENTS }))).text();
+    // Eight answers of three tokens: 30 ms each, for two tokens.
+    expect(await event()).toMatchObject({ completion_tokens: 24, tpot_ms: 15 });
+  });
+
   it.each([
     ['queue-full', false, { status: 429, error_code: 'queue_full', counted: true, completion_tokens: 0 }],
     ['die', false, { status: 503, error_code: 'backend_unreachable', counted: true, completion_tokens: 0 }],
