@@ -60,7 +60,8 @@ describe('a request', () => {
     });
     expect(seen.total_ms).toBeGreaterThanOrEqual(0);
     expect(seen.similarity).toBeGreaterThan(0.9);
-    expect(await listed(`q=chatcmpl-${seen.id}.0123456789abcdef`)).toEqual([seen]);
+    for (const prefix of ['chatcmpl-', 'cmpl-', 'resp_', ''])
+      expect(await listed(`q=${prefix}${seen.id}.0123456789abcdef`), prefix).toEqual([seen]);
     const { key: own } = await newKey({ tenant, kind: 'tenant_admin' });
     expect((await detail(seen.id, own)).id).toBe(seen.id);
     const { tenant: other } = await newTenant();
