@@ -180,14 +180,19 @@ function promptOf(routable: RoutableBody): string {
   return typeof prompt === 'string' ? prompt : JSON.stringify(prompt);
 }
 
-/** Of a stream's events or of a whole answer, the first choice's text. What is neither is kept as it came. */
+/** Of a stream's events or of a whole answer, the first choice's text. */
 function answerOf(wire: string): string {
   const lines = wire.split('\n').filter((line) => line.startsWith('data: {'));
   const chunks = lines.length === 0 ? [wire] : lines.map((line) => line.slice('data: '.length));
   return chunks.map(textIn).join('');
 }
 
-type Choice = { message?: { content?: unknown }; delta?: { content?: unknown }; text?: unknown };
+type Choice = {
+  index?: unknown;
+  message?: { content?: unknown };
+  delta?: { content?: unknown };
+  text?: unknown;
+};
 /** On the newer wire: what a whole answer has, and what an event of a stream adds. */
 type Response = {
   object?: unknown;
@@ -201,7 +206,7 @@ function textIn(json: string): string {
   try {
     parsed = JSON.parse(json);
   } catch {
-    // The last event of an answer that was cut.
+    // An answer that was cut, or the last event of one.
     return '';
   }
   if (parsed.object === 'response') {
@@ -211,7 +216,8 @@ function textIn(json: string): string {
   if (parsed.type === 'response.output_text.delta') {
     return typeof parsed.delta === 'string' ? parsed.delta : '';
   }
-  const [choice] = parsed.choices ?? [];
+  // An event of a stream holds one choice, and choices take turns.
+  const choice = parsed.choices?.find(({ index }) => index === 0);
   const text = choice?.delta?.content ?? choice?.message?.content ?? choice?.text;
   return typeof text === 'string' ? text : '';
 }

@@ -144,6 +144,8 @@ describe('prompts and answers', () => {
     expect(days).toBeLessThan(2.1);
     const streamed = await counted(key, { ...say('north'), stream: true });
     await soon(async () => expect((await detail(streamed.id)).texts?.answer).toBe(texts.answer));
+    const ofSeveral = await counted(key, { ...say('north'), n: 3, stream: true });
+    await soon(async () => expect((await detail(ofSeveral.id)).texts?.answer).toBe(texts.answer));
   });
 });
 
