@@ -21,11 +21,11 @@ import {
   type ModelEntry,
   type RouteEcho,
   splitModelName,
-  TRIAL_HEADERS,
 } from '../../shared/wire/protocol.ts';
 import type { Models } from '../backends/registry.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
+import { d1 } from '../db/d1.ts';
 import type { Config } from '../env.ts';
 import type { Caller } from '../tenants/api-keys.ts';
 import {
@@ -196,7 +196,8 @@ type RoutingDependencies = {
 
 /**
  * @throws MaskrouteError `sparsity_over_ceiling` when the client asks for a mask that its tenant may not use,
- * `rate_limit_exceeded` when its tenant names too many that nobody knows here.
+ * `rate_limit_exceeded` when its tenant names too many that nobody knows here; of a trial `not_found` and
+ * `configuration_unavailable`, as its set cannot be had.
  */
 export async function routeRequest(
   dependencies: RoutingDependencies,
@@ -233,17 +234,11 @@ function knownNow(
   return { live, entry: entryOf(list, request), experiments: running };
 }
 
-/** @throws MaskrouteError `not_found` for a set that this tenant has not. */
+/** @throws MaskrouteError `not_found` for a set that this tenant has not, `configuration_unavailable` when D1 fails or stalls. */
 async function tried({ table }: RoutingDependencies, known: Known, request: RouteRequest): Promise<Known> {
   const version = request.trial?.version;
   if (version === undefined) return known;
-  const live = await table.versionOf(request.caller.tenant, version).catch((cause) => {
-    throw new MaskrouteError('not_found', `There is no mask set ${version}.`, {
-      param: TRIAL_HEADERS.version,
-      cause,
-    });
-  });
-  return { ...known, live };
+  return { ...known, live: await d1(table.versionOf(request.caller.tenant, version)) };
 }
 
 const conversationOf = (request: RouteRequest) => () => stickyKey('conversation', request.caller, request);

@@ -8,11 +8,13 @@ import edge from '../../../workers/index.ts';
 import { EVENTS, FEEDBACK_KEPT_ms } from '../../../workers/limits.ts';
 import {
   admin,
+  badD1,
   CHAT,
   call,
   chat,
   created,
   errorCode,
+  freshIsolate,
   goLive,
   makeMaskSet,
   newKey,
@@ -172,4 +174,19 @@ describe('a trial', () => {
     expect(await errorCode(refused)).toBe('404 not_found');
     await admin('POST', `/experiments/trial/stop?tenant=${tenant}`);
   });
+
+  it.each(['failing', 'stalled'] as const)(
+    'of a set that D1 does not tell (%s) is told that',
+    async (mood) => {
+      const { tenant, key } = await newTenant();
+      const { version } = await upload(makeMaskSet(`untold-${mood}`), tenant);
+      const d1 = badD1();
+      const isolate = freshIsolate({ DB: d1.DB });
+      await (await chat(key, {}, isolate)).text();
+      d1.be(mood);
+      const headers = { [TRIAL_HEADERS.source]: 'playground', [TRIAL_HEADERS.version]: version };
+      const refused = call('POST', '/v1/chat/completions', { key, body: CHAT, headers }, isolate);
+      expect(await errorCode(refused)).toBe('503 configuration_unavailable');
+    },
+  );
 });
