@@ -199,9 +199,10 @@ describe('the event', () => {
 
   it.each([
     ['a model', 'me', { model: 'made-up' }, { model: 'unknown' }],
+    ['a model of a backend that is gone', 'die', { model: 'made-up' }, { model: 'unknown' }],
     ['a mask by id', 'masks-unknown', { mask: `m_${'0'.repeat(24)}` }, { mask: 'custom' }],
     ['layers', 'too-long', { mask: { skipFfn: [1, 3] } }, { mask: 'custom' }],
-  ])('of one that was refused repeats nothing that its client made up: %s', async (...made) => {
+  ])('of one that failed repeats nothing that its client made up: %s', async (...made) => {
     const [, user, body, expected] = made;
     const { key } = await newTenant();
     const { EVENTS, event } = queue();
