@@ -40,6 +40,7 @@ import {
   type Recorded,
   STREAM_PAUSE_ms,
   TEST_MASKS,
+  UNKNOWN_MASK_ms,
 } from './constants.ts';
 import { vectorOf } from './encoder-server.ts';
 import { listen, type RunningServer } from './http-server.ts';
@@ -131,8 +132,10 @@ const freshProcess = () => ({
 });
 
 export async function startBackend(): Promise<RunningServer> {
-  // Another edge, which has none of our masks.
-  const strangeEdge = await listen((_request, response) => response.writeHead(404).end());
+  // Another edge, which has none of our masks, and takes a while to say so.
+  const strangeEdge = await listen((_request, response) => {
+    setTimeout(() => response.writeHead(404).end(), UNKNOWN_MASK_ms);
+  });
   const backends = new Backends(strangeEdge.url);
   const handle = (request: Request, sockets: Sockets) => backends.handle(request, sockets);
   const server = await listen(getRequestListener(handle as never, { overrideGlobalObjects: false }));
