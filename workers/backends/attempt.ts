@@ -160,7 +160,7 @@ const errorBodySchema = z.looseObject({
 });
 
 /**
- * An error as the protocol has it, with the text that it came in; null for anything else, and for one that `rest` gives up.
+ * An error as the protocol has it, with the text that it came in; null for anything else, and when `rest` gives up waiting.
  * Never throws.
  */
 export async function readError(response: Response, rest: Rest = (work) => work) {

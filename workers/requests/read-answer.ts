@@ -7,7 +7,7 @@ import { messageText } from '../../shared/wire/openai.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import type { Database } from '../db/d1.ts';
 import { insertTexts } from '../db/request-rows.ts';
-import { TEXT_BYTES_MAX } from '../limits.ts';
+import { TEXT_CHARS_MAX } from '../limits.ts';
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Account } from './admission.ts';
 
@@ -154,7 +154,7 @@ export class AnswerBytes {
   }
 }
 
-const EVENT_BYTES_MAX = 32 * TEXT_BYTES_MAX;
+const EVENT_BYTES_MAX = 32 * TEXT_CHARS_MAX;
 const DAY_ms = 86_400_000;
 
 /** Never rejects. */
@@ -164,8 +164,8 @@ export async function keepTexts(db: Database, account: Account, answer: AnswerBy
     event,
     tenant: caller.tenant,
     expiresAt_ms: Date.now() + (caller.policy.textsKept_days ?? 0) * DAY_ms,
-    prompt: promptOf(routable).slice(0, TEXT_BYTES_MAX),
-    answer: answerOf(answer.text()).slice(0, TEXT_BYTES_MAX),
+    prompt: promptOf(routable).slice(0, TEXT_CHARS_MAX),
+    answer: answerOf(answer.text()).slice(0, TEXT_CHARS_MAX),
   };
   await insertTexts(db, row).catch((error) => {
     log('error', 'texts_not_kept', { request_event: event, reason: reasonOf(error) });
