@@ -3,7 +3,7 @@
 /**
  * Configuration of live publications. A new version is seen within 5 s of its activation. While requests come in it
  * is refreshed behind them every 2 s; the first request after a pause asks D1 and waits up to 1 s for the answer: a new
- * version is two questions to a D1 that may be far away. One that waited in vain is the last to wait until D1 answers
+ * version is two questions to a D1 that may be far away. After a request has waited in vain, none waits until D1 answers
  * again: the last good version is served meanwhile. All this is said of tenants whose pointers are held: the 1,000 that
  * were used last, or fewer where their sets are large ({@link LIVE_SETS_BYTES_MAX}).
  */
@@ -65,8 +65,8 @@ export const KEYS = {
 /** How often a stream asks whether its key still works: with what a look-up may be old, it ends within some 7 s. */
 export const KEY_WATCH_ms = 2_000;
 
-/** What is kept of a prompt and of an answer, where a tenant has them kept. */
-export const TEXT_BYTES_MAX = 64 * 1024;
+/** What is kept of a prompt and of an answer, where a tenant has them kept: UTF-16 units. */
+export const TEXT_CHARS_MAX = 64 * 1024;
 
 /** For how long ratings are kept with their comments, and what administrators changed. */
 export const FEEDBACK_KEPT_ms = 90 * 86_400_000;
@@ -136,7 +136,8 @@ export const JSON_DEPTH_MAX = 64;
 
 /**
  * A body that is larger than this, or does not say how large it is, has so long to arrive: an isolate holds what came of
- * it meanwhile. Smaller ones are hardly anything, and a timer for each costs more.
+ * it meanwhile. Smaller ones are hardly anything, and a timer for each costs more. A refused body of any size has as long:
+ * then its client gets the refusal, whether it has sent all or not.
  */
 export const BODY_ARRIVAL = { untimedBytesMax: 64 * 1024, limit_ms: 30_000 } as const;
 

@@ -72,7 +72,7 @@ const nearestSchema = z.strictObject({
 });
 export type Nearest = z.infer<typeof nearestSchema>;
 
-export type SaidOfRouting = {
+type SaidOfRouting = {
   readonly headroom: Headroom | null;
   readonly nearest: Nearest | null;
   /** Why there is one mask for all clusters. */

@@ -198,11 +198,11 @@ export const backends = new Hono<AppEnv>()
     return await changed(c, found(updated), 200);
   })
   .delete('/:id', async (c) => {
-    const { db, backend } = c.var.services;
+    const { db } = c.var.services;
     const id = c.req.param('id');
     c.set('before', await d1(findBackend(db, id)));
     if (!(await d1(deleteBackend(db, id)))) throw unknown();
-    await backend.refresh(holdOf(c));
+    await hearOfChange(c);
     return c.json({ id, deleted: true });
   });
 
@@ -210,10 +210,13 @@ const hasText = ({ id, url }: BackendRow, text = ''): boolean =>
   `${id} ${url}`.toLowerCase().includes(text.toLowerCase());
 
 async function changed(c: AppContext, row: BackendRow, status: 200 | 201): Promise<Response> {
-  const { backend } = c.var.services;
-  await backend.refresh(holdOf(c));
-  return c.json(backend.describe(row), status);
+  await hearOfChange(c);
+  return c.json(c.var.services.backend.describe(row), status);
 }
+
+/** The change is made whatever happens here; this isolate would else hear of it a moment later. */
+const hearOfChange = (c: AppContext): Promise<void> =>
+  c.var.services.backend.refresh(holdOf(c)).catch(() => {});
 
 function found(row: BackendRow | null): BackendRow {
   if (row === null) throw unknown();

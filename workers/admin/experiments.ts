@@ -57,7 +57,9 @@ export const experiments = new Hono<AppEnv>()
     );
     const definition = parse(experimentDefinitionSchema, Object.fromEntries(merged));
     const checked = await checkDefinition(c, draft.owner, definition);
-    if (!(await d1(changeDraft(c.var.services.db, draft, checked)))) throw started(draft.id);
+    if (!(await d1(changeDraft(c.var.services.db, draft, checked)))) {
+      throw draft.startsAt_ms === null ? changedMeanwhile(draft.id) : started(draft.id);
+    }
     return answer(c, { ...draft, definition: checked });
   })
   .delete('/:id', async (c) => {
@@ -133,6 +135,9 @@ async function checkDefinition(
   }
   return definition;
 }
+
+const changedMeanwhile = (id: string) =>
+  new MaskrouteError('conflict', `${id} was changed or started meanwhile; look at it and try again.`);
 
 const started = (id: string) =>
   new MaskrouteError('conflict', `${id} was started, so it stays as it is; stop it and make another.`);

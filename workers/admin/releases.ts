@@ -17,6 +17,7 @@ import { d1, isoTimeOrNull } from '../db/d1.ts';
 import {
   findEvaluation,
   findMaskSet,
+  findMaskSetSummary,
   listMaskSets,
   putEvaluation,
   type StoredMaskSet,
@@ -33,10 +34,13 @@ import { listed, pageQuery, requireRoom, scopedTenant } from './scope.ts';
 export const maskSets = new Hono<AppEnv>()
   .post('/', async (c) => {
     const tenant = await scopedTenant(c, c.req.query('tenant'));
-    const set = parse(maskSetSchema, await readJson(c.req.raw), 'invalid_mask_set');
-    const written = writeMaskSet(set);
-    await requireRoom(c.var.services.db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes);
-    const { created, summary } = await storeMaskSet(c.var.services.db, tenant, written);
+    const { db } = c.var.services;
+    const written = writeMaskSet(parse(maskSetSchema, await readJson(c.req.raw), 'invalid_mask_set'));
+    // What is there already takes no more room.
+    const known = await d1(findMaskSetSummary(db, tenant, written.version));
+    if (known !== null) return c.json(known);
+    await requireRoom(db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes);
+    const { created, summary } = await storeMaskSet(db, tenant, written);
     return c.json(summary, created ? 201 : 200);
   })
   .get('/', async (c) => {

@@ -36,7 +36,7 @@ export type Outcome =
   | { readonly kind: 'late'; readonly waited_ms: number }
   | { readonly kind: 'cancelled' };
 
-/** Waits for `work`, which reads a small whole answer. @throws Error when the backend stalls in its middle. */
+/** Waits for `work`, which reads what is left of an answer. @throws Error when the backend stalls in its middle. */
 export type Rest = <T>(work: Promise<T>) => Promise<T>;
 
 /** `stopping`: it is about to be gone, and another one may already answer at its address. */
@@ -59,7 +59,10 @@ type AttemptTime = {
   readonly timeout_ms: number;
   /** What is left of the caller's time, which the backend is told. */
   readonly left_ms: number;
-  /** For the rest of a small whole answer; undefined: as long as it takes. Whoever sets it reads by the answer's `rest`. */
+  /**
+   * For the rest of a small whole answer; undefined: as long as it takes. Whoever sets it reads by the answer's `rest`. The
+   * rest of an error has as long, or `timeout_ms`.
+   */
   readonly stall_ms?: number | undefined;
 };
 
@@ -85,7 +88,8 @@ export async function attempt(sending: Sending): Promise<Outcome> {
       stall_ms !== undefined && response.ok && isSmallWhole(response.headers)
         ? (work) => inTime(work, stall_ms).finally(wait.end)
         : undefined;
-    const outcome = await judge(response, request, rest);
+    const errorRest: Rest = (work) => inTime(work, stall_ms ?? timeout_ms);
+    const outcome = await judge(response, request, rest, errorRest);
     isRestLeft = rest !== undefined && outcome.kind === 'answer';
     return outcome;
   } catch (error) {
@@ -155,9 +159,12 @@ const errorBodySchema = z.looseObject({
   error: z.looseObject({ message: z.string(), code: z.unknown(), param: z.unknown() }),
 });
 
-/** An error as the protocol has it, with the text that it came in; null for anything else. Never throws. */
-export async function readError(response: Response) {
-  const text = await readAnswer(response, BACKEND_ERROR_BYTES_MAX).catch(() => null);
+/**
+ * An error as the protocol has it, with the text that it came in; null for anything else, and when `rest` gives up waiting.
+ * Never throws.
+ */
+export async function readError(response: Response, rest: Rest = (work) => work) {
+  const text = await rest(readAnswer(response, BACKEND_ERROR_BYTES_MAX)).catch(() => null);
   if (text === null) return null;
   const body = errorBodySchema.safeParse(parseOrNull(text));
   return body.success ? { text, ...body.data.error } : null;
@@ -177,11 +184,17 @@ const FINAL_CODES: readonly unknown[] = ['deadline_exceeded', 'configuration_una
 const isOfSomethingBetween = (status: number): boolean =>
   (status >= 502 && status <= 504) || (status >= 520 && status <= 530);
 
-async function judge(response: Response, request: BackendRequest, rest: Rest | undefined): Promise<Outcome> {
+/** `errorRest`: how the body of an error is read. */
+async function judge(
+  response: Response,
+  request: BackendRequest,
+  rest: Rest | undefined,
+  errorRest: Rest,
+): Promise<Outcome> {
   const { status } = response;
   const type = response.headers.get('content-type') ?? '';
   if (status === 401 || status === 403) {
-    return await foreign(response, request, await refusal(response));
+    return await foreign(response, request, await refusal(response, errorRest));
   }
   if (response.ok) {
     if (isEmpty(response)) return await foreign(response, request, 'no body');
@@ -191,7 +204,7 @@ async function judge(response: Response, request: BackendRequest, rest: Rest | u
   }
   if (status < 400 || !type.startsWith('application/json'))
     return await foreign(response, request, `content type ${type}`);
-  const error = await readError(response);
+  const error = await readError(response, errorRest);
   if (error === null) return await foreign(response, request, 'an error that is not of the protocol');
   const { code, text } = error;
   if (isOfSomethingBetween(status) && typeof code !== 'string')
@@ -224,8 +237,8 @@ function isEmpty(response: Response): boolean {
 }
 
 /** Why a backend does not let the edge in, in its own words: for the log, never for the client. */
-async function refusal(response: Response): Promise<string> {
-  const error = await readError(response);
+async function refusal(response: Response, rest: Rest): Promise<string> {
+  const error = await readError(response, rest);
   const why = error === null ? 'without a reason' : `${error.code}: ${error.message}`;
   return `it refused the credentials of the edge (${why}): compare BACKEND_KEY, MASKROUTE_BACKEND_URL, clocks`;
 }

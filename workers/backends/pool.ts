@@ -128,13 +128,15 @@ export class BackendPool {
     const { send, token: sign } = this.#callParts;
     const request: BackendRequest = { path, requestId: `edge_${crypto.randomUUID()}`, tenant: '' };
     const token = await sign(request, backend);
-    const { signal } = new AbortController();
+    // For the whole answer: what an attempt gives its time to is the first byte.
+    const signal = AbortSignal.timeout(timeout_ms);
     const time = { timeout_ms, left_ms: timeout_ms };
     const sending = { send, url: backend.url, token, request, signal, time };
     const outcome = await attempt(sending);
     if (outcome.kind === 'failed') throw outcome.error;
-    if (outcome.kind === 'late') throw new Error(`no answer within ${outcome.waited_ms} ms`);
-    if (outcome.kind === 'cancelled') throw new Error('it was called off');
+    if (outcome.kind === 'late' || outcome.kind === 'cancelled') {
+      throw new Error(`no answer within ${timeout_ms} ms`);
+    }
     const value: unknown = JSON.parse(await readAnswer(outcome.response, LOAD_PROBE.bytesMax));
     return { status: outcome.response.status, value };
   }

@@ -110,7 +110,7 @@ export const pastCursor = (
 export const holds = (text: string | undefined, ...columns: (AnyColumn | SQL)[]): SQL | undefined =>
   text === undefined
     ? undefined
-    : or(...columns.map((column) => sql`instr(lower(coalesce(${column}, '')), ${text.toLowerCase()}) > 0`));
+    : or(...columns.map((column) => sql`instr(lower(coalesce(${column}, '')), lower(${text})) > 0`));
 
 /** A page of rows. One more is asked for than a page has: it says whether there are more. */
 export function toPage<Row, T>(

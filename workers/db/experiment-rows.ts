@@ -141,16 +141,16 @@ export async function stopExperiment(db: Database, key: ExperimentKey, now_ms: n
     .where(and(named(key), isNull(experiments.stoppedAt_ms)));
 }
 
-/** False when it is no draft. */
+/** False when it is no draft any more, or was changed since its text was read. */
 export async function changeDraft(
   db: Database,
-  key: ExperimentKey,
+  { definitionText, ...key }: ExperimentKey & Pick<StoredExperiment, 'definitionText'>,
   definition: ExperimentDefinition,
 ): Promise<boolean> {
   const rows = await db
     .update(experiments)
     .set({ definition: JSON.stringify(definition) })
-    .where(and(named(key), isNull(experiments.startsAt_ms)))
+    .where(and(named(key), eq(experiments.definition, definitionText), isNull(experiments.startsAt_ms)))
     .returning({ id: experiments.id });
   return rows.length > 0;
 }

@@ -29,6 +29,7 @@ type SummaryRow = Omit<typeof maskSets.$inferSelect, 'content'>;
 /** A set with the text of its row. It can have 2 MB, so it is written and measured once. */
 export type WrittenMaskSet = {
   readonly set: MaskSet;
+  readonly version: string;
   readonly content: string;
   /** In UTF-8. D1 holds 2 MB a row. */
   readonly content_bytes: number;
@@ -36,17 +37,21 @@ export type WrittenMaskSet = {
 
 export function writeMaskSet(set: MaskSet): WrittenMaskSet {
   const content = canonicalJson(set);
-  return { set, content, content_bytes: new TextEncoder().encode(content).length };
+  return {
+    set,
+    version: maskSetVersion(set),
+    content,
+    content_bytes: new TextEncoder().encode(content).length,
+  };
 }
 
 /** Stores the set and its masks in one batch. `created` is false when the same content was there. */
 export async function insertMaskSet(
   db: Database,
   owner: string,
-  { set, content, content_bytes }: WrittenMaskSet,
+  { set, version, content, content_bytes }: WrittenMaskSet,
   now_ms: number,
 ): Promise<{ created: boolean; summary: MaskSetSummary }> {
-  const version = maskSetVersion(set);
   const insertSet = db
     .insert(maskSets)
     .values({
@@ -72,7 +77,8 @@ export async function insertMaskSet(
   return { created: inserted.length > 0, summary };
 }
 
-async function findMaskSetSummary(
+/** Of exactly this owner's; null when it has no such set. */
+export async function findMaskSetSummary(
   db: Database,
   owner: string,
   version: string,

@@ -81,7 +81,7 @@ export async function listRequests(
 }
 
 /** A completion's id holds its event's. */
-const eventIn = (text: string): string => /^(?:chatcmpl-|cmpl-)?([0-9a-f]{20})/.exec(text)?.[1] ?? text;
+const eventIn = (text: string): string => /^(?:chatcmpl-|cmpl-|resp_)?([0-9a-f]{20})/.exec(text)?.[1] ?? text;
 
 export async function findRequest(
   db: Database,

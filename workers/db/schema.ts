@@ -43,7 +43,7 @@ export const texts = sqliteTable(
   (table) => [index('texts_expires').on(table.expiresAt_ms), index('texts_tenant').on(table.tenant)],
 );
 
-/** Every administrative change: inserted and read, never updated. */
+/** Every administrative change: begun before it is made, completed once after it, and never changed again. */
 export const auditLog = sqliteTable(
   'audit_log',
   {
@@ -57,7 +57,7 @@ export const auditLog = sqliteTable(
     action: text('action').notNull(),
     /** What was changed: its kind and its id. */
     target: text('target').notNull(),
-    /** JSON; null where there was or is nothing. */
+    /** JSON, of which `null` is nothing. No text until the entry is completed. */
     before: text('before'),
     after: text('after'),
     requestId: text('request_id').notNull(),

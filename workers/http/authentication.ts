@@ -199,5 +199,3 @@ function requireIntent(request: Request, given: string | undefined, csrf: string
     throw new MaskrouteError('forbidden', 'The request lacks the token of its session.');
   }
 }
-
-/* The dashboard's session: its cookie, and whom it stands for. */

@@ -4,7 +4,7 @@ import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/wire/openai.ts';
 import { parseJson, readBounded, TooLargeError } from '../../shared/wire/parse-body.ts';
-import { createWait } from '../base/waiting.ts';
+import { createWait, withDeadline } from '../base/waiting.ts';
 import { BODY_ARRIVAL, DRAIN_BYTES_MAX, JSON_DEPTH_MAX } from '../limits.ts';
 import type { AppEnv } from './context.ts';
 
@@ -96,12 +96,12 @@ export const unreadBody = createMiddleware<AppEnv>(async (c, next) => {
   // Asked first: to name the body makes the runtime wrap it as a stream.
   if (c.req.raw.bodyUsed) return;
   const { body } = c.req.raw;
-  if (body !== null && !body.locked) await drain(body, DRAIN_BYTES_MAX).catch(() => {});
+  if (body === null || body.locked) return;
+  await withDeadline(drain(body, DRAIN_BYTES_MAX), BODY_ARRIVAL.limit_ms, 'a refused body').catch(() => {});
 });
 
 /** Reads on and forgets, until the end or `bytesMax`: a client that is still sending does not read answers. */
-async function drain(body: ReadableStream<Uint8Array> | null, bytesMax: number): Promise<void> {
-  if (body === null) return;
+async function drain(body: ReadableStream<Uint8Array>, bytesMax: number): Promise<void> {
   const reader = body.getReader();
   for (let bytes = 0; bytes < bytesMax; ) {
     const { done, value } = await reader.read();

@@ -111,7 +111,10 @@ const timeRule =
     return meanOf(tpot_ms) <= max_ms ? null : `${timeSaid(tpot_ms)}, more than ${max_ms} ms`;
   };
 
-/** The version before is asked about first: once everyone sees the new one that is quick, and there is nothing to compare. */
+/**
+ * Asks about the version before first. Once everyone sees the new version, that question is quick, and there is nothing to
+ * compare.
+ */
 const ratioRule =
   (ratioMax: number, requestsMin: number): Rule =>
   async ({ now, before }) => {

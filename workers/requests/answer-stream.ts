@@ -39,8 +39,12 @@ export type Outcome = {
 };
 
 /**
- * Who may have worked on it: the backend whose answer began; any of those that were asked, and one refused it, so they
- * are done with it; any of them, and one may only be about to begin; or none, unless one was given up in silence.
+ * Which backends may have worked on it:
+ *
+ * - `answerer`: the backend whose answer began;
+ * - `refuser`: any that was asked, and they are done with it, since one refused it;
+ * - `anywhere`: any that was asked, and some may not have begun yet;
+ * - `nowhere`: none, unless one was given up in silence.
  */
 type RanAt = 'answerer' | 'refuser' | 'anywhere' | 'nowhere';
 

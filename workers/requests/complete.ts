@@ -1,7 +1,7 @@
 /**
- * The three completion endpoints, and their dry run. A request goes one way: its key (`tenantOnly`), its body, then at the same time its tokens
- * (`admit`) and its mask (`route`), then the backends (`ask`), and the answer back (`Answer`). When that is over its
- * account is settled.
+ * The three completion endpoints, and their dry run. A request goes one way: its key (`tenantOnly`), its body, then at the
+ * same time its tokens (`admit`) and its mask (`route`), then the backends (`ask`), and the answer back (`Answer`). When
+ * that is over its account is settled.
  */
 import { Hono } from 'hono';
 import { DENSE_MASK_ID, maskFromBits, type SkippedLayers, skippedLayers } from '../../shared/mask/mask.ts';

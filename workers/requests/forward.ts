@@ -43,11 +43,13 @@ type AskParts = Pick<Services, 'backend' | 'config' | 'namedMasks'>;
 /** @throws what the backends' `call` throws, MaskrouteError `cancelled` when the client is gone already. */
 export async function ask(parts: AskParts, question: Question, progress: Progress): Promise<Asked> {
   const { routed } = progress;
-  const asked = await askUnder(routed, parts, question, progress);
+  const { time_ms } = question.account.patience;
+  const asked = await askUnder(routed, time_ms, parts, question, progress);
   // The client did not ask for the mask, so a mask that the backend cannot use is no error of the client's.
   if (question.account.routable.body.mask != null || !(await isAboutMask(asked.response))) return asked;
   const decision = denseDecision(routed.decision.set, 'unknown_mask');
-  return await askUnder({ ...routed, decision }, parts, question, progress);
+  const left_ms = Math.max(1, time_ms - progress.backend_ms!);
+  return await askUnder({ ...routed, decision }, left_ms, parts, question, progress);
 }
 
 /** Whether the backend refused the request, before it generated anything, for its mask. */
@@ -59,6 +61,7 @@ async function isAboutMask(response: Response): Promise<boolean> {
 
 async function askUnder(
   routed: Routed,
+  timeout_ms: number,
   { backend, config, namedMasks }: AskParts,
   { account, requestId, client }: Question,
   progress: Progress,
@@ -78,7 +81,7 @@ async function askUnder(
     request: { path: PATHS[client.wire], requestId, tenant: caller.tenant, body },
     purpose: purposeOf(routed, routable),
     time: {
-      timeout_ms: patience.time_ms,
+      timeout_ms,
       isFullTime: !patience.isShort,
       silence_ms: routable.body.stream === true ? config.BACKEND_SILENCE_MS : undefined,
       stall_ms: config.BACKEND_STALL_MS,

@@ -7,7 +7,7 @@ import { messageText } from '../../shared/wire/openai.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import type { Database } from '../db/d1.ts';
 import { insertTexts } from '../db/request-rows.ts';
-import { TEXT_BYTES_MAX } from '../limits.ts';
+import { TEXT_CHARS_MAX } from '../limits.ts';
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Account } from './admission.ts';
 
@@ -154,7 +154,7 @@ export class AnswerBytes {
   }
 }
 
-const EVENT_BYTES_MAX = 32 * TEXT_BYTES_MAX;
+const EVENT_BYTES_MAX = 32 * TEXT_CHARS_MAX;
 const DAY_ms = 86_400_000;
 
 /** Never rejects. */
@@ -164,8 +164,8 @@ export async function keepTexts(db: Database, account: Account, answer: AnswerBy
     event,
     tenant: caller.tenant,
     expiresAt_ms: Date.now() + (caller.policy.textsKept_days ?? 0) * DAY_ms,
-    prompt: promptOf(routable).slice(0, TEXT_BYTES_MAX),
-    answer: answerOf(answer.text()).slice(0, TEXT_BYTES_MAX),
+    prompt: promptOf(routable).slice(0, TEXT_CHARS_MAX),
+    answer: answerOf(answer.text()).slice(0, TEXT_CHARS_MAX),
   };
   await insertTexts(db, row).catch((error) => {
     log('error', 'texts_not_kept', { request_event: event, reason: reasonOf(error) });
@@ -180,14 +180,19 @@ function promptOf(routable: RoutableBody): string {
   return typeof prompt === 'string' ? prompt : JSON.stringify(prompt);
 }
 
-/** Of a stream's events or of a whole answer, the first choice's text. What is neither is kept as it came. */
+/** Of a stream's events or of a whole answer, the first choice's text. */
 function answerOf(wire: string): string {
   const lines = wire.split('\n').filter((line) => line.startsWith('data: {'));
   const chunks = lines.length === 0 ? [wire] : lines.map((line) => line.slice('data: '.length));
   return chunks.map(textIn).join('');
 }
 
-type Choice = { message?: { content?: unknown }; delta?: { content?: unknown }; text?: unknown };
+type Choice = {
+  index?: unknown;
+  message?: { content?: unknown };
+  delta?: { content?: unknown };
+  text?: unknown;
+};
 /** On the newer wire: what a whole answer has, and what an event of a stream adds. */
 type Response = {
   object?: unknown;
@@ -201,7 +206,7 @@ function textIn(json: string): string {
   try {
     parsed = JSON.parse(json);
   } catch {
-    // The last event of an answer that was cut.
+    // An answer that was cut, or the last event of one.
     return '';
   }
   if (parsed.object === 'response') {
@@ -211,7 +216,8 @@ function textIn(json: string): string {
   if (parsed.type === 'response.output_text.delta') {
     return typeof parsed.delta === 'string' ? parsed.delta : '';
   }
-  const [choice] = parsed.choices ?? [];
+  // An event of a stream holds one choice, and choices take turns.
+  const choice = parsed.choices?.find(({ index }) => index === 0);
   const text = choice?.delta?.content ?? choice?.message?.content ?? choice?.text;
   return typeof text === 'string' ? text : '';
 }

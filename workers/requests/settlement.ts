@@ -180,8 +180,8 @@ function seenTokens(heard: Heard | null, routable: RoutableBody): number {
 /* What is told of it. */
 
 /**
- * For every name that no backend serves, as `custom` is for the masks of requests that were refused: usage has a row a
- * model and mask for good, and a client could make up one a request at no cost.
+ * For every name that no backend is known to serve, as `custom` is for the masks of requests that were refused: usage has a
+ * row a model and mask for good, and a client could make up one a request at no cost.
  */
 const UNKNOWN_MODEL = 'unknown';
 
@@ -196,6 +196,7 @@ function eventOf(
   const { body, kind } = account.routable;
   const isStream = body.stream === true;
   const isRefused = outcome.status >= 400 && outcome.status < 500;
+  const isServed = routed.isServed || outcome.ranAt === 'answerer';
   const isClientsMask = body.mask != null && decision.fallback === null;
   return {
     kind: 'request',
@@ -205,7 +206,7 @@ function eventOf(
     day: new Date(started_ms).toISOString().slice(0, 10),
     created_at_ms: started_ms,
     endpoint: kind,
-    model: outcome.code === 'model_not_found' ? UNKNOWN_MODEL : splitModelName(body.model).model,
+    model: isServed ? splitModelName(body.model).model : UNKNOWN_MODEL,
     mask: (isRefused && isClientsMask ? null : decision.maskId) ?? outcome.mask ?? 'custom',
     sparsity: decision.sparsity ?? outcome.sparsity,
     mask_set: decision.set?.name ?? null,
@@ -224,7 +225,7 @@ function eventOf(
     prompt_tokens: charged.prompt_tokens,
     completion_tokens: charged.completion_tokens,
     counted: charged.counted,
-    ...latencies(outcome.heard, started_ms, isStream, body.n ?? 1),
+    ...latencies(outcome.heard, started_ms, isStream, choicesOf(account.routable)),
     total_ms: outcome.endedAt_ms - started_ms,
     request_id: account.requestId,
     source: account.source,

@@ -21,11 +21,11 @@ import {
   type ModelEntry,
   type RouteEcho,
   splitModelName,
-  TRIAL_HEADERS,
 } from '../../shared/wire/protocol.ts';
 import type { Models } from '../backends/registry.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
+import { d1 } from '../db/d1.ts';
 import type { Config } from '../env.ts';
 import type { Caller } from '../tenants/api-keys.ts';
 import {
@@ -144,10 +144,13 @@ export const isOverCeiling = (sparsity: number, sparsityMax: number | null): boo
 /** @throws MaskrouteError `sparsity_over_ceiling` for a mask that is sparser than it may be, or may be so. */
 function requireAllowed(sparsity: number | null, sparsityMax: number | null): void {
   if (sparsityMax === null || (sparsity !== null && sparsity <= sparsityMax + SPARSITY_SLACK)) return;
-  const found = sparsity === null ? 'of unknown sparsity' : `that skips ${Math.round(sparsity * 100)} %`;
+  const found =
+    sparsity === null
+      ? 'how much this mask skips is not known here'
+      : `this mask skips ${Math.round(sparsity * 100)} %`;
   throw new MaskrouteError(
     'sparsity_over_ceiling',
-    `This tenant's masks skip at most ${Math.round(sparsityMax * 100)} % of blocks; this is one ${found}.`,
+    `This tenant's masks skip at most ${Math.round(sparsityMax * 100)} % of blocks; ${found}.`,
     { param: 'mask' },
   );
 }
@@ -182,6 +185,8 @@ export type Routed = {
   readonly encoder: EncoderSpec | null;
   /** Where the text lies in the encoder's space, when it was embedded. */
   readonly vector: Float32Array | null;
+  /** Whether a backend is known to serve the model that is asked for. */
+  readonly isServed: boolean;
   readonly timings: RouteTimings;
 };
 
@@ -196,7 +201,8 @@ type RoutingDependencies = {
 
 /**
  * @throws MaskrouteError `sparsity_over_ceiling` when the client asks for a mask that its tenant may not use,
- * `rate_limit_exceeded` when its tenant names too many that nobody knows here.
+ * `rate_limit_exceeded` when its tenant names too many that nobody knows here; of a trial `not_found` and
+ * `configuration_unavailable`, as its set cannot be had.
  */
 export async function routeRequest(
   dependencies: RoutingDependencies,
@@ -211,7 +217,7 @@ export async function routeRequest(
   timings.assign_ms = performance.now() - found_ms;
   const { decision, encoder, vector } = await decide(dependencies, known, assignment, request, timings);
   timings.route_ms = performance.now() - started_ms - timings.assign_ms - timings.embed_ms;
-  return { decision, assignment, encoder, vector, timings };
+  return { decision, assignment, encoder, vector, isServed: known.entry !== undefined, timings };
 }
 
 /** What is known, all of it from the isolate once it has been asked for. */
@@ -233,17 +239,11 @@ function knownNow(
   return { live, entry: entryOf(list, request), experiments: running };
 }
 
-/** @throws MaskrouteError `not_found` for a set that this tenant has not. */
+/** @throws MaskrouteError `not_found` for a set that this tenant has not, `configuration_unavailable` when D1 fails or stalls. */
 async function tried({ table }: RoutingDependencies, known: Known, request: RouteRequest): Promise<Known> {
   const version = request.trial?.version;
   if (version === undefined) return known;
-  const live = await table.versionOf(request.caller.tenant, version).catch((cause) => {
-    throw new MaskrouteError('not_found', `There is no mask set ${version}.`, {
-      param: TRIAL_HEADERS.version,
-      cause,
-    });
-  });
-  return { ...known, live };
+  return { ...known, live: await d1(table.versionOf(request.caller.tenant, version)) };
 }
 
 const conversationOf = (request: RouteRequest) => () => stickyKey('conversation', request.caller, request);

@@ -71,8 +71,8 @@ export interface RoutingTable {
   /** Reads a tenant's pointer now: after a publication the same isolate serves it at once. */
   refresh(tenant: string, hold: Hold): Promise<void>;
   /**
-   * A stored set, decoded; what was decoded before, or is among `held`, needs no D1. @throws Error when it is not
-   * stored.
+   * A stored set, decoded; what was decoded before, or is among `held`, needs no D1.
+   * @throws MaskrouteError `not_found` when it is not stored, and what D1 threw.
    */
   versionOf(owner: string, version: string, held?: HeldSets): Promise<LiveSet>;
   /** A decoded set that holds this mask, if there is one. */
@@ -100,7 +100,7 @@ export function createRoutingTable(
       return known;
     }
     const stored = await source.findMaskSet(owner, version);
-    if (stored === null) throw new Error(`mask set ${version} is not stored`);
+    if (stored === null) throw new MaskrouteError('not_found', `There is no mask set ${version}.`);
     const set = decodeMaskSet(stored);
     decoded.set(key, set);
     log('info', 'mask_set_loaded', { owner, version: set.version, clusters: set.clusters.length });

@@ -30,7 +30,7 @@ export interface ApiKeys {
    * `configuration_unavailable` for a key never seen before while D1 can't be asked.
    */
   authenticate(key: string, hold: Hold): Promise<Caller>;
-  /** The same for somebody who once showed the key and of whom its SHA-256 was kept. */
+  /** The same by the SHA-256 that was kept of a key. */
   authenticateSha256(sha256: string, hold: Hold): Promise<Caller>;
   /** Whether the key was looked up before, so that letting it in (or not) costs nothing. */
   isKnown(key: string): boolean;

@@ -44,7 +44,9 @@ describe('the dashboard', () => {
         .fill('How much is 12 times 7 times 3? Explain.');
       await page.getByLabel('Max tokens').fill('24');
       const run = page.getByRole('button', { name: 'Run' });
-      await run.click();
+      const asked: string[] = [];
+      page.on('request', (request) => void asked.push(new URL(request.url()).pathname));
+      await run.dblclick();
       await expect.poll(() => run.isEnabled(), { timeout: 40_000 }).toBe(true);
       for (const side of ['Dense', 'Masked']) {
         const answer = page.getByRole('article', { name: side });
@@ -55,6 +57,8 @@ describe('the dashboard', () => {
       const routing = page.getByRole('region', { name: 'How the prompt was routed' });
       expect(await routing.textContent()).toMatch(/Cluster\d: .*math.*Cosine0\.\d/s);
       await expectAccessible(page, 'the playground after a run');
+      // A double click runs it once.
+      expect(asked.filter((path) => path === '/v1/chat/completions')).toHaveLength(2);
       expect(complaints).toEqual([]);
     });
 

@@ -31,7 +31,7 @@ import {
   type Script,
   scriptedEngine,
 } from '../../gpu-backend/api/scripted-engine.ts';
-import { CUT, FORGOTTEN, gatewayPage, UNASKED, wrongVectors } from './broken-backend.ts';
+import { CUT, FORGOTTEN, gatewayPage, halfObject, UNASKED, wrongVectors } from './broken-backend.ts';
 import {
   BACKEND_KEY,
   BACKEND_KEY_2,
@@ -40,6 +40,7 @@ import {
   type Recorded,
   STREAM_PAUSE_ms,
   TEST_MASKS,
+  UNKNOWN_MASK_ms,
 } from './constants.ts';
 import { vectorOf } from './encoder-server.ts';
 import { listen, type RunningServer } from './http-server.ts';
@@ -131,8 +132,10 @@ const freshProcess = () => ({
 });
 
 export async function startBackend(): Promise<RunningServer> {
-  // Another edge, which has none of our masks.
-  const strangeEdge = await listen((_request, response) => response.writeHead(404).end());
+  // Another edge, which has none of our masks, and takes a while to say so.
+  const strangeEdge = await listen((_request, response) => {
+    setTimeout(() => response.writeHead(404).end(), UNKNOWN_MASK_ms);
+  });
   const backends = new Backends(strangeEdge.url);
   const handle = (request: Request, sockets: Sockets) => backends.handle(request, sockets);
   const server = await listen(getRequestListener(handle as never, { overrideGlobalObjects: false }));
@@ -271,6 +274,7 @@ class Backends {
     const { path, place, entry, outgoing } = asked;
     const { mood } = this.#at(place);
     if (mood.startsWith('gateway-')) return void gatewayPage(outgoing, Number(mood.slice('gateway-'.length)));
+    if (mood === 'half-load' && path === '/v1/load') return void halfObject(outgoing, 200);
     if (COMPLETIONS.has(path)) return await this.#complete(asked);
     const wrong = path === '/v1/embeddings' && wrongVectors(entry.body?.input as string[]);
     if (wrong) return Response.json({ object: 'list', model: 'test-encoder', data: embeddingsOf(wrong) });

@@ -18,6 +18,7 @@ export const UNASKED: Readonly<Record<string, (out: ServerResponse, entry: Recor
   html: (out) => out.writeHead(200, { 'content-type': 'text/html' }).end('<h1>It works!</h1>'),
   empty: (out) => out.writeHead(200, { ...JSON_TYPE, 'content-length': 0 }).end(),
   'bad-error': (out) => out.writeHead(500, JSON_TYPE).end('{"oops":true}'),
+  'stall-error': (out) => halfObject(out, 500),
   /** As some balancers word it. */
   'foreign-error': (out) =>
     out.writeHead(502, JSON_TYPE).end('{"error":{"code":502,"message":"no healthy upstream"}}'),
@@ -29,6 +30,10 @@ export const UNASKED: Readonly<Record<string, (out: ServerResponse, entry: Recor
   },
   flood,
 };
+
+/** The rest never comes. */
+export const halfObject = (out: ServerResponse, status: number) =>
+  out.writeHead(status, JSON_TYPE).write('{');
 
 const FLOOD_BYTES = 64 * 1024 * 1024;
 

@@ -11,6 +11,8 @@ export const TEST_MASKS = [1, 2, 3].map((layer) =>
 
 /** The pause between two chunks of a stream. */
 export const STREAM_PAUSE_ms = 150;
+/** What a backend takes at least to find out that nobody knows a mask. */
+export const UNKNOWN_MASK_ms = 200;
 
 export const BACKEND_KEY = 'test-backend-key-000000000000';
 /** The backend takes this one, too: the next one of a rotation. */

@@ -94,6 +94,8 @@ it('a list finds by text what lies beyond its first page', async () => {
     (await (await admin('GET', path)).json<{ data: { id: string }[] }>()).data.map(({ id }) => id);
   expect(await found('/tenants?limit=1&q=FIND-3')).toEqual(['find-3']);
   expect(await found('/tenants?q=number%20find-0')).toEqual(['find-0']);
+  await created(admin('POST', '/tenants', { id: 'find-umlaut', name: 'Ärzte' }));
+  expect(await found('/tenants?q=%C3%84RZTE')).toEqual(['find-umlaut']);
   // A text is a text, and no pattern.
   expect(await found('/tenants?q=find%25')).toEqual([]);
 });

@@ -87,6 +87,8 @@ describe('an evaluation', () => {
     expect((await put(version, madeUpEvaluation(version), key)).status).toBe(200);
     await store('evaluations');
     expect(await errorCode(admin('POST', '/mask-sets', makeMaskSet('one-more'), key))).toBe('409 conflict');
+    const again = await admin('POST', '/mask-sets', makeMaskSet('evaluated-at-length'), key);
+    expect([again.status, await again.json()]).toEqual([200, expect.objectContaining({ version, tenant })]);
     expect(await errorCode(put(version, madeUpEvaluation(version), key))).toBe('409 conflict');
     // Its operator is not held to that.
     expect((await put(version, madeUpEvaluation(version), undefined, tenant)).status).toBe(200);

@@ -8,6 +8,8 @@ import { BACKEND_HEADERS, type BackendEntry } from '../../../shared/wire/backend
 import type { DryRun } from '../../../shared/wire/openai.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
+import { BackendPool } from '../../../workers/backends/pool.ts';
+import { LOAD_PROBE } from '../../../workers/limits.ts';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL } from '../../support/edge/constants.ts';
 import { askedOf, backendOf, idOf, mood, testBackends } from '../support/backends.ts';
 import {
@@ -95,6 +97,16 @@ describe('the registry', () => {
       // Each would wait for a second.
       expect(performance.now() - started_ms).toBeLessThan(8 * SECOND_ms);
     }
+  });
+
+  it('was changed, though D1 does not answer right after', async () => {
+    const refresh = vi.spyOn(BackendPool.prototype, 'refresh').mockRejectedValue(new Error('D1 is slow'));
+    const id = await register();
+    const changed = await admin('PATCH', `/backends/${id}`, { weight: 2 });
+    expect([changed.status, await changed.json()]).toEqual([200, expect.objectContaining({ weight: 2 })]);
+    expect((await admin('DELETE', `/backends/${id}`)).status).toBe(200);
+    expect(refresh).toHaveBeenCalledTimes(3);
+    refresh.mockRestore();
   });
 
   it('without an enabled backend is 503', async () => {
@@ -415,6 +427,33 @@ describe('when a backend fails', () => {
       expect(backendOf(response)).not.toBe(silent);
       await mood(silent, 'good');
     }
+  });
+
+  it('half-way through its error, the next one answers', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register()];
+    for (const bad of ids) {
+      await mood(bad, 'stall-error');
+      const response = await chat(key, {}, freshIsolate({ BACKEND_STALL_MS: '200' }));
+      expect([response.status, backendOf(response) === bad]).toEqual([200, false]);
+      await mood(bad, 'good');
+    }
+  });
+
+  it('half-way through telling its load, nothing is held for it', async () => {
+    const { key } = await newTenant();
+    for (const id of [await register(), await register()]) await mood(id, 'half-load');
+    const held: Promise<unknown>[] = [];
+    await (
+      await chat(
+        key,
+        {},
+        freshIsolate({}, (work) => held.push(work)),
+      )
+    ).text();
+    const all = Promise.all(held).then(() => 'let go');
+    const late = new Promise((resolve) => setTimeout(resolve, 3 * LOAD_PROBE.timeout_ms, 'held'));
+    expect(await Promise.race([all, late])).toBe('let go');
   });
 
   it('with an error of the request, nobody else is asked', async () => {

@@ -3,6 +3,7 @@ import { afterEach, expect, it, vi } from 'vitest';
 import { createWait } from '../../../workers/base/waiting.ts';
 import { readBody } from '../../../workers/http/request-body.ts';
 import { BODY_ARRIVAL } from '../../../workers/limits.ts';
+import { call } from '../support/edge.ts';
 
 const LIMIT_ms = 60;
 
@@ -53,6 +54,17 @@ it('throws what the piece throws', async () => {
   const wait = createWait(LIMIT_ms);
   await expect(wait.within(Promise.reject(new Error('broken off')), LIMIT_ms)).rejects.toThrow('broken off');
   wait.end();
+});
+
+it('refuses a request whose body never comes', async () => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'Date'] });
+  const { readable } = new TransformStream<Uint8Array, Uint8Array>();
+  const refused = call('POST', '/nowhere', { body: readable });
+  const status = refused.then((response) => response.status);
+  await vi.advanceTimersByTimeAsync(BODY_ARRIVAL.limit_ms - 1_000);
+  expect(await Promise.race([status, Promise.resolve('still waits')])).toBe('still waits');
+  await vi.advanceTimersByTimeAsync(1_000);
+  expect(await status).toBe(404);
 });
 
 it('gives a body a time to arrive, unless it is small', async () => {

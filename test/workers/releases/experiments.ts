@@ -198,6 +198,17 @@ describe('an experiment', () => {
     expect((await admin('DELETE', `/experiments/${another}`)).status).toBe(200);
     expect(await errorCode(admin('GET', `/experiments/${another}`))).toBe('404 not_found');
   });
+
+  it('that two change at once loses neither change, or tells one of them', async () => {
+    const { id } = await draft();
+    const changes = [{ description: 'mine' }, { alpha: 0.1 }];
+    const answers = await Promise.all(changes.map((change) => admin('PATCH', `/experiments/${id}`, change)));
+    const found = await (await admin('GET', `/experiments/${id}`)).json();
+    for (const [index, answer] of answers.entries()) {
+      if (answer.status === 200) expect(found).toMatchObject(changes[index]!);
+      else expect(await errorCode(answer)).toBe('409 conflict');
+    }
+  });
 });
 
 describe('two experiments', () => {

@@ -7,7 +7,13 @@ import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
 import { forwardedBody } from '../../../workers/requests/forward.ts';
-import { BACKEND_KEY, EDGE_URL, MODEL, STREAM_PAUSE_ms } from '../../support/edge/constants.ts';
+import {
+  BACKEND_KEY,
+  EDGE_URL,
+  MODEL,
+  STREAM_PAUSE_ms,
+  UNKNOWN_MASK_ms,
+} from '../../support/edge/constants.ts';
 import {
   activate,
   admin,
@@ -219,6 +225,17 @@ describe('dense, and why', () => {
     expect(body).toMatchObject({ maskroute: { fallback: 'unknown_mask', version } });
     const asked = chat(key, { user: 'masks-unknown', mask: set.clusters[0]!.mask });
     expect(await errorCode(asked)).toBe('400 unknown_mask');
+  });
+
+  it('asks again, where the backend cannot use the mask, in the time that is left', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('compass', tenant);
+    const headers = { [BACKEND_HEADERS.deadline]: '2000' };
+    const body = { ...CHAT, ...say('south'), user: 'masks-unknown' };
+    const response = await call('POST', '/v1/chat/completions', { key, body, headers });
+    expect(response.headers.get('x-maskroute-fallback')).toBe('unknown_mask');
+    const left_ms = Number((await recorded(idOf(response)))!.headers[BACKEND_HEADERS.deadline]);
+    expect(left_ms).toBeLessThanOrEqual(2000 - UNKNOWN_MASK_ms + 10);
   });
 
   it('passes the mask of a client through as it is', async () => {

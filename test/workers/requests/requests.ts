@@ -8,11 +8,13 @@ import edge from '../../../workers/index.ts';
 import { EVENTS, FEEDBACK_KEPT_ms } from '../../../workers/limits.ts';
 import {
   admin,
+  badD1,
   CHAT,
   call,
   chat,
   created,
   errorCode,
+  freshIsolate,
   goLive,
   makeMaskSet,
   newKey,
@@ -60,7 +62,8 @@ describe('a request', () => {
     });
     expect(seen.total_ms).toBeGreaterThanOrEqual(0);
     expect(seen.similarity).toBeGreaterThan(0.9);
-    expect(await listed(`q=chatcmpl-${seen.id}.0123456789abcdef`)).toEqual([seen]);
+    for (const prefix of ['chatcmpl-', 'cmpl-', 'resp_', ''])
+      expect(await listed(`q=${prefix}${seen.id}.0123456789abcdef`), prefix).toEqual([seen]);
     const { key: own } = await newKey({ tenant, kind: 'tenant_admin' });
     expect((await detail(seen.id, own)).id).toBe(seen.id);
     const { tenant: other } = await newTenant();
@@ -143,6 +146,8 @@ describe('prompts and answers', () => {
     expect(days).toBeLessThan(2.1);
     const streamed = await counted(key, { ...say('north'), stream: true });
     await soon(async () => expect((await detail(streamed.id)).texts?.answer).toBe(texts.answer));
+    const ofSeveral = await counted(key, { ...say('north'), n: 3, stream: true });
+    await soon(async () => expect((await detail(ofSeveral.id)).texts?.answer).toBe(texts.answer));
   });
 });
 
@@ -169,4 +174,19 @@ describe('a trial', () => {
     expect(await errorCode(refused)).toBe('404 not_found');
     await admin('POST', `/experiments/trial/stop?tenant=${tenant}`);
   });
+
+  it.each(['failing', 'stalled'] as const)(
+    'of a set that D1 does not tell (%s) is told that',
+    async (mood) => {
+      const { tenant, key } = await newTenant();
+      const { version } = await upload(makeMaskSet(`untold-${mood}`), tenant);
+      const d1 = badD1();
+      const isolate = freshIsolate({ DB: d1.DB });
+      await (await chat(key, {}, isolate)).text();
+      d1.be(mood);
+      const headers = { [TRIAL_HEADERS.source]: 'playground', [TRIAL_HEADERS.version]: version };
+      const refused = call('POST', '/v1/chat/completions', { key, body: CHAT, headers }, isolate);
+      expect(await errorCode(refused)).toBe('503 configuration_unavailable');
+    },
+  );
 });

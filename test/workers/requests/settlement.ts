@@ -76,11 +76,21 @@ describe('the event', () => {
     });
   });
 
+  it('of several prompts has the time of a token after the first one of each', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, event } = queue();
+    const body = { model: MODEL.id, prompt: ['a', 'b', 'c', 'd'], n: 2, max_tokens: 5 };
+    await (await call('POST', '/v1/completions', { key, body }, freshIsolate({ EVENTS }))).text();
+    // Eight answers of three tokens: 30 ms each, for two tokens.
+    expect(await event()).toMatchObject({ completion_tokens: 24, tpot_ms: 15 });
+  });
+
   it.each([
     ['queue-full', false, { status: 429, error_code: 'queue_full', counted: true, completion_tokens: 0 }],
     ['die', false, { status: 503, error_code: 'backend_unreachable', counted: true, completion_tokens: 0 }],
     ['html', false, { status: 502, error_code: 'backend_error' }],
     ['empty', false, { status: 502, error_code: 'backend_error' }],
+    ['stall-error', false, { status: 502, error_code: 'backend_error' }],
     ['half-whole', false, { status: 502, error_code: 'backend_error', counted: true, completion_tokens: 3 }],
     ['unsized', false, { status: 200, error_code: null, counted: true, completion_tokens: 3, ttft_ms: 3 }],
     [
@@ -102,7 +112,8 @@ describe('the event', () => {
     await response.text().catch(() => {});
     expect(await event()).toMatchObject(expected);
     expect(sent).toHaveLength(1);
-    expect(sent[0]!.backend).toBe(['die', 'html', 'empty'].includes(user) ? null : 'default');
+    const isNobodys = ['die', 'html', 'empty', 'stall-error'].includes(user);
+    expect(sent[0]!.backend).toBe(isNobodys ? null : 'default');
   });
 
   it.each([true, false])('of a client that left has what was made for it (stream: %s)', async (stream) => {
@@ -188,9 +199,10 @@ describe('the event', () => {
 
   it.each([
     ['a model', 'me', { model: 'made-up' }, { model: 'unknown' }],
+    ['a model of a backend that is gone', 'die', { model: 'made-up' }, { model: 'unknown' }],
     ['a mask by id', 'masks-unknown', { mask: `m_${'0'.repeat(24)}` }, { mask: 'custom' }],
     ['layers', 'too-long', { mask: { skipFfn: [1, 3] } }, { mask: 'custom' }],
-  ])('of one that was refused repeats nothing that its client made up: %s', async (...made) => {
+  ])('of one that failed repeats nothing that its client made up: %s', async (...made) => {
     const [, user, body, expected] = made;
     const { key } = await newTenant();
     const { EVENTS, event } = queue();

@@ -68,7 +68,7 @@ function Bench({ tenant, models }: { readonly tenant: string; readonly models: r
   const [decision, setDecision] = useState<DryRun>();
   const [error, setError] = useState<Error>();
   const running = useRef<AbortController | null>(null);
-  const isRunning = SIDES.some((name) => sides[name].state === 'running');
+  const [isRunning, setRunning] = useState(false);
   // Leaving the page hangs up, and the engine stops with it.
   useEffect(() => () => running.current?.abort(), []);
 
@@ -76,6 +76,7 @@ function Bench({ tenant, models }: { readonly tenant: string; readonly models: r
     const controller = new AbortController();
     running.current = controller;
     const { signal } = controller;
+    setRunning(true);
     setSides(IDLE);
     setError(undefined);
     setDecision(undefined);
@@ -88,6 +89,7 @@ function Bench({ tenant, models }: { readonly tenant: string; readonly models: r
     } catch (thrown) {
       if (!signal.aborted) setError(thrown as Error);
     }
+    setRunning(false);
   };
 
   return (

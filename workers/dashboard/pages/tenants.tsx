@@ -188,7 +188,7 @@ const LIMITS = [
   { name: 'agreement_min', title: 'Min agreement with dense, %', scale: 100 },
 ] as const;
 
-/** A tenant's own administrator sees the name and the policy only: the edge refuses the rest. */
+/** A tenant's own administrator sees what it may change only: the edge refuses the rest. */
 function TenantFields({
   tenant,
   isGlobal,
