@@ -10,6 +10,7 @@ import {
   type DeviceFlags,
   deviceOption,
   floatTypeOption,
+  httpAddress,
   kvTypeOption,
   portFrom,
 } from './terminal.ts';
@@ -50,12 +51,6 @@ function tokensFrom(name: string, text: string): number {
   if (/^\d{1,9}$/.test(text)) return Number(text);
   const message = `${name} must be a whole number of tokens, not "${text}".`;
   throw new MaskrouteError('invalid_argument', message);
-}
-
-/** @throws MaskrouteError `invalid_argument`. */
-function addressFrom(name: string, text: string): string {
-  if (/^https?:$/.test(URL.parse(text)?.protocol ?? '')) return text;
-  throw new MaskrouteError('invalid_argument', `${name} must be an http or https address, not "${text}".`);
 }
 
 /** `jobEntry`: the file that runs commands, for jobs. */
@@ -104,10 +99,10 @@ export function addServeCommand(program: Command, jobEntry: string): void {
           : {}),
         ...(MASKROUTE_JOB_DATA ? { jobDataFolder: MASKROUTE_JOB_DATA } : {}),
         ...(MASKROUTE_BACKEND_URL
-          ? { audience: addressFrom('MASKROUTE_BACKEND_URL', MASKROUTE_BACKEND_URL) }
+          ? { audience: httpAddress('MASKROUTE_BACKEND_URL', MASKROUTE_BACKEND_URL) }
           : {}),
         ...(MASKROUTE_METRICS_KEY ? { metricsKey: MASKROUTE_METRICS_KEY } : {}),
-        ...(MASKROUTE_EDGE_URL ? { edgeUrl: addressFrom('MASKROUTE_EDGE_URL', MASKROUTE_EDGE_URL) } : {}),
+        ...(MASKROUTE_EDGE_URL ? { edgeUrl: httpAddress('MASKROUTE_EDGE_URL', MASKROUTE_EDGE_URL) } : {}),
       });
     });
 }

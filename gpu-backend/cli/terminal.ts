@@ -115,6 +115,12 @@ export async function chosenDevice({ device: choice, floatType }: DeviceFlags): 
   return device;
 }
 
+/** As it is. `name`: of the flag or variable. @throws MaskrouteError `invalid_argument`. */
+export function httpAddress(name: string, text: string): string {
+  if (/^https?:$/.test(URL.parse(text)?.protocol ?? '')) return text;
+  throw new MaskrouteError('invalid_argument', `${name} must be an http or https address, not "${text}".`);
+}
+
 /** From the environment; 0 means any free one. @throws MaskrouteError `invalid_argument` unless it is absent or a port. */
 export function portFrom(name: string, preset: number): number {
   const text = process.env[name];
