@@ -290,23 +290,30 @@ export class CallReader {
   }
 
   #readArguments(): Part[] | undefined {
-    const end = this.#endOfObject();
+    const end = this.#endOfValue();
     const text = this.#pass(end ?? this.#held.length);
     if (end !== undefined) this.#state = 'end';
-    return text === '' ? undefined : [{ type: 'arguments', call: this.calls - 1, text }];
+    if (text !== '') return [{ type: 'arguments', call: this.calls - 1, text }];
+    return end === undefined ? undefined : [];
   }
 
-  /** Where the arguments end, if they do in what is held; all of it is looked at once. */
-  #endOfObject(): number | undefined {
+  /** Where the arguments end, if they do in what is held; all of it is looked at once. A schema may want no object. */
+  #endOfValue(): number | undefined {
     for (let at = 0; at < this.#held.length; at++) {
-      const letter = this.#held[at];
+      const letter = this.#held[at]!;
       if (this.#isEscaped) this.#isEscaped = false;
       else if (this.#isInString) {
         if (letter === '\\') this.#isEscaped = true;
-        else if (letter === '"') this.#isInString = false;
+        else if (letter === '"') {
+          this.#isInString = false;
+          if (this.#depth === 0) return at + 1;
+        }
       } else if (letter === '"') this.#isInString = true;
-      else if (letter === '{' || letter === '[') this.#depth++;
-      else if ((letter === '}' || letter === ']') && --this.#depth === 0) return at + 1;
+      else if ('{['.includes(letter)) this.#depth++;
+      else if (this.#depth === 0) {
+        // A number or a word goes on to where `end` begins.
+        if (/[\s}]/.test(letter)) return at;
+      } else if ('}]'.includes(letter) && --this.#depth === 0) return at + 1;
     }
     return undefined;
   }
