@@ -37,7 +37,9 @@ const ENVIRONMENT_HELP: Readonly<Record<string, string>> = {
   MASKROUTE_PREFIX_TOKENS: `room for cached prompt prefixes, in tokens (default: ${PREFIX_TOKENS_MAX}; 0: none)`,
   OTEL_EXPORTER_OTLP_ENDPOINT: 'a collector of traces, http/protobuf (default: no traces)',
   OTEL_EXPORTER_OTLP_HEADERS: 'headers for the collector: name=value,name=value, percent-encoded',
-  OTEL_RESOURCE_ATTRIBUTES: 'attributes of this backend in its spans; so does OTEL_SERVICE_NAME',
+  OTEL_TRACES_SAMPLER_ARG: 'the share of requests that is traced, from 0 to 1 (default: 1)',
+  OTEL_SERVICE_NAME: "this backend's name in its spans (default: maskroute-backend)",
+  OTEL_RESOURCE_ATTRIBUTES: 'more about this backend in its spans: name=value,name=value',
   MASKROUTE_HOME: 'models and masks (default: ~/.cache/maskroute)',
 };
 const NAME_CHARS = Math.max(...Object.keys(ENVIRONMENT_HELP).map(({ length }) => length));
