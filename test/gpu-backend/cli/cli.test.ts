@@ -1,5 +1,6 @@
 /** The command line as a person meets it: one clear line when something is wrong, and help with examples. */
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -7,6 +8,7 @@ import type { Command } from 'commander';
 import { afterAll, describe, expect, test, vi } from 'vitest';
 import { main, program } from '../../../gpu-backend/cli/cli.ts';
 import manifest from '../../../package.json' with { type: 'json' };
+import { eventually } from '../api/harness.ts';
 
 const home = mkdtempSync(path.join(tmpdir(), 'cli-'));
 afterAll(() => rmSync(home, { recursive: true }));
@@ -329,3 +331,25 @@ test('a reader that has left, such as head, ends the command without a word', ()
   const command = `"${process.execPath}" bin/maskroute.js learn --help | true`;
   expect(spawnSync('sh', ['-c', command], { encoding: 'utf8' })).toMatchObject({ stdout: '', stderr: '' });
 });
+
+test.skipIf(process.platform !== 'linux')(
+  'an older Node hands over, and a Ctrl-C in its terminal stops the command in good order',
+  async () => {
+    const older =
+      'data:text/javascript,Object.defineProperty(process,"versions",{value:{...process.versions,node:"20.0.0"}})';
+    const work = ['work', '--queue', 'redis://127.0.0.1:9', '--journal', path.join(home, 'units')];
+    const words = [process.execPath, '--import', older, 'bin/maskroute.js', ...work];
+    // It gives its command a terminal.
+    const terminal = spawn('script', ['-qec', words.map((word) => `'${word}'`).join(' '), '/dev/null'], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
+    let said = '';
+    terminal.stdout.on('data', (text) => {
+      said += text;
+    });
+    await eventually(() => said.includes('This worker waits for a run.'));
+    terminal.stdin.write('\x03');
+    const [status] = await once(terminal, 'close');
+    expect(status, said).toBe(0);
+  },
+);
