@@ -26,10 +26,8 @@ function handOver(node) {
     process.exit(1);
   }
   const child = spawn(node, [fileURLToPath(cli), ...process.argv.slice(2)], { stdio: 'inherit' });
-  for (const signal of ['SIGTERM', 'SIGHUP']) process.on(signal, () => child.kill(signal));
-  // From a terminal Ctrl-C reaches both; passed on, it would be a second one, which ends a command at once.
-  const hasTerminal = [process.stdin, process.stdout, process.stderr].some(({ isTTY }) => isTTY);
-  process.on('SIGINT', () => hasTerminal || child.kill('SIGINT'));
+  // From a terminal a Ctrl-C reaches both, so it comes twice; `stop-signals.ts` takes the two for one.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => child.kill(signal));
   child.on('exit', (code, signal) => {
     if (signal === null) process.exit(code);
     process.removeAllListeners(signal);

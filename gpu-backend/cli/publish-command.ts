@@ -17,6 +17,7 @@ import {
   storeEvaluation,
 } from '../publication/publish.ts';
 import { createRegistrar, type Fleet, type Registrar } from '../publication/register.ts';
+import { onStopSignal } from '../stop-signals.ts';
 import {
   adminClient,
   confirmChange,
@@ -172,7 +173,7 @@ export function addRegisterCommand(program: Command): void {
       }
       for (const name of ['url', 'probe'] as const) httpAddress(`--${name}`, fleet[name]);
       const stop = new AbortController();
-      for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => stop.abort());
+      onStopSignal(() => stop.abort());
       const registrar = createRegistrar(await adminClient(edge), { ...fleet, regions });
       const say = json
         ? (id: string, state: string) => console.log(JSON.stringify({ id, state }))

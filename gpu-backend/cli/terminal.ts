@@ -11,6 +11,7 @@ import { tryLock } from '../files.ts';
 import { type ImportPhase, type ImportProgress, KV_TYPES } from '../model/model-source.ts';
 import { chooseDevice, DEVICE_CHOICES, type Device, type DeviceChoice } from '../onnx/device.ts';
 import { FLOAT_TYPES, type FloatType } from '../onnx/graph.ts';
+import { onStopSignal } from '../stop-signals.ts';
 
 export const DATA_HELP =
   'JSONL files whose rows have messages, prompt + completion, question + answer, instruction + output, or text';
@@ -18,14 +19,15 @@ export const DATA_HELP =
 /** Ctrl-C ends the work in good order: nothing is half-written, and the same command can go on later. */
 export async function interruptible(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
   const interrupted = new AbortController();
-  const stop = () => interrupted.abort();
-  process.once('SIGINT', stop).once('SIGTERM', stop);
+  const listenNoMore = onStopSignal(() => interrupted.abort());
   try {
     await work(interrupted.signal);
   } catch (error) {
     if (!interrupted.signal.aborted) throw error;
     console.error('Stopped.');
     process.exitCode = 130;
+  } finally {
+    listenNoMore();
   }
 }
 

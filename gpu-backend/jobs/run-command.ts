@@ -82,6 +82,8 @@ export async function* runCommand(run: CommandRun): AsyncGenerator<JobProgress, 
 
 function startCommand({ entry, args, env }: CommandRun): ChildProcess {
   const child = fork(entry, args, {
+    // A group of its own: a Ctrl-C in the terminal of `serve` is for the backend, which decides what becomes of its job.
+    detached: true,
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
     // The backend's keys are none of a command's business.
     env: {

@@ -332,24 +332,26 @@ test('a reader that has left, such as head, ends the command without a word', ()
   expect(spawnSync('sh', ['-c', command], { encoding: 'utf8' })).toMatchObject({ stdout: '', stderr: '' });
 });
 
-test.skipIf(process.platform !== 'linux')(
-  'an older Node hands over, and a Ctrl-C in its terminal stops the command in good order',
-  async () => {
-    const older =
-      'data:text/javascript,Object.defineProperty(process,"versions",{value:{...process.versions,node:"20.0.0"}})';
-    const work = ['work', '--queue', 'redis://127.0.0.1:9', '--journal', path.join(home, 'units')];
-    const words = [process.execPath, '--import', older, 'bin/maskroute.js', ...work];
-    // It gives its command a terminal.
-    const terminal = spawn('script', ['-qec', words.map((word) => `'${word}'`).join(' '), '/dev/null'], {
-      stdio: ['pipe', 'pipe', 'inherit'],
-    });
-    let said = '';
-    terminal.stdout.on('data', (text) => {
-      said += text;
-    });
-    await eventually(() => said.includes('This worker waits for a run.'));
-    terminal.stdin.write('\x03');
-    const [status] = await once(terminal, 'close');
-    expect(status, said).toBe(0);
-  },
-);
+const OLDER_NODE =
+  'data:text/javascript,Object.defineProperty(process,"versions",{value:{...process.versions,node:"20.0.0"}})';
+
+/** Each passes on the Ctrl-C that the terminal sends to the command as well. */
+test.skipIf(process.platform !== 'linux').each([
+  ['npm', ['npm', 'run', 'maskroute', '--']],
+  ['an older Node', [process.execPath, '--import', OLDER_NODE, 'bin/maskroute.js']],
+])('under %s a Ctrl-C in the terminal stops a command in good order', async (_, begin) => {
+  const work = ['work', '--queue', 'redis://127.0.0.1:9', '--journal', path.join(home, 'units')];
+  const words = [...begin, ...work];
+  // It gives its command a terminal.
+  const terminal = spawn('script', ['-qec', words.map((word) => `'${word}'`).join(' '), '/dev/null'], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
+  let said = '';
+  terminal.stdout.on('data', (text) => {
+    said += text;
+  });
+  await eventually(() => said.includes('This worker waits for a run.'));
+  terminal.stdin.write('\x03');
+  const [status] = await once(terminal, 'close');
+  expect(status, said).toBe(0);
+});

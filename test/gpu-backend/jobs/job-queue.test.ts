@@ -97,6 +97,13 @@ describe('a job', () => {
     expect(readFileSync(join(folderOf(id), 'log.txt'), 'utf8')).toContain('of no use');
   });
 
+  it('leads a group of its own, so that a Ctrl-C in the terminal of its backend does not end it', async () => {
+    const jobs = await start();
+    const { id } = await create(jobs, 'hang');
+    await hangs(id);
+    process.kill(-Number(starts(id)[0]), 0);
+  });
+
   it('runs alone; a few wait, and more are refused', async () => {
     const jobs = await start();
     const first = await create(jobs, 'hang');
