@@ -26,6 +26,7 @@ function handOver(node) {
     process.exit(1);
   }
   const child = spawn(node, [fileURLToPath(cli), ...process.argv.slice(2)], { stdio: 'inherit' });
+  // From a terminal a Ctrl-C reaches both, so it comes twice; `stop-signals.ts` takes the two for one.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => child.kill(signal));
   child.on('exit', (code, signal) => {
     if (signal === null) process.exit(code);

@@ -28,6 +28,7 @@ import { openInstalled } from './model/store.ts';
 import { openTextService, type TextService } from './model/tokenizer/text-service.ts';
 import { chooseDevice, type DeviceChoice, deviceName } from './onnx/device.ts';
 import type { FloatType } from './onnx/graph.ts';
+import { onStopSignal } from './stop-signals.ts';
 
 /** As an audience: the edge calls the address that the backend listens at. */
 export const OWN_ADDRESS = Symbol('own address');
@@ -119,6 +120,8 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     let closing: Promise<void> | undefined;
     const close = async () => {
       log.info('stopping');
+      // Its job may have got the same signal: it is stopped by us before it could end by itself, and goes on with the next start.
+      void jobs?.close();
       await server.close();
       await closeParts();
       log.info('stopped');
@@ -249,10 +252,8 @@ async function openModel(
 /** `startBackend` until SIGTERM or SIGINT; then it drains and the process exits with 0. A second signal ends it. */
 export async function serveUntilSignal(options: BackendOptions): Promise<RunningBackend> {
   const backend = await startBackend(options);
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-    process.once(signal, () => {
-      void backend.close().then(() => process.exit(0));
-    });
-  }
+  onStopSignal(() => {
+    void backend.close().then(() => process.exit(0));
+  });
   return backend;
 }

@@ -6,7 +6,7 @@
 import { availableParallelism, loadavg } from 'node:os';
 import { OpenAI } from 'openai';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
-import { computingThreads, JSON_OPTION } from '../gpu-backend/cli/terminal.ts';
+import { computingThreads, interruptible, JSON_OPTION } from '../gpu-backend/cli/terminal.ts';
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
 import { createStep, startProduct } from '../gpu-backend/dev/product.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
@@ -45,21 +45,21 @@ async function main(): Promise<void> {
   );
   const say = json ? console.error : console.log;
   const home = maskrouteHome();
-  const dev = await readDevFile(home);
-  if (dev !== undefined && (await isRunning(dev))) return demo(dev, json);
-  say('No "npm start" is running; starting one for the demo.');
-  const interrupted = new AbortController();
-  process.once('SIGINT', () => interrupted.abort());
-  const product = await startProduct({
-    home,
-    port: 0,
-    backendPort: 0,
-    threads: computingThreads(),
-    say,
-    step: createStep(json ? process.stderr : process.stdout),
-    signal: interrupted.signal,
+  await interruptible(async (signal) => {
+    const dev = await readDevFile(home);
+    if (dev !== undefined && (await isRunning(dev))) return demo(dev, json, signal);
+    say('No "npm start" is running; starting one for the demo.');
+    const product = await startProduct({
+      home,
+      port: 0,
+      backendPort: 0,
+      threads: computingThreads(),
+      say,
+      step: createStep(json ? process.stderr : process.stdout),
+      signal,
+    });
+    await demo(product.dev, json, signal).finally(() => product.stop());
   });
-  await demo(product.dev, json).finally(() => product.stop());
 }
 
 async function isRunning(dev: DevFile): Promise<boolean> {
@@ -69,14 +69,14 @@ async function isRunning(dev: DevFile): Promise<boolean> {
   );
 }
 
-async function demo(dev: DevFile, json: boolean): Promise<void> {
+async function demo(dev: DevFile, json: boolean, signal: AbortSignal): Promise<void> {
   const compared: Compared[] = [];
   const client = new OpenAI({ baseURL: `${dev.edge}/v1`, apiKey: dev.apiKey });
   const columns = Math.min(process.stdout.columns ?? COLUMNS_MAX, COLUMNS_MAX);
   // The first answer after a start pays for cold caches; it is not the one to show.
-  await ask(client, dev.model, 'Hello!');
+  await ask(client, dev.model, 'Hello!', signal);
   for (const [kind, prompt] of PROMPTS) {
-    const both = await askBoth(client, dev.model, prompt);
+    const both = await askBoth(client, dev.model, prompt, signal);
     compared.push(both);
     if (!json) await show(dev, kind, prompt, both, columns);
   }
@@ -135,12 +135,17 @@ type Compared = {
 };
 
 /** In turns, so that a busy machine slows both; the faster of each is shown (the texts are the same). */
-async function askBoth(client: OpenAI, model: string, prompt: string): Promise<Compared> {
+async function askBoth(
+  client: OpenAI,
+  model: string,
+  prompt: string,
+  signal: AbortSignal,
+): Promise<Compared> {
   const masked: Answer[] = [];
   const dense: Answer[] = [];
   for (let round = 0; round < ROUNDS; round++) {
-    masked.push(await ask(client, model, prompt));
-    dense.push(await ask(client, `${model}:dense`, prompt));
+    masked.push(await ask(client, model, prompt, signal));
+    dense.push(await ask(client, `${model}:dense`, prompt, signal));
   }
   const fastest = (answers: Answer[]): Answer =>
     answers.reduce((best, answer) => (answer.tokensPerSecond > best.tokensPerSecond ? answer : best));
@@ -231,14 +236,17 @@ export function agreementOf(text: string, dense: string): number {
   return (differs === -1 ? denseWords.length : differs) / denseWords.length;
 }
 
-async function ask(client: OpenAI, model: string, prompt: string): Promise<Answer> {
+async function ask(client: OpenAI, model: string, prompt: string, signal: AbortSignal): Promise<Answer> {
   const { data, response } = await client.chat.completions
-    .create({
-      model,
-      messages: [{ role: 'user', content: prompt }],
-      max_completion_tokens: ANSWER_TOKENS_MAX,
-      temperature: 0,
-    })
+    .create(
+      {
+        model,
+        messages: [{ role: 'user', content: prompt }],
+        max_completion_tokens: ANSWER_TOKENS_MAX,
+        temperature: 0,
+      },
+      { signal },
+    )
     .withResponse();
   const { decode_ms } = (data as unknown as { maskroute: { decode_ms: number } }).maskroute;
   const header = (name: string): string => response.headers.get(name) ?? '';

@@ -4,7 +4,7 @@
  * order of their names, and rows are refused whose tenants have no table yet.
  */
 import { spawnSync } from 'node:child_process';
-import { chmodSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 
 /** Tables before the rows that name each other's, and indexes at the end. */
@@ -36,10 +36,9 @@ function statementsIn(sql: string): string[] {
   return [...statements, current.trim()].filter((statement) => statement !== '');
 }
 
-function wrangler(words: readonly string[]): void {
-  const { status } = spawnSync('wrangler', ['d1', ...words], { stdio: 'inherit' });
-  if (status !== 0) process.exit(1);
-}
+/** Whether it did it; it says itself why not. */
+const wrangler = (...words: string[]): boolean =>
+  spawnSync('wrangler', ['d1', ...words], { stdio: 'inherit' }).status === 0;
 
 type Options = { readonly env?: string; readonly local: boolean; readonly config?: string };
 
@@ -61,17 +60,24 @@ function main(action: keyof typeof ACTIONS, args: readonly string[]): void {
     ...(values.config === undefined ? [] : ['--config', values.config]),
     values.local ? '--local' : '--remote',
   ];
-  if (action === 'restore') {
-    wrangler(['execute', 'DB', ...where, '--file', file, '--yes']);
-    return;
-  }
-  const exported = `${file}.incoming`;
+  const isDone =
+    action === 'restore' ? wrangler('execute', 'DB', ...where, '--file', file, '--yes') : backUp(file, where);
+  if (!isDone) process.exitCode = 1;
+}
+
+/** An older backup of that name stays until the new one is whole. */
+function backUp(file: string, where: readonly string[]): boolean {
+  const incoming = `${file}.incoming`;
   try {
-    wrangler(['export', 'DB', ...where, '--output', exported, '--skip-confirmation']);
-    writeFileSync(file, inRestorableOrder(readFileSync(exported, 'utf8')), { mode: 0o600 });
-    chmodSync(file, 0o600);
+    // Nobody else reads what is in it, also before it is whole.
+    writeFileSync(incoming, '', { mode: 0o600 });
+    if (!wrangler('export', 'DB', ...where, '--output', incoming, '--skip-confirmation')) return false;
+    writeFileSync(incoming, inRestorableOrder(readFileSync(incoming, 'utf8')), { flush: true });
+    chmodSync(incoming, 0o600);
+    renameSync(incoming, file);
+    return true;
   } finally {
-    rmSync(exported, { force: true });
+    rmSync(incoming, { force: true });
   }
 }
 

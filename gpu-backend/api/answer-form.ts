@@ -75,7 +75,7 @@ function callsSpec(request: ChatRequest, tools: readonly Tool[], format: ToolFor
   };
 }
 
-/** Arguments are an object, whether their schema says so or not. */
+/** Arguments are an object where their schema does not say what they are. */
 function ofObjects(parameters: Tool['function']['parameters']): Record<string, unknown> {
   if (parameters == null || Object.keys(parameters).length === 0)
     return { type: 'object', additionalProperties: false };

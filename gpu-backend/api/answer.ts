@@ -6,7 +6,14 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ToolFormat } from '../model/tokenizer/tool-format.ts';
-import { type ChoiceEvent, type ChoiceJob, notBegun, type Progress, runChoice } from './choice.ts';
+import {
+  type ChoiceEvent,
+  type ChoiceJob,
+  notBegun,
+  type Piece,
+  type Progress,
+  runChoice,
+} from './choice.ts';
 import type { ApiLimits, ServedModel } from './parts.ts';
 import type { AnswerPlan } from './plan.ts';
 
@@ -166,31 +173,37 @@ async function* mergeStreams<Event>(
 /* Calls of tools in a choice's text: what stands around them is taken away, and their arguments come as they are written. */
 
 /** The events of a choice that may call tools. A log-probability stays with the text that it stands for; calls have none. */
-async function* readCalls(
-  events: AsyncGenerator<ChoiceEvent, void>,
+export async function* readCalls(
+  events: AsyncIterable<ChoiceEvent>,
   format: ToolFormat,
 ): AsyncGenerator<ChoiceEvent, void> {
   const reader = new CallReader(format);
+  /** Of text that is held back, or that belongs to a call. */
+  const waiting: Piece[] = [];
+  const shown = ({ text, end }: TextPart, index: number): ChoiceEvent => {
+    const begun = waiting.findIndex(({ offset }) => offset >= end);
+    const pieces = waiting.splice(0, begun < 0 ? waiting.length : begun);
+    return {
+      ...{ type: 'text', index, text },
+      pieces: pieces.filter(({ offset }) => offset >= end - text.length),
+    };
+  };
   for await (const event of events) {
     const { index } = event;
     if (event.type === 'text') {
-      let { pieces } = event;
-      for (const part of reader.push(event.text)) {
-        if (part.type !== 'text') yield { ...part, index };
-        else {
-          yield { ...part, index, pieces };
-          pieces = [];
-        }
-      }
+      waiting.push(...event.pieces);
+      for (const part of reader.push(event.text))
+        yield part.type === 'text' ? shown(part, index) : { ...part, index };
     } else if (event.type === 'finished') {
-      for (const part of reader.flush()) yield { ...part, index, pieces: [] };
+      for (const part of reader.flush()) yield shown(part, index);
       const hasCalled = reader.calls > 0 && event.reason === 'stop';
       yield hasCalled ? { ...event, reason: 'tool_calls' } : event;
     } else yield event;
   }
 }
 
-type TextPart = { readonly type: 'text'; readonly text: string };
+/** `end`: where it ends in all of the choice's text, in UTF-16 units. */
+type TextPart = { readonly type: 'text'; readonly text: string; readonly end: number };
 type Part =
   | TextPart
   | { readonly type: 'call'; readonly call: number; readonly id: string; readonly name: string }
@@ -203,6 +216,8 @@ export class CallReader {
   readonly #format: ToolFormat;
   #state: 'text' | 'name' | 'arguments' | 'end' = 'text';
   #held = '';
+  /** What stands before it. */
+  #passed = 0;
   #depth = 0;
   #isInString = false;
   #isEscaped = false;
@@ -220,10 +235,17 @@ export class CallReader {
 
   /** What was held back, when nothing follows. */
   flush(): TextPart[] {
-    const text = this.#held;
+    const text = this.#pass(this.#held.length);
     const isText = this.#state === 'text' && (this.calls === 0 || text.trim() !== '');
-    this.#held = '';
-    return isText && text !== '' ? [{ type: 'text', text }] : [];
+    return isText && text !== '' ? [{ type: 'text', text, end: this.#passed }] : [];
+  }
+
+  /** The first so many letters of what is held, which are read now. */
+  #pass(length: number): string {
+    const text = this.#held.slice(0, length);
+    this.#held = this.#held.slice(length);
+    this.#passed += text.length;
+    return text;
   }
 
   /** Undefined: more text is needed. */
@@ -244,48 +266,54 @@ export class CallReader {
     const { begin } = this.#format;
     const at = this.#held.indexOf(begin);
     if (at >= 0) {
-      const text = this.#held.slice(0, at).trimEnd();
-      this.#held = this.#held.slice(at + begin.length);
+      const from = this.#passed;
+      const text = this.#pass(at + begin.length)
+        .slice(0, at)
+        .trimEnd();
       this.#state = 'name';
-      return text === '' ? [] : [{ type: 'text', text }];
+      return text === '' ? [] : [{ type: 'text', text, end: from + text.length }];
     }
     const shown = this.#held.length - heldBack(this.#held, begin);
     if (shown === 0) return undefined;
-    const text = this.#held.slice(0, shown);
-    this.#held = this.#held.slice(shown);
-    return [{ type: 'text', text }];
+    const text = this.#pass(shown);
+    return [{ type: 'text', text, end: this.#passed }];
   }
 
   #readName(): Part[] | undefined {
     const { middle } = this.#format;
     const end = this.#held.indexOf('"');
     if (end < 0 || this.#held.length < end + middle.length) return undefined;
-    const name = this.#held.slice(0, end);
-    this.#held = this.#held.slice(end + middle.length);
+    const name = this.#pass(end + middle.length).slice(0, end);
     this.#state = 'arguments';
     const id = `call_${randomUUID().replaceAll('-', '').slice(0, 24)}`;
     return [{ type: 'call', call: this.calls++, id, name }];
   }
 
   #readArguments(): Part[] | undefined {
-    const end = this.#endOfObject();
-    const text = this.#held.slice(0, end);
-    this.#held = this.#held.slice(text.length);
+    const end = this.#endOfValue();
+    const text = this.#pass(end ?? this.#held.length);
     if (end !== undefined) this.#state = 'end';
-    return text === '' ? undefined : [{ type: 'arguments', call: this.calls - 1, text }];
+    if (text !== '') return [{ type: 'arguments', call: this.calls - 1, text }];
+    return end === undefined ? undefined : [];
   }
 
-  /** Where the arguments end, if they do in what is held; all of it is looked at once. */
-  #endOfObject(): number | undefined {
+  /** Where the arguments end, if they do in what is held; all of it is looked at once. A schema may want no object. */
+  #endOfValue(): number | undefined {
     for (let at = 0; at < this.#held.length; at++) {
-      const letter = this.#held[at];
+      const letter = this.#held[at]!;
       if (this.#isEscaped) this.#isEscaped = false;
       else if (this.#isInString) {
         if (letter === '\\') this.#isEscaped = true;
-        else if (letter === '"') this.#isInString = false;
+        else if (letter === '"') {
+          this.#isInString = false;
+          if (this.#depth === 0) return at + 1;
+        }
       } else if (letter === '"') this.#isInString = true;
-      else if (letter === '{' || letter === '[') this.#depth++;
-      else if ((letter === '}' || letter === ']') && --this.#depth === 0) return at + 1;
+      else if ('{['.includes(letter)) this.#depth++;
+      else if (this.#depth === 0) {
+        // A number or a word goes on to where `end` begins.
+        if (/[\s}]/.test(letter)) return at;
+      } else if ('}]'.includes(letter) && --this.#depth === 0) return at + 1;
     }
     return undefined;
   }
@@ -293,7 +321,7 @@ export class CallReader {
   #readEnd(): Part[] | undefined {
     const { end } = this.#format;
     if (this.#held.length < end.length) return undefined;
-    this.#held = this.#held.slice(end.length);
+    this.#pass(end.length);
     this.#state = 'text';
     return [];
   }

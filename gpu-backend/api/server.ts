@@ -7,9 +7,13 @@ import { createAdaptorServer } from '@hono/node-server';
 import { createApp } from './api-app.ts';
 import { type ApiOptions, openParts } from './parts.ts';
 
-/** A client gets so long to send its headers, and its whole request. */
+/** A client gets so long to send its headers. */
 const HEADERS_TIMEOUT_ms = 10_000;
-const REQUEST_TIMEOUT_ms = 60_000;
+/**
+ * And so long for its whole request: enough for the largest upload at 0.6 Mbit/s. Bodies of JSON have a time of their own
+ * (`body.ts`), and an upload that stands still is given up (`jobs/job-store.ts`).
+ */
+const REQUEST_TIMEOUT_ms = 3_600_000;
 /** Longer than common proxies keep idle connections, so that they close first. */
 const KEEP_ALIVE_ms = 75_000;
 const SWEEP_ms = 500;

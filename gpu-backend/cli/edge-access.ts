@@ -1,10 +1,16 @@
-/** Which edge a command talks to, with which key, and whether a person wants what it is about to change there. */
+/** Which edge or backend a command talks to, with which key, and whether a person wants what it is about to change there. */
 import { createInterface } from 'node:readline/promises';
 import { Option } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readDevFile } from '../dev/dev-home.ts';
 import { maskrouteHome } from '../files.ts';
-import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
+import {
+  type AdminClient,
+  type BackendClient,
+  createAdminClient,
+  createBackendClient,
+} from '../publication/admin-client.ts';
+import { httpAddress } from './terminal.ts';
 
 export const EDGE_OPTION = ['--edge <url>', 'the edge (default: a running "npm start")'] as const;
 export const tenantOption = () =>
@@ -14,19 +20,38 @@ export const YES_OPTION = ['--yes', 'change an edge on another machine without a
 export const KEY_HELP = `
 The admin key comes from MASKROUTE_ADMIN_KEY, or from a running "npm start" when that is the edge.`;
 
-/** @throws MaskrouteError `invalid_argument` when no edge or no key is named and no `npm start` runs. */
-export async function adminClient(edgeFlag: string | undefined): Promise<AdminClient> {
-  const dev = await readDevFile(maskrouteHome());
-  const edge = edgeFlag ?? dev?.edge;
-  if (edge === undefined) {
-    throw new MaskrouteError('invalid_argument', 'Name the edge with --edge, or run "npm start" first.');
-  }
-  if (!URL.canParse(edge)) throw new MaskrouteError('invalid_argument', `--edge: "${edge}" is no URL.`);
-  const isDev = dev !== undefined && new URL(edge).origin === new URL(dev.edge).origin;
-  const key = process.env.MASKROUTE_ADMIN_KEY || (isDev ? dev.adminKey : undefined);
-  if (key !== undefined) return createAdminClient(edge, key);
-  throw new MaskrouteError('invalid_argument', `Set MASKROUTE_ADMIN_KEY to an admin key of ${edge}.`);
+/** Of an edge or of a backend: where its key comes from, and what that is called. */
+const ACCESS = {
+  edge: { variable: 'MASKROUTE_ADMIN_KEY', ofDev: 'adminKey', key: 'an admin key' },
+  backend: { variable: 'MASKROUTE_BACKEND_KEY', ofDev: 'backendKey', key: 'the backend key' },
+} as const;
+
+/** Of `--edge`. @throws MaskrouteError `invalid_argument` when no edge or no key is named and no `npm start` runs. */
+export async function adminClient(edge: string | undefined): Promise<AdminClient> {
+  return createAdminClient(...(await accessTo('edge', edge)));
 }
+
+/** Of `--backend`. @throws as {@link adminClient}. */
+export async function backendClient(backend: string | undefined): Promise<BackendClient> {
+  return createBackendClient(...(await accessTo('backend', backend)));
+}
+
+async function accessTo(
+  kind: keyof typeof ACCESS,
+  flag: string | undefined,
+): Promise<[url: string, key: string]> {
+  const dev = await readDevFile(maskrouteHome());
+  const named = flag ?? dev?.[kind];
+  if (named === undefined) throw invalid(`Name the ${kind} with --${kind}, or run "npm start" first.`);
+  const url = httpAddress(`--${kind}`, named);
+  const { variable, ofDev, key: what } = ACCESS[kind];
+  const isDev = dev !== undefined && new URL(url).origin === new URL(dev[kind]).origin;
+  const key = process.env[variable] || (isDev ? dev[ofDev] : undefined);
+  if (key !== undefined) return [url, key];
+  throw invalid(`Set ${variable} to ${what} of ${url}.`);
+}
+
+const invalid = (message: string): MaskrouteError => new MaskrouteError('invalid_argument', message);
 
 const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 const isOnThisMachine = (edge: string): boolean => LOOPBACK.test(new URL(edge).hostname);
@@ -47,18 +72,16 @@ export async function confirmChange(
   const said = `${await change()}\n`;
   if (!process.stdin.isTTY || !process.stderr.isTTY) {
     process.stderr.write(said);
-    throw new MaskrouteError(
-      'invalid_argument',
-      `This changes ${edge}, and nobody can be asked here: add --yes.`,
-    );
+    throw invalid(`This changes ${edge}, and nobody can be asked here: add --yes.`);
   }
   const terminal = createInterface({ input: process.stdin, output: process.stderr });
-  try {
-    const answer = await terminal.question(`${said}Go on? [y/N] `);
-    if (/^y(es)?$/i.test(answer.trim())) return;
-  } finally {
-    terminal.close();
-  }
+  // Ctrl-C and Ctrl-D are no answer, and no line either.
+  const answer = await terminal.question(`${said}Go on? [y/N] `).catch(() => {
+    process.stderr.write('\n');
+    return '';
+  });
+  terminal.close();
+  if (/^y(es)?$/i.test(answer.trim())) return;
   throw new MaskrouteError('cancelled', 'Nothing was changed.');
 }
 

@@ -6,6 +6,7 @@ import { STATIC_ENCODER_ID } from '../../shared/embedding/static-encoder.ts';
 import type { SurrogatesId } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { ENCODERS } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.ts';
 import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
@@ -199,9 +200,9 @@ async function toOptions(
 }
 
 /** The static encoder is named by its id; a full one by the name that `--encoder` takes. */
-function encoderName({ encoder }: MaskSet): string {
-  if (encoder.id === STATIC_ENCODER_ID) return STATIC_ENCODER_ID;
-  return encoder.id === 'sentence-transformers/all-MiniLM-L6-v2' ? 'all-minilm-l6-v2' : `hf:${encoder.id}`;
+function encoderName({ encoder: { id } }: MaskSet): string {
+  if (id === STATIC_ENCODER_ID) return STATIC_ENCODER_ID;
+  return Object.keys(ENCODERS).find((name) => ENCODERS[name] === id) ?? `hf:${id}`;
 }
 
 /** @throws MaskrouteError `invalid_argument` when surrogates are asked for and the model has none. */

@@ -4,7 +4,7 @@ import { ENCODERS } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { examples } from './help.ts';
-import { createReporter, DATA_HELP, JSON_OPTION, megabytes } from './terminal.ts';
+import { createReporter, DATA_HELP, interruptible, JSON_OPTION, megabytes } from './terminal.ts';
 
 export function addModelCommands(program: Command): void {
   const model = program
@@ -49,24 +49,28 @@ function addPull(model: Command): void {
         'maskroute model pull hf:HuggingFaceTB/SmolLM2-360M-Instruct',
       ),
     )
-    .action(async (spec: string, { weights, force, json, data = [] }: PullFlags) => {
-      const { pullModel } = await import('./models.ts');
-      const interrupted = new AbortController();
-      process.once('SIGINT', () => interrupted.abort());
-      const reporter = createReporter();
-      const hooks = { ...reporter, signal: interrupted.signal };
-      if (Object.hasOwn(ENCODERS, spec)) {
-        const { fetchFullEncoder } = await import('../encoder/full-encoder.ts');
-        const folder = await fetchFullEncoder(maskrouteHome(), hooks, spec).finally(reporter.stop);
-        const text = `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`;
-        return console.log(json ? JSON.stringify({ name: spec, folder }) : text);
-      }
-      const options = { home: maskrouteHome(), weights, force, data, ...hooks };
-      const { manifest, folder } = await pullModel(spec, options).finally(reporter.stop);
-      const { name, weights: kept, hash } = manifest;
-      const text = `${name} (${kept}) is installed in ${folder}`;
-      console.log(json ? JSON.stringify({ name, weights: kept, hash, folder }) : text);
-    });
+    .action((spec: string, flags: PullFlags) => interruptible((signal) => runPull(spec, flags, signal)));
+}
+
+async function runPull(
+  spec: string,
+  { weights, force, json, data = [] }: PullFlags,
+  signal: AbortSignal,
+): Promise<void> {
+  const { pullModel } = await import('./models.ts');
+  const reporter = createReporter();
+  const hooks = { ...reporter, signal };
+  if (Object.hasOwn(ENCODERS, spec)) {
+    const { fetchFullEncoder } = await import('../encoder/full-encoder.ts');
+    const folder = await fetchFullEncoder(maskrouteHome(), hooks, spec).finally(reporter.stop);
+    const text = `${spec} is installed in ${folder}; backends embed with it, ENCODER=backend routes with it`;
+    return console.log(json ? JSON.stringify({ name: spec, folder }) : text);
+  }
+  const options = { home: maskrouteHome(), weights, force, data, ...hooks };
+  const { manifest, folder } = await pullModel(spec, options).finally(reporter.stop);
+  const { name, weights: kept, hash } = manifest;
+  const text = `${name} (${kept}) is installed in ${folder}`;
+  console.log(json ? JSON.stringify({ name, weights: kept, hash, folder }) : text);
 }
 
 function addList(model: Command): void {

@@ -17,6 +17,7 @@ import {
   storeEvaluation,
 } from '../publication/publish.ts';
 import { createRegistrar, type Fleet, type Registrar } from '../publication/register.ts';
+import { onStopSignal } from '../stop-signals.ts';
 import {
   adminClient,
   confirmChange,
@@ -27,7 +28,7 @@ import {
   YES_OPTION,
 } from './edge-access.ts';
 import { examples } from './help.ts';
-import { JSON_OPTION, wholeNumber } from './terminal.ts';
+import { httpAddress, JSON_OPTION, wholeNumber } from './terminal.ts';
 
 type EdgeFlags = {
   readonly edge?: string;
@@ -170,8 +171,9 @@ export function addRegisterCommand(program: Command): void {
       if (fleet.count > 1 && [fleet.url, fleet.probe, fleet.id].some((text) => !text.includes('{n}'))) {
         throw new MaskrouteError('invalid_argument', '--url, --probe and --id need {n} for the number.');
       }
+      for (const name of ['url', 'probe'] as const) httpAddress(`--${name}`, fleet[name]);
       const stop = new AbortController();
-      for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => stop.abort());
+      onStopSignal(() => stop.abort());
       const registrar = createRegistrar(await adminClient(edge), { ...fleet, regions });
       const say = json
         ? (id: string, state: string) => console.log(JSON.stringify({ id, state }))

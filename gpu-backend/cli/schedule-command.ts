@@ -4,10 +4,7 @@ import type { Command } from 'commander';
 import { deletedSchema, listSchema } from '../../shared/admin/admin-wire.ts';
 import { jobSchema, type Schedule, scheduleSchema } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { readDevFile } from '../dev/dev-home.ts';
-import { maskrouteHome } from '../files.ts';
-import { type BackendClient, createBackendClient } from '../publication/admin-client.ts';
-import { adminClient, EDGE_OPTION } from './edge-access.ts';
+import { adminClient, backendClient, EDGE_OPTION } from './edge-access.ts';
 import { examples } from './help.ts';
 import { JSON_OPTION } from './terminal.ts';
 
@@ -133,20 +130,3 @@ async function placeOf({ backend, edge, on }: Omit<Flags, 'json'>) {
 }
 
 const misused = (message: string): MaskrouteError => new MaskrouteError('invalid_argument', message);
-
-/** @throws MaskrouteError `invalid_argument` when no backend or no key is named and no `npm start` runs. */
-async function backendClient(flag: string | undefined): Promise<BackendClient> {
-  const dev = await readDevFile(maskrouteHome());
-  const backend = flag ?? dev?.backend;
-  if (backend === undefined)
-    throw new MaskrouteError(
-      'invalid_argument',
-      'Name the backend with --backend, or run "npm start" first.',
-    );
-  if (!URL.canParse(backend))
-    throw new MaskrouteError('invalid_argument', `--backend: "${backend}" is no URL.`);
-  const isDev = dev !== undefined && new URL(backend).origin === new URL(dev.backend).origin;
-  const key = process.env.MASKROUTE_BACKEND_KEY || (isDev ? dev.backendKey : undefined);
-  if (key !== undefined) return createBackendClient(backend, key);
-  throw new MaskrouteError('invalid_argument', `Set MASKROUTE_BACKEND_KEY to the backend key of ${backend}.`);
-}

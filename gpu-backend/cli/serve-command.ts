@@ -10,6 +10,7 @@ import {
   type DeviceFlags,
   deviceOption,
   floatTypeOption,
+  httpAddress,
   kvTypeOption,
   portFrom,
 } from './terminal.ts';
@@ -36,7 +37,9 @@ const ENVIRONMENT_HELP: Readonly<Record<string, string>> = {
   MASKROUTE_PREFIX_TOKENS: `room for cached prompt prefixes, in tokens (default: ${PREFIX_TOKENS_MAX}; 0: none)`,
   OTEL_EXPORTER_OTLP_ENDPOINT: 'a collector of traces, http/protobuf (default: no traces)',
   OTEL_EXPORTER_OTLP_HEADERS: 'headers for the collector: name=value,name=value, percent-encoded',
-  OTEL_RESOURCE_ATTRIBUTES: 'attributes of this backend in its spans; so does OTEL_SERVICE_NAME',
+  OTEL_TRACES_SAMPLER_ARG: 'the share of requests that is traced, from 0 to 1 (default: 1)',
+  OTEL_SERVICE_NAME: "this backend's name in its spans (default: maskroute-backend)",
+  OTEL_RESOURCE_ATTRIBUTES: 'more about this backend in its spans: name=value,name=value',
   MASKROUTE_HOME: 'models and masks (default: ~/.cache/maskroute)',
 };
 const NAME_CHARS = Math.max(...Object.keys(ENVIRONMENT_HELP).map(({ length }) => length));
@@ -50,12 +53,6 @@ function tokensFrom(name: string, text: string): number {
   if (/^\d{1,9}$/.test(text)) return Number(text);
   const message = `${name} must be a whole number of tokens, not "${text}".`;
   throw new MaskrouteError('invalid_argument', message);
-}
-
-/** @throws MaskrouteError `invalid_argument`. */
-function addressFrom(name: string, text: string): string {
-  if (/^https?:$/.test(URL.parse(text)?.protocol ?? '')) return text;
-  throw new MaskrouteError('invalid_argument', `${name} must be an http or https address, not "${text}".`);
 }
 
 /** `jobEntry`: the file that runs commands, for jobs. */
@@ -104,10 +101,10 @@ export function addServeCommand(program: Command, jobEntry: string): void {
           : {}),
         ...(MASKROUTE_JOB_DATA ? { jobDataFolder: MASKROUTE_JOB_DATA } : {}),
         ...(MASKROUTE_BACKEND_URL
-          ? { audience: addressFrom('MASKROUTE_BACKEND_URL', MASKROUTE_BACKEND_URL) }
+          ? { audience: httpAddress('MASKROUTE_BACKEND_URL', MASKROUTE_BACKEND_URL) }
           : {}),
         ...(MASKROUTE_METRICS_KEY ? { metricsKey: MASKROUTE_METRICS_KEY } : {}),
-        ...(MASKROUTE_EDGE_URL ? { edgeUrl: addressFrom('MASKROUTE_EDGE_URL', MASKROUTE_EDGE_URL) } : {}),
+        ...(MASKROUTE_EDGE_URL ? { edgeUrl: httpAddress('MASKROUTE_EDGE_URL', MASKROUTE_EDGE_URL) } : {}),
       });
     });
 }

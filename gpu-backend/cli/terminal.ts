@@ -11,6 +11,7 @@ import { tryLock } from '../files.ts';
 import { type ImportPhase, type ImportProgress, KV_TYPES } from '../model/model-source.ts';
 import { chooseDevice, DEVICE_CHOICES, type Device, type DeviceChoice } from '../onnx/device.ts';
 import { FLOAT_TYPES, type FloatType } from '../onnx/graph.ts';
+import { onStopSignal } from '../stop-signals.ts';
 
 export const DATA_HELP =
   'JSONL files whose rows have messages, prompt + completion, question + answer, instruction + output, or text';
@@ -18,14 +19,15 @@ export const DATA_HELP =
 /** Ctrl-C ends the work in good order: nothing is half-written, and the same command can go on later. */
 export async function interruptible(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
   const interrupted = new AbortController();
-  const stop = () => interrupted.abort();
-  process.once('SIGINT', stop).once('SIGTERM', stop);
+  const listenNoMore = onStopSignal(() => interrupted.abort());
   try {
     await work(interrupted.signal);
   } catch (error) {
     if (!interrupted.signal.aborted) throw error;
     console.error('Stopped.');
     process.exitCode = 130;
+  } finally {
+    listenNoMore();
   }
 }
 
@@ -113,6 +115,12 @@ export async function chosenDevice({ device: choice, floatType }: DeviceFlags): 
   const { device, reason } = await chooseDevice({ choice, floatType });
   if (reason !== undefined) console.error(`The processor computes: ${reason}.`);
   return device;
+}
+
+/** As it is. `name`: of the flag or variable. @throws MaskrouteError `invalid_argument`. */
+export function httpAddress(name: string, text: string): string {
+  if (/^https?:$/.test(URL.parse(text)?.protocol ?? '')) return text;
+  throw new MaskrouteError('invalid_argument', `${name} must be an http or https address, not "${text}".`);
 }
 
 /** From the environment; 0 means any free one. @throws MaskrouteError `invalid_argument` unless it is absent or a port. */

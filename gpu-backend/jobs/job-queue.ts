@@ -44,7 +44,9 @@ const SAVE_EVERY_ms = 2000;
 
 export async function openJobs(options: JobsOptions): Promise<Jobs> {
   const store = createJobStore(join(options.home, 'jobs'));
-  return new Jobs(options, store, await store.load());
+  const data = new JobData(join(options.home, 'jobs', 'data'), options.dataFolder);
+  await data.removeParts();
+  return new Jobs(options, store, data, await store.load());
 }
 
 /** A job that runs. */
@@ -60,13 +62,15 @@ export class Jobs {
   readonly #followers = new Map<string, Set<() => void>>();
   readonly #closing = new AbortController();
   #current: Current | undefined;
+  /** Jobs that wait, and that are being cancelled. */
+  readonly #leaving = new Set<string>();
   #creating: Promise<unknown> = Promise.resolve();
 
-  constructor(options: JobsOptions, store: JobStore, jobs: readonly Job[]) {
+  constructor(options: JobsOptions, store: JobStore, data: JobData, jobs: readonly Job[]) {
     this.#options = options;
     this.#store = store;
+    this.data = data;
     this.#jobs = new Map(jobs.map((job) => [job.id, job]));
-    this.data = new JobData(join(options.home, 'jobs', 'data'), options.dataFolder);
     this.#startNext();
   }
 
@@ -110,7 +114,7 @@ export class Jobs {
   async cancel(id: string): Promise<Job> {
     const job = this.get(id);
     if (isFinished(job)) return job;
-    if (this.#current?.id !== id) return await this.#finish(id, { status: 'cancelled' });
+    if (this.#current?.id !== id) return await this.#leave(id);
     const { stop, ended } = this.#current;
     stop.abort();
     await Promise.race([
@@ -118,6 +122,17 @@ export class Jobs {
       setTimeout(this.#options.cancelWait_ms ?? CANCEL_WAIT_ms, null, { ref: false }),
     ]);
     return this.get(id);
+  }
+
+  /** Until the disk has it, the job that runs may end: this one must not be the next then. */
+  async #leave(id: string): Promise<Job> {
+    this.#leaving.add(id);
+    try {
+      return await this.#finish(id, { status: 'cancelled' });
+    } finally {
+      this.#leaving.delete(id);
+      this.#startNext();
+    }
   }
 
   /** The job now and after each change, until it has finished. */
@@ -210,7 +225,7 @@ export class Jobs {
 
   #startNext(): void {
     if (this.#current !== undefined || this.#closing.signal.aborted) return;
-    const all = [...this.#jobs.values()];
+    const all = [...this.#jobs.values()].filter(({ id }) => !this.#leaving.has(id));
     // A job that was running when this process began was cut off.
     const next =
       all.find(({ status }) => status === 'running') ?? all.find(({ status }) => status === 'waiting');

@@ -113,12 +113,18 @@ type JobDataLimits = {
   readonly uploadsMax: number;
   readonly uploadBytesMax: number;
   readonly allBytesMax: number;
+  /** An upload that brings nothing for so long is given up. */
+  readonly idle_ms: number;
 };
 const JOB_DATA_LIMITS: JobDataLimits = {
   uploadsMax: 8,
   uploadBytesMax: 256 * 1024 * 1024,
   allBytesMax: 2 * 1024 * 1024 * 1024,
+  idle_ms: 30_000,
 };
+
+/** The name of an upload that is not whole. */
+const PART = '.part-';
 
 type Added = { readonly created: boolean; readonly data: UploadedData };
 
@@ -145,14 +151,14 @@ export class JobData {
 
   /**
    * `created` is false when the same content was there under the same name.
-   * @throws MaskrouteError `queue_full`, `body_too_large`, `invalid_data`, `cancelled`.
+   * @throws MaskrouteError `queue_full`, `body_too_large`, `invalid_data`, `request_timeout`, `cancelled`; the disk's own error.
    */
   async add(name: string, body: ReadableStream<Uint8Array>): Promise<Added> {
     if (this.#uploads >= this.#limits.uploadsMax) {
       throw new MaskrouteError('queue_full', `${this.#limits.uploadsMax} uploads are under way already.`);
     }
     if (this.#uploads++ === 0) this.#held = this.list().then((all) => ({ bytes: sumOf(all) }));
-    const part = join(this.#folder, `.part-${randomUUID()}`);
+    const part = join(this.#folder, PART + randomUUID());
     const arrived = { bytes: 0 };
     let all = { bytes: 0 };
     let isKept = false;
@@ -163,14 +169,18 @@ export class JobData {
       const added = await this.#keep(name, part, id);
       isKept = added.created;
       return added;
-    } catch (error) {
-      if (error instanceof MaskrouteError) throw error;
-      throw new MaskrouteError('cancelled', 'The upload ended early.', { cause: error });
     } finally {
       if (!isKept) all.bytes -= arrived.bytes;
       this.#uploads--;
       await rm(part, { force: true });
     }
+  }
+
+  /** What uploads left that a kill cut off. Call before the first upload. */
+  async removeParts(): Promise<void> {
+    const names = await readdir(this.#folder).catch(() => []);
+    const parts = names.filter((name) => name.startsWith(PART));
+    await Promise.all(parts.map((name) => rm(join(this.#folder, name), { force: true })));
   }
 
   /** @throws MaskrouteError `not_found`. */
@@ -194,7 +204,7 @@ export class JobData {
     arrived: { bytes: number },
     all: { bytes: number },
   ): Promise<string> {
-    const { uploadBytesMax, allBytesMax } = this.#limits;
+    const { uploadBytesMax, allBytesMax, idle_ms } = this.#limits;
     const hash = createHash('sha256').update(`${name}\n`);
     async function* measured(source: AsyncIterable<Uint8Array>) {
       for await (const chunk of source) {
@@ -208,7 +218,7 @@ export class JobData {
       }
     }
     const file = createWriteStream(part, { mode: 0o600, flush: true });
-    await pipeline(Readable.fromWeb(body as never), measured, file);
+    await pipeline(fromClient(body, idle_ms), measured, file);
     if (arrived.bytes === 0) throw new MaskrouteError('invalid_data', 'The data is empty.');
     return `data_${hash.digest('hex').slice(0, 24)}`;
   }
@@ -250,6 +260,31 @@ export class JobData {
     }
     if ((await stat(file)).isFile()) return file;
     throw new MaskrouteError('invalid_data', `${path} is not a regular file.`, { param: 'data' });
+  }
+}
+
+/** @throws MaskrouteError `request_timeout` when nothing comes for `idle_ms`, `cancelled` when the client is gone. */
+async function* fromClient(
+  body: ReadableStream<Uint8Array>,
+  idle_ms: number,
+): AsyncGenerator<Uint8Array, void> {
+  const stream = Readable.fromWeb(body as never);
+  const giveUp = () => {
+    const message = `Nothing of the upload came for ${idle_ms / 1000} s.`;
+    stream.destroy(new MaskrouteError('request_timeout', message));
+  };
+  let idle = setTimeout(giveUp, idle_ms);
+  try {
+    for await (const chunk of stream) {
+      clearTimeout(idle);
+      yield chunk;
+      idle = setTimeout(giveUp, idle_ms);
+    }
+  } catch (cause) {
+    if (cause instanceof MaskrouteError) throw cause;
+    throw new MaskrouteError('cancelled', 'The upload ended early.', { cause });
+  } finally {
+    clearTimeout(idle);
   }
 }
 

@@ -82,11 +82,14 @@ export async function* runCommand(run: CommandRun): AsyncGenerator<JobProgress, 
 
 function startCommand({ entry, args, env }: CommandRun): ChildProcess {
   const child = fork(entry, args, {
+    // A group of its own: a Ctrl-C in the terminal of `serve` is for the backend, which decides what becomes of its job.
+    detached: true,
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-    // The backend key is none of a command's business.
+    // The backend's keys are none of a command's business.
     env: {
       ...process.env,
       MASKROUTE_BACKEND_KEY: '',
+      MASKROUTE_BACKEND_KEY_2: '',
       MASKROUTE_METRICS_KEY: '',
       ...env,
       MASKROUTE_PROGRESS: 'json',

@@ -1,6 +1,6 @@
 /** The database of an edge, destroyed and restored: by real wrangler, on a real local D1. */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, expect, test } from 'vitest';
@@ -47,6 +47,21 @@ database_id = "00000000-0000-0000-0000-000000000000"\nmigrations_dir = ${JSON.st
   expect(lastOf(SELECT)).toEqual(before);
   expect(readFileSync(FILE, 'utf8')).toContain('CREATE INDEX');
 }, 300_000);
+
+test('a backup that breaks off leaves the one before, and nothing else', () => {
+  const place = mkdtempSync(path.join(folder, 'broken-'));
+  const file = path.join(place, 'backup.sql');
+  writeFileSync(file, 'the one before');
+  const bin = mkdtempSync(path.join(folder, 'bin-'));
+  writeFileSync(path.join(bin, 'wrangler'), `#!/bin/sh\nprintf half > "${file}.incoming"\nexit 1\n`, {
+    mode: 0o700,
+  });
+  const env = { ...process.env, PATH: `${bin}${path.delimiter}${process.env.PATH}` };
+  const { status } = spawnSync(process.execPath, ['scripts/edge-backup.ts', 'backup', file], { env });
+  expect(status).toBe(1);
+  expect(readdirSync(place)).toEqual(['backup.sql']);
+  expect(readFileSync(file, 'utf8')).toBe('the one before');
+});
 
 test('tables come before rows, and a semicolon in a text ends nothing', () => {
   const sql = `PRAGMA a=b;\nINSERT INTO "x" VALUES('a;b''c');\nCREATE INDEX i ON x (y);\nCREATE TABLE x (y -- a; comment\n);\n`;

@@ -3,6 +3,7 @@
  * are held out. That goes by content: equal prompts never stand on both sides, and the split survives any reordering.
  */
 import { createHash } from 'node:crypto';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { permutation, type Random } from '../../random.ts';
 import type { CalibrationRow } from './read-data.ts';
@@ -30,7 +31,7 @@ export const scoredPositions = (sample: Sample): number => sample.tokenIds.lengt
 /** A row, and what the model sees of it. */
 export type SampledRow = { readonly row: CalibrationRow; readonly sample: Sample };
 
-/** Rows in a random order until there are enough positions. @throws MaskrouteError when the template refuses a row. */
+/** Rows in a random order until there are enough positions. @throws as {@link encodeRow}. */
 export function drawRows(
   rows: readonly CalibrationRow[],
   text: ModelText,
@@ -73,8 +74,23 @@ export function createSampler(
   };
 }
 
+/** Letters of a row by which people find it. */
+const ROW_BEGIN_CHARS = 60;
+
+/** @throws MaskrouteError `invalid_data`, naming the row, when the model's template refuses it. */
+export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
+  try {
+    return encodeContent(row.content, text, eosTokenId);
+  } catch (cause) {
+    if (!(cause instanceof MaskrouteError)) throw cause;
+    const begin = JSON.stringify(row.routeText.slice(0, ROW_BEGIN_CHARS));
+    const message = `The row of kind ${row.kind} that begins with ${begin} cannot be used: ${cause.message}`;
+    throw new MaskrouteError('invalid_data', message, { cause });
+  }
+}
+
 /** A last turn of the assistant is an answer to what came before, ended as the model ends its own. */
-export function encodeRow({ content }: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
+function encodeContent(content: CalibrationRow['content'], text: ModelText, eosTokenId: number): Int32Array {
   if (content.type === 'text') return text.encodePrompt(content.text);
   const last = content.turns.at(-1)!;
   if (last.role !== 'assistant') return text.encodeChat([...content.turns]);

@@ -1,7 +1,8 @@
 /** Calls out of text, however the text was cut into pieces. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { CallReader } from '../../../gpu-backend/api/answer.ts';
+import { CallReader, readCalls } from '../../../gpu-backend/api/answer.ts';
+import type { ChoiceEvent } from '../../../gpu-backend/api/choice.ts';
 import { PLAIN_FORMAT, type ToolFormat } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
 
 const { begin, middle, end } = PLAIN_FORMAT;
@@ -20,7 +21,10 @@ function read(pieces: readonly string[], format = PLAIN_FORMAT) {
 }
 
 const plain = fc.string({ unit: fc.constantFrom('<', 'tool_call', '>', '\n', ' ', '{', '"', 'a') });
-const json = fc.dictionary(fc.string(), fc.jsonValue()).map((value) => JSON.stringify(value));
+/** Most often an object; a schema may want something else. */
+const json = fc
+  .oneof(fc.dictionary(fc.string(), fc.jsonValue()), fc.jsonValue({ maxDepth: 1 }))
+  .map((value) => JSON.stringify(value));
 
 test('the pieces decide nothing, and nothing is lost', () => {
   const wanted = fc.record({
@@ -59,4 +63,41 @@ test('a call that breaks off leaves what was written of it', () => {
   expect(read([`${begin}f${middle}{"a": "x`])).toEqual({ text: '', calls: [['f', '{"a": "x']] });
   expect(read([`Yes. ${begin}f`])).toEqual({ text: 'Yes.', calls: [] });
   expect(read([`${begin}f${middle}{}${end}\n`])).toEqual({ text: '', calls: [['f', '{}']] });
+});
+
+/** What comes of `texts`, a token each: every text with the tokens whose log-probabilities stand with it. */
+async function shown(texts: readonly string[]) {
+  async function* events(): AsyncGenerator<ChoiceEvent> {
+    let offset = 0;
+    for (const [tokenId, text] of texts.entries()) {
+      const pieces = [{ tokenId, offset, logprob: { tokenId, logprob: -1, top: [] } }];
+      offset += text.length;
+      yield { type: 'text', index: 0, text, pieces };
+    }
+    yield { type: 'finished', index: 0, reason: 'stop' };
+  }
+  const found: [string, string[]][] = [];
+  for await (const event of readCalls(events(), PLAIN_FORMAT)) {
+    if (event.type === 'text') found.push([event.text, event.pieces.map(({ tokenId }) => texts[tokenId]!)]);
+  }
+  return found;
+}
+
+test('what is held back, as it might begin a call, keeps its log-probabilities', async () => {
+  expect(await shown(['Yes', '.', '\n', '\n', '<', 'b', '>', '\n'])).toEqual([
+    ['Yes', ['Yes']],
+    ['.', ['.']],
+    ['\n\n<b', ['\n', '\n', '<', 'b']],
+    ['>', ['>']],
+    ['\n', ['\n']],
+  ]);
+});
+
+test('calls have no log-probabilities, and take none from the text around them', async () => {
+  const call = ['<tool', '_call>', '\n{"name": "f', middle, '{', '}', end];
+  expect(await shown(['Yes', '.\n', ...call, ' ok', '\n'])).toEqual([
+    ['Yes', ['Yes']],
+    ['.', ['.\n']],
+    [' ok', [' ok']],
+  ]);
 });

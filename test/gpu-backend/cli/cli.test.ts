@@ -1,5 +1,6 @@
 /** The command line as a person meets it: one clear line when something is wrong, and help with examples. */
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -7,6 +8,7 @@ import type { Command } from 'commander';
 import { afterAll, describe, expect, test, vi } from 'vitest';
 import { main, program } from '../../../gpu-backend/cli/cli.ts';
 import manifest from '../../../package.json' with { type: 'json' };
+import { eventually } from '../api/harness.ts';
 
 const home = mkdtempSync(path.join(tmpdir(), 'cli-'));
 afterAll(() => rmSync(home, { recursive: true }));
@@ -65,7 +67,14 @@ const REFUSED: [string, string[], RegExp][] = [
     /mask-set.json: rows: it is missing, expected a list/,
   ],
   ['no edge', ['rollback'], /Name the edge with --edge/],
-  ['an edge that is no URL', ['rollback', '--edge', 'nonsense'], /"nonsense" is no URL/],
+  ['an edge that is no URL', ['rollback', '--edge', 'nonsense'], /--edge must be .* not "nonsense"/],
+  ['an edge without http', ['status', '--edge', 'localhost:9'], /--edge must be .* not "localhost:9"/],
+  ['a backend without http', ['schedule', 'list', '--backend', 'here:9'], /--backend must be .* "here:9"/],
+  [
+    'backends without http',
+    ['register', '--count', '2', '--url', 'https://backend-{n}.test', '--probe', 'backend-{n}:8080'],
+    /--probe must be .* "backend-\{n\}:8080"/,
+  ],
   ['no admin key', ['rollback', '--edge', 'http://localhost:9'], /Set MASKROUTE_ADMIN_KEY/],
   ['a sparsity of all', [...LEARN, '--clusters', '2', '--sparsity', '1'], /--sparsity.*between 0 and 1/],
   ['a sparsity of nothing', [...LEARN, '--clusters', '2', '--sparsity', '0'], /--sparsity.*between 0 and 1/],
@@ -321,4 +330,28 @@ describe('the command line', () => {
 test('a reader that has left, such as head, ends the command without a word', () => {
   const command = `"${process.execPath}" bin/maskroute.js learn --help | true`;
   expect(spawnSync('sh', ['-c', command], { encoding: 'utf8' })).toMatchObject({ stdout: '', stderr: '' });
+});
+
+const OLDER_NODE =
+  'data:text/javascript,Object.defineProperty(process,"versions",{value:{...process.versions,node:"20.0.0"}})';
+
+/** Each passes on the Ctrl-C that the terminal sends to the command as well. */
+test.skipIf(process.platform !== 'linux').each([
+  ['npm', ['npm', 'run', 'maskroute', '--']],
+  ['an older Node', [process.execPath, '--import', OLDER_NODE, 'bin/maskroute.js']],
+])('under %s a Ctrl-C in the terminal stops a command in good order', async (_, begin) => {
+  const work = ['work', '--queue', 'redis://127.0.0.1:9', '--journal', path.join(home, 'units')];
+  const words = [...begin, ...work];
+  // It gives its command a terminal.
+  const terminal = spawn('script', ['-qec', words.map((word) => `'${word}'`).join(' '), '/dev/null'], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
+  let said = '';
+  terminal.stdout.on('data', (text) => {
+    said += text;
+  });
+  await eventually(() => said.includes('This worker waits for a run.'));
+  terminal.stdin.write('\x03');
+  const [status] = await once(terminal, 'close');
+  expect(status, said).toBe(0);
 });

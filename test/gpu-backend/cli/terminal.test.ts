@@ -1,5 +1,7 @@
-/** Progress of imports and of long pipelines, as a log file gets it. */
-import { expect, test } from 'vitest';
+/** Progress of imports and of long pipelines, as a log file gets it; and what is asked before a change. */
+import { PassThrough } from 'node:stream';
+import { expect, test, vi } from 'vitest';
+import { confirmChange } from '../../../gpu-backend/cli/edge-access.ts';
 import {
   createEstimate,
   createReporter,
@@ -154,4 +156,20 @@ test('a line of a whole run has the stage, its number, the unit, and the time th
   expect(lines[0]).toBe('stage 1 of 4, stage 1: 0 of 300 results\n');
   expect(lines[2]).toMatch(/^stage 1 of 4, stage 1: 30 of 300 results, \d+ min left in all\n$/);
   expect(lines.some((line) => line.startsWith('stage 3 of 4, stage 3: 0 of 200 results, '))).toBe(true);
+});
+
+test.each([
+  ['Ctrl-C', '\x03'],
+  ['Ctrl-D', '\x04'],
+  ['no', 'n\n'],
+])('%s at a question changes nothing', async (_, keys) => {
+  const terminal = () => Object.assign(new PassThrough(), { isTTY: true, columns: 80 });
+  const [stdin, stderr] = [terminal(), terminal()];
+  vi.spyOn(process, 'stdin', 'get').mockReturnValue(stdin as never);
+  vi.spyOn(process, 'stderr', 'get').mockReturnValue(stderr as never);
+  const asked = confirmChange('https://edge.example.com', async () => 'It will be otherwise.', false);
+  setImmediate(() => stdin.write(keys));
+  await expect(asked).rejects.toMatchObject({ code: 'cancelled', message: 'Nothing was changed.' });
+  vi.restoreAllMocks();
+  expect(String(stderr.read())).toContain('It will be otherwise.\nGo on? [y/N] ');
 });

@@ -141,3 +141,23 @@ test('an encoder that is pulled by its name is what /v1/embeddings runs', async 
     await hub.close();
   }
 });
+
+test('the encoder that comes as a wheel is found where it came from the hub, for want of pip', async () => {
+  const encoder = figures.encoders[0]!;
+  const hub = await startFakeHub({
+    repository: 'sentence-transformers/all-MiniLM-L6-v2',
+    files: await filesOf(encoder),
+  });
+  vi.stubEnv('HF_ENDPOINT', hub.url);
+  vi.stubEnv('PATH', folder);
+  const service = createEncoderService({ home: folder, threads: 1, onError: () => {} });
+  try {
+    expect(await service.installed()).toBeUndefined();
+    await fetchFullEncoder(folder, HOOKS);
+    expect(await service.installed()).toMatchObject({ id: 'all-minilm-l6-v2', spec: { pooling: 'mean' } });
+  } finally {
+    vi.unstubAllEnvs();
+    await service.close();
+    await hub.close();
+  }
+});

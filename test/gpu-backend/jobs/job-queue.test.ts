@@ -11,10 +11,11 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
-import { JobData, seal, unseal, unsealWithAny } from '../../../gpu-backend/jobs/job-store.ts';
+import { Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
+import { createJobStore, JobData, seal, unseal, unsealWithAny } from '../../../gpu-backend/jobs/job-store.ts';
 import { learnArguments } from '../../../gpu-backend/jobs/run-command.ts';
 import { type CreateJob, isFinished, type Job, type JobRequest } from '../../../shared/admin/job-wire.ts';
 import { eventually } from '../api/harness.ts';
@@ -96,6 +97,13 @@ describe('a job', () => {
     expect(readFileSync(join(folderOf(id), 'log.txt'), 'utf8')).toContain('of no use');
   });
 
+  it('leads a group of its own, so that a Ctrl-C in the terminal of its backend does not end it', async () => {
+    const jobs = await start();
+    const { id } = await create(jobs, 'hang');
+    await hangs(id);
+    process.kill(-Number(starts(id)[0]), 0);
+  });
+
   it('runs alone; a few wait, and more are refused', async () => {
     const jobs = await start();
     const first = await create(jobs, 'hang');
@@ -114,6 +122,33 @@ describe('a job', () => {
     await ended(jobs, made[0]!.id);
     expect(jobs.get(made[0]!.id).status).toBe('succeeded');
     expect(starts(made[1]!.id)).toEqual([]);
+  });
+
+  it('that is cancelled in the moment when its turn comes does not run', async () => {
+    const folder = join(home, 'jobs');
+    const store = createJobStore(folder);
+    let saving: Promise<unknown> = Promise.resolve();
+    const firstEnds = Promise.withResolvers<void>();
+    const save = (job: Job) => {
+      if (job.status === 'succeeded') firstEnds.resolve();
+      const saved = saving.then(() => sleep(100)).then(() => store.save(job));
+      saving = saved;
+      return saved;
+    };
+    const jobs = new Jobs(
+      { home, model: 'served', backendKey: KEY, entry, dataFolder: undefined, note: () => {} },
+      { ...store, save },
+      new JobData(join(folder, 'data'), undefined),
+      [],
+    );
+    open.push(jobs);
+    await create(jobs, 'ok');
+    const { id } = await create(jobs, 'ok');
+    await firstEnds.promise;
+    expect(await jobs.cancel(id)).toMatchObject({ status: 'cancelled' });
+    await sleep(500);
+    expect(jobs.get(id)).toMatchObject({ status: 'cancelled', starts: 0 });
+    expect(starts(id)).toEqual([]);
   });
 
   it('begins with the set that an earlier job learned: a certain one, or the last of its kind', async () => {
@@ -273,9 +308,33 @@ describe('data', () => {
     expect(readdirSync(join(home, 'jobs', 'data'))).toEqual([]);
   });
 
+  it('that a kill cut off is gone after the next start', async () => {
+    const folder = join(home, 'jobs', 'data');
+    mkdirSync(folder, { recursive: true });
+    writeFileSync(join(folder, '.part-0'), 'x');
+    const jobs = await start();
+    expect(readdirSync(folder)).toEqual([]);
+    expect(await jobs.data.list()).toEqual([]);
+  });
+
+  it('that stands still is given up', async () => {
+    const limits = { uploadsMax: 1, uploadBytesMax: 60, allBytesMax: 100, idle_ms: 50 };
+    const data = new JobData(join(home, 'data'), undefined, limits);
+    await expect(data.add('a', new ReadableStream())).rejects.toMatchObject({ code: 'request_timeout' });
+    expect((await data.add('a', streamOf('x'))).created).toBe(true);
+  });
+
+  it('that the disk does not take is no fault of its client', async () => {
+    const data = new JobData(join(home, 'data'), undefined);
+    const { id } = (await data.add('a', streamOf('x'))).data;
+    await data.remove(id);
+    writeFileSync(join(home, 'data', id), 'in the way');
+    await expect(data.add('a', streamOf('x'))).rejects.toMatchObject({ code: 'EEXIST' });
+  });
+
   it('that arrives beside others shares the room with them, and is refused where too many arrive', async () => {
     const data = new JobData(join(home, 'data'), undefined, {
-      ...{ uploadsMax: 2, uploadBytesMax: 60, allBytesMax: 100 },
+      ...{ uploadsMax: 2, uploadBytesMax: 60, allBytesMax: 100, idle_ms: 30_000 },
     });
     const slow = () => {
       const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();

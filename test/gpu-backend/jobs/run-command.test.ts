@@ -1,8 +1,8 @@
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { expect, it } from 'vitest';
+import { expect, it, vi } from 'vitest';
 import { runCommand } from '../../../gpu-backend/jobs/run-command.ts';
 
 it('a stop in the moment when the log is being opened ends the command, too', async () => {
@@ -19,5 +19,19 @@ it('a stop in the moment when the log is being opened ends the command, too', as
   stop.abort();
   while (!(await step).done) step = command.next();
   expect((await step).value).toEqual({ kind: 'stopped' });
+  rmSync(folder, { recursive: true });
+});
+
+it('a command gets none of the keys that a backend has', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'maskroute-command-'));
+  const entry = join(folder, 'command.js');
+  const keys = ['MASKROUTE_BACKEND_KEY', 'MASKROUTE_BACKEND_KEY_2', 'MASKROUTE_METRICS_KEY'];
+  const found = `${JSON.stringify(keys)}.map((name) => process.env[name])`;
+  writeFileSync(entry, `console.log(JSON.stringify(${found})); process.disconnect();`);
+  for (const name of keys) vi.stubEnv(name, `secret of ${name}`);
+  const signal = new AbortController().signal;
+  const end = await runCommand({ entry, args: [], env: {}, logFile: join(folder, 'log'), signal }).next();
+  vi.unstubAllEnvs();
+  expect(end).toEqual({ done: true, value: { kind: 'done', lastLine: '["","",""]' } });
   rmSync(folder, { recursive: true });
 });

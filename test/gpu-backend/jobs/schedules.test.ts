@@ -110,12 +110,16 @@ it('a kill between a job and the next time begins no second job', async () => {
   const first = await start();
   const made = await first.schedules.create({ every: '1h', first_at: now(), job: job('ok') });
   await finished(first.jobs, 1);
-  await close();
-  writeFileSync(fileOf(made), JSON.stringify(made));
-  const { jobs, schedules } = await start();
-  await schedules.close();
-  expect(jobs.list()).toHaveLength(1);
-  expect(schedules.get(made.id).last_job).toBe(jobs.list()[0]!.id);
+  const [begun] = first.jobs.list();
+  // A time may name no milliseconds, and a job begins within the second.
+  for (const next_at of [made.next_at, begun!.created_at.replace(/\.\d+Z$/, 'Z')]) {
+    await close();
+    writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at }));
+    const { jobs, schedules } = await start();
+    await schedules.close();
+    expect(jobs.list()).toHaveLength(1);
+    expect(schedules.get(made.id).last_job).toBe(begun!.id);
+  }
 });
 
 it('waits for its own last job, and begins the next after it', async () => {

@@ -87,3 +87,19 @@ test('too little text is refused with what is needed, and a row that is none wit
     message: expect.stringContaining('bad.jsonl:2'),
   });
 });
+
+test('a row that the chat template refuses is named', async () => {
+  const chatTemplate =
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}{{ messages[0]['content'] }}";
+  const strict = { ...model, manifest: { ...model.manifest, chatTemplate } };
+  const path = join(folder, 'support.jsonl');
+  const messages = [
+    { role: 'system', content: 'Be brief.' },
+    { role: 'user', content: 'Where is my parcel?' },
+  ];
+  await writeFile(path, `${JSON.stringify({ messages })}\n`);
+  await expect(readCalibrationText(strict, [path], 1)).rejects.toMatchObject({
+    code: 'invalid_data',
+    message: expect.stringMatching(/kind support .*"Where is my parcel\?" .*no system here/),
+  });
+});
