@@ -154,12 +154,13 @@ export class Schedules {
   }
 
   async #beginIfDue(schedule: Schedule): Promise<void> {
-    const now_ms = Date.now();
-    if (Date.parse(schedule.next_at) > now_ms) return;
+    const [now_ms, due_ms] = [Date.now(), Date.parse(schedule.next_at)];
+    if (due_ms > now_ms) return;
     const own = this.#jobs.list().filter((job) => job.schedule === schedule.id);
     if (own.some((job) => !isFinished(job))) return;
     // A kill between a job and the schedule's next time must not begin the job twice.
-    const begun = own.find((job) => job.created_at >= schedule.next_at) ?? (await this.#begin(schedule));
+    const known = own.find(({ created_at }) => Date.parse(created_at) >= due_ms);
+    const begun = known ?? (await this.#begin(schedule));
     const next_at = nextTime(schedule, now_ms);
     if (this.#schedules.has(schedule.id)) await this.#save({ ...schedule, next_at, last_job: begun.id });
   }
