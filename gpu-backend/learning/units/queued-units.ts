@@ -120,7 +120,8 @@ class QueuedUnits implements Units {
     this.#eventsRedis.on('error', () => {});
     this.#queue.on('error', () => {});
     this.#events.on('error', () => {});
-    this.#events.on('completed', ({ jobId }) => void this.#look(jobId));
+    // Where the journal cannot be read, the next beat finds that out and ends the run.
+    this.#events.on('completed', ({ jobId }) => void this.#look(jobId).catch(() => {}));
     this.#events.on('failed', ({ jobId, failedReason }) => this.#fail(jobId, failedReason));
     signal?.addEventListener('abort', this.#stop, { once: true });
     this.#watching = this.#watch();
@@ -128,23 +129,26 @@ class QueuedUnits implements Units {
 
   async run(unit: Unit): Promise<readonly number[]> {
     this.#parts.signal?.throwIfAborted();
-    const { learns, journal } = this.#parts;
-    const name = unitName(learns.work, unit);
+    const name = unitName(this.#parts.learns.work, unit);
     const asked = this.#waiting.get(name);
     if (asked !== undefined) return asked.done.promise;
     const waiting: Waiting = { unit, done: Promise.withResolvers(), lostBeats: 0 };
     this.#waiting.set(name, waiting);
-    waiting.done.promise.catch(() => {});
     try {
-      const known = await journal.read(name);
-      if (known !== undefined) return known;
-      await Promise.race([this.#handIn(name, unit), waiting.done.promise]);
+      // Whoever asks for the same unit meanwhile waits for this promise alone, so it ends in any case.
+      this.#readOrHandIn(name, waiting).catch(waiting.done.reject);
       const values = await waiting.done.promise;
       this.#handedIn.delete(name);
       return values;
     } finally {
       this.#waiting.delete(name);
     }
+  }
+
+  async #readOrHandIn(name: string, { unit, done }: Waiting): Promise<void> {
+    const known = await this.#parts.journal.read(name);
+    if (known === undefined) await this.#handIn(name, unit);
+    else done.resolve(known);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

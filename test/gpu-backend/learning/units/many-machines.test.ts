@@ -1,6 +1,6 @@
 /** A learning run on several machines: its bytes, and what becomes of it when anything on the way breaks. */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -10,6 +10,7 @@ import { type LearnOptions, learn } from '../../../../gpu-backend/learning/learn
 import { openQueuedUnits } from '../../../../gpu-backend/learning/units/queued-units.ts';
 import { type BatchUnit, unitName, workOf } from '../../../../gpu-backend/learning/units/unit.ts';
 import { openLocalUnits } from '../../../../gpu-backend/learning/units/unit-computer.ts';
+import { openUnitJournal } from '../../../../gpu-backend/learning/units/unit-journal.ts';
 import { type TinyHome, tinyHome } from '../evaluation/tiny.ts';
 import { smallRun, writeSmallData } from '../small-run.ts';
 import { Machines, soon, startCommand } from './machines.ts';
@@ -271,6 +272,34 @@ it('a thread that is closed in mid-unit leaves its process alive', () => {
   // A unit of one run of the graph is computed by the time that its thread ends.
   expect(stdout.match(/computed|it was closed/g)).toHaveLength(3);
 });
+
+it('two that ask at once for a unit that the journal has both get its numbers, or both the error', async () => {
+  await using site = await cluster(0);
+  await using queued = await site.open({ ...run, model: tiny.model });
+  const [known, unreadable] = [longUnit(1), longUnit(2)];
+  const nameOf = (unit: BatchUnit) => unitName(workOf(tiny.model, undefined), unit);
+  const journal = await openUnitJournal(site.journal, () => {});
+  await journal.write(nameOf(known), [1, 2]);
+  expect(await Promise.all([queued.run(known), queued.run(known)])).toEqual([
+    [1, 2],
+    [1, 2],
+  ]);
+
+  const name = nameOf(unreadable);
+  mkdirSync(join(site.journal, name.slice(0, 2), `${name}.json`), { recursive: true });
+  const failed = await Promise.allSettled([queued.run(unreadable), queued.run(unreadable)]);
+  expect(failed).toMatchObject(Array(2).fill({ status: 'rejected', reason: { code: 'EISDIR' } }));
+
+  // The same when the queue says that a worker has computed it.
+  const later = nameOf(longUnit(3));
+  const found = queued.run(longUnit(3));
+  found.catch(() => {});
+  await soon(async () => (await site.machines.redis.exists(`bull:maskroute-units:${later}`)) > 0);
+  mkdirSync(join(site.journal, later.slice(0, 2), `${later}.json`), { recursive: true });
+  const event = ['event', 'completed', 'jobId', later, 'returnvalue', 'null'];
+  await site.machines.redis.xadd('bull:maskroute-units:events', '*', ...event);
+  await expect(found).rejects.toMatchObject({ code: 'EISDIR' });
+}, 60_000);
 
 it('two kinds of work do not share a queue at a time: the second run waits for the first', async () => {
   await using site = await cluster(0);
