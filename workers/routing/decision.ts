@@ -144,10 +144,13 @@ export const isOverCeiling = (sparsity: number, sparsityMax: number | null): boo
 /** @throws MaskrouteError `sparsity_over_ceiling` for a mask that is sparser than it may be, or may be so. */
 function requireAllowed(sparsity: number | null, sparsityMax: number | null): void {
   if (sparsityMax === null || (sparsity !== null && sparsity <= sparsityMax + SPARSITY_SLACK)) return;
-  const found = sparsity === null ? 'of unknown sparsity' : `that skips ${Math.round(sparsity * 100)} %`;
+  const found =
+    sparsity === null
+      ? 'how many this one skips is not known'
+      : `this one skips ${Math.round(sparsity * 100)} %`;
   throw new MaskrouteError(
     'sparsity_over_ceiling',
-    `This tenant's masks skip at most ${Math.round(sparsityMax * 100)} % of blocks; this is one ${found}.`,
+    `This tenant's masks skip at most ${Math.round(sparsityMax * 100)} % of blocks; ${found}.`,
     { param: 'mask' },
   );
 }
