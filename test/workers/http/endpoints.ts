@@ -487,6 +487,24 @@ describe('the admin API', () => {
     }
   });
 
+  it('names the methods of a path that is asked with another', async () => {
+    const told = async (method: string, path: string) => {
+      const answer = await call(method, path, { key: ADMIN_KEY, headers: { origin: EDGE_URL } });
+      const { error } = (await answer.json()) as { error: { code: string } };
+      return [path, answer.status, error.code, answer.headers.get('allow')];
+    };
+    for (const [method, path, allow] of [
+      ['DELETE', '/admin/v1/tenants', 'GET, POST'],
+      ['DELETE', '/admin/v1/tenants/nobody', 'GET, PATCH'],
+      ['GET', '/admin/v1/publications/rollback', 'POST'],
+      ['DELETE', '/v1/models/nobody', 'GET'],
+      ['POST', '/healthz', 'GET'],
+    ] as const) {
+      expect(await told(method, path)).toEqual([path, 405, 'method_not_allowed', allow]);
+    }
+    expect(await told('GET', '/admin/v1/nothing')).toEqual(['/admin/v1/nothing', 404, 'not_found', null]);
+  });
+
   it('refuses a tenant that is there already', async () => {
     const { tenant } = await newTenant();
     const again = admin('POST', '/tenants', { id: tenant, name: 'x' });
