@@ -44,9 +44,10 @@ const admin = new Hono<AppEnv>()
   .route('/traffic', traffic)
   .route('/drift', drift);
 
-export const app = new Hono<AppEnv>()
+export const app = new Hono<AppEnv>();
+app
   .onError(onError)
-  .notFound(onNotFound)
+  .notFound(onNotFound(app))
   .use(unreadBody)
   .use(requestId)
   .route('/', health)

@@ -9,6 +9,7 @@
  */
 import { z } from 'zod';
 import { ROUTING_POLICIES } from '../embedding/encoder.ts';
+import { parseOrNull } from '../wire/parse-body.ts';
 
 /** The owner of what no tenant owns. */
 export const DEFAULT_TENANT = '';
@@ -20,7 +21,8 @@ export const slug = z
 export const tenantId = slug;
 export const ownerId = z.union([z.literal(DEFAULT_TENANT), tenantId]);
 export const version = z.string().regex(/^v_[0-9a-f]{24}$/, 'expected v_ and 24 hexadecimal digits');
-export const timestamp = z.iso.datetime();
+/** `abort`: text that is no time is compared with nothing. */
+export const timestamp = z.iso.datetime({ abort: true });
 
 /*
  * Lists and their pages. Keys, tenants, mask sets, publications and experiments are listed newest first:
@@ -214,16 +216,8 @@ export type UsageGroup = (typeof USAGE_GROUPS)[number];
 const USAGE_ROWS_MAX = 1000;
 const USAGE_DAYS = 30;
 const AFTER_CHARS_MAX = 1000;
-const day = z.iso.date();
+const day = z.iso.date({ abort: true });
 const daysAgo = (days: number): string => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10);
-
-function jsonOrNull(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
-}
 
 /** Days are of UTC, both included. */
 export const usageQuerySchema = z
@@ -239,9 +233,14 @@ export const usageQuerySchema = z
       .pipe(z.array(z.enum(USAGE_GROUPS)).max(USAGE_GROUPS.length)),
     limit: z.coerce.number().pipe(z.int().min(1).max(USAGE_ROWS_MAX)).default(USAGE_ROWS_MAX),
     /** The `next` of an answer to the same question: what the last row of that page is grouped by. */
-    after: z.string().max(AFTER_CHARS_MAX).transform(jsonOrNull).pipe(z.array(z.string())).optional(),
+    after: z
+      .string()
+      .max(AFTER_CHARS_MAX)
+      .transform(parseOrNull)
+      .pipe(z.array(z.string(), 'expected the next of an earlier answer'))
+      .optional(),
   })
-  .refine(({ from, to }) => from <= to, { message: 'from is after to', path: ['from'] })
+  .refine(({ from, to }) => from <= to, { message: 'must not be later than to', path: ['from'] })
   .refine(({ after, group }) => after === undefined || after.length === group.length, {
     message: 'expected the next of an earlier answer to the same question',
     path: ['after'],

@@ -217,6 +217,8 @@ function kindName({ expected, inst }: { readonly expected: string; readonly inst
 function kindOf(value: unknown): string {
   if (value === undefined) return 'nothing';
   if (value === null) return 'null';
+  // What a query or a variable has in place of a number; JSON has no such value.
+  if (Number.isNaN(value)) return 'other text';
   if (Array.isArray(value)) return 'a list';
   if (typeof value === 'string') {
     return value.length <= ECHO_CHARS_MAX ? quote(value.toWellFormed()) : 'a longer string';

@@ -1,5 +1,5 @@
 /** What every request has: an id, the services of its isolate, what Hono carries through it, and how an error becomes its answer. */
-import type { Context, MiddlewareHandler } from 'hono';
+import type { Context, Hono, MiddlewareHandler } from 'hono';
 import { cors } from 'hono/cors';
 import { createMiddleware } from 'hono/factory';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
@@ -147,17 +147,23 @@ export function onError(thrown: unknown, c: AppContext): Response {
 const isHopeless = ({ code, retryAfter_s = Number.POSITIVE_INFINITY }: MaskrouteError): boolean =>
   code === 'conflict' || (code === 'budget_exceeded' && retryAfter_s > RETRIED_AFTER_MAX_s);
 
-export function onNotFound(c: AppContext): Response {
-  const error = new MaskrouteError('not_found', `There is no ${c.req.method} ${c.req.path}.`);
-  return c.json(error.toWire(), 404);
-}
+const METHODS = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'];
 
-/** For a known path asked with another method. */
-export const methodNotAllowed =
-  (...allowed: string[]) =>
+/** What takes a request of no route. Where a path has routes of other methods, the answer names these. */
+export const onNotFound =
+  ({ router }: Hono<AppEnv>) =>
   (c: AppContext): Response => {
     tellRequestId(c);
+    const { method, path } = c.req;
+    const allowed = METHODS.filter((one) => {
+      const [matches] = router.match(one, path);
+      return matches.some(([[, route]]) => route.method === one);
+    });
+    if (allowed.length === 0) {
+      const error = new MaskrouteError('not_found', `There is no ${method} ${path}.`);
+      return c.json(error.toWire(), 404);
+    }
     c.header('allow', allowed.join(', '));
-    const error = new MaskrouteError('method_not_allowed', `${c.req.path} takes ${allowed.join(', ')}.`);
+    const error = new MaskrouteError('method_not_allowed', `${path} takes ${allowed.join(', ')}.`);
     return c.json(error.toWire(), 405);
   };

@@ -28,7 +28,7 @@ import {
   setSessionCookie,
   toSession,
 } from './authentication.ts';
-import { type AppContext, type AppEnv, methodNotAllowed, requestIdHeader } from './context.ts';
+import { type AppContext, type AppEnv, requestIdHeader } from './context.ts';
 import { readJson } from './request-body.ts';
 
 const NONE = ["'none'"];
@@ -269,6 +269,5 @@ export const dashboard = new Hono<AppEnv>()
     }
     return c.body(null, 204);
   })
-  .all('/session', methodNotAllowed('GET', 'POST', 'DELETE'))
   .route('/sign-in', signIn)
   .route('/', page);

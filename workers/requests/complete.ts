@@ -15,7 +15,7 @@ import { patienceOf } from '../backends/attempt.ts';
 import { placeOf, regionOf } from '../base/place.ts';
 import type { RequestTrace } from '../base/telemetry.ts';
 import { tenantOnly } from '../http/authentication.ts';
-import { type AppContext, type AppEnv, holdOf, methodNotAllowed, traced } from '../http/context.ts';
+import { type AppContext, type AppEnv, holdOf, traced } from '../http/context.ts';
 import { readBody, readJson } from '../http/request-body.ts';
 import {
   type Decision,
@@ -46,10 +46,7 @@ export const completions = new Hono<AppEnv>()
   .post('/responses', traced, tenantOnly, async (c) => {
     const { value, text } = await readBody(c.req.raw);
     return await complete(c, { value: value as object, text, wire: 'responses' }, parseResponse(value));
-  })
-  .all('/chat/completions', methodNotAllowed('POST'))
-  .all('/completions', methodNotAllowed('POST'))
-  .all('/responses', methodNotAllowed('POST'));
+  });
 
 /** What can be routed, and the header that names what of the body is ignored. */
 type ReadBody = { readonly routable: RoutableBody; readonly ignored: Record<string, string> };
@@ -262,32 +259,30 @@ function setHeaders(c: AppContext, headers: Record<string, string>): void {
 
 /* The dry run: the same body, the same decision, no backend. */
 
-export const dryRun = new Hono<AppEnv>()
-  .post('/route', tenantOnly, async (c) => {
-    const { routable, ignored } = parseAny(await readJson(c.req.raw));
-    requireModel(c.var.caller.policy, routable.body.model);
-    const routed = await route(c, routable);
-    const { decision, encoder, timings } = routed;
-    setHeaders(c, { ...decisionHeaders(routed), ...ignored });
-    const { caller, services } = c.var;
-    const home = await services.backend.home(purposeOf(routed, routable), caller.tenant, holdOf(c));
-    const skip = skippedBy(decision, services.table);
-    return c.json({
-      object: 'maskroute.route',
-      request_id: c.get('requestId'),
-      model: routable.body.model,
-      mask: decision.mask,
-      sparsity: decision.sparsity,
-      skip: skip && { attention: [...skip.skipAttention], ffn: [...skip.skipFfn] },
-      label: decision.cluster === null ? null : (decision.set?.clusters[decision.cluster]?.label ?? null),
-      distance: decision.distance,
-      maskroute: routeEcho(routed),
-      backend: home ?? null,
-      encoder,
-      timings_ms: { assign: timings.assign_ms, embed: timings.embed_ms, route: timings.route_ms },
-    } satisfies DryRun);
-  })
-  .all('/route', methodNotAllowed('POST'));
+export const dryRun = new Hono<AppEnv>().post('/route', tenantOnly, async (c) => {
+  const { routable, ignored } = parseAny(await readJson(c.req.raw));
+  requireModel(c.var.caller.policy, routable.body.model);
+  const routed = await route(c, routable);
+  const { decision, encoder, timings } = routed;
+  setHeaders(c, { ...decisionHeaders(routed), ...ignored });
+  const { caller, services } = c.var;
+  const home = await services.backend.home(purposeOf(routed, routable), caller.tenant, holdOf(c));
+  const skip = skippedBy(decision, services.table);
+  return c.json({
+    object: 'maskroute.route',
+    request_id: c.get('requestId'),
+    model: routable.body.model,
+    mask: decision.mask,
+    sparsity: decision.sparsity,
+    skip: skip && { attention: [...skip.skipAttention], ffn: [...skip.skipFfn] },
+    label: decision.cluster === null ? null : (decision.set?.clusters[decision.cluster]?.label ?? null),
+    distance: decision.distance,
+    maskroute: routeEcho(routed),
+    backend: home ?? null,
+    encoder,
+    timings_ms: { assign: timings.assign_ms, embed: timings.embed_ms, route: timings.route_ms },
+  } satisfies DryRun);
+});
 
 /** A body with `messages` is a chat, one with `input` is of the newer wire, any other a completion. */
 function parseAny(raw: unknown): ReturnType<typeof parseChat> {

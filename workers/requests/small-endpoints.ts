@@ -20,7 +20,7 @@ import { d1 } from '../db/d1.ts';
 import { findMask } from '../db/mask-set-rows.ts';
 import { insertFeedback } from '../db/request-rows.ts';
 import { backendOnly, tenantOnly } from '../http/authentication.ts';
-import { type AppContext, type AppEnv, holdOf, methodNotAllowed, requestIdHeader } from '../http/context.ts';
+import { type AppContext, type AppEnv, holdOf, requestIdHeader } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { EVENTS, READY_TABLE_AGE_MAX_ms, RETRY_AFTER_s } from '../limits.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
@@ -36,8 +36,7 @@ export const models = new Hono<AppEnv>()
       throw new MaskrouteError('model_not_found', `There is no model ${id}.`, { param: 'model' });
     }
     return c.json(entry);
-  })
-  .all('/models', methodNotAllowed('GET'));
+  });
 
 async function list(c: AppContext): Promise<readonly ModelEntry[]> {
   try {
@@ -86,44 +85,42 @@ function held(table: RoutingTable, id: string): MaskRecord | undefined {
 
 /* Feedback: a caller rates a completion once. */
 
-export const feedback = new Hono<AppEnv>()
-  .post('/feedback', tenantOnly, async (c) => {
-    const { id, rating, comment } = parse(feedbackSchema, await readJson(c.req.raw));
-    const { caller, services } = c.var;
-    // Said of others' completions and of none alike: whose they are is nobody's business.
-    const request = services.completionIds.eventOf(id, caller.tenant);
-    if (request === null) {
-      throw new MaskrouteError('not_found', 'There is no such completion.', { param: 'id' });
-    }
-    if (ageOf_ms(request, Date.now()) > EVENTS.counted_ms) {
-      throw new MaskrouteError('not_found', 'The completion is too old to be rated.', { param: 'id' });
-    }
-    await services.bursts.feedback.enter(`feedback:${caller.tenant}`);
-    const row = {
-      tenantId: caller.tenant,
-      apiKeyId: caller.keyId,
-      // One name for one completion, whatever prefix its endpoint gave it.
-      completionId: request,
-      rating,
-      comment: comment ?? null,
-      createdAt_ms: Date.now(),
-    };
-    const { tenant, keyId: key_id } = caller;
-    const event = {
-      kind: 'rating',
-      request,
-      tenant,
-      key_id,
-      rating,
-      created_at_ms: row.createdAt_ms,
-    } as const;
-    const kept = insertFeedback(services.db, row);
-    // What is kept is counted, also when the client does not wait for that, or D1 takes longer than anybody waits.
-    holdOf(c)(kept.then(() => services.events.send(event)).catch(() => {}));
-    await d1(kept);
-    return c.json({ object: 'maskroute.feedback', id, rating }, 201);
-  })
-  .all('/feedback', methodNotAllowed('POST'));
+export const feedback = new Hono<AppEnv>().post('/feedback', tenantOnly, async (c) => {
+  const { id, rating, comment } = parse(feedbackSchema, await readJson(c.req.raw));
+  const { caller, services } = c.var;
+  // Said of others' completions and of none alike: whose they are is nobody's business.
+  const request = services.completionIds.eventOf(id, caller.tenant);
+  if (request === null) {
+    throw new MaskrouteError('not_found', 'There is no such completion.', { param: 'id' });
+  }
+  if (ageOf_ms(request, Date.now()) > EVENTS.counted_ms) {
+    throw new MaskrouteError('not_found', 'The completion is too old to be rated.', { param: 'id' });
+  }
+  await services.bursts.feedback.enter(`feedback:${caller.tenant}`);
+  const row = {
+    tenantId: caller.tenant,
+    apiKeyId: caller.keyId,
+    // One name for one completion, whatever prefix its endpoint gave it.
+    completionId: request,
+    rating,
+    comment: comment ?? null,
+    createdAt_ms: Date.now(),
+  };
+  const { tenant, keyId: key_id } = caller;
+  const event = {
+    kind: 'rating',
+    request,
+    tenant,
+    key_id,
+    rating,
+    created_at_ms: row.createdAt_ms,
+  } as const;
+  const kept = insertFeedback(services.db, row);
+  // What is kept is counted, also when the client does not wait for that, or D1 takes longer than anybody waits.
+  holdOf(c)(kept.then(() => services.events.send(event)).catch(() => {}));
+  await d1(kept);
+  return c.json({ object: 'maskroute.feedback', id, rating }, 201);
+});
 
 /*
  * Live: the worker runs. Ready: configuration is loaded and a backend can be reached; else the reasons. An edge that holds

@@ -469,6 +469,42 @@ describe('the admin API', () => {
     expect(await errorCode(admin('POST', '/keys', { name: 'x', tenant: 'nobody' }))).toBe('404 not_found');
   });
 
+  it('says of a wrong time, limit or cursor what it may be, and nothing else', async () => {
+    const messageOf = async (answer: Promise<Response>) =>
+      ((await (await answer).json()) as { error: { message: string } }).error.message;
+    const key = { name: 'x', tenant: 'a', expires_at: 'tomorrow' };
+    expect(await messageOf(admin('POST', '/keys', key))).toBe(
+      'expires_at: expected a time such as 2026-01-31T12:00:00Z.',
+    );
+    const asked = {
+      '/usage?from=soon': 'from: expected a date such as 2026-01-31.',
+      '/usage?from=2026-02-02&to=2026-02-01': 'from: must not be later than to.',
+      '/usage?after=soon': 'after: expected the next of an earlier answer.',
+      '/keys?limit=many': 'limit: expected a number, got other text.',
+    };
+    for (const [path, message] of Object.entries(asked)) {
+      expect([path, await messageOf(admin('GET', path))]).toEqual([path, message]);
+    }
+  });
+
+  it('names the methods of a path that is asked with another', async () => {
+    const told = async (method: string, path: string) => {
+      const answer = await call(method, path, { key: ADMIN_KEY, headers: { origin: EDGE_URL } });
+      const { error } = (await answer.json()) as { error: { code: string } };
+      return [path, answer.status, error.code, answer.headers.get('allow')];
+    };
+    for (const [method, path, allow] of [
+      ['DELETE', '/admin/v1/tenants', 'GET, POST'],
+      ['DELETE', '/admin/v1/tenants/nobody', 'GET, PATCH'],
+      ['GET', '/admin/v1/publications/rollback', 'POST'],
+      ['DELETE', '/v1/models/nobody', 'GET'],
+      ['POST', '/healthz', 'GET'],
+    ] as const) {
+      expect(await told(method, path)).toEqual([path, 405, 'method_not_allowed', allow]);
+    }
+    expect(await told('GET', '/admin/v1/nothing')).toEqual(['/admin/v1/nothing', 404, 'not_found', null]);
+  });
+
   it('refuses a tenant that is there already', async () => {
     const { tenant } = await newTenant();
     const again = admin('POST', '/tenants', { id: tenant, name: 'x' });

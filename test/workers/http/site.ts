@@ -14,7 +14,7 @@ describe('the document', () => {
   it('has every route of the app, and the app every endpoint of the document', async () => {
     const pages = ['/', '/docs', '/openapi.json', '/dashboard/assets/*', '/dashboard/*'];
     const routes = app.routes
-      // Middleware, and refusals of other methods.
+      // Without middleware.
       .filter(({ method, path }) => method !== 'ALL' && !pages.includes(path))
       .map(({ method, path }) => `${method} ${path.replaceAll(/:(\w+)(\{[^}]*\})?/g, '{$1}')}`);
     const documented = Object.entries((await document()).paths).flatMap(([path, methods]) =>
