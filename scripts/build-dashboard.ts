@@ -8,10 +8,12 @@
  */
 import { createHash } from 'node:crypto';
 import { existsSync, globSync, readFileSync } from 'node:fs';
-import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { z } from 'zod';
 import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
+import { readOwnJson, writeWhole } from '../gpu-backend/files.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('..', import.meta.url));
 const SOURCE_FOLDER = path.join(PROJECT_FOLDER, 'workers/dashboard');
@@ -26,6 +28,8 @@ const SOURCES = [
 ];
 /** Tells the sources of the last whole build, and the files that it wrote, from this folder: a copied checkout has its own. */
 const BUILT_FILE = path.join(PROJECT_FOLDER, 'node_modules/.cache/dashboard-built.json');
+
+const builtSchema = z.object({ sources: z.string(), files: z.array(z.string()) });
 
 export async function buildDashboard(): Promise<void> {
   const sources = hashOfSources();
@@ -46,10 +50,9 @@ function hashOfSources(): string {
 }
 
 async function isBuilt(sources: string): Promise<boolean> {
-  const text = await readFile(BUILT_FILE, 'utf8').catch(() => '{}');
-  const built = JSON.parse(text) as { sources?: string; files?: string[] };
+  const built = await readOwnJson(BUILT_FILE, builtSchema);
   return (
-    built.sources === sources && built.files!.every((file) => existsSync(path.join(PROJECT_FOLDER, file)))
+    built?.sources === sources && built.files.every((file) => existsSync(path.join(PROJECT_FOLDER, file)))
   );
 }
 
@@ -103,16 +106,10 @@ async function writeBuild(): Promise<string[]> {
 
   const current = new Set(outputFiles.map((file) => path.basename(file.path)));
   for (const name of await readdir(path.join(OUTPUT_FOLDER, 'assets'))) {
-    const isOthers = name.endsWith('.half');
+    const isOthers = name.startsWith('.');
     if (!isOthers && !current.has(name)) await rm(path.join(OUTPUT_FOLDER, 'assets', name), { force: true });
   }
   return written;
-}
-
-async function writeWhole(file: string, content: string | Uint8Array): Promise<void> {
-  const half = `${file}.${process.pid}.half`;
-  await writeFile(half, content);
-  await rename(half, file);
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -100,9 +100,11 @@ const describeSchedule = ({ id, every, next_at, job }: Schedule): string => {
   return `${id}  every ${every}, next ${next_at}: learns with ${job.model}${where}`;
 };
 
-/** @throws MaskrouteError `invalid_argument` for a file that is no JSON object. */
+/** @throws MaskrouteError `invalid_argument` for a file that is missing or no JSON object. */
 async function readJob(file: string): Promise<object> {
-  const text = await readFile(file, 'utf8');
+  const text = await readFile(file, 'utf8').catch((cause: unknown) => {
+    throw new MaskrouteError('invalid_argument', `${file}: cannot be read`, { cause });
+  });
   const invalid = (cause?: unknown) =>
     new MaskrouteError('invalid_argument', `${file} has no job: expected a JSON object.`, { cause });
   let job: { publish?: { admin_key?: string } };

@@ -49,9 +49,9 @@ ${Object.entries(ENVIRONMENT_HELP)
   .map(([name, about]) => `  ${name.padEnd(NAME_CHARS)}  ${about}`)
   .join('\n')}`;
 
-function tokensFrom(name: string, text: string): number {
-  if (/^\d{1,9}$/.test(text)) return Number(text);
-  const message = `${name} must be a whole number of tokens, not "${text}".`;
+function tokensFrom(name: string, text: string, min: 0 | 1): number {
+  if (/^\d{1,9}$/.test(text) && Number(text) >= min) return Number(text);
+  const message = `${name} must be a whole number of tokens${min === 1 ? ' above 0' : ''}, not "${text}".`;
   throw new MaskrouteError('invalid_argument', message);
 }
 
@@ -94,10 +94,10 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         jobEntry,
         collector: collectorFrom(process.env),
         ...(MASKROUTE_CACHE_TOKENS
-          ? { cacheTokens: tokensFrom('MASKROUTE_CACHE_TOKENS', MASKROUTE_CACHE_TOKENS) }
+          ? { cacheTokens: tokensFrom('MASKROUTE_CACHE_TOKENS', MASKROUTE_CACHE_TOKENS, 1) }
           : {}),
         ...(MASKROUTE_PREFIX_TOKENS
-          ? { prefixTokens: tokensFrom('MASKROUTE_PREFIX_TOKENS', MASKROUTE_PREFIX_TOKENS) }
+          ? { prefixTokens: tokensFrom('MASKROUTE_PREFIX_TOKENS', MASKROUTE_PREFIX_TOKENS, 0) }
           : {}),
         ...(MASKROUTE_JOB_DATA ? { jobDataFolder: MASKROUTE_JOB_DATA } : {}),
         ...(MASKROUTE_BACKEND_URL

@@ -291,10 +291,6 @@ export class Scheduler {
     });
   }
 
-  isRunning(request: ScheduledRequest): boolean {
-    return this.#running.includes(request);
-  }
-
   /** The next one is waited for when it does not fit: a large request is not overtaken for ever by small ones. */
   #admit(): void {
     for (let next = this.#nextWaiting(); next !== undefined; next = this.#nextWaiting()) {

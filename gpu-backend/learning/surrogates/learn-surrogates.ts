@@ -3,7 +3,7 @@
  * distillation; killed and started again with the same inputs, it goes on from the last stored step.
  */
 import { mkdir, readFile, rm } from 'node:fs/promises';
-import { dirname, resolve } from 'node:path';
+import { basename, dirname, resolve } from 'node:path';
 import { deserialize, serialize } from 'node:v8';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
@@ -233,6 +233,8 @@ async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undef
     method: METHOD,
     model: [hash, weights],
     data: await sha256OfFiles(data),
+    // They name the kinds of rows, which take turns.
+    names: data.map((path) => basename(path)),
     rowsMax: rowsMax ?? null,
     learningRate: learningRate ?? null,
     fitSequences: fitSequences ?? null,

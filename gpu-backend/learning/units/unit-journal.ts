@@ -6,6 +6,7 @@
 import { randomUUID } from 'node:crypto';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { readOwnJson, writeWhole } from '../../files.ts';
@@ -21,6 +22,8 @@ export type UnitJournal = {
 };
 
 const HEAD_FILE = 'journal.json';
+/** Waits between looks at a head that another machine may still be writing. */
+const HEAD_WAITS_MS = [0, 20, 200, 1000] as const;
 const headSchema = z.object({ id: z.uuid() });
 const entrySchema = z.strictObject({ unit: z.string(), sha256: z.string(), values: z.array(z.number()) });
 
@@ -48,7 +51,7 @@ export async function openUnitJournal(folder: string, say: (line: string) => voi
   };
 }
 
-/** Whoever comes first gives the folder its id. */
+/** Whoever comes first gives the folder its id; the others wait until it is written. */
 async function idOf(folder: string): Promise<string> {
   const file = join(folder, HEAD_FILE);
   try {
@@ -57,9 +60,12 @@ async function idOf(folder: string): Promise<string> {
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'EEXIST') throw unusable(folder, cause);
   }
-  const head = await readOwnJson(file, headSchema);
-  if (head === undefined) throw unusable(folder, new Error(`${file} is damaged`));
-  return head.id;
+  for (const wait_ms of HEAD_WAITS_MS) {
+    await sleep(wait_ms);
+    const head = await readOwnJson(file, headSchema);
+    if (head !== undefined) return head.id;
+  }
+  throw unusable(folder, new Error(`${file} is damaged`));
 }
 
 const unusable = (folder: string, cause: unknown): MaskrouteError =>

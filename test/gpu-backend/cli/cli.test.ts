@@ -122,6 +122,11 @@ const REFUSED: [string, string[], RegExp][] = [
     ['schedule', 'add', 'README.md', '--every', '24h', '--backend', 'http://localhost:9'],
     /README.md has no job/,
   ],
+  [
+    'a schedule of a file that is missing',
+    ['schedule', 'add', 'no/such.json', '--every', '24h', '--backend', 'http://localhost:9'],
+    /no\/such.json: cannot be read/,
+  ],
   ['facts that nothing asks for', [...EVALUATE, '--facts', 'x'], /--facts are for.*add --checks/],
   ['a limit of tasks without any', [...EVALUATE, '--task-limit', '9'], /--task-limit is for --tasks/],
   [
@@ -209,6 +214,15 @@ describe('the command line', () => {
     expect(stderr).toMatch(/^error: /);
     expect(stderr.trim().split('\n').length, stderr).toBeLessThanOrEqual(2);
     expect([status, stdout]).toEqual([FAILED.includes(what) ? 1 : 2, '']);
+  });
+
+  test.each([
+    ['MASKROUTE_CACHE_TOKENS', '0', 'tokens above 0, not "0"'],
+    ['MASKROUTE_PREFIX_TOKENS', '1.5', 'tokens, not "1.5"'],
+  ])('refuses a %s of %s, by its name', async (name, value, reason) => {
+    vi.stubEnv(name, value);
+    const { status, stderr } = await refusal('serve', ...MODEL);
+    expect([status, stderr]).toEqual([2, `error: ${name} must be a whole number of ${reason}.\n`]);
   });
 
   test('says so and ends with 1 or 2, as a process', () => {

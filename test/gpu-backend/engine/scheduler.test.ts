@@ -267,12 +267,12 @@ test("a tenant's second request gets its place, though tenants with none keep co
   scheduler.add(second);
   for (const id of ['e1', 'f1', 'g1']) scheduler.add(request(id, 1));
   let passed = 0;
-  while (!scheduler.isRunning(second)) {
+  while (!scheduler.running.includes(second)) {
     for (const [id] of runStep(scheduler)) {
       if (id === 'a1') continue;
       expect(++passed).toBeLessThanOrEqual(5);
       scheduler.remove(id);
-      if (scheduler.isRunning(second)) break;
+      if (scheduler.running.includes(second)) break;
       scheduler.add(request(id, 1));
     }
   }
@@ -332,7 +332,7 @@ function useFor(steps: number, clients: readonly Client[], took_ms: () => number
   const asksAt = clients.map((_, i) => i % 3);
   /** Of a tenant with a request in the line: requests of others that got a place since its own last one did. */
   const passed = new Map<string, number>();
-  const running = () => [...entries.keys()].filter((one) => scheduler.isRunning(one));
+  const running = () => [...entries.keys()].filter((one) => scheduler.running.includes(one));
   const end = (one: ScheduledRequest, at: number) => {
     asksAt[clients.indexOf(entries.get(one)!.client)] = at;
     entries.delete(one);
@@ -356,7 +356,9 @@ function useFor(steps: number, clients: readonly Client[], took_ms: () => number
     act();
     const runs = running();
     const admitted = runs.filter((one) => !before.has(one));
-    const stays = [...entries.keys()].filter((one) => !scheduler.isRunning(one) && one.preemptions === 0);
+    const stays = [...entries.keys()].filter(
+      (one) => !scheduler.running.includes(one) && one.preemptions === 0,
+    );
     for (const one of admitted) entries.get(one)!.leftOut = 0;
     const tenants = new Set(stays.map(({ tenant }) => tenant));
     for (const tenant of [...passed.keys()]) if (!tenants.has(tenant)) passed.delete(tenant);
@@ -400,7 +402,7 @@ function useFor(steps: number, clients: readonly Client[], took_ms: () => number
     atMost('pages', scheduler.pagesUsed, scheduler.pagesTotal);
     atMost('requests run', scheduler.runningCount, FAIR_LIMITS.runningMax);
     for (const { request: one } of step.parts)
-      if (!scheduler.isRunning(one)) throw new Error('it gave its pages back');
+      if (!scheduler.running.includes(one)) throw new Error('it gave its pages back');
     for (const one of step.preempted) entries.get(one)!.computed = 0;
     const present = new Set(step.parts.map((part) => part.request));
     for (const one of running()) {

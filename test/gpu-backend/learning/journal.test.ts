@@ -10,9 +10,11 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { z } from 'zod';
 import { openKeptResults, openRunJournal } from '../../../gpu-backend/learning/journal.ts';
+import { openUnitJournal } from '../../../gpu-backend/learning/units/unit-journal.ts';
 
 let folder = '';
 beforeEach(() => {
@@ -87,4 +89,17 @@ it('kept results are shared by all who ask the same question, and lose no line b
   expect(['x', 'y', 'z', 'w'].map((name) => again.get(name)?.kl)).toEqual([1 / 3, 2, undefined, 3]);
   expect((await ask({ model: 2, text: 'a' })).size).toBe(0);
   await expect(again.set('nan', { kl: Number.NaN })).rejects.toThrow(RangeError);
+});
+
+it('a journal of units whose head another machine just writes is waited for; a damaged one is refused', async () => {
+  const head = join(folder, 'journal.json');
+  const say = () => expect.unreachable();
+  writeFileSync(head, '');
+  const opened = openUnitJournal(folder, say);
+  await sleep(50);
+  const id = '2f1a5c1e-7c1b-4d52-9a55-0d8f0d1f6a11';
+  writeFileSync(head, JSON.stringify({ id }));
+  expect((await opened).id).toBe(id);
+  writeFileSync(head, '{');
+  await expect(openUnitJournal(folder, say)).rejects.toThrow(/journal.json is damaged/);
 });

@@ -55,12 +55,14 @@ export async function staticOrders(method: StaticMethod, context: OrderContext):
   }
 }
 
-function greedy(context: OrderContext, units: number[][], by: keyof SearchCosts): Promise<Removal> {
+async function greedy(context: OrderContext, units: number[][], by: keyof SearchCosts): Promise<Removal> {
+  const [first] = units;
+  if (first === undefined) return { order: [], evaluations: 0 };
   const { layerCount, skipCountMax, evaluationsMax, onEvaluation, signal } = context;
-  return greedyRemoval({
+  return await greedyRemoval({
     blockCount: 2 * layerCount,
     units,
-    steps: Math.min(units.length, Math.round(skipCountMax / units[0]!.length)),
+    steps: Math.min(units.length, Math.round(skipCountMax / first.length)),
     evaluationsMax,
     cost: async (mask) => (await context.costs(mask))[by],
     ...(onEvaluation && { onEvaluation }),

@@ -5,6 +5,7 @@ import {
   candidatesAStep,
   greedyRemoval,
   maskAlong,
+  staticOrders,
 } from '../../../../gpu-backend/learning/evaluation/baselines/static-orders.ts';
 import type { StaticMethod } from '../../../../gpu-backend/learning/evaluation/result.ts';
 import { maskWithout } from '../../../../gpu-backend/learning/search/budget.ts';
@@ -108,6 +109,18 @@ describe('static baselines', () => {
   it('SLEB: greedy over layers by loss, the first and the last stay', PATIENT, async () => {
     expect(orders.get('sleb')).toEqual(await naiveGreedy([layer(1), layer(2)], 2, 'loss'));
     expect(evaluations.get('sleb')).toBe(3);
+  });
+
+  it('SLEB: a model of nothing but a first and a last layer keeps both', async () => {
+    const unused = async () => expect.unreachable();
+    const context = {
+      layerCount: 2,
+      skipCountMax: 1,
+      evaluationsMax: 9,
+      similarities: unused,
+      costs: unused,
+    };
+    expect(await staticOrders('sleb', context)).toEqual([{ order: [], evaluations: 0 }]);
   });
 
   it('BlockPruner: greedy over blocks by loss', PATIENT, async () => {

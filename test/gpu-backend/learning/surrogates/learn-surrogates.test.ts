@@ -1,6 +1,6 @@
 /** Learning a table, whole: what it writes, the same again by seed, and the same after it was stopped half-way. */
 import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -77,6 +77,24 @@ test('a damaged state, or that of other inputs, is begun anew', async () => {
   const closed = await learn('closed.safetensors', { steps: 0 });
   expect(closed).toMatchObject({ steps: 0, distilled: closed.start });
   expect((await readSurrogates(path.join(home, 'closed.safetensors'))).fitted).toBe('closed form');
+});
+
+test('the same rows as other kinds are other inputs: a run that was stopped does not go on with them', async () => {
+  const lines = (await readFile(data, 'utf8')).split('\n');
+  const half = async (name: string, from: number) => {
+    const file = path.join(home, name);
+    await mkdir(path.dirname(file), { recursive: true });
+    await writeFile(file, `${lines.slice(from, from + 600).join('\n')}\n`);
+    return file;
+  };
+  const [two, one] = [
+    [await half('letters.jsonl', 0), await half('logs.jsonl', 600)],
+    [await half('first/rows.jsonl', 0), await half('second/rows.jsonl', 600)],
+  ];
+  await expect(learn('kinds.safetensors', { data: two, stopAt: 15 })).rejects.toThrow('stopped');
+  await learn('kinds.safetensors', { data: one });
+  await learn('fresh.safetensors', { data: one });
+  expect(await bytes('kinds.safetensors')).toEqual(await bytes('fresh.safetensors'));
 });
 
 test('nothing is fitted on prompts that masks are judged by, and no row counts twice', async () => {
