@@ -20,9 +20,10 @@
  * | `DELETE /v1/jobs/schedules/{id}` |                          | `{ id, deleted: true }`; its jobs stay |
  *
  * The edge offers its own administrators most of these under `/admin/v1/backends/{backend}`: `/jobs`, `/jobs/data`,
- * `/jobs/{id}`, `/jobs/{id}/events` and `/jobs/{id}/cancel`. A job takes a machine that all tenants share and reads what
- * its operator opened, so a tenant's own admin key starts none. No admin key travels to the backend: `POST
- * /jobs/{id}/store` with {@link storeJobSchema} stores what was learned, and it goes live as every mask set does.
+ * `/jobs/{id}`, `/jobs/{id}/events`, `/jobs/{id}/cancel`, `/jobs/schedules` and `/jobs/schedules/{id}`. A job takes a
+ * machine that all tenants share and reads what its operator opened, so a tenant's own admin key starts none. A job that is
+ * started there takes no admin key to the backend: `POST /jobs/{id}/store` with {@link storeJobSchema} stores what was
+ * learned, and it goes live as every mask set does. A schedule takes one along where its jobs publish, for that edge alone.
  */
 import { z } from 'zod';
 import { DEFAULT_TENANT, ownerId, timestamp } from './admin-wire.ts';

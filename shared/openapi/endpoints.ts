@@ -206,18 +206,18 @@ export const GROUPS: readonly Group[] = [
         more: COMPLETION,
       }),
       on('POST /v1/route', 'Tell where a request would go', '200 Route', {
-        body: z.union([chatRequest.schema, completionRequest.schema]),
+        body: z.union([chatRequest.schema, completionRequest.schema, responsesRequest.schema]),
         errors: ROUTED,
-        more: 'Takes the body of either endpoint of completions, decides as they do, and generates nothing.',
+        more: 'Takes the body of any endpoint of completions, decides as they do, and generates nothing.',
       }),
-      on('GET /v1/models', 'List the models', '200 ModelList'),
+      on('GET /v1/models', 'List the models', '200 ModelList', { errors: ['backend_unreachable'] }),
       on('GET /v1/models/{id}', 'One model', '200 Model', {
         errors: ['model_not_found', 'backend_unreachable'],
       }),
       on('POST /v1/feedback', 'Rate a completion', '201 Feedback', {
         body: feedbackSchema,
-        errors: ['not_found'],
-        more: 'Once a key and completion; later ratings change nothing.',
+        errors: ['not_found', 'conflict'],
+        more: 'Once a key and completion; a later rating is refused.',
       }),
     ],
   },

@@ -34,11 +34,17 @@ export function createDenseComparison(parts: {
   /** Of the requests that are in no experiment; those of an experiment have its own. */
   readonly share: number;
 }): DenseComparison {
-  let running = 0;
+  const running = new Set<{ readonly at_ms: number }>();
+  /** A comparison that the platform ended with its request, where it stood, counts until it must be over. */
+  const hasRoom = (): boolean => {
+    for (const one of running) if (Date.now() - one.at_ms > 2 * COMPARISON.timeout_ms) running.delete(one);
+    return running.size < COMPARISON.atOnceMax;
+  };
   return {
     async maybeCompare(of) {
-      if (!isSampled(of, parts.share) || running >= COMPARISON.atOnceMax) return;
-      running++;
+      if (!isSampled(of, parts.share) || !hasRoom()) return;
+      const own = { at_ms: Date.now() };
+      running.add(own);
       try {
         // Each goes first as often: a machine may get slower while one looks.
         const isMaskedFirst = Number.parseInt(of.event.at(-1)!, 16) % 2 === 0;
@@ -56,7 +62,7 @@ export function createDenseComparison(parts: {
       } catch (error) {
         log('warn', 'comparison_failed', { request_event: of.event, reason: reasonOf(error) });
       } finally {
-        running--;
+        running.delete(own);
       }
     },
   };

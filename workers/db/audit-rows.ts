@@ -4,7 +4,7 @@
  */
 import { and, desc, eq, isNull, lt } from 'drizzle-orm';
 import type { AuditEntry, PageQuery } from '../../shared/admin/admin-wire.ts';
-import { type Database, holds, isoTime, type Page, toPage } from './d1.ts';
+import { type Database, holds, isIfGiven, isoTime, type Page, toPage } from './d1.ts';
 import { auditLog } from './schema.ts';
 
 type NewAudit = Pick<
@@ -47,7 +47,7 @@ export async function listAudit(
     .from(auditLog)
     .where(
       and(
-        tenant === undefined ? undefined : eq(auditLog.tenant, tenant),
+        isIfGiven(auditLog.tenant, tenant),
         holds(q, actor, action, target, address, requestId),
         before === undefined ? undefined : lt(sequence, before.at),
       ),
@@ -64,11 +64,10 @@ export async function findAudit(
   id: number,
 ): Promise<AuditEntry | null> {
   const { sequence } = auditLog;
-  const ofTenant = tenant === undefined ? undefined : eq(auditLog.tenant, tenant);
   const [row] = await db
     .select()
     .from(auditLog)
-    .where(and(eq(sequence, id), ofTenant));
+    .where(and(eq(sequence, id), isIfGiven(auditLog.tenant, tenant)));
   return row === undefined ? null : toEntry(row);
 }
 

@@ -1,6 +1,6 @@
 /** What all queries share: opening D1, waiting for it, pages, room. Atomic writes go through `batch()`: D1 refuses BEGIN. */
 
-import { type AnyColumn, count, eq, lt, or, type SQL, sql } from 'drizzle-orm';
+import { type AnyColumn, count, eq, or, type SQL, sql } from 'drizzle-orm';
 import { type DrizzleD1Database, drizzle } from 'drizzle-orm/d1';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import type { Cursor } from '../../shared/admin/admin-wire.ts';
@@ -98,13 +98,13 @@ export type Page<T> = {
 
 /** What comes after a cursor in an order of `at`, falling, then `id`, rising; everything without one. */
 export const pastCursor = (
-  at: SQLiteColumn,
+  at: SQLiteColumn | SQL,
   id: SQLiteColumn | SQL,
   before: Cursor | undefined,
 ): SQL | undefined =>
   before === undefined
     ? undefined
-    : or(lt(at, before.at), sql`(${at} = ${before.at} and ${id} > ${before.id})`);
+    : sql`(${at} < ${before.at} or (${at} = ${before.at} and ${id} > ${before.id}))`;
 
 /** Whether one of the columns holds the text, in any case of ASCII; every row does without a text. */
 export const holds = (text: string | undefined, ...columns: (AnyColumn | SQL)[]): SQL | undefined =>

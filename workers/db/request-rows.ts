@@ -12,16 +12,15 @@ import {
   gt,
   gte,
   isNotNull,
-  lt,
   notInArray,
   or,
   type SQL,
   sql,
 } from 'drizzle-orm';
-import type { UsageGroup, UsageQuery, UsageRow } from '../../shared/admin/admin-wire.ts';
+import type { PageQuery, UsageGroup, UsageQuery, UsageRow } from '../../shared/admin/admin-wire.ts';
 import type { Rated, RequestDetail, RequestsQuery, SeenRequest } from '../../shared/admin/requests-wire.ts';
 import { TRAFFIC_SAMPLES_MAX, type TrafficSample } from '../../shared/admin/stats-wire.ts';
-import { type Database, isIfGiven, isoTime, orConflict, type Page, toPage } from './d1.ts';
+import { type Database, isIfGiven, isoTime, orConflict, type Page, pastCursor, toPage } from './d1.ts';
 import { events, feedback, texts, trafficSamples, usage } from './schema.ts';
 
 export async function insertTexts(db: Database, row: typeof texts.$inferInsert): Promise<void> {
@@ -58,21 +57,17 @@ export async function listRequests(
   { limit, before, q, sort, outcome, from_ms }: RequestsQuery,
 ): Promise<Page<SeenRequest>> {
   const by = SORTED_BY[sort];
-  const past =
-    before === undefined
-      ? undefined
-      : or(lt(by, before.at), and(eq(by, before.at), gt(events.id, before.id)));
   const rows = await db
     .select({ ...columns, at: by })
     .from(events)
     .where(
       and(
         eq(events.requests, 1),
-        tenant === undefined ? undefined : eq(events.tenant, tenant),
+        isIfGiven(events.tenant, tenant),
         from_ms === undefined ? undefined : gte(events.createdAt_ms, from_ms),
         q === undefined ? undefined : or(eq(events.requestId, q), eq(events.id, eventIn(q))),
         OUTCOMES[outcome],
-        past,
+        pastCursor(by, events.id, before),
       ),
     )
     .orderBy(desc(by), events.id)
@@ -89,11 +84,7 @@ export async function findRequest(
   id: string,
   now_ms: number,
 ): Promise<RequestDetail | null> {
-  const owned = and(
-    eq(events.id, id),
-    eq(events.requests, 1),
-    tenant === undefined ? undefined : eq(events.tenant, tenant),
-  );
+  const owned = and(eq(events.id, id), eq(events.requests, 1), isIfGiven(events.tenant, tenant));
   const [found, ratings, kept] = await db.batch([
     db.select(columns).from(events).where(owned).limit(1),
     db
@@ -134,11 +125,7 @@ const RATINGS_MAX = 100;
 export async function listRatings(
   db: Database,
   tenant: string | undefined,
-  {
-    limit,
-    before,
-    commented,
-  }: { limit: number; before?: { at: number; id: string } | undefined; commented: boolean },
+  { limit, before, commented }: Pick<PageQuery, 'limit' | 'before'> & { readonly commented: boolean },
 ): Promise<Page<Rated>> {
   const name = sql<string>`${feedback.completionId} || '.' || ${feedback.apiKeyId}`;
   const { createdAt_ms } = feedback;
@@ -147,11 +134,9 @@ export async function listRatings(
     .from(feedback)
     .where(
       and(
-        tenant === undefined ? undefined : eq(feedback.tenantId, tenant),
+        isIfGiven(feedback.tenantId, tenant),
         commented ? isNotNull(feedback.comment) : undefined,
-        before === undefined
-          ? undefined
-          : or(lt(createdAt_ms, before.at), and(eq(createdAt_ms, before.at), gt(name, before.id))),
+        pastCursor(createdAt_ms, name, before),
       ),
     )
     .orderBy(desc(createdAt_ms), name)

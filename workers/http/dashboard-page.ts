@@ -14,6 +14,8 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { sha256Hex } from '../base/secrets.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
+import { d1 } from '../db/d1.ts';
+import { tenantExists } from '../db/tenant-rows.ts';
 import { SIGN_IN_s } from '../limits.ts';
 import type { Grant } from '../tenants/sessions.ts';
 import {
@@ -159,6 +161,11 @@ const signIn = new Hono<AppEnv>()
     const grant = grantOf(claims[config.OIDC_ROLE_CLAIM]);
     if (grant === null)
       throw new MaskrouteError('forbidden', `${claims.sub} may do nothing here: no role was given.`);
+    if (grant.tenant !== null && !(await d1(tenantExists(c.var.services.db, grant.tenant))))
+      throw new MaskrouteError(
+        'forbidden',
+        `The role of ${claims.sub} is of ${grant.tenant}, which is no tenant here.`,
+      );
     const { token, claims: session } = await sessions.issue(`oidc:${claims.sub}`, { keySha256: null, grant });
     setSessionCookie(c, token, session.expiresAt_s);
     return c.redirect('/dashboard/');
@@ -246,9 +253,10 @@ export const dashboard = new Hono<AppEnv>()
     return c.json(toSession(admin, claims));
   })
   .get('/session', async (c) => {
-    const { OIDC_ISSUER } = c.var.services.config;
+    const { OIDC_ISSUER, OIDC_CLIENT_ID } = c.var.services.config;
     // Also beside a session, whose end leads back to the login.
-    if (OIDC_ISSUER !== undefined) c.header(SIGN_IN_HEADER, new URL(OIDC_ISSUER).host);
+    if (OIDC_ISSUER !== undefined && OIDC_CLIENT_ID !== undefined)
+      c.header(SIGN_IN_HEADER, new URL(OIDC_ISSUER).host);
     const session = await readSession(c);
     // Asked by the page before anybody logged in: no error, there is just nobody.
     if (session === undefined) return c.body(null, 204);

@@ -2,9 +2,10 @@
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import type { EdgeEvent, EdgeMessage } from '../../../shared/admin/requests-wire.ts';
-import { agreementOf } from '../../../workers/counting/compare-dense.ts';
+import { agreementOf, createDenseComparison } from '../../../workers/counting/compare-dense.ts';
+import { COMPARISON } from '../../../workers/limits.ts';
 import type { Recorded } from '../../support/edge/constants.ts';
-import { call, chat, freshIsolate, goLive, newTenant, recorded, soon } from '../support/edge.ts';
+import { CHAT, call, chat, freshIsolate, goLive, newTenant, recorded, soon } from '../support/edge.ts';
 
 /** An isolate whose events are also seen here. */
 function listening(share: number) {
@@ -78,6 +79,25 @@ describe('a comparison with the dense model', () => {
     }
     await soon(() => expect(events.filter(({ kind }) => kind === 'request')).toHaveLength(30));
   });
+});
+
+it('a comparison that the platform ended with its request is not waited for', async () => {
+  const call = vi.fn(() => new Promise<never>(() => {}));
+  const events = { send: async () => {} };
+  const comparison = createDenseComparison({ backend: { call }, events, share: 1 });
+  const decision = { cluster: 0, fallback: null, maskId: `m_${'0'.repeat(24)}` };
+  const compare = () =>
+    void comparison.maybeCompare({
+      ...{ event: '0'.repeat(20), tenant: 'a', routable: { kind: 'chat', body: CHAT } },
+      ...{ routed: { decision, assignment: { arm: null } }, hold: () => {} },
+    } as never);
+  compare();
+  compare();
+  expect(call).toHaveBeenCalledTimes(1);
+  vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 2 * COMPARISON.timeout_ms + 1 });
+  compare();
+  vi.useRealTimers();
+  expect(call).toHaveBeenCalledTimes(2);
 });
 
 it('agreement is what comes before the first difference, as a share of the longer answer', () => {

@@ -68,9 +68,20 @@ it('gives a session with the role that the provider says, and every change its n
   }
 });
 
+it('is offered where it works alone', async () => {
+  const half = freshIsolate({ OIDC_ISSUER: inject('oidcUrl') });
+  expect((await call('GET', '/dashboard/session', {}, half)).headers.get(SIGN_IN_HEADER)).toBeNull();
+  expect(await errorCode(call('GET', '/dashboard/sign-in', {}, half))).toBe('404 not_found');
+});
+
 it('gives nothing to who has no role, comes from another browser, or comes twice', async () => {
   const isolate = edge();
   expect(await errorCode(back(await signIn('nobody', isolate), isolate))).toBe('403 forbidden');
+  const ofNoTenant = await back(await signIn('tenant_admin:nowhere', isolate), isolate);
+  expect([
+    await errorCode(ofNoTenant),
+    cookiesOf(ofNoTenant).filter((pair) => pair.includes('session')),
+  ]).toEqual(['403 forbidden', []]);
   const begun = await signIn('admin', isolate);
   const other = await signIn('admin', isolate);
   expect(await errorCode(back({ ...begun, cookie: '' }, isolate))).toBe('401 invalid_session');

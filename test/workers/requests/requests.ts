@@ -109,6 +109,17 @@ describe('a request', () => {
     const ratings = async () =>
       (await (await admin('GET', `/ratings?tenant=${tenant}&commented=true`)).json<{ data: Rated[] }>()).data;
     expect(await ratings()).toMatchObject([{ request: seen!.id, comment: 'Not what I asked.' }]);
+    const { id } = await (await chat(key)).json<{ id: string }>();
+    await created(call('POST', '/v1/feedback', { key, body: { id, rating: 1 } }));
+    const page = async (before = '') =>
+      await (await admin('GET', `/ratings?tenant=${tenant}&limit=1${before}`)).json<{
+        data: Rated[];
+        next: string | null;
+      }>();
+    const newest = await page();
+    expect(newest.data).toMatchObject([{ rating: 1, comment: null }]);
+    const last = await page(`&before=${newest.next}`);
+    expect(last).toMatchObject({ data: [{ request: seen!.id }], next: null });
 
     const forgetAt = async (after_ms: number) => {
       vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + after_ms });
@@ -116,7 +127,7 @@ describe('a request', () => {
       vi.useRealTimers();
     };
     await forgetAt(EVENTS.kept_ms - 60_000);
-    expect(await listed(`tenant=${tenant}`)).toHaveLength(1);
+    expect(await listed(`tenant=${tenant}&outcome=rated`)).not.toEqual([]);
     await forgetAt(EVENTS.kept_ms + 60_000);
     expect(await listed(`tenant=${tenant}`)).toEqual([]);
     expect(await ratings()).toHaveLength(1);
