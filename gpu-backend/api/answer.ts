@@ -218,9 +218,11 @@ export class CallReader {
     return parts;
   }
 
-  /** What was held back, when nothing follows. */
+  /** What was held back, when nothing follows: without a call that breaks off before its name. */
   flush(): TextPart[] {
-    const text = this.#held;
+    const { trigger } = this.#format;
+    const at = this.#held.indexOf(trigger);
+    const text = at < 0 ? this.#held : this.#held.slice(0, at).trimEnd();
     const isText = this.#state === 'text' && (this.calls === 0 || text.trim() !== '');
     this.#held = '';
     return isText && text !== '' ? [{ type: 'text', text }] : [];
