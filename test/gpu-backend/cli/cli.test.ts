@@ -58,7 +58,11 @@ const REFUSED: [string, string[], RegExp][] = [
   ['a model that is not installed', ['model', 'show', 'nobody'], /No model named "nobody"/],
   ['a source that is nowhere', ['model', 'pull', 'no/such/file.gguf'], /no\/such\/file.gguf/],
   ['no backend key', ['serve', ...MODEL], /MASKROUTE_BACKEND_KEY/],
-  ['a mask set that is missing', ['publish', 'no/such.json'], /no\/such.json: cannot be read/],
+  [
+    'a mask set that is missing',
+    ['publish', 'no/such.json'],
+    /no\/such.json: cannot be read: there is no such file/,
+  ],
   [
     'an evaluation that is none',
     ['publish', PRESET, '--evaluation', PRESET],
@@ -113,6 +117,16 @@ const REFUSED: [string, string[], RegExp][] = [
     ['schedule', 'add', 'README.md', '--every', '24h', '--backend', 'http://localhost:9'],
     /README.md has no job/,
   ],
+  [
+    'a schedule of a file that is missing',
+    ['schedule', 'add', 'no/such.json', '--every', '24h', '--backend', 'http://localhost:9'],
+    /no\/such.json cannot be read: there is no such file/,
+  ],
+  [
+    'a schedule of a folder',
+    ['schedule', 'add', 'docs', '--every', '24h', '--backend', 'http://localhost:9'],
+    /docs is a folder, not a regular file/,
+  ],
   ['facts that nothing asks for', [...EVALUATE, '--facts', 'x'], /--facts are for.*add --checks/],
   ['a limit of tasks without any', [...EVALUATE, '--task-limit', '9'], /--task-limit is for --tasks/],
   [
@@ -139,6 +153,7 @@ const FAILED = [
   'a model that is not installed',
   'a source that is nowhere',
   'a mask set that is missing',
+  'a schedule of a file that is missing',
   'no backend key',
   'a model to learn for that is missing',
 ];
