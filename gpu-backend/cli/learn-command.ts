@@ -304,7 +304,7 @@ async function showLearned({ maskSet, report }: Learned, file: string): Promise<
   if (heldOutAgreement(maskSet) !== null) console.log(`Next: maskroute publish ${file} --activate`);
   else {
     console.error(
-      'With so few prompts none was held out, so nobody knows how good this set is, and no edge takes it. Learn it with more.',
+      'With so few prompts none was held out, so nobody knows how good this set is, and no edge makes it live. Learn it with more.',
     );
   }
 }

@@ -84,7 +84,7 @@ test('compares numbers of clusters with holes, held against the text, as the pap
   }
 }, 180_000);
 
-test('says of a set without held-out prompts that no edge takes it', async () => {
+test('says of a set without held-out prompts that no edge makes it live', async () => {
   using tiny = await tinyHome();
   const [data] = await writeSmallData(join(tiny.home, 'data'));
   const out = join(tiny.home, 'out');
