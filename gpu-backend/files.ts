@@ -122,6 +122,13 @@ export async function readJson(
   }
 }
 
+/** Why a file cannot be read, for people: what {@link openRegular} threw, or the reading after it. */
+export function whyUnread(error: unknown): string {
+  const { code, message } = error as NodeJS.ErrnoException;
+  if (code === 'ENOENT' || code === 'ENOTDIR') return 'there is no such file';
+  return code === 'EACCES' || code === 'EPERM' ? 'you may not read it' : message;
+}
+
 /** What it is, for people. */
 export function kindOf(stats: Stats): string {
   if (stats.isFile()) return 'a regular file';

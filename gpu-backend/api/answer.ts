@@ -233,9 +233,11 @@ export class CallReader {
     return parts;
   }
 
-  /** What was held back, when nothing follows. */
+  /** What was held back, when nothing follows: without a call that breaks off before its name. */
   flush(): TextPart[] {
-    const text = this.#pass(this.#held.length);
+    const at = this.#held.indexOf(this.#format.trigger);
+    const text = this.#pass((at < 0 ? this.#held : this.#held.slice(0, at).trimEnd()).length);
+    this.#held = '';
     const isText = this.#state === 'text' && (this.calls === 0 || text.trim() !== '');
     return isText && text !== '' ? [{ type: 'text', text, end: this.#passed }] : [];
   }

@@ -2,6 +2,7 @@
 import path from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { BLOCK_COUNT_MAX } from '../../shared/mask/mask.ts';
+import { heldOutAgreement } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { maskrouteHome } from '../files.ts';
 import type { Scored } from '../learning/data/samples.ts';
@@ -300,7 +301,12 @@ async function showLearned({ maskSet, report }: Learned, file: string): Promise<
   console.log(
     `${maskSet.name} ${report.version}, ${percent(maskSet.reachedSparsity)} of the blocks skipped: ${file}`,
   );
-  console.log(`Next: maskroute publish ${file} --activate`);
+  if (heldOutAgreement(maskSet) !== null) console.log(`Next: maskroute publish ${file} --activate`);
+  else {
+    console.error(
+      'With so few prompts none was held out, so nobody knows how good this set is, and no edge makes it live. Learn it with more.',
+    );
+  }
 }
 
 async function showSharing({ headroom, reason }: NonNullable<LearnReport['sharing']>): Promise<void> {

@@ -5,6 +5,7 @@
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { whyUnread } from '../files.ts';
 import { BATCHED_MODEL_FILE } from '../model/emit.ts';
 import {
   describeLocal,
@@ -121,7 +122,7 @@ async function originOf(data: readonly string[]): Promise<string> {
   }
   const hash = await sha256OfFiles(data).catch((cause: Error) => {
     if (cause instanceof MaskrouteError) throw cause;
-    const message = `The data cannot be read: ${cause.message}`;
+    const message = `The data cannot be read: ${whyUnread(cause)}`;
     throw new MaskrouteError('invalid_data', message, { cause });
   });
   return `data ${hash}`;

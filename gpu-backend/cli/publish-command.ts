@@ -135,7 +135,7 @@ It will be: ${previous === null ? 'nothing' : await named(client, tenant, previo
 }
 
 const named = async (client: AdminClient, tenant: string, version: string): Promise<string> =>
-  `${(await namesOfVersions(client, tenant)).get(version) ?? 'a mask set'} ${version}`;
+  `${(await namesOfVersions(client, tenant, [version])).get(version)} ${version}`;
 
 type RegisterFlags = Omit<Fleet, 'regions'> & {
   readonly region: string[];

@@ -1,9 +1,9 @@
 /** `schedule`: learning that comes again, at a running backend, with its key or through an edge. */
-import { readFile } from 'node:fs/promises';
 import type { Command } from 'commander';
 import { deletedSchema, listSchema } from '../../shared/admin/admin-wire.ts';
 import { jobSchema, type Schedule, scheduleSchema } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { readJson, whyUnread } from '../files.ts';
 import { adminClient, backendClient, EDGE_OPTION } from './edge-access.ts';
 import { examples } from './help.ts';
 import { JSON_OPTION } from './terminal.ts';
@@ -100,24 +100,25 @@ const describeSchedule = ({ id, every, next_at, job }: Schedule): string => {
   return `${id}  every ${every}, next ${next_at}: learns with ${job.model}${where}`;
 };
 
-/** @throws MaskrouteError `invalid_argument` for a file that is missing or no JSON object. */
+const JOB_BYTES_MAX = 1024 * 1024;
+
+/** @throws MaskrouteError `invalid_argument` for a file that is no JSON object, `invalid_data` for one that cannot be read. */
 async function readJob(file: string): Promise<object> {
-  const text = await readFile(file, 'utf8').catch((cause: unknown) => {
-    throw new MaskrouteError('invalid_argument', `${file}: cannot be read`, { cause });
-  });
   const invalid = (cause?: unknown) =>
     new MaskrouteError('invalid_argument', `${file} has no job: expected a JSON object.`, { cause });
-  let job: { publish?: { admin_key?: string } };
-  try {
-    job = JSON.parse(text);
-  } catch (error) {
-    throw invalid(error);
-  }
-  if (job === null || typeof job !== 'object' || Array.isArray(job)) throw invalid();
+  const job = await readJson(file, JOB_BYTES_MAX, (_, cause) => invalid(cause)).catch((error: unknown) => {
+    if (error instanceof MaskrouteError) throw error;
+    const message = `${file} cannot be read: ${whyUnread(error)}.`;
+    throw new MaskrouteError('invalid_data', message, { cause: error });
+  });
+  if (!isJob(job)) throw invalid();
   const admin_key = process.env.MASKROUTE_ADMIN_KEY;
   if (job.publish == null || !admin_key) return job;
   return { ...job, publish: { admin_key, ...job.publish } };
 }
+
+const isJob = (json: unknown): json is { readonly publish?: { readonly admin_key?: string } } =>
+  json !== null && typeof json === 'object' && !Array.isArray(json);
 
 /** Whom to ask, the path of the backend's jobs there, and how people call that. @throws MaskrouteError `invalid_argument`. */
 async function placeOf({ backend, edge, on }: Omit<Flags, 'json'>) {

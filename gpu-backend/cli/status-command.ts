@@ -44,7 +44,8 @@ export function addStatusCommands(program: Command): void {
     .action(async ({ edge, tenant, json, limit }: Flags & { limit: number }) => {
       const client = await adminClient(edge);
       const publications = (await publicationHistory(client, tenant)).slice(0, limit);
-      const names = await namesOfVersions(client, tenant);
+      const versions = publications.flatMap(({ version }) => version ?? []);
+      const names = await namesOfVersions(client, tenant, versions);
       const named = publications.map((publication) => ({
         ...publication,
         name: nameIn(names, publication.version),
@@ -69,7 +70,8 @@ type Learning = { readonly jobs: readonly Job[] | null; readonly schedules: read
 
 async function readStatus(client: AdminClient, tenant: string): Promise<Status> {
   const live = await livePublication(client, tenant);
-  const names = live === undefined ? new Map<string, string>() : await namesOfVersions(client, tenant);
+  const names =
+    live === undefined ? new Map<string, string>() : await namesOfVersions(client, tenant, [live.version]);
   return {
     edge: client.edge,
     tenant,
@@ -178,8 +180,10 @@ function describePublication({
   ...how
 }: Named): string {
   const what = version === null ? 'nothing is live' : `${name ?? 'a mask set'} ${version}`;
-  const place = replaced_version === null ? '' : ` in place of ${replaced_version}`;
-  const gradual = how.rollout.length > 0 ? `, in ${how.rollout.length} steps` : '';
+  const place =
+    replaced_version === null || replaced_version === version ? '' : ` in place of ${replaced_version}`;
+  const steps = how.rollout.length;
+  const gradual = steps > 0 ? `, in ${steps} step${steps === 1 ? '' : 's'}` : '';
   const later = how.activate_at > created_at ? `, from ${how.activate_at}` : '';
   return `${created_at}  ${action.padEnd(8)}  ${what}${place}${later}${gradual}, by ${actor}${reason === null ? '' : `: ${reason}`}`;
 }

@@ -91,7 +91,8 @@ export async function ensurePreset(
   const wasPublished = history.some((publication) => publication.version === version);
   if (
     live !== undefined &&
-    (wasPublished || (await namesOfVersions(client, DEFAULT_TENANT)).get(live.version) !== preset.name)
+    (wasPublished ||
+      (await namesOfVersions(client, DEFAULT_TENANT, [live.version])).get(live.version) !== preset.name)
   ) {
     return 'kept_other';
   }

@@ -14,7 +14,7 @@ import { copyFile, link, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { MODEL_HASH_PATTERN, type ModelHash, type SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { writeWhole } from '../files.ts';
+import { whyUnread, writeWhole } from '../files.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { storeLinear } from './architectures/projections.ts';
 import { rotateRows, transpose, unrotateRows } from './architectures/rotation.ts';
@@ -60,7 +60,7 @@ export type Surrogates = {
 const FORMAT = 'maskroute-surrogates-v1';
 const RANK_MAX = 1024;
 
-/** @throws MaskrouteError `corrupt_model`, `invalid_request` for a file that is no table of surrogates. */
+/** @throws MaskrouteError `corrupt_model`, `invalid_request` for a file that is no table of surrogates, `invalid_data` for none. */
 export async function readSurrogates(path: string): Promise<Surrogates> {
   const invalid = (why: string) =>
     new MaskrouteError('invalid_request', `${path} is no table of surrogates: ${why}.`);
@@ -100,7 +100,11 @@ async function openTable(path: string): Promise<SafetensorsFile> {
   try {
     return await openSafetensors(path);
   } catch (error) {
-    if (!(error instanceof MaskrouteError) || error.code === 'invalid_argument') throw error;
+    if (!(error instanceof MaskrouteError)) {
+      const message = `${path} cannot be read: ${whyUnread(error)}.`;
+      throw new MaskrouteError('invalid_data', message, { cause: error });
+    }
+    if (error.code === 'invalid_argument') throw error;
     const message = `${path} is no table of surrogates, or a damaged one.`;
     throw new MaskrouteError(error.code, message, { cause: error });
   }

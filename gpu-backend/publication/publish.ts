@@ -3,7 +3,7 @@
  * said before anything is sent. Then the set is stored under its content address, and one pointer is flipped at the edge. Every
  * step may be repeated. When two publish at once, one of them gets a `conflict`, and what is live is never a mixture.
  */
-import type { z } from 'zod';
+import { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
 import {
   type AutoRollback,
@@ -24,7 +24,7 @@ import { type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/m
 import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { readJson } from '../files.ts';
+import { readJson, whyUnread } from '../files.ts';
 import { type AdminClient, listAll } from './admin-client.ts';
 
 /** Well above what a D1 row holds (2 MB), so that the edge's own limit is what people meet. */
@@ -47,7 +47,7 @@ async function readArtefact<T>(
   const invalid = (reason: string, cause?: unknown) =>
     new MaskrouteError(code, `${file}: ${reason}`, { cause });
   const json = await readJson(file, FILE_BYTES_MAX, invalid).catch((error: unknown) => {
-    throw error instanceof MaskrouteError ? error : invalid('cannot be read', error);
+    throw error instanceof MaskrouteError ? error : invalid(`cannot be read: ${whyUnread(error)}`, error);
   });
   const checked = check(schema, json, what);
   if (checked.kind === 'good') return checked.value;
@@ -122,7 +122,7 @@ export async function rollBack(client: AdminClient, tenant: string): Promise<Pub
   return client.request({ method: 'POST', path: '/publications/rollback', body }, publicationSchema);
 }
 
-/** `undefined` when nothing was published. */
+/** `undefined` when nothing was published. @throws MaskrouteError `not_found` when there is no such tenant. */
 export async function livePublication(
   client: AdminClient,
   tenant: string,
@@ -133,7 +133,8 @@ export async function livePublication(
       livePublicationSchema,
     );
   } catch (error) {
-    if (error instanceof MaskrouteError && error.code === 'not_found') return undefined;
+    if (error instanceof MaskrouteError && error.code === 'not_found' && error.param === null)
+      return undefined;
     throw error;
   }
 }
@@ -142,14 +143,24 @@ export async function livePublication(
 export const publicationHistory = (client: AdminClient, tenant: string): Promise<Publication[]> =>
   listAll(client, `/publications${tenantQuery(tenant)}`, publicationSchema);
 
-/** The names of the stored mask sets, by version. */
+/** The names of mask sets by version: of the tenant's own, and of those of `versions` that it has from the default. */
 export async function namesOfVersions(
   client: AdminClient,
   tenant: string,
+  versions: readonly string[],
 ): Promise<ReadonlyMap<string, string>> {
-  const sets = await listAll(client, `/mask-sets${tenantQuery(tenant)}`, maskSetSummarySchema);
-  return new Map(sets.map(({ version, name }) => [version, name]));
+  const query = tenantQuery(tenant);
+  const own = await listAll(client, `/mask-sets${query}`, maskSetSummarySchema);
+  const names = new Map(own.map(({ version, name }) => [version, name]));
+  const others = new Set(versions.filter((version) => !names.has(version)));
+  for (const version of others) {
+    const path = `/mask-sets/${version}${query}`;
+    names.set(version, (await client.request({ method: 'GET', path }, namedSchema)).name);
+  }
+  return names;
 }
+
+const namedSchema = z.object({ name: z.string() });
 
 const tenantQuery = (tenant: string): string =>
   tenant === '' ? '' : `?tenant=${encodeURIComponent(tenant)}`;

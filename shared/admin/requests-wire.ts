@@ -122,6 +122,8 @@ export const requestsQuerySchema = pageQuerySchema
     outcome: z.enum(REQUEST_OUTCOMES).default('all'),
     from: timestamp.optional(),
   })
+  // A filter that does nothing would show what it should leave out.
+  .strict()
   .transform(({ from, ...query }) => ({
     ...query,
     from_ms: from === undefined ? undefined : Date.parse(from),

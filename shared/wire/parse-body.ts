@@ -118,6 +118,8 @@ function unionFaults(issue: z.core.$ZodIssueInvalidUnion, path: readonly Propert
   const forms = issue.errors.filter((form) => form.length > 0);
   const near = forms.filter((form) => !form.some(isOfAnotherKind)).map((form) => faultsOf(form, path));
   if (near.length === 0) return [{ path, message: alternatives(issue.message, forms) }];
+  const sized = forms.find((form) => form.every(isOfAnotherSize));
+  if (sized !== undefined) return faultsOf(sized, path);
   const best = near.reduce((a, b) => (isFurther(b[0]!.path, a[0]!.path) ? b : a));
   const tied = near.filter(([first]) => !isFurther(best[0]!.path, first!.path));
   if (tied.length === 1) return best;
@@ -131,6 +133,10 @@ function unionFaults(issue: z.core.$ZodIssueInvalidUnion, path: readonly Propert
   });
   return [{ path: same ? best[0]!.path : path, message: [...new Set(texts)].join(', or ') }];
 }
+
+/** Nothing is wrong with the value but how much of it there is. */
+const isOfAnotherSize = ({ path, code }: z.core.$ZodIssue): boolean =>
+  path.length === 0 && (code === 'too_big' || code === 'too_small');
 
 const isOfAnotherKind = ({ path, code }: z.core.$ZodIssue): boolean =>
   path.length === 0 && (code === 'invalid_type' || code === 'invalid_value');

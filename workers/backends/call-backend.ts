@@ -79,9 +79,8 @@ export type CallParts = {
 };
 
 /**
- * The answer, its body unread when it is a success; or `backend_unreachable` when there is no answer,
- * `deadline_exceeded` when there is none in a time that is not the edge's own, `backend_error` when the answer does not
- * keep to the protocol.
+ * The answer, its body unread when it is a success; or `backend_unreachable` when no backend can be reached,
+ * `deadline_exceeded` when none answers in time, `backend_error` when the answer does not keep to the protocol.
  * @throws MaskrouteError `cancelled` when `signal` aborts.
  */
 export async function callBackend(
@@ -317,7 +316,7 @@ export const homeBackend = (
 /** What the client is told when nobody else is asked. */
 function lastWord(
   said: Exclude<Tried, { kind: 'cancelled' }>,
-  { isFullTime, timeout_ms }: CallTime,
+  { isFullTime, timeout_ms, silence_ms }: CallTime,
 ): ({ kind: 'answer' } & Answer) | { kind: 'error'; error: MaskrouteError } {
   switch (said.kind) {
     case 'answer':
@@ -328,12 +327,10 @@ function lastWord(
     case 'failed':
       return { kind: 'error', error: said.error };
     case 'late': {
-      const isCallersTime = said.hadAll && !isFullTime;
-      const late = `No answer came within ${timeout_ms} ms.`;
-      return {
-        kind: 'error',
-        error: isCallersTime ? new MaskrouteError('deadline_exceeded', late) : unreachable(),
-      };
+      if (!said.hadAll) return { kind: 'error', error: unreachable() };
+      const advice = isFullTime && silence_ms === undefined ? ' Stream an answer that takes longer.' : '';
+      const late = `No answer came within ${timeout_ms} ms.${advice}`;
+      return { kind: 'error', error: new MaskrouteError('deadline_exceeded', late) };
     }
   }
 }

@@ -248,7 +248,7 @@ async function flipped(
 /** What a tenant's administrator set for it: the sparsest mask, and the least agreement with the dense model. */
 async function checkTenantsTerms(db: Database, id: string, set: LiveSet): Promise<void> {
   if (set.agreement === null) {
-    const advice = 'evaluate it, or learn it with enough data to hold some out';
+    const advice = 'learn it with more prompts, so that some are held out';
     throw new MaskrouteError('quality_unknown', `The set has no held-out figures: ${advice}.`, {
       param: 'version',
     });

@@ -10,7 +10,7 @@ import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { invalidEncoder } from '../../encoder/encoder-files.ts';
 import type { EncoderOptions } from '../../encoder/full-encoder.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
-import { readRegular } from '../../files.ts';
+import { readRegular, whyUnread } from '../../files.ts';
 
 /** The table that ships with the project; the edge serves it as an asset. */
 export const STATIC_TABLE_PATH = fileURLToPath(
@@ -39,7 +39,7 @@ async function openStatic(path: string): Promise<OpenEncoder> {
     bytes = await readRegular(path, TABLE_BYTES_MAX);
   } catch (cause) {
     if (cause instanceof MaskrouteError) throw cause;
-    throw invalidEncoder(`${path} cannot be read`, cause);
+    throw invalidEncoder(`${path} cannot be read: ${whyUnread(cause)}`, cause);
   }
   verifyStaticTable(bytes);
   return { encoder: loadStaticEncoder(bytes), close: async () => {} };

@@ -9,7 +9,7 @@ import { chatRouteText, completionRouteText } from '../../../shared/embedding/en
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageText } from '../../../shared/wire/openai.ts';
 import { check } from '../../../shared/wire/parse-body.ts';
-import { openRegular } from '../../files.ts';
+import { openRegular, whyUnread } from '../../files.ts';
 
 const ROW_CHARS_MAX = 4_000_000;
 const ROW_COUNT_MAX = 5_000_000;
@@ -189,7 +189,7 @@ export async function* readLines(path: string, charsMax: number): AsyncGenerator
   const unreadable = (error: unknown): MaskrouteError =>
     error instanceof MaskrouteError
       ? error
-      : new MaskrouteError('invalid_data', `${path} cannot be read: ${(error as Error).message}`, {
+      : new MaskrouteError('invalid_data', `${path} cannot be read: ${whyUnread(error)}`, {
           cause: error,
         });
   const file = await openRegular(path).catch((error: unknown) => {

@@ -39,7 +39,7 @@ test('the pieces decide nothing, and nothing is lost', () => {
       ({ before, calls }, cuts, isBare) => {
         const format = isBare ? { ...BARE, middle } : PLAIN_FORMAT;
         fc.pre(
-          !before.includes(format.begin) && !`${before}${format.begin}`.slice(0, -1).includes(format.begin),
+          !before.includes(format.trigger) && !`${before}${format.begin}`.slice(0, -1).includes(format.begin),
         );
         const written = calls
           .map(([name, given]) => `${format.begin}${name}${middle}${given}${format.end}`)
@@ -62,6 +62,11 @@ test('the pieces decide nothing, and nothing is lost', () => {
 test('a call that breaks off leaves what was written of it', () => {
   expect(read([`${begin}f${middle}{"a": "x`])).toEqual({ text: '', calls: [['f', '{"a": "x']] });
   expect(read([`Yes. ${begin}f`])).toEqual({ text: 'Yes.', calls: [] });
+  expect(read([`Yes. ${begin.slice(0, -2)}`])).toEqual({ text: 'Yes.', calls: [] });
+  expect(read([`${begin}f${middle}{}${end}\n${begin.slice(0, -2)}`])).toEqual({
+    text: '',
+    calls: [['f', '{}']],
+  });
   expect(read([`${begin}f${middle}{}${end}\n`])).toEqual({ text: '', calls: [['f', '{}']] });
 });
 

@@ -60,7 +60,11 @@ const REFUSED: [string, string[], RegExp][] = [
   ['a model that is not installed', ['model', 'show', 'nobody'], /No model named "nobody"/],
   ['a source that is nowhere', ['model', 'pull', 'no/such/file.gguf'], /no\/such\/file.gguf/],
   ['no backend key', ['serve', ...MODEL], /MASKROUTE_BACKEND_KEY/],
-  ['a mask set that is missing', ['publish', 'no/such.json'], /no\/such.json: cannot be read/],
+  [
+    'a mask set that is missing',
+    ['publish', 'no/such.json'],
+    /no\/such.json: cannot be read: there is no such file/,
+  ],
   [
     'an evaluation that is none',
     ['publish', PRESET, '--evaluation', PRESET],
@@ -125,7 +129,12 @@ const REFUSED: [string, string[], RegExp][] = [
   [
     'a schedule of a file that is missing',
     ['schedule', 'add', 'no/such.json', '--every', '24h', '--backend', 'http://localhost:9'],
-    /no\/such.json: cannot be read/,
+    /no\/such.json cannot be read: there is no such file/,
+  ],
+  [
+    'a schedule of a folder',
+    ['schedule', 'add', 'docs', '--every', '24h', '--backend', 'http://localhost:9'],
+    /docs is a folder, not a regular file/,
   ],
   ['facts that nothing asks for', [...EVALUATE, '--facts', 'x'], /--facts are for.*add --checks/],
   ['a limit of tasks without any', [...EVALUATE, '--task-limit', '9'], /--task-limit is for --tasks/],
@@ -153,6 +162,7 @@ const FAILED = [
   'a model that is not installed',
   'a source that is nowhere',
   'a mask set that is missing',
+  'a schedule of a file that is missing',
   'no backend key',
   'a model to learn for that is missing',
 ];

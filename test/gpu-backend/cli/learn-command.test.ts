@@ -84,6 +84,20 @@ test('compares numbers of clusters with holes, held against the text, as the pap
   }
 }, 180_000);
 
+test('says of a set without held-out prompts that no edge makes it live', async () => {
+  using tiny = await tinyHome();
+  const [data] = await writeSmallData(join(tiny.home, 'data'));
+  const out = join(tiny.home, 'out');
+  const args = ['learn', '--model', 'tiny', '--data', data!, '--rows', '3', '--clusters', '1', '--out', out];
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    [cli, ...args, '--sparsity', '0.25', '--quick'],
+    { env: { ...process.env, MASKROUTE_HOME: tiny.home }, encoding: 'utf8' },
+  );
+  expect([status, stdout.includes('publish')]).toEqual([0, false]);
+  expect(stderr).toMatch(/none was held out, .* Learn it with more\.\n$/);
+}, 120_000);
+
 test('makes a first set quickly, and says whether routing pays', async () => {
   using tiny = await tinyHome();
   const data = await writeSmallData(join(tiny.home, 'data'));

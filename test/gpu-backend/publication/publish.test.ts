@@ -358,6 +358,23 @@ describe('the command line at an edge', () => {
     expect(status).toMatchObject({ live: { name: 'told', version: maskSetVersion(set), share: 1 }, tenant });
     expect((await run('history', ...flags)).stdout).toMatch(/activate {2}told v_\S+, by root\n$/);
     expect(JSON.parse((await run('history', ...flags, '--json')).stdout)).toMatchObject([{ name: 'told' }]);
+    const nobody = await run('status', '--edge', edge.url, '--tenant', 'nobody');
+    expect([nobody.status, nobody.stderr]).toEqual([1, 'error: There is no tenant nobody.\n']);
+  });
+
+  test("status and history name a set that a tenant has from the default's", async () => {
+    const shared = maskSet('shared', 3);
+    await storeMaskSet(client, shared, '');
+    const tenant = 'borrower';
+    await client.request(
+      { method: 'POST', path: '/tenants', body: { id: tenant, name: tenant } },
+      z.unknown(),
+    );
+    const body = { tenant, version: maskSetVersion(shared), rollout: [{ share: 0.5, duration_s: 3600 }] };
+    await client.request({ method: 'POST', path: '/publications', body }, publicationSchema);
+    const flags = ['--edge', edge.url, '--tenant', tenant];
+    expect((await run('status', ...flags)).stdout).toContain(`Live      shared ${body.version}, for 50 %`);
+    expect((await run('history', ...flags)).stdout).toContain(`shared ${body.version}, in 1 step, by root`);
   });
 
   test('what changes an edge elsewhere says so and wants --yes where nobody can be asked', async () => {

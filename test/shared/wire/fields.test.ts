@@ -188,6 +188,7 @@ describe('the message', () => {
       of: z.union([z.strictObject({ upload: z.string() }), z.strictObject({ path: z.string() })]),
       sign: z.union([z.literal(1), z.literal(-1)]).optional(),
       count: z.union([z.int().min(1), z.literal('auto')]).optional(),
+      many: z.union([z.string(), z.array(z.string()).max(2), z.array(z.int()).max(2)]).optional(),
     });
     const said = (value: unknown) => errorOf(() => parse(schema, value)).message;
     expect(said({ of: 1 })).toBe('of: expected an object, got 1.');
@@ -198,6 +199,12 @@ describe('the message', () => {
     expect(said({ of: { path: 'x' }, count: 'all' })).toBe(
       'count: expected a whole number or "auto", got "all".',
     );
+    for (const many of [
+      ['a', 'b', 'c'],
+      [1, 2, 3],
+    ]) {
+      expect(said({ of: { path: 'x' }, many })).toBe('many: expected at most 2 items.');
+    }
   });
 });
 

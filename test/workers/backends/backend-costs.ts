@@ -117,7 +117,7 @@ describe('what is charged', () => {
     const body = { ...BODY, stream: true, stop: ['t0t1t2t9'] };
     const response = await chat(key, body, isolate);
     expect(await askedOf(response)).toHaveLength(2);
-    expect(await errorCode(response)).toBe('503 backend_unreachable');
+    expect(await errorCode(response)).toBe('504 deadline_exceeded');
     await charged(tenant, WHOLE);
   });
 

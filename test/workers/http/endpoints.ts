@@ -481,6 +481,8 @@ describe('the admin API', () => {
       '/usage?from=2026-02-02&to=2026-02-01': 'from: must not be later than to.',
       '/usage?after=soon': 'after: expected the next of an earlier answer.',
       '/keys?limit=many': 'limit: expected a number, got other text.',
+      '/requests?status=failed':
+        'status: there is no such field here, only q, limit, before, tenant, sort, outcome, from.',
     };
     for (const [path, message] of Object.entries(asked)) {
       expect([path, await messageOf(admin('GET', path))]).toEqual([path, message]);

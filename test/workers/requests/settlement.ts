@@ -146,7 +146,7 @@ describe('the event', () => {
     ['busy', true, 500, { status: 499, error_code: 'deadline_exceeded' }],
     ['deadline', false, 5_000, { status: 499, error_code: 'deadline_exceeded' }],
     ['deadline-mid-stream', true, 5_000, { status: 499, error_code: 'deadline_exceeded' }],
-    ['busy', false, undefined, { status: 503, error_code: 'backend_unreachable' }],
+    ['busy', false, undefined, { status: 504, error_code: 'deadline_exceeded' }],
     ['deadline', false, undefined, { status: 504, error_code: 'deadline_exceeded' }],
     ['sick-late', false, undefined, { status: 500, error_code: 'engine_failed' }],
   ])(

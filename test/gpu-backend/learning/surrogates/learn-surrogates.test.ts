@@ -134,6 +134,9 @@ test('what cannot be is refused before the work', async () => {
   await expect(learn('from.safetensors', { from: data })).rejects.toThrow(
     /rows\.jsonl is no table of surrogates/,
   );
+  await expect(learn('from-nowhere.safetensors', { from: '/nowhere' })).rejects.toThrow(
+    /^\/nowhere cannot be read: there is no such file\.$/,
+  );
   await expect(learn('few.safetensors', { rowsMax: 20 })).rejects.toMatchObject({ code: 'invalid_data' });
 });
 
