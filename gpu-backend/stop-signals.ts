@@ -6,7 +6,10 @@
 /** In this time after the first, the same signal is the same wish. */
 const REPEATED_WITHIN_ms = 1000;
 
-/** Calls `stop` once, at the first of them. The same signal later again ends the process at once. Call the result to listen no more. */
+/**
+ * Calls `stop` once, at the first of them. The same signal later again ends the process at once. Call the result to listen no more,
+ * unless one has come: its second may still be on the way, while the process ends.
+ */
 export function onStopSignal(
   stop: () => void,
   signals: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM'],
@@ -24,6 +27,7 @@ export function onStopSignal(
   };
   for (const signal of signals) process.on(signal, hear);
   return () => {
+    if (firstAt_ms.size > 0) return;
     for (const signal of signals) process.removeListener(signal, hear);
   };
 }

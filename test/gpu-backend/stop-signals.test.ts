@@ -9,7 +9,7 @@ import { eventually } from './api/harness.ts';
 const MODULE = fileURLToPath(new URL('../../gpu-backend/stop-signals.ts', import.meta.url));
 /** Needs 1.5 s to end once it is told to. */
 const PROGRAM = `import { onStopSignal } from ${JSON.stringify(MODULE)};
-onStopSignal(() => { console.log('stopping'); setTimeout(() => process.exit(0), 1500); });
+const listenNoMore = onStopSignal(() => { console.log('stopping'); listenNoMore(); setTimeout(() => process.exit(0), 1500); });
 setInterval(() => {}, 1000);
 console.log('ready');`;
 
