@@ -2,6 +2,7 @@
 import { quantileSorted } from 'simple-statistics';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { FAR_SHARE, type Nearest } from '../../../shared/mask/held-out.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { Clusters, KindTable } from './clusters.ts';
 import { assignRows, embedRows, kindTable } from './clusters.ts';
@@ -67,7 +68,7 @@ type ClusterCount = {
   readonly balance: number;
 };
 
-/** @throws MaskrouteError `invalid_data` when there are fewer distinct prompts than clusters. */
+/** @throws MaskrouteError `invalid_data` when there are fewer distinct prompts than clusters, or all are held out. */
 export async function groupPrompts(
   rows: readonly CalibrationRow[],
   encoder: Encoder,
@@ -76,6 +77,10 @@ export async function groupPrompts(
   signal?: AbortSignal,
 ): Promise<Prompts> {
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
+  if (fit.length === 0) {
+    const message = `The data are too few: all rows (${rows.length}) are held out, and none is left to learn from.`;
+    throw new MaskrouteError('invalid_data', message);
+  }
   const points = packPoints(await embedRows(fit, encoder, signal));
   const heldOutVectors = await embedRows(heldOut, encoder, signal);
   const { clusters, health, counts } = clusterPoints(points, heldOutVectors, clusterCount, seed);

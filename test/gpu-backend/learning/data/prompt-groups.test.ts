@@ -56,6 +56,14 @@ describe('the held-out split', () => {
     expect(positions).toHaveLength(3);
   });
 
+  it('refuses data of which all is held out', async () => {
+    const heldOut = splitRows(rows, HELD_OUT_SHARE).heldOut.slice(0, 1);
+    await expect(groupPrompts(heldOut, encoder, 1, 1)).rejects.toMatchObject({
+      code: 'invalid_data',
+      message: expect.stringContaining('all rows (1) are held out'),
+    });
+  });
+
   it('auto takes fine clusters where there are prompts enough, and fewer where there are not', async () => {
     const many = Array.from({ length: 460 }, (_, i) => row(`Tell me about number ${i} and ${(7 * i) % 31}.`));
     const counted = async (some: typeof rows) =>
